@@ -1,0 +1,1 @@
+"""The gateway image: HTTP in front of every registered application."""

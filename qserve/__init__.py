@@ -1,0 +1,76 @@
+"""qserve: graphs of Python deployments, served over a task queue.
+
+The way of one request, file by file:
+``qserve_gateway/invoke`` → ``plane/outgoing`` → ``plane/client`` → ``plane/lua/qserve.lua`` →
+``qserve_workers/consumer`` → ``plane/transport`` → ``qserve_workers/replica`` → ``engine/step`` →
+``graph/advance`` → ``plane/functions`` (commit), and back by the mailbox in ``plane/client`` to ``ref``.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from qserve.version import __version__
+
+if TYPE_CHECKING:
+    from qserve.api import (
+        delete,
+        get_app_handle,
+        get_deployment_handle,
+        run,
+        shutdown,
+        start,
+    )
+    from qserve.context import get_replica_context
+    from qserve.dag import InputNode
+    from qserve.deployments import Deployment, deployment
+    from qserve.drivers import DAGDriver
+    from qserve.graph.compile import Application
+    from qserve.ref import get
+
+__all__ = [
+    # defining
+    "Application",
+    "DAGDriver",
+    "Deployment",
+    "InputNode",
+    "deployment",
+    # running
+    "delete",
+    "run",
+    "shutdown",
+    "start",
+    # calling
+    "get",
+    "get_app_handle",
+    "get_deployment_handle",
+    "get_replica_context",
+    # about
+    "__version__",
+]
+
+_HOMES = {
+    "Application": "qserve.graph.compile",
+    "DAGDriver": "qserve.drivers",
+    "Deployment": "qserve.deployments",
+    "InputNode": "qserve.dag",
+    "delete": "qserve.api",
+    "deployment": "qserve.deployments",
+    "get": "qserve.ref",
+    "get_app_handle": "qserve.api",
+    "get_deployment_handle": "qserve.api",
+    "get_replica_context": "qserve.context",
+    "run": "qserve.api",
+    "shutdown": "qserve.api",
+    "start": "qserve.api",
+}
+
+
+def __getattr__(name: str) -> Any:
+    # importing on first use keeps the gateway and the command line free of what they do not need
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module 'qserve' has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(home), name)
+    return value

@@ -1,0 +1,185 @@
+"""``run`` and what belongs to it: serve from a Python program, and reach what is served."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import sys
+import time
+from typing import Any
+
+from qserve.application import record_of
+from qserve.code import code_of, pack_code
+from qserve.rollout import new_version, roll_out
+from qserve.exceptions import AppNotFound, PayloadError, QserveException
+from qserve.graph.compile import BuiltApplication, compile_application
+from qserve.handle import DeploymentHandle, RayServeSyncHandle
+from qserve.launch import Launch
+from qserve.options import check_route_prefix
+from qserve.plane import current
+from qserve.plane.client import ClientPlane
+from qserve.pool import Pool
+from qserve.settings import DEFAULT_HOST, DEFAULT_PORT, Settings
+
+DEFAULT: Any = object()
+"""Stands for "as the ingress deployment says"."""
+
+_launch: Launch | None = None
+
+
+def run(
+    target: Any,
+    blocking: bool = False,
+    *,
+    host: str | None = None,
+    port: int | None = None,
+    name: str = "default",
+    route_prefix: Any = DEFAULT,
+    request_timeout_s: float | None = None,
+    _blocking: bool | None = None,
+) -> RayServeSyncHandle:
+    """Serve a bound node, and go on once all of its replicas take calls.
+
+    The first call starts a broker (unless the environment names one), the workers and the gateway; the
+    program's end stops them. A later call replaces the application of the same name.
+
+    Parameters:
+      target: A class node or function node, from ``Deployment.bind``.
+      blocking: Whether to wait for Ctrl-C instead of going on.
+      host, port: Where the gateway listens; None keeps what runs, or takes 127.0.0.1 and 8000.
+      name: The application's name.
+      route_prefix: Where it answers; None for no HTTP at all.
+      request_timeout_s: Deadline of its requests.
+
+    Returns:
+      A handle for sync code: ``qserve.get(handle.remote(...))``, ``handle.predict.remote(...)``.
+
+    Raises:
+      DeployError: A constructor raises; the message holds its traceback.
+      TypeError, ValueError: The target is no graph that can be served.
+      BrokerUnavailable: The broker does not answer.
+    """
+    if not name:
+        raise QserveException("an application's name must not be empty: leave `name` out, or give it one")
+    built = target if isinstance(target, BuiltApplication) else compile_application(target, app_name=name)
+    prefix = built.route_prefix if route_prefix is DEFAULT else route_prefix
+    if prefix is not None:
+        check_route_prefix(prefix)
+    launch = _ensure_launched(host, port)
+    _roll_out(launch, built, prefix, request_timeout_s)
+    if blocking:
+        _block()
+    return RayServeSyncHandle(built.ingress, name)
+
+
+def _roll_out(launch: Launch, built: BuiltApplication, prefix: str | None, timeout_s: float | None) -> None:
+    plane = current.plane()
+    assert isinstance(plane, ClientPlane)
+    if launch.settings.secret_key is None:
+        raise PayloadError("code travels to its replicas signed: set QSERVE_SECRET_KEY to a secret of your own")
+    code = pack_code(code_of(built), launch.settings.secret_key)
+    record = record_of(built, new_version(), plane.codec, route_prefix=prefix, timeout_s=timeout_s)
+    pool = Pool(plane.client, plane.keys, built.name)
+    change = roll_out(plane.registry, pool, record, code, check=launch.check)
+    plane.learn(record)
+    launch.wait_for_gateway(change)
+
+
+def _ensure_launched(host: str | None, port: int | None) -> Launch:
+    global _launch
+    if _launch is not None:
+        moved = (host or _launch.host, port or _launch.port) != (_launch.host, _launch.port)
+        if not moved:
+            _launch.check()
+            return _launch
+        shutdown()
+    _launch = Launch(
+        Settings.from_env(),
+        host=host or DEFAULT_HOST,
+        port=port or DEFAULT_PORT,
+        import_paths=tuple(path or os.getcwd() for path in sys.path),
+    )
+    atexit.register(shutdown)
+    current.install(ClientPlane(_launch.settings))
+    return _launch
+
+
+def _block() -> None:
+    try:
+        while _launch is not None:
+            _launch.check()
+            time.sleep(0.2)
+    except KeyboardInterrupt:
+        shutdown()
+
+
+def start(*, host: str | None = None, port: int | None = None, detached: bool = True, **ignored: Any) -> None:
+    """Start the broker, the workers and the gateway without an application; nothing when they run already.
+
+    Parameters:
+      host, port: Where the gateway listens.
+      detached, ignored: Taken for the sake of programs written for Ray Serve.
+    """
+    _ensure_launched(host, port)
+
+
+def shutdown() -> None:
+    """Stop everything that this program started; nothing when nothing runs."""
+    global _launch
+    plane = current.installed()
+    if isinstance(plane, ClientPlane):
+        plane.close()
+        current.install(None)
+    launch, _launch = _launch, None
+    if launch is not None:
+        atexit.unregister(shutdown)
+        launch.stop()
+
+
+def delete(name: str) -> None:
+    """Remove an application: accepted requests finish, new ones are refused.
+
+    Raises:
+      AppNotFound: There is none of that name.
+    """
+    plane = current.plane()
+    assert isinstance(plane, ClientPlane)
+    plane.registry.get(name)
+    change = plane.registry.delete(name)
+    plane.unlearn(name)
+    if _launch is not None:
+        _launch.wait_for_gateway(change)
+
+
+def get_app_handle(name: str = "default") -> DeploymentHandle:
+    """A handle to an application's ingress, without importing its code.
+
+    The broker is the one of this process's ``run``, or of ``QSERVE_BROKER_URL``.
+
+    Raises:
+      AppNotFound: No application of that name is deployed.
+    """
+    record = _application(name)
+    return DeploymentHandle(record.ingress, name)
+
+
+def get_deployment_handle(deployment_name: str, app_name: str = "default") -> DeploymentHandle:
+    """A handle to one deployment of an application.
+
+    Raises:
+      AppNotFound: There is no such application, or it has no such deployment.
+    """
+    record = _application(app_name)
+    if deployment_name not in record.deployments:
+        known = ", ".join(record.deployments)
+        raise AppNotFound(f"application {app_name!r} has no deployment {deployment_name!r}; it has: {known}")
+    return DeploymentHandle(deployment_name, app_name)
+
+
+def _application(name: str) -> Any:
+    plane = current.plane()
+    assert isinstance(plane, ClientPlane)
+    return plane.application(name)
+
+
+current.connect_with(lambda: ClientPlane(Settings.from_env()))

@@ -1,0 +1,96 @@
+"""From a built application to what is registered of it."""
+
+from __future__ import annotations
+
+import inspect
+
+from qserve import http_adapters
+from qserve.drivers import is_driver
+from qserve.exceptions import PayloadError
+from qserve.graph.compile import BuiltApplication, Driver
+from qserve.options import DeploymentOptions
+from qserve.registry import ApplicationRecord, DeploymentRecord, DriverRecord
+from qserve.wire.codec import Codec
+from qserve.wire.plan import dump_plan
+
+_GATEWAY_ADAPTERS = {
+    http_adapters.json_request: "json_request",
+    http_adapters.starlette_request: "starlette_request",
+    None: "starlette_request",
+}
+"""Adapters that need no user code: the gateway runs them itself and saves the hop to a driver replica."""
+
+
+def record_of(
+    built: BuiltApplication,
+    version: str,
+    codec: Codec,
+    *,
+    target: str = "",
+    route_prefix: str | None = "/",
+    timeout_s: float | None = None,
+) -> ApplicationRecord:
+    """Describe an application for the registry.
+
+    Parameters:
+      built: The compiled application.
+      version: Changes with every deploy.
+      codec: Encodes the constants among the graph's arguments.
+      target: ``module:node`` that replicas import; "" when code travels by value.
+      route_prefix: Where it answers HTTP; None for not at all.
+      timeout_s: Deadline of its requests; None takes the ingress deployment's, or the setting's.
+
+    Raises:
+      PayloadError: A constant in the graph cannot travel; the message names the step.
+    """
+    driver = None if built.driver is None else _driver_record(built.driver)
+    ingress = built.deployments[-1]
+    deployments = {
+        one.name: _deployment_record(one.name, one.config, replicated=_is_replicated(one.func_or_class, driver))
+        for one in built.deployments
+    }
+    graphs = {}
+    for name, plan in built.graphs.items():
+        try:
+            graphs[name] = dump_plan(plan, codec)
+        except PayloadError as error:
+            steps = ", ".join(step.deployment for step in plan.steps)
+            raise PayloadError(f"a value bound in the graph of {steps} cannot travel: {error}") from error
+    return ApplicationRecord(
+        name=built.name,
+        version=version,
+        ingress=built.ingress,
+        route_prefix=route_prefix,
+        target=target,
+        timeout_s=timeout_s if timeout_s is not None else ingress.config.request_timeout_s,
+        deployments=deployments,
+        graphs=graphs,
+        driver=driver,
+    )
+
+
+def _is_replicated(func_or_class: object, driver: DriverRecord | None) -> bool:
+    if driver is None or not (inspect.isclass(func_or_class) and is_driver(func_or_class)):
+        return True
+    return driver.adapter == ""
+
+
+def _driver_record(driver: Driver) -> DriverRecord:
+    adapter = driver.adapter
+    known = adapter is None or inspect.isfunction(adapter)
+    return DriverRecord(
+        adapter=_GATEWAY_ADAPTERS.get(adapter, "") if known else "",  # type: ignore[call-overload]
+        routes=driver.routes,
+        direct=dict(driver.direct),
+    )
+
+
+def _deployment_record(name: str, options: DeploymentOptions, replicated: bool) -> DeploymentRecord:
+    return DeploymentRecord(
+        name=name,
+        num_replicas=options.num_replicas,
+        max_ongoing=options.max_concurrent_queries,
+        max_queued=options.max_queued_requests,
+        grace_s=options.graceful_shutdown_timeout_s,
+        replicated=replicated,
+    )

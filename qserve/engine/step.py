@@ -1,0 +1,106 @@
+"""One delivery in, one commit out: which call it stands for, and what follows from its result."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from qserve.exceptions import PayloadError
+from qserve.graph.advance import Answer as AnswerMove
+from qserve.graph.advance import advance
+from qserve.graph.arguments import Arguments, fill
+from qserve.graph.plan import Plan
+from qserve.http.render import render
+from qserve.keys import Keys
+from qserve.plane.functions import Move
+from qserve.plane.outgoing import pack_moves
+from qserve.ref import Ref
+from qserve.registry import ApplicationRecord
+from qserve.wire.codec import Codec
+from qserve.wire.envelope import Answer, Header
+
+
+@dataclass(frozen=True)
+class Call:
+    """A call of user code.
+
+    ``plan`` and ``index`` say which step of which graph it is; None for a direct call.
+    """
+
+    method: str
+    args: Sequence[Any]
+    kwargs: dict[str, Any]
+    plan: Plan | None = None
+    index: int = 0
+
+
+@dataclass(frozen=True)
+class Conclusion:
+    """What a finished call causes: the end of its request, or moves."""
+
+    state: str = ""
+    payload: bytes = b""
+    moves: Sequence[Move] = ()
+
+
+class Stepper:
+    """Opens deliveries and concludes calls for one replica.
+
+    Parameters:
+      record: The application as it was when the replica started.
+    """
+
+    def __init__(self, record: ApplicationRecord, keys: Keys, codec: Codec) -> None:
+        self._record = record
+        self._keys = keys
+        self._codec = codec
+        self._templates: dict[tuple[str, int], Arguments] = {}
+
+    def open(self, header: Header, step: str, values: Sequence[bytes]) -> Call:
+        """The call that a delivery stands for.
+
+        Raises:
+          PayloadError: The bytes cannot be decoded, or speak of a graph that this application does not have.
+        """
+        decode = self._codec.decode
+        if header.graph is None:
+            args, kwargs = decode(values[0])
+            if len(values) > 1:
+                args, kwargs = fill(args, kwargs, {n: decode(v) for n, v in enumerate(values) if n}, Ref.resolved)
+            return Call(step, args, kwargs)
+        try:
+            plan, _ = self._record.plans[header.graph]
+            index = int(step)
+            arguments = self._arguments(header.graph, index)
+        except (KeyError, ValueError, IndexError) as error:
+            raise PayloadError(f"no step {step!r} of a graph {header.graph!r} in {self._record.name!r}") from error
+        args, kwargs = arguments.fill([(n, decode(v)) for n, v in enumerate(values)], Ref.resolved)
+        return Call(plan.steps[index].method, args, kwargs, plan, index)
+
+    def _arguments(self, graph: str, index: int) -> Arguments:
+        found = self._templates.get((graph, index))
+        if found is None:
+            args, kwargs = self._codec.decode(self._record.plans[graph][1][index].data)
+            found = self._templates[graph, index] = Arguments(args, kwargs)
+        return found
+
+    def conclude(self, header: Header, call: Call, value: Any) -> Conclusion:
+        """What follows from a call's result.
+
+        Raises:
+          PayloadError: The result cannot travel, or cannot be an HTTP answer.
+        """
+        if call.plan is None:
+            return Conclusion("d", self._answer(header, value))
+        moves = advance(call.plan, call.index, value)
+        if moves and isinstance(moves[0], AnswerMove):
+            return Conclusion("d", self._answer(header, moves[0].value))
+        packed = pack_moves(moves, self._record, call.plan, self._keys, self._codec)
+        assert not isinstance(packed, bytes)
+        return Conclusion(moves=packed)
+
+    def _answer(self, header: Header, value: Any) -> bytes:
+        if header.answer is Answer.VALUE:
+            return self._codec.encode(value)
+        return render(value, header.answer)

@@ -1,0 +1,131 @@
+"""Everything that can go wrong, and where it shows.
+
+QserveException                    also ``RayServeException``
+├── RequestError                   one request failed; the application goes on
+│   ├── TaskError              500 user code raised; also ``RayTaskError``
+│   ├── RequestCancelled       499 somebody cancelled it
+│   ├── DeadlineExceeded       504 not finished within its deadline
+│   ├── ReplicaLost            500 its replica died three times while running it
+│   ├── BackPressureError      503 the deployment's queue is full
+│   ├── PayloadError           500 a value cannot travel
+│   └── ResultUnavailable      410 the result is no longer kept, or the id is unknown
+├── DeployError                    an application could not be started
+├── AppNotFound                404 no application of that name is registered
+└── BrokerError                    the broker is away, or refuses
+    └── BrokerUnavailable      503 no connection; asking again later may help
+
+``GetTimeoutError`` (waiting ended, the request goes on) is a TimeoutError beside the tree.
+"""
+
+from __future__ import annotations
+
+
+class QserveException(Exception):
+    """Root of the errors that qserve raises itself.
+
+    ``status`` is the HTTP status that the gateway answers with, ``code`` the word for programs in the JSON
+    body, ``retryable`` says whether sending the same request again later may succeed.
+    """
+
+    status = 500
+    code = "internal_error"
+    retryable = False
+
+
+class RequestError(QserveException):
+    """Raised when one request cannot be answered with a result."""
+
+
+class TaskError(RequestError):
+    """Raised at the caller when user code raised on a replica.
+
+    The error that a caller catches is also an instance of the original type wherever that type can be
+    imported and subclassed (see ``wire.failure``). Attributes: ``remote_type`` (its name),
+    ``remote_message``, ``remote_traceback`` (text) and ``deployment``.
+    """
+
+    code = "user_code_failed"
+    remote_type = "Exception"
+    remote_message = ""
+    remote_traceback = ""
+    deployment = ""
+
+
+class RequestCancelled(RequestError):
+    """Raised when the request was cancelled before it had a result."""
+
+    status = 499
+    code = "cancelled"
+
+
+class DeadlineExceeded(RequestError, TimeoutError):
+    """Raised when the request was not finished within its deadline."""
+
+    status = 504
+    code = "deadline_exceeded"
+
+
+class ReplicaLost(RequestError):
+    """Raised when the replicas that ran a request died each time it was tried."""
+
+    code = "replica_lost"
+
+
+class BackPressureError(RequestError):
+    """Raised when a deployment already has ``max_queued_requests`` waiting."""
+
+    status = 503
+    code = "queue_full"
+    retryable = True
+    retry_after_s = 1
+
+
+class PayloadError(RequestError):
+    """Raised when a value cannot be encoded, or bytes that arrived cannot be decoded."""
+
+    code = "bad_payload"
+
+
+class ResultUnavailable(RequestError):
+    """Raised when nothing is known of a request: its result expired, or the id never existed."""
+
+    status = 410
+    code = "result_unavailable"
+
+
+class DeployError(QserveException, RuntimeError):
+    """Raised when an application could not be started; the message holds the user's traceback."""
+
+    code = "deploy_failed"
+
+
+class AppNotFound(QserveException, KeyError):
+    """Raised when no application (or deployment) of that name is registered."""
+
+    status = 404
+    code = "not_found"
+
+    def __str__(self) -> str:
+        return str(self.args[0]) if self.args else ""
+
+
+class BrokerError(QserveException):
+    """Raised when the broker answers what it should not."""
+
+    status = 503
+    code = "broker_error"
+    retryable = True
+
+
+class BrokerUnavailable(BrokerError, ConnectionError):
+    """Raised when the broker cannot be reached."""
+
+    code = "broker_unavailable"
+
+
+class GetTimeoutError(TimeoutError):
+    """Raised when waiting for a result ended first; the request itself goes on."""
+
+
+RayServeException = QserveException
+RayTaskError = TaskError

@@ -1,0 +1,91 @@
+"""Looking into lists, tuples, dicts and sets, and exchanging what is found, by plain walking."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
+
+Found = TypeVar("Found")
+
+CONTAINERS = (list, tuple, dict, set, frozenset)
+
+
+def find(values: Iterable[Any], kind: type[Found]) -> list[Found]:
+    """Return every object of a kind in the values and the containers among them.
+
+    Parameters:
+      values: Where to look. Dict keys and the attributes of other objects are not looked at.
+      kind: The class to look for; its instances are not looked into.
+
+    Returns:
+      Each object once, in order of first appearance.
+    """
+    found: dict[int, Found] = {}
+    walked: set[int] = set()
+    pending = list(values)[::-1]
+    while pending:
+        value = pending.pop()
+        if isinstance(value, kind):
+            found.setdefault(id(value), value)
+        elif isinstance(value, CONTAINERS) and id(value) not in walked:
+            walked.add(id(value))
+            pending.extend(_members(value)[::-1])
+    return list(found.values())
+
+
+def replace(value: Any, kind: type[Found], change: Callable[[Found], Any]) -> Any:
+    """Return the value with every object of a kind exchanged.
+
+    Containers that hold none are returned as they are, not copied.
+    """
+    return _replaced(value, kind, change, set(), False)
+
+
+def replace_in_copy(value: Any, kind: type[Found], change: Callable[[Found], Any]) -> Any:
+    """Like ``replace``, but every list, dict and set is a new one."""
+    return _replaced(value, kind, change, set(), True)
+
+
+def _replaced(
+    value: Any,
+    kind: type[Found],
+    change: Callable[[Found], Any],
+    opened: set[int],
+    fresh: bool,
+) -> Any:
+    if isinstance(value, kind):
+        return change(value)
+    # A container that holds itself is left alone at the second meeting.
+    if not isinstance(value, CONTAINERS) or id(value) in opened:
+        return value
+    opened.add(id(value))
+    before = _members(value)
+    after = [_replaced(member, kind, change, opened, fresh) for member in before]
+    opened.discard(id(value))
+    may_keep = not fresh or isinstance(value, tuple | frozenset)
+    if may_keep and all(old is new for old, new in zip(before, after, strict=True)):
+        return value
+    return _rebuilt(value, after)
+
+
+def _members(container: Any) -> list[Any]:
+    return list(container.values()) if isinstance(container, dict) else list(container)
+
+
+def _rebuilt(container: Any, members: list[Any]) -> Any:
+    kind: Any = type(container)
+    if isinstance(container, dict):
+        pairs = zip(list(container), members, strict=True)
+        return dict(pairs) if kind is dict else _refilled(container, pairs)
+    if isinstance(container, list | set):
+        return kind(members) if kind in (list, set) else _refilled(container, members)
+    return kind._make(members) if hasattr(kind, "_make") else kind(members)
+
+
+def _refilled(container: Any, members: Iterable[Any]) -> Any:
+    """Copy an instance of a subclass, whose constructor may want other arguments."""
+    changed = copy.copy(container)
+    changed.clear()
+    (changed.extend if isinstance(container, list) else changed.update)(members)
+    return changed

@@ -1,0 +1,114 @@
+"""HTTP requests on replicas: starlette's ``Request``, made from what the gateway sent, and sent on.
+
+Importing this module makes every ``HttpMessage`` that is decoded in this process arrive as a
+starlette ``Request``, and lets such a request travel to other replicas any number of times.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from starlette.requests import Request
+from starlette.types import Message
+
+from qserve.exceptions import PayloadError
+from qserve.http.message import MESSAGE, HttpMessage, pack_message, unpack_message
+from qserve.wire import codec
+
+STARLETTE = 41
+"""The codec's extension of starlette requests."""
+
+_ORIGIN = "qserve.request"
+_ASGI = {"version": "3.0", "spec_version": "2.4"}
+
+
+@dataclass(frozen=True)
+class HttpRequest(HttpMessage):
+    """An ``HttpMessage`` that can become starlette's ``Request``, and be made from one."""
+
+    def to_starlette(self) -> Request:
+        """A request that reads as if it had just come in by HTTP; its body can be read at once."""
+        scope = {
+            "type": "http",
+            "asgi": _ASGI,
+            "http_version": "1.1",
+            "method": self.method,
+            "scheme": self.scheme,
+            "path": self.path,
+            "root_path": self.root_path,
+            "query_string": self.query_string,
+            "headers": list(self.headers),
+            "client": self.client,
+            "server": self.server,
+            _ORIGIN: self,
+        }
+        return Request(scope, _Body(self.body))
+
+    @classmethod
+    def from_starlette(cls, request: Request) -> HttpRequest:
+        """Describe a starlette request, whether or not its body was read.
+
+        Raises:
+          PayloadError: The body comes from a connection and has not been read yet.
+        """
+        scope = request.scope
+        client, server = scope.get("client"), scope.get("server")
+        return cls(
+            scope["method"],
+            scope.get("scheme", "http"),
+            scope["path"],
+            scope.get("root_path", ""),
+            scope.get("query_string", b""),
+            tuple((name, value) for name, value in scope.get("headers", ())),
+            None if client is None else (client[0], client[1]),
+            None if server is None else (server[0], server[1]),
+            _body_of(request),
+        )
+
+
+class _Body:
+    """ASGI's ``receive`` for a body that is there already."""
+
+    __slots__ = ("_body",)
+
+    def __init__(self, body: bytes) -> None:
+        self._body: bytes | None = body
+
+    async def __call__(self) -> Message:
+        body, self._body = self._body, None
+        if body is None:
+            return {"type": "http.disconnect"}
+        return {"type": "http.request", "body": body, "more_body": False}
+
+
+def _body_of(request: Request) -> bytes:
+    origin = request.scope.get(_ORIGIN)
+    if isinstance(origin, HttpRequest):
+        return origin.body
+    # A request that somebody else made: its body is there when it was read before, or when its
+    # `receive` answers at once. Packing is not async, so a body that takes time is refused.
+    reading = request.body()
+    try:
+        reading.send(None)
+    except StopIteration as stop:
+        body: bytes = stop.value
+        return body
+    except Exception as error:
+        raise PayloadError(f"a request's body cannot be read to pass it on: {error!r}") from error
+    reading.close()
+    raise PayloadError(
+        "a request can only be passed on after its body was read: `await request.body()` first"
+    )
+
+
+def _pack_starlette(request: Request) -> list[Any]:
+    return pack_message(HttpRequest.from_starlette(request))
+
+
+def _arrive(packed: list[Any]) -> Request:
+    return unpack_message(packed, HttpRequest).to_starlette()
+
+
+codec.register(MESSAGE, HttpRequest, pack_message, _arrive)
+codec.register(STARLETTE, Request, _pack_starlette, _arrive)

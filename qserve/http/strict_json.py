@@ -1,0 +1,131 @@
+"""JSON from strangers: whatever is accepted here can be passed on, stored and answered again.
+
+Stricter than ``json.loads``: no NaN, no numbers that become infinite, no lone surrogates, no duplicate
+keys, no nesting beyond ``DEPTH_LIMIT``, UTF-8 only. The Content-Type is not looked at: callers such as
+``requests.post(url, data=json.dumps(x))`` send none, ``curl -d`` and ``wget --post-data`` send that of a
+form, and Ray Serve takes them all.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections import Counter
+from typing import Any, NoReturn
+
+from qserve.http.bad_request import BadRequest
+
+DEPTH_LIMIT = 64
+
+# Each of the stricter rules costs a Python call for every number or object, or a walk over the value; a
+# search of the bytes tells which of them a body can break at all.
+_LARGE_EXPONENT = re.compile(rb"[eE]\+?[0-9]{3}")
+_LONG_NUMBER = re.compile(rb"(?<![0-9])[0-9]{200}")
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
+
+
+def loads(body: bytes) -> Any:
+    """Decode a JSON body.
+
+    Parameters:
+      body: The bytes of the body, in UTF-8.
+
+    Raises:
+      BadRequest: Status 400 and the code ``empty_body``, ``invalid_json``, ``invalid_unicode``,
+        ``number_out_of_range``, ``duplicate_key`` or ``too_deep``.
+    """
+    try:
+        text = body.decode()
+    except UnicodeDecodeError as error:
+        raise BadRequest(
+            f"the body is not UTF-8: byte {error.start} is wrong", "invalid_unicode"
+        ) from None
+    decoder = _simple
+    if b"{" in body:
+        decoder = _pairs
+    if _LARGE_EXPONENT.search(body) or (len(body) >= 200 and _LONG_NUMBER.search(body)):
+        decoder = _careful
+    value = _decode(decoder, text)
+    if b"[" in body or b"{" in body:
+        _check_depth(body, value)
+    if _SURROGATE.search(body) is not None:
+        _check_unicode(value)
+    return value
+
+
+def _decode(decoder: json.JSONDecoder, text: str) -> Any:
+    try:
+        return decoder.decode(text)
+    except json.JSONDecodeError as error:
+        if not text.strip():
+            raise BadRequest("the body is empty; it must be JSON", "empty_body") from None
+        where = f"line {error.lineno} column {error.colno}"
+        raise BadRequest(f"the body is not JSON: {error.msg} at {where}", "invalid_json") from None
+    except RecursionError:
+        raise _too_deep() from None
+    except ValueError:  # int() refuses very long numbers
+        raise _out_of_range() from None
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise BadRequest(f"the body is not JSON: {name} is not a JSON value", "invalid_json")
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        key, _ = Counter(key for key, _ in pairs).most_common(1)[0]
+        raise BadRequest(f"the key {key[:100]!r} occurs twice in one object", "duplicate_key")
+    return found
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if math.isinf(value):
+        raise _out_of_range()
+    return value
+
+
+def _out_of_range() -> BadRequest:
+    return BadRequest("the body holds a number that is out of range", "number_out_of_range")
+
+
+def _too_deep() -> BadRequest:
+    return BadRequest(f"the body is nested deeper than {DEPTH_LIMIT} levels", "too_deep")
+
+
+def _check_depth(body: bytes, value: Any) -> None:
+    if body.count(b"[") + body.count(b"{") <= DEPTH_LIMIT:
+        return
+    level = [value]
+    for _ in range(DEPTH_LIMIT + 1):
+        level = [item for container in level for item in _containers(container)]
+        if not level:
+            return
+    raise _too_deep()
+
+
+def _containers(value: Any) -> list[Any]:
+    items = value.values() if type(value) is dict else value if type(value) is list else ()
+    # most long lists hold numbers only, which this finds without a loop in Python
+    if not _CONTAINERS.isdisjoint(map(type, items)):
+        return [item for item in items if type(item) in _CONTAINERS]
+    return []
+
+
+_CONTAINERS = frozenset((dict, list))
+
+
+def _check_unicode(value: Any) -> None:
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise BadRequest("the body holds half of a surrogate pair", "invalid_unicode") from None
+
+
+_simple = json.JSONDecoder(parse_constant=_refuse_constant)
+_pairs = json.JSONDecoder(parse_constant=_refuse_constant, object_pairs_hook=_unique)
+_careful = json.JSONDecoder(
+    parse_constant=_refuse_constant, object_pairs_hook=_unique, parse_float=_finite
+)

@@ -1,0 +1,83 @@
+"""Every key in the broker: its name, its type and how long it lives.
+
+| key                       | type   | holds                                      | lives                        |
+| ------------------------- | ------ | ------------------------------------------ | ---------------------------- |
+| ``q:<app>:<version>:<deployment>`` | stream | calls, consumed by the group ``replicas`` | the version, then ``RETIRED_TTL_MS`` |
+| ``r:<request>``           | hash   | one request: state, joins, result          | deadline, then ``result_ttl`` |
+| ``m:<process>``           | list   | replies for one process                    | ``MAILBOX_TTL_MS`` after the last |
+| ``a:<app>``               | hash   | one application: records ``active``, ``next`` | until it is deleted       |
+| ``code:<app>:<version>``  | string | code that travels by value, signed         | the version, then ``RETIRED_TTL_MS`` |
+| ``apps``                  | hash   | application names                | for ever, one field an app   |
+| ``changes``               | stream | a line for each change of ``apps``         | for ever, ``CHANGES_KEPT`` lines |
+| ``p:<app>``               | hash   | replica to its state, as JSON              | ``POOL_TTL_MS`` after the last write |
+| ``b:<replica>``           | string | heartbeat of one replica                   | ``BEAT_TTL_MS``              |
+| ``g:<gateway process>``   | string | the version of ``apps`` that it serves     | ``BEAT_TTL_MS``              |
+| ``celery:<queue>``        | list   | Celery's own remote control                | ``CONTROL_TTL_MS``           |
+| ``celery:fanout:<name>``  | stream | Celery's broadcasts                        | ``CONTROL_TTL_MS``           |
+
+All names carry the same hash tag, so that the keys of one commit are in one slot of a cluster.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+GROUP = "replicas"
+MAILBOX_TTL_MS = 120_000
+BEAT_TTL_MS = 15_000
+POOL_TTL_MS = 24 * 3_600_000
+CONTROL_TTL_MS = 60_000
+RETIRED_TTL_MS = 3_600_000
+CHANGES_KEPT = 64
+
+
+@dataclass(frozen=True)
+class Keys:
+    """The names of one installation's keys.
+
+    Parameters:
+      namespace: Keeps installations that share a broker apart; it becomes the hash tag.
+    """
+
+    namespace: str = "qserve"
+
+    def _name(self, *parts: str) -> str:
+        return ":".join((f"{{{self.namespace}}}", *parts))
+
+    def stream(self, app: str, version: str, deployment: str) -> str:
+        return self._name("q", app, version, deployment)
+
+    def request(self, request_id: str) -> str:
+        return self._name("r", request_id)
+
+    def mailbox(self, process: str) -> str:
+        return self._name("m", process)
+
+    def application(self, app: str) -> str:
+        return self._name("a", app)
+
+    def code(self, app: str, version: str) -> str:
+        return self._name("code", app, version)
+
+    @property
+    def applications(self) -> str:
+        return self._name("apps")
+
+    @property
+    def changes(self) -> str:
+        return self._name("changes")
+
+    def pool(self, app: str) -> str:
+        return self._name("p", app)
+
+    def beat(self, replica: str) -> str:
+        return self._name("b", replica)
+
+    def gateway(self, process: str) -> str:
+        return self._name("g", process)
+
+    def control(self, queue: str) -> str:
+        return self._name("celery", queue)
+
+    def fanout(self, exchange: str) -> str:
+        return self._name("celery", "fanout", exchange)

@@ -1,0 +1,144 @@
+"""One machine: the embedded broker, the workers and the gateway, started together and ended together."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import redis
+
+from qserve.embedded import EmbeddedBroker
+from qserve.exceptions import BrokerUnavailable, DeployError
+from qserve.keys import Keys
+from qserve.plane.connection import connect, load_functions
+from qserve.process import Child
+from qserve.settings import DEFAULT_HOST, DEFAULT_PORT, Settings
+
+STOP_FOR_S = 4.0
+GATEWAY_FOR_S = 10.0
+
+
+class Launch:
+    """The processes of one machine.
+
+    Parameters:
+      settings: Without a broker, an embedded one is started, with a key of its own.
+      host, port: Where the gateway listens.
+      gateway_workers: Processes of the gateway.
+      import_paths: Folders that replicas search for modules first.
+
+    Raises:
+      BrokerUnavailable: The broker does not answer.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        host: str = DEFAULT_HOST,
+        port: int = DEFAULT_PORT,
+        gateway_workers: int = 1,
+        import_paths: tuple[str, ...] = (),
+    ) -> None:
+        self.host, self.port = host, port
+        self._gateway_workers = gateway_workers
+        self._broker: EmbeddedBroker | None = None
+        self._children: list[Child] = []
+        if settings.broker_url is None:
+            self._broker = EmbeddedBroker()
+            key = settings.secret_key or secrets.token_hex(32).encode()
+            settings = replace(settings, broker_url=self._broker.url, secret_key=key)
+        self.settings = settings
+        self._env = settings.to_env() | {"PYTHONPATH": _python_path(import_paths)}
+        try:
+            self._start()
+        except BaseException:
+            self.stop()
+            raise
+
+    def _start(self) -> None:
+        assert self.settings.broker_url is not None
+        python = [sys.executable, "-m"]
+        if self._broker is None:
+            _check(self.settings.broker_url)
+        gateway = ["qserve_gateway", "--host", self.host, "--port", str(self.port)]
+        gateway += ["--workers", str(self._gateway_workers)]
+        self._children.append(Child("the gateway", [*python, *gateway], self._env))
+        self._children.append(Child("the workers' supervisor", [*python, "qserve_workers"], self._env))
+        if self._broker is not None:
+            self._broker.wait_ready()
+        self.client = connect(self.settings.broker_url)
+        load_functions(self.client)
+        self.keys = Keys(self.settings.namespace)
+
+    @property
+    def url(self) -> str:
+        """Where the gateway answers."""
+        return f"http://{self.host}:{self.port}"
+
+    def check(self) -> None:
+        """Raise DeployError when one of the processes has ended."""
+        for child in self._children:
+            if child.exit_code() is not None:
+                raise DeployError(child.describe_exit())
+
+    def wait_for_gateway(self, change: str, tick: Callable[[], None] = lambda: None) -> None:
+        """Wait until every process of the gateway serves the registry as of ``change``.
+
+        Raises:
+          DeployError: A process ended, or it took too long.
+        """
+        give_up = time.monotonic() + GATEWAY_FOR_S
+        pattern = self.keys.gateway("*").replace("[", "\\[")
+        while time.monotonic() < give_up:
+            seen = [self.client.get(key) for key in self.client.scan_iter(pattern, count=1000)]
+            serving = [value for value in seen if value is not None and _at_least(value, change)]
+            if len(serving) >= self._gateway_workers:
+                return
+            self.check()
+            tick()
+            time.sleep(0.01)
+        raise DeployError(f"the gateway did not take up the application within {GATEWAY_FOR_S:.0f} s")
+
+    def stop(self) -> None:
+        """End everything in the reverse order of the start; within five seconds, whatever still runs."""
+        for child in self._children:
+            child.terminate()
+        give_up = time.monotonic() + STOP_FOR_S
+        for child in self._children:
+            if child.wait(max(0.0, give_up - time.monotonic())) is None:
+                child.kill()
+        self._children.clear()
+        if self._broker is not None:
+            self._broker.stop()
+            self._broker = None
+
+
+def _at_least(seen: bytes, change: str) -> bool:
+    def parts(text: str) -> tuple[int, ...]:
+        return tuple(int(part) for part in text.split("-"))
+
+    return parts(seen.decode()) >= parts(change)
+
+
+def _check(url: str) -> None:
+    client = connect(url)
+    try:
+        client.ping()
+    except redis.AuthenticationError as error:
+        raise BrokerUnavailable(f"the broker refuses the password: {error}") from error
+    except (redis.RedisError, OSError) as error:
+        where = url.rsplit("@", 1)[-1]
+        raise BrokerUnavailable(f"the broker at {where} cannot be reached: {error}") from error
+    finally:
+        client.close()
+
+
+def _python_path(import_paths: tuple[str, ...]) -> str:
+    given = [str(Path(path).resolve()) for path in import_paths]
+    return os.pathsep.join([*given, *filter(None, [os.environ.get("PYTHONPATH")])])

@@ -1,0 +1,74 @@
+"""The vocabulary of the data plane: what a caller may ask of it, whatever carries the messages."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+from qserve.wire.codec import Codec
+from qserve.wire.envelope import Answer
+
+if TYPE_CHECKING:
+    from qserve.ref import Ref
+
+
+class Outcome(NamedTuple):
+    """How a request ended: ``d`` done, ``f`` failed, ``c`` cancelled, ``x`` expired; with its bytes."""
+
+    state: str
+    payload: bytes
+
+
+@dataclass(frozen=True)
+class CallOptions:
+    """What a caller may say of one request.
+
+    Parameters:
+      timeout_s: Its deadline from now; None takes the application's.
+      result_ttl_s: How long the result is kept; None takes the setting's. 0 for a caller that is told by
+        its mailbox and releases the result itself.
+      trace_id, route, model_id: See ``wire.envelope.Header``.
+      answer: The form of the result.
+      owned: The result is dropped when the ref is.
+    """
+
+    timeout_s: float | None = None
+    result_ttl_s: float | None = None
+    trace_id: str = ""
+    route: str = ""
+    model_id: str = ""
+    answer: Answer = Answer.VALUE
+    owned: bool = False
+
+
+class Plane(Protocol):
+    """Anything that carries calls: the broker from sync code, from a replica's loop, or this process."""
+
+    codec: Codec
+
+    def call(
+        self,
+        app: str,
+        deployment: str,
+        method: str,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        options: CallOptions,
+    ) -> Ref:
+        """Start one method of a deployment."""
+
+    def run(self, app: str, graph: str, args: Sequence[Any], kwargs: Mapping[str, Any], options: CallOptions) -> Ref:
+        """Start a graph of an application on this input."""
+
+    def wait(self, ref: Ref, timeout_s: float | None) -> bool:
+        """Block until ``ref`` is done; False when ``timeout_s`` passed first."""
+
+    def follow(self, ref: Ref) -> None:
+        """See to it that ``ref`` will be settled in this process."""
+
+    def cancel(self, ref: Ref) -> None:
+        """End an open request without a result."""
+
+    def forget(self, request_id: str) -> None:
+        """Nobody will ask for this result again."""

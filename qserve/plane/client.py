@@ -1,0 +1,257 @@
+"""The plane from sync code: scripts, threads, and a gateway's greenlets.
+
+Two helpers serve all callers of a process: one sends whatever has gathered in one pipeline, one reads the
+mailbox. Under gevent's patching the threads are greenlets.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from queue import Empty, SimpleQueue
+from typing import Any
+
+import redis
+
+from qserve.exceptions import BrokerUnavailable
+from qserve.keys import Keys
+from qserve.log import get_logger
+from qserve.plane import functions
+from qserve.plane.base import CallOptions, Outcome
+from qserve.plane.connection import BLOCK_S, connect, process_name
+from qserve.plane.functions import LOAD, Command
+from qserve.plane.outgoing import Composer, Submission
+from qserve.plane.replies import REQUEST_ID_CHARS, read_reply, refused
+from qserve.ref import Ref
+from qserve.registry import ApplicationRecord, Registry
+from qserve.settings import Settings
+from qserve.wire.codec import Codec
+
+log = get_logger(__name__)
+SEND_FOR_S = 2.0
+"""How long a submission is repeated while the broker is away, before the caller is told."""
+
+_Sending = tuple[Command, Callable[[Any], None]]
+
+
+class ClientPlane:
+    """Calls, results and cancellation over one broker, for any number of threads.
+
+    Parameters:
+      settings: Names the broker; its key signs what must be pickled.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        if settings.broker_url is None:
+            raise BrokerUnavailable("no broker is named: set QSERVE_BROKER_URL, or call qserve.run(...) first")
+        self.settings = settings
+        self.keys = Keys(settings.namespace)
+        self.codec = Codec(settings.secret_key)
+        self.client = connect(settings.broker_url)
+        self.registry = Registry(self.client, self.keys)
+        self._catalog: dict[str, tuple[float, ApplicationRecord]] = {}
+        self._mailbox = self.keys.mailbox(process_name())
+        self._composer = Composer(settings, self.keys, self.codec, self._mailbox, self.application)
+        self._pending: dict[str, tuple[int, Ref]] = {}
+        self._outbox: SimpleQueue[_Sending | None] = SimpleQueue()
+        self._forgotten: list[str] = []
+        self._start = threading.Lock()
+        self._running = False
+        self._closed = False
+
+    # -- the Plane ---------------------------------------------------------------------------------
+
+    def call(
+        self, app: str, deployment: str, method: str, args: Sequence[Any], kwargs: Mapping[str, Any], options: CallOptions
+    ) -> Ref:
+        """Start one method of a deployment; see ``plane.base.Plane``."""
+        return self._submit(self._composer.call(app, deployment, method, args, kwargs, options), options)
+
+    def run(self, app: str, graph: str, args: Sequence[Any], kwargs: Mapping[str, Any], options: CallOptions) -> Ref:
+        """Start a graph; see ``plane.base.Plane``."""
+        return self._submit(self._composer.run(app, graph, args, kwargs, options), options)
+
+    def wait(self, ref: Ref, timeout_s: float | None) -> bool:
+        """Block until ``ref`` is done; False when ``timeout_s`` passed first."""
+        self.follow(ref)
+        return ref.done.wait(timeout_s)
+
+    def follow(self, ref: Ref) -> None:
+        """Have this process told when ``ref``, which may come from elsewhere, is done."""
+        if ref.done.is_set() or ref.request_id in self._pending:
+            return
+        self._pending[ref.request_id] = (0, ref)
+        self._send(functions.watch(self.keys.request(ref.request_id), self._mailbox), self._on_watched(ref))
+
+    def cancel(self, ref: Ref) -> None:
+        """End an open request without a result; running code goes on, its effects are dropped."""
+        self._send(functions.close(self.keys.request(ref.request_id), ref.request_id, "c", b""), _ignore)
+
+    def expire(self, ref: Ref) -> None:
+        """End a request whose deadline passed while its caller waited."""
+        self._pending.pop(ref.request_id, None)
+        self._send(functions.close(self.keys.request(ref.request_id), ref.request_id, "x", b""), _ignore)
+
+    def forget(self, request_id: str) -> None:
+        """Drop a result that nobody will ask for again; sent along with the next submissions."""
+        self._forgotten.append(self.keys.request(request_id))
+
+    def application(self, app: str) -> ApplicationRecord:
+        """An application's record, at most a second old."""
+        found = self._catalog.get(app)
+        if found is None or found[0] < time.monotonic():
+            self.learn(self.registry.get(app))
+            found = self._catalog[app]
+        return found[1]
+
+    def execute(self, command: Command) -> Any:
+        """Send one command from this thread and answer its reply; for callers whose loop stands still."""
+        return self._pipeline([command])[0]
+
+    def learn(self, record: ApplicationRecord, for_s: float = 1.0) -> None:
+        """Take an application's record as true for so long; the gateway is told of changes instead of asking."""
+        self._catalog[record.name] = (time.monotonic() + for_s, record)
+
+    def unlearn(self, app: str) -> None:
+        """Ask the registry about an application at its next use."""
+        self._catalog.pop(app, None)
+
+    def close(self) -> None:
+        """End the helper threads and the connections; open refs stay open."""
+        self._closed = True
+        self._outbox.put(None)
+        with contextlib.suppress(redis.RedisError, OSError):
+            self.client.delete(self._mailbox)
+        self.client.close()
+
+    # -- sending -----------------------------------------------------------------------------------
+
+    def _submit(self, submission: Submission, options: CallOptions) -> Ref:
+        ref = Ref(submission.request_id, self, options.owned)
+        if submission.outcome is not None:
+            ref.settle(submission.outcome)
+            return ref
+        self._pending[ref.request_id] = (submission.deadline_ms, ref)
+        self._send(submission.command, self._on_submitted(ref))
+        return ref
+
+    def _on_submitted(self, ref: Ref) -> Callable[[Any], None]:
+        def on_reply(reply: Any) -> None:
+            outcome = refused(reply)
+            if outcome is None:
+                ref.accepted.set(None)
+            else:
+                self._settle(ref.request_id, outcome)
+
+        return on_reply
+
+    def _on_watched(self, ref: Ref) -> Callable[[Any], None]:
+        def on_reply(reply: Any) -> None:
+            outcome = read_reply(reply)
+            if outcome is not None:
+                self._settle(ref.request_id, outcome)
+
+        return on_reply
+
+    def _settle(self, request_id: str, outcome: Outcome) -> None:
+        entry = self._pending.pop(request_id, None)
+        if entry is not None:
+            entry[1].settle(outcome)
+
+    def _send(self, command: Command, on_reply: Callable[[Any], None]) -> None:
+        if not self._running:
+            self._start_helpers()
+        self._outbox.put((command, on_reply))
+
+    def _start_helpers(self) -> None:
+        with self._start:
+            if not self._running:
+                self._running = True
+                threading.Thread(target=self._write, name="qserve-sender", daemon=True).start()
+                threading.Thread(target=self._read, name="qserve-mailbox", daemon=True).start()
+
+    def _write(self) -> None:
+        while (first := self._outbox.get()) is not None:
+            batch = [first]
+            with contextlib.suppress(Empty):
+                while len(batch) < 128:
+                    item = self._outbox.get_nowait()
+                    if item is None:
+                        return
+                    batch.append(item)
+            if self._forgotten:
+                done, self._forgotten = self._forgotten, []
+                batch.append((functions.forget(done), _ignore))
+            self._exchange(batch)
+
+    def _exchange(self, batch: list[_Sending]) -> None:
+        """Send a batch and hand out the replies; every command here may safely be sent again."""
+        give_up = time.monotonic() + SEND_FOR_S
+        pause_s = 0.05
+        while True:
+            try:
+                replies = self._pipeline([command for command, _ in batch])
+                break
+            except (redis.RedisError, OSError) as error:
+                if self._closed or time.monotonic() > give_up:
+                    replies = [BrokerUnavailable(f"the broker cannot be reached: {error}")] * len(batch)
+                    break
+                time.sleep(pause_s)
+                pause_s = min(pause_s * 2, 0.5)
+        for (_, on_reply), reply in zip(batch, replies, strict=True):
+            on_reply(reply)
+
+    def _pipeline(self, commands: list[Command]) -> list[Any]:
+        pipe = self.client.pipeline(transaction=False)
+        for command in commands:
+            pipe.execute_command(*command)
+        replies = pipe.execute(raise_on_error=False)
+        if any(isinstance(reply, redis.ResponseError) and "Function not found" in str(reply) for reply in replies):
+            self.client.execute_command(*LOAD)
+            return self._pipeline(commands)
+        return replies
+
+    # -- the mailbox -------------------------------------------------------------------------------
+
+    def _read(self) -> None:
+        pause_s = 0.05
+        while not self._closed:
+            try:
+                found: Any = self.client.blmpop(BLOCK_S, 1, self._mailbox, direction="LEFT", count=256)
+                if pause_s != 0.05:
+                    self._catch_up()
+                    pause_s = 0.05
+            except (redis.RedisError, OSError) as error:
+                if not self._closed:
+                    log.debug("the mailbox cannot be read: %s", error)
+                    time.sleep(pause_s)
+                    pause_s = min(pause_s * 2, 2.0)
+                continue
+            for message in found[1] if found else ():
+                request_id = message[:REQUEST_ID_CHARS].decode()
+                state = message[REQUEST_ID_CHARS : REQUEST_ID_CHARS + 1].decode()
+                self._settle(request_id, Outcome(state, message[REQUEST_ID_CHARS + 1 :]))
+            if not found:
+                self._give_up_late_ones()
+
+    def _catch_up(self) -> None:
+        # a reply may have been popped for a connection that was lost: the result itself is still stored
+        for request_id, (_, ref) in list(self._pending.items()):
+            self._send(functions.watch(self.keys.request(request_id)), self._on_watched(ref))
+
+    def _give_up_late_ones(self) -> None:
+        late_ms = time.time() * 1000 - 1000
+        for request_id, (deadline_ms, ref) in list(self._pending.items()):
+            if deadline_ms and deadline_ms < late_ms:
+                self.expire(ref)
+                ref.settle(Outcome("x", b""))
+            elif not deadline_ms:
+                self._send(functions.watch(self.keys.request(request_id)), self._on_watched(ref))
+
+
+def _ignore(reply: Any) -> None:
+    """For commands whose answer changes nothing."""
+
+

@@ -1,0 +1,217 @@
+"""From a call in Python to the one command that submits it; nothing here touches a connection."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from qserve.context import request_context
+from qserve.exceptions import QserveException, TaskError
+from qserve.graph.advance import Answer as AnswerMove
+from qserve.graph.advance import Fill, Send, begin
+from qserve.graph.plan import Plan, Slot
+from qserve.keys import Keys
+from qserve.plane import functions
+from qserve.plane.base import CallOptions, Outcome
+from qserve.plane.functions import Awaited, Command, Join, Move, Start
+from qserve.ref import DeploymentResponse, Ref, RefTask, ref_of
+from qserve.registry import ApplicationRecord
+from qserve.settings import Settings
+from qserve.wire import codec
+from qserve.wire.codec import Codec
+from qserve.wire.envelope import Header
+from qserve.wire.failure import Failure
+
+_REFS = (Ref, RefTask, DeploymentResponse)
+_LIFE_MARGIN_MS = 60_000
+
+
+@dataclass(frozen=True)
+class Submission:
+    """A request ready to be sent; ``outcome`` is set when it ended before it began."""
+
+    request_id: str
+    deadline_ms: int
+    command: Command = ()
+    outcome: Outcome | None = None
+
+
+class Composer:
+    """Composes submissions for one process.
+
+    Parameters:
+      settings: Defaults for deadlines and the life of results.
+      keys: The installation's key names.
+      mailbox: Where replies to this process go; "" for none.
+      find: Gives an application's record by its name; raises AppNotFound.
+    """
+
+    def __init__(
+        self, settings: Settings, keys: Keys, value_codec: Codec, mailbox: str, find: Callable[[str], ApplicationRecord]
+    ) -> None:
+        self.codec = value_codec
+        self._settings = settings
+        self._keys = keys
+        self._mailbox = mailbox
+        self._find = find
+
+    def call(
+        self, app: str, deployment: str, method: str, args: Sequence[Any], kwargs: Mapping[str, Any], options: CallOptions
+    ) -> Submission:
+        """A direct call of one method; a call of the application's driver runs its graph."""
+        record = self._find(app)
+        if record.driver is not None and deployment == record.ingress and method != "adapt":
+            return self._drive(record, method, args, kwargs, options)
+        stream = record.stream(self._keys, deployment)
+        request_id, header, deadline_ms = self._header(record, None, options)
+        args, kwargs, refs = _take_refs(args, kwargs)
+        template = self.codec.encode([list(args), kwargs])
+        moves: list[Move]
+        if refs:
+            needs = len(refs) + 1
+            moves = [Join(stream, method, needs, [(0, template)])]
+            waits = [
+                Awaited(self._keys.request(ref.request_id), stream, method, needs, slot)
+                for slot, ref in enumerate(refs, 1)
+            ]
+        else:
+            moves, waits = [Start(stream, method, [template])], []
+        return self._submission(record, request_id, header, deadline_ms, moves, waits, options)
+
+    def _drive(
+        self, record: ApplicationRecord, method: str, args: Sequence[Any], kwargs: Mapping[str, Any], options: CallOptions
+    ) -> Submission:
+        graph = ""
+        if method == "predict_with_route":
+            graph, args = str(args[0]) if args else "", args[1:]
+        if graph not in record.graphs or method not in ("predict", "predict_with_route", "__call__"):
+            what = (
+                f"{graph} does not exist in dags routes"
+                if method == "predict_with_route"
+                else f"Tried to call a method {method!r} that does not exist."
+                " Available methods: ['predict', 'predict_with_route']."
+            )
+            return self._ended(QserveException(what))
+        if record.driver and graph in record.driver.direct:
+            return self.call(record.name, record.driver.direct[graph], "__call__", args, kwargs, options)
+        return self.run(record.name, graph, args, kwargs, options)
+
+    def run(self, app: str, graph: str, args: Sequence[Any], kwargs: Mapping[str, Any], options: CallOptions) -> Submission:
+        """A graph on an input. An input part that is missing fails the request, not the caller."""
+        record = self._find(app)
+        plan, _ = record.plans[graph]
+        try:
+            moves = begin(plan, tuple(args), dict(kwargs))
+        except Exception as error:
+            return self._ended(error, record.ingress)
+        request_id, header, deadline_ms = self._header(record, graph, options)
+        packed = pack_moves(moves, record, plan, self._keys, self.codec)
+        if isinstance(packed, bytes):
+            return Submission(request_id, deadline_ms, outcome=Outcome("d", packed))
+        return self._submission(record, request_id, header, deadline_ms, packed, [], options)
+
+    def _ended(self, error: BaseException, deployment: str = "") -> Submission:
+        failure = Failure.of(error, "" if isinstance(error, QserveException) else deployment)
+        return Submission("", 0, outcome=Outcome("f", failure.encode()))
+
+    def _header(self, record: ApplicationRecord, graph: str | None, options: CallOptions) -> tuple[str, bytes, int]:
+        request_id = os.urandom(16).hex()
+        timeout_s = options.timeout_s or record.timeout_s or self._settings.request_timeout_s
+        deadline_ms = int((time.time() + timeout_s) * 1000)
+        parent_ms = request_context.get().deadline_ms
+        if parent_ms:
+            deadline_ms = min(deadline_ms, parent_ms)
+        header = Header(
+            request_id, record.name, graph, deadline_ms, options.answer,
+            options.trace_id or request_id, options.route, options.model_id,
+        )  # fmt: skip
+        return request_id, header.encode(), deadline_ms
+
+    def _submission(
+        self,
+        record: ApplicationRecord,
+        request_id: str,
+        header: bytes,
+        deadline_ms: int,
+        moves: Sequence[Move],
+        waits: Sequence[Awaited],
+        options: CallOptions,
+    ) -> Submission:
+        keep_s = self._settings.result_ttl_s if options.result_ttl_s is None else options.result_ttl_s
+        keep_ms = int(keep_s * 1000)
+        life_ms = max(0, deadline_ms - int(time.time() * 1000)) + keep_ms + _LIFE_MARGIN_MS
+        command = functions.submit(
+            self._keys.request(request_id), request_id, header, self._mailbox, life_ms, keep_ms, moves, waits,
+            self._limits(record),
+        )  # fmt: skip
+        return Submission(request_id, deadline_ms, command)
+
+    def _limits(self, record: ApplicationRecord) -> dict[str, int] | None:
+        limited = {
+            record.stream(self._keys, name): one.max_queued
+            for name, one in record.deployments.items()
+            if one.max_queued >= 0
+        }
+        return limited or None
+
+
+def pack_moves(
+    moves: Sequence[Send | Fill | AnswerMove], record: ApplicationRecord, plan: Plan, keys: Keys, value_codec: Codec
+) -> list[Move] | bytes:
+    """A graph's moves for the broker; bytes when the request is answered at once."""
+    packed: list[Move] = []
+    for move in moves:
+        if isinstance(move, AnswerMove):
+            return value_codec.encode(move.value)
+        stream = record.stream(keys, plan.steps[move.step].deployment)
+        values = [(slot, value_codec.encode(value)) for slot, value in move.values]
+        if isinstance(move, Send):
+            packed.append(Start(stream, str(move.step), [value for _, value in sorted(values)]))
+        else:
+            packed.append(Join(stream, str(move.step), move.needs, values))
+    return packed
+
+
+def _take_refs(
+    args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> tuple[Sequence[Any], Mapping[str, Any], list[Ref]]:
+    """Put a slot in the place of each ref among the arguments, the values of which are filled in by the broker."""
+    if not any(isinstance(value, _REFS) for value in (*args, *kwargs.values())):
+        return args, dict(kwargs), []
+    refs: list[Ref] = []
+
+    def place(value: Any) -> Any:
+        ref = ref_of(value)
+        if ref is None:
+            return value
+        if not ref.request_id:  # it has its value already
+            return ref.result()
+        if ref not in refs:
+            refs.append(ref)
+        return Slot(refs.index(ref) + 1)
+
+    return [place(value) for value in args], {name: place(value) for name, value in kwargs.items()}, refs
+
+
+def _pack_ref(ref: Ref) -> list[Any]:
+    if not ref.request_id:
+        if ref.done.is_set() and ref.outcome().state != "d":
+            raise TaskError("a failed call cannot be an argument")
+        return ["", ref.result()]
+    ref.share()
+    return [ref.request_id, None]
+
+
+def _unpack_ref(packed: list[Any]) -> Ref:
+    request_id, value = packed
+    return Ref(request_id, None) if request_id else Ref.resolved(value)
+
+
+codec.register(31, Ref, _pack_ref, _unpack_ref)
+codec.register(32, RefTask, lambda task: _pack_ref(task.ref), _unpack_ref)
+codec.register(
+    33, DeploymentResponse, lambda response: _pack_ref(response.ref), lambda packed: DeploymentResponse(_unpack_ref(packed))
+)

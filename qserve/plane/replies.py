@@ -1,0 +1,50 @@
+"""What the function library answers, as outcomes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from qserve.exceptions import BackPressureError, BrokerUnavailable, ResultUnavailable
+from qserve.plane.base import Outcome
+from qserve.plane.connection import refusal
+from qserve.wire.failure import Failure
+
+REQUEST_ID_CHARS = 32
+"""A message in a mailbox is the request's id, one character of state, and the payload."""
+
+
+def failed(error: BaseException) -> Outcome:
+    """A failure that qserve itself found."""
+    return Outcome("f", Failure.of(error).encode())
+
+
+def lost() -> Outcome:
+    """For a request of which the broker knows nothing."""
+    return failed(ResultUnavailable("nothing is known of this request: its result expired, or it never existed"))
+
+
+def refused(reply: Any) -> Outcome | None:
+    """Why ``submit`` refused; None when the request was accepted (now or by an earlier sending)."""
+    if reply in (b"OK", b"DUP"):
+        return None
+    if reply == b"FULL":
+        return failed(BackPressureError("Request dropped due to backpressure: as many requests as allowed are waiting"))
+    if reply == b"LOST":
+        return failed(ResultUnavailable("an argument's result is no longer stored"))
+    return _unexpected(reply)
+
+
+def read_reply(reply: Any) -> Outcome | None:
+    """What ``watch`` found; None while the request is open."""
+    if isinstance(reply, Exception) or not isinstance(reply, list):
+        return None if isinstance(reply, BrokerUnavailable) else _unexpected(reply)
+    state, payload = reply[0].decode(), reply[1]
+    if state == "o":
+        return None
+    return Outcome(state, payload) if state else lost()
+
+
+def _unexpected(reply: Any) -> Outcome:
+    if isinstance(reply, BrokerUnavailable):
+        return failed(reply)
+    return failed(refusal(str(reply)))

@@ -1,0 +1,58 @@
+"""What replicas report of themselves, for those who wait for them or show them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from redis import Redis
+
+from qserve.keys import POOL_TTL_MS, Keys
+from qserve.plane.connection import broker_errors
+
+STARTING, RUNNING, FAILED = "STARTING", "RUNNING", "FAILED"
+
+
+@dataclass(frozen=True)
+class ReplicaStatus:
+    """One replica's state.
+
+    Parameters:
+      state: STARTING, RUNNING, or FAILED with ``message`` saying why (user code's traceback).
+    """
+
+    name: str
+    deployment: str
+    version: str
+    state: str
+    pid: int = 0
+    host: str = ""
+    message: str = ""
+
+
+class Pool:
+    """The replicas of one application, on all hosts."""
+
+    def __init__(self, client: Redis, keys: Keys, app: str) -> None:
+        self._client = client
+        self._key = keys.pool(app)
+
+    def report(self, status: ReplicaStatus) -> None:
+        """Write one replica's state."""
+        with broker_errors():
+            pipe = self._client.pipeline(transaction=True)
+            pipe.hset(self._key, status.name, json.dumps(asdict(status)))
+            pipe.pexpire(self._key, POOL_TTL_MS)
+            pipe.execute()
+
+    def remove(self, name: str) -> None:
+        """Forget a replica that is gone."""
+        with broker_errors():
+            self._client.hdel(self._key, name)
+
+    def replicas(self) -> list[ReplicaStatus]:
+        """All replicas' states."""
+        with broker_errors():
+            found: Any = self._client.hvals(self._key)
+        return [ReplicaStatus(**json.loads(one)) for one in found]

@@ -1,0 +1,81 @@
+"""What an operator may set: command line over environment over default, read once."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from qserve.exceptions import QserveException
+
+DEFAULT_HOST = "127.0.0.1"
+DEFAULT_PORT = 8000
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The settings of one process.
+
+    Parameters:
+      broker_url: ``redis://``, ``rediss://`` or ``unix://``; None where an embedded broker is to be started.
+      namespace: Keeps installations on one broker apart.
+      secret_key: Signs pickled values and code; None means that only plain data may travel.
+      request_timeout_s: Deadline of a request for which the application names none.
+      result_ttl_s: How long the result of a request made from Python is kept for fetching.
+      show_errors: Whether HTTP error bodies hold the traceback of user code.
+    """
+
+    broker_url: str | None = None
+    namespace: str = "qserve"
+    secret_key: bytes | None = None
+    request_timeout_s: float = 60.0
+    result_ttl_s: float = 600.0
+    show_errors: bool = False
+
+    @classmethod
+    def from_env(cls, env: Mapping[str, str] | None = None, **overrides: Any) -> Settings:
+        """Read the ``QSERVE_*`` variables (and ``REDIS_URL``); ``overrides`` that are not None win.
+
+        Raises:
+          QserveException: A variable's value is not what it must be; the message names the variable.
+        """
+        env = os.environ if env is None else env
+        secret = env.get("QSERVE_SECRET_KEY")
+        settings = cls(
+            broker_url=env.get("QSERVE_BROKER_URL") or env.get("REDIS_URL") or None,
+            namespace=env.get("QSERVE_NAMESPACE") or "qserve",
+            secret_key=secret.encode() if secret else None,
+            request_timeout_s=_seconds(env, "QSERVE_REQUEST_TIMEOUT_S", cls.request_timeout_s),
+            result_ttl_s=_seconds(env, "QSERVE_RESULT_TTL_S", cls.result_ttl_s),
+            show_errors=env.get("QSERVE_SHOW_ERRORS", "") not in ("", "0", "false"),
+        )
+        given = {name: value for name, value in overrides.items() if value is not None}
+        return replace(settings, **given)
+
+    def to_env(self) -> dict[str, str]:
+        """The variables from which a child process reads these very settings."""
+        env = {
+            "QSERVE_NAMESPACE": self.namespace,
+            "QSERVE_REQUEST_TIMEOUT_S": str(self.request_timeout_s),
+            "QSERVE_RESULT_TTL_S": str(self.result_ttl_s),
+            "QSERVE_SHOW_ERRORS": "1" if self.show_errors else "0",
+        }
+        if self.broker_url:
+            env["QSERVE_BROKER_URL"] = self.broker_url
+        if self.secret_key:
+            env["QSERVE_SECRET_KEY"] = self.secret_key.decode()
+        return env
+
+
+def _seconds(env: Mapping[str, str], name: str, default: float) -> float:
+    text = env.get(name)
+    if not text:
+        return default
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 < value < float("inf"):
+        raise QserveException(f"{name}={text!r} must be a number of seconds above 0, such as {name}=60")
+    return value

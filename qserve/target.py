@@ -1,0 +1,46 @@
+"""``module:node``: find what a user named on the command line."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from typing import Any
+
+from qserve.exceptions import QserveException
+
+
+class TargetError(QserveException):
+    """Raised when ``module:node`` does not lead to an object."""
+
+
+def load_target(target: str) -> Any:
+    """Import what ``target`` names, ``package.module:node`` or ``package.module.node``.
+
+    Parameters:
+      target: The import path; the current folder must be on ``sys.path`` where it is meant to be searched.
+
+    Raises:
+      TargetError: The path has a wrong form, the module is not found, or it has no such object.
+      Exception: Whatever the module raises while it is imported passes through.
+    """
+    module_name, _, attribute = target.partition(":") if ":" in target else target.rpartition(".")
+    if not module_name or not attribute or ":" in attribute:
+        raise TargetError(f"{target!r} is no import path: write module:node, such as hello:app")
+    try:
+        found: Any = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
+            raise
+        searched = sys.path[0] or "the current folder"
+        raise TargetError(
+            f"there is no module {error.name!r} (searched from {searched}): start in its folder, or use --app-dir"
+        ) from None
+    for name in attribute.split("."):
+        try:
+            found = getattr(found, name)
+        except AttributeError:
+            public = [known for known in vars(found) if not known.startswith("_")] if hasattr(found, "__dict__") else []
+            raise TargetError(
+                f"module {module_name!r} has no {attribute!r}; it has: {', '.join(sorted(public)) or 'nothing'}"
+            ) from None
+    return found

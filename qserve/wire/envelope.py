@@ -1,0 +1,75 @@
+"""What travels with every call of one request, unchanged from step to step."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from enum import IntEnum
+
+import msgpack
+
+from qserve.exceptions import PayloadError
+
+
+class Answer(IntEnum):
+    """In which form the last step writes its result."""
+
+    VALUE = 0
+    """A value of the codec, for callers in Python."""
+    PLAIN = 1
+    """An HTTP response by the rules of a plain ingress: text for str, JSON otherwise."""
+    JSON = 2
+    """An HTTP response that is always JSON, as a DAGDriver gives it."""
+
+
+@dataclass(frozen=True)
+class Header:
+    """The part of a message that every step of a request shares.
+
+    Parameters:
+      request_id: 32 hexadecimal digits, unique for ever; the fence and the result hang on it.
+      app: The application whose plan or deployment is called.
+      graph: The plan's name, or None for a direct call of one method.
+      deadline_ms: Unix time after which no step starts any more.
+      answer: The form of the result.
+      trace_id: The id that people see: ``X-Request-ID`` of the HTTP request that began it all.
+      route: The route prefix of that request.
+      model_id: The multiplexed model that the caller asked for.
+    """
+
+    request_id: str
+    app: str
+    graph: str | None
+    deadline_ms: int
+    answer: Answer = Answer.VALUE
+    trace_id: str = ""
+    route: str = ""
+    model_id: str = ""
+
+    def encode(self) -> bytes:
+        """The header as msgpack."""
+        return msgpack.packb(  # type: ignore[no-any-return]
+            (
+                self.request_id,
+                self.app,
+                self.graph,
+                self.deadline_ms,
+                int(self.answer),
+                self.trace_id,
+                self.route,
+                self.model_id,
+            )
+        )
+
+    @classmethod
+    def decode(cls, data: bytes) -> Header:
+        """Read what ``encode`` wrote; raises PayloadError for anything else."""
+        try:
+            request_id, app, graph, deadline_ms, answer, *context = msgpack.unpackb(data)
+            return cls(request_id, app, graph, deadline_ms, Answer(answer), *context)
+        except Exception as error:
+            raise PayloadError(f"{len(data)} bytes are no message header: {error!r}") from error
+
+    def expired(self) -> bool:
+        """Whether the deadline has passed, by this host's clock."""
+        return time.time() * 1000 > self.deadline_ms

@@ -1,0 +1,141 @@
+"""Failures on their way to a caller: text and a type's name, never a pickle.
+
+The receiver re-creates the original type only when that type is an exception class that it has already
+imported; nothing is imported and nothing is called because a message says so (compare CVE-2021-23727).
+"""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import msgpack
+
+from qserve import exceptions
+from qserve.exceptions import PayloadError, QserveException, RequestError, TaskError
+
+MESSAGE_LIMIT = 4096
+TRACEBACK_LIMIT = 32_768
+_TAIL = "… (truncated)"
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a request has no result.
+
+    ``module`` and ``type`` name the exception's class; ``args`` holds its arguments where they are plain;
+    ``deployment`` is where it was raised, "" when qserve itself refused.
+    """
+
+    module: str
+    type: str
+    message: str
+    traceback: str = ""
+    deployment: str = ""
+    args: tuple[Any, ...] = ()
+
+    def encode(self) -> bytes:
+        """The failure as msgpack."""
+        parts = [self.module, self.type, self.message, self.traceback, self.deployment, list(self.args)]
+        return msgpack.packb(parts, unicode_errors="replace")  # type: ignore[no-any-return]
+
+    @classmethod
+    def decode(cls, data: bytes) -> Failure:
+        """Read what ``encode`` wrote; raises PayloadError for anything else."""
+        try:
+            module, kind, message, trace, deployment, args = msgpack.unpackb(data)
+        except Exception as error:
+            raise PayloadError(f"{len(data)} bytes are no failure: {error!r}") from error
+        return cls(module, kind, message, trace, deployment, tuple(args))
+
+    @classmethod
+    def of(cls, error: BaseException, deployment: str = "") -> Failure:
+        """Describe ``error``; a failure that already came from another deployment keeps its origin."""
+        if isinstance(error, TaskError) and error.remote_type:
+            inner = getattr(error, "__failure__", None)
+            if inner is not None:
+                return inner  # type: ignore[no-any-return]
+        kind = type(error)
+        trace = "".join(traceback.format_exception(error))
+        return cls(
+            kind.__module__,
+            kind.__qualname__,
+            _cut(_text(error), MESSAGE_LIMIT),
+            trace if len(trace) <= TRACEBACK_LIMIT else _TAIL + trace[-TRACEBACK_LIMIT:],
+            deployment,
+            _plain(error.args),
+        )
+
+    def to_exception(self) -> BaseException:
+        """The exception that a caller catches: one of ours, or a TaskError that is also the original type."""
+        if self.module == exceptions.__name__:
+            ours = getattr(exceptions, self.type, None)
+            if isinstance(ours, type) and issubclass(ours, QserveException) and not self.deployment:
+                return ours(self.message)
+        error = _rebuild(_task_error(self.module, self.type), self.args)
+        error.remote_type, error.remote_message = self.type, self.message
+        error.remote_traceback, error.deployment = self.traceback, self.deployment
+        error.__failure__ = self
+        return error
+
+
+def _rebuild(kind: type[TaskError], args: tuple[Any, ...]) -> Any:
+    try:
+        error = kind.__new__(kind, *args)
+    except Exception:  # the original type refuses its own arguments: the general error still says it all
+        error = TaskError.__new__(TaskError)
+    error.args = args
+    return error
+
+
+@lru_cache(maxsize=256)
+def _task_error(module: str, qualname: str) -> type[TaskError]:
+    original = _loaded_exception(module, qualname)
+    if original is None:
+        return _Text
+    if issubclass(original, RequestError):
+        return type(original.__name__, (_Text, original), {})
+    try:
+        return type(f"TaskError({original.__name__})", (_Text, original), {"__init__": lambda self, *a, **k: None})
+    except TypeError:  # a type that cannot be subclassed, or whose layout clashes
+        return _Text
+
+
+def _loaded_exception(module: str, qualname: str) -> type[Exception] | None:
+    found: Any = sys.modules.get(module)
+    for name in qualname.split("."):
+        found = getattr(found, name, None)
+    return found if isinstance(found, type) and issubclass(found, Exception) else None
+
+
+class _Text(TaskError):
+    def __str__(self) -> str:
+        head = f"{self.remote_type}: {self.remote_message}" if self.remote_message else self.remote_type
+        where = f" (in deployment {self.deployment!r})" if self.deployment else ""
+        return f"{head}{where}\n\n{self.remote_traceback}".rstrip()
+
+    def __reduce__(self) -> Any:
+        return _from_failure, (getattr(self, "__failure__", None),)
+
+
+def _from_failure(failure: Failure) -> BaseException:
+    return failure.to_exception()
+
+
+def _text(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception as second:  # a __str__ that raises must not hide the failure itself
+        return f"<the error's text is not available: {type(second).__name__}>"
+
+
+def _cut(text: str, limit: int) -> str:
+    return text if len(text) <= limit else text[:limit] + _TAIL
+
+
+def _plain(args: tuple[Any, ...]) -> tuple[Any, ...]:
+    kept = tuple(_cut(a, MESSAGE_LIMIT) if type(a) is str else a for a in args)
+    return kept if all(type(a) in (str, int, float, bool, type(None)) for a in kept) else ()

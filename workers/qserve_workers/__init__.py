@@ -1,0 +1,1 @@
+"""The worker image: Celery replicas, and the supervisor that keeps them alive."""

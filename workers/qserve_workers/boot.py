@@ -1,0 +1,206 @@
+"""A replica's process from fork to exit."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import signal
+import socket
+import sys
+import threading
+import traceback
+from dataclasses import dataclass
+from typing import Any
+
+from celery import signals
+from celery.worker import WorkController
+
+from qserve import pool
+from qserve.code import DeploymentCode, import_code, unpack_code
+from qserve.context import ReplicaContext, enter_replica
+from qserve.engine.servable import Servable
+from qserve.engine.step import Stepper
+from qserve.exceptions import BrokerError, QserveException
+from qserve.keys import BEAT_TTL_MS, Keys
+from qserve.log import get_logger, log_to_terminal
+from qserve.plane import current
+from qserve.plane.connection import broker_errors, connect
+from qserve.plane.loop import LoopPlane
+from qserve.pool import Pool, ReplicaStatus
+from qserve.process import die_with_parent
+from qserve.registry import ApplicationRecord, Registry
+from qserve.settings import Settings
+from qserve.wire.codec import Codec
+from qserve_workers.app import make_celery
+from qserve_workers.pool import ReplicaPool
+from qserve_workers.replica import Replica
+
+log = get_logger(__name__)
+BEAT_S = 4.0
+
+
+@dataclass(frozen=True)
+class ReplicaSpec:
+    """Which replica a process is to be.
+
+    Parameters:
+      target: ``module:node`` to import; "" takes what the record names.
+    """
+
+    name: str
+    record: ApplicationRecord
+    deployment: str
+    settings: Settings
+    target: str = ""
+
+
+class ReplicaWorker(WorkController):  # type: ignore[misc]
+    """A Celery worker that holds one replica."""
+
+    replica: Replica
+
+    def on_consumer_ready(self, consumer: Any) -> None:
+        """Tell Celery's listeners and our supervisors that calls are taken."""
+        signals.worker_ready.send(sender=consumer)
+
+
+def run_replica(spec: ReplicaSpec) -> int:
+    """Be that replica until told to stop; answers the exit code."""
+    die_with_parent(signal.SIGTERM)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    log_to_terminal(spec.deployment)
+    assert spec.settings.broker_url is not None
+    keys = Keys(spec.settings.namespace)
+    client = connect(spec.settings.broker_url)
+    reports = Pool(client, keys, spec.record.name)
+    loop = asyncio.new_event_loop()
+    asyncio.set_event_loop(loop)
+    try:
+        replica, servable = loop.run_until_complete(_construct(spec, keys, Registry(client, keys)))
+    except BaseException as error:
+        _report(reports, spec, pool.FAILED, _explain(error))
+        return 1
+    gc.freeze()  # what is here now stays: the collector need not look at it again
+    _beat(spec, keys)
+    worker = _make_worker(spec, replica)
+    signals.worker_ready.connect(lambda **_: _report(reports, spec, pool.RUNNING), weak=False)
+    worker.start()
+    replica.plane.close()
+    _delete(servable)
+    return int(worker.exitcode or 0)
+
+
+async def _construct(spec: ReplicaSpec, keys: Keys, registry: Registry) -> tuple[Replica, Servable]:
+    settings, record = spec.settings, spec.record
+    codec = Codec(settings.secret_key)
+    plane = LoopPlane(settings, keys, codec, _Catalog(record, registry).find)
+    await plane.open()
+    current.install(plane, replica=True)
+    code = _load_code(spec, registry)
+    servable = Servable(code.func_or_class, code.init_args, code.init_kwargs or {})
+    enter_replica(ReplicaContext(record.name, spec.deployment, spec.name))
+    await servable.construct()
+    enter_replica(ReplicaContext(record.name, spec.deployment, spec.name, servable.instance))
+    if code.user_config is not None:
+        await servable.reconfigure(code.user_config)
+    replica = Replica(
+        name=spec.name,
+        deployment=spec.deployment,
+        servable=servable,
+        stepper=Stepper(record, keys, codec),
+        plane=plane,
+        keys=keys,
+        settings=settings,
+        record=record,
+    )
+    return replica, servable
+
+
+def _load_code(spec: ReplicaSpec, registry: Registry) -> DeploymentCode:
+    target = spec.target or spec.record.target
+    if not target:
+        data = registry.code(spec.record.name, spec.record.version)
+        return unpack_code(data, spec.settings.secret_key, spec.deployment)
+    code = import_code(target, spec.record.name)
+    if spec.deployment not in code:
+        raise QserveException(f"{target} has no deployment {spec.deployment!r}; it has: {', '.join(code)}")
+    return code[spec.deployment]
+
+
+class _Catalog:
+    """Applications as a replica knows them: its own as it was at the start, others as they are now."""
+
+    def __init__(self, own: ApplicationRecord, registry: Registry) -> None:
+        self._own = own
+        self._registry = registry
+
+    def find(self, app: str) -> ApplicationRecord:
+        """An application's record. A call to another application blocks for one look-up at the broker."""
+        return self._own if app == self._own.name else self._registry.get(app)
+
+
+def _make_worker(spec: ReplicaSpec, replica: Replica) -> ReplicaWorker:
+    celery = make_celery(spec.settings, replica.stream, spec.name)
+    worker = ReplicaWorker(
+        app=celery,
+        hostname=f"{spec.record.name}.{spec.name}@{socket.gethostname()}",
+        pool=ReplicaPool,
+        concurrency=1,
+        queues=[replica.stream],
+        without_mingle=True,
+        without_gossip=True,
+        without_heartbeat=True,
+        task_events=False,
+    )
+    worker.replica = replica
+    return worker
+
+
+def _report(reports: Pool, spec: ReplicaSpec, state: str, message: str = "") -> None:
+    status = ReplicaStatus(
+        spec.name, spec.deployment, spec.record.version, state, os.getpid(), socket.gethostname(), message
+    )
+    try:
+        reports.report(status)
+    except BrokerError as error:
+        log.error("replica %s cannot report that it is %s: %s", spec.name, state, error)
+
+
+def _explain(error: BaseException) -> str:
+    """The user's own part of the traceback; qserve's frames above it say nothing to them."""
+    if isinstance(error, QserveException):
+        return str(error)
+    here = os.path.dirname(__file__)
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if not frame.filename.startswith((here, os.path.dirname(pool.__file__)))]
+    lines = ["Traceback (most recent call last):\n", *traceback.format_list(own)]
+    return "".join(lines + traceback.format_exception_only(error)).rstrip()
+
+
+def _beat(spec: ReplicaSpec, keys: Keys) -> None:
+    """Renew the heartbeat from a thread: user code that holds the loop must not look like a lost host."""
+    assert spec.settings.broker_url is not None
+    client = connect(spec.settings.broker_url)
+    pause = threading.Event()
+
+    def run() -> None:
+        while True:
+            try:
+                with broker_errors():
+                    client.set(keys.beat(spec.name), "1", px=BEAT_TTL_MS)
+            except BrokerError as error:
+                log.debug("the heartbeat was not taken: %s", error)
+            pause.wait(BEAT_S)
+
+    threading.Thread(target=run, name="heartbeat", daemon=True).start()
+
+
+def _delete(servable: Servable) -> None:
+    try:
+        servable.destroy()
+    except Exception as error:
+        log.warning("__del__ of the replica failed: %s", error)
+    sys.stdout.flush()
+    sys.stderr.flush()

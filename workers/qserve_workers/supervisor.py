@@ -1,0 +1,303 @@
+"""The supervisor: compares the replicas that are wanted with those that are alive, and acts on the difference."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+from qserve.exceptions import BrokerError, ReplicaLost
+from qserve.keys import GROUP, Keys
+from qserve.log import get_logger
+from qserve.plane import functions
+from qserve.plane.connection import broker_errors, connect, load_functions
+from qserve.plane.transport import create_group
+from qserve.pool import FAILED, Pool
+from qserve.registry import ApplicationRecord, Registry
+from qserve.settings import Settings
+from qserve.wire.failure import Failure
+from qserve_workers.boot import ReplicaSpec, run_replica
+
+log = get_logger(__name__)
+TICK_S = 0.1
+SWEEP_S = 5.0
+DEATH_LIMIT = 3
+"""Deaths of a call's replica (the later ones while it ran alone) after which the call fails."""
+
+
+@dataclass(frozen=True)
+class Scope:
+    """What one supervisor runs.
+
+    Parameters:
+      app: The application; None for all that are registered.
+      deployment: One deployment; None for all of them.
+      replicas: Replicas on this host instead of the number in the deployment's options.
+      target: ``module:node`` to import instead of what was deployed.
+    """
+
+    app: str | None = None
+    deployment: str | None = None
+    replicas: int | None = None
+    target: str = ""
+
+    def wanted(self, record: ApplicationRecord) -> Iterator[tuple[str, int]]:
+        """The deployments of a version to run here, each with its number of replicas."""
+        if self.app not in (None, record.name):
+            return
+        for name, one in record.deployments.items():
+            if one.replicated and self.deployment in (None, name):
+                yield name, one.num_replicas if self.replicas is None else self.replicas
+
+
+@dataclass
+class Member:
+    """A replica that this supervisor started."""
+
+    pid: int
+    spec: ReplicaSpec
+    stream: str
+    stop_at: float | None = None
+
+
+@dataclass
+class Backoff:
+    """When a deployment whose replicas die early may be tried again: 0.1, 0.2, 0.4 ... 30 s."""
+
+    failures: int = 0
+    next_try: float = 0.0
+
+    def note(self, failed: bool, now: float) -> None:
+        """Take one end of a replica into account."""
+        self.failures = self.failures + 1 if failed else 0
+        self.next_try = now + min(30.0, 0.1 * 2 ** min(self.failures - 1, 9)) if failed else now
+
+
+@dataclass
+class Supervisor:
+    """Keeps the replicas of one host alive.
+
+    Parameters:
+      settings: Names the broker.
+      scope: What is to run here.
+      fork: Starts a replica and answers its process id; replaced in tests.
+    """
+
+    settings: Settings
+    scope: Scope = Scope()
+    fork: Callable[[ReplicaSpec], int] | None = None
+    members: dict[int, Member] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        assert self.settings.broker_url is not None
+        self._keys = Keys(self.settings.namespace)
+        self._client = connect(self.settings.broker_url)
+        self._registry = Registry(self._client, self._keys)
+        self._records: dict[tuple[str, str], ApplicationRecord] = {}
+        self._change = ""
+        self._backoffs: dict[str, Backoff] = {}
+        self._stopping = False
+        self._swept_at = time.monotonic()
+        self._missing: set[str] = set()
+
+    def run(self) -> None:
+        """Tick until told to stop, then stop every replica."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._on_signal)
+        while not self._stopping:
+            try:
+                self.tick()
+                # waiting for a change of the registry is the tick's pause
+                self._registry.wait_for_change(self._change, TICK_S)
+            except BrokerError as error:
+                log.warning("%s", error)
+                time.sleep(0.2)
+        self._stop_all()
+
+    def _on_signal(self, number: int, frame: object) -> None:
+        self._stopping = True
+
+    def tick(self) -> None:
+        """Bury the dead, hand over what they held, start what is missing, stop what is not wanted."""
+        self._read_registry()
+        self._bury()
+        wanted = self._wanted()
+        self._start_missing(wanted)
+        self._stop_surplus(wanted)
+        self._kill_overdue()
+        self._sweep()
+
+    # -- what is wanted ----------------------------------------------------------------------------
+
+    def _read_registry(self) -> None:
+        newest = self._registry.last_change()
+        if newest == self._change:
+            return
+        load_functions(self._client)
+        names = self._registry.names() if self.scope.app is None else [self.scope.app]
+        records = [record for name in names for record in self._registry.versions(name)]
+        self._records = {(record.name, record.version): record for record in records}
+        for record in records:
+            for deployment, _ in self.scope.wanted(record):
+                with broker_errors():
+                    create_group(self._client, record.stream(self._keys, deployment))
+        self._change = newest
+
+    def _wanted(self) -> dict[str, tuple[ApplicationRecord, str, int]]:
+        return {
+            record.stream(self._keys, deployment): (record, deployment, count)
+            for record in self._records.values()
+            for deployment, count in self.scope.wanted(record)
+        }
+
+    # -- the dead ----------------------------------------------------------------------------------
+
+    def _bury(self) -> None:
+        while self.members:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                return
+            member = self.members.pop(pid, None)
+            if member is not None:
+                self._on_death(member, os.waitstatus_to_exitcode(status))
+
+    def _on_death(self, member: Member, code: int) -> None:
+        spec = member.spec
+        expected = member.stop_at is not None
+        pool = Pool(self._client, self._keys, spec.record.name)
+        failed_start = code == 1 and any(one.name == spec.name and one.state == FAILED for one in pool.replicas())
+        if not expected and not failed_start:
+            how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+            log.warning("replica %s of %s died (%s); its calls are handed over", spec.name, spec.deployment, how)
+        moved = self.hand_over(member.stream, spec.name)
+        if moved:
+            log.info("%d calls of replica %s were handed over", moved, spec.name)
+        if not failed_start:
+            pool.remove(spec.name)
+        backoff = self._backoffs.setdefault(member.stream, Backoff())
+        backoff.note(failed_start, time.monotonic())
+
+    def hand_over(self, stream: str, consumer: str) -> int:
+        """Put what a dead replica held back on the queue; answers how many calls that were.
+
+        Crash before the call: the entries stay pending and the next sweep finds them. Crash after: they are
+        on the queue as new entries.
+        """
+        lost = Failure.of(ReplicaLost(f"its replica died {DEATH_LIMIT} times while running this call")).encode()
+        total = 0
+        while True:
+            with broker_errors():
+                command = functions.reclaim(stream, consumer, DEATH_LIMIT, lost, self._keys.request(""))
+                moved = int(self._client.execute_command(*command))
+            total += moved
+            if moved < 1000:
+                return total
+
+    def _sweep(self) -> None:
+        """Find consumers whose whole host is gone: no heartbeat at two looks in a row."""
+        now = time.monotonic()
+        if now - self._swept_at < SWEEP_S:
+            return
+        self._swept_at = now
+        mine = {member.spec.name for member in self.members.values()}
+        missing = set()
+        for stream in self._wanted():
+            with broker_errors():
+                consumers = self._client.xinfo_consumers(stream, GROUP)
+            for name in (one["name"].decode() for one in consumers):  # type: ignore[union-attr]
+                if name in mine or self._client.exists(self._keys.beat(name)):
+                    continue
+                if name in self._missing:
+                    log.warning("replica %s is gone without a word; its calls are handed over", name)
+                    self.hand_over(stream, name)
+                missing.add(name)
+        self._missing = missing
+
+    # -- the living --------------------------------------------------------------------------------
+
+    def _start_missing(self, wanted: dict[str, tuple[ApplicationRecord, str, int]]) -> None:
+        now = time.monotonic()
+        for stream, (record, deployment, count) in wanted.items():
+            backoff = self._backoffs.setdefault(stream, Backoff())
+            alive = sum(1 for one in self.members.values() if one.stream == stream and one.stop_at is None)
+            if now < backoff.next_try:
+                continue
+            for _ in range(count - alive):
+                self._start(record, deployment, stream)
+
+    def _start(self, record: ApplicationRecord, deployment: str, stream: str) -> None:
+        name = f"{deployment}-{socket.gethostname()}-{os.urandom(4).hex()}"
+        spec = ReplicaSpec(name, record, deployment, self.settings, self.scope.target)
+        pid = (self.fork or fork_replica)(spec)
+        self.members[pid] = Member(pid, spec, stream)
+
+    def _stop_surplus(self, wanted: dict[str, tuple[ApplicationRecord, str, int]]) -> None:
+        by_stream: dict[str, list[Member]] = {}
+        for member in self.members.values():
+            if member.stop_at is None:
+                by_stream.setdefault(member.stream, []).append(member)
+        for stream, members in by_stream.items():
+            keep = wanted[stream][2] if stream in wanted else 0
+            if stream not in wanted and not self._is_drained(stream, members[0]):
+                continue
+            for member in members[keep:]:
+                self._stop(member)
+
+    def _is_drained(self, stream: str, member: Member) -> bool:
+        """Whether a retired version has finished what was accepted, or has had its time for it."""
+        backoff = self._backoffs.setdefault(stream, Backoff())
+        if not backoff.failures:
+            backoff.failures, backoff.next_try = 1, time.monotonic() + self._grace_s(member)
+        with broker_errors():
+            return self._client.xlen(stream) == 0 or time.monotonic() > backoff.next_try
+
+    def _grace_s(self, member: Member) -> float:
+        return member.spec.record.deployments[member.spec.deployment].grace_s
+
+    def _stop(self, member: Member) -> None:
+        member.stop_at = time.monotonic() + self._grace_s(member) + 3.0
+        os.kill(member.pid, signal.SIGTERM)
+
+    def _kill_overdue(self) -> None:
+        for member in self.members.values():
+            if member.stop_at is not None and time.monotonic() > member.stop_at:
+                os.kill(member.pid, signal.SIGKILL)
+
+    def _stop_all(self) -> None:
+        for member in self.members.values():
+            if member.stop_at is None:
+                self._stop(member)
+        while self.members:
+            try:
+                self._bury()
+                self._kill_overdue()
+            except BrokerError as error:
+                log.warning("%s", error)
+            time.sleep(0.02)
+
+
+def fork_replica(spec: ReplicaSpec) -> int:
+    """Start a replica in a child of this process, which has imported the framework and no user code."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    pid = os.fork()
+    if pid:
+        return pid
+    code = 1
+    try:
+        code = run_replica(spec)
+    except BaseException:
+        log.exception("replica %s ended with an error", spec.name)
+    finally:
+        sys.stderr.flush()
+        # no interpreter shutdown: the supervisor's own exit handlers must not run here (reliability.md, 0.17)
+        os._exit(code)
+
+
