@@ -10,7 +10,6 @@ from typing import Any
 
 from qserve.application import record_of
 from qserve.code import code_of, pack_code
-from qserve.rollout import new_version, roll_out
 from qserve.exceptions import AppNotFound, PayloadError, QserveException
 from qserve.graph.compile import BuiltApplication, compile_application
 from qserve.handle import DeploymentHandle, RayServeSyncHandle
@@ -19,6 +18,7 @@ from qserve.options import check_route_prefix
 from qserve.plane import current
 from qserve.plane.client import ClientPlane
 from qserve.pool import Pool
+from qserve.rollout import new_version, roll_out
 from qserve.settings import DEFAULT_HOST, DEFAULT_PORT, Settings
 
 DEFAULT: Any = object()
@@ -60,8 +60,14 @@ def run(
       BrokerUnavailable: The broker does not answer.
     """
     if not name:
-        raise QserveException("an application's name must not be empty: leave `name` out, or give it one")
-    built = target if isinstance(target, BuiltApplication) else compile_application(target, app_name=name)
+        raise QserveException(
+            "an application's name must not be empty: leave `name` out, or give it one"
+        )
+    built = (
+        target
+        if isinstance(target, BuiltApplication)
+        else compile_application(target, app_name=name)
+    )
     prefix = built.route_prefix if route_prefix is DEFAULT else route_prefix
     if prefix is not None:
         check_route_prefix(prefix)
@@ -72,11 +78,15 @@ def run(
     return RayServeSyncHandle(built.ingress, name)
 
 
-def _roll_out(launch: Launch, built: BuiltApplication, prefix: str | None, timeout_s: float | None) -> None:
+def _roll_out(
+    launch: Launch, built: BuiltApplication, prefix: str | None, timeout_s: float | None
+) -> None:
     plane = current.plane()
     assert isinstance(plane, ClientPlane)
     if launch.settings.secret_key is None:
-        raise PayloadError("code travels to its replicas signed: set QSERVE_SECRET_KEY to a secret of your own")
+        raise PayloadError(
+            "code travels to its replicas signed: set QSERVE_SECRET_KEY to a secret of your own"
+        )
     code = pack_code(code_of(built), launch.settings.secret_key)
     record = record_of(built, new_version(), plane.codec, route_prefix=prefix, timeout_s=timeout_s)
     pool = Pool(plane.client, plane.keys, built.name)
@@ -113,7 +123,9 @@ def _block() -> None:
         shutdown()
 
 
-def start(*, host: str | None = None, port: int | None = None, detached: bool = True, **ignored: Any) -> None:
+def start(
+    *, host: str | None = None, port: int | None = None, detached: bool = True, **ignored: Any
+) -> None:
     """Start the broker, the workers and the gateway without an application; nothing when they run already.
 
     Parameters:
@@ -172,7 +184,9 @@ def get_deployment_handle(deployment_name: str, app_name: str = "default") -> De
     record = _application(app_name)
     if deployment_name not in record.deployments:
         known = ", ".join(record.deployments)
-        raise AppNotFound(f"application {app_name!r} has no deployment {deployment_name!r}; it has: {known}")
+        raise AppNotFound(
+            f"application {app_name!r} has no deployment {deployment_name!r}; it has: {known}"
+        )
     return DeploymentHandle(deployment_name, app_name)
 
 

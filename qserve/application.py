@@ -46,7 +46,9 @@ def record_of(
     driver = None if built.driver is None else _driver_record(built.driver)
     ingress = built.deployments[-1]
     deployments = {
-        one.name: _deployment_record(one.name, one.config, replicated=_is_replicated(one.func_or_class, driver))
+        one.name: _deployment_record(
+            one.name, one.config, replicated=_is_replicated(one.func_or_class, driver)
+        )
         for one in built.deployments
     }
     graphs = {}
@@ -55,7 +57,9 @@ def record_of(
             graphs[name] = dump_plan(plan, codec)
         except PayloadError as error:
             steps = ", ".join(step.deployment for step in plan.steps)
-            raise PayloadError(f"a value bound in the graph of {steps} cannot travel: {error}") from error
+            raise PayloadError(
+                f"a value bound in the graph of {steps} cannot travel: {error}"
+            ) from error
     return ApplicationRecord(
         name=built.name,
         version=version,

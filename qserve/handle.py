@@ -77,8 +77,14 @@ class _Handle:
           multiplexed_model_id: The model that the call is for.
           use_new_handle_api: True for one await (``DeploymentHandle``), False for two.
         """
-        given = {"method_name": method_name, "stream": stream, "multiplexed_model_id": multiplexed_model_id}
-        changed = replace(self._options, **{name: value for name, value in given.items() if value is not None})
+        given = {
+            "method_name": method_name,
+            "stream": stream,
+            "multiplexed_model_id": multiplexed_model_id,
+        }
+        changed = replace(
+            self._options, **{name: value for name, value in given.items() if value is not None}
+        )
         kind: type[_Handle] = type(self)
         if use_new_handle_api is not None and not isinstance(self, RayServeDAGHandle):
             kind = DeploymentHandle if use_new_handle_api else RayServeDeploymentHandle
@@ -98,7 +104,9 @@ class _Handle:
 
 
 class _DeploymentHandle(_Handle):
-    def __init__(self, deployment_name: str, app_name: str = "default", options: HandleOptions | None = None) -> None:
+    def __init__(
+        self, deployment_name: str, app_name: str = "default", options: HandleOptions | None = None
+    ) -> None:
         super().__init__(deployment_name, app_name, options or HandleOptions())
 
     @property
@@ -108,7 +116,9 @@ class _DeploymentHandle(_Handle):
 
     def _start(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Ref:
         options = self._call_options()
-        return current.plane().call(self.app_name, self._target, self._options.method_name, args, kwargs, options)
+        return current.plane().call(
+            self.app_name, self._target, self._options.method_name, args, kwargs, options
+        )
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_") and name != "__call__":
@@ -151,7 +161,9 @@ class RayServeDAGHandle(_Handle):
 
     _respond = RefTask
 
-    def __init__(self, graph_name: str, app_name: str = "default", options: HandleOptions | None = None) -> None:
+    def __init__(
+        self, graph_name: str, app_name: str = "default", options: HandleOptions | None = None
+    ) -> None:
         super().__init__(graph_name, app_name, options or HandleOptions())
 
     @property
@@ -180,7 +192,12 @@ def _arrive(kind: type[_Handle], target: str, app_name: str, options: HandleOpti
     return _restore(kind, target, app_name, options)
 
 
-_KINDS: list[type[_Handle]] = [RayServeDeploymentHandle, RayServeSyncHandle, DeploymentHandle, RayServeDAGHandle]
+_KINDS: list[type[_Handle]] = [
+    RayServeDeploymentHandle,
+    RayServeSyncHandle,
+    DeploymentHandle,
+    RayServeDAGHandle,
+]
 
 
 def _pack(handle: _Handle) -> list[Any]:

@@ -10,7 +10,6 @@ from pathlib import Path
 import click
 
 from qserve.application import record_of
-from qserve.rollout import READY_FOR_S, Progress, new_version, roll_out
 from qserve.exceptions import BrokerUnavailable, QserveException
 from qserve.graph.compile import BuiltApplication, compile_application
 from qserve.keys import Keys
@@ -19,6 +18,7 @@ from qserve.plane.connection import connect, load_functions
 from qserve.pool import Pool
 from qserve.process import die_with_parent_if_asked
 from qserve.registry import Registry
+from qserve.rollout import READY_FOR_S, Progress, new_version, roll_out
 from qserve.settings import Settings
 from qserve.target import load_target
 from qserve.wire.codec import Codec
@@ -28,13 +28,31 @@ _BROKER_FOR_S = 10.0
 
 @click.command()
 @click.argument("target", metavar="MODULE:NODE")
-@click.option("--route-prefix", metavar="PATH", help="Where the application answers. [default: the ingress's, or /]")
-@click.option("--name", default="default", show_default=True, metavar="APP", help="The application's name.")
+@click.option(
+    "--route-prefix",
+    metavar="PATH",
+    help="Where the application answers. [default: the ingress's, or /]",
+)
+@click.option(
+    "--name", default="default", show_default=True, metavar="APP", help="The application's name."
+)
 @click.option("--app-dir", default=".", show_default=True, help="Where MODULE is searched first.")
-@click.option("--broker", metavar="URL", help="The broker. [default: $QSERVE_BROKER_URL or $REDIS_URL]")
-@click.option("--timeout-s", default=READY_FOR_S, show_default=True, help="How long replicas may take to be ready.")
+@click.option(
+    "--broker", metavar="URL", help="The broker. [default: $QSERVE_BROKER_URL or $REDIS_URL]"
+)
+@click.option(
+    "--timeout-s",
+    default=READY_FOR_S,
+    show_default=True,
+    help="How long replicas may take to be ready.",
+)
 def deploy(
-    target: str, route_prefix: str | None, name: str, app_dir: str, broker: str | None, timeout_s: float
+    target: str,
+    route_prefix: str | None,
+    name: str,
+    app_dir: str,
+    broker: str | None,
+    timeout_s: float,
 ) -> None:
     """Register MODULE:NODE, wait until its replicas are ready, and switch over to it.
 
@@ -72,12 +90,24 @@ def _build(target: str, name: str) -> BuiltApplication:
         raise click.ClickException(str(error)) from error
     except Exception as error:
         # the user's own traceback, from the first frame that is theirs
-        frames = [one for one in traceback.extract_tb(error.__traceback__) if "importlib" not in one.filename]
-        own = [one for one in frames if Path(one.filename).parts[-2:-1] not in (("qserve",), ("cli",))]
+        frames = [
+            one
+            for one in traceback.extract_tb(error.__traceback__)
+            if "importlib" not in one.filename
+        ]
+        own = [
+            one for one in frames if Path(one.filename).parts[-2:-1] not in (("qserve",), ("cli",))
+        ]
         if own:
-            click.echo("Traceback (most recent call last):\n" + "".join(traceback.format_list(own)), nl=False, err=True)
+            click.echo(
+                "Traceback (most recent call last):\n" + "".join(traceback.format_list(own)),
+                nl=False,
+                err=True,
+            )
         click.echo("".join(traceback.format_exception_only(error)), nl=False, err=True)
-        raise click.ClickException(f"{target} cannot be loaded: {type(error).__name__}: {error}") from error
+        raise click.ClickException(
+            f"{target} cannot be loaded: {type(error).__name__}: {error}"
+        ) from error
 
 
 def _wait_for_broker(client: object) -> None:

@@ -20,15 +20,44 @@ _LOOK_S = 0.2
 
 @click.command()
 @click.argument("target", metavar="MODULE:NODE")
-@click.option("--host", default=DEFAULT_HOST, show_default=True, help="Address that the gateway listens on.")
-@click.option("--port", default=DEFAULT_PORT, show_default=True, type=click.IntRange(1, 65535), help="Its port.")
-@click.option("--route-prefix", metavar="PATH", help="Where the application answers. [default: the ingress's, or /]")
-@click.option("--name", default="default", show_default=True, metavar="APP", help="The application's name.")
+@click.option(
+    "--host", default=DEFAULT_HOST, show_default=True, help="Address that the gateway listens on."
+)
+@click.option(
+    "--port",
+    default=DEFAULT_PORT,
+    show_default=True,
+    type=click.IntRange(1, 65535),
+    help="Its port.",
+)
+@click.option(
+    "--route-prefix",
+    metavar="PATH",
+    help="Where the application answers. [default: the ingress's, or /]",
+)
+@click.option(
+    "--name", default="default", show_default=True, metavar="APP", help="The application's name."
+)
 @click.option("--app-dir", default=".", show_default=True, help="Where MODULE is searched first.")
-@click.option("--broker", metavar="URL", help="A broker to use. [default: $QSERVE_BROKER_URL, or an embedded one]")
-@click.option("--workers", default=1, show_default=True, type=click.IntRange(1), help="Processes of the gateway.")
+@click.option(
+    "--broker",
+    metavar="URL",
+    help="A broker to use. [default: $QSERVE_BROKER_URL, or an embedded one]",
+)
+@click.option(
+    "--workers",
+    default=1,
+    show_default=True,
+    type=click.IntRange(1),
+    help="Processes of the gateway.",
+)
 @click.option("--request-timeout-s", type=float, help="Deadline of a request. [default: 60]")
-@click.option("--show-errors", is_flag=True, default=None, help="Put user code's tracebacks into HTTP error bodies.")
+@click.option(
+    "--show-errors",
+    is_flag=True,
+    default=None,
+    help="Put user code's tracebacks into HTTP error bodies.",
+)
 def run(
     target: str,
     host: str,
@@ -48,14 +77,20 @@ def run(
         settings = Settings.from_env(
             broker_url=broker, request_timeout_s=request_timeout_s, show_errors=show_errors or None
         )
-        click.echo(f"qserve: starting {target} on {'the embedded broker' if not settings.broker_url else 'the broker'}")
-        launch = Launch(settings, host=host, port=port, gateway_workers=workers, import_paths=(app_dir,))
+        click.echo(
+            f"qserve: starting {target} on {'the embedded broker' if not settings.broker_url else 'the broker'}"
+        )
+        launch = Launch(
+            settings, host=host, port=port, gateway_workers=workers, import_paths=(app_dir,)
+        )
     except QserveException as error:
         raise click.ClickException(str(error)) from error
     try:
         _deploy(launch, target, name, route_prefix, app_dir)
         prefix = Registry(launch.client, launch.keys).get(name).route_prefix
-        click.echo(f"qserve: ready in {time.monotonic() - began:.1f} s: {launch.url}{prefix or ''}  (Ctrl-C stops it)")
+        click.echo(
+            f"qserve: ready in {time.monotonic() - began:.1f} s: {launch.url}{prefix or ''}  (Ctrl-C stops it)"
+        )
         while True:
             launch.check()
             time.sleep(_LOOK_S)
@@ -65,13 +100,25 @@ def run(
         launch.stop()
         raise click.ClickException(str(error)) from error
     finally:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C must not leave half of it running
+        signal.signal(
+            signal.SIGINT, signal.SIG_IGN
+        )  # a second Ctrl-C must not leave half of it running
         launch.stop()
 
 
 def _deploy(launch: Launch, target: str, name: str, route_prefix: str | None, app_dir: str) -> None:
     """Run ``qserve deploy`` in a process of its own: this one stays free of user code."""
-    command = [sys.executable, "-m", "qserve", "deploy", target, "--name", name, "--app-dir", app_dir]
+    command = [
+        sys.executable,
+        "-m",
+        "qserve",
+        "deploy",
+        target,
+        "--name",
+        name,
+        "--app-dir",
+        app_dir,
+    ]
     if route_prefix is not None:
         command += ["--route-prefix", route_prefix]
     child = Child("qserve deploy", command, launch.settings.to_env())

@@ -36,7 +36,12 @@ class Servable:
       init_args, init_kwargs: Bound arguments, with handles in the place of bound deployments.
     """
 
-    def __init__(self, func_or_class: Callable[..., Any], init_args: tuple[Any, ...], init_kwargs: Mapping[str, Any]):
+    def __init__(
+        self,
+        func_or_class: Callable[..., Any],
+        init_args: tuple[Any, ...],
+        init_kwargs: Mapping[str, Any],
+    ):
         self._target = func_or_class
         self._args = init_args
         self._kwargs = dict(init_kwargs)
@@ -63,7 +68,9 @@ class Servable:
     def _adapted_arguments(self, init: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Handles of the newer kind where the constructor's annotation asks for them."""
         try:
-            wanted = {name for name, hint in get_type_hints(init).items() if hint is DeploymentHandle}
+            wanted = {
+                name for name, hint in get_type_hints(init).items() if hint is DeploymentHandle
+            }
             bound = inspect.signature(init).bind(None, *self._args, **self._kwargs)
         except Exception:  # annotations that do not resolve, or arguments that do not fit: Python will say it better
             return self._args, self._kwargs

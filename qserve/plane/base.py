@@ -58,7 +58,14 @@ class Plane(Protocol):
     ) -> Ref:
         """Start one method of a deployment."""
 
-    def run(self, app: str, graph: str, args: Sequence[Any], kwargs: Mapping[str, Any], options: CallOptions) -> Ref:
+    def run(
+        self,
+        app: str,
+        graph: str,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        options: CallOptions,
+    ) -> Ref:
         """Start a graph of an application on this input."""
 
     def wait(self, ref: Ref, timeout_s: float | None) -> bool:

@@ -37,7 +37,9 @@ def plane() -> Plane:
     """
     if _plane is None:
         if _connect is None:
-            raise BrokerUnavailable("call qserve.run(...) first, or set QSERVE_BROKER_URL to the broker's address")
+            raise BrokerUnavailable(
+                "call qserve.run(...) first, or set QSERVE_BROKER_URL to the broker's address"
+            )
         install(_connect())
         assert _plane is not None
     return _plane
@@ -46,4 +48,3 @@ def plane() -> Plane:
 def installed() -> Plane | None:
     """The plane of this process when there is one."""
     return _plane
-

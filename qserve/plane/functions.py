@@ -107,7 +107,14 @@ def submit(
         }
         # Lua's cmsgpack reads byte strings only in msgpack's old "raw" form
         body = msgpack.packb(waiter, use_bin_type=False)
-        refs += (item.request, body, 2 + streams.index(item.stream), item.step, item.needs, item.slot)
+        refs += (
+            item.request,
+            body,
+            2 + streams.index(item.stream),
+            item.step,
+            item.needs,
+            item.slot,
+        )
     caps = [(limits or {}).get(stream, -1) for stream in streams]
     keys = (request, *streams)
     return (
@@ -151,6 +158,8 @@ def close(request: str, request_id: str, state: str, payload: bytes) -> Command:
     return ("FCALL", _CLOSE, 1, request, request_id, state, payload)
 
 
-def reclaim(stream: str, consumer: str, death_limit: int, failure: bytes, request_prefix: str) -> Command:
+def reclaim(
+    stream: str, consumer: str, death_limit: int, failure: bytes, request_prefix: str
+) -> Command:
     """Hand over what a dead consumer held: answers the number of its calls."""
     return ("FCALL", _RECLAIM, 1, stream, consumer, death_limit, failure, request_prefix)

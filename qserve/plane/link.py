@@ -32,7 +32,9 @@ class Link(asyncio.Protocol):
     def __init__(self, on_lost: Callable[[list[OnReply]], None]) -> None:
         self._on_lost = on_lost
         self._waiting: deque[OnReply] = deque()
-        self._reader = hiredis.Reader(replyError=hiredis.ReplyError, protocolError=hiredis.ProtocolError)
+        self._reader = hiredis.Reader(
+            replyError=hiredis.ReplyError, protocolError=hiredis.ProtocolError
+        )
         self._transport: asyncio.Transport | None = None
 
     @classmethod

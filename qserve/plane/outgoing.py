@@ -50,7 +50,12 @@ class Composer:
     """
 
     def __init__(
-        self, settings: Settings, keys: Keys, value_codec: Codec, mailbox: str, find: Callable[[str], ApplicationRecord]
+        self,
+        settings: Settings,
+        keys: Keys,
+        value_codec: Codec,
+        mailbox: str,
+        find: Callable[[str], ApplicationRecord],
     ) -> None:
         self.codec = value_codec
         self._settings = settings
@@ -59,7 +64,13 @@ class Composer:
         self._find = find
 
     def call(
-        self, app: str, deployment: str, method: str, args: Sequence[Any], kwargs: Mapping[str, Any], options: CallOptions
+        self,
+        app: str,
+        deployment: str,
+        method: str,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        options: CallOptions,
     ) -> Submission:
         """A direct call of one method; a call of the application's driver runs its graph."""
         record = self._find(app)
@@ -82,12 +93,21 @@ class Composer:
         return self._submission(record, request_id, header, deadline_ms, moves, waits, options)
 
     def _drive(
-        self, record: ApplicationRecord, method: str, args: Sequence[Any], kwargs: Mapping[str, Any], options: CallOptions
+        self,
+        record: ApplicationRecord,
+        method: str,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        options: CallOptions,
     ) -> Submission:
         graph = ""
         if method == "predict_with_route":
             graph, args = str(args[0]) if args else "", args[1:]
-        if graph not in record.graphs or method not in ("predict", "predict_with_route", "__call__"):
+        if graph not in record.graphs or method not in (
+            "predict",
+            "predict_with_route",
+            "__call__",
+        ):
             what = (
                 f"{graph} does not exist in dags routes"
                 if method == "predict_with_route"
@@ -96,10 +116,19 @@ class Composer:
             )
             return self._ended(QserveException(what))
         if record.driver and graph in record.driver.direct:
-            return self.call(record.name, record.driver.direct[graph], "__call__", args, kwargs, options)
+            return self.call(
+                record.name, record.driver.direct[graph], "__call__", args, kwargs, options
+            )
         return self.run(record.name, graph, args, kwargs, options)
 
-    def run(self, app: str, graph: str, args: Sequence[Any], kwargs: Mapping[str, Any], options: CallOptions) -> Submission:
+    def run(
+        self,
+        app: str,
+        graph: str,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        options: CallOptions,
+    ) -> Submission:
         """A graph on an input. An input part that is missing fails the request, not the caller."""
         record = self._find(app)
         plan, _ = record.plans[graph]
@@ -117,7 +146,9 @@ class Composer:
         failure = Failure.of(error, "" if isinstance(error, QserveException) else deployment)
         return Submission("", 0, outcome=Outcome("f", failure.encode()))
 
-    def _header(self, record: ApplicationRecord, graph: str | None, options: CallOptions) -> tuple[str, bytes, int]:
+    def _header(
+        self, record: ApplicationRecord, graph: str | None, options: CallOptions
+    ) -> tuple[str, bytes, int]:
         request_id = os.urandom(16).hex()
         timeout_s = options.timeout_s or record.timeout_s or self._settings.request_timeout_s
         deadline_ms = int((time.time() + timeout_s) * 1000)
@@ -140,7 +171,9 @@ class Composer:
         waits: Sequence[Awaited],
         options: CallOptions,
     ) -> Submission:
-        keep_s = self._settings.result_ttl_s if options.result_ttl_s is None else options.result_ttl_s
+        keep_s = (
+            self._settings.result_ttl_s if options.result_ttl_s is None else options.result_ttl_s
+        )
         keep_ms = int(keep_s * 1000)
         life_ms = max(0, deadline_ms - int(time.time() * 1000)) + keep_ms + _LIFE_MARGIN_MS
         command = functions.submit(
@@ -159,7 +192,11 @@ class Composer:
 
 
 def pack_moves(
-    moves: Sequence[Send | Fill | AnswerMove], record: ApplicationRecord, plan: Plan, keys: Keys, value_codec: Codec
+    moves: Sequence[Send | Fill | AnswerMove],
+    record: ApplicationRecord,
+    plan: Plan,
+    keys: Keys,
+    value_codec: Codec,
 ) -> list[Move] | bytes:
     """A graph's moves for the broker; bytes when the request is answered at once."""
     packed: list[Move] = []
@@ -193,7 +230,11 @@ def _take_refs(
             refs.append(ref)
         return Slot(refs.index(ref) + 1)
 
-    return [place(value) for value in args], {name: place(value) for name, value in kwargs.items()}, refs
+    return (
+        [place(value) for value in args],
+        {name: place(value) for name, value in kwargs.items()},
+        refs,
+    )
 
 
 def _pack_ref(ref: Ref) -> list[Any]:
@@ -213,5 +254,8 @@ def _unpack_ref(packed: list[Any]) -> Ref:
 codec.register(31, Ref, _pack_ref, _unpack_ref)
 codec.register(32, RefTask, lambda task: _pack_ref(task.ref), _unpack_ref)
 codec.register(
-    33, DeploymentResponse, lambda response: _pack_ref(response.ref), lambda packed: DeploymentResponse(_unpack_ref(packed))
+    33,
+    DeploymentResponse,
+    lambda response: _pack_ref(response.ref),
+    lambda packed: DeploymentResponse(_unpack_ref(packed)),
 )

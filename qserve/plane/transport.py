@@ -116,7 +116,11 @@ class Channel(virtual.Channel):  # type: ignore[misc]
     # -- queues ------------------------------------------------------------------------------------
 
     def _is_control(self, queue: str) -> bool:
-        return queue in self._fanouts or queue.endswith(_CONTROL_PREFIXES) or queue.startswith(_CONTROL_PREFIXES)
+        return (
+            queue in self._fanouts
+            or queue.endswith(_CONTROL_PREFIXES)
+            or queue.startswith(_CONTROL_PREFIXES)
+        )
 
     def _new_queue(self, queue: str, **kwargs: Any) -> None:
         if not self._is_control(queue):
@@ -137,10 +141,14 @@ class Channel(virtual.Channel):  # type: ignore[misc]
         else:
             self.client.xadd(queue, {"m": body})
 
-    def _put_fanout(self, exchange: str, message: dict[str, Any], routing_key: str, **kwargs: Any) -> None:
+    def _put_fanout(
+        self, exchange: str, message: dict[str, Any], routing_key: str, **kwargs: Any
+    ) -> None:
         key = self.keys.fanout(exchange)
         with self.client.pipeline() as pipe:
-            pipe.xadd(key, {"m": msgpack.packb(message)}, maxlen=64).pexpire(key, CONTROL_TTL_MS).execute()
+            pipe.xadd(key, {"m": msgpack.packb(message)}, maxlen=64).pexpire(
+                key, CONTROL_TTL_MS
+            ).execute()
 
     def _size(self, queue: str) -> int:
         if self._is_control(queue):
@@ -148,7 +156,9 @@ class Channel(virtual.Channel):  # type: ignore[misc]
         return int(self.client.xlen(queue))  # type: ignore[arg-type]
 
     def _has_queue(self, queue: str, **kwargs: Any) -> bool:
-        return bool(self.client.exists(self.keys.control(queue) if self._is_control(queue) else queue))
+        return bool(
+            self.client.exists(self.keys.control(queue) if self._is_control(queue) else queue)
+        )
 
     def _purge(self, queue: str) -> int:
         size = self._size(queue)
@@ -172,7 +182,12 @@ class Channel(virtual.Channel):  # type: ignore[misc]
             pipe.xack(tag.stream, GROUP, tag.entry_id).xdel(tag.stream, tag.entry_id).execute()
 
     def basic_consume(
-        self, queue: str, no_ack: bool, callback: Callable[[Any], None], consumer_tag: str, **kwargs: Any
+        self,
+        queue: str,
+        no_ack: bool,
+        callback: Callable[[Any], None],
+        consumer_tag: str,
+        **kwargs: Any,
     ) -> None:
         """Register a consumer; raw messages come as ``Delivery`` (calls) or payloads (everything else)."""
         super().basic_consume(queue, no_ack, callback, consumer_tag, **kwargs)
@@ -291,5 +306,3 @@ def create_group(client: redis.Redis, stream: str) -> None:
     except redis.ResponseError as error:
         if not str(error).startswith("BUSYGROUP"):
             raise
-
-

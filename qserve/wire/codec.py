@@ -39,7 +39,9 @@ _by_type: dict[type, Extension] = {}
 _by_code: dict[int, Extension] = {}
 
 
-def register(code: int, kind: type, pack: Callable[[Any], Any], unpack: Callable[[Any], Any]) -> None:
+def register(
+    code: int, kind: type, pack: Callable[[Any], Any], unpack: Callable[[Any], Any]
+) -> None:
     """Let values of exactly the type ``kind`` travel under the extension ``code`` (1 to 127)."""
     extension = Extension(code, kind, pack, unpack)
     _by_type[kind] = _by_code[code] = extension
@@ -48,7 +50,11 @@ def register(code: int, kind: type, pack: Callable[[Any], Any], unpack: Callable
 def _pack_array(array: Any) -> list[Any]:
     if array.dtype.hasobject:
         raise TypeError
-    return [array.dtype.str if not array.dtype.names else array.dtype.descr, list(array.shape), array.tobytes()]
+    return [
+        array.dtype.str if not array.dtype.names else array.dtype.descr,
+        list(array.shape),
+        array.tobytes(),
+    ]
 
 
 def _unpack_array(packed: list[Any]) -> Any:
@@ -111,8 +117,16 @@ class Codec:
         self._idle: list[msgpack.Packer] = []
 
     def _pack(self, value: Any) -> bytes:
-        packer = self._idle.pop() if self._idle else msgpack.Packer(
-            default=self._default, strict_types=True, use_bin_type=True, unicode_errors="surrogatepass", buf_size=4096
+        packer = (
+            self._idle.pop()
+            if self._idle
+            else msgpack.Packer(
+                default=self._default,
+                strict_types=True,
+                use_bin_type=True,
+                unicode_errors="surrogatepass",
+                buf_size=4096,
+            )
         )
         data: bytes = packer.pack(value)
         self._idle.append(packer)
@@ -131,7 +145,9 @@ class Codec:
         except Exception as error:
             if isinstance(error, RecursionError) or "recursion" in str(error):
                 error = PayloadError("it is nested too deeply, or contains itself")
-            raise PayloadError(f"a value of type {type(value).__name__!r} cannot travel: {error}") from error
+            raise PayloadError(
+                f"a value of type {type(value).__name__!r} cannot travel: {error}"
+            ) from error
         if len(data) > self._max_bytes:
             raise PayloadError(
                 f"a value of type {type(value).__name__!r} takes {len(data)} bytes; the limit is {self._max_bytes}"
@@ -154,7 +170,9 @@ class Codec:
         try:
             return sign(self._key, cloudpickle.dumps(value))
         except Exception as error:
-            raise PayloadError(f"a value of type {type(value).__qualname__!r} cannot be pickled: {error}") from error
+            raise PayloadError(
+                f"a value of type {type(value).__qualname__!r} cannot be pickled: {error}"
+            ) from error
 
     def decode(self, data: bytes) -> Any:
         """Decode one value.
@@ -164,7 +182,11 @@ class Codec:
         """
         try:
             return msgpack.unpackb(
-                data, ext_hook=self._extension, strict_map_key=False, raw=False, unicode_errors="surrogatepass"
+                data,
+                ext_hook=self._extension,
+                strict_map_key=False,
+                raw=False,
+                unicode_errors="surrogatepass",
             )
         except PayloadError:
             raise
@@ -176,7 +198,9 @@ class Codec:
             return self._unpickle(data)
         extension = _by_code.get(code)
         if extension is None:
-            raise PayloadError(f"unknown extension {code}: was this value written by a newer qserve?")
+            raise PayloadError(
+                f"unknown extension {code}: was this value written by a newer qserve?"
+            )
         return extension.unpack(self.decode(data))
 
     def _unpickle(self, signed: bytes) -> Any:

@@ -39,7 +39,14 @@ class Failure:
 
     def encode(self) -> bytes:
         """The failure as msgpack."""
-        parts = [self.module, self.type, self.message, self.traceback, self.deployment, list(self.args)]
+        parts = [
+            self.module,
+            self.type,
+            self.message,
+            self.traceback,
+            self.deployment,
+            list(self.args),
+        ]
         return msgpack.packb(parts, unicode_errors="replace")  # type: ignore[no-any-return]
 
     @classmethod
@@ -85,7 +92,9 @@ class Failure:
 def _rebuild(kind: type[TaskError], args: tuple[Any, ...]) -> Any:
     try:
         error = kind.__new__(kind, *args)
-    except Exception:  # the original type refuses its own arguments: the general error still says it all
+    except (
+        Exception
+    ):  # the original type refuses its own arguments: the general error still says it all
         error = TaskError.__new__(TaskError)
     error.args = args
     return error
@@ -99,7 +108,11 @@ def _task_error(module: str, qualname: str) -> type[TaskError]:
     if issubclass(original, RequestError):
         return type(original.__name__, (_Text, original), {})
     try:
-        return type(f"TaskError({original.__name__})", (_Text, original), {"__init__": lambda self, *a, **k: None})
+        return type(
+            f"TaskError({original.__name__})",
+            (_Text, original),
+            {"__init__": lambda self, *a, **k: None},
+        )
     except TypeError:  # a type that cannot be subclassed, or whose layout clashes
         return _Text
 
@@ -113,7 +126,11 @@ def _loaded_exception(module: str, qualname: str) -> type[Exception] | None:
 
 class _Text(TaskError):
     def __str__(self) -> str:
-        head = f"{self.remote_type}: {self.remote_message}" if self.remote_message else self.remote_type
+        head = (
+            f"{self.remote_type}: {self.remote_message}"
+            if self.remote_message
+            else self.remote_type
+        )
         where = f" (in deployment {self.deployment!r})" if self.deployment else ""
         return f"{head}{where}\n\n{self.remote_traceback}".rstrip()
 

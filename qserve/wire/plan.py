@@ -27,10 +27,18 @@ def dump_plan(plan: Plan, codec: Codec) -> list[Any]:
     """The plan as plain lists, each step's arguments encoded with ``codec``."""
     return [
         [
-            [step.deployment, step.method, step.needs, codec.encode([list(step.args), dict(step.kwargs)])]
+            [
+                step.deployment,
+                step.method,
+                step.needs,
+                codec.encode([list(step.args), dict(step.kwargs)]),
+            ]
             for step in plan.steps
         ],
-        [[_dump_source(source), [list(target) for target in targets]] for source, targets in plan.feeds.items()],
+        [
+            [_dump_source(source), [list(target) for target in targets]]
+            for source, targets in plan.feeds.items()
+        ],
         _dump_source(plan.output),
     ]
 
@@ -39,8 +47,13 @@ def load_plan(parts: list[Any]) -> tuple[Plan, tuple[Template, ...]]:
     """What ``dump_plan`` wrote: the plan without arguments, and each step's arguments as a template."""
     steps, feeds, output = parts
     plan = Plan(
-        steps=tuple(Step(deployment=name, method=method, needs=needs) for name, method, needs, _ in steps),
-        feeds={_load_source(source): tuple((step, slot) for step, slot in targets) for source, targets in feeds},
+        steps=tuple(
+            Step(deployment=name, method=method, needs=needs) for name, method, needs, _ in steps
+        ),
+        feeds={
+            _load_source(source): tuple((step, slot) for step, slot in targets)
+            for source, targets in feeds
+        },
         output=_load_source(output),
     )
     return plan, tuple(Template(data) for *_, data in steps)

@@ -139,39 +139,46 @@ SEVERAL = Request(
     {"k": 7, "z": None},
     lambda inp: [(inp[0], 5), (inp[1], "six"), (inp.k, 7), (inp["k"], 7), (inp.z, None)],
 )
+MIXED = Request((5,), {"k": 7}, lambda inp: [(inp[0], 5), (inp.k, 7)])
 KEYWORD = Request((), {"k": 7}, lambda inp: [(inp.k, 7), (inp["k"], 7)])
 
 
 def arguments(sources: list[DAGNode]) -> st.SearchStrategy[Any]:
     """Nodes, constants, and containers of both."""
-    atoms = st.sampled_from(sources) | st.integers(0, 9) | st.sampled_from(["text", None, True])
-    return atoms | st.recursive(
+    nodes = st.sampled_from(sources)
+    atoms = st.one_of(nodes, nodes, nodes, st.integers(0, 9), st.sampled_from(["text", None]))
+    return st.one_of(
+        nodes,
         atoms,
-        lambda inner: (
-            st.lists(inner, max_size=3)
-            | st.tuples(inner, inner)
-            | st.dictionaries(st.sampled_from("pqr"), inner, max_size=3)
-        ),
-        max_leaves=5,
+        st.lists(atoms, min_size=1, max_size=3),
+        st.tuples(atoms, st.lists(atoms, max_size=2)),
+        st.dictionaries(st.sampled_from("pqr"), atoms | st.lists(atoms, max_size=2), max_size=2),
     )
 
 
 @st.composite
 def graphs(draw: st.DrawFn) -> tuple[Request, dict[DAGNode, Any], DAGNode]:
     """A request, the values of its parts, and a random graph that reads them."""
-    request = draw(st.sampled_from([LIST, DICT, OBJECT, SEVERAL, KEYWORD]))
+    request = draw(st.sampled_from([LIST, DICT, OBJECT, SEVERAL, MIXED, KEYWORD]))
     models = [Model.bind(), Model.bind()]
     with InputNode() as inp:
         parts = request.parts(inp)
     sources: list[DAGNode] = [node for node, _ in parts]
-    for _ in range(draw(st.integers(1, 14))):
-        # Half of the draws come from the newest nodes, for depth; the rest is for sharing.
+    unused: dict[DAGNode, None] = {}
+    for _ in range(draw(st.integers(1, 10))):
+        # Half of the positional draws come from the newest nodes, for depth; the rest is sharing.
         recent = sources[-3:] if draw(st.booleans()) else sources
         args = draw(st.lists(arguments(recent), max_size=3))
         kwargs = draw(st.dictionaries(st.sampled_from("uvw"), arguments(sources), max_size=2))
-        called = draw(st.sampled_from([step, models[0].forward, models[1].forward]))
-        sources.append(called.bind(*args, **kwargs))
-    return request, dict(parts), sources[-1]
+        node = draw(st.sampled_from([step, models[0].forward, models[1].forward])).bind(
+            *args, **kwargs
+        )
+        for child in node.get_all_child_nodes():
+            unused.pop(child, None)
+        unused[node] = None
+        sources.append(node)
+    # The root needs whatever nobody else does, so that every node is reached.
+    return request, dict(parts), step.bind(*unused, [*unused][:2])
 
 
 @settings(max_examples=100, deadline=None)

@@ -21,7 +21,7 @@ def make_celery(settings: Settings, stream: str = "", consumer: str = "") -> Cel
       stream: The deployment's queue; "" for an application that only inspects and controls.
       consumer: The replica's name in the consumer group.
     """
-    app = Celery("qserve", broker=f"{ALIAS}://", backend=None, set_as_current=False)
+    app = Celery("qserve", broker=f"{ALIAS}://localhost//", backend=None, set_as_current=False)
     queues = [Queue(stream, routing_key=stream)] if stream else []
     app.conf.update(
         broker_transport_options={

@@ -125,7 +125,9 @@ def _load_code(spec: ReplicaSpec, registry: Registry) -> DeploymentCode:
         return unpack_code(data, spec.settings.secret_key, spec.deployment)
     code = import_code(target, spec.record.name)
     if spec.deployment not in code:
-        raise QserveException(f"{target} has no deployment {spec.deployment!r}; it has: {', '.join(code)}")
+        raise QserveException(
+            f"{target} has no deployment {spec.deployment!r}; it has: {', '.join(code)}"
+        )
     return code[spec.deployment]
 
 
@@ -160,7 +162,13 @@ def _make_worker(spec: ReplicaSpec, replica: Replica) -> ReplicaWorker:
 
 def _report(reports: Pool, spec: ReplicaSpec, state: str, message: str = "") -> None:
     status = ReplicaStatus(
-        spec.name, spec.deployment, spec.record.version, state, os.getpid(), socket.gethostname(), message
+        spec.name,
+        spec.deployment,
+        spec.record.version,
+        state,
+        os.getpid(),
+        socket.gethostname(),
+        message,
     )
     try:
         reports.report(status)
@@ -174,7 +182,11 @@ def _explain(error: BaseException) -> str:
         return str(error)
     here = os.path.dirname(__file__)
     frames = traceback.extract_tb(error.__traceback__)
-    own = [frame for frame in frames if not frame.filename.startswith((here, os.path.dirname(pool.__file__)))]
+    own = [
+        frame
+        for frame in frames
+        if not frame.filename.startswith((here, os.path.dirname(pool.__file__)))
+    ]
     lines = ["Traceback (most recent call last):\n", *traceback.format_list(own)]
     return "".join(lines + traceback.format_exception_only(error)).rstrip()
 

@@ -18,11 +18,21 @@ from qserve_workers.supervisor import Scope, Supervisor
 
 @click.command()
 @click.argument("target", required=False, metavar="[MODULE:NODE]")
-@click.option("--deployment", metavar="NAME", help="Run only this deployment. [default: all of the application]")
-@click.option("--replicas", type=click.IntRange(0), help="Replicas on this host. [default: the deployment's option]")
+@click.option(
+    "--deployment",
+    metavar="NAME",
+    help="Run only this deployment. [default: all of the application]",
+)
+@click.option(
+    "--replicas",
+    type=click.IntRange(0),
+    help="Replicas on this host. [default: the deployment's option]",
+)
 @click.option("--name", metavar="APP", help="The application. [default: every registered one]")
 @click.option("--app-dir", default=".", show_default=True, help="Where MODULE is searched first.")
-@click.option("--broker", metavar="URL", help="The broker. [default: $QSERVE_BROKER_URL or $REDIS_URL]")
+@click.option(
+    "--broker", metavar="URL", help="The broker. [default: $QSERVE_BROKER_URL or $REDIS_URL]"
+)
 def worker(
     target: str | None,
     deployment: str | None,

@@ -42,7 +42,9 @@ class AsyncConsumer(Consumer):  # type: ignore[misc]
         return on_task_received
 
 
-def _run_loop(consumer: Any, connection: Any, task_consumer: Any, blueprint: Any, *args: Any, **kwargs: Any) -> None:
+def _run_loop(
+    consumer: Any, connection: Any, task_consumer: Any, blueprint: Any, *args: Any, **kwargs: Any
+) -> None:
     replica: Replica = consumer.controller.replica
     consumer.task_consumer.on_message = consumer.create_task_handler()
     fetcher = Fetcher(replica, task_consumer, lambda: blueprint.state == bootsteps.RUN)
@@ -98,7 +100,11 @@ class Fetcher:
                 self._link, self._reading = link, False
                 self._ask()
                 return
-            except (BrokerUnavailable, hiredis.ReplyError, *self._channel.connection.connection_errors) as error:
+            except (
+                BrokerUnavailable,
+                hiredis.ReplyError,
+                *self._channel.connection.connection_errors,
+            ) as error:
                 log.warning("the queue cannot be read: %s", error)
                 await asyncio.sleep(pause_s)
                 pause_s = min(pause_s * 2, 2.0)
@@ -135,7 +141,10 @@ class Fetcher:
             return
         if reply:
             for stream, entries in reply:
-                pairs = [(entry_id, dict(zip(fields[::2], fields[1::2], strict=True))) for entry_id, fields in entries]
+                pairs = [
+                    (entry_id, dict(zip(fields[::2], fields[1::2], strict=True)))
+                    for entry_id, fields in entries
+                ]
                 self._channel.deliver(stream.decode(), pairs)
             # what the calls caused leaves before the next read is asked for: other replicas wait for it
             self._replica.plane.flush()

@@ -25,4 +25,9 @@ class ReplicaPool(BasePool):  # type: ignore[misc]
         threading.Thread(target=function, args=args, name="remote-control", daemon=True).start()
 
     def _get_info(self) -> dict[str, Any]:
-        return {"implementation": "qserve", "max-concurrency": 1, "processes": [os.getpid()], "timeouts": ()}
+        return {
+            "implementation": "qserve",
+            "max-concurrency": 1,
+            "processes": [os.getpid()],
+            "timeouts": (),
+        }

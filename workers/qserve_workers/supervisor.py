@@ -172,10 +172,17 @@ class Supervisor:
         spec = member.spec
         expected = member.stop_at is not None
         pool = Pool(self._client, self._keys, spec.record.name)
-        failed_start = code == 1 and any(one.name == spec.name and one.state == FAILED for one in pool.replicas())
+        failed_start = code == 1 and any(
+            one.name == spec.name and one.state == FAILED for one in pool.replicas()
+        )
         if not expected and not failed_start:
             how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
-            log.warning("replica %s of %s died (%s); its calls are handed over", spec.name, spec.deployment, how)
+            log.warning(
+                "replica %s of %s died (%s); its calls are handed over",
+                spec.name,
+                spec.deployment,
+                how,
+            )
         moved = self.hand_over(member.stream, spec.name)
         if moved:
             log.info("%d calls of replica %s were handed over", moved, spec.name)
@@ -190,11 +197,15 @@ class Supervisor:
         Crash before the call: the entries stay pending and the next sweep finds them. Crash after: they are
         on the queue as new entries.
         """
-        lost = Failure.of(ReplicaLost(f"its replica died {DEATH_LIMIT} times while running this call")).encode()
+        lost = Failure.of(
+            ReplicaLost(f"its replica died {DEATH_LIMIT} times while running this call")
+        ).encode()
         total = 0
         while True:
             with broker_errors():
-                command = functions.reclaim(stream, consumer, DEATH_LIMIT, lost, self._keys.request(""))
+                command = functions.reclaim(
+                    stream, consumer, DEATH_LIMIT, lost, self._keys.request("")
+                )
                 moved = int(self._client.execute_command(*command))
             total += moved
             if moved < 1000:
@@ -215,7 +226,9 @@ class Supervisor:
                 if name in mine or self._client.exists(self._keys.beat(name)):
                     continue
                 if name in self._missing:
-                    log.warning("replica %s is gone without a word; its calls are handed over", name)
+                    log.warning(
+                        "replica %s is gone without a word; its calls are handed over", name
+                    )
                     self.hand_over(stream, name)
                 missing.add(name)
         self._missing = missing
@@ -226,7 +239,9 @@ class Supervisor:
         now = time.monotonic()
         for stream, (record, deployment, count) in wanted.items():
             backoff = self._backoffs.setdefault(stream, Backoff())
-            alive = sum(1 for one in self.members.values() if one.stream == stream and one.stop_at is None)
+            alive = sum(
+                1 for one in self.members.values() if one.stream == stream and one.stop_at is None
+            )
             if now < backoff.next_try:
                 continue
             for _ in range(count - alive):
@@ -299,5 +314,3 @@ def fork_replica(spec: ReplicaSpec) -> int:
         sys.stderr.flush()
         # no interpreter shutdown: the supervisor's own exit handlers must not run here (reliability.md, 0.17)
         os._exit(code)
-
-

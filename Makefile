@@ -1,0 +1,48 @@
+# make run    serve the hello example on an embedded broker
+# make test   the whole test suite
+# make check  format, lint, types, architecture
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PORT ?= 8000
+PACKAGES := qserve workers gateway
+
+.PHONY: run test fast check format test-stack bench clean
+
+$(VENV)/installed: setup.cfg pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit("qserve needs Python 3.11 or later: make PYTHON=python3.11") if sys.version_info < (3, 11) else None'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable .
+	@touch $@
+
+$(VENV)/installed-test: $(VENV)/installed
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[test]'
+	@touch $@
+
+run: $(VENV)/installed
+	@echo 'Once it is ready, ask it from another terminal:'
+	@echo '  curl -X POST http://127.0.0.1:$(PORT)/ -H "Content-Type: application/json" -d '"'"'{"language": "spanish", "name": "Dora"}'"'"
+	@$(BIN)/qserve run hello:language_classifier --app-dir examples --port $(PORT)
+
+test: $(VENV)/installed-test
+	$(BIN)/python -m pytest
+
+fast: $(VENV)/installed-test
+	$(BIN)/python -m pytest -m "not slow"
+
+check: $(VENV)/installed-test
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -q tests/architecture
+
+format: $(VENV)/installed-test
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+test-stack: $(VENV)/installed-test
+	$(BIN)/python tests/containers/stack.py
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info

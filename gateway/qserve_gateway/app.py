@@ -1,0 +1,123 @@
+"""The Flask application: its own pages below ``/-/``, and everything else for the applications."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from flask import Flask, Request, request
+from flask.sessions import NullSession, SessionInterface
+from werkzeug.exceptions import HTTPException
+from werkzeug.routing import MapAdapter
+
+from qserve.exceptions import QserveException
+from qserve.log import get_logger
+from qserve.plane.client import ClientPlane
+from qserve.plane.connection import broker_errors
+from qserve.settings import Settings
+from qserve_gateway.incoming import request_id_of
+from qserve_gateway.invoke import Front
+from qserve_gateway.problems import of_error, problem, unavailable
+from qserve_gateway.reply import Reply
+from qserve_gateway.watcher import Watcher
+
+access_log = get_logger("qserve.access")
+
+_RESERVED = "/-/"
+_TEXT = "text/plain; charset=utf-8"
+
+
+class _NoSessions(SessionInterface):
+    """Sessions are not used; opening Flask's own would cost every request a look at its cookies."""
+
+    _session = NullSession()
+
+    def open_session(self, app: Flask, request: Request) -> NullSession:
+        return self._session
+
+
+class Gateway(Flask):
+    """A Flask application whose URL map covers only ``/-/``.
+
+    All other paths are routed by the applications' prefixes: a catch-all rule would cost every
+    request a match by regular expressions, a response object and its headers.
+    """
+
+    session_interface = _NoSessions()
+
+    def __init__(self, front: Front) -> None:
+        super().__init__("qserve_gateway", static_folder=None)
+        self._front = front
+
+    def create_url_adapter(self, request: Request | None) -> MapAdapter | None:
+        """Flask's routing for the reserved paths only."""
+        if request is not None and not request.environ["PATH_INFO"].startswith(_RESERVED):
+            return None
+        return super().create_url_adapter(request)
+
+    def full_dispatch_request(self) -> Any:
+        """Answer the current request."""
+        environ = request.environ
+        if environ["PATH_INFO"].startswith(_RESERVED):
+            return super().full_dispatch_request()
+        if not access_log.isEnabledFor(20):
+            return self._front.answer(environ)
+        began = time.perf_counter()
+        reply = self._front.answer(environ)
+        method, path = environ["REQUEST_METHOD"], environ["PATH_INFO"]
+        took_ms = (time.perf_counter() - began) * 1000
+        access_log.info("%s %s %s %.1fms", method, path, reply.status, took_ms)
+        return reply
+
+
+def create_app(
+    settings: Settings, plane: ClientPlane | None = None, watch: bool = True
+) -> Gateway:
+    """Make the gateway's application; in a prefork server, after the fork.
+
+    Parameters:
+      settings: Names the broker, the default deadline and whether tracebacks are shown.
+      plane: Carries the calls; None connects to the broker of the settings.
+      watch: Whether to follow the registry; False reads it once.
+    """
+    plane = plane or ClientPlane(settings)
+    watcher = Watcher(plane)
+    if watch:
+        watcher.start()
+    else:
+        watcher.refresh()
+    app = Gateway(Front(settings, plane, lambda: watcher.table))
+    _add_pages(app, plane, watcher)
+    return app
+
+
+def _add_pages(app: Gateway, plane: ClientPlane, watcher: Watcher) -> None:
+    def healthz() -> Any:
+        request_id = request_id_of(request.environ)
+        if watcher.table is None:
+            return unavailable("the applications are not known yet", request_id)
+        try:
+            with broker_errors():
+                plane.client.ping()
+        except QserveException as error:
+            return of_error(error, request_id)
+        return Reply(200, [("content-type", _TEXT), ("x-request-id", request_id)], b"success")
+
+    def routes() -> Any:
+        request_id = request_id_of(request.environ)
+        if watcher.table is None:
+            return unavailable("the applications are not known yet", request_id)
+        return watcher.table.listing(), 200, {"x-request-id": request_id}
+
+    def refuse(error: HTTPException) -> Any:
+        status = error.code or 500
+        code = error.name.lower().replace(" ", "_")
+        reply = problem(status, code, error.name, request_id_of(request.environ))
+        valid_methods = getattr(error, "valid_methods", None)
+        if valid_methods:
+            reply.headers.append(("allow", ", ".join(sorted(valid_methods))))
+        return reply
+
+    app.add_url_rule("/-/healthz", view_func=healthz)
+    app.add_url_rule("/-/routes", view_func=routes)
+    app.register_error_handler(HTTPException, refuse)

@@ -1,0 +1,86 @@
+"""Request bodies: read to their end or refused, never cut short.
+
+Flask's ``get_data`` answers with the first part of a chunked body that is too long, and with what came
+of a body whose connection was closed; the stream below it tells the difference.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gevent
+from gunicorn.http.errors import ParseException
+
+from qserve.http.bad_request import BadRequest
+
+BODY_LIMIT = 10 * 1024 * 1024
+READ_LIMIT_S = 15.0
+_PIECE = 65536
+
+
+def read_body(environ: dict[str, Any], limit: int = BODY_LIMIT) -> bytes:
+    """The whole body of a request.
+
+    Parameters:
+      environ: The request, as WSGI has it.
+      limit: Longest body in bytes.
+
+    Raises:
+      BadRequest: It is too long (413), incomplete or malformed (400), took too long (408), or came in
+        a transfer coding that is not known (501).
+    """
+    coding = environ.get("HTTP_TRANSFER_ENCODING")
+    length_text = environ.get("CONTENT_LENGTH")
+    if coding is None and (not length_text or length_text == "0"):
+        return b""
+    if coding is not None:
+        if coding.strip().lower() != "chunked":
+            message = "the only transfer coding that is understood is 'chunked'"
+            raise BadRequest(message, "unsupported_transfer_coding", 501, close=True)
+        return _read(environ["wsgi.input"], limit, None)
+    length = _length(length_text or "")
+    if length > limit:
+        raise _too_long(limit)
+    return _read(environ["wsgi.input"], limit, length)
+
+
+def _length(text: str) -> int:
+    if not (text.isascii() and text.isdigit()) or len(text) > 18:
+        raise BadRequest("Content-Length is not a number", "invalid_header", close=True)
+    return int(text)
+
+
+def _read(stream: Any, limit: int, length: int | None) -> bytes:
+    stalled = gevent.Timeout.start_new(READ_LIMIT_S)
+    try:
+        body = _read_pieces(stream, limit) if length is None else stream.read(length)
+    except gevent.Timeout as timeout:
+        if timeout is not stalled:
+            raise
+        message = f"the body did not arrive within {READ_LIMIT_S:g} s"
+        raise BadRequest(message, "body_timeout", 408, close=True) from None
+    except (ParseException, OSError) as error:
+        code = "incomplete_body" if isinstance(error, OSError) else "invalid_chunk"
+        raise BadRequest("the body is cut off or malformed", code, close=True) from error
+    finally:
+        stalled.close()
+    if length is not None and len(body) < length:
+        message = f"the body has {len(body)} bytes, Content-Length says {length}"
+        raise BadRequest(message, "incomplete_body", close=True)
+    return body
+
+
+def _read_pieces(stream: Any, limit: int) -> bytes:
+    pieces = []
+    size = 0
+    while piece := stream.read(_PIECE):
+        size += len(piece)
+        if size > limit:
+            raise _too_long(limit)
+        pieces.append(piece)
+    return b"".join(pieces)
+
+
+def _too_long(limit: int) -> BadRequest:
+    message = f"the body is longer than {limit} bytes"
+    return BadRequest(message, "body_too_large", 413, close=True)

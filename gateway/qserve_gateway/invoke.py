@@ -1,0 +1,157 @@
+"""The way of a request through the gateway: route, adapt, submit, wait, relay. No user code runs here."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from qserve.exceptions import BackPressureError, DeadlineExceeded, RequestCancelled
+from qserve.http.bad_request import BadRequest
+from qserve.http.render import parse
+from qserve.http.strict_json import loads
+from qserve.plane.base import CallOptions
+from qserve.plane.client import ClientPlane
+from qserve.ref import Ref
+from qserve.settings import Settings
+from qserve_gateway.bodies import read_body
+from qserve_gateway.clients import is_gone
+from qserve_gateway.incoming import (
+    Environ,
+    base_url,
+    check_host,
+    message_of,
+    model_id_of,
+    path_of,
+    request_id_of,
+    timeout_of,
+)
+from qserve_gateway.problems import NoRoute, of_error, of_outcome, unavailable
+from qserve_gateway.reply import Reply
+from qserve_gateway.routes import Route, RouteTable
+
+WAITING_LIMIT = 512
+"""Requests that wait in one process; the rest of its connections stay free for refusals and health."""
+_RESULT_TTL_S = 60.0
+_LOOK_EVERY_S = 0.25
+
+
+class Front:
+    """Answers HTTP requests with the results of applications.
+
+    Parameters:
+      settings: The default deadline, and whether tracebacks are shown.
+      plane: Carries the calls.
+      table: Gives the current routes; None until they are known.
+    """
+
+    def __init__(
+        self, settings: Settings, plane: ClientPlane, table: Callable[[], RouteTable | None]
+    ) -> None:
+        self._settings = settings
+        self._plane = plane
+        self._table = table
+        self._waiting = 0
+
+    def answer(self, environ: Environ) -> Reply:
+        """Answer one request; errors become answers as well."""
+        request_id = request_id_of(environ)
+        try:
+            return self._serve(environ, request_id)
+        except Exception as error:
+            return of_error(error, request_id)
+
+    def _serve(self, environ: Environ, request_id: str) -> Reply:
+        table = self._table()
+        if table is None:
+            return unavailable("the applications are not known yet", request_id)
+        check_host(environ)
+        path = path_of(environ)
+        route, graph = _find(table, path, environ)
+        body = read_body(environ)
+        timeout_s = timeout_of(environ, route.record.timeout_s or self._settings.request_timeout_s)
+        options = CallOptions(
+            timeout_s=timeout_s,
+            result_ttl_s=_RESULT_TTL_S,
+            trace_id=request_id,
+            route=route.prefix,
+            model_id=model_id_of(environ),
+            answer=route.answer,
+            owned=True,
+        )
+        if self._waiting >= WAITING_LIMIT:
+            raise BackPressureError("this gateway has as many requests waiting as it may")
+        self._waiting += 1
+        try:
+            ref = self._submit(environ, route, graph, path, body, options)
+            self._wait(ref, timeout_s, environ)
+        finally:
+            self._waiting -= 1
+        return self._relay(ref, request_id)
+
+    def _submit(
+        self,
+        environ: Environ,
+        route: Route,
+        graph: str,
+        path: str,
+        body: bytes,
+        options: CallOptions,
+    ) -> Ref:
+        record, driver = route.record, route.record.driver
+        if driver is not None and driver.adapter == "json_request":
+            return self._plane.run(record.name, graph, (_json_body(environ, body),), {}, options)
+        request = message_of(environ, path, route.root_path, body)
+        if driver is None:
+            return self._plane.call(
+                record.name, record.ingress, "__call__", (request,), {}, options
+            )
+        if driver.adapter == "starlette_request":
+            return self._plane.run(record.name, graph, (request,), {}, options)
+        return self._plane.call(record.name, record.ingress, "adapt", (request, graph), {}, options)
+
+    def _wait(self, ref: Ref, timeout_s: float, environ: Environ) -> None:
+        if ref.done.wait(min(_LOOK_EVERY_S, timeout_s)):
+            return
+        # a request that takes long: from now on, see whether its client still wants it
+        sock = environ.get("gunicorn.socket")
+        end = time.monotonic() + timeout_s - _LOOK_EVERY_S
+        while (left_s := end - time.monotonic()) > 0:
+            if is_gone(sock):
+                self._plane.cancel(ref)
+                raise RequestCancelled("the client closed the connection")
+            if ref.done.wait(min(_LOOK_EVERY_S, left_s)):
+                return
+        self._plane.expire(ref)
+        raise DeadlineExceeded(f"the request was not finished within {timeout_s:g} s")
+
+    def _relay(self, ref: Ref, request_id: str) -> Reply:
+        outcome = ref.outcome()
+        if outcome.state != "d":
+            return of_outcome(outcome, request_id, self._settings.show_errors)
+        status, named, body = parse(outcome.payload)
+        headers = [(name, value) for name, value in named]
+        headers.append(("x-request-id", request_id))
+        return Reply(status, headers, body)
+
+
+def _find(table: RouteTable, path: str, environ: Environ) -> tuple[Route, str]:
+    route = table.match(path)
+    graph: str | None = ""
+    if route is not None and route.graphs is not None:
+        graph = route.graphs.get(path)
+    if route is None or graph is None:
+        ping = f"Please ping {base_url(environ)}/-/routes for route table."
+        raise NoRoute(f"Path '{path}' not found. {ping}", 404, driver=route is not None)
+    method = environ["REQUEST_METHOD"]
+    if method not in route.methods:
+        driver = route.record.driver is not None
+        raise NoRoute(f"{method} is not allowed here", 405, route.methods, driver)
+    return route, graph
+
+
+def _json_body(environ: Environ, body: bytes) -> Any:
+    if environ.get("HTTP_CONTENT_ENCODING", "identity") != "identity":
+        message = "a JSON body must not be compressed: send it without Content-Encoding"
+        raise BadRequest(message, "unsupported_encoding", 415)
+    return loads(body)

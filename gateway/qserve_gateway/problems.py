@@ -1,0 +1,137 @@
+"""Errors as HTTP answers: status and words come from the error's class, and nothing of our own insides."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from qserve import exceptions
+from qserve.exceptions import BrokerError, BrokerUnavailable, QserveException
+from qserve.http.bad_request import BadRequest
+from qserve.log import get_logger
+from qserve.plane.base import Outcome
+from qserve.wire.failure import Failure
+from qserve_gateway.reply import Reply
+
+log = get_logger(__name__)
+
+_HEADERS = [
+    ("content-type", "application/json"),
+    ("x-content-type-options", "nosniff"),
+    ("cache-control", "no-store"),
+]
+_RETRY_AFTER_S = 1
+_DETAILS = {404: "Not Found", 405: "Method Not Allowed"}
+_BROKER_CODES = (("OOM", "broker_full"), ("MISCONF", "broker_disk_full"))
+
+
+class NoRoute(BadRequest):
+    """Raised when no application answers a path, or not with this method.
+
+    Parameters:
+      message: What is wrong.
+      status: 404 or 405.
+      allow: The methods that are answered.
+      driver: Whether a DAGDriver refuses, whose users expect FastAPI's ``detail``.
+    """
+
+    def __init__(
+        self, message: str, status: int, allow: tuple[str, ...] = (), driver: bool = False
+    ) -> None:
+        super().__init__(message, "not_found" if status == 404 else "method_not_allowed", status)
+        self.allow = allow
+        self.driver = driver
+
+
+def problem(
+    status: int, code: str, message: str, request_id: str, retryable: bool = False, **more: Any
+) -> Reply:
+    """The answer for an error.
+
+    Parameters:
+      status: The HTTP status.
+      code: The word for programs.
+      message: What people read.
+      request_id: The request's ``X-Request-ID``.
+      retryable: Whether the same request may succeed later.
+      more: Further fields of the error object.
+    """
+    error = {
+        "code": code,
+        "message": message,
+        "request_id": request_id,
+        "retryable": retryable,
+        **more,
+    }
+    return _reply(status, {"error": error}, request_id)
+
+
+def of_error(error: BaseException, request_id: str) -> Reply:
+    """The answer for an exception that the gateway caught."""
+    if not isinstance(error, QserveException):
+        log.error("request %s: the gateway failed", request_id, exc_info=error)
+        return problem(500, "internal_error", "Internal Server Error", request_id)
+    message, code = str(error), error.code
+    if isinstance(error, BrokerError):
+        # the text may name the broker's address
+        log.warning("request %s: %s", request_id, error)
+        code = next((code for word, code in _BROKER_CODES if word in message), code)
+        message = "the broker cannot be reached or does not accept calls now"
+    reply = problem(error.status, code, message, request_id, error.retryable)
+    if isinstance(error, BadRequest):
+        reply.close = error.close
+    if isinstance(error, NoRoute):
+        _explain_route(reply, error)
+    if error.retryable:
+        after_s = getattr(error, "retry_after_s", _RETRY_AFTER_S)
+        reply.headers.append(("retry-after", str(after_s)))
+    return reply
+
+
+def of_outcome(outcome: Outcome, request_id: str, show_errors: bool) -> Reply:
+    """The answer for a request that ended without a result."""
+    if outcome.state == "x":
+        message = f"request {request_id} was not finished within its deadline"
+        return problem(504, "deadline_exceeded", message, request_id)
+    if outcome.state == "c":
+        message = f"request {request_id} was cancelled"
+        return problem(499, "cancelled", message, request_id)
+    try:
+        failure = Failure.decode(outcome.payload)
+    except QserveException as error:
+        return of_error(error, request_id)
+    if failure.module == exceptions.__name__ and not failure.deployment:
+        return of_error(failure.to_exception(), request_id)
+    return _user_code_failed(failure, request_id, show_errors)
+
+
+def unavailable(message: str, request_id: str) -> Reply:
+    """The answer while the gateway itself cannot serve."""
+    reply = problem(503, BrokerUnavailable.code, message, request_id, retryable=True)
+    reply.headers.append(("retry-after", str(_RETRY_AFTER_S)))
+    return reply
+
+
+def _user_code_failed(failure: Failure, request_id: str, show_errors: bool) -> Reply:
+    said = f"{failure.type}: {failure.message}" if failure.message else failure.type
+    log.error("request %s failed in deployment %r: %s", request_id, failure.deployment, said)
+    more = {"type": failure.type, "deployment": failure.deployment}
+    if show_errors:
+        more["traceback"] = failure.traceback
+    return problem(500, exceptions.TaskError.code, said, request_id, **more)
+
+
+def _explain_route(reply: Reply, error: NoRoute) -> None:
+    if error.allow:
+        reply.headers.append(("allow", ", ".join(error.allow)))
+    if error.driver:
+        reply.body = _json({**json.loads(reply.body), "detail": _DETAILS[error.status]})
+
+
+def _reply(status: int, body: dict[str, Any], request_id: str) -> Reply:
+    return Reply(status, [*_HEADERS, ("x-request-id", request_id)], _json(body))
+
+
+def _json(body: dict[str, Any]) -> bytes:
+    # ensure_ascii: a message of user code may hold half of a surrogate pair
+    return json.dumps(body, separators=(",", ":")).encode()

@@ -1,0 +1,100 @@
+"""Keeps the route table true to the registry, and goes on with the old one while the broker is away."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+
+from qserve.exceptions import BrokerError, PayloadError
+from qserve.keys import BEAT_TTL_MS
+from qserve.log import get_logger
+from qserve.plane.client import ClientPlane
+from qserve.plane.connection import BLOCK_S, broker_errors, process_name
+from qserve.registry import ApplicationRecord
+from qserve_gateway.routes import RouteTable
+
+log = get_logger(__name__)
+
+_SHORTEST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 2.0
+_FOREVER_S = float("inf")
+
+
+class Watcher:
+    """Follows the registry's changes.
+
+    Parameters:
+      plane: Its registry is read; it is told of every application, so that no request has to ask.
+    """
+
+    def __init__(self, plane: ClientPlane) -> None:
+        self.table: RouteTable | None = None
+        self._plane = plane
+        self._seen = ""
+        self._beat = plane.keys.gateway(process_name())
+        self._stop = threading.Event()
+
+    def refresh(self) -> None:
+        """Read all applications and tell the broker which change is served now.
+
+        Raises:
+          BrokerUnavailable: The broker does not answer; the table stays as it was.
+        """
+        # the id is read first: a change in between is then seen again, not missed
+        newest = self._plane.registry.last_change()
+        records = list(self._readable())
+        for record in records:
+            self._plane.learn(record, for_s=_FOREVER_S)
+        self.table = RouteTable.of(records)
+        self._seen = newest
+        self._publish()
+
+    def _readable(self) -> Iterator[ApplicationRecord]:
+        registry = self._plane.registry
+        for name in registry.names():
+            try:
+                yield registry.get(name)
+            except PayloadError as error:
+                log.error("application %r is not served: %s", name, error)
+            except KeyError:
+                continue  # it was deleted since its name was read
+
+    def tick(self) -> None:
+        """Wait for a change, at most ``BLOCK_S``, and follow it.
+
+        Raises:
+          BrokerUnavailable: The broker does not answer; the table stays as it was.
+        """
+        if self.table is None:
+            self.refresh()
+            return
+        if self._plane.registry.wait_for_change(self._seen, BLOCK_S) == self._seen:
+            self._publish()
+        else:
+            self.refresh()
+
+    def _publish(self) -> None:
+        with broker_errors():
+            self._plane.client.set(self._beat, self._seen, px=BEAT_TTL_MS)
+
+    def run(self) -> None:
+        """Follow the registry until ``stop``."""
+        pause_s = 0.0
+        while not self._stop.wait(pause_s):
+            try:
+                self.tick()
+                pause_s = 0.0
+            except BrokerError as error:
+                pause_s = min(max(pause_s * 2, _SHORTEST_PAUSE_S), _LONGEST_PAUSE_S)
+                log.log(30 if pause_s == _SHORTEST_PAUSE_S else 10, "routes stay as they are: %s", error)
+            except Exception:
+                # without routes that follow the registry a gateway is worse than useless: try on
+                log.exception("the routes could not be read")
+                pause_s = _LONGEST_PAUSE_S
+
+    def start(self) -> None:
+        """Follow the registry in a thread (a greenlet in the gateway)."""
+        threading.Thread(target=self.run, name="qserve-routes", daemon=True).start()
+
+    def stop(self) -> None:
+        """End ``run`` at its next wake."""
+        self._stop.set()

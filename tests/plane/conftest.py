@@ -1,0 +1,51 @@
+"""A real broker for the session, a namespace of its own for each test, and no key left without a life."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+import redis
+
+from qserve.embedded import EmbeddedBroker
+from qserve.keys import Keys
+from qserve.plane.connection import connect, load_functions
+from qserve.settings import Settings
+
+
+@pytest.fixture(scope="session")
+def broker() -> Iterator[EmbeddedBroker]:
+    server = EmbeddedBroker()
+    server.wait_ready()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def client(broker: EmbeddedBroker) -> Iterator[redis.Redis]:
+    connection = connect(broker.url)
+    load_functions(connection)
+    yield connection
+    connection.close()
+
+
+@pytest.fixture
+def settings(broker: EmbeddedBroker) -> Settings:
+    return Settings(broker_url=broker.url, namespace=os.urandom(4).hex(), secret_key=b"test-key")
+
+
+@pytest.fixture
+def keys(settings: Settings) -> Keys:
+    return Keys(settings.namespace)
+
+
+@pytest.fixture(autouse=True)
+def no_key_outlives_its_purpose(client: redis.Redis, keys: Keys) -> Iterator[None]:
+    """Fail a test that leaves a key without a time to live; streams and the registry live with their apps."""
+    yield
+    living = (":q:", ":apps", ":changes", ":a:", ":code:")
+    for key in client.scan_iter(keys._name("*").replace("[", "\\["), count=1000):
+        text = key.decode()
+        if not any(part in text for part in living):
+            assert client.pttl(key) > 0, f"{text} has no time to live"

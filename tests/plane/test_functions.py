@@ -1,0 +1,304 @@
+"""The functions in the broker: each is one act, and happens once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgpack
+import pytest
+import redis
+
+from qserve.keys import GROUP, Keys
+from qserve.plane import functions
+from qserve.plane.functions import Awaited, Join, Start
+from qserve.plane.transport import create_group
+
+
+class Desk:
+    """Runs the functions for one test, on two queues."""
+
+    def __init__(self, client: redis.Redis, keys: Keys) -> None:
+        self.client, self.keys = client, keys
+        self.mailbox = keys.mailbox("me")
+        self.one, self.two = keys.stream("app", "v", "one"), keys.stream("app", "v", "two")
+        for stream in (self.one, self.two):
+            create_group(client, stream)
+
+    def submit(self, request_id: str, moves: list[Any], **options: Any) -> bytes:
+        keep_ms = options.pop("keep_ms", 60_000)
+        header = msgpack.packb([request_id, "app", None, 0])
+        command = functions.submit(
+            self.keys.request(request_id),
+            request_id,
+            header,
+            options.pop("mailbox", self.mailbox),
+            120_000,
+            keep_ms,
+            moves,
+            **options,
+        )
+        return self.client.execute_command(*command)
+
+    def fetch(
+        self, stream: str, consumer: str = "replica"
+    ) -> list[tuple[bytes, dict[bytes, bytes]]]:
+        found: Any = self.client.xreadgroup(GROUP, consumer, {stream: ">"}, count=10)
+        return found[0][1] if found else []
+
+    def commit(self, stream: str, entry: bytes, request_id: str, **options: Any) -> bytes:
+        command = functions.commit(
+            stream,
+            self.keys.request(request_id),
+            entry,
+            request_id,
+            options.pop("attempt", entry.decode()),
+            "0",
+            **options,
+        )
+        return self.client.execute_command(*command)
+
+    def watch(self, request_id: str, mailbox: str = "") -> tuple[bytes, bytes]:
+        state, result = self.client.execute_command(
+            *functions.watch(self.keys.request(request_id), mailbox)
+        )
+        return state, result
+
+    def mail(self) -> list[bytes]:
+        return self.client.lrange(self.mailbox, 0, -1)
+
+    def is_idle(self, stream: str) -> bool:
+        pending: Any = self.client.xpending(stream, GROUP)
+        return self.client.xlen(stream) == 0 and pending["pending"] == 0
+
+
+@pytest.fixture
+def desk(client: redis.Redis, keys: Keys) -> Desk:
+    return Desk(client, keys)
+
+
+A, B = "a" * 32, "b" * 32
+
+
+def test_a_submitted_request_is_on_its_queue_with_header_step_and_values(desk: Desk) -> None:
+    assert desk.submit(A, [Start(desk.one, "0", [b"x", b"y"])]) == b"OK"
+
+    ((_, fields),) = desk.fetch(desk.one)
+
+    assert fields[b"s"] == b"0"
+    assert (fields[b"0"], fields[b"1"]) == (b"x", b"y")
+    assert msgpack.unpackb(fields[b"h"])[0] == A
+
+
+def test_submitting_again_after_a_lost_reply_adds_nothing(desk: Desk) -> None:
+    desk.submit(A, [Start(desk.one, "0", [b"x"])])
+
+    assert desk.submit(A, [Start(desk.one, "0", [b"x"])]) == b"DUP"
+    assert desk.client.xlen(desk.one) == 1
+
+
+def test_a_full_queue_refuses_and_keeps_nothing(desk: Desk) -> None:
+    desk.submit(A, [Start(desk.one, "0", [b"x"])])
+
+    assert desk.submit(B, [Start(desk.one, "0", [b"x"])], limits={desk.one: 1}) == b"FULL"
+    assert desk.watch(B) == (b"", b"")
+    assert desk.client.xlen(desk.one) == 1
+
+
+def test_what_runs_does_not_count_as_waiting(desk: Desk) -> None:
+    desk.submit(A, [Start(desk.one, "0", [b"x"])])
+    desk.fetch(desk.one)
+
+    assert desk.submit(B, [Start(desk.one, "0", [b"x"])], limits={desk.one: 1}) == b"OK"
+
+
+def test_a_commit_with_moves_starts_the_next_step(desk: Desk) -> None:
+    desk.submit(A, [Start(desk.one, "0", [b"x"])])
+    ((entry, _),) = desk.fetch(desk.one)
+
+    assert desk.commit(desk.one, entry, A, moves=[Start(desk.two, "1", [b"z"])]) == b"OK"
+
+    assert desk.is_idle(desk.one)
+    ((_, fields),) = desk.fetch(desk.two)
+    assert (fields[b"s"], fields[b"0"]) == (b"1", b"z")
+
+
+def test_a_final_commit_stores_the_result_and_tells_the_mailbox(desk: Desk) -> None:
+    desk.submit(A, [Start(desk.one, "0", [b"x"])])
+    ((entry, _),) = desk.fetch(desk.one)
+
+    desk.commit(desk.one, entry, A, state="d", payload=b"result")
+
+    assert desk.watch(A) == (b"d", b"result")
+    assert desk.mail() == [A.encode() + b"dresult"]
+
+
+def test_a_second_commit_of_the_same_attempt_is_a_duplicate_without_effects(desk: Desk) -> None:
+    desk.submit(A, [Start(desk.one, "0", [b"x"])])
+    ((entry, _),) = desk.fetch(desk.one)
+    desk.commit(desk.one, entry, A, moves=[Start(desk.two, "1", [b"z"])])
+
+    assert desk.commit(desk.one, entry, A, moves=[Start(desk.two, "1", [b"z"])]) == b"DUP"
+    assert desk.client.xlen(desk.two) == 1
+
+
+def test_a_commit_after_another_attempt_committed_is_stale_without_effects(desk: Desk) -> None:
+    desk.submit(A, [Start(desk.one, "0", [b"x"])])
+    ((entry, _),) = desk.fetch(desk.one)
+    desk.commit(desk.one, entry, A, moves=[Start(desk.two, "1", [b"z"])])
+
+    assert (
+        desk.commit(desk.one, entry, A, attempt="other", moves=[Start(desk.two, "1", [b"z"])])
+        == b"STALE"
+    )
+    assert desk.client.xlen(desk.two) == 1
+
+
+def test_a_commit_after_cancellation_has_no_effects(desk: Desk) -> None:
+    desk.submit(A, [Start(desk.one, "0", [b"x"])])
+    ((entry, _),) = desk.fetch(desk.one)
+    assert desk.client.execute_command(*functions.close(desk.keys.request(A), A, "c", b"")) == 1
+
+    assert desk.commit(desk.one, entry, A, moves=[Start(desk.two, "1", [b"z"])]) == b"CLOSED"
+    assert desk.client.xlen(desk.two) == 0
+    assert desk.is_idle(desk.one)
+    assert desk.mail() == [A.encode() + b"c"]
+
+
+def test_a_finished_request_cannot_be_cancelled(desk: Desk) -> None:
+    desk.submit(A, [Start(desk.one, "0", [b"x"])])
+    ((entry, _),) = desk.fetch(desk.one)
+    desk.commit(desk.one, entry, A, state="d", payload=b"result")
+
+    assert desk.client.execute_command(*functions.close(desk.keys.request(A), A, "c", b"")) == 0
+    assert desk.watch(A) == (b"d", b"result")
+
+
+def test_a_commit_of_a_request_that_the_broker_lost_is_gone(desk: Desk) -> None:
+    desk.submit(A, [Start(desk.one, "0", [b"x"])])
+    ((entry, _),) = desk.fetch(desk.one)
+    desk.client.delete(desk.keys.request(A))
+
+    assert desk.commit(desk.one, entry, A, moves=[Start(desk.two, "1", [b"z"])]) == b"GONE"
+    assert desk.is_idle(desk.one)
+
+
+def test_a_join_starts_once_when_its_last_slot_is_filled(desk: Desk) -> None:
+    desk.submit(A, [Start(desk.one, "0", [b"x"]), Join(desk.two, "1", 2, [(1, b"right")])])
+    assert desk.client.xlen(desk.two) == 0
+    ((entry, _),) = desk.fetch(desk.one)
+
+    desk.commit(desk.one, entry, A, moves=[Join(desk.two, "1", 2, [(0, b"left")])])
+
+    ((_, fields),) = desk.fetch(desk.two)
+    assert (fields[b"0"], fields[b"1"]) == (b"left", b"right")
+
+
+def test_a_call_that_takes_another_requests_result_starts_when_that_is_done(desk: Desk) -> None:
+    desk.submit(A, [Start(desk.one, "0", [b"x"])])
+    waits = [Awaited(desk.keys.request(A), desk.two, "m", 2, 1)]
+    assert desk.submit(B, [Join(desk.two, "m", 2, [(0, b"template")])], awaited=waits) == b"OK"
+    assert desk.client.xlen(desk.two) == 0
+    ((entry, _),) = desk.fetch(desk.one)
+
+    desk.commit(desk.one, entry, A, state="d", payload=b"result")
+
+    ((_, fields),) = desk.fetch(desk.two)
+    assert (fields[b"0"], fields[b"1"]) == (b"template", b"result")
+
+
+def test_a_call_that_takes_a_finished_result_starts_at_once(desk: Desk) -> None:
+    desk.submit(A, [Start(desk.one, "0", [b"x"])])
+    ((entry, _),) = desk.fetch(desk.one)
+    desk.commit(desk.one, entry, A, state="d", payload=b"result")
+
+    waits = [Awaited(desk.keys.request(A), desk.two, "m", 2, 1)]
+    desk.submit(B, [Join(desk.two, "m", 2, [(0, b"template")])], awaited=waits)
+
+    assert len(desk.fetch(desk.two)) == 1
+
+
+def test_a_call_that_takes_a_failed_result_fails_with_that_failure(desk: Desk) -> None:
+    desk.submit(A, [Start(desk.one, "0", [b"x"])])
+    waits = [Awaited(desk.keys.request(A), desk.two, "m", 2, 1)]
+    desk.submit(B, [Join(desk.two, "m", 2, [(0, b"template")])], awaited=waits)
+    ((entry, _),) = desk.fetch(desk.one)
+
+    desk.commit(desk.one, entry, A, state="f", payload=b"why")
+
+    assert desk.watch(B) == (b"f", b"why")
+    assert desk.client.xlen(desk.two) == 0
+
+
+def test_a_call_that_takes_an_unknown_result_is_refused(desk: Desk) -> None:
+    waits = [Awaited(desk.keys.request(A), desk.two, "m", 2, 1)]
+
+    assert desk.submit(B, [Join(desk.two, "m", 2, [(0, b"template")])], awaited=waits) == b"LOST"
+    assert desk.watch(B) == (b"", b"")
+
+
+def test_a_watcher_from_another_process_is_told_as_well(desk: Desk) -> None:
+    desk.submit(A, [Start(desk.one, "0", [b"x"])], mailbox="")
+    assert desk.watch(A, desk.mailbox) == (b"o", b"")
+    ((entry, _),) = desk.fetch(desk.one)
+
+    desk.commit(desk.one, entry, A, state="d", payload=b"result")
+
+    assert desk.mail() == [A.encode() + b"dresult"]
+
+
+def test_a_forgotten_result_is_dropped_now_or_when_it_comes(desk: Desk) -> None:
+    for request_id in (A, B):
+        desk.submit(request_id, [Start(desk.one, "0", [b"x"])])
+    (first, _), (second, _) = desk.fetch(desk.one)
+    desk.commit(desk.one, first, A, state="d", payload=b"result")
+
+    desk.client.execute_command(*functions.forget([desk.keys.request(A), desk.keys.request(B)]))
+    desk.commit(desk.one, second, B, state="d", payload=b"result")
+
+    assert desk.watch(A) == desk.watch(B) == (b"", b"")
+
+
+def reclaim(desk: Desk, consumer: str, limit: int = 3) -> int:
+    return desk.client.execute_command(
+        *functions.reclaim(desk.one, consumer, limit, b"lost", desk.keys.request(""))
+    )
+
+
+def test_what_a_dead_replica_held_is_delivered_to_another_with_its_deaths(desk: Desk) -> None:
+    desk.submit(A, [Start(desk.one, "0", [b"x"])])
+    desk.fetch(desk.one, "dead")
+
+    assert reclaim(desk, "dead") == 1
+
+    ((entry, fields),) = desk.fetch(desk.one, "living")
+    assert fields[b"x"] == b"1"
+    assert desk.commit(desk.one, entry, A, state="d", payload=b"result") == b"OK"
+    assert desk.is_idle(desk.one)
+
+
+def test_the_late_commit_of_a_replica_that_was_taken_for_dead_is_stale(desk: Desk) -> None:
+    desk.submit(A, [Start(desk.one, "0", [b"x"])])
+    ((entry, _),) = desk.fetch(desk.one, "frozen")
+    reclaim(desk, "frozen")
+
+    assert desk.commit(desk.one, entry, A, state="d", payload=b"late") == b"STALE"
+    assert desk.watch(A) == (b"o", b"")
+
+
+def test_a_call_whose_replica_died_three_times_fails_its_request(desk: Desk) -> None:
+    desk.submit(A, [Start(desk.one, "0", [b"x"])])
+    for consumer in ("first", "second", "third"):
+        desk.fetch(desk.one, consumer)
+        reclaim(desk, consumer)
+
+    assert desk.watch(A) == (b"f", b"lost")
+    assert desk.is_idle(desk.one)
+
+
+def test_a_dead_replicas_consumer_is_removed(desk: Desk) -> None:
+    desk.submit(A, [Start(desk.one, "0", [b"x"])])
+    desk.fetch(desk.one, "dead")
+    reclaim(desk, "dead")
+
+    names = [one["name"] for one in desk.client.xinfo_consumers(desk.one, GROUP)]
+    assert b"dead" not in names
