@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import atexit
-import os
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 from qserve.application import record_of
@@ -60,14 +60,8 @@ def run(
       BrokerUnavailable: The broker does not answer.
     """
     if not name:
-        raise QserveException(
-            "an application's name must not be empty: leave `name` out, or give it one"
-        )
-    built = (
-        target
-        if isinstance(target, BuiltApplication)
-        else compile_application(target, app_name=name)
-    )
+        raise QserveException("an application's name must not be empty: leave `name` out, or give it one")
+    built = target if isinstance(target, BuiltApplication) else compile_application(target, app_name=name)
     prefix = built.route_prefix if route_prefix is DEFAULT else route_prefix
     if prefix is not None:
         check_route_prefix(prefix)
@@ -78,15 +72,11 @@ def run(
     return RayServeSyncHandle(built.ingress, name)
 
 
-def _roll_out(
-    launch: Launch, built: BuiltApplication, prefix: str | None, timeout_s: float | None
-) -> None:
+def _roll_out(launch: Launch, built: BuiltApplication, prefix: str | None, timeout_s: float | None) -> None:
     plane = current.plane()
     assert isinstance(plane, ClientPlane)
     if launch.settings.secret_key is None:
-        raise PayloadError(
-            "code travels to its replicas signed: set QSERVE_SECRET_KEY to a secret of your own"
-        )
+        raise PayloadError("code travels to its replicas signed: set QSERVE_SECRET_KEY to a secret of your own")
     code = pack_code(code_of(built), launch.settings.secret_key)
     record = record_of(built, new_version(), plane.codec, route_prefix=prefix, timeout_s=timeout_s)
     pool = Pool(plane.client, plane.keys, built.name)
@@ -107,7 +97,7 @@ def _ensure_launched(host: str | None, port: int | None) -> Launch:
         Settings.from_env(),
         host=host or DEFAULT_HOST,
         port=port or DEFAULT_PORT,
-        import_paths=tuple(path or os.getcwd() for path in sys.path),
+        import_paths=tuple(path or str(Path.cwd()) for path in sys.path),
     )
     atexit.register(shutdown)
     current.install(ClientPlane(_launch.settings))
@@ -123,9 +113,7 @@ def _block() -> None:
         shutdown()
 
 
-def start(
-    *, host: str | None = None, port: int | None = None, detached: bool = True, **ignored: Any
-) -> None:
+def start(*, host: str | None = None, port: int | None = None, detached: bool = True, **ignored: Any) -> None:
     """Start the broker, the workers and the gateway without an application; nothing when they run already.
 
     Parameters:
@@ -184,9 +172,7 @@ def get_deployment_handle(deployment_name: str, app_name: str = "default") -> De
     record = _application(app_name)
     if deployment_name not in record.deployments:
         known = ", ".join(record.deployments)
-        raise AppNotFound(
-            f"application {app_name!r} has no deployment {deployment_name!r}; it has: {known}"
-        )
+        raise AppNotFound(f"application {app_name!r} has no deployment {deployment_name!r}; it has: {known}")
     return DeploymentHandle(deployment_name, app_name)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from typing import Any
 
 from qserve import http_adapters
 from qserve.drivers import is_driver
@@ -13,7 +14,7 @@ from qserve.registry import ApplicationRecord, DeploymentRecord, DriverRecord
 from qserve.wire.codec import Codec
 from qserve.wire.plan import dump_plan
 
-_GATEWAY_ADAPTERS = {
+_GATEWAY_ADAPTERS: dict[Any, str] = {
     http_adapters.json_request: "json_request",
     http_adapters.starlette_request: "starlette_request",
     None: "starlette_request",
@@ -46,9 +47,7 @@ def record_of(
     driver = None if built.driver is None else _driver_record(built.driver)
     ingress = built.deployments[-1]
     deployments = {
-        one.name: _deployment_record(
-            one.name, one.config, replicated=_is_replicated(one.func_or_class, driver)
-        )
+        one.name: _deployment_record(one.name, one.config, replicated=_is_replicated(one.func_or_class, driver))
         for one in built.deployments
     }
     graphs = {}
@@ -57,9 +56,7 @@ def record_of(
             graphs[name] = dump_plan(plan, codec)
         except PayloadError as error:
             steps = ", ".join(step.deployment for step in plan.steps)
-            raise PayloadError(
-                f"a value bound in the graph of {steps} cannot travel: {error}"
-            ) from error
+            raise PayloadError(f"a value bound in the graph of {steps} cannot travel: {error}") from error
     return ApplicationRecord(
         name=built.name,
         version=version,
@@ -83,7 +80,7 @@ def _driver_record(driver: Driver) -> DriverRecord:
     adapter = driver.adapter
     known = adapter is None or inspect.isfunction(adapter)
     return DriverRecord(
-        adapter=_GATEWAY_ADAPTERS.get(adapter, "") if known else "",  # type: ignore[call-overload]
+        adapter=_GATEWAY_ADAPTERS.get(adapter, "") if known else "",
         routes=driver.routes,
         direct=dict(driver.direct),
     )

@@ -148,9 +148,7 @@ class Deployment:
 
 
 @overload
-def deployment(
-    _label: str | None = None, /, **options: Any
-) -> Callable[[Callable[..., Any]], Deployment]: ...
+def deployment(_label: str | None = None, /, **options: Any) -> Callable[[Callable[..., Any]], Deployment]: ...
 
 
 @overload

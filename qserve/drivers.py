@@ -84,9 +84,7 @@ def driver_arguments(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[
     try:
         bound = _SIGNATURE.bind(*args, **known)
     except TypeError as error:
-        raise TypeError(
-            f"DAGDriver.bind(): {error}. Write DAGDriver.bind(graph, http_adapter=adapter)."
-        ) from None
+        raise TypeError(f"DAGDriver.bind(): {error}. Write DAGDriver.bind(graph, http_adapter=adapter).") from None
     bound.apply_defaults()
     check_adapter(bound.arguments["http_adapter"])
     return bound.arguments["dags"], bound.arguments["http_adapter"]
@@ -111,8 +109,7 @@ def check_adapter(adapter: Any) -> None:
         return
     if not callable(adapter) or isinstance(adapter, Deployment):
         raise ValueError(
-            "input schema must be a callable function or pydantic model class. "
-            f"Got {adapter!r} as http_adapter."
+            f"input schema must be a callable function or pydantic model class. Got {adapter!r} as http_adapter."
         )
     name = getattr(adapter, "__name__", repr(adapter))
     try:

@@ -86,9 +86,7 @@ class EmbeddedBroker:
         log = self._folder / "broker.log"
         said = log.read_text().strip().splitlines()[-3:] if log.exists() else []
         self.stop()
-        raise BrokerUnavailable(
-            f"the embedded broker does not start: {' '.join(said) or 'it says nothing'}"
-        )
+        raise BrokerUnavailable(f"the embedded broker does not start: {' '.join(said) or 'it says nothing'}")
 
     def stop(self) -> None:
         """Stop the server and remove its folder."""

@@ -13,7 +13,6 @@ Two generations live side by side, as in Ray Serve 2.7:
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -36,7 +35,8 @@ class HandleOptions:
 class _Handle:
     """What all handles share: a target, options, and ``remote``."""
 
-    _respond: ClassVar[Callable[[Ref], Any]]
+    _respond: ClassVar[Any]
+    """What makes the answer of ``remote`` of a ref."""
 
     def __init__(self, target: str, app_name: str, options: HandleOptions) -> None:
         self._target = target
@@ -77,21 +77,20 @@ class _Handle:
           multiplexed_model_id: The model that the call is for.
           use_new_handle_api: True for one await (``DeploymentHandle``), False for two.
         """
-        given = {
+        given: dict[str, Any] = {
             "method_name": method_name,
             "stream": stream,
             "multiplexed_model_id": multiplexed_model_id,
         }
-        changed = replace(
-            self._options, **{name: value for name, value in given.items() if value is not None}
-        )
+        chosen = {name: value for name, value in given.items() if value is not None}
+        changed = replace(self._options, **chosen)
         kind: type[_Handle] = type(self)
         if use_new_handle_api is not None and not isinstance(self, RayServeDAGHandle):
             kind = DeploymentHandle if use_new_handle_api else RayServeDeploymentHandle
         return _restore(kind, self._target, self.app_name, changed)
 
     def __eq__(self, other: object) -> bool:
-        return type(other) is type(self) and other._identity() == self._identity()  # type: ignore[attr-defined]
+        return type(other) is type(self) and other._identity() == self._identity()
 
     def __hash__(self) -> int:
         return hash(self._identity())
@@ -104,9 +103,7 @@ class _Handle:
 
 
 class _DeploymentHandle(_Handle):
-    def __init__(
-        self, deployment_name: str, app_name: str = "default", options: HandleOptions | None = None
-    ) -> None:
+    def __init__(self, deployment_name: str, app_name: str = "default", options: HandleOptions | None = None) -> None:
         super().__init__(deployment_name, app_name, options or HandleOptions())
 
     @property
@@ -116,9 +113,7 @@ class _DeploymentHandle(_Handle):
 
     def _start(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Ref:
         options = self._call_options()
-        return current.plane().call(
-            self.app_name, self._target, self._options.method_name, args, kwargs, options
-        )
+        return current.plane().call(self.app_name, self._target, self._options.method_name, args, kwargs, options)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_") and name != "__call__":
@@ -161,9 +156,7 @@ class RayServeDAGHandle(_Handle):
 
     _respond = RefTask
 
-    def __init__(
-        self, graph_name: str, app_name: str = "default", options: HandleOptions | None = None
-    ) -> None:
+    def __init__(self, graph_name: str, app_name: str = "default", options: HandleOptions | None = None) -> None:
         super().__init__(graph_name, app_name, options or HandleOptions())
 
     @property

@@ -1,19 +1,19 @@
 """Every key in the broker: its name, its type and how long it lives.
 
-| key                       | type   | holds                                      | lives                        |
-| ------------------------- | ------ | ------------------------------------------ | ---------------------------- |
-| ``q:<app>:<version>:<deployment>`` | stream | calls, consumed by the group ``replicas`` | the version, then ``RETIRED_TTL_MS`` |
-| ``r:<request>``           | hash   | one request: state, joins, result          | deadline, then ``result_ttl`` |
-| ``m:<process>``           | list   | replies for one process                    | ``MAILBOX_TTL_MS`` after the last |
-| ``a:<app>``               | hash   | one application: records ``active``, ``next`` | until it is deleted       |
-| ``code:<app>:<version>``  | string | code that travels by value, signed         | the version, then ``RETIRED_TTL_MS`` |
-| ``apps``                  | hash   | application names                | for ever, one field an app   |
-| ``changes``               | stream | a line for each change of ``apps``         | for ever, ``CHANGES_KEPT`` lines |
-| ``p:<app>``               | hash   | replica to its state, as JSON              | ``POOL_TTL_MS`` after the last write |
-| ``b:<replica>``           | string | heartbeat of one replica                   | ``BEAT_TTL_MS``              |
-| ``g:<gateway process>``   | string | the version of ``apps`` that it serves     | ``BEAT_TTL_MS``              |
-| ``celery:<queue>``        | list   | Celery's own remote control                | ``CONTROL_TTL_MS``           |
-| ``celery:fanout:<name>``  | stream | Celery's broadcasts                        | ``CONTROL_TTL_MS``           |
+    key                             type    holds                                  lives
+
+    q:<app>:<version>:<deployment>  stream  calls, consumed by the group replicas  version + RETIRED_TTL_MS
+    r:<request>                     hash    one request: state, joins, result      deadline, then result_ttl
+    m:<process>                     list    replies for one process                MAILBOX_TTL_MS after the last
+    a:<app>                         hash    one application: records active, next  until it is deleted
+    code:<app>:<version>            string  code that travels by value, signed     version + RETIRED_TTL_MS
+    apps                            hash    application names                      for ever, one field an app
+    changes                         stream  a line for each change of apps         for ever, CHANGES_KEPT lines
+    p:<app>                         hash    replica to its state, as JSON          POOL_TTL_MS
+    b:<replica>                     string  heartbeat of one replica               BEAT_TTL_MS
+    g:<gateway process>             string  the version of apps that it serves     BEAT_TTL_MS
+    celery:<queue>                  list    Celery's own remote control            CONTROL_TTL_MS
+    celery:fanout:<name>            stream  Celery's broadcasts                    CONTROL_TTL_MS
 
 All names carry the same hash tag, so that the keys of one commit are in one slot of a cluster.
 """

@@ -69,9 +69,7 @@ class Launch:
         gateway = ["qserve_gateway", "--host", self.host, "--port", str(self.port)]
         gateway += ["--workers", str(self._gateway_workers)]
         self._children.append(Child("the gateway", [*python, *gateway], self._env))
-        self._children.append(
-            Child("the workers' supervisor", [*python, "qserve_workers"], self._env)
-        )
+        self._children.append(Child("the workers' supervisor", [*python, "qserve_workers"], self._env))
         if self._broker is not None:
             self._broker.wait_ready()
         self.client = connect(self.settings.broker_url)
@@ -105,9 +103,7 @@ class Launch:
             self.check()
             tick()
             time.sleep(0.01)
-        raise DeployError(
-            f"the gateway did not take up the application within {GATEWAY_FOR_S:.0f} s"
-        )
+        raise DeployError(f"the gateway did not take up the application within {GATEWAY_FOR_S:.0f} s")
 
     def stop(self) -> None:
         """End everything in the reverse order of the start; within five seconds, whatever still runs."""

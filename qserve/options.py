@@ -20,9 +20,7 @@ class AutoscalingConfig(BaseModel):
     min_replicas: int = Field(default=1, ge=0)
     initial_replicas: int | None = Field(default=None, ge=0)
     max_replicas: int = Field(default=1, ge=1)
-    target_ongoing_requests: float = Field(
-        default=2.0, gt=0, alias="target_num_ongoing_requests_per_replica"
-    )
+    target_ongoing_requests: float = Field(default=2.0, gt=0, alias="target_num_ongoing_requests_per_replica")
     metrics_interval_s: float = Field(default=10.0, gt=0)
     look_back_period_s: float = Field(default=30.0, gt=0)
     upscale_delay_s: float = Field(default=30.0, ge=0)
@@ -39,10 +37,7 @@ class AutoscalingConfig(BaseModel):
     @model_validator(mode="after")
     def _ordered(self) -> AutoscalingConfig:
         if self.max_replicas < self.min_replicas:
-            raise ValueError(
-                f"max_replicas ({self.max_replicas}) must be at least "
-                f"min_replicas ({self.min_replicas})"
-            )
+            raise ValueError(f"max_replicas ({self.max_replicas}) must be at least min_replicas ({self.min_replicas})")
         start = self.initial_replicas
         if start is not None and not self.min_replicas <= start <= self.max_replicas:
             raise ValueError(
@@ -148,10 +143,7 @@ class DeploymentOptions(BaseModel):
                 f"got {self.max_concurrent_queries}"
             )
         if self.max_queued_requests != -1 and self.max_queued_requests < 1:
-            raise ValueError(
-                "max_queued_requests must be -1 (no limit) or at least 1, "
-                f"got {self.max_queued_requests}"
-            )
+            raise ValueError(f"max_queued_requests must be -1 (no limit) or at least 1, got {self.max_queued_requests}")
         if self.request_timeout_s is not None and self.request_timeout_s <= 0:
             raise ValueError(
                 "request_timeout_s must be larger than 0, or None for the application's default, "
@@ -196,20 +188,14 @@ def check_route_prefix(prefix: str) -> None:
     if not prefix.startswith("/"):
         raise ValueError(f"route_prefix must start with '/'. Got {prefix!r}.")
     if prefix != "/" and prefix.endswith("/"):
-        raise ValueError(
-            f"route_prefix must not end with '/' unless it's the root. Got {prefix!r}."
-        )
+        raise ValueError(f"route_prefix must not end with '/' unless it's the root. Got {prefix!r}.")
     if "{" in prefix or "}" in prefix:
         raise ValueError(f"route_prefix may not contain wildcards. Got {prefix!r}.")
 
 
 def _prepared(given: Mapping[str, Any]) -> dict[str, Any]:
     """Apply the rules that a field's own type cannot express."""
-    options = {
-        option: value
-        for option, value in given.items()
-        if value is not None or option not in _DEFAULT_BY_NONE
-    }
+    options = {option: value for option, value in given.items() if value is not None or option not in _DEFAULT_BY_NONE}
     if "max_ongoing_requests" in options:
         _merge_alias(options)
     if options.get("autoscaling_config") is not None or options.get("num_replicas") == "auto":
@@ -226,8 +212,7 @@ def _merge_alias(options: dict[str, Any]) -> None:
         return
     if options.setdefault("max_concurrent_queries", newer) != newer:
         raise ValueError(
-            "max_ongoing_requests and max_concurrent_queries are one option under two names; "
-            "give only one of them"
+            "max_ongoing_requests and max_concurrent_queries are one option under two names; give only one of them"
         )
 
 

@@ -38,9 +38,7 @@ class Child:
       env: Variables added to this process's own.
     """
 
-    def __init__(
-        self, name: str, command: Sequence[str], env: Mapping[str, str] | None = None
-    ) -> None:
+    def __init__(self, name: str, command: Sequence[str], env: Mapping[str, str] | None = None) -> None:
         self.name = name
         # a session of its own: Ctrl-C reaches only whoever started it, who then stops it in order
         self._process = subprocess.Popen(

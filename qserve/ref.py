@@ -62,9 +62,7 @@ class Ref:
           DeadlineExceeded: The request's deadline passed first.
         """
         if not self.done.is_set() and not self._plane_of().wait(self, timeout_s):
-            raise GetTimeoutError(
-                f"no result of request {self.request_id} within {timeout_s} s; it goes on"
-            )
+            raise GetTimeoutError(f"no result of request {self.request_id} within {timeout_s} s; it goes on")
         return self._unwrap()
 
     def __await__(self) -> Generator[Any, None, Any]:
@@ -115,11 +113,7 @@ class Ref:
             self._plane.forget(self.request_id)
 
     def __repr__(self) -> str:
-        state = (
-            "pending"
-            if not self.done.is_set()
-            else {"d": "done", "f": "failed"}.get(self.outcome().state, "ended")
-        )
+        state = "pending" if not self.done.is_set() else {"d": "done", "f": "failed"}.get(self.outcome().state, "ended")
         return f"Ref({self.request_id or 'resolved'}, {state})"
 
 

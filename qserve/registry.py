@@ -87,9 +87,7 @@ class ApplicationRecord:
         try:
             parts = msgpack.unpackb(data)
             driver = parts.pop("driver")
-            deployments = {
-                name: DeploymentRecord(**one) for name, one in parts.pop("deployments").items()
-            }
+            deployments = {name: DeploymentRecord(**one) for name, one in parts.pop("deployments").items()}
             if driver:
                 routes = driver.pop("routes")
                 driver = DriverRecord(**driver, routes=None if routes is None else tuple(routes))
@@ -226,7 +224,5 @@ class Registry:
     def wait_for_change(self, after: str, timeout_s: float) -> str:
         """Block until something changed after the change ``after``; answers the newest id, or ``after``."""
         with broker_errors():
-            found: Any = self._client.xread(
-                {self._keys.changes: after}, block=max(1, int(timeout_s * 1000))
-            )
+            found: Any = self._client.xread({self._keys.changes: after}, block=max(1, int(timeout_s * 1000)))
         return found[0][1][-1][0].decode() if found else after

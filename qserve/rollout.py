@@ -66,9 +66,7 @@ def wait_until_running(
         _raise_for_failures(replicas, wanted)
         check()
         if time.monotonic() > give_up:
-            late = ", ".join(
-                f"{name} ({running[name]} of {count})" for name, count in wanted.items()
-            )
+            late = ", ".join(f"{name} ({running[name]} of {count})" for name, count in wanted.items())
             raise DeployError(f"not all replicas were ready within {timeout_s:.0f} s: {late}")
         time.sleep(0.01)
 
@@ -78,12 +76,8 @@ def _raise_for_failures(replicas: list[ReplicaStatus], wanted: dict[str, int]) -
     for name, count in failed.items():
         # a constructor is tried three times for each replica that is wanted, as in Ray Serve
         if count >= max(_MIN_FAILURES, 3 * wanted.get(name, 1)):
-            message = next(
-                one.message for one in replicas if one.deployment == name and one.state == FAILED
-            )
-            raise DeployError(
-                f"deployment {name!r} could not be started; its constructor failed:\n{message}"
-            )
+            message = next(one.message for one in replicas if one.deployment == name and one.state == FAILED)
+            raise DeployError(f"deployment {name!r} could not be started; its constructor failed:\n{message}")
 
 
 def roll_out(

@@ -77,7 +77,5 @@ def _seconds(env: Mapping[str, str], name: str, default: float) -> float:
     except ValueError:
         value = -1.0
     if not 0 < value < float("inf"):
-        raise QserveException(
-            f"{name}={text!r} must be a number of seconds above 0, such as {name}=60"
-        )
+        raise QserveException(f"{name}={text!r} must be a number of seconds above 0, such as {name}=60")
     return value

@@ -39,11 +39,7 @@ def load_target(target: str) -> Any:
         try:
             found = getattr(found, name)
         except AttributeError:
-            public = (
-                [known for known in vars(found) if not known.startswith("_")]
-                if hasattr(found, "__dict__")
-                else []
-            )
+            public = [known for known in vars(found) if not known.startswith("_")] if hasattr(found, "__dict__") else []
             raise TargetError(
                 f"module {module_name!r} has no {attribute!r}; it has: {', '.join(sorted(public)) or 'nothing'}"
             ) from None

@@ -70,9 +70,7 @@ class Gateway(Flask):
         return reply
 
 
-def create_app(
-    settings: Settings, plane: ClientPlane | None = None, watch: bool = True
-) -> Gateway:
+def create_app(settings: Settings, plane: ClientPlane | None = None, watch: bool = True) -> Gateway:
     """Make the gateway's application; in a prefork server, after the fork.
 
     Parameters:

@@ -45,9 +45,7 @@ class Front:
       table: Gives the current routes; None until they are known.
     """
 
-    def __init__(
-        self, settings: Settings, plane: ClientPlane, table: Callable[[], RouteTable | None]
-    ) -> None:
+    def __init__(self, settings: Settings, plane: ClientPlane, table: Callable[[], RouteTable | None]) -> None:
         self._settings = settings
         self._plane = plane
         self._table = table
@@ -103,9 +101,7 @@ class Front:
             return self._plane.run(record.name, graph, (_json_body(environ, body),), {}, options)
         request = message_of(environ, path, route.root_path, body)
         if driver is None:
-            return self._plane.call(
-                record.name, record.ingress, "__call__", (request,), {}, options
-            )
+            return self._plane.call(record.name, record.ingress, "__call__", (request,), {}, options)
         if driver.adapter == "starlette_request":
             return self._plane.run(record.name, graph, (request,), {}, options)
         return self._plane.call(record.name, record.ingress, "adapt", (request, graph), {}, options)

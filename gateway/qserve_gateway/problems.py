@@ -35,17 +35,13 @@ class NoRoute(BadRequest):
       driver: Whether a DAGDriver refuses, whose users expect FastAPI's ``detail``.
     """
 
-    def __init__(
-        self, message: str, status: int, allow: tuple[str, ...] = (), driver: bool = False
-    ) -> None:
+    def __init__(self, message: str, status: int, allow: tuple[str, ...] = (), driver: bool = False) -> None:
         super().__init__(message, "not_found" if status == 404 else "method_not_allowed", status)
         self.allow = allow
         self.driver = driver
 
 
-def problem(
-    status: int, code: str, message: str, request_id: str, retryable: bool = False, **more: Any
-) -> Reply:
+def problem(status: int, code: str, message: str, request_id: str, retryable: bool = False, **more: Any) -> Reply:
     """The answer for an error.
 
     Parameters:

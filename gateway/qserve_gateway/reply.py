@@ -27,17 +27,13 @@ class Reply:
 
     __slots__ = ("body", "close", "headers", "status")
 
-    def __init__(
-        self, status: int, headers: list[tuple[str, str]], body: bytes, close: bool = False
-    ) -> None:
+    def __init__(self, status: int, headers: list[tuple[str, str]], body: bytes, close: bool = False) -> None:
         self.status = status
         self.headers = headers
         self.body = body
         self.close = close
 
-    def __call__(
-        self, environ: dict[str, Any], start_response: Callable[..., Any]
-    ) -> Iterable[bytes]:
+    def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         """Send it, as WSGI has it."""
         if self.status not in _WITHOUT_LENGTH and self.status >= 200:
             self.headers.append(("content-length", str(len(self.body))))

@@ -61,11 +61,7 @@ class RouteTable:
     @classmethod
     def of(cls, records: Iterable[ApplicationRecord]) -> RouteTable:
         """The table of these applications; those without a route prefix have no HTTP."""
-        routes = [
-            Route.of(record, record.route_prefix)
-            for record in records
-            if record.route_prefix is not None
-        ]
+        routes = [Route.of(record, record.route_prefix) for record in records if record.route_prefix is not None]
         routes.sort(key=lambda route: len(route.prefix), reverse=True)
         below = tuple((route.root_path, f"{route.root_path}/", route) for route in routes)
         return cls(tuple(routes), below)

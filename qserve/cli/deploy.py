@@ -33,13 +33,9 @@ _BROKER_FOR_S = 10.0
     metavar="PATH",
     help="Where the application answers. [default: the ingress's, or /]",
 )
-@click.option(
-    "--name", default="default", show_default=True, metavar="APP", help="The application's name."
-)
+@click.option("--name", default="default", show_default=True, metavar="APP", help="The application's name.")
 @click.option("--app-dir", default=".", show_default=True, help="Where MODULE is searched first.")
-@click.option(
-    "--broker", metavar="URL", help="The broker. [default: $QSERVE_BROKER_URL or $REDIS_URL]"
-)
+@click.option("--broker", metavar="URL", help="The broker. [default: $QSERVE_BROKER_URL or $REDIS_URL]")
 @click.option(
     "--timeout-s",
     default=READY_FOR_S,
@@ -90,14 +86,8 @@ def _build(target: str, name: str) -> BuiltApplication:
         raise click.ClickException(str(error)) from error
     except Exception as error:
         # the user's own traceback, from the first frame that is theirs
-        frames = [
-            one
-            for one in traceback.extract_tb(error.__traceback__)
-            if "importlib" not in one.filename
-        ]
-        own = [
-            one for one in frames if Path(one.filename).parts[-2:-1] not in (("qserve",), ("cli",))
-        ]
+        frames = [one for one in traceback.extract_tb(error.__traceback__) if "importlib" not in one.filename]
+        own = [one for one in frames if Path(one.filename).parts[-2:-1] not in (("qserve",), ("cli",))]
         if own:
             click.echo(
                 "Traceback (most recent call last):\n" + "".join(traceback.format_list(own)),
@@ -105,16 +95,14 @@ def _build(target: str, name: str) -> BuiltApplication:
                 err=True,
             )
         click.echo("".join(traceback.format_exception_only(error)), nl=False, err=True)
-        raise click.ClickException(
-            f"{target} cannot be loaded: {type(error).__name__}: {error}"
-        ) from error
+        raise click.ClickException(f"{target} cannot be loaded: {type(error).__name__}: {error}") from error
 
 
 def _wait_for_broker(client: object) -> None:
     give_up = time.monotonic() + _BROKER_FOR_S
     while True:
         try:
-            return load_functions(client)  # type: ignore[arg-type]
+            return load_functions(client)
         except BrokerUnavailable:
             if time.monotonic() > give_up:
                 raise

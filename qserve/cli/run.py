@@ -20,9 +20,7 @@ _LOOK_S = 0.2
 
 @click.command()
 @click.argument("target", metavar="MODULE:NODE")
-@click.option(
-    "--host", default=DEFAULT_HOST, show_default=True, help="Address that the gateway listens on."
-)
+@click.option("--host", default=DEFAULT_HOST, show_default=True, help="Address that the gateway listens on.")
 @click.option(
     "--port",
     default=DEFAULT_PORT,
@@ -35,9 +33,7 @@ _LOOK_S = 0.2
     metavar="PATH",
     help="Where the application answers. [default: the ingress's, or /]",
 )
-@click.option(
-    "--name", default="default", show_default=True, metavar="APP", help="The application's name."
-)
+@click.option("--name", default="default", show_default=True, metavar="APP", help="The application's name.")
 @click.option("--app-dir", default=".", show_default=True, help="Where MODULE is searched first.")
 @click.option(
     "--broker",
@@ -77,20 +73,14 @@ def run(
         settings = Settings.from_env(
             broker_url=broker, request_timeout_s=request_timeout_s, show_errors=show_errors or None
         )
-        click.echo(
-            f"qserve: starting {target} on {'the embedded broker' if not settings.broker_url else 'the broker'}"
-        )
-        launch = Launch(
-            settings, host=host, port=port, gateway_workers=workers, import_paths=(app_dir,)
-        )
+        click.echo(f"qserve: starting {target} on {'the embedded broker' if not settings.broker_url else 'the broker'}")
+        launch = Launch(settings, host=host, port=port, gateway_workers=workers, import_paths=(app_dir,))
     except QserveException as error:
         raise click.ClickException(str(error)) from error
     try:
         _deploy(launch, target, name, route_prefix, app_dir)
         prefix = Registry(launch.client, launch.keys).get(name).route_prefix
-        click.echo(
-            f"qserve: ready in {time.monotonic() - began:.1f} s: {launch.url}{prefix or ''}  (Ctrl-C stops it)"
-        )
+        click.echo(f"qserve: ready in {time.monotonic() - began:.1f} s: {launch.url}{prefix or ''}  (Ctrl-C stops it)")
         while True:
             launch.check()
             time.sleep(_LOOK_S)
@@ -100,9 +90,7 @@ def run(
         launch.stop()
         raise click.ClickException(str(error)) from error
     finally:
-        signal.signal(
-            signal.SIGINT, signal.SIG_IGN
-        )  # a second Ctrl-C must not leave half of it running
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C must not leave half of it running
         launch.stop()
 
 

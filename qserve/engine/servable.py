@@ -68,9 +68,7 @@ class Servable:
     def _adapted_arguments(self, init: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Handles of the newer kind where the constructor's annotation asks for them."""
         try:
-            wanted = {
-                name for name, hint in get_type_hints(init).items() if hint is DeploymentHandle
-            }
+            wanted = {name for name, hint in get_type_hints(init).items() if hint is DeploymentHandle}
             bound = inspect.signature(init).bind(None, *self._args, **self._kwargs)
         except Exception:  # annotations that do not resolve, or arguments that do not fit: Python will say it better
             return self._args, self._kwargs

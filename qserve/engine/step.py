@@ -67,18 +67,14 @@ class Stepper:
         if header.graph is None:
             args, kwargs = decode(values[0])
             if len(values) > 1:
-                args, kwargs = fill(
-                    args, kwargs, {n: decode(v) for n, v in enumerate(values) if n}, Ref.resolved
-                )
+                args, kwargs = fill(args, kwargs, {n: decode(v) for n, v in enumerate(values) if n}, Ref.resolved)
             return Call(step, args, kwargs)
         try:
             plan, _ = self._record.plans[header.graph]
             index = int(step)
             arguments = self._arguments(header.graph, index)
         except (KeyError, ValueError, IndexError) as error:
-            raise PayloadError(
-                f"no step {step!r} of a graph {header.graph!r} in {self._record.name!r}"
-            ) from error
+            raise PayloadError(f"no step {step!r} of a graph {header.graph!r} in {self._record.name!r}") from error
         args, kwargs = arguments.fill([(n, decode(v)) for n, v in enumerate(values)], Ref.resolved)
         return Call(plan.steps[index].method, args, kwargs, plan, index)
 

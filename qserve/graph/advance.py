@@ -86,10 +86,7 @@ def advance(plan: Plan, step: int, value: Any) -> list[Move]:
     if step == plan.output:
         return [Answer(value)]
     steps = plan.steps
-    return [
-        _move(target, ((slot, value),), steps[target].needs)
-        for target, slot in plan.feeds.get(step, ())
-    ]
+    return [_move(target, ((slot, value),), steps[target].needs) for target, slot in plan.feeds.get(step, ())]
 
 
 def read_input(key: InputKey, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
@@ -138,18 +135,14 @@ def _positional(key: int, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any
     try:
         return args[key]
     except IndexError:
-        raise IndexError(
-            f"the graph reads inp[{key}], but the request brought {_described(args, kwargs)}"
-        ) from None
+        raise IndexError(f"the graph reads inp[{key}], but the request brought {_described(args, kwargs)}") from None
 
 
 def _keyword(key: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     try:
         return kwargs[key]
     except KeyError:
-        raise KeyError(
-            f"the graph reads inp.{key}, but the request brought {_described(args, kwargs)}"
-        ) from None
+        raise KeyError(f"the graph reads inp.{key}, but the request brought {_described(args, kwargs)}") from None
 
 
 def _described(args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:

@@ -31,18 +31,10 @@ class Arguments:
     def __init__(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
         self._args = list(args)
         self._kwargs = dict(kwargs)
-        self._slots = [
-            (place, value.index) for place, value in enumerate(args) if isinstance(value, Slot)
-        ]
-        self._named_slots = [
-            (name, value.index) for name, value in kwargs.items() if isinstance(value, Slot)
-        ]
-        self._makers = [
-            (place, _maker(value)) for place, value in enumerate(args) if _must_be_made(value)
-        ]
-        self._named_makers = [
-            (name, _maker(value)) for name, value in kwargs.items() if _must_be_made(value)
-        ]
+        self._slots = [(place, value.index) for place, value in enumerate(args) if isinstance(value, Slot)]
+        self._named_slots = [(name, value.index) for name, value in kwargs.items() if isinstance(value, Slot)]
+        self._makers = [(place, _maker(value)) for place, value in enumerate(args) if _must_be_made(value)]
+        self._named_makers = [(name, _maker(value)) for name, value in kwargs.items() if _must_be_made(value)]
         self.is_flat = not self._makers and not self._named_makers
         """Whether every slot is an argument itself, so that no container has to be walked."""
 

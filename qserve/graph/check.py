@@ -105,8 +105,7 @@ def check_inputs(order: Iterable[DAGNode]) -> None:
     inputs = [node for node in order if isinstance(node, InputNode)]
     if len(inputs) > 1:
         raise AssertionError(
-            "Each DAG should only have one unique InputNode. Share one between all nodes: "
-            "with InputNode() as inp: ..."
+            "Each DAG should only have one unique InputNode. Share one between all nodes: with InputNode() as inp: ..."
         )
     for node in inputs:
         if not was_entered(node):

@@ -88,9 +88,7 @@ def compile_application(root: Any, *, app_name: str = "default") -> BuiltApplica
     if isinstance(root, FunctionNode) and _is_bound(root):
         build.add_graph(ROOT_GRAPH, root)
     deployments = tuple(
-        build.deployment(node, node is root)
-        for node in order
-        if isinstance(node, ClassNode | FunctionNode)
+        build.deployment(node, node is root) for node in order if isinstance(node, ClassNode | FunctionNode)
     )
     return BuiltApplication(app_name, deployments, build.graphs, build.names[root], driver)
 
@@ -113,11 +111,7 @@ class _Build:
         routes = _routes(outputs)
         for name, output in routes.items():
             self.add_graph(name, output)
-        direct = {
-            name: self.names[output]
-            for name, output in routes.items()
-            if isinstance(output, ClassNode)
-        }
+        direct = {name: self.names[output] for name, output in routes.items() if isinstance(output, ClassNode)}
         return Driver(adapter, tuple(routes) if isinstance(outputs, dict) else None, direct)
 
     def deployment(self, node: ClassNode | FunctionNode, is_root: bool) -> Deployment:
@@ -141,9 +135,7 @@ class _Build:
             return self._handle(node, child, graphs)
 
         args = tuple(replace(value, DAGNode, stand_in) for value in node.get_args())
-        kwargs = {
-            name: replace(value, DAGNode, stand_in) for name, value in node.get_kwargs().items()
-        }
+        kwargs = {name: replace(value, DAGNode, stand_in) for name, value in node.get_kwargs().items()}
         return args, kwargs
 
     def _handle(self, owner: ClassNode, child: DAGNode, graphs: list[DAGNode]) -> Any:
@@ -170,8 +162,7 @@ def _routes(outputs: Any) -> dict[str, DAGNode]:
     for route in outputs:
         if not isinstance(route, str) or not route.startswith("/"):
             raise ValueError(
-                f"a route of DAGDriver.bind({{route: node}}) must be a string that starts with "
-                f"'/', got {route!r}"
+                f"a route of DAGDriver.bind({{route: node}}) must be a string that starts with '/', got {route!r}"
             )
     return {route: _output(node, f"the route {route!r}") for route, node in outputs.items()}
 

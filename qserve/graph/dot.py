@@ -55,9 +55,7 @@ def dag_to_dot(node: DAGNode) -> Dot:
       TypeError: It is not a node.
     """
     if not isinstance(node, DAGNode):
-        raise TypeError(
-            f"only a node can be drawn, got {type(node).__name__}. Write .bind(...) first."
-        )
+        raise TypeError(f"only a node can be drawn, got {type(node).__name__}. Write .bind(...) first.")
     numbering = Numbering()
     labels: dict[DAGNode, str] = {node: numbering.take(node.get_label())}
     edges: dict[tuple[str, str], None] = {}

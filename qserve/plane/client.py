@@ -45,9 +45,7 @@ class ClientPlane:
 
     def __init__(self, settings: Settings) -> None:
         if settings.broker_url is None:
-            raise BrokerUnavailable(
-                "no broker is named: set QSERVE_BROKER_URL, or call qserve.run(...) first"
-            )
+            raise BrokerUnavailable("no broker is named: set QSERVE_BROKER_URL, or call qserve.run(...) first")
         self.settings = settings
         self.keys = Keys(settings.namespace)
         self.codec = Codec(settings.secret_key)
@@ -75,9 +73,7 @@ class ClientPlane:
         options: CallOptions,
     ) -> Ref:
         """Start one method of a deployment; see ``plane.base.Plane``."""
-        return self._submit(
-            self._composer.call(app, deployment, method, args, kwargs, options), options
-        )
+        return self._submit(self._composer.call(app, deployment, method, args, kwargs, options), options)
 
     def run(
         self,
@@ -100,22 +96,16 @@ class ClientPlane:
         if ref.done.is_set() or ref.request_id in self._pending:
             return
         self._pending[ref.request_id] = (0, ref)
-        self._send(
-            functions.watch(self.keys.request(ref.request_id), self._mailbox), self._on_watched(ref)
-        )
+        self._send(functions.watch(self.keys.request(ref.request_id), self._mailbox), self._on_watched(ref))
 
     def cancel(self, ref: Ref) -> None:
         """End an open request without a result; running code goes on, its effects are dropped."""
-        self._send(
-            functions.close(self.keys.request(ref.request_id), ref.request_id, "c", b""), _ignore
-        )
+        self._send(functions.close(self.keys.request(ref.request_id), ref.request_id, "c", b""), _ignore)
 
     def expire(self, ref: Ref) -> None:
         """End a request whose deadline passed while its caller waited."""
         self._pending.pop(ref.request_id, None)
-        self._send(
-            functions.close(self.keys.request(ref.request_id), ref.request_id, "x", b""), _ignore
-        )
+        self._send(functions.close(self.keys.request(ref.request_id), ref.request_id, "x", b""), _ignore)
 
     def forget(self, request_id: str) -> None:
         """Drop a result that nobody will ask for again; sent along with the next submissions."""
@@ -219,9 +209,7 @@ class ClientPlane:
                 break
             except (redis.RedisError, OSError) as error:
                 if self._closed or time.monotonic() > give_up:
-                    replies = [BrokerUnavailable(f"the broker cannot be reached: {error}")] * len(
-                        batch
-                    )
+                    replies = [BrokerUnavailable(f"the broker cannot be reached: {error}")] * len(batch)
                     break
                 time.sleep(pause_s)
                 pause_s = min(pause_s * 2, 0.5)
@@ -232,11 +220,8 @@ class ClientPlane:
         pipe = self.client.pipeline(transaction=False)
         for command in commands:
             pipe.execute_command(*command)
-        replies = pipe.execute(raise_on_error=False)
-        if any(
-            isinstance(reply, redis.ResponseError) and "Function not found" in str(reply)
-            for reply in replies
-        ):
+        replies: list[Any] = pipe.execute(raise_on_error=False)
+        if any(isinstance(reply, redis.ResponseError) and "Function not found" in str(reply) for reply in replies):
             self.client.execute_command(*LOAD)
             return self._pipeline(commands)
         return replies
@@ -247,9 +232,7 @@ class ClientPlane:
         pause_s = 0.05
         while not self._closed:
             try:
-                found: Any = self.client.blmpop(
-                    BLOCK_S, 1, self._mailbox, direction="LEFT", count=256
-                )
+                found: Any = self.client.blmpop(BLOCK_S, 1, self._mailbox, direction="LEFT", count=256)
                 if pause_s != 0.05:
                     self._catch_up()
                     pause_s = 0.05

@@ -37,9 +37,7 @@ def plane() -> Plane:
     """
     if _plane is None:
         if _connect is None:
-            raise BrokerUnavailable(
-                "call qserve.run(...) first, or set QSERVE_BROKER_URL to the broker's address"
-            )
+            raise BrokerUnavailable("call qserve.run(...) first, or set QSERVE_BROKER_URL to the broker's address")
         install(_connect())
         assert _plane is not None
     return _plane

@@ -158,8 +158,6 @@ def close(request: str, request_id: str, state: str, payload: bytes) -> Command:
     return ("FCALL", _CLOSE, 1, request, request_id, state, payload)
 
 
-def reclaim(
-    stream: str, consumer: str, death_limit: int, failure: bytes, request_prefix: str
-) -> Command:
+def reclaim(stream: str, consumer: str, death_limit: int, failure: bytes, request_prefix: str) -> Command:
     """Hand over what a dead consumer held: answers the number of its calls."""
     return ("FCALL", _RECLAIM, 1, stream, consumer, death_limit, failure, request_prefix)

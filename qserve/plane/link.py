@@ -32,9 +32,7 @@ class Link(asyncio.Protocol):
     def __init__(self, on_lost: Callable[[list[OnReply]], None]) -> None:
         self._on_lost = on_lost
         self._waiting: deque[OnReply] = deque()
-        self._reader = hiredis.Reader(
-            replyError=hiredis.ReplyError, protocolError=hiredis.ProtocolError
-        )
+        self._reader = hiredis.Reader(replyError=hiredis.ReplyError, protocolError=hiredis.ProtocolError)
         self._transport: asyncio.Transport | None = None
 
     @classmethod
@@ -65,7 +63,7 @@ class Link(asyncio.Protocol):
         """Send commands in one write; each callback gets its reply."""
         packed = []
         for command, on_reply in commands:
-            packed.append(hiredis.pack_command(command))
+            packed.append(hiredis.pack_command(command))  # type: ignore[arg-type]
             self._waiting.append(on_reply)
         if self._transport is not None:
             self._transport.write(b"".join(packed))

@@ -41,9 +41,7 @@ class LoopPlane:
       find: Gives an application's record by its name without blocking.
     """
 
-    def __init__(
-        self, settings: Settings, keys: Keys, codec: Codec, find: Callable[[str], ApplicationRecord]
-    ) -> None:
+    def __init__(self, settings: Settings, keys: Keys, codec: Codec, find: Callable[[str], ApplicationRecord]) -> None:
         self.settings = settings
         self.keys = keys
         self.codec = codec
@@ -130,15 +128,11 @@ class LoopPlane:
             return
         self._pending[ref.request_id] = (0, ref)
         self._listen()
-        self.post(
-            functions.watch(self.keys.request(ref.request_id), self._mailbox), self._on_watched(ref)
-        )
+        self.post(functions.watch(self.keys.request(ref.request_id), self._mailbox), self._on_watched(ref))
 
     def cancel(self, ref: Ref) -> None:
         """End an open request without a result."""
-        self.post(
-            functions.close(self.keys.request(ref.request_id), ref.request_id, "c", b""), ignore
-        )
+        self.post(functions.close(self.keys.request(ref.request_id), ref.request_id, "c", b""), ignore)
 
     def forget(self, request_id: str) -> None:
         """Drop a result that nobody will ask for again; sent along with what leaves next."""
@@ -260,9 +254,7 @@ class LoopPlane:
 
     def _arrive(self, message: bytes) -> None:
         state = message[REQUEST_ID_CHARS : REQUEST_ID_CHARS + 1].decode()
-        self._settle(
-            message[:REQUEST_ID_CHARS].decode(), Outcome(state, message[REQUEST_ID_CHARS + 1 :])
-        )
+        self._settle(message[:REQUEST_ID_CHARS].decode(), Outcome(state, message[REQUEST_ID_CHARS + 1 :]))
 
     def _catch_up(self) -> None:
         # a reply may have been popped for a connection that was lost: the result itself is still stored
@@ -273,9 +265,7 @@ class LoopPlane:
         late_ms = time.time() * 1000 - 1000
         for request_id, (deadline_ms, _) in list(self._pending.items()):
             if deadline_ms and deadline_ms < late_ms:
-                self.post(
-                    functions.close(self.keys.request(request_id), request_id, "x", b""), ignore
-                )
+                self.post(functions.close(self.keys.request(request_id), request_id, "x", b""), ignore)
                 self._settle(request_id, Outcome("x", b""))
 
     def _on_watched(self, ref: Ref) -> OnReply:

@@ -116,9 +116,7 @@ class Composer:
             )
             return self._ended(QserveException(what))
         if record.driver and graph in record.driver.direct:
-            return self.call(
-                record.name, record.driver.direct[graph], "__call__", args, kwargs, options
-            )
+            return self.call(record.name, record.driver.direct[graph], "__call__", args, kwargs, options)
         return self.run(record.name, graph, args, kwargs, options)
 
     def run(
@@ -146,9 +144,7 @@ class Composer:
         failure = Failure.of(error, "" if isinstance(error, QserveException) else deployment)
         return Submission("", 0, outcome=Outcome("f", failure.encode()))
 
-    def _header(
-        self, record: ApplicationRecord, graph: str | None, options: CallOptions
-    ) -> tuple[str, bytes, int]:
+    def _header(self, record: ApplicationRecord, graph: str | None, options: CallOptions) -> tuple[str, bytes, int]:
         request_id = os.urandom(16).hex()
         timeout_s = options.timeout_s or record.timeout_s or self._settings.request_timeout_s
         deadline_ms = int((time.time() + timeout_s) * 1000)
@@ -171,9 +167,7 @@ class Composer:
         waits: Sequence[Awaited],
         options: CallOptions,
     ) -> Submission:
-        keep_s = (
-            self._settings.result_ttl_s if options.result_ttl_s is None else options.result_ttl_s
-        )
+        keep_s = self._settings.result_ttl_s if options.result_ttl_s is None else options.result_ttl_s
         keep_ms = int(keep_s * 1000)
         life_ms = max(0, deadline_ms - int(time.time() * 1000)) + keep_ms + _LIFE_MARGIN_MS
         command = functions.submit(
@@ -212,9 +206,7 @@ def pack_moves(
     return packed
 
 
-def _take_refs(
-    args: Sequence[Any], kwargs: Mapping[str, Any]
-) -> tuple[Sequence[Any], Mapping[str, Any], list[Ref]]:
+def _take_refs(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Sequence[Any], Mapping[str, Any], list[Ref]]:
     """Put a slot in the place of each ref among the arguments, the values of which are filled in by the broker."""
     if not any(isinstance(value, _REFS) for value in (*args, *kwargs.values())):
         return args, dict(kwargs), []

@@ -20,11 +20,7 @@ def failed(error: BaseException) -> Outcome:
 
 def lost() -> Outcome:
     """For a request of which the broker knows nothing."""
-    return failed(
-        ResultUnavailable(
-            "nothing is known of this request: its result expired, or it never existed"
-        )
-    )
+    return failed(ResultUnavailable("nothing is known of this request: its result expired, or it never existed"))
 
 
 def refused(reply: Any) -> Outcome | None:
@@ -32,11 +28,7 @@ def refused(reply: Any) -> Outcome | None:
     if reply in (b"OK", b"DUP"):
         return None
     if reply == b"FULL":
-        return failed(
-            BackPressureError(
-                "Request dropped due to backpressure: as many requests as allowed are waiting"
-            )
-        )
+        return failed(BackPressureError("Request dropped due to backpressure: as many requests as allowed are waiting"))
     if reply == b"LOST":
         return failed(ResultUnavailable("an argument's result is no longer stored"))
     return _unexpected(reply)

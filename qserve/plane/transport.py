@@ -116,11 +116,7 @@ class Channel(virtual.Channel):  # type: ignore[misc]
     # -- queues ------------------------------------------------------------------------------------
 
     def _is_control(self, queue: str) -> bool:
-        return (
-            queue in self._fanouts
-            or queue.endswith(_CONTROL_PREFIXES)
-            or queue.startswith(_CONTROL_PREFIXES)
-        )
+        return queue in self._fanouts or queue.endswith(_CONTROL_PREFIXES) or queue.startswith(_CONTROL_PREFIXES)
 
     def _new_queue(self, queue: str, **kwargs: Any) -> None:
         if not self._is_control(queue):
@@ -141,24 +137,18 @@ class Channel(virtual.Channel):  # type: ignore[misc]
         else:
             self.client.xadd(queue, {"m": body})
 
-    def _put_fanout(
-        self, exchange: str, message: dict[str, Any], routing_key: str, **kwargs: Any
-    ) -> None:
+    def _put_fanout(self, exchange: str, message: dict[str, Any], routing_key: str, **kwargs: Any) -> None:
         key = self.keys.fanout(exchange)
         with self.client.pipeline() as pipe:
-            pipe.xadd(key, {"m": msgpack.packb(message)}, maxlen=64).pexpire(
-                key, CONTROL_TTL_MS
-            ).execute()
+            pipe.xadd(key, {"m": msgpack.packb(message)}, maxlen=64).pexpire(key, CONTROL_TTL_MS).execute()
 
     def _size(self, queue: str) -> int:
         if self._is_control(queue):
-            return int(self.client.llen(self.keys.control(queue)))  # type: ignore[arg-type]
-        return int(self.client.xlen(queue))  # type: ignore[arg-type]
+            return int(self.client.llen(self.keys.control(queue)))
+        return int(self.client.xlen(queue))
 
     def _has_queue(self, queue: str, **kwargs: Any) -> bool:
-        return bool(
-            self.client.exists(self.keys.control(queue) if self._is_control(queue) else queue)
-        )
+        return bool(self.client.exists(self.keys.control(queue) if self._is_control(queue) else queue))
 
     def _purge(self, queue: str) -> int:
         size = self._size(queue)

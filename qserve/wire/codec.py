@@ -39,9 +39,7 @@ _by_type: dict[type, Extension] = {}
 _by_code: dict[int, Extension] = {}
 
 
-def register(
-    code: int, kind: type, pack: Callable[[Any], Any], unpack: Callable[[Any], Any]
-) -> None:
+def register(code: int, kind: type, pack: Callable[[Any], Any], unpack: Callable[[Any], Any]) -> None:
     """Let values of exactly the type ``kind`` travel under the extension ``code`` (1 to 127)."""
     extension = Extension(code, kind, pack, unpack)
     _by_type[kind] = _by_code[code] = extension
@@ -145,9 +143,7 @@ class Codec:
         except Exception as error:
             if isinstance(error, RecursionError) or "recursion" in str(error):
                 error = PayloadError("it is nested too deeply, or contains itself")
-            raise PayloadError(
-                f"a value of type {type(value).__name__!r} cannot travel: {error}"
-            ) from error
+            raise PayloadError(f"a value of type {type(value).__name__!r} cannot travel: {error}") from error
         if len(data) > self._max_bytes:
             raise PayloadError(
                 f"a value of type {type(value).__name__!r} takes {len(data)} bytes; the limit is {self._max_bytes}"
@@ -170,9 +166,7 @@ class Codec:
         try:
             return sign(self._key, cloudpickle.dumps(value))
         except Exception as error:
-            raise PayloadError(
-                f"a value of type {type(value).__qualname__!r} cannot be pickled: {error}"
-            ) from error
+            raise PayloadError(f"a value of type {type(value).__qualname__!r} cannot be pickled: {error}") from error
 
     def decode(self, data: bytes) -> Any:
         """Decode one value.
@@ -198,9 +192,7 @@ class Codec:
             return self._unpickle(data)
         extension = _by_code.get(code)
         if extension is None:
-            raise PayloadError(
-                f"unknown extension {code}: was this value written by a newer qserve?"
-            )
+            raise PayloadError(f"unknown extension {code}: was this value written by a newer qserve?")
         return extension.unpack(self.decode(data))
 
     def _unpickle(self, signed: bytes) -> Any:

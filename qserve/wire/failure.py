@@ -82,19 +82,17 @@ class Failure:
             ours = getattr(exceptions, self.type, None)
             if isinstance(ours, type) and issubclass(ours, QserveException) and not self.deployment:
                 return ours(self.message)
-        error = _rebuild(_task_error(self.module, self.type), self.args)
+        error: Any = _rebuild(_task_error(self.module, self.type), self.args)
         error.remote_type, error.remote_message = self.type, self.message
         error.remote_traceback, error.deployment = self.traceback, self.deployment
         error.__failure__ = self
-        return error
+        return error  # type: ignore[no-any-return]
 
 
 def _rebuild(kind: type[TaskError], args: tuple[Any, ...]) -> Any:
     try:
         error = kind.__new__(kind, *args)
-    except (
-        Exception
-    ):  # the original type refuses its own arguments: the general error still says it all
+    except Exception:  # the original type refuses its own arguments: the general error still says it all
         error = TaskError.__new__(TaskError)
     error.args = args
     return error
@@ -126,11 +124,7 @@ def _loaded_exception(module: str, qualname: str) -> type[Exception] | None:
 
 class _Text(TaskError):
     def __str__(self) -> str:
-        head = (
-            f"{self.remote_type}: {self.remote_message}"
-            if self.remote_message
-            else self.remote_type
-        )
+        head = f"{self.remote_type}: {self.remote_message}" if self.remote_message else self.remote_type
         where = f" (in deployment {self.deployment!r})" if self.deployment else ""
         return f"{head}{where}\n\n{self.remote_traceback}".rstrip()
 

@@ -35,10 +35,7 @@ def dump_plan(plan: Plan, codec: Codec) -> list[Any]:
             ]
             for step in plan.steps
         ],
-        [
-            [_dump_source(source), [list(target) for target in targets]]
-            for source, targets in plan.feeds.items()
-        ],
+        [[_dump_source(source), [list(target) for target in targets]] for source, targets in plan.feeds.items()],
         _dump_source(plan.output),
     ]
 
@@ -47,13 +44,8 @@ def load_plan(parts: list[Any]) -> tuple[Plan, tuple[Template, ...]]:
     """What ``dump_plan`` wrote: the plan without arguments, and each step's arguments as a template."""
     steps, feeds, output = parts
     plan = Plan(
-        steps=tuple(
-            Step(deployment=name, method=method, needs=needs) for name, method, needs, _ in steps
-        ),
-        feeds={
-            _load_source(source): tuple((step, slot) for step, slot in targets)
-            for source, targets in feeds
-        },
+        steps=tuple(Step(deployment=name, method=method, needs=needs) for name, method, needs, _ in steps),
+        feeds={_load_source(source): tuple((step, slot) for step, slot in targets) for source, targets in feeds},
         output=_load_source(output),
     )
     return plan, tuple(Template(data) for *_, data in steps)

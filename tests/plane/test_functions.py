@@ -39,9 +39,7 @@ class Desk:
         )
         return self.client.execute_command(*command)
 
-    def fetch(
-        self, stream: str, consumer: str = "replica"
-    ) -> list[tuple[bytes, dict[bytes, bytes]]]:
+    def fetch(self, stream: str, consumer: str = "replica") -> list[tuple[bytes, dict[bytes, bytes]]]:
         found: Any = self.client.xreadgroup(GROUP, consumer, {stream: ">"}, count=10)
         return found[0][1] if found else []
 
@@ -58,9 +56,7 @@ class Desk:
         return self.client.execute_command(*command)
 
     def watch(self, request_id: str, mailbox: str = "") -> tuple[bytes, bytes]:
-        state, result = self.client.execute_command(
-            *functions.watch(self.keys.request(request_id), mailbox)
-        )
+        state, result = self.client.execute_command(*functions.watch(self.keys.request(request_id), mailbox))
         return state, result
 
     def mail(self) -> list[bytes]:
@@ -146,10 +142,7 @@ def test_a_commit_after_another_attempt_committed_is_stale_without_effects(desk:
     ((entry, _),) = desk.fetch(desk.one)
     desk.commit(desk.one, entry, A, moves=[Start(desk.two, "1", [b"z"])])
 
-    assert (
-        desk.commit(desk.one, entry, A, attempt="other", moves=[Start(desk.two, "1", [b"z"])])
-        == b"STALE"
-    )
+    assert desk.commit(desk.one, entry, A, attempt="other", moves=[Start(desk.two, "1", [b"z"])]) == b"STALE"
     assert desk.client.xlen(desk.two) == 1
 
 
@@ -259,9 +252,7 @@ def test_a_forgotten_result_is_dropped_now_or_when_it_comes(desk: Desk) -> None:
 
 
 def reclaim(desk: Desk, consumer: str, limit: int = 3) -> int:
-    return desk.client.execute_command(
-        *functions.reclaim(desk.one, consumer, limit, b"lost", desk.keys.request(""))
-    )
+    return desk.client.execute_command(*functions.reclaim(desk.one, consumer, limit, b"lost", desk.keys.request("")))
 
 
 def test_what_a_dead_replica_held_is_delivered_to_another_with_its_deaths(desk: Desk) -> None:

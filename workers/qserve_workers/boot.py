@@ -11,6 +11,7 @@ import sys
 import threading
 import traceback
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from celery import signals
@@ -125,9 +126,7 @@ def _load_code(spec: ReplicaSpec, registry: Registry) -> DeploymentCode:
         return unpack_code(data, spec.settings.secret_key, spec.deployment)
     code = import_code(target, spec.record.name)
     if spec.deployment not in code:
-        raise QserveException(
-            f"{target} has no deployment {spec.deployment!r}; it has: {', '.join(code)}"
-        )
+        raise QserveException(f"{target} has no deployment {spec.deployment!r}; it has: {', '.join(code)}")
     return code[spec.deployment]
 
 
@@ -180,13 +179,9 @@ def _explain(error: BaseException) -> str:
     """The user's own part of the traceback; qserve's frames above it say nothing to them."""
     if isinstance(error, QserveException):
         return str(error)
-    here = os.path.dirname(__file__)
+    ours = (str(Path(__file__).parent), str(Path(pool.__file__).parent))
     frames = traceback.extract_tb(error.__traceback__)
-    own = [
-        frame
-        for frame in frames
-        if not frame.filename.startswith((here, os.path.dirname(pool.__file__)))
-    ]
+    own = [frame for frame in frames if not frame.filename.startswith(ours)]
     lines = ["Traceback (most recent call last):\n", *traceback.format_list(own)]
     return "".join(lines + traceback.format_exception_only(error)).rstrip()
 

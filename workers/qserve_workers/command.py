@@ -30,9 +30,7 @@ from qserve_workers.supervisor import Scope, Supervisor
 )
 @click.option("--name", metavar="APP", help="The application. [default: every registered one]")
 @click.option("--app-dir", default=".", show_default=True, help="Where MODULE is searched first.")
-@click.option(
-    "--broker", metavar="URL", help="The broker. [default: $QSERVE_BROKER_URL or $REDIS_URL]"
-)
+@click.option("--broker", metavar="URL", help="The broker. [default: $QSERVE_BROKER_URL or $REDIS_URL]")
 def worker(
     target: str | None,
     deployment: str | None,

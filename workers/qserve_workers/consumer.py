@@ -42,9 +42,7 @@ class AsyncConsumer(Consumer):  # type: ignore[misc]
         return on_task_received
 
 
-def _run_loop(
-    consumer: Any, connection: Any, task_consumer: Any, blueprint: Any, *args: Any, **kwargs: Any
-) -> None:
+def _run_loop(consumer: Any, connection: Any, task_consumer: Any, blueprint: Any, *args: Any, **kwargs: Any) -> None:
     replica: Replica = consumer.controller.replica
     consumer.task_consumer.on_message = consumer.create_task_handler()
     fetcher = Fetcher(replica, task_consumer, lambda: blueprint.state == bootsteps.RUN)
@@ -141,10 +139,7 @@ class Fetcher:
             return
         if reply:
             for stream, entries in reply:
-                pairs = [
-                    (entry_id, dict(zip(fields[::2], fields[1::2], strict=True)))
-                    for entry_id, fields in entries
-                ]
+                pairs = [(entry_id, dict(zip(fields[::2], fields[1::2], strict=True))) for entry_id, fields in entries]
                 self._channel.deliver(stream.decode(), pairs)
             # what the calls caused leaves before the next read is asked for: other replicas wait for it
             self._replica.plane.flush()

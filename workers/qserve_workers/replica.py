@@ -58,9 +58,7 @@ class Pace:
 
     def note(self, seconds: float) -> None:
         """Take a measurement into the average."""
-        self.seconds += (
-            (seconds - self.seconds) / 2 if self.seconds < 1.0 else seconds - self.seconds
-        )
+        self.seconds += (seconds - self.seconds) / 2 if self.seconds < 1.0 else seconds - self.seconds
 
     @property
     def is_fast(self) -> bool:
@@ -164,12 +162,7 @@ class Replica:
             work.call = self._stepper.open(work.header, work.step, values)
             method = self._servable.method(work.call.method)
             args = work.call.args
-            if (
-                not method.takes_request
-                and len(args) == 1
-                and not work.call.kwargs
-                and isinstance(args[0], Request)
-            ):
+            if not method.takes_request and len(args) == 1 and not work.call.kwargs and isinstance(args[0], Request):
                 args = ()
             if method.is_async:
                 self._spawn(self._run_async(work, method, args))
@@ -217,12 +210,8 @@ class Replica:
             return
         self._in_thread += 1
         context = contextvars.copy_context()
-        future = self._thread.submit(
-            context.run, _measured, pace, method.call, args, work.call.kwargs
-        )
-        future.add_done_callback(
-            lambda done: self.loop.call_soon_threadsafe(self._on_thread_done, work, done)
-        )
+        future = self._thread.submit(context.run, _measured, pace, method.call, args, work.call.kwargs)
+        future.add_done_callback(lambda done: self.loop.call_soon_threadsafe(self._on_thread_done, work, done))
 
     def _on_thread_done(self, work: Work, done: Any) -> None:
         self._in_thread -= 1
@@ -329,6 +318,4 @@ def _measured(pace: Pace, call: Callable[..., Any], args: Any, kwargs: dict[str,
 
 
 def _context(header: Header) -> RequestContext:
-    return RequestContext(
-        header.trace_id, header.route, header.app, header.model_id, header.deadline_ms
-    )
+    return RequestContext(header.trace_id, header.route, header.app, header.model_id, header.deadline_ms)

@@ -172,9 +172,7 @@ class Supervisor:
         spec = member.spec
         expected = member.stop_at is not None
         pool = Pool(self._client, self._keys, spec.record.name)
-        failed_start = code == 1 and any(
-            one.name == spec.name and one.state == FAILED for one in pool.replicas()
-        )
+        failed_start = code == 1 and any(one.name == spec.name and one.state == FAILED for one in pool.replicas())
         if not expected and not failed_start:
             how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
             log.warning(
@@ -197,15 +195,11 @@ class Supervisor:
         Crash before the call: the entries stay pending and the next sweep finds them. Crash after: they are
         on the queue as new entries.
         """
-        lost = Failure.of(
-            ReplicaLost(f"its replica died {DEATH_LIMIT} times while running this call")
-        ).encode()
+        lost = Failure.of(ReplicaLost(f"its replica died {DEATH_LIMIT} times while running this call")).encode()
         total = 0
         while True:
             with broker_errors():
-                command = functions.reclaim(
-                    stream, consumer, DEATH_LIMIT, lost, self._keys.request("")
-                )
+                command = functions.reclaim(stream, consumer, DEATH_LIMIT, lost, self._keys.request(""))
                 moved = int(self._client.execute_command(*command))
             total += moved
             if moved < 1000:
@@ -222,13 +216,11 @@ class Supervisor:
         for stream in self._wanted():
             with broker_errors():
                 consumers = self._client.xinfo_consumers(stream, GROUP)
-            for name in (one["name"].decode() for one in consumers):  # type: ignore[union-attr]
+            for name in (one["name"].decode() for one in consumers):
                 if name in mine or self._client.exists(self._keys.beat(name)):
                     continue
                 if name in self._missing:
-                    log.warning(
-                        "replica %s is gone without a word; its calls are handed over", name
-                    )
+                    log.warning("replica %s is gone without a word; its calls are handed over", name)
                     self.hand_over(stream, name)
                 missing.add(name)
         self._missing = missing
@@ -239,9 +231,7 @@ class Supervisor:
         now = time.monotonic()
         for stream, (record, deployment, count) in wanted.items():
             backoff = self._backoffs.setdefault(stream, Backoff())
-            alive = sum(
-                1 for one in self.members.values() if one.stream == stream and one.stop_at is None
-            )
+            alive = sum(1 for one in self.members.values() if one.stream == stream and one.stop_at is None)
             if now < backoff.next_try:
                 continue
             for _ in range(count - alive):

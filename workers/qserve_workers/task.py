@@ -14,9 +14,7 @@ def strategy(task: Task, app: Any, consumer: Any, **kwargs: Any) -> Callable[...
     """What Celery does with a message of this task: no Request and no tracer, straight to the replica."""
     accept = consumer.controller.replica.accept
 
-    def handle(
-        message: Any, body: Any, ack: Any, reject: Any, callbacks: Any, **options: Any
-    ) -> None:
+    def handle(message: Any, body: Any, ack: Any, reject: Any, callbacks: Any, **options: Any) -> None:
         accept(message)
 
     return handle

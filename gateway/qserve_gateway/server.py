@@ -1,0 +1,96 @@
+"""The gateway under gunicorn, configured here and not by a file."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import socket
+import sys
+from pathlib import Path
+from typing import Any
+
+from gunicorn.app.base import BaseApplication
+
+from qserve.log import log_to_terminal
+from qserve.settings import Settings
+from qserve_gateway.app import Gateway, access_log, create_app
+from qserve_gateway.lifeline import die_with_parent
+
+GRACE_S = 5
+_BACKLOG = 2048
+_SHARED_MEMORY = "/dev/shm"
+
+
+class Server(BaseApplication):  # type: ignore[misc]
+    """gunicorn with the gateway as its application.
+
+    Parameters:
+      settings: The gateway's settings.
+      listener: The bound socket; gunicorn itself would try a taken port for five seconds.
+      workers: How many processes serve.
+      log_requests: Whether each request gets a line in the log.
+    """
+
+    def __init__(self, settings: Settings, listener: socket.socket, workers: int, log_requests: bool) -> None:
+        self._settings = settings
+        self._listener = listener
+        self._workers = workers
+        self._log_requests = log_requests
+        super().__init__()
+
+    def load_config(self) -> None:
+        """Called by gunicorn: its settings."""
+        chosen: dict[str, Any] = {
+            "bind": [f"fd://{self._listener.detach()}"],
+            "workers": self._workers,
+            "worker_class": "gevent",
+            "graceful_timeout": GRACE_S,
+            "loglevel": "warning",
+            "control_socket_disable": True,
+            "proc_name": "qserve-gateway",
+        }
+        if Path(_SHARED_MEMORY).is_dir():
+            # a heartbeat file on a disk can stall a worker for as long as the disk does
+            chosen["worker_tmp_dir"] = _SHARED_MEMORY
+        known = self.cfg.settings
+        for name, value in chosen.items():
+            if name in known:  # older gunicorns have no control socket to disable
+                self.cfg.set(name, value)
+
+    def load(self) -> Gateway:
+        """Called by gunicorn in each worker, after the fork: the application."""
+        log_to_terminal("gateway")
+        access_log.setLevel(logging.INFO if self._log_requests else logging.WARNING)
+        return create_app(self._settings)
+
+
+def serve(settings: Settings, host: str, port: int, workers: int = 1, log_requests: bool = False) -> None:
+    """Serve until a signal ends it; exits with 1 when the address cannot be had.
+
+    Parameters:
+      settings: The gateway's settings.
+      host: The address to listen on.
+      port: The port to listen on.
+      workers: How many processes serve.
+      log_requests: Whether each request gets a line in the log.
+    """
+    die_with_parent()
+    try:
+        listener = _bind(host, port)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        print(f"qserve gateway: cannot listen on {host}:{port}: {reason}", file=sys.stderr)
+        sys.exit(1)
+    Server(settings, listener, workers, log_requests).run()
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    with contextlib.ExitStack() as cleanup:
+        cleanup.callback(listener.close)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(_BACKLOG)
+        cleanup.pop_all()
+    return listener
