@@ -111,7 +111,7 @@ def unavailable(message: str, request_id: str) -> Reply:
 def _user_code_failed(failure: Failure, request_id: str, show_errors: bool) -> Reply:
     said = f"{failure.type}: {failure.message}" if failure.message else failure.type
     log.error("request %s failed in deployment %r: %s", request_id, failure.deployment, said)
-    more = {"type": failure.type, "deployment": failure.deployment}
+    more: dict[str, Any] = {"type": failure.type, "deployment": failure.deployment}
     if show_errors:
         more["traceback"] = failure.traceback
     return problem(500, exceptions.TaskError.code, said, request_id, **more)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 import socket
 import sys
@@ -81,6 +82,9 @@ def serve(settings: Settings, host: str, port: int, workers: int = 1, log_reques
         reason = error.strerror or str(error)
         print(f"qserve gateway: cannot listen on {host}:{port}: {reason}", file=sys.stderr)
         sys.exit(1)
+    # collections in the workers would copy the pages that they share with this process
+    gc.collect()
+    gc.freeze()
     Server(settings, listener, workers, log_requests).run()
 
 

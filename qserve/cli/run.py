@@ -16,6 +16,7 @@ from qserve.registry import Registry
 from qserve.settings import DEFAULT_HOST, DEFAULT_PORT, Settings
 
 _LOOK_S = 0.2
+_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 @click.command()
@@ -68,7 +69,8 @@ def run(
 ) -> None:
     """Serve MODULE:NODE: a broker, the replicas and the gateway, ended together by Ctrl-C."""
     began = time.monotonic()
-    signal.signal(signal.SIGTERM, _interrupt)
+    for number in _STOP_SIGNALS:
+        signal.signal(number, _interrupt)
     try:
         settings = Settings.from_env(
             broker_url=broker, request_timeout_s=request_timeout_s, show_errors=show_errors or None
@@ -90,7 +92,6 @@ def run(
         launch.stop()
         raise click.ClickException(str(error)) from error
     finally:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C must not leave half of it running
         launch.stop()
 
 
@@ -123,4 +124,6 @@ def _deploy(launch: Launch, target: str, name: str, route_prefix: str | None, ap
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
+    for one in _STOP_SIGNALS:
+        signal.signal(one, signal.SIG_IGN)  # a second Ctrl-C must not leave half of it running
     raise KeyboardInterrupt
