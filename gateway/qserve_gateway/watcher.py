@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from logging import DEBUG, WARNING
 
 from qserve.exceptions import BrokerError, PayloadError
 from qserve.keys import BEAT_TTL_MS
@@ -52,11 +53,12 @@ class Watcher:
         registry = self._plane.registry
         for name in registry.names():
             try:
-                yield registry.get(name)
+                record = registry.find(name)
             except PayloadError as error:
                 log.error("application %r is not served: %s", name, error)
-            except KeyError:
-                continue  # it was deleted since its name was read
+                continue
+            if record is not None:
+                yield record
 
     def tick(self) -> None:
         """Wait for a change, at most ``BLOCK_S``, and follow it.
@@ -85,7 +87,8 @@ class Watcher:
                 pause_s = 0.0
             except BrokerError as error:
                 pause_s = min(max(pause_s * 2, _SHORTEST_PAUSE_S), _LONGEST_PAUSE_S)
-                log.log(30 if pause_s == _SHORTEST_PAUSE_S else 10, "routes stay as they are: %s", error)
+                first = pause_s == _SHORTEST_PAUSE_S
+                log.log(WARNING if first else DEBUG, "the routes stay as they are: %s", error)
             except Exception:
                 # without routes that follow the registry a gateway is worse than useless: try on
                 log.exception("the routes could not be read")

@@ -18,9 +18,7 @@ class BadRequest(QserveException):
     status = 400
     code = "bad_request"
 
-    def __init__(
-        self, message: str, code: str = "bad_request", status: int = 400, close: bool = False
-    ) -> None:
+    def __init__(self, message: str, code: str = "bad_request", status: int = 400, close: bool = False) -> None:
         super().__init__(message)
         self.code = code
         self.status = status

@@ -16,9 +16,7 @@ from qserve.http.collect import collect_now
 from qserve.http.jsonable import to_jsonable, with_text_keys
 from qserve.wire.envelope import Answer
 
-_encoder = json.JSONEncoder(
-    ensure_ascii=False, allow_nan=False, separators=(",", ":"), default=to_jsonable
-)
+_encoder = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"), default=to_jsonable)
 
 
 class Rendered(NamedTuple):
@@ -122,9 +120,5 @@ def _render_response(response: Any) -> bytes:
         status, headers = response.status_code, response.raw_headers
     else:
         status, headers, body = collect_now(response)
-    named = [
-        [name.decode("latin-1"), value.decode("latin-1")]
-        for name, value in headers
-        if name != b"content-length"
-    ]
+    named = [[name.decode("latin-1"), value.decode("latin-1")] for name, value in headers if name != b"content-length"]
     return msgpack.packb([status, named, bytes(body)])  # type: ignore[no-any-return]

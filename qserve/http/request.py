@@ -97,9 +97,7 @@ def _body_of(request: Request) -> bytes:
     except Exception as error:
         raise PayloadError(f"a request's body cannot be read to pass it on: {error!r}") from error
     reading.close()
-    raise PayloadError(
-        "a request can only be passed on after its body was read: `await request.body()` first"
-    )
+    raise PayloadError("a request can only be passed on after its body was read: `await request.body()` first")
 
 
 def _pack_starlette(request: Request) -> list[Any]:

@@ -39,9 +39,7 @@ def loads(body: bytes) -> Any:
     try:
         text = body.decode()
     except UnicodeDecodeError as error:
-        raise BadRequest(
-            f"the body is not UTF-8: byte {error.start} is wrong", "invalid_unicode"
-        ) from None
+        raise BadRequest(f"the body is not UTF-8: byte {error.start} is wrong", "invalid_unicode") from None
     decoder = _simple
     if b"{" in body:
         decoder = _pairs
@@ -127,6 +125,4 @@ def _check_unicode(value: Any) -> None:
 
 _simple = json.JSONDecoder(parse_constant=_refuse_constant)
 _pairs = json.JSONDecoder(parse_constant=_refuse_constant, object_pairs_hook=_unique)
-_careful = json.JSONDecoder(
-    parse_constant=_refuse_constant, object_pairs_hook=_unique, parse_float=_finite
-)
+_careful = json.JSONDecoder(parse_constant=_refuse_constant, object_pairs_hook=_unique, parse_float=_finite)

@@ -81,8 +81,7 @@ register(8, uuid.UUID, lambda u: u.bytes, lambda raw: uuid.UUID(bytes=raw))
 register(9, decimal.Decimal, str, decimal.Decimal)
 register(10, complex, lambda c: [c.real, c.imag], lambda parts: complex(*parts))
 register(11, int, str, int)  # only integers beyond 64 bits come here
-register(12, bytearray, bytes, bytearray)
-_ARRAY, _SCALAR = 13, 14
+_ARRAY, _SCALAR = 12, 13
 _by_code[_ARRAY] = Extension(_ARRAY, object, _pack_array, _unpack_array)
 _by_code[_SCALAR] = Extension(_SCALAR, object, lambda s: [s.dtype.str, s.tobytes()], _unpack_scalar)
 

@@ -1,0 +1,46 @@
+"""A part of the input decides what becomes of the models' answers.
+
+    python conditional.py                   # in this folder; prints 2, then 3
+    qserve run conditional:graph            # or as a service; POST [1, "max"] or [1, "sum"]
+
+Several values given to `predict` are the parts of the input: `user_input[0]`, `user_input[1]`.
+"""
+
+import os
+
+import qserve
+from qserve.dag import InputNode
+from qserve.drivers import DAGDriver
+from qserve.http_adapters import json_request
+
+
+@qserve.deployment
+class Model:
+    """Adds its weight."""
+
+    def __init__(self, weight: int) -> None:
+        self.weight = weight
+
+    def forward(self, value: int) -> int:
+        return value + self.weight
+
+
+@qserve.deployment
+def combine(first: int, second: int, operation: str) -> int:
+    """Do what the input asks for with the two answers."""
+    return max(first, second) if operation == "max" else first + second
+
+
+left = Model.bind(0)
+right = Model.bind(1)
+
+with InputNode() as user_input:
+    value, operation = user_input[0], user_input[1]
+    output = combine.bind(left.forward.bind(value), right.forward.bind(value), operation)
+
+graph = DAGDriver.bind(output, http_adapter=json_request)
+
+if __name__ == "__main__":
+    handle = qserve.run(graph, port=int(os.environ.get("PORT", "8000")))
+    print(qserve.get(handle.predict.remote(1, "max")))
+    print(qserve.get(handle.predict.remote(1, "sum")))

@@ -1,0 +1,137 @@
+"""Values travel as they are; what is not plain data travels only when it is signed."""
+
+from __future__ import annotations
+
+import datetime
+import decimal
+import uuid
+from typing import Any
+
+import numpy
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from qserve.exceptions import PayloadError
+from qserve.wire.codec import Codec
+
+KEYED = Codec(b"key")
+KEYLESS = Codec()
+
+hashable = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.floats(allow_nan=False),
+    st.text(),
+    st.binary(),
+    st.datetimes(),
+    st.dates(),
+    st.times(),
+    st.timedeltas(),
+    st.uuids(),
+    st.decimals(allow_nan=False),
+    st.complex_numbers(allow_nan=False),
+)
+values = st.recursive(
+    hashable,
+    lambda inner: st.one_of(
+        st.lists(inner),
+        st.tuples(inner, inner),
+        st.dictionaries(hashable, inner),
+        st.sets(hashable),
+        st.frozensets(hashable),
+    ),
+    max_leaves=20,
+)
+
+
+@given(values)
+def test_plain_data_arrives_with_its_types_and_needs_no_key(value: Any) -> None:
+    arrived = KEYLESS.decode(KEYLESS.encode(value))
+
+    assert arrived == value
+    assert repr(type(arrived)) == repr(type(value))
+
+
+@pytest.mark.parametrize(
+    "value",
+    [5, True, 2**70, -(2**70), 0.1, "\ud800", (1, (2, [3])), {(1, 2): {3}}, datetime.UTC.utcoffset(None)],
+    ids=repr,
+)
+def test_a_value_keeps_its_exact_type(value: Any) -> None:
+    arrived = KEYLESS.decode(KEYLESS.encode(value))
+
+    assert (type(arrived), arrived) == (type(value), value)
+
+
+@pytest.mark.parametrize("kind", ["int8", "float32", "complex128", "bool", "<U5", "datetime64[s]"])
+def test_arrays_keep_shape_and_dtype(kind: str) -> None:
+    array = numpy.zeros((2, 3), dtype=kind)
+
+    arrived = KEYLESS.decode(KEYLESS.encode({"a": array}))["a"]
+
+    assert arrived.dtype == array.dtype
+    assert arrived.shape == (2, 3)
+    arrived[0, 0] = array[0, 0]  # and can be written to
+
+
+def test_numpy_scalars_stay_numpy_scalars() -> None:
+    arrived = KEYLESS.decode(KEYLESS.encode(numpy.float32(1.5)))
+
+    assert (type(arrived), arrived) == (numpy.float32, 1.5)
+
+
+class Point:
+    def __init__(self, x: int) -> None:
+        self.x = x
+
+
+def test_an_object_is_refused_without_a_key_and_the_text_says_what_to_set() -> None:
+    with pytest.raises(PayloadError, match=r"'Point' is not plain data.*set QSERVE_SECRET_KEY"):
+        KEYLESS.encode({"at": Point(1)})
+
+
+def test_an_object_travels_signed() -> None:
+    assert KEYED.decode(KEYED.encode([Point(3)]))[0].x == 3
+
+
+def test_a_pickle_signed_with_another_key_is_never_loaded() -> None:
+    data = Codec(b"other").encode(Point(1))
+
+    for reader in (KEYED, KEYLESS):
+        with pytest.raises(PayloadError, match="without the signature"):
+            reader.decode(data)
+
+
+def test_a_value_over_the_limit_is_refused_before_it_is_sent() -> None:
+    with pytest.raises(PayloadError, match="takes 1005 bytes; the limit is 100"):
+        Codec(max_bytes=100).encode("x" * 1002)
+
+
+def test_a_list_that_contains_itself_is_refused() -> None:
+    endless: list[Any] = []
+    endless.append(endless)
+
+    with pytest.raises(PayloadError, match="nested too deeply"):
+        KEYLESS.encode(endless)
+
+
+@given(st.binary())
+def test_foreign_bytes_give_the_declared_error_or_a_value(data: bytes) -> None:
+    try:
+        KEYED.decode(data)
+    except PayloadError:
+        pass
+
+
+def test_a_codec_goes_on_after_a_value_it_refused() -> None:
+    codec = Codec()
+    with pytest.raises(PayloadError):
+        codec.encode([1, Point(1)])
+
+    assert codec.decode(codec.encode((1, uuid.UUID(int=1), decimal.Decimal("1.10")))) == (
+        1,
+        uuid.UUID(int=1),
+        decimal.Decimal("1.10"),
+    )

@@ -1,0 +1,116 @@
+"""Failures arrive as the original type where it is known, and always as text."""
+
+from __future__ import annotations
+
+import pickle
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from qserve.exceptions import BackPressureError, PayloadError, TaskError
+from qserve.wire.failure import MESSAGE_LIMIT, Failure
+
+
+class TwoArguments(Exception):
+    def __init__(self, left: int, right: int) -> None:
+        super().__init__(left, right)
+
+
+class Unprintable(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError
+
+
+def arrive(error: BaseException) -> BaseException:
+    return Failure.decode(Failure.of(error, "Model").encode()).to_exception()
+
+
+def raised(error: BaseException) -> BaseException:
+    try:
+        raise error
+    except BaseException as caught:
+        return caught
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError("by zero"), KeyError("k"), OSError(2, "no"), TwoArguments(1, 2)], ids=repr)
+def test_an_error_is_the_original_type_and_a_task_error(error: Exception) -> None:
+    arrived = arrive(raised(error))
+
+    assert isinstance(arrived, type(error))
+    assert isinstance(arrived, TaskError)
+    assert arrived.args == error.args
+
+
+def test_its_text_has_the_message_the_deployment_and_the_remote_traceback() -> None:
+    arrived = arrive(raised(ZeroDivisionError("by zero")))
+
+    assert str(arrived).startswith("ZeroDivisionError: by zero (in deployment 'Model')")
+    assert "raise error" in str(arrived)
+
+
+def test_a_class_defined_in_a_function_arrives_as_a_task_error_that_names_it() -> None:
+    class Local(Exception):
+        pass
+
+    arrived = arrive(raised(Local("here")))
+
+    assert isinstance(arrived, TaskError)
+    assert arrived.remote_type.endswith("Local")
+    assert "here" in str(arrived)
+
+
+@pytest.mark.parametrize("kind", [SystemExit, KeyboardInterrupt, GeneratorExit])
+def test_what_is_no_exception_does_not_end_the_caller(kind: type[BaseException]) -> None:
+    arrived = arrive(raised(kind()))
+
+    assert isinstance(arrived, TaskError)
+    assert not isinstance(arrived, kind)
+
+
+def test_an_error_whose_text_raises_is_described_all_the_same() -> None:
+    assert "not available: RuntimeError" in str(arrive(raised(Unprintable())))
+
+
+def test_a_long_message_is_cut_and_says_so() -> None:
+    failure = Failure.of(raised(ValueError("x" * 1_000_000)))
+
+    assert len(failure.message) < MESSAGE_LIMIT + 100
+    assert failure.message.endswith("(truncated)")
+    assert len(failure.encode()) < 100_000
+
+
+def test_a_failure_names_its_first_deployment_through_every_caller() -> None:
+    first = arrive(raised(ZeroDivisionError("by zero")))
+
+    second = Failure.of(first, "Outer").to_exception()
+
+    assert second.deployment == "Model"  # type: ignore[attr-defined]
+
+
+def test_our_own_refusals_arrive_as_themselves() -> None:
+    arrived = Failure.decode(Failure.of(BackPressureError("full")).encode()).to_exception()
+
+    assert type(arrived) is BackPressureError
+
+
+def test_a_message_cannot_have_a_module_imported_or_a_function_called() -> None:
+    arrived = Failure("os", "system", "echo", args=("echo owned",)).to_exception()
+
+    assert type(arrived).__mro__[1] is TaskError or isinstance(arrived, TaskError)
+    assert not isinstance(arrived, OSError)
+
+
+def test_an_error_can_be_pickled_on() -> None:
+    arrived = pickle.loads(pickle.dumps(arrive(raised(ZeroDivisionError("by zero")))))
+
+    assert isinstance(arrived, ZeroDivisionError)
+    assert "by zero" in str(arrived)
+
+
+@given(st.binary())
+def test_foreign_bytes_give_the_declared_error(data: bytes) -> None:
+    try:
+        Failure.decode(data)
+    except PayloadError:
+        pass
