@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from qserve.context import request_context
+from qserve.items import DeploymentResponseGenerator, ItemRef
 from qserve.plane import current
 from qserve.plane.base import CallOptions
 from qserve.ref import DeploymentResponse, Ref, RefTask
@@ -48,7 +49,8 @@ class _Handle:
 
         Arguments may be values, and refs or un-awaited calls, whose values then arrive.
         """
-        return type(self)._respond(self._start(args, kwargs))
+        ref = self._start(args, kwargs)
+        return DeploymentResponseGenerator(ref) if isinstance(ref, ItemRef) else type(self)._respond(ref)
 
     def _start(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Ref:
         raise NotImplementedError
@@ -59,6 +61,7 @@ class _Handle:
             trace_id=context.request_id,
             route=context.route,
             model_id=self._options.multiplexed_model_id,
+            stream=self._options.stream,
         )
 
     def options(

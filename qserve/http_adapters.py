@@ -87,8 +87,8 @@ class NdArray(BaseModel):
     array: _Numbers | list[_Numbers] | list[list[_Numbers]] | list[list[list[_Numbers]]] = Field(
         description="Numbers, in a list nested one to four deep."
     )
-    shape: list[int] | None = Field(None, description="The array's shape; the list's when left out.")
-    dtype: str | None = Field(None, description="numpy's name of the type; float64 when left out.")
+    shape: list[int] | None = Field(default=None, description="The array's shape; the list's when left out.")
+    dtype: str | None = Field(default=None, description="numpy's name of the type; float64 when left out.")
 
     def to_numpy(self) -> Any:
         """The array itself."""

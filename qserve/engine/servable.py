@@ -19,12 +19,14 @@ class Method:
     Parameters:
       call: The bound method or the function itself.
       is_async: Whether calling it gives a coroutine.
+      makes_generator: Whether calling it only makes a generator, and runs nothing yet.
       takes_request: False when it has no parameters at all, and so is called without the request.
     """
 
     name: str
     call: Callable[..., Any]
     is_async: bool
+    makes_generator: bool
     takes_request: bool
 
 
@@ -120,7 +122,8 @@ class Servable:
             )
         body = call if inspect.isroutine(call) else type(call).__call__
         is_async = inspect.iscoroutinefunction(body) or inspect.iscoroutinefunction(call)
-        return Method(name, call, is_async, _takes_anything(call))
+        makes_generator = inspect.isgeneratorfunction(body) or inspect.isasyncgenfunction(body)
+        return Method(name, call, is_async, makes_generator, _takes_anything(call))
 
     def _public_methods(self) -> list[str]:
         if not inspect.isclass(self._target):

@@ -104,9 +104,15 @@ class Adapter:
         Raises:
           RequestValidationError: The request does not fit.
         """
-        arguments = await self._arguments(request)
-        if self.function is None:
-            return arguments[""]
+        form = await _form(request) if self._takes(Source.FORM, Source.FILE) else FormData()
+        try:
+            arguments = await self._arguments(request, form)
+            return arguments[""] if self.function is None else await self._run(request, arguments)
+        finally:
+            await form.close()
+
+    async def _run(self, request: Request, arguments: dict[str, Any]) -> Any:
+        assert self.function is not None
         try:
             if _is_async(self.function):
                 return await self.function(**arguments)
@@ -118,11 +124,10 @@ class Adapter:
                 raise
             raise _unreadable(BadRequest(f"the body is not JSON: {error}", "invalid_json")) from error
 
-    async def _arguments(self, request: Request) -> dict[str, Any]:
+    async def _arguments(self, request: Request, form: FormData) -> dict[str, Any]:
         found: dict[str, Any] = {}
         errors: list[dict[str, Any]] = []
         body = await _json_body(request) if self._takes(Source.BODY) else None
-        form = await _form(request) if self._takes(Source.FORM, Source.FILE) else FormData()
         embed = self._embeds()
         for parameter in self.parameters:
             if parameter.source is Source.REQUEST:

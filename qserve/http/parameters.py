@@ -157,7 +157,7 @@ def _marked_source(value: Any) -> Source | None:
 
 
 def _default_of(default: Any, marker: Any) -> Callable[[], Any] | None:
-    if default is marker and isinstance(marker, FieldInfo) or default is inspect.Parameter.empty:
+    if (default is marker and isinstance(marker, FieldInfo)) or default is inspect.Parameter.empty:
         factory = getattr(marker, "default_factory", None)
         if factory is not None:
             return factory  # type: ignore[no-any-return]
@@ -173,7 +173,7 @@ def _source_of(annotation: Any, marker: Any) -> Source:
         return marked
     if _is_kind(annotation, (HTTPConnection,)):
         return Source.REQUEST
-    if _is_file(annotation):
+    if _holds(annotation, bytes) or _holds(annotation, UploadFile):
         return Source.FILE
     if _is_kind(annotation, _CONTAINERS) or _is_dataclass(annotation):
         return Source.BODY
@@ -196,10 +196,11 @@ def _is_dataclass(annotation: Any) -> bool:
     return any(dataclasses.is_dataclass(one) for one in _alternatives(annotation))
 
 
-def _is_file(annotation: Any) -> bool:
+def _holds(annotation: Any, kind: type) -> bool:
+    """Whether it is ``kind``, a list of it, or a union with either."""
     for one in _alternatives(annotation):
         items = get_args(one) if get_origin(one) in _SEQUENCES else (one,)
-        if any(isinstance(kind, type) and issubclass(kind, bytes | UploadFile) for kind in items):
+        if any(isinstance(item, type) and issubclass(item, kind) for item in items):
             return True
     return False
 
@@ -214,10 +215,8 @@ def _alias(name: str, source: Source, marker: Any) -> str:
 def _check_of(name: str, annotation: Any, metadata: tuple[Any, ...]) -> TypeAdapter[Any] | None:
     if annotation is Any or annotation is inspect.Parameter.empty:
         return None
-    if _is_file(annotation) and not _is_kind(annotation, (bytes,)):
-        uploads = [kind for kind in _flat(annotation) if isinstance(kind, type)]
-        if any(issubclass(kind, UploadFile) for kind in uploads):
-            return None
+    if _holds(annotation, UploadFile):
+        return None
     try:
         kind: Any = Annotated[(annotation, *metadata)] if metadata else annotation
         return TypeAdapter(kind)
@@ -226,11 +225,3 @@ def _check_of(name: str, annotation: Any, metadata: tuple[Any, ...]) -> TypeAdap
             f"parameter {name!r} of the HTTP adapter is annotated {annotation!r}, which cannot be read from "
             f"a request: {error}"
         ) from error
-
-
-def _flat(annotation: Any) -> list[Any]:
-    return [
-        kind
-        for one in _alternatives(annotation)
-        for kind in (get_args(one) if get_origin(one) in _SEQUENCES else (one,))
-    ]

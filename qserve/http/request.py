@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from starlette.requests import Request
-from starlette.types import Message
+from starlette.types import Message, Receive
 
 from qserve.exceptions import PayloadError
 from qserve.http.message import MESSAGE, HttpMessage, pack_message, unpack_message
@@ -86,17 +86,35 @@ def _body_of(request: Request) -> bytes:
     origin = request.scope.get(_ORIGIN)
     if isinstance(origin, HttpRequest):
         return origin.body
-    # A request that somebody else made: its body is there when it was read before, or when its
-    # `receive` answers at once. Packing is not async, so a body that takes time is refused.
-    reading = request.body()
+    # A request that somebody else made: packing is not async, so its body must have been read, or
+    # come at once. It is kept where starlette itself keeps it, for whoever reads this one later.
+    if not hasattr(request, "_body"):
+        request._body = _finish(Request(request.scope, _AtOnce(request.receive)).body())
+    return request._body
+
+
+class _AtOnce:
+    """A ``receive`` that fails where another one would wait."""
+
+    def __init__(self, receive: Receive) -> None:
+        self._receive = receive
+
+    async def __call__(self) -> Message:
+        message: Message = _finish(self._receive())
+        return message
+
+
+def _finish(work: Any) -> Any:
+    """What a coroutine returns that needs not wait."""
     try:
-        reading.send(None)
+        work.send(None)
     except StopIteration as stop:
-        body: bytes = stop.value
-        return body
+        return stop.value
+    except PayloadError:
+        raise
     except Exception as error:
         raise PayloadError(f"a request's body cannot be read to pass it on: {error!r}") from error
-    reading.close()
+    work.close()
     raise PayloadError("a request can only be passed on after its body was read: `await request.body()` first")
 
 

@@ -98,7 +98,7 @@ def _check_depth(body: bytes, value: Any) -> None:
     if body.count(b"[") + body.count(b"{") <= DEPTH_LIMIT:
         return
     level = [value]
-    for _ in range(DEPTH_LIMIT + 1):
+    for _ in range(DEPTH_LIMIT):
         level = [item for container in level for item in _containers(container)]
         if not level:
             return

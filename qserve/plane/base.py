@@ -31,6 +31,7 @@ class CallOptions:
       trace_id, route, model_id: See ``wire.envelope.Header``.
       answer: The form of the result.
       owned: The result is dropped when the ref is.
+      stream: The caller takes the result as items.
     """
 
     timeout_s: float | None = None
@@ -40,6 +41,7 @@ class CallOptions:
     model_id: str = ""
     answer: Answer = Answer.VALUE
     owned: bool = False
+    stream: bool = False
 
 
 class Plane(Protocol):
@@ -76,6 +78,9 @@ class Plane(Protocol):
 
     def cancel(self, ref: Ref) -> None:
         """End an open request without a result."""
+
+    def take(self, request_id: str, count: int) -> None:
+        """This many more items of a streamed result were taken."""
 
     def forget(self, request_id: str) -> None:
         """Nobody will ask for this result again."""

@@ -16,6 +16,7 @@ from typing import Any
 import redis
 
 from qserve.exceptions import BrokerUnavailable
+from qserve.items import ItemRef
 from qserve.keys import Keys
 from qserve.log import get_logger
 from qserve.plane import functions
@@ -23,7 +24,7 @@ from qserve.plane.base import CallOptions, Outcome
 from qserve.plane.connection import BLOCK_S, connect, process_name
 from qserve.plane.functions import LOAD, Command
 from qserve.plane.outgoing import Composer, Submission
-from qserve.plane.replies import REQUEST_ID_CHARS, read_reply, refused
+from qserve.plane.replies import read_message, read_reply, refused
 from qserve.ref import Ref
 from qserve.registry import ApplicationRecord, Registry
 from qserve.settings import Settings
@@ -107,6 +108,10 @@ class ClientPlane:
         self._pending.pop(ref.request_id, None)
         self._send(functions.close(self.keys.request(ref.request_id), ref.request_id, "x", b""), _ignore)
 
+    def take(self, request_id: str, count: int) -> None:
+        """This many more items of a streamed result were taken."""
+        self._send(functions.take(self.keys.request(request_id), count), _ignore)
+
     def forget(self, request_id: str) -> None:
         """Drop a result that nobody will ask for again; sent along with the next submissions."""
         self._forgotten.append(self.keys.request(request_id))
@@ -142,7 +147,8 @@ class ClientPlane:
     # -- sending -----------------------------------------------------------------------------------
 
     def _submit(self, submission: Submission, options: CallOptions) -> Ref:
-        ref = Ref(submission.request_id, self, options.owned)
+        kind = ItemRef if options.stream else Ref
+        ref = kind(submission.request_id, self, options.owned)
         if submission.outcome is not None:
             ref.settle(submission.outcome)
             return ref
@@ -243,11 +249,18 @@ class ClientPlane:
                     pause_s = min(pause_s * 2, 2.0)
                 continue
             for message in found[1] if found else ():
-                request_id = message[:REQUEST_ID_CHARS].decode()
-                state = message[REQUEST_ID_CHARS : REQUEST_ID_CHARS + 1].decode()
-                self._settle(request_id, Outcome(state, message[REQUEST_ID_CHARS + 1 :]))
+                self._arrive(message)
             if not found:
                 self._give_up_late_ones()
+
+    def _arrive(self, message: bytes) -> None:
+        request_id, outcome = read_message(message)
+        if outcome.state != "i":
+            self._settle(request_id, outcome)
+            return
+        entry = self._pending.get(request_id)
+        if entry is not None and isinstance(entry[1], ItemRef):
+            entry[1].add(outcome.payload)
 
     def _catch_up(self) -> None:
         # a reply may have been popped for a connection that was lost: the result itself is still stored

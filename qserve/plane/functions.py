@@ -26,6 +26,7 @@ def _name(function: str) -> bytes:
 
 
 _SUBMIT, _COMMIT, _WATCH = _name("submit"), _name("commit"), _name("watch")
+_EMIT, _TAKE = _name("emit"), _name("take")
 _FORGET, _CLOSE, _RECLAIM = _name("forget"), _name("close"), _name("reclaim")
 
 
@@ -146,6 +147,16 @@ def watch(request: str, mailbox: str = "") -> Command:
     """Look at a request, and have ``mailbox`` told of its end when it is still open."""
     waiter = msgpack.packb({"mailbox": mailbox}, use_bin_type=False) if mailbox else b""
     return ("FCALL", _WATCH, 1, request, waiter)
+
+
+def emit(request: str, request_id: str, number: int, payload: bytes) -> Command:
+    """Send one item of a streamed result: answers how many wait for the reader, or -1 to stop."""
+    return ("FCALL", _EMIT, 1, request, request_id, number, payload)
+
+
+def take(request: str, count: int) -> Command:
+    """Say that the reader has taken ``count`` items more."""
+    return ("FCALL", _TAKE, 1, request, count)
 
 
 def forget(requests: Sequence[str]) -> Command:

@@ -13,6 +13,7 @@ from typing import Any
 import hiredis
 
 from qserve.exceptions import BrokerUnavailable
+from qserve.items import ItemRef
 from qserve.keys import Keys
 from qserve.plane import functions
 from qserve.plane.base import CallOptions, Outcome
@@ -21,7 +22,7 @@ from qserve.plane.connection import BLOCK_S, process_name, refusal
 from qserve.plane.functions import LOAD, Command
 from qserve.plane.link import Link, OnReply
 from qserve.plane.outgoing import Composer, Submission
-from qserve.plane.replies import REQUEST_ID_CHARS, read_reply, refused
+from qserve.plane.replies import read_message, read_reply, refused
 from qserve.ref import Ref
 from qserve.registry import ApplicationRecord
 from qserve.settings import Settings
@@ -85,7 +86,7 @@ class LoopPlane:
         options: CallOptions,
     ) -> Ref:
         """Start one method of a deployment; see ``plane.base.Plane``."""
-        return self._submit(self._composer.call(app, deployment, method, args, kwargs, options))
+        return self._submit(self._composer.call(app, deployment, method, args, kwargs, options), options)
 
     def run(
         self,
@@ -96,7 +97,7 @@ class LoopPlane:
         options: CallOptions,
     ) -> Ref:
         """Start a graph; see ``plane.base.Plane``."""
-        return self._submit(self._composer.run(app, graph, args, kwargs, options))
+        return self._submit(self._composer.run(app, graph, args, kwargs, options), options)
 
     def wait(self, ref: Ref, timeout_s: float | None) -> bool:
         """Block this thread until ``ref`` is done.
@@ -134,14 +135,19 @@ class LoopPlane:
         """End an open request without a result."""
         self.post(functions.close(self.keys.request(ref.request_id), ref.request_id, "c", b""), ignore)
 
+    def take(self, request_id: str, count: int) -> None:
+        """This many more items of a streamed result were taken."""
+        self.post(functions.take(self.keys.request(request_id), count), ignore)
+
     def forget(self, request_id: str) -> None:
         """Drop a result that nobody will ask for again; sent along with what leaves next."""
         self._forgotten.append(self.keys.request(request_id))
 
     # -- sending -----------------------------------------------------------------------------------
 
-    def _submit(self, submission: Submission) -> Ref:
-        ref = Ref(submission.request_id, self, owned=True)
+    def _submit(self, submission: Submission, options: CallOptions) -> Ref:
+        kind = ItemRef if options.stream else Ref
+        ref = kind(submission.request_id, self, owned=True)
         if submission.outcome is not None:
             ref.settle(submission.outcome)
             return ref
@@ -253,8 +259,13 @@ class LoopPlane:
                 pause_s = min(pause_s * 2, 2.0)
 
     def _arrive(self, message: bytes) -> None:
-        state = message[REQUEST_ID_CHARS : REQUEST_ID_CHARS + 1].decode()
-        self._settle(message[:REQUEST_ID_CHARS].decode(), Outcome(state, message[REQUEST_ID_CHARS + 1 :]))
+        request_id, outcome = read_message(message)
+        if outcome.state != "i":
+            self._settle(request_id, outcome)
+            return
+        entry = self._pending.get(request_id)
+        if entry is not None and isinstance(entry[1], ItemRef):
+            entry[1].add(outcome.payload)
 
     def _catch_up(self) -> None:
         # a reply may have been popped for a connection that was lost: the result itself is still stored

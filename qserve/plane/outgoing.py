@@ -153,7 +153,7 @@ class Composer:
             deadline_ms = min(deadline_ms, parent_ms)
         header = Header(
             request_id, record.name, graph, deadline_ms, options.answer,
-            options.trace_id or request_id, options.route, options.model_id,
+            options.trace_id or request_id, options.route, options.model_id, options.stream,
         )  # fmt: skip
         return request_id, header.encode(), deadline_ms
 

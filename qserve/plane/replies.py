@@ -13,6 +13,12 @@ REQUEST_ID_CHARS = 32
 """A message in a mailbox is the request's id, one character of state, and the payload."""
 
 
+def read_message(message: bytes) -> tuple[str, Outcome]:
+    """A mailbox's message: the request's id, and its end or (state ``i``) an item."""
+    state = message[REQUEST_ID_CHARS : REQUEST_ID_CHARS + 1].decode()
+    return message[:REQUEST_ID_CHARS].decode(), Outcome(state, message[REQUEST_ID_CHARS + 1 :])
+
+
 def failed(error: BaseException) -> Outcome:
     """A failure that qserve itself found."""
     return Outcome("f", Failure.of(error).encode())

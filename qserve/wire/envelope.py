@@ -35,6 +35,7 @@ class Header:
       trace_id: The id that people see: ``X-Request-ID`` of the HTTP request that began it all.
       route: The route prefix of that request.
       model_id: The multiplexed model that the caller asked for.
+      stream: The caller takes the result as items.
     """
 
     request_id: str
@@ -45,6 +46,7 @@ class Header:
     trace_id: str = ""
     route: str = ""
     model_id: str = ""
+    stream: bool = False
 
     def encode(self) -> bytes:
         """The header as msgpack."""
@@ -58,6 +60,7 @@ class Header:
                 self.trace_id,
                 self.route,
                 self.model_id,
+                self.stream,
             )
         )
 

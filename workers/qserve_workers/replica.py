@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import inspect
 import logging
-import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Any
 
 from starlette.requests import Request
 
-from qserve.context import RequestContext, request_context
+from qserve.context import request_context
 from qserve.engine.servable import Method, Servable
-from qserve.engine.step import Call, Conclusion, Stepper
+from qserve.engine.step import Conclusion, Stepper
 from qserve.keys import Keys
 from qserve.log import get_logger
 from qserve.plane import functions
@@ -25,50 +24,24 @@ from qserve.plane.transport import Delivery
 from qserve.ref import DeploymentResponse, Ref, RefTask
 from qserve.registry import ApplicationRecord
 from qserve.settings import Settings
-from qserve.wire.envelope import Header
 from qserve.wire.failure import Failure
+from qserve_workers.pace import CoroutinePace, Pace
+from qserve_workers.streaming import (
+    Emitter,
+    ReaderGone,
+    answers_http,
+    is_generator,
+    must_run,
+    plain_result_of_stream,
+    stream_body,
+    stream_of_plain_call,
+    stream_response,
+    stream_values,
+)
+from qserve_workers.work import Work
 
 log = get_logger(__name__)
-_SLOTS = [str(number).encode() for number in range(256)]
 _REFS = (Ref, RefTask, DeploymentResponse)
-_FAST_S = 0.002
-_BATCH = 64
-
-
-@dataclass(slots=True)
-class Work:
-    """A delivery that runs."""
-
-    delivery: Delivery
-    header: Header
-    step: str
-    call: Call | None = None
-
-
-class Pace:
-    """The measured time of a sync method, which decides where it runs and how far to read ahead.
-
-    A method that takes less than 2 ms runs on the loop's thread, because handing it to another and back
-    costs 0.1 ms; anything slower, and anything not yet measured, runs in a thread of its own, so that the
-    loop goes on answering for it.
-    """
-
-    def __init__(self) -> None:
-        self.seconds = 1.0
-
-    def note(self, seconds: float) -> None:
-        """Take a measurement into the average."""
-        self.seconds += (seconds - self.seconds) / 2 if self.seconds < 1.0 else seconds - self.seconds
-
-    @property
-    def is_fast(self) -> bool:
-        """Whether it may run on the loop's thread."""
-        return self.seconds < _FAST_S
-
-    @property
-    def batch(self) -> int:
-        """How many calls make about 2 ms of work; a slow method takes one, so that others wait elsewhere."""
-        return max(1, min(_BATCH, int(_FAST_S / max(self.seconds, 1e-6))))
 
 
 class Replica:
@@ -128,15 +101,14 @@ class Replica:
         """Take a delivery: run it, or end its request when it cannot or must not run any more."""
         fields = delivery.fields
         try:
-            header = Header.decode(fields[b"h"])
-            work = Work(delivery, header, fields[b"s"].decode())
+            work = Work.of(delivery)
         except Exception as error:
             log.error("a message of queue %s cannot be read and is dropped: %s", self.stream, error)
             delivery.ack()
             return
         self._running += 1
         self._idle.clear()
-        if header.expired():
+        if work.header.expired():
             self._commit(work, Conclusion("x"))
         elif b"x" in fields:
             # its replica died: it runs alone, so that it cannot take its neighbours with it again
@@ -151,15 +123,9 @@ class Replica:
             self._begin(self._suspects.popleft())
 
     def _begin(self, work: Work) -> None:
-        fields = work.delivery.fields
-        values = []
-        for slot in _SLOTS:
-            if slot not in fields:
-                break
-            values.append(fields[slot])
-        token = request_context.set(_context(work.header))
+        token = request_context.set(work.context())
         try:
-            work.call = self._stepper.open(work.header, work.step, values)
+            work.call = self._stepper.open(work.header, work.step, work.values())
             method = self._servable.method(work.call.method)
             args = work.call.args
             if not method.takes_request and len(args) == 1 and not work.call.kwargs and isinstance(args[0], Request):
@@ -182,15 +148,13 @@ class Replica:
 
     async def _run_async(self, work: Work, method: Method, args: Any) -> None:
         assert work.call is not None
-        self._pace = _ASYNC_PACE
+        self._pace = _COROUTINES
         try:
             value = await method.call(*args, **work.call.kwargs)
-            while isinstance(value, _REFS):
-                value = await value
         except BaseException as error:
             self._fail(work, error)
         else:
-            self._end(work, value)
+            self._settle(work, value)
 
     def _run_sync(self, work: Work, method: Method, args: Any) -> None:
         assert work.call is not None
@@ -198,19 +162,17 @@ class Replica:
         if pace is None:
             pace = self._paces[method.name] = Pace()
         self._pace = pace
-        if pace.is_fast:
-            began = time.perf_counter()
+        if pace.is_fast or method.makes_generator:
             try:
-                value = method.call(*args, **work.call.kwargs)
+                value = pace.measure(method.call, args, work.call.kwargs)
             except BaseException as error:
                 self._fail(work, error)
             else:
-                self._end_or_wait(work, value)
-            pace.note(time.perf_counter() - began)
+                self._settle(work, value)
             return
         self._in_thread += 1
         context = contextvars.copy_context()
-        future = self._thread.submit(context.run, _measured, pace, method.call, args, work.call.kwargs)
+        future = self._thread.submit(context.run, pace.measure, method.call, args, work.call.kwargs)
         future.add_done_callback(lambda done: self.loop.call_soon_threadsafe(self._on_thread_done, work, done))
 
     def _on_thread_done(self, work: Work, done: Any) -> None:
@@ -219,23 +181,54 @@ class Replica:
         if error is not None:
             self._fail(work, error)
         else:
-            self._end_or_wait(work, done.result())
+            self._settle(work, done.result())
         self.plane.flush()
 
-    def _end_or_wait(self, work: Work, value: Any) -> None:
-        if isinstance(value, _REFS):
+    def _settle(self, work: Work, value: Any) -> None:
+        """End a call with what user code returned; awaitables and streams first have to be run."""
+        header = work.header
+        if isinstance(value, _REFS) or inspect.isawaitable(value):
             self._spawn(self._end_later(work, value))
+        elif is_generator(value) or (header.stream and must_run(value)):
+            self._spawn(self._stream(work, value))
+        elif header.stream and not answers_http(header):
+            assert work.call is not None
+            self._fail(work, plain_result_of_stream(work.call.method))
         else:
             self._end(work, value)
 
     async def _end_later(self, work: Work, value: Any) -> None:
         try:
-            while isinstance(value, _REFS):
+            while isinstance(value, _REFS) or inspect.isawaitable(value):
                 value = await value
         except BaseException as error:
             self._fail(work, error)
         else:
-            self._end(work, value)
+            self._settle(work, value)
+
+    async def _stream(self, work: Work, value: Any) -> None:
+        assert work.call is not None
+        header = work.header
+        emitter = Emitter(self.plane, self._keys, header)
+        try:
+            if not header.stream:
+                raise stream_of_plain_call(work.call.method)
+            if not is_generator(value):
+                await stream_response(emitter, value)
+            elif answers_http(header):
+                await stream_body(emitter, value, self._in_user_thread)
+            else:
+                await stream_values(emitter, value, self.plane.codec.encode, self._in_user_thread)
+        except ReaderGone:
+            self._commit(work, Conclusion("c"))
+        except BaseException as error:
+            self._fail(work, error)
+        else:
+            self._commit(work, Conclusion("d"))
+
+    async def _in_user_thread(self, call: Callable[[], Any]) -> Any:
+        context = contextvars.copy_context()
+        return await self.loop.run_in_executor(self._thread, context.run, call)
 
     # -- ending ------------------------------------------------------------------------------------
 
@@ -250,7 +243,7 @@ class Replica:
 
     def _fail(self, work: Work, error: BaseException) -> None:
         failure = Failure.of(error, self.deployment)
-        token = request_context.set(_context(work.header))
+        token = request_context.set(work.context())
         log.error(
             "%s failed: %s",
             work.step if work.call is None else work.call.method,
@@ -300,22 +293,4 @@ class Replica:
         await self.plane.settled(2.0)
 
 
-class _AsyncPace(Pace):
-    """Coroutines do not hold the loop: reading ahead delays nothing."""
-
-    batch = 16
-
-
-_ASYNC_PACE = _AsyncPace()
-
-
-def _measured(pace: Pace, call: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> Any:
-    began = time.perf_counter()
-    try:
-        return call(*args, **kwargs)
-    finally:
-        pace.note(time.perf_counter() - began)
-
-
-def _context(header: Header) -> RequestContext:
-    return RequestContext(header.trace_id, header.route, header.app, header.model_id, header.deadline_ms)
+_COROUTINES = CoroutinePace()

@@ -11,6 +11,7 @@
 --   res   result (once not open)                           keep  milliseconds that the result is kept
 --   w     number of further waiters, w1, w2 ... each one   by    step:attempt of the last commit
 --   <step>.<slot>  values of a join                        <step>.n  how many slots of it are filled
+--   sent, taken    items of a streamed result that were sent, and that its reader has taken
 --
 -- Moves (in ARGV from `i` on): count, then for each
 --   'S', key index, step, n, value * n               start a step whose values are all here
@@ -169,6 +170,29 @@ local function watch(keys, argv)
   return { state or '', result or '' }
 end
 
+-- emit: one item of a streamed result, in order and once, however often its call is run.
+-- KEYS  request   ARGV  request id, number of the item (from 0), payload
+-- Returns how many items the reader has not yet taken, or -1 when the request has ended: stop.
+local function emit(keys, argv)
+  local request, number = keys[1], tonumber(argv[2])
+  local state, mailbox, sent, taken = unpack(redis.call('HMGET', request, 'st', 'to', 'sent', 'taken'))
+  if state ~= 'o' then return -1 end
+  sent, taken = tonumber(sent or 0), tonumber(taken or 0)
+  if number == sent then
+    redis.call('HSET', request, 'sent', sent + 1)
+    if mailbox ~= '' then deliver(mailbox, argv[1], 'i', argv[3]) end
+    sent = sent + 1
+  end
+  return sent - taken
+end
+
+-- take: the reader has taken this many items more.
+-- KEYS  request   ARGV  count
+local function take(keys, argv)
+  if redis.call('HGET', keys[1], 'st') ~= 'o' then return 0 end
+  return redis.call('HINCRBY', keys[1], 'taken', argv[1])
+end
+
 -- forget: nobody will ask for these results again.
 -- KEYS  request...
 local function forget(keys)
@@ -231,6 +255,8 @@ end
 redis.register_function('qserve_submit_@', submit)
 redis.register_function{ function_name = 'qserve_commit_@', callback = commit, flags = { 'allow-oom' } }
 redis.register_function{ function_name = 'qserve_watch_@', callback = watch, flags = { 'allow-oom' } }
+redis.register_function{ function_name = 'qserve_emit_@', callback = emit, flags = { 'allow-oom' } }
+redis.register_function{ function_name = 'qserve_take_@', callback = take, flags = { 'allow-oom' } }
 redis.register_function{ function_name = 'qserve_forget_@', callback = forget, flags = { 'allow-oom' } }
 redis.register_function{ function_name = 'qserve_close_@', callback = close, flags = { 'allow-oom' } }
 redis.register_function{ function_name = 'qserve_reclaim_@', callback = reclaim, flags = { 'allow-oom' } }

@@ -1,0 +1,87 @@
+"""Every example as its docstring says to run it: real processes, real HTTP, the output compared."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+from processes import Site, free_port
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+DRAWINGS = """\
+digraph G {
+rankdir=LR;
+forward -> combine;
+INPUT_ATTRIBUTE_NODE -> forward;
+INPUT_NODE -> INPUT_ATTRIBUTE_NODE;
+Model -> forward;
+forward_1 -> combine;
+INPUT_ATTRIBUTE_NODE_1 -> forward_1;
+INPUT_NODE -> INPUT_ATTRIBUTE_NODE_1;
+Model_1 -> forward_1;
+INPUT_ATTRIBUTE_NODE_2 -> combine;
+INPUT_NODE -> INPUT_ATTRIBUTE_NODE_2;
+}
+
+digraph G {
+rankdir=LR;
+INPUT_ATTRIBUTE_NODE -> forward;
+INPUT_NODE -> INPUT_ATTRIBUTE_NODE;
+Model -> forward;
+}
+"""
+
+
+def run_script(site: Site, name: str, port: int) -> str:
+    """Run an example to its end, and answer what it printed."""
+    process = site.start([sys.executable, name], cwd=EXAMPLES, env={"PORT": str(port)})
+    assert process.wait() == 0, process.output
+    return process.stdout
+
+
+@pytest.mark.parametrize(
+    ("target", "client", "answer"),
+    [
+        ("hello:language_classifier", "hello_client.py", "Hola Dora\n"),
+        ("echo:foo_node", "echo_client.py", "foo\n"),
+        ("echo:bar_node", "echo_client.py", "bar\n"),
+        ("echo:baz_node", "echo_client.py", "baz\n"),
+        ("arithmetic:graph", "arithmetic_client.py", "9\n"),
+        ("arithmetic_adapter:graph", "arithmetic_client.py", "9\n"),
+        ("linear_pipeline:graph", "arithmetic_client.py", "8\n"),
+        ("branching_input:graph", "arithmetic_client.py", "11\n"),
+    ],
+)
+def test_an_example_answers_its_client(site: Site, target: str, client: str, answer: str) -> None:
+    serving = site.run(target, cwd=EXAMPLES)
+
+    assert run_script(site, client, serving.port) == answer
+
+
+@pytest.mark.parametrize(
+    ("script", "printed"),
+    [
+        ("echo.py", "foo\nbar\nbaz\n"),
+        ("arithmetic_python.py", "9\n"),
+        ("linear_pipeline.py", "8\n"),
+        ("branching_input.py", "3\n"),
+        ("conditional.py", "2\n3\n"),
+        ("visualization.py", DRAWINGS),
+    ],
+)
+def test_an_example_runs_as_a_script_and_leaves_nothing(
+    site: Site, script: str, printed: str
+) -> None:
+    said = run_script(site, script, free_port())
+
+    assert said.strip() == printed.strip()
+    site.wait_empty()
+
+
+def test_no_example_is_left_out() -> None:
+    source = Path(__file__).read_text()
+
+    for path in EXAMPLES.glob("*.py"):
+        assert path.name in source or f'"{path.stem}:' in source, f"{path.name} is not run here"

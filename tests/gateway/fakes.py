@@ -1,0 +1,118 @@
+"""A plane that carries nothing: it notes calls and settles their refs at once, or never."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from qserve.exceptions import BrokerUnavailable
+from qserve.http.render import render
+from qserve.keys import Keys
+from qserve.plane.base import CallOptions, Outcome
+from qserve.ref import Ref
+from qserve.registry import ApplicationRecord, DriverRecord
+from qserve.wire.codec import Codec
+
+
+def plain_app(name: str = "plain", prefix: str | None = "/", **more: Any) -> ApplicationRecord:
+    return ApplicationRecord(name, "v1", "Ingress", prefix, **more)
+
+
+def driver_app(
+    adapter: str = "json_request",
+    routes: tuple[str, ...] | None = None,
+    name: str = "graph",
+    prefix: str = "/",
+    **more: Any,
+) -> ApplicationRecord:
+    return ApplicationRecord(name, "v1", "DAGDriver", prefix, driver=DriverRecord(adapter, routes), **more)
+
+
+@dataclass
+class FakeRegistry:
+    records: list[ApplicationRecord]
+    change: str = "1-0"
+    away: bool = False
+
+    def _check(self) -> None:
+        if self.away:
+            raise BrokerUnavailable("the broker cannot be reached: tcp://secret-host:6379")
+
+    def last_change(self) -> str:
+        self._check()
+        return self.change
+
+    def names(self) -> list[str]:
+        self._check()
+        return [record.name for record in self.records]
+
+    def find(self, app: str) -> ApplicationRecord | None:
+        return next((record for record in self.records if record.name == app), None)
+
+    def wait_for_change(self, after: str, timeout_s: float) -> str:
+        self._check()
+        return self.change
+
+
+@dataclass
+class FakeClient:
+    registry: FakeRegistry
+    published: dict[str, str] = field(default_factory=dict)
+
+    def ping(self) -> None:
+        self.registry._check()
+
+    def set(self, key: str, value: str, px: int) -> None:
+        self.registry._check()
+        self.published[key] = value
+
+
+@dataclass(frozen=True)
+class Call:
+    app: str
+    target: str
+    method: str
+    args: tuple[Any, ...]
+    options: CallOptions
+
+
+class FakePlane:
+    """Settles each call with ``outcome``, or with ``value`` rendered; ``silent`` leaves them open."""
+
+    def __init__(self, *records: ApplicationRecord) -> None:
+        self.registry = FakeRegistry(list(records))
+        self.client = FakeClient(self.registry)
+        self.keys = Keys()
+        self.codec = Codec()
+        self.value: Any = "hello"
+        self.outcome: Outcome | None = None
+        self.error: Exception | None = None
+        self.silent = False
+        self.calls: list[Call] = []
+        self.expired: list[Ref] = []
+        self.cancelled: list[Ref] = []
+        self.learnt: dict[str, ApplicationRecord] = {}
+
+    def call(self, app: str, deployment: str, method: str, args: Any, kwargs: Any, options: CallOptions) -> Ref:
+        return self._settle(Call(app, deployment, method, args, options))
+
+    def run(self, app: str, graph: str, args: Any, kwargs: Any, options: CallOptions) -> Ref:
+        return self._settle(Call(app, graph, "run", args, options))
+
+    def _settle(self, call: Call) -> Ref:
+        self.calls.append(call)
+        if self.error is not None:
+            raise self.error
+        ref = Ref("0" * 32, None)
+        if not self.silent:
+            ref.settle(self.outcome or Outcome("d", render(self.value, call.options.answer)))
+        return ref
+
+    def learn(self, record: ApplicationRecord, for_s: float) -> None:
+        self.learnt[record.name] = record
+
+    def expire(self, ref: Ref) -> None:
+        self.expired.append(ref)
+
+    def cancel(self, ref: Ref) -> None:
+        self.cancelled.append(ref)

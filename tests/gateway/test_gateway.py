@@ -1,0 +1,457 @@
+"""The gateway over a plane that carries nothing."""
+
+from __future__ import annotations
+
+import io
+import re
+import socket
+from typing import Any
+
+import pytest
+from fakes import FakePlane, driver_app, plain_app
+from flask.testing import FlaskClient
+from gunicorn.http.errors import InvalidChunkSize
+from qserve_gateway import bodies, invoke
+from qserve_gateway.app import create_app
+from qserve_gateway.clients import is_gone
+from qserve_gateway.watcher import Watcher
+from starlette.responses import Response
+
+from qserve.exceptions import BackPressureError, BrokerUnavailable, ReplicaLost
+from qserve.http.message import HttpMessage
+from qserve.plane.base import Outcome
+from qserve.settings import Settings
+from qserve.wire.envelope import Answer
+from qserve.wire.failure import Failure
+
+
+def serve(plane: Any, **settings: Any) -> FlaskClient:
+    return create_app(Settings(**settings), plane, watch=False).test_client()
+
+
+def error_of(response: Any) -> dict[str, Any]:
+    assert response.headers["Content-Type"] == "application/json"
+    assert response.headers["X-Content-Type-Options"] == "nosniff"
+    assert response.headers["Cache-Control"] == "no-store"
+    error: dict[str, Any] = response.get_json()["error"]
+    assert error["request_id"] == response.headers["X-Request-ID"]
+    return error
+
+
+# -- what is called -------------------------------------------------------------------------------
+
+
+def test_a_plain_ingress_gets_the_request_and_answers_plainly() -> None:
+    plane = FakePlane(plain_app(prefix="/app"))
+
+    response = serve(plane).post("/app/sub?k=v", data=b"body", headers={"X-Custom": "1"})
+
+    (call,) = plane.calls
+    (request,) = call.args
+    assert (call.app, call.target, call.method) == ("plain", "Ingress", "__call__")
+    assert call.options.answer is Answer.PLAIN
+    assert isinstance(request, HttpMessage)
+    assert (request.method, request.path, request.root_path) == ("POST", "/app/sub", "/app")
+    assert (request.query_string, request.body) == (b"k=v", b"body")
+    assert (b"x-custom", b"1") in request.headers
+    assert (b"content-length", b"4") in request.headers
+    assert (response.status_code, response.data) == (200, b"hello")
+    assert response.headers["Content-Type"] == "text/plain; charset=utf-8"
+
+
+def test_a_graph_with_the_json_adapter_runs_on_the_parsed_body() -> None:
+    plane = FakePlane(driver_app())
+
+    response = serve(plane).get("/anything/below", data=b'{"a": [1]}')
+
+    (call,) = plane.calls
+    assert (call.app, call.target, call.method, call.args) == ("graph", "", "run", ({"a": [1]},))
+    assert call.options.answer is Answer.JSON
+    assert (response.data, response.headers["Content-Type"]) == (b'"hello"', "application/json")
+
+
+def test_a_graph_without_an_adapter_runs_on_the_request() -> None:
+    plane = FakePlane(driver_app("starlette_request"))
+    serve(plane).post("/", data=b"x")
+    assert plane.calls[0].method == "run"
+    assert plane.calls[0].args[0].body == b"x"
+
+
+def test_an_adapter_of_the_users_runs_on_a_replica_of_the_driver() -> None:
+    plane = FakePlane(driver_app("", routes=("/a", "/b")))
+    serve(plane).post("/b", data=b"x")
+    (call,) = plane.calls
+    assert (call.target, call.method, call.args[1]) == ("DAGDriver", "adapt", "/b")
+    assert call.args[0].body == b"x"
+
+
+def test_several_graphs_answer_on_exactly_their_paths() -> None:
+    plane = FakePlane(driver_app(routes=("/my_D1", "/hello/world"), prefix="/f"))
+    client = serve(plane)
+
+    assert client.post("/f/my_D1", data=b"1").status_code == 200
+    assert client.get("/f/hello/world", data=b"1").status_code == 200
+    assert [call.target for call in plane.calls] == ["/my_D1", "/hello/world"]
+    for path in ("/", "/f", "/f/", "/f/my_D1/x", "/f/other", "/my_D1"):
+        assert client.post(path, data=b"1").status_code == 404
+
+
+def test_a_path_in_utf_8_arrives_decoded() -> None:
+    plane = FakePlane(plain_app())
+    serve(plane).get("/gr%C3%BC%C3%9Fe%20")
+    assert plane.calls[0].args[0].path == "/grüße "
+
+
+@pytest.mark.parametrize(
+    ("path", "app"),
+    [
+        ("/", "root"),
+        ("/test", "test"),
+        ("/test/", "test"),
+        ("/test/sub", "test"),
+        ("/test/deep/x", "deep"),
+        ("/test2", "root"),
+        ("/other", "root"),
+    ],
+)
+def test_the_longest_prefix_that_ends_with_a_segment_wins(path: str, app: str) -> None:
+    records = [plain_app("root", "/"), plain_app("test", "/test"), plain_app("deep", "/test/deep")]
+    plane = FakePlane(*records, plain_app("no-http", None))
+    serve(plane).get(path)
+    assert plane.calls[0].app == app
+
+
+# -- who may not ----------------------------------------------------------------------------------
+
+
+def test_an_unknown_path_is_404_and_names_the_route_table() -> None:
+    response = serve(FakePlane(plain_app(prefix="/app"))).get("/x")
+    error = error_of(response)
+    assert (response.status_code, error["code"]) == (404, "not_found")
+    assert error["message"] == "Path '/x' not found. Please ping http://localhost/-/routes for route table."
+
+
+def test_a_driver_says_not_found_and_not_allowed_as_fastapi_does() -> None:
+    client = serve(FakePlane(driver_app(routes=("/a",))))
+    unknown, wrong = client.get("/b"), client.put("/a")
+    assert (unknown.status_code, unknown.get_json()["detail"]) == (404, "Not Found")
+    assert (wrong.status_code, wrong.get_json()["detail"]) == (405, "Method Not Allowed")
+    assert wrong.headers["Allow"] == "GET, POST"
+    assert error_of(wrong)["code"] == "method_not_allowed"
+
+
+@pytest.mark.parametrize("method", ["PUT", "DELETE", "HEAD", "OPTIONS", "PATCH"])
+def test_a_driver_answers_get_and_post_only(method: str) -> None:
+    assert serve(FakePlane(driver_app())).open("/", method=method).status_code == 405
+
+
+@pytest.mark.parametrize("method", ["GET", "PUT", "DELETE", "OPTIONS", "PATCH"])
+def test_a_plain_ingress_answers_any_method(method: str) -> None:
+    plane = FakePlane(plain_app())
+    assert serve(plane).open("/", method=method).status_code == 200
+    assert plane.calls[0].args[0].method == method
+
+
+def test_the_answer_to_head_has_no_body() -> None:
+    response = serve(FakePlane(plain_app())).head("/")
+    assert (response.data, response.headers["Content-Length"]) == (b"", "5")
+
+
+@pytest.mark.parametrize("method", ["TRACE", "CONNECT"])
+def test_methods_for_proxies_are_refused(method: str) -> None:
+    response = serve(FakePlane(plain_app())).open("/", method=method)
+    assert response.status_code == 405
+    assert "GET" in response.headers["Allow"]
+
+
+# -- bodies ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("body", "code"), [(b"", "empty_body"), (b"{", "invalid_json"), (b"[1e999]", "number_out_of_range")]
+)
+def test_a_body_that_is_not_json_is_400(body: bytes, code: str) -> None:
+    plane = FakePlane(driver_app())
+    response = serve(plane).post("/", data=body)
+    assert (response.status_code, error_of(response)["code"]) == (400, code)
+    assert plane.calls == []
+
+
+@pytest.mark.parametrize("content_type", [None, "text/plain", "application/x-www-form-urlencoded"])
+def test_json_is_taken_whatever_the_content_type_says(content_type: str | None) -> None:
+    assert serve(FakePlane(driver_app())).post("/", data=b"1", content_type=content_type).status_code == 200
+
+
+def test_a_compressed_json_body_is_415() -> None:
+    response = serve(FakePlane(driver_app())).post("/", data=b"1", headers={"Content-Encoding": "gzip"})
+    assert (response.status_code, error_of(response)["code"]) == (415, "unsupported_encoding")
+
+
+def test_a_body_declared_too_long_is_413_without_being_read() -> None:
+    class Unread(io.BytesIO):
+        def read(self, size: Any = -1) -> bytes:
+            raise AssertionError("the body was read")
+
+    environ = {"CONTENT_LENGTH": str(bodies.BODY_LIMIT + 1), "wsgi.input": Unread()}
+    response = serve(FakePlane(plain_app())).post("/", environ_overrides=environ)
+    assert (response.status_code, error_of(response)["code"]) == (413, "body_too_large")
+
+
+def chunked(client: FlaskClient, stream: Any, coding: str = "chunked") -> Any:
+    environ = {"HTTP_TRANSFER_ENCODING": coding, "wsgi.input": stream, "CONTENT_LENGTH": ""}
+    return client.post("/", environ_overrides=environ)
+
+
+def test_a_chunked_body_arrives_whole() -> None:
+    plane = FakePlane(plain_app())
+    chunked(serve(plane), io.BytesIO(b"x" * 200_000))
+    assert plane.calls[0].args[0].body == b"x" * 200_000
+
+
+def test_a_chunked_body_beyond_the_limit_is_413() -> None:
+    response = chunked(serve(FakePlane(plain_app())), io.BytesIO(b"x" * (bodies.BODY_LIMIT + 1)))
+    assert response.status_code == 413
+
+
+def test_a_malformed_chunk_is_400() -> None:
+    class Broken:
+        def read(self, size: int) -> bytes:
+            raise InvalidChunkSize(b"ZZ")
+
+    response = chunked(serve(FakePlane(plain_app())), Broken())
+    assert (response.status_code, error_of(response)["code"]) == (400, "invalid_chunk")
+
+
+def test_a_body_that_ends_early_is_400() -> None:
+    environ = {"CONTENT_LENGTH": "100", "wsgi.input": io.BytesIO(b"ab")}
+    response = serve(FakePlane(plain_app())).post("/", environ_overrides=environ)
+    assert (response.status_code, error_of(response)["code"]) == (400, "incomplete_body")
+
+
+def test_a_transfer_coding_other_than_chunked_is_501() -> None:
+    response = chunked(serve(FakePlane(plain_app())), io.BytesIO(b""), "gzip, chunked")
+    assert response.status_code == 501
+
+
+# -- headers --------------------------------------------------------------------------------------
+
+
+def test_the_clients_request_id_is_kept_and_given_to_the_call() -> None:
+    plane = FakePlane(plain_app())
+    response = serve(plane).get("/", headers={"X-Request-ID": "my-id:1.2_3"})
+    assert response.headers["X-Request-ID"] == plane.calls[0].options.trace_id == "my-id:1.2_3"
+
+
+@pytest.mark.parametrize("given", ["", "two words", "x" * 129, "ü", "a/b"])
+def test_a_malformed_request_id_is_replaced(given: str) -> None:
+    response = serve(FakePlane(plain_app())).get("/", headers={"X-Request-ID": given})
+    assert re.fullmatch("[0-9a-f]{32}", response.headers["X-Request-ID"])
+
+
+def test_the_deadline_is_the_headers_then_the_applications_then_the_settings() -> None:
+    plane = FakePlane(plain_app("a", "/a", timeout_s=7.0), plain_app("b", "/b"))
+    client = serve(plane, request_timeout_s=9.0)
+    client.get("/a", headers={"x-request-timeout-seconds": "2.5"})
+    client.get("/a")
+    client.get("/b")
+    assert [call.options.timeout_s for call in plane.calls] == [2.5, 7.0, 9.0]
+
+
+@pytest.mark.parametrize("given", ["0", "-1", "1e18", "abc", "nan", "inf", ""])
+def test_a_deadline_that_makes_no_sense_is_400(given: str) -> None:
+    response = serve(FakePlane(plain_app())).get("/", headers={"x-request-timeout-seconds": given})
+    assert (response.status_code, error_of(response)["code"]) == (400, "invalid_deadline")
+
+
+def test_a_request_without_a_host_is_400() -> None:
+    client = create_app(Settings(), FakePlane(plain_app()), watch=False)  # type: ignore[arg-type]
+    environ = {
+        "REQUEST_METHOD": "GET",
+        "PATH_INFO": "/",
+        "SERVER_PROTOCOL": "HTTP/1.1",
+        "SERVER_NAME": "s",
+        "SERVER_PORT": "80",
+        "wsgi.url_scheme": "http",
+        "wsgi.input": io.BytesIO(),
+    }
+    statuses: list[str] = []
+
+    def start_response(status: str, headers: Any, exc_info: Any = None) -> Any:
+        statuses.append(status)
+
+    client(environ, start_response)
+    assert statuses == ["400 Bad Request"]
+
+
+# -- how requests end -----------------------------------------------------------------------------
+
+
+def test_a_response_of_user_code_is_relayed_as_it_is() -> None:
+    plane = FakePlane(plain_app())
+    plane.value = Response(b"\x00", 418, {"X-Own": "1"}, "image/png")
+    plane.value.set_cookie("a", "1")
+    plane.value.set_cookie("b", "2")
+
+    response = serve(plane).get("/")
+
+    assert (response.status_code, response.data) == (418, b"\x00")
+    assert response.headers["X-Own"] == "1"
+    assert len(response.headers.getlist("Set-Cookie")) == 2
+    assert response.headers["Content-Length"] == "1"
+
+
+def failed(error: BaseException, deployment: str = "") -> Outcome:
+    return Outcome("f", Failure.of(error, deployment).encode())
+
+
+def test_an_error_of_user_code_is_500_with_its_type_message_and_deployment() -> None:
+    plane = FakePlane(plain_app())
+    plane.outcome = failed(ZeroDivisionError("division by zero"), "Model")
+
+    response = serve(plane).get("/")
+
+    error = error_of(response)
+    assert response.status_code == 500
+    assert error["code"] == "user_code_failed"
+    assert (error["type"], error["deployment"]) == ("ZeroDivisionError", "Model")
+    assert error["message"] == "ZeroDivisionError: division by zero"
+    assert error["retryable"] is False
+    assert "traceback" not in error
+
+
+def test_the_traceback_is_shown_only_where_the_settings_say_so() -> None:
+    plane = FakePlane(plain_app())
+    plane.outcome = failed(ValueError("bad"), "Model")
+    assert "ValueError: bad" in error_of(serve(plane, show_errors=True).get("/"))["traceback"]
+
+
+@pytest.mark.parametrize(
+    ("outcome", "status", "code"),
+    [
+        (Outcome("x", b""), 504, "deadline_exceeded"),
+        (Outcome("c", b""), 499, "cancelled"),
+        (failed(ReplicaLost("died three times")), 500, "replica_lost"),
+        (failed(BackPressureError("Request dropped due to backpressure")), 503, "queue_full"),
+        (failed(BrokerUnavailable("tcp://secret-host")), 503, "broker_unavailable"),
+        (failed(BrokerUnavailable("the broker cannot answer now: OOM command")), 503, "broker_full"),
+        (Outcome("f", b"junk"), 500, "bad_payload"),
+        (Outcome("d", b"junk"), 500, "bad_payload"),
+    ],
+)
+def test_every_other_end_has_its_status_and_code(outcome: Outcome, status: int, code: str) -> None:
+    plane = FakePlane(plain_app())
+    plane.outcome = outcome
+    response = serve(plane).get("/")
+    error = error_of(response)
+    assert (response.status_code, error["code"]) == (status, code)
+    assert error["retryable"] is (status == 503)
+    assert ("Retry-After" in response.headers) is (status == 503)
+    assert "secret" not in response.text
+
+
+def test_a_bug_of_the_gateway_is_500_without_its_text() -> None:
+    plane = FakePlane(plain_app())
+    plane.error = RuntimeError("/a/path and a secret")
+    response = serve(plane).get("/")
+    assert (response.status_code, error_of(response)["code"]) == (500, "internal_error")
+    assert "secret" not in response.text
+
+
+def test_a_request_that_is_not_finished_in_time_is_504_and_ended_in_the_broker() -> None:
+    plane = FakePlane(plain_app())
+    plane.silent = True
+    response = serve(plane).get("/", headers={"x-request-timeout-seconds": "0.01"})
+    assert (response.status_code, error_of(response)["code"]) == (504, "deadline_exceeded")
+    assert len(plane.expired) == 1
+
+
+def test_a_request_whose_client_left_is_cancelled(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(invoke, "_LOOK_EVERY_S", 0.01)
+    ours, theirs = socket.socketpair()
+    theirs.close()
+    plane = FakePlane(plain_app())
+    plane.silent = True
+    with ours:
+        response = serve(plane).get("/", environ_overrides={"gunicorn.socket": ours})
+    assert response.status_code == 499
+    assert len(plane.cancelled) == 1
+
+
+def test_a_client_is_gone_when_it_closed_and_not_before() -> None:
+    ours, theirs = socket.socketpair()
+    with ours:
+        assert not is_gone(ours)
+        theirs.send(b"the next request")
+        assert not is_gone(ours)
+        theirs.close()
+        assert is_gone(ours)
+    assert not is_gone(None)
+
+
+def test_more_requests_than_may_wait_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(invoke, "WAITING_LIMIT", 0)
+    response = serve(FakePlane(plain_app())).get("/")
+    assert (response.status_code, response.headers["Retry-After"]) == (503, "1")
+
+
+# -- pages and routes -----------------------------------------------------------------------------
+
+
+def test_healthz_says_success_while_the_broker_answers() -> None:
+    plane = FakePlane(plain_app())
+    client = serve(plane)
+    assert (client.get("/-/healthz").status_code, client.get("/-/healthz").text) == (200, "success")
+
+    plane.registry.away = True
+    response = client.get("/-/healthz")
+    assert (response.status_code, error_of(response)["code"]) == (503, "broker_unavailable")
+    assert "secret" not in response.text
+
+
+def test_routes_lists_prefixes_and_their_ingress() -> None:
+    client = serve(FakePlane(plain_app(prefix="/app"), driver_app(routes=("/a", "/b"))))
+    assert client.get("/-/routes").get_json() == {"/app": "Ingress", "/": "DAGDriver"}
+
+
+def test_reserved_paths_never_reach_an_application() -> None:
+    plane = FakePlane(plain_app())
+    response = serve(plane).get("/-/anything")
+    assert (response.status_code, error_of(response)["code"]) == (404, "not_found")
+    assert serve(plane).post("/-/healthz").status_code == 405
+    assert plane.calls == []
+
+
+def test_a_gateway_that_knows_no_routes_yet_says_that_it_will() -> None:
+    plane = FakePlane(plain_app())
+    watcher = Watcher(plane)  # type: ignore[arg-type]
+    front = invoke.Front(Settings(), plane, lambda: watcher.table)  # type: ignore[arg-type]
+    assert front.answer({}).status == 503
+
+
+def test_the_watcher_follows_changes_and_says_which_it_serves() -> None:
+    plane = FakePlane(plain_app("a", "/a"))
+    watcher = Watcher(plane)  # type: ignore[arg-type]
+    watcher.tick()
+    assert list(plane.client.published.values()) == ["1-0"]
+
+    plane.registry.records.append(plain_app("b", "/b"))
+    watcher.tick()
+    assert watcher.table is not None
+    assert set(watcher.table.listing()) == {"/a"}
+
+    plane.registry.change = "2-0"
+    watcher.tick()
+    assert set(watcher.table.listing()) == {"/a", "/b"}
+    assert list(plane.client.published.values()) == ["2-0"]
+    assert set(plane.learnt) == {"a", "b"}
+
+
+def test_the_routes_stay_while_the_broker_is_away() -> None:
+    plane = FakePlane(plain_app("a", "/a"))
+    watcher = Watcher(plane)  # type: ignore[arg-type]
+    watcher.tick()
+    plane.registry.away = True
+    with pytest.raises(BrokerUnavailable):
+        watcher.tick()
+    assert watcher.table is not None
+    assert watcher.table.match("/a") is not None

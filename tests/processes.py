@@ -1,0 +1,300 @@
+"""Real processes for tests: start them, wait for what they say, and see that nothing is left of them.
+
+All that a test starts carries a mark in its environment, which children and grandchildren inherit;
+by it they are found wherever they end up, orphans included.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+T = TypeVar("T")
+
+READY = "qserve: ready"
+MARK = "QSERVE_TEST_MARK"
+START_FOR_S = 30.0
+END_FOR_S = 5.0
+"""How long an end may take, by any means: the promise of ``qserve run``."""
+
+QSERVE = [sys.executable, "-m", "qserve"]
+_OWN_SETTINGS = ("QSERVE_", "REDIS_URL", "PORT", "WEB_CONCURRENCY")
+_LOOK_EVERY_S = 0.01
+
+
+def wait_until(predicate: Callable[[], T], *, description: str, timeout_s: float = 5.0) -> T:
+    """Wait until a predicate answers something true, and return that.
+
+    Parameters:
+      predicate: Asked again and again.
+      description: What is waited for; the error says it.
+      timeout_s: Longest wait.
+
+    Raises:
+      AssertionError: The time ran out.
+    """
+    give_up = time.monotonic() + timeout_s
+    while True:
+        answer = predicate()
+        if answer:
+            return answer
+        if time.monotonic() > give_up:
+            raise AssertionError(f"not within {timeout_s:g} s: {description}")
+        time.sleep(_LOOK_EVERY_S)
+
+
+def free_port() -> int:
+    """A port that nobody listened on a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def is_open(port: int, host: str = "127.0.0.1") -> bool:
+    """Whether somebody accepts connections there."""
+    with socket.socket() as probe:
+        probe.settimeout(1)
+        return probe.connect_ex((host, port)) == 0
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process runs; one that waits to be buried does not."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return stat.rpartition(")")[2].split()[0] != "Z"
+
+
+def marked(mark: str) -> dict[int, str]:
+    """The living processes whose environment holds a mark, each with its command line."""
+    wanted = f"{MARK}={mark}".encode()
+    found = {}
+    for folder in Path("/proc").iterdir():
+        if not folder.name.isdigit() or int(folder.name) == os.getpid():
+            continue
+        with contextlib.suppress(OSError):
+            if wanted in (folder / "environ").read_bytes().split(b"\0"):
+                command = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+                if is_alive(int(folder.name)):
+                    found[int(folder.name)] = command
+    return found
+
+
+def clean_environment() -> dict[str, str]:
+    """This process's environment without the settings that qserve reads."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(_OWN_SETTINGS)}
+
+
+class Site:
+    """A place for one test: a temporary folder and a mark for all the processes started from it."""
+
+    def __init__(self) -> None:
+        # a short path: broker sockets lie in it, and their paths may have 107 characters
+        self.folder = Path(tempfile.mkdtemp(prefix="site-"))
+        self.mark = os.urandom(8).hex()
+        self._processes: list[Process] = []
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What the environment of a process must hold to belong to this place."""
+        return {MARK: self.mark, "TMPDIR": str(self.folder)}
+
+    def start(
+        self,
+        command: Sequence[str],
+        *,
+        cwd: Path | None = None,
+        env: Mapping[str, str] | None = None,
+    ) -> Process:
+        """Start a command in a process group of its own, as a shell does.
+
+        Parameters:
+          command: Its argument list.
+          cwd: Its folder; None for an empty one.
+          env: Variables beside those of this process, which lose qserve's own settings.
+        """
+        variables = {**clean_environment(), **self.environment, **(env or {})}
+        process = Process(command, cwd or self.folder, variables, self.folder)
+        self._processes.append(process)
+        return process
+
+    def qserve(
+        self, *arguments: str, cwd: Path | None = None, env: Mapping[str, str] | None = None
+    ) -> Process:
+        """Start ``qserve`` with these arguments."""
+        return self.start([*QSERVE, *arguments], cwd=cwd, env=env)
+
+    def run(
+        self, target: str, *options: str, cwd: Path | None = None, port: int | None = None
+    ) -> Serving:
+        """Start ``qserve run``, and go on once it says that it is ready."""
+        port = port or free_port()
+        process = self.qserve("run", target, "--port", str(port), *options, cwd=cwd)
+        process.wait_for(READY)
+        return Serving(process, port)
+
+    def write(self, name: str, text: str) -> Path:
+        """Write a file into the folder, and answer the folder."""
+        (self.folder / name).write_text(text)
+        return self.folder
+
+    def processes(self) -> dict[int, str]:
+        """What runs here now."""
+        return marked(self.mark)
+
+    def broker_folders(self) -> list[str]:
+        """The folders of embedded brokers here."""
+        return [path.name for path in self.folder.glob("qserve-*")]
+
+    def wait_empty(self, timeout_s: float = END_FOR_S) -> None:
+        """Wait until no process and no broker's folder is left."""
+        gone = f"no process and no folder is left of {[one.command for one in self._processes]}"
+        try:
+            wait_until(
+                lambda: not self.processes() and not self.broker_folders(),
+                description=gone,
+                timeout_s=timeout_s,
+            )
+        except AssertionError as error:
+            said = "\n".join(one.output for one in self._processes)
+            left = f"{error}; left: {self.processes()} {self.broker_folders()}\n{said}"
+            raise AssertionError(left) from None
+
+    def close(self) -> None:
+        """End what still runs, see that nothing is left, and remove the folder."""
+        try:
+            for process in self._processes:
+                process.stop()
+            self.wait_empty()
+        finally:
+            for pid in self.processes():
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            for process in self._processes:
+                process.close()
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def new_site() -> Iterator[Site]:
+    """A place that is closed, and checked for leftovers, at the end."""
+    site = Site()
+    try:
+        yield site
+    finally:
+        site.close()
+
+
+class Process:
+    """A process whose two outputs are kept in files."""
+
+    def __init__(
+        self, command: Sequence[str], cwd: Path, env: Mapping[str, str], folder: Path
+    ) -> None:
+        self.command = " ".join(command)
+        stem = os.urandom(4).hex()
+        self._out, self._err = folder / f"{stem}.out", folder / f"{stem}.err"
+        with self._out.open("wb") as out, self._err.open("wb") as err:
+            self._popen = subprocess.Popen(
+                list(command),
+                cwd=cwd,
+                env=dict(env),
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=err,
+                process_group=0,
+            )
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self._popen.pid
+
+    @property
+    def stdout(self) -> str:
+        """What it has written to standard output up to now."""
+        return self._out.read_text()
+
+    @property
+    def stderr(self) -> str:
+        """What it has written to standard error up to now."""
+        return self._err.read_text()
+
+    @property
+    def output(self) -> str:
+        """Both, for messages."""
+        return f"$ {self.command}\n{self.stdout}{self.stderr}"
+
+    def exit_code(self) -> int | None:
+        """Its exit code; None while it runs."""
+        return self._popen.poll()
+
+    def wait_for(self, text: str, timeout_s: float = START_FOR_S) -> None:
+        """Wait until a text is printed.
+
+        Raises:
+          AssertionError: It ended before, or did not print it in time; the error shows the output.
+        """
+        wait_until(
+            lambda: text in self.stdout + self.stderr or self.exit_code() is not None,
+            description=f"{text!r} in the output of {self.output}",
+            timeout_s=timeout_s,
+        )
+        printed = text in self.stdout + self.stderr
+        assert printed, f"exit code {self.exit_code()} before {text!r} was printed:\n{self.output}"
+
+    def wait(self, timeout_s: float = START_FOR_S) -> int:
+        """Wait for its end, and answer its exit code."""
+        try:
+            return self._popen.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            still = f"still running after {timeout_s:g} s:\n{self.output}"
+            raise AssertionError(still) from None
+
+    def signal(self, number: int) -> None:
+        """Send it a signal."""
+        self._popen.send_signal(number)
+
+    def press_ctrl_c(self) -> None:
+        """Interrupt it as a terminal does: the whole process group gets the signal."""
+        os.killpg(self.pid, signal.SIGINT)
+
+    def stop(self) -> None:
+        """End it if it still runs."""
+        if self.exit_code() is None:
+            self.signal(signal.SIGTERM)
+            try:
+                self._popen.wait(END_FOR_S)
+            except subprocess.TimeoutExpired:
+                self._popen.kill()
+
+    def close(self) -> None:
+        """Bury it."""
+        with contextlib.suppress(ProcessLookupError):
+            self._popen.kill()
+        self._popen.wait()
+
+
+class Serving:
+    """A ``qserve run`` that is ready.
+
+    Parameters:
+      process: The command.
+      port: Where its gateway listens.
+    """
+
+    def __init__(self, process: Process, port: int) -> None:
+        self.process = process
+        self.port = port
+        self.url = f"http://127.0.0.1:{port}"

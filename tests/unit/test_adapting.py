@@ -1,0 +1,286 @@
+"""HTTP adapters at work."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import enum
+import json
+from typing import Annotated, Any
+
+import numpy as np
+import pydantic
+import pytest
+from starlette.datastructures import UploadFile
+from starlette.requests import Request
+
+from qserve.http.adapting import Adapter, RequestValidationError, validation_response
+from qserve.http.request import HttpRequest
+from qserve.http_adapters import json_to_multi_ndarray, json_to_ndarray
+
+
+def a_request(body: bytes = b"", query: str = "", **headers: str) -> Request:
+    pairs = tuple((name.replace("_", "-").encode(), value.encode()) for name, value in headers.items())
+    return HttpRequest("POST", "http", "/", "", query.encode(), pairs, None, None, body).to_starlette()
+
+
+def adapt(adapter: Any, request: Request) -> Any:
+    return asyncio.run(Adapter.of(adapter)(request))
+
+
+def refusal(adapter: Any, request: Request) -> RequestValidationError:
+    with pytest.raises(RequestValidationError) as caught:
+        adapt(adapter, request)
+    return caught.value
+
+
+def a_form(**files: bytes) -> Request:
+    parts = b"".join(
+        b'--B\r\nContent-Disposition: form-data; name="%s"; filename="f"\r\n\r\n%s\r\n' % (name.encode(), data)
+        for name, data in files.items()
+    )
+    return a_request(parts + b"--B--\r\n", content_type="multipart/form-data; boundary=B")
+
+
+class Item(pydantic.BaseModel):
+    model_input1: int
+    model_input2: str
+
+
+@dataclasses.dataclass
+class Point:
+    x: int
+
+
+class Colour(enum.Enum):
+    RED = "red"
+
+
+def test_no_adapter_gives_the_request_itself() -> None:
+    request = a_request()
+    assert adapt(None, request) is request
+
+
+def test_a_parameter_annotated_request_gets_the_request() -> None:
+    async def resolver(request: Request) -> Any:
+        return await request.json()
+
+    assert adapt(resolver, a_request(b"[1]")) == [1]
+
+
+def test_typed_parameters_are_converted_query_parameters() -> None:
+    def resolver(number: int, flag: bool, colour: Colour, ratio: float = 0.5, name: str | None = None) -> Any:
+        return number, flag, colour, ratio, name
+
+    request = a_request(query="number=100&flag=true&colour=red&name=Ada")
+    assert adapt(resolver, request) == (100, True, Colour.RED, 0.5, "Ada")
+
+
+def test_a_missing_query_parameter_is_described_as_by_fastapi() -> None:
+    def resolver(my_custom_param: int) -> int:
+        return my_custom_param
+
+    assert refusal(resolver, a_request()).errors == [
+        {"type": "missing", "loc": ["query", "my_custom_param"], "msg": "Field required", "input": None}
+    ]
+
+
+def test_all_parameters_that_do_not_fit_are_named_at_once() -> None:
+    def resolver(a: int, b: int, c: int) -> int:
+        return a
+
+    error = refusal(resolver, a_request(query="a=x&b=1"))
+    assert [(one["type"], one["loc"]) for one in error.errors] == [
+        ("int_parsing", ["query", "a"]),
+        ("missing", ["query", "c"]),
+    ]
+    assert error.status == 422
+
+
+def test_a_pydantic_class_is_made_from_the_body() -> None:
+    item = adapt(Item, a_request(b'{"model_input1": 1, "model_input2": "test"}'))
+    assert item == Item(model_input1=1, model_input2="test")
+
+
+def test_a_body_that_does_not_fit_the_class_is_refused_by_field() -> None:
+    error = refusal(Item, a_request(b'{"model_input1": "x", "model_input2": "test"}'))
+    assert [(one["type"], one["loc"]) for one in error.errors] == [("int_parsing", ["body", "model_input1"])]
+
+
+def test_a_missing_body_is_refused() -> None:
+    assert refusal(Item, a_request()).errors[0]["loc"] == ["body"]
+
+
+def test_one_body_parameter_is_the_whole_body() -> None:
+    def resolver(item: Item, times: int = 1) -> Any:
+        return item.model_input1 * times
+
+    assert adapt(resolver, a_request(b'{"model_input1": 2, "model_input2": ""}', "times=3")) == 6
+
+
+def test_several_body_parameters_have_a_key_each() -> None:
+    def resolver(item: Item, point: Point, numbers: list[int]) -> Any:
+        return item.model_input1, point.x, numbers
+
+    body = {"item": {"model_input1": "1", "model_input2": ""}, "point": {"x": 2}, "numbers": [3]}
+    assert adapt(resolver, a_request(json.dumps(body).encode())) == (1, 2, [3])
+    error = refusal(resolver, a_request(b'{"item": {"model_input1": 1, "model_input2": ""}}'))
+    assert [one["loc"] for one in error.errors] == [["body", "point"], ["body", "numbers"]]
+
+
+def test_containers_come_from_the_body() -> None:
+    def resolver(data: dict[str, int]) -> Any:
+        return data
+
+    assert adapt(resolver, a_request(b'{"a": 1}')) == {"a": 1}
+
+
+def test_files_come_from_a_form() -> None:
+    async def resolver(img: bytes, other: UploadFile, more: bytes = b"none") -> Any:
+        return img, await other.read(), more
+
+    assert adapt(resolver, a_form(img=b"\xff\x00", other=b"o")) == (b"\xff\x00", b"o", b"none")
+
+
+def test_a_missing_file_is_refused() -> None:
+    def resolver(img: bytes) -> bytes:
+        return img
+
+    for request in (a_form(other=b""), a_request(b"raw")):
+        assert refusal(resolver, request).errors[0]["loc"] == ["body", "img"]
+
+
+def test_the_array_adapters_work_over_http() -> None:
+    one = adapt(json_to_ndarray, a_request(b'{"array": [[1.9], [2.1]], "shape": [1, 2], "dtype": "int"}'))
+    many = adapt(json_to_multi_ndarray, a_request(b'{"a": {"array": [1]}, "b": {"array": [3]}}'))
+    np.testing.assert_array_equal(one, [[1, 2]])
+    assert {name: array.tolist() for name, array in many.items()} == {"a": [1.0], "b": [3.0]}
+    assert refusal(json_to_ndarray, a_request(b'{"shape": [1]}')).errors[0]["loc"] == ["body", "array"]
+
+
+@pytest.mark.parametrize(
+    ("body", "code"), [(b'{"a":', "invalid_json"), (b"[1e999]", "number_out_of_range"), (b"\xff", "invalid_unicode")]
+)
+def test_a_broken_body_is_status_400(body: bytes, code: str) -> None:
+    error = refusal(Item, a_request(body))
+    assert (error.status, error.code) == (400, code)
+
+
+def test_broken_json_that_an_adapter_reads_itself_is_status_400() -> None:
+    async def resolver(request: Request) -> Any:
+        return await request.json()
+
+    assert refusal(resolver, a_request(b"{")).status == 400
+
+
+def test_a_json_error_over_something_else_is_the_adapters_own() -> None:
+    def resolver(request: Request) -> Any:
+        return json.loads("{}}")
+
+    with pytest.raises(json.JSONDecodeError):
+        adapt(resolver, a_request(b"1"))
+
+
+def test_a_compressed_body_is_status_415() -> None:
+    assert refusal(Item, a_request(b"\x1f\x8b", content_encoding="gzip")).status == 415
+
+
+def test_a_broken_form_is_status_400() -> None:
+    def resolver(img: bytes) -> bytes:
+        return img
+
+    request = a_request(b"no boundary", content_type="multipart/form-data")
+    assert refusal(resolver, request).status == 400
+
+
+class Query(pydantic.fields.FieldInfo):  # type: ignore[misc]
+    """Stands for FastAPI's marker, which is a FieldInfo as well."""
+
+    __slots__ = ()
+
+
+class Header(Query):  # type: ignore[misc]
+    __slots__ = ()
+
+
+class Depends:
+    def __init__(self, dependency: Any) -> None:
+        self.dependency = dependency
+
+
+def test_markers_of_fastapi_are_understood() -> None:
+    def inner(number: int) -> int:
+        return number + 1
+
+    def resolver(
+        ids: Annotated[list[int], Query(default=...)],
+        x_token: str = Header(default="none"),  # type: ignore[assignment]
+        following: int = Depends(inner),  # type: ignore[assignment]
+    ) -> Any:
+        return ids, x_token, following
+
+    request = a_request(query="ids=1&ids=2&number=6", x_token="t")
+    assert adapt(resolver, request) == ([1, 2], "t", 7)
+
+
+def test_constraints_in_annotations_hold() -> None:
+    def resolver(n: Annotated[int, pydantic.Field(gt=3)]) -> int:
+        return n
+
+    assert adapt(resolver, a_request(query="n=4")) == 4
+    assert refusal(resolver, a_request(query="n=1")).errors[0]["type"] == "greater_than"
+
+
+def test_an_adapter_may_be_named_by_its_import_path() -> None:
+    request = a_request()
+    assert adapt("qserve.http_adapters.starlette_request", request) is request
+    assert adapt("qserve.http_adapters:starlette_request", request) is request
+
+
+def test_a_class_local_to_a_function_may_annotate() -> None:
+    class Local(pydantic.BaseModel):
+        a: int
+
+    def resolver(item: Local) -> Local:
+        return Local(a=item.a)
+
+    assert adapt(resolver, a_request(b'{"a": 1}')).a == 1
+
+
+def test_objects_with_a_call_method_are_adapters() -> None:
+    class Resolver:
+        async def __call__(self, n: int) -> int:
+            return n
+
+    assert adapt(Resolver(), a_request(query="n=1")) == 1
+
+
+def test_an_annotation_that_no_request_can_give_is_refused_by_name() -> None:
+    class Strange:
+        pass
+
+    def resolver(strange: Strange) -> Any:
+        return Strange
+
+    with pytest.raises(TypeError, match="'strange'"):
+        Adapter.of(resolver)
+
+
+def test_an_adapter_that_is_not_callable_is_refused() -> None:
+    with pytest.raises(ValueError, match="callable"):
+        Adapter.of(["not function"])
+
+
+def test_the_answer_to_a_request_that_does_not_fit_is_fastapis() -> None:
+    response = validation_response(refusal(Item, a_request(b"{}")))
+    detail = json.loads(bytes(response.body))["detail"]
+    assert response.status_code == 422
+    assert [one["loc"] for one in detail] == [["body", "model_input1"], ["body", "model_input2"]]
+
+
+def test_the_answer_to_a_broken_body_has_an_error_beside_the_detail() -> None:
+    response = validation_response(refusal(Item, a_request(b"{")))
+    body = json.loads(bytes(response.body))
+    assert response.status_code == 400
+    assert body["error"]["code"] == "invalid_json"
+    assert body["detail"][0]["loc"] == ["body"]

@@ -1,0 +1,124 @@
+"""HTTP requests as data, as starlette requests, and on their way between replicas."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from starlette.requests import Request
+
+from qserve.exceptions import PayloadError
+from qserve.http.message import HttpMessage
+from qserve.http.request import HttpRequest
+from qserve.wire.codec import Codec
+
+CODEC = Codec()
+
+
+def a_message(kind: type[HttpMessage] = HttpMessage, **changes: Any) -> Any:
+    fields: dict[str, Any] = {
+        "method": "POST",
+        "scheme": "http",
+        "path": "/app/items",
+        "root_path": "/app",
+        "query_string": b"k=v&k2=v%20w",
+        "headers": ((b"host", b"example.org"), (b"content-type", b"application/json")),
+        "client": ("10.0.0.1", 4321),
+        "server": ("127.0.0.1", 8000),
+        "body": b'{"a": 1}',
+    }
+    return kind(**{**fields, **changes})
+
+
+def arrived(message: Any) -> Any:
+    return CODEC.decode(CODEC.encode(message))
+
+
+def test_what_the_gateway_sends_arrives_as_a_starlette_request() -> None:
+    request = arrived(a_message())
+
+    assert type(request) is Request
+    assert request.method == "POST"
+    assert request.headers["content-type"] == "application/json"
+    assert dict(request.query_params) == {"k": "v", "k2": "v w"}
+    assert request.client is not None
+    assert (request.client.host, request.client.port) == ("10.0.0.1", 4321)
+    assert str(request.url) == "http://example.org/app/items?k=v&k2=v%20w"
+    assert request.scope["root_path"] == "/app"
+
+
+def test_the_body_can_be_read_as_bytes_and_as_json_again_and_again() -> None:
+    async def read(request: Request) -> list[Any]:
+        return [await request.json(), await request.body(), await request.json()]
+
+    assert asyncio.run(read(arrived(a_message()))) == [{"a": 1}, b'{"a": 1}', {"a": 1}]
+
+
+def test_a_form_can_be_read() -> None:
+    headers = ((b"content-type", b"application/x-www-form-urlencoded"),)
+    request = arrived(a_message(headers=headers, body=b"name=Ada&age=36"))
+
+    async def read() -> dict[str, Any]:
+        return dict(await request.form())
+
+    assert asyncio.run(read()) == {"name": "Ada", "age": "36"}
+
+
+def test_after_the_body_receive_says_that_the_client_is_gone() -> None:
+    request = arrived(a_message(body=b"x"))
+
+    async def receive_twice() -> list[Any]:
+        return [await request.receive(), await request.receive()]
+
+    first, second = asyncio.run(receive_twice())
+    assert first == {"type": "http.request", "body": b"x", "more_body": False}
+    assert second == {"type": "http.disconnect"}
+
+
+@pytest.mark.parametrize("read_first", [False, True])
+def test_a_request_travels_on_any_number_of_times(read_first: bool) -> None:
+    request = arrived(a_message())
+    for _ in range(3):
+        if read_first:
+            asyncio.run(request.body())
+        request = arrived(request)
+
+    assert asyncio.run(request.body()) == b'{"a": 1}'
+    assert HttpRequest.from_starlette(request) == a_message(HttpRequest)
+
+
+def test_changes_of_the_scope_travel_with_the_request() -> None:
+    request = arrived(a_message())
+    mounted = Request({**request.scope, "root_path": "/app/items"}, request.receive)
+
+    assert arrived(mounted).scope["root_path"] == "/app/items"
+
+
+def test_a_request_without_addresses_travels() -> None:
+    request = arrived(a_message(client=None, server=None))
+    assert request.client is None
+    assert arrived(request).client is None
+
+
+def foreign_request(receive: Any) -> Request:
+    scope = {"type": "http", "method": "GET", "path": "/", "headers": [], "query_string": b""}
+    return Request(scope, receive)
+
+
+def test_a_request_from_elsewhere_travels_when_its_body_is_there() -> None:
+    async def receive() -> Any:
+        return {"type": "http.request", "body": b"here", "more_body": False}
+
+    assert asyncio.run(arrived(foreign_request(receive)).body()) == b"here"
+
+
+def test_a_request_whose_body_is_still_on_its_way_is_refused_with_a_hint() -> None:
+    async def receive() -> Any:
+        await asyncio.sleep(3600)
+
+    async def send_on() -> None:
+        CODEC.encode(foreign_request(receive))
+
+    with pytest.raises(PayloadError, match=r"await request\.body\(\)"):
+        asyncio.run(send_on())

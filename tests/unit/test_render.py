@@ -1,0 +1,218 @@
+"""Results as HTTP responses."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import decimal
+import enum
+import json
+import sys
+import types
+import uuid
+from collections.abc import AsyncIterator
+from typing import Any
+
+import numpy as np
+import pydantic
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from starlette.background import BackgroundTask
+from starlette.datastructures import QueryParams
+from starlette.responses import (
+    HTMLResponse,
+    JSONResponse,
+    PlainTextResponse,
+    RedirectResponse,
+    Response,
+    StreamingResponse,
+)
+
+from qserve.exceptions import PayloadError
+from qserve.http.render import Rendered, parse, render
+from qserve.wire.envelope import Answer
+
+
+def plain(value: Any) -> Rendered:
+    return parse(render(value, Answer.PLAIN))
+
+
+def as_json(value: Any) -> Rendered:
+    return parse(render(value, Answer.JSON))
+
+
+@pytest.mark.parametrize(
+    ("value", "body"),
+    [("got me", b"got me"), ("ü", "ü".encode()), (b"\xff\x00", b"\xff\x00"), (None, b"")],
+)
+def test_a_plain_ingress_answers_text_and_bytes_and_nothing_as_text(value: Any, body: bytes) -> None:
+    assert plain(value) == (200, [["content-type", "text/plain; charset=utf-8"]], body)
+
+
+@pytest.mark.parametrize(("value", "body"), [(1, b"1"), ([1, 2], b"[1,2]"), (True, b"true"), ({}, b"{}")])
+def test_a_plain_ingress_answers_the_rest_as_json(value: Any, body: bytes) -> None:
+    assert plain(value) == (200, [["content-type", "application/json"]], body)
+
+
+@pytest.mark.parametrize(
+    ("value", "body"),
+    [("got me", b'"got me"'), (None, b"null"), (3, b"3"), ({"result": 101.5}, b'{"result":101.5}'), (b"x", b'"x"')],
+)
+def test_a_driver_answers_everything_as_json(value: Any, body: bytes) -> None:
+    assert as_json(value) == (200, [["content-type", "application/json"]], body)
+
+
+class Colour(enum.Enum):
+    RED = "red"
+
+
+@dataclasses.dataclass
+class Point:
+    x: int
+    tags: set[str]
+
+
+class Model(pydantic.BaseModel):
+    name: str
+    at: datetime.date = datetime.date(2024, 1, 2)
+
+
+class Arrays(pydantic.BaseModel):
+    model_config = pydantic.ConfigDict(arbitrary_types_allowed=True)
+    values: np.ndarray
+
+
+@pytest.mark.parametrize(
+    ("value", "plain_value"),
+    [
+        (np.array([[1, 2], [3, 4]]), [[1, 2], [3, 4]]),
+        ({"a": [np.float32(0.5), np.int64(2), np.bool_(True)]}, {"a": [0.5, 2, True]}),
+        ({np.int64(1): "x", Colour.RED: 2}, {"1": "x", "red": 2}),
+        ([b"x", {"y"}, (1, 2)], ["x", ["y"], [1, 2]]),
+        (datetime.datetime(2024, 1, 2, 3), "2024-01-02T03:00:00"),
+        (datetime.timedelta(minutes=1), 60.0),
+        ([decimal.Decimal("1.50"), decimal.Decimal("7")], [1.5, 7]),
+        (uuid.UUID(int=1), "00000000-0000-0000-0000-000000000001"),
+        (Colour.RED, "red"),
+        (Point(1, {"a"}), {"x": 1, "tags": ["a"]}),
+        ([Model(name="m")], [{"name": "m", "at": "2024-01-02"}]),
+        (Arrays(values=np.array([1])), {"values": [1]}),
+        (QueryParams("k=v"), {"k": "v"}),
+        (ValueError("wrong"), "wrong"),
+    ],
+)
+def test_values_without_a_json_type_become_what_json_has(value: Any, plain_value: Any) -> None:
+    assert json.loads(as_json(value).body) == plain_value
+
+
+def test_data_frames_become_lists_of_records(monkeypatch: pytest.MonkeyPatch) -> None:
+    class DataFrame:
+        def to_dict(self, orient: str) -> Any:
+            return [{"a": np.int64(1)}] if orient == "records" else None
+
+    pandas = types.SimpleNamespace(DataFrame=DataFrame, Series=type("S", (), {}), Index=type("I", (), {}))
+    monkeypatch.setitem(sys.modules, "pandas", pandas)
+    assert as_json({"frame": DataFrame()}).body == b'{"frame":[{"a":1}]}'
+
+
+class Strange:
+    pass
+
+
+def contains_itself() -> Any:
+    value: list[Any] = []
+    value.append(value)
+    return value
+
+
+@pytest.mark.parametrize(
+    ("value", "why"),
+    [
+        ({"a": Strange()}, "Strange"),
+        ({(1, 2): 1}, "tuple"),
+        (float("nan"), "NaN or Infinity"),
+        (np.array([np.inf]), "NaN or Infinity"),
+        (contains_itself(), "contains itself"),
+        (b"\xff", "utf-8"),
+        ("\ud800", "surrogates"),
+        (decimal.Decimal("NaN"), "NaN"),
+    ],
+)
+def test_what_json_cannot_hold_is_refused_with_the_reason(value: Any, why: str) -> None:
+    with pytest.raises(PayloadError, match=why):
+        as_json(value)
+
+
+@pytest.mark.parametrize("answer", [Answer.PLAIN, Answer.JSON])
+@pytest.mark.parametrize(
+    ("response", "status", "body", "content_type"),
+    [
+        (Response(b"raw", 201, media_type="image/png"), 201, b"raw", "image/png"),
+        (HTMLResponse("<b>"), 200, b"<b>", "text/html; charset=utf-8"),
+        (PlainTextResponse("no", 404), 404, b"no", "text/plain; charset=utf-8"),
+        (JSONResponse({"a": 1}), 200, b'{"a":1}', "application/json"),
+        (StreamingResponse(iter(["a", "b"]), 418, media_type="text/plain"), 418, b"ab", "text/plain; charset=utf-8"),
+    ],
+)
+def test_responses_pass_through_whole(
+    answer: Answer, response: Response, status: int, body: bytes, content_type: str
+) -> None:
+    if isinstance(response, StreamingResponse):
+        response.body_iterator = _chunks("a", "b")
+
+    rendered = parse(render(response, answer))
+
+    assert (rendered.status, rendered.body) == (status, body)
+    assert [value for name, value in rendered.headers if name == "content-type"] == [content_type]
+    assert "content-length" not in [name for name, _ in rendered.headers]
+
+
+async def _chunks(*chunks: str) -> AsyncIterator[str]:
+    for chunk in chunks:
+        yield chunk
+
+
+def test_a_redirect_keeps_its_location_and_cookies_their_number() -> None:
+    response = RedirectResponse("/elsewhere")
+    response.set_cookie("a", "1")
+    response.set_cookie("b", "2")
+
+    headers = plain(response).headers
+
+    assert ["location", "/elsewhere"] in headers
+    assert [name for name, _ in headers].count("set-cookie") == 2
+
+
+def test_background_tasks_of_a_response_run() -> None:
+    ran: list[int] = []
+    response = PlainTextResponse("done", background=BackgroundTask(ran.append, 1))
+
+    assert plain(response).body == b"done"
+    assert ran == [1]
+
+
+def test_an_error_while_streaming_reaches_the_caller() -> None:
+    async def broken() -> AsyncIterator[bytes]:
+        yield b"a"
+        raise ValueError("half way")
+
+    with pytest.raises(ValueError, match="half way"):
+        plain(StreamingResponse(broken()))
+
+
+def test_bytes_that_are_no_response_are_refused() -> None:
+    with pytest.raises(PayloadError, match="no HTTP response"):
+        parse(b"\x01")
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    max_leaves=10,
+)
+
+
+@given(JSON)
+def test_json_values_come_out_as_they_went_in(value: Any) -> None:
+    assert json.loads(as_json(value).body) == value

@@ -1,0 +1,151 @@
+"""Results that come as items: what a generator yields leaves at once, at the pace of its reader."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
+from typing import Any
+
+import msgpack
+from starlette.responses import Response
+
+from qserve.exceptions import BrokerError, PayloadError
+from qserve.items import WINDOW
+from qserve.keys import Keys
+from qserve.plane import functions
+from qserve.plane.loop import LoopPlane
+from qserve.wire.envelope import Answer, Header
+
+_LOOK_S = 0.01
+_END: Any = object()
+_TEXT_HEAD: bytes = msgpack.packb([200, [["content-type", "text/plain; charset=utf-8"]]])
+
+InThread = Callable[[Callable[[], Any]], Awaitable[Any]]
+
+
+class ReaderGone(OSError):
+    """Raised in a producer whose request has ended; an OSError is what ASGI responses expect."""
+
+
+def is_generator(value: Any) -> bool:
+    """Whether a value is a running generator, sync or async."""
+    return inspect.isgenerator(value) or inspect.isasyncgen(value)
+
+
+def must_run(value: Any) -> bool:
+    """Whether an HTTP response has to be run to have a body: streams, files, background tasks."""
+    return isinstance(value, Response) and (not hasattr(value, "body") or value.background is not None)
+
+
+class Emitter:
+    """Sends the items of one request.
+
+    Each item has a number, so a call that runs again after a crash sends nothing twice.
+    """
+
+    def __init__(self, plane: LoopPlane, keys: Keys, header: Header) -> None:
+        self._plane = plane
+        self._request = keys.request(header.request_id)
+        self._request_id = header.request_id
+        self._sent = 0
+
+    async def send(self, payload: bytes) -> None:
+        """Send one item, and wait while the reader is too far behind.
+
+        Raises:
+          ReaderGone: The request has ended: cancelled, expired, or its client left.
+        """
+        backlog = await self._emit(self._sent, payload)
+        self._sent += 1
+        while backlog >= WINDOW:
+            await asyncio.sleep(_LOOK_S)
+            backlog = await self._emit(0, b"")  # sent before: only asks
+
+    async def _emit(self, number: int, payload: bytes) -> int:
+        future: asyncio.Future[Any] = self._plane.loop.create_future()
+
+        def on_reply(reply: Any) -> None:
+            if not future.done():
+                future.set_result(reply)
+
+        self._plane.post(functions.emit(self._request, self._request_id, number, payload), on_reply)
+        reply = await future
+        if isinstance(reply, BrokerError):
+            raise reply
+        if reply < 0:
+            raise ReaderGone("nobody takes the items of this request any more")
+        return int(reply)
+
+
+async def stream_values(emitter: Emitter, generator: Any, encode: Callable[[Any], bytes], in_thread: InThread) -> None:
+    """Send what a generator yields, as values for a caller in Python."""
+    async with aclosing(_items_of(generator, in_thread)) as items:
+        async for item in items:
+            await emitter.send(encode(item))
+
+
+async def stream_body(emitter: Emitter, generator: Any, in_thread: InThread) -> None:
+    """Send what a generator yields as the body of an HTTP response; str and bytes only."""
+    await emitter.send(_TEXT_HEAD)
+    async with aclosing(_items_of(generator, in_thread)) as items:
+        async for item in items:
+            if not isinstance(item, str | bytes):
+                kind = type(item).__name__
+                raise PayloadError(f"a generator that answers HTTP must yield str or bytes, not {kind!r}")
+            await emitter.send(item.encode() if isinstance(item, str) else item)
+
+
+async def stream_response(emitter: Emitter, response: Any) -> None:
+    """Run an ASGI response and send what it sends."""
+
+    async def send(message: Any) -> None:
+        if message["type"] == "http.response.start":
+            headers = [[name.decode("latin-1"), value.decode("latin-1")] for name, value in message["headers"]]
+            await emitter.send(msgpack.packb([message["status"], headers]))
+        elif message.get("body"):
+            await emitter.send(bytes(message["body"]))
+
+    async def receive() -> Any:
+        return await asyncio.get_running_loop().create_future()
+
+    scope = {"type": "http", "asgi": {"spec_version": "2.4"}, "method": "GET", "path": "/", "headers": []}
+    await response(scope, receive, send)
+
+
+async def _items_of(generator: Any, in_thread: InThread) -> AsyncGenerator[Any, None]:
+    """Iterate any generator; a sync one runs in the thread of sync code, item by item."""
+    if inspect.isasyncgen(generator):
+        try:
+            async for item in generator:
+                yield item
+        finally:
+            await generator.aclose()
+        return
+    try:
+        while (item := await in_thread(lambda: next(generator, _END))) is not _END:
+            yield item
+    finally:
+        generator.close()
+
+
+def plain_result_of_stream(method: str) -> TypeError:
+    """For ``options(stream=True)`` on a method that is no generator."""
+    return TypeError(
+        f"Called method {method!r} with `handle.options(stream=True)` but it did not return a generator."
+        " Call it without stream=True, or make it yield its items."
+    )
+
+
+def stream_of_plain_call(method: str) -> TypeError:
+    """For a generator method that was called without ``options(stream=True)``."""
+    return TypeError(
+        f"Method {method!r} returned a generator. You must use `handle.options(stream=True)` to call generators on"
+        " a deployment, and iterate what `remote` returns."
+    )
+
+
+def answers_http(header: Header) -> bool:
+    """Whether the result goes to a gateway."""
+    return header.answer is not Answer.VALUE

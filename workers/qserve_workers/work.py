@@ -1,0 +1,51 @@
+"""A delivery on its way through a replica."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from qserve.context import RequestContext
+from qserve.engine.step import Call
+from qserve.plane.transport import Delivery
+from qserve.wire.envelope import Header
+
+_SLOTS = [str(number).encode() for number in range(256)]
+
+
+@dataclass(slots=True)
+class Work:
+    """A delivery that runs.
+
+    Parameters:
+      call: What it stands for, once it was opened.
+    """
+
+    delivery: Delivery
+    header: Header
+    step: str
+    call: Call | None = None
+
+    @classmethod
+    def of(cls, delivery: Delivery) -> Work:
+        """Read a delivery.
+
+        Raises:
+          Exception: Fields are missing or cannot be read.
+        """
+        fields = delivery.fields
+        return cls(delivery, Header.decode(fields[b"h"]), fields[b"s"].decode())
+
+    def values(self) -> list[bytes]:
+        """The values of its slots, encoded."""
+        fields = self.delivery.fields
+        values = []
+        for slot in _SLOTS:
+            if slot not in fields:
+                break
+            values.append(fields[slot])
+        return values
+
+    def context(self) -> RequestContext:
+        """What user code may know of the request."""
+        header = self.header
+        return RequestContext(header.trace_id, header.route, header.app, header.model_id, header.deadline_ms)
