@@ -5,10 +5,11 @@ from __future__ import annotations
 import atexit
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from qserve.application import record_of
+from qserve.application import code_digest, record_of
 from qserve.code import code_of, pack_code
 from qserve.exceptions import AppNotFound, PayloadError, QserveException
 from qserve.graph.compile import BuiltApplication, compile_application
@@ -18,7 +19,8 @@ from qserve.options import check_route_prefix
 from qserve.plane import current
 from qserve.plane.client import ClientPlane
 from qserve.pool import Pool
-from qserve.rollout import new_version, roll_out
+from qserve.registry import ApplicationRecord
+from qserve.rollout import new_version, reconfigure, roll_out
 from qserve.settings import DEFAULT_HOST, DEFAULT_PORT, Settings
 
 DEFAULT: Any = object()
@@ -79,10 +81,23 @@ def _roll_out(launch: Launch, built: BuiltApplication, prefix: str | None, timeo
         raise PayloadError("code travels to its replicas signed: set QSERVE_SECRET_KEY to a secret of your own")
     code = pack_code(code_of(built), launch.settings.secret_key)
     record = record_of(built, new_version(), plane.codec, route_prefix=prefix, timeout_s=timeout_s)
+    record = replace(record, code_digest=code_digest(record, built, code))
     pool = Pool(plane.client, plane.keys, built.name)
-    change = roll_out(plane.registry, pool, record, code, check=launch.check)
+    active = plane.registry.find(built.name)
+    if active is not None and _keeps_replicas(active, record, built):
+        record = replace(record, version=active.version)
+        change = reconfigure(plane.registry, pool, record, check=launch.check)
+    else:
+        change = roll_out(plane.registry, pool, record, code, check=launch.check)
     plane.learn(record)
     launch.wait_for_gateway(change)
+
+
+def _keeps_replicas(active: ApplicationRecord, record: ApplicationRecord, built: BuiltApplication) -> bool:
+    """Whether replicas go on: the code is the same, and either versions say so or only settings changed."""
+    if active.code_digest != record.code_digest:
+        return False
+    return active.deployments != record.deployments or all(one.version is not None for one in built.deployments)
 
 
 def _ensure_launched(host: str | None, port: int | None) -> Launch:

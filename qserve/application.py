@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import inspect
+import json
+from dataclasses import replace
 from typing import Any
 
 from qserve import http_adapters
@@ -70,6 +73,20 @@ def record_of(
     )
 
 
+def code_digest(record: ApplicationRecord, built: BuiltApplication, code: bytes) -> str:
+    """What stays the same when only ``user_config`` or ``num_replicas`` of an application change.
+
+    Parameters:
+      record: The application.
+      built: The same, with the versions that the user gave.
+      code: Its code by value.
+    """
+    settled = {name: replace(one, num_replicas=0, user_config="") for name, one in record.deployments.items()}
+    plain = replace(record, version="", route_prefix=None, timeout_s=None, deployments=settled)
+    versions = [str(one.version) for one in built.deployments]
+    return hashlib.sha256(repr(versions).encode() + plain.encode() + code).hexdigest()
+
+
 def _is_replicated(func_or_class: object, driver: DriverRecord | None) -> bool:
     if driver is None or not (inspect.isclass(func_or_class) and is_driver(func_or_class)):
         return True
@@ -93,5 +110,8 @@ def _deployment_record(name: str, options: DeploymentOptions, replicated: bool) 
         max_ongoing=options.max_concurrent_queries,
         max_queued=options.max_queued_requests,
         grace_s=options.graceful_shutdown_timeout_s,
+        health_period_s=options.health_check_period_s,
+        health_timeout_s=options.health_check_timeout_s,
+        user_config="" if options.user_config is None else json.dumps(options.user_config, sort_keys=True),
         replicated=replicated,
     )

@@ -23,7 +23,6 @@ class DeploymentCode:
     func_or_class: Callable[..., Any]
     init_args: tuple[Any, ...] = ()
     init_kwargs: Mapping[str, Any] | None = None
-    user_config: Any = None
 
 
 Code = Mapping[str, DeploymentCode]
@@ -31,10 +30,7 @@ Code = Mapping[str, DeploymentCode]
 
 def code_of(built: BuiltApplication) -> Code:
     """The code of each deployment by name; a driver becomes the class that runs its adapter."""
-    code = {
-        one.name: DeploymentCode(one.func_or_class, one.init_args, one.init_kwargs, one.user_config)
-        for one in built.deployments
-    }
+    code = {one.name: DeploymentCode(one.func_or_class, one.init_args, one.init_kwargs) for one in built.deployments}
     if built.driver is not None:
         code[built.ingress] = DeploymentCode(AdaptingDriver, (built.driver.adapter, built.name))
     return code

@@ -20,6 +20,7 @@ class ReplicaStatus:
 
     Parameters:
       state: STARTING, RUNNING, or FAILED with ``message`` saying why (user code's traceback).
+      config: Names the user_config that it has taken.
     """
 
     name: str
@@ -29,6 +30,7 @@ class ReplicaStatus:
     pid: int = 0
     host: str = ""
     message: str = ""
+    config: str = ""
 
 
 class Pool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -26,6 +27,8 @@ class DeploymentRecord:
       max_ongoing: Calls that run in one replica at the same time.
       max_queued: Calls that may wait; -1 for no limit.
       grace_s: How long a stopping replica may finish what it runs.
+      health_period_s, health_timeout_s: When ``check_health`` is called, and how long it may take.
+      user_config: Passed to ``reconfigure``, as JSON; "" when there is none.
       replicated: False for a driver whose work the gateway does.
     """
 
@@ -34,7 +37,15 @@ class DeploymentRecord:
     max_ongoing: int = 100
     max_queued: int = -1
     grace_s: float = 20.0
+    health_period_s: float = 10.0
+    health_timeout_s: float = 30.0
+    user_config: str = ""
     replicated: bool = True
+
+    @property
+    def config(self) -> str:
+        """Names the user_config: replicas report which one they have taken."""
+        return hashlib.sha256(self.user_config.encode()).hexdigest()[:12] if self.user_config else ""
 
 
 @dataclass(frozen=True)
@@ -59,6 +70,7 @@ class ApplicationRecord:
     Parameters:
       version: Changes with every deploy.
       target: ``module:node`` that replicas import; "" when code travels by value.
+      code_digest: Of all that a change of ``user_config`` or ``num_replicas`` leaves as it is.
       route_prefix: None when it has no HTTP.
       graphs: Plans by name, as ``wire.plan`` writes them.
     """
@@ -68,6 +80,7 @@ class ApplicationRecord:
     ingress: str
     route_prefix: str | None = "/"
     target: str = ""
+    code_digest: str = ""
     timeout_s: float | None = None
     deployments: dict[str, DeploymentRecord] = field(default_factory=dict)
     graphs: dict[str, Any] = field(default_factory=dict)

@@ -56,7 +56,7 @@ def wait_until_running(
     give_up = time.monotonic() + timeout_s
     while True:
         replicas = [one for one in pool.replicas() if one.version == record.version]
-        running = Counter(one.deployment for one in replicas if one.state == RUNNING)
+        running = Counter(one.deployment for one in replicas if _is_up_to_date(one, record))
         for name, count in wanted.items():
             if shown.get(name) != running[name]:
                 shown[name] = running[name]
@@ -71,6 +71,11 @@ def wait_until_running(
         time.sleep(0.01)
 
 
+def _is_up_to_date(replica: ReplicaStatus, record: ApplicationRecord) -> bool:
+    known = record.deployments.get(replica.deployment)
+    return replica.state == RUNNING and known is not None and replica.config == known.config
+
+
 def _raise_for_failures(replicas: list[ReplicaStatus], wanted: dict[str, int]) -> None:
     failed = Counter(one.deployment for one in replicas if one.state == FAILED)
     for name, count in failed.items():
@@ -78,6 +83,19 @@ def _raise_for_failures(replicas: list[ReplicaStatus], wanted: dict[str, int]) -
         if count >= max(_MIN_FAILURES, 3 * wanted.get(name, 1)):
             message = next(one.message for one in replicas if one.deployment == name and one.state == FAILED)
             raise DeployError(f"deployment {name!r} could not be started; its constructor failed:\n{message}")
+
+
+def reconfigure(
+    registry: Registry, pool: Pool, record: ApplicationRecord, *, check: Callable[[], None] = lambda: None
+) -> str:
+    """Give the running version another ``user_config`` or number of replicas; answers the registry's change.
+
+    Raises:
+      DeployError: Not all replicas took it.
+    """
+    change = registry.promote(record)
+    wait_until_running(record, pool, check=check)
+    return change
 
 
 def roll_out(

@@ -19,6 +19,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
+from qserve.embedded import find_server
+
 T = TypeVar("T")
 
 READY = "qserve: ready"
@@ -76,18 +78,22 @@ def is_alive(pid: int) -> bool:
     return stat.rpartition(")")[2].split()[0] != "Z"
 
 
-def marked(mark: str) -> dict[int, str]:
-    """The living processes whose environment holds a mark, each with its command line."""
+def processes_of(mark: str, folder: Path) -> dict[int, str]:
+    """The living processes whose environment holds a mark, each with its command line.
+
+    Those that work in ``folder`` count as well: a broker overwrites its environment with its title.
+    """
     wanted = f"{MARK}={mark}".encode()
     found = {}
-    for folder in Path("/proc").iterdir():
-        if not folder.name.isdigit() or int(folder.name) == os.getpid():
+    for process in Path("/proc").iterdir():
+        if not process.name.isdigit() or int(process.name) == os.getpid():
             continue
         with contextlib.suppress(OSError):
-            if wanted in (folder / "environ").read_bytes().split(b"\0"):
-                command = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode()
-                if is_alive(int(folder.name)):
-                    found[int(folder.name)] = command
+            is_marked = wanted in (process / "environ").read_bytes().split(b"\0")
+            if is_marked or (process / "cwd").readlink().is_relative_to(folder):
+                command = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+                if is_alive(int(process.name)):
+                    found[int(process.name)] = command
     return found
 
 
@@ -129,20 +135,24 @@ class Site:
         self._processes.append(process)
         return process
 
-    def qserve(
-        self, *arguments: str, cwd: Path | None = None, env: Mapping[str, str] | None = None
-    ) -> Process:
+    def qserve(self, *arguments: str, cwd: Path | None = None, env: Mapping[str, str] | None = None) -> Process:
         """Start ``qserve`` with these arguments."""
         return self.start([*QSERVE, *arguments], cwd=cwd, env=env)
 
-    def run(
-        self, target: str, *options: str, cwd: Path | None = None, port: int | None = None
-    ) -> Serving:
+    def run(self, target: str, *options: str, cwd: Path | None = None, port: int | None = None) -> Serving:
         """Start ``qserve run``, and go on once it says that it is ready."""
         port = port or free_port()
         process = self.qserve("run", target, "--port", str(port), *options, cwd=cwd)
         process.wait_for(READY)
         return Serving(process, port)
+
+    def broker(self) -> str:
+        """Start a broker on a free port, and answer its URL."""
+        port = free_port()
+        options = ["--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]
+        self.start([find_server(), *options])
+        wait_until(lambda: is_open(port), description="the broker listens")
+        return f"redis://127.0.0.1:{port}/0"
 
     def write(self, name: str, text: str) -> Path:
         """Write a file into the folder, and answer the folder."""
@@ -151,7 +161,7 @@ class Site:
 
     def processes(self) -> dict[int, str]:
         """What runs here now."""
-        return marked(self.mark)
+        return processes_of(self.mark, self.folder)
 
     def broker_folders(self) -> list[str]:
         """The folders of embedded brokers here."""
@@ -199,9 +209,7 @@ def new_site() -> Iterator[Site]:
 class Process:
     """A process whose two outputs are kept in files."""
 
-    def __init__(
-        self, command: Sequence[str], cwd: Path, env: Mapping[str, str], folder: Path
-    ) -> None:
+    def __init__(self, command: Sequence[str], cwd: Path, env: Mapping[str, str], folder: Path) -> None:
         self.command = " ".join(command)
         stem = os.urandom(4).hex()
         self._out, self._err = folder / f"{stem}.out", folder / f"{stem}.err"

@@ -28,7 +28,7 @@ from qserve_gateway.incoming import (
 )
 from qserve_gateway.problems import NoRoute, of_error, of_outcome, unavailable
 from qserve_gateway.reply import Reply
-from qserve_gateway.routes import Route, RouteTable
+from qserve_gateway.routes import PLAIN_METHODS, Route, RouteTable
 
 WAITING_LIMIT = 512
 """Requests that wait in one process; the rest of its connections stay free for refusals and health."""
@@ -132,14 +132,16 @@ class Front:
 
 
 def _find(table: RouteTable, path: str, environ: Environ) -> tuple[Route, str]:
+    method = environ["REQUEST_METHOD"]
     route = table.match(path)
+    if route is None and method == "CONNECT":  # its target is no path
+        raise NoRoute("CONNECT is not allowed here", 405, PLAIN_METHODS)
     graph: str | None = ""
     if route is not None and route.graphs is not None:
         graph = route.graphs.get(path)
     if route is None or graph is None:
         ping = f"Please ping {base_url(environ)}/-/routes for route table."
         raise NoRoute(f"Path '{path}' not found. {ping}", 404, driver=route is not None)
-    method = environ["REQUEST_METHOD"]
     if method not in route.methods:
         driver = route.record.driver is not None
         raise NoRoute(f"{method} is not allowed here", 405, route.methods, driver)

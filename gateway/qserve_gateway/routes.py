@@ -13,7 +13,7 @@ ADAPTED_HERE = ("json_request", "starlette_request")
 
 _DRIVER_METHODS = ("GET", "POST")
 # what remains of HTTP's methods, TRACE and CONNECT, is for proxies
-_PLAIN_METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
+PLAIN_METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Route:
         root_path = "" if prefix == "/" else prefix
         driver = record.driver
         if driver is None:
-            return cls(prefix, record, root_path, _PLAIN_METHODS, Answer.PLAIN)
+            return cls(prefix, record, root_path, PLAIN_METHODS, Answer.PLAIN)
         graphs: dict[str, str] | None = None
         if driver.routes is not None:
             graphs = {root_path + route: route for route in driver.routes}

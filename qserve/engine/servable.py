@@ -95,10 +95,17 @@ class Servable:
         if asyncio.iscoroutine(result):
             await result
 
-    def destroy(self) -> None:
-        """Let the user's ``__del__`` run."""
-        self._methods.clear()
-        self._instance = None
+    def health_check(self) -> Callable[[], Any] | None:
+        """The user's ``check_health``, when the class has one."""
+        return getattr(self._instance, "check_health", None) if inspect.isclass(self._target) else None
+
+    async def destroy(self) -> None:
+        """Call the user's ``__del__`` (once: the process ends without Python's own); errors pass through."""
+        delete = getattr(self._instance, "__del__", None) if inspect.isclass(self._target) else None
+        if delete is not None:
+            result = delete()
+            if asyncio.iscoroutine(result):
+                await result
 
     def method(self, name: str) -> Method:
         """A method by its name.

@@ -71,9 +71,7 @@ def test_an_example_answers_its_client(site: Site, target: str, client: str, ans
         ("visualization.py", DRAWINGS),
     ],
 )
-def test_an_example_runs_as_a_script_and_leaves_nothing(
-    site: Site, script: str, printed: str
-) -> None:
+def test_an_example_runs_as_a_script_and_leaves_nothing(site: Site, script: str, printed: str) -> None:
     said = run_script(site, script, free_port())
 
     assert said.strip() == printed.strip()

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import os
+import json
 import signal
 import socket
-import sys
 import threading
 import traceback
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,32 +26,18 @@ from qserve.log import get_logger, log_to_terminal
 from qserve.plane import current
 from qserve.plane.connection import broker_errors, connect
 from qserve.plane.loop import LoopPlane
-from qserve.pool import Pool, ReplicaStatus
+from qserve.pool import Pool
 from qserve.process import die_with_parent
 from qserve.registry import ApplicationRecord, Registry
-from qserve.settings import Settings
 from qserve.wire.codec import Codec
 from qserve_workers.app import make_celery
+from qserve_workers.life import UNHEALTHY_EXIT, Life, report
 from qserve_workers.pool import ReplicaPool
 from qserve_workers.replica import Replica
+from qserve_workers.spec import ReplicaSpec
 
 log = get_logger(__name__)
 BEAT_S = 4.0
-
-
-@dataclass(frozen=True)
-class ReplicaSpec:
-    """Which replica a process is to be.
-
-    Parameters:
-      target: ``module:node`` to import; "" takes what the record names.
-    """
-
-    name: str
-    record: ApplicationRecord
-    deployment: str
-    settings: Settings
-    target: str = ""
 
 
 class ReplicaWorker(WorkController):  # type: ignore[misc]
@@ -75,22 +59,23 @@ def run_replica(spec: ReplicaSpec) -> int:
     assert spec.settings.broker_url is not None
     keys = Keys(spec.settings.namespace)
     client = connect(spec.settings.broker_url)
-    reports = Pool(client, keys, spec.record.name)
+    reports, registry = Pool(client, keys, spec.record.name), Registry(client, keys)
     loop = asyncio.new_event_loop()
     asyncio.set_event_loop(loop)
     try:
-        replica, servable = loop.run_until_complete(_construct(spec, keys, Registry(client, keys)))
+        replica, servable = loop.run_until_complete(_construct(spec, keys, registry))
     except BaseException as error:
-        _report(reports, spec, pool.FAILED, _explain(error))
+        report(reports, spec, pool.FAILED, _explain(error))
         return 1
     gc.freeze()  # what is here now stays: the collector need not look at it again
     _beat(spec, keys)
     worker = _make_worker(spec, replica)
-    signals.worker_ready.connect(lambda **_: _report(reports, spec, pool.RUNNING), weak=False)
+    life = Life(spec, servable, reports, registry)
+    signals.worker_ready.connect(lambda **_: life.begin(loop), weak=False)
     worker.start()
     replica.plane.close()
-    _delete(servable)
-    return int(worker.exitcode or 0)
+    loop.run_until_complete(life.end())
+    return UNHEALTHY_EXIT if life.is_unhealthy else int(worker.exitcode or 0)
 
 
 async def _construct(spec: ReplicaSpec, keys: Keys, registry: Registry) -> tuple[Replica, Servable]:
@@ -104,8 +89,9 @@ async def _construct(spec: ReplicaSpec, keys: Keys, registry: Registry) -> tuple
     enter_replica(ReplicaContext(record.name, spec.deployment, spec.name))
     await servable.construct()
     enter_replica(ReplicaContext(record.name, spec.deployment, spec.name, servable.instance))
-    if code.user_config is not None:
-        await servable.reconfigure(code.user_config)
+    settings_json = record.deployments[spec.deployment].user_config
+    if settings_json:
+        await servable.reconfigure(json.loads(settings_json))
     replica = Replica(
         name=spec.name,
         deployment=spec.deployment,
@@ -159,22 +145,6 @@ def _make_worker(spec: ReplicaSpec, replica: Replica) -> ReplicaWorker:
     return worker
 
 
-def _report(reports: Pool, spec: ReplicaSpec, state: str, message: str = "") -> None:
-    status = ReplicaStatus(
-        spec.name,
-        spec.deployment,
-        spec.record.version,
-        state,
-        os.getpid(),
-        socket.gethostname(),
-        message,
-    )
-    try:
-        reports.report(status)
-    except BrokerError as error:
-        log.error("replica %s cannot report that it is %s: %s", spec.name, state, error)
-
-
 def _explain(error: BaseException) -> str:
     """The user's own part of the traceback; qserve's frames above it say nothing to them."""
     if isinstance(error, QserveException):
@@ -202,12 +172,3 @@ def _beat(spec: ReplicaSpec, keys: Keys) -> None:
             pause.wait(BEAT_S)
 
     threading.Thread(target=run, name="heartbeat", daemon=True).start()
-
-
-def _delete(servable: Servable) -> None:
-    try:
-        servable.destroy()
-    except Exception as error:
-        log.warning("__del__ of the replica failed: %s", error)
-    sys.stdout.flush()
-    sys.stderr.flush()

@@ -13,7 +13,8 @@ from qserve.log import log_to_terminal
 from qserve.plane.connection import broker_errors, connect
 from qserve.process import die_with_parent_if_asked
 from qserve.settings import Settings
-from qserve_workers.supervisor import Scope, Supervisor
+from qserve_workers.supervisor import Supervisor
+from qserve_workers.wanted import Scope
 
 
 @click.command()

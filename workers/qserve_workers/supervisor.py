@@ -20,7 +20,8 @@ from qserve.pool import FAILED, Pool
 from qserve.registry import ApplicationRecord, Registry
 from qserve.settings import Settings
 from qserve.wire.failure import Failure
-from qserve_workers.boot import ReplicaSpec, run_replica
+from qserve_workers.boot import run_replica
+from qserve_workers.spec import ReplicaSpec
 from qserve_workers.wanted import Backoff, Scope
 
 log = get_logger(__name__)
@@ -37,6 +38,7 @@ class Member:
     pid: int
     spec: ReplicaSpec
     stream: str
+    config: str = ""
     stop_at: float | None = None
 
 
@@ -51,7 +53,7 @@ class Supervisor:
     """
 
     settings: Settings
-    scope: Scope = Scope()
+    scope: Scope = field(default_factory=Scope)
     fork: Callable[[ReplicaSpec], int] | None = None
     members: dict[int, Member] = field(default_factory=dict)
 
@@ -104,11 +106,24 @@ class Supervisor:
         names = self._registry.names() if self.scope.app is None else [self.scope.app]
         records = [record for name in names for record in self._registry.versions(name)]
         self._records = {(record.name, record.version): record for record in records}
+        self._announce_configs()
         for record in records:
             for deployment, _ in self.scope.wanted(record):
                 with broker_errors():
                     create_group(self._client, record.stream(self._keys, deployment))
         self._change = newest
+
+    def _announce_configs(self) -> None:
+        """Have replicas whose user_config has changed read it: the same version goes on with other settings."""
+        for member in self.members.values():
+            spec = member.spec
+            record = self._records.get((spec.record.name, spec.record.version))
+            if record is None or member.stop_at is not None:
+                continue
+            config = record.deployments[spec.deployment].config
+            if config != member.config:
+                member.config = config
+                os.kill(member.pid, signal.SIGHUP)
 
     def _wanted(self) -> dict[str, tuple[ApplicationRecord, str, int]]:
         return {
@@ -204,7 +219,7 @@ class Supervisor:
         name = f"{deployment}-{socket.gethostname()}-{os.urandom(4).hex()}"
         spec = ReplicaSpec(name, record, deployment, self.settings, self.scope.target)
         pid = (self.fork or fork_replica)(spec)
-        self.members[pid] = Member(pid, spec, stream)
+        self.members[pid] = Member(pid, spec, stream, record.deployments[deployment].config)
 
     def _stop_surplus(self, wanted: dict[str, tuple[ApplicationRecord, str, int]]) -> None:
         by_stream: dict[str, list[Member]] = {}

@@ -1,0 +1,335 @@
+"""``qserve run``: what it prints, how it ends, and that nothing is left of it then."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pytest
+from processes import END_FOR_S, Process, Serving, Site, free_port, is_open, wait_until
+
+APP = """
+import os
+import qserve
+
+@qserve.deployment
+class Model:
+    def __call__(self):
+        return "here"
+
+@qserve.deployment
+class Front:
+    def __init__(self, model):
+        self.model = model
+
+    async def __call__(self, request):
+        return await (await self.model.remote())
+
+app = Front.bind(Model.bind())
+"""
+
+
+def fetch(url: str) -> str:
+    with urllib.request.urlopen(url, timeout=10) as response:
+        return response.read().decode()
+
+
+def run_app(site: Site, *options: str) -> Serving:
+    return site.run("shop:app", *options, cwd=site.write("shop.py", APP))
+
+
+def error_of(process: Process, site: Site) -> list[str]:
+    """Wait for the failure, see that it is a clean one, and answer the lines that say why."""
+    assert process.wait(END_FOR_S) == 1, process.output
+    site.wait_empty()
+    return [line for line in process.stderr.splitlines() if line.strip()]
+
+
+# -- what it prints --------------------------------------------------------------------------------
+
+
+def test_run_prints_the_progress_of_each_deployment_and_where_it_answers(site: Site) -> None:
+    serving = run_app(site)
+
+    said = serving.process.stdout
+    lines = [line.split() for line in said.splitlines()]
+    for name in ("Model", "Front"):
+        assert [name, "0/1", "starting"] in lines
+        assert [name, "1/1", "ready"] in lines
+    assert f"{serving.url}/" in said.splitlines()[-1]
+    assert serving.process.stderr == ""
+    assert fetch(serving.url) == "here"
+
+
+def test_the_dotted_form_of_a_target_works_as_well(site: Site) -> None:
+    serving = site.run("shop.app", cwd=site.write("shop.py", APP))
+
+    assert fetch(serving.url) == "here"
+
+
+# -- how it ends -----------------------------------------------------------------------------------
+
+
+def test_ctrl_c_ends_everything_within_five_seconds(site: Site) -> None:
+    serving = run_app(site)
+
+    serving.process.press_ctrl_c()
+
+    assert serving.process.wait(END_FOR_S) == 0, serving.process.output
+    site.wait_empty()
+    assert not is_open(serving.port)
+    assert "Traceback" not in serving.process.output
+
+
+def test_sigterm_ends_everything_within_five_seconds(site: Site) -> None:
+    serving = run_app(site)
+
+    serving.process.signal(signal.SIGTERM)
+
+    assert serving.process.wait(END_FOR_S) == 0, serving.process.output
+    site.wait_empty()
+    assert not is_open(serving.port)
+    assert "Traceback" not in serving.process.output
+
+
+def test_an_impatient_second_ctrl_c_leaves_nothing_behind_either(site: Site) -> None:
+    serving = run_app(site)
+
+    serving.process.press_ctrl_c()
+    serving.process.wait_for("stopping")
+    serving.process.press_ctrl_c()
+
+    assert serving.process.wait(END_FOR_S) == 0, serving.process.output
+    site.wait_empty()
+    assert "Traceback" not in serving.process.output
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("moment", ["qserve: starting", "0/1 starting"])
+def test_an_interrupted_start_leaves_nothing_behind(site: Site, moment: str, number: int) -> None:
+    folder = site.write("shop.py", APP)
+    process = site.qserve("run", "shop:app", "--port", str(free_port()), cwd=folder)
+
+    process.wait_for(moment)
+    process.signal(number)
+
+    process.wait(END_FOR_S)
+    site.wait_empty()
+    assert "Traceback" not in process.output
+
+
+def test_ctrl_c_does_not_wait_for_a_constructor_that_hangs(site: Site) -> None:
+    slow = "import time, qserve\n\n@qserve.deployment\nclass Slow:\n    def __init__(self):\n"
+    folder = site.write("slow.py", f"{slow}        time.sleep(600)\n\napp = Slow.bind()\n")
+    process = site.qserve("run", "slow:app", "--port", str(free_port()), cwd=folder)
+    process.wait_for("0/1 starting")
+    wait_until(lambda: len(site.processes()) >= 7, description="the replica is being constructed")
+
+    process.press_ctrl_c()
+
+    process.wait(END_FOR_S)
+    site.wait_empty()
+
+
+def test_a_killed_run_leaves_no_process_within_five_seconds(site: Site) -> None:
+    serving = run_app(site)
+
+    serving.process.signal(signal.SIGKILL)
+
+    serving.process.wait()
+    wait_until(lambda: not site.processes(), description=f"no orphans, not {site.processes()}", timeout_s=5)
+    assert not is_open(serving.port)
+    for folder in site.broker_folders():  # with the last process gone, nobody is left to remove it
+        (site.folder / folder).rename(site.folder / f"left-{folder}")
+
+
+def test_run_ends_and_says_so_when_the_gateway_dies(site: Site) -> None:
+    serving = run_app(site)
+    gateway = min(pid for pid, name in site.processes().items() if "qserve_gateway" in name)
+
+    os.kill(gateway, signal.SIGKILL)
+
+    assert error_of(serving.process, site)[-1] == "Error: the gateway was ended by SIGKILL"
+
+
+# -- what can be wrong -----------------------------------------------------------------------------
+
+
+def test_a_missing_module_is_named_in_one_line(site: Site) -> None:
+    process = site.qserve("run", "nowhere:app", "--port", str(free_port()))
+
+    (line,) = error_of(process, site)
+    assert line.startswith("Error: there is no module 'nowhere'")
+    assert str(site.folder) in line
+
+
+def test_a_missing_node_is_answered_with_those_there_are(site: Site) -> None:
+    folder = site.write("shop.py", APP)
+    process = site.qserve("run", "shop:nothing", "--port", str(free_port()), cwd=folder)
+
+    (line,) = error_of(process, site)
+    assert line.startswith("Error: module 'shop' has no 'nothing'; it has: ")
+    assert "app" in line
+
+
+def test_a_node_that_cannot_be_served_is_refused_in_one_line(site: Site) -> None:
+    folder = site.write("shop.py", APP)
+    process = site.qserve("run", "shop:os", "--port", str(free_port()), cwd=folder)
+
+    line = error_of(process, site)[-1]
+    assert line.startswith("Error: shop:os cannot be")
+    assert "Traceback" not in process.stderr
+
+
+@pytest.mark.parametrize(
+    ("source", "error"),
+    [
+        ("import qserve\n\nraise LookupError('no model here')\n", "LookupError: no model here"),
+        ("import qserve\n\nimport numpy_but_misspelt\n", "numpy_but_misspelt"),
+        ("def app(:\n", "SyntaxError: invalid syntax"),
+    ],
+)
+def test_a_module_that_does_not_import_shows_the_users_traceback(site: Site, source: str, error: str) -> None:
+    folder = site.write("broken.py", source)
+    process = site.qserve("run", "broken:app", "--port", str(free_port()), cwd=folder)
+
+    *trace, line = error_of(process, site)
+    assert line.startswith("Error: broken:app cannot be loaded: ")
+    assert error in line
+    shown = [said for said in trace if said.startswith("  File ")]
+    assert len(shown) == 1, trace
+    assert f'"{folder}/broken.py", line ' in shown[0]
+
+
+def test_a_constructor_that_raises_shows_the_users_traceback(site: Site) -> None:
+    source = "import qserve\n\n@qserve.deployment\nclass Model:\n    def __init__(self, path):\n"
+    source += "        open(path)\n\napp = Model.bind('/no/such/file')\n"
+    folder = site.write("broken.py", source)
+    process = site.qserve("run", "broken:app", "--port", str(free_port()), cwd=folder)
+
+    lines = error_of(process, site)
+    assert "Error: deployment 'Model' could not be started; its constructor failed:" in lines
+    assert sum("broken.py" in line for line in lines) == 1
+    assert lines[-1].endswith("No such file or directory: '/no/such/file'")
+    shown = [line for line in lines if line.startswith("  File ")]
+    assert len(shown) == 1, lines
+
+
+def test_a_port_in_use_is_named_in_one_line(site: Site) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        folder = site.write("shop.py", APP)
+        process = site.qserve("run", "shop:app", "--port", str(port), cwd=folder)
+
+        lines = error_of(process, site)
+    assert len(lines) == 1, lines
+    assert f"127.0.0.1:{port}" in lines[0]
+    assert "in use" in lines[0]
+
+
+def test_a_broker_that_cannot_be_reached_is_named_in_one_line(site: Site) -> None:
+    port = free_port()
+    folder = site.write("shop.py", APP)
+    url = f"redis://:geheim@127.0.0.1:{port}/0"
+    process = site.qserve("run", "shop:app", "--broker", url, cwd=folder)
+
+    (line,) = error_of(process, site)
+    assert line.startswith(f"Error: the broker at 127.0.0.1:{port}/0 cannot be reached")
+    assert "geheim" not in process.stdout + process.stderr
+
+
+def test_a_broker_url_of_no_known_kind_is_refused_in_one_line(site: Site) -> None:
+    folder = site.write("shop.py", APP)
+    process = site.qserve("run", "shop:app", "--broker", "amqp://localhost", cwd=folder)
+
+    (line,) = error_of(process, site)
+    assert line.startswith("Error: ")
+    assert "redis://" in line
+
+
+# -- its options -----------------------------------------------------------------------------------
+
+
+def test_host_and_route_prefix_say_where_the_application_answers(site: Site) -> None:
+    serving = run_app(site, "--host", "127.0.0.2", "--route-prefix", "/shop")
+
+    there = f"http://127.0.0.2:{serving.port}"
+    assert f"{there}/shop" in serving.process.stdout
+    assert fetch(f"{there}/shop") == "here"
+    assert not is_open(serving.port, "127.0.0.1")
+    with pytest.raises(urllib.error.HTTPError, match="404") as refusal:
+        fetch(f"{there}/")
+    refusal.value.close()
+
+
+def test_app_dir_says_where_the_module_is(site: Site) -> None:
+    inner = site.folder / "code"
+    inner.mkdir()
+    (inner / "helper.py").write_text("WORD = 'helped'\n")
+    source = "import helper\nimport qserve\n\n@qserve.deployment\ndef app():\n"
+    (inner / "shop.py").write_text(f"{source}    return helper.WORD\n\nnode = app.bind()\n")
+
+    serving = site.run("shop:node", "--app-dir", "code", cwd=site.folder)
+
+    assert fetch(serving.url) == "helped"
+
+
+def test_workers_sets_the_number_of_gateway_processes(site: Site) -> None:
+    serving = run_app(site, "--workers", "2")
+
+    gateways = [name for name in site.processes().values() if "qserve_gateway" in name]
+    assert len(gateways) == 1 + 2
+    assert {fetch(serving.url) for _ in range(10)} == {"here"}
+
+
+def test_broker_and_name_let_another_process_call_the_application(site: Site) -> None:
+    broker = site.broker()
+    serving = run_app(site, "--broker", broker, "--name", "shop")
+    ask = "import qserve; print(qserve.get_deployment_handle('Model', 'shop').remote().result())"
+
+    caller = site.start([sys.executable, "-c", ask], env={"QSERVE_BROKER_URL": broker})
+
+    assert caller.wait() == 0, caller.output
+    assert caller.stdout == "here\n"
+    assert not site.broker_folders()
+    assert fetch(serving.url) == "here"
+
+
+def test_request_timeout_and_show_errors_reach_the_gateway(site: Site) -> None:
+    source = "import time\nimport qserve\n\n@qserve.deployment\ndef app(request):\n"
+    source += "    if 'slow' in request.query_params:\n        time.sleep(1)\n"
+    source += "    return 1 / 0\n\nnode = app.bind()\n"
+    folder = site.write("shop.py", source)
+    serving = site.run("shop:node", "--request-timeout-s", "0.3", "--show-errors", cwd=folder)
+
+    with pytest.raises(urllib.error.HTTPError, match="500") as failure:
+        fetch(serving.url)
+    with failure.value as answer:
+        assert "return 1 / 0" in answer.read().decode()
+    with pytest.raises(urllib.error.HTTPError, match="504") as failure:
+        fetch(f"{serving.url}/?slow=1")
+    failure.value.close()
+
+
+def test_help_says_what_run_does_without_starting_anything(site: Site) -> None:
+    process = site.qserve("run", "--help")
+
+    assert process.wait() == 0
+    for option in ("--host", "--port", "--route-prefix", "--name", "--app-dir", "--broker"):
+        assert option in process.stdout
+
+
+def test_the_examples_folder_needs_no_installation(site: Site) -> None:
+    """The command finds modules in the folder it is started in, as Python finds a script's."""
+    examples = Path(__file__).parents[2] / "examples"
+
+    serving = site.run("echo:foo_node", cwd=examples)
+
+    assert fetch(serving.url) == "foo"

@@ -1,0 +1,113 @@
+"""The life of a replica beside its calls: reports, health, a changed user_config, the end."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import json
+import os
+import signal
+import socket
+from typing import Any
+
+from celery.worker import state as celery_state
+
+from qserve import pool
+from qserve.engine.servable import Servable
+from qserve.exceptions import BrokerError
+from qserve.log import get_logger
+from qserve.pool import Pool, ReplicaStatus
+from qserve.registry import Registry
+from qserve_workers.spec import ReplicaSpec
+
+log = get_logger(__name__)
+UNHEALTHY_EXIT = 3
+HEALTH_FAILURES = 3
+"""Failures of ``check_health`` in a row after which a replica is replaced."""
+
+
+class Life:
+    """Everything that happens to a replica between its first call and its last.
+
+    Parameters:
+      spec: Which replica it is.
+      servable: The user's object.
+      reports: Where its state is reported.
+      registry: Where a changed user_config is read.
+    """
+
+    def __init__(self, spec: ReplicaSpec, servable: Servable, reports: Pool, registry: Registry) -> None:
+        self.is_unhealthy = False
+        self._spec = spec
+        self._servable = servable
+        self._reports = reports
+        self._registry = registry
+        self._record = spec.record.deployments[spec.deployment]
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def begin(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Report that calls are taken, and look after the object from now on."""
+        report(self._reports, self._spec, pool.RUNNING, config=self._record.config)
+        loop.add_signal_handler(signal.SIGHUP, lambda: self._spawn(loop, self._reconfigure()))
+        if self._servable.health_check() is not None:
+            self._spawn(loop, self._watch_health())
+
+    def _spawn(self, loop: asyncio.AbstractEventLoop, work: Any) -> None:
+        task = loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _reconfigure(self) -> None:
+        """Take the user_config that is registered now; one that is refused leaves the old one reported."""
+        for record in self._registry.versions(self._spec.record.name):
+            if record.version == self._spec.record.version:
+                self._record = record.deployments[self._spec.deployment]
+        try:
+            await self._servable.reconfigure(json.loads(self._record.user_config or "null"))
+        except Exception:
+            log.exception("reconfigure failed")
+            return
+        report(self._reports, self._spec, pool.RUNNING, config=self._record.config)
+
+    async def _watch_health(self) -> None:
+        failures = 0
+        while failures < HEALTH_FAILURES:
+            await asyncio.sleep(self._record.health_period_s)
+            try:
+                await asyncio.wait_for(self._check_health(), self._record.health_timeout_s)
+                failures = 0
+            except Exception as error:
+                failures += 1
+                log.warning("check_health failed (%d of %d): %r", failures, HEALTH_FAILURES, error)
+        self.is_unhealthy = True
+        # a warm shutdown: what runs is finished, and the supervisor starts another replica
+        celery_state.should_stop = UNHEALTHY_EXIT
+
+    async def _check_health(self) -> None:
+        check = self._servable.health_check()
+        assert check is not None
+        if inspect.iscoroutinefunction(check):
+            await check()
+        else:
+            await asyncio.to_thread(check)
+
+    async def end(self) -> None:
+        """Let the user's object go; what its ``__del__`` raises is logged and goes no further."""
+        for task in list(self._tasks):
+            task.cancel()
+        try:
+            await self._servable.destroy()
+        except Exception as error:
+            log.warning("__del__ failed: %r", error)
+
+
+def report(reports: Pool, spec: ReplicaSpec, state: str, message: str = "", config: str = "") -> None:
+    """Write a replica's state for those who wait for it."""
+    version = spec.record.version
+    status = ReplicaStatus(
+        spec.name, spec.deployment, version, state, os.getpid(), socket.gethostname(), message, config
+    )
+    try:
+        reports.report(status)
+    except BrokerError as error:
+        log.error("replica %s cannot report that it is %s: %s", spec.name, state, error)
