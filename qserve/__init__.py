@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         run,
         shutdown,
         start,
+        status,
     )
     from qserve.context import get_replica_context
     from qserve.dag import InputNode
@@ -41,6 +42,7 @@ __all__ = [
     "run",
     "shutdown",
     "start",
+    "status",
     # calling
     "get",
     "get_app_handle",
@@ -64,6 +66,7 @@ _HOMES = {
     "run": "qserve.api",
     "shutdown": "qserve.api",
     "start": "qserve.api",
+    "status": "qserve.api",
 }
 
 

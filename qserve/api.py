@@ -22,6 +22,7 @@ from qserve.pool import Pool
 from qserve.registry import ApplicationRecord
 from qserve.rollout import new_version, reconfigure, roll_out
 from qserve.settings import DEFAULT_HOST, DEFAULT_PORT, Settings
+from qserve.status import ServeStatus, read_status
 
 DEFAULT: Any = object()
 """Stands for "as the ingress deployment says"."""
@@ -75,8 +76,7 @@ def run(
 
 
 def _roll_out(launch: Launch, built: BuiltApplication, prefix: str | None, timeout_s: float | None) -> None:
-    plane = current.plane()
-    assert isinstance(plane, ClientPlane)
+    plane = _client()
     if launch.settings.secret_key is None:
         raise PayloadError("code travels to its replicas signed: set QSERVE_SECRET_KEY to a secret of your own")
     code = pack_code(code_of(built), launch.settings.secret_key)
@@ -157,13 +157,22 @@ def delete(name: str) -> None:
     Raises:
       AppNotFound: There is none of that name.
     """
-    plane = current.plane()
-    assert isinstance(plane, ClientPlane)
+    plane = _client()
     plane.registry.get(name)
     change = plane.registry.delete(name)
     plane.unlearn(name)
     if _launch is not None:
         _launch.wait_for_gateway(change)
+
+
+def status() -> ServeStatus:
+    """The state of every application: RUNNING, DEPLOYING or UNHEALTHY, with deployments and replicas.
+
+    Raises:
+      BrokerUnavailable: Nothing runs here and no broker is named.
+    """
+    plane = _client()
+    return read_status(plane.client, plane.keys)
 
 
 def get_app_handle(name: str = "default") -> DeploymentHandle:
@@ -191,10 +200,15 @@ def get_deployment_handle(deployment_name: str, app_name: str = "default") -> De
     return DeploymentHandle(deployment_name, app_name)
 
 
-def _application(name: str) -> Any:
+def _application(name: str) -> ApplicationRecord:
+    return _client().application(name)
+
+
+def _client() -> ClientPlane:
     plane = current.plane()
-    assert isinstance(plane, ClientPlane)
-    return plane.application(name)
+    if not isinstance(plane, ClientPlane):
+        raise QserveException("inside a deployment, use the handles that its constructor is given")
+    return plane
 
 
 current.connect_with(lambda: ClientPlane(Settings.from_env()))

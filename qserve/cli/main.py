@@ -12,6 +12,7 @@ from qserve.version import __version__
 _OWN = {
     "run": "qserve.cli.run:run",
     "deploy": "qserve.cli.deploy:deploy",
+    "status": "qserve.cli.status:status",
 }
 _ENTRY_POINTS = "qserve.commands"
 """Other packages add their commands under this group of entry points; nothing here points at them."""

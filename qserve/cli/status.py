@@ -1,0 +1,44 @@
+"""``qserve status``: a table of what is deployed; ``--json`` for programs."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+
+import click
+
+from qserve.exceptions import QserveException
+from qserve.keys import Keys
+from qserve.plane.connection import connect
+from qserve.settings import Settings
+from qserve.status import ServeStatus, read_status
+
+
+@click.command()
+@click.option("--broker", metavar="URL", help="The broker. [default: $QSERVE_BROKER_URL or $REDIS_URL]")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def status(broker: str | None, as_json: bool) -> None:
+    """Show the applications on a broker, their deployments and replicas."""
+    try:
+        settings = Settings.from_env(broker_url=broker)
+        if settings.broker_url is None:
+            raise QserveException("no broker is named: give --broker URL or set QSERVE_BROKER_URL")
+        found = read_status(connect(settings.broker_url), Keys(settings.namespace))
+    except QserveException as error:
+        raise click.ClickException(str(error)) from error
+    if as_json:
+        click.echo(json.dumps(asdict(found), indent=2))
+    else:
+        _show(found)
+
+
+def _show(found: ServeStatus) -> None:
+    if not found.applications:
+        click.echo("no application is deployed")
+    for app in found.applications.values():
+        click.echo(f"{app.name}  {app.status}  {app.route_prefix or 'no HTTP'}")
+        for one in app.deployments.values():
+            states = ", ".join(f"{count} {state}" for state, count in one.replica_states.items()) or "no replicas"
+            click.echo(f"  {one.name:<24} {one.status:<10} {states}")
+            if one.message:
+                click.echo("    " + one.message.replace("\n", "\n    "))
