@@ -45,6 +45,10 @@ class ItemRef(Ref):
             self._plane_of().take(self.request_id, WINDOW // 2)
         return self._arrived.popleft()
 
+    def has_items(self) -> bool:
+        """Whether ``take_nowait`` would give an item."""
+        return bool(self._arrived)
+
     def changed(self) -> Promise:
         """Set as soon as there is an item or the end; look with ``take_nowait`` first, and after."""
         if self._more.is_set():

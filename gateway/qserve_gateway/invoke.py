@@ -10,10 +10,13 @@ from qserve.exceptions import BackPressureError, DeadlineExceeded, RequestCancel
 from qserve.http.bad_request import BadRequest
 from qserve.http.render import parse
 from qserve.http.strict_json import loads
+from qserve.items import ItemRef
 from qserve.plane.base import CallOptions
 from qserve.plane.client import ClientPlane
+from qserve.promise import Promise
 from qserve.ref import Ref
 from qserve.settings import Settings
+from qserve.wire.envelope import Answer
 from qserve_gateway.bodies import read_body
 from qserve_gateway.clients import is_gone
 from qserve_gateway.incoming import (
@@ -29,9 +32,11 @@ from qserve_gateway.incoming import (
 from qserve_gateway.problems import NoRoute, of_error, of_outcome, unavailable
 from qserve_gateway.reply import Reply
 from qserve_gateway.routes import PLAIN_METHODS, Route, RouteTable
+from qserve_gateway.streaming import StreamReply
 
 WAITING_LIMIT = 512
 """Requests that wait in one process; the rest of its connections stay free for refusals and health."""
+Answered = Reply | StreamReply
 _RESULT_TTL_S = 60.0
 _LOOK_EVERY_S = 0.25
 
@@ -51,7 +56,7 @@ class Front:
         self._table = table
         self._waiting = 0
 
-    def answer(self, environ: Environ) -> Reply:
+    def answer(self, environ: Environ) -> Answered:
         """Answer one request; errors become answers as well."""
         request_id = request_id_of(environ)
         try:
@@ -59,7 +64,7 @@ class Front:
         except Exception as error:
             return of_error(error, request_id)
 
-    def _serve(self, environ: Environ, request_id: str) -> Reply:
+    def _serve(self, environ: Environ, request_id: str) -> Answered:
         table = self._table()
         if table is None:
             return unavailable("the applications are not known yet", request_id)
@@ -76,6 +81,7 @@ class Front:
             model_id=model_id_of(environ),
             answer=route.answer,
             owned=True,
+            stream=route.answer is Answer.PLAIN,
         )
         if self._waiting >= WAITING_LIMIT:
             raise BackPressureError("this gateway has as many requests waiting as it may")
@@ -85,7 +91,7 @@ class Front:
             self._wait(ref, timeout_s, environ)
         finally:
             self._waiting -= 1
-        return self._relay(ref, request_id)
+        return self._relay(ref, request_id, timeout_s)
 
     def _submit(
         self,
@@ -107,7 +113,7 @@ class Front:
         return self._plane.call(record.name, record.ingress, "adapt", (request, graph), {}, options)
 
     def _wait(self, ref: Ref, timeout_s: float, environ: Environ) -> None:
-        if ref.done.wait(min(_LOOK_EVERY_S, timeout_s)):
+        if _answered(ref).wait(min(_LOOK_EVERY_S, timeout_s)):
             return
         # a request that takes long: from now on, see whether its client still wants it
         sock = environ.get("gunicorn.socket")
@@ -116,12 +122,14 @@ class Front:
             if is_gone(sock):
                 self._plane.cancel(ref)
                 raise RequestCancelled("the client closed the connection")
-            if ref.done.wait(min(_LOOK_EVERY_S, left_s)):
+            if _answered(ref).wait(min(_LOOK_EVERY_S, left_s)):
                 return
         self._plane.expire(ref)
         raise DeadlineExceeded(f"the request was not finished within {timeout_s:g} s")
 
-    def _relay(self, ref: Ref, request_id: str) -> Reply:
+    def _relay(self, ref: Ref, request_id: str, timeout_s: float) -> Answered:
+        if isinstance(ref, ItemRef) and ref.has_items():
+            return StreamReply(ref, request_id, timeout_s, self._plane.cancel)
         outcome = ref.outcome()
         if outcome.state != "d":
             return of_outcome(outcome, request_id, self._settings.show_errors)
@@ -129,6 +137,11 @@ class Front:
         headers = [(name, value) for name, value in named]
         headers.append(("x-request-id", request_id))
         return Reply(status, headers, body)
+
+
+def _answered(ref: Ref) -> Promise:
+    """Set when a request has ended, or the first item of its answer is there."""
+    return ref.changed() if isinstance(ref, ItemRef) else ref.done
 
 
 def _find(table: RouteTable, path: str, environ: Environ) -> tuple[Route, str]:

@@ -15,6 +15,11 @@ _STATUS_LINES[499] = "499 Client Closed Request"
 _WITHOUT_LENGTH = frozenset((204, 304))
 
 
+def status_line(status: int) -> str:
+    """A status as WSGI wants it."""
+    return _STATUS_LINES.get(status) or f"{status} Status"
+
+
 class Reply:
     """Status, headers and body, ready to be sent.
 
@@ -39,8 +44,7 @@ class Reply:
             self.headers.append(("content-length", str(len(self.body))))
         if self.close:
             _force_close(start_response)
-        line = _STATUS_LINES.get(self.status) or f"{self.status} Status"
-        start_response(line, self.headers)
+        start_response(status_line(self.status), self.headers)
         chunks = [] if environ["REQUEST_METHOD"] == "HEAD" else [self.body]
         return _Lingering(chunks, environ.get("gunicorn.socket")) if self.close else chunks
 

@@ -13,9 +13,9 @@ from typing import Any
 from gunicorn.app.base import BaseApplication
 
 from qserve.log import log_to_terminal
+from qserve.process import die_with_parent_if_asked
 from qserve.settings import Settings
 from qserve_gateway.app import Gateway, access_log, create_app
-from qserve_gateway.lifeline import die_with_parent
 
 GRACE_S = 5
 _BACKLOG = 2048
@@ -75,7 +75,7 @@ def serve(settings: Settings, host: str, port: int, workers: int = 1, log_reques
       workers: How many processes serve.
       log_requests: Whether each request gets a line in the log.
     """
-    die_with_parent()
+    die_with_parent_if_asked()
     try:
         listener = _bind(host, port)
     except OSError as error:

@@ -16,7 +16,8 @@ from qserve_gateway.routes import RouteTable
 
 log = get_logger(__name__)
 
-_SHORTEST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 2.0
+_SHORTEST_PAUSE_S, _LONGEST_PAUSE_S = 0.03, 2.0
+_EAGER_TRIES = 100
 _FOREVER_S = float("inf")
 
 
@@ -80,19 +81,25 @@ class Watcher:
 
     def run(self) -> None:
         """Follow the registry until ``stop``."""
-        pause_s = 0.0
+        pause_s, failures = 0.0, 0
         while not self._stop.wait(pause_s):
             try:
                 self.tick()
-                pause_s = 0.0
+                pause_s, failures = 0.0, 0
             except BrokerError as error:
-                pause_s = min(max(pause_s * 2, _SHORTEST_PAUSE_S), _LONGEST_PAUSE_S)
-                first = pause_s == _SHORTEST_PAUSE_S
+                failures += 1
+                pause_s = self._pause_s(failures)
+                first = pause_s > _SHORTEST_PAUSE_S >= self._pause_s(failures - 1)
                 log.log(WARNING if first else DEBUG, "the routes stay as they are: %s", error)
             except Exception:
                 # without routes that follow the registry a gateway is worse than useless: try on
                 log.exception("the routes could not be read")
                 pause_s = _LONGEST_PAUSE_S
+
+    def _pause_s(self, failures: int) -> float:
+        # a gateway and its broker are often started together: the first seconds are no outage
+        patient = failures - (_EAGER_TRIES if self.table is None else 0)
+        return min(_SHORTEST_PAUSE_S * 2.0 ** min(max(0, patient), 10), _LONGEST_PAUSE_S)
 
     def start(self) -> None:
         """Follow the registry in a thread (a greenlet in the gateway)."""

@@ -11,6 +11,7 @@ from qserve.graph.advance import Answer as AnswerMove
 from qserve.graph.advance import advance
 from qserve.graph.arguments import Arguments, fill
 from qserve.graph.plan import Plan
+from qserve.http import request as _requests  # noqa: F401  (importing it lets requests arrive here)
 from qserve.http.render import render
 from qserve.keys import Keys
 from qserve.plane.functions import Move

@@ -455,3 +455,23 @@ def test_the_routes_stay_while_the_broker_is_away() -> None:
         watcher.tick()
     assert watcher.table is not None
     assert watcher.table.match("/a") is not None
+
+
+def test_the_watcher_tries_again_for_as_long_as_the_broker_is_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    plane = FakePlane(plain_app("a", "/a"))
+    watcher = Watcher(plane)  # type: ignore[arg-type]
+    plane.registry.away = True
+    pauses: list[float] = []
+
+    class Stop:
+        def wait(self, pause_s: float) -> bool:
+            pauses.append(pause_s)
+            plane.registry.away = len(pauses) < 2000
+            return watcher.table is not None
+
+    monkeypatch.setattr(watcher, "_stop", Stop())
+    watcher.run()
+
+    assert pauses[1] == pauses[90] < 0.1
+    assert max(pauses) == pauses[-2] == 2.0
+    assert watcher.table is not None

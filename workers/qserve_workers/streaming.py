@@ -50,6 +50,7 @@ class Emitter:
         self._request = keys.request(header.request_id)
         self._request_id = header.request_id
         self._sent = 0
+        self.is_over = False
 
     async def send(self, payload: bytes) -> None:
         """Send one item, and wait while the reader is too far behind.
@@ -75,6 +76,7 @@ class Emitter:
         if isinstance(reply, BrokerError):
             raise reply
         if reply < 0:
+            self.is_over = True
             raise ReaderGone("nobody takes the items of this request any more")
         return int(reply)
 
@@ -111,7 +113,13 @@ async def stream_response(emitter: Emitter, response: Any) -> None:
         return await asyncio.get_running_loop().create_future()
 
     scope = {"type": "http", "asgi": {"spec_version": "2.4"}, "method": "GET", "path": "/", "headers": []}
-    await response(scope, receive, send)
+    try:
+        await response(scope, receive, send)
+    except Exception as error:
+        # frameworks turn a refused send into an error of their own
+        if emitter.is_over and not isinstance(error, ReaderGone):
+            raise ReaderGone(str(error)) from error
+        raise
 
 
 async def _items_of(generator: Any, in_thread: InThread) -> AsyncGenerator[Any, None]:
