@@ -25,9 +25,12 @@ if TYPE_CHECKING:
     )
     from qserve.context import get_replica_context
     from qserve.dag import InputNode
+    from qserve.batching import batch
     from qserve.deployments import Deployment, deployment
     from qserve.drivers import DAGDriver
     from qserve.graph.compile import Application
+    from qserve.ingress import ingress
+    from qserve.multiplexing import get_multiplexed_model_id, multiplexed
     from qserve.ref import get
 
 __all__ = [
@@ -36,7 +39,10 @@ __all__ = [
     "DAGDriver",
     "Deployment",
     "InputNode",
+    "batch",
     "deployment",
+    "ingress",
+    "multiplexed",
     # running
     "delete",
     "run",
@@ -47,6 +53,7 @@ __all__ = [
     "get",
     "get_app_handle",
     "get_deployment_handle",
+    "get_multiplexed_model_id",
     "get_replica_context",
     # about
     "__version__",
@@ -57,12 +64,16 @@ _HOMES = {
     "DAGDriver": "qserve.drivers",
     "Deployment": "qserve.deployments",
     "InputNode": "qserve.dag",
+    "batch": "qserve.batching",
     "delete": "qserve.api",
     "deployment": "qserve.deployments",
     "get": "qserve.ref",
     "get_app_handle": "qserve.api",
     "get_deployment_handle": "qserve.api",
     "get_replica_context": "qserve.context",
+    "get_multiplexed_model_id": "qserve.multiplexing",
+    "ingress": "qserve.ingress",
+    "multiplexed": "qserve.multiplexing",
     "run": "qserve.api",
     "shutdown": "qserve.api",
     "start": "qserve.api",

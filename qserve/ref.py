@@ -109,7 +109,7 @@ class Ref:
         self._owned = False
 
     def __del__(self) -> None:
-        if self._owned and self._plane is not None:
+        if self._owned and self.request_id and self._plane is not None:
             self._plane.forget(self.request_id)
 
     def __repr__(self) -> str:

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
-from processes import Site, new_site
+from processes import Site, free_port, is_open, new_site
+
+import qserve
 
 
 @pytest.fixture
@@ -15,8 +21,48 @@ def site() -> Iterator[Site]:
         yield place
 
 
+@dataclass(frozen=True)
+class Started:
+    """What ``qserve.start`` started from the tests' own process.
+
+    Parameters:
+      url: Where the gateway answers.
+      site: The place of its processes.
+      log: The file that they write to.
+    """
+
+    url: str
+    site: Site
+    log: Path
+
+
 @pytest.fixture(scope="module")
-def shared_site() -> Iterator[Site]:
-    """The same for a module."""
-    with new_site() as place:
-        yield place
+def started() -> Iterator[Started]:
+    """One broker, supervisor and gateway for all tests of a module; each test runs its own applications."""
+    port = free_port()
+    with new_site() as site, pytest.MonkeyPatch.context() as patch:
+        for name in [name for name in os.environ if name.startswith(("QSERVE_", "REDIS_URL"))]:
+            patch.delenv(name)
+        for name, value in site.environment.items():
+            patch.setenv(name, value)
+        patch.setattr(tempfile, "tempdir", str(site.folder))
+        log = site.folder / "log"
+        try:
+            _start(port, log)
+            yield Started(f"http://127.0.0.1:{port}", site, log)
+        finally:
+            qserve.shutdown()
+        site.wait_empty()
+        assert not is_open(port)
+
+
+def _start(port: int, log: Path) -> None:
+    """Start with standard error leading to a file: the processes keep it, this one gets its own back."""
+    own = os.dup(2)
+    try:
+        with log.open("wb") as file:
+            os.dup2(file.fileno(), 2)
+        qserve.start(port=port)
+    finally:
+        os.dup2(own, 2)
+        os.close(own)

@@ -16,7 +16,9 @@ from qserve.http.collect import collect_now
 from qserve.http.jsonable import to_jsonable, with_text_keys
 from qserve.wire.envelope import Answer
 
-_encoder = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"), default=to_jsonable)
+_compact = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"), default=to_jsonable)
+# Ray Serve's plain deployments answer with json.dumps' own separators, its DAGDriver with FastAPI's
+_spaced = json.JSONEncoder(ensure_ascii=False, allow_nan=False, default=to_jsonable)
 
 
 class Rendered(NamedTuple):
@@ -62,7 +64,7 @@ def render(value: Any, answer: Answer) -> bytes:
         return _render_response(value)
     if answer is Answer.PLAIN and isinstance(value, str):
         return _TEXT + msgpack.packb(_text(str.__str__(value)))  # type: ignore[no-any-return]
-    return _JSON + msgpack.packb(to_json(value))  # type: ignore[no-any-return]
+    return _JSON + msgpack.packb(to_json(value, _spaced if answer is Answer.PLAIN else _compact))  # type: ignore[no-any-return]
 
 
 def parse(payload: bytes) -> Rendered:
@@ -77,21 +79,21 @@ def parse(payload: bytes) -> Rendered:
         raise PayloadError(f"{len(payload)} bytes are no HTTP response: {error!r}") from error
 
 
-def to_json(value: Any) -> bytes:
-    """A value as compact JSON.
+def to_json(value: Any, encoder: json.JSONEncoder = _compact) -> bytes:
+    """A value as JSON.
 
     Raises:
       PayloadError: It has no JSON form; the message names its type.
     """
     try:
-        return _encoder.encode(value).encode()
+        return encoder.encode(value).encode()
     except TypeError as error:
         if not str(error).startswith("keys must be"):
             raise _refusal(value, error) from error
     except (ValueError, RecursionError) as error:
         raise _refusal(value, error) from error
     try:
-        return _encoder.encode(with_text_keys(value)).encode()
+        return encoder.encode(with_text_keys(value)).encode()
     except (TypeError, ValueError, RecursionError) as error:
         raise _refusal(value, error) from error
 

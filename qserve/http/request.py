@@ -6,6 +6,7 @@ starlette ``Request``, and lets such a request travel to other replicas any numb
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,7 +79,9 @@ class _Body:
     async def __call__(self) -> Message:
         body, self._body = self._body, None
         if body is None:
-            return {"type": "http.disconnect"}
+            # as a server does while its client stays: there is nothing more to receive
+            await asyncio.get_running_loop().create_future()
+            raise AssertionError("unreachable")
         return {"type": "http.request", "body": body, "more_body": False}
 
 

@@ -54,7 +54,7 @@ class ClientPlane:
         self.registry = Registry(self.client, self.keys)
         self._catalog: dict[str, tuple[float, ApplicationRecord]] = {}
         self._mailbox = self.keys.mailbox(process_name())
-        self._composer = Composer(settings, self.keys, self.codec, self._mailbox, self.application)
+        self._composer = Composer(settings, self.keys, self.codec, self.application)
         self._pending: dict[str, tuple[int, Ref]] = {}
         self._outbox: SimpleQueue[_Sending | None] = SimpleQueue()
         self._forgotten: list[str] = []
@@ -153,7 +153,7 @@ class ClientPlane:
             ref.settle(submission.outcome)
             return ref
         self._pending[ref.request_id] = (submission.deadline_ms, ref)
-        self._send(submission.command, self._on_submitted(ref))
+        self._send(submission.command(self._mailbox), self._on_submitted(ref))
         return ref
 
     def _on_submitted(self, ref: Ref) -> Callable[[Any], None]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextvars import ContextVar
+from typing import Any
 
 from qserve.exceptions import BrokerUnavailable
 from qserve.plane.base import Plane
@@ -10,6 +12,8 @@ from qserve.plane.base import Plane
 _plane: Plane | None = None
 _in_replica = False
 _connect: Callable[[], Plane] | None = None
+replica_here: ContextVar[Any] = ContextVar("qserve_replica_here", default=None)
+"""The ``ReplicaContext`` of the running code where replicas and their callers share a process; None elsewhere."""
 
 
 def install(plane: Plane | None, replica: bool = False) -> None:
@@ -19,8 +23,8 @@ def install(plane: Plane | None, replica: bool = False) -> None:
 
 
 def in_replica() -> bool:
-    """Whether this process is a replica, where nothing may block the loop."""
-    return _in_replica
+    """Whether the running code belongs to a replica, where nothing may block the loop."""
+    return _in_replica or replica_here.get() is not None
 
 
 def connect_with(connect: Callable[[], Plane]) -> None:

@@ -49,7 +49,7 @@ class LoopPlane:
         self.loop = asyncio.get_running_loop()
         self._thread = threading.get_ident()
         self._mailbox = keys.mailbox(process_name())
-        self._composer = Composer(settings, keys, codec, self._mailbox, find)
+        self._composer = Composer(settings, keys, codec, find)
         self._pending: dict[str, tuple[int, Ref]] = {}
         self._outbox: deque[tuple[Command, OnReply]] = deque()
         self._unanswered: deque[tuple[Command, OnReply]] = deque()
@@ -160,7 +160,7 @@ class LoopPlane:
             else:
                 self._settle(ref.request_id, outcome)
 
-        self.post(submission.command, on_reply)
+        self.post(submission.command(self._mailbox), on_reply)
         if self._reader is None:
             self._on_loop(self._listen)
         return ref

@@ -50,7 +50,7 @@ def test_a_plain_ingress_answers_text_and_bytes_and_nothing_as_text(value: Any, 
     assert plain(value) == (200, [["content-type", "text/plain; charset=utf-8"]], body)
 
 
-@pytest.mark.parametrize(("value", "body"), [(1, b"1"), ([1, 2], b"[1,2]"), (True, b"true"), ({}, b"{}")])
+@pytest.mark.parametrize(("value", "body"), [(1, b"1"), ([1, 2], b"[1, 2]"), (True, b"true"), ({}, b"{}")])
 def test_a_plain_ingress_answers_the_rest_as_json(value: Any, body: bytes) -> None:
     assert plain(value) == (200, [["content-type", "application/json"]], body)
 
