@@ -22,7 +22,7 @@ from qserve.pool import Pool
 from qserve.registry import ApplicationRecord
 from qserve.rollout import new_version, reconfigure, roll_out
 from qserve.settings import DEFAULT_HOST, DEFAULT_PORT, Settings
-from qserve.status import ServeStatus, read_status
+from qserve.snapshot import ServeStatus, read_status
 
 DEFAULT: Any = object()
 """Stands for "as the ingress deployment says"."""

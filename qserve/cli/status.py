@@ -11,7 +11,7 @@ from qserve.exceptions import QserveException
 from qserve.keys import Keys
 from qserve.plane.connection import connect
 from qserve.settings import Settings
-from qserve.status import ServeStatus, read_status
+from qserve.snapshot import ServeStatus, read_status
 
 
 @click.command()

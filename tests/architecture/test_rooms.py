@@ -21,7 +21,7 @@ DOORS = {
     "celery": {"qserve_workers"},
     "flask": {"qserve_gateway"},
     "gunicorn": {"qserve_gateway"},
-    "click": {"qserve.cli", "qserve_workers.command", "qserve_gateway.command"},
+    "click": {"qserve.cli", "qserve_workers.command", "qserve_gateway.command", "qserve_gateway.__main__"},
     "kombu": {"qserve.plane.transport", "qserve_workers.app"},
     "hiredis": {"qserve.plane", "qserve_workers.consumer"},
 }

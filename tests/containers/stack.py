@@ -142,7 +142,8 @@ class Stack:
 
     def logs(self) -> str:
         """The last lines of every container."""
-        return self.compose("logs", "--tail", "30")
+        coloured = self.compose("logs", "--tail", "12")
+        return re.sub(r"\x1b\[[\d;]*m", "", coloured)
 
     def leftovers(self) -> list[str]:
         """What the engine still has of this stack."""

@@ -1,0 +1,706 @@
+"""HTTP as a client sees it: routes, requests, answers, adapters and refusals."""
+
+from __future__ import annotations
+
+import asyncio
+import http.client
+import json
+import socket
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import numpy as np
+import pytest
+from conftest import Started
+from processes import wait_until
+from pydantic import BaseModel
+from starlette.requests import Request
+from starlette.responses import (
+    HTMLResponse,
+    JSONResponse,
+    PlainTextResponse,
+    RedirectResponse,
+    Response,
+    StreamingResponse,
+)
+
+import qserve
+from qserve.dag import InputNode
+from qserve.drivers import DAGDriver
+from qserve.exceptions import BackPressureError
+from qserve.handle import RayServeHandle
+from qserve.http_adapters import json_request, json_to_multi_ndarray, json_to_ndarray
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What came back."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+    @property
+    def text(self) -> str:
+        return self.body.decode()
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+    @property
+    def error(self) -> dict[str, Any]:
+        assert self.headers["content-type"] == "application/json"
+        found: dict[str, Any] = self.json["error"]
+        return found
+
+
+class Client:
+    """Sends requests to one gateway, each over a connection of its own."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.address = urlsplit(url).hostname or "", urlsplit(url).port or 0
+
+    def send(self, method: str, path: str = "/", body: Any = None, **headers: str) -> Answer:
+        """Send a request: bytes as they are, anything else as JSON; ``X_Request_ID=`` is a header."""
+        data = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        connection = http.client.HTTPConnection(*self.address, timeout=20)
+        try:
+            connection.request(method, path, data, named)
+            response = connection.getresponse()
+            answered = {name.lower(): value for name, value in response.getheaders()}
+            return Answer(response.status, answered, response.read())
+        finally:
+            connection.close()
+
+    def get(self, path: str = "/", body: Any = None, **headers: str) -> Answer:
+        return self.send("GET", path, body, **headers)
+
+    def post(self, path: str = "/", body: Any = None, **headers: str) -> Answer:
+        return self.send("POST", path, body, **headers)
+
+
+@pytest.fixture(autouse=True)
+def client(started: Started) -> Client:
+    """A client of the gateway that runs for all tests here."""
+    return Client(started.url)
+
+
+@qserve.deployment
+def echo(value: Any) -> Any:
+    """Give back what came."""
+    return value
+
+
+def run_graph(adapter: Any = json_request, body: Any = echo, **options: Any) -> Any:
+    """Serve a graph of one step."""
+    with InputNode() as value:
+        return qserve.run(DAGDriver.bind(body.bind(value), http_adapter=adapter), **options)
+
+
+# -- routes ----------------------------------------------------------------------------------------
+
+
+def test_an_unknown_path_is_404_with_the_way_to_the_route_table(client: Client) -> None:
+    run_graph(route_prefix="/there")
+
+    answer = client.get("/nowhere", X_Request_ID="my-id")
+
+    assert answer.status == 404
+    assert answer.error["code"] == "not_found"
+    message = f"Path '/nowhere' not found. Please ping {client.url}/-/routes for route table."
+    assert answer.error["message"] == message
+    assert (answer.error["request_id"], answer.error["retryable"]) == ("my-id", False)
+    assert answer.headers["x-request-id"] == "my-id"
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    assert answer.headers["cache-control"] == "no-store"
+
+
+def test_health_and_routes_are_told(client: Client) -> None:
+    run_graph(route_prefix="/there")
+
+    health, routes = client.get("/-/healthz"), client.get("/-/routes")
+
+    assert (health.status, health.text) == (200, "success")
+    assert health.headers["content-type"].startswith("text/plain")
+    assert (routes.status, routes.json) == (200, {"/there": "DAGDriver"})
+    assert client.get("/-/nothing").status == 404
+    assert client.post("/-/healthz").status == 405
+
+
+def test_a_single_graph_answers_get_and_post_on_every_path_below_its_prefix(client: Client) -> None:
+    run_graph(route_prefix="/my-dag")
+
+    for path in ("/my-dag", "/my-dag/", "/my-dag/any/thing"):
+        assert client.post(path, 1).json == client.get(path, 1).json == 1
+    assert client.post("/my-dagger", 1).status == 404
+    refused = client.send("PUT", "/my-dag", 1)
+    assert refused.status == 405
+    assert {"GET", "POST"} <= set(refused.headers["allow"].replace(" ", "").split(","))
+    assert refused.json["detail"] == "Method Not Allowed"
+
+
+def test_the_drivers_own_option_names_the_prefix(client: Client) -> None:
+    qserve.run(DAGDriver.options(route_prefix="/f").bind(echo.bind()))
+
+    assert client.get("/-/routes").json == {"/f": "DAGDriver"}
+
+
+def test_several_graphs_answer_at_exactly_their_paths(client: Client) -> None:
+    @qserve.deployment
+    class Model:
+        def __call__(self, value: int) -> int:
+            return value + 100
+
+        def fixed(self) -> str:
+            return "fixed"
+
+    with InputNode() as value:
+        routes = {"/echo": echo.bind(value), "/hello/world": Model.bind(), "/fixed": Model.bind().fixed.bind()}
+    handle = qserve.run(DAGDriver.bind(routes, http_adapter=json_request))
+
+    assert client.post("/echo", 5).json == client.get("/echo", 5).json == 5
+    assert client.post("/hello/world", 5).json == 105
+    assert client.post("/fixed", 5).json == "fixed"
+    for unknown in ("/", "/nowhere", "/echo/more", "/hello"):
+        refused = client.post(unknown, 5)
+        assert (refused.status, refused.json["detail"]) == (404, "Not Found"), unknown
+    assert client.send("DELETE", "/echo").status == 405
+    assert client.get("/-/routes").json == {"/": "DAGDriver"}
+    assert qserve.get(handle.predict_with_route.remote("/echo", 7)) == 7
+
+
+def test_the_longest_prefix_wins_and_ends_at_a_segments_border(client: Client) -> None:
+    @qserve.deployment
+    class Where:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def __call__(self, request: Request) -> list[str]:
+            return [self.name, request.scope["root_path"], request.scope["path"], request.url.path]
+
+    qserve.run(Where.bind("rest"))
+    qserve.run(Where.bind("test"), name="test", route_prefix="/test")
+    qserve.run(Where.bind("inner"), name="inner", route_prefix="/test/inner")
+
+    assert [client.get(path).json[0] for path in ("/test", "/test/", "/test/sub")] == ["test"] * 3
+    assert [client.get(path).json[0] for path in ("/test2", "/", "/testinner")] == ["rest"] * 3
+    assert client.get("/test/inner/x").json[0] == "inner"
+    assert client.get("/test/sub").json[1] == "/test"
+    assert client.get("/test/sub").json[3] == "/test/sub"
+    qserve.delete("test")
+    qserve.delete("inner")
+
+
+# -- requests --------------------------------------------------------------------------------------
+
+
+def test_without_an_adapter_the_input_is_the_request_itself(client: Client) -> None:
+    @qserve.deployment
+    def kind(value: Any) -> Any:
+        return "starlette!" if isinstance(value, Request) else value
+
+    handle = run_graph(None, kind)
+
+    assert client.post().text == '"starlette!"'
+    assert qserve.get(handle.predict.remote(42)) == 42
+
+
+def test_a_callable_without_parameters_is_called_without_the_request(client: Client) -> None:
+    @qserve.deployment
+    def hello() -> str:
+        return "hello"
+
+    @qserve.deployment
+    class Model:
+        def __call__(self) -> str:
+            return "model"
+
+    @qserve.deployment
+    class Front:
+        def __init__(self, model: RayServeHandle) -> None:
+            self.model = model
+
+        async def __call__(self, anything: Any) -> str:
+            return await (await self.model.remote(anything))
+
+    for node, text in ((hello.bind(), "hello"), (Model.bind(), "model"), (Front.bind(Model.bind()), "model")):
+        qserve.run(node)
+        assert client.get().text == client.post("/", {"a": 1}).text == text
+
+
+def test_a_request_has_starlettes_interface(client: Client) -> None:
+    @qserve.deployment
+    async def show(request: Request) -> Any:
+        return {
+            "json": await request.json(),
+            "bytes": len(await request.body()),
+            "query": dict(request.query_params),
+            "k": request.query_params["k"],
+            "none": request.query_params.get("none", "default"),
+            "method": request.method,
+            "header": request.headers["X-Own"],
+        }
+
+    qserve.run(show.bind())
+
+    assert client.post("/any?k=a%20b&n=2", {"x": [1]}, X_Own="é").json == {
+        "json": {"x": [1]},
+        "bytes": 10,
+        "query": {"k": "a b", "n": "2"},
+        "k": "a b",
+        "none": "default",
+        "method": "POST",
+        "header": "é",
+    }
+
+
+def test_query_parameters_may_be_the_answer(client: Client) -> None:
+    @qserve.deployment
+    def query(request: Request) -> Any:
+        return request.query_params
+
+    qserve.run(query.bind())
+
+    assert client.get("/?a=1&b=x").json == {"a": "1", "b": "x"}
+
+
+def test_a_request_passes_through_handles_and_keeps_its_type(client: Client) -> None:
+    @qserve.deployment
+    class Inner:
+        async def __call__(self, request: Request) -> list[Any]:
+            return [type(request).__name__, await request.json(), request.query_params["q"]]
+
+    @qserve.deployment
+    class Outer:
+        def __init__(self, inner: RayServeHandle, reads: bool) -> None:
+            self.inner, self.reads = inner, reads
+
+        async def __call__(self, request: Request) -> list[Any]:
+            if self.reads:
+                await request.json()
+            return await (await self.inner.remote(request))
+
+    for reads in (False, True):
+        qserve.run(Outer.bind(Inner.bind(), reads))
+        assert client.post("/?q=1", [2]).json == ["Request", [2], "1"]
+
+
+def test_a_large_body_arrives_whole(client: Client) -> None:
+    @qserve.deployment
+    async def size(request: Request) -> int:
+        return len(await request.body())
+
+    qserve.run(size.bind())
+
+    assert client.post("/", b"x" * 640 * 1024).json == 640 * 1024
+
+
+def test_concurrent_requests_get_their_own_answers(client: Client) -> None:
+    @qserve.deployment(num_replicas=2)
+    async def double(value: int) -> int:
+        await asyncio.sleep(0.01)
+        return value * 2
+
+    run_graph(json_request, double)
+
+    with ThreadPoolExecutor(16) as threads:
+        answers = list(threads.map(lambda number: client.post("/", number).json, range(100)))
+    assert answers == [number * 2 for number in range(100)]
+
+
+# -- answers ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("value", "text", "kind"),
+    [
+        ("got me", "got me", "text/plain; charset=utf-8"),
+        (b"\x00raw", "\x00raw", "text/plain"),
+        (None, "", None),
+        (1, "1", "application/json"),
+        ([1, 2], "[1, 2]", "application/json"),
+        ({"a": None}, '{"a": null}', "application/json"),
+    ],
+)
+def test_a_plain_ingress_answers_by_the_type_of_the_value(
+    client: Client, value: Any, text: str, kind: str | None
+) -> None:
+    @qserve.deployment
+    def plain() -> Any:
+        return value
+
+    qserve.run(plain.bind())
+    answer = client.get()
+
+    assert answer.status == 200
+    if kind == "application/json":
+        assert answer.json == json.loads(text)
+    else:
+        assert answer.text == text
+    if kind is not None:
+        assert answer.headers["content-type"].startswith(kind)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        ("got me", '"got me"'),
+        (3, "3"),
+        (None, "null"),
+        ({"result": 101.5}, '{"result": 101.5}'),
+        (np.array([[1, 2]]), "[[1, 2]]"),
+        ({"a": [np.float64(0.5), np.int64(2)]}, '{"a": [0.5, 2]}'),
+        (b"raw", '"raw"'),
+    ],
+)
+def test_a_driver_always_answers_json(client: Client, value: Any, text: str) -> None:
+    @qserve.deployment
+    def give(ignored: Any) -> Any:
+        return value
+
+    run_graph(None, give)
+    answer = client.get()
+
+    assert answer.headers["content-type"].startswith("application/json")
+    assert answer.json == json.loads(text)
+
+
+def test_response_objects_pass_through(client: Client) -> None:
+    @qserve.deployment
+    def respond(request: Request) -> Response:
+        match request.query_params["kind"]:
+            case "html":
+                return HTMLResponse("<p>hi</p>", status_code=201, headers={"x-own": "1"})
+            case "plain":
+                return PlainTextResponse("plain")
+            case "json":
+                return JSONResponse({"a": 1}, status_code=418)
+            case "redirect":
+                return RedirectResponse("/elsewhere")
+            case "stream":
+                return StreamingResponse(iter(["a", "b"]), status_code=418)
+        return Response(b"\0", media_type="application/x-own")
+
+    qserve.run(respond.bind())
+
+    def answer(kind: str) -> tuple[int, str, str]:
+        got = client.get(f"/?kind={kind}")
+        return got.status, got.headers.get("content-type", "").partition(";")[0], got.text
+
+    assert answer("html") == (201, "text/html", "<p>hi</p>")
+    assert answer("plain") == (200, "text/plain", "plain")
+    assert answer("json") == (418, "application/json", '{"a":1}')
+    assert answer("stream")[::2] == (418, "ab")
+    assert answer("other") == (200, "application/x-own", "\0")
+    redirect = client.get("/?kind=redirect")
+    assert (redirect.status, redirect.headers["location"]) == (307, "/elsewhere")
+    assert client.get("/?kind=html").headers["x-own"] == "1"
+
+
+# -- adapters --------------------------------------------------------------------------------------
+
+
+def test_json_request_takes_any_json_by_get_and_post(client: Client) -> None:
+    run_graph()
+
+    for sent in (5, "text", [1, {"a": None}], {"b": 2.5}, True, None):
+        assert client.post("/", sent).json == client.get("/", sent).json == sent
+
+
+def test_broken_json_is_400(client: Client) -> None:
+    run_graph()
+
+    answer = client.post("/", b'{"a":')
+
+    assert answer.status == 400
+    assert answer.error["code"] == "invalid_json"
+    assert answer.error["request_id"] == answer.headers["x-request-id"]
+
+
+@pytest.mark.parametrize("body", [b"", b"NaN", b"1e999", b"[" * 100_000, b"\xff", b'"\\ud800"'])
+def test_what_is_no_strict_json_is_400_and_harms_nobody(client: Client, body: bytes) -> None:
+    run_graph()
+
+    assert client.post("/", body).status == 400
+    assert client.post("/", 5).json == 5
+
+
+def test_broken_json_in_an_adapter_of_ones_own_is_400(client: Client) -> None:
+    async def resolver(request: Request) -> Any:
+        return (await request.json())["value"]
+
+    run_graph(resolver)
+
+    assert client.post("/", {"value": 3}).json == 3
+    assert client.post("/", b"{").status == 400
+
+
+def test_typed_parameters_of_an_adapter_are_query_parameters(client: Client) -> None:
+    def resolver(my_custom_param: int) -> int:
+        return my_custom_param
+
+    run_graph(resolver)
+
+    assert client.get("/?my_custom_param=100").text == client.post("/?my_custom_param=100").text == "100"
+    missing, wrong = client.get("/"), client.get("/?my_custom_param=abc")
+    assert missing.status == wrong.status == 422
+    assert missing.json["detail"][0]["loc"] == ["query", "my_custom_param"]
+    assert missing.json["detail"][0]["type"] == "missing"
+    assert wrong.json["detail"][0]["type"] == "int_parsing"
+
+
+def test_several_parameters_and_defaults_work(client: Client) -> None:
+    async def resolver(field_a: int, field_b: str = "b") -> list[Any]:
+        return [field_a, field_b]
+
+    run_graph(resolver)
+
+    assert client.get("/?field_a=1").json == [1, "b"]
+    assert client.get("/?field_a=1&field_b=x").json == [1, "x"]
+
+
+def test_a_pydantic_model_validates_the_body(client: Client) -> None:
+    class ModelInput(BaseModel):
+        model_input1: int
+        model_input2: str
+
+    @qserve.deployment
+    def use(data: Any) -> int:
+        return data.model_input1 + 10 * (data.model_input2 == "test")
+
+    handle = run_graph(ModelInput, use)
+
+    assert client.post("/", {"model_input1": 1, "model_input2": "test"}).text == "11"
+    assert qserve.get(handle.predict.remote(ModelInput(model_input1=1, model_input2="test"))) == 11
+    invalid = client.post("/", {"model_input1": "x"})
+    assert invalid.status == 422
+    assert [one["loc"] for one in invalid.json["detail"]] == [["body", "model_input1"], ["body", "model_input2"]]
+
+
+def test_arrays_come_in_as_json(client: Client) -> None:
+    run_graph(json_to_ndarray)
+    assert client.post("/", {"array": [1, 2]}).json == [1, 2]
+    assert client.post("/", {"array": [[1], [2]], "shape": [1, 2]}).json == [[1, 2]]
+    assert client.post("/", {"array": [[1.9], [2.1]], "shape": [1, 2], "dtype": "int"}).text == "[[1,2]]"
+    assert client.post("/", {"shape": [1]}).status == 422
+
+    run_graph(json_to_multi_ndarray)
+    sent = {"a": {"array": [1]}, "b": {"array": [3]}}
+    assert client.post("/", sent).json == {"a": [1], "b": [3]}
+
+
+def test_an_adapter_may_be_named_by_its_import_path(client: Client) -> None:
+    run_graph("qserve.http_adapters.json_request")
+
+    assert client.post("/", [5]).json == [5]
+
+
+def test_an_adapter_that_fails_is_the_users_error(client: Client) -> None:
+    def resolver(request: Request) -> Any:
+        raise LookupError("no such tenant")
+
+    run_graph(resolver)
+    answer = client.post("/", 1)
+
+    assert answer.status == 500
+    assert "LookupError: no such tenant" in answer.error["message"]
+
+
+# -- errors ----------------------------------------------------------------------------------------
+
+
+@qserve.deployment(name="Divider")
+def divide(value: int) -> float:
+    """Divide by what came."""
+    return 1 / value
+
+
+def test_an_error_of_user_code_is_500_with_its_name_and_place_but_no_traceback(
+    client: Client, started: Started
+) -> None:
+    run_graph(json_request, divide)
+
+    answer = client.post("/", 0, X_Request_ID="of-zero")
+
+    assert answer.status == 500
+    assert answer.error["request_id"] == answer.headers["x-request-id"] == "of-zero"
+    assert answer.error["deployment"] == "Divider"
+    assert "ZeroDivisionError: division by zero" in answer.error["message"]
+    assert answer.error["retryable"] is False
+    assert "Traceback" not in answer.text
+    assert "return 1 / value" not in answer.text
+    wait_until(
+        lambda: "of-zero" in started.log.read_text() and "return 1 / value" in started.log.read_text(),
+        description="the traceback and the request's id are in the log",
+    )
+    assert client.post("/", 2).json == 0.5
+
+
+def test_an_error_deep_in_a_graph_names_the_deployment_that_raised(client: Client) -> None:
+    @qserve.deployment
+    class Front:
+        def __init__(self, inner: RayServeHandle) -> None:
+            self.inner = inner
+
+        async def __call__(self, value: int) -> float:
+            return await (await self.inner.remote(value))
+
+    qserve.run(DAGDriver.bind(Front.bind(divide.bind()), http_adapter=json_request))
+
+    answer = client.post("/", 0)
+
+    assert answer.status == 500
+    assert "ZeroDivisionError" in answer.error["message"]
+
+
+def test_every_answer_carries_the_requests_id(client: Client) -> None:
+    @qserve.deployment
+    def own_id(request: Request) -> str:
+        return request.headers.get("x-request-id", "none")
+
+    qserve.run(own_id.bind())
+
+    given = client.get("/", X_Request_ID="given:1")
+    assert (given.headers["x-request-id"], given.text) == ("given:1", "given:1")
+    made = [client.get().headers["x-request-id"] for _ in range(2)]
+    assert made[0] != made[1]
+    forged = client.get("/", X_Request_ID="a b\tc" * 60)
+    assert forged.headers["x-request-id"] != "a b\tc" * 60
+
+
+def test_a_deadline_that_passes_is_504_and_what_is_queued_never_runs(client: Client, tmp_path: Path) -> None:
+    ran = tmp_path / "ran"
+
+    @qserve.deployment(max_concurrent_queries=1)
+    async def slow(value: str) -> str:
+        with ran.open("a") as file:
+            file.write(value)
+        await asyncio.sleep(0.8 if value == "a" else 0)
+        return value
+
+    handle = run_graph(json_request, slow, request_timeout_s=0.3)
+
+    began = time.monotonic()
+    with ThreadPoolExecutor() as threads:
+        first = threads.submit(client.post, "/", "a")
+        wait_until(ran.exists, description="the first is running")
+        second = threads.submit(client.post, "/", "b")
+        answers = [first.result(), second.result()]
+    assert [answer.status for answer in answers] == [504, 504]
+    assert time.monotonic() - began < 0.8
+    assert {answer.error["code"] for answer in answers} == {"deadline_exceeded"}
+    wait_until(lambda: client.post("/", "c").status == 200, description="it answers again")
+    assert "b" not in ran.read_text()
+    del handle
+
+
+def test_a_request_may_name_its_own_deadline(client: Client) -> None:
+    @qserve.deployment
+    async def slow(value: float) -> float:
+        await asyncio.sleep(value)
+        return value
+
+    run_graph(json_request, slow)
+
+    assert client.post("/", 0.3, X_Request_Timeout_Seconds="0.1").status == 504
+    assert client.post("/", 0.1, X_Request_Timeout_Seconds="5").json == 0.1
+    for wrong in ("0", "-1", "abc", "1e18"):
+        assert client.post("/", 0, X_Request_Timeout_Seconds=wrong).status == 400
+
+
+def test_a_full_queue_is_503_with_a_time_to_come_back(client: Client, tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+
+    @qserve.deployment(max_concurrent_queries=1, max_queued_requests=1)
+    async def gated(value: int) -> int:
+        while not gate.exists():
+            await asyncio.sleep(0.005)
+        return value
+
+    handle = run_graph(json_request, gated)
+
+    answers: list[Answer] = []
+    senders = [
+        threading.Thread(target=lambda number=number: answers.append(client.post("/", number))) for number in range(6)
+    ]
+    for sender in senders:
+        sender.start()
+    try:
+        wait_until(lambda: len(answers) == 4, description="those beyond the queue are refused")
+        refused = list(answers)
+        with pytest.raises(BackPressureError):
+            handle.predict.remote(7)
+    finally:
+        gate.touch()
+        for sender in senders:
+            sender.join()
+
+    assert {answer.status for answer in refused} == {503}
+    assert refused[0].error["code"] == "queue_full"
+    assert refused[0].error["retryable"] is True
+    assert int(refused[0].headers["retry-after"]) >= 1
+    assert [answer.status for answer in answers[4:]] == [200, 200]
+
+
+def test_a_request_whose_client_left_while_it_was_queued_never_runs(client: Client, tmp_path: Path) -> None:
+    gate, ran = tmp_path / "gate", tmp_path / "ran"
+
+    @qserve.deployment(max_concurrent_queries=1)
+    async def gated(value: str) -> str:
+        with ran.open("a") as file:
+            file.write(value)
+        while not gate.exists():
+            await asyncio.sleep(0.005)
+        return value
+
+    run_graph(json_request, gated)
+
+    with ThreadPoolExecutor() as threads:
+        first = threads.submit(client.post, "/", "a")
+        wait_until(ran.exists, description="the first is running")
+        with socket.create_connection(client.address, timeout=10) as leaver:
+            head = "POST / HTTP/1.1\r\nHost: here\r\nContent-Length: 3\r\n\r\n"
+            leaver.sendall(f'{head}"b"'.encode())
+            leaver.shutdown(socket.SHUT_WR)
+            leaver.recv(4096)  # the gateway has seen it leave
+        second = threads.submit(client.post, "/", "c")
+        gate.touch()
+        assert [first.result().json, second.result().json] == ["a", "c"]
+    assert ran.read_text() == "ac"
+
+
+def test_a_new_version_takes_over_under_load_without_a_failed_request(client: Client) -> None:
+    def version(text: str) -> Any:
+        @qserve.deployment(name="app")
+        async def app() -> str:
+            await asyncio.sleep(0.005)
+            return text
+
+        return app.bind()
+
+    qserve.run(version("one"))
+    stop = threading.Event()
+
+    def send() -> list[tuple[int, str]]:
+        seen = []
+        while not stop.is_set():
+            answer = client.get()
+            seen.append((answer.status, answer.text))
+        return seen
+
+    with ThreadPoolExecutor(4) as threads:
+        senders = [threads.submit(send) for _ in range(4)]
+        for text in ("two", "three", "four"):
+            qserve.run(version(text))
+            assert client.get().text == text
+        stop.set()
+        seen = {answer for sender in senders for answer in sender.result()}
+    assert seen == {(200, text) for text in ("one", "two", "three", "four")}

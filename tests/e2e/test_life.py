@@ -1,0 +1,201 @@
+"""Replicas over time: configured, checked, replaced, drained, deleted."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Started
+from processes import wait_until
+
+import qserve
+from qserve.exceptions import AppNotFound, ReplicaLost
+
+
+@pytest.fixture(autouse=True)
+def url(started: Started) -> str:
+    """Where the gateway answers, which runs for all tests here."""
+    return started.url
+
+
+def ask(handle: Any, *args: Any) -> Any:
+    return qserve.get(handle.remote(*args), timeout=20)
+
+
+@qserve.deployment
+class Configured:
+    def __init__(self) -> None:
+        self.config: Any = None
+        self.ill = False
+
+    def reconfigure(self, config: Any) -> None:
+        self.config = config
+
+    def __call__(self) -> tuple[int, Any]:
+        return os.getpid(), self.config
+
+    def fall_ill(self) -> None:
+        self.ill = True
+
+    def check_health(self) -> None:
+        if self.ill:
+            raise RuntimeError("ill")
+
+
+def test_another_user_config_reaches_every_replica_without_a_restart() -> None:
+    two = Configured.options(num_replicas=2)
+    handle = qserve.run(two.options(user_config={"level": 1}).bind())
+    before = {ask(handle)[0] for _ in range(50)}
+
+    qserve.run(two.options(user_config={"level": 2}).bind())
+
+    answers = [ask(handle) for _ in range(50)]
+    assert {config["level"] for _, config in answers} == {2}
+    assert {pid for pid, _ in answers} == before
+
+
+def test_a_user_config_without_reconfigure_is_an_error_that_names_the_deployment() -> None:
+    @qserve.deployment(user_config={"level": 1})
+    class Stubborn:
+        pass
+
+    with pytest.raises(RuntimeError, match=r"'Stubborn'.*`reconfigure\(self, user_config\)`"):
+        qserve.run(Stubborn.bind())
+
+
+def test_another_number_of_replicas_keeps_those_that_run() -> None:
+    handle = qserve.run(Configured.bind())
+    first, _ = ask(handle)
+
+    qserve.run(Configured.options(num_replicas=3).bind())
+    three = {ask(handle)[0] for _ in range(100)}
+    qserve.run(Configured.options(num_replicas=1).bind())
+
+    assert len(three) == 3
+    assert first in three
+    wait_until(lambda: len({ask(handle)[0] for _ in range(20)}) == 1, description="one replica is left")
+
+
+def test_the_same_version_keeps_the_replicas_and_no_version_replaces_them() -> None:
+    handle = qserve.run(Configured.options(version="one").bind())
+    first = ask(handle)[0]
+    qserve.run(Configured.options(version="one").bind())
+    assert ask(handle)[0] == first
+
+    qserve.run(Configured.options(version="two").bind())
+    second = ask(handle)[0]
+    qserve.run(Configured.bind())
+    third = ask(handle)[0]
+    qserve.run(Configured.bind())
+
+    assert len({first, second, third, ask(handle)[0]}) == 4
+
+
+def test_a_replica_that_is_ill_three_times_is_replaced() -> None:
+    handle = qserve.run(Configured.options(health_check_period_s=0.05).bind())
+    pid = ask(handle)[0]
+
+    ask(handle.fall_ill)
+
+    wait_until(lambda: ask(handle)[0] != pid, description="another replica answers")
+
+
+def test_a_broken_version_leaves_the_one_before_serving() -> None:
+    handle = qserve.run(Configured.bind())
+    pid = ask(handle)[0]
+
+    @qserve.deployment(name="Configured")
+    class Broken:
+        def __init__(self) -> None:
+            raise ValueError("no way")
+
+    with pytest.raises(RuntimeError, match="no way"):
+        qserve.run(Broken.bind())
+
+    assert ask(handle)[0] == pid
+
+
+def test_accepted_calls_finish_when_their_application_is_deleted(tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+
+    @qserve.deployment
+    async def wait(number: int) -> int:
+        while not gate.exists():
+            await asyncio.sleep(0.01)
+        return number
+
+    handle = qserve.run(wait.bind())
+    refs = [handle.remote(number) for number in range(20)]
+    deleting = threading.Thread(target=qserve.delete, args=("default",))
+    deleting.start()
+    gate.touch()
+
+    assert qserve.get(refs, timeout=20) == list(range(20))
+    deleting.join(20)
+    with pytest.raises(AppNotFound):
+        qserve.get_app_handle()
+
+
+def test_an_object_says_goodbye_when_its_replica_ends(tmp_path: Path) -> None:
+    mark = tmp_path / "deleted"
+
+    @qserve.deployment
+    class Polite:
+        def __del__(self) -> None:
+            mark.touch()
+            raise RuntimeError("and this goes no further")
+
+    qserve.run(Polite.bind())
+    qserve.delete("default")
+
+    wait_until(mark.exists, description="__del__ has run", timeout_s=10)
+
+
+def test_a_call_that_kills_its_replica_fails_alone() -> None:
+    @qserve.deployment
+    class Fragile:
+        def die(self) -> None:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        async def think(self, number: int) -> int:
+            await asyncio.sleep(0.05)
+            return number
+
+    handle = qserve.run(Fragile.bind())
+    before = [handle.think.remote(number) for number in range(30)]
+    poison = handle.die.remote()
+    after = [handle.think.remote(number) for number in range(30)]
+
+    with pytest.raises(ReplicaLost, match="died 3 times"):
+        qserve.get(poison, timeout=20)
+    assert qserve.get(before + after, timeout=20) == [*range(30), *range(30)]
+
+
+def test_status_shows_deployments_and_their_replicas() -> None:
+    qserve.run(Configured.options(num_replicas=2).bind(), name="shown", route_prefix="/shown")
+
+    status = qserve.status().applications["shown"]
+
+    assert (status.status, status.route_prefix) == ("RUNNING", "/shown")
+    assert status.deployments["Configured"].status == "HEALTHY"
+    assert status.deployments["Configured"].replica_states == {"RUNNING": 2}
+    qserve.delete("shown")
+
+
+def test_applications_stand_side_by_side_under_their_names() -> None:
+    @qserve.deployment
+    def who(name: str) -> str:
+        return name
+
+    one = qserve.run(who.bind(), name="one", route_prefix="/one")
+    two = qserve.run(who.bind(), name="two", route_prefix="/two")
+
+    assert (ask(one, "a"), ask(two, "b")) == ("a", "b")
+    qserve.delete("one")
+    assert ask(two, "c") == "c"
+    qserve.delete("two")
