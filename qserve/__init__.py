@@ -23,12 +23,12 @@ if TYPE_CHECKING:
         start,
         status,
     )
+    from qserve.batching import batch
+    from qserve.container import Application, build
     from qserve.context import get_replica_context
     from qserve.dag import InputNode
-    from qserve.batching import batch
     from qserve.deployments import Deployment, deployment
     from qserve.drivers import DAGDriver
-    from qserve.graph.compile import Application
     from qserve.ingress import ingress
     from qserve.multiplexing import get_multiplexed_model_id, multiplexed
     from qserve.ref import get
@@ -40,6 +40,7 @@ __all__ = [
     "Deployment",
     "InputNode",
     "batch",
+    "build",
     "deployment",
     "ingress",
     "multiplexed",
@@ -60,11 +61,12 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Application": "qserve.graph.compile",
+    "Application": "qserve.container",
     "DAGDriver": "qserve.drivers",
     "Deployment": "qserve.deployments",
     "InputNode": "qserve.dag",
     "batch": "qserve.batching",
+    "build": "qserve.container",
     "delete": "qserve.api",
     "deployment": "qserve.deployments",
     "get": "qserve.ref",

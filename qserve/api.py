@@ -11,6 +11,7 @@ from typing import Any
 
 from qserve.application import code_digest, record_of
 from qserve.code import code_of, pack_code
+from qserve.container import Application
 from qserve.exceptions import AppNotFound, PayloadError, QserveException
 from qserve.graph.compile import BuiltApplication, compile_application
 from qserve.handle import DeploymentHandle, RayServeSyncHandle
@@ -47,7 +48,7 @@ def run(
     program's end stops them. A later call replaces the application of the same name.
 
     Parameters:
-      target: A class node or function node, from ``Deployment.bind``.
+      target: A class node or function node, from ``Deployment.bind``, or what ``build`` returned.
       blocking: Whether to wait for Ctrl-C instead of going on.
       host, port: Where the gateway listens; None keeps what runs, or takes 127.0.0.1 and 8000.
       name: The application's name.
@@ -64,7 +65,7 @@ def run(
     """
     if not name:
         raise QserveException("an application's name must not be empty: leave `name` out, or give it one")
-    built = target if isinstance(target, BuiltApplication) else compile_application(target, app_name=name)
+    built = target.rebuild(name) if isinstance(target, Application) else compile_application(target, app_name=name)
     prefix = built.route_prefix if route_prefix is DEFAULT else route_prefix
     if prefix is not None:
         check_route_prefix(prefix)

@@ -182,12 +182,15 @@ class LocalPlane:
         ref = kind(submission.request_id, self, owned=True)
         if submission.outcome is not None:
             ref.settle(submission.outcome)
-            return ref
-        self._act(partial(self._requests.submit, submission, ref))
+        else:
+            self._act(partial(self._accept, submission, ref))
+        return ref
+
+    def _accept(self, submission: Submission, ref: Ref) -> None:
+        self._requests.submit(submission, ref)
         if submission.deadline_ms < self._alarm_ms:
             self._alarm_ms = submission.deadline_ms
             self._alarm.set()
-        return ref
 
     def _watch_deadlines(self) -> None:
         while not self._closed:

@@ -1,0 +1,145 @@
+"""WSGI applications as ASGI ones: called and iterated in a thread, one thread for the whole of a request."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import io
+import sys
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from starlette.types import Message, Receive, Scope, Send
+
+_THREADS = 8
+_WHOLE_UP_TO = 1 << 20
+_SINGLE = {"content-type": "CONTENT_TYPE", "content-length": "CONTENT_LENGTH"}
+
+Environ = dict[str, Any]
+WsgiApp = Callable[[Environ, Callable[..., Any]], Iterable[bytes]]
+Deliver = Callable[[list[Message]], None]
+
+
+class WsgiAdapter:
+    """Serves a WSGI application by ASGI.
+
+    Parameters:
+      app: The application; up to eight requests run in it at a time.
+    """
+
+    def __init__(self, app: WsgiApp) -> None:
+        self._app = app
+        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="wsgi")
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one HTTP request."""
+        body = bytearray()
+        while (message := await receive())["type"] == "http.request":
+            body += message.get("body", b"")
+            if not message.get("more_body", False):
+                break
+        loop = asyncio.get_running_loop()
+
+        async def send_all(messages: list[Message]) -> None:
+            for one in messages:
+                await send(one)
+
+        def deliver(messages: list[Message]) -> None:
+            asyncio.run_coroutine_threadsafe(send_all(messages), loop).result()
+
+        call = _Call(deliver)
+        context = contextvars.copy_context()
+        await loop.run_in_executor(self._threads, context.run, call.run, self._app, environ_of(scope, bytes(body)))
+
+    def close(self) -> None:
+        """Let the threads end when they have nothing left to do."""
+        self._threads.shutdown(wait=False)
+
+
+class _Call:
+    """One call of the application, on its thread."""
+
+    def __init__(self, deliver: Deliver) -> None:
+        self._deliver = deliver
+        self._start: Message | None = None
+        self._is_started = False
+
+    def run(self, app: WsgiApp, environ: Environ) -> None:
+        result = app(environ, self._start_response)
+        try:
+            if self._is_short():
+                # its length is known: one message, one change of threads
+                self._write(b"".join(result))
+            else:
+                for chunk in result:
+                    if chunk:
+                        self._write(chunk)
+        finally:
+            close = getattr(result, "close", None)
+            if close is not None:
+                close()
+        self._write(b"", more=False)
+
+    def _start_response(self, status: str, headers: list[tuple[str, str]], exc_info: Any = None) -> Callable[..., Any]:
+        if exc_info and self._is_started:
+            raise exc_info[1].with_traceback(exc_info[2])
+        if self._start is not None and not exc_info:
+            raise AssertionError("start_response was called twice, the second time without exc_info")
+        encoded = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in headers]
+        self._start = {"type": "http.response.start", "status": int(status.split(" ", 1)[0]), "headers": encoded}
+        return self._write
+
+    def _write(self, chunk: bytes, more: bool = True) -> None:
+        if self._start is None:
+            raise AssertionError("the application answered before it called start_response")
+        messages: list[Message] = [] if self._is_started else [self._start]
+        self._is_started = True
+        self._deliver([*messages, {"type": "http.response.body", "body": bytes(chunk), "more_body": more}])
+
+    def _is_short(self) -> bool:
+        if self._start is None:
+            return False
+        lengths = [value for name, value in self._start["headers"] if name == b"content-length"]
+        return bool(lengths) and lengths[0].isdigit() and int(lengths[0]) <= _WHOLE_UP_TO
+
+
+def environ_of(scope: Scope, body: bytes) -> Environ:
+    """Describe an ASGI request as PEP 3333 wants it.
+
+    Parameters:
+      scope: The request; its path begins with its ``root_path``.
+      body: The whole body.
+    """
+    root_path = scope.get("root_path", "").rstrip("/")
+    path = scope["path"]
+    below = path[len(root_path) :] if path.startswith(root_path) else path
+    host, port = scope.get("server") or ("localhost", None)
+    environ: Environ = {
+        "REQUEST_METHOD": scope["method"],
+        "SCRIPT_NAME": _as_wsgi(root_path),
+        "PATH_INFO": _as_wsgi(below),
+        "QUERY_STRING": scope.get("query_string", b"").decode("latin-1"),
+        "SERVER_NAME": host,
+        "SERVER_PORT": str(port or (443 if scope.get("scheme") == "https" else 80)),
+        "SERVER_PROTOCOL": f"HTTP/{scope.get('http_version', '1.1')}",
+        "REMOTE_ADDR": (scope.get("client") or ("",))[0],
+        "wsgi.version": (1, 0),
+        "wsgi.url_scheme": scope.get("scheme", "http"),
+        "wsgi.input": io.BytesIO(body),
+        "wsgi.errors": sys.stderr,
+        "wsgi.multithread": True,
+        "wsgi.multiprocess": True,
+        "wsgi.run_once": False,
+    }
+    for raw_name, raw_value in scope.get("headers", ()):
+        name, value = raw_name.decode("latin-1").lower(), raw_value.decode("latin-1")
+        key = _SINGLE.get(name) or f"HTTP_{name.upper().replace('-', '_')}"
+        environ[key] = f"{environ[key]},{value}" if key in environ else value
+    environ["CONTENT_LENGTH"] = str(len(body))
+    return environ
+
+
+def _as_wsgi(path: str) -> str:
+    # PEP 3333's strings are bytes in disguise
+    return path.encode().decode("latin-1")
