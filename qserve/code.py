@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import pickle
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from types import FunctionType
+from typing import Any, get_type_hints
 
 import cloudpickle
 
@@ -32,8 +34,26 @@ def code_of(built: BuiltApplication) -> Code:
     """The code of each deployment by name; a driver becomes the class that runs its adapter."""
     code = {one.name: DeploymentCode(one.func_or_class, one.init_args, one.init_kwargs) for one in built.deployments}
     if built.driver is not None:
-        code[built.ingress] = DeploymentCode(AdaptingDriver, (built.driver.adapter, built.name))
+        adapter = _with_resolved_annotations(built.driver.adapter)
+        code[built.ingress] = DeploymentCode(AdaptingDriver, (adapter, built.name))
     return code
+
+
+def _with_resolved_annotations(adapter: Any) -> Any:
+    """The adapter with its annotations as types: names that only annotations use do not travel by value."""
+    if not inspect.isfunction(adapter):
+        return adapter
+    try:
+        hints = get_type_hints(adapter, include_extras=True)
+    except Exception:  # an annotation that does not even resolve here is reported where the adapter is analysed
+        return adapter
+    copy = FunctionType(
+        adapter.__code__, adapter.__globals__, adapter.__name__, adapter.__defaults__, adapter.__closure__
+    )
+    copy.__dict__.update(adapter.__dict__)
+    copy.__kwdefaults__, copy.__annotations__ = adapter.__kwdefaults__, hints
+    copy.__module__, copy.__qualname__, copy.__doc__ = adapter.__module__, adapter.__qualname__, adapter.__doc__
+    return copy
 
 
 def import_code(target: str, app_name: str) -> Code:

@@ -43,12 +43,9 @@ def started() -> Iterator[Started]:
     with new_site() as site, pytest.MonkeyPatch.context() as patch:
         for name in [name for name in os.environ if name.startswith(("QSERVE_", "REDIS_URL"))]:
             patch.delenv(name)
-        for name, value in site.environment.items():
-            patch.setenv(name, value)
-        patch.setattr(tempfile, "tempdir", str(site.folder))
         log = site.folder / "log"
         try:
-            _start(port, log)
+            _start(port, site, log)
             yield Started(f"http://127.0.0.1:{port}", site, log)
         finally:
             qserve.shutdown()
@@ -56,13 +53,17 @@ def started() -> Iterator[Started]:
         assert not is_open(port)
 
 
-def _start(port: int, log: Path) -> None:
+def _start(port: int, site: Site, log: Path) -> None:
     """Start with standard error leading to a file: the processes keep it, this one gets its own back."""
     own = os.dup(2)
-    try:
-        with log.open("wb") as file:
-            os.dup2(file.fileno(), 2)
-        qserve.start(port=port)
-    finally:
-        os.dup2(own, 2)
-        os.close(own)
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in site.environment.items():
+            patch.setenv(name, value)
+        patch.setattr(tempfile, "tempdir", str(site.folder))
+        try:
+            with log.open("wb") as file:
+                os.dup2(file.fileno(), 2)
+            qserve.start(port=port)
+        finally:
+            os.dup2(own, 2)
+            os.close(own)

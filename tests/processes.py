@@ -254,11 +254,14 @@ class Process:
         Raises:
           AssertionError: It ended before, or did not print it in time; the error shows the output.
         """
-        wait_until(
-            lambda: text in self.stdout + self.stderr or self.exit_code() is not None,
-            description=f"{text!r} in the output of {self.output}",
-            timeout_s=timeout_s,
-        )
+        try:
+            wait_until(
+                lambda: text in self.stdout + self.stderr or self.exit_code() is not None,
+                description=f"{text!r} is printed",
+                timeout_s=timeout_s,
+            )
+        except AssertionError as error:
+            raise AssertionError(f"{error}\n{self.output}") from None
         printed = text in self.stdout + self.stderr
         assert printed, f"exit code {self.exit_code()} before {text!r} was printed:\n{self.output}"
 

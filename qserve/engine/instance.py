@@ -238,7 +238,7 @@ class _UserThread(Executor):
 
 def _explain(error: BaseException) -> str:
     """The user's own part of the traceback."""
-    ours = str(Path(qserve.__file__).parent)
+    ours = (str(Path(qserve.__file__).parent), str(Path(asyncio.__file__).parent))
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(ours)]
     lines = ["Traceback (most recent call last):\n", *traceback.format_list(frames)]
     return "".join(lines + traceback.format_exception_only(error)).rstrip()

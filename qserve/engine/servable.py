@@ -6,7 +6,7 @@ import asyncio
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, get_type_hints
+from typing import Any
 
 from qserve.exceptions import QserveException
 from qserve.handle import DeploymentHandle, RayServeDeploymentHandle
@@ -69,10 +69,11 @@ class Servable:
 
     def _adapted_arguments(self, init: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Handles of the newer kind where the constructor's annotation asks for them."""
+        hints = getattr(init, "__annotations__", {})
+        wanted = {name for name, hint in hints.items() if _is_new_handle(hint)}
         try:
-            wanted = {name for name, hint in get_type_hints(init).items() if hint is DeploymentHandle}
             bound = inspect.signature(init).bind(None, *self._args, **self._kwargs)
-        except Exception:  # annotations that do not resolve, or arguments that do not fit: Python will say it better
+        except TypeError:  # arguments that do not fit: Python's own call will say it better
             return self._args, self._kwargs
         for name in wanted & set(bound.arguments):
             if isinstance(bound.arguments[name], RayServeDeploymentHandle):
@@ -137,6 +138,14 @@ class Servable:
             return []
         members = inspect.getmembers(self._target, callable)
         return [name for name, _ in members if not name.startswith("_")]
+
+
+def _is_new_handle(hint: Any) -> bool:
+    # as text under `from __future__ import annotations`: code that travelled by value left behind the names
+    # that only its annotations use, so the text cannot be evaluated here
+    if isinstance(hint, str):
+        return hint.rpartition(".")[2] == DeploymentHandle.__name__
+    return hint is DeploymentHandle
 
 
 def _takes_anything(call: Callable[..., Any]) -> bool:

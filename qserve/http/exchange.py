@@ -95,7 +95,10 @@ class Exchange:
         is_short = length is not None and length <= _WHOLE_UP_TO
         chunks: list[bytes] = []
         more, size = True, 0
-        while more and not (is_short and size == length and size):
+        while more:
+            if is_short and size and size == length:
+                self._is_complete = True
+                break
             message = await self._next()
             chunks.append(message.get("body", b""))
             size += len(chunks[-1])
@@ -117,7 +120,8 @@ class Exchange:
             await self._app(scope, self._receive, self._send)
         except BaseException as error:
             self._error = error
-            if self._is_complete and not self._left.is_set():
+            is_late = self._is_complete and not self._left.is_set()
+            if is_late and not isinstance(error, asyncio.CancelledError):
                 # what it has sent is the answer, as with any ASGI server
                 log.error("the application failed after its response: %r", error, exc_info=error)
         await self._messages.put(_END)

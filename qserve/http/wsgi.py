@@ -70,16 +70,16 @@ class _Call:
         try:
             if self._is_short():
                 # its length is known: one message, one change of threads
-                self._write(b"".join(result))
+                self._write(b"".join(result), more=False)
             else:
                 for chunk in result:
                     if chunk:
                         self._write(chunk)
+                self._write(b"", more=False)
         finally:
             close = getattr(result, "close", None)
             if close is not None:
                 close()
-        self._write(b"", more=False)
 
     def _start_response(self, status: str, headers: list[tuple[str, str]], exc_info: Any = None) -> Callable[..., Any]:
         if exc_info and self._is_started:
@@ -134,8 +134,11 @@ def environ_of(scope: Scope, body: bytes) -> Environ:
     }
     for raw_name, raw_value in scope.get("headers", ()):
         name, value = raw_name.decode("latin-1").lower(), raw_value.decode("latin-1")
+        if "_" in name:
+            continue  # it would pass for the header with a hyphen
         key = _SINGLE.get(name) or f"HTTP_{name.upper().replace('-', '_')}"
-        environ[key] = f"{environ[key]},{value}" if key in environ else value
+        between = "; " if name == "cookie" else ","
+        environ[key] = f"{environ[key]}{between}{value}" if key in environ else value
     environ["CONTENT_LENGTH"] = str(len(body))
     return environ
 

@@ -124,7 +124,9 @@ class Stack:
         (broker,) = self.containers("broker")
         command = [self._engine, "exec", broker, "redis-cli", "monitor"]
         lines: list[str] = []
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=self._env) as process:
+        with subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=self._env
+        ) as process:
             assert process.stdout is not None
             process.stdout.readline()  # OK
             thread = threading.Thread(target=lambda: lines.extend(process.stdout or ()), daemon=True)
@@ -372,11 +374,10 @@ def main() -> int:
     try:
         for step in STEPS:
             at = time.monotonic()
-            print(f"  {step.__name__:<15} ...", end="", flush=True)
             said = step(stack)
-            print(f"\r  {step.__name__:<15} {time.monotonic() - at:5.1f} s  {said}", flush=True)
+            print(f"  {step.__name__:<15} {time.monotonic() - at:5.1f} s  {said}", flush=True)
     except (StackError, OSError, ValueError, subprocess.TimeoutExpired) as error:
-        print(f"\r  {step.__name__:<15} FAILED: {error}", flush=True)
+        print(f"  {step.__name__:<15} FAILED: {error}", flush=True)
         _clean_up(stack, show_logs=step is not build)
         return 1
     except BaseException:

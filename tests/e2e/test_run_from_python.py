@@ -23,7 +23,7 @@ from processes import Site, free_port, is_alive, is_open, wait_until
 import qserve
 from qserve.dag import InputNode
 from qserve.drivers import DAGDriver
-from qserve.exceptions import GetTimeoutError, QserveException, RayServeException, RayTaskError
+from qserve.exceptions import GetTimeoutError, QserveException, RayServeException, RayTaskError, RequestCancelled
 from qserve.handle import DeploymentHandle, RayServeDeploymentHandle, RayServeHandle
 from qserve.http_adapters import json_request
 
@@ -94,6 +94,41 @@ def test_the_deployments_of_the_one_before_are_gone() -> None:
     with pytest.raises(RayServeException, match="older"):
         qserve.get(old_handle.remote(), timeout=5)
     assert ask(new_handle) != old_pid
+
+
+@pytest.mark.parametrize("by_graph", [True, False])
+@pytest.mark.parametrize("deleted", [True, False])
+def test_what_was_accepted_is_finished_by_the_version_that_took_it(by_graph: bool, deleted: bool) -> None:
+    @qserve.deployment
+    async def slow(value: int) -> int:
+        await asyncio.sleep(0.6)
+        return value
+
+    @qserve.deployment
+    def last(value: int) -> int:
+        return value + 1
+
+    @qserve.deployment
+    class Front:
+        def __init__(self, last: RayServeHandle) -> None:
+            self.last = last
+
+        async def predict(self, value: int) -> int:
+            await asyncio.sleep(0.6)
+            return await (await self.last.remote(value))
+
+    with InputNode() as value:
+        graph = DAGDriver.bind(last.bind(slow.bind(value)))
+    handle = qserve.run(graph if by_graph else Front.bind(last.bind()), name="passing", route_prefix=None)
+    ref = handle.predict.remote(1)
+
+    # its last step has nothing to do yet, and must be there when its turn comes
+    if deleted:
+        qserve.delete("passing")
+    else:
+        qserve.run(slow.bind(), name="passing", route_prefix=None)
+
+    assert qserve.get(ref, timeout=5) == 2
 
 
 def test_start_changes_nothing_when_things_run_already(url: str) -> None:
@@ -361,7 +396,6 @@ print("served", flush=True)
 @pytest.mark.parametrize(
     ("last_words", "code"),
     [
-        ("", 0),
         ("sys.exit(3)", 3),
         ("raise ValueError('of no use')", 1),
         ("os.kill(os.getpid(), signal.SIGINT); time.sleep(9)", -signal.SIGINT),
@@ -484,6 +518,32 @@ def test_get_stops_waiting_at_its_timeout_and_the_call_goes_on() -> None:
     with pytest.raises(TimeoutError):
         qserve.get([ref], timeout=0.05)
     assert qserve.get(ref, timeout=5) == "done"
+
+
+def test_a_call_that_is_cancelled_while_it_is_queued_never_runs(tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+
+    @qserve.deployment(max_concurrent_queries=1)
+    class Gated:
+        def __init__(self) -> None:
+            self.ran: list[int] = []
+
+        async def __call__(self, number: int) -> list[int]:
+            self.ran.append(number)
+            while not gate.exists():
+                await asyncio.sleep(0.005)
+            return self.ran
+
+    handle = qserve.run(Gated.bind())
+    first, second, third = (handle.remote(number) for number in range(3))
+
+    second.cancel()
+
+    with pytest.raises(RequestCancelled):
+        qserve.get(second, timeout=5)
+    gate.touch()
+    assert qserve.get(first, timeout=5) == [0]
+    assert qserve.get(third, timeout=5) == [0, 2]
 
 
 def test_refs_of_the_driver_arrive_as_values() -> None:

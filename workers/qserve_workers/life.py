@@ -16,6 +16,7 @@ from qserve import pool
 from qserve.engine.servable import Servable
 from qserve.exceptions import BrokerError
 from qserve.log import get_logger
+from qserve.multiplexing import unload_models
 from qserve.pool import Pool, ReplicaStatus
 from qserve.registry import Registry
 from qserve_workers.spec import ReplicaSpec
@@ -96,6 +97,7 @@ class Life:
         for task in list(self._tasks):
             task.cancel()
         try:
+            await unload_models()
             await self._servable.destroy()
         except Exception as error:
             log.warning("__del__ failed: %r", error)

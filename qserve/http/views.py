@@ -1,0 +1,154 @@
+"""Class-based views: the routes of an application whose functions are methods, bound to one instance.
+
+A bound twin of the application is made for each instance; the user's own application stays as it is, so
+that several instances, or several classes, can share it. FastAPI and Flask are optional and known by their
+modules, which are there when somebody has such an application.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import sys
+from collections.abc import Callable
+from types import MethodType
+from typing import Any
+
+_SETUP = ".setup.<locals>."
+"""In the qualified names of FastAPI's own pages, which describe the application that made them."""
+
+
+def is_a(app: Any, module: str, *kinds: str) -> bool:
+    """Whether an object is an instance of a class of an optional package.
+
+    Parameters:
+      module: Where the classes are defined; nothing is an instance while it is not imported.
+      kinds: The classes' names.
+    """
+    found = sys.modules.get(module)
+    classes = tuple(getattr(found, kind) for kind in kinds if hasattr(found, kind))
+    return isinstance(app, classes)
+
+
+def bound_app(app: Any, cls: type, instance: Any) -> Any:
+    """Return an application whose class-based views have their ``self``.
+
+    Parameters:
+      app: A FastAPI or Flask application or an ``APIRouter``; any other is returned as it is.
+      cls: The user's class; functions defined in it and in its bases are its views.
+      instance: What the views get.
+    """
+    views = _Views(cls, instance)
+    if is_a(app, "fastapi", "FastAPI"):
+        return views.of_fastapi(app)
+    if is_a(app, "fastapi", "APIRouter"):
+        # errors and dependencies are an application's work; a router alone would crash on them
+        whole = sys.modules["fastapi"].FastAPI()
+        whole.include_router(views.of_router(app))
+        return whole
+    if is_a(app, "flask", "Flask"):
+        return views.of_flask(app)
+    return app
+
+
+class _Views:
+    def __init__(self, cls: type, instance: Any) -> None:
+        self._owners = [base for base in cls.__mro__ if base is not object]
+        self._instance = instance
+
+    def of_fastapi(self, app: Any) -> Any:
+        if not self._has_methods(app.router.routes):
+            return app
+        twin = _twin(app)
+        twin.router = self.of_router(app.router)
+        bound = [route for route in twin.router.routes if not _is_own_page(route)]
+        twin.router.routes = []
+        twin.middleware_stack = twin.openapi_schema = None
+        twin.setup()
+        twin.router.routes += bound
+        return twin
+
+    def of_router(self, router: Any) -> Any:
+        if not self._has_methods(router.routes):
+            return router
+        twin = _twin(router)
+        twin.routes = []
+        twin.middleware_stack = twin.app  # the original's leads to the original's routes
+        for route in router.routes:
+            if _is_included(route):
+                inner = self.of_router(route.original_router)
+                context = dataclasses.replace(route.include_context, included_router=inner)
+                twin.routes.append(type(route)(original_router=inner, include_context=context))
+            elif self._is_mine(_endpoint(route)):
+                twin.routes.append(_rebuilt(route, MethodType(route.endpoint, self._instance)))
+            elif not _is_method(_endpoint(route)):
+                twin.routes.append(route)
+            # a method of another class has no instance here
+        return twin
+
+    def of_flask(self, app: Any) -> Any:
+        views = app.view_functions
+        if not any(_is_method(view) for view in views.values()):
+            return app
+        twin = _twin(app)
+        twin.view_functions = {
+            name: MethodType(view, self._instance) if self._is_mine(view) else view for name, view in views.items()
+        }
+        return twin
+
+    def _has_methods(self, routes: list[Any]) -> bool:
+        return any(
+            self._has_methods(route.original_router.routes) if _is_included(route) else _is_method(_endpoint(route))
+            for route in routes
+        )
+
+    def _is_mine(self, endpoint: Any) -> bool:
+        if not _is_method(endpoint):
+            return False
+        home = (endpoint.__module__, endpoint.__qualname__.rpartition(".")[0])
+        return any(
+            home == (owner.__module__, owner.__qualname__) or endpoint in vars(owner).values() for owner in self._owners
+        )
+
+
+def _twin(original: Any) -> Any:
+    # not copy.copy: it would follow what pickle was taught about these classes
+    twin = object.__new__(type(original))
+    vars(twin).update(vars(original))
+    return twin
+
+
+def _endpoint(route: Any) -> Any:
+    return getattr(route, "endpoint", None)
+
+
+def _is_method(endpoint: Any) -> bool:
+    """Whether an endpoint is a plain function, defined in a class, that waits for its ``self``."""
+    if not inspect.isfunction(endpoint):
+        return False
+    owner = endpoint.__qualname__.rpartition(".")[0]
+    names = list(inspect.signature(endpoint).parameters)
+    return bool(owner) and not owner.endswith("<locals>") and names[:1] == ["self"]
+
+
+def _is_included(route: Any) -> bool:
+    """Whether a route stands for a router; newer FastAPI keeps them nested, older ones copy the routes."""
+    return hasattr(route, "original_router") and hasattr(route, "include_context")
+
+
+def _is_own_page(route: Any) -> bool:
+    return _SETUP in getattr(_endpoint(route), "__qualname__", "")
+
+
+def _rebuilt(route: Any, endpoint: Callable[..., Any]) -> Any:
+    """The same route for another endpoint: a route keeps what it was made with under the same names."""
+    parameters: dict[str, None] = {}
+    for base in type(route).__mro__:
+        init = vars(base).get("__init__")
+        if init is not None and base is not object:
+            parameters |= dict.fromkeys(inspect.signature(init).parameters)
+    given = {name: getattr(route, name) for name in parameters if name != "self" and hasattr(route, name)}
+    if getattr(route, "stream_item_type", None) is not None:
+        # an endpoint that yields has no model of its own: FastAPI finds the items' type when nothing is given
+        given.pop("response_model", None)
+    return type(route)(**{**given, "endpoint": endpoint})

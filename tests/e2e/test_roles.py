@@ -1,0 +1,240 @@
+"""The roles apart, as a stack of containers runs them: one named broker, and a process for each role."""
+
+from __future__ import annotations
+
+import json
+import sys
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import pytest
+from processes import READY, Process, Site, free_port, wait_until
+
+APP = """
+import os
+import qserve
+from qserve import DAGDriver, InputNode
+from qserve.http_adapters import json_request
+
+@qserve.deployment
+class Tokenizer:
+    def split(self, text):
+        return text.split()
+
+@qserve.deployment
+class Counter:
+    def __init__(self, unit="words"):
+        self.unit = unit
+
+    def count(self, tokens):
+        return {self.unit: len(tokens), "pid": os.getpid()}
+
+with InputNode() as text:
+    output = Counter.bind().count.bind(Tokenizer.bind().split.bind(text))
+
+app = DAGDriver.bind(output, http_adapter=json_request)
+"""
+
+CALL = """
+import json, os, qserve
+handle = qserve.get_app_handle("default")
+print(json.dumps(handle.predict.remote("one two three").result(timeout_s=10)))
+counter = qserve.get_deployment_handle("Counter")
+print(json.dumps(counter.count.remote(["a"]).result(timeout_s=10)))
+"""
+
+
+class Stack:
+    """The processes of one installation around a broker.
+
+    Parameters:
+      site: Where they are started.
+      env: Names the broker and the secret key, as a compose file does.
+    """
+
+    def __init__(self, site: Site) -> None:
+        self.site = site
+        self.env = {"QSERVE_BROKER_URL": site.broker(), "QSERVE_SECRET_KEY": "of-this-test"}
+        self.port = free_port()
+        site.write("shop.py", APP)
+
+    def command(self, *arguments: str, cwd: Path | None = None) -> Process:
+        return self.site.qserve(*arguments, cwd=cwd, env=self.env)
+
+    def worker(self, deployment: str, replicas: int = 1, target: str = "shop:app") -> Process:
+        return self.command("worker", target, "--deployment", deployment, "--replicas", str(replicas))
+
+    def deploy(self, target: str = "shop:app") -> Process:
+        return self.command("deploy", target)
+
+    def gateway(self, port: int | None = None) -> Process:
+        return self.command("gateway", "--port", str(port or self.port))
+
+    def python(self, source: str, folder: Path) -> Process:
+        """Run a program that has no access to the application's code."""
+        folder.mkdir()
+        return self.site.start([sys.executable, "-c", source], cwd=folder, env=self.env)
+
+    def post(self, body: Any, port: int | None = None) -> Any:
+        url = f"http://127.0.0.1:{port or self.port}/"
+        with urllib.request.urlopen(url, json.dumps(body).encode(), timeout=10) as response:
+            return json.load(response)
+
+    def answers(self, port: int | None = None) -> bool:
+        try:
+            return bool(self.post("one", port)["words"] == 1)
+        except OSError:
+            return False
+
+    def start(self, *, counters: int = 1) -> tuple[Process, Process, Process]:
+        """Start all roles, and go on once requests are answered."""
+        tokenizers, counter = self.worker("Tokenizer"), self.worker("Counter", counters)
+        deploy, gateway = self.deploy(), self.gateway()
+        assert deploy.wait() == 0, deploy.output
+        wait_until(self.answers, description="requests are answered", timeout_s=10)
+        return tokenizers, counter, gateway
+
+
+def test_each_role_is_a_process_of_its_own_and_python_calls_without_the_code(site: Site, tmp_path: Path) -> None:
+    stack = Stack(site)
+    tokenizers, counters, gateway = stack.start(counters=2)
+
+    answer = stack.post("one two")
+    assert answer["words"] == 2
+    wait_until(
+        lambda: len({stack.post("x")["pid"] for _ in range(20)}) == 2,
+        description="both replicas of Counter take calls",
+    )
+    caller = stack.python(CALL, tmp_path / "elsewhere")
+    assert caller.wait() == 0, caller.output
+    by_graph, direct = (json.loads(line) for line in caller.stdout.splitlines())
+    assert (by_graph["words"], direct["words"]) == (3, 1)
+
+    for process in (gateway, counters, tokenizers):
+        process.stop()
+        assert process.exit_code() == 0, process.output
+        assert "Traceback" not in process.output
+
+
+def test_the_roles_may_start_in_any_order(site: Site) -> None:
+    stack = Stack(site)
+    gateway = stack.gateway()
+    deploy = stack.deploy()
+    deploy.wait_for("0/1 starting")
+
+    stack.worker("Counter")
+    stack.worker("Tokenizer")
+
+    assert deploy.wait() == 0, deploy.output
+    for name in ("Counter", "Tokenizer"):
+        assert [name, "1/1", "ready"] in [line.split() for line in deploy.stdout.splitlines()]
+    wait_until(stack.answers, description="requests are answered")
+    assert gateway.exit_code() is None
+
+
+def test_any_number_of_gateways_serve_the_same_applications(site: Site) -> None:
+    stack = Stack(site)
+    stack.start()
+    second = free_port()
+
+    stack.gateway(second)
+
+    wait_until(lambda: stack.answers(second), description="the second gateway answers", timeout_s=10)
+    assert stack.post("a b")["words"] == stack.post("a b", second)["words"] == 2
+
+
+def test_requests_wait_for_workers_that_are_restarted(site: Site) -> None:
+    stack = Stack(site)
+    _, counters, _ = stack.start()
+    before = stack.post("x")["pid"]
+    counters.stop()
+    url = f"http://127.0.0.1:{stack.port}/"
+    post = f"import urllib.request as u; print(u.urlopen('{url}', b'\"a b\"', timeout=20).read().decode())"
+    waiting = stack.site.start([sys.executable, "-c", post])
+
+    stack.worker("Counter")
+
+    assert waiting.wait() == 0, waiting.output
+    answer = json.loads(waiting.stdout)
+    assert answer["words"] == 2
+    assert answer["pid"] != before
+
+
+def test_a_second_deploy_switches_over_and_a_failing_one_changes_nothing(site: Site) -> None:
+    stack = Stack(site)
+    # workers that run whatever is deployed import the module afresh for each version
+    stack.command("worker", "--name", "default")
+    first = stack.deploy()
+    stack.gateway()
+    assert first.wait() == 0, first.output
+    wait_until(stack.answers, description="requests are answered", timeout_s=10)
+
+    site.write("shop.py", APP.replace('unit="words"', 'unit="tokens"'))
+    second = stack.deploy()
+    assert second.wait() == 0, second.output
+    wait_until(lambda: "tokens" in stack.post("x"), description="the gateway has switched over")
+
+    site.write("shop.py", APP.replace("self.unit = unit", "raise OSError('disk gone')"))
+    third = stack.deploy()
+    assert third.wait(15) == 1, third.output
+    assert "OSError: disk gone" in third.stderr
+    assert "tokens" in stack.post("x")
+
+
+def test_a_worker_for_a_deployment_that_does_not_exist_says_so(site: Site) -> None:
+    stack = Stack(site)
+    stack.start()
+
+    wrong = stack.worker("Nobody")
+
+    wrong.wait_for("Nobody", timeout_s=5)
+    assert "Counter" in wrong.stderr
+    assert "Traceback" not in wrong.stderr
+
+
+@pytest.mark.parametrize("role", ["deploy", "worker", "gateway"])
+def test_a_role_without_a_broker_says_what_to_set(site: Site, role: str) -> None:
+    site.write("shop.py", APP)
+    arguments = [] if role == "gateway" else ["shop:app"]
+
+    process = site.qserve(role, *arguments)
+
+    assert process.wait(10) != 0
+    said = process.stderr.strip().splitlines()
+    assert len(said) == 1, said
+    assert "QSERVE_BROKER_URL" in said[0] or "--broker" in said[0]
+
+
+def test_celery_sees_the_replicas_of_the_broker(site: Site) -> None:
+    stack = Stack(site)
+    stack.start(counters=2)
+
+    def inspect(what: str) -> dict[str, Any]:
+        command = [sys.executable, "-m", "celery", "-A", "qserve_workers.app", "inspect", what, "--json"]
+        process = site.start([*command, "--timeout", "1"], env=stack.env)
+        assert process.wait() == 0, process.output
+        found: dict[str, Any] = json.loads(process.stdout)
+        return found
+
+    ping, stats = inspect("ping"), inspect("stats")
+
+    assert sorted(name.split(".")[1].split("-")[0] for name in ping) == ["Counter", "Counter", "Tokenizer"]
+    assert all(answer == {"ok": "pong"} for answer in ping.values())
+    assert set(stats) == set(ping)
+    assert len({one["pid"] for one in stats.values()}) == 3
+    assert stack.post("a b")["words"] == 2
+
+
+def test_run_uses_a_named_broker_and_ends_without_touching_it(site: Site) -> None:
+    stack = Stack(site)
+    process = stack.command("run", "shop:app", "--port", str(stack.port))
+    process.wait_for(READY)
+    assert stack.post("a b c")["words"] == 3
+
+    process.press_ctrl_c()
+
+    assert process.wait(5) == 0, process.output
+    wait_until(lambda: len(site.processes()) == 1, description="only the broker is left")
+    (broker,) = site.processes().values()
+    assert "valkey-server" in broker or "redis-server" in broker

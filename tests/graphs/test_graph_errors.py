@@ -1,0 +1,133 @@
+"""Errors of user code, wherever in a graph they are raised."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import pytest
+from modes import ServeRun
+
+import qserve as serve
+from qserve.dag import InputNode
+from qserve.drivers import DAGDriver
+from qserve.exceptions import DeployError, PayloadError, TaskError
+
+
+@serve.deployment
+def divide(a: float, b: float) -> float:
+    return a / b
+
+
+@serve.deployment
+def add(a: Any, b: Any) -> Any:
+    return a + b
+
+
+def test_an_error_is_of_its_own_type_and_a_task_error(serve_run: ServeRun) -> None:
+    ref = serve_run(divide.bind()).remote(1, 0)
+
+    with pytest.raises(ZeroDivisionError, match="division by zero") as caught:
+        serve.get(ref)
+    error = caught.value
+    assert isinstance(error, TaskError)
+    assert (error.deployment, error.remote_type) == ("divide", "ZeroDivisionError")
+    assert "return a / b" in str(error)
+
+
+@pytest.mark.parametrize("at", ["first", "middle", "last"])
+def test_an_error_anywhere_in_a_graph_fails_that_request_only(serve_run: ServeRun, at: str) -> None:
+    with InputNode() as inp:
+        first = divide.bind(1, inp["first"])
+        middle = add.bind(divide.bind(first, inp["middle"]), first)
+        handle = serve_run(DAGDriver.bind(divide.bind(middle, inp["last"])))
+    good = {"first": 1, "middle": 1, "last": 1}
+    bad = handle.predict.remote({**good, at: 0})
+
+    assert serve.get(handle.predict.remote(good)) == 2
+    with pytest.raises(ZeroDivisionError):
+        serve.get(bad)
+
+
+def test_wrong_arguments_are_told_by_python(serve_run: ServeRun) -> None:
+    @serve.deployment
+    def none() -> None: ...
+
+    handle = serve_run(none.bind())
+
+    with pytest.raises(TypeError, match="takes 0 positional arguments but 1 was given"):
+        serve.get(handle.remote(1))
+    with pytest.raises(TypeError, match="got an unexpected keyword argument 'x'"):
+        serve.get(handle.remote(x=1))
+
+
+def test_an_error_keeps_its_origin_through_other_deployments(serve_run: ServeRun) -> None:
+    @serve.deployment
+    class Caller:
+        def __init__(self, divide: Any) -> None:
+            self.divide = divide
+
+        async def __call__(self) -> float:
+            return await (await self.divide.remote(1, 0))
+
+    with pytest.raises(ZeroDivisionError) as caught:
+        serve.get(serve_run(Caller.bind(divide.bind())).remote())
+    assert isinstance(caught.value, TaskError)
+    assert caught.value.deployment == "divide"
+
+
+@pytest.mark.parametrize("error", [StopIteration, KeyboardInterrupt, SystemExit, GeneratorExit])
+def test_strange_exceptions_fail_the_request_and_nothing_else(run_here: ServeRun, error: type[BaseException]) -> None:
+    @serve.deployment
+    class Strange:
+        def sync(self) -> None:
+            raise error("strange")
+
+        async def later(self) -> None:
+            raise error("strange")
+
+        def fine(self) -> str:
+            return "fine"
+
+    handle = run_here(Strange.bind())
+
+    for method in (handle.sync, handle.later):
+        with pytest.raises(TaskError, match="strange"):
+            serve.get(method.remote(), timeout=10)
+    assert serve.get(handle.fine.remote(), timeout=10) == "fine"
+
+
+def test_a_result_that_cannot_travel_fails_its_request(serve_run: ServeRun) -> None:
+    @serve.deployment
+    class Locked:
+        def __call__(self) -> Any:
+            return threading.Lock()
+
+        def fine(self) -> int:
+            return 1
+
+    handle = serve_run(Locked.bind())
+
+    with pytest.raises(PayloadError, match="'lock' cannot be pickled"):
+        serve.get(handle.remote())
+    assert serve.get(handle.fine.remote()) == 1
+
+
+def test_an_argument_that_cannot_travel_is_refused_at_the_call(serve_run: ServeRun) -> None:
+    handle = serve_run(add.bind())
+
+    with pytest.raises(PayloadError, match="'lock' cannot be pickled"):
+        handle.remote(threading.Lock(), 1)
+
+
+def test_a_constructor_that_raises_fails_the_start_and_what_ran_goes_on(serve_run: ServeRun) -> None:
+    @serve.deployment
+    class Broken:
+        def __init__(self, child: Any) -> None:
+            raise ValueError("no model file")
+
+    handle = serve_run(add.bind())
+
+    with pytest.raises(DeployError, match="(?s)'Broken' could not be started.*Traceback.*ValueError: no model file"):
+        serve_run(Broken.bind(add.bind()))
+    assert serve.get(handle.remote(1, 2)) == 3

@@ -1,0 +1,417 @@
+"""Handles: calls from outside and between deployments, refs as arguments, waiting, replacing."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import pickle
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+from modes import ServeRun
+from rendezvous import arrive, await_arrival, has_arrived
+
+import qserve as serve
+from qserve.dag import InputNode
+from qserve.drivers import DAGDriver
+from qserve.exceptions import BackPressureError, DeadlineExceeded, GetTimeoutError, QserveException
+from qserve.handle import DeploymentHandle, RayServeDeploymentHandle
+
+
+@serve.deployment
+class Echo:
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return [list(args), kwargs]
+
+    def same(self, value: Any) -> Any:
+        return value
+
+    async def later(self, value: Any) -> Any:
+        await asyncio.sleep(0)
+        return value
+
+
+def test_arguments_and_methods_arrive_as_called(serve_run: ServeRun) -> None:
+    handle = serve_run(Echo.bind())
+
+    assert serve.get(handle.remote(1, b=2)) == [[1], {"b": 2}]
+    assert serve.get(handle.same.remote(3)) == 3
+    assert serve.get(handle.options(method_name="later").remote(4)) == 4
+    assert serve.get(handle.remote()) == [[], {}]
+
+
+def test_get_keeps_the_order_of_a_list(serve_run: ServeRun) -> None:
+    handle = serve_run(Echo.bind())
+
+    assert serve.get([handle.later.remote(n) for n in range(20)]) == list(range(20))
+
+
+def test_get_gives_up_waiting_and_the_call_goes_on(serve_run: ServeRun, tmp_path: Path) -> None:
+    folder = str(tmp_path)
+
+    @serve.deployment
+    def slow(value: int) -> int:
+        await_arrival(folder, "go")
+        return value
+
+    handle = serve_run(slow.bind())
+    ref = handle.remote(7)
+
+    with pytest.raises(GetTimeoutError):
+        serve.get(ref, timeout=0.05)
+    with pytest.raises(GetTimeoutError):
+        serve.get([ref], timeout=0)
+    arrive(folder, "go")
+    assert serve.get(ref, timeout=10) == 7
+
+
+def test_two_awaits_inside_a_deployment(serve_run: ServeRun) -> None:
+    @serve.deployment
+    class Caller:
+        def __init__(self, echo: Any) -> None:
+            self.echo = echo
+
+        async def __call__(self, x: int) -> Any:
+            task = self.echo.same.remote(x)
+            ref = await task
+            again = await task
+            late = self.echo.later.remote(x + 1)
+            return [await ref, await again, await ref, await (await late), type(self.echo).__name__]
+
+    expected = [1, 1, 1, 2, RayServeDeploymentHandle.__name__]
+    assert serve.get(serve_run(Caller.bind(Echo.bind())).remote(1)) == expected
+
+
+def test_one_await_with_handles_of_the_newer_kind(serve_run: ServeRun) -> None:
+    @serve.deployment
+    class Caller:
+        def __init__(self, echo: DeploymentHandle, other: Any) -> None:
+            self.echo, self.other = echo, other.options(use_new_handle_api=True)
+
+        async def __call__(self, x: int) -> Any:
+            return [await self.echo.same.remote(x), await self.other.same.remote(self.echo.same.remote(x))]
+
+    Caller.func_or_class.__init__.__annotations__["echo"] = DeploymentHandle
+
+    assert serve.get(serve_run(Caller.bind(Echo.bind(), Echo.bind())).remote(1)) == [1, 1]
+
+
+@pytest.mark.parametrize("kind", ["sync", "async"])
+def test_get_inside_a_deployment_does_not_stand_in_its_own_way(serve_run: ServeRun, kind: str) -> None:
+    @serve.deployment
+    class Caller:
+        def __init__(self, first: Any, second: Any) -> None:
+            self.first, self.second = first, second
+
+        def sync(self, x: int) -> int:
+            return sum(serve.get([self.first.same.remote(x), self.second.later.remote(x)]))
+
+        async def async_(self, x: int) -> int:
+            return serve.get(await self.first.same.remote(x)) + serve.get(self.second.later.remote(x))
+
+    handle = serve_run(Caller.bind(Echo.bind(), Echo.bind()))
+    method = handle.sync if kind == "sync" else handle.async_
+
+    assert serve.get([method.remote(n) for n in range(5)], timeout=20) == [0, 2, 4, 6, 8]
+
+
+def test_refs_as_arguments_arrive_as_values(serve_run: ServeRun) -> None:
+    handle = serve_run(Echo.bind())
+    first = handle.later.remote("x")
+
+    assert serve.get(handle.remote(first, 2, named=handle.same.remote(first))) == [["x", 2], {"named": "x"}]
+    assert serve.get(handle.same.remote(first)) == "x"
+
+
+def test_unawaited_calls_as_arguments_chain_inside_a_deployment(serve_run: ServeRun) -> None:
+    @serve.deployment
+    class Caller:
+        def __init__(self, echo: Any) -> None:
+            self.echo = echo
+
+        async def __call__(self, x: int) -> Any:
+            task = self.echo.later.remote(x)
+            for _ in range(5):
+                task = self.echo.same.remote(task)
+            return await (await self.echo.remote(task, named=task))
+
+    assert serve.get(serve_run(Caller.bind(Echo.bind())).remote(3)) == [[3], {"named": 3}]
+
+
+def test_refs_deep_in_an_argument_arrive_as_refs(serve_run: ServeRun) -> None:
+    @serve.deployment
+    class Receiver:
+        async def __call__(self, box: dict[str, list[Any]]) -> Any:
+            return [await item for item in box["refs"]]
+
+    @serve.deployment
+    class Caller:
+        def __init__(self, echo: Any, receiver: Any) -> None:
+            self.echo, self.receiver = echo, receiver
+
+        async def __call__(self, x: int) -> Any:
+            refs = [await self.echo.later.remote(x), await self.echo.same.remote(x + 1)]
+            return await (await self.receiver.remote({"refs": refs}))
+
+    assert serve.get(serve_run(Caller.bind(Echo.bind(), Receiver.bind())).remote(1)) == [1, 2]
+
+
+def test_an_unfinished_argument_holds_up_nobody_else(serve_run: ServeRun, tmp_path: Path) -> None:
+    folder = str(tmp_path)
+
+    @serve.deployment
+    class First:
+        async def __call__(self, name: str) -> str:
+            if name == "blocked":
+                await asyncio.to_thread(await_arrival, folder, "go")
+            return name
+
+    @serve.deployment
+    class Chain:
+        def __init__(self, first: Any, second: Any) -> None:
+            self.first, self.second = first, second
+
+        async def __call__(self, name: str) -> str:
+            return await (await self.second.same.remote(self.first.remote(name)))
+
+    handle = serve_run(Chain.bind(First.bind(), Echo.bind()))
+    blocked = handle.remote("blocked")
+
+    assert serve.get(handle.remote("passes"), timeout=20) == "passes"
+    arrive(folder, "go")
+    assert serve.get(blocked, timeout=20) == "blocked"
+
+
+def test_a_failed_argument_fails_the_call_with_its_error(serve_run: ServeRun, tmp_path: Path) -> None:
+    folder = str(tmp_path)
+
+    @serve.deployment
+    class Failing:
+        def divide(self, x: int) -> float:
+            return 1 / x
+
+        def take(self, value: float) -> float:
+            arrive(folder, "taken")
+            return value
+
+    handle = serve_run(Failing.bind())
+
+    with pytest.raises(ZeroDivisionError):
+        serve.get(handle.take.remote(handle.divide.remote(0)))
+    assert not has_arrived(folder, "taken")
+
+
+def test_handles_travel_as_arguments_and_by_pickle(serve_run: ServeRun) -> None:
+    @serve.deployment
+    async def use(handle: Any, value: int) -> Any:
+        return type(handle).__name__, await (await handle.remote(value))
+
+    handle = serve_run(DAGDriver.bind({"/echo": Echo.bind(), "/use": use.bind(*_two_inputs())}))
+    copy = pickle.loads(pickle.dumps(handle))
+
+    assert copy == handle
+    assert hash(copy) == hash(handle)
+    assert serve.get(copy.predict_with_route.remote("/echo", 1)) == [[1], {}]
+    echo = RayServeDeploymentHandle("Echo")
+    kind, result = serve.get(handle.predict_with_route.remote("/use", echo, 2))
+    assert (kind, result) == ("RayServeDeploymentHandle", [[2], {}])
+
+
+def _two_inputs() -> tuple[Any, Any]:
+    with InputNode() as inp:
+        return inp[0], inp[1]
+
+
+def test_a_handle_works_in_threads_and_across_event_loops(serve_run: ServeRun) -> None:
+    handle = serve_run(Echo.bind())
+    newer = handle.options(use_new_handle_api=True)
+
+    async def ask(n: int) -> Any:
+        return await newer.same.remote(n)
+
+    assert [asyncio.run(ask(n)) for n in range(5)] == list(range(5))
+    results: list[Any] = []
+    threads = [threading.Thread(target=lambda n=n: results.append(serve.get(handle.same.remote(n)))) for n in range(5)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    assert sorted(results) == list(range(5))
+
+
+def test_a_loop_that_gave_up_waiting_disturbs_nobody(serve_run: ServeRun, mode: str, tmp_path: Path) -> None:
+    if mode == "broker":
+        pytest.xfail("a promise that wakes a closed loop raises in the mailbox's thread, which ends")
+    folder = str(tmp_path)
+
+    @serve.deployment
+    def slow(value: int) -> int:
+        await_arrival(folder, "go")
+        return value
+
+    handle = serve_run(slow.bind()).options(use_new_handle_api=True)
+    response = handle.remote(1)
+
+    async def give_up() -> None:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(asyncio.shield(_value(response)), 0.02)
+
+    asyncio.run(give_up())
+    arrive(folder, "go")
+
+    assert handle.remote(2).result(timeout_s=20) == 2
+    assert response.result(timeout_s=20) == 1
+
+
+async def _value(response: Any) -> Any:
+    return await response
+
+
+def test_a_missing_method_names_those_there_are(serve_run: ServeRun) -> None:
+    @serve.deployment
+    class Model:
+        def exists(self) -> None: ...
+
+    with pytest.raises(QserveException, match=r"'does_not_exist' that does not exist.*Available methods: \['exists'\]"):
+        serve.get(serve_run(Model.bind()).does_not_exist.remote())
+
+
+def test_a_cancelled_call_that_has_not_begun_never_runs(serve_run: ServeRun, mode: str, tmp_path: Path) -> None:
+    if mode == "broker":
+        pytest.xfail("replicas run what is in their queue without asking whether its request is still open")
+    folder = str(tmp_path)
+
+    @serve.deployment
+    class Slow:
+        def __call__(self, name: str) -> str:
+            arrive(folder, f"{name} began")
+            await_arrival(folder, "go")
+            return name
+
+    handle = serve_run(Slow.bind())
+    first = handle.remote("first")
+    await_arrival(folder, "first began")
+    second, third = handle.remote("second"), handle.remote("third")
+
+    second.cancel()
+    with pytest.raises(QserveException, match="cancelled"):
+        serve.get(second, timeout=10)
+    arrive(folder, "go")
+
+    assert serve.get([first, third], timeout=20) == ["first", "third"]
+    assert not has_arrived(folder, "second began")
+
+
+def test_what_a_cancelled_call_causes_is_dropped(serve_run: ServeRun, tmp_path: Path) -> None:
+    folder = str(tmp_path)
+
+    @serve.deployment
+    class Steps:
+        async def one(self, name: str) -> str:
+            arrive(folder, "began")
+            await asyncio.to_thread(await_arrival, folder, "go")
+            return name
+
+        async def two(self, name: str) -> str:
+            arrive(folder, name)
+            return name
+
+    with InputNode() as inp:
+        steps = Steps.bind()
+        handle = serve_run(DAGDriver.bind(steps.two.bind(steps.one.bind(inp))))
+    cancelled = handle.predict.remote("cancelled")
+    await_arrival(folder, "began")
+
+    cancelled.cancel()
+    arrive(folder, "go")
+
+    assert serve.get(handle.predict.remote("other"), timeout=20) == "other"
+    assert not has_arrived(folder, "cancelled")
+
+
+def test_a_full_deployment_refuses_calls(serve_run: ServeRun, tmp_path: Path) -> None:
+    folder = str(tmp_path)
+
+    @serve.deployment(max_concurrent_queries=1, max_queued_requests=2)
+    class Slow:
+        async def __call__(self, name: str) -> str:
+            arrive(folder, name)
+            await asyncio.to_thread(await_arrival, folder, "go")
+            return name
+
+    handle = serve_run(Slow.bind())
+    accepted = [handle.remote("0")]
+    await_arrival(folder, "0")
+    accepted += [handle.remote("1"), handle.remote("2")]
+
+    with pytest.raises(BackPressureError):
+        serve.get(handle.remote("3"), timeout=20)
+    arrive(folder, "go")
+    assert serve.get(accepted, timeout=20) == ["0", "1", "2"]
+
+
+def test_max_concurrent_queries_limits_what_runs(serve_run: ServeRun) -> None:
+    @serve.deployment(max_concurrent_queries=3)
+    class Model:
+        def __init__(self) -> None:
+            self.running = 0
+
+        async def __call__(self) -> int:
+            self.running += 1
+            for _ in range(10):
+                await asyncio.sleep(0)
+            most, self.running = self.running, self.running - 1
+            return most
+
+    handle = serve_run(Model.bind())
+
+    assert max(serve.get([handle.remote() for _ in range(20)], timeout=20)) <= 3
+
+
+def test_a_request_ends_at_its_deadline(serve_run: ServeRun, tmp_path: Path) -> None:
+    folder = str(tmp_path)
+
+    @serve.deployment
+    async def slow() -> None:
+        await asyncio.to_thread(await_arrival, folder, "go")
+
+    ref = serve_run(slow.bind(), timeout_s=0.2).remote()
+
+    with pytest.raises(DeadlineExceeded):
+        serve.get(ref, timeout=20)
+    arrive(folder, "go")
+
+
+def test_applications_live_side_by_side_and_are_replaced_by_name(serve_run: ServeRun) -> None:
+    one = serve_run(Echo.bind(), name="one")
+
+    @serve.deployment
+    def greet(name: str) -> str:
+        return f"hello {name}"
+
+    two = serve_run(greet.bind(), name="two")
+    assert serve.get(one.same.remote(1)) == 1
+    assert serve.get(two.remote("you")) == "hello you"
+
+    replaced = serve_run(greet.options(name="other").bind(), name="one")
+    assert serve.get(replaced.remote("me")) == "hello me"
+    assert serve.get(two.remote("you")) == "hello you"
+
+
+def test_the_replica_knows_who_it_is(serve_run: ServeRun) -> None:
+    @serve.deployment
+    class Model:
+        def __init__(self) -> None:
+            self.born_as = serve.get_replica_context().deployment
+
+        def __call__(self) -> Any:
+            here = serve.get_replica_context()
+            return [self.born_as, here.app_name, here.deployment, here.servable_object is self]
+
+    handle = serve_run(Model.options(name="Named").bind())
+
+    assert serve.get(handle.remote()) == ["Named", "default", "Named", True]
+    with pytest.raises(QserveException, match="from within a deployment"):
+        serve.get_replica_context()
