@@ -29,9 +29,9 @@ if TYPE_CHECKING:
     from qserve.dag import InputNode
     from qserve.deployments import Deployment, deployment
     from qserve.drivers import DAGDriver
-    from qserve.ingress import ingress
     from qserve.multiplexing import get_multiplexed_model_id, multiplexed
     from qserve.ref import get
+    from qserve.web import ingress
 
 __all__ = [
     # defining
@@ -74,7 +74,7 @@ _HOMES = {
     "get_deployment_handle": "qserve.api",
     "get_replica_context": "qserve.context",
     "get_multiplexed_model_id": "qserve.multiplexing",
-    "ingress": "qserve.ingress",
+    "ingress": "qserve.web",
     "multiplexed": "qserve.multiplexing",
     "run": "qserve.api",
     "shutdown": "qserve.api",

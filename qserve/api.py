@@ -16,9 +16,11 @@ from qserve.exceptions import AppNotFound, PayloadError, QserveException
 from qserve.graph.compile import BuiltApplication, compile_application
 from qserve.handle import DeploymentHandle, RayServeSyncHandle
 from qserve.launch import Launch
+from qserve.local import delete_local, run_local, shutdown_local
 from qserve.options import check_route_prefix
 from qserve.plane import current
 from qserve.plane.client import ClientPlane
+from qserve.plane.local import LocalPlane
 from qserve.pool import Pool
 from qserve.registry import ApplicationRecord
 from qserve.rollout import new_version, reconfigure, roll_out
@@ -40,7 +42,9 @@ def run(
     name: str = "default",
     route_prefix: Any = DEFAULT,
     request_timeout_s: float | None = None,
+    local: bool = False,
     _blocking: bool | None = None,
+    _local_testing_mode: bool = False,
 ) -> RayServeSyncHandle:
     """Serve a bound node, and go on once all of its replicas take calls.
 
@@ -54,6 +58,7 @@ def run(
       name: The application's name.
       route_prefix: Where it answers; None for no HTTP at all.
       request_timeout_s: Deadline of its requests.
+      local: Run everything in this process, without a broker and without HTTP; for tests.
 
     Returns:
       A handle for sync code: ``qserve.get(handle.remote(...))``, ``handle.predict.remote(...)``.
@@ -69,6 +74,8 @@ def run(
     prefix = built.route_prefix if route_prefix is DEFAULT else route_prefix
     if prefix is not None:
         check_route_prefix(prefix)
+    if local or _local_testing_mode:
+        return run_local(built, route_prefix=prefix, timeout_s=request_timeout_s)
     launch = _ensure_launched(host, port)
     _roll_out(launch, built, prefix, request_timeout_s)
     if blocking:
@@ -103,6 +110,7 @@ def _keeps_replicas(active: ApplicationRecord, record: ApplicationRecord, built:
 
 def _ensure_launched(host: str | None, port: int | None) -> Launch:
     global _launch
+    shutdown_local()
     if _launch is not None:
         moved = (host or _launch.host, port or _launch.port) != (_launch.host, _launch.port)
         if not moved:
@@ -142,6 +150,7 @@ def start(*, host: str | None = None, port: int | None = None, detached: bool = 
 def shutdown() -> None:
     """Stop everything that this program started; nothing when nothing runs."""
     global _launch
+    shutdown_local()
     plane = current.installed()
     if isinstance(plane, ClientPlane):
         plane.close()
@@ -158,6 +167,8 @@ def delete(name: str) -> None:
     Raises:
       AppNotFound: There is none of that name.
     """
+    if delete_local(name):
+        return
     plane = _client()
     plane.registry.get(name)
     change = plane.registry.delete(name)
@@ -202,13 +213,17 @@ def get_deployment_handle(deployment_name: str, app_name: str = "default") -> De
 
 
 def _application(name: str) -> ApplicationRecord:
-    return _client().application(name)
+    plane = current.plane()
+    return plane.application(name) if isinstance(plane, LocalPlane) else _client().application(name)
 
 
 def _client() -> ClientPlane:
     plane = current.plane()
     if not isinstance(plane, ClientPlane):
-        raise QserveException("inside a deployment, use the handles that its constructor is given")
+        raise QserveException(
+            "this needs the broker: inside a deployment use the handles that its constructor is given, and in local"
+            " mode the handles that run() returned"
+        )
     return plane
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from qserve.exceptions import QserveException
+from qserve.plane import current
 
 
 @dataclass(frozen=True)
@@ -59,11 +60,12 @@ def get_replica_context() -> ReplicaContext:
     Raises:
       QserveException: The code does not run inside a deployment.
     """
-    if _replica is None:
+    here: ReplicaContext | None = current.replica_here.get() or _replica
+    if here is None:
         raise QserveException(
             "`qserve.get_replica_context()` may only be called from within a deployment, in its constructor or methods"
         )
-    return _replica
+    return here
 
 
 def get_request_context() -> RequestContext:

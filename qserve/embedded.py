@@ -7,6 +7,7 @@ server behind when its owner is killed, and removes the data folder from any for
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import importlib.util
 import os
 import shutil
@@ -24,6 +25,8 @@ from qserve.plane.connection import connect
 from qserve.process import die_with_parent
 
 START_FOR_S = 5.0
+_PREFIX = "qserve-"
+_LOCK = "owner.lock"
 
 
 class EmbeddedBroker:
@@ -34,7 +37,10 @@ class EmbeddedBroker:
     """
 
     def __init__(self) -> None:
-        self._folder = Path(tempfile.mkdtemp(prefix="qserve-"))
+        _remove_stale_folders()
+        self._folder = Path(tempfile.mkdtemp(prefix=_PREFIX))
+        self._lock = (self._folder / _LOCK).open("w")
+        fcntl.flock(self._lock, fcntl.LOCK_EX)
         self._socket = self._folder / "broker.sock"
         self._process = subprocess.Popen(
             [
@@ -98,6 +104,7 @@ class EmbeddedBroker:
                 self._process.kill()
                 self._process.wait()
         shutil.rmtree(self._folder, ignore_errors=True)
+        self._lock.close()
 
 
 def find_server() -> str:
@@ -118,6 +125,14 @@ def find_server() -> str:
     raise BrokerUnavailable(
         "no broker is named and none can be started: install valkey-server or redis-server, or give --broker URL"
     )
+
+
+def _remove_stale_folders() -> None:
+    """Remove what owners left behind that were killed: the kernel has let go of their locks."""
+    for lock in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*/{_LOCK}"):
+        with contextlib.suppress(OSError), lock.open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(lock.parent, ignore_errors=True)
 
 
 def _with_parent(parent: int) -> Callable[[], None]:

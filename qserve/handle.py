@@ -139,7 +139,9 @@ class RayServeSyncHandle(_DeploymentHandle):
     """A handle for sync code: ``qserve.get(handle.method.remote(x))``."""
 
     @staticmethod
-    def _respond(ref: Ref) -> Ref:
+    def _respond(ref: Ref) -> Ref | RefTask:
+        if current.in_replica():  # captured by a deployment's code: there, nothing may block
+            return RefTask(ref)
         ref.accepted.wait()
         if ref.done.is_set() and ref.outcome().state == "f":
             refusal = ref.refusal()

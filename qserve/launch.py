@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import socket
 import sys
 import time
 from collections.abc import Callable
@@ -34,6 +35,7 @@ class Launch:
 
     Raises:
       BrokerUnavailable: The broker does not answer.
+      DeployError: The gateway's address is taken.
     """
 
     def __init__(
@@ -47,6 +49,7 @@ class Launch:
     ) -> None:
         self.host, self.port = host, port
         self._gateway_workers = gateway_workers
+        _check_address(host, port)
         self._broker: EmbeddedBroker | None = None
         self._children: list[Child] = []
         if settings.broker_url is None:
@@ -124,6 +127,17 @@ def _at_least(seen: bytes, change: str) -> bool:
         return tuple(int(part) for part in text.split("-"))
 
     return parts(seen.decode()) >= parts(change)
+
+
+def _check_address(host: str, port: int) -> None:
+    """Refuse an address that is taken before anything is started."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise DeployError(f"cannot listen on {host}:{port}: {os.strerror(error.errno or 0)}") from error
 
 
 def _check(url: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 from collections import deque
 from collections.abc import Callable, Generator
@@ -69,7 +70,8 @@ class Promise:
                 if asyncio._get_running_loop() is loop:
                     _resolve(future)
                 else:
-                    loop.call_soon_threadsafe(_resolve, future)
+                    with contextlib.suppress(RuntimeError):  # the waiter's loop was closed: nobody waits any more
+                        loop.call_soon_threadsafe(_resolve, future)
 
             self.call_when_set(wake)
             yield from future

@@ -44,8 +44,9 @@ class Ref:
 
     def settle(self, outcome: Outcome) -> None:
         """Called by the plane when the request has ended; a second end is ignored."""
-        self.accepted.set(None)
+        # in this order: who waits for `accepted` looks at `done` for a refusal
         self.done.set(outcome)
+        self.accepted.set(None)
 
     def result(self, timeout_s: float | None = None) -> Any:
         """Wait for the value.

@@ -14,7 +14,7 @@ from redis import Redis
 from qserve.exceptions import AppNotFound, PayloadError
 from qserve.graph.plan import Plan
 from qserve.keys import CHANGES_KEPT, RETIRED_TTL_MS, Keys
-from qserve.plane.connection import broker_errors
+from qserve.plane.connection import broker_errors, create_group
 from qserve.wire.plan import Template, load_plan
 
 
@@ -133,6 +133,10 @@ class Registry:
         """Register a version that is to be started; answers the change's id."""
         keys = self._keys
         with broker_errors():
+            # the queues come first: a submission to a queue that is not there is taken for one to an old version
+            for name, one in record.deployments.items():
+                if one.replicated:
+                    create_group(self._client, record.stream(keys, name))
             pipe = self._client.pipeline(transaction=True)
             if code:
                 pipe.set(keys.code(record.name, record.version), code)

@@ -37,6 +37,7 @@ def wait_until_running(
     timeout_s: float = READY_FOR_S,
     on_progress: Callable[[Progress], None] = lambda progress: None,
     check: Callable[[], None] = lambda: None,
+    exact: bool = False,
 ) -> None:
     """Wait until every replica of a version has constructed its object and takes calls.
 
@@ -46,6 +47,7 @@ def wait_until_running(
       timeout_s: Longest wait.
       on_progress: Told of each deployment whenever its number of running replicas changes.
       check: Called while waiting; raises when waiting has become pointless.
+      exact: Wait as well until replicas beyond the wanted number are gone.
 
     Raises:
       DeployError: A constructor failed as often as it is tried (the message holds the user's traceback), or
@@ -61,7 +63,7 @@ def wait_until_running(
             if shown.get(name) != running[name]:
                 shown[name] = running[name]
                 on_progress(Progress(name, running[name], count))
-        if all(running[name] >= count for name, count in wanted.items()):
+        if all(running[name] == count or (running[name] > count and not exact) for name, count in wanted.items()):
             return
         _raise_for_failures(replicas, wanted)
         check()
@@ -94,7 +96,7 @@ def reconfigure(
       DeployError: Not all replicas took it.
     """
     change = registry.promote(record)
-    wait_until_running(record, pool, check=check)
+    wait_until_running(record, pool, check=check, exact=True)
     return change
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import time
-import traceback
 from pathlib import Path
 
 import click
@@ -21,6 +20,7 @@ from qserve.registry import Registry
 from qserve.rollout import READY_FOR_S, Progress, new_version, roll_out
 from qserve.settings import Settings
 from qserve.target import load_target
+from qserve.tracebacks import user_traceback
 from qserve.wire.codec import Codec
 
 _BROKER_FOR_S = 10.0
@@ -85,16 +85,9 @@ def _build(target: str, name: str) -> BuiltApplication:
     except QserveException as error:
         raise click.ClickException(str(error)) from error
     except Exception as error:
-        # the user's own traceback, from the first frame that is theirs
-        frames = [one for one in traceback.extract_tb(error.__traceback__) if "importlib" not in one.filename]
-        own = [one for one in frames if Path(one.filename).parts[-2:-1] not in (("qserve",), ("cli",))]
-        if own:
-            click.echo(
-                "Traceback (most recent call last):\n" + "".join(traceback.format_list(own)),
-                nl=False,
-                err=True,
-            )
-        click.echo("".join(traceback.format_exception_only(error)), nl=False, err=True)
+        text = user_traceback(error)
+        if "\n" in text:
+            click.echo(text, err=True)
         raise click.ClickException(f"{target} cannot be loaded: {type(error).__name__}: {error}") from error
 
 

@@ -13,6 +13,7 @@ _OWN = {
     "run": "qserve.cli.run:run",
     "deploy": "qserve.cli.deploy:deploy",
     "status": "qserve.cli.status:status",
+    "graph": "qserve.cli.graph:graph",
 }
 _ENTRY_POINTS = "qserve.commands"
 """Other packages add their commands under this group of entry points; nothing here points at them."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import signal
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 
 import click
@@ -16,7 +18,6 @@ from qserve.registry import Registry
 from qserve.settings import DEFAULT_HOST, DEFAULT_PORT, Settings
 
 _LOOK_S = 0.2
-_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 @click.command()
@@ -69,18 +70,21 @@ def run(
 ) -> None:
     """Serve MODULE:NODE: a broker, the replicas and the gateway, ended together by Ctrl-C."""
     began = time.monotonic()
-    for number in _STOP_SIGNALS:
-        signal.signal(number, _interrupt)
+    interrupts = Interrupts()
     try:
         settings = Settings.from_env(
             broker_url=broker, request_timeout_s=request_timeout_s, show_errors=show_errors or None
         )
         click.echo(f"qserve: starting {target} on {'the embedded broker' if not settings.broker_url else 'the broker'}")
-        launch = Launch(settings, host=host, port=port, gateway_workers=workers, import_paths=(app_dir,))
+        with interrupts.held():
+            launch = Launch(settings, host=host, port=port, gateway_workers=workers, import_paths=(app_dir,))
     except QserveException as error:
         raise click.ClickException(str(error)) from error
     try:
-        _deploy(launch, target, name, route_prefix, app_dir)
+        interrupts.raise_held()
+        with interrupts.held():
+            deploying = _start_deploy(launch, target, name, route_prefix, app_dir)
+        _finish_deploy(launch, deploying, interrupts)
         prefix = Registry(launch.client, launch.keys).get(name).route_prefix
         click.echo(f"qserve: ready in {time.monotonic() - began:.1f} s: {launch.url}{prefix or ''}  (Ctrl-C stops it)")
         while True:
@@ -95,23 +99,17 @@ def run(
         launch.stop()
 
 
-def _deploy(launch: Launch, target: str, name: str, route_prefix: str | None, app_dir: str) -> None:
+def _start_deploy(launch: Launch, target: str, name: str, route_prefix: str | None, app_dir: str) -> Child:
     """Run ``qserve deploy`` in a process of its own: this one stays free of user code."""
-    command = [
-        sys.executable,
-        "-m",
-        "qserve",
-        "deploy",
-        target,
-        "--name",
-        name,
-        "--app-dir",
-        app_dir,
-    ]
+    command = [sys.executable, "-m", "qserve", "deploy", target, "--name", name, "--app-dir", app_dir]
     if route_prefix is not None:
         command += ["--route-prefix", route_prefix]
-    child = Child("qserve deploy", command, launch.settings.to_env())
+    return Child("qserve deploy", command, launch.settings.to_env())
+
+
+def _finish_deploy(launch: Launch, child: Child, interrupts: Interrupts) -> None:
     try:
+        interrupts.raise_held()
         while (code := child.wait(0.05)) is None:
             launch.check()
     except BaseException:
@@ -123,7 +121,33 @@ def _deploy(launch: Launch, target: str, name: str, route_prefix: str | None, ap
     launch.wait_for_gateway(Registry(launch.client, launch.keys).last_change())
 
 
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    for one in _STOP_SIGNALS:
-        signal.signal(one, signal.SIG_IGN)  # a second Ctrl-C must not leave half of it running
-    raise KeyboardInterrupt
+class Interrupts:
+    """Ctrl-C and SIGTERM as one KeyboardInterrupt, and only where nothing is half started.
+
+    Processes begun between a start and the line that notes them would be left behind.
+    """
+
+    def __init__(self) -> None:
+        self._held = False
+        self._came = False
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._on_signal)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        first, self._came = not self._came, True
+        if first and not self._held:  # a second Ctrl-C must not leave half of it running
+            raise KeyboardInterrupt
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep an interrupt back until ``raise_held``."""
+        self._held = True
+        try:
+            yield
+        finally:
+            self._held = False
+
+    def raise_held(self) -> None:
+        """Raise the interrupt that was kept back."""
+        if self._came:
+            raise KeyboardInterrupt

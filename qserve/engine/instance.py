@@ -8,23 +8,21 @@ import inspect
 import json
 import os
 import threading
-import traceback
 from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import Executor, Future
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
 from starlette.requests import Request
 
-import qserve
 from qserve.code import DeploymentCode
 from qserve.context import ReplicaContext, RequestContext, request_context
 from qserve.engine.servable import Method, Servable
 from qserve.engine.step import Conclusion, Stepper
+from qserve.engine.streams import plain_result_of_stream, stream_of_plain_call
 from qserve.exceptions import DeployError
 from qserve.log import get_logger
 from qserve.plane import current
@@ -33,6 +31,7 @@ from qserve.plane.memory import Delivery
 from qserve.promise import Promise
 from qserve.ref import DeploymentResponse, Ref, RefTask
 from qserve.registry import ApplicationRecord
+from qserve.tracebacks import user_traceback
 from qserve.wire.failure import Failure
 
 log = get_logger(__name__)
@@ -83,7 +82,8 @@ class Instance:
         error = self._constructed.get_nowait()
         if error is not None:
             raise DeployError(
-                f"deployment {self._deployment!r} could not be started; its constructor failed:\n{_explain(error)}"
+                f"deployment {self._deployment!r} could not be started; its constructor failed:\n"
+                + user_traceback(error)
             ) from error
         who = replace(self._who, servable_object=self._servable.instance)
         self._context.run(current.replica_here.set, who)
@@ -147,7 +147,7 @@ class Instance:
             await self._stream(delivery, call.method, value)
             return Conclusion("d")
         if header.stream:
-            raise _plain_result_of_stream(call.method)
+            raise plain_result_of_stream(call.method)
         return self._stepper.conclude(header, call, value)
 
     async def _call(self, delivery: Delivery, method: Method, args: Any, kwargs: dict[str, Any]) -> Any:
@@ -171,7 +171,7 @@ class Instance:
 
     async def _stream(self, delivery: Delivery, method: str, generator: Any) -> None:
         if not delivery.header.stream:
-            raise _stream_of_plain_call(method)
+            raise stream_of_plain_call(method)
         async with aclosing(self._items(delivery, generator)) as items:
             async for item in items:
                 if not await self._plane.emit(delivery, self._plane.codec.encode(item)):
@@ -234,25 +234,3 @@ class _UserThread(Executor):
             future, call = item
             if future.set_running_or_notify_cancel():
                 future.set_result(call())
-
-
-def _explain(error: BaseException) -> str:
-    """The user's own part of the traceback."""
-    ours = (str(Path(qserve.__file__).parent), str(Path(asyncio.__file__).parent))
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(ours)]
-    lines = ["Traceback (most recent call last):\n", *traceback.format_list(frames)]
-    return "".join(lines + traceback.format_exception_only(error)).rstrip()
-
-
-def _plain_result_of_stream(method: str) -> TypeError:
-    return TypeError(
-        f"Called method {method!r} with `handle.options(stream=True)` but it did not return a generator."
-        " Call it without stream=True, or make it yield its items."
-    )
-
-
-def _stream_of_plain_call(method: str) -> TypeError:
-    return TypeError(
-        f"Method {method!r} returned a generator. You must use `handle.options(stream=True)` to call generators on"
-        " a deployment, and iterate what `remote` returns."
-    )

@@ -5,12 +5,12 @@ from __future__ import annotations
 import importlib
 import re
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from qserve.graph.names import Numbering
 from qserve.graph.nodes import DAGNode
+from qserve.graph.picture import Picture, picture_of
+from qserve.graph.svg import to_svg
 
 _PLAIN_ID = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 _KEYWORDS = {"digraph", "edge", "graph", "node", "strict", "subgraph"}
@@ -22,17 +22,22 @@ class Dot:
     Parameters:
       root: The label of the node that was drawn.
       edges: Pairs of labels, child first, in the order to write them.
+      picture: What notebooks show, where it is known.
     """
 
-    def __init__(self, root: str, edges: tuple[tuple[str, str], ...]) -> None:
+    def __init__(self, root: str, edges: tuple[tuple[str, str], ...], picture: Picture | None = None) -> None:
         self.root = root
         self.edges = edges
+        self._picture = picture
 
     def to_string(self) -> str:
         """Return the drawing as text: a digraph named G, one line an edge."""
         lines = [f"{_quoted(child)} -> {_quoted(user)};" for child, user in self.edges]
         body = "\n".join(lines or [f"{_quoted(self.root)};"])
         return f"digraph G {{\nrankdir=LR;\n{body}\n}}\n"
+
+    def _repr_svg_(self) -> str | None:
+        return None if self._picture is None else to_svg(self._picture)
 
     def __str__(self) -> str:
         return self.to_string()
@@ -54,24 +59,16 @@ def dag_to_dot(node: DAGNode) -> Dot:
     Raises:
       TypeError: It is not a node.
     """
-    if not isinstance(node, DAGNode):
-        raise TypeError(f"only a node can be drawn, got {type(node).__name__}. Write .bind(...) first.")
-    numbering = Numbering()
-    labels: dict[DAGNode, str] = {node: numbering.take(node.get_label())}
-    edges: dict[tuple[str, str], None] = {}
-    path: list[tuple[DAGNode, Iterator[DAGNode]]] = [(node, iter(node.get_all_child_nodes()))]
-    while path:
-        user, rest = path[-1]
-        child = next(rest, None)
-        if child is None:
-            path.pop()
-            continue
-        is_new = child not in labels
-        if is_new:
-            labels[child] = numbering.take(child.get_label())
-            path.append((child, iter(child.get_all_child_nodes())))
-        edges[labels[child], labels[user]] = None
-    return Dot(labels[node], tuple(edges))
+    return _dot(picture_of(node))
+
+
+def to_dot(picture: Picture) -> str:
+    """Write a picture in the DOT language, which graphviz draws."""
+    return _dot(picture).to_string()
+
+
+def _dot(picture: Picture) -> Dot:
+    return Dot(picture.root, tuple((edge.child, edge.user) for edge in picture.edges), picture)
 
 
 def plot(node: DAGNode, to_file: str | Path | None = None) -> Any:

@@ -15,7 +15,7 @@ from typing import Any
 
 import redis
 
-from qserve.exceptions import BrokerUnavailable
+from qserve.exceptions import AppNotFound, BrokerUnavailable, QserveException
 from qserve.items import ItemRef
 from qserve.keys import Keys
 from qserve.log import get_logger
@@ -24,7 +24,7 @@ from qserve.plane.base import CallOptions, Outcome
 from qserve.plane.connection import BLOCK_S, connect, process_name
 from qserve.plane.functions import LOAD, Command
 from qserve.plane.outgoing import Composer, Submission
-from qserve.plane.replies import read_message, read_reply, refused
+from qserve.plane.replies import MOVED, failed, read_message, read_reply, refused
 from qserve.ref import Ref
 from qserve.registry import ApplicationRecord, Registry
 from qserve.settings import Settings
@@ -74,7 +74,7 @@ class ClientPlane:
         options: CallOptions,
     ) -> Ref:
         """Start one method of a deployment; see ``plane.base.Plane``."""
-        return self._submit(self._composer.call(app, deployment, method, args, kwargs, options), options)
+        return self._submit(app, lambda: self._composer.call(app, deployment, method, args, kwargs, options), options)
 
     def run(
         self,
@@ -85,7 +85,7 @@ class ClientPlane:
         options: CallOptions,
     ) -> Ref:
         """Start a graph; see ``plane.base.Plane``."""
-        return self._submit(self._composer.run(app, graph, args, kwargs, options), options)
+        return self._submit(app, lambda: self._composer.run(app, graph, args, kwargs, options), options)
 
     def wait(self, ref: Ref, timeout_s: float | None) -> bool:
         """Block until ``ref`` is done; False when ``timeout_s`` passed first."""
@@ -146,25 +146,41 @@ class ClientPlane:
 
     # -- sending -----------------------------------------------------------------------------------
 
-    def _submit(self, submission: Submission, options: CallOptions) -> Ref:
+    def _submit(self, app: str, compose: Callable[[], Submission], options: CallOptions) -> Ref:
+        submission = compose()
         kind = ItemRef if options.stream else Ref
         ref = kind(submission.request_id, self, options.owned)
-        if submission.outcome is not None:
-            ref.settle(submission.outcome)
-            return ref
-        self._pending[ref.request_id] = (submission.deadline_ms, ref)
-        self._send(submission.command(self._mailbox), self._on_submitted(ref))
+        self._send_submission(ref, submission, lambda: self._move(app, ref, compose))
         return ref
 
-    def _on_submitted(self, ref: Ref) -> Callable[[Any], None]:
+    def _send_submission(self, ref: Ref, submission: Submission, on_moved: Callable[[], None]) -> None:
+        if submission.outcome is not None:
+            ref.settle(submission.outcome)
+            return
+
         def on_reply(reply: Any) -> None:
             outcome = refused(reply)
             if outcome is None:
                 ref.accepted.set(None)
+            elif reply == MOVED:
+                on_moved()
             else:
                 self._settle(ref.request_id, outcome)
 
-        return on_reply
+        self._pending[ref.request_id] = (submission.deadline_ms, ref)
+        self._send(submission.command(self._mailbox), on_reply)
+
+    def _move(self, app: str, ref: Ref, compose: Callable[[], Submission]) -> None:
+        """Submit again to the version that is active now; the one that was known here has just been retired."""
+        self._pending.pop(ref.request_id, None)
+        self.unlearn(app)
+        try:
+            submission = compose()
+        except QserveException as error:
+            ref.settle(failed(error))
+            return
+        ref.request_id = submission.request_id
+        self._send_submission(ref, submission, lambda: self._settle(ref.request_id, failed(_replaced(app))))
 
     def _on_watched(self, ref: Ref) -> Callable[[Any], None]:
         def on_reply(reply: Any) -> None:
@@ -279,3 +295,7 @@ class ClientPlane:
 
 def _ignore(reply: Any) -> None:
     """For commands whose answer changes nothing."""
+
+
+def _replaced(app: str) -> AppNotFound:
+    return AppNotFound(f"the queues of application {app!r} are gone: it was deleted, or is being replaced")

@@ -10,7 +10,8 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from qserve.exceptions import BrokerError, BrokerUnavailable
+from qserve.exceptions import BrokerError, BrokerUnavailable, QserveException
+from qserve.keys import GROUP
 from qserve.plane.functions import LOAD
 
 CONNECT_TIMEOUT_S = 3.0
@@ -27,19 +28,25 @@ _TRANSIENT = (
 
 
 def connect(url: str) -> redis.Redis:
-    """A client of the broker that never sends a command twice by itself.
+    """A client of the broker that never sends a command twice by itself; QserveException for a wrong address.
 
     redis-py's own retries would add a call twice when only the reply was lost; whoever uses this client
     repeats what is safe to repeat.
     """
-    return redis.Redis.from_url(
-        url,
-        protocol=2,
-        retry=Retry(NoBackoff(), 0),
-        socket_timeout=BLOCK_S + READ_TIMEOUT_S,
-        socket_connect_timeout=CONNECT_TIMEOUT_S,
-        health_check_interval=0,
-    )
+    try:
+        return redis.Redis.from_url(
+            url,
+            protocol=2,
+            retry=Retry(NoBackoff(), 0),
+            socket_timeout=BLOCK_S + READ_TIMEOUT_S,
+            socket_connect_timeout=CONNECT_TIMEOUT_S,
+            health_check_interval=0,
+        )
+    except ValueError as error:
+        where = url.rpartition("@")[2]  # never the password in front of it
+        raise QserveException(
+            f"{where!r} is no broker's address: write redis://host:6379/0, rediss:// for TLS, or unix:///path"
+        ) from error
 
 
 @contextmanager
@@ -69,3 +76,13 @@ def load_functions(client: redis.Redis) -> None:
 def process_name() -> str:
     """A name that no other process of any host has, at any time."""
     return f"{os.getpid()}-{os.urandom(6).hex()}"
+
+
+def create_group(client: redis.Redis, stream: str) -> None:
+    """Create a queue's stream and group unless they exist; always from the stream's beginning, so that
+    nothing added before is skipped."""
+    try:
+        client.xgroup_create(stream, GROUP, id="0", mkstream=True)
+    except redis.ResponseError as error:
+        if not str(error).startswith("BUSYGROUP"):
+            raise

@@ -26,7 +26,7 @@ def _name(function: str) -> bytes:
 
 
 _SUBMIT, _COMMIT, _WATCH = _name("submit"), _name("commit"), _name("watch")
-_EMIT, _TAKE = _name("emit"), _name("take")
+_EMIT, _TAKE, _RETIRE = _name("emit"), _name("take"), _name("retire")
 _FORGET, _CLOSE, _RECLAIM = _name("forget"), _name("close"), _name("reclaim")
 
 
@@ -90,7 +90,7 @@ def submit(
     awaited: Sequence[Awaited] = (),
     limits: dict[str, int] | None = None,
 ) -> Command:
-    """Accept a request: answers ``OK``, ``DUP``, ``FULL`` or ``LOST``."""
+    """Accept a request: answers ``OK``, ``DUP``, ``FULL``, ``MOVED`` or ``LOST``."""
     streams: list[str] = []
     packed = _pack(moves, streams, 2)
     refs: list[bytes | str | int] = [len(awaited)]
@@ -172,3 +172,8 @@ def close(request: str, request_id: str, state: str, payload: bytes) -> Command:
 def reclaim(stream: str, consumer: str, death_limit: int, failure: bytes, request_prefix: str) -> Command:
     """Hand over what a dead consumer held: answers the number of its calls."""
     return ("FCALL", _RECLAIM, 1, stream, consumer, death_limit, failure, request_prefix)
+
+
+def retire(streams: Sequence[str], force: bool, failure: bytes, request_prefix: str) -> Command:
+    """Remove a version's queues when they are empty, or with ``force`` fail what is left: answers 1 when gone."""
+    return ("FCALL", _RETIRE, len(streams), *streams, int(force), failure, request_prefix)

@@ -152,16 +152,17 @@ class Requests:
 
     def commit(self, delivery: Delivery, state: str, payload: bytes, moves: Sequence[Move]) -> None:
         """End a call with all it causes; with nothing when its request has ended meanwhile."""
-        request = self._requests.get(delivery.request)
-        if request is not None and request.state == "o":
-            if state:
-                self._finish(delivery.request, request, state, payload)
-            else:
-                self._apply(delivery.request, request, moves)
         queue = self.queues.get(delivery.stream)
         if queue is not None:
             queue.running -= 1
             self._hand_out(queue)
+        request = self._requests.get(delivery.request)
+        if request is None or request.state != "o":
+            return
+        if state:
+            self._finish(delivery.request, request, state, payload)
+        else:
+            self._apply(delivery.request, request, moves)
 
     def _finish(self, key: str, request: _Request, state: str, payload: bytes) -> None:
         request.state, request.payload = state, payload
@@ -172,9 +173,6 @@ class Requests:
             del self._requests[key]
         if request.held is not None:
             request.held.set(False)
-        followers, request.followers = request.followers, []
-        for ref in followers:
-            ref.settle(Outcome(state, payload))
         waiters, request.waiters = request.waiters, []
         for waiter, item in waiters:
             self._tell(waiter, item, state, payload)
@@ -182,6 +180,9 @@ class Requests:
         if not self._open[request.version]:
             del self._open[request.version]
             self._when_idle.pop(request.version, _nothing)()
+        followers, request.followers = request.followers, []
+        for ref in followers:
+            ref.settle(Outcome(state, payload))
 
     def close(self, key: str, state: str) -> None:
         """End an open request without a result."""

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from qserve.context import request_context
-from qserve.exceptions import QserveException, TaskError
+from qserve.exceptions import AppNotFound, QserveException, TaskError
 from qserve.graph.advance import Answer as AnswerMove
 from qserve.graph.advance import Fill, Send, begin
 from qserve.graph.plan import Plan, Slot
@@ -99,6 +99,10 @@ class Composer:
         record = self._find(app)
         if record.driver is not None and deployment == record.ingress and method != "adapt":
             return self._drive(record, method, args, kwargs, options)
+        if deployment not in record.deployments:
+            known = ", ".join(record.deployments)
+            gone = f"application {app!r} has no deployment {deployment!r}; it has: {known}"
+            return self._ended(AppNotFound(gone))
         stream = record.stream(self._keys, deployment)
         request_id, header, deadline_ms = self._header(record, None, options)
         args, kwargs, refs = _take_refs(args, kwargs)
@@ -158,10 +162,11 @@ class Composer:
         except Exception as error:
             return self._ended(error, record.ingress)
         request_id, header, deadline_ms = self._header(record, graph, options)
-        packed = pack_moves(moves, record, plan, self._keys, self.codec)
+        waits: list[Awaited] = []
+        packed = pack_moves(moves, record, plan, self._keys, self.codec, waits)
         if isinstance(packed, bytes):
             return Submission(request_id, deadline_ms, Outcome("d", packed))
-        return self._submission(record, request_id, header, deadline_ms, packed, [], options)
+        return self._submission(record, request_id, header, deadline_ms, packed, waits, options)
 
     def _ended(self, error: BaseException, deployment: str = "") -> Submission:
         failure = Failure.of(error, "" if isinstance(error, QserveException) else deployment)
@@ -213,19 +218,43 @@ def pack_moves(
     plan: Plan,
     keys: Keys,
     value_codec: Codec,
+    waits: list[Awaited] | None = None,
 ) -> list[Move] | bytes:
-    """A graph's moves for the broker; bytes when the request is answered at once."""
+    """A graph's moves for the broker; bytes when the request is answered at once.
+
+    Parameters:
+      waits: Takes up the refs among the values, which the broker fills in; None where there can be none.
+    """
     packed: list[Move] = []
     for move in moves:
         if isinstance(move, AnswerMove):
             return value_codec.encode(move.value)
         stream = record.stream(keys, plan.steps[move.step].deployment)
-        values = [(slot, value_codec.encode(value)) for slot, value in move.values]
+        given = move.values
+        if waits is not None and any(isinstance(value, _REFS) for _, value in given):
+            needs = len(given) if isinstance(move, Send) else move.needs
+            given = _take_awaited(given, stream, str(move.step), needs, keys, waits)
+            move = Fill(move.step, given, needs)
+        values = [(slot, value_codec.encode(value)) for slot, value in given]
         if isinstance(move, Send):
             packed.append(Start(stream, str(move.step), [value for _, value in sorted(values)]))
         else:
             packed.append(Join(stream, str(move.step), move.needs, values))
     return packed
+
+
+def _take_awaited(
+    given: Sequence[tuple[int, Any]], stream: str, step: str, needs: int, keys: Keys, waits: list[Awaited]
+) -> tuple[tuple[int, Any], ...]:
+    """Move the refs among a step's values to ``waits``; answers the values that are known."""
+    known = []
+    for slot, value in given:
+        ref = ref_of(value)
+        if ref is None or not ref.request_id:
+            known.append((slot, value if ref is None else ref.result()))
+        else:
+            waits.append(Awaited(keys.request(ref.request_id), stream, step, needs, slot))
+    return tuple(known)
 
 
 def _take_refs(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Sequence[Any], Mapping[str, Any], list[Ref]]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from qserve.exceptions import BackPressureError, BrokerUnavailable, ResultUnavailable
+from qserve.exceptions import AppNotFound, BackPressureError, BrokerUnavailable, ResultUnavailable
 from qserve.plane.base import Outcome
 from qserve.plane.connection import refusal
 from qserve.wire.failure import Failure
 
+MOVED = b"MOVED"
 REQUEST_ID_CHARS = 32
 """A message in a mailbox is the request's id, one character of state, and the payload."""
 
@@ -35,6 +36,8 @@ def refused(reply: Any) -> Outcome | None:
         return None
     if reply == b"FULL":
         return failed(BackPressureError("Request dropped due to backpressure: as many requests as allowed are waiting"))
+    if reply == MOVED:
+        return failed(AppNotFound("the application's queues are gone: it was deleted or replaced"))
     if reply == b"LOST":
         return failed(ResultUnavailable("an argument's result is no longer stored"))
     return _unexpected(reply)

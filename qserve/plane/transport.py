@@ -18,7 +18,7 @@ import redis
 from kombu.transport import virtual
 
 from qserve.keys import CONTROL_TTL_MS, GROUP, Keys
-from qserve.plane.connection import connect, process_name
+from qserve.plane.connection import connect, create_group, process_name
 
 ALIAS = "qserve"
 kombu.transport.TRANSPORT_ALIASES[ALIAS] = "qserve.plane.transport:Transport"
@@ -127,6 +127,13 @@ class Channel(virtual.Channel):  # type: ignore[misc]
             stream = self.keys.fanout(exchange)
             last = self.client.xrevrange(stream, count=1)
             self._fanouts[queue] = (stream, last[0][0].decode() if last else "0-0")
+
+    def _lookup(self, exchange: str, routing_key: str, default: str | None = None) -> list[str]:
+        # kombu keeps bindings in the memory of the process that made them; who asked for a reply is elsewhere, and
+        # kombu names such queues after their exchange
+        if exchange.startswith("reply."):
+            return [f"{routing_key}.{exchange}"]
+        return list(super()._lookup(exchange, routing_key, default))
 
     def _put(self, queue: str, message: dict[str, Any], **kwargs: Any) -> None:
         body = msgpack.packb(message)
@@ -286,13 +293,3 @@ class Transport(virtual.Transport):  # type: ignore[misc]
         except (redis.RedisError, OSError):
             return False
         return True
-
-
-def create_group(client: redis.Redis, stream: str) -> None:
-    """Create a queue's stream and group unless they exist; always from the stream's beginning, so that
-    nothing added before is skipped."""
-    try:
-        client.xgroup_create(stream, GROUP, id="0", mkstream=True)
-    except redis.ResponseError as error:
-        if not str(error).startswith("BUSYGROUP"):
-            raise

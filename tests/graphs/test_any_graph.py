@@ -10,13 +10,12 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from modes import ServeRun
-from outcomes import outcome
+from outcomes import Model, async_function, outcome, sync_function
 
 import qserve as serve
 from qserve.dag import InputNode
 from qserve.deployment_graph import DAGNode
 from qserve.drivers import DAGDriver
-from qserve.ref import Ref
 
 
 @dataclass(frozen=True)
@@ -123,55 +122,24 @@ class Plain:
 
 
 def _bound(spec: Spec) -> Any:
-    """The graph as a user binds it, of sync and async functions and methods of two instances."""
-
-    def plain(value: Any) -> Any:
-        if isinstance(value, Ref):
-            return serve.get(value)
-        if isinstance(value, list | tuple):
-            return type(value)(plain(member) for member in value)
-        return {key: plain(member) for key, member in value.items()} if isinstance(value, dict) else value
-
-    def finish(kind: int, args: Any, kwargs: dict[str, Any]) -> int:
-        assert not any(isinstance(value, Ref) for value in (*args, *kwargs.values())), (
-            "a result at the top must be a value"
-        )
-        return outcome(kind, plain(list(args)), plain(kwargs))
-
-    @serve.deployment
-    def sync_function(*args: Any, **kwargs: Any) -> int:
-        return finish(0, args, kwargs)
-
-    @serve.deployment
-    async def async_function(*args: Any, **kwargs: Any) -> int:
-        return finish(1, args, kwargs)
-
-    @serve.deployment
-    class Model:
-        def __init__(self, kind: int) -> None:
-            self.kind = kind
-
-        def sync(self, *args: Any, **kwargs: Any) -> int:
-            return finish(self.kind, args, kwargs)
-
-        async def later(self, *args: Any, **kwargs: Any) -> int:
-            return finish(self.kind, args, kwargs)
-
-    models = [Model.bind(2).sync, Model.bind(3).later]
+    """The graph as a user binds it: sync and async functions, and methods of two instances."""
+    kinds = [sync_function, async_function, Model.bind(2).sync, Model.bind(3).later]
+    nodes: list[DAGNode] = []
     with InputNode() as inp:
-        nodes: list[DAGNode] = []
 
         def node_of(use: Use) -> DAGNode:
-            if use.node is not None:
-                return nodes[use.node]
-            if isinstance(use.part, str) and use.part.startswith("."):
-                return getattr(inp, use.part[1:])
-            return inp if use.part is None else inp[use.part]
+            return _part_of(inp, use.part) if use.node is None else nodes[use.node]
 
         for kind, args, kwargs in spec.nodes:
             args, kwargs = _replaced([args, kwargs], node_of)
-            nodes.append([sync_function, async_function, *models][kind].bind(*args, **kwargs))
+            nodes.append(kinds[kind].bind(*args, **kwargs))
     return DAGDriver.bind(nodes[-1])
+
+
+def _part_of(inp: Any, part: str | int | None) -> DAGNode:
+    if isinstance(part, str) and part.startswith("."):
+        return getattr(inp, part[1:])
+    return inp if part is None else inp[part]
 
 
 def _check(run: ServeRun, spec: Spec) -> None:

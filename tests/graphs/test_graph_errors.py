@@ -128,6 +128,6 @@ def test_a_constructor_that_raises_fails_the_start_and_what_ran_goes_on(serve_ru
 
     handle = serve_run(add.bind())
 
-    with pytest.raises(DeployError, match="(?s)'Broken' could not be started.*Traceback.*ValueError: no model file"):
+    with pytest.raises(DeployError, match=r"(?s)'Broken' could not be started.*Traceback.*ValueError: no model file"):
         serve_run(Broken.bind(add.bind()))
     assert serve.get(handle.remote(1, 2)) == 3

@@ -242,8 +242,6 @@ def test_a_handle_works_in_threads_and_across_event_loops(serve_run: ServeRun) -
 
 
 def test_a_loop_that_gave_up_waiting_disturbs_nobody(serve_run: ServeRun, mode: str, tmp_path: Path) -> None:
-    if mode == "broker":
-        pytest.xfail("a promise that wakes a closed loop raises in the mailbox's thread, which ends")
     folder = str(tmp_path)
 
     @serve.deployment
@@ -279,8 +277,6 @@ def test_a_missing_method_names_those_there_are(serve_run: ServeRun) -> None:
 
 
 def test_a_cancelled_call_that_has_not_begun_never_runs(serve_run: ServeRun, mode: str, tmp_path: Path) -> None:
-    if mode == "broker":
-        pytest.xfail("replicas run what is in their queue without asking whether its request is still open")
     folder = str(tmp_path)
 
     @serve.deployment

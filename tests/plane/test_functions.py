@@ -10,8 +10,8 @@ import redis
 
 from qserve.keys import GROUP, Keys
 from qserve.plane import functions
+from qserve.plane.connection import create_group
 from qserve.plane.functions import Awaited, Join, Start
-from qserve.plane.transport import create_group
 
 
 class Desk:

@@ -16,9 +16,7 @@ WHOLE = InputKey()
 def reading(*keys: InputKey) -> Plan:
     """A plan of one step that reads these parts of the input."""
     slots = tuple(Slot(index) for index in range(len(keys)))
-    feeds: dict[Source, tuple[tuple[int, int], ...]] = {
-        key: ((0, index),) for index, key in enumerate(keys)
-    }
+    feeds: dict[Source, tuple[tuple[int, int], ...]] = {key: ((0, index),) for index, key in enumerate(keys)}
     return Plan((Step("f", args=slots, needs=len(keys)),), feeds, 0)
 
 
@@ -124,16 +122,14 @@ def test_one_keyword_alone_is_no_single_value() -> None:
             (),
             {"x": 1, "y": 2},
             IndexError,
-            "the graph reads inp[0], but the request brought no positional values and the keywords "
-            "'x', 'y'",
+            "the graph reads inp[0], but the request brought no positional values and the keywords 'x', 'y'",
         ),
         (
             InputKey("attribute", "z"),
             (1,),
             {"x": 1},
             KeyError,
-            '"the graph reads inp.z, but the request brought 1 positional value and the keywords '
-            "'x'\"",
+            "\"the graph reads inp.z, but the request brought 1 positional value and the keywords 'x'\"",
         ),
         (
             WHOLE,

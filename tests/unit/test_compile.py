@@ -108,9 +108,7 @@ def test_building_twice_gives_the_same() -> None:
 def test_class_nodes_arrive_as_handles_wherever_they_are_nested() -> None:
     m1, m2, m3 = Model.bind(1), Model.bind(2), Model.bind(3)
 
-    application = compile_application(
-        Combine.bind(m1, [(m2,)], m2={"key": m2, "deep": [{"x": m3}]}), app_name="shop"
-    )
+    application = compile_application(Combine.bind(m1, [(m2,)], m2={"key": m2, "deep": [{"x": m3}]}), app_name="shop")
 
     built = by_name(application, "Combine")
     assert built.init_args[0] == RayServeDeploymentHandle("Model", "shop")
@@ -186,8 +184,7 @@ def test_two_route_prefixes_among_built_deployments_are_refused() -> None:
     with pytest.raises(ValueError) as caught:
         single_ingress(deployments)
     assert str(caught.value) == (
-        "Only one deployment in an Serve Application or DAG can have non-None route prefix. "
-        "2 have: 'Model', 'Parent'."
+        "Only one deployment in an Serve Application or DAG can have non-None route prefix. 2 have: 'Model', 'Parent'."
     )
     with pytest.raises(ValueError, match="0 have: none"):
         single_ingress([])
@@ -232,8 +229,7 @@ def test_a_node_that_is_no_deployment_needs_a_driver(target: Any, kind: str, lab
         (Model, "Deployment. Write Model.bind(...)."),
         (
             Model.bind().forward,
-            "UnboundMethod. UnboundMethod('Model.forward') waits for its .bind(...), and then "
-            "needs a DAGDriver.",
+            "UnboundMethod. UnboundMethod('Model.forward') waits for its .bind(...), and then needs a DAGDriver.",
         ),
     ],
 )
@@ -242,8 +238,7 @@ def test_what_is_no_node_is_no_target(target: Any, ending: str) -> None:
         compile_application(target)
 
     assert str(caught.value) == (
-        "Expected a ClassNode, FunctionNode, or Application as target. Got unexpected type "
-        + ending
+        "Expected a ClassNode, FunctionNode, or Application as target. Got unexpected type " + ending
     )
 
 
@@ -328,9 +323,7 @@ def test_a_driver_over_a_class_node_calls_it_with_the_input() -> None:
     application = compile_application(DAGDriver.bind(Model.bind()))
 
     assert application.driver == Driver(direct={"": "Model"})
-    assert application.graphs == {
-        "": Plan((Step("Model", "__call__", (Slot(0),), {}, 1),), {InputKey(): ((0, 0),)}, 0)
-    }
+    assert application.graphs == {"": Plan((Step("Model", "__call__", (Slot(0),), {}, 1),), {InputKey(): ((0, 0),)}, 0)}
 
 
 def test_a_driver_serves_graphs_by_route() -> None:
@@ -360,9 +353,7 @@ def test_a_driver_serves_graphs_by_route() -> None:
 def test_one_route_does_not_run_the_methods_of_another() -> None:
     model = Model.bind()
 
-    application = compile_application(
-        DAGDriver.bind({"/a": model.forward.bind(1), "/b": model.forward.bind(2)})
-    )
+    application = compile_application(DAGDriver.bind({"/a": model.forward.bind(1), "/b": model.forward.bind(2)}))
 
     assert application.graphs["/a"].steps == (Step("Model", "forward", (1,)),)
     assert application.graphs["/b"].steps == (Step("Model", "forward", (2,)),)
@@ -425,9 +416,7 @@ def test_a_chain_feeds_each_step_into_the_next() -> None:
 def test_the_guides_example_compiles_to_three_steps() -> None:
     m1, m2 = Model.bind(1), Model.bind(2)
     with InputNode() as inp:
-        plan = plan_of(
-            combine.bind(m1.forward.bind(inp[0]), m2.forward.bind(inp.b), kwargs_output=inp["c"])
-        )
+        plan = plan_of(combine.bind(m1.forward.bind(inp[0]), m2.forward.bind(inp.b), kwargs_output=inp["c"]))
 
     assert [(step.deployment, step.method, step.needs) for step in plan.steps] == [
         ("Model", "forward", 1),
@@ -524,8 +513,7 @@ def test_two_inputs_in_one_graph_are_refused() -> None:
         compile_application(root)
 
     assert str(caught.value) == (
-        "Each DAG should only have one unique InputNode. Share one between all nodes: "
-        "with InputNode() as inp: ..."
+        "Each DAG should only have one unique InputNode. Share one between all nodes: with InputNode() as inp: ..."
     )
 
 

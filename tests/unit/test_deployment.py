@@ -128,9 +128,7 @@ def test_set_options_changes_in_place() -> None:
         ({"unknown": 1}, TypeError),
     ],
 )
-def test_decorator_options_and_set_options_refuse_alike(
-    given: dict[str, Any], kind: type[Exception]
-) -> None:
+def test_decorator_options_and_set_options_refuse_alike(given: dict[str, Any], kind: type[Exception]) -> None:
     made = deployment(Model)
 
     with pytest.raises(kind):

@@ -206,9 +206,7 @@ def pydot(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     return fake
 
 
-def test_plot_says_that_graphviz_is_missing(
-    pydot: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_plot_says_that_graphviz_is_missing(pydot: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "which", lambda program: None)
 
     with pytest.raises(ImportError, match="needs graphviz, and its program 'dot' is not"):

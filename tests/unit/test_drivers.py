@@ -51,9 +51,7 @@ def func() -> None:
 
 
 def test_the_driver_is_an_ordinary_deployment() -> None:
-    driver = DAGDriver.options(
-        route_prefix="/my-dag", num_replicas=2, ray_actor_options={"num_cpus": 1}
-    )
+    driver = DAGDriver.options(route_prefix="/my-dag", num_replicas=2, ray_actor_options={"num_cpus": 1})
 
     assert (driver.name, driver.route_prefix, driver.num_replicas) == ("DAGDriver", "/my-dag", 2)
     assert isinstance(driver.bind(func.bind()), ClassNode)
@@ -95,8 +93,7 @@ def test_a_wrong_adapter_is_refused_when_the_driver_is_made(bind: Callable[[Any]
     with pytest.raises(ValueError) as caught:
         bind(["not function"])
     assert str(caught.value) == (
-        "input schema must be a callable function or pydantic model class. "
-        "Got ['not function'] as http_adapter."
+        "input schema must be a callable function or pydantic model class. Got ['not function'] as http_adapter."
     )
     with pytest.raises(ValueError) as caught:
         bind(unannotated)

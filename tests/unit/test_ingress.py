@@ -28,7 +28,7 @@ from qserve.engine.servable import Servable
 from qserve.http.collect import collect, collect_now
 from qserve.http.exchange import StreamedAnswer
 from qserve.http.request import HttpRequest
-from qserve.ingress import ingress
+from qserve.web import ingress
 
 Asked = Callable[..., Awaitable[tuple[int, dict[str, str], bytes]]]
 
@@ -642,7 +642,7 @@ from fastapi import APIRouter, FastAPI
 from flask import Flask
 from qserve.http.collect import collect
 from qserve.http.request import HttpRequest
-from qserve.ingress import ingress
+from qserve.web import ingress
 from qserve.engine.servable import Servable
 
 app, router, site = FastAPI(), APIRouter(), Flask("__main__")
@@ -758,10 +758,15 @@ def test_the_class_keeps_its_name_and_its_constructors_signature() -> None:
 
 
 def test_nothing_optional_is_imported() -> None:
-    code = "import sys, qserve.ingress; print([m for m in ('fastapi', 'flask', 'werkzeug') if m in sys.modules])"
+    code = "import sys, qserve.web; print([m for m in ('fastapi', 'flask', 'werkzeug') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.PIPE).stdout == b"[]\n"
 
 
 def test_responses_of_starlette_are_known_to_the_type_checker() -> None:
     assert issubclass(StreamedAnswer, Response)
     assert not hasattr(PlainTextResponse, "body")
+
+
+def test_the_public_name_is_the_decorator_whoever_came_first() -> None:
+    code = "from qserve.web import ingress; import qserve; assert qserve.ingress is ingress"
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -180,9 +180,7 @@ def test_calling_an_unbound_method_is_a_type_error() -> None:
         Actor.bind().forward(1)
 
 
-@pytest.mark.parametrize(
-    "node", [Actor.bind(), func.bind(), Actor.bind().ping.bind(), Actor.bind().ping, InputNode()]
-)
+@pytest.mark.parametrize("node", [Actor.bind(), func.bind(), Actor.bind().ping.bind(), Actor.bind().ping, InputNode()])
 def test_nodes_refuse_pickling(node: Any) -> None:
     with pytest.raises(ValueError, match=r"^DAGNode cannot be serialized"):
         pickle.dumps(node)
@@ -191,10 +189,7 @@ def test_nodes_refuse_pickling(node: Any) -> None:
 
 
 def test_an_unbound_method_is_no_argument() -> None:
-    words = (
-        "'func' was bound to the method 'Actor.ping', which is not bound itself. "
-        "Write Actor.ping.bind(...)."
-    )
+    words = "'func' was bound to the method 'Actor.ping', which is not bound itself. Write Actor.ping.bind(...)."
     with pytest.raises(TypeError) as caught:
         func.bind([Actor.bind().ping])
     assert str(caught.value) == words

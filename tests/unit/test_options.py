@@ -101,8 +101,7 @@ def test_every_documented_option_is_accepted(given: dict[str, Any]) -> None:
         (
             {"request_timeout_s": 0},
             ValueError,
-            "request_timeout_s must be larger than 0, or None for the application's default, "
-            "got 0.0",
+            "request_timeout_s must be larger than 0, or None for the application's default, got 0.0",
         ),
         (
             {"num_replicas": 2, "autoscaling_config": {"max_replicas": 3}},
@@ -113,8 +112,7 @@ def test_every_documented_option_is_accepted(given: dict[str, Any]) -> None:
         (
             {"max_ongoing_requests": 2, "max_concurrent_queries": 3},
             ValueError,
-            "max_ongoing_requests and max_concurrent_queries are one option under two names; "
-            "give only one of them",
+            "max_ongoing_requests and max_concurrent_queries are one option under two names; give only one of them",
         ),
         (
             {"user_config": {1, 2}},
@@ -123,9 +121,7 @@ def test_every_documented_option_is_accepted(given: dict[str, Any]) -> None:
         ),
     ],
 )
-def test_a_wrong_value_is_refused_in_these_words(
-    given: dict[str, Any], kind: type[Exception], words: str
-) -> None:
+def test_a_wrong_value_is_refused_in_these_words(given: dict[str, Any], kind: type[Exception], words: str) -> None:
     with pytest.raises(kind) as caught:
         DeploymentOptions(**given)
 

@@ -121,9 +121,7 @@ class Request:
     parts: Callable[[Any], list[tuple[DAGNode, Any]]]
 
 
-LIST = Request(
-    ([11, 22],), {}, lambda inp: [(inp, [11, 22]), (inp[0], 11), (inp[1], 22), (inp[-1], 22)]
-)
+LIST = Request(([11, 22],), {}, lambda inp: [(inp, [11, 22]), (inp[0], 11), (inp[1], 22), (inp[-1], 22)])
 DICT = Request(
     ({"a": 1, "b": [2]},),
     {},
@@ -170,9 +168,7 @@ def graphs(draw: st.DrawFn) -> tuple[Request, dict[DAGNode, Any], DAGNode]:
         recent = sources[-3:] if draw(st.booleans()) else sources
         args = draw(st.lists(arguments(recent), max_size=3))
         kwargs = draw(st.dictionaries(st.sampled_from("uvw"), arguments(sources), max_size=2))
-        node = draw(st.sampled_from([step, models[0].forward, models[1].forward])).bind(
-            *args, **kwargs
-        )
+        node = draw(st.sampled_from([step, models[0].forward, models[1].forward])).bind(*args, **kwargs)
         for child in node.get_all_child_nodes():
             unused.pop(child, None)
         unused[node] = None

@@ -10,6 +10,7 @@ from kombu import Queue
 
 from qserve.plane.transport import ALIAS
 from qserve.settings import Settings
+from qserve_workers.remote_control import RemoteControl
 from qserve_workers.task import CallTask
 
 
@@ -38,7 +39,10 @@ def make_celery(settings: Settings, stream: str = "", consumer: str = "") -> Cel
         worker_redirect_stdouts=False,
         worker_detect_quorum_queues=False,
         worker_send_task_events=False,
+        worker_enable_remote_control=bool(not stream),
     )
+    if stream:
+        app.steps["consumer"].add(RemoteControl)
     app.register_task(CallTask())
     return app
 

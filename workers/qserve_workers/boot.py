@@ -8,8 +8,6 @@ import json
 import signal
 import socket
 import threading
-import traceback
-from pathlib import Path
 from typing import Any
 
 from celery import signals
@@ -29,6 +27,7 @@ from qserve.plane.loop import LoopPlane
 from qserve.pool import Pool
 from qserve.process import die_with_parent
 from qserve.registry import ApplicationRecord, Registry
+from qserve.tracebacks import user_traceback
 from qserve.wire.codec import Codec
 from qserve_workers.app import make_celery
 from qserve_workers.life import UNHEALTHY_EXIT, Life, report
@@ -65,7 +64,7 @@ def run_replica(spec: ReplicaSpec) -> int:
     try:
         replica, servable = loop.run_until_complete(_construct(spec, keys, registry))
     except BaseException as error:
-        report(reports, spec, pool.FAILED, _explain(error))
+        report(reports, spec, pool.FAILED, str(error) if isinstance(error, QserveException) else user_traceback(error))
         return 1
     gc.freeze()  # what is here now stays: the collector need not look at it again
     _beat(spec, keys)
@@ -143,17 +142,6 @@ def _make_worker(spec: ReplicaSpec, replica: Replica) -> ReplicaWorker:
     )
     worker.replica = replica
     return worker
-
-
-def _explain(error: BaseException) -> str:
-    """The user's own part of the traceback; qserve's frames above it say nothing to them."""
-    if isinstance(error, QserveException):
-        return str(error)
-    ours = (str(Path(__file__).parent), str(Path(pool.__file__).parent))
-    frames = traceback.extract_tb(error.__traceback__)
-    own = [frame for frame in frames if not frame.filename.startswith(ours)]
-    lines = ["Traceback (most recent call last):\n", *traceback.format_list(own)]
-    return "".join(lines + traceback.format_exception_only(error)).rstrip()
 
 
 def _beat(spec: ReplicaSpec, keys: Keys) -> None:

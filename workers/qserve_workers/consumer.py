@@ -18,7 +18,6 @@ from qserve.log import get_logger
 from qserve.plane.connection import BLOCK_S, READ_TIMEOUT_S
 from qserve.plane.functions import Command
 from qserve.plane.link import Link, OnReply
-from qserve.plane.transport import create_group
 from qserve_workers.replica import Replica
 
 log = get_logger(__name__)
@@ -94,7 +93,6 @@ class Fetcher:
             try:
                 link = await Link.open(url, self._on_lost)
                 self._connection_id = await link.call(("CLIENT", "ID"))
-                create_group(self._channel.client, self._replica.stream)
                 self._link, self._reading = link, False
                 self._ask()
                 return
@@ -132,10 +130,10 @@ class Fetcher:
     def _on_entries(self, reply: Any) -> None:
         self._reading = False
         if isinstance(reply, hiredis.ReplyError):
-            log.warning("the queue cannot be read: %s", reply)
-            if str(reply).startswith(("NOGROUP", "UNBLOCKED")):
-                self._channel._new_queue(self._replica.stream)
-            self._replica.loop.call_later(0.1, self._ask)
+            # a queue that is gone was retired, or the supervisor makes it anew: not every replica by itself, or a
+            # retired version would come back to life
+            log.debug("the queue cannot be read: %s", reply)
+            self._replica.loop.call_later(0.2, self._ask)
             return
         if reply:
             for stream, entries in reply:

@@ -16,6 +16,7 @@ from starlette.requests import Request
 from qserve.context import request_context
 from qserve.engine.servable import Method, Servable
 from qserve.engine.step import Conclusion, Stepper
+from qserve.engine.streams import is_generator, plain_result_of_stream, stream_of_plain_call
 from qserve.keys import Keys
 from qserve.log import get_logger
 from qserve.plane import functions
@@ -30,11 +31,8 @@ from qserve_workers.streaming import (
     Emitter,
     ReaderGone,
     answers_http,
-    is_generator,
     must_run,
-    plain_result_of_stream,
     stream_body,
-    stream_of_plain_call,
     stream_response,
     stream_values,
 )

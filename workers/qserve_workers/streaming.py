@@ -29,11 +29,6 @@ class ReaderGone(OSError):
     """Raised in a producer whose request has ended; an OSError is what ASGI responses expect."""
 
 
-def is_generator(value: Any) -> bool:
-    """Whether a value is a running generator, sync or async."""
-    return inspect.isgenerator(value) or inspect.isasyncgen(value)
-
-
 def must_run(value: Any) -> bool:
     """Whether an HTTP response has to be run to have a body: streams, files, background tasks."""
     return isinstance(value, Response) and (not hasattr(value, "body") or value.background is not None)
@@ -136,22 +131,6 @@ async def _items_of(generator: Any, in_thread: InThread) -> AsyncGenerator[Any, 
             yield item
     finally:
         generator.close()
-
-
-def plain_result_of_stream(method: str) -> TypeError:
-    """For ``options(stream=True)`` on a method that is no generator."""
-    return TypeError(
-        f"Called method {method!r} with `handle.options(stream=True)` but it did not return a generator."
-        " Call it without stream=True, or make it yield its items."
-    )
-
-
-def stream_of_plain_call(method: str) -> TypeError:
-    """For a generator method that was called without ``options(stream=True)``."""
-    return TypeError(
-        f"Method {method!r} returned a generator. You must use `handle.options(stream=True)` to call generators on"
-        " a deployment, and iterate what `remote` returns."
-    )
 
 
 def answers_http(header: Header) -> bool:

@@ -10,12 +10,11 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from qserve.exceptions import BrokerError, ReplicaLost
+from qserve.exceptions import AppNotFound, BrokerError, ReplicaLost
 from qserve.keys import GROUP, Keys
 from qserve.log import get_logger
 from qserve.plane import functions
-from qserve.plane.connection import broker_errors, connect, load_functions
-from qserve.plane.transport import create_group
+from qserve.plane.connection import broker_errors, connect, create_group, load_functions
 from qserve.pool import FAILED, Pool
 from qserve.registry import ApplicationRecord, Registry
 from qserve.settings import Settings
@@ -27,6 +26,7 @@ from qserve_workers.wanted import Backoff, Scope
 log = get_logger(__name__)
 TICK_S = 0.1
 SWEEP_S = 5.0
+_DELETED = Failure.of(AppNotFound("the application was deleted before this call was finished")).encode()
 DEATH_LIMIT = 3
 """Deaths of a call's replica (the later ones while it ran alone) after which the call fails."""
 
@@ -65,6 +65,7 @@ class Supervisor:
         self._records: dict[tuple[str, str], ApplicationRecord] = {}
         self._change = ""
         self._backoffs: dict[str, Backoff] = {}
+        self._retiring: dict[str, float] = {}
         self._stopping = False
         self._swept_at = time.monotonic()
         self._missing: set[str] = set()
@@ -108,9 +109,9 @@ class Supervisor:
         self._records = {(record.name, record.version): record for record in records}
         self._announce_configs()
         for record in records:
-            for deployment, _ in self.scope.wanted(record):
-                with broker_errors():
-                    create_group(self._client, record.stream(self._keys, deployment))
+            if self.scope.deployment is not None and self.scope.deployment not in record.deployments:
+                known = ", ".join(record.deployments)
+                log.error("application %r has no deployment %r; it has: %s", record.name, self.scope.deployment, known)
         self._change = newest
 
     def _announce_configs(self) -> None:
@@ -193,6 +194,7 @@ class Supervisor:
         missing = set()
         for stream in self._wanted():
             with broker_errors():
+                create_group(self._client, stream)  # heals a queue that the broker has lost
                 consumers = self._client.xinfo_consumers(stream, GROUP)
             for name in (one["name"].decode() for one in consumers):
                 if name in mine or self._client.exists(self._keys.beat(name)):
@@ -228,18 +230,21 @@ class Supervisor:
                 by_stream.setdefault(member.stream, []).append(member)
         for stream, members in by_stream.items():
             keep = wanted[stream][2] if stream in wanted else 0
-            if stream not in wanted and not self._is_drained(stream, members[0]):
+            if stream not in wanted and not self._is_retired(members[0].spec.record):
                 continue
             for member in members[keep:]:
                 self._stop(member)
 
-    def _is_drained(self, stream: str, member: Member) -> bool:
-        """Whether a retired version has finished what was accepted, or has had its time for it."""
-        backoff = self._backoffs.setdefault(stream, Backoff())
-        if not backoff.failures:
-            backoff.failures, backoff.next_try = 1, time.monotonic() + self._grace_s(member)
+    def _is_retired(self, record: ApplicationRecord) -> bool:
+        """Whether a version that is no longer wanted has finished what was accepted, or has had its time for it."""
+        if record.version not in self._retiring:
+            grace_s = max(one.grace_s for one in record.deployments.values())
+            self._retiring[record.version] = time.monotonic() + grace_s
+        force = time.monotonic() > self._retiring[record.version]
+        streams = [record.stream(self._keys, name) for name, one in record.deployments.items() if one.replicated]
         with broker_errors():
-            return self._client.xlen(stream) == 0 or time.monotonic() > backoff.next_try
+            command = functions.retire(streams, force, _DELETED, self._keys.request(""))
+            return int(self._client.execute_command(*command)) == 1
 
     def _grace_s(self, member: Member) -> float:
         return member.spec.record.deployments[member.spec.deployment].grace_s

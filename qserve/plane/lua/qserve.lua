@@ -11,6 +11,7 @@
 --   res   result (once not open)                           keep  milliseconds that the result is kept
 --   w     number of further waiters, w1, w2 ... each one   by    step:attempt of the last commit
 --   <step>.<slot>  values of a join                        <step>.n  how many slots of it are filled
+--   as, ai         stream and id of its newest entry
 --   sent, taken    items of a streamed result that were sent, and that its reader has taken
 --
 -- Moves (in ARGV from `i` on): count, then for each
@@ -19,14 +20,15 @@
 local GROUP = 'replicas'
 local MAILBOX_TTL = 120000
 
-local function add(stream, header, step, deaths, values)
+local function add(request, stream, header, step, deaths, values)
   local entry = { 'XADD', stream, '*', 'h', header, 's', step }
   if deaths > 0 then entry[#entry + 1] = 'x'; entry[#entry + 1] = deaths end
   for slot, value in ipairs(values) do
     entry[#entry + 1] = slot - 1
     entry[#entry + 1] = value
   end
-  redis.call(unpack(entry))
+  -- where its newest entry lies: `close` takes it off the queue
+  redis.call('HSET', request, 'as', stream, 'ai', redis.call(unpack(entry)))
 end
 
 local function fill(request, stream, header, step, needs, slots)
@@ -37,7 +39,7 @@ local function fill(request, stream, header, step, needs, slots)
   if filled == 0 or redis.call('HINCRBY', request, step .. '.n', filled) ~= needs then return end
   local fields = {}
   for slot = 0, needs - 1 do fields[#fields + 1] = step .. '.' .. slot end
-  add(stream, header, step, 0, redis.call('HMGET', request, unpack(fields)))
+  add(request, stream, header, step, 0, redis.call('HMGET', request, unpack(fields)))
   redis.call('HDEL', request, unpack(fields))
 end
 
@@ -49,7 +51,7 @@ local function apply(keys, argv, i, request, header)
     if kind == 'S' then
       local values = {}
       for k = 1, tonumber(argv[i + 3]) do values[k] = argv[i + 3 + k] end
-      add(stream, header, step, 0, values)
+      add(request, stream, header, step, 0, values)
       i = i + 4 + #values
     else
       local slots, n = {}, tonumber(argv[i + 4])
@@ -97,10 +99,12 @@ end
 -- KEYS  request, stream...
 -- ARGV  request id, header, mailbox, life ms, keep ms, limit of each stream (-1: none), moves,
 --       count of refs, (request key, cmsgpack of the waiter, key index, step, needs, slot) for each
--- Returns OK, DUP (accepted before), FULL, or LOST (an argument's result is no longer known).
+-- Returns OK, DUP (accepted before), FULL, MOVED (the queues belong to a version that is no more), or LOST
+-- (an argument's result is no longer known).
 local function submit(keys, argv)
   local request, id, header = keys[1], argv[1], argv[2]
   if redis.call('EXISTS', request) == 1 then return 'DUP' end
+  if #keys > 1 and redis.call('EXISTS', unpack(keys, 2)) < #keys - 1 then return 'MOVED' end
   local i = 6
   for k = 2, #keys do
     local limit = tonumber(argv[i])
@@ -211,7 +215,10 @@ end
 -- KEYS  request   ARGV  request id, state, payload
 -- Returns 1 when this call ended it, 0 when it had ended before.
 local function close(keys, argv)
-  if redis.call('HGET', keys[1], 'st') ~= 'o' then return 0 end
+  local state, stream, entry = unpack(redis.call('HMGET', keys[1], 'st', 'as', 'ai'))
+  if state ~= 'o' then return 0 end
+  -- not yet delivered: it never will be; running: its commit finds the request closed
+  if stream then redis.call('XDEL', stream, entry) end
   finish(keys[1], argv[1], argv[2], argv[3])
   return 1
 end
@@ -239,12 +246,13 @@ local function reclaim(keys, argv)
       end
       fields[#fields + 1] = 'x'
       fields[#fields + 1] = deaths
+      local id = header and cmsgpack.unpack(header)[1]
+      local request = argv[4] .. (id or '')
       if deaths < limit or not header then
-        redis.call(unpack(fields))
-      else
-        local id = cmsgpack.unpack(header)[1]
-        local request = argv[4] .. id
-        if redis.call('HGET', request, 'st') == 'o' then finish(request, id, 'f', argv[3]) end
+        local entry = redis.call(unpack(fields))
+        if redis.call('HGET', request, 'st') == 'o' then redis.call('HSET', request, 'as', stream, 'ai', entry) end
+      elseif redis.call('HGET', request, 'st') == 'o' then
+        finish(request, id, 'f', argv[3])
       end
     end
   end
@@ -252,6 +260,30 @@ local function reclaim(keys, argv)
   return #pending
 end
 
+-- retire: remove the queues of a version once nothing of it is under way.
+-- KEYS  stream...   ARGV  1 to fail what is left, failure payload, request key prefix
+-- A delivery stays in its stream until its commit, which forwards in the same act: all streams empty means that
+-- no request of this version is open. Returns 1 when the queues are gone, else 0.
+local function retire(keys, argv)
+  for _, stream in ipairs(keys) do
+    if redis.call('XLEN', stream) > 0 and argv[1] ~= '1' then return 0 end
+  end
+  for _, stream in ipairs(keys) do
+    for _, found in ipairs(redis.call('XRANGE', stream, '-', '+')) do
+      for k = 1, #found[2], 2 do
+        if found[2][k] == 'h' then
+          local id = cmsgpack.unpack(found[2][k + 1])[1]
+          local request = argv[3] .. id
+          if redis.call('HGET', request, 'st') == 'o' then finish(request, id, 'f', argv[2]) end
+        end
+      end
+    end
+    redis.call('DEL', stream)
+  end
+  return 1
+end
+
+redis.register_function{ function_name = 'qserve_retire_@', callback = retire, flags = { 'allow-oom' } }
 redis.register_function('qserve_submit_@', submit)
 redis.register_function{ function_name = 'qserve_commit_@', callback = commit, flags = { 'allow-oom' } }
 redis.register_function{ function_name = 'qserve_watch_@', callback = watch, flags = { 'allow-oom' } }
