@@ -137,13 +137,24 @@ def _block() -> None:
         shutdown()
 
 
-def start(*, host: str | None = None, port: int | None = None, detached: bool = True, **ignored: Any) -> None:
+def start(
+    detached: bool = True,
+    http_options: Any = None,
+    *,
+    host: str | None = None,
+    port: int | None = None,
+    **ignored: Any,
+) -> None:
     """Start the broker, the workers and the gateway without an application; nothing when they run already.
 
     Parameters:
+      http_options: A dict, or an object, that may have ``host`` and ``port``; a later start changes nothing by it.
       host, port: Where the gateway listens.
       detached, ignored: Taken for the sake of programs written for Ray Serve.
     """
+    if http_options is not None and _launch is None:
+        options = http_options if isinstance(http_options, dict) else vars(http_options)
+        host, port = host or options.get("host"), port or options.get("port")
     _ensure_launched(host, port)
 
 

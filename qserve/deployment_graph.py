@@ -1,4 +1,4 @@
-"""The public door to the nodes of a deployment graph."""
+"""The public door to the nodes of a deployment graph, and to the handle of one."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from qserve.graph.nodes import (
     InputNode,
     MethodNode,
 )
+from qserve.handle import RayServeDAGHandle
 
 __all__ = [
     "ClassMethodNode",
@@ -20,4 +21,5 @@ __all__ = [
     "InputAttributeNode",
     "InputNode",
     "MethodNode",
+    "RayServeDAGHandle",
 ]

@@ -76,7 +76,7 @@ def base_url(environ: Environ) -> str:
     return f"{environ['wsgi.url_scheme']}://{environ.get('HTTP_HOST', '')}"
 
 
-def message_of(environ: Environ, path: str, root_path: str, body: bytes) -> HttpMessage:
+def message_of(environ: Environ, path: str, root_path: str, body: bytes, path_params: dict[str, Any]) -> HttpMessage:
     """The request as data for a replica."""
     host = environ.get("REMOTE_ADDR")
     return HttpMessage(
@@ -93,6 +93,7 @@ def message_of(environ: Environ, path: str, root_path: str, body: bytes) -> Http
         (host, int(environ.get("REMOTE_PORT") or 0)) if host else None,
         (environ["SERVER_NAME"], int(environ.get("SERVER_PORT") or 0)),
         body,
+        path_params,
     )
 
 

@@ -17,7 +17,7 @@ from qserve.process import die_with_parent_if_asked
 from qserve.settings import Settings
 from qserve_gateway.app import Gateway, access_log, create_app
 
-GRACE_S = 5
+GRACE_S = 3
 _BACKLOG = 2048
 _SHARED_MEMORY = "/dev/shm"
 

@@ -138,8 +138,9 @@ class Adapter:
                 location, value = _from_body(parameter, body, embed)
                 _accept(parameter, location, value, found, errors)
             else:
-                location = (_LOCATION.get(parameter.source, parameter.source.value), parameter.alias)
-                value = await _look_up(parameter, request, form)
+                source = _source_in(parameter, request)
+                location = (_LOCATION.get(source, source.value), parameter.alias)
+                value = await _look_up(parameter, source, request, form)
                 _accept(parameter, location, value, found, errors)
         if errors:
             raise RequestValidationError(errors)
@@ -193,8 +194,14 @@ def _from_body(parameter: Parameter, body: Any, embed: bool) -> tuple[tuple[Any,
     return location, _MISSING
 
 
-async def _look_up(parameter: Parameter, request: Request, form: FormData) -> Any:
-    source, alias = parameter.source, parameter.alias
+def _source_in(parameter: Parameter, request: Request) -> Source:
+    # a plain parameter that the route's path names comes from there
+    in_path = parameter.source is Source.QUERY and parameter.alias in request.path_params
+    return Source.PATH if in_path else parameter.source
+
+
+async def _look_up(parameter: Parameter, source: Source, request: Request, form: FormData) -> Any:
+    alias = parameter.alias
     if source in (Source.FORM, Source.FILE):
         items = form.getlist(alias)
         values = [await _content(parameter, item) for item in items]

@@ -6,7 +6,8 @@ the replicas ``qserve.http.request`` has them arrive as starlette's ``Request``.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from qserve.wire import codec
@@ -32,6 +33,7 @@ class HttpMessage:
       client: Host and port of the other side, where known.
       server: Host and port of this side, where known.
       body: The whole body.
+      path_params: What the path had in the places of its route's ``{name}``.
     """
 
     method: str
@@ -43,6 +45,7 @@ class HttpMessage:
     client: Address | None
     server: Address | None
     body: bytes
+    path_params: Mapping[str, Any] = field(default_factory=dict)
 
 
 def pack_message(message: HttpMessage) -> list[Any]:
@@ -58,12 +61,13 @@ def pack_message(message: HttpMessage) -> list[Any]:
         None if client is None else list(client),
         None if server is None else list(server),
         message.body,
+        dict(message.path_params),
     ]
 
 
 def unpack_message(packed: list[Any], kind: type[_Message]) -> _Message:
     """Read what ``pack_message`` wrote into a message of the class ``kind``."""
-    method, scheme, path, root_path, query_string, flat, client, server, body = packed
+    method, scheme, path, root_path, query_string, flat, client, server, body, path_params = packed
     parts = iter(flat)
     return kind(
         method,
@@ -75,6 +79,7 @@ def unpack_message(packed: list[Any], kind: type[_Message]) -> _Message:
         None if client is None else (client[0], client[1]),
         None if server is None else (server[0], server[1]),
         body,
+        path_params,
     )
 
 

@@ -16,6 +16,9 @@ from qserve.http.collect import collect_now
 from qserve.http.jsonable import to_jsonable, with_text_keys
 from qserve.wire.envelope import Answer
 
+RESPONSE_LIMIT = 64 * 1024 * 1024
+"""Longest body in bytes that is held whole, on the replica, in the broker and in the gateway; streams have no limit."""
+
 _compact = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"), default=to_jsonable)
 # Ray Serve's plain deployments answer with json.dumps' own separators, its DAGDriver with FastAPI's
 _spaced = json.JSONEncoder(ensure_ascii=False, allow_nan=False, default=to_jsonable)
@@ -50,8 +53,18 @@ def render(value: Any, answer: Answer) -> bytes:
       The payload that ``parse`` reads.
 
     Raises:
-      PayloadError: The value has no JSON form; the message names its type.
+      PayloadError: The value has no JSON form, or is too long; the message names its type.
     """
+    payload = _render(value, answer)
+    if len(payload) > RESPONSE_LIMIT:
+        raise PayloadError(
+            f"a result of type {type(value).__qualname__!r} is {len(payload)} bytes as an HTTP response, and at most"
+            f" {RESPONSE_LIMIT} are answered at once: return a StreamingResponse, or yield the body from a generator"
+        )
+    return payload
+
+
+def _render(value: Any, answer: Answer) -> bytes:
     if answer is Answer.PLAIN:
         if type(value) is str:
             return _TEXT + msgpack.packb(_text(value))  # type: ignore[no-any-return]

@@ -7,6 +7,7 @@ starlette ``Request``, and lets such a request travel to other replicas any numb
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,6 +43,7 @@ class HttpRequest(HttpMessage):
             "headers": list(self.headers),
             "client": self.client,
             "server": self.server,
+            "path_params": dict(self.path_params),
             _ORIGIN: self,
         }
         return Request(scope, _Body(self.body))
@@ -65,7 +67,13 @@ class HttpRequest(HttpMessage):
             None if client is None else (client[0], client[1]),
             None if server is None else (server[0], server[1]),
             _body_of(request),
+            _plain_params(scope.get("path_params", {})),
         )
+
+
+def _plain_params(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Path parameters as msgpack has them: a framework may have made UUIDs and the like of them."""
+    return {name: one if isinstance(one, str | int | float) else str(one) for name, one in params.items()}
 
 
 class _Body:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 import traceback
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
@@ -27,7 +27,9 @@ class Failure:
     """Why a request has no result.
 
     ``module`` and ``type`` name the exception's class; ``args`` holds its arguments where they are plain;
-    ``deployment`` is where it was raised, "" when qserve itself refused.
+    ``deployment`` is where it was raised, "" when qserve itself refused. ``attributes`` holds what the
+    exception had of its own, where that is plain too; ``is_answer`` says that it is an HTTP answer, as
+    starlette's ``HTTPException`` is.
     """
 
     module: str
@@ -36,6 +38,8 @@ class Failure:
     traceback: str = ""
     deployment: str = ""
     args: tuple[Any, ...] = ()
+    attributes: dict[str, Any] = field(default_factory=dict)
+    is_answer: bool = False
 
     def encode(self) -> bytes:
         """The failure as msgpack."""
@@ -46,6 +50,8 @@ class Failure:
             self.traceback,
             self.deployment,
             list(self.args),
+            self.attributes,
+            self.is_answer,
         ]
         return msgpack.packb(parts, unicode_errors="replace")  # type: ignore[no-any-return]
 
@@ -53,10 +59,10 @@ class Failure:
     def decode(cls, data: bytes) -> Failure:
         """Read what ``encode`` wrote; raises PayloadError for anything else."""
         try:
-            module, kind, message, trace, deployment, args = msgpack.unpackb(data)
+            module, kind, message, trace, deployment, args, *more = msgpack.unpackb(data)
         except Exception as error:
             raise PayloadError(f"{len(data)} bytes are no failure: {error!r}") from error
-        return cls(module, kind, message, trace, deployment, tuple(args))
+        return cls(module, kind, message, trace, deployment, tuple(args), *more)
 
     @classmethod
     def of(cls, error: BaseException, deployment: str = "") -> Failure:
@@ -74,6 +80,8 @@ class Failure:
             trace if len(trace) <= TRACEBACK_LIMIT else _TAIL + trace[-TRACEBACK_LIMIT:],
             deployment,
             _plain(error.args),
+            _plain_attributes(error),
+            _is_answer(kind),
         )
 
     def to_exception(self) -> BaseException:
@@ -83,6 +91,7 @@ class Failure:
             if isinstance(ours, type) and issubclass(ours, QserveException) and not self.deployment:
                 return ours(self.message)
         error: Any = _rebuild(_task_error(self.module, self.type), self.args)
+        vars(error).update(self.attributes)
         error.remote_type, error.remote_message = self.type, self.message
         error.remote_traceback, error.deployment = self.traceback, self.deployment
         error.__failure__ = self
@@ -150,3 +159,19 @@ def _cut(text: str, limit: int) -> str:
 def _plain(args: tuple[Any, ...]) -> tuple[Any, ...]:
     kept = tuple(_cut(a, MESSAGE_LIMIT) if type(a) is str else a for a in args)
     return kept if all(type(a) in (str, int, float, bool, type(None)) for a in kept) else ()
+
+
+def _plain_attributes(error: BaseException) -> dict[str, Any]:
+    return {name: value for name, value in vars(error).items() if not name.startswith("_") and _is_small(value)}
+
+
+def _is_small(value: Any) -> bool:
+    try:
+        return len(msgpack.packb(value, strict_types=True)) <= MESSAGE_LIMIT
+    except Exception:  # no plain value, in whatever way
+        return False
+
+
+def _is_answer(kind: type[BaseException]) -> bool:
+    found = sys.modules.get("starlette.exceptions")
+    return found is not None and issubclass(kind, found.HTTPException)
