@@ -3,6 +3,8 @@
     key                             type    holds                                  lives
 
     q:<app>:<version>:<deployment>  stream  calls, consumed by the group replicas  version + RETIRED_TTL_MS
+    <a stream>@<replica>            stream  calls for a model that this replica holds    version + RETIRED_TTL_MS
+    x:<app>:<version>:<deployment>  hash    which replica holds which model        version + RETIRED_TTL_MS
     r:<request>                     hash    one request: state, joins, result      deadline, then result_ttl
     m:<process>                     list    replies for one process                MAILBOX_TTL_MS after the last
     a:<app>                         hash    one application: records active, next  until it is deleted
@@ -52,6 +54,16 @@ class Keys:
 
     def mailbox(self, process: str) -> str:
         return self._name("m", process)
+
+    def personal(self, stream: str, replica: str) -> str:
+        return f"{stream}@{replica}"
+
+    def models(self, app: str, version: str, deployment: str) -> str:
+        return self._name("x", app, version, deployment)
+
+    def models_of(self, stream: str) -> str:
+        """The models hash that belongs to a deployment's stream."""
+        return stream.replace(":q:", ":x:", 1)
 
     def application(self, app: str) -> str:
         return self._name("a", app)

@@ -12,7 +12,7 @@ from redis.retry import Retry
 
 from qserve.exceptions import BrokerError, BrokerUnavailable, QserveException
 from qserve.keys import GROUP
-from qserve.plane.functions import LOAD
+from qserve.plane.functions import LOAD, forget
 
 CONNECT_TIMEOUT_S = 3.0
 READ_TIMEOUT_S = 5.0
@@ -68,9 +68,29 @@ def refusal(text: str) -> BrokerError:
 
 
 def load_functions(client: redis.Redis) -> None:
-    """Load the function library; harmless when it is there already."""
+    """Load the function library; harmless when it is there already.
+
+    Where an ACL leaves that to whoever deploys, the library only has to be there.
+
+    Raises:
+      BrokerUnavailable: It is not there yet, and may not be loaded from here.
+    """
     with broker_errors():
-        client.execute_command(*LOAD)
+        try:
+            client.execute_command(*LOAD)
+        except redis.exceptions.NoPermissionError:
+            _find_functions(client)
+
+
+def _find_functions(client: redis.Redis) -> None:
+    try:
+        client.execute_command(*forget(()))  # forgets nothing: any function would tell
+    except redis.ResponseError as error:
+        if "Function not found" not in str(error):
+            raise
+        raise BrokerUnavailable(
+            "this version's functions are not loaded, and this user may not load them: run `qserve deploy` first"
+        ) from error
 
 
 def process_name() -> str:

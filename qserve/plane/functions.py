@@ -26,6 +26,7 @@ def _name(function: str) -> bytes:
 
 
 _SUBMIT, _COMMIT, _WATCH = _name("submit"), _name("commit"), _name("watch")
+_ADVERTISE, _DISBAND = _name("advertise"), _name("disband")
 _EMIT, _TAKE, _RETIRE = _name("emit"), _name("take"), _name("retire")
 _FORGET, _CLOSE, _RECLAIM = _name("forget"), _name("close"), _name("reclaim")
 
@@ -63,6 +64,20 @@ class Awaited:
     slot: int
 
 
+@dataclass(frozen=True)
+class Model:
+    """A call's wish: a replica that holds this model, when one that does is free.
+
+    Parameters:
+      models: The hash of who holds what.
+      max_ongoing: Calls that a replica takes at once.
+    """
+
+    models: str
+    model_id: str
+    max_ongoing: int
+
+
 def _pack(moves: Iterable[Move], streams: list[str], first_key: int) -> list[bytes | str | int]:
     packed: list[bytes | str | int] = [0]
     for count, move in enumerate(moves, 1):
@@ -89,6 +104,7 @@ def submit(
     moves: Sequence[Move],
     awaited: Sequence[Awaited] = (),
     limits: dict[str, int] | None = None,
+    model: Model | None = None,
 ) -> Command:
     """Accept a request: answers ``OK``, ``DUP``, ``FULL``, ``MOVED`` or ``LOST``."""
     streams: list[str] = []
@@ -117,9 +133,11 @@ def submit(
             item.slot,
         )
     caps = [(limits or {}).get(stream, -1) for stream in streams]
-    keys = (request, *streams)
+    keys = (request, *streams) if model is None else (request, *streams, model.models)
+    wish = ("", 0) if model is None else (model.model_id, model.max_ongoing)
     return (
-        "FCALL", _SUBMIT, len(keys), *keys, request_id, header, mailbox, life_ms, keep_ms, *caps, *packed, *refs
+        "FCALL", _SUBMIT, len(keys), *keys, request_id, header, mailbox, life_ms, keep_ms, *wish, *caps,
+        *packed, *refs,
     )  # fmt: skip
 
 
@@ -169,9 +187,21 @@ def close(request: str, request_id: str, state: str, payload: bytes) -> Command:
     return ("FCALL", _CLOSE, 1, request, request_id, state, payload)
 
 
-def reclaim(stream: str, consumer: str, death_limit: int, failure: bytes, request_prefix: str) -> Command:
-    """Hand over what a dead consumer held: answers the number of its calls."""
-    return ("FCALL", _RECLAIM, 1, stream, consumer, death_limit, failure, request_prefix)
+def reclaim(
+    stream: str, consumer: str, death_limit: int, failure: bytes, request_prefix: str, to: str | None = None
+) -> Command:
+    """Hand over what a dead consumer held, to the stream ``to`` (None: the same): answers the number of its calls."""
+    return ("FCALL", _RECLAIM, 2, stream, to or stream, consumer, death_limit, failure, request_prefix)
+
+
+def advertise(models: str, personal: str, consumer: str, life_ms: int, held: Iterable[str]) -> Command:
+    """Say which models a replica holds; calls for them come to its own stream while it is free."""
+    return ("FCALL", _ADVERTISE, 2, models, personal, consumer, life_ms, *held)
+
+
+def disband(personal: str, stream: str, models: str, consumer: str, request_prefix: str) -> Command:
+    """Move what waits for a replica that is gone to the common stream: answers the number of calls."""
+    return ("FCALL", _DISBAND, 3, personal, stream, models, consumer, request_prefix)
 
 
 def retire(streams: Sequence[str], force: bool, failure: bytes, request_prefix: str) -> Command:

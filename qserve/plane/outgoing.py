@@ -15,7 +15,7 @@ from qserve.graph.plan import Plan, Slot
 from qserve.keys import Keys
 from qserve.plane import functions
 from qserve.plane.base import CallOptions, Outcome
-from qserve.plane.functions import Awaited, Command, Join, Move, Start
+from qserve.plane.functions import Awaited, Command, Join, Model, Move, Start
 from qserve.ref import DeploymentResponse, Ref, RefTask, ref_of
 from qserve.registry import ApplicationRecord
 from qserve.settings import Settings
@@ -39,6 +39,7 @@ class Submission(NamedTuple):
       awaited: Arguments that are other requests' results.
       life_ms, keep_ms: How long its state may live, and its result be kept.
       limits: The most calls that may wait in a stream, for those that have a limit.
+      model: The model that the call is for.
     """
 
     request_id: str
@@ -51,6 +52,7 @@ class Submission(NamedTuple):
     life_ms: int = 0
     keep_ms: int = 0
     limits: dict[str, int] | None = None
+    model: Model | None = None
 
     def command(self, mailbox: str) -> Command:
         """What submits it at a broker.
@@ -60,7 +62,7 @@ class Submission(NamedTuple):
         """
         return functions.submit(
             self.request, self.request_id, self.header, mailbox, self.life_ms, self.keep_ms, self.moves,
-            self.awaited, self.limits,
+            self.awaited, self.limits, self.model,
         )  # fmt: skip
 
 
@@ -117,7 +119,12 @@ class Composer:
             ]
         else:
             moves, waits = [Start(stream, method, [template])], []
-        return self._submission(record, request_id, header, deadline_ms, moves, waits, options)
+        submission = self._submission(record, request_id, header, deadline_ms, moves, waits, options)
+        if not options.model_id:
+            return submission
+        models = self._keys.models(app, record.version, deployment)
+        wish = Model(models, options.model_id, record.deployments[deployment].max_ongoing)
+        return submission._replace(model=wish)
 
     def _drive(
         self,

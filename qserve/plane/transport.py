@@ -199,6 +199,10 @@ class Channel(virtual.Channel):  # type: ignore[misc]
 
         self.connection._callbacks[queue] = receive
 
+    def adopt(self, stream: str, queue: str) -> None:
+        """Hand entries of ``stream`` to the consumer of ``queue``."""
+        self.connection._callbacks[stream] = self.connection._callbacks[queue]
+
     def deliver(self, stream: str, entries: Iterable[tuple[bytes, dict[bytes, bytes]]]) -> None:
         """Hand entries of a stream to the consumer of that queue."""
         receive = self.connection._callbacks[stream]

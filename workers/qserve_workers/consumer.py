@@ -18,6 +18,7 @@ from qserve.log import get_logger
 from qserve.plane.connection import BLOCK_S, READ_TIMEOUT_S
 from qserve.plane.functions import Command
 from qserve.plane.link import Link, OnReply
+from qserve_workers.models import Advertiser
 from qserve_workers.replica import Replica
 
 log = get_logger(__name__)
@@ -76,6 +77,8 @@ class Fetcher:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop.set)
         self._replica.on_room = self._ask
+        self._replica.on_new_stream = self._ask_anew
+        advertiser = Advertiser(self._replica, self._replica.keys, self._channel)
         await self._connect()
         on_ready()
         while self._running() and not self._stop.is_set() and state.should_stop is None:
@@ -83,6 +86,7 @@ class Fetcher:
                 await asyncio.wait_for(self._stop.wait(), _TICK_S)
             except TimeoutError:
                 await self._watch()
+        advertiser.stop()
         await self._drain()
 
     async def _connect(self) -> None:
@@ -123,9 +127,14 @@ class Fetcher:
         self._read_at = self._replica.loop.time()
         read: Command = (
             "XREADGROUP", "GROUP", GROUP, self._replica.name, "COUNT", room, "BLOCK", int(BLOCK_S * 1000),
-            "STREAMS", self._replica.stream, ">",
+            "STREAMS", *self._replica.streams, *(">" for _ in self._replica.streams),
         )  # fmt: skip
         self._link.post([(read, self._on_entries)])
+
+    def _ask_anew(self) -> None:
+        """End the blocked read, so that the next one has the new stream."""
+        if self._reading:
+            self._replica.plane.post(("CLIENT", "UNBLOCK", self._connection_id), lambda reply: None)
 
     def _on_entries(self, reply: Any) -> None:
         self._reading = False

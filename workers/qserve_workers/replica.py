@@ -67,13 +67,15 @@ class Replica:
         self.name = name
         self.deployment = deployment
         self.stream = record.stream(keys, deployment)
+        self.streams = [self.stream]
         self.plane = plane
         self.settings = settings
         self.loop = plane.loop
         self.on_room: Callable[[], None] = lambda: None
+        self.on_new_stream: Callable[[], None] = lambda: None
         self._servable = servable
         self._stepper = stepper
-        self._keys = keys
+        self.keys = keys
         self._max_ongoing = record.deployments[deployment].max_ongoing
         self._grace_s = record.deployments[deployment].grace_s
         self._running = 0
@@ -92,6 +94,11 @@ class Replica:
         if self._suspects or self._alone or self._in_thread:
             return 0
         return min(self._max_ongoing - self._running, self._pace.batch)
+
+    def read_also(self, stream: str) -> None:
+        """Fetch from one more stream, from the next read on."""
+        if stream not in self.streams:
+            self.streams.append(stream)
 
     # -- taking ------------------------------------------------------------------------------------
 
@@ -207,7 +214,7 @@ class Replica:
     async def _stream(self, work: Work, value: Any) -> None:
         assert work.call is not None
         header = work.header
-        emitter = Emitter(self.plane, self._keys, header)
+        emitter = Emitter(self.plane, self.keys, header)
         try:
             if not header.stream:
                 raise stream_of_plain_call(work.call.method)
@@ -256,7 +263,7 @@ class Replica:
         tag, header = work.delivery.delivery_tag, work.header
         command = functions.commit(
             tag.stream,
-            self._keys.request(header.request_id),
+            self.keys.request(header.request_id),
             tag.entry_id,
             header.request_id,
             tag.entry_id.decode(),

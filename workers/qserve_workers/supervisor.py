@@ -175,14 +175,19 @@ class Supervisor:
         on the queue as new entries.
         """
         lost = Failure.of(ReplicaLost(f"its replica died {DEATH_LIMIT} times while running this call")).encode()
+        prefix, personal = self._keys.request(""), self._keys.personal(stream, consumer)
         total = 0
-        while True:
-            with broker_errors():
-                command = functions.reclaim(stream, consumer, DEATH_LIMIT, lost, self._keys.request(""))
-                moved = int(self._client.execute_command(*command))
-            total += moved
-            if moved < 1000:
-                return total
+        for source in (stream, personal):
+            while True:
+                with broker_errors():
+                    command = functions.reclaim(source, consumer, DEATH_LIMIT, lost, prefix, to=stream)
+                    moved = int(self._client.execute_command(*command))
+                total += moved
+                if moved < 1000:
+                    break
+        with broker_errors():
+            command = functions.disband(personal, stream, self._keys.models_of(stream), consumer, prefix)
+            return total + int(self._client.execute_command(*command))
 
     def _sweep(self) -> None:
         """Find consumers whose whole host is gone: no heartbeat at two looks in a row."""
@@ -243,6 +248,9 @@ class Supervisor:
         force = time.monotonic() > self._retiring[record.version]
         streams = [record.stream(self._keys, name) for name, one in record.deployments.items() if one.replicated]
         with broker_errors():
+            for stream in streams[:]:
+                held = self._client.hgetall(self._keys.models_of(stream))
+                streams += [own.decode() for field, own in held.items() if field.startswith(b"s:")]
             command = functions.retire(streams, force, _DELETED, self._keys.request(""))
             return int(self._client.execute_command(*command)) == 1
 

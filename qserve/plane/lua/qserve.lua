@@ -95,17 +95,33 @@ finish = function(request, request_id, state, payload, by)
   for _, waiter in ipairs(waiters) do tell(waiter, request_id, state, payload) end
 end
 
+-- the stream of a replica that holds a model and is free to take a call for it; nil when there is none
+--   models  hash: m:<model> to a cmsgpack of {consumer, stream}, s:<consumer> to its stream
+local function holder_of(models, model, stream, max_ongoing)
+  local held = redis.call('HGET', models, 'm:' .. model)
+  if not held then return nil end
+  local consumer, personal = unpack(cmsgpack.unpack(held))
+  local busy = redis.call('XLEN', personal)
+  local pending = redis.pcall('XPENDING', stream, GROUP)
+  for _, one in ipairs((not pending.err and pending[4]) or {}) do
+    if one[1] == consumer then busy = busy + tonumber(one[2]) end
+  end
+  return busy < max_ongoing and personal or nil
+end
+
 -- submit: accept a request, or refuse it and leave everything as it was.
--- KEYS  request, stream...
--- ARGV  request id, header, mailbox, life ms, keep ms, limit of each stream (-1: none), moves,
+-- KEYS  request, stream..., (with a model) the models hash of the first stream's deployment
+-- ARGV  request id, header, mailbox, life ms, keep ms, model or '', calls that a replica takes at once,
+--       limit of each stream (-1: none), moves,
 --       count of refs, (request key, cmsgpack of the waiter, key index, step, needs, slot) for each
 -- Returns OK, DUP (accepted before), FULL, MOVED (the queues belong to a version that is no more), or LOST
 -- (an argument's result is no longer known).
 local function submit(keys, argv)
   local request, id, header = keys[1], argv[1], argv[2]
+  local models = argv[6] ~= '' and table.remove(keys) or nil
   if redis.call('EXISTS', request) == 1 then return 'DUP' end
   if #keys > 1 and redis.call('EXISTS', unpack(keys, 2)) < #keys - 1 then return 'MOVED' end
-  local i = 6
+  local i = 8
   for k = 2, #keys do
     local limit = tonumber(argv[i])
     if limit >= 0 then
@@ -115,6 +131,7 @@ local function submit(keys, argv)
     end
     i = i + 1
   end
+  if models then keys[2] = holder_of(models, argv[6], keys[2], tonumber(argv[7])) or keys[2] end
   redis.call('HSET', request, 'st', 'o', 'h', header, 'to', argv[3], 'keep', argv[5])
   redis.call('PEXPIRE', request, argv[4])
   i = apply(keys, argv, i, request, header)
@@ -224,7 +241,8 @@ local function close(keys, argv)
 end
 
 -- reclaim: hand what a dead consumer held to the others, then remove the consumer.
--- KEYS  stream   ARGV  consumer, deaths that make a dead letter, failure payload, request key prefix
+-- KEYS  stream, where the calls go (the same stream, or the common one for a replica's own)
+-- ARGV  consumer, deaths that make a dead letter, failure payload, request key prefix
 -- A call is delivered again as a new entry that carries the number of its deaths; readers run such
 -- calls alone, so only the call that kills is counted on. Returns the number of calls handed over.
 local function reclaim(keys, argv)
@@ -236,7 +254,7 @@ local function reclaim(keys, argv)
     redis.call('XACK', stream, GROUP, held[1])
     redis.call('XDEL', stream, held[1])
     if found then
-      local fields, deaths = { 'XADD', stream, '*' }, 1
+      local fields, deaths = { 'XADD', keys[2], '*' }, 1
       local header
       for k = 1, #found[2], 2 do
         local name, value = found[2][k], found[2][k + 1]
@@ -250,7 +268,7 @@ local function reclaim(keys, argv)
       local request = argv[4] .. (id or '')
       if deaths < limit or not header then
         local entry = redis.call(unpack(fields))
-        if redis.call('HGET', request, 'st') == 'o' then redis.call('HSET', request, 'as', stream, 'ai', entry) end
+        if redis.call('HGET', request, 'st') == 'o' then redis.call('HSET', request, 'as', keys[2], 'ai', entry) end
       elseif redis.call('HGET', request, 'st') == 'o' then
         finish(request, id, 'f', argv[3])
       end
@@ -258,6 +276,45 @@ local function reclaim(keys, argv)
   end
   if #pending < 1000 then redis.call('XGROUP', 'DELCONSUMER', stream, GROUP, consumer) end
   return #pending
+end
+
+-- advertise: say which models a replica holds, so that calls for them come to it while it is free.
+-- KEYS  models hash, the replica's own stream   ARGV  consumer, life ms, model...
+local function advertise(keys, argv)
+  local mine = cmsgpack.pack({ argv[1], keys[2] })
+  local all = redis.call('HGETALL', keys[1])
+  for k = 1, #all, 2 do
+    if all[k + 1] == mine then redis.call('HDEL', keys[1], all[k]) end
+  end
+  redis.call('HSET', keys[1], 's:' .. argv[1], keys[2])
+  for k = 3, #argv do redis.call('HSET', keys[1], 'm:' .. argv[k], mine) end
+  redis.call('PEXPIRE', keys[1], argv[2])
+  return 'OK'
+end
+
+-- disband: what waits in the own stream of a replica that is gone goes to the common one.
+-- KEYS  own stream, common stream, models hash   ARGV  consumer, request key prefix
+-- What it had begun is handed over by `reclaim` before. Returns the number of calls moved.
+local function disband(keys, argv)
+  local mine = cmsgpack.pack({ argv[1], keys[1] })
+  local all = redis.call('HGETALL', keys[3])
+  for k = 1, #all, 2 do
+    if all[k + 1] == mine or all[k] == 's:' .. argv[1] then redis.call('HDEL', keys[3], all[k]) end
+  end
+  local left = redis.call('XRANGE', keys[1], '-', '+')
+  for _, found in ipairs(left) do
+    local fields, header = { 'XADD', keys[2], '*' }, nil
+    for k = 1, #found[2], 2 do
+      fields[#fields + 1] = found[2][k]
+      fields[#fields + 1] = found[2][k + 1]
+      if found[2][k] == 'h' then header = found[2][k + 1] end
+    end
+    local entry = redis.call(unpack(fields))
+    local request = argv[2] .. (header and cmsgpack.unpack(header)[1] or '')
+    if redis.call('HGET', request, 'st') == 'o' then redis.call('HSET', request, 'as', keys[2], 'ai', entry) end
+  end
+  redis.call('DEL', keys[1])
+  return #left
 end
 
 -- retire: remove the queues of a version once nothing of it is under way.
@@ -283,6 +340,8 @@ local function retire(keys, argv)
   return 1
 end
 
+redis.register_function{ function_name = 'qserve_advertise_@', callback = advertise, flags = { 'allow-oom' } }
+redis.register_function{ function_name = 'qserve_disband_@', callback = disband, flags = { 'allow-oom' } }
 redis.register_function{ function_name = 'qserve_retire_@', callback = retire, flags = { 'allow-oom' } }
 redis.register_function('qserve_submit_@', submit)
 redis.register_function{ function_name = 'qserve_commit_@', callback = commit, flags = { 'allow-oom' } }

@@ -1,0 +1,47 @@
+"""Which models a replica holds, told to the broker: calls for them then come to it while it is free."""
+
+from __future__ import annotations
+
+from qserve.keys import RETIRED_TTL_MS, Keys
+from qserve.multiplexing import loaded_models, on_change
+from qserve.plane import functions
+from qserve.plane.connection import create_group
+from qserve.plane.loop import ignore
+from qserve.plane.transport import Channel
+from qserve_workers.replica import Replica
+
+_LIFE_MS = 24 * RETIRED_TTL_MS
+
+
+class Advertiser:
+    """Follows the models of this process, from the first one that is loaded.
+
+    Parameters:
+      replica: Reads its own stream as well from then on.
+      channel: Delivers what comes by that stream.
+    """
+
+    def __init__(self, replica: Replica, keys: Keys, channel: Channel) -> None:
+        self._replica = replica
+        self._channel = channel
+        self._personal = keys.personal(replica.stream, replica.name)
+        self._models = keys.models_of(replica.stream)
+        self._unsubscribe = on_change(self._changed)
+
+    def stop(self) -> None:
+        """Follow no more; the supervisor takes the advertisement down when the replica is gone."""
+        self._unsubscribe()
+
+    def _changed(self) -> None:
+        self._replica.loop.call_soon_threadsafe(self._advertise)
+
+    def _advertise(self) -> None:
+        if self._personal not in self._replica.streams:
+            # the group first: a call must never come to a stream that nobody reads
+            create_group(self._channel.client, self._personal)
+            self._channel.client.pexpire(self._personal, _LIFE_MS)
+            self._channel.adopt(self._personal, self._replica.stream)
+            self._replica.read_also(self._personal)
+            self._replica.on_new_stream()
+        command = functions.advertise(self._models, self._personal, self._replica.name, _LIFE_MS, loaded_models())
+        self._replica.plane.post(command, ignore)
