@@ -24,7 +24,8 @@ from qserve.plane.base import CallOptions, Outcome
 from qserve.plane.connection import BLOCK_S, connect, process_name
 from qserve.plane.functions import LOAD, Command
 from qserve.plane.outgoing import Composer, Submission
-from qserve.plane.replies import MOVED, failed, read_message, read_reply, refused
+from qserve.plane.pending import Pending
+from qserve.plane.replies import MOVED, failed, refused
 from qserve.ref import Ref
 from qserve.registry import ApplicationRecord, Registry
 from qserve.settings import Settings
@@ -55,7 +56,7 @@ class ClientPlane:
         self._catalog: dict[str, tuple[float, ApplicationRecord]] = {}
         self._mailbox = self.keys.mailbox(process_name())
         self._composer = Composer(settings, self.keys, self.codec, self.application)
-        self._pending: dict[str, tuple[int, Ref]] = {}
+        self._pending = Pending()
         self._outbox: SimpleQueue[_Sending | None] = SimpleQueue()
         self._forgotten: list[str] = []
         self._start = threading.Lock()
@@ -96,8 +97,8 @@ class ClientPlane:
         """Have this process told when ``ref``, which may come from elsewhere, is done."""
         if ref.done.is_set() or ref.request_id in self._pending:
             return
-        self._pending[ref.request_id] = (0, ref)
-        self._send(functions.watch(self.keys.request(ref.request_id), self._mailbox), self._on_watched(ref))
+        self._pending.add(ref)
+        self._send(functions.watch(self.keys.request(ref.request_id), self._mailbox), self._pending.on_watched(ref))
 
     def cancel(self, ref: Ref) -> None:
         """End an open request without a result; running code goes on, its effects are dropped."""
@@ -105,7 +106,7 @@ class ClientPlane:
 
     def expire(self, ref: Ref) -> None:
         """End a request whose deadline passed while its caller waited."""
-        self._pending.pop(ref.request_id, None)
+        self._pending.drop(ref.request_id)
         self._send(functions.close(self.keys.request(ref.request_id), ref.request_id, "x", b""), _ignore)
 
     def take(self, request_id: str, count: int) -> None:
@@ -165,14 +166,14 @@ class ClientPlane:
             elif reply == MOVED:
                 on_moved()
             else:
-                self._settle(ref.request_id, outcome)
+                self._pending.settle(ref.request_id, outcome)
 
-        self._pending[ref.request_id] = (submission.deadline_ms, ref)
+        self._pending.add(ref, submission.deadline_ms)
         self._send(submission.command(self._mailbox), on_reply)
 
     def _move(self, app: str, ref: Ref, compose: Callable[[], Submission]) -> None:
         """Submit again to the version that is active now; the one that was known here has just been retired."""
-        self._pending.pop(ref.request_id, None)
+        self._pending.drop(ref.request_id)
         self.unlearn(app)
         try:
             submission = compose()
@@ -180,20 +181,7 @@ class ClientPlane:
             ref.settle(failed(error))
             return
         ref.request_id = submission.request_id
-        self._send_submission(ref, submission, lambda: self._settle(ref.request_id, failed(_replaced(app))))
-
-    def _on_watched(self, ref: Ref) -> Callable[[Any], None]:
-        def on_reply(reply: Any) -> None:
-            outcome = read_reply(reply)
-            if outcome is not None:
-                self._settle(ref.request_id, outcome)
-
-        return on_reply
-
-    def _settle(self, request_id: str, outcome: Outcome) -> None:
-        entry = self._pending.pop(request_id, None)
-        if entry is not None:
-            entry[1].settle(outcome)
+        self._send_submission(ref, submission, lambda: self._pending.settle(ref.request_id, failed(_replaced(app))))
 
     def _send(self, command: Command, on_reply: Callable[[Any], None]) -> None:
         if not self._running:
@@ -236,16 +224,25 @@ class ClientPlane:
                 time.sleep(pause_s)
                 pause_s = min(pause_s * 2, 0.5)
         for (_, on_reply), reply in zip(batch, replies, strict=True):
-            on_reply(reply)
+            try:
+                on_reply(reply)
+            except Exception:  # one caller's trouble must not end the thread that serves them all
+                log.exception("a reply of the broker could not be taken")
 
     def _pipeline(self, commands: list[Command]) -> list[Any]:
         pipe = self.client.pipeline(transaction=False)
         for command in commands:
             pipe.execute_command(*command)
         replies: list[Any] = pipe.execute(raise_on_error=False)
-        if any(isinstance(reply, redis.ResponseError) and "Function not found" in str(reply) for reply in replies):
+        missing = [
+            place
+            for place, reply in enumerate(replies)
+            if isinstance(reply, redis.ResponseError) and "Function not found" in str(reply)
+        ]
+        if missing:
             self.client.execute_command(*LOAD)
-            return self._pipeline(commands)
+            for place, reply in zip(missing, self._pipeline([commands[place] for place in missing]), strict=True):
+                replies[place] = reply
         return replies
 
     # -- the mailbox -------------------------------------------------------------------------------
@@ -265,36 +262,29 @@ class ClientPlane:
                     pause_s = min(pause_s * 2, 2.0)
                 continue
             for message in found[1] if found else ():
-                self._arrive(message)
-            if not found:
-                self._give_up_late_ones()
-
-    def _arrive(self, message: bytes) -> None:
-        request_id, outcome = read_message(message)
-        if outcome.state != "i":
-            self._settle(request_id, outcome)
-            return
-        entry = self._pending.get(request_id)
-        if entry is not None and isinstance(entry[1], ItemRef):
-            entry[1].add(outcome.payload)
+                self._pending.arrive(message)
+            self._look_after()
 
     def _catch_up(self) -> None:
         # a reply may have been popped for a connection that was lost: the result itself is still stored
-        for request_id, (_, ref) in list(self._pending.items()):
-            self._send(functions.watch(self.keys.request(request_id)), self._on_watched(ref))
+        for ref in self._pending.refs():
+            self._send(functions.watch(self.keys.request(ref.request_id)), self._pending.on_watched(ref))
 
-    def _give_up_late_ones(self) -> None:
-        late_ms = time.time() * 1000 - 1000
-        for request_id, (deadline_ms, ref) in list(self._pending.items()):
-            if deadline_ms and deadline_ms < late_ms:
-                self.expire(ref)
-                ref.settle(Outcome("x", b""))
-            elif not deadline_ms:
-                self._send(functions.watch(self.keys.request(request_id)), self._on_watched(ref))
+    def _look_after(self) -> None:
+        late, foreign = self._pending.due()
+        for ref in late:
+            self.expire(ref)
+            ref.settle(Outcome("x", b""))
+        for ref in foreign:
+            self._send(functions.watch(self.keys.request(ref.request_id)), self._pending.on_watched(ref))
 
 
 def _ignore(reply: Any) -> None:
     """For commands whose answer changes nothing."""
+
+
+def _is_unknown_function(reply: Any) -> bool:
+    return isinstance(reply, redis.ResponseError) and "Function not found" in str(reply)
 
 
 def _replaced(app: str) -> AppNotFound:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextvars import ContextVar
+from importlib import import_module
 from typing import Any
 
 from qserve.exceptions import BrokerUnavailable
@@ -40,6 +41,8 @@ def plane() -> Plane:
       BrokerUnavailable: Nothing was started here and no broker is named in the environment.
     """
     if _plane is None:
+        if _connect is None:  # a handle came by pickle to a program that has not run anything yet
+            import_module("qserve.api")
         if _connect is None:
             raise BrokerUnavailable("call qserve.run(...) first, or set QSERVE_BROKER_URL to the broker's address")
         install(_connect())

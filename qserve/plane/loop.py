@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -22,7 +21,8 @@ from qserve.plane.connection import BLOCK_S, process_name, refusal
 from qserve.plane.functions import LOAD, Command
 from qserve.plane.link import Link, OnReply
 from qserve.plane.outgoing import Composer, Submission
-from qserve.plane.replies import read_message, read_reply, refused
+from qserve.plane.pending import Pending
+from qserve.plane.replies import refused
 from qserve.ref import Ref
 from qserve.registry import ApplicationRecord
 from qserve.settings import Settings
@@ -50,7 +50,7 @@ class LoopPlane:
         self._thread = threading.get_ident()
         self._mailbox = keys.mailbox(process_name())
         self._composer = Composer(settings, keys, codec, find)
-        self._pending: dict[str, tuple[int, Ref]] = {}
+        self._pending = Pending()
         self._outbox: deque[tuple[Command, OnReply]] = deque()
         self._unanswered: deque[tuple[Command, OnReply]] = deque()
         self._flushing = False
@@ -127,9 +127,9 @@ class LoopPlane:
         """Have this process told when ``ref``, which may come from elsewhere, is done."""
         if ref.done.is_set() or ref.request_id in self._pending:
             return
-        self._pending[ref.request_id] = (0, ref)
+        self._pending.add(ref)
         self._listen()
-        self.post(functions.watch(self.keys.request(ref.request_id), self._mailbox), self._on_watched(ref))
+        self.post(functions.watch(self.keys.request(ref.request_id), self._mailbox), self._pending.on_watched(ref))
 
     def cancel(self, ref: Ref) -> None:
         """End an open request without a result."""
@@ -151,14 +151,14 @@ class LoopPlane:
         if submission.outcome is not None:
             ref.settle(submission.outcome)
             return ref
-        self._pending[ref.request_id] = (submission.deadline_ms, ref)
+        self._pending.add(ref, submission.deadline_ms)
 
         def on_reply(reply: Any) -> None:
             outcome = refused(reply)
             if outcome is None:
                 ref.accepted.set(None)
             else:
-                self._settle(ref.request_id, outcome)
+                self._pending.settle(ref.request_id, outcome)
 
         self.post(submission.command(self._mailbox), on_reply)
         if self._reader is None:
@@ -250,47 +250,25 @@ class LoopPlane:
                 while True:
                     found = await asyncio.wait_for(link.call(take), BLOCK_S + 5)
                     for message in found[1] if found else ():
-                        self._arrive(message)
-                    if not found:
-                        self._give_up_late_ones()
+                        self._pending.arrive(message)
+                    self._look_after()
             except (BrokerUnavailable, hiredis.ReplyError, TimeoutError) as error:
                 log.debug("the mailbox cannot be read: %s", error)
                 await asyncio.sleep(pause_s)
                 pause_s = min(pause_s * 2, 2.0)
 
-    def _arrive(self, message: bytes) -> None:
-        request_id, outcome = read_message(message)
-        if outcome.state != "i":
-            self._settle(request_id, outcome)
-            return
-        entry = self._pending.get(request_id)
-        if entry is not None and isinstance(entry[1], ItemRef):
-            entry[1].add(outcome.payload)
-
     def _catch_up(self) -> None:
         # a reply may have been popped for a connection that was lost: the result itself is still stored
-        for request_id, (_, ref) in list(self._pending.items()):
-            self.post(functions.watch(self.keys.request(request_id)), self._on_watched(ref))
+        for ref in self._pending.refs():
+            self.post(functions.watch(self.keys.request(ref.request_id)), self._pending.on_watched(ref))
 
-    def _give_up_late_ones(self) -> None:
-        late_ms = time.time() * 1000 - 1000
-        for request_id, (deadline_ms, _) in list(self._pending.items()):
-            if deadline_ms and deadline_ms < late_ms:
-                self.post(functions.close(self.keys.request(request_id), request_id, "x", b""), ignore)
-                self._settle(request_id, Outcome("x", b""))
-
-    def _on_watched(self, ref: Ref) -> OnReply:
-        def on_reply(reply: Any) -> None:
-            outcome = read_reply(reply)
-            if outcome is not None:
-                self._settle(ref.request_id, outcome)
-
-        return on_reply
-
-    def _settle(self, request_id: str, outcome: Outcome) -> None:
-        entry = self._pending.pop(request_id, None)
-        if entry is not None:
-            entry[1].settle(outcome)
+    def _look_after(self) -> None:
+        late, foreign = self._pending.due()
+        for ref in late:
+            self.post(functions.close(self.keys.request(ref.request_id), ref.request_id, "x", b""), ignore)
+            self._pending.settle(ref.request_id, Outcome("x", b""))
+        for ref in foreign:
+            self.post(functions.watch(self.keys.request(ref.request_id)), self._pending.on_watched(ref))
 
 
 def _report_lost(waiting: list[OnReply]) -> None:

@@ -97,10 +97,12 @@ class Composer:
         kwargs: Mapping[str, Any],
         options: CallOptions,
     ) -> Submission:
-        """A direct call of one method; a call of the application's driver runs its graph."""
+        """A direct call of one method; a call of the application's driver or bound function runs its graph."""
         record = self._find(app)
         if record.driver is not None and deployment == record.ingress and method != "adapt":
             return self._drive(record, method, args, kwargs, options)
+        if record.driver is None and deployment == record.ingress and method == "__call__" and "" in record.graphs:
+            return self.run(app, "", args, kwargs, options)  # a function that was bound to arguments
         if deployment not in record.deployments:
             known = ", ".join(record.deployments)
             gone = f"application {app!r} has no deployment {deployment!r}; it has: {known}"

@@ -59,10 +59,10 @@ class Failure:
     def decode(cls, data: bytes) -> Failure:
         """Read what ``encode`` wrote; raises PayloadError for anything else."""
         try:
-            module, kind, message, trace, deployment, args, *more = msgpack.unpackb(data)
+            module, kind, message, trace, deployment, args, attributes, is_answer = msgpack.unpackb(data)
+            return cls(module, kind, message, trace, deployment, tuple(args), dict(attributes), is_answer)
         except Exception as error:
             raise PayloadError(f"{len(data)} bytes are no failure: {error!r}") from error
-        return cls(module, kind, message, trace, deployment, tuple(args), *more)
 
     @classmethod
     def of(cls, error: BaseException, deployment: str = "") -> Failure:

@@ -120,6 +120,16 @@ def test_a_broken_version_leaves_the_one_before_serving() -> None:
     assert ask(handle)[0] == pid
 
 
+def test_a_replica_that_dies_while_it_starts_is_reported_with_the_way_it_died() -> None:
+    @qserve.deployment
+    class Suicidal:
+        def __init__(self) -> None:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    with pytest.raises(RuntimeError, match="'Suicidal'.*\n?.*its process ended with SIGKILL while it was starting"):
+        qserve.run(Suicidal.bind())
+
+
 def test_accepted_calls_finish_when_their_application_is_deleted(tmp_path: Path) -> None:
     gate = tmp_path / "gate"
 

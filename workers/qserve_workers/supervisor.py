@@ -10,25 +10,21 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from qserve.exceptions import AppNotFound, BrokerError, ReplicaLost
+from qserve.exceptions import BrokerError
 from qserve.keys import GROUP, Keys
 from qserve.log import get_logger
-from qserve.plane import functions
 from qserve.plane.connection import broker_errors, connect, create_group, load_functions
-from qserve.pool import FAILED, Pool
+from qserve.pool import FAILED, RUNNING, Pool, ReplicaStatus
 from qserve.registry import ApplicationRecord, Registry
 from qserve.settings import Settings
-from qserve.wire.failure import Failure
 from qserve_workers.boot import run_replica
 from qserve_workers.spec import ReplicaSpec
+from qserve_workers.takeover import Takeover
 from qserve_workers.wanted import Backoff, Scope
 
 log = get_logger(__name__)
 TICK_S = 0.1
 SWEEP_S = 5.0
-_DELETED = Failure.of(AppNotFound("the application was deleted before this call was finished")).encode()
-DEATH_LIMIT = 3
-"""Deaths of a call's replica (the later ones while it ran alone) after which the call fails."""
 
 
 @dataclass
@@ -62,6 +58,7 @@ class Supervisor:
         self._keys = Keys(self.settings.namespace)
         self._client = connect(self.settings.broker_url)
         self._registry = Registry(self._client, self._keys)
+        self._takeover = Takeover(self._client, self._keys)
         self._records: dict[tuple[str, str], ApplicationRecord] = {}
         self._change = ""
         self._backoffs: dict[str, Backoff] = {}
@@ -74,14 +71,18 @@ class Supervisor:
         """Tick until told to stop, then stop every replica."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_signal)
+        pause_s = 0.0
         while not self._stopping:
             try:
                 self.tick()
                 # waiting for a change of the registry is the tick's pause
                 self._registry.wait_for_change(self._change, TICK_S)
+                pause_s = 0.0
             except BrokerError as error:
-                log.warning("%s", error)
-                time.sleep(0.2)
+                if not pause_s:
+                    log.warning("%s; trying again until it is back", error)
+                pause_s = min(1.0, 2 * pause_s or 0.1)
+                time.sleep(pause_s)
         self._stop_all()
 
     def _on_signal(self, number: int, frame: object) -> None:
@@ -151,64 +152,50 @@ class Supervisor:
         spec = member.spec
         expected = member.stop_at is not None
         pool = Pool(self._client, self._keys, spec.record.name)
-        failed_start = code == 1 and any(one.name == spec.name and one.state == FAILED for one in pool.replicas())
-        if not expected and not failed_start:
-            how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
-            log.warning(
-                "replica %s of %s died (%s); its calls are handed over",
-                spec.name,
-                spec.deployment,
-                how,
-            )
-        moved = self.hand_over(member.stream, spec.name)
+        state = next((one.state for one in pool.replicas() if one.name == spec.name), None)
+        failed_start = state != RUNNING and not expected
+        how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+        if failed_start and state is None:
+            # it could not say why itself: killed, or ended by code that it imported
+            why = f"its process ended with {how} while it was starting"
+            pool.report(ReplicaStatus(spec.name, spec.deployment, spec.record.version, FAILED, message=why))
+        elif not failed_start:
+            pool.remove(spec.name)
+        if not expected and state == RUNNING:
+            log.warning("replica %s of %s died (%s); its calls are handed over", spec.name, spec.deployment, how)
+        moved = self._takeover.hand_over(member.stream, spec.name)
         if moved:
             log.info("%d calls of replica %s were handed over", moved, spec.name)
-        if not failed_start:
-            pool.remove(spec.name)
-        backoff = self._backoffs.setdefault(member.stream, Backoff())
-        backoff.note(failed_start, time.monotonic())
-
-    def hand_over(self, stream: str, consumer: str) -> int:
-        """Put what a dead replica held back on the queue; answers how many calls that were.
-
-        Crash before the call: the entries stay pending and the next sweep finds them. Crash after: they are
-        on the queue as new entries.
-        """
-        lost = Failure.of(ReplicaLost(f"its replica died {DEATH_LIMIT} times while running this call")).encode()
-        prefix, personal = self._keys.request(""), self._keys.personal(stream, consumer)
-        total = 0
-        for source in (stream, personal):
-            while True:
-                with broker_errors():
-                    command = functions.reclaim(source, consumer, DEATH_LIMIT, lost, prefix, to=stream)
-                    moved = int(self._client.execute_command(*command))
-                total += moved
-                if moved < 1000:
-                    break
-        with broker_errors():
-            command = functions.disband(personal, stream, self._keys.models_of(stream), consumer, prefix)
-            return total + int(self._client.execute_command(*command))
+        self._backoffs.setdefault(member.stream, Backoff()).note(failed_start, time.monotonic())
 
     def _sweep(self) -> None:
-        """Find consumers whose whole host is gone: no heartbeat at two looks in a row."""
+        """Find consumers that are frozen, or whose whole host is gone: no heartbeat at two looks in a row."""
         now = time.monotonic()
         if now - self._swept_at < SWEEP_S:
             return
         self._swept_at = now
-        mine = {member.spec.name for member in self.members.values()}
+        mine = {member.spec.name: member for member in self.members.values()}
         missing = set()
         for stream in self._wanted():
             with broker_errors():
                 create_group(self._client, stream)  # heals a queue that the broker has lost
                 consumers = self._client.xinfo_consumers(stream, GROUP)
             for name in (one["name"].decode() for one in consumers):
-                if name in mine or self._client.exists(self._keys.beat(name)):
+                if self._client.exists(self._keys.beat(name)):
                     continue
                 if name in self._missing:
-                    log.warning("replica %s is gone without a word; its calls are handed over", name)
-                    self.hand_over(stream, name)
+                    self._give_up(stream, name, mine.get(name))
                 missing.add(name)
         self._missing = missing
+
+    def _give_up(self, stream: str, name: str, member: Member | None) -> None:
+        """Take a replica that has been silent at two looks in a row for lost; one of ours is killed, and buried."""
+        if member is None:
+            log.warning("replica %s is gone without a word; its calls are handed over", name)
+            self._takeover.hand_over(stream, name)
+        else:
+            log.warning("replica %s is frozen; it is killed", name)
+            os.kill(member.pid, signal.SIGKILL)
 
     # -- the living --------------------------------------------------------------------------------
 
@@ -246,13 +233,7 @@ class Supervisor:
             grace_s = max(one.grace_s for one in record.deployments.values())
             self._retiring[record.version] = time.monotonic() + grace_s
         force = time.monotonic() > self._retiring[record.version]
-        streams = [record.stream(self._keys, name) for name, one in record.deployments.items() if one.replicated]
-        with broker_errors():
-            for stream in streams[:]:
-                held = self._client.hgetall(self._keys.models_of(stream))
-                streams += [own.decode() for field, own in held.items() if field.startswith(b"s:")]
-            command = functions.retire(streams, force, _DELETED, self._keys.request(""))
-            return int(self._client.execute_command(*command)) == 1
+        return self._takeover.retire(record, force)
 
     def _grace_s(self, member: Member) -> float:
         return member.spec.record.deployments[member.spec.deployment].grace_s

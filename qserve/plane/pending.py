@@ -1,0 +1,75 @@
+"""The refs of one process that are still open, and what the mailbox says of them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from qserve.items import ItemRef
+from qserve.plane.base import Outcome
+from qserve.plane.replies import read_message, read_reply
+from qserve.ref import Ref
+
+LATE_MS = 1000
+"""How long after its deadline a request is given up here; its last step or its caller normally ends it before."""
+
+
+class Pending:
+    """Open refs by request id, each with its deadline (0 for one that came from elsewhere)."""
+
+    def __init__(self) -> None:
+        self._open: dict[str, tuple[int, Ref]] = {}
+        self._looked_at = 0.0
+
+    def __contains__(self, request_id: str) -> bool:
+        return request_id in self._open
+
+    def add(self, ref: Ref, deadline_ms: int = 0) -> None:
+        """Expect the end of a request."""
+        self._open[ref.request_id] = (deadline_ms, ref)
+
+    def drop(self, request_id: str) -> None:
+        """Expect it no more."""
+        self._open.pop(request_id, None)
+
+    def settle(self, request_id: str, outcome: Outcome) -> None:
+        """The request has ended; whoever waits for it wakes."""
+        entry = self._open.pop(request_id, None)
+        if entry is not None:
+            entry[1].settle(outcome)
+
+    def arrive(self, message: bytes) -> None:
+        """Take a message of the mailbox: the end of a request, or an item of its result."""
+        request_id, outcome = read_message(message)
+        if outcome.state != "i":
+            self.settle(request_id, outcome)
+            return
+        entry = self._open.get(request_id)
+        if entry is not None and isinstance(entry[1], ItemRef):
+            entry[1].add(outcome.payload)
+
+    def on_watched(self, ref: Ref) -> Callable[[Any], None]:
+        """What takes the answer of ``watch``."""
+
+        def on_reply(reply: Any) -> None:
+            outcome = read_reply(reply)
+            if outcome is not None:
+                self.settle(ref.request_id, outcome)
+
+        return on_reply
+
+    def refs(self) -> list[Ref]:
+        """All of them."""
+        return [ref for _, ref in list(self._open.values())]
+
+    def due(self) -> tuple[list[Ref], list[Ref]]:
+        """Once a second: the refs that are past their deadline, and those that came from elsewhere."""
+        now = time.time()
+        if now - self._looked_at < 1.0:
+            return [], []
+        self._looked_at = now
+        late_ms = now * 1000 - LATE_MS
+        entries = list(self._open.values())
+        late = [ref for deadline_ms, ref in entries if deadline_ms and deadline_ms < late_ms]
+        return late, [ref for deadline_ms, ref in entries if not deadline_ms]

@@ -1,0 +1,59 @@
+"""What happens to the calls of replicas and versions that are no more."""
+
+from __future__ import annotations
+
+from redis import Redis
+
+from qserve.exceptions import AppNotFound, ReplicaLost
+from qserve.keys import Keys
+from qserve.plane import functions
+from qserve.plane.connection import broker_errors
+from qserve.registry import ApplicationRecord
+from qserve.wire.failure import Failure
+
+DEATH_LIMIT = 3
+"""Deaths of a call's replica (the later ones while it ran alone) after which the call fails."""
+_LOST = Failure.of(ReplicaLost(f"its replica died {DEATH_LIMIT} times while running this call")).encode()
+_DELETED = Failure.of(AppNotFound("the application was deleted before this call was finished")).encode()
+
+
+class Takeover:
+    """Hands calls over at one broker."""
+
+    def __init__(self, client: Redis, keys: Keys) -> None:
+        self._client = client
+        self._keys = keys
+
+    def hand_over(self, stream: str, consumer: str) -> int:
+        """Put what a dead replica held back on the queue; answers how many calls that were.
+
+        Crash before the call: the entries stay pending and the next sweep finds them. Crash after: they are
+        on the queue as new entries.
+        """
+        prefix, personal = self._keys.request(""), self._keys.personal(stream, consumer)
+        total = 0
+        for source in (stream, personal):
+            while True:
+                with broker_errors():
+                    command = functions.reclaim(source, consumer, DEATH_LIMIT, _LOST, prefix, to=stream)
+                    moved = int(self._client.execute_command(*command))
+                total += moved
+                if moved < 1000:
+                    break
+        with broker_errors():
+            command = functions.disband(personal, stream, self._keys.models_of(stream), consumer, prefix)
+            return total + int(self._client.execute_command(*command))
+
+    def retire(self, record: ApplicationRecord, force: bool) -> bool:
+        """Remove a version's queues once nothing of it is under way; ``force`` fails what is left.
+
+        Returns:
+          Whether the queues are gone.
+        """
+        streams = [record.stream(self._keys, name) for name, one in record.deployments.items() if one.replicated]
+        with broker_errors():
+            for stream in streams[:]:
+                held = self._client.hgetall(self._keys.models_of(stream))
+                streams += [own.decode() for field, own in held.items() if field.startswith(b"s:")]
+            command = functions.retire(streams, force, _DELETED, self._keys.request(""))
+            return int(self._client.execute_command(*command)) == 1
