@@ -5,11 +5,10 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from processes import Site, free_port, is_open, new_site
+from processes import Site, Started, free_port, is_open, new_site
 
 import qserve
 
@@ -19,21 +18,6 @@ def site() -> Iterator[Site]:
     """A place for this test's processes; none of them, nor a broker's folder, may outlive it."""
     with new_site() as place:
         yield place
-
-
-@dataclass(frozen=True)
-class Started:
-    """What ``qserve.start`` started from the tests' own process.
-
-    Parameters:
-      url: Where the gateway answers.
-      site: The place of its processes.
-      log: The file that they write to.
-    """
-
-    url: str
-    site: Site
-    log: Path
 
 
 @pytest.fixture(scope="module")

@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
@@ -309,3 +310,18 @@ class Serving:
         self.process = process
         self.port = port
         self.url = f"http://127.0.0.1:{port}"
+
+
+@dataclass(frozen=True)
+class Started:
+    """What ``qserve.start`` started from the tests' own process.
+
+    Parameters:
+      url: Where the gateway answers.
+      site: The place of its processes.
+      log: The file that they write to.
+    """
+
+    url: str
+    site: Site
+    log: Path

@@ -16,8 +16,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
-from conftest import Started
-from processes import wait_until
+from processes import Started, wait_until
 from pydantic import BaseModel
 from starlette.requests import Request
 from starlette.responses import (

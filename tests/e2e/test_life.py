@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Started
-from processes import wait_until
+from processes import Started, wait_until
 
 import qserve
 from qserve.exceptions import AppNotFound, ReplicaLost

@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Started
-from processes import wait_until
+from processes import Started, wait_until
 
 import qserve
 

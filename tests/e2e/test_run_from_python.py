@@ -17,8 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import Started
-from processes import Site, free_port, is_alive, is_open, wait_until
+from processes import Site, Started, free_port, is_alive, is_open, wait_until
 
 import qserve
 from qserve.dag import InputNode

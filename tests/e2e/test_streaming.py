@@ -10,8 +10,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-from conftest import Started
-from processes import wait_until
+from processes import Started, wait_until
 from starlette.responses import StreamingResponse
 
 import qserve
