@@ -35,15 +35,15 @@ _launch: Launch | None = None
 
 def run(
     target: Any,
-    blocking: bool = False,
+    _blocking: bool = True,
     *,
+    blocking: bool = False,
     host: str | None = None,
     port: int | None = None,
     name: str = "default",
     route_prefix: Any = DEFAULT,
     request_timeout_s: float | None = None,
     local: bool = False,
-    _blocking: bool | None = None,
     _local_testing_mode: bool = False,
 ) -> RayServeSyncHandle:
     """Serve a bound node, and go on once all of its replicas take calls.
@@ -54,6 +54,7 @@ def run(
     Parameters:
       target: A class node or function node, from ``Deployment.bind``, or what ``build`` returned.
       blocking: Whether to wait for Ctrl-C instead of going on.
+      _blocking: Taken for the sake of older programs; the replicas are always waited for.
       host, port: Where the gateway listens; None keeps what runs, or takes 127.0.0.1 and 8000.
       name: The application's name.
       route_prefix: Where it answers; None for no HTTP at all.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from typing import Any
 
 from qserve.deadline import Countdown
@@ -136,10 +136,11 @@ class RefTask:
     The call has started when this exists; the first await only waits until the broker accepted it.
     """
 
-    __slots__ = ("ref",)
+    __slots__ = ("_callbacks", "ref")
 
     def __init__(self, ref: Ref) -> None:
         self.ref = ref
+        self._callbacks: list[Callable[[Any], object]] = []
 
     def __await__(self) -> Generator[Any, None, Ref]:
         ref = self.ref
@@ -150,6 +151,42 @@ class RefTask:
     def cancel(self) -> None:
         """Stop the call; see ``Ref.cancel``."""
         self.ref.cancel()
+
+    # what asyncio.wait and others ask of the task that Ray Serve gives here
+
+    def done(self) -> bool:
+        """Whether the call was accepted, and so the ref is there."""
+        return self.ref.accepted.is_set()
+
+    def result(self) -> Ref:
+        """The ref; RuntimeError before the call was accepted."""
+        if not self.done():
+            raise RuntimeError("the call was not accepted yet: await it")
+        return self.ref
+
+    def exception(self) -> None:
+        """None: errors are the ref's."""
+
+    def cancelled(self) -> bool:
+        """False: a cancelled call still gives its ref, and that raises."""
+        return False
+
+    def add_done_callback(self, callback: Callable[[Any], object], *, context: Any = None) -> None:
+        """Have the running loop call ``callback`` with this object once the call was accepted."""
+        loop = asyncio.get_running_loop()
+        self._callbacks.append(callback)
+        self.ref.accepted.call_when_set(lambda: loop.call_soon_threadsafe(self._call, callback, context=context))
+
+    def remove_done_callback(self, callback: Callable[[Any], object]) -> int:
+        """Call it no more; answers how often it was waiting to be called."""
+        count = self._callbacks.count(callback)
+        self._callbacks = [one for one in self._callbacks if one != callback]
+        return count
+
+    def _call(self, callback: Callable[[Any], object]) -> None:
+        if callback in self._callbacks:
+            self._callbacks.remove(callback)
+            callback(self)
 
     def __repr__(self) -> str:
         return f"RefTask({self.ref!r})"
