@@ -110,6 +110,7 @@ def _deployment_record(name: str, options: DeploymentOptions, replicated: bool) 
         max_ongoing=options.max_concurrent_queries,
         max_queued=options.max_queued_requests,
         grace_s=options.graceful_shutdown_timeout_s,
+        max_execution_s=options.max_execution_s,
         health_period_s=options.health_check_period_s,
         health_timeout_s=options.health_check_timeout_s,
         user_config="" if options.user_config is None else json.dumps(options.user_config, sort_keys=True),

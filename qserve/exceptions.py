@@ -6,6 +6,7 @@ QserveException                    also ``RayServeException``
 │   ├── RequestCancelled       499 somebody cancelled it
 │   ├── DeadlineExceeded       504 not finished within its deadline
 │   ├── ReplicaLost            500 its replica died three times while running it
+│   ├── TimeLimitExceeded      500 it ran longer than its deployment's max_execution_s
 │   ├── BackPressureError      503 the deployment's queue is full
 │   ├── PayloadError           500 a value cannot travel
 │   └── ResultUnavailable      410 the result is no longer kept, or the id is unknown
@@ -69,6 +70,12 @@ class ReplicaLost(RequestError):
     """Raised when the replicas that ran a request died each time it was tried."""
 
     code = "replica_lost"
+
+
+class TimeLimitExceeded(RequestError, TimeoutError):
+    """Raised when a call ran longer than its deployment's ``max_execution_s``, and was stopped."""
+
+    code = "time_limit_exceeded"
 
 
 class BackPressureError(RequestError):

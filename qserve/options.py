@@ -66,6 +66,7 @@ class DeploymentOptions(BaseModel):
       max_queued_requests: Requests that may wait in the queue; -1 sets no limit.
       route_prefix: Where the ingress answers; ``route_prefix_is_set`` tells ``None`` from unset.
       request_timeout_s: Seconds a request may take; ``None`` takes the application's default.
+      max_execution_s: Seconds one call may run; its replica is replaced if it cannot be stopped otherwise.
 
     Raises:
       TypeError: A value of the wrong kind, or an option that does not exist.
@@ -90,6 +91,7 @@ class DeploymentOptions(BaseModel):
     init_kwargs: dict[str, Any] = Field(default_factory=dict)
     route_prefix: str | None = None
     request_timeout_s: float | None = None
+    max_execution_s: float | None = Field(default=None, gt=0)
     max_constructor_retry_count: int = Field(default=20, ge=0)
     logging_config: dict[str, Any] | None = None
     backpressure_config: BackpressureConfig = BackpressureConfig()

@@ -29,6 +29,7 @@ class DeploymentRecord:
       grace_s: How long a stopping replica may finish what it runs.
       health_period_s, health_timeout_s: When ``check_health`` is called, and how long it may take.
       user_config: Passed to ``reconfigure``, as JSON; "" when there is none.
+      max_execution_s: How long one call may run; None for as long as its deadline.
       replicated: False for a driver whose work the gateway does.
     """
 
@@ -40,6 +41,7 @@ class DeploymentRecord:
     health_period_s: float = 10.0
     health_timeout_s: float = 30.0
     user_config: str = ""
+    max_execution_s: float | None = None
     replicated: bool = True
 
     @property

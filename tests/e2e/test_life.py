@@ -13,7 +13,7 @@ import pytest
 from processes import Started, wait_until
 
 import qserve
-from qserve.exceptions import AppNotFound, ReplicaLost
+from qserve.exceptions import AppNotFound, ReplicaLost, TimeLimitExceeded
 
 
 @pytest.fixture(autouse=True)
@@ -127,6 +127,31 @@ def test_a_replica_that_dies_while_it_starts_is_reported_with_the_way_it_died() 
 
     with pytest.raises(RuntimeError, match="'Suicidal'.*\n?.*its process ended with SIGKILL while it was starting"):
         qserve.run(Suicidal.bind())
+
+
+@pytest.mark.parametrize("method", ["block", "block_the_loop", "wait"])
+def test_a_call_over_its_time_limit_is_stopped_and_its_neighbours_are_not_lost(method: str) -> None:
+    @qserve.deployment(max_execution_s=0.5)
+    class Slow:
+        def block(self) -> None:
+            threading.Event().wait()
+
+        async def block_the_loop(self) -> None:
+            threading.Event().wait()
+
+        async def wait(self) -> None:
+            await asyncio.Event().wait()
+
+        async def quick(self, number: int) -> int:
+            return number
+
+    handle = qserve.run(Slow.bind())
+    stuck = getattr(handle, method).remote()
+    others = [handle.quick.remote(number) for number in range(10)]
+
+    with pytest.raises(TimeLimitExceeded, match=rf"Slow.{method} ran longer than max_execution_s=0.5"):
+        qserve.get(stuck, timeout=10)
+    assert qserve.get(others, timeout=10) == list(range(10))
 
 
 def test_accepted_calls_finish_when_their_application_is_deleted(tmp_path: Path) -> None:

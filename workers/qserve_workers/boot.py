@@ -34,6 +34,7 @@ from qserve_workers.life import UNHEALTHY_EXIT, Life, report
 from qserve_workers.pool import ReplicaPool
 from qserve_workers.replica import Replica
 from qserve_workers.spec import ReplicaSpec
+from qserve_workers.time_limit import TimeLimit
 
 log = get_logger(__name__)
 BEAT_S = 4.0
@@ -68,6 +69,9 @@ def run_replica(spec: ReplicaSpec) -> int:
         return 1
     gc.freeze()  # what is here now stays: the collector need not look at it again
     _beat(spec, keys)
+    limit_s = spec.record.deployments[spec.deployment].max_execution_s
+    if limit_s is not None:
+        TimeLimit(replica, keys, connect(spec.settings.broker_url), limit_s).start()
     worker = _make_worker(spec, replica)
     life = Life(spec, servable, reports, registry)
     signals.worker_ready.connect(lambda **_: life.begin(loop), weak=False)

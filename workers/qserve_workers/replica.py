@@ -88,6 +88,11 @@ class Replica:
         self._idle.set()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="user-code")
         self._tasks: set[asyncio.Task[None]] = set()
+        self._works: dict[int, Work] = {}
+
+    def works(self) -> list[Work]:
+        """What runs now; may be asked from any thread."""
+        return list(self._works.values())
 
     def room(self) -> int:
         """How many calls may be fetched now."""
@@ -112,6 +117,7 @@ class Replica:
             delivery.ack()
             return
         self._running += 1
+        self._works[id(work)] = work
         self._idle.clear()
         if work.header.expired():
             self._commit(work, Conclusion("x"))
@@ -136,7 +142,7 @@ class Replica:
             if not method.takes_request and len(args) == 1 and not work.call.kwargs and isinstance(args[0], Request):
                 args = ()
             if method.is_async:
-                self._spawn(self._run_async(work, method, args))
+                work.task = self._spawn(self._run_async(work, method, args))
             else:
                 self._run_sync(work, method, args)
         except Exception as error:
@@ -146,10 +152,11 @@ class Replica:
 
     # -- running -----------------------------------------------------------------------------------
 
-    def _spawn(self, coroutine: Any) -> None:
-        task = self.loop.create_task(coroutine)
+    def _spawn(self, coroutine: Any) -> asyncio.Task[None]:
+        task: asyncio.Task[None] = self.loop.create_task(coroutine)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
     async def _run_async(self, work: Work, method: Method, args: Any) -> None:
         assert work.call is not None
@@ -274,6 +281,7 @@ class Replica:
         )
         self.plane.post(command, lambda reply: self._on_committed(work, reply))
         self._running -= 1
+        self._works.pop(id(work), None)
         self._alone = False
         if not self._running:
             self._idle.set()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from dataclasses import dataclass
 
 from qserve.context import RequestContext
@@ -12,18 +14,22 @@ from qserve.wire.envelope import Header
 _SLOTS = [str(number).encode() for number in range(256)]
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Work:
     """A delivery that runs.
 
     Parameters:
       call: What it stands for, once it was opened.
+      began: When, by the monotonic clock.
+      task: What runs it, for coroutines.
     """
 
     delivery: Delivery
     header: Header
     step: str
     call: Call | None = None
+    began: float = 0.0
+    task: asyncio.Task[None] | None = None
 
     @classmethod
     def of(cls, delivery: Delivery) -> Work:
@@ -33,7 +39,7 @@ class Work:
           Exception: Fields are missing or cannot be read.
         """
         fields = delivery.fields
-        return cls(delivery, Header.decode(fields[b"h"]), fields[b"s"].decode())
+        return cls(delivery, Header.decode(fields[b"h"]), fields[b"s"].decode(), began=time.monotonic())
 
     def values(self) -> list[bytes]:
         """The values of its slots, encoded."""
