@@ -93,6 +93,17 @@ def _is_replicated(func_or_class: object, driver: DriverRecord | None) -> bool:
     return driver.adapter == ""
 
 
+def _name_of(kind: object, deployment: str) -> str:
+    if isinstance(kind, str):
+        return kind
+    if inspect.isclass(kind) and issubclass(kind, BaseException):
+        return kind.__qualname__
+    raise TypeError(
+        f"retry_on of deployment {deployment!r} takes exception classes or their names, such as"
+        f" (ConnectionError,); got {kind!r}"
+    )
+
+
 def _driver_record(driver: Driver) -> DriverRecord:
     adapter = driver.adapter
     known = adapter is None or inspect.isfunction(adapter)
@@ -110,6 +121,9 @@ def _deployment_record(name: str, options: DeploymentOptions, replicated: bool) 
         max_ongoing=options.max_concurrent_queries,
         max_queued=options.max_queued_requests,
         grace_s=options.graceful_shutdown_timeout_s,
+        max_retries=options.max_retries,
+        retry_on=None if options.retry_on is None else [_name_of(kind, name) for kind in options.retry_on],
+        retry_backoff_s=options.retry_backoff_s,
         max_execution_s=options.max_execution_s,
         health_period_s=options.health_check_period_s,
         health_timeout_s=options.health_check_timeout_s,

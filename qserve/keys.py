@@ -5,6 +5,7 @@
     q:<app>:<version>:<deployment>  stream  calls, consumed by the group replicas  version + RETIRED_TTL_MS
     <a stream>@<replica>            stream  calls for a model that this replica holds    version + RETIRED_TTL_MS
     x:<app>:<version>:<deployment>  hash    which replica holds which model        version + RETIRED_TTL_MS
+    z:<app>:<version>:<deployment>  zset    calls that wait for their next try           DELAYED_TTL_MS after the last
     r:<request>                     hash    one request: state, joins, result      deadline, then result_ttl
     m:<process>                     list    replies for one process                MAILBOX_TTL_MS after the last
     a:<app>                         hash    one application: records active, next  until it is deleted
@@ -30,6 +31,7 @@ BEAT_TTL_MS = 15_000
 POOL_TTL_MS = 24 * 3_600_000
 CONTROL_TTL_MS = 60_000
 RETIRED_TTL_MS = 3_600_000
+DELAYED_TTL_MS = 24 * 3_600_000
 CHANGES_KEPT = 64
 
 
@@ -64,6 +66,10 @@ class Keys:
     def models_of(self, stream: str) -> str:
         """The models hash that belongs to a deployment's stream."""
         return stream.replace(":q:", ":x:", 1)
+
+    def delayed_of(self, stream: str) -> str:
+        """Where the calls of a deployment wait for their next try."""
+        return stream.replace(":q:", ":z:", 1)
 
     def application(self, app: str) -> str:
         return self._name("a", app)

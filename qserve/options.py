@@ -66,6 +66,9 @@ class DeploymentOptions(BaseModel):
       max_queued_requests: Requests that may wait in the queue; -1 sets no limit.
       route_prefix: Where the ingress answers; ``route_prefix_is_set`` tells ``None`` from unset.
       request_timeout_s: Seconds a request may take; ``None`` takes the application's default.
+      max_retries: How often a call that raised is run again; 0 for never.
+      retry_on: Exception classes (or their names) that are worth another try; ``None`` takes all.
+      retry_backoff_s: Wait before the first retry; it doubles with each, and varies by half.
       max_execution_s: Seconds one call may run; its replica is replaced if it cannot be stopped otherwise.
 
     Raises:
@@ -92,6 +95,9 @@ class DeploymentOptions(BaseModel):
     route_prefix: str | None = None
     request_timeout_s: float | None = None
     max_execution_s: float | None = Field(default=None, gt=0)
+    max_retries: int = Field(default=0, ge=0)
+    retry_on: tuple[Any, ...] | None = None
+    retry_backoff_s: float = Field(default=0.1, gt=0)
     max_constructor_retry_count: int = Field(default=20, ge=0)
     logging_config: dict[str, Any] | None = None
     backpressure_config: BackpressureConfig = BackpressureConfig()

@@ -30,6 +30,7 @@ class DeploymentRecord:
       health_period_s, health_timeout_s: When ``check_health`` is called, and how long it may take.
       user_config: Passed to ``reconfigure``, as JSON; "" when there is none.
       max_execution_s: How long one call may run; None for as long as its deadline.
+      max_retries, retry_on, retry_backoff_s: Which errors are worth another try, how often, and after what wait.
       replicated: False for a driver whose work the gateway does.
     """
 
@@ -42,6 +43,9 @@ class DeploymentRecord:
     health_timeout_s: float = 30.0
     user_config: str = ""
     max_execution_s: float | None = None
+    max_retries: int = 0
+    retry_on: list[str] | None = None
+    retry_backoff_s: float = 0.1
     replicated: bool = True
 
     @property

@@ -27,6 +27,7 @@ def _name(function: str) -> bytes:
 
 _SUBMIT, _COMMIT, _WATCH = _name("submit"), _name("commit"), _name("watch")
 _ADVERTISE, _DISBAND = _name("advertise"), _name("disband")
+_POSTPONE, _WAKE = _name("postpone"), _name("wake")
 _EMIT, _TAKE, _RETIRE = _name("emit"), _name("take"), _name("retire")
 _FORGET, _CLOSE, _RECLAIM = _name("forget"), _name("close"), _name("reclaim")
 
@@ -159,6 +160,18 @@ def commit(
         "FCALL", _COMMIT, 2 + len(streams), stream, request, *streams,
         entry_id, request_id, attempt, step, state, payload, *packed,
     )  # fmt: skip
+
+
+def postpone(
+    stream: str, request: str, delayed: str, entry_id: bytes, wait_ms: int, tries: int, life_ms: int
+) -> Command:
+    """End one try of a call, which comes back after ``wait_ms``: answers ``OK`` or ``STALE``."""
+    return ("FCALL", _POSTPONE, 3, stream, request, delayed, entry_id, wait_ms, tries, life_ms)
+
+
+def wake(delayed: str, stream: str) -> Command:
+    """Put calls whose wait is over back on their queue: answers how many."""
+    return ("FCALL", _WAKE, 2, delayed, stream)
 
 
 def watch(request: str, mailbox: str = "") -> Command:

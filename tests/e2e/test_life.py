@@ -154,6 +154,44 @@ def test_a_call_over_its_time_limit_is_stopped_and_its_neighbours_are_not_lost(m
     assert qserve.get(others, timeout=10) == list(range(10))
 
 
+def test_a_call_that_raises_is_tried_again_as_often_as_its_deployment_says(tmp_path: Path) -> None:
+    @qserve.deployment(max_retries=3, retry_on=(ConnectionError,), retry_backoff_s=0.05)
+    class Flaky:
+        def __init__(self, ledger: Path) -> None:
+            self.ledger = ledger
+
+        def _note(self) -> int:
+            with self.ledger.open("a") as file:
+                file.write("x")
+            return len(self.ledger.read_text())
+
+        def third_time(self) -> int:
+            if self._note() < 3:
+                raise ConnectionResetError("not yet")
+            return self._note()
+
+        async def never(self) -> None:
+            self._note()
+            raise ConnectionResetError("never")
+
+        def other_error(self) -> None:
+            self._note()
+            raise ValueError("not worth it")
+
+    handle = qserve.run(Flaky.bind(tmp_path / "a"))
+    assert ask(handle.third_time) == 4
+
+    handle = qserve.run(Flaky.bind(tmp_path / "b"))
+    with pytest.raises(ConnectionResetError, match="never"):
+        ask(handle.never)
+    assert (tmp_path / "b").read_text() == "xxxx"
+
+    handle = qserve.run(Flaky.bind(tmp_path / "c"))
+    with pytest.raises(ValueError, match="not worth it"):
+        ask(handle.other_error)
+    assert (tmp_path / "c").read_text() == "x"
+
+
 def test_accepted_calls_finish_when_their_application_is_deleted(tmp_path: Path) -> None:
     gate = tmp_path / "gate"
 

@@ -19,7 +19,6 @@ from qserve.engine.step import Conclusion, Stepper
 from qserve.engine.streams import is_generator, plain_result_of_stream, stream_of_plain_call
 from qserve.keys import Keys
 from qserve.log import get_logger
-from qserve.plane import functions
 from qserve.plane.loop import LoopPlane
 from qserve.plane.transport import Delivery
 from qserve.ref import DeploymentResponse, Ref, RefTask
@@ -27,6 +26,7 @@ from qserve.registry import ApplicationRecord
 from qserve.settings import Settings
 from qserve.wire.failure import Failure
 from qserve_workers.pace import CoroutinePace, Pace
+from qserve_workers.retries import RetryPolicy
 from qserve_workers.streaming import (
     Emitter,
     ReaderGone,
@@ -89,6 +89,7 @@ class Replica:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="user-code")
         self._tasks: set[asyncio.Task[None]] = set()
         self._works: dict[int, Work] = {}
+        self._retries = RetryPolicy(record.deployments[deployment])
 
     def works(self) -> list[Work]:
         """What runs now; may be asked from any thread."""
@@ -254,6 +255,11 @@ class Replica:
             self._commit(work, conclusion)
 
     def _fail(self, work: Work, error: BaseException) -> None:
+        tries = work.tries()
+        wait_s = self._retries.wait_s(error, tries) if work.call is not None else None
+        if wait_s is not None:
+            self._postpone(work, error, wait_s, tries + 1)
+            return
         failure = Failure.of(error, self.deployment)
         token = request_context.set(work.context())
         log.error(
@@ -267,19 +273,18 @@ class Replica:
 
     def _commit(self, work: Work, conclusion: Conclusion) -> None:
         """Crash before this is sent: the call is pending and runs again elsewhere. Crash after: it has moved on."""
-        tag, header = work.delivery.delivery_tag, work.header
-        command = functions.commit(
-            tag.stream,
-            self.keys.request(header.request_id),
-            tag.entry_id,
-            header.request_id,
-            tag.entry_id.decode(),
-            work.step,
-            conclusion.moves,
-            conclusion.state,
-            conclusion.payload,
-        )
+        command = work.commit_command(self.keys, conclusion)
         self.plane.post(command, lambda reply: self._on_committed(work, reply))
+        self._leave(work)
+
+    def _postpone(self, work: Work, error: BaseException, wait_s: float, tries: int) -> None:
+        """Crash before this is sent: the try counts as a death. Crash after: the call waits at the broker."""
+        log.warning("%s failed (try %d), again in %.1f s: %r", work.step, tries, wait_s, error)
+        command = work.postpone_command(self.keys, self.stream, wait_s, tries)
+        self.plane.post(command, lambda reply: self._on_committed(work, reply))
+        self._leave(work)
+
+    def _leave(self, work: Work) -> None:
         self._running -= 1
         self._works.pop(id(work), None)
         self._alone = False

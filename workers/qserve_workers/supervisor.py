@@ -37,6 +37,11 @@ class Member:
     config: str = ""
     stop_at: float | None = None
 
+    @property
+    def retries(self) -> bool:
+        """Whether calls of its deployment may wait for another try."""
+        return self.spec.record.deployments[self.spec.deployment].max_retries > 0
+
 
 @dataclass
 class Supervisor:
@@ -92,11 +97,17 @@ class Supervisor:
         """Bury the dead, hand over what they held, start what is missing, stop what is not wanted."""
         self._read_registry()
         self._bury()
+        self._wake_retries()
         wanted = self._wanted()
         self._start_missing(wanted)
         self._stop_surplus(wanted)
         self._kill_overdue()
         self._sweep()
+
+    def _wake_retries(self) -> None:
+        retrying = {member.stream for member in self.members.values() if member.retries}
+        for stream in retrying:
+            self._takeover.wake(stream)
 
     # -- what is wanted ----------------------------------------------------------------------------
 

@@ -44,6 +44,11 @@ class Takeover:
             command = functions.disband(personal, stream, self._keys.models_of(stream), consumer, prefix)
             return total + int(self._client.execute_command(*command))
 
+    def wake(self, stream: str) -> None:
+        """Put the calls of a queue whose wait for another try is over back on it."""
+        with broker_errors():
+            self._client.execute_command(*functions.wake(self._keys.delayed_of(stream), stream))
+
     def retire(self, record: ApplicationRecord, force: bool) -> bool:
         """Remove a version's queues once nothing of it is under way; ``force`` fails what is left.
 
@@ -53,6 +58,7 @@ class Takeover:
         streams = [record.stream(self._keys, name) for name, one in record.deployments.items() if one.replicated]
         with broker_errors():
             for stream in streams[:]:
+                streams.append(self._keys.delayed_of(stream))
                 held = self._client.hgetall(self._keys.models_of(stream))
                 streams += [own.decode() for field, own in held.items() if field.startswith(b"s:")]
             command = functions.retire(streams, force, _DELETED, self._keys.request(""))

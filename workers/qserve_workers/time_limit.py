@@ -9,10 +9,10 @@ import time
 
 from redis import Redis
 
+from qserve.engine.step import Conclusion
 from qserve.exceptions import BrokerError, TimeLimitExceeded
 from qserve.keys import Keys
 from qserve.log import get_logger
-from qserve.plane import functions
 from qserve.plane.connection import broker_errors
 from qserve.wire.failure import Failure
 from qserve_workers.replica import Replica
@@ -68,17 +68,8 @@ class TimeLimit:
         """Crash after this: the call is committed as failed, and is not run again."""
         deployment = self._replica.deployment
         text = f"{deployment}.{method} ran longer than max_execution_s={self._limit_s:g} and was stopped"
-        tag, request_id = work.delivery.delivery_tag, work.header.request_id
-        command = functions.commit(
-            tag.stream,
-            self._keys.request(request_id),
-            tag.entry_id,
-            request_id,
-            tag.entry_id.decode(),
-            work.step,
-            state="f",
-            payload=Failure.of(TimeLimitExceeded(text)).encode(),
-        )
+        failure = Failure.of(TimeLimitExceeded(text)).encode()
+        command = work.commit_command(self._keys, Conclusion("f", failure))
         with broker_errors():
             self._client.execute_command(*command)
 

@@ -7,7 +7,10 @@ import time
 from dataclasses import dataclass
 
 from qserve.context import RequestContext
-from qserve.engine.step import Call
+from qserve.engine.step import Call, Conclusion
+from qserve.keys import DELAYED_TTL_MS, Keys
+from qserve.plane import functions
+from qserve.plane.functions import Command
 from qserve.plane.transport import Delivery
 from qserve.wire.envelope import Header
 
@@ -55,3 +58,29 @@ class Work:
         """What user code may know of the request."""
         header = self.header
         return RequestContext(header.trace_id, header.route, header.app, header.model_id, header.deadline_ms)
+
+    def commit_command(self, keys: Keys, conclusion: Conclusion) -> Command:
+        """What ends this call at the broker."""
+        tag, request_id = self.delivery.delivery_tag, self.header.request_id
+        return functions.commit(
+            tag.stream,
+            keys.request(request_id),
+            tag.entry_id,
+            request_id,
+            tag.entry_id.decode(),
+            self.step,
+            conclusion.moves,
+            conclusion.state,
+            conclusion.payload,
+        )
+
+    def tries(self) -> int:
+        """How often the call was tried again before."""
+        return int(self.delivery.fields.get(b"t", 0))
+
+    def postpone_command(self, keys: Keys, stream: str, wait_s: float, tries: int) -> Command:
+        """What ends this try, and brings the call back to its deployment's ``stream`` after a wait."""
+        tag, request = self.delivery.delivery_tag, keys.request(self.header.request_id)
+        delayed = keys.delayed_of(stream)
+        wait_ms = int(wait_s * 1000)
+        return functions.postpone(tag.stream, request, delayed, tag.entry_id, wait_ms, tries, DELAYED_TTL_MS)

@@ -180,6 +180,44 @@ local function commit(keys, argv)
   return 'OK'
 end
 
+-- postpone: end one try of a call; it comes back after a while.
+-- KEYS  own stream, request, delayed zset   ARGV  entry id, wait ms, tries so far, life ms
+-- Returns OK, or STALE when the delivery was committed or handed over before.
+local function postpone(keys, argv)
+  local found = redis.call('XRANGE', keys[1], argv[1], argv[1])[1]
+  if redis.call('XACK', keys[1], GROUP, argv[1]) == 0 then return 'STALE' end
+  redis.call('XDEL', keys[1], argv[1])
+  if not found or redis.call('HGET', keys[2], 'st') ~= 'o' then return 'OK' end
+  local fields = { keys[2], 't', argv[3] }
+  for k = 1, #found[2], 2 do
+    if found[2][k] ~= 't' and found[2][k] ~= 'x' then
+      fields[#fields + 1] = found[2][k]
+      fields[#fields + 1] = found[2][k + 1]
+    end
+  end
+  local now = redis.call('TIME')
+  redis.call('ZADD', keys[3], now[1] * 1000 + math.floor(now[2] / 1000) + argv[2], cmsgpack.pack(fields))
+  redis.call('PEXPIRE', keys[3], argv[4])
+  return 'OK'
+end
+
+-- wake: put the calls whose wait is over back on their queue.
+-- KEYS  delayed zset, stream
+-- Returns how many; requests that have ended meanwhile are dropped.
+local function wake(keys)
+  local now = redis.call('TIME')
+  local due = redis.call('ZRANGEBYSCORE', keys[1], '-inf', now[1] * 1000 + math.floor(now[2] / 1000), 'LIMIT', 0, 100)
+  for _, member in ipairs(due) do
+    redis.call('ZREM', keys[1], member)
+    local fields = cmsgpack.unpack(member)
+    local request = table.remove(fields, 1)
+    if redis.call('HGET', request, 'st') == 'o' then
+      redis.call('HSET', request, 'as', keys[2], 'ai', redis.call('XADD', keys[2], '*', unpack(fields)))
+    end
+  end
+  return #due
+end
+
 -- watch: the state of a request, with its result when it has one; otherwise tell `mailbox` when it has.
 -- KEYS  request   ARGV  cmsgpack of the waiter, or '' to look only
 -- Returns {state, result}; {'', ''} when nothing is known of it.
@@ -318,14 +356,27 @@ local function disband(keys, argv)
 end
 
 -- retire: remove the queues of a version once nothing of it is under way.
--- KEYS  stream...   ARGV  1 to fail what is left, failure payload, request key prefix
+-- KEYS  stream or delayed zset...   ARGV  1 to fail what is left, failure payload, request key prefix
 -- A delivery stays in its stream until its commit, which forwards in the same act: all streams empty means that
 -- no request of this version is open. Returns 1 when the queues are gone, else 0.
 local function retire(keys, argv)
-  for _, stream in ipairs(keys) do
-    if redis.call('XLEN', stream) > 0 and argv[1] ~= '1' then return 0 end
+  local streams = {}
+  for _, key in ipairs(keys) do
+    if redis.call('TYPE', key).ok == 'zset' then
+      if argv[1] ~= '1' then return 0 end
+      for _, member in ipairs(redis.call('ZRANGE', key, 0, -1)) do
+        local request = cmsgpack.unpack(member)[1]
+        if redis.call('HGET', request, 'st') == 'o' then
+          finish(request, string.sub(request, #argv[3] + 1), 'f', argv[2])
+        end
+      end
+      redis.call('DEL', key)
+    else
+      streams[#streams + 1] = key
+      if redis.call('XLEN', key) > 0 and argv[1] ~= '1' then return 0 end
+    end
   end
-  for _, stream in ipairs(keys) do
+  for _, stream in ipairs(streams) do
     for _, found in ipairs(redis.call('XRANGE', stream, '-', '+')) do
       for k = 1, #found[2], 2 do
         if found[2][k] == 'h' then
@@ -340,6 +391,8 @@ local function retire(keys, argv)
   return 1
 end
 
+redis.register_function{ function_name = 'qserve_postpone_@', callback = postpone, flags = { 'allow-oom' } }
+redis.register_function{ function_name = 'qserve_wake_@', callback = wake, flags = { 'allow-oom' } }
 redis.register_function{ function_name = 'qserve_advertise_@', callback = advertise, flags = { 'allow-oom' } }
 redis.register_function{ function_name = 'qserve_disband_@', callback = disband, flags = { 'allow-oom' } }
 redis.register_function{ function_name = 'qserve_retire_@', callback = retire, flags = { 'allow-oom' } }
