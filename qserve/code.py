@@ -7,13 +7,14 @@ import pickle
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import FunctionType
-from typing import Any, get_type_hints
+from typing import Any
 
 import cloudpickle
 
 from qserve.engine.driver import AdaptingDriver
 from qserve.exceptions import PayloadError
 from qserve.graph.compile import BuiltApplication, compile_application
+from qserve.http.hints import settle_hints
 from qserve.target import load_target
 from qserve.wire.signing import sign, verify
 
@@ -43,16 +44,13 @@ def _with_resolved_annotations(adapter: Any) -> Any:
     """The adapter with its annotations as types: names that only annotations use do not travel by value."""
     if not inspect.isfunction(adapter):
         return adapter
-    try:
-        hints = get_type_hints(adapter, include_extras=True)
-    except Exception:  # an annotation that does not even resolve here is reported where the adapter is analysed
-        return adapter
     copy = FunctionType(
         adapter.__code__, adapter.__globals__, adapter.__name__, adapter.__defaults__, adapter.__closure__
     )
     copy.__dict__.update(adapter.__dict__)
-    copy.__kwdefaults__, copy.__annotations__ = adapter.__kwdefaults__, hints
+    copy.__kwdefaults__, copy.__annotations__ = adapter.__kwdefaults__, dict(adapter.__annotations__)
     copy.__module__, copy.__qualname__, copy.__doc__ = adapter.__module__, adapter.__qualname__, adapter.__doc__
+    settle_hints(copy)
     return copy
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import socket
@@ -11,10 +12,9 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-import redis
-
+from qserve.doctor import CHECKED, check_or_raise
 from qserve.embedded import EmbeddedBroker
-from qserve.exceptions import BrokerUnavailable, DeployError
+from qserve.exceptions import DeployError
 from qserve.keys import Keys
 from qserve.plane.connection import connect, load_functions
 from qserve.process import Child
@@ -35,6 +35,7 @@ class Launch:
 
     Raises:
       BrokerUnavailable: The broker does not answer.
+      BrokerError: It must not be used as it is; see ``qserve.doctor``.
       DeployError: The gateway's address is taken.
     """
 
@@ -57,7 +58,7 @@ class Launch:
             key = settings.secret_key or secrets.token_hex(32).encode()
             settings = replace(settings, broker_url=self._broker.url, secret_key=key)
         self.settings = settings
-        self._env = settings.to_env() | {"PYTHONPATH": _python_path(import_paths)}
+        self._env = settings.to_env() | {"PYTHONPATH": _python_path(import_paths), CHECKED: "1"}
         try:
             self._start()
         except BaseException:
@@ -68,7 +69,7 @@ class Launch:
         assert self.settings.broker_url is not None
         python = [sys.executable, "-m"]
         if self._broker is None:
-            _check(self.settings.broker_url)
+            _check(self.settings)
         gateway = ["qserve_gateway", "--host", self.host, "--port", str(self.port)]
         gateway += ["--workers", str(self._gateway_workers)]
         self._children.append(Child("the gateway", [*python, *gateway], self._env))
@@ -140,17 +141,10 @@ def _check_address(host: str, port: int) -> None:
             raise DeployError(f"cannot listen on {host}:{port}: {os.strerror(error.errno or 0)}") from error
 
 
-def _check(url: str) -> None:
-    client = connect(url)
-    try:
-        client.ping()
-    except redis.AuthenticationError as error:
-        raise BrokerUnavailable(f"the broker refuses the password: {error}") from error
-    except (redis.RedisError, OSError) as error:
-        where = url.rsplit("@", 1)[-1]
-        raise BrokerUnavailable(f"the broker at {where} cannot be reached: {error}") from error
-    finally:
-        client.close()
+def _check(settings: Settings) -> None:
+    assert settings.broker_url is not None
+    with contextlib.closing(connect(settings.broker_url)) as client:
+        check_or_raise(client, settings)
 
 
 def _python_path(import_paths: tuple[str, ...]) -> str:

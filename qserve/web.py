@@ -89,10 +89,10 @@ def ingress(app: Any) -> Callable[[type], type]:
       ValueError: The decorator is used on something else than a class, or the class has a ``__call__``.
     """
     kind_of(app)
-    let_travel(app)
 
     def decorate(cls: type) -> type:
         _check_class(cls)
+        let_travel(app)  # not before: the class's body has made its routes by now
         members = {
             "__init__": _constructor(cls.__init__),  # type: ignore[misc]
             "__call__": _call,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from typing import Any
 
@@ -10,12 +11,15 @@ from flask.sessions import NullSession, SessionInterface
 from werkzeug.exceptions import HTTPException
 from werkzeug.routing import MapAdapter
 
+from qserve.doctor import CHECKED, check_or_raise
 from qserve.exceptions import QserveException
+from qserve.http.bad_request import BadRequest
 from qserve.log import get_logger
 from qserve.plane.client import ClientPlane
 from qserve.plane.connection import broker_errors
 from qserve.settings import Settings
-from qserve_gateway.incoming import request_id_of
+from qserve_gateway.hosts import allowed_hosts, check_host
+from qserve_gateway.incoming import Environ, request_id_of
 from qserve_gateway.invoke import Front
 from qserve_gateway.problems import of_error, problem, unavailable
 from qserve_gateway.reply import Reply
@@ -24,6 +28,7 @@ from qserve_gateway.watcher import Watcher
 access_log = get_logger("qserve.access")
 
 _RESERVED = "/-/"
+_HEALTH = "/-/healthz"
 _TEXT = "text/plain; charset=utf-8"
 
 
@@ -59,15 +64,25 @@ class Gateway(Flask):
         """Answer the current request."""
         environ = request.environ
         if environ["PATH_INFO"].startswith(_RESERVED):
-            return super().full_dispatch_request()
+            return self._page(environ)
         if not access_log.isEnabledFor(20):
             return self._front.answer(environ)
         began = time.perf_counter()
         reply = self._front.answer(environ)
         method, path = environ["REQUEST_METHOD"], environ["PATH_INFO"]
         took_ms = (time.perf_counter() - began) * 1000
-        access_log.info("%s %s %s %.1fms", method, path, reply.status, took_ms)
+        # a path may hold anything once it is decoded, and a terminal would obey some of it
+        shown = path if path.isascii() and path.isprintable() else ascii(path)[1:-1]
+        access_log.info("%s %s %s %.1fms", method, shown, reply.status, took_ms)
         return reply
+
+    def _page(self, environ: Environ) -> Any:
+        try:
+            # whoever looks after our health may know no more than an address
+            check_host(environ, None if environ["PATH_INFO"] == _HEALTH else self._front.allowed)
+        except BadRequest as error:
+            return of_error(error, request_id_of(environ))
+        return super().full_dispatch_request()
 
 
 def create_app(settings: Settings, plane: ClientPlane | None = None, watch: bool = True) -> Gateway:
@@ -79,22 +94,28 @@ def create_app(settings: Settings, plane: ClientPlane | None = None, watch: bool
       watch: Whether to follow the registry; False reads it once.
     """
     plane = plane or ClientPlane(settings)
-    watcher = Watcher(plane)
+    connected = plane
+    watcher = Watcher(plane, lambda: _check(connected, settings))
     if watch:
         watcher.start()
     else:
         watcher.refresh()
-    app = Gateway(Front(settings, plane, lambda: watcher.table))
+    app = Gateway(Front(settings, plane, watcher.current, allowed_hosts(os.environ)))
     _add_pages(app, plane, watcher)
     return app
+
+
+def _check(plane: ClientPlane, settings: Settings) -> None:
+    if not os.environ.get(CHECKED):
+        check_or_raise(plane.client, settings)
 
 
 def _add_pages(app: Gateway, plane: ClientPlane, watcher: Watcher) -> None:
     def healthz() -> Any:
         request_id = request_id_of(request.environ)
-        if watcher.table is None:
-            return unavailable("the applications are not known yet", request_id)
         try:
+            if watcher.current() is None:
+                return unavailable("the applications are not known yet", request_id)
             with broker_errors():
                 plane.client.ping()
         except QserveException as error:

@@ -6,6 +6,7 @@ import re
 import uuid
 from functools import lru_cache
 from typing import Any
+from urllib.parse import quote
 
 from qserve.http.bad_request import BadRequest
 from qserve.http.message import HttpMessage
@@ -65,15 +66,15 @@ def model_id_of(environ: Environ) -> str:
     return str(model_id)
 
 
-def check_host(environ: Environ) -> None:
-    """Refuse an HTTP/1.1 request that does not say which host it means."""
-    if "HTTP_HOST" not in environ and environ.get("SERVER_PROTOCOL") == "HTTP/1.1":
-        raise BadRequest("the request has no Host header", "missing_host", close=True)
-
-
 def base_url(environ: Environ) -> str:
     """Scheme and host as the client wrote them."""
     return f"{environ['wsgi.url_scheme']}://{environ.get('HTTP_HOST', '')}"
+
+
+def url_of(environ: Environ, path: str) -> str:
+    """The whole URL of another path, with the query of this request."""
+    query = environ.get("QUERY_STRING")
+    return base_url(environ) + quote(path, safe="/:@!$&'()*+,;=~") + (f"?{query}" if query else "")
 
 
 def message_of(environ: Environ, path: str, root_path: str, body: bytes, path_params: dict[str, Any]) -> HttpMessage:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 from qserve.exceptions import BackPressureError, DeadlineExceeded, RequestCancelled
 from qserve.http.bad_request import BadRequest
@@ -19,17 +19,18 @@ from qserve.settings import Settings
 from qserve.wire.envelope import Answer
 from qserve_gateway.bodies import read_body
 from qserve_gateway.clients import is_gone
+from qserve_gateway.hosts import AllowedHosts, check_host
 from qserve_gateway.incoming import (
     Environ,
     base_url,
-    check_host,
     message_of,
     model_id_of,
     path_of,
     request_id_of,
     timeout_of,
+    url_of,
 )
-from qserve_gateway.problems import NoRoute, of_error, of_outcome, unavailable
+from qserve_gateway.problems import Elsewhere, NoRoute, of_error, of_outcome, unavailable
 from qserve_gateway.reply import Reply
 from qserve_gateway.routes import PLAIN_METHODS, Route, RouteTable
 from qserve_gateway.streaming import StreamReply
@@ -48,10 +49,18 @@ class Front:
       settings: The default deadline, and whether tracebacks are shown.
       plane: Carries the calls.
       table: Gives the current routes; None until they are known.
+      allowed: The host names that are answered.
     """
 
-    def __init__(self, settings: Settings, plane: ClientPlane, table: Callable[[], RouteTable | None]) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        plane: ClientPlane,
+        table: Callable[[], RouteTable | None],
+        allowed: AllowedHosts = None,
+    ) -> None:
         self._settings = settings
+        self.allowed = allowed
         self._plane = plane
         self._table = table
         self._waiting = 0
@@ -68,9 +77,9 @@ class Front:
         table = self._table()
         if table is None:
             return unavailable("the applications are not known yet", request_id)
-        check_host(environ)
-        path = path_of(environ)
-        route, graph = _find(table, path, environ)
+        check_host(environ, self.allowed)
+        found = _find(table, path_of(environ), environ)
+        route = found.route
         body = read_body(environ)
         timeout_s = timeout_of(environ, route.record.timeout_s or self._settings.request_timeout_s)
         options = CallOptions(
@@ -87,25 +96,18 @@ class Front:
             raise BackPressureError("this gateway has as many requests waiting as it may")
         self._waiting += 1
         try:
-            ref = self._submit(environ, route, graph, path, body, options)
+            ref = self._submit(environ, found, body, options)
             self._wait(ref, timeout_s, environ)
         finally:
             self._waiting -= 1
         return self._relay(ref, request_id, timeout_s)
 
-    def _submit(
-        self,
-        environ: Environ,
-        route: Route,
-        graph: str,
-        path: str,
-        body: bytes,
-        options: CallOptions,
-    ) -> Ref:
+    def _submit(self, environ: Environ, found: _Found, body: bytes, options: CallOptions) -> Ref:
+        route, graph, path, path_params = found
         record, driver = route.record, route.record.driver
         if driver is not None and driver.adapter == "json_request":
             return self._plane.run(record.name, graph, (_json_body(environ, body),), {}, options)
-        request = message_of(environ, path, route.root_path, body)
+        request = message_of(environ, path, route.root_path, body, path_params)
         if driver is None:
             return self._plane.call(record.name, record.ingress, "__call__", (request,), {}, options)
         if driver.adapter == "starlette_request":
@@ -144,21 +146,31 @@ def _answered(ref: Ref) -> Promise:
     return ref.changed() if isinstance(ref, ItemRef) else ref.done
 
 
-def _find(table: RouteTable, path: str, environ: Environ) -> tuple[Route, str]:
+class _Found(NamedTuple):
+    """Who answers a request."""
+
+    route: Route
+    graph: str
+    path: str
+    path_params: dict[str, Any]
+
+
+def _find(table: RouteTable, path: str, environ: Environ) -> _Found:
     method = environ["REQUEST_METHOD"]
     route = table.match(path)
     if route is None and method == "CONNECT":  # its target is no path
         raise NoRoute("CONNECT is not allowed here", 405, PLAIN_METHODS)
-    graph: str | None = ""
-    if route is not None and route.graphs is not None:
-        graph = route.graphs.get(path)
+    graph = None if route is None else route.find(path)
     if route is None or graph is None:
+        other = path[:-1] if path.endswith("/") else f"{path}/"
+        if route is not None and route.find(other) is not None:
+            raise Elsewhere(url_of(environ, other))
         ping = f"Please ping {base_url(environ)}/-/routes for route table."
         raise NoRoute(f"Path '{path}' not found. {ping}", 404, driver=route is not None)
     if method not in route.methods:
         driver = route.record.driver is not None
         raise NoRoute(f"{method} is not allowed here", 405, route.methods, driver)
-    return route, graph
+    return _Found(route, graph[0], path, graph[1])
 
 
 def _json_body(environ: Environ, body: bytes) -> Any:

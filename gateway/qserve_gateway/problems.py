@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 from qserve import exceptions
@@ -11,7 +12,7 @@ from qserve.http.bad_request import BadRequest
 from qserve.log import get_logger
 from qserve.plane.base import Outcome
 from qserve.wire.failure import Failure
-from qserve_gateway.reply import Reply
+from qserve_gateway.reply import WITHOUT_BODY, Reply
 
 log = get_logger(__name__)
 
@@ -22,7 +23,8 @@ _HEADERS = [
 ]
 _RETRY_AFTER_S = 1
 _DETAILS = {404: "Not Found", 405: "Method Not Allowed"}
-_BROKER_CODES = (("OOM", "broker_full"), ("MISCONF", "broker_disk_full"))
+# redis-py cuts some of the broker's own codes off, and leaves their texts
+_BROKER_CODES = (("OOM", "broker_full"), ("used memory >", "broker_full"), ("MISCONF", "broker_disk_full"))
 
 
 class NoRoute(BadRequest):
@@ -39,6 +41,18 @@ class NoRoute(BadRequest):
         super().__init__(message, "not_found" if status == 404 else "method_not_allowed", status)
         self.allow = allow
         self.driver = driver
+
+
+class Elsewhere(BadRequest):
+    """Raised when only a slash at the path's end is too many or missing, as FastAPI's routers answer it.
+
+    Parameters:
+      location: The URL that is answered.
+    """
+
+    def __init__(self, location: str) -> None:
+        super().__init__(f"the path is {location}", "redirect", 307)
+        self.location = location
 
 
 def problem(status: int, code: str, message: str, request_id: str, retryable: bool = False, **more: Any) -> Reply:
@@ -76,6 +90,8 @@ def of_error(error: BaseException, request_id: str) -> Reply:
     reply = problem(error.status, code, message, request_id, error.retryable)
     if isinstance(error, BadRequest):
         reply.close = error.close
+    if isinstance(error, Elsewhere):
+        return Reply(error.status, [("location", error.location), ("x-request-id", request_id)], b"")
     if isinstance(error, NoRoute):
         _explain_route(reply, error)
     if error.retryable:
@@ -96,9 +112,11 @@ def of_outcome(outcome: Outcome, request_id: str, show_errors: bool) -> Reply:
         failure = Failure.decode(outcome.payload)
     except QserveException as error:
         return of_error(error, request_id)
-    if failure.module == exceptions.__name__ and not failure.deployment:
-        return of_error(failure.to_exception(), request_id)
-    return _user_code_failed(failure, request_id, show_errors)
+    refusal = _refusal_of(failure)
+    if refusal is not None:
+        return of_error(refusal, request_id)
+    answer = _of_http_exception(failure, request_id) if failure.is_answer else None
+    return answer or _user_code_failed(failure, request_id, show_errors)
 
 
 def unavailable(message: str, request_id: str) -> Reply:
@@ -106,6 +124,31 @@ def unavailable(message: str, request_id: str) -> Reply:
     reply = problem(503, BrokerUnavailable.code, message, request_id, retryable=True)
     reply.headers.append(("retry-after", str(_RETRY_AFTER_S)))
     return reply
+
+
+def _refusal_of(failure: Failure) -> BaseException | None:
+    """The error of qserve itself that a failure is; one that may pass keeps its status behind user code too."""
+    if failure.module != exceptions.__name__:
+        return None
+    kind = getattr(exceptions, failure.type, None)
+    if failure.deployment and not getattr(kind, "retryable", False):
+        return None
+    return replace(failure, deployment="").to_exception()
+
+
+def _of_http_exception(failure: Failure, request_id: str) -> Reply | None:
+    """The answer that user code raised; None when it is not one that HTTP has."""
+    status, detail, named = (failure.attributes.get(name) for name in ("status_code", "detail", "headers"))
+    if not isinstance(status, int) or not 200 <= status <= 599:
+        return None
+    headers = [(str(name).lower(), str(value)) for name, value in (named or {}).items()]
+    if any(character in part for header in headers for part in header for character in "\r\n\0"):
+        return None
+    chosen = {name for name, _ in headers}
+    headers = [header for header in headers if header[0] != "content-length"]
+    headers += [header for header in _HEADERS if header[0] not in chosen]
+    body = b"" if status in WITHOUT_BODY else _json({"detail": detail})
+    return Reply(status, [*headers, ("x-request-id", request_id)], body)
 
 
 def _user_code_failed(failure: Failure, request_id: str, show_errors: bool) -> Reply:

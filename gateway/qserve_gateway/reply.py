@@ -12,7 +12,7 @@ from typing import Any
 LINGER_S = 1.0
 _STATUS_LINES = {status.value: f"{status.value} {status.phrase}" for status in HTTPStatus}
 _STATUS_LINES[499] = "499 Client Closed Request"
-_WITHOUT_LENGTH = frozenset((204, 304))
+WITHOUT_BODY = frozenset((204, 304))
 
 
 def status_line(status: int) -> str:
@@ -40,7 +40,7 @@ class Reply:
 
     def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         """Send it, as WSGI has it."""
-        if self.status not in _WITHOUT_LENGTH and self.status >= 200:
+        if self.status not in WITHOUT_BODY and self.status >= 200:
             self.headers.append(("content-length", str(len(self.body))))
         if self.close:
             _force_close(start_response)

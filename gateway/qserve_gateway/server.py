@@ -12,6 +12,8 @@ from typing import Any
 
 from gunicorn.app.base import BaseApplication
 
+from qserve.doctor import check_address
+from qserve.exceptions import BrokerError
 from qserve.log import log_to_terminal
 from qserve.process import die_with_parent_if_asked
 from qserve.settings import Settings
@@ -20,6 +22,16 @@ from qserve_gateway.app import Gateway, access_log, create_app
 GRACE_S = 3
 _BACKLOG = 2048
 _SHARED_MEMORY = "/dev/shm"
+_MODEL_HEADER = "SERVE_MULTIPLEXED_MODEL_ID"
+
+
+def drop_ambiguous_headers(worker: Any, request: Any) -> None:
+    """Called by gunicorn before a request's environment is made: drop names that would pass for others.
+
+    WSGI spells ``X_User`` and ``X-User`` alike, and a proxy in front may have checked only one of them. Ray Serve's
+    own header for the model is spelt with underscores, so that one stays.
+    """
+    request.headers = [header for header in request.headers if "_" not in header[0] or header[0] == _MODEL_HEADER]
 
 
 class Server(BaseApplication):  # type: ignore[misc]
@@ -49,6 +61,9 @@ class Server(BaseApplication):  # type: ignore[misc]
             "loglevel": "warning",
             "control_socket_disable": True,
             "proc_name": "qserve-gateway",
+            # "dangerous" only hands names with underscores on to the hook, which drops all but one
+            "header_map": "dangerous",
+            "pre_request": drop_ambiguous_headers,
         }
         if Path(_SHARED_MEMORY).is_dir():
             # a heartbeat file on a disk can stall a worker for as long as the disk does
@@ -66,7 +81,7 @@ class Server(BaseApplication):  # type: ignore[misc]
 
 
 def serve(settings: Settings, host: str, port: int, workers: int = 1, log_requests: bool = False) -> None:
-    """Serve until a signal ends it; exits with 1 when the address cannot be had.
+    """Serve until a signal ends it; exits with 1 when the address cannot be had, or the broker must not be used.
 
     Parameters:
       settings: The gateway's settings.
@@ -77,7 +92,11 @@ def serve(settings: Settings, host: str, port: int, workers: int = 1, log_reques
     """
     die_with_parent_if_asked()
     try:
+        check_address(settings)  # the rest of the checks waits until the broker answers
         listener = _bind(host, port)
+    except BrokerError as error:
+        print(f"qserve gateway: {error}", file=sys.stderr)
+        sys.exit(1)
     except OSError as error:
         reason = error.strerror or str(error)
         print(f"qserve gateway: cannot listen on {host}:{port}: {reason}", file=sys.stderr)

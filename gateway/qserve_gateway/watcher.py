@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from logging import DEBUG, WARNING
 
 from qserve.exceptions import BrokerError, PayloadError
@@ -19,6 +19,13 @@ log = get_logger(__name__)
 _SHORTEST_PAUSE_S, _LONGEST_PAUSE_S = 0.03, 2.0
 _EAGER_TRIES = 100
 _FOREVER_S = float("inf")
+_NO_CHANGE = "0-0"
+
+
+class StateLost(BrokerError):
+    """Raised when the broker knows nothing of what was deployed: it was emptied, or started on an empty disk."""
+
+    code = "broker_state_lost"
 
 
 class Watcher:
@@ -26,12 +33,15 @@ class Watcher:
 
     Parameters:
       plane: Its registry is read; it is told of every application, so that no request has to ask.
+      check: Called before the broker is first used; raises BrokerError when it must not be.
     """
 
-    def __init__(self, plane: ClientPlane) -> None:
+    def __init__(self, plane: ClientPlane, check: Callable[[], None] = lambda: None) -> None:
         self.table: RouteTable | None = None
         self._plane = plane
+        self._check = check
         self._seen = ""
+        self._lost = False
         self._beat = plane.keys.gateway(process_name())
         self._stop = threading.Event()
 
@@ -47,8 +57,18 @@ class Watcher:
         for record in records:
             self._plane.learn(record, for_s=_FOREVER_S)
         self.table = RouteTable.of(records)
-        self._seen = newest
+        self._seen, self._lost = newest, False
         self._publish()
+
+    def current(self) -> RouteTable | None:
+        """The routes that are served now; None until they are known.
+
+        Raises:
+          StateLost: The applications that they lead to are no more.
+        """
+        if self._lost:
+            raise StateLost("the broker has lost all that was deployed")
+        return self.table
 
     def _readable(self) -> Iterator[ApplicationRecord]:
         registry = self._plane.registry
@@ -68,12 +88,21 @@ class Watcher:
           BrokerUnavailable: The broker does not answer; the table stays as it was.
         """
         if self.table is None:
+            self._check()
             self.refresh()
             return
-        if self._plane.registry.wait_for_change(self._seen, BLOCK_S) == self._seen:
-            self._publish()
-        else:
+        registry = self._plane.registry
+        if registry.wait_for_change(self._seen, BLOCK_S) != self._seen:
             self.refresh()
+        elif self._seen != _NO_CHANGE == registry.last_change():
+            self._note_loss()
+        else:
+            self._publish()
+
+    def _note_loss(self) -> None:
+        if not self._lost:
+            log.error("the broker has lost all that was deployed; requests are refused until it is deployed again")
+        self._lost = True
 
     def _publish(self) -> None:
         with broker_errors():

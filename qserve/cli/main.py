@@ -13,6 +13,7 @@ _OWN = {
     "run": "qserve.cli.run:run",
     "deploy": "qserve.cli.deploy:deploy",
     "status": "qserve.cli.status:status",
+    "doctor": "qserve.cli.doctor:doctor",
     "graph": "qserve.cli.graph:graph",
 }
 _ENTRY_POINTS = "qserve.commands"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copyreg
+import importlib
 import sys
 import threading
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from typing import Any
 
 from starlette.datastructures import State
 
+from qserve.http.hints import settle_routes
 from qserve.http.views import is_a
 
 
@@ -20,6 +22,7 @@ def let_travel(app: Any) -> None:
       app: Any application.
     """
     if is_a(app, "fastapi", "FastAPI", "APIRouter"):
+        settle_routes(app.routes)
         copyreg.pickle(State, _reduce_state)
         included = getattr(sys.modules.get("fastapi.routing"), "_IncludedRouter", None)
         if included is not None:
@@ -27,6 +30,7 @@ def let_travel(app: Any) -> None:
     if is_a(app, "flask", "Flask"):
         copyreg.pickle(type(app), _reduce_flask)
         copyreg.pickle(type(app.url_map), _reduce_map)
+        copyreg.pickle(type(_flask_global("request")), _reduce_proxy)
 
 
 # Every reduction gives an empty object first and its state after: applications refer to themselves.
@@ -39,6 +43,22 @@ def _reduce_state(state: State) -> Any:
 def _reduce_included(route: Any) -> Any:
     state = {"original_router": route.original_router, "include_context": route.include_context}
     return _blank, (type(route),), state, None, None, _initialise
+
+
+def _reduce_proxy(proxy: Any) -> Any:
+    """``flask.request`` and the like, by name: a view uses them as globals, and what they stand for is a request's."""
+    found = next((name for name, value in vars(_flask_globals()).items() if value is proxy), None)
+    if found is None:
+        raise TypeError(f"cannot pickle {type(proxy).__name__!r} object: it stands for another one in each context")
+    return _flask_global, (found,)
+
+
+def _flask_globals() -> Any:
+    return importlib.import_module("flask.globals")
+
+
+def _flask_global(name: str) -> Any:
+    return getattr(_flask_globals(), name)
 
 
 def _reduce_map(url_map: Any) -> Any:

@@ -26,6 +26,14 @@ _TRANSIENT = (
     "NOREPLICAS", "LOADING",
 )  # fmt: skip
 
+_WORDS = {
+    redis.exceptions.OutOfMemoryError: "OOM",
+    redis.exceptions.ReadOnlyError: "READONLY",
+    redis.exceptions.MasterDownError: "MASTERDOWN",
+    redis.exceptions.ClusterDownError: "CLUSTERDOWN",
+    redis.exceptions.TryAgainError: "TRYAGAIN",
+}
+
 
 def connect(url: str) -> redis.Redis:
     """A client of the broker that never sends a command twice by itself; QserveException for a wrong address.
@@ -57,11 +65,14 @@ def broker_errors() -> Iterator[None]:
     except (redis.ConnectionError, redis.TimeoutError, OSError) as error:
         raise BrokerUnavailable(f"the broker cannot be reached: {error}") from error
     except redis.ResponseError as error:
-        raise refusal(str(error)) from error
+        raise refusal(error) from error
 
 
-def refusal(text: str) -> BrokerError:
-    """The error for an error reply of the broker."""
+def refusal(reply: object) -> BrokerError:
+    """The error for an error reply of the broker, as redis-py or hiredis gives it."""
+    # redis-py cuts the word off that names the state, and gives the error a class of its own instead
+    word = _WORDS.get(type(reply), "")
+    text = f"{word} {reply}".lstrip()
     if text.startswith(_TRANSIENT):
         return BrokerUnavailable(f"the broker cannot answer now: {text}")
     return BrokerError(f"the broker refused a command: {text}")
@@ -78,19 +89,23 @@ def load_functions(client: redis.Redis) -> None:
     with broker_errors():
         try:
             client.execute_command(*LOAD)
+            found = True
         except redis.exceptions.NoPermissionError:
-            _find_functions(client)
+            found = _has_functions(client)
+    if not found:
+        raise BrokerUnavailable(
+            "this version's functions are not in the broker, and this user may not load them: run `qserve deploy` first"
+        )
 
 
-def _find_functions(client: redis.Redis) -> None:
+def _has_functions(client: redis.Redis) -> bool:
     try:
-        client.execute_command(*forget(()))  # forgets nothing: any function would tell
+        client.execute_command(*forget(()))  # of nothing: any function would tell
     except redis.ResponseError as error:
         if "Function not found" not in str(error):
             raise
-        raise BrokerUnavailable(
-            "this version's functions are not loaded, and this user may not load them: run `qserve deploy` first"
-        ) from error
+        return False
+    return True
 
 
 def process_name() -> str:

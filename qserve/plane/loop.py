@@ -204,7 +204,8 @@ class LoopPlane:
             text = str(reply)
             if "Function not found" in text:
                 self._outbox.extend([(LOAD, ignore), (command, on_reply)])
-                self._on_loop(self.flush)
+                # not at once: where only the deployer may load, this waits for it
+                self.loop.call_later(0.05, self.flush)
                 return
             reply = refusal(text)
             if isinstance(reply, BrokerUnavailable):

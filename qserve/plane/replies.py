@@ -56,4 +56,4 @@ def read_reply(reply: Any) -> Outcome | None:
 def _unexpected(reply: Any) -> Outcome:
     if isinstance(reply, BrokerUnavailable):
         return failed(reply)
-    return failed(refusal(str(reply)))
+    return failed(refusal(reply))

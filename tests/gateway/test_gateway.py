@@ -15,6 +15,7 @@ from qserve_gateway import bodies, invoke
 from qserve_gateway.app import create_app
 from qserve_gateway.clients import is_gone
 from qserve_gateway.watcher import Watcher
+from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from qserve.exceptions import BackPressureError, BrokerUnavailable, ReplicaLost
@@ -94,6 +95,45 @@ def test_several_graphs_answer_on_exactly_their_paths() -> None:
     assert [call.target for call in plane.calls] == ["/my_D1", "/hello/world"]
     for path in ("/", "/f", "/f/", "/f/my_D1/x", "/f/other", "/my_D1"):
         assert client.post(path, data=b"1").status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("path", "graph", "params"),
+    [
+        ("/f/users/me", "/users/me", {}),
+        ("/f/users/Ada%20L", "/users/{name}", {"name": "Ada L"}),
+        ("/f/n/12/x", "/n/{n:int}/{kind}", {"n": 12, "kind": "x"}),
+        ("/f/at/1.5", "/at/{at:float}", {"at": 1.5}),
+        ("/f/files/a/b.txt", "/files/{rest:path}", {"rest": "a/b.txt"}),
+        ("/f/files/a%0Ab", "/files/{rest:path}", {"rest": "a\nb"}),
+        ("/f/{odd:kind}", "/{odd:kind}", {}),
+    ],
+)
+def test_a_route_may_have_parameters_and_the_first_that_fits_answers(
+    path: str, graph: str, params: dict[str, Any]
+) -> None:
+    routes = ("/users/me", "/users/{name}", "/users/{other}", "/n/{n:int}/{kind}", "/at/{at:float}",
+              "/files/{rest:path}", "/{odd:kind}")  # fmt: skip
+    plane = FakePlane(driver_app("starlette_request", routes=routes, prefix="/f"))
+
+    assert serve(plane).get(path).status_code == 200
+
+    assert plane.calls[0].target == graph
+    assert plane.calls[0].args[0].path_params == params
+
+
+@pytest.mark.parametrize("path", ["/f/users/", "/f/users/a/b", "/f/n/x/y", "/f/at/1.", "/users/me"])
+def test_a_path_that_fits_no_route_with_parameters_is_404(path: str) -> None:
+    plane = FakePlane(driver_app(routes=("/users/{name}", "/n/{n:int}/{kind}", "/at/{at:float}"), prefix="/f"))
+    assert serve(plane).post(path, data=b"1").status_code == 404
+
+
+def test_a_slash_too_many_or_too_few_leads_to_the_route() -> None:
+    client = serve(FakePlane(driver_app(routes=("/a", "/b/", "/gr\u00fc\u00dfe/{x}"))))
+    for path, location in (("/a/?k=v", "/a?k=v"), ("/b", "/b/"), ("/gr%C3%BC%C3%9Fe/%3F/", "/gr%C3%BC%C3%9Fe/%3F")):
+        answer = client.post(path, data=b"1")
+        assert (answer.status_code, answer.headers["Location"]) == (307, f"http://localhost{location}")
+        assert answer.headers["X-Request-ID"]
 
 
 def test_a_path_in_utf_8_arrives_decoded() -> None:
@@ -317,6 +357,40 @@ def test_an_error_of_user_code_is_500_with_its_type_message_and_deployment() -> 
     assert error["message"] == "ZeroDivisionError: division by zero"
     assert error["retryable"] is False
     assert "traceback" not in error
+
+
+def raised(error: BaseException) -> Outcome:
+    return Outcome("f", Failure.of(error, "Model").encode())
+
+
+def test_an_http_exception_of_user_code_is_its_answer() -> None:
+    plane = FakePlane(plain_app())
+    plane.outcome = raised(HTTPException(401, {"who": None}, headers={"WWW-Authenticate": "Bearer"}))
+    response = serve(plane).get("/")
+    assert (response.status_code, response.get_json()) == (401, {"detail": {"who": None}})
+    assert response.headers["WWW-Authenticate"] == "Bearer"
+    plane.outcome = raised(HTTPException(status_code=304))
+    assert serve(plane).get("/").data == b""
+
+
+@pytest.mark.parametrize(
+    "error",
+    [HTTPException(99), HTTPException(700), HTTPException(400, headers={"x": "a\r\nset-cookie: b"})],
+    ids=["too small", "too large", "split"],
+)
+def test_an_http_exception_that_http_does_not_have_is_500(error: HTTPException) -> None:
+    plane = FakePlane(plain_app())
+    plane.outcome = raised(error)
+    response = serve(plane).get("/")
+    assert (response.status_code, error_of(response)["type"]) == (500, "HTTPException")
+
+
+def test_back_pressure_behind_user_code_is_503_with_a_time_to_come_back() -> None:
+    plane = FakePlane(plain_app())
+    plane.outcome = raised(BackPressureError("the queue of 'Narrow' is full"))
+    response = serve(plane).get("/")
+    assert (response.status_code, error_of(response)["code"]) == (503, "queue_full")
+    assert int(response.headers["Retry-After"]) >= 1
 
 
 def test_the_traceback_is_shown_only_where_the_settings_say_so() -> None:

@@ -6,10 +6,12 @@ import os
 import socket
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 from click.testing import CliRunner
 from qserve_gateway import command
+from qserve_gateway.server import drop_ambiguous_headers
 
 HEAVY = ("pydantic", "starlette", "numpy", "celery")
 
@@ -59,3 +61,11 @@ def test_the_command_starts_a_fresh_interpreter_and_hides_the_brokers_address(
     assert "1234" in started[0]
     assert not any("pw" in argument for argument in started[0])
     assert os.environ["QSERVE_BROKER_URL"] == "redis://:pw@h"
+
+
+def test_headers_that_would_pass_for_others_are_dropped_but_not_ray_serves_own() -> None:
+    request = SimpleNamespace(headers=[("X-USER", "a"), ("X_USER", "b"), ("SERVE_MULTIPLEXED_MODEL_ID", "m")])
+
+    drop_ambiguous_headers(None, request)
+
+    assert request.headers == [("X-USER", "a"), ("SERVE_MULTIPLEXED_MODEL_ID", "m")]

@@ -16,7 +16,7 @@ from rendezvous import arrive, await_arrival, has_arrived
 import qserve as serve
 from qserve.dag import InputNode
 from qserve.drivers import DAGDriver
-from qserve.exceptions import BackPressureError, DeadlineExceeded, GetTimeoutError, QserveException
+from qserve.exceptions import BackPressureError, DeadlineExceeded, GetTimeoutError, QserveException, RequestCancelled
 from qserve.handle import DeploymentHandle, RayServeDeploymentHandle
 
 
@@ -321,6 +321,8 @@ def test_what_a_cancelled_call_causes_is_dropped(serve_run: ServeRun, tmp_path: 
     await_arrival(folder, "began")
 
     cancelled.cancel()
+    with pytest.raises(RequestCancelled):
+        serve.get(cancelled, timeout=20)
     arrive(folder, "go")
 
     assert serve.get(handle.predict.remote("other"), timeout=20) == "other"

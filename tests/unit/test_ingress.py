@@ -19,6 +19,7 @@ from fastapi.responses import StreamingResponse
 from flask import Flask
 from flask import Response as FlaskResponse
 from flask import request as flask_request
+from processes import wait_until
 from pydantic import BaseModel
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
@@ -602,7 +603,7 @@ def test_any_wsgi_application_is_served() -> None:
     status, headers, body = answer_of(BareWsgi, "POST", "/p", b"!", root_path="/v1", headers=cookies)
 
     assert (status, headers, body) == (200, {"x-path": "/v1|/p"}, b"a=1; b=2!bc")
-    assert closed == [True]
+    wait_until(lambda: closed == [True], description="the body is closed, on its thread")
 
 
 def wsgi_of(function: Callable[[Any, Any], Any]) -> Any:

@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import gc
+import os
+import signal
 import sys
+import time
 from pathlib import Path
 
 import click
 
-from qserve.exceptions import QserveException
-from qserve.log import log_to_terminal
-from qserve.plane.connection import broker_errors, connect
+from qserve.doctor import CHECKED, check_address, check_or_raise
+from qserve.exceptions import BrokerUnavailable, QserveException
+from qserve.log import get_logger, log_to_terminal
+from qserve.plane.connection import connect
 from qserve.process import die_with_parent_if_asked
 from qserve.settings import Settings
 from qserve_workers.supervisor import Supervisor
 from qserve_workers.wanted import Scope
+
+log = get_logger(__name__)
+_LOOK_S = 0.05
+_QUIET_FOR_S = 1.0
+"""A broker that is started together with its workers is waited for without a word."""
 
 
 @click.command()
@@ -52,10 +61,38 @@ def worker(
         settings = Settings.from_env(broker_url=broker)
         if settings.broker_url is None:
             raise QserveException("no broker is named: give --broker URL or set QSERVE_BROKER_URL")
-        with broker_errors():
-            connect(settings.broker_url).close()
+        if not os.environ.get(CHECKED):
+            _wait_for_broker(settings, settings.broker_url)
     except QserveException as error:
         raise click.ClickException(str(error)) from error
     gc.freeze()  # children share these pages as long as the collector does not write to them
     scope = Scope(name or ("default" if target else None), deployment, replicas, target or "")
     Supervisor(settings, scope).run()
+
+
+def _wait_for_broker(settings: Settings, url: str) -> None:
+    """Wait until the broker answers, and check it then.
+
+    Raises:
+      BrokerError: It must not be used as it is; the message names the remedy.
+    """
+    check_address(settings)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        # process 1 of a container has no default for them, and a stop must not wait for a broker
+        signal.signal(number, _leave)
+    client = connect(url)
+    began, told = time.monotonic(), False
+    while True:
+        try:
+            check_or_raise(client, settings)
+            client.close()
+            return
+        except BrokerUnavailable as error:
+            if not told and time.monotonic() - began > _QUIET_FOR_S:
+                told = True
+                log.warning("%s; waiting for it", error)
+            time.sleep(_LOOK_S)
+
+
+def _leave(number: int, frame: object) -> None:
+    sys.exit(0)

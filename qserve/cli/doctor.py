@@ -1,0 +1,45 @@
+"""``qserve doctor``: look a broker over before anything depends on it."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict
+
+import click
+
+from qserve.doctor import Finding, examine, read_facts
+from qserve.exceptions import QserveException
+from qserve.plane.connection import connect
+from qserve.settings import Settings
+
+
+@click.command()
+@click.option("--broker", metavar="URL", help="The broker. [default: $QSERVE_BROKER_URL or $REDIS_URL]")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def doctor(broker: str | None, as_json: bool) -> None:
+    """Check a broker: version, eviction, persistence, clock, password, secret key.
+
+    A line for each thing that was looked at, with its remedy. The exit code is 1 when there is an error.
+    """
+    try:
+        settings = Settings.from_env(broker_url=broker)
+        if settings.broker_url is None:
+            raise QserveException("no broker is named: give --broker URL or set QSERVE_BROKER_URL")
+        client = connect(settings.broker_url)
+    except QserveException as error:
+        raise click.ClickException(str(error)) from error
+    findings = examine(read_facts(client, settings))
+    client.close()
+    if as_json:
+        click.echo(json.dumps([asdict(one) for one in findings], indent=2))
+    else:
+        for one in findings:
+            click.echo(_line(one))
+    if any(one.level == "error" for one in findings):
+        sys.exit(1)
+
+
+def _line(finding: Finding) -> str:
+    remedy = f" -> {finding.remedy}" if finding.remedy else ""
+    return f"{finding.level:<8} {finding.what}{remedy}"

@@ -1,0 +1,544 @@
+"""Requests that no client library sends, byte by byte, to a real gateway.
+
+The rows B1 to B42 of the list of bad inputs, as far as they apply: any Content-Type is taken (B11), there are no
+schemas (B36), graphs (B37), idempotency keys (B39) or administration (B40) behind this gateway's door.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import struct
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from processes import READY, Process, Site, free_port, is_alive, is_open, new_site, wait_until
+
+from qserve.embedded import find_server
+from qserve.plane.connection import connect
+
+APP = """
+import asyncio
+import qserve
+from qserve import DAGDriver, InputNode
+from qserve.http_adapters import json_request
+
+@qserve.deployment
+def same(value):
+    return value
+
+@qserve.deployment
+class Plain:
+    async def __call__(self, request):
+        if request.url.path.endswith("/hold"):
+            await asyncio.sleep(1)
+        return {"names": sorted(request.headers), "body": len(await request.body()), "path": request.url.path}
+
+with InputNode() as value:
+    app = DAGDriver.bind({"/json": same.bind(value)}, http_adapter=json_request)
+
+plain = Plain.bind()
+"""
+
+SMALL = """
+import qserve_gateway.patched
+from qserve_gateway import bodies, invoke
+from qserve_gateway.__main__ import main
+bodies.READ_LIMIT_S = 0.5
+invoke.WAITING_LIMIT = 1
+main()
+"""
+"""The same gateway with limits that a test can reach."""
+
+KEEP_ALIVE_S = 2.0
+MIB = 1024 * 1024
+
+
+class Answer(NamedTuple):
+    """One HTTP response."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+    @property
+    def error(self) -> dict[str, Any]:
+        """The error that it tells, once it has the form of all errors."""
+        assert self.headers["content-type"] == "application/json", self
+        assert self.headers["x-content-type-options"] == "nosniff"
+        assert self.headers["cache-control"] == "no-store"
+        error: dict[str, Any] = json.loads(self.body)["error"]
+        assert error["request_id"] == self.headers["x-request-id"]
+        return error
+
+
+class Place:
+    """A gateway, a broker and two applications.
+
+    Parameters:
+      site: Where they are started.
+      options: Passed to ``qserve run``.
+    """
+
+    def __init__(self, site: Site, *options: str) -> None:
+        self.site = site
+        self.port = free_port()
+        site.write("rows.py", APP)
+        self._env = {"QSERVE_SECRET_KEY": "of-this-test"}
+        run = site.qserve("run", "rows:app", "--port", str(self.port), *options, env=self._env)
+        run.wait_for(READY)
+        embedded = [f"unix://{site.folder / folder / 'broker.sock'}" for folder in site.broker_folders()]
+        self._env["QSERVE_BROKER_URL"] = self.broker_url = embedded[0] if embedded else options[-1]
+        deploy = site.qserve("deploy", "rows:plain", "--name", "plain", "--route-prefix", "/plain", env=self._env)
+        assert deploy.wait() == 0, deploy.output
+        wait_until(lambda: self.ask("GET /plain HTTP/1.1").status == 200, description="both applications answer")
+
+    def gateway(self, source: str, *options: str, **env: str) -> tuple[int, Process]:
+        """Start one more gateway, and answer its port once it serves."""
+        port = free_port()
+        command = [sys.executable, "-c", source, "--port", str(port), *options]
+        process = self.site.start(command, env={**self._env, **env})
+        wait_until(lambda: is_open(port), description="the gateway listens", timeout_s=20)
+        health = "GET /-/healthz HTTP/1.1"
+        wait_until(lambda: self.ask(health, port=port).status == 200, description="it knows the applications")
+        return port, process
+
+    def ask(self, line: str, *fields: str, body: bytes = b"", port: int = 0) -> Answer:
+        """Send one request with these header fields; exactly one answer comes before the connection ends."""
+        head = "\r\n".join([line, "Host: localhost", "Connection: close", *fields, "", ""])
+        (answer,) = exchange(port or self.port, head.encode("latin-1") + body)
+        return answer
+
+    def post(self, body: bytes, *fields: str, path: str = "/json") -> Answer:
+        """Send a body of the right length."""
+        return self.ask(f"POST {path} HTTP/1.1", f"Content-Length: {len(body)}", *fields, body=body)
+
+
+@pytest.fixture(scope="module")
+def place() -> Iterator[Place]:
+    with new_site() as site:
+        yield Place(site)
+
+
+@pytest.fixture(scope="module")
+def small(place: Place) -> Iterator[tuple[int, Process]]:
+    yield place.gateway(SMALL, "--access-log", QSERVE_ALLOWED_HOSTS="localhost, Shop.Example")
+
+
+def exchange(port: int, data: bytes, *, finish: bool = False) -> list[Answer]:
+    """Send bytes, and read all answers up to the end of the connection.
+
+    Parameters:
+      port: The gateway's.
+      data: What is sent.
+      finish: Whether to end our side of the connection after it.
+
+    Raises:
+      AssertionError: The other side did not end the connection before an idle one is ended anyway.
+    """
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as sock:
+        sock.sendall(data)
+        if finish:
+            sock.shutdown(socket.SHUT_WR)
+        return answers_of(read_to_end(sock, 0.9 * KEEP_ALIVE_S))
+
+
+def read_to_end(sock: socket.socket, within_s: float) -> bytes:
+    end, received = time.monotonic() + within_s, b""
+    while (left_s := end - time.monotonic()) > 0:
+        sock.settimeout(left_s)
+        try:
+            piece = sock.recv(65536)
+        except TimeoutError:
+            break
+        if not piece:
+            return received
+        received += piece
+    raise AssertionError(f"the connection was not ended within {within_s:g} s; received: {received!r}")
+
+
+def answers_of(received: bytes) -> list[Answer]:
+    """Read responses; every byte has to belong to one."""
+    answers = []
+    while received:
+        head, _, rest = received.partition(b"\r\n\r\n")
+        status, *fields = head.decode("latin-1").split("\r\n")
+        headers = {name.lower(): value.strip() for name, _, value in (field.partition(":") for field in fields)}
+        length = int(headers["content-length"])
+        assert status.startswith("HTTP/1.1 "), received
+        assert len(rest) >= length
+        answers.append(Answer(int(status.split()[1]), headers, rest[:length]))
+        received = rest[length:]
+    return answers
+
+
+def refused(port: int, data: bytes, finish: bool = False) -> Answer:
+    """The one answer to a request after which the connection must end by itself."""
+    (answer,) = exchange(port, data, finish=finish)
+    return answer
+
+
+# -- bodies that are no good JSON ------------------------------------------------------------------
+
+_JSON_ROWS = {
+    "B1 cut off": (b'{"a":', "invalid_json"),
+    "B2 NaN": (b"NaN", "invalid_json"),
+    "B2 Infinity": (b"[Infinity]", "invalid_json"),
+    "B2 -Infinity": (b'{"a":-Infinity}', "invalid_json"),
+    "B3 too large": (b"1e999", "number_out_of_range"),
+    "B4 5,000 digits": (b"1" * 5000, "number_out_of_range"),
+    "B5 too deep": (b"[" * 100_000 + b"]" * 100_000, "too_deep"),
+    "B6 no UTF-8": (b'"\xff"', "invalid_unicode"),
+    "B7 half a pair": (b'"\\ud800"', "invalid_unicode"),
+    "B8 byte order mark": (b"\xef\xbb\xbf{}", "invalid_json"),
+    "B8 UTF-16": ("{}".encode("utf-16"), "invalid_unicode"),
+    "B9 key twice": (b'{"a":1,"a":2}', "duplicate_key"),
+    "B10 empty": (b"", "empty_body"),
+}
+
+
+@pytest.mark.parametrize("row", _JSON_ROWS)
+def test_a_body_that_is_no_good_json_is_refused_with_a_word_for_it(place: Place, row: str) -> None:
+    body, code = _JSON_ROWS[row]
+    answer = place.post(body)
+    assert (answer.status, answer.error["code"], answer.error["retryable"]) == (400, code, False)
+
+
+@pytest.mark.parametrize("content_type", ["Content-Type: text/plain", "X-No: content type", "Content-Type: a/b"])
+def test_b11_any_content_type_is_taken(place: Place, content_type: str) -> None:
+    answer = place.post(b'{"a": 1}', content_type)
+    assert (answer.status, json.loads(answer.body)) == (200, {"a": 1})
+
+
+def test_b12_a_compressed_body_is_refused(place: Place) -> None:
+    answer = place.post(b"\x1f\x8b", "Content-Encoding: gzip")
+    assert (answer.status, answer.error["code"]) == (415, "unsupported_encoding")
+
+
+# -- bodies that do not fit their frame ------------------------------------------------------------
+
+_HEAD = b"POST /json HTTP/1.1\r\nHost: localhost\r\n"
+
+
+def test_b13_a_body_that_says_it_is_too_long_is_not_read(place: Place) -> None:
+    answer = refused(place.port, _HEAD + b"Content-Length: %d\r\n\r\n" % (12 * MIB))
+    assert (answer.status, answer.error["code"]) == (413, "body_too_large")
+    assert answer.headers["connection"] == "close"
+
+
+def test_b14_a_chunked_body_that_grows_too_long_is_refused_and_not_cut(place: Place) -> None:
+    piece = b"%x\r\n" % MIB + b"1" * MIB + b"\r\n"
+    with socket.create_connection(("127.0.0.1", place.port), timeout=10) as sock:
+        sock.sendall(_HEAD + b"Transfer-Encoding: chunked\r\n\r\n")
+        for _ in range(11):
+            sock.sendall(piece)
+        (answer,) = answers_of(read_to_end(sock, 5))
+    assert (answer.status, answer.error["code"]) == (413, "body_too_large")
+
+
+_CUT_ROWS = {
+    "B15 shorter than it says": (b"Content-Length: 100\r\n\r\n{}", "incomplete_body"),
+    "B16 chunks without an end": (b"Transfer-Encoding: chunked\r\n\r\n5\r\n[1", "incomplete_body"),
+    "B17 chunk of size ZZ": (b"Transfer-Encoding: chunked\r\n\r\nZZ\r\n{}\r\n0\r\n\r\n", "invalid_chunk"),
+}
+
+
+@pytest.mark.parametrize("row", _CUT_ROWS)
+def test_a_body_that_does_not_fit_its_frame_is_refused(place: Place, row: str) -> None:
+    rest, code = _CUT_ROWS[row]
+    answer = refused(place.port, _HEAD + rest, finish=not row.startswith("B17"))
+    assert (answer.status, answer.error["code"]) in {(400, code), (400, "invalid_chunk")}
+
+
+_CHUNKS = b"\r\n2\r\n{}\r\n0\r\n\r\n"
+_FRAME_ROWS = {
+    "B18 length and chunks": (400, b"Content-Length: 2\r\nTransfer-Encoding: chunked\r\n" + _CHUNKS),
+    "B18 length twice, the same": (400, b"Content-Length: 2\r\nContent-Length: 2\r\n\r\n{}"),
+    "B18 two lengths": (400, b"Content-Length: 2\r\nContent-Length: 3\r\n\r\n{} "),
+    "B18 length -1": (400, b"Content-Length: -1\r\n\r\n{}"),
+    "B18 length +2": (400, b"Content-Length: +2\r\n\r\n{}"),
+    "B19 xchunked": (501, b"Transfer-Encoding: xchunked\r\n" + _CHUNKS),
+    "B20 chunked, identity": (400, b"Transfer-Encoding: chunked, identity\r\n" + _CHUNKS),
+    "B21 gzip, chunked": (501, b"Transfer-Encoding: gzip, chunked\r\n" + _CHUNKS),
+    "B22 folded": (400, b"X-A: a\r\n b\r\nContent-Length: 2\r\n\r\n{}"),
+    "B22 space before colon": (400, b"X-A : a\r\nContent-Length: 2\r\n\r\n{}"),
+    "B22 NUL in a value": (400, b"X-A: a\0b\r\nContent-Length: 2\r\n\r\n{}"),
+    "B22 bare LF": (400, b"X-A: a\nContent-Length: 2\r\n\r\n{}"),
+    "B23 101 fields": (431, b"".join(b"X-%d: a\r\n" % number for number in range(101)) + b"\r\n"),
+    "B23 field of 9 kB": (431, b"X-A: " + b"a" * 9000 + b"\r\n\r\n"),
+    "B25 two hosts": (400, b"Host: other\r\nContent-Length: 2\r\n\r\n{}"),
+    "B30 expects what is not known": (417, b"Expect: foo\r\nContent-Length: 2\r\n\r\n{}"),
+}
+
+
+@pytest.mark.parametrize("row", _FRAME_ROWS)
+def test_a_frame_that_two_servers_could_read_differently_is_refused(place: Place, row: str) -> None:
+    status, rest = _FRAME_ROWS[row]
+    assert refused(place.port, _HEAD + rest).status == status
+
+
+_LINE_ROWS = {
+    "B20 chunks in HTTP/1.0": (
+        400,
+        b"POST /json HTTP/1.0\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n" + _CHUNKS,
+    ),
+    "B24 URI of 5 kB": (414, b"GET /" + b"a" * 5000 + b" HTTP/1.1\r\nHost: localhost\r\n\r\n"),
+    "B25 no host": (400, b"POST /json HTTP/1.1\r\nContent-Length: 2\r\n\r\n{}"),
+    "B26 HTTP/0.9": (400, b"GET /json\r\n\r\n"),
+    "B26 HTTP/3.7": (400, b"GET /json HTTP/3.7\r\nHost: localhost\r\n\r\n"),
+    "B26 method in small letters": (400, b"get /json HTTP/1.1\r\nHost: localhost\r\n\r\n"),
+    "B26 method of 30 letters": (400, b"A" * 30 + b" /json HTTP/1.1\r\nHost: localhost\r\n\r\n"),
+    "B26 TLS": (400, b"\x16\x03\x01" + struct.pack(">H", 200) + b"\x01\x00\x00\xc4\x03\x03" + b"\r\n" * 99),
+    "B26 noise": (400, bytes(range(128, 256)) + b"\r\n\r\n"),
+}
+
+
+@pytest.mark.parametrize("row", _LINE_ROWS)
+def test_what_is_no_request_of_http_is_refused(place: Place, row: str) -> None:
+    status, data = _LINE_ROWS[row]
+    assert refused(place.port, data).status == status
+
+
+# -- methods, paths, hosts -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("line", "allowed"),
+    [
+        ("TRACE /json HTTP/1.1", "GET, POST"),
+        ("DELETE /json HTTP/1.1", "GET, POST"),
+        ("CONNECT localhost:80 HTTP/1.1", "GET"),
+        ("TRACE /plain HTTP/1.1", "GET"),
+        ("POST /-/healthz HTTP/1.1", "GET"),
+    ],
+)
+def test_b27_a_method_that_is_not_served_is_told_which_are(place: Place, line: str, allowed: str) -> None:
+    answer = place.ask(line)
+    assert (answer.status, answer.error["code"]) == (405, "method_not_allowed")
+    assert answer.headers["allow"].startswith(allowed)
+
+
+@pytest.mark.parametrize(
+    "path", ["/nowhere", "/json/..%2f..%2fetc%2fpasswd", "/-/..%2f..%2fetc%2fpasswd", "/%00", "/a%0d%0ab", "/%ff%zz"]
+)
+def test_b28_a_path_is_only_ever_looked_up(place: Place, path: str) -> None:
+    answer = place.ask(f"GET {path} HTTP/1.1")
+    assert (answer.status, answer.error["code"]) == (404, "not_found")
+    assert b"root:" not in answer.body
+
+
+@pytest.mark.parametrize("given", ["a b", "a%0d%0ab", "x" * 129, "\xe4", "a\x01b", ""])
+def test_b29_a_request_id_that_is_malformed_is_not_taken_up(place: Place, given: str) -> None:
+    (answer,) = exchange(
+        place.port,
+        f"GET /nowhere HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nX-Request-ID: {given}\r\n\r\n".encode(
+            "latin-1"
+        ),
+    )
+    if answer.status != 400:  # the server itself refuses control characters
+        assert answer.status == 404
+        assert answer.error["request_id"].isalnum()
+        assert len(answer.error["request_id"]) == 32
+
+
+def test_b29_what_a_path_holds_cannot_forge_a_line_of_the_log(place: Place, small: tuple[int, Process]) -> None:
+    port, process = small
+    place.ask("GET /a%0d%0aFORGED%1b%5b2J HTTP/1.1", port=port)
+    wait_until(lambda: "FORGED" in process.stderr, description="the request is logged")
+    (line,) = [one for one in process.stderr.splitlines() if "FORGED" in one]
+    assert r"/a\r\nFORGED\x1b[2J 404" in line
+
+
+def test_b31_a_field_that_could_pass_for_another_is_dropped(place: Place) -> None:
+    answer = place.ask("GET /plain HTTP/1.1", "X_Forwarded_For: 1.2.3.4", "X-Kept: yes")
+    names = json.loads(answer.body)["names"]
+    assert "x-kept" in names
+    assert not [name for name in names if "forwarded" in name]
+
+
+@pytest.mark.parametrize(
+    "target", ["http://evil/json", "http://evil/-/healthz", "http://evil", "HTTP://evil:8000/-/routes"]
+)
+def test_b32_a_request_for_another_server_is_not_answered_as_if_it_were_for_this_one(place: Place, target: str) -> None:
+    answer = refused(place.port, f"GET {target} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+    assert (answer.status, answer.error["code"]) == (421, "misdirected_request")
+
+
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1"])
+def test_b32_a_whole_uri_of_this_server_is_answered(place: Place, host: str) -> None:
+    assert place.ask(f"GET http://{host}:{place.port}/-/healthz HTTP/1.1").status == 200
+
+
+@pytest.mark.parametrize(
+    ("host", "path", "status"),
+    [
+        ("localhost:80", "/json", 400),
+        ("SHOP.example", "/json", 400),
+        ("evil.example", "/json", 421),
+        ("shop.example.evil", "/json", 421),
+        ("evil@shop.example:x", "/json", 421),
+        ("127.0.0.1", "/json", 421),
+        ("127.0.0.1", "/-/routes", 421),
+        ("127.0.0.1", "/-/healthz", 200),
+    ],
+)
+def test_b25_only_hosts_on_the_list_are_answered_when_there_is_one(
+    small: tuple[int, Process], host: str, path: str, status: int
+) -> None:
+    head = f"GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n"
+    (answer,) = exchange(small[0], head.encode())
+    assert answer.status == status
+    if status == 421:
+        assert answer.error["code"] == "misdirected_request"
+
+
+# -- clients that wait, hurry, or are too many -----------------------------------------------------
+
+
+@pytest.mark.parametrize("sent", [b"", b"GET /json HTTP/1.1\r\nHo"])
+def test_b33_a_client_that_does_not_finish_its_header_is_dropped_without_an_answer(place: Place, sent: bytes) -> None:
+    with socket.create_connection(("127.0.0.1", place.port), timeout=10) as sock:
+        sock.sendall(sent)
+        assert read_to_end(sock, 3 * KEEP_ALIVE_S) == b""
+
+
+@pytest.mark.parametrize("frame", [b"Content-Length: 9\r\n\r\n{", b"Transfer-Encoding: chunked\r\n\r\n9\r\n{"])
+def test_b34_a_body_that_stalls_is_not_waited_for(small: tuple[int, Process], frame: bytes) -> None:
+    answer = refused(small[0], _HEAD + frame)
+    assert (answer.status, answer.error["code"]) == (408, "body_timeout")
+
+
+def test_b35_requests_in_one_go_are_answered_in_order_and_none_is_made_up(place: Place) -> None:
+    inner = b"POST /json HTTP/1.1\r\nHost: localhost\r\nContent-Length: 3\r\n\r\n666"
+    first = _HEAD + b"Content-Length: 1\r\n\r\n1"
+    chunked = _HEAD + b"Transfer-Encoding: chunked\r\n\r\n1\r\n2\r\n0\r\n\r\n"
+    hidden = b"POST /plain HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(inner) + inner
+    last = _HEAD + b"Connection: close\r\nContent-Length: 1\r\n\r\n3"
+
+    answers = exchange(place.port, first + chunked + hidden + last)
+
+    assert [answer.status for answer in answers] == [200] * 4
+    assert [answers[index].body for index in (0, 1, 3)] == [b"1", b"2", b"3"]
+    assert json.loads(answers[2].body)["body"] == len(inner)
+
+
+def test_b35_what_follows_a_refused_frame_is_never_taken_for_a_request(place: Place) -> None:
+    smuggled = b"0\r\n\r\n" + _HEAD + b"Content-Length: 1\r\n\r\n1"
+    for frame in (
+        b"Content-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n",
+        b"Transfer-Encoding: gzip, chunked\r\n\r\n",
+        b"Transfer-Encoding: xchunked\r\n\r\n",
+    ):
+        (answer,) = exchange(place.port, _HEAD + frame + smuggled)
+        assert answer.status in (400, 501)
+
+
+@pytest.mark.parametrize("deadline", ["0", "-1", "1e18", "abc", "nan", "inf", "", "3601"])
+def test_b38_a_deadline_that_is_none_is_refused(place: Place, deadline: str) -> None:
+    answer = place.post(b"1", f"X-Request-Timeout-Seconds: {deadline}")
+    assert (answer.status, answer.error["code"]) == (400, "invalid_deadline")
+
+
+def test_b41_a_request_too_many_is_told_when_to_come_back(place: Place, small: tuple[int, Process]) -> None:
+    port, _ = small
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as held:
+        held.sendall(b"GET /plain/hold HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+        many = wait_until(
+            lambda: (answer := place.ask("GET /plain HTTP/1.1", port=port)).status == 503 and answer,
+            description="the gateway is full",
+        )
+        health = place.ask("GET /-/healthz HTTP/1.1", port=port)
+        (answer,) = answers_of(read_to_end(held, 5))
+    assert (many.error["code"], many.error["retryable"], many.headers["retry-after"]) == ("queue_full", True, "1")
+    assert (health.status, answer.status) == (200, 200)
+
+
+# -- brokers in trouble ----------------------------------------------------------------------------
+
+
+def test_b42_a_full_broker_is_told_from_one_that_is_away(place: Place) -> None:
+    client = connect(place.broker_url)
+    client.config_set("maxmemory", 1)
+    try:
+        answer = place.post(b"1")
+    finally:
+        client.config_set("maxmemory", 0)
+        client.close()
+    assert (answer.status, answer.error["code"], answer.error["retryable"]) == (503, "broker_full", True)
+    assert "retry-after" in answer.headers
+    wait_until(lambda: place.post(b"1").status == 200, description="it goes on")
+
+
+@pytest.mark.slow
+def test_b42_a_broker_that_is_away_is_503_and_its_address_stays_unknown(place: Place) -> None:
+    with new_site() as site:
+        url = site.broker()
+        (broker,) = site.processes()
+        port = free_port()
+        site.qserve("gateway", "--port", str(port), env={"QSERVE_BROKER_URL": url})
+        health = "GET /-/healthz HTTP/1.1"
+        wait_until(lambda: is_open(port), description="the gateway listens", timeout_s=20)
+        wait_until(lambda: place.ask(health, port=port).status == 200, description="it serves", timeout_s=10)
+
+        os.kill(broker, 9)
+        wait_until(lambda: not is_alive(broker), description="the broker is gone")
+
+        answer = wait_until(
+            lambda: (found := place.ask(health, port=port)).status == 503 and found, description="it is noticed"
+        )
+        assert (answer.error["code"], answer.error["retryable"]) == ("broker_unavailable", True)
+        assert "retry-after" in answer.headers
+        assert b"127.0.0.1" not in answer.body
+        assert b"Connection refused" not in answer.body
+
+
+@pytest.mark.slow
+def test_b42_a_full_disk_and_a_lost_state_have_words_of_their_own() -> None:
+    with new_site() as site:
+        broker = free_port()
+        # snapshots, because only they can be made to fail from outside: their file will be a folder
+        options = ["--port", str(broker), "--dir", str(site.folder), "--save", "3600 1", "--dbfilename", "dump"]
+        site.start([find_server(), *options])
+        wait_until(lambda: is_open(broker), description="the broker listens")
+        url = f"redis://127.0.0.1:{broker}/0"
+        place = Place(site, "--broker", url)
+        client = connect(url)
+
+        (site.folder / "dump").mkdir()
+        _snapshot(client, "err")
+        for answer in (place.post(b"1"), place.ask("GET /-/healthz HTTP/1.1")):
+            assert (answer.status, answer.error["code"]) == (503, "broker_disk_full")
+            assert "retry-after" in answer.headers
+        (site.folder / "dump").rmdir()
+        _snapshot(client, "ok")
+        assert place.post(b"1").status == 200
+
+        client.flushall()
+        answer = wait_until(
+            lambda: (found := place.post(b"1")).status == 503 and found, description="the loss is seen", timeout_s=10
+        )
+        assert (answer.error["code"], answer.error["retryable"]) == ("broker_state_lost", True)
+        assert place.ask("GET /-/healthz HTTP/1.1").status == 503
+        deploy = site.qserve("deploy", "rows:app", env={"QSERVE_BROKER_URL": url, "QSERVE_SECRET_KEY": "of-this-test"})
+        assert deploy.wait() == 0, deploy.output
+        wait_until(lambda: place.post(b"1").status == 200, description="it serves again")
+        client.close()
+
+
+def _snapshot(client: Any, status: str) -> None:
+    client.bgsave()
+    wait_until(
+        lambda: client.info("persistence")["rdb_last_bgsave_status"] == status, description=f"a snapshot is {status}"
+    )
+
+
+def test_the_gateway_is_unharmed_by_all_of_it(place: Place, small: tuple[int, Process]) -> None:
+    answer = place.post(b'{"a": [1, 2.5, null, "\xc3\xa4"]}')
+    assert (answer.status, json.loads(answer.body)) == (200, {"a": [1, 2.5, None, "ä"]})
+    assert "Traceback" not in small[1].output
+    assert Path(f"/proc/{small[1].pid}").exists()

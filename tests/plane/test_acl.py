@@ -1,0 +1,294 @@
+"""The sample ACL of docs/acl on a real server: each role can do its work, and nothing that would own the broker."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import sys
+import urllib.request
+from collections.abc import Iterator
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import msgpack
+import pytest
+import redis
+from processes import Process, Site, free_port, is_open, new_site, wait_until
+from redis.exceptions import NoPermissionError
+
+from qserve import keys as keys_module
+from qserve.doctor import check_or_raise, examine, read_facts
+from qserve.embedded import find_server
+from qserve.exceptions import BrokerUnavailable
+from qserve.keys import GROUP, Keys
+from qserve.plane import functions
+from qserve.plane.connection import connect, create_group, load_functions
+from qserve.plane.functions import Join, Start
+from qserve.pool import RUNNING, Pool, ReplicaStatus
+from qserve.registry import ApplicationRecord, DeploymentRecord, Registry
+from qserve.settings import Settings
+
+ROOT = Path(__file__).parents[2]
+ROLES = ("deployer", "gateway", "worker")
+FORBIDDEN: tuple[tuple[Any, ...], ...] = (
+    ("EVAL", "return 1", 0),
+    ("EVALSHA", "0" * 40, 0),
+    ("SCRIPT", "LOAD", "return 1"),
+    ("FLUSHALL",),
+    ("FLUSHDB",),
+    ("KEYS", "*"),
+    ("DEBUG", "SLEEP", "0"),
+    ("CONFIG", "SET", "maxmemory", "0"),
+    ("MODULE", "LIST"),
+    ("REPLICAOF", "NO", "ONE"),
+    ("MIGRATE", "127.0.0.1", "1", "{qserve}:q:a", "0", "10"),
+    ("RESTORE", "{qserve}:q:a", "0", "x"),
+)
+A = "a" * 32
+SERVERS = sorted({find_server(), shutil.which("redis-server") or find_server()})
+"""The embedded one, and Redis where it is installed: they do not check the same things."""
+
+
+class Guarded:
+    """A broker under the sample ACL.
+
+    Parameters:
+      site: Where it is started.
+      server: The program.
+    """
+
+    def __init__(self, site: Site, server: str) -> None:
+        self.site = site
+        self.port = free_port()
+        users = "".join(file.read_text() for file in sorted((ROOT / "docs" / "acl").glob("*.acl")))
+        for role in ROLES:
+            users = users.replace(f"{role.upper()}_PASSWORD", f"{role}-secret")
+        site.write("users.acl", users)
+        options = ["--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "yes"]
+        # where the server itself refuses DEBUG, it would not be the ACL that is tested
+        options += ["--enable-debug-command", "yes", "--aclfile", str(site.folder / "users.acl")]
+        site.start([server, *options])
+        wait_until(lambda: is_open(self.port), description="the broker listens")
+
+    def url(self, role: str) -> str:
+        return f"redis://{role}:{role}-secret@127.0.0.1:{self.port}/0"
+
+    def settings(self, role: str) -> Settings:
+        return Settings(broker_url=self.url(role), secret_key=b"of-this-test")
+
+
+@pytest.fixture(scope="module", params=SERVERS, ids=lambda path: Path(path).name)
+def guarded(request: pytest.FixtureRequest) -> Iterator[Guarded]:
+    with new_site() as site:
+        yield Guarded(site, request.param)
+
+
+@pytest.fixture
+def as_role(guarded: Guarded) -> Iterator[dict[str, redis.Redis]]:
+    clients = {role: connect(guarded.url(role)) for role in ROLES}
+    load_functions(clients["deployer"])
+    yield clients
+    for client in clients.values():
+        client.close()
+
+
+def record(version: str = "v") -> ApplicationRecord:
+    deployments = {"One": DeploymentRecord("One"), "Two": DeploymentRecord("Two")}
+    return ApplicationRecord("app", version, "One", deployments=deployments)
+
+
+def submit(keys: Keys, request_id: str, moves: list[Any]) -> functions.Command:
+    header = msgpack.packb([request_id, "app", None, 0])
+    request, mailbox = keys.request(request_id), keys.mailbox("gateway")
+    return functions.submit(request, request_id, header, mailbox, 60_000, 60_000, moves, limits={moves[0].stream: 9})
+
+
+def take_one(worker: redis.Redis, stream: str, consumer: str = "replica") -> bytes:
+    found: Any = worker.xreadgroup(GROUP, consumer, {stream: ">"}, count=1)
+    entry_id: bytes = found[0][1][0][0]
+    return entry_id
+
+
+@pytest.mark.parametrize("role", ROLES)
+@pytest.mark.parametrize("command", FORBIDDEN, ids=lambda command: " ".join(map(str, command[:2])))
+def test_no_role_may_own_empty_or_copy_the_broker(
+    as_role: dict[str, redis.Redis], role: str, command: tuple[Any, ...]
+) -> None:
+    with pytest.raises(NoPermissionError):
+        as_role[role].execute_command(*command)
+
+
+@pytest.mark.parametrize("role", ["gateway", "worker"])
+@pytest.mark.parametrize("command", [functions.LOAD, ("FUNCTION", "LIST"), ("FUNCTION", "FLUSH"), ("ACL", "LIST")])
+def test_only_the_deployer_loads_functions(
+    as_role: dict[str, redis.Redis], role: str, command: tuple[Any, ...]
+) -> None:
+    with pytest.raises(NoPermissionError):
+        as_role[role].execute_command(*command)
+
+
+def test_the_samples_permit_what_the_functions_do_and_every_kind_of_key() -> None:
+    # the server checks a function's own commands against the rights of whoever calls it
+    lua = resources.files("qserve.plane").joinpath("lua", "qserve.lua").read_text()
+    used = set(re.findall(r"redis\.p?call\('([A-Z]+)'|\{ '(X[A-Z]+)'", lua))
+    worker = (ROOT / "docs" / "acl" / "worker.acl").read_text()
+    for command in {"".join(pair).lower() for pair in used}:
+        assert re.search(rf"\+{command}[| \n]", worker), command
+
+    everything = "".join(file.read_text() for file in (ROOT / "docs" / "acl").glob("*.acl"))
+    kinds = re.findall(r"^ {4}([a-z]+)(?=[: ] *)", keys_module.__doc__ or "", re.MULTILINE)
+    assert len(kinds) >= 10
+    for kind in set(kinds) - {"key"}:
+        assert re.search(rf"~\{{qserve\}}:{kind}[: ]", everything), kind
+
+
+def test_without_a_user_nothing_is_answered(guarded: Guarded) -> None:
+    client = connect(f"redis://127.0.0.1:{guarded.port}/0")
+    with pytest.raises(redis.AuthenticationError):
+        client.ping()
+    client.close()
+
+
+def test_a_gateway_can_neither_change_what_is_deployed_nor_read_code(as_role: dict[str, redis.Redis]) -> None:
+    keys = Keys()
+    for command in (
+        ("HSET", keys.application("app"), "active", b"forged"),
+        ("SET", keys.code("app", "v"), b"forged"),
+        ("GET", keys.code("app", "v")),
+        ("XADD", keys.changes, "*", "app", "app"),
+        ("SET", keys.beat("replica"), "1"),
+        ("SET", "of-another-program", "1"),
+    ):
+        with pytest.raises(NoPermissionError):
+            as_role["gateway"].execute_command(*command)
+
+
+def test_a_worker_can_neither_change_what_is_deployed_nor_its_code(as_role: dict[str, redis.Redis]) -> None:
+    keys = Keys()
+    for command in (
+        ("HSET", keys.application("app"), "active", b"forged"),
+        ("SET", keys.code("app", "v"), b"forged"),
+        ("XADD", keys.changes, "*", "app", "app"),
+        ("GET", "of-another-program"),
+    ):
+        with pytest.raises(NoPermissionError):
+            as_role["worker"].execute_command(*command)
+
+
+def test_functions_that_are_there_are_enough_for_roles_that_may_not_load_them() -> None:
+    with new_site() as site:
+        fresh = Guarded(site, find_server())
+        deployer, *others = (connect(fresh.url(role)) for role in ROLES)
+        for client in others:
+            with pytest.raises(BrokerUnavailable, match="qserve deploy"):
+                load_functions(client)
+        load_functions(deployer)
+        for client in others:
+            load_functions(client)
+        for client in (deployer, *others):
+            client.close()
+
+
+def test_every_role_may_ask_what_the_checks_need(guarded: Guarded, as_role: dict[str, redis.Redis]) -> None:
+    for role in ROLES:
+        settings = guarded.settings(role)
+        check_or_raise(as_role[role], settings)
+        findings = examine(read_facts(as_role[role], settings))
+        assert len(findings) == 8
+        assert not [one for one in findings if one.level == "error" or "permitted" in one.what]
+
+
+def test_a_request_goes_its_whole_way_with_each_role_doing_its_part(as_role: dict[str, redis.Redis]) -> None:
+    keys, app = Keys(), record()
+    deployer, gateway, worker = (as_role[role] for role in ROLES)
+    one, two = app.stream(keys, "One"), app.stream(keys, "Two")
+
+    Registry(deployer, keys).stage(app, b"signed code")
+    assert Registry(worker, keys).versions("app") == [app]
+    assert Registry(worker, keys).code("app", "v") == b"signed code"
+    Pool(worker, keys, "app").report(ReplicaStatus("replica", "One", "v", RUNNING))
+    assert [one.name for one in Pool(deployer, keys, "app").replicas()] == ["replica"]
+    change = Registry(deployer, keys).promote(app)
+    assert Registry(gateway, keys).last_change() == change
+    assert Registry(gateway, keys).wait_for_change("0-0", 1) == change
+    assert Registry(gateway, keys).get("app") == app
+
+    moves: list[Any] = [Start(one, "0", [b"x"])]
+    assert gateway.execute_command(*submit(keys, A, moves)) == b"OK"
+    entry, request = take_one(worker, one), keys.request(A)
+    join = [Join(two, "1", 2, [(0, b"p"), (1, b"q")])]
+    assert worker.execute_command(*functions.commit(one, request, entry, A, "t1", "0", join)) == b"OK"
+    entry = take_one(worker, two)
+    assert worker.execute_command(*functions.emit(request, A, 0, b"item")) == 1
+    assert gateway.execute_command(*functions.take(request, 1)) == 1
+    done = functions.commit(two, request, entry, A, "t2", "1", state="d", payload=b"result")
+    assert worker.execute_command(*done) == b"OK"
+
+    assert gateway.blmpop(1, 1, keys.mailbox("gateway"), direction="LEFT", count=9)[1] == [
+        A.encode() + b"iitem",
+        A.encode() + b"dresult",
+    ]
+    assert gateway.execute_command(*functions.watch(request)) == [b"d", b"result"]
+    assert gateway.execute_command(*functions.forget([request])) == b"OK"
+    _end(as_role, keys, app)
+
+
+def _end(as_role: dict[str, redis.Redis], keys: Keys, app: ApplicationRecord) -> None:
+    """A cancelled call, a dead replica, and the end of the version."""
+    deployer, gateway, worker = (as_role[role] for role in ROLES)
+    one, two = app.stream(keys, "One"), app.stream(keys, "Two")
+    request = keys.request("b" * 32)
+    moves: list[Any] = [Start(one, "0", [b"x"])]
+    gateway.execute_command(*submit(keys, "b" * 32, moves))
+    take_one(worker, one, "dead")
+    assert worker.execute_command(*functions.reclaim(one, "dead", 3, b"lost", keys.request(""))) == 1
+    assert gateway.execute_command(*functions.close(request, "b" * 32, "c", b"")) == 1
+    assert worker.execute_command(*functions.retire([one, two], False, b"gone", keys.request(""))) == 1
+    create_group(worker, one)
+    assert worker.xinfo_consumers(one, GROUP) == []
+    Registry(deployer, keys).delete("app")
+    assert Registry(gateway, keys).names() == []
+
+
+@pytest.mark.slow
+def test_the_roles_apart_serve_the_example_each_with_a_user_of_its_own(site: Site) -> None:
+    broker = Guarded(site, find_server())
+    port = free_port()
+
+    def start(role: str, *command: str, module: str = "qserve") -> Process:
+        env = {"QSERVE_BROKER_URL": broker.url(role), "QSERVE_SECRET_KEY": "of-this-test"}
+        return site.start([sys.executable, "-m", module, *command], env=env, cwd=ROOT / "examples")
+
+    worker = start("worker", "worker", "hello:language_classifier")
+    gateway = start("gateway", "gateway", "--port", str(port))
+    deploy = start("deployer", "deploy", "hello:language_classifier")
+    assert deploy.wait() == 0, deploy.output
+
+    def answer() -> str:
+        body = json.dumps({"language": "spanish", "name": "Dora"}).encode()
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/", body, timeout=10) as response:
+                return str(response.read().decode())
+        except OSError:
+            return ""
+
+    wait_until(lambda: answer() == "Hola Dora", description="the example answers", timeout_s=10)
+
+    again = start("deployer", "deploy", "hello:language_classifier")
+    assert again.wait() == 0, again.output
+    assert answer() == "Hola Dora"
+    inspect = start("worker", "-A", "qserve_workers.app", "inspect", "ping", "--timeout", "1", module="celery")
+    assert inspect.wait() == 0, inspect.output
+    assert "pong" in inspect.stdout
+    doctor = start("deployer", "doctor")
+    assert doctor.wait() == 0, doctor.output
+    status = start("deployer", "status")
+    assert status.wait() == 0, status.output
+    assert "LanguageClassifier" in status.stdout
+    for process in (gateway, worker):
+        process.stop()
+        assert process.exit_code() == 0, process.output
+        assert "permission" not in process.output.lower(), process.output
+        assert "secret" not in process.output
