@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     )
     from qserve.batching import batch
     from qserve.container import Application, build
-    from qserve.context import get_replica_context
+    from qserve.context import get_replica_context, get_request_context
     from qserve.dag import InputNode
     from qserve.deployments import Deployment, deployment
     from qserve.drivers import DAGDriver
@@ -56,6 +56,7 @@ __all__ = [
     "get_deployment_handle",
     "get_multiplexed_model_id",
     "get_replica_context",
+    "get_request_context",
     # about
     "__version__",
 ]
@@ -73,6 +74,7 @@ _HOMES = {
     "get_app_handle": "qserve.api",
     "get_deployment_handle": "qserve.api",
     "get_replica_context": "qserve.context",
+    "get_request_context": "qserve.context",
     "get_multiplexed_model_id": "qserve.multiplexing",
     "ingress": "qserve.web",
     "multiplexed": "qserve.multiplexing",

@@ -8,23 +8,21 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from qserve.context import request_context
-from qserve.exceptions import AppNotFound, QserveException, TaskError
+from qserve.exceptions import AppNotFound, QserveException
 from qserve.graph.advance import Answer as AnswerMove
 from qserve.graph.advance import Fill, Send, begin
-from qserve.graph.plan import Plan, Slot
+from qserve.graph.plan import Plan
 from qserve.keys import Keys
 from qserve.plane import functions
 from qserve.plane.base import CallOptions, Outcome
 from qserve.plane.functions import Awaited, Command, Join, Model, Move, Start
-from qserve.ref import DeploymentResponse, Ref, RefTask, ref_of
+from qserve.plane.ref_arguments import REFS, take_awaited, take_refs
 from qserve.registry import ApplicationRecord
 from qserve.settings import Settings
-from qserve.wire import codec
 from qserve.wire.codec import Codec
 from qserve.wire.envelope import Header
 from qserve.wire.failure import Failure
 
-_REFS = (Ref, RefTask, DeploymentResponse)
 _LIFE_MARGIN_MS = 60_000
 
 
@@ -109,7 +107,7 @@ class Composer:
             return self._ended(AppNotFound(gone))
         stream = record.stream(self._keys, deployment)
         request_id, header, deadline_ms = self._header(record, None, options)
-        args, kwargs, refs = _take_refs(args, kwargs)
+        args, kwargs, refs = take_refs(args, kwargs)
         template = self.codec.encode([list(args), kwargs])
         moves: list[Move]
         if refs:
@@ -240,9 +238,9 @@ def pack_moves(
             return value_codec.encode(move.value)
         stream = record.stream(keys, plan.steps[move.step].deployment)
         given = move.values
-        if waits is not None and any(isinstance(value, _REFS) for _, value in given):
+        if waits is not None and any(isinstance(value, REFS) for _, value in given):
             needs = len(given) if isinstance(move, Send) else move.needs
-            given = _take_awaited(given, stream, str(move.step), needs, keys, waits)
+            given = take_awaited(given, stream, str(move.step), needs, keys, waits)
             move = Fill(move.step, given, needs)
         values = [(slot, value_codec.encode(value)) for slot, value in given]
         if isinstance(move, Send):
@@ -250,64 +248,3 @@ def pack_moves(
         else:
             packed.append(Join(stream, str(move.step), move.needs, values))
     return packed
-
-
-def _take_awaited(
-    given: Sequence[tuple[int, Any]], stream: str, step: str, needs: int, keys: Keys, waits: list[Awaited]
-) -> tuple[tuple[int, Any], ...]:
-    """Move the refs among a step's values to ``waits``; answers the values that are known."""
-    known = []
-    for slot, value in given:
-        ref = ref_of(value)
-        if ref is None or not ref.request_id:
-            known.append((slot, value if ref is None else ref.result()))
-        else:
-            waits.append(Awaited(keys.request(ref.request_id), stream, step, needs, slot))
-    return tuple(known)
-
-
-def _take_refs(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Sequence[Any], Mapping[str, Any], list[Ref]]:
-    """Put a slot in the place of each ref among the arguments, the values of which are filled in by the broker."""
-    if not any(isinstance(value, _REFS) for value in (*args, *kwargs.values())):
-        return args, dict(kwargs), []
-    refs: list[Ref] = []
-
-    def place(value: Any) -> Any:
-        ref = ref_of(value)
-        if ref is None:
-            return value
-        if not ref.request_id:  # it has its value already
-            return ref.result()
-        if ref not in refs:
-            refs.append(ref)
-        return Slot(refs.index(ref) + 1)
-
-    return (
-        [place(value) for value in args],
-        {name: place(value) for name, value in kwargs.items()},
-        refs,
-    )
-
-
-def _pack_ref(ref: Ref) -> list[Any]:
-    if not ref.request_id:
-        if ref.done.is_set() and ref.outcome().state != "d":
-            raise TaskError("a failed call cannot be an argument")
-        return ["", ref.result()]
-    ref.share()
-    return [ref.request_id, None]
-
-
-def _unpack_ref(packed: list[Any]) -> Ref:
-    request_id, value = packed
-    return Ref(request_id, None) if request_id else Ref.resolved(value)
-
-
-codec.register(31, Ref, _pack_ref, _unpack_ref)
-codec.register(32, RefTask, lambda task: _pack_ref(task.ref), _unpack_ref)
-codec.register(
-    33,
-    DeploymentResponse,
-    lambda response: _pack_ref(response.ref),
-    lambda packed: DeploymentResponse(_unpack_ref(packed)),
-)

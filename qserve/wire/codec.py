@@ -20,9 +20,11 @@ import cloudpickle
 import msgpack
 
 from qserve.exceptions import PayloadError
+from qserve.wire.records import is_record, pack_record, unpack_record
 from qserve.wire.signing import sign, verify
 
 PICKLE = 0
+RECORD = 14
 
 
 @dataclass(frozen=True)
@@ -151,6 +153,9 @@ class Codec:
 
     def _default(self, value: Any) -> msgpack.ExtType:
         extension = _by_type.get(type(value)) or _numpy_extension(value)
+        if extension is None and self._key is None and is_record(value):
+            # with a key a pickle does as well, and also reaches readers that have not imported the class
+            return msgpack.ExtType(RECORD, self._pack(pack_record(value)))
         if extension is None:
             return msgpack.ExtType(PICKLE, self._pickle(value))
         return msgpack.ExtType(extension.code, self._pack(extension.pack(value)))
@@ -189,6 +194,8 @@ class Codec:
     def _extension(self, code: int, data: bytes) -> Any:
         if code == PICKLE:
             return self._unpickle(data)
+        if code == RECORD:
+            return unpack_record(self.decode(data))
         extension = _by_code.get(code)
         if extension is None:
             raise PayloadError(f"unknown extension {code}: was this value written by a newer qserve?")

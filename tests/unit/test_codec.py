@@ -6,12 +6,14 @@ import contextlib
 import datetime
 import decimal
 import uuid
+from dataclasses import dataclass
 from typing import Any
 
 import numpy
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import BaseModel
 
 from qserve.exceptions import PayloadError
 from qserve.wire.codec import Codec
@@ -91,6 +93,43 @@ class Point:
 def test_an_object_is_refused_without_a_key_and_the_text_says_what_to_set() -> None:
     with pytest.raises(PayloadError, match=r"'Point' is not plain data.*set QSERVE_SECRET_KEY"):
         KEYLESS.encode({"at": Point(1)})
+
+
+@dataclass(frozen=True)
+class Order:
+    number: int
+    items: tuple[str, ...] = ()
+
+
+class Customer(BaseModel):
+    name: str
+    orders: list[Order] = []
+
+
+def test_dataclasses_and_models_of_importable_modules_need_no_key() -> None:
+    customer = Customer(name="Dora", orders=[Order(1, ("tea",))])
+
+    arrived = KEYLESS.decode(KEYLESS.encode({"who": customer}))["who"]
+
+    assert arrived == customer
+    assert type(arrived.orders[0]) is Order
+
+
+def test_a_record_is_made_only_of_classes_that_are_records_and_imported() -> None:
+    data = KEYLESS.encode(Order(1))
+
+    for old, new in ((b"Order", b"Point"), (b"Order", b"Nobody"[:5])):
+        with pytest.raises(PayloadError, match="is not imported"):
+            KEYLESS.decode(data.replace(old, new))
+
+
+def test_a_class_inside_a_function_is_no_record() -> None:
+    @dataclass
+    class Local:
+        x: int
+
+    with pytest.raises(PayloadError, match="QSERVE_SECRET_KEY"):
+        KEYLESS.encode(Local(1))
 
 
 def test_an_object_travels_signed() -> None:

@@ -27,15 +27,7 @@ from qserve.settings import Settings
 from qserve.wire.failure import Failure
 from qserve_workers.pace import CoroutinePace, Pace
 from qserve_workers.retries import RetryPolicy
-from qserve_workers.streaming import (
-    Emitter,
-    ReaderGone,
-    answers_http,
-    must_run,
-    stream_body,
-    stream_response,
-    stream_values,
-)
+from qserve_workers.streaming import Emitter, ReaderGone, answers_http, must_run, stream
 from qserve_workers.work import Work
 
 log = get_logger(__name__)
@@ -221,17 +213,11 @@ class Replica:
 
     async def _stream(self, work: Work, value: Any) -> None:
         assert work.call is not None
-        header = work.header
-        emitter = Emitter(self.plane, self.keys, header)
+        emitter = Emitter(self.plane, self.keys, work.header)
         try:
-            if not header.stream:
+            if not work.header.stream:
                 raise stream_of_plain_call(work.call.method)
-            if not is_generator(value):
-                await stream_response(emitter, value)
-            elif answers_http(header):
-                await stream_body(emitter, value, self._in_user_thread)
-            else:
-                await stream_values(emitter, value, self.plane.codec.encode, self._in_user_thread)
+            await stream(emitter, value, work.header, self.plane.codec.encode, self._in_user_thread)
         except ReaderGone:
             self._commit(work, Conclusion("c"))
         except BaseException as error:

@@ -11,6 +11,7 @@ from typing import Any
 import msgpack
 from starlette.responses import Response
 
+from qserve.engine.streams import is_generator
 from qserve.exceptions import BrokerError, PayloadError
 from qserve.items import WINDOW
 from qserve.keys import Keys
@@ -74,6 +75,22 @@ class Emitter:
             self.is_over = True
             raise ReaderGone("nobody takes the items of this request any more")
         return int(reply)
+
+
+async def stream(
+    emitter: Emitter, value: Any, header: Header, encode: Callable[[Any], bytes], in_thread: InThread
+) -> None:
+    """Send a generator's items, or what an ASGI response sends, in the form that the caller takes.
+
+    Raises:
+      ReaderGone: The request has ended.
+    """
+    if not is_generator(value):
+        await stream_response(emitter, value)
+    elif answers_http(header):
+        await stream_body(emitter, value, in_thread)
+    else:
+        await stream_values(emitter, value, encode, in_thread)
 
 
 async def stream_values(emitter: Emitter, generator: Any, encode: Callable[[Any], bytes], in_thread: InThread) -> None:
