@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 PORT ?= 8000
 PACKAGES := qserve workers gateway
 
-.PHONY: run test fast check format test-stack bench clean
+.PHONY: run test fast check format test-stack clean
 
 $(VENV)/installed: setup.cfg pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit("qserve needs Python 3.11 or later: make PYTHON=python3.11") if sys.version_info < (3, 11) else None'

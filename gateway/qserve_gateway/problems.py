@@ -22,6 +22,7 @@ _HEADERS = [
     ("cache-control", "no-store"),
 ]
 _RETRY_AFTER_S = 1
+_INVALID_JSON = ("qserve.http.request", "InvalidJSON")
 _DETAILS = {404: "Not Found", 405: "Method Not Allowed"}
 # redis-py cuts some of the broker's own codes off, and leaves their texts
 _BROKER_CODES = (("OOM", "broker_full"), ("used memory >", "broker_full"), ("MISCONF", "broker_disk_full"))
@@ -115,6 +116,8 @@ def of_outcome(outcome: Outcome, request_id: str, show_errors: bool) -> Reply:
     refusal = _refusal_of(failure)
     if refusal is not None:
         return of_error(refusal, request_id)
+    if (failure.module, failure.type) == _INVALID_JSON:
+        return problem(400, "invalid_json", f"the body is no JSON: {failure.message}", request_id)
     answer = _of_http_exception(failure, request_id) if failure.is_answer else None
     return answer or _user_code_failed(failure, request_id, show_errors)
 

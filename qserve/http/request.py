@@ -7,6 +7,7 @@ starlette ``Request``, and lets such a request travel to other replicas any numb
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +24,26 @@ STARLETTE = 41
 
 _ORIGIN = "qserve.request"
 _ASGI = {"version": "3.0", "spec_version": "2.4"}
+
+
+class InvalidJSON(json.JSONDecodeError):
+    """Raised when user code reads a body as JSON that is none; left alone, the client is answered 400."""
+
+
+def _name_broken_json(request: Request) -> Request:
+    """Have ``request.json()`` raise InvalidJSON; on the instance, so that its type stays starlette's."""
+    read = request.json
+
+    async def read_json() -> Any:
+        try:
+            return await read()
+        except json.JSONDecodeError as error:
+            raise InvalidJSON(error.msg, error.doc, error.pos) from None
+        except UnicodeDecodeError as error:
+            raise InvalidJSON("the body is not UTF-8", "", error.start) from None
+
+    request.json = read_json  # type: ignore[method-assign]
+    return request
 
 
 @dataclass(frozen=True)
@@ -46,7 +67,7 @@ class HttpRequest(HttpMessage):
             "path_params": dict(self.path_params),
             _ORIGIN: self,
         }
-        return Request(scope, _Body(self.body))
+        return _name_broken_json(Request(scope, _Body(self.body)))
 
     @classmethod
     def from_starlette(cls, request: Request) -> HttpRequest:

@@ -432,6 +432,25 @@ def test_what_is_no_strict_json_is_400_and_harms_nobody(client: Client, body: by
     assert client.post("/", 5).json == 5
 
 
+@pytest.mark.parametrize("body", [b'{"a":', b"", b"\xff"])
+def test_broken_json_that_user_code_reads_is_400_unless_it_is_caught(client: Client, body: bytes) -> None:
+    @qserve.deployment
+    class Reader:
+        async def __call__(self, request: Request) -> Any:
+            if request.query_params.get("careful"):
+                try:
+                    return await request.json()
+                except json.JSONDecodeError:
+                    return "caught"
+            return await request.json()
+
+    qserve.run(Reader.bind())
+
+    answer = client.send("POST", "/", body)
+    assert (answer.status, answer.error["code"]) == (400, "invalid_json")
+    assert client.send("POST", "/?careful=1", body).body == b"caught"
+
+
 def test_broken_json_in_an_adapter_of_ones_own_is_400(client: Client) -> None:
     async def resolver(request: Request) -> Any:
         return (await request.json())["value"]
