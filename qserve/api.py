@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -78,9 +79,10 @@ def run(
     if local or _local_testing_mode:
         return run_local(built, route_prefix=prefix, timeout_s=request_timeout_s)
     launch = _ensure_launched(host, port)
-    _roll_out(launch, built, prefix, request_timeout_s)
     if blocking:
-        _block()
+        _serve_until_interrupted(lambda: _roll_out(launch, built, prefix, request_timeout_s))
+    else:
+        _roll_out(launch, built, prefix, request_timeout_s)
     return RayServeSyncHandle(built.ingress, name)
 
 
@@ -129,8 +131,9 @@ def _ensure_launched(host: str | None, port: int | None) -> Launch:
     return _launch
 
 
-def _block() -> None:
+def _serve_until_interrupted(begin: Callable[[], None]) -> None:
     try:
+        begin()
         while _launch is not None:
             _launch.check()
             time.sleep(0.2)
