@@ -8,7 +8,6 @@ import secrets
 import socket
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -91,7 +90,7 @@ class Launch:
             if child.exit_code() is not None:
                 raise DeployError(child.describe_exit())
 
-    def wait_for_gateway(self, change: str, tick: Callable[[], None] = lambda: None) -> None:
+    def wait_for_gateway(self, change: str) -> None:
         """Wait until every process of the gateway serves the registry as of ``change``.
 
         Raises:
@@ -105,7 +104,6 @@ class Launch:
             if len(serving) >= self._gateway_workers:
                 return
             self.check()
-            tick()
             time.sleep(0.01)
         raise DeployError(f"the gateway did not take up the application within {GATEWAY_FOR_S:.0f} s")
 

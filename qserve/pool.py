@@ -11,7 +11,7 @@ from redis import Redis
 from qserve.keys import POOL_TTL_MS, Keys
 from qserve.plane.connection import broker_errors
 
-STARTING, RUNNING, FAILED = "STARTING", "RUNNING", "FAILED"
+RUNNING, FAILED = "RUNNING", "FAILED"
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class ReplicaStatus:
     """One replica's state.
 
     Parameters:
-      state: STARTING, RUNNING, or FAILED with ``message`` saying why (user code's traceback).
+      state: RUNNING, or FAILED with ``message`` saying why (user code's traceback).
       config: Names the user_config that it has taken.
     """
 

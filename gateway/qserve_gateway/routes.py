@@ -10,9 +10,6 @@ from typing import Any
 from qserve.registry import ApplicationRecord
 from qserve.wire.envelope import Answer
 
-ADAPTED_HERE = ("json_request", "starlette_request")
-"""Adapters that need no user code: the gateway does their work."""
-
 _DRIVER_METHODS = ("GET", "POST")
 # what remains of HTTP's methods, TRACE and CONNECT, is for proxies
 PLAIN_METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")

@@ -234,11 +234,7 @@ class ClientPlane:
         for command in commands:
             pipe.execute_command(*command)
         replies: list[Any] = pipe.execute(raise_on_error=False)
-        missing = [
-            place
-            for place, reply in enumerate(replies)
-            if isinstance(reply, redis.ResponseError) and "Function not found" in str(reply)
-        ]
+        missing = [place for place, reply in enumerate(replies) if _is_unknown_function(reply)]
         if missing:
             self.client.execute_command(*LOAD)
             for place, reply in zip(missing, self._pipeline([commands[place] for place in missing]), strict=True):
