@@ -9,13 +9,12 @@ from dataclasses import dataclass
 from types import FunctionType
 from typing import Any
 
-import cloudpickle
-
 from qserve.engine.driver import AdaptingDriver
 from qserve.exceptions import PayloadError
 from qserve.graph.compile import BuiltApplication, compile_application
 from qserve.http.hints import settle_hints
 from qserve.target import load_target
+from qserve.wire.pickling import dumps
 from qserve.wire.signing import sign, verify
 
 
@@ -68,7 +67,7 @@ def pack_code(code: Code, key: bytes) -> bytes:
     packed = {}
     for name, one in code.items():
         try:
-            packed[name] = cloudpickle.dumps(one)
+            packed[name] = dumps(one)
         except Exception as error:
             raise PayloadError(
                 f"deployment {name!r} cannot be sent to its replicas: {error}. Move what cannot be pickled"

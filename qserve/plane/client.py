@@ -251,11 +251,14 @@ class ClientPlane:
                 if pause_s != 0.05:
                     self._catch_up()
                     pause_s = 0.05
-            except (redis.RedisError, OSError) as error:
-                if not self._closed:
-                    log.debug("the mailbox cannot be read: %s", error)
-                    time.sleep(pause_s)
-                    pause_s = min(pause_s * 2, 2.0)
+            except Exception as error:
+                if self._closed:  # under our feet, with whatever error the half-closed socket gives
+                    return
+                if not isinstance(error, redis.RedisError | OSError):
+                    raise
+                log.debug("the mailbox cannot be read: %s", error)
+                time.sleep(pause_s)
+                pause_s = min(pause_s * 2, 2.0)
                 continue
             for message in found[1] if found else ():
                 self._pending.arrive(message)

@@ -16,10 +16,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import cloudpickle
 import msgpack
 
 from qserve.exceptions import PayloadError
+from qserve.wire.pickling import dumps
 from qserve.wire.records import is_record, pack_record, unpack_record
 from qserve.wire.signing import sign, verify
 
@@ -168,7 +168,7 @@ class Codec:
                 " or pass plain data (numbers, text, bytes, lists, dicts, arrays)"
             )
         try:
-            return sign(self._key, cloudpickle.dumps(value))
+            return sign(self._key, dumps(value))
         except Exception as error:
             raise PayloadError(f"a value of type {type(value).__qualname__!r} cannot be pickled: {error}") from error
 

@@ -118,7 +118,9 @@ def test_a_route_prefix_of_run_is_checked_like_an_option(prefix: str) -> None:
         served(hello.bind(), route_prefix=prefix)
 
 
-@pytest.mark.parametrize("target", [hello, Model, 5, None, "module:node", lambda: 1], ids=repr)
+@pytest.mark.parametrize(
+    "target", [hello, Model, 5, None, "module:node", lambda: 1], ids=lambda target: type(target).__name__
+)
 def test_what_was_not_bound_is_no_target(target: Any) -> None:
     with pytest.raises(TypeError, match="Expected a ClassNode, FunctionNode, or Application as target"):
         served(target)
