@@ -1,7 +1,7 @@
 """qserve: graphs of Python deployments, served over a task queue.
 
 The way of one request, file by file:
-``qserve_gateway/invoke`` → ``plane/outgoing`` → ``plane/client`` → ``plane/lua/qserve.lua`` →
+``qserve_gateway/invoke`` → ``plane/outgoing`` → ``plane/client`` → ``plane/lua/submit.lua`` →
 ``qserve_workers/consumer`` → ``plane/transport`` → ``qserve_workers/replica`` → ``engine/step`` →
 ``graph/advance`` → ``plane/functions`` (commit), and back by the mailbox in ``plane/client`` to ``ref``.
 """

@@ -1,4 +1,4 @@
-"""The face of ``lua/qserve.lua``: one builder for each function, giving the command to send.
+"""The face of the library in ``lua/``: one builder for each function, giving the command to send.
 
 Functions and not EVALSHA: they survive restarts and FLUSHALL, and an ACL can deny EVAL to everybody.
 """
@@ -14,7 +14,11 @@ import msgpack
 
 Command = tuple[bytes | str | int, ...]
 
-_TEXT = (files("qserve.plane") / "lua" / "qserve.lua").read_text()
+# in this order: a file may use what those before it define
+_PARTS = ("requests", "models", "submit", "commit", "retries", "results", "takeover")
+_TEXT = "#!lua name=qserve_@\n" + "\n".join(
+    (files("qserve.plane") / "lua" / f"{part}.lua").read_text() for part in _PARTS
+)
 _DIGEST = hashlib.sha256(_TEXT.encode()).hexdigest()[:8]
 LIBRARY = _TEXT.replace("@", _DIGEST)
 """The library's text; its digest is part of every name, so two versions can be loaded at once."""

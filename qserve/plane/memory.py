@@ -64,7 +64,7 @@ class _Request:
 
 
 class Requests:
-    """The state of all requests, by their keys; see ``lua/qserve.lua`` for the same in the broker."""
+    """The state of all requests, by their keys; see ``lua/`` for the same in the broker."""
 
     def __init__(self) -> None:
         self.queues: dict[str, Queue] = {}

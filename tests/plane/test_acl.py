@@ -8,7 +8,6 @@ import shutil
 import sys
 import urllib.request
 from collections.abc import Iterator
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -131,8 +130,7 @@ def test_only_the_deployer_loads_functions(
 
 def test_the_samples_permit_what_the_functions_do_and_every_kind_of_key() -> None:
     # the server checks a function's own commands against the rights of whoever calls it
-    lua = resources.files("qserve.plane").joinpath("lua", "qserve.lua").read_text()
-    used = set(re.findall(r"redis\.p?call\('([A-Z]+)'|\{ '(X[A-Z]+)'", lua))
+    used = set(re.findall(r"redis\.p?call\('([A-Z]+)'|\{ '(X[A-Z]+)'", functions.LIBRARY))
     worker = (ROOT / "docs" / "acl" / "worker.acl").read_text()
     for command in {"".join(pair).lower() for pair in used}:
         assert re.search(rf"\+{command}[| \n]", worker), command
