@@ -12,7 +12,9 @@ QserveException                    also ``RayServeException``
 │   └── ResultUnavailable      410 the result is no longer kept, or the id is unknown
 ├── DeployError                    an application could not be started
 ├── AppNotFound                404 no application of that name is registered
+├── DeadLetterError                a dead letter is not there, or cannot be replayed
 └── BrokerError                    the broker is away, or refuses
+    ├── BrokerStateLost        503 it was emptied, or started on an empty disk
     └── BrokerUnavailable      503 no connection; asking again later may help
 
 ``GetTimeoutError`` (waiting ended, the request goes on) is a TimeoutError beside the tree.
@@ -116,6 +118,12 @@ class AppNotFound(QserveException, KeyError):
         return str(self.args[0]) if self.args else ""
 
 
+class DeadLetterError(QserveException):
+    """Raised when there is no such dead letter, or it cannot be replayed."""
+
+    code = "dead_letter"
+
+
 class BrokerError(QserveException):
     """Raised when the broker answers what it should not."""
 
@@ -128,6 +136,12 @@ class BrokerUnavailable(BrokerError, ConnectionError):
     """Raised when the broker cannot be reached."""
 
     code = "broker_unavailable"
+
+
+class BrokerStateLost(BrokerError):
+    """Raised when the broker has lost what was accepted: it was emptied, or started on an empty disk."""
+
+    code = "broker_state_lost"
 
 
 class GetTimeoutError(TimeoutError):

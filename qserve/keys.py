@@ -8,6 +8,10 @@
     z:<app>:<version>:<deployment>  zset    calls that wait for their next try           DELAYED_TTL_MS after the last
     r:<request>                     hash    one request: state, joins, result      deadline, then result_ttl
     m:<process>                     list    replies for one process                MAILBOX_TTL_MS after the last
+    d:<request>                     hash    a dead letter: its request, its calls  seven days
+    dead                            zset    ids of dead letters by their time      seven days after the last
+    dead:dropped                    string  how many were too many and dropped     seven days after the last
+    epoch                           string  names the state of this broker         for ever; gone when data was lost
     a:<app>                         hash    one application: records active, next  until it is deleted
     code:<app>:<version>            string  code that travels by value, signed     version + RETIRED_TTL_MS
     apps                            hash    application names                      for ever, one field an app
@@ -51,8 +55,28 @@ class Keys:
     def stream(self, app: str, version: str, deployment: str) -> str:
         return self._name("q", app, version, deployment)
 
+    def deployment_of(self, stream: str, app: str) -> str:
+        """The deployment whose calls lie in a stream, or in a replica's own one; "" for another application's."""
+        start = self._name("q", app, "")
+        return stream[len(start) :].partition(":")[2].partition("@")[0] if stream.startswith(start) else ""
+
     def request(self, request_id: str) -> str:
         return self._name("r", request_id)
+
+    def dead_letter(self, request_id: str) -> str:
+        return self._name("d", request_id)
+
+    @property
+    def dead_letters(self) -> str:
+        return self._name("dead")
+
+    @property
+    def dropped_letters(self) -> str:
+        return self._name("dead", "dropped")
+
+    @property
+    def epoch(self) -> str:
+        return self._name("epoch")
 
     def mailbox(self, process: str) -> str:
         return self._name("m", process)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -16,6 +17,9 @@ from qserve.graph.plan import Plan
 from qserve.keys import CHANGES_KEPT, RETIRED_TTL_MS, Keys
 from qserve.plane.connection import broker_errors, create_group
 from qserve.wire.plan import Template, load_plan
+
+NO_CHANGE = "0-0"
+"""The newest change of a registry in which nothing was ever registered."""
 
 
 @dataclass(frozen=True)
@@ -139,16 +143,41 @@ class Registry:
         """Register a version that is to be started; answers the change's id."""
         keys = self._keys
         with broker_errors():
-            # the queues come first: a submission to a queue that is not there is taken for one to an old version
-            for name, one in record.deployments.items():
-                if one.replicated:
-                    create_group(self._client, record.stream(keys, name))
+            self._prepare(record)
             pipe = self._client.pipeline(transaction=True)
             if code:
                 pipe.set(keys.code(record.name, record.version), code)
             pipe.hset(keys.application(record.name), "next", record.encode())
             pipe.hset(keys.applications, record.name, record.version)
             return self._announce(pipe, record.name)
+
+    def _prepare(self, record: ApplicationRecord) -> None:
+        """Make the queues, and name the broker's state; harmless when both are there.
+
+        The queues come first: a submission to a queue that is not there is taken for one to an old version.
+        """
+        for name, one in record.deployments.items():
+            if one.replicated:
+                create_group(self._client, record.stream(self._keys, name))
+        self._client.set(self._keys.epoch, os.urandom(8).hex(), nx=True)
+
+    def restore(self, record: ApplicationRecord, code: bytes = b"") -> str:
+        """Register an active version again in a broker that has lost it; answers the change's id.
+
+        Crash on the way: part of it is there, and whoever restores next adds the rest. Several may do it at
+        once; whoever deploys meanwhile wins.
+        """
+        keys = self._keys
+        with broker_errors():
+            pipe = self._client.pipeline(transaction=True)
+            if code:
+                pipe.set(keys.code(record.name, record.version), code, nx=True)
+            pipe.hsetnx(keys.application(record.name), "active", record.encode())
+            pipe.hsetnx(keys.applications, record.name, record.version)
+            pipe.execute()
+            # the epoch last: what it lets in finds queues and application
+            self._prepare(record)
+            return self._announce(self._client.pipeline(transaction=True), record.name)
 
     def promote(self, record: ApplicationRecord) -> str:
         """Make a staged version the active one; answers the change's id.
@@ -242,7 +271,7 @@ class Registry:
         """The id of the newest change."""
         with broker_errors():
             found: Any = self._client.xrevrange(self._keys.changes, count=1)
-        return found[0][0].decode() if found else "0-0"
+        return found[0][0].decode() if found else NO_CHANGE
 
     def wait_for_change(self, after: str, timeout_s: float) -> str:
         """Block until something changed after the change ``after``; answers the newest id, or ``after``."""

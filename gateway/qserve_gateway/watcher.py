@@ -6,12 +6,12 @@ import threading
 from collections.abc import Callable, Iterator
 from logging import DEBUG, WARNING
 
-from qserve.exceptions import BrokerError, PayloadError
+from qserve.exceptions import BrokerError, BrokerStateLost, PayloadError
 from qserve.keys import BEAT_TTL_MS
 from qserve.log import get_logger
 from qserve.plane.client import ClientPlane
 from qserve.plane.connection import BLOCK_S, broker_errors, process_name
-from qserve.registry import ApplicationRecord
+from qserve.registry import NO_CHANGE, ApplicationRecord
 from qserve_gateway.routes import RouteTable
 
 log = get_logger(__name__)
@@ -19,13 +19,6 @@ log = get_logger(__name__)
 _SHORTEST_PAUSE_S, _LONGEST_PAUSE_S = 0.03, 2.0
 _EAGER_TRIES = 100
 _FOREVER_S = float("inf")
-_NO_CHANGE = "0-0"
-
-
-class StateLost(BrokerError):
-    """Raised when the broker knows nothing of what was deployed: it was emptied, or started on an empty disk."""
-
-    code = "broker_state_lost"
 
 
 class Watcher:
@@ -64,10 +57,10 @@ class Watcher:
         """The routes that are served now; None until they are known.
 
         Raises:
-          StateLost: The applications that they lead to are no more.
+          BrokerStateLost: The applications that they lead to are no more.
         """
         if self._lost:
-            raise StateLost("the broker has lost all that was deployed")
+            raise BrokerStateLost("the broker has lost all that was deployed")
         return self.table
 
     def _readable(self) -> Iterator[ApplicationRecord]:
@@ -94,7 +87,7 @@ class Watcher:
         registry = self._plane.registry
         if registry.wait_for_change(self._seen, BLOCK_S) != self._seen:
             self.refresh()
-        elif self._seen != _NO_CHANGE == registry.last_change():
+        elif self._seen != NO_CHANGE == registry.last_change():
             self._note_loss()
         else:
             self._publish()

@@ -14,6 +14,7 @@ _OWN = {
     "deploy": "qserve.cli.deploy:deploy",
     "status": "qserve.cli.status:status",
     "doctor": "qserve.cli.doctor:doctor",
+    "dlq": "qserve.cli.dlq:dlq",
     "graph": "qserve.cli.graph:graph",
 }
 _ENTRY_POINTS = "qserve.commands"

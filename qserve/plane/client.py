@@ -9,23 +9,21 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from queue import Empty, SimpleQueue
 from typing import Any
 
 import redis
 
 from qserve.exceptions import AppNotFound, BrokerUnavailable, QserveException
-from qserve.items import ItemRef
 from qserve.keys import Keys
 from qserve.log import get_logger
 from qserve.plane import functions
-from qserve.plane.base import CallOptions, Outcome
-from qserve.plane.connection import BLOCK_S, connect, process_name
-from qserve.plane.functions import LOAD, Command
-from qserve.plane.outgoing import Composer, Submission
-from qserve.plane.pending import Pending
-from qserve.plane.replies import MOVED, failed, refused
+from qserve.plane.connection import MAILBOX_BLOCK_S, connect, process_name
+from qserve.plane.library import LOAD, Command
+from qserve.plane.outgoing import Submission
+from qserve.plane.replies import failed
+from qserve.plane.submitter import Submitter, ignore
 from qserve.ref import Ref
 from qserve.registry import ApplicationRecord, Registry
 from qserve.settings import Settings
@@ -38,7 +36,7 @@ SEND_FOR_S = 2.0
 _Sending = tuple[Command, Callable[[Any], None]]
 
 
-class ClientPlane:
+class ClientPlane(Submitter):
     """Calls, results and cancellation over one broker, for any number of threads.
 
     Parameters:
@@ -48,74 +46,23 @@ class ClientPlane:
     def __init__(self, settings: Settings) -> None:
         if settings.broker_url is None:
             raise BrokerUnavailable("no broker is named: set QSERVE_BROKER_URL, or call qserve.run(...) first")
-        self.settings = settings
-        self.keys = Keys(settings.namespace)
-        self.codec = Codec(settings.secret_key)
+        keys = Keys(settings.namespace)
+        super().__init__(
+            settings, keys, Codec(settings.secret_key), keys.mailbox(process_name()), lambda app: self.application(app)
+        )
         self.client = connect(settings.broker_url)
         self.registry = Registry(self.client, self.keys)
         self._catalog: dict[str, tuple[float, ApplicationRecord]] = {}
-        self._mailbox = self.keys.mailbox(process_name())
-        self._composer = Composer(settings, self.keys, self.codec, self.application)
-        self._pending = Pending()
+        self._looked_at = 0.0
         self._outbox: SimpleQueue[_Sending | None] = SimpleQueue()
-        self._forgotten: list[str] = []
         self._start = threading.Lock()
         self._running = False
         self._closed = False
-
-    # -- the Plane ---------------------------------------------------------------------------------
-
-    def call(
-        self,
-        app: str,
-        deployment: str,
-        method: str,
-        args: Sequence[Any],
-        kwargs: Mapping[str, Any],
-        options: CallOptions,
-    ) -> Ref:
-        """Start one method of a deployment; see ``plane.base.Plane``."""
-        return self._submit(app, lambda: self._composer.call(app, deployment, method, args, kwargs, options), options)
-
-    def run(
-        self,
-        app: str,
-        graph: str,
-        args: Sequence[Any],
-        kwargs: Mapping[str, Any],
-        options: CallOptions,
-    ) -> Ref:
-        """Start a graph; see ``plane.base.Plane``."""
-        return self._submit(app, lambda: self._composer.run(app, graph, args, kwargs, options), options)
 
     def wait(self, ref: Ref, timeout_s: float | None) -> bool:
         """Block until ``ref`` is done; False when ``timeout_s`` passed first."""
         self.follow(ref)
         return ref.done.wait(timeout_s)
-
-    def follow(self, ref: Ref) -> None:
-        """Have this process told when ``ref``, which may come from elsewhere, is done."""
-        if ref.done.is_set() or ref.request_id in self._pending:
-            return
-        self._pending.add(ref)
-        self._send(functions.watch(self.keys.request(ref.request_id), self._mailbox), self._pending.on_watched(ref))
-
-    def cancel(self, ref: Ref) -> None:
-        """End an open request without a result; running code goes on, its effects are dropped."""
-        self._send(functions.close(self.keys.request(ref.request_id), ref.request_id, "c", b""), _ignore)
-
-    def expire(self, ref: Ref) -> None:
-        """End a request whose deadline passed while its caller waited."""
-        self._pending.drop(ref.request_id)
-        self._send(functions.close(self.keys.request(ref.request_id), ref.request_id, "x", b""), _ignore)
-
-    def take(self, request_id: str, count: int) -> None:
-        """This many more items of a streamed result were taken."""
-        self._send(functions.take(self.keys.request(request_id), count), _ignore)
-
-    def forget(self, request_id: str) -> None:
-        """Drop a result that nobody will ask for again; sent along with the next submissions."""
-        self._forgotten.append(self.keys.request(request_id))
 
     def application(self, app: str) -> ApplicationRecord:
         """An application's record, at most a second old."""
@@ -147,30 +94,6 @@ class ClientPlane:
 
     # -- sending -----------------------------------------------------------------------------------
 
-    def _submit(self, app: str, compose: Callable[[], Submission], options: CallOptions) -> Ref:
-        submission = compose()
-        kind = ItemRef if options.stream else Ref
-        ref = kind(submission.request_id, self, options.owned)
-        self._send_submission(ref, submission, lambda: self._move(app, ref, compose))
-        return ref
-
-    def _send_submission(self, ref: Ref, submission: Submission, on_moved: Callable[[], None]) -> None:
-        if submission.outcome is not None:
-            ref.settle(submission.outcome)
-            return
-
-        def on_reply(reply: Any) -> None:
-            outcome = refused(reply)
-            if outcome is None:
-                ref.accepted.set(None)
-            elif reply == MOVED:
-                on_moved()
-            else:
-                self._pending.settle(ref.request_id, outcome)
-
-        self._pending.add(ref, submission.deadline_ms)
-        self._send(submission.command(self._mailbox), on_reply)
-
     def _move(self, app: str, ref: Ref, compose: Callable[[], Submission]) -> None:
         """Submit again to the version that is active now; the one that was known here has just been retired."""
         self._pending.drop(ref.request_id)
@@ -183,7 +106,8 @@ class ClientPlane:
         ref.request_id = submission.request_id
         self._send_submission(ref, submission, lambda: self._pending.settle(ref.request_id, failed(_replaced(app))))
 
-    def _send(self, command: Command, on_reply: Callable[[Any], None]) -> None:
+    def post(self, command: Command, on_reply: Callable[[Any], None]) -> None:
+        """Send a command with whatever else has gathered."""
         if not self._running:
             self._start_helpers()
         self._outbox.put((command, on_reply))
@@ -206,7 +130,7 @@ class ClientPlane:
                     batch.append(item)
             if self._forgotten:
                 done, self._forgotten = self._forgotten, []
-                batch.append((functions.forget(done), _ignore))
+                batch.append((functions.forget(done), ignore))
             self._exchange(batch)
 
     def _exchange(self, batch: list[_Sending]) -> None:
@@ -247,7 +171,8 @@ class ClientPlane:
         pause_s = 0.05
         while not self._closed:
             try:
-                found: Any = self.client.blmpop(BLOCK_S, 1, self._mailbox, direction="LEFT", count=256)
+                found: Any = self.client.blmpop(MAILBOX_BLOCK_S, 1, self._mailbox, direction="LEFT", count=256)
+                self._look_for_losses()
                 if pause_s != 0.05:
                     self._catch_up()
                     pause_s = 0.05
@@ -264,22 +189,14 @@ class ClientPlane:
                 self._pending.arrive(message)
             self._look_after()
 
-    def _catch_up(self) -> None:
-        # a reply may have been popped for a connection that was lost: the result itself is still stored
-        for ref in self._pending.refs():
-            self._send(functions.watch(self.keys.request(ref.request_id)), self._pending.on_watched(ref))
-
-    def _look_after(self) -> None:
-        late, foreign = self._pending.due()
-        for ref in late:
-            self.expire(ref)
-            ref.settle(Outcome("x", b""))
-        for ref in foreign:
-            self._send(functions.watch(self.keys.request(ref.request_id)), self._pending.on_watched(ref))
-
-
-def _ignore(reply: Any) -> None:
-    """For commands whose answer changes nothing."""
+    def _look_for_losses(self) -> None:
+        """Once a second, while somebody waits: whether the broker still has what it had."""
+        now = time.monotonic()
+        if now - self._looked_at < 1.0 or not len(self._pending):
+            return
+        self._looked_at = now
+        found: Any = self.client.get(self.epoch.key)
+        self.adopt(found.decode() if found else "")
 
 
 def _is_unknown_function(reply: Any) -> bool:

@@ -12,13 +12,16 @@ from redis.retry import Retry
 
 from qserve.exceptions import BrokerError, BrokerUnavailable, QserveException
 from qserve.keys import GROUP
-from qserve.plane.functions import LOAD, forget
+from qserve.plane.functions import forget
+from qserve.plane.library import LOAD
 
 CONNECT_TIMEOUT_S = 3.0
 READ_TIMEOUT_S = 5.0
 BLOCK_S = 2.0
 """How long a blocking read waits at the broker; a read that is silent for longer than this and
 ``READ_TIMEOUT_S`` has lost its connection."""
+MAILBOX_BLOCK_S = 1.0
+"""The same for mailboxes: whoever waits learns within twice this time that the broker has lost its data."""
 
 # States that pass by themselves, which redis-py reports as plain ResponseErrors (reliability.md, 0.12).
 _TRANSIENT = (

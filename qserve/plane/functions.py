@@ -1,39 +1,28 @@
-"""The face of the library in ``lua/``: one builder for each function, giving the command to send.
+"""The functions by which requests move on: one builder for each, giving the command to send.
 
-Functions and not EVALSHA: they survive restarts and FLUSHALL, and an ACL can deny EVAL to everybody.
+What supervisors and operators call is in ``upkeep``.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from importlib.resources import files
+from typing import NamedTuple
 
 import msgpack
 
-Command = tuple[bytes | str | int, ...]
+from qserve.plane.library import Command, function_name
 
-# in this order: a file may use what those before it define
-_PARTS = ("requests", "models", "submit", "commit", "retries", "results", "takeover")
-_TEXT = "#!lua name=qserve_@\n" + "\n".join(
-    (files("qserve.plane") / "lua" / f"{part}.lua").read_text() for part in _PARTS
-)
-_DIGEST = hashlib.sha256(_TEXT.encode()).hexdigest()[:8]
-LIBRARY = _TEXT.replace("@", _DIGEST)
-"""The library's text; its digest is part of every name, so two versions can be loaded at once."""
-LOAD: Command = ("FUNCTION", "LOAD", "REPLACE", LIBRARY)
+_SUBMIT, _COMMIT, _BURY, _POSTPONE = (function_name(name) for name in ("submit", "commit", "bury", "postpone"))
+_WATCH, _FORGET, _CLOSE = (function_name(name) for name in ("watch", "forget", "close"))
+_EMIT, _TAKE = (function_name(name) for name in ("emit", "take"))
 
 
-def _name(function: str) -> bytes:
-    return f"qserve_{function}_{_DIGEST}".encode()
+class Epoch(NamedTuple):
+    """Which state of the broker a command is meant for: every broker that has lost its data gets another value."""
 
-
-_SUBMIT, _COMMIT, _WATCH = _name("submit"), _name("commit"), _name("watch")
-_ADVERTISE, _DISBAND = _name("advertise"), _name("disband")
-_POSTPONE, _WAKE = _name("postpone"), _name("wake")
-_EMIT, _TAKE, _RETIRE = _name("emit"), _name("take"), _name("retire")
-_FORGET, _CLOSE, _RECLAIM = _name("forget"), _name("close"), _name("reclaim")
+    key: str
+    value: str
 
 
 @dataclass(frozen=True)
@@ -102,6 +91,7 @@ def _pack(moves: Iterable[Move], streams: list[str], first_key: int) -> list[byt
 def submit(
     request: str,
     request_id: str,
+    epoch: Epoch,
     header: bytes,
     mailbox: str,
     life_ms: int,
@@ -111,9 +101,9 @@ def submit(
     limits: dict[str, int] | None = None,
     model: Model | None = None,
 ) -> Command:
-    """Accept a request: answers ``OK``, ``DUP``, ``FULL``, ``MOVED`` or ``LOST``."""
+    """Accept a request: answers ``OK``, ``DUP``, ``FULL``, ``MOVED``, ``LOST`` or another epoch."""
     streams: list[str] = []
-    packed = _pack(moves, streams, 2)
+    packed = _pack(moves, streams, 3)
     refs: list[bytes | str | int] = [len(awaited)]
     for item in awaited:
         if item.stream not in streams:
@@ -132,17 +122,17 @@ def submit(
         refs += (
             item.request,
             body,
-            2 + streams.index(item.stream),
+            3 + streams.index(item.stream),
             item.step,
             item.needs,
             item.slot,
         )
     caps = [(limits or {}).get(stream, -1) for stream in streams]
-    keys = (request, *streams) if model is None else (request, *streams, model.models)
+    keys = (request, epoch.key, *streams) if model is None else (request, epoch.key, *streams, model.models)
     wish = ("", 0) if model is None else (model.model_id, model.max_ongoing)
     return (
-        "FCALL", _SUBMIT, len(keys), *keys, request_id, header, mailbox, life_ms, keep_ms, *wish, *caps,
-        *packed, *refs,
+        "FCALL", _SUBMIT, len(keys), *keys, request_id, epoch.value, header, mailbox, life_ms, keep_ms, *wish, *caps,
+        *refs, *packed,
     )  # fmt: skip
 
 
@@ -151,31 +141,61 @@ def commit(
     request: str,
     entry_id: bytes,
     request_id: str,
+    epoch: Epoch,
     attempt: str,
     step: str,
     moves: Sequence[Move] = (),
     state: str = "",
     payload: bytes = b"",
 ) -> Command:
-    """End a call: answers ``OK``, ``CLOSED``, ``GONE``, ``STALE`` or ``DUP``."""
+    """End a call: answers ``OK``, ``CLOSED``, ``HELD``, ``GONE``, ``STALE``, ``DUP``, ``BADKEY`` or another epoch."""
     streams: list[str] = []
-    packed = _pack(moves, streams, 3)
+    packed = _pack(moves, streams, 4)
     return (
-        "FCALL", _COMMIT, 2 + len(streams), stream, request, *streams,
-        entry_id, request_id, attempt, step, state, payload, *packed,
+        "FCALL", _COMMIT, 3 + len(streams), stream, request, epoch.key, *streams,
+        entry_id, request_id, epoch.value, attempt, step, state, payload, *packed,
     )  # fmt: skip
 
 
 def postpone(
-    stream: str, request: str, delayed: str, entry_id: bytes, wait_ms: int, tries: int, life_ms: int
+    stream: str,
+    request: str,
+    delayed: str,
+    entry_id: bytes,
+    wait_ms: int,
+    tries: int,
+    life_ms: int,
+    replica: str,
+    what: str,
 ) -> Command:
-    """End one try of a call, which comes back after ``wait_ms``: answers ``OK`` or ``STALE``."""
-    return ("FCALL", _POSTPONE, 3, stream, request, delayed, entry_id, wait_ms, tries, life_ms)
+    """End one try of a call, which comes back after ``wait_ms``: answers ``OK`` or ``STALE``.
+
+    Parameters:
+      replica, what: Who ran it and what happened, for its history.
+    """
+    return ("FCALL", _POSTPONE, 3, stream, request, delayed, entry_id, wait_ms, tries, life_ms, replica, what)
 
 
-def wake(delayed: str, stream: str) -> Command:
-    """Put calls whose wait is over back on their queue: answers how many."""
-    return ("FCALL", _WAKE, 2, delayed, stream)
+def bury(
+    stream: str,
+    request: str,
+    entry_id: bytes,
+    request_id: str,
+    why: str,
+    failure: bytes,
+    replica: str,
+    what: str,
+    known: bool = True,
+) -> Command:
+    """End a delivery as a dead letter and fail its request: answers ``OK`` or ``STALE``.
+
+    Parameters:
+      why: ``retries`` or ``unreadable``.
+      failure: What the caller is told.
+      replica, what: Who ran it and what happened, for its history.
+      known: Whether the message told its request; otherwise it is kept under an id of its own.
+    """
+    return ("FCALL", _BURY, 2, stream, request, entry_id, request_id, why, failure, replica, what, int(known))
 
 
 def watch(request: str, mailbox: str = "") -> Command:
@@ -202,25 +222,3 @@ def forget(requests: Sequence[str]) -> Command:
 def close(request: str, request_id: str, state: str, payload: bytes) -> Command:
     """End an open request without a result: answers 1, or 0 when it had ended before."""
     return ("FCALL", _CLOSE, 1, request, request_id, state, payload)
-
-
-def reclaim(
-    stream: str, consumer: str, death_limit: int, failure: bytes, request_prefix: str, to: str | None = None
-) -> Command:
-    """Hand over what a dead consumer held, to the stream ``to`` (None: the same): answers the number of its calls."""
-    return ("FCALL", _RECLAIM, 2, stream, to or stream, consumer, death_limit, failure, request_prefix)
-
-
-def advertise(models: str, personal: str, consumer: str, life_ms: int, held: Iterable[str]) -> Command:
-    """Say which models a replica holds; calls for them come to its own stream while it is free."""
-    return ("FCALL", _ADVERTISE, 2, models, personal, consumer, life_ms, *held)
-
-
-def disband(personal: str, stream: str, models: str, consumer: str, request_prefix: str) -> Command:
-    """Move what waits for a replica that is gone to the common stream: answers the number of calls."""
-    return ("FCALL", _DISBAND, 3, personal, stream, models, consumer, request_prefix)
-
-
-def retire(streams: Sequence[str], force: bool, failure: bytes, request_prefix: str) -> Command:
-    """Remove a version's queues when they are empty, or with ``force`` fail what is left: answers 1 when gone."""
-    return ("FCALL", _RETIRE, len(streams), *streams, int(force), failure, request_prefix)

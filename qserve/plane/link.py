@@ -17,7 +17,7 @@ from redis.connection import SSLConnection, parse_url
 
 from qserve.exceptions import BrokerUnavailable
 from qserve.plane.connection import CONNECT_TIMEOUT_S
-from qserve.plane.functions import Command
+from qserve.plane.library import Command
 
 OnReply = Callable[[Any], None]
 

@@ -6,23 +6,19 @@ import asyncio
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import hiredis
 
 from qserve.exceptions import BrokerUnavailable
-from qserve.items import ItemRef
 from qserve.keys import Keys
 from qserve.plane import functions
-from qserve.plane.base import CallOptions, Outcome
 from qserve.plane.client import ClientPlane
-from qserve.plane.connection import BLOCK_S, process_name, refusal
-from qserve.plane.functions import LOAD, Command
+from qserve.plane.connection import MAILBOX_BLOCK_S, READ_TIMEOUT_S, process_name, refusal
+from qserve.plane.library import LOAD, Command
 from qserve.plane.link import Link, OnReply
-from qserve.plane.outgoing import Composer, Submission
-from qserve.plane.pending import Pending
-from qserve.plane.replies import refused
+from qserve.plane.submitter import Submitter, ignore
 from qserve.ref import Ref
 from qserve.registry import ApplicationRecord
 from qserve.settings import Settings
@@ -31,7 +27,7 @@ from qserve.wire.codec import Codec
 log = logging.getLogger(__name__)
 
 
-class LoopPlane:
+class LoopPlane(Submitter):
     """Calls, commits and results on the loop that made it.
 
     Commands of one turn of the loop leave in one write. Each of them may be sent again after a lost
@@ -42,27 +38,31 @@ class LoopPlane:
       find: Gives an application's record by its name without blocking.
     """
 
+    owns_results = True
+
     def __init__(self, settings: Settings, keys: Keys, codec: Codec, find: Callable[[str], ApplicationRecord]) -> None:
-        self.settings = settings
-        self.keys = keys
-        self.codec = codec
+        super().__init__(settings, keys, codec, keys.mailbox(process_name()), find)
         self.loop = asyncio.get_running_loop()
         self._thread = threading.get_ident()
-        self._mailbox = keys.mailbox(process_name())
-        self._composer = Composer(settings, keys, codec, find)
-        self._pending = Pending()
         self._outbox: deque[tuple[Command, OnReply]] = deque()
         self._unanswered: deque[tuple[Command, OnReply]] = deque()
         self._flushing = False
         self._link: Link | None = None
         self._reader: asyncio.Task[None] | None = None
         self._aside: ClientPlane | None = None
-        self._forgotten: list[str] = []
+        self._looked_at = 0.0
 
     async def open(self) -> None:
         """Connect; raises BrokerUnavailable."""
         assert self.settings.broker_url is not None
-        self._link = await Link.open(self.settings.broker_url, self._on_lost)
+        link = await Link.open(self.settings.broker_url, self._on_lost)
+        try:
+            found = await asyncio.wait_for(link.call(("GET", self.epoch.key)), READ_TIMEOUT_S)
+        except (TimeoutError, hiredis.ReplyError) as error:
+            link.close()
+            raise BrokerUnavailable(f"the broker does not tell its epoch: {error}") from error
+        self.adopt(found.decode() if found else "")
+        self._link = link
         self._resend()
 
     def close(self) -> None:
@@ -75,29 +75,6 @@ class LoopPlane:
             self._aside.close()
 
     # -- the Plane ---------------------------------------------------------------------------------
-
-    def call(
-        self,
-        app: str,
-        deployment: str,
-        method: str,
-        args: Sequence[Any],
-        kwargs: Mapping[str, Any],
-        options: CallOptions,
-    ) -> Ref:
-        """Start one method of a deployment; see ``plane.base.Plane``."""
-        return self._submit(self._composer.call(app, deployment, method, args, kwargs, options), options)
-
-    def run(
-        self,
-        app: str,
-        graph: str,
-        args: Sequence[Any],
-        kwargs: Mapping[str, Any],
-        options: CallOptions,
-    ) -> Ref:
-        """Start a graph; see ``plane.base.Plane``."""
-        return self._submit(self._composer.run(app, graph, args, kwargs, options), options)
 
     def wait(self, ref: Ref, timeout_s: float | None) -> bool:
         """Block this thread until ``ref`` is done.
@@ -123,47 +100,12 @@ class LoopPlane:
             reply = aside.execute(command)
             self.loop.call_soon(on_reply, reply)
 
-    def follow(self, ref: Ref) -> None:
-        """Have this process told when ``ref``, which may come from elsewhere, is done."""
-        if ref.done.is_set() or ref.request_id in self._pending:
-            return
-        self._pending.add(ref)
-        self._listen()
-        self.post(functions.watch(self.keys.request(ref.request_id), self._mailbox), self._pending.on_watched(ref))
-
-    def cancel(self, ref: Ref) -> None:
-        """End an open request without a result."""
-        self.post(functions.close(self.keys.request(ref.request_id), ref.request_id, "c", b""), ignore)
-
-    def take(self, request_id: str, count: int) -> None:
-        """This many more items of a streamed result were taken."""
-        self.post(functions.take(self.keys.request(request_id), count), ignore)
-
-    def forget(self, request_id: str) -> None:
-        """Drop a result that nobody will ask for again; sent along with what leaves next."""
-        self._forgotten.append(self.keys.request(request_id))
-
-    # -- sending -----------------------------------------------------------------------------------
-
-    def _submit(self, submission: Submission, options: CallOptions) -> Ref:
-        kind = ItemRef if options.stream else Ref
-        ref = kind(submission.request_id, self, owned=True)
-        if submission.outcome is not None:
-            ref.settle(submission.outcome)
-            return ref
-        self._pending.add(ref, submission.deadline_ms)
-
-        def on_reply(reply: Any) -> None:
-            outcome = refused(reply)
-            if outcome is None:
-                ref.accepted.set(None)
-            else:
-                self._pending.settle(ref.request_id, outcome)
-
-        self.post(submission.command(self._mailbox), on_reply)
+    def _expect(self, ref: Ref, deadline_ms: int = 0) -> None:
+        super()._expect(ref, deadline_ms)
         if self._reader is None:
             self._on_loop(self._listen)
-        return ref
+
+    # -- sending -----------------------------------------------------------------------------------
 
     def post(self, command: Command, on_reply: OnReply) -> None:
         """Send a command with whatever else leaves in this turn of the loop."""
@@ -215,6 +157,8 @@ class LoopPlane:
         on_reply(reply)
 
     def _on_lost(self, waiting: list[OnReply]) -> None:
+        if self._link is None:  # it was never in use: whoever opens it tries again
+            return
         self._link = None
         log.warning("the connection to the broker was lost; connecting again")
         self._reconnecting = self.loop.create_task(self._reconnect())
@@ -241,7 +185,7 @@ class LoopPlane:
 
     async def _read_mailbox(self) -> None:
         assert self.settings.broker_url is not None
-        take: Command = ("BLMPOP", str(BLOCK_S), 1, self._mailbox, "LEFT", "COUNT", 256)
+        take: Command = ("BLMPOP", str(MAILBOX_BLOCK_S), 1, self._mailbox, "LEFT", "COUNT", 256)
         pause_s = 0.05
         while True:
             try:
@@ -249,34 +193,27 @@ class LoopPlane:
                 self._catch_up()
                 pause_s = 0.05
                 while True:
-                    found = await asyncio.wait_for(link.call(take), BLOCK_S + 5)
+                    found = await asyncio.wait_for(link.call(take), MAILBOX_BLOCK_S + 5)
                     for message in found[1] if found else ():
                         self._pending.arrive(message)
                     self._look_after()
+                    await self._look_for_losses(link)
             except (BrokerUnavailable, hiredis.ReplyError, TimeoutError) as error:
                 log.debug("the mailbox cannot be read: %s", error)
                 await asyncio.sleep(pause_s)
                 pause_s = min(pause_s * 2, 2.0)
 
-    def _catch_up(self) -> None:
-        # a reply may have been popped for a connection that was lost: the result itself is still stored
-        for ref in self._pending.refs():
-            self.post(functions.watch(self.keys.request(ref.request_id)), self._pending.on_watched(ref))
-
-    def _look_after(self) -> None:
-        late, foreign = self._pending.due()
-        for ref in late:
-            self.post(functions.close(self.keys.request(ref.request_id), ref.request_id, "x", b""), ignore)
-            self._pending.settle(ref.request_id, Outcome("x", b""))
-        for ref in foreign:
-            self.post(functions.watch(self.keys.request(ref.request_id)), self._pending.on_watched(ref))
+    async def _look_for_losses(self, link: Link) -> None:
+        """Once a second, while somebody waits: whether the broker still has what it had."""
+        now = self.loop.time()
+        if now - self._looked_at < 1.0 or not len(self._pending):
+            return
+        self._looked_at = now
+        found = await asyncio.wait_for(link.call(("GET", self.epoch.key)), MAILBOX_BLOCK_S + 5)
+        self.adopt(found.decode() if found else "")
 
 
 def _report_lost(waiting: list[OnReply]) -> None:
     lost = BrokerUnavailable("the connection to the broker was lost")
     for on_reply in waiting:
         on_reply(lost)
-
-
-def ignore(reply: Any) -> None:
-    """For commands whose answer changes nothing."""

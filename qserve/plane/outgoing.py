@@ -15,7 +15,8 @@ from qserve.graph.plan import Plan
 from qserve.keys import Keys
 from qserve.plane import functions
 from qserve.plane.base import CallOptions, Outcome
-from qserve.plane.functions import Awaited, Command, Join, Model, Move, Start
+from qserve.plane.functions import Awaited, Epoch, Join, Model, Move, Start
+from qserve.plane.library import Command
 from qserve.plane.ref_arguments import REFS, take_awaited, take_refs
 from qserve.registry import ApplicationRecord
 from qserve.settings import Settings
@@ -52,14 +53,15 @@ class Submission(NamedTuple):
     limits: dict[str, int] | None = None
     model: Model | None = None
 
-    def command(self, mailbox: str) -> Command:
+    def command(self, mailbox: str, epoch: Epoch) -> Command:
         """What submits it at a broker.
 
         Parameters:
           mailbox: Where the end is reported; "" for nowhere.
+          epoch: The state of the broker that it is meant for.
         """
         return functions.submit(
-            self.request, self.request_id, self.header, mailbox, self.life_ms, self.keep_ms, self.moves,
+            self.request, self.request_id, epoch, self.header, mailbox, self.life_ms, self.keep_ms, self.moves,
             self.awaited, self.limits, self.model,
         )  # fmt: skip
 

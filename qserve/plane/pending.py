@@ -39,6 +39,14 @@ class Pending:
         if entry is not None:
             entry[1].settle(outcome)
 
+    def __len__(self) -> int:
+        return len(self._open)
+
+    def settle_all(self, outcome: Outcome) -> None:
+        """All of them have ended in the same way."""
+        for request_id in list(self._open):
+            self.settle(request_id, outcome)
+
     def arrive(self, message: bytes) -> None:
         """Take a message of the mailbox: the end of a request, or an item of its result."""
         request_id, outcome = read_message(message)

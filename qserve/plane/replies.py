@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from qserve.exceptions import AppNotFound, BackPressureError, BrokerUnavailable, ResultUnavailable
+from qserve.exceptions import AppNotFound, BackPressureError, BrokerStateLost, BrokerUnavailable, ResultUnavailable
 from qserve.plane.base import Outcome
 from qserve.plane.connection import refusal
 from qserve.wire.failure import Failure
@@ -28,6 +28,11 @@ def failed(error: BaseException) -> Outcome:
 def lost() -> Outcome:
     """For a request of which the broker knows nothing."""
     return failed(ResultUnavailable("nothing is known of this request: its result expired, or it never existed"))
+
+
+def state_lost() -> Outcome:
+    """For a request that was accepted by a broker which has lost its data since."""
+    return failed(BrokerStateLost("the broker has lost its data, and this request with it: send it again"))
 
 
 def refused(reply: Any) -> Outcome | None:

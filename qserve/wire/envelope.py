@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from dataclasses import dataclass
 from enum import IntEnum
@@ -9,6 +10,9 @@ from enum import IntEnum
 import msgpack
 
 from qserve.exceptions import PayloadError
+
+REQUEST_ID_CHARS = 32
+_IS_ID = re.compile(r"[0-9a-f]{32}").fullmatch
 
 
 class Answer(IntEnum):
@@ -49,10 +53,9 @@ class Header:
     stream: bool = False
 
     def encode(self) -> bytes:
-        """The header as msgpack."""
-        return msgpack.packb(  # type: ignore[no-any-return]
+        """The request's id, by which the broker's functions know whose call it is, and the rest as msgpack."""
+        return self.request_id.encode() + msgpack.packb(  # type: ignore[no-any-return]
             (
-                self.request_id,
                 self.app,
                 self.graph,
                 self.deadline_ms,
@@ -68,7 +71,10 @@ class Header:
     def decode(cls, data: bytes) -> Header:
         """Read what ``encode`` wrote; raises PayloadError for anything else."""
         try:
-            request_id, app, graph, deadline_ms, answer, *context = msgpack.unpackb(data)
+            request_id, body = data[:REQUEST_ID_CHARS].decode(), data[REQUEST_ID_CHARS:]
+            app, graph, deadline_ms, answer, *context = msgpack.unpackb(body)
+            if not _IS_ID(request_id):
+                raise ValueError(f"{request_id!r} is no request's id")
             return cls(request_id, app, graph, deadline_ms, Answer(answer), *context)
         except Exception as error:
             raise PayloadError(f"{len(data)} bytes are no message header: {error!r}") from error

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 import redis
+from desk import Desk
 
 from qserve.embedded import EmbeddedBroker
 from qserve.keys import Keys
@@ -40,11 +41,16 @@ def keys(settings: Settings) -> Keys:
     return Keys(settings.namespace)
 
 
+@pytest.fixture
+def desk(client: redis.Redis, keys: Keys) -> Desk:
+    return Desk(client, keys)
+
+
 @pytest.fixture(autouse=True)
 def no_key_outlives_its_purpose(client: redis.Redis, keys: Keys) -> Iterator[None]:
     """Fail a test that leaves a key without a time to live; streams and the registry live with their apps."""
     yield
-    living = (":q:", ":apps", ":changes", ":a:", ":code:")
+    living = (":q:", ":apps", ":changes", ":a:", ":code:", ":epoch")
     for key in client.scan_iter(keys._name("*").replace("[", "\\["), count=1000):
         text = key.decode()
         if not any(part in text for part in living):

@@ -22,15 +22,15 @@ from qserve.doctor import check_or_raise, examine, read_facts
 from qserve.embedded import find_server
 from qserve.exceptions import BrokerUnavailable
 from qserve.keys import GROUP, Keys
-from qserve.plane import functions
+from qserve.plane import functions, library, upkeep
 from qserve.plane.connection import connect, create_group, load_functions
-from qserve.plane.functions import Join, Start
+from qserve.plane.functions import Epoch, Join, Start
 from qserve.pool import RUNNING, Pool, ReplicaStatus
 from qserve.registry import ApplicationRecord, DeploymentRecord, Registry
 from qserve.settings import Settings
 
 ROOT = Path(__file__).parents[2]
-ROLES = ("deployer", "gateway", "worker")
+ROLES = ("deployer", "gateway", "worker", "operator")
 FORBIDDEN: tuple[tuple[Any, ...], ...] = (
     ("EVAL", "return 1", 0),
     ("EVALSHA", "0" * 40, 0),
@@ -46,6 +46,7 @@ FORBIDDEN: tuple[tuple[Any, ...], ...] = (
     ("RESTORE", "{qserve}:q:a", "0", "x"),
 )
 A = "a" * 32
+EPOCH = Epoch(Keys().epoch, "1")
 SERVERS = sorted({find_server(), shutil.which("redis-server") or find_server()})
 """The embedded one, and Redis where it is installed: they do not check the same things."""
 
@@ -98,10 +99,12 @@ def record(version: str = "v") -> ApplicationRecord:
     return ApplicationRecord("app", version, "One", deployments=deployments)
 
 
-def submit(keys: Keys, request_id: str, moves: list[Any]) -> functions.Command:
-    header = msgpack.packb([request_id, "app", None, 0])
+def submit(keys: Keys, request_id: str, moves: list[Any]) -> library.Command:
+    header = request_id.encode() + msgpack.packb(["app", None, 0, 0])
     request, mailbox = keys.request(request_id), keys.mailbox("gateway")
-    return functions.submit(request, request_id, header, mailbox, 60_000, 60_000, moves, limits={moves[0].stream: 9})
+    return functions.submit(
+        request, request_id, EPOCH, header, mailbox, 60_000, 60_000, moves, limits={moves[0].stream: 9}
+    )
 
 
 def take_one(worker: redis.Redis, stream: str, consumer: str = "replica") -> bytes:
@@ -119,8 +122,8 @@ def test_no_role_may_own_empty_or_copy_the_broker(
         as_role[role].execute_command(*command)
 
 
-@pytest.mark.parametrize("role", ["gateway", "worker"])
-@pytest.mark.parametrize("command", [functions.LOAD, ("FUNCTION", "LIST"), ("FUNCTION", "FLUSH"), ("ACL", "LIST")])
+@pytest.mark.parametrize("role", ["gateway", "worker", "operator"])
+@pytest.mark.parametrize("command", [library.LOAD, ("FUNCTION", "LIST"), ("FUNCTION", "FLUSH"), ("ACL", "LIST")])
 def test_only_the_deployer_loads_functions(
     as_role: dict[str, redis.Redis], role: str, command: tuple[Any, ...]
 ) -> None:
@@ -130,10 +133,10 @@ def test_only_the_deployer_loads_functions(
 
 def test_the_samples_permit_what_the_functions_do_and_every_kind_of_key() -> None:
     # the server checks a function's own commands against the rights of whoever calls it
-    used = set(re.findall(r"redis\.p?call\('([A-Z]+)'|\{ '(X[A-Z]+)'", functions.LIBRARY))
-    worker = (ROOT / "docs" / "acl" / "worker.acl").read_text()
+    used = set(re.findall(r"redis\.p?call\('([A-Z]+)'|\{ '(X[A-Z]+)'", library.LIBRARY))
+    worker, operator = ((ROOT / "docs" / "acl" / f"{role}.acl").read_text() for role in ("worker", "operator"))
     for command in {"".join(pair).lower() for pair in used}:
-        assert re.search(rf"\+{command}[| \n]", worker), command
+        assert re.search(rf"\+{command}[| \n]", worker + operator), command
 
     everything = "".join(file.read_text() for file in (ROOT / "docs" / "acl").glob("*.acl"))
     kinds = re.findall(r"^ {4}([a-z]+)(?=[: ] *)", keys_module.__doc__ or "", re.MULTILINE)
@@ -200,9 +203,10 @@ def test_every_role_may_ask_what_the_checks_need(guarded: Guarded, as_role: dict
 
 def test_a_request_goes_its_whole_way_with_each_role_doing_its_part(as_role: dict[str, redis.Redis]) -> None:
     keys, app = Keys(), record()
-    deployer, gateway, worker = (as_role[role] for role in ROLES)
+    deployer, gateway, worker = (as_role[role] for role in ROLES[:3])
     one, two = app.stream(keys, "One"), app.stream(keys, "Two")
 
+    deployer.set(*EPOCH)
     Registry(deployer, keys).stage(app, b"signed code")
     assert Registry(worker, keys).versions("app") == [app]
     assert Registry(worker, keys).code("app", "v") == b"signed code"
@@ -217,11 +221,11 @@ def test_a_request_goes_its_whole_way_with_each_role_doing_its_part(as_role: dic
     assert gateway.execute_command(*submit(keys, A, moves)) == b"OK"
     entry, request = take_one(worker, one), keys.request(A)
     join = [Join(two, "1", 2, [(0, b"p"), (1, b"q")])]
-    assert worker.execute_command(*functions.commit(one, request, entry, A, "t1", "0", join)) == b"OK"
+    assert worker.execute_command(*functions.commit(one, request, entry, A, EPOCH, "t1", "0", join)) == b"OK"
     entry = take_one(worker, two)
     assert worker.execute_command(*functions.emit(request, A, 0, b"item")) == 1
     assert gateway.execute_command(*functions.take(request, 1)) == 1
-    done = functions.commit(two, request, entry, A, "t2", "1", state="d", payload=b"result")
+    done = functions.commit(two, request, entry, A, EPOCH, "t2", "1", state="d", payload=b"result")
     assert worker.execute_command(*done) == b"OK"
 
     assert gateway.blmpop(1, 1, keys.mailbox("gateway"), direction="LEFT", count=9)[1] == [
@@ -235,15 +239,15 @@ def test_a_request_goes_its_whole_way_with_each_role_doing_its_part(as_role: dic
 
 def _end(as_role: dict[str, redis.Redis], keys: Keys, app: ApplicationRecord) -> None:
     """A cancelled call, a dead replica, and the end of the version."""
-    deployer, gateway, worker = (as_role[role] for role in ROLES)
+    deployer, gateway, worker = (as_role[role] for role in ROLES[:3])
     one, two = app.stream(keys, "One"), app.stream(keys, "Two")
     request = keys.request("b" * 32)
     moves: list[Any] = [Start(one, "0", [b"x"])]
     gateway.execute_command(*submit(keys, "b" * 32, moves))
     take_one(worker, one, "dead")
-    assert worker.execute_command(*functions.reclaim(one, "dead", 3, b"lost", keys.request(""))) == 1
+    assert worker.execute_command(*upkeep.reclaim(one, "dead", 3, b"lost", keys.request(""))) == 1
     assert gateway.execute_command(*functions.close(request, "b" * 32, "c", b"")) == 1
-    assert worker.execute_command(*functions.retire([one, two], False, b"gone", keys.request(""))) == 1
+    assert worker.execute_command(*upkeep.retire([one, two], False, b"gone", keys.request(""))) == 1
     create_group(worker, one)
     assert worker.xinfo_consumers(one, GROUP) == []
     Registry(deployer, keys).delete("app")

@@ -2,77 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+from desk import A, B, Desk
 
-import msgpack
-import pytest
-import redis
-
-from qserve.keys import GROUP, Keys
+from qserve.keys import GROUP
 from qserve.plane import functions
-from qserve.plane.connection import create_group
 from qserve.plane.functions import Awaited, Join, Start
-
-
-class Desk:
-    """Runs the functions for one test, on two queues."""
-
-    def __init__(self, client: redis.Redis, keys: Keys) -> None:
-        self.client, self.keys = client, keys
-        self.mailbox = keys.mailbox("me")
-        self.one, self.two = keys.stream("app", "v", "one"), keys.stream("app", "v", "two")
-        for stream in (self.one, self.two):
-            create_group(client, stream)
-
-    def submit(self, request_id: str, moves: list[Any], **options: Any) -> bytes:
-        keep_ms = options.pop("keep_ms", 60_000)
-        header = msgpack.packb([request_id, "app", None, 0])
-        command = functions.submit(
-            self.keys.request(request_id),
-            request_id,
-            header,
-            options.pop("mailbox", self.mailbox),
-            120_000,
-            keep_ms,
-            moves,
-            **options,
-        )
-        return self.client.execute_command(*command)
-
-    def fetch(self, stream: str, consumer: str = "replica") -> list[tuple[bytes, dict[bytes, bytes]]]:
-        found: Any = self.client.xreadgroup(GROUP, consumer, {stream: ">"}, count=10)
-        return found[0][1] if found else []
-
-    def commit(self, stream: str, entry: bytes, request_id: str, **options: Any) -> bytes:
-        command = functions.commit(
-            stream,
-            self.keys.request(request_id),
-            entry,
-            request_id,
-            options.pop("attempt", entry.decode()),
-            "0",
-            **options,
-        )
-        return self.client.execute_command(*command)
-
-    def watch(self, request_id: str, mailbox: str = "") -> tuple[bytes, bytes]:
-        state, result = self.client.execute_command(*functions.watch(self.keys.request(request_id), mailbox))
-        return state, result
-
-    def mail(self) -> list[bytes]:
-        return self.client.lrange(self.mailbox, 0, -1)
-
-    def is_idle(self, stream: str) -> bool:
-        pending: Any = self.client.xpending(stream, GROUP)
-        return self.client.xlen(stream) == 0 and pending["pending"] == 0
-
-
-@pytest.fixture
-def desk(client: redis.Redis, keys: Keys) -> Desk:
-    return Desk(client, keys)
-
-
-A, B = "a" * 32, "b" * 32
 
 
 def test_a_submitted_request_is_on_its_queue_with_header_step_and_values(desk: Desk) -> None:
@@ -82,7 +16,7 @@ def test_a_submitted_request_is_on_its_queue_with_header_step_and_values(desk: D
 
     assert fields[b"s"] == b"0"
     assert (fields[b"0"], fields[b"1"]) == (b"x", b"y")
-    assert msgpack.unpackb(fields[b"h"])[0] == A
+    assert fields[b"h"].startswith(A.encode())
 
 
 def test_submitting_again_after_a_lost_reply_adds_nothing(desk: Desk) -> None:
@@ -251,15 +185,11 @@ def test_a_forgotten_result_is_dropped_now_or_when_it_comes(desk: Desk) -> None:
     assert desk.watch(A) == desk.watch(B) == (b"", b"")
 
 
-def reclaim(desk: Desk, consumer: str, limit: int = 3) -> int:
-    return desk.client.execute_command(*functions.reclaim(desk.one, consumer, limit, b"lost", desk.keys.request("")))
-
-
 def test_what_a_dead_replica_held_is_delivered_to_another_with_its_deaths(desk: Desk) -> None:
     desk.submit(A, [Start(desk.one, "0", [b"x"])])
     desk.fetch(desk.one, "dead")
 
-    assert reclaim(desk, "dead") == 1
+    assert desk.reclaim("dead") == 1
 
     ((entry, fields),) = desk.fetch(desk.one, "living")
     assert fields[b"x"] == b"1"
@@ -270,7 +200,7 @@ def test_what_a_dead_replica_held_is_delivered_to_another_with_its_deaths(desk: 
 def test_the_late_commit_of_a_replica_that_was_taken_for_dead_is_stale(desk: Desk) -> None:
     desk.submit(A, [Start(desk.one, "0", [b"x"])])
     ((entry, _),) = desk.fetch(desk.one, "frozen")
-    reclaim(desk, "frozen")
+    desk.reclaim("frozen")
 
     assert desk.commit(desk.one, entry, A, state="d", payload=b"late") == b"STALE"
     assert desk.watch(A) == (b"o", b"")
@@ -280,7 +210,7 @@ def test_a_call_whose_replica_died_three_times_fails_its_request(desk: Desk) -> 
     desk.submit(A, [Start(desk.one, "0", [b"x"])])
     for consumer in ("first", "second", "third"):
         desk.fetch(desk.one, consumer)
-        reclaim(desk, consumer)
+        desk.reclaim(consumer)
 
     assert desk.watch(A) == (b"f", b"lost")
     assert desk.is_idle(desk.one)
@@ -289,7 +219,7 @@ def test_a_call_whose_replica_died_three_times_fails_its_request(desk: Desk) -> 
 def test_a_dead_replicas_consumer_is_removed(desk: Desk) -> None:
     desk.submit(A, [Start(desk.one, "0", [b"x"])])
     desk.fetch(desk.one, "dead")
-    reclaim(desk, "dead")
+    desk.reclaim("dead")
 
     names = [one["name"] for one in desk.client.xinfo_consumers(desk.one, GROUP)]
     assert b"dead" not in names

@@ -16,7 +16,7 @@ from qserve.exceptions import BrokerUnavailable
 from qserve.keys import GROUP
 from qserve.log import get_logger
 from qserve.plane.connection import BLOCK_S, READ_TIMEOUT_S
-from qserve.plane.functions import Command
+from qserve.plane.library import Command
 from qserve.plane.link import Link, OnReply
 from qserve_workers.models import Advertiser
 from qserve_workers.replica import Replica

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from qserve.keys import RETIRED_TTL_MS, Keys
 from qserve.multiplexing import loaded_models, on_change
-from qserve.plane import functions
+from qserve.plane import upkeep
 from qserve.plane.connection import create_group
-from qserve.plane.loop import ignore
+from qserve.plane.submitter import ignore
 from qserve.plane.transport import Channel
 from qserve_workers.replica import Replica
 
@@ -43,5 +43,5 @@ class Advertiser:
             self._channel.adopt(self._personal, self._replica.stream)
             self._replica.read_also(self._personal)
             self._replica.on_new_stream()
-        command = functions.advertise(self._models, self._personal, self._replica.name, _LIFE_MS, loaded_models())
+        command = upkeep.advertise(self._models, self._personal, self._replica.name, _LIFE_MS, loaded_models())
         self._replica.plane.post(command, ignore)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import inspect
-import logging
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -24,9 +23,8 @@ from qserve.plane.transport import Delivery
 from qserve.ref import DeploymentResponse, Ref, RefTask
 from qserve.registry import ApplicationRecord
 from qserve.settings import Settings
-from qserve.wire.failure import Failure
+from qserve_workers.ending import Ending
 from qserve_workers.pace import CoroutinePace, Pace
-from qserve_workers.retries import RetryPolicy
 from qserve_workers.streaming import Emitter, ReaderGone, answers_http, must_run, stream
 from qserve_workers.work import Work
 
@@ -81,7 +79,7 @@ class Replica:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="user-code")
         self._tasks: set[asyncio.Task[None]] = set()
         self._works: dict[int, Work] = {}
-        self._retries = RetryPolicy(record.deployments[deployment])
+        self._ending = Ending(name, record.deployments[deployment], self.stream, plane, keys, self._leave)
 
     def works(self) -> list[Work]:
         """What runs now; may be asked from any thread."""
@@ -106,14 +104,13 @@ class Replica:
         try:
             work = Work.of(delivery)
         except Exception as error:
-            log.error("a message of queue %s cannot be read and is dropped: %s", self.stream, error)
-            delivery.ack()
+            self._ending.bury_unread(delivery, error)
             return
         self._running += 1
         self._works[id(work)] = work
         self._idle.clear()
         if work.header.expired():
-            self._commit(work, Conclusion("x"))
+            self._ending.commit(work, Conclusion("x"))
         elif b"x" in fields:
             # its replica died: it runs alone, so that it cannot take its neighbours with it again
             self._suspects.append(work)
@@ -129,7 +126,9 @@ class Replica:
     def _begin(self, work: Work) -> None:
         token = request_context.set(work.context())
         try:
-            work.call = self._stepper.open(work.header, work.step, work.values())
+            if not self._open(work):
+                return
+            assert work.call is not None
             method = self._servable.method(work.call.method)
             args = work.call.args
             if not method.takes_request and len(args) == 1 and not work.call.kwargs and isinstance(args[0], Request):
@@ -139,9 +138,18 @@ class Replica:
             else:
                 self._run_sync(work, method, args)
         except Exception as error:
-            self._fail(work, error)
+            self._ending.fail(work, error)
         finally:
             request_context.reset(token)
+
+    def _open(self, work: Work) -> bool:
+        """Decode a call; one that cannot be read is a dead letter. Answers whether it may run."""
+        try:
+            work.call = self._stepper.open(work.header, work.step, work.values())
+        except Exception as error:
+            self._ending.bury(work, "unreadable", error)
+            return False
+        return True
 
     # -- running -----------------------------------------------------------------------------------
 
@@ -157,7 +165,7 @@ class Replica:
         try:
             value = await method.call(*args, **work.call.kwargs)
         except BaseException as error:
-            self._fail(work, error)
+            self._ending.fail(work, error)
         else:
             self._settle(work, value)
 
@@ -171,7 +179,7 @@ class Replica:
             try:
                 value = pace.measure(method.call, args, work.call.kwargs)
             except BaseException as error:
-                self._fail(work, error)
+                self._ending.fail(work, error)
             else:
                 self._settle(work, value)
             return
@@ -184,7 +192,7 @@ class Replica:
         self._in_thread -= 1
         error = done.exception()
         if error is not None:
-            self._fail(work, error)
+            self._ending.fail(work, error)
         else:
             self._settle(work, done.result())
         self.plane.flush()
@@ -198,7 +206,7 @@ class Replica:
             self._spawn(self._stream(work, value))
         elif header.stream and not answers_http(header):
             assert work.call is not None
-            self._fail(work, plain_result_of_stream(work.call.method))
+            self._ending.fail(work, plain_result_of_stream(work.call.method))
         else:
             self._end(work, value)
 
@@ -207,7 +215,7 @@ class Replica:
             while isinstance(value, _REFS) or inspect.isawaitable(value):
                 value = await value
         except BaseException as error:
-            self._fail(work, error)
+            self._ending.fail(work, error)
         else:
             self._settle(work, value)
 
@@ -219,56 +227,26 @@ class Replica:
                 raise stream_of_plain_call(work.call.method)
             await stream(emitter, value, work.header, self.plane.codec.encode, self._in_user_thread)
         except ReaderGone:
-            self._commit(work, Conclusion("c"))
+            self._ending.commit(work, Conclusion("c"))
         except BaseException as error:
-            self._fail(work, error)
+            self._ending.fail(work, error)
         else:
-            self._commit(work, Conclusion("d"))
+            self._ending.commit(work, Conclusion("d"))
 
     async def _in_user_thread(self, call: Callable[[], Any]) -> Any:
         context = contextvars.copy_context()
         return await self.loop.run_in_executor(self._thread, context.run, call)
-
-    # -- ending ------------------------------------------------------------------------------------
 
     def _end(self, work: Work, value: Any) -> None:
         assert work.call is not None
         try:
             conclusion = self._stepper.conclude(work.header, work.call, value)
         except Exception as error:
-            self._fail(work, error)
+            self._ending.fail(work, error)
         else:
-            self._commit(work, conclusion)
+            self._ending.commit(work, conclusion)
 
-    def _fail(self, work: Work, error: BaseException) -> None:
-        tries = work.tries()
-        wait_s = self._retries.wait_s(error, tries) if work.call is not None else None
-        if wait_s is not None:
-            self._postpone(work, error, wait_s, tries + 1)
-            return
-        failure = Failure.of(error, self.deployment)
-        token = request_context.set(work.context())
-        log.error(
-            "%s failed: %s",
-            work.step if work.call is None else work.call.method,
-            failure.message,
-            exc_info=error,
-        )
-        request_context.reset(token)
-        self._commit(work, Conclusion("f", failure.encode()))
-
-    def _commit(self, work: Work, conclusion: Conclusion) -> None:
-        """Crash before this is sent: the call is pending and runs again elsewhere. Crash after: it has moved on."""
-        command = work.commit_command(self.keys, conclusion)
-        self.plane.post(command, lambda reply: self._on_committed(work, reply))
-        self._leave(work)
-
-    def _postpone(self, work: Work, error: BaseException, wait_s: float, tries: int) -> None:
-        """Crash before this is sent: the try counts as a death. Crash after: the call waits at the broker."""
-        log.warning("%s failed (try %d), again in %.1f s: %r", work.step, tries, wait_s, error)
-        command = work.postpone_command(self.keys, self.stream, wait_s, tries)
-        self.plane.post(command, lambda reply: self._on_committed(work, reply))
-        self._leave(work)
+    # -- ending ------------------------------------------------------------------------------------
 
     def _leave(self, work: Work) -> None:
         self._running -= 1
@@ -278,11 +256,6 @@ class Replica:
             self._idle.set()
         self._run_suspect()
         self.on_room()
-
-    def _on_committed(self, work: Work, reply: Any) -> None:
-        work.delivery.channel.qos.settle(work.delivery.delivery_tag)
-        if reply != b"OK" and log.isEnabledFor(logging.DEBUG):
-            log.debug("the commit of request %s was answered %r", work.header.request_id, reply)
 
     async def drain(self) -> None:
         """Let what runs finish, for as long as the deployment's grace says; commits included."""

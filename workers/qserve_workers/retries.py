@@ -33,6 +33,11 @@ class RetryPolicy:
         wait_s = min(LONGEST_WAIT_S, record.retry_backoff_s * 2.0**tries)
         return wait_s * random.uniform(0.5, 1.5)
 
+    def is_exhausted(self, error: BaseException, tries: int) -> bool:
+        """Whether a call that is worth other tries has had all of them."""
+        most = self._record.max_retries
+        return 0 < most <= tries and isinstance(error, Exception) and self._is_listed(error)
+
     def _is_listed(self, error: Exception) -> bool:
         listed = self._record.retry_on
         return listed is None or any(kind.__qualname__ in listed for kind in type(error).__mro__)

@@ -15,9 +15,10 @@ from qserve.keys import GROUP, Keys
 from qserve.log import get_logger
 from qserve.plane.connection import broker_errors, connect, create_group, load_functions
 from qserve.pool import FAILED, RUNNING, Pool, ReplicaStatus
-from qserve.registry import ApplicationRecord, Registry
+from qserve.registry import NO_CHANGE, ApplicationRecord, Registry
 from qserve.settings import Settings
 from qserve_workers.boot import run_replica
+from qserve_workers.restoring import Restorer
 from qserve_workers.spec import ReplicaSpec
 from qserve_workers.takeover import Takeover
 from qserve_workers.wanted import Backoff, Scope
@@ -64,6 +65,7 @@ class Supervisor:
         self._client = connect(self.settings.broker_url)
         self._registry = Registry(self._client, self._keys)
         self._takeover = Takeover(self._client, self._keys)
+        self._restorer = Restorer(self._client, self._registry)
         self._records: dict[tuple[str, str], ApplicationRecord] = {}
         self._change = ""
         self._backoffs: dict[str, Backoff] = {}
@@ -113,12 +115,17 @@ class Supervisor:
 
     def _read_registry(self) -> None:
         newest = self._registry.last_change()
-        if newest == self._change:
+        if newest == NO_CHANGE != (self._change or NO_CHANGE):
+            self._change = NO_CHANGE
+            if self._restorer.restore():
+                newest = self._registry.last_change()
+        if newest in (self._change, NO_CHANGE):
             return
         load_functions(self._client)
         names = self._registry.names() if self.scope.app is None else [self.scope.app]
         records = [record for name in names for record in self._registry.versions(name)]
         self._records = {(record.name, record.version): record for record in records}
+        self._restorer.remember(names)
         self._announce_configs()
         for record in records:
             if self.scope.deployment is not None and self.scope.deployment not in record.deployments:

@@ -6,7 +6,7 @@ from redis import Redis
 
 from qserve.exceptions import AppNotFound, ReplicaLost
 from qserve.keys import Keys
-from qserve.plane import functions
+from qserve.plane import upkeep
 from qserve.plane.connection import broker_errors
 from qserve.registry import ApplicationRecord
 from qserve.wire.failure import Failure
@@ -35,19 +35,19 @@ class Takeover:
         for source in (stream, personal):
             while True:
                 with broker_errors():
-                    command = functions.reclaim(source, consumer, DEATH_LIMIT, _LOST, prefix, to=stream)
+                    command = upkeep.reclaim(source, consumer, DEATH_LIMIT, _LOST, prefix, to=stream)
                     moved = int(self._client.execute_command(*command))
                 total += moved
                 if moved < 1000:
                     break
         with broker_errors():
-            command = functions.disband(personal, stream, self._keys.models_of(stream), consumer, prefix)
+            command = upkeep.disband(personal, stream, self._keys.models_of(stream), consumer, prefix)
             return total + int(self._client.execute_command(*command))
 
     def wake(self, stream: str) -> None:
         """Put the calls of a queue whose wait for another try is over back on it."""
         with broker_errors():
-            self._client.execute_command(*functions.wake(self._keys.delayed_of(stream), stream))
+            self._client.execute_command(*upkeep.wake(self._keys.delayed_of(stream), stream))
 
     def retire(self, record: ApplicationRecord, force: bool) -> bool:
         """Remove a version's queues once nothing of it is under way; ``force`` fails what is left.
@@ -61,5 +61,5 @@ class Takeover:
                 streams.append(self._keys.delayed_of(stream))
                 held = self._client.hgetall(self._keys.models_of(stream))
                 streams += [own.decode() for field, own in held.items() if field.startswith(b"s:")]
-            command = functions.retire(streams, force, _DELETED, self._keys.request(""))
+            command = upkeep.retire(streams, force, _DELETED, self._keys.request(""))
             return int(self._client.execute_command(*command)) == 1

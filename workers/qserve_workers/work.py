@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import time
 from dataclasses import dataclass
 
@@ -10,10 +11,14 @@ from qserve.context import RequestContext
 from qserve.engine.step import Call, Conclusion
 from qserve.keys import DELAYED_TTL_MS, Keys
 from qserve.plane import functions
-from qserve.plane.functions import Command
+from qserve.plane.functions import Epoch
+from qserve.plane.library import Command
 from qserve.plane.transport import Delivery
-from qserve.wire.envelope import Header
+from qserve.wire.envelope import REQUEST_ID_CHARS, Header
+from qserve.wire.failure import Failure
 
+HISTORY_CHARS = 200
+"""How much of an error's text goes into the history of its call."""
 _SLOTS = [str(number).encode() for number in range(256)]
 
 
@@ -59,7 +64,7 @@ class Work:
         header = self.header
         return RequestContext(header.trace_id, header.route, header.app, header.model_id, header.deadline_ms)
 
-    def commit_command(self, keys: Keys, conclusion: Conclusion) -> Command:
+    def commit_command(self, keys: Keys, conclusion: Conclusion, epoch: Epoch) -> Command:
         """What ends this call at the broker."""
         tag, request_id = self.delivery.delivery_tag, self.header.request_id
         return functions.commit(
@@ -67,6 +72,7 @@ class Work:
             keys.request(request_id),
             tag.entry_id,
             request_id,
+            epoch,
             tag.entry_id.decode(),
             self.step,
             conclusion.moves,
@@ -78,9 +84,34 @@ class Work:
         """How often the call was tried again before."""
         return int(self.delivery.fields.get(b"t", 0))
 
-    def postpone_command(self, keys: Keys, stream: str, wait_s: float, tries: int) -> Command:
+    def postpone_command(
+        self, keys: Keys, stream: str, wait_s: float, tries: int, replica: str, error: BaseException
+    ) -> Command:
         """What ends this try, and brings the call back to its deployment's ``stream`` after a wait."""
         tag, request = self.delivery.delivery_tag, keys.request(self.header.request_id)
         delayed = keys.delayed_of(stream)
         wait_ms = int(wait_s * 1000)
-        return functions.postpone(tag.stream, request, delayed, tag.entry_id, wait_ms, tries, DELAYED_TTL_MS)
+        return functions.postpone(
+            tag.stream, request, delayed, tag.entry_id, wait_ms, tries, DELAYED_TTL_MS, replica, _said(error)
+        )
+
+    def bury_command(self, keys: Keys, why: str, failure: Failure, replica: str) -> Command:
+        """What ends this call as a dead letter."""
+        tag, request_id = self.delivery.delivery_tag, self.header.request_id
+        request, said = keys.request(request_id), f"{failure.type}: {failure.message}"[:HISTORY_CHARS]
+        return functions.bury(tag.stream, request, tag.entry_id, request_id, why, failure.encode(), replica, said)
+
+
+def bury_unread(keys: Keys, delivery: Delivery, failure: Failure, replica: str) -> Command:
+    """What ends a delivery of which nobody can tell whose it is; it gets an id of its own among the dead letters."""
+    tag = delivery.delivery_tag
+    made_up = hashlib.sha256(tag.stream.encode() + tag.entry_id).hexdigest()[:REQUEST_ID_CHARS]
+    return functions.bury(
+        tag.stream, keys.request(made_up), tag.entry_id, made_up, "unreadable", failure.encode(), replica,
+        failure.message[:HISTORY_CHARS], known=False,
+    )  # fmt: skip
+
+
+def _said(error: BaseException) -> str:
+    failure = Failure.of(error)
+    return f"{failure.type}: {failure.message}"[:HISTORY_CHARS]

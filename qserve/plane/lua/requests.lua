@@ -6,31 +6,99 @@
 --
 -- A request is a hash:
 --   st    'o' open, 'd' done, 'f' failed, 'c' cancelled, 'x' expired
---   h     header bytes that each of its calls carries      to    mailbox of the submitter
+--   h     header that each of its calls carries            to    mailbox of the submitter
 --   res   result (once not open)                           keep  milliseconds that the result is kept
 --   w     number of further waiters, w1, w2 ... each one   by    step:attempt of the last commit
 --   <step>.<slot>  values of a join                        <step>.n  how many slots of it are filled
---   as, ai         stream and id of its newest entry
+--   e:<step>       stream and id of the entry that stands for a step now
 --   sent, taken    items of a streamed result that were sent, and that its reader has taken
+--
+-- A call is an entry of a stream:
+--   h     header, which begins with the request's id        s     step
+--   0, 1 ...       values of its slots
+--   x     deaths of its replica                            t     tries that user code failed
+--   y     what happened to it: a cmsgpack list of { Unix ms, replica, what }
 --
 -- Moves (in ARGV from `i` on): count, then for each
 --   'S', key index, step, n, value * n               start a step whose values are all here
 --   'F', key index, step, needs, n, (slot, value) * n   fill slots of a join; start it when complete
 local GROUP = 'replicas'
 local MAILBOX_TTL = 120000
+local ID_CHARS = 32
+local HISTORY_LINES = 20
 
-local function add(request, stream, header, step, deaths, values)
-  local entry = { 'XADD', stream, '*', 'h', header, 's', step }
-  if deaths > 0 then entry[#entry + 1] = 'x'; entry[#entry + 1] = deaths end
-  for slot, value in ipairs(values) do
-    entry[#entry + 1] = slot - 1
-    entry[#entry + 1] = value
-  end
-  -- where its newest entry lies: `close` takes it off the queue
-  redis.call('HSET', request, 'as', stream, 'ai', redis.call(unpack(entry)))
+local function now_ms()
+  local now = redis.call('TIME')
+  return now[1] * 1000 + math.floor(now[2] / 1000)
 end
 
-local function fill(request, stream, header, step, needs, slots)
+-- whether data was lost since `expected` was read: every broker gets an epoch of its own when it is first used
+local function current_epoch(key)
+  return redis.call('GET', key) or ''
+end
+
+local function is_stream(key)
+  return redis.call('TYPE', key).ok == 'stream'
+end
+
+-- the request's id at the head of a header; nil where that is none
+local function id_of(header)
+  local id = string.sub(header or '', 1, ID_CHARS)
+  return #id == ID_CHARS and string.match(id, '^%x+$') and id or nil
+end
+
+-- the fields of an entry by name
+local function named(fields)
+  local found = {}
+  for k = 1, #fields, 2 do found[fields[k]] = fields[k + 1] end
+  return found
+end
+
+-- the fields of an entry in which those in `changed` have other values (false: none)
+local function with(fields, changed)
+  local made = {}
+  for k = 1, #fields, 2 do
+    if changed[fields[k]] == nil then
+      made[#made + 1] = fields[k]
+      made[#made + 1] = fields[k + 1]
+    end
+  end
+  for name, value in pairs(changed) do
+    if value then
+      made[#made + 1] = name
+      made[#made + 1] = value
+    end
+  end
+  return made
+end
+
+-- what happened to a call, with one line more; bytes that are no history begin a new one
+local function history(fields, replica, what)
+  local text = named(fields).y
+  local is_read, lines = pcall(cmsgpack.unpack, text or cmsgpack.pack({}))
+  if not is_read or type(lines) ~= 'table' then lines = {} end
+  lines[#lines + 1] = { now_ms(), replica, what }
+  if #lines > HISTORY_LINES then table.remove(lines, 1) end
+  return cmsgpack.pack(lines)
+end
+
+-- put a call on its queue; where its entry lies is kept, so that `close` can take it off again
+local function enqueue(request, stream, step, fields)
+  local entry = redis.call('XADD', stream, '*', unpack(fields))
+  redis.call('HSET', request, 'e:' .. step, stream .. ' ' .. entry)
+end
+
+-- `put` says what becomes of a call that may start: `enqueue`, or kept with a dead letter
+local function add(request, stream, header, step, values, put)
+  local fields = { 'h', header, 's', step }
+  for slot, value in ipairs(values) do
+    fields[#fields + 1] = slot - 1
+    fields[#fields + 1] = value
+  end
+  put(request, stream, step, fields)
+end
+
+local function fill(request, stream, header, step, needs, slots, put)
   local filled = 0
   for _, pair in ipairs(slots) do
     filled = filled + redis.call('HSETNX', request, step .. '.' .. pair[1], pair[2])
@@ -38,11 +106,11 @@ local function fill(request, stream, header, step, needs, slots)
   if filled == 0 or redis.call('HINCRBY', request, step .. '.n', filled) ~= needs then return end
   local fields = {}
   for slot = 0, needs - 1 do fields[#fields + 1] = step .. '.' .. slot end
-  add(request, stream, header, step, 0, redis.call('HMGET', request, unpack(fields)))
+  add(request, stream, header, step, redis.call('HMGET', request, unpack(fields)), put)
   redis.call('HDEL', request, unpack(fields))
 end
 
-local function apply(keys, argv, i, request, header)
+local function apply(keys, argv, i, request, header, put)
   local count = tonumber(argv[i])
   i = i + 1
   for _ = 1, count do
@@ -50,12 +118,12 @@ local function apply(keys, argv, i, request, header)
     if kind == 'S' then
       local values = {}
       for k = 1, tonumber(argv[i + 3]) do values[k] = argv[i + 3 + k] end
-      add(request, stream, header, step, 0, values)
+      add(request, stream, header, step, values, put)
       i = i + 4 + #values
     else
       local slots, n = {}, tonumber(argv[i + 4])
       for k = 1, n do slots[k] = { argv[i + 3 + 2 * k], argv[i + 4 + 2 * k] } end
-      fill(request, stream, header, step, tonumber(argv[i + 3]), slots)
+      fill(request, stream, header, step, tonumber(argv[i + 3]), slots, put)
       i = i + 5 + 2 * n
     end
   end
@@ -63,8 +131,20 @@ local function apply(keys, argv, i, request, header)
 end
 
 local function deliver(mailbox, request_id, state, payload)
-  redis.call('RPUSH', mailbox, request_id .. state .. payload)
+  -- the result is stored as well: a mailbox of another type must not undo the act that it is told of
+  redis.pcall('RPUSH', mailbox, request_id .. state .. payload)
   redis.call('PEXPIRE', mailbox, MAILBOX_TTL)
+end
+
+-- take every call of a request off its queue; one that runs already finds its request closed when it commits
+local function unqueue(request)
+  local fields = redis.call('HGETALL', request)
+  for k = 1, #fields, 2 do
+    if string.sub(fields[k], 1, 2) == 'e:' then
+      local stream, entry = string.match(fields[k + 1], '^(.*) (.-)$')
+      redis.pcall('XDEL', stream, entry)
+    end
+  end
 end
 
 local finish
@@ -75,7 +155,7 @@ local function tell(waiter, request_id, state, payload)
   if w.mailbox then return deliver(w.mailbox, request_id, state, payload) end
   if redis.call('HGET', w.request, 'st') ~= 'o' then return end
   if state == 'd' then
-    fill(w.request, w.stream, w.header, w.step, w.needs, { { w.slot, payload } })
+    fill(w.request, w.stream, w.header, w.step, w.needs, { { w.slot, payload } }, enqueue)
   else
     finish(w.request, w.request_id, state, payload)
   end

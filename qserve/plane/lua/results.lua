@@ -51,10 +51,8 @@ end
 -- KEYS  request   ARGV  request id, state, payload
 -- Returns 1 when this call ended it, 0 when it had ended before.
 local function close(keys, argv)
-  local state, stream, entry = unpack(redis.call('HMGET', keys[1], 'st', 'as', 'ai'))
-  if state ~= 'o' then return 0 end
-  -- not yet delivered: it never will be; running: its commit finds the request closed
-  if stream then redis.call('XDEL', stream, entry) end
+  if redis.call('HGET', keys[1], 'st') ~= 'o' then return 0 end
+  unqueue(keys[1])
   finish(keys[1], argv[1], argv[2], argv[3])
   return 1
 end

@@ -1,21 +1,20 @@
 -- Calls that wait for another try.
 -- postpone: end one try of a call; it comes back after a while.
--- KEYS  own stream, request, delayed zset   ARGV  entry id, wait ms, tries so far, life ms
+-- KEYS  own stream, request, delayed zset
+-- ARGV  entry id, wait ms, tries so far, life ms, replica, what happened
 -- Returns OK, or STALE when the delivery was committed or handed over before.
 local function postpone(keys, argv)
   local found = redis.call('XRANGE', keys[1], argv[1], argv[1])[1]
   if redis.call('XACK', keys[1], GROUP, argv[1]) == 0 then return 'STALE' end
   redis.call('XDEL', keys[1], argv[1])
-  if not found or redis.call('HGET', keys[2], 'st') ~= 'o' then return 'OK' end
-  local fields = { keys[2], 't', argv[3] }
-  for k = 1, #found[2], 2 do
-    if found[2][k] ~= 't' and found[2][k] ~= 'x' then
-      fields[#fields + 1] = found[2][k]
-      fields[#fields + 1] = found[2][k + 1]
-    end
+  if not found then return 'OK' end
+  if redis.call('HGET', keys[2], 'st') ~= 'o' then
+    held(keys[2], keys[1], found[2])
+    return 'OK'
   end
-  local now = redis.call('TIME')
-  redis.call('ZADD', keys[3], now[1] * 1000 + math.floor(now[2] / 1000) + argv[2], cmsgpack.pack(fields))
+  local fields = with(found[2], { t = argv[3], x = false, y = history(found[2], argv[5], argv[6]) })
+  table.insert(fields, 1, keys[2])
+  redis.call('ZADD', keys[3], now_ms() + argv[2], cmsgpack.pack(fields))
   redis.call('PEXPIRE', keys[3], argv[4])
   return 'OK'
 end
@@ -24,14 +23,15 @@ end
 -- KEYS  delayed zset, stream
 -- Returns how many; requests that have ended meanwhile are dropped.
 local function wake(keys)
-  local now = redis.call('TIME')
-  local due = redis.call('ZRANGEBYSCORE', keys[1], '-inf', now[1] * 1000 + math.floor(now[2] / 1000), 'LIMIT', 0, 100)
+  local due = redis.call('ZRANGEBYSCORE', keys[1], '-inf', now_ms(), 'LIMIT', 0, 100)
   for _, member in ipairs(due) do
     redis.call('ZREM', keys[1], member)
     local fields = cmsgpack.unpack(member)
     local request = table.remove(fields, 1)
     if redis.call('HGET', request, 'st') == 'o' then
-      redis.call('HSET', request, 'as', keys[2], 'ai', redis.call('XADD', keys[2], '*', unpack(fields)))
+      enqueue(request, keys[2], named(fields).s, fields)
+    else
+      held(request, keys[2], fields)
     end
   end
   return #due

@@ -1,44 +1,51 @@
 -- A request comes in.
 -- submit: accept a request, or refuse it and leave everything as it was.
--- KEYS  request, stream..., (with a model) the models hash of the first stream's deployment
--- ARGV  request id, header, mailbox, life ms, keep ms, model or '', calls that a replica takes at once,
---       limit of each stream (-1: none), moves,
---       count of refs, (request key, cmsgpack of the waiter, key index, step, needs, slot) for each
--- Returns OK, DUP (accepted before), FULL, MOVED (the queues belong to a version that is no more), or LOST
--- (an argument's result is no longer known).
+-- KEYS  request, epoch, stream..., (with a model) the models hash of the first stream's deployment
+-- ARGV  request id, epoch, header, mailbox, life ms, keep ms, model or '', calls that a replica takes at once,
+--       limit of each stream (-1: none),
+--       count of refs, (request key, cmsgpack of the waiter, key index, step, needs, slot) for each,
+--       moves
+-- Returns OK, DUP (accepted before), FULL, MOVED (the queues belong to a version that is no more), LOST
+-- (an argument's result is no longer known), or the broker's epoch behind 'EPOCH ' when that is another one.
+local FIRST_LIMIT, REF_PARTS = 9, 6
+
 local function submit(keys, argv)
-  local request, id, header = keys[1], argv[1], argv[2]
-  local models = argv[6] ~= '' and table.remove(keys) or nil
+  local request, id, header = keys[1], argv[1], argv[3]
+  local epoch = current_epoch(keys[2])
+  if epoch ~= argv[2] then return 'EPOCH ' .. epoch end
+  local models = argv[7] ~= '' and table.remove(keys) or nil
   if redis.call('EXISTS', request) == 1 then return 'DUP' end
-  if #keys > 1 and redis.call('EXISTS', unpack(keys, 2)) < #keys - 1 then return 'MOVED' end
-  local i = 8
-  for k = 2, #keys do
-    local limit = tonumber(argv[i])
+  for k = 3, #keys do
+    if not is_stream(keys[k]) then return 'MOVED' end
+    local limit = tonumber(argv[FIRST_LIMIT + k - 3])
     if limit >= 0 then
       local pending = redis.pcall('XPENDING', keys[k], GROUP)
       local running = (not pending.err) and pending[1] or 0
       if redis.call('XLEN', keys[k]) - running >= limit then return 'FULL' end
     end
-    i = i + 1
   end
-  if models then keys[2] = holder_of(models, argv[6], keys[2], tonumber(argv[7])) or keys[2] end
-  redis.call('HSET', request, 'st', 'o', 'h', header, 'to', argv[3], 'keep', argv[5])
-  redis.call('PEXPIRE', request, argv[4])
-  i = apply(keys, argv, i, request, header)
+  local i = FIRST_LIMIT + #keys - 2
+  local refs = {}
   for k = 1, tonumber(argv[i]) do
-    local at = i + 1 + (k - 1) * 6
-    local other = argv[at]
-    local state, result = unpack(redis.call('HMGET', other, 'st', 'res'))
-    if not state then
-      redis.call('DEL', request)
-      return 'LOST'
-    elseif state == 'o' then
-      redis.call('HSET', other, 'w' .. redis.call('HINCRBY', other, 'w', 1), argv[at + 1])
-    elseif state == 'd' then
-      local slots = { { argv[at + 5], result } }
-      fill(request, keys[tonumber(argv[at + 2])], header, argv[at + 3], tonumber(argv[at + 4]), slots)
+    local at = i + 1 + (k - 1) * REF_PARTS
+    local state, result = unpack(redis.call('HMGET', argv[at], 'st', 'res'))
+    if not state then return 'LOST' end
+    refs[k] = { at = at, state = state, result = result }
+  end
+  if models then keys[3] = holder_of(models, argv[7], keys[3], tonumber(argv[8])) or keys[3] end
+  redis.call('HSET', request, 'st', 'o', 'h', header, 'to', argv[4], 'keep', argv[6])
+  redis.call('PEXPIRE', request, argv[5])
+  apply(keys, argv, i + 1 + #refs * REF_PARTS, request, header, enqueue)
+  for _, ref in ipairs(refs) do
+    local at = ref.at
+    if ref.state == 'o' then
+      redis.call('HSET', argv[at], 'w' .. redis.call('HINCRBY', argv[at], 'w', 1), argv[at + 1])
+    elseif ref.state == 'd' then
+      local slots = { { argv[at + 5], ref.result } }
+      fill(request, keys[tonumber(argv[at + 2])], header, argv[at + 3], tonumber(argv[at + 4]), slots, enqueue)
     else
-      finish(request, id, state, result)
+      unqueue(request)
+      finish(request, id, ref.state, ref.result)
       return 'OK'
     end
   end

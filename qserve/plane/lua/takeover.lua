@@ -1,35 +1,41 @@
 -- What happens to the calls of replicas and versions that are no more.
+
+-- an entry of a queue that is no more, or of a replica that is no more, goes to `stream`
+local function move(stream, fields, prefix)
+  local call = named(fields)
+  local id = id_of(call.h)
+  if not id then
+    redis.call('XADD', stream, '*', unpack(fields)) -- whoever reads it next finds out that it cannot be read
+  elseif redis.call('HGET', prefix .. id, 'st') == 'o' then
+    enqueue(prefix .. id, stream, call.s or '', fields)
+  else
+    held(prefix .. id, stream, fields) -- of a request that has ended nothing else is left to do
+  end
+end
+
 -- reclaim: hand what a dead consumer held to the others, then remove the consumer.
 -- KEYS  stream, where the calls go (the same stream, or the common one for a replica's own)
 -- ARGV  consumer, deaths that make a dead letter, failure payload, request key prefix
 -- A call is delivered again as a new entry that carries the number of its deaths; readers run such
 -- calls alone, so only the call that kills is counted on. Returns the number of calls handed over.
 local function reclaim(keys, argv)
-  local stream, consumer, limit = keys[1], argv[1], tonumber(argv[2])
+  local stream, consumer, limit, prefix = keys[1], argv[1], tonumber(argv[2]), argv[4]
   local pending = redis.pcall('XPENDING', stream, GROUP, '-', '+', 1000, consumer)
   if pending.err then return 0 end
-  for _, held in ipairs(pending) do
-    local found = redis.call('XRANGE', stream, held[1], held[1])[1]
-    redis.call('XACK', stream, GROUP, held[1])
-    redis.call('XDEL', stream, held[1])
+  for _, entry in ipairs(pending) do
+    local found = redis.call('XRANGE', stream, entry[1], entry[1])[1]
+    redis.call('XACK', stream, GROUP, entry[1])
+    redis.call('XDEL', stream, entry[1])
     if found then
-      local fields, deaths = { 'XADD', keys[2], '*' }, 1
-      local header
-      for k = 1, #found[2], 2 do
-        local name, value = found[2][k], found[2][k + 1]
-        if name == 'x' then deaths = tonumber(value) + 1
-        else fields[#fields + 1] = name; fields[#fields + 1] = value end
-        if name == 'h' then header = value end
-      end
-      fields[#fields + 1] = 'x'
-      fields[#fields + 1] = deaths
-      local id = header and cmsgpack.unpack(header)[1]
-      local request = argv[4] .. (id or '')
-      if deaths < limit or not header then
-        local entry = redis.call(unpack(fields))
-        if redis.call('HGET', request, 'st') == 'o' then redis.call('HSET', request, 'as', keys[2], 'ai', entry) end
-      elseif redis.call('HGET', request, 'st') == 'o' then
-        finish(request, id, 'f', argv[3])
+      local call = named(found[2])
+      local deaths = (tonumber(call.x) or 0) + 1
+      local log = history(found[2], consumer, 'its replica died (' .. deaths .. ')')
+      if deaths < limit then
+        move(keys[2], with(found[2], { x = deaths, y = log }), prefix)
+      else
+        local known = id_of(call.h)
+        local id = known or string.sub(redis.sha1hex(stream .. entry[1]), 1, ID_CHARS)
+        bury_call(prefix .. id, id, keys[2], found[2], 'deaths', argv[3], log, known ~= nil)
       end
     end
   end
@@ -47,19 +53,18 @@ local function disband(keys, argv)
     if all[k + 1] == mine or all[k] == 's:' .. argv[1] then redis.call('HDEL', keys[3], all[k]) end
   end
   local left = redis.call('XRANGE', keys[1], '-', '+')
-  for _, found in ipairs(left) do
-    local fields, header = { 'XADD', keys[2], '*' }, nil
-    for k = 1, #found[2], 2 do
-      fields[#fields + 1] = found[2][k]
-      fields[#fields + 1] = found[2][k + 1]
-      if found[2][k] == 'h' then header = found[2][k + 1] end
-    end
-    local entry = redis.call(unpack(fields))
-    local request = argv[2] .. (header and cmsgpack.unpack(header)[1] or '')
-    if redis.call('HGET', request, 'st') == 'o' then redis.call('HSET', request, 'as', keys[2], 'ai', entry) end
-  end
+  for _, found in ipairs(left) do move(keys[2], found[2], argv[2]) end
   redis.call('DEL', keys[1])
   return #left
+end
+
+-- fail the request of a call whose version is no more; a dead letter keeps the call for its replay
+local function abandon(request, stream, fields, failure)
+  if redis.call('HGET', request, 'st') == 'o' then
+    finish(request, string.match(request, '[^:]*$'), 'f', failure)
+  else
+    held(request, stream, fields)
+  end
 end
 
 -- retire: remove the queues of a version once nothing of it is under way.
@@ -67,31 +72,25 @@ end
 -- A delivery stays in its stream until its commit, which forwards in the same act: all streams empty means that
 -- no request of this version is open. Returns 1 when the queues are gone, else 0.
 local function retire(keys, argv)
+  local force, failure, prefix = argv[1] == '1', argv[2], argv[3]
   local streams = {}
   for _, key in ipairs(keys) do
     if redis.call('TYPE', key).ok == 'zset' then
-      if argv[1] ~= '1' then return 0 end
+      if not force then return 0 end
       for _, member in ipairs(redis.call('ZRANGE', key, 0, -1)) do
-        local request = cmsgpack.unpack(member)[1]
-        if redis.call('HGET', request, 'st') == 'o' then
-          finish(request, string.sub(request, #argv[3] + 1), 'f', argv[2])
-        end
+        local fields = cmsgpack.unpack(member)
+        abandon(table.remove(fields, 1), string.gsub(key, '}:z:', '}:q:', 1), fields, failure)
       end
       redis.call('DEL', key)
     else
       streams[#streams + 1] = key
-      if redis.call('XLEN', key) > 0 and argv[1] ~= '1' then return 0 end
+      if redis.call('XLEN', key) > 0 and not force then return 0 end
     end
   end
   for _, stream in ipairs(streams) do
     for _, found in ipairs(redis.call('XRANGE', stream, '-', '+')) do
-      for k = 1, #found[2], 2 do
-        if found[2][k] == 'h' then
-          local id = cmsgpack.unpack(found[2][k + 1])[1]
-          local request = argv[3] .. id
-          if redis.call('HGET', request, 'st') == 'o' then finish(request, id, 'f', argv[2]) end
-        end
-      end
+      local id = id_of(named(found[2]).h)
+      if id then abandon(prefix .. id, stream, found[2], failure) end
     end
     redis.call('DEL', stream)
   end

@@ -1,0 +1,191 @@
+"""What sync code's plane and a replica's plane have in common: requests from their submission to their end."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from qserve.items import ItemRef
+from qserve.keys import Keys
+from qserve.log import get_logger
+from qserve.plane import functions
+from qserve.plane.base import CallOptions, Outcome
+from qserve.plane.epoch import KnownEpoch, other_epoch
+from qserve.plane.library import Command
+from qserve.plane.outgoing import Composer, Submission
+from qserve.plane.pending import Pending
+from qserve.plane.replies import MOVED, refused, state_lost
+from qserve.ref import Ref
+from qserve.registry import ApplicationRecord
+from qserve.settings import Settings
+from qserve.wire.codec import Codec
+
+log = get_logger(__name__)
+
+
+class Submitter(ABC):
+    """Submits requests for one process and keeps their refs until they have ended.
+
+    Parameters:
+      settings: Defaults for deadlines and the life of results.
+      keys: The installation's key names.
+      codec: Encodes arguments.
+      mailbox: Where the ends of requests are reported.
+      find: Gives an application's record by its name; raises AppNotFound.
+    """
+
+    owns_results = False
+    """Whether every result is dropped when its ref is: code in a replica keeps refs for as long as it wants them."""
+
+    def __init__(
+        self, settings: Settings, keys: Keys, codec: Codec, mailbox: str, find: Callable[[str], ApplicationRecord]
+    ) -> None:
+        self.settings = settings
+        self.keys = keys
+        self.codec = codec
+        self.epoch = KnownEpoch(keys)
+        self._mailbox = mailbox
+        self._composer = Composer(settings, keys, codec, find)
+        self._pending = Pending()
+        self._forgotten: list[str] = []
+
+    @abstractmethod
+    def post(self, command: Command, on_reply: Callable[[Any], None]) -> None:
+        """Send a command; it may be sent again when its reply is lost."""
+
+    @abstractmethod
+    def wait(self, ref: Ref, timeout_s: float | None) -> bool:
+        """Block until ``ref`` is done; False when ``timeout_s`` passed first."""
+
+    # -- the Plane ---------------------------------------------------------------------------------
+
+    def call(
+        self,
+        app: str,
+        deployment: str,
+        method: str,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        options: CallOptions,
+    ) -> Ref:
+        """Start one method of a deployment; see ``plane.base.Plane``."""
+        return self._submit(app, lambda: self._composer.call(app, deployment, method, args, kwargs, options), options)
+
+    def run(
+        self,
+        app: str,
+        graph: str,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        options: CallOptions,
+    ) -> Ref:
+        """Start a graph; see ``plane.base.Plane``."""
+        return self._submit(app, lambda: self._composer.run(app, graph, args, kwargs, options), options)
+
+    def follow(self, ref: Ref) -> None:
+        """Have this process told when ``ref``, which may come from elsewhere, is done."""
+        if ref.done.is_set() or ref.request_id in self._pending:
+            return
+        self._expect(ref)
+        self.post(functions.watch(self.keys.request(ref.request_id), self._mailbox), self._pending.on_watched(ref))
+
+    def cancel(self, ref: Ref) -> None:
+        """End an open request without a result; running code goes on, its effects are dropped."""
+        self._close(ref, "c")
+
+    def expire(self, ref: Ref) -> None:
+        """End a request whose deadline passed while its caller waited."""
+        self._pending.drop(ref.request_id)
+        self._close(ref, "x")
+
+    def take(self, request_id: str, count: int) -> None:
+        """This many more items of a streamed result were taken."""
+        self.post(functions.take(self.keys.request(request_id), count), ignore)
+
+    def forget(self, request_id: str) -> None:
+        """Drop a result that nobody will ask for again; sent along with what leaves next."""
+        self._forgotten.append(self.keys.request(request_id))
+
+    def _close(self, ref: Ref, state: str) -> None:
+        self.post(functions.close(self.keys.request(ref.request_id), ref.request_id, state, b""), ignore)
+
+    # -- submitting --------------------------------------------------------------------------------
+
+    def _submit(self, app: str, compose: Callable[[], Submission], options: CallOptions) -> Ref:
+        submission = compose()
+        kind = ItemRef if options.stream else Ref
+        ref = kind(submission.request_id, self, self.owns_results or options.owned)
+        self._send_submission(ref, submission, lambda: self._move(app, ref, compose))
+        return ref
+
+    def _send_submission(self, ref: Ref, submission: Submission, on_moved: Callable[[], None]) -> None:
+        if submission.outcome is not None:
+            ref.settle(submission.outcome)
+            return
+
+        def on_reply(reply: Any) -> None:
+            epoch = other_epoch(reply)
+            if epoch is not None:
+                self._send_again(ref, epoch, send)
+            elif reply == MOVED:
+                on_moved()
+            elif (outcome := refused(reply)) is not None:
+                self._pending.settle(ref.request_id, outcome)
+            else:
+                ref.accepted.set(None)
+
+        def send() -> None:
+            self._expect(ref, submission.deadline_ms)
+            self.post(submission.command(self._mailbox, self.epoch.current()), on_reply)
+
+        send()
+
+    def _expect(self, ref: Ref, deadline_ms: int = 0) -> None:
+        self._pending.add(ref, deadline_ms)
+
+    def _move(self, app: str, ref: Ref, compose: Callable[[], Submission]) -> None:
+        """The version that was called has been retired: nothing was accepted."""
+        outcome = refused(MOVED)
+        assert outcome is not None
+        self._pending.settle(ref.request_id, outcome)
+
+    # -- an epoch that is another one --------------------------------------------------------------
+
+    def _send_again(self, ref: Ref, epoch: str, send: Callable[[], None]) -> None:
+        """A submission was refused because of the broker's epoch: nothing of it was accepted."""
+        self._pending.drop(ref.request_id)
+        self.adopt(epoch)
+        if ref.done.is_set():
+            return
+        if epoch:
+            send()
+        else:
+            ref.settle(state_lost())
+
+    def adopt(self, epoch: str) -> None:
+        """Go on with the broker's epoch; what was accepted before it is lost, and its callers are told."""
+        if self.epoch.adopt(epoch):
+            log.error("the broker has lost its data; %d requests that were waiting are lost", len(self._pending))
+            self._pending.settle_all(state_lost())
+
+    # -- the mailbox -------------------------------------------------------------------------------
+
+    def _watch_all(self, refs: Sequence[Ref]) -> None:
+        for ref in refs:
+            self.post(functions.watch(self.keys.request(ref.request_id)), self._pending.on_watched(ref))
+
+    def _catch_up(self) -> None:
+        # a reply may have been popped for a connection that was lost: the result itself is still stored
+        self._watch_all(self._pending.refs())
+
+    def _look_after(self) -> None:
+        late, foreign = self._pending.due()
+        for ref in late:
+            self.expire(ref)
+            ref.settle(Outcome("x", b""))
+        self._watch_all(foreign)
+
+
+def ignore(reply: Any) -> None:
+    """For commands whose answer changes nothing."""

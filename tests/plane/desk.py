@@ -1,0 +1,81 @@
+"""A desk for tests of the function library: it submits, fetches and commits by hand, on two queues."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgpack
+import redis
+
+from qserve.keys import GROUP, Keys
+from qserve.plane import functions, upkeep
+from qserve.plane.connection import create_group
+from qserve.plane.functions import Epoch
+
+A, B = "a" * 32, "b" * 32
+
+
+def header_of(request_id: str) -> bytes:
+    """A header as replicas read it, with a deadline long past."""
+    return request_id.encode() + msgpack.packb(["app", None, 0, 0])
+
+
+class Desk:
+    """Runs the functions for one test, on two queues."""
+
+    def __init__(self, client: redis.Redis, keys: Keys) -> None:
+        self.client, self.keys = client, keys
+        self.mailbox = keys.mailbox("me")
+        self.epoch = Epoch(keys.epoch, "1")
+        client.set(keys.epoch, "1")
+        self.one, self.two = keys.stream("app", "v", "one"), keys.stream("app", "v", "two")
+        for stream in (self.one, self.two):
+            create_group(client, stream)
+
+    def submit(self, request_id: str, moves: list[Any], **options: Any) -> bytes:
+        keep_ms = options.pop("keep_ms", 60_000)
+        header = header_of(request_id)
+        command = functions.submit(
+            self.keys.request(request_id),
+            request_id,
+            options.pop("epoch", self.epoch),
+            header,
+            options.pop("mailbox", self.mailbox),
+            120_000,
+            keep_ms,
+            moves,
+            **options,
+        )
+        return self.client.execute_command(*command)
+
+    def fetch(self, stream: str, consumer: str = "replica") -> list[tuple[bytes, dict[bytes, bytes]]]:
+        found: Any = self.client.xreadgroup(GROUP, consumer, {stream: ">"}, count=10)
+        return found[0][1] if found else []
+
+    def commit(self, stream: str, entry: bytes, request_id: str, **options: Any) -> bytes:
+        command = functions.commit(
+            stream,
+            self.keys.request(request_id),
+            entry,
+            request_id,
+            options.pop("epoch", self.epoch),
+            options.pop("attempt", entry.decode()),
+            "0",
+            **options,
+        )
+        return self.client.execute_command(*command)
+
+    def watch(self, request_id: str, mailbox: str = "") -> tuple[bytes, bytes]:
+        state, result = self.client.execute_command(*functions.watch(self.keys.request(request_id), mailbox))
+        return state, result
+
+    def mail(self) -> list[bytes]:
+        return self.client.lrange(self.mailbox, 0, -1)
+
+    def is_idle(self, stream: str) -> bool:
+        pending: Any = self.client.xpending(stream, GROUP)
+        return self.client.xlen(stream) == 0 and pending["pending"] == 0
+
+    def reclaim(self, consumer: str, limit: int = 3, stream: str = "") -> int:
+        command = upkeep.reclaim(stream or self.one, consumer, limit, b"lost", self.keys.request(""))
+        return self.client.execute_command(*command)
