@@ -90,7 +90,7 @@ def _roll_out(launch: Launch, built: BuiltApplication, prefix: str | None, timeo
     plane = _client()
     if launch.settings.secret_key is None:
         raise PayloadError("code travels to its replicas signed: set QSERVE_SECRET_KEY to a secret of your own")
-    code = pack_code(code_of(built), launch.settings.secret_key)
+    code = pack_code(code_of(built), launch.settings.keyring)
     record = record_of(built, new_version(), plane.codec, route_prefix=prefix, timeout_s=timeout_s)
     record = replace(record, code_digest=code_digest(record, built, code))
     pool = Pool(plane.client, plane.keys, built.name)

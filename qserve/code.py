@@ -15,7 +15,7 @@ from qserve.graph.compile import BuiltApplication, compile_application
 from qserve.http.hints import settle_hints
 from qserve.target import load_target
 from qserve.wire.pickling import dumps
-from qserve.wire.signing import sign, verify
+from qserve.wire.signing import Keyring
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def import_code(target: str, app_name: str) -> Code:
     return code_of(compile_application(load_target(target), app_name=app_name))
 
 
-def pack_code(code: Code, key: bytes) -> bytes:
+def pack_code(code: Code, keys: Keyring) -> bytes:
     """The code by value, signed: definitions of a script or a function's body need no import.
 
     Raises:
@@ -73,16 +73,16 @@ def pack_code(code: Code, key: bytes) -> bytes:
                 f"deployment {name!r} cannot be sent to its replicas: {error}. Move what cannot be pickled"
                 " into the constructor, or serve the module with `qserve run module:node`"
             ) from error
-    return sign(key, pickle.dumps(packed))
+    return keys.sign(pickle.dumps(packed))
 
 
-def unpack_code(data: bytes, key: bytes | None, deployment: str) -> DeploymentCode:
+def unpack_code(data: bytes, keys: Keyring, deployment: str) -> DeploymentCode:
     """One deployment's code from what ``pack_code`` wrote.
 
     Raises:
       PayloadError: The signature is missing or wrong.
     """
-    body = verify(key, data) if key else None
+    body = keys.verify(data)
     if body is None:
         raise PayloadError(
             "the application's code travels by value and is not signed with this process's key: set"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -13,11 +14,14 @@ from redis import Redis
 from qserve.exceptions import AppNotFound, DeadLetterError, PayloadError
 from qserve.keys import Keys
 from qserve.plane import upkeep
+from qserve.plane.base import Outcome
 from qserve.plane.connection import broker_errors
+from qserve.plane.sealing import open_end, open_header, open_values, seal_header
 from qserve.registry import ApplicationRecord, Registry
 from qserve.settings import Settings
 from qserve.wire.envelope import Header
 from qserve.wire.failure import Failure
+from qserve.wire.signing import Seal
 
 _LIFE_MARGIN_MS = 24 * 3_600_000
 _META = ("!why", "!at", "!failure", "!y", "!n", "!1")
@@ -79,6 +83,7 @@ class DeadLetters:
         self._client = client
         self._keys = keys
         self._settings = settings
+        self._seal = Seal(settings.keyring)
 
     def __len__(self) -> int:
         with broker_errors():
@@ -102,7 +107,7 @@ class DeadLetters:
             with broker_errors():
                 parts: Any = self._client.hmget(self._keys.dead_letter(request_id), *_META)
             if parts[-1] is not None:  # otherwise it was replayed or thrown away meanwhile
-                yield _read(request_id, dict(zip(_META, parts, strict=True)))
+                yield _read(request_id, dict(zip(_META, parts, strict=True)), self._seal)
 
     def show(self, request_id: str) -> DeadLetter:
         """One dead letter, whole.
@@ -114,7 +119,7 @@ class DeadLetters:
             found: Any = self._client.hgetall(self._keys.dead_letter(request_id))
         if b"!1" not in found:
             raise DeadLetterError(f"there is no dead letter {request_id!r}; `qserve dlq list` shows those there are")
-        return _read(request_id, {name.decode(): value for name, value in found.items()})
+        return _read(request_id, {name.decode(): value for name, value in found.items()}, self._seal)
 
     def replay(self, request_id: str) -> None:
         """Open its request again, under the same id: it goes on from the step that failed.
@@ -143,7 +148,7 @@ class DeadLetters:
             self._keys.dead_letter(request_id),
             self._keys.request(request_id),
             request_id,
-            renewed.encode(),
+            seal_header(self._seal, renewed.encode()),
             int(timeout_s * 1000) + keep_ms + _LIFE_MARGIN_MS,
             keep_ms,
             moved,
@@ -184,15 +189,15 @@ _REFUSALS = {
 }
 
 
-def _read(request_id: str, parts: Mapping[str, bytes | None]) -> DeadLetter:
+def _read(request_id: str, parts: Mapping[str, bytes | None], seal: Seal) -> DeadLetter:
     count = int(parts.get("!n") or 0)
-    held = [_held(parts[f"!{number}"]) for number in range(1, count + 1) if parts.get(f"!{number}") is not None]
+    held = [_held(parts[f"!{number}"], seal) for number in range(1, count + 1) if parts.get(f"!{number}") is not None]
     call, header = held[0]
     return DeadLetter(
         request_id,
         (parts["!why"] or b"").decode(),
         int(parts["!at"] or 0) / 1000,
-        _failure(parts["!failure"] or b""),
+        _failure(parts["!failure"] or b"", request_id, seal),
         tuple(Event(at / 1000, who, what) for at, who, what in msgpack.unpackb(parts["!y"] or b"\x90")),
         call,
         header,
@@ -200,21 +205,29 @@ def _read(request_id: str, parts: Mapping[str, bytes | None]) -> DeadLetter:
     )
 
 
-def _held(data: Any) -> tuple[HeldCall, Header | None]:
+def _held(data: Any, seal: Seal) -> tuple[HeldCall, Header | None]:
     stream, flat = msgpack.unpackb(data, raw=True)
     fields = dict(zip(flat[::2], flat[1::2], strict=False))
     values: list[bytes] = []
     while (value := fields.get(str(len(values)).encode())) is not None:
         values.append(value)
-    try:
-        header = Header.decode(fields.get(b"h", b""))
-    except PayloadError:
-        header = None
-    return HeldCall(stream.decode(), fields.get(b"s", b"").decode(errors="replace"), tuple(values)), header
+    step = fields.get(b"s", b"").decode(errors="replace")
+    header = _header(fields.get(b"h", b""), seal)
+    if header is not None:
+        with contextlib.suppress(PayloadError):  # what cannot be opened is shown as it is
+            values = open_values(seal, stream.decode(), header, step, values)
+    return HeldCall(stream.decode(), step, tuple(values)), header
 
 
-def _failure(data: bytes) -> Failure | None:
+def _header(data: bytes, seal: Seal) -> Header | None:
     try:
-        return Failure.decode(data)
+        return open_header(seal, data)
+    except (PayloadError, UnicodeDecodeError):
+        return None
+
+
+def _failure(data: bytes, request_id: str, seal: Seal) -> Failure | None:
+    try:
+        return Failure.decode(open_end(seal, request_id, Outcome("f", data)).payload)
     except PayloadError:
         return None

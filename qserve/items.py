@@ -19,17 +19,19 @@ WINDOW = 16
 class ItemRef(Ref):
     """A ref whose result comes as items."""
 
-    __slots__ = ("_arrived", "_more", "_taken")
+    __slots__ = ("_arrived", "_more", "_taken", "arrived")
 
     def __init__(self, request_id: str, plane: Plane | None, owned: bool = False) -> None:
         super().__init__(request_id, plane, owned)
         self._arrived: deque[bytes] = deque()
         self._more = Promise()
         self._taken = 0
+        self.arrived = 0
         self.done.call_when_set(self._wake)
 
     def add(self, payload: bytes) -> None:
         """Called by the plane for each item, in order."""
+        self.arrived += 1
         self._arrived.append(payload)
         self._wake()
 

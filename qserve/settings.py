@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from qserve.exceptions import QserveException
+from qserve.wire.signing import Keyring
 
 DEFAULT_HOST = "127.0.0.1"
 DEFAULT_PORT = 8000
@@ -20,7 +21,8 @@ class Settings:
     Parameters:
       broker_url: ``redis://``, ``rediss://`` or ``unix://``; None where an embedded broker is to be started.
       namespace: Keeps installations on one broker apart.
-      secret_key: Signs pickled values and code; None means that only plain data may travel.
+      secret_key: Signs all messages, and what is pickled; None means that only plain data may travel, unsigned.
+      accepted_keys: Further keys whose signatures are taken, while the key is being changed.
       request_timeout_s: Deadline of a request for which the application names none.
       result_ttl_s: How long the result of a request made from Python is kept for fetching.
       show_errors: Whether HTTP error bodies hold the traceback of user code.
@@ -29,6 +31,7 @@ class Settings:
     broker_url: str | None = None
     namespace: str = "qserve"
     secret_key: bytes | None = None
+    accepted_keys: tuple[bytes, ...] = ()
     request_timeout_s: float = 60.0
     result_ttl_s: float = 600.0
     show_errors: bool = False
@@ -41,17 +44,23 @@ class Settings:
           QserveException: A variable's value is not what it must be; the message names the variable.
         """
         env = os.environ if env is None else env
-        secret = env.get("QSERVE_SECRET_KEY")
+        secret, accepted = env.get("QSERVE_SECRET_KEY"), env.get("QSERVE_ACCEPTED_KEYS", "")
         settings = cls(
             broker_url=env.get("QSERVE_BROKER_URL") or env.get("REDIS_URL") or None,
             namespace=env.get("QSERVE_NAMESPACE") or "qserve",
             secret_key=secret.encode() if secret else None,
+            accepted_keys=tuple(key.strip().encode() for key in accepted.split(",") if key.strip()),
             request_timeout_s=_seconds(env, "QSERVE_REQUEST_TIMEOUT_S", cls.request_timeout_s),
             result_ttl_s=_seconds(env, "QSERVE_RESULT_TTL_S", cls.result_ttl_s),
             show_errors=env.get("QSERVE_SHOW_ERRORS", "") not in ("", "0", "false"),
         )
         given = {name: value for name, value in overrides.items() if value is not None}
         return replace(settings, **given)
+
+    @property
+    def keyring(self) -> Keyring:
+        """The keys by which messages are signed and accepted."""
+        return Keyring(self.secret_key, self.accepted_keys)
 
     def to_env(self) -> dict[str, str]:
         """The variables from which a child process reads these very settings."""
@@ -65,6 +74,8 @@ class Settings:
             env["QSERVE_BROKER_URL"] = self.broker_url
         if self.secret_key:
             env["QSERVE_SECRET_KEY"] = self.secret_key.decode()
+        if self.accepted_keys:
+            env["QSERVE_ACCEPTED_KEYS"] = b",".join(self.accepted_keys).decode()
         return env
 
 

@@ -67,7 +67,7 @@ def deploy(
         record = record_of(
             built,
             new_version(),
-            Codec(settings.secret_key),
+            Codec(settings.keyring),
             target=target,
             route_prefix=route_prefix or built.route_prefix,
         )

@@ -116,7 +116,7 @@ def _open(broker: str | None) -> tuple[DeadLetters, Codec]:
     if settings.broker_url is None:
         raise QserveException("no broker is named: give --broker URL or set QSERVE_BROKER_URL")
     letters = DeadLetters(connect(settings.broker_url), Keys(settings.namespace), settings)
-    return letters, Codec(settings.secret_key)
+    return letters, Codec(settings.keyring)
 
 
 def _chosen(letters: DeadLetters, request_ids: tuple[str, ...], all_of_them: bool) -> list[str]:

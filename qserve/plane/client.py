@@ -48,7 +48,7 @@ class ClientPlane(Submitter):
             raise BrokerUnavailable("no broker is named: set QSERVE_BROKER_URL, or call qserve.run(...) first")
         keys = Keys(settings.namespace)
         super().__init__(
-            settings, keys, Codec(settings.secret_key), keys.mailbox(process_name()), lambda app: self.application(app)
+            settings, keys, Codec(settings.keyring), keys.mailbox(process_name()), lambda app: self.application(app)
         )
         self.client = connect(settings.broker_url)
         self.registry = Registry(self.client, self.keys)

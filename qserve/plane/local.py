@@ -41,7 +41,7 @@ class LocalPlane:
     """
 
     def __init__(self, settings: Settings) -> None:
-        self.codec = Codec(settings.secret_key)
+        self.codec = Codec(settings.keyring)
         self.keys = Keys(settings.namespace)
         self._composer = Composer(settings, self.keys, self.codec, self.application)
         self._records: dict[str, ApplicationRecord] = {}

@@ -18,11 +18,13 @@ from qserve.plane.base import CallOptions, Outcome
 from qserve.plane.functions import Awaited, Epoch, Join, Model, Move, Start
 from qserve.plane.library import Command
 from qserve.plane.ref_arguments import REFS, take_awaited, take_refs
+from qserve.plane.sealing import seal_header, seal_moves
 from qserve.registry import ApplicationRecord
 from qserve.settings import Settings
 from qserve.wire.codec import Codec
-from qserve.wire.envelope import Header
+from qserve.wire.envelope import REQUEST_ID_CHARS, Header
 from qserve.wire.failure import Failure
+from qserve.wire.signing import Seal
 
 _LIFE_MARGIN_MS = 60_000
 
@@ -53,15 +55,17 @@ class Submission(NamedTuple):
     limits: dict[str, int] | None = None
     model: Model | None = None
 
-    def command(self, mailbox: str, epoch: Epoch) -> Command:
+    def command(self, mailbox: str, epoch: Epoch, seal: Seal) -> Command:
         """What submits it at a broker.
 
         Parameters:
           mailbox: Where the end is reported; "" for nowhere.
           epoch: The state of the broker that it is meant for.
+          seal: Seals all that travels.
         """
+        header, moves = seal_header(seal, self.header), seal_moves(seal, self.request_id, self.moves)
         return functions.submit(
-            self.request, self.request_id, epoch, self.header, mailbox, self.life_ms, self.keep_ms, self.moves,
+            self.request, self.request_id, epoch, header, mailbox, self.life_ms, self.keep_ms, moves,
             self.awaited, self.limits, self.model,
         )  # fmt: skip
 
@@ -108,7 +112,6 @@ class Composer:
             gone = f"application {app!r} has no deployment {deployment!r}; it has: {known}"
             return self._ended(AppNotFound(gone))
         stream = record.stream(self._keys, deployment)
-        request_id, header, deadline_ms = self._header(record, None, options)
         args, kwargs, refs = take_refs(args, kwargs)
         template = self.codec.encode([list(args), kwargs])
         moves: list[Move]
@@ -121,6 +124,7 @@ class Composer:
             ]
         else:
             moves, waits = [Start(stream, method, [template])], []
+        request_id, header, deadline_ms = self._header(record, None, options, waits)
         submission = self._submission(record, request_id, header, deadline_ms, moves, waits, options)
         if not options.model_id:
             return submission
@@ -170,9 +174,9 @@ class Composer:
             moves = begin(plan, tuple(args), dict(kwargs))
         except Exception as error:
             return self._ended(error, record.ingress)
-        request_id, header, deadline_ms = self._header(record, graph, options)
         waits: list[Awaited] = []
         packed = pack_moves(moves, record, plan, self._keys, self.codec, waits)
+        request_id, header, deadline_ms = self._header(record, graph, options, waits)
         if isinstance(packed, bytes):
             return Submission(request_id, deadline_ms, Outcome("d", packed))
         return self._submission(record, request_id, header, deadline_ms, packed, waits, options)
@@ -181,7 +185,9 @@ class Composer:
         failure = Failure.of(error, "" if isinstance(error, QserveException) else deployment)
         return Submission("", 0, Outcome("f", failure.encode()))
 
-    def _header(self, record: ApplicationRecord, graph: str | None, options: CallOptions) -> tuple[str, bytes, int]:
+    def _header(
+        self, record: ApplicationRecord, graph: str | None, options: CallOptions, waits: Sequence[Awaited]
+    ) -> tuple[str, bytes, int]:
         request_id = os.urandom(16).hex()
         timeout_s = options.timeout_s or record.timeout_s or self._settings.request_timeout_s
         deadline_ms = int((time.time() + timeout_s) * 1000)
@@ -191,6 +197,7 @@ class Composer:
         header = Header(
             request_id, record.name, graph, deadline_ms, options.answer,
             options.trace_id or request_id, options.route, options.model_id, options.stream,
+            {f"{one.step}.{one.slot}": one.request[-REQUEST_ID_CHARS:] for one in waits} if waits else {},
         )  # fmt: skip
         return request_id, header.encode(), deadline_ms
 

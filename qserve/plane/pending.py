@@ -6,19 +6,27 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from qserve.exceptions import PayloadError
 from qserve.items import ItemRef
 from qserve.plane.base import Outcome
-from qserve.plane.replies import read_message, read_reply
+from qserve.plane.replies import failed, read_message, read_reply
+from qserve.plane.sealing import item_context, open_end
 from qserve.ref import Ref
+from qserve.wire.signing import Seal
 
 LATE_MS = 1000
 """How long after its deadline a request is given up here; its last step or its caller normally ends it before."""
 
 
 class Pending:
-    """Open refs by request id, each with its deadline (0 for one that came from elsewhere)."""
+    """Open refs by request id, each with its deadline (0 for one that came from elsewhere).
 
-    def __init__(self) -> None:
+    Parameters:
+      seal: Opens what the mailbox brings.
+    """
+
+    def __init__(self, seal: Seal) -> None:
+        self._seal = seal
         self._open: dict[str, tuple[int, Ref]] = {}
         self._looked_at = 0.0
 
@@ -50,18 +58,27 @@ class Pending:
     def arrive(self, message: bytes) -> None:
         """Take a message of the mailbox: the end of a request, or an item of its result."""
         request_id, outcome = read_message(message)
-        if outcome.state != "i":
-            self.settle(request_id, outcome)
-            return
         entry = self._open.get(request_id)
-        if entry is not None and isinstance(entry[1], ItemRef):
-            entry[1].add(outcome.payload)
+        if entry is None:
+            return  # ended here before: a reply that comes twice changes nothing
+        if outcome.state != "i":
+            self.settle(request_id, open_end(self._seal, request_id, outcome))
+        elif isinstance(entry[1], ItemRef):
+            self._add_item(entry[1], outcome.payload)
+
+    def _add_item(self, ref: ItemRef, sealed: bytes) -> None:
+        try:
+            item = self._seal.open(item_context(ref.request_id, ref.arrived), sealed)
+        except PayloadError as error:
+            self.settle(ref.request_id, failed(error))
+        else:
+            ref.add(item)
 
     def on_watched(self, ref: Ref) -> Callable[[Any], None]:
         """What takes the answer of ``watch``."""
 
         def on_reply(reply: Any) -> None:
-            outcome = read_reply(reply)
+            outcome = read_reply(reply, self._seal, ref.request_id)
             if outcome is not None:
                 self.settle(ref.request_id, outcome)
 

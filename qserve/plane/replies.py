@@ -7,15 +7,16 @@ from typing import Any
 from qserve.exceptions import AppNotFound, BackPressureError, BrokerStateLost, BrokerUnavailable, ResultUnavailable
 from qserve.plane.base import Outcome
 from qserve.plane.connection import refusal
+from qserve.plane.sealing import open_end
+from qserve.wire.envelope import REQUEST_ID_CHARS
 from qserve.wire.failure import Failure
+from qserve.wire.signing import Seal
 
 MOVED = b"MOVED"
-REQUEST_ID_CHARS = 32
-"""A message in a mailbox is the request's id, one character of state, and the payload."""
 
 
 def read_message(message: bytes) -> tuple[str, Outcome]:
-    """A mailbox's message: the request's id, and its end or (state ``i``) an item."""
+    """A mailbox's message (id, one character of state, payload): whose it is, and its end or (state ``i``) an item."""
     state = message[REQUEST_ID_CHARS : REQUEST_ID_CHARS + 1].decode()
     return message[:REQUEST_ID_CHARS].decode(), Outcome(state, message[REQUEST_ID_CHARS + 1 :])
 
@@ -48,14 +49,14 @@ def refused(reply: Any) -> Outcome | None:
     return _unexpected(reply)
 
 
-def read_reply(reply: Any) -> Outcome | None:
+def read_reply(reply: Any, seal: Seal, request_id: str) -> Outcome | None:
     """What ``watch`` found; None while the request is open."""
     if isinstance(reply, Exception) or not isinstance(reply, list):
         return None if isinstance(reply, BrokerUnavailable) else _unexpected(reply)
     state, payload = reply[0].decode(), reply[1]
     if state == "o":
         return None
-    return Outcome(state, payload) if state else lost()
+    return open_end(seal, request_id, Outcome(state, payload)) if state else lost()
 
 
 def _unexpected(reply: Any) -> Outcome:

@@ -20,6 +20,7 @@ from qserve.ref import Ref
 from qserve.registry import ApplicationRecord
 from qserve.settings import Settings
 from qserve.wire.codec import Codec
+from qserve.wire.signing import Seal
 
 log = get_logger(__name__)
 
@@ -47,7 +48,8 @@ class Submitter(ABC):
         self.epoch = KnownEpoch(keys)
         self._mailbox = mailbox
         self._composer = Composer(settings, keys, codec, find)
-        self._pending = Pending()
+        self.seal = Seal(settings.keyring)
+        self._pending = Pending(self.seal)
         self._forgotten: list[str] = []
 
     @abstractmethod
@@ -137,7 +139,7 @@ class Submitter(ABC):
 
         def send() -> None:
             self._expect(ref, submission.deadline_ms)
-            self.post(submission.command(self._mailbox, self.epoch.current()), on_reply)
+            self.post(submission.command(self._mailbox, self.epoch.current(), self.seal), on_reply)
 
         send()
 

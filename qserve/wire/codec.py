@@ -21,10 +21,11 @@ import msgpack
 from qserve.exceptions import PayloadError
 from qserve.wire.pickling import dumps
 from qserve.wire.records import is_record, pack_record, unpack_record
-from qserve.wire.signing import sign, verify
+from qserve.wire.signing import Keyring
 
 PICKLE = 0
 RECORD = 14
+NO_KEYS = Keyring()
 
 
 @dataclass(frozen=True)
@@ -104,12 +105,12 @@ class Codec:
     """Encodes and decodes values with one application's key.
 
     Parameters:
-      secret_key: Signs what must be pickled; None refuses such values.
+      keys: Sign what must be pickled; without a key such values are refused.
       max_bytes: Longest encoded value.
     """
 
-    def __init__(self, secret_key: bytes | None = None, max_bytes: int = 10 * 1024 * 1024) -> None:
-        self._key = secret_key
+    def __init__(self, keys: Keyring = NO_KEYS, max_bytes: int = 10 * 1024 * 1024) -> None:
+        self._keys = keys
         self._max_bytes = max_bytes
         # A packer is neither reentrant (an extension encodes its own content) nor safe across threads, and a
         # new one costs 13 us: idle ones wait here, and list.pop and list.append are atomic.
@@ -153,7 +154,7 @@ class Codec:
 
     def _default(self, value: Any) -> msgpack.ExtType:
         extension = _by_type.get(type(value)) or _numpy_extension(value)
-        if extension is None and self._key is None and is_record(value):
+        if extension is None and self._keys.current is None and is_record(value):
             # with a key a pickle does as well, and also reaches readers that have not imported the class
             return msgpack.ExtType(RECORD, self._pack(pack_record(value)))
         if extension is None:
@@ -161,14 +162,14 @@ class Codec:
         return msgpack.ExtType(extension.code, self._pack(extension.pack(value)))
 
     def _pickle(self, value: Any) -> bytes:
-        if self._key is None:
+        if self._keys.current is None:
             raise PayloadError(
                 f"a value of type {type(value).__qualname__!r} is not plain data, so it must be pickled, and pickles"
                 " are accepted only when signed: set QSERVE_SECRET_KEY to the same secret in every process,"
                 " or pass plain data (numbers, text, bytes, lists, dicts, arrays)"
             )
         try:
-            return sign(self._key, dumps(value))
+            return self._keys.sign(dumps(value))
         except Exception as error:
             raise PayloadError(f"a value of type {type(value).__qualname__!r} cannot be pickled: {error}") from error
 
@@ -202,7 +203,7 @@ class Codec:
         return extension.unpack(self.decode(data))
 
     def _unpickle(self, signed: bytes) -> Any:
-        body = verify(self._key, signed) if self._key else None
+        body = self._keys.verify(signed)
         if body is None:
             raise PayloadError(
                 "a pickled value arrived without the signature of this process's key: set QSERVE_SECRET_KEY to the"

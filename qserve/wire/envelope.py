@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from enum import IntEnum
 
 import msgpack
@@ -40,6 +41,7 @@ class Header:
       route: The route prefix of that request.
       model_id: The multiplexed model that the caller asked for.
       stream: The caller takes the result as items.
+      awaits: Slots (``step.slot``) that another request's result fills, with that request's id.
     """
 
     request_id: str
@@ -51,6 +53,7 @@ class Header:
     route: str = ""
     model_id: str = ""
     stream: bool = False
+    awaits: Mapping[str, str] = field(default_factory=dict)
 
     def encode(self) -> bytes:
         """The request's id, by which the broker's functions know whose call it is, and the rest as msgpack."""
@@ -64,6 +67,7 @@ class Header:
                 self.route,
                 self.model_id,
                 self.stream,
+                self.awaits,
             )
         )
 

@@ -1,18 +1,112 @@
-"""Signatures: proof that bytes were written by somebody who holds the application's key."""
+"""Signatures: proof that bytes were written by somebody who holds the application's key.
+
+A sealed message is ``version | flags | key id | tag | body``; the tag is HMAC-SHA256 (RFC 2104) over all the rest and
+over the message's context, so that a genuine message proves nothing in another place. Without a key, key id and tag
+are left out.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import hmac
+from dataclasses import dataclass
+from functools import cached_property
+
+from qserve.exceptions import PayloadError
 
 TAG_BYTES = 32
+_VERSION = 1
+_KEY_ID_BYTES = 4
+_UNSIGNED, _SIGNED = bytes((_VERSION, 0)), bytes((_VERSION, 1))
+_BODY_AT = len(_SIGNED) + _KEY_ID_BYTES + TAG_BYTES
 
 
-def sign(key: bytes, body: bytes) -> bytes:
-    """``body`` with its HMAC-SHA256 in front (RFC 2104)."""
-    return hmac.digest(key, body, "sha256") + body
+@dataclass(frozen=True)
+class Keyring:
+    """The keys of one installation.
+
+    Parameters:
+      current: Signs; None means that nothing is signed.
+      accepted: Further keys whose signatures are taken, while the key is being changed.
+    """
+
+    current: bytes | None = None
+    accepted: tuple[bytes, ...] = ()
+
+    @cached_property
+    def by_id(self) -> dict[bytes, bytes]:
+        """Every key whose signature is taken, by the id that a message names."""
+        keys = (self.current, *self.accepted) if self.current else self.accepted
+        return {_key_id(key): key for key in keys}
+
+    def sign(self, body: bytes) -> bytes:
+        """``body`` with its HMAC-SHA256 in front."""
+        assert self.current is not None
+        return hmac.digest(self.current, body, "sha256") + body
+
+    def verify(self, signed: bytes) -> bytes | None:
+        """The body of ``signed``, or None when the tag in front of it was made with none of the keys."""
+        tag, body = signed[:TAG_BYTES], signed[TAG_BYTES:]
+        for key in self.by_id.values():
+            if hmac.compare_digest(tag, hmac.digest(key, body, "sha256")):
+                return body
+        return None
 
 
-def verify(key: bytes, signed: bytes) -> bytes | None:
-    """The body of ``signed``, or None when the tag in front of it was not made with ``key``."""
-    tag, body = signed[:TAG_BYTES], signed[TAG_BYTES:]
-    return body if hmac.compare_digest(tag, hmac.digest(key, body, "sha256")) else None
+class Seal:
+    """Seals messages with their context, and opens those that others have sealed.
+
+    Parameters:
+      keys: Without a key nothing is signed, and signed messages are refused.
+    """
+
+    def __init__(self, keys: Keyring) -> None:
+        self._keys = keys.by_id
+        self._key = keys.current
+        self._head = _SIGNED + _key_id(keys.current) if keys.current else _UNSIGNED
+
+    def seal(self, context: bytes, body: bytes) -> bytes:
+        """``body``, sealed for the place that ``context`` names."""
+        if self._key is None:
+            return self._head + body
+        return self._head + _tag(self._key, self._head, context, body) + body
+
+    def open(self, context: bytes, sealed: bytes) -> bytes:
+        """The body of a message that was sealed for this place; nothing in it is looked at before its tag is.
+
+        Raises:
+          PayloadError: It is not sealed, not with one of our keys, not for this place, or by a newer version.
+        """
+        head = sealed[:2]
+        if head == _UNSIGNED and self._key is None:
+            return sealed[2:]
+        if head == _SIGNED:
+            head = sealed[: len(_SIGNED) + _KEY_ID_BYTES]
+            key = self._keys.get(head[2:])
+            body = sealed[_BODY_AT:]
+            if key is None:
+                raise PayloadError(_OTHER_KEY if self._keys else _NO_KEY)
+            if not hmac.compare_digest(sealed[len(head) : _BODY_AT], _tag(key, head, context, body)):
+                raise PayloadError("a message's signature is wrong: it was changed, or belongs elsewhere")
+            return body
+        if head == _UNSIGNED:
+            raise PayloadError("a message is not signed: set QSERVE_SECRET_KEY to the same secret in every process")
+        if sealed[:1] > bytes((_VERSION,)):
+            raise PayloadError(f"a message has format {sealed[0]}, which only a newer qserve reads")
+        raise PayloadError(f"{len(sealed)} bytes are no sealed message")
+
+
+_NO_KEY = "a message is signed, and this process has no key: set QSERVE_SECRET_KEY to the secret of the others"
+_OTHER_KEY = (
+    "a message is signed with a key that is not known here: while a key is changed, name the other one"
+    " in QSERVE_ACCEPTED_KEYS"
+)
+
+
+def _key_id(key: bytes) -> bytes:
+    return hashlib.sha256(b"qserve key id " + key).digest()[:_KEY_ID_BYTES]
+
+
+def _tag(key: bytes, head: bytes, context: bytes, body: bytes) -> bytes:
+    # the context's length keeps context and body apart
+    return hmac.digest(key, b"%b%d|%b%b" % (head, len(context), context, body), "sha256")

@@ -4,20 +4,26 @@ from __future__ import annotations
 
 from typing import Any
 
-import msgpack
 import redis
 
 from qserve.keys import GROUP, Keys
 from qserve.plane import functions, upkeep
 from qserve.plane.connection import create_group
 from qserve.plane.functions import Epoch
+from qserve.plane.sealing import seal_header
+from qserve.wire.envelope import Header
+from qserve.wire.signing import Keyring, Seal
 
 A, B = "a" * 32, "b" * 32
 
 
+KEYRING = Keyring(b"test-key")
+SEAL = Seal(KEYRING)
+
+
 def header_of(request_id: str) -> bytes:
-    """A header as replicas read it, with a deadline long past."""
-    return request_id.encode() + msgpack.packb(["app", None, 0, 0])
+    """A header as it travels, with a deadline long past."""
+    return seal_header(SEAL, Header(request_id, "app", None, 0).encode())
 
 
 class Desk:

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import time
 
-import msgpack
 import pytest
 import redis
-from desk import A, B, Desk, header_of
+from desk import SEAL, A, B, Desk, header_of
 
 from qserve.dead_letters import DeadLetters
 from qserve.exceptions import DeadLetterError
 from qserve.keys import Keys
 from qserve.plane import functions, upkeep
 from qserve.plane.functions import Join, Start
+from qserve.plane.sealing import open_header, seal_end, seal_moves
 from qserve.registry import ApplicationRecord, DeploymentRecord, Registry
 from qserve.settings import Settings
 from qserve.wire.failure import Failure
 
-FAILURE = Failure("builtins", "ValueError", "no such model", "Traceback ...", "one").encode()
+FAILURE = seal_end(SEAL, A, "f", Failure("builtins", "ValueError", "no such model", "Traceback ...", "one").encode())
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ def bury(desk: Desk, stream: str, entry: bytes, request_id: str, why: str = "ret
 def test_a_buried_call_fails_its_request_and_keeps_payload_reason_traceback_and_history(
     desk: Desk, letters: DeadLetters
 ) -> None:
-    desk.submit(A, [Start(desk.one, "0", [b"x", b"y"])])
+    desk.submit(A, seal_moves(SEAL, A, [Start(desk.one, "0", [b"x", b"y"])]))
     ((entry, _),) = desk.fetch(desk.one)
 
     assert bury(desk, desk.one, entry, A) == b"OK"
@@ -211,12 +211,12 @@ def test_a_call_of_a_request_that_was_cancelled_is_no_dead_letter(desk: Desk, le
 def test_a_message_that_cannot_be_read_is_kept_and_cannot_be_replayed(desk: Desk, letters: DeadLetters) -> None:
     desk.client.xadd(desk.one, {"junk": b"\xff"})
     ((entry, _),) = desk.fetch(desk.one)
-    made_up = "c" * 32
     command = functions.bury(
-        desk.one, desk.keys.request(made_up), entry, made_up, "unreadable", FAILURE, "replica", "what", known=False
+        desk.one, desk.keys.request("?"), entry, "?", "unreadable", FAILURE, "replica", "what", known=False
     )
     desk.client.execute_command(*command)
 
+    (made_up,) = letters.ids()
     assert letters.show(made_up).header is None
     with pytest.raises(DeadLetterError, match="cannot be read"):
         letters.replay(made_up)
@@ -258,9 +258,9 @@ def test_the_header_of_a_replay_has_a_new_deadline(desk: Desk, letters: DeadLett
     desk.submit(A, [Start(desk.one, "0", [b"x"])])
     ((entry, _),) = desk.fetch(desk.one)
     bury(desk, desk.one, entry, A)
-    assert msgpack.unpackb(header_of(A)[32:])[2] == 0
+    assert open_header(SEAL, header_of(A)).deadline_ms == 0
 
     letters.replay(A)
 
     ((_, fields),) = desk.fetch(desk.one)
-    assert msgpack.unpackb(fields[b"h"][32:])[2] > time.time() * 1000
+    assert open_header(SEAL, fields[b"h"]).deadline_ms > time.time() * 1000

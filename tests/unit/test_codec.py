@@ -17,8 +17,9 @@ from pydantic import BaseModel
 
 from qserve.exceptions import PayloadError
 from qserve.wire.codec import Codec
+from qserve.wire.signing import Keyring
 
-KEYED = Codec(b"key")
+KEYED = Codec(Keyring(b"key"))
 KEYLESS = Codec()
 
 hashable = st.one_of(
@@ -137,7 +138,7 @@ def test_an_object_travels_signed() -> None:
 
 
 def test_a_pickle_signed_with_another_key_is_never_loaded() -> None:
-    data = Codec(b"other").encode(Point(1))
+    data = Codec(Keyring(b"other")).encode(Point(1))
 
     for reader in (KEYED, KEYLESS):
         with pytest.raises(PayloadError, match="without the signature"):

@@ -83,7 +83,7 @@ def run_replica(spec: ReplicaSpec) -> int:
 
 async def _construct(spec: ReplicaSpec, keys: Keys, registry: Registry) -> tuple[Replica, Servable]:
     settings, record = spec.settings, spec.record
-    codec = Codec(settings.secret_key)
+    codec = Codec(settings.keyring)
     plane = LoopPlane(settings, keys, codec, _Catalog(record, registry).find)
     await plane.open()
     current.install(plane, replica=True)
@@ -112,7 +112,7 @@ def _load_code(spec: ReplicaSpec, registry: Registry) -> DeploymentCode:
     target = spec.target or spec.record.target
     if not target:
         data = registry.code(spec.record.name, spec.record.version)
-        return unpack_code(data, spec.settings.secret_key, spec.deployment)
+        return unpack_code(data, spec.settings.keyring, spec.deployment)
     code = import_code(target, spec.record.name)
     if spec.deployment not in code:
         raise QserveException(f"{target} has no deployment {spec.deployment!r}; it has: {', '.join(code)}")

@@ -64,7 +64,8 @@ class Ending:
             else:
                 self._on_reply(work, reply)
 
-        self._plane.post(work.commit_command(self._keys, conclusion, self._plane.epoch.current()), on_reply)
+        plane = self._plane
+        plane.post(work.commit_command(self._keys, conclusion, plane.epoch.current(), plane.seal), on_reply)
 
     def fail(self, work: Work, error: BaseException) -> None:
         """End a call whose code raised: it is tried again, or its request fails."""
@@ -84,13 +85,13 @@ class Ending:
         Crash before this is sent: the call is pending and runs again elsewhere. Crash after: it is a dead letter.
         """
         failure = self._describe(work, error, f"is a dead letter ({why})")
-        self._send(work, work.bury_command(self._keys, why, failure, self._name))
+        self._send(work, work.bury_command(self._keys, why, failure, self._name, self._plane.seal))
 
     def bury_unread(self, delivery: Delivery, error: Exception) -> None:
         """Keep a delivery of which nobody can tell whose it is; see ``bury``."""
         log.error("a message of queue %s cannot be read and is a dead letter now: %s", self._stream, error)
         failure = Failure.of(PayloadError(f"a message of {self._deployment!r} cannot be read: {error}"))
-        command = bury_unread(self._keys, delivery, failure, self._name)
+        command = bury_unread(self._keys, delivery, failure, self._name, self._plane.seal)
         self._plane.post(command, lambda reply: delivery.channel.qos.settle(delivery.delivery_tag))
 
     def _describe(self, work: Work, error: BaseException, what: str) -> Failure:

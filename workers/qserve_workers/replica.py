@@ -102,7 +102,7 @@ class Replica:
         """Take a delivery: run it, or end its request when it cannot or must not run any more."""
         fields = delivery.fields
         try:
-            work = Work.of(delivery)
+            work = Work.of(delivery, self.plane.seal)
         except Exception as error:
             self._ending.bury_unread(delivery, error)
             return
@@ -145,7 +145,7 @@ class Replica:
     def _open(self, work: Work) -> bool:
         """Decode a call; one that cannot be read is a dead letter. Answers whether it may run."""
         try:
-            work.call = self._stepper.open(work.header, work.step, work.values())
+            work.call = self._stepper.open(work.header, work.step, work.values(self.plane.seal))
         except Exception as error:
             self._ending.bury(work, "unreadable", error)
             return False

@@ -17,6 +17,7 @@ from qserve.items import WINDOW
 from qserve.keys import Keys
 from qserve.plane import functions
 from qserve.plane.loop import LoopPlane
+from qserve.plane.sealing import item_context
 from qserve.wire.envelope import Answer, Header
 
 _LOOK_S = 0.01
@@ -67,7 +68,8 @@ class Emitter:
             if not future.done():
                 future.set_result(reply)
 
-        self._plane.post(functions.emit(self._request, self._request_id, number, payload), on_reply)
+        sealed = self._plane.seal.seal(item_context(self._request_id, number), payload)
+        self._plane.post(functions.emit(self._request, self._request_id, number, sealed), on_reply)
         reply = await future
         if isinstance(reply, BrokerError):
             raise reply

@@ -4,17 +4,11 @@ from __future__ import annotations
 
 from redis import Redis
 
-from qserve.exceptions import AppNotFound, ReplicaLost
 from qserve.keys import Keys
 from qserve.plane import upkeep
 from qserve.plane.connection import broker_errors
+from qserve.plane.sealing import DEATH_LIMIT, DELETED, LOST
 from qserve.registry import ApplicationRecord
-from qserve.wire.failure import Failure
-
-DEATH_LIMIT = 3
-"""Deaths of a call's replica (the later ones while it ran alone) after which the call fails."""
-_LOST = Failure.of(ReplicaLost(f"its replica died {DEATH_LIMIT} times while running this call")).encode()
-_DELETED = Failure.of(AppNotFound("the application was deleted before this call was finished")).encode()
 
 
 class Takeover:
@@ -35,7 +29,7 @@ class Takeover:
         for source in (stream, personal):
             while True:
                 with broker_errors():
-                    command = upkeep.reclaim(source, consumer, DEATH_LIMIT, _LOST, prefix, to=stream)
+                    command = upkeep.reclaim(source, consumer, DEATH_LIMIT, LOST, prefix, to=stream)
                     moved = int(self._client.execute_command(*command))
                 total += moved
                 if moved < 1000:
@@ -61,5 +55,5 @@ class Takeover:
                 streams.append(self._keys.delayed_of(stream))
                 held = self._client.hgetall(self._keys.models_of(stream))
                 streams += [own.decode() for field, own in held.items() if field.startswith(b"s:")]
-            command = upkeep.retire(streams, force, _DELETED, self._keys.request(""))
+            command = upkeep.retire(streams, force, DELETED, self._keys.request(""))
             return int(self._client.execute_command(*command)) == 1

@@ -69,7 +69,8 @@ class TimeLimit:
         deployment = self._replica.deployment
         text = f"{deployment}.{method} ran longer than max_execution_s={self._limit_s:g} and was stopped"
         failure = Failure.of(TimeLimitExceeded(text)).encode()
-        command = work.commit_command(self._keys, Conclusion("f", failure), self._replica.plane.epoch.current())
+        plane = self._replica.plane
+        command = work.commit_command(self._keys, Conclusion("f", failure), plane.epoch.current(), plane.seal)
         with broker_errors():
             self._client.execute_command(*command)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import time
 from dataclasses import dataclass
 
@@ -13,9 +12,11 @@ from qserve.keys import DELAYED_TTL_MS, Keys
 from qserve.plane import functions
 from qserve.plane.functions import Epoch
 from qserve.plane.library import Command
+from qserve.plane.sealing import open_header, open_values, seal_end, seal_moves
 from qserve.plane.transport import Delivery
 from qserve.wire.envelope import REQUEST_ID_CHARS, Header
 from qserve.wire.failure import Failure
+from qserve.wire.signing import Seal
 
 HISTORY_CHARS = 200
 """How much of an error's text goes into the history of its call."""
@@ -40,31 +41,31 @@ class Work:
     task: asyncio.Task[None] | None = None
 
     @classmethod
-    def of(cls, delivery: Delivery) -> Work:
+    def of(cls, delivery: Delivery, seal: Seal) -> Work:
         """Read a delivery.
 
         Raises:
-          Exception: Fields are missing or cannot be read.
+          Exception: Fields are missing, cannot be read, or were not sealed by one of us.
         """
         fields = delivery.fields
-        return cls(delivery, Header.decode(fields[b"h"]), fields[b"s"].decode(), began=time.monotonic())
+        return cls(delivery, open_header(seal, fields[b"h"]), fields[b"s"].decode(), began=time.monotonic())
 
-    def values(self) -> list[bytes]:
-        """The values of its slots, encoded."""
+    def values(self, seal: Seal) -> list[bytes]:
+        """The values of its slots, encoded; PayloadError when one was not sealed for this call."""
         fields = self.delivery.fields
         values = []
         for slot in _SLOTS:
             if slot not in fields:
                 break
             values.append(fields[slot])
-        return values
+        return open_values(seal, self.delivery.delivery_tag.stream, self.header, self.step, values)
 
     def context(self) -> RequestContext:
         """What user code may know of the request."""
         header = self.header
         return RequestContext(header.trace_id, header.route, header.app, header.model_id, header.deadline_ms)
 
-    def commit_command(self, keys: Keys, conclusion: Conclusion, epoch: Epoch) -> Command:
+    def commit_command(self, keys: Keys, conclusion: Conclusion, epoch: Epoch, seal: Seal) -> Command:
         """What ends this call at the broker."""
         tag, request_id = self.delivery.delivery_tag, self.header.request_id
         return functions.commit(
@@ -75,9 +76,9 @@ class Work:
             epoch,
             tag.entry_id.decode(),
             self.step,
-            conclusion.moves,
+            seal_moves(seal, request_id, conclusion.moves),
             conclusion.state,
-            conclusion.payload,
+            seal_end(seal, request_id, conclusion.state, conclusion.payload),
         )
 
     def tries(self) -> int:
@@ -95,19 +96,25 @@ class Work:
             tag.stream, request, delayed, tag.entry_id, wait_ms, tries, DELAYED_TTL_MS, replica, _said(error)
         )
 
-    def bury_command(self, keys: Keys, why: str, failure: Failure, replica: str) -> Command:
+    def bury_command(self, keys: Keys, why: str, failure: Failure, replica: str, seal: Seal) -> Command:
         """What ends this call as a dead letter."""
         tag, request_id = self.delivery.delivery_tag, self.header.request_id
         request, said = keys.request(request_id), f"{failure.type}: {failure.message}"[:HISTORY_CHARS]
-        return functions.bury(tag.stream, request, tag.entry_id, request_id, why, failure.encode(), replica, said)
+        told = seal_end(seal, request_id, "f", failure.encode())
+        return functions.bury(tag.stream, request, tag.entry_id, request_id, why, told, replica, said)
 
 
-def bury_unread(keys: Keys, delivery: Delivery, failure: Failure, replica: str) -> Command:
-    """What ends a delivery of which nobody can tell whose it is; it gets an id of its own among the dead letters."""
+def bury_unread(keys: Keys, delivery: Delivery, failure: Failure, replica: str, seal: Seal) -> Command:
+    """What ends a delivery that cannot be read.
+
+    Whose it is, only its first bytes say; where they name no open request, it gets an id of its own among the dead
+    letters.
+    """
     tag = delivery.delivery_tag
-    made_up = hashlib.sha256(tag.stream.encode() + tag.entry_id).hexdigest()[:REQUEST_ID_CHARS]
+    claimed = delivery.fields.get(b"h", b"")[:REQUEST_ID_CHARS].decode("latin-1")
+    told = seal_end(seal, claimed, "f", failure.encode())
     return functions.bury(
-        tag.stream, keys.request(made_up), tag.entry_id, made_up, "unreadable", failure.encode(), replica,
+        tag.stream, keys.request(claimed), tag.entry_id, claimed, "unreadable", told, replica,
         failure.message[:HISTORY_CHARS], known=False,
     )  # fmt: skip
 

@@ -18,6 +18,11 @@ local function dead_index(request)
   return string.match(request, '^.-}:') .. 'dead'
 end
 
+-- the id of a dead letter of which nobody knows whose it is
+local function made_up_id(stream, entry)
+  return string.sub(redis.sha1hex(stream .. entry), 1, ID_CHARS)
+end
+
 -- keep a call with a dead letter
 local function hold(dead, stream, step, fields)
   local number = redis.call('HINCRBY', dead, '!n', 1)
@@ -70,16 +75,19 @@ end
 
 -- bury: end a delivery that is not worth another try, or that cannot be read, as a dead letter.
 -- KEYS  own stream, request   ARGV  entry id, request id, why, failure payload, replica, what happened,
---       1 when the message told whose call it is
+--       1 when the message told whose call it is; otherwise the id is what its first bytes claim
 -- Returns OK, or STALE when the delivery was committed or handed over before.
 local function bury(keys, argv)
   local found = redis.call('XRANGE', keys[1], argv[1], argv[1])[1]
   if redis.call('XACK', keys[1], GROUP, argv[1]) == 0 then return 'STALE' end
   redis.call('XDEL', keys[1], argv[1])
-  if found then
-    local log = history(found[2], argv[5], argv[6])
-    bury_call(keys[2], argv[2], keys[1], found[2], argv[3], argv[4], log, argv[7] == '1')
+  if not found then return 'OK' end
+  local request, id, known = keys[2], argv[2], argv[7] == '1'
+  if not known and (not id_of(id) or redis.call('HGET', request, 'st') ~= 'o') then
+    id = made_up_id(keys[1], argv[1])
+    request = string.gsub(dead_index(keys[1]), 'dead$', 'r:') .. id
   end
+  bury_call(request, id, keys[1], found[2], argv[3], argv[4], history(found[2], argv[5], argv[6]), known)
   return 'OK'
 end
 

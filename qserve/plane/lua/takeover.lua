@@ -34,7 +34,7 @@ local function reclaim(keys, argv)
         move(keys[2], with(found[2], { x = deaths, y = log }), prefix)
       else
         local known = id_of(call.h)
-        local id = known or string.sub(redis.sha1hex(stream .. entry[1]), 1, ID_CHARS)
+        local id = known or made_up_id(stream, entry[1])
         bury_call(prefix .. id, id, keys[2], found[2], 'deaths', argv[3], log, known ~= nil)
       end
     end
