@@ -199,7 +199,7 @@ def status() -> ServeStatus:
       BrokerUnavailable: Nothing runs here and no broker is named.
     """
     plane = _client()
-    return read_status(plane.client, plane.keys)
+    return read_status(plane.client, plane.keys, plane.seal)
 
 
 def get_app_handle(name: str = "default") -> DeploymentHandle:

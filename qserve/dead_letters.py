@@ -135,7 +135,7 @@ class DeadLetters:
         header = letter.header
         if header is None:
             raise DeadLetterError(f"dead letter {request_id} cannot be replayed: its message cannot be read")
-        registry = Registry(self._client, self._keys)
+        registry = Registry(self._client, self._keys, self._seal)
         try:
             record = registry.get(header.app)
         except AppNotFound as error:

@@ -17,6 +17,7 @@ from qserve.graph.plan import Plan
 from qserve.keys import CHANGES_KEPT, RETIRED_TTL_MS, Keys
 from qserve.plane.connection import broker_errors, create_group
 from qserve.wire.plan import Template, load_plan
+from qserve.wire.signing import Seal
 
 NO_CHANGE = "0-0"
 """The newest change of a registry in which nothing was ever registered."""
@@ -133,11 +134,13 @@ class Registry:
     Parameters:
       client: A connection to the broker.
       keys: The installation's key names.
+      seal: Records are sealed: they name the modules that replicas import.
     """
 
-    def __init__(self, client: Redis, keys: Keys) -> None:
+    def __init__(self, client: Redis, keys: Keys, seal: Seal) -> None:
         self._client = client
         self._keys = keys
+        self._seal = seal
 
     def stage(self, record: ApplicationRecord, code: bytes = b"") -> str:
         """Register a version that is to be started; answers the change's id."""
@@ -147,7 +150,7 @@ class Registry:
             pipe = self._client.pipeline(transaction=True)
             if code:
                 pipe.set(keys.code(record.name, record.version), code)
-            pipe.hset(keys.application(record.name), "next", record.encode())
+            pipe.hset(keys.application(record.name), "next", self._sealed(record))
             pipe.hset(keys.applications, record.name, record.version)
             return self._announce(pipe, record.name)
 
@@ -172,7 +175,7 @@ class Registry:
             pipe = self._client.pipeline(transaction=True)
             if code:
                 pipe.set(keys.code(record.name, record.version), code, nx=True)
-            pipe.hsetnx(keys.application(record.name), "active", record.encode())
+            pipe.hsetnx(keys.application(record.name), "active", self._sealed(record))
             pipe.hsetnx(keys.applications, record.name, record.version)
             pipe.execute()
             # the epoch last: what it lets in finds queues and application
@@ -187,7 +190,7 @@ class Registry:
         retired = self.find(record.name)
         with broker_errors():
             pipe = self._client.pipeline(transaction=True)
-            pipe.hset(self._keys.application(record.name), "active", record.encode())
+            pipe.hset(self._keys.application(record.name), "active", self._sealed(record))
             pipe.hdel(self._keys.application(record.name), "next")
             if retired is not None and retired.version != record.version:
                 self._retire(pipe, retired)
@@ -224,11 +227,17 @@ class Registry:
         pipe.xadd(self._keys.changes, {"app": app}, maxlen=CHANGES_KEPT, approximate=False)
         return pipe.execute()[-1].decode()  # type: ignore[no-any-return]
 
+    def _sealed(self, record: ApplicationRecord) -> bytes:
+        return self._seal.seal(b"application|" + record.name.encode(), record.encode())
+
+    def _opened(self, app: str, data: bytes) -> ApplicationRecord:
+        return ApplicationRecord.decode(self._seal.open(b"application|" + app.encode(), data))
+
     def find(self, app: str) -> ApplicationRecord | None:
         """The active version of an application; None when there is none."""
         with broker_errors():
             data: Any = self._client.hget(self._keys.application(app), "active")
-        return None if data is None else ApplicationRecord.decode(data)
+        return None if data is None else self._opened(app, data)
 
     def get(self, app: str) -> ApplicationRecord:
         """The active version of an application.
@@ -259,7 +268,7 @@ class Registry:
         """The active and the staged version of an application, as far as there are any."""
         with broker_errors():
             found: Any = self._client.hmget(self._keys.application(app), "active", "next")
-        return [ApplicationRecord.decode(data) for data in found if data is not None]
+        return [self._opened(app, data) for data in found if data is not None]
 
     def code(self, app: str, version: str) -> bytes:
         """The signed code that travels with a version; empty when replicas import it."""

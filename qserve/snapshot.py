@@ -11,6 +11,7 @@ from redis import Redis
 from qserve.keys import Keys
 from qserve.pool import FAILED, RUNNING, Pool, ReplicaStatus
 from qserve.registry import ApplicationRecord, Registry
+from qserve.wire.signing import Seal
 
 
 @dataclass(frozen=True)
@@ -52,13 +53,13 @@ class ServeStatus:
     applications: dict[str, ApplicationStatus] = field(default_factory=dict)
 
 
-def read_status(client: Redis, keys: Keys) -> ServeStatus:
+def read_status(client: Redis, keys: Keys, seal: Seal) -> ServeStatus:
     """Read the state of every application.
 
     Raises:
       BrokerUnavailable: The broker does not answer.
     """
-    registry = Registry(client, keys)
+    registry = Registry(client, keys, seal)
     found: dict[str, ApplicationStatus] = {}
     for name in sorted(registry.names()):
         versions = registry.versions(name)

@@ -22,6 +22,7 @@ from qserve.settings import Settings
 from qserve.target import load_target
 from qserve.tracebacks import user_traceback
 from qserve.wire.codec import Codec
+from qserve.wire.signing import Seal
 
 _BROKER_FOR_S = 10.0
 
@@ -73,7 +74,8 @@ def deploy(
         )
         client = connect(settings.broker_url)
         _wait_for_broker(client)
-        registry, keys = Registry(client, Keys(settings.namespace)), Keys(settings.namespace)
+        keys = Keys(settings.namespace)
+        registry = Registry(client, keys, Seal(settings.keyring))
         roll_out(registry, Pool(client, keys, name), record, timeout_s=timeout_s, on_progress=_show)
     except (QserveException, ValueError) as error:
         raise click.ClickException(str(error)) from error

@@ -16,6 +16,7 @@ from qserve.launch import Launch
 from qserve.process import Child
 from qserve.registry import Registry
 from qserve.settings import DEFAULT_HOST, DEFAULT_PORT, Settings
+from qserve.wire.signing import Seal
 
 _LOOK_S = 0.2
 
@@ -85,7 +86,7 @@ def run(
         with interrupts.held():
             deploying = _start_deploy(launch, target, name, route_prefix, app_dir)
         _finish_deploy(launch, deploying, interrupts)
-        prefix = Registry(launch.client, launch.keys).get(name).route_prefix
+        prefix = Registry(launch.client, launch.keys, Seal(launch.settings.keyring)).get(name).route_prefix
         click.echo(f"qserve: ready in {time.monotonic() - began:.1f} s: {launch.url}{prefix or ''}  (Ctrl-C stops it)")
         while True:
             launch.check()
@@ -118,7 +119,7 @@ def _finish_deploy(launch: Launch, child: Child, interrupts: Interrupts) -> None
     if code != 0:
         launch.stop()
         sys.exit(1)  # it has said why
-    launch.wait_for_gateway(Registry(launch.client, launch.keys).last_change())
+    launch.wait_for_gateway(Registry(launch.client, launch.keys, Seal(launch.settings.keyring)).last_change())
 
 
 class Interrupts:

@@ -12,6 +12,7 @@ from qserve.keys import Keys
 from qserve.plane.connection import connect
 from qserve.settings import Settings
 from qserve.snapshot import ServeStatus, read_status
+from qserve.wire.signing import Seal
 
 
 @click.command()
@@ -23,7 +24,7 @@ def status(broker: str | None, as_json: bool) -> None:
         settings = Settings.from_env(broker_url=broker)
         if settings.broker_url is None:
             raise QserveException("no broker is named: give --broker URL or set QSERVE_BROKER_URL")
-        found = read_status(connect(settings.broker_url), Keys(settings.namespace))
+        found = read_status(connect(settings.broker_url), Keys(settings.namespace), Seal(settings.keyring))
     except QserveException as error:
         raise click.ClickException(str(error)) from error
     if as_json:

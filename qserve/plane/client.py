@@ -51,7 +51,7 @@ class ClientPlane(Submitter):
             settings, keys, Codec(settings.keyring), keys.mailbox(process_name()), lambda app: self.application(app)
         )
         self.client = connect(settings.broker_url)
-        self.registry = Registry(self.client, self.keys)
+        self.registry = Registry(self.client, self.keys, self.seal)
         self._catalog: dict[str, tuple[float, ApplicationRecord]] = {}
         self._looked_at = 0.0
         self._outbox: SimpleQueue[_Sending | None] = SimpleQueue()

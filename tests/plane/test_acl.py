@@ -14,6 +14,7 @@ from typing import Any
 import msgpack
 import pytest
 import redis
+from desk import SEAL
 from processes import Process, Site, free_port, is_open, new_site, wait_until
 from redis.exceptions import NoPermissionError
 
@@ -207,15 +208,15 @@ def test_a_request_goes_its_whole_way_with_each_role_doing_its_part(as_role: dic
     one, two = app.stream(keys, "One"), app.stream(keys, "Two")
 
     deployer.set(*EPOCH)
-    Registry(deployer, keys).stage(app, b"signed code")
-    assert Registry(worker, keys).versions("app") == [app]
-    assert Registry(worker, keys).code("app", "v") == b"signed code"
+    Registry(deployer, keys, SEAL).stage(app, b"signed code")
+    assert Registry(worker, keys, SEAL).versions("app") == [app]
+    assert Registry(worker, keys, SEAL).code("app", "v") == b"signed code"
     Pool(worker, keys, "app").report(ReplicaStatus("replica", "One", "v", RUNNING))
     assert [one.name for one in Pool(deployer, keys, "app").replicas()] == ["replica"]
-    change = Registry(deployer, keys).promote(app)
-    assert Registry(gateway, keys).last_change() == change
-    assert Registry(gateway, keys).wait_for_change("0-0", 1) == change
-    assert Registry(gateway, keys).get("app") == app
+    change = Registry(deployer, keys, SEAL).promote(app)
+    assert Registry(gateway, keys, SEAL).last_change() == change
+    assert Registry(gateway, keys, SEAL).wait_for_change("0-0", 1) == change
+    assert Registry(gateway, keys, SEAL).get("app") == app
 
     moves: list[Any] = [Start(one, "0", [b"x"])]
     assert gateway.execute_command(*submit(keys, A, moves)) == b"OK"
@@ -250,8 +251,8 @@ def _end(as_role: dict[str, redis.Redis], keys: Keys, app: ApplicationRecord) ->
     assert worker.execute_command(*upkeep.retire([one, two], False, b"gone", keys.request(""))) == 1
     create_group(worker, one)
     assert worker.xinfo_consumers(one, GROUP) == []
-    Registry(deployer, keys).delete("app")
-    assert Registry(gateway, keys).names() == []
+    Registry(deployer, keys, SEAL).delete("app")
+    assert Registry(gateway, keys, SEAL).names() == []
 
 
 @pytest.mark.slow

@@ -33,7 +33,7 @@ def deployed(client: redis.Redis, keys: Keys) -> ApplicationRecord:
 
 def deploy(client: redis.Redis, keys: Keys, version: str, names: tuple[str, ...] = ("one", "two")) -> ApplicationRecord:
     record = ApplicationRecord("app", version, "one", deployments={name: DeploymentRecord(name) for name in names})
-    registry = Registry(client, keys)
+    registry = Registry(client, keys, SEAL)
     registry.stage(record)
     registry.promote(record)
     return record
@@ -167,7 +167,7 @@ def test_a_replay_that_cannot_be_is_refused_and_leaves_the_letter(
     deploy(client, keys, "w", ("other", "two"))
     with pytest.raises(DeadLetterError, match="no deployment 'one' any more"):
         letters.replay(A)
-    Registry(client, keys).delete("app")
+    Registry(client, keys, SEAL).delete("app")
     with pytest.raises(DeadLetterError, match="deploy it first"):
         letters.replay(A)
 

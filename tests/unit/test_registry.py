@@ -14,6 +14,7 @@ from qserve.pool import FAILED, RUNNING, Pool, ReplicaStatus
 from qserve.registry import ApplicationRecord, DeploymentRecord, DriverRecord, Registry
 from qserve.wire.codec import Codec
 from qserve.wire.plan import dump_plan
+from qserve.wire.signing import Keyring, Seal
 
 CODEC = Codec()
 PLAN = Plan(
@@ -33,7 +34,7 @@ RECORD = ApplicationRecord(
 
 @pytest.fixture
 def registry() -> Registry:
-    return Registry(fakeredis.FakeRedis(), Keys("test"))
+    return Registry(fakeredis.FakeRedis(), Keys("test"), Seal(Keyring()))
 
 
 def test_a_record_arrives_as_it_was_written() -> None:

@@ -29,6 +29,7 @@ from qserve.process import die_with_parent
 from qserve.registry import ApplicationRecord, Registry
 from qserve.tracebacks import user_traceback
 from qserve.wire.codec import Codec
+from qserve.wire.signing import Seal
 from qserve_workers.app import make_celery
 from qserve_workers.life import UNHEALTHY_EXIT, Life, report
 from qserve_workers.pool import ReplicaPool
@@ -59,7 +60,7 @@ def run_replica(spec: ReplicaSpec) -> int:
     assert spec.settings.broker_url is not None
     keys = Keys(spec.settings.namespace)
     client = connect(spec.settings.broker_url)
-    reports, registry = Pool(client, keys, spec.record.name), Registry(client, keys)
+    reports, registry = Pool(client, keys, spec.record.name), Registry(client, keys, Seal(spec.settings.keyring))
     loop = asyncio.new_event_loop()
     asyncio.set_event_loop(loop)
     try:

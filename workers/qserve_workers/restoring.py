@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from redis import Redis
 
-from qserve.exceptions import BrokerError
+from qserve.exceptions import BrokerError, PayloadError
 from qserve.log import get_logger
 from qserve.plane.connection import load_functions
 from qserve.registry import ApplicationRecord, Registry
@@ -30,7 +30,10 @@ class Restorer:
         """Take in the applications as they are registered now, with the code of those whose code travels."""
         known = {}
         for name in names:
-            record = self._registry.find(name)
+            try:
+                record = self._registry.find(name)
+            except PayloadError:  # not by one of us: nothing to bring back
+                continue
             if record is None:
                 continue
             before = self._known.get(name)

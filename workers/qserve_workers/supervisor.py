@@ -10,13 +10,14 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from qserve.exceptions import BrokerError
+from qserve.exceptions import BrokerError, PayloadError
 from qserve.keys import GROUP, Keys
 from qserve.log import get_logger
 from qserve.plane.connection import broker_errors, connect, create_group, load_functions
 from qserve.pool import FAILED, RUNNING, Pool, ReplicaStatus
 from qserve.registry import NO_CHANGE, ApplicationRecord, Registry
 from qserve.settings import Settings
+from qserve.wire.signing import Seal
 from qserve_workers.boot import run_replica
 from qserve_workers.restoring import Restorer
 from qserve_workers.spec import ReplicaSpec
@@ -63,7 +64,7 @@ class Supervisor:
         assert self.settings.broker_url is not None
         self._keys = Keys(self.settings.namespace)
         self._client = connect(self.settings.broker_url)
-        self._registry = Registry(self._client, self._keys)
+        self._registry = Registry(self._client, self._keys, Seal(self.settings.keyring))
         self._takeover = Takeover(self._client, self._keys)
         self._restorer = Restorer(self._client, self._registry)
         self._records: dict[tuple[str, str], ApplicationRecord] = {}
@@ -123,7 +124,7 @@ class Supervisor:
             return
         load_functions(self._client)
         names = self._registry.names() if self.scope.app is None else [self.scope.app]
-        records = [record for name in names for record in self._registry.versions(name)]
+        records = [record for name in names for record in self._versions(name)]
         self._records = {(record.name, record.version): record for record in records}
         self._restorer.remember(names)
         self._announce_configs()
@@ -132,6 +133,13 @@ class Supervisor:
                 known = ", ".join(record.deployments)
                 log.error("application %r has no deployment %r; it has: %s", record.name, self.scope.deployment, known)
         self._change = newest
+
+    def _versions(self, app: str) -> list[ApplicationRecord]:
+        try:
+            return self._registry.versions(app)
+        except PayloadError as error:
+            log.error("application %r is not run: %s", app, error)
+            return []
 
     def _announce_configs(self) -> None:
         """Have replicas whose user_config has changed read it: the same version goes on with other settings."""
