@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from gunicorn.app.base import BaseApplication
+from gunicorn.glogging import Logger
 
 from qserve.doctor import check_address
 from qserve.exceptions import BrokerError
@@ -32,6 +33,16 @@ def drop_ambiguous_headers(worker: Any, request: Any) -> None:
     own header for the model is spelt with underscores, so that one stays.
     """
     request.headers = [header for header in request.headers if "_" not in header[0] or header[0] == _MODEL_HEADER]
+
+
+class OneLog(Logger):  # type: ignore[misc]
+    """gunicorn's log through ours: its own handlers would write what clients send in a form of their own."""
+
+    def setup(self, cfg: Any) -> None:
+        """Called by gunicorn with its settings."""
+        super().setup(cfg)
+        self.error_log.handlers.clear()
+        self.error_log.propagate = True
 
 
 class Server(BaseApplication):  # type: ignore[misc]
@@ -59,6 +70,7 @@ class Server(BaseApplication):  # type: ignore[misc]
             "worker_class": "gevent",
             "graceful_timeout": GRACE_S,
             "loglevel": "warning",
+            "logger_class": OneLog,
             "control_socket_disable": True,
             "proc_name": "qserve-gateway",
             # "dangerous" only hands names with underscores on to the hook, which drops all but one
@@ -75,7 +87,6 @@ class Server(BaseApplication):  # type: ignore[misc]
 
     def load(self) -> Gateway:
         """Called by gunicorn in each worker, after the fork: the application."""
-        log_to_terminal("gateway")
         access_log.setLevel(logging.INFO if self._log_requests else logging.WARNING)
         return create_app(self._settings)
 
@@ -101,6 +112,7 @@ def serve(settings: Settings, host: str, port: int, workers: int = 1, log_reques
         reason = error.strerror or str(error)
         print(f"qserve gateway: cannot listen on {host}:{port}: {reason}", file=sys.stderr)
         sys.exit(1)
+    log_to_terminal("gateway", settings)
     # collections in the workers would copy the pages that they share with this process
     gc.collect()
     gc.freeze()
