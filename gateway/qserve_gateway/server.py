@@ -14,7 +14,7 @@ from gunicorn.app.base import BaseApplication
 from gunicorn.glogging import Logger
 
 from qserve.doctor import check_address
-from qserve.exceptions import BrokerError
+from qserve.exceptions import QserveException
 from qserve.log import log_to_terminal
 from qserve.process import die_with_parent_if_asked
 from qserve.settings import Settings
@@ -105,7 +105,7 @@ def serve(settings: Settings, host: str, port: int, workers: int = 1, log_reques
     try:
         check_address(settings)  # the rest of the checks waits until the broker answers
         listener = _bind(host, port)
-    except BrokerError as error:
+    except QserveException as error:
         print(f"qserve gateway: {error}", file=sys.stderr)
         sys.exit(1)
     except OSError as error:
