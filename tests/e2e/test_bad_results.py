@@ -209,3 +209,28 @@ def test_a_result_that_http_cannot_have_is_500_by_code(worst: Any, started: Star
 def test_a_result_whose_own_code_exits_ends_its_call_and_not_its_replica(worst: Any) -> None:
     with pytest.raises(TaskError):
         qserve.get(worst.options(method_name="give_what_exits").remote(), timeout=20)
+
+
+@pytest.mark.parametrize("kind", [SystemExit, KeyboardInterrupt, RuntimeError])
+def test_user_code_beside_calls_cannot_end_a_replica_by_what_it_raises(kind: type[BaseException]) -> None:
+    @qserve.deployment(health_check_period_s=0.05, user_config={"fail": False})
+    class Shaky:
+        checks = 0
+
+        def reconfigure(self, config: dict[str, bool]) -> None:
+            if config["fail"]:
+                raise kind
+
+        async def check_health(self) -> None:
+            self.checks += 1
+            if self.checks % 2:
+                raise kind
+
+        def __call__(self) -> tuple[int, int]:
+            return os.getpid(), self.checks
+
+    handle = qserve.run(Shaky.bind(), name="shaky", route_prefix=None)
+    pid, checks = qserve.get(handle.remote(), timeout=20)
+    wait_until(lambda: qserve.get(handle.remote(), timeout=20)[1] >= checks + 4, description="four checks have failed")
+    assert qserve.get(handle.remote(), timeout=20)[0] == pid
+    qserve.delete("shaky")

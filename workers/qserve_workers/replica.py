@@ -137,7 +137,7 @@ class Replica:
                 work.task = self._spawn(self._run_async(work, method, args))
             else:
                 self._run_sync(work, method, args)
-        except Exception as error:
+        except BaseException as error:  # arguments that are unpickled run code of their own
             self._ending.fail(work, error)
         finally:
             request_context.reset(token)
