@@ -8,6 +8,7 @@ import os
 import re
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -76,10 +77,8 @@ class Place:
 
 def _parent(pid: int) -> bool:
     """Whether a gateway's process is one that serves, and not the one that looks after it."""
-    with open(f"/proc/{pid}/stat") as file:
-        parent = int(file.read().rpartition(")")[2].split()[1])
-    with open(f"/proc/{parent}/cmdline") as file:
-        return "qserve_gateway" in file.read()
+    parent = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1]
+    return "qserve_gateway" in Path(f"/proc/{parent}/cmdline").read_text()
 
 
 @pytest.fixture(scope="module", params=["text", "json"])
