@@ -90,7 +90,7 @@ def parse(payload: bytes) -> Rendered:
     try:
         return Rendered(*msgpack.unpackb(payload))
     except Exception as error:
-        raise PayloadError(f"{len(payload)} bytes are no HTTP response: {error!r}") from error
+        raise PayloadError(f"{len(payload)} bytes are no HTTP response: {type(error).__name__}") from error
 
 
 def to_json(value: Any, encoder: json.JSONEncoder = _compact) -> bytes:

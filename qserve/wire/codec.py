@@ -191,7 +191,7 @@ class Codec:
         except PayloadError:
             raise
         except Exception as error:
-            raise PayloadError(f"{len(data)} bytes cannot be decoded: {error!r}") from error
+            raise PayloadError(f"{len(data)} bytes cannot be decoded: {type(error).__name__}") from error
 
     def _extension(self, code: int, data: bytes) -> Any:
         if code == PICKLE:

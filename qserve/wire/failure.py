@@ -63,7 +63,7 @@ class Failure:
             module, kind, message, trace, deployment, args, attributes, is_answer = msgpack.unpackb(data)
             return cls(module, kind, message, trace, deployment, tuple(args), dict(attributes), is_answer)
         except Exception as error:
-            raise PayloadError(f"{len(data)} bytes are no failure: {error!r}") from error
+            raise PayloadError(f"{len(data)} bytes are no failure: {type(error).__name__}") from error
 
     @classmethod
     def of(cls, error: BaseException, deployment: str = "") -> Failure:

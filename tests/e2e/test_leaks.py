@@ -15,6 +15,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+import msgpack
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -23,6 +24,7 @@ from processes import Process, Site, free_port, is_alive, is_open, new_site, wai
 from qserve.embedded import EmbeddedBroker, find_server
 from qserve.exceptions import QserveException
 from qserve.plane.connection import connect
+from qserve.wire.envelope import Header
 
 CANARY = "s3cr3t-CANARY-"
 PASSWORD, WRONG, KEY, CLOUD, HEADER, BODY = (
@@ -138,6 +140,7 @@ def said() -> Iterator[dict[str, str]]:
     with new_site() as site:
         stage = Stage(site)
         _serve_and_fail(stage)
+        _poison(stage)
         _inspect(stage)
         _refuse(stage)
         _lose_the_broker(stage)
@@ -167,6 +170,22 @@ def _serve_and_fail(stage: Stage) -> None:
     assert stage.ask("no deadline", "POST", "/shop", headers={"X-Request-Timeout-Seconds": CANARY}) == 400
     assert stage.ask("no path", "POST", "/nowhere") == 404
     assert stage.ask("a query", "GET", f"/shop?token={HEADER}") == 200
+
+
+def _poison(stage: Stage) -> None:
+    """Messages that nobody can read, put into every queue by hand."""
+    whole = Header("a" * 32, "default", None, 2**42).encode()
+    client = connect(stage.environment()["QSERVE_BROKER_URL"])
+    with contextlib.closing(client):
+        queues = [queue for app in ("default", "price") for queue in client.scan_iter(f"{{qserve}}:q:{app}:*")]
+        assert len(queues) == 2
+        for queue in queues:
+            client.xadd(queue, {"h": BODY, "s": "__call__"})
+            client.xadd(queue, {"h": whole + BODY.encode(), "s": "__call__"})
+            client.xadd(queue, {"h": whole, "s": "nobody", "0": msgpack.packb(BODY) + b"\xc1"})
+            client.xadd(queue, {"h": whole, "s": "__call__", "0": msgpack.packb(BODY) + BODY.encode()})
+            client.xadd(queue, {BODY: BODY})
+        wait_until(lambda: not any(map(client.xlen, queues)), description="all are out of the way", timeout_s=20)
 
 
 def _inspect(stage: Stage) -> None:
@@ -231,7 +250,15 @@ def test_what_user_code_raised_is_seen_where_its_error_is_meant_to_be_seen(said:
 @pytest.mark.timeout(180)
 def test_everything_was_looked_at(said: dict[str, str]) -> None:
     logged = said["output of worker"] + said["output of gateway"]
-    for what in ("LookupError", "ZeroDivisionError", "SIGSEGV", "ResultNotSerialisable", "DEBUG", "GET /shop 200"):
+    for what in (
+        "LookupError",
+        "ZeroDivisionError",
+        "SIGSEGV",
+        "ResultNotSerialisable",
+        "cannot be read",
+        "DEBUG",
+        "GET /shop 200",
+    ):
         assert what in logged
     assert "pong" in said["output of celery inspect ping"]
     assert "qserve_gateway" in said["command lines while it serves"]
