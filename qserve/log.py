@@ -14,32 +14,13 @@ import logging
 import sys
 
 from qserve.context import request_context
+from qserve.escapes import one_line, printable
 from qserve.settings import Settings
 from qserve.tracebacks import full_traceback
 
 LINE_LIMIT = 8192
 _TAIL = "… (truncated)"
 _INDENT = "    "
-
-
-# control characters, and those that turn text round or end a line for some readers
-_OBEYED = (
-    range(32),
-    range(127, 160),
-    range(0x61C, 0x61D),
-    range(0x200E, 0x2010),
-    range(0x2028, 0x202F),
-    range(0x2066, 0x206A),
-)
-
-
-def _escapes(kept: str = "") -> dict[int, str]:
-    """What a terminal, an editor or a parser of lines might obey, each with what is written instead."""
-    return {code: repr(chr(code))[1:-1] for codes in _OBEYED for code in codes if chr(code) not in kept}
-
-
-_IN_LINES = _escapes()
-_IN_TRACEBACKS = _escapes(kept="\n\t")
 
 
 def get_logger(name: str) -> logging.Logger:
@@ -63,7 +44,7 @@ class TextFormatter(logging.Formatter):
         request_id = request_context.get().request_id
         where = f"{self.source} {request_id}" if request_id else self.source
         said = f"{self.formatTime(record, '%H:%M:%S')} {record.levelname} [{where}] {_message(record)}"
-        line = _cut(said.translate(_IN_LINES))
+        line = _cut(one_line(said))
         trace = _traceback(record)
         return f"{line}\n{_indented(trace)}" if trace else line
 
@@ -128,7 +109,7 @@ def _traceback(record: logging.LogRecord) -> str:
 
 
 def _indented(trace: str) -> str:
-    return "\n".join(f"{_INDENT}{line}" for line in trace.translate(_IN_TRACEBACKS).splitlines())
+    return "\n".join(f"{_INDENT}{line}" for line in printable(trace).splitlines())
 
 
 def _cut(text: str) -> str:

@@ -27,11 +27,11 @@ from qserve.plane.connection import connect
 from qserve.wire.envelope import Header
 
 CANARY = "s3cr3t-CANARY-"
-PASSWORD, WRONG, KEY, CLOUD, HEADER, BODY = (
-    CANARY + name for name in ("password", "wrong", "key", "cloud", "header", "body")
+PASSWORD, WRONG, KEY, OLD_KEY, CLOUD, HEADER, BODY = (
+    CANARY + name for name in ("password", "wrong", "key", "old-key", "cloud", "header", "body")
 )
 RAISED, BUILT = CANARY + "raised", CANARY + "built"
-NOWHERE = (PASSWORD, WRONG, KEY, CLOUD, HEADER, BODY)
+NOWHERE = (PASSWORD, WRONG, KEY, OLD_KEY, CLOUD, HEADER, BODY)
 
 APP = """
 import ctypes
@@ -97,6 +97,7 @@ class Stage:
         return {
             "QSERVE_BROKER_URL": f"redis://:{password}@127.0.0.1:{self._broker_port}/0",
             "QSERVE_SECRET_KEY": KEY,
+            "QSERVE_ACCEPTED_KEYS": OLD_KEY,
             "AWS_SECRET_ACCESS_KEY": CLOUD,
             "QSERVE_LOG_LEVEL": "debug",
             "QSERVE_ACCESS_LOG": "1",
@@ -192,6 +193,7 @@ def _inspect(stage: Stage) -> None:
     assert stage.ask("routes", "GET", "/-/routes") == 200
     assert stage.ask("health", "GET", "/-/healthz") == 200
     running = [stage.start(" ".join(command), *command) for command in (["status"], ["status", "--json"])]
+    running += [stage.start(" ".join(command), *command) for command in (["dlq", "list"], ["dlq", "list", "--json"])]
     for form in ("dot", "mermaid", "svg", "json"):
         running.append(stage.start(f"picture as {form}", "graph", "shop:priced", "--format", form))
     for process in running:
@@ -229,7 +231,7 @@ def _lose_the_broker(stage: Stage) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("canary", NOWHERE)
 def test_a_secret_is_nowhere_to_be_read(said: dict[str, str], canary: str) -> None:
     found = {name: _around(text, canary) for name, text in said.items() if canary in text}
@@ -237,7 +239,7 @@ def test_a_secret_is_nowhere_to_be_read(said: dict[str, str], canary: str) -> No
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(300)
 def test_what_user_code_raised_is_seen_where_its_error_is_meant_to_be_seen(said: dict[str, str]) -> None:
     def seen(canary: str) -> set[str]:
         return {name for name, text in said.items() if canary in text}
@@ -247,7 +249,7 @@ def test_what_user_code_raised_is_seen_where_its_error_is_meant_to_be_seen(said:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(300)
 def test_everything_was_looked_at(said: dict[str, str]) -> None:
     logged = said["output of worker"] + said["output of gateway"]
     for what in (
@@ -260,6 +262,7 @@ def test_everything_was_looked_at(said: dict[str, str]) -> None:
         "GET /shop 200",
     ):
         assert what in logged
+    assert "cannot be read" in said["output of dlq list"]
     assert "pong" in said["output of celery inspect ping"]
     assert "qserve_gateway" in said["command lines while it serves"]
 

@@ -132,9 +132,10 @@ def test_the_settings_reach_child_processes_and_hide_what_is_secret() -> None:
         "QSERVE_LOG_FORMAT": "json",
         "QSERVE_BROKER_URL": "redis://:hidden-password@broker:6379/0",
         "QSERVE_SECRET_KEY": "hidden-key",
+        "QSERVE_ACCEPTED_KEYS": "hidden-old-key",
     }
     settings = Settings.from_env(given_env)
 
     assert Settings.from_env(settings.to_env()) == settings
     assert (settings.log_level, settings.log_format) == ("debug", "json")
-    assert "hidden" not in repr(settings)
+    assert "hidden" not in f"{settings!r} {settings.keyring!r}"

@@ -137,7 +137,7 @@ class Replica:
                 work.task = self._spawn(self._run_async(work, method, args))
             else:
                 self._run_sync(work, method, args)
-        except BaseException as error:  # arguments that are unpickled run code of their own
+        except Exception as error:
             self._ending.fail(work, error)
         finally:
             request_context.reset(token)
@@ -146,7 +146,7 @@ class Replica:
         """Decode a call; one that cannot be read is a dead letter. Answers whether it may run."""
         try:
             work.call = self._stepper.open(work.header, work.step, work.values(self.plane.seal))
-        except Exception as error:
+        except BaseException as error:  # arguments that are unpickled run code of their own
             self._ending.bury(work, "unreadable", error)
             return False
         return True
