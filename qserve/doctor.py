@@ -12,10 +12,11 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import redis
-from redis.connection import SSLConnection, UnixDomainSocketConnection, parse_url
+from redis.connection import SSLConnection, UnixDomainSocketConnection
 
 from qserve.exceptions import BrokerError, BrokerUnavailable
 from qserve.log import get_logger
+from qserve.plane.address import public, read_address
 from qserve.settings import Settings
 
 log = get_logger(__name__)
@@ -203,12 +204,12 @@ def _dotted(version: Version) -> str:
 def facts_of_address(settings: Settings) -> BrokerFacts:
     """What the settings alone say of their broker."""
     url = settings.broker_url or ""
-    options = parse_url(url)
+    options = read_address(url)
     kind = options.get("connection_class")
     by_socket = kind is UnixDomainSocketConnection
     names_checked = str(options.get("ssl_check_hostname", True)).lower() not in ("false", "0", "no")
     return BrokerFacts(
-        where=url.partition("://")[2].rpartition("@")[2].partition("?")[0],
+        where=public(url),
         local=by_socket or _is_loopback(options.get("host") or "localhost"),
         authenticated=bool(options.get("password") or options.get("ssl_certfile")),
         encrypted=kind is SSLConnection,

@@ -27,6 +27,8 @@ from qserve.process import die_with_parent
 START_FOR_S = 5.0
 _PREFIX = "qserve-"
 _LOCK = "owner.lock"
+# what a server may need of its owner's environment, whose secrets are none of its business
+_ENVIRONMENT = ("PATH", "LD_LIBRARY_PATH", "TMPDIR", "TZ", "LANG", "LC_ALL")
 
 
 class EmbeddedBroker:
@@ -57,6 +59,7 @@ class EmbeddedBroker:
                 *("--loglevel", "warning"),
                 *("--logfile", str(self._folder / "broker.log")),
             ],
+            env={name: os.environ[name] for name in _ENVIRONMENT if name in os.environ},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,

@@ -9,6 +9,9 @@ QserveException                    also ``RayServeException``
 │   ├── TimeLimitExceeded      500 it ran longer than its deployment's max_execution_s
 │   ├── BackPressureError      503 the deployment's queue is full
 │   ├── PayloadError           500 a value cannot travel
+│   │   ├── PayloadTooLarge    500 it is too long
+│   │   ├── ResultNotSerialisable  500 it is what user code returned
+│   │   └── ResultTooLarge     500 both
 │   └── ResultUnavailable      410 the result is no longer kept, or the id is unknown
 ├── DeployError                    an application could not be started
 ├── AppNotFound                404 no application of that name is registered
@@ -93,6 +96,24 @@ class PayloadError(RequestError):
     """Raised when a value cannot be encoded, or bytes that arrived cannot be decoded."""
 
     code = "bad_payload"
+
+
+class PayloadTooLarge(PayloadError):
+    """Raised when a value is longer than what may travel."""
+
+    code = "payload_too_large"
+
+
+class ResultNotSerialisable(PayloadError):
+    """Raised when what user code returned, or yielded, cannot travel or has no form in HTTP."""
+
+    code = "result_not_serialisable"
+
+
+class ResultTooLarge(ResultNotSerialisable, PayloadTooLarge):
+    """Raised when what user code returned, or yielded, is longer than what may travel."""
+
+    code = "result_too_large"
 
 
 class ResultUnavailable(RequestError):

@@ -117,7 +117,7 @@ class ApplicationRecord:
                 driver = DriverRecord(**driver, routes=None if routes is None else tuple(routes))
             return cls(**parts, deployments=deployments, driver=driver or None)
         except (TypeError, KeyError, ValueError) as error:
-            raise PayloadError(f"an application's record cannot be read: {error!r}") from error
+            raise PayloadError(f"an application's record cannot be read: {type(error).__name__}: {error}") from error
 
     @cached_property
     def plans(self) -> dict[str, tuple[Plan, tuple[Template, ...]]]:

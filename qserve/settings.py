@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from qserve.exceptions import QserveException
@@ -12,11 +12,13 @@ from qserve.wire.signing import Keyring
 
 DEFAULT_HOST = "127.0.0.1"
 DEFAULT_PORT = 8000
+LOG_LEVELS = ("debug", "info", "warning", "error")
+LOG_FORMATS = ("text", "json")
 
 
 @dataclass(frozen=True)
 class Settings:
-    """The settings of one process.
+    """The settings of one process; their ``repr`` shows neither the broker's password nor the key.
 
     Parameters:
       broker_url: ``redis://``, ``rediss://`` or ``unix://``; None where an embedded broker is to be started.
@@ -26,15 +28,19 @@ class Settings:
       request_timeout_s: Deadline of a request for which the application names none.
       result_ttl_s: How long the result of a request made from Python is kept for fetching.
       show_errors: Whether HTTP error bodies hold the traceback of user code.
+      log_level: The least that is logged: ``debug``, ``info``, ``warning`` or ``error``.
+      log_format: ``text``, or ``json`` for one object a line.
     """
 
-    broker_url: str | None = None
+    broker_url: str | None = field(default=None, repr=False)
     namespace: str = "qserve"
-    secret_key: bytes | None = None
-    accepted_keys: tuple[bytes, ...] = ()
+    secret_key: bytes | None = field(default=None, repr=False)
+    accepted_keys: tuple[bytes, ...] = field(default=(), repr=False)
     request_timeout_s: float = 60.0
     result_ttl_s: float = 600.0
     show_errors: bool = False
+    log_level: str = "info"
+    log_format: str = "text"
 
     @classmethod
     def from_env(cls, env: Mapping[str, str] | None = None, **overrides: Any) -> Settings:
@@ -53,6 +59,8 @@ class Settings:
             request_timeout_s=_seconds(env, "QSERVE_REQUEST_TIMEOUT_S", cls.request_timeout_s),
             result_ttl_s=_seconds(env, "QSERVE_RESULT_TTL_S", cls.result_ttl_s),
             show_errors=env.get("QSERVE_SHOW_ERRORS", "") not in ("", "0", "false"),
+            log_level=_choice(env, "QSERVE_LOG_LEVEL", cls.log_level, LOG_LEVELS),
+            log_format=_choice(env, "QSERVE_LOG_FORMAT", cls.log_format, LOG_FORMATS),
         )
         given = {name: value for name, value in overrides.items() if value is not None}
         return replace(settings, **given)
@@ -69,6 +77,8 @@ class Settings:
             "QSERVE_REQUEST_TIMEOUT_S": str(self.request_timeout_s),
             "QSERVE_RESULT_TTL_S": str(self.result_ttl_s),
             "QSERVE_SHOW_ERRORS": "1" if self.show_errors else "0",
+            "QSERVE_LOG_LEVEL": self.log_level,
+            "QSERVE_LOG_FORMAT": self.log_format,
         }
         if self.broker_url:
             env["QSERVE_BROKER_URL"] = self.broker_url
@@ -89,4 +99,11 @@ def _seconds(env: Mapping[str, str], name: str, default: float) -> float:
         value = -1.0
     if not 0 < value < float("inf"):
         raise QserveException(f"{name}={text!r} must be a number of seconds above 0, such as {name}=60")
+    return value
+
+
+def _choice(env: Mapping[str, str], name: str, default: str, choices: tuple[str, ...]) -> str:
+    value = env.get(name, "").lower() or default
+    if value not in choices:
+        raise QserveException(f"{name}={env[name]!r} must be one of {', '.join(choices)}")
     return value

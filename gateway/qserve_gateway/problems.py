@@ -160,7 +160,15 @@ def _user_code_failed(failure: Failure, request_id: str, show_errors: bool) -> R
     more: dict[str, Any] = {"type": failure.type, "deployment": failure.deployment}
     if show_errors:
         more["traceback"] = failure.traceback
-    return problem(500, exceptions.TaskError.code, said, request_id, **more)
+    return problem(500, _code_of(failure), said, request_id, **more)
+
+
+def _code_of(failure: Failure) -> str:
+    """The word for a failure in a deployment: what it returned may be at fault, and not what it did."""
+    kind = getattr(exceptions, failure.type, None) if failure.module == exceptions.__name__ else None
+    if isinstance(kind, type) and issubclass(kind, exceptions.ResultNotSerialisable):
+        return kind.code
+    return exceptions.TaskError.code
 
 
 def _explain_route(reply: Reply, error: NoRoute) -> None:

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from gunicorn.app.base import BaseApplication
+from gunicorn.glogging import Logger
 
 from qserve.doctor import check_address
-from qserve.exceptions import BrokerError
+from qserve.exceptions import QserveException
 from qserve.log import log_to_terminal
 from qserve.process import die_with_parent_if_asked
 from qserve.settings import Settings
@@ -32,6 +33,16 @@ def drop_ambiguous_headers(worker: Any, request: Any) -> None:
     own header for the model is spelt with underscores, so that one stays.
     """
     request.headers = [header for header in request.headers if "_" not in header[0] or header[0] == _MODEL_HEADER]
+
+
+class OneLog(Logger):  # type: ignore[misc]
+    """gunicorn's log through ours: its own handlers would write what clients send in a form of their own."""
+
+    def setup(self, cfg: Any) -> None:
+        """Called by gunicorn with its settings."""
+        super().setup(cfg)
+        self.error_log.handlers.clear()
+        self.error_log.propagate = True
 
 
 class Server(BaseApplication):  # type: ignore[misc]
@@ -59,6 +70,7 @@ class Server(BaseApplication):  # type: ignore[misc]
             "worker_class": "gevent",
             "graceful_timeout": GRACE_S,
             "loglevel": "warning",
+            "logger_class": OneLog,
             "control_socket_disable": True,
             "proc_name": "qserve-gateway",
             # "dangerous" only hands names with underscores on to the hook, which drops all but one
@@ -75,7 +87,6 @@ class Server(BaseApplication):  # type: ignore[misc]
 
     def load(self) -> Gateway:
         """Called by gunicorn in each worker, after the fork: the application."""
-        log_to_terminal("gateway")
         access_log.setLevel(logging.INFO if self._log_requests else logging.WARNING)
         return create_app(self._settings)
 
@@ -94,13 +105,14 @@ def serve(settings: Settings, host: str, port: int, workers: int = 1, log_reques
     try:
         check_address(settings)  # the rest of the checks waits until the broker answers
         listener = _bind(host, port)
-    except BrokerError as error:
+    except QserveException as error:
         print(f"qserve gateway: {error}", file=sys.stderr)
         sys.exit(1)
     except OSError as error:
         reason = error.strerror or str(error)
         print(f"qserve gateway: cannot listen on {host}:{port}: {reason}", file=sys.stderr)
         sys.exit(1)
+    log_to_terminal("gateway", settings)
     # collections in the workers would copy the pages that they share with this process
     gc.collect()
     gc.freeze()

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import click
 
 from qserve.dead_letters import DeadLetter, DeadLetters, HeldCall
+from qserve.escapes import printable
 from qserve.exceptions import PayloadError, QserveException
 from qserve.keys import Keys
 from qserve.plane.connection import connect
@@ -169,7 +170,7 @@ def _print(details: dict[str, Any]) -> None:
         when = datetime.fromtimestamp(event["at"], UTC).isoformat(timespec="seconds")
         click.echo(f"  {when}  {event['replica']}  {_one_line(event['what'])}")
     if trace:
-        click.echo(f"traceback\n{trace}")
+        click.echo(f"traceback\n{printable(trace)}")
 
 
 def _one_line(text: str) -> str:

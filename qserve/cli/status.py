@@ -7,6 +7,7 @@ from dataclasses import asdict
 
 import click
 
+from qserve.escapes import printable
 from qserve.exceptions import QserveException
 from qserve.keys import Keys
 from qserve.plane.connection import connect
@@ -42,4 +43,4 @@ def _show(found: ServeStatus) -> None:
             states = ", ".join(f"{count} {state}" for state, count in one.replica_states.items()) or "no replicas"
             click.echo(f"  {one.name:<24} {one.status:<10} {states}")
             if one.message:
-                click.echo("    " + one.message.replace("\n", "\n    "))
+                click.echo("    " + printable(one.message).replace("\n", "\n    "))

@@ -174,7 +174,7 @@ class Instance:
             raise stream_of_plain_call(method)
         async with aclosing(self._items(delivery, generator)) as items:
             async for item in items:
-                if not await self._plane.emit(delivery, self._plane.codec.encode(item)):
+                if not await self._plane.emit(delivery, self._stepper.encode_item(item)):
                     raise _Gone
 
     async def _items(self, delivery: Delivery, generator: Any) -> AsyncGenerator[Any, None]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from qserve.exceptions import PayloadError
+from qserve.exceptions import PayloadError, PayloadTooLarge, ResultNotSerialisable, ResultTooLarge
 from qserve.graph.advance import Answer as AnswerMove
 from qserve.graph.advance import advance
 from qserve.graph.arguments import Arguments, fill
@@ -90,8 +90,22 @@ class Stepper:
         """What follows from a call's result.
 
         Raises:
-          PayloadError: The result cannot travel, or cannot be an HTTP answer.
+          ResultNotSerialisable: The result cannot travel, or cannot be an HTTP answer.
+          ResultTooLarge: It is too long for that.
         """
+        try:
+            return self._conclude(header, call, value)
+        except PayloadError as error:
+            raise _refusal(error) from error
+
+    def encode_item(self, item: Any) -> bytes:
+        """One item of a streamed result; raises as ``conclude`` does."""
+        try:
+            return self._codec.encode(item)
+        except PayloadError as error:
+            raise _refusal(error) from error
+
+    def _conclude(self, header: Header, call: Call, value: Any) -> Conclusion:
         if call.plan is None:
             return Conclusion("d", self._answer(header, value))
         moves = advance(call.plan, call.index, value)
@@ -105,3 +119,7 @@ class Stepper:
         if header.answer is Answer.VALUE:
             return self._codec.encode(value)
         return render(value, header.answer)
+
+
+def _refusal(error: PayloadError) -> ResultNotSerialisable:
+    return (ResultTooLarge if isinstance(error, PayloadTooLarge) else ResultNotSerialisable)(str(error))

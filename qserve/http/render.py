@@ -11,12 +11,12 @@ from typing import Any, NamedTuple
 
 import msgpack
 
-from qserve.exceptions import PayloadError
+from qserve.exceptions import PayloadError, PayloadTooLarge
 from qserve.http.collect import collect_now
 from qserve.http.jsonable import to_jsonable, with_text_keys
 from qserve.wire.envelope import Answer
 
-RESPONSE_LIMIT = 64 * 1024 * 1024
+RESPONSE_LIMIT = 10 * 1024 * 1024
 """Longest body in bytes that is held whole, on the replica, in the broker and in the gateway; streams have no limit."""
 
 _compact = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"), default=to_jsonable)
@@ -53,11 +53,12 @@ def render(value: Any, answer: Answer) -> bytes:
       The payload that ``parse`` reads.
 
     Raises:
-      PayloadError: The value has no JSON form, or is too long; the message names its type.
+      PayloadError: The value has no JSON form; the message names its type.
+      PayloadTooLarge: It is longer than ``RESPONSE_LIMIT``.
     """
     payload = _render(value, answer)
     if len(payload) > RESPONSE_LIMIT:
-        raise PayloadError(
+        raise PayloadTooLarge(
             f"a result of type {type(value).__qualname__!r} is {len(payload)} bytes as an HTTP response, and at most"
             f" {RESPONSE_LIMIT} are answered at once: return a StreamingResponse, or yield the body from a generator"
         )
@@ -89,7 +90,7 @@ def parse(payload: bytes) -> Rendered:
     try:
         return Rendered(*msgpack.unpackb(payload))
     except Exception as error:
-        raise PayloadError(f"{len(payload)} bytes are no HTTP response: {error!r}") from error
+        raise PayloadError(f"{len(payload)} bytes are no HTTP response: {type(error).__name__}") from error
 
 
 def to_json(value: Any, encoder: json.JSONEncoder = _compact) -> bytes:

@@ -10,8 +10,9 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from qserve.exceptions import BrokerError, BrokerUnavailable, QserveException
+from qserve.exceptions import BrokerError, BrokerUnavailable
 from qserve.keys import GROUP
+from qserve.plane.address import read_address
 from qserve.plane.functions import forget
 from qserve.plane.library import LOAD
 
@@ -44,20 +45,15 @@ def connect(url: str) -> redis.Redis:
     redis-py's own retries would add a call twice when only the reply was lost; whoever uses this client
     repeats what is safe to repeat.
     """
-    try:
-        return redis.Redis.from_url(
-            url,
-            protocol=2,
-            retry=Retry(NoBackoff(), 0),
-            socket_timeout=BLOCK_S + READ_TIMEOUT_S,
-            socket_connect_timeout=CONNECT_TIMEOUT_S,
-            health_check_interval=0,
-        )
-    except ValueError as error:
-        where = url.rpartition("@")[2]  # never the password in front of it
-        raise QserveException(
-            f"{where!r} is no broker's address: write redis://host:6379/0, rediss:// for TLS, or unix:///path"
-        ) from error
+    read_address(url)
+    return redis.Redis.from_url(
+        url,
+        protocol=2,
+        retry=Retry(NoBackoff(), 0),
+        socket_timeout=BLOCK_S + READ_TIMEOUT_S,
+        socket_connect_timeout=CONNECT_TIMEOUT_S,
+        health_check_interval=0,
+    )
 
 
 @contextmanager

@@ -13,9 +13,10 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import hiredis
-from redis.connection import SSLConnection, parse_url
+from redis.connection import SSLConnection
 
 from qserve.exceptions import BrokerUnavailable
+from qserve.plane.address import read_address
 from qserve.plane.connection import CONNECT_TIMEOUT_S
 from qserve.plane.library import Command
 
@@ -43,7 +44,7 @@ class Link(asyncio.Protocol):
           BrokerUnavailable: The broker does not answer, or refuses the credentials.
         """
         loop = asyncio.get_running_loop()
-        options = parse_url(url)
+        options = read_address(url)
         link = cls(on_lost)
         try:
             if "path" in options:

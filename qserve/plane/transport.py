@@ -18,6 +18,7 @@ import redis
 from kombu.transport import virtual
 
 from qserve.keys import CONTROL_TTL_MS, GROUP, Keys
+from qserve.plane.address import revealed
 from qserve.plane.connection import connect, create_group, process_name
 
 ALIAS = "qserve"
@@ -109,7 +110,7 @@ class Channel(virtual.Channel):  # type: ignore[misc]
         super().__init__(connection, **kwargs)
         options = connection.client.transport_options
         self.keys = Keys(options.get("namespace", "qserve"))
-        self.client = connect(options["url"])
+        self.client = connect(revealed(options["url"]))
         self.consumer_name = options.get("consumer") or process_name()
         self._fanouts: dict[str, tuple[str, str]] = {}
 
@@ -270,7 +271,7 @@ class Channel(virtual.Channel):  # type: ignore[misc]
 
 
 class Transport(virtual.Transport):  # type: ignore[misc]
-    """What ``transport="qserve"`` names; ``transport_options`` hold ``url`` and ``namespace``."""
+    """What ``transport="qserve"`` names; ``transport_options`` hold ``url`` (or its alias) and ``namespace``."""
 
     Channel = Channel
     driver_type = "redis"
@@ -291,7 +292,7 @@ class Transport(virtual.Transport):  # type: ignore[misc]
     def verify_connection(self, connection: Any) -> bool:
         """Whether the broker answers."""
         try:
-            client = connect(self.client.transport_options["url"])
+            client = connect(revealed(self.client.transport_options["url"]))
             client.ping()
             client.close()
         except (redis.RedisError, OSError):

@@ -18,7 +18,7 @@ from typing import Any
 
 import msgpack
 
-from qserve.exceptions import PayloadError
+from qserve.exceptions import PayloadError, PayloadTooLarge
 from qserve.wire.pickling import dumps
 from qserve.wire.records import is_record, pack_record, unpack_record
 from qserve.wire.signing import Keyring
@@ -136,7 +136,8 @@ class Codec:
         """Encode one value.
 
         Raises:
-          PayloadError: The value cannot travel, or is longer than ``max_bytes``.
+          PayloadError: The value cannot travel.
+          PayloadTooLarge: It is longer than ``max_bytes``.
         """
         try:
             data = self._pack(value)
@@ -147,7 +148,7 @@ class Codec:
                 error = PayloadError("it is nested too deeply, or contains itself")
             raise PayloadError(f"a value of type {type(value).__name__!r} cannot travel: {error}") from error
         if len(data) > self._max_bytes:
-            raise PayloadError(
+            raise PayloadTooLarge(
                 f"a value of type {type(value).__name__!r} takes {len(data)} bytes; the limit is {self._max_bytes}"
             )
         return data
@@ -190,7 +191,7 @@ class Codec:
         except PayloadError:
             raise
         except Exception as error:
-            raise PayloadError(f"{len(data)} bytes cannot be decoded: {error!r}") from error
+            raise PayloadError(f"{len(data)} bytes cannot be decoded: {type(error).__name__}") from error
 
     def _extension(self, code: int, data: bytes) -> Any:
         if code == PICKLE:

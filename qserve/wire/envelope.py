@@ -81,7 +81,7 @@ class Header:
                 raise ValueError(f"{request_id!r} is no request's id")
             return cls(request_id, app, graph, deadline_ms, Answer(answer), *context)
         except Exception as error:
-            raise PayloadError(f"{len(data)} bytes are no message header: {error!r}") from error
+            raise PayloadError(f"{len(data)} bytes are no message header: {type(error).__name__}: {error}") from error
 
     def expired(self) -> bool:
         """Whether the deadline has passed, by this host's clock."""

@@ -7,19 +7,20 @@ imported; nothing is imported and nothing is called because a message says so (c
 from __future__ import annotations
 
 import sys
-import traceback
 from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import islice
 from typing import Any
 
 import msgpack
 
 from qserve import exceptions
 from qserve.exceptions import PayloadError, QserveException, RequestError, TaskError
+from qserve.tracebacks import CUT, full_traceback
 
 MESSAGE_LIMIT = 4096
-TRACEBACK_LIMIT = 32_768
-_TAIL = "… (truncated)"
+_NAME_LIMIT = 256
+_PARTS_LIMIT = 64
 
 
 @dataclass(frozen=True)
@@ -62,22 +63,33 @@ class Failure:
             module, kind, message, trace, deployment, args, attributes, is_answer = msgpack.unpackb(data)
             return cls(module, kind, message, trace, deployment, tuple(args), dict(attributes), is_answer)
         except Exception as error:
-            raise PayloadError(f"{len(data)} bytes are no failure: {error!r}") from error
+            raise PayloadError(f"{len(data)} bytes are no failure: {type(error).__name__}") from error
 
     @classmethod
     def of(cls, error: BaseException, deployment: str = "") -> Failure:
-        """Describe ``error``; a failure that already came from another deployment keeps its origin."""
+        """Describe ``error``; a failure that already came from another deployment keeps its origin.
+
+        It never raises, and what it gives can be encoded: a call that failed must end, whatever code of its own
+        the error's class runs here.
+        """
         if isinstance(error, TaskError) and error.remote_type:
             inner = getattr(error, "__failure__", None)
             if inner is not None:
                 return inner  # type: ignore[no-any-return]
+        try:
+            return cls._describe(error, deployment)
+        except BaseException as second:
+            message = f"<the error cannot be described: {type(second).__name__}>"
+            return cls("", _cut(type(error).__name__, _NAME_LIMIT), message, deployment=deployment)
+
+    @classmethod
+    def _describe(cls, error: BaseException, deployment: str) -> Failure:
         kind = type(error)
-        trace = "".join(traceback.format_exception(error))
         return cls(
-            kind.__module__,
-            kind.__qualname__,
+            _cut(str(kind.__module__), _NAME_LIMIT),
+            _cut(kind.__qualname__, _NAME_LIMIT),
             _cut(_text(error), MESSAGE_LIMIT),
-            trace if len(trace) <= TRACEBACK_LIMIT else _TAIL + trace[-TRACEBACK_LIMIT:],
+            full_traceback(error),
             deployment,
             _plain(error.args),
             _plain_attributes(error),
@@ -148,21 +160,28 @@ def _from_failure(failure: Failure) -> BaseException:
 def _text(error: BaseException) -> str:
     try:
         return str(error)
-    except Exception as second:  # a __str__ that raises must not hide the failure itself
+    except BaseException as second:  # a __str__ that raises must not hide the failure itself
         return f"<the error's text is not available: {type(second).__name__}>"
 
 
 def _cut(text: str, limit: int) -> str:
-    return text if len(text) <= limit else text[:limit] + _TAIL
+    return text if len(text) <= limit else text[:limit] + CUT
 
 
 def _plain(args: tuple[Any, ...]) -> tuple[Any, ...]:
-    kept = tuple(_cut(a, MESSAGE_LIMIT) if type(a) is str else a for a in args)
-    return kept if all(type(a) in (str, int, float, bool, type(None)) for a in kept) else ()
+    kept = tuple(_cut(a, MESSAGE_LIMIT) if type(a) is str else a for a in islice(args, _PARTS_LIMIT + 1))
+    return kept if len(kept) <= _PARTS_LIMIT and all(map(_is_plain, kept)) else ()
+
+
+def _is_plain(value: Any) -> bool:
+    if type(value) is int:
+        return value.bit_length() < 64  # msgpack has none that are longer
+    return type(value) in (str, float, bool, type(None))
 
 
 def _plain_attributes(error: BaseException) -> dict[str, Any]:
-    return {name: value for name, value in vars(error).items() if not name.startswith("_") and _is_small(value)}
+    own = islice(vars(error).items(), _PARTS_LIMIT)
+    return {name: value for name, value in own if not name.startswith("_") and _is_small(value)}
 
 
 def _is_small(value: Any) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 from qserve.exceptions import PayloadError
@@ -30,8 +30,8 @@ class Keyring:
       accepted: Further keys whose signatures are taken, while the key is being changed.
     """
 
-    current: bytes | None = None
-    accepted: tuple[bytes, ...] = ()
+    current: bytes | None = field(default=None, repr=False)
+    accepted: tuple[bytes, ...] = field(default=(), repr=False)
 
     @cached_property
     def by_id(self) -> dict[bytes, bytes]:

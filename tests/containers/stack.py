@@ -257,6 +257,12 @@ def hardening(stack: Stack) -> str:
         status = stack.execute(container, "cat", "/proc/1/status")
         if not re.search(r"^CapBnd:\s+0+$", status, re.M) or not re.search(r"^NoNewPrivs:\s+1$", status, re.M):
             raise StackError(f"{service} has capabilities or may get some")
+        host = facts["HostConfig"]
+        if not host["Memory"] or (host["PidsLimit"] or 0) <= 0:
+            raise StackError(f"{service} may take all of the host's memory or processes")
+        mounts = stack.execute(container, "cat", "/proc/mounts")
+        if not re.search(r"^tmpfs /tmp tmpfs (?=\S*nosuid)(?=\S*nodev)(?=\S*noexec)", mounts, re.M):
+            raise StackError(f"{service} may run what it writes to /tmp")
     published = {
         service
         for service in ("broker", "gateway", *WORKERS)
@@ -265,7 +271,7 @@ def hardening(stack: Stack) -> str:
     }
     if published != {"gateway"}:
         raise StackError(f"ports are published by {published or 'nobody'}")
-    return "user 10001, no capabilities, read-only roots, one published port"
+    return "user 10001, no capabilities, read-only roots, limits, one published port"
 
 
 def health(stack: Stack) -> str:

@@ -1,11 +1,34 @@
 """Requests that no client library sends, byte by byte, to a real gateway.
 
-The rows B1 to B42 of the list of bad inputs, as far as they apply: any Content-Type is taken (B11), there are no
-schemas (B36), graphs (B37), idempotency keys (B39) or administration (B40) behind this gateway's door.
+The list of bad inputs, each row with the test that holds it. ``unit`` is test_strict_json.py, ``http`` is
+tests/e2e/test_http.py; all others are here. "code" means that the error's word is checked too.
+
+    row      input                                   test
+    B1-B10   no good JSON                            a_body_that_is_no_good_json (code); unit
+    B11      any Content-Type                        b11: taken, as Ray Serve takes it
+    B12      Content-Encoding                        b12 (code)
+    B13-B14  too long: declared, chunked             b13, b14 (code)
+    B15-B17  cut off, malformed chunks               a_body_that_does_not_fit_its_frame (code)
+    B18-B23  frames that can be read in two ways     a_frame_that_two_servers; their bodies smuggle nothing: b35
+    B24-B26  long URI, no host, no HTTP              what_is_no_request
+    B25      a host that is not served               b25, b32 (code)
+    B27      methods                                 b27 (code, Allow)
+    B28-B29  paths, ids, what the log makes of them  b28, b29 (code)
+    B30-B31  Expect, fields with underscores         a_frame_that_two_servers; b31
+    B32      a whole URI                             b32 (code)
+    B33-B34  stalls: header, body, slow body         b33, b34 (code)
+    B35      requests in one go                      b35, byte by byte
+    B36      types, missing and unknown fields       b36 (the place within the body); http
+    B37      graphs that are none                    b37: none comes over HTTP, ``qserve deploy`` refuses it
+    B38      deadlines                               b38 (code)
+    B39-B40  idempotency keys, origins               with the pages that they belong to
+    B41      too many requests                       b41 (code, Retry-After)
+    B42      a broker in trouble                     b42 (code, Retry-After)
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -25,6 +48,7 @@ from qserve.plane.connection import connect
 APP = """
 import asyncio
 import qserve
+from pydantic import BaseModel
 from qserve import DAGDriver, InputNode
 from qserve.http_adapters import json_request
 
@@ -41,6 +65,12 @@ class Plain:
 
 with InputNode() as value:
     app = DAGDriver.bind({"/json": same.bind(value)}, http_adapter=json_request)
+
+class Order(BaseModel, extra="forbid"):
+    lines: list[dict[str, int]]
+
+with InputNode() as order:
+    orders = DAGDriver.bind({"/order": same.bind(order)}, http_adapter=Order)
 
 plain = Plain.bind()
 """
@@ -78,7 +108,7 @@ class Answer(NamedTuple):
 
 
 class Place:
-    """A gateway, a broker and two applications.
+    """A gateway, a broker and three applications.
 
     Parameters:
       site: Where they are started.
@@ -94,9 +124,14 @@ class Place:
         run.wait_for(READY)
         embedded = [f"unix://{site.folder / folder / 'broker.sock'}" for folder in site.broker_folders()]
         self._env["QSERVE_BROKER_URL"] = self.broker_url = embedded[0] if embedded else options[-1]
-        deploy = site.qserve("deploy", "rows:plain", "--name", "plain", "--route-prefix", "/plain", env=self._env)
-        assert deploy.wait() == 0, deploy.output
-        wait_until(lambda: self.ask("GET /plain HTTP/1.1").status == 200, description="both applications answer")
+        for name in ("plain", "orders"):
+            deploy = self.deploy(f"rows:{name}", "--name", name, "--route-prefix", f"/{name}")
+            assert deploy.wait() == 0, deploy.output
+        wait_until(lambda: self.ask("GET /plain HTTP/1.1").status == 200, description="the applications answer")
+
+    def deploy(self, target: str, *options: str) -> Process:
+        """Start ``qserve deploy``."""
+        return self.site.qserve("deploy", target, *options, env=self._env)
 
     def gateway(self, source: str, *options: str, **env: str) -> tuple[int, Process]:
         """Start one more gateway, and answer its port once it serves."""
@@ -199,6 +234,7 @@ _JSON_ROWS = {
     "B8 UTF-16": ("{}".encode("utf-16"), "invalid_unicode"),
     "B9 key twice": (b'{"a":1,"a":2}', "duplicate_key"),
     "B10 empty": (b"", "empty_body"),
+    "a million and one values": (b"[" + b"1," * 1_000_000 + b"1]", "too_many_items"),
 }
 
 
@@ -413,6 +449,22 @@ def test_b34_a_body_that_stalls_is_not_waited_for(small: tuple[int, Process], fr
     assert (answer.status, answer.error["code"]) == (408, "body_timeout")
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("frame", [b"Content-Length: 9000\r\n\r\n", b"Transfer-Encoding: chunked\r\n\r\n2328\r\n"])
+def test_b34_a_body_that_comes_drop_by_drop_is_not_waited_for(place: Place, frame: bytes) -> None:
+    began = time.monotonic()
+    with socket.create_connection(("127.0.0.1", place.port), timeout=0.2) as sock:
+        sock.sendall(_HEAD + frame)
+        received = b""
+        while not received and time.monotonic() - began < 14:
+            sock.sendall(b"1")
+            with contextlib.suppress(TimeoutError):
+                received = sock.recv(65536)
+        (answer,) = answers_of(received + read_to_end(sock, 5))
+    assert (answer.status, answer.error["code"]) == (408, "body_timeout")
+    assert 4.5 < time.monotonic() - began < 10
+
+
 def test_b35_requests_in_one_go_are_answered_in_order_and_none_is_made_up(place: Place) -> None:
     inner = b"POST /json HTTP/1.1\r\nHost: localhost\r\nContent-Length: 3\r\n\r\n666"
     first = _HEAD + b"Content-Length: 1\r\n\r\n1"
@@ -436,6 +488,53 @@ def test_b35_what_follows_a_refused_frame_is_never_taken_for_a_request(place: Pl
     ):
         (answer,) = exchange(place.port, _HEAD + frame + smuggled)
         assert answer.status in (400, 501)
+
+
+@pytest.mark.parametrize("row", [row for row in _FRAME_ROWS if row[:3] not in ("B23", "B30")])
+def test_b35_no_refused_frame_hides_a_request(place: Place, row: str) -> None:
+    status, rest = _FRAME_ROWS[row]
+    hidden = b"POST /json HTTP/1.1\r\nHost: localhost\r\nContent-Length: 3\r\n\r\n666"
+    answer = refused(place.port, _HEAD + rest + hidden)
+    assert answer.status == status
+    assert b"666" not in answer.body
+
+
+@pytest.mark.parametrize(
+    ("body", "places"),
+    [
+        (b'{"lines": [{"a": "x"}]}', [["body", "lines", 0, "a"]]),
+        (b'{"lines": [{"a": 1}], "price": 0}', [["body", "price"]]),
+        (b"{}", [["body", "lines"]]),
+        (b"[]", [["body"]]),
+    ],
+    ids=["wrong type", "unknown field", "missing field", "no object"],
+)
+def test_b36_a_body_that_its_schema_refuses_is_422_with_the_place_of_each_fault(
+    place: Place, body: bytes, places: list[list[Any]]
+) -> None:
+    answer = place.post(body, path="/orders/order")
+    assert answer.status == 422
+    assert [fault["loc"] for fault in json.loads(answer.body)["detail"]] == places
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ("held = []\nnode = same.bind(held)\nheld.append(node)", "the graph has a cycle"),
+        ("held = [1]\nheld.append(held)\nnode = DAGDriver.bind(same.bind(held))", "contains itself"),
+        ("node = 'no graph'", "Expected a ClassNode, FunctionNode, or Application"),
+        ("node = DAGDriver.bind({'/json': Nobody.bind()})", "NameError"),
+    ],
+    ids=["a cycle", "a list that holds itself", "no node", "an unknown node"],
+)
+def test_b37_a_graph_that_is_none_is_refused_at_its_deploy_and_the_others_serve_on(
+    place: Place, source: str, said: str
+) -> None:
+    place.site.write("broken.py", APP + source)
+    deploy = place.deploy("broken:node", "--name", "broken")
+    assert deploy.wait() == 1, deploy.output
+    assert said in deploy.stderr.splitlines()[-1]
+    assert place.post(b"1").status == 200
 
 
 @pytest.mark.parametrize("deadline", ["0", "-1", "1e18", "abc", "nan", "inf", "", "3601"])

@@ -423,12 +423,13 @@ def test_no_route_is_404_in_rays_words_and_the_routes_are_listed(client: Client)
 def test_a_response_that_is_too_long_to_be_held_whole_is_an_error_that_says_so(client: Client) -> None:
     @serve.deployment
     def much() -> str:
-        return "x" * (64 * 1024 * 1024 + 1)
+        return "x" * (10 * 1024 * 1024 + 1)
 
     serve.run(much.bind())
     answer = client.get()
 
     assert answer.status_code == 500
+    assert answer.json()["error"]["code"] == "result_too_large"
     assert "StreamingResponse" in answer.json()["error"]["message"]
 
 

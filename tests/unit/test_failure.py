@@ -23,6 +23,21 @@ class Unprintable(Exception):
         raise RuntimeError
 
 
+class Hostile(Exception):
+    """Every part that a description asks for raises, and not even an Exception."""
+
+    def __str__(self) -> str:
+        raise SystemExit
+
+    @property
+    def __notes__(self) -> list[str]:
+        raise KeyboardInterrupt
+
+    @property
+    def args(self) -> tuple[object, ...]:  # type: ignore[override]
+        raise GeneratorExit
+
+
 def arrive(error: BaseException) -> BaseException:
     return Failure.decode(Failure.of(error, "Model").encode()).to_exception()
 
@@ -109,6 +124,35 @@ def test_an_error_can_be_pickled_on() -> None:
 
     assert isinstance(arrived, ZeroDivisionError)
     assert "by zero" in str(arrived)
+
+
+def test_an_error_whose_class_fights_its_description_still_arrives_as_one() -> None:
+    arrived = arrive(raised(Hostile()))
+
+    assert isinstance(arrived, TaskError)
+    assert arrived.remote_type == "Hostile"
+    assert "cannot be described: GeneratorExit" in str(arrived)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ValueError(2**70),
+        ValueError(*range(1_000_000)),
+        type("E" * 100_000, (Exception,), {"__module__": 5})("odd names"),
+        ExceptionGroup("several", [ValueError("\ud800"), OSError(2, "no")]),
+    ],
+    ids=["a long integer", "many arguments", "odd names", "a group"],
+)
+def test_whatever_an_error_holds_it_can_be_sent_and_is_small(error: Exception) -> None:
+    failure = Failure.of(raised(error))
+
+    assert len(failure.encode()) < 100_000
+    assert isinstance(arrive(raised(error)), TaskError)
+
+
+def test_a_long_message_leaves_the_frames_of_its_traceback() -> None:
+    assert "raise error" in Failure.of(raised(ValueError("x" * 5_000_000))).traceback
 
 
 @given(st.binary())

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qserve.http.bad_request import BadRequest
-from qserve.http.strict_json import DEPTH_LIMIT, loads
+from qserve.http.strict_json import DEPTH_LIMIT, ITEM_LIMIT, loads
 
 REFUSED = [
     ("cut off", b'{"a":', "invalid_json"),
@@ -33,6 +33,8 @@ REFUSED = [
     ("UTF-16 without a mark", '{"a":1}'.encode("utf-16-le"), "invalid_json"),
     ("a key twice", b'{"a":1,"b":2,"a":3}', "duplicate_key"),
     ("a key twice further down", b'[{"x":{"a":1,"a":3}}]', "duplicate_key"),
+    ("too many items", b"[" + b"1," * ITEM_LIMIT + b"1]", "too_many_items"),
+    ("too many members", b"{" + b'"a":1,' * ITEM_LIMIT + b'"b":1}', "too_many_items"),
     ("empty", b"", "empty_body"),
     ("blank", b" \n ", "empty_body"),
 ]
@@ -65,6 +67,15 @@ def test_ordinary_bodies_are_decoded(body: bytes, value: Any) -> None:
 
 def test_nesting_up_to_the_limit_is_allowed() -> None:
     loads(b"[" * DEPTH_LIMIT + b"]" * DEPTH_LIMIT)
+
+
+def test_as_many_values_as_the_limit_says_are_allowed() -> None:
+    assert loads(b"[" + b"1," * (ITEM_LIMIT - 1) + b"1]") == [1] * ITEM_LIMIT
+
+
+def test_commas_within_text_are_no_values() -> None:
+    text = "," * ITEM_LIMIT + '\\"' + "\n"
+    assert loads(json.dumps([text, text]).encode()) == [text, text]
 
 
 def test_many_containers_side_by_side_are_not_deep() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from celery import Celery
 from kombu import Queue
 
+from qserve.plane.address import concealed
 from qserve.plane.transport import ALIAS
 from qserve.settings import Settings
 from qserve_workers.remote_control import RemoteControl
@@ -26,7 +27,8 @@ def make_celery(settings: Settings, stream: str = "", consumer: str = "") -> Cel
     queues = [Queue(stream, routing_key=stream)] if stream else []
     app.conf.update(
         broker_transport_options={
-            "url": settings.broker_url or "redis://localhost:6379/0",
+            # Celery shows its options to whoever asks: `inspect stats`, `report`
+            "url": concealed(settings.broker_url or "redis://localhost:6379/0"),
             "namespace": settings.namespace,
             "consumer": consumer,
         },

@@ -56,7 +56,7 @@ def run_replica(spec: ReplicaSpec) -> int:
     die_with_parent(signal.SIGTERM)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    log_to_terminal(spec.deployment)
+    log_to_terminal(spec.deployment, spec.settings)
     assert spec.settings.broker_url is not None
     keys = Keys(spec.settings.namespace)
     client = connect(spec.settings.broker_url)

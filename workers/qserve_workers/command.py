@@ -55,10 +55,10 @@ def worker(
     later, and so may the deploy.
     """
     die_with_parent_if_asked()
-    log_to_terminal("supervisor")
     sys.path.insert(0, str(Path(app_dir).resolve()))
     try:
         settings = Settings.from_env(broker_url=broker)
+        log_to_terminal("supervisor", settings)
         if settings.broker_url is None:
             raise QserveException("no broker is named: give --broker URL or set QSERVE_BROKER_URL")
         if not os.environ.get(CHECKED):

@@ -22,6 +22,8 @@ from qserve.registry import Registry
 from qserve_workers.spec import ReplicaSpec
 
 log = get_logger(__name__)
+# what user code may raise beside calls; CancelledError is the loop's own way to end a task
+_RAISED = (Exception, SystemExit, KeyboardInterrupt, GeneratorExit)
 UNHEALTHY_EXIT = 3
 HEALTH_FAILURES = 3
 """Failures of ``check_health`` in a row after which a replica is replaced."""
@@ -65,7 +67,7 @@ class Life:
                 self._record = record.deployments[self._spec.deployment]
         try:
             await self._servable.reconfigure(json.loads(self._record.user_config or "null"))
-        except Exception:
+        except _RAISED:
             log.exception("reconfigure failed")
             return
         report(self._reports, self._spec, pool.RUNNING, config=self._record.config)
@@ -87,10 +89,14 @@ class Life:
     async def _check_health(self) -> None:
         check = self._servable.health_check()
         assert check is not None
-        if inspect.iscoroutinefunction(check):
-            await check()
-        else:
-            await asyncio.to_thread(check)
+        try:
+            if inspect.iscoroutinefunction(check):
+                await check()
+            else:
+                await asyncio.to_thread(check)
+        except (SystemExit, KeyboardInterrupt, GeneratorExit) as error:
+            # as they are, they would end the loop from within the task that wait_for makes
+            raise RuntimeError(f"it raised {type(error).__name__}") from error
 
     async def end(self) -> None:
         """Let the user's object go; what its ``__del__`` raises is logged and goes no further."""
@@ -99,7 +105,7 @@ class Life:
         try:
             await unload_models()
             await self._servable.destroy()
-        except Exception as error:
+        except _RAISED as error:
             log.warning("__del__ failed: %r", error)
 
 

@@ -146,7 +146,7 @@ class Replica:
         """Decode a call; one that cannot be read is a dead letter. Answers whether it may run."""
         try:
             work.call = self._stepper.open(work.header, work.step, work.values(self.plane.seal))
-        except Exception as error:
+        except BaseException as error:  # arguments that are unpickled run code of their own
             self._ending.bury(work, "unreadable", error)
             return False
         return True
@@ -225,7 +225,7 @@ class Replica:
         try:
             if not work.header.stream:
                 raise stream_of_plain_call(work.call.method)
-            await stream(emitter, value, work.header, self.plane.codec.encode, self._in_user_thread)
+            await stream(emitter, value, work.header, self._stepper.encode_item, self._in_user_thread)
         except ReaderGone:
             self._ending.commit(work, Conclusion("c"))
         except BaseException as error:
@@ -241,7 +241,7 @@ class Replica:
         assert work.call is not None
         try:
             conclusion = self._stepper.conclude(work.header, work.call, value)
-        except Exception as error:
+        except BaseException as error:  # the value's own code runs here as well, and may raise SystemExit
             self._ending.fail(work, error)
         else:
             self._ending.commit(work, conclusion)

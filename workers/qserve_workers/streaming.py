@@ -12,7 +12,7 @@ import msgpack
 from starlette.responses import Response
 
 from qserve.engine.streams import is_generator
-from qserve.exceptions import BrokerError, PayloadError
+from qserve.exceptions import BrokerError, ResultNotSerialisable
 from qserve.items import WINDOW
 from qserve.keys import Keys
 from qserve.plane import functions
@@ -109,7 +109,7 @@ async def stream_body(emitter: Emitter, generator: Any, in_thread: InThread) -> 
         async for item in items:
             if not isinstance(item, str | bytes):
                 kind = type(item).__name__
-                raise PayloadError(f"a generator that answers HTTP must yield str or bytes, not {kind!r}")
+                raise ResultNotSerialisable(f"a generator that answers HTTP must yield str or bytes, not {kind!r}")
             await emitter.send(item.encode() if isinstance(item, str) else item)
 
 

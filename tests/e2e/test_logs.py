@@ -1,0 +1,106 @@
+"""The logs of real roles, in both formats: a line for an event, and no client or exception can write one of its own."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import re
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from processes import READY, Process, Site, free_port, new_site, wait_until
+
+APP = r"""
+import ctypes
+import logging
+import qserve
+
+FORGED = "\r\n12:00:00 ERROR [gateway] FORGED by {}\x1b[2J"
+
+@qserve.deployment
+class Forger:
+    async def __call__(self, request):
+        what = request.url.path.rpartition("/")[2]
+        if what == "raise":
+            raise ValueError(FORGED.format("an exception"))
+        if what == "log":
+            logging.getLogger("shop").warning("%s", FORGED.format("user code"))
+        if what == "segfault":
+            ctypes.string_at(0)
+        return self.items() if what == "stream" else "fine"
+
+    async def items(self):
+        yield "first"
+        raise ValueError(FORGED.format("a stream"))
+
+app = Forger.bind()
+"""
+EVENT = re.compile(r"\d\d:\d\d:\d\d (DEBUG|INFO|WARNING|ERROR|CRITICAL) \[[A-Za-z]+( [0-9a-f]{32})?\] ")
+
+
+class Place:
+    """A served application.
+
+    Parameters:
+      log_format: What ``QSERVE_LOG_FORMAT`` is set to.
+    """
+
+    def __init__(self, site: Site, log_format: str) -> None:
+        self.port = free_port()
+        site.write("forger.py", APP)
+        env = {"QSERVE_LOG_FORMAT": log_format, "QSERVE_ACCESS_LOG": "1"}
+        self.process: Process = site.qserve("run", "forger:app", "--port", str(self.port), env=env)
+        self.process.wait_for(READY)
+        for path in ("/a%0d%0a12:00:00%20ERROR%20[gateway]%20FORGED%20by%20a%20path%1b", "/raise", "/log", "/segfault"):
+            self.ask(path)
+        with pytest.raises(http.client.IncompleteRead):
+            self.ask("/stream")
+        (gateway,) = [pid for pid, command in site.processes().items() if "qserve_gateway" in command and _parent(pid)]
+        os.kill(gateway, signal.SIGKILL)
+        for what in ("a path", "an exception", "user code", "a stream", "SIGSEGV", "SIGKILL"):
+            wait_until(lambda what=what: what in self.process.stderr, description=f"{what} is logged")  # type: ignore[misc]
+        self.process.stop()
+        assert self.process.exit_code() == 0, self.process.output
+
+    def ask(self, path: str) -> None:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
+        try:
+            connection.request("GET", path)
+            connection.getresponse().read()
+        finally:
+            connection.close()
+
+
+def _parent(pid: int) -> bool:
+    """Whether a gateway's process is one that serves, and not the one that looks after it."""
+    parent = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1]
+    return "qserve_gateway" in Path(f"/proc/{parent}/cmdline").read_text()
+
+
+@pytest.fixture(scope="module", params=["text", "json"])
+def place(request: pytest.FixtureRequest) -> Iterator[tuple[str, str]]:
+    with new_site() as site:
+        yield request.param, Place(site, request.param).process.stderr
+
+
+@pytest.mark.slow
+def test_every_line_is_an_event_or_belongs_to_one(place: tuple[str, str]) -> None:
+    log_format, log = place
+    assert "\x1b" not in log
+    assert "\r" not in log
+    if log_format == "json":
+        events: list[dict[str, Any]] = [json.loads(line) for line in log.splitlines()]
+        assert {one["source"] for one in events} >= {"gateway", "supervisor", "Forger"}
+        (raised,) = [one for one in events if "an exception" in one["message"] and one["source"] == "Forger"]
+        assert "raise ValueError(FORGED" in raised["traceback"]
+        assert len(raised["request_id"]) == 32
+        return
+    lines = log.splitlines()
+    strangers = [line for line in lines if not EVENT.match(line) and not line.startswith("    ")]
+    assert not strangers
+    assert len([line for line in lines if "FORGED by" in line]) >= 4
+    assert not [line for line in lines if line.startswith("12:00:00 ERROR [gateway] FORGED")]
