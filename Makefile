@@ -1,14 +1,16 @@
 # make run    serve the hello example on an embedded broker
 # make test   the whole test suite
+# make fuzz   look for bytes that a reader refuses in a wrong way: FUZZ_SECONDS for each (60)
 # make check  format, lint, types, architecture
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PORT ?= 8000
+FUZZ_SECONDS ?= 60
 PACKAGES := qserve workers gateway
 
-.PHONY: run test fast check format test-stack clean
+.PHONY: run test fast check format fuzz test-stack clean
 
 $(VENV)/installed: setup.cfg pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit("qserve needs Python 3.11 or later: make PYTHON=python3.11") if sys.version_info < (3, 11) else None'
@@ -40,6 +42,13 @@ check: $(VENV)/installed-test
 format: $(VENV)/installed-test
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+$(VENV)/installed-fuzz: $(VENV)/installed-test
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[fuzz]'
+	@touch $@
+
+fuzz: $(VENV)/installed-fuzz
+	$(BIN)/python tests/fuzz/fuzz.py --seconds $(FUZZ_SECONDS)
 
 test-stack: $(VENV)/installed-test
 	$(BIN)/python tests/containers/stack.py

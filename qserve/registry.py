@@ -115,8 +115,9 @@ class ApplicationRecord:
             if driver:
                 routes = driver.pop("routes")
                 driver = DriverRecord(**driver, routes=None if routes is None else tuple(routes))
-            return cls(**parts, deployments=deployments, driver=driver or None)
-        except (TypeError, KeyError, ValueError) as error:
+            graphs = dict(parts.pop("graphs"))
+            return cls(**parts, graphs=graphs, deployments=deployments, driver=driver or None)
+        except Exception as error:
             raise PayloadError(f"an application's record cannot be read: {type(error).__name__}: {error}") from error
 
     @cached_property

@@ -88,7 +88,13 @@ def parse(payload: bytes) -> Rendered:
       PayloadError: The bytes are something else.
     """
     try:
-        return Rendered(*msgpack.unpackb(payload))
+        status, headers, body = msgpack.unpackb(payload)
+        if type(status) is not int or type(body) is not bytes:
+            raise ValueError("its status is no number, or its body no bytes")
+        for name, value in headers:
+            if type(name) is not str or type(value) is not str:
+                raise ValueError("its headers are no text")
+        return Rendered(status, headers, body)
     except Exception as error:
         raise PayloadError(f"{len(payload)} bytes are no HTTP response: {type(error).__name__}") from error
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from typing import Any
@@ -13,6 +14,8 @@ from qserve.plane.replies import failed, read_message, read_reply
 from qserve.plane.sealing import item_context, open_end
 from qserve.ref import Ref
 from qserve.wire.signing import Seal
+
+log = logging.getLogger(__name__)
 
 LATE_MS = 1000
 """How long after its deadline a request is given up here; its last step or its caller normally ends it before."""
@@ -57,7 +60,11 @@ class Pending:
 
     def arrive(self, message: bytes) -> None:
         """Take a message of the mailbox: the end of a request, or an item of its result."""
-        request_id, outcome = read_message(message)
+        try:
+            request_id, outcome = read_message(message)
+        except PayloadError as error:  # whoever wrote it, the others that wait here must still get theirs
+            log.warning("dropped: %s", error)
+            return
         entry = self._open.get(request_id)
         if entry is None:
             return  # ended here before: a reply that comes twice changes nothing

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from qserve.exceptions import AppNotFound, BackPressureError, BrokerStateLost, BrokerUnavailable, ResultUnavailable
+from qserve.exceptions import (
+    AppNotFound,
+    BackPressureError,
+    BrokerStateLost,
+    BrokerUnavailable,
+    PayloadError,
+    ResultUnavailable,
+)
 from qserve.plane.base import Outcome
 from qserve.plane.connection import refusal
 from qserve.plane.sealing import open_end
@@ -13,12 +20,20 @@ from qserve.wire.failure import Failure
 from qserve.wire.signing import Seal
 
 MOVED = b"MOVED"
+_STATES = frozenset((b"d", b"f", b"c", b"x", b"i"))
 
 
 def read_message(message: bytes) -> tuple[str, Outcome]:
-    """A mailbox's message (id, one character of state, payload): whose it is, and its end or (state ``i``) an item."""
-    state = message[REQUEST_ID_CHARS : REQUEST_ID_CHARS + 1].decode()
-    return message[:REQUEST_ID_CHARS].decode(), Outcome(state, message[REQUEST_ID_CHARS + 1 :])
+    """A mailbox's message (id, one character of state, payload): whose it is, and its end or (state ``i``) an item.
+
+    Raises:
+      PayloadError: It is something else.
+    """
+    head = message[: REQUEST_ID_CHARS + 1]
+    if not head.isascii() or head[REQUEST_ID_CHARS:] not in _STATES:
+        raise PayloadError(f"{len(message)} bytes are no message for a mailbox")
+    text = head.decode()
+    return text[:-1], Outcome(text[-1], message[REQUEST_ID_CHARS + 1 :])
 
 
 def failed(error: BaseException) -> Outcome:

@@ -79,6 +79,8 @@ class Header:
             app, graph, deadline_ms, answer, *context = msgpack.unpackb(body)
             if not _IS_ID(request_id):
                 raise ValueError(f"{request_id!r} is no request's id")
+            if type(deadline_ms) is not int or type(app) is not str:
+                raise ValueError(f"{app!r} is no application's name, or {deadline_ms!r} no time")
             return cls(request_id, app, graph, deadline_ms, Answer(answer), *context)
         except Exception as error:
             raise PayloadError(f"{len(data)} bytes are no message header: {type(error).__name__}: {error}") from error

@@ -61,6 +61,8 @@ class Failure:
         """Read what ``encode`` wrote; raises PayloadError for anything else."""
         try:
             module, kind, message, trace, deployment, args, attributes, is_answer = msgpack.unpackb(data)
+            if not all(type(text) is str for text in (module, kind, message, trace, deployment)):
+                raise ValueError("its names and messages are no text")
             return cls(module, kind, message, trace, deployment, tuple(args), dict(attributes), is_answer)
         except Exception as error:
             raise PayloadError(f"{len(data)} bytes are no failure: {type(error).__name__}") from error
@@ -139,7 +141,8 @@ def _task_error(module: str, qualname: str) -> type[TaskError]:
 def _loaded_exception(module: str, qualname: str) -> type[Exception] | None:
     found: Any = sys.modules.get(module)
     for name in qualname.split("."):
-        found = getattr(found, name, None)
+        # not getattr: a module may import others to answer that
+        found = getattr(found, "__dict__", {}).get(name)
     return found if isinstance(found, type) and issubclass(found, Exception) else None
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from qserve.exceptions import PayloadError
 from qserve.graph.plan import InputKey, Plan, Slot, Source, Step
 from qserve.wire.codec import Codec, register
 
@@ -41,7 +42,18 @@ def dump_plan(plan: Plan, codec: Codec) -> list[Any]:
 
 
 def load_plan(parts: list[Any]) -> tuple[Plan, tuple[Template, ...]]:
-    """What ``dump_plan`` wrote: the plan without arguments, and each step's arguments as a template."""
+    """What ``dump_plan`` wrote: the plan without arguments, and each step's arguments as a template.
+
+    Raises:
+      PayloadError: It is something else.
+    """
+    try:
+        return _load_plan(parts)
+    except Exception as error:
+        raise PayloadError(f"this is no graph's plan: {type(error).__name__}") from error
+
+
+def _load_plan(parts: list[Any]) -> tuple[Plan, tuple[Template, ...]]:
     steps, feeds, output = parts
     plan = Plan(
         steps=tuple(Step(deployment=name, method=method, needs=needs) for name, method, needs, _ in steps),

@@ -35,7 +35,7 @@ def unpack_record(packed: list[Any]) -> Any:
     """The instance again; validators and ``__post_init__`` do not run, since its fields are as they were.
 
     Raises:
-      PayloadError: The class is not imported here, or is no record.
+      PayloadError: The class is not imported here, or is no record, or a field is missing that has no default.
     """
     module, qualname, fields = packed
     kind = _find(module, qualname)
@@ -44,9 +44,24 @@ def unpack_record(packed: list[Any]) -> Any:
     if hasattr(kind, "model_construct"):
         return kind.model_construct(**fields)
     record = object.__new__(kind)
-    for name, value in fields.items():
+    for name, value in {**_defaults(kind, fields), **fields}.items():
         object.__setattr__(record, name, value)
     return record
+
+
+def _defaults(kind: Any, given: dict[str, Any]) -> dict[str, Any]:
+    """The values of a dataclass's fields that were not sent."""
+    values = {}
+    for one in dataclasses.fields(kind):
+        if one.name in given:
+            continue
+        if one.default is not dataclasses.MISSING:
+            values[one.name] = one.default
+        elif one.default_factory is not dataclasses.MISSING:
+            values[one.name] = one.default_factory()
+        else:
+            raise PayloadError(f"a record of type {kind.__qualname__!r} arrived without its field {one.name!r}")
+    return values
 
 
 def _is_record_class(kind: Any) -> bool:
@@ -59,5 +74,6 @@ def _is_record_class(kind: Any) -> bool:
 def _find(module: str, qualname: str) -> Any:
     found: Any = sys.modules.get(module)
     for name in qualname.split("."):
-        found = getattr(found, name, None)
+        # not getattr: a module may import others to answer that
+        found = getattr(found, "__dict__", {}).get(name)
     return found

@@ -5,10 +5,13 @@ from __future__ import annotations
 import contextlib
 import datetime
 import decimal
+import sys
+import types
 import uuid
 from dataclasses import dataclass
 from typing import Any
 
+import msgpack
 import numpy
 import pytest
 from hypothesis import given
@@ -16,7 +19,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from qserve.exceptions import PayloadError
-from qserve.wire.codec import Codec
+from qserve.wire.codec import RECORD, Codec
 from qserve.wire.signing import Keyring
 
 KEYED = Codec(Keyring(b"key"))
@@ -122,6 +125,29 @@ def test_a_record_is_made_only_of_classes_that_are_records_and_imported() -> Non
     for old, new in ((b"Order", b"Point"), (b"Order", b"Nobody"[:5])):
         with pytest.raises(PayloadError, match="is not imported"):
             KEYLESS.decode(data.replace(old, new))
+
+
+def record(module: str, name: str, **fields: Any) -> bytes:
+    packed: bytes = msgpack.packb(msgpack.ExtType(RECORD, msgpack.packb([module, name, fields])))
+    return packed
+
+
+def test_a_field_that_was_not_sent_has_its_default_or_the_record_is_refused() -> None:
+    assert KEYLESS.decode(record(__name__, "Order", number=1)) == Order(1)
+
+    with pytest.raises(PayloadError, match="of type 'Order' arrived without its field 'number'"):
+        KEYLESS.decode(record(__name__, "Order", items=[]))
+
+
+def test_reading_a_record_has_no_module_import_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    lazy = types.ModuleType("lazy")
+    lazy.__getattr__ = asked.append  # type: ignore[method-assign]
+    monkeypatch.setitem(sys.modules, "lazy", lazy)
+
+    with pytest.raises(PayloadError, match="is not imported"):
+        KEYLESS.decode(record("lazy", "Thing"))
+    assert asked == []
 
 
 def test_a_class_inside_a_function_is_no_record() -> None:

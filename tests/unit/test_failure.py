@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import pickle
+import sys
+import types
 
 import pytest
 from hypothesis import given
@@ -117,6 +119,16 @@ def test_a_message_cannot_have_a_module_imported_or_a_function_called() -> None:
 
     assert type(arrived).__mro__[1] is TaskError or isinstance(arrived, TaskError)
     assert not isinstance(arrived, OSError)
+
+
+def test_the_name_of_a_type_has_no_module_import_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    lazy = types.ModuleType("lazy")
+    lazy.__getattr__ = asked.append  # type: ignore[method-assign]
+    monkeypatch.setitem(sys.modules, "lazy", lazy)
+
+    assert isinstance(Failure("lazy", "Error", "why").to_exception(), TaskError)
+    assert asked == []
 
 
 def test_an_error_can_be_pickled_on() -> None:

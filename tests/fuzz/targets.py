@@ -1,0 +1,238 @@
+"""What reads bytes that others wrote, each with the errors that it may raise: anything else is a mistake of ours."""
+
+from __future__ import annotations
+
+import datetime
+import decimal
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgpack
+import numpy
+from qserve_gateway import incoming
+from qserve_gateway.hosts import allowed_hosts, check_host
+
+from qserve.exceptions import PayloadError
+from qserve.graph.plan import InputKey, Plan, Slot, Step
+from qserve.http import render, strict_json
+from qserve.http.bad_request import BadRequest
+from qserve.http.message import HttpMessage
+from qserve.http.request import HttpRequest
+from qserve.plane import ref_arguments  # noqa: F401 - refs travel once it is imported
+from qserve.plane.replies import read_message
+from qserve.plane.sealing import open_header, seal_header
+from qserve.ref import Ref
+from qserve.registry import ApplicationRecord, DeploymentRecord, DriverRecord
+from qserve.wire.codec import Codec
+from qserve.wire.envelope import Answer, Header
+from qserve.wire.failure import Failure
+from qserve.wire.plan import dump_plan, load_plan
+from qserve.wire.signing import Keyring, Seal
+
+CORPUS = Path(__file__).with_name("corpus")
+KEYS = Keyring(b"the key of these targets")
+REQUEST_ID = "0123456789abcdef" * 2
+
+
+@dataclass(frozen=True)
+class Target:
+    """One reader.
+
+    Parameters:
+      read: Takes any bytes, as they might lie in the broker or come from a client.
+      errors: What it may raise for those that it refuses.
+      seeds: Bytes that it accepts.
+    """
+
+    name: str
+    read: Callable[[bytes], object]
+    errors: tuple[type[Exception], ...]
+    seeds: Callable[[], list[bytes]]
+
+    def run(self, data: bytes) -> None:
+        """Read ``data``; an error that is not declared comes out."""
+        try:
+            self.read(data)
+        except self.errors as error:
+            str(error)
+
+    def corpus(self) -> list[bytes]:
+        """The seeds, and what was once refused with the wrong error."""
+        return self.seeds() + [path.read_bytes() for path in sorted((CORPUS / self.name).glob("*"))]
+
+
+def _read_header(data: bytes) -> object:
+    header = Header.decode(data)
+    return f"{header!r} {header.expired()}"
+
+
+def _headers() -> list[bytes]:
+    plain = Header(REQUEST_ID, "app", None, 1_700_000_000_000)
+    full = Header(REQUEST_ID, "app", "graph", 1_700_000_000_000, Answer.JSON, "trace", "/route", "model", True)
+    return [plain.encode(), full.encode()]
+
+
+def _read_sealed(data: bytes) -> object:
+    return open_header(Seal(KEYS), data)
+
+
+def _read_unsigned(data: bytes) -> object:
+    return open_header(Seal(Keyring()), data)
+
+
+@dataclass
+class Point:
+    """A record of a class that every reader has imported."""
+
+    x: int
+    y: Any = None
+
+
+def _message() -> HttpMessage:
+    return HttpMessage("POST", "http", "/a/b", "/a", b"x=1", ((b"host", b"here"),), ("::1", 1), None, b"{}", {"id": 1})
+
+
+def _values() -> list[bytes]:
+    plain: list[Any] = [
+        None,
+        [1, -1.5, "text", b"bytes", {"a": [True, None]}, {1: 2}],
+        (1, {2, 3}, frozenset((4,))),
+        [datetime.datetime(2020, 1, 2, 3, 4, 5, tzinfo=datetime.UTC), datetime.date(2020, 1, 2), datetime.time(1, 2)],
+        [datetime.timedelta(1, 2, 3), uuid.UUID(int=5), decimal.Decimal("1.5"), 1 + 2j, 2**70],
+        [numpy.arange(6, dtype="<i4").reshape(2, 3), numpy.float32(1.5), numpy.zeros(1, dtype=[("a", "<i2")])],
+        [Slot(1, True), Point(1, (2,)), _message(), Ref.resolved(3)],
+    ]
+    return [Codec().encode(value) for value in plain]
+
+
+def _signed() -> list[bytes]:
+    return [Codec(KEYS).encode([Point, {"a": Point(1)}])]
+
+
+def _read_value(data: bytes) -> object:
+    value = Codec().decode(data)
+    return value.to_starlette() if isinstance(value, HttpRequest) else value
+
+
+def _read_failure(data: bytes) -> object:
+    error = Failure.decode(data).to_exception()
+    return f"{error} {error!r}"
+
+
+def _failures() -> list[bytes]:
+    failed = []
+    for error in (ValueError("why", 3), KeyError("missing"), PayloadError("ours"), OSError(2, "no", "file")):
+        failed += [Failure.of(error).encode(), Failure.of(error, "Model").encode()]
+    return failed
+
+
+def _plan() -> Plan:
+    steps = (Step("A", "__call__", (Slot(0),), {}, 1), Step("B", "run", (Slot(0), Slot(1, True)), {"k": 1}, 2))
+    return Plan(steps, {InputKey(): ((0, 0),), InputKey("item", "x"): ((1, 0),), 0: ((1, 1),)}, 1)
+
+
+def _read_plan(data: bytes) -> object:
+    try:
+        parts = msgpack.unpackb(data)
+    except Exception:  # a record's plans were unpacked with it
+        return None
+    return load_plan(parts)
+
+
+def _plans() -> list[bytes]:
+    return [msgpack.packb(dump_plan(_plan(), Codec()))]
+
+
+def _read_record(data: bytes) -> object:
+    return ApplicationRecord.decode(data).plans
+
+
+def _records() -> list[bytes]:
+    plain = ApplicationRecord("app", "v1", "A")
+    full = ApplicationRecord(
+        "app",
+        "v1",
+        "A",
+        "/route",
+        "module:node",
+        deployments={"A": DeploymentRecord("A", retry_on=["ValueError"])},
+        graphs={"": dump_plan(_plan(), Codec())},
+        driver=DriverRecord("json_request", ("a", "b"), {"a": "A"}),
+    )
+    return [plain.encode(), full.encode()]
+
+
+def _bodies() -> list[bytes]:
+    return [b'{"a": [1, -2.5e3, true, null, "\\u00e9\\ud83d\\ude00"]}', b'"text"', b"[" * 20 + b"]" * 20, b"1e300"]
+
+
+def _messages() -> list[bytes]:
+    return [REQUEST_ID.encode() + state + b"payload" for state in (b"d", b"f", b"c", b"x", b"i")]
+
+
+def _read_answer(data: bytes) -> object:
+    status, headers, body = render.parse(data)
+    return f"{status:d}", [name.lower() + value for name, value in headers], bytes(body)
+
+
+def _answers() -> list[bytes]:
+    return [render.render("text", Answer.PLAIN), render.render({"a": 1}, Answer.JSON)]
+
+
+def _read_head(data: bytes) -> object:
+    """What the gateway reads of a request line and its headers, separated by line feeds."""
+    path, query, host, timeout, model, request_id, target, *_ = [*data.decode("latin-1").split("\n"), *[""] * 7]
+    environ = {
+        "REQUEST_METHOD": "POST",
+        "PATH_INFO": path,
+        "QUERY_STRING": query,
+        "RAW_URI": target,
+        "HTTP_HOST": host,
+        "HTTP_X_REQUEST_TIMEOUT_SECONDS": timeout,
+        "HTTP_SERVE_MULTIPLEXED_MODEL_ID": model,
+        "HTTP_X_REQUEST_ID": request_id,
+        "SERVER_PROTOCOL": "HTTP/1.1",
+        "SERVER_NAME": "here",
+        "wsgi.url_scheme": "http",
+    }
+    given = incoming.request_id_of(environ)
+    assert given.isascii() and given.isprintable() and len(given) <= 128
+    decoded = incoming.path_of(environ)
+    # before anything is refused: each of these is looked at for some requests only
+    Codec().encode(incoming.message_of(environ, decoded, "", b"", {}))
+    incoming.url_of(environ, decoded).encode()
+    for look in (check_host, lambda one: check_host(one, allowed_hosts({"QSERVE_ALLOWED_HOSTS": "here"}))):
+        try:
+            look(environ)
+        except BadRequest as error:
+            str(error)
+    incoming.model_id_of(environ)
+    return incoming.timeout_of(environ, 1.0)
+
+
+def _heads() -> list[bytes]:
+    return [
+        b"/predict\na=1&b=%20\nlocalhost:8000\n2.5\nmodel-1\nclient-id-1\n/predict?a=1",
+        b"/caf\xc3\xa9\n\n[::1]:80\n1\n\n\nhttp://here/",
+    ]
+
+
+TARGETS = (
+    Target("header", _read_header, (PayloadError,), _headers),
+    Target("sealed", _read_sealed, (PayloadError,), lambda: [seal_header(Seal(KEYS), one) for one in _headers()]),
+    Target(
+        "unsigned", _read_unsigned, (PayloadError,), lambda: [seal_header(Seal(Keyring()), one) for one in _headers()]
+    ),
+    Target("value", _read_value, (PayloadError,), _values),
+    Target("signed_value", Codec(KEYS).decode, (PayloadError,), _signed),
+    Target("failure", _read_failure, (PayloadError,), _failures),
+    Target("plan", _read_plan, (PayloadError,), _plans),
+    Target("record", _read_record, (PayloadError,), _records),
+    Target("json", strict_json.loads, (BadRequest,), _bodies),
+    Target("mailbox", read_message, (PayloadError,), _messages),
+    Target("answer", _read_answer, (PayloadError,), _answers),
+    Target("head", _read_head, (BadRequest,), _heads),
+)
