@@ -12,7 +12,7 @@ from qserve.dead_letters import DeadLetters
 from qserve.exceptions import DeadLetterError
 from qserve.keys import Keys
 from qserve.plane import functions, upkeep
-from qserve.plane.functions import Join, Start
+from qserve.plane.functions import Awaited, Join, Start
 from qserve.plane.sealing import open_header, seal_end, seal_moves
 from qserve.registry import ApplicationRecord, DeploymentRecord, Registry
 from qserve.settings import Settings
@@ -139,6 +139,21 @@ def test_a_branch_that_fails_dies_or_waits_after_the_other_one_was_buried_is_run
     assert len(letters.show(A).others) == 4
     letters.replay(A)
     assert sorted(fields[b"s"] for _, fields in desk.fetch(desk.two)) == [b"1", b"2", b"3", b"4"]
+
+
+def test_a_result_that_comes_for_a_buried_call_is_part_of_the_replay(desk: Desk, letters: DeadLetters) -> None:
+    desk.submit(B, [Start(desk.two, "0", [b"x"])])
+    waits = [Awaited(desk.keys.request(B), desk.two, "1", 2, 1)]
+    desk.submit(A, [Start(desk.one, "0", [b"x"]), Join(desk.two, "1", 2, [(0, b"template")])], awaited=waits)
+    ((dead, _),), ((entry, _),) = desk.fetch(desk.one), desk.fetch(desk.two)
+    bury(desk, desk.one, dead, A)
+
+    desk.commit(desk.two, entry, B, state="d", payload=b"result")
+
+    assert desk.is_idle(desk.two)
+    letters.replay(A)
+    ((_, fields),) = desk.fetch(desk.two)
+    assert (fields[b"s"], fields[b"0"], fields[b"1"]) == (b"1", b"template", b"result")
 
 
 def test_a_replay_runs_on_the_version_that_is_deployed_now(

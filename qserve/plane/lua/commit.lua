@@ -26,7 +26,7 @@ local function commit(keys, argv)
     if argv[6] == '' then
       apply(keys, argv, 8, dead, redis.call('HGET', dead, 'h'), hold)
     elseif found then
-      hold(dead, stream, '', found[2])
+      held(request, stream, found[2])
     end
     return 'HELD'
   end

@@ -10,10 +10,6 @@
 local DEAD_TTL = 7 * 24 * 3600 * 1000
 local DEAD_LIMIT = 10000
 
-local function dead_of(request)
-  return (string.gsub(request, '}:r:', '}:d:', 1))
-end
-
 local function dead_index(request)
   return string.match(request, '^.-}:') .. 'dead'
 end
@@ -21,12 +17,6 @@ end
 -- the id of a dead letter of which nobody knows whose it is
 local function made_up_id(stream, entry)
   return string.sub(redis.sha1hex(stream .. entry), 1, ID_CHARS)
-end
-
--- keep a call with a dead letter
-local function hold(dead, stream, step, fields)
-  local number = redis.call('HINCRBY', dead, '!n', 1)
-  redis.call('HSET', dead, '!' .. number, cmsgpack.pack({ stream, fields }))
 end
 
 -- a call of a request that has ended: it is kept when that request is a dead letter. Answers whether it was.

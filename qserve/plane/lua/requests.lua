@@ -88,7 +88,17 @@ local function enqueue(request, stream, step, fields)
   redis.call('HSET', request, 'e:' .. step, stream .. ' ' .. entry)
 end
 
--- `put` says what becomes of a call that may start: `enqueue`, or kept with a dead letter
+local function dead_of(request)
+  return (string.gsub(request, '}:r:', '}:d:', 1))
+end
+
+-- keep a call with a dead letter
+local function hold(dead, stream, step, fields)
+  local number = redis.call('HINCRBY', dead, '!n', 1)
+  redis.call('HSET', dead, '!' .. number, cmsgpack.pack({ stream, fields }))
+end
+
+-- `put` says what becomes of a call that may start: `enqueue` or `hold`
 local function add(request, stream, header, step, values, put)
   local fields = { 'h', header, 's', step }
   for slot, value in ipairs(values) do
@@ -153,10 +163,17 @@ local finish
 local function tell(waiter, request_id, state, payload)
   local w = cmsgpack.unpack(waiter)
   if w.mailbox then return deliver(w.mailbox, request_id, state, payload) end
-  if redis.call('HGET', w.request, 'st') ~= 'o' then return end
-  if state == 'd' then
-    fill(w.request, w.stream, w.header, w.step, w.needs, { { w.slot, payload } }, enqueue)
+  local slots = { { w.slot, payload } }
+  if redis.call('HGET', w.request, 'st') ~= 'o' then
+    local dead = dead_of(w.request)
+    -- a replay goes on with it: nobody will tell of this result a second time
+    if state == 'd' and redis.call('EXISTS', dead) == 1 then
+      fill(dead, w.stream, redis.call('HGET', dead, 'h'), w.step, w.needs, slots, hold)
+    end
+  elseif state == 'd' then
+    fill(w.request, w.stream, w.header, w.step, w.needs, slots, enqueue)
   else
+    unqueue(w.request)
     finish(w.request, w.request_id, state, payload)
   end
 end

@@ -1,0 +1,393 @@
+"""What the function library must do, in plain Python: the reference that the state machine compares with.
+
+A request is described by what it was given and by which of its steps are done; which calls must lie on a queue
+and which slots must wait follow from that, and are not written down a second time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+DEATH_LIMIT = 2
+LOST, DELETED, FAILED, BURIED = b"replica lost", b"application deleted", b"why", b"tried too often"
+OWN, OTHER = ("one", "two"), ("far",)
+"""The queues of the version that is retired, and those of another application."""
+STREAMS = OWN + OTHER
+MAILBOXES = ("me", "you")
+
+
+class Named:
+    """Something that a failing history shows by its name, and not with all it holds."""
+
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        printer.text(repr(self))
+
+
+class Slot(NamedTuple):
+    """A place for one value of a step."""
+
+    step: int
+    number: int
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step: where it runs, how many values it takes, and which slots its result fills; none for the last."""
+
+    stream: str
+    needs: int
+    targets: tuple[Slot, ...] = ()
+
+
+@dataclass(frozen=True)
+class Plan(Named):
+    """A small graph: the slots filled by the caller, and those filled by other requests' results."""
+
+    name: str
+    steps: tuple[Step, ...]
+    given: tuple[Slot, ...]
+    refs: tuple[Slot, ...] = ()
+
+    def __repr__(self) -> str:
+        return self.name
+
+    @property
+    def streams(self) -> set[str]:
+        """The queues that submitting names: of steps that are given a value, or another's result."""
+        return {self.steps[slot.step].stream for slot in self.given + self.refs}
+
+
+_FIRST = (Slot(0, 0),)
+PLANS = (
+    Plan("a single call", (Step("one", 1),), _FIRST),
+    Plan("a call elsewhere", (Step("far", 1),), _FIRST),
+    Plan("a chain", (Step("one", 1, (Slot(1, 0),)), Step("two", 1, (Slot(2, 0),)), Step("one", 1)), _FIRST),
+    Plan(
+        "a diamond",
+        (
+            Step("one", 1, (Slot(1, 0), Slot(2, 0))),
+            Step("two", 1, (Slot(3, 0),)),
+            Step("one", 1, (Slot(3, 1),)),
+            Step("two", 2),
+        ),
+        _FIRST,
+    ),
+    Plan(
+        "two beginnings",
+        (Step("one", 1, (Slot(2, 0),)), Step("two", 1, (Slot(2, 2),)), Step("one", 3)),
+        (Slot(0, 0), Slot(1, 0), Slot(2, 1)),
+    ),
+    Plan("takes a result", (Step("two", 2),), _FIRST, (Slot(0, 1),)),
+    Plan("takes two results", (Step("two", 3),), _FIRST, (Slot(0, 1), Slot(0, 2))),
+    Plan(
+        "takes a result late",
+        (Step("one", 1, (Slot(1, 0),)), Step("two", 3)),
+        (Slot(0, 0), Slot(1, 1)),
+        (Slot(1, 2),),
+    ),
+)
+
+
+@dataclass(eq=False)
+class Request(Named):
+    """One request that was accepted.
+
+    ``state`` is "" once nothing is known of it any more. ``is_dead`` while a dead letter keeps what it had reached:
+    its branches go no further, and a replay goes on with all of them.
+    """
+
+    id: str
+    plan: Plan
+    mailbox: str
+    keep_ms: int
+    state: str = "o"
+    result: bytes = b""
+    by: str = ""
+    slots: dict[Slot, bytes] = field(default_factory=dict)
+    done: set[int] = field(default_factory=set)
+    waiters: list[str | tuple[Request, Slot]] = field(default_factory=list)
+    deaths: Counter[int] = field(default_factory=Counter)
+    tries: Counter[int] = field(default_factory=Counter)
+    sent: int = 0
+    taken: int = 0
+    is_dead: bool = False
+    is_abandoned: bool = False
+
+    def __repr__(self) -> str:
+        return f"{self.id.lstrip('0') or '0'} ({self.plan}, {self.state or 'unknown'})"
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it has not ended."""
+        return self.state == "o"
+
+    def values(self, step: int) -> list[bytes]:
+        """The values of a step's slots, as far as they are there."""
+        return [self.slots[slot] for slot in self._slots_of(step) if slot in self.slots]
+
+    def _slots_of(self, step: int) -> list[Slot]:
+        return [Slot(step, number) for number in range(self.plan.steps[step].needs)]
+
+    def due(self) -> set[int]:
+        """The steps that have all their values and are not done: each must be one call, in one place."""
+        return {
+            step
+            for step, one in enumerate(self.plan.steps)
+            if step not in self.done and len(self.values(step)) == one.needs
+        }
+
+    def waiting(self) -> dict[Slot, bytes]:
+        """The slots of joins that are not yet complete."""
+        started = self.due() | self.done
+        return {slot: value for slot, value in self.slots.items() if slot.step not in started}
+
+    def begin_again(self, step: int) -> None:
+        """A call is kept in the dead letter: whoever replays it starts counting anew."""
+        self.deaths[step] = self.tries[step] = 0
+
+    def outcome(self, step: int) -> bytes:
+        """What a step makes of its values: depends on each of them, and on their order."""
+        return hashlib.blake2s(b"%d(%s)" % (step, b",".join(self.values(step))), digest_size=6).hexdigest().encode()
+
+
+@dataclass(frozen=True)
+class Delivery(Named):
+    """A call in the memory of a replica."""
+
+    consumer: str
+    stream: str
+    entry: bytes
+    request: Request
+    step: int
+    epoch: str = ""
+
+    def __repr__(self) -> str:
+        return f"{self.consumer}'s {self.entry.decode()} of {self.stream}: step {self.step} of {self.request}"
+
+    @property
+    def by(self) -> str:
+        """How the broker remembers its commit."""
+        return f"{self.step}:{self.entry.decode()}"
+
+
+def order(entry: bytes) -> tuple[int, ...]:
+    """The place of an entry in its stream."""
+    return tuple(int(part) for part in entry.split(b"-"))
+
+
+class Delayed(NamedTuple):
+    """A call that waits for its next try."""
+
+    stream: str
+    request: Request
+    step: int
+
+
+class Model:
+    """All requests of one installation, and who holds which delivery; each method answers what the broker must."""
+
+    def __init__(self) -> None:
+        self.requests: list[Request] = []
+        self.held: dict[tuple[str, bytes], Delivery] = {}
+        self.delayed: set[Delayed] = set()
+        self.mail: dict[str, Counter[bytes]] = {name: Counter() for name in MAILBOXES}
+        self.is_deployed = True
+        self.epoch = ""
+
+    def submit(self, request: Request, refs: dict[Slot, Request], is_full: bool, epoch: str) -> bytes:
+        """A request comes in: it is accepted with all it needs, or nothing of it is kept."""
+        if epoch != self.epoch:
+            return b"EPOCH " + self.epoch.encode()
+        if not self.is_deployed and not request.plan.streams <= set(OTHER):
+            return b"MOVED"
+        if is_full:
+            return b"FULL"
+        if any(not other.state for other in refs.values()):
+            return b"LOST"
+        self.requests.append(request)
+        for slot in request.plan.given:
+            request.slots[slot] = b"given to %d.%d" % slot
+        for slot, other in refs.items():
+            if not request.is_open:
+                break
+            if other.is_open:
+                other.waiters.append((request, slot))
+            else:
+                self._take(request, slot, other.state, other.result)
+        return b"OK"
+
+    def _take(self, request: Request, slot: Slot, state: str, payload: bytes) -> None:
+        if request.is_dead and state == "d":
+            request.slots[slot] = payload
+        elif not request.is_open:
+            return
+        elif state == "d":
+            request.slots[slot] = payload
+        else:
+            self.finish(request, state, payload)
+
+    def finish(self, request: Request, state: str, payload: bytes, by: str = "") -> None:
+        """A request ends: whoever waits is told, once for each waiting."""
+        waiters, request.waiters = request.waiters, []
+        request.state, request.result, request.by = (state if request.keep_ms else ""), payload, by
+        if request.mailbox:
+            self.mail[request.mailbox][request.id.encode() + state.encode() + payload] += 1
+        for waiter in waiters:
+            if isinstance(waiter, str):
+                self.mail[waiter][request.id.encode() + state.encode() + payload] += 1
+            else:
+                self._take(*waiter, state, payload)
+
+    def commit(self, delivery: Delivery, is_failure: bool) -> bytes:
+        """A call ends. Its effects happen when its delivery is pending and its request open, and never otherwise."""
+        request, step = delivery.request, delivery.step
+        if delivery.epoch != self.epoch:
+            return b"EPOCH " + self.epoch.encode()
+        if self.held.pop((delivery.stream, delivery.entry), None) is None:
+            return b"DUP" if request.state and request.by == delivery.by else b"STALE"
+        targets = request.plan.steps[step].targets
+        is_forward = targets and not is_failure
+        if request.is_dead:
+            if is_forward:
+                self._forward(request, step)
+            else:
+                request.begin_again(step)
+            return b"HELD"
+        if not request.is_open:
+            return b"CLOSED" if request.state else b"GONE"
+        if is_forward:
+            request.by = delivery.by
+            self._forward(request, step)
+        elif is_failure:
+            self.finish(request, "f", FAILED, delivery.by)
+        else:
+            self.finish(request, "d", request.outcome(step), delivery.by)
+        return b"OK"
+
+    def _forward(self, request: Request, step: int) -> None:
+        value = request.outcome(step)
+        request.done.add(step)
+        request.slots.update(dict.fromkeys(request.plan.steps[step].targets, value))
+
+    def bury(self, delivery: Delivery) -> bytes:
+        """A call is not worth another try."""
+        if self.held.pop((delivery.stream, delivery.entry), None) is None:
+            return b"STALE"
+        self._bury(delivery.request, delivery.step, BURIED)
+        return b"OK"
+
+    def _bury(self, request: Request, step: int, failure: bytes) -> None:
+        if request.is_dead:
+            request.begin_again(step)
+        elif request.is_open:
+            request.begin_again(step)
+            request.is_dead = True
+            self.finish(request, "f", failure)
+
+    def replay(self, request: Request, keep_ms: int, kept: set[int]) -> bytes:
+        """A dead letter's request is opened again; ``kept`` are the steps whose calls the letter holds."""
+        if not request.is_dead:
+            return b"NONE"
+        if not self.is_deployed and {request.plan.steps[step].stream for step in kept} - set(OTHER):
+            return b"MOVED"
+        request.is_dead = False
+        request.state, request.result, request.by, request.mailbox = "o", b"", "", ""
+        request.keep_ms, request.sent, request.taken = keep_ms, 0, 0
+        return b"OK"
+
+    def purge(self, requests: set[Request]) -> int:
+        """Dead letters are thrown away; what of them still lies on a queue will have no effects."""
+        dead = [request for request in requests if request.is_dead]
+        for request in dead:
+            request.is_dead, request.is_abandoned = False, True
+        return len(dead)
+
+    def lose_everything(self) -> None:
+        """The broker's data is gone."""
+        for request in self.requests:
+            request.state, request.waiters, request.is_dead = "", [], False
+        self.held.clear()
+        self.delayed.clear()
+        self.mail = {name: Counter() for name in MAILBOXES}
+        self.is_deployed, self.epoch = False, ""
+
+    def postpone(self, delivery: Delivery) -> bytes:
+        """A try ends; the call, if anybody still wants it, is delayed."""
+        if self.held.pop((delivery.stream, delivery.entry), None) is None:
+            return b"STALE"
+        if delivery.request.is_dead:
+            delivery.request.begin_again(delivery.step)
+        elif delivery.request.is_open:
+            delivery.request.tries[delivery.step] += 1
+            delivery.request.deaths[delivery.step] = 0
+            self.delayed.add(Delayed(delivery.stream, delivery.request, delivery.step))
+        return b"OK"
+
+    def wake(self, calls: set[Delayed]) -> None:
+        """Calls have waited long enough."""
+        self.delayed -= calls
+        for call in calls:
+            if call.request.is_dead:
+                call.request.begin_again(call.step)
+
+    def reclaim(self, consumer: str, stream: str) -> int:
+        """A replica died: every call it held is on the queue again, or has killed often enough."""
+        mine = [one for one in self.held.values() if (one.consumer, one.stream) == (consumer, stream)]
+        for delivery in sorted(mine, key=lambda one: order(one.entry)):
+            del self.held[delivery.stream, delivery.entry]
+            request, step = delivery.request, delivery.step
+            request.deaths[step] += 1
+            if request.is_dead or request.deaths[step] >= DEATH_LIMIT:
+                self._bury(request, step, LOST)
+        return len(mine)
+
+    def close(self, request: Request, state: str) -> int:
+        """A request is ended from outside."""
+        if not request.is_open:
+            return 0
+        self.finish(request, state, b"")
+        return 1
+
+    def forget(self, request: Request) -> None:
+        """Nobody will ask for a result."""
+        if request.is_open:
+            request.keep_ms = 0
+        else:
+            request.state = ""
+
+    def emit(self, request: Request, number: int) -> int:
+        """An item of a streamed result, which is delivered at its turn."""
+        if not request.is_open:
+            return -1
+        if number == request.sent:
+            request.sent += 1
+            if request.mailbox:
+                self.mail[request.mailbox][request.id.encode() + b"i%d" % number] += 1
+        return request.sent - request.taken
+
+    def take(self, request: Request, count: int) -> int:
+        """The reader has taken items."""
+        if not request.is_open:
+            return 0
+        request.taken += count
+        return request.taken
+
+    def retire(self, force: bool, is_idle: bool) -> int:
+        """The own version's queues are removed when nothing needs them; by force, what needs them fails."""
+        mine = [one for one in self.requests if one.is_open and one.plan.streams <= set(OWN)]
+        if not force and (mine or not is_idle):
+            return 0
+        for request in mine:
+            if request.is_open:
+                self.finish(request, "f", DELETED)
+        for request in self.requests:
+            for step, one in enumerate(request.plan.steps):
+                if request.is_dead and one.stream in OWN:
+                    request.begin_again(step)
+        self.held = {key: one for key, one in self.held.items() if key[0] not in OWN}
+        self.delayed = {one for one in self.delayed if one.stream not in OWN}
+        self.is_deployed = False
+        return 1

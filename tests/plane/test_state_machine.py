@@ -1,0 +1,593 @@
+"""Random histories of submissions, commits, deaths and cancellations, each step compared with a model in Python.
+
+Replies get lost, replicas die or freeze and commit late, requests expire, queues are removed; after every step
+the whole content of the broker must be what the model says, and no more.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import msgpack
+import pytest
+import redis
+from hypothesis import HealthCheck, Phase, note, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
+from request_model import (
+    BURIED,
+    DEATH_LIMIT,
+    DELETED,
+    FAILED,
+    LOST,
+    MAILBOXES,
+    OTHER,
+    OWN,
+    PLANS,
+    STREAMS,
+    Delayed,
+    Delivery,
+    Model,
+    Request,
+    Slot,
+    order,
+)
+
+from qserve.keys import GROUP, Keys
+from qserve.plane import functions, upkeep
+from qserve.plane.connection import create_group
+from qserve.plane.functions import Awaited, Epoch, Join, Move, Start
+from qserve.plane.library import Command
+
+T = TypeVar("T")
+
+CONSUMERS = ("first", "second", "third")
+LIFE_MS, KEEP_MS = 120_000, 60_000
+
+Act = Callable[["Requests"], None]
+ACTS: dict[str, tuple[int, Callable[[Any], Any], Act]] = {}
+
+
+def act(weight: int, when: Callable[[Any], Any] = lambda self: True) -> Callable[[Act], Act]:
+    """Something that may happen next.
+
+    One rule chooses among them by their weights. As rules of their own they would be switched off at random
+    by Hypothesis' swarm testing, each in half of the examples, and few requests would ever come to an end.
+    """
+
+    def register(method: Act) -> Act:
+        ACTS[method.__name__] = (weight, when, method)
+        return method
+
+    return register
+
+
+@dataclass
+class Seen:
+    """What lies in the broker after a step."""
+
+    entries: dict[str, dict[bytes, dict[bytes, bytes]]] = field(default_factory=dict)
+    pending: dict[str, dict[bytes, str]] = field(default_factory=dict)
+
+    def undelivered(self, stream: str) -> list[bytes]:
+        """The entries that nobody has fetched, oldest first."""
+        return [entry for entry in self.entries[stream] if entry not in self.pending[stream]]
+
+
+class Requests(RuleBasedStateMachine):
+    """Drives the functions in a real broker, and the model beside them."""
+
+    client: redis.Redis
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.client.flushall()
+        self.keys = Keys("machine")
+        self.names = {name: self.keys.stream("other" if name in OTHER else "own", "v", name) for name in STREAMS}
+        self.boxes = {name: self.keys.mailbox(name) for name in MAILBOXES}
+        self.model = Model()
+        self.seen = Seen()
+        self.submissions: list[tuple[Request, str, Command]] = []
+        self.deliveries: list[Delivery] = []
+        self.commits: list[tuple[Delivery, Command]] = []
+        self.epoch = ""
+        self.kept: dict[Request, set[int]] = {}
+
+    def teardown(self) -> None:
+        self.client.flushall()
+
+    @rule(data=st.data())
+    def go_on(self, data: st.DataObject) -> None:
+        self.data = data
+        # the weightiest first: Hypothesis chooses what comes first more often, and shrinks to it
+        ordered = sorted(ACTS.items(), key=lambda item: -item[1][0])
+        possible = [name for name, (weight, when, _) in ordered for _ in range(weight) if when(self)]
+        ACTS[self.one_of(possible)][2](self)
+
+    def one_of(self, things: Iterable[T]) -> T:
+        return self.data.draw(st.sampled_from(list(things)))
+
+    def send(self, command: Command) -> Any:
+        reply = self.client.execute_command(*command)
+        note(f"{command[1:]} answers {reply!r}")
+        return reply
+
+    # -- requests come in and are asked for --------------------------------------------------------
+
+    @initialize()
+    def deploy(self) -> None:
+        if not self.model.epoch:
+            self.model.epoch = self.epoch = f"{self.epoch}+"
+            self.client.set(self.keys.epoch, self.epoch)
+        for stream in self.names.values():
+            create_group(self.client, stream)
+        self.model.is_deployed = True
+
+    @act(3, when=lambda self: not self.model.is_deployed)
+    def deploy_again(self) -> None:
+        self.deploy()
+
+    @act(4)
+    def submit(self) -> None:
+        plan = self.one_of(plan for plan in PLANS if self.model.requests or not plan.refs)
+        mailbox = self.one_of((*MAILBOXES, ""))
+        keep_ms = self.one_of((KEEP_MS, KEEP_MS, KEEP_MS, 0))
+        limit = self.one_of((-1, -1, -1, 2))
+        request = Request(f"{len(self.model.requests):032x}", plan, mailbox, keep_ms)
+        others = {slot: self.one_of(self.model.requests[::-1]) for slot in plan.refs}
+        limits = dict.fromkeys(plan.streams, limit) if limit >= 0 else {}
+        command = self.submission(request, others, limits)
+
+        expected = self.model.submit(request, others, self.is_full(limits), self.epoch)
+
+        assert self.send(command) == expected
+        if expected == b"OK":
+            self.submissions.append((request, self.epoch, command))
+
+    def is_full(self, limits: dict[str, int]) -> bool:
+        # by what the broker counts: a call that runs though its request was cancelled counts as running
+        return any(
+            stream in self.seen.entries and len(self.seen.entries[stream]) - len(self.seen.pending[stream]) >= limit
+            for stream, limit in limits.items()
+        )
+
+    def submission(self, request: Request, others: dict[Slot, Request], limits: dict[str, int]) -> Command:
+        given = {slot: b"given to %d.%d" % slot for slot in request.plan.given}
+        awaited = [
+            Awaited(
+                self.keys.request(other.id),
+                self.names[request.plan.steps[slot.step].stream],
+                str(slot.step),
+                request.plan.steps[slot.step].needs,
+                slot.number,
+            )
+            for slot, other in others.items()
+        ]
+        return functions.submit(
+            self.keys.request(request.id),
+            request.id,
+            Epoch(self.keys.epoch, self.epoch),
+            self.header(request),
+            self.boxes.get(request.mailbox, ""),
+            LIFE_MS,
+            request.keep_ms,
+            list(self.moves(request, given)),
+            awaited,
+            {self.names[stream]: limit for stream, limit in limits.items()},
+        )
+
+    def header(self, request: Request) -> bytes:
+        return request.id.encode() + b" and the rest"
+
+    def moves(self, request: Request, filled: dict[Slot, bytes]) -> Iterator[Move]:
+        for step in sorted({slot.step for slot in filled}):
+            one = request.plan.steps[step]
+            slots = [(slot.number, value) for slot, value in sorted(filled.items()) if slot.step == step]
+            if len(slots) == one.needs:
+                yield Start(self.names[one.stream], str(step), [value for _, value in slots])
+            else:
+                yield Join(self.names[one.stream], str(step), one.needs, slots)
+
+    @act(1, when=lambda self: self.submissions)
+    def lose_the_reply_of_a_submission_and_send_it_again(self) -> None:
+        request, epoch, command = self.one_of(self.submissions)
+        if epoch != self.model.epoch:
+            assert self.send(command) == b"EPOCH " + self.model.epoch.encode()
+        elif request.state:
+            assert self.send(command) == b"DUP"
+
+    @act(1, when=lambda self: self.model.requests)
+    def watch(self) -> None:
+        request, mailbox = self.one_of(self.model.requests), self.one_of(("", *MAILBOXES))
+
+        state, result = self.send(functions.watch(self.keys.request(request.id), self.boxes.get(mailbox, "")))
+
+        assert (state.decode(), result) == (request.state, b"" if request.state in ("", "o") else request.result)
+        if request.is_open and mailbox:
+            request.waiters.append(mailbox)
+
+    @act(1, when=lambda self: self.model.requests)
+    def forget(self) -> None:
+        requests = {self.one_of(self.model.requests) for _ in range(self.one_of((1, 2)))}
+        for request in requests:
+            self.model.forget(request)
+
+        assert self.send(functions.forget([self.keys.request(request.id) for request in requests])) == b"OK"
+
+    @act(2, when=lambda self: self.model.requests)
+    def cancel(self) -> None:
+        request, state = self.one_of(self.model.requests), self.one_of("cx")
+
+        expected = self.model.close(request, state)
+
+        assert self.send(functions.close(self.keys.request(request.id), request.id, state, b"")) == expected
+
+    def owner(self, fields: dict[bytes, bytes]) -> tuple[Request, int]:
+        return self.model.requests[int(fields[b"h"][:32], 16)], int(fields[b"s"])
+
+    @act(1, when=lambda self: self.model.requests)
+    def expire(self) -> None:
+        request = self.one_of(self.model.requests)
+        self.client.delete(self.keys.request(request.id))
+        request.state, request.waiters = "", []
+
+    # -- replicas work -----------------------------------------------------------------------------
+
+    @act(6, when=lambda self: self.busy())
+    def fetch(self) -> None:
+        stream, consumer, count = self.one_of(self.busy()), self.one_of(CONSUMERS), self.one_of((1, 2, 3))
+        expected = self.seen.undelivered(stream)[:count]
+
+        found: Any = self.client.xreadgroup(GROUP, consumer, {self.names[stream]: ">"}, count=count)
+
+        entries = found[0][1] if found else []
+        assert [entry for entry, _ in entries] == expected
+        for entry, fields in entries:
+            delivery = Delivery(consumer, stream, entry, *self.owner(fields), self.epoch)
+            self.deliveries.append(delivery)
+            self.model.held[stream, entry] = delivery
+
+    def busy(self) -> list[str]:
+        """The queues on which something lies that nobody has fetched."""
+        return [stream for stream in self.seen.entries if self.seen.undelivered(stream)]
+
+    @act(1, when=lambda self: self.model.held)
+    def read_the_own_history(self) -> None:
+        stream, consumer = self.one_of(self.seen.entries), self.one_of(CONSUMERS)
+        expected = [entry for entry, owner in self.seen.pending[stream].items() if owner == consumer]
+
+        found: Any = self.client.xreadgroup(GROUP, consumer, {self.names[stream]: "0"})
+
+        assert [entry for entry, _ in found[0][1]] == expected
+
+    @act(8, when=lambda self: self.deliveries)
+    def commit(self) -> None:
+        delivery, is_failure = self.one_of(self.deliveries), self.one_of((False, False, False, False, True))
+        command = self.commitment(delivery, is_failure)
+        expected = self.model.commit(delivery, is_failure)
+
+        assert self.send(command) == expected
+        self.deliveries.remove(delivery)
+        self.commits.append((delivery, command))
+
+    def commitment(self, delivery: Delivery, is_failure: bool) -> Command:
+        request, step = delivery.request, delivery.step
+        targets, value = request.plan.steps[step].targets, request.outcome(step)
+        end: dict[str, Any] = {}
+        if is_failure:
+            end = {"state": "f", "payload": FAILED}
+        elif not targets:
+            end = {"state": "d", "payload": value}
+        else:
+            end = {"moves": list(self.moves(request, dict.fromkeys(targets, value)))}
+        stream, entry = self.names[delivery.stream], delivery.entry
+        epoch, attempt = Epoch(self.keys.epoch, delivery.epoch), entry.decode()
+        return functions.commit(
+            stream, self.keys.request(request.id), entry, request.id, epoch, attempt, str(step), **end
+        )
+
+    @act(1, when=lambda self: self.commits)
+    def lose_the_reply_of_a_commit_and_send_it_again(self) -> None:
+        delivery, command = self.one_of(self.commits[::-1])
+        expected = self.model.commit(delivery, False)
+        assert expected in (b"DUP", b"STALE", b"EPOCH " + self.model.epoch.encode())
+
+        assert self.send(command) == expected
+
+    @act(2, when=lambda self: self.deliveries)
+    def postpone(self) -> None:
+        delivery, is_soon = self.one_of(self.deliveries), self.one_of((True, False))
+        request, stream = delivery.request, self.names[delivery.stream]
+        command = functions.postpone(
+            stream,
+            self.keys.request(request.id),
+            self.keys.delayed_of(stream),
+            delivery.entry,
+            0 if is_soon else 3_600_000,
+            request.tries[delivery.step] + 1,
+            LIFE_MS,
+            delivery.consumer,
+            "it failed",
+        )
+
+        assert self.send(command) == self.model.postpone(delivery)
+        self.deliveries.remove(delivery)
+
+    @act(2, when=lambda self: self.model.delayed)
+    def wake(self) -> None:
+        stream = self.one_of(self.seen.entries)
+        name, delayed = self.names[stream], self.keys.delayed_of(self.names[stream])
+        now_ms = self.client.time()[0] * 1000
+        early = self.client.zcount(delayed, now_ms + 1_000_000, "+inf")
+        expected = {one for one in self.model.delayed if one.stream == stream}
+
+        woken = self.send(upkeep.wake(delayed, name))
+
+        assert woken == len(expected) - early
+        left = {self.delayed_of(member, stream) for member in self.client.zrange(delayed, 0, -1)}
+        assert len(left) == early
+        self.model.wake(expected - left)
+
+    def delayed_of(self, member: bytes, stream: str) -> Delayed:
+        _, *rest = msgpack.unpackb(member, raw=True)
+        fields = dict(zip(rest[::2], rest[1::2], strict=True))
+        return Delayed(stream, *self.owner(fields))
+
+    @act(1, when=lambda self: self.model.delayed)
+    def let_an_hour_pass(self) -> None:
+        for name in self.names.values():
+            delayed = self.keys.delayed_of(name)
+            for member in self.client.zrange(delayed, 0, -1):
+                self.client.zadd(delayed, {member: 1}, xx=True)
+
+    @act(3, when=lambda self: self.model.held)
+    def die_or_freeze(self) -> None:
+        """A frozen replica is taken for dead: it goes on later with what it has in memory."""
+        holders = {one.consumer for one in self.model.held.values()}
+        consumer, is_frozen = self.one_of(sorted(holders)), self.one_of((False, True))
+        for stream, name in self.names.items():
+            if stream not in self.seen.entries:
+                continue
+            expected = self.model.reclaim(consumer, stream)
+            command = upkeep.reclaim(name, consumer, DEATH_LIMIT, LOST, self.keys.request(""))
+            assert self.send(command) == expected
+            names = [one["name"] for one in self.client.xinfo_consumers(name, GROUP)]
+            assert consumer.encode() not in names
+        if not is_frozen:
+            self.deliveries = [one for one in self.deliveries if one.consumer != consumer]
+
+    @act(2, when=lambda self: self.deliveries)
+    def bury(self) -> None:
+        delivery = self.one_of(self.deliveries)
+        stream, request = self.names[delivery.stream], delivery.request
+        command = functions.bury(
+            stream,
+            self.keys.request(request.id),
+            delivery.entry,
+            request.id,
+            "retries",
+            BURIED,
+            delivery.consumer,
+            "no",
+        )
+
+        assert self.send(command) == self.model.bury(delivery)
+        self.deliveries.remove(delivery)
+
+    @act(3, when=lambda self: any(one.is_dead for one in self.model.requests))
+    def replay(self) -> None:
+        request = self.one_of(one for one in self.model.requests if one.is_dead)
+        dead, key = self.keys.dead_letter(request.id), self.keys.request(request.id)
+        command = upkeep.replay(dead, key, request.id, self.header(request), LIFE_MS, KEEP_MS, {})
+
+        expected = self.model.replay(request, KEEP_MS, self.kept.get(request, set()))
+
+        assert self.send(command) == expected
+        if expected == b"OK":
+            assert self.send(command) == b"NONE"
+
+    @act(1, when=lambda self: any(one.is_dead for one in self.model.requests))
+    def purge(self) -> None:
+        requests = {self.one_of(self.model.requests[::-1]) for _ in range(2)}
+        letters = {one.id: self.keys.dead_letter(one.id) for one in requests}
+
+        assert self.send(upkeep.purge(self.keys.dead_letters, letters)) == self.model.purge(requests)
+
+    @act(2, when=lambda self: self.deliveries)
+    def emit(self) -> None:
+        request, is_again = self.one_of(self.deliveries).request, self.one_of((False, True))
+        item = max(0, request.sent - is_again)
+        command = functions.emit(self.keys.request(request.id), request.id, item, b"%d" % item)
+
+        assert self.send(command) == self.model.emit(request, item)
+
+    @act(1, when=lambda self: any(one.sent for one in self.model.requests))
+    def take(self) -> None:
+        request = self.one_of(one for one in self.model.requests if one.sent)
+        count = request.sent - request.taken
+
+        assert self.send(functions.take(self.keys.request(request.id), count)) == self.model.take(request, count)
+
+    @act(1, when=lambda self: self.model.is_deployed)
+    def retire(self) -> None:
+        force = self.one_of((False, False, False, False, False, True))
+        if any(one.is_open and one.plan.refs for one in self.model.requests):
+            return
+        is_idle = not any(self.seen.entries[stream] for stream in OWN)
+        is_idle &= not any(one.stream in OWN for one in self.model.delayed)
+        streams = [self.names[stream] for stream in OWN]
+        keys = streams + [self.keys.delayed_of(name) for name in streams]
+
+        expected = self.model.retire(force, is_idle)
+
+        assert self.send(upkeep.retire(keys, force, DELETED, self.keys.request(""))) == expected
+
+    @act(1, when=lambda self: len(self.model.requests) > 3)
+    def lose_everything(self) -> None:
+        newest = max((order(entry)[0] for entries in self.seen.entries.values() for entry in entries), default=0)
+        self.client.flushall()
+        self.model.lose_everything()
+        # no entry of the new state may have the id of one that is gone
+        while self.client.time()[0] * 1000 + self.client.time()[1] // 1000 <= newest:
+            pass
+
+    # -- after every step --------------------------------------------------------------------------
+
+    @invariant()
+    def the_broker_holds_what_the_model_says_and_nothing_else(self) -> None:
+        content = self.read()
+        expected = {self.names[stream] for stream in (STREAMS if self.model.is_deployed else OTHER)}
+        expected |= {self.keys.epoch}
+        if not self.model.epoch:
+            expected = set()
+        dead = [one for one in self.model.requests if one.is_dead]
+        expected |= {self.keys.dead_letter(one.id) for one in dead} | {self.keys.dead_letters for _ in dead[:1]}
+        expected |= {self.keys.request(one.id) for one in self.model.requests if one.state}
+        expected |= {self.keys.delayed_of(self.names[one.stream]) for one in self.model.delayed}
+        expected |= {self.boxes[name] for name, mail in self.model.mail.items() if mail}
+        assert set(content) == expected
+        self.look(content)
+        self.check_requests(content)
+        self.check_letters(content)
+        self.check_calls(content)
+        for name, mail in self.model.mail.items():
+            assert Counter(content.get(self.boxes[name], ())) == mail
+
+    def read(self) -> dict[str, Any]:
+        """All keys and what they hold; only queues may live for ever."""
+        names = [name.decode() for name in self.client.keys("*")]
+        streams = set(self.names.values())
+        pipe = self.client.pipeline(transaction=False)
+        for name in names:
+            if name in streams:
+                pipe.xrange(name)
+                pipe.xpending_range(name, GROUP, "-", "+", 1000)
+            else:
+                if name == self.keys.epoch:
+                    pipe.get(name)
+                elif ":r:" in name or ":d:" in name:
+                    pipe.hgetall(name)
+                elif ":m:" in name:
+                    pipe.lrange(name, 0, -1)
+                else:
+                    pipe.zrange(name, 0, -1)
+                pipe.pttl(name)
+        replies = iter(pipe.execute())
+        content = {}
+        for name in names:
+            value, more = next(replies), next(replies)
+            content[name] = (value, more) if name in streams else value
+            assert name in streams or name == self.keys.epoch or more > 0, f"{name} has no time to live"
+        return content
+
+    def look(self, content: dict[str, Any]) -> None:
+        self.seen = Seen()
+        for stream, name in self.names.items():
+            if name in content:
+                entries, pending = content[name]
+                self.seen.entries[stream] = dict(entries)
+                self.seen.pending[stream] = {one["message_id"]: one["consumer"].decode() for one in pending}
+        held = {(stream, entry): who for stream, pending in self.seen.pending.items() for entry, who in pending.items()}
+        assert held == {key: one.consumer for key, one in self.model.held.items()}
+
+    def check_requests(self, content: dict[str, Any]) -> None:
+        for request in self.model.requests:
+            if not request.state:
+                continue
+            fields = {name.decode(): value for name, value in content[self.keys.request(request.id)].items()}
+            if not request.is_open:
+                assert fields == {"st": request.state.encode(), "res": request.result, "by": request.by.encode()}
+                continue
+            assert fields["st"] == b"o"
+            assert fields["h"] == self.header(request)
+            assert fields["to"].decode() == self.boxes.get(request.mailbox, "")
+            assert fields["keep"] == b"%d" % request.keep_ms
+            assert fields.get("by", b"").decode() == request.by
+            assert int(fields.get("w", 0)) == len(request.waiters)
+            self.check_joins(request, fields)
+
+    def check_joins(self, request: Request, fields: dict[str, bytes]) -> None:
+        slots = {name: value for name, value in fields.items() if name[0].isdigit() and not name.endswith(".n")}
+        assert slots == {f"{slot.step}.{slot.number}": value for slot, value in request.waiting().items()}
+
+    def check_letters(self, content: dict[str, Any]) -> None:
+        """A dead letter holds what its request had reached, but for calls that still lie on a queue."""
+        self.kept = {}
+        for request in self.model.requests:
+            if not request.is_dead:
+                continue
+            fields = {name.decode(): value for name, value in content[self.keys.dead_letter(request.id)].items()}
+            self.check_joins(request, fields)
+            assert fields["!failure"] in (BURIED, LOST)
+            self.kept[request] = set()
+            for number in range(1, int(fields["!n"]) + 1):
+                _, flat = msgpack.unpackb(fields[f"!{number}"], raw=True)
+                call = dict(zip(flat[::2], flat[1::2], strict=True))
+                owner, step = self.owner(call)
+                assert owner is request
+                assert step not in self.kept[request], "a call is kept twice"
+                self.kept[request].add(step)
+                assert self.without_history(call) == self.fields(request, step)
+
+    def without_history(self, fields: dict[bytes, bytes]) -> dict[bytes, bytes]:
+        return {name: value for name, value in fields.items() if name != b"y"}
+
+    def check_calls(self, content: dict[str, Any]) -> None:
+        """Each unfinished call of an open request lies in exactly one place, with what it needs."""
+        calls: Counter[tuple[Request, int]] = Counter()
+        for stream, entries in self.seen.entries.items():
+            for entry, fields in entries.items():
+                request, step = self.owner(fields)
+                calls[request, step] += 1
+                if request.is_open or request.is_dead:
+                    assert self.without_history(fields) == self.fields(request, step)
+                elif request.state and not request.is_abandoned:
+                    assert entry in self.seen.pending[stream], "a call of an ended request is still queued"
+        delayed = [
+            self.delayed_of(member, stream)
+            for stream, name in self.names.items()
+            for member in content.get(self.keys.delayed_of(name), ())
+        ]
+        assert Counter(delayed) == Counter(self.model.delayed)
+        calls.update((one.request, one.step) for one in delayed)
+        calls.update((request, step) for request, steps in self.kept.items() for step in steps)
+        alive = [request for request in self.model.requests if request.is_open or request.is_dead]
+        due = Counter((request, step) for request in alive for step in request.due())
+        assert Counter({call: count for call, count in calls.items() if call[0] in alive}) == due
+
+    def fields(self, request: Request, step: int) -> dict[bytes, bytes]:
+        fields = {b"h": self.header(request), b"s": b"%d" % step}
+        for number, value in enumerate(request.values(step)):
+            fields[b"%d" % number] = value
+        for name, count in ((b"x", request.deaths[step]), (b"t", request.tries[step])):
+            if count:
+                fields[name] = b"%d" % count
+        return fields
+
+
+def run(client: redis.Redis, how: settings) -> None:
+    machine = type("Machine", (Requests,), {"client": client})
+    run_state_machine_as_test(machine, settings=settings(how, phases=PHASES))
+
+
+PHASES = (Phase.generate, Phase.shrink)
+COMMON = settings(
+    deadline=None,
+    stateful_step_count=40,
+    report_multiple_bugs=False,
+    suppress_health_check=list(HealthCheck),
+    database=None,
+)
+
+
+def test_every_history_of_a_request_ends_as_the_model_says(client: redis.Redis) -> None:
+    run(client, settings(COMMON, max_examples=100, derandomize=True))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_long_histories_that_differ_at_every_run_end_as_the_model_says(client: redis.Redis) -> None:
+    run(client, settings(COMMON, max_examples=500, stateful_step_count=80))
