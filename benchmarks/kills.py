@@ -1,19 +1,21 @@
 #!/usr/bin/env python3
 """Kill parts of qserve, Ray Serve and Celery under load, and count what becomes of the requests.
 
-    python benchmarks/kills.py                                   # everything; about 25 minutes
+    python benchmarks/kills.py                                   # everything; three quarters of an hour
     python benchmarks/kills.py --only qserve --faults replica    # half a minute
     python benchmarks/kills.py --json kills.json                 # the figures as data as well
 
 Each contender serves the same chain of three steps over HTTP (5 + 2 - 1 + 3 = 9) with two replicas a step; each step
 takes 20 ms. Clients send at a constant rate, whatever becomes of their requests, and give one up after ``--timeout-s``.
 Each fault is done ``--rounds`` times to a fresh start of the contender, again as soon as it has got over the last one.
+What ends and has nobody who looks after it is started again after 1 s, as service managers do.
 
 Contenders, with the settings that they have by themselves:
 
-- qserve: ``qserve run`` on its embedded broker, from this very environment; ``qserve-retry`` has clients that send a
-  failed request again until their time is over, under one ``Idempotency-Key``.
-- ray: Ray Serve; ``ray-retry`` with such clients. It has no broker, so that row is left open.
+- qserve: ``qserve run`` on its embedded broker, from this very environment; ``qserve-roles`` has a broker, a worker for
+  each step and a gateway started one by one, so that a whole worker can be killed; ``qserve-retry`` has clients that
+  send a failed request again until their time is over, under one ``Idempotency-Key``.
+- ray: Ray Serve; ``ray-retry`` with such clients. On one host it has neither a broker nor a worker to be killed alone.
 - celery: Flask, gunicorn and a Celery chain on Redis; ``celery-late`` with late acknowledgement, rejection of what a
   lost process ran and an append-only file; ``celery-late-retry`` with such clients. As in qserve and Ray the process
   that is killed is the one that runs the step (a pool's child); its parent lives on.
@@ -37,6 +39,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
+from itertools import product
 from pathlib import Path
 
 from peers.contenders import CONTENDERS, Contender
@@ -71,15 +74,14 @@ def serving(name: str) -> Iterator[Contender]:
 
 
 def _answers(contender: Contender) -> bool:
-    ended = contender.place.ended()
-    if ended:
-        raise RuntimeError(f"ended before the first answer: {ended}")
+    if contender.place.restarts():
+        raise RuntimeError("a part of it ended before the first answer")
     return asyncio.run(ask(contender.port, "warm", 5.0)) == "ok"
 
 
 def run(name: str, fault: str, arguments: argparse.Namespace) -> Figures:
     """Do one fault to one contender as often as asked for."""
-    if fault == "broker" and not CONTENDERS[name].has_broker:
+    if fault in CONTENDERS[name].lacks:
         return not_applicable(name, fault)
     with serving(name) as contender:
         ledger = Ledger(contender.place.ledger)
@@ -92,7 +94,7 @@ def run(name: str, fault: str, arguments: argparse.Namespace) -> Figures:
         finally:
             load.stop()
         time.sleep(CALM_S)  # what nobody waits for any more may still be under way
-        return figures_of(name, fault, load.calls, ledger, rounds)
+        return figures_of(name, fault, load.calls, ledger, rounds, contender.place.restarts())
 
 
 def _rounds(
@@ -111,10 +113,12 @@ def _rounds(
 def _normal_s(calls: list[Call]) -> float:
     """What an answer may take: three times the 99th percentile of the undisturbed time after warming up."""
     measured = sorted(call.latency_s for call in calls if call.due > calls[0].due + WARM_S and call.end is not None)
+    if not measured:
+        raise RuntimeError("no request was answered while nothing was wrong")
     return max(_AT_LEAST_NORMAL_S, 3 * measured[int(len(measured) * 0.99)])
 
 
-def _chosen(text: str, known: dict[str, object], option: str) -> list[str]:
+def _chosen(text: str, known: list[str], option: str) -> list[str]:
     names = text.split(",")
     for name in names:
         if name not in known:
@@ -122,37 +126,42 @@ def _chosen(text: str, known: dict[str, object], option: str) -> list[str]:
     return names
 
 
-def main() -> None:
-    """The program."""
+def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default=",".join(CONTENDERS), help="contenders, with commas between them")
     parser.add_argument("--faults", default=",".join(FAULTS), help="faults, with commas between them")
-    parser.add_argument("--rate", type=float, default=40.0, help="requests a second (%(default)g)")
+    parser.add_argument("--rate", type=float, default=20.0, help="requests a second (%(default)g)")
     parser.add_argument("--rounds", type=int, default=3, help="how often a fault is done (%(default)d)")
-    parser.add_argument("--timeout-s", type=float, default=10.0, help="how long a client waits (%(default)g)")
+    parser.add_argument("--timeout-s", type=float, default=30.0, help="how long a client waits (%(default)g)")
     parser.add_argument("--cap-s", type=float, default=60.0, help="longest wait for a recovery (%(default)g)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there as well")
     arguments = parser.parse_args()
-    names = _chosen(arguments.only, dict(CONTENDERS), "--only")
-    faults = _chosen(arguments.faults, dict(FAULTS), "--faults")
+    arguments.only = _chosen(arguments.only, list(CONTENDERS), "--only")
+    arguments.faults = _chosen(arguments.faults, list(FAULTS), "--faults")
+    return arguments
+
+
+def main() -> None:
+    """The program."""
+    arguments = _arguments()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     adopt_orphans()
     rows: list[Figures] = []
     failures = 0
-    for fault in faults:
-        for name in names:
-            print(f"# {time.strftime('%H:%M:%S')} {name}: {FAULTS[fault][0]}", file=sys.stderr, flush=True)
-            try:
-                rows.append(run(name, fault, arguments))
-            except (OSError, RuntimeError, StopIteration, subprocess.SubprocessError) as error:
-                failures += 1  # the others' figures are worth having nevertheless
-                print(f"# no figures: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
-                continue
-            print(f"#   {rows[-1]}", file=sys.stderr, flush=True)
-            if arguments.json:
-                arguments.json.write_text(json.dumps([asdict(row) for row in rows], indent=1))
+    for fault, name in product(arguments.faults, arguments.only):
+        print(f"# {time.strftime('%H:%M:%S')} {name}: {FAULTS[fault][0]}", file=sys.stderr, flush=True)
+        try:
+            rows.append(run(name, fault, arguments))
+        except (OSError, RuntimeError, StopIteration, subprocess.SubprocessError) as error:
+            failures += 1  # the others' figures are worth having nevertheless
+            print(f"# no figures: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+            continue
+        print(f"#   {rows[-1]}", file=sys.stderr, flush=True)
+        if arguments.json:
+            arguments.json.write_text(json.dumps([asdict(row) for row in rows], indent=1))
     print(f"{time.strftime('%Y-%m-%d %H:%M')}, {os.cpu_count()} cores, {arguments.rate:g} requests/s\n")
-    print(table(rows, {name: one.label for name, one in CONTENDERS.items()}, {key: FAULTS[key][0] for key in faults}))
+    labels = {name: one.label for name, one in CONTENDERS.items()}
+    print(table(rows, labels, {fault: FAULTS[fault][0] for fault in arguments.faults}))
     sys.exit(1 if failures else 0)
 
 

@@ -13,17 +13,18 @@ from pathlib import Path
 
 import redis
 
-from peers.processes import Place, descendants, free_port, wait_until
+from peers.ledger import STEPS
+from peers.processes import DOWN_S, Place, Service, descendants, free_port, wait_until
 from qserve.embedded import find_server, server_command
 from qserve.plane.connection import connect
 
 CACHE = Path.home() / ".cache" / "qserve-bench"
-DOWN_S = 1.0
-"""How long a broker that was killed is away: as long as a service manager needs to start it again."""
-
 _UPDATE_FOR_S = 90.0
 _BROKER_FOR_S = 10.0
-_NO_STATISTICS = {"RAY_USAGE_STATS_ENABLED": "0"}
+_QSERVE = [sys.executable, "-m", "qserve"]
+_TARGET = "qserve_app:graph"
+# by itself Ray listens on the address of the network, also when it is told 127.0.0.1
+_RAY = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_AUTH_MODE": "token"}
 
 
 def environment(name: str, *packages: str) -> Path:
@@ -54,7 +55,8 @@ class Contender:
     label = ""
     retries = False
     """Whether its clients send a request again that failed."""
-    has_broker = True
+    lacks: frozenset[str] = frozenset()
+    """Faults that it has nothing for."""
 
     def __init__(self, place: Place) -> None:
         self.place = place
@@ -71,8 +73,12 @@ class Contender:
         """The process that holds the connections of clients."""
         raise NotImplementedError
 
+    def kill_worker(self) -> None:
+        """Kill the middle step's processes and the one that looks after them."""
+        raise NotImplementedError
+
     def restart_broker(self) -> None:
-        """Kill the broker, and start it on the same data after ``DOWN_S``."""
+        """Kill the broker, and have it back on the data that it has after ``DOWN_S``."""
         raise NotImplementedError
 
     def update(self) -> None:
@@ -92,25 +98,27 @@ class Qserve(Contender):
     """``qserve run`` on its embedded broker, as it comes."""
 
     label = "qserve"
+    lacks = frozenset({"worker"})
+
+    def __init__(self, place: Place) -> None:
+        super().__init__(place)
+        self._secret = {"QSERVE_SECRET_KEY": os.urandom(32).hex()}
 
     def start(self) -> None:
         """See ``Contender``."""
-        self._secret = os.urandom(32).hex()
-        command = [sys.executable, "-m", "qserve", "run", "qserve_app:graph", "--port", str(self.port)]
-        self.place.start(command, QSERVE_SECRET_KEY=self._secret)
+        self.place.start([*_QSERVE, "run", _TARGET, "--port", str(self.port)], **self._secret)
 
     def http_process(self) -> int:
         """See ``Contender``."""
         return self._forked_from("qserve_gateway")
 
     def restart_broker(self) -> None:
-        """See ``Contender``; ``qserve run`` does not start its broker again, so that is done here."""
-        pid = next(pid for pid, (_, command) in descendants().items() if "broker.sock" in command)
-        os.kill(pid, signal.SIGKILL)
+        """See ``Contender``; ``qserve run`` has no service manager for its broker, so that one is played here."""
+        server = Path(find_server()).name
+        os.kill(next(pid for pid, (_, command) in descendants().items() if server in command), signal.SIGKILL)
         time.sleep(DOWN_S)
         if not _is_up(self._url):
             self.place.start(server_command(self._folder))
-        wait_until(lambda: _is_up(self._url), "the embedded broker is back", _BROKER_FOR_S)
 
     @property
     def _folder(self) -> Path:
@@ -122,8 +130,35 @@ class Qserve(Contender):
 
     def update(self) -> None:
         """See ``Contender``."""
-        command = [sys.executable, "-m", "qserve", "deploy", "qserve_app:graph", "--broker", self._url]
-        self.place.run(command, _UPDATE_FOR_S, QSERVE_SECRET_KEY=self._secret)
+        self.place.run([*_QSERVE, "deploy", _TARGET, "--broker", self._url], _UPDATE_FOR_S, **self._secret)
+
+
+class QserveRoles(Qserve):
+    """Its roles one by one, as several hosts or containers run them: a broker, a worker for each step, a gateway."""
+
+    label = "qserve, roles apart"
+    lacks = frozenset()
+
+    def start(self) -> None:
+        """See ``Contender``."""
+        self._folder.mkdir()
+        self._broker = self.place.start(server_command(self._folder))
+        workers = [*_QSERVE, "worker", "--broker", self._url, "--deployment"]
+        self._workers = {step: self.place.start([*workers, step], **self._secret) for step in STEPS}
+        self.place.start([*_QSERVE, "gateway", "--port", str(self.port), "--broker", self._url], **self._secret)
+        self.update()
+
+    @property
+    def _folder(self) -> Path:
+        return self.place.folder / "broker"
+
+    def kill_worker(self) -> None:
+        """See ``Contender``."""
+        self._workers["middle"].kill()
+
+    def restart_broker(self) -> None:
+        """See ``Contender``."""
+        self._broker.kill()
 
 
 class QserveRetried(Qserve):
@@ -137,7 +172,7 @@ class Ray(Contender):
     """Ray Serve on this machine alone, as it comes."""
 
     label = "Ray Serve"
-    has_broker = False
+    lacks = frozenset({"broker", "worker"})
 
     def prepare(self) -> None:
         """See ``Contender``."""
@@ -146,7 +181,8 @@ class Ray(Contender):
     def start(self) -> None:
         """See ``Contender``."""
         command = [str(self._python), "ray_main.py", "start", str(self.port), "address"]
-        self.place.start(command, **_NO_STATISTICS)
+        self._settings = _RAY | {"RAY_AUTH_TOKEN": os.urandom(32).hex()}
+        self.place.start(command, **self._settings)
 
     def http_process(self) -> int:
         """See ``Contender``."""
@@ -177,65 +213,58 @@ class Celery(Contender):
     def prepare(self) -> None:
         """See ``Contender``."""
         self._bin = environment("celery", "celery", "redis", "packaging", "flask", "gunicorn")
-        self._broker_port = free_port()
-        self._workers: dict[str, subprocess.Popen[bytes]] = {}
+        broker_port = free_port()
+        self._url = f"redis://127.0.0.1:{broker_port}/0"
+        self._server = [find_server(), "--port", str(broker_port), "--bind", "127.0.0.1"]
+        self._server += ["--appendonly", "yes"] if self.durable else []
+        self._settings = {"KILLS_BROKER": self._url, "KILLS_ACKS_LATE": "1" if self.acks_late else ""}
 
     def start(self) -> None:
         """See ``Contender``."""
-        self._start_broker()
-        for queue in ("first", "middle", "last"):
-            self._start_worker(queue)
-        gunicorn = [
-            str(self._bin / "gunicorn"),
-            "-k",
-            "gthread",
-            "-w",
-            "1",
-            "--threads",
-            "64",
-            "--log-level",
-            "warning",
-        ]
-        self.place.start([*gunicorn, "-b", f"127.0.0.1:{self.port}", "celery_app:app"], **self._settings)
-
-    @property
-    def _url(self) -> str:
-        return f"redis://127.0.0.1:{self._broker_port}/0"
-
-    @property
-    def _settings(self) -> dict[str, str]:
-        return {"KILLS_BROKER": self._url, "KILLS_ACKS_LATE": "1" if self.acks_late else ""}
-
-    def _start_broker(self) -> None:
-        command = [find_server(), "--port", str(self._broker_port), "--bind", "127.0.0.1"]
-        command += ["--appendonly", "yes"] if self.durable else []
-        self._broker = self.place.start(command)
+        self._broker = self.place.start(self._server)
         wait_until(lambda: _is_up(self._url), "the broker answers", _BROKER_FOR_S)
+        self._workers = {step: self._start_worker(step, "v1") for step in STEPS}
+        command = [str(self._bin / "gunicorn"), "-b", f"127.0.0.1:{self.port}", "-w", "1", "-k", "gthread"]
+        command += ["--threads", "64", "--log-level", "warning", "celery_app:app"]
+        self.place.start(command, **self._settings)
 
-    def _start_worker(self, queue: str) -> None:
-        command = [str(self._bin / "celery"), "-A", "celery_app:celery", "worker", "-Q", queue, "-c", "2"]
-        command += ["-n", f"{queue}@kills", "--loglevel", "warning"]
-        self._workers[queue] = self.place.start(command, **self._settings)
+    def _start_worker(self, step: str, version: str) -> Service:
+        command = [*self._celery, "worker", "-Q", step, "-c", "2", "-n", f"{step}-{version}@kills", "-l", "warning"]
+        return self.place.start(command, **self._settings)
+
+    @property
+    def _celery(self) -> list[str]:
+        return [str(self._bin / "celery"), "-A", "celery_app:celery"]
 
     def http_process(self) -> int:
         """See ``Contender``."""
         return self._forked_from("gunicorn")
 
+    def kill_worker(self) -> None:
+        """See ``Contender``."""
+        self._workers["middle"].kill()
+
     def restart_broker(self) -> None:
         """See ``Contender``."""
         self._broker.kill()
-        self._broker.wait()
-        self.place.forget(self._broker)
-        time.sleep(DOWN_S)
-        self._start_broker()
 
     def update(self) -> None:
-        """Stop each worker as service managers do, and start it with the new code."""
-        for queue, worker in list(self._workers.items()):
-            worker.terminate()
+        """Start workers with the new code beside the old ones, and end those by SIGTERM when the new ones answer."""
+        replaced, version = self._workers, self.place.version
+        self._workers = {step: self._start_worker(step, version) for step in STEPS}
+        nodes = ",".join(f"{step}-{version}@kills" for step in STEPS)
+        wait_until(lambda: self._are_there(nodes), "the new workers answer", _UPDATE_FOR_S)
+        for worker in replaced.values():
+            worker.stop()
+        for worker in replaced.values():
             worker.wait(_UPDATE_FOR_S)
-            self.place.forget(worker)
-            self._start_worker(queue)
+
+    def _are_there(self, nodes: str) -> bool:
+        try:
+            self.place.run([*self._celery, "inspect", "ping", "-d", nodes], _BROKER_FOR_S, **self._settings)
+        except RuntimeError:
+            return False
+        return True
 
 
 class CeleryAcksLate(Celery):
@@ -255,6 +284,7 @@ class CeleryRetried(CeleryAcksLate):
 
 CONTENDERS: dict[str, type[Contender]] = {
     "qserve": Qserve,
+    "qserve-roles": QserveRoles,
     "qserve-retry": QserveRetried,
     "ray": Ray,
     "ray-retry": RayRetried,

@@ -18,6 +18,7 @@ CALM_S = 1.0
 """For so long every request has to be answered in normal time before a fault counts as got over."""
 
 _FRESH_S = 0.005
+_BEGUN_FOR_S = 5.0
 _SPIN_FOR_S = 1.0
 
 
@@ -28,28 +29,46 @@ class Fault:
     Parameters:
       began: When it was done; recovery counts from here.
       acted: When whoever did it had done all that was to be done, such as starting the broker again.
-      victim: The process of the middle step that it killed; 0 when it killed none.
+      killed: The processes of the middle step that it killed.
       gone: The processes of the middle step that do not count as capacity afterwards.
       normal_at: From when on all was normal; None while it is not.
     """
 
     began: float
     acted: float = 0.0
-    victim: int = 0
+    killed: set[int] = field(default_factory=set)
     gone: set[int] = field(default_factory=set)
     normal_at: float | None = None
 
 
 def kill_replica(contender: Contender, ledger: Ledger) -> Fault:
-    """Kill a process of the middle step while it runs a call: within milliseconds of the call's line."""
-    give_up = time.monotonic() + 5
+    """Kill a process of the middle step while it runs a call."""
+    pid = _process_in_mid_call(ledger)
+    os.kill(pid, signal.SIGKILL)
+    return Fault(time.monotonic(), killed={pid}, gone={pid})
+
+
+def kill_worker(contender: Contender, ledger: Ledger) -> Fault:
+    """Kill all processes of the middle step at once while they run calls, with the one that looks after them."""
+    pids = {line.pid for line in ledger.middle()}
+    _process_in_mid_call(ledger)
+    contender.kill_worker()
+    return Fault(time.monotonic(), killed=pids, gone=pids)
+
+
+def _process_in_mid_call(ledger: Ledger) -> int:
+    """A process of the middle step that has just begun a call.
+
+    Raises:
+      TimeoutError: None does.
+    """
+    give_up = time.monotonic() + _BEGUN_FOR_S
     while time.monotonic() < give_up:
         line = ledger.middle()[-1]
         if time.monotonic() - line.at < _FRESH_S:
-            os.kill(line.pid, signal.SIGKILL)
-            return Fault(time.monotonic(), victim=line.pid, gone={line.pid})
+            return line.pid
         time.sleep(0.001)
-    raise TimeoutError("no call of the middle step was begun within 5 s")
+    raise TimeoutError(f"no call of the middle step was begun within {_BEGUN_FOR_S:g} s")
 
 
 def kill_http(contender: Contender, ledger: Ledger) -> Fault:
@@ -59,7 +78,7 @@ def kill_http(contender: Contender, ledger: Ledger) -> Fault:
 
 
 def restart_broker(contender: Contender, ledger: Ledger) -> Fault:
-    """Kill the broker, and start it again."""
+    """Kill the broker."""
     fault = Fault(time.monotonic())
     contender.restart_broker()
     return fault
@@ -87,8 +106,9 @@ def block(contender: Contender, ledger: Ledger) -> Fault:
 
 FAULTS: dict[str, tuple[str, Callable[[Contender, Ledger], Fault]]] = {
     "replica": ("kill -9 of a replica in mid-call", kill_replica),
+    "worker": ("kill -9 of a whole worker, started again after 1 s", kill_worker),
     "http": ("kill -9 of the HTTP process", kill_http),
-    "broker": ("kill -9 of the broker, back after 1 s", restart_broker),
+    "broker": ("kill -9 of the broker, started again after 1 s", restart_broker),
     "update": ("rolling update", update),
     "blocked": ("a call that never returns (`while True: pass`)", block),
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from statistics import median
 
 from peers.faults import Fault
@@ -25,8 +26,9 @@ class Figures:
       gaps_s: For each round, the longest time between two right answers.
       normal_s: For each round, from the fault until every answer came in normal time, from as many replicas as
         before; None when that took too long to be waited for.
-      caught: Calls that the killed process was running.
+      caught: Calls that the killed processes were running.
       answered_s: For those of them that were answered, the time from the kill.
+      restarts: How often the service manager started something again; what the fault killed is among it.
     """
 
     contender: str
@@ -39,15 +41,18 @@ class Figures:
     normal_s: list[float | None]
     caught: int
     answered_s: list[float]
+    restarts: int
 
 
-def figures_of(contender: str, fault: str, calls: Sequence[Call], ledger: Ledger, rounds: Sequence[Fault]) -> Figures:
+def figures_of(
+    contender: str, fault: str, calls: Sequence[Call], ledger: Ledger, rounds: Sequence[Fault], restarts: int
+) -> Figures:
     """Count, once every request has its answer or was given up."""
     failed = [call for call in calls if not call.ok]
     begun, finished = {line.id for line in ledger.lines()}, ledger.finished()
-    caught = {id: one for one in rounds if one.victim for id in _caught_by(one, ledger)}
+    caught = {id: one for one in rounds for id in _caught_by(one, ledger)}
     answers = {call.id: call.end for call in calls if call.ok and call.end is not None}
-    ends = [one.began for one in rounds[1:]] + [float("inf")]
+    ends = [*(one.began for one in rounds[1:]), max(call.due for call in calls)]
     return Figures(
         contender=contender,
         fault=fault,
@@ -59,13 +64,14 @@ def figures_of(contender: str, fault: str, calls: Sequence[Call], ledger: Ledger
         normal_s=[None if one.normal_at is None else one.normal_at - one.began for one in rounds],
         caught=len(caught),
         answered_s=[answers[id] - one.began for id, one in caught.items() if id in answers],
+        restarts=restarts,
     )
 
 
 def not_applicable(contender: str, fault: str) -> Figures:
     """The figures of a contender that has nothing which the fault could be done to."""
     return Figures(
-        contender, fault, sent=0, failed={}, lost=0, ran_twice=0, gaps_s=[], normal_s=[], caught=0, answered_s=[]
+        contender, fault, 0, failed={}, lost=0, ran_twice=0, gaps_s=[], normal_s=[], caught=0, answered_s=[], restarts=0
     )
 
 
@@ -75,16 +81,16 @@ def _refused(call: Call) -> bool:
 
 
 def _caught_by(fault: Fault, ledger: Ledger) -> set[str]:
-    """The requests whose middle step the victim had begun and nobody had followed up with the last one."""
+    """The requests whose middle step a killed process had begun and nobody had followed up with the last one."""
     lines = ledger.lines()
-    begun = {line.id for line in lines if line.pid == fault.victim and line.at <= fault.began}
+    begun = {line.id for line in lines if line.pid in fault.killed and line.at <= fault.began}
     followed = {line.id for line in lines if line.step == "last" and line.at <= fault.began}
     return begun - followed
 
 
 def _longest_gap(ends: Iterable[float], began: float, until: float) -> float:
-    times = sorted(end for end in ends if began <= end < until)
-    return max((b - a for a, b in zip([began, *times], times, strict=False)), default=0.0)
+    times = [began, *sorted(end for end in ends if began <= end < until), until]
+    return max(b - a for a, b in pairwise(times))
 
 
 def table(rows: Sequence[Figures], labels: dict[str, str], faults: dict[str, str]) -> str:

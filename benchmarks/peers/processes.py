@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,6 +18,9 @@ from pathlib import Path
 _PR_SET_CHILD_SUBREAPER = 36
 _END_FOR_S = 10.0
 _OWN_SETTINGS = ("QSERVE_", "REDIS_URL", "PORT", "WEB_CONCURRENCY", "RAY_", "CELERY_")
+DOWN_S = 1.0
+"""How long a service that has ended is away."""
+
 APPLICATIONS = Path(__file__).parent / "apps"
 
 
@@ -64,6 +68,51 @@ def descendants() -> dict[int, tuple[int, str]]:
     return found
 
 
+class Service:
+    """A process with a service manager: when it ends by itself, it is started again after ``DOWN_S``.
+
+    Parameters:
+      start: Starts the process.
+    """
+
+    def __init__(self, start: Callable[[], subprocess.Popen[bytes]]) -> None:
+        self.restarts = 0
+        self._start = start
+        self._process = start()
+        self._stopped = threading.Event()
+        self._lock = threading.Lock()
+        threading.Thread(target=self._keep, name="service manager", daemon=True).start()
+
+    def _keep(self) -> None:
+        while True:
+            self._process.wait()
+            self._stopped.wait(DOWN_S)
+            with self._lock:
+                if self._stopped.is_set():
+                    return
+                self.restarts += 1
+                self._process = self._start()
+
+    def kill(self) -> None:
+        """Kill it and all that it has forked; the service manager takes it for an accident."""
+        os.killpg(self._process.pid, signal.SIGKILL)
+
+    def stop(self) -> None:
+        """Ask it to end, for good."""
+        with self._lock:
+            self._stopped.set()
+        with contextlib.suppress(ProcessLookupError):
+            self._process.terminate()
+
+    def wait(self, timeout_s: float) -> None:
+        """Wait for its end.
+
+        Raises:
+          subprocess.TimeoutExpired: It did not come in time.
+        """
+        self._process.wait(timeout_s)
+
+
 class Place:
     """A temporary folder with the application in it, its ledger, and the processes that run it."""
 
@@ -76,16 +125,22 @@ class Place:
         for application in APPLICATIONS.glob("*.py"):
             shutil.copy(application, self.folder)
         self.write_version("v1")
-        self._started: list[subprocess.Popen[bytes]] = []
+        self._services: list[Service] = []
 
     def write_version(self, version: str) -> None:
         """Change the application's code to that version; running processes keep what they have imported."""
+        self.version = version
         (self.folder / "version.py").write_text(f"VERSION = {version!r}\n")
 
-    def start(self, command: Sequence[str], **env: str) -> subprocess.Popen[bytes]:
-        """Start a command in the folder, with its output in the log."""
+    def start(self, command: Sequence[str], **env: str) -> Service:
+        """Start a command in the folder, with its output in the log, and keep it running."""
+        service = Service(lambda: self._popen(command, env))
+        self._services.append(service)
+        return service
+
+    def _popen(self, command: Sequence[str], env: dict[str, str]) -> subprocess.Popen[bytes]:
         with self.log.open("ab") as log:
-            process = subprocess.Popen(
+            return subprocess.Popen(
                 command,
                 cwd=self.folder,
                 env=self._environment() | env,
@@ -94,8 +149,6 @@ class Place:
                 stderr=log,
                 start_new_session=True,
             )
-        self._started.append(process)
-        return process
 
     def run(self, command: Sequence[str], timeout_s: float, **env: str) -> None:
         """Start a command and wait for its end.
@@ -103,15 +156,13 @@ class Place:
         Raises:
           RuntimeError: It failed, or was not done in time.
         """
-        process = self.start(command, **env)
+        process = self._popen(command, env)
         try:
             code = process.wait(timeout_s)
         except subprocess.TimeoutExpired:
             raise RuntimeError(f"not done within {timeout_s:g} s: {command}") from None
         finally:
-            self._started.remove(process)
-            with contextlib.suppress(ProcessLookupError):
-                process.kill()
+            process.kill()
         if code:
             raise RuntimeError(f"exit code {code}: {command}")
 
@@ -125,35 +176,29 @@ class Place:
             "TMPDIR": str(self.folder),
         }
 
-    def ended(self) -> list[str]:
-        """The commands that were started and have ended."""
-        return [" ".join(one.args) for one in self._started if one.poll() is not None]  # type: ignore[arg-type]
-
-    def forget(self, process: subprocess.Popen[bytes]) -> None:
-        """Take a process that was ended on purpose off the list."""
-        self._started.remove(process)
+    def restarts(self) -> int:
+        """How often services had to be started again."""
+        return sum(service.restarts for service in self._services)
 
     def close(self) -> None:
         """End everything, politely first, and remove the folder."""
-        for process in reversed(self._started):
-            with contextlib.suppress(ProcessLookupError):
-                process.send_signal(signal.SIGTERM)
+        for service in reversed(self._services):
+            service.stop()
         give_up = time.monotonic() + _END_FOR_S
         while descendants() and time.monotonic() < give_up:
-            _reap(self._started)
+            _bury()
             time.sleep(0.05)
         while left := descendants():
             for pid in left:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
-            _reap(self._started)
+            _bury()
             time.sleep(0.05)
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def _reap(started: list[subprocess.Popen[bytes]]) -> None:
-    for process in started:
-        process.poll()
+def _bury() -> None:
+    """Wait for orphans that have ended."""
     with contextlib.suppress(ChildProcessError):
         while os.waitpid(-1, os.WNOHANG)[0]:
             pass

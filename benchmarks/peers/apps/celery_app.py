@@ -12,6 +12,7 @@ from flask import Flask, Response, jsonify, request
 
 Item = dict[str, Any]
 URL = os.environ["KILLS_BROKER"]
+TIMEOUT_S = 30
 
 celery = Celery("kills", broker=URL, backend=URL)
 if os.environ.get("KILLS_ACKS_LATE"):
@@ -48,4 +49,4 @@ def run_chain() -> Response:
         middle.s().set(queue="middle"),
         last.s().set(queue="last"),
     )
-    return jsonify(steps.apply_async().get(timeout=60))
+    return jsonify(steps.apply_async().get(timeout=TIMEOUT_S))
