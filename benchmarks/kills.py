@@ -49,7 +49,7 @@ from peers.ledger import Ledger
 from peers.load import Call, Load, ask
 from peers.processes import Place, adopt_orphans, wait_until
 
-READY_FOR_S = 120.0
+READY_FOR_S = 180.0
 WARM_S, MEASURED_S = 3.0, 3.0
 _AT_LEAST_NORMAL_S = 0.25
 """Below this no answer counts as disturbed: a shared machine hesitates that long by itself."""

@@ -191,9 +191,7 @@ class Ray(Contender):
     def update(self) -> None:
         """See ``Contender``."""
         address = (self.place.folder / "address").read_text()
-        self.place.run(
-            [str(self._python), "ray_main.py", "deploy", address], _UPDATE_FOR_S, RAY_USAGE_STATS_ENABLED="0"
-        )
+        self.place.run([str(self._python), "ray_main.py", "deploy", address], _UPDATE_FOR_S, **self._settings)
 
 
 class RayRetried(Ray):
