@@ -27,6 +27,7 @@ from qserve.process import die_with_parent
 START_FOR_S = 5.0
 _PREFIX = "qserve-"
 _LOCK = "owner.lock"
+_SOCKET = "broker.sock"
 # what a server may need of its owner's environment, whose secrets are none of its business
 _ENVIRONMENT = ("PATH", "LD_LIBRARY_PATH", "TMPDIR", "TZ", "LANG", "LC_ALL")
 
@@ -43,22 +44,9 @@ class EmbeddedBroker:
         self._folder = Path(tempfile.mkdtemp(prefix=_PREFIX))
         self._lock = (self._folder / _LOCK).open("w")
         fcntl.flock(self._lock, fcntl.LOCK_EX)
-        self._socket = self._folder / "broker.sock"
+        self._socket = self._folder / _SOCKET
         self._process = subprocess.Popen(
-            [
-                find_server(),
-                *("--port", "0"),
-                *("--unixsocket", str(self._socket)),
-                *("--unixsocketperm", "700"),
-                *("--dir", str(self._folder)),
-                *("--save", ""),
-                *("--appendonly", "yes"),
-                *("--appendfsync", "everysec"),
-                *("--auto-aof-rewrite-min-size", "64mb"),
-                *("--maxmemory-policy", "noeviction"),
-                *("--loglevel", "warning"),
-                *("--logfile", str(self._folder / "broker.log")),
-            ],
+            server_command(self._folder),
             env={name: os.environ[name] for name in _ENVIRONMENT if name in os.environ},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
@@ -108,6 +96,28 @@ class EmbeddedBroker:
                 self._process.wait()
         shutil.rmtree(self._folder, ignore_errors=True)
         self._lock.close()
+
+
+def server_command(folder: Path) -> list[str]:
+    """The command that serves the data of a folder on a socket in it.
+
+    Raises:
+      BrokerUnavailable: See ``find_server``.
+    """
+    return [
+        find_server(),
+        *("--port", "0"),
+        *("--unixsocket", str(folder / _SOCKET)),
+        *("--unixsocketperm", "700"),
+        *("--dir", str(folder)),
+        *("--save", ""),
+        *("--appendonly", "yes"),
+        *("--appendfsync", "everysec"),
+        *("--auto-aof-rewrite-min-size", "64mb"),
+        *("--maxmemory-policy", "noeviction"),
+        *("--loglevel", "warning"),
+        *("--logfile", str(folder / "broker.log")),
+    ]
 
 
 def find_server() -> str:

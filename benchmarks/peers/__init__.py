@@ -1,0 +1,1 @@
+"""What ``kills.py`` is made of: the contenders, the load, the faults, the figures."""

@@ -1,0 +1,292 @@
+"""The contenders: how each is started, and how the same faults are done to it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+import venv
+from pathlib import Path
+
+import redis
+
+from peers.ledger import STEPS
+from peers.processes import DOWN_S, Place, Service, descendants, free_port, wait_until
+from qserve.embedded import find_server, server_command
+from qserve.plane.connection import connect
+
+CACHE = Path.home() / ".cache" / "qserve-bench"
+_UPDATE_FOR_S = 90.0
+_BROKER_FOR_S = 10.0
+_QSERVE = [sys.executable, "-m", "qserve"]
+_TARGET = "qserve_app:graph"
+# by itself Ray listens on the address of the network, also when it is told 127.0.0.1
+_RAY = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_AUTH_MODE": "token"}
+
+
+def environment(name: str, *packages: str) -> Path:
+    """The ``bin`` folder of a contender's own virtual environment, made on first use."""
+    home = CACHE / name
+    if not (home / "ready").exists():
+        print(f"# making the environment of {name} in {home}", file=sys.stderr)
+        venv.create(home, with_pip=True, clear=True)
+        subprocess.run([home / "bin" / "pip", "install", "--quiet", *packages], check=True)
+        (home / "ready").touch()
+    return home / "bin"
+
+
+def _is_up(url: str) -> bool:
+    """Whether a broker answers."""
+    with contextlib.suppress(redis.RedisError, OSError), contextlib.closing(connect(url)) as client:
+        return bool(client.ping())
+    return False
+
+
+class Contender:
+    """One way to serve the chain.
+
+    Parameters:
+      place: Where its processes run.
+    """
+
+    label = ""
+    retries = False
+    """Whether its clients send a request again that failed."""
+    lacks: frozenset[str] = frozenset()
+    """Faults that it has nothing for."""
+
+    def __init__(self, place: Place) -> None:
+        self.place = place
+        self.port = free_port()
+
+    def prepare(self) -> None:
+        """Install what it needs."""
+
+    def start(self) -> None:
+        """Start all its processes; it may take a while until they answer."""
+        raise NotImplementedError
+
+    def http_process(self) -> int:
+        """The process that holds the connections of clients."""
+        raise NotImplementedError
+
+    def kill_worker(self) -> None:
+        """Kill the middle step's processes and the one that looks after them."""
+        raise NotImplementedError
+
+    def restart_broker(self) -> None:
+        """Kill the broker, and have it back on the data that it has after ``DOWN_S``."""
+        raise NotImplementedError
+
+    def update(self) -> None:
+        """Bring the version of the code that lies in the place into service, without an interruption if it can."""
+        raise NotImplementedError
+
+    def _forked_from(self, words: str) -> int:
+        """A process whose command line has these words, and whose parent's has them as well."""
+        below = descendants()
+        for pid, (parent, command) in below.items():
+            if words in command and words in below.get(parent, (0, ""))[1]:
+                return pid
+        raise TimeoutError(f"{self.label} has no process of {words}")
+
+
+class Qserve(Contender):
+    """``qserve run`` on its embedded broker, as it comes."""
+
+    label = "qserve"
+    lacks = frozenset({"worker"})
+
+    def __init__(self, place: Place) -> None:
+        super().__init__(place)
+        self._secret = {"QSERVE_SECRET_KEY": os.urandom(32).hex()}
+
+    def start(self) -> None:
+        """See ``Contender``."""
+        self.place.start([*_QSERVE, "run", _TARGET, "--port", str(self.port)], **self._secret)
+
+    def http_process(self) -> int:
+        """See ``Contender``."""
+        return self._forked_from("qserve_gateway")
+
+    def restart_broker(self) -> None:
+        """See ``Contender``; ``qserve run`` has no service manager for its broker, so that one is played here."""
+        server = Path(find_server()).name
+        os.kill(next(pid for pid, (_, command) in descendants().items() if server in command), signal.SIGKILL)
+        time.sleep(DOWN_S)
+        if not _is_up(self._url):
+            self.place.start(server_command(self._folder))
+
+    @property
+    def _folder(self) -> Path:
+        return next(self.place.folder.glob("qserve-*/broker.sock")).parent
+
+    @property
+    def _url(self) -> str:
+        return f"unix://{self._folder / 'broker.sock'}"
+
+    def update(self) -> None:
+        """See ``Contender``."""
+        self.place.run([*_QSERVE, "deploy", _TARGET, "--broker", self._url], _UPDATE_FOR_S, **self._secret)
+
+
+class QserveRoles(Qserve):
+    """Its roles one by one, as several hosts or containers run them: a broker, a worker for each step, a gateway."""
+
+    label = "qserve, roles apart"
+    lacks = frozenset()
+
+    def start(self) -> None:
+        """See ``Contender``."""
+        self._folder.mkdir()
+        self._broker = self.place.start(server_command(self._folder))
+        workers = [*_QSERVE, "worker", "--broker", self._url, "--deployment"]
+        self._workers = {step: self.place.start([*workers, step], **self._secret) for step in STEPS}
+        self.place.start([*_QSERVE, "gateway", "--port", str(self.port), "--broker", self._url], **self._secret)
+        self.update()
+
+    @property
+    def _folder(self) -> Path:
+        return self.place.folder / "broker"
+
+    def kill_worker(self) -> None:
+        """See ``Contender``."""
+        self._workers["middle"].kill()
+
+    def restart_broker(self) -> None:
+        """See ``Contender``."""
+        self._broker.kill()
+
+
+class QserveRetried(Qserve):
+    """The same with clients that repeat what failed, under one ``Idempotency-Key``."""
+
+    label = "qserve, clients retry"
+    retries = True
+
+
+class Ray(Contender):
+    """Ray Serve on this machine alone, as it comes."""
+
+    label = "Ray Serve"
+    lacks = frozenset({"broker", "worker"})
+
+    def prepare(self) -> None:
+        """See ``Contender``."""
+        self._python = environment("ray", "ray[serve]") / "python"
+
+    def start(self) -> None:
+        """See ``Contender``."""
+        command = [str(self._python), "ray_main.py", "start", str(self.port), "address"]
+        self._settings = _RAY | {"RAY_AUTH_TOKEN": os.urandom(32).hex()}
+        self.place.start(command, **self._settings)
+
+    def http_process(self) -> int:
+        """See ``Contender``."""
+        return next(pid for pid, (_, command) in descendants().items() if command.startswith("ray::ProxyActor"))
+
+    def update(self) -> None:
+        """See ``Contender``."""
+        address = (self.place.folder / "address").read_text()
+        self.place.run([str(self._python), "ray_main.py", "deploy", address], _UPDATE_FOR_S, **self._settings)
+
+
+class RayRetried(Ray):
+    """The same with clients that repeat what failed."""
+
+    label = "Ray Serve, clients retry"
+    retries = True
+
+
+class Celery(Contender):
+    """Flask, gunicorn and a Celery chain on Redis, with the settings that each has by itself."""
+
+    label = "Celery"
+    acks_late = False
+    durable = False
+
+    def prepare(self) -> None:
+        """See ``Contender``."""
+        self._bin = environment("celery", "celery", "redis", "packaging", "flask", "gunicorn")
+        broker_port = free_port()
+        self._url = f"redis://127.0.0.1:{broker_port}/0"
+        self._server = [find_server(), "--port", str(broker_port), "--bind", "127.0.0.1"]
+        self._server += ["--appendonly", "yes"] if self.durable else []
+        self._settings = {"KILLS_BROKER": self._url, "KILLS_ACKS_LATE": "1" if self.acks_late else ""}
+
+    def start(self) -> None:
+        """See ``Contender``."""
+        self._broker = self.place.start(self._server)
+        wait_until(lambda: _is_up(self._url), "the broker answers", _BROKER_FOR_S)
+        self._workers = {step: self._start_worker(step, "v1") for step in STEPS}
+        command = [str(self._bin / "gunicorn"), "-b", f"127.0.0.1:{self.port}", "-w", "1", "-k", "gthread"]
+        command += ["--threads", "64", "--log-level", "warning", "celery_app:app"]
+        self.place.start(command, **self._settings)
+
+    def _start_worker(self, step: str, version: str) -> Service:
+        command = [*self._celery, "worker", "-Q", step, "-c", "2", "-n", f"{step}-{version}@kills", "-l", "warning"]
+        return self.place.start(command, **self._settings)
+
+    @property
+    def _celery(self) -> list[str]:
+        return [str(self._bin / "celery"), "-A", "celery_app:celery"]
+
+    def http_process(self) -> int:
+        """See ``Contender``."""
+        return self._forked_from("gunicorn")
+
+    def kill_worker(self) -> None:
+        """See ``Contender``."""
+        self._workers["middle"].kill()
+
+    def restart_broker(self) -> None:
+        """See ``Contender``."""
+        self._broker.kill()
+
+    def update(self) -> None:
+        """Start workers with the new code beside the old ones, and end those by SIGTERM when the new ones answer."""
+        replaced, version = self._workers, self.place.version
+        self._workers = {step: self._start_worker(step, version) for step in STEPS}
+        nodes = ",".join(f"{step}-{version}@kills" for step in STEPS)
+        wait_until(lambda: self._are_there(nodes), "the new workers answer", _UPDATE_FOR_S)
+        for worker in replaced.values():
+            worker.stop()
+        for worker in replaced.values():
+            worker.wait(_UPDATE_FOR_S)
+
+    def _are_there(self, nodes: str) -> bool:
+        try:
+            self.place.run([*self._celery, "inspect", "ping", "-d", nodes], _BROKER_FOR_S, **self._settings)
+        except RuntimeError:
+            return False
+        return True
+
+
+class CeleryAcksLate(Celery):
+    """The same with what is recommended against loss: late acknowledgement, and an append-only file."""
+
+    label = "Celery, acks late"
+    acks_late = True
+    durable = True
+
+
+class CeleryRetried(CeleryAcksLate):
+    """That with clients that repeat what failed."""
+
+    label = "Celery, acks late, clients retry"
+    retries = True
+
+
+CONTENDERS: dict[str, type[Contender]] = {
+    "qserve": Qserve,
+    "qserve-roles": QserveRoles,
+    "qserve-retry": QserveRetried,
+    "ray": Ray,
+    "ray-retry": RayRetried,
+    "celery": Celery,
+    "celery-late": CeleryAcksLate,
+    "celery-late-retry": CeleryRetried,
+}

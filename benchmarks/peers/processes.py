@@ -1,0 +1,204 @@
+"""Processes of a contender: started here, found wherever they end up, and all of them ended."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+_PR_SET_CHILD_SUBREAPER = 36
+_END_FOR_S = 10.0
+_OWN_SETTINGS = ("QSERVE_", "REDIS_URL", "PORT", "WEB_CONCURRENCY", "RAY_", "CELERY_")
+DOWN_S = 1.0
+"""How long a service that has ended is away."""
+
+APPLICATIONS = Path(__file__).parent / "apps"
+
+
+def adopt_orphans() -> None:
+    """Have the kernel give this process every orphan below it: what it started stays its descendant (Linux)."""
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def free_port() -> int:
+    """A port that nobody listened on a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def wait_until(predicate: Callable[[], bool], description: str, timeout_s: float) -> None:
+    """Wait for a condition.
+
+    Raises:
+      TimeoutError: It did not come true in time.
+    """
+    give_up = time.monotonic() + timeout_s
+    while not predicate():
+        if time.monotonic() > give_up:
+            raise TimeoutError(f"not within {timeout_s:g} s: {description}")
+        time.sleep(0.02)
+
+
+def descendants() -> dict[int, tuple[int, str]]:
+    """The living processes below this one: process id to its parent's and its command line."""
+    parents: dict[int, int] = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            state, parent, *_ = stat.read_text().rpartition(")")[2].split()
+            if state != "Z":
+                parents[int(stat.parent.name)] = int(parent)
+    found: dict[int, tuple[int, str]] = {}
+    below = {os.getpid()}
+    while below:
+        below = {pid for pid, parent in parents.items() if parent in below}
+        for pid in below:
+            with contextlib.suppress(OSError):
+                command = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+                found[pid] = (parents[pid], command)
+    return found
+
+
+class Service:
+    """A process with a service manager: when it ends by itself, it is started again after ``DOWN_S``.
+
+    Parameters:
+      start: Starts the process.
+    """
+
+    def __init__(self, start: Callable[[], subprocess.Popen[bytes]]) -> None:
+        self.restarts = 0
+        self._start = start
+        self._process = start()
+        self._stopped = threading.Event()
+        self._lock = threading.Lock()
+        threading.Thread(target=self._keep, name="service manager", daemon=True).start()
+
+    def _keep(self) -> None:
+        while True:
+            self._process.wait()
+            self._stopped.wait(DOWN_S)
+            with self._lock:
+                if self._stopped.is_set():
+                    return
+                self.restarts += 1
+                self._process = self._start()
+
+    def kill(self) -> None:
+        """Kill it and all that it has forked; the service manager takes it for an accident."""
+        os.killpg(self._process.pid, signal.SIGKILL)
+
+    def stop(self) -> None:
+        """Ask it to end, for good."""
+        with self._lock:
+            self._stopped.set()
+        with contextlib.suppress(ProcessLookupError):
+            self._process.terminate()
+
+    def wait(self, timeout_s: float) -> None:
+        """Wait for its end.
+
+        Raises:
+          subprocess.TimeoutExpired: It did not come in time.
+        """
+        self._process.wait(timeout_s)
+
+
+class Place:
+    """A temporary folder with the application in it, its ledger, and the processes that run it."""
+
+    def __init__(self) -> None:
+        # a short path: sockets of brokers and of Ray lie below it, and their paths may have 107 characters
+        self.folder = Path(tempfile.mkdtemp(prefix="kills-"))
+        self.ledger = self.folder / "ledger"
+        self.ledger.touch()
+        self.log = self.folder / "log"
+        for application in APPLICATIONS.glob("*.py"):
+            shutil.copy(application, self.folder)
+        self.write_version("v1")
+        self._services: list[Service] = []
+
+    def write_version(self, version: str) -> None:
+        """Change the application's code to that version; running processes keep what they have imported."""
+        self.version = version
+        (self.folder / "version.py").write_text(f"VERSION = {version!r}\n")
+
+    def start(self, command: Sequence[str], **env: str) -> Service:
+        """Start a command in the folder, with its output in the log, and keep it running."""
+        service = Service(lambda: self._popen(command, env))
+        self._services.append(service)
+        return service
+
+    def _popen(self, command: Sequence[str], env: dict[str, str]) -> subprocess.Popen[bytes]:
+        with self.log.open("ab") as log:
+            return subprocess.Popen(
+                command,
+                cwd=self.folder,
+                env=self._environment() | env,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+
+    def run(self, command: Sequence[str], timeout_s: float, **env: str) -> None:
+        """Start a command and wait for its end.
+
+        Raises:
+          RuntimeError: It failed, or was not done in time.
+        """
+        process = self._popen(command, env)
+        try:
+            code = process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            raise RuntimeError(f"not done within {timeout_s:g} s: {command}") from None
+        finally:
+            process.kill()
+        if code:
+            raise RuntimeError(f"exit code {code}: {command}")
+
+    def _environment(self) -> dict[str, str]:
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(_OWN_SETTINGS)}
+        return kept | {
+            "KILLS_LEDGER": str(self.ledger),
+            "PYTHONPATH": str(self.folder),
+            # the version's file changes within a second and keeps its size: a cached one would pass for current
+            "PYTHONDONTWRITEBYTECODE": "1",
+            "TMPDIR": str(self.folder),
+        }
+
+    def restarts(self) -> int:
+        """How often services had to be started again."""
+        return sum(service.restarts for service in self._services)
+
+    def close(self) -> None:
+        """End everything, politely first, and remove the folder."""
+        for service in reversed(self._services):
+            service.stop()
+        give_up = time.monotonic() + _END_FOR_S
+        while descendants() and time.monotonic() < give_up:
+            _bury()
+            time.sleep(0.05)
+        while left := descendants():
+            for pid in left:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            _bury()
+            time.sleep(0.05)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _bury() -> None:
+    """Wait for orphans that have ended."""
+    with contextlib.suppress(ChildProcessError):
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
