@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from qserve.exceptions import AppNotFound, BackPressureError, BrokerStateLost, BrokerUnavailable, ResultUnavailable
+from qserve.exceptions import (
+    AppNotFound,
+    BackPressureError,
+    BrokerStateLost,
+    BrokerUnavailable,
+    IdempotencyMismatch,
+    ResultUnavailable,
+)
 from qserve.plane.base import Outcome
 from qserve.plane.connection import refusal
 from qserve.plane.sealing import open_end
@@ -36,12 +43,20 @@ def state_lost() -> Outcome:
     return failed(BrokerStateLost("the broker has lost its data, and this request with it: send it again"))
 
 
+def was_known(reply: Any) -> bool:
+    """Whether ``submit`` found a request that had been taken before, and answers what ``watch`` would."""
+    return isinstance(reply, list) and reply[0] != b"FULL"
+
+
 def refused(reply: Any) -> Outcome | None:
     """Why ``submit`` refused; None when the request was accepted (now or by an earlier sending)."""
     if reply in (b"OK", b"DUP"):
         return None
-    if reply == b"FULL":
-        return failed(BackPressureError("Request dropped due to backpressure: as many requests as allowed are waiting"))
+    if isinstance(reply, list):
+        full = "Request dropped due to backpressure: as many requests as allowed are waiting"
+        return failed(BackPressureError(full, reply[1]))
+    if reply == b"MISMATCH":
+        return failed(IdempotencyMismatch("this Idempotency-Key was used for another request"))
     if reply == MOVED:
         return failed(AppNotFound("the application's queues are gone: it was deleted or replaced"))
     if reply == b"LOST":
