@@ -8,6 +8,7 @@ QserveException                    also ``RayServeException``
 │   ├── ReplicaLost            500 its replica died three times while running it
 │   ├── TimeLimitExceeded      500 it ran longer than its deployment's max_execution_s
 │   ├── BackPressureError      503 the deployment's queue is full
+│   ├── IdempotencyMismatch    422 its idempotency key was used for another request
 │   ├── PayloadError           500 a value cannot travel
 │   │   ├── PayloadTooLarge    500 it is too long
 │   │   ├── ResultNotSerialisable  500 it is what user code returned
@@ -84,12 +85,27 @@ class TimeLimitExceeded(RequestError, TimeoutError):
 
 
 class BackPressureError(RequestError):
-    """Raised when a deployment already has ``max_queued_requests`` waiting."""
+    """Raised when a deployment already has ``max_queued_requests`` waiting.
+
+    Parameters:
+      message: What is full.
+      retry_after_s: After how many seconds there should be room: as long as the call that has waited longest.
+    """
 
     status = 503
     code = "queue_full"
     retryable = True
-    retry_after_s = 1
+
+    def __init__(self, message: str = "", retry_after_s: int = 1) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class IdempotencyMismatch(RequestError):
+    """Raised when an idempotency key comes a second time with another request."""
+
+    status = 422
+    code = "idempotency_mismatch"
 
 
 class PayloadError(RequestError):

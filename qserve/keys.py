@@ -6,7 +6,7 @@
     <a stream>@<replica>            stream  calls for a model that this replica holds    version + RETIRED_TTL_MS
     x:<app>:<version>:<deployment>  hash    which replica holds which model        version + RETIRED_TTL_MS
     z:<app>:<version>:<deployment>  zset    calls that wait for their next try           DELAYED_TTL_MS after the last
-    r:<request>                     hash    one request: state, joins, result      deadline, then result_ttl
+    r:<request>                     hash    one request: state, joins, fingerprint, result    deadline, then result_ttl
     m:<process>                     list    replies for one process                MAILBOX_TTL_MS after the last
     d:<request>                     hash    a dead letter: its request, its calls  seven days
     dead                            zset    ids of dead letters by their time      seven days after the last

@@ -72,7 +72,9 @@ class Launch:
         gateway = ["qserve_gateway", "--host", self.host, "--port", str(self.port)]
         gateway += ["--workers", str(self._gateway_workers)]
         self._children.append(Child("the gateway", [*python, *gateway], self._env))
-        self._children.append(Child("the workers' supervisor", [*python, "qserve_workers"], self._env))
+        # the gateway's token is nothing that user code should see
+        workers_env = self._env | {"QSERVE_API_TOKEN": ""}
+        self._children.append(Child("the workers' supervisor", [*python, "qserve_workers"], workers_env))
         if self._broker is not None:
             self._broker.wait_ready()
         self.client = connect(self.settings.broker_url)

@@ -20,7 +20,8 @@ class Ref:
     """The result of one call.
 
     ``await ref`` gives the value inside async code, ``qserve.get(ref)`` and ``ref.result()`` in sync code.
-    A ref may be awaited any number of times, passed as an argument (the value arrives there) and pickled.
+    ``accepted`` becomes True once the broker has the request, or None when it ends before that is known. A ref may be
+    awaited any number of times, passed as an argument (the value arrives there) and pickled.
     """
 
     __slots__ = ("__weakref__", "_owned", "_plane", "_value", "accepted", "done", "request_id")

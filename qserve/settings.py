@@ -26,7 +26,8 @@ class Settings:
       secret_key: Signs all messages, and what is pickled; None means that only plain data may travel, unsigned.
       accepted_keys: Further keys whose signatures are taken, while the key is being changed.
       request_timeout_s: Deadline of a request for which the application names none.
-      result_ttl_s: How long the result of a request made from Python is kept for fetching.
+      result_ttl_s: How long a result that can be asked for later is kept: of requests from Python, and over HTTP of
+        those that prefer an answer later or have an idempotency key.
       show_errors: Whether HTTP error bodies hold the traceback of user code.
       log_level: The least that is logged: ``debug``, ``info``, ``warning`` or ``error``.
       log_format: ``text``, or ``json`` for one object a line.

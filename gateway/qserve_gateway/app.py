@@ -18,7 +18,9 @@ from qserve.log import get_logger
 from qserve.plane.client import ClientPlane
 from qserve.plane.connection import broker_errors
 from qserve.settings import Settings
-from qserve_gateway.hosts import allowed_hosts, check_host
+from qserve_gateway.answers import PLACE
+from qserve_gateway.guard import Guard
+from qserve_gateway.hosts import check_host, check_origin
 from qserve_gateway.incoming import Environ, request_id_of
 from qserve_gateway.invoke import Front
 from qserve_gateway.problems import of_error, problem, unavailable
@@ -63,13 +65,17 @@ class Gateway(Flask):
     def full_dispatch_request(self) -> Any:
         """Answer the current request."""
         environ = request.environ
-        if environ["PATH_INFO"].startswith(_RESERVED):
-            return self._page(environ)
+        path = environ["PATH_INFO"]
+        answer = self._front.answer
+        if path.startswith(_RESERVED):
+            answer = self._page
+            if not path.startswith(PLACE):
+                return answer(environ)
         if not access_log.isEnabledFor(20):
-            return self._front.answer(environ)
+            return answer(environ)
         began = time.perf_counter()
-        reply = self._front.answer(environ)
-        method, path = environ["REQUEST_METHOD"], environ["PATH_INFO"]
+        reply = answer(environ)
+        method = environ["REQUEST_METHOD"]
         took_ms = (time.perf_counter() - began) * 1000
         # a path may hold anything once it is decoded, and a terminal would obey some of it
         shown = path if path.isascii() and path.isprintable() else ascii(path)[1:-1]
@@ -77,12 +83,21 @@ class Gateway(Flask):
         return reply
 
     def _page(self, environ: Environ) -> Any:
+        path, guard = environ["PATH_INFO"], self._front.guard
+        leave = None
         try:
-            # whoever looks after our health may know no more than an address
-            check_host(environ, None if environ["PATH_INFO"] == _HEALTH else self._front.allowed)
+            if path == _HEALTH:
+                check_host(environ)  # whoever looks after our health may know no more than an address
+            else:
+                leave = guard.enter(environ)
+                guard.check(environ)
+            check_origin(environ, guard.hosts)
+            return self._front.jobs.answer(environ) if path.startswith(PLACE) else super().full_dispatch_request()
         except BadRequest as error:
             return of_error(error, request_id_of(environ))
-        return super().full_dispatch_request()
+        finally:
+            if leave is not None:
+                leave()
 
 
 def create_app(settings: Settings, plane: ClientPlane | None = None, watch: bool = True) -> Gateway:
@@ -100,7 +115,7 @@ def create_app(settings: Settings, plane: ClientPlane | None = None, watch: bool
         watcher.start()
     else:
         watcher.refresh()
-    app = Gateway(Front(settings, plane, watcher.current, allowed_hosts(os.environ)))
+    app = Gateway(Front(settings, plane, watcher.current, Guard.from_env(os.environ)))
     _add_pages(app, plane, watcher)
     return app
 

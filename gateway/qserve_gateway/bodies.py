@@ -22,6 +22,11 @@ _KIB = 1024
 _PACE = ((5 * _KIB, 5.0), (10 * _KIB, 10.0), (sys.maxsize, READ_LIMIT_S))
 
 
+def has_body(environ: dict[str, Any]) -> bool:
+    """Whether a request brings a body, by what its head says."""
+    return "HTTP_TRANSFER_ENCODING" in environ or environ.get("CONTENT_LENGTH") not in (None, "", "0")
+
+
 def read_body(environ: dict[str, Any], limit: int = BODY_LIMIT) -> bytes:
     """The whole body of a request.
 
@@ -33,16 +38,15 @@ def read_body(environ: dict[str, Any], limit: int = BODY_LIMIT) -> bytes:
       BadRequest: It is too long (413), incomplete or malformed (400), came too slowly (408), or in a transfer
         coding that is not known (501).
     """
-    coding = environ.get("HTTP_TRANSFER_ENCODING")
-    length_text = environ.get("CONTENT_LENGTH")
-    if coding is None and (not length_text or length_text == "0"):
+    if not has_body(environ):
         return b""
+    coding = environ.get("HTTP_TRANSFER_ENCODING")
     if coding is not None:
         if coding.strip().lower() != "chunked":
             message = "the only transfer coding that is understood is 'chunked'"
             raise BadRequest(message, "unsupported_transfer_coding", 501, close=True)
         return _read(environ["wsgi.input"], limit, None)
-    length = _length(length_text or "")
+    length = _length(environ["CONTENT_LENGTH"])
     if length > limit:
         raise _too_long(limit)
     return _read(environ["wsgi.input"], limit, length)

@@ -1,4 +1,5 @@
-"""Which host names a gateway answers to: a web page that points its own name at us must not reach an application."""
+"""Which host names a gateway answers to, and which web pages may make it act: one that points its own name at us must
+not reach an application."""
 
 from __future__ import annotations
 
@@ -12,6 +13,7 @@ VARIABLE = "QSERVE_ALLOWED_HOSTS"
 AllowedHosts = frozenset[str] | None
 """Host names without ports; None for any."""
 
+_READING = frozenset(("GET", "HEAD", "OPTIONS"))
 _LOOPBACK = frozenset(("localhost", "127.0.0.1", "::1"))
 
 
@@ -40,6 +42,33 @@ def check_host(environ: dict[str, Any], allowed: AllowedHosts = None) -> None:
     if not target.startswith("/") and "://" in target and _name(target) not in (allowed or _own(environ)):
         # a request as it is sent to a proxy, which this is not
         raise _misdirected()
+
+
+def check_origin(environ: dict[str, Any], allowed: AllowedHosts = None) -> None:
+    """Refuse a request that changes something and comes from a web page of another host.
+
+    Methods that only read are let through: the browser itself keeps their answers from such a page.
+
+    Parameters:
+      environ: The request, as WSGI has it.
+      allowed: What ``allowed_hosts`` read; None for the host that the request itself is for.
+
+    Raises:
+      BadRequest: Another host's page sent it (403).
+    """
+    if environ["REQUEST_METHOD"] in _READING:
+        return
+    origin = environ.get("HTTP_ORIGIN")
+    foreign = environ.get("HTTP_SEC_FETCH_SITE", "").strip().lower() == "cross-site"
+    if origin is not None and not foreign:
+        scheme, _, host = origin.partition("://")
+        if allowed is None:
+            foreign = not host or host.lower() != environ.get("HTTP_HOST", "").lower()
+        else:
+            foreign = _name(host) not in allowed
+        foreign = foreign or scheme.lower() not in ("http", "https")
+    if foreign:
+        raise BadRequest("a web page of another host may not do this", "cross_origin", 403, close=True)
 
 
 def _name(text: str) -> str:

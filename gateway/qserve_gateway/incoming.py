@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import uuid
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import quote
 
 from qserve.http.bad_request import BadRequest
@@ -14,6 +14,7 @@ from qserve.http.message import HttpMessage
 Environ = dict[str, Any]
 
 TIMEOUT_LIMIT_S = 3600.0
+WAIT_LIMIT_S = 30.0
 _ID = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
 
 
@@ -64,6 +65,49 @@ def model_id_of(environ: Environ) -> str:
     if not model_id.isprintable() or len(model_id) > 256:
         raise BadRequest("serve-multiplexed-model-id is malformed", "invalid_header")
     return str(model_id)
+
+
+class Preference(NamedTuple):
+    """What the header ``Prefer`` (RFC 7240) says, as far as it is understood.
+
+    Parameters:
+      respond_async: Answer 202 and let the client come back, instead of making it wait.
+      wait_s: How long it would wait at first.
+    """
+
+    respond_async: bool = False
+    wait_s: float = 0.0
+
+
+def preference_of(environ: Environ) -> Preference:
+    """The client's preferences; what makes no sense is ignored, as the RFC wants it."""
+    text = environ.get("HTTP_PREFER")
+    if text is None:
+        return Preference()
+    respond_async, wait_s = False, 0.0
+    for part in text.split(","):
+        name, _, value = part.partition(";")[0].partition("=")
+        name, value = name.strip().lower(), value.strip().strip('"')
+        if name == "respond-async":
+            respond_async = True
+        elif name == "wait" and value.isascii() and value.isdigit():
+            wait_s = min(float(value[:9]), WAIT_LIMIT_S)
+    return Preference(respond_async, wait_s)
+
+
+def idempotency_key_of(environ: Environ) -> str | None:
+    """The client's ``Idempotency-Key``, in quotation marks or without; None when it sends none.
+
+    Raises:
+      BadRequest: It is malformed.
+    """
+    text = environ.get("HTTP_IDEMPOTENCY_KEY")
+    if text is None:
+        return None
+    key = text[1:-1] if len(text) > 1 and text[0] == text[-1] == '"' else text
+    if not _ID.fullmatch(key):
+        raise BadRequest("Idempotency-Key must be 1 to 128 of A-Z a-z 0-9 _ . : -", "invalid_idempotency_key")
+    return str(key)
 
 
 def base_url(environ: Environ) -> str:

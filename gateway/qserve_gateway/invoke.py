@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from qserve.exceptions import BackPressureError, DeadlineExceeded, RequestCancelled
+from qserve.exceptions import DeadlineExceeded, RequestCancelled
 from qserve.http.bad_request import BadRequest
-from qserve.http.render import parse
 from qserve.http.strict_json import loads
 from qserve.items import ItemRef
 from qserve.plane.base import CallOptions
 from qserve.plane.client import ClientPlane
-from qserve.promise import Promise
 from qserve.ref import Ref
 from qserve.settings import Settings
 from qserve.wire.envelope import Answer
+from qserve_gateway.answers import answer_of
 from qserve_gateway.bodies import read_body
-from qserve_gateway.clients import is_gone
-from qserve_gateway.hosts import AllowedHosts, check_host
+from qserve_gateway.clients import wait_for_answer
+from qserve_gateway.guard import Guard
 from qserve_gateway.incoming import (
     Environ,
     base_url,
@@ -30,16 +28,15 @@ from qserve_gateway.incoming import (
     timeout_of,
     url_of,
 )
-from qserve_gateway.problems import Elsewhere, NoRoute, of_error, of_outcome, unavailable
+from qserve_gateway.jobs import Job, Jobs
+from qserve_gateway.limits import WaitingRoom
+from qserve_gateway.problems import Elsewhere, NoRoute, of_error, unavailable
 from qserve_gateway.reply import Reply
 from qserve_gateway.routes import PLAIN_METHODS, Route, RouteTable
 from qserve_gateway.streaming import StreamReply
 
-WAITING_LIMIT = 512
-"""Requests that wait in one process; the rest of its connections stay free for refusals and health."""
 Answered = Reply | StreamReply
 _RESULT_TTL_S = 60.0
-_LOOK_EVERY_S = 0.25
 
 
 class Front:
@@ -49,7 +46,7 @@ class Front:
       settings: The default deadline, and whether tracebacks are shown.
       plane: Carries the calls.
       table: Gives the current routes; None until they are known.
-      allowed: The host names that are answered.
+      guard: Says who may ask.
     """
 
     def __init__(
@@ -57,19 +54,23 @@ class Front:
         settings: Settings,
         plane: ClientPlane,
         table: Callable[[], RouteTable | None],
-        allowed: AllowedHosts = None,
+        guard: Guard,
     ) -> None:
         self._settings = settings
-        self.allowed = allowed
+        self.guard = guard
         self._plane = plane
         self._table = table
-        self._waiting = 0
+        self._room = WaitingRoom()
+        self.jobs = Jobs(settings, plane, self._room)
 
     def answer(self, environ: Environ) -> Answered:
         """Answer one request; errors become answers as well."""
         request_id = request_id_of(environ)
         try:
-            return self._serve(environ, request_id)
+            leave = self.guard.enter(environ)
+            if leave is None:
+                return self._serve(environ, request_id)
+            return _counted(lambda: self._serve(environ, request_id), leave)
         except Exception as error:
             return of_error(error, request_id)
 
@@ -77,30 +78,32 @@ class Front:
         table = self._table()
         if table is None:
             return unavailable("the applications are not known yet", request_id)
-        check_host(environ, self.allowed)
+        self.guard.check(environ)
         found = _find(table, path_of(environ), environ)
         route = found.route
         body = read_body(environ)
         timeout_s = timeout_of(environ, route.record.timeout_s or self._settings.request_timeout_s)
+        job = Job.of(environ, body, route.record.name, self._settings)
         options = CallOptions(
             timeout_s=timeout_s,
-            result_ttl_s=_RESULT_TTL_S,
+            result_ttl_s=_RESULT_TTL_S if job is None else self._settings.result_ttl_s,
             trace_id=request_id,
             route=route.prefix,
             model_id=model_id_of(environ),
             answer=route.answer,
-            owned=True,
-            stream=route.answer is Answer.PLAIN,
+            owned=job is None,
+            stream=job is None and route.answer is Answer.PLAIN,
+            request_id="" if job is None else job.request_id,
+            fingerprint="" if job is None else job.fingerprint,
         )
-        if self._waiting >= WAITING_LIMIT:
-            raise BackPressureError("this gateway has as many requests waiting as it may")
-        self._waiting += 1
-        try:
+        with self._room:
             ref = self._submit(environ, found, body, options)
+            if job is not None:
+                return self.jobs.follow(ref, job, timeout_s, environ, request_id)
             self._wait(ref, timeout_s, environ)
-        finally:
-            self._waiting -= 1
-        return self._relay(ref, request_id, timeout_s)
+        if isinstance(ref, ItemRef) and ref.has_items():
+            return StreamReply(ref, request_id, timeout_s, self._plane.cancel)
+        return answer_of(ref.outcome(), request_id, self._settings.show_errors)
 
     def _submit(self, environ: Environ, found: _Found, body: bytes, options: CallOptions) -> Ref:
         route, graph, path, path_params = found
@@ -115,35 +118,28 @@ class Front:
         return self._plane.call(record.name, record.ingress, "adapt", (request, graph), {}, options)
 
     def _wait(self, ref: Ref, timeout_s: float, environ: Environ) -> None:
-        if _answered(ref).wait(min(_LOOK_EVERY_S, timeout_s)):
-            return
-        # a request that takes long: from now on, see whether its client still wants it
-        sock = environ.get("gunicorn.socket")
-        end = time.monotonic() + timeout_s - _LOOK_EVERY_S
-        while (left_s := end - time.monotonic()) > 0:
-            if is_gone(sock):
-                self._plane.cancel(ref)
-                raise RequestCancelled("the client closed the connection")
-            if _answered(ref).wait(min(_LOOK_EVERY_S, left_s)):
+        try:
+            if wait_for_answer(ref, timeout_s, environ.get("gunicorn.socket")):
                 return
+        except RequestCancelled:
+            self._plane.cancel(ref)
+            raise
         self._plane.expire(ref)
         raise DeadlineExceeded(f"the request was not finished within {timeout_s:g} s")
 
-    def _relay(self, ref: Ref, request_id: str, timeout_s: float) -> Answered:
-        if isinstance(ref, ItemRef) and ref.has_items():
-            return StreamReply(ref, request_id, timeout_s, self._plane.cancel)
-        outcome = ref.outcome()
-        if outcome.state != "d":
-            return of_outcome(outcome, request_id, self._settings.show_errors)
-        status, named, body = parse(outcome.payload)
-        headers = [(name, value) for name, value in named]
-        headers.append(("x-request-id", request_id))
-        return Reply(status, headers, body)
 
-
-def _answered(ref: Ref) -> Promise:
-    """Set when a request has ended, or the first item of its answer is there."""
-    return ref.changed() if isinstance(ref, ItemRef) else ref.done
+def _counted(serve: Callable[[], Answered], leave: Callable[[], None]) -> Answered:
+    """Serve a request that counts for its client until its answer is complete."""
+    try:
+        reply = serve()
+    except BaseException:
+        leave()
+        raise
+    if isinstance(reply, StreamReply):
+        reply.on_close = leave
+    else:
+        leave()
+    return reply
 
 
 class _Found(NamedTuple):

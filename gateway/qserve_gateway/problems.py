@@ -91,6 +91,7 @@ def of_error(error: BaseException, request_id: str) -> Reply:
     reply = problem(error.status, code, message, request_id, error.retryable)
     if isinstance(error, BadRequest):
         reply.close = error.close
+        reply.headers += getattr(error, "headers", ())
     if isinstance(error, Elsewhere):
         return Reply(error.status, [("location", error.location), ("x-request-id", request_id)], b"")
     if isinstance(error, NoRoute):

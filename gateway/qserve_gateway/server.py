@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import logging
+import os
 import socket
 import sys
 from pathlib import Path
@@ -19,6 +20,7 @@ from qserve.log import log_to_terminal
 from qserve.process import die_with_parent_if_asked
 from qserve.settings import Settings
 from qserve_gateway.app import Gateway, access_log, create_app
+from qserve_gateway.guard import Guard
 
 GRACE_S = 3
 _BACKLOG = 2048
@@ -103,6 +105,7 @@ def serve(settings: Settings, host: str, port: int, workers: int = 1, log_reques
     """
     die_with_parent_if_asked()
     try:
+        Guard.from_env(os.environ)  # a value that makes no sense is told now, and not by each worker
         check_address(settings)  # the rest of the checks waits until the broker answers
         listener = _bind(host, port)
     except QserveException as error:

@@ -10,10 +10,8 @@ import msgpack
 
 from qserve.exceptions import DeadlineExceeded, GetTimeoutError, RequestCancelled
 from qserve.items import ItemRef
-from qserve_gateway.clients import is_gone
+from qserve_gateway.clients import LOOK_EVERY_S, is_gone
 from qserve_gateway.reply import status_line
-
-_LOOK_EVERY_S = 0.25
 
 
 class StreamReply:
@@ -26,7 +24,7 @@ class StreamReply:
       cancel: Ends the request when the client leaves.
     """
 
-    __slots__ = ("_cancel", "_end", "_ref", "_sock", "headers", "status")
+    __slots__ = ("_cancel", "_end", "_ref", "_sock", "headers", "on_close", "status")
 
     def __init__(self, ref: ItemRef, request_id: str, timeout_s: float, cancel: Callable[[ItemRef], None]) -> None:
         first = ref.take_nowait()
@@ -38,12 +36,16 @@ class StreamReply:
         self._cancel = cancel
         self._end = time.monotonic() + timeout_s
         self._sock: Any = None
+        self.on_close: Callable[[], None] | None = None
 
     def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         """Send it, as WSGI has it."""
         self._sock = environ.get("gunicorn.socket")
         start_response(status_line(self.status), self.headers)
-        return [] if environ["REQUEST_METHOD"] == "HEAD" else self
+        if environ["REQUEST_METHOD"] == "HEAD":
+            self.close()  # the server would close only what it has taken items from
+            return []
+        return self
 
     def __iter__(self) -> Iterator[bytes]:
         while (item := self._next()) is not None:
@@ -57,7 +59,7 @@ class StreamReply:
             if left_s <= 0:
                 raise DeadlineExceeded("the response was not finished within the request's deadline")
             try:
-                return self._ref.take(min(_LOOK_EVERY_S, left_s))
+                return self._ref.take(min(LOOK_EVERY_S, left_s))
             except GetTimeoutError:
                 if is_gone(self._sock):
                     raise RequestCancelled("the client closed the connection") from None
@@ -66,3 +68,5 @@ class StreamReply:
         """Called by the server at the end, also when sending failed: a producer without reader stops."""
         if not self._ref.done.is_set():
             self._cancel(self._ref)
+        if self.on_close is not None:
+            self.on_close()

@@ -24,6 +24,7 @@ from qserve.drivers import load_adapter
 from qserve.exceptions import QserveException
 from qserve.http.bad_request import BadRequest
 from qserve.http.parameters import Parameter, Source, body_of, parameters_of
+from qserve.http.pointers import pointer_to
 from qserve.http.render import to_json
 from qserve.http.strict_json import loads
 
@@ -38,26 +39,33 @@ class RequestValidationError(QserveException):
       errors: What is wrong, as FastAPI describes it: dicts with ``loc``, ``msg``, ``type``, ``input``.
       status: 422, or another when the body could not be read at all.
       code: The word for programs.
+      body: The JSON document that was sent, where there was one.
     """
 
-    def __init__(self, errors: list[dict[str, Any]], status: int = 422, code: str = "invalid_request") -> None:
+    def __init__(
+        self, errors: list[dict[str, Any]], status: int = 422, code: str = "invalid_request", body: Any = _MISSING
+    ) -> None:
         super().__init__("; ".join(str(error["msg"]) for error in errors))
         self.errors = errors
+        self.body = body
         self.status = status
         self.code = code
 
 
 def validation_response(error: RequestValidationError) -> Response:
     """The HTTP answer for a request that does not fit its adapter."""
-    body: dict[str, Any] = {"detail": error.errors}
-    if error.status != 422:
-        body["error"] = {
-            "code": error.code,
-            "message": str(error),
-            "request_id": get_request_context().request_id,
-            "retryable": False,
-        }
-    return Response(to_json(body), status_code=error.status, media_type="application/json")
+    told: dict[str, Any] = {
+        "code": error.code,
+        "message": str(error),
+        "request_id": get_request_context().request_id,
+        "retryable": False,
+    }
+    first = next((one for one in error.errors if one["loc"][0] == "body"), None)
+    if error.body is not _MISSING and first is not None:
+        told["pointer"] = pointer_to({**first, "loc": first["loc"][1:]}, error.body)
+    return Response(
+        to_json({"detail": error.errors, "error": told}), status_code=error.status, media_type="application/json"
+    )
 
 
 @dataclass(frozen=True)
@@ -127,7 +135,7 @@ class Adapter:
     async def _arguments(self, request: Request, form: FormData) -> dict[str, Any]:
         found: dict[str, Any] = {}
         errors: list[dict[str, Any]] = []
-        body = await _json_body(request) if self._takes(Source.BODY) else None
+        body = await _json_body(request) if self._takes(Source.BODY) else _MISSING
         embed = self._embeds()
         for parameter in self.parameters:
             if parameter.source is Source.REQUEST:
@@ -143,7 +151,7 @@ class Adapter:
                 value = await _look_up(parameter, source, request, form)
                 _accept(parameter, location, value, found, errors)
         if errors:
-            raise RequestValidationError(errors)
+            raise RequestValidationError(errors, body=body)
         return found
 
     def _takes(self, *sources: Source) -> bool:

@@ -32,6 +32,9 @@ class CallOptions:
       answer: The form of the result.
       owned: The result is dropped when the ref is.
       stream: The caller takes the result as items.
+      request_id: 32 hexadecimal digits; "" makes new ones.
+      fingerprint: Of what is asked. Not "": the answer may be asked for by the id, and a second request of the
+        same id and fingerprint follows the first instead of being one.
     """
 
     timeout_s: float | None = None
@@ -42,6 +45,8 @@ class CallOptions:
     answer: Answer = Answer.VALUE
     owned: bool = False
     stream: bool = False
+    request_id: str = ""
+    fingerprint: str = ""
 
 
 class Plane(Protocol):

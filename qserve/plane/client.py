@@ -96,7 +96,7 @@ class ClientPlane(Submitter):
 
     def _move(self, app: str, ref: Ref, compose: Callable[[], Submission]) -> None:
         """Submit again to the version that is active now; the one that was known here has just been retired."""
-        self._pending.drop(ref.request_id)
+        self._pending.drop(ref)
         self.unlearn(app)
         try:
             submission = compose()
@@ -104,7 +104,7 @@ class ClientPlane(Submitter):
             ref.settle(failed(error))
             return
         ref.request_id = submission.request_id
-        self._send_submission(ref, submission, lambda: self._pending.settle(ref.request_id, failed(_replaced(app))))
+        self._send_submission(ref, submission, lambda: self._pending.refuse(ref, failed(_replaced(app))))
 
     def post(self, command: Command, on_reply: Callable[[Any], None]) -> None:
         """Send a command with whatever else has gathered."""

@@ -100,8 +100,12 @@ def submit(
     awaited: Sequence[Awaited] = (),
     limits: dict[str, int] | None = None,
     model: Model | None = None,
+    fingerprint: str = "",
 ) -> Command:
-    """Accept a request: answers ``OK``, ``DUP``, ``FULL``, ``MOVED``, ``LOST`` or another epoch."""
+    """Accept a request: answers ``OK``, ``DUP``, ``[FULL, seconds]``, ``MOVED``, ``LOST`` or another epoch.
+
+    With a fingerprint, ``[state, result]`` of the request that was accepted before under this id, or ``MISMATCH``.
+    """
     streams: list[str] = []
     packed = _pack(moves, streams, 3)
     refs: list[bytes | str | int] = [len(awaited)]
@@ -131,8 +135,8 @@ def submit(
     keys = (request, epoch.key, *streams) if model is None else (request, epoch.key, *streams, model.models)
     wish = ("", 0) if model is None else (model.model_id, model.max_ongoing)
     return (
-        "FCALL", _SUBMIT, len(keys), *keys, request_id, epoch.value, header, mailbox, life_ms, keep_ms, *wish, *caps,
-        *refs, *packed,
+        "FCALL", _SUBMIT, len(keys), *keys, request_id, epoch.value, header, mailbox, life_ms, keep_ms, *wish,
+        fingerprint, *caps, *refs, *packed,
     )  # fmt: skip
 
 
@@ -200,8 +204,7 @@ def bury(
 
 def watch(request: str, mailbox: str = "") -> Command:
     """Look at a request, and have ``mailbox`` told of its end when it is still open."""
-    waiter = msgpack.packb({"mailbox": mailbox}, use_bin_type=False) if mailbox else b""
-    return ("FCALL", _WATCH, 1, request, waiter)
+    return ("FCALL", _WATCH, 1, request, mailbox)
 
 
 def emit(request: str, request_id: str, number: int, payload: bytes) -> Command:

@@ -83,7 +83,7 @@ class Requests:
         self._drop_expired()
         streams = [item.stream for item in (*submission.moves, *submission.awaited)]
         if submission.limits and any(self._is_full(stream, submission.limits) for stream in streams):
-            refusal = refused(b"FULL")
+            refusal = refused([b"FULL", 1])
             assert refusal is not None
             ref.settle(refusal)
             return

@@ -41,6 +41,7 @@ class Submission(NamedTuple):
       life_ms, keep_ms: How long its state may live, and its result be kept.
       limits: The most calls that may wait in a stream, for those that have a limit.
       model: The model that the call is for.
+      fingerprint: See ``CallOptions``.
     """
 
     request_id: str
@@ -54,6 +55,7 @@ class Submission(NamedTuple):
     keep_ms: int = 0
     limits: dict[str, int] | None = None
     model: Model | None = None
+    fingerprint: str = ""
 
     def command(self, mailbox: str, epoch: Epoch, seal: Seal) -> Command:
         """What submits it at a broker.
@@ -66,7 +68,7 @@ class Submission(NamedTuple):
         header, moves = seal_header(seal, self.header), seal_moves(seal, self.request_id, self.moves)
         return functions.submit(
             self.request, self.request_id, epoch, header, mailbox, self.life_ms, self.keep_ms, moves,
-            self.awaited, self.limits, self.model,
+            self.awaited, self.limits, self.model, self.fingerprint,
         )  # fmt: skip
 
 
@@ -188,7 +190,7 @@ class Composer:
     def _header(
         self, record: ApplicationRecord, graph: str | None, options: CallOptions, waits: Sequence[Awaited]
     ) -> tuple[str, bytes, int]:
-        request_id = os.urandom(16).hex()
+        request_id = options.request_id or os.urandom(16).hex()
         timeout_s = options.timeout_s or record.timeout_s or self._settings.request_timeout_s
         deadline_ms = int((time.time() + timeout_s) * 1000)
         parent_ms = request_context.get().deadline_ms
@@ -216,7 +218,7 @@ class Composer:
         life_ms = max(0, deadline_ms - int(time.time() * 1000)) + keep_ms + _LIFE_MARGIN_MS
         return Submission(
             request_id, deadline_ms, None, self._keys.request(request_id), header, moves, waits, life_ms, keep_ms,
-            self._limits(record),
+            self._limits(record), None, options.fingerprint,
         )  # fmt: skip
 
     def _limits(self, record: ApplicationRecord) -> dict[str, int] | None:

@@ -24,31 +24,49 @@ LATE_MS = 1000
 class Pending:
     """Open refs by request id, each with its deadline (0 for one that came from elsewhere).
 
+    Several refs may stand for one request: whoever repeats an idempotency key follows the first.
+
     Parameters:
       seal: Opens what the mailbox brings.
     """
 
     def __init__(self, seal: Seal) -> None:
         self._seal = seal
-        self._open: dict[str, tuple[int, Ref]] = {}
+        self._open: dict[str, list[tuple[int, Ref]]] = {}
         self._looked_at = 0.0
 
-    def __contains__(self, request_id: str) -> bool:
-        return request_id in self._open
+    def __contains__(self, ref: Ref) -> bool:
+        return any(one is ref for _, one in self._open.get(ref.request_id, ()))
 
     def add(self, ref: Ref, deadline_ms: int = 0) -> None:
         """Expect the end of a request."""
-        self._open[ref.request_id] = (deadline_ms, ref)
+        entries = self._open.setdefault(ref.request_id, [])
+        entries.append((deadline_ms, ref))
+        if self._open.get(ref.request_id) is not entries:  # settled in between, by another thread
+            self.add(ref, deadline_ms)
 
-    def drop(self, request_id: str) -> None:
-        """Expect it no more."""
-        self._open.pop(request_id, None)
+    def drop(self, ref: Ref) -> None:
+        """Expect the end of a request no more for this ref."""
+        entries = self._open.get(ref.request_id, [])
+        # in place: another thread may be about to settle them, or to add one
+        entries[:] = [entry for entry in entries if entry[1] is not ref]
+        if not entries:
+            self._open.pop(ref.request_id, None)
+
+    def refuse(self, ref: Ref, outcome: Outcome) -> None:
+        """This ref's request was not accepted; others of the same id may have been."""
+        self.drop(ref)
+        ref.settle(outcome)
+
+    def follow(self, ref: Ref) -> None:
+        """A ref's request turned out to be somebody else's, whose deadline is not known here."""
+        entries = self._open.get(ref.request_id, [])
+        entries[:] = [(0, one) if one is ref else (deadline_ms, one) for deadline_ms, one in entries]
 
     def settle(self, request_id: str, outcome: Outcome) -> None:
         """The request has ended; whoever waits for it wakes."""
-        entry = self._open.pop(request_id, None)
-        if entry is not None:
-            entry[1].settle(outcome)
+        for _, ref in self._open.pop(request_id, ()):
+            ref.settle(outcome)
 
     def __len__(self) -> int:
         return len(self._open)
@@ -65,13 +83,15 @@ class Pending:
         except PayloadError as error:  # whoever wrote it, the others that wait here must still get theirs
             log.warning("dropped: %s", error)
             return
-        entry = self._open.get(request_id)
-        if entry is None:
+        entries = self._open.get(request_id)
+        if entries is None:
             return  # ended here before: a reply that comes twice changes nothing
         if outcome.state != "i":
             self.settle(request_id, open_end(self._seal, request_id, outcome))
-        elif isinstance(entry[1], ItemRef):
-            self._add_item(entry[1], outcome.payload)
+            return
+        for _, ref in entries:
+            if isinstance(ref, ItemRef):
+                self._add_item(ref, outcome.payload)
 
     def _add_item(self, ref: ItemRef, sealed: bytes) -> None:
         try:
@@ -93,7 +113,7 @@ class Pending:
 
     def refs(self) -> list[Ref]:
         """All of them."""
-        return [ref for _, ref in list(self._open.values())]
+        return [ref for entries in list(self._open.values()) for _, ref in list(entries)]
 
     def due(self) -> tuple[list[Ref], list[Ref]]:
         """Once a second: the refs that are past their deadline, and those that came from elsewhere."""
@@ -102,6 +122,6 @@ class Pending:
             return [], []
         self._looked_at = now
         late_ms = now * 1000 - LATE_MS
-        entries = list(self._open.values())
+        entries = [entry for together in list(self._open.values()) for entry in list(together)]
         late = [ref for deadline_ms, ref in entries if deadline_ms and deadline_ms < late_ms]
         return late, [ref for deadline_ms, ref in entries if not deadline_ms]

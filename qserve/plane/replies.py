@@ -9,6 +9,7 @@ from qserve.exceptions import (
     BackPressureError,
     BrokerStateLost,
     BrokerUnavailable,
+    IdempotencyMismatch,
     PayloadError,
     ResultUnavailable,
 )
@@ -51,12 +52,20 @@ def state_lost() -> Outcome:
     return failed(BrokerStateLost("the broker has lost its data, and this request with it: send it again"))
 
 
+def was_known(reply: Any) -> bool:
+    """Whether ``submit`` found a request that had been taken before, and answers what ``watch`` would."""
+    return isinstance(reply, list) and reply[0] != b"FULL"
+
+
 def refused(reply: Any) -> Outcome | None:
     """Why ``submit`` refused; None when the request was accepted (now or by an earlier sending)."""
     if reply in (b"OK", b"DUP"):
         return None
-    if reply == b"FULL":
-        return failed(BackPressureError("Request dropped due to backpressure: as many requests as allowed are waiting"))
+    if isinstance(reply, list):
+        full = "Request dropped due to backpressure: as many requests as allowed are waiting"
+        return failed(BackPressureError(full, reply[1]))
+    if reply == b"MISMATCH":
+        return failed(IdempotencyMismatch("this Idempotency-Key was used for another request"))
     if reply == MOVED:
         return failed(AppNotFound("the application's queues are gone: it was deleted or replaced"))
     if reply == b"LOST":

@@ -15,7 +15,7 @@ from qserve.plane.epoch import KnownEpoch, other_epoch
 from qserve.plane.library import Command
 from qserve.plane.outgoing import Composer, Submission
 from qserve.plane.pending import Pending
-from qserve.plane.replies import MOVED, refused, state_lost
+from qserve.plane.replies import MOVED, read_reply, refused, state_lost, was_known
 from qserve.ref import Ref
 from qserve.registry import ApplicationRecord
 from qserve.settings import Settings
@@ -87,7 +87,7 @@ class Submitter(ABC):
 
     def follow(self, ref: Ref) -> None:
         """Have this process told when ``ref``, which may come from elsewhere, is done."""
-        if ref.done.is_set() or ref.request_id in self._pending:
+        if ref.done.is_set() or ref in self._pending:
             return
         self._expect(ref)
         self.post(functions.watch(self.keys.request(ref.request_id), self._mailbox), self._pending.on_watched(ref))
@@ -98,8 +98,8 @@ class Submitter(ABC):
 
     def expire(self, ref: Ref) -> None:
         """End a request whose deadline passed while its caller waited."""
-        self._pending.drop(ref.request_id)
         self._close(ref, "x")
+        self._pending.settle(ref.request_id, Outcome("x", b""))
 
     def take(self, request_id: str, count: int) -> None:
         """This many more items of a streamed result were taken."""
@@ -132,16 +132,25 @@ class Submitter(ABC):
                 self._send_again(ref, epoch, send)
             elif reply == MOVED:
                 on_moved()
-            elif (outcome := refused(reply)) is not None:
-                self._pending.settle(ref.request_id, outcome)
             else:
-                ref.accepted.set(None)
+                self._take_reply(ref, reply)
 
         def send() -> None:
             self._expect(ref, submission.deadline_ms)
             self.post(submission.command(self._mailbox, self.epoch.current(), self.seal), on_reply)
 
         send()
+
+    def _take_reply(self, ref: Ref, reply: Any) -> None:
+        if was_known(reply):
+            ref.accepted.set(True)
+            self._pending.follow(ref)
+            outcome = read_reply(reply, self.seal, ref.request_id)
+        else:
+            outcome = refused(reply)
+        if outcome is not None:
+            self._pending.refuse(ref, outcome)
+        ref.accepted.set(True)  # without effect on one that was refused: its end came first
 
     def _expect(self, ref: Ref, deadline_ms: int = 0) -> None:
         self._pending.add(ref, deadline_ms)
@@ -150,13 +159,13 @@ class Submitter(ABC):
         """The version that was called has been retired: nothing was accepted."""
         outcome = refused(MOVED)
         assert outcome is not None
-        self._pending.settle(ref.request_id, outcome)
+        self._pending.refuse(ref, outcome)
 
     # -- an epoch that is another one --------------------------------------------------------------
 
     def _send_again(self, ref: Ref, epoch: str, send: Callable[[], None]) -> None:
         """A submission was refused because of the broker's epoch: nothing of it was accepted."""
-        self._pending.drop(ref.request_id)
+        self._pending.drop(ref)
         self.adopt(epoch)
         if ref.done.is_set():
             return
@@ -185,7 +194,6 @@ class Submitter(ABC):
         late, foreign = self._pending.due()
         for ref in late:
             self.expire(ref)
-            ref.settle(Outcome("x", b""))
         self._watch_all(foreign)
 
 

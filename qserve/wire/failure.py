@@ -15,7 +15,7 @@ from typing import Any
 import msgpack
 
 from qserve import exceptions
-from qserve.exceptions import PayloadError, QserveException, RequestError, TaskError
+from qserve.exceptions import BackPressureError, PayloadError, QserveException, RequestError, TaskError
 from qserve.tracebacks import CUT, full_traceback
 
 MESSAGE_LIMIT = 4096
@@ -103,13 +103,17 @@ class Failure:
         if self.module == exceptions.__name__:
             ours = getattr(exceptions, self.type, None)
             if isinstance(ours, type) and issubclass(ours, QserveException) and not self.deployment:
-                return ours(self.message)
+                return self._retriable() if ours is BackPressureError else ours(self.message)
         error: Any = _rebuild(_task_error(self.module, self.type), self.args)
         vars(error).update(self.attributes)
         error.remote_type, error.remote_message = self.type, self.message
         error.remote_traceback, error.deployment = self.traceback, self.deployment
         error.__failure__ = self
         return error  # type: ignore[no-any-return]
+
+    def _retriable(self) -> BackPressureError:
+        after_s = self.attributes.get("retry_after_s")
+        return BackPressureError(self.message, after_s if type(after_s) is int else 1)
 
 
 def _rebuild(kind: type[TaskError], args: tuple[Any, ...]) -> Any:

@@ -33,6 +33,17 @@ def test_the_first_example_of_the_readme_answers_as_it_says(site: Site) -> None:
     assert post(serving.url, {"name": "Dora"}) == "Hola Dora"
 
 
+def test_the_answer_for_later_of_the_guide_is_had_as_it_says(site: Site) -> None:
+    folder = site.write("hello.py", code_blocks(ROOT / "README.md", "python")[0])
+    (script,) = code_blocks(ROOT / "docs" / "guide.md", "sh")
+
+    serving = site.run("hello:language_classifier", cwd=folder)
+
+    shell = site.start(["sh", "-euc", script], env={"URL": serving.url})
+    assert shell.wait() == 0, shell.output
+    assert shell.stdout == "Hola Dora409"
+
+
 def test_the_graph_of_the_readme_answers_over_http_and_from_python(site: Site) -> None:
     _, graph, calls, *_ = code_blocks(ROOT / "README.md", "python")
     folder = site.write("arithmetic_adapter.py", graph)

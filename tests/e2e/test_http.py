@@ -501,6 +501,7 @@ def test_a_pydantic_model_validates_the_body(client: Client) -> None:
     invalid = client.post("/", {"model_input1": "x"})
     assert invalid.status == 422
     assert [one["loc"] for one in invalid.json["detail"]] == [["body", "model_input1"], ["body", "model_input2"]]
+    assert (invalid.error["code"], invalid.error["pointer"]) == ("invalid_request", "/model_input1")
 
 
 def test_arrays_come_in_as_json(client: Client) -> None:

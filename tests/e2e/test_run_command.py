@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -47,6 +48,28 @@ def error_of(process: Process, site: Site) -> list[str]:
     assert process.wait(END_FOR_S) == 1, process.output
     site.wait_empty()
     return [line for line in process.stderr.splitlines() if line.strip()]
+
+
+def test_the_gateways_token_is_asked_for_and_kept_from_user_code(site: Site) -> None:
+    port = free_port()
+    program = """
+import os, qserve
+
+@qserve.deployment
+def shown(request):
+    return [os.environ.get("QSERVE_API_TOKEN", ""), request.headers.get("authorization", "")]
+
+app = shown.bind()
+"""
+    process = site.qserve(
+        "run", "told:app", "--port", str(port), cwd=site.write("told.py", program), env={"QSERVE_API_TOKEN": "s3cret"}
+    )
+    process.wait_for("qserve: ready")
+    request = urllib.request.Request(f"http://127.0.0.1:{port}/", headers={"Authorization": "Bearer s3cret"})
+    with urllib.request.urlopen(request, timeout=10) as response:
+        assert json.load(response) == ["", ""]
+    with pytest.raises(urllib.error.HTTPError, match="401"):
+        urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=10)
 
 
 # -- what it prints --------------------------------------------------------------------------------

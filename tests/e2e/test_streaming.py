@@ -167,6 +167,17 @@ def test_a_streaming_response_keeps_status_and_headers_and_stops_when_the_client
     wait_until(lambda: source.state.remote().result(timeout_s=10)[1], description="the body's generator is closed")
 
 
+def test_a_stream_of_which_only_the_head_is_wanted_is_stopped(source: Any, url: str) -> None:
+    where = urlsplit(url)
+    connection = http.client.HTTPConnection(where.hostname or "", where.port, timeout=10)
+    connection.request("HEAD", "/")
+    response = connection.getresponse()
+    assert (response.status, response.headers["x-kind"], response.read()) == (418, "tea", b"")
+    connection.close()
+
+    wait_until(lambda: source.state.remote().result(timeout_s=10)[1], description="the body's generator is closed")
+
+
 def test_a_generator_answers_http_as_text(url: str) -> None:
     @qserve.deployment
     def lines() -> Iterator[str]:

@@ -12,6 +12,7 @@ from qserve.plane.base import CallOptions, Outcome
 from qserve.ref import Ref
 from qserve.registry import ApplicationRecord, DriverRecord
 from qserve.wire.codec import Codec
+from qserve.wire.signing import Keyring, Seal
 
 
 def plain_app(name: str = "plain", prefix: str | None = "/", **more: Any) -> ApplicationRecord:
@@ -84,6 +85,7 @@ class FakePlane:
         self.client = FakeClient(self.registry)
         self.keys = Keys()
         self.codec = Codec()
+        self.seal = Seal(Keyring())
         self.value: Any = "hello"
         self.outcome: Outcome | None = None
         self.error: Exception | None = None
@@ -107,6 +109,10 @@ class FakePlane:
         if not self.silent:
             ref.settle(self.outcome or Outcome("d", render(self.value, call.options.answer)))
         return ref
+
+    def execute(self, command: Any) -> Any:
+        """A broker that knows of no request."""
+        return [None] * 4
 
     def learn(self, record: ApplicationRecord, for_s: float) -> None:
         self.learnt[record.name] = record

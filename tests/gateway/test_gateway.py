@@ -11,9 +11,11 @@ import pytest
 from fakes import FakePlane, driver_app, plain_app
 from flask.testing import FlaskClient
 from gunicorn.http.errors import InvalidChunkSize
-from qserve_gateway import bodies, invoke
+from qserve_gateway import bodies, clients, limits
 from qserve_gateway.app import create_app
 from qserve_gateway.clients import is_gone
+from qserve_gateway.guard import Guard
+from qserve_gateway.invoke import Front
 from qserve_gateway.watcher import Watcher
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
@@ -440,7 +442,7 @@ def test_a_request_that_is_not_finished_in_time_is_504_and_ended_in_the_broker()
 
 
 def test_a_request_whose_client_left_is_cancelled(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(invoke, "_LOOK_EVERY_S", 0.01)
+    monkeypatch.setattr(clients, "LOOK_EVERY_S", 0.01)
     ours, theirs = socket.socketpair()
     theirs.close()
     plane = FakePlane(plain_app())
@@ -463,7 +465,7 @@ def test_a_client_is_gone_when_it_closed_and_not_before() -> None:
 
 
 def test_more_requests_than_may_wait_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(invoke, "WAITING_LIMIT", 0)
+    monkeypatch.setattr(limits, "WAITING_LIMIT", 0)
     response = serve(FakePlane(plain_app())).get("/")
     assert (response.status_code, response.headers["Retry-After"]) == (503, "1")
 
@@ -498,7 +500,7 @@ def test_reserved_paths_never_reach_an_application() -> None:
 def test_a_gateway_that_knows_no_routes_yet_says_that_it_will() -> None:
     plane = FakePlane(plain_app())
     watcher = Watcher(plane)  # type: ignore[arg-type]
-    front = invoke.Front(Settings(), plane, lambda: watcher.table)  # type: ignore[arg-type]
+    front = Front(Settings(), plane, lambda: watcher.table, Guard())  # type: ignore[arg-type]
     assert front.answer({}).status == 503
 
 

@@ -21,7 +21,8 @@ tests/e2e/test_http.py; all others are here. "code" means that the error's word 
     B36      types, missing and unknown fields       b36 (the place within the body); http
     B37      graphs that are none                    b37: none comes over HTTP, ``qserve deploy`` refuses it
     B38      deadlines                               b38 (code)
-    B39-B40  idempotency keys, origins               with the pages that they belong to
+    B39      idempotency keys                        tests/e2e/test_http_jobs.py
+    B40      web pages of other hosts                b40 (code); test_guard.py
     B41      too many requests                       b41 (code, Retry-After)
     B42      a broker in trouble                     b42 (code, Retry-After)
 """
@@ -78,10 +79,10 @@ plain = Plain.bind()
 
 SMALL = """
 import qserve_gateway.patched
-from qserve_gateway import bodies, invoke
+from qserve_gateway import bodies, limits
 from qserve_gateway.__main__ import main
 bodies.READ_LIMIT_S = 0.5
-invoke.WAITING_LIMIT = 1
+limits.WAITING_LIMIT = 1
 main()
 """
 """The same gateway with limits that a test can reach."""
@@ -164,6 +165,11 @@ def place() -> Iterator[Place]:
 @pytest.fixture(scope="module")
 def small(place: Place) -> Iterator[tuple[int, Process]]:
     yield place.gateway(SMALL, "--access-log", QSERVE_ALLOWED_HOSTS="localhost, Shop.Example")
+
+
+@pytest.fixture(scope="module")
+def guarded(place: Place) -> Iterator[tuple[int, Process]]:
+    yield place.gateway("from qserve_gateway.__main__ import main; main()", QSERVE_API_TOKEN="s3cret")
 
 
 def exchange(port: int, data: bytes, *, finish: bool = False) -> list[Answer]:
@@ -391,6 +397,21 @@ def test_b29_what_a_path_holds_cannot_forge_a_line_of_the_log(place: Place, smal
     assert r"/a\r\nFORGED\x1b[2J 404" in line
 
 
+@pytest.mark.parametrize("text", ["..%2f..%2fetc%2fpasswd", "%0d%0aid", "a%00b", "%ff%zz", "1" * 4000])
+def test_b28_b29_the_id_of_a_request_is_one_or_it_is_400(place: Place, small: tuple[int, Process], text: str) -> None:
+    for method in ("GET", "DELETE"):
+        answer = place.ask(f"{method} /-/requests/{text} HTTP/1.1", port=small[0])
+        assert (answer.status, answer.error["code"]) == (400, "invalid_id")
+
+
+def test_b29_what_an_id_holds_cannot_forge_a_line_of_the_log(place: Place, small: tuple[int, Process]) -> None:
+    port, process = small
+    place.ask("GET /-/requests/%0d%0aFORGER%1b%5b2J HTTP/1.1", port=port)
+    wait_until(lambda: "FORGER" in process.stderr, description="the request is logged")
+    (line,) = [one for one in process.stderr.splitlines() if "FORGER" in one]
+    assert r"/-/requests/\r\nFORGER\x1b[2J 400" in line
+
+
 def test_b31_a_field_that_could_pass_for_another_is_dropped(place: Place) -> None:
     answer = place.ask("GET /plain HTTP/1.1", "X_Forwarded_For: 1.2.3.4", "X-Kept: yes")
     names = json.loads(answer.body)["names"]
@@ -432,6 +453,32 @@ def test_b25_only_hosts_on_the_list_are_answered_when_there_is_one(
     assert answer.status == status
     if status == 421:
         assert answer.error["code"] == "misdirected_request"
+
+
+def test_a_request_without_the_token_is_refused_before_its_body_is_read(guarded: tuple[int, Process]) -> None:
+    port, _ = guarded
+    for path in ("json", "-/requests/" + "0" * 32):
+        head = f"POST /{path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n"
+        for shown in ("", "Authorization: Bearer wrong\r\n"):
+            answer = refused(port, f"{head}{shown}\r\n".encode())
+            assert (answer.status, answer.error["code"]) == (401, "unauthorized")
+    (answer,) = exchange(
+        port, _HEAD + b"Connection: close\r\nAuthorization: Bearer s3cret\r\nContent-Length: 1\r\n\r\n1"
+    )
+    assert (answer.status, answer.body) == (200, b"1")
+
+
+def test_a_connection_is_kept_after_a_refusal_that_left_nothing_unread(guarded: tuple[int, Process]) -> None:
+    ask = b"GET /-/routes HTTP/1.1\r\nHost: localhost\r\n"
+    first, second = exchange(guarded[0], ask + b"\r\n" + ask + b"Connection: close\r\n\r\n")
+    assert (first.status, second.status) == (401, 401)
+
+
+def test_b40_a_web_page_of_another_host_may_change_nothing(place: Place) -> None:
+    for field in ("Origin: http://evil", "Sec-Fetch-Site: cross-site"):
+        answer = place.ask(f"DELETE /-/requests/{'0' * 32} HTTP/1.1", field)
+        assert (answer.status, answer.error["code"]) == (403, "cross_origin")
+    assert place.ask(f"DELETE /-/requests/{'0' * 32} HTTP/1.1", "Origin: http://localhost").status == 404
 
 
 # -- clients that wait, hurry, or are too many -----------------------------------------------------

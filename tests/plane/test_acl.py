@@ -255,6 +255,28 @@ def _end(as_role: dict[str, redis.Redis], keys: Keys, app: ApplicationRecord) ->
     assert Registry(gateway, keys, SEAL).names() == []
 
 
+@pytest.mark.parametrize("role", ["gateway", "worker"])
+def test_who_submits_may_read_how_long_a_full_queue_has_kept_others_waiting(
+    as_role: dict[str, redis.Redis], role: str
+) -> None:
+    keys = Keys()
+    stream = keys.stream("full", "v", "One")
+    create_group(as_role["deployer"], stream)
+    now_ms = int(as_role["deployer"].time()[0]) * 1000
+    as_role["deployer"].xadd(stream, {"s": "0"}, id=f"{now_ms - 60_000}-0")
+    take_one(as_role["worker"], stream)  # it runs, and says nothing of those that wait
+    as_role["deployer"].xadd(stream, {"s": "0"}, id=f"{now_ms}-0")
+    as_role["deployer"].set(EPOCH.key, EPOCH.value)
+    move = [Start(stream, "0", [])]
+    command = functions.submit(keys.request(A), A, EPOCH, b"", "", 1, 1, move, limits={stream: 1})
+    try:
+        reply, after_s = as_role[role].execute_command(*command)
+        assert reply == b"FULL"
+        assert after_s < 30  # which the one that runs would give
+    finally:
+        as_role["deployer"].delete(stream)
+
+
 @pytest.mark.slow
 def test_the_roles_apart_serve_the_example_each_with_a_user_of_its_own(site: Site) -> None:
     broker = Guarded(site, find_server())

@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+import os
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from typing import Any
+
+import hypothesis
+import pytest
 from desk import A, B, Desk
+from hypothesis import given
+from hypothesis import strategies as st
 
 from qserve.keys import GROUP
 from qserve.plane import functions
+from qserve.plane.connection import connect, create_group
 from qserve.plane.functions import Awaited, Join, Start
+from qserve.settings import Settings
 
 
 def test_a_submitted_request_is_on_its_queue_with_header_step_and_values(desk: Desk) -> None:
@@ -29,7 +40,7 @@ def test_submitting_again_after_a_lost_reply_adds_nothing(desk: Desk) -> None:
 def test_a_full_queue_refuses_and_keeps_nothing(desk: Desk) -> None:
     desk.submit(A, [Start(desk.one, "0", [b"x"])])
 
-    assert desk.submit(B, [Start(desk.one, "0", [b"x"])], limits={desk.one: 1}) == b"FULL"
+    assert desk.submit(B, [Start(desk.one, "0", [b"x"])], limits={desk.one: 1}) == [b"FULL", 1]
     assert desk.watch(B) == (b"", b"")
     assert desk.client.xlen(desk.one) == 1
 
@@ -223,3 +234,106 @@ def test_a_dead_replicas_consumer_is_removed(desk: Desk) -> None:
 
     names = [one["name"] for one in desk.client.xinfo_consumers(desk.one, GROUP)]
     assert b"dead" not in names
+
+
+# -- the same request again, by an idempotency key -------------------------------------------------
+
+
+def test_who_repeats_a_request_follows_it_and_is_told_its_end(desk: Desk) -> None:
+    other = desk.keys.mailbox("other")
+    asked = {"fingerprint": "what"}
+    assert desk.submit(A, [Start(desk.one, "0", [b"x"])], **asked) == b"OK"
+    for mailbox in (desk.mailbox, other, other):
+        assert desk.submit(A, [Start(desk.one, "0", [b"x"])], mailbox=mailbox, **asked) == [b"o", b""]
+    ((entry, _),) = desk.fetch(desk.one)
+    desk.commit(desk.one, entry, A, state="d", payload=b"result")
+
+    told = A.encode() + b"d" + b"result"
+    assert desk.mail() == [told]
+    assert desk.client.lrange(other, 0, -1) == [told]
+    assert desk.submit(A, [Start(desk.one, "0", [b"x"])], **asked) == [b"d", b"result"]
+    assert desk.is_idle(desk.one)
+
+
+def test_an_id_that_comes_with_another_request_is_refused_while_it_runs_and_after(desk: Desk) -> None:
+    assert desk.submit(A, [Start(desk.one, "0", [b"x"])], fingerprint="what") == b"OK"
+    assert desk.submit(A, [Start(desk.one, "0", [b"y"])], fingerprint="else") == b"MISMATCH"
+    ((entry, _),) = desk.fetch(desk.one)
+    desk.commit(desk.one, entry, A, state="f", payload=b"why")
+    assert desk.submit(A, [Start(desk.one, "0", [b"y"])], fingerprint="else") == b"MISMATCH"
+    assert desk.submit(A, [Start(desk.one, "0", [b"x"])], fingerprint="what") == [b"f", b"why"]
+    assert desk.is_idle(desk.one)
+
+
+def test_a_request_that_was_refused_takes_no_key(desk: Desk) -> None:
+    desk.submit(B, [Start(desk.one, "0", [b"x"])])
+    full = desk.submit(A, [Start(desk.one, "0", [b"x"])], fingerprint="what", limits={desk.one: 1})
+    assert full == [b"FULL", 1]
+    assert desk.submit(A, [Start(desk.one, "0", [b"y"])], fingerprint="else") == b"OK"
+
+
+def test_a_watcher_that_asks_often_is_told_once(desk: Desk) -> None:
+    desk.submit(A, [Start(desk.one, "0", [b"x"])], mailbox="")
+    for _ in range(5):
+        assert desk.watch(A, desk.mailbox) == (b"o", b"")
+    ((entry, _),) = desk.fetch(desk.one)
+    desk.commit(desk.one, entry, A, state="d", payload=b"r")
+    assert desk.mail() == [A.encode() + b"d" + b"r"]
+
+
+# -- admission -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("waited_ms", "told_s"), [(0, 1), (900, 1), (4_200, 5), (500_000, 30)])
+def test_a_refusal_says_how_long_the_oldest_has_waited(desk: Desk, waited_ms: int, told_s: int) -> None:
+    seconds, micros = desk.client.time()
+    then_ms = seconds * 1000 + micros // 1000 - waited_ms
+    # one that is older runs already, and does not wait
+    desk.client.xadd(desk.one, {"s": "0"}, id=f"{then_ms - 60_000}-0")
+    desk.fetch(desk.one)
+    desk.client.xadd(desk.one, {"s": "0"}, id=f"{then_ms}-0")
+    desk.client.xadd(desk.one, {"s": "0"}, id=f"{then_ms}-1")
+
+    assert desk.submit(A, [Start(desk.one, "0", [b"x"])], limits={desk.one: 2}) == [b"FULL", told_s]
+
+
+def test_a_limit_of_zero_admits_nothing_and_says_so(desk: Desk) -> None:
+    assert desk.submit(A, [Start(desk.one, "0", [b"x"])], limits={desk.one: 0}) == [b"FULL", 1]
+
+
+def test_of_many_who_submit_at_once_exactly_as_many_as_allowed_are_admitted(desk: Desk, settings: Settings) -> None:
+    def submit_ten(number: int) -> int:
+        with closing(connect(settings.broker_url or "")) as client:
+            own = Desk(client, desk.keys)
+            ids = [f"{number:016x}{k:016x}" for k in range(10)]
+            replies = [own.submit(one, [Start(own.one, "0", [b"x"])], limits={own.one: 37}) for one in ids]
+            return replies.count(b"OK")
+
+    with ThreadPoolExecutor(12) as pool:
+        admitted = sum(pool.map(submit_ten, range(12)))
+
+    assert admitted == desk.client.xlen(desk.one) == 37
+
+
+@hypothesis.settings(max_examples=30, suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture])
+@given(limit=st.integers(0, 4), acts=st.lists(st.sampled_from(["submit", "fetch", "commit", "cancel"]), max_size=30))
+def test_a_call_is_refused_exactly_while_as_many_wait_as_may(desk: Desk, limit: int, acts: list[str]) -> None:
+    desk.client.delete(desk.one)
+    create_group(desk.client, desk.one)
+    waiting: list[str] = []
+    running: list[tuple[bytes, str]] = []
+    for act in acts:
+        if act == "submit":
+            request_id = os.urandom(16).hex()
+            reply = desk.submit(request_id, [Start(desk.one, "0", [b"x"])], limits={desk.one: limit})
+            assert (reply == b"OK") is (len(waiting) < limit), (reply, waiting)
+            waiting += [request_id] if reply == b"OK" else []
+        elif act == "fetch" and waiting:
+            found: Any = desk.client.xreadgroup(GROUP, "replica", {desk.one: ">"}, count=1)
+            running.append((found[0][1][0][0], waiting.pop(0)))
+        elif act == "commit" and running:
+            entry, request_id = running.pop()
+            assert desk.commit(desk.one, entry, request_id, state="d") == b"OK"
+        elif act == "cancel" and waiting:
+            gone = waiting.pop()
+            assert desk.client.execute_command(*functions.close(desk.keys.request(gone), gone, "c", b"")) == 1

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import numpy as np
 import pydantic
 import pytest
+from fastapi import Body
 from starlette.datastructures import UploadFile
 from starlette.requests import Request
 
@@ -276,6 +277,48 @@ def test_the_answer_to_a_request_that_does_not_fit_is_fastapis() -> None:
     detail = json.loads(bytes(response.body))["detail"]
     assert response.status_code == 422
     assert [one["loc"] for one in detail] == [["body", "model_input1"], ["body", "model_input2"]]
+
+
+class Part(pydantic.BaseModel):
+    sizes: list[int] = []
+    kind: int | bool = 1
+    odd: int = pydantic.Field(1, alias="a/b~c")
+
+
+class Whole(pydantic.BaseModel):
+    parts: dict[str, Part]
+
+
+@pytest.mark.parametrize(
+    ("body", "pointer"),
+    [
+        ('{"parts": {"x": {"sizes": [1, "two"]}}}', "/parts/x/sizes/1"),
+        ('{"parts": {"x": {"sizes": 1}}}', "/parts/x/sizes"),
+        ('{"parts": {"x": {"kind": "none"}}}', "/parts/x/kind"),
+        ('{"parts": {"x": {"a/b~c": "z"}}}', "/parts/x/a~1b~0c"),
+        ('{"parts": {"x": 1}}', "/parts/x"),
+        ("{}", "/parts"),
+        ("[1]", ""),
+    ],
+)
+def test_b36_the_answer_points_to_the_field_that_does_not_fit(body: str, pointer: str) -> None:
+    def embedded(whole: Whole = Body(embed=True), limit: int = 1) -> Whole:
+        return whole
+
+    plain = validation_response(refusal(Whole, a_request(body.encode())))
+    assert (plain.status_code, json.loads(bytes(plain.body))["error"]["pointer"]) == (422, pointer)
+    outer = f'{{"whole": {body}}}'.encode()
+    inner = validation_response(refusal(embedded, a_request(outer, query="limit=x")))
+    error = json.loads(bytes(inner.body))["error"]
+    assert (error["code"], error["pointer"]) == ("invalid_request", f"/whole{pointer}")
+
+
+def test_a_parameter_outside_of_the_body_has_no_pointer() -> None:
+    def resolver(limit: int) -> int:
+        return limit
+
+    response = validation_response(refusal(resolver, a_request(query="limit=x")))
+    assert "pointer" not in json.loads(bytes(response.body))["error"]
 
 
 def test_the_answer_to_a_broken_body_has_an_error_beside_the_detail() -> None:

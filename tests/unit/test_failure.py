@@ -6,6 +6,7 @@ import contextlib
 import pickle
 import sys
 import types
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -171,3 +172,16 @@ def test_a_long_message_leaves_the_frames_of_its_traceback() -> None:
 def test_foreign_bytes_give_the_declared_error(data: bytes) -> None:
     with contextlib.suppress(PayloadError):
         Failure.decode(data)
+
+
+@pytest.mark.parametrize("deployment", ["", "Model"])
+def test_back_pressure_arrives_with_the_time_to_come_back(deployment: str) -> None:
+    arrived: Any = Failure.decode(Failure.of(BackPressureError("full", 7), deployment).encode()).to_exception()
+    assert isinstance(arrived, BackPressureError)
+    assert arrived.retry_after_s == 7
+
+
+def test_a_time_to_come_back_that_is_none_is_not_taken_over() -> None:
+    failure = Failure(BackPressureError.__module__, "BackPressureError", "full", attributes={"retry_after_s": "soon"})
+    arrived: Any = failure.to_exception()
+    assert arrived.retry_after_s == 1

@@ -1,30 +1,86 @@
-"""The mailbox: what comes in for the refs of one process."""
+"""The open refs of one process: each gets its own end, and nobody else's."""
 
 from __future__ import annotations
 
 import logging
+import time
 
 import pytest
 
-from qserve.plane.pending import Pending
+from qserve.plane.base import Outcome
+from qserve.plane.pending import LATE_MS, Pending
 from qserve.plane.sealing import seal_end
 from qserve.ref import Ref
 from qserve.wire.signing import Keyring, Seal
 
-SEAL = Seal(Keyring(b"test-key"))
-REQUEST_ID = "a" * 32
+ID = "a" * 32
+SEAL = Seal(Keyring())
+DONE, REFUSED = Outcome("d", b"result"), Outcome("f", b"no")
 
 
-@pytest.mark.parametrize("message", [b"", b"short", b"\xff" * 40, REQUEST_ID.encode(), REQUEST_ID.encode() + b"?"])
+def two_refs(pending: Pending) -> tuple[Ref, Ref]:
+    first, second = Ref(ID, None), Ref(ID, None)
+    pending.add(first, 1)
+    pending.add(second, 2)
+    return first, second
+
+
+def test_all_refs_to_a_request_are_told_its_end() -> None:
+    pending = Pending(SEAL)
+    first, second = two_refs(pending)
+
+    pending.arrive(ID.encode() + b"d" + seal_end(SEAL, ID, "d", b"result"))
+
+    assert first.outcome() == second.outcome() == DONE
+    assert first not in pending
+    assert pending.refs() == []
+
+
+def test_a_ref_that_is_refused_leaves_the_others_open() -> None:
+    for refused_first in (True, False):
+        pending = Pending(SEAL)
+        first, second = two_refs(pending)
+        refused, other = (first, second) if refused_first else (second, first)
+
+        pending.refuse(refused, REFUSED)
+
+        assert refused.outcome() == REFUSED
+        assert (refused in pending, other in pending) == (False, True)
+        pending.settle(ID, DONE)
+        assert (refused.outcome(), other.outcome()) == (REFUSED, DONE)
+
+
+def test_a_ref_that_is_dropped_is_told_nothing() -> None:
+    pending = Pending(SEAL)
+    first, second = two_refs(pending)
+    pending.drop(first)
+    pending.drop(first)
+    pending.settle(ID, DONE)
+    assert (first.done.is_set(), second.done.is_set()) == (False, True)
+
+
+def test_who_follows_anothers_request_does_not_decide_when_it_is_late() -> None:
+    pending = Pending(SEAL)
+    late_ms = int(time.time() * 1000) - 2 * LATE_MS
+    own, follower = Ref("b" * 32, None), Ref(ID, None)
+    pending.add(own, late_ms)
+    pending.add(follower, late_ms)
+
+    pending.follow(follower)
+
+    assert pending.due() == ([own], [follower])
+
+
+@pytest.mark.parametrize("message", [b"", b"short", b"\xff" * 40, ID.encode(), ID.encode() + b"?"])
 def test_a_message_that_is_none_is_dropped_and_the_next_one_is_taken(
     message: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
-    pending, ref = Pending(SEAL), Ref(REQUEST_ID, None)
+    pending, ref = Pending(SEAL), Ref(ID, None)
     pending.add(ref)
 
     with caplog.at_level(logging.WARNING):
         pending.arrive(message)
-    pending.arrive(REQUEST_ID.encode() + b"d" + seal_end(SEAL, REQUEST_ID, "d", b"result"))
+    pending.arrive(ID.encode() + b"d" + seal_end(SEAL, ID, "d", b"result"))
 
     assert ref.outcome().payload == b"result"
     assert "no message for a mailbox" in caplog.text

@@ -15,7 +15,7 @@ from starlette.requests import Request
 from qserve.context import request_context
 from qserve.engine.servable import Method, Servable
 from qserve.engine.step import Conclusion, Stepper
-from qserve.engine.streams import is_generator, plain_result_of_stream, stream_of_plain_call
+from qserve.engine.streams import is_generator, plain_result_of_stream
 from qserve.keys import Keys
 from qserve.log import get_logger
 from qserve.plane.loop import LoopPlane
@@ -25,7 +25,7 @@ from qserve.registry import ApplicationRecord
 from qserve.settings import Settings
 from qserve_workers.ending import Ending
 from qserve_workers.pace import CoroutinePace, Pace
-from qserve_workers.streaming import Emitter, ReaderGone, answers_http, must_run, stream
+from qserve_workers.streaming import ReaderGone, answers_http, must_run, stream, taker_of
 from qserve_workers.work import Work
 
 log = get_logger(__name__)
@@ -202,7 +202,7 @@ class Replica:
         header = work.header
         if isinstance(value, _REFS) or inspect.isawaitable(value):
             self._spawn(self._end_later(work, value))
-        elif is_generator(value) or (header.stream and must_run(value)):
+        elif is_generator(value) or must_run(header, value):
             self._spawn(self._stream(work, value))
         elif header.stream and not answers_http(header):
             assert work.call is not None
@@ -221,17 +221,15 @@ class Replica:
 
     async def _stream(self, work: Work, value: Any) -> None:
         assert work.call is not None
-        emitter = Emitter(self.plane, self.keys, work.header)
         try:
-            if not work.header.stream:
-                raise stream_of_plain_call(work.call.method)
+            emitter = taker_of(self.plane, self.keys, work.header, work.call.method)
             await stream(emitter, value, work.header, self._stepper.encode_item, self._in_user_thread)
         except ReaderGone:
             self._ending.commit(work, Conclusion("c"))
         except BaseException as error:
             self._ending.fail(work, error)
         else:
-            self._ending.commit(work, Conclusion("d"))
+            self._ending.commit(work, Conclusion("d", emitter.result()))
 
     async def _in_user_thread(self, call: Callable[[], Any]) -> Any:
         context = contextvars.copy_context()

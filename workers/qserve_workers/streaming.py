@@ -11,16 +11,19 @@ from typing import Any
 import msgpack
 from starlette.responses import Response
 
-from qserve.engine.streams import is_generator
-from qserve.exceptions import BrokerError, ResultNotSerialisable
+from qserve.engine.streams import is_generator, stream_of_plain_call
+from qserve.exceptions import BrokerError, ResultNotSerialisable, ResultTooLarge
+from qserve.http.render import RESPONSE_LIMIT
 from qserve.items import WINDOW
 from qserve.keys import Keys
 from qserve.plane import functions
 from qserve.plane.loop import LoopPlane
 from qserve.plane.sealing import item_context
+from qserve.plane.submitter import ignore
 from qserve.wire.envelope import Answer, Header
 
 _LOOK_S = 0.01
+_ASK_EVERY_S = 0.5
 _END: Any = object()
 _TEXT_HEAD: bytes = msgpack.packb([200, [["content-type", "text/plain; charset=utf-8"]]])
 
@@ -31,8 +34,10 @@ class ReaderGone(OSError):
     """Raised in a producer whose request has ended; an OSError is what ASGI responses expect."""
 
 
-def must_run(value: Any) -> bool:
-    """Whether an HTTP response has to be run to have a body: streams, files, background tasks."""
+def must_run(header: Header, value: Any) -> bool:
+    """Whether an answer is an HTTP response that has to be run to have a body: streams, files, background tasks."""
+    if not (header.stream or header.answer is Answer.PLAIN):
+        return False
     return isinstance(value, Response) and (not hasattr(value, "body") or value.background is not None)
 
 
@@ -48,6 +53,10 @@ class Emitter:
         self._request_id = header.request_id
         self._sent = 0
         self.is_over = False
+
+    def result(self) -> bytes:
+        """What is left to be stored at the end: nothing."""
+        return b""
 
     async def send(self, payload: bytes) -> None:
         """Send one item, and wait while the reader is too far behind.
@@ -77,6 +86,55 @@ class Emitter:
             self.is_over = True
             raise ReaderGone("nobody takes the items of this request any more")
         return int(reply)
+
+
+class Collector(Emitter):
+    """Takes the items of an HTTP answer that somebody asks for later, and so needs whole."""
+
+    def __init__(self, plane: LoopPlane, keys: Keys, header: Header) -> None:
+        super().__init__(plane, keys, header)
+        self._header = header
+        self._items: list[bytes] = []
+        self._size = 0
+        self._asked_at = plane.loop.time()
+
+    async def send(self, payload: bytes) -> None:
+        """Take one item.
+
+        Raises:
+          ReaderGone: The request has ended.
+          ResultTooLarge: The answer is longer than one that is stored may be.
+        """
+        self._size += len(payload)
+        if self._size > RESPONSE_LIMIT:
+            raise ResultTooLarge(f"a stream that is asked for later may have {RESPONSE_LIMIT} bytes, and this has more")
+        self._items.append(payload)
+        now = self._plane.loop.time()
+        if now - self._asked_at > _ASK_EVERY_S:
+            self._asked_at = now
+            if self._header.expired():
+                # a stream may never end by itself, and nobody else may be left who knows of the deadline
+                self._plane.post(functions.close(self._request, self._request_id, "x", b""), ignore)
+            await self._emit(-1, b"")  # no item has this number: only asks
+
+    def result(self) -> bytes:
+        """The answer, as ``http.render.parse`` reads it."""
+        status, headers = msgpack.unpackb(self._items[0])
+        named = [header for header in headers if header[0].lower() != "content-length"]
+        return msgpack.packb([status, named, b"".join(self._items[1:])])  # type: ignore[no-any-return]
+
+
+def taker_of(plane: LoopPlane, keys: Keys, header: Header, method: str) -> Emitter:
+    """What takes the items of one request's answer.
+
+    Raises:
+      TypeError: The caller did not ask for items, and has no use for them.
+    """
+    if header.stream:
+        return Emitter(plane, keys, header)
+    if header.answer is Answer.PLAIN:
+        return Collector(plane, keys, header)
+    raise stream_of_plain_call(method)
 
 
 async def stream(

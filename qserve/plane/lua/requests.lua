@@ -12,6 +12,7 @@
 --   <step>.<slot>  values of a join                        <step>.n  how many slots of it are filled
 --   e:<step>       stream and id of the entry that stands for a step now
 --   sent, taken    items of a streamed result that were sent, and that its reader has taken
+--   fp    fingerprint of what was asked, where its answer may be asked for by anybody who has the id
 --
 -- A call is an entry of a stream:
 --   h     header, which begins with the request's id        s     step
@@ -179,14 +180,29 @@ local function tell(waiter, request_id, state, payload)
 end
 
 finish = function(request, request_id, state, payload, by)
-  local mailbox, more, keep = unpack(redis.call('HMGET', request, 'to', 'w', 'keep'))
+  local mailbox, more, keep, asked = unpack(redis.call('HMGET', request, 'to', 'w', 'keep', 'fp'))
   local waiters = {}
   for k = 1, tonumber(more or 0) do waiters[k] = redis.call('HGET', request, 'w' .. k) end
   redis.call('DEL', request)
   if tonumber(keep) > 0 then
     redis.call('HSET', request, 'st', state, 'res', payload, 'by', by or '')
+    if asked then redis.call('HSET', request, 'fp', asked) end
     redis.call('PEXPIRE', request, keep)
   end
   if mailbox ~= '' then deliver(mailbox, request_id, state, payload) end
   for _, waiter in ipairs(waiters) do tell(waiter, request_id, state, payload) end
+end
+
+-- have a mailbox ('': none) told when an open request has ended, once, however often it asks
+-- Returns {state, result}; {'', ''} when nothing is known of the request.
+local function follow(request, mailbox)
+  local state, result, owner, more = unpack(redis.call('HMGET', request, 'st', 'res', 'to', 'w'))
+  if state == 'o' and mailbox ~= '' and mailbox ~= owner then
+    local waiter = cmsgpack.pack({ mailbox = mailbox })
+    for k = 1, tonumber(more or 0) do
+      if redis.call('HGET', request, 'w' .. k) == waiter then return { state, '' } end
+    end
+    redis.call('HSET', request, 'w' .. redis.call('HINCRBY', request, 'w', 1), waiter)
+  end
+  return { state or '', result or '' }
 end

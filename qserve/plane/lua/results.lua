@@ -1,13 +1,9 @@
 -- Who asks for results, and who wants them no more.
 -- watch: the state of a request, with its result when it has one; otherwise tell `mailbox` when it has.
--- KEYS  request   ARGV  cmsgpack of the waiter, or '' to look only
+-- KEYS  request   ARGV  mailbox, or '' to look only
 -- Returns {state, result}; {'', ''} when nothing is known of it.
 local function watch(keys, argv)
-  local state, result = unpack(redis.call('HMGET', keys[1], 'st', 'res'))
-  if state == 'o' and argv[1] ~= '' then
-    redis.call('HSET', keys[1], 'w' .. redis.call('HINCRBY', keys[1], 'w', 1), argv[1])
-  end
-  return { state or '', result or '' }
+  return follow(keys[1], argv[1])
 end
 
 -- emit: one item of a streamed result, in order and once, however often its call is run.

@@ -1,0 +1,113 @@
+"""What is below ``/-/requests/``, over a broker that says what the test wants."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pytest
+import redis
+from fakes import FakePlane, plain_app
+from flask.testing import FlaskClient
+from qserve_gateway.app import create_app
+from qserve_gateway.request_ids import new_id
+
+from qserve.http.render import render
+from qserve.keys import Keys
+from qserve.plane.sealing import seal_end, seal_header
+from qserve.settings import Settings
+from qserve.wire.envelope import Answer, Header
+from qserve.wire.signing import Keyring, Seal
+
+ID = new_id()
+SEAL = Seal(Keyring())
+
+
+class Broker(FakePlane):
+    """Answers commands with what was prepared for them."""
+
+    def __init__(self, *replies: Any) -> None:
+        super().__init__(plain_app())
+        self.replies = list(replies)
+        self.commands: list[Any] = []
+
+    def execute(self, command: Any) -> Any:
+        self.commands.append(command)
+        reply = self.replies.pop(0)
+        if isinstance(reply, OSError | redis.ConnectionError):
+            raise reply
+        return reply
+
+
+def ask(plane: FakePlane, method: str = "GET", request_id: str = ID) -> Any:
+    client: FlaskClient = create_app(Settings(), plane, watch=False).test_client()  # type: ignore[arg-type]
+    return client.open(f"/-/requests/{request_id}", method=method)
+
+
+def header(left_s: float) -> bytes:
+    return seal_header(SEAL, Header(ID, "app", None, int((time.time() + left_s) * 1000)).encode())
+
+
+RESULT = seal_end(SEAL, ID, "d", render("x", Answer.PLAIN))
+
+
+@pytest.mark.parametrize("method", ["GET", "DELETE"])
+@pytest.mark.parametrize(
+    ("reply", "code"),
+    [
+        (redis.ConnectionError("secret-host:6379"), "broker_unavailable"),
+        (OSError("secret-host"), "broker_unavailable"),
+        (redis.ResponseError("LOADING secret-host"), "broker_unavailable"),
+        (redis.ResponseError("WRONGTYPE secret-host"), "broker_error"),
+    ],
+)
+def test_a_broker_in_trouble_is_503_and_says_nothing_of_itself(method: str, reply: Any, code: str) -> None:
+    answer = ask(Broker(reply), method)
+    assert (answer.status_code, answer.get_json()["error"]["code"]) == (503, code)
+    assert answer.headers["Retry-After"] == "1"
+    assert "secret-host" not in answer.text
+
+
+def test_an_id_that_was_given_out_is_told_from_one_that_never_was() -> None:
+    nothing = [None] * 4
+    for method in ("GET", "DELETE"):
+        assert ask(Broker(nothing), method).status_code == 410
+        assert ask(Broker(nothing), method, "0" * 32).status_code == 404
+
+
+@pytest.mark.parametrize("method", ["GET", "DELETE"])
+def test_what_is_no_answer_to_http_is_not_there(method: str) -> None:
+    assert ask(Broker([b"d", RESULT, None, None]), method).status_code == 410
+
+
+def test_a_request_that_is_open_past_its_deadline_is_ended_by_who_asks() -> None:
+    plane = Broker([b"o", None, b"once", header(-2)], 1, [b"x", b"", b"once", None])
+    assert ask(plane).status_code == 504
+    close = plane.commands[1]
+    assert (close[3], close[5]) == (Keys().request(ID), "x")
+
+
+@pytest.mark.parametrize("head", [60.0, -0.2, b"no header", None])
+def test_a_request_that_may_still_be_answered_is_left_alone(head: float | bytes | None) -> None:
+    plane = Broker([b"o", None, b"once", header(head) if isinstance(head, float) else head])
+    assert ask(plane).status_code == 202
+    assert len(plane.commands) == 1
+
+
+def test_a_request_that_ends_while_it_is_being_cancelled_has_ended() -> None:
+    plane = Broker([b"o", None, b"once", header(5)], 0, [b"d", RESULT, b"once", None])
+    answer = ask(plane, "DELETE")
+    assert (answer.status_code, answer.get_json()["error"]["code"]) == (409, "already_finished")
+
+
+@pytest.mark.parametrize("state", [b"d", b"f", b"x"])
+def test_what_has_ended_in_any_way_but_one_cannot_be_cancelled(state: bytes) -> None:
+    assert ask(Broker([state, b"", b"once", None]), "DELETE").status_code == 409
+    assert ask(Broker([b"c", b"", b"once", None]), "DELETE").status_code == 204
+
+
+def test_a_stored_answer_that_cannot_be_read_is_500_and_no_traceback() -> None:
+    foreign = seal_end(SEAL, "0" * 32, "d", render("x", Answer.PLAIN))
+    for stored in (b"\xc1 nonsense", seal_end(SEAL, ID, "d", b"\xc1 nonsense"), Seal(Keyring(b"k")).seal(b"", foreign)):
+        answer = ask(Broker([b"d", stored, b"once", None]))
+        assert (answer.status_code, answer.get_json()["error"]["code"]) == (500, "bad_payload")
