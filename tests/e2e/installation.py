@@ -9,6 +9,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -48,10 +49,14 @@ class Machine:
 
     async def hold(self, ledger, gate):
         with open(ledger, "a") as file:
-            file.write("x")
+            file.write(f"{os.getpid()},")
         while not os.path.exists(gate):
             await asyncio.sleep(0.01)
         return os.getpid()
+
+    async def items(self):
+        yield 1
+        await asyncio.sleep(1e9)
 
     def work(self, seconds=0.0):
         if seconds:
@@ -151,6 +156,9 @@ class Installation:
     def call(self, method: str, *args: Any, timeout_s: float | None = None) -> Ref:
         return self.plane.call("default", "Machine", method, args, {}, CallOptions(timeout_s=timeout_s))
 
+    def stream(self, method: str, timeout_s: float | None = None) -> Any:
+        return self.plane.call("default", "Machine", method, (), {}, CallOptions(timeout_s=timeout_s, stream=True))
+
     def ask(self, method: str, *args: Any, timeout_s: float = 20.0) -> Any:
         return self.call(method, *args).result(timeout_s)
 
@@ -158,6 +166,15 @@ class Installation:
     def queue(self) -> str:
         (name,) = [key.decode() for key in self.client.scan_iter("*:q:default:*:Machine")]
         return name
+
+    def wait_for_runs(self, ledger: Path, count: int, timeout_s: float = 5.0) -> list[int]:
+        """Wait until a call of ``hold`` has begun so often; answers who ran it."""
+
+        def runs() -> list[int] | None:
+            noted = ledger.read_text().split(",")[:-1] if ledger.exists() else []
+            return [int(pid) for pid in noted] if len(noted) >= count else None
+
+        return wait_until(runs, description=f"{ledger.name} runs {count} times", timeout_s=timeout_s)
 
     def pending(self) -> int:
         found: Any = self.client.xpending(self.queue, GROUP)

@@ -54,7 +54,7 @@ def test_a_host_that_stands_still_is_taken_over_by_another_and_goes_on_when_it_w
         )
     )
     assert took_s < 1.5
-    assert ledger.read_text() == "xx"
+    assert ledger.read_text().count(",") == 2
     wait_until(lambda: shop.pending() == 0, description="nothing is left behind")
     assert is_alive(frozen)
 

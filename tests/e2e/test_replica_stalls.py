@@ -42,9 +42,10 @@ def test_code_that_never_ends_costs_its_caller_the_deadline_and_the_others_a_new
     assert method in worker.stderr
 
 
-def test_a_call_that_nobody_waits_for_any_more_is_cancelled_and_the_replica_lives(shop: Installation) -> None:
+def test_calls_that_nobody_waits_for_any_more_are_cancelled_and_the_replica_lives(shop: Installation) -> None:
     shop.start()
     stuck = shop.call("note", str(shop.site.folder / "ledger"), 1e9, timeout_s=1.0)
+    shop.stream("items", timeout_s=1.0)
     with pytest.raises(DeadlineExceeded):
         stuck.result(10)
     (pid,) = shop.pids()
@@ -80,6 +81,22 @@ def test_calls_that_wait_for_the_thread_of_sync_code_are_shared(shop: Installati
 
 
 # -- deaths ----------------------------------------------------------------------------------------
+
+
+def test_a_call_whose_replica_is_killed_runs_elsewhere_at_once_and_only_once_more(shop: Installation) -> None:
+    shop.start(replicas=2, QSERVE_LEASE_S="60")
+    for number in range(5):
+        ledger, gate = shop.site.folder / f"ledger-{number}", shop.site.folder / f"gate-{number}"
+        call = shop.call("hold", str(ledger), str(gate))
+        (victim,) = shop.wait_for_runs(ledger, 1)
+
+        os.kill(victim, signal.SIGKILL)
+
+        shop.wait_for_runs(ledger, 2, timeout_s=2.0)
+        gate.touch()
+        assert call.result(10) != victim
+        assert len(shop.wait_for_runs(ledger, 2)) == 2
+        shop.wait_running(2, but={victim})
 
 
 def test_a_segfault_is_reported_by_name_with_its_stack_and_kills_nobody_elses_call(shop: Installation) -> None:

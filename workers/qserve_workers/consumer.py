@@ -209,7 +209,8 @@ class Fetcher:
     def _on_entries(self, reply: Any) -> None:
         self._reading = False
         if isinstance(reply, Exception):
-            self._on_refused(reply)
+            if not self._stop.is_set():
+                self._on_refused(reply)
             return
         self._refusals = 0
         if reply:

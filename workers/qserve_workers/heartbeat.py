@@ -56,6 +56,8 @@ class Heartbeat:
                     self.beat()
                 except BrokerError as error:
                     log.debug("the heartbeat was not taken: %s", error)
+                except Exception:
+                    log.exception("the heartbeat goes on after an error")
             self._pause.wait(self._every_s)
 
     def beat(self) -> None:

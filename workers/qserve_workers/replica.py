@@ -111,13 +111,12 @@ class Replica:
 
     def accept(self, delivery: Delivery) -> None:
         """Take a delivery: run it, or end its request when it cannot or must not run any more."""
-        fields = delivery.fields
         try:
             work = Work.of(delivery, self.plane.seal)
         except Exception as error:
             self._ending.bury_unread(delivery, error)
             return
-        self._cautious = b"x" in fields
+        self._cautious = b"x" in delivery.fields
         if self._alone or (self._cautious and self._suspects):
             self._ending.give_back(delivery)
             return
@@ -125,7 +124,7 @@ class Replica:
         self._idle.clear()
         if work.header.expired():
             self._ending.commit(work, Conclusion("x"))
-        elif b"x" in fields:
+        elif self._cautious:
             # its replica died: it runs alone, so that it cannot take its neighbours with it again
             self._suspects.append(work)
             self._run_suspect()
@@ -228,9 +227,10 @@ class Replica:
         """End a call with what user code returned; awaitables and streams first have to be run."""
         header = work.header
         if isinstance(value, _REFS) or inspect.isawaitable(value):
-            self._spawn(self._end_later(work, value))
+            work.task = self._spawn(self._end_later(work, value))
         elif is_generator(value) or (header.stream and must_run(value)):
-            self._spawn(self._stream(work, value))
+            task = self._spawn(self._stream(work, value))
+            work.task = task if inspect.isasyncgen(value) else None  # a thread goes on whoever waits for it is told
         elif header.stream and not answers_http(header):
             assert work.call is not None
             self._ending.fail(work, plain_result_of_stream(work.call.method))

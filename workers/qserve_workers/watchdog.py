@@ -80,6 +80,8 @@ class Watchdog:
                 self._look()
             except BrokerError as error:
                 log.warning("the watchdog goes on without the broker: %s", error)
+            except Exception:
+                log.exception("the watchdog goes on after an error")
 
     def _look_at_loop(self, now: float) -> None:
         # while the whole process was stopped, this thread did not look either: such time does not count
