@@ -6,6 +6,7 @@
     <a stream>@<replica>            stream  calls for a model that this replica holds    version + RETIRED_TTL_MS
     x:<app>:<version>:<deployment>  hash    which replica holds which model        version + RETIRED_TTL_MS
     z:<app>:<version>:<deployment>  zset    calls that wait for their next try           DELAYED_TTL_MS after the last
+    u:<app>:<version>:<deployment>  string  the replica that leaves because it is ill    its grace and a start
     r:<request>                     hash    one request: state, joins, fingerprint, result    deadline, then result_ttl
     m:<process>                     list    replies for one process                MAILBOX_TTL_MS after the last
     d:<request>                     hash    a dead letter: its request, its calls  seven days
@@ -17,7 +18,7 @@
     apps                            hash    application names                      for ever, one field an app
     changes                         stream  a line for each change of apps         for ever, CHANGES_KEPT lines
     p:<app>                         hash    replica to its state, as JSON          POOL_TTL_MS
-    b:<replica>                     string  heartbeat of one replica               BEAT_TTL_MS
+    b:<replica>                     string  how often one replica's heart has beaten     4 leases and BEAT_TTL_MS
     g:<gateway process>             string  the version of apps that it serves     BEAT_TTL_MS
     celery:<queue>                  list    Celery's own remote control            CONTROL_TTL_MS
     celery:fanout:<name>            stream  Celery's broadcasts                    CONTROL_TTL_MS
@@ -94,6 +95,10 @@ class Keys:
     def delayed_of(self, stream: str) -> str:
         """Where the calls of a deployment wait for their next try."""
         return stream.replace(":q:", ":z:", 1)
+
+    def turn_of(self, stream: str) -> str:
+        """Which replica of a deployment leaves because it is ill, while the others wait."""
+        return stream.replace(":q:", ":u:", 1)
 
     def application(self, app: str) -> str:
         return self._name("a", app)

@@ -38,6 +38,7 @@ class Pool:
 
     def __init__(self, client: Redis, keys: Keys, app: str) -> None:
         self._client = client
+        self._keys = keys
         self._key = keys.pool(app)
 
     def report(self, status: ReplicaStatus) -> None:
@@ -52,6 +53,16 @@ class Pool:
         """Forget a replica that is gone."""
         with broker_errors():
             self._client.hdel(self._key, name)
+
+    def take_turn(self, stream: str, name: str, for_s: float) -> bool:
+        """Whether this replica may leave its deployment now: one at a time, until another has taken its place."""
+        with broker_errors():
+            return bool(self._client.set(self._keys.turn_of(stream), name, nx=True, px=int(for_s * 1000)))
+
+    def end_turn(self, stream: str) -> None:
+        """Another replica is there: the next may leave."""
+        with broker_errors():
+            self._client.delete(self._keys.turn_of(stream))
 
     def replicas(self) -> list[ReplicaStatus]:
         """All replicas' states."""

@@ -69,7 +69,8 @@ def wait_until_running(
         check()
         if time.monotonic() > give_up:
             late = ", ".join(f"{name} ({running[name]} of {count})" for name, count in wanted.items())
-            raise DeployError(f"not all replicas were ready within {timeout_s:.0f} s: {late}")
+            why = "".join(f"\n{one.deployment}: {one.message}" for one in replicas if one.state == FAILED)
+            raise DeployError(f"not all replicas were ready within {timeout_s:.0f} s: {late}{why}")
         time.sleep(0.01)
 
 

@@ -31,6 +31,10 @@ class Settings:
       show_errors: Whether HTTP error bodies hold the traceback of user code.
       log_level: The least that is logged: ``debug``, ``info``, ``warning`` or ``error``.
       log_format: ``text``, or ``json`` for one object a line.
+      lease_s: How long a replica may be silent before its calls are handed to others.
+      stall_limit_s: How long user code may hold a replica's loop, or run on after its caller's deadline,
+        before the replica is killed.
+      start_timeout_s: How long a constructor may take before its replica is killed.
     """
 
     broker_url: str | None = field(default=None, repr=False)
@@ -42,6 +46,19 @@ class Settings:
     show_errors: bool = False
     log_level: str = "info"
     log_format: str = "text"
+    lease_s: float = 15.0
+    stall_limit_s: float = 60.0
+    start_timeout_s: float = 60.0
+
+    @property
+    def beat_s(self) -> float:
+        """Seconds from one heartbeat of a replica to the next."""
+        return self.lease_s / 4
+
+    @property
+    def sweep_s(self) -> float:
+        """Seconds from one look at all heartbeats to the next."""
+        return self.lease_s / 8
 
     @classmethod
     def from_env(cls, env: Mapping[str, str] | None = None, **overrides: Any) -> Settings:
@@ -62,6 +79,9 @@ class Settings:
             show_errors=env.get("QSERVE_SHOW_ERRORS", "") not in ("", "0", "false"),
             log_level=_choice(env, "QSERVE_LOG_LEVEL", cls.log_level, LOG_LEVELS),
             log_format=_choice(env, "QSERVE_LOG_FORMAT", cls.log_format, LOG_FORMATS),
+            lease_s=_seconds(env, "QSERVE_LEASE_S", cls.lease_s),
+            stall_limit_s=_seconds(env, "QSERVE_STALL_LIMIT_S", cls.stall_limit_s),
+            start_timeout_s=_seconds(env, "QSERVE_START_TIMEOUT_S", cls.start_timeout_s),
         )
         given = {name: value for name, value in overrides.items() if value is not None}
         return replace(settings, **given)
@@ -80,6 +100,9 @@ class Settings:
             "QSERVE_SHOW_ERRORS": "1" if self.show_errors else "0",
             "QSERVE_LOG_LEVEL": self.log_level,
             "QSERVE_LOG_FORMAT": self.log_format,
+            "QSERVE_LEASE_S": str(self.lease_s),
+            "QSERVE_STALL_LIMIT_S": str(self.stall_limit_s),
+            "QSERVE_START_TIMEOUT_S": str(self.start_timeout_s),
         }
         if self.broker_url:
             env["QSERVE_BROKER_URL"] = self.broker_url

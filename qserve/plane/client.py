@@ -7,6 +7,7 @@ mailbox. Under gevent's patching the threads are greenlets.
 from __future__ import annotations
 
 import contextlib
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -19,7 +20,7 @@ from qserve.exceptions import AppNotFound, BrokerUnavailable, QserveException
 from qserve.keys import Keys
 from qserve.log import get_logger
 from qserve.plane import functions
-from qserve.plane.connection import MAILBOX_BLOCK_S, connect, process_name
+from qserve.plane.connection import MAILBOX_BLOCK_S, STRAY_READ_S, connect, process_name
 from qserve.plane.library import LOAD, Command
 from qserve.plane.outgoing import Submission
 from qserve.plane.replies import failed
@@ -168,13 +169,15 @@ class ClientPlane(Submitter):
     # -- the mailbox -------------------------------------------------------------------------------
 
     def _read(self) -> None:
-        pause_s = 0.05
+        pause_s, stray_until = 0.05, math.inf
         while not self._closed:
             try:
                 found: Any = self.client.blmpop(MAILBOX_BLOCK_S, 1, self._mailbox, direction="LEFT", count=256)
                 self._look_for_losses()
-                if pause_s != 0.05:
+                if pause_s != 0.05 or time.monotonic() > stray_until:
                     self._catch_up()
+                    # once more when the read of the lost connection is over at the broker
+                    stray_until = time.monotonic() + STRAY_READ_S if pause_s != 0.05 else math.inf
                     pause_s = 0.05
             except Exception as error:
                 if self._closed:  # under our feet, with whatever error the half-closed socket gives

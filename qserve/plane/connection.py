@@ -23,6 +23,8 @@ BLOCK_S = 2.0
 ``READ_TIMEOUT_S`` has lost its connection."""
 MAILBOX_BLOCK_S = 1.0
 """The same for mailboxes: whoever waits learns within twice this time that the broker has lost its data."""
+STRAY_READ_S = MAILBOX_BLOCK_S + 0.5
+"""How long a mailbox may go on being read at the broker after its connection was lost here, and take what arrives."""
 
 # States that pass by themselves, which redis-py reports as plain ResponseErrors (reliability.md, 0.12).
 _TRANSIENT = (

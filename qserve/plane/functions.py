@@ -15,7 +15,7 @@ from qserve.plane.library import Command, function_name
 
 _SUBMIT, _COMMIT, _BURY, _POSTPONE = (function_name(name) for name in ("submit", "commit", "bury", "postpone"))
 _WATCH, _FORGET, _CLOSE = (function_name(name) for name in ("watch", "forget", "close"))
-_EMIT, _TAKE = (function_name(name) for name in ("emit", "take"))
+_EMIT, _TAKE, _GIVE_BACK = (function_name(name) for name in ("emit", "take", "give_back"))
 
 
 class Epoch(NamedTuple):
@@ -225,3 +225,8 @@ def forget(requests: Sequence[str]) -> Command:
 def close(request: str, request_id: str, state: str, payload: bytes) -> Command:
     """End an open request without a result: answers 1, or 0 when it had ended before."""
     return ("FCALL", _CLOSE, 1, request, request_id, state, payload)
+
+
+def give_back(stream: str, to: str, entry_ids: Iterable[bytes], request_prefix: str) -> Command:
+    """Put deliveries that were not begun back, on the stream ``to``: answers how many; no death is counted."""
+    return ("FCALL", _GIVE_BACK, 2, stream, to, request_prefix, *entry_ids)

@@ -11,7 +11,7 @@ from importlib.resources import files
 Command = tuple[bytes | str | int, ...]
 
 # in this order: a file may use what those before it define
-_PARTS = ("requests", "models", "dead_letters", "submit", "commit", "retries", "results", "takeover")
+_PARTS = ("requests", "models", "dead_letters", "submit", "commit", "retries", "results", "takeover", "give_back")
 _TEXT = "#!lua name=qserve_@\n" + "\n".join(
     (files("qserve.plane") / "lua" / f"{part}.lua").read_text() for part in _PARTS
 )

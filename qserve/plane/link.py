@@ -7,7 +7,9 @@ hiredis's and the rest is a queue of callbacks.
 from __future__ import annotations
 
 import asyncio
+import logging
 import ssl
+import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -20,6 +22,7 @@ from qserve.plane.address import read_address
 from qserve.plane.connection import CONNECT_TIMEOUT_S
 from qserve.plane.library import Command
 
+log = logging.getLogger(__name__)
 OnReply = Callable[[Any], None]
 
 
@@ -35,6 +38,7 @@ class Link(asyncio.Protocol):
         self._waiting: deque[OnReply] = deque()
         self._reader = hiredis.Reader(replyError=hiredis.ReplyError, protocolError=hiredis.ProtocolError)
         self._transport: asyncio.Transport | None = None
+        self._heard_at = 0.0
 
     @classmethod
     async def open(cls, url: str, on_lost: Callable[[list[OnReply]], None]) -> Link:
@@ -62,6 +66,8 @@ class Link(asyncio.Protocol):
 
     def post(self, commands: Iterable[tuple[Command, OnReply]]) -> None:
         """Send commands in one write; each callback gets its reply."""
+        if not self._waiting:
+            self._heard_at = time.monotonic()
         packed = []
         for command, on_reply in commands:
             packed.append(hiredis.pack_command(command))  # type: ignore[arg-type]
@@ -83,6 +89,17 @@ class Link(asyncio.Protocol):
         self.post([(command, on_reply)])
         return await future
 
+    def abandon_if_silent(self, limit_s: float) -> bool:
+        """Give the connection up when a command waits and the broker has said nothing for so long.
+
+        ``on_lost`` is called as if the broker had closed it.
+        """
+        is_silent = bool(self._waiting) and time.monotonic() - self._heard_at > limit_s
+        if is_silent and self._transport is not None:
+            log.warning("the broker has been silent for %.0f s; connecting again", limit_s)
+            self._transport.abort()
+        return is_silent
+
     def close(self) -> None:
         """Close the connection; commands still waiting are not reported as lost."""
         self._on_lost = _ignore
@@ -93,6 +110,7 @@ class Link(asyncio.Protocol):
         self._transport = transport  # type: ignore[assignment]
 
     def data_received(self, data: bytes) -> None:
+        self._heard_at = time.monotonic()
         self._reader.feed(data)
         while (reply := self._reader.gets()) is not False:
             self._waiting.popleft()(reply)

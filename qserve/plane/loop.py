@@ -15,7 +15,7 @@ from qserve.exceptions import BrokerUnavailable
 from qserve.keys import Keys
 from qserve.plane import functions
 from qserve.plane.client import ClientPlane
-from qserve.plane.connection import MAILBOX_BLOCK_S, READ_TIMEOUT_S, process_name, refusal
+from qserve.plane.connection import MAILBOX_BLOCK_S, READ_TIMEOUT_S, STRAY_READ_S, process_name, refusal
 from qserve.plane.library import LOAD, Command
 from qserve.plane.link import Link, OnReply
 from qserve.plane.submitter import Submitter, ignore
@@ -25,6 +25,7 @@ from qserve.settings import Settings
 from qserve.wire.codec import Codec
 
 log = logging.getLogger(__name__)
+_LOOK_S = 0.5
 
 
 class LoopPlane(Submitter):
@@ -64,6 +65,13 @@ class LoopPlane(Submitter):
         self.adopt(found.decode() if found else "")
         self._link = link
         self._resend()
+        self._watch(self._link)
+
+    def _watch(self, link: Link) -> None:
+        # a connection that has fallen silent: what waits is sent again over another one
+        if link is self._link:
+            link.abandon_if_silent(READ_TIMEOUT_S)
+            self.loop.call_later(_LOOK_S, self._watch, link)
 
     def close(self) -> None:
         """Close the connections."""
@@ -188,18 +196,22 @@ class LoopPlane(Submitter):
         take: Command = ("BLMPOP", str(MAILBOX_BLOCK_S), 1, self._mailbox, "LEFT", "COUNT", 256)
         pause_s = 0.05
         while True:
+            link = None
             try:
                 link = await Link.open(self.settings.broker_url, _report_lost)
                 self._catch_up()
+                self.loop.call_later(STRAY_READ_S, self._catch_up)
                 pause_s = 0.05
                 while True:
-                    found = await asyncio.wait_for(link.call(take), MAILBOX_BLOCK_S + 5)
+                    found = await asyncio.wait_for(link.call(take), MAILBOX_BLOCK_S + READ_TIMEOUT_S)
                     for message in found[1] if found else ():
                         self._pending.arrive(message)
                     self._look_after()
                     await self._look_for_losses(link)
             except (BrokerUnavailable, hiredis.ReplyError, TimeoutError) as error:
                 log.debug("the mailbox cannot be read: %s", error)
+                if link is not None:
+                    link.close()
                 await asyncio.sleep(pause_s)
                 pause_s = min(pause_s * 2, 2.0)
 
@@ -209,7 +221,7 @@ class LoopPlane(Submitter):
         if now - self._looked_at < 1.0 or not len(self._pending):
             return
         self._looked_at = now
-        found = await asyncio.wait_for(link.call(("GET", self.epoch.key)), MAILBOX_BLOCK_S + 5)
+        found = await asyncio.wait_for(link.call(("GET", self.epoch.key)), MAILBOX_BLOCK_S + READ_TIMEOUT_S)
         self.adopt(found.decode() if found else "")
 
 

@@ -125,7 +125,9 @@ def test_a_replica_that_dies_while_it_starts_is_reported_with_the_way_it_died() 
         def __init__(self) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    with pytest.raises(RuntimeError, match="'Suicidal'.*\n?.*its process ended with SIGKILL while it was starting"):
+    with pytest.raises(
+        RuntimeError, match="'Suicidal'.*\n?.*its process ended while it was starting: killed: SIGKILL, perhaps"
+    ):
         qserve.run(Suicidal.bind())
 
 

@@ -71,6 +71,10 @@ class Desk:
         )
         return self.client.execute_command(*command)
 
+    def give_back(self, stream: str, *entries: bytes, to: str = "") -> int:
+        command = functions.give_back(stream, to or stream, entries, self.keys.request(""))
+        return int(self.client.execute_command(*command))
+
     def watch(self, request_id: str, mailbox: str = "") -> tuple[bytes, bytes]:
         state, result = self.client.execute_command(*functions.watch(self.keys.request(request_id), mailbox))
         return state, result

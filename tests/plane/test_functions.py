@@ -337,3 +337,50 @@ def test_a_call_is_refused_exactly_while_as_many_wait_as_may(desk: Desk, limit: 
         elif act == "cancel" and waiting:
             gone = waiting.pop()
             assert desk.client.execute_command(*functions.close(desk.keys.request(gone), gone, "c", b"")) == 1
+
+
+def test_what_was_given_back_is_on_the_queue_again_with_the_same_fields_and_no_death(desk: Desk) -> None:
+    desk.submit(A, [Start(desk.one, "0", [b"x", b"y"])])
+    ((entry, fields),) = desk.fetch(desk.one, "slow")
+
+    assert desk.give_back(desk.one, entry) == 1
+    assert desk.give_back(desk.one, entry) == 0
+
+    assert desk.commit(desk.one, entry, A, state="d") == b"STALE"
+    ((again, same),) = desk.fetch(desk.one, "quick")
+    assert again != entry
+    assert same == fields
+    assert desk.client.execute_command(*functions.close(desk.keys.request(A), A, "c", b"")) == 1
+    assert desk.client.xlen(desk.one) == 0  # whoever ends the request finds its newest entry
+
+
+def test_what_waited_in_a_replicas_own_stream_is_given_back_to_all(desk: Desk) -> None:
+    desk.submit(A, [Start(desk.two, "0", [b"x"])])
+    ((entry, fields),) = desk.fetch(desk.two)
+
+    assert desk.give_back(desk.two, entry, to=desk.one) == 1
+
+    assert [same for _, same in desk.fetch(desk.one)] == [fields]
+    assert desk.is_idle(desk.two)
+
+
+def test_calls_of_requests_that_have_ended_are_not_given_back(desk: Desk) -> None:
+    desk.submit(A, [Start(desk.one, "0", [b"x"])])
+    desk.submit(B, [Start(desk.one, "0", [b"x"])])
+    (first, _), (second, _) = desk.fetch(desk.one)
+    desk.client.execute_command(*functions.close(desk.keys.request(A), A, "c", b""))  # deletes the entry
+    desk.client.delete(desk.keys.request(B))
+
+    desk.give_back(desk.one, first, second)
+
+    assert desk.is_idle(desk.one)
+
+
+@pytest.mark.parametrize("fields", [{"s": "0"}, {"h": b"\xc1", "s": "0"}, {"z": "no call at all"}])
+def test_an_entry_that_cannot_be_read_is_given_back_for_whoever_buries_it(desk: Desk, fields: Any) -> None:
+    desk.client.xadd(desk.one, fields)
+    ((entry, same),) = desk.fetch(desk.one)
+
+    assert desk.give_back(desk.one, entry) == 1
+
+    assert [again for _, again in desk.fetch(desk.one)] == [same]

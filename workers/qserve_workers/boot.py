@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import faulthandler
 import gc
 import json
+import os
 import signal
 import socket
-import threading
 from typing import Any
 
 from celery import signals
@@ -18,11 +19,11 @@ from qserve.code import DeploymentCode, import_code, unpack_code
 from qserve.context import ReplicaContext, enter_replica
 from qserve.engine.servable import Servable
 from qserve.engine.step import Stepper
-from qserve.exceptions import BrokerError, QserveException
-from qserve.keys import BEAT_TTL_MS, Keys
-from qserve.log import get_logger, log_to_terminal
+from qserve.exceptions import QserveException
+from qserve.keys import Keys
+from qserve.log import log_to_terminal
 from qserve.plane import current
-from qserve.plane.connection import broker_errors, connect
+from qserve.plane.connection import connect
 from qserve.plane.loop import LoopPlane
 from qserve.pool import Pool
 from qserve.process import die_with_parent
@@ -31,14 +32,13 @@ from qserve.tracebacks import user_traceback
 from qserve.wire.codec import Codec
 from qserve.wire.signing import Seal
 from qserve_workers.app import make_celery
-from qserve_workers.life import UNHEALTHY_EXIT, Life, report
+from qserve_workers.heartbeat import Heartbeat
+from qserve_workers.life import ORPHANED_EXIT, UNHEALTHY_EXIT, Life, report
+from qserve_workers.orphan import end_with
 from qserve_workers.pool import ReplicaPool
 from qserve_workers.replica import Replica
 from qserve_workers.spec import ReplicaSpec
-from qserve_workers.time_limit import TimeLimit
-
-log = get_logger(__name__)
-BEAT_S = 4.0
+from qserve_workers.watchdog import Watchdog
 
 
 class ReplicaWorker(WorkController):  # type: ignore[misc]
@@ -53,7 +53,8 @@ class ReplicaWorker(WorkController):  # type: ignore[misc]
 
 def run_replica(spec: ReplicaSpec) -> int:
     """Be that replica until told to stop; answers the exit code."""
-    die_with_parent(signal.SIGTERM)
+    _end_with_parent(spec.parent)
+    faulthandler.enable()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     log_to_terminal(spec.deployment, spec.settings)
@@ -69,17 +70,30 @@ def run_replica(spec: ReplicaSpec) -> int:
         report(reports, spec, pool.FAILED, str(error) if isinstance(error, QserveException) else user_traceback(error))
         return 1
     gc.freeze()  # what is here now stays: the collector need not look at it again
-    _beat(spec, keys)
     limit_s = spec.record.deployments[spec.deployment].max_execution_s
-    if limit_s is not None:
-        TimeLimit(replica, keys, connect(spec.settings.broker_url), limit_s).start()
+    watchdog = Watchdog(replica, connect(spec.settings.broker_url), limit_s)
+    beats = connect(spec.settings.broker_url)
+    Heartbeat(beats, spec.settings, spec.name, lambda: not watchdog.is_stalled()).start()
     worker = _make_worker(spec, replica)
     life = Life(spec, servable, reports, registry)
-    signals.worker_ready.connect(lambda **_: life.begin(loop), weak=False)
+
+    def begin(**_: Any) -> None:
+        watchdog.start()
+        life.begin(loop)
+
+    signals.worker_ready.connect(begin, weak=False)
     worker.start()
+    watchdog.stop()
     replica.plane.close()
     loop.run_until_complete(life.end())
     return UNHEALTHY_EXIT if life.is_unhealthy else int(worker.exitcode or 0)
+
+
+def _end_with_parent(parent: int) -> None:
+    die_with_parent(signal.SIGTERM)
+    if os.getppid() != parent:  # it was gone before the kernel was told
+        os._exit(ORPHANED_EXIT)
+    end_with(parent, ORPHANED_EXIT)
 
 
 async def _construct(spec: ReplicaSpec, keys: Keys, registry: Registry) -> tuple[Replica, Servable]:
@@ -147,21 +161,3 @@ def _make_worker(spec: ReplicaSpec, replica: Replica) -> ReplicaWorker:
     )
     worker.replica = replica
     return worker
-
-
-def _beat(spec: ReplicaSpec, keys: Keys) -> None:
-    """Renew the heartbeat from a thread: user code that holds the loop must not look like a lost host."""
-    assert spec.settings.broker_url is not None
-    client = connect(spec.settings.broker_url)
-    pause = threading.Event()
-
-    def run() -> None:
-        while True:
-            try:
-                with broker_errors():
-                    client.set(keys.beat(spec.name), "1", px=BEAT_TTL_MS)
-            except BrokerError as error:
-                log.debug("the heartbeat was not taken: %s", error)
-            pause.wait(BEAT_S)
-
-    threading.Thread(target=run, name="heartbeat", daemon=True).start()

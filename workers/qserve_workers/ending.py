@@ -11,6 +11,7 @@ from qserve.engine.step import Conclusion
 from qserve.exceptions import BrokerError, PayloadError
 from qserve.keys import Keys
 from qserve.log import get_logger
+from qserve.plane import functions
 from qserve.plane.epoch import other_epoch
 from qserve.plane.loop import LoopPlane
 from qserve.plane.transport import Delivery
@@ -86,6 +87,15 @@ class Ending:
         """
         failure = self._describe(work, error, f"is a dead letter ({why})")
         self._send(work, work.bury_command(self._keys, why, failure, self._name, self._plane.seal))
+
+    def give_back(self, delivery: Delivery) -> None:
+        """Put a delivery back that would have to wait here for a call that may kill this replica.
+
+        Crash before this is sent: the delivery is handed over, with a death that was not its own.
+        """
+        tag = delivery.delivery_tag
+        command = functions.give_back(tag.stream, self._stream, [tag.entry_id], self._keys.request(""))
+        self._plane.post(command, lambda reply: delivery.channel.qos.settle(tag))
 
     def bury_unread(self, delivery: Delivery, error: Exception) -> None:
         """Keep a delivery of which nobody can tell whose it is; see ``bury``."""

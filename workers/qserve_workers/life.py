@@ -15,6 +15,7 @@ from celery.worker import state as celery_state
 from qserve import pool
 from qserve.engine.servable import Servable
 from qserve.exceptions import BrokerError
+from qserve.keys import Keys
 from qserve.log import get_logger
 from qserve.multiplexing import unload_models
 from qserve.pool import Pool, ReplicaStatus
@@ -24,7 +25,8 @@ from qserve_workers.spec import ReplicaSpec
 log = get_logger(__name__)
 # what user code may raise beside calls; CancelledError is the loop's own way to end a task
 _RAISED = (Exception, SystemExit, KeyboardInterrupt, GeneratorExit)
-UNHEALTHY_EXIT = 3
+UNHEALTHY_EXIT, TIME_LIMIT_EXIT, STALLED_EXIT, ORPHANED_EXIT, OUT_OF_FILES_EXIT = 3, 4, 5, 6, 7
+"""The exit codes by which a replica tells its supervisor why it ended itself."""
 HEALTH_FAILURES = 3
 """Failures of ``check_health`` in a row after which a replica is replaced."""
 
@@ -46,6 +48,7 @@ class Life:
         self._reports = reports
         self._registry = registry
         self._record = spec.record.deployments[spec.deployment]
+        self._stream = spec.record.stream(Keys(spec.settings.namespace), spec.deployment)
         self._tasks: set[asyncio.Task[None]] = set()
 
     def begin(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -53,6 +56,7 @@ class Life:
         report(self._reports, self._spec, pool.RUNNING, config=self._record.config)
         loop.add_signal_handler(signal.SIGHUP, lambda: self._spawn(loop, self._reconfigure()))
         if self._servable.health_check() is not None:
+            self._reports.end_turn(self._stream)
             self._spawn(loop, self._watch_health())
 
     def _spawn(self, loop: asyncio.AbstractEventLoop, work: Any) -> None:
@@ -74,7 +78,7 @@ class Life:
 
     async def _watch_health(self) -> None:
         failures = 0
-        while failures < HEALTH_FAILURES:
+        while failures < HEALTH_FAILURES or not self._may_leave():
             await asyncio.sleep(self._record.health_period_s)
             try:
                 await asyncio.wait_for(self._check_health(), self._record.health_timeout_s)
@@ -85,6 +89,15 @@ class Life:
         self.is_unhealthy = True
         # a warm shutdown: what runs is finished, and the supervisor starts another replica
         celery_state.should_stop = UNHEALTHY_EXIT
+
+    def _may_leave(self) -> bool:
+        """Whether no other replica is being replaced; until then this one goes on, and may recover."""
+        for_s = self._record.grace_s + self._spec.settings.start_timeout_s
+        try:
+            return self._reports.take_turn(self._stream, self._spec.name, for_s)
+        except BrokerError as error:
+            log.warning("a replica that is ill stays for now: %s", error)
+            return False
 
     async def _check_health(self) -> None:
         check = self._servable.health_check()

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from qserve.exceptions import BrokerError
 from qserve.keys import RETIRED_TTL_MS, Keys
+from qserve.log import get_logger
 from qserve.multiplexing import loaded_models, on_change
 from qserve.plane import upkeep
-from qserve.plane.connection import create_group
+from qserve.plane.connection import broker_errors, create_group
 from qserve.plane.submitter import ignore
 from qserve.plane.transport import Channel
 from qserve_workers.replica import Replica
 
+log = get_logger(__name__)
 _LIFE_MS = 24 * RETIRED_TTL_MS
 
 
@@ -35,11 +38,28 @@ class Advertiser:
     def _changed(self) -> None:
         self._replica.loop.call_soon_threadsafe(self._advertise)
 
+    def renew(self) -> None:
+        """Make this replica's own stream anew when it is gone: a supervisor that saw no heartbeat has disbanded it."""
+        if self._personal not in self._replica.streams:
+            return
+        try:
+            with broker_errors():
+                if not self._channel.client.exists(self._replica.stream):
+                    return  # a retired version must not come back to life
+                self._open_stream()
+        except BrokerError as error:
+            log.warning("the stream of this replica's models cannot be made: %s", error)
+        else:
+            self._advertise()
+
+    def _open_stream(self) -> None:
+        create_group(self._channel.client, self._personal)
+        self._channel.client.pexpire(self._personal, _LIFE_MS)
+
     def _advertise(self) -> None:
         if self._personal not in self._replica.streams:
             # the group first: a call must never come to a stream that nobody reads
-            create_group(self._channel.client, self._personal)
-            self._channel.client.pexpire(self._personal, _LIFE_MS)
+            self._open_stream()
             self._channel.adopt(self._personal, self._replica.stream)
             self._replica.read_also(self._personal)
             self._replica.on_new_stream()

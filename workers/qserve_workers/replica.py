@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import inspect
+import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 from starlette.requests import Request
@@ -23,6 +25,7 @@ from qserve.plane.transport import Delivery
 from qserve.ref import DeploymentResponse, Ref, RefTask
 from qserve.registry import ApplicationRecord
 from qserve.settings import Settings
+from qserve_workers.backlog import Backlog
 from qserve_workers.ending import Ending
 from qserve_workers.pace import CoroutinePace, Pace
 from qserve_workers.streaming import ReaderGone, answers_http, must_run, stream, taker_of
@@ -68,12 +71,13 @@ class Replica:
         self.keys = keys
         self._max_ongoing = record.deployments[deployment].max_ongoing
         self._grace_s = record.deployments[deployment].grace_s
+        self.backlog = Backlog()
         self._running = 0
         self._in_thread = 0
         self._paces: dict[str, Pace] = {}
         self._pace = Pace()
         self._suspects: deque[Work] = deque()
-        self._alone = False
+        self._alone = self._cautious = False
         self._idle = asyncio.Event()
         self._idle.set()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="user-code")
@@ -82,14 +86,21 @@ class Replica:
         self._ending = Ending(name, record.deployments[deployment], self.stream, plane, keys, self._leave)
 
     def works(self) -> list[Work]:
-        """What runs now; may be asked from any thread."""
+        """What has begun and not ended; may be asked from any thread."""
         return list(self._works.values())
+
+    def left(self, works: list[Work]) -> None:
+        """Forget calls that went back to their queue from the backlog."""
+        for work in works:
+            work.delivery.channel.qos.settle(work.delivery.delivery_tag)
+            self._leave(work)
 
     def room(self) -> int:
         """How many calls may be fetched now."""
         if self._suspects or self._alone or self._in_thread:
             return 0
-        return min(self._max_ongoing - self._running, self._pace.batch)
+        # a queue that holds one call whose replica died often holds more, and each of them has to run alone
+        return min(self._max_ongoing - self._running, 1 if self._cautious else self._pace.batch)
 
     def read_also(self, stream: str) -> None:
         """Fetch from one more stream, from the next read on."""
@@ -100,18 +111,20 @@ class Replica:
 
     def accept(self, delivery: Delivery) -> None:
         """Take a delivery: run it, or end its request when it cannot or must not run any more."""
-        fields = delivery.fields
         try:
             work = Work.of(delivery, self.plane.seal)
         except Exception as error:
             self._ending.bury_unread(delivery, error)
             return
+        self._cautious = b"x" in delivery.fields
+        if self._alone or (self._cautious and self._suspects):
+            self._ending.give_back(delivery)
+            return
         self._running += 1
-        self._works[id(work)] = work
         self._idle.clear()
         if work.header.expired():
             self._ending.commit(work, Conclusion("x"))
-        elif b"x" in fields:
+        elif self._cautious:
             # its replica died: it runs alone, so that it cannot take its neighbours with it again
             self._suspects.append(work)
             self._run_suspect()
@@ -121,9 +134,12 @@ class Replica:
     def _run_suspect(self) -> None:
         if self._suspects and not self._alone and self._running == len(self._suspects):
             self._alone = True
-            self._begin(self._suspects.popleft())
+            work = self._suspects.popleft()
+            work.began = time.monotonic()
+            self._begin(work)
 
     def _begin(self, work: Work) -> None:
+        self._works[id(work)] = work
         token = request_context.set(work.context())
         try:
             if not self._open(work):
@@ -183,13 +199,23 @@ class Replica:
             else:
                 self._settle(work, value)
             return
+        call = partial(contextvars.copy_context().run, pace.measure, method.call, args, work.call.kwargs)
+        if self._in_thread:
+            del self._works[id(work)]
+            self.backlog.queue(work, lambda: self._run_in_thread(work, call))
+        else:
+            self._run_in_thread(work, call)
+
+    def _run_in_thread(self, work: Work, call: Callable[[], Any]) -> None:
         self._in_thread += 1
-        context = contextvars.copy_context()
-        future = self._thread.submit(context.run, pace.measure, method.call, args, work.call.kwargs)
+        self._works[id(work)] = work
+        work.began = time.monotonic()
+        future = self._thread.submit(call)
         future.add_done_callback(lambda done: self.loop.call_soon_threadsafe(self._on_thread_done, work, done))
 
     def _on_thread_done(self, work: Work, done: Any) -> None:
         self._in_thread -= 1
+        self.backlog.run_next()
         error = done.exception()
         if error is not None:
             self._ending.fail(work, error)
@@ -201,9 +227,10 @@ class Replica:
         """End a call with what user code returned; awaitables and streams first have to be run."""
         header = work.header
         if isinstance(value, _REFS) or inspect.isawaitable(value):
-            self._spawn(self._end_later(work, value))
+            work.task = self._spawn(self._end_later(work, value))
         elif is_generator(value) or must_run(header, value):
-            self._spawn(self._stream(work, value))
+            task = self._spawn(self._stream(work, value))
+            work.task = task if inspect.isasyncgen(value) else None  # a thread goes on whoever waits for it is told
         elif header.stream and not answers_http(header):
             assert work.call is not None
             self._ending.fail(work, plain_result_of_stream(work.call.method))

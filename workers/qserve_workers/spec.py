@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import os
+from dataclasses import dataclass, field
 
 from qserve.registry import ApplicationRecord
 from qserve.settings import Settings
@@ -14,6 +15,7 @@ class ReplicaSpec:
 
     Parameters:
       target: ``module:node`` to import; "" takes what the record names.
+      parent: The supervisor's process id.
     """
 
     name: str
@@ -21,3 +23,4 @@ class ReplicaSpec:
     deployment: str
     settings: Settings
     target: str = ""
+    parent: int = field(default_factory=os.getpid)

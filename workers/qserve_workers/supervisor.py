@@ -2,47 +2,33 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import socket
-import sys
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from qserve.exceptions import BrokerError, PayloadError
-from qserve.keys import GROUP, Keys
+from qserve.keys import Keys
 from qserve.log import get_logger
-from qserve.plane.connection import broker_errors, connect, create_group, load_functions
+from qserve.plane.connection import connect, load_functions
 from qserve.pool import FAILED, RUNNING, Pool, ReplicaStatus
 from qserve.registry import NO_CHANGE, ApplicationRecord, Registry
 from qserve.settings import Settings
 from qserve.wire.signing import Seal
-from qserve_workers.boot import run_replica
+from qserve_workers.death import MemoryWatch, describe
+from qserve_workers.member import Member, fork_replica
 from qserve_workers.restoring import Restorer
 from qserve_workers.spec import ReplicaSpec
+from qserve_workers.sweep import Sweeper
 from qserve_workers.takeover import Takeover
 from qserve_workers.wanted import Backoff, Scope
 
 log = get_logger(__name__)
 TICK_S = 0.1
-SWEEP_S = 5.0
-
-
-@dataclass
-class Member:
-    """A replica that this supervisor started."""
-
-    pid: int
-    spec: ReplicaSpec
-    stream: str
-    config: str = ""
-    stop_at: float | None = None
-
-    @property
-    def retries(self) -> bool:
-        """Whether calls of its deployment may wait for another try."""
-        return self.spec.record.deployments[self.spec.deployment].max_retries > 0
 
 
 @dataclass
@@ -72,8 +58,10 @@ class Supervisor:
         self._backoffs: dict[str, Backoff] = {}
         self._retiring: dict[str, float] = {}
         self._stopping = False
-        self._swept_at = time.monotonic()
-        self._missing: set[str] = set()
+        self._dead: deque[tuple[Member, str]] = deque()
+        self._faults: set[str] = set()
+        self._memory = MemoryWatch()
+        self._sweeper = Sweeper(self._client, self._keys, self._takeover, self.settings)
 
     def run(self) -> None:
         """Tick until told to stop, then stop every replica."""
@@ -105,7 +93,7 @@ class Supervisor:
         self._start_missing(wanted)
         self._stop_surplus(wanted)
         self._kill_overdue()
-        self._sweep()
+        self._sweeper.sweep(wanted, self.members.values())
 
     def _wake_retries(self) -> None:
         retrying = {member.stream for member in self.members.values() if member.retries}
@@ -146,7 +134,7 @@ class Supervisor:
         for member in self.members.values():
             spec = member.spec
             record = self._records.get((spec.record.name, spec.record.version))
-            if record is None or member.stop_at is not None:
+            if record is None or member.stopping:
                 continue
             config = record.deployments[spec.deployment].config
             if config != member.config:
@@ -167,61 +155,41 @@ class Supervisor:
             try:
                 pid, status = os.waitpid(-1, os.WNOHANG)
             except ChildProcessError:
-                return
+                break
             if pid == 0:
-                return
+                break
             member = self.members.pop(pid, None)
             if member is not None:
-                self._on_death(member, os.waitstatus_to_exitcode(status))
+                how = describe(os.waitstatus_to_exitcode(status), member.killed_because, self._memory)
+                self._dead.append((member, how))
+        while self._dead:
+            # struck off when all of it is done: the broker may be away in the middle of it
+            self._on_death(*self._dead[0])
+            self._dead.popleft()
 
-    def _on_death(self, member: Member, code: int) -> None:
+    def _on_death(self, member: Member, how: str) -> None:
+        """Hand over what a dead replica held, and say how it died.
+
+        Crash at any point: what it held stays pending, until a supervisor misses its heartbeat.
+        """
         spec = member.spec
-        expected = member.stop_at is not None
+        moved = self._takeover.hand_over(member.stream, spec.name)
+        self._sweeper.bury(spec.name)
         pool = Pool(self._client, self._keys, spec.record.name)
-        state = next((one.state for one in pool.replicas() if one.name == spec.name), None)
-        failed_start = state != RUNNING and not expected
-        how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+        state = self._state_of(spec)
+        failed_start = state != RUNNING and not member.stopping
         if failed_start and state is None:
             # it could not say why itself: killed, or ended by code that it imported
-            why = f"its process ended with {how} while it was starting"
+            why = f"its process ended while it was starting: {how}"
+            log.warning("replica %s of %s: %s", spec.name, spec.deployment, why)
             pool.report(ReplicaStatus(spec.name, spec.deployment, spec.record.version, FAILED, message=why))
         elif not failed_start:
             pool.remove(spec.name)
-        if not expected and state == RUNNING:
+        if not member.stopping and state == RUNNING:
             log.warning("replica %s of %s died (%s); its calls are handed over", spec.name, spec.deployment, how)
-        moved = self._takeover.hand_over(member.stream, spec.name)
         if moved:
             log.info("%d calls of replica %s were handed over", moved, spec.name)
         self._backoffs.setdefault(member.stream, Backoff()).note(failed_start, time.monotonic())
-
-    def _sweep(self) -> None:
-        """Find consumers that are frozen, or whose whole host is gone: no heartbeat at two looks in a row."""
-        now = time.monotonic()
-        if now - self._swept_at < SWEEP_S:
-            return
-        self._swept_at = now
-        mine = {member.spec.name: member for member in self.members.values()}
-        missing = set()
-        for stream in self._wanted():
-            with broker_errors():
-                create_group(self._client, stream)  # heals a queue that the broker has lost
-                consumers = self._client.xinfo_consumers(stream, GROUP)
-            for name in (one["name"].decode() for one in consumers):
-                if self._client.exists(self._keys.beat(name)):
-                    continue
-                if name in self._missing:
-                    self._give_up(stream, name, mine.get(name))
-                missing.add(name)
-        self._missing = missing
-
-    def _give_up(self, stream: str, name: str, member: Member | None) -> None:
-        """Take a replica that has been silent at two looks in a row for lost; one of ours is killed, and buried."""
-        if member is None:
-            log.warning("replica %s is gone without a word; its calls are handed over", name)
-            self._takeover.hand_over(stream, name)
-        else:
-            log.warning("replica %s is frozen; it is killed", name)
-            os.kill(member.pid, signal.SIGKILL)
 
     # -- the living --------------------------------------------------------------------------------
 
@@ -229,29 +197,46 @@ class Supervisor:
         now = time.monotonic()
         for stream, (record, deployment, count) in wanted.items():
             backoff = self._backoffs.setdefault(stream, Backoff())
-            alive = sum(1 for one in self.members.values() if one.stream == stream and one.stop_at is None)
+            alive = sum(1 for one in self.members.values() if one.stream == stream and not one.stopping)
             if now < backoff.next_try:
                 continue
             for _ in range(count - alive):
-                self._start(record, deployment, stream)
+                if not self._start(record, deployment, stream):
+                    backoff.note(True, now)
+                    break
 
-    def _start(self, record: ApplicationRecord, deployment: str, stream: str) -> None:
-        name = f"{deployment}-{socket.gethostname()}-{os.urandom(4).hex()}"
-        spec = ReplicaSpec(name, record, deployment, self.settings, self.scope.target)
-        pid = (self.fork or fork_replica)(spec)
+    def _start(self, record: ApplicationRecord, deployment: str, stream: str) -> bool:
+        """Start one replica; answers False when the system gives no process for it."""
+        host = socket.gethostname()
+        # one report for all that cannot be started here, so that it is counted as one failure and goes by itself
+        pool, fault = Pool(self._client, self._keys, record.name), f"{deployment}-{host}"
+        spec = ReplicaSpec(f"{fault}-{os.urandom(4).hex()}", record, deployment, self.settings, self.scope.target)
+        try:
+            pid = (self.fork or fork_replica)(spec)
+        except OSError as error:
+            name = errno.errorcode.get(error.errno or 0, "")
+            why = f"cannot_start: {name}: {os.strerror(error.errno or 0)}"
+            log.error("no replica of %s can be started: %s", deployment, why)
+            pool.report(ReplicaStatus(fault, deployment, record.version, FAILED, host=host, message=why))
+            self._faults.add(fault)
+            return False
         self.members[pid] = Member(pid, spec, stream, record.deployments[deployment].config)
+        if fault in self._faults:
+            self._faults.discard(fault)
+            pool.remove(fault)
+        return True
 
     def _stop_surplus(self, wanted: dict[str, tuple[ApplicationRecord, str, int]]) -> None:
         by_stream: dict[str, list[Member]] = {}
         for member in self.members.values():
-            if member.stop_at is None:
+            if not member.stopping:
                 by_stream.setdefault(member.stream, []).append(member)
         for stream, members in by_stream.items():
             keep = wanted[stream][2] if stream in wanted else 0
             if stream not in wanted and not self._is_retired(members[0].spec.record):
                 continue
             for member in members[keep:]:
-                self._stop(member)
+                member.stop()
 
     def _is_retired(self, record: ApplicationRecord) -> bool:
         """Whether a version that is no longer wanted has finished what was accepted, or has had its time for it."""
@@ -261,22 +246,28 @@ class Supervisor:
         force = time.monotonic() > self._retiring[record.version]
         return self._takeover.retire(record, force)
 
-    def _grace_s(self, member: Member) -> float:
-        return member.spec.record.deployments[member.spec.deployment].grace_s
-
-    def _stop(self, member: Member) -> None:
-        member.stop_at = time.monotonic() + self._grace_s(member) + 3.0
-        os.kill(member.pid, signal.SIGTERM)
-
     def _kill_overdue(self) -> None:
         for member in self.members.values():
-            if member.stop_at is not None and time.monotonic() > member.stop_at:
-                os.kill(member.pid, signal.SIGKILL)
+            self._look_at_start(member)
+            member.kill_if_due()
+
+    def _look_at_start(self, member: Member) -> None:
+        """Kill a replica whose constructor takes too long, and report it as one that has failed."""
+        limit_s, spec = self.settings.start_timeout_s, member.spec
+        if member.is_ready or member.stopping or time.monotonic() - member.started_at < limit_s:
+            return
+        member.is_ready = self._state_of(spec) == RUNNING
+        if not member.is_ready:
+            why = f"start_timeout: it was not constructed within {limit_s:g} s (QSERVE_START_TIMEOUT_S)"
+            member.kill(why)
+
+    def _state_of(self, spec: ReplicaSpec) -> str | None:
+        replicas = Pool(self._client, self._keys, spec.record.name).replicas()
+        return next((one.state for one in replicas if one.name == spec.name), None)
 
     def _stop_all(self) -> None:
         for member in self.members.values():
-            if member.stop_at is None:
-                self._stop(member)
+            member.stop()
         while self.members:
             try:
                 self._bury()
@@ -284,21 +275,3 @@ class Supervisor:
             except BrokerError as error:
                 log.warning("%s", error)
             time.sleep(0.02)
-
-
-def fork_replica(spec: ReplicaSpec) -> int:
-    """Start a replica in a child of this process, which has imported the framework and no user code."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    pid = os.fork()
-    if pid:
-        return pid
-    code = 1
-    try:
-        code = run_replica(spec)
-    except BaseException:
-        log.exception("replica %s ended with an error", spec.name)
-    finally:
-        sys.stderr.flush()
-        # no interpreter shutdown: the supervisor's own exit handlers must not run here (reliability.md, 0.17)
-        os._exit(code)

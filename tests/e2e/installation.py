@@ -1,0 +1,289 @@
+"""One installation whose processes a test may harm: a broker that keeps its data, workers, and a caller in here."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import redis
+from processes import Process, Site, free_port, is_open, wait_until
+
+from qserve.embedded import find_server
+from qserve.keys import GROUP, Keys
+from qserve.plane.base import CallOptions
+from qserve.plane.client import ClientPlane
+from qserve.plane.connection import connect
+from qserve.pool import RUNNING, Pool, ReplicaStatus
+from qserve.ref import Ref
+from qserve.settings import Settings
+
+LEASE_S = 2.0
+STALL_S = 1.0
+FAST = {"QSERVE_LEASE_S": str(LEASE_S), "QSERVE_STALL_LIMIT_S": str(STALL_S)}
+
+SHOP = """
+import asyncio, ctypes, os, re, resource, threading, time
+import qserve
+
+@qserve.deployment(max_concurrent_queries=100, graceful_shutdown_timeout_s=20)
+class Machine:
+    def __init__(self):
+        self.files = []
+
+    async def pid(self):
+        return os.getpid()
+
+    async def note(self, ledger, seconds=0.0):
+        with open(ledger, "a") as file:
+            file.write("x")
+        await asyncio.sleep(seconds)
+        return os.getpid()
+
+    async def hold(self, ledger, gate):
+        with open(ledger, "a") as file:
+            file.write(f"{os.getpid()},")
+        while not os.path.exists(gate):
+            await asyncio.sleep(0.01)
+        return os.getpid()
+
+    async def items(self):
+        yield 1
+        await asyncio.sleep(1e9)
+
+    def work(self, seconds=0.0):
+        if seconds:
+            time.sleep(seconds)
+        return os.getpid()
+
+    async def spin(self):
+        while True:
+            pass
+
+    async def sleep_on_the_loop(self):
+        time.sleep(1e9)
+
+    def match_for_ever(self):
+        re.match(r"(a+)+$", "a" * 40 + "b")
+
+    async def match_on_the_loop(self):
+        re.match(r"(a+)+$", "a" * 40 + "b")
+
+    def spin_in_a_thread(self):
+        while True:
+            pass
+
+    def crash(self):
+        ctypes.string_at(0)
+
+    def open_everything(self):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+        def take():
+            while True:
+                try:
+                    self.files.append(open("/dev/null"))
+                except OSError:
+                    time.sleep(0.001)
+        threading.Thread(target=take, daemon=True).start()
+        time.sleep(0.1)
+        return os.getpid()
+
+app = Machine.bind()
+"""
+
+
+class Installation:
+    """A broker, the module ``shop`` with the application ``app``, and what is started of it.
+
+    Parameters:
+      site: Where all of it runs.
+      source: The module's text.
+    """
+
+    def __init__(self, site: Site, source: str) -> None:
+        self.site = site
+        site.write("shop.py", source)
+        self.port = free_port()
+        self.broker = self.start_broker()
+        self.url = f"redis://127.0.0.1:{self.port}/0"
+        self.env = {"QSERVE_BROKER_URL": self.url, "QSERVE_SECRET_KEY": "of-this-test", **FAST}
+        self.client: redis.Redis = connect(self.url)
+        self.plane = ClientPlane(Settings(broker_url=self.url, secret_key=b"of-this-test"))
+        self.keys = Keys()
+
+    def start_broker(self) -> Process:
+        options = ["--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "yes"]
+        process = self.site.start([find_server(), *options])
+        wait_until(lambda: is_open(self.port), description="the broker listens")
+        return process
+
+    def worker(self, *, replicas: int = 1, url: str = "", **env: str) -> Process:
+        variables = {**self.env, **({"QSERVE_BROKER_URL": url} if url else {}), **env}
+        return self.site.qserve("worker", "shop:app", "--replicas", str(replicas), env=variables)
+
+    def deploy(self) -> Process:
+        return self.site.qserve("deploy", "shop:app", env=self.env)
+
+    def start(self, *, replicas: int = 1, url: str = "", **env: str) -> Process:
+        """Start a worker and deploy; answers the worker once it has its replicas."""
+        process = self.worker(replicas=replicas, url=url, **env)
+        deploy = self.deploy()
+        assert deploy.wait() == 0, deploy.output + process.output
+        self.wait_running(replicas)
+        return process
+
+    def replicas(self) -> list[ReplicaStatus]:
+        return [one for one in Pool(self.client, self.keys, "default").replicas() if one.state == RUNNING]
+
+    def pids(self) -> set[int]:
+        return {one.pid for one in self.replicas()}
+
+    def wait_running(self, count: int, but: set[int] | None = None, timeout_s: float = 10.0) -> set[int]:
+        """Wait for so many replicas, none of which is one of ``but``."""
+        return wait_until(
+            lambda: pids if len(pids := self.pids()) == count and not pids & (but or set()) else None,
+            description=f"{count} replicas run",
+            timeout_s=timeout_s,
+        )
+
+    def call(self, method: str, *args: Any, timeout_s: float | None = None) -> Ref:
+        return self.plane.call("default", "Machine", method, args, {}, CallOptions(timeout_s=timeout_s))
+
+    def stream(self, method: str, timeout_s: float | None = None) -> Any:
+        return self.plane.call("default", "Machine", method, (), {}, CallOptions(timeout_s=timeout_s, stream=True))
+
+    def ask(self, method: str, *args: Any, timeout_s: float = 20.0) -> Any:
+        return self.call(method, *args).result(timeout_s)
+
+    @property
+    def queue(self) -> str:
+        (name,) = [key.decode() for key in self.client.scan_iter("*:q:default:*:Machine")]
+        return name
+
+    def wait_for_runs(self, ledger: Path, count: int, timeout_s: float = 5.0) -> list[int]:
+        """Wait until a call of ``hold`` has begun so often; answers who ran it."""
+
+        def runs() -> list[int] | None:
+            noted = ledger.read_text().split(",")[:-1] if ledger.exists() else []
+            return [int(pid) for pid in noted] if len(noted) >= count else None
+
+        return wait_until(runs, description=f"{ledger.name} runs {count} times", timeout_s=timeout_s)
+
+    def pending(self) -> int:
+        found: Any = self.client.xpending(self.queue, GROUP)
+        return int(found["pending"])
+
+    def close(self) -> None:
+        self.plane.close()
+        self.client.close()
+
+
+@contextlib.contextmanager
+def installed(site: Site, source: str) -> Iterator[Installation]:
+    """An installation whose connections are closed at the end; the site ends its processes."""
+    installation = Installation(site, source)
+    try:
+        yield installation
+    finally:
+        installation.close()
+
+
+@contextlib.contextmanager
+def stopped(*pids: int) -> Iterator[None]:
+    """Processes that stand still meanwhile."""
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
+
+
+def elapsed(wait: Callable[[], Any]) -> float:
+    """How many seconds something takes."""
+    began = time.monotonic()
+    wait()
+    return time.monotonic() - began
+
+
+class Wire:
+    """A proxy in front of the broker that loses what a test wants it to lose.
+
+    Parameters:
+      target: The broker's URL.
+    """
+
+    def __init__(self, target: str) -> None:
+        parts = urlsplit(target)
+        self._target = (str(parts.hostname), int(parts.port or 0))
+        self._server = socket.create_server(("127.0.0.1", 0))
+        self.url = f"redis://127.0.0.1:{self._server.getsockname()[1]}/0"
+        self._pairs: list[tuple[socket.socket, socket.socket]] = []
+        self._silent: set[socket.socket] = set()
+        self._lose: bytes | None = None
+        self.lost = threading.Event()
+        self.accepts = threading.Event()
+        self.accepts.set()
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def lose_next(self, marked: bytes) -> None:
+        """Throw the next reply away that holds these bytes, and cut its connection."""
+        self._lose = marked
+
+    def fall_silent(self) -> None:
+        """Carry nothing more over the connections there are now, and keep them open."""
+        self._silent.update(one for pair in self._pairs for one in pair)
+
+    def close(self) -> None:
+        self._server.close()
+        for pair in self._pairs:
+            _cut(pair)
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                inner, _ = self._server.accept()
+                self.accepts.wait()
+                outer = socket.create_connection(self._target)
+                pair = (inner, outer)
+                self._pairs.append(pair)
+                for source, sink in (pair, pair[::-1]):
+                    threading.Thread(target=self._carry, args=(source, sink, pair), daemon=True).start()
+
+    def _carry(self, source: socket.socket, sink: socket.socket, pair: tuple[socket.socket, socket.socket]) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(1 << 20):
+                if source is pair[1] and self._lose is not None and self._lose in data:
+                    self._lose = None
+                    _cut(pair)
+                    self.lost.set()
+                elif source not in self._silent:
+                    sink.sendall(data)
+        if source not in self._silent:
+            _cut(pair)
+
+
+def _cut(pair: tuple[socket.socket, socket.socket]) -> None:
+    for one in pair:
+        with contextlib.suppress(OSError):
+            one.shutdown(socket.SHUT_RDWR)
+        one.close()
+
+
+@contextlib.contextmanager
+def wired(target: str) -> Iterator[Wire]:
+    """A proxy that is closed at the end."""
+    wire = Wire(target)
+    try:
+        yield wire
+    finally:
+        wire.close()

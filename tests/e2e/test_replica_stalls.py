@@ -1,0 +1,210 @@
+"""Replicas that stall, fall behind, die or cannot start: others do the work, and the log says why."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from installation import LEASE_S, SHOP, STALL_S, Installation, elapsed, installed
+from processes import Site, is_alive, wait_until
+
+from qserve.exceptions import DeadlineExceeded, ReplicaLost
+from qserve.keys import GROUP
+from qserve.plane.connection import MAILBOX_BLOCK_S
+from qserve.plane.pending import LATE_MS
+
+# -- stalls ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "method", ["spin", "sleep_on_the_loop", "match_on_the_loop", "match_for_ever", "spin_in_a_thread"]
+)
+@pytest.mark.slow
+def test_code_that_never_ends_costs_its_caller_the_deadline_and_the_others_a_new_replica(
+    shop: Installation, method: str
+) -> None:
+    worker = shop.start()
+    pids = shop.pids()
+
+    stuck = shop.call(method, timeout_s=1.5)
+    began = time.monotonic()
+    with pytest.raises(DeadlineExceeded):
+        stuck.result(10)
+    took_s = time.monotonic() - began
+    wait_until(lambda: not is_alive(*pids), description="the replica is ended", timeout_s=LEASE_S * 2 + STALL_S)
+
+    assert took_s < 1.5 + LATE_MS / 1000 + 2 * MAILBOX_BLOCK_S
+    assert elapsed(lambda: shop.ask("pid")) < 2.5
+    assert method in worker.stderr
+
+
+def test_calls_that_nobody_waits_for_any_more_are_cancelled_and_the_replica_lives(shop: Installation) -> None:
+    shop.start()
+    stuck = shop.call("note", str(shop.site.folder / "ledger"), 1e9, timeout_s=1.0)
+    shop.stream("items", timeout_s=1.0)
+    with pytest.raises(DeadlineExceeded):
+        stuck.result(10)
+    (pid,) = shop.pids()
+
+    wait_until(lambda: shop.pending() == 0, description="the call is given up", timeout_s=STALL_S + 3)
+    assert shop.ask("pid") == pid
+
+
+# -- reading ahead ---------------------------------------------------------------------------------
+
+
+def test_a_fast_method_that_turns_slow_holds_nothing_that_others_could_run(shop: Installation) -> None:
+    shop.start(replicas=2, QSERVE_STALL_LIMIT_S="60")
+    for _ in range(10):
+        [one.result(10) for one in [shop.call("work") for _ in range(100)]]
+
+    slow = shop.call("work", 4.0)
+    quick = [shop.call("work") for _ in range(100)]
+
+    assert elapsed(lambda: [one.result(10) for one in quick]) < 2.5
+    assert slow.result(10) in shop.pids()
+
+
+def test_calls_that_wait_for_the_thread_of_sync_code_are_shared(shop: Installation) -> None:
+    shop.start(replicas=2)
+    for _ in range(10):
+        [one.result(10) for one in [shop.call("work") for _ in range(100)]]
+
+    calls = [shop.call("work", 0.2) for _ in range(30)]
+
+    shares = Counter(one.result(20) for one in calls)
+    assert min(shares.values()) >= 8, shares
+
+
+# -- deaths ----------------------------------------------------------------------------------------
+
+
+def test_a_call_whose_replica_is_killed_runs_elsewhere_at_once_and_only_once_more(shop: Installation) -> None:
+    shop.start(replicas=2, QSERVE_LEASE_S="60")
+    for number in range(5):
+        ledger, gate = shop.site.folder / f"ledger-{number}", shop.site.folder / f"gate-{number}"
+        call = shop.call("hold", str(ledger), str(gate))
+        (victim,) = shop.wait_for_runs(ledger, 1)
+
+        os.kill(victim, signal.SIGKILL)
+
+        shop.wait_for_runs(ledger, 2, timeout_s=2.0)
+        gate.touch()
+        assert call.result(10) != victim
+        assert len(shop.wait_for_runs(ledger, 2)) == 2
+        shop.wait_running(2, but={victim})
+
+
+def test_a_segfault_is_reported_by_name_with_its_stack_and_kills_nobody_elses_call(shop: Installation) -> None:
+    worker = shop.start()
+    innocent = [shop.call("note", str(shop.site.folder / "ledger"), 0.1) for _ in range(40)]
+    poison = shop.call("crash")
+
+    with pytest.raises(ReplicaLost):
+        poison.result(20)
+    assert len([one.result(20) for one in innocent]) == 40
+    assert "died (SIGSEGV)" in worker.stderr
+    assert "Fatal Python error: Segmentation fault" in worker.stderr
+    assert "in crash" in worker.stderr
+
+
+def test_a_replica_that_has_no_files_left_says_so_and_is_replaced(shop: Installation) -> None:
+    worker = shop.start()
+    pid = shop.ask("open_everything")
+
+    shop.client.client_kill_filter(_type="normal", skipme=True)
+
+    assert shop.ask("pid") != pid
+    assert "died (too many open files)" in worker.stderr
+
+
+@pytest.mark.parametrize("method", ["pid", "sleep_on_the_loop", "spin_in_a_thread"])
+def test_replicas_end_soon_after_their_supervisor_was_killed(shop: Installation, method: str) -> None:
+    worker = shop.start(replicas=2, QSERVE_STALL_LIMIT_S="60")
+    pids = shop.pids()
+    for _ in range(2):
+        shop.call(method)
+    wait_until(lambda: method == "pid" or shop.pending() == 2, description="the calls run")
+
+    worker.signal(signal.SIGKILL)
+
+    wait_until(lambda: not any(map(is_alive, pids)), description="no replica is left", timeout_s=2.5)
+
+
+def test_a_worker_that_is_told_twice_to_end_finishes_what_it_runs(shop: Installation) -> None:
+    ledger = shop.site.folder / "ledger"
+    worker = shop.start()
+    (pid,) = shop.pids()
+    calls = [shop.call("note", str(ledger), 1.0) for _ in range(10)]
+    wait_until(lambda: ledger.exists() and len(ledger.read_text()) == 10, description="the calls run")
+
+    worker.signal(signal.SIGTERM)
+    os.kill(pid, signal.SIGTERM)
+    worker.signal(signal.SIGTERM)
+
+    assert {one.result(10) for one in calls} == {pid}
+    assert worker.wait(5) == 0
+    found = shop.client.xinfo_consumers(shop.queue, GROUP)
+    assert (ledger.read_text(), found) == ("x" * 10, [])
+
+
+# -- starts ----------------------------------------------------------------------------------------
+
+
+def test_a_constructor_that_hangs_is_ended_and_the_version_before_goes_on(shop: Installation, site: Site) -> None:
+    worker = shop.site.qserve("worker", "--name", "default", env={**shop.env, "QSERVE_START_TIMEOUT_S": "0.5"})
+    first = shop.deploy()
+    assert first.wait() == 0, first.output
+    before = shop.pids()
+    site.write("shop.py", SHOP.replace("self.files = []", "time.sleep(1e9)"))
+
+    second = shop.deploy()
+
+    assert second.wait(20) == 1
+    assert "start_timeout: it was not constructed within 0.5 s (QSERVE_START_TIMEOUT_S)" in second.output
+    assert shop.ask("pid") in before
+    assert "in __init__" in worker.stderr
+
+
+ILL = """
+import os
+from pathlib import Path
+import qserve
+
+@qserve.deployment(health_check_period_s=0.1)
+class Machine:
+    async def pid(self):
+        return os.getpid()
+
+    def check_health(self):
+        if Path(__file__).with_name(f"well-{os.getpid()}").exists():
+            return
+        if Path(__file__).with_name("ill").exists():
+            raise RuntimeError("ill")
+
+app = Machine.bind()
+"""
+
+
+def test_replicas_that_fall_ill_together_are_replaced_one_after_the_other(site: Site) -> None:
+    with installed(site, ILL) as shop:
+        shop.start(replicas=3)
+        before, fewest = shop.pids(), 3
+        names = {one.name for one in shop.replicas()}
+        (site.folder / "ill").touch()
+
+        def all_replaced() -> bool:
+            nonlocal fewest
+            now = shop.replicas()
+            for one in now:
+                if one.name not in names:
+                    Path(site.folder / f"well-{one.pid}").touch()
+            fewest = min(fewest, len(now))
+            return len(now) == 3 and not before & {one.pid for one in now}
+
+        wait_until(all_replaced, description="all are replaced", timeout_s=20)
+        assert fewest == 2

@@ -1,0 +1,150 @@
+"""The supervisor on a real broker, with a system that does not give it what it wants."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import redis
+from processes import wait_until
+from qserve_workers.death import MemoryWatch, describe
+from qserve_workers.spec import ReplicaSpec
+from qserve_workers.supervisor import Supervisor
+
+from qserve.exceptions import BrokerUnavailable, DeployError
+from qserve.keys import Keys
+from qserve.pool import FAILED, Pool
+from qserve.registry import ApplicationRecord, DeploymentRecord, Registry
+from qserve.rollout import wait_until_running
+from qserve.settings import Settings
+
+RECORD = ApplicationRecord("app", "v", "One", deployments={"One": DeploymentRecord("One")})
+
+
+class System:
+    """Forks children that only wait, unless it is short of something.
+
+    Parameters:
+      shortage: The error number that forks fail with; 0 when they succeed.
+    """
+
+    def __init__(self) -> None:
+        self.shortage = 0
+        self.asked = 0
+        self.pids: list[int] = []
+
+    def fork(self, spec: ReplicaSpec) -> int:
+        self.asked += 1
+        if self.shortage:
+            raise OSError(self.shortage, os.strerror(self.shortage))
+        pid = os.spawnlp(os.P_NOWAIT, "sleep", "sleep", "60")
+        self.pids.append(pid)
+        return pid
+
+
+@pytest.fixture
+def system() -> Iterator[System]:
+    made = System()
+    yield made
+    for pid in made.pids:
+        try:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+        except (ProcessLookupError, ChildProcessError):
+            continue
+
+
+@pytest.fixture
+def supervisor(client: redis.Redis, settings: Settings, keys: Keys, system: System) -> Supervisor:
+    registry = Registry(client, keys)
+    registry.stage(RECORD)
+    registry.promote(RECORD)
+    return Supervisor(settings, fork=system.fork)
+
+
+@pytest.mark.parametrize("shortage", [errno.EAGAIN, errno.ENOMEM])
+def test_a_system_without_processes_is_reported_asked_more_and_more_slowly_and_forgiven(
+    supervisor: Supervisor, system: System, client: redis.Redis, keys: Keys, shortage: int
+) -> None:
+    pool = Pool(client, keys, "app")
+    system.shortage = shortage
+    give_up = time.monotonic() + 1.0
+    while time.monotonic() < give_up:
+        supervisor.tick()
+
+    (status,) = pool.replicas()
+    name = errno.errorcode[shortage]
+    assert (status.state, status.message) == (FAILED, f"cannot_start: {name}: {os.strerror(shortage)}")
+    assert 2 <= system.asked <= 5
+    with pytest.raises(
+        DeployError, match=f"not all replicas were ready within 0 s: One .0 of 1.\nOne: cannot_start: {name}"
+    ):
+        wait_until_running(RECORD, pool, timeout_s=0)
+
+    system.shortage = 0
+    wait_until(lambda: supervisor.tick() or supervisor.members, description="a replica is started")
+    assert pool.replicas() == []
+
+
+def test_a_death_that_the_broker_could_not_be_told_of_is_told_later(
+    supervisor: Supervisor, system: System, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    supervisor.tick()
+    told: list[str] = []
+
+    def hand_over(stream: str, consumer: str) -> int:
+        told.append(consumer)
+        if len(told) == 1:
+            raise BrokerUnavailable("away")
+        return 0
+
+    monkeypatch.setattr(supervisor._takeover, "hand_over", hand_over)
+    (member,) = supervisor.members.values()
+    os.kill(member.pid, signal.SIGKILL)
+
+    def tick() -> bool:
+        supervisor.tick()
+        return False
+
+    with pytest.raises(BrokerUnavailable):
+        wait_until(tick, description="the death is noticed")
+    supervisor.tick()
+
+    assert told == [member.spec.name] * 2
+
+
+def _memory(folder: Path, version: int, kills: int, limit: str) -> MemoryWatch:
+    group = folder / ("memory/box" if version == 1 else "box")
+    group.mkdir(parents=True, exist_ok=True)
+    events = "memory.oom_control" if version == 1 else "memory.events"
+    (group / events).write_text(f"low 0\noom 9\noom_kill {kills}\n")
+    (group / ("memory.limit_in_bytes" if version == 1 else "memory.max")).write_text(limit)
+    (folder / "membership").write_text("3:cpu:/box\n2:memory:/box\n0::/\n" if version == 1 else "0::/box\n")
+    return MemoryWatch(folder / "membership", folder)
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_kill_by_the_kernel_for_want_of_memory_is_told_from_others_with_the_limit(
+    tmp_path: Path, version: int
+) -> None:
+    memory = _memory(tmp_path, version, 4, str(200 << 20))
+
+    assert describe(-signal.SIGKILL, "", memory) == "killed: SIGKILL, perhaps out of memory"
+    _memory(tmp_path, version, 5, str(200 << 20))
+    assert describe(-signal.SIGKILL, "", memory) == "oom_killed: SIGKILL, because of the memory limit of 200 MiB"
+    assert describe(-signal.SIGKILL, "", memory) == "killed: SIGKILL, perhaps out of memory"
+
+
+def test_where_no_control_group_can_be_read_nothing_is_claimed(tmp_path: Path) -> None:
+    memory = MemoryWatch(tmp_path / "none", tmp_path)
+
+    assert not memory.has_killed()
+    assert memory.limit() == ""
+    assert describe(-signal.SIGSEGV, "", memory) == "SIGSEGV"
+    assert describe(-signal.SIGKILL, "frozen: no heartbeat", memory) == "frozen: no heartbeat"
+    assert describe(9, "", memory) == "exit code 9"
