@@ -94,7 +94,7 @@ class Watcher:
 
     def _note_loss(self) -> None:
         if not self._lost:
-            log.error("the broker has lost all that was deployed; requests are refused until it is deployed again")
+            log.error("the broker has lost all that was deployed; requests are refused until it is registered again")
         self._lost = True
 
     def _publish(self) -> None:
