@@ -22,6 +22,7 @@ from qserve.pool import FAILED, Pool
 from qserve.registry import ApplicationRecord, DeploymentRecord, Registry
 from qserve.rollout import wait_until_running
 from qserve.settings import Settings
+from qserve.wire.signing import Seal
 
 RECORD = ApplicationRecord("app", "v", "One", deployments={"One": DeploymentRecord("One")})
 
@@ -61,7 +62,7 @@ def system() -> Iterator[System]:
 
 @pytest.fixture
 def supervisor(client: redis.Redis, settings: Settings, keys: Keys, system: System) -> Supervisor:
-    registry = Registry(client, keys)
+    registry = Registry(client, keys, Seal(settings.keyring))
     registry.stage(RECORD)
     registry.promote(RECORD)
     return Supervisor(settings, fork=system.fork)
