@@ -143,7 +143,8 @@ class Requests(RuleBasedStateMachine):
 
         expected = self.model.submit(request, others, self.is_full(limits), self.epoch)
 
-        assert self.send(command) == expected
+        reply = self.send(command)
+        assert (reply[0] if isinstance(reply, list) else reply) == expected
         if expected == b"OK":
             self.submissions.append((request, self.epoch, command))
 
@@ -206,7 +207,7 @@ class Requests(RuleBasedStateMachine):
         state, result = self.send(functions.watch(self.keys.request(request.id), self.boxes.get(mailbox, "")))
 
         assert (state.decode(), result) == (request.state, b"" if request.state in ("", "o") else request.result)
-        if request.is_open and mailbox:
+        if request.is_open and mailbox not in ("", request.mailbox, *request.waiters):
             request.waiters.append(mailbox)
 
     @act(1, when=lambda self: self.model.requests)
