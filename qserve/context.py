@@ -19,7 +19,7 @@ class RequestContext:
       route: The route prefix that the request came in by.
       app_name: The application that is running it.
       multiplexed_model_id: The model that the caller asked for.
-      deadline_ms: Unix time by which the request must be finished; 0 outside of a request.
+      deadline_ms: Unix time, by the broker's clock, by which the request must be finished; 0 outside of a request.
     """
 
     request_id: str = ""

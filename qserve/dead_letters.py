@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -11,8 +10,9 @@ from typing import Any
 import msgpack
 from redis import Redis
 
+from qserve.clock import clock
 from qserve.exceptions import AppNotFound, DeadLetterError, PayloadError
-from qserve.keys import Keys
+from qserve.keys import CLOCK_MARGIN_MS, Keys
 from qserve.plane import upkeep
 from qserve.plane.base import Outcome
 from qserve.plane.connection import broker_errors
@@ -23,7 +23,6 @@ from qserve.wire.envelope import Header
 from qserve.wire.failure import Failure
 from qserve.wire.signing import Seal
 
-_LIFE_MARGIN_MS = 24 * 3_600_000
 _META = ("!why", "!at", "!failure", "!y", "!n", "!1")
 
 
@@ -143,13 +142,13 @@ class DeadLetters:
         moved = {call.stream: self._queue_now(call, header, record) for call in (letter.call, *letter.others)}
         timeout_s = record.timeout_s or self._settings.request_timeout_s
         keep_ms = int(self._settings.result_ttl_s * 1000)
-        renewed = replace(header, deadline_ms=int((time.time() + timeout_s) * 1000))
+        renewed = replace(header, deadline_ms=int(clock.stamp_ms() + timeout_s * 1000))
         command = upkeep.replay(
             self._keys.dead_letter(request_id),
             self._keys.request(request_id),
             request_id,
             seal_header(self._seal, renewed.encode()),
-            int(timeout_s * 1000) + keep_ms + _LIFE_MARGIN_MS,
+            int(timeout_s * 1000) + CLOCK_MARGIN_MS,
             keep_ms,
             moved,
         )

@@ -1,29 +1,25 @@
 """Start-up checks of a broker: what would lose accepted requests, or let strangers in, is found before it does.
 
-The rules are functions of ``BrokerFacts`` alone; ``read_facts`` is the only place that asks a server.
+The rules are functions of ``BrokerFacts`` alone; ``broker_facts.read_facts`` is the only place that asks a server.
 """
 
 from __future__ import annotations
 
-import ipaddress
-import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Literal
 
 import redis
-from redis.connection import SSLConnection, UnixDomainSocketConnection
 
-from qserve.exceptions import BrokerError, BrokerUnavailable
+from qserve.broker_facts import BrokerFacts, Version, facts_of_address, read_facts
+from qserve.exceptions import BrokerError, BrokerUnavailable, BrokerUnsafe
 from qserve.log import get_logger
-from qserve.plane.address import public, read_address
-from qserve.settings import Settings
+from qserve.settings import REPLICA, Settings
 
 log = get_logger(__name__)
 
-Version = tuple[int, ...]
-
 OLDEST: Version = (7, 0)
+ENOUGH_SENTINELS = 3
 CLOCK_TOLERANCE_S = 2.0
 CHECKED = "QSERVE_BROKER_CHECKED"
 """Set in the environment of processes whose parent has checked the broker already."""
@@ -52,52 +48,13 @@ class Finding:
     remedy: str = ""
 
 
-@dataclass(frozen=True)
-class BrokerFacts:
-    """What is known of a broker.
-
-    Parameters:
-      where: Its address, without credentials.
-      local: Whether only this host can reach it: a Unix socket, or a loopback address.
-      authenticated: Whether we present a password or a certificate.
-      encrypted, verified: Whether the connection uses TLS, and whether the other side must prove its name.
-      has_key: Whether a secret key is set here.
-      unreachable: Why it does not answer; "" when it does.
-      refused: Whether it answers, and refuses our credentials.
-      server, version, compatible: ``redis`` or ``valkey``, its version, and the version of Redis it stands for;
-        empty when it may not be asked.
-      role: ``master`` or ``slave``.
-      maxmemory, policy: Its limit in bytes (0: none), and what it does when that is reached.
-      evicted_clients: Connections that it has closed to get memory.
-      aof, aof_status: Whether it writes an append-only file, and how the last write went.
-      clock_off_s: Its clock minus this host's; None when it may not be asked.
-    """
-
-    where: str = ""
-    local: bool = True
-    authenticated: bool = False
-    encrypted: bool = False
-    verified: bool = True
-    has_key: bool = True
-    unreachable: str = ""
-    refused: bool = False
-    server: str = "redis"
-    version: Version = ()
-    compatible: Version = ()
-    role: str = "master"
-    maxmemory: int = 0
-    policy: str = "noeviction"
-    evicted_clients: int = 0
-    aof: bool = True
-    aof_status: str = "ok"
-    clock_off_s: float | None = 0.0
-
-
 def examine(facts: BrokerFacts) -> list[Finding]:
     """Judge a broker by what is known of it."""
     findings = [_address(facts), _reachable(facts)]
     if not facts.unreachable:
         findings += [rule(facts) for rule in (_SERVER_RULES if facts.version else (_unknown,))]
+        if facts.version and (facts.watched or facts.durability == REPLICA):
+            findings.append(_redundancy(facts))
         findings += [_clock(facts), _key(facts)]
     return findings
 
@@ -123,6 +80,9 @@ def _reachable(facts: BrokerFacts) -> Finding:
     if facts.refused:
         what = f"the broker at {facts.where} refuses the password: {facts.unreachable}"
         return Finding("error", what, "put the user and the password that it knows into QSERVE_BROKER_URL")
+    if facts.misspoken:
+        what = f"the broker at {facts.where} cannot be spoken to over TLS: {facts.unreachable}"
+        return Finding("error", what, "without TLS write redis:// or sentinel://; name a private CA by ssl_ca_certs")
     if facts.unreachable:
         what = f"the broker at {facts.where} cannot be reached: {facts.unreachable}"
         return Finding("error", what, "start it, or correct QSERVE_BROKER_URL")
@@ -152,7 +112,27 @@ def _role(facts: BrokerFacts) -> Finding:
     return Finding("error", what, "name the primary in QSERVE_BROKER_URL")
 
 
-def _eviction(facts: BrokerFacts) -> Finding:
+def _redundancy(facts: BrokerFacts) -> Finding:
+    if facts.durability == REPLICA and not facts.replicas:
+        what = "no replica copies it, and durability=replica refuses each request that is on one server only"
+        return Finding("error", what, "start a replica of it, or set QSERVE_DURABILITY=local")
+    if not facts.watched:
+        return Finding("ok", f"replicas that copy it: {facts.replicas}")
+    seen = "an unknown number of Sentinels" if facts.sentinels is None else _counted(facts.sentinels, "Sentinel")
+    what = f"{seen} watch it, {_counted(facts.replicas, 'replica')} can take over"
+    if not facts.replicas:
+        return Finding("warning", what, "start a replica of it: without one there is nothing to fail over to")
+    if facts.sentinels is not None and facts.sentinels < ENOUGH_SENTINELS:
+        return Finding("warning", what, "run three Sentinels on hosts of their own: two cannot outvote a lost third")
+    return Finding("ok", what)
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+def eviction(facts: BrokerFacts) -> Finding:
+    """Whether accepted requests are safe when its memory is full."""
     full = f"when its {facts.maxmemory} bytes are full"
     if facts.maxmemory == 0:
         return Finding("ok", "its memory is not limited")
@@ -184,7 +164,7 @@ def _clock(facts: BrokerFacts) -> Finding:
     if abs(off_s) <= CLOCK_TOLERANCE_S:
         return Finding("ok", "its clock agrees with this host's")
     what = f"its clock is {abs(off_s):.1f} s {'ahead of' if off_s > 0 else 'behind'} this host's"
-    return Finding("warning", what, "synchronise both (NTP): deadlines and heartbeats are off by as much")
+    return Finding("warning", what, "synchronise both (NTP), or their logs cannot be compared")
 
 
 def _key(facts: BrokerFacts) -> Finding:
@@ -194,75 +174,11 @@ def _key(facts: BrokerFacts) -> Finding:
     return Finding("warning", what, "set the same key in every process: openssl rand -hex 32")
 
 
-_SERVER_RULES: tuple[Callable[[BrokerFacts], Finding], ...] = (_version, _role, _eviction, _persistence)
+_SERVER_RULES: tuple[Callable[[BrokerFacts], Finding], ...] = (_version, _role, eviction, _persistence)
 
 
 def _dotted(version: Version) -> str:
     return ".".join(map(str, version))
-
-
-def facts_of_address(settings: Settings) -> BrokerFacts:
-    """What the settings alone say of their broker."""
-    url = settings.broker_url or ""
-    options = read_address(url)
-    kind = options.get("connection_class")
-    by_socket = kind is UnixDomainSocketConnection
-    names_checked = str(options.get("ssl_check_hostname", True)).lower() not in ("false", "0", "no")
-    return BrokerFacts(
-        where=public(url),
-        local=by_socket or _is_loopback(options.get("host") or "localhost"),
-        authenticated=bool(options.get("password") or options.get("ssl_certfile")),
-        encrypted=kind is SSLConnection,
-        verified=options.get("ssl_cert_reqs") not in ("none", "optional") and names_checked,
-        has_key=settings.secret_key is not None,
-    )
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
-def read_facts(client: redis.Redis, settings: Settings) -> BrokerFacts:
-    """Ask a broker once, for everything; one that does not answer is a fact as well."""
-    facts = facts_of_address(settings)
-    pipe = client.pipeline(transaction=False)
-    pipe.info()
-    pipe.time()
-    began = time.time()
-    try:
-        info, clock = pipe.execute(raise_on_error=False)
-    except (redis.RedisError, OSError) as error:
-        refused = isinstance(error, redis.AuthenticationError)
-        return replace(facts, unreachable=str(error) or type(error).__name__, refused=refused)
-    ended, off_s = time.time(), None
-    if not isinstance(clock, Exception):
-        # its answer was given at some moment in between: only what lies outside of that is a difference
-        theirs = clock[0] + clock[1] / 1e6
-        off_s = theirs - min(max(theirs, began), ended)
-    return replace(facts, clock_off_s=off_s, **({} if isinstance(info, Exception) else _of_info(info)))
-
-
-def _of_info(info: dict[str, Any]) -> dict[str, Any]:
-    compatible = _parsed(info.get("redis_version", ""))
-    is_valkey = "valkey_version" in info or info.get("server_name") == "valkey"
-    return {
-        "server": "valkey" if is_valkey else "redis",
-        "version": _parsed(info.get("valkey_version", "")) or compatible,
-        "compatible": compatible,
-        "role": str(info.get("role", "master")),
-        "maxmemory": int(info.get("maxmemory", 0)),
-        "policy": str(info.get("maxmemory_policy", "noeviction")),
-        "evicted_clients": int(info.get("evicted_clients", 0)),
-        "aof": bool(info.get("aof_enabled", 0)),
-        "aof_status": str(info.get("aof_last_write_status", "ok")),
-    }
-
-
-def _parsed(text: Any) -> Version:
-    return tuple(int(part) for part in str(text).split(".") if part.isdigit())
 
 
 _logged: set[str] = set()
@@ -286,10 +202,34 @@ def check_or_raise(client: redis.Redis, settings: Settings) -> None:
     """
     check_address(settings)  # before the first byte is sent
     facts = read_facts(client, settings)
-    if facts.unreachable and not facts.refused:
+    if facts.unreachable and not (facts.refused or facts.misspoken):
         raise BrokerUnavailable(_reachable(facts).what)
-    for finding in examine(facts):
+    findings = examine(facts)
+    for finding in findings:
         _raise_for(finding)
+    _log_warnings(findings)
+
+
+def look_again(client: redis.Redis, settings: Settings) -> None:
+    """Look at a broker that is in use: somebody may have changed its settings since; warnings are logged once.
+
+    Raises:
+      BrokerUnavailable: It does not answer.
+      BrokerUnsafe: It would throw accepted requests away.
+    """
+    facts = read_facts(client, settings)
+    if facts.unreachable:
+        raise BrokerUnavailable(_reachable(facts).what)
+    if not facts.version:
+        return  # it may not be asked, which was said at the start
+    finding = eviction(facts)
+    if finding.level == "error":
+        raise BrokerUnsafe(f"{finding.what}; remedy: {finding.remedy}")
+    _log_warnings([_persistence(facts)])
+
+
+def _log_warnings(findings: Iterable[Finding]) -> None:
+    for finding in findings:
         if finding.level == "warning" and finding.what not in _logged:
             _logged.add(finding.what)
             log.warning("broker: %s; remedy: %s", finding.what, finding.remedy)

@@ -19,6 +19,8 @@ QserveException                    also ``RayServeException``
 ├── DeadLetterError                a dead letter is not there, or cannot be replayed
 └── BrokerError                    the broker is away, or refuses
     ├── BrokerStateLost        503 it was emptied, or started on an empty disk
+    ├── BrokerUnsafe           503 the broker would throw accepted requests away
+    ├── NotReplicated          503 with durability=replica: no replica of the broker has the request
     └── BrokerUnavailable      503 no connection; asking again later may help
 
 ``GetTimeoutError`` (waiting ended, the request goes on) is a TimeoutError beside the tree.
@@ -167,6 +169,21 @@ class BrokerError(QserveException):
     status = 503
     code = "broker_error"
     retryable = True
+
+
+class BrokerUnsafe(BrokerError):
+    """Raised when the broker is set up so that it may throw accepted requests away."""
+
+    code = "broker_unsafe"
+
+
+class NotReplicated(BrokerError):
+    """Raised when ``durability`` is ``replica`` and only the broker's primary has the request.
+
+    It was cancelled again; until then it may have begun to run.
+    """
+
+    code = "not_replicated"
 
 
 class BrokerUnavailable(BrokerError, ConnectionError):

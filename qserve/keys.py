@@ -5,9 +5,9 @@
     q:<app>:<version>:<deployment>  stream  calls, consumed by the group replicas  version + RETIRED_TTL_MS
     <a stream>@<replica>            stream  calls for a model that this replica holds    version + RETIRED_TTL_MS
     x:<app>:<version>:<deployment>  hash    which replica holds which model        version + RETIRED_TTL_MS
-    z:<app>:<version>:<deployment>  zset    calls that wait for their next try           DELAYED_TTL_MS after the last
+    z:<app>:<version>:<deployment>  zset    calls that wait for their next try           the longest of its requests
     u:<app>:<version>:<deployment>  string  the replica that leaves because it is ill    its grace and a start
-    r:<request>                     hash    one request: state, joins, fingerprint, result    deadline, then result_ttl
+    r:<request>                     hash    a request: state, joins, fingerprint, result     deadline + a day, then result_ttl
     m:<process>                     list    replies for one process                MAILBOX_TTL_MS after the last
     d:<request>                     hash    a dead letter: its request, its calls  seven days
     dead                            zset    ids of dead letters by their time      seven days after the last
@@ -23,6 +23,8 @@
     celery:<queue>                  list    Celery's own remote control            CONTROL_TTL_MS
     celery:fanout:<name>            stream  Celery's broadcasts                    CONTROL_TTL_MS
 
+An open request is removed by whoever ends it, long before its key's own life is over.
+
 All names carry the same hash tag, so that the keys of one commit are in one slot of a cluster.
 """
 
@@ -35,8 +37,10 @@ MAILBOX_TTL_MS = 120_000
 BEAT_TTL_MS = 15_000
 POOL_TTL_MS = 24 * 3_600_000
 CONTROL_TTL_MS = 60_000
-RETIRED_TTL_MS = 3_600_000
-DELAYED_TTL_MS = 24 * 3_600_000
+CLOCK_MARGIN_MS = 24 * 3_600_000
+"""The broker counts lives by its own clock: whatever holds accepted work outlives its need by this much, so that a
+clock that is set ahead by less takes none of it away."""
+RETIRED_TTL_MS = CLOCK_MARGIN_MS + 3_600_000
 CHANGES_KEPT = 64
 
 

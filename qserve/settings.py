@@ -14,6 +14,7 @@ DEFAULT_HOST = "127.0.0.1"
 DEFAULT_PORT = 8000
 LOG_LEVELS = ("debug", "info", "warning", "error")
 LOG_FORMATS = ("text", "json")
+LOCAL, REPLICA = DURABILITIES = ("local", "replica")
 
 
 @dataclass(frozen=True)
@@ -21,13 +22,15 @@ class Settings:
     """The settings of one process; their ``repr`` shows neither the broker's password nor the key.
 
     Parameters:
-      broker_url: ``redis://``, ``rediss://`` or ``unix://``; None where an embedded broker is to be started.
+      broker_url: ``redis://``, ``rediss://``, ``unix://`` or ``sentinel://``; None where an embedded broker is to
+        be started.
       namespace: Keeps installations on one broker apart.
       secret_key: Signs all messages, and what is pickled; None means that only plain data may travel, unsigned.
       accepted_keys: Further keys whose signatures are taken, while the key is being changed.
       request_timeout_s: Deadline of a request for which the application names none.
       result_ttl_s: How long a result that can be asked for later is kept: of requests from Python, and over HTTP of
         those that prefer an answer later or have an idempotency key.
+      durability: ``local``: a request is accepted when the primary has it; ``replica``: when a replica has it as well.
       show_errors: Whether HTTP error bodies hold the traceback of user code.
       log_level: The least that is logged: ``debug``, ``info``, ``warning`` or ``error``.
       log_format: ``text``, or ``json`` for one object a line.
@@ -43,6 +46,7 @@ class Settings:
     accepted_keys: tuple[bytes, ...] = field(default=(), repr=False)
     request_timeout_s: float = 60.0
     result_ttl_s: float = 600.0
+    durability: str = LOCAL
     show_errors: bool = False
     log_level: str = "info"
     log_format: str = "text"
@@ -76,6 +80,7 @@ class Settings:
             accepted_keys=tuple(key.strip().encode() for key in accepted.split(",") if key.strip()),
             request_timeout_s=_seconds(env, "QSERVE_REQUEST_TIMEOUT_S", cls.request_timeout_s),
             result_ttl_s=_seconds(env, "QSERVE_RESULT_TTL_S", cls.result_ttl_s),
+            durability=_choice(env, "QSERVE_DURABILITY", cls.durability, DURABILITIES),
             show_errors=env.get("QSERVE_SHOW_ERRORS", "") not in ("", "0", "false"),
             log_level=_choice(env, "QSERVE_LOG_LEVEL", cls.log_level, LOG_LEVELS),
             log_format=_choice(env, "QSERVE_LOG_FORMAT", cls.log_format, LOG_FORMATS),
@@ -97,6 +102,7 @@ class Settings:
             "QSERVE_NAMESPACE": self.namespace,
             "QSERVE_REQUEST_TIMEOUT_S": str(self.request_timeout_s),
             "QSERVE_RESULT_TTL_S": str(self.result_ttl_s),
+            "QSERVE_DURABILITY": self.durability,
             "QSERVE_SHOW_ERRORS": "1" if self.show_errors else "0",
             "QSERVE_LOG_LEVEL": self.log_level,
             "QSERVE_LOG_FORMAT": self.log_format,

@@ -11,7 +11,7 @@ from flask.sessions import NullSession, SessionInterface
 from werkzeug.exceptions import HTTPException
 from werkzeug.routing import MapAdapter
 
-from qserve.doctor import CHECKED, check_or_raise
+from qserve.doctor import CHECKED, check_or_raise, look_again
 from qserve.exceptions import QserveException
 from qserve.http.bad_request import BadRequest
 from qserve.log import get_logger
@@ -110,7 +110,7 @@ def create_app(settings: Settings, plane: ClientPlane | None = None, watch: bool
     """
     plane = plane or ClientPlane(settings)
     connected = plane
-    watcher = Watcher(plane, lambda: _check(connected, settings))
+    watcher = Watcher(plane, lambda: _check(connected, settings), lambda: look_again(connected.client, settings))
     if watch:
         watcher.start()
     else:

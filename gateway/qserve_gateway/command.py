@@ -17,7 +17,7 @@ _OPTIONS = (
     click.option("--workers", envvar="WEB_CONCURRENCY", type=click.IntRange(1), default=1, show_default=True,
                  help="Processes that serve."),
     click.option("--broker", envvar=["QSERVE_BROKER_URL", "REDIS_URL"], metavar="URL",
-                 help="The broker: redis://, rediss:// or unix://."),
+                 help="The broker: redis://, rediss://, unix:// or sentinel://."),
     click.option("--access-log", envvar="QSERVE_ACCESS_LOG", is_flag=True, help="Log a line for each request."),
 )  # fmt: skip
 

@@ -6,9 +6,9 @@ What is known of such a request is in the broker only, so any gateway answers fo
 from __future__ import annotations
 
 import hashlib
-import time
 from typing import Any, NamedTuple
 
+from qserve.clock import clock
 from qserve.exceptions import DeadlineExceeded, PayloadError
 from qserve.http.bad_request import BadRequest
 from qserve.plane import functions
@@ -159,7 +159,9 @@ class Jobs:
 
     def _is_late(self, header: bytes | None) -> bool:
         try:
-            return header is not None and open_header(self._plane.seal, header).deadline_ms + _LATE_MS < _now_ms()
+            return (
+                header is not None and open_header(self._plane.seal, header).deadline_ms + _LATE_MS < clock.judge_ms()
+            )
         except PayloadError:
             return False
 
@@ -185,10 +187,6 @@ def _fingerprint(environ: Environ, body: bytes) -> str:
     for part in (*(text.encode("latin-1") for text in parts), body):
         digest.update(len(part).to_bytes(8, "big") + part)
     return digest.hexdigest()
-
-
-def _now_ms() -> float:
-    return time.time() * 1000
 
 
 def _unknown(request_id: str) -> BadRequest:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from logging import DEBUG, WARNING
 from typing import Any
 
 from qserve import exceptions
-from qserve.exceptions import BrokerError, BrokerUnavailable, QserveException
+from qserve.exceptions import BrokerError, BrokerUnavailable, BrokerUnsafe, QserveException
 from qserve.http.bad_request import BadRequest
 from qserve.log import get_logger
 from qserve.plane.base import Outcome
@@ -85,7 +86,7 @@ def of_error(error: BaseException, request_id: str) -> Reply:
     message, code = str(error), error.code
     if isinstance(error, BrokerError):
         # the text may name the broker's address
-        log.warning("request %s: %s", request_id, error)
+        log.log(DEBUG if isinstance(error, BrokerUnsafe) else WARNING, "request %s: %s", request_id, error)
         code = next((code for word, code in _BROKER_CODES if word in message), code)
         message = "the broker cannot be reached or does not accept calls now"
     reply = problem(error.status, code, message, request_id, error.retryable)

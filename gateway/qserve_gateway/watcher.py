@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from logging import DEBUG, WARNING
 
-from qserve.exceptions import BrokerError, BrokerStateLost, PayloadError
+from qserve.exceptions import BrokerError, BrokerStateLost, BrokerUnsafe, PayloadError
 from qserve.keys import BEAT_TTL_MS
 from qserve.log import get_logger
 from qserve.plane.client import ClientPlane
@@ -19,6 +20,8 @@ log = get_logger(__name__)
 _SHORTEST_PAUSE_S, _LONGEST_PAUSE_S = 0.03, 2.0
 _EAGER_TRIES = 100
 _FOREVER_S = float("inf")
+LOOK_AGAIN_S = 60.0
+"""How often the broker's settings are looked at again; every two seconds while they are wrong."""
 
 
 class Watcher:
@@ -27,12 +30,21 @@ class Watcher:
     Parameters:
       plane: Its registry is read; it is told of every application, so that no request has to ask.
       check: Called before the broker is first used; raises BrokerError when it must not be.
+      look_again: Called every ``LOOK_AGAIN_S``; raises BrokerUnsafe when it must not be used any more.
     """
 
-    def __init__(self, plane: ClientPlane, check: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self,
+        plane: ClientPlane,
+        check: Callable[[], None] = lambda: None,
+        look_again: Callable[[], None] = lambda: None,
+    ) -> None:
         self.table: RouteTable | None = None
         self._plane = plane
         self._check = check
+        self._look_again = look_again
+        self._looked_at = time.monotonic()
+        self._unsafe: BrokerUnsafe | None = None
         self._seen = ""
         self._lost = False
         self._beat = plane.keys.gateway(process_name())
@@ -58,7 +70,10 @@ class Watcher:
 
         Raises:
           BrokerStateLost: The applications that they lead to are no more.
+          BrokerUnsafe: What is accepted now might be thrown away.
         """
+        if self._unsafe is not None:
+            raise BrokerUnsafe(str(self._unsafe))
         if self._lost:
             raise BrokerStateLost("the broker has lost all that was deployed")
         return self.table
@@ -84,6 +99,7 @@ class Watcher:
             self._check()
             self.refresh()
             return
+        self._look_over()
         registry = self._plane.registry
         if registry.wait_for_change(self._seen, BLOCK_S) != self._seen:
             self.refresh()
@@ -91,6 +107,22 @@ class Watcher:
             self._note_loss()
         else:
             self._publish()
+
+    def _look_over(self) -> None:
+        now = time.monotonic()
+        if self._unsafe is None and now - self._looked_at < LOOK_AGAIN_S:
+            return
+        self._looked_at = now
+        try:
+            self._look_again()
+        except BrokerUnsafe as error:
+            if self._unsafe is None:
+                log.error("requests are refused until the broker is set right: %s", error)
+            self._unsafe = error
+        else:
+            if self._unsafe is not None:
+                log.warning("the broker is set right; requests are accepted again")
+            self._unsafe = None
 
     def _note_loss(self) -> None:
         if not self._lost:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from pathlib import Path
 
 import click
+from redis import Redis
 
 from qserve.application import record_of
+from qserve.doctor import CHECKED, check_or_raise
 from qserve.exceptions import BrokerUnavailable, QserveException
 from qserve.graph.compile import BuiltApplication, compile_application
 from qserve.keys import Keys
@@ -73,7 +76,7 @@ def deploy(
             route_prefix=route_prefix or built.route_prefix,
         )
         client = connect(settings.broker_url)
-        _wait_for_broker(client)
+        _wait_for_broker(client, settings)
         keys = Keys(settings.namespace)
         registry = Registry(client, keys, Seal(settings.keyring))
         roll_out(registry, Pool(client, keys, name), record, timeout_s=timeout_s, on_progress=_show)
@@ -93,10 +96,12 @@ def _build(target: str, name: str) -> BuiltApplication:
         raise click.ClickException(f"{target} cannot be loaded: {type(error).__name__}: {error}") from error
 
 
-def _wait_for_broker(client: object) -> None:
+def _wait_for_broker(client: Redis, settings: Settings) -> None:
     give_up = time.monotonic() + _BROKER_FOR_S
     while True:
         try:
+            if not os.environ.get(CHECKED):
+                check_or_raise(client, settings)
             return load_functions(client)
         except BrokerUnavailable:
             if time.monotonic() > give_up:

@@ -8,7 +8,8 @@ from dataclasses import asdict
 
 import click
 
-from qserve.doctor import Finding, examine, read_facts
+from qserve.broker_facts import read_facts
+from qserve.doctor import Finding, examine
 from qserve.exceptions import QserveException
 from qserve.plane.connection import connect
 from qserve.settings import Settings

@@ -1,4 +1,4 @@
-"""The broker's address: how it is read, and what of it may be shown.
+"""Where a broker is, and what of its address may be shown: one server, or the primary that Sentinels watch.
 
 A password may stand before the host or among the parameters, and a password with a character that URLs give a
 meaning to makes an address that cannot be read. The errors of the standard parser quote what they stumble over.
@@ -6,6 +6,7 @@ meaning to makes an address that cannot be read. The errors of the standard pars
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import Any
 
 from redis.connection import parse_url
@@ -15,20 +16,70 @@ from qserve.exceptions import QserveException
 _HIDDEN = "(not shown)"
 _known: dict[str, str] = {}
 
+SENTINEL_PORT = 26379
+_HOW = (
+    "write redis://host:6379/0, rediss:// for TLS, unix:///path, or sentinel://host:26379,host2:26379/SERVICE/0"
+    " (sentinels:// for TLS), with %-escapes for other characters than letters and digits in a password"
+)
 
-def read_address(url: str) -> dict[str, Any]:
-    """The options of a connection, by redis-py's names for them.
 
-    Raises:
-      QserveException: It is no broker's address.
+@dataclass(frozen=True)
+class Address:
+    """A broker's URL, taken apart.
+
+    Parameters:
+      where: The address without credentials, for messages.
+      options: redis-py's options for a connection: credentials, database, TLS, and the place of a single server.
+      service: What Sentinels call the broker; "" for a single server.
+      sentinels: The options for a connection to each Sentinel.
     """
-    try:
-        return parse_url(url)  # type: ignore[no-any-return]
-    except ValueError:
-        raise QserveException(
-            f"{public(url)} is no broker's address: write redis://host:6379/0, rediss:// for TLS, or unix:///path,"
-            " with %-escapes for other characters than letters and digits in a password"
-        ) from None
+
+    where: str
+    options: dict[str, Any] = field(repr=False)
+    service: str = ""
+    sentinels: tuple[dict[str, Any], ...] = field(default=(), repr=False)
+
+    @classmethod
+    def of(cls, url: str) -> Address:
+        """Read a URL; QserveException when it names no broker, without the password that it may hold."""
+        where = public(url)
+        try:
+            if url.startswith(("sentinel://", "sentinels://")):
+                return _of_sentinels(url, where)
+            return cls(where, parse_url(url))
+        except ValueError as error:
+            reason = f" ({error})" if isinstance(error, _Wrong) else ""
+        # outside of the handler: the parser's own error quotes what it could not read, a password included
+        raise QserveException(f"{where} is no broker's address{reason}: {_HOW}")
+
+
+class _Wrong(ValueError):
+    """Raised with words that are safe to show."""
+
+
+def _of_sentinels(url: str, where: str) -> Address:
+    scheme, _, rest = url.partition("://")
+    rest, _, query = rest.partition("?")
+    place, _, path = rest.partition("/")
+    credentials, _, hosts = place.rpartition("@")
+    service, _, database = path.partition("/")
+    if not service:
+        raise _Wrong("the name of the service is missing")
+    if database and not database.isdigit():
+        raise _Wrong(f"the database {database!r} is no number")
+    server = scheme.replace("sentinel", "redis")
+    options = parse_url(f"{server}://{credentials}@/{database or 0}?{query}")
+    # Sentinels have users and passwords of their own
+    own = {name: options.pop(f"sentinel_{name}") for name in ("username", "password") if f"sentinel_{name}" in options}
+    shared = {name: value for name, value in options.items() if name.startswith("ssl_") or name == "connection_class"}
+    return Address(where, options, service, tuple({**shared, **own, **_place(host)} for host in hosts.split(",")))
+
+
+def _place(host: str) -> dict[str, Any]:
+    found = parse_url(f"redis://{host}")
+    if "host" not in found:
+        raise _Wrong("the host of a Sentinel is missing")
+    return {"host": found["host"], "port": found.get("port", SENTINEL_PORT)}
 
 
 def public(url: str) -> str:

@@ -11,6 +11,7 @@ import math
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Any
 
@@ -20,14 +21,22 @@ from qserve.exceptions import AppNotFound, BrokerUnavailable, QserveException
 from qserve.keys import Keys
 from qserve.log import get_logger
 from qserve.plane import functions
-from qserve.plane.connection import MAILBOX_BLOCK_S, STRAY_READ_S, connect, process_name
+from qserve.plane.connection import (
+    LONGEST_PAUSE_S,
+    MAILBOX_BLOCK_S,
+    STRAY_READ_S,
+    connect,
+    measure_clock,
+    process_name,
+)
+from qserve.plane.durable import WAIT, replicated
 from qserve.plane.library import LOAD, Command
 from qserve.plane.outgoing import Submission
 from qserve.plane.replies import failed
 from qserve.plane.submitter import Submitter, ignore
 from qserve.ref import Ref
 from qserve.registry import ApplicationRecord, Registry
-from qserve.settings import Settings
+from qserve.settings import REPLICA, Settings
 from qserve.wire.codec import Codec
 
 log = get_logger(__name__)
@@ -55,6 +64,9 @@ class ClientPlane(Submitter):
         self.registry = Registry(self.client, self.keys, self.seal)
         self._catalog: dict[str, tuple[float, ApplicationRecord]] = {}
         self._looked_at = 0.0
+        self._deliver = self._pipeline
+        if settings.durability == REPLICA:
+            self._deliver = partial(replicated, self._pipeline)
         self._outbox: SimpleQueue[_Sending | None] = SimpleQueue()
         self._start = threading.Lock()
         self._running = False
@@ -140,7 +152,7 @@ class ClientPlane(Submitter):
         pause_s = 0.05
         while True:
             try:
-                replies = self._pipeline([command for command, _ in batch])
+                replies = self._deliver([command for command, _ in batch])
                 break
             except (redis.RedisError, OSError) as error:
                 if self._closed or time.monotonic() > give_up:
@@ -161,6 +173,8 @@ class ClientPlane(Submitter):
         replies: list[Any] = pipe.execute(raise_on_error=False)
         missing = [place for place, reply in enumerate(replies) if _is_unknown_function(reply)]
         if missing:
+            if commands[-1] is WAIT:
+                missing.append(len(commands) - 1)
             self.client.execute_command(*LOAD)
             for place, reply in zip(missing, self._pipeline([commands[place] for place in missing]), strict=True):
                 replies[place] = reply
@@ -172,6 +186,7 @@ class ClientPlane(Submitter):
         pause_s, stray_until = 0.05, math.inf
         while not self._closed:
             try:
+                measure_clock(self.client)
                 found: Any = self.client.blmpop(MAILBOX_BLOCK_S, 1, self._mailbox, direction="LEFT", count=256)
                 self._look_for_losses()
                 if pause_s != 0.05 or time.monotonic() > stray_until:
@@ -186,7 +201,7 @@ class ClientPlane(Submitter):
                     raise
                 log.debug("the mailbox cannot be read: %s", error)
                 time.sleep(pause_s)
-                pause_s = min(pause_s * 2, 2.0)
+                pause_s = min(pause_s * 2, LONGEST_PAUSE_S)
                 continue
             for message in found[1] if found else ():
                 self._pending.arrive(message)

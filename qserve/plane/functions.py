@@ -140,6 +140,11 @@ def submit(
     )  # fmt: skip
 
 
+def is_submission(command: Command) -> bool:
+    """Whether a command is what ``submit`` built."""
+    return command[1] == _SUBMIT
+
+
 def commit(
     stream: str,
     request: str,

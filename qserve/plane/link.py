@@ -17,9 +17,10 @@ from typing import Any
 import hiredis
 from redis.connection import SSLConnection
 
-from qserve.exceptions import BrokerUnavailable
-from qserve.plane.address import read_address
-from qserve.plane.connection import CONNECT_TIMEOUT_S
+from qserve.clock import clock
+from qserve.exceptions import BrokerError, BrokerUnavailable
+from qserve.plane.address import Address
+from qserve.plane.connection import CONNECT_TIMEOUT_S, PRIMARY, SENTINEL_TIMEOUT_S, is_demotion
 from qserve.plane.library import Command
 
 log = logging.getLogger(__name__)
@@ -42,27 +43,52 @@ class Link(asyncio.Protocol):
 
     @classmethod
     async def open(cls, url: str, on_lost: Callable[[list[OnReply]], None]) -> Link:
-        """Connect, authenticate and select the database that ``url`` names.
+        """Connect, authenticate, select the database that ``url`` names, and measure the broker's clock.
+
+        Under ``sentinel://`` the Sentinels are asked first where the primary is.
 
         Raises:
-          BrokerUnavailable: The broker does not answer, or refuses the credentials.
+          BrokerUnavailable: The broker does not answer, refuses the credentials, or is no primary.
         """
-        loop = asyncio.get_running_loop()
-        options = read_address(url)
-        link = cls(on_lost)
+        address = Address.of(url)
+        options = address.options
+        if address.sentinels:
+            options = {**options, **await _find_primary(address)}
+        link = cls(_ignore)  # one that is lost while it opens is an error here, and nothing to connect again
         try:
-            if "path" in options:
-                connecting: Any = loop.create_unix_connection(lambda: link, options["path"])
-            else:
-                host, port = options.get("host", "localhost"), options.get("port", 6379)
-                connecting = loop.create_connection(lambda: link, host, port, ssl=_tls(options))
-            await asyncio.wait_for(connecting, CONNECT_TIMEOUT_S)
-            for command in _greeting(options):
-                await asyncio.wait_for(link.call(command), CONNECT_TIMEOUT_S)
-        except (OSError, TimeoutError, hiredis.ReplyError) as error:
+            await link._connect(options, CONNECT_TIMEOUT_S)
+            await asyncio.wait_for(link._look_over(), CONNECT_TIMEOUT_S)
+        except (OSError, TimeoutError, hiredis.ReplyError, BrokerError) as error:
             link.close()
-            raise BrokerUnavailable(f"the broker cannot be reached: {error}") from error
+            raise BrokerUnavailable(f"the broker cannot be reached: {str(error) or type(error).__name__}") from error
+        link._on_lost = on_lost
         return link
+
+    async def _connect(self, options: dict[str, Any], timeout_s: float) -> None:
+        loop = asyncio.get_running_loop()
+        if "path" in options:
+            connecting: Any = loop.create_unix_connection(lambda: self, options["path"])
+        else:
+            host, port = options.get("host", "localhost"), options.get("port", 6379)
+            connecting = loop.create_connection(lambda: self, host, port, ssl=_tls(options))
+        await asyncio.wait_for(connecting, timeout_s)
+        for command in _greeting(options):
+            await asyncio.wait_for(self.call(command), timeout_s)
+
+    async def _look_over(self) -> None:
+        try:
+            role = await self.call(("ROLE",))
+        except hiredis.ReplyError as error:  # an ACL from before the question was asked
+            if not str(error).startswith("NOPERM"):
+                raise
+        else:
+            if role[0] != PRIMARY:
+                raise BrokerUnavailable("it is a replica now")
+        asked_at = time.monotonic()
+        try:
+            clock.observe(await self.call(("TIME",)), asked_at)
+        except hiredis.ReplyError as error:
+            clock.observe(error, asked_at)
 
     def post(self, commands: Iterable[tuple[Command, OnReply]]) -> None:
         """Send commands in one write; each callback gets its reply."""
@@ -114,6 +140,8 @@ class Link(asyncio.Protocol):
         self._reader.feed(data)
         while (reply := self._reader.gets()) is not False:
             self._waiting.popleft()(reply)
+            if isinstance(reply, hiredis.ReplyError) and is_demotion(reply) and self._transport is not None:
+                self._transport.abort()  # whoever connects again is led to the new primary
 
     def connection_lost(self, error: Exception | None) -> None:
         self._transport = None
@@ -126,6 +154,25 @@ def _ignore(waiting: list[OnReply]) -> None:
     lost = BrokerUnavailable("the connection to the broker was closed")
     for on_reply in waiting:
         on_reply(lost)
+
+
+async def _find_primary(address: Address) -> dict[str, Any]:
+    """Host and port of the primary, by the first Sentinel that knows it; raises BrokerUnavailable."""
+    said = []
+    for options in address.sentinels:
+        link = Link(_ignore)
+        try:
+            await link._connect(options, SENTINEL_TIMEOUT_S)
+            asking = link.call(("SENTINEL", "GET-MASTER-ADDR-BY-NAME", address.service))
+            found = await asyncio.wait_for(asking, SENTINEL_TIMEOUT_S)
+            if found is not None:
+                return {"host": found[0].decode(), "port": int(found[1])}
+            said.append(f"{options['host']}:{options['port']} knows no {address.service!r}")
+        except (OSError, TimeoutError, hiredis.ReplyError, BrokerUnavailable) as error:
+            said.append(f"{options['host']}:{options['port']}: {str(error) or type(error).__name__}")
+        finally:
+            link.close()
+    raise BrokerUnavailable(f"no Sentinel names the broker's primary: {'; '.join(said)}")
 
 
 def _greeting(options: dict[str, Any]) -> list[Command]:

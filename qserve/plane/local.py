@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
@@ -11,6 +10,7 @@ from functools import partial
 from math import inf
 from typing import Any
 
+from qserve.clock import clock
 from qserve.exceptions import AppNotFound
 from qserve.items import ItemRef
 from qserve.keys import Keys
@@ -194,7 +194,7 @@ class LocalPlane:
 
     def _watch_deadlines(self) -> None:
         while not self._closed:
-            left_s = None if self._alarm_ms == inf else max(0.0, self._alarm_ms / 1000 - time.time())
+            left_s = None if self._alarm_ms == inf else max(0.0, (self._alarm_ms - clock.judge_ms()) / 1000)
             if self._alarm.wait(left_s):
                 self._alarm.clear()
             else:

@@ -15,7 +15,14 @@ from qserve.exceptions import BrokerUnavailable
 from qserve.keys import Keys
 from qserve.plane import functions
 from qserve.plane.client import ClientPlane
-from qserve.plane.connection import MAILBOX_BLOCK_S, READ_TIMEOUT_S, STRAY_READ_S, process_name, refusal
+from qserve.plane.connection import (
+    LONGEST_PAUSE_S,
+    MAILBOX_BLOCK_S,
+    READ_TIMEOUT_S,
+    STRAY_READ_S,
+    process_name,
+    refusal,
+)
 from qserve.plane.library import LOAD, Command
 from qserve.plane.link import Link, OnReply
 from qserve.plane.submitter import Submitter, ignore
@@ -178,7 +185,7 @@ class LoopPlane(Submitter):
                 await self.open()
             except BrokerUnavailable:
                 await asyncio.sleep(pause_s)
-                pause_s = min(pause_s * 2, 2.0)
+                pause_s = min(pause_s * 2, LONGEST_PAUSE_S)
 
     def _resend(self) -> None:
         again, self._unanswered = self._unanswered, deque()
@@ -213,7 +220,7 @@ class LoopPlane(Submitter):
                 if link is not None:
                     link.close()
                 await asyncio.sleep(pause_s)
-                pause_s = min(pause_s * 2, 2.0)
+                pause_s = min(pause_s * 2, LONGEST_PAUSE_S)
 
     async def _look_for_losses(self, link: Link) -> None:
         """Once a second, while somebody waits: whether the broker still has what it had."""

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from math import inf
 from typing import NamedTuple
 
+from qserve.clock import clock
 from qserve.items import WINDOW, ItemRef
 from qserve.plane.base import Outcome
 from qserve.plane.functions import Awaited, Move, Start
@@ -197,7 +198,7 @@ class Requests:
 
     def expire(self) -> float:
         """End the requests whose deadline has passed; answers the next deadline, in ms of Unix time."""
-        now_ms = time.time() * 1000
+        now_ms = clock.judge_ms()
         following = inf
         for key, request in list(self._requests.items()):
             if request.state != "o":

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from qserve.clock import clock
 from qserve.context import request_context
 from qserve.exceptions import AppNotFound, QserveException
 from qserve.graph.advance import Answer as AnswerMove
 from qserve.graph.advance import Fill, Send, begin
 from qserve.graph.plan import Plan
-from qserve.keys import Keys
+from qserve.keys import CLOCK_MARGIN_MS, Keys
 from qserve.plane import functions
 from qserve.plane.base import CallOptions, Outcome
 from qserve.plane.functions import Awaited, Epoch, Join, Model, Move, Start
@@ -25,8 +25,6 @@ from qserve.wire.codec import Codec
 from qserve.wire.envelope import REQUEST_ID_CHARS, Header
 from qserve.wire.failure import Failure
 from qserve.wire.signing import Seal
-
-_LIFE_MARGIN_MS = 60_000
 
 
 class Submission(NamedTuple):
@@ -192,7 +190,7 @@ class Composer:
     ) -> tuple[str, bytes, int]:
         request_id = options.request_id or os.urandom(16).hex()
         timeout_s = options.timeout_s or record.timeout_s or self._settings.request_timeout_s
-        deadline_ms = int((time.time() + timeout_s) * 1000)
+        deadline_ms = int(clock.stamp_ms() + timeout_s * 1000)
         parent_ms = request_context.get().deadline_ms
         if parent_ms:
             deadline_ms = min(deadline_ms, parent_ms)
@@ -215,7 +213,7 @@ class Composer:
     ) -> Submission:
         keep_s = self._settings.result_ttl_s if options.result_ttl_s is None else options.result_ttl_s
         keep_ms = int(keep_s * 1000)
-        life_ms = max(0, deadline_ms - int(time.time() * 1000)) + keep_ms + _LIFE_MARGIN_MS
+        life_ms = max(0, deadline_ms - int(clock.judge_ms())) + CLOCK_MARGIN_MS
         return Submission(
             request_id, deadline_ms, None, self._keys.request(request_id), header, moves, waits, life_ms, keep_ms,
             self._limits(record), None, options.fingerprint,

@@ -7,10 +7,11 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from qserve.clock import clock
 from qserve.exceptions import PayloadError
 from qserve.items import ItemRef
 from qserve.plane.base import Outcome
-from qserve.plane.replies import failed, read_message, read_reply
+from qserve.plane.replies import UNKNOWN, failed, read_message, read_reply, state_lost
 from qserve.plane.sealing import item_context, open_end
 from qserve.ref import Ref
 from qserve.wire.signing import Seal
@@ -102,10 +103,15 @@ class Pending:
             ref.add(item)
 
     def on_watched(self, ref: Ref) -> Callable[[Any], None]:
-        """What takes the answer of ``watch``."""
+        """What takes the answer of ``watch``.
+
+        A request that this process submitted, and that is still awaited, is unknown when the server that accepted it
+        failed before its replica had it.
+        """
 
         def on_reply(reply: Any) -> None:
-            outcome = read_reply(reply, self._seal, ref.request_id)
+            is_own = any(one is ref and deadline_ms for deadline_ms, one in self._open.get(ref.request_id, ()))
+            outcome = state_lost() if is_own and reply == UNKNOWN else read_reply(reply, self._seal, ref.request_id)
             if outcome is not None:
                 self.settle(ref.request_id, outcome)
 
@@ -117,11 +123,11 @@ class Pending:
 
     def due(self) -> tuple[list[Ref], list[Ref]]:
         """Once a second: the refs that are past their deadline, and those that came from elsewhere."""
-        now = time.time()
+        now = time.monotonic()
         if now - self._looked_at < 1.0:
             return [], []
         self._looked_at = now
-        late_ms = now * 1000 - LATE_MS
+        late_ms = clock.judge_ms() - LATE_MS
         entries = [entry for together in list(self._open.values()) for entry in list(together)]
         late = [ref for deadline_ms, ref in entries if deadline_ms and deadline_ms < late_ms]
         return late, [ref for deadline_ms, ref in entries if not deadline_ms]

@@ -10,11 +10,13 @@ from qserve.exceptions import (
     BrokerStateLost,
     BrokerUnavailable,
     IdempotencyMismatch,
+    NotReplicated,
     PayloadError,
     ResultUnavailable,
 )
 from qserve.plane.base import Outcome
 from qserve.plane.connection import refusal
+from qserve.plane.durable import NOT_REPLICATED
 from qserve.plane.sealing import open_end
 from qserve.wire.envelope import REQUEST_ID_CHARS
 from qserve.wire.failure import Failure
@@ -22,6 +24,8 @@ from qserve.wire.signing import Seal
 
 MOVED = b"MOVED"
 _STATES = frozenset((b"d", b"f", b"c", b"x", b"i"))
+UNKNOWN = [b"", b""]
+"""What ``watch`` answers for a request that the broker does not know."""
 
 
 def read_message(message: bytes) -> tuple[str, Outcome]:
@@ -70,6 +74,8 @@ def refused(reply: Any) -> Outcome | None:
         return failed(AppNotFound("the application's queues are gone: it was deleted or replaced"))
     if reply == b"LOST":
         return failed(ResultUnavailable("an argument's result is no longer stored"))
+    if reply == NOT_REPLICATED:
+        return failed(NotReplicated("no replica of the broker had this request in time; send it again"))
     return _unexpected(reply)
 
 

@@ -11,6 +11,7 @@ from qserve.keys import Keys
 from qserve.log import get_logger
 from qserve.plane import functions
 from qserve.plane.base import CallOptions, Outcome
+from qserve.plane.durable import NOT_REPLICATED
 from qserve.plane.epoch import KnownEpoch, other_epoch
 from qserve.plane.library import Command
 from qserve.plane.outgoing import Composer, Submission
@@ -150,6 +151,9 @@ class Submitter(ABC):
             outcome = refused(reply)
         if outcome is not None:
             self._pending.refuse(ref, outcome)
+        if reply == NOT_REPLICATED:  # its caller will send another in its place, maybe with the same key
+            self.cancel(ref)
+            self.forget(ref.request_id)
         ref.accepted.set(True)  # without effect on one that was refused: its end came first
 
     def _expect(self, ref: Ref, deadline_ms: int = 0) -> None:

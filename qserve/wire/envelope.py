@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
 
 import msgpack
 
+from qserve.clock import clock
 from qserve.exceptions import PayloadError
 
 REQUEST_ID_CHARS = 32
@@ -35,7 +35,7 @@ class Header:
       request_id: 32 hexadecimal digits, unique for ever; the fence and the result hang on it.
       app: The application whose plan or deployment is called.
       graph: The plan's name, or None for a direct call of one method.
-      deadline_ms: Unix time after which no step starts any more.
+      deadline_ms: Unix time by the broker's clock after which no step starts any more.
       answer: The form of the result.
       trace_id: The id that people see: ``X-Request-ID`` of the HTTP request that began it all.
       route: The route prefix of that request.
@@ -86,5 +86,5 @@ class Header:
             raise PayloadError(f"{len(data)} bytes are no message header: {type(error).__name__}: {error}") from error
 
     def expired(self) -> bool:
-        """Whether the deadline has passed, by this host's clock."""
-        return time.time() * 1000 > self.deadline_ms
+        """Whether the deadline has passed, by the broker's clock."""
+        return clock.judge_ms() > self.deadline_ms

@@ -19,7 +19,8 @@ from processes import Process, Site, free_port, is_open, new_site, wait_until
 from redis.exceptions import NoPermissionError
 
 from qserve import keys as keys_module
-from qserve.doctor import check_or_raise, examine, read_facts
+from qserve.broker_facts import read_facts
+from qserve.doctor import check_or_raise, examine
 from qserve.embedded import find_server
 from qserve.exceptions import BrokerUnavailable
 from qserve.keys import GROUP, Keys
@@ -200,6 +201,14 @@ def test_every_role_may_ask_what_the_checks_need(guarded: Guarded, as_role: dict
         findings = examine(read_facts(as_role[role], settings))
         assert len(findings) == 8
         assert not [one for one in findings if one.level == "error" or "permitted" in one.what]
+
+
+def test_roles_may_ask_whether_they_are_at_the_primary_and_gateways_whether_a_replica_has_a_request(
+    as_role: dict[str, redis.Redis],
+) -> None:
+    for client in as_role.values():
+        assert client.execute_command("ROLE")[0] == b"master"
+    assert as_role["gateway"].execute_command("WAIT", 0, 1) == 0
 
 
 def test_a_request_goes_its_whole_way_with_each_role_doing_its_part(as_role: dict[str, redis.Redis]) -> None:

@@ -14,17 +14,10 @@ import redis
 from click.testing import CliRunner
 from processes import Site, free_port, is_open, wait_until
 
+from qserve.broker_facts import BrokerFacts, facts_of_address, read_facts
 from qserve.cli import doctor as command
 from qserve.cli.main import main
-from qserve.doctor import (
-    BrokerFacts,
-    Finding,
-    check_address,
-    check_or_raise,
-    examine,
-    facts_of_address,
-    read_facts,
-)
+from qserve.doctor import Finding, check_address, check_or_raise, examine
 from qserve.embedded import EmbeddedBroker, find_server
 from qserve.exceptions import BrokerError, BrokerUnavailable
 from qserve.plane.connection import connect

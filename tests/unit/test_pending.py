@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 import time
+from typing import Any
 
 import pytest
 
+from qserve.exceptions import BrokerStateLost, ResultUnavailable
 from qserve.plane.base import Outcome
 from qserve.plane.pending import LATE_MS, Pending
 from qserve.plane.sealing import seal_end
@@ -84,3 +86,33 @@ def test_a_message_that_is_none_is_dropped_and_the_next_one_is_taken(
 
     assert ref.outcome().payload == b"result"
     assert "no message for a mailbox" in caplog.text
+
+
+class Deaf:
+    """A plane for refs that are never waited for."""
+
+    def forget(self, request_id: str) -> None:
+        pass
+
+
+def watched(deadline_ms: int, reply: Any) -> Ref:
+    """A ref that is awaited, after the broker was asked for it."""
+    pending, ref = Pending(SEAL), Ref(ID, Deaf())  # type: ignore[arg-type]
+    pending.add(ref, deadline_ms)
+    pending.on_watched(ref)(reply)
+    return ref
+
+
+def test_a_request_of_ours_that_the_broker_does_not_know_was_lost_with_the_server_that_accepted_it() -> None:
+    with pytest.raises(BrokerStateLost, match="send it again"):
+        watched(1, [b"", b""]).result(timeout_s=1)
+
+
+def test_a_request_from_elsewhere_that_the_broker_does_not_know_may_never_have_existed() -> None:
+    with pytest.raises(ResultUnavailable):
+        watched(0, [b"", b""]).result(timeout_s=1)
+
+
+@pytest.mark.parametrize("deadline_ms", [0, 1])
+def test_a_request_that_is_open_stays_so(deadline_ms: int) -> None:
+    assert not watched(deadline_ms, [b"o", b""]).done.is_set()

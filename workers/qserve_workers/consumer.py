@@ -16,7 +16,7 @@ from celery.worker.consumer import Consumer
 from qserve.exceptions import BrokerUnavailable
 from qserve.keys import GROUP
 from qserve.log import get_logger
-from qserve.plane.connection import BLOCK_S, READ_TIMEOUT_S
+from qserve.plane.connection import BLOCK_S, LONGEST_PAUSE_S, READ_TIMEOUT_S
 from qserve.plane.library import Command
 from qserve.plane.link import Link, OnReply
 from qserve.plane.transport import Tag
@@ -129,7 +129,7 @@ class Fetcher:
                     self.exit_code = OUT_OF_FILES_EXIT
                     self._stop.set()
                 await asyncio.sleep(pause_s)
-                pause_s = min(pause_s * 2, 2.0)
+                pause_s = min(pause_s * 2, LONGEST_PAUSE_S)
 
     async def _watch(self) -> None:
         """Connect again when the connection is gone, or silent for longer than a blocking read can be."""

@@ -18,7 +18,7 @@ from redis import Redis
 from qserve.exceptions import BrokerError
 from qserve.keys import BEAT_TTL_MS, Keys
 from qserve.log import get_logger
-from qserve.plane.connection import broker_errors
+from qserve.plane.connection import broker_errors, measure_clock
 from qserve.settings import Settings
 
 log = get_logger(__name__)
@@ -65,6 +65,7 @@ class Heartbeat:
         with broker_errors():
             pipe = self._client.pipeline(transaction=True)
             pipe.incr(self._key).pexpire(self._key, self._life_ms).execute()
+            measure_clock(self._client)
 
 
 class Observer:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from qserve.exceptions import BrokerError
 from qserve.keys import RETIRED_TTL_MS, Keys
 from qserve.log import get_logger
@@ -13,7 +15,8 @@ from qserve.plane.transport import Channel
 from qserve_workers.replica import Replica
 
 log = get_logger(__name__)
-_LIFE_MS = 24 * RETIRED_TTL_MS
+_AGAIN_S = 3600.0
+"""How often it is said again: queue and advertisement must not end before their replica does."""
 
 
 class Advertiser:
@@ -29,11 +32,14 @@ class Advertiser:
         self._channel = channel
         self._personal = keys.personal(replica.stream, replica.name)
         self._models = keys.models_of(replica.stream)
+        self._again: asyncio.TimerHandle | None = None
         self._unsubscribe = on_change(self._changed)
 
     def stop(self) -> None:
         """Follow no more; the supervisor takes the advertisement down when the replica is gone."""
         self._unsubscribe()
+        if self._again is not None:
+            self._again.cancel()
 
     def _changed(self) -> None:
         self._replica.loop.call_soon_threadsafe(self._advertise)
@@ -54,7 +60,6 @@ class Advertiser:
 
     def _open_stream(self) -> None:
         create_group(self._channel.client, self._personal)
-        self._channel.client.pexpire(self._personal, _LIFE_MS)
 
     def _advertise(self) -> None:
         if self._personal not in self._replica.streams:
@@ -63,5 +68,8 @@ class Advertiser:
             self._channel.adopt(self._personal, self._replica.stream)
             self._replica.read_also(self._personal)
             self._replica.on_new_stream()
-        command = upkeep.advertise(self._models, self._personal, self._replica.name, _LIFE_MS, loaded_models())
+        command = upkeep.advertise(self._models, self._personal, self._replica.name, RETIRED_TTL_MS, loaded_models())
         self._replica.plane.post(command, ignore)
+        if self._again is not None:
+            self._again.cancel()
+        self._again = self._replica.loop.call_later(_AGAIN_S, self._advertise)

@@ -49,7 +49,7 @@ class Supervisor:
     def __post_init__(self) -> None:
         assert self.settings.broker_url is not None
         self._keys = Keys(self.settings.namespace)
-        self._client = connect(self.settings.broker_url)
+        self._client = connect(self.settings.broker_url, silent_for_s=2.0)  # a clock set back: else it reads on for 7 s
         self._registry = Registry(self._client, self._keys, Seal(self.settings.keyring))
         self._takeover = Takeover(self._client, self._keys)
         self._restorer = Restorer(self._client, self._registry)
@@ -71,8 +71,7 @@ class Supervisor:
         while not self._stopping:
             try:
                 self.tick()
-                # waiting for a change of the registry is the tick's pause
-                self._registry.wait_for_change(self._change, TICK_S)
+                self._registry.wait_for_change(self._change or NO_CHANGE, TICK_S)  # this is the tick's pause
                 pause_s = 0.0
             except BrokerError as error:
                 if not pause_s:
@@ -96,8 +95,7 @@ class Supervisor:
         self._sweeper.sweep(wanted, self.members.values())
 
     def _wake_retries(self) -> None:
-        retrying = {member.stream for member in self.members.values() if member.retries}
-        for stream in retrying:
+        for stream in {member.stream for member in self.members.values() if member.retries}:
             self._takeover.wake(stream)
 
     # -- what is wanted ----------------------------------------------------------------------------

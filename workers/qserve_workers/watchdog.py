@@ -17,6 +17,7 @@ from types import FrameType
 
 from redis import Redis
 
+from qserve.clock import clock
 from qserve.engine.step import Conclusion
 from qserve.exceptions import BrokerError, TimeLimitExceeded
 from qserve.log import get_logger
@@ -105,7 +106,7 @@ class Watchdog:
 
     def _deadline(self, work: Work) -> float:
         """When the caller stops waiting, by the monotonic clock: a clock that is set must not kill a call."""
-        return time.monotonic() + work.header.deadline_ms / 1000 - time.time()
+        return time.monotonic() + (work.header.deadline_ms - clock.judge_ms()) / 1000
 
     def _give_back(self) -> None:
         replica = self._replica

@@ -6,9 +6,10 @@ import asyncio
 import time
 from dataclasses import dataclass
 
+from qserve.clock import clock
 from qserve.context import RequestContext
 from qserve.engine.step import Call, Conclusion
-from qserve.keys import DELAYED_TTL_MS, Keys
+from qserve.keys import CLOCK_MARGIN_MS, Keys
 from qserve.plane import functions
 from qserve.plane.functions import Epoch
 from qserve.plane.library import Command
@@ -92,8 +93,9 @@ class Work:
         tag, request = self.delivery.delivery_tag, keys.request(self.header.request_id)
         delayed = keys.delayed_of(stream)
         wait_ms = int(wait_s * 1000)
+        life_ms = wait_ms + max(0, self.header.deadline_ms - int(clock.judge_ms())) + CLOCK_MARGIN_MS
         return functions.postpone(
-            tag.stream, request, delayed, tag.entry_id, wait_ms, tries, DELAYED_TTL_MS, replica, _said(error)
+            tag.stream, request, delayed, tag.entry_id, wait_ms, tries, life_ms, replica, _said(error)
         )
 
     def bury_command(self, keys: Keys, why: str, failure: Failure, replica: str, seal: Seal) -> Command:

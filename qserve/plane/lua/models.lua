@@ -24,6 +24,7 @@ local function advertise(keys, argv)
   redis.call('HSET', keys[1], 's:' .. argv[1], keys[2])
   for k = 3, #argv do redis.call('HSET', keys[1], 'm:' .. argv[k], mine) end
   redis.call('PEXPIRE', keys[1], argv[2])
+  redis.call('PEXPIRE', keys[2], argv[2])
   return 'OK'
 end
 

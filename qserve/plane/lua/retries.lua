@@ -1,4 +1,8 @@
 -- Calls that wait for another try.
+
+-- milliseconds that no wait is longer than (`workers/qserve_workers/retries.py`)
+local LONGEST_WAIT = 180000
+
 -- postpone: end one try of a call; it comes back after a while.
 -- KEYS  own stream, request, delayed zset
 -- ARGV  entry id, wait ms, tries so far, life ms, replica, what happened
@@ -15,7 +19,8 @@ local function postpone(keys, argv)
   local fields = with(found[2], { t = argv[3], x = false, y = history(found[2], argv[5], argv[6]) })
   table.insert(fields, 1, keys[2])
   redis.call('ZADD', keys[3], now_ms() + argv[2], cmsgpack.pack(fields))
-  redis.call('PEXPIRE', keys[3], argv[4])
+  -- as long as the longest-lived of what waits there
+  redis.call('PEXPIRE', keys[3], math.max(redis.call('PTTL', keys[3]), tonumber(argv[4])))
   return 'OK'
 end
 
@@ -24,6 +29,10 @@ end
 -- Returns how many; requests that have ended meanwhile are dropped.
 local function wake(keys)
   local due = redis.call('ZRANGEBYSCORE', keys[1], '-inf', now_ms(), 'LIMIT', 0, 100)
+  if #due == 0 then
+    -- further off than any wait can be: the clock was set back since
+    due = redis.call('ZRANGEBYSCORE', keys[1], now_ms() + LONGEST_WAIT, '+inf', 'LIMIT', 0, 100)
+  end
   for _, member in ipairs(due) do
     redis.call('ZREM', keys[1], member)
     local fields = cmsgpack.unpack(member)

@@ -32,6 +32,8 @@ local function submit(keys, argv)
   if epoch ~= argv[2] then return 'EPOCH ' .. epoch end
   local models = argv[7] ~= '' and table.remove(keys) or nil
   if redis.call('EXISTS', request) == 1 then
+    -- a write all the same: WAIT asks for the replicas' copies of what its connection has written
+    redis.call('HSET', request, 'st', redis.call('HGET', request, 'st'))
     if argv[9] == '' then return 'DUP' end
     return redis.call('HGET', request, 'fp') == argv[9] and follow(request, argv[4]) or 'MISMATCH'
   end

@@ -1,0 +1,184 @@
+"""The broker's clock is set an hour ahead or back while calls wait and run: none is lost, none is done twice."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import os
+import signal
+import sysconfig
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from processes import Site, free_port, is_open, wait_until
+
+from qserve.embedded import find_server
+from qserve.keys import Keys
+from qserve.plane.connection import connect
+
+LIBRARY = Path(sysconfig.get_path("purelib"), "libfaketime", "vendor", "libfaketime", "src", "libfaketime.so.1")
+HOUR_S = 3600
+SILENT_S = 2.0
+"""A supervisor's read from before the change may wait for the broker's hour; after this it is given up."""
+
+APP = """
+import asyncio, os
+import qserve
+
+def note(name):
+    with open(os.environ["LEDGER"], "a") as ledger:
+        ledger.write(f"{name} {os.getpid()}\\n")
+
+@qserve.deployment(max_retries=3, retry_backoff_s=2.0, max_ongoing_requests=4)
+class Steps:
+    def __init__(self):
+        self.seen = set()
+
+    async def __call__(self, request):
+        call = await request.json()
+        name = call["name"]
+        note(name)
+        if call.get("fail_once") and name not in self.seen:
+            self.seen.add(name)
+            raise RuntimeError("the first time")
+        await asyncio.sleep(call.get("seconds", 0))
+        return name
+
+app = Steps.bind()
+"""
+
+
+class Served:
+    """An application on a broker whose clock can be set."""
+
+    def __init__(self, site: Site) -> None:
+        self.ledger = site.folder / "ledger"
+        self.ledger.touch()
+        self._clock = site.folder / "clock"
+        self.set_clock(0)
+        self.url = self._start_broker(site)
+        self.port = free_port()
+        self.answers: dict[str, tuple[int, float]] = {}
+        self._threads: list[threading.Thread] = []
+        site.write("steps.py", APP)
+        env = {"QSERVE_BROKER_URL": self.url, "QSERVE_SECRET_KEY": "key", "LEDGER": str(self.ledger)}
+        self.worker = site.qserve("worker", "steps:app", env=env, cwd=site.folder)
+        self.gateway = site.qserve("gateway", "--port", str(self.port), env=env)
+        deploy = site.qserve("deploy", "steps:app", env=env, cwd=site.folder)
+        assert deploy.wait() == 0, deploy.output
+
+        def serves() -> bool:
+            with contextlib.suppress(OSError):
+                return self.post({"name": "first"}) == 200
+            return False
+
+        wait_until(serves, description="requests are answered", timeout_s=20)
+
+    def _start_broker(self, site: Site) -> str:
+        port = free_port()
+        options = ["--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "yes"]
+        # only the time of day: nobody can set the monotonic clock
+        own = {"LD_PRELOAD": str(LIBRARY), "FAKETIME_TIMESTAMP_FILE": str(self._clock), "FAKETIME_NO_CACHE": "1"}
+        own |= {"FAKETIME_DONT_FAKE_MONOTONIC": "1", "DONT_FAKE_MONOTONIC": "1"}
+        site.start([find_server(), *options], env=own)
+        wait_until(lambda: is_open(port), description="the broker listens")
+        return f"redis://127.0.0.1:{port}/0"
+
+    def set_clock(self, ahead_s: int) -> None:
+        """Set the broker's clock; the file is read at each look at the time, and must never be empty."""
+        fresh = self._clock.with_suffix(".fresh")
+        fresh.write_text(f"{ahead_s:+d}")
+        fresh.rename(self._clock)
+
+    def post(self, call: dict[str, object]) -> int:
+        """The status of one request."""
+        with contextlib.closing(http.client.HTTPConnection("127.0.0.1", self.port, timeout=50)) as connection:
+            connection.request("POST", "/", json.dumps(call), {"Content-Type": "application/json"})
+            response = connection.getresponse()
+            body = response.read().decode()
+            assert response.status != 200 or body == call["name"]
+            return response.status
+
+    def begin(self, **call: object) -> None:
+        """Send a request, whose answer comes later."""
+
+        def run() -> None:
+            began = time.monotonic()
+            self.answers[str(call["name"])] = (self.post(call), time.monotonic() - began)
+
+        self._threads.append(threading.Thread(target=run))
+        self._threads[-1].start()
+
+    def end(self) -> None:
+        """Wait for all answers."""
+        for thread in self._threads:
+            thread.join(55)
+            assert not thread.is_alive(), "a caller still waits"
+
+    def runs(self) -> Counter[str]:
+        """How often each call was begun."""
+        return Counter(line.split()[0] for line in self.ledger.read_text().splitlines())
+
+    def pid_of(self, name: str) -> int:
+        """The process that began a call last."""
+        return int([line.split()[1] for line in self.ledger.read_text().splitlines() if line.split()[0] == name][-1])
+
+
+@pytest.fixture
+def served(site: Site) -> Iterator[Served]:
+    served = Served(site)
+    yield served
+    served.end()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ahead_s", [HOUR_S, -HOUR_S], ids=["ahead", "back"])
+def test_an_hours_change_of_the_clock_loses_nothing_and_ends_nothing_early(served: Served, ahead_s: int) -> None:
+    running = [f"running{number}" for number in range(4)]
+    waiting = [f"waiting{number}" for number in range(4)]
+    served.begin(name="tried", fail_once=True)
+    wait_until(lambda: served.runs()["tried"] == 1, description="a call waits for its next try")
+    for name in running:
+        served.begin(name=name, seconds=3)
+    wait_until(lambda: all(served.runs()[name] for name in running), description="the replica is busy")
+    for name in waiting:
+        served.begin(name=name)
+    with contextlib.closing(connect(served.url)) as client:
+        queue = f"{Keys().stream('default', '', 'Steps').split('::')[0]}:*"
+        wait_until(
+            lambda: sum(client.xlen(key) for key in client.scan_iter(queue, _type="stream")) >= 8,
+            description="calls wait in the queue",
+        )
+
+    served.set_clock(ahead_s)
+    served.begin(name="after")
+    served.end()
+
+    assert {name: status for name, (status, _) in served.answers.items() if status != 200} == {}
+    assert len(served.answers) == 10
+    runs = served.runs()
+    assert {runs[name] for name in (*waiting, "after")} == {1}
+    assert all(runs[name] <= 2 for name in running)
+    assert max(took_s for _, took_s in served.answers.values()) < 3 + SILENT_S + 5
+    served.gateway.wait_for("clock_jump")
+    for process in (served.gateway, served.worker):
+        assert process.exit_code() is None, process.output
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ahead_s", [HOUR_S, -HOUR_S], ids=["ahead", "back"])
+def test_the_calls_of_a_replica_that_dies_after_the_change_are_run_again(served: Served, ahead_s: int) -> None:
+    served.set_clock(ahead_s)
+    served.begin(name="killed", seconds=1)
+    wait_until(lambda: served.runs()["killed"] == 1, description="it runs", timeout_s=10)
+    os.kill(served.pid_of("killed"), signal.SIGKILL)
+    killed_at = time.monotonic()
+    wait_until(lambda: served.runs()["killed"] == 2, description="it runs again", timeout_s=20)
+    assert time.monotonic() - killed_at < SILENT_S + 3
+    served.end()
+    assert served.answers["killed"][0] == 200

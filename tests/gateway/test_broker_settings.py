@@ -1,0 +1,78 @@
+"""A broker whose settings are changed while it is in use."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import sys
+
+from processes import Process, Site, free_port, wait_until
+
+from qserve.plane.connection import connect
+
+QUICK = (
+    "import qserve_gateway.patched\nfrom qserve_gateway import watcher, __main__\n"
+    "watcher.LOOK_AGAIN_S = 0.2\n__main__.main()\n"
+)
+
+
+def ask(port: int, method: str, path: str) -> tuple[int, str]:
+    """Status, and the code of an error."""
+    with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=5)) as connection:
+        connection.request(method, path, "{}" if method == "POST" else None, {"Content-Type": "application/json"})
+        response = connection.getresponse()
+        body = response.read()
+    return response.status, "" if response.status == 200 else json.loads(body)["error"]["code"]
+
+
+def start_gateway(site: Site, url: str, port: int) -> Process:
+    gateway = site.start(
+        [sys.executable, "-c", QUICK, "--port", str(port)], env={"QSERVE_BROKER_URL": url, "QSERVE_SECRET_KEY": "key"}
+    )
+
+    def health() -> bool:
+        with contextlib.suppress(OSError):
+            return ask(port, "GET", "/-/healthz")[0] == 200
+        return False
+
+    wait_until(health, description="the gateway serves", timeout_s=20)
+    return gateway
+
+
+def test_a_broker_that_begins_to_evict_is_given_no_more_requests_until_it_is_set_right(site: Site) -> None:
+    url, port = site.broker(), free_port()
+    gateway = start_gateway(site, url, port)
+    with contextlib.closing(connect(url)) as client:
+        client.config_set("maxmemory", "100mb")
+        client.config_set("maxmemory-policy", "allkeys-lru")
+        wait_until(
+            lambda: ask(port, "GET", "/-/healthz") == (503, "broker_unsafe"),
+            description="the change is noticed",
+            timeout_s=10,
+        )
+        assert ask(port, "POST", "/anything") == (503, "broker_unsafe")
+        client.config_set("maxmemory-policy", "noeviction")
+    wait_until(lambda: ask(port, "GET", "/-/healthz")[0] == 200, description="it serves again", timeout_s=10)
+    assert ask(port, "POST", "/anything") == (404, "not_found")
+
+    lines = [line for line in gateway.stderr.splitlines() if "evict" in line or "policy" in line or "set right" in line]
+    assert len(lines) == 2, gateway.stderr
+    assert "remedy: set maxmemory-policy noeviction" in lines[0]
+    assert "accepted again" in lines[1]
+
+
+def test_an_append_only_file_that_is_switched_off_is_warned_of_once(site: Site) -> None:
+    url, port = site.broker(), free_port()
+    with contextlib.closing(connect(url)) as client:
+        client.config_set("appendonly", "yes")
+        gateway = start_gateway(site, url, port)
+        assert "append-only" not in gateway.stderr
+        client.config_set("appendonly", "no")
+        gateway.wait_for("its append-only file is off")
+        before = client.info("commandstats")["cmdstat_info"]["calls"]
+        wait_until(
+            lambda: client.info("commandstats")["cmdstat_info"]["calls"] > before + 3, description="it has looked again"
+        )
+    assert gateway.stderr.count("append-only file is off") == 1
+    assert ask(port, "GET", "/-/healthz")[0] == 200

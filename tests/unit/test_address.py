@@ -1,0 +1,90 @@
+"""A broker's URL: each kind, and what is wrong with the others, told without the password."""
+
+from __future__ import annotations
+
+import traceback
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from redis.connection import SSLConnection
+
+from qserve.exceptions import QserveException
+from qserve.plane.address import Address
+from qserve.plane.connection import connect
+from qserve.settings import Settings
+
+SECRET = "s3cr3t-CANARY"
+
+
+def test_a_single_server_is_what_redis_py_reads() -> None:
+    address = Address.of(f"redis://user:{SECRET}@broker:6380/2")
+    assert address.where == "broker:6380/2"
+    assert address.options == {"username": "user", "password": SECRET, "host": "broker", "port": 6380, "db": 2}
+    assert (address.service, address.sentinels) == ("", ())
+
+
+def test_sentinels_have_a_port_a_service_and_a_database() -> None:
+    address = Address.of(f"sentinel://user:{SECRET}@one:26380,two,[::1]:5/mine/3")
+    assert address.where == "one:26380,two,[::1]:5/mine/3"
+    assert address.service == "mine"
+    assert address.options == {"username": "user", "password": SECRET, "db": 3}
+    assert address.sentinels == (
+        {"host": "one", "port": 26380},
+        {"host": "two", "port": 26379},
+        {"host": "::1", "port": 5},
+    )
+
+
+def test_the_password_of_the_broker_is_not_sent_to_sentinels_which_have_their_own() -> None:
+    address = Address.of(f"sentinel://:{SECRET}@one/mine?sentinel_password=other&sentinel_username=me")
+    assert address.options == {"password": SECRET, "db": 0}
+    assert address.sentinels == ({"password": "other", "username": "me", "host": "one", "port": 26379},)
+
+
+def test_tls_is_for_the_sentinels_as_well() -> None:
+    address = Address.of("sentinels://one/mine?ssl_ca_certs=/ca.pem")
+    assert address.options["connection_class"] is SSLConnection
+    assert address.sentinels[0]["connection_class"] is SSLConnection
+    assert address.sentinels[0]["ssl_ca_certs"] == "/ca.pem"
+    connect("sentinels://one/mine?ssl_ca_certs=/ca.pem").close()
+
+
+@given(password=st.text(st.characters(codec="ascii", categories=("L", "N")), min_size=1), db=st.integers(0, 15))
+def test_what_is_written_is_read(password: str, db: int) -> None:
+    single = Address.of(f"redis://:{password}@h:1/{db}").options
+    watched = Address.of(f"sentinel://:{password}@h:1/mine/{db}").options
+    assert (single["password"], single["db"]) == (watched["password"], watched["db"]) == (password, db)
+
+
+@pytest.mark.parametrize(
+    ("url", "what"),
+    [
+        ("http://:{0}@broker", "broker"),
+        ("broker:6379", "(not shown)"),
+        ("{0}@broker", "broker"),
+        ("redis://:a/{0}@broker:x/0", "broker:x/0"),
+        ("redis://:{0}@broker:port/0", "broker:port/0"),
+        ("sentinel://:{0}@one:26379", "service is missing"),
+        ("sentinel://:{0}@one:26379/", "service is missing"),
+        ("sentinel://:{0}@one:26379/mine/zero", "'zero' is no number"),
+        ("sentinel://:{0}@one,,two/mine", "host of a Sentinel is missing"),
+        ("sentinel://:{0}@/mine", "host of a Sentinel is missing"),
+        ("sentinel://:{0}@one:port/mine", "one:port/mine"),
+    ],
+)
+def test_an_address_that_cannot_be_read_is_shown_without_its_password(url: str, what: str) -> None:
+    for read in (Address.of, connect):
+        with pytest.raises(QserveException, match="is no broker's address.*sentinel://") as told:
+            read(url.format(SECRET))
+        assert what in str(told.value)
+        assert SECRET not in "".join(traceback.format_exception(told.value))
+
+
+def test_no_repr_shows_a_password_or_a_key() -> None:
+    for url in (f"redis://:{SECRET}@h:1/0", f"sentinel://:{SECRET}@h:1/mine?sentinel_password={SECRET}"):
+        client = connect(url)
+        settings = Settings(broker_url=url, secret_key=SECRET.encode())
+        for one in (client, client.connection_pool, settings, Address.of(url)):
+            assert SECRET not in repr(one), type(one)
+        client.close()
