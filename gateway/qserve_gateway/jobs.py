@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 from typing import Any, NamedTuple
 
-from qserve.clock import clock
 from qserve.exceptions import DeadlineExceeded, PayloadError
 from qserve.http.bad_request import BadRequest
 from qserve.plane import functions
@@ -17,6 +16,7 @@ from qserve.plane.client import ClientPlane
 from qserve.plane.connection import broker_errors, refusal
 from qserve.plane.library import Command
 from qserve.plane.sealing import open_end, open_header
+from qserve.plane.submitter import is_late
 from qserve.ref import Ref
 from qserve.settings import Settings
 from qserve_gateway.answers import PLACE, accepted, answer_of
@@ -28,7 +28,6 @@ from qserve_gateway.reply import Reply
 from qserve_gateway.request_ids import id_of_key, is_id, new_id, was_given_out
 
 _METHODS = ("DELETE", "GET", "HEAD")
-_LATE_MS = 1000
 _ONCE = "once"
 """The fingerprint of a request that has no key, and so cannot come again."""
 
@@ -159,9 +158,7 @@ class Jobs:
 
     def _is_late(self, header: bytes | None) -> bool:
         try:
-            return (
-                header is not None and open_header(self._plane.seal, header).deadline_ms + _LATE_MS < clock.judge_ms()
-            )
+            return header is not None and is_late(open_header(self._plane.seal, header).deadline_ms)
         except PayloadError:
             return False
 

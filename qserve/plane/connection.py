@@ -28,7 +28,7 @@ READ_TIMEOUT_S = 5.0
 BLOCK_S = 2.0
 """How long a blocking read waits at the broker; a read that is silent for longer than this and
 ``READ_TIMEOUT_S`` has lost its connection."""
-MAILBOX_BLOCK_S = 1.0
+MAILBOX_BLOCK_S = 0.5
 """The same for mailboxes: whoever waits learns within twice this time that the broker has lost its data."""
 STRAY_READ_S = MAILBOX_BLOCK_S + 0.5
 """How long a mailbox may go on being read at the broker after its connection was lost here, and take what arrives."""

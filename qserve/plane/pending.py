@@ -18,8 +18,11 @@ from qserve.wire.signing import Seal
 
 log = logging.getLogger(__name__)
 
-LATE_MS = 1000
-"""How long after its deadline a request is given up here; its last step or its caller normally ends it before."""
+LATE_MS = 200
+"""How long after its deadline a request is given up here; its last step or its caller normally ends it before.
+With the time between two looks, and a mailbox's block, that is less than a second."""
+LOOK_S = 0.25
+LOOK_AROUND_S = 1.0
 
 
 class Pending:
@@ -34,7 +37,7 @@ class Pending:
     def __init__(self, seal: Seal) -> None:
         self._seal = seal
         self._open: dict[str, list[tuple[int, Ref]]] = {}
-        self._looked_at = 0.0
+        self._looked_at = self._looked_around_at = 0.0
 
     def __contains__(self, ref: Ref) -> bool:
         return any(one is ref for _, one in self._open.get(ref.request_id, ()))
@@ -122,12 +125,15 @@ class Pending:
         return [ref for entries in list(self._open.values()) for _, ref in list(entries)]
 
     def due(self) -> tuple[list[Ref], list[Ref]]:
-        """Once a second: the refs that are past their deadline, and those that came from elsewhere."""
+        """A few times a second: the refs past their deadline; once a second: those that came from elsewhere."""
         now = time.monotonic()
-        if now - self._looked_at < 1.0:
+        if now - self._looked_at < LOOK_S:
             return [], []
         self._looked_at = now
         late_ms = clock.judge_ms() - LATE_MS
         entries = [entry for together in list(self._open.values()) for entry in list(together)]
         late = [ref for deadline_ms, ref in entries if deadline_ms and deadline_ms < late_ms]
+        if now - self._looked_around_at < LOOK_AROUND_S:
+            return late, []
+        self._looked_around_at = now
         return late, [ref for deadline_ms, ref in entries if not deadline_ms]

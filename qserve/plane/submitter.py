@@ -6,6 +6,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from qserve.clock import clock
+from qserve.exceptions import PayloadError
 from qserve.items import ItemRef
 from qserve.keys import Keys
 from qserve.log import get_logger
@@ -15,8 +17,9 @@ from qserve.plane.durable import NOT_REPLICATED
 from qserve.plane.epoch import KnownEpoch, other_epoch
 from qserve.plane.library import Command
 from qserve.plane.outgoing import Composer, Submission
-from qserve.plane.pending import Pending
+from qserve.plane.pending import LATE_MS, Pending
 from qserve.plane.replies import MOVED, read_reply, refused, state_lost, was_known
+from qserve.plane.sealing import open_header
 from qserve.ref import Ref
 from qserve.registry import ApplicationRecord
 from qserve.settings import Settings
@@ -24,6 +27,8 @@ from qserve.wire.codec import Codec
 from qserve.wire.signing import Seal
 
 log = get_logger(__name__)
+_OPEN_PARTS = 3
+"""What ``watch`` gives of an open request: state, nothing, header."""
 
 
 class Submitter(ABC):
@@ -91,7 +96,7 @@ class Submitter(ABC):
         if ref.done.is_set() or ref in self._pending:
             return
         self._expect(ref)
-        self.post(functions.watch(self.keys.request(ref.request_id), self._mailbox), self._pending.on_watched(ref))
+        self._look_at(ref, self._mailbox)
 
     def cancel(self, ref: Ref) -> None:
         """End an open request without a result; running code goes on, its effects are dropped."""
@@ -188,7 +193,18 @@ class Submitter(ABC):
 
     def _watch_all(self, refs: Sequence[Ref]) -> None:
         for ref in refs:
-            self.post(functions.watch(self.keys.request(ref.request_id)), self._pending.on_watched(ref))
+            self._look_at(ref)
+
+    def _look_at(self, ref: Ref, mailbox: str = "") -> None:
+        on_watched = self._pending.on_watched(ref)
+
+        def on_reply(reply: Any) -> None:
+            if is_overdue(reply, self.seal):  # whoever submitted it may be gone: its deadline holds all the same
+                self.expire(ref)
+            else:
+                on_watched(reply)
+
+        self.post(functions.watch(self.keys.request(ref.request_id), mailbox), on_reply)
 
     def _catch_up(self) -> None:
         # a reply may have been popped for a connection that was lost: the result itself is still stored
@@ -199,6 +215,21 @@ class Submitter(ABC):
         for ref in late:
             self.expire(ref)
         self._watch_all(foreign)
+
+
+def is_late(deadline_ms: float) -> bool:
+    """Whether a request that is open still should have been ended by now."""
+    return deadline_ms + LATE_MS < clock.judge_ms()
+
+
+def is_overdue(reply: Any, seal: Seal) -> bool:
+    """Whether ``watch`` found a request open past its deadline."""
+    if not isinstance(reply, list) or reply[0] != b"o" or len(reply) < _OPEN_PARTS:
+        return False
+    try:
+        return is_late(open_header(seal, reply[2]).deadline_ms)
+    except PayloadError:
+        return False
 
 
 def ignore(reply: Any) -> None:

@@ -52,7 +52,8 @@ class Desk:
             moves,
             **options,
         )
-        return self.client.execute_command(*command)
+        reply = self.client.execute_command(*command)
+        return reply[:2] if isinstance(reply, list) else reply  # what follows is the header of an open request
 
     def fetch(self, stream: str, consumer: str = "replica") -> list[tuple[bytes, dict[bytes, bytes]]]:
         found: Any = self.client.xreadgroup(GROUP, consumer, {stream: ">"}, count=10)
@@ -76,7 +77,7 @@ class Desk:
         return int(self.client.execute_command(*command))
 
     def watch(self, request_id: str, mailbox: str = "") -> tuple[bytes, bytes]:
-        state, result = self.client.execute_command(*functions.watch(self.keys.request(request_id), mailbox))
+        state, result, *_ = self.client.execute_command(*functions.watch(self.keys.request(request_id), mailbox))
         return state, result
 
     def mail(self) -> list[bytes]:

@@ -204,7 +204,7 @@ class Requests(RuleBasedStateMachine):
     def watch(self) -> None:
         request, mailbox = self.one_of(self.model.requests), self.one_of(("", *MAILBOXES))
 
-        state, result = self.send(functions.watch(self.keys.request(request.id), self.boxes.get(mailbox, "")))
+        state, result, *_ = self.send(functions.watch(self.keys.request(request.id), self.boxes.get(mailbox, "")))
 
         assert (state.decode(), result) == (request.state, b"" if request.state in ("", "o") else request.result)
         if request.is_open and mailbox not in ("", request.mailbox, *request.waiters):

@@ -194,15 +194,16 @@ finish = function(request, request_id, state, payload, by)
 end
 
 -- have a mailbox ('': none) told when an open request has ended, once, however often it asks
--- Returns {state, result}; {'', ''} when nothing is known of the request.
+-- Returns {state, result}, of an open one {state, '', header}; {'', ''} when nothing is known of the request.
 local function follow(request, mailbox)
-  local state, result, owner, more = unpack(redis.call('HMGET', request, 'st', 'res', 'to', 'w'))
+  local state, result, owner, more, header = unpack(redis.call('HMGET', request, 'st', 'res', 'to', 'w', 'h'))
   if state == 'o' and mailbox ~= '' and mailbox ~= owner then
     local waiter = cmsgpack.pack({ mailbox = mailbox })
     for k = 1, tonumber(more or 0) do
-      if redis.call('HGET', request, 'w' .. k) == waiter then return { state, '' } end
+      if redis.call('HGET', request, 'w' .. k) == waiter then return { state, '', header } end
     end
     redis.call('HSET', request, 'w' .. redis.call('HINCRBY', request, 'w', 1), waiter)
   end
+  if state == 'o' then return { state, '', header } end
   return { state or '', result or '' }
 end
