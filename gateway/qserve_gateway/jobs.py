@@ -159,9 +159,8 @@ class Jobs:
 
     def _is_late(self, header: bytes | None) -> bool:
         try:
-            return (
-                header is not None and open_header(self._plane.seal, header).deadline_ms + _LATE_MS < clock.judge_ms()
-            )
+            late_ms = clock.judge_ms() - _LATE_MS
+            return header is not None and open_header(self._plane.seal, header).deadline_ms < late_ms
         except PayloadError:
             return False
 
