@@ -7,7 +7,7 @@
     x:<app>:<version>:<deployment>  hash    which replica holds which model        version + RETIRED_TTL_MS
     z:<app>:<version>:<deployment>  zset    calls that wait for their next try           the longest of its requests
     u:<app>:<version>:<deployment>  string  the replica that leaves because it is ill    its grace and a start
-    r:<request>                     hash    a request: state, joins, fingerprint, result     deadline + a day, result_ttl
+    r:<request>                     hash    a request: state, joins, fingerprint, result    deadline + a day, result_ttl
     m:<process>                     list    replies for one process                MAILBOX_TTL_MS after the last
     d:<request>                     hash    a dead letter: its request, its calls  seven days
     dead                            zset    ids of dead letters by their time      seven days after the last
