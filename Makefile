@@ -2,6 +2,7 @@
 # make test   the whole test suite
 # make fuzz   look for bytes that a reader refuses in a wrong way: FUZZ_SECONDS for each (60)
 # make check  format, lint, types, architecture
+# make chaos  the whole fault matrix, one fault at a time
 
 PYTHON ?= python3
 VENV := .venv
@@ -10,7 +11,7 @@ PORT ?= 8000
 FUZZ_SECONDS ?= 60
 PACKAGES := qserve workers gateway
 
-.PHONY: run test fast check format fuzz test-stack clean
+.PHONY: run test fast chaos check format fuzz test-stack clean
 
 $(VENV)/installed: setup.cfg pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit("qserve needs Python 3.11 or later: make PYTHON=python3.11") if sys.version_info < (3, 11) else None'
@@ -31,7 +32,10 @@ test: $(VENV)/installed-test
 	$(BIN)/python -m pytest
 
 fast: $(VENV)/installed-test
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow and not chaos and not priority"
+
+chaos: $(VENV)/installed-test
+	$(BIN)/python -m pytest -n0 -m "" tests/chaos
 
 check: $(VENV)/installed-test
 	$(BIN)/ruff format --check .

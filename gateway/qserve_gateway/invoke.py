@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from qserve import failpoints
 from qserve.exceptions import DeadlineExceeded, RequestCancelled
 from qserve.http.bad_request import BadRequest
 from qserve.http.strict_json import loads
@@ -98,6 +99,8 @@ class Front:
         )
         with self._room:
             ref = self._submit(environ, found, body, options)
+            if failpoints.ARMED:
+                failpoints.hit("gateway.after_submit")
             if job is not None:
                 return self.jobs.follow(ref, job, timeout_s, environ, request_id)
             self._wait(ref, timeout_s, environ)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from qserve import failpoints
 from qserve.exceptions import PayloadError, PayloadTooLarge, ResultNotSerialisable, ResultTooLarge
 from qserve.graph.advance import Answer as AnswerMove
 from qserve.graph.advance import advance
@@ -64,6 +65,8 @@ class Stepper:
         Raises:
           PayloadError: The bytes cannot be decoded, or speak of a graph that this application does not have.
         """
+        if failpoints.ARMED:
+            failpoints.hit("call.before")
         decode = self._codec.decode
         if header.graph is None:
             args, kwargs = decode(values[0])
@@ -106,6 +109,8 @@ class Stepper:
             raise _refusal(error) from error
 
     def _conclude(self, header: Header, call: Call, value: Any) -> Conclusion:
+        if failpoints.ARMED:
+            failpoints.hit("call.after")
         if call.plan is None:
             return Conclusion("d", self._answer(header, value))
         moves = advance(call.plan, call.index, value)

@@ -17,6 +17,7 @@ from typing import Any
 
 import redis
 
+from qserve import failpoints
 from qserve.exceptions import AppNotFound, BrokerUnavailable, QserveException
 from qserve.keys import Keys
 from qserve.log import get_logger
@@ -81,9 +82,13 @@ class ClientPlane(Submitter):
         """An application's record, at most a second old."""
         found = self._catalog.get(app)
         if found is None or found[0] < time.monotonic():
-            self.learn(self.registry.get(app))
-            found = self._catalog[app]
-        return found[1]
+            try:
+                self.learn(self.registry.get(app))
+            except BrokerUnavailable:
+                if found is None:
+                    raise
+                self.learn(found[1])  # as it was: a submission to a retired version is answered MOVED
+        return self._catalog[app][1]
 
     def execute(self, command: Command) -> Any:
         """Send one command from this thread and answer its reply; for callers whose loop stands still."""
@@ -186,6 +191,8 @@ class ClientPlane(Submitter):
         pause_s, stray_until = 0.05, math.inf
         while not self._closed:
             try:
+                if failpoints.ARMED:
+                    failpoints.hit("reply.before_wait")
                 measure_clock(self.client)
                 found: Any = self.client.blmpop(MAILBOX_BLOCK_S, 1, self._mailbox, direction="LEFT", count=256)
                 self._look_for_losses()
@@ -197,9 +204,10 @@ class ClientPlane(Submitter):
             except Exception as error:
                 if self._closed:  # under our feet, with whatever error the half-closed socket gives
                     return
-                if not isinstance(error, redis.RedisError | OSError):
-                    raise
-                log.debug("the mailbox cannot be read: %s", error)
+                if isinstance(error, redis.RedisError | OSError):
+                    log.debug("the mailbox cannot be read: %s", error)
+                else:  # whatever it is, all callers of this process wait for this thread
+                    log.exception("the mailbox cannot be read")
                 time.sleep(pause_s)
                 pause_s = min(pause_s * 2, LONGEST_PAUSE_S)
                 continue

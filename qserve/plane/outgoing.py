@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from qserve import failpoints
 from qserve.clock import clock
 from qserve.context import request_context
 from qserve.exceptions import AppNotFound, QserveException
@@ -63,6 +64,8 @@ class Submission(NamedTuple):
           epoch: The state of the broker that it is meant for.
           seal: Seals all that travels.
         """
+        if failpoints.ARMED:
+            failpoints.hit("submit.before_send")
         header, moves = seal_header(seal, self.header), seal_moves(seal, self.request_id, self.moves)
         return functions.submit(
             self.request, self.request_id, epoch, header, mailbox, self.life_ms, self.keep_ms, moves,

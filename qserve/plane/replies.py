@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from qserve import failpoints
 from qserve.exceptions import (
     AppNotFound,
     BackPressureError,
@@ -63,6 +64,8 @@ def was_known(reply: Any) -> bool:
 
 def refused(reply: Any) -> Outcome | None:
     """Why ``submit`` refused; None when the request was accepted (now or by an earlier sending)."""
+    if failpoints.ARMED:
+        failpoints.hit("submit.after_send")
     if reply in (b"OK", b"DUP"):
         return None
     if isinstance(reply, list):

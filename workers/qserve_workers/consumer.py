@@ -13,6 +13,7 @@ from celery import bootsteps
 from celery.worker import state
 from celery.worker.consumer import Consumer
 
+from qserve import failpoints
 from qserve.exceptions import BrokerUnavailable
 from qserve.keys import GROUP
 from qserve.log import get_logger
@@ -214,6 +215,8 @@ class Fetcher:
             return
         self._refusals = 0
         if reply:
+            if failpoints.ARMED:
+                failpoints.hit("fetch.after_read")
             for name, entries in reply:
                 stream = name.decode()
                 self._begin([_fetched(Tag(stream, entry_id), fields) for entry_id, fields in entries])
@@ -254,6 +257,8 @@ class Fetcher:
             ended = self._replica.loop.time() + 1.0
             while self._reading and self._replica.loop.time() < ended:
                 await asyncio.sleep(0.005)
+        if failpoints.ARMED:
+            failpoints.hit("drain.mid")
         await self._replica.drain()
         if self._link is not None:
             self._link.close()

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
+from qserve import failpoints
 from qserve.context import request_context
 from qserve.engine.step import Conclusion
 from qserve.exceptions import BrokerError, PayloadError
@@ -54,6 +55,8 @@ class Ending:
 
     def _post_commit(self, work: Work, conclusion: Conclusion) -> None:
         def on_reply(reply: Any) -> None:
+            if failpoints.ARMED:
+                failpoints.hit("commit.after_send")
             epoch = other_epoch(reply)
             if epoch is not None:
                 self._plane.adopt(epoch)
@@ -65,6 +68,8 @@ class Ending:
             else:
                 self._on_reply(work, reply)
 
+        if failpoints.ARMED:
+            failpoints.hit("commit.before_send")
         plane = self._plane
         plane.post(work.commit_command(self._keys, conclusion, plane.epoch.current(), plane.seal), on_reply)
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from redis import Redis
 
+from qserve import failpoints
 from qserve.exceptions import BrokerError
 from qserve.keys import BEAT_TTL_MS, Keys
 from qserve.log import get_logger
@@ -51,6 +52,8 @@ class Heartbeat:
 
     def _run(self) -> None:
         while True:
+            if failpoints.ARMED:
+                failpoints.hit("beat.before")
             if self._may_beat():
                 try:
                     self.beat()

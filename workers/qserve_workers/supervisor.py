@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from qserve import failpoints
 from qserve.exceptions import BrokerError, PayloadError
 from qserve.keys import Keys
 from qserve.log import get_logger
@@ -218,6 +219,8 @@ class Supervisor:
             pool.report(ReplicaStatus(fault, deployment, record.version, FAILED, host=host, message=why))
             self._faults.add(fault)
             return False
+        if failpoints.ARMED:
+            failpoints.hit("supervisor.after_fork")
         self.members[pid] = Member(pid, spec, stream, record.deployments[deployment].config)
         if fault in self._faults:
             self._faults.discard(fault)

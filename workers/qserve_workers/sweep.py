@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 from redis import Redis
 
+from qserve import failpoints
 from qserve.keys import GROUP, Keys
 from qserve.log import get_logger
 from qserve.plane.connection import broker_errors, create_group
@@ -51,6 +52,8 @@ class Sweeper:
                 found = self._client.xinfo_consumers(stream, GROUP)
             for one in found:
                 consumers.setdefault(one["name"].decode(), []).append(stream)
+        if failpoints.ARMED:
+            failpoints.hit("sweep.mid")
         # ours even when another supervisor has handed their calls over before
         counters = read_counters(self._client, self._keys, consumers.keys() | mine.keys())
         beating = {name: one for name, one in counters.items() if one is not None or name in consumers}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from redis import Redis
 
+from qserve import failpoints
 from qserve.keys import Keys
 from qserve.plane import upkeep
 from qserve.plane.connection import broker_errors
@@ -24,6 +25,8 @@ class Takeover:
         Crash before the call: the entries stay pending and the next sweep finds them. Crash after: they are
         on the queue as new entries.
         """
+        if failpoints.ARMED:
+            failpoints.hit("supervisor.before_handover")
         prefix, personal = self._keys.request(""), self._keys.personal(stream, consumer)
         total = 0
         for source in (stream, personal):

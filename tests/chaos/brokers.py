@@ -1,0 +1,75 @@
+"""A broker that a test may kill, freeze, and start again on the same data."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import redis
+from processes import Process, Site, free_port, is_alive, wait_until
+
+from qserve.embedded import find_server
+from qserve.plane.connection import connect
+
+
+class Broker:
+    """A Valkey with its append-only file on, as the documents advise.
+
+    Parameters:
+      site: Where it runs.
+      folder: Where its data lie; None for a folder of its own.
+      options: More options of the server, such as ``("--maxmemory", "50mb")``.
+    """
+
+    def __init__(self, site: Site, folder: Path | None = None, options: tuple[str, ...] = ()) -> None:
+        self._site = site
+        self.port = free_port()
+        self.folder = folder or site.folder / f"data-{self.port}"
+        self.folder.mkdir(exist_ok=True)
+        self._options = options
+        self.process: Process
+        self.start()
+        self.client: redis.Redis = connect(self.url)
+
+    @property
+    def url(self) -> str:
+        """Its address."""
+        return f"redis://127.0.0.1:{self.port}/0"
+
+    def start(self) -> None:
+        """Start it on its data, and wait until it answers."""
+        options = [
+            *("--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.folder)),
+            *("--save", "", "--appendonly", "yes", "--appendfsync", "everysec"),
+            *("--maxmemory-policy", "noeviction", "--logfile", str(self.folder / "log")),
+        ]
+        self.process = self._site.start([find_server(), *options, *self._options])
+        wait_until(self._answers, description="the broker answers", timeout_s=10)
+
+    def _answers(self) -> bool:
+        try:
+            with connect(self.url) as client:
+                return bool(client.ping())
+        except redis.RedisError:
+            return False
+
+    def kill(self) -> None:
+        """End it at once, as a crash does."""
+        self.process.signal(signal.SIGKILL)
+        self.process.wait()
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Stop it in its tracks; connections stay open and silent."""
+        self.process.signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self.process.signal(signal.SIGCONT)
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether it runs."""
+        return is_alive(self.process.pid)

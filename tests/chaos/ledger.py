@@ -1,0 +1,223 @@
+"""What user code did, as it wrote it down itself: one line for each start and each end of an execution."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+DIAMOND = '''
+"""The application under test: a diamond, whose nodes write down what they do."""
+
+import asyncio, ctypes, os, signal, threading, time, uuid
+
+import qserve
+from qserve import DAGDriver, InputNode
+from qserve.http_adapters import json_request
+
+LEDGER = os.environ["CHAOS_LEDGER"]
+
+
+def note(job, node, attempt, event, detail=""):
+    line = f"{job['id']},{node},{attempt},{event},{os.getpid()},{time.monotonic():.6f},{detail}\\n"
+    descriptor = os.open(LEDGER, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+    os.write(descriptor, line.encode())
+    os.close(descriptor)
+
+
+def wait_for_gate(job):
+    while job.get("gate") and not os.path.exists(job["gate"]):
+        time.sleep(0.005)
+
+
+def misbehave(job, node):
+    """What a poisoned request asks a node to do; `once` names a file that makes it do so only the first time."""
+    what = job.get("do", {}).get(node)
+    if not what:
+        return
+    if job.get("once"):
+        try:
+            os.close(os.open(job["once"], os.O_CREAT | os.O_EXCL))
+        except FileExistsError:
+            return
+    if what == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    elif what == "segfault":
+        ctypes.string_at(0)
+    elif what == "allocate":
+        hoard = []
+        while True:
+            hoard.append(bytearray(16 << 20))
+    elif what == "spin":
+        while True:
+            pass
+    elif what == "regex":
+        __import__("re").match("(a+)+$", "a" * 64 + "b")
+    elif what == "block":
+        time.sleep(1e9)
+    elif what in ERRORS:
+        raise ERRORS[what]()
+
+
+class TwoArguments(Exception):
+    def __init__(self, first, second):
+        super().__init__(f"{first} and {second}")
+
+
+class Locked(Exception):
+    def __init__(self):
+        super().__init__("with a lock")
+        self.lock = threading.Lock()
+
+
+class Mute(Exception):
+    def __str__(self):
+        raise RuntimeError("no words")
+
+
+def make_local():
+    class Local(Exception):
+        pass
+
+    return Local("of a local class")
+
+
+ERRORS = {
+    "ValueError": lambda: ValueError("as asked"),
+    "TwoArguments": lambda: TwoArguments("one", "two"),
+    "Locked": Locked,
+    "Mute": Mute,
+    "Local": make_local,
+    "OSError": lambda: OSError("x" * 5_000_000),
+    "SystemExit": lambda: SystemExit(3),
+    "KeyboardInterrupt": KeyboardInterrupt,
+    "CancelledError": asyncio.CancelledError,
+    "GeneratorExit": GeneratorExit,
+    "ExceptionGroup": lambda: ExceptionGroup("several", [ValueError("one"), KeyError("two")]),
+    "RecursionError": lambda: RecursionError("too deep"),
+}
+
+
+def nested(depth):
+    value = []
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+RESULTS = {
+    "lock": threading.Lock,
+    "huge": lambda: "x" * (100 << 20),
+    "nan": lambda: float("nan"),
+    "nested": lambda: nested(1_000_000),
+    "generator": lambda: (number for number in range(3)),
+}
+
+
+async def run(job, node, compute, detail=""):
+    attempt = uuid.uuid4().hex
+    note(job, node, attempt, "start", detail)
+    misbehave(job, node)
+    if job.get("block_s", {}).get(node):
+        time.sleep(job["block_s"][node])
+    if job.get("sleep_s", {}).get(node):
+        await asyncio.sleep(job["sleep_s"][node])
+    while job.get("gate", {}).get(node) and not os.path.exists(job["gate"][node]):
+        await asyncio.sleep(0.005)
+    result = {"value": compute(job["x"]), "attempt": attempt, "version": VERSION}
+    note(job, node, attempt, "end")
+    return result
+
+
+@qserve.deployment(num_replicas=REPLICAS, graceful_shutdown_timeout_s=5)
+class Left:
+    async def __call__(self, job):
+        return await run(job, "left", lambda x: 2 * x)
+
+
+@qserve.deployment(num_replicas=REPLICAS, graceful_shutdown_timeout_s=5)
+class Right:
+    async def __call__(self, job):
+        return await run(job, "right", lambda x: x + 7)
+
+
+@qserve.deployment(num_replicas=REPLICAS, graceful_shutdown_timeout_s=5)
+class Join:
+    async def __call__(self, job, left, right):
+        seen = f"{left['attempt']}+{right['attempt']}"
+        result = await run(job, "join", lambda x: left["value"] * 1000 + right["value"], seen)
+        versions = [left["version"], right["version"], VERSION]
+        answer = {"id": job["id"], "value": result["value"], "attempt": result["attempt"], "versions": versions}
+        if job.get("result"):
+            answer["result"] = RESULTS[job["result"]]()
+        return answer
+
+
+VERSION = 1
+with InputNode() as job:
+    left, right = Left.bind().__call__.bind(job), Right.bind().__call__.bind(job)
+    output = Join.bind().__call__.bind(job, left, right)
+
+app = DAGDriver.bind(output, http_adapter=json_request)
+'''
+"""REPLICAS is replaced by a number."""
+
+NODES = ("left", "right", "join")
+
+
+def reference(x: int) -> int:
+    """What the diamond makes of its input, in plain Python."""
+    return 2 * x * 1000 + x + 7
+
+
+class Line(NamedTuple):
+    """One line of the ledger.
+
+    Parameters:
+      attempt: Names one execution, for ever.
+      event: ``start`` or ``end``.
+      at: Of the monotonic clock, which all processes of a host share.
+      detail: For ``join``: the attempts whose results it was given.
+    """
+
+    request: str
+    node: str
+    attempt: str
+    event: str
+    pid: int
+    at: float
+    detail: str
+
+
+class Ledger:
+    """The file that all replicas append to; a single short ``write`` to it is never torn."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        path.touch()
+
+    def lines(self, request: str | None = None, node: str | None = None, event: str = "start") -> list[Line]:
+        """The lines of one kind, for a request and a node or for all."""
+        found = []
+        for text in self.path.read_text().splitlines():
+            line = _parse(text)
+            if line.event == event and request in (None, line.request) and node in (None, line.node):
+                found.append(line)
+        return found
+
+    def surplus(self, requests: Iterable[str]) -> Counter[tuple[str, str]]:
+        """How often more than once each node of each request was run, where that was more than once."""
+        wanted = set(requests)
+        runs = Counter((line.request, line.node) for line in self.lines() if line.request in wanted)
+        return Counter({key: count - 1 for key, count in runs.items() if count > 1})
+
+    def new_file(self, name: str) -> str:
+        """A path beside the ledger that does not exist yet: a gate to be opened, or a mark of what was done."""
+        return str(self.path.parent / f"{name}-{os.urandom(4).hex()}")
+
+
+def _parse(text: str) -> Line:
+    request, node, attempt, event, pid, at, detail = text.split(",")
+    return Line(request, node, attempt, event, int(pid), float(at), detail)

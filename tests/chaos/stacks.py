@@ -1,0 +1,267 @@
+"""An installation as it runs in production, each role a process of its own, for faults to be done to."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import os
+import signal
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from brokers import Broker
+from ledger import DIAMOND, Ledger
+from load import Call, HandleClient, HttpClient, Load, new_job
+from processes import QSERVE, Process, Site, free_port, is_alive, wait_until
+
+from qserve.keys import GROUP, Keys
+from qserve.plane.client import ClientPlane
+from qserve.pool import RUNNING, Pool, ReplicaStatus
+from qserve.registry import ApplicationRecord
+from qserve.settings import Settings
+
+SECRET = "of-this-test"
+LEASE_S = 2.0
+FAST = {"QSERVE_LEASE_S": str(LEASE_S), "QSERVE_STALL_LIMIT_S": "3", "QSERVE_SECRET_KEY": SECRET}
+"""Settings that make the slow part of a recovery fast."""
+SLACK = 3.0
+"""How many times the promised time a recovery may take on a busy machine of two cores."""
+
+
+class Stack:
+    """A broker, one supervisor with the diamond's replicas, one gateway, and a client in this process.
+
+    Parameters:
+      site: Where all of it runs.
+      replicas: Replicas of each of the diamond's three deployments.
+      broker: The broker; None for a new one.
+      env: Variables for all roles.
+      url: How the roles reach the broker; None for directly.
+    """
+
+    def __init__(
+        self,
+        site: Site,
+        *,
+        replicas: int = 2,
+        broker: Broker | None = None,
+        env: Mapping[str, str] | None = None,
+        url: str | None = None,
+    ) -> None:
+        self.site = site
+        self.replicas_wanted = replicas
+        self.broker = broker or Broker(site)
+        self.ledger = Ledger(site.folder / "ledger")
+        self.env = {
+            **FAST,
+            "QSERVE_BROKER_URL": url or self.broker.url,
+            "CHAOS_LEDGER": str(self.ledger.path),
+            **(env or {}),
+        }
+        self.port = free_port()
+        self.keys = Keys()
+        self.processes: list[Process] = []
+        self.write_app()
+        self._fds: dict[int, int] = {}
+        self._read: dict[int, int] = {}
+        self._planes: list[ClientPlane] = []
+        self._looking: ClientPlane | None = None
+
+    # -- the roles ---------------------------------------------------------------------------------
+
+    def write_app(self, version: int = 1, text: str = DIAMOND) -> None:
+        """Write the application's module; ``version`` is what its answers carry."""
+        text = text.replace("REPLICAS", str(self.replicas_wanted)).replace("VERSION = 1", f"VERSION = {version}")
+        self.site.write("diamond.py", text)
+
+    def command(self, *arguments: str, env: Mapping[str, str] | None = None, within: Sequence[str] = ()) -> Process:
+        """Start ``qserve`` with these arguments in this installation; ``within`` goes in front of it."""
+        command = [*within, *QSERVE, *arguments]
+        process = self.site.start(command, cwd=self.site.folder, env={**self.env, **(env or {})})
+        self.processes.append(process)
+        return process
+
+    def worker(self, *options: str, env: Mapping[str, str] | None = None, within: Sequence[str] = ()) -> Process:
+        """Start a supervisor."""
+        return self.command("worker", *(options or ("--name", "default")), env=env, within=within)
+
+    def gateway(self, *options: str, port: int | None = None, env: Mapping[str, str] | None = None) -> Process:
+        """Start a gateway."""
+        return self.command("gateway", "--port", str(port or self.port), *options, env=env)
+
+    def deploy(self, env: Mapping[str, str] | None = None) -> Process:
+        """Deploy the module as it is now."""
+        return self.command("deploy", "diamond:app", env=env)
+
+    def start(
+        self,
+        *,
+        worker: Mapping[str, str] | None = None,
+        gateway: Mapping[str, str] | None = None,
+        gateway_workers: int = 1,
+    ) -> Stack:
+        """Start all roles, and go on once requests are answered.
+
+        Parameters:
+          worker, gateway: Variables for these roles alone.
+          gateway_workers: Processes of the gateway.
+        """
+        self.supervisor = self.worker(env=worker)
+        self.front = self.gateway("--workers", str(gateway_workers), env=gateway)
+        deploying = self.deploy()
+        assert deploying.wait(60) == 0, deploying.output
+        wait_until(self.is_serving, description="the gateway is healthy", timeout_s=30)
+        self.wait_replicas()
+        self._fds = {pid: _fds(pid) for pid in (self.supervisor.pid, self.front.pid)}
+        return self
+
+    def is_serving(self) -> bool:
+        """Whether the gateway says that it is healthy."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=2)
+        try:
+            connection.request("GET", "/-/healthz")
+            return connection.getresponse().status == 200
+        except OSError:
+            return False
+        finally:
+            connection.close()
+
+    # -- clients -----------------------------------------------------------------------------------
+
+    def plane(self, **settings: Any) -> ClientPlane:
+        """A client of the broker in this process, on connections of its own."""
+        chosen = {"broker_url": self.broker.url, "secret_key": SECRET.encode(), **settings}
+        plane = ClientPlane(Settings(**chosen))
+        self._planes.append(plane)
+        return plane
+
+    def handles(self, timeout_s: float = 20.0, **settings: Any) -> HandleClient:
+        """A client by handles."""
+        return HandleClient(self.plane(**settings), timeout_s)
+
+    def http(self, timeout_s: float = 20.0) -> HttpClient:
+        """A client by HTTP."""
+        return HttpClient(self.port, timeout_s)
+
+    def load(self, **options: Any) -> Load:
+        """Load by handles, already running."""
+        return Load(self.handles(), **options).start()
+
+    def ask(self, **more: Any) -> Call:
+        """Send one request by handle, and wait for its end."""
+        client = self.handles()
+        call = client.send(new_job(**more))
+        client.wait([call], 20)
+        return call
+
+    def close(self) -> None:
+        """Close the clients and end the roles while their broker is still there; the site ends the rest."""
+        for plane in self._planes:
+            plane.close()
+        self.broker.client.close()
+        for process in self.processes:
+            if process.exit_code() is None:
+                process.signal(signal.SIGTERM)
+        for process in self.processes:
+            process.stop()
+
+    # -- what is there -----------------------------------------------------------------------------
+
+    def record(self) -> ApplicationRecord:
+        """The active version."""
+        if self._looking is None:
+            self._looking = self.plane()
+        return self._looking.registry.get("default")
+
+    def streams(self) -> list[str]:
+        """The queues of the active version."""
+        record = self.record()
+        return [record.stream(self.keys, name) for name, one in record.deployments.items() if one.replicated]
+
+    def replicas(self, deployment: str | None = None) -> list[ReplicaStatus]:
+        """The replicas of the active version that run, by their own report."""
+        version = self.record().version
+        return [
+            one
+            for one in Pool(self.broker.client, self.keys, "default").replicas()
+            if one.state == RUNNING
+            and one.version == version
+            and deployment in (None, one.deployment)
+            and is_alive(one.pid)
+        ]
+
+    def wait_replicas(self, timeout_s: float = 30.0) -> None:
+        """Wait until as many replicas run as are wanted."""
+        wanted = 3 * self.replicas_wanted
+        wait_until(lambda: len(self.replicas()) == wanted, description=f"{wanted} replicas run", timeout_s=timeout_s)
+
+    def consumers(self) -> dict[str, set[str]]:
+        """The readers of each queue, as the broker knows them."""
+        client = self.broker.client
+        return {
+            stream: {one["name"].decode() for one in client.xinfo_consumers(stream, GROUP)} for stream in self.streams()
+        }
+
+    def gateway_workers(self) -> list[int]:
+        """The processes that serve HTTP."""
+        return children_of(self.front.pid)
+
+    def logs(self) -> str:
+        """What all roles have said."""
+        return "\n".join(process.output for process in self.processes)
+
+    def new_logs(self) -> str:
+        """What all roles have said since this was last asked."""
+        said = []
+        for process in self.processes:
+            output = process.output
+            said.append(output[self._read.get(process.pid, 0) :])
+            self._read[process.pid] = len(output)
+        return "\n".join(said)
+
+    def fd_growth(self) -> dict[int, int]:
+        """How many more files each long-lived process has open than after its start."""
+        return {pid: _fds(pid) - count for pid, count in self._fds.items() if is_alive(pid)}
+
+
+def children_of(pid: int) -> list[int]:
+    """The living children of a process."""
+    text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
+    return [int(child) for child in text.split() if is_alive(int(child))]
+
+
+def kill(pid: int) -> None:
+    """End a process at once."""
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+
+
+@contextlib.contextmanager
+def frozen(pids: Iterable[int]) -> Iterator[None]:
+    """Stop processes in their tracks, and let those go on that are still there."""
+    pids = list(pids)
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
+
+
+def last(seconds: float) -> None:
+    """Let a fault last for a while: its length is part of the row, and no condition tells of it."""
+    threading.Event().wait(seconds)
+
+
+def dump(value: Any) -> str:
+    """For messages."""
+    return json.dumps(value, indent=1, default=str)
+
+
+def _fds(pid: int) -> int:
+    return len(list(Path(f"/proc/{pid}/fd").iterdir()))

@@ -1,0 +1,170 @@
+"""A broker that is killed, frozen, full or emptied: what was accepted is kept, and nobody has to be restarted."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+from invariants import check
+from load import Load, new_job
+from processes import is_alive, wait_until
+from rows import row
+from stacks import SLACK, Stack, last
+
+BACK_S = 2.0 * SLACK
+AT_ONCE = 100
+_LOST_CONNECTION = r"the connection to the broker was lost|cannot be reached"
+
+
+def roles_alive(stack: Stack) -> bool:
+    """Whether no process has ended that was there at the start."""
+    return all(is_alive(pid) for pid in (stack.supervisor.pid, stack.front.pid))
+
+
+def first_success(load: Load, since: float) -> float:
+    """When the first request that was sent after a moment had its right answer."""
+
+    def found() -> float | None:
+        ends = [call.ended_at for call in load.calls if call.sent_at >= since and call.is_right]
+        return min(ends) if ends else None
+
+    answer = wait_until(found, description="a request is answered again", timeout_s=15)
+    assert answer is not None
+    return answer
+
+
+@row("F9")
+def test_a_broker_that_is_killed_and_comes_back_has_lost_nothing(stack: Stack) -> None:
+    pids = {one.pid for one in stack.replicas()}
+    load = stack.load()
+    by_http = Load(stack.http(), rate=25).start()
+    load.more(100)
+    slow = stack.handles()
+    waiting = [slow.send(new_job(sleep_s={"left": 2.0})) for _ in range(20)]
+    wait_until(lambda: all(call.accepted for call in waiting), description="20 callers wait")
+
+    with load.fault():
+        stack.broker.kill()
+        # longer than a submission is repeated: what is sent meanwhile has to be refused, and not to hang
+        by_http.more(75)
+        stack.broker.start()
+        back_at = time.monotonic()
+        again_at = first_success(by_http, back_at)
+        wait_until(stack.is_serving, description="the gateway is healthy")
+    slow.wait(waiting, 15)
+    load.more(100)
+    calls, answers = load.stop(), by_http.stop()
+
+    assert again_at - back_at <= BACK_S
+    assert all(call.is_right for call in waiting)
+    refused = [call for call in answers if call.status != 200]
+    assert refused
+    for call in refused:
+        assert call.status == 503, call
+        assert int(call.headers["retry-after"]) >= 1
+        assert call.took_s <= 3.0 * SLACK
+    assert roles_alive(stack)
+    assert {one.pid for one in stack.replicas()} == pids
+    check(stack, [*calls, *waiting, *answers], load=load, reruns=0, may_log=[_LOST_CONNECTION])
+
+
+@row("F10")
+def test_a_broker_that_stands_still_for_three_seconds_only_delays(stack: Stack) -> None:
+    pids = {one.pid for one in stack.replicas()}
+    load = stack.load()
+    load.more(100)
+
+    with load.fault():
+        with stack.broker.frozen():
+            last(3.0)
+        thawed_at = time.monotonic()
+        backlog = [call for call in load.calls if call.sent_at < thawed_at]
+        wait_until(lambda: all(call.ended_at for call in backlog), description="the backlog is done", timeout_s=15)
+        done_at = time.monotonic()
+    load.more(100)
+    calls = load.stop()
+
+    assert done_at - thawed_at <= BACK_S
+    assert all(call.is_right for call in calls)
+    assert roles_alive(stack)
+    assert {one.pid for one in stack.replicas()} == pids
+    check(stack, calls, load=load, reruns=0, may_log=[_LOST_CONNECTION])
+
+
+@row("F33")
+def test_flushed_functions_are_loaded_again_before_anybody_notices(stack: Stack) -> None:
+    load = stack.load()
+    by_http = Load(stack.http(), rate=25).start()
+    load.more(50)
+
+    with load.fault():
+        stack.broker.client.script_flush()
+        stack.broker.client.execute_command("FUNCTION", "FLUSH")
+        load.more(25)
+    load.more(50)
+    calls = [*load.stop(), *by_http.stop()]
+
+    assert all(call.is_right for call in calls), [call for call in calls if not call.is_right][:3]
+    check(stack, calls, load=load, reruns=0)
+
+
+@row("F31")
+def test_a_full_broker_finishes_what_it_took_and_refuses_what_is_new(stack: Stack) -> None:
+    client, gateway = stack.handles(), stack.http()
+    gate = stack.ledger.new_file("gate")
+    accepted = [client.send(new_job(gate={"left": gate, "right": gate})) for _ in range(200)]
+    wait_until(lambda: all(call.accepted for call in accepted), description="200 requests are accepted")
+    used = int(stack.broker.client.info("memory")["used_memory"])
+
+    stack.broker.client.config_set("maxmemory", used // 2)
+    refused = [gateway.send(new_job()) for _ in range(20)]
+    gateway.wait(refused, 15)
+    Path(gate).touch()
+    client.wait(accepted, 15)
+    stack.broker.client.config_set("maxmemory", 0)
+    freed_at = time.monotonic()
+    after = [gateway.send(new_job())]
+    gateway.wait(after, 15)
+
+    for call in refused:
+        assert (call.status, json.loads(call.error)["error"]["code"]) == (503, "broker_full")
+        assert int(call.headers["retry-after"]) >= 1
+    assert all(call.is_right for call in accepted)
+    assert after[0].is_right
+    assert after[0].ended_at - freed_at <= BACK_S
+    check(stack, [*accepted, *refused, *after], reruns=0)
+
+
+@row("F32")
+def test_a_broker_that_was_emptied_tells_those_who_wait_and_serves_again(stack: Stack) -> None:
+    pids = {stack.supervisor.pid, stack.front.pid}
+    gateway, client = stack.http(timeout_s=40), stack.handles(timeout_s=40)
+    gate = stack.ledger.new_file("gate")
+    by_http = [gateway.send(new_job(gate={"left": gate})) for _ in range(10)]
+    by_handle = [client.send(new_job(gate={"left": gate})) for _ in range(10)]
+    waiting = [*by_http, *by_handle]
+    wait_until(lambda: len(stack.ledger.lines(node="left")) == 20, description="20 requests run")
+    lines = len(stack.logs().splitlines())
+
+    stack.broker.client.flushall()
+    flushed_at = time.monotonic()
+    gateway.wait(waiting, 10)
+    told_at = time.monotonic()
+    Path(gate).touch()
+    wait_until(lambda: stack.ask().is_right, description="a request is answered again", timeout_s=30)
+    served_at = time.monotonic()
+
+    for call in by_http:
+        assert (call.status, json.loads(call.error)["error"]["code"]) == (503, "broker_state_lost")
+        assert int(call.headers["retry-after"]) >= 1
+    assert all(call.error.startswith("BrokerStateLost") for call in by_handle), by_handle[:2]
+    assert told_at - flushed_at <= 2.0 * SLACK
+    assert served_at - told_at <= 2.0 * SLACK
+    assert all(is_alive(pid) for pid in pids)
+    spent_s = time.monotonic() - flushed_at
+    assert len(stack.logs().splitlines()) - lines <= 10 + 9 * (1 + spent_s)
+    functions = stack.broker.client.execute_command("FUNCTION", "LIST")
+    assert functions
+    lost = [call.id for call in waiting]
+    check(stack, [*waiting, stack.ask()], reruns=20, may_fail=lost, may_log=["lost"])

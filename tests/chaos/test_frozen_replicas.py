@@ -1,0 +1,233 @@
+"""Replicas that stand still, run for ever, or run out of memory: others finish what they held."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from cgroups import limited
+from invariants import check
+from ledger import DIAMOND
+from load import new_job, percentile
+from processes import is_alive, wait_until
+from proxy import Proxy
+from rows import row
+from stacks import FAST, LEASE_S, SLACK, Stack, children_of, frozen, last
+
+AT_ONCE = 100
+LOGGED = ("held the loop", "frozen", "died", "Current thread")
+TAKEN_OVER_S = (LEASE_S + 0.5) * SLACK
+STALL_LIMIT_S = float(FAST["QSERVE_STALL_LIMIT_S"])
+
+
+@row("F5")
+def test_the_work_of_a_frozen_replica_is_taken_over_after_its_lease(stack: Stack) -> None:
+    load = stack.load()
+    load.more(50)
+    client, gate = stack.handles(), stack.ledger.new_file("gate")
+    call = client.send(new_job(gate={"left": gate}))
+    first = wait_until(lambda: stack.ledger.lines(call.id, "left"), description="its call runs")[0]
+
+    with load.fault(), frozen([first.pid]):
+        frozen_at = time.monotonic()
+        again = wait_until(
+            lambda: stack.ledger.lines(call.id, "left")[1:], description="it runs elsewhere", timeout_s=TAKEN_OVER_S
+        )[0]
+        Path(gate).touch()
+        client.wait([call], 10)
+        stack.wait_replicas()
+    load.more(50)
+    calls = load.stop()
+
+    assert again.pid != first.pid
+    assert again.at - frozen_at <= TAKEN_OVER_S
+    check(stack, [*calls, call], load=load, reruns=AT_ONCE)
+
+
+def second_host(stack: Stack, **env: str) -> tuple[list[int], set[int]]:
+    """One more supervisor with a replica of Left: all its processes, and the replicas among them."""
+    host = stack.worker("--name", "default", "--deployment", "Left", "--replicas", "1", env=env)
+    wait_until(lambda: len(stack.replicas("Left")) == 3, description="two hosts run Left", timeout_s=30)
+    replicas = set(children_of(host.pid))
+    return [host.pid, *replicas], replicas
+
+
+@row("F5")
+def test_a_host_that_wakes_after_its_lease_finds_its_commits_stale_and_goes_on(stack: Stack) -> None:
+    processes, replicas = second_host(stack)
+    client, gate = stack.handles(timeout_s=60), stack.ledger.new_file("gate")
+    calls = [client.send(new_job(gate={"left": gate})) for _ in range(30)]
+    wait_until(lambda: len(stack.ledger.lines(node="left")) == 30, description="30 calls run")
+    held = {line.request for line in stack.ledger.lines(node="left") if line.pid in replicas}
+    assert held
+
+    with frozen(processes):
+        Path(gate).touch()
+        client.wait(calls, LEASE_S * SLACK + 10)
+    woken_at = time.monotonic()
+    # the frozen executions come to their end now, and nothing follows from them
+    wait_until(
+        lambda: {line.request for line in stack.ledger.lines(node="left", event="end") if line.pid in replicas} >= held,
+        description="the frozen calls have ended as well",
+    )
+    load = stack.load()
+    wait_until(
+        lambda: any(line.at > woken_at and line.pid in replicas for line in stack.ledger.lines(node="left")),
+        description="the woken host takes calls again",
+        timeout_s=10,
+    )
+    later = load.stop()
+
+    assert all(call.is_right for call in calls)
+    stack.processes[-1].signal(signal.SIGTERM)
+    assert stack.processes[-1].wait(20) == 0
+    check(stack, [*calls, *later], reruns=len(held), deadline_s=60)
+
+
+@row("F11")
+def test_a_host_that_is_cut_off_in_silence_is_taken_over_and_comes_back(stack: Stack) -> None:
+    proxy = Proxy(stack.broker.port)
+    _, replicas = second_host(stack, QSERVE_BROKER_URL=proxy.url)
+    load = stack.load()
+    load.more(50)
+    client, gate = stack.handles(timeout_s=60), stack.ledger.new_file("gate")
+    calls = [client.send(new_job(gate={"left": gate})) for _ in range(30)]
+    wait_until(
+        lambda: {call.id for call in calls} <= {line.request for line in stack.ledger.lines(node="left")},
+        description="30 calls run",
+    )
+    ids = {call.id for call in calls}
+    assert [line for line in stack.ledger.lines(node="left") if line.pid in replicas and line.request in ids]
+
+    with load.fault():
+        proxy.black_hole()
+        began = time.monotonic()
+        # they come to their end at once, but only the host that was cut off knows
+        Path(gate).touch()
+        client.wait(calls, 20)
+        took_s = time.monotonic() - began
+        last(4.0 - took_s if took_s < 4.0 else 0.0)
+        proxy.restore()
+        restored_at = time.monotonic()
+        wait_until(
+            lambda: any(line.at > restored_at and line.pid in replicas for line in stack.ledger.lines(node="left")),
+            description="it takes calls again",
+            timeout_s=(2.0 + 3.0) * SLACK,
+        )
+    load.more(50)
+    others = load.stop()
+
+    assert took_s <= TAKEN_OVER_S
+    assert all(call.is_right for call in calls)
+    stack.processes[-1].signal(signal.SIGTERM)
+    assert stack.processes[-1].wait(20) == 0
+    check(
+        stack, [*calls, *others], load=load, reruns=AT_ONCE, deadline_s=60,
+        may_log=["silent", "connection", "cannot be reached"],
+    )  # fmt: skip
+    proxy.close()
+
+
+@row("F18")
+@pytest.mark.parametrize("how", ["spin", "regex", "block"])
+def test_user_code_that_never_ends_costs_its_replica_and_nobody_else(stack: Stack, how: str) -> None:
+    load = stack.load()
+    load.more(50)
+    client = stack.http()
+    call = client.send(new_job(do={"left": how}), {"x-request-timeout-seconds": "2"})
+
+    with load.fault():
+        first = wait_until(lambda: stack.ledger.lines(call.id, "left"), description="it runs")[0]
+        client.wait([call], 10)
+        wait_until(
+            lambda: not is_alive(first.pid),
+            description="its replica is killed",
+            timeout_s=(STALL_LIMIT_S + LEASE_S) * SLACK,
+        )
+        killed_at = time.monotonic()
+        stack.wait_replicas()
+        ready_at = time.monotonic()
+    load.more(50)
+    calls = load.stop()
+
+    assert (call.status, json_code(call.error)) == (504, "deadline_exceeded")
+    assert call.took_s <= 2.0 + 1.0 * SLACK
+    assert killed_at - first.at <= (STALL_LIMIT_S + LEASE_S) * SLACK
+    assert ready_at - killed_at <= 2.0 * SLACK
+    # its deadline had passed before it could be handed on
+    assert len(stack.ledger.lines(call.id, "left")) == 1
+    check(
+        stack, [*calls, call], load=load, reruns=AT_ONCE, may_log=["held the loop", "frozen", "died", "Current thread"]
+    )
+
+
+def json_code(text: str) -> str:
+    """The word for programs in an error's body."""
+    return str(json.loads(text)["error"]["code"])
+
+
+@row("F15")
+def test_a_call_that_runs_out_of_memory_fails_alone_and_is_named(new_stack: Callable[..., Stack]) -> None:
+    stack = new_stack(replicas=1).start()
+    client, gate = stack.handles(), stack.ledger.new_file("gate")
+    with limited("memory", {"memory.limit_in_bytes": "400M"}) as group:
+        stack.supervisor.signal(signal.SIGTERM)
+        assert stack.supervisor.wait(20) == 0
+        stack.supervisor = stack.worker(within=group)
+        stack.wait_replicas()
+        innocents = [client.send(new_job(gate={"left": gate})) for _ in range(63)]
+        wait_until(lambda: len(stack.ledger.lines(node="left")) == 63, description="63 calls run", timeout_s=10)
+        guilty = client.send(new_job(do={"left": "allocate"}))
+        wait_until(lambda: stack.ledger.lines(guilty.id), description="the poison runs")
+        Path(gate).touch()
+        client.wait([guilty, *innocents], 30)
+        stack.wait_replicas()
+
+        assert guilty.error.startswith("ReplicaLost"), guilty
+        assert len(stack.ledger.lines(guilty.id, "left")) == 3
+        assert all(call.is_right for call in innocents)
+        assert "oom_killed: SIGKILL, because of the memory limit of 400 MiB" in stack.supervisor.output
+        check(stack, [guilty, *innocents], reruns=63 + 2, may_fail=[guilty.id])
+
+
+SLOW = DIAMOND.replace(
+    'class Left:\n    async def __call__(self, job):\n        return await run(job, "left", lambda x: 2 * x)\n',
+    """class Left:
+    def __call__(self, job):
+        if job.get("slow") and open(job["slow"]).read() == str(os.getpid()):
+            time.sleep(0.5)
+        try:
+            run(job, "left", lambda x: 2 * x).send(None)  # awaits nothing for a job like these
+        except StopIteration as end:
+            return end.value
+""",
+)
+
+
+@row("F14")
+def test_a_slow_replica_does_not_sit_on_calls_that_others_could_run(new_stack: Callable[..., Stack]) -> None:
+    assert SLOW != DIAMOND
+    stack = new_stack()
+    stack.write_app(text=SLOW)
+    stack.start()
+    name = Path(stack.ledger.new_file("slow"))
+    name.write_text("")
+    load = stack.load(make=lambda: new_job(slow=str(name)))
+    load.more(150)
+
+    name.write_text(str(stack.replicas("Left")[0].pid))
+    load.more(250)
+    name.write_text("")
+    load.more(50)
+    calls = load.stop()
+
+    assert all(call.is_right for call in calls)
+    slow = [call for call in calls if call.took_s > 0.4]
+    assert 0 < len(slow) < 0.1 * len(calls), len(slow)
+    assert percentile([call.took_s for call in calls], 0.9) <= 0.4
+    assert max(call.took_s for call in calls) <= 0.5 + 1.0 * SLACK
+    check(stack, calls, reruns=0)

@@ -1,0 +1,321 @@
+"""Gateways that die, clients that leave, stall or flood: accepted requests go on, and others are not held up."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import resource
+import socket
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from invariants import check
+from ledger import DIAMOND
+from load import Load, new_job, percentile
+from processes import is_alive, is_open, wait_until
+from rows import row
+from stacks import SLACK, Stack, frozen, kill
+
+RESPAWN_S = 2.0 * SLACK
+
+
+def ask(port: int, method: str, path: str, body: Any = None, headers: Mapping[str, str] | None = None) -> Any:
+    """One HTTP request: status, headers, and the body read as JSON where it is."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=40)
+    try:
+        data = None if body is None else json.dumps(body)
+        connection.request(method, path, data, {"content-type": "application/json", **(headers or {})})
+        response = connection.getresponse()
+        text = response.read()
+        named = {name.lower(): value for name, value in response.getheaders()}
+        return response.status, named, json.loads(text) if text else None
+    finally:
+        connection.close()
+
+
+@row("F7")
+def test_answers_outlive_the_gateway_process_that_waited_for_them(new_stack: Callable[..., Stack]) -> None:
+    stack = new_stack().start(gateway_workers=2)
+    workers = stack.gateway_workers()
+    client, gate = stack.http(), stack.ledger.new_file("gate")
+    waiting = [client.send(new_job(gate={"left": gate}), {"idempotency-key": f"key-{n}"}) for n in range(20)]
+    wait_until(lambda: len(stack.ledger.lines(node="left")) == 20, description="20 requests run")
+    victim = max(workers, key=lambda pid: len(connections_of(pid)))
+    others = Load(client, rate=25).start()
+    others.more(25)
+
+    with others.fault():
+        began = time.monotonic()
+        kill(victim)
+        wait_until(lambda: any(call.ended_at for call in waiting), description="its clients are cut off")
+        wait_until(
+            lambda: len(stack.gateway_workers()) == 2 and victim not in stack.gateway_workers(),
+            description="another process is started",
+            timeout_s=10,
+        )
+        respawned_at = time.monotonic()
+        wait_until(stack.is_serving, description="the gateway is healthy", timeout_s=10)
+    Path(gate).touch()
+    client.wait(waiting, 20)
+    others.more(25)
+    again = [client.send(call.job, {"idempotency-key": f"key-{n}"}) for n, call in enumerate(waiting)]
+    client.wait(again, 10)
+    load = others.stop()
+
+    cut_off = [call for call in waiting if call.status == 0]
+    assert cut_off
+    assert respawned_at - began <= RESPAWN_S
+    assert all(call.status == 200 for call in waiting if call not in cut_off)
+    assert all(call.is_right for call in again), [call for call in again if not call.is_right][:3]
+    # a request that was in the dead process's accept queue was never read, and is no accepted one
+    assert all(call.status in (0, 200) for call in load)
+    mailboxes = list(stack.broker.client.scan_iter(stack.keys.mailbox("*").replace("[", "\\["), count=1000))
+    assert all(0 < stack.broker.client.pttl(key) <= 120_000 for key in mailboxes)
+    check(stack, [*waiting, *again, *load], reruns=0, may_log=["was sent SIGKILL"])
+
+
+def connections_of(pid: int) -> list[str]:
+    """The sockets of a process."""
+    found = []
+    for entry in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(OSError):
+            found.append(str(entry.readlink()))
+    return [name for name in found if name.startswith("socket:")]
+
+
+@row("F8")
+def test_a_gateway_whose_master_is_killed_leaves_its_port_and_is_started_again(stack: Stack) -> None:
+    load = stack.load()
+    load.more(50)
+    workers = stack.gateway_workers()
+
+    with load.fault():
+        kill(stack.front.pid)
+        wait_until(
+            lambda: not any(is_alive(pid) for pid in workers), description="its processes are gone",
+            timeout_s=3.0 * SLACK,
+        )  # fmt: skip
+        wait_until(lambda: not is_open(stack.port), description="the port is free", timeout_s=1.0 * SLACK)
+        stack.front = stack.gateway()
+        wait_until(stack.is_serving, description="the gateway is healthy", timeout_s=20)
+    load.more(50)
+    by_http = stack.http()
+    last = by_http.send(new_job())
+    by_http.wait([last], 10)
+
+    assert last.is_right
+    check(stack, [*load.stop(), last], load=load, reruns=0)
+
+
+@row("F19")
+def test_a_client_that_leaves_ends_its_request(stack: Stack) -> None:
+    gate = stack.ledger.new_file("gate")
+    job = new_job(gate={"left": gate, "right": gate})
+    body = json.dumps(job).encode()
+    head = f"POST / HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", stack.port)) as client:
+        client.sendall(head.encode() + body)
+        wait_until(lambda: len(stack.ledger.lines(job["id"])) == 2, description="it runs")
+        left_at = time.monotonic()
+
+    wait_until(
+        lambda: (
+            not list(stack.broker.client.scan_iter(stack.keys.request("*"), count=1000))
+            or any(
+                stack.broker.client.hget(key, "st") == b"c"
+                for key in stack.broker.client.scan_iter(stack.keys.request("*"), count=1000)
+            )
+        ),
+        description="the request is cancelled",
+    )
+    noticed_at = time.monotonic()
+    Path(gate).touch()
+    wait_until(lambda: len(stack.ledger.lines(job["id"], event="end")) == 2, description="its calls have ended")
+
+    assert noticed_at - left_at <= 0.5 * SLACK
+    check(stack, [stack.ask()], reruns=0)
+    assert stack.ledger.lines(job["id"], "join") == []
+
+
+@row("F28")
+def test_the_same_idempotency_key_runs_once_however_it_is_sent(stack: Stack) -> None:
+    client = stack.http()
+    pairs = []
+    for number in range(100):
+        job, key = new_job(), {"idempotency-key": f"pair-{number}"}
+        pairs.append((client.send(job, key), client.send(job, key)))
+    calls = [call for pair in pairs for call in pair]
+    client.wait(calls, 30)
+
+    for first, second in pairs:
+        assert first.is_right and second.is_right, (first, second)
+        assert first.answer == second.answer
+        assert first.headers["x-qserve-request-id"] == second.headers["x-qserve-request-id"]
+    later = client.send(pairs[0][0].job, {"idempotency-key": "pair-0"})
+    other = client.send(new_job(), {"idempotency-key": "pair-0"})
+    client.wait([later, other], 10)
+    assert later.answer == pairs[0][0].answer
+    assert (other.status, json.loads(other.error)["error"]["code"]) == (422, "idempotency_mismatch")
+
+    stack.broker.kill()
+    stack.broker.start()
+    wait_until(stack.is_serving, description="the gateway is healthy again", timeout_s=20)
+    after = client.send(pairs[1][0].job, {"idempotency-key": "pair-1"})
+    client.wait([after], 20)
+    assert after.answer == pairs[1][0].answer
+    check(stack, [*calls, later, other, after], reruns=0, may_log=["connection to the broker was lost", "cannot be"])
+
+
+@row("F42")
+def test_ten_times_too_much_is_refused_fast_and_what_was_accepted_is_answered(new_stack: Callable[..., Stack]) -> None:
+    stack = new_stack()
+    stack.write_app(text=limited())
+    stack.start()
+    memory = resident(stack.gateway_workers()[0])
+    # a call takes 20 ms of a replica that takes one at a time: two replicas make a hundred a second
+    flood = Load(stack.http(), rate=300, make=lambda: new_job(block_s={"left": 0.02}))
+    flood.start()
+    flood.more(1500)
+    calls = flood.stop()
+
+    accepted = [call for call in calls if call.status == 200]
+    refused = [call for call in calls if call.status != 200]
+    assert len(accepted) > 100 and len(refused) > 100, (len(accepted), len(refused))
+    for call in refused:
+        assert call.status == 503, call
+        assert json.loads(call.error)["error"]["code"] == "queue_full"
+        assert int(call.headers["retry-after"]) >= 1
+    assert all(call.is_right for call in accepted)
+    assert percentile([call.took_s for call in refused], 0.5) <= percentile([call.took_s for call in accepted], 0.5)
+    after = stack.http().send(new_job())
+    stack.http().wait([after], 3.0 * SLACK)
+    assert after.is_right
+    assert resident(stack.gateway_workers()[0]) - memory <= 64 << 20
+    check(stack, [*calls, after], reruns=0)
+
+
+def limited() -> str:
+    """The diamond with a queue that takes twenty calls."""
+    options = "num_replicas=REPLICAS, graceful_shutdown_timeout_s=5"
+    old = f"@qserve.deployment({options})\nclass Left:"
+    assert old in DIAMOND
+    return DIAMOND.replace(old, f"@qserve.deployment({options}, max_queued_requests=20)\nclass Left:")
+
+
+def resident(pid: int) -> int:
+    """Memory of a process, in bytes."""
+    fields = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+    return int(fields["VmRSS"].split()[0]) * 1024
+
+
+@row("F43")
+def test_nine_hundred_slow_clients_hold_nobody_up(stack: Stack) -> None:
+    idle, stalled = [], []
+    with contextlib.ExitStack() as open_sockets:
+        for number in range(900):
+            sock = open_sockets.enter_context(socket.create_connection(("127.0.0.1", stack.port), timeout=10))
+            if number % 2:
+                sock.sendall(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-")
+                idle.append(sock)
+            else:
+                sock.sendall(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
+                stalled.append(sock)
+        good = Load(stack.http(), rate=50).start()
+        good.more(150)
+        calls = good.stop()
+        wait_until(lambda: all(is_closed(sock) for sock in idle), description="idle headers are cut", timeout_s=10)
+
+        share = sum(call.status == 200 for call in calls) / len(calls)
+        assert share >= 0.95
+        assert all(call.is_right for call in calls if call.status == 200)
+        answered = [sock for sock in stalled if first_line(sock, 30).startswith(b"HTTP/1.1 408")]
+        assert len(answered) >= 0.95 * len(stalled)
+    check(stack, calls, reruns=0)
+
+
+def is_closed(sock: socket.socket) -> bool:
+    """Whether the other side has closed a connection without a word."""
+    sock.setblocking(False)
+    try:
+        return sock.recv(1) == b""
+    except BlockingIOError:
+        return False
+    except ConnectionError:
+        return True
+
+
+def first_line(sock: socket.socket, timeout_s: float) -> bytes:
+    """The status line that arrives on a connection; "" when it is cut."""
+    sock.settimeout(timeout_s)
+    try:
+        return sock.recv(256).partition(b"\r\n")[0]
+    except ConnectionError:
+        return b""
+
+
+@row("F47")
+def test_results_are_fetched_by_id_as_often_as_one_likes_and_only_by_their_id(stack: Stack) -> None:
+    gate = stack.ledger.new_file("gate")
+    job = new_job(gate={"left": gate})
+    status, headers, _ = ask(stack.port, "POST", "/", job, {"prefer": "respond-async"})
+    assert status == 202
+    place = headers["location"]
+
+    began = time.monotonic()
+    running, told, _ = ask(stack.port, "GET", place, headers={"prefer": "wait=1"})
+    waited_s = time.monotonic() - began
+    Path(gate).touch()
+    first = ask(stack.port, "GET", place, headers={"prefer": "wait=30"})
+    second = ask(stack.port, "GET", place)
+    wrong = place[:-1] + ("0" if place[-1] != "0" else "1")
+
+    assert (running, waited_s >= 1.0) == (202, True)
+    assert int(told["retry-after"]) >= 1
+    assert (first[0], second[0]) == (200, 200)
+    assert first[2] == second[2]
+    assert ask(stack.port, "GET", wrong)[0] == 404
+    assert ask(stack.port, "DELETE", place)[0] == 409
+    for key in stack.broker.client.scan_iter(stack.keys.request("*"), count=1000):
+        stack.broker.client.pexpire(key, 1)
+    wait_until(lambda: ask(stack.port, "GET", place)[0] == 410, description="the result has expired")
+    check(stack, [stack.ask()], reruns=0)
+
+
+@row("F39")
+def test_a_gateway_without_files_refuses_and_recovers(new_stack: Callable[..., Stack]) -> None:
+    stack = new_stack().start()
+    (worker,) = stack.gateway_workers()
+    usual = resource.prlimit(worker, resource.RLIMIT_NOFILE)
+    resource.prlimit(worker, resource.RLIMIT_NOFILE, (64, usual[1]))
+    hoard = []
+    for _ in range(80):
+        with contextlib.suppress(OSError):
+            hoard.append(socket.create_connection(("127.0.0.1", stack.port), timeout=2))
+    for sock in hoard:
+        sock.close()
+    resource.prlimit(worker, resource.RLIMIT_NOFILE, usual)
+
+    client = stack.http()
+    wait_until(stack.is_serving, description="the gateway is healthy", timeout_s=20)
+    call = client.send(new_job())
+    client.wait([call], 10)
+
+    assert call.is_right
+    check(stack, [call], reruns=0, may_log=["Too many open files", "EMFILE"])
+
+
+@row("F10")
+def test_requests_that_a_frozen_broker_cannot_take_are_refused_in_time(stack: Stack) -> None:
+    with frozen([stack.broker.process.pid]):
+        client = stack.http(timeout_s=30)
+        calls = [client.send(new_job()) for _ in range(20)]
+        client.wait(calls, 30)
+
+    for call in calls:
+        assert call.status == 503, call
+        assert int(call.headers["retry-after"]) >= 1
+    wait_until(stack.is_serving, description="the gateway is healthy", timeout_s=20)
+    check(stack, [*calls, stack.ask()], reruns=0, may_log=["connection", "cannot be reached"])

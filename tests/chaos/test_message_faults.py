@@ -1,0 +1,197 @@
+"""Requests that cannot be read, cannot be answered, are cancelled, or come too late."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+from invariants import check
+from load import Call, new_job
+from processes import wait_until
+from rows import row
+from stacks import SLACK, Stack, frozen
+
+from qserve.exceptions import TaskError
+
+ERRORS = (
+    "TwoArguments", "Locked", "Mute", "Local", "OSError", "SystemExit", "KeyboardInterrupt", "CancelledError",
+    "GeneratorExit", "ExceptionGroup", "RecursionError", "ValueError",
+)  # fmt: skip
+TEXT_LIMIT = 4096
+
+
+def pids(stack: Stack) -> set[int]:
+    return {one.pid for one in stack.replicas()}
+
+
+@row("F22")
+def test_no_exception_of_user_code_ends_a_replica_or_fails_to_reach_its_caller(shared: Stack) -> None:
+    before, client = pids(shared), shared.handles()
+    calls = [client.send(new_job(do={"left": name})) for name in ERRORS]
+    client.wait(calls, 20)
+
+    for name, call in zip(ERRORS, calls, strict=True):
+        assert isinstance(call.exception, TaskError), (name, call)
+        assert call.exception.remote_type.endswith(name)
+        assert len(call.exception.remote_message) <= TEXT_LIMIT + 20
+        assert "diamond.py" in call.exception.remote_traceback or name == "OSError"
+    huge = calls[ERRORS.index("OSError")].exception
+    assert isinstance(huge, TaskError) and "truncated" in huge.remote_message
+    assert pids(shared) == before
+    failed = [call.id for call in calls]
+    check(shared, [*calls, shared.ask()], reruns=0, may_fail=failed, may_log=["failed: "])
+
+
+@row("F23")
+def test_a_result_that_cannot_travel_fails_its_request_and_leaves_nothing_in_the_broker(shared: Stack) -> None:
+    before, client = pids(shared), shared.http(timeout_s=40)
+    used = memory(shared)
+    calls = {name: client.send(new_job(result=name)) for name in ("lock", "huge", "nan", "nested")}
+    client.wait(list(calls.values()), 40)
+
+    for name, call in calls.items():
+        assert call.status == 500, (name, call.status, call.error[:300])
+        error = json.loads(call.error)["error"]
+        assert error["retryable"] is False, error
+        assert len(call.error) < TEXT_LIMIT
+    assert pids(shared) == before
+    wait_until(lambda: memory(shared) < used + (4 << 20), description="the broker holds none of it", timeout_s=10)
+    failed = [call.id for call in calls.values()]
+    check(
+        shared, [*calls.values(), shared.ask()], reruns=0, may_fail=failed, may_log=["failed: ", "failed in deployment"]
+    )
+
+
+def memory(stack: Stack) -> int:
+    return int(stack.broker.client.info("memory")["used_memory"])
+
+
+@row("F24")
+def test_messages_that_nobody_of_us_wrote_become_dead_letters_and_delay_nothing(stack: Stack) -> None:
+    before, random_bytes = pids(stack), random.Random(24)
+    load = stack.load()
+    load.more(50)
+    good = load.calls[-1]
+    wait_until(lambda: good.ended_at, description="a request has ended")
+    canary = b"canary-of-a-payload"
+
+    with load.fault():
+        began = time.monotonic()
+        for number in range(50):
+            stream = random_bytes.choice(stack.streams())
+            stack.broker.client.xadd(stream, forged(number, random_bytes, canary))
+        dead = stack.keys.dead_letters
+        wait_until(lambda: stack.broker.client.zcard(dead) == 50, description="all are dead letters", timeout_s=10)
+        took_s = time.monotonic() - began
+    load.more(50)
+    calls = load.stop()
+
+    assert took_s <= 2.0 * SLACK
+    assert pids(stack) == before
+    log = stack.supervisor.output
+    assert canary.decode() not in log
+    assert all(len(line) <= 1024 for line in log.splitlines() if "ERROR" in line)
+    check(stack, calls, load=load, reruns=0, may_log=["cannot be read"])
+
+
+def forged(number: int, source: random.Random, canary: bytes) -> dict[bytes, bytes]:
+    """A message that no client of ours would send."""
+    kinds: list[Callable[[], dict[bytes, bytes]]] = [
+        lambda: {b"h": source.randbytes(80) + canary, b"s": b"0", b"0": canary},
+        lambda: {b"s": b"0", b"0": canary},
+        lambda: {b"h": os.urandom(16).hex().encode() + canary, b"s": b"0"},
+        lambda: {b"": canary},
+        lambda: {source.randbytes(5): canary},
+    ]
+    return kinds[number % len(kinds)]()
+
+
+@row("F26")
+def test_what_is_cancelled_while_it_waits_never_runs(stack: Stack) -> None:
+    client = stack.handles()
+    left = [one.pid for one in stack.replicas("Left")]
+    with frozen(left):
+        calls = [client.send(new_job()) for _ in range(20)]
+        wait_until(lambda: all(call.accepted for call in calls), description="all are accepted")
+        for call in calls:
+            assert call.ref is not None
+            call.ref.cancel()
+        client.wait(calls, 5)
+
+    assert all(call.error.startswith("RequestCancelled") for call in calls)
+    wait_until(lambda: stack.ask().is_right, description="the replicas go on")
+    # what had been handed to a frozen reader may run, and has no effects
+    assert len(stack.ledger.lines(node="left")) <= len(left) + 1 + 1
+    assert [line for line in stack.ledger.lines(node="join") if line.request in {call.id for call in calls}] == []
+    check(stack, calls, reruns=0, may_fail=[call.id for call in calls])
+
+
+@row("F26")
+def test_what_is_cancelled_while_it_runs_has_no_effects(shared: Stack) -> None:
+    client, gate = shared.handles(), shared.ledger.new_file("gate")
+    call = client.send(new_job(gate={"left": gate}))
+    wait_until(lambda: shared.ledger.lines(call.id, "left"), description="it runs")
+    assert call.ref is not None
+
+    call.ref.cancel()
+    call.ref.cancel()
+    client.wait([call], 5)
+    Path(gate).touch()
+    wait_until(lambda: shared.ledger.lines(call.id, "left", "end"), description="it has come to its end")
+
+    assert call.error.startswith("RequestCancelled")
+    check(shared, [call, shared.ask()], reruns=0, may_fail=[call.id])
+    assert shared.ledger.lines(call.id, "join") == []
+
+
+@row("F26")
+def test_a_thousand_cancellations_that_race_with_the_commit_give_a_result_or_a_cancellation(shared: Stack) -> None:
+    client, source = shared.handles(), random.Random(26)
+    calls: list[Call] = []
+    timers = []
+    for _ in range(1000):
+        call = client.send(new_job())
+        calls.append(call)
+        assert call.ref is not None
+        timer = threading.Timer(source.uniform(0.0, 0.02), call.ref.cancel)
+        timer.start()
+        timers.append(timer)
+        if len(timers) >= 50:
+            timers.pop(0).join()
+    client.wait(calls, 30)
+
+    outcomes = Counter(call.ref.outcome().state for call in calls if call.ref is not None)
+    assert set(outcomes) == {"c", "d"}, outcomes
+    for call in calls:
+        assert call.ref is not None
+        state = shared.broker.client.hget(shared.keys.request(call.ref.request_id), "st")
+        assert state == call.ref.outcome().state.encode()
+    cancelled = [call.id for call in calls if call.error.startswith("RequestCancelled")]
+    check(shared, calls, reruns=0, may_fail=cancelled)
+
+
+@row("F27")
+def test_what_waited_past_its_deadline_is_answered_then_and_never_runs(stack: Stack) -> None:
+    stack.supervisor.signal(signal.SIGTERM)
+    assert stack.supervisor.wait(30) == 0
+    client = stack.http()
+    calls = [client.send(new_job(), {"x-request-timeout-seconds": "1"}) for _ in range(10)]
+    client.wait(calls, 10)
+
+    for call in calls:
+        assert call.status == 504
+        assert 1.0 <= call.took_s <= 1.0 + 0.2 * SLACK + 0.5
+    left = {stream: stack.broker.client.xlen(stream) for stream in stack.streams()}
+    assert set(left.values()) == {0}, left
+    stack.supervisor = stack.worker()
+    stack.wait_replicas()
+    check(stack, [*calls, stack.ask()], reruns=0)
+    ids = {call.id for call in calls}
+    assert [line for line in stack.ledger.lines() if line.request in ids] == []

@@ -1,0 +1,141 @@
+"""Connections that lose replies, fall silent, or are cut again and again."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from invariants import check
+from load import new_job
+from processes import wait_until
+from proxy import Proxy
+from rows import row
+from stacks import SLACK, Stack
+
+SOON_S = 1.0 * SLACK
+
+
+def behind_proxy(new_stack: Callable[..., Stack]) -> tuple[Stack, Proxy]:
+    """An installation whose workers reach the broker through a proxy."""
+    stack = new_stack()
+    proxy = Proxy(stack.broker.port)
+    stack.start(worker={"QSERVE_BROKER_URL": proxy.url})
+    return stack, proxy
+
+
+def lose(proxy: Proxy, *texts: str) -> None:
+    """Lose a reply from now on."""
+    proxy.dropped = 0
+    proxy.drop_reply(*texts)
+
+
+def wait_lost(proxy: Proxy) -> None:
+    """Wait until it was lost."""
+    wait_until(lambda: proxy.dropped == 1, description="a reply is lost", timeout_s=10)
+
+
+@row("F29")
+def test_a_submission_whose_reply_is_lost_is_accepted_once(stack: Stack) -> None:
+    proxy = Proxy(stack.broker.port)
+    client = stack.handles(broker_url=proxy.url)
+    warm = client.send(new_job())
+    client.wait([warm], 10)
+
+    lose(proxy, "qserve_submit")
+    call = client.send(new_job())
+    client.wait([call], 10)
+    wait_lost(proxy)
+
+    assert call.accepted
+    check(stack, [warm, call], reruns=0)
+    proxy.close()
+
+
+@row("F29")
+def test_a_call_that_was_read_by_a_connection_that_broke_is_run_soon(new_stack: Callable[..., Stack]) -> None:
+    stack, proxy = behind_proxy(new_stack)
+    client = stack.handles()
+    calls = []
+
+    # reads that wait at the broker now were sent before; the next ones of Left are the ones to break
+    lose(proxy, "XREADGROUP", ":Left")
+    while not proxy.dropped:
+        calls.append(client.send(new_job()))
+        client.wait(calls, 10)
+
+    assert max(call.took_s for call in calls) <= SOON_S
+    check(stack, calls, reruns=1, may_log=["connection"])
+    proxy.close()
+
+
+@row("F29")
+def test_a_commit_whose_reply_is_lost_had_its_effects_once(new_stack: Callable[..., Stack]) -> None:
+    stack, proxy = behind_proxy(new_stack)
+    client = stack.handles()
+
+    lose(proxy, "qserve_commit", ":Left")
+    began = time.monotonic()
+    call = client.send(new_job())
+    client.wait([call], 10)
+    wait_lost(proxy)
+
+    assert call.ended_at - began <= SOON_S
+    check(stack, [call], reruns=0, may_log=["connection"])
+    proxy.close()
+
+
+@row("F29")
+def test_a_heartbeat_whose_reply_is_lost_changes_nothing(new_stack: Callable[..., Stack]) -> None:
+    stack, proxy = behind_proxy(new_stack)
+    pids = {one.pid for one in stack.replicas()}
+    load = stack.load()
+
+    lose(proxy, "}:b:")
+    wait_lost(proxy)
+    load.more(100)
+    calls = load.stop()
+
+    assert {one.pid for one in stack.replicas()} == pids
+    check(stack, calls, reruns=0)
+    proxy.close()
+
+
+@row("F30")
+def test_a_hundred_resets_leave_nothing_behind(new_stack: Callable[..., Stack]) -> None:
+    stack, proxy = behind_proxy(new_stack)
+    load = stack.load(rate=200)
+    load.more(400)
+    wait_until(lambda: proxy.connections > 0, description="the workers are connected")
+    connections = proxy.connections
+    before = {pid: usage(pid) for pid in processes(stack)}
+    pids = {one.pid for one in stack.replicas()}
+
+    for _ in range(100):
+        proxy.cut()
+        load.more(20)
+    load.more(400)
+    calls = load.stop(60)
+
+    assert [call for call in calls if not call.is_right][:3] == []
+    assert {one.pid for one in stack.replicas()} == pids
+    wait_until(lambda: proxy.connections <= connections, description="no connection is left over", timeout_s=10)
+    for pid, (memory, files, threads) in before.items():
+        now = usage(pid)
+        assert now[0] - memory <= 10 << 20, f"{pid}: {(now[0] - memory) >> 20} MB more"
+        assert (now[1] - files, now[2] - threads) <= (2, 0), (pid, before[pid], now)
+    check(stack, calls, reruns=100 * 100, may_log=["connection"])
+    proxy.close()
+
+
+def processes(stack: Stack) -> list[int]:
+    """The workers."""
+    return [stack.supervisor.pid, *(one.pid for one in stack.replicas())]
+
+
+def usage(pid: int) -> tuple[int, int, int]:
+    """Memory in bytes, open files and threads of a process."""
+    root = Path(f"/proc/{pid}")
+    fields = dict(line.split(":", 1) for line in (root / "status").read_text().splitlines())
+    resident = int(fields["VmRSS"].split()[0]) * 1024
+    return resident, len(list((root / "fd").iterdir())), int(fields["Threads"])

@@ -1,0 +1,148 @@
+"""New versions, good and broken, and starts that go wrong: what serves goes on serving."""
+
+from __future__ import annotations
+
+import time
+
+from invariants import check
+from ledger import DIAMOND
+from load import Load
+from processes import Process, Site, is_alive, wait_until
+from rows import row
+from stacks import SLACK, Stack, children_of, kill
+
+ROLLED_OUT_S = 15.0 * SLACK
+FAILED_S = 5.0 * SLACK
+
+
+@row("F20")
+def test_a_new_version_takes_over_under_load_without_one_failed_request(stack: Stack) -> None:
+    load, by_http = stack.load(), Load(stack.http(), rate=50).start()
+    load.more(100)
+    wanted = 3 * stack.replicas_wanted
+    fewest = wanted
+    stack.write_app(version=2)
+
+    with load.fault():
+        began = time.monotonic()
+        deploying = stack.deploy()
+        while deploying.exit_code() is None:
+            fewest = min(fewest, len(stack.replicas()))
+        assert deploying.exit_code() == 0, deploying.output
+        wait_until(
+            lambda: any(call.answer and call.answer["versions"] == [2, 2, 2] for call in by_http.calls),
+            description="the gateway has switched over",
+        )
+        took_s = time.monotonic() - began
+    load.more(100)
+    calls, answers = load.stop(), by_http.stop()
+
+    assert [call for call in answers if call.status != 200] == []
+    assert all(call.is_right for call in calls)
+    versions = {tuple(call.answer["versions"]) for call in [*calls, *answers]}
+    assert versions == {(1, 1, 1), (2, 2, 2)}
+    assert calls[-1].answer["versions"] == [2, 2, 2]
+    assert fewest >= wanted
+    assert took_s <= ROLLED_OUT_S
+    check(stack, [*calls, *answers], load=load, reruns=0)
+
+
+BROKEN = {
+    "import error": ("import qserve\n", "import no_such_module\nimport qserve\n", "No module named 'no_such_module'"),
+    "syntax error": ("VERSION = 1\n", "VERSION = = 1\n", "SyntaxError"),
+    "constructor": (
+        "class Left:\n",
+        "class Left:\n    def __init__(self):\n        raise OSError('no such disk')\n\n",
+        "OSError: no such disk",
+    ),
+}
+
+
+@row("F35")
+def test_a_broken_version_is_refused_with_its_error_and_the_old_one_serves(stack: Stack) -> None:
+    load, by_http = stack.load(), Load(stack.http(), rate=25).start()
+    load.more(50)
+
+    with load.fault():
+        for old, new, said in BROKEN.values():
+            assert old in DIAMOND
+            stack.write_app(version=2, text=DIAMOND.replace(old, new))
+            began = time.monotonic()
+            deploying = stack.deploy()
+            assert deploying.wait(60) != 0
+            took_s = time.monotonic() - began
+            assert said in deploying.stderr
+            assert took_s <= FAILED_S
+    stack.write_app()
+    load.more(50)
+    calls, answers = load.stop(), by_http.stop()
+
+    assert all(call.status == 200 for call in answers), [call for call in answers if call.status != 200][:3]
+    assert {tuple(call.answer["versions"]) for call in [*calls, *answers]} == {(1, 1, 1)}
+    check(stack, [*calls, *answers], load=load, reruns=0, may_log=["no such disk", "cannot be loaded", "Error"])
+
+
+@row("F35")
+def test_a_version_that_is_broken_from_the_start_is_not_started_over_and_over(site: Site) -> None:
+    site.write("diamond.py", "import no_such_module\n")
+
+    process = site.qserve("run", "diamond:app", cwd=site.folder)
+
+    assert process.wait(30) != 0
+    errors = [line for line in process.stderr.splitlines() if line.startswith("Error:")]
+    assert len(errors) == 1, process.output
+    assert "no_such_module" in errors[0]
+
+
+@row("F40")
+def test_a_second_gateway_on_a_port_is_refused_at_once_with_the_reason(stack: Stack) -> None:
+    began = time.monotonic()
+    second = stack.gateway()
+
+    assert second.wait(20) == 1
+    assert time.monotonic() - began <= 1.0 * SLACK
+    assert second.stderr.strip() == f"qserve gateway: cannot listen on 127.0.0.1:{stack.port}: Address already in use"
+    assert stack.is_serving()
+    check(stack, [stack.ask()], reruns=0, may_log=["cannot listen on"])
+
+
+HELLO = """
+import qserve
+
+@qserve.deployment
+class Hello:
+    def __call__(self):
+        return "hi"
+
+app = Hello.bind()
+"""
+
+
+def run_embedded(site: Site) -> Process:
+    """Start everything on one machine, with a broker of its own."""
+    site.write("hello.py", HELLO)
+    serving = site.run("hello:app", cwd=site.folder)
+    return serving.process
+
+
+@row("F44")
+def test_an_embedded_broker_ends_with_its_owner_and_no_child_removes_its_data(site: Site) -> None:
+    process = run_embedded(site)
+    (folder,) = site.broker_folders()
+    data = site.folder / folder
+    (broker,) = [pid for pid, command in site.processes().items() if "valkey-server" in command]
+    supervisors = [pid for pid, command in site.processes().items() if "qserve_workers" in command]
+    for pid in [child for one in supervisors for child in children_of(one)]:
+        kill(pid)
+    wait_until(lambda: (data / "appendonlydir").is_dir(), description="the append-only file is there")
+    assert is_alive(broker)
+
+    kill(process.pid)
+
+    wait_until(lambda: not is_alive(broker), description="the broker has ended", timeout_s=2.0 * SLACK)
+    wait_until(lambda: not site.processes(), description="no process is left", timeout_s=5.0 * SLACK)
+    assert (data / "appendonlydir").is_dir(), "the data of a killed owner are gone"
+    again = run_embedded(site)
+    assert not data.exists(), "the data of the owner before are still there"
+    again.press_ctrl_c()
+    assert again.wait(10) == 0
