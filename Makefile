@@ -1,6 +1,7 @@
 # make run    serve the hello example on an embedded broker
 # make test   the whole test suite
 # make fuzz   look for bytes that a reader refuses in a wrong way: FUZZ_SECONDS for each (60)
+# make mutants   which mistakes in the function library its state machine notices by itself
 # make check  format, lint, types, architecture
 # make chaos  the whole fault matrix, one fault at a time
 
@@ -11,7 +12,7 @@ PORT ?= 8000
 FUZZ_SECONDS ?= 60
 PACKAGES := qserve workers gateway
 
-.PHONY: run test fast chaos check format fuzz test-stack clean
+.PHONY: run test fast chaos check format fuzz mutants test-stack clean
 
 $(VENV)/installed: setup.cfg pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit("qserve needs Python 3.11 or later: make PYTHON=python3.11") if sys.version_info < (3, 11) else None'
@@ -53,6 +54,9 @@ $(VENV)/installed-fuzz: $(VENV)/installed-test
 
 fuzz: $(VENV)/installed-fuzz
 	$(BIN)/python tests/fuzz/fuzz.py --seconds $(FUZZ_SECONDS)
+
+mutants: $(VENV)/installed-test
+	PYTHONPATH=tests/plane $(BIN)/python -m pytest -p mutants -o addopts= --tb=no -q -m "not slow" tests/plane/test_state_machine.py
 
 test-stack: $(VENV)/installed-test
 	$(BIN)/python tests/containers/stack.py

@@ -5,7 +5,7 @@
     q:<app>:<version>:<deployment>  stream  calls, consumed by the group replicas  version + RETIRED_TTL_MS
     <a stream>@<replica>            stream  calls for a model that this replica holds    version + RETIRED_TTL_MS
     x:<app>:<version>:<deployment>  hash    which replica holds which model        version + RETIRED_TTL_MS
-    z:<app>:<version>:<deployment>  zset    calls that wait for their next try           the longest of its requests
+    z:<app>:<version>:<deployment>  zset    calls that wait: for another try, a result   the longest of its requests
     u:<app>:<version>:<deployment>  string  the replica that leaves because it is ill    its grace and a start
     r:<request>                     hash    a request: state, joins, fingerprint, result    deadline + a day, result_ttl
     m:<process>                     list    replies for one process                MAILBOX_TTL_MS after the last

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 DEATH_LIMIT = 2
-LOST, DELETED, FAILED, BURIED = b"replica lost", b"application deleted", b"why", b"tried too often"
+LOST, DELETED, FAILED, BURIED = b"replica lost", b"\0app_deleted", b"why", b"tried too often"
 OWN, OTHER = ("one", "two"), ("far",)
 """The queues of the version that is retired, and those of another application."""
 STREAMS = OWN + OTHER
@@ -115,6 +115,12 @@ class Request(Named):
     taken: int = 0
     is_dead: bool = False
     is_abandoned: bool = False
+    is_needed: bool = True
+    fingerprint: str = ""
+    asked_from: str = ""
+
+    def __post_init__(self) -> None:
+        self.asked_from = self.mailbox  # also after a replay, of which nobody is told
 
     def __repr__(self) -> str:
         return f"{self.id.lstrip('0') or '0'} ({self.plan}, {self.state or 'unknown'})"
@@ -224,6 +230,8 @@ class Model:
             request.slots[slot] = payload
         elif not request.is_open:
             return
+        elif not self.is_deployed:
+            self.finish(request, "f", DELETED)
         elif state == "d":
             request.slots[slot] = payload
         else:
@@ -271,6 +279,14 @@ class Model:
         value = request.outcome(step)
         request.done.add(step)
         request.slots.update(dict.fromkeys(request.plan.steps[step].targets, value))
+
+    def give_back(self, delivery: Delivery, is_there: bool) -> int:
+        """A call was not begun: it is as if nobody had fetched it."""
+        if self.held.pop((delivery.stream, delivery.entry), None) is None or not is_there:
+            return 0
+        if delivery.request.is_dead:
+            delivery.request.begin_again(delivery.step)
+        return 1
 
     def bury(self, delivery: Delivery) -> bytes:
         """A call is not worth another try."""
@@ -377,15 +393,18 @@ class Model:
 
     def retire(self, force: bool, is_idle: bool) -> int:
         """The own version's queues are removed when nothing needs them; by force, what needs them fails."""
-        mine = [one for one in self.requests if one.is_open and one.plan.streams <= set(OWN)]
+        own = [one for one in self.requests if one.plan.streams <= set(OWN)]
+        # once replayed, a request that waits for another's result only is not known to need the queues
+        mine = [one for one in own if one.is_open and (one.is_needed or one.due())]
         if not force and (mine or not is_idle):
             return 0
         for request in mine:
             if request.is_open:
                 self.finish(request, "f", DELETED)
-        for request in self.requests:
-            for step, one in enumerate(request.plan.steps):
-                if request.is_dead and one.stream in OWN:
+        for request in own:
+            request.is_needed = False
+            for step in range(len(request.plan.steps)):
+                if request.is_dead:
                     request.begin_again(step)
         self.held = {key: one for key, one in self.held.items() if key[0] not in OWN}
         self.delayed = {one for one in self.delayed if one.stream not in OWN}

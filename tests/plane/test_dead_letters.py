@@ -190,6 +190,17 @@ def test_a_replay_that_cannot_be_is_refused_and_leaves_the_letter(
     assert desk.watch(A) == (b"f", FAILURE)
 
 
+def test_a_replayed_request_is_no_dead_letter_and_lives_as_long_as_others(desk: Desk, letters: DeadLetters) -> None:
+    desk.submit(A, [Start(desk.one, "0", [b"x"])])
+    ((entry, _),) = desk.fetch(desk.one)
+    bury(desk, desk.one, entry, A)
+
+    letters.replay(A)
+
+    assert not desk.client.exists(desk.keys.dead_letters, desk.keys.dead_letter(A))
+    assert 0 < desk.client.pttl(desk.keys.request(A)) < 48 * 3_600_000
+
+
 def test_a_letter_is_replayed_once(desk: Desk, letters: DeadLetters) -> None:
     desk.submit(A, [Start(desk.one, "0", [b"x"])])
     ((entry, _),) = desk.fetch(desk.one)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 from qserve.keys import GROUP
 from qserve.plane import functions
 from qserve.plane.connection import connect, create_group
-from qserve.plane.functions import Awaited, Join, Start
+from qserve.plane.functions import Awaited, Epoch, Join, Start
 from qserve.settings import Settings
 
 
@@ -63,6 +64,38 @@ def test_a_commit_with_moves_starts_the_next_step(desk: Desk) -> None:
     assert (fields[b"s"], fields[b"0"]) == (b"1", b"z")
 
 
+def test_a_submission_to_queues_that_are_gone_keeps_nothing(desk: Desk) -> None:
+    desk.client.delete(desk.two)
+
+    assert desk.submit(A, [Start(desk.one, "0", [b"x"]), Start(desk.two, "1", [b"x"])]) == b"MOVED"
+    assert desk.watch(A) == (b"", b"")
+    assert desk.client.xlen(desk.one) == 0
+
+
+def test_what_was_meant_for_lost_data_is_refused_and_changes_nothing(desk: Desk) -> None:
+    earlier = Epoch(desk.keys.epoch, "0")
+    desk.submit(A, [Start(desk.one, "0", [b"x"])])
+    ((entry, _),) = desk.fetch(desk.one)
+
+    assert desk.submit(B, [Start(desk.one, "0", [b"x"])], epoch=earlier) == b"EPOCH 1"
+    assert desk.commit(desk.one, entry, A, state="d", payload=b"result", epoch=earlier) == b"EPOCH 1"
+
+    assert (desk.watch(A), desk.watch(B)) == ((b"o", b""), (b"", b""))
+    assert desk.commit(desk.one, entry, A, state="d", payload=b"result") == b"OK"
+
+
+def test_a_commit_to_a_key_that_is_no_queue_changes_nothing(desk: Desk) -> None:
+    desk.submit(A, [Start(desk.one, "0", [b"x"])])
+    ((entry, _),) = desk.fetch(desk.one)
+    desk.client.delete(desk.two)
+    desk.client.set(desk.two, "something else")
+
+    assert desk.commit(desk.one, entry, A, moves=[Start(desk.two, "1", [b"z"])]) == b"BADKEY"
+
+    assert desk.client.xpending(desk.one, GROUP)["pending"] == 1
+    desk.client.delete(desk.two)
+
+
 def test_a_final_commit_stores_the_result_and_tells_the_mailbox(desk: Desk) -> None:
     desk.submit(A, [Start(desk.one, "0", [b"x"])])
     ((entry, _),) = desk.fetch(desk.one)
@@ -80,6 +113,15 @@ def test_a_second_commit_of_the_same_attempt_is_a_duplicate_without_effects(desk
 
     assert desk.commit(desk.one, entry, A, moves=[Start(desk.two, "1", [b"z"])]) == b"DUP"
     assert desk.client.xlen(desk.two) == 1
+
+
+def test_a_final_commit_whose_reply_was_lost_is_a_duplicate(desk: Desk) -> None:
+    desk.submit(A, [Start(desk.one, "0", [b"x"])])
+    ((entry, _),) = desk.fetch(desk.one)
+    desk.commit(desk.one, entry, A, state="d", payload=b"result")
+
+    assert desk.commit(desk.one, entry, A, state="d", payload=b"result") == b"DUP"
+    assert desk.mail() == [A.encode() + b"dresult"]
 
 
 def test_a_commit_after_another_attempt_committed_is_stale_without_effects(desk: Desk) -> None:
@@ -100,6 +142,23 @@ def test_a_commit_after_cancellation_has_no_effects(desk: Desk) -> None:
     assert desk.client.xlen(desk.two) == 0
     assert desk.is_idle(desk.one)
     assert desk.mail() == [A.encode() + b"c"]
+
+
+def test_a_cancelled_request_leaves_nothing_on_any_queue(desk: Desk) -> None:
+    desk.submit(A, [Start(desk.one, "0", [b"x"]), Start(desk.two, "1", [b"x"])])
+
+    desk.client.execute_command(*functions.close(desk.keys.request(A), A, "c", b""))
+
+    assert desk.is_idle(desk.one) and desk.is_idle(desk.two)
+
+
+def test_a_request_that_fails_leaves_nothing_on_any_queue(desk: Desk) -> None:
+    desk.submit(A, [Start(desk.one, "0", [b"x"]), Start(desk.two, "1", [b"x"])])
+    ((entry, _),) = desk.fetch(desk.one)
+
+    desk.commit(desk.one, entry, A, state="f", payload=b"why")
+
+    assert desk.is_idle(desk.one) and desk.is_idle(desk.two)
 
 
 def test_a_finished_request_cannot_be_cancelled(desk: Desk) -> None:
@@ -129,6 +188,24 @@ def test_a_join_starts_once_when_its_last_slot_is_filled(desk: Desk) -> None:
 
     ((_, fields),) = desk.fetch(desk.two)
     assert (fields[b"0"], fields[b"1"]) == (b"left", b"right")
+
+
+def test_a_slot_keeps_the_value_that_came_first(desk: Desk) -> None:
+    desk.submit(A, [Join(desk.two, "1", 2, [(1, b"first")]), Start(desk.one, "0", [b"x"])])
+    ((entry, _),) = desk.fetch(desk.one)
+
+    desk.commit(desk.one, entry, A, moves=[Join(desk.two, "1", 2, [(1, b"second"), (0, b"left")])])
+
+    ((_, fields),) = desk.fetch(desk.two)
+    assert (fields[b"0"], fields[b"1"]) == (b"left", b"first")
+
+
+def test_the_values_of_a_join_that_has_started_are_kept_once(desk: Desk) -> None:
+    desk.submit(A, [Start(desk.one, "0", [b"x"]), Join(desk.two, "1", 2, [(1, b"right")])])
+    ((entry, _),) = desk.fetch(desk.one)
+    desk.commit(desk.one, entry, A, moves=[Join(desk.two, "1", 2, [(0, b"left")])])
+
+    assert not {b"1.0", b"1.1"} & set(desk.client.hkeys(desk.keys.request(A)))
 
 
 def test_a_call_that_takes_another_requests_result_starts_when_that_is_done(desk: Desk) -> None:
@@ -167,6 +244,22 @@ def test_a_call_that_takes_a_failed_result_fails_with_that_failure(desk: Desk) -
     assert desk.client.xlen(desk.two) == 0
 
 
+@pytest.mark.parametrize("is_later", [False, True])
+def test_a_request_that_fails_with_its_argument_leaves_nothing_on_any_queue(desk: Desk, is_later: bool) -> None:
+    desk.submit(A, [Start(desk.two, "0", [b"x"])])
+    ((entry, _),) = desk.fetch(desk.two)
+    fail = functools.partial(desk.commit, desk.two, entry, A, state="f", payload=b"why")
+    if not is_later:
+        fail()
+    waits = [Awaited(desk.keys.request(A), desk.two, "m", 2, 1)]
+    desk.submit(B, [Start(desk.one, "0", [b"x"]), Join(desk.two, "m", 2, [(0, b"template")])], awaited=waits)
+    if is_later:
+        fail()
+
+    assert desk.watch(B) == (b"f", b"why")
+    assert desk.is_idle(desk.one) and desk.is_idle(desk.two)
+
+
 def test_a_call_that_takes_an_unknown_result_is_refused(desk: Desk) -> None:
     waits = [Awaited(desk.keys.request(A), desk.two, "m", 2, 1)]
 
@@ -182,6 +275,35 @@ def test_a_watcher_from_another_process_is_told_as_well(desk: Desk) -> None:
     desk.commit(desk.one, entry, A, state="d", payload=b"result")
 
     assert desk.mail() == [A.encode() + b"dresult"]
+
+
+def emit(desk: Desk, number: int) -> int:
+    return int(desk.client.execute_command(*functions.emit(desk.keys.request(A), A, number, b"%d" % number)))
+
+
+def test_an_item_is_sent_once_and_in_its_turn_however_often_its_call_is_run(desk: Desk) -> None:
+    desk.submit(A, [Start(desk.one, "0", [b"x"])])
+
+    assert [emit(desk, number) for number in (0, 0, 1, 0, 1, 2)] == [1, 1, 2, 2, 2, 3]
+
+    assert desk.mail() == [A.encode() + b"i%d" % number for number in range(3)]
+
+
+def test_the_reader_of_a_stream_tells_how_far_it_is(desk: Desk) -> None:
+    desk.submit(A, [Start(desk.one, "0", [b"x"])])
+    for number in (0, 1):
+        emit(desk, number)
+
+    assert desk.client.execute_command(*functions.take(desk.keys.request(A), 2)) == 2
+    assert emit(desk, 2) == 1
+
+
+def test_no_item_of_a_request_that_has_ended_is_sent(desk: Desk) -> None:
+    desk.submit(A, [Start(desk.one, "0", [b"x"])])
+    desk.client.execute_command(*functions.close(desk.keys.request(A), A, "c", b""))
+
+    assert emit(desk, 0) == -1
+    assert desk.mail() == [A.encode() + b"c"]
 
 
 def test_a_forgotten_result_is_dropped_now_or_when_it_comes(desk: Desk) -> None:
@@ -362,6 +484,14 @@ def test_what_waited_in_a_replicas_own_stream_is_given_back_to_all(desk: Desk) -
 
     assert [same for _, same in desk.fetch(desk.one)] == [fields]
     assert desk.is_idle(desk.two)
+
+
+def test_a_call_that_nobody_fetched_cannot_be_given_back(desk: Desk) -> None:
+    desk.submit(A, [Start(desk.one, "0", [b"x"])])
+    ((entry, _),) = desk.client.xrange(desk.one)
+
+    assert desk.give_back(desk.one, entry) == 0
+    assert [still for still, _ in desk.fetch(desk.one)] == [entry]
 
 
 def test_calls_of_requests_that_have_ended_are_not_given_back(desk: Desk) -> None:

@@ -25,6 +25,7 @@
 --   'F', key index, step, needs, n, (slot, value) * n   fill slots of a join; start it when complete
 local GROUP = 'replicas'
 local MAILBOX_TTL = 120000
+local DELETED = '\0app_deleted'
 local ID_CHARS = 32
 local HISTORY_LINES = 20
 
@@ -109,16 +110,32 @@ local function add(request, stream, header, step, values, put)
   put(request, stream, step, fields)
 end
 
+-- what a deployment's open requests have beside its queue is in one zset, each member a cmsgpack:
+--   { request, name, value ... }   a call that waits for its next try, until the score
+--   { request, step }              a step that waits for another request's result; at the score `wake` looks
+--                                  whether its request is still open
+local LOOK_AGAIN = 60000
+
+local function delayed_of(stream)
+  return (string.gsub(string.gsub(stream, '@.*$', ''), '}:q:', '}:z:', 1))
+end
+
+local function is_call(fields)
+  return #fields > 1
+end
+
+-- answers whether the step has started
 local function fill(request, stream, header, step, needs, slots, put)
   local filled = 0
   for _, pair in ipairs(slots) do
     filled = filled + redis.call('HSETNX', request, step .. '.' .. pair[1], pair[2])
   end
-  if filled == 0 or redis.call('HINCRBY', request, step .. '.n', filled) ~= needs then return end
+  if filled == 0 or redis.call('HINCRBY', request, step .. '.n', filled) ~= needs then return false end
   local fields = {}
   for slot = 0, needs - 1 do fields[#fields + 1] = step .. '.' .. slot end
   add(request, stream, header, step, redis.call('HMGET', request, unpack(fields)), put)
   redis.call('HDEL', request, unpack(fields))
+  return true
 end
 
 local function apply(keys, argv, i, request, header, put)
@@ -171,8 +188,12 @@ local function tell(waiter, request_id, state, payload)
     if state == 'd' and redis.call('EXISTS', dead) == 1 then
       fill(dead, w.stream, redis.call('HGET', dead, 'h'), w.step, w.needs, slots, hold)
     end
+  elseif not is_stream(w.stream) then -- only a replay waits for a queue that may be gone
+    finish(w.request, w.request_id, 'f', DELETED)
   elseif state == 'd' then
-    fill(w.request, w.stream, w.header, w.step, w.needs, slots, enqueue)
+    if fill(w.request, w.stream, w.header, w.step, w.needs, slots, enqueue) then
+      redis.call('ZREM', delayed_of(w.stream), cmsgpack.pack({ w.request, w.step }))
+    end
   else
     unqueue(w.request)
     finish(w.request, w.request_id, state, payload)

@@ -34,13 +34,18 @@ local function wake(keys)
     due = redis.call('ZRANGEBYSCORE', keys[1], now_ms() + LONGEST_WAIT, '+inf', 'LIMIT', 0, 100)
   end
   for _, member in ipairs(due) do
-    redis.call('ZREM', keys[1], member)
     local fields = cmsgpack.unpack(member)
     local request = table.remove(fields, 1)
-    if redis.call('HGET', request, 'st') == 'o' then
-      enqueue(request, keys[2], named(fields).s, fields)
+    local is_open = redis.call('HGET', request, 'st') == 'o'
+    if is_open and not is_call(fields) then
+      redis.call('ZADD', keys[1], now_ms() + LOOK_AGAIN, member)
     else
-      held(request, keys[2], fields)
+      redis.call('ZREM', keys[1], member)
+      if is_open then
+        enqueue(request, keys[2], named(fields).s, fields)
+      elseif is_call(fields) then
+        held(request, keys[2], fields)
+      end
     end
   end
   return #due

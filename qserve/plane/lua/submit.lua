@@ -63,6 +63,10 @@ local function submit(keys, argv)
     local at = ref.at
     if ref.state == 'o' then
       redis.call('HSET', argv[at], 'w' .. redis.call('HINCRBY', argv[at], 'w', 1), argv[at + 1])
+      -- until that result comes nothing may lie on the queue, which is needed all the same: `retire` looks here
+      local delayed = delayed_of(keys[tonumber(argv[at + 2])])
+      redis.call('ZADD', delayed, now_ms() + LOOK_AGAIN, cmsgpack.pack({ request, argv[at + 3] }))
+      redis.call('PEXPIRE', delayed, math.max(redis.call('PTTL', delayed), tonumber(argv[5])))
     elseif ref.state == 'd' then
       local slots = { { argv[at + 5], ref.result } }
       fill(request, keys[tonumber(argv[at + 2])], header, argv[at + 3], tonumber(argv[at + 4]), slots, enqueue)

@@ -62,37 +62,46 @@ end
 local function abandon(request, stream, fields, failure)
   if redis.call('HGET', request, 'st') == 'o' then
     finish(request, string.match(request, '[^:]*$'), 'f', failure)
-  else
+  elseif is_call(fields) then
     held(request, stream, fields)
   end
 end
 
+local function is_zset(key)
+  return redis.call('TYPE', key).ok == 'zset'
+end
+
+-- whether a queue, or the zset beside it, holds something of an open request
+local function is_needed(key)
+  if not is_zset(key) then return redis.call('XLEN', key) > 0 end
+  for _, member in ipairs(redis.call('ZRANGE', key, 0, -1)) do
+    if redis.call('HGET', cmsgpack.unpack(member)[1], 'st') == 'o' then return true end
+  end
+  return false
+end
+
 -- retire: remove the queues of a version once nothing of it is under way.
 -- KEYS  stream or delayed zset...   ARGV  1 to fail what is left, failure payload, request key prefix
--- A delivery stays in its stream until its commit, which forwards in the same act: all streams empty means that
--- no request of this version is open. Returns 1 when the queues are gone, else 0.
+-- A delivery stays in its stream until its commit, which forwards in the same act: no request of this version is
+-- open when all streams are empty and nothing waits beside them. Returns 1 when the queues are gone, else 0.
 local function retire(keys, argv)
   local force, failure, prefix = argv[1] == '1', argv[2], argv[3]
-  local streams = {}
   for _, key in ipairs(keys) do
-    if redis.call('TYPE', key).ok == 'zset' then
-      if not force then return 0 end
+    if not force and is_needed(key) then return 0 end
+  end
+  for _, key in ipairs(keys) do
+    if is_zset(key) then
       for _, member in ipairs(redis.call('ZRANGE', key, 0, -1)) do
         local fields = cmsgpack.unpack(member)
         abandon(table.remove(fields, 1), string.gsub(key, '}:z:', '}:q:', 1), fields, failure)
       end
-      redis.call('DEL', key)
     else
-      streams[#streams + 1] = key
-      if redis.call('XLEN', key) > 0 and not force then return 0 end
+      for _, found in ipairs(redis.call('XRANGE', key, '-', '+')) do
+        local id = id_of(named(found[2]).h)
+        if id then abandon(prefix .. id, key, found[2], failure) end
+      end
     end
-  end
-  for _, stream in ipairs(streams) do
-    for _, found in ipairs(redis.call('XRANGE', stream, '-', '+')) do
-      local id = id_of(named(found[2]).h)
-      if id then abandon(prefix .. id, stream, found[2], failure) end
-    end
-    redis.call('DEL', stream)
+    redis.call('DEL', key)
   end
   return 1
 end

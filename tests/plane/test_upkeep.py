@@ -1,0 +1,197 @@
+"""What supervisors have the functions do: wake, reclaim, retire, and calls for a model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from desk import A, B, Desk
+
+from qserve.keys import GROUP
+from qserve.plane import functions, upkeep
+from qserve.plane.functions import Awaited, Join, Model, Start
+from qserve.plane.sealing import DELETED
+
+REPLICA = "replica"
+
+
+def run(desk: Desk, command: Any) -> Any:
+    return desk.client.execute_command(*command)
+
+
+def postpone(desk: Desk, entry: bytes, request_id: str, wait_ms: int = 0) -> bytes:
+    request, delayed = desk.keys.request(request_id), desk.keys.delayed_of(desk.one)
+    command = functions.postpone(desk.one, request, delayed, entry, wait_ms, 1, 60_000, REPLICA, "it failed")
+    answer: bytes = run(desk, command)
+    return answer
+
+
+def wake(desk: Desk) -> int:
+    return int(run(desk, upkeep.wake(desk.keys.delayed_of(desk.one), desk.one)))
+
+
+def retire(desk: Desk, *streams: str, force: bool = False) -> bool:
+    keys = [*streams, *(desk.keys.delayed_of(stream) for stream in streams)]
+    return bool(run(desk, upkeep.retire(keys, force, b"deleted", desk.keys.request(""))))
+
+
+def begin(desk: Desk, request_id: str = A) -> bytes:
+    desk.submit(request_id, [Start(desk.one, "0", [b"x"])])
+    ((entry, _),) = desk.fetch(desk.one)
+    return entry
+
+
+def test_a_postponed_call_comes_back_once_with_its_values_and_its_tries(desk: Desk) -> None:
+    entry = begin(desk)
+
+    assert postpone(desk, entry, A) == b"OK"
+    assert desk.is_idle(desk.one)
+    assert (wake(desk), wake(desk)) == (1, 0)
+
+    ((_, fields),) = desk.fetch(desk.one)
+    assert (fields[b"s"], fields[b"0"], fields[b"t"]) == (b"0", b"x", b"1")
+
+
+def test_a_call_is_not_woken_before_its_time(desk: Desk) -> None:
+    postpone(desk, begin(desk), A, wait_ms=100_000)
+
+    assert wake(desk) == 0
+    assert desk.fetch(desk.one) == []
+
+
+def test_a_try_that_was_handed_over_cannot_be_postponed(desk: Desk) -> None:
+    entry = begin(desk)
+    desk.reclaim(REPLICA)
+
+    assert postpone(desk, entry, A) == b"STALE"
+    assert desk.client.zcard(desk.keys.delayed_of(desk.one)) == 0
+
+
+def test_calls_of_a_request_that_was_cancelled_meanwhile_are_not_woken(desk: Desk) -> None:
+    postpone(desk, begin(desk), A)
+    run(desk, functions.close(desk.keys.request(A), A, "c", b""))
+
+    wake(desk)
+
+    assert desk.fetch(desk.one) == []
+
+
+def test_a_replica_that_held_more_than_one_look_takes_loses_nothing(desk: Desk) -> None:
+    requests = [f"{number:032x}" for number in range(1001)]
+    for request_id in requests:
+        desk.submit(request_id, [Start(desk.one, "0", [b"x"])])
+    desk.client.xreadgroup(GROUP, "dead", {desk.one: ">"}, count=2000)
+
+    assert [desk.reclaim("dead") for _ in range(3)] == [1000, 1, 0]
+
+    found: Any = desk.client.xreadgroup(GROUP, "living", {desk.one: ">"}, count=2000)
+    assert sorted(fields[b"h"][:32].decode() for _, fields in found[0][1]) == requests
+
+
+def test_queues_with_anything_in_them_are_not_retired(desk: Desk) -> None:
+    entry = begin(desk)
+    assert not retire(desk, desk.one, desk.two)
+
+    postpone(desk, entry, A, wait_ms=100_000)
+    assert not retire(desk, desk.one, desk.two)
+
+    run(desk, functions.close(desk.keys.request(A), A, "c", b""))
+    assert retire(desk, desk.one, desk.two)
+    assert not desk.client.exists(desk.one, desk.two, desk.keys.delayed_of(desk.one))
+
+
+def test_what_is_left_at_a_deletion_fails_wherever_it_waits(desk: Desk) -> None:
+    postpone(desk, begin(desk), A, wait_ms=100_000)
+    desk.submit(B, [Start(desk.two, "0", [b"x"])])
+
+    assert retire(desk, desk.one, desk.two, force=True)
+
+    assert desk.watch(A) == desk.watch(B) == (b"f", b"deleted")
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_a_queue_is_needed_while_a_request_waits_for_the_result_of_another(desk: Desk, force: bool) -> None:
+    entry = begin(desk)
+    waits = [Awaited(desk.keys.request(A), desk.two, "m", 2, 1)]
+    desk.submit(B, [Join(desk.two, "m", 2, [(0, b"template")])], awaited=waits)
+
+    assert retire(desk, desk.two, force=force) == force
+
+    desk.commit(desk.one, entry, A, state="d", payload=b"result")
+    if force:
+        assert desk.watch(B) == (b"f", b"deleted")
+        assert not desk.client.exists(desk.two)
+    else:
+        assert len(desk.fetch(desk.two)) == 1
+        assert not desk.client.exists(desk.keys.delayed_of(desk.two))
+
+
+def test_a_request_whose_queue_is_gone_when_its_argument_comes_fails_and_makes_no_new_queue(desk: Desk) -> None:
+    entry = begin(desk)
+    waits = [Awaited(desk.keys.request(A), desk.two, "m", 2, 1)]
+    desk.submit(B, [Join(desk.two, "m", 2, [(0, b"template")])], awaited=waits)
+    desk.client.delete(desk.two)
+
+    desk.commit(desk.one, entry, A, state="d", payload=b"result")
+
+    assert desk.watch(B) == (b"f", DELETED)
+    assert not desk.client.exists(desk.two)
+
+
+def test_a_step_that_waits_for_a_result_is_not_woken_without_it_and_the_queue_is_needed_on(desk: Desk) -> None:
+    begin(desk)
+    waits = [Awaited(desk.keys.request(A), desk.one, "m", 2, 1)]
+    desk.submit(B, [Join(desk.one, "m", 2, [(0, b"template")])], awaited=waits)
+    delayed = desk.keys.delayed_of(desk.one)
+    for member in desk.client.zrange(delayed, 0, -1):
+        desk.client.zadd(delayed, {member: 1})  # it is time to look
+
+    wake(desk)
+
+    assert desk.fetch(desk.one) == []
+    assert desk.client.zcount(delayed, 2, "+inf") == 1
+    run(desk, functions.close(desk.keys.request(B), B, "c", b""))
+    desk.client.zadd(delayed, {desk.client.zrange(delayed, 0, 0)[0]: 1})
+    wake(desk)
+    assert not desk.client.exists(delayed)
+
+
+def wish(desk: Desk, max_ongoing: int = 2) -> Model:
+    return Model(desk.keys.models_of(desk.one), "model", max_ongoing)
+
+
+def advertise(desk: Desk, *held: str) -> str:
+    personal = desk.keys.personal(desk.one, REPLICA)
+    run(desk, upkeep.advertise(desk.keys.models_of(desk.one), personal, REPLICA, 60_000, held))
+    return personal
+
+
+def test_a_call_for_a_model_goes_to_the_replica_that_holds_it_while_that_is_free(desk: Desk) -> None:
+    personal = advertise(desk, "model")
+    for request_id in (A, B):
+        desk.submit(request_id, [Start(desk.one, "0", [b"x"])], model=wish(desk, max_ongoing=1))
+
+    assert (desk.client.xlen(personal), desk.client.xlen(desk.one)) == (1, 1)
+    desk.client.delete(personal)
+
+
+def test_a_replica_that_holds_the_model_no_more_is_not_asked(desk: Desk) -> None:
+    personal = advertise(desk, "model")
+    advertise(desk, "another")
+
+    desk.submit(A, [Start(desk.one, "0", [b"x"])], model=wish(desk))
+
+    assert (desk.client.xlen(personal), desk.client.xlen(desk.one)) == (0, 1)
+
+
+def test_what_waits_for_a_replica_that_is_gone_goes_to_the_others(desk: Desk) -> None:
+    personal = advertise(desk, "model")
+    desk.submit(A, [Start(desk.one, "0", [b"x"])], model=wish(desk))
+
+    models = desk.keys.models_of(desk.one)
+    assert run(desk, upkeep.disband(personal, desk.one, models, REPLICA, desk.keys.request(""))) == 1
+
+    assert not desk.client.exists(personal, models)
+    ((entry, fields),) = desk.fetch(desk.one)
+    assert fields[b"0"] == b"x"
+    assert desk.commit(desk.one, entry, A, state="d", payload=b"result") == b"OK"
