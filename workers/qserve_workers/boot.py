@@ -72,10 +72,10 @@ def run_replica(spec: ReplicaSpec) -> int:
     gc.freeze()  # what is here now stays: the collector need not look at it again
     limit_s = spec.record.deployments[spec.deployment].max_execution_s
     watchdog = Watchdog(replica, connect(spec.settings.broker_url), limit_s)
-    beats = connect(spec.settings.broker_url)
-    Heartbeat(beats, spec.settings, spec.name, lambda: not watchdog.is_stalled()).start()
-    worker = _make_worker(spec, replica)
     life = Life(spec, servable, reports, registry)
+    beats = connect(spec.settings.broker_url)
+    Heartbeat(beats, spec.settings, spec.name, lambda: not watchdog.is_stalled(), life.report_again).start()
+    worker = _make_worker(spec, replica)
 
     def begin(**_: Any) -> None:
         watchdog.start()

@@ -50,7 +50,10 @@ class Ending:
 
         Crash before this is sent: the call is pending and runs again elsewhere. Crash after: it has moved on.
         """
-        self._post_commit(work, conclusion)
+        try:
+            self._post_commit(work, conclusion)
+        except Exception as error:  # one of ours: without an end the request would wait for its deadline
+            self._post_commit(work, Conclusion("f", self._describe(work, error, "cannot be committed").encode()))
         self._on_end(work)
 
     def _post_commit(self, work: Work, conclusion: Conclusion) -> None:

@@ -35,15 +35,21 @@ class Heartbeat:
       replica: The consumer's name.
       may_beat: False while the replica is stalled, so that code which holds its loop for ever does not hold
         its calls for ever.
+      on_loss: Called when the broker has forgotten this heart, and so has lost its data.
     """
 
-    def __init__(self, client: Redis, settings: Settings, replica: str, may_beat: Callable[[], bool]) -> None:
+    def __init__(
+        self, client: Redis, settings: Settings, replica: str, may_beat: Callable[[], bool],
+        on_loss: Callable[[], None] = lambda: None,
+    ) -> None:  # fmt: skip
         self._client = client
         self._key = Keys(settings.namespace).beat(replica)
         self._every_s = settings.beat_s
         # long past the moment when silence has been noticed: a key that ends must never be what decides
         self._life_ms = BEAT_TTL_MS + int(4000 * settings.lease_s)
         self._may_beat = may_beat
+        self._on_loss = on_loss
+        self._has_beaten = False
         self._pause = threading.Event()
 
     def start(self) -> None:
@@ -67,8 +73,11 @@ class Heartbeat:
         """Beat once; raises BrokerError. A beat that is sent and not answered only counts once more."""
         with broker_errors():
             pipe = self._client.pipeline(transaction=True)
-            pipe.incr(self._key).pexpire(self._key, self._life_ms).execute()
+            count, _ = pipe.incr(self._key).pexpire(self._key, self._life_ms).execute()
             measure_clock(self._client)
+        if count == 1 and self._has_beaten:
+            self._on_loss()
+        self._has_beaten = True
 
 
 class Observer:

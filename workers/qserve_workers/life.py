@@ -43,6 +43,7 @@ class Life:
 
     def __init__(self, spec: ReplicaSpec, servable: Servable, reports: Pool, registry: Registry) -> None:
         self.is_unhealthy = False
+        self._has_begun = False
         self._spec = spec
         self._servable = servable
         self._reports = reports
@@ -54,10 +55,16 @@ class Life:
     def begin(self, loop: asyncio.AbstractEventLoop) -> None:
         """Report that calls are taken, and look after the object from now on."""
         report(self._reports, self._spec, pool.RUNNING, config=self._record.config)
+        self._has_begun = True
         loop.add_signal_handler(signal.SIGHUP, lambda: self._spawn(loop, self._reconfigure()))
         if self._servable.health_check() is not None:
             self._reports.end_turn(self._stream)
             self._spawn(loop, self._watch_health())
+
+    def report_again(self) -> None:
+        """Report once more, from any thread: the broker has lost what was reported."""
+        if self._has_begun:
+            report(self._reports, self._spec, pool.RUNNING, config=self._record.config)
 
     def _spawn(self, loop: asyncio.AbstractEventLoop, work: Any) -> None:
         task = loop.create_task(work)
