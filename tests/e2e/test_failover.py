@@ -133,6 +133,7 @@ def served(site: Site, request: pytest.FixtureRequest) -> Iterator[Served]:
     served.load.stop()
 
 
+@pytest.mark.row("F12")
 @pytest.mark.slow
 def test_a_primary_that_is_killed_costs_seconds_and_every_request_has_one_answer(served: Served) -> None:
     killed_at = time.monotonic()
@@ -151,6 +152,7 @@ def test_a_primary_that_is_killed_costs_seconds_and_every_request_has_one_answer
     assert all(one.answered - one.sent < 8 for one in failed), "no caller hangs"
 
 
+@pytest.mark.row("F13")
 @pytest.mark.slow
 def test_a_planned_change_of_the_primary_is_not_noticed_by_clients(served: Served) -> None:
     watched = served.watched
@@ -167,6 +169,7 @@ def test_a_planned_change_of_the_primary_is_not_noticed_by_clients(served: Serve
     assert slowest_s < 2
 
 
+@pytest.mark.row("F12")
 @pytest.mark.slow
 @pytest.mark.parametrize("served", ["replica"], indirect=True)
 def test_what_a_replica_had_survives_and_nothing_more_is_accepted_until_there_is_a_replica(served: Served) -> None:

@@ -113,6 +113,7 @@ def place(site: Site) -> Iterator[Place]:
     made.open_gate()
 
 
+@pytest.mark.row("F7")
 def test_f7_what_waited_at_a_gateway_that_died_is_had_from_any_other(place: Place) -> None:
     numbers = [str(number) for number in range(20)]
     jobs = [place.send("POST", "/", place.other_port, b"job", Prefer="respond-async") for _ in range(3)]
@@ -145,6 +146,7 @@ def test_f7_what_waited_at_a_gateway_that_died_is_had_from_any_other(place: Plac
     assert sorted(place.ledger()) == sorted([*numbers, "job", "job", "job"])
 
 
+@pytest.mark.row("F28")
 def test_f28_a_key_and_a_job_outlive_a_broker_that_is_killed_and_started_again(place: Place) -> None:
     done = place.send("POST", "/", body=b"0", Prefer="respond-async", Idempotency_Key="done")
     place.open_gate()
@@ -162,6 +164,7 @@ def test_f28_a_key_and_a_job_outlive_a_broker_that_is_killed_and_started_again(p
     assert place.ledger() == ["0"]
 
 
+@pytest.mark.row("F47")
 def test_f47_an_answer_is_kept_for_so_long_and_then_known_to_have_been(site: Site) -> None:
     place = Place(site, QSERVE_RESULT_TTL_S="2")
     place.open_gate()

@@ -110,6 +110,7 @@ def test_a_segfault_is_reported_by_name_with_its_stack_and_kills_nobody_elses_ca
     assert "in crash" in worker.stderr
 
 
+@pytest.mark.row("F39")
 def test_a_replica_that_has_no_files_left_says_so_and_is_replaced(shop: Installation) -> None:
     worker = shop.start()
     pid = shop.ask("open_everything")
@@ -153,6 +154,7 @@ def test_a_worker_that_is_told_twice_to_end_finishes_what_it_runs(shop: Installa
 # -- starts ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.row("F36")
 def test_a_constructor_that_hangs_is_ended_and_the_version_before_goes_on(shop: Installation, site: Site) -> None:
     worker = shop.site.qserve("worker", "--name", "default", env={**shop.env, "QSERVE_START_TIMEOUT_S": "0.5"})
     first = shop.deploy()
@@ -188,6 +190,7 @@ app = Machine.bind()
 """
 
 
+@pytest.mark.row("F37")
 def test_replicas_that_fall_ill_together_are_replaced_one_after_the_other(site: Site) -> None:
     with installed(site, ILL) as shop:
         shop.start(replicas=3)

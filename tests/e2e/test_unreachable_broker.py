@@ -41,6 +41,7 @@ def get(port: int, path: str) -> tuple[int, str]:
         return response.status, response.read().decode()
 
 
+@pytest.mark.row("F41")
 @pytest.mark.slow
 def test_a_broker_that_comes_up_later_is_waited_for_by_every_role_of_a_stack(site: Site) -> None:
     broker, port = free_port(), free_port()
@@ -77,6 +78,7 @@ def assert_ends_at_once(site: Site, role: str, url: str, what: str, password: st
     assert time.monotonic() - began < 8, "it does not try again what cannot come right"
 
 
+@pytest.mark.row("F41")
 @pytest.mark.parametrize("role", ENDING)
 def test_a_wrong_password_ends_a_role_at_once(site: Site, role: str) -> None:
     port = free_port()
@@ -84,6 +86,7 @@ def test_a_wrong_password_ends_a_role_at_once(site: Site, role: str) -> None:
     assert_ends_at_once(site, role, f"redis://:{PASSWORD}@127.0.0.1:{port}/0", "refuses the password")
 
 
+@pytest.mark.row("F41")
 @pytest.mark.parametrize("role", ENDING)
 def test_a_replica_ends_a_role_at_once(site: Site, role: str) -> None:
     port = free_port()
@@ -151,6 +154,7 @@ def old_server() -> Iterator[int]:
         yield port
 
 
+@pytest.mark.row("F41")
 @pytest.mark.parametrize("role", ENDING)
 def test_a_server_that_is_too_old_ends_a_role_at_once(site: Site, role: str, old_server: int) -> None:
     url = f"redis://:{PASSWORD}@127.0.0.1:{old_server}/0"

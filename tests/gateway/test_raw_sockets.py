@@ -644,6 +644,7 @@ def test_b42_a_broker_that_is_away_is_503_and_its_address_stays_unknown(place: P
         assert b"Connection refused" not in answer.body
 
 
+@pytest.mark.row("F25")
 @pytest.mark.slow
 def test_b42_a_full_disk_and_a_lost_state_have_words_of_their_own() -> None:
     with new_site() as site:

@@ -87,6 +87,14 @@ class Desk:
         pending: Any = self.client.xpending(stream, GROUP)
         return self.client.xlen(stream) == 0 and pending["pending"] == 0
 
+    def bury(
+        self, stream: str, entry: bytes, request_id: str, why: str, failure: bytes, what: str = "it failed"
+    ) -> bytes:
+        request = self.keys.request(request_id)
+        command = functions.bury(stream, request, entry, request_id, why, failure, "replica", what)
+        answer: bytes = self.client.execute_command(*command)
+        return answer
+
     def reclaim(self, consumer: str, limit: int = 3, stream: str = "") -> int:
         command = upkeep.reclaim(stream or self.one, consumer, limit, b"lost", self.keys.request(""))
         return self.client.execute_command(*command)

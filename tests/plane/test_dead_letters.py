@@ -39,11 +39,8 @@ def deploy(client: redis.Redis, keys: Keys, version: str, names: tuple[str, ...]
     return record
 
 
-def bury(desk: Desk, stream: str, entry: bytes, request_id: str, why: str = "retries") -> bytes:
-    request = desk.keys.request(request_id)
-    command = functions.bury(stream, request, entry, request_id, why, FAILURE, "replica", "ValueError: no such model")
-    answer: bytes = desk.client.execute_command(*command)
-    return answer
+def bury(desk: Desk, stream: str, entry: bytes, request_id: str) -> bytes:
+    return desk.bury(stream, entry, request_id, "retries", FAILURE, "ValueError: no such model")
 
 
 def test_a_buried_call_fails_its_request_and_keeps_payload_reason_traceback_and_history(

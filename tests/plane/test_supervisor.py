@@ -68,6 +68,7 @@ def supervisor(client: redis.Redis, settings: Settings, keys: Keys, system: Syst
     return Supervisor(settings, fork=system.fork)
 
 
+@pytest.mark.row("F38")
 @pytest.mark.parametrize("shortage", [errno.EAGAIN, errno.ENOMEM])
 def test_a_system_without_processes_is_reported_asked_more_and_more_slowly_and_forgiven(
     supervisor: Supervisor, system: System, client: redis.Redis, keys: Keys, shortage: int

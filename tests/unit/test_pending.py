@@ -27,6 +27,19 @@ def two_refs(pending: Pending) -> tuple[Ref, Ref]:
     return first, second
 
 
+@pytest.mark.row("F46")
+def test_a_second_end_of_a_request_that_was_answered_is_ignored() -> None:
+    # a failover to an older state runs again what had been answered before
+    pending = Pending(SEAL)
+    first, _ = two_refs(pending)
+    pending.arrive(ID.encode() + b"d" + seal_end(SEAL, ID, "d", b"result"))
+
+    pending.arrive(ID.encode() + b"d" + seal_end(SEAL, ID, "d", b"another"))
+    pending.arrive(ID.encode() + b"c")
+
+    assert first.outcome() == DONE
+
+
 def test_all_refs_to_a_request_are_told_its_end() -> None:
     pending = Pending(SEAL)
     first, second = two_refs(pending)

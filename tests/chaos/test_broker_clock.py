@@ -136,6 +136,7 @@ def served(site: Site) -> Iterator[Served]:
     served.end()
 
 
+@pytest.mark.row("F34")
 @pytest.mark.slow
 @pytest.mark.parametrize("ahead_s", [HOUR_S, -HOUR_S], ids=["ahead", "back"])
 def test_an_hours_change_of_the_clock_loses_nothing_and_ends_nothing_early(served: Served, ahead_s: int) -> None:
@@ -170,6 +171,7 @@ def test_an_hours_change_of_the_clock_loses_nothing_and_ends_nothing_early(serve
         assert process.exit_code() is None, process.output
 
 
+@pytest.mark.row("F34")
 @pytest.mark.slow
 @pytest.mark.parametrize("ahead_s", [HOUR_S, -HOUR_S], ids=["ahead", "back"])
 def test_the_calls_of_a_replica_that_dies_after_the_change_are_run_again(served: Served, ahead_s: int) -> None:
