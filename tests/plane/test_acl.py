@@ -26,7 +26,7 @@ from qserve.exceptions import BrokerUnavailable
 from qserve.keys import GROUP, Keys
 from qserve.plane import functions, library, upkeep
 from qserve.plane.connection import connect, create_group, load_functions
-from qserve.plane.functions import Epoch, Join, Start
+from qserve.plane.functions import Awaited, Epoch, Join, Start
 from qserve.pool import RUNNING, Pool, ReplicaStatus
 from qserve.registry import ApplicationRecord, DeploymentRecord, Registry
 from qserve.settings import Settings
@@ -282,6 +282,27 @@ def test_who_submits_may_read_how_long_a_full_queue_has_kept_others_waiting(
         reply, after_s = as_role[role].execute_command(*command)
         assert reply == b"FULL"
         assert after_s < 30  # which the one that runs would give
+    finally:
+        as_role["deployer"].delete(stream)
+
+
+@pytest.mark.parametrize("role", ["gateway", "worker"])
+def test_who_submits_may_wait_for_the_result_of_another_request_and_cancel_both(
+    as_role: dict[str, redis.Redis], role: str
+) -> None:
+    keys, first, second = Keys(), "c" * 32, "d" * 32
+    stream = keys.stream("waits", "v", "One")
+    as_role["deployer"].set(*EPOCH)
+    create_group(as_role["deployer"], stream)
+    waits = [Awaited(keys.request(first), stream, "1", 2, 1)]
+    join = [Join(stream, "1", 2, [(0, b"x")])]
+    command = functions.submit(keys.request(second), second, EPOCH, b"", "", 60_000, 60_000, join, waits)
+    try:
+        assert as_role[role].execute_command(*submit(keys, first, [Start(stream, "0", [b"x"])])) == b"OK"
+        assert as_role[role].execute_command(*command) == b"OK"
+        assert as_role[role].execute_command(*functions.close(keys.request(first), first, "c", b"")) == 1
+        assert as_role[role].execute_command(*functions.watch(keys.request(second))) == [b"c", b""]
+        assert as_role[role].execute_command(*functions.forget([keys.request(first), keys.request(second)])) == b"OK"
     finally:
         as_role["deployer"].delete(stream)
 
