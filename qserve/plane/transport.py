@@ -208,13 +208,7 @@ class Channel(virtual.Channel):  # type: ignore[misc]
         """Hand entries of a stream to the consumer of that queue."""
         receive = self.connection._callbacks[stream]
         for entry_id, fields in entries:
-            body = fields.get(b"m")
-            if body is None:
-                receive(Delivery(fields, self, Tag(stream, entry_id)))
-            else:
-                payload = msgpack.unpackb(body)
-                payload["properties"]["delivery_tag"] = Tag(stream, entry_id)
-                receive(payload)
+            receive(Delivery(fields, self, Tag(stream, entry_id)))
 
     def _get(self, queue: str, timeout: float | None = None) -> Any:
         self._get_many([queue], timeout=timeout or 0.01)

@@ -20,7 +20,7 @@ from qserve.log import get_logger
 from qserve.plane.connection import BLOCK_S, LONGEST_PAUSE_S, READ_TIMEOUT_S
 from qserve.plane.library import Command
 from qserve.plane.link import Link, OnReply
-from qserve.plane.transport import Tag
+from qserve.plane.transport import Delivery, Tag
 from qserve_workers.backlog import Fetched
 from qserve_workers.life import OUT_OF_FILES_EXIT
 from qserve_workers.models import Advertiser
@@ -29,6 +29,8 @@ from qserve_workers.replica import Replica
 log = get_logger(__name__)
 _TICK_S = 0.5
 _HISTORY_PAGE = 256
+REFUSALS_TO_TELL = 2
+"""A replica of a version that was just retired is refused once or twice before it is told to end."""
 
 
 class AsyncConsumer(Consumer):  # type: ignore[misc]
@@ -230,8 +232,7 @@ class Fetcher:
                 self._channel.deliver(tag.stream, [(tag.entry_id, fields)])
             except Exception as error:
                 # one that is no call of ours must not take those behind it along
-                log.error("entry %s of queue %s cannot be read: %s", tag.entry_id.decode(), tag.stream, error)
-                self._channel.remove(tag)
+                self._replica.ending.bury_unread(Delivery(fields, self._channel, tag), error)
 
     def _on_refused(self, reply: Exception) -> None:
         """Try again, more and more slowly.
@@ -240,8 +241,9 @@ class Fetcher:
         retired version would come back to life.
         """
         if not self._refusals:
-            log.warning("the queue cannot be read: %s", reply)
             self._advertiser.renew()
+        if self._refusals == REFUSALS_TO_TELL:
+            log.warning("the queue cannot be read: %s", reply)
         self._refusals += 1
         self._replica.loop.call_later(min(0.1 * 2**self._refusals, 2.0), self._ask)
 

@@ -83,7 +83,7 @@ class Replica:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="user-code")
         self._tasks: set[asyncio.Task[None]] = set()
         self._works: dict[int, Work] = {}
-        self._ending = Ending(name, record.deployments[deployment], self.stream, plane, keys, self._leave)
+        self.ending = Ending(name, record.deployments[deployment], self.stream, plane, keys, self._leave)
 
     def works(self) -> list[Work]:
         """What has begun and not ended; may be asked from any thread."""
@@ -114,16 +114,16 @@ class Replica:
         try:
             work = Work.of(delivery, self.plane.seal)
         except Exception as error:
-            self._ending.bury_unread(delivery, error)
+            self.ending.bury_unread(delivery, error)
             return
         self._cautious = b"x" in delivery.fields
         if self._alone or (self._cautious and self._suspects):
-            self._ending.give_back(delivery)
+            self.ending.give_back(delivery)
             return
         self._running += 1
         self._idle.clear()
         if work.header.expired():
-            self._ending.commit(work, Conclusion("x"))
+            self.ending.commit(work, Conclusion("x"))
         elif self._cautious:
             # its replica died: it runs alone, so that it cannot take its neighbours with it again
             self._suspects.append(work)
@@ -154,7 +154,7 @@ class Replica:
             else:
                 self._run_sync(work, method, args)
         except Exception as error:
-            self._ending.fail(work, error)
+            self.ending.fail(work, error)
         finally:
             request_context.reset(token)
 
@@ -163,7 +163,7 @@ class Replica:
         try:
             work.call = self._stepper.open(work.header, work.step, work.values(self.plane.seal))
         except BaseException as error:  # arguments that are unpickled run code of their own
-            self._ending.bury(work, "unreadable", error)
+            self.ending.bury(work, "unreadable", error)
             return False
         return True
 
@@ -181,7 +181,7 @@ class Replica:
         try:
             value = await method.call(*args, **work.call.kwargs)
         except BaseException as error:
-            self._ending.fail(work, error)
+            self.ending.fail(work, error)
         else:
             self._settle(work, value)
 
@@ -195,7 +195,7 @@ class Replica:
             try:
                 value = pace.measure(method.call, args, work.call.kwargs)
             except BaseException as error:
-                self._ending.fail(work, error)
+                self.ending.fail(work, error)
             else:
                 self._settle(work, value)
             return
@@ -218,7 +218,7 @@ class Replica:
         self.backlog.run_next()
         error = done.exception()
         if error is not None:
-            self._ending.fail(work, error)
+            self.ending.fail(work, error)
         else:
             self._settle(work, done.result())
         self.plane.flush()
@@ -233,7 +233,7 @@ class Replica:
             work.task = task if inspect.isasyncgen(value) else None  # a thread goes on whoever waits for it is told
         elif header.stream and not answers_http(header):
             assert work.call is not None
-            self._ending.fail(work, plain_result_of_stream(work.call.method))
+            self.ending.fail(work, plain_result_of_stream(work.call.method))
         else:
             self._end(work, value)
 
@@ -242,7 +242,7 @@ class Replica:
             while isinstance(value, _REFS) or inspect.isawaitable(value):
                 value = await value
         except BaseException as error:
-            self._ending.fail(work, error)
+            self.ending.fail(work, error)
         else:
             self._settle(work, value)
 
@@ -252,11 +252,11 @@ class Replica:
             emitter = taker_of(self.plane, self.keys, work.header, work.call.method)
             await stream(emitter, value, work.header, self._stepper.encode_item, self._in_user_thread)
         except ReaderGone:
-            self._ending.commit(work, Conclusion("c"))
+            self.ending.commit(work, Conclusion("c"))
         except BaseException as error:
-            self._ending.fail(work, error)
+            self.ending.fail(work, error)
         else:
-            self._ending.commit(work, Conclusion("d", emitter.result()))
+            self.ending.commit(work, Conclusion("d", emitter.result()))
 
     async def _in_user_thread(self, call: Callable[[], Any]) -> Any:
         context = contextvars.copy_context()
@@ -267,9 +267,9 @@ class Replica:
         try:
             conclusion = self._stepper.conclude(work.header, work.call, value)
         except BaseException as error:  # the value's own code runs here as well, and may raise SystemExit
-            self._ending.fail(work, error)
+            self.ending.fail(work, error)
         else:
-            self._ending.commit(work, conclusion)
+            self.ending.commit(work, conclusion)
 
     # -- ending ------------------------------------------------------------------------------------
 
