@@ -21,16 +21,20 @@ class Broker:
       site: Where it runs.
       folder: Where its data lie; None for a folder of its own.
       options: More options of the server, such as ``("--maxmemory", "50mb")``.
+      running: Whether to start it at once.
     """
 
-    def __init__(self, site: Site, folder: Path | None = None, options: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self, site: Site, folder: Path | None = None, options: tuple[str, ...] = (), running: bool = True
+    ) -> None:
         self._site = site
         self.port = free_port()
         self.folder = folder or site.folder / f"data-{self.port}"
         self.folder.mkdir(exist_ok=True)
         self._options = options
         self.process: Process
-        self.start()
+        if running:
+            self.start()
         self.client: redis.Redis = connect(self.url)
 
     @property

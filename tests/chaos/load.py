@@ -84,6 +84,11 @@ class HandleClient:
         self._plane = plane
         self._timeout_s = timeout_s
 
+    @property
+    def mailbox(self) -> str:
+        """Where its answers come."""
+        return self._plane._mailbox
+
     def send(self, job: dict[str, Any], **options: Any) -> Call:
         """Start the diamond."""
         call = Call(job, time.monotonic())
@@ -120,7 +125,7 @@ class HttpClient:
     """Sends by HTTP, each request on a connection of its own and in a thread of its own."""
 
     def __init__(self, port: int, timeout_s: float = 20.0, threads: int = 64) -> None:
-        self._port = port
+        self.port = port
         self._timeout_s = timeout_s
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="load")
 
@@ -131,7 +136,7 @@ class HttpClient:
         return call
 
     def _post(self, call: Call, headers: dict[str, str]) -> None:
-        connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=self._timeout_s)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=self._timeout_s)
         try:
             connection.request("POST", "/", json.dumps(call.job), {"content-type": "application/json", **headers})
             response = connection.getresponse()

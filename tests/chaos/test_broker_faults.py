@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import subprocess
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import pytest
+import redis
+from brokers import Broker
 from invariants import check
 from load import Load, new_job
-from processes import is_alive, wait_until
+from processes import Site, is_alive, wait_until
 from rows import row
 from stacks import SLACK, Stack, last
+
+from qserve.ref import Ref
 
 BACK_S = 2.0 * SLACK
 AT_ONCE = 100
@@ -168,3 +176,68 @@ def test_a_broker_that_was_emptied_tells_those_who_wait_and_serves_again(stack: 
     assert functions
     lost = [call.id for call in waiting]
     check(stack, [*waiting, stack.ask()], reruns=20, may_fail=lost, may_log=["lost"])
+
+
+@contextlib.contextmanager
+def small_disk(folder: Path, size: str) -> Iterator[Path]:
+    """A disk of its own for a broker."""
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)], capture_output=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip(f"no disk can be mounted here: {mounted.stderr.decode().strip()}")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+@row("F25")
+def test_a_full_disk_refuses_what_is_new_and_loses_nothing(new_stack: Callable[..., Stack], site: Site) -> None:
+    with small_disk(site.folder / "disk", "6m") as disk:
+        stack = new_stack(broker=Broker(site, disk)).start()
+        pids = {stack.supervisor.pid, stack.front.pid, stack.broker.process.pid, *(one.pid for one in stack.replicas())}
+        client = stack.handles()
+        stored = client.send(new_job())
+        client.wait([stored], 10)
+        assert stored.ref is not None
+        gate = stack.ledger.new_file("gate")
+        waiting = [client.send(new_job(gate={"left": gate})) for _ in range(20)]
+        wait_until(lambda: len(stack.ledger.lines(node="left")) == 21, description="20 calls run")
+
+        filler = disk / "filler"
+        with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
+            while True:
+                file.write(b"x" * 4096)
+        gateway = stack.http()
+        wait_until(lambda: disk_is_full(stack), description="the broker notices", timeout_s=20)
+        refused = [gateway.send(new_job()) for _ in range(10)]
+        gateway.wait(refused, 30)
+        again = Ref(stored.ref.request_id, stack.plane())
+        assert again.result(5)["id"] == stored.id
+        filler.unlink()
+        freed_at = time.monotonic()
+        Path(gate).touch()
+        wait_until(lambda: stack.ask().is_right, description="requests are answered again", timeout_s=20)
+        back_s = time.monotonic() - freed_at
+        client.wait(waiting, 20)
+
+        for call in refused:
+            assert (call.status, json.loads(call.error)["error"]["code"]) == (503, "broker_disk_full")
+            assert int(call.headers["retry-after"]) >= 1
+        assert back_s <= BACK_S
+        assert all(call.is_right for call in waiting)
+        assert all(is_alive(pid) for pid in pids)
+        check(stack, [stored, *waiting, *refused], reruns=0, may_log=["MISCONF", "cannot answer now"])
+        stack.close()
+        stack.broker.process.stop()
+
+
+def disk_is_full(stack: Stack) -> bool:
+    """Whether the broker refuses to write."""
+    try:
+        stack.broker.client.set("{qserve}:probe", "x" * 4096, px=1000)
+    except redis.ResponseError as error:
+        return str(error).startswith("MISCONF")
+    return False

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import threading
 import time
@@ -13,11 +14,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from invariants import check
-from load import Call, new_job
-from processes import wait_until
+from load import Call, HttpClient, new_job
+from processes import Site, free_port, is_open, wait_until
 from rows import row
 from stacks import SLACK, Stack, frozen
 
+import qserve
 from qserve.exceptions import TaskError
 
 ERRORS = (
@@ -195,3 +197,71 @@ def test_what_waited_past_its_deadline_is_answered_then_and_never_runs(stack: St
     check(stack, [*calls, stack.ask()], reruns=0)
     ids = {call.id for call in calls}
     assert [line for line in stack.ledger.lines() if line.request in ids] == []
+
+
+@row("F46")
+def test_answers_that_come_again_are_ignored(shared: Stack) -> None:
+    client = shared.handles(result_ttl_s=60.0)
+    calls = [client.send(new_job()) for _ in range(20)]
+    client.wait(calls, 10)
+    mailbox = client.mailbox
+
+    for call in calls:
+        assert call.ref is not None
+        request_id = call.ref.request_id
+        state, result = shared.broker.client.hmget(shared.keys.request(request_id), "st", "res")
+        shared.broker.client.rpush(mailbox, request_id.encode() + state + result, request_id.encode() + b"f" + result)
+    wait_until(lambda: not shared.broker.client.llen(mailbox), description="they are read")
+    later = client.send(new_job())
+    client.wait([later], 10)
+
+    assert later.is_right
+    check(shared, [*calls, later], reruns=0)
+
+
+@row("F45")
+def test_two_versions_of_the_functions_serve_one_queue(stack: Stack, site: Site) -> None:
+    other = site.folder / "other"
+    shutil.copytree(Path(qserve.__file__).parent, other / "qserve", ignore=shutil.ignore_patterns("__pycache__"))
+    (changed,) = (other / "qserve" / "plane" / "lua").glob("commit.lua")
+    changed.write_text(changed.read_text() + "-- a later version\n")
+    env = {"PYTHONPATH": str(other)}
+    before = functions(stack)
+    old = stack.http()
+    newer = HttpClient(free_port())
+    stack.gateway(port=newer.port, env=env)
+    wait_until(lambda: is_open(newer.port), description="the newer gateway listens", timeout_s=20)
+    stack.worker("--name", "default", "--deployment", "Left", env=env)
+    wait_until(lambda: len(stack.replicas("Left")) == 4, description="newer replicas run beside the old", timeout_s=30)
+
+    calls = []
+    for _ in range(100):
+        calls += [old.send(new_job()), newer.send(new_job())]
+    old.wait(calls, 30)
+
+    assert len(functions(stack)) == len(before) + 1
+    assert all(call.is_right for call in calls), [call for call in calls if not call.is_right][:3]
+    ran = Counter(line.pid for line in stack.ledger.lines(node="left"))
+    assert len(ran) == 4, ran
+    stack.processes[-1].signal(signal.SIGTERM)
+    assert stack.processes[-1].wait(20) == 0
+    check(stack, calls, reruns=0)
+
+
+def functions(stack: Stack) -> set[bytes]:
+    """The names of the libraries that are loaded."""
+    found = stack.broker.client.execute_command("FUNCTION", "LIST")
+    return {library[1] for library in found}
+
+
+@row("F45")
+def test_a_message_of_a_later_format_is_kept_as_a_dead_letter(shared: Stack) -> None:
+    dead = shared.broker.client.zcard(shared.keys.dead_letters)
+    stream = shared.streams()[0]
+
+    shared.broker.client.xadd(stream, {b"h": os.urandom(16).hex().encode() + b"\xff" * 60, b"s": b"0", b"0": b"?"})
+
+    wait_until(
+        lambda: shared.broker.client.zcard(shared.keys.dead_letters) == dead + 1, description="it is a dead letter"
+    )
+    check(shared, [shared.ask()], reruns=0, may_log=["cannot be read"])
