@@ -9,6 +9,7 @@ from pathlib import Path
 
 import redis
 from processes import Process, Site, free_port, is_alive, wait_until
+from users import ADMIN, as_user, write_users
 
 from qserve.embedded import find_server
 from qserve.plane.connection import connect
@@ -20,18 +21,27 @@ class Broker:
     Parameters:
       site: Where it runs.
       folder: Where its data lie; None for a folder of its own.
+      guarded: Whether it has the users of the sample ACL, and nobody comes in without being one.
       options: More options of the server, such as ``("--maxmemory", "50mb")``.
       running: Whether to start it at once.
     """
 
     def __init__(
-        self, site: Site, folder: Path | None = None, options: tuple[str, ...] = (), running: bool = True
+        self,
+        site: Site,
+        folder: Path | None = None,
+        options: tuple[str, ...] = (),
+        running: bool = True,
+        guarded: bool = False,
     ) -> None:
         self._site = site
         self.port = free_port()
         self.folder = folder or site.folder / f"data-{self.port}"
         self.folder.mkdir(exist_ok=True)
         self._options = options
+        self._guarded = guarded
+        if guarded:
+            self._options += ("--aclfile", str(write_users(self.folder)))
         self.process: Process
         if running:
             self.start()
@@ -40,7 +50,11 @@ class Broker:
     @property
     def url(self) -> str:
         """Its address."""
-        return f"redis://127.0.0.1:{self.port}/0"
+        return self.as_user(f"redis://127.0.0.1:{self.port}/0", ADMIN)
+
+    def as_user(self, url: str, user: str) -> str:
+        """An address that leads here, for one of its users."""
+        return as_user(url, user) if self._guarded else url
 
     def start(self) -> None:
         """Start it on its data, and wait until it answers."""

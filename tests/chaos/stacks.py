@@ -27,6 +27,7 @@ SECRET = "of-this-test"
 LEASE_S = 2.0
 FAST = {"QSERVE_LEASE_S": str(LEASE_S), "QSERVE_STALL_LIMIT_S": "3", "QSERVE_SECRET_KEY": SECRET}
 """Settings that make the slow part of a recovery fast."""
+_USERS = {"worker": "worker", "gateway": "gateway", "deploy": "deployer"}
 SLACK = 3.0
 """How many times the promised time a recovery may take on a busy machine of two cores."""
 
@@ -38,6 +39,7 @@ class Stack:
       site: Where all of it runs.
       replicas: Replicas of each of the diamond's three deployments.
       broker: The broker; None for a new one.
+      guarded: Whether each command is a user of its own, with the rights of the sample ACL.
       env: Variables for all roles.
       url: How the roles reach the broker; None for directly.
     """
@@ -48,12 +50,13 @@ class Stack:
         *,
         replicas: int = 2,
         broker: Broker | None = None,
+        guarded: bool = True,
         env: Mapping[str, str] | None = None,
         url: str | None = None,
     ) -> None:
         self.site = site
         self.replicas_wanted = replicas
-        self.broker = broker or Broker(site)
+        self.broker = broker or Broker(site, guarded=guarded)
         self.ledger = Ledger(site.folder / "ledger")
         self.env = {
             **FAST,
@@ -80,7 +83,10 @@ class Stack:
     def command(self, *arguments: str, env: Mapping[str, str] | None = None, within: Sequence[str] = ()) -> Process:
         """Start ``qserve`` with these arguments in this installation; ``within`` goes in front of it."""
         command = [*within, *QSERVE, *arguments]
-        process = self.site.start(command, cwd=self.site.folder, env={**self.env, **(env or {})})
+        variables = {**self.env, **(env or {})}
+        user = _USERS.get(arguments[0], "operator")
+        variables["QSERVE_BROKER_URL"] = self.broker.as_user(variables["QSERVE_BROKER_URL"], user)
+        process = self.site.start(command, cwd=self.site.folder, env=variables)
         self.processes.append(process)
         return process
 
@@ -134,6 +140,7 @@ class Stack:
     def plane(self, **settings: Any) -> ClientPlane:
         """A client of the broker in this process, on connections of its own."""
         chosen = {"broker_url": self.broker.url, "secret_key": SECRET.encode(), **settings}
+        chosen["broker_url"] = self.broker.as_user(chosen["broker_url"], "gateway")
         plane = ClientPlane(Settings(**chosen))
         self._planes.append(plane)
         return plane

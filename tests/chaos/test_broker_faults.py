@@ -101,7 +101,8 @@ def test_a_broker_that_stands_still_for_three_seconds_only_delays(stack: Stack) 
 
 
 @row("F33")
-def test_flushed_functions_are_loaded_again_before_anybody_notices(stack: Stack) -> None:
+def test_flushed_functions_are_loaded_again_before_anybody_notices(new_stack: Callable[..., Stack]) -> None:
+    stack = new_stack(guarded=False).start()  # with the sample ACL only who deploys may load them
     load = stack.load()
     by_http = Load(stack.http(), rate=25).start()
     load.more(50)
@@ -145,7 +146,8 @@ def test_a_full_broker_finishes_what_it_took_and_refuses_what_is_new(stack: Stac
 
 
 @row("F32")
-def test_a_broker_that_was_emptied_tells_those_who_wait_and_serves_again(stack: Stack) -> None:
+def test_a_broker_that_was_emptied_tells_those_who_wait_and_serves_again(new_stack: Callable[..., Stack]) -> None:
+    stack = new_stack(guarded=False).start()  # with the sample ACL it is to be deployed again
     pids = {stack.supervisor.pid, stack.front.pid}
     gateway, client = stack.http(timeout_s=40), stack.handles(timeout_s=40)
     gate = stack.ledger.new_file("gate")

@@ -17,6 +17,7 @@ import redis
 from desk import SEAL
 from processes import Process, Site, free_port, is_open, new_site, wait_until
 from redis.exceptions import NoPermissionError
+from users import ROLES, as_user, write_users
 
 from qserve import keys as keys_module
 from qserve.broker_facts import read_facts
@@ -32,7 +33,6 @@ from qserve.registry import ApplicationRecord, DeploymentRecord, Registry
 from qserve.settings import Settings
 
 ROOT = Path(__file__).parents[2]
-ROLES = ("deployer", "gateway", "worker", "operator")
 FORBIDDEN: tuple[tuple[Any, ...], ...] = (
     ("EVAL", "return 1", 0),
     ("EVALSHA", "0" * 40, 0),
@@ -47,7 +47,7 @@ FORBIDDEN: tuple[tuple[Any, ...], ...] = (
     ("MIGRATE", "127.0.0.1", "1", "{qserve}:q:a", "0", "10"),
     ("RESTORE", "{qserve}:q:a", "0", "x"),
 )
-A = "a" * 32
+A, FULL = "a" * 32, "f" * 32
 EPOCH = Epoch(Keys().epoch, "1")
 SERVERS = sorted({find_server(), shutil.which("redis-server") or find_server()})
 """The embedded one, and Redis where it is installed: they do not check the same things."""
@@ -64,18 +64,14 @@ class Guarded:
     def __init__(self, site: Site, server: str) -> None:
         self.site = site
         self.port = free_port()
-        users = "".join(file.read_text() for file in sorted((ROOT / "docs" / "acl").glob("*.acl")))
-        for role in ROLES:
-            users = users.replace(f"{role.upper()}_PASSWORD", f"{role}-secret")
-        site.write("users.acl", users)
         options = ["--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "yes"]
         # where the server itself refuses DEBUG, it would not be the ACL that is tested
-        options += ["--enable-debug-command", "yes", "--aclfile", str(site.folder / "users.acl")]
+        options += ["--enable-debug-command", "yes", "--aclfile", str(write_users(site.folder))]
         site.start([server, *options])
         wait_until(lambda: is_open(self.port), description="the broker listens")
 
     def url(self, role: str) -> str:
-        return f"redis://{role}:{role}-secret@127.0.0.1:{self.port}/0"
+        return as_user(f"redis://127.0.0.1:{self.port}/0", role)
 
     def settings(self, role: str) -> Settings:
         return Settings(broker_url=self.url(role), secret_key=b"of-this-test")
@@ -227,6 +223,7 @@ def test_a_request_goes_its_whole_way_with_each_role_doing_its_part(as_role: dic
     assert Registry(gateway, keys, SEAL).wait_for_change("0-0", 1) == change
     assert Registry(gateway, keys, SEAL).get("app") == app
 
+    gateway.delete(keys.mailbox("gateway"), keys.request(A))  # of other tests
     moves: list[Any] = [Start(one, "0", [b"x"])]
     assert gateway.execute_command(*submit(keys, A, moves)) == b"OK"
     entry, request = take_one(worker, one), keys.request(A)
@@ -277,7 +274,7 @@ def test_who_submits_may_read_how_long_a_full_queue_has_kept_others_waiting(
     as_role["deployer"].xadd(stream, {"s": "0"}, id=f"{now_ms}-0")
     as_role["deployer"].set(EPOCH.key, EPOCH.value)
     move = [Start(stream, "0", [])]
-    command = functions.submit(keys.request(A), A, EPOCH, b"", "", 1, 1, move, limits={stream: 1})
+    command = functions.submit(keys.request(FULL), FULL, EPOCH, b"", "", 1, 1, move, limits={stream: 1})
     try:
         reply, after_s = as_role[role].execute_command(*command)
         assert reply == b"FULL"
