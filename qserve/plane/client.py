@@ -208,6 +208,7 @@ class ClientPlane(Submitter):
                     log.debug("the mailbox cannot be read: %s", error)
                 else:  # whatever it is, all callers of this process wait for this thread
                     log.exception("the mailbox cannot be read")
+                self._look_after()  # deadlines pass all the same
                 time.sleep(pause_s)
                 pause_s = min(pause_s * 2, LONGEST_PAUSE_S)
                 continue

@@ -14,7 +14,7 @@ import msgpack
 from qserve.plane.library import Command, function_name
 
 _SUBMIT, _COMMIT, _BURY, _POSTPONE = (function_name(name) for name in ("submit", "commit", "bury", "postpone"))
-_WATCH, _FORGET, _CLOSE = (function_name(name) for name in ("watch", "forget", "close"))
+_WATCH, _LOOK, _FORGET, _CLOSE = (function_name(name) for name in ("watch", "look", "forget", "close"))
 _EMIT, _TAKE, _GIVE_BACK = (function_name(name) for name in ("emit", "take", "give_back"))
 
 
@@ -209,7 +209,7 @@ def bury(
 
 def watch(request: str, mailbox: str = "") -> Command:
     """Look at a request, and have ``mailbox`` told of its end when it is still open."""
-    return ("FCALL", _WATCH, 1, request, mailbox)
+    return ("FCALL", _WATCH, 1, request, mailbox) if mailbox else ("FCALL", _LOOK, 1, request)
 
 
 def emit(request: str, request_id: str, number: int, payload: bytes) -> Command:

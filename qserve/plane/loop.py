@@ -219,6 +219,7 @@ class LoopPlane(Submitter):
                 log.debug("the mailbox cannot be read: %s", error)
                 if link is not None:
                     link.close()
+                self._look_after()  # deadlines pass all the same
                 await asyncio.sleep(pause_s)
                 pause_s = min(pause_s * 2, LONGEST_PAUSE_S)
 

@@ -109,16 +109,22 @@ class Pending:
         """What takes the answer of ``watch``.
 
         A request that this process submitted, and that is still awaited, is unknown when the server that accepted it
-        failed before its replica had it.
+        failed before its replica had it. Before it is accepted, that only says that the question came first: another
+        thread has the ref already, and the submission is on its way.
         """
 
         def on_reply(reply: Any) -> None:
-            is_own = any(one is ref and deadline_ms for deadline_ms, one in self._open.get(ref.request_id, ()))
-            outcome = state_lost() if is_own and reply == UNKNOWN else read_reply(reply, self._seal, ref.request_id)
+            if reply == UNKNOWN and self._is_own(ref):
+                outcome = state_lost() if ref.accepted.is_set() else None
+            else:
+                outcome = read_reply(reply, self._seal, ref.request_id)
             if outcome is not None:
                 self.settle(ref.request_id, outcome)
 
         return on_reply
+
+    def _is_own(self, ref: Ref) -> bool:
+        return any(one is ref and deadline_ms for deadline_ms, one in self._open.get(ref.request_id, ()))
 
     def refs(self) -> list[Ref]:
         """All of them."""

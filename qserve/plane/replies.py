@@ -8,6 +8,7 @@ from qserve import failpoints
 from qserve.exceptions import (
     AppNotFound,
     BackPressureError,
+    BrokerError,
     BrokerStateLost,
     BrokerUnavailable,
     IdempotencyMismatch,
@@ -85,7 +86,9 @@ def refused(reply: Any) -> Outcome | None:
 def read_reply(reply: Any, seal: Seal, request_id: str) -> Outcome | None:
     """What ``watch`` found; None while the request is open."""
     if isinstance(reply, Exception) or not isinstance(reply, list):
-        return None if isinstance(reply, BrokerUnavailable) else _unexpected(reply)
+        error = reply if isinstance(reply, BrokerError) else refusal(reply)
+        # what passes by itself says nothing of the request: whoever waits for it looks again
+        return None if isinstance(error, BrokerUnavailable) else failed(error)
     state, payload = reply[0].decode(), reply[1]
     if state == "o":
         return None

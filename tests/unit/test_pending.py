@@ -7,10 +7,12 @@ import time
 from typing import Any
 
 import pytest
+import redis
 
 from qserve.exceptions import BrokerStateLost, ResultUnavailable
 from qserve.plane.base import Outcome
 from qserve.plane.pending import LATE_MS, Pending
+from qserve.plane.replies import UNKNOWN
 from qserve.plane.sealing import seal_end
 from qserve.ref import Ref
 from qserve.wire.signing import Keyring, Seal
@@ -109,9 +111,10 @@ class Deaf:
 
 
 def watched(deadline_ms: int, reply: Any) -> Ref:
-    """A ref that is awaited, after the broker was asked for it."""
+    """A ref that was accepted and is awaited, after the broker was asked for it."""
     pending, ref = Pending(SEAL), Ref(ID, Deaf())  # type: ignore[arg-type]
     pending.add(ref, deadline_ms)
+    ref.accepted.set(None)
     pending.on_watched(ref)(reply)
     return ref
 
@@ -129,3 +132,23 @@ def test_a_request_from_elsewhere_that_the_broker_does_not_know_may_never_have_e
 @pytest.mark.parametrize("deadline_ms", [0, 1])
 def test_a_request_that_is_open_stays_so(deadline_ms: int) -> None:
     assert not watched(deadline_ms, [b"o", b""]).done.is_set()
+
+
+def test_an_own_request_that_is_unknown_before_it_was_accepted_is_still_on_its_way() -> None:
+    # another thread may look at a ref between its making and its submission
+    pending, ref = Pending(SEAL), Ref(ID, None)
+    pending.add(ref, 10**15)
+
+    pending.on_watched(ref)(UNKNOWN)
+
+    assert not ref.done.is_set()
+
+
+def test_a_look_that_the_broker_cannot_answer_now_ends_nothing() -> None:
+    pending, ref = Pending(SEAL), Ref(ID, None)
+    pending.add(ref, 10**15)
+    ref.accepted.set(None)
+
+    pending.on_watched(ref)(redis.ResponseError("MISCONF Errors writing to the AOF file: No space left on device"))
+
+    assert not ref.done.is_set()

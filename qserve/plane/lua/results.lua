@@ -1,9 +1,15 @@
 -- Who asks for results, and who wants them no more.
 -- watch: the state of a request, with its result when it has one; otherwise tell `mailbox` when it has.
--- KEYS  request   ARGV  mailbox, or '' to look only
+-- KEYS  request   ARGV  mailbox
 -- Returns {state, result}; {'', ''} when nothing is known of it.
 local function watch(keys, argv)
   return follow(keys[1], argv[1])
+end
+
+-- look: the same without a mailbox. It writes nothing, and so answers while a full disk forbids every write.
+-- KEYS  request
+local function look(keys)
+  return follow(keys[1], '')
 end
 
 -- emit: one item of a streamed result, in order and once, however often its call is run.
@@ -54,6 +60,7 @@ local function close(keys, argv)
 end
 
 redis.register_function{ function_name = 'qserve_watch_@', callback = watch, flags = { 'allow-oom' } }
+redis.register_function{ function_name = 'qserve_look_@', callback = look, flags = { 'no-writes' } }
 redis.register_function{ function_name = 'qserve_emit_@', callback = emit, flags = { 'allow-oom' } }
 redis.register_function{ function_name = 'qserve_take_@', callback = take, flags = { 'allow-oom' } }
 redis.register_function{ function_name = 'qserve_forget_@', callback = forget, flags = { 'allow-oom' } }
