@@ -7,6 +7,7 @@ that it finds is written to a folder of the system's temporary ones; once mended
 from __future__ import annotations
 
 import argparse
+import logging
 import subprocess
 import sys
 import tempfile
@@ -23,6 +24,7 @@ MEMORY_LIMIT_MB = 2048
 
 def fuzz(name: str, seconds: int, found: Path) -> None:
     """Try one target in this process; it ends here."""
+    logging.disable()  # a line for each request that failed would be a million lines
     target = next(one for one in TARGETS if one.name == name)
     with tempfile.TemporaryDirectory() as folder:
         for number, seed in enumerate(target.corpus()):

@@ -13,7 +13,10 @@ from typing import Any
 import msgpack
 import numpy
 from qserve_gateway import incoming
-from qserve_gateway.hosts import allowed_hosts, check_host
+from qserve_gateway.answers import answer_of
+from qserve_gateway.guard import TOKEN, Guard
+from qserve_gateway.hosts import check_origin
+from qserve_gateway.jobs import Job
 
 from qserve.exceptions import PayloadError
 from qserve.graph.plan import InputKey, Plan, Slot, Step
@@ -22,10 +25,12 @@ from qserve.http.bad_request import BadRequest
 from qserve.http.message import HttpMessage
 from qserve.http.request import HttpRequest
 from qserve.plane import ref_arguments  # noqa: F401 - refs travel once it is imported
+from qserve.plane.base import Outcome
 from qserve.plane.replies import read_message
 from qserve.plane.sealing import open_header, seal_header
 from qserve.ref import Ref
 from qserve.registry import ApplicationRecord, DeploymentRecord, DriverRecord
+from qserve.settings import Settings
 from qserve.wire.codec import Codec
 from qserve.wire.envelope import Answer, Header
 from qserve.wire.failure import Failure
@@ -182,41 +187,71 @@ def _answers() -> list[bytes]:
     return [render.render("text", Answer.PLAIN), render.render({"a": 1}, Answer.JSON)]
 
 
+def _read_end(data: bytes) -> object:
+    """What the gateway answers for the end of a request: its state, and what lay in the broker."""
+    reply = answer_of(Outcome(data[:1].decode("latin-1"), data[1:]), "client-id", True, REQUEST_ID)
+    body = b"".join(reply({"REQUEST_METHOD": "GET"}, lambda status, headers: None))
+    return f"{reply.status:d}", body
+
+
+def _ends() -> list[bytes]:
+    return [b"d" + one for one in _answers()] + [b"f" + one for one in _failures()] + [b"c", b"x"]
+
+
+_HEADERS = (
+    "HTTP_HOST",
+    "HTTP_ORIGIN",
+    "HTTP_SEC_FETCH_SITE",
+    "HTTP_X_REQUEST_TIMEOUT_SECONDS",
+    "HTTP_SERVE_MULTIPLEXED_MODEL_ID",
+    "HTTP_X_REQUEST_ID",
+    "HTTP_PREFER",
+    "HTTP_IDEMPOTENCY_KEY",
+    "HTTP_AUTHORIZATION",
+)
+
+
 def _read_head(data: bytes) -> object:
-    """What the gateway reads of a request line and its headers, separated by line feeds."""
-    path, query, host, timeout, model, request_id, target, *_ = [*data.decode("latin-1").split("\n"), *[""] * 7]
+    """What the gateway reads of a request line (target, path, query) and its headers, separated by line feeds."""
+    target, path, query, *rest = [*data.decode("latin-1").split("\n"), "", ""]
     environ = {
         "REQUEST_METHOD": "POST",
         "PATH_INFO": path,
         "QUERY_STRING": query,
         "RAW_URI": target,
-        "HTTP_HOST": host,
-        "HTTP_X_REQUEST_TIMEOUT_SECONDS": timeout,
-        "HTTP_SERVE_MULTIPLEXED_MODEL_ID": model,
-        "HTTP_X_REQUEST_ID": request_id,
         "SERVER_PROTOCOL": "HTTP/1.1",
         "SERVER_NAME": "here",
         "wsgi.url_scheme": "http",
+        **{name: value for name, value in zip(_HEADERS, rest, strict=False) if value},
     }
     given = incoming.request_id_of(environ)
     assert given.isascii() and given.isprintable() and len(given) <= 128
     decoded = incoming.path_of(environ)
-    # before anything is refused: each of these is looked at for some requests only
-    Codec().encode(incoming.message_of(environ, decoded, "", b"", {}))
-    incoming.url_of(environ, decoded).encode()
-    for look in (check_host, lambda one: check_host(one, allowed_hosts({"QSERVE_ALLOWED_HOSTS": "here"}))):
+    # each of these is looked at whatever the others say: for some requests it is the only one
+    looks: list[Callable[[], object]] = [
+        lambda: Codec().encode(incoming.message_of(environ, decoded, "", b"", {})),
+        lambda: incoming.url_of(environ, decoded).encode(),
+        lambda: incoming.timeout_of(environ, 1.0),
+        lambda: incoming.model_id_of(environ),
+        lambda: Job.of(environ, b"", "app", Settings()),
+        lambda: check_origin(environ),
+        lambda: check_origin(environ, frozenset(("here",))),
+        lambda: Guard().check(dict(environ)),
+        lambda: Guard.from_env({"QSERVE_ALLOWED_HOSTS": "here", TOKEN: "secret"}).check(dict(environ)),
+    ]
+    for look in looks:
         try:
-            look(environ)
+            look()
         except BadRequest as error:
             str(error)
-    incoming.model_id_of(environ)
-    return incoming.timeout_of(environ, 1.0)
+    return looks
 
 
 def _heads() -> list[bytes]:
     return [
-        b"/predict\na=1&b=%20\nlocalhost:8000\n2.5\nmodel-1\nclient-id-1\n/predict?a=1",
-        b"/caf\xc3\xa9\n\n[::1]:80\n1\n\n\nhttp://here/",
+        b"/a?a=1\n/a\na=1&b=%20\nlocalhost:8000\nhttp://there\ncross-site\n2.5\nmodel-1\nid-1\n"
+        b'respond-async, wait=5;x="y"\n"key-1"\nBearer secret',
+        b"http://here/\n/caf\xc3\xa9\n\n[::1]:80\nnull\n\n1e9\n\n\nwait=x\nkey",
     ]
 
 
@@ -234,5 +269,6 @@ TARGETS = (
     Target("json", strict_json.loads, (BadRequest,), _bodies),
     Target("mailbox", read_message, (PayloadError,), _messages),
     Target("answer", _read_answer, (PayloadError,), _answers),
+    Target("end", _read_end, (PayloadError,), _ends),
     Target("head", _read_head, (BadRequest,), _heads),
 )

@@ -295,7 +295,9 @@ def test_who_submits_may_wait_for_the_result_of_another_request_and_cancel_both(
     join = [Join(stream, "1", 2, [(0, b"x")])]
     command = functions.submit(keys.request(second), second, EPOCH, b"", "", 60_000, 60_000, join, waits)
     try:
-        assert as_role[role].execute_command(*submit(keys, first, [Start(stream, "0", [b"x"])])) == b"OK"
+        begin = [Start(stream, "0", [b"x"])]
+        awaited = functions.submit(keys.request(first), first, EPOCH, b"", "", 60_000, 60_000, begin)
+        assert as_role[role].execute_command(*awaited) == b"OK"
         assert as_role[role].execute_command(*command) == b"OK"
         assert as_role[role].execute_command(*functions.close(keys.request(first), first, "c", b"")) == 1
         assert as_role[role].execute_command(*functions.watch(keys.request(second))) == [b"c", b""]
