@@ -4,15 +4,18 @@
 # make mutants   which mistakes in the function library its state machine notices by itself
 # make check  format, lint, types, architecture
 # make chaos  the whole fault matrix, one fault at a time
+# make chaos-soak   faults at random for CHAOS_SECONDS (900); CHAOS_SEED repeats a run
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PORT ?= 8000
 FUZZ_SECONDS ?= 60
+CHAOS_SECONDS ?= 900
+CHAOS_SEED ?= 0
 PACKAGES := qserve workers gateway
 
-.PHONY: run test fast chaos check format fuzz mutants test-stack clean
+.PHONY: run test fast chaos chaos-soak check format fuzz mutants test-stack clean
 
 $(VENV)/installed: setup.cfg pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit("qserve needs Python 3.11 or later: make PYTHON=python3.11") if sys.version_info < (3, 11) else None'
@@ -33,10 +36,13 @@ test: $(VENV)/installed-test
 	$(BIN)/python -m pytest
 
 fast: $(VENV)/installed-test
-	$(BIN)/python -m pytest -m "not slow and not chaos and not priority"
+	$(BIN)/python -m pytest -m "not slow and not chaos and not priority and not soak"
 
 chaos: $(VENV)/installed-test
 	$(BIN)/python -m pytest -n0 -m "row or chaos or priority"
+
+chaos-soak: $(VENV)/installed-test
+	CHAOS_SECONDS=$(CHAOS_SECONDS) CHAOS_SEED=$(CHAOS_SEED) $(BIN)/python -m pytest -n0 -s -m soak tests/chaos
 
 check: $(VENV)/installed-test
 	$(BIN)/ruff format --check .

@@ -148,7 +148,7 @@ class _Pair:
                     sock.shutdown(socket.SHUT_RD)
                 else:
                     sock.shutdown(socket.SHUT_RDWR)
-                sock.close()
+            sock.close()
 
     def _run(self, pump: Callable[[], None]) -> None:
         with contextlib.suppress(OSError, ValueError):

@@ -70,8 +70,8 @@ def test_answers_outlive_the_gateway_process_that_waited_for_them(new_stack: Cal
     assert respawned_at - began <= RESPAWN_S
     assert all(call.status == 200 for call in waiting if call not in cut_off)
     assert all(call.is_right for call in again), [call for call in again if not call.is_right][:3]
-    # a request that was in the dead process's accept queue was never read, and is no accepted one
-    assert all(call.status in (0, 200) for call in load)
+    # a request that the dead process had was cut off; its successor knows no applications in its first moments
+    assert all(call.status in (0, 200) or (call.status == 503 and call.headers["retry-after"]) for call in load)
     mailboxes = list(stack.broker.client.scan_iter(stack.keys.mailbox("*").replace("[", "\\["), count=1000))
     assert all(0 < stack.broker.client.pttl(key) <= 120_000 for key in mailboxes)
     check(stack, [*waiting, *again, *load], reruns=0, may_log=["was sent SIGKILL"])
