@@ -113,7 +113,7 @@ def test_connections_that_fall_silent_are_opened_anew_and_no_call_runs_twice(sho
     assert "died" not in worker.stderr
 
 
-def test_a_queue_that_is_gone_is_reported_once_and_made_anew(shop: Installation) -> None:
+def test_a_queue_that_is_gone_for_a_moment_is_made_anew_and_not_worth_many_lines(shop: Installation) -> None:
     worker = shop.start()
     shop.ask("pid")
 
@@ -122,7 +122,7 @@ def test_a_queue_that_is_gone_is_reported_once_and_made_anew(shop: Installation)
 
     wait_until(lambda: shop.client.exists(queue), description="the queue is there again")
     assert shop.ask("pid") in shop.pids()
-    assert worker.stderr.count("the queue cannot be read") == 1
+    assert worker.stderr.count("the queue cannot be read") <= 1
 
 
 @pytest.mark.slow
