@@ -255,7 +255,10 @@ class _Noticing:
             found.setdefault(item.callspec.params["mutant"].name, item.originalname)
         return report
 
-    def pytest_sessionfinish(self) -> None:
+    @pytest.hookimpl(trylast=True)
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        # a test that fails is what is wanted here
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED if self._broken else pytest.ExitCode.OK
         if self._report is not None:
             self._report.write_text(json.dumps({"noticed": self._noticed, "broken": self._broken}))
 
