@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hmac
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -53,6 +55,13 @@ def test_where_a_key_ends_and_a_body_begins_is_part_of_the_seal() -> None:
     head, rest = seal.seal(b"ab", b"c")[:38], b"bc"
     with pytest.raises(PayloadError):
         seal.open(b"a", head + rest)
+
+
+@given(key=st.binary(min_size=1, max_size=100), body=st.binary(max_size=100))
+def test_the_tag_is_hmac_sha256(key: bytes, body: bytes) -> None:
+    sealed = Seal(Keyring(key)).seal(b"place", body)
+    head, tag = sealed[:6], sealed[6:38]
+    assert tag == hmac.digest(key, head + b"5|place" + body, "sha256")
 
 
 def test_while_a_key_is_changed_both_are_accepted_in_both_directions() -> None:
