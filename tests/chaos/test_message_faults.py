@@ -7,6 +7,7 @@ import os
 import random
 import shutil
 import signal
+import sys
 import threading
 import time
 from collections import Counter
@@ -227,6 +228,9 @@ def test_two_versions_of_the_functions_serve_one_queue(stack: Stack, site: Site)
     changed.write_text(changed.read_text() + "-- a later version\n")
     env = {"PYTHONPATH": str(other)}
     before = functions(stack)
+    # only who deploys may load functions: workers and gateways of a later version find them there
+    loading = stack.site.start([sys.executable, "-c", LOADS, stack.broker.url], env=env)
+    assert loading.wait(20) == 0, loading.output
     old = stack.http()
     newer = HttpClient(free_port())
     stack.gateway(port=newer.port, env=env)
@@ -246,6 +250,13 @@ def test_two_versions_of_the_functions_serve_one_queue(stack: Stack, site: Site)
     stack.processes[-1].signal(signal.SIGTERM)
     assert stack.processes[-1].wait(20) == 0
     check(stack, calls, reruns=0)
+
+
+LOADS = """
+import sys
+from qserve.plane.connection import connect, load_functions
+load_functions(connect(sys.argv[1]))
+"""
 
 
 def functions(stack: Stack) -> set[bytes]:
