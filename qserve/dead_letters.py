@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import msgpack
@@ -142,7 +142,7 @@ class DeadLetters:
         moved = {call.stream: self._queue_now(call, header, record) for call in (letter.call, *letter.others)}
         timeout_s = record.timeout_s or self._settings.request_timeout_s
         keep_ms = int(self._settings.result_ttl_s * 1000)
-        renewed = replace(header, deadline_ms=int(clock.stamp_ms() + timeout_s * 1000))
+        renewed = header._replace(deadline_ms=int(clock.stamp_ms() + timeout_s * 1000))
         command = upkeep.replay(
             self._keys.dead_letter(request_id),
             self._keys.request(request_id),

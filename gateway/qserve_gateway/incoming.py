@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import os
 import re
-import uuid
 from functools import lru_cache
 from typing import Any, NamedTuple
 from urllib.parse import quote
@@ -23,7 +23,7 @@ def request_id_of(environ: Environ) -> str:
     given = environ.get("HTTP_X_REQUEST_ID")
     if given is not None and _ID.fullmatch(given):
         return str(given)
-    return uuid.uuid4().hex
+    return os.urandom(16).hex()
 
 
 def path_of(environ: Environ) -> str:

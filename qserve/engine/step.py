@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from qserve import failpoints
 from qserve.exceptions import PayloadError, PayloadTooLarge, ResultNotSerialisable, ResultTooLarge
@@ -23,7 +23,7 @@ from qserve.wire.codec import Codec
 from qserve.wire.envelope import Answer, Header
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Call:
     """A call of user code.
 
@@ -37,8 +37,7 @@ class Call:
     index: int = 0
 
 
-@dataclass(frozen=True)
-class Conclusion:
+class Conclusion(NamedTuple):
     """What a finished call causes: the end of its request, or moves."""
 
     state: str = ""

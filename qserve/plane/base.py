@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from qserve.wire.codec import Codec
@@ -20,8 +19,7 @@ class Outcome(NamedTuple):
     payload: bytes
 
 
-@dataclass(frozen=True)
-class CallOptions:
+class CallOptions(NamedTuple):
     """What a caller may say of one request.
 
     Parameters:

@@ -25,8 +25,7 @@ class Epoch(NamedTuple):
     value: str
 
 
-@dataclass(frozen=True)
-class Start:
+class Start(NamedTuple):
     """A move: put the call ``step`` on ``stream`` with all its values."""
 
     stream: str
@@ -34,8 +33,7 @@ class Start:
     values: Sequence[bytes]
 
 
-@dataclass(frozen=True)
-class Join:
+class Join(NamedTuple):
     """A move: fill slots of the call ``step``; it goes on ``stream`` when ``needs`` of them are there."""
 
     stream: str
@@ -47,8 +45,7 @@ class Join:
 Move = Start | Join
 
 
-@dataclass(frozen=True)
-class Awaited:
+class Awaited(NamedTuple):
     """An argument that is another request's result: it fills ``slot`` of ``step`` when that request is done."""
 
     request: str

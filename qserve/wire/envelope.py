@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from enum import IntEnum
+from types import MappingProxyType
+from typing import NamedTuple
 
 import msgpack
 
@@ -27,8 +28,7 @@ class Answer(IntEnum):
     """An HTTP response that is always JSON, as a DAGDriver gives it."""
 
 
-@dataclass(frozen=True)
-class Header:
+class Header(NamedTuple):
     """The part of a message that every step of a request shares.
 
     Parameters:
@@ -53,7 +53,7 @@ class Header:
     route: str = ""
     model_id: str = ""
     stream: bool = False
-    awaits: Mapping[str, str] = field(default_factory=dict)
+    awaits: Mapping[str, str] = MappingProxyType({})
 
     def encode(self) -> bytes:
         """The request's id, by which the broker's functions know whose call it is, and the rest as msgpack."""
@@ -67,7 +67,7 @@ class Header:
                 self.route,
                 self.model_id,
                 self.stream,
-                self.awaits,
+                dict(self.awaits),
             )
         )
 
