@@ -34,11 +34,11 @@ _TOLD: Mapping[bytes, QserveException] = {
 
 
 @lru_cache(maxsize=4096)
-def place_of(stream: str) -> bytes:
+def place_of(stream: str) -> str:
     """A queue without its version, and without the replica whose own one it is."""
     start, _, rest = stream.partition(":q:")
     app, _, deployment = rest.partition("@")[0].rpartition(":")
-    return f"{start}|{app.rpartition(':')[0]}|{deployment}".encode()
+    return f"{start}|{app.rpartition(':')[0]}|{deployment}"
 
 
 def seal_header(seal: Seal, header: bytes) -> bytes:
@@ -112,5 +112,5 @@ def _end(request_id: str) -> bytes:
     return b"result|" + request_id.encode()
 
 
-def _slot(place: bytes, request_id: str, step: str, slot: int) -> bytes:
-    return b"%b|%b|%b|%d" % (place, request_id.encode(), step.encode(), slot)
+def _slot(place: str, request_id: str, step: str, slot: int) -> bytes:
+    return f"{place}|{request_id}|{step}|{slot}".encode()

@@ -20,7 +20,8 @@ _VERSION = 1
 _KEY_ID_BYTES = 4
 _BLOCK_BYTES = 64
 _UNSIGNED, _SIGNED = bytes((_VERSION, 0)), bytes((_VERSION, 1))
-_BODY_AT = len(_SIGNED) + _KEY_ID_BYTES + TAG_BYTES
+_TAG_AT = len(_SIGNED) + _KEY_ID_BYTES
+_BODY_AT = _TAG_AT + TAG_BYTES
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ class Seal:
     """
 
     def __init__(self, keys: Keyring) -> None:
-        self._macs = {key_id: _mac_of(key) for key_id, key in keys.by_id.items()}
+        self._macs = {_SIGNED + key_id: _mac_of(key) for key_id, key in keys.by_id.items()}
         self._mac = _mac_of(keys.current) if keys.current else None
         self._head = _SIGNED + _key_id(keys.current) if keys.current else _UNSIGNED
 
@@ -79,23 +80,25 @@ class Seal:
         Raises:
           PayloadError: It is not sealed, not with one of our keys, not for this place, or by a newer version.
         """
-        head = sealed[:2]
-        if head == _UNSIGNED and self._mac is None:
-            return sealed[2:]
-        if head == _SIGNED:
-            head = sealed[: len(_SIGNED) + _KEY_ID_BYTES]
-            mac = self._macs.get(head[2:])
+        head = sealed[:_TAG_AT]
+        mac = self._macs.get(head)
+        if mac is not None:
             body = sealed[_BODY_AT:]
-            if mac is None:
-                raise PayloadError(_OTHER_KEY if self._macs else _NO_KEY)
-            if not hmac.compare_digest(sealed[len(head) : _BODY_AT], mac(_signed_part(head, context, body))):
-                raise PayloadError("a message's signature is wrong: it was changed, or belongs elsewhere")
-            return body
-        if head == _UNSIGNED:
-            raise PayloadError("a message is not signed: set QSERVE_SECRET_KEY to the same secret in every process")
+            if hmac.compare_digest(sealed[_TAG_AT:_BODY_AT], mac(_signed_part(head, context, body))):
+                return body
+            raise PayloadError("a message's signature is wrong: it was changed, or belongs elsewhere")
+        if sealed[:2] == _UNSIGNED and self._mac is None:
+            return sealed[2:]
+        raise PayloadError(self._why_not(sealed))
+
+    def _why_not(self, sealed: bytes) -> str:
+        if sealed[:2] == _SIGNED:
+            return _OTHER_KEY if self._macs else _NO_KEY
+        if sealed[:2] == _UNSIGNED:
+            return "a message is not signed: set QSERVE_SECRET_KEY to the same secret in every process"
         if sealed[:1] > bytes((_VERSION,)):
-            raise PayloadError(f"a message has format {sealed[0]}, which only a newer qserve reads")
-        raise PayloadError(f"{len(sealed)} bytes are no sealed message")
+            return f"a message has format {sealed[0]}, which only a newer qserve reads"
+        return f"{len(sealed)} bytes are no sealed message"
 
 
 _NO_KEY = "a message is signed, and this process has no key: set QSERVE_SECRET_KEY to the secret of the others"
