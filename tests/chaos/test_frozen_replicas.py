@@ -13,10 +13,10 @@ from cgroups import limited
 from invariants import check
 from ledger import DIAMOND
 from load import new_job, percentile
-from processes import is_alive, wait_until
+from processes import frozen, is_alive, wait_until
 from proxy import Proxy
 from rows import row
-from stacks import FAST, LEASE_S, SLACK, Stack, children_of, frozen, last
+from stacks import FAST, LEASE_S, SLACK, Stack, children_of, last
 
 AT_ONCE = 100
 LOGGED = ("held the loop", "frozen", "died", "Current thread")
@@ -32,7 +32,7 @@ def test_the_work_of_a_frozen_replica_is_taken_over_after_its_lease(stack: Stack
     call = client.send(new_job(gate={"left": gate}))
     first = wait_until(lambda: stack.ledger.lines(call.id, "left"), description="its call runs")[0]
 
-    with load.fault(), frozen([first.pid]):
+    with load.fault(), frozen(first.pid):
         frozen_at = time.monotonic()
         again = wait_until(
             lambda: stack.ledger.lines(call.id, "left")[1:], description="it runs elsewhere", timeout_s=TAKEN_OVER_S
@@ -65,7 +65,7 @@ def test_a_host_that_wakes_after_its_lease_finds_its_commits_stale_and_goes_on(s
     held = {line.request for line in stack.ledger.lines(node="left") if line.pid in replicas}
     assert held
 
-    with frozen(processes):
+    with frozen(*processes):
         Path(gate).touch()
         client.wait(calls, LEASE_S * SLACK + 10)
     woken_at = time.monotonic()

@@ -15,9 +15,9 @@ from typing import Any
 from invariants import check
 from ledger import DIAMOND
 from load import Load, new_job, percentile
-from processes import is_alive, is_open, wait_until
+from processes import frozen, is_alive, is_open, wait_until
 from rows import row
-from stacks import SLACK, Stack, frozen, kill
+from stacks import SLACK, Stack, kill
 
 RESPAWN_S = 2.0 * SLACK
 REFUSED_S = 0.1
@@ -329,7 +329,7 @@ def test_a_gateway_without_files_refuses_and_recovers(new_stack: Callable[..., S
 
 @row("F10")
 def test_requests_that_a_frozen_broker_cannot_take_are_refused_in_time(stack: Stack) -> None:
-    with frozen([stack.broker.process.pid]):
+    with frozen(stack.broker.process.pid):
         client = stack.http(timeout_s=30)
         calls = [client.send(new_job()) for _ in range(20)]
         client.wait(calls, 30)

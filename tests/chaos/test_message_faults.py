@@ -16,9 +16,9 @@ from pathlib import Path
 
 from invariants import check
 from load import Call, HttpClient, new_job
-from processes import Site, free_port, is_open, wait_until
+from processes import Site, free_port, frozen, is_open, wait_until
 from rows import row
-from stacks import SLACK, Stack, frozen
+from stacks import SLACK, Stack
 
 import qserve
 from qserve.exceptions import TaskError
@@ -120,7 +120,7 @@ def forged(number: int, source: random.Random, canary: bytes) -> dict[bytes, byt
 def test_what_is_cancelled_while_it_waits_never_runs(stack: Stack) -> None:
     client = stack.handles()
     left = [one.pid for one in stack.replicas("Left")]
-    with frozen(left):
+    with frozen(*left):
         calls = [client.send(new_job()) for _ in range(20)]
         wait_until(lambda: all(call.accepted for call in calls), description="all are accepted")
         for call in calls:

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 import pytest
 from invariants import check
 from load import Load
-from processes import wait_until
+from processes import frozen, wait_until
 from proxy import Proxy
-from stacks import Stack, frozen, kill, last
+from stacks import Stack, kill, last
 
 LASTS_S = float(os.environ.get("CHAOS_SECONDS", "60"))
 SEED = int(os.environ.get("CHAOS_SEED", "0")) or random.SystemRandom().randrange(1, 1 << 32)
@@ -39,7 +39,7 @@ class Faults:
         kill(self.source.choice(self.stack.replicas()).pid)
 
     def freeze_a_replica(self) -> None:
-        with frozen([self.source.choice(self.stack.replicas()).pid]):
+        with frozen(self.source.choice(self.stack.replicas()).pid):
             last(self.source.uniform(0.1, 3.0))
 
     def kill_a_gateway_process(self) -> None:

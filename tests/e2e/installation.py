@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import signal
 import socket
 import threading
 import time
@@ -193,19 +191,6 @@ def installed(site: Site, source: str) -> Iterator[Installation]:
         yield installation
     finally:
         installation.close()
-
-
-@contextlib.contextmanager
-def stopped(*pids: int) -> Iterator[None]:
-    """Processes that stand still meanwhile."""
-    for pid in pids:
-        os.kill(pid, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        for pid in pids:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGCONT)
 
 
 def elapsed(wait: Callable[[], Any]) -> float:

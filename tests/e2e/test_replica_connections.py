@@ -6,8 +6,8 @@ import signal
 import time
 
 import pytest
-from installation import LEASE_S, Installation, elapsed, stopped, wired
-from processes import is_alive, wait_until
+from installation import LEASE_S, Installation, elapsed, wired
+from processes import frozen, is_alive, wait_until
 
 from qserve.plane.connection import BLOCK_S, READ_TIMEOUT_S
 
@@ -19,7 +19,7 @@ def test_a_frozen_replica_is_killed_and_its_calls_run_elsewhere_within_a_lease_a
     slow = [shop.call("note", str(shop.site.folder / "ledger"), 0.5) for _ in range(20)]
     first = wait_until(lambda: shop.pending() == 20 and min(shop.pids()), description="all calls run")
 
-    with stopped(first):
+    with frozen(first):
         took_s = elapsed(lambda: [one.result(20) for one in slow])
         wait_until(lambda: not is_alive(first), description="the frozen replica is killed")
 
@@ -33,30 +33,30 @@ def test_a_frozen_replica_is_killed_and_its_calls_run_elsewhere_within_a_lease_a
 def test_a_host_that_stands_still_is_taken_over_by_another_and_goes_on_when_it_wakes(shop: Installation) -> None:
     ledger, gate = shop.site.folder / "ledger", shop.site.folder / "gate"
     frozen_host = shop.start()
-    (frozen,) = shop.pids()
+    (replica,) = shop.pids()
     call = shop.call("hold", str(ledger), str(gate))
     wait_until(ledger.exists, description="the call runs")
     other_host = shop.worker()
     shop.wait_running(2)
 
-    with stopped(frozen_host.pid, frozen):
+    with frozen(frozen_host.pid, replica):
         stopped_at = time.monotonic()
         other_host.wait_for("is gone without a word", timeout_s=LEASE_S * 1.25 + 1)
         assert time.monotonic() - stopped_at > LEASE_S - 1.0  # it had beaten up to half a second before
         gate.touch()
-        assert call.result(10) != frozen
+        assert call.result(10) != replica
 
     # its late commit changes nothing, and it takes new calls
     took_s = elapsed(
         lambda: wait_until(
-            lambda: frozen in {one.result(5) for one in [shop.call("pid") for _ in range(30)]},
+            lambda: replica in {one.result(5) for one in [shop.call("pid") for _ in range(30)]},
             description="the replica that was frozen answers",
         )
     )
     assert took_s < 1.5
     assert ledger.read_text().count(",") == 2
     wait_until(lambda: shop.pending() == 0, description="nothing is left behind")
-    assert is_alive(frozen)
+    assert is_alive(replica)
 
 
 # -- connections -----------------------------------------------------------------------------------
@@ -131,7 +131,7 @@ def test_a_broker_that_stands_still_ends_no_process_and_its_backlog_is_done_soon
     pids = shop.pids()
     shop.plane.learn(shop.plane.registry.get("default"), for_s=60)
 
-    with stopped(shop.broker.pid):
+    with frozen(shop.broker.pid):
         calls = [shop.call("pid") for _ in range(50)]
         time.sleep(3.0)
 
