@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -156,7 +157,13 @@ class Watcher:
         return min(_SHORTEST_PAUSE_S * 2.0 ** min(max(0, patient), 10), _LONGEST_PAUSE_S)
 
     def start(self) -> None:
-        """Follow the registry in a thread (a greenlet in the gateway)."""
+        """Follow the registry in a thread (a greenlet in the gateway).
+
+        The first look is made before that: a process that joins others on their port must know the routes before
+        it is given its first request.
+        """
+        with contextlib.suppress(BrokerError):  # `run` tries again, and says so
+            self.tick()
         threading.Thread(target=self.run, name="qserve-routes", daemon=True).start()
 
     def stop(self) -> None:
