@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
-from flask import Flask, Request, request
-from flask.sessions import NullSession, SessionInterface
+from flask import Flask, request
 from werkzeug.exceptions import HTTPException
-from werkzeug.routing import MapAdapter
 
 from qserve.doctor import CHECKED, check_or_raise, look_again
 from qserve.exceptions import QserveException
@@ -34,53 +35,33 @@ _HEALTH = "/-/healthz"
 _TEXT = "text/plain; charset=utf-8"
 
 
-class _NoSessions(SessionInterface):
-    """Sessions are not used; opening Flask's own would cost every request a look at its cookies."""
-
-    _session = NullSession()
-
-    def open_session(self, app: Flask, request: Request) -> NullSession:
-        return self._session
-
-
 class Gateway(Flask):
-    """A Flask application whose URL map covers only ``/-/``.
+    """A Flask application for the pages below ``/-/``; requests of applications go past it.
 
-    All other paths are routed by the applications' prefixes: a catch-all rule would cost every
-    request a match by regular expressions, a response object and its headers.
+    Those are routed by the applications' prefixes, and need no response object, contexts or sessions: Flask's way
+    would cost each of them 60 us.
     """
-
-    session_interface = _NoSessions()
 
     def __init__(self, front: Front) -> None:
         super().__init__("qserve_gateway", static_folder=None)
         self._front = front
 
-    def create_url_adapter(self, request: Request | None) -> MapAdapter | None:
-        """Flask's routing for the reserved paths only."""
-        if request is not None and not request.environ["PATH_INFO"].startswith(_RESERVED):
-            return None
-        return super().create_url_adapter(request)
+    def wsgi_app(self, environ: Environ, start_response: Any) -> Any:
+        """Answer a request, as WSGI has it."""
+        path = environ["PATH_INFO"]
+        if path.startswith(PLACE):
+            answer = self._page
+        elif path.startswith(_RESERVED):
+            return super().wsgi_app(environ, start_response)
+        else:
+            answer = self._front.answer
+        if access_log.isEnabledFor(logging.INFO):
+            answer = partial(_logged, answer, path)
+        return answer(environ)(environ, start_response)
 
     def full_dispatch_request(self) -> Any:
-        """Answer the current request."""
-        environ = request.environ
-        path = environ["PATH_INFO"]
-        answer = self._front.answer
-        if path.startswith(_RESERVED):
-            answer = self._page
-            if not path.startswith(PLACE):
-                return answer(environ)
-        if not access_log.isEnabledFor(20):
-            return answer(environ)
-        began = time.perf_counter()
-        reply = answer(environ)
-        method = environ["REQUEST_METHOD"]
-        took_ms = (time.perf_counter() - began) * 1000
-        # a path may hold anything once it is decoded, and a terminal would obey some of it
-        shown = path if path.isascii() and path.isprintable() else ascii(path)[1:-1]
-        access_log.info("%s %s %s %.1fms", method, shown, reply.status, took_ms)
-        return reply
+        """Answer the current request for one of the pages."""
+        return self._page(request.environ)
 
     def _page(self, environ: Environ) -> Any:
         path, guard = environ["PATH_INFO"], self._front.guard
@@ -98,6 +79,16 @@ class Gateway(Flask):
         finally:
             if leave is not None:
                 leave()
+
+
+def _logged(answer: Callable[[Environ], Any], path: str, environ: Environ) -> Any:
+    began = time.perf_counter()
+    reply = answer(environ)
+    took_ms = (time.perf_counter() - began) * 1000
+    # a path may hold anything once it is decoded, and a terminal would obey some of it
+    shown = path if path.isascii() and path.isprintable() else ascii(path)[1:-1]
+    access_log.info("%s %s %s %.1fms", environ["REQUEST_METHOD"], shown, reply.status, took_ms)
+    return reply
 
 
 def create_app(settings: Settings, plane: ClientPlane | None = None, watch: bool = True) -> Gateway:

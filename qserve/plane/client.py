@@ -30,6 +30,7 @@ from qserve.plane.connection import (
     measure_clock,
     process_name,
 )
+from qserve.plane.direct import Direct
 from qserve.plane.durable import WAIT, replicated
 from qserve.plane.library import LOAD, Command
 from qserve.plane.outgoing import Submission
@@ -65,9 +66,10 @@ class ClientPlane(Submitter):
         self.registry = Registry(self.client, self.keys, self.seal)
         self._catalog: dict[str, tuple[float, ApplicationRecord]] = {}
         self._looked_at = 0.0
-        self._deliver = self._pipeline
+        self._sender, self._reader = Direct(self.client), Direct(self.client)
+        self._deliver = partial(self._send, self._sender)
         if settings.durability == REPLICA:
-            self._deliver = partial(replicated, self._pipeline)
+            self._deliver = partial(replicated, self._deliver)
         self._outbox: SimpleQueue[_Sending | None] = SimpleQueue()
         self._start = threading.Lock()
         self._running = False
@@ -92,7 +94,8 @@ class ClientPlane(Submitter):
 
     def execute(self, command: Command) -> Any:
         """Send one command from this thread and answer its reply; for callers whose loop stands still."""
-        return self._pipeline([command])[0]
+        with contextlib.closing(Direct(self.client)) as connection:
+            return self._send(connection, [command])[0]
 
     def learn(self, record: ApplicationRecord, for_s: float = 1.0) -> None:
         """Take an application's record as true for so long; the gateway is told of changes instead of asking."""
@@ -154,7 +157,7 @@ class ClientPlane(Submitter):
     def _exchange(self, batch: list[_Sending]) -> None:
         """Send a batch and hand out the replies; every command here may safely be sent again."""
         give_up = time.monotonic() + SEND_FOR_S
-        pause_s = 0.05
+        pause_s = 0.0  # a connection that stood idle may have been lost long ago
         while True:
             try:
                 replies = self._deliver([command for command, _ in batch])
@@ -164,24 +167,22 @@ class ClientPlane(Submitter):
                     replies = [BrokerUnavailable(f"the broker cannot be reached: {error}")] * len(batch)
                     break
                 time.sleep(pause_s)
-                pause_s = min(pause_s * 2, 0.5)
+                pause_s = min(pause_s * 2 or 0.05, 0.5)
         for (_, on_reply), reply in zip(batch, replies, strict=True):
             try:
                 on_reply(reply)
             except Exception:  # one caller's trouble must not end the thread that serves them all
                 log.exception("a reply of the broker could not be taken")
 
-    def _pipeline(self, commands: list[Command]) -> list[Any]:
-        pipe = self.client.pipeline(transaction=False)
-        for command in commands:
-            pipe.execute_command(*command)
-        replies: list[Any] = pipe.execute(raise_on_error=False)
+    def _send(self, connection: Direct, commands: list[Command]) -> list[Any]:
+        replies = connection.exchange(commands)
         missing = [place for place, reply in enumerate(replies) if _is_unknown_function(reply)]
         if missing:
             if commands[-1] is WAIT:
                 missing.append(len(commands) - 1)
             self.client.execute_command(*LOAD)
-            for place, reply in zip(missing, self._pipeline([commands[place] for place in missing]), strict=True):
+            again = self._send(connection, [commands[place] for place in missing])
+            for place, reply in zip(missing, again, strict=True):
                 replies[place] = reply
         return replies
 
@@ -189,12 +190,15 @@ class ClientPlane(Submitter):
 
     def _read(self) -> None:
         pause_s, stray_until = 0.05, math.inf
+        read = ("BLMPOP", MAILBOX_BLOCK_S, 1, self._mailbox, "LEFT", "COUNT", 256)
         while not self._closed:
             try:
                 if failpoints.ARMED:
                     failpoints.hit("reply.before_wait")
                 measure_clock(self.client)
-                found: Any = self.client.blmpop(MAILBOX_BLOCK_S, 1, self._mailbox, direction="LEFT", count=256)
+                (found,) = self._reader.exchange([read])
+                if isinstance(found, Exception):
+                    raise found
                 self._look_for_losses()
                 if pause_s != 0.05 or time.monotonic() > stray_until:
                     self._catch_up()
