@@ -95,8 +95,17 @@ MUTANTS = (
         "  redis.call('HDEL', request, unpack(fields))\n  return true",
         "  return true",
     ),
-    Mutant("where a call lies is not kept", "redis.call('HSET', request, 'e:' .. step, stream .. ' ' .. entry)"),
-    Mutant("a mailbox lives for ever", "  redis.call('PEXPIRE', mailbox, MAILBOX_TTL)\n"),
+    Mutant(
+        "where a call lies is not kept",
+        "    notes[#notes + 1] = 'e:' .. step\n    notes[#notes + 1] = place\n",
+    ),
+    Mutant("where a call that comes later lies is not kept", "    redis.call('HSET', request, 'e:' .. step, place)\n"),
+    Mutant("a mailbox lives for ever", "    redis.call('PEXPIRE', mailbox, MAILBOX_TTL)\n"),
+    Mutant("a mailbox that is never empty ends", " or type(length) == 'number' and length > MAILBOX_READ then", " then"),
+    Mutant(
+        "what runs for a request that was cancelled stays pending",
+        "      redis.pcall('XACK', stream, GROUP, entry)\n",
+    ),
     Mutant("waiters are forgotten", "for k = 1, tonumber(more or 0) do waiters[k]", "for k = 1, 0 do waiters[k]"),
     Mutant("the submitter is forgotten", "if mailbox ~= '' then deliver(mailbox, request_id, state, payload) end"),
     Mutant(
@@ -116,10 +125,10 @@ MUTANTS = (
     Mutant("commit does not look at the epoch", "  if epoch ~= argv[3] then return 'EPOCH ' .. epoch end\n"),
     Mutant(
         "commit does not look whether the delivery is still its own",
-        "if redis.call('XACK', stream, GROUP, entry) == 0 then return last == by and 'DUP' or 'STALE' end",
-        "redis.call('XACK', stream, GROUP, entry)",
+        "local is_mine = redis.call('XACK', stream, GROUP, entry) == 1",
+        "local is_mine = redis.call('XACK', stream, GROUP, entry) ~= 2",
     ),
-    Mutant("a committed entry stays on the queue", "  redis.call('XDEL', stream, entry)\n  if dead", "  if dead"),
+    Mutant("a committed entry stays on the queue", "    redis.call('XDEL', stream, entry)\n  elseif", "  elseif"),
     Mutant("a closed request moves on", "local dead = state ~= 'o' and dead_of(request)", "local dead = nil"),
     Mutant(
         "a branch of a dead letter is forgotten", "apply(keys, argv, 8, dead, redis.call('HGET', dead, 'h'), hold)", ""
@@ -129,8 +138,8 @@ MUTANTS = (
         "      held(request, stream, found[2])\n    end\n    return 'HELD'",
         "    end\n    return 'HELD'",
     ),
-    Mutant("a commit does not say whose it was", "    redis.call('HSET', request, 'by', by)\n"),
-    Mutant("a lost reply looks like the commit of another", "return last == by and 'DUP' or 'STALE'", "return 'STALE'"),
+    Mutant("a commit does not say whose it was", "local notes = { 'by', by }", "local notes = { 'by', '' }"),
+    Mutant("a lost reply looks like the commit of another", "  elseif last == by then\n    return 'DUP'\n", ""),
     Mutant("the other calls of a request that fails stay queued", "if argv[6] ~= 'd' then unqueue(request) end"),
     Mutant(
         "a queue's key may hold something else", "if kind ~= 'stream' and kind ~= 'none' then return 'BADKEY' end", ""

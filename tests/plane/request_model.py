@@ -235,7 +235,12 @@ class Model:
         elif state == "d":
             request.slots[slot] = payload
         else:
+            self.unqueue(request)
             self.finish(request, state, payload)
+
+    def unqueue(self, request: Request) -> None:
+        """A request ends while its calls wait, or run: nobody holds one of them any more."""
+        self.held = {place: one for place, one in self.held.items() if one.request is not request}
 
     def finish(self, request: Request, state: str, payload: bytes, by: str = "") -> None:
         """A request ends: whoever waits is told, once for each waiting."""
@@ -254,8 +259,13 @@ class Model:
         request, step = delivery.request, delivery.step
         if delivery.epoch != self.epoch:
             return b"EPOCH " + self.epoch.encode()
-        if self.held.pop((delivery.stream, delivery.entry), None) is None:
-            return b"DUP" if request.state and request.by == delivery.by else b"STALE"
+        is_mine = self.held.pop((delivery.stream, delivery.entry), None) is not None
+        if not is_mine and request.state and request.by == delivery.by:
+            return b"DUP"
+        if not request.is_open and not request.is_dead:
+            return b"CLOSED" if request.state else b"GONE"
+        if not is_mine:
+            return b"STALE"
         targets = request.plan.steps[step].targets
         is_forward = targets and not is_failure
         if request.is_dead:
@@ -264,12 +274,11 @@ class Model:
             else:
                 request.begin_again(step)
             return b"HELD"
-        if not request.is_open:
-            return b"CLOSED" if request.state else b"GONE"
         if is_forward:
             request.by = delivery.by
             self._forward(request, step)
         elif is_failure:
+            self.unqueue(request)
             self.finish(request, "f", FAILED, delivery.by)
         else:
             self.finish(request, "d", request.outcome(step), delivery.by)
@@ -364,6 +373,7 @@ class Model:
         """A request is ended from outside."""
         if not request.is_open:
             return 0
+        self.unqueue(request)
         self.finish(request, state, b"")
         return 1
 

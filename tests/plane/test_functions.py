@@ -306,6 +306,17 @@ def test_no_item_of_a_request_that_has_ended_is_sent(desk: Desk) -> None:
     assert desk.mail() == [A.encode() + b"c"]
 
 
+def test_a_mailbox_that_nobody_reads_lives_on_while_more_comes_for_it(desk: Desk) -> None:
+    desk.submit(A, [Start(desk.one, "0", [b"x"])])
+    for number in range(128):
+        emit(desk, number)
+    desk.client.pexpire(desk.mailbox, 1000)
+
+    emit(desk, 128)
+
+    assert desk.client.pttl(desk.mailbox) > 1000
+
+
 def test_a_forgotten_result_is_dropped_now_or_when_it_comes(desk: Desk) -> None:
     for request_id in (A, B):
         desk.submit(request_id, [Start(desk.one, "0", [b"x"])])
@@ -438,7 +449,10 @@ def test_of_many_who_submit_at_once_exactly_as_many_as_allowed_are_admitted(desk
 
 
 @hypothesis.settings(max_examples=30, suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture])
-@given(limit=st.integers(0, 4), acts=st.lists(st.sampled_from(["submit", "fetch", "commit", "cancel"]), max_size=30))
+@given(
+    limit=st.integers(0, 4),
+    acts=st.lists(st.sampled_from(["submit", "fetch", "commit", "cancel", "cancel what runs"]), max_size=30),
+)
 def test_a_call_is_refused_exactly_while_as_many_wait_as_may(desk: Desk, limit: int, acts: list[str]) -> None:
     desk.client.delete(desk.one)
     create_group(desk.client, desk.one)
@@ -456,8 +470,8 @@ def test_a_call_is_refused_exactly_while_as_many_wait_as_may(desk: Desk, limit: 
         elif act == "commit" and running:
             entry, request_id = running.pop()
             assert desk.commit(desk.one, entry, request_id, state="d") == b"OK"
-        elif act == "cancel" and waiting:
-            gone = waiting.pop()
+        elif waiting if act == "cancel" else act == "cancel what runs" and running:
+            gone = waiting.pop() if act == "cancel" else running.pop()[1]
             assert desk.client.execute_command(*functions.close(desk.keys.request(gone), gone, "c", b"")) == 1
 
 

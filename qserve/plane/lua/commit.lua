@@ -19,10 +19,15 @@ local function commit(keys, argv)
   end
   local dead = state ~= 'o' and dead_of(request)
   local found = dead and redis.call('XRANGE', stream, entry, entry)[1]
-  if redis.call('XACK', stream, GROUP, entry) == 0 then return last == by and 'DUP' or 'STALE' end
-  redis.call('XDEL', stream, entry)
+  local is_mine = redis.call('XACK', stream, GROUP, entry) == 1
+  if is_mine then
+    redis.call('XDEL', stream, entry)
+  elseif last == by then
+    return 'DUP'
+  end
+  if dead and redis.call('EXISTS', dead) == 0 then return state and 'CLOSED' or 'GONE' end
+  if not is_mine then return 'STALE' end
   if dead then
-    if redis.call('EXISTS', dead) == 0 then return state and 'CLOSED' or 'GONE' end
     if argv[6] == '' then
       apply(keys, argv, 8, dead, redis.call('HGET', dead, 'h'), hold)
     elseif found then
@@ -34,9 +39,9 @@ local function commit(keys, argv)
     if argv[6] ~= 'd' then unqueue(request) end
     finish(request, argv[2], argv[6], argv[7], by)
   else
-    redis.call('HSET', request, 'by', by)
-    redis.call('HDEL', request, 'e:' .. argv[5])
-    apply(keys, argv, 8, request, header, enqueue)
+    local notes = { 'by', by }
+    apply(keys, argv, 8, request, header, enqueue, notes)
+    redis.call('HSET', request, unpack(notes))
   end
   return 'OK'
 end

@@ -51,7 +51,7 @@ local function bury_call(request, id, stream, fields, why, failure, log, known)
   if state then
     redis.call('COPY', request, dead)
     -- who waited is told now; whoever asks after a replay asks by the id
-    redis.call('HDEL', dead, 'w', 'sent', 'taken', 'by', 'e:' .. (named(fields).s or ''))
+    redis.call('HDEL', dead, 'w', 'sent', 'taken', 'by')
     redis.call('HSET', dead, 'to', '')
   end
   redis.call('HSET', dead, '!why', why, '!at', now, '!failure', failure, '!y', log)

@@ -10,7 +10,7 @@
 --   res   result (once not open)                           keep  milliseconds that the result is kept
 --   w     number of further waiters, w1, w2 ... each one   by    step:attempt of the last commit
 --   <step>.<slot>  values of a join                        <step>.n  how many slots of it are filled
---   e:<step>       stream and id of the entry that stands for a step now
+--   e:<step>       stream and id of the last entry that stood for a step; it may be gone
 --   sent, taken    items of a streamed result that were sent, and that its reader has taken
 --   fp    fingerprint of what was asked, where its answer may be asked for by anybody who has the id
 --
@@ -24,10 +24,11 @@
 --   'S', key index, step, n, value * n               start a step whose values are all here
 --   'F', key index, step, needs, n, (slot, value) * n   fill slots of a join; start it when complete
 local GROUP = 'replicas'
-local MAILBOX_TTL = 120000
+local MAILBOX_TTL, MAILBOX_READ = 120000, 128
 local DELETED = '\0app_deleted'
 local ID_CHARS = 32
 local HISTORY_LINES = 20
+local MAX_NOTES = 1000
 
 local function now_ms()
   local now = redis.call('TIME')
@@ -85,9 +86,15 @@ local function history(fields, replica, what)
 end
 
 -- put a call on its queue; where its entry lies is kept, so that `close` can take it off again
-local function enqueue(request, stream, step, fields)
-  local entry = redis.call('XADD', stream, '*', unpack(fields))
-  redis.call('HSET', request, 'e:' .. step, stream .. ' ' .. entry)
+--   notes   collects what the caller will write to the request in one command, which costs a third of three; nil: none
+local function enqueue(request, stream, step, fields, notes)
+  local place = stream .. ' ' .. redis.call('XADD', stream, '*', unpack(fields))
+  if notes and #notes < MAX_NOTES then
+    notes[#notes + 1] = 'e:' .. step
+    notes[#notes + 1] = place
+  else
+    redis.call('HSET', request, 'e:' .. step, place)
+  end
 end
 
 local function dead_of(request)
@@ -101,13 +108,13 @@ local function hold(dead, stream, step, fields)
 end
 
 -- `put` says what becomes of a call that may start: `enqueue` or `hold`
-local function add(request, stream, header, step, values, put)
+local function add(request, stream, header, step, values, put, notes)
   local fields = { 'h', header, 's', step }
   for slot, value in ipairs(values) do
     fields[#fields + 1] = slot - 1
     fields[#fields + 1] = value
   end
-  put(request, stream, step, fields)
+  put(request, stream, step, fields, notes)
 end
 
 -- what a deployment's open requests have beside its queue is in one zset, each member a cmsgpack:
@@ -125,7 +132,7 @@ local function is_call(fields)
 end
 
 -- answers whether the step has started
-local function fill(request, stream, header, step, needs, slots, put)
+local function fill(request, stream, header, step, needs, slots, put, notes)
   local filled = 0
   for _, pair in ipairs(slots) do
     filled = filled + redis.call('HSETNX', request, step .. '.' .. pair[1], pair[2])
@@ -133,12 +140,12 @@ local function fill(request, stream, header, step, needs, slots, put)
   if filled == 0 or redis.call('HINCRBY', request, step .. '.n', filled) ~= needs then return false end
   local fields = {}
   for slot = 0, needs - 1 do fields[#fields + 1] = step .. '.' .. slot end
-  add(request, stream, header, step, redis.call('HMGET', request, unpack(fields)), put)
+  add(request, stream, header, step, redis.call('HMGET', request, unpack(fields)), put, notes)
   redis.call('HDEL', request, unpack(fields))
   return true
 end
 
-local function apply(keys, argv, i, request, header, put)
+local function apply(keys, argv, i, request, header, put, notes)
   local count = tonumber(argv[i])
   i = i + 1
   for _ = 1, count do
@@ -146,30 +153,34 @@ local function apply(keys, argv, i, request, header, put)
     if kind == 'S' then
       local values = {}
       for k = 1, tonumber(argv[i + 3]) do values[k] = argv[i + 3 + k] end
-      add(request, stream, header, step, values, put)
+      add(request, stream, header, step, values, put, notes)
       i = i + 4 + #values
     else
       local slots, n = {}, tonumber(argv[i + 4])
       for k = 1, n do slots[k] = { argv[i + 3 + 2 * k], argv[i + 4 + 2 * k] } end
-      fill(request, stream, header, step, tonumber(argv[i + 3]), slots, put)
+      fill(request, stream, header, step, tonumber(argv[i + 3]), slots, put, notes)
       i = i + 5 + 2 * n
     end
   end
-  return i
 end
 
 local function deliver(mailbox, request_id, state, payload)
   -- the result is stored as well: a mailbox of another type must not undo the act that it is told of
-  redis.pcall('RPUSH', mailbox, request_id .. state .. payload)
-  redis.call('PEXPIRE', mailbox, MAILBOX_TTL)
+  local length = redis.pcall('RPUSH', mailbox, request_id .. state .. payload)
+  -- whoever reads takes this many at once, and so has emptied it: only a list that nobody reads grows beyond
+  if length == 1 or type(length) == 'number' and length > MAILBOX_READ then
+    redis.call('PEXPIRE', mailbox, MAILBOX_TTL)
+  end
 end
 
--- take every call of a request off its queue; one that runs already finds its request closed when it commits
+-- take every call of a request off its queue, and from the replica that runs it, which finds its request closed when
+-- it commits: as long as it were pending there, it would stand for one call less that waits
 local function unqueue(request)
   local fields = redis.call('HGETALL', request)
   for k = 1, #fields, 2 do
     if string.sub(fields[k], 1, 2) == 'e:' then
       local stream, entry = string.match(fields[k + 1], '^(.*) (.-)$')
+      redis.pcall('XACK', stream, GROUP, entry)
       redis.pcall('XDEL', stream, entry)
     end
   end

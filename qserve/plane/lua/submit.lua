@@ -55,10 +55,14 @@ local function submit(keys, argv)
     refs[k] = { at = at, state = state, result = result }
   end
   if models then keys[3] = holder_of(models, argv[7], keys[3], tonumber(argv[8])) or keys[3] end
-  redis.call('HSET', request, 'st', 'o', 'h', header, 'to', argv[4], 'keep', argv[6])
-  if argv[9] ~= '' then redis.call('HSET', request, 'fp', argv[9]) end
+  local notes = { 'st', 'o', 'h', header, 'to', argv[4], 'keep', argv[6] }
+  if argv[9] ~= '' then
+    notes[#notes + 1] = 'fp'
+    notes[#notes + 1] = argv[9]
+  end
+  apply(keys, argv, i + 1 + #refs * REF_PARTS, request, header, enqueue, notes)
+  redis.call('HSET', request, unpack(notes))
   redis.call('PEXPIRE', request, argv[5])
-  apply(keys, argv, i + 1 + #refs * REF_PARTS, request, header, enqueue)
   for _, ref in ipairs(refs) do
     local at = ref.at
     if ref.state == 'o' then
