@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import gunicorn.workers.ggevent  # noqa: F401  before the fork, so that all workers share it
 from gunicorn.app.base import BaseApplication
 from gunicorn.glogging import Logger
 

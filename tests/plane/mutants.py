@@ -101,7 +101,9 @@ MUTANTS = (
     ),
     Mutant("where a call that comes later lies is not kept", "    redis.call('HSET', request, 'e:' .. step, place)\n"),
     Mutant("a mailbox lives for ever", "    redis.call('PEXPIRE', mailbox, MAILBOX_TTL)\n"),
-    Mutant("a mailbox that is never empty ends", " or type(length) == 'number' and length > MAILBOX_READ then", " then"),
+    Mutant(
+        "a mailbox that is never empty ends", " or type(length) == 'number' and length > MAILBOX_READ then", " then"
+    ),
     Mutant(
         "what runs for a request that was cancelled stays pending",
         "      redis.pcall('XACK', stream, GROUP, entry)\n",

@@ -9,6 +9,7 @@ import sys
 import time
 from dataclasses import dataclass, field
 
+import qserve_workers.preload  # noqa: F401
 from qserve.log import get_logger
 from qserve_workers.boot import run_replica
 from qserve_workers.spec import ReplicaSpec
