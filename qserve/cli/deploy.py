@@ -11,6 +11,7 @@ import click
 from redis import Redis
 
 from qserve.application import record_of
+from qserve.cli.options import app_dir_option, broker_option, name_option, route_prefix_option
 from qserve.doctor import CHECKED, check_or_raise
 from qserve.exceptions import BrokerUnavailable, QserveException
 from qserve.graph.compile import BuiltApplication, compile_application
@@ -32,14 +33,10 @@ _BROKER_FOR_S = 10.0
 
 @click.command()
 @click.argument("target", metavar="MODULE:NODE")
-@click.option(
-    "--route-prefix",
-    metavar="PATH",
-    help="Where the application answers. [default: the ingress's, or /]",
-)
-@click.option("--name", default="default", show_default=True, metavar="APP", help="The application's name.")
-@click.option("--app-dir", default=".", show_default=True, help="Where MODULE is searched first.")
-@click.option("--broker", metavar="URL", help="The broker. [default: $QSERVE_BROKER_URL or $REDIS_URL]")
+@route_prefix_option
+@name_option
+@app_dir_option
+@broker_option
 @click.option(
     "--timeout-s",
     default=READY_FOR_S,

@@ -9,6 +9,7 @@ from dataclasses import asdict
 import click
 
 from qserve.broker_facts import read_facts
+from qserve.cli.options import broker_option
 from qserve.doctor import Finding, examine
 from qserve.exceptions import QserveException
 from qserve.plane.connection import connect
@@ -16,7 +17,7 @@ from qserve.settings import Settings
 
 
 @click.command()
-@click.option("--broker", metavar="URL", help="The broker. [default: $QSERVE_BROKER_URL or $REDIS_URL]")
+@broker_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def doctor(broker: str | None, as_json: bool) -> None:
     """Check a broker: version, eviction, persistence, clock, password, secret key.

@@ -7,6 +7,7 @@ from dataclasses import asdict
 
 import click
 
+from qserve.cli.options import broker_option
 from qserve.escapes import printable
 from qserve.exceptions import QserveException
 from qserve.keys import Keys
@@ -17,7 +18,7 @@ from qserve.wire.signing import Seal
 
 
 @click.command()
-@click.option("--broker", metavar="URL", help="The broker. [default: $QSERVE_BROKER_URL or $REDIS_URL]")
+@broker_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def status(broker: str | None, as_json: bool) -> None:
     """Show the applications on a broker, their deployments and replicas."""

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import click
 
+from qserve.cli.options import app_dir_option, broker_option
 from qserve.doctor import CHECKED, check_address, check_or_raise
 from qserve.exceptions import BrokerUnavailable, QserveException
 from qserve.log import get_logger, log_to_terminal
@@ -39,8 +40,8 @@ _QUIET_FOR_S = 1.0
     help="Replicas on this host. [default: the deployment's option]",
 )
 @click.option("--name", metavar="APP", help="The application. [default: every registered one]")
-@click.option("--app-dir", default=".", show_default=True, help="Where MODULE is searched first.")
-@click.option("--broker", metavar="URL", help="The broker. [default: $QSERVE_BROKER_URL or $REDIS_URL]")
+@app_dir_option
+@broker_option
 def worker(
     target: str | None,
     deployment: str | None,
