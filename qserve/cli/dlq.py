@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from qserve.cli.options import broker_option
+from qserve.cli.options import broker_option, named_broker
 from qserve.dead_letters import DeadLetter, DeadLetters, HeldCall
 from qserve.escapes import printable
 from qserve.exceptions import PayloadError, QserveException
@@ -107,9 +107,7 @@ def purge(request_ids: tuple[str, ...], broker: str | None, all_of_them: bool) -
 
 def _open(broker: str | None) -> tuple[DeadLetters, Codec]:
     settings = Settings.from_env(broker_url=broker)
-    if settings.broker_url is None:
-        raise QserveException("no broker is named: give --broker URL or set QSERVE_BROKER_URL")
-    letters = DeadLetters(connect(settings.broker_url), Keys(settings.namespace), settings)
+    letters = DeadLetters(connect(named_broker(settings)), Keys(settings.namespace), settings)
     return letters, Codec(settings.keyring)
 
 
