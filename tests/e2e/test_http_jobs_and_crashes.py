@@ -13,8 +13,6 @@ import pytest
 from http_client import Answer, Client
 from processes import READY, Process, Site, free_port, is_alive, is_open, wait_until
 
-from qserve.embedded import find_server
-
 pytestmark = pytest.mark.slow
 
 APP = """
@@ -59,10 +57,7 @@ class Place:
         self.other_port, self.other = self.gateway()
 
     def start_broker(self) -> Process:
-        options = ["--port", str(self.broker_port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "yes"]
-        process = self.site.start([find_server(), *options])
-        wait_until(lambda: is_open(self.broker_port), description="the broker listens")
-        return process
+        return self.site.start_broker(self.broker_port, "--appendonly", "yes")
 
     def gateway(self) -> tuple[int, Process]:
         port = free_port()
