@@ -28,8 +28,8 @@ def get_logger(name: str) -> logging.Logger:
     return logging.getLogger(name if name.startswith("qserve") else f"qserve.{name}")
 
 
-class TextFormatter(logging.Formatter):
-    """Time, level, source, request id, message; a traceback below, indented.
+class _SourceFormatter(logging.Formatter):
+    """Knows which process writes.
 
     Parameters:
       source: Which process writes.
@@ -38,6 +38,10 @@ class TextFormatter(logging.Formatter):
     def __init__(self, source: str) -> None:
         super().__init__()
         self.source = source
+
+
+class TextFormatter(_SourceFormatter):
+    """Time, level, source, request id, message; a traceback below, indented."""
 
     def format(self, record: logging.LogRecord) -> str:
         """The line of an event."""
@@ -49,17 +53,10 @@ class TextFormatter(logging.Formatter):
         return f"{line}\n{_indented(trace)}" if trace else line
 
 
-class JsonFormatter(logging.Formatter):
+class JsonFormatter(_SourceFormatter):
     """An object with ``time`` (UTC), ``level``, ``source``, ``logger``, ``message``; ``request_id`` and ``traceback``
     where there are any.
-
-    Parameters:
-      source: Which process writes.
     """
-
-    def __init__(self, source: str) -> None:
-        super().__init__()
-        self.source = source
 
     def format(self, record: logging.LogRecord) -> str:
         """The object of an event."""

@@ -160,12 +160,17 @@ class Site:
         process.wait_for(READY)
         return Serving(process, port)
 
-    def broker(self) -> str:
+    def start_broker(self, port: int, *options: str, env: Mapping[str, str] | None = None) -> Process:
+        """Start a broker that writes no snapshots, and go on once it listens."""
+        command = [find_server(), "--port", str(port), "--bind", "127.0.0.1", "--save", "", *options]
+        process = self.start(command, env=env)
+        wait_until(lambda: is_open(port), description="the broker listens")
+        return process
+
+    def broker(self, *options: str, env: Mapping[str, str] | None = None) -> str:
         """Start a broker on a free port, and answer its URL."""
         port = free_port()
-        options = ["--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]
-        self.start([find_server(), *options])
-        wait_until(lambda: is_open(port), description="the broker listens")
+        self.start_broker(port, *options, env=env)
         return f"redis://127.0.0.1:{port}/0"
 
     def write(self, name: str, text: str) -> Path:

@@ -11,6 +11,7 @@ import click
 from redis import Redis
 
 from qserve.application import record_of
+from qserve.cli.options import app_dir_option, broker_option, name_option, named_broker, route_prefix_option
 from qserve.doctor import CHECKED, check_or_raise
 from qserve.exceptions import BrokerUnavailable, QserveException
 from qserve.graph.compile import BuiltApplication, compile_application
@@ -32,14 +33,10 @@ _BROKER_FOR_S = 10.0
 
 @click.command()
 @click.argument("target", metavar="MODULE:NODE")
-@click.option(
-    "--route-prefix",
-    metavar="PATH",
-    help="Where the application answers. [default: the ingress's, or /]",
-)
-@click.option("--name", default="default", show_default=True, metavar="APP", help="The application's name.")
-@click.option("--app-dir", default=".", show_default=True, help="Where MODULE is searched first.")
-@click.option("--broker", metavar="URL", help="The broker. [default: $QSERVE_BROKER_URL or $REDIS_URL]")
+@route_prefix_option
+@name_option
+@app_dir_option
+@broker_option
 @click.option(
     "--timeout-s",
     default=READY_FOR_S,
@@ -64,8 +61,7 @@ def deploy(
     built = _build(target, name)
     try:
         settings = Settings.from_env(broker_url=broker)
-        if settings.broker_url is None:
-            raise QserveException("no broker is named: give --broker URL or set QSERVE_BROKER_URL")
+        url = named_broker(settings)
         if route_prefix is not None:
             check_route_prefix(route_prefix)
         record = record_of(
@@ -75,7 +71,7 @@ def deploy(
             target=target,
             route_prefix=route_prefix or built.route_prefix,
         )
-        client = connect(settings.broker_url)
+        client = connect(url)
         _wait_for_broker(client, settings)
         keys = Keys(settings.namespace)
         registry = Registry(client, keys, Seal(settings.keyring))

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
 from dataclasses import asdict
 from datetime import UTC, datetime
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 
+from qserve.cli.options import broker_option, named_broker
 from qserve.dead_letters import DeadLetter, DeadLetters, HeldCall
 from qserve.escapes import printable
 from qserve.exceptions import PayloadError, QserveException
@@ -19,14 +19,7 @@ from qserve.plane.connection import connect
 from qserve.settings import Settings
 from qserve.wire.codec import Codec
 
-_F = TypeVar("_F", bound=Callable[..., Any])
 _VALUE_CHARS = 2000
-
-
-def _broker_option(command: _F) -> _F:
-    return click.option("--broker", metavar="URL", help="The broker. [default: $QSERVE_BROKER_URL or $REDIS_URL]")(
-        command
-    )
 
 
 class _Group(click.Group):
@@ -43,7 +36,7 @@ def dlq() -> None:
 
 
 @dlq.command("list")
-@_broker_option
+@broker_option
 @click.option("--limit", default=100, show_default=True, help="At most so many, the newest.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def list_letters(broker: str | None, limit: int, as_json: bool) -> None:
@@ -64,7 +57,7 @@ def list_letters(broker: str | None, limit: int, as_json: bool) -> None:
 
 @dlq.command()
 @click.argument("request_id", metavar="ID")
-@_broker_option
+@broker_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def show(request_id: str, broker: str | None, as_json: bool) -> None:
     """Show one dead letter: its payload, why it failed, its traceback and its history."""
@@ -78,7 +71,7 @@ def show(request_id: str, broker: str | None, as_json: bool) -> None:
 
 @dlq.command()
 @click.argument("request_ids", metavar="[ID]...", nargs=-1)
-@_broker_option
+@broker_option
 @click.option("--all", "all_of_them", is_flag=True, help="All that there are.")
 def replay(request_ids: tuple[str, ...], broker: str | None, all_of_them: bool) -> None:
     """Run dead letters again, from the step that failed; each answers under its own id.
@@ -103,7 +96,7 @@ def replay(request_ids: tuple[str, ...], broker: str | None, all_of_them: bool) 
 
 @dlq.command()
 @click.argument("request_ids", metavar="[ID]...", nargs=-1)
-@_broker_option
+@broker_option
 @click.option("--all", "all_of_them", is_flag=True, help="All that there are.")
 def purge(request_ids: tuple[str, ...], broker: str | None, all_of_them: bool) -> None:
     """Throw dead letters away."""
@@ -114,9 +107,7 @@ def purge(request_ids: tuple[str, ...], broker: str | None, all_of_them: bool) -
 
 def _open(broker: str | None) -> tuple[DeadLetters, Codec]:
     settings = Settings.from_env(broker_url=broker)
-    if settings.broker_url is None:
-        raise QserveException("no broker is named: give --broker URL or set QSERVE_BROKER_URL")
-    letters = DeadLetters(connect(settings.broker_url), Keys(settings.namespace), settings)
+    letters = DeadLetters(connect(named_broker(settings)), Keys(settings.namespace), settings)
     return letters, Codec(settings.keyring)
 
 

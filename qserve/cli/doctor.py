@@ -9,6 +9,7 @@ from dataclasses import asdict
 import click
 
 from qserve.broker_facts import read_facts
+from qserve.cli.options import broker_option, named_broker
 from qserve.doctor import Finding, examine
 from qserve.exceptions import QserveException
 from qserve.plane.connection import connect
@@ -16,7 +17,7 @@ from qserve.settings import Settings
 
 
 @click.command()
-@click.option("--broker", metavar="URL", help="The broker. [default: $QSERVE_BROKER_URL or $REDIS_URL]")
+@broker_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def doctor(broker: str | None, as_json: bool) -> None:
     """Check a broker: version, eviction, persistence, clock, password, secret key.
@@ -25,9 +26,7 @@ def doctor(broker: str | None, as_json: bool) -> None:
     """
     try:
         settings = Settings.from_env(broker_url=broker)
-        if settings.broker_url is None:
-            raise QserveException("no broker is named: give --broker URL or set QSERVE_BROKER_URL")
-        client = connect(settings.broker_url)
+        client = connect(named_broker(settings))
     except QserveException as error:
         raise click.ClickException(str(error)) from error
     findings = examine(read_facts(client, settings))

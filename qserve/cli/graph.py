@@ -9,6 +9,7 @@ from pathlib import Path
 
 import click
 
+from qserve.cli.options import app_dir_option
 from qserve.exceptions import QserveException
 from qserve.graph.dot import to_dot
 from qserve.graph.json_view import to_json
@@ -41,7 +42,7 @@ _SUFFIXES = {".dot": "dot", ".gv": "dot", ".mmd": "mermaid", ".mermaid": "mermai
     metavar="FILE",
     help="Where to write it. [default: standard output]",
 )
-@click.option("--app-dir", default=".", show_default=True, help="Where MODULE is searched first.")
+@app_dir_option
 def graph(target: str, chosen: str | None, output: Path | None, app_dir: str) -> None:
     """Draw MODULE:NODE and all that it needs; nothing is deployed or run."""
     written = _WRITERS[chosen or _format_of(output)](_picture(target, app_dir))

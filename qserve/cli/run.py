@@ -11,6 +11,7 @@ from types import FrameType
 
 import click
 
+from qserve.cli.options import app_dir_option, name_option, route_prefix_option
 from qserve.exceptions import QserveException
 from qserve.launch import Launch
 from qserve.process import Child
@@ -31,13 +32,9 @@ _LOOK_S = 0.2
     type=click.IntRange(1, 65535),
     help="Its port.",
 )
-@click.option(
-    "--route-prefix",
-    metavar="PATH",
-    help="Where the application answers. [default: the ingress's, or /]",
-)
-@click.option("--name", default="default", show_default=True, metavar="APP", help="The application's name.")
-@click.option("--app-dir", default=".", show_default=True, help="Where MODULE is searched first.")
+@route_prefix_option
+@name_option
+@app_dir_option
 @click.option(
     "--broker",
     metavar="URL",

@@ -7,6 +7,7 @@ from dataclasses import asdict
 
 import click
 
+from qserve.cli.options import broker_option, named_broker
 from qserve.escapes import printable
 from qserve.exceptions import QserveException
 from qserve.keys import Keys
@@ -17,15 +18,13 @@ from qserve.wire.signing import Seal
 
 
 @click.command()
-@click.option("--broker", metavar="URL", help="The broker. [default: $QSERVE_BROKER_URL or $REDIS_URL]")
+@broker_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def status(broker: str | None, as_json: bool) -> None:
     """Show the applications on a broker, their deployments and replicas."""
     try:
         settings = Settings.from_env(broker_url=broker)
-        if settings.broker_url is None:
-            raise QserveException("no broker is named: give --broker URL or set QSERVE_BROKER_URL")
-        found = read_status(connect(settings.broker_url), Keys(settings.namespace), Seal(settings.keyring))
+        found = read_status(connect(named_broker(settings)), Keys(settings.namespace), Seal(settings.keyring))
     except QserveException as error:
         raise click.ClickException(str(error)) from error
     if as_json:

@@ -39,6 +39,7 @@ class _DeploymentNode(DAGNode):
         super().__init__(args, kwargs)
         self._body = body
         self._options = options
+        check_bindable(self)
 
     def get_body(self) -> Body:
         """Return the user's class or function."""
@@ -67,7 +68,6 @@ class ClassNode(_DeploymentNode):
         kwargs: Mapping[str, Any],
     ) -> None:
         super().__init__(body, options, args, kwargs)
-        check_bindable(self)
         check_no_input(self)
 
     def __getattr__(self, name: str) -> UnboundMethod:
@@ -81,16 +81,6 @@ class ClassNode(_DeploymentNode):
 
 class FunctionNode(_DeploymentNode):
     """A function bound to its arguments: one deployment, and one step of a graph."""
-
-    def __init__(
-        self,
-        body: Body,
-        options: DeploymentOptions,
-        args: tuple[Any, ...],
-        kwargs: Mapping[str, Any],
-    ) -> None:
-        super().__init__(body, options, args, kwargs)
-        check_bindable(self)
 
     def remote(self, *args: Any, **kwargs: Any) -> NoReturn:
         """Refuse to be called.

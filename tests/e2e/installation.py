@@ -12,9 +12,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import redis
-from processes import Process, Site, free_port, is_open, wait_until
+from processes import Process, Site, free_port, wait_until
 
-from qserve.embedded import find_server
 from qserve.keys import GROUP, Keys
 from qserve.plane.base import CallOptions
 from qserve.plane.client import ClientPlane
@@ -117,10 +116,7 @@ class Installation:
         self.keys = Keys()
 
     def start_broker(self) -> Process:
-        options = ["--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "yes"]
-        process = self.site.start([find_server(), *options])
-        wait_until(lambda: is_open(self.port), description="the broker listens")
-        return process
+        return self.site.start_broker(self.port, "--appendonly", "yes")
 
     def worker(self, *, replicas: int = 1, url: str = "", **env: str) -> Process:
         variables = {**self.env, **({"QSERVE_BROKER_URL": url} if url else {}), **env}

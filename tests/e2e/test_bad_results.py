@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import http.client
-import json
 import os
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
-from urllib.parse import urlsplit
 
 import pytest
+from http_client import Client
 from processes import Started, wait_until
 
 import qserve
@@ -137,13 +135,8 @@ def worst(started: Started) -> Iterator[Any]:
 
 
 def ask(started: Started, what: str) -> tuple[int, dict[str, Any]]:
-    connection = http.client.HTTPConnection(urlsplit(started.url).netloc, timeout=20)
-    try:
-        connection.request("POST", "/", json.dumps({"what": what}))
-        response = connection.getresponse()
-        return response.status, json.loads(response.read())["error"]
-    finally:
-        connection.close()
+    answer = Client(started.url).post("/", {"what": what})
+    return answer.status, answer.error
 
 
 @pytest.mark.parametrize("what", ERRORS)

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import http.client
 import json
 import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
+from http_client import Answer, Client
 from processes import Started, wait_until
 from pydantic import BaseModel
 from starlette.requests import Request
@@ -34,56 +32,6 @@ from qserve.drivers import DAGDriver
 from qserve.exceptions import BackPressureError
 from qserve.handle import RayServeHandle
 from qserve.http_adapters import json_request, json_to_multi_ndarray, json_to_ndarray
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What came back."""
-
-    status: int
-    headers: dict[str, str]
-    body: bytes
-
-    @property
-    def text(self) -> str:
-        return self.body.decode()
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.body)
-
-    @property
-    def error(self) -> dict[str, Any]:
-        assert self.headers["content-type"] == "application/json"
-        found: dict[str, Any] = self.json["error"]
-        return found
-
-
-class Client:
-    """Sends requests to one gateway, each over a connection of its own."""
-
-    def __init__(self, url: str) -> None:
-        self.url = url
-        self.address = urlsplit(url).hostname or "", urlsplit(url).port or 0
-
-    def send(self, method: str, path: str = "/", body: Any = None, **headers: str) -> Answer:
-        """Send a request: bytes as they are, anything else as JSON; ``X_Request_ID=`` is a header."""
-        data = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
-        named = {name.replace("_", "-"): value for name, value in headers.items()}
-        connection = http.client.HTTPConnection(*self.address, timeout=20)
-        try:
-            connection.request(method, path, data, named)
-            response = connection.getresponse()
-            answered = {name.lower(): value for name, value in response.getheaders()}
-            return Answer(response.status, answered, response.read())
-        finally:
-            connection.close()
-
-    def get(self, path: str = "/", body: Any = None, **headers: str) -> Answer:
-        return self.send("GET", path, body, **headers)
-
-    def post(self, path: str = "/", body: Any = None, **headers: str) -> Answer:
-        return self.send("POST", path, body, **headers)
 
 
 @pytest.fixture(autouse=True)

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import http.client
-import json
 import os
 import re
 import socket
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import pytest
+from http_client import Answer, Client
 from processes import Started, is_open, wait_until
 from starlette.requests import Request
 from starlette.responses import JSONResponse, StreamingResponse
@@ -27,41 +24,8 @@ from qserve.drivers import DAGDriver
 from qserve.http_adapters import json_request
 
 
-@dataclass(frozen=True)
-class Answer:
-    """What came back."""
-
-    status: int
-    headers: dict[str, str]
-    body: bytes
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.body)
-
-    @property
-    def code(self) -> str:
-        assert self.headers["content-type"] == "application/json"
-        return str(self.json["error"]["code"])
-
-
-class Client:
-    """Sends requests to one gateway, each over a connection of its own."""
-
-    def __init__(self, url: str) -> None:
-        self.address = urlsplit(url).hostname or "", urlsplit(url).port or 0
-
-    def send(self, method: str, path: str, body: Any = None, **headers: str) -> Answer:
-        data = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
-        connection = http.client.HTTPConnection(*self.address, timeout=40)
-        try:
-            named = {name.replace("_", "-"): value for name, value in headers.items()}
-            connection.request(method, path, data, named)
-            response = connection.getresponse()
-            answered = {name.lower(): value for name, value in response.getheaders()}
-            return Answer(response.status, answered, response.read())
-        finally:
-            connection.close()
+class JobClient(Client):
+    """A client that also begins jobs, and waits for them."""
 
     def start(self, path: str = "/", body: Any = None, **headers: str) -> str:
         """Begin a job, and answer where its answer will be."""
@@ -83,8 +47,8 @@ class Client:
 
 
 @pytest.fixture
-def client(started: Started) -> Client:
-    made = Client(started.url)
+def client(started: Started) -> JobClient:
+    made = JobClient(started.url)
     wait_until(lambda: is_open(made.address[1]), description="the gateway listens", timeout_s=20)
     return made
 
@@ -130,7 +94,7 @@ def run_slow(ledger: Ledger, **options: Any) -> None:
 # -- a job and its answer --------------------------------------------------------------------------
 
 
-def test_a_job_is_accepted_at_once_and_its_answer_fetched_when_it_is_there(client: Client, ledger: Ledger) -> None:
+def test_a_job_is_accepted_at_once_and_its_answer_fetched_when_it_is_there(client: JobClient, ledger: Ledger) -> None:
     run_slow(ledger)
 
     place = client.start("/", b"x")
@@ -149,7 +113,7 @@ def test_a_job_is_accepted_at_once_and_its_answer_fetched_when_it_is_there(clien
     assert ledger.lines() == ["x"]
 
 
-def test_a_fetch_waits_as_long_as_it_is_told_to_and_no_longer(client: Client, ledger: Ledger) -> None:
+def test_a_fetch_waits_as_long_as_it_is_told_to_and_no_longer(client: JobClient, ledger: Ledger) -> None:
     run_slow(ledger)
     place = client.start()
     began = time.monotonic()
@@ -157,7 +121,7 @@ def test_a_fetch_waits_as_long_as_it_is_told_to_and_no_longer(client: Client, le
     assert 1.0 <= time.monotonic() - began < 5.0
 
 
-def test_a_client_may_wait_a_little_before_it_is_sent_away(client: Client, ledger: Ledger) -> None:
+def test_a_client_may_wait_a_little_before_it_is_sent_away(client: JobClient, ledger: Ledger) -> None:
     run_slow(ledger)
     assert client.send("POST", "/", b"x", Prefer="respond-async, wait=1").status == 202
     ledger.open()
@@ -165,7 +129,7 @@ def test_a_client_may_wait_a_little_before_it_is_sent_away(client: Client, ledge
     assert (answer.status, answer.json) == (201, {"body": "x"})
 
 
-def test_a_graph_behind_a_driver_takes_jobs_as_well(client: Client) -> None:
+def test_a_graph_behind_a_driver_takes_jobs_as_well(client: JobClient) -> None:
     @qserve.deployment
     def double(value: int) -> int:
         return 2 * value
@@ -176,7 +140,7 @@ def test_a_graph_behind_a_driver_takes_jobs_as_well(client: Client) -> None:
     assert client.wait(client.start("/", 3)).json == 12
 
 
-def test_an_error_of_user_code_is_the_jobs_answer(client: Client) -> None:
+def test_an_error_of_user_code_is_the_jobs_answer(client: JobClient) -> None:
     @qserve.deployment
     def broken(request: Request) -> None:
         raise ValueError("not today")
@@ -187,7 +151,7 @@ def test_an_error_of_user_code_is_the_jobs_answer(client: Client) -> None:
     assert answer.json["error"]["message"] == "ValueError: not today"
 
 
-def test_a_stream_that_is_asked_for_later_comes_whole(client: Client) -> None:
+def test_a_stream_that_is_asked_for_later_comes_whole(client: JobClient) -> None:
     @qserve.deployment
     class Streams:
         async def __call__(self, request: Request) -> Any:
@@ -210,7 +174,7 @@ def test_a_stream_that_is_asked_for_later_comes_whole(client: Client) -> None:
     assert (response.status, response.body, response.headers["x-own"]) == (203, whole, "1")
 
 
-def test_a_stream_without_an_end_is_stopped_when_its_job_is(client: Client, ledger: Ledger) -> None:
+def test_a_stream_without_an_end_is_stopped_when_its_job_is(client: JobClient, ledger: Ledger) -> None:
     file = str(ledger.file)
 
     @qserve.deployment
@@ -232,7 +196,7 @@ def test_a_stream_without_an_end_is_stopped_when_its_job_is(client: Client, ledg
     assert (client.send("GET", cancelled).status, client.send("GET", late).status) == (410, 504)
 
 
-def test_a_job_that_is_not_finished_in_time_is_504_for_whoever_asks(client: Client, ledger: Ledger) -> None:
+def test_a_job_that_is_not_finished_in_time_is_504_for_whoever_asks(client: JobClient, ledger: Ledger) -> None:
     run_slow(ledger)
     place = client.start(x_request_timeout_seconds="0.2")
     wait_until(lambda: client.send("GET", place).status != 202, description="the deadline has passed")
@@ -240,7 +204,7 @@ def test_a_job_that_is_not_finished_in_time_is_504_for_whoever_asks(client: Clie
     assert (answer.status, answer.code) == (504, "deadline_exceeded")
 
 
-def test_a_job_that_is_refused_is_no_job(client: Client, ledger: Ledger) -> None:
+def test_a_job_that_is_refused_is_no_job(client: JobClient, ledger: Ledger) -> None:
     fill_up(client, ledger)
     refused = client.send("POST", "/", b"3", Prefer="respond-async", Idempotency_Key="k")
     assert (refused.status, refused.code) == (503, "queue_full")
@@ -252,7 +216,7 @@ def test_a_job_that_is_refused_is_no_job(client: Client, ledger: Ledger) -> None
     assert client.send("POST", "/", b"4", Idempotency_Key="k").json == {"body": "4"}
 
 
-def test_an_answer_that_somebody_waited_for_cannot_be_asked_for_again(client: Client, ledger: Ledger) -> None:
+def test_an_answer_that_somebody_waited_for_cannot_be_asked_for_again(client: JobClient, ledger: Ledger) -> None:
     run_slow(ledger)
     ledger.open()
     answer = client.send("POST", "/", b"x", Prefer="wait=5")
@@ -264,7 +228,7 @@ def test_an_answer_that_somebody_waited_for_cannot_be_asked_for_again(client: Cl
 # -- cancelling ------------------------------------------------------------------------------------
 
 
-def test_a_job_that_waits_never_starts_once_it_is_cancelled(client: Client, ledger: Ledger) -> None:
+def test_a_job_that_waits_never_starts_once_it_is_cancelled(client: JobClient, ledger: Ledger) -> None:
     run_slow(ledger, max_concurrent_queries=1)
     first = client.start("/", b"1")
     wait_until(lambda: ledger.lines() == ["1"], description="one runs")
@@ -280,7 +244,7 @@ def test_a_job_that_waits_never_starts_once_it_is_cancelled(client: Client, ledg
     assert ledger.lines() == ["1", "3"]
 
 
-def test_a_job_that_runs_has_no_answer_once_it_is_cancelled(client: Client, ledger: Ledger) -> None:
+def test_a_job_that_runs_has_no_answer_once_it_is_cancelled(client: JobClient, ledger: Ledger) -> None:
     run_slow(ledger)
     place = client.start("/", b"1")
     wait_until(lambda: ledger.lines() == ["1"], description="it runs")
@@ -293,7 +257,7 @@ def test_a_job_that_runs_has_no_answer_once_it_is_cancelled(client: Client, ledg
     assert client.send("GET", place).code == "cancelled"
 
 
-def test_a_job_that_has_ended_cannot_be_cancelled(client: Client, ledger: Ledger) -> None:
+def test_a_job_that_has_ended_cannot_be_cancelled(client: JobClient, ledger: Ledger) -> None:
     run_slow(ledger)
     ledger.open()
     place = client.start()
@@ -303,7 +267,7 @@ def test_a_job_that_has_ended_cannot_be_cancelled(client: Client, ledger: Ledger
     assert client.send("GET", place).status == 201
 
 
-def test_of_cancellation_and_result_exactly_one_happens(client: Client) -> None:
+def test_of_cancellation_and_result_exactly_one_happens(client: JobClient) -> None:
     @qserve.deployment
     async def quick(request: Request) -> str:
         return "done"
@@ -338,18 +302,18 @@ def test_of_cancellation_and_result_exactly_one_happens(client: Client) -> None:
     ],
 )
 @pytest.mark.parametrize("method", ["GET", "DELETE"])
-def test_an_id_that_is_none_is_400(client: Client, method: str, text: str) -> None:
+def test_an_id_that_is_none_is_400(client: JobClient, method: str, text: str) -> None:
     answer = client.send(method, f"/-/requests/{text}")
     assert (answer.status, answer.code) == (400, "invalid_id")
 
 
 @pytest.mark.parametrize("method", ["GET", "DELETE"])
-def test_an_id_that_was_never_given_out_is_404(client: Client, method: str) -> None:
+def test_an_id_that_was_never_given_out_is_404(client: JobClient, method: str) -> None:
     answer = client.send(method, f"/-/requests/{'0' * 32}")
     assert (answer.status, answer.code) == (404, "not_found")
 
 
-def test_a_call_from_python_is_nobodys_over_http(client: Client, ledger: Ledger) -> None:
+def test_a_call_from_python_is_nobodys_over_http(client: JobClient, ledger: Ledger) -> None:
     @qserve.deployment
     def answer(value: Any) -> Any:
         return [200, [["content-type", "text/html"]], "<script>"]
@@ -361,7 +325,7 @@ def test_a_call_from_python_is_nobodys_over_http(client: Client, ledger: Ledger)
     assert client.send("DELETE", f"/-/requests/{ref.request_id}").status == 404
 
 
-def test_other_methods_are_told_which_there_are(client: Client) -> None:
+def test_other_methods_are_told_which_there_are(client: JobClient) -> None:
     answer = client.send("POST", f"/-/requests/{'0' * 32}")
     assert (answer.status, answer.headers["allow"]) == (405, "DELETE, GET, HEAD")
 
@@ -369,7 +333,7 @@ def test_other_methods_are_told_which_there_are(client: Client) -> None:
 # -- idempotency keys ------------------------------------------------------------------------------
 
 
-def test_the_same_key_again_follows_the_first_and_has_its_answer(client: Client, ledger: Ledger) -> None:
+def test_the_same_key_again_follows_the_first_and_has_its_answer(client: JobClient, ledger: Ledger) -> None:
     run_slow(ledger)
     with ThreadPoolExecutor(6) as pool:
         same = [pool.submit(client.send, "POST", "/", b"x", Idempotency_Key="order-7") for _ in range(3)]
@@ -385,7 +349,7 @@ def test_the_same_key_again_follows_the_first_and_has_its_answer(client: Client,
     assert ledger.lines() == ["x"]
 
 
-def test_of_a_hundred_pairs_sent_at_once_each_runs_once(client: Client, ledger: Ledger) -> None:
+def test_of_a_hundred_pairs_sent_at_once_each_runs_once(client: JobClient, ledger: Ledger) -> None:
     run_slow(ledger)
     ledger.open()
     numbers = [str(number) for number in range(100) for _ in range(2)]
@@ -412,7 +376,7 @@ def test_of_a_hundred_pairs_sent_at_once_each_runs_once(client: Client, ledger: 
     ],
 )
 def test_a_key_that_comes_with_another_request_is_422(
-    client: Client, ledger: Ledger, path: str, body: bytes, headers: dict[str, str]
+    client: JobClient, ledger: Ledger, path: str, body: bytes, headers: dict[str, str]
 ) -> None:
     run_slow(ledger)
     ledger.open()
@@ -425,7 +389,7 @@ def test_a_key_that_comes_with_another_request_is_422(
     assert ledger.lines() == ["x"]
 
 
-def test_a_key_that_is_refused_does_not_disturb_who_holds_it(client: Client, ledger: Ledger) -> None:
+def test_a_key_that_is_refused_does_not_disturb_who_holds_it(client: JobClient, ledger: Ledger) -> None:
     run_slow(ledger)
     with ThreadPoolExecutor(1) as pool:
         first = pool.submit(client.send, "POST", "/", b"x", Idempotency_Key="mine")
@@ -436,14 +400,14 @@ def test_a_key_that_is_refused_does_not_disturb_who_holds_it(client: Client, led
 
 
 @pytest.mark.parametrize("key", ["", "a" * 129, "a b", "a,b", "\u00e4", '"', "a\tb"])
-def test_a_key_that_is_none_is_400(client: Client, ledger: Ledger, key: str) -> None:
+def test_a_key_that_is_none_is_400(client: JobClient, ledger: Ledger, key: str) -> None:
     run_slow(ledger)
     answer = client.send("POST", "/", b"x", Idempotency_Key=key)
     assert (answer.status, answer.code) == (400, "invalid_idempotency_key")
     assert ledger.lines() == []
 
 
-def test_a_key_belongs_to_one_application(client: Client, tmp_path: Path) -> None:
+def test_a_key_belongs_to_one_application(client: JobClient, tmp_path: Path) -> None:
     @qserve.deployment
     async def name(request: Request) -> str:
         return request.scope["root_path"] or "root"
@@ -453,7 +417,7 @@ def test_a_key_belongs_to_one_application(client: Client, tmp_path: Path) -> Non
     assert [client.send("GET", path, Idempotency_Key="k").body for path in ("/one", "/two")] == [b"/one", b"/two"]
 
 
-def test_a_job_may_have_a_key(client: Client, ledger: Ledger) -> None:
+def test_a_job_may_have_a_key(client: JobClient, ledger: Ledger) -> None:
     run_slow(ledger)
     place = client.start("/", b"x", Idempotency_Key="job")
     assert client.start("/", b"x", Idempotency_Key="job") == place
@@ -465,7 +429,7 @@ def test_a_job_may_have_a_key(client: Client, ledger: Ledger) -> None:
     assert ledger.lines() == ["x"]
 
 
-def test_a_client_that_leaves_finds_its_answer_by_its_key(client: Client, ledger: Ledger) -> None:
+def test_a_client_that_leaves_finds_its_answer_by_its_key(client: JobClient, ledger: Ledger) -> None:
     run_slow(ledger)
     request = b"POST / HTTP/1.1\r\nHost: x\r\nIdempotency-Key: left\r\nContent-Length: 1\r\n\r\nx"
     with socket.create_connection(client.address) as sock:
@@ -484,14 +448,14 @@ def test_a_client_that_leaves_finds_its_answer_by_its_key(client: Client, ledger
 # -- admission -------------------------------------------------------------------------------------
 
 
-def fill_up(client: Client, ledger: Ledger) -> None:
+def fill_up(client: JobClient, ledger: Ledger) -> None:
     run_slow(ledger, max_queued_requests=1, max_concurrent_queries=1)
     client.start("/", b"1")
     wait_until(lambda: ledger.lines() == ["1"], description="one runs")
     client.start("/", b"2")
 
 
-def test_a_full_queue_says_how_long_its_oldest_call_has_waited(client: Client, ledger: Ledger) -> None:
+def test_a_full_queue_says_how_long_its_oldest_call_has_waited(client: JobClient, ledger: Ledger) -> None:
     fill_up(client, ledger)
 
     assert client.send("POST", "/", b"3").headers["retry-after"] == "1"
@@ -505,7 +469,7 @@ def test_a_full_queue_says_how_long_its_oldest_call_has_waited(client: Client, l
     assert (answer.status, answer.code, answer.json["error"]["retryable"]) == (503, "queue_full", True)
 
 
-def test_a_refusal_is_quick(client: Client, ledger: Ledger) -> None:
+def test_a_refusal_is_quick(client: JobClient, ledger: Ledger) -> None:
     fill_up(client, ledger)
 
     def refuse() -> float:
@@ -516,7 +480,7 @@ def test_a_refusal_is_quick(client: Client, ledger: Ledger) -> None:
     assert sorted(refuse() for _ in range(21))[10] < 0.02
 
 
-def test_a_caller_in_python_is_told_when_to_come_back(client: Client, ledger: Ledger) -> None:
+def test_a_caller_in_python_is_told_when_to_come_back(client: JobClient, ledger: Ledger) -> None:
     fill_up(client, ledger)
     handle = qserve.get_app_handle("default")
     with pytest.raises(qserve.exceptions.BackPressureError) as caught:
@@ -524,6 +488,6 @@ def test_a_caller_in_python_is_told_when_to_come_back(client: Client, ledger: Le
     assert caught.value.retry_after_s == 1
 
 
-def test_what_an_id_holds_cannot_forge_a_line_of_the_log(client: Client, started: Started) -> None:
+def test_what_an_id_holds_cannot_forge_a_line_of_the_log(client: JobClient, started: Started) -> None:
     client.send("GET", "/-/requests/%0d%0aforged%1b%5b1m")
     assert not re.search(r"^forged", started.log.read_text(), re.MULTILINE)

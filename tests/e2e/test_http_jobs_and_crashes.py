@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import http.client
-import json
 import os
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import pytest
+from http_client import Answer, Client
 from processes import READY, Process, Site, free_port, is_alive, is_open, wait_until
-
-from qserve.embedded import find_server
 
 pytestmark = pytest.mark.slow
 
@@ -35,12 +32,6 @@ class Slow:
 
 app = Slow.bind()
 """
-
-
-class Answer(NamedTuple):
-    status: int
-    headers: dict[str, str]
-    json: Any
 
 
 class Place:
@@ -66,10 +57,7 @@ class Place:
         self.other_port, self.other = self.gateway()
 
     def start_broker(self) -> Process:
-        options = ["--port", str(self.broker_port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "yes"]
-        process = self.site.start([find_server(), *options])
-        wait_until(lambda: is_open(self.broker_port), description="the broker listens")
-        return process
+        return self.site.start_broker(self.broker_port, "--appendonly", "yes")
 
     def gateway(self) -> tuple[int, Process]:
         port = free_port()
@@ -80,17 +68,7 @@ class Place:
         return port, process
 
     def send(self, method: str, path: str, port: int = 0, body: bytes | None = None, **headers: str) -> Answer:
-        connection = http.client.HTTPConnection("127.0.0.1", port or self.port, timeout=30)
-        try:
-            named = {name.replace("_", "-"): value for name, value in headers.items()}
-            connection.request(method, path, body, named)
-            response = connection.getresponse()
-            read = response.read()
-            answered = {name.lower(): value for name, value in response.getheaders()}
-            is_json = answered.get("content-type") == "application/json"
-            return Answer(response.status, answered, json.loads(read) if is_json else read)
-        finally:
-            connection.close()
+        return Client(f"http://127.0.0.1:{port or self.port}").send(method, path, body, **headers)
 
     def ledger(self) -> list[str]:
         file = self.site.folder / "ledger"

@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator
 import pytest
 from processes import Site, free_port, is_open, wait_until
 
-from qserve.embedded import find_server
 from qserve.plane.connection import connect
 
 PASSWORD = "s3cr3t-CANARY"
@@ -27,11 +26,6 @@ def hello(request):
 app = hello.bind()
 """
 ENDING = {"worker": ["worker"], "run": ["run", "shop:app"], "deploy": ["deploy", "shop:app"]}
-
-
-def start_broker(site: Site, port: int, *options: str) -> None:
-    site.start([find_server(), "--port", str(port), "--bind", "127.0.0.1", "--save", "", *options])
-    wait_until(lambda: is_open(port), description="the broker listens")
 
 
 def get(port: int, path: str) -> tuple[int, str]:
@@ -55,7 +49,7 @@ def test_a_broker_that_comes_up_later_is_waited_for_by_every_role_of_a_stack(sit
     worker.wait_for("waiting for it")
     deploy = site.qserve("deploy", "shop:app", env=env, cwd=site.folder)
 
-    start_broker(site, broker, "--requirepass", PASSWORD)
+    site.start_broker(broker, "--requirepass", PASSWORD)
 
     assert deploy.wait() == 0, deploy.output
     wait_until(lambda: get(port, "/") == (200, "hello"), description="the application answers", timeout_s=10)
@@ -82,7 +76,7 @@ def assert_ends_at_once(site: Site, role: str, url: str, what: str, password: st
 @pytest.mark.parametrize("role", ENDING)
 def test_a_wrong_password_ends_a_role_at_once(site: Site, role: str) -> None:
     port = free_port()
-    start_broker(site, port, "--requirepass", "another")
+    site.start_broker(port, "--requirepass", "another")
     assert_ends_at_once(site, role, f"redis://:{PASSWORD}@127.0.0.1:{port}/0", "refuses the password")
 
 
@@ -90,7 +84,7 @@ def test_a_wrong_password_ends_a_role_at_once(site: Site, role: str) -> None:
 @pytest.mark.parametrize("role", ENDING)
 def test_a_replica_ends_a_role_at_once(site: Site, role: str) -> None:
     port = free_port()
-    start_broker(site, port, "--requirepass", PASSWORD, "--replicaof", "127.0.0.1 1")
+    site.start_broker(port, "--requirepass", PASSWORD, "--replicaof", "127.0.0.1 1")
     assert_ends_at_once(site, role, f"redis://:{PASSWORD}@127.0.0.1:{port}/0", "it is a replica of another server")
 
 
@@ -107,7 +101,7 @@ def test_a_port_that_answers_tls_with_something_else_ends_a_role_at_once(site: S
 
 def test_a_broker_without_tls_is_silent_and_the_message_says_what_that_may_mean(site: Site) -> None:
     port = free_port()
-    start_broker(site, port, "--requirepass", PASSWORD)
+    site.start_broker(port, "--requirepass", PASSWORD)
     worker = site.qserve("worker", env={"QSERVE_BROKER_URL": f"rediss://:{PASSWORD}@127.0.0.1:{port}/0"})
     worker.wait_for("does this port have it?")
     assert PASSWORD not in worker.output
@@ -163,7 +157,7 @@ def test_a_server_that_is_too_old_ends_a_role_at_once(site: Site, role: str, old
 
 def test_a_gateway_goes_on_answering_that_it_cannot_serve_until_the_password_is_right(site: Site) -> None:
     broker, port = free_port(), free_port()
-    start_broker(site, broker, "--requirepass", "another")
+    site.start_broker(broker, "--requirepass", "another")
     url = f"redis://:{PASSWORD}@127.0.0.1:{broker}/0"
     gateway = site.qserve("gateway", "--port", str(port), env={"QSERVE_BROKER_URL": url, "QSERVE_SECRET_KEY": "key"})
     gateway.wait_for("refuses the password")

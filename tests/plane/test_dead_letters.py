@@ -43,6 +43,13 @@ def bury(desk: Desk, stream: str, entry: bytes, request_id: str) -> bytes:
     return desk.bury(stream, entry, request_id, "retries", FAILURE, "ValueError: no such model")
 
 
+def bury_first(desk: Desk) -> None:
+    """Submit request A, a call of one step, and bury it."""
+    desk.submit(A, [Start(desk.one, "0", [b"x"])])
+    ((entry, _),) = desk.fetch(desk.one)
+    bury(desk, desk.one, entry, A)
+
+
 def test_a_buried_call_fails_its_request_and_keeps_payload_reason_traceback_and_history(
     desk: Desk, letters: DeadLetters
 ) -> None:
@@ -156,9 +163,7 @@ def test_a_result_that_comes_for_a_buried_call_is_part_of_the_replay(desk: Desk,
 def test_a_replay_runs_on_the_version_that_is_deployed_now(
     desk: Desk, client: redis.Redis, keys: Keys, letters: DeadLetters
 ) -> None:
-    desk.submit(A, [Start(desk.one, "0", [b"x"])])
-    ((entry, _),) = desk.fetch(desk.one)
-    bury(desk, desk.one, entry, A)
+    bury_first(desk)
     newer = deploy(client, keys, "w").stream(keys, "one")
     client.delete(desk.one)
 
@@ -170,9 +175,7 @@ def test_a_replay_runs_on_the_version_that_is_deployed_now(
 def test_a_replay_that_cannot_be_is_refused_and_leaves_the_letter(
     desk: Desk, client: redis.Redis, keys: Keys, letters: DeadLetters
 ) -> None:
-    desk.submit(A, [Start(desk.one, "0", [b"x"])])
-    ((entry, _),) = desk.fetch(desk.one)
-    bury(desk, desk.one, entry, A)
+    bury_first(desk)
 
     with pytest.raises(DeadLetterError, match="no dead letter"):
         letters.replay(B)
@@ -188,9 +191,7 @@ def test_a_replay_that_cannot_be_is_refused_and_leaves_the_letter(
 
 
 def test_a_replayed_request_is_no_dead_letter_and_lives_as_long_as_others(desk: Desk, letters: DeadLetters) -> None:
-    desk.submit(A, [Start(desk.one, "0", [b"x"])])
-    ((entry, _),) = desk.fetch(desk.one)
-    bury(desk, desk.one, entry, A)
+    bury_first(desk)
 
     letters.replay(A)
 
@@ -199,9 +200,7 @@ def test_a_replayed_request_is_no_dead_letter_and_lives_as_long_as_others(desk: 
 
 
 def test_a_letter_is_replayed_once(desk: Desk, letters: DeadLetters) -> None:
-    desk.submit(A, [Start(desk.one, "0", [b"x"])])
-    ((entry, _),) = desk.fetch(desk.one)
-    bury(desk, desk.one, entry, A)
+    bury_first(desk)
     letters.replay(A)
 
     with pytest.raises(DeadLetterError, match="no dead letter"):
@@ -278,9 +277,7 @@ def test_letters_live_for_seven_days_and_the_oldest_of_too_many_goes(
 
 
 def test_the_header_of_a_replay_has_a_new_deadline(desk: Desk, letters: DeadLetters) -> None:
-    desk.submit(A, [Start(desk.one, "0", [b"x"])])
-    ((entry, _),) = desk.fetch(desk.one)
-    bury(desk, desk.one, entry, A)
+    bury_first(desk)
     assert open_header(SEAL, header_of(A)).deadline_ms == 0
 
     letters.replay(A)

@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 import redis
 from click.testing import CliRunner
-from processes import Site, free_port, is_open, wait_until
+from processes import Site, free_port, wait_until
 
 from qserve.broker_facts import BrokerFacts, facts_of_address, read_facts
 from qserve.cli import doctor as command
 from qserve.cli.main import main
 from qserve.doctor import Finding, check_address, check_or_raise, examine
-from qserve.embedded import EmbeddedBroker, find_server
+from qserve.embedded import EmbeddedBroker
 from qserve.exceptions import BrokerError, BrokerUnavailable
 from qserve.plane.connection import connect
 from qserve.settings import Settings
@@ -267,11 +267,7 @@ def test_the_embedded_broker_has_nothing_wrong() -> None:
 
 
 def evicting_broker(site: Site) -> str:
-    port = free_port()
-    options = ["--port", str(port), "--bind", "127.0.0.1", "--save", ""]
-    site.start([find_server(), *options, "--maxmemory", "100mb", "--maxmemory-policy", "allkeys-lru"])
-    wait_until(lambda: is_open(port), description="the broker listens")
-    return f"redis://127.0.0.1:{port}/0"
+    return site.broker("--maxmemory", "100mb", "--maxmemory-policy", "allkeys-lru")
 
 
 @pytest.mark.parametrize("command", [["worker"], ["run", "nothing:app"]])

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import click
 
+from qserve.cli.options import app_dir_option, broker_option, named_broker
 from qserve.doctor import CHECKED, check_address, check_or_raise
 from qserve.exceptions import BrokerUnavailable, QserveException
 from qserve.log import get_logger, log_to_terminal
@@ -39,8 +40,8 @@ _QUIET_FOR_S = 1.0
     help="Replicas on this host. [default: the deployment's option]",
 )
 @click.option("--name", metavar="APP", help="The application. [default: every registered one]")
-@click.option("--app-dir", default=".", show_default=True, help="Where MODULE is searched first.")
-@click.option("--broker", metavar="URL", help="The broker. [default: $QSERVE_BROKER_URL or $REDIS_URL]")
+@app_dir_option
+@broker_option
 def worker(
     target: str | None,
     deployment: str | None,
@@ -59,10 +60,9 @@ def worker(
     try:
         settings = Settings.from_env(broker_url=broker)
         log_to_terminal("supervisor", settings)
-        if settings.broker_url is None:
-            raise QserveException("no broker is named: give --broker URL or set QSERVE_BROKER_URL")
+        url = named_broker(settings)
         if not os.environ.get(CHECKED):
-            _wait_for_broker(settings, settings.broker_url)
+            _wait_for_broker(settings, url)
     except QserveException as error:
         raise click.ClickException(str(error)) from error
     gc.freeze()  # children share these pages as long as the collector does not write to them

@@ -1,0 +1,68 @@
+"""HTTP as the tests here speak it: a client that sends, and the answer as it came."""
+
+from __future__ import annotations
+
+import http.client
+import json
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+WAIT_FOR_S = 40
+"""Longer than any request here may wait for its answer."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What came back."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+    @property
+    def text(self) -> str:
+        return self.body.decode()
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+    @property
+    def error(self) -> dict[str, Any]:
+        """The error that it tells."""
+        assert self.headers["content-type"] == "application/json"
+        found: dict[str, Any] = self.json["error"]
+        return found
+
+    @property
+    def code(self) -> str:
+        """The word for programs in its error."""
+        return str(self.error["code"])
+
+
+class Client:
+    """Sends requests to one gateway, each over a connection of its own."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.address = urlsplit(url).hostname or "", urlsplit(url).port or 0
+
+    def send(self, method: str, path: str = "/", body: Any = None, **headers: str) -> Answer:
+        """Send a request: bytes as they are, anything else as JSON; ``X_Request_ID=`` is a header."""
+        data = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        connection = http.client.HTTPConnection(*self.address, timeout=WAIT_FOR_S)
+        try:
+            connection.request(method, path, data, named)
+            response = connection.getresponse()
+            answered = {name.lower(): value for name, value in response.getheaders()}
+            return Answer(response.status, answered, response.read())
+        finally:
+            connection.close()
+
+    def get(self, path: str = "/", body: Any = None, **headers: str) -> Answer:
+        return self.send("GET", path, body, **headers)
+
+    def post(self, path: str = "/", body: Any = None, **headers: str) -> Answer:
+        return self.send("POST", path, body, **headers)
