@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from qserve.graph.nodes import DAGNode, InputAttributeNode, InputNode
@@ -11,12 +12,11 @@ if TYPE_CHECKING:
 
 __all__ = ["DAGNode", "InputAttributeNode", "InputNode", "dag_to_dot", "plot"]
 
-_DRAWING = {"dag_to_dot": "dag_to_dot", "_dag_to_dot": "dag_to_dot", "plot": "plot"}
+_DRAWING = ("dag_to_dot", "_dag_to_dot", "plot")
 
 
 def __getattr__(name: str) -> Any:
-    if name in _DRAWING:
-        from qserve.graph import dot
-
-        return getattr(dot, _DRAWING[name])
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name not in _DRAWING:
+        raise AttributeError(f"module 'qserve.dag' has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module("qserve.graph.dot"), name.lstrip("_"))
+    return value

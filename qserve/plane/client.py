@@ -190,7 +190,7 @@ class ClientPlane(Submitter):
 
     def _read(self) -> None:
         pause_s, stray_until = 0.05, math.inf
-        read = ("BLMPOP", MAILBOX_BLOCK_S, 1, self._mailbox, "LEFT", "COUNT", 256)
+        read: Command = ("BLMPOP", str(MAILBOX_BLOCK_S), 1, self._mailbox, "LEFT", "COUNT", 256)
         while not self._closed:
             try:
                 if failpoints.ARMED:

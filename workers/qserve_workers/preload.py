@@ -15,7 +15,6 @@ import celery.worker.autoscale
 import celery.worker.components
 import celery.worker.consumer.delayed_delivery
 import celery.worker.strategy
-import kombu.pidbox
 
 import qserve.dag
 import qserve.http_adapters
