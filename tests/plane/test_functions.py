@@ -53,6 +53,16 @@ def test_what_runs_does_not_count_as_waiting(desk: Desk) -> None:
     assert desk.submit(B, [Start(desk.one, "0", [b"x"])], limits={desk.one: 1}) == b"OK"
 
 
+def test_what_runs_for_a_request_that_was_cancelled_makes_room_for_no_other(desk: Desk) -> None:
+    desk.submit(A, [Start(desk.one, "0", [b"x"])])
+    ((entry, _),) = desk.fetch(desk.one)
+    desk.client.execute_command(*functions.close(desk.keys.request(A), A, "c", b""))
+    desk.submit(B, [Start(desk.one, "0", [b"x"])])
+
+    assert desk.submit("c" * 32, [Start(desk.one, "0", [b"x"])], limits={desk.one: 1}) == [b"FULL", 1]
+    assert desk.commit(desk.one, entry, A, state="d", payload=b"late") == b"CLOSED"
+
+
 def test_a_commit_with_moves_starts_the_next_step(desk: Desk) -> None:
     desk.submit(A, [Start(desk.one, "0", [b"x"])])
     ((entry, _),) = desk.fetch(desk.one)
