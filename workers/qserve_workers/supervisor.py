@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import faulthandler
 import os
 import signal
 import socket
@@ -30,6 +31,8 @@ from qserve_workers.wanted import Backoff, Scope
 
 log = get_logger(__name__)
 TICK_S = 0.1
+HUNG_S = 30
+"""How long one look at everything may take; each question to the broker is given up after 2 s."""
 
 
 @dataclass
@@ -68,8 +71,13 @@ class Supervisor:
         """Tick until told to stop, then stop every replica."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_signal)
+        # One that hangs would leave the dead unburied. The kernel ends it, whatever holds the interpreter: it says where
+        # it stands, its replicas finish what they run, and whoever keeps the supervisor starts another.
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        faulthandler.register(signal.SIGALRM, chain=True)
         pause_s = 0.0
         while not self._stopping:
+            signal.alarm(HUNG_S)
             try:
                 self.tick()
                 self._registry.wait_for_change(self._change or NO_CHANGE, TICK_S)  # this is the tick's pause
@@ -79,6 +87,7 @@ class Supervisor:
                     log.warning("%s; trying again until it is back", error)
                 pause_s = min(1.0, 2 * pause_s or 0.1)
                 time.sleep(pause_s)
+        signal.alarm(0)
         self._stop_all()
 
     def _on_signal(self, number: int, frame: object) -> None:
