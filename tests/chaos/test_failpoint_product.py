@@ -12,10 +12,9 @@ import pytest
 from invariants import check
 from load import Load
 from processes import wait_until
+from qserve_workers.supervisor import HUNG_S
 from rows import LONGEST_S
 from stacks import Stack, kill
-
-from qserve_workers.supervisor import HUNG_S
 
 IN_GATEWAY = ("submit.before_send", "submit.after_send", "reply.before_wait", "gateway.after_submit")
 IN_REPLICA = (
