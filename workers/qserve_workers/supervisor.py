@@ -71,8 +71,8 @@ class Supervisor:
         """Tick until told to stop, then stop every replica."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_signal)
-        # One that hangs would leave the dead unburied. The kernel ends it, whatever holds the interpreter: it says where
-        # it stands, its replicas finish what they run, and whoever keeps the supervisor starts another.
+        # One that hangs would leave the dead unburied. The kernel ends it, whatever holds the interpreter: it says
+        # where it stands, its replicas finish what they run, and whoever keeps the supervisor starts another.
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
         faulthandler.register(signal.SIGALRM, chain=True)
         pause_s = 0.0
