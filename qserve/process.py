@@ -11,13 +11,18 @@ import sys
 from collections.abc import Mapping, Sequence
 
 _PR_SET_PDEATHSIG = 1
+# opened here: between the fork and the exec of a program with threads, the loader's locks may be anybody's
+_LIBC = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
 DIE_WITH_PARENT = "QSERVE_DIE_WITH_PARENT"
 
 
 def die_with_parent(number: int = signal.SIGTERM) -> None:
-    """Have the kernel send this process a signal when its parent is gone (Linux; nothing elsewhere)."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, int(number), 0, 0, 0)
+    """Have the kernel send this process a signal when its parent is gone (Linux; nothing elsewhere).
+
+    To the kernel the parent is the thread that started this process, not its whole process.
+    """
+    if _LIBC is not None:
+        _LIBC.prctl(_PR_SET_PDEATHSIG, int(number), 0, 0, 0)
 
 
 def die_with_parent_if_asked() -> None:
@@ -36,17 +41,36 @@ class Child:
       name: How messages call it.
       command: Its argument list.
       env: Variables added to this process's own.
+      kills_orphans: Whether children that it leaves behind are killed before it is started again.
     """
 
-    def __init__(self, name: str, command: Sequence[str], env: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        command: Sequence[str],
+        env: Mapping[str, str] | None = None,
+        *,
+        kills_orphans: bool = False,
+    ) -> None:
         self.name = name
+        self._command = list(command)
+        self._env = {**os.environ, **(env or {}), DIE_WITH_PARENT: str(os.getpid())}
+        self._kills_orphans = kills_orphans
+        self._process = self._spawn()
+
+    def _spawn(self) -> subprocess.Popen[bytes]:
         # a session of its own: Ctrl-C reaches only whoever started it, who then stops it in order
-        self._process = subprocess.Popen(
-            list(command),
-            env={**os.environ, **(env or {}), DIE_WITH_PARENT: str(os.getpid())},
-            stdin=subprocess.DEVNULL,
-            start_new_session=True,
-        )
+        return subprocess.Popen(self._command, env=self._env, stdin=subprocess.DEVNULL, start_new_session=True)
+
+    def start_again(self) -> None:
+        """Start it as it was started before, once it has ended.
+
+        Raises:
+          OSError: The system gives no process for it; it stays ended.
+        """
+        if self._kills_orphans:
+            self.kill()  # its id is buried, but the session keeps it from being given away while one of them lives
+        self._process = self._spawn()
 
     @property
     def pid(self) -> int:
@@ -80,5 +104,6 @@ class Child:
         if code is None:
             return f"{self.name} is running"
         if code < 0:
-            return f"{self.name} was ended by {signal.Signals(-code).name}"
+            known = {one.value: one.name for one in signal.Signals}  # not all of the real-time signals are
+            return f"{self.name} was ended by {known.get(-code, f'signal {-code}')}"
         return f"{self.name} ended with exit code {code}"

@@ -14,6 +14,7 @@ import click
 from qserve.cli.options import app_dir_option, name_option, route_prefix_option
 from qserve.exceptions import QserveException
 from qserve.launch import Launch
+from qserve.log import log_to_terminal
 from qserve.process import Child
 from qserve.registry import Registry
 from qserve.settings import DEFAULT_HOST, DEFAULT_PORT, Settings
@@ -73,6 +74,7 @@ def run(
         settings = Settings.from_env(
             broker_url=broker, request_timeout_s=request_timeout_s, show_errors=show_errors or None
         )
+        log_to_terminal("run", settings)
         click.echo(f"qserve: starting {target} on {'the embedded broker' if not settings.broker_url else 'the broker'}")
         with interrupts.held():
             launch = Launch(settings, host=host, port=port, gateway_workers=workers, import_paths=(app_dir,))

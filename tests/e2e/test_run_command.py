@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import socket
 import sys
@@ -162,15 +161,6 @@ def test_a_killed_run_leaves_no_process_within_five_seconds(site: Site) -> None:
     assert not is_open(serving.port)
     for folder in site.broker_folders():  # with the last process gone, nobody is left to remove it
         (site.folder / folder).rename(site.folder / f"left-{folder}")
-
-
-def test_run_ends_and_says_so_when_the_gateway_dies(site: Site) -> None:
-    serving = run_app(site)
-    gateway = min(pid for pid, name in site.processes().items() if "qserve_gateway" in name)
-
-    os.kill(gateway, signal.SIGKILL)
-
-    assert error_of(serving.process, site)[-1] == "Error: the gateway was ended by SIGKILL"
 
 
 # -- what can be wrong -----------------------------------------------------------------------------

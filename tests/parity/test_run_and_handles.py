@@ -175,7 +175,12 @@ def test_start_takes_the_options_of_ray_serve(
 ) -> None:
     asked: list[tuple[Any, Any]] = []
     monkeypatch.setattr(api, "_launch", None)
-    monkeypatch.setattr(api, "_ensure_launched", lambda host, port: asked.append((host, port)))
+
+    def launched(host: Any, port: Any) -> SimpleNamespace:
+        asked.append((host, port))
+        return SimpleNamespace(wait_for_gateway=lambda change: None)
+
+    monkeypatch.setattr(api, "_ensure_launched", launched)
 
     serve.start(*args, **options)
 

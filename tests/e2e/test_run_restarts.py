@@ -1,0 +1,395 @@
+"""The machine's own processes: one that is killed is started again, and nothing that was accepted is lost."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import os
+import signal
+import sys
+from collections import Counter
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from processes import END_FOR_S, READY, Process, Serving, Site, free_port, is_open, wait_until
+
+from qserve.embedded import EmbeddedBroker
+from qserve.plane.connection import connect
+
+GATEWAY, SUPERVISOR, BROKER = "the gateway", "the workers' supervisor", "the embedded broker"
+COMMANDS = {GATEWAY: "qserve_gateway", SUPERVISOR: "qserve_workers", BROKER: "valkey-server"}
+pytestmark = pytest.mark.slow
+EACH = pytest.mark.parametrize("name", COMMANDS)
+BACK_FOR_S = 10.0
+"""How long it may take until requests are answered again."""
+
+APP = """
+import asyncio
+import os
+import qserve
+
+@qserve.deployment
+class Slow:
+    async def __call__(self, request):
+        body = (await request.body()).decode()
+        with open("ledger", "a") as out:
+            out.write(body + "\\n")
+        while body.startswith("gated") and not os.path.exists("gate"):
+            await asyncio.sleep(0.01)
+        return {"body": body}
+
+app = Slow.bind()
+"""
+
+
+class Answer(NamedTuple):
+    status: int
+    location: str
+    json: Any
+
+
+def send(port: int, method: str, path: str, body: str | None = None, **headers: str) -> Answer:
+    """Send one request, and answer what came; with an OSError when the connection was cut."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+    try:
+        connection.request(method, path, body, {name.replace("_", "-"): value for name, value in headers.items()})
+        response = connection.getresponse()
+        read, is_json = response.read(), response.getheader("Content-Type") == "application/json"
+        return Answer(response.status, response.getheader("Location", ""), json.loads(read) if is_json else read)
+    except http.client.HTTPException as error:
+        raise ConnectionError(str(error)) from error
+    finally:
+        connection.close()
+
+
+def accept(port: int, body: str) -> Answer:
+    """Have a request accepted, however often it must be sent for that, and answer what came then."""
+
+    def sent() -> Answer | None:
+        with contextlib.suppress(OSError):
+            answer = send(port, "POST", "/", body, Prefer="respond-async", Idempotency_Key=body)
+            # 200: it was accepted before, and is done
+            assert answer.status in (200, 202, 503), answer
+            return answer if answer.status != 503 else None
+        return None
+
+    answer = wait_until(sent, description=f"{body} is accepted", timeout_s=BACK_FOR_S)
+    assert answer is not None
+    return answer
+
+
+def run_app(site: Site) -> Serving:
+    return site.run("slow:app", cwd=site.write("slow.py", APP))
+
+
+def own(site: Site, process: Process, name: str) -> int:
+    """The process of that name that ``process`` itself started; 0 when there is none."""
+    for pid, command in site.processes().items():
+        with contextlib.suppress(OSError):
+            parent = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+            if COMMANDS[name] in command and parent == process.pid:
+                return pid
+    return 0
+
+
+def ledger(site: Site) -> list[str]:
+    file = site.folder / "ledger"
+    return file.read_text().splitlines() if file.exists() else []
+
+
+def is_serving(port: int) -> bool:
+    with contextlib.suppress(OSError):
+        return send(port, "GET", "/-/healthz").status == 200
+    return False
+
+
+def result_of(waiting: Future[Answer]) -> Answer | None:
+    try:
+        return waiting.result(30)
+    except OSError:
+        return None
+
+
+# -- what was accepted -----------------------------------------------------------------------------
+
+
+@pytest.mark.row("F48")
+@EACH
+def test_what_was_accepted_before_a_kill_and_during_it_is_answered_once(site: Site, name: str) -> None:
+    serving = run_app(site)
+    port, run = serving.port, serving.process
+    victim = own(site, run, name)
+    folders = site.broker_folders()
+
+    with ThreadPoolExecutor(8) as pool:
+        jobs = [f"gated-{number}" for number in range(20)]
+        for body in jobs:
+            assert accept(port, body).status == 202
+        waiting = pool.submit(send, port, "POST", "/", "gated-open")
+        wait_until(lambda: len(ledger(site)) == 21, description="all of them run")
+        under_way = {f"later-{number}": pool.submit(accept, port, f"later-{number}") for number in range(200)}
+        wait_until(lambda: len(ledger(site)) >= 60, description="requests are under way")
+        os.kill(victim, signal.SIGKILL)
+        wait_until(lambda: own(site, run, name) not in (0, victim), description="it is started again")
+        wait_until(lambda: is_serving(port), description="requests are answered", timeout_s=BACK_FOR_S)
+        for body, one in under_way.items():
+            one.result()
+            jobs.append(body)
+        (site.folder / "gate").touch()
+        opened = result_of(waiting)
+
+    for body in jobs:
+        answers = [send(port, "POST", "/", body, Idempotency_Key=body) for _ in range(2)]
+        assert [(one.status, one.json) for one in answers] == [(200, {"body": body})] * 2
+    # only the gateway's own death cuts a connection off
+    assert (opened is None) == (name == GATEWAY)
+    assert opened is None or (opened.status, opened.json) == (200, {"body": "gated-open"})
+    ran = Counter(ledger(site))
+    assert set(ran) == {*jobs, "gated-open"}
+    # replicas end with their supervisor: user code that they were running runs again
+    assert name == SUPERVISOR or set(ran.values()) == {1}
+    assert site.broker_folders() == folders
+    assert f"WARNING [run] {name} was ended by SIGKILL; it is started again" in run.stderr
+    run.press_ctrl_c()
+    assert run.wait(END_FOR_S) == 0, run.output
+    site.wait_empty()
+
+
+@pytest.mark.row("F48")
+def test_all_three_may_be_killed_at_once_and_one_after_the_other(site: Site) -> None:
+    port = free_port()
+    # replicas that lose supervisor and broker together can give nothing back: their calls wait for a lease
+    run = site.qserve(
+        "run", "slow:app", "--port", str(port), cwd=site.write("slow.py", APP), env={"QSERVE_LEASE_S": "2"}
+    )
+    run.wait_for(READY)
+    locations = []
+
+    for number, names in enumerate([[*COMMANDS], [BROKER], [SUPERVISOR], [GATEWAY], [*COMMANDS]]):
+        locations.append(accept(port, f"gated-{number}").location)
+        victims = {name: own(site, run, name) for name in names}
+        for pid in victims.values():
+            os.kill(pid, signal.SIGKILL)
+        for name, pid in victims.items():
+            wait_until(lambda: own(site, run, name) not in (0, pid), description=f"{name} is started again")  # noqa: B023
+        wait_until(lambda: is_serving(port), description="requests are answered", timeout_s=BACK_FOR_S)
+    (site.folder / "gate").touch()
+
+    for number, location in enumerate(locations):
+        answer = send(port, "GET", location, Prefer="wait=20")
+        assert (answer.status, answer.json) == (200, {"body": f"gated-{number}"})
+
+
+# -- when it is of no use --------------------------------------------------------------------------
+
+
+def ends_with(run: Process, site: Site) -> str:
+    """Wait for the failure, and answer its last line."""
+    assert run.wait(20) == 1, run.output
+    site.wait_empty()
+    assert "Traceback" not in run.output
+    return run.stderr.splitlines()[-1]
+
+
+@pytest.mark.row("F48")
+@EACH
+def test_a_process_that_dies_again_and_again_ends_the_run(site: Site, name: str) -> None:
+    serving = run_app(site)
+    run = serving.process
+    seen = {0}
+
+    def kill_the_next() -> bool:
+        pid = own(site, run, name)
+        if pid not in seen:
+            seen.add(pid)
+            os.kill(pid, signal.SIGKILL)
+        return run.exit_code() is not None
+
+    wait_until(kill_the_next, description="the run ends", timeout_s=20)
+
+    assert ends_with(run, site).startswith(f"Error: {name} was ended by SIGKILL (5 times in a row")
+    assert not is_open(serving.port)
+
+
+def test_a_broker_that_cannot_read_its_file_ends_the_run_with_its_own_words(site: Site) -> None:
+    run = run_app(site).process
+    (data,) = (site.folder / site.broker_folders()[0] / "appendonlydir").glob("*.incr.aof")
+    data.write_bytes(b"not what a server would write\n" * 10)
+
+    os.kill(own(site, run, BROKER), signal.SIGKILL)
+
+    last = ends_with(run, site)
+    assert last.startswith(f"Error: {BROKER} ended with exit code 1: ")
+    assert "Bad file format" in last
+
+
+def test_a_broker_goes_on_with_a_file_whose_end_is_half_written(site: Site) -> None:
+    serving = run_app(site)
+    run, port = serving.process, serving.port
+    location = accept(port, "gated-0").location
+    victim = own(site, run, BROKER)
+    (data,) = (site.folder / site.broker_folders()[0] / "appendonlydir").glob("*.incr.aof")
+    os.kill(victim, signal.SIGSTOP)
+    with data.open("ab") as file:
+        file.write(b"*3\r\n$3\r\nSET\r\n$5\r\nunf")
+
+    os.kill(victim, signal.SIGKILL)
+
+    wait_until(lambda: own(site, run, BROKER) not in (0, victim), description="it is started again")
+    (site.folder / "gate").touch()
+    wait_until(lambda: is_serving(port), description="requests are answered", timeout_s=BACK_FOR_S)
+    assert send(port, "GET", location, Prefer="wait=20").json == {"body": "gated-0"}
+
+
+@EACH
+def test_a_process_that_dies_before_all_is_ready_ends_the_run(site: Site, name: str) -> None:
+    slow = "import time, qserve\n\n@qserve.deployment\nclass Slow:\n    def __init__(self):\n"
+    folder = site.write("slow.py", f"{slow}        time.sleep(600)\n\napp = Slow.bind()\n")
+    run = site.qserve("run", "slow:app", "--port", str(free_port()), cwd=folder)
+    run.wait_for("0/1 starting")
+
+    os.kill(own(site, run, name), signal.SIGKILL)
+
+    assert ends_with(run, site) == f"Error: {name} was ended by SIGKILL"
+
+
+# -- how it ends -----------------------------------------------------------------------------------
+
+
+@EACH
+@pytest.mark.parametrize("moment", ["at once", "when it is started again"])
+def test_ctrl_c_after_a_kill_leaves_nothing_behind(site: Site, name: str, moment: str) -> None:
+    run = run_app(site).process
+
+    os.kill(own(site, run, name), signal.SIGKILL)
+    if moment != "at once":
+        run.wait_for("it is started again")
+    run.press_ctrl_c()
+
+    assert run.wait(END_FOR_S) == 0, run.output
+    site.wait_empty()
+
+
+@EACH
+def test_what_was_started_again_ends_with_a_run_that_is_killed(site: Site, name: str) -> None:
+    serving = run_app(site)
+    run = serving.process
+    victim = own(site, run, name)
+    os.kill(victim, signal.SIGKILL)
+    wait_until(lambda: own(site, run, name) not in (0, victim), description="it is started again")
+
+    run.signal(signal.SIGKILL)
+
+    run.wait()
+    wait_until(lambda: not site.processes(), description=f"no orphans, not {site.processes()}", timeout_s=5)
+    assert not is_open(serving.port)
+    for folder in site.broker_folders():  # with the last process gone, nobody is left to remove it
+        (site.folder / folder).rename(site.folder / f"left-{folder}")
+
+
+def test_the_embedded_broker_writes_before_it_answers() -> None:
+    broker = EmbeddedBroker()
+    try:
+        broker.wait_ready()
+        with contextlib.closing(connect(broker.url)) as client:
+            settings = client.config_get("append*")
+    finally:
+        broker.stop()
+
+    # with "everysec" it writes after a sync that is under way, and a kill takes what it answered until then
+    assert (settings["appendonly"], settings["appendfsync"]) == ("yes", "no")
+
+
+# -- from Python -----------------------------------------------------------------------------------
+
+PROGRAM = """
+import asyncio
+import os
+import sys
+import qserve
+
+@qserve.deployment
+class Slow:
+    async def __call__(self, number):
+        with open("ledger", "a") as out:
+            out.write(f"{number}\\n")
+        while not os.path.exists("gate"):
+            await asyncio.sleep(0.01)
+        return number
+
+handle = qserve.run(Slow.bind(), port=PORT)
+refs = [handle.remote(number) for number in range(50)]
+print("qserve: ready", flush=True)
+sys.stdin = open("go")  # a pipe: opened when the test says so
+print(sorted(qserve.get(refs, timeout=20)) == list(range(50)), flush=True)
+print(qserve.get(handle.remote(50), timeout=20), flush=True)
+handle = qserve.run(Slow.options(num_replicas=2).bind())
+print(qserve.get(handle.remote(51), timeout=20), flush=True)
+qserve.shutdown()
+qserve.run(Slow.bind(), port=PORT)
+print("again", flush=True)
+"""
+
+
+@pytest.mark.row("F48")
+@EACH
+def test_a_program_that_serves_has_its_processes_started_again(site: Site, name: str) -> None:
+    port = free_port()
+    site.write("program.py", PROGRAM.replace("PORT", str(port)))
+    os.mkfifo(site.folder / "go")
+    program = site.start([sys.executable, "program.py"], cwd=site.folder)
+    program.wait_for(READY)
+    wait_until(lambda: len(set(ledger(site))) == 50, description="all of them run")
+    victim = own(site, program, name)
+
+    os.kill(victim, signal.SIGKILL)
+
+    # nothing in the program asks how its processes are: it waits for the test
+    wait_until(lambda: own(site, program, name) not in (0, victim), description="it is started again")
+    assert f"{name} was ended by SIGKILL; it is started again" in program.stderr
+    (site.folder / "gate").touch()
+    wait_until(lambda: is_serving(port), description="requests are answered", timeout_s=BACK_FOR_S)
+    (site.folder / "go").write_text("")
+    assert program.wait(50) == 0, program.output
+    assert program.stdout.splitlines() == [READY, "True", "50", "51", "again"]
+    ran = Counter(ledger(site))
+    assert len(ran) == 52
+    assert name == SUPERVISOR or set(ran.values()) == {1}
+    site.wait_empty()
+
+
+def test_a_program_learns_from_its_next_run_that_a_process_could_not_be_kept(site: Site) -> None:
+    source = PROGRAM.partition("print(sorted")[0]
+    source += "try:\n    qserve.run(Slow.bind())\nexcept qserve.exceptions.DeployError as error:\n    print(error)\n"
+    site.write("program.py", source.replace("PORT", str(free_port())))
+    os.mkfifo(site.folder / "go")
+    program = site.start([sys.executable, "program.py"], cwd=site.folder)
+    program.wait_for(READY)
+    (site.folder / "gate").touch()
+    seen = {0}
+
+    def kill_the_next() -> bool:
+        pid = own(site, program, GATEWAY)
+        if pid not in seen:
+            seen.add(pid)
+            os.kill(pid, signal.SIGKILL)
+        return "not started again" in program.stderr
+
+    wait_until(kill_the_next, description="it is given up", timeout_s=20)
+    (site.folder / "go").write_text("")
+
+    assert program.wait(20) == 0, program.output
+    assert program.stdout.splitlines()[-1].startswith(f"{GATEWAY} was ended by SIGKILL (5 times")
+    site.wait_empty()
+
+
+def test_a_started_program_is_ready_to_be_asked(site: Site) -> None:
+    port = free_port()
+    ask = f"import urllib.request as r; print(r.urlopen('http://127.0.0.1:{port}/-/healthz').status)"
+    program = site.start([sys.executable, "-c", f"import qserve; qserve.start(port={port}); {ask}"])
+
+    assert program.wait() == 0, program.output
+    assert program.stdout == "200\n"
