@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import atexit
+import os
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -243,4 +245,16 @@ def _client() -> ClientPlane:
     return plane
 
 
+def _after_fork() -> None:
+    """In the child of a program that serves: what was started belongs to its parent; calls take a way of their own."""
+    global _launch
+    _launch = None
+    atexit.unregister(shutdown)
+    plane = current.installed()
+    if isinstance(plane, ClientPlane):
+        current.connect_with(partial(ClientPlane, plane.settings))
+        current.install(None)
+
+
 current.connect_with(lambda: ClientPlane(Settings.from_env()))
+os.register_at_fork(after_in_child=_after_fork)

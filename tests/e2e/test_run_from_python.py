@@ -409,6 +409,32 @@ def test_the_end_of_a_program_ends_what_it_started(site: Site, last_words: str, 
     assert not is_open(port)
 
 
+FORKING = """
+import os
+import qserve
+
+@qserve.deployment
+def double(value: int) -> int:
+    return value * 2
+
+handle = qserve.run(double.bind(), port=PORT)
+print(qserve.get(handle.remote(1)), flush=True)
+child = os.fork()
+print("child" if child == 0 else "parent", qserve.get(handle.remote(2), timeout=10), flush=True)
+if child:
+    print("it ended with", os.waitpid(child, 0)[1], flush=True)
+    print("still", qserve.get(handle.remote(3), timeout=10), flush=True)
+"""
+
+
+def test_the_child_of_a_program_that_serves_may_call_and_ends_by_itself_only(site: Site) -> None:
+    process = run_script(site, FORKING, free_port())
+
+    assert process.wait() == 0, process.output
+    assert sorted(process.stdout.split("\n")) == ["", "2", "child 4", "it ended with 0", "parent 4", "still 6"]
+    site.wait_empty()
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_a_program_that_is_killed_leaves_no_process(site: Site, number: int) -> None:
     port = free_port()
