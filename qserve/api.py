@@ -16,6 +16,7 @@ from qserve.application import code_digest, record_of
 from qserve.code import code_of, pack_code
 from qserve.container import Application
 from qserve.exceptions import AppNotFound, PayloadError, QserveException
+from qserve.gateways import wait_for_gateways
 from qserve.graph.compile import BuiltApplication, compile_application
 from qserve.handle import DeploymentHandle, RayServeSyncHandle
 from qserve.launch import Launch
@@ -23,6 +24,7 @@ from qserve.local import delete_local, run_local, shutdown_local
 from qserve.options import check_route_prefix
 from qserve.plane import current
 from qserve.plane.client import ClientPlane
+from qserve.plane.connection import load_functions
 from qserve.plane.local import LocalPlane
 from qserve.pool import Pool
 from qserve.registry import NO_CHANGE, ApplicationRecord
@@ -104,7 +106,13 @@ def _roll_out(launch: Launch, built: BuiltApplication, prefix: str | None, timeo
     else:
         change = roll_out(plane.registry, pool, record, code, check=launch.check)
     plane.learn(record)
-    launch.wait_for_gateway(change)
+    _wait_for_gateway(launch, change)
+
+
+def _wait_for_gateway(launch: Launch, change: str) -> None:
+    plane = _client()
+    wait_for_gateways(plane.client, plane.keys, change, launch.gateway_workers, launch.check)
+    launch.keep()
 
 
 def _keeps_replicas(active: ApplicationRecord, record: ApplicationRecord, built: BuiltApplication) -> bool:
@@ -130,7 +138,13 @@ def _ensure_launched(host: str | None, port: int | None) -> Launch:
         import_paths=tuple(path or str(Path.cwd()) for path in sys.path),
     )
     atexit.register(shutdown)
-    current.install(ClientPlane(_launch.settings))
+    plane = ClientPlane(_launch.settings)
+    current.install(plane)
+    try:
+        load_functions(plane.client)
+    except BaseException:
+        shutdown()
+        raise
     return _launch
 
 
@@ -162,7 +176,7 @@ def start(
     if http_options is not None and _launch is None:
         options = http_options if isinstance(http_options, dict) else vars(http_options)
         host, port = host or options.get("host"), port or options.get("port")
-    _ensure_launched(host, port).wait_for_gateway(NO_CHANGE)
+    _wait_for_gateway(_ensure_launched(host, port), NO_CHANGE)
 
 
 def shutdown() -> None:
@@ -192,7 +206,7 @@ def delete(name: str) -> None:
     change = plane.registry.delete(name)
     plane.unlearn(name)
     if _launch is not None:
-        _launch.wait_for_gateway(change)
+        _wait_for_gateway(_launch, change)
 
 
 def status() -> ServeStatus:

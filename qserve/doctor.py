@@ -5,6 +5,7 @@ The rules are functions of ``BrokerFacts`` alone; ``broker_facts.read_facts`` is
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal
@@ -14,6 +15,7 @@ import redis
 from qserve.broker_facts import BrokerFacts, Version, facts_of_address, read_facts
 from qserve.exceptions import BrokerError, BrokerUnavailable, BrokerUnsafe
 from qserve.log import get_logger
+from qserve.plane.connection import connect
 from qserve.settings import REPLICA, Settings
 
 log = get_logger(__name__)
@@ -21,8 +23,6 @@ log = get_logger(__name__)
 OLDEST: Version = (7, 0)
 ENOUGH_SENTINELS = 3
 CLOCK_TOLERANCE_S = 2.0
-CHECKED = "QSERVE_BROKER_CHECKED"
-"""Set in the environment of processes whose parent has checked the broker already."""
 
 # CVE-2025-49844, Lua: first version of each branch that has the hole, and the one that closes it
 _LUA_HOLE: dict[str, tuple[tuple[Version, Version], ...]] = {
@@ -208,6 +208,13 @@ def check_or_raise(client: redis.Redis, settings: Settings) -> None:
     for finding in findings:
         _raise_for(finding)
     _log_warnings(findings)
+
+
+def check(settings: Settings) -> None:
+    """Check the broker that settings name; raises as ``check_or_raise`` does."""
+    assert settings.broker_url is not None
+    with contextlib.closing(connect(settings.broker_url)) as client:
+        check_or_raise(client, settings)
 
 
 def look_again(client: redis.Redis, settings: Settings) -> None:

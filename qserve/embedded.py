@@ -17,16 +17,14 @@ import importlib.util
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-import redis
-
 from qserve.exceptions import BrokerUnavailable
-from qserve.plane.connection import connect
 from qserve.process import Child, die_with_parent
 
 START_FOR_S = 5.0
@@ -79,17 +77,21 @@ class EmbeddedBroker(Child):
           BrokerUnavailable: It ended, or did not answer in time; the message holds its log.
         """
         give_up = time.monotonic() + START_FOR_S
-        client = connect(self.url)
         while time.monotonic() < give_up and self._process.poll() is None:
-            if self._socket.exists():
-                with contextlib.suppress(redis.RedisError, OSError):
-                    client.ping()
-                    client.close()
-                    return
+            if self._answers():
+                return
             time.sleep(0.005)
         said = self._last_words()
         self.stop()
         raise BrokerUnavailable(f"the embedded broker does not start: {said or 'it says nothing'}")
+
+    def _answers(self) -> bool:
+        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as probe:
+            probe.settimeout(START_FOR_S)
+            probe.connect(str(self._socket))
+            probe.sendall(b"PING\r\n")
+            return probe.recv(64).startswith(b"+PONG")  # and no error while it still reads its data
+        return False
 
     def describe_exit(self) -> str:
         """How it ended, in words, and in its own when it ended by itself."""

@@ -2,30 +2,26 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import secrets
 import socket
 import sys
 import time
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 
-from qserve.doctor import CHECKED, check_or_raise
 from qserve.embedded import EmbeddedBroker
 from qserve.exceptions import DeployError
 from qserve.keeper import Keeper
-from qserve.keys import Keys
-from qserve.plane.connection import broker_errors, connect, load_functions
 from qserve.process import Child
-from qserve.settings import DEFAULT_HOST, DEFAULT_PORT, Settings
+from qserve.settings import CHECKED, DEFAULT_HOST, DEFAULT_PORT, Settings
 
 STOP_FOR_S = 4.0
-GATEWAY_FOR_S = 10.0
 
 
 class Launch:
-    """The processes of one machine. Once the gateway has served, those that die are started again.
+    """The processes of one machine. Once told to ``keep`` them, it starts those again that die.
 
     Parameters:
       settings: Without a broker, an embedded one is started, with a key of its own.
@@ -49,7 +45,7 @@ class Launch:
         import_paths: tuple[str, ...] = (),
     ) -> None:
         self.host, self.port = host, port
-        self._gateway_workers = gateway_workers
+        self.gateway_workers = gateway_workers
         _check_address(host, port)
         self._broker: EmbeddedBroker | None = None
         self._children: list[Child] = []
@@ -68,12 +64,12 @@ class Launch:
             raise
 
     def _start(self) -> None:
-        assert self.settings.broker_url is not None
         python = [sys.executable, "-m"]
         if self._broker is None:
-            _check(self.settings)
+            # imported on use: beside an embedded broker this process needs no client of a broker, which takes 10 MB
+            import_module("qserve.doctor").check(self.settings)
         gateway = ["qserve_gateway", "--host", self.host, "--port", str(self.port)]
-        gateway += ["--workers", str(self._gateway_workers)]
+        gateway += ["--workers", str(self.gateway_workers)]
         # what it leaves behind holds the port, and would serve no longer than a second
         self._add(Child("the gateway", [*python, *gateway], self._env, kills_orphans=True))
         # the gateway's token is nothing that user code should see
@@ -82,9 +78,6 @@ class Launch:
         self._add(Child("the workers' supervisor", [*python, "qserve_workers"], workers_env))
         if self._broker is not None:
             self._broker.wait_ready()
-        self.client = connect(self.settings.broker_url)
-        load_functions(self.client)
-        self.keys = Keys(self.settings.namespace)
 
     def _add(self, child: Child) -> None:
         self._children.append(child)
@@ -99,27 +92,9 @@ class Launch:
         """Raise DeployError when one of the processes has ended and is not started again."""
         self._keeper.check()
 
-    def wait_for_gateway(self, change: str) -> None:
-        """Wait until every process of the gateway serves the registry as of ``change``.
-
-        From then on processes that die are started again: what fails before would fail again.
-
-        Raises:
-          DeployError: A process ended, or it took too long.
-          BrokerUnavailable: The broker does not answer.
-        """
-        give_up = time.monotonic() + GATEWAY_FOR_S
-        pattern = self.keys.gateway("*").replace("[", "\\[")
-        while time.monotonic() < give_up:
-            with broker_errors():
-                seen = [self.client.get(key) for key in self.client.scan_iter(pattern, count=1000)]
-            serving = [value for value in seen if value is not None and _at_least(value, change)]
-            if len(serving) >= self._gateway_workers:
-                self._keeper.begin()
-                return
-            self.check()
-            time.sleep(0.01)
-        raise DeployError(f"the gateway did not take up the application within {GATEWAY_FOR_S:.0f} s")
+    def keep(self) -> None:
+        """Start again what dies from now on. What fails before all of it has served would fail again."""
+        self._keeper.begin()
 
     def stop(self) -> None:
         """End everything in the reverse order of the start; within five seconds, whatever still runs."""
@@ -137,13 +112,6 @@ class Launch:
         self._keeper.end()
 
 
-def _at_least(seen: bytes, change: str) -> bool:
-    def parts(text: str) -> tuple[int, ...]:
-        return tuple(int(part) for part in text.split("-"))
-
-    return parts(seen.decode()) >= parts(change)
-
-
 def _check_address(host: str, port: int) -> None:
     """Refuse an address that is taken before anything is started."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -153,12 +121,6 @@ def _check_address(host: str, port: int) -> None:
             probe.bind((host, port))
         except OSError as error:
             raise DeployError(f"cannot listen on {host}:{port}: {os.strerror(error.errno or 0)}") from error
-
-
-def _check(settings: Settings) -> None:
-    assert settings.broker_url is not None
-    with contextlib.closing(connect(settings.broker_url)) as client:
-        check_or_raise(client, settings)
 
 
 def _python_path(import_paths: tuple[str, ...]) -> str:

@@ -42,6 +42,7 @@ class Child:
       command: Its argument list.
       env: Variables added to this process's own.
       kills_orphans: Whether children that it leaves behind are killed before it is started again.
+      pass_fds: Open files that it is given.
     """
 
     def __init__(
@@ -51,16 +52,20 @@ class Child:
         env: Mapping[str, str] | None = None,
         *,
         kills_orphans: bool = False,
+        pass_fds: Sequence[int] = (),
     ) -> None:
         self.name = name
         self._command = list(command)
         self._env = {**os.environ, **(env or {}), DIE_WITH_PARENT: str(os.getpid())}
         self._kills_orphans = kills_orphans
+        self._pass_fds = pass_fds
         self._process = self._spawn()
 
     def _spawn(self) -> subprocess.Popen[bytes]:
         # a session of its own: Ctrl-C reaches only whoever started it, who then stops it in order
-        return subprocess.Popen(self._command, env=self._env, stdin=subprocess.DEVNULL, start_new_session=True)
+        return subprocess.Popen(
+            self._command, env=self._env, stdin=subprocess.DEVNULL, start_new_session=True, pass_fds=self._pass_fds
+        )
 
     def start_again(self) -> None:
         """Start it as it was started before, once it has ended.

@@ -12,6 +12,8 @@ from qserve.wire.signing import Keyring
 
 DEFAULT_HOST = "127.0.0.1"
 DEFAULT_PORT = 8000
+CHECKED = "QSERVE_BROKER_CHECKED"
+"""Set in the environment of processes whose parent has checked the broker already."""
 LOG_LEVELS = ("debug", "info", "warning", "error")
 LOG_FORMATS = ("text", "json")
 LOCAL, REPLICA = DURABILITIES = ("local", "replica")

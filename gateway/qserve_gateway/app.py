@@ -12,13 +12,13 @@ from typing import Any
 from flask import Flask, request
 from werkzeug.exceptions import HTTPException
 
-from qserve.doctor import CHECKED, check_or_raise, look_again
+from qserve.doctor import check_or_raise, look_again
 from qserve.exceptions import QserveException
 from qserve.http.bad_request import BadRequest
 from qserve.log import get_logger
 from qserve.plane.client import ClientPlane
 from qserve.plane.connection import broker_errors
-from qserve.settings import Settings
+from qserve.settings import CHECKED, Settings
 from qserve_gateway.answers import PLACE
 from qserve_gateway.guard import Guard
 from qserve_gateway.hosts import check_host, check_origin

@@ -12,8 +12,9 @@ from redis import Redis
 
 from qserve.application import record_of
 from qserve.cli.options import app_dir_option, broker_option, name_option, named_broker, route_prefix_option
-from qserve.doctor import CHECKED, check_or_raise
+from qserve.doctor import check_or_raise
 from qserve.exceptions import BrokerUnavailable, QserveException
+from qserve.gateways import wait_for_gateways
 from qserve.graph.compile import BuiltApplication, compile_application
 from qserve.keys import Keys
 from qserve.options import check_route_prefix
@@ -22,7 +23,7 @@ from qserve.pool import Pool
 from qserve.process import die_with_parent_if_asked
 from qserve.registry import Registry
 from qserve.rollout import READY_FOR_S, Progress, new_version, roll_out
-from qserve.settings import Settings
+from qserve.settings import CHECKED, Settings
 from qserve.target import load_target
 from qserve.tracebacks import user_traceback
 from qserve.wire.codec import Codec
@@ -43,6 +44,8 @@ _BROKER_FOR_S = 10.0
     show_default=True,
     help="How long replicas may take to be ready.",
 )
+@click.option("--gateways", default=0, metavar="N", help="Wait also until so many processes of gateways serve it.")
+@click.option("--prefix-fd", type=int, hidden=True, help="An open file that is told where it answers.")
 def deploy(
     target: str,
     route_prefix: str | None,
@@ -50,6 +53,8 @@ def deploy(
     app_dir: str,
     broker: str | None,
     timeout_s: float,
+    gateways: int,
+    prefix_fd: int | None,
 ) -> None:
     """Register MODULE:NODE, wait until its replicas are ready, and switch over to it.
 
@@ -75,9 +80,12 @@ def deploy(
         _wait_for_broker(client, settings)
         keys = Keys(settings.namespace)
         registry = Registry(client, keys, Seal(settings.keyring))
-        roll_out(registry, Pool(client, keys, name), record, timeout_s=timeout_s, on_progress=_show)
+        change = roll_out(registry, Pool(client, keys, name), record, timeout_s=timeout_s, on_progress=_show)
+        wait_for_gateways(client, keys, change, gateways)
     except (QserveException, ValueError) as error:
         raise click.ClickException(str(error)) from error
+    if prefix_fd is not None:
+        os.write(prefix_fd, (record.route_prefix or "").encode())
 
 
 def _build(target: str, name: str) -> BuiltApplication:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import time
@@ -16,9 +17,7 @@ from qserve.exceptions import QserveException
 from qserve.launch import Launch
 from qserve.log import log_to_terminal
 from qserve.process import Child
-from qserve.registry import Registry
 from qserve.settings import DEFAULT_HOST, DEFAULT_PORT, Settings
-from qserve.wire.signing import Seal
 
 _LOOK_S = 0.2
 
@@ -82,11 +81,9 @@ def run(
         raise click.ClickException(str(error)) from error
     try:
         interrupts.raise_held()
-        with interrupts.held():
-            deploying = _start_deploy(launch, target, name, route_prefix, app_dir)
-        _finish_deploy(launch, deploying, interrupts)
-        prefix = Registry(launch.client, launch.keys, Seal(launch.settings.keyring)).get(name).route_prefix
-        click.echo(f"qserve: ready in {time.monotonic() - began:.1f} s: {launch.url}{prefix or ''}  (Ctrl-C stops it)")
+        prefix = _deploy(launch, target, name, route_prefix, app_dir, interrupts)
+        launch.keep()
+        click.echo(f"qserve: ready in {time.monotonic() - began:.1f} s: {launch.url}{prefix}  (Ctrl-C stops it)")
         while True:
             launch.check()
             time.sleep(_LOOK_S)
@@ -99,12 +96,24 @@ def run(
         launch.stop()
 
 
-def _start_deploy(launch: Launch, target: str, name: str, route_prefix: str | None, app_dir: str) -> Child:
-    """Run ``qserve deploy`` in a process of its own: this one stays free of user code."""
+def _deploy(
+    launch: Launch, target: str, name: str, route_prefix: str | None, app_dir: str, interrupts: Interrupts
+) -> str:
+    """Run ``qserve deploy`` in a process of its own; answers the route prefix once the gateway serves.
+
+    This process stays free of user code, and of all that it takes to talk to a broker.
+    """
+    read_end, write_end = os.pipe()
     command = [sys.executable, "-m", "qserve", "deploy", target, "--name", name, "--app-dir", app_dir]
+    command += ["--gateways", str(launch.gateway_workers), "--prefix-fd", str(write_end)]
     if route_prefix is not None:
         command += ["--route-prefix", route_prefix]
-    return Child("qserve deploy", command, launch.settings.to_env())
+    with interrupts.held():
+        child = Child("qserve deploy", command, launch.settings.to_env(), pass_fds=(write_end,))
+        os.close(write_end)
+    with os.fdopen(read_end, encoding="utf-8") as prefix:
+        _finish_deploy(launch, child, interrupts)
+        return prefix.read()
 
 
 def _finish_deploy(launch: Launch, child: Child, interrupts: Interrupts) -> None:
@@ -118,7 +127,6 @@ def _finish_deploy(launch: Launch, child: Child, interrupts: Interrupts) -> None
     if code != 0:
         launch.stop()
         sys.exit(1)  # it has said why
-    launch.wait_for_gateway(Registry(launch.client, launch.keys, Seal(launch.settings.keyring)).last_change())
 
 
 class Interrupts:

@@ -178,9 +178,10 @@ def test_start_takes_the_options_of_ray_serve(
 
     def launched(host: Any, port: Any) -> SimpleNamespace:
         asked.append((host, port))
-        return SimpleNamespace(wait_for_gateway=lambda change: None)
+        return SimpleNamespace()
 
     monkeypatch.setattr(api, "_ensure_launched", launched)
+    monkeypatch.setattr(api, "_wait_for_gateway", lambda launch, change: None)
 
     serve.start(*args, **options)
 

@@ -12,12 +12,12 @@ from pathlib import Path
 import click
 
 from qserve.cli.options import app_dir_option, broker_option, named_broker
-from qserve.doctor import CHECKED, check_address, check_or_raise
+from qserve.doctor import check_address, check_or_raise
 from qserve.exceptions import BrokerUnavailable, QserveException
 from qserve.log import get_logger, log_to_terminal
 from qserve.plane.connection import connect
 from qserve.process import die_with_parent_if_asked
-from qserve.settings import Settings
+from qserve.settings import CHECKED, Settings
 from qserve_workers.supervisor import Supervisor
 from qserve_workers.wanted import Scope
 
