@@ -7,14 +7,13 @@ import os
 import signal
 import subprocess
 import sys
-import time
 import venv
 from pathlib import Path
 
 import redis
 
 from peers.ledger import STEPS
-from peers.processes import DOWN_S, Place, Service, descendants, free_port, wait_until
+from peers.processes import Place, Service, descendants, free_port, wait_until
 from qserve.embedded import find_server, server_command
 from qserve.plane.connection import connect
 
@@ -113,12 +112,9 @@ class Qserve(Contender):
         return self._forked_from("qserve_gateway")
 
     def restart_broker(self) -> None:
-        """See ``Contender``; ``qserve run`` has no service manager for its broker, so that one is played here."""
+        """See ``Contender``; ``qserve run`` starts it again by itself, and does not wait for that."""
         server = Path(find_server()).name
         os.kill(next(pid for pid, (_, command) in descendants().items() if server in command), signal.SIGKILL)
-        time.sleep(DOWN_S)
-        if not _is_up(self._url):
-            self.place.start(server_command(self._folder))
 
     @property
     def _folder(self) -> Path:
@@ -142,7 +138,8 @@ class QserveRoles(Qserve):
     def start(self) -> None:
         """See ``Contender``."""
         self._folder.mkdir()
-        self._broker = self.place.start(server_command(self._folder))
+        # the embedded one is never synced, since its data end with its program
+        self._broker = self.place.start([*server_command(self._folder), "--appendfsync", "everysec"])
         workers = [*_QSERVE, "worker", "--broker", self._url, "--deployment"]
         self._workers = {step: self.place.start([*workers, step], **self._secret) for step in STEPS}
         self.place.start([*_QSERVE, "gateway", "--port", str(self.port), "--broker", self._url], **self._secret)
