@@ -30,19 +30,19 @@ OnReply = Callable[[Any], None]
 class Link(asyncio.Protocol):
     """A connection that answers each command by a callback.
 
-    An error reply arrives as a ``hiredis.ReplyError``; when the connection is lost, ``on_lost`` is called
-    once and the callbacks still waiting are handed to it.
+    An error reply arrives as a ``hiredis.ReplyError``. When the connection is lost, the callbacks still waiting get a
+    BrokerUnavailable, unless somebody has asked to be told.
     """
 
-    def __init__(self, on_lost: Callable[[list[OnReply]], None]) -> None:
-        self._on_lost = on_lost
+    def __init__(self) -> None:
+        self._on_lost: Callable[[list[OnReply]], None] = _fail
         self._waiting: deque[OnReply] = deque()
         self._reader = hiredis.Reader(replyError=hiredis.ReplyError, protocolError=hiredis.ProtocolError)
         self._transport: asyncio.Transport | None = None
         self._heard_at = 0.0
 
     @classmethod
-    async def open(cls, url: str, on_lost: Callable[[list[OnReply]], None]) -> Link:
+    async def open(cls, url: str) -> Link:
         """Connect, authenticate, select the database that ``url`` names, and measure the broker's clock.
 
         Under ``sentinel://`` the Sentinels are asked first where the primary is.
@@ -54,15 +54,30 @@ class Link(asyncio.Protocol):
         options = address.options
         if address.sentinels:
             options = {**options, **await _find_primary(address)}
-        link = cls(_ignore)  # one that is lost while it opens is an error here, and nothing to connect again
+        link = cls()
         try:
             await link._connect(options, CONNECT_TIMEOUT_S)
             await asyncio.wait_for(link._look_over(), CONNECT_TIMEOUT_S)
         except (OSError, TimeoutError, hiredis.ReplyError, BrokerError) as error:
             link.close()
             raise BrokerUnavailable(f"the broker cannot be reached: {str(error) or type(error).__name__}") from error
-        link._on_lost = on_lost
         return link
+
+    def when_lost(self, on_lost: Callable[[list[OnReply]], None]) -> None:
+        """From now on ``on_lost`` is called, once, when the connection is lost; it gets the callbacks that wait.
+
+        Whoever opens a connection may ask a few things by ``call`` before. It can be lost between the last reply and
+        the moment at which the one who awaits it goes on: nobody would ever be told of that.
+
+        Raises:
+          BrokerUnavailable: It was lost before.
+        """
+        self._check_open()
+        self._on_lost = on_lost
+
+    def _check_open(self) -> None:
+        if self._transport is None:
+            raise _closed()
 
     async def _connect(self, options: dict[str, Any], timeout_s: float) -> None:
         loop = asyncio.get_running_loop()
@@ -103,6 +118,7 @@ class Link(asyncio.Protocol):
 
     async def call(self, command: Command) -> Any:
         """Send one command and wait for its reply; an error reply is raised."""
+        self._check_open()
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
 
         def on_reply(reply: Any) -> None:
@@ -127,8 +143,8 @@ class Link(asyncio.Protocol):
         return is_silent
 
     def close(self) -> None:
-        """Close the connection; commands still waiting are not reported as lost."""
-        self._on_lost = _ignore
+        """Close the connection; nobody is told that it is lost."""
+        self._on_lost = _fail
         if self._transport is not None:
             self._transport.close()
 
@@ -147,20 +163,23 @@ class Link(asyncio.Protocol):
         self._transport = None
         waiting, self._waiting = list(self._waiting), deque()
         self._on_lost(waiting)
-        self._on_lost = _ignore
+        self._on_lost = _fail
 
 
-def _ignore(waiting: list[OnReply]) -> None:
-    lost = BrokerUnavailable("the connection to the broker was closed")
+def _closed() -> BrokerUnavailable:
+    return BrokerUnavailable("the connection to the broker was closed")
+
+
+def _fail(waiting: list[OnReply]) -> None:
     for on_reply in waiting:
-        on_reply(lost)
+        on_reply(_closed())
 
 
 async def _find_primary(address: Address) -> dict[str, Any]:
     """Host and port of the primary, by the first Sentinel that knows it; raises BrokerUnavailable."""
     said = []
     for options in address.sentinels:
-        link = Link(_ignore)
+        link = Link()
         try:
             await link._connect(options, SENTINEL_TIMEOUT_S)
             asking = link.call(("SENTINEL", "GET-MASTER-ADDR-BY-NAME", address.service))

@@ -63,9 +63,10 @@ class LoopPlane(Submitter):
     async def open(self) -> None:
         """Connect; raises BrokerUnavailable."""
         assert self.settings.broker_url is not None
-        link = await Link.open(self.settings.broker_url, self._on_lost)
+        link = await Link.open(self.settings.broker_url)
         try:
             found = await asyncio.wait_for(link.call(("GET", self.epoch.key)), READ_TIMEOUT_S)
+            link.when_lost(self._on_lost)
         except (TimeoutError, hiredis.ReplyError) as error:
             link.close()
             raise BrokerUnavailable(f"the broker does not tell its epoch: {error}") from error
@@ -172,8 +173,6 @@ class LoopPlane(Submitter):
         on_reply(reply)
 
     def _on_lost(self, waiting: list[OnReply]) -> None:
-        if self._link is None:  # it was never in use: whoever opens it tries again
-            return
         self._link = None
         log.warning("the connection to the broker was lost; connecting again")
         self._reconnecting = self.loop.create_task(self._reconnect())
@@ -205,7 +204,7 @@ class LoopPlane(Submitter):
         while True:
             link = None
             try:
-                link = await Link.open(self.settings.broker_url, _report_lost)
+                link = await Link.open(self.settings.broker_url)
                 self._catch_up()
                 self.loop.call_later(STRAY_READ_S, self._catch_up)
                 pause_s = 0.05
@@ -231,9 +230,3 @@ class LoopPlane(Submitter):
         self._looked_at = now
         found = await asyncio.wait_for(link.call(("GET", self.epoch.key)), MAILBOX_BLOCK_S + READ_TIMEOUT_S)
         self.adopt(found.decode() if found else "")
-
-
-def _report_lost(waiting: list[OnReply]) -> None:
-    lost = BrokerUnavailable("the connection to the broker was lost")
-    for on_reply in waiting:
-        on_reply(lost)

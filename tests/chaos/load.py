@@ -232,6 +232,31 @@ class Load:
         return self.calls
 
 
+class Crowd(Load):
+    """So many clients, each of which sends its next request when its last one has ended.
+
+    For rows that ask for a number of requests and not for a rate: it tells nothing of how long bad times last.
+
+    Parameters:
+      client: Sends for all of them, by handles.
+      size: How many there are.
+    """
+
+    def __init__(self, client: HandleClient, size: int) -> None:
+        super().__init__(client)
+        self._idle = threading.Semaphore(size)
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            self._idle.acquire()
+            call = self._client.send(self._make())
+            self.calls.append(call)
+            if call.ref is None:
+                self._idle.release()
+            else:
+                call.ref.done.call_when_set(self._idle.release)
+
+
 def percentile(values: list[float], share: float) -> float:
     """The value that this share of the values does not exceed; 0 of none."""
     ranked = sorted(values)

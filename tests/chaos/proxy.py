@@ -68,12 +68,13 @@ class Proxy:
         """End a black hole."""
         self._passing.set()
 
-    def cut(self, reset: bool = True) -> None:
-        """Close all connections, by RST or by FIN; new ones are accepted."""
+    def cut(self, reset: bool = True) -> int:
+        """Close all connections, by RST or by FIN, and tell how many they were; new ones are accepted."""
         with self._lock:
             pairs, self._pairs = self._pairs, []
         for pair in pairs:
             pair.close(reset)
+        return len(pairs)
 
     def close(self) -> None:
         """End the proxy."""

@@ -7,20 +7,22 @@ from collections.abc import Callable
 from pathlib import Path
 
 from invariants import check
-from load import new_job
+from load import Call, Crowd, new_job
 from processes import wait_until
 from proxy import Proxy
 from rows import row
-from stacks import SLACK, Stack
+from stacks import SLACK, Stack, last
 
 SOON_S = 1.0 * SLACK
+RESETS, RESET_EVERY_S = 200, 0.1
+REQUESTS, AT_ONCE = 50_000, 200
 
 
-def behind_proxy(new_stack: Callable[..., Stack]) -> tuple[Stack, Proxy]:
-    """An installation whose workers reach the broker through a proxy."""
+def behind_proxy(new_stack: Callable[..., Stack], *roles: str) -> tuple[Stack, Proxy]:
+    """An installation of which these roles, or else its workers, reach the broker through a proxy."""
     stack = new_stack()
     proxy = Proxy(stack.broker.port)
-    stack.start(worker={"QSERVE_BROKER_URL": proxy.url})
+    stack.start(**{role: {"QSERVE_BROKER_URL": proxy.url} for role in roles or ("worker",)})
     return stack, proxy
 
 
@@ -102,35 +104,43 @@ def test_a_heartbeat_whose_reply_is_lost_changes_nothing(new_stack: Callable[...
 
 
 @row("F30")
-def test_a_hundred_resets_leave_nothing_behind(new_stack: Callable[..., Stack]) -> None:
-    stack, proxy = behind_proxy(new_stack)
-    load = stack.load(rate=200)
-    load.more(400)
-    wait_until(lambda: proxy.connections > 0, description="the workers are connected")
-    connections = proxy.connections
-    before = {pid: usage(pid) for pid in processes(stack)}
+def test_two_hundred_resets_among_fifty_thousand_requests_leave_nothing_behind(new_stack: Callable[..., Stack]) -> None:
+    stack, proxy = behind_proxy(new_stack, "worker", "gateway")
+    handles, http = stack.handles(), stack.http()
+    warm = [http.send(new_job()), *some(Crowd(handles, AT_ONCE).start(), 2_000)]
+    http.wait(warm, 10)
+    connections, before = proxy.connections, {pid: usage(pid) for pid in processes(stack)}
     pids = {one.pid for one in stack.replicas()}
 
-    for _ in range(100):
-        proxy.cut()
-        load.more(20)
-    load.more(400)
-    calls = load.stop(60)
+    crowd, cut = Crowd(handles, AT_ONCE).start(), 0
+    for _ in range(RESETS):
+        cut += proxy.cut()
+        last(RESET_EVERY_S)
+    calls = [*warm, *some(crowd, REQUESTS - len(warm) - len(crowd.calls)), http.send(new_job())]
+    http.wait(calls, 10)
 
+    assert len(calls) >= REQUESTS and cut >= RESETS
     assert [call for call in calls if not call.is_right][:3] == []
     assert {one.pid for one in stack.replicas()} == pids
     wait_until(lambda: proxy.connections <= connections, description="no connection is left over", timeout_s=10)
     for pid, (memory, files, threads) in before.items():
         now = usage(pid)
         assert now[0] - memory <= 10 << 20, f"{pid}: {(now[0] - memory) >> 20} MB more"
-        assert (now[1] - files, now[2] - threads) <= (2, 0), (pid, before[pid], now)
-    check(stack, calls, reruns=100 * 100, may_log=["connection"])
+        assert now[1] - files <= 2 and now[2] <= threads, (pid, before[pid], now)
+    check(stack, calls, reruns=RESETS, may_log=["connection"])
     proxy.close()
 
 
+def some(crowd: Crowd, count: int) -> list[Call]:
+    """What a crowd has sent when that is so many more, each of it ended."""
+    crowd.more(count)
+    return crowd.stop(60)
+
+
 def processes(stack: Stack) -> list[int]:
-    """The workers."""
-    return [stack.supervisor.pid, *(one.pid for one in stack.replicas())]
+    """All that speak to the broker through the proxy."""
+    hosts = [stack.supervisor.pid, stack.front.pid, *stack.gateway_workers()]
+    return [*hosts, *(one.pid for one in stack.replicas())]
 
 
 def usage(pid: int) -> tuple[int, int, int]:

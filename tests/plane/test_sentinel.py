@@ -36,7 +36,7 @@ def watched() -> Iterator[Watched]:
 
 def by_link(url: str, *commands: tuple[str, ...]) -> list[Any]:
     async def run() -> list[Any]:
-        link = await Link.open(url, lambda waiting: None)
+        link = await Link.open(url)
         try:
             return [await link.call(command) for command in commands]
         finally:
@@ -90,7 +90,8 @@ def test_a_link_leaves_a_server_that_was_demoted_and_reports_it_once(site: Site)
     lost: list[Any] = []
 
     async def run() -> None:
-        link = await Link.open(url, lost.append)
+        link = await Link.open(url)
+        link.when_lost(lost.append)
         with contextlib.closing(connect(url)) as admin:
             demote(admin)
         with pytest.raises(hiredis.ReplyError, match="READONLY"):

@@ -114,8 +114,9 @@ class Fetcher:
         while not self._stop.is_set():
             link = None
             try:
-                link = await Link.open(url, self._on_lost)
+                link = await Link.open(url)
                 self._connection_id = await asyncio.wait_for(link.call(("CLIENT", "ID")), READ_TIMEOUT_S)
+                link.when_lost(self._on_lost)
                 self._link, self._reading = link, False
                 self._read_history(list(self._replica.streams), b"0")
                 break

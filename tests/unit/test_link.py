@@ -1,0 +1,86 @@
+"""A connection that ends in the moment of a reply: whoever waits for the reply learns of the end as well."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import pytest
+
+from qserve.exceptions import BrokerUnavailable
+from qserve.keys import Keys
+from qserve.plane.link import Link
+from qserve.plane.loop import LoopPlane
+from qserve.registry import ApplicationRecord
+from qserve.settings import Settings
+from qserve.wire.codec import Codec
+
+NOTHING = b"$-1\r\n"
+
+
+class Far(asyncio.Transport):
+    """A broker that answers so many commands, each with nothing, and ends the connection with its last answer."""
+
+    def __init__(self, answers: int) -> None:
+        super().__init__()
+        self.link = Link()
+        self.link.connection_made(self)
+        self._answers = answers
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        asyncio.get_running_loop().call_soon(self._answer)
+
+    def _answer(self) -> None:
+        self._answers -= 1
+        self.link.data_received(NOTHING)
+        if not self._answers:
+            self.link.connection_lost(None)
+
+    def close(self) -> None:
+        pass
+
+
+def plane_of(brokers: list[Far], monkeypatch: pytest.MonkeyPatch) -> LoopPlane:
+    """A plane whose connections lead to these brokers, one after the other."""
+
+    async def open_next(url: str) -> Link:
+        return brokers.pop(0).link
+
+    monkeypatch.setattr(Link, "open", open_next)
+    applications: dict[str, ApplicationRecord] = {}
+    settings = Settings(broker_url="redis://127.0.0.1:1/0")
+    return LoopPlane(settings, Keys(), Codec(), applications.__getitem__)
+
+
+def on_loop(test: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    """Run a test; one that waits for what never comes fails."""
+    asyncio.run(asyncio.wait_for(test(), 5))
+
+
+def test_a_link_that_was_lost_with_its_last_reply_says_so_at_once() -> None:
+    async def test() -> None:
+        link = Far(answers=1).link
+        assert await asyncio.wait_for(link.call(("GET", "epoch")), 1) is None
+        with pytest.raises(BrokerUnavailable):
+            link.when_lost(lambda waiting: None)
+        with pytest.raises(BrokerUnavailable):
+            await link.call(("PING",))
+
+    on_loop(test)
+
+
+def test_a_replica_whose_new_connection_ended_while_it_was_opened_opens_another_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def test() -> None:
+        first, second, third = Far(answers=2), Far(answers=1), Far(answers=100)
+        plane = plane_of([first, second, third], monkeypatch)
+        await plane.open()
+        answered = asyncio.Event()
+        plane.post(("PING",), lambda reply: None)  # the last that the first one answers
+        await asyncio.sleep(0)
+        plane.post(("PING",), lambda reply: answered.set())
+        await answered.wait()
+
+    on_loop(test)
