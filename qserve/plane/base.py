@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-from qserve.wire.codec import Codec
 from qserve.wire.envelope import Answer
 
 if TYPE_CHECKING:
     from qserve.ref import Ref
+    from qserve.wire.codec import Codec
 
 
 class Outcome(NamedTuple):
