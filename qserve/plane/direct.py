@@ -35,8 +35,13 @@ class Direct:
         connection = self._connection
         if connection is None:
             connection = self._connection = self._pool.get_connection()
-        connection.send_packed_command(connection.pack_commands(commands), check_health=False)
-        return [_reply(connection) for _ in commands]
+        try:
+            connection.send_packed_command(connection.pack_commands(commands), check_health=False)
+            return [_reply(connection) for _ in commands]
+        except BaseException:
+            # by itself it would connect to the same server again: only the pool asks Sentinels for another one
+            self.close()
+            raise
 
     def close(self) -> None:
         """Give the connection up."""
