@@ -26,6 +26,8 @@ def wait_for_gateways(
       DeployError: It took too long.
       BrokerUnavailable: The broker does not answer.
     """
+    if not processes:
+        return
     give_up = time.monotonic() + SERVING_FOR_S
     pattern = keys.gateway("*").replace("[", "\\[")
     while time.monotonic() < give_up:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import signal
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import pytest
-from installation import LEASE_S, Installation, elapsed, wired
-from processes import frozen, is_alive, wait_until
+from installation import LEASE_S, Installation, Wire, elapsed, wired
+from processes import Process, frozen, is_alive, wait_until
 
 from qserve.plane.connection import BLOCK_S, READ_TIMEOUT_S
 
@@ -76,7 +79,30 @@ def test_a_call_whose_delivery_was_lost_on_the_wire_runs_once_and_at_once(shop: 
     assert ledger.read_text() == "x"
 
 
-def test_what_was_cancelled_while_its_delivery_was_lost_is_acknowledged_and_never_runs(shop: Installation) -> None:
+def test_what_was_cancelled_while_its_delivery_was_lost_never_runs(shop: Installation) -> None:
+    with lost_delivery(shop) as (call, wire, _):
+        shop.plane.cancel(call)
+        wait_until(lambda: shop.client.xlen(shop.queue) == 0, description="the call is cancelled")
+        assert shop.pending() == 0
+        wire.accepts.set()
+
+        shop.ask("pid")
+
+
+def test_what_was_purged_while_its_delivery_was_lost_is_acknowledged_and_never_runs(shop: Installation) -> None:
+    with lost_delivery(shop) as (_, wire, worker):
+        shop.client.xtrim(shop.queue, maxlen=0)
+        assert shop.pending() == 1
+        wire.accepts.set()
+
+        wait_until(lambda: shop.pending() == 0, description="the lost delivery is acknowledged")
+        shop.ask("pid")
+    assert "was ended before it was begun" in worker.stderr
+
+
+@contextmanager
+def lost_delivery(shop: Installation) -> Iterator[tuple[Any, Wire, Process]]:
+    """A call that a replica was given whose connection broke, and cannot be made again until the wire accepts."""
     ledger = shop.site.folder / "ledger"
     with wired(shop.url) as wire:
         worker = shop.start(url=wire.url, QSERVE_LEASE_S="60")
@@ -85,16 +111,8 @@ def test_what_was_cancelled_while_its_delivery_was_lost_is_acknowledged_and_neve
         wire.accepts.clear()
         call = shop.call("note", str(ledger))
         assert wire.lost.wait(5)
-
-        shop.plane.cancel(call)
-        wait_until(lambda: shop.client.xlen(shop.queue) == 0, description="the call is cancelled")
-        assert shop.pending() == 1
-        wire.accepts.set()
-
-        wait_until(lambda: shop.pending() == 0, description="the lost delivery is acknowledged")
-        shop.ask("pid")
+        yield call, wire, worker
     assert not ledger.exists()
-    assert "was ended before it was begun" in worker.stderr
 
 
 @pytest.mark.slow

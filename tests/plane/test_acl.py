@@ -24,6 +24,7 @@ from qserve.broker_facts import read_facts
 from qserve.doctor import check_or_raise, examine
 from qserve.embedded import find_server
 from qserve.exceptions import BrokerUnavailable
+from qserve.gateways import wait_for_gateways
 from qserve.keys import GROUP, Keys
 from qserve.plane import functions, library, upkeep
 from qserve.plane.connection import connect, create_group, load_functions
@@ -304,6 +305,30 @@ def test_who_submits_may_wait_for_the_result_of_another_request_and_cancel_both(
         assert as_role[role].execute_command(*functions.forget([keys.request(first), keys.request(second)])) == b"OK"
     finally:
         as_role["deployer"].delete(stream)
+
+
+@pytest.mark.parametrize("role", ["gateway", "worker"])
+def test_who_cancels_a_call_that_runs_may_take_it_from_its_replica(as_role: dict[str, redis.Redis], role: str) -> None:
+    keys, request_id = Keys(), "e" * 32
+    stream = keys.stream("runs", "v", "One")
+    as_role["deployer"].set(*EPOCH)
+    create_group(as_role["deployer"], stream)
+    begin = [Start(stream, "0", [b"x"])]
+    command = functions.submit(keys.request(request_id), request_id, EPOCH, b"", "", 60_000, 0, begin)
+    try:
+        as_role[role].execute_command(*command)
+        take_one(as_role["worker"], stream)
+        assert as_role[role].execute_command(*functions.close(keys.request(request_id), request_id, "c", b"")) == 1
+        assert as_role["worker"].xpending(stream, GROUP)["pending"] == 0
+    finally:
+        as_role["deployer"].delete(stream)
+
+
+def test_the_deployer_may_see_what_gateways_serve_and_wait_for_it(as_role: dict[str, redis.Redis]) -> None:
+    keys = Keys()
+    as_role["gateway"].set(keys.gateway("one"), "5-0", px=60_000)
+
+    wait_for_gateways(as_role["deployer"], keys, "4-1", 1)
 
 
 @pytest.mark.slow
