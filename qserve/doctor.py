@@ -145,7 +145,7 @@ def eviction(facts: BrokerFacts) -> Finding:
 def _persistence(facts: BrokerFacts) -> Finding:
     if not facts.aof:
         what = "it forgets requests and applications when it restarts: its append-only file is off"
-        return Finding("warning", what, "set appendonly yes and appendfsync everysec")
+        return Finding("warning", what, "set appendonly yes and appendfsync always")
     if facts.aof_status != "ok":
         what = f"its append-only file could not be written ({facts.aof_status}); it may refuse all writes"
         return Finding("warning", what, "make room on its disk")

@@ -330,7 +330,7 @@ def test_the_command_prints_a_line_for_each_finding(monkeypatch: pytest.MonkeyPa
     lines = result.output.splitlines()
     assert len(lines) == 8
     (line,) = [one for one in lines if one.startswith("warning")]
-    assert line.endswith("-> set appendonly yes and appendfsync everysec")
+    assert line.endswith("-> set appendonly yes and appendfsync always")
 
 
 def test_the_command_exits_with_1_when_there_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
