@@ -26,8 +26,7 @@ CAPACITY = 2 / CALL_S
 FULL_QUEUE_S = (QUEUE + 2) / CAPACITY
 """How long a call takes that was the last to find a place in the queue."""
 BACK_S = 3.0 * SLACK
-REFUSED_S = 0.1
-"""Refusals are promised within 20 ms; over HTTP, with a client in Python beside it, they take some more."""
+REFUSED_S = 0.02
 
 
 def ask(port: int, method: str, path: str, body: Any = None, headers: Mapping[str, str] | None = None) -> Any:
