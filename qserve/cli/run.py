@@ -125,6 +125,7 @@ def _finish_deploy(launch: Launch, child: Child, interrupts: Interrupts) -> None
         child.kill()
         raise
     if code != 0:
+        launch.check()  # what it says may only be how it noticed that another one is gone
         launch.stop()
         sys.exit(1)  # it has said why
 
