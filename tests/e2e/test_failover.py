@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import pytest
-from processes import Site, free_port, wait_until
+from processes import Site, free_port, is_open, wait_until
 from sentinels import SERVICE, Watched
 
 APP = """
@@ -107,6 +107,7 @@ class Served:
         ]
         deploy = site.qserve("deploy", "shop:app", env=env, cwd=site.folder)
         assert deploy.wait() == 0, deploy.output
+        wait_until(lambda: is_open(self.port), description="the gateway listens", timeout_s=20)
         self.load = Load(self.port)
         wait_until(lambda: len(self._good()) > 50, description="requests are answered", timeout_s=20)
         wait_until(self.watched.is_guarded, description="the replica is well", timeout_s=20)
