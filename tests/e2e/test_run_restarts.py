@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import http.client
-import json
 import os
 import signal
 import sys
 from collections import Counter
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import pytest
+from http_client import Answer, Client
 from processes import END_FOR_S, READY, Process, Serving, Site, free_port, is_open, wait_until
 
 from qserve.embedded import EmbeddedBroker
@@ -45,24 +45,12 @@ app = Slow.bind()
 """
 
 
-class Answer(NamedTuple):
-    status: int
-    location: str
-    json: Any
-
-
 def send(port: int, method: str, path: str, body: str | None = None, **headers: str) -> Answer:
     """Send one request, and answer what came; with an OSError when the connection was cut."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
     try:
-        connection.request(method, path, body, {name.replace("_", "-"): value for name, value in headers.items()})
-        response = connection.getresponse()
-        read, is_json = response.read(), response.getheader("Content-Type") == "application/json"
-        return Answer(response.status, response.getheader("Location", ""), json.loads(read) if is_json else read)
+        return Client(f"http://127.0.0.1:{port}").send(method, path, body and body.encode(), **headers)
     except http.client.HTTPException as error:
         raise ConnectionError(str(error)) from error
-    finally:
-        connection.close()
 
 
 def accept(port: int, body: str) -> Answer:
@@ -93,6 +81,20 @@ def own(site: Site, process: Process, name: str) -> int:
             if COMMANDS[name] in command and parent == process.pid:
                 return pid
     return 0
+
+
+def kill_each(site: Site, process: Process, name: str, until: Callable[[], bool]) -> None:
+    """Kill the process of that name, and each that is started in its place, until it is given up."""
+    seen = {0}
+
+    def kill_the_next() -> bool:
+        pid = own(site, process, name)
+        if pid not in seen:
+            seen.add(pid)
+            os.kill(pid, signal.SIGKILL)
+        return until()
+
+    wait_until(kill_the_next, description=f"{name} is given up", timeout_s=20)
 
 
 def ledger(site: Site) -> list[str]:
@@ -169,7 +171,7 @@ def test_all_three_may_be_killed_at_once_and_one_after_the_other(site: Site) -> 
     locations = []
 
     for number, names in enumerate([[*COMMANDS], [BROKER], [SUPERVISOR], [GATEWAY], [*COMMANDS]]):
-        locations.append(accept(port, f"gated-{number}").location)
+        locations.append(accept(port, f"gated-{number}").headers["location"])
         victims = {name: own(site, run, name) for name in names}
         for pid in victims.values():
             os.kill(pid, signal.SIGKILL)
@@ -199,16 +201,8 @@ def ends_with(run: Process, site: Site) -> str:
 def test_a_process_that_dies_again_and_again_ends_the_run(site: Site, name: str) -> None:
     serving = run_app(site)
     run = serving.process
-    seen = {0}
 
-    def kill_the_next() -> bool:
-        pid = own(site, run, name)
-        if pid not in seen:
-            seen.add(pid)
-            os.kill(pid, signal.SIGKILL)
-        return run.exit_code() is not None
-
-    wait_until(kill_the_next, description="the run ends", timeout_s=20)
+    kill_each(site, run, name, until=lambda: run.exit_code() is not None)
 
     assert ends_with(run, site).startswith(f"Error: {name} was ended by SIGKILL (5 times in a row")
     assert not is_open(serving.port)
@@ -229,7 +223,7 @@ def test_a_broker_that_cannot_read_its_file_ends_the_run_with_its_own_words(site
 def test_a_broker_goes_on_with_a_file_whose_end_is_half_written(site: Site) -> None:
     serving = run_app(site)
     run, port = serving.process, serving.port
-    location = accept(port, "gated-0").location
+    location = accept(port, "gated-0").headers["location"]
     victim = own(site, run, BROKER)
     (data,) = (site.folder / site.broker_folders()[0] / "appendonlydir").glob("*.incr.aof")
     os.kill(victim, signal.SIGSTOP)
@@ -369,16 +363,8 @@ def test_a_program_learns_from_its_next_run_that_a_process_could_not_be_kept(sit
     program = site.start([sys.executable, "program.py"], cwd=site.folder)
     program.wait_for(READY)
     (site.folder / "gate").touch()
-    seen = {0}
 
-    def kill_the_next() -> bool:
-        pid = own(site, program, GATEWAY)
-        if pid not in seen:
-            seen.add(pid)
-            os.kill(pid, signal.SIGKILL)
-        return "not started again" in program.stderr
-
-    wait_until(kill_the_next, description="it is given up", timeout_s=20)
+    kill_each(site, program, GATEWAY, until=lambda: "not started again" in program.stderr)
     (site.folder / "go").write_text("")
 
     assert program.wait(20) == 0, program.output
