@@ -1,9 +1,6 @@
 """qserve: graphs of Python deployments, served over a task queue.
 
-The way of one request, file by file:
-``qserve_gateway/invoke`` → ``plane/outgoing`` → ``plane/client`` → ``plane/lua/submit.lua`` →
-``qserve_workers/consumer`` → ``plane/transport`` → ``qserve_workers/replica`` → ``engine/step`` →
-``graph/advance`` → ``plane/functions`` (commit), and back by the mailbox in ``plane/client`` to ``ref``.
+The root holds the public doors. `docs/architecture.md` has the map of the rooms and follows one request through them.
 """
 
 from __future__ import annotations
@@ -11,7 +8,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from qserve.version import __version__
+from qserve.calls import current
 
 if TYPE_CHECKING:
     from qserve.api import (
@@ -23,15 +20,17 @@ if TYPE_CHECKING:
         start,
         status,
     )
-    from qserve.batching import batch
-    from qserve.container import Application, build
-    from qserve.context import get_replica_context, get_request_context
+    from qserve.base.context import get_replica_context, get_request_context
+    from qserve.calls.ref import get
     from qserve.dag import InputNode
-    from qserve.deployments import Deployment, deployment
+    from qserve.define.application import Application, build
+    from qserve.define.batching import batch
+    from qserve.define.deployments import Deployment, deployment
+    from qserve.define.multiplexing import get_multiplexed_model_id, multiplexed
     from qserve.drivers import DAGDriver
-    from qserve.multiplexing import get_multiplexed_model_id, multiplexed
-    from qserve.ref import get
-    from qserve.web import ingress
+    from qserve.web.ingress import ingress
+
+__version__ = "0.1.0"
 
 __all__ = [
     # defining
@@ -62,22 +61,22 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Application": "qserve.container",
+    "Application": "qserve.define.application",
     "DAGDriver": "qserve.drivers",
-    "Deployment": "qserve.deployments",
+    "Deployment": "qserve.define.deployments",
     "InputNode": "qserve.dag",
-    "batch": "qserve.batching",
-    "build": "qserve.container",
+    "batch": "qserve.define.batching",
+    "build": "qserve.define.application",
     "delete": "qserve.api",
-    "deployment": "qserve.deployments",
-    "get": "qserve.ref",
+    "deployment": "qserve.define.deployments",
+    "get": "qserve.calls.ref",
     "get_app_handle": "qserve.api",
     "get_deployment_handle": "qserve.api",
-    "get_replica_context": "qserve.context",
-    "get_request_context": "qserve.context",
-    "get_multiplexed_model_id": "qserve.multiplexing",
-    "ingress": "qserve.web",
-    "multiplexed": "qserve.multiplexing",
+    "get_replica_context": "qserve.base.context",
+    "get_request_context": "qserve.base.context",
+    "get_multiplexed_model_id": "qserve.define.multiplexing",
+    "ingress": "qserve.web.ingress",
+    "multiplexed": "qserve.define.multiplexing",
     "run": "qserve.api",
     "shutdown": "qserve.api",
     "start": "qserve.api",
@@ -92,3 +91,7 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'qserve' has no attribute {name!r}")
     value = globals()[name] = getattr(import_module(home), name)
     return value
+
+
+# a handle may come by pickle to a program that has not run anything yet
+current.connect_with(lambda: import_module("qserve.api").connect())

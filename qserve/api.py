@@ -12,25 +12,26 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from qserve.application import code_digest, record_of
-from qserve.code import code_of, pack_code
-from qserve.container import Application
+from qserve.base.settings import DEFAULT_HOST, DEFAULT_PORT, Settings
+from qserve.broker.connection import load_functions
+from qserve.broker.registry import NO_CHANGE
+from qserve.calls import current
+from qserve.calls.client import ClientPlane
+from qserve.calls.handles import DeploymentHandle, RayServeSyncHandle
+from qserve.define.application import Application
+from qserve.define.compile import BuiltApplication, compile_application
+from qserve.define.options import check_route_prefix
+from qserve.deploy.code import code_of, pack_code
+from qserve.deploy.gateways import wait_for_gateways
+from qserve.deploy.records import code_digest, record_of
+from qserve.deploy.replicas import Pool
+from qserve.deploy.rollout import new_version, reconfigure, roll_out
+from qserve.deploy.snapshot import ServeStatus, read_status
 from qserve.exceptions import AppNotFound, PayloadError, QserveException
-from qserve.gateways import wait_for_gateways
-from qserve.graph.compile import BuiltApplication, compile_application
-from qserve.handle import DeploymentHandle, RayServeSyncHandle
-from qserve.launch import Launch
-from qserve.local import delete_local, run_local, shutdown_local
-from qserve.options import check_route_prefix
-from qserve.plane import current
-from qserve.plane.client import ClientPlane
-from qserve.plane.connection import load_functions
-from qserve.plane.local import LocalPlane
-from qserve.pool import Pool
-from qserve.registry import NO_CHANGE, ApplicationRecord
-from qserve.rollout import new_version, reconfigure, roll_out
-from qserve.settings import DEFAULT_HOST, DEFAULT_PORT, Settings
-from qserve.snapshot import ServeStatus, read_status
+from qserve.local.plane import LocalPlane
+from qserve.local.run import delete_local, run_local, shutdown_local
+from qserve.machine.launch import Launch
+from qserve.wire.application import ApplicationRecord
 
 DEFAULT: Any = object()
 """Stands for "as the ingress deployment says"."""
@@ -259,6 +260,15 @@ def _client() -> ClientPlane:
     return plane
 
 
+def connect() -> ClientPlane:
+    """A client of the broker that the environment names, for a handle that is used before anything was started.
+
+    Raises:
+      BrokerUnavailable: The environment names none.
+    """
+    return ClientPlane(Settings.from_env())
+
+
 def _after_fork() -> None:
     """In the child of a program that serves: what was started belongs to its parent; calls take a way of their own."""
     global _launch
@@ -270,5 +280,4 @@ def _after_fork() -> None:
         current.install(None)
 
 
-current.connect_with(lambda: ClientPlane(Settings.from_env()))
 os.register_at_fork(after_in_child=_after_fork)

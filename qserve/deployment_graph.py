@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from qserve.calls.handles import RayServeDAGHandle
 from qserve.graph.nodes import (
     ClassMethodNode,
     ClassNode,
@@ -11,7 +12,6 @@ from qserve.graph.nodes import (
     InputNode,
     MethodNode,
 )
-from qserve.handle import RayServeDAGHandle
 
 __all__ = [
     "ClassMethodNode",

@@ -1,137 +1,25 @@
-"""HTTP adapters that are ready to use: what turns a request into a graph's input.
-
-| adapter               | takes                                    | gives                        |
-| --------------------- | ---------------------------------------- | ---------------------------- |
-| ``starlette_request`` | any request                              | the request itself (default) |
-| ``json_request``      | a JSON body                              | the parsed JSON              |
-| ``json_to_ndarray``   | ``{"array": ..., "shape": ..., "dtype": ...}`` | a numpy array          |
-| ``json_to_multi_ndarray`` | a dict of name to the above          | a dict of name to array      |
-| ``image_to_ndarray``  | a multipart form with the file ``img``   | a numpy array                |
-| ``pandas_read_json``  | a JSON body, ``read_json``'s options in the query | a pandas DataFrame  |
-
-numpy, pandas and Pillow are needed only by the adapters that use them, and only when called.
-"""
+"""The public door to the HTTP adapters that come with qserve; they are in ``qserve.http.adapters``."""
 
 from __future__ import annotations
 
-import functools
-import importlib
-import importlib.util
-import inspect
-import io
-import sys
-from collections.abc import Callable
-from typing import Any, TypeVar
+from qserve.http.adapters import (
+    NdArray,
+    image_to_ndarray,
+    json_request,
+    json_to_multi_ndarray,
+    json_to_ndarray,
+    pandas_read_json,
+    require_packages,
+    starlette_request,
+)
 
-from pydantic import BaseModel, Field
-from starlette.requests import Request
-
-_F = TypeVar("_F", bound=Callable[..., Any])
-_Numbers = list[float]
-_PIP_NAMES = {"PIL": "Pillow"}
-
-
-def require_packages(packages: list[str]) -> Callable[[_F], _F]:
-    """Let a function say which optional packages it needs; they are looked for when it is called.
-
-    Parameters:
-      packages: Names to import.
-
-    Returns:
-      A decorator for a function, sync or async, which then raises ImportError when one is missing.
-    """
-
-    def decorate(function: _F) -> _F:
-        if inspect.iscoroutinefunction(function):
-
-            @functools.wraps(function)
-            async def checked(*args: Any, **kwargs: Any) -> Any:
-                _check(function, packages)
-                return await function(*args, **kwargs)
-
-        else:
-
-            @functools.wraps(function)
-            def checked(*args: Any, **kwargs: Any) -> Any:
-                _check(function, packages)
-                return function(*args, **kwargs)
-
-        return checked  # type: ignore[return-value]
-
-    return decorate
-
-
-def _check(function: Callable[..., Any], packages: list[str]) -> None:
-    missing = [name for name in packages if not _there(name)]
-    if missing:
-        install = " ".join(_PIP_NAMES.get(name, name) for name in missing)
-        raise ImportError(
-            f"{function.__qualname__} requires packages {packages} to run but {missing} are "
-            f"missing. Please `pip install` them where the replicas run: pip install {install}"
-        )
-
-
-def _there(name: str) -> bool:
-    return name in sys.modules or importlib.util.find_spec(name) is not None
-
-
-class NdArray(BaseModel):
-    """A numpy array in JSON.
-
-    Parameters:
-      array: Numbers in a list nested one to four deep.
-      shape: The shape to bring it to; None keeps that of the list.
-      dtype: The type to cast to, such as ``"int"``; None gives floats.
-    """
-
-    array: _Numbers | list[_Numbers] | list[list[_Numbers]] | list[list[list[_Numbers]]] = Field(
-        description="Numbers, in a list nested one to four deep."
-    )
-    shape: list[int] | None = Field(default=None, description="The array's shape; the list's when left out.")
-    dtype: str | None = Field(default=None, description="numpy's name of the type; float64 when left out.")
-
-    def to_numpy(self) -> Any:
-        """The array itself."""
-        array = importlib.import_module("numpy").array(self.array)
-        if self.shape:
-            array = array.reshape(*self.shape)
-        return array.astype(self.dtype) if self.dtype else array
-
-
-def starlette_request(request: Request) -> Request:
-    """The request itself; what a driver uses when it is given no adapter."""
-    return request
-
-
-async def json_request(request: Request) -> Any:
-    """The request's JSON body, of any type."""
-    return await request.json()
-
-
-@require_packages(["numpy"])
-def json_to_ndarray(payload: NdArray) -> Any:
-    """One numpy array from a JSON body ``{"array": [1, 2], "shape": [2, 1], "dtype": "int"}``."""
-    return payload.to_numpy()
-
-
-@require_packages(["numpy"])
-def json_to_multi_ndarray(payload: dict[str, NdArray]) -> dict[str, Any]:
-    """Several numpy arrays by name from a JSON body ``{"a": {"array": [1]}, ...}``."""
-    return {name: one.to_numpy() for name, one in payload.items()}
-
-
-@require_packages(["PIL", "numpy"])
-def image_to_ndarray(img: bytes) -> Any:
-    """A numpy array from an image of any format that Pillow reads; in a form, the field ``img``."""
-    with importlib.import_module("PIL.Image").open(io.BytesIO(img)) as image:
-        return importlib.import_module("numpy").array(image)
-
-
-@require_packages(["pandas"])
-async def pandas_read_json(raw_request: Request) -> Any:
-    """A DataFrame from a JSON body; the query parameters are those of ``pandas.read_json``."""
-    body = await raw_request.body()
-    # newer pandas take text only as a file
-    text = body if isinstance(body, str) else body.decode()
-    read_json = importlib.import_module("pandas").read_json
-    return read_json(io.StringIO(text), **raw_request.query_params)
+__all__ = [
+    "NdArray",
+    "image_to_ndarray",
+    "json_request",
+    "json_to_multi_ndarray",
+    "json_to_ndarray",
+    "pandas_read_json",
+    "require_packages",
+    "starlette_request",
+]

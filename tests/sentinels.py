@@ -8,8 +8,8 @@ from typing import Any
 import redis
 from processes import Process, Site, free_port, is_open, wait_until
 
-from qserve.embedded import find_server
-from qserve.plane.connection import connect
+from qserve.broker.connection import connect
+from qserve.machine.embedded import find_server
 
 SERVICE = "mine"
 PASSWORD = "of-the-broker"

@@ -14,8 +14,8 @@ import redis
 
 from peers.ledger import STEPS
 from peers.processes import Place, Service, descendants, free_port, wait_until
-from qserve.embedded import find_server, server_command
-from qserve.plane.connection import connect
+from qserve.broker.connection import connect
+from qserve.machine.embedded import find_server, server_command
 
 CACHE = Path.home() / ".cache" / "qserve-bench"
 _UPDATE_FOR_S = 90.0

@@ -7,8 +7,8 @@ import qserve_gateway.patched  # noqa: F401  must come first, see there
 # isort: split
 import click
 
+from qserve.base.settings import Settings
 from qserve.exceptions import QserveException
-from qserve.settings import Settings
 from qserve_gateway.command import gateway_options
 from qserve_gateway.server import serve
 

@@ -12,20 +12,20 @@ from typing import Any
 from flask import Flask, request
 from werkzeug.exceptions import HTTPException
 
-from qserve.doctor import check_or_raise, look_again
+from qserve.base.log import get_logger
+from qserve.base.settings import CHECKED, Settings
+from qserve.broker.connection import broker_errors
+from qserve.calls.client import ClientPlane
 from qserve.exceptions import QserveException
 from qserve.http.bad_request import BadRequest
-from qserve.log import get_logger
-from qserve.plane.client import ClientPlane
-from qserve.plane.connection import broker_errors
-from qserve.settings import CHECKED, Settings
-from qserve_gateway.answers import PLACE
-from qserve_gateway.guard import Guard
-from qserve_gateway.hosts import check_host, check_origin
-from qserve_gateway.incoming import Environ, request_id_of
+from qserve.machine.doctor import check_or_raise, look_again
 from qserve_gateway.invoke import Front
-from qserve_gateway.problems import of_error, problem, unavailable
-from qserve_gateway.reply import Reply
+from qserve_gateway.request.guard import Guard
+from qserve_gateway.request.hosts import check_host, check_origin
+from qserve_gateway.request.incoming import Environ, request_id_of
+from qserve_gateway.response.answers import PLACE
+from qserve_gateway.response.problems import of_error, problem, unavailable
+from qserve_gateway.response.reply import Reply
 from qserve_gateway.watcher import Watcher
 
 access_log = get_logger("qserve.access")

@@ -5,21 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from qserve import failpoints
+from qserve.base import failpoints
+from qserve.base.settings import Settings
+from qserve.calls.client import ClientPlane
+from qserve.calls.items import ItemRef
+from qserve.calls.plane import CallOptions
+from qserve.calls.ref import Ref
 from qserve.exceptions import DeadlineExceeded, RequestCancelled
 from qserve.http.bad_request import BadRequest
 from qserve.http.strict_json import loads
-from qserve.items import ItemRef
-from qserve.plane.base import CallOptions
-from qserve.plane.client import ClientPlane
-from qserve.ref import Ref
-from qserve.settings import Settings
 from qserve.wire.envelope import Answer
-from qserve_gateway.answers import answer_of
-from qserve_gateway.bodies import read_body
-from qserve_gateway.clients import wait_for_answer
-from qserve_gateway.guard import Guard
-from qserve_gateway.incoming import (
+from qserve_gateway.jobs import Job, Jobs
+from qserve_gateway.request.bodies import read_body
+from qserve_gateway.request.clients import wait_for_answer
+from qserve_gateway.request.guard import Guard
+from qserve_gateway.request.incoming import (
     Environ,
     base_url,
     message_of,
@@ -29,12 +29,12 @@ from qserve_gateway.incoming import (
     timeout_of,
     url_of,
 )
-from qserve_gateway.jobs import Job, Jobs
-from qserve_gateway.limits import WaitingRoom
-from qserve_gateway.problems import Elsewhere, NoRoute, of_error, unavailable
-from qserve_gateway.reply import Reply
+from qserve_gateway.request.limits import WaitingRoom
+from qserve_gateway.response.answers import answer_of
+from qserve_gateway.response.problems import Elsewhere, NoRoute, of_error, unavailable
+from qserve_gateway.response.reply import Reply
+from qserve_gateway.response.streaming import StreamReply
 from qserve_gateway.routes import PLAIN_METHODS, Route, RouteTable
-from qserve_gateway.streaming import StreamReply
 
 Answered = Reply | StreamReply
 _RESULT_TTL_S = 60.0

@@ -8,24 +8,24 @@ from __future__ import annotations
 import hashlib
 from typing import Any, NamedTuple
 
+from qserve.base.settings import Settings
+from qserve.broker import functions
+from qserve.broker.connection import broker_errors, refusal
+from qserve.broker.library import Command
+from qserve.calls.client import ClientPlane
+from qserve.calls.ref import Ref
+from qserve.calls.submitter import is_late
 from qserve.exceptions import DeadlineExceeded, PayloadError
 from qserve.http.bad_request import BadRequest
-from qserve.plane import functions
-from qserve.plane.base import Outcome
-from qserve.plane.client import ClientPlane
-from qserve.plane.connection import broker_errors, refusal
-from qserve.plane.library import Command
-from qserve.plane.sealing import open_end, open_header
-from qserve.plane.submitter import is_late
-from qserve.ref import Ref
-from qserve.settings import Settings
-from qserve_gateway.answers import PLACE, accepted, answer_of
-from qserve_gateway.clients import wait_for_answer
-from qserve_gateway.incoming import Environ, idempotency_key_of, model_id_of, preference_of, request_id_of
-from qserve_gateway.limits import WaitingRoom
-from qserve_gateway.problems import NoRoute, of_error, problem
-from qserve_gateway.reply import Reply
-from qserve_gateway.request_ids import id_of_key, is_id, new_id, was_given_out
+from qserve.wire.outcome import Outcome
+from qserve.wire.sealing import open_end, open_header
+from qserve_gateway.request.clients import wait_for_answer
+from qserve_gateway.request.incoming import Environ, idempotency_key_of, model_id_of, preference_of, request_id_of
+from qserve_gateway.request.limits import WaitingRoom
+from qserve_gateway.request.request_ids import id_of_key, is_id, new_id, was_given_out
+from qserve_gateway.response.answers import PLACE, accepted, answer_of
+from qserve_gateway.response.problems import NoRoute, of_error, problem
+from qserve_gateway.response.reply import Reply
 
 _METHODS = ("DELETE", "GET", "HEAD")
 _ONCE = "once"

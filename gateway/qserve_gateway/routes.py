@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from qserve.registry import ApplicationRecord
+from qserve.wire.application import ApplicationRecord
 from qserve.wire.envelope import Answer
 
 _DRIVER_METHODS = ("GET", "POST")

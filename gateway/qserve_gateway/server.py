@@ -15,13 +15,13 @@ import gunicorn.workers.ggevent  # noqa: F401  before the fork, so that all work
 from gunicorn.app.base import BaseApplication
 from gunicorn.glogging import Logger
 
-from qserve.doctor import check_address
+from qserve.base.log import log_to_terminal
+from qserve.base.process import die_with_parent_if_asked
+from qserve.base.settings import Settings
 from qserve.exceptions import QserveException
-from qserve.log import log_to_terminal
-from qserve.process import die_with_parent_if_asked
-from qserve.settings import Settings
+from qserve.machine.doctor import check_address
 from qserve_gateway.app import Gateway, access_log, create_app
-from qserve_gateway.guard import Guard
+from qserve_gateway.request.guard import Guard
 
 GRACE_S = 3
 _BACKLOG = 2048

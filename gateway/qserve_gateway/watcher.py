@@ -8,12 +8,13 @@ import time
 from collections.abc import Callable, Iterator
 from logging import DEBUG, WARNING
 
+from qserve.base.keys import BEAT_TTL_MS
+from qserve.base.log import get_logger
+from qserve.broker.connection import BLOCK_S, broker_errors, process_name
+from qserve.broker.registry import NO_CHANGE
+from qserve.calls.client import ClientPlane
 from qserve.exceptions import BrokerError, BrokerStateLost, BrokerUnsafe, PayloadError
-from qserve.keys import BEAT_TTL_MS
-from qserve.log import get_logger
-from qserve.plane.client import ClientPlane
-from qserve.plane.connection import BLOCK_S, broker_errors, process_name
-from qserve.registry import NO_CHANGE, ApplicationRecord
+from qserve.wire.application import ApplicationRecord
 from qserve_gateway.routes import RouteTable
 
 log = get_logger(__name__)

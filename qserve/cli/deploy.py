@@ -8,24 +8,23 @@ import time
 from pathlib import Path
 
 import click
-from redis import Redis
 
-from qserve.application import record_of
-from qserve.cli.options import app_dir_option, broker_option, name_option, named_broker, route_prefix_option
-from qserve.doctor import check_or_raise
+from qserve.base.keys import Keys
+from qserve.base.process import die_with_parent_if_asked
+from qserve.base.settings import CHECKED, Settings
+from qserve.base.tracebacks import user_traceback
+from qserve.broker.connection import Client, connect, load_functions
+from qserve.broker.registry import Registry
+from qserve.define.compile import BuiltApplication, compile_application
+from qserve.define.options import check_route_prefix
+from qserve.define.target import load_target
+from qserve.deploy.gateways import wait_for_gateways
+from qserve.deploy.records import record_of
+from qserve.deploy.replicas import Pool
+from qserve.deploy.rollout import READY_FOR_S, Progress, new_version, roll_out
 from qserve.exceptions import BrokerUnavailable, QserveException
-from qserve.gateways import wait_for_gateways
-from qserve.graph.compile import BuiltApplication, compile_application
-from qserve.keys import Keys
-from qserve.options import check_route_prefix
-from qserve.plane.connection import connect, load_functions
-from qserve.pool import Pool
-from qserve.process import die_with_parent_if_asked
-from qserve.registry import Registry
-from qserve.rollout import READY_FOR_S, Progress, new_version, roll_out
-from qserve.settings import CHECKED, Settings
-from qserve.target import load_target
-from qserve.tracebacks import user_traceback
+from qserve.machine.command_options import app_dir_option, broker_option, name_option, named_broker, route_prefix_option
+from qserve.machine.doctor import check_or_raise
 from qserve.wire.codec import Codec
 from qserve.wire.signing import Seal
 
@@ -100,7 +99,7 @@ def _build(target: str, name: str) -> BuiltApplication:
         raise click.ClickException(f"{target} cannot be loaded: {type(error).__name__}: {error}") from error
 
 
-def _wait_for_broker(client: Redis, settings: Settings) -> None:
+def _wait_for_broker(client: Client, settings: Settings) -> None:
     give_up = time.monotonic() + _BROKER_FOR_S
     while True:
         try:

@@ -10,13 +10,13 @@ from typing import Any
 
 import click
 
-from qserve.cli.options import broker_option, named_broker
-from qserve.dead_letters import DeadLetter, DeadLetters, HeldCall
-from qserve.escapes import printable
+from qserve.base.escapes import printable
+from qserve.base.keys import Keys
+from qserve.base.settings import Settings
+from qserve.broker.connection import connect
+from qserve.deploy.dead_letters import DeadLetter, DeadLetters, HeldCall
 from qserve.exceptions import PayloadError, QserveException
-from qserve.keys import Keys
-from qserve.plane.connection import connect
-from qserve.settings import Settings
+from qserve.machine.command_options import broker_option, named_broker
 from qserve.wire.codec import Codec
 
 _VALUE_CHARS = 2000

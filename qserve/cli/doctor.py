@@ -8,12 +8,12 @@ from dataclasses import asdict
 
 import click
 
-from qserve.broker_facts import read_facts
-from qserve.cli.options import broker_option, named_broker
-from qserve.doctor import Finding, examine
+from qserve.base.settings import Settings
+from qserve.broker.connection import connect
+from qserve.broker.facts import read_facts
 from qserve.exceptions import QserveException
-from qserve.plane.connection import connect
-from qserve.settings import Settings
+from qserve.machine.command_options import broker_option, named_broker
+from qserve.machine.doctor import Finding, examine
 
 
 @click.command()

@@ -9,14 +9,14 @@ from pathlib import Path
 
 import click
 
-from qserve.cli.options import app_dir_option
+from qserve.define.target import load_target
+from qserve.drawing.dot import to_dot
+from qserve.drawing.json_view import to_json
+from qserve.drawing.mermaid import to_mermaid
+from qserve.drawing.picture import Picture, picture_of
+from qserve.drawing.svg import to_svg
 from qserve.exceptions import QserveException
-from qserve.graph.dot import to_dot
-from qserve.graph.json_view import to_json
-from qserve.graph.mermaid import to_mermaid
-from qserve.graph.picture import Picture, picture_of
-from qserve.graph.svg import to_svg
-from qserve.target import load_target
+from qserve.machine.command_options import app_dir_option
 
 _WRITERS: dict[str, Callable[[Picture], str]] = {
     "dot": to_dot,

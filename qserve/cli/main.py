@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from qserve.version import __version__
+from qserve import __version__
 
 _OWN = {
     "run": "qserve.cli.run:run",

@@ -12,12 +12,12 @@ from types import FrameType
 
 import click
 
-from qserve.cli.options import app_dir_option, name_option, route_prefix_option
+from qserve.base.log import log_to_terminal
+from qserve.base.process import Child
+from qserve.base.settings import DEFAULT_HOST, DEFAULT_PORT, Settings
 from qserve.exceptions import QserveException
-from qserve.launch import Launch
-from qserve.log import log_to_terminal
-from qserve.process import Child
-from qserve.settings import DEFAULT_HOST, DEFAULT_PORT, Settings
+from qserve.machine.command_options import app_dir_option, name_option, route_prefix_option
+from qserve.machine.launch import Launch
 
 _LOOK_S = 0.2
 

@@ -7,13 +7,13 @@ from dataclasses import asdict
 
 import click
 
-from qserve.cli.options import broker_option, named_broker
-from qserve.escapes import printable
+from qserve.base.escapes import printable
+from qserve.base.keys import Keys
+from qserve.base.settings import Settings
+from qserve.broker.connection import connect
+from qserve.deploy.snapshot import ServeStatus, read_status
 from qserve.exceptions import QserveException
-from qserve.keys import Keys
-from qserve.plane.connection import connect
-from qserve.settings import Settings
-from qserve.snapshot import ServeStatus, read_status
+from qserve.machine.command_options import broker_option, named_broker
 from qserve.wire.signing import Seal
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from qserve.graph.nodes import DAGNode, InputAttributeNode, InputNode
 
 if TYPE_CHECKING:
-    from qserve.graph.dot import dag_to_dot, plot
+    from qserve.drawing.dot import dag_to_dot, plot
 
 __all__ = ["DAGNode", "InputAttributeNode", "InputNode", "dag_to_dot", "plot"]
 
@@ -18,5 +18,5 @@ _DRAWING = ("dag_to_dot", "_dag_to_dot", "plot")
 def __getattr__(name: str) -> Any:
     if name not in _DRAWING:
         raise AttributeError(f"module 'qserve.dag' has no attribute {name!r}")
-    value = globals()[name] = getattr(import_module("qserve.graph.dot"), name.lstrip("_"))
+    value = globals()[name] = getattr(import_module("qserve.drawing.dot"), name.lstrip("_"))
     return value

@@ -6,7 +6,7 @@ from typing import Any
 
 from starlette.requests import Request
 
-from qserve.handle import RayServeDAGHandle
+from qserve.calls.handles import RayServeDAGHandle
 from qserve.http.adapting import Adapter, RequestValidationError, validation_response
 
 

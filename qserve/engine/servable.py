@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from qserve.calls.handles import DeploymentHandle, RayServeDeploymentHandle
 from qserve.exceptions import QserveException
-from qserve.handle import DeploymentHandle, RayServeDeploymentHandle
 
 
 @dataclass(frozen=True)

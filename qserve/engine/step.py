@@ -6,7 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from qserve import failpoints
+from qserve.base import failpoints
+from qserve.base.keys import Keys
+from qserve.calls.outgoing import pack_moves
+from qserve.calls.ref import Ref
 from qserve.exceptions import PayloadError, PayloadTooLarge, ResultNotSerialisable, ResultTooLarge
 from qserve.graph.advance import Answer as AnswerMove
 from qserve.graph.advance import advance
@@ -14,13 +17,10 @@ from qserve.graph.arguments import Arguments, fill
 from qserve.graph.plan import Plan
 from qserve.http import request as _requests  # noqa: F401  (importing it lets requests arrive here)
 from qserve.http.render import render
-from qserve.keys import Keys
-from qserve.plane.functions import Move
-from qserve.plane.outgoing import pack_moves
-from qserve.ref import Ref
-from qserve.registry import ApplicationRecord
+from qserve.wire.application import ApplicationRecord
 from qserve.wire.codec import Codec
 from qserve.wire.envelope import Answer, Header
+from qserve.wire.moves import Move
 
 
 @dataclass(slots=True)

@@ -10,7 +10,6 @@ from typing import Any, NoReturn
 from qserve.graph.containers import find
 from qserve.graph.inputs import InputAttributeNode, InputNode
 from qserve.graph.node import DAGNode
-from qserve.options import DeploymentOptions
 
 __all__ = [
     "Body",
@@ -32,7 +31,7 @@ class _DeploymentNode(DAGNode):
     def __init__(
         self,
         body: Body,
-        options: DeploymentOptions,
+        options: Any,
         args: tuple[Any, ...],
         kwargs: Mapping[str, Any],
     ) -> None:
@@ -45,7 +44,7 @@ class _DeploymentNode(DAGNode):
         """Return the user's class or function."""
         return self._body
 
-    def get_options(self) -> DeploymentOptions:
+    def get_options(self) -> Any:
         """Return the deployment's options; ``name`` is ``None`` unless the user chose one."""
         return self._options
 
@@ -63,7 +62,7 @@ class ClassNode(_DeploymentNode):
     def __init__(
         self,
         body: Body,
-        options: DeploymentOptions,
+        options: Any,
         args: tuple[Any, ...],
         kwargs: Mapping[str, Any],
     ) -> None:

@@ -19,9 +19,9 @@ from starlette.formparsers import MultiPartException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from qserve.context import get_request_context
-from qserve.drivers import load_adapter
+from qserve.base.context import get_request_context
 from qserve.exceptions import QserveException
+from qserve.http.adapter import load_adapter
 from qserve.http.bad_request import BadRequest
 from qserve.http.parameters import Parameter, Source, body_of, parameters_of
 from qserve.http.pointers import pointer_to

@@ -18,10 +18,10 @@ from typing import Any
 
 import msgpack
 
+from qserve.base.keyring import Keyring
 from qserve.exceptions import PayloadError, PayloadTooLarge
 from qserve.wire.pickling import dumps
 from qserve.wire.records import is_record, pack_record, unpack_record
-from qserve.wire.signing import Keyring
 
 PICKLE = 0
 RECORD = 14

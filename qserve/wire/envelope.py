@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import msgpack
 
-from qserve.clock import clock
+from qserve.base.clock import clock
 from qserve.exceptions import PayloadError
 
 REQUEST_ID_CHARS = 32

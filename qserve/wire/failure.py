@@ -15,8 +15,8 @@ from typing import Any
 import msgpack
 
 from qserve import exceptions
+from qserve.base.tracebacks import CUT, full_traceback
 from qserve.exceptions import BackPressureError, PayloadError, QserveException, RequestError, TaskError
-from qserve.tracebacks import CUT, full_traceback
 
 MESSAGE_LIMIT = 4096
 _NAME_LIMIT = 256

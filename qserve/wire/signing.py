@@ -10,50 +10,15 @@ from __future__ import annotations
 import hashlib
 import hmac
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from functools import cached_property
 
+from qserve.base.keyring import KEY_ID_BYTES, TAG_BYTES, Keyring, key_id
 from qserve.exceptions import PayloadError
 
-TAG_BYTES = 32
 _VERSION = 1
-_KEY_ID_BYTES = 4
 _BLOCK_BYTES = 64
 _UNSIGNED, _SIGNED = bytes((_VERSION, 0)), bytes((_VERSION, 1))
-_TAG_AT = len(_SIGNED) + _KEY_ID_BYTES
+_TAG_AT = len(_SIGNED) + KEY_ID_BYTES
 _BODY_AT = _TAG_AT + TAG_BYTES
-
-
-@dataclass(frozen=True)
-class Keyring:
-    """The keys of one installation.
-
-    Parameters:
-      current: Signs; None means that nothing is signed.
-      accepted: Further keys whose signatures are taken, while the key is being changed.
-    """
-
-    current: bytes | None = field(default=None, repr=False)
-    accepted: tuple[bytes, ...] = field(default=(), repr=False)
-
-    @cached_property
-    def by_id(self) -> dict[bytes, bytes]:
-        """Every key whose signature is taken, by the id that a message names."""
-        keys = (self.current, *self.accepted) if self.current else self.accepted
-        return {_key_id(key): key for key in keys}
-
-    def sign(self, body: bytes) -> bytes:
-        """``body`` with its HMAC-SHA256 in front."""
-        assert self.current is not None
-        return hmac.digest(self.current, body, "sha256") + body
-
-    def verify(self, signed: bytes) -> bytes | None:
-        """The body of ``signed``, or None when the tag in front of it was made with none of the keys."""
-        tag, body = signed[:TAG_BYTES], signed[TAG_BYTES:]
-        for key in self.by_id.values():
-            if hmac.compare_digest(tag, hmac.digest(key, body, "sha256")):
-                return body
-        return None
 
 
 class Seal:
@@ -66,7 +31,7 @@ class Seal:
     def __init__(self, keys: Keyring) -> None:
         self._macs = {_SIGNED + key_id: _mac_of(key) for key_id, key in keys.by_id.items()}
         self._mac = _mac_of(keys.current) if keys.current else None
-        self._head = _SIGNED + _key_id(keys.current) if keys.current else _UNSIGNED
+        self._head = _SIGNED + key_id(keys.current) if keys.current else _UNSIGNED
 
     def seal(self, context: bytes, body: bytes) -> bytes:
         """``body``, sealed for the place that ``context`` names."""
@@ -106,10 +71,6 @@ _OTHER_KEY = (
     "a message is signed with a key that is not known here: while a key is changed, name the other one"
     " in QSERVE_ACCEPTED_KEYS"
 )
-
-
-def _key_id(key: bytes) -> bytes:
-    return hashlib.sha256(b"qserve key id " + key).digest()[:_KEY_ID_BYTES]
 
 
 def _signed_part(head: bytes, context: bytes, body: bytes) -> bytes:

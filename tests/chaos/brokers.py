@@ -11,8 +11,8 @@ import redis
 from processes import Process, Site, free_port, is_alive, wait_until
 from users import ADMIN, as_user, write_users
 
-from qserve.embedded import find_server
-from qserve.plane.connection import connect
+from qserve.broker.connection import connect
+from qserve.machine.embedded import find_server
 
 
 class Broker:

@@ -11,10 +11,10 @@ from load import Call, Load, percentile
 from processes import wait_until
 from stacks import LEASE_S, SLACK, Stack
 
-from qserve.keys import GROUP
+from qserve.base.keys import GROUP
 
 LIVES_WITH_ITS_APP = (":q:", ":apps", ":changes", ":a:", ":code:", ":epoch")
-"""Keys that have no time to live; see ``qserve/keys.py``."""
+"""Keys that have no time to live; see ``qserve/base/keys.py``."""
 _RECORD = re.compile(r"^(?=\d\d:\d\d:\d\d |\[\d{4}-|\$ )", re.MULTILINE)
 """Where a record of a log begins; its traceback belongs to it."""
 _BAD = re.compile(r"^Traceback|\bERROR\b|\bCRITICAL\b", re.MULTILINE)

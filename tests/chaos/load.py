@@ -16,10 +16,10 @@ from typing import Any, Protocol
 from ledger import reference
 from processes import wait_until
 
+from qserve.calls.client import ClientPlane
+from qserve.calls.plane import CallOptions
+from qserve.calls.ref import Ref
 from qserve.exceptions import QserveException
-from qserve.plane.base import CallOptions
-from qserve.plane.client import ClientPlane
-from qserve.ref import Ref
 
 RATE = 50.0
 """Requests a second."""

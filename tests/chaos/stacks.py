@@ -17,11 +17,11 @@ from ledger import DIAMOND, Ledger
 from load import Call, HandleClient, HttpClient, Load, new_job
 from processes import QSERVE, Process, Site, free_port, is_alive, wait_until
 
-from qserve.keys import GROUP, Keys
-from qserve.plane.client import ClientPlane
-from qserve.pool import RUNNING, Pool, ReplicaStatus
-from qserve.registry import ApplicationRecord
-from qserve.settings import Settings
+from qserve.base.keys import GROUP, Keys
+from qserve.base.settings import Settings
+from qserve.calls.client import ClientPlane
+from qserve.deploy.replicas import RUNNING, Pool, ReplicaStatus
+from qserve.wire.application import ApplicationRecord
 
 SECRET = "of-this-test"
 LEASE_S = 2.0

@@ -17,8 +17,8 @@ from pathlib import Path
 import pytest
 from processes import Site, free_port, wait_until
 
-from qserve.keys import Keys
-from qserve.plane.connection import connect
+from qserve.base.keys import Keys
+from qserve.broker.connection import connect
 
 LIBRARY = Path(sysconfig.get_path("purelib"), "libfaketime", "vendor", "libfaketime", "src", "libfaketime.so.1")
 # the loader only warns of a library that is missing, and the broker would run by the right time

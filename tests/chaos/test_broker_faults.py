@@ -18,7 +18,7 @@ from processes import Site, is_alive, wait_until
 from rows import row
 from stacks import SLACK, Stack, last
 
-from qserve.ref import Ref
+from qserve.calls.ref import Ref
 
 BACK_S = 2.0 * SLACK
 AT_ONCE = 100

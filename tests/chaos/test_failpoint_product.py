@@ -12,7 +12,7 @@ import pytest
 from invariants import check
 from load import Load
 from processes import wait_until
-from qserve_workers.supervisor import HUNG_S
+from qserve_workers.supervisor.supervisor import HUNG_S
 from rows import LONGEST_S
 from stacks import Stack, kill
 

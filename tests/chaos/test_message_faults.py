@@ -254,7 +254,7 @@ def test_two_versions_of_the_functions_serve_one_queue(stack: Stack, site: Site)
 
 LOADS = """
 import sys
-from qserve.plane.connection import connect, load_functions
+from qserve.broker.connection import connect, load_functions
 load_functions(connect(sys.argv[1]))
 """
 

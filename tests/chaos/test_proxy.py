@@ -11,7 +11,7 @@ from brokers import Broker
 from processes import Site, new_site, wait_until
 from proxy import Proxy
 
-from qserve.plane.connection import connect
+from qserve.broker.connection import connect
 
 
 @pytest.fixture(scope="module")

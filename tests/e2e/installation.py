@@ -14,13 +14,13 @@ from urllib.parse import urlsplit
 import redis
 from processes import Process, Site, free_port, wait_until
 
-from qserve.keys import GROUP, Keys
-from qserve.plane.base import CallOptions
-from qserve.plane.client import ClientPlane
-from qserve.plane.connection import connect
-from qserve.pool import RUNNING, Pool, ReplicaStatus
-from qserve.ref import Ref
-from qserve.settings import Settings
+from qserve.base.keys import GROUP, Keys
+from qserve.base.settings import Settings
+from qserve.broker.connection import connect
+from qserve.calls.client import ClientPlane
+from qserve.calls.plane import CallOptions
+from qserve.calls.ref import Ref
+from qserve.deploy.replicas import RUNNING, Pool, ReplicaStatus
 
 LEASE_S = 2.0
 STALL_S = 1.0

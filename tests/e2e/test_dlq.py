@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 from processes import QSERVE, READY, Serving, Site, free_port, wait_until
 
-from qserve.keys import Keys
-from qserve.plane.client import ClientPlane
-from qserve.plane.connection import connect
-from qserve.ref import Ref
-from qserve.settings import Settings
+from qserve.base.keys import Keys
+from qserve.base.settings import Settings
+from qserve.broker.connection import connect
+from qserve.calls.client import ClientPlane
+from qserve.calls.ref import Ref
 
 PROGRAM = """
 import os

@@ -21,9 +21,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from processes import Process, Site, free_port, is_alive, is_open, new_site, wait_until
 
-from qserve.embedded import EmbeddedBroker, find_server
+from qserve.broker.connection import connect
 from qserve.exceptions import QserveException
-from qserve.plane.connection import connect
+from qserve.machine.embedded import EmbeddedBroker, find_server
 from qserve.wire.envelope import Header
 
 CANARY = "s3cr3t-CANARY-"

@@ -12,7 +12,7 @@ import pytest
 from installation import LEASE_S, Installation, Wire, elapsed, wired
 from processes import Process, frozen, is_alive, wait_until
 
-from qserve.plane.connection import BLOCK_S, READ_TIMEOUT_S
+from qserve.broker.connection import BLOCK_S, READ_TIMEOUT_S
 
 # -- frozen ----------------------------------------------------------------------------------------
 

@@ -12,8 +12,8 @@ import pytest
 from installation import LEASE_S, SHOP, STALL_S, Installation, elapsed, installed
 from processes import Site, is_alive, wait_until
 
+from qserve.base.keys import GROUP
 from qserve.exceptions import DeadlineExceeded, ReplicaLost
-from qserve.keys import GROUP
 
 # -- stalls ----------------------------------------------------------------------------------------
 

@@ -16,8 +16,8 @@ import pytest
 from http_client import Answer, Client
 from processes import END_FOR_S, READY, Process, Serving, Site, free_port, is_open, wait_until
 
-from qserve.embedded import EmbeddedBroker
-from qserve.plane.connection import connect
+from qserve.broker.connection import connect
+from qserve.machine.embedded import EmbeddedBroker
 
 GATEWAY, SUPERVISOR, BROKER = "the gateway", "the workers' supervisor", "the embedded broker"
 COMMANDS = {GATEWAY: "qserve_gateway", SUPERVISOR: "qserve_workers", BROKER: "valkey-server"}

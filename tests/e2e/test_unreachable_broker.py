@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 import pytest
 from processes import Site, free_port, is_open, wait_until
 
-from qserve.plane.connection import connect
+from qserve.broker.connection import connect
 
 PASSWORD = "s3cr3t-CANARY"
 APP = """

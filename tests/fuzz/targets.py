@@ -12,30 +12,31 @@ from typing import Any
 
 import msgpack
 import numpy
-from qserve_gateway import incoming
-from qserve_gateway.answers import answer_of
-from qserve_gateway.guard import TOKEN, Guard
-from qserve_gateway.hosts import check_origin
 from qserve_gateway.jobs import Job
+from qserve_gateway.request import incoming
+from qserve_gateway.request.guard import TOKEN, Guard
+from qserve_gateway.request.hosts import check_origin
+from qserve_gateway.response.answers import answer_of
 
+from qserve.base.keyring import Keyring
+from qserve.base.settings import Settings
+from qserve.calls import ref_arguments  # noqa: F401 - refs travel once it is imported
+from qserve.calls.ref import Ref
+from qserve.calls.replies import read_message
 from qserve.exceptions import PayloadError
 from qserve.graph.plan import InputKey, Plan, Slot, Step
 from qserve.http import render, strict_json
 from qserve.http.bad_request import BadRequest
 from qserve.http.message import HttpMessage
 from qserve.http.request import HttpRequest
-from qserve.plane import ref_arguments  # noqa: F401 - refs travel once it is imported
-from qserve.plane.base import Outcome
-from qserve.plane.replies import read_message
-from qserve.plane.sealing import open_header, seal_header
-from qserve.ref import Ref
-from qserve.registry import ApplicationRecord, DeploymentRecord, DriverRecord
-from qserve.settings import Settings
+from qserve.wire.application import ApplicationRecord, DeploymentRecord, DriverRecord
 from qserve.wire.codec import Codec
 from qserve.wire.envelope import Answer, Header
 from qserve.wire.failure import Failure
+from qserve.wire.outcome import Outcome
 from qserve.wire.plan import dump_plan, load_plan
-from qserve.wire.signing import Keyring, Seal
+from qserve.wire.sealing import open_header, seal_header
+from qserve.wire.signing import Seal
 
 CORPUS = Path(__file__).with_name("corpus")
 KEYS = Keyring(b"the key of these targets")

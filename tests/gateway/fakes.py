@@ -5,14 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from qserve.base.keyring import Keyring
+from qserve.base.keys import Keys
+from qserve.calls.plane import CallOptions
+from qserve.calls.ref import Ref
 from qserve.exceptions import BrokerUnavailable
 from qserve.http.render import render
-from qserve.keys import Keys
-from qserve.plane.base import CallOptions, Outcome
-from qserve.ref import Ref
-from qserve.registry import ApplicationRecord, DriverRecord
+from qserve.wire.application import ApplicationRecord, DriverRecord
 from qserve.wire.codec import Codec
-from qserve.wire.signing import Keyring, Seal
+from qserve.wire.outcome import Outcome
+from qserve.wire.signing import Seal
 
 
 def plain_app(name: str = "plain", prefix: str | None = "/", **more: Any) -> ApplicationRecord:

@@ -9,7 +9,7 @@ import sys
 
 from processes import Process, Site, free_port, wait_until
 
-from qserve.plane.connection import connect
+from qserve.broker.connection import connect
 
 QUICK = (
     "import qserve_gateway.patched\nfrom qserve_gateway import watcher, __main__\n"

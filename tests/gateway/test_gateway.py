@@ -11,21 +11,21 @@ import pytest
 from fakes import FakePlane, driver_app, plain_app
 from flask.testing import FlaskClient
 from gunicorn.http.errors import InvalidChunkSize
-from qserve_gateway import bodies, clients, limits
 from qserve_gateway.app import create_app
-from qserve_gateway.clients import is_gone
-from qserve_gateway.guard import Guard
 from qserve_gateway.invoke import Front
+from qserve_gateway.request import bodies, clients, limits
+from qserve_gateway.request.clients import is_gone
+from qserve_gateway.request.guard import Guard
 from qserve_gateway.watcher import Watcher
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
+from qserve.base.settings import Settings
 from qserve.exceptions import BackPressureError, BrokerUnavailable, ReplicaLost
 from qserve.http.message import HttpMessage
-from qserve.plane.base import Outcome
-from qserve.settings import Settings
 from qserve.wire.envelope import Answer
 from qserve.wire.failure import Failure
+from qserve.wire.outcome import Outcome
 
 
 def serve(plane: Any, **settings: Any) -> FlaskClient:

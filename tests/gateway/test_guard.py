@@ -11,13 +11,13 @@ from flask.testing import FlaskClient
 from hypothesis import given
 from hypothesis import strategies as st
 from qserve_gateway.app import create_app
-from qserve_gateway.guard import Guard
-from qserve_gateway.incoming import Preference, preference_of
-from qserve_gateway.limits import ClientLimits, TooManyRequests
-from qserve_gateway.request_ids import id_of_key, is_id, new_id, was_given_out
+from qserve_gateway.request.guard import Guard
+from qserve_gateway.request.incoming import Preference, preference_of
+from qserve_gateway.request.limits import ClientLimits, TooManyRequests
+from qserve_gateway.request.request_ids import id_of_key, is_id, new_id, was_given_out
 
+from qserve.base.settings import Settings
 from qserve.exceptions import QserveException
-from qserve.settings import Settings
 
 TOKEN = "t0ken-of-this-test"
 

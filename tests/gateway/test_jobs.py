@@ -10,14 +10,15 @@ import redis
 from fakes import FakePlane, plain_app
 from flask.testing import FlaskClient
 from qserve_gateway.app import create_app
-from qserve_gateway.request_ids import new_id
+from qserve_gateway.request.request_ids import new_id
 
+from qserve.base.keyring import Keyring
+from qserve.base.keys import Keys
+from qserve.base.settings import Settings
 from qserve.http.render import render
-from qserve.keys import Keys
-from qserve.plane.sealing import seal_end, seal_header
-from qserve.settings import Settings
 from qserve.wire.envelope import Answer, Header
-from qserve.wire.signing import Keyring, Seal
+from qserve.wire.sealing import seal_end, seal_header
+from qserve.wire.signing import Seal
 
 ID = new_id()
 SEAL = Seal(Keyring())

@@ -44,8 +44,8 @@ from typing import Any, NamedTuple
 import pytest
 from processes import READY, Process, Site, free_port, is_alive, is_open, new_site, wait_until
 
-from qserve.embedded import find_server
-from qserve.plane.connection import connect
+from qserve.broker.connection import connect
+from qserve.machine.embedded import find_server
 
 APP = """
 import asyncio
@@ -79,7 +79,7 @@ plain = Plain.bind()
 
 SMALL = """
 import qserve_gateway.patched
-from qserve_gateway import bodies, limits
+from qserve_gateway.request import bodies, limits
 from qserve_gateway.__main__ import main
 bodies.READ_LIMIT_S = 0.5
 limits.WAITING_LIMIT = 1

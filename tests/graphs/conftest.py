@@ -10,9 +10,9 @@ from modes import ServeRun
 from processes import free_port, new_site
 
 import qserve
-from qserve.graph.compile import compile_application
+from qserve.define.compile import compile_application
 from qserve.handle import RayServeSyncHandle
-from qserve.local import run_local, shutdown_local
+from qserve.local.run import run_local, shutdown_local
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import zlib
 from typing import Any
 
 import qserve as serve
-from qserve.ref import Ref
+from qserve.calls.ref import Ref
 
 
 def outcome(kind: int, args: Any, kwargs: dict[str, Any]) -> int:

@@ -13,11 +13,11 @@ from modes import ServeRun
 from processes import clean_environment, wait_until
 
 import qserve as serve
+from qserve.calls import current
 from qserve.dag import InputNode
 from qserve.drivers import DAGDriver
 from qserve.exceptions import AppNotFound, DeployError, RequestCancelled
-from qserve.local import delete_local, shutdown_local
-from qserve.plane import current
+from qserve.local.run import delete_local, shutdown_local
 
 PROGRAM = """
 import socket, sys
@@ -31,8 +31,8 @@ def refuse(*args):
 socket.socket.connect = socket.socket.connect_ex = refuse
 
 import qserve
-from qserve.graph.compile import compile_application
-from qserve.local import run_local
+from qserve.define.compile import compile_application
+from qserve.local.run import run_local
 
 @qserve.deployment
 class Model:

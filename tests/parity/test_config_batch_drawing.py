@@ -20,7 +20,7 @@ import qserve as serve
 from qserve.dag import InputNode, _dag_to_dot, plot
 from qserve.drivers import DAGDriver
 from qserve.exceptions import AppNotFound, BackPressureError, QserveException
-from qserve.local import shutdown_local
+from qserve.local.run import shutdown_local
 
 
 @pytest.fixture

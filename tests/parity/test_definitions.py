@@ -13,7 +13,7 @@ from pydantic import ValidationError
 import qserve as serve
 from qserve.dag import InputNode
 from qserve.drivers import DAGDriver
-from qserve.local import shutdown_local
+from qserve.local.run import shutdown_local
 
 
 @pytest.fixture(autouse=True)

@@ -13,12 +13,12 @@ from pydantic import BaseModel
 
 import qserve as serve
 from qserve import dag, deployment_graph
+from qserve.calls import current
 from qserve.dag import InputNode, input_node
+from qserve.define.compile import compile_application
 from qserve.drivers import DAGDriver
-from qserve.graph.compile import compile_application
 from qserve.handle import RayServeDAGHandle, RayServeHandle, RayServeSyncHandle
-from qserve.local import shutdown_local
-from qserve.plane import current
+from qserve.local.run import shutdown_local
 
 
 @pytest.fixture(autouse=True)

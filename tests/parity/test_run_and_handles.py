@@ -31,8 +31,8 @@ from qserve.handle import (
     RayServeSyncHandle,
 )
 from qserve.http_adapters import json_request
-from qserve.launch import Launch
-from qserve.local import shutdown_local
+from qserve.local.run import shutdown_local
+from qserve.machine.launch import Launch
 
 if TYPE_CHECKING:  # by now the name may mean another folder's conftest
     from conftest import Started

@@ -9,10 +9,10 @@ import pytest
 import redis
 from desk import Desk
 
-from qserve.embedded import EmbeddedBroker
-from qserve.keys import Keys
-from qserve.plane.connection import connect, load_functions
-from qserve.settings import Settings
+from qserve.base.keys import Keys
+from qserve.base.settings import Settings
+from qserve.broker.connection import connect, load_functions
+from qserve.machine.embedded import EmbeddedBroker
 
 
 @pytest.fixture(scope="session")

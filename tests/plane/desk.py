@@ -6,13 +6,14 @@ from typing import Any
 
 import redis
 
-from qserve.keys import GROUP, Keys
-from qserve.plane import functions, upkeep
-from qserve.plane.connection import create_group
-from qserve.plane.functions import Epoch
-from qserve.plane.sealing import seal_header
+from qserve.base.keyring import Keyring
+from qserve.base.keys import GROUP, Keys
+from qserve.broker import functions, upkeep
+from qserve.broker.connection import create_group
 from qserve.wire.envelope import Header
-from qserve.wire.signing import Keyring, Seal
+from qserve.wire.moves import Epoch
+from qserve.wire.sealing import seal_header
+from qserve.wire.signing import Seal
 
 A, B = "a" * 32, "b" * 32
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from hypothesis import Phase
 
-from qserve.plane import connection, library
+from qserve.broker import connection, library
 
 
 @dataclass(frozen=True)

@@ -19,19 +19,20 @@ from processes import Process, Site, free_port, is_open, new_site, wait_until
 from redis.exceptions import NoPermissionError
 from users import ROLES, as_user, write_users
 
-from qserve import keys as keys_module
-from qserve.broker_facts import read_facts
-from qserve.doctor import check_or_raise, examine
-from qserve.embedded import find_server
+from qserve.base import keys as keys_module
+from qserve.base.keys import GROUP, Keys
+from qserve.base.settings import Settings
+from qserve.broker import functions, library, upkeep
+from qserve.broker.connection import connect, create_group, load_functions
+from qserve.broker.facts import read_facts
+from qserve.broker.registry import Registry
+from qserve.deploy.gateways import wait_for_gateways
+from qserve.deploy.replicas import RUNNING, Pool, ReplicaStatus
 from qserve.exceptions import BrokerUnavailable
-from qserve.gateways import wait_for_gateways
-from qserve.keys import GROUP, Keys
-from qserve.plane import functions, library, upkeep
-from qserve.plane.connection import connect, create_group, load_functions
-from qserve.plane.functions import Awaited, Epoch, Join, Start
-from qserve.pool import RUNNING, Pool, ReplicaStatus
-from qserve.registry import ApplicationRecord, DeploymentRecord, Registry
-from qserve.settings import Settings
+from qserve.machine.doctor import check_or_raise, examine
+from qserve.machine.embedded import find_server
+from qserve.wire.application import ApplicationRecord, DeploymentRecord
+from qserve.wire.moves import Awaited, Epoch, Join, Start
 
 ROOT = Path(__file__).parents[2]
 FORBIDDEN: tuple[tuple[Any, ...], ...] = (

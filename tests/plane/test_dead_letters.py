@@ -8,15 +8,16 @@ import pytest
 import redis
 from desk import SEAL, A, B, Desk, header_of
 
-from qserve.dead_letters import DeadLetters
+from qserve.base.keys import Keys
+from qserve.base.settings import Settings
+from qserve.broker import functions, upkeep
+from qserve.broker.registry import Registry
+from qserve.deploy.dead_letters import DeadLetters
 from qserve.exceptions import DeadLetterError
-from qserve.keys import Keys
-from qserve.plane import functions, upkeep
-from qserve.plane.functions import Awaited, Join, Start
-from qserve.plane.sealing import open_header, seal_end, seal_moves
-from qserve.registry import ApplicationRecord, DeploymentRecord, Registry
-from qserve.settings import Settings
+from qserve.wire.application import ApplicationRecord, DeploymentRecord
 from qserve.wire.failure import Failure
+from qserve.wire.moves import Awaited, Join, Start
+from qserve.wire.sealing import open_header, seal_end, seal_moves
 
 FAILURE = seal_end(SEAL, A, "f", Failure("builtins", "ValueError", "no such model", "Traceback ...", "one").encode())
 

@@ -14,11 +14,11 @@ from desk import A, B, Desk
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qserve.keys import GROUP
-from qserve.plane import functions
-from qserve.plane.connection import connect, create_group
-from qserve.plane.functions import Awaited, Epoch, Join, Start
-from qserve.settings import Settings
+from qserve.base.keys import GROUP
+from qserve.base.settings import Settings
+from qserve.broker import functions
+from qserve.broker.connection import connect, create_group
+from qserve.wire.moves import Awaited, Epoch, Join, Start
 
 
 def test_a_submitted_request_is_on_its_queue_with_header_step_and_values(desk: Desk) -> None:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import redis
-from qserve_workers.heartbeat import Heartbeat
+from qserve_workers.process.heartbeat import Heartbeat
 
-from qserve.keys import Keys
-from qserve.settings import Settings
+from qserve.base.keys import Keys
+from qserve.base.settings import Settings
 
 
 def test_a_heart_whose_count_begins_anew_tells_that_the_broker_has_lost_its_data(

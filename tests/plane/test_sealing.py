@@ -5,11 +5,13 @@ from __future__ import annotations
 import pytest
 from desk import SEAL, A, B
 
+from qserve.base.keys import Keys
 from qserve.exceptions import AppNotFound, PayloadError, ReplicaLost
-from qserve.keys import Keys
-from qserve.plane.base import Outcome
-from qserve.plane.functions import Join, Start
-from qserve.plane.sealing import (
+from qserve.wire.envelope import Header
+from qserve.wire.failure import Failure
+from qserve.wire.moves import Join, Start
+from qserve.wire.outcome import Outcome
+from qserve.wire.sealing import (
     DELETED,
     LOST,
     item_context,
@@ -21,8 +23,6 @@ from qserve.plane.sealing import (
     seal_header,
     seal_moves,
 )
-from qserve.wire.envelope import Header
-from qserve.wire.failure import Failure
 
 KEYS = Keys()
 ONE, TWO = KEYS.stream("app", "v1", "one"), KEYS.stream("app", "v1", "two")

@@ -15,17 +15,17 @@ from processes import Site, new_site, wait_until
 from redis import ConnectionError as RedisConnectionError
 from sentinels import PASSWORD, SERVICE, Watched
 
-from qserve.broker_facts import read_facts
-from qserve.doctor import examine
+from qserve.base.keys import Keys
+from qserve.base.settings import Settings
+from qserve.broker.connection import connect, create_group, load_functions
+from qserve.broker.facts import read_facts
+from qserve.broker.link import Link
+from qserve.calls.client import ClientPlane
+from qserve.calls.plane import CallOptions
 from qserve.exceptions import BrokerUnavailable, NotReplicated
-from qserve.keys import Keys
-from qserve.plane.base import CallOptions
-from qserve.plane.client import ClientPlane
-from qserve.plane.connection import connect, create_group, load_functions
-from qserve.plane.functions import Start
-from qserve.plane.link import Link
-from qserve.registry import ApplicationRecord, DeploymentRecord
-from qserve.settings import Settings
+from qserve.machine.doctor import examine
+from qserve.wire.application import ApplicationRecord, DeploymentRecord
+from qserve.wire.moves import Start
 
 
 @pytest.fixture(scope="module")

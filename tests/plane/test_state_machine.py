@@ -36,11 +36,11 @@ from request_model import (
     order,
 )
 
-from qserve.keys import GROUP, Keys
-from qserve.plane import functions, upkeep
-from qserve.plane.connection import create_group
-from qserve.plane.functions import Awaited, Epoch, Join, Move, Start
-from qserve.plane.library import Command
+from qserve.base.keys import GROUP, Keys
+from qserve.broker import functions, upkeep
+from qserve.broker.connection import create_group
+from qserve.broker.library import Command
+from qserve.wire.moves import Awaited, Epoch, Join, Move, Start
 
 T = TypeVar("T")
 

@@ -12,16 +12,17 @@ from pathlib import Path
 import pytest
 import redis
 from processes import wait_until
-from qserve_workers.death import MemoryWatch, describe
-from qserve_workers.spec import ReplicaSpec
-from qserve_workers.supervisor import Supervisor
+from qserve_workers.process.spec import ReplicaSpec
+from qserve_workers.supervisor.death import MemoryWatch, describe
+from qserve_workers.supervisor.supervisor import Supervisor
 
+from qserve.base.keys import Keys
+from qserve.base.settings import Settings
+from qserve.broker.registry import Registry
+from qserve.deploy.replicas import FAILED, Pool
+from qserve.deploy.rollout import wait_until_running
 from qserve.exceptions import BrokerUnavailable, DeployError
-from qserve.keys import Keys
-from qserve.pool import FAILED, Pool
-from qserve.registry import ApplicationRecord, DeploymentRecord, Registry
-from qserve.rollout import wait_until_running
-from qserve.settings import Settings
+from qserve.wire.application import ApplicationRecord, DeploymentRecord
 from qserve.wire.signing import Seal
 
 RECORD = ApplicationRecord("app", "v", "One", deployments={"One": DeploymentRecord("One")})

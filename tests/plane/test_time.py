@@ -8,14 +8,14 @@ import pytest
 import redis
 from desk import A, Desk
 
-from qserve.keys import CLOCK_MARGIN_MS, Keys
-from qserve.plane import functions, upkeep
-from qserve.plane.base import CallOptions
-from qserve.plane.client import ClientPlane
-from qserve.plane.connection import load_functions
-from qserve.plane.functions import Start
-from qserve.registry import ApplicationRecord, DeploymentRecord
-from qserve.settings import Settings
+from qserve.base.keys import CLOCK_MARGIN_MS, Keys
+from qserve.base.settings import Settings
+from qserve.broker import functions, upkeep
+from qserve.broker.connection import load_functions
+from qserve.calls.client import ClientPlane
+from qserve.calls.plane import CallOptions
+from qserve.wire.application import ApplicationRecord, DeploymentRecord
+from qserve.wire.moves import Start
 
 HOUR_MS = 3_600_000
 

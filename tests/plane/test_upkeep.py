@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 from desk import A, B, Desk
 
-from qserve.keys import GROUP
-from qserve.plane import functions, upkeep
-from qserve.plane.functions import Awaited, Join, Model, Start
-from qserve.plane.sealing import DELETED
+from qserve.base.keys import GROUP
+from qserve.broker import functions, upkeep
+from qserve.wire.moves import Awaited, Join, Model, Start
+from qserve.wire.sealing import DELETED
 
 REPLICA = "replica"
 

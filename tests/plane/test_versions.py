@@ -8,15 +8,15 @@ import pytest
 import redis
 from desk import SEAL, A, Desk, header_of
 
-from qserve.dead_letters import DeadLetters
+from qserve.base.keys import Keys
+from qserve.base.settings import Settings
+from qserve.broker import library
+from qserve.broker.library import Command
+from qserve.deploy.dead_letters import DeadLetters
 from qserve.exceptions import PayloadError
-from qserve.keys import Keys
-from qserve.plane import library
-from qserve.plane.functions import Join, Start
-from qserve.plane.library import Command
-from qserve.settings import Settings
 from qserve.wire.envelope import Header
 from qserve.wire.failure import Failure
+from qserve.wire.moves import Join, Start
 
 NEWER = "0123abcd"
 """The digest of a library that differs in nothing but its name."""

@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from redis.connection import SSLConnection
 
+from qserve.base.settings import Settings
+from qserve.broker.address import Address
+from qserve.broker.connection import connect
 from qserve.exceptions import QserveException
-from qserve.plane.address import Address
-from qserve.plane.connection import connect
-from qserve.settings import Settings
 
 SECRET = "s3cr3t-CANARY"
 

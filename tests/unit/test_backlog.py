@@ -6,12 +6,12 @@ import threading
 from typing import Any
 
 import pytest
-from qserve_workers import backlog as module
-from qserve_workers.backlog import Backlog, Fetched
+from qserve_workers.celery.transport import Tag
+from qserve_workers.replica import backlog as module
+from qserve_workers.replica.backlog import Backlog, Fetched
 
+from qserve.base.keys import Keys
 from qserve.exceptions import BrokerUnavailable
-from qserve.keys import Keys
-from qserve.plane.transport import Tag
 
 
 class FakeBroker:

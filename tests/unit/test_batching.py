@@ -16,11 +16,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qserve.batching import batch
-from qserve.context import RequestContext, request_context
+from qserve.base.context import RequestContext, request_context
+from qserve.define.batching import batch
+from qserve.define.gathering import Gathering, Limits
+from qserve.define.multiplexing import get_multiplexed_model_id
 from qserve.exceptions import QserveException
-from qserve.gathering import Gathering, Limits
-from qserve.multiplexing import get_multiplexed_model_id
 
 FOREVER_S = 1000.0
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qserve.clock import BOTH_FOR_S, EVERY_S, JUMP_S, Clock
+from qserve.base.clock import BOTH_FOR_S, EVERY_S, JUMP_S, Clock
 
 HOUR_S = 3600.0
 

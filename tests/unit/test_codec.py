@@ -18,9 +18,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
+from qserve.base.keyring import Keyring
 from qserve.exceptions import PayloadError
 from qserve.wire.codec import RECORD, Codec
-from qserve.wire.signing import Keyring
 
 KEYED = Codec(Keyring(b"key"))
 KEYLESS = Codec()

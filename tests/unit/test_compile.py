@@ -9,14 +9,14 @@ import cloudpickle
 import pytest
 
 from qserve.dag import InputNode
-from qserve.deployments import Deployment, deployment
+from qserve.define.check import single_ingress
+from qserve.define.compile import Application, BuiltApplication, Driver, compile_application
+from qserve.define.deployments import Deployment, deployment
+from qserve.define.names import assign_names
+from qserve.define.plans import compile_plan
 from qserve.drivers import DAGDriver
-from qserve.graph.check import single_ingress
-from qserve.graph.compile import Application, BuiltApplication, Driver, compile_application
-from qserve.graph.names import assign_names
 from qserve.graph.order import bottom_up
 from qserve.graph.plan import InputKey, Plan, Slot, Step
-from qserve.graph.plans import compile_plan
 from qserve.handle import RayServeDAGHandle, RayServeDeploymentHandle
 
 

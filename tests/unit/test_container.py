@@ -8,7 +8,7 @@ import numpy
 import pytest
 
 import qserve
-from qserve.container import Application, build
+from qserve.define.application import Application, build
 
 
 @qserve.deployment

@@ -8,9 +8,9 @@ import cloudpickle
 import pytest
 from pydantic import ValidationError
 
+from qserve.define.deployments import Deployment, deployment
+from qserve.define.options import DeploymentOptions
 from qserve.deployment_graph import ClassNode, FunctionNode
-from qserve.deployments import Deployment, deployment
-from qserve.options import DeploymentOptions
 
 
 class Model:

@@ -14,14 +14,14 @@ import redis
 from click.testing import CliRunner
 from processes import Site, free_port, wait_until
 
-from qserve.broker_facts import BrokerFacts, facts_of_address, read_facts
+from qserve.base.settings import Settings
+from qserve.broker.connection import connect
+from qserve.broker.facts import BrokerFacts, facts_of_address, read_facts
 from qserve.cli import doctor as command
 from qserve.cli.main import main
-from qserve.doctor import Finding, check_address, check_or_raise, examine
-from qserve.embedded import EmbeddedBroker
 from qserve.exceptions import BrokerError, BrokerUnavailable
-from qserve.plane.connection import connect
-from qserve.settings import Settings
+from qserve.machine.doctor import Finding, check_address, check_or_raise, examine
+from qserve.machine.embedded import EmbeddedBroker
 
 GOOD = BrokerFacts(where="/run/broker.sock", server="valkey", version=(9, 1, 2), compatible=(7, 2, 4))
 INFO: dict[str, Any] = {

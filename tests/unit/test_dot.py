@@ -12,7 +12,7 @@ import pytest
 
 from qserve import dag
 from qserve.dag import InputNode, dag_to_dot, plot
-from qserve.deployments import deployment
+from qserve.define.deployments import deployment
 from qserve.drivers import DAGDriver
 
 

@@ -10,18 +10,11 @@ import cloudpickle
 import pytest
 from pydantic import BaseModel
 
+from qserve.define.compile import compile_application
+from qserve.define.deployments import deployment
+from qserve.define.drivers import DAGDriver, driver_arguments, is_driver
 from qserve.deployment_graph import ClassNode
-from qserve.deployments import deployment
-from qserve.drivers import (
-    DAGDriver,
-    check_adapter,
-    driver_arguments,
-    is_driver,
-    load_adapter,
-    unknown_route,
-)
-from qserve.exceptions import RayServeException
-from qserve.graph.compile import compile_application
+from qserve.http.adapter import check_adapter, load_adapter
 
 
 class Payload(BaseModel):
@@ -130,14 +123,6 @@ def test_import_strings_that_name_nothing_usable_are_refused() -> None:
         load_adapter(f"{__name__}.nope")
     with pytest.raises(ValueError, match="type annotated"):
         load_adapter(f"{__name__}:unannotated")
-
-
-def test_an_unknown_route_is_named() -> None:
-    error = unknown_route("/x", ("/a", "/b"))
-
-    assert isinstance(error, RayServeException)
-    assert str(error) == "/x does not exist in dags routes: /a, /b"
-    assert str(unknown_route("/x")) == "/x does not exist in dags routes"
 
 
 def test_the_driver_class_travels_by_reference() -> None:

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from qserve import failpoints
+from qserve.base import failpoints
+from qserve.base.failpoints import POINTS, Failpoint, FailpointError
 from qserve.exceptions import QserveException
-from qserve.failpoints import POINTS, Failpoint, FailpointError
 
 ROOT = Path(__file__).parents[2]
 
@@ -65,7 +65,7 @@ def test_what_is_no_failpoint_is_refused_with_what_may_be_written(text: str) -> 
 
 
 def test_a_process_is_killed_where_the_variable_says() -> None:
-    program = "from qserve import failpoints; print('a', flush=True); failpoints.hit('drain.mid'); print('b')"
+    program = "from qserve.base import failpoints; print('a', flush=True); failpoints.hit('drain.mid'); print('b')"
 
     done = subprocess.run(
         [sys.executable, "-c", program],

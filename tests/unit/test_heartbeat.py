@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from qserve_workers.heartbeat import Observer
+from qserve_workers.process.heartbeat import Observer
 
 LEASE_S = 2.0
 SWEEP_S = LEASE_S / 8

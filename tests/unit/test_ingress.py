@@ -24,12 +24,12 @@ from pydantic import BaseModel
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 
-from qserve.deployments import Deployment, deployment
+from qserve.define.deployments import Deployment, deployment
 from qserve.engine.servable import Servable
 from qserve.http.collect import collect, collect_now
-from qserve.http.exchange import StreamedAnswer
 from qserve.http.request import HttpRequest
-from qserve.web import ingress
+from qserve.web.exchange import StreamedAnswer
+from qserve.web.ingress import ingress
 
 Asked = Callable[..., Awaitable[tuple[int, dict[str, str], bytes]]]
 
@@ -643,7 +643,7 @@ from fastapi import APIRouter, FastAPI
 from flask import Flask
 from qserve.http.collect import collect
 from qserve.http.request import HttpRequest
-from qserve.web import ingress
+from qserve.web.ingress import ingress
 from qserve.engine.servable import Servable
 
 app, router, site = FastAPI(), APIRouter(), Flask("__main__")
@@ -759,7 +759,7 @@ def test_the_class_keeps_its_name_and_its_constructors_signature() -> None:
 
 
 def test_nothing_optional_is_imported() -> None:
-    code = "import sys, qserve.web; print([m for m in ('fastapi', 'flask', 'werkzeug') if m in sys.modules])"
+    code = "import sys, qserve.web.ingress; print([m for m in ('fastapi', 'flask', 'werkzeug') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.PIPE).stdout == b"[]\n"
 
 
@@ -769,5 +769,5 @@ def test_responses_of_starlette_are_known_to_the_type_checker() -> None:
 
 
 def test_the_public_name_is_the_decorator_whoever_came_first() -> None:
-    code = "from qserve.web import ingress; import qserve; assert qserve.ingress is ingress"
+    code = "from qserve.web.ingress import ingress; import qserve; assert qserve.ingress is ingress"
     subprocess.run([sys.executable, "-c", code], check=True)

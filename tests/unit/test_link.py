@@ -7,13 +7,13 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 import pytest
+from qserve_workers.replica.plane import LoopPlane
 
+from qserve.base.keys import Keys
+from qserve.base.settings import Settings
+from qserve.broker.link import Link
 from qserve.exceptions import BrokerUnavailable
-from qserve.keys import Keys
-from qserve.plane.link import Link
-from qserve.plane.loop import LoopPlane
-from qserve.registry import ApplicationRecord
-from qserve.settings import Settings
+from qserve.wire.application import ApplicationRecord
 from qserve.wire.codec import Codec
 
 NOTHING = b"$-1\r\n"

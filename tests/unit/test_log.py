@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qserve.context import RequestContext, request_context
+from qserve.base.context import RequestContext, request_context
+from qserve.base.log import LINE_LIMIT, JsonFormatter, TextFormatter
+from qserve.base.settings import Settings
+from qserve.base.tracebacks import LIMIT
 from qserve.exceptions import QserveException
-from qserve.log import LINE_LIMIT, JsonFormatter, TextFormatter
-from qserve.settings import Settings
-from qserve.tracebacks import LIMIT
 
 FORGED = "harmless\r\n12:00:00 ERROR [gateway] all is lost\x1b[2J\x85\u2028\u202e"
 BEGINNING = re.compile(r"\d\d:\d\d:\d\d [A-Z]+ \[")

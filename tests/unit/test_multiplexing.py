@@ -15,9 +15,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qserve.context import RequestContext, request_context
-from qserve.exceptions import QserveException
-from qserve.multiplexing import (
+from qserve.base.context import RequestContext, request_context
+from qserve.define.multiplexing import (
     Shelf,
     get_multiplexed_model_id,
     loaded_models,
@@ -25,6 +24,7 @@ from qserve.multiplexing import (
     on_change,
     unload_models,
 )
+from qserve.exceptions import QserveException
 
 
 class Model:

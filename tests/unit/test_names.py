@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
+from qserve.define.deployments import deployment
+from qserve.define.names import Numbering, assign_names
 from qserve.deployment_graph import ClassNode, DAGNode, FunctionNode
-from qserve.deployments import deployment
 from qserve.drivers import DAGDriver
-from qserve.graph.names import Numbering, assign_names
 from qserve.graph.order import bottom_up
 
 

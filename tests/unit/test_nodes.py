@@ -13,6 +13,7 @@ import pytest
 
 from qserve import dag, deployment_graph
 from qserve.dag import InputNode
+from qserve.define.deployments import deployment
 from qserve.deployment_graph import (
     ClassMethodNode,
     ClassNode,
@@ -20,7 +21,6 @@ from qserve.deployment_graph import (
     InputAttributeNode,
     MethodNode,
 )
-from qserve.deployments import deployment
 from qserve.graph.containers import find, replace, replace_in_copy
 from qserve.graph.plan import InputKey
 

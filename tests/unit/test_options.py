@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from qserve.options import AutoscalingConfig, DeploymentOptions
+from qserve.define.options import AutoscalingConfig, DeploymentOptions
 
 
 def test_defaults_are_those_of_ray_serve() -> None:

@@ -9,13 +9,14 @@ from typing import Any
 import pytest
 import redis
 
+from qserve.base.keyring import Keyring
+from qserve.calls.pending import LATE_MS, Pending
+from qserve.calls.ref import Ref
+from qserve.calls.replies import UNKNOWN
 from qserve.exceptions import BrokerStateLost, ResultUnavailable
-from qserve.plane.base import Outcome
-from qserve.plane.pending import LATE_MS, Pending
-from qserve.plane.replies import UNKNOWN
-from qserve.plane.sealing import seal_end
-from qserve.ref import Ref
-from qserve.wire.signing import Keyring, Seal
+from qserve.wire.outcome import Outcome
+from qserve.wire.sealing import seal_end
+from qserve.wire.signing import Seal
 
 ID = "a" * 32
 SEAL = Seal(Keyring())

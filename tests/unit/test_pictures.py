@@ -16,15 +16,15 @@ from hypothesis import strategies as st
 
 from qserve.cli.graph import graph
 from qserve.dag import DAGNode, InputNode, dag_to_dot
-from qserve.deployments import deployment
+from qserve.define.deployments import deployment
+from qserve.drawing.dot import to_dot
+from qserve.drawing.json_view import json_view, to_json
+from qserve.drawing.layers import Graph, columns_of
+from qserve.drawing.layout import Box, lay_out, spread
+from qserve.drawing.mermaid import to_mermaid
+from qserve.drawing.picture import Picture, PictureEdge, PictureNode, picture_of
+from qserve.drawing.svg import to_svg
 from qserve.drivers import DAGDriver
-from qserve.graph.dot import to_dot
-from qserve.graph.json_view import json_view, to_json
-from qserve.graph.layers import Graph, columns_of
-from qserve.graph.layout import Box, lay_out, spread
-from qserve.graph.mermaid import to_mermaid
-from qserve.graph.picture import Picture, PictureEdge, PictureNode, picture_of
-from qserve.graph.svg import to_svg
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -325,7 +325,7 @@ def test_deep_graphs_are_drawn() -> None:
 
 MODULE = """
 from qserve.dag import InputNode
-from qserve.deployments import deployment
+from qserve.define.deployments import deployment
 
 @deployment
 def square(x): return x * x

@@ -12,11 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qserve.dag import InputNode
+from qserve.define.compile import compile_application
+from qserve.define.deployments import deployment
 from qserve.deployment_graph import DAGNode, FunctionNode, MethodNode
-from qserve.deployments import deployment
 from qserve.drivers import DAGDriver
 from qserve.graph.advance import Answer, Fill, Move, Send, advance, begin, fill
-from qserve.graph.compile import compile_application
 from qserve.graph.plan import Plan
 
 

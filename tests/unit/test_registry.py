@@ -7,14 +7,16 @@ from dataclasses import replace
 import fakeredis
 import pytest
 
+from qserve.base.keyring import Keyring
+from qserve.base.keys import Keys
+from qserve.broker.registry import Registry
+from qserve.deploy.replicas import FAILED, RUNNING, Pool, ReplicaStatus
 from qserve.exceptions import AppNotFound, PayloadError
 from qserve.graph.plan import InputKey, Plan, Slot, Step
-from qserve.keys import Keys
-from qserve.pool import FAILED, RUNNING, Pool, ReplicaStatus
-from qserve.registry import ApplicationRecord, DeploymentRecord, DriverRecord, Registry
+from qserve.wire.application import ApplicationRecord, DeploymentRecord, DriverRecord
 from qserve.wire.codec import Codec
 from qserve.wire.plan import dump_plan
-from qserve.wire.signing import Keyring, Seal
+from qserve.wire.signing import Seal
 
 CODEC = Codec()
 PLAN = Plan(

@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from qserve.base.keyring import Keyring
 from qserve.exceptions import PayloadError
-from qserve.wire.signing import Keyring, Seal
+from qserve.wire.signing import Seal
 
 OLD, NEW = b"old secret", b"new secret"
 

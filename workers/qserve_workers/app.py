@@ -8,11 +8,11 @@ from __future__ import annotations
 from celery import Celery
 from kombu import Queue
 
-from qserve.plane.address import concealed
-from qserve.plane.transport import ALIAS
-from qserve.settings import Settings
-from qserve_workers.remote_control import RemoteControl
-from qserve_workers.task import CallTask
+from qserve.base.settings import Settings
+from qserve.broker.address import concealed
+from qserve_workers.celery.remote_control import RemoteControl
+from qserve_workers.celery.task import CallTask
+from qserve_workers.celery.transport import ALIAS
 
 
 def make_celery(settings: Settings, stream: str = "", consumer: str = "") -> Celery:
@@ -36,7 +36,7 @@ def make_celery(settings: Settings, stream: str = "", consumer: str = "") -> Cel
         broker_connection_max_retries=None,
         task_queues=queues,
         task_default_queue=stream or "qserve",
-        worker_consumer="qserve_workers.consumer:AsyncConsumer",
+        worker_consumer="qserve_workers.celery.consumer:AsyncConsumer",
         worker_hijack_root_logger=False,
         worker_redirect_stdouts=False,
         worker_detect_quorum_queues=False,

@@ -11,15 +11,15 @@ from pathlib import Path
 
 import click
 
-from qserve.cli.options import app_dir_option, broker_option, named_broker
-from qserve.doctor import check_address, check_or_raise
+from qserve.base.log import get_logger, log_to_terminal
+from qserve.base.process import die_with_parent_if_asked
+from qserve.base.settings import CHECKED, Settings
+from qserve.broker.connection import connect
 from qserve.exceptions import BrokerUnavailable, QserveException
-from qserve.log import get_logger, log_to_terminal
-from qserve.plane.connection import connect
-from qserve.process import die_with_parent_if_asked
-from qserve.settings import CHECKED, Settings
-from qserve_workers.supervisor import Supervisor
-from qserve_workers.wanted import Scope
+from qserve.machine.command_options import app_dir_option, broker_option, named_broker
+from qserve.machine.doctor import check_address, check_or_raise
+from qserve_workers.supervisor.supervisor import Supervisor
+from qserve_workers.supervisor.wanted import Scope
 
 log = get_logger(__name__)
 _LOOK_S = 0.05

@@ -1,0 +1,73 @@
+"""The request and the replica that the running code belongs to."""
+
+from __future__ import annotations
+
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from qserve.exceptions import QserveException
+
+
+class RequestContext(NamedTuple):
+    """What is known of the running request.
+
+    Parameters:
+      request_id: The id that people see: ``X-Request-ID``.
+      route: The route prefix that the request came in by.
+      app_name: The application that is running it.
+      multiplexed_model_id: The model that the caller asked for.
+      deadline_ms: Unix time, by the broker's clock, by which the request must be finished; 0 outside of a request.
+    """
+
+    request_id: str = ""
+    route: str = ""
+    app_name: str = ""
+    multiplexed_model_id: str = ""
+    deadline_ms: int = 0
+
+
+@dataclass(frozen=True)
+class ReplicaContext:
+    """Which replica this code runs in."""
+
+    app_name: str
+    deployment: str
+    replica_tag: str
+    servable_object: Any = None
+
+    @property
+    def replica_id(self) -> str:
+        """The same as ``replica_tag``, by its newer name."""
+        return self.replica_tag
+
+
+request_context: ContextVar[RequestContext] = ContextVar("qserve_request", default=RequestContext())
+replica_here: ContextVar[ReplicaContext | None] = ContextVar("qserve_replica_here", default=None)
+"""The replica of the running code where replicas and their callers share a process; None elsewhere."""
+_replica: ReplicaContext | None = None
+
+
+def enter_replica(context: ReplicaContext) -> None:
+    """Called once by a replica before it constructs the user's object."""
+    global _replica
+    _replica = context
+
+
+def get_replica_context() -> ReplicaContext:
+    """The replica that the calling code runs in.
+
+    Raises:
+      QserveException: The code does not run inside a deployment.
+    """
+    here = replica_here.get() or _replica
+    if here is None:
+        raise QserveException(
+            "`qserve.get_replica_context()` may only be called from within a deployment, in its constructor or methods"
+        )
+    return here
+
+
+def get_request_context() -> RequestContext:
+    """The request that the calling code runs for; empty fields outside of one."""
+    return request_context.get()

@@ -1,0 +1,243 @@
+"""The one place that opens connections to the broker, and where redis-py's errors become ours."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import redis
+from redis.backoff import NoBackoff
+from redis.connection import Connection, SSLConnection, UnixDomainSocketConnection
+from redis.retry import Retry
+from redis.sentinel import Sentinel, SentinelManagedConnection, SentinelManagedSSLConnection
+
+from qserve.base.clock import clock
+from qserve.base.keys import GROUP
+from qserve.broker.address import Address
+from qserve.broker.functions import forget
+from qserve.broker.library import LOAD
+from qserve.exceptions import BrokerError, BrokerUnavailable
+
+Client = redis.Redis
+"""A client of the broker, as ``connect`` gives it; other rooms know redis-py by this name only."""
+CLIENT_ERRORS = (redis.RedisError, OSError)
+"""What a client raises when the broker is away or refuses a command."""
+CLIENT_VERSION = str(redis.__version__)
+
+CONNECT_TIMEOUT_S = 3.0
+SENTINEL_TIMEOUT_S = 1.0
+"""How long one Sentinel may take to answer before the next is asked."""
+READ_TIMEOUT_S = 5.0
+BLOCK_S = 2.0
+"""How long a blocking read waits at the broker; a read that is silent for longer than this and
+``READ_TIMEOUT_S`` has lost its connection."""
+MAILBOX_BLOCK_S = 0.5
+"""The same for mailboxes: whoever waits learns within twice this time that the broker has lost its data."""
+STRAY_READ_S = MAILBOX_BLOCK_S + 0.5
+"""How long a mailbox may go on being read at the broker after its connection was lost here, and take what arrives."""
+
+LONGEST_PAUSE_S = 1.0
+"""The longest wait between two tries to connect: a failover takes four seconds, and should not take two more."""
+
+# States that pass by themselves, which redis-py reports as plain ResponseErrors (reliability.md, 0.12).
+_TRANSIENT = (
+    "NOGROUP", "UNBLOCKED", "READONLY", "MISCONF", "OOM", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "BUSY",
+    "NOREPLICAS", "LOADING",
+)  # fmt: skip
+
+_DEMOTED = ("READONLY", "UNBLOCKED force unblock")
+PRIMARY = b"master"
+
+_OPTIONS: dict[str, Any] = {
+    "protocol": 2,
+    "retry": Retry(NoBackoff(), 0),
+    "socket_connect_timeout": CONNECT_TIMEOUT_S,
+    "health_check_interval": 0,
+}
+
+_WORDS = {
+    redis.exceptions.OutOfMemoryError: "OOM",
+    redis.exceptions.ReadOnlyError: "READONLY",
+    redis.exceptions.MasterDownError: "MASTERDOWN",
+    redis.exceptions.ClusterDownError: "CLUSTERDOWN",
+    redis.exceptions.TryAgainError: "TRYAGAIN",
+}
+
+
+def connect(url: str, silent_for_s: float = BLOCK_S + READ_TIMEOUT_S) -> redis.Redis:
+    """A client of the broker that never sends a command twice by itself; QserveException for a wrong address.
+
+    redis-py's own retries would add a call twice when only the reply was lost; whoever uses this client
+    repeats what is safe to repeat. Under ``sentinel://`` each new connection goes to the primary of that moment.
+
+    Parameters:
+      url: The broker's address.
+      silent_for_s: Seconds after which a command without an answer has lost its connection.
+    """
+    address = Address.of(url)
+    options = {**_OPTIONS, "socket_timeout": silent_for_s, **address.options, "redis_connect_func": _on_connect}
+    plain = options.pop("connection_class", Connection)
+    if not address.sentinels:
+        return redis.Redis(connection_pool=redis.ConnectionPool(connection_class=_LEAVING[plain], **options))
+    sentinel = Sentinel([])
+    sentinel.sentinels = [sentinel_client(one) for one in address.sentinels]
+    options["connection_class"] = _TlsByWayOfSentinel if plain is SSLConnection else _ByWayOfSentinel
+    return sentinel.master_for(address.service, **options)
+
+
+def sentinel_client(options: dict[str, Any]) -> redis.Redis:
+    """A client of one Sentinel, whose options ``Address`` holds."""
+    limits = {"socket_timeout": SENTINEL_TIMEOUT_S, "socket_connect_timeout": SENTINEL_TIMEOUT_S}
+    options = {"connection_class": Connection, **_OPTIONS, **limits, **options}
+    return redis.Redis(connection_pool=redis.ConnectionPool(**options))
+
+
+def _on_connect(connection: Any) -> None:
+    """Called by redis-py instead of its own greeting: the same, the broker's time, and whether it is the primary."""
+    connection.on_connect()
+    if isinstance(connection, SentinelManagedConnection):
+        role = _asked(connection, "ROLE")
+        if not isinstance(role, Exception) and bytes(role[0]) != PRIMARY:
+            # Sentinel may name the old primary for a moment longer
+            raise redis.ConnectionError("the broker is a replica now; its Sentinels will name another primary")
+    asked_at = time.monotonic()
+    clock.observe(_asked(connection, "TIME"), asked_at)
+
+
+def _asked(connection: Any, command: str) -> Any:
+    connection.send_command(command)
+    try:
+        return connection.read_response()
+    except redis.exceptions.NoPermissionError as error:  # an ACL from before the question was asked
+        return error
+
+
+class _Leaving:
+    """A connection that closes when its server says that it is no primary any more: the next one asks anew."""
+
+    def read_response(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return super().read_response(*args, **kwargs)  # type: ignore[misc]
+        except redis.ResponseError as error:
+            if not is_demotion(error):
+                raise
+            self.disconnect()  # type: ignore[attr-defined]
+            raise redis.ConnectionError(f"the broker is a replica now: {error}") from error
+
+
+class _Tcp(_Leaving, Connection):  # type: ignore[misc]
+    pass
+
+
+class _Tls(_Leaving, SSLConnection):  # type: ignore[misc]
+    pass
+
+
+class _Socket(_Leaving, UnixDomainSocketConnection):  # type: ignore[misc]
+    pass
+
+
+class _ByWayOfSentinel(_Leaving, SentinelManagedConnection):  # type: ignore[misc]
+    pass
+
+
+class _TlsByWayOfSentinel(_Leaving, SentinelManagedSSLConnection):  # type: ignore[misc]
+    pass
+
+
+_LEAVING = {Connection: _Tcp, SSLConnection: _Tls, UnixDomainSocketConnection: _Socket}
+
+
+def measure_clock(client: redis.Redis) -> None:
+    """Measure the broker's clock when that is due; for whoever talks to the broker every few seconds anyway.
+
+    Raises:
+      redis.ConnectionError: The broker does not answer.
+    """
+    if clock.is_due():
+        asked_at = time.monotonic()
+        with suppress(redis.exceptions.NoPermissionError):
+            clock.observe(client.execute_command("TIME"), asked_at)
+
+
+def is_demotion(reply: object) -> bool:
+    """Whether an error reply, as redis-py or hiredis gives it, says that the server is no primary any more."""
+    word = _WORDS.get(type(reply), "")
+    return f"{word} {reply}".lstrip().startswith(_DEMOTED)
+
+
+@contextmanager
+def broker_errors() -> Iterator[None]:
+    """Turn redis-py's errors into BrokerUnavailable (try again later) or BrokerError."""
+    try:
+        yield
+    except redis.AuthenticationError as error:
+        # asking again does not help, unlike with the connection errors that redis-py counts it among
+        raise BrokerError(f"the broker refuses the password: {error}") from error
+    except (redis.ConnectionError, redis.TimeoutError, OSError) as error:
+        raise BrokerUnavailable(f"the broker cannot be reached: {error}") from error
+    except redis.ResponseError as error:
+        raise refusal(error) from error
+
+
+def refusal(reply: object) -> BrokerError:
+    """The error for an error reply of the broker, as redis-py or hiredis gives it."""
+    # redis-py cuts the word off that names the state, and gives the error a class of its own instead
+    word = _WORDS.get(type(reply), "")
+    text = f"{word} {reply}".lstrip()
+    if text.startswith(_TRANSIENT):
+        return BrokerUnavailable(f"the broker cannot answer now: {text}")
+    return BrokerError(f"the broker refused a command: {text}")
+
+
+def load_functions(client: redis.Redis) -> None:
+    """Load the function library; harmless when it is there already.
+
+    Where an ACL leaves that to whoever deploys, the library only has to be there.
+
+    Raises:
+      BrokerUnavailable: It is not there yet, and may not be loaded from here.
+    """
+    with broker_errors():
+        try:
+            client.execute_command(*LOAD)
+            found = True
+        except redis.exceptions.NoPermissionError:
+            found = _has_functions(client)
+    if not found:
+        raise BrokerUnavailable(
+            "this version's functions are not in the broker, and this user may not load them: run `qserve deploy` first"
+        )
+
+
+def _has_functions(client: redis.Redis) -> bool:
+    try:
+        client.execute_command(*forget(()))  # of nothing: any function would tell
+    except redis.ResponseError as error:
+        if not is_unknown_function(error):
+            raise
+        return False
+    return True
+
+
+def is_unknown_function(reply: object) -> bool:
+    """Whether an error reply, as redis-py or hiredis gives it, says that the function library is not loaded."""
+    return isinstance(reply, Exception) and "Function not found" in str(reply)
+
+
+def process_name() -> str:
+    """A name that no other process of any host has, at any time."""
+    return f"{os.getpid()}-{os.urandom(6).hex()}"
+
+
+def create_group(client: redis.Redis, stream: str) -> None:
+    """Create a queue's stream and group unless they exist; always from the stream's beginning, so that
+    nothing added before is skipped."""
+    try:
+        client.xgroup_create(stream, GROUP, id="0", mkstream=True)
+    except redis.ResponseError as error:
+        if not str(error).startswith("BUSYGROUP"):
+            raise

@@ -1,0 +1,216 @@
+"""One asyncio connection to the broker: commands go out in order, replies come back in order.
+
+redis-py's asyncio client spends two to three times as long on a command; on this path the parser is
+hiredis's and the rest is a queue of callbacks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import ssl
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import hiredis
+from redis.connection import SSLConnection
+
+from qserve.base.clock import clock
+from qserve.broker.address import Address
+from qserve.broker.connection import CONNECT_TIMEOUT_S, PRIMARY, SENTINEL_TIMEOUT_S, is_demotion
+from qserve.broker.library import Command
+from qserve.exceptions import BrokerError, BrokerUnavailable
+
+ReplyError = hiredis.ReplyError
+
+log = logging.getLogger(__name__)
+OnReply = Callable[[Any], None]
+
+
+class Link(asyncio.Protocol):
+    """A connection that answers each command by a callback.
+
+    An error reply arrives as a ``ReplyError``. When the connection is lost, the callbacks still waiting get a
+    BrokerUnavailable, unless somebody has asked to be told.
+    """
+
+    def __init__(self) -> None:
+        self._on_lost: Callable[[list[OnReply]], None] = _fail
+        self._waiting: deque[OnReply] = deque()
+        self._reader = hiredis.Reader(replyError=ReplyError, protocolError=hiredis.ProtocolError)
+        self._transport: asyncio.Transport | None = None
+        self._heard_at = 0.0
+
+    @classmethod
+    async def open(cls, url: str) -> Link:
+        """Connect, authenticate, select the database that ``url`` names, and measure the broker's clock.
+
+        Under ``sentinel://`` the Sentinels are asked first where the primary is.
+
+        Raises:
+          BrokerUnavailable: The broker does not answer, refuses the credentials, or is no primary.
+        """
+        address = Address.of(url)
+        options = address.options
+        if address.sentinels:
+            options = {**options, **await _find_primary(address)}
+        link = cls()
+        try:
+            await link._connect(options, CONNECT_TIMEOUT_S)
+            await asyncio.wait_for(link._look_over(), CONNECT_TIMEOUT_S)
+        except (OSError, TimeoutError, ReplyError, BrokerError) as error:
+            link.close()
+            raise BrokerUnavailable(f"the broker cannot be reached: {str(error) or type(error).__name__}") from error
+        return link
+
+    def when_lost(self, on_lost: Callable[[list[OnReply]], None]) -> None:
+        """From now on ``on_lost`` is called, once, when the connection is lost; it gets the callbacks that wait.
+
+        Whoever opens a connection may ask a few things by ``call`` before. It can be lost between the last reply and
+        the moment at which the one who awaits it goes on: nobody would ever be told of that.
+
+        Raises:
+          BrokerUnavailable: It was lost before.
+        """
+        self._check_open()
+        self._on_lost = on_lost
+
+    def _check_open(self) -> None:
+        if self._transport is None:
+            raise _closed()
+
+    async def _connect(self, options: dict[str, Any], timeout_s: float) -> None:
+        loop = asyncio.get_running_loop()
+        if "path" in options:
+            connecting: Any = loop.create_unix_connection(lambda: self, options["path"])
+        else:
+            host, port = options.get("host", "localhost"), options.get("port", 6379)
+            connecting = loop.create_connection(lambda: self, host, port, ssl=_tls(options))
+        await asyncio.wait_for(connecting, timeout_s)
+        for command in _greeting(options):
+            await asyncio.wait_for(self.call(command), timeout_s)
+
+    async def _look_over(self) -> None:
+        try:
+            role = await self.call(("ROLE",))
+        except ReplyError as error:  # an ACL from before the question was asked
+            if not str(error).startswith("NOPERM"):
+                raise
+        else:
+            if role[0] != PRIMARY:
+                raise BrokerUnavailable("it is a replica now")
+        asked_at = time.monotonic()
+        try:
+            clock.observe(await self.call(("TIME",)), asked_at)
+        except ReplyError as error:
+            clock.observe(error, asked_at)
+
+    def post(self, commands: Iterable[tuple[Command, OnReply]]) -> None:
+        """Send commands in one write; each callback gets its reply."""
+        if not self._waiting:
+            self._heard_at = time.monotonic()
+        packed = []
+        for command, on_reply in commands:
+            packed.append(hiredis.pack_command(command))  # type: ignore[arg-type]
+            self._waiting.append(on_reply)
+        if self._transport is not None:
+            self._transport.write(b"".join(packed))
+
+    async def call(self, command: Command) -> Any:
+        """Send one command and wait for its reply; an error reply is raised."""
+        self._check_open()
+        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+
+        def on_reply(reply: Any) -> None:
+            if not future.done():
+                if isinstance(reply, Exception):
+                    future.set_exception(reply)
+                else:
+                    future.set_result(reply)
+
+        self.post([(command, on_reply)])
+        return await future
+
+    def abandon_if_silent(self, limit_s: float) -> bool:
+        """Give the connection up when a command waits and the broker has said nothing for so long.
+
+        ``on_lost`` is called as if the broker had closed it.
+        """
+        is_silent = bool(self._waiting) and time.monotonic() - self._heard_at > limit_s
+        if is_silent and self._transport is not None:
+            log.warning("the broker has been silent for %.0f s; connecting again", limit_s)
+            self._transport.abort()
+        return is_silent
+
+    def close(self) -> None:
+        """Close the connection; nobody is told that it is lost."""
+        self._on_lost = _fail
+        if self._transport is not None:
+            self._transport.close()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = transport  # type: ignore[assignment]
+
+    def data_received(self, data: bytes) -> None:
+        self._heard_at = time.monotonic()
+        self._reader.feed(data)
+        while (reply := self._reader.gets()) is not False:
+            self._waiting.popleft()(reply)
+            if isinstance(reply, ReplyError) and is_demotion(reply) and self._transport is not None:
+                self._transport.abort()  # whoever connects again is led to the new primary
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._transport = None
+        waiting, self._waiting = list(self._waiting), deque()
+        self._on_lost(waiting)
+        self._on_lost = _fail
+
+
+def _closed() -> BrokerUnavailable:
+    return BrokerUnavailable("the connection to the broker was closed")
+
+
+def _fail(waiting: list[OnReply]) -> None:
+    for on_reply in waiting:
+        on_reply(_closed())
+
+
+async def _find_primary(address: Address) -> dict[str, Any]:
+    """Host and port of the primary, by the first Sentinel that knows it; raises BrokerUnavailable."""
+    said = []
+    for options in address.sentinels:
+        link = Link()
+        try:
+            await link._connect(options, SENTINEL_TIMEOUT_S)
+            asking = link.call(("SENTINEL", "GET-MASTER-ADDR-BY-NAME", address.service))
+            found = await asyncio.wait_for(asking, SENTINEL_TIMEOUT_S)
+            if found is not None:
+                return {"host": found[0].decode(), "port": int(found[1])}
+            said.append(f"{options['host']}:{options['port']} knows no {address.service!r}")
+        except (OSError, TimeoutError, ReplyError, BrokerUnavailable) as error:
+            said.append(f"{options['host']}:{options['port']}: {str(error) or type(error).__name__}")
+        finally:
+            link.close()
+    raise BrokerUnavailable(f"no Sentinel names the broker's primary: {'; '.join(said)}")
+
+
+def _greeting(options: dict[str, Any]) -> list[Command]:
+    commands: list[Command] = []
+    if options.get("password"):
+        user = (options["username"],) if options.get("username") else ()
+        commands.append(("AUTH", *user, options["password"]))
+    if options.get("db"):
+        commands.append(("SELECT", options["db"]))
+    return commands
+
+
+def _tls(options: dict[str, Any]) -> ssl.SSLContext | None:
+    if options.get("connection_class") is not SSLConnection:
+        return None
+    context = ssl.create_default_context(cafile=options.get("ssl_ca_certs"))
+    if options.get("ssl_cert_reqs") == "none":
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    return context

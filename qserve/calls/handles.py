@@ -1,0 +1,219 @@
+"""Handles: call a deployment (or a graph) from Python. A handle names its target and knows no broker.
+
+Two generations live side by side, as in Ray Serve 2.7:
+
+| class                       | ``handle.method.remote(x)`` gives        | where it comes from              |
+| --------------------------- | ---------------------------------------- | -------------------------------- |
+| ``RayServeDeploymentHandle`` | two awaits: ref, then value             | constructor arguments, by default |
+| ``RayServeSyncHandle``      | a ref for ``qserve.get``                 | ``qserve.run``                   |
+| ``DeploymentHandle``        | one await, or ``.result()``              | ``get_app_handle``, annotations, |
+|                             |                                          | ``options(use_new_handle_api=True)`` |
+| ``RayServeDAGHandle``       | two awaits; the arguments are the graph's input | a node passed to a constructor |
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+from qserve.base.context import request_context
+from qserve.calls import current
+from qserve.calls.items import DeploymentResponseGenerator, ItemRef
+from qserve.calls.plane import CallOptions
+from qserve.calls.ref import DeploymentResponse, Ref, RefTask
+from qserve.wire import codec
+
+
+@dataclass(frozen=True)
+class HandleOptions:
+    """What ``handle.options`` sets."""
+
+    method_name: str = "__call__"
+    stream: bool = False
+    multiplexed_model_id: str = ""
+
+
+class _Handle:
+    """What all handles share: a target, options, and ``remote``."""
+
+    _respond: ClassVar[Any]
+    """What makes the answer of ``remote`` of a ref."""
+
+    def __init__(self, target: str, app_name: str, options: HandleOptions) -> None:
+        self._target = target
+        self.app_name = app_name
+        self._options = options
+
+    def remote(self, *args: Any, **kwargs: Any) -> Any:
+        """Start the call; see the class for what comes back.
+
+        Arguments may be values, and refs or un-awaited calls, whose values then arrive.
+        """
+        ref = self._start(args, kwargs)
+        return DeploymentResponseGenerator(ref) if isinstance(ref, ItemRef) else type(self)._respond(ref)
+
+    def _start(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Ref:
+        raise NotImplementedError
+
+    def _call_options(self) -> CallOptions:
+        context = request_context.get()
+        return CallOptions(
+            trace_id=context.request_id,
+            route=context.route,
+            model_id=self._options.multiplexed_model_id,
+            stream=self._options.stream,
+        )
+
+    def options(
+        self,
+        *,
+        method_name: str | None = None,
+        stream: bool | None = None,
+        multiplexed_model_id: str | None = None,
+        use_new_handle_api: bool | None = None,
+    ) -> Any:
+        """A new handle with these options changed; this one stays as it is.
+
+        Parameters:
+          method_name: The method that ``remote`` calls.
+          stream: Whether the method is a generator whose items are wanted as they come.
+          multiplexed_model_id: The model that the call is for.
+          use_new_handle_api: True for one await (``DeploymentHandle``), False for two.
+        """
+        given: dict[str, Any] = {
+            "method_name": method_name,
+            "stream": stream,
+            "multiplexed_model_id": multiplexed_model_id,
+        }
+        chosen = {name: value for name, value in given.items() if value is not None}
+        changed = replace(self._options, **chosen)
+        kind: type[_Handle] = type(self)
+        if use_new_handle_api is not None and not isinstance(self, RayServeDAGHandle):
+            kind = DeploymentHandle if use_new_handle_api else RayServeDeploymentHandle
+        return _restore(kind, self._target, self.app_name, changed)
+
+    def __eq__(self, other: object) -> bool:
+        return type(other) is type(self) and other._identity() == self._identity()
+
+    def __hash__(self) -> int:
+        return hash(self._identity())
+
+    def _identity(self) -> tuple[Any, ...]:
+        return (self.app_name, self._target, self._options)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _arrive, (type(self), self._target, self.app_name, self._options)
+
+
+class _DeploymentHandle(_Handle):
+    def __init__(self, deployment_name: str, app_name: str = "default", options: HandleOptions | None = None) -> None:
+        super().__init__(deployment_name, app_name, options or HandleOptions())
+
+    @property
+    def deployment_name(self) -> str:
+        """The deployment that is called."""
+        return self._target
+
+    def _start(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Ref:
+        options = self._call_options()
+        return current.plane().call(self.app_name, self._target, self._options.method_name, args, kwargs, options)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_") and name != "__call__":
+            raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
+        return self.options(method_name=name)
+
+    def __repr__(self) -> str:
+        method = self._options.method_name
+        called = "" if method == "__call__" else f", method={method!r}"
+        return f"{type(self).__name__}(deployment={self._target!r}{called})"
+
+
+class RayServeDeploymentHandle(_DeploymentHandle):
+    """A handle inside deployments: ``ref = await handle.method.remote(x)``, then ``value = await ref``."""
+
+    _respond = RefTask
+
+
+class RayServeSyncHandle(_DeploymentHandle):
+    """A handle for sync code: ``qserve.get(handle.method.remote(x))``."""
+
+    @staticmethod
+    def _respond(ref: Ref) -> Ref | RefTask:
+        if current.in_replica():  # captured by a deployment's code: there, nothing may block
+            return RefTask(ref)
+        ref.accepted.wait()
+        if ref.done.is_set() and ref.outcome().state == "f":
+            refusal = ref.refusal()
+            if refusal is not None:
+                raise refusal
+        return ref
+
+
+class DeploymentHandle(_DeploymentHandle):
+    """A handle of the newer kind: ``value = await handle.method.remote(x)``, or ``.result()`` in sync code."""
+
+    _respond = DeploymentResponse
+
+
+class RayServeDAGHandle(_Handle):
+    """A handle to a graph: what is given to ``remote`` is the graph's input."""
+
+    _respond = RefTask
+
+    def __init__(self, graph_name: str, app_name: str = "default", options: HandleOptions | None = None) -> None:
+        super().__init__(graph_name, app_name, options or HandleOptions())
+
+    @property
+    def graph_name(self) -> str:
+        """The graph that is run."""
+        return self._target
+
+    def _start(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Ref:
+        return current.plane().run(self.app_name, self._target, args, kwargs, self._call_options())
+
+    def __repr__(self) -> str:
+        return f"RayServeDAGHandle(graph={self._target!r})"
+
+
+RayServeHandle = RayServeDeploymentHandle
+
+
+def _restore(kind: Any, target: str, app_name: str, options: HandleOptions) -> Any:
+    return kind(target, app_name, options)
+
+
+def _arrive(kind: type[_Handle], target: str, app_name: str, options: HandleOptions) -> Any:
+    # the sync form would block a replica's loop: inside a deployment it becomes the form with awaits
+    if kind is RayServeSyncHandle and current.in_replica():
+        kind = RayServeDeploymentHandle
+    return _restore(kind, target, app_name, options)
+
+
+_KINDS: list[type[_Handle]] = [
+    RayServeDeploymentHandle,
+    RayServeSyncHandle,
+    DeploymentHandle,
+    RayServeDAGHandle,
+]
+
+
+def _pack(handle: _Handle) -> list[Any]:
+    chosen = handle._options
+    return [
+        _KINDS.index(type(handle)),
+        handle._target,
+        handle.app_name,
+        chosen.method_name,
+        chosen.stream,
+        chosen.multiplexed_model_id,
+    ]
+
+
+def _unpack(packed: list[Any]) -> Any:
+    kind, target, app_name, *options = packed
+    return _arrive(_KINDS[kind], target, app_name, HandleOptions(*options))
+
+
+for _number, _kind in enumerate(_KINDS):
+    codec.register(20 + _number, _kind, _pack, _unpack)

@@ -1,0 +1,293 @@
+"""``@batch``: calls with one item each become calls of the body with lists.
+
+``gathering`` has the rule; ``_Queue`` waits by it in one event loop. A queue belongs to the loop of the call, and is
+kept on the instance without referring to it, so that the instance dies as ever.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import inspect
+from collections import deque
+from collections.abc import AsyncGenerator, Callable, Iterable
+from contextlib import aclosing
+from dataclasses import replace
+from functools import wraps
+from types import TracebackType
+from typing import Any, NamedTuple
+
+from qserve.base.context import RequestContext, request_context
+from qserve.define.gathering import Gathering, Limits, Measure
+from qserve.define.instance_state import state_of
+from qserve.exceptions import QserveException
+
+
+class _Ended:
+    """Stands for the end of an item's results."""
+
+
+class _Failure(NamedTuple):
+    error: BaseException
+    traceback: TracebackType | None
+
+
+class _Item:
+    """One call: what it passed, and the results on their way to it."""
+
+    def __init__(self, owner: tuple[Any, ...], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self.owner, self.args, self.kwargs = owner, args, kwargs
+        self.request = request_context.get()
+        self.context = contextvars.copy_context()
+        # a copied instance may share its queues with the original: their calls must not meet
+        self.key = (*map(id, owner), len(args), tuple(kwargs), self.request.multiplexed_model_id)
+        self.has_ended = False
+        self.has_left = False
+        self.results: deque[Any] = deque()
+        self._waiter: asyncio.Future[None] | None = None
+
+    def is_open(self) -> bool:
+        """Whether somebody waits for it; a cancelled caller shows in its future before its own code runs."""
+        return not (self.has_ended or self.has_left or (self._waiter is not None and self._waiter.cancelled()))
+
+    def give(self, value: Any) -> None:
+        """Hand a result to the caller, unless it left."""
+        if self.is_open():
+            self.results.append(value)
+            if self._waiter is not None and not self._waiter.done():
+                self._waiter.set_result(None)
+
+    def end(self, value: Any = _Ended) -> None:
+        """Hand over the last result."""
+        self.give(value)
+        self.has_ended = True
+
+    def fail(self, error: BaseException) -> None:
+        """End with an error."""
+        self.end(_Failure(error, error.__traceback__))
+
+    async def result(self) -> Any:
+        """The next result, ``_Ended`` after the last."""
+        while not self.results:
+            self._waiter = asyncio.get_running_loop().create_future()
+            await self._waiter
+        value = self.results.popleft()
+        if not isinstance(value, _Failure):
+            return value
+        try:
+            # several callers raise this object: each from the body's traceback, not from the others'
+            raise value.error.with_traceback(value.traceback)
+        finally:
+            del value  # the traceback holds this frame: a cycle would keep the instance alive
+
+
+class _Queue:
+    """The calls of one batched function in one event loop."""
+
+    def __init__(self, batched: _Batched) -> None:
+        self._batched = batched
+        self._loop = asyncio.get_running_loop()
+        measure = len if batched.limits.batch_size_fn is None else batched.measure
+        self._gathering = Gathering(batched.limits, measure, _Item.is_open)
+        self._running: dict[asyncio.Task[None], list[_Item]] = {}
+        self._timer: asyncio.TimerHandle | None = None
+
+    def join(self, item: _Item) -> None:
+        self._gathering.add(item, item.key, self._loop.time())
+        self._start_ready()
+
+    def leave(self, item: _Item) -> None:
+        """A caller needs no more; the last one that leaves a batch unfinished stops it."""
+        item.has_left = True
+        item.results.clear()
+        if self._gathering.discard(item, item.key):
+            self._start_ready()
+        for task, batch in self._running.items() if not item.has_ended else ():
+            if item in batch and not any(map(_Item.is_open, batch)) and not task.cancelling():
+                task.cancel()
+
+    def _start_ready(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = None
+        while len(self._running) < self._batched.limits.max_concurrent_batches:
+            batch = self._gathering.ready(self._loop.time())
+            if not batch:
+                if (due_s := self._gathering.due_s()) is not None:
+                    self._timer = self._loop.call_at(due_s, self._start_ready)
+                return
+            if live := [item for item in batch if item.is_open()]:
+                self._start(live)
+
+    def _start(self, batch: list[_Item]) -> None:
+        context = batch[0].context
+        context.run(request_context.set, _shared([item.request for item in batch]))
+        task = self._loop.create_task(self._batched.run(batch), context=context)
+        self._running[task] = batch
+        task.add_done_callback(self._on_done)
+
+    def _on_done(self, task: asyncio.Task[None]) -> None:
+        del self._running[task]
+        self._start_ready()
+
+
+def _shared(requests: list[RequestContext]) -> RequestContext:
+    """One request stays itself; of several, what is true of all, and the latest deadline: none fails another."""
+    first = requests[0]
+    if len(requests) == 1:
+        return first
+    deadlines = [one.deadline_ms for one in requests]
+    late_ms = max(deadlines) if all(deadlines) else 0
+    return RequestContext(app_name=first.app_name, multiplexed_model_id=first.multiplexed_model_id, deadline_ms=late_ms)
+
+
+class _Batched:
+    """A decorated function: finds the queue of a call, and runs the body for a batch."""
+
+    def __init__(self, func: Callable[..., Any], limits: Limits) -> None:
+        self._func, self.limits = func, limits
+        self.streams = inspect.isasyncgenfunction(func)
+        self._signature = inspect.signature(func)
+        self._has_self = next(iter(self._signature.parameters), "") == "self"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Batched, (self._func, self.limits)
+
+    async def call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        queue, item = self._join(args, kwargs)
+        try:
+            return await item.result()
+        finally:
+            queue.leave(item)
+
+    async def stream(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> AsyncGenerator[Any, None]:
+        queue, item = self._join(args, kwargs)
+        try:
+            while (value := await item.result()) is not _Ended:
+                yield value
+        finally:
+            queue.leave(item)
+
+    def _join(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[_Queue, _Item]:
+        bound = self._signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        item = _Item(bound.args[: self._has_self], bound.args[self._has_self :], bound.kwargs)
+        if self.limits.batch_size_fn is not None and self._size([item]) > self.limits.max_batch_size:
+            raise ValueError(f"this item of {self._func.__qualname__} alone is larger than max_batch_size")
+        state = state_of(item.owner[0] if item.owner else self, "__qserve_batches__")
+        loop = asyncio.get_running_loop()
+        queue = state.get((self, loop))
+        if queue is None:
+            for key in [key for key in list(state) if key[1].is_closed()]:
+                state.pop(key, None)
+            queue = state[self, loop] = _Queue(self)
+        queue.join(item)
+        return queue, item
+
+    def _size(self, items: list[_Item]) -> int:
+        values = [(*one.args, *one.kwargs.values()) for one in items]
+        return int((self.limits.batch_size_fn or len)([one[0] if len(one) == 1 else one for one in values]))
+
+    def measure(self, items: list[_Item]) -> int:
+        """The size of some items; when it cannot be told, those waiting get the error and make room."""
+        try:
+            return self._size(items)
+        except Exception as error:
+            for item in items:
+                item.fail(error)
+            return self.limits.max_batch_size
+
+    async def run(self, batch: list[_Item]) -> None:
+        """Run the body; whatever happens in it happens to every item."""
+        args = [list(values) for values in zip(*(item.args for item in batch), strict=True)]
+        kwargs = {name: [item.kwargs[name] for item in batch] for name in batch[0].kwargs}
+        try:
+            results = self._func(*batch[0].owner, *args, **kwargs)
+            if self.streams:
+                await self._run_stream(batch, results)
+            else:
+                for item, value in self._pairs(batch, await results):
+                    item.end(value)
+        except BaseException as error:
+            for item in batch:
+                item.fail(error)
+
+    async def _run_stream(self, batch: list[_Item], results: AsyncGenerator[Any, None]) -> None:
+        async with aclosing(results):
+            async for row in results:
+                for item, value in self._pairs(batch, row):
+                    if _says_stop(value):
+                        item.end()
+                    else:
+                        item.give(value)
+                if not any(map(_Item.is_open, batch)):
+                    return
+        for item in batch:
+            item.end()
+
+    def _pairs(self, batch: list[_Item], results: Any) -> Iterable[tuple[_Item, Any]]:
+        expected = (
+            f"{self._func.__qualname__} is batched: it must give a list of {len(batch)} results, one for each item"
+        )
+        # arrays and tensors are as good as lists; the likes of str and dict have a length by accident
+        if not isinstance(results, list | tuple) and not hasattr(results, "__array__"):
+            raise QserveException(f"{expected}, not {type(results).__name__}")
+        if len(results) != len(batch):
+            raise QserveException(f"{expected}, not {len(results)}")
+        return zip(batch, results, strict=True)
+
+
+def _says_stop(value: Any) -> bool:
+    kind = value if isinstance(value, type) else type(value)
+    return issubclass(kind, StopIteration | StopAsyncIteration)
+
+
+def batch(
+    _func: Callable[..., Any] | None = None,
+    /,
+    max_batch_size: int = 10,
+    batch_wait_timeout_s: float = 0.0,
+    max_concurrent_batches: int = 1,
+    batch_size_fn: Measure[Any] | None = None,
+) -> Any:
+    """Let an ``async def`` function, method or generator take many calls at once.
+
+    A caller passes one item for each parameter and gets its own result; the body gets a list for each parameter
+    and returns (or, a generator, yields) a list of results in the same order. In a generator's list
+    ``StopIteration`` ends the results of that item. A method is known by its first parameter ``self``.
+
+    A batch runs in a context of its own, with the request context of its model. Batches form where the calls are
+    awaited: in the replica's loop. A sync method may return the coroutine, or hand it to that loop with
+    ``asyncio.run_coroutine_threadsafe``; with ``asyncio.run`` it makes a loop, and a batch, of its own.
+
+    The parameters are those of ``Limits``, whose two setters the result has: they hold for all instances here.
+
+    Raises:
+      TypeError: The function is not ``async def``, or an option has the wrong type.
+      ValueError: A number is too small.
+    """
+    options = Limits(max_batch_size, batch_wait_timeout_s, max_concurrent_batches, batch_size_fn)
+
+    def decorate(func: Callable[..., Any]) -> Any:
+        if not (inspect.iscoroutinefunction(func) or inspect.isasyncgenfunction(func)):
+            name = getattr(func, "__qualname__", repr(func))
+            raise TypeError(f"@batch needs an `async def` function or method, which {name} is not")
+        limits = replace(options)
+        batched = _Batched(func, limits)
+
+        @wraps(func)
+        async def call(*args: Any, **kwargs: Any) -> Any:
+            return await batched.call(args, kwargs)
+
+        @wraps(func)
+        async def stream(*args: Any, **kwargs: Any) -> Any:
+            async with aclosing(batched.stream(args, kwargs)) as values:
+                async for value in values:
+                    yield value
+
+        wrapper: Any = stream if batched.streams else call
+        wrapper.set_max_batch_size = limits.set_max_batch_size
+        wrapper.set_batch_wait_timeout_s = limits.set_batch_wait_timeout_s
+        return wrapper
+
+    return decorate if _func is None else decorate(_func)

@@ -1,0 +1,134 @@
+"""What a valid application is: one function a rule, each with the message that a user reads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from qserve.define.deployments import Deployment
+from qserve.define.drivers import is_driver
+from qserve.graph.inputs import was_entered
+from qserve.graph.nodes import (
+    ClassNode,
+    DAGNode,
+    FunctionNode,
+    InputNode,
+    MethodNode,
+    UnboundMethod,
+)
+
+
+def check_target(target: Any) -> None:
+    """Refuse what cannot be the root of an application.
+
+    Raises:
+      ValueError: A node that needs a driver.
+      TypeError: No node at all.
+    """
+    if isinstance(target, ClassNode | FunctionNode):
+        return
+    if isinstance(target, DAGNode):
+        raise ValueError(
+            f"Invalid DAGNode type as entry to serve.run(), type: {type(target).__name__}, "
+            "accepted: ClassNode, FunctionNode; please provide a driver class and bind it as "
+            f"entrypoint to your Serve DAG. For {target.get_label()!r} write "
+            "serve.run(DAGDriver.bind(node))."
+        )
+    advice = ""
+    if isinstance(target, Deployment):
+        advice = f" Write {target.name}.bind(...)."
+    elif isinstance(target, UnboundMethod):
+        advice = f" {target!r} waits for its .bind(...), and then needs a DAGDriver."
+    raise TypeError(
+        "Expected a ClassNode, FunctionNode, or Application as target. Got unexpected type "
+        f"{type(target).__name__}.{advice}"
+    )
+
+
+def check_function_root(root: DAGNode, order: Sequence[DAGNode]) -> None:
+    """Refuse a function as ingress of a graph of several deployments.
+
+    Raises:
+      ValueError: The root is a function node with other deployments below it.
+    """
+    if not isinstance(root, FunctionNode):
+        return
+    below = [node for node in order if isinstance(node, ClassNode | FunctionNode | MethodNode)]
+    if len(below) > 1:
+        raise ValueError(
+            "The ingress deployment to your application cannot be a function if there are multiple "
+            f"deployments: {root.get_label()!r} needs {below[0].get_label()!r}. Please provide a "
+            f"driver class: write DAGDriver.bind(node) with the node of {root.get_label()!r}, so "
+            "that it is bound to a DAGDriver."
+        )
+
+
+def check_prefixes(root: DAGNode, order: Iterable[DAGNode]) -> None:
+    """Refuse a route prefix anywhere but on the root.
+
+    Raises:
+      ValueError: Another deployment has one.
+    """
+    for node in order:
+        if node is root or not isinstance(node, ClassNode | FunctionNode):
+            continue
+        prefix = node.get_options().route_prefix
+        if prefix is not None:
+            raise ValueError(
+                "Route prefix is only configurable on the ingress deployment. "
+                f"{node.get_label()!r} has route_prefix={prefix!r}; set it on "
+                f"{root.get_label()!r} instead."
+            )
+
+
+def check_drivers(root: DAGNode, order: Iterable[DAGNode]) -> None:
+    """Refuse a DAGDriver below the root.
+
+    Raises:
+      ValueError: One is bound to something else.
+    """
+    for node in order:
+        if node is not root and isinstance(node, ClassNode) and is_driver(node.get_body()):
+            raise ValueError(
+                f"{node.get_label()!r} can only be the root of an application, and "
+                f"{root.get_label()!r} is bound to it. Bind the graph itself instead: what "
+                "DAGDriver.bind(...) was given."
+            )
+
+
+def check_inputs(order: Iterable[DAGNode]) -> None:
+    """Refuse a graph with two inputs, or with one made outside ``with``.
+
+    Raises:
+      AssertionError: Either of these.
+    """
+    inputs = [node for node in order if isinstance(node, InputNode)]
+    if len(inputs) > 1:
+        raise AssertionError(
+            "Each DAG should only have one unique InputNode. Share one between all nodes: with InputNode() as inp: ..."
+        )
+    for node in inputs:
+        if not was_entered(node):
+            raise AssertionError(
+                "InputNode is a singleton instance that should be only used in context manager. "
+                "Write `with InputNode() as inp:` instead of `inp = InputNode()`."
+            )
+
+
+def single_ingress(deployments: Iterable[Deployment]) -> Deployment:
+    """Return the one deployment that has a route prefix.
+
+    Parameters:
+      deployments: Built deployments.
+
+    Raises:
+      ValueError: None of them has one, or several have.
+    """
+    found = [deployment for deployment in deployments if deployment.route_prefix is not None]
+    if len(found) == 1:
+        return found[0]
+    names = ", ".join(repr(deployment.name) for deployment in found) or "none"
+    raise ValueError(
+        "Only one deployment in an Serve Application or DAG can have non-None route prefix. "
+        f"{len(found)} have: {names}."
+    )

@@ -1,0 +1,115 @@
+"""A graph as a drawing: DOT text, written here, and pictures, made by graphviz."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+from qserve.drawing.picture import Picture, picture_of
+from qserve.drawing.svg import to_svg
+from qserve.graph.nodes import DAGNode
+
+_PLAIN_ID = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
+_KEYWORDS = {"digraph", "edge", "graph", "node", "strict", "subgraph"}
+
+
+class Dot:
+    """A drawing in the DOT language.
+
+    Parameters:
+      root: The label of the node that was drawn.
+      edges: Pairs of labels, child first, in the order to write them.
+      picture: What notebooks show, where it is known.
+    """
+
+    def __init__(self, root: str, edges: tuple[tuple[str, str], ...], picture: Picture | None = None) -> None:
+        self.root = root
+        self.edges = edges
+        self._picture = picture
+
+    def to_string(self) -> str:
+        """Return the drawing as text: a digraph named G, one line an edge."""
+        lines = [f"{_quoted(child)} -> {_quoted(user)};" for child, user in self.edges]
+        body = "\n".join(lines or [f"{_quoted(self.root)};"])
+        return f"digraph G {{\nrankdir=LR;\n{body}\n}}\n"
+
+    def _repr_svg_(self) -> str | None:
+        return None if self._picture is None else to_svg(self._picture)
+
+    def __str__(self) -> str:
+        return self.to_string()
+
+    def __repr__(self) -> str:
+        return f"Dot(root={self.root!r}, edges={len(self.edges)})"
+
+
+def dag_to_dot(node: DAGNode) -> Dot:
+    """Draw a node and all that it needs; nothing is built or run.
+
+    Parameters:
+      node: Any node.
+
+    Returns:
+      The drawing, with ``to_string()``. Edges are written from the drawn node downwards, depth
+      first, and repeated labels numbered in the order of their first appearance.
+
+    Raises:
+      TypeError: It is not a node.
+    """
+    return _dot(picture_of(node))
+
+
+def to_dot(picture: Picture) -> str:
+    """Write a picture in the DOT language, which graphviz draws."""
+    return _dot(picture).to_string()
+
+
+def _dot(picture: Picture) -> Dot:
+    return Dot(picture.root, tuple((edge.child, edge.user) for edge in picture.edges), picture)
+
+
+def plot(node: DAGNode, to_file: str | Path | None = None) -> Any:
+    """Draw a node and all that it needs as a picture.
+
+    Parameters:
+      node: Any node.
+      to_file: Where to write it; the suffix chooses the format, PNG without one. ``None`` returns a
+        picture that a notebook shows.
+
+    Returns:
+      ``None``, or an ``IPython.display.Image`` when there is no file to write.
+
+    Raises:
+      ImportError: pydot, graphviz or (for notebooks) IPython is missing.
+    """
+    pydot = _required("pydot", "pip install pydot")
+    if shutil.which("dot") is None:
+        raise ImportError(
+            "plot() needs graphviz, and its program 'dot' is not on the PATH. Install it by your "
+            "system's package manager: apt-get install graphviz, or brew install graphviz."
+        )
+    (drawing,) = pydot.graph_from_dot_data(dag_to_dot(node).to_string())
+    if to_file is None:
+        display = _required("IPython.display", "pip install ipython, or pass to_file='graph.png'")
+        return display.Image(drawing.create(format="png"))
+    path = Path(to_file)
+    drawing.write(str(path), format=path.suffix.lstrip(".") or "png")
+    return None
+
+
+def _required(module: str, advice: str) -> Any:
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        package = module.partition(".")[0]
+        raise ImportError(f"plot() needs the package {package!r}: {advice}.") from error
+
+
+def _quoted(label: str) -> str:
+    if _PLAIN_ID.match(label) and label.lower() not in _KEYWORDS:
+        return label
+    escaped = label.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'

@@ -1,0 +1,202 @@
+"""Layered drawing, the second half: coordinates of boxes and of the edges between them."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from qserve.drawing.layers import Edge, Graph
+
+_BETWEEN_COLUMNS = 64.0
+_BETWEEN_BOXES = 22.0
+_BETWEEN_BENDS = 14.0
+_ROUNDS = 49
+_CENTRING = 17
+_PORT_STEP = 11.0
+_INSIDE = 18.0
+_STRAIGHT = 8.0
+"""A bend pulls this much harder than a box: long edges become straight first."""
+
+Point = tuple[float, float]
+Size = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Box:
+    """A rectangle by its left upper corner."""
+
+    x: float
+    y: float
+    width: float
+    height: float
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A drawing's geometry.
+
+    Parameters:
+      boxes: By node.
+      routes: By edge: points in pairs, the way in and the way out of each column; the edge is straight within
+        a pair and curved between two pairs.
+      width, height: Of the whole, which begins at 0, 0.
+    """
+
+    boxes: Mapping[str, Box]
+    routes: Mapping[Edge, list[Point]]
+    width: float
+    height: float
+
+
+def lay_out(sizes: Mapping[str, Size], edges: Sequence[Edge], fixed: Collection[str]) -> Layout:
+    """Place boxes from left to right, each right of all that it needs.
+
+    Parameters:
+      sizes: Width and height of each node's box; their order decides where nothing else does.
+      edges: Pairs of nodes, no cycles.
+      fixed: Nodes that stay as far left as they can: the input.
+    """
+    graph = Graph(list(sizes), edges, fixed)
+    graph.arrange()
+    heights = {node: sizes[node][1] if node in sizes else 0.0 for column in graph.columns for node in column}
+    middles = _middles(graph, heights)
+    lefts, widths = _columns(graph, sizes)
+    boxes = {}
+    for node, (width, height) in sizes.items():
+        column = graph.column_of[node]
+        boxes[node] = Box(lefts[column] + (widths[column] - width) / 2, middles[node] - height / 2, width, height)
+    routes = _routes(graph, boxes, middles, lefts, widths)
+    bottoms = [box.y + box.height for box in boxes.values()]
+    bottoms += [y for points in routes.values() for _, y in points]
+    return Layout(boxes, routes, lefts[-1] + widths[-1], max(bottoms))
+
+
+def _columns(graph: Graph, sizes: Mapping[str, Size]) -> tuple[list[float], list[float]]:
+    lefts: list[float] = []
+    widths: list[float] = []
+    left = 0.0
+    for column in graph.columns:
+        widths.append(max((sizes[node][0] for node in column if node in sizes), default=0.0))
+        lefts.append(left)
+        # many edges between two columns need room to bend
+        arrows = sum(len(graph.after.get(node, ())) for node in column)
+        left += widths[-1] + _BETWEEN_COLUMNS + min(2.0 * arrows, 60.0)
+    return lefts, widths
+
+
+def _middles(graph: Graph, heights: Mapping[str, float]) -> dict[str, float]:
+    """Find a height for each node's middle: close to its neighbours', in order, and without overlaps."""
+    middles: dict[str, float] = {}
+    for column in graph.columns:
+        y = 0.0
+        for node, gap in zip(column, _gaps(graph, column, heights), strict=True):
+            y += gap
+            middles[node] = y
+    for turn in range(_ROUNDS):
+        near = (graph.before, graph.after) if turn % 2 == 0 else (graph.after, graph.before)
+        for column in graph.columns if turn % 2 == 0 else reversed(graph.columns):
+            # the last rounds look both ways, so that a box stands in the middle of all its edges
+            _settle(graph, column, near if turn < _ROUNDS - _CENTRING else (_both(graph, column), {}), middles, heights)
+    _settle(graph, graph.columns[0], (graph.after, {}), middles, heights)
+    top = min(middles[node] - heights[node] / 2 for node in middles)
+    return {node: y - top for node, y in middles.items()}
+
+
+def _both(graph: Graph, column: Sequence[str]) -> dict[str, list[str]]:
+    return {node: [*graph.before.get(node, ()), *graph.after.get(node, ())] for node in column}
+
+
+def _settle(
+    graph: Graph,
+    column: Sequence[str],
+    near: tuple[Mapping[str, list[str]], Mapping[str, list[str]]],
+    middles: dict[str, float],
+    heights: Mapping[str, float],
+) -> None:
+    wanted: list[float] = []
+    weights: list[float] = []
+    for node in column:
+        others = near[0].get(node) or near[1].get(node)
+        pulls = [_STRAIGHT if graph.is_bend(node) and graph.is_bend(one) else 1.0 for one in others or ()]
+        towards = sum(pull * middles[one] for pull, one in zip(pulls, others or (), strict=True))
+        wanted.append(towards / sum(pulls) if others else middles[node])
+        weights.append(_STRAIGHT if graph.is_bend(node) else 1.0)
+    for node, y in zip(column, spread(wanted, _gaps(graph, column, heights), weights), strict=True):
+        middles[node] = y
+
+
+def _gaps(graph: Graph, column: Sequence[str], heights: Mapping[str, float]) -> list[float]:
+    """The least distance of each node's middle from that of the node above it; 0 for the first."""
+    gaps = [0.0]
+    for above, below in pairwise(column):
+        is_loose = graph.is_bend(above) or graph.is_bend(below)
+        gaps.append((heights[above] + heights[below]) / 2 + (_BETWEEN_BENDS if is_loose else _BETWEEN_BOXES))
+    return gaps[: len(column)]
+
+
+def spread(wanted: Sequence[float], gaps: Sequence[float], weights: Sequence[float]) -> list[float]:
+    """Return the positions nearest to the wanted ones, by least squares, that keep order and distances.
+
+    Parameters:
+      wanted: Where each would like to be.
+      gaps: The least distance of each from the one before it; the first is not read.
+      weights: How much each one's wish counts.
+    """
+    offsets: list[float] = []
+    total = 0.0
+    for index, gap in enumerate(gaps):
+        total += gap if index else 0.0
+        offsets.append(total)
+    # without the offsets positions only have to be in order: neighbours that are not are pooled
+    pools: list[tuple[float, float, int]] = []
+    for wish, offset, weight in zip(wanted, offsets, weights, strict=True):
+        mean, mass, count = wish - offset, weight, 1
+        while pools and pools[-1][0] > mean:
+            other, more, members = pools.pop()
+            mean = (mean * mass + other * more) / (mass + more)
+            mass, count = mass + more, count + members
+        pools.append((mean, mass, count))
+    means = [mean for mean, _, count in pools for _ in range(count)]
+    return [mean + offset for mean, offset in zip(means, offsets, strict=True)]
+
+
+def _routes(
+    graph: Graph,
+    boxes: Mapping[str, Box],
+    middles: Mapping[str, float],
+    lefts: Sequence[float],
+    widths: Sequence[float],
+) -> dict[Edge, list[Point]]:
+    outs, ins = _ports(graph, boxes, middles)
+    routes: dict[Edge, list[Point]] = {}
+    for edge, path in graph.paths.items():
+        child, user = edge
+        column = graph.column_of[child]
+        # from a little inside the box, which covers it: so a round box is left without a gap
+        start = boxes[child].x + boxes[child].width - min(_INSIDE, boxes[child].width / 2)
+        points = [(start, outs[edge]), (lefts[column] + widths[column], outs[edge])]
+        for number, bend in enumerate(path[1:-1], column + 1):
+            points += [(lefts[number], middles[bend]), (lefts[number] + widths[number], middles[bend])]
+        points += [(lefts[graph.column_of[user]], ins[edge]), (boxes[user].x, ins[edge])]
+        routes[edge] = points
+    return routes
+
+
+def _ports(
+    graph: Graph, boxes: Mapping[str, Box], middles: Mapping[str, float]
+) -> tuple[dict[Edge, float], dict[Edge, float]]:
+    """Where each edge leaves its child's box and reaches its user's: in the order of where it comes from."""
+    outs: dict[Edge, float] = {}
+    ins: dict[Edge, float] = {}
+    for ports, end, next_to_it in ((outs, 0, 1), (ins, 1, -2)):
+        by_box: dict[str, list[Edge]] = {}
+        for edge in graph.paths:
+            by_box.setdefault(edge[end], []).append(edge)
+        for node, edges in by_box.items():
+            edges.sort(key=lambda edge: middles[graph.paths[edge][next_to_it]])
+            box = boxes[node]
+            step = min(_PORT_STEP, (box.height - 14.0) / len(edges))
+            first = box.y + box.height / 2 - step * (len(edges) - 1) / 2
+            ports.update((edge, first + step * index) for index, edge in enumerate(edges))
+    return outs, ins

@@ -1,0 +1,194 @@
+"""One request given to an ASGI application inside a replica, and the response that it sends.
+
+An answer that is finished at once becomes a plain response; anything longer becomes a ``StreamedAnswer``,
+which passes on what the application sends, at the pace of whoever takes it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, MutableMapping
+from typing import Any, NoReturn
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from qserve.base.log import get_logger
+from qserve.exceptions import QserveException
+
+log = get_logger(__name__)
+_AHEAD = 16
+_WHOLE_UP_TO = 1 << 20
+"""Bytes of a body of known length that are gathered; a longer one is streamed."""
+
+_END: Message = {"type": "qserve.end"}
+_running: set[asyncio.Task[None]] = set()
+"""The event loop itself holds tasks weakly, and a background task outlives its answer."""
+
+
+class Exchange:
+    """One run of an ASGI application.
+
+    Parameters:
+      app: The application.
+      state: What its lifespan gave to every request.
+    """
+
+    def __init__(self, app: ASGIApp, state: MutableMapping[str, Any]) -> None:
+        self.loop = asyncio.get_running_loop()
+        self._app = app
+        self._state = state
+        self._body: bytes | None = None
+        self._messages: asyncio.Queue[Message] = asyncio.Queue(_AHEAD)
+        self._left = asyncio.Event()
+        self._is_complete = False
+        self._error: BaseException | None = None
+
+    async def answer(self, request: Request) -> Response:
+        """Give the application a request.
+
+        Parameters:
+          request: Its body is read to the end first.
+
+        Returns:
+          A response with its body, or a ``StreamedAnswer`` while there is more to come.
+
+        Raises:
+          QserveException: The application ended without a response.
+          BaseException: Whatever it raised before it had sent anything.
+        """
+        self._body = await request.body()
+        scope = {**request.scope, "state": dict(self._state)}
+        task = self.loop.create_task(self._run(scope))
+        _running.add(task)
+        task.add_done_callback(_running.discard)
+        try:
+            return await self._first()
+        except asyncio.CancelledError:
+            self.leave()
+            task.cancel()
+            raise
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        """What is left of the body.
+
+        Raises:
+          BaseException: Whatever the application raised on the way.
+        """
+        more = True
+        while more:
+            message = await self._next()
+            yield message.get("body", b"")
+            more = message.get("more_body", False)
+
+    def leave(self) -> None:
+        """Tell the application that nobody listens any more: the client of an ASGI server would be gone."""
+        self._left.set()
+        while not self._messages.empty():
+            self._messages.get_nowait()
+
+    async def _first(self) -> Response:
+        start = await self._next()
+        status, headers = start["status"], list(start.get("headers", ()))
+        length = _length(headers)
+        is_short = length is not None and length <= _WHOLE_UP_TO
+        chunks: list[bytes] = []
+        more, size = True, 0
+        while more:
+            if is_short and size and size == length:
+                self._is_complete = True
+                break
+            message = await self._next()
+            chunks.append(message.get("body", b""))
+            size += len(chunks[-1])
+            more = message.get("more_body", False)
+            if more and not is_short:
+                return StreamedAnswer(self, status, headers, chunks)
+        response = Response(b"".join(chunks), status)
+        response.raw_headers = headers
+        return response
+
+    async def _next(self) -> Message:
+        message = await self._messages.get()
+        if message is not _END:
+            return message
+        raise self._error or QserveException("the application ended before its response was complete")
+
+    async def _run(self, scope: Scope) -> None:
+        try:
+            await self._app(scope, self._receive, self._send)
+        except BaseException as error:
+            self._error = error
+            is_late = self._is_complete and not self._left.is_set()
+            if is_late and not isinstance(error, asyncio.CancelledError):
+                # what it has sent is the answer, as with any ASGI server
+                log.error("the application failed after its response: %r", error, exc_info=error)
+        await self._messages.put(_END)
+
+    async def _receive(self) -> Message:
+        body, self._body = self._body, None
+        if body is not None:
+            return {"type": "http.request", "body": body, "more_body": False}
+        await self._left.wait()
+        return {"type": "http.disconnect"}
+
+    async def _send(self, message: Message) -> None:
+        if self._left.is_set():
+            raise OSError("the client has left")
+        if self._is_complete or not message["type"].startswith("http.response."):
+            return
+        if message["type"] == "http.response.body" and not message.get("more_body", False):
+            self._is_complete = True
+        await self._messages.put(message)
+
+
+class StreamedAnswer(Response):
+    """A response whose body is still being sent: without ``body``, so it has to be run."""
+
+    background = None
+
+    def __init__(
+        self, exchange: Exchange, status: int, headers: list[tuple[bytes, bytes]], chunks: list[bytes]
+    ) -> None:
+        self.status_code = status
+        self.raw_headers = headers
+        self._exchange = exchange
+        self._chunks = chunks
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send what the application sends; it learns when ``send`` fails.
+
+        Raises:
+          QserveException: This is not the event loop that the application runs on.
+        """
+        exchange = self._exchange
+        if asyncio.get_running_loop() is not exchange.loop:
+            exchange.loop.call_soon_threadsafe(exchange.leave)
+            raise QserveException(_ONLY_ROOT)
+        try:
+            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+            for chunk in self._chunks:
+                await send({"type": "http.response.body", "body": chunk, "more_body": True})
+            async for chunk in exchange.chunks():
+                await send({"type": "http.response.body", "body": chunk, "more_body": True})
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+        finally:
+            exchange.leave()
+
+    def __reduce_ex__(self, protocol: Any) -> NoReturn:
+        self._exchange.leave()
+        raise TypeError(_ONLY_ROOT)
+
+
+_ONLY_ROOT = (
+    "a streaming response of an @serve.ingress application can only go to an HTTP client. Make the class the root"
+    " of the application: serve.run(Class.bind(...)), without a DAGDriver"
+)
+
+
+def _length(headers: list[tuple[bytes, bytes]]) -> int | None:
+    for name, value in headers:
+        if name.lower() == b"content-length" and value.isdigit():
+            return int(value)
+    return None

@@ -1,0 +1,224 @@
+"""``@serve.ingress(app)``: a web application of any framework as the HTTP side of a deployment.
+
+    app = FastAPI()
+
+    @serve.deployment
+    @serve.ingress(app)
+    class Api:
+        @app.get("/double")
+        def double(self, n: int) -> int:
+            return 2 * n
+
+The application runs in the replicas, so its routes see the instance as ``self``.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import ASGIApp
+
+from qserve.define.deployments import Deployment
+from qserve.web.exchange import Exchange
+from qserve.web.lifespan import Lifespan
+from qserve.web.travel import let_travel
+from qserve.web.views import bound_app, is_a
+from qserve.web.wsgi import WsgiAdapter
+
+_DEFINITION = "_qserve_ingress"
+_SERVING = "_qserve_serving"
+_ASGI, _WSGI, _BUILDER = "ASGI", "WSGI", "builder"
+_KIND_BY_ARGUMENTS = {3: _ASGI, 2: _WSGI, 0: _BUILDER}
+_ORDER = (
+    "Write\n\n    @serve.deployment\n    @serve.ingress(app)\n    class {name}: ...\n\n"
+    "with @serve.deployment as the first line."
+)
+
+
+@dataclass(frozen=True)
+class _Definition:
+    """What was decorated; travels with the class."""
+
+    cls: type
+    app: Any
+
+
+class _Serving:
+    """The application of one instance: bound to it, started, ready for requests."""
+
+    def __init__(self, definition: _Definition, instance: Any) -> None:
+        app, kind = definition.app, kind_of(definition.app)
+        if kind == _BUILDER:
+            app = app()
+            kind = kind_of(app)
+            if kind == _BUILDER:
+                raise TypeError(f"the function given to @serve.ingress must return an application, not {app!r}")
+        app = bound_app(app, definition.cls, instance)
+        self.adapter = WsgiAdapter(app) if kind == _WSGI else None
+        self.app: ASGIApp = self.adapter or app
+        self.lifespan = Lifespan(self.app)
+
+    async def start(self) -> None:
+        if self.adapter is None:
+            await self.lifespan.start()
+
+    def close(self) -> None:
+        if self.adapter is not None:
+            self.adapter.close()
+
+
+def ingress(app: Any) -> Callable[[type], type]:
+    """Serve a web application by a deployment: ``@serve.deployment`` above ``@serve.ingress(app)``.
+
+    Parameters:
+      app: A FastAPI application or ``APIRouter``, any ASGI application, a Flask or any WSGI application, or
+        a function without parameters that makes one on each replica. Routes whose functions are methods
+        of the class get the replica's instance as ``self`` (FastAPI and Flask).
+
+    Returns:
+      A decorator for a class. The class must not define ``__call__``, which answers the requests.
+
+    Raises:
+      TypeError: It is no application; the decorator is used on something that is already a deployment.
+      ValueError: The decorator is used on something else than a class, or the class has a ``__call__``.
+    """
+    kind_of(app)
+
+    def decorate(cls: type) -> type:
+        _check_class(cls)
+        let_travel(app)  # not before: the class's body has made its routes by now
+        members = {
+            "__init__": _constructor(cls.__init__),  # type: ignore[misc]
+            "__call__": _call,
+            "__del__": _delete,
+            "__module__": cls.__module__,
+            "__qualname__": cls.__qualname__,
+            "__doc__": cls.__doc__,
+            _DEFINITION: _Definition(cls, app),
+        }
+        return type(cls)(cls.__name__, (cls,), members)
+
+    return decorate
+
+
+def kind_of(app: Any) -> str:
+    """Tell what kind of application an object is.
+
+    Returns:
+      ``"ASGI"``, ``"WSGI"`` or ``"builder"``.
+
+    Raises:
+      TypeError: It is none of them.
+    """
+    if isinstance(app, Deployment) or inspect.isclass(app):
+        name = app.name if isinstance(app, Deployment) else app.__name__
+        raise TypeError(
+            f"@serve.ingress must be called with an application, and got {app!r}. {_ORDER.format(name=name)}"
+        )
+    if is_a(app, "flask", "Flask"):
+        return _WSGI
+    if is_a(app, "fastapi", "FastAPI", "APIRouter"):
+        return _ASGI
+    kind = _KIND_BY_ARGUMENTS.get(_arguments(app)) if callable(app) else None
+    if kind is None:
+        raise TypeError(
+            "@serve.ingress takes a FastAPI, APIRouter or Flask object, any ASGI application (scope, receive, send),"
+            f" any WSGI application (environ, start_response), or a function that makes one. Got {app!r} of type"
+            f" {type(app).__name__}."
+        )
+    return kind
+
+
+def _arguments(app: Callable[..., Any]) -> int:
+    """How many arguments a callable must be given; -1 when that cannot be told."""
+    try:
+        parameters = inspect.signature(app).parameters.values()
+    except (TypeError, ValueError):
+        return -1
+    if any(one.kind is one.VAR_POSITIONAL for one in parameters):
+        return -1
+    return sum(1 for one in parameters if one.default is one.empty and one.kind is not one.VAR_KEYWORD)
+
+
+def _check_class(cls: Any) -> None:
+    if isinstance(cls, Deployment):
+        raise TypeError(
+            f"@serve.ingress must come below @serve.deployment, and {cls.name!r} is a deployment already. "
+            + _ORDER.format(name=cls.name)
+        )
+    if not inspect.isclass(cls):
+        name = getattr(cls, "__name__", repr(cls))
+        raise ValueError(f"@serve.ingress must be used with a class, and {name!r} is a {type(cls).__name__}.")
+    if _DEFINITION in vars(cls):
+        raise ValueError(f"{cls.__name__!r} has an @serve.ingress already; a class serves one application.")
+    owner = next((base for base in cls.__mro__ if "__call__" in vars(base)), None)
+    if owner is not None:
+        where = "" if owner is cls else f" (from {owner.__name__!r})"
+        raise ValueError(
+            f"Class passed to @serve.ingress may not have __call__ method, and {cls.__name__!r} has one{where}:"
+            " the application answers the requests. Rename it, or make it a route of the application."
+        )
+
+
+def _constructor(init: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(init)
+    async def __init__(self: Any, *args: Any, **kwargs: Any) -> None:  # noqa: N807
+        result = init(self, *args, **kwargs)
+        if inspect.isawaitable(result):
+            await result
+        await _begin(self)
+
+    return __init__
+
+
+async def _begin(instance: Any) -> None:
+    serving = _Serving(getattr(instance, _DEFINITION), instance)
+    await serving.start()
+    setattr(instance, _SERVING, serving)
+
+
+async def _call(self: Any, request: Request) -> Response:
+    """Answer an HTTP request by the application."""
+    if not isinstance(request, Request):
+        raise TypeError(
+            f"an @serve.ingress class is called with an HTTP request, not {type(request).__name__!r};"
+            " by handle, call a method of it: handle.method.remote(...)"
+        )
+    serving: _Serving = getattr(self, _SERVING)
+    return await Exchange(serving.app, serving.lifespan.state).answer(request)
+
+
+def _delete(self: Any) -> Any:
+    """Shut the application down, then let the user's own ``__del__`` run; both once.
+
+    Python calls it as well when an instance is dropped, so there is something to await only when the
+    application has a shutdown of its own.
+    """
+    serving: _Serving | None = vars(self).pop(_SERVING, None)
+    user_delete = getattr(super(_decorated(type(self)), self), "__del__", None)
+    if serving is not None:
+        serving.close()
+        if serving.lifespan.is_running:
+            return _say_goodbye(serving, user_delete)
+        return None if user_delete is None else user_delete()
+    return None
+
+
+async def _say_goodbye(serving: _Serving, user_delete: Callable[[], Any] | None) -> None:
+    try:
+        await serving.lifespan.stop()
+    finally:
+        result = None if user_delete is None else user_delete()
+        if inspect.isawaitable(result):
+            await result
+
+
+def _decorated(kind: type) -> type:
+    """The class that ``ingress`` made, of which the instance's class may be a subclass."""
+    return next(base for base in kind.__mro__ if _DEFINITION in vars(base))

@@ -1,0 +1,5 @@
+"""A replica's process from fork to exit: boot, heartbeat, watchdog, health.
+
+It may import qserve, qserve_workers.replica and qserve_workers.celery.
+Open first: boot.py.
+"""

@@ -1,0 +1,141 @@
+"""The life of a replica beside its calls: reports, health, a changed user_config, the end."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import json
+import os
+import signal
+import socket
+from typing import Any
+
+from celery.worker import state as celery_state
+
+from qserve.base.keys import Keys
+from qserve.base.log import get_logger
+from qserve.broker.registry import Registry
+from qserve.define.multiplexing import unload_models
+from qserve.deploy import replicas as pool
+from qserve.deploy.replicas import Pool, ReplicaStatus
+from qserve.engine.servable import Servable
+from qserve.exceptions import BrokerError
+from qserve_workers.process.spec import ReplicaSpec
+
+log = get_logger(__name__)
+# what user code may raise beside calls; CancelledError is the loop's own way to end a task
+_RAISED = (Exception, SystemExit, KeyboardInterrupt, GeneratorExit)
+UNHEALTHY_EXIT, TIME_LIMIT_EXIT, STALLED_EXIT, ORPHANED_EXIT, OUT_OF_FILES_EXIT = 3, 4, 5, 6, 7
+"""The exit codes by which a replica tells its supervisor why it ended itself."""
+HEALTH_FAILURES = 3
+"""Failures of ``check_health`` in a row after which a replica is replaced."""
+
+
+class Life:
+    """Everything that happens to a replica between its first call and its last.
+
+    Parameters:
+      spec: Which replica it is.
+      servable: The user's object.
+      reports: Where its state is reported.
+      registry: Where a changed user_config is read.
+    """
+
+    def __init__(self, spec: ReplicaSpec, servable: Servable, reports: Pool, registry: Registry) -> None:
+        self.is_unhealthy = False
+        self._has_begun = False
+        self._spec = spec
+        self._servable = servable
+        self._reports = reports
+        self._registry = registry
+        self._record = spec.record.deployments[spec.deployment]
+        self._stream = spec.record.stream(Keys(spec.settings.namespace), spec.deployment)
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def begin(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Report that calls are taken, and look after the object from now on."""
+        report(self._reports, self._spec, pool.RUNNING, config=self._record.config)
+        self._has_begun = True
+        loop.add_signal_handler(signal.SIGHUP, lambda: self._spawn(loop, self._reconfigure()))
+        if self._servable.health_check() is not None:
+            self._reports.end_turn(self._stream)
+            self._spawn(loop, self._watch_health())
+
+    def report_again(self) -> None:
+        """Report once more, from any thread: the broker has lost what was reported."""
+        if self._has_begun:
+            report(self._reports, self._spec, pool.RUNNING, config=self._record.config)
+
+    def _spawn(self, loop: asyncio.AbstractEventLoop, work: Any) -> None:
+        task = loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _reconfigure(self) -> None:
+        """Take the user_config that is registered now; one that is refused leaves the old one reported."""
+        for record in self._registry.versions(self._spec.record.name):
+            if record.version == self._spec.record.version:
+                self._record = record.deployments[self._spec.deployment]
+        try:
+            await self._servable.reconfigure(json.loads(self._record.user_config or "null"))
+        except _RAISED:
+            log.exception("reconfigure failed")
+            return
+        report(self._reports, self._spec, pool.RUNNING, config=self._record.config)
+
+    async def _watch_health(self) -> None:
+        failures = 0
+        while failures < HEALTH_FAILURES or not self._may_leave():
+            await asyncio.sleep(self._record.health_period_s)
+            try:
+                await asyncio.wait_for(self._check_health(), self._record.health_timeout_s)
+                failures = 0
+            except Exception as error:
+                failures += 1
+                log.warning("check_health failed (%d of %d): %r", failures, HEALTH_FAILURES, error)
+        self.is_unhealthy = True
+        # a warm shutdown: what runs is finished, and the supervisor starts another replica
+        celery_state.should_stop = UNHEALTHY_EXIT
+
+    def _may_leave(self) -> bool:
+        """Whether no other replica is being replaced; until then this one goes on, and may recover."""
+        for_s = self._record.grace_s + self._spec.settings.start_timeout_s
+        try:
+            return self._reports.take_turn(self._stream, self._spec.name, for_s)
+        except BrokerError as error:
+            log.warning("a replica that is ill stays for now: %s", error)
+            return False
+
+    async def _check_health(self) -> None:
+        check = self._servable.health_check()
+        assert check is not None
+        try:
+            if inspect.iscoroutinefunction(check):
+                await check()
+            else:
+                await asyncio.to_thread(check)
+        except (SystemExit, KeyboardInterrupt, GeneratorExit) as error:
+            # as they are, they would end the loop from within the task that wait_for makes
+            raise RuntimeError(f"it raised {type(error).__name__}") from error
+
+    async def end(self) -> None:
+        """Let the user's object go; what its ``__del__`` raises is logged and goes no further."""
+        for task in list(self._tasks):
+            task.cancel()
+        try:
+            await unload_models()
+            await self._servable.destroy()
+        except _RAISED as error:
+            log.warning("__del__ failed: %r", error)
+
+
+def report(reports: Pool, spec: ReplicaSpec, state: str, message: str = "", config: str = "") -> None:
+    """Write a replica's state for those who wait for it."""
+    version = spec.record.version
+    status = ReplicaStatus(
+        spec.name, spec.deployment, version, state, os.getpid(), socket.gethostname(), message, config
+    )
+    try:
+        reports.report(status)
+    except BrokerError as error:
+        log.error("replica %s cannot report that it is %s: %s", spec.name, state, error)

@@ -1,0 +1,190 @@
+"""A replica's watchdog: a thread that can act when the loop, or user code in it, stands still.
+
+It ends calls that run too long, gives back calls that cannot begin, and ends the whole replica when nothing
+else helps: the supervisor then hands its calls over and starts another.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import faulthandler
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable
+from types import FrameType
+
+from qserve.base.clock import clock
+from qserve.base.log import get_logger
+from qserve.broker.connection import Client, broker_errors
+from qserve.engine.step import Conclusion
+from qserve.exceptions import BrokerError, TimeLimitExceeded
+from qserve.wire.failure import Failure
+from qserve_workers.process.life import STALLED_EXIT, TIME_LIMIT_EXIT
+from qserve_workers.replica.replica import Replica
+from qserve_workers.replica.work import Work
+
+log = get_logger(__name__)
+STOP_FOR_S = 1.0
+"""How long a cancelled coroutine may take to end before its replica is killed."""
+_LOOK_S = 0.25
+
+
+class Watchdog:
+    """Watches one replica from the moment it takes calls.
+
+    Parameters:
+      client: A connection of its own, because the replica's may stand still with its loop.
+      limit_s: ``max_execution_s`` of the deployment; None for no limit.
+      end: Ends this process; replaced in tests.
+    """
+
+    def __init__(
+        self, replica: Replica, client: Client, limit_s: float | None, end: Callable[[int], None] = os._exit
+    ) -> None:
+        self._replica = replica
+        self._client = client
+        self._limit_s = limit_s
+        self._stall_s = replica.settings.stall_limit_s
+        self._end_process = end
+        self._loop_thread = threading.get_ident()
+        self._look_s = min(_LOOK_S, self._stall_s / 4, (limit_s or 1.0) / 4)
+        self._ticks, self._seen = 0, -1
+        self._looked_at = time.monotonic()
+        self._stood_s = 0.0
+        self._deadlines: dict[Work, float] = {}
+        self._stop = threading.Event()
+
+    def start(self) -> None:
+        """Watch until ``stop``; on the loop's thread."""
+        self._tick()
+        threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
+
+    def stop(self) -> None:
+        """Watch no more: the loop is about to end."""
+        self._stop.set()
+
+    def is_stalled(self) -> bool:
+        """Whether the loop has stood still for longer than it may."""
+        return self._stood_s > self._stall_s
+
+    def _tick(self) -> None:
+        self._ticks += 1
+        self._replica.loop.call_later(self._look_s, self._tick)
+
+    def _watch(self) -> None:
+        while not self._stop.wait(self._look_s):
+            try:
+                self._look()
+            except BrokerError as error:
+                log.warning("the watchdog goes on without the broker: %s", error)
+            except Exception:
+                log.exception("the watchdog goes on after an error")
+
+    def _look_at_loop(self, now: float) -> None:
+        # while the whole process was stopped, this thread did not look either: such time does not count
+        gap_s, self._looked_at = min(now - self._looked_at, 2 * self._look_s), now
+        self._stood_s = self._stood_s + gap_s if self._ticks == self._seen else 0.0
+        self._seen = self._ticks
+
+    def _look(self) -> None:
+        now = time.monotonic()
+        self._look_at_loop(now)
+        if self.is_stalled():
+            return self._end_stalled()
+        works = self._replica.works()
+        self._deadlines = {work: self._deadlines.get(work) or self._deadline(work) for work in works}
+        for work in works:
+            if self._limit_s is not None and now - work.began > self._limit_s:
+                self._end_over_limit(work, self._limit_s)
+            elif now > self._deadlines[work] + self._stall_s:
+                self._end_unwanted(work)
+        return self._give_back()
+
+    def _deadline(self, work: Work) -> float:
+        """When the caller stops waiting, by the monotonic clock: a clock that is set must not kill a call."""
+        return time.monotonic() + (work.header.deadline_ms - clock.judge_ms()) / 1000
+
+    def _give_back(self) -> None:
+        replica = self._replica
+        count, opened = replica.backlog.give_back(self._client, replica.keys, replica.stream)
+        if count:
+            log.info("%d calls that could not begin in time were given back", count)
+        if opened:
+            replica.loop.call_soon_threadsafe(replica.left, opened)
+
+    # -- calls that run too long -------------------------------------------------------------------
+
+    def _end_over_limit(self, work: Work, limit_s: float) -> None:
+        method = _name(work)
+        log.error("%s ran longer than max_execution_s=%g and is stopped", method, limit_s)
+        text = f"{self._replica.deployment}.{method} ran longer than max_execution_s={limit_s:g} and was stopped"
+        self._end(work, Conclusion("f", Failure.of(TimeLimitExceeded(text)).encode()), TIME_LIMIT_EXIT)
+
+    def _end_unwanted(self, work: Work) -> None:
+        log.error(
+            "%s still runs %g s after its caller's deadline (QSERVE_STALL_LIMIT_S) and is stopped",
+            _name(work),
+            self._stall_s,
+        )
+        self._end(work, Conclusion("x"), STALLED_EXIT)
+
+    def _end(self, work: Work, conclusion: Conclusion, exit_code: int) -> None:
+        """Answer the caller first. A coroutine is then cancelled; code that blocks cannot be, so the replica ends.
+
+        Crash after the answer: the call is committed, and is not run again.
+        """
+        try:
+            plane = self._replica.plane
+            command = work.commit_command(self._replica.keys, conclusion, plane.epoch.current(), plane.seal)
+            with broker_errors():
+                self._client.execute_command(*command)
+        except BrokerError as error:
+            log.error("its caller could not be told: %s", error)
+        if work.task is not None:
+            self._replica.loop.call_soon_threadsafe(work.task.cancel)
+            if self._has_ended(work):
+                return
+        self._end_process(exit_code)
+
+    def _has_ended(self, work: Work) -> bool:
+        give_up = time.monotonic() + STOP_FOR_S
+        while time.monotonic() < give_up:
+            if work not in self._replica.works():
+                return True
+            self._stop.wait(0.01)
+        return False
+
+    # -- a loop that stands still ------------------------------------------------------------------
+
+    def _end_stalled(self) -> None:
+        """End the process. Its calls stay pending, and are handed over with one more death each.
+
+        So whoever holds the loop again will do so alone, and no more than a few times.
+        """
+        log.error(
+            "user code has held the loop for more than %g s (QSERVE_STALL_LIMIT_S): %s at %s; the replica is ended",
+            self._stall_s,
+            self._holder(),
+            _place(sys._current_frames().get(self._loop_thread)),
+        )
+        faulthandler.dump_traceback(sys.__stderr__ or 2)
+        self._end_process(STALLED_EXIT)
+
+    def _holder(self) -> str:
+        """The call that is on the loop now."""
+        task = asyncio.current_task(self._replica.loop)
+        works = self._replica.works()
+        held = [work for work in works if work.task is task] or works
+        return _name(max(held, key=lambda work: work.began)) if held else "no call"
+
+
+def _name(work: Work) -> str:
+    return work.step if work.call is None else work.call.method
+
+
+def _place(frame: FrameType | None) -> str:
+    if frame is None:
+        return "an unknown place"
+    return f"{frame.f_code.co_filename}:{frame.f_lineno} in {frame.f_code.co_name}"
