@@ -17,7 +17,7 @@ from qserve.calls.ref import Ref
 from qserve.calls.submitter import is_late
 from qserve.exceptions import DeadlineExceeded, PayloadError
 from qserve.http.bad_request import BadRequest
-from qserve.wire.outcome import Outcome
+from qserve.wire.outcome import Outcome, State
 from qserve.wire.sealing import open_end, open_header
 from qserve_gateway.request.clients import wait_for_answer
 from qserve_gateway.request.incoming import Environ, idempotency_key_of, model_id_of, preference_of, request_id_of
@@ -96,7 +96,7 @@ class Jobs:
         sock = environ.get("gunicorn.socket")
         if job.respond_async:
             ref.accepted.wait()
-            was_refused = ref.accepted.get_nowait() is None and ref.outcome().state == "f"
+            was_refused = ref.accepted.get_nowait() is None and ref.outcome().state == State.FAILED
             if not was_refused and not (job.wait_s and wait_for_answer(ref, job.wait_s, sock)):
                 return accepted(job.request_id, trace_id, applied=True)
         elif not wait_for_answer(ref, timeout_s, sock):
@@ -122,25 +122,25 @@ class Jobs:
     def _fetch(self, request_id: str, environ: Environ, trace_id: str) -> Reply:
         outcome = self._look(request_id)
         wait_s = preference_of(environ).wait_s
-        if outcome.state == "o" and wait_s:
+        if outcome.state == State.OPEN and wait_s:
             ref = Ref(request_id, self._plane)
             with self._room:
                 self._plane.follow(ref)
                 if wait_for_answer(ref, wait_s, environ.get("gunicorn.socket")):
                     outcome = ref.outcome()
-        if outcome.state == "o":
+        if outcome.state == State.OPEN:
             return accepted(request_id, trace_id)
-        if outcome.state == "c":
+        if outcome.state == State.CANCELLED:
             return problem(410, "cancelled", f"request {request_id} was cancelled", trace_id)
         return answer_of(outcome, trace_id, self._settings.show_errors, request_id)
 
     def _cancel(self, request_id: str, trace_id: str) -> Reply:
         state = self._look(request_id).state
-        if state == "o":
+        if state == State.OPEN:
             # died before this: nothing happened. Died after: it is cancelled, and asking again says so
-            ended = self._ask(functions.close(self._plane.keys.request(request_id), request_id, "c", b""))
-            state = "c" if ended else self._look(request_id).state
-        if state != "c":
+            ended = self._ask(functions.close(self._plane.keys.request(request_id), request_id, State.CANCELLED, b""))
+            state = State.CANCELLED if ended else self._look(request_id).state
+        if state != State.CANCELLED:
             raise BadRequest(f"request {request_id} has already ended", "already_finished", 409)
         return Reply(204, [("x-request-id", trace_id)], b"")
 
@@ -151,8 +151,8 @@ class Jobs:
         # without a fingerprint it is a call from Python: its result is no HTTP answer, and not for everybody
         if state is None or fingerprint is None:
             raise _unknown(request_id)
-        if state == b"o" and self._is_late(header):
-            self._ask(functions.close(key, request_id, "x", b""))
+        if state == State.OPEN.encode() and self._is_late(header):
+            self._ask(functions.close(key, request_id, State.EXPIRED, b""))
             return self._look(request_id)
         return open_end(self._plane.seal, request_id, Outcome(state.decode(), payload or b""))
 

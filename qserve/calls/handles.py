@@ -22,6 +22,7 @@ from qserve.calls.items import DeploymentResponseGenerator, ItemRef
 from qserve.calls.plane import CallOptions
 from qserve.calls.ref import DeploymentResponse, Ref, RefTask
 from qserve.wire import codec
+from qserve.wire.outcome import State
 
 
 @dataclass(frozen=True)
@@ -143,7 +144,7 @@ class RayServeSyncHandle(_DeploymentHandle):
         if current.in_replica():  # captured by a deployment's code: there, nothing may block
             return RefTask(ref)
         ref.accepted.wait()
-        if ref.done.is_set() and ref.outcome().state == "f":
+        if ref.done.is_set() and ref.outcome().state == State.FAILED:
             refusal = ref.refusal()
             if refusal is not None:
                 raise refusal

@@ -11,6 +11,7 @@ from qserve.base.promise import Promise
 from qserve.calls.plane import Plane
 from qserve.calls.ref import Ref, error_of
 from qserve.exceptions import GetTimeoutError
+from qserve.wire.outcome import State
 
 WINDOW = 16
 """Items that may be on their way; a producer that is further ahead waits."""
@@ -84,7 +85,7 @@ class ItemRef(Ref):
     def raise_for_end(self) -> None:
         """Raise what ended the stream early; nothing when it is complete."""
         outcome = self.outcome()
-        if outcome.state != "d":
+        if outcome.state != State.DONE:
             raise error_of(outcome, self.request_id)
 
     def decode(self, item: bytes) -> Any:

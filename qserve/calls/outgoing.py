@@ -24,7 +24,7 @@ from qserve.wire.codec import Codec
 from qserve.wire.envelope import REQUEST_ID_CHARS, Header
 from qserve.wire.failure import Failure
 from qserve.wire.moves import Awaited, Epoch, Join, Model, Move, Start
-from qserve.wire.outcome import Outcome
+from qserve.wire.outcome import Outcome, State
 from qserve.wire.sealing import seal_header, seal_moves
 from qserve.wire.signing import Seal
 
@@ -182,12 +182,12 @@ class Composer:
         packed = pack_moves(moves, record, plan, self._keys, self.codec, waits)
         request_id, header, deadline_ms = self._header(record, graph, options, waits)
         if isinstance(packed, bytes):
-            return Submission(request_id, deadline_ms, Outcome("d", packed))
+            return Submission(request_id, deadline_ms, Outcome(State.DONE, packed))
         return self._submission(record, request_id, header, deadline_ms, packed, waits, options)
 
     def _ended(self, error: BaseException, deployment: str = "") -> Submission:
         failure = Failure.of(error, "" if isinstance(error, QserveException) else deployment)
-        return Submission("", 0, Outcome("f", failure.encode()))
+        return Submission("", 0, Outcome(State.FAILED, failure.encode()))
 
     def _header(
         self, record: ApplicationRecord, graph: str | None, options: CallOptions, waits: Sequence[Awaited]

@@ -12,7 +12,7 @@ from qserve.calls.items import ItemRef
 from qserve.calls.ref import Ref
 from qserve.calls.replies import UNKNOWN, failed, read_message, read_reply, state_lost
 from qserve.exceptions import PayloadError
-from qserve.wire.outcome import Outcome
+from qserve.wire.outcome import ITEM, Outcome
 from qserve.wire.sealing import item_context, open_end
 from qserve.wire.signing import Seal
 
@@ -90,7 +90,7 @@ class Pending:
         entries = self._open.get(request_id)
         if entries is None:
             return  # ended here before: a reply that comes twice changes nothing
-        if outcome.state != "i":
+        if outcome.state != ITEM:
             self.settle(request_id, open_end(self._seal, request_id, outcome))
             return
         for _, ref in entries:

@@ -12,9 +12,10 @@ from qserve.calls import current
 from qserve.calls.plane import Plane
 from qserve.exceptions import DeadlineExceeded, GetTimeoutError, PayloadError, RequestCancelled
 from qserve.wire.failure import Failure
-from qserve.wire.outcome import Outcome
+from qserve.wire.outcome import Outcome, State
 
 _UNSET: Any = object()
+_SHOWN: dict[str, str] = {State.DONE: "done", State.FAILED: "failed"}
 
 
 class Ref:
@@ -41,7 +42,7 @@ class Ref:
         ref = cls("", None)
         ref._value = value
         ref.accepted.set(None)
-        ref.done.set(Outcome("d", b""))
+        ref.done.set(Outcome(State.DONE, b""))
         return ref
 
     def settle(self, outcome: Outcome) -> None:
@@ -96,7 +97,7 @@ class Ref:
         if self._value is not _UNSET:
             return self._value
         outcome = self.outcome()
-        if outcome.state == "d":
+        if outcome.state == State.DONE:
             self._value = self._plane_of().codec.decode(outcome.payload)
             return self._value
         raise error_of(outcome, self.request_id)
@@ -116,15 +117,15 @@ class Ref:
             self._plane.forget(self.request_id)
 
     def __repr__(self) -> str:
-        state = "pending" if not self.done.is_set() else {"d": "done", "f": "failed"}.get(self.outcome().state, "ended")
+        state = "pending" if not self.done.is_set() else _SHOWN.get(self.outcome().state, "ended")
         return f"Ref({self.request_id or 'resolved'}, {state})"
 
 
 def error_of(outcome: Outcome, request_id: str) -> BaseException:
     """The exception that an outcome other than a result stands for."""
-    if outcome.state == "x":
+    if outcome.state == State.EXPIRED:
         return DeadlineExceeded(f"request {request_id} was not finished within its deadline")
-    if outcome.state == "c":
+    if outcome.state == State.CANCELLED:
         return RequestCancelled(f"request {request_id} was cancelled")
     try:
         return Failure.decode(outcome.payload).to_exception()

@@ -11,6 +11,7 @@ from qserve.exceptions import TaskError
 from qserve.graph.plan import Slot
 from qserve.wire import codec
 from qserve.wire.moves import Awaited
+from qserve.wire.outcome import State
 
 REFS = (Ref, RefTask, DeploymentResponse)
 """What a handle call gives, in any of its forms."""
@@ -55,7 +56,7 @@ def take_refs(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Sequence[
 
 def _pack_ref(ref: Ref) -> list[Any]:
     if not ref.request_id:
-        if ref.done.is_set() and ref.outcome().state != "d":
+        if ref.done.is_set() and ref.outcome().state != State.DONE:
             raise TaskError("a failed call cannot be an argument")
         return ["", ref.result()]
     ref.share()

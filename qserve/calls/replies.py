@@ -20,12 +20,12 @@ from qserve.exceptions import (
 )
 from qserve.wire.envelope import REQUEST_ID_CHARS
 from qserve.wire.failure import Failure
-from qserve.wire.outcome import Outcome
+from qserve.wire.outcome import ITEM, Outcome, State
 from qserve.wire.sealing import open_end
 from qserve.wire.signing import Seal
 
 MOVED = b"MOVED"
-_STATES = frozenset((b"d", b"f", b"c", b"x", b"i"))
+_STATES = frozenset(state.encode() for state in State if state is not State.OPEN) | {ITEM.encode()}
 UNKNOWN = [b"", b""]
 """What ``watch`` answers for a request that the broker does not know."""
 
@@ -45,7 +45,7 @@ def read_message(message: bytes) -> tuple[str, Outcome]:
 
 def failed(error: BaseException) -> Outcome:
     """A failure that qserve itself found."""
-    return Outcome("f", Failure.of(error).encode())
+    return Outcome(State.FAILED, Failure.of(error).encode())
 
 
 def lost() -> Outcome:
@@ -90,7 +90,7 @@ def read_reply(reply: Any, seal: Seal, request_id: str) -> Outcome | None:
         # what passes by itself says nothing of the request: whoever waits for it looks again
         return None if isinstance(error, BrokerUnavailable) else failed(error)
     state, payload = reply[0].decode(), reply[1]
-    if state == "o":
+    if state == State.OPEN:
         return None
     return open_end(seal, request_id, Outcome(state, payload)) if state else lost()
 

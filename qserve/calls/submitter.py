@@ -23,7 +23,7 @@ from qserve.calls.replies import MOVED, read_reply, refused, state_lost, was_kno
 from qserve.exceptions import PayloadError
 from qserve.wire.application import ApplicationRecord
 from qserve.wire.codec import Codec
-from qserve.wire.outcome import Outcome
+from qserve.wire.outcome import Outcome, State
 from qserve.wire.sealing import open_header
 from qserve.wire.signing import Seal
 
@@ -101,12 +101,12 @@ class Submitter(ABC):
 
     def cancel(self, ref: Ref) -> None:
         """End an open request without a result; running code goes on, its effects are dropped."""
-        self._close(ref, "c")
+        self._close(ref, State.CANCELLED)
 
     def expire(self, ref: Ref) -> None:
         """End a request whose deadline passed while its caller waited."""
-        self._close(ref, "x")
-        self._pending.settle(ref.request_id, Outcome("x", b""))
+        self._close(ref, State.EXPIRED)
+        self._pending.settle(ref.request_id, Outcome(State.EXPIRED, b""))
 
     def take(self, request_id: str, count: int) -> None:
         """This many more items of a streamed result were taken."""
@@ -225,7 +225,7 @@ def is_late(deadline_ms: float) -> bool:
 
 def is_overdue(reply: Any, seal: Seal) -> bool:
     """Whether ``watch`` found a request open past its deadline."""
-    if not isinstance(reply, list) or reply[0] != b"o" or len(reply) < _OPEN_PARTS:
+    if not isinstance(reply, list) or reply[0] != State.OPEN.encode() or len(reply) < _OPEN_PARTS:
         return False
     try:
         return is_late(open_header(seal, reply[2]).deadline_ms)

@@ -19,7 +19,7 @@ from qserve.exceptions import AppNotFound, DeadLetterError, PayloadError
 from qserve.wire.application import ApplicationRecord
 from qserve.wire.envelope import Header
 from qserve.wire.failure import Failure
-from qserve.wire.outcome import Outcome
+from qserve.wire.outcome import Outcome, State
 from qserve.wire.sealing import open_end, open_header, open_values, seal_header
 from qserve.wire.signing import Seal
 
@@ -227,6 +227,6 @@ def _header(data: bytes, seal: Seal) -> Header | None:
 
 def _failure(data: bytes, request_id: str, seal: Seal) -> Failure | None:
     try:
-        return Failure.decode(open_end(seal, request_id, Outcome("f", data)).payload)
+        return Failure.decode(open_end(seal, request_id, Outcome(State.FAILED, data)).payload)
     except PayloadError:
         return None

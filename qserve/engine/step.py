@@ -21,6 +21,7 @@ from qserve.wire.application import ApplicationRecord
 from qserve.wire.codec import Codec
 from qserve.wire.envelope import Answer, Header
 from qserve.wire.moves import Move
+from qserve.wire.outcome import State
 
 
 @dataclass(slots=True)
@@ -111,10 +112,10 @@ class Stepper:
         if failpoints.ARMED:
             failpoints.hit("call.after")
         if call.plan is None:
-            return Conclusion("d", self._answer(header, value))
+            return Conclusion(State.DONE, self._answer(header, value))
         moves = advance(call.plan, call.index, value)
         if moves and isinstance(moves[0], AnswerMove):
-            return Conclusion("d", self._answer(header, moves[0].value))
+            return Conclusion(State.DONE, self._answer(header, moves[0].value))
         packed = pack_moves(moves, self._record, call.plan, self._keys, self._codec)
         assert not isinstance(packed, bytes)
         return Conclusion(moves=packed)

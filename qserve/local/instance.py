@@ -32,6 +32,7 @@ from qserve.local.memory import Delivery
 from qserve.local.plane import LocalPlane, record_here
 from qserve.wire.application import ApplicationRecord
 from qserve.wire.failure import Failure
+from qserve.wire.outcome import State
 
 log = get_logger(__name__)
 STOP_FOR_S = 1.0
@@ -134,7 +135,7 @@ class Instance:
     async def _conclude(self, delivery: Delivery) -> Conclusion:
         header = delivery.header
         if header.expired():
-            return Conclusion("x")
+            return Conclusion(State.EXPIRED)
         call = self._stepper.open(header, delivery.step, delivery.values)
         method = self._servable.method(call.method)
         value = await self._call(delivery, method, call.args, call.kwargs)
@@ -144,7 +145,7 @@ class Instance:
             return self._failure(delivery, value.error)
         if inspect.isgenerator(value) or inspect.isasyncgen(value):
             await self._stream(delivery, call.method, value)
-            return Conclusion("d")
+            return Conclusion(State.DONE)
         if header.stream:
             raise plain_result_of_stream(call.method)
         return self._stepper.conclude(header, call, value)
@@ -192,10 +193,10 @@ class Instance:
 
     def _failure(self, delivery: Delivery, error: BaseException) -> Conclusion:
         if not self._plane.is_open(delivery):  # nobody asks any more, and the error may come from just that
-            return Conclusion("c")
+            return Conclusion(State.CANCELLED)
         failure = Failure.of(error, self._deployment)
         log.error("%s failed: %s", self._deployment, failure.message, exc_info=error)
-        return Conclusion("f", failure.encode())
+        return Conclusion(State.FAILED, failure.encode())
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from qserve.calls.ref import Ref
 from qserve.calls.replies import lost, refused
 from qserve.wire.envelope import Header
 from qserve.wire.moves import Awaited, Move, Start
-from qserve.wire.outcome import Outcome
+from qserve.wire.outcome import Outcome, State
 
 
 class Delivery(NamedTuple):
@@ -56,7 +56,7 @@ class _Request:
     version: str
     keep_ms: int
     followers: list[Ref]
-    state: str = "o"
+    state: str = State.OPEN
     payload: bytes = b""
     joins: dict[str, dict[int, bytes]] = field(default_factory=dict)
     waiters: list[tuple[str, Awaited]] = field(default_factory=list)
@@ -77,7 +77,7 @@ class Requests:
     def is_open(self, key: str) -> bool:
         """Whether a request still wants its result."""
         request = self._requests.get(key)
-        return request is not None and request.state == "o"
+        return request is not None and request.state == State.OPEN
 
     def submit(self, submission: Submission, ref: Ref) -> None:
         """Accept a request, or refuse it and leave everything as it was."""
@@ -104,20 +104,20 @@ class Requests:
 
     def _await(self, key: str, request: _Request, item: Awaited) -> None:
         other = self._requests.get(item.request)
-        if other is not None and other.state == "o":
+        if other is not None and other.state == State.OPEN:
             other.waiters.append((key, item))
         elif other is not None:
             self._tell(key, item, other.state, other.payload)
-        elif request.state == "o":
+        elif request.state == State.OPEN:
             refusal = refused(b"LOST")
             assert refusal is not None
             self._finish(key, request, *refusal)
 
     def _tell(self, key: str, item: Awaited, state: str, payload: bytes) -> None:
         request = self._requests.get(key)
-        if request is None or request.state != "o":
+        if request is None or request.state != State.OPEN:
             return
-        if state == "d":
+        if state == State.DONE:
             self._fill(key, request, item.stream, item.step, item.needs, [(item.slot, payload)])
         else:
             self._finish(key, request, state, payload)
@@ -158,7 +158,7 @@ class Requests:
             queue.running -= 1
             self._hand_out(queue)
         request = self._requests.get(delivery.request)
-        if request is None or request.state != "o":
+        if request is None or request.state != State.OPEN:
             return
         if state:
             self._finish(delivery.request, request, state, payload)
@@ -188,7 +188,7 @@ class Requests:
     def close(self, key: str, state: str) -> None:
         """End an open request without a result."""
         request = self._requests.get(key)
-        if request is not None and request.state == "o":
+        if request is not None and request.state == State.OPEN:
             self._finish(key, request, state, b"")
 
     def close_all(self, state: str) -> None:
@@ -201,10 +201,10 @@ class Requests:
         now_ms = clock.judge_ms()
         following = inf
         for key, request in list(self._requests.items()):
-            if request.state != "o":
+            if request.state != State.OPEN:
                 continue
             if request.header.deadline_ms <= now_ms:
-                self.close(key, "x")
+                self.close(key, State.EXPIRED)
             else:
                 following = min(following, request.header.deadline_ms)
         return following
@@ -214,7 +214,7 @@ class Requests:
         request = self._requests.get(key)
         if request is None:
             ref.settle(lost())
-        elif request.state != "o":
+        elif request.state != State.OPEN:
             ref.settle(Outcome(request.state, request.payload))
         elif ref not in request.followers:
             request.followers.append(ref)
@@ -222,7 +222,7 @@ class Requests:
     def forget(self, key: str) -> None:
         """Drop a result, or the later result of an open request."""
         request = self._requests.get(key)
-        if request is not None and request.state == "o":
+        if request is not None and request.state == State.OPEN:
             request.keep_ms = 0
         else:
             self._requests.pop(key, None)
@@ -235,7 +235,7 @@ class Requests:
     def emit(self, key: str, payload: bytes, go_on: Promise) -> None:
         """Send one item; ``go_on`` is set once there is room for another, to False when nobody takes items."""
         request = self._requests.get(key)
-        if request is None or request.state != "o":
+        if request is None or request.state != State.OPEN:
             go_on.set(False)
             return
         for ref in request.followers:

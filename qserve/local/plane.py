@@ -24,6 +24,7 @@ from qserve.local.memory import Delivery, Queue, Requests
 from qserve.wire.application import ApplicationRecord
 from qserve.wire.codec import Codec
 from qserve.wire.moves import Move
+from qserve.wire.outcome import State
 
 log = get_logger(__name__)
 record_here: ContextVar[ApplicationRecord | None] = ContextVar("qserve_record_here", default=None)
@@ -90,7 +91,7 @@ class LocalPlane:
 
     def cancel(self, ref: Ref) -> None:
         """End an open request without a result; running code goes on, its effects are dropped."""
-        self._act(partial(self._requests.close, self.keys.request(ref.request_id), "c"))
+        self._act(partial(self._requests.close, self.keys.request(ref.request_id), State.CANCELLED))
 
     def take(self, request_id: str, count: int) -> None:
         """This many more items of a streamed result were taken."""
@@ -142,7 +143,7 @@ class LocalPlane:
     def close(self) -> None:
         """Cancel what is open, and accept no more."""
         self._records.clear()
-        self._act(partial(self._requests.close_all, "c"))
+        self._act(partial(self._requests.close_all, State.CANCELLED))
         self._closed = True
         self._alarm.set()
 

@@ -16,6 +16,10 @@ class State(StrEnum):
     EXPIRED = "x"
 
 
+ITEM = "i"
+"""Stands in the place of a state in a mailbox's message that holds one item of a streamed result."""
+
+
 class Outcome(NamedTuple):
     """How a request ended: any state but open, with the bytes of its result or failure."""
 

@@ -19,7 +19,7 @@ from qserve.exceptions import AppNotFound, PayloadError, QserveException, Replic
 from qserve.wire.envelope import REQUEST_ID_CHARS, Header
 from qserve.wire.failure import Failure
 from qserve.wire.moves import Join, Move, Start
-from qserve.wire.outcome import Outcome
+from qserve.wire.outcome import Outcome, State
 from qserve.wire.signing import Seal
 
 DEATH_LIMIT = 3
@@ -82,21 +82,21 @@ def open_values(seal: Seal, stream: str, header: Header, step: str, values: Sequ
 
 def seal_end(seal: Seal, request_id: str, state: str, payload: bytes) -> bytes:
     """The result or failure of a request; what has neither needs no seal."""
-    if state == "d":
+    if state == State.DONE:
         return seal.seal(_end(request_id), payload)
-    return seal.seal(_FAILURE, payload) if state == "f" else payload
+    return seal.seal(_FAILURE, payload) if state == State.FAILED else payload
 
 
 def open_end(seal: Seal, request_id: str, outcome: Outcome) -> Outcome:
     """How a request ended; a failure when that was not sealed by one of us."""
     try:
-        if outcome.state == "d":
-            return Outcome("d", seal.open(_end(request_id), outcome.payload))
-        if outcome.state == "f":
+        if outcome.state == State.DONE:
+            return Outcome(State.DONE, seal.open(_end(request_id), outcome.payload))
+        if outcome.state == State.FAILED:
             told = _TOLD.get(outcome.payload)
-            return Outcome("f", Failure.of(told).encode() if told else seal.open(_FAILURE, outcome.payload))
+            return Outcome(State.FAILED, Failure.of(told).encode() if told else seal.open(_FAILURE, outcome.payload))
     except PayloadError as error:
-        return Outcome("f", Failure.of(error).encode())
+        return Outcome(State.FAILED, Failure.of(error).encode())
     return outcome
 
 

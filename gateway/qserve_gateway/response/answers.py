@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from qserve.http.render import parse
-from qserve.wire.outcome import Outcome
+from qserve.wire.outcome import Outcome, State
 from qserve_gateway.response.problems import of_outcome
 from qserve_gateway.response.reply import Reply
 
@@ -24,7 +24,7 @@ def answer_of(outcome: Outcome, trace_id: str, show_errors: bool, request_id: st
       show_errors: Whether tracebacks of user code are shown.
       request_id: Under which the result can be asked for; "" when it cannot.
     """
-    if outcome.state != "d":
+    if outcome.state != State.DONE:
         return of_outcome(outcome, trace_id, show_errors)
     status, named, body = parse(outcome.payload)
     headers = [(name, value) for name, value in named]

@@ -12,7 +12,7 @@ from qserve.base.log import get_logger
 from qserve.exceptions import BrokerError, BrokerUnavailable, BrokerUnsafe, QserveException
 from qserve.http.bad_request import BadRequest
 from qserve.wire.failure import Failure
-from qserve.wire.outcome import Outcome
+from qserve.wire.outcome import Outcome, State
 from qserve_gateway.response.reply import WITHOUT_BODY, Reply
 
 log = get_logger(__name__)
@@ -105,10 +105,10 @@ def of_error(error: BaseException, request_id: str) -> Reply:
 
 def of_outcome(outcome: Outcome, request_id: str, show_errors: bool) -> Reply:
     """The answer for a request that ended without a result."""
-    if outcome.state == "x":
+    if outcome.state == State.EXPIRED:
         message = f"request {request_id} was not finished within its deadline"
         return problem(504, "deadline_exceeded", message, request_id)
-    if outcome.state == "c":
+    if outcome.state == State.CANCELLED:
         message = f"request {request_id} was cancelled"
         return problem(499, "cancelled", message, request_id)
     try:

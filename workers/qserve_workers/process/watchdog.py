@@ -21,6 +21,7 @@ from qserve.broker.connection import Client, broker_errors
 from qserve.engine.step import Conclusion
 from qserve.exceptions import BrokerError, TimeLimitExceeded
 from qserve.wire.failure import Failure
+from qserve.wire.outcome import State
 from qserve_workers.process.life import STALLED_EXIT, TIME_LIMIT_EXIT
 from qserve_workers.replica.replica import Replica
 from qserve_workers.replica.work import Work
@@ -120,7 +121,7 @@ class Watchdog:
         method = _name(work)
         log.error("%s ran longer than max_execution_s=%g and is stopped", method, limit_s)
         text = f"{self._replica.deployment}.{method} ran longer than max_execution_s={limit_s:g} and was stopped"
-        self._end(work, Conclusion("f", Failure.of(TimeLimitExceeded(text)).encode()), TIME_LIMIT_EXIT)
+        self._end(work, Conclusion(State.FAILED, Failure.of(TimeLimitExceeded(text)).encode()), TIME_LIMIT_EXIT)
 
     def _end_unwanted(self, work: Work) -> None:
         log.error(
@@ -128,7 +129,7 @@ class Watchdog:
             _name(work),
             self._stall_s,
         )
-        self._end(work, Conclusion("x"), STALLED_EXIT)
+        self._end(work, Conclusion(State.EXPIRED), STALLED_EXIT)
 
     def _end(self, work: Work, conclusion: Conclusion, exit_code: int) -> None:
         """Answer the caller first. A coroutine is then cancelled; code that blocks cannot be, so the replica ends.

@@ -16,6 +16,7 @@ from qserve.engine.step import Conclusion
 from qserve.exceptions import BrokerError, PayloadError
 from qserve.wire.application import DeploymentRecord
 from qserve.wire.failure import Failure
+from qserve.wire.outcome import State
 from qserve_workers.celery.transport import Delivery
 from qserve_workers.replica.plane import LoopPlane
 from qserve_workers.replica.retries import RetryPolicy
@@ -53,7 +54,9 @@ class Ending:
         try:
             self._post_commit(work, conclusion)
         except Exception as error:  # one of ours: without an end the request would wait for its deadline
-            self._post_commit(work, Conclusion("f", self._describe(work, error, "cannot be committed").encode()))
+            self._post_commit(
+                work, Conclusion(State.FAILED, self._describe(work, error, "cannot be committed").encode())
+            )
         self._on_end(work)
 
     def _post_commit(self, work: Work, conclusion: Conclusion) -> None:
@@ -86,7 +89,7 @@ class Ending:
             self.bury(work, "retries", error)
         else:
             failure = self._describe(work, error, "failed")
-            self.commit(work, Conclusion("f", failure.encode()))
+            self.commit(work, Conclusion(State.FAILED, failure.encode()))
 
     def bury(self, work: Work, why: str, error: BaseException) -> None:
         """Keep a call as a dead letter, and fail its request.
@@ -136,4 +139,4 @@ class Ending:
 
     def _fail_badly(self, work: Work) -> None:
         error = BrokerError(f"a queue that {work.step!r} leads to is no stream in the broker: its key was overwritten")
-        self._post_commit(work, Conclusion("f", self._describe(work, error, "failed").encode()))
+        self._post_commit(work, Conclusion(State.FAILED, self._describe(work, error, "failed").encode()))

@@ -23,6 +23,7 @@ from qserve.engine.servable import Method, Servable
 from qserve.engine.step import Conclusion, Stepper
 from qserve.engine.streams import is_generator, plain_result_of_stream
 from qserve.wire.application import ApplicationRecord
+from qserve.wire.outcome import State
 from qserve_workers.celery.transport import Delivery
 from qserve_workers.replica.backlog import Backlog
 from qserve_workers.replica.ending import Ending
@@ -123,7 +124,7 @@ class Replica:
         self._running += 1
         self._idle.clear()
         if work.header.expired():
-            self.ending.commit(work, Conclusion("x"))
+            self.ending.commit(work, Conclusion(State.EXPIRED))
         elif self._cautious:
             # its replica died: it runs alone, so that it cannot take its neighbours with it again
             self._suspects.append(work)
@@ -252,11 +253,11 @@ class Replica:
             emitter = taker_of(self.plane, self.keys, work.header, work.call.method)
             await stream(emitter, value, work.header, self._stepper.encode_item, self._in_user_thread)
         except ReaderGone:
-            self.ending.commit(work, Conclusion("c"))
+            self.ending.commit(work, Conclusion(State.CANCELLED))
         except BaseException as error:
             self.ending.fail(work, error)
         else:
-            self.ending.commit(work, Conclusion("d", emitter.result()))
+            self.ending.commit(work, Conclusion(State.DONE, emitter.result()))
 
     async def _in_user_thread(self, call: Callable[[], Any]) -> Any:
         context = contextvars.copy_context()

@@ -19,6 +19,7 @@ from qserve.engine.streams import is_generator, stream_of_plain_call
 from qserve.exceptions import BrokerError, ResultNotSerialisable, ResultTooLarge
 from qserve.http.render import RESPONSE_LIMIT
 from qserve.wire.envelope import Answer, Header
+from qserve.wire.outcome import State
 from qserve.wire.sealing import item_context
 from qserve_workers.replica.plane import LoopPlane
 
@@ -114,7 +115,7 @@ class Collector(Emitter):
             self._asked_at = now
             if self._header.expired():
                 # a stream may never end by itself, and nobody else may be left who knows of the deadline
-                self._plane.post(functions.close(self._request, self._request_id, "x", b""), ignore)
+                self._plane.post(functions.close(self._request, self._request_id, State.EXPIRED, b""), ignore)
             await self._emit(-1, b"")  # no item has this number: only asks
 
     def result(self) -> bytes:

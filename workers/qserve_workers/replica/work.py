@@ -15,6 +15,7 @@ from qserve.engine.step import Call, Conclusion
 from qserve.wire.envelope import REQUEST_ID_CHARS, Header
 from qserve.wire.failure import Failure
 from qserve.wire.moves import Epoch
+from qserve.wire.outcome import State
 from qserve.wire.sealing import open_header, open_values, seal_end, seal_moves
 from qserve.wire.signing import Seal
 from qserve_workers.celery.transport import Delivery
@@ -102,7 +103,7 @@ class Work:
         """What ends this call as a dead letter."""
         tag, request_id = self.delivery.delivery_tag, self.header.request_id
         request, said = keys.request(request_id), f"{failure.type}: {failure.message}"[:HISTORY_CHARS]
-        told = seal_end(seal, request_id, "f", failure.encode())
+        told = seal_end(seal, request_id, State.FAILED, failure.encode())
         return functions.bury(tag.stream, request, tag.entry_id, request_id, why, told, replica, said)
 
 
@@ -114,7 +115,7 @@ def bury_unread(keys: Keys, delivery: Delivery, failure: Failure, replica: str, 
     """
     tag = delivery.delivery_tag
     claimed = delivery.fields.get(b"h", b"")[:REQUEST_ID_CHARS].decode("latin-1")
-    told = seal_end(seal, claimed, "f", failure.encode())
+    told = seal_end(seal, claimed, State.FAILED, failure.encode())
     return functions.bury(
         tag.stream, keys.request(claimed), tag.entry_id, claimed, "unreadable", told, replica,
         failure.message[:HISTORY_CHARS], known=False,
