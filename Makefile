@@ -3,6 +3,8 @@
 # make fuzz   look for bytes that a reader refuses in a wrong way: FUZZ_SECONDS for each (60)
 # make mutants   which mistakes in the function library its state machine notices by itself
 # make check  format, lint, types, architecture
+# make house  the structure of the code: sizes, rooms, imports between them
+# make tables   write the tables of rooms and of the files of a request into docs/architecture.md
 # make chaos  the whole fault matrix, one fault at a time
 # make chaos-soak   faults at random for CHAOS_SECONDS (900); CHAOS_SEED repeats a run
 
@@ -15,7 +17,7 @@ CHAOS_SECONDS ?= 900
 CHAOS_SEED ?= 0
 PACKAGES := qserve workers gateway
 
-.PHONY: run test fast chaos chaos-soak check format fuzz mutants test-stack clean
+.PHONY: run test fast chaos chaos-soak check house tables format fuzz mutants test-stack clean
 
 $(VENV)/installed: setup.cfg pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit("qserve needs Python 3.11 or later: make PYTHON=python3.11") if sys.version_info < (3, 11) else None'
@@ -49,6 +51,13 @@ check: $(VENV)/installed-test
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q tests/architecture
+
+house:
+	@$(PYTHON) tools/house.py
+
+tables: $(VENV)/installed-test
+	$(BIN)/python tools/house.py --write
+	$(BIN)/python tools/request_walk.py --write
 
 format: $(VENV)/installed-test
 	$(BIN)/ruff format .

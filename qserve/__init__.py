@@ -1,6 +1,7 @@
-"""qserve: graphs of Python deployments, served over a task queue.
+"""qserve: graphs of Python deployments, served over a task queue. The root holds the public imports and nothing else.
 
-The root holds the public doors. `docs/architecture.md` has the map of the rooms and follows one request through them.
+It may import every room of qserve.
+Open first: api.py, then docs/architecture.md, which has the map of the rooms and follows one request through them.
 """
 
 from __future__ import annotations

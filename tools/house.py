@@ -1,22 +1,26 @@
 #!/usr/bin/env python3
-"""Print the shape of the code: rooms, layers, arrows between them, circles, sizes.
+"""Print the structure of the code: its size, its rooms, the imports between them, and what is wrong with those.
 
-    python tools/house.py
+    python tools/house.py            the table (`make house`)
+    python tools/house.py --walk     the same, with the files that one request passes
+    python tools/house.py --write    write the table of rooms into docs/architecture.md
 
-Run it before and after a change that moves walls. `tests/architecture` holds the code to the table below.
+Run it before and after a change that moves code from room to room. `tests/architecture` enforces the layers below.
 """
 
 from __future__ import annotations
 
+import argparse
 import ast
 import configparser
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
+DOCUMENT = ROOT / "docs" / "architecture.md"
 PACKAGES = {
     "qserve": ROOT / "qserve",
     "qserve_workers": ROOT / "workers" / "qserve_workers",
@@ -44,22 +48,38 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("qserve.cli",),
     ("qserve.__main__",),
 )
-"""The rooms from the bottom up. A room may import those in the layers below it, and nothing else of ours."""
+"""The rooms from the bottom up. A room may import rooms in the layers below its own, and nothing else of ours."""
 
-_DOTTED = re.compile(r"^(?:qserve|qserve_workers|qserve_gateway)(?:\.\w+)+(?::\w+)?$")
+_DOTTED = re.compile(r"(?:qserve|qserve_workers|qserve_gateway)(?:\.\w+)+(?::[\w.]+)?")
 
 
 @dataclass(frozen=True)
 class Arrow:
-    """One import: which module names which, and on which line."""
+    """An import of one module by another, and its line."""
 
     source: str
     target: str
     line: int
 
 
+@dataclass(frozen=True)
+class Room:
+    """A room as the docstring of its ``__init__`` describes it.
+
+    Parameters:
+      holds: What lives there.
+      imports: The rooms, or whole packages, that it may import.
+      first: The files to open first.
+    """
+
+    name: str
+    holds: str
+    imports: tuple[str, ...]
+    first: tuple[str, ...]
+
+
 def modules() -> dict[str, Path]:
-    """Every module of the three packages, by its dotted name."""
+    """Return every module of the three packages by its dotted name."""
     found = {}
     for package, folder in PACKAGES.items():
         for path in sorted(folder.rglob("*.py")):
@@ -68,58 +88,88 @@ def modules() -> dict[str, Path]:
     return found
 
 
+def rooms() -> list[str]:
+    """Return the rooms from the bottom up."""
+    return [room for layer in LAYERS for room in layer]
+
+
 def room_of(module: str) -> str:
-    """The room that a module belongs to: the longest one of the table that its name begins with."""
-    rooms = [room for layer in LAYERS for room in layer]
-    return max((room for room in rooms if module == room or module.startswith(f"{room}.")), key=len)
+    """Return the room of a module: the longest name in ``LAYERS`` that its own name begins with."""
+    return max((room for room in rooms() if module == room or module.startswith(f"{room}.")), key=len)
 
 
 def level_of(room: str) -> int:
-    """The number of a room's layer, counted from the bottom."""
+    """Return the number of a room's layer, counted from the bottom."""
     return next(level for level, layer in enumerate(LAYERS) if room in layer)
 
 
-def _named(node: ast.AST, known: Mapping[str, Path]) -> Iterator[str]:
-    """The modules that an import, or a string that stands for one, names."""
+# -- imports ---------------------------------------------------------------------------------------
+
+
+def imports_of(module: str, text: str, known: Iterable[str], is_package: bool = False) -> Iterator[Arrow]:
+    """Return the imports of ``known`` modules in a module's text.
+
+    Counted are imports at the top, inside functions and under ``TYPE_CHECKING``, and strings that name a module or
+    something in it, as ``import_module``, entry points and Celery's ``symbol_by_name`` take them.
+    """
+    known = set(known)
+    for node in ast.walk(ast.parse(text)):
+        for name in _names(node, module, is_package):
+            target = _module_named(name, known)
+            if target is None or target == module:
+                continue
+            if isinstance(node, ast.Constant) and target in PACKAGES:
+                continue  # a string such as "qserve.access" that names no module, only begins like one
+            yield Arrow(module, target, node.lineno)  # type: ignore[attr-defined]
+
+
+def _names(node: ast.AST, module: str, is_package: bool) -> Iterator[str]:
     if isinstance(node, ast.Import):
         yield from (alias.name for alias in node.names)
-    elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-        for alias in node.names:
-            full = f"{node.module}.{alias.name}"
-            yield full if full in known else node.module
-    elif isinstance(node, ast.Constant) and isinstance(node.value, str) and _DOTTED.match(node.value):
-        name = node.value.split(":")[0]
-        home = name.rpartition(".")[0]
-        if name in known:
-            yield name
-        elif home in known and home not in PACKAGES:
-            yield home
+    elif isinstance(node, ast.ImportFrom):
+        package = module.split(".") if is_package else module.split(".")[:-1]
+        parents = package[: len(package) - node.level + 1] if node.level else []
+        home = ".".join([*parents, *filter(None, [node.module])])
+        yield from (f"{home}.{alias.name}" for alias in node.names)
+    elif isinstance(node, ast.Constant) and isinstance(node.value, str) and _DOTTED.fullmatch(node.value):
+        yield node.value.replace(":", ".")
 
 
-def _entry_points(known: Mapping[str, Path]) -> Iterator[Arrow]:
-    """What the command line loads by the entry points of setup.cfg."""
+def _module_named(name: str, known: set[str]) -> str | None:
+    """The module that a dotted name leads to: itself, or the one that holds the attribute it ends in."""
+    while name and name not in known:
+        name = name.rpartition(".")[0]
+    return name or None
+
+
+def entry_points(text: str, known: Iterable[str]) -> Iterator[Arrow]:
+    """Return what the command line loads by the entry points in the text of setup.cfg."""
+    known = set(known)
     config = configparser.ConfigParser()
-    config.read(ROOT / "setup.cfg")
+    config.read_string(text)
     for line in config["options.entry_points"]["qserve.commands"].strip().splitlines():
-        target = line.partition("=")[2].strip().partition(":")[0]
-        if target in known:
+        target = _module_named(line.partition("=")[2].strip().replace(":", "."), known)
+        if target is not None:
             yield Arrow("qserve.cli.main", target, 0)
 
 
 def arrows() -> list[Arrow]:
-    """Every import of one module of ours by another: those inside functions, in strings and for types only as well."""
+    """Return every import between two modules of ours, in order."""
     known = modules()
-    found = set(_entry_points(known))
+    found = set(entry_points((ROOT / "setup.cfg").read_text(), known))
     for module, path in known.items():
-        for node in ast.walk(ast.parse(path.read_text())):
-            for target in _named(node, known):
-                if target in known and target != module:
-                    found.add(Arrow(module, target, node.lineno))  # type: ignore[attr-defined]
+        found |= {*imports_of(module, path.read_text(), known, path.name == "__init__.py")}
     return sorted(found, key=lambda arrow: (arrow.source, arrow.target, arrow.line))
 
 
-def upward(found: list[Arrow]) -> list[Arrow]:
-    """The arrows that lead to a room of the same layer or of a higher one."""
+def between_rooms(found: Iterable[Arrow]) -> set[tuple[str, str]]:
+    """Return which room imports which, without the imports inside a room."""
+    pairs = {(room_of(arrow.source), room_of(arrow.target)) for arrow in found}
+    return {(source, target) for source, target in pairs if source != target}
+
+
+def upward(found: Iterable[Arrow]) -> list[Arrow]:
+    """Return the imports of another room in the same layer or in a higher one."""
     return [
         arrow
         for arrow in found
@@ -128,8 +178,8 @@ def upward(found: list[Arrow]) -> list[Arrow]:
     ]
 
 
-def circle(found: list[Arrow]) -> list[str]:
-    """Modules that import one another in a circle; empty when there is none."""
+def circle(found: Iterable[Arrow]) -> list[str]:
+    """Return modules that import one another in a circle; an empty list when there are none."""
     targets: dict[str, set[str]] = {}
     for arrow in found:
         targets.setdefault(arrow.source, set()).add(arrow.target)
@@ -140,22 +190,128 @@ def circle(found: list[Arrow]) -> list[str]:
     return []
 
 
-def main() -> None:
-    """Print the table."""
+# -- the table of rooms ----------------------------------------------------------------------------
+
+
+def described(room: str, docstring: str) -> Room:
+    """Read a room's docstring.
+
+    Raises:
+      ValueError: It lacks one of the three sentences; the message shows the form.
+    """
+    found = re.fullmatch(r"(.+?)\n\nIt may import ([^.].*?)\.\nOpen first: (.+?)\.?", docstring.strip(), re.DOTALL)
+    if found is None:
+        raise ValueError(
+            f"the docstring of {room} must be: a sentence about what lives there, an empty line, and the two lines"
+            " 'It may import qserve.base and qserve.wire.' (or: nothing of ours) and 'Open first: one.py, then two.py.'"
+        )
+    holds, imports, first = (" ".join(part.split()) for part in found.groups())
+    return Room(room, holds, tuple(re.findall(r"qserve[\w.]*", imports)), tuple(re.findall(r"[\w/]+\.py", first)))
+
+
+def folder_of(room: str) -> Path:
+    """Return the folder of a room."""
+    package, _, rest = room.partition(".")
+    return PACKAGES[package] / rest.replace(".", "/")
+
+
+def table_of_rooms() -> str:
+    """Return the table of rooms, from the top layer to the bottom, as docs/architecture.md prints it."""
+    known = modules()
+    lines = ["| layer | room | what lives there | it may import | open first |", "| --- | --- | --- | --- | --- |"]
+    for room in reversed(rooms()):
+        text = ast.get_docstring(ast.parse(known[room].read_text())) or ""
+        if folder_of(room).is_dir():
+            one = described(room, text)
+        else:  # a room of one module
+            one = Room(room, text.splitlines()[0].replace("``", "`"), (), (known[room].name,))
+        imports = _short(room, one.imports)
+        first = ", ".join(f"`{name}`" for name in one.first)
+        lines.append(f"| {level_of(room)} | `{room}` | {one.holds} | {imports} | {first} |")
+    return "\n".join(lines)
+
+
+def _short(room: str, imports: tuple[str, ...]) -> str:
+    own = room.partition(".")[0] + "."
+    return ", ".join(f"`{name.removeprefix(own)}`" for name in imports)
+
+
+def write_between(heading: str, text: str) -> None:
+    """Put generated text into the section of docs/architecture.md with that heading, between its two marks."""
+    document = DOCUMENT.read_text()
+    begin, end = marks(heading)
+    before, _, rest = document.partition(begin)
+    DOCUMENT.write_text(f"{before}{begin}\n{text}\n{end}{rest.partition(end)[2]}")
+
+
+def read_between(heading: str) -> str:
+    """Return what stands between the two marks of a section."""
+    begin, end = marks(heading)
+    return DOCUMENT.read_text().partition(begin)[2].partition(end)[0].strip("\n")
+
+
+def marks(heading: str) -> tuple[str, str]:
+    """Return the lines around generated text in docs/architecture.md."""
+    return f"<!-- {heading}: generated by `make tables` -->", f"<!-- end of {heading} -->"
+
+
+# -- the table of sizes ----------------------------------------------------------------------------
+
+
+def table_of_sizes(walk: list[str] | None = None) -> str:
+    """Return the sizes of the code, and what is wrong with its imports.
+
+    Parameters:
+      walk: The modules that one request passes, where they were traced.
+    """
     known, found = modules(), arrows()
-    lines = {module: len(path.read_text().splitlines()) for module, path in known.items()}
-    between = {(room_of(a.source), room_of(a.target)) for a in found if room_of(a.source) != room_of(a.target)}
-    print(f"{sum(lines.values())} lines in {len(known)} modules, {len({*map(room_of, known)})} rooms")
-    print(f"{len(between)} arrows between rooms, {len(upward(found))} imports upward\n")
-    for level, layer in reversed(list(enumerate(LAYERS))):
-        for room in layer:
-            inside = [module for module in known if room_of(module) == room]
-            uses = sorted(target for source, target in between if source == room)
-            size = f"{len(inside):4} modules {sum(lines[module] for module in inside):6} lines"
-            print(f"{level:3} {room:26}{size} -> {', '.join(uses)}")
-    for arrow in upward(found):
-        print(f"upward: {arrow.source}:{arrow.line} -> {arrow.target}")
-    print(f"circle: {' -> '.join(circle(found)) or 'none'}")
+    source_lines = sum(len(path.read_text().splitlines()) for path in known.values())
+    at_the_root = sorted(path.stem for path in PACKAGES["qserve"].glob("*.py"))
+    bad, ring = upward(found), circle(found)
+    rows = [
+        ("source lines (Python) of the three packages", f"{source_lines:,} in {len(known)} files"),
+        ("modules at the root of `qserve`", f"{len(at_the_root)}: {', '.join(at_the_root)}"),
+        ("rooms", f"{len(rooms())} in {len(LAYERS)} layers"),
+        ("arrows between rooms", str(len(between_rooms(found)))),
+        ("imports upward", str(len(bad))),
+        ("circles", " -> ".join(ring) or "none"),
+    ]
+    if walk is not None:
+        rows.append(("files that one request passes through", str(len(walk))))
+    lines = ["| | qserve |", "| --- | --- |", *(f"| {name} | {value} |" for name, value in rows)]
+    lines += [f"upward: {arrow.source}:{arrow.line} -> {arrow.target}" for arrow in bad]
+    return "\n".join(lines)
+
+
+def list_of_rooms() -> str:
+    """Return a line for each room, from the top layer to the bottom: its size and the rooms that it imports."""
+    known, pairs = modules(), between_rooms(arrows())
+    lines = []
+    for room in reversed(rooms()):
+        inside = [path for module, path in known.items() if room_of(module) == room]
+        size = sum(len(path.read_text().splitlines()) for path in inside)
+        uses = ", ".join(sorted(target for source, target in pairs if source == room))
+        lines.append(f"{level_of(room):3} {room:26}{len(inside):4} files {size:6} lines -> {uses}")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Print the tables, or write the one of rooms into the documentation."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--walk", action="store_true", help="trace a request as well, and print its files (3 s)")
+    parser.add_argument("--write", action="store_true", help="write the table of rooms into docs/architecture.md")
+    options = parser.parse_args()
+    if options.write:
+        write_between("rooms", table_of_rooms())
+        return
+    walked: list[str] | None = None
+    if options.walk:
+        import request_walk
+
+        walked = request_walk.walk().modules
+    print(f"{table_of_sizes(walked)}\n\n{list_of_rooms()}")
+    for number, module in enumerate(walked or (), 1):
+        print(f"{number:3} {module}")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,14 @@
 #!/usr/bin/env python3
-"""Print the files that one request of the chain example passes, from socket to socket, in their order.
+"""Trace one request of the chain example from socket to socket, and print the files that it passes in their order.
 
-python tools/request_walk.py
+python tools/request_walk.py            print them
+python tools/request_walk.py --write    write them into docs/architecture.md
 """
 
 from __future__ import annotations
 
+import argparse
+import ast
 import mmap
 import os
 import signal
@@ -16,12 +19,14 @@ import sys
 import tempfile
 import time
 import urllib.request
+from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 
 import house
 
 WINDOWS = 20
-"""Requests that are followed; what runs beside them by chance is not in all of their windows."""
+"""Requests that are traced; what runs beside them by chance does not show in all of them."""
 WARM_UP = 60
 APP = """
 import qserve
@@ -66,8 +71,25 @@ def _wait_ready(process: subprocess.Popen[bytes], url: str) -> None:
             time.sleep(0.05)
 
 
-def walk() -> list[str]:
-    """The modules that one request passes, in the order in which it first comes to them."""
+@dataclass(frozen=True)
+class Walk:
+    """What the traced requests have in common.
+
+    Parameters:
+      modules: The modules that every one of them passed, in the order of the first.
+      before: Pairs of modules of which every one of them came to the first before the second.
+    """
+
+    modules: list[str]
+    before: frozenset[tuple[str, str]]
+
+    def contradictions(self, order: list[str]) -> list[tuple[str, str]]:
+        """Return the pairs that ``order`` lists the wrong way round; processes at work side by side have no order."""
+        return [(first, second) for first, second in combinations(order, 2) if (second, first) in self.before]
+
+
+def walk() -> Walk:
+    """Serve the chain example, send it requests, and return which modules they pass."""
     modules = sorted(house.modules())
     width = 8 * len(modules)
     with tempfile.TemporaryDirectory() as name:
@@ -76,13 +98,15 @@ def walk() -> list[str]:
         (folder / "seen").write_bytes(bytes(width * (WINDOWS + 1)))
         (folder / "chain.py").write_text(APP)
         with (folder / "seen").open("r+b") as file, mmap.mmap(file.fileno(), 0) as seen:
-            _follow(folder, seen)
+            _serve_and_ask(folder, seen)
             rows = [struct.unpack_from(f"{len(modules)}q", seen, width * window) for window in range(1, WINDOWS + 1)]
-    always = [number for number in range(len(modules)) if all(row[number] for row in rows)]
-    return [modules[number] for number in sorted(always, key=lambda number: rows[0][number])]
+    times = {name: [row[number] for row in rows] for number, name in enumerate(modules) if all(r[number] for r in rows)}
+    pairs = [(one, other) for one in times for other in times if one != other]
+    before = [(one, other) for one, other in pairs if all(map(int.__lt__, times[one], times[other]))]
+    return Walk(sorted(times, key=lambda name: times[name][0]), frozenset(before))
 
 
-def _follow(folder: Path, seen: mmap.mmap) -> None:
+def _serve_and_ask(folder: Path, seen: mmap.mmap) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -96,7 +120,7 @@ def _follow(folder: Path, seen: mmap.mmap) -> None:
         for _ in range(WARM_UP):
             _post(url)
         for window in range(1, WINDOWS + 1):
-            time.sleep(0.05)  # what the request before left to do belongs to no window
+            time.sleep(0.05)  # so that the work which the request before left behind is in no window
             seen[0] = window
             assert _post(url) == b"9"
             seen[0] = 0
@@ -105,12 +129,47 @@ def _follow(folder: Path, seen: mmap.mmap) -> None:
         process.wait(20)
 
 
+def documented() -> list[str]:
+    """Return the files in the list of docs/architecture.md, in its order."""
+    return [row[1] for row in _rows()]
+
+
+def file_of(module: str) -> str:
+    """Return the path of a module's file, from the root of the repository."""
+    return str(house.modules()[module].relative_to(house.ROOT))
+
+
+def _rows() -> list[list[str]]:
+    """The rows of that list: number, file, what it does, what it decides."""
+    lines = house.read_between("request").splitlines()
+    cells = [[cell.strip().strip("`") for cell in line.strip("|").split("|")] for line in lines]
+    return [row for row in cells if row[0].isdigit()]
+
+
+def table(found: Walk) -> str:
+    """Return the list of files for docs/architecture.md; what a file decides is kept as somebody wrote it there."""
+    decides = {row[1]: row[3] for row in _rows()}
+    lines = ["| | file | what it does | what it decides |", "| --- | --- | --- | --- |"]
+    for number, module in enumerate(found.modules, 1):
+        file = file_of(module)
+        docstring = ast.get_docstring(ast.parse((house.ROOT / file).read_text())) or ""
+        does = " ".join(docstring.partition("\n\n")[0].split()).replace("``", "`")
+        lines.append(f"| {number} | `{file}` | {does} | {decides.get(file, '')} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
-    """Print the walk."""
+    """Print the walk, or write it into the documentation."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--write", action="store_true", help="write the list into docs/architecture.md")
+    options = parser.parse_args()
     found = walk()
-    print(f"{len(found)} files")
-    for number, module in enumerate(found, 1):
-        print(f"{number:3} {module}")
+    if options.write:
+        house.write_between("request", table(found))
+        return
+    print(f"{len(found.modules)} files")
+    for number, module in enumerate(found.modules, 1):
+        print(f"{number:3} {file_of(module)}")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
 """The `qserve` command: one module for each subcommand.
 
-It may import every room of qserve; the workers' and gateway's commands come in as entry points.
+It may import qserve, and qserve_workers and qserve_gateway for the commands that these add as entry points.
 Open first: main.py.
 """

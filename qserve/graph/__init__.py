@@ -1,5 +1,5 @@
 """Graphs as pure data: nodes, their order, the compiled plan, and how a request advances through it.
 
-It may import qserve.exceptions and qserve.base; no input or output.
+It may import nothing of ours.
 Open first: nodes.py, then plan.py and advance.py.
 """

@@ -1,6 +1,7 @@
-"""Local mode: an application in this very process, run by the same engine, without a broker.
+"""Local mode: an application in this process, run by the same engine, without a broker.
 
-May import everything below ``api``. Start with ``run.py``.
+It may import qserve.exceptions, qserve.base, qserve.wire, qserve.calls, qserve.define, qserve.engine and qserve.deploy.
+Open first: run.py.
 """
 
 from qserve.local.run import delete_local, run_local, shutdown_local

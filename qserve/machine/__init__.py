@@ -1,5 +1,5 @@
-"""The processes of one machine: the embedded broker, their launch and restarts, and checks of a broker.
+"""The processes of one machine: the embedded broker, starts and restarts, and checks of a broker.
 
-It may import the rooms below, from deploy down.
+It may import qserve.exceptions, qserve.base and qserve.broker.
 Open first: launch.py.
 """

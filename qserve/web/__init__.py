@@ -1,5 +1,5 @@
 """ASGI and WSGI applications (FastAPI, Flask) inside deployments.
 
-It may import the rooms below, from define down.
+It may import qserve.exceptions, qserve.base, qserve.http and qserve.define.
 Open first: ingress.py.
 """

@@ -1,4 +1,4 @@
-"""The rooms of the code and the arrows between them, as `tools/house.py` measures them."""
+"""The rooms of the code and the imports between them, as `tools/house.py` counts them."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ sys.path.insert(0, str(ROOT / "tools"))
 import house  # noqa: E402
 
 MODULES = house.modules()
+ROOMS = [room for room in house.rooms() if house.folder_of(room).is_dir()]
 DOORS = {
     "celery": ("qserve_workers",),
     "kombu": ("qserve_workers",),
-    "flask": ("qserve_gateway",),
+    "flask": ("qserve_gateway", "qserve.web.travel"),
     "gunicorn": ("qserve_gateway",),
     "click": (
         "qserve.cli",
@@ -30,7 +31,7 @@ DOORS = {
     "redis": ("qserve.broker",),
     "hiredis": ("qserve.broker",),
 }
-"""Foreign libraries and the only places that import them."""
+"""Foreign libraries and the only places that may import them."""
 IO = {"socket", "subprocess", "asyncio", "threading", "tempfile", "pathlib", "urllib", "http", "redis", "hiredis"}
 PURE = ("qserve.graph", "qserve.wire")
 """Rooms without input and output: they import none of ``IO``."""
@@ -54,14 +55,60 @@ def imports(tree: ast.AST) -> Iterator[str]:
             yield node.module
 
 
-def test_no_import_leads_upward() -> None:
-    found = [arrow for arrow in house.upward(house.arrows()) if arrow.source not in MOVING]
+def imports_by_name(tree: ast.AST) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("import_module"):
+            yield from (one.value for one in node.args if isinstance(one, ast.Constant))
 
-    assert not found
+
+def room(name: str) -> house.Room:
+    return house.described(name, ast.get_docstring(ast.parse(MODULES[name].read_text())) or "")
 
 
-def test_no_modules_import_one_another_in_a_circle() -> None:
-    assert not house.circle([arrow for arrow in house.arrows() if arrow.source != "qserve.calls.plane"])
+@pytest.fixture(scope="module")
+def arrows() -> list[house.Arrow]:
+    return house.arrows()
+
+
+def test_no_import_leads_upward(arrows: list[house.Arrow]) -> None:
+    assert not [arrow for arrow in house.upward(arrows) if arrow.source not in MOVING]
+
+
+def test_no_modules_import_one_another_in_a_circle(arrows: list[house.Arrow]) -> None:
+    assert not house.circle([arrow for arrow in arrows if arrow.source != "qserve.calls.plane"])
+
+
+def test_every_package_is_a_room() -> None:
+    assert {module for module, path in MODULES.items() if path.name == "__init__.py"} == {*ROOMS, "qserve.dag"}
+
+
+@pytest.mark.parametrize("name", ROOMS)
+def test_a_room_says_which_file_to_open_first(name: str) -> None:
+    first = room(name).first
+
+    assert first
+    assert not [file for file in first if not (house.folder_of(name) / file).exists()]
+
+
+@pytest.mark.parametrize("name", ROOMS)
+def test_a_room_imports_only_what_its_docstring_says(name: str, arrows: list[house.Arrow]) -> None:
+    said = room(name).imports
+    inside = [arrow for arrow in arrows if house.room_of(arrow.source) == name and arrow.source not in MOVING]
+    used = {house.room_of(arrow.target) for arrow in inside} - {name}
+
+    unsaid = {one for one in used if one not in said and one.partition(".")[0] not in said}
+    assert not unsaid, f"the docstring of {name} must say 'It may import ...' of: {', '.join(sorted(unsaid))}"
+
+
+@pytest.mark.parametrize("name", ROOMS)
+def test_a_docstring_allows_only_imports_of_lower_rooms(name: str) -> None:
+    rooms = [one for one in room(name).imports if one not in house.PACKAGES]
+
+    assert not [one for one in rooms if house.level_of(one) >= house.level_of(name)]
+
+
+def test_the_documentation_shows_the_rooms_as_they_are() -> None:
+    assert house.read_between("rooms") == house.table_of_rooms(), "run `make tables`"
 
 
 def test_the_root_holds_the_public_doors_and_nothing_else() -> None:
@@ -81,7 +128,8 @@ def test_the_root_holds_the_public_doors_and_nothing_else() -> None:
 
 @pytest.mark.parametrize("module", MODULES)
 def test_foreign_libraries_come_in_by_their_doors(module: str) -> None:
-    for name in imports(ast.parse(MODULES[module].read_text())):
+    tree = ast.parse(MODULES[module].read_text())
+    for name in [*imports(tree), *imports_by_name(tree)]:
         doors = DOORS.get(name.split(".")[0])
         assert doors is None or module.startswith(doors), f"{module} imports {name}"
 

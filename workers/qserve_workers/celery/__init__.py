@@ -1,5 +1,5 @@
-"""Celery's parts: the application, its task, boot steps, remote control and the transport.
+"""Celery's parts: its task, boot steps, remote control and the transport.
 
 It may import qserve and qserve_workers.replica.
-Open first: app.py.
+Open first: consumer.py.
 """

@@ -1,4 +1,4 @@
-"""One replica: it takes calls, runs user code and commits what follows.
+"""One replica: it takes calls, runs user code and commits the effects.
 
 It may import qserve.
 Open first: replica.py.

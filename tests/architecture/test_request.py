@@ -1,0 +1,46 @@
+"""The files that one request passes, traced, against the list in docs/architecture.md."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "tools"))
+
+import request_walk  # noqa: E402
+
+pytestmark = pytest.mark.slow
+MOST_FILES = 50
+"""To become 30 as modules on the way of a request are merged."""
+
+
+@pytest.fixture(scope="module")
+def walk() -> request_walk.Walk:
+    return request_walk.walk()
+
+
+def test_the_documentation_lists_the_files_that_a_request_passes(walk: request_walk.Walk) -> None:
+    traced = {*map(request_walk.file_of, walk.modules)}
+
+    assert {*request_walk.documented()} == traced, "run `make tables`"
+
+
+def test_the_documentation_lists_them_in_the_order_in_which_a_request_comes_to_them(walk: request_walk.Walk) -> None:
+    modules = {request_walk.file_of(module): module for module in walk.modules}
+    listed = [modules[file] for file in request_walk.documented() if file in modules]
+
+    assert not walk.contradictions(listed), "run `make tables`"
+
+
+def test_a_request_passes_no_more_files_than_it_needs(walk: request_walk.Walk) -> None:
+    assert len(walk.modules) <= MOST_FILES
+
+
+def test_an_order_is_contradicted_only_by_what_every_request_does() -> None:
+    walk = request_walk.Walk(["a", "b", "c"], frozenset({("a", "b"), ("a", "c")}))
+
+    assert walk.contradictions(["a", "c", "b"]) == []
+    assert walk.contradictions(["b", "a", "c"]) == [("b", "a")]
