@@ -7,7 +7,6 @@ from typing import Any
 
 from qserve.define.deployments import Deployment
 from qserve.define.drivers import is_driver
-from qserve.graph.inputs import was_entered
 from qserve.graph.nodes import (
     ClassNode,
     DAGNode,
@@ -15,6 +14,7 @@ from qserve.graph.nodes import (
     InputNode,
     MethodNode,
     UnboundMethod,
+    was_entered,
 )
 
 

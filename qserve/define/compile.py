@@ -13,8 +13,7 @@ from qserve.define.drivers import driver_arguments, is_driver
 from qserve.define.names import assign_names
 from qserve.define.plans import compile_plan
 from qserve.graph.containers import replace
-from qserve.graph.nodes import ClassNode, DAGNode, FunctionNode, MethodNode, check_no_input
-from qserve.graph.order import bottom_up
+from qserve.graph.nodes import ClassNode, DAGNode, FunctionNode, MethodNode, bottom_up, check_no_input
 from qserve.graph.plan import Plan
 from qserve.http.adapter import Adapter
 

@@ -15,8 +15,8 @@ from qserve.graph.nodes import (
     InputAttributeNode,
     InputNode,
     MethodNode,
+    bottom_up,
 )
-from qserve.graph.order import bottom_up
 from qserve.graph.plan import InputKey, Plan, Slot, Source, Step
 
 Names = Mapping[DAGNode, str]

@@ -9,8 +9,7 @@ from typing import Any, Literal
 from qserve.define.drivers import is_driver
 from qserve.define.names import Numbering, assign_names
 from qserve.define.options import DeploymentOptions
-from qserve.graph.nodes import ClassNode, DAGNode, FunctionNode, InputAttributeNode, InputNode, MethodNode
-from qserve.graph.order import bottom_up
+from qserve.graph.nodes import ClassNode, DAGNode, FunctionNode, InputAttributeNode, InputNode, MethodNode, bottom_up
 
 Kind = Literal["input", "function", "method", "class", "driver"]
 _SHOWN_OPTIONS = (

@@ -12,8 +12,7 @@ from qserve.calls.outgoing import pack_moves
 from qserve.calls.ref import Ref
 from qserve.exceptions import PayloadError, PayloadTooLarge, ResultNotSerialisable, ResultTooLarge
 from qserve.graph.advance import Answer as AnswerMove
-from qserve.graph.advance import advance
-from qserve.graph.arguments import Arguments, fill
+from qserve.graph.advance import Arguments, advance, fill
 from qserve.graph.plan import Plan
 from qserve.http import request as _requests  # noqa: F401  (importing it lets requests arrive here)
 from qserve.http.render import render

@@ -1,4 +1,4 @@
-"""Looking into lists, tuples, dicts and sets, and exchanging what is found, by plain walking."""
+"""Find and replace objects inside lists, tuples, dicts and sets."""
 
 from __future__ import annotations
 
@@ -12,14 +12,11 @@ CONTAINERS = (list, tuple, dict, set, frozenset)
 
 
 def find(values: Iterable[Any], kind: type[Found]) -> list[Found]:
-    """Return every object of a kind in the values and the containers among them.
+    """Return every instance of a class in the values and in the containers among them, each once, in order.
 
     Parameters:
-      values: Where to look. Dict keys and the attributes of other objects are not looked at.
-      kind: The class to look for; its instances are not looked into.
-
-    Returns:
-      Each object once, in order of first appearance.
+      values: Where to search. Dict keys and attributes of other objects are not searched.
+      kind: The class to find; its instances are not searched themselves.
     """
     found: dict[int, Found] = {}
     walked: set[int] = set()
@@ -35,9 +32,9 @@ def find(values: Iterable[Any], kind: type[Found]) -> list[Found]:
 
 
 def replace(value: Any, kind: type[Found], change: Callable[[Found], Any]) -> Any:
-    """Return the value with every object of a kind exchanged.
+    """Return the value with every instance of a class replaced by ``change(instance)``.
 
-    Containers that hold none are returned as they are, not copied.
+    Containers without any are returned as they are, not copied.
     """
     return _replaced(value, kind, change, set(), False)
 
@@ -47,16 +44,10 @@ def replace_in_copy(value: Any, kind: type[Found], change: Callable[[Found], Any
     return _replaced(value, kind, change, set(), True)
 
 
-def _replaced(
-    value: Any,
-    kind: type[Found],
-    change: Callable[[Found], Any],
-    opened: set[int],
-    fresh: bool,
-) -> Any:
+def _replaced(value: Any, kind: type[Found], change: Callable[[Found], Any], opened: set[int], fresh: bool) -> Any:
     if isinstance(value, kind):
         return change(value)
-    # A container that holds itself is left alone at the second meeting.
+    # a container that contains itself is not entered a second time
     if not isinstance(value, CONTAINERS) or id(value) in opened:
         return value
     opened.add(id(value))
@@ -84,7 +75,7 @@ def _rebuilt(container: Any, members: list[Any]) -> Any:
 
 
 def _refilled(container: Any, members: Iterable[Any]) -> Any:
-    """Copy an instance of a subclass, whose constructor may want other arguments."""
+    """Copy an instance of a subclass, whose constructor may take other arguments."""
     changed = copy.copy(container)
     changed.clear()
     (changed.extend if isinstance(container, list) else changed.update)(members)

@@ -1,44 +1,97 @@
-"""The nodes that ``bind`` makes: descriptions of calls; nothing runs here."""
+"""The nodes that ``bind`` makes: descriptions of calls, and of the input. Nothing runs here."""
 
 from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NoReturn
 
 from qserve.graph.containers import find
-from qserve.graph.inputs import InputAttributeNode, InputNode
-from qserve.graph.node import DAGNode
-
-__all__ = [
-    "Body",
-    "ClassMethodNode",
-    "ClassNode",
-    "DAGNode",
-    "FunctionNode",
-    "InputAttributeNode",
-    "InputNode",
-    "MethodNode",
-    "UnboundMethod",
-]
+from qserve.graph.plan import InputKey
 
 Body = Callable[..., Any]
 """The user's class or function."""
 
 
+class DAGNode:
+    """A node of a graph: something bound, with the arguments it was bound to.
+
+    Any attribute of a class node is a method of the user's class, and any attribute of an input node a part of the
+    input. So a node's own methods are called ``get_...``, to stay out of the way of user names.
+    """
+
+    def __init__(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        self._args = args
+        self._kwargs = dict(kwargs)
+        self._check()
+
+    def get_args(self) -> tuple[Any, ...]:
+        """Return the positional arguments as bound."""
+        return self._args
+
+    def get_kwargs(self) -> dict[str, Any]:
+        """Return a copy of the keyword arguments as bound."""
+        return dict(self._kwargs)
+
+    def get_label(self) -> str:
+        """Return the name of this node in a drawing."""
+        raise NotImplementedError
+
+    def get_toplevel_child_nodes(self) -> list[DAGNode]:
+        """Return the nodes that are arguments themselves, each once."""
+        children = [value for value in self._all_arguments() if isinstance(value, DAGNode)]
+        return list(dict.fromkeys(children))
+
+    def get_all_child_nodes(self) -> list[DAGNode]:
+        """Return the nodes in the arguments, nested ones too, in order of first appearance."""
+        return find(self._all_arguments(), DAGNode)
+
+    _get_toplevel_child_nodes = get_toplevel_child_nodes
+    _get_all_child_nodes = get_all_child_nodes
+
+    def bind(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Raise AttributeError: a node is bound already."""
+        raise AttributeError(
+            f".bind() cannot be used again on {type(self).__name__} {self.get_label()!r}: it is "
+            "bound already; pass the node itself as an argument of another bind"
+        )
+
+    def _all_arguments(self) -> list[Any]:
+        return [*self._args, *self._kwargs.values()]
+
+    def _check(self) -> None:
+        unbound = find(self._all_arguments(), UnboundMethod)
+        if unbound:
+            method = unbound[0].get_label()
+            raise TypeError(
+                f"{self.get_label()!r} was bound to the method {method!r}, which is not bound itself. "
+                f"Write {method}.bind(...)."
+            )
+
+    def __reduce_ex__(self, protocol: Any) -> NoReturn:
+        raise ValueError(
+            f"DAGNode cannot be serialized, and {self!r} is one. Did a closure capture it? Pass it "
+            "as an argument of .bind() instead, and the deployment receives a handle or a value."
+        )
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.get_label()!r})"
+
+
+def _refuse_call(node: DAGNode, *args: Any, **kwargs: Any) -> NoReturn:
+    """Raise AttributeError: a node does not run yet."""
+    raise AttributeError(
+        f".remote() cannot be used on {type(node).__name__} {node.get_label()!r}: a node is not "
+        "running yet. Bind it to a driver, start that by serve.run(driver) and call the handle."
+    )
+
+
 class _DeploymentNode(DAGNode):
-    def __init__(
-        self,
-        body: Body,
-        options: Any,
-        args: tuple[Any, ...],
-        kwargs: Mapping[str, Any],
-    ) -> None:
-        super().__init__(args, kwargs)
+    def __init__(self, body: Body, options: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         self._body = body
         self._options = options
-        check_bindable(self)
+        super().__init__(args, kwargs)
 
     def get_body(self) -> Body:
         """Return the user's class or function."""
@@ -59,16 +112,6 @@ class ClassNode(_DeploymentNode):
     Any other attribute is a method of the class, to be bound: ``node.method.bind(...)``.
     """
 
-    def __init__(
-        self,
-        body: Body,
-        options: Any,
-        args: tuple[Any, ...],
-        kwargs: Mapping[str, Any],
-    ) -> None:
-        super().__init__(body, options, args, kwargs)
-        check_no_input(self)
-
     def __getattr__(self, name: str) -> UnboundMethod:
         body = object.__getattribute__(self, "_body")
         # vars() along the bases, because getattr() also finds what the metaclass has: every
@@ -77,17 +120,15 @@ class ClassNode(_DeploymentNode):
             return UnboundMethod(self, name)
         raise AttributeError(_no_such_method(body, name), name=name, obj=self)
 
+    def _check(self) -> None:
+        super()._check()
+        check_no_input(self)
+
 
 class FunctionNode(_DeploymentNode):
     """A function bound to its arguments: one deployment, and one step of a graph."""
 
-    def remote(self, *args: Any, **kwargs: Any) -> NoReturn:
-        """Refuse to be called.
-
-        Raises:
-          AttributeError: Always.
-        """
-        raise AttributeError(_not_callable_yet(self))
+    remote = _refuse_call
 
 
 class UnboundMethod:
@@ -107,31 +148,30 @@ class UnboundMethod:
         return UnboundMethod(self._class_node, self._method, name)
 
     def remote(self, *args: Any, **kwargs: Any) -> NoReturn:
-        """Refuse to be called.
-
-        Raises:
-          AttributeError: Always.
-        """
+        """Raise AttributeError: a node does not run yet."""
         raise AttributeError(
             f".remote() cannot be used on ClassMethodNodes. Use .bind() instead to express an "
-            f"symbolic actor call: {self._words()}.bind(...)"
+            f"symbolic actor call: {self.get_label()}.bind(...)"
         )
 
-    def _words(self) -> str:
+    def get_label(self) -> str:
+        """Return the node's label and the method's name: ``Model.forward``."""
         return f"{self._class_node.get_label()}.{self._method}"
 
     def __reduce_ex__(self, protocol: Any) -> NoReturn:
         raise ValueError(
-            f"DAGNode cannot be serialized, and {self._words()!r} is an unbound method of one. "
-            f"Write {self._words()}.bind(...)."
+            f"DAGNode cannot be serialized, and {self.get_label()!r} is an unbound method of one. "
+            f"Write {self.get_label()}.bind(...)."
         )
 
     def __repr__(self) -> str:
-        return f"UnboundMethod({self._words()!r})"
+        return f"UnboundMethod({self.get_label()!r})"
 
 
 class MethodNode(DAGNode):
     """A method of a class node bound to its arguments: one step of a graph."""
+
+    remote = _refuse_call
 
     def __init__(
         self,
@@ -141,11 +181,10 @@ class MethodNode(DAGNode):
         kwargs: Mapping[str, Any],
         label: str | None = None,
     ) -> None:
-        super().__init__(args, kwargs)
         self._class_node = class_node
         self._method = method
         self._label = label
-        check_bindable(self)
+        super().__init__(args, kwargs)
 
     def get_class_node(self) -> ClassNode:
         """Return the node of the instance whose method this is."""
@@ -159,19 +198,95 @@ class MethodNode(DAGNode):
         """Return the label given by ``options(name=...)``, or the method's name."""
         return self._label or self._method
 
-    def remote(self, *args: Any, **kwargs: Any) -> NoReturn:
-        """Refuse to be called.
-
-        Raises:
-          AttributeError: Always.
-        """
-        raise AttributeError(_not_callable_yet(self))
-
     def _all_arguments(self) -> list[Any]:
         return [*super()._all_arguments(), self._class_node]
 
 
 ClassMethodNode = MethodNode
+
+_ONE_LEVEL = (
+    "A graph reads its input one level deep (inp[0], inp['key'], inp.name); pass that part to a "
+    "function or method and go deeper there."
+)
+
+
+class InputNode(DAGNode):
+    """The input of a graph, known when a request arrives: ``with InputNode() as inp: ...``.
+
+    Parameters:
+      input_type: Accepted and ignored.
+
+    Raises:
+      ValueError: Anything else was given.
+    """
+
+    def __init__(self, *args: Any, input_type: Any = None, **kwargs: Any) -> None:
+        if args or kwargs:
+            raise ValueError(
+                "InputNode should not take any args or kwargs. Write `with InputNode() as inp:` "
+                "and use inp, inp[0], inp['key'] or inp.name as arguments of bind."
+            )
+        super().__init__((), {})
+        self._entered = False
+        self._parts: dict[InputKey, InputAttributeNode] = {}
+
+    def __enter__(self) -> InputNode:
+        self._entered = True
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        return None
+
+    def __getattr__(self, name: str) -> InputAttributeNode:
+        # copy, pickle and notebooks ask objects for such names; they are not parts of an input
+        if name.startswith("__"):
+            raise AttributeError(f"'InputNode' object has no attribute {name!r}")
+        return self._part(InputKey("attribute", name))
+
+    def __getitem__(self, key: int | str) -> InputAttributeNode:
+        if not isinstance(key, int | str):
+            raise AssertionError(
+                "Please only use int index or str as first-level key to access fields of an "
+                f"InputNode: inp[0] or inp['key'], not inp[{key!r}]."
+            )
+        return self._part(InputKey("item", key))
+
+    def get_label(self) -> str:
+        """Return ``INPUT_NODE``."""
+        return "INPUT_NODE"
+
+    def _part(self, key: InputKey) -> InputAttributeNode:
+        parts: dict[InputKey, InputAttributeNode] = object.__getattribute__(self, "_parts")
+        if key not in parts:
+            parts[key] = InputAttributeNode(self, key)
+        return parts[key]
+
+
+class InputAttributeNode(DAGNode):
+    """A part of the input: ``inp[0]``, ``inp["key"]`` or ``inp.name``."""
+
+    def __init__(self, whole: InputNode, key: InputKey) -> None:
+        super().__init__((whole,), {})
+        self._key = key
+
+    def get_input_key(self) -> InputKey:
+        """Return which part of the input this is."""
+        return self._key
+
+    def get_label(self) -> str:
+        """Return ``INPUT_ATTRIBUTE_NODE``."""
+        return "INPUT_ATTRIBUTE_NODE"
+
+    def __getattr__(self, name: str) -> NoReturn:
+        raise AttributeError(f"'InputAttributeNode' object has no attribute {name!r}. {_ONE_LEVEL}")
+
+    def __getitem__(self, key: Any) -> NoReturn:
+        raise TypeError(f"'InputAttributeNode' object is not subscriptable. {_ONE_LEVEL}")
+
+
+def was_entered(node: InputNode) -> bool:
+    """Return whether the input node was made by ``with InputNode() as inp``."""
+    return node._entered
 
 
 def own_name(body: Body) -> str:
@@ -179,27 +294,8 @@ def own_name(body: Body) -> str:
     return str(getattr(body, "__name__", type(body).__name__))
 
 
-def check_bindable(node: DAGNode) -> None:
-    """Refuse arguments that were forgotten to bind.
-
-    Raises:
-      TypeError: A method without its ``bind`` is among them.
-    """
-    unbound = find(node._all_arguments(), UnboundMethod)
-    if unbound:
-        words = unbound[0]._words()
-        raise TypeError(
-            f"{node.get_label()!r} was bound to the method {words!r}, which is not bound itself. "
-            f"Write {words}.bind(...)."
-        )
-
-
 def check_no_input(node: ClassNode) -> None:
-    """Refuse a constructor argument that only a request can bring.
-
-    Raises:
-      ValueError: An input node, or a part of one, is among the arguments.
-    """
+    """Raise ValueError if a constructor argument holds a part of the input, which only a request can bring."""
     for child in node.get_all_child_nodes():
         if isinstance(child, InputNode | InputAttributeNode):
             raise ValueError(
@@ -210,16 +306,44 @@ def check_no_input(node: ClassNode) -> None:
             )
 
 
+def bottom_up(
+    root: DAGNode, children: Callable[[DAGNode], Iterable[DAGNode]] = DAGNode.get_all_child_nodes
+) -> list[DAGNode]:
+    """Return every node that the root needs, children before parents, arguments left to right.
+
+    It does not recurse: graphs may be thousands of nodes deep.
+
+    Parameters:
+      root: Where to start; it comes last.
+      children: Returns what a node needs.
+
+    Raises:
+      ValueError: A node needs itself, through a container that was changed after ``bind``.
+    """
+    done: dict[DAGNode, None] = {}
+    opened: dict[DAGNode, None] = {root: None}
+    path: list[tuple[DAGNode, Iterator[DAGNode]]] = [(root, iter(children(root)))]
+    while path:
+        node, rest = path[-1]
+        child = next(rest, None)
+        if child is None:
+            path.pop()
+            del opened[node]
+            done[node] = None
+        elif child in opened:
+            raise ValueError(
+                f"the graph has a cycle: {child!r} needs its own result. Was a list or dict given "
+                "to bind and changed afterwards?"
+            )
+        elif child not in done:
+            opened[child] = None
+            path.append((child, iter(children(child))))
+    return list(done)
+
+
 def _no_such_method(body: Body, name: str) -> str:
     text = f"type object {own_name(body)!r} has no attribute {name!r}"
     if name == "remote":
         return f"{text}: a node does not run yet. Start it by serve.run(node) and call its handle."
     close = difflib.get_close_matches(name, dir(body), n=1)
     return f"{text}. Did you mean {close[0]!r}?" if close else text
-
-
-def _not_callable_yet(node: DAGNode) -> str:
-    return (
-        f".remote() cannot be used on {type(node).__name__} {node.get_label()!r}: a node is not "
-        "running yet. Bind it to a driver, start that by serve.run(driver) and call the handle."
-    )

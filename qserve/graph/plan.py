@@ -1,4 +1,4 @@
-"""The compiled graph: plain frozen data, the only thing that crosses from build time to run time."""
+"""The compiled graph: plain frozen data, and the only thing that build time hands to run time."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import Any, Literal
 class Slot:
     """A place in a step's arguments that is filled while a request runs.
 
-    ``index`` numbers the distinct sources of the step. ``nested`` marks a node result inside a container,
-    which user code receives as a ref that is already resolved; input values are never nested.
+    ``index`` numbers the distinct sources of the step. ``nested`` marks the result of a node inside a container, which
+    user code receives as a resolved ref; input values are never nested.
     """
 
     index: int
@@ -28,7 +28,7 @@ class InputKey:
 
 
 Source = int | InputKey
-"""Where a value comes from: the step of that number, or a part of the input."""
+"""The origin of a value: the number of a step, or a part of the input."""
 
 
 @dataclass(frozen=True)
@@ -44,10 +44,10 @@ class Step:
 
 @dataclass(frozen=True)
 class Plan:
-    """A graph's steps, children before parents, and what each value feeds.
+    """A graph's steps, children before parents, and the slots that each value feeds.
 
-    ``feeds`` maps a source to the (step, slot) pairs that wait for it; ``output`` is the source whose value
-    answers the request.
+    ``feeds`` maps a source to the (step, slot) pairs that wait for it; ``output`` is the source whose value is the
+    answer.
     """
 
     steps: tuple[Step, ...]

@@ -15,7 +15,7 @@ from qserve.define.deployments import Deployment, deployment
 from qserve.define.names import assign_names
 from qserve.define.plans import compile_plan
 from qserve.drivers import DAGDriver
-from qserve.graph.order import bottom_up
+from qserve.graph.nodes import bottom_up
 from qserve.graph.plan import InputKey, Plan, Slot, Step
 from qserve.handle import RayServeDAGHandle, RayServeDeploymentHandle
 

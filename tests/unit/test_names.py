@@ -10,7 +10,7 @@ from qserve.define.deployments import deployment
 from qserve.define.names import Numbering, assign_names
 from qserve.deployment_graph import ClassNode, DAGNode, FunctionNode
 from qserve.drivers import DAGDriver
-from qserve.graph.order import bottom_up
+from qserve.graph.nodes import bottom_up
 
 
 @deployment
