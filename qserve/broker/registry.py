@@ -12,7 +12,7 @@ from qserve.base.keys import CHANGES_KEPT, RETIRED_TTL_MS, Keys
 from qserve.broker.connection import broker_errors, create_group
 from qserve.exceptions import AppNotFound
 from qserve.wire.application import ApplicationRecord
-from qserve.wire.signing import Seal
+from qserve.wire.sealing import Seal
 
 NO_CHANGE = "0-0"
 """The newest change of a registry in which nothing was ever registered."""

@@ -25,8 +25,7 @@ from qserve.wire.envelope import REQUEST_ID_CHARS, Header
 from qserve.wire.failure import Failure
 from qserve.wire.moves import Awaited, Epoch, Join, Model, Move, Start
 from qserve.wire.outcome import Outcome, State
-from qserve.wire.sealing import seal_header, seal_moves
-from qserve.wire.signing import Seal
+from qserve.wire.sealing import Seal, seal_header, seal_moves
 
 
 class Submission(NamedTuple):

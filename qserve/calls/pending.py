@@ -13,8 +13,7 @@ from qserve.calls.ref import Ref
 from qserve.calls.replies import UNKNOWN, failed, read_message, read_reply, state_lost
 from qserve.exceptions import PayloadError
 from qserve.wire.outcome import ITEM, Outcome
-from qserve.wire.sealing import item_context, open_end
-from qserve.wire.signing import Seal
+from qserve.wire.sealing import Seal, item_context, open_end
 
 log = logging.getLogger(__name__)
 

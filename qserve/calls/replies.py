@@ -21,8 +21,7 @@ from qserve.exceptions import (
 from qserve.wire.envelope import REQUEST_ID_CHARS
 from qserve.wire.failure import Failure
 from qserve.wire.outcome import ITEM, Outcome, State
-from qserve.wire.sealing import open_end
-from qserve.wire.signing import Seal
+from qserve.wire.sealing import Seal, open_end
 
 MOVED = b"MOVED"
 _STATES = frozenset(state.encode() for state in State if state is not State.OPEN) | {ITEM.encode()}

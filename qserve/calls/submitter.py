@@ -24,8 +24,7 @@ from qserve.exceptions import PayloadError
 from qserve.wire.application import ApplicationRecord
 from qserve.wire.codec import Codec
 from qserve.wire.outcome import Outcome, State
-from qserve.wire.sealing import open_header
-from qserve.wire.signing import Seal
+from qserve.wire.sealing import Seal, open_header
 
 log = get_logger(__name__)
 _OPEN_PARTS = 3

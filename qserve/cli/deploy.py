@@ -26,7 +26,7 @@ from qserve.exceptions import BrokerUnavailable, QserveException
 from qserve.machine.command_options import app_dir_option, broker_option, name_option, named_broker, route_prefix_option
 from qserve.machine.doctor import check_or_raise
 from qserve.wire.codec import Codec
-from qserve.wire.signing import Seal
+from qserve.wire.sealing import Seal
 
 _BROKER_FOR_S = 10.0
 

@@ -14,7 +14,7 @@ from qserve.broker.connection import connect
 from qserve.deploy.snapshot import ServeStatus, read_status
 from qserve.exceptions import QserveException
 from qserve.machine.command_options import broker_option, named_broker
-from qserve.wire.signing import Seal
+from qserve.wire.sealing import Seal
 
 
 @click.command()

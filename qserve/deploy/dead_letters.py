@@ -20,8 +20,7 @@ from qserve.wire.application import ApplicationRecord
 from qserve.wire.envelope import Header
 from qserve.wire.failure import Failure
 from qserve.wire.outcome import Outcome, State
-from qserve.wire.sealing import open_end, open_header, open_values, seal_header
-from qserve.wire.signing import Seal
+from qserve.wire.sealing import Seal, open_end, open_header, open_values, seal_header
 
 _META = ("!why", "!at", "!failure", "!y", "!n", "!1")
 

@@ -11,7 +11,7 @@ from qserve.broker.connection import Client
 from qserve.broker.registry import Registry
 from qserve.deploy.replicas import FAILED, RUNNING, Pool, ReplicaStatus
 from qserve.wire.application import ApplicationRecord
-from qserve.wire.signing import Seal
+from qserve.wire.sealing import Seal
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,8 @@
-"""What is sealed of a request's messages, and the place that each of them is for.
+"""Sealed messages: signed together with the place that each of them is for, by somebody who holds the key.
+
+A sealed message is ``version | flags | key id | tag | body``; the tag is HMAC-SHA256 (RFC 2104) over all the rest and
+over the message's place, so that a genuine message proves nothing in another place. Without a key, key id and tag
+are left out.
 
     message           place
     header            its request
@@ -12,49 +16,136 @@ A value that is another request's result was sealed as a result; the header, whi
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import hashlib
+import hmac
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 
+from qserve.base.keyring import KEY_ID_BYTES, TAG_BYTES, Keyring, key_id
 from qserve.exceptions import AppNotFound, PayloadError, QserveException, ReplicaLost
 from qserve.wire.envelope import REQUEST_ID_CHARS, Header
 from qserve.wire.failure import Failure
 from qserve.wire.moves import Join, Move, Start
 from qserve.wire.outcome import Outcome, State
-from qserve.wire.signing import Seal
 
 DEATH_LIMIT = 3
 """Deaths of a call's replica (the later ones while it ran alone) after which the call fails."""
 LOST = b"\0replica_lost"
 DELETED = b"\0app_deleted"
-_TOLD: Mapping[bytes, QserveException] = {
+_BROKER_FAILURES: Mapping[bytes, QserveException] = {
     LOST: ReplicaLost(f"its replica died {DEATH_LIMIT} times while running this call"),
     DELETED: AppNotFound("the application was deleted before this call was finished"),
 }
-"""Failures that the broker's functions themselves give to requests: they hold no key, so it is words that they give."""
+"""Failures that come from the broker's functions: they have no key to seal with, so they give one of these words."""
+
+_VERSION = 1
+_BLOCK_BYTES = 64
+_UNSIGNED, _SIGNED = bytes((_VERSION, 0)), bytes((_VERSION, 1))
+_TAG_AT = len(_SIGNED) + KEY_ID_BYTES
+_BODY_AT = _TAG_AT + TAG_BYTES
+_FAILURE = b"failure"
+
+
+class Seal:
+    """Seals messages for their place, and opens those that others have sealed.
+
+    Parameters:
+      keys: Without a key nothing is signed, and signed messages are refused.
+    """
+
+    def __init__(self, keys: Keyring) -> None:
+        self._macs = {_SIGNED + key_id: _mac_of(key) for key_id, key in keys.by_id.items()}
+        self._mac = _mac_of(keys.current) if keys.current else None
+        self._head = _SIGNED + key_id(keys.current) if keys.current else _UNSIGNED
+
+    def seal(self, place: bytes, body: bytes) -> bytes:
+        """Return ``body``, sealed for ``place``."""
+        if self._mac is None:
+            return self._head + body
+        return self._head + self._mac(_signed_part(self._head, place, body)) + body
+
+    def open(self, place: bytes, sealed: bytes) -> bytes:
+        """Return the body of a message that was sealed for ``place``, once its tag is verified.
+
+        Raises:
+          PayloadError: It is not sealed, not with one of our keys, not for this place, or by a newer version.
+        """
+        head = sealed[:_TAG_AT]
+        mac = self._macs.get(head)
+        if mac is not None:
+            body = sealed[_BODY_AT:]
+            if hmac.compare_digest(sealed[_TAG_AT:_BODY_AT], mac(_signed_part(head, place, body))):
+                return body
+            raise PayloadError("a message's signature is wrong: it was changed, or belongs elsewhere")
+        if sealed[:2] == _UNSIGNED and self._mac is None:
+            return sealed[2:]
+        raise PayloadError(self._why_not(sealed))
+
+    def _why_not(self, sealed: bytes) -> str:
+        if sealed[:2] == _SIGNED:
+            return _OTHER_KEY if self._macs else _NO_KEY
+        if sealed[:2] == _UNSIGNED:
+            return "a message is not signed: set QSERVE_SECRET_KEY to the same secret in every process"
+        if sealed[:1] > bytes((_VERSION,)):
+            return f"a message has format {sealed[0]}, which only a newer qserve reads"
+        return f"{len(sealed)} bytes are not a sealed message"
+
+
+_NO_KEY = "a message is signed, and this process has no key: set QSERVE_SECRET_KEY to the secret of the others"
+_OTHER_KEY = (
+    "a message is signed with a key that is not known here: while a key is changed, name the other one"
+    " in QSERVE_ACCEPTED_KEYS"
+)
+
+
+def _signed_part(head: bytes, place: bytes, body: bytes) -> bytes:
+    # the place's length keeps place and body apart
+    return b"%b%d|%b%b" % (head, len(place), place, body)
+
+
+def _mac_of(key: bytes) -> Callable[[bytes], bytes]:
+    """Return HMAC-SHA256 of one key, with the padded key hashed once (RFC 2104, section 4).
+
+    For the short messages of this path that takes 0.6 us instead of ``hmac.digest``'s 1.5.
+    """
+    padded = (key if len(key) <= _BLOCK_BYTES else hashlib.sha256(key).digest()).ljust(_BLOCK_BYTES, b"\0")
+    inner = hashlib.sha256(bytes(byte ^ 0x36 for byte in padded))
+    outer = hashlib.sha256(bytes(byte ^ 0x5C for byte in padded))
+
+    def mac(message: bytes) -> bytes:
+        first, second = inner.copy(), outer.copy()
+        first.update(message)
+        second.update(first.digest())
+        return second.digest()
+
+    return mac
+
+
+# -- the places of a request's messages ------------------------------------------------------------
 
 
 @lru_cache(maxsize=4096)
 def place_of(stream: str) -> str:
-    """A queue without its version, and without the replica whose own one it is."""
+    """Return what a queue's streams have in common in all versions, the replicas' own streams included."""
     start, _, rest = stream.partition(":q:")
     app, _, deployment = rest.partition("@")[0].rpartition(":")
     return f"{start}|{app.rpartition(':')[0]}|{deployment}"
 
 
 def seal_header(seal: Seal, header: bytes) -> bytes:
-    """A header, as it travels: its request's id stays readable for the broker's functions."""
+    """Return a header as it travels: its request's id stays readable for the broker's functions."""
     request_id = header[:REQUEST_ID_CHARS]
     return request_id + seal.seal(b"header|" + request_id, header[REQUEST_ID_CHARS:])
 
 
 def open_header(seal: Seal, sealed: bytes) -> Header:
-    """The header of a message; PayloadError when it is none of ours."""
+    """Return the header of a message; PayloadError when it is not one of ours."""
     request_id = sealed[:REQUEST_ID_CHARS]
     return Header.decode(request_id + seal.open(b"header|" + request_id, sealed[REQUEST_ID_CHARS:]))
 
 
 def seal_moves(seal: Seal, request_id: str, moves: Sequence[Move]) -> list[Move]:
-    """Moves whose values are sealed."""
+    """Return the moves with their values sealed."""
     sealed: list[Move] = []
     for move in moves:
         place, step = place_of(move.stream), move.step
@@ -68,47 +159,43 @@ def seal_moves(seal: Seal, request_id: str, moves: Sequence[Move]) -> list[Move]
 
 
 def open_values(seal: Seal, stream: str, header: Header, step: str, values: Sequence[bytes]) -> list[bytes]:
-    """The values of a call's slots; PayloadError when one was not sealed for this call."""
+    """Return the values of a call's slots; PayloadError when one was not sealed for this call."""
     place, request_id = place_of(stream), header.request_id
     if not header.awaits:
         return [seal.open(_slot(place, request_id, step, slot), value) for slot, value in enumerate(values)]
     opened = []
     for slot, value in enumerate(values):
         awaited = header.awaits.get(f"{step}.{slot}")
-        context = _slot(place, request_id, step, slot) if awaited is None else _end(awaited)
-        opened.append(seal.open(context, value))
+        opened.append(seal.open(_slot(place, request_id, step, slot) if awaited is None else _result(awaited), value))
     return opened
 
 
 def seal_end(seal: Seal, request_id: str, state: str, payload: bytes) -> bytes:
-    """The result or failure of a request; what has neither needs no seal."""
+    """Seal the result or failure of a request; other states have no payload that needs a seal."""
     if state == State.DONE:
-        return seal.seal(_end(request_id), payload)
+        return seal.seal(_result(request_id), payload)
     return seal.seal(_FAILURE, payload) if state == State.FAILED else payload
 
 
 def open_end(seal: Seal, request_id: str, outcome: Outcome) -> Outcome:
-    """How a request ended; a failure when that was not sealed by one of us."""
+    """Return how a request ended; a failure when that was not sealed by one of us."""
     try:
         if outcome.state == State.DONE:
-            return Outcome(State.DONE, seal.open(_end(request_id), outcome.payload))
+            return Outcome(State.DONE, seal.open(_result(request_id), outcome.payload))
         if outcome.state == State.FAILED:
-            told = _TOLD.get(outcome.payload)
-            return Outcome(State.FAILED, Failure.of(told).encode() if told else seal.open(_FAILURE, outcome.payload))
+            known = _BROKER_FAILURES.get(outcome.payload)
+            return Outcome(State.FAILED, Failure.of(known).encode() if known else seal.open(_FAILURE, outcome.payload))
     except PayloadError as error:
         return Outcome(State.FAILED, Failure.of(error).encode())
     return outcome
 
 
 def item_context(request_id: str, number: int) -> bytes:
-    """The place of one item of a streamed result."""
+    """Return the place of one item of a streamed result."""
     return b"item|%b|%d" % (request_id.encode(), number)
 
 
-_FAILURE = b"failure"
-
-
-def _end(request_id: str) -> bytes:
+def _result(request_id: str) -> bytes:
     return b"result|" + request_id.encode()
 
 

@@ -35,8 +35,7 @@ from qserve.wire.envelope import Answer, Header
 from qserve.wire.failure import Failure
 from qserve.wire.outcome import Outcome
 from qserve.wire.plan import dump_plan, load_plan
-from qserve.wire.sealing import open_header, seal_header
-from qserve.wire.signing import Seal
+from qserve.wire.sealing import Seal, open_header, seal_header
 
 CORPUS = Path(__file__).with_name("corpus")
 KEYS = Keyring(b"the key of these targets")

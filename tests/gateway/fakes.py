@@ -14,7 +14,7 @@ from qserve.http.render import render
 from qserve.wire.application import ApplicationRecord, DriverRecord
 from qserve.wire.codec import Codec
 from qserve.wire.outcome import Outcome
-from qserve.wire.signing import Seal
+from qserve.wire.sealing import Seal
 
 
 def plain_app(name: str = "plain", prefix: str | None = "/", **more: Any) -> ApplicationRecord:

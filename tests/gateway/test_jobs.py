@@ -17,8 +17,7 @@ from qserve.base.keys import Keys
 from qserve.base.settings import Settings
 from qserve.http.render import render
 from qserve.wire.envelope import Answer, Header
-from qserve.wire.sealing import seal_end, seal_header
-from qserve.wire.signing import Seal
+from qserve.wire.sealing import Seal, seal_end, seal_header
 
 ID = new_id()
 SEAL = Seal(Keyring())

@@ -12,8 +12,7 @@ from qserve.broker import functions, upkeep
 from qserve.broker.connection import create_group
 from qserve.wire.envelope import Header
 from qserve.wire.moves import Epoch
-from qserve.wire.sealing import seal_header
-from qserve.wire.signing import Seal
+from qserve.wire.sealing import Seal, seal_header
 
 A, B = "a" * 32, "b" * 32
 

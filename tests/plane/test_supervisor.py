@@ -23,7 +23,7 @@ from qserve.deploy.replicas import FAILED, Pool
 from qserve.deploy.rollout import wait_until_running
 from qserve.exceptions import BrokerUnavailable, DeployError
 from qserve.wire.application import ApplicationRecord, DeploymentRecord
-from qserve.wire.signing import Seal
+from qserve.wire.sealing import Seal
 
 RECORD = ApplicationRecord("app", "v", "One", deployments={"One": DeploymentRecord("One")})
 

@@ -15,8 +15,7 @@ from qserve.calls.ref import Ref
 from qserve.calls.replies import UNKNOWN
 from qserve.exceptions import BrokerStateLost, ResultUnavailable
 from qserve.wire.outcome import Outcome
-from qserve.wire.sealing import seal_end
-from qserve.wire.signing import Seal
+from qserve.wire.sealing import Seal, seal_end
 
 ID = "a" * 32
 SEAL = Seal(Keyring())

@@ -16,7 +16,7 @@ from qserve.graph.plan import InputKey, Plan, Slot, Step
 from qserve.wire.application import ApplicationRecord, DeploymentRecord, DriverRecord
 from qserve.wire.codec import Codec
 from qserve.wire.plan import dump_plan
-from qserve.wire.signing import Seal
+from qserve.wire.sealing import Seal
 
 CODEC = Codec()
 PLAN = Plan(

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from qserve.base.keyring import Keyring
 from qserve.exceptions import PayloadError
-from qserve.wire.signing import Seal
+from qserve.wire.sealing import Seal
 
 OLD, NEW = b"old secret", b"new secret"
 

@@ -30,7 +30,7 @@ from qserve.engine.step import Stepper
 from qserve.exceptions import QserveException
 from qserve.wire.application import ApplicationRecord
 from qserve.wire.codec import Codec
-from qserve.wire.signing import Seal
+from qserve.wire.sealing import Seal
 from qserve_workers.app import make_celery
 from qserve_workers.celery.pool import ReplicaPool
 from qserve_workers.process.heartbeat import Heartbeat

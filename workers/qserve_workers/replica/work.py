@@ -16,8 +16,7 @@ from qserve.wire.envelope import REQUEST_ID_CHARS, Header
 from qserve.wire.failure import Failure
 from qserve.wire.moves import Epoch
 from qserve.wire.outcome import State
-from qserve.wire.sealing import open_header, open_values, seal_end, seal_moves
-from qserve.wire.signing import Seal
+from qserve.wire.sealing import Seal, open_header, open_values, seal_end, seal_moves
 from qserve_workers.celery.transport import Delivery
 
 HISTORY_CHARS = 200

@@ -21,7 +21,7 @@ from qserve.broker.registry import NO_CHANGE, Registry
 from qserve.deploy.replicas import FAILED, RUNNING, Pool, ReplicaStatus
 from qserve.exceptions import BrokerError, PayloadError
 from qserve.wire.application import ApplicationRecord
-from qserve.wire.signing import Seal
+from qserve.wire.sealing import Seal
 from qserve_workers.process.spec import ReplicaSpec
 from qserve_workers.supervisor.death import MemoryWatch, describe
 from qserve_workers.supervisor.member import Member, fork_replica
