@@ -1,20 +1,53 @@
-"""The functions by which requests move on: one builder for each, giving the command to send.
-
-What supervisors and operators call is in ``upkeep``.
-"""
+"""The functions that run in the broker: one builder for each, giving the command to send."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import msgpack
 
+from qserve.base.keys import Keys
 from qserve.broker.library import Command, function_name
 from qserve.wire.moves import Awaited, Epoch, Model, Move, Start
+
+NOT_REPLICATED = b"NOREPLICA"
+"""Stands in the place of the reply to a submission that only the primary has."""
 
 _SUBMIT, _COMMIT, _BURY, _POSTPONE = (function_name(name) for name in ("submit", "commit", "bury", "postpone"))
 _WATCH, _LOOK, _FORGET, _CLOSE = (function_name(name) for name in ("watch", "look", "forget", "close"))
 _EMIT, _TAKE, _GIVE_BACK = (function_name(name) for name in ("emit", "take", "give_back"))
+_RECLAIM, _DISBAND, _RETIRE = (function_name(name) for name in ("reclaim", "disband", "retire"))
+_ADVERTISE, _WAKE = (function_name(name) for name in ("advertise", "wake"))
+_REPLAY, _PURGE = (function_name(name) for name in ("replay", "purge"))
+
+_EPOCH = b"EPOCH "
+
+
+class KnownEpoch:
+    """The epoch that a process has last seen; "" before the first answer that tells it.
+
+    Commands carry it, and the functions refuse those that were meant for data that is no more.
+    """
+
+    def __init__(self, keys: Keys) -> None:
+        self.key = keys.epoch
+        self.value = ""
+
+    def current(self) -> Epoch:
+        """What commands carry."""
+        return Epoch(self.key, self.value)
+
+    def adopt(self, value: str) -> bool:
+        """Go on with the broker's epoch; whether data was lost since the one that was known before."""
+        is_lost = bool(self.value) and value != self.value
+        self.value = value
+        return is_lost
+
+
+def other_epoch(reply: Any) -> str | None:
+    """The broker's epoch when a function refused a command because of it ("" for none); else None."""
+    return reply[len(_EPOCH) :].decode() if isinstance(reply, bytes) and reply.startswith(_EPOCH) else None
 
 
 def _pack(moves: Iterable[Move], streams: list[str], first_key: int) -> list[bytes | str | int]:
@@ -180,3 +213,56 @@ def close(request: str, request_id: str, state: str, payload: bytes) -> Command:
 def give_back(stream: str, to: str, entry_ids: Iterable[bytes], request_prefix: str) -> Command:
     """Put deliveries that were not begun back, on the stream ``to``: answers how many; no death is counted."""
     return ("FCALL", _GIVE_BACK, 2, stream, to, request_prefix, *entry_ids)
+
+
+# -- what supervisors and operators call -----------------------------------------------------------
+
+
+def reclaim(
+    stream: str, consumer: str, death_limit: int, failure: bytes, request_prefix: str, to: str | None = None
+) -> Command:
+    """Hand over what a dead consumer held, to the stream ``to`` (None: the same): answers the number of its calls."""
+    return ("FCALL", _RECLAIM, 2, stream, to or stream, consumer, death_limit, failure, request_prefix)
+
+
+def disband(personal: str, stream: str, models: str, consumer: str, request_prefix: str) -> Command:
+    """Move what waits for a replica that is gone to the common stream: answers the number of calls."""
+    return ("FCALL", _DISBAND, 3, personal, stream, models, consumer, request_prefix)
+
+
+def retire(streams: Sequence[str], force: bool, failure: bytes, request_prefix: str) -> Command:
+    """Remove a version's queues when they are empty, or with ``force`` fail what is left: answers 1 when gone."""
+    return ("FCALL", _RETIRE, len(streams), *streams, int(force), failure, request_prefix)
+
+
+def wake(delayed: str, stream: str) -> Command:
+    """Put calls whose wait is over back on their queue: answers how many."""
+    return ("FCALL", _WAKE, 2, delayed, stream)
+
+
+def advertise(models: str, personal: str, consumer: str, life_ms: int, held: Iterable[str]) -> Command:
+    """Say which models a replica holds; calls for them come to its own stream while it is free."""
+    return ("FCALL", _ADVERTISE, 2, models, personal, consumer, life_ms, *held)
+
+
+def replay(
+    dead: str,
+    request: str,
+    request_id: str,
+    header: bytes,
+    life_ms: int,
+    keep_ms: int,
+    moved: Mapping[str, str],
+) -> Command:
+    """Open a dead letter's request again: answers ``OK``, ``NONE``, ``OPEN`` or ``MOVED``.
+
+    Parameters:
+      moved: The queue that has taken the place of an old one.
+    """
+    pairs = [stream for pair in moved.items() for stream in pair]
+    return ("FCALL", _REPLAY, 2, dead, request, request_id, header, life_ms, keep_ms, *pairs)
+
+
+def purge(index: str, letters: Mapping[str, str]) -> Command:
+    """Throw dead letters away, given their keys by id: answers how many there were."""
+    return ("FCALL", _PURGE, 1 + len(letters), index, *letters.values(), *letters)

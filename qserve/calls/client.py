@@ -30,9 +30,8 @@ from qserve.broker.connection import (
     measure_clock,
     process_name,
 )
-from qserve.broker.direct import Direct
-from qserve.broker.durable import WAIT, replicated
 from qserve.broker.library import LOAD, Command
+from qserve.broker.link import WAIT, ThreadLink, replicated
 from qserve.broker.registry import Registry
 from qserve.calls.outgoing import Submission
 from qserve.calls.ref import Ref
@@ -67,7 +66,7 @@ class ClientPlane(Submitter):
         self.registry = Registry(self.client, self.keys, self.seal)
         self._catalog: dict[str, tuple[float, ApplicationRecord]] = {}
         self._looked_at = 0.0
-        self._sender, self._reader = Direct(self.client), Direct(self.client)
+        self._sender, self._reader = ThreadLink(self.client), ThreadLink(self.client)
         self._deliver = partial(self._send, self._sender)
         if settings.durability == REPLICA:
             self._deliver = partial(replicated, self._deliver)
@@ -95,7 +94,7 @@ class ClientPlane(Submitter):
 
     def execute(self, command: Command) -> Any:
         """Send one command from this thread and answer its reply; for callers whose loop stands still."""
-        with contextlib.closing(Direct(self.client)) as connection:
+        with contextlib.closing(ThreadLink(self.client)) as connection:
             return self._send(connection, [command])[0]
 
     def learn(self, record: ApplicationRecord, for_s: float = 1.0) -> None:
@@ -175,7 +174,7 @@ class ClientPlane(Submitter):
             except Exception:  # one caller's trouble must not end the thread that serves them all
                 log.exception("a reply of the broker could not be taken")
 
-    def _send(self, connection: Direct, commands: list[Command]) -> list[Any]:
+    def _send(self, connection: ThreadLink, commands: list[Command]) -> list[Any]:
         replies = connection.exchange(commands)
         missing = [place for place, reply in enumerate(replies) if is_unknown_function(reply)]
         if missing:

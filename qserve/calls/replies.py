@@ -6,7 +6,7 @@ from typing import Any
 
 from qserve.base import failpoints
 from qserve.broker.connection import refusal
-from qserve.broker.durable import NOT_REPLICATED
+from qserve.broker.functions import NOT_REPLICATED
 from qserve.exceptions import (
     AppNotFound,
     BackPressureError,

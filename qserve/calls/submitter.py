@@ -11,8 +11,7 @@ from qserve.base.keys import Keys
 from qserve.base.log import get_logger
 from qserve.base.settings import Settings
 from qserve.broker import functions
-from qserve.broker.durable import NOT_REPLICATED
-from qserve.broker.epoch import KnownEpoch, other_epoch
+from qserve.broker.functions import NOT_REPLICATED, KnownEpoch, other_epoch
 from qserve.broker.library import Command
 from qserve.calls.items import ItemRef
 from qserve.calls.outgoing import Composer, Submission

@@ -12,7 +12,7 @@ import msgpack
 from qserve.base.clock import clock
 from qserve.base.keys import CLOCK_MARGIN_MS, Keys
 from qserve.base.settings import Settings
-from qserve.broker import upkeep
+from qserve.broker import functions
 from qserve.broker.connection import Client, broker_errors
 from qserve.broker.registry import Registry
 from qserve.exceptions import AppNotFound, DeadLetterError, PayloadError
@@ -142,7 +142,7 @@ class DeadLetters:
         timeout_s = record.timeout_s or self._settings.request_timeout_s
         keep_ms = int(self._settings.result_ttl_s * 1000)
         renewed = header._replace(deadline_ms=int(clock.stamp_ms() + timeout_s * 1000))
-        command = upkeep.replay(
+        command = functions.replay(
             self._keys.dead_letter(request_id),
             self._keys.request(request_id),
             request_id,
@@ -177,7 +177,7 @@ class DeadLetters:
         if not letters:
             return 0
         with broker_errors():
-            return int(self._client.execute_command(*upkeep.purge(self._keys.dead_letters, letters)))
+            return int(self._client.execute_command(*functions.purge(self._keys.dead_letters, letters)))
 
 
 _REFUSALS = {

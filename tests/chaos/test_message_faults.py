@@ -224,7 +224,7 @@ def test_answers_that_come_again_are_ignored(shared: Stack) -> None:
 def test_two_versions_of_the_functions_serve_one_queue(stack: Stack, site: Site) -> None:
     other = site.folder / "other"
     shutil.copytree(Path(qserve.__file__).parent, other / "qserve", ignore=shutil.ignore_patterns("__pycache__"))
-    (changed,) = (other / "qserve" / "plane" / "lua").glob("commit.lua")
+    (changed,) = (other / "qserve" / "broker" / "lua").glob("commit.lua")
     changed.write_text(changed.read_text() + "-- a later version\n")
     env = {"PYTHONPATH": str(other)}
     before = functions(stack)

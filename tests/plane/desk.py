@@ -8,7 +8,7 @@ import redis
 
 from qserve.base.keyring import Keyring
 from qserve.base.keys import GROUP, Keys
-from qserve.broker import functions, upkeep
+from qserve.broker import functions
 from qserve.broker.connection import create_group
 from qserve.wire.envelope import Header
 from qserve.wire.moves import Epoch
@@ -96,5 +96,5 @@ class Desk:
         return answer
 
     def reclaim(self, consumer: str, limit: int = 3, stream: str = "") -> int:
-        command = upkeep.reclaim(stream or self.one, consumer, limit, b"lost", self.keys.request(""))
+        command = functions.reclaim(stream or self.one, consumer, limit, b"lost", self.keys.request(""))
         return self.client.execute_command(*command)

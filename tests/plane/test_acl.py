@@ -22,7 +22,7 @@ from users import ROLES, as_user, write_users
 from qserve.base import keys as keys_module
 from qserve.base.keys import GROUP, Keys
 from qserve.base.settings import Settings
-from qserve.broker import functions, library, upkeep
+from qserve.broker import functions, library
 from qserve.broker.connection import connect, create_group, load_functions
 from qserve.broker.facts import read_facts
 from qserve.broker.registry import Registry
@@ -254,9 +254,9 @@ def _end(as_role: dict[str, redis.Redis], keys: Keys, app: ApplicationRecord) ->
     moves: list[Any] = [Start(one, "0", [b"x"])]
     gateway.execute_command(*submit(keys, "b" * 32, moves))
     take_one(worker, one, "dead")
-    assert worker.execute_command(*upkeep.reclaim(one, "dead", 3, b"lost", keys.request(""))) == 1
+    assert worker.execute_command(*functions.reclaim(one, "dead", 3, b"lost", keys.request(""))) == 1
     assert gateway.execute_command(*functions.close(request, "b" * 32, "c", b"")) == 1
-    assert worker.execute_command(*upkeep.retire([one, two], False, b"gone", keys.request(""))) == 1
+    assert worker.execute_command(*functions.retire([one, two], False, b"gone", keys.request(""))) == 1
     create_group(worker, one)
     assert worker.xinfo_consumers(one, GROUP) == []
     Registry(deployer, keys, SEAL).delete("app")

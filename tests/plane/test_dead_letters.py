@@ -10,7 +10,7 @@ from desk import SEAL, A, B, Desk, header_of
 
 from qserve.base.keys import Keys
 from qserve.base.settings import Settings
-from qserve.broker import functions, upkeep
+from qserve.broker import functions
 from qserve.broker.registry import Registry
 from qserve.deploy.dead_letters import DeadLetters
 from qserve.exceptions import DeadLetterError
@@ -77,7 +77,7 @@ def test_every_death_and_every_try_is_in_the_history(desk: Desk, letters: DeadLe
     desk.client.execute_command(
         *functions.postpone(desk.one, desk.keys.request(A), delayed, entry, 0, 1, 60_000, "first", "OSError: away")
     )
-    desk.client.execute_command(*upkeep.wake(delayed, desk.one))
+    desk.client.execute_command(*functions.wake(delayed, desk.one))
     for consumer in ("second", "third", "fourth"):
         desk.fetch(desk.one, consumer)
         desk.reclaim(consumer)

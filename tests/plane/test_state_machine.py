@@ -37,7 +37,7 @@ from request_model import (
 )
 
 from qserve.base.keys import GROUP, Keys
-from qserve.broker import functions, upkeep
+from qserve.broker import functions
 from qserve.broker.connection import create_group
 from qserve.broker.library import Command
 from qserve.wire.moves import Awaited, Epoch, Join, Move, Start
@@ -335,7 +335,7 @@ class Requests(RuleBasedStateMachine):
         soon_ms = self.client.time()[0] * 1000 + LIFE_MS // 2
         due = self.delayed(stream, self.client.zrangebyscore(delayed, "-inf", soon_ms))
 
-        assert self.send(upkeep.wake(delayed, name)) == len(due)
+        assert self.send(functions.wake(delayed, name)) == len(due)
         self.model.wake(set(due))
 
     def delayed(self, stream: str, members: Iterable[bytes]) -> list[Delayed]:
@@ -364,7 +364,7 @@ class Requests(RuleBasedStateMachine):
             if stream not in self.seen.entries:
                 continue
             expected = self.model.reclaim(consumer, stream)
-            command = upkeep.reclaim(name, consumer, DEATH_LIMIT, LOST, self.keys.request(""))
+            command = functions.reclaim(name, consumer, DEATH_LIMIT, LOST, self.keys.request(""))
             assert self.send(command) == expected
             names = [one["name"] for one in self.client.xinfo_consumers(name, GROUP)]
             assert consumer.encode() not in names
@@ -403,7 +403,7 @@ class Requests(RuleBasedStateMachine):
     def replay(self) -> None:
         request = self.one_of(one for one in self.model.requests if one.is_dead)
         dead, key = self.keys.dead_letter(request.id), self.keys.request(request.id)
-        command = upkeep.replay(dead, key, request.id, self.header(request), LIFE_MS, KEEP_MS, {})
+        command = functions.replay(dead, key, request.id, self.header(request), LIFE_MS, KEEP_MS, {})
 
         expected = self.model.replay(request, KEEP_MS, self.kept.get(request, set()))
 
@@ -416,7 +416,7 @@ class Requests(RuleBasedStateMachine):
         requests = {self.one_of(self.model.requests[::-1]) for _ in range(2)}
         letters = {one.id: self.keys.dead_letter(one.id) for one in requests}
 
-        assert self.send(upkeep.purge(self.keys.dead_letters, letters)) == self.model.purge(requests)
+        assert self.send(functions.purge(self.keys.dead_letters, letters)) == self.model.purge(requests)
 
     @act(2, when=lambda self: self.deliveries)
     def emit(self) -> None:
@@ -442,7 +442,7 @@ class Requests(RuleBasedStateMachine):
 
         expected = self.model.retire(force, is_idle)
 
-        assert self.send(upkeep.retire(keys, force, DELETED, self.keys.request(""))) == expected
+        assert self.send(functions.retire(keys, force, DELETED, self.keys.request(""))) == expected
 
     @act(1, when=lambda self: len(self.model.requests) > 3)
     def lose_everything(self) -> None:

@@ -10,7 +10,7 @@ from desk import A, Desk
 
 from qserve.base.keys import CLOCK_MARGIN_MS, Keys
 from qserve.base.settings import Settings
-from qserve.broker import functions, upkeep
+from qserve.broker import functions
 from qserve.broker.connection import load_functions
 from qserve.calls.client import ClientPlane
 from qserve.calls.plane import CallOptions
@@ -36,7 +36,7 @@ def postpone(desk: Desk, wait_ms: int, life_ms: int) -> str:
 
 
 def wake(desk: Desk) -> int:
-    return int(desk.client.execute_command(*upkeep.wake(desk.keys.delayed_of(desk.one), desk.one)))
+    return int(desk.client.execute_command(*functions.wake(desk.keys.delayed_of(desk.one), desk.one)))
 
 
 def test_an_open_request_outlives_its_deadline_by_a_day(client: redis.Redis, keys: Keys, settings: Settings) -> None:

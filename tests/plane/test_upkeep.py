@@ -8,7 +8,7 @@ import pytest
 from desk import A, B, Desk
 
 from qserve.base.keys import GROUP
-from qserve.broker import functions, upkeep
+from qserve.broker import functions
 from qserve.wire.moves import Awaited, Join, Model, Start
 from qserve.wire.sealing import DELETED
 
@@ -27,12 +27,12 @@ def postpone(desk: Desk, entry: bytes, request_id: str, wait_ms: int = 0) -> byt
 
 
 def wake(desk: Desk) -> int:
-    return int(run(desk, upkeep.wake(desk.keys.delayed_of(desk.one), desk.one)))
+    return int(run(desk, functions.wake(desk.keys.delayed_of(desk.one), desk.one)))
 
 
 def retire(desk: Desk, *streams: str, force: bool = False) -> bool:
     keys = [*streams, *(desk.keys.delayed_of(stream) for stream in streams)]
-    return bool(run(desk, upkeep.retire(keys, force, b"deleted", desk.keys.request(""))))
+    return bool(run(desk, functions.retire(keys, force, b"deleted", desk.keys.request(""))))
 
 
 def begin(desk: Desk, request_id: str = A) -> bytes:
@@ -162,7 +162,7 @@ def wish(desk: Desk, max_ongoing: int = 2) -> Model:
 
 def advertise(desk: Desk, *held: str) -> str:
     personal = desk.keys.personal(desk.one, REPLICA)
-    run(desk, upkeep.advertise(desk.keys.models_of(desk.one), personal, REPLICA, 60_000, held))
+    run(desk, functions.advertise(desk.keys.models_of(desk.one), personal, REPLICA, 60_000, held))
     return personal
 
 
@@ -189,7 +189,7 @@ def test_what_waits_for_a_replica_that_is_gone_goes_to_the_others(desk: Desk) ->
     desk.submit(A, [Start(desk.one, "0", [b"x"])], model=wish(desk))
 
     models = desk.keys.models_of(desk.one)
-    assert run(desk, upkeep.disband(personal, desk.one, models, REPLICA, desk.keys.request(""))) == 1
+    assert run(desk, functions.disband(personal, desk.one, models, REPLICA, desk.keys.request(""))) == 1
 
     assert not desk.client.exists(personal, models)
     ((entry, fields),) = desk.fetch(desk.one)

@@ -11,7 +11,7 @@ from qserve.base.context import request_context
 from qserve.base.keys import Keys
 from qserve.base.log import get_logger
 from qserve.broker import functions
-from qserve.broker.epoch import other_epoch
+from qserve.broker.functions import other_epoch
 from qserve.engine.step import Conclusion
 from qserve.exceptions import BrokerError, PayloadError
 from qserve.wire.application import DeploymentRecord

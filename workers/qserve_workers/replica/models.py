@@ -6,7 +6,7 @@ import asyncio
 
 from qserve.base.keys import RETIRED_TTL_MS, Keys
 from qserve.base.log import get_logger
-from qserve.broker import upkeep
+from qserve.broker import functions
 from qserve.broker.connection import broker_errors, create_group
 from qserve.calls.submitter import ignore
 from qserve.define.multiplexing import loaded_models, on_change
@@ -68,7 +68,7 @@ class Advertiser:
             self._channel.adopt(self._personal, self._replica.stream)
             self._replica.read_also(self._personal)
             self._replica.on_new_stream()
-        command = upkeep.advertise(self._models, self._personal, self._replica.name, RETIRED_TTL_MS, loaded_models())
+        command = functions.advertise(self._models, self._personal, self._replica.name, RETIRED_TTL_MS, loaded_models())
         self._replica.plane.post(command, ignore)
         if self._again is not None:
             self._again.cancel()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from qserve.base import failpoints
 from qserve.base.keys import Keys
-from qserve.broker import upkeep
+from qserve.broker import functions
 from qserve.broker.connection import Client, broker_errors
 from qserve.wire.application import ApplicationRecord
 from qserve.wire.sealing import DEATH_LIMIT, DELETED, LOST
@@ -30,19 +30,19 @@ class Takeover:
         for source in (stream, personal):
             while True:
                 with broker_errors():
-                    command = upkeep.reclaim(source, consumer, DEATH_LIMIT, LOST, prefix, to=stream)
+                    command = functions.reclaim(source, consumer, DEATH_LIMIT, LOST, prefix, to=stream)
                     moved = int(self._client.execute_command(*command))
                 total += moved
                 if moved < 1000:
                     break
         with broker_errors():
-            command = upkeep.disband(personal, stream, self._keys.models_of(stream), consumer, prefix)
+            command = functions.disband(personal, stream, self._keys.models_of(stream), consumer, prefix)
             return total + int(self._client.execute_command(*command))
 
     def wake(self, stream: str) -> None:
         """Put the calls of a queue whose wait for another try is over back on it."""
         with broker_errors():
-            self._client.execute_command(*upkeep.wake(self._keys.delayed_of(stream), stream))
+            self._client.execute_command(*functions.wake(self._keys.delayed_of(stream), stream))
 
     def retire(self, record: ApplicationRecord, force: bool) -> bool:
         """Remove a version's queues once nothing of it is under way; ``force`` fails what is left.
@@ -56,5 +56,5 @@ class Takeover:
                 streams.append(self._keys.delayed_of(stream))
                 held = self._client.hgetall(self._keys.models_of(stream))
                 streams += [own.decode() for field, own in held.items() if field.startswith(b"s:")]
-            command = upkeep.retire(streams, force, DELETED, self._keys.request(""))
+            command = functions.retire(streams, force, DELETED, self._keys.request(""))
             return int(self._client.execute_command(*command)) == 1
