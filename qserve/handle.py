@@ -11,7 +11,7 @@ from qserve.calls.handles import (
     RayServeSyncHandle,
 )
 from qserve.calls.items import DeploymentResponseGenerator
-from qserve.calls.ref import DeploymentResponse
+from qserve.calls.ref import DeploymentResponse, Ref, RefTask
 
 __all__ = [
     "DeploymentHandle",
@@ -22,4 +22,6 @@ __all__ = [
     "RayServeDeploymentHandle",
     "RayServeHandle",
     "RayServeSyncHandle",
+    "Ref",
+    "RefTask",
 ]

@@ -1,4 +1,4 @@
-"""A value that arrives once, for any number of waiters in any thread, greenlet or event loop."""
+"""A value that is set once, with any number of waiters in threads, greenlets and event loops."""
 
 from __future__ import annotations
 
@@ -7,13 +7,21 @@ import contextlib
 import threading
 from collections import deque
 from collections.abc import Callable, Generator
-from typing import Any
+from typing import TYPE_CHECKING, Any, Generic
 
+if TYPE_CHECKING:  # the default lets people write `Promise` for `Promise[Any]`; typing has it from Python 3.13 on
+    from typing_extensions import TypeVar
+
+    T = TypeVar("T", default=Any)
+else:
+    from typing import TypeVar
+
+    T = TypeVar("T")
 _UNSET: Any = object()
 
 
-class Promise:
-    """Holds nothing until ``set``; afterwards always the same value."""
+class Promise(Generic[T]):
+    """Holds nothing until ``set`` is called, and the same value from then on."""
 
     __slots__ = ("_callbacks", "_value")
 
@@ -22,15 +30,15 @@ class Promise:
         self._callbacks: deque[Callable[[], object]] = deque()
 
     def is_set(self) -> bool:
-        """Whether the value has arrived."""
+        """Return whether the value has arrived."""
         return self._value is not _UNSET
 
-    def get_nowait(self) -> Any:
-        """The value; only after ``is_set``."""
-        return self._value
+    def get_nowait(self) -> T:
+        """Return the value; call it only once ``is_set`` is true."""
+        return self._value  # type: ignore[no-any-return]
 
-    def set(self, value: Any) -> bool:
-        """Give the value and wake everybody; False when there was one already."""
+    def set(self, value: T) -> bool:
+        """Set the value and wake everything that waits; return False if it was set before."""
         if self._value is not _UNSET:
             return False
         self._value = value
@@ -38,7 +46,7 @@ class Promise:
         return True
 
     def call_when_set(self, callback: Callable[[], object]) -> None:
-        """Run ``callback`` once, at once or in the thread that sets the value."""
+        """Call ``callback`` once: now if the value is there, otherwise in the thread that sets it."""
         self._callbacks.append(callback)
         if self._value is not _UNSET:
             self._drain()
@@ -53,7 +61,7 @@ class Promise:
             callback()
 
     def wait(self, timeout_s: float | None = None) -> bool:
-        """Block this thread (or greenlet) until the value is there; False when ``timeout_s`` passed first."""
+        """Block this thread (or greenlet) until the value is set; return False if ``timeout_s`` passed first."""
         if self._value is not _UNSET:
             return True
         gate = threading.Lock()
@@ -61,7 +69,7 @@ class Promise:
         self.call_when_set(gate.release)
         return gate.acquire(timeout=-1 if timeout_s is None else max(0.0, timeout_s))
 
-    def __await__(self) -> Generator[Any, None, Any]:
+    def __await__(self) -> Generator[Any, None, T]:
         if self._value is _UNSET:
             loop = asyncio.get_running_loop()
             future = loop.create_future()
@@ -70,12 +78,12 @@ class Promise:
                 if asyncio._get_running_loop() is loop:
                     _resolve(future)
                 else:
-                    with contextlib.suppress(RuntimeError):  # the waiter's loop was closed: nobody waits any more
+                    with contextlib.suppress(RuntimeError):  # the waiter's loop was closed, so nothing waits any more
                         loop.call_soon_threadsafe(_resolve, future)
 
             self.call_when_set(wake)
             yield from future
-        return self._value
+        return self._value  # type: ignore[no-any-return]
 
 
 def _resolve(future: asyncio.Future[None]) -> None:

@@ -13,16 +13,26 @@ Two generations live side by side, as in Ray Serve 2.7:
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Protocol, Self, overload
 
 from qserve.base.context import request_context
 from qserve.calls import current
 from qserve.calls.items import DeploymentResponseGenerator, ItemRef
 from qserve.calls.plane import CallOptions
-from qserve.calls.ref import DeploymentResponse, Ref, RefTask
+from qserve.calls.ref import DeploymentResponse, Ref, RefTask, T, T_co
 from qserve.wire import codec
 from qserve.wire.outcome import State
+
+if TYPE_CHECKING:  # the default lets people write `DeploymentHandle` alone; typing has it from Python 3.13 on
+    from typing_extensions import ParamSpec
+
+    P = ParamSpec("P", default=...)
+else:
+    from typing import ParamSpec
+
+    P = ParamSpec("P")
 
 
 @dataclass(frozen=True)
@@ -34,7 +44,7 @@ class HandleOptions:
     multiplexed_model_id: str = ""
 
 
-class _Handle:
+class _Handle(Generic[P, T_co]):
     """What all handles share: a target, options, and ``remote``."""
 
     _respond: ClassVar[Any]
@@ -45,7 +55,7 @@ class _Handle:
         self.app_name = app_name
         self._options = options
 
-    def remote(self, *args: Any, **kwargs: Any) -> Any:
+    def remote(self, *args: P.args, **kwargs: P.kwargs) -> Any:
         """Start the call; see the class for what comes back.
 
         Arguments may be values, and refs or un-awaited calls, whose values then arrive.
@@ -64,6 +74,66 @@ class _Handle:
             model_id=self._options.multiplexed_model_id,
             stream=self._options.stream,
         )
+
+    @overload
+    def options(  # type: ignore[overload-overlap]
+        self: _Handle[P, Iterator[T] | AsyncIterator[T]],
+        *,
+        stream: Literal[True],
+        method_name: None = None,
+        multiplexed_model_id: str | None = None,
+        use_new_handle_api: bool | None = None,
+    ) -> StreamingHandle[P, T]: ...
+
+    @overload
+    def options(
+        self,
+        *,
+        stream: Literal[True],
+        method_name: str | None = None,
+        multiplexed_model_id: str | None = None,
+        use_new_handle_api: bool | None = None,
+    ) -> StreamingHandle[..., Any]: ...
+
+    @overload
+    def options(
+        self,
+        *,
+        use_new_handle_api: Literal[True],
+        stream: Literal[False] | None = None,
+        method_name: None = None,
+        multiplexed_model_id: str | None = None,
+    ) -> DeploymentHandle[P, T_co]: ...
+
+    @overload
+    def options(
+        self,
+        *,
+        use_new_handle_api: Literal[False],
+        stream: Literal[False] | None = None,
+        method_name: None = None,
+        multiplexed_model_id: str | None = None,
+    ) -> RayServeDeploymentHandle[P, T_co]: ...
+
+    @overload
+    def options(
+        self,
+        *,
+        stream: Literal[False] | None = None,
+        method_name: None = None,
+        multiplexed_model_id: str | None = None,
+        use_new_handle_api: None = None,
+    ) -> Self: ...
+
+    @overload
+    def options(
+        self,
+        *,
+        stream: bool | None = None,
+        method_name: str | None = None,
+        multiplexed_model_id: str | None = None,
+        use_new_handle_api: bool | None = None,
+    ) -> Any: ...
 
     def options(
         self,
@@ -88,7 +158,7 @@ class _Handle:
         }
         chosen = {name: value for name, value in given.items() if value is not None}
         changed = replace(self._options, **chosen)
-        kind: type[_Handle] = type(self)
+        kind: type[_Handle[..., Any]] = type(self)
         if use_new_handle_api is not None and not isinstance(self, RayServeDAGHandle):
             kind = DeploymentHandle if use_new_handle_api else RayServeDeploymentHandle
         return _restore(kind, self._target, self.app_name, changed)
@@ -106,7 +176,7 @@ class _Handle:
         return _arrive, (type(self), self._target, self.app_name, self._options)
 
 
-class _DeploymentHandle(_Handle):
+class _DeploymentHandle(_Handle[P, T_co]):
     def __init__(self, deployment_name: str, app_name: str = "default", options: HandleOptions | None = None) -> None:
         super().__init__(deployment_name, app_name, options or HandleOptions())
 
@@ -130,14 +200,24 @@ class _DeploymentHandle(_Handle):
         return f"{type(self).__name__}(deployment={self._target!r}{called})"
 
 
-class RayServeDeploymentHandle(_DeploymentHandle):
+class RayServeDeploymentHandle(_DeploymentHandle[P, T_co]):
     """A handle inside deployments: ``ref = await handle.method.remote(x)``, then ``value = await ref``."""
 
     _respond = RefTask
 
+    if TYPE_CHECKING:
 
-class RayServeSyncHandle(_DeploymentHandle):
+        def remote(self, *args: P.args, **kwargs: P.kwargs) -> RefTask[T_co]: ...
+        def __getattr__(self, name: str) -> RayServeDeploymentHandle[..., Any]: ...
+
+
+class RayServeSyncHandle(_DeploymentHandle[P, T_co]):
     """A handle for sync code: ``qserve.get(handle.method.remote(x))``."""
+
+    if TYPE_CHECKING:
+
+        def remote(self, *args: P.args, **kwargs: P.kwargs) -> Ref[T_co]: ...
+        def __getattr__(self, name: str) -> RayServeSyncHandle[..., Any]: ...
 
     @staticmethod
     def _respond(ref: Ref) -> Ref | RefTask:
@@ -151,16 +231,25 @@ class RayServeSyncHandle(_DeploymentHandle):
         return ref
 
 
-class DeploymentHandle(_DeploymentHandle):
+class DeploymentHandle(_DeploymentHandle[P, T_co]):
     """A handle of the newer kind: ``value = await handle.method.remote(x)``, or ``.result()`` in sync code."""
 
     _respond = DeploymentResponse
 
+    if TYPE_CHECKING:
 
-class RayServeDAGHandle(_Handle):
+        def remote(self, *args: P.args, **kwargs: P.kwargs) -> DeploymentResponse[T_co]: ...
+        def __getattr__(self, name: str) -> DeploymentHandle[..., Any]: ...
+
+
+class RayServeDAGHandle(_Handle[P, T_co]):
     """A handle to a graph: what is given to ``remote`` is the graph's input."""
 
     _respond = RefTask
+
+    if TYPE_CHECKING:
+
+        def remote(self, *args: P.args, **kwargs: P.kwargs) -> RefTask[T_co]: ...
 
     def __init__(self, graph_name: str, app_name: str = "default", options: HandleOptions | None = None) -> None:
         super().__init__(graph_name, app_name, options or HandleOptions())
@@ -180,18 +269,28 @@ class RayServeDAGHandle(_Handle):
 RayServeHandle = RayServeDeploymentHandle
 
 
+class StreamingHandle(Protocol[P, T_co]):
+    """What ``handle.options(stream=True)`` is for a type checker: a handle whose calls give their items."""
+
+    def remote(self, *args: P.args, **kwargs: P.kwargs) -> DeploymentResponseGenerator[T_co]:
+        """Start the call and return an iterator over its items."""
+        ...
+
+    def __getattr__(self, name: str) -> StreamingHandle[..., Any]: ...
+
+
 def _restore(kind: Any, target: str, app_name: str, options: HandleOptions) -> Any:
     return kind(target, app_name, options)
 
 
-def _arrive(kind: type[_Handle], target: str, app_name: str, options: HandleOptions) -> Any:
+def _arrive(kind: type[_Handle[..., Any]], target: str, app_name: str, options: HandleOptions) -> Any:
     # the sync form would block a replica's loop: inside a deployment it becomes the form with awaits
     if kind is RayServeSyncHandle and current.in_replica():
         kind = RayServeDeploymentHandle
     return _restore(kind, target, app_name, options)
 
 
-_KINDS: list[type[_Handle]] = [
+_KINDS: list[type[_Handle[..., Any]]] = [
     RayServeDeploymentHandle,
     RayServeSyncHandle,
     DeploymentHandle,
@@ -199,7 +298,7 @@ _KINDS: list[type[_Handle]] = [
 ]
 
 
-def _pack(handle: _Handle) -> list[Any]:
+def _pack(handle: _Handle[..., Any]) -> list[Any]:
     chosen = handle._options
     return [
         _KINDS.index(type(handle)),

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import AsyncIterator, Iterator
-from typing import Any
+from typing import Any, Generic
 
 from qserve.base.deadline import Countdown
 from qserve.base.promise import Promise
 from qserve.calls.plane import Plane
-from qserve.calls.ref import Ref, error_of
+from qserve.calls.ref import Ref, T_co, error_of
 from qserve.exceptions import GetTimeoutError
 from qserve.wire.outcome import State
 
@@ -17,7 +17,7 @@ WINDOW = 16
 """Items that may be on their way; a producer that is further ahead waits."""
 
 
-class ItemRef(Ref):
+class ItemRef(Ref[T_co]):
     """A ref whose result comes as items."""
 
     __slots__ = ("_arrived", "_more", "_taken", "arrived")
@@ -25,7 +25,7 @@ class ItemRef(Ref):
     def __init__(self, request_id: str, plane: Plane | None, owned: bool = False) -> None:
         super().__init__(request_id, plane, owned)
         self._arrived: deque[bytes] = deque()
-        self._more = Promise()
+        self._more: Promise[None] = Promise()
         self._taken = 0
         self.arrived = 0
         self.done.call_when_set(self._wake)
@@ -52,7 +52,7 @@ class ItemRef(Ref):
         """Whether ``take_nowait`` would give an item."""
         return bool(self._arrived)
 
-    def changed(self) -> Promise:
+    def changed(self) -> Promise[None]:
         """Set as soon as there is an item or the end; look with ``take_nowait`` first, and after."""
         if self._more.is_set():
             self._more = Promise()
@@ -88,19 +88,19 @@ class ItemRef(Ref):
         if outcome.state != State.DONE:
             raise error_of(outcome, self.request_id)
 
-    def decode(self, item: bytes) -> Any:
-        """An item's value."""
-        return self._plane_of().codec.decode(item)
+    def decode(self, item: bytes) -> T_co:
+        """Return an item's value."""
+        return self._plane_of().codec.decode(item)  # type: ignore[no-any-return]
 
 
-class DeploymentResponseGenerator:
+class DeploymentResponseGenerator(Generic[T_co]):
     """What ``handle.options(stream=True).method.remote(...)`` gives: iterate it with ``for`` or ``async for``.
 
     Items arrive as the method yields them. ``cancel()`` (or closing an async iteration early) stops the
     producer at its next item.
     """
 
-    def __init__(self, ref: ItemRef) -> None:
+    def __init__(self, ref: ItemRef[T_co]) -> None:
         self.ref = ref
 
     @property
@@ -108,20 +108,20 @@ class DeploymentResponseGenerator:
         """The request's id."""
         return self.ref.request_id
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Iterator[T_co]:
         return self
 
-    def __next__(self) -> Any:
+    def __next__(self) -> T_co:
         item = self.ref.take()
         if item is None:
             self.ref.raise_for_end()
             raise StopIteration
         return self.ref.decode(item)
 
-    def __aiter__(self) -> AsyncIterator[Any]:
+    def __aiter__(self) -> AsyncIterator[T_co]:
         return self
 
-    async def __anext__(self) -> Any:
+    async def __anext__(self) -> T_co:
         item = await self.ref.take_async()
         if item is None:
             self.ref.raise_for_end()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Generator
-from typing import Any
+from typing import TYPE_CHECKING, Any, Generic, overload
 
 from qserve.base.deadline import Countdown
 from qserve.base.promise import Promise
@@ -14,11 +14,22 @@ from qserve.exceptions import DeadlineExceeded, GetTimeoutError, PayloadError, R
 from qserve.wire.failure import Failure
 from qserve.wire.outcome import Outcome, State
 
+if TYPE_CHECKING:  # the default lets people write `Ref` for `Ref[Any]`; typing has it from Python 3.13 on
+    from typing_extensions import TypeVar
+
+    T = TypeVar("T", default=Any)
+    T_co = TypeVar("T_co", covariant=True, default=Any)
+else:
+    from typing import TypeVar
+
+    T = TypeVar("T")
+    T_co = TypeVar("T_co", covariant=True)
+
 _UNSET: Any = object()
 _SHOWN: dict[str, str] = {State.DONE: "done", State.FAILED: "failed"}
 
 
-class Ref:
+class Ref(Generic[T_co]):
     """The result of one call.
 
     ``await ref`` gives the value inside async code, ``qserve.get(ref)`` and ``ref.result()`` in sync code.
@@ -30,16 +41,16 @@ class Ref:
 
     def __init__(self, request_id: str, plane: Plane | None, owned: bool = False) -> None:
         self.request_id = request_id
-        self.accepted = Promise()
-        self.done = Promise()
+        self.accepted: Promise[bool | None] = Promise()
+        self.done: Promise[Outcome] = Promise()
         self._plane = plane
         self._owned = owned
         self._value = _UNSET
 
     @classmethod
-    def resolved(cls, value: Any) -> Ref:
+    def resolved(cls, value: T) -> Ref[T]:
         """A ref that already has its value: how node results inside containers arrive."""
-        ref = cls("", None)
+        ref: Ref[T] = Ref("", None)
         ref._value = value
         ref.accepted.set(None)
         ref.done.set(Outcome(State.DONE, b""))
@@ -51,7 +62,7 @@ class Ref:
         self.done.set(outcome)
         self.accepted.set(None)
 
-    def result(self, timeout_s: float | None = None) -> Any:
+    def result(self, timeout_s: float | None = None) -> T_co:
         """Wait for the value.
 
         Parameters:
@@ -69,7 +80,7 @@ class Ref:
             raise GetTimeoutError(f"no result of request {self.request_id} within {timeout_s} s; it goes on")
         return self._unwrap()
 
-    def __await__(self) -> Generator[Any, None, Any]:
+    def __await__(self) -> Generator[Any, None, T_co]:
         if not self.done.is_set():
             self._plane_of().follow(self)
             yield from self.done.__await__()
@@ -86,20 +97,20 @@ class Ref:
 
     def outcome(self) -> Outcome:
         """How the request ended, undecoded; only after ``done``."""
-        return self.done.get_nowait()  # type: ignore[no-any-return]
+        return self.done.get_nowait()
 
     def _plane_of(self) -> Plane:
         if self._plane is None:
             self._plane = current.plane()
         return self._plane
 
-    def _unwrap(self) -> Any:
+    def _unwrap(self) -> T_co:
         if self._value is not _UNSET:
-            return self._value
+            return self._value  # type: ignore[no-any-return]
         outcome = self.outcome()
         if outcome.state == State.DONE:
             self._value = self._plane_of().codec.decode(outcome.payload)
-            return self._value
+            return self._value  # type: ignore[no-any-return]
         raise error_of(outcome, self.request_id)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -133,7 +144,7 @@ def error_of(outcome: Outcome, request_id: str) -> BaseException:
         return error
 
 
-class RefTask:
+class RefTask(Generic[T_co]):
     """What ``handle.remote`` gives inside a deployment: ``await`` it for the ref, await that for the value.
 
     The call has started when this exists; the first await only waits until the broker accepted it.
@@ -141,11 +152,11 @@ class RefTask:
 
     __slots__ = ("_callbacks", "ref")
 
-    def __init__(self, ref: Ref) -> None:
+    def __init__(self, ref: Ref[T_co]) -> None:
         self.ref = ref
         self._callbacks: list[Callable[[Any], object]] = []
 
-    def __await__(self) -> Generator[Any, None, Ref]:
+    def __await__(self) -> Generator[Any, None, Ref[T_co]]:
         ref = self.ref
         if not ref.accepted.is_set():
             yield from ref.accepted.__await__()
@@ -161,7 +172,7 @@ class RefTask:
         """Whether the call was accepted, and so the ref is there."""
         return self.ref.accepted.is_set()
 
-    def result(self) -> Ref:
+    def result(self) -> Ref[T_co]:
         """The ref; RuntimeError before the call was accepted."""
         if not self.done():
             raise RuntimeError("the call was not accepted yet: await it")
@@ -195,7 +206,7 @@ class RefTask:
         return f"RefTask({self.ref!r})"
 
 
-class DeploymentResponse:
+class DeploymentResponse(Generic[T_co]):
     """What ``handle.remote`` gives with the newer handles: one await for the value.
 
     ``result(timeout_s=)`` waits in sync code. It may be awaited again, and passed as an argument.
@@ -203,7 +214,7 @@ class DeploymentResponse:
 
     __slots__ = ("ref",)
 
-    def __init__(self, ref: Ref) -> None:
+    def __init__(self, ref: Ref[T_co]) -> None:
         self.ref = ref
 
     @property
@@ -211,10 +222,10 @@ class DeploymentResponse:
         """The id under which the result is stored."""
         return self.ref.request_id
 
-    def __await__(self) -> Generator[Any, None, Any]:
+    def __await__(self) -> Generator[Any, None, T_co]:
         return self.ref.__await__()
 
-    def result(self, timeout_s: float | None = None) -> Any:
+    def result(self, timeout_s: float | None = None) -> T_co:
         """Wait for the value; raises RuntimeError inside a running event loop, where it would stand still."""
         if asyncio._get_running_loop() is not None:
             raise RuntimeError(
@@ -230,7 +241,8 @@ class DeploymentResponse:
         return f"DeploymentResponse({self.ref!r})"
 
 
-Response = Ref | RefTask | DeploymentResponse
+Response = Ref[T] | RefTask[T] | DeploymentResponse[T]
+"""What a handle call returns, in any of its forms."""
 
 
 def ref_of(value: Any) -> Ref | None:
@@ -238,6 +250,26 @@ def ref_of(value: Any) -> Ref | None:
     if isinstance(value, Ref):
         return value
     return value.ref if isinstance(value, RefTask | DeploymentResponse) else None
+
+
+@overload
+def get(refs: Response[T], timeout: float | None = None) -> T: ...
+
+
+@overload
+def get(refs: list[Ref[T]], timeout: float | None = None) -> list[T]: ...
+
+
+@overload
+def get(refs: list[RefTask[T]], timeout: float | None = None) -> list[T]: ...
+
+
+@overload
+def get(refs: list[DeploymentResponse[T]], timeout: float | None = None) -> list[T]: ...
+
+
+@overload
+def get(refs: list[Response[T]], timeout: float | None = None) -> list[T]: ...
 
 
 def get(refs: Any, timeout: float | None = None) -> Any:

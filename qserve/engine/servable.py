@@ -6,7 +6,7 @@ import asyncio
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_origin
 
 from qserve.calls.handles import DeploymentHandle, RayServeDeploymentHandle
 from qserve.exceptions import QserveException
@@ -144,8 +144,8 @@ def _is_new_handle(hint: Any) -> bool:
     # as text under `from __future__ import annotations`: code that travelled by value left behind the names
     # that only its annotations use, so the text cannot be evaluated here
     if isinstance(hint, str):
-        return hint.rpartition(".")[2] == DeploymentHandle.__name__
-    return hint is DeploymentHandle
+        return hint.partition("[")[0].rpartition(".")[2] == DeploymentHandle.__name__
+    return (get_origin(hint) or hint) is DeploymentHandle
 
 
 def _takes_anything(call: Callable[..., Any]) -> bool:

@@ -84,16 +84,17 @@ def test_two_awaits_inside_a_deployment(serve_run: ServeRun) -> None:
     assert serve.get(serve_run(Caller.bind(Echo.bind())).remote(1)) == expected
 
 
-def test_one_await_with_handles_of_the_newer_kind(serve_run: ServeRun) -> None:
+@pytest.mark.parametrize("hint", [DeploymentHandle, DeploymentHandle[[int], int], "DeploymentHandle[[int], int]"])
+def test_one_await_with_handles_of_the_newer_kind(serve_run: ServeRun, hint: Any) -> None:
     @serve.deployment
     class Caller:
-        def __init__(self, echo: DeploymentHandle, other: Any) -> None:
+        def __init__(self, echo: Any, other: Any) -> None:
             self.echo, self.other = echo, other.options(use_new_handle_api=True)
 
         async def __call__(self, x: int) -> Any:
             return [await self.echo.same.remote(x), await self.other.same.remote(self.echo.same.remote(x))]
 
-    Caller.func_or_class.__init__.__annotations__["echo"] = DeploymentHandle
+    Caller.func_or_class.__init__.__annotations__["echo"] = hint
 
     assert serve.get(serve_run(Caller.bind(Echo.bind(), Echo.bind())).remote(1)) == [1, 1]
 
