@@ -141,6 +141,8 @@ def _add_pages(app: Gateway, plane: ClientPlane, watcher: Watcher) -> None:
         valid_methods = getattr(error, "valid_methods", None)
         if valid_methods:
             reply.headers.append(("allow", ", ".join(sorted(valid_methods))))
+        # Flask keeps the error on its request, and the frames of a traceback would keep the request
+        error.__traceback__ = error.__context__ = None
         return reply
 
     app.add_url_rule("/-/healthz", view_func=healthz)

@@ -131,20 +131,19 @@ class Submitter(ABC):
             ref.settle(submission.outcome)
             return
 
-        def on_reply(reply: Any) -> None:
-            epoch = other_epoch(reply)
-            if epoch is not None:
-                self._send_again(ref, epoch, send)
-            elif reply == MOVED:
-                on_moved()
-            else:
-                self._take_reply(ref, reply)
+        self._expect(ref, submission.deadline_ms)
+        command = submission.command(self._mailbox, self.epoch.current(), self.seal)
+        # no closure that refers to itself: the request, with its body, could be freed only by the garbage collector
+        self.post(command, lambda reply: self._on_submitted(ref, submission, on_moved, reply))
 
-        def send() -> None:
-            self._expect(ref, submission.deadline_ms)
-            self.post(submission.command(self._mailbox, self.epoch.current(), self.seal), on_reply)
-
-        send()
+    def _on_submitted(self, ref: Ref, submission: Submission, on_moved: Callable[[], None], reply: Any) -> None:
+        epoch = other_epoch(reply)
+        if epoch is not None:
+            self._send_again(ref, epoch, lambda: self._send_submission(ref, submission, on_moved))
+        elif reply == MOVED:
+            on_moved()
+        else:
+            self._take_reply(ref, reply)
 
     def _take_reply(self, ref: Ref, reply: Any) -> None:
         if was_known(reply):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -30,20 +31,28 @@ class InvalidJSON(json.JSONDecodeError):
     """Raised when user code reads a body as JSON that is none; left alone, the client is answered 400."""
 
 
-def _name_broken_json(request: Request) -> Request:
-    """Have ``request.json()`` raise InvalidJSON; on the instance, so that its type stays starlette's."""
-    read = request.json
+class _JsonReader:
+    """What stands in the place of ``request.json``, and raises InvalidJSON.
 
-    async def read_json() -> Any:
+    It is set on the instance, so that the request's type stays starlette's. The reference back to the request is a
+    weak one: in a cycle, request and body would be freed only by the garbage collector.
+    """
+
+    __slots__ = ("_message", "_request")
+
+    def __init__(self, request: Request, message: HttpRequest) -> None:
+        self._request = weakref.ref(request)
+        self._message = message
+
+    async def __call__(self) -> Any:
+        # without the request itself nobody can have read or changed anything of it
+        request = self._request() or self._message.to_starlette()
         try:
-            return await read()
+            return await Request.json(request)
         except json.JSONDecodeError as error:
             raise InvalidJSON(error.msg, error.doc, error.pos) from None
         except UnicodeDecodeError as error:
             raise InvalidJSON("the body is not UTF-8", "", error.start) from None
-
-    request.json = read_json  # type: ignore[method-assign]
-    return request
 
 
 @dataclass(frozen=True)
@@ -67,7 +76,9 @@ class HttpRequest(HttpMessage):
             "path_params": dict(self.path_params),
             _ORIGIN: self,
         }
-        return _name_broken_json(Request(scope, _Body(self.body)))
+        request = Request(scope, _Body(self.body))
+        request.json = _JsonReader(request, self)  # type: ignore[method-assign]
+        return request
 
     @classmethod
     def from_starlette(cls, request: Request) -> HttpRequest:

@@ -85,6 +85,7 @@ class Exchange:
     def leave(self) -> None:
         """Tell the application that nobody listens any more: the client of an ASGI server would be gone."""
         self._left.set()
+        self._error = None  # its traceback refers to this exchange
         while not self._messages.empty():
             self._messages.get_nowait()
 
@@ -113,15 +114,21 @@ class Exchange:
         message = await self._messages.get()
         if message is not _END:
             return message
-        raise self._error or QserveException("the application ended before its response was complete")
+        raise self._take_error() or QserveException("the application ended before its response was complete")
+
+    def _take_error(self) -> BaseException | None:
+        error, self._error = self._error, None
+        return error
 
     async def _run(self, scope: Scope) -> None:
         try:
             await self._app(scope, self._receive, self._send)
         except BaseException as error:
-            self._error = error
-            is_late = self._is_complete and not self._left.is_set()
-            if is_late and not isinstance(error, asyncio.CancelledError):
+            if self._left.is_set():
+                pass  # nobody waits for it
+            elif not self._is_complete:
+                self._error = error
+            elif not isinstance(error, asyncio.CancelledError):
                 # what it has sent is the answer, as with any ASGI server
                 log.error("the application failed after its response: %r", error, exc_info=error)
         await self._messages.put(_END)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import weakref
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -10,7 +13,7 @@ from starlette.requests import Request
 
 from qserve.exceptions import PayloadError
 from qserve.http.message import HttpMessage
-from qserve.http.request import HttpRequest
+from qserve.http.request import HttpRequest, InvalidJSON
 from qserve.wire.codec import Codec
 
 CODEC = Codec()
@@ -120,3 +123,34 @@ def test_a_request_whose_body_is_still_on_its_way_is_refused_with_a_hint() -> No
 
     with pytest.raises(PayloadError, match=r"await request\.body\(\)"):
         asyncio.run(send_on())
+
+
+@pytest.fixture
+def no_collector() -> Iterator[None]:
+    """Switch the garbage collector off."""
+    gc.disable()
+    yield
+    gc.enable()
+
+
+@pytest.mark.usefixtures("no_collector")
+@pytest.mark.parametrize("body", [b"[1]", b"[1", b"\xff"])
+def test_a_request_is_freed_with_its_last_reference_whatever_was_read_of_it(body: bytes) -> None:
+    async def read() -> weakref.ref[Request]:
+        request = arrived(a_message(body=body))
+        try:
+            await request.json()
+        except InvalidJSON:
+            assert body != b"[1]"
+        await request.form()
+        await request.body()
+        return weakref.ref(request)
+
+    assert asyncio.run(read())() is None
+
+
+def test_the_json_of_a_request_that_nobody_else_refers_to_can_be_read() -> None:
+    async def read() -> Any:
+        return await arrived(a_message()).json()
+
+    assert asyncio.run(read()) == {"a": 1}

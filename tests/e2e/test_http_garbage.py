@@ -1,0 +1,391 @@
+"""Requests are freed by reference count: with the garbage collector off, nothing of them stays behind.
+
+Every Python process of one installation loads a probe. One signal switches its collector off, another makes it report
+what only the collector could have freed, and which requests are still alive.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import pytest
+from fastapi import FastAPI, File, UploadFile
+from http_client import Client
+from processes import Started, wait_until
+from pydantic import BaseModel
+from starlette.requests import Request
+from starlette.responses import StreamingResponse
+
+import qserve
+from qserve.dag import InputNode
+from qserve.drivers import DAGDriver
+from qserve.http_adapters import json_request
+
+REQUESTS = 20
+START, REPORT = signal.SIGRTMIN + 3, signal.SIGRTMIN + 4
+OF_REQUESTS = ("Request", "HttpRequest", "HttpMessage", "Exchange", "Submission", "UploadFile")
+"""Classes whose objects belong to one request."""
+
+PROBE = """
+import collections, gc, json, os, signal
+from pathlib import Path
+
+FOLDER = Path(os.environ["GARBAGE_PROBE"])
+
+def count(objects):
+    return collections.Counter(type(one).__qualname__ for one in objects)
+
+def say(what, text):
+    (FOLDER / f"{os.getpid()}.{what}~").write_text(text)
+    (FOLDER / f"{os.getpid()}.{what}~").rename(FOLDER / f"{os.getpid()}.{what}")
+
+def start(*_):
+    gc.collect()
+    gc.disable()
+    gc.set_debug(gc.DEBUG_SAVEALL)
+    gc.garbage.clear()
+    say("started", "")
+
+def report(*_):
+    gc.collect()
+    garbage = count(gc.garbage)
+    dead = {id(one) for one in gc.garbage}
+    alive = count(one for one in gc.get_objects() if id(one) not in dead)
+    gc.garbage.clear()
+    gc.set_debug(0)
+    gc.enable()
+    gc.collect()
+    say("report", json.dumps({"garbage": garbage, "alive": alive}))
+
+signal.signal(signal.SIGRTMIN + 3, start)
+signal.signal(signal.SIGRTMIN + 4, report)
+os.register_at_fork(after_in_child=lambda: say("pid", ""))
+say("pid", "")
+"""
+
+
+class Probe:
+    """Counts garbage in all processes of an installation at once."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def _signal_all(self, number: int, answer: str) -> dict[int, str]:
+        for old in self._folder.glob(f"*.{answer}"):
+            old.unlink()
+        pids = {int(path.stem) for path in self._folder.glob("*.pid") if self._is_ours(int(path.stem))}
+        for pid in pids:
+            os.kill(pid, number)
+        files = {pid: self._folder / f"{pid}.{answer}" for pid in pids}
+        wait_until(
+            lambda: all(path.exists() or not self._is_ours(pid) for pid, path in files.items()),
+            description=f"all processes have {answer}",
+            timeout_s=20,
+        )
+        return {pid: path.read_text() for pid, path in files.items() if path.exists()}
+
+    def _is_ours(self, pid: int) -> bool:
+        try:
+            variables = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+        except OSError:
+            return False
+        return f"GARBAGE_PROBE={self._folder}".encode() in variables
+
+    def start(self) -> None:
+        """Switch the collector off everywhere."""
+        self._signal_all(START, "started")
+
+    def reports(self) -> list[dict[str, Any]]:
+        """What became garbage since ``start``, and what is alive, in each process."""
+        return [json.loads(text) for text in self._signal_all(REPORT, "report").values()]
+
+
+@pytest.fixture(scope="module")
+def probe(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Probe]:
+    """The probe; requested before ``started``, whose processes then load it."""
+    code, folder = tmp_path_factory.mktemp("code"), tmp_path_factory.mktemp("probe")
+    (code / "sitecustomize.py").write_text(PROBE)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(code))
+        patch.setenv("GARBAGE_PROBE", str(folder))
+        yield Probe(folder)
+
+
+api = FastAPI()
+
+
+class Item(BaseModel):
+    """A body with one field."""
+
+    size: int
+
+
+@qserve.deployment(name="Api")
+@qserve.ingress(api)
+class Api:
+    """Routes of FastAPI, of the kinds that keep a request in different places."""
+
+    @api.post("/api/model")
+    async def model(self, item: Item) -> int:
+        """A body that is checked."""
+        return item.size
+
+    @api.post("/api/thread")
+    def thread(self, item: Item) -> int:
+        """A route that runs in a thread."""
+        return item.size
+
+    @api.post("/api/raw")
+    async def raw(self, request: Request) -> int:
+        """The request itself."""
+        return len(await request.body())
+
+    @api.post("/api/upload")
+    async def upload(self, file: UploadFile) -> int:
+        """A file in a form."""
+        return len(await file.read())
+
+    @api.post("/api/stream")
+    async def stream(self) -> StreamingResponse:
+        """A body that comes in parts."""
+
+        async def parts() -> Any:
+            yield "a"
+            yield "b"
+
+        return StreamingResponse(parts())
+
+    @api.post("/api/raise")
+    async def fail(self) -> None:
+        """A failure."""
+        raise LookupError("of the test")
+
+    @api.post("/api/late")
+    async def fail_late(self) -> StreamingResponse:
+        """A failure in the middle of a stream."""
+
+        async def parts() -> Any:
+            yield "a"
+            raise LookupError("of the test")
+
+        return StreamingResponse(parts())
+
+
+@qserve.deployment(name="Plain")
+class Plain:
+    """A deployment that is called with the request."""
+
+    async def __call__(self, request: Request) -> Any:
+        """What the path says."""
+        name = request.url.path.rpartition("/")[2]
+        return await getattr(self, name)(request)
+
+    async def body(self, request: Request) -> Any:
+        """The length of the body."""
+        return len(await request.body())
+
+    async def json(self, request: Request) -> Any:
+        """The parsed body."""
+        return await request.json()
+
+    async def form(self, request: Request) -> Any:
+        """The name of a file in a form."""
+        return (await request.form())["file"].filename  # type: ignore[union-attr]
+
+    async def stream(self, request: Request) -> Any:
+        """A body that comes in parts."""
+
+        async def parts() -> Any:
+            yield "a"
+            yield "b"
+
+        return StreamingResponse(parts())
+
+    async def endless(self, request: Request) -> Any:
+        """A stream that its client leaves."""
+
+        async def parts() -> Any:
+            while True:
+                yield "a" * 10_000
+
+        return StreamingResponse(parts())
+
+    async def fail(self, request: Request) -> Any:
+        """A failure."""
+        raise LookupError("of the test")
+
+
+@qserve.deployment(name="sync")
+def sync(request: Request) -> Any:
+    """Plain code: runs in a thread while it is slow, on the loop while it is fast."""
+    name = request.url.path.rpartition("/")[2]
+    if name.startswith("slow"):
+        time.sleep(0.01)
+    if name.endswith("fail"):
+        raise LookupError("of the test")
+    return (part for part in "ab") if name == "parts" else name
+
+
+@qserve.deployment(name="step")
+def step(value: Any) -> Any:
+    """A graph's only step."""
+    if value == "fail":
+        raise LookupError("of the test")
+    return value
+
+
+async def from_request(request: Request) -> Any:
+    """An adapter that takes the request."""
+    return (await request.json())["size"]
+
+
+def from_model(item: Item, verbose: bool = False) -> Any:
+    """An adapter whose parameters are checked."""
+    return item.size
+
+
+async def from_upload(file: UploadFile) -> Any:
+    """An adapter that takes a file."""
+    return len(await file.read())
+
+
+def from_file(file: Annotated[bytes, File()]) -> Any:
+    """An adapter that takes a file's content."""
+    return len(file)
+
+
+@pytest.fixture(scope="module")
+def client(probe: Probe, started: Started) -> Client:
+    """A client of the gateway, which serves all applications of this module."""
+    qserve.run(Plain.bind(), name="plain", route_prefix="/plain")
+    qserve.run(Api.bind(), name="api", route_prefix="/api-root")
+    qserve.run(sync.bind(), name="sync", route_prefix="/sync")
+    adapters = {
+        "json": json_request,
+        "request": from_request,
+        "model": from_model,
+        "class": Item,
+        "upload": from_upload,
+        "file": from_file,
+    }
+    for name, adapter in adapters.items():
+        with InputNode() as value:
+            graph = DAGDriver.bind(step.bind(value), http_adapter=adapter)
+        qserve.run(graph, name=f"graph-{name}", route_prefix=f"/graph/{name}")
+    return Client(started.url)
+
+
+BODY = b'{"size": 7, "padding": "' + b"x" * 50_000 + b'"}'
+FORM = b'--b\r\nContent-Disposition: form-data; name="file"; filename="a.txt"\r\n\r\nhello\r\n--b--\r\n'
+JSON = {"Content_Type": "application/json"}
+MULTIPART = {"Content_Type": "multipart/form-data; boundary=b"}
+
+
+def check_garbage(probe: Probe, ask: Callable[[], Any], most: int = 3) -> None:
+    """Send requests with the collectors off; neither garbage nor more than the last requests may be left.
+
+    Parameters:
+      most: Objects per request that may become garbage and have nothing to do with it: a process also does other
+        things now and then, such as opening a connection.
+    """
+    ask()
+    probe.start()
+    for _ in range(REQUESTS):
+        ask()
+    for report in probe.reports():
+        garbage, alive = report["garbage"], report["alive"]
+        assert not {name: garbage[name] for name in OF_REQUESTS if name in garbage}
+        assert sum(garbage.values()) < most * REQUESTS, garbage
+        # the last request may still be referred to, and be several objects of a kind where FastAPI copies it
+        assert all(alive.get(name, 0) < REQUESTS / 2 for name in OF_REQUESTS), alive
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "headers", "status"),
+    [
+        ("/plain/body", BODY, {}, 200),
+        ("/plain/json", BODY, {}, 200),
+        ("/plain/json", BODY[:-1], {}, 400),
+        ("/plain/form", FORM, MULTIPART, 200),
+        ("/plain/stream", BODY, {}, 200),
+        ("/plain/fail", BODY, {}, 500),
+        ("/sync/fast", BODY, {}, 200),
+        ("/sync/slow", BODY, {}, 200),
+        ("/sync/parts", BODY, {}, 200),
+        ("/sync/fail", BODY, {}, 500),
+        ("/sync/slow-fail", BODY, {}, 500),
+        ("/api-root/api/model", BODY, JSON, 200),
+        ("/api-root/api/model", b'{"size": "no number"}', JSON, 422),
+        ("/api-root/api/thread", BODY, JSON, 200),
+        ("/api-root/api/raw", BODY, JSON, 200),
+        ("/api-root/api/upload", FORM, MULTIPART, 200),
+        ("/api-root/api/stream", BODY, JSON, 200),
+        ("/api-root/api/raise", BODY, JSON, 500),
+        ("/api-root/nowhere", BODY, JSON, 404),
+        ("/graph/json", BODY, JSON, 200),
+        ("/graph/json", b'"fail"', JSON, 500),
+        ("/graph/json", BODY[:-1], JSON, 400),
+        ("/graph/request", BODY, JSON, 200),
+        ("/graph/request", BODY[:-1], JSON, 400),
+        ("/graph/request", b"{}", JSON, 500),
+        ("/graph/model", BODY, JSON, 200),
+        ("/graph/model", b"{}", JSON, 422),
+        ("/graph/class", BODY, JSON, 200),
+        ("/graph/class", b"{}", JSON, 422),
+        ("/graph/upload", FORM, MULTIPART, 200),
+        ("/graph/upload", BODY, JSON, 422),
+        ("/graph/file", FORM, MULTIPART, 200),
+        ("/nowhere", BODY, {}, 404),
+        ("/plain/body", BODY, {"X_Request_Timeout_Seconds": "no number"}, 400),
+        ("/plain/body", BODY, {"Idempotency_Key": "key"}, 200),
+        ("/plain/body", BODY, {"Prefer": "respond-async"}, 202),
+    ],
+)
+def test_a_request_leaves_nothing_to_the_garbage_collector(
+    probe: Probe, client: Client, path: str, body: bytes, headers: Mapping[str, str], status: int
+) -> None:
+    def ask() -> None:
+        assert client.post(path, body, **headers).status == status
+
+    check_garbage(probe, ask)
+
+
+@pytest.mark.parametrize("path", ["/-/nowhere", "/-/requests/" + "0" * 32])
+def test_a_request_for_a_page_that_does_not_exist_leaves_no_request_behind(
+    probe: Probe, client: Client, path: str
+) -> None:
+    def ask() -> None:
+        assert client.get(path).status == 404
+
+    check_garbage(probe, ask, most=9)  # eight of them belong to werkzeug, whose matcher refers to itself
+
+
+@pytest.mark.parametrize(
+    ("path", "length", "status"),
+    [
+        ("/plain/endless", len(BODY), 200),
+        ("/api-root/api/late", len(BODY), 200),
+        ("/plain/body", 2 * len(BODY), 400),
+        ("/plain/body", 1 << 30, 413),
+    ],
+)
+def test_a_request_or_a_stream_that_is_cut_off_leaves_nothing_to_the_garbage_collector(
+    probe: Probe, client: Client, path: str, length: int, status: int
+) -> None:
+    request = f"POST {path} HTTP/1.1\r\nHost: here\r\nContent-Length: {length}\r\n\r\n".encode() + BODY
+
+    def ask() -> None:
+        with socket.create_connection(client.address, timeout=10) as connection:
+            connection.sendall(request)
+            if length == 2 * len(BODY):
+                connection.shutdown(socket.SHUT_WR)
+            assert connection.recv(100).startswith(f"HTTP/1.1 {status}".encode())
+
+    check_garbage(probe, ask)
