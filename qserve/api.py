@@ -19,7 +19,7 @@ from qserve.calls import current
 from qserve.calls.client import ClientPlane
 from qserve.calls.handles import DeploymentHandle, RayServeSyncHandle
 from qserve.define.application import Application
-from qserve.define.compile import BuiltApplication, compile_application
+from qserve.define.compile import CompiledApplication, compile_application
 from qserve.define.options import check_route_prefix
 from qserve.deploy.code import code_of, pack_code
 from qserve.deploy.gateways import wait_for_gateways
@@ -92,7 +92,7 @@ def run(
     return RayServeSyncHandle(built.ingress, name)
 
 
-def _roll_out(launch: Launch, built: BuiltApplication, prefix: str | None, timeout_s: float | None) -> None:
+def _roll_out(launch: Launch, built: CompiledApplication, prefix: str | None, timeout_s: float | None) -> None:
     plane = _client()
     if launch.settings.secret_key is None:
         raise PayloadError("code travels to its replicas signed: set QSERVE_SECRET_KEY to a secret of your own")
@@ -116,7 +116,7 @@ def _wait_for_gateway(launch: Launch, change: str) -> None:
     launch.keep()
 
 
-def _keeps_replicas(active: ApplicationRecord, record: ApplicationRecord, built: BuiltApplication) -> bool:
+def _keeps_replicas(active: ApplicationRecord, record: ApplicationRecord, built: CompiledApplication) -> bool:
     """Whether replicas go on: the code is the same, and either versions say so or only settings changed."""
     if active.code_digest != record.code_digest:
         return False

@@ -15,7 +15,7 @@ from qserve.base.settings import CHECKED, Settings
 from qserve.base.tracebacks import user_traceback
 from qserve.broker.connection import Client, connect, load_functions
 from qserve.broker.registry import Registry
-from qserve.define.compile import BuiltApplication, compile_application
+from qserve.define.compile import CompiledApplication, compile_application
 from qserve.define.options import check_route_prefix
 from qserve.define.target import load_target
 from qserve.deploy.gateways import wait_for_gateways
@@ -87,7 +87,7 @@ def deploy(
         os.write(prefix_fd, (record.route_prefix or "").encode())
 
 
-def _build(target: str, name: str) -> BuiltApplication:
+def _build(target: str, name: str) -> CompiledApplication:
     try:
         return compile_application(load_target(target), app_name=name)
     except QserveException as error:

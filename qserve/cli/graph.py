@@ -11,9 +11,8 @@ import click
 
 from qserve.define.target import load_target
 from qserve.drawing.dot import to_dot
-from qserve.drawing.json_view import to_json
 from qserve.drawing.mermaid import to_mermaid
-from qserve.drawing.picture import Picture, picture_of
+from qserve.drawing.picture import Picture, picture_of, to_json
 from qserve.drawing.svg import to_svg
 from qserve.exceptions import QserveException
 from qserve.machine.command_options import app_dir_option

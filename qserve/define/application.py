@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 
 from qserve.calls.handles import RayServeDAGHandle, RayServeDeploymentHandle
 from qserve.define.check import single_ingress
-from qserve.define.compile import BuiltApplication, compile_application
+from qserve.define.compile import CompiledApplication, compile_application
 from qserve.define.deployments import Deployment
 from qserve.exceptions import AppNotFound
 
@@ -28,7 +28,7 @@ class Application(Mapping[str, Deployment]):
     def __init__(self, deployments: list[Deployment] | tuple[Deployment, ...]) -> None:
         self._deployments: dict[str, Deployment] = {}
         self._root: Any = None
-        self._built: BuiltApplication | None = None
+        self._built: CompiledApplication | None = None
         for one in deployments:
             if not isinstance(one, Deployment):
                 raise TypeError(f"an Application holds deployments, got {type(one).__name__} {one!r}")
@@ -50,7 +50,7 @@ class Application(Mapping[str, Deployment]):
         """
         return single_ingress(list(self._deployments.values()))
 
-    def rebuild(self, app_name: str) -> BuiltApplication:
+    def rebuild(self, app_name: str) -> CompiledApplication:
         """The graph under an application's name, with the deployments as they are adjusted now.
 
         Raises:
@@ -59,7 +59,7 @@ class Application(Mapping[str, Deployment]):
         single_ingress(list(self._deployments.values()))
         if self._built is None:
             *_, ingress = self._deployments.values()
-            return BuiltApplication(app_name, tuple(self._deployments.values()), {}, ingress.name)
+            return CompiledApplication(app_name, tuple(self._deployments.values()), {}, ingress.name)
         fresh = self._built if app_name == self._built.name else compile_application(self._root, app_name=app_name)
         adjusted = tuple(_adjusted(one, self._deployments[one.name]) for one in fresh.deployments)
         return replace(fresh, deployments=adjusted)

@@ -1,7 +1,8 @@
 """``@batch``: calls with one item each become calls of the body with lists.
 
-``gathering`` has the rule; ``_Queue`` waits by it in one event loop. A queue belongs to the loop of the call, and is
-kept on the instance without referring to it, so that the instance dies as ever.
+``Batcher`` decides when a batch is ready, without a clock or waiting. ``_Queue`` waits for that in one event loop: a
+queue belongs to the loop of the call, and is kept on the instance without referring to it, so that the instance can
+be freed as usual.
 """
 
 from __future__ import annotations
@@ -10,26 +11,127 @@ import asyncio
 import contextvars
 import inspect
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Iterable
+from collections.abc import AsyncGenerator, Callable, Hashable, Iterable
 from contextlib import aclosing
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import wraps
-from types import TracebackType
-from typing import Any, NamedTuple
+from numbers import Integral, Real
+from typing import Any, Generic, TypeVar
 
 from qserve.base.context import RequestContext, request_context
-from qserve.define.gathering import Gathering, Limits, Measure
-from qserve.define.instance_state import state_of
+from qserve.define.decorators import Failure, has_self, state_of, value_of
 from qserve.exceptions import QserveException
+
+T = TypeVar("T")
+Measure = Callable[[list[T]], int]
+
+
+@dataclass
+class Limits:
+    """When a batch runs; the setters take effect from the next call on.
+
+    Parameters:
+      max_batch_size: The most items of one batch, or the largest ``batch_size_fn`` of one.
+      batch_wait_timeout_s: How long the first item waits for others; 0 runs what is there.
+      max_concurrent_batches: How many batches of one queue run at the same time.
+      batch_size_fn: The size of a list of items, which may not shrink when an item joins; None counts them.
+        Of a function with several parameters it sees tuples.
+    """
+
+    max_batch_size: int = 10
+    batch_wait_timeout_s: float = 0.0
+    max_concurrent_batches: int = 1
+    batch_size_fn: Measure[Any] | None = None
+
+    def __post_init__(self) -> None:
+        self.set_max_batch_size(self.max_batch_size)
+        self.set_batch_wait_timeout_s(self.batch_wait_timeout_s)
+        self.max_concurrent_batches = _whole_number("max_concurrent_batches", self.max_concurrent_batches)
+        if self.batch_size_fn is not None and not callable(self.batch_size_fn):
+            raise TypeError(f"batch_size_fn must be a function of a list of items, not {self.batch_size_fn!r}")
+
+    def set_max_batch_size(self, max_batch_size: int) -> None:
+        """Change the largest size; TypeError or ValueError unless it is an integer >= 1."""
+        self.max_batch_size = _whole_number("max_batch_size", max_batch_size)
+
+    def set_batch_wait_timeout_s(self, batch_wait_timeout_s: float) -> None:
+        """Change the wait; TypeError or ValueError unless it is a number >= 0."""
+        is_number = isinstance(batch_wait_timeout_s, Real) and not isinstance(batch_wait_timeout_s, bool)
+        if not is_number or not batch_wait_timeout_s >= 0:
+            error = ValueError if is_number else TypeError
+            raise error(f"batch_wait_timeout_s must be a number of seconds >= 0, not {batch_wait_timeout_s!r}")
+        self.batch_wait_timeout_s = float(batch_wait_timeout_s)
+
+
+def _whole_number(option: str, value: Any) -> int:
+    is_whole = isinstance(value, Integral) or (isinstance(value, float) and value.is_integer())
+    if not is_whole or isinstance(value, bool) or value < 1:
+        error = ValueError if is_whole and not isinstance(value, bool) else TypeError
+        raise error(f"{option} must be an integer >= 1, not {value!r}")
+    return int(value)
+
+
+class Batcher(Generic[T]):
+    """Items that wait, in the order they came; those of different keys never share a batch.
+
+    Parameters:
+      measure: The size of some items.
+      is_open: Whether an item still wants to run; the others are neither counted nor handed out.
+    """
+
+    def __init__(self, limits: Limits, measure: Measure[T] = len, is_open: Callable[[T], bool] = lambda item: True):
+        self._limits, self._measure, self._is_open = limits, measure, is_open
+        self._groups: dict[Hashable, dict[T, float]] = {}
+
+    def add(self, item: T, key: Hashable, now_s: float) -> None:
+        """Let a hashable item wait with the others of its key."""
+        self._groups.setdefault(key, {})[item] = now_s
+
+    def discard(self, item: T, key: Hashable) -> bool:
+        """Take an item out; False when it does not wait."""
+        group = self._groups.get(key, {})
+        if group.pop(item, None) is None:
+            return False
+        if not group:
+            del self._groups[key]
+        return True
+
+    def ready(self, now_s: float) -> list[T]:
+        """Take out a batch that is full or has waited long enough, the oldest first; empty when there is none."""
+        for key, group in sorted(self._groups.items(), key=lambda entry: _since(entry[1])):
+            is_due = now_s >= _since(group) + self._limits.batch_wait_timeout_s
+            if not is_due and self._measure is len and len(group) < self._limits.max_batch_size:
+                continue
+            batch, is_full = self._cut(group)
+            if batch and (is_full or is_due):
+                for item in batch:
+                    self.discard(item, key)
+                return batch
+        return []
+
+    def _cut(self, group: Iterable[T]) -> tuple[list[T], bool]:
+        batch: list[T] = []
+        for item in filter(self._is_open, group):
+            size = len(batch) + 1 if self._measure is len else self._measure([*batch, item])
+            if batch and size > self._limits.max_batch_size:
+                return batch, True
+            batch.append(item)
+            if size >= self._limits.max_batch_size:
+                return batch, True
+        return batch, False
+
+    def due_s(self) -> float | None:
+        """When the item that came first has waited long enough; None when nothing waits."""
+        first = min(map(_since, self._groups.values()), default=None)
+        return None if first is None else first + self._limits.batch_wait_timeout_s
+
+
+def _since(group: dict[T, float]) -> float:
+    return next(iter(group.values()))
 
 
 class _Ended:
     """Stands for the end of an item's results."""
-
-
-class _Failure(NamedTuple):
-    error: BaseException
-    traceback: TracebackType | None
 
 
 class _Item:
@@ -64,21 +166,14 @@ class _Item:
 
     def fail(self, error: BaseException) -> None:
         """End with an error."""
-        self.end(_Failure(error, error.__traceback__))
+        self.end(Failure.of(error))
 
     async def result(self) -> Any:
         """The next result, ``_Ended`` after the last."""
         while not self.results:
             self._waiter = asyncio.get_running_loop().create_future()
             await self._waiter
-        value = self.results.popleft()
-        if not isinstance(value, _Failure):
-            return value
-        try:
-            # several callers raise this object: each from the body's traceback, not from the others'
-            raise value.error.with_traceback(value.traceback)
-        finally:
-            del value  # the traceback holds this frame: a cycle would keep the instance alive
+        return value_of(self.results.popleft())
 
 
 class _Queue:
@@ -88,19 +183,19 @@ class _Queue:
         self._batched = batched
         self._loop = asyncio.get_running_loop()
         measure = len if batched.limits.batch_size_fn is None else batched.measure
-        self._gathering = Gathering(batched.limits, measure, _Item.is_open)
+        self._batcher = Batcher(batched.limits, measure, _Item.is_open)
         self._running: dict[asyncio.Task[None], list[_Item]] = {}
         self._timer: asyncio.TimerHandle | None = None
 
     def join(self, item: _Item) -> None:
-        self._gathering.add(item, item.key, self._loop.time())
+        self._batcher.add(item, item.key, self._loop.time())
         self._start_ready()
 
     def leave(self, item: _Item) -> None:
         """A caller needs no more; the last one that leaves a batch unfinished stops it."""
         item.has_left = True
         item.results.clear()
-        if self._gathering.discard(item, item.key):
+        if self._batcher.discard(item, item.key):
             self._start_ready()
         for task, batch in self._running.items() if not item.has_ended else ():
             if item in batch and not any(map(_Item.is_open, batch)) and not task.cancelling():
@@ -111,9 +206,9 @@ class _Queue:
             self._timer.cancel()
         self._timer = None
         while len(self._running) < self._batched.limits.max_concurrent_batches:
-            batch = self._gathering.ready(self._loop.time())
+            batch = self._batcher.ready(self._loop.time())
             if not batch:
-                if (due_s := self._gathering.due_s()) is not None:
+                if (due_s := self._batcher.due_s()) is not None:
                     self._timer = self._loop.call_at(due_s, self._start_ready)
                 return
             if live := [item for item in batch if item.is_open()]:
@@ -148,7 +243,7 @@ class _Batched:
         self._func, self.limits = func, limits
         self.streams = inspect.isasyncgenfunction(func)
         self._signature = inspect.signature(func)
-        self._has_self = next(iter(self._signature.parameters), "") == "self"
+        self._has_self = has_self(self._signature)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _Batched, (self._func, self.limits)

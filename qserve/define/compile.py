@@ -1,28 +1,38 @@
-"""From a bound root node to an application: named deployments, and plans for their graphs."""
+"""Compile a bound root node into an application: named deployments, and a plan for each graph."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from qserve.calls.handles import RayServeDAGHandle, RayServeDeploymentHandle
-from qserve.define.check import check_drivers, check_function_root, check_prefixes, check_target
+from qserve.define.check import check_drivers, check_function_root, check_inputs, check_prefixes, check_target
 from qserve.define.deployments import Deployment
 from qserve.define.drivers import driver_arguments, is_driver
-from qserve.define.names import assign_names
-from qserve.define.plans import compile_plan
 from qserve.graph.containers import replace
-from qserve.graph.nodes import ClassNode, DAGNode, FunctionNode, MethodNode, bottom_up, check_no_input
-from qserve.graph.plan import Plan
+from qserve.graph.nodes import (
+    ClassNode,
+    DAGNode,
+    FunctionNode,
+    InputAttributeNode,
+    InputNode,
+    MethodNode,
+    bottom_up,
+    check_no_input,
+    own_name,
+)
+from qserve.graph.plan import InputKey, Plan, Slot, Source, Step
 from qserve.http.adapter import Adapter
+
+Names = Mapping[DAGNode, str]
 
 ROOT_GRAPH = ""
 """The name of the graph that answers an application which has only one."""
 
 
 @dataclass(frozen=True)
-class Driver:
+class CompiledDriver:
     """The HTTP side of an application whose root is a DAGDriver.
 
     Parameters:
@@ -38,7 +48,7 @@ class Driver:
 
 
 @dataclass(frozen=True)
-class BuiltApplication:
+class CompiledApplication:
     """What ``compile_application`` makes of a graph.
 
     Parameters:
@@ -55,7 +65,7 @@ class BuiltApplication:
     deployments: tuple[Deployment, ...]
     graphs: Mapping[str, Plan]
     ingress: str
-    driver: Driver | None = None
+    driver: CompiledDriver | None = None
 
     @property
     def route_prefix(self) -> str | None:
@@ -63,10 +73,7 @@ class BuiltApplication:
         return self.deployments[-1].route_prefix
 
 
-Application = BuiltApplication
-
-
-def compile_application(root: Any, *, app_name: str = "default") -> BuiltApplication:
+def compile_application(root: Any, *, app_name: str = "default") -> CompiledApplication:
     """Compile a bound node and all that it needs; nothing is started.
 
     Parameters:
@@ -90,7 +97,7 @@ def compile_application(root: Any, *, app_name: str = "default") -> BuiltApplica
     deployments = tuple(
         build.deployment(node, node is root) for node in order if isinstance(node, ClassNode | FunctionNode)
     )
-    return BuiltApplication(app_name, deployments, build.graphs, build.names[root], driver)
+    return CompiledApplication(app_name, deployments, build.graphs, build.names[root], driver)
 
 
 class _Build:
@@ -104,7 +111,7 @@ class _Build:
         self.graphs[name] = compile_plan(output, self.names, self._app_name)
         self._graph_of.setdefault(output, name)
 
-    def drive(self, root: DAGNode) -> Driver | None:
+    def drive(self, root: DAGNode) -> CompiledDriver | None:
         if not isinstance(root, ClassNode) or not is_driver(root.get_body()):
             return None
         outputs, adapter = driver_arguments(root.get_args(), root.get_kwargs())
@@ -112,7 +119,7 @@ class _Build:
         for name, output in routes.items():
             self.add_graph(name, output)
         direct = {name: self.names[output] for name, output in routes.items() if isinstance(output, ClassNode)}
-        return Driver(adapter, tuple(routes) if isinstance(outputs, dict) else None, direct)
+        return CompiledDriver(adapter, tuple(routes) if isinstance(outputs, dict) else None, direct)
 
     def deployment(self, node: ClassNode | FunctionNode, is_root: bool) -> Deployment:
         options = node.get_options()
@@ -174,3 +181,150 @@ def _output(node: Any, place: str) -> DAGNode:
         f"{place} of a DAGDriver needs a node, got {type(node).__name__} {node!r}. Give it what "
         "Class.bind(...), node.method.bind(...) or function.bind(...) returned."
     )
+
+
+def compile_plan(output: DAGNode, names: Names, app_name: str) -> Plan:
+    """Compile the graph that ends in a node.
+
+    Parameters:
+      output: The node whose value answers a request. A class node stands for a call of its
+        ``__call__`` with the input.
+      names: The name of each deployment.
+      app_name: The application that handles in the arguments belong to.
+
+    Raises:
+      AssertionError: The graph has two inputs, or one made outside ``with``.
+      ValueError: The graph has a cycle.
+    """
+    if isinstance(output, ClassNode):
+        call = Step(names[output], "__call__", (Slot(0),), {}, 1)
+        return Plan((call,), {InputKey(): ((0, 0),)}, 0)
+    order = bottom_up(output, _called_before)
+    check_inputs(order)
+    sources: dict[DAGNode, Source] = {}
+    steps: list[Step] = []
+    feeds: dict[Source, list[tuple[int, int]]] = {}
+    for node in order:
+        if isinstance(node, InputNode):
+            sources[node] = InputKey()
+        elif isinstance(node, InputAttributeNode):
+            sources[node] = node.get_input_key()
+        else:
+            arguments = _Arguments(sources, names, app_name)
+            number = sources[node] = len(steps)
+            steps.append(arguments.step(node))
+            for source, slot in arguments.slots.items():
+                feeds.setdefault(source, []).append((number, slot))
+    frozen = {source: tuple(targets) for source, targets in feeds.items()}
+    return Plan(tuple(steps), frozen, sources[output])
+
+
+def _called_before(node: DAGNode) -> list[DAGNode]:
+    """Return what must be known before a node is called; the instances it uses are up already."""
+    return [child for child in node.get_all_child_nodes() if not isinstance(child, ClassNode)]
+
+
+class _Arguments:
+    """The arguments of one step, with slots and handles in place of nodes."""
+
+    def __init__(self, sources: Mapping[DAGNode, Source], names: Names, app_name: str) -> None:
+        self.slots: dict[Source, int] = {}
+        self._sources = sources
+        self._names = names
+        self._app_name = app_name
+
+    def step(self, node: DAGNode) -> Step:
+        args = tuple(self._argument(value) for value in node.get_args())
+        kwargs = {name: self._argument(value) for name, value in node.get_kwargs().items()}
+        deployment, method = self._called(node)
+        return Step(deployment, method, args, kwargs, len(self.slots))
+
+    def _called(self, node: DAGNode) -> tuple[str, str]:
+        if isinstance(node, MethodNode):
+            return self._names[node.get_class_node()], node.get_method_name()
+        assert isinstance(node, FunctionNode), f"{node!r} cannot be called"
+        return self._names[node], "__call__"
+
+    def _argument(self, value: Any) -> Any:
+        if isinstance(value, DAGNode):
+            return self._stand_in(value, nested=False)
+        return replace(value, DAGNode, lambda node: self._stand_in(node, nested=True))
+
+    def _stand_in(self, node: DAGNode, nested: bool) -> Any:
+        if isinstance(node, ClassNode):
+            return RayServeDeploymentHandle(self._names[node], self._app_name)
+        source = self._sources[node]
+        index = self.slots.setdefault(source, len(self.slots))
+        return Slot(index, nested and isinstance(source, int))
+
+
+class Numbering:
+    """Gives out a word, then ``word_1``, ``word_2``, never one that is taken.
+
+    Parameters:
+      taken: Words that belong to somebody already.
+    """
+
+    def __init__(self, taken: Iterable[str] = ()) -> None:
+        self._taken = set(taken)
+        self._used: dict[str, int] = {}
+
+    def skip(self, word: str) -> None:
+        """Use up a number of the word without giving it out."""
+        self._used[word] = self._used.get(word, 0) + 1
+
+    def take(self, word: str) -> str:
+        """Return the next free name made from the word."""
+        while True:
+            number = self._used.get(word, 0)
+            self._used[word] = number + 1
+            name = f"{word}_{number}" if number else word
+            if name not in self._taken:
+                self._taken.add(name)
+                return name
+
+
+def assign_names(nodes: Iterable[DAGNode]) -> dict[DAGNode, str]:
+    """Name each deployment: its name option, else its class or function name and a number.
+
+    Parameters:
+      nodes: The graph's nodes, bottom-up; numbers follow this order.
+
+    Returns:
+      The name of each class and function node.
+
+    Raises:
+      ValueError: Two nodes have the same name option.
+    """
+    named = [node for node in nodes if isinstance(node, ClassNode | FunctionNode)]
+    chosen = _chosen_names(named)
+    numbering = Numbering(chosen.values())
+    names: dict[DAGNode, str] = {}
+    for node in named:
+        word = own_name(node.get_body())
+        if node in chosen:
+            # A chosen name still counts: the second Model is Model_1 whatever the first is.
+            numbering.skip(word)
+            names[node] = chosen[node]
+        else:
+            names[node] = numbering.take(word)
+    return names
+
+
+def _chosen_names(nodes: list[ClassNode | FunctionNode]) -> Mapping[DAGNode, str]:
+    chosen: dict[DAGNode, str] = {}
+    owners: dict[str, ClassNode | FunctionNode] = {}
+    for node in nodes:
+        name = node.get_options().name
+        if name is None:
+            continue
+        if name in owners:
+            first, second = (own_name(owner.get_body()) for owner in (owners[name], node))
+            raise ValueError(
+                f"two deployments of one application are named {name!r}: a bound {first!r} and a "
+                f"bound {second!r}. Give one of them another name: "
+                f"{second}.options(name=...).bind(...), or bind it once and use that node twice."
+            )
+        owners[name] = node
+        chosen[node] = name
+    return chosen

@@ -12,14 +12,13 @@ from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from functools import wraps
-from types import TracebackType
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 from weakref import WeakSet
 
 from qserve.base.context import request_context
 from qserve.base.log import get_logger
 from qserve.base.promise import Promise
-from qserve.define.instance_state import state_of
+from qserve.define.decorators import Failure, has_self, state_of, value_of
 from qserve.exceptions import QserveException
 
 log = get_logger(__name__)
@@ -72,12 +71,6 @@ class Shelf:
         return list(held.values())
 
 
-class _Outcome(NamedTuple):
-    model: Any
-    error: BaseException | None = None
-    traceback: TracebackType | None = None
-
-
 class _Models:
     """The models of one instance and loader, for any number of threads and event loops."""
 
@@ -85,7 +78,7 @@ class _Models:
         self._lock = threading.Lock()
         self.shelf = Shelf(places)
         self._loading: dict[str, Promise] = {}
-        self._tasks: set[asyncio.Task[_Outcome]] = set()
+        self._tasks: set[asyncio.Task[Any]] = set()
         self._waiting: list[Promise] = []
 
     async def get(self, model_id: str, load: Callable[[], Awaitable[Any]]) -> Any:
@@ -96,13 +89,10 @@ class _Models:
             loading = self._loading.setdefault(model_id, Promise())
         if is_first:
             self._begin(model_id, load, loading)
-        outcome = await loading
         try:
-            if outcome.error is None:
-                return outcome.model
-            raise outcome.error.with_traceback(outcome.traceback)
+            return value_of(await loading)
         finally:
-            del outcome, loading  # the traceback holds this frame: a cycle would keep the instance alive
+            del loading  # as in value_of: it holds the error, whose traceback holds this frame
 
     def _begin(self, model_id: str, load: Callable[[], Awaitable[Any]], loading: Promise) -> None:
         # a task of its own: the caller that happened to be first may be cancelled while others wait
@@ -110,7 +100,7 @@ class _Models:
         self._tasks.add(task)
         task.add_done_callback(lambda done: self._on_loaded(model_id, loading, done))
 
-    async def _load(self, model_id: str, load: Callable[[], Awaitable[Any]]) -> _Outcome:
+    async def _load(self, model_id: str, load: Callable[[], Awaitable[Any]]) -> Any:
         evicted = await self._reserve()
         try:
             if evicted:
@@ -121,24 +111,24 @@ class _Models:
         except BaseException as error:
             with self._lock:
                 self.shelf.give_up()
-            return _Outcome(None, error, error.__traceback__)
+            return Failure.of(error)
         with self._lock:
             self.shelf.put(model_id, model)
-        return _Outcome(model)
+        return model
 
-    def _on_loaded(self, model_id: str, loading: Promise, task: asyncio.Task[_Outcome]) -> None:
+    def _on_loaded(self, model_id: str, loading: Promise, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
-        outcome = _Outcome(None, asyncio.CancelledError()) if task.cancelled() else task.result()
-        if isinstance(outcome.error, asyncio.CancelledError):
-            # passed on as it is, each waiter would look as if it had been cancelled itself
-            outcome = _Outcome(None, QserveException(f"the loading of model {model_id!r} was cancelled"))
+        result = Failure.of(asyncio.CancelledError()) if task.cancelled() else task.result()
+        if isinstance(result, Failure) and isinstance(result.error, asyncio.CancelledError):
+            # raised as it is, it would look to each waiter as if that had been cancelled itself
+            result = Failure.of(QserveException(f"the loading of model {model_id!r} was cancelled"))
         with self._lock:
             del self._loading[model_id]
             waiting, self._waiting = self._waiting, []
         for gate in waiting:
             gate.set(None)
-        loading.set(outcome)
-        if outcome.error is None:
+        loading.set(result)
+        if not isinstance(result, Failure):
             _tell_listeners()
 
     async def _reserve(self) -> list[Any]:
@@ -247,14 +237,14 @@ def multiplexed(func: Callable[..., Any] | None = None, /, max_num_models_per_re
         raise ValueError(f"max_num_models_per_replica must be positive, or -1 for no limit, not {places!r}")
 
     def decorate(loader: Callable[..., Any]) -> Any:
-        has_self = _check_loader(loader)
+        is_method = _check_loader(loader)
         signature = inspect.signature(loader)
 
         @wraps(loader)
         async def get(*args: Any, **kwargs: Any) -> Any:
             bound = signature.bind(*args, **kwargs)
-            model_id = _checked_id(loader.__qualname__, *bound.args[has_self:])
-            owner = bound.args[0] if has_self else get
+            model_id = _checked_id(loader.__qualname__, *bound.args[is_method:])
+            owner = bound.args[0] if is_method else get
             return await _models_of(owner, loader, places).get(model_id, lambda: loader(*bound.args))
 
         return get
@@ -268,13 +258,13 @@ def _check_loader(loader: Any) -> bool:
     if not inspect.iscoroutinefunction(loader):
         raise TypeError(f"@multiplexed needs an `async def` function or method, which {name} is not")
     signature = inspect.signature(loader)
-    has_self = next(iter(signature.parameters), "") == "self"
+    is_method = has_self(signature)
     try:
-        signature.bind(*[None] * has_self, "model_id")
+        signature.bind(*[None] * is_method, "model_id")
     except TypeError:
-        right = f"async def {name}({'self, ' * has_self}model_id)"
+        right = f"async def {name}({'self, ' * is_method}model_id)"
         raise TypeError(f"@multiplexed needs one parameter, the model's id: `{right}`, not {signature}") from None
-    return has_self
+    return is_method
 
 
 def _checked_id(loader: str, *args: Any) -> str:

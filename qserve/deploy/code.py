@@ -10,7 +10,7 @@ from types import FunctionType
 from typing import Any
 
 from qserve.base.keyring import Keyring
-from qserve.define.compile import BuiltApplication, compile_application
+from qserve.define.compile import CompiledApplication, compile_application
 from qserve.define.target import load_target
 from qserve.engine.driver import AdaptingDriver
 from qserve.exceptions import PayloadError
@@ -30,7 +30,7 @@ class DeploymentCode:
 Code = Mapping[str, DeploymentCode]
 
 
-def code_of(built: BuiltApplication) -> Code:
+def code_of(built: CompiledApplication) -> Code:
     """The code of each deployment by name; a driver becomes the class that runs its adapter."""
     code = {one.name: DeploymentCode(one.func_or_class, one.init_args, one.init_kwargs) for one in built.deployments}
     if built.driver is not None:

@@ -8,7 +8,7 @@ import json
 from dataclasses import replace
 from typing import Any
 
-from qserve.define.compile import BuiltApplication, Driver
+from qserve.define.compile import CompiledApplication, CompiledDriver
 from qserve.define.drivers import is_driver
 from qserve.define.options import DeploymentOptions
 from qserve.exceptions import PayloadError
@@ -26,7 +26,7 @@ _GATEWAY_ADAPTERS: dict[Any, str] = {
 
 
 def record_of(
-    built: BuiltApplication,
+    built: CompiledApplication,
     version: str,
     codec: Codec,
     *,
@@ -73,7 +73,7 @@ def record_of(
     )
 
 
-def code_digest(record: ApplicationRecord, built: BuiltApplication, code: bytes) -> str:
+def code_digest(record: ApplicationRecord, built: CompiledApplication, code: bytes) -> str:
     """What stays the same when only ``user_config`` or ``num_replicas`` of an application change.
 
     Parameters:
@@ -104,7 +104,7 @@ def _name_of(kind: object, deployment: str) -> str:
     )
 
 
-def _driver_record(driver: Driver) -> DriverRecord:
+def _driver_record(driver: CompiledDriver) -> DriverRecord:
     adapter = driver.adapter
     known = adapter is None or inspect.isfunction(adapter)
     return DriverRecord(

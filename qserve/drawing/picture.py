@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from qserve.define.compile import Numbering, assign_names
 from qserve.define.drivers import is_driver
-from qserve.define.names import Numbering, assign_names
 from qserve.define.options import DeploymentOptions
 from qserve.graph.nodes import ClassNode, DAGNode, FunctionNode, InputAttributeNode, InputNode, MethodNode, bottom_up
 
@@ -145,3 +146,31 @@ def _is_data(child: DAGNode, user: DAGNode) -> bool:
     if not isinstance(child, ClassNode):
         return True
     return isinstance(user, ClassNode) and is_driver(user.get_body())
+
+
+def json_view(picture: Picture) -> dict[str, Any]:
+    """Return a picture as dicts, lists and strings.
+
+    Returns:
+      ``root`` (the id of the drawn node), ``nodes`` (``id``, ``label``, ``kind``, ``deployment``, ``options``)
+      and ``edges`` (``from``, ``to``, and ``data``: whether a value passes with each request).
+    """
+    return {
+        "root": picture.root,
+        "nodes": [
+            {
+                "id": node.id,
+                "label": node.label,
+                "kind": node.kind,
+                "deployment": node.deployment,
+                "options": json.loads(json.dumps(dict(node.options), default=str)),
+            }
+            for node in picture.nodes
+        ],
+        "edges": [{"from": edge.child, "to": edge.user, "data": edge.is_data} for edge in picture.edges],
+    }
+
+
+def to_json(picture: Picture) -> str:
+    """Return a picture as JSON text for people and programs."""
+    return json.dumps(json_view(picture), indent=2, ensure_ascii=False) + "\n"

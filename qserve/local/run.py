@@ -11,7 +11,7 @@ from qserve.base.settings import Settings
 from qserve.calls import current
 from qserve.calls.handles import RayServeSyncHandle
 from qserve.calls.plane import Plane
-from qserve.define.compile import BuiltApplication
+from qserve.define.compile import CompiledApplication
 from qserve.deploy.code import Code, code_of
 from qserve.deploy.records import record_of
 from qserve.deploy.rollout import new_version
@@ -21,7 +21,7 @@ from qserve.wire.application import ApplicationRecord
 
 
 def run_local(
-    built: BuiltApplication, *, route_prefix: str | None = None, timeout_s: float | None = None
+    built: CompiledApplication, *, route_prefix: str | None = None, timeout_s: float | None = None
 ) -> RayServeSyncHandle:
     """Run an application in this process: one instance of each deployment, and no HTTP.
 

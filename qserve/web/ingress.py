@@ -25,10 +25,8 @@ from starlette.responses import Response
 from starlette.types import ASGIApp
 
 from qserve.define.deployments import Deployment
-from qserve.web.exchange import Exchange
-from qserve.web.lifespan import Lifespan
-from qserve.web.travel import let_travel
-from qserve.web.views import bound_app, is_a
+from qserve.web.asgi import Exchange, Lifespan
+from qserve.web.frameworks import bound_app, is_a, let_travel
 from qserve.web.wsgi import WsgiAdapter
 
 _DEFINITION = "_qserve_ingress"

@@ -19,7 +19,7 @@ ROOMS = [room for room in house.rooms() if house.folder_of(room).is_dir()]
 DOORS = {
     "celery": ("qserve_workers",),
     "kombu": ("qserve_workers",),
-    "flask": ("qserve_gateway", "qserve.web.travel"),
+    "flask": ("qserve_gateway", "qserve.web.frameworks"),
     "gunicorn": ("qserve_gateway",),
     "click": (
         "qserve.cli",

@@ -17,8 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qserve.base.context import RequestContext, request_context
-from qserve.define.batching import batch
-from qserve.define.gathering import Gathering, Limits
+from qserve.define.batching import Batcher, Limits, batch
 from qserve.define.multiplexing import get_multiplexed_model_id
 from qserve.exceptions import QserveException
 
@@ -77,9 +76,9 @@ async def outcomes(*calls: Awaitable[Any]) -> list[Any]:
 # -- the rule --------------------------------------------------------------------------------------
 
 
-def drained(gathering: Gathering[Any], now_s: float) -> list[list[Any]]:
+def drained(batcher: Batcher[Any], now_s: float) -> list[list[Any]]:
     batches = []
-    while batch_now := gathering.ready(now_s):
+    while batch_now := batcher.ready(now_s):
         batches.append(batch_now)
     return batches
 
@@ -92,33 +91,33 @@ def drained(gathering: Gathering[Any], now_s: float) -> list[list[Any]]:
 def test_every_item_runs_once_in_order_with_its_own_kind_and_never_later_than_it_may_wait(
     arrivals: list[tuple[str, float]], size: int, timeout_s: float
 ) -> None:
-    gathering: Gathering[tuple[int, str]] = Gathering(Limits(size, timeout_s))
+    batcher: Batcher[tuple[int, str]] = Batcher(Limits(size, timeout_s))
     now_s, batches, came = 0.0, [], {}
     for number, (kind, pause_s) in enumerate(arrivals):
         now_s += pause_s
-        gathering.add((number, kind), kind, now_s)
+        batcher.add((number, kind), kind, now_s)
         came[number, kind] = now_s
-        for one in drained(gathering, now_s):
+        for one in drained(batcher, now_s):
             assert len(one) == size or now_s >= came[one[0]] + timeout_s
             batches.append(one)
-        due_s = gathering.due_s()
+        due_s = batcher.due_s()
         assert due_s is None or now_s < due_s <= now_s + timeout_s
-    batches += drained(gathering, now_s + timeout_s)
+    batches += drained(batcher, now_s + timeout_s)
 
     assert all(len(one) <= size and len({kind for _, kind in one}) == 1 for one in batches)
     for kind in "ab":
         assert [item for one in batches for item in one if item[1] == kind] == [k for k in came if k[1] == kind]
-    assert gathering.due_s() is None
+    assert batcher.due_s() is None
 
 
 @given(sizes=st.lists(st.integers(1, 10), max_size=30))
 def test_a_measured_batch_is_as_large_as_it_can_be_and_no_larger(sizes: list[int]) -> None:
     items = list(enumerate(sizes))
-    gathering: Gathering[tuple[int, int]] = Gathering(Limits(10), lambda some: sum(size for _, size in some))
+    batcher: Batcher[tuple[int, int]] = Batcher(Limits(10), lambda some: sum(size for _, size in some))
     for item in items:
-        gathering.add(item, "", 0.0)
+        batcher.add(item, "", 0.0)
 
-    batches = drained(gathering, 0.0)
+    batches = drained(batcher, 0.0)
 
     assert [item for one in batches for item in one] == items
     totals = [sum(size for _, size in one) for one in batches]
@@ -127,14 +126,14 @@ def test_a_measured_batch_is_as_large_as_it_can_be_and_no_larger(sizes: list[int
 
 
 def test_the_kind_that_waits_longest_runs_first_and_a_discarded_item_does_not_run() -> None:
-    gathering: Gathering[str] = Gathering(Limits(2, 1.0))
+    batcher: Batcher[str] = Batcher(Limits(2, 1.0))
     for now_s, item in enumerate(["b1", "a1", "b2", "a2"]):
-        gathering.add(item, item[0], now_s)
+        batcher.add(item, item[0], now_s)
 
-    assert gathering.discard("b1", "b")
-    assert not gathering.discard("b1", "b")
+    assert batcher.discard("b1", "b")
+    assert not batcher.discard("b1", "b")
 
-    assert drained(gathering, 3.0) == [["a1", "a2"], ["b2"]]
+    assert drained(batcher, 3.0) == [["a1", "a2"], ["b2"]]
 
 
 # -- sizes and waits -------------------------------------------------------------------------------

@@ -10,10 +10,8 @@ import pytest
 
 from qserve.dag import InputNode
 from qserve.define.check import single_ingress
-from qserve.define.compile import Application, BuiltApplication, Driver, compile_application
+from qserve.define.compile import CompiledApplication, CompiledDriver, assign_names, compile_application, compile_plan
 from qserve.define.deployments import Deployment, deployment
-from qserve.define.names import assign_names
-from qserve.define.plans import compile_plan
 from qserve.drivers import DAGDriver
 from qserve.graph.nodes import bottom_up
 from qserve.graph.plan import InputKey, Plan, Slot, Step
@@ -54,11 +52,11 @@ def combine(*args: Any, **kwargs: Any) -> None:
     return None
 
 
-def names(application: BuiltApplication) -> list[str]:
+def names(application: CompiledApplication) -> list[str]:
     return [built.name for built in application.deployments]
 
 
-def by_name(application: BuiltApplication, name: str) -> Deployment:
+def by_name(application: CompiledApplication, name: str) -> Deployment:
     return {built.name: built for built in application.deployments}[name]
 
 
@@ -144,7 +142,7 @@ def test_built_applications_can_be_pickled() -> None:
 
     assert names(copied) == ["Model", "Parent"]
     assert copied.graphs == application.graphs
-    assert isinstance(copied, Application)
+    assert isinstance(copied, CompiledApplication)
 
 
 # the ingress
@@ -316,13 +314,13 @@ def test_a_driver_serves_one_graph() -> None:
     assert application.route_prefix == "/my-dag"
     assert application.deployments[-1].func_or_class is DAGDriver.func_or_class
     assert application.deployments[-1].init_args == (RayServeDAGHandle("", "a"),)
-    assert application.driver == Driver(adapter=None, routes=None, direct={})
+    assert application.driver == CompiledDriver(adapter=None, routes=None, direct={})
 
 
 def test_a_driver_over_a_class_node_calls_it_with_the_input() -> None:
     application = compile_application(DAGDriver.bind(Model.bind()))
 
-    assert application.driver == Driver(direct={"": "Model"})
+    assert application.driver == CompiledDriver(direct={"": "Model"})
     assert application.graphs == {"": Plan((Step("Model", "__call__", (Slot(0),), {}, 1),), {InputKey(): ((0, 0),)}, 0)}
 
 
@@ -339,7 +337,7 @@ def test_a_driver_serves_graphs_by_route() -> None:
 
     application = compile_application(root)
 
-    assert application.driver == Driver("pkg.mod.fn", tuple(routes), {"/class": "Model_1"})
+    assert application.driver == CompiledDriver("pkg.mod.fn", tuple(routes), {"/class": "Model_1"})
     assert list(application.graphs) == list(routes)
     assert application.graphs["/method"].steps == (Step("Model", "forward"),)
     assert application.graphs["/function"].steps == (Step("func"),)
@@ -362,7 +360,7 @@ def test_one_route_does_not_run_the_methods_of_another() -> None:
 def test_input_schema_is_the_older_name_of_the_adapter() -> None:
     application = compile_application(DAGDriver.bind(func.bind(1), input_schema="a.b"))
 
-    assert application.driver == Driver("a.b")
+    assert application.driver == CompiledDriver("a.b")
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ from qserve.define.deployments import Deployment, deployment
 from qserve.engine.servable import Servable
 from qserve.http.collect import collect, collect_now
 from qserve.http.request import HttpRequest
-from qserve.web.exchange import StreamedAnswer
+from qserve.web.asgi import StreamedResponse
 from qserve.web.ingress import ingress
 
 Asked = Callable[..., Awaitable[tuple[int, dict[str, str], bytes]]]
@@ -220,7 +220,7 @@ def test_a_finished_answer_has_a_body_and_a_stream_has_none() -> None:
             assert type(finished) is Response
             assert finished.body == b'"none"'
             streamed = await servable.instance(a_request("GET", "/stream"))
-            assert isinstance(streamed, StreamedAnswer)
+            assert isinstance(streamed, StreamedResponse)
             assert not hasattr(streamed, "body")
             assert streamed.status_code == 202
             assert (await collect(streamed))[2] == b"abc"
@@ -492,7 +492,7 @@ def test_a_body_of_known_length_is_gathered() -> None:
     assert asyncio.run(run(start(2), part(b"a"), part(b"b"))).body == b"ab"
     assert asyncio.run(run(start(2), part(b"a"), part(b"b"), part(b"", False))).body == b"ab"
     assert asyncio.run(run(start(9), part(b"", False))).body == b""
-    assert isinstance(asyncio.run(run(start(1 << 30), part(b"a"), part(b"b", False))), StreamedAnswer)
+    assert isinstance(asyncio.run(run(start(1 << 30), part(b"a"), part(b"b", False))), StreamedResponse)
 
 
 def test_a_stream_goes_to_http_clients_only() -> None:
@@ -559,7 +559,7 @@ def test_flask_streams() -> None:
     async def run() -> None:
         async with served(Site) as (_, servable):
             response = await servable.instance(a_request("GET", "/stream"))
-            assert isinstance(response, StreamedAnswer)
+            assert isinstance(response, StreamedResponse)
             assert (await collect(response))[0::2] == (202, b"flask0;flask1;flask2;")
 
     asyncio.run(run())
@@ -764,7 +764,7 @@ def test_nothing_optional_is_imported() -> None:
 
 
 def test_responses_of_starlette_are_known_to_the_type_checker() -> None:
-    assert issubclass(StreamedAnswer, Response)
+    assert issubclass(StreamedResponse, Response)
     assert not hasattr(PlainTextResponse, "body")
 
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
+from qserve.define.compile import Numbering, assign_names
 from qserve.define.deployments import deployment
-from qserve.define.names import Numbering, assign_names
 from qserve.deployment_graph import ClassNode, DAGNode, FunctionNode
 from qserve.drivers import DAGDriver
 from qserve.graph.nodes import bottom_up

@@ -18,11 +18,9 @@ from qserve.cli.graph import graph
 from qserve.dag import DAGNode, InputNode, dag_to_dot
 from qserve.define.deployments import deployment
 from qserve.drawing.dot import to_dot
-from qserve.drawing.json_view import json_view, to_json
-from qserve.drawing.layers import Graph, columns_of
-from qserve.drawing.layout import Box, lay_out, spread
+from qserve.drawing.layout import Box, Graph, columns_of, lay_out, spread
 from qserve.drawing.mermaid import to_mermaid
-from qserve.drawing.picture import Picture, PictureEdge, PictureNode, picture_of
+from qserve.drawing.picture import Picture, PictureEdge, PictureNode, json_view, picture_of, to_json
 from qserve.drawing.svg import to_svg
 from qserve.drivers import DAGDriver
 

@@ -1,7 +1,7 @@
-"""One request given to an ASGI application inside a replica, and the response that it sends.
+"""ASGI inside a replica: an application's start and end, and one request to it with its response.
 
-An answer that is finished at once becomes a plain response; anything longer becomes a ``StreamedAnswer``,
-which passes on what the application sends, at the pace of whoever takes it.
+A response that is finished at once becomes a plain response; a longer one becomes a ``StreamedResponse``, which passes
+on what the application sends, at the pace of its reader.
 """
 
 from __future__ import annotations
@@ -25,6 +25,72 @@ _WHOLE_UP_TO = 1 << 20
 _END: Message = {"type": "qserve.end"}
 _running: set[asyncio.Task[None]] = set()
 """The event loop itself holds tasks weakly, and a background task outlives its answer."""
+
+
+class Lifespan:
+    """Runs an application's startup and shutdown, in one task as its context managers need it.
+
+    Parameters:
+      app: The application; one that knows no lifespan is served without.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.state: dict[str, Any] = {}
+        self._app = app
+        self._inbox: asyncio.Queue[Message] = asyncio.Queue()
+        self._outbox: asyncio.Queue[Message] = asyncio.Queue()
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the application has started and waits for its end."""
+        return self._task is not None
+
+    async def start(self) -> None:
+        """Run the application's startup.
+
+        Raises:
+          QserveException: The application says that it failed.
+          Exception: What its startup raised.
+        """
+        scope = {"type": "lifespan", "asgi": {"version": "3.0", "spec_version": "2.0"}, "state": self.state}
+        task = asyncio.create_task(self._run(scope))
+        self._task = task
+        answer = await self._ask("lifespan.startup")
+        if answer is None:
+            self._task = None
+            error = task.exception()
+            log.debug("the application is served without a lifespan: %r", error)
+        elif answer["type"] == "lifespan.startup.failed":
+            self._task = None
+            await task
+            raise QserveException(f"the application's startup failed: {answer.get('message') or 'it gave no reason'}")
+
+    async def stop(self) -> None:
+        """Run the application's shutdown; does nothing when it has not started.
+
+        Raises:
+          QserveException: The application says that it failed.
+          Exception: What its shutdown raised.
+        """
+        task, self._task = self._task, None
+        if task is None:
+            return
+        answer = await self._ask("lifespan.shutdown")
+        await task
+        if answer is not None and answer["type"] == "lifespan.shutdown.failed":
+            raise QserveException(f"the application's shutdown failed: {answer.get('message') or 'it gave no reason'}")
+
+    async def _ask(self, what: str) -> Message | None:
+        self._inbox.put_nowait({"type": what})
+        answer = await self._outbox.get()
+        return answer if answer["type"].startswith(what) else None
+
+    async def _run(self, scope: Any) -> None:
+        try:
+            await self._app(scope, self._inbox.get, self._outbox.put)
+        finally:
+            self._outbox.put_nowait({"type": "lifespan.ended"})
 
 
 class Exchange:
@@ -52,7 +118,7 @@ class Exchange:
           request: Its body is read to the end first.
 
         Returns:
-          A response with its body, or a ``StreamedAnswer`` while there is more to come.
+          A response with its body, or a ``StreamedResponse`` while there is more to come.
 
         Raises:
           QserveException: The application ended without a response.
@@ -105,7 +171,7 @@ class Exchange:
             size += len(chunks[-1])
             more = message.get("more_body", False)
             if more and not is_short:
-                return StreamedAnswer(self, status, headers, chunks)
+                return StreamedResponse(self, status, headers, chunks)
         response = Response(b"".join(chunks), status)
         response.raw_headers = headers
         return response
@@ -150,7 +216,7 @@ class Exchange:
         await self._messages.put(message)
 
 
-class StreamedAnswer(Response):
+class StreamedResponse(Response):
     """A response whose body is still being sent: without ``body``, so it has to be run."""
 
     background = None
