@@ -23,6 +23,7 @@ from qserve.calls.items import DeploymentResponseGenerator, ItemRef
 from qserve.calls.plane import CallOptions
 from qserve.calls.ref import DeploymentResponse, Ref, RefTask, T, T_co
 from qserve.wire import codec
+from qserve.wire.codec import Code
 from qserve.wire.outcome import State
 
 if TYPE_CHECKING:  # the default lets people write `DeploymentHandle` alone; typing has it from Python 3.13 on
@@ -290,23 +291,24 @@ def _arrive(kind: type[_Handle[..., Any]], target: str, app_name: str, options: 
     return _restore(kind, target, app_name, options)
 
 
-_KINDS: list[type[_Handle[..., Any]]] = [
+_KINDS: tuple[type[_Handle[..., Any]], ...] = (
     RayServeDeploymentHandle,
     RayServeSyncHandle,
     DeploymentHandle,
     RayServeDAGHandle,
-]
+)
+"""The classes of handles; a packed handle begins with its class's number in this order."""
 
 
 def _pack(handle: _Handle[..., Any]) -> list[Any]:
-    chosen = handle._options
+    options = handle._options
     return [
         _KINDS.index(type(handle)),
         handle._target,
         handle.app_name,
-        chosen.method_name,
-        chosen.stream,
-        chosen.multiplexed_model_id,
+        options.method_name,
+        options.stream,
+        options.multiplexed_model_id,
     ]
 
 
@@ -315,5 +317,7 @@ def _unpack(packed: list[Any]) -> Any:
     return _arrive(_KINDS[kind], target, app_name, HandleOptions(*options))
 
 
-for _number, _kind in enumerate(_KINDS):
-    codec.register(20 + _number, _kind, _pack, _unpack)
+codec.register(Code.DEPLOYMENT_HANDLE, RayServeDeploymentHandle, _pack, _unpack)
+codec.register(Code.SYNC_HANDLE, RayServeSyncHandle, _pack, _unpack)
+codec.register(Code.NEW_HANDLE, DeploymentHandle, _pack, _unpack)
+codec.register(Code.GRAPH_HANDLE, RayServeDAGHandle, _pack, _unpack)

@@ -68,10 +68,10 @@ def _unpack_ref(packed: list[Any]) -> Ref:
     return Ref(request_id, None) if request_id else Ref.resolved(value)
 
 
-codec.register(31, Ref, _pack_ref, _unpack_ref)
-codec.register(32, RefTask, lambda task: _pack_ref(task.ref), _unpack_ref)
+codec.register(codec.Code.REF, Ref, _pack_ref, _unpack_ref)
+codec.register(codec.Code.REF_TASK, RefTask, lambda task: _pack_ref(task.ref), _unpack_ref)
 codec.register(
-    33,
+    codec.Code.RESPONSE,
     DeploymentResponse,
     lambda response: _pack_ref(response.ref),
     lambda packed: DeploymentResponse(_unpack_ref(packed)),

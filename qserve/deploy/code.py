@@ -15,7 +15,7 @@ from qserve.define.target import load_target
 from qserve.engine.driver import AdaptingDriver
 from qserve.exceptions import PayloadError
 from qserve.http.hints import settle_hints
-from qserve.wire.pickling import dumps
+from qserve.wire.codec import dumps
 
 
 @dataclass(frozen=True)

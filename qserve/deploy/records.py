@@ -13,9 +13,8 @@ from qserve.define.drivers import is_driver
 from qserve.define.options import DeploymentOptions
 from qserve.exceptions import PayloadError
 from qserve.http import adapters as http_adapters
-from qserve.wire.application import ApplicationRecord, DeploymentRecord, DriverRecord
+from qserve.wire.application import ApplicationRecord, DeploymentRecord, DriverRecord, dump_plan
 from qserve.wire.codec import Codec
-from qserve.wire.plan import dump_plan
 
 _GATEWAY_ADAPTERS: dict[Any, str] = {
     http_adapters.json_request: "json_request",

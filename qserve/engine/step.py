@@ -84,7 +84,7 @@ class Stepper:
     def _arguments(self, graph: str, index: int) -> Arguments:
         found = self._templates.get((graph, index))
         if found is None:
-            args, kwargs = self._codec.decode(self._record.plans[graph][1][index].data)
+            args, kwargs = self._codec.decode(self._record.plans[graph][1][index])
             found = self._templates[graph, index] = Arguments(args, kwargs)
         return found
 

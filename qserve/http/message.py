@@ -12,9 +12,6 @@ from typing import Any, TypeVar
 
 from qserve.wire import codec
 
-MESSAGE = 40
-"""The codec's extension of HTTP requests."""
-
 Address = tuple[str, int | None]
 _Message = TypeVar("_Message", bound="HttpMessage")
 
@@ -83,8 +80,4 @@ def unpack_message(packed: list[Any], kind: type[_Message]) -> _Message:
     )
 
 
-def _arrive(packed: list[Any]) -> HttpMessage:
-    return unpack_message(packed, HttpMessage)
-
-
-codec.register(MESSAGE, HttpMessage, pack_message, _arrive)
+codec.register_packer(codec.Code.HTTP_MESSAGE, HttpMessage, pack_message)

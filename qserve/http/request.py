@@ -17,11 +17,8 @@ from starlette.requests import Request
 from starlette.types import Message, Receive
 
 from qserve.exceptions import PayloadError
-from qserve.http.message import MESSAGE, HttpMessage, pack_message, unpack_message
+from qserve.http.message import HttpMessage, pack_message, unpack_message
 from qserve.wire import codec
-
-STARLETTE = 41
-"""The codec's extension of starlette requests."""
 
 _ORIGIN = "qserve.request"
 _ASGI = {"version": "3.0", "spec_version": "2.4"}
@@ -169,5 +166,5 @@ def _arrive(packed: list[Any]) -> Request:
     return unpack_message(packed, HttpRequest).to_starlette()
 
 
-codec.register(MESSAGE, HttpRequest, pack_message, _arrive)
-codec.register(STARLETTE, Request, _pack_starlette, _arrive)
+codec.register_unpacker(codec.Code.HTTP_MESSAGE, _arrive)
+codec.register(codec.Code.STARLETTE_REQUEST, Request, _pack_starlette, _arrive)

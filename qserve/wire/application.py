@@ -1,4 +1,4 @@
-"""What is registered of an application: routes, plans and options, and no user code."""
+"""The registered description of an application: routes, options and the plans of its graphs; no user code."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ import msgpack
 
 from qserve.base.keys import Keys
 from qserve.exceptions import PayloadError
-from qserve.graph.plan import Plan
-from qserve.wire.plan import Template, load_plan
+from qserve.graph.plan import InputKey, Plan, Source, Step
+from qserve.wire.codec import Codec
 
 
 @dataclass(frozen=True)
 class DeploymentRecord:
-    """What callers and supervisors must know of one deployment.
+    """What callers and supervisors need to know about one deployment.
 
     Parameters:
-      num_replicas: Wanted replicas over all hosts.
-      max_ongoing: Calls that run in one replica at the same time.
-      max_queued: Calls that may wait; -1 for no limit.
-      grace_s: How long a stopping replica may finish what it runs.
-      health_period_s, health_timeout_s: When ``check_health`` is called, and how long it may take.
+      num_replicas: The number of replicas to run, over all hosts.
+      max_ongoing: How many calls one replica runs at the same time.
+      max_queued: How many calls may wait; -1 for no limit.
+      grace_s: How long a stopping replica may take to finish its running calls.
+      health_period_s, health_timeout_s: How often ``check_health`` is called, and how long it may take.
       user_config: Passed to ``reconfigure``, as JSON; "" when there is none.
-      max_execution_s: How long one call may run; None for as long as its deadline.
-      max_retries, retry_on, retry_backoff_s: Which errors are worth another try, how often, and after what wait.
+      max_execution_s: How long one call may run; None for as long as its deadline allows.
+      max_retries, retry_on, retry_backoff_s: How often a call is retried, after which errors, and with what pause.
       replicated: False for a driver whose work the gateway does.
     """
 
@@ -47,7 +47,7 @@ class DeploymentRecord:
 
     @property
     def config(self) -> str:
-        """Names the user_config: replicas report which one they have taken."""
+        """The digest of the user_config, by which replicas report which one they use."""
         return hashlib.sha256(self.user_config.encode()).hexdigest()[:12] if self.user_config else ""
 
 
@@ -56,9 +56,9 @@ class DriverRecord:
     """How the gateway acts as the application's DAGDriver.
 
     Parameters:
-      adapter: Name of a built-in adapter, or "" when user code adapts on a replica of the driver.
+      adapter: The name of a built-in adapter; "" when user code on a replica of the driver adapts requests.
       routes: The graphs' names in their order; None when there is a single graph.
-      direct: Graphs that are one deployment, with its name: a call by handle passes all its arguments on.
+      direct: Graphs that consist of one deployment, with its name: a call by handle passes all its arguments on.
     """
 
     adapter: str = ""
@@ -68,14 +68,14 @@ class DriverRecord:
 
 @dataclass(frozen=True)
 class ApplicationRecord:
-    """One application: routes, plans and options; no user code.
+    """One version of an application.
 
     Parameters:
       version: Changes with every deploy.
-      target: ``module:node`` that replicas import; "" when code travels by value.
-      code_digest: Of all that a change of ``user_config`` or ``num_replicas`` leaves as it is.
-      route_prefix: None when it has no HTTP.
-      graphs: Plans by name, as ``wire.plan`` writes them.
+      target: ``module:node`` that replicas import; "" when the code itself is stored in the broker.
+      code_digest: Covers everything except ``user_config`` and ``num_replicas``, which change without new replicas.
+      route_prefix: None for an application without HTTP.
+      graphs: Encoded plans by name; see ``dump_plan``.
     """
 
     name: str
@@ -90,20 +90,20 @@ class ApplicationRecord:
     driver: DriverRecord | None = None
 
     def stream(self, keys: Keys, deployment: str) -> str:
-        """The queue of one deployment; each version has its own, so that versions never mix."""
+        """Return the name of a deployment's queue; each version has its own, so that versions never mix."""
         return keys.stream(self.name, self.version, deployment)
 
     def encode(self) -> bytes:
-        """The record as msgpack."""
+        """Return the record as msgpack."""
         return msgpack.packb(asdict(self))  # type: ignore[no-any-return]
 
     @classmethod
     def decode(cls, data: bytes) -> ApplicationRecord:
-        """Read what ``encode`` wrote; raises PayloadError for anything else."""
+        """Read what ``encode`` wrote; raise PayloadError for anything else."""
         try:
             parts = msgpack.unpackb(data)
             driver = parts.pop("driver")
-            deployments = {name: DeploymentRecord(**one) for name, one in parts.pop("deployments").items()}
+            deployments = {name: DeploymentRecord(**fields) for name, fields in parts.pop("deployments").items()}
             if driver:
                 routes = driver.pop("routes")
                 driver = DriverRecord(**driver, routes=None if routes is None else tuple(routes))
@@ -113,6 +113,49 @@ class ApplicationRecord:
             raise PayloadError(f"an application's record cannot be read: {type(error).__name__}: {error}") from error
 
     @cached_property
-    def plans(self) -> dict[str, tuple[Plan, tuple[Template, ...]]]:
-        """The graphs, ready to run: plan and argument templates by name."""
+    def plans(self) -> dict[str, tuple[Plan, tuple[bytes, ...]]]:
+        """The graphs by name: each one's plan, and the encoded arguments of its steps."""
         return {name: load_plan(parts) for name, parts in self.graphs.items()}
+
+
+def dump_plan(plan: Plan, codec: Codec) -> list[Any]:
+    """Return a plan as plain lists, with each step's arguments encoded by ``codec``."""
+    steps = [
+        [step.deployment, step.method, step.needs, codec.encode([list(step.args), dict(step.kwargs)])]
+        for step in plan.steps
+    ]
+    feeds = [[_dump_source(source), [list(target) for target in targets]] for source, targets in plan.feeds.items()]
+    return [steps, feeds, _dump_source(plan.output)]
+
+
+def load_plan(parts: list[Any]) -> tuple[Plan, tuple[bytes, ...]]:
+    """Read what ``dump_plan`` wrote.
+
+    Returns:
+      The plan without arguments, and the encoded arguments of each step, which the replica that runs it decodes.
+
+    Raises:
+      PayloadError: It is something else.
+    """
+    try:
+        return _load_plan(parts)
+    except Exception as error:
+        raise PayloadError(f"this is not a graph's plan: {type(error).__name__}") from error
+
+
+def _load_plan(parts: list[Any]) -> tuple[Plan, tuple[bytes, ...]]:
+    steps, feeds, output = parts
+    plan = Plan(
+        steps=tuple(Step(deployment=name, method=method, needs=needs) for name, method, needs, _ in steps),
+        feeds={_load_source(source): tuple((step, slot) for step, slot in targets) for source, targets in feeds},
+        output=_load_source(output),
+    )
+    return plan, tuple(arguments for *_, arguments in steps)
+
+
+def _dump_source(source: Source) -> Any:
+    return source if isinstance(source, int) else [source.kind, source.key]
+
+
+def _load_source(packed: Any) -> Source:
+    return packed if isinstance(packed, int) else InputKey(packed[0], packed[1])

@@ -1,112 +1,113 @@
-"""Values to bytes and back: msgpack with typed extensions, and pickle only when it is signed.
+"""Encode values as bytes and decode them: msgpack with typed extensions, and pickle only when it is signed.
 
-Plain data never needs a key. Anything else is pickled by value where its code cannot be imported
-(cloudpickle), and accepted only with the signature of the application's key: whoever can write to the
-broker must not be able to run code in its readers.
+Plain data needs no key. Anything else is pickled (by value where its code cannot be imported) and accepted only
+with a signature by one of the application's keys: being able to write to the broker must not be enough to run code in
+the processes that read from it.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import decimal
+import io
 import pickle
 import sys
 import uuid
+from collections import ChainMap
 from collections.abc import Callable
-from dataclasses import dataclass
+from enum import IntEnum, unique
+from types import CodeType
 from typing import Any
 
+import cloudpickle
 import msgpack
 
 from qserve.base.keyring import Keyring
 from qserve.exceptions import PayloadError, PayloadTooLarge
-from qserve.wire.pickling import dumps
-from qserve.wire.records import is_record, pack_record, unpack_record
+from qserve.graph.plan import Slot
 
-PICKLE = 0
-RECORD = 14
 NO_KEYS = Keyring()
 
 
-@dataclass(frozen=True)
-class Extension:
-    """How one type travels: ``pack`` gives a value that msgpack (or another extension) can write."""
+@unique
+class Code(IntEnum):
+    """The msgpack extension code of every type that is encoded as itself.
 
-    code: int
-    type: type
-    pack: Callable[[Any], Any]
-    unpack: Callable[[Any], Any]
+    The numbers are part of the wire format: never change one, and never give one to another type.
+    """
 
+    PICKLE = 0  # a signed pickle of anything that has no code of its own
+    TUPLE = 1
+    SET = 2
+    FROZENSET = 3
+    DATETIME = 4
+    DATE = 5
+    TIME = 6
+    TIMEDELTA = 7
+    UUID = 8
+    DECIMAL = 9
+    COMPLEX = 10
+    BIG_INT = 11  # an integer of more than 64 bits
+    ARRAY = 12  # numpy.ndarray
+    SCALAR = 13  # numpy.generic
+    RECORD = 14  # an instance of a dataclass or pydantic model, as its fields
 
-_by_type: dict[type, Extension] = {}
-_by_code: dict[int, Extension] = {}
+    # handles, see qserve/calls/handles.py
+    DEPLOYMENT_HANDLE = 20  # RayServeDeploymentHandle
+    SYNC_HANDLE = 21  # RayServeSyncHandle
+    NEW_HANDLE = 22  # DeploymentHandle
+    GRAPH_HANDLE = 23  # RayServeDAGHandle
 
+    SLOT = 30  # qserve.graph.plan: the place of a value that arrives later
+    # refs, see qserve/calls
+    REF = 31
+    REF_TASK = 32
+    RESPONSE = 33  # DeploymentResponse
 
-def register(code: int, kind: type, pack: Callable[[Any], Any], unpack: Callable[[Any], Any]) -> None:
-    """Let values of exactly the type ``kind`` travel under the extension ``code`` (1 to 127)."""
-    extension = Extension(code, kind, pack, unpack)
-    _by_type[kind] = _by_code[code] = extension
-
-
-def _pack_array(array: Any) -> list[Any]:
-    if array.dtype.hasobject:
-        raise TypeError
-    return [
-        array.dtype.str if not array.dtype.names else array.dtype.descr,
-        list(array.shape),
-        array.tobytes(),
-    ]
-
-
-def _unpack_array(packed: list[Any]) -> Any:
-    numpy = sys.modules.get("numpy") or __import__("numpy")
-    kind, shape, data = packed
-    dtype = kind if isinstance(kind, str) else [tuple(part) for part in kind]
-    return numpy.frombuffer(data, dtype=dtype).reshape(shape).copy()
-
-
-def _unpack_scalar(packed: list[Any]) -> Any:
-    return _unpack_array([packed[0], [1], packed[1]])[0]
-
-
-def _unpack_timedelta(parts: list[int]) -> datetime.timedelta:
-    return datetime.timedelta(days=parts[0], seconds=parts[1], microseconds=parts[2])
+    # HTTP requests, see qserve/http
+    HTTP_MESSAGE = 40  # HttpMessage, decoded to starlette's Request
+    STARLETTE_REQUEST = 41  # starlette's Request
 
 
-register(1, tuple, list, tuple)
-register(2, set, list, set)
-register(3, frozenset, list, frozenset)
-register(4, datetime.datetime, datetime.datetime.isoformat, datetime.datetime.fromisoformat)
-register(5, datetime.date, datetime.date.isoformat, datetime.date.fromisoformat)
-register(6, datetime.time, datetime.time.isoformat, datetime.time.fromisoformat)
-register(7, datetime.timedelta, lambda d: [d.days, d.seconds, d.microseconds], _unpack_timedelta)
-register(8, uuid.UUID, lambda u: u.bytes, lambda raw: uuid.UUID(bytes=raw))
-register(9, decimal.Decimal, str, decimal.Decimal)
-register(10, complex, lambda c: [c.real, c.imag], lambda parts: complex(*parts))
-register(11, int, str, int)  # only integers beyond 64 bits come here
-_ARRAY, _SCALAR = 12, 13
-_by_code[_ARRAY] = Extension(_ARRAY, object, _pack_array, _unpack_array)
-_by_code[_SCALAR] = Extension(_SCALAR, object, lambda s: [s.dtype.str, s.tobytes()], _unpack_scalar)
+_packers: dict[type, tuple[Code, Callable[[Any], Any]]] = {}
+_unpackers: dict[int, Callable[[Any], Any]] = {}
 
 
-def _numpy_extension(value: Any) -> Extension | None:
-    # numpy is looked up, not imported: a process that has not imported it holds no array
-    numpy = sys.modules.get("numpy")
-    if numpy is None:
-        return None
-    if type(value) is numpy.ndarray and not value.dtype.hasobject:
-        return _by_code[_ARRAY]
-    if isinstance(value, numpy.generic) and not value.dtype.hasobject and not value.dtype.names:
-        return _by_code[_SCALAR]
-    return None
+def register(code: Code, kind: type, pack: Callable[[Any], Any], unpack: Callable[[Any], Any]) -> None:
+    """Encode and decode values of exactly the type ``kind`` under ``code``.
+
+    Parameters:
+      pack: Returns something that the codec can encode in the value's place.
+      unpack: Returns the value from what ``pack`` returned.
+
+    Raises:
+      ValueError: The code or the type is registered already.
+    """
+    register_packer(code, kind, pack)
+    register_unpacker(code, unpack)
+
+
+def register_packer(code: Code, kind: type, pack: Callable[[Any], Any]) -> None:
+    """Encode values of the type ``kind`` under ``code``, for processes that need not decode them; see ``register``."""
+    if kind in _packers or any(code == other for other, _ in _packers.values()):
+        raise ValueError(f"{code!r} or {kind!r} is already registered for encoding")
+    _packers[kind] = code, pack
+
+
+def register_unpacker(code: Code, unpack: Callable[[Any], Any]) -> None:
+    """Decode what arrives under ``code`` with ``unpack``; see ``register``."""
+    if code in _unpackers:
+        raise ValueError(f"{code!r} is already registered for decoding")
+    _unpackers[code] = unpack
 
 
 class Codec:
-    """Encodes and decodes values with one application's key.
+    """Encodes and decodes values with one application's keys.
 
     Parameters:
       keys: Sign what must be pickled; without a key such values are refused.
-      max_bytes: Longest encoded value.
+      max_bytes: The longest encoded value.
     """
 
     def __init__(self, keys: Keyring = NO_KEYS, max_bytes: int = 10 * 1024 * 1024) -> None:
@@ -136,8 +137,8 @@ class Codec:
         """Encode one value.
 
         Raises:
-          PayloadError: The value cannot travel.
-          PayloadTooLarge: It is longer than ``max_bytes``.
+          PayloadError: The value cannot be encoded.
+          PayloadTooLarge: Its encoding is longer than ``max_bytes``.
         """
         try:
             data = self._pack(value)
@@ -146,7 +147,7 @@ class Codec:
         except Exception as error:
             if isinstance(error, RecursionError) or "recursion" in str(error):
                 error = PayloadError("it is nested too deeply, or contains itself")
-            raise PayloadError(f"a value of type {type(value).__name__!r} cannot travel: {error}") from error
+            raise PayloadError(f"a value of type {type(value).__name__!r} cannot be encoded: {error}") from error
         if len(data) > self._max_bytes:
             raise PayloadTooLarge(
                 f"a value of type {type(value).__name__!r} takes {len(data)} bytes; the limit is {self._max_bytes}"
@@ -154,13 +155,14 @@ class Codec:
         return data
 
     def _default(self, value: Any) -> msgpack.ExtType:
-        extension = _by_type.get(type(value)) or _numpy_extension(value)
-        if extension is None and self._keys.current is None and is_record(value):
-            # with a key a pickle does as well, and also reaches readers that have not imported the class
-            return msgpack.ExtType(RECORD, self._pack(pack_record(value)))
-        if extension is None:
-            return msgpack.ExtType(PICKLE, self._pickle(value))
-        return msgpack.ExtType(extension.code, self._pack(extension.pack(value)))
+        found = _packers.get(type(value)) or _numpy_packer(value)
+        if found is not None:
+            code, pack = found
+            return msgpack.ExtType(code, self._pack(pack(value)))
+        if self._keys.current is None and _is_record(value):
+            # with a key a pickle does as well, and readers that have not imported the class can decode it
+            return msgpack.ExtType(Code.RECORD, self._pack(_pack_record(value)))
+        return msgpack.ExtType(Code.PICKLE, self._pickle(value))
 
     def _pickle(self, value: Any) -> bytes:
         if self._keys.current is None:
@@ -178,7 +180,7 @@ class Codec:
         """Decode one value.
 
         Raises:
-          PayloadError: The bytes are not what ``encode`` writes, or a pickle's signature is missing or wrong.
+          PayloadError: ``encode`` did not write these bytes, or a pickle's signature is missing or wrong.
         """
         try:
             return msgpack.unpackb(
@@ -194,14 +196,12 @@ class Codec:
             raise PayloadError(f"{len(data)} bytes cannot be decoded: {type(error).__name__}") from error
 
     def _extension(self, code: int, data: bytes) -> Any:
-        if code == PICKLE:
+        unpack = _unpackers.get(code)
+        if unpack is not None:
+            return unpack(self.decode(data))
+        if code == Code.PICKLE:
             return self._unpickle(data)
-        if code == RECORD:
-            return unpack_record(self.decode(data))
-        extension = _by_code.get(code)
-        if extension is None:
-            raise PayloadError(f"unknown extension {code}: was this value written by a newer qserve?")
-        return extension.unpack(self.decode(data))
+        raise PayloadError(f"unknown extension {code}: was this value written by a newer qserve?")
 
     def _unpickle(self, signed: bytes) -> Any:
         body = self._keys.verify(signed)
@@ -211,3 +211,152 @@ class Codec:
                 " same secret in every process"
             )
         return pickle.loads(body)
+
+
+# -- Python's own types and graphs -----------------------------------------------------------------
+
+register(Code.TUPLE, tuple, list, tuple)
+register(Code.SET, set, list, set)
+register(Code.FROZENSET, frozenset, list, frozenset)
+register(Code.DATETIME, datetime.datetime, datetime.datetime.isoformat, datetime.datetime.fromisoformat)
+register(Code.DATE, datetime.date, datetime.date.isoformat, datetime.date.fromisoformat)
+register(Code.TIME, datetime.time, datetime.time.isoformat, datetime.time.fromisoformat)
+register(
+    Code.TIMEDELTA,
+    datetime.timedelta,
+    lambda delta: [delta.days, delta.seconds, delta.microseconds],
+    lambda parts: datetime.timedelta(*parts),
+)
+register(Code.UUID, uuid.UUID, lambda value: value.bytes, lambda raw: uuid.UUID(bytes=raw))
+register(Code.DECIMAL, decimal.Decimal, str, decimal.Decimal)
+register(Code.COMPLEX, complex, lambda value: [value.real, value.imag], lambda parts: complex(*parts))
+register(Code.BIG_INT, int, str, int)
+register(Code.SLOT, Slot, lambda slot: [slot.index, slot.nested], lambda packed: Slot(*packed))
+
+# -- numpy -----------------------------------------------------------------------------------------
+
+
+def _numpy_packer(value: Any) -> tuple[Code, Callable[[Any], Any]] | None:
+    # numpy is looked up, not imported: a process that has not imported it holds no array
+    numpy = sys.modules.get("numpy")
+    if numpy is None:
+        return None
+    if type(value) is numpy.ndarray and not value.dtype.hasobject:
+        return Code.ARRAY, _pack_array
+    if isinstance(value, numpy.generic) and not value.dtype.hasobject and not value.dtype.names:
+        return Code.SCALAR, lambda scalar: [scalar.dtype.str, scalar.tobytes()]
+    return None
+
+
+def _pack_array(array: Any) -> list[Any]:
+    return [
+        array.dtype.str if not array.dtype.names else array.dtype.descr,
+        list(array.shape),
+        array.tobytes(),
+    ]
+
+
+def _unpack_array(packed: list[Any]) -> Any:
+    numpy = sys.modules.get("numpy") or __import__("numpy")
+    kind, shape, data = packed
+    dtype = kind if isinstance(kind, str) else [tuple(part) for part in kind]
+    return numpy.frombuffer(data, dtype=dtype).reshape(shape).copy()
+
+
+register_unpacker(Code.ARRAY, _unpack_array)
+register_unpacker(Code.SCALAR, lambda packed: _unpack_array([packed[0], [1], packed[1]])[0])
+
+# -- records: dataclasses and pydantic models ------------------------------------------------------
+
+
+def _is_record(value: Any) -> bool:
+    """Return whether a value is an instance of a dataclass or model that other processes can import."""
+    kind = type(value)
+    return (
+        _is_record_class(kind)
+        and kind.__module__ != "__main__"
+        and find_loaded(kind.__module__, kind.__qualname__) is kind
+    )
+
+
+def _is_record_class(kind: Any) -> bool:
+    if not isinstance(kind, type):
+        return False
+    pydantic = sys.modules.get("pydantic")
+    return dataclasses.is_dataclass(kind) or (pydantic is not None and issubclass(kind, pydantic.BaseModel))
+
+
+def _pack_record(value: Any) -> list[Any]:
+    kind = type(value)
+    if dataclasses.is_dataclass(kind):
+        fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(kind)}
+    else:
+        fields = dict(value)
+    return [kind.__module__, kind.__qualname__, fields]
+
+
+def _unpack_record(packed: list[Any]) -> Any:
+    """Return the instance; validators and ``__post_init__`` do not run, since its fields are as they were.
+
+    Only a class that this process has imported already is accepted: nothing is imported because a message names it.
+
+    Raises:
+      PayloadError: The class is not imported here or is not a record, or a field without a default is missing.
+    """
+    module, qualname, fields = packed
+    kind = find_loaded(module, qualname)
+    if kind is None or not _is_record_class(kind):
+        raise PayloadError(f"a {qualname} arrived, but {module!r} with that class is not imported in this process")
+    if hasattr(kind, "model_construct"):
+        return kind.model_construct(**fields)
+    record = object.__new__(kind)
+    for name, value in {**_defaults(kind, fields), **fields}.items():
+        object.__setattr__(record, name, value)
+    return record
+
+
+def _defaults(kind: Any, given: dict[str, Any]) -> dict[str, Any]:
+    """Return the values of a dataclass's fields that were not sent."""
+    values = {}
+    for field in dataclasses.fields(kind):
+        if field.name in given:
+            continue
+        if field.default is not dataclasses.MISSING:
+            values[field.name] = field.default
+        elif field.default_factory is not dataclasses.MISSING:
+            values[field.name] = field.default_factory()
+        else:
+            raise PayloadError(f"a record of type {kind.__qualname__!r} arrived without its field {field.name!r}")
+    return values
+
+
+def find_loaded(module: str, qualname: str) -> Any:
+    """Return what a module that is already imported holds under this name; None when there is nothing."""
+    found: Any = sys.modules.get(module)
+    for name in qualname.split("."):
+        # not getattr: a module may import others to answer that
+        found = getattr(found, "__dict__", {}).get(name)
+    return found
+
+
+register_unpacker(Code.RECORD, _unpack_record)
+
+# -- pickles ---------------------------------------------------------------------------------------
+
+
+def dumps(value: Any) -> bytes:
+    """Pickle a value, by value where other processes cannot import its classes and functions."""
+    file = io.BytesIO()
+    _Pickler(file).dump(value)
+    return file.getvalue()
+
+
+def _reduce_code(code: CodeType) -> Any:
+    # since 3.1.3 cloudpickle leaves out the file's name, so that pickles are the same on all machines; tracebacks
+    # need it
+    make, parts = cloudpickle.Pickler.dispatch_table[CodeType](code)
+    return make, tuple(code.co_filename if part == "<dynamic-code>" else part for part in parts)
+
+
+class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
+    dispatch_table = ChainMap({CodeType: _reduce_code}, cloudpickle.Pickler.dispatch_table)

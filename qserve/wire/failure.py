@@ -1,7 +1,7 @@
-"""Failures on their way to a caller: text and a type's name, never a pickle.
+"""Send exceptions to callers as text and the name of a type, never as a pickle.
 
-The receiver re-creates the original type only when that type is an exception class that it has already
-imported; nothing is imported and nothing is called because a message says so (compare CVE-2021-23727).
+The receiver recreates the original type only if it is an exception class that the receiver has imported already: a
+message can cause no import and no call (compare CVE-2021-23727).
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import msgpack
 from qserve import exceptions
 from qserve.base.tracebacks import CUT, full_traceback
 from qserve.exceptions import BackPressureError, PayloadError, QserveException, RequestError, TaskError
+from qserve.wire.codec import find_loaded
 
 MESSAGE_LIMIT = 4096
 _NAME_LIMIT = 256
@@ -25,12 +26,13 @@ _PARTS_LIMIT = 64
 
 @dataclass(frozen=True)
 class Failure:
-    """Why a request has no result.
+    """The error with which a request ended.
 
-    ``module`` and ``type`` name the exception's class; ``args`` holds its arguments where they are plain;
-    ``deployment`` is where it was raised, "" when qserve itself refused. ``attributes`` holds what the
-    exception had of its own, where that is plain too; ``is_answer`` says that it is an HTTP answer, as
-    starlette's ``HTTPException`` is.
+    Parameters:
+      module, type: Name the exception's class.
+      deployment: Where it was raised; "" when qserve itself refused the request.
+      args, attributes: The exception's arguments and its own attributes, as far as they are plain data.
+      is_answer: Whether it is an HTTP response in itself, like starlette's ``HTTPException``.
     """
 
     module: str
@@ -43,7 +45,7 @@ class Failure:
     is_answer: bool = False
 
     def encode(self) -> bytes:
-        """The failure as msgpack."""
+        """Return the failure as msgpack."""
         parts = [
             self.module,
             self.type,
@@ -58,21 +60,21 @@ class Failure:
 
     @classmethod
     def decode(cls, data: bytes) -> Failure:
-        """Read what ``encode`` wrote; raises PayloadError for anything else."""
+        """Read what ``encode`` wrote; raise PayloadError for anything else."""
         try:
             module, kind, message, trace, deployment, args, attributes, is_answer = msgpack.unpackb(data)
             if not all(type(text) is str for text in (module, kind, message, trace, deployment)):
-                raise ValueError("its names and messages are no text")
+                raise ValueError("its names and messages are not text")
             return cls(module, kind, message, trace, deployment, tuple(args), dict(attributes), is_answer)
         except Exception as error:
-            raise PayloadError(f"{len(data)} bytes are no failure: {type(error).__name__}") from error
+            raise PayloadError(f"{len(data)} bytes are not a failure: {type(error).__name__}") from error
 
     @classmethod
     def of(cls, error: BaseException, deployment: str = "") -> Failure:
-        """Describe ``error``; a failure that already came from another deployment keeps its origin.
+        """Describe ``error``; one that came from another deployment keeps its origin.
 
-        It never raises, and what it gives can be encoded: a call that failed must end, whatever code of its own
-        the error's class runs here.
+        This never raises, and its result can always be encoded: a failed call must end, even if the error's class
+        runs code of its own here.
         """
         if isinstance(error, TaskError) and error.remote_type:
             inner = getattr(error, "__failure__", None)
@@ -99,7 +101,7 @@ class Failure:
         )
 
     def to_exception(self) -> BaseException:
-        """The exception that a caller catches: one of ours, or a TaskError that is also the original type."""
+        """Return the exception for the caller: one of qserve's, or a TaskError that is also the original type."""
         if self.module == exceptions.__name__:
             ours = getattr(exceptions, self.type, None)
             if isinstance(ours, type) and issubclass(ours, QserveException) and not self.deployment:
@@ -119,7 +121,7 @@ class Failure:
 def _rebuild(kind: type[TaskError], args: tuple[Any, ...]) -> Any:
     try:
         error = kind.__new__(kind, *args)
-    except Exception:  # the original type refuses its own arguments: the general error still says it all
+    except Exception:  # the original type refuses its own arguments: the general error has the same text
         error = TaskError.__new__(TaskError)
     error.args = args
     return error
@@ -143,10 +145,7 @@ def _task_error(module: str, qualname: str) -> type[TaskError]:
 
 
 def _loaded_exception(module: str, qualname: str) -> type[Exception] | None:
-    found: Any = sys.modules.get(module)
-    for name in qualname.split("."):
-        # not getattr: a module may import others to answer that
-        found = getattr(found, "__dict__", {}).get(name)
+    found = find_loaded(module, qualname)
     return found if isinstance(found, type) and issubclass(found, Exception) else None
 
 
@@ -182,7 +181,7 @@ def _plain(args: tuple[Any, ...]) -> tuple[Any, ...]:
 
 def _is_plain(value: Any) -> bool:
     if type(value) is int:
-        return value.bit_length() < 64  # msgpack has none that are longer
+        return value.bit_length() < 64  # msgpack has no longer integers
     return type(value) in (str, float, bool, type(None))
 
 
@@ -194,7 +193,7 @@ def _plain_attributes(error: BaseException) -> dict[str, Any]:
 def _is_small(value: Any) -> bool:
     try:
         return len(msgpack.packb(value, strict_types=True)) <= MESSAGE_LIMIT
-    except Exception:  # no plain value, in whatever way
+    except Exception:  # not plain data
         return False
 
 

@@ -29,12 +29,11 @@ from qserve.http import render, strict_json
 from qserve.http.bad_request import BadRequest
 from qserve.http.message import HttpMessage
 from qserve.http.request import HttpRequest
-from qserve.wire.application import ApplicationRecord, DeploymentRecord, DriverRecord
+from qserve.wire.application import ApplicationRecord, DeploymentRecord, DriverRecord, dump_plan, load_plan
 from qserve.wire.codec import Codec
 from qserve.wire.envelope import Answer, Header
 from qserve.wire.failure import Failure
 from qserve.wire.outcome import Outcome
-from qserve.wire.plan import dump_plan, load_plan
 from qserve.wire.sealing import Seal, open_header, seal_header
 
 CORPUS = Path(__file__).with_name("corpus")

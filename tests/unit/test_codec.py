@@ -17,10 +17,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel
+from starlette.requests import Request
 
 from qserve.base.keyring import Keyring
+from qserve.calls import handles
+from qserve.calls.ref import DeploymentResponse, Ref, RefTask
 from qserve.exceptions import PayloadError
-from qserve.wire.codec import RECORD, Codec
+from qserve.graph.plan import Slot
+from qserve.http.message import HttpMessage
+from qserve.wire.codec import Code, Codec, register, register_packer, register_unpacker
 
 KEYED = Codec(Keyring(b"key"))
 KEYLESS = Codec()
@@ -128,7 +133,7 @@ def test_a_record_is_made_only_of_classes_that_are_records_and_imported() -> Non
 
 
 def record(module: str, name: str, **fields: Any) -> bytes:
-    packed: bytes = msgpack.packb(msgpack.ExtType(RECORD, msgpack.packb([module, name, fields])))
+    packed: bytes = msgpack.packb(msgpack.ExtType(Code.RECORD, msgpack.packb([module, name, fields])))
     return packed
 
 
@@ -200,3 +205,93 @@ def test_a_codec_goes_on_after_a_value_it_refused() -> None:
         uuid.UUID(int=1),
         decimal.Decimal("1.10"),
     )
+
+
+def a_request() -> Request:
+    request = Request({"type": "http", "method": "GET", "path": "/", "headers": [], "query_string": b""})
+    request._body = b"x"
+    return request
+
+
+WIRE: list[tuple[Code, Any, str]] = [
+    (Code.TUPLE, (1, 2), "c70301920102"),
+    (Code.SET, {1}, "d5029101"),
+    (Code.FROZENSET, frozenset({1}), "d5039101"),
+    (Code.DATETIME, datetime.datetime(2020, 1, 2, 3, 4, 5), "c71404b3323032302d30312d30325430333a30343a3035"),
+    (Code.DATE, datetime.date(2020, 1, 2), "c70b05aa323032302d30312d3032"),
+    (Code.TIME, datetime.time(1, 2), "c70906a830313a30323a3030"),
+    (Code.TIMEDELTA, datetime.timedelta(1, 2, 3), "d60793010203"),
+    (Code.UUID, uuid.UUID(int=5), "c71208c41000000000000000000000000000000005"),
+    (Code.DECIMAL, decimal.Decimal("1.5"), "d609a3312e35"),
+    (Code.COMPLEX, 1 + 2j, "c7130a92cb3ff0000000000000cb4000000000000000"),
+    (Code.BIG_INT, 2**70, "c7170bb631313830353931363230373137343131333033343234"),
+    (Code.ARRAY, numpy.arange(2, dtype="<i2"), "c70d0c93a33c69329102c40400000100"),
+    (Code.SCALAR, numpy.float32(1.5), "c70b0d92a33c6634c4040000c03f"),
+    (
+        Code.DEPLOYMENT_HANDLE,
+        handles.RayServeDeploymentHandle("M", "app"),
+        "c713149600a14da3617070a85f5f63616c6c5f5fc2a0",
+    ),
+    (
+        Code.SYNC_HANDLE,
+        handles.RayServeSyncHandle("M", "app").options(method_name="m"),
+        "c70c159601a14da3617070a16dc2a0",
+    ),
+    (
+        Code.NEW_HANDLE,
+        handles.DeploymentHandle("M", "app").options(stream=True),
+        "c713169602a14da3617070a85f5f63616c6c5f5fc3a0",
+    ),
+    (
+        Code.GRAPH_HANDLE,
+        handles.RayServeDAGHandle("g", "app").options(multiplexed_model_id="x"),
+        "c714179603a167a3617070a85f5f63616c6c5f5fc2a178",
+    ),
+    (Code.SLOT, Slot(1, True), "c7031e9201c3"),
+    (Code.REF, Ref("a" * 32, None), "c7241f92d9206161616161616161616161616161616161616161616161616161616161616161c0"),
+    (
+        Code.REF_TASK,
+        RefTask(Ref("a" * 32, None)),
+        "c7242092d9206161616161616161616161616161616161616161616161616161616161616161c0",
+    ),
+    (
+        Code.RESPONSE,
+        DeploymentResponse(Ref("a" * 32, None)),
+        "c7242192d9206161616161616161616161616161616161616161616161616161616161616161c0",
+    ),
+    (
+        Code.HTTP_MESSAGE,
+        HttpMessage("GET", "http", "/a", "", b"", ((b"h", b"v"),), ("c", 1), None, b"x", {"id": 1}),
+        "c724289aa3474554a468747470a22f61a0c40092c40168c4017692a16301c0c4017881a2696401",
+    ),
+    (Code.STARLETTE_REQUEST, a_request(), "c716299aa3474554a468747470a12fa0c40090c0c0c4017880"),
+]
+"""A value for every code, and the bytes that processes of other versions read and write for it."""
+
+
+@pytest.mark.parametrize(("code", "value", "data"), WIRE, ids=[code.name for code, _, _ in WIRE])
+def test_the_bytes_of_a_type_do_not_change_from_version_to_version(code: Code, value: Any, data: str) -> None:
+    assert KEYLESS.encode(value).hex() == data
+    assert code == msgpack.unpackb(bytes.fromhex(data)).code
+    kinds: dict[Code, type] = {Code.HTTP_MESSAGE: Request, Code.REF_TASK: Ref}
+    assert type(KEYLESS.decode(bytes.fromhex(data))) is kinds.get(code, type(value))
+
+
+def test_every_code_can_be_read() -> None:
+    assert {code for code, _, _ in WIRE} == set(Code) - {Code.PICKLE, Code.RECORD}
+
+
+def test_no_code_and_no_type_is_registered_twice() -> None:
+    class Other:
+        pass
+
+    with pytest.raises(ValueError, match="already registered"):
+        register(Code.TUPLE, Other, list, Other)
+    with pytest.raises(ValueError, match="already registered"):
+        register_packer(Code.TUPLE, Other, list)
+    with pytest.raises(ValueError, match="already registered"):
+        register_packer(Code.RECORD, tuple, list)
+    with pytest.raises(ValueError, match="already registered"):
+        register_unpacker(Code.HTTP_MESSAGE, Other)
+    with pytest.raises(PayloadError, match="QSERVE_SECRET_KEY"):
+        KEYLESS.encode(Other())

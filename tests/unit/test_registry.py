@@ -13,9 +13,8 @@ from qserve.broker.registry import Registry
 from qserve.deploy.replicas import FAILED, RUNNING, Pool, ReplicaStatus
 from qserve.exceptions import AppNotFound, PayloadError
 from qserve.graph.plan import InputKey, Plan, Slot, Step
-from qserve.wire.application import ApplicationRecord, DeploymentRecord, DriverRecord
+from qserve.wire.application import ApplicationRecord, DeploymentRecord, DriverRecord, dump_plan
 from qserve.wire.codec import Codec
-from qserve.wire.plan import dump_plan
 from qserve.wire.sealing import Seal
 
 CODEC = Codec()
@@ -44,10 +43,10 @@ def test_a_record_arrives_as_it_was_written() -> None:
 
 
 def test_a_plan_arrives_with_its_arguments_still_encoded() -> None:
-    plan, (template,) = ApplicationRecord.decode(RECORD.encode()).plans[""]
+    plan, (arguments,) = ApplicationRecord.decode(RECORD.encode()).plans[""]
 
     assert (plan.feeds, plan.output, plan.steps[0].needs) == (PLAN.feeds, 0, 2)
-    assert CODEC.decode(template.data) == [[Slot(0), 2], {"by": [Slot(1, nested=True)]}]
+    assert CODEC.decode(arguments) == [[Slot(0), 2], {"by": [Slot(1, nested=True)]}]
 
 
 def test_a_record_that_cannot_be_read_is_refused() -> None:
