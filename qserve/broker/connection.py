@@ -44,7 +44,7 @@ LONGEST_PAUSE_S = 1.0
 
 # States that pass by themselves, which redis-py reports as plain ResponseErrors (reliability.md, 0.12).
 _TRANSIENT = (
-    "NOGROUP", "UNBLOCKED", "READONLY", "MISCONF", "OOM", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "BUSY",
+    "NOGROUP", "UNBLOCKED", "READONLY", "MISCONF", "OOM", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "BUSY ",
     "NOREPLICAS", "LOADING",
 )  # fmt: skip
 

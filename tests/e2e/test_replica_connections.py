@@ -175,3 +175,19 @@ def test_a_broker_that_is_killed_and_started_again_loses_nothing_and_ends_no_pro
     assert ledger.read_text() == "x" * 20
     assert shop.pids() == pids
     assert worker.exit_code() is None
+
+
+def test_an_idle_replica_keeps_its_connections_and_opens_no_others(shop: Installation) -> None:
+    shop.start()
+    shop.ask("pid")
+    (replica,) = shop.replicas()
+    ours = {one["id"] for one in shop.client.client_list()}
+    opened = shop.client.info("stats")["total_connections_received"]
+
+    # it has beaten, been swept and read in vain, each several times
+    beat = shop.keys.beat(replica.name)
+    first = int(shop.client.get(beat) or 0)
+    wait_until(lambda: int(shop.client.get(beat) or 0) >= first + 10, description="ten heartbeats", timeout_s=10)
+
+    assert shop.client.info("stats")["total_connections_received"] == opened
+    assert {one["id"] for one in shop.client.client_list()} == ours

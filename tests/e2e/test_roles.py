@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 import urllib.request
@@ -10,6 +11,8 @@ from typing import Any
 
 import pytest
 from processes import READY, Process, Site, free_port, wait_until
+
+from qserve.broker.connection import connect
 
 APP = """
 import os
@@ -228,24 +231,60 @@ def test_a_role_without_a_broker_says_what_to_set(site: Site, role: str) -> None
     assert "QSERVE_BROKER_URL" in said[0] or "--broker" in said[0]
 
 
+def celery(stack: Stack, *command: str) -> Process:
+    """Run Celery's command line against the stack's broker, to its end."""
+    program = [sys.executable, "-m", "celery", "-A", "qserve_workers.app", *command]
+    process = stack.site.start(program, env=stack.env)
+    process.wait()
+    return process
+
+
+def inspect(stack: Stack, what: str) -> dict[str, Any]:
+    """Ask all replicas, and return their answers by their names."""
+    process = celery(stack, "inspect", what, "--json", "--timeout", "1")
+    assert process.exit_code() == 0, process.output
+    found: dict[str, Any] = json.loads(process.stdout)
+    return found
+
+
 def test_celery_sees_the_replicas_of_the_broker(site: Site) -> None:
     stack = Stack(site)
     stack.start(counters=2)
 
-    def inspect(what: str) -> dict[str, Any]:
-        command = [sys.executable, "-m", "celery", "-A", "qserve_workers.app", "inspect", what, "--json"]
-        process = site.start([*command, "--timeout", "1"], env=stack.env)
-        assert process.wait() == 0, process.output
-        found: dict[str, Any] = json.loads(process.stdout)
-        return found
-
-    ping, stats = inspect("ping"), inspect("stats")
+    ping, stats, queues = (inspect(stack, what) for what in ("ping", "stats", "active_queues"))
 
     assert sorted(name.split(".")[1].split("-")[0] for name in ping) == ["Counter", "Counter", "Tokenizer"]
     assert all(answer == {"ok": "pong"} for answer in ping.values())
-    assert set(stats) == set(ping)
+    assert set(stats) == set(queues) == set(ping)
     assert len({one["pid"] for one in stats.values()}) == 3
+    assert all(queue["name"].endswith((":Counter", ":Tokenizer")) for one in queues.values() for queue in one)
     assert stack.post("a b")["words"] == 2
+
+
+def test_a_replica_that_celery_shuts_down_ends_and_another_one_takes_its_place(site: Site) -> None:
+    stack = Stack(site)
+    _, counters, _ = stack.start()
+    before = stack.post("x")["pid"]
+    (name,) = [name for name in inspect(stack, "ping") if ".Counter-" in name]
+
+    celery(stack, "control", "shutdown", "--destination", name, "--timeout", "1")
+
+    wait_until(lambda: stack.post("x")["pid"] != before, description="another replica answers", timeout_s=10)
+    assert "died (exit code 0)" in counters.stderr
+    assert "Traceback" not in counters.stderr
+
+
+def test_control_is_answered_over_a_new_connection_when_the_old_one_was_lost(site: Site) -> None:
+    stack = Stack(site)
+    stack.start()
+    with contextlib.closing(connect(stack.env["QSERVE_BROKER_URL"])) as client:
+        client.client_kill_filter(_type="normal", skipme=True)
+
+    wait_until(
+        lambda: celery(stack, "inspect", "ping", "--timeout", "1").stdout.count("pong") == 2,
+        description="both replicas answer",
+        timeout_s=20,
+    )
 
 
 def test_run_uses_a_named_broker_and_ends_without_touching_it(site: Site) -> None:

@@ -6,9 +6,9 @@ import threading
 from typing import Any
 
 import pytest
-from qserve_workers.celery.transport import Tag
-from qserve_workers.replica import backlog as module
-from qserve_workers.replica.backlog import Backlog, Fetched
+from qserve_workers.replica import reader as module
+from qserve_workers.replica.reader import Backlog
+from qserve_workers.replica.work import Delivery, Tag
 
 from qserve.base.keys import Keys
 from qserve.exceptions import BrokerUnavailable
@@ -33,8 +33,8 @@ class FakeBroker:
         return len(entries)
 
 
-def entries(count: int) -> list[Fetched]:
-    return [Fetched(Tag("queue", str(number).encode()), {}) for number in range(count)]
+def entries(count: int) -> list[Delivery]:
+    return [Delivery(Tag("queue", str(number).encode()), {}) for number in range(count)]
 
 
 def give_back(backlog: Backlog, broker: FakeBroker) -> int:
@@ -43,7 +43,7 @@ def give_back(backlog: Backlog, broker: FakeBroker) -> int:
 
 def test_what_has_just_come_stays() -> None:
     backlog, broker = Backlog(), FakeBroker()
-    batch = backlog.drain(entries(3))
+    batch = backlog.begin_each(entries(3))
     next(batch)
     assert give_back(backlog, broker) == 0
     assert len(list(batch)) == 2
@@ -64,7 +64,7 @@ def test_each_call_is_either_begun_or_given_back(monkeypatch: pytest.MonkeyPatch
     try:
         # as fast as the thread lets it: neither side may come away with everything
         for start in range(0, len(all_of_them), 100):
-            begun += [entry.tag.entry_id for entry in backlog.drain(all_of_them[start : start + 100])]
+            begun += [entry.tag.entry_id for entry in backlog.begin_each(all_of_them[start : start + 100])]
     finally:
         stop.set()
         thread.join()
@@ -75,7 +75,7 @@ def test_each_call_is_either_begun_or_given_back(monkeypatch: pytest.MonkeyPatch
 def test_what_could_not_be_given_back_is_still_there_in_its_order(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "UNSTARTED_S", -1.0)
     backlog, broker = Backlog(), FakeBroker(ConnectionError("away"))
-    batch = backlog.drain(entries(4))
+    batch = backlog.begin_each(entries(4))
     assert next(batch).tag.entry_id == b"0"
 
     with pytest.raises(BrokerUnavailable):

@@ -1,5 +1,5 @@
-"""Celery's parts: its task, boot steps, remote control and the transport.
+"""What is Celery's in a replica: the application, the worker with its boot steps, remote control and its transport.
 
 It may import qserve and qserve_workers.replica.
-Open first: consumer.py.
+Open first: worker.py.
 """

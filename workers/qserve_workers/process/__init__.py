@@ -1,4 +1,4 @@
-"""A replica's process from fork to exit: boot, heartbeat, watchdog, health.
+"""A replica's process from fork to exit: boot, heartbeat, health.
 
 It may import qserve, qserve_workers.replica and qserve_workers.celery.
 Open first: boot.py.

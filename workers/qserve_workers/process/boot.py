@@ -8,11 +8,9 @@ import gc
 import json
 import os
 import signal
-import socket
 from typing import Any
 
 from celery import signals
-from celery.worker import WorkController
 
 from qserve.base.context import ReplicaContext, enter_replica
 from qserve.base.keys import Keys
@@ -31,25 +29,16 @@ from qserve.exceptions import QserveException
 from qserve.wire.application import ApplicationRecord
 from qserve.wire.codec import Codec
 from qserve.wire.sealing import Seal
-from qserve_workers.app import make_celery
-from qserve_workers.celery.pool import ReplicaPool
+from qserve_workers.celery.app import make_celery
+from qserve_workers.celery.worker import ReplicaWorker
 from qserve_workers.process.heartbeat import Heartbeat
-from qserve_workers.process.life import ORPHANED_EXIT, UNHEALTHY_EXIT, Life, report
+from qserve_workers.process.lifecycle import Lifecycle, report
 from qserve_workers.process.orphan import end_with
 from qserve_workers.process.spec import ReplicaSpec
-from qserve_workers.process.watchdog import Watchdog
+from qserve_workers.replica.exit_codes import Exit
 from qserve_workers.replica.plane import LoopPlane
 from qserve_workers.replica.replica import Replica
-
-
-class ReplicaWorker(WorkController):  # type: ignore[misc]
-    """A Celery worker that holds one replica."""
-
-    replica: Replica
-
-    def on_consumer_ready(self, consumer: Any) -> None:
-        """Tell Celery's listeners and our supervisors that calls are taken."""
-        signals.worker_ready.send(sender=consumer)
+from qserve_workers.replica.watchdog import Watchdog
 
 
 def run_replica(spec: ReplicaSpec) -> int:
@@ -72,29 +61,29 @@ def run_replica(spec: ReplicaSpec) -> int:
         return 1
     gc.freeze()  # what is here now stays: the collector need not look at it again
     limit_s = spec.record.deployments[spec.deployment].max_execution_s
-    watchdog = Watchdog(replica, connect(spec.settings.broker_url), limit_s)
-    life = Life(spec, servable, reports, registry)
+    watchdog = Watchdog(replica, connect(spec.settings.broker_url), limit_s, spec.settings.stall_limit_s)
+    lifecycle = Lifecycle(spec, servable, reports, registry, stop=replica.stop)
     beats = connect(spec.settings.broker_url)
-    Heartbeat(beats, spec.settings, spec.name, lambda: not watchdog.is_stalled(), life.report_again).start()
-    worker = _make_worker(spec, replica)
+    Heartbeat(beats, spec.settings, spec.name, lambda: not watchdog.is_stalled(), lifecycle.report_again).start()
+    worker = ReplicaWorker(make_celery(spec.settings), replica, spec.record.name)
 
     def begin(**_: Any) -> None:
         watchdog.start()
-        life.begin(loop)
+        lifecycle.begin(loop)
 
     signals.worker_ready.connect(begin, weak=False)
     worker.start()
     watchdog.stop()
     replica.plane.close()
-    loop.run_until_complete(life.end())
-    return UNHEALTHY_EXIT if life.is_unhealthy else int(worker.exitcode or 0)
+    loop.run_until_complete(lifecycle.end())
+    return int(worker.exitcode or 0)
 
 
 def _end_with_parent(parent: int) -> None:
     die_with_parent(signal.SIGTERM)
     if os.getppid() != parent:  # it was gone before the kernel was told
-        os._exit(ORPHANED_EXIT)
-    end_with(parent, ORPHANED_EXIT)
+        os._exit(Exit.ORPHANED)
+    end_with(parent, Exit.ORPHANED)
 
 
 async def _construct(spec: ReplicaSpec, keys: Keys, registry: Registry) -> tuple[Replica, Servable]:
@@ -145,20 +134,3 @@ class _Catalog:
     def find(self, app: str) -> ApplicationRecord:
         """An application's record. A call to another application blocks for one look-up at the broker."""
         return self._own if app == self._own.name else self._registry.get(app)
-
-
-def _make_worker(spec: ReplicaSpec, replica: Replica) -> ReplicaWorker:
-    celery = make_celery(spec.settings, replica.stream, spec.name)
-    worker = ReplicaWorker(
-        app=celery,
-        hostname=f"{spec.record.name}.{spec.name}@{socket.gethostname()}",
-        pool=ReplicaPool,
-        concurrency=1,
-        queues=[replica.stream],
-        without_mingle=True,
-        without_gossip=True,
-        without_heartbeat=True,
-        task_events=False,
-    )
-    worker.replica = replica
-    return worker

@@ -18,4 +18,4 @@ import celery.worker.strategy
 
 import qserve.dag
 import qserve.http.adapters
-import qserve_workers.celery.consumer
+import qserve_workers.celery.worker

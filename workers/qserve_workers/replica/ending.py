@@ -17,10 +17,9 @@ from qserve.exceptions import BrokerError, PayloadError
 from qserve.wire.application import DeploymentRecord
 from qserve.wire.failure import Failure
 from qserve.wire.outcome import State
-from qserve_workers.celery.transport import Delivery
 from qserve_workers.replica.plane import LoopPlane
 from qserve_workers.replica.retries import RetryPolicy
-from qserve_workers.replica.work import Work, bury_unread
+from qserve_workers.replica.work import Delivery, Tag, Work, bury_unread
 
 log = get_logger(__name__)
 
@@ -31,13 +30,21 @@ class Ending:
     Parameters:
       name: The replica's name.
       stream: The deployment's queue.
-      on_end: Called when a call has ended here; the broker's answer may still be on its way.
+      on_end: Called when a call has ended here; the broker's reply may still be on its way.
+      on_settled: Called when the broker has acknowledged a delivery, or put it back.
     """
 
     def __init__(
-        self, name: str, record: DeploymentRecord, stream: str, plane: LoopPlane, keys: Keys,
+        self,
+        name: str,
+        record: DeploymentRecord,
+        stream: str,
+        plane: LoopPlane,
+        keys: Keys,
+        *,
         on_end: Callable[[Work], None],
-    ) -> None:  # fmt: skip
+        on_settled: Callable[[Tag], None],
+    ) -> None:
         self._name = name
         self._deployment = record.name
         self._stream = stream
@@ -45,6 +52,7 @@ class Ending:
         self._keys = keys
         self._retries = RetryPolicy(record)
         self._on_end = on_end
+        self._on_settled = on_settled
 
     def commit(self, work: Work, conclusion: Conclusion) -> None:
         """Publish what a call caused.
@@ -104,16 +112,16 @@ class Ending:
 
         Crash before this is sent: the delivery is handed over, with a death that was not its own.
         """
-        tag = delivery.delivery_tag
+        tag = delivery.tag
         command = functions.give_back(tag.stream, self._stream, [tag.entry_id], self._keys.request(""))
-        self._plane.post(command, lambda reply: delivery.channel.qos.settle(tag))
+        self._plane.post(command, lambda reply: self._on_settled(tag))
 
     def bury_unread(self, delivery: Delivery, error: Exception) -> None:
         """Keep a delivery of which nobody can tell whose it is; see ``bury``."""
         log.error("a message of queue %s cannot be read and is a dead letter now: %s", self._stream, error)
         failure = Failure.of(PayloadError(f"a message of {self._deployment!r} cannot be read: {error}"))
         command = bury_unread(self._keys, delivery, failure, self._name, self._plane.seal)
-        self._plane.post(command, lambda reply: delivery.channel.qos.settle(delivery.delivery_tag))
+        self._plane.post(command, lambda reply: self._on_settled(delivery.tag))
 
     def _describe(self, work: Work, error: BaseException, what: str) -> Failure:
         failure = Failure.of(error, self._deployment)
@@ -133,7 +141,7 @@ class Ending:
         self._on_end(work)
 
     def _on_reply(self, work: Work, reply: Any) -> None:
-        work.delivery.channel.qos.settle(work.delivery.delivery_tag)
+        self._on_settled(work.delivery.tag)
         if reply != b"OK" and log.isEnabledFor(logging.DEBUG):
             log.debug("the end of request %s was answered %r", work.header.request_id, reply)
 

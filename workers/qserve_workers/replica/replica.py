@@ -14,23 +14,27 @@ from typing import Any
 
 from starlette.requests import Request
 
+from qserve.base import failpoints
 from qserve.base.context import request_context
 from qserve.base.keys import Keys
 from qserve.base.log import get_logger
 from qserve.base.settings import Settings
+from qserve.broker.connection import Client
+from qserve.broker.library import Command
 from qserve.calls.ref import DeploymentResponse, Ref, RefTask
 from qserve.engine.servable import Method, Servable
 from qserve.engine.step import Conclusion, Stepper
 from qserve.engine.streams import is_generator, plain_result_of_stream
 from qserve.wire.application import ApplicationRecord
 from qserve.wire.outcome import State
-from qserve_workers.celery.transport import Delivery
-from qserve_workers.replica.backlog import Backlog
 from qserve_workers.replica.ending import Ending
+from qserve_workers.replica.exit_codes import Exit
+from qserve_workers.replica.models import ModelAdvertiser
 from qserve_workers.replica.pace import CoroutinePace, Pace
 from qserve_workers.replica.plane import LoopPlane
+from qserve_workers.replica.reader import Backlog, StreamReader
 from qserve_workers.replica.streaming import ReaderGone, answers_http, must_run, stream, taker_of
-from qserve_workers.replica.work import Work
+from qserve_workers.replica.work import Delivery, Work
 
 log = get_logger(__name__)
 _REFS = (Ref, RefTask, DeploymentResponse)
@@ -43,7 +47,6 @@ class Replica:
       name: The consumer's name in the group; unique for ever.
       deployment: The deployment's name.
       record: The application's version that this replica runs.
-      on_room: Called when a call has ended and another may be fetched.
     """
 
     def __init__(
@@ -58,21 +61,19 @@ class Replica:
         settings: Settings,
         record: ApplicationRecord,
     ) -> None:
+        assert settings.broker_url is not None
         self.name = name
         self.deployment = deployment
         self.stream = record.stream(keys, deployment)
-        self.streams = [self.stream]
         self.plane = plane
-        self.settings = settings
         self.loop = plane.loop
-        self.on_room: Callable[[], None] = lambda: None
-        self.on_new_stream: Callable[[], None] = lambda: None
         self._servable = servable
         self._stepper = stepper
-        self.keys = keys
-        self._max_ongoing = record.deployments[deployment].max_ongoing
+        self._keys = keys
+        self.max_ongoing = record.deployments[deployment].max_ongoing
         self._grace_s = record.deployments[deployment].grace_s
-        self.backlog = Backlog()
+        self._exit_code = 0
+        self._stopping = asyncio.Event()
         self._running = 0
         self._in_thread = 0
         self._paces: dict[str, Pace] = {}
@@ -84,33 +85,97 @@ class Replica:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="user-code")
         self._tasks: set[asyncio.Task[None]] = set()
         self._works: dict[int, Work] = {}
-        self.ending = Ending(name, record.deployments[deployment], self.stream, plane, keys, self._leave)
+        self._backlog = Backlog()
+        self.ending = Ending(
+            name, record.deployments[deployment], self.stream, plane, keys,
+            on_end=self._leave, on_settled=self._backlog.settle,
+        )  # fmt: skip
+        self._reader = StreamReader(
+            name,
+            self.stream,
+            settings.broker_url,
+            plane,
+            self._backlog,
+            room=self._room,
+            accept=self._accept,
+            refuse=self.ending.bury_unread,
+            on_refused=lambda: self._advertiser.renew(),
+            on_out_of_files=lambda: self.stop(Exit.OUT_OF_FILES),
+        )
+        self._advertiser = ModelAdvertiser(name, self.stream, keys, plane, self._reader.read_also)
+
+    # -- from the first call to the last -----------------------------------------------------------
+
+    async def run(self, on_ready: Callable[[], object]) -> int:
+        """Run calls until ``stop``, then finish those that have begun.
+
+        Parameters:
+          on_ready: Called once calls are taken.
+
+        Returns:
+          The process's exit code.
+        """
+        await self._reader.open()
+        on_ready()
+        await self._stopping.wait()
+        self._advertiser.stop()
+        await self._reader.close()
+        if failpoints.ARMED:
+            failpoints.hit("drain.mid")
+        await self._drain()
+        self._reader.disconnect()
+        return self._exit_code
+
+    def stop(self, exit_code: int = 0) -> None:
+        """Take no more calls, and end when those that have begun are finished; on the loop's thread."""
+        self._exit_code = self._exit_code or exit_code
+        self._stopping.set()
+
+    async def _drain(self) -> None:
+        try:
+            await asyncio.wait_for(self._idle.wait(), self._grace_s)
+        except TimeoutError:
+            log.warning("%d calls still run after %.1f s; they are handed over", self._running, self._grace_s)
+        await self.plane.settled(2.0)
 
     def works(self) -> list[Work]:
-        """What has begun and not ended; may be asked from any thread."""
+        """Return what has begun and not ended; from any thread."""
         return list(self._works.values())
 
-    def left(self, works: list[Work]) -> None:
-        """Forget calls that went back to their queue from the backlog."""
+    def streams(self) -> list[str]:
+        """Return the streams that this replica reads; from any thread."""
+        return list(self._reader.streams)
+
+    def end_command(self, work: Work, conclusion: Conclusion) -> Command:
+        """Return what ends a call at the broker, for a thread that has a connection of its own."""
+        return work.commit_command(self._keys, conclusion, self.plane.epoch.current(), self.plane.seal)
+
+    def give_back(self, client: Client) -> int:
+        """Put the calls that could not begin in time back on the queue, and return how many; from any thread.
+
+        Raises:
+          BrokerError: They stay here.
+        """
+        count, begun = self._backlog.give_back(client, self._keys, self.stream)
+        if begun:
+            self.loop.call_soon_threadsafe(self._forget, begun)
+        return count
+
+    def _forget(self, works: list[Work]) -> None:
         for work in works:
-            work.delivery.channel.qos.settle(work.delivery.delivery_tag)
+            self._backlog.settle(work.delivery.tag)
             self._leave(work)
 
-    def room(self) -> int:
-        """How many calls may be fetched now."""
+    def _room(self) -> int:
+        """How many calls may be read now."""
         if self._suspects or self._alone or self._in_thread:
             return 0
         # a queue that holds one call whose replica died often holds more, and each of them has to run alone
-        return min(self._max_ongoing - self._running, 1 if self._cautious else self._pace.batch)
-
-    def read_also(self, stream: str) -> None:
-        """Fetch from one more stream, from the next read on."""
-        if stream not in self.streams:
-            self.streams.append(stream)
+        return min(self.max_ongoing - self._running, 1 if self._cautious else self._pace.batch)
 
     # -- taking ------------------------------------------------------------------------------------
 
-    def accept(self, delivery: Delivery) -> None:
+    def _accept(self, delivery: Delivery) -> None:
         """Take a delivery: run it, or end its request when it cannot or must not run any more."""
         try:
             work = Work.of(delivery, self.plane.seal)
@@ -203,7 +268,7 @@ class Replica:
         call = partial(contextvars.copy_context().run, pace.measure, method.call, args, work.call.kwargs)
         if self._in_thread:
             del self._works[id(work)]
-            self.backlog.queue(work, lambda: self._run_in_thread(work, call))
+            self._backlog.queue(work, lambda: self._run_in_thread(work, call))
         else:
             self._run_in_thread(work, call)
 
@@ -216,7 +281,7 @@ class Replica:
 
     def _on_thread_done(self, work: Work, done: Any) -> None:
         self._in_thread -= 1
-        self.backlog.run_next()
+        self._backlog.run_next()
         error = done.exception()
         if error is not None:
             self.ending.fail(work, error)
@@ -250,7 +315,7 @@ class Replica:
     async def _stream(self, work: Work, value: Any) -> None:
         assert work.call is not None
         try:
-            emitter = taker_of(self.plane, self.keys, work.header, work.call.method)
+            emitter = taker_of(self.plane, self._keys, work.header, work.call.method)
             await stream(emitter, value, work.header, self._stepper.encode_item, self._in_user_thread)
         except ReaderGone:
             self.ending.commit(work, Conclusion(State.CANCELLED))
@@ -281,19 +346,7 @@ class Replica:
         if not self._running:
             self._idle.set()
         self._run_suspect()
-        self.on_room()
-
-    async def drain(self) -> None:
-        """Let what runs finish, for as long as the deployment's grace says; commits included."""
-        try:
-            await asyncio.wait_for(self._idle.wait(), self._grace_s)
-        except TimeoutError:
-            log.warning(
-                "%d calls still run after %.1f s; they are handed over",
-                self._running,
-                self._grace_s,
-            )
-        await self.plane.settled(2.0)
+        self._reader.ask()
 
 
 _COROUTINES = CoroutinePace()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from qserve.base.clock import clock
 from qserve.base.context import RequestContext
@@ -17,11 +18,24 @@ from qserve.wire.failure import Failure
 from qserve.wire.moves import Epoch
 from qserve.wire.outcome import State
 from qserve.wire.sealing import Seal, open_header, open_values, seal_end, seal_moves
-from qserve_workers.celery.transport import Delivery
 
 HISTORY_CHARS = 200
 """How much of an error's text goes into the history of its call."""
 _SLOTS = [str(number).encode() for number in range(256)]
+
+
+class Tag(NamedTuple):
+    """Which entry of which stream a delivery is."""
+
+    stream: str
+    entry_id: bytes
+
+
+class Delivery(NamedTuple):
+    """A call as it was read from a stream: an entry with its raw fields."""
+
+    tag: Tag
+    fields: dict[bytes, bytes]
 
 
 @dataclass(slots=True, eq=False)
@@ -59,7 +73,7 @@ class Work:
             if slot not in fields:
                 break
             values.append(fields[slot])
-        return open_values(seal, self.delivery.delivery_tag.stream, self.header, self.step, values)
+        return open_values(seal, self.delivery.tag.stream, self.header, self.step, values)
 
     def context(self) -> RequestContext:
         """What user code may know of the request."""
@@ -68,7 +82,7 @@ class Work:
 
     def commit_command(self, keys: Keys, conclusion: Conclusion, epoch: Epoch, seal: Seal) -> Command:
         """What ends this call at the broker."""
-        tag, request_id = self.delivery.delivery_tag, self.header.request_id
+        tag, request_id = self.delivery.tag, self.header.request_id
         return functions.commit(
             tag.stream,
             keys.request(request_id),
@@ -90,7 +104,7 @@ class Work:
         self, keys: Keys, stream: str, wait_s: float, tries: int, replica: str, error: BaseException
     ) -> Command:
         """What ends this try, and brings the call back to its deployment's ``stream`` after a wait."""
-        tag, request = self.delivery.delivery_tag, keys.request(self.header.request_id)
+        tag, request = self.delivery.tag, keys.request(self.header.request_id)
         delayed = keys.delayed_of(stream)
         wait_ms = int(wait_s * 1000)
         life_ms = wait_ms + max(0, self.header.deadline_ms - int(clock.judge_ms())) + CLOCK_MARGIN_MS
@@ -100,7 +114,7 @@ class Work:
 
     def bury_command(self, keys: Keys, why: str, failure: Failure, replica: str, seal: Seal) -> Command:
         """What ends this call as a dead letter."""
-        tag, request_id = self.delivery.delivery_tag, self.header.request_id
+        tag, request_id = self.delivery.tag, self.header.request_id
         request, said = keys.request(request_id), f"{failure.type}: {failure.message}"[:HISTORY_CHARS]
         told = seal_end(seal, request_id, State.FAILED, failure.encode())
         return functions.bury(tag.stream, request, tag.entry_id, request_id, why, told, replica, said)
@@ -112,7 +126,7 @@ def bury_unread(keys: Keys, delivery: Delivery, failure: Failure, replica: str, 
     Whose it is, only its first bytes say; where they name no open request, it gets an id of its own among the dead
     letters.
     """
-    tag = delivery.delivery_tag
+    tag = delivery.tag
     claimed = delivery.fields.get(b"h", b"")[:REQUEST_ID_CHARS].decode("latin-1")
     told = seal_end(seal, claimed, State.FAILED, failure.encode())
     return functions.bury(

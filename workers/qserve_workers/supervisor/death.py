@@ -6,14 +6,14 @@ import contextlib
 import signal
 from pathlib import Path
 
-from qserve_workers.process.life import ORPHANED_EXIT, OUT_OF_FILES_EXIT, STALLED_EXIT, TIME_LIMIT_EXIT, UNHEALTHY_EXIT
+from qserve_workers.replica.exit_codes import Exit
 
-_OWN_ENDS = {
-    UNHEALTHY_EXIT: "check_health failed",
-    TIME_LIMIT_EXIT: "a call over its max_execution_s could not be stopped otherwise",
-    STALLED_EXIT: "stalled: user code ran over QSERVE_STALL_LIMIT_S",
-    ORPHANED_EXIT: "its supervisor was gone",
-    OUT_OF_FILES_EXIT: "too many open files",
+_OWN_ENDS: dict[int, str] = {
+    Exit.UNHEALTHY: "check_health failed",
+    Exit.TIME_LIMIT: "a call over its max_execution_s could not be stopped otherwise",
+    Exit.STALLED: "stalled: user code ran over QSERVE_STALL_LIMIT_S",
+    Exit.ORPHANED: "its supervisor was gone",
+    Exit.OUT_OF_FILES: "too many open files",
 }
 _CGROUPS = Path("/sys/fs/cgroup")
 

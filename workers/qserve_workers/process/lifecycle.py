@@ -8,9 +8,8 @@ import json
 import os
 import signal
 import socket
+from collections.abc import Callable
 from typing import Any
-
-from celery.worker import state as celery_state
 
 from qserve.base.keys import Keys
 from qserve.base.log import get_logger
@@ -21,17 +20,16 @@ from qserve.deploy.replicas import Pool, ReplicaStatus
 from qserve.engine.servable import Servable
 from qserve.exceptions import BrokerError
 from qserve_workers.process.spec import ReplicaSpec
+from qserve_workers.replica.exit_codes import Exit
 
 log = get_logger(__name__)
 # what user code may raise beside calls; CancelledError is the loop's own way to end a task
 _RAISED = (Exception, SystemExit, KeyboardInterrupt, GeneratorExit)
-UNHEALTHY_EXIT, TIME_LIMIT_EXIT, STALLED_EXIT, ORPHANED_EXIT, OUT_OF_FILES_EXIT = 3, 4, 5, 6, 7
-"""The exit codes by which a replica tells its supervisor why it ended itself."""
 HEALTH_FAILURES = 3
 """Failures of ``check_health`` in a row after which a replica is replaced."""
 
 
-class Life:
+class Lifecycle:
     """Everything that happens to a replica between its first call and its last.
 
     Parameters:
@@ -39,15 +37,18 @@ class Life:
       servable: The user's object.
       reports: Where its state is reported.
       registry: Where a changed user_config is read.
+      stop: Ends the replica with an exit code, once it has finished what runs.
     """
 
-    def __init__(self, spec: ReplicaSpec, servable: Servable, reports: Pool, registry: Registry) -> None:
-        self.is_unhealthy = False
+    def __init__(
+        self, spec: ReplicaSpec, servable: Servable, reports: Pool, registry: Registry, stop: Callable[[int], None]
+    ) -> None:
         self._has_begun = False
         self._spec = spec
         self._servable = servable
         self._reports = reports
         self._registry = registry
+        self._stop = stop
         self._record = spec.record.deployments[spec.deployment]
         self._stream = spec.record.stream(Keys(spec.settings.namespace), spec.deployment)
         self._tasks: set[asyncio.Task[None]] = set()
@@ -93,9 +94,7 @@ class Life:
             except Exception as error:
                 failures += 1
                 log.warning("check_health failed (%d of %d): %r", failures, HEALTH_FAILURES, error)
-        self.is_unhealthy = True
-        # a warm shutdown: what runs is finished, and the supervisor starts another replica
-        celery_state.should_stop = UNHEALTHY_EXIT
+        self._stop(Exit.UNHEALTHY)
 
     def _may_leave(self) -> bool:
         """Whether no other replica is being replaced; until then this one goes on, and may recover."""

@@ -1,4 +1,4 @@
-"""A replica's watchdog: a thread that can act when the loop, or user code in it, stands still.
+"""A thread beside the loop that acts when the loop, or user code in it, stands still.
 
 It ends calls that run too long, gives back calls that cannot begin, and ends the whole replica when nothing
 else helps: the supervisor then hands its calls over and starts another.
@@ -22,14 +22,16 @@ from qserve.engine.step import Conclusion
 from qserve.exceptions import BrokerError, TimeLimitExceeded
 from qserve.wire.failure import Failure
 from qserve.wire.outcome import State
-from qserve_workers.process.life import STALLED_EXIT, TIME_LIMIT_EXIT
+from qserve_workers.replica.exit_codes import Exit
 from qserve_workers.replica.replica import Replica
 from qserve_workers.replica.work import Work
 
 log = get_logger(__name__)
 STOP_FOR_S = 1.0
 """How long a cancelled coroutine may take to end before its replica is killed."""
-_LOOK_S = 0.25
+POLL_INTERVAL_S = 0.25
+IDLE_PING_S = 1.0
+"""How often the loop of a replica without calls is asked whether it turns: user code may hold it all the same."""
 
 
 class Watchdog:
@@ -38,28 +40,33 @@ class Watchdog:
     Parameters:
       client: A connection of its own, because the replica's may stand still with its loop.
       limit_s: ``max_execution_s`` of the deployment; None for no limit.
+      stall_s: How long user code may hold the loop, or run on after its caller's deadline.
       end: Ends this process; replaced in tests.
     """
 
     def __init__(
-        self, replica: Replica, client: Client, limit_s: float | None, end: Callable[[int], None] = os._exit
+        self,
+        replica: Replica,
+        client: Client,
+        limit_s: float | None,
+        stall_s: float,
+        end: Callable[[int], None] = os._exit,
     ) -> None:
         self._replica = replica
         self._client = client
         self._limit_s = limit_s
-        self._stall_s = replica.settings.stall_limit_s
+        self._stall_s = stall_s
         self._end_process = end
         self._loop_thread = threading.get_ident()
-        self._look_s = min(_LOOK_S, self._stall_s / 4, (limit_s or 1.0) / 4)
-        self._ticks, self._seen = 0, -1
-        self._looked_at = time.monotonic()
+        self._interval_s = min(POLL_INTERVAL_S, stall_s / 4, (limit_s or 1.0) / 4)
+        self._is_pinged = False
+        self._checked_at = self._pinged_at = time.monotonic()
         self._stood_s = 0.0
         self._deadlines: dict[Work, float] = {}
         self._stop = threading.Event()
 
     def start(self) -> None:
-        """Watch until ``stop``; on the loop's thread."""
-        self._tick()
+        """Watch until ``stop``; called on the loop's thread."""
         threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
 
     def stop(self) -> None:
@@ -67,53 +74,52 @@ class Watchdog:
         self._stop.set()
 
     def is_stalled(self) -> bool:
-        """Whether the loop has stood still for longer than it may."""
+        """Return whether the loop has stood still for longer than it may."""
         return self._stood_s > self._stall_s
 
-    def _tick(self) -> None:
-        self._ticks += 1
-        self._replica.loop.call_later(self._look_s, self._tick)
-
     def _watch(self) -> None:
-        while not self._stop.wait(self._look_s):
+        while not self._stop.wait(self._interval_s):
             try:
-                self._look()
+                self._check()
             except BrokerError as error:
                 log.warning("the watchdog goes on without the broker: %s", error)
             except Exception:
                 log.exception("the watchdog goes on after an error")
 
-    def _look_at_loop(self, now: float) -> None:
-        # while the whole process was stopped, this thread did not look either: such time does not count
-        gap_s, self._looked_at = min(now - self._looked_at, 2 * self._look_s), now
-        self._stood_s = self._stood_s + gap_s if self._ticks == self._seen else 0.0
-        self._seen = self._ticks
-
-    def _look(self) -> None:
+    def _check(self) -> None:
         now = time.monotonic()
-        self._look_at_loop(now)
+        works = self._replica.works()
+        self._check_loop(now, bool(works))
         if self.is_stalled():
             return self._end_stalled()
-        works = self._replica.works()
         self._deadlines = {work: self._deadlines.get(work) or self._deadline(work) for work in works}
         for work in works:
             if self._limit_s is not None and now - work.began > self._limit_s:
                 self._end_over_limit(work, self._limit_s)
             elif now > self._deadlines[work] + self._stall_s:
-                self._end_unwanted(work)
-        return self._give_back()
+                self._end_overdue(work)
+        count = self._replica.give_back(self._client)
+        if count:
+            log.info("%d calls that could not begin in time were given back", count)
+        return None
+
+    def _check_loop(self, now: float, is_busy: bool) -> None:
+        # while the whole process was stopped, this thread was as well: such time does not count
+        gap_s, self._checked_at = min(now - self._checked_at, 2 * self._interval_s), now
+        if self._is_pinged:
+            self._stood_s += gap_s
+            return
+        self._stood_s = 0.0
+        if is_busy or now - self._pinged_at > min(IDLE_PING_S, self._stall_s / 4):
+            self._is_pinged, self._pinged_at = True, now
+            self._replica.loop.call_soon_threadsafe(self._on_ping)
+
+    def _on_ping(self) -> None:
+        self._is_pinged = False
 
     def _deadline(self, work: Work) -> float:
         """When the caller stops waiting, by the monotonic clock: a clock that is set must not kill a call."""
         return time.monotonic() + (work.header.deadline_ms - clock.judge_ms()) / 1000
-
-    def _give_back(self) -> None:
-        replica = self._replica
-        count, opened = replica.backlog.give_back(self._client, replica.keys, replica.stream)
-        if count:
-            log.info("%d calls that could not begin in time were given back", count)
-        if opened:
-            replica.loop.call_soon_threadsafe(replica.left, opened)
 
     # -- calls that run too long -------------------------------------------------------------------
 
@@ -121,24 +127,23 @@ class Watchdog:
         method = _name(work)
         log.error("%s ran longer than max_execution_s=%g and is stopped", method, limit_s)
         text = f"{self._replica.deployment}.{method} ran longer than max_execution_s={limit_s:g} and was stopped"
-        self._end(work, Conclusion(State.FAILED, Failure.of(TimeLimitExceeded(text)).encode()), TIME_LIMIT_EXIT)
+        self._end(work, Conclusion(State.FAILED, Failure.of(TimeLimitExceeded(text)).encode()), Exit.TIME_LIMIT)
 
-    def _end_unwanted(self, work: Work) -> None:
+    def _end_overdue(self, work: Work) -> None:
         log.error(
             "%s still runs %g s after its caller's deadline (QSERVE_STALL_LIMIT_S) and is stopped",
             _name(work),
             self._stall_s,
         )
-        self._end(work, Conclusion(State.EXPIRED), STALLED_EXIT)
+        self._end(work, Conclusion(State.EXPIRED), Exit.STALLED)
 
     def _end(self, work: Work, conclusion: Conclusion, exit_code: int) -> None:
-        """Answer the caller first. A coroutine is then cancelled; code that blocks cannot be, so the replica ends.
+        """Tell the caller, then cancel a coroutine; code that blocks cannot be cancelled, so the replica ends.
 
-        Crash after the answer: the call is committed, and is not run again.
+        Crash after the caller was told: the call is committed, and is not run again.
         """
         try:
-            plane = self._replica.plane
-            command = work.commit_command(self._replica.keys, conclusion, plane.epoch.current(), plane.seal)
+            command = self._replica.end_command(work, conclusion)
             with broker_errors():
                 self._client.execute_command(*command)
         except BrokerError as error:
@@ -162,7 +167,7 @@ class Watchdog:
     def _end_stalled(self) -> None:
         """End the process. Its calls stay pending, and are handed over with one more death each.
 
-        So whoever holds the loop again will do so alone, and no more than a few times.
+        If one of them holds the loop again, it then runs alone, and no more than a few times.
         """
         log.error(
             "user code has held the loop for more than %g s (QSERVE_STALL_LIMIT_S): %s at %s; the replica is ended",
@@ -171,7 +176,7 @@ class Watchdog:
             _place(sys._current_frames().get(self._loop_thread)),
         )
         faulthandler.dump_traceback(sys.__stderr__ or 2)
-        self._end_process(STALLED_EXIT)
+        self._end_process(Exit.STALLED)
 
     def _holder(self) -> str:
         """The call that is on the loop now."""

@@ -1,0 +1,46 @@
+"""The only Celery configuration of the project."""
+
+from __future__ import annotations
+
+from celery import Celery, Task
+
+from qserve.base.settings import Settings
+from qserve.broker.address import concealed
+from qserve_workers.celery.transport import ALIAS, refuse_task
+
+
+class CallTask(Task):  # type: ignore[misc]
+    """What `celery inspect registered` shows: replicas run calls of deployments, and nothing else."""
+
+    name = "qserve.call"
+    ignore_result = True
+
+    def run(self) -> None:
+        """Refuse: a call is not a Celery message."""
+        refuse_task()
+
+
+def make_celery(settings: Settings) -> Celery:
+    """Create a Celery application that inspects and controls the replicas of one broker.
+
+    Parameters:
+      settings: Names the broker.
+    """
+    app = Celery("qserve", broker=f"{ALIAS}://localhost//", backend=None, set_as_current=False)
+    app.conf.update(
+        broker_transport_options={
+            # Celery shows its options to whoever asks: `inspect stats`, `report`
+            "url": concealed(settings.broker_url or "redis://localhost:6379/0"),
+            "namespace": settings.namespace,
+        },
+        broker_connection_retry_on_startup=True,
+        broker_connection_max_retries=None,
+        task_default_queue="qserve",
+        worker_consumer="qserve_workers.celery.worker:ReplicaConsumer",
+        worker_hijack_root_logger=False,
+        worker_redirect_stdouts=False,
+        worker_detect_quorum_queues=False,
+        worker_send_task_events=False,
+    )
+    app.register_task(CallTask())
+    return app

@@ -1,0 +1,162 @@
+"""The Celery worker of a replica: Celery's steps for start, control and end, and one of ours that runs the calls.
+
+Celery's own worker reads its queue by kombu, and hands each message through a consumer and a strategy to a pool. A
+replica reads its stream itself, so its blueprint has no step for any of that: see ``docs/architecture.md``.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import threading
+from typing import Any
+
+from celery import Celery, bootsteps, signals
+from celery.concurrency.base import BasePool
+from celery.exceptions import ImproperlyConfigured, WorkerShutdown
+from celery.worker import WorkController
+from celery.worker.consumer import Connection, Consumer, Events
+from celery.worker.control import control_command, inspect_command, nok
+from celery.worker.pidbox import Pidbox
+
+from qserve.base.log import get_logger
+from qserve.broker.connection import BLOCK_S
+from qserve_workers.replica.replica import Replica
+
+log = get_logger(__name__)
+_RECONNECT_S = 1.0
+
+
+class RemoteControl(bootsteps.StartStopStep):  # type: ignore[misc]
+    """Celery's remote control (``inspect``, ``control``) in a thread of its own.
+
+    In the place of Celery's ``Control`` step, whose messages the worker's own loop reads. This one keeps its one
+    connection, and opens another when that was lost, whatever the calls are doing meanwhile.
+    """
+
+    requires = (Connection,)
+
+    def __init__(self, consumer: Any, **kwargs: Any) -> None:
+        super().__init__(consumer, **kwargs)
+        self._pidbox = Pidbox(consumer)
+        self._stopping = threading.Event()
+
+    def start(self, consumer: Any) -> None:
+        """Begin to answer."""
+        self._stopping.clear()
+        threading.Thread(target=self._serve, args=(consumer,), name="remote-control", daemon=True).start()
+
+    def stop(self, consumer: Any) -> None:
+        """Stop answering; the thread itself ends with its connection, or with the process."""
+        self._stopping.set()
+
+    shutdown = stop
+
+    def _serve(self, consumer: Any) -> None:
+        while not self._stopping.is_set():
+            try:
+                self._pidbox.start(consumer)
+                while not self._stopping.is_set():
+                    self._answer_next(consumer)
+            except Exception as error:
+                if not self._stopping.is_set():
+                    log.debug("remote control is away: %s", error)
+                    consumer.connection.collect()
+                    self._stopping.wait(_RECONNECT_S)
+
+    def _answer_next(self, consumer: Any) -> None:
+        try:
+            consumer.connection.drain_events(timeout=BLOCK_S)
+        except TimeoutError:
+            return
+        except SystemExit as request:  # how Celery's command `shutdown` asks for it
+            consumer.controller.stop_replica(request.code)
+
+
+class CallLoop(bootsteps.StartStopStep):  # type: ignore[misc]
+    """Runs the replica on its asyncio loop until the worker is told to stop; in the place of Celery's ``Evloop``."""
+
+    requires = (RemoteControl,)
+    last = True
+
+    def __init__(self, consumer: Any, **kwargs: Any) -> None:
+        super().__init__(consumer, **kwargs)
+        if not isinstance(consumer.controller, ReplicaWorker):
+            raise ImproperlyConfigured(
+                "this Celery application has no tasks to run; start replicas with `qserve worker`"
+            )
+        self._replica = consumer.controller.replica
+
+    def start(self, consumer: Any) -> None:
+        """Take calls until told to stop, finish those that have begun, and have Celery shut down."""
+        loop = self._replica.loop
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._replica.stop)
+        raise WorkerShutdown(loop.run_until_complete(self._replica.run(consumer.on_ready)))
+
+    def info(self, consumer: Any) -> dict[str, Any]:
+        """Return what `celery inspect stats` shows of the replica."""
+        return {"prefetch_count": self._replica.max_ongoing, "running": len(self._replica.works())}
+
+
+class ReplicaConsumer(Consumer):  # type: ignore[misc]
+    """Celery's consumer, without the steps that read tasks by kombu."""
+
+    class Blueprint(Consumer.Blueprint):  # type: ignore[misc]
+        """``Mingle``, ``Gossip`` and ``Heart`` are left out as well: supervisors watch replicas by other means."""
+
+        default_steps = (Connection, Events, RemoteControl, CallLoop)
+
+
+class ReplicaPool(BasePool):  # type: ignore[misc]
+    """Celery's pool of a replica: this process, because the loop runs the calls."""
+
+    limit = 1
+
+    def _get_info(self) -> dict[str, Any]:
+        return {
+            "implementation": "qserve",
+            "max-concurrency": 1,
+            "processes": [os.getpid()],
+            "timeouts": (),
+        }
+
+
+class ReplicaWorker(WorkController):  # type: ignore[misc]
+    """A Celery worker that holds one replica."""
+
+    def __init__(self, app: Celery, replica: Replica, application: str) -> None:
+        self.replica = replica
+        super().__init__(
+            app=app,
+            hostname=f"{application}.{replica.name}@{socket.gethostname()}",
+            pool=ReplicaPool,
+            concurrency=1,
+            task_events=False,
+            without_gossip=True,
+            without_heartbeat=True,
+        )
+
+    def on_consumer_ready(self, consumer: Any) -> None:
+        """Tell Celery's listeners that calls are taken."""
+        signals.worker_ready.send(sender=consumer)
+
+    def stop_replica(self, exit_code: int = 0) -> None:
+        """Have the replica finish what runs, and the worker end; from any thread."""
+        self.replica.loop.call_soon_threadsafe(self.replica.stop, exit_code)
+
+
+@inspect_command()  # type: ignore[untyped-decorator]
+def active_queues(state: Any, **kwargs: Any) -> list[dict[str, str]]:
+    """List the streams that a replica reads; Celery's own command asks a kombu consumer."""
+    return [{"name": stream} for stream in state.consumer.controller.replica.streams()]
+
+
+def _refuse_queue(state: Any, queue: str, **kwargs: Any) -> dict[str, str]:
+    """Refuse: Celery's own commands wait for a kombu consumer to carry them out."""
+    return nok(f"a replica reads the streams of its deployment only, so {queue!r} changes nothing")  # type: ignore[no-any-return]
+
+
+for _command in ("add_consumer", "cancel_consumer"):
+    control_command(name=_command)(_refuse_queue)
