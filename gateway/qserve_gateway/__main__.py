@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import qserve_gateway.patched  # noqa: F401  must come first, see there
+from gevent import monkey
 
-# isort: split
-import click
+# before every import that takes locks, queues or sockets: a module that did `from queue import SimpleQueue` earlier
+# would keep the original, and stop the whole process instead of one greenlet when it waits
+monkey.patch_all()
 
-from qserve.base.settings import Settings
-from qserve.exceptions import QserveException
-from qserve_gateway.command import gateway_options
-from qserve_gateway.server import serve
+import click  # noqa: E402
+
+from qserve.base.settings import Settings  # noqa: E402
+from qserve.exceptions import QserveException  # noqa: E402
+from qserve_gateway.command import gateway_options  # noqa: E402
+from qserve_gateway.server import serve  # noqa: E402
 
 
 @click.command()
@@ -22,7 +25,7 @@ def main(host: str, port: int, workers: int, broker: str | None, access_log: boo
     except QserveException as error:
         raise click.ClickException(str(error)) from error
     if settings.broker_url is None:
-        raise click.ClickException("no broker is named: give --broker or set QSERVE_BROKER_URL")
+        raise click.ClickException("no broker is configured: use --broker or set QSERVE_BROKER_URL")
     serve(settings, host, port, workers, access_log)
 
 

@@ -1,4 +1,4 @@
-"""``qserve gateway``: the command, light enough to be listed by ``qserve --help``."""
+"""The command ``qserve gateway``; it imports little, so that ``qserve --help`` can list it quickly."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ _OPTIONS = (
     click.option("--port", envvar="PORT", type=click.IntRange(0, 65535), default=8000, show_default=True,
                  help="Port to listen on."),
     click.option("--workers", envvar="WEB_CONCURRENCY", type=click.IntRange(1), default=1, show_default=True,
-                 help="Processes that serve."),
+                 help="Number of server processes."),
     click.option("--broker", envvar=["QSERVE_BROKER_URL", "REDIS_URL"], metavar="URL",
-                 help="The broker: redis://, rediss://, unix:// or sentinel://."),
-    click.option("--access-log", envvar="QSERVE_ACCESS_LOG", is_flag=True, help="Log a line for each request."),
+                 help="URL of the broker: redis://, rediss://, unix:// or sentinel://."),
+    click.option("--access-log", envvar="QSERVE_ACCESS_LOG", is_flag=True, help="Log each request."),
 )  # fmt: skip
 
 
 def gateway_options(function: _F) -> _F:
-    """The options that both ``qserve gateway`` and ``python -m qserve_gateway`` take."""
+    """Add the options that ``qserve gateway`` and ``python -m qserve_gateway`` share."""
     for option in reversed(_OPTIONS):
         function = option(function)
     return function
@@ -34,9 +34,9 @@ def gateway_options(function: _F) -> _F:
 def gateway(host: str, port: int, workers: int, broker: str | None, access_log: bool) -> None:
     """Serve the applications of a broker over HTTP."""
     if broker:
-        # by the environment and not by an argument, which every user of the host can read
+        # through the environment, because every user of the host can read a process's arguments
         os.environ["QSERVE_BROKER_URL"] = broker
-    # a fresh interpreter: gevent's patches must come before any other import
+    # in a new interpreter, because gevent must patch the standard library before any other import
     command = [sys.executable, "-m", "qserve_gateway", "--host", host, "--port", str(port)]
     command += ["--workers", str(workers), *(["--access-log"] if access_log else [])]
     os.execv(command[0], command)

@@ -1,11 +1,15 @@
-"""Requests whose answers outlive their connections: asked for later by id, and had again by idempotency key.
+"""Jobs: requests whose results outlive their connections, to be fetched by ID or by the same idempotency key.
 
-What is known of such a request is in the broker only, so any gateway answers for any of them.
+A job is stored in the broker only, so every gateway of an installation can answer for it.
 """
 
 from __future__ import annotations
 
 import hashlib
+import hmac
+import json
+import os
+import re
 from typing import Any, NamedTuple
 
 from qserve.base.settings import Settings
@@ -19,27 +23,31 @@ from qserve.exceptions import DeadlineExceeded, PayloadError
 from qserve.http.bad_request import BadRequest
 from qserve.wire.outcome import Outcome, State
 from qserve.wire.sealing import open_end, open_header
-from qserve_gateway.request.clients import wait_for_answer
-from qserve_gateway.request.incoming import Environ, idempotency_key_of, model_id_of, preference_of, request_id_of
-from qserve_gateway.request.limits import WaitingRoom
-from qserve_gateway.request.request_ids import id_of_key, is_id, new_id, was_given_out
-from qserve_gateway.response.answers import PLACE, accepted, answer_of
-from qserve_gateway.response.problems import NoRoute, of_error, problem
-from qserve_gateway.response.reply import Reply
+from qserve_gateway.request.environ import Environ, is_token, model_id_of, request_id_of
+from qserve_gateway.request.waiting import InFlightLimit, wait_for_result
+from qserve_gateway.response.errors import NoRoute, error_reply, failure_reply, problem_reply
+from qserve_gateway.response.reply import Reply, result_reply
+
+JOBS_PATH = "/-/requests/"
+"""Where results are fetched and requests cancelled, followed by the request's ID."""
+WAIT_LIMIT_S = 30.0
 
 _METHODS = ("DELETE", "GET", "HEAD")
-_ONCE = "once"
-"""The fingerprint of a request that has no key, and so cannot come again."""
+_ID_HEADER = "x-qserve-request-id"
+_POLL_AFTER_S = 1
+_WITHOUT_KEY = "once"
+"""The fingerprint of a job that has no idempotency key, and so cannot be submitted twice."""
 
 
 class Job(NamedTuple):
-    """A request whose answer is kept.
+    """A request whose result is kept.
 
     Parameters:
-      request_id: Under which it can be asked for.
-      fingerprint: Of everything that a second request with the same key must have in common with the first.
-      respond_async: Whether its client would rather not wait.
-      wait_s: How long it would, in that case.
+      request_id: The ID by which the result is fetched.
+      fingerprint: A digest of everything that a second request with the same idempotency key must have in common
+        with the first.
+      respond_async: Whether the client prefers not to wait.
+      wait_s: How long it would wait in that case.
     """
 
     request_id: str
@@ -49,10 +57,10 @@ class Job(NamedTuple):
 
     @classmethod
     def of(cls, environ: Environ, body: bytes, app: str, settings: Settings) -> Job | None:
-        """What a request asks for beyond an answer; None when nothing.
+        """Return the job that a request asks for with its headers; None for a plain request.
 
         Parameters:
-          environ: The request, as WSGI has it.
+          environ: The request.
           body: Its body.
           app: The application that it is for.
           settings: Namespace and key of the installation.
@@ -65,95 +73,110 @@ class Job(NamedTuple):
         if key is None and not preference.respond_async:
             return None
         if key is None:
-            return cls(new_id(), _ONCE, *preference)
+            return cls(new_id(), _WITHOUT_KEY, *preference)
         request_id = id_of_key(key, app, settings.namespace, settings.secret_key)
         return cls(request_id, _fingerprint(environ, body), *preference)
 
 
 class Jobs:
-    """Follows requests whose answers are kept, and answers below ``/-/requests/``.
+    """Follows the jobs that were submitted here, and answers requests below ``/-/requests/``.
 
     Parameters:
       settings: Whether tracebacks are shown.
       plane: Reaches the broker.
-      room: Where clients wait.
+      in_flight: Limits how many requests wait.
     """
 
-    def __init__(self, settings: Settings, plane: ClientPlane, room: WaitingRoom) -> None:
+    def __init__(self, settings: Settings, plane: ClientPlane, in_flight: InFlightLimit) -> None:
         self._settings = settings
         self._plane = plane
-        self._room = room
+        self._in_flight = in_flight
 
     def follow(self, ref: Ref, job: Job, timeout_s: float, environ: Environ, trace_id: str) -> Reply:
-        """The answer to a request that was just submitted: 202 as soon as it is accepted if its client prefers that.
+        """Return the reply to a request that has just been submitted.
 
-        A client that leaves, or waits in vain, ends nothing here: it may come back for the answer.
+        It is 202 as soon as the request is accepted, if the client prefers that. A client that disconnects, or waits
+        too long, cancels nothing: it may come back for the result.
+
+        Parameters:
+          ref: The request.
+          job: What the client asked for.
+          timeout_s: Longest wait.
+          environ: The client's request.
+          trace_id: Its ``X-Request-ID``.
 
         Raises:
           RequestCancelled: The client closed the connection.
-          DeadlineExceeded: The request was not finished in time.
+          DeadlineExceeded: The request did not finish in time.
         """
         sock = environ.get("gunicorn.socket")
         if job.respond_async:
             ref.accepted.wait()
             was_refused = ref.accepted.get_nowait() is None and ref.outcome().state == State.FAILED
-            if not was_refused and not (job.wait_s and wait_for_answer(ref, job.wait_s, sock)):
-                return accepted(job.request_id, trace_id, applied=True)
-        elif not wait_for_answer(ref, timeout_s, sock):
-            raise DeadlineExceeded(f"the request was not finished within {timeout_s:g} s")
-        return answer_of(ref.outcome(), trace_id, self._settings.show_errors, job.request_id)
+            if not was_refused and not (job.wait_s and wait_for_result(ref, job.wait_s, sock)):
+                return _accepted(job.request_id, trace_id, preferred=True)
+        elif not wait_for_result(ref, timeout_s, sock):
+            raise DeadlineExceeded(f"the request did not finish within {timeout_s:g} s")
+        return self._reply(ref.outcome(), trace_id, job.request_id)
 
-    def answer(self, environ: Environ) -> Reply:
-        """Answer a request for a request; errors become answers as well."""
+    def handle(self, environ: Environ) -> Reply:
+        """Handle a request about a job; errors become replies too."""
         trace_id = request_id_of(environ)
         try:
-            request_id = environ["PATH_INFO"].removeprefix(PLACE)
+            request_id = environ["PATH_INFO"].removeprefix(JOBS_PATH)
             if not is_id(request_id):
-                raise BadRequest("a request's id is 32 hexadecimal digits", "invalid_id")
+                raise BadRequest("a request ID has 32 hexadecimal digits", "invalid_id")
             method = environ["REQUEST_METHOD"]
             if method not in _METHODS:
-                raise NoRoute(f"{method} is not allowed here", 405, _METHODS)
+                raise NoRoute(f"method {method} is not allowed here", 405, _METHODS)
             if method == "DELETE":
                 return self._cancel(request_id, trace_id)
             return self._fetch(request_id, environ, trace_id)
         except Exception as error:
-            return of_error(error, trace_id)
+            return error_reply(error, trace_id)
 
     def _fetch(self, request_id: str, environ: Environ, trace_id: str) -> Reply:
-        outcome = self._look(request_id)
+        outcome = self._find(request_id)
         wait_s = preference_of(environ).wait_s
         if outcome.state == State.OPEN and wait_s:
             ref = Ref(request_id, self._plane)
-            with self._room:
+            with self._in_flight:
                 self._plane.follow(ref)
-                if wait_for_answer(ref, wait_s, environ.get("gunicorn.socket")):
+                if wait_for_result(ref, wait_s, environ.get("gunicorn.socket")):
                     outcome = ref.outcome()
         if outcome.state == State.OPEN:
-            return accepted(request_id, trace_id)
+            return _accepted(request_id, trace_id)
         if outcome.state == State.CANCELLED:
-            return problem(410, "cancelled", f"request {request_id} was cancelled", trace_id)
-        return answer_of(outcome, trace_id, self._settings.show_errors, request_id)
+            return problem_reply(410, "cancelled", f"request {request_id} was cancelled", trace_id)
+        return self._reply(outcome, trace_id, request_id)
+
+    def _reply(self, outcome: Outcome, trace_id: str, request_id: str) -> Reply:
+        if outcome.state != State.DONE:
+            return failure_reply(outcome, trace_id, self._settings.show_errors)
+        reply = result_reply(outcome.payload, trace_id)
+        reply.headers.append((_ID_HEADER, request_id))
+        return reply
 
     def _cancel(self, request_id: str, trace_id: str) -> Reply:
-        state = self._look(request_id).state
+        state = self._find(request_id).state
         if state == State.OPEN:
-            # died before this: nothing happened. Died after: it is cancelled, and asking again says so
+            # Crash before this: nothing happened. Crash after: it is cancelled, and a second DELETE reports that.
             ended = self._ask(functions.close(self._plane.keys.request(request_id), request_id, State.CANCELLED, b""))
-            state = State.CANCELLED if ended else self._look(request_id).state
+            state = State.CANCELLED if ended else self._find(request_id).state
         if state != State.CANCELLED:
-            raise BadRequest(f"request {request_id} has already ended", "already_finished", 409)
+            raise BadRequest(f"request {request_id} has already finished", "already_finished", 409)
         return Reply(204, [("x-request-id", trace_id)], b"")
 
-    def _look(self, request_id: str) -> Outcome:
-        """What is known of a request; one that is open past its deadline is ended, if nobody else did it."""
+    def _find(self, request_id: str) -> Outcome:
+        """Read a request's state; one that is open past its deadline is ended first."""
         key = self._plane.keys.request(request_id)
         state, payload, fingerprint, header = self._ask(("HMGET", key, "st", "res", "fp", "h"))
-        # without a fingerprint it is a call from Python: its result is no HTTP answer, and not for everybody
+        # without a fingerprint it is a call from Python, whose result is private and not an HTTP response
         if state is None or fingerprint is None:
             raise _unknown(request_id)
         if state == State.OPEN.encode() and self._is_late(header):
             self._ask(functions.close(key, request_id, State.EXPIRED, b""))
-            return self._look(request_id)
+            return self._find(request_id)
         return open_end(self._plane.seal, request_id, Outcome(state.decode(), payload or b""))
 
     def _is_late(self, header: bytes | None) -> bool:
@@ -170,6 +193,75 @@ class Jobs:
         return reply
 
 
+def _accepted(request_id: str, trace_id: str, preferred: bool = False) -> Reply:
+    """Return the reply for a request that has not ended; ``preferred`` if the client asked for it with ``Prefer``."""
+    headers = [
+        ("content-type", "application/json"),
+        ("cache-control", "no-store"),
+        ("x-request-id", trace_id),
+        (_ID_HEADER, request_id),
+        ("location", JOBS_PATH + request_id),
+        ("retry-after", str(_POLL_AFTER_S)),
+    ]
+    if preferred:
+        headers.append(("preference-applied", "respond-async"))
+    body = {"request_id": request_id, "status": "accepted"}
+    return Reply(202, headers, json.dumps(body, separators=(",", ":")).encode())
+
+
+def _unknown(request_id: str) -> BadRequest:
+    if is_genuine(request_id):
+        return BadRequest(f"the result of request {request_id} is no longer stored", "result_expired", 410)
+    return BadRequest(f"there is no request {request_id}", "not_found", 404)
+
+
+# -- what the headers ask for ----------------------------------------------------------------------
+
+
+class Preference(NamedTuple):
+    """What the header ``Prefer`` (RFC 7240) asks for, as far as it is supported.
+
+    Parameters:
+      respond_async: Reply 202 at once and let the client come back, instead of letting it wait.
+      wait_s: How long it would wait first.
+    """
+
+    respond_async: bool = False
+    wait_s: float = 0.0
+
+
+def preference_of(environ: Environ) -> Preference:
+    """Return the client's preferences; unknown and malformed ones are ignored, as the RFC requires."""
+    text = environ.get("HTTP_PREFER")
+    if text is None:
+        return Preference()
+    respond_async, wait_s = False, 0.0
+    for part in text.split(","):
+        name, _, value = part.partition(";")[0].partition("=")
+        name, value = name.strip().lower(), value.strip().strip('"')
+        if name == "respond-async":
+            respond_async = True
+        elif name == "wait" and value.isascii() and value.isdigit():
+            wait_s = min(float(value[:9]), WAIT_LIMIT_S)
+    return Preference(respond_async, wait_s)
+
+
+def idempotency_key_of(environ: Environ) -> str | None:
+    """Return the client's ``Idempotency-Key``, with or without quotation marks around it; None when it sends none.
+
+    Raises:
+      BadRequest: It is malformed.
+    """
+    text = environ.get("HTTP_IDEMPOTENCY_KEY")
+    if text is None:
+        return None
+    key = text[1:-1] if len(text) > 1 and text[0] == text[-1] == '"' else text
+    if not is_token(key):
+        message = "Idempotency-Key must have 1 to 128 characters of A-Z a-z 0-9 _ . : -"
+        raise BadRequest(message, "invalid_idempotency_key")
+    return str(key)
+
+
 def _fingerprint(environ: Environ, body: bytes) -> str:
     digest = hashlib.sha256()
     parts = (
@@ -178,7 +270,7 @@ def _fingerprint(environ: Environ, body: bytes) -> str:
         environ.get("QUERY_STRING", ""),
         environ.get("CONTENT_TYPE", ""),
         model_id_of(environ),
-        # two users of one application who choose the same key must not get each other's answers
+        # two users of one application who choose the same key must not receive each other's results
         environ.get("HTTP_AUTHORIZATION", ""),
     )
     for part in (*(text.encode("latin-1") for text in parts), body):
@@ -186,7 +278,42 @@ def _fingerprint(environ: Environ, body: bytes) -> str:
     return digest.hexdigest()
 
 
-def _unknown(request_id: str) -> BadRequest:
-    if was_given_out(request_id):
-        return BadRequest(f"the answer to request {request_id} is no longer kept", "result_expired", 410)
-    return BadRequest(f"there was no request {request_id}", "not_found", 404)
+# -- IDs -------------------------------------------------------------------------------------------
+#
+# An ID has 32 hexadecimal digits. The last eight are a checksum of the others, so that a result that is no longer
+# stored (410) can be told from one that never existed (404) without keeping anything in the broker.
+
+_ID_BYTES = 12
+_ID = re.compile(r"[0-9a-f]{32}")
+
+
+def new_id() -> str:
+    """Return a random ID."""
+    return _with_checksum(os.urandom(_ID_BYTES).hex())
+
+
+def id_of_key(key: str, app: str, namespace: str, secret: bytes | None) -> str:
+    """Return the ID that belongs to an idempotency key, the same in every gateway of an installation.
+
+    Parameters:
+      key: The client's key.
+      app: The application; the same key in two applications belongs to two requests.
+      namespace: The installation.
+      secret: Keeps others who guess the key from computing the ID.
+    """
+    digest = hmac.new(secret or b"", "\0".join((namespace, app, key)).encode(), hashlib.sha256)
+    return _with_checksum(digest.hexdigest()[: 2 * _ID_BYTES])
+
+
+def is_id(text: str) -> bool:
+    """Return whether a text has the form of an ID."""
+    return _ID.fullmatch(text) is not None
+
+
+def is_genuine(request_id: str) -> bool:
+    """Return whether an ID was created here: a made-up one passes with a probability of one in four billion."""
+    return _with_checksum(request_id[: 2 * _ID_BYTES]) == request_id
+
+
+def _with_checksum(digits: str) -> str:
+    return digits + hashlib.sha256(digits.encode()).hexdigest()[:8]

@@ -1,18 +1,36 @@
-"""Which application answers which path, and how; a table is never changed, only replaced."""
+"""Which application serves which path: the table of routes, and the thread that keeps it up to date."""
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Callable, Iterable, Mapping
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from logging import DEBUG, WARNING
 from typing import Any
 
+from qserve.base.keys import BEAT_TTL_MS
+from qserve.base.log import get_logger
+from qserve.broker.connection import BLOCK_S, broker_errors, process_name
+from qserve.broker.registry import NO_CHANGE
+from qserve.calls.client import ClientPlane
+from qserve.exceptions import BrokerError, BrokerStateLost, BrokerUnsafe, PayloadError
 from qserve.wire.application import ApplicationRecord
 from qserve.wire.envelope import Answer
 
-_DRIVER_METHODS = ("GET", "POST")
-# what remains of HTTP's methods, TRACE and CONNECT, is for proxies
+log = get_logger(__name__)
+
+CHECK_INTERVAL_S = 60.0
+"""How often the broker's settings are checked; every two seconds while they are wrong."""
+_SHORTEST_PAUSE_S, _LONGEST_PAUSE_S = 0.03, 2.0
+_EAGER_TRIES = 100
+_FOREVER_S = float("inf")
+
 PLAIN_METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
+"""All methods but TRACE and CONNECT, which are for proxies."""
+_DRIVER_METHODS = ("GET", "POST")
 
 _PARAMETER = re.compile(r"\{([A-Za-z_][A-Za-z0-9_]*)(?::([a-z]+))?\}")
 _KINDS: dict[str, tuple[str, Callable[[str], Any]]] = {
@@ -22,24 +40,24 @@ _KINDS: dict[str, tuple[str, Callable[[str], Any]]] = {
     "float": (r"[0-9]+(?:\.[0-9]+)?", float),
     "uuid": ("[0-9a-fA-F]{8}-?[0-9a-fA-F]{4}-?[0-9a-fA-F]{4}-?[0-9a-fA-F]{4}-?[0-9a-fA-F]{12}", str),
 }
-"""Kinds of parameters, by starlette's names for them."""
+"""Pattern and conversion of each kind of parameter, by starlette's names."""
 
 
 @dataclass(frozen=True)
-class Template:
+class PathTemplate:
     """A path with parameters, as FastAPI writes it: ``/users/{name}``, ``/files/{rest:path}``, ``/n/{n:int}``.
 
     Parameters:
-      pattern: Matches whole paths; one group for each parameter.
-      convert: Gives a parameter's value from its text, by name; those not here stay text.
+      pattern: Matches whole paths, with one group for each parameter.
+      convert: Converts the text of a parameter to its value, by the parameter's name.
     """
 
     pattern: re.Pattern[str]
     convert: Mapping[str, Callable[[str], Any]]
 
     @classmethod
-    def of(cls, path: str) -> Template:
-        """Read a path; braces that are no parameter stand for themselves."""
+    def of(cls, path: str) -> PathTemplate:
+        """Parse a path; braces that are not a parameter are ordinary characters."""
         pattern, end = "", 0
         convert: dict[str, Callable[[str], Any]] = {}
         for found in _PARAMETER.finditer(path):
@@ -52,24 +70,24 @@ class Template:
         return cls(re.compile(pattern + re.escape(path[end:])), convert)
 
     def match(self, path: str) -> dict[str, Any] | None:
-        """The parameters in a path, or None when it is another one."""
+        """Return the parameters in a path; None when it does not match."""
         found = self.pattern.fullmatch(path)
         return None if found is None else {name: self.convert[name](text) for name, text in found.groupdict().items()}
 
 
 @dataclass(frozen=True)
 class Route:
-    """One application as the gateway serves it.
+    """How the gateway serves one application.
 
     Parameters:
       prefix: Its route prefix.
       record: The application.
-      root_path: The prefix as ASGI wants it: "" for the root.
-      methods: The HTTP methods that it answers.
+      root_path: The prefix as ASGI expects it: "" for the root.
+      methods: The HTTP methods that it serves.
       answer: The form in which its last step writes results.
-      graphs: Graph names by path, or None when every path below the prefix is answered.
-      templates: Instead of ``graphs`` where a driver's route has a ``{parameter}``: patterns of whole paths
-        and graph names, in the driver's order.
+      graphs: Graph names by path; None when every path below the prefix is served.
+      templates: Used instead of ``graphs`` where a driver's route has a ``{parameter}``: patterns of whole paths and
+        graph names, in the driver's order.
     """
 
     prefix: str
@@ -78,11 +96,11 @@ class Route:
     methods: tuple[str, ...]
     answer: Answer
     graphs: Mapping[str, str] | None = None
-    templates: tuple[tuple[Template, str], ...] = ()
+    templates: tuple[tuple[PathTemplate, str], ...] = ()
 
     @classmethod
     def of(cls, record: ApplicationRecord, prefix: str) -> Route:
-        """How an application under ``prefix`` is served."""
+        """Return the route of an application under ``prefix``."""
         root_path = "" if prefix == "/" else prefix
         driver = record.driver
         if driver is None:
@@ -92,14 +110,14 @@ class Route:
             graphs = {root_path + route: route for route in driver.routes}
             if "/" in driver.routes:
                 graphs[prefix] = "/"
-        templates: tuple[tuple[Template, str], ...] = ()
+        templates: tuple[tuple[PathTemplate, str], ...] = ()
         if graphs and any("{" in route for route in graphs.values()):
-            # of routes that fit the same path the first one wins, so the plain ones have to stand in line too
-            templates = tuple((Template.of(path), route) for path, route in graphs.items())
+            # the first of several matching routes wins, so those without parameters must be in the list too
+            templates = tuple((PathTemplate.of(path), route) for path, route in graphs.items())
         return cls(prefix, record, root_path, _DRIVER_METHODS, Answer.JSON, graphs, templates)
 
     def find(self, path: str) -> tuple[str, dict[str, Any]] | None:
-        """The graph that answers ``path`` and the parameters in the path; None when there is no such graph."""
+        """Return the graph that serves ``path`` and the parameters in the path; None when there is no such graph."""
         if self.graphs is None:
             return "", {}
         if not self.templates:
@@ -114,26 +132,172 @@ class Route:
 
 @dataclass(frozen=True)
 class RouteTable:
-    """The routes of all applications, the longest prefix first."""
+    """The routes of all applications, the longest prefix first; replaced as a whole, never changed."""
 
     routes: tuple[Route, ...] = ()
     _below: tuple[tuple[str, str, Route], ...] = field(default=(), repr=False)
 
     @classmethod
     def of(cls, records: Iterable[ApplicationRecord]) -> RouteTable:
-        """The table of these applications; those without a route prefix have no HTTP."""
+        """Return the table of these applications; those without a route prefix are not served over HTTP."""
         routes = [Route.of(record, record.route_prefix) for record in records if record.route_prefix is not None]
         routes.sort(key=lambda route: len(route.prefix), reverse=True)
         below = tuple((route.root_path, f"{route.root_path}/", route) for route in routes)
         return cls(tuple(routes), below)
 
     def match(self, path: str) -> Route | None:
-        """The application that answers ``path``: its prefix ends where a segment of the path does."""
+        """Return the route that serves ``path``; its prefix matches whole segments only."""
         for root_path, below, route in self._below:
             if path.startswith(below) or path == root_path:
                 return route
         return None
 
     def listing(self) -> dict[str, str]:
-        """Route prefix to the name of the deployment that answers there."""
+        """Return the names of the deployments that receive the requests, by route prefix."""
         return {route.prefix: route.record.ingress for route in self.routes}
+
+
+class RouteWatcher:
+    """Keeps the route table up to date; while the broker cannot be reached, the last table remains in use.
+
+    Parameters:
+      plane: Its registry is read; it is given every application, so that no request has to fetch it.
+      check: Called before the broker is used; raises BrokerError when it must not be.
+      check_again: Called every ``CHECK_INTERVAL_S``; raises BrokerUnsafe when the broker must no longer be used.
+    """
+
+    def __init__(
+        self,
+        plane: ClientPlane,
+        check: Callable[[], None] = lambda: None,
+        check_again: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.table: RouteTable | None = None
+        self._plane = plane
+        self._check = check
+        self._check_again = check_again
+        self._checked_at = time.monotonic()
+        self._unsafe: BrokerUnsafe | None = None
+        self._seen = ""
+        self._lost = False
+        self._beat = plane.keys.gateway(process_name())
+        self._stop = threading.Event()
+
+    def refresh(self) -> None:
+        """Read all applications, and publish which change of the registry is served now.
+
+        Raises:
+          BrokerUnavailable: The broker does not answer; the table stays as it was.
+        """
+        # the ID is read first, so that a change in between is noticed by the next read
+        newest = self._plane.registry.last_change()
+        records = list(self._readable())
+        for record in records:
+            self._plane.learn(record, for_s=_FOREVER_S)
+        self.table = RouteTable.of(records)
+        self._seen, self._lost = newest, False
+        self._publish()
+
+    def current(self) -> RouteTable | None:
+        """Return the current routes; None until they are known.
+
+        Raises:
+          BrokerStateLost: The broker has lost the applications.
+          BrokerUnsafe: The broker might discard requests that it accepts.
+        """
+        if self._unsafe is not None:
+            raise BrokerUnsafe(str(self._unsafe))
+        if self._lost:
+            raise BrokerStateLost("the broker has lost all applications")
+        return self.table
+
+    def _readable(self) -> Iterator[ApplicationRecord]:
+        registry = self._plane.registry
+        for name in registry.names():
+            try:
+                record = registry.find(name)
+            except PayloadError as error:
+                log.error("application %r is not served: %s", name, error)
+                continue
+            if record is not None:
+                yield record
+
+    def tick(self) -> None:
+        """Wait for a change for at most ``BLOCK_S``, and apply it.
+
+        Raises:
+          BrokerUnavailable: The broker does not answer; the table stays as it was.
+        """
+        if self.table is None:
+            self._check()
+            self.refresh()
+            return
+        self._check_settings()
+        registry = self._plane.registry
+        if registry.wait_for_change(self._seen, BLOCK_S) != self._seen:
+            self.refresh()
+        elif self._seen != NO_CHANGE == registry.last_change():
+            self._report_loss()
+        else:
+            self._publish()
+
+    def _check_settings(self) -> None:
+        now = time.monotonic()
+        if self._unsafe is None and now - self._checked_at < CHECK_INTERVAL_S:
+            return
+        self._checked_at = now
+        try:
+            self._check_again()
+        except BrokerUnsafe as error:
+            if self._unsafe is None:
+                log.error("refusing requests until the broker's settings are fixed: %s", error)
+            self._unsafe = error
+        else:
+            if self._unsafe is not None:
+                log.warning("the broker's settings are fixed; accepting requests again")
+            self._unsafe = None
+
+    def _report_loss(self) -> None:
+        if not self._lost:
+            log.error("the broker has lost all applications; refusing requests until they are deployed again")
+        self._lost = True
+
+    def _publish(self) -> None:
+        with broker_errors():
+            self._plane.client.set(self._beat, self._seen, px=BEAT_TTL_MS)
+
+    def run(self) -> None:
+        """Keep the table up to date until ``stop``."""
+        pause_s, failures = 0.0, 0
+        while not self._stop.wait(pause_s):
+            try:
+                self.tick()
+                pause_s, failures = 0.0, 0
+            except BrokerError as error:
+                failures += 1
+                pause_s = self._pause_s(failures)
+                first = pause_s > _SHORTEST_PAUSE_S >= self._pause_s(failures - 1)
+                log.log(WARNING if first else DEBUG, "the routes cannot be updated: %s", error)
+            except Exception:
+                # a gateway with outdated routes is worse than one that is down: never give up
+                log.exception("the routes cannot be read")
+                pause_s = _LONGEST_PAUSE_S
+
+    def _pause_s(self, failures: int) -> float:
+        # a gateway and its broker are often started together, so failures in the first seconds are normal
+        patient = failures - (_EAGER_TRIES if self.table is None else 0)
+        return min(_SHORTEST_PAUSE_S * 2.0 ** min(max(0, patient), 10), _LONGEST_PAUSE_S)
+
+    def start(self) -> None:
+        """Read the routes, then keep them up to date in a thread (a greenlet in the gateway).
+
+        They are read before this returns, because a process that joins others on their port must know the routes
+        before its first request.
+        """
+        with contextlib.suppress(BrokerError):  # `run` tries again, and logs the error
+            self.tick()
+        threading.Thread(target=self.run, name="qserve-routes", daemon=True).start()
+
+    def stop(self) -> None:
+        """End ``run`` when it next wakes up."""
+        self._stop.set()

@@ -13,10 +13,10 @@ from typing import Any
 import msgpack
 import numpy
 from qserve_gateway.jobs import Job
-from qserve_gateway.request import incoming
-from qserve_gateway.request.guard import TOKEN, Guard
-from qserve_gateway.request.hosts import check_origin
-from qserve_gateway.response.answers import answer_of
+from qserve_gateway.request import environ as incoming
+from qserve_gateway.request.access import TOKEN, AccessPolicy, check_origin
+from qserve_gateway.response.errors import failure_reply
+from qserve_gateway.response.reply import result_reply
 
 from qserve.base.keyring import Keyring
 from qserve.base.settings import Settings
@@ -33,7 +33,7 @@ from qserve.wire.application import ApplicationRecord, DeploymentRecord, DriverR
 from qserve.wire.codec import Codec
 from qserve.wire.envelope import Answer, Header
 from qserve.wire.failure import Failure
-from qserve.wire.outcome import Outcome
+from qserve.wire.outcome import Outcome, State
 from qserve.wire.sealing import Seal, open_header, seal_header
 
 CORPUS = Path(__file__).with_name("corpus")
@@ -188,7 +188,11 @@ def _answers() -> list[bytes]:
 
 def _read_end(data: bytes) -> object:
     """What the gateway answers for the end of a request: its state, and what lay in the broker."""
-    reply = answer_of(Outcome(data[:1].decode("latin-1"), data[1:]), "client-id", True, REQUEST_ID)
+    outcome = Outcome(data[:1].decode("latin-1"), data[1:])
+    if outcome.state == State.DONE:
+        reply = result_reply(outcome.payload, "client-id")
+    else:
+        reply = failure_reply(outcome, "client-id", True)
     body = b"".join(reply({"REQUEST_METHOD": "GET"}, lambda status, headers: None))
     return f"{reply.status:d}", body
 
@@ -235,8 +239,8 @@ def _read_head(data: bytes) -> object:
         lambda: Job.of(environ, b"", "app", Settings()),
         lambda: check_origin(environ),
         lambda: check_origin(environ, frozenset(("here",))),
-        lambda: Guard().check(dict(environ)),
-        lambda: Guard.from_env({"QSERVE_ALLOWED_HOSTS": "here", TOKEN: "secret"}).check(dict(environ)),
+        lambda: AccessPolicy().check(dict(environ)),
+        lambda: AccessPolicy.from_env({"QSERVE_ALLOWED_HOSTS": "here", TOKEN: "secret"}).check(dict(environ)),
     ]
     for look in looks:
         try:

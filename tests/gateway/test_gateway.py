@@ -11,12 +11,14 @@ import pytest
 from fakes import FakePlane, driver_app, plain_app
 from flask.testing import FlaskClient
 from gunicorn.http.errors import InvalidChunkSize
-from qserve_gateway.app import create_app
-from qserve_gateway.invoke import Front
-from qserve_gateway.request import bodies, clients, limits
-from qserve_gateway.request.clients import is_gone
-from qserve_gateway.request.guard import Guard
-from qserve_gateway.watcher import Watcher
+from qserve_gateway.application import create_app
+from qserve_gateway.handler import RequestHandler
+from qserve_gateway.jobs import Jobs
+from qserve_gateway.request import waiting
+from qserve_gateway.request.access import AccessPolicy
+from qserve_gateway.request.environ import BODY_LIMIT
+from qserve_gateway.request.waiting import InFlightLimit, is_disconnected
+from qserve_gateway.routes import RouteWatcher
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
@@ -234,7 +236,7 @@ def test_a_body_declared_too_long_is_413_without_being_read() -> None:
         def read(self, size: Any = -1) -> bytes:
             raise AssertionError("the body was read")
 
-    environ = {"CONTENT_LENGTH": str(bodies.BODY_LIMIT + 1), "wsgi.input": Unread()}
+    environ = {"CONTENT_LENGTH": str(BODY_LIMIT + 1), "wsgi.input": Unread()}
     response = serve(FakePlane(plain_app())).post("/", environ_overrides=environ)
     assert (response.status_code, error_of(response)["code"]) == (413, "body_too_large")
 
@@ -251,7 +253,7 @@ def test_a_chunked_body_arrives_whole() -> None:
 
 
 def test_a_chunked_body_beyond_the_limit_is_413() -> None:
-    response = chunked(serve(FakePlane(plain_app())), io.BytesIO(b"x" * (bodies.BODY_LIMIT + 1)))
+    response = chunked(serve(FakePlane(plain_app())), io.BytesIO(b"x" * (BODY_LIMIT + 1)))
     assert response.status_code == 413
 
 
@@ -442,7 +444,7 @@ def test_a_request_that_is_not_finished_in_time_is_504_and_ended_in_the_broker()
 
 
 def test_a_request_whose_client_left_is_cancelled(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(clients, "LOOK_EVERY_S", 0.01)
+    monkeypatch.setattr(waiting, "POLL_INTERVAL_S", 0.01)
     ours, theirs = socket.socketpair()
     theirs.close()
     plane = FakePlane(plain_app())
@@ -456,16 +458,16 @@ def test_a_request_whose_client_left_is_cancelled(monkeypatch: pytest.MonkeyPatc
 def test_a_client_is_gone_when_it_closed_and_not_before() -> None:
     ours, theirs = socket.socketpair()
     with ours:
-        assert not is_gone(ours)
+        assert not is_disconnected(ours)
         theirs.send(b"the next request")
-        assert not is_gone(ours)
+        assert not is_disconnected(ours)
         theirs.close()
-        assert is_gone(ours)
-    assert not is_gone(None)
+        assert is_disconnected(ours)
+    assert not is_disconnected(None)
 
 
 def test_more_requests_than_may_wait_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(limits, "WAITING_LIMIT", 0)
+    monkeypatch.setattr(waiting, "IN_FLIGHT_LIMIT", 0)
     response = serve(FakePlane(plain_app())).get("/")
     assert (response.status_code, response.headers["Retry-After"]) == (503, "1")
 
@@ -498,15 +500,16 @@ def test_reserved_paths_never_reach_an_application() -> None:
 
 
 def test_a_gateway_that_knows_no_routes_yet_says_that_it_will() -> None:
-    plane = FakePlane(plain_app())
-    watcher = Watcher(plane)  # type: ignore[arg-type]
-    front = Front(Settings(), plane, lambda: watcher.table, Guard())  # type: ignore[arg-type]
-    assert front.answer({}).status == 503
+    plane: Any = FakePlane(plain_app())
+    watcher, in_flight = RouteWatcher(plane), InFlightLimit()
+    jobs = Jobs(Settings(), plane, in_flight)
+    handler = RequestHandler(Settings(), plane, lambda: watcher.table, AccessPolicy(), in_flight, jobs)
+    assert handler.handle({}).status == 503
 
 
 def test_the_watcher_follows_changes_and_says_which_it_serves() -> None:
     plane = FakePlane(plain_app("a", "/a"))
-    watcher = Watcher(plane)  # type: ignore[arg-type]
+    watcher = RouteWatcher(plane)  # type: ignore[arg-type]
     watcher.tick()
     assert list(plane.client.published.values()) == ["1-0"]
 
@@ -524,7 +527,7 @@ def test_the_watcher_follows_changes_and_says_which_it_serves() -> None:
 
 def test_the_routes_stay_while_the_broker_is_away() -> None:
     plane = FakePlane(plain_app("a", "/a"))
-    watcher = Watcher(plane)  # type: ignore[arg-type]
+    watcher = RouteWatcher(plane)  # type: ignore[arg-type]
     watcher.tick()
     plane.registry.away = True
     with pytest.raises(BrokerUnavailable):
@@ -535,7 +538,7 @@ def test_the_routes_stay_while_the_broker_is_away() -> None:
 
 def test_the_watcher_tries_again_for_as_long_as_the_broker_is_away(monkeypatch: pytest.MonkeyPatch) -> None:
     plane = FakePlane(plain_app("a", "/a"))
-    watcher = Watcher(plane)  # type: ignore[arg-type]
+    watcher = RouteWatcher(plane)  # type: ignore[arg-type]
     plane.registry.away = True
     pauses: list[float] = []
 

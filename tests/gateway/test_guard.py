@@ -10,11 +10,9 @@ from fakes import FakePlane, plain_app
 from flask.testing import FlaskClient
 from hypothesis import given
 from hypothesis import strategies as st
-from qserve_gateway.app import create_app
-from qserve_gateway.request.guard import Guard
-from qserve_gateway.request.incoming import Preference, preference_of
-from qserve_gateway.request.limits import ClientLimits, TooManyRequests
-from qserve_gateway.request.request_ids import id_of_key, is_id, new_id, was_given_out
+from qserve_gateway.application import create_app
+from qserve_gateway.jobs import Preference, id_of_key, is_genuine, is_id, new_id, preference_of
+from qserve_gateway.request.access import AccessPolicy, ClientLimits, TooManyRequests
 
 from qserve.base.settings import Settings
 from qserve.exceptions import QserveException
@@ -90,13 +88,13 @@ def test_without_a_token_the_authorization_is_the_applications(
 )
 def test_a_variable_that_makes_no_sense_is_named_and_a_token_not_shown(name: str, value: str) -> None:
     with pytest.raises(QserveException, match=name) as caught:
-        Guard.from_env({name: value})
+        AccessPolicy.from_env({name: value})
     assert name != "QSERVE_API_TOKEN" or value not in str(caught.value)
 
 
 def test_clients_that_all_carry_one_token_cannot_be_told_apart_by_it() -> None:
     with pytest.raises(QserveException, match="QSERVE_CLIENT_BY"):
-        Guard.from_env({"QSERVE_API_TOKEN": TOKEN, "QSERVE_CLIENT_BY": "authorization"})
+        AccessPolicy.from_env({"QSERVE_API_TOKEN": TOKEN, "QSERVE_CLIENT_BY": "authorization"})
 
 
 # -- web pages of other hosts ----------------------------------------------------------------------
@@ -275,11 +273,11 @@ def test_any_preference_can_be_read(text: str) -> None:
     assert 0 <= preference_of({"HTTP_PREFER": text}).wait_s <= 30
 
 
-def test_an_id_tells_that_it_was_given_out() -> None:
+def test_an_id_tells_that_it_is_genuine() -> None:
     ids = [new_id() for _ in range(100)] + [id_of_key(str(number), "app", "ns", None) for number in range(100)]
     assert len(set(ids)) == 200
-    assert all(is_id(one) and was_given_out(one) for one in ids)
-    assert not any(was_given_out(f"{number:032x}") for number in range(1000))
+    assert all(is_id(one) and is_genuine(one) for one in ids)
+    assert not any(is_genuine(f"{number:032x}") for number in range(1000))
 
 
 def test_the_id_of_a_key_depends_on_all_that_it_belongs_to() -> None:

@@ -9,8 +9,8 @@ import pytest
 import redis
 from fakes import FakePlane, plain_app
 from flask.testing import FlaskClient
-from qserve_gateway.app import create_app
-from qserve_gateway.request.request_ids import new_id
+from qserve_gateway.application import create_app
+from qserve_gateway.jobs import new_id
 
 from qserve.base.keyring import Keyring
 from qserve.base.keys import Keys

@@ -78,11 +78,10 @@ plain = Plain.bind()
 """
 
 SMALL = """
-import qserve_gateway.patched
-from qserve_gateway.request import bodies, limits
 from qserve_gateway.__main__ import main
-bodies.READ_LIMIT_S = 0.5
-limits.WAITING_LIMIT = 1
+from qserve_gateway.request import environ, waiting
+environ.BODY_TIMEOUT_S = 0.5
+waiting.IN_FLIGHT_LIMIT = 1
 main()
 """
 """The same gateway with limits that a test can reach."""

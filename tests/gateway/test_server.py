@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 from click.testing import CliRunner
 from qserve_gateway import command
-from qserve_gateway.server import drop_ambiguous_headers
+from qserve_gateway.request.environ import drop_ambiguous_headers
 
 HEAVY = ("pydantic", "starlette", "numpy", "celery")
 

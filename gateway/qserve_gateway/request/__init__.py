@@ -1,5 +1,5 @@
-"""An HTTP request on its way in: reading it, checking it, limiting clients.
+"""An HTTP request on its way in: reading it, deciding whether it is allowed, and waiting for its result.
 
 It may import qserve.
-Open first: incoming.py.
+Open first: environ.py.
 """

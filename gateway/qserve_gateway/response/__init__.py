@@ -1,5 +1,5 @@
 """An HTTP response on its way out: results, errors and streams.
 
 It may import qserve and qserve_gateway.request.
-Open first: answers.py.
+Open first: reply.py.
 """

@@ -1,4 +1,4 @@
-"""Answers whose body comes item by item: relayed as they arrive, stopped when the client leaves."""
+"""``StreamReply``: an HTTP response whose body is sent item by item as the items arrive."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ import msgpack
 
 from qserve.calls.items import ItemRef
 from qserve.exceptions import DeadlineExceeded, GetTimeoutError, RequestCancelled
-from qserve_gateway.request.clients import LOOK_EVERY_S, is_gone
+from qserve_gateway.request.waiting import POLL_INTERVAL_S, is_disconnected
 from qserve_gateway.response.reply import status_line
 
 
 class StreamReply:
-    """An HTTP answer in the making, as a WSGI application.
+    """An HTTP response that is still being produced, as a WSGI application.
 
     Parameters:
-      ref: Its first item is status and headers, the others are the body.
-      request_id: Goes into the headers.
-      timeout_s: Until when the next item must have come, from now.
-      cancel: Ends the request when the client leaves.
+      ref: The request. Its first item holds status and headers, the others are the body.
+      request_id: The ``X-Request-ID`` for the headers.
+      timeout_s: Seconds from now within which the body must be complete.
+      cancel: Cancels the request when the client disconnects.
     """
 
     __slots__ = ("_cancel", "_end", "_ref", "_sock", "headers", "on_close", "status")
@@ -39,33 +39,33 @@ class StreamReply:
         self.on_close: Callable[[], None] | None = None
 
     def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
-        """Send it, as WSGI has it."""
+        """Send the response; this makes it a WSGI application."""
         self._sock = environ.get("gunicorn.socket")
         start_response(status_line(self.status), self.headers)
         if environ["REQUEST_METHOD"] == "HEAD":
-            self.close()  # the server would close only what it has taken items from
+            self.close()  # the server closes only a body that it has iterated
             return []
         return self
 
     def __iter__(self) -> Iterator[bytes]:
         while (item := self._next()) is not None:
             yield item
-        # what ends a stream early must not look like its end: the connection is closed without the last chunk
+        # an error must not look like the end of the body: raising closes the connection without the last chunk
         self._ref.raise_for_end()
 
     def _next(self) -> bytes | None:
         while True:
             left_s = self._end - time.monotonic()
             if left_s <= 0:
-                raise DeadlineExceeded("the response was not finished within the request's deadline")
+                raise DeadlineExceeded("the response was not complete before the request's deadline")
             try:
-                return self._ref.take(min(LOOK_EVERY_S, left_s))
+                return self._ref.take(min(POLL_INTERVAL_S, left_s))
             except GetTimeoutError:
-                if is_gone(self._sock):
+                if is_disconnected(self._sock):
                     raise RequestCancelled("the client closed the connection") from None
 
     def close(self) -> None:
-        """Called by the server at the end, also when sending failed: a producer without reader stops."""
+        """Cancel what is left of the request; the server calls this at the end, also when sending failed."""
         if not self._ref.done.is_set():
             self._cancel(self._ref)
         if self.on_close is not None:

@@ -1,4 +1,4 @@
-"""Errors as HTTP answers: status and words come from the error's class, and nothing of our own insides."""
+"""Errors as HTTP responses: an error's class decides the status and the code, and no internals are shown."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ _HEADERS = [
 _RETRY_AFTER_S = 1
 _INVALID_JSON = ("qserve.http.request", "InvalidJSON")
 _DETAILS = {404: "Not Found", 405: "Method Not Allowed"}
-# redis-py cuts some of the broker's own codes off, and leaves their texts
+# redis-py strips some of the broker's own codes from its errors and keeps only their texts
 _BROKER_CODES = (("OOM", "broker_full"), ("used memory >", "broker_full"), ("MISCONF", "broker_disk_full"))
 
 
 class NoRoute(BadRequest):
-    """Raised when no application answers a path, or not with this method.
+    """Raised when no application serves a path, or none with this method.
 
     Parameters:
       message: What is wrong.
       status: 404 or 405.
-      allow: The methods that are answered.
-      driver: Whether a DAGDriver refuses, whose users expect FastAPI's ``detail``.
+      allow: The methods that are served.
+      driver: Whether the path belongs to a DAGDriver, whose clients expect FastAPI's ``detail``.
     """
 
     def __init__(self, message: str, status: int, allow: tuple[str, ...] = (), driver: bool = False) -> None:
@@ -45,11 +45,11 @@ class NoRoute(BadRequest):
         self.driver = driver
 
 
-class Elsewhere(BadRequest):
-    """Raised when only a slash at the path's end is too many or missing, as FastAPI's routers answer it.
+class Redirect(BadRequest):
+    """Raised when a path has a slash too many or too few at its end; FastAPI's routers redirect these as well.
 
     Parameters:
-      location: The URL that is answered.
+      location: The URL of the path that is served.
     """
 
     def __init__(self, location: str) -> None:
@@ -57,14 +57,14 @@ class Elsewhere(BadRequest):
         self.location = location
 
 
-def problem(status: int, code: str, message: str, request_id: str, retryable: bool = False, **more: Any) -> Reply:
-    """The answer for an error.
+def problem_reply(status: int, code: str, message: str, request_id: str, retryable: bool = False, **more: Any) -> Reply:
+    """Return a response that describes an error as JSON.
 
     Parameters:
       status: The HTTP status.
-      code: The word for programs.
-      message: What people read.
-      request_id: The request's ``X-Request-ID``.
+      code: Names the kind of error, for programs.
+      message: Explains it to people.
+      request_id: The ``X-Request-ID`` of the request.
       retryable: Whether the same request may succeed later.
       more: Further fields of the error object.
     """
@@ -75,25 +75,33 @@ def problem(status: int, code: str, message: str, request_id: str, retryable: bo
         "retryable": retryable,
         **more,
     }
-    return _reply(status, {"error": error}, request_id)
+    return Reply(status, [*_HEADERS, ("x-request-id", request_id)], _json({"error": error}))
 
 
-def of_error(error: BaseException, request_id: str) -> Reply:
-    """The answer for an exception that the gateway caught."""
+def not_ready_reply(request_id: str) -> Reply:
+    """Return the response of a gateway that has started but does not know its routes."""
+    message = "the gateway has not read the applications yet"
+    reply = problem_reply(503, BrokerUnavailable.code, message, request_id, retryable=True)
+    reply.headers.append(("retry-after", str(_RETRY_AFTER_S)))
+    return reply
+
+
+def error_reply(error: BaseException, request_id: str) -> Reply:
+    """Return the response for an exception that was raised in the gateway."""
     if not isinstance(error, QserveException):
         log.error("request %s: the gateway failed", request_id, exc_info=error)
-        return problem(500, "internal_error", "Internal Server Error", request_id)
+        return problem_reply(500, "internal_error", "Internal Server Error", request_id)
     message, code = str(error), error.code
     if isinstance(error, BrokerError):
-        # the text may name the broker's address
+        # the text may contain the broker's address
         log.log(DEBUG if isinstance(error, BrokerUnsafe) else WARNING, "request %s: %s", request_id, error)
         code = next((code for word, code in _BROKER_CODES if word in message), code)
-        message = "the broker cannot be reached or does not accept calls now"
-    reply = problem(error.status, code, message, request_id, error.retryable)
+        message = "the broker cannot be reached, or does not accept calls at the moment"
+    reply = problem_reply(error.status, code, message, request_id, error.retryable)
     if isinstance(error, BadRequest):
         reply.close = error.close
         reply.headers += getattr(error, "headers", ())
-    if isinstance(error, Elsewhere):
+    if isinstance(error, Redirect):
         return Reply(error.status, [("location", error.location), ("x-request-id", request_id)], b"")
     if isinstance(error, NoRoute):
         _explain_route(reply, error)
@@ -103,36 +111,45 @@ def of_error(error: BaseException, request_id: str) -> Reply:
     return reply
 
 
-def of_outcome(outcome: Outcome, request_id: str, show_errors: bool) -> Reply:
-    """The answer for a request that ended without a result."""
+def _explain_route(reply: Reply, error: NoRoute) -> None:
+    if error.allow:
+        reply.headers.append(("allow", ", ".join(error.allow)))
+    if error.driver:
+        reply.body = _json({**json.loads(reply.body), "detail": _DETAILS[error.status]})
+
+
+def failure_reply(outcome: Outcome, request_id: str, show_errors: bool) -> Reply:
+    """Return the response for a request that ended without a result.
+
+    Parameters:
+      outcome: How it ended.
+      request_id: The ``X-Request-ID`` of the request that is being answered.
+      show_errors: Whether the response contains the traceback of user code.
+    """
     if outcome.state == State.EXPIRED:
-        message = f"request {request_id} was not finished within its deadline"
-        return problem(504, "deadline_exceeded", message, request_id)
+        message = f"request {request_id} did not finish before its deadline"
+        return problem_reply(504, "deadline_exceeded", message, request_id)
     if outcome.state == State.CANCELLED:
-        message = f"request {request_id} was cancelled"
-        return problem(499, "cancelled", message, request_id)
+        return problem_reply(499, "cancelled", f"request {request_id} was cancelled", request_id)
     try:
         failure = Failure.decode(outcome.payload)
     except QserveException as error:
-        return of_error(error, request_id)
+        return error_reply(error, request_id)
     refusal = _refusal_of(failure)
     if refusal is not None:
-        return of_error(refusal, request_id)
+        return error_reply(refusal, request_id)
     if (failure.module, failure.type) == _INVALID_JSON:
-        return problem(400, "invalid_json", f"the body is no JSON: {failure.message}", request_id)
-    answer = _of_http_exception(failure, request_id) if failure.is_answer else None
-    return answer or _user_code_failed(failure, request_id, show_errors)
-
-
-def unavailable(message: str, request_id: str) -> Reply:
-    """The answer while the gateway itself cannot serve."""
-    reply = problem(503, BrokerUnavailable.code, message, request_id, retryable=True)
-    reply.headers.append(("retry-after", str(_RETRY_AFTER_S)))
-    return reply
+        message = f"the request body is not valid JSON: {failure.message}"
+        return problem_reply(400, "invalid_json", message, request_id)
+    reply = _http_exception_reply(failure, request_id) if failure.is_answer else None
+    return reply or _user_error_reply(failure, request_id, show_errors)
 
 
 def _refusal_of(failure: Failure) -> BaseException | None:
-    """The error of qserve itself that a failure is; one that may pass keeps its status behind user code too."""
+    """Return the error of qserve itself behind a failure.
+
+    A failure that user code passed on counts as its own, unless it may succeed later: that one keeps its status.
+    """
     if failure.module != exceptions.__name__:
         return None
     kind = getattr(exceptions, failure.type, None)
@@ -141,8 +158,8 @@ def _refusal_of(failure: Failure) -> BaseException | None:
     return replace(failure, deployment="").to_exception()
 
 
-def _of_http_exception(failure: Failure, request_id: str) -> Reply | None:
-    """The answer that user code raised; None when it is not one that HTTP has."""
+def _http_exception_reply(failure: Failure, request_id: str) -> Reply | None:
+    """Return the response that user code raised; None when its status or headers are not valid in HTTP."""
     status, detail, named = (failure.attributes.get(name) for name in ("status_code", "detail", "headers"))
     if not isinstance(status, int) or not 200 <= status <= 599:
         return None
@@ -156,34 +173,23 @@ def _of_http_exception(failure: Failure, request_id: str) -> Reply | None:
     return Reply(status, [*headers, ("x-request-id", request_id)], body)
 
 
-def _user_code_failed(failure: Failure, request_id: str, show_errors: bool) -> Reply:
-    said = f"{failure.type}: {failure.message}" if failure.message else failure.type
-    log.error("request %s failed in deployment %r: %s", request_id, failure.deployment, said)
+def _user_error_reply(failure: Failure, request_id: str, show_errors: bool) -> Reply:
+    message = f"{failure.type}: {failure.message}" if failure.message else failure.type
+    log.error("request %s failed in deployment %r: %s", request_id, failure.deployment, message)
     more: dict[str, Any] = {"type": failure.type, "deployment": failure.deployment}
     if show_errors:
         more["traceback"] = failure.traceback
-    return problem(500, _code_of(failure), said, request_id, **more)
+    return problem_reply(500, _code_of(failure), message, request_id, **more)
 
 
 def _code_of(failure: Failure) -> str:
-    """The word for a failure in a deployment: what it returned may be at fault, and not what it did."""
+    """Return the code for a failure in a deployment; a result that cannot be sent is told apart from an exception."""
     kind = getattr(exceptions, failure.type, None) if failure.module == exceptions.__name__ else None
     if isinstance(kind, type) and issubclass(kind, exceptions.ResultNotSerialisable):
         return kind.code
     return exceptions.TaskError.code
 
 
-def _explain_route(reply: Reply, error: NoRoute) -> None:
-    if error.allow:
-        reply.headers.append(("allow", ", ".join(error.allow)))
-    if error.driver:
-        reply.body = _json({**json.loads(reply.body), "detail": _DETAILS[error.status]})
-
-
-def _reply(status: int, body: dict[str, Any], request_id: str) -> Reply:
-    return Reply(status, [*_HEADERS, ("x-request-id", request_id)], _json(body))
-
-
 def _json(body: dict[str, Any]) -> bytes:
-    # ensure_ascii: a message of user code may hold half of a surrogate pair
+    # ensure_ascii is kept: a message from user code may contain half of a surrogate pair
     return json.dumps(body, separators=(",", ":")).encode()

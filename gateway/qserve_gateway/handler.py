@@ -1,4 +1,4 @@
-"""The way of a request through the gateway: route, adapt, submit, wait, relay. No user code runs here."""
+"""``RequestHandler``: find the route of a request, submit the call, wait for its result, and reply."""
 
 from __future__ import annotations
 
@@ -15,39 +15,40 @@ from qserve.exceptions import DeadlineExceeded, RequestCancelled
 from qserve.http.bad_request import BadRequest
 from qserve.http.strict_json import loads
 from qserve.wire.envelope import Answer
+from qserve.wire.outcome import State
 from qserve_gateway.jobs import Job, Jobs
-from qserve_gateway.request.bodies import read_body
-from qserve_gateway.request.clients import wait_for_answer
-from qserve_gateway.request.guard import Guard
-from qserve_gateway.request.incoming import (
+from qserve_gateway.request.access import AccessPolicy
+from qserve_gateway.request.environ import (
     Environ,
     base_url,
     message_of,
     model_id_of,
     path_of,
+    read_body,
     request_id_of,
     timeout_of,
     url_of,
 )
-from qserve_gateway.request.limits import WaitingRoom
-from qserve_gateway.response.answers import answer_of
-from qserve_gateway.response.problems import Elsewhere, NoRoute, of_error, unavailable
-from qserve_gateway.response.reply import Reply
+from qserve_gateway.request.waiting import InFlightLimit, wait_for_result
+from qserve_gateway.response.errors import NoRoute, Redirect, error_reply, failure_reply, not_ready_reply
+from qserve_gateway.response.reply import Reply, result_reply
 from qserve_gateway.response.streaming import StreamReply
 from qserve_gateway.routes import PLAIN_METHODS, Route, RouteTable
 
-Answered = Reply | StreamReply
+AnyReply = Reply | StreamReply
 _RESULT_TTL_S = 60.0
 
 
-class Front:
-    """Answers HTTP requests with the results of applications.
+class RequestHandler:
+    """Answers HTTP requests with the results of applications; it runs no user code.
 
     Parameters:
       settings: The default deadline, and whether tracebacks are shown.
       plane: Carries the calls.
-      table: Gives the current routes; None until they are known.
-      guard: Says who may ask.
+      table: Returns the current routes; None while they are not known.
+      access: Decides which requests are allowed.
+      in_flight: Limits how many requests wait.
+      jobs: Follows the requests whose results are kept.
     """
 
     def __init__(
@@ -55,36 +56,40 @@ class Front:
         settings: Settings,
         plane: ClientPlane,
         table: Callable[[], RouteTable | None],
-        guard: Guard,
+        access: AccessPolicy,
+        in_flight: InFlightLimit,
+        jobs: Jobs,
     ) -> None:
         self._settings = settings
-        self.guard = guard
         self._plane = plane
         self._table = table
-        self._room = WaitingRoom()
-        self.jobs = Jobs(settings, plane, self._room)
+        self._access = access
+        self._in_flight = in_flight
+        self._jobs = jobs
 
-    def answer(self, environ: Environ) -> Answered:
-        """Answer one request; errors become answers as well."""
+    def handle(self, environ: Environ) -> AnyReply:
+        """Handle one request; errors become replies too."""
         request_id = request_id_of(environ)
         try:
-            leave = self.guard.enter(environ)
+            leave = self._access.enter(environ)
             if leave is None:
                 return self._serve(environ, request_id)
             return _counted(lambda: self._serve(environ, request_id), leave)
         except Exception as error:
-            return of_error(error, request_id)
+            return error_reply(error, request_id)
 
-    def _serve(self, environ: Environ, request_id: str) -> Answered:
+    def _serve(self, environ: Environ, request_id: str) -> AnyReply:
         table = self._table()
         if table is None:
-            return unavailable("the applications are not known yet", request_id)
-        self.guard.check(environ)
-        found = _find(table, path_of(environ), environ)
-        route = found.route
+            return not_ready_reply(request_id)
+        self._access.check(environ)
+        match = _find(table, path_of(environ), environ)
+        route = match.route
         body = read_body(environ)
         timeout_s = timeout_of(environ, route.record.timeout_s or self._settings.request_timeout_s)
-        job = Job.of(environ, body, route.record.name, self._settings)
+        job = None
+        if "HTTP_PREFER" in environ or "HTTP_IDEMPOTENCY_KEY" in environ:
+            job = Job.of(environ, body, route.record.name, self._settings)
         options = CallOptions(
             timeout_s=timeout_s,
             result_ttl_s=_RESULT_TTL_S if job is None else self._settings.result_ttl_s,
@@ -97,19 +102,22 @@ class Front:
             request_id="" if job is None else job.request_id,
             fingerprint="" if job is None else job.fingerprint,
         )
-        with self._room:
-            ref = self._submit(environ, found, body, options)
+        with self._in_flight:
+            ref = self._submit(environ, match, body, options)
             if failpoints.ARMED:
                 failpoints.hit("gateway.after_submit")
             if job is not None:
-                return self.jobs.follow(ref, job, timeout_s, environ, request_id)
+                return self._jobs.follow(ref, job, timeout_s, environ, request_id)
             self._wait(ref, timeout_s, environ)
         if isinstance(ref, ItemRef) and ref.has_items():
             return StreamReply(ref, request_id, timeout_s, self._plane.cancel)
-        return answer_of(ref.outcome(), request_id, self._settings.show_errors)
+        outcome = ref.outcome()
+        if outcome.state == State.DONE:
+            return result_reply(outcome.payload, request_id)
+        return failure_reply(outcome, request_id, self._settings.show_errors)
 
-    def _submit(self, environ: Environ, found: _Found, body: bytes, options: CallOptions) -> Ref:
-        route, graph, path, path_params = found
+    def _submit(self, environ: Environ, match: _Match, body: bytes, options: CallOptions) -> Ref:
+        route, graph, path, path_params = match
         record, driver = route.record, route.record.driver
         if driver is not None and driver.adapter == "json_request":
             return self._plane.run(record.name, graph, (_json_body(environ, body),), {}, options)
@@ -122,17 +130,17 @@ class Front:
 
     def _wait(self, ref: Ref, timeout_s: float, environ: Environ) -> None:
         try:
-            if wait_for_answer(ref, timeout_s, environ.get("gunicorn.socket")):
+            if wait_for_result(ref, timeout_s, environ.get("gunicorn.socket")):
                 return
         except RequestCancelled:
             self._plane.cancel(ref)
             raise
         self._plane.expire(ref)
-        raise DeadlineExceeded(f"the request was not finished within {timeout_s:g} s")
+        raise DeadlineExceeded(f"the request did not finish within {timeout_s:g} s")
 
 
-def _counted(serve: Callable[[], Answered], leave: Callable[[], None]) -> Answered:
-    """Serve a request that counts for its client until its answer is complete."""
+def _counted(serve: Callable[[], AnyReply], leave: Callable[[], None]) -> AnyReply:
+    """Serve a request, and call ``leave`` once its response is complete."""
     try:
         reply = serve()
     except BaseException:
@@ -145,8 +153,8 @@ def _counted(serve: Callable[[], Answered], leave: Callable[[], None]) -> Answer
     return reply
 
 
-class _Found(NamedTuple):
-    """Who answers a request."""
+class _Match(NamedTuple):
+    """The route of a request, and what its path says."""
 
     route: Route
     graph: str
@@ -154,22 +162,22 @@ class _Found(NamedTuple):
     path_params: dict[str, Any]
 
 
-def _find(table: RouteTable, path: str, environ: Environ) -> _Found:
+def _find(table: RouteTable, path: str, environ: Environ) -> _Match:
     method = environ["REQUEST_METHOD"]
     route = table.match(path)
-    if route is None and method == "CONNECT":  # its target is no path
-        raise NoRoute("CONNECT is not allowed here", 405, PLAIN_METHODS)
+    if route is None and method == "CONNECT":  # its target is not a path
+        raise NoRoute("method CONNECT is not allowed here", 405, PLAIN_METHODS)
     graph = None if route is None else route.find(path)
     if route is None or graph is None:
         other = path[:-1] if path.endswith("/") else f"{path}/"
         if route is not None and route.find(other) is not None:
-            raise Elsewhere(url_of(environ, other))
+            raise Redirect(url_of(environ, other))
         ping = f"Please ping {base_url(environ)}/-/routes for route table."
         raise NoRoute(f"Path '{path}' not found. {ping}", 404, driver=route is not None)
     if method not in route.methods:
         driver = route.record.driver is not None
-        raise NoRoute(f"{method} is not allowed here", 405, route.methods, driver)
-    return _Found(route, graph[0], path, graph[1])
+        raise NoRoute(f"method {method} is not allowed here", 405, route.methods, driver)
+    return _Match(route, graph[0], path, graph[1])
 
 
 def _json_body(environ: Environ, body: bytes) -> Any:

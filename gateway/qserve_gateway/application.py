@@ -1,0 +1,158 @@
+"""The Flask application: it serves the pages below ``/-/``, and hands all other requests to the ``RequestHandler``."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from flask import Flask, request
+from werkzeug.exceptions import HTTPException
+
+from qserve.base.log import get_logger
+from qserve.base.settings import CHECKED, Settings
+from qserve.broker.connection import broker_errors
+from qserve.calls.client import ClientPlane
+from qserve.exceptions import QserveException
+from qserve.http.bad_request import BadRequest
+from qserve.machine.doctor import check_or_raise, look_again
+from qserve_gateway.handler import RequestHandler
+from qserve_gateway.jobs import JOBS_PATH, Jobs
+from qserve_gateway.request.access import AccessPolicy, check_host, check_origin
+from qserve_gateway.request.environ import Environ, request_id_of
+from qserve_gateway.request.waiting import InFlightLimit
+from qserve_gateway.response.errors import error_reply, not_ready_reply, problem_reply
+from qserve_gateway.response.reply import Reply
+from qserve_gateway.routes import RouteWatcher
+
+access_log = get_logger("qserve.access")
+
+_RESERVED = "/-/"
+_HEALTH = "/-/healthz"
+_TEXT = "text/plain; charset=utf-8"
+
+
+class Gateway(Flask):
+    """A Flask application for the pages below ``/-/``; requests for applications bypass Flask.
+
+    Flask's routing, contexts and response objects would add about 30 us to each of them, and they need none of it.
+
+    Parameters:
+      access: Decides which requests are allowed.
+      handler: Handles requests for applications.
+      jobs: Handles requests below ``/-/requests/``.
+    """
+
+    def __init__(self, access: AccessPolicy, handler: RequestHandler, jobs: Jobs) -> None:
+        super().__init__("qserve_gateway", static_folder=None)
+        self._access = access
+        self._handler = handler
+        self._jobs = jobs
+
+    def wsgi_app(self, environ: Environ, start_response: Any) -> Any:
+        """Handle a request; the server calls this."""
+        path = environ["PATH_INFO"]
+        if path.startswith(JOBS_PATH):
+            handle = self._handle_page
+        elif path.startswith(_RESERVED):
+            return super().wsgi_app(environ, start_response)
+        else:
+            handle = self._handler.handle
+        if access_log.isEnabledFor(logging.INFO):
+            handle = partial(_logged, handle, path)
+        return handle(environ)(environ, start_response)
+
+    def full_dispatch_request(self) -> Any:
+        """Handle the current request for a page; Flask calls this."""
+        return self._handle_page(request.environ)
+
+    def _handle_page(self, environ: Environ) -> Any:
+        path = environ["PATH_INFO"]
+        leave = None
+        try:
+            if path == _HEALTH:
+                check_host(environ)  # a health check may know only an address: any host, and no token
+            else:
+                leave = self._access.enter(environ)
+                self._access.check(environ)
+            check_origin(environ, self._access.hosts)
+            return self._jobs.handle(environ) if path.startswith(JOBS_PATH) else super().full_dispatch_request()
+        except BadRequest as error:
+            return error_reply(error, request_id_of(environ))
+        finally:
+            if leave is not None:
+                leave()
+
+
+def _logged(handle: Callable[[Environ], Any], path: str, environ: Environ) -> Any:
+    began = time.perf_counter()
+    reply = handle(environ)
+    took_ms = (time.perf_counter() - began) * 1000
+    # a decoded path may contain control characters, which a terminal would obey
+    shown = path if path.isascii() and path.isprintable() else ascii(path)[1:-1]
+    access_log.info("%s %s %s %.1fms", environ["REQUEST_METHOD"], shown, reply.status, took_ms)
+    return reply
+
+
+def create_app(settings: Settings, plane: ClientPlane | None = None, watch: bool = True) -> Gateway:
+    """Create the gateway's application; a prefork server must call this after the fork.
+
+    Parameters:
+      settings: Name the broker, the default deadline, and whether tracebacks are shown.
+      plane: Carries the calls; None connects to the broker that the settings name.
+      watch: Whether to keep the routes up to date; False reads them once.
+    """
+    plane = connected = plane or ClientPlane(settings)
+    watcher = RouteWatcher(plane, lambda: _check(connected, settings), lambda: look_again(connected.client, settings))
+    if watch:
+        watcher.start()
+    else:
+        watcher.refresh()
+    access, in_flight = AccessPolicy.from_env(os.environ), InFlightLimit()
+    jobs = Jobs(settings, plane, in_flight)
+    handler = RequestHandler(settings, plane, watcher.current, access, in_flight, jobs)
+    app = Gateway(access, handler, jobs)
+    _add_pages(app, plane, watcher)
+    return app
+
+
+def _check(plane: ClientPlane, settings: Settings) -> None:
+    if not os.environ.get(CHECKED):
+        check_or_raise(plane.client, settings)
+
+
+def _add_pages(app: Gateway, plane: ClientPlane, watcher: RouteWatcher) -> None:
+    def healthz() -> Any:
+        request_id = request_id_of(request.environ)
+        try:
+            if watcher.current() is None:
+                return not_ready_reply(request_id)
+            with broker_errors():
+                plane.client.ping()
+        except QserveException as error:
+            return error_reply(error, request_id)
+        return Reply(200, [("content-type", _TEXT), ("x-request-id", request_id)], b"success")
+
+    def routes() -> Any:
+        request_id = request_id_of(request.environ)
+        if watcher.table is None:
+            return not_ready_reply(request_id)
+        return watcher.table.listing(), 200, {"x-request-id": request_id}
+
+    def refuse(error: HTTPException) -> Any:
+        status = error.code or 500
+        code = error.name.lower().replace(" ", "_")
+        reply = problem_reply(status, code, error.name, request_id_of(request.environ))
+        valid_methods = getattr(error, "valid_methods", None)
+        if valid_methods:
+            reply.headers.append(("allow", ", ".join(sorted(valid_methods))))
+        # Flask keeps the error on its request, and the frames of a traceback would keep the request
+        error.__traceback__ = error.__context__ = None
+        return reply
+
+    app.add_url_rule("/-/healthz", view_func=healthz)
+    app.add_url_rule("/-/routes", view_func=routes)
+    app.register_error_handler(HTTPException, refuse)

@@ -1,0 +1,290 @@
+"""Decide from its headers whether a request is allowed: host, token, origin, and the limits of its client."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+from qserve.exceptions import QserveException
+from qserve.http.bad_request import BadRequest
+from qserve_gateway.request.environ import Environ, has_body
+
+ALLOWED_HOSTS = "QSERVE_ALLOWED_HOSTS"
+TOKEN = "QSERVE_API_TOKEN"
+IN_FLIGHT, RATE, CLIENT_BY = "QSERVE_CLIENT_IN_FLIGHT", "QSERVE_CLIENT_REQUESTS_PER_S", "QSERVE_CLIENT_BY"
+
+AllowedHosts = frozenset[str] | None
+"""Host names without ports; None allows any."""
+
+_SAFE_METHODS = frozenset(("GET", "HEAD", "OPTIONS"))
+_LOOPBACK = frozenset(("localhost", "127.0.0.1", "::1"))
+_SWEEP_INTERVAL_S = 1.0
+
+
+class Unauthorized(BadRequest):
+    """Raised when a request does not carry the token.
+
+    Parameters:
+      close: Whether its body is left unread.
+    """
+
+    headers = (("www-authenticate", "Bearer"),)
+
+    def __init__(self, close: bool) -> None:
+        super().__init__("send the header 'Authorization: Bearer <token>'", "unauthorized", 401, close)
+
+
+class TooManyRequests(BadRequest):
+    """Raised when a client exceeds one of its limits.
+
+    Parameters:
+      message: Which limit.
+      retry_after_s: After how many seconds it may try again.
+      close: Whether the request's body is left unread.
+    """
+
+    retryable = True
+
+    def __init__(self, message: str, retry_after_s: int, close: bool) -> None:
+        super().__init__(message, "too_many_requests", 429, close)
+        self.retry_after_s = retry_after_s
+
+
+@dataclass(frozen=True)
+class AccessPolicy:
+    """The rules of a gateway for the requests that it accepts.
+
+    Parameters:
+      hosts: The host names that it serves.
+      token: The digest of the token that every request must carry; None when no token is required.
+      clients: The limits of one client; None when there are none.
+    """
+
+    hosts: AllowedHosts = None
+    token: bytes | None = None
+    clients: ClientLimits | None = None
+
+    @classmethod
+    def from_env(cls, env: Mapping[str, str]) -> AccessPolicy:
+        """Read the policy from environment variables.
+
+        Raises:
+          QserveException: A variable has an invalid value; the message names the variable.
+        """
+        token = env.get(TOKEN, "")
+        if not (token.isascii() and token.isprintable()) or " " in token:
+            raise QserveException(f"{TOKEN} must be printable ASCII without spaces, as from `openssl rand -hex 32`")
+        return cls(allowed_hosts(env), _digest(token) if token else None, _client_limits(env))
+
+    def check(self, environ: Environ) -> None:
+        """Check host and token.
+
+        Raises:
+          BadRequest: The host is not served (400, 421), or the token is missing or wrong (401).
+        """
+        check_host(environ, self.hosts)
+        if self.token is not None:
+            # removed because the token is the gateway's: replicas, which run user code, must not see it
+            scheme, _, shown = environ.pop("HTTP_AUTHORIZATION", "").partition(" ")
+            if not hmac.compare_digest(_digest(shown.strip()), self.token) or scheme.lower() != "bearer":
+                raise Unauthorized(has_body(environ))
+
+    def enter(self, environ: Environ) -> Callable[[], None] | None:
+        """Count a request for its client, and return what must be called when the request ends.
+
+        Raises:
+          TooManyRequests: The client exceeds one of its limits.
+        """
+        return None if self.clients is None else self.clients.enter(environ)
+
+
+def _digest(token: str) -> bytes:
+    # all digests have one length, so the time of a comparison reveals nothing about the token
+    return hashlib.sha256(token.encode("utf-8", "surrogateescape")).digest()
+
+
+# -- hosts and origins -----------------------------------------------------------------------------
+
+
+def allowed_hosts(env: Mapping[str, str]) -> AllowedHosts:
+    """Read ``QSERVE_ALLOWED_HOSTS``: names separated by commas; any host is allowed when it is unset or empty."""
+    names = (_host_in(part.strip()) for part in env.get(ALLOWED_HOSTS, "").split(","))
+    return frozenset(name for name in names if name) or None
+
+
+def check_host(environ: Environ, allowed: AllowedHosts = None) -> None:
+    """Refuse a request for a host that this gateway does not serve.
+
+    Without this check, a web page could reach an application by pointing its own host name at this gateway.
+
+    Raises:
+      BadRequest: The request names no host (400), or one that is not served here (421).
+    """
+    named = environ.get("HTTP_HOST")
+    if named is None and environ.get("SERVER_PROTOCOL") == "HTTP/1.1":
+        raise BadRequest("the request has no Host header", "missing_host", close=True)
+    if allowed is not None and named is not None and ("@" in named or _host_in(named) not in allowed):
+        raise _misdirected()
+    target: str = environ.get("RAW_URI", "/")
+    if not target.startswith("/") and "://" in target and _host_in(target) not in (allowed or _own_hosts(environ)):
+        # a request in the form for proxies, and this is not a proxy
+        raise _misdirected()
+
+
+def check_origin(environ: Environ, allowed: AllowedHosts = None) -> None:
+    """Refuse a request that may change something and was sent by a web page of another host.
+
+    Methods that only read are allowed: the browser itself hides their responses from such a page.
+
+    Parameters:
+      environ: The request.
+      allowed: The hosts whose pages may send it; None for the host that the request itself names.
+
+    Raises:
+      BadRequest: A page of another host sent it (403).
+    """
+    if environ["REQUEST_METHOD"] in _SAFE_METHODS:
+        return
+    origin = environ.get("HTTP_ORIGIN")
+    foreign = environ.get("HTTP_SEC_FETCH_SITE", "").strip().lower() == "cross-site"
+    if origin is not None and not foreign:
+        scheme, _, host = origin.partition("://")
+        if allowed is None:
+            foreign = not host or host.lower() != environ.get("HTTP_HOST", "").lower()
+        else:
+            foreign = _host_in(host) not in allowed
+        foreign = foreign or scheme.lower() not in ("http", "https")
+    if foreign:
+        raise BadRequest("web pages of other hosts may not send this request", "cross_origin", 403, close=True)
+
+
+def _host_in(text: str) -> str:
+    try:
+        return urlsplit(text if "://" in text else f"//{text}").hostname or ""
+    except ValueError:
+        return ""
+
+
+def _own_hosts(environ: Environ) -> frozenset[str]:
+    sock = environ.get("gunicorn.socket")
+    return _LOOPBACK if sock is None else _LOOPBACK | {str(sock.getsockname()[0])}
+
+
+def _misdirected() -> BadRequest:
+    return BadRequest("this gateway does not serve that host", "misdirected_request", 421, close=True)
+
+
+# -- the limits of one client ----------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class _Client:
+    in_flight: int
+    credit: float
+    """How many requests it may send at once."""
+    counted_at: float
+
+
+class ClientLimits:
+    """Limits what one client may request from this process.
+
+    No lock is needed: there is one thread, and no greenlet switches in the middle of a method.
+
+    Parameters:
+      in_flight: Requests at a time; 0 for no limit.
+      per_s: Requests per second, of which one second's worth (at least one) may come at once; 0 for no limit.
+      by_authorization: Identify clients by their ``Authorization`` header where they send one, and not by address.
+      clock: Returns monotonic seconds.
+    """
+
+    def __init__(
+        self, in_flight: int, per_s: float, by_authorization: bool, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._in_flight = in_flight
+        self._per_s = per_s
+        self._by_authorization = by_authorization
+        self._clock = clock
+        self._clients: dict[str, _Client] = {}
+        self._swept_at = clock()
+
+    def enter(self, environ: Environ) -> Callable[[], None]:
+        """Count a request, and return what must be called when it ends.
+
+        Raises:
+          TooManyRequests: Its client has too many requests in flight, or has just sent too many.
+        """
+        now = self._clock()
+        self._sweep(now)
+        client = self._clients.setdefault(self._name(environ), _Client(0, self._burst, now))
+        if self._in_flight and client.in_flight >= self._in_flight:
+            message = (
+                f"this client already has {client.in_flight} requests in flight"
+                f" (limit {self._in_flight}, set by {IN_FLIGHT})"
+            )
+            raise TooManyRequests(message, 1, has_body(environ))
+        if self._per_s:
+            client.credit = min(self._burst, client.credit + (now - client.counted_at) * self._per_s)
+            client.counted_at = now
+            if client.credit < 1:
+                wait_s = math.ceil((1 - client.credit) / self._per_s)
+                message = f"this client sends more than {self._per_s:g} requests per second (set by {RATE})"
+                raise TooManyRequests(message, max(1, wait_s), has_body(environ))
+            client.credit -= 1
+        client.in_flight += 1
+
+        def leave() -> None:
+            client.in_flight -= 1
+
+        return leave
+
+    @property
+    def _burst(self) -> float:
+        return max(1.0, self._per_s)
+
+    def _name(self, environ: Environ) -> str:
+        shown = environ.get("HTTP_AUTHORIZATION") if self._by_authorization else None
+        if shown is None:
+            return str(environ.get("REMOTE_ADDR", ""))
+        return hashlib.sha256(shown.encode("latin-1")).hexdigest()
+
+    def _sweep(self, now: float) -> None:
+        """Forget clients whose limits are fully restored; an attacker may send under any number of names."""
+        if now - self._swept_at < _SWEEP_INTERVAL_S:
+            return
+        self._swept_at = now
+        refill_s = self._burst / self._per_s if self._per_s else 0.0
+        self._clients = {
+            name: client
+            for name, client in self._clients.items()
+            if client.in_flight or now - client.counted_at < refill_s
+        }
+
+
+def _client_limits(env: Mapping[str, str]) -> ClientLimits | None:
+    in_flight, per_s = _number(env, IN_FLIGHT, whole=True), _number(env, RATE)
+    client_by = env.get(CLIENT_BY) or "address"
+    if client_by not in ("address", "authorization"):
+        raise QserveException(f"{CLIENT_BY}={client_by!r} must be 'address' or 'authorization'")
+    if client_by == "authorization" and env.get(TOKEN):
+        raise QserveException(f"{CLIENT_BY}=authorization cannot tell clients apart: all of them send the same {TOKEN}")
+    if not in_flight and not per_s:
+        return None
+    return ClientLimits(int(in_flight), per_s, client_by == "authorization")
+
+
+def _number(env: Mapping[str, str], name: str, whole: bool = False) -> float:
+    text = env.get(name)
+    if not text:
+        return 0.0
+    try:
+        value = float(int(text) if whole else float(text))
+    except ValueError:
+        value = -1.0
+    if not 0 < value < float("inf"):
+        raise QserveException(f"{name}={text!r} must be a {'whole ' if whole else ''}number above 0, such as {name}=10")
+    return value

@@ -1,0 +1,211 @@
+"""Read an HTTP request from its WSGI environment: path, headers and body."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import time
+from functools import lru_cache
+from typing import Any
+from urllib.parse import quote
+
+import gevent
+from gunicorn.http.errors import ParseException
+
+from qserve.http.bad_request import BadRequest
+from qserve.http.message import HttpMessage
+
+Environ = dict[str, Any]
+
+TIMEOUT_LIMIT_S = 3600.0
+BODY_LIMIT = 10 * 1024 * 1024
+BODY_TIMEOUT_S = 15.0
+_KIB = 1024
+# 1 KiB/s from the fifth second on, checked three times; a client that has sent 15 KiB may keep that pace to the end
+_PACE = ((5 * _KIB, 5.0), (10 * _KIB, 10.0), (sys.maxsize, BODY_TIMEOUT_S))
+
+_ID = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
+_UNPREFIXED = frozenset(("CONTENT_TYPE", "CONTENT_LENGTH"))
+_MODEL_HEADER = "SERVE_MULTIPLEXED_MODEL_ID"
+
+
+# -- headers ---------------------------------------------------------------------------------------
+
+
+def drop_ambiguous_headers(worker: Any, request: Any) -> None:
+    """Drop header names with underscores; gunicorn calls this before it creates a request's environment.
+
+    WSGI spells ``X_User`` and ``X-User`` alike, and a proxy in front may have checked only one of them. Ray Serve's
+    own header for the model has underscores, so that one is kept.
+    """
+    request.headers = [header for header in request.headers if "_" not in header[0] or header[0] == _MODEL_HEADER]
+
+
+def is_token(text: str) -> bool:
+    """Return whether a client may use a text as an ID: 1 to 128 characters, no spaces, nothing that needs quoting."""
+    return _ID.fullmatch(text) is not None
+
+
+def request_id_of(environ: Environ) -> str:
+    """Return the client's ``X-Request-ID``, or a new ID when it sent none or a malformed one."""
+    given = environ.get("HTTP_X_REQUEST_ID")
+    if given is not None and is_token(given):
+        return str(given)
+    return os.urandom(16).hex()
+
+
+def path_of(environ: Environ) -> str:
+    """Return the decoded path; WSGI delivers its UTF-8 bytes as if they were latin-1."""
+    path: str = environ["PATH_INFO"]
+    if not path.isascii():
+        path = path.encode("latin-1").decode("utf-8", "replace")
+    return path or "/"
+
+
+def timeout_of(environ: Environ, default_s: float) -> float:
+    """Return the number of seconds until the request's deadline.
+
+    Raises:
+      BadRequest: The header ``x-request-timeout-seconds`` is not a number within the limits.
+    """
+    text = environ.get("HTTP_X_REQUEST_TIMEOUT_SECONDS")
+    if text is None:
+        return default_s
+    try:
+        timeout_s = float(text)
+    except ValueError:
+        timeout_s = 0.0
+    if not 0 < timeout_s <= TIMEOUT_LIMIT_S:
+        message = f"x-request-timeout-seconds must be a number above 0 and at most {TIMEOUT_LIMIT_S:g}"
+        raise BadRequest(message, "invalid_deadline")
+    return timeout_s
+
+
+def model_id_of(environ: Environ) -> str:
+    """Return the multiplexed model that the client asked for; "" for none.
+
+    Raises:
+      BadRequest: The header ``serve-multiplexed-model-id`` is malformed.
+    """
+    model_id = environ.get("HTTP_SERVE_MULTIPLEXED_MODEL_ID")
+    if model_id is None:
+        return ""
+    if not model_id.isprintable() or len(model_id) > 256:
+        message = "serve-multiplexed-model-id must be printable text of at most 256 characters"
+        raise BadRequest(message, "invalid_header")
+    return str(model_id)
+
+
+def base_url(environ: Environ) -> str:
+    """Return scheme and host as the client wrote them."""
+    return f"{environ['wsgi.url_scheme']}://{environ.get('HTTP_HOST', '')}"
+
+
+def url_of(environ: Environ, path: str) -> str:
+    """Return the URL of another path with this request's host and query."""
+    query = environ.get("QUERY_STRING")
+    return base_url(environ) + quote(path, safe="/:@!$&'()*+,;=~") + (f"?{query}" if query else "")
+
+
+def message_of(environ: Environ, path: str, root_path: str, body: bytes, path_params: dict[str, Any]) -> HttpMessage:
+    """Return the request as the data that a replica receives."""
+    host = environ.get("REMOTE_ADDR")
+    return HttpMessage(
+        environ["REQUEST_METHOD"],
+        environ["wsgi.url_scheme"],
+        path,
+        root_path,
+        environ.get("QUERY_STRING", "").encode("latin-1"),
+        tuple(
+            (_header_name(key), value.encode("latin-1"))
+            for key, value in environ.items()
+            if key.startswith("HTTP_") or (key in _UNPREFIXED and value)
+        ),
+        (host, int(environ.get("REMOTE_PORT") or 0)) if host else None,
+        (environ["SERVER_NAME"], int(environ.get("SERVER_PORT") or 0)),
+        body,
+        path_params,
+    )
+
+
+@lru_cache(maxsize=1024)
+def _header_name(key: str) -> bytes:
+    name = key if key in _UNPREFIXED else key[5:]
+    return name.replace("_", "-").lower().encode("latin-1")
+
+
+# -- the body --------------------------------------------------------------------------------------
+
+
+def has_body(environ: Environ) -> bool:
+    """Return whether the headers announce a body."""
+    return "HTTP_TRANSFER_ENCODING" in environ or environ.get("CONTENT_LENGTH") not in (None, "", "0")
+
+
+def read_body(environ: Environ, limit: int = BODY_LIMIT) -> bytes:
+    """Read the whole body.
+
+    Flask's ``get_data`` is not used because it truncates: it returns the first part of a chunked body that is too
+    long, and whatever arrived of a body whose connection was closed.
+
+    Raises:
+      BadRequest: The body is longer than ``limit`` bytes (413), incomplete or malformed (400), too slow (408), or in an
+        unsupported transfer coding (501).
+    """
+    if not has_body(environ):
+        return b""
+    coding = environ.get("HTTP_TRANSFER_ENCODING")
+    if coding is not None:
+        if coding.strip().lower() != "chunked":
+            message = "the only supported transfer coding is 'chunked'"
+            raise BadRequest(message, "unsupported_transfer_coding", 501, close=True)
+        return _read(environ["wsgi.input"], limit, None)
+    length = _length(environ["CONTENT_LENGTH"])
+    if length > limit:
+        raise _too_long(limit)
+    return _read(environ["wsgi.input"], limit, length)
+
+
+def _length(text: str) -> int:
+    if not (text.isascii() and text.isdigit()) or len(text) > 18:
+        raise BadRequest("Content-Length is not a number", "invalid_header", close=True)
+    return int(text)
+
+
+def _read(stream: Any, limit: int, length: int | None) -> bytes:
+    wanted = limit + 1 if length is None else length
+    body, began = b"", time.monotonic()
+    for size, within_s in _PACE:
+        goal = min(size, wanted)
+        left_s = min(within_s, BODY_TIMEOUT_S) - (time.monotonic() - began)
+        body += _read_within(stream, goal - len(body), left_s)
+        if len(body) < goal or goal == wanted:
+            break
+    if length is None and len(body) > limit:
+        raise _too_long(limit)
+    if length is not None and len(body) < length:
+        message = f"the request body has {len(body)} bytes, but Content-Length says {length}"
+        raise BadRequest(message, "incomplete_body", close=True)
+    return body
+
+
+def _read_within(stream: Any, size: int, left_s: float) -> bytes:
+    """Read ``size`` bytes, or fewer where the body ends."""
+    stalled = gevent.Timeout.start_new(max(0.0, left_s))
+    try:
+        return stream.read(size)  # type: ignore[no-any-return]
+    except gevent.Timeout as timeout:
+        if timeout is not stalled:
+            raise
+        message = f"the request body came too slowly: send at least 1 KiB/s, and all of it within {BODY_TIMEOUT_S:g} s"
+        raise BadRequest(message, "body_timeout", 408, close=True) from None
+    except (ParseException, OSError) as error:
+        code = "incomplete_body" if isinstance(error, OSError) else "invalid_chunk"
+        raise BadRequest("the request body is truncated or malformed", code, close=True) from error
+    finally:
+        stalled.close()
+
+
+def _too_long(limit: int) -> BadRequest:
+    return BadRequest(f"the request body is longer than {limit} bytes", "body_too_large", 413, close=True)
