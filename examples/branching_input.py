@@ -9,9 +9,9 @@ Results inside a list arrive as refs, so that `combine` decides when to wait for
 import os
 
 import qserve
-from qserve.calls.ref import Ref
 from qserve.dag import InputNode
 from qserve.drivers import DAGDriver
+from qserve.handle import Ref
 from qserve.http_adapters import json_request
 
 
