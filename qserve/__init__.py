@@ -9,7 +9,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from qserve.calls import current
+from qserve.calls.ref import current
 
 if TYPE_CHECKING:
     from qserve.api import (
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
         status,
     )
     from qserve.base.context import get_replica_context, get_request_context
-    from qserve.calls.ref import get
+    from qserve.calls.responses import get
     from qserve.dag import InputNode
     from qserve.define.application import Application, build
     from qserve.define.batching import batch
@@ -70,7 +70,7 @@ _HOMES = {
     "build": "qserve.define.application",
     "delete": "qserve.api",
     "deployment": "qserve.define.deployments",
-    "get": "qserve.calls.ref",
+    "get": "qserve.calls.responses",
     "get_app_handle": "qserve.api",
     "get_deployment_handle": "qserve.api",
     "get_replica_context": "qserve.base.context",

@@ -10,8 +10,8 @@ from qserve.calls.handles import (
     RayServeHandle,
     RayServeSyncHandle,
 )
-from qserve.calls.items import DeploymentResponseGenerator
-from qserve.calls.ref import DeploymentResponse, Ref, RefTask
+from qserve.calls.ref import Ref
+from qserve.calls.responses import DeploymentResponse, DeploymentResponseGenerator, RefTask
 
 __all__ = [
     "DeploymentHandle",

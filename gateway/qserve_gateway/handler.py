@@ -8,9 +8,7 @@ from typing import Any, NamedTuple
 from qserve.base import failpoints
 from qserve.base.settings import Settings
 from qserve.calls.client import ClientPlane
-from qserve.calls.items import ItemRef
-from qserve.calls.plane import CallOptions
-from qserve.calls.ref import Ref
+from qserve.calls.ref import Call, ItemRef, Ref
 from qserve.exceptions import DeadlineExceeded, RequestCancelled
 from qserve.http.bad_request import BadRequest
 from qserve.http.strict_json import loads
@@ -90,20 +88,26 @@ class RequestHandler:
         job = None
         if "HTTP_PREFER" in environ or "HTTP_IDEMPOTENCY_KEY" in environ:
             job = Job.of(environ, body, route.record.name, self._settings)
-        options = CallOptions(
-            timeout_s=timeout_s,
-            result_ttl_s=_RESULT_TTL_S if job is None else self._settings.result_ttl_s,
-            trace_id=request_id,
-            route=route.prefix,
-            model_id=model_id_of(environ),
-            answer=route.answer,
-            owned=job is None,
-            stream=job is None and route.answer is Answer.PLAIN,
-            request_id="" if job is None else job.request_id,
-            fingerprint="" if job is None else job.fingerprint,
-        )
         with self._in_flight:
-            ref = self._submit(environ, match, body, options)
+            method, args, graph = _target(environ, match, body)
+            call = Call(
+                route.record.name,
+                route.record.ingress,
+                method,
+                args,
+                graph=graph,
+                timeout_s=timeout_s,
+                result_ttl_s=_RESULT_TTL_S if job is None else self._settings.result_ttl_s,
+                trace_id=request_id,
+                route=route.prefix,
+                model_id=model_id_of(environ),
+                answer=route.answer,
+                owned=job is None,
+                stream=job is None and route.answer is Answer.PLAIN,
+                request_id="" if job is None else job.request_id,
+                fingerprint="" if job is None else job.fingerprint,
+            )
+            ref = self._plane.submit(call)
             if failpoints.ARMED:
                 failpoints.hit("gateway.after_submit")
             if job is not None:
@@ -115,18 +119,6 @@ class RequestHandler:
         if outcome.state == State.DONE:
             return result_reply(outcome.payload, request_id)
         return failure_reply(outcome, request_id, self._settings.show_errors)
-
-    def _submit(self, environ: Environ, match: _Match, body: bytes, options: CallOptions) -> Ref:
-        route, graph, path, path_params = match
-        record, driver = route.record, route.record.driver
-        if driver is not None and driver.adapter == "json_request":
-            return self._plane.run(record.name, graph, (_json_body(environ, body),), {}, options)
-        request = message_of(environ, path, route.root_path, body, path_params)
-        if driver is None:
-            return self._plane.call(record.name, record.ingress, "__call__", (request,), {}, options)
-        if driver.adapter == "starlette_request":
-            return self._plane.run(record.name, graph, (request,), {}, options)
-        return self._plane.call(record.name, record.ingress, "adapt", (request, graph), {}, options)
 
     def _wait(self, ref: Ref, timeout_s: float, environ: Environ) -> None:
         try:
@@ -178,6 +170,20 @@ def _find(table: RouteTable, path: str, environ: Environ) -> _Match:
         driver = route.record.driver is not None
         raise NoRoute(f"method {method} is not allowed here", 405, route.methods, driver)
     return _Match(route, graph[0], path, graph[1])
+
+
+def _target(environ: Environ, match: _Match, body: bytes) -> tuple[str, tuple[Any, ...], str | None]:
+    """Return the method to call on the ingress, its arguments, and the graph to run on them in its place, if any."""
+    route, graph, path, path_params = match
+    driver = route.record.driver
+    if driver is not None and driver.adapter == "json_request":
+        return "", (_json_body(environ, body),), graph
+    request = message_of(environ, path, route.root_path, body, path_params)
+    if driver is None:
+        return "__call__", (request,), None
+    if driver.adapter == "starlette_request":
+        return "", (request,), graph
+    return "adapt", (request, graph), None
 
 
 def _json_body(environ: Environ, body: bytes) -> Any:

@@ -33,8 +33,7 @@ from qserve.broker.connection import (
 from qserve.broker.library import LOAD, Command
 from qserve.broker.link import WAIT, ThreadLink, replicated
 from qserve.broker.registry import Registry
-from qserve.calls.outgoing import Submission
-from qserve.calls.ref import Ref
+from qserve.calls.ref import Call, Ref
 from qserve.calls.replies import failed
 from qserve.calls.submitter import Submitter, ignore
 from qserve.exceptions import AppNotFound, BrokerUnavailable, QserveException
@@ -115,17 +114,17 @@ class ClientPlane(Submitter):
 
     # -- sending -----------------------------------------------------------------------------------
 
-    def _move(self, app: str, ref: Ref, compose: Callable[[], Submission]) -> None:
+    def _move(self, ref: Ref, call: Call) -> None:
         """Submit again to the version that is active now; the one that was known here has just been retired."""
         self._pending.drop(ref)
-        self.unlearn(app)
+        self.unlearn(call.app)
         try:
-            submission = compose()
+            submission = self._composer.compose(call)
         except QserveException as error:
             ref.settle(failed(error))
             return
         ref.request_id = submission.request_id
-        self._send_submission(ref, submission, lambda: self._pending.refuse(ref, failed(_replaced(app))))
+        self._send_submission(ref, submission, lambda: self._pending.refuse(ref, failed(_replaced(call.app))))
 
     def post(self, command: Command, on_reply: Callable[[Any], None]) -> None:
         """Send a command with whatever else has gathered."""

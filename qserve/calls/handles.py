@@ -1,6 +1,6 @@
-"""Handles: call a deployment (or a graph) from Python. A handle names its target and knows no broker.
+"""Handles call a deployment or a graph from Python. A handle holds names only; the current plane carries its calls.
 
-Two generations live side by side, as in Ray Serve 2.7:
+There are two generations, as in Ray Serve 2.7:
 
 | class                       | ``handle.method.remote(x)`` gives        | where it comes from              |
 | --------------------------- | ---------------------------------------- | -------------------------------- |
@@ -18,10 +18,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Protocol, Self, overload
 
 from qserve.base.context import request_context
-from qserve.calls import current
-from qserve.calls.items import DeploymentResponseGenerator, ItemRef
-from qserve.calls.plane import CallOptions
-from qserve.calls.ref import DeploymentResponse, Ref, RefTask, T, T_co
+from qserve.calls.ref import Call, ItemRef, Ref, T, T_co, current
+from qserve.calls.responses import DeploymentResponse, DeploymentResponseGenerator, RefTask
 from qserve.wire import codec
 from qserve.wire.codec import Code
 from qserve.wire.outcome import State
@@ -38,7 +36,7 @@ else:
 
 @dataclass(frozen=True)
 class HandleOptions:
-    """What ``handle.options`` sets."""
+    """The options of a handle; see ``handle.options``."""
 
     method_name: str = "__call__"
     stream: bool = False
@@ -46,10 +44,11 @@ class HandleOptions:
 
 
 class _Handle(Generic[P, T_co]):
-    """What all handles share: a target, options, and ``remote``."""
+    """The base of all handles: a target and its options."""
 
     _respond: ClassVar[Any]
-    """What makes the answer of ``remote`` of a ref."""
+    """Makes what ``remote`` returns from a ref."""
+    _runs_graph: ClassVar[bool] = False
 
     def __init__(self, target: str, app_name: str, options: HandleOptions) -> None:
         self._target = target
@@ -57,24 +56,25 @@ class _Handle(Generic[P, T_co]):
         self._options = options
 
     def remote(self, *args: P.args, **kwargs: P.kwargs) -> Any:
-        """Start the call; see the class for what comes back.
+        """Start the call; the class of the handle says what this returns.
 
-        Arguments may be values, and refs or un-awaited calls, whose values then arrive.
+        Refs and un-awaited calls among the arguments arrive as their values.
         """
-        ref = self._start(args, kwargs)
-        return DeploymentResponseGenerator(ref) if isinstance(ref, ItemRef) else type(self)._respond(ref)
-
-    def _start(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Ref:
-        raise NotImplementedError
-
-    def _call_options(self) -> CallOptions:
-        context = request_context.get()
-        return CallOptions(
+        options, context = self._options, request_context.get()
+        call = Call(
+            self.app_name,
+            self._target,
+            options.method_name,
+            args,
+            kwargs,
+            graph=self._target if self._runs_graph else None,
             trace_id=context.request_id,
             route=context.route,
-            model_id=self._options.multiplexed_model_id,
-            stream=self._options.stream,
+            model_id=options.multiplexed_model_id,
+            stream=options.stream,
         )
+        ref = current.plane().submit(call)
+        return DeploymentResponseGenerator(ref) if isinstance(ref, ItemRef) else type(self)._respond(ref)
 
     @overload
     def options(  # type: ignore[overload-overlap]
@@ -144,12 +144,12 @@ class _Handle(Generic[P, T_co]):
         multiplexed_model_id: str | None = None,
         use_new_handle_api: bool | None = None,
     ) -> Any:
-        """A new handle with these options changed; this one stays as it is.
+        """Return a copy of this handle with some options changed.
 
         Parameters:
           method_name: The method that ``remote`` calls.
-          stream: Whether the method is a generator whose items are wanted as they come.
-          multiplexed_model_id: The model that the call is for.
+          stream: Whether the method is a generator whose items are wanted as they are yielded.
+          multiplexed_model_id: The model that the calls are for.
           use_new_handle_api: True for one await (``DeploymentHandle``), False for two.
         """
         given: dict[str, Any] = {
@@ -183,12 +183,8 @@ class _DeploymentHandle(_Handle[P, T_co]):
 
     @property
     def deployment_name(self) -> str:
-        """The deployment that is called."""
+        """The name of the deployment."""
         return self._target
-
-    def _start(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Ref:
-        options = self._call_options()
-        return current.plane().call(self.app_name, self._target, self._options.method_name, args, kwargs, options)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_") and name != "__call__":
@@ -202,7 +198,7 @@ class _DeploymentHandle(_Handle[P, T_co]):
 
 
 class RayServeDeploymentHandle(_DeploymentHandle[P, T_co]):
-    """A handle inside deployments: ``ref = await handle.method.remote(x)``, then ``value = await ref``."""
+    """A handle for code in deployments: ``ref = await handle.method.remote(x)``, then ``value = await ref``."""
 
     _respond = RefTask
 
@@ -222,7 +218,7 @@ class RayServeSyncHandle(_DeploymentHandle[P, T_co]):
 
     @staticmethod
     def _respond(ref: Ref) -> Ref | RefTask:
-        if current.in_replica():  # captured by a deployment's code: there, nothing may block
+        if current.in_replica():  # captured by a deployment's code, where nothing may block
             return RefTask(ref)
         ref.accepted.wait()
         if ref.done.is_set() and ref.outcome().state == State.FAILED:
@@ -233,7 +229,7 @@ class RayServeSyncHandle(_DeploymentHandle[P, T_co]):
 
 
 class DeploymentHandle(_DeploymentHandle[P, T_co]):
-    """A handle of the newer kind: ``value = await handle.method.remote(x)``, or ``.result()`` in sync code."""
+    """A handle of the newer generation: ``value = await handle.method.remote(x)``, or ``.result()`` in sync code."""
 
     _respond = DeploymentResponse
 
@@ -244,9 +240,10 @@ class DeploymentHandle(_DeploymentHandle[P, T_co]):
 
 
 class RayServeDAGHandle(_Handle[P, T_co]):
-    """A handle to a graph: what is given to ``remote`` is the graph's input."""
+    """A handle to a graph: the arguments of ``remote`` are the graph's input."""
 
     _respond = RefTask
+    _runs_graph = True
 
     if TYPE_CHECKING:
 
@@ -257,11 +254,8 @@ class RayServeDAGHandle(_Handle[P, T_co]):
 
     @property
     def graph_name(self) -> str:
-        """The graph that is run."""
+        """The name of the graph."""
         return self._target
-
-    def _start(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Ref:
-        return current.plane().run(self.app_name, self._target, args, kwargs, self._call_options())
 
     def __repr__(self) -> str:
         return f"RayServeDAGHandle(graph={self._target!r})"
@@ -271,7 +265,7 @@ RayServeHandle = RayServeDeploymentHandle
 
 
 class StreamingHandle(Protocol[P, T_co]):
-    """What ``handle.options(stream=True)`` is for a type checker: a handle whose calls give their items."""
+    """The type of ``handle.options(stream=True)``: a handle whose calls return iterators over their items."""
 
     def remote(self, *args: P.args, **kwargs: P.kwargs) -> DeploymentResponseGenerator[T_co]:
         """Start the call and return an iterator over its items."""
@@ -285,7 +279,7 @@ def _restore(kind: Any, target: str, app_name: str, options: HandleOptions) -> A
 
 
 def _arrive(kind: type[_Handle[..., Any]], target: str, app_name: str, options: HandleOptions) -> Any:
-    # the sync form would block a replica's loop: inside a deployment it becomes the form with awaits
+    # a sync handle would block a replica's event loop: inside a deployment it becomes one with two awaits
     if kind is RayServeSyncHandle and current.in_replica():
         kind = RayServeDeploymentHandle
     return _restore(kind, target, app_name, options)

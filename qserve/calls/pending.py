@@ -8,8 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from qserve.base.clock import clock
-from qserve.calls.items import ItemRef
-from qserve.calls.ref import Ref
+from qserve.calls.ref import ItemRef, Ref
 from qserve.calls.replies import UNKNOWN, failed, read_message, read_reply, state_lost
 from qserve.exceptions import PayloadError
 from qserve.wire.outcome import ITEM, Outcome
@@ -98,7 +97,7 @@ class Pending:
 
     def _add_item(self, ref: ItemRef, sealed: bytes) -> None:
         try:
-            item = self._seal.open(item_context(ref.request_id, ref.arrived), sealed)
+            item = self._seal.open(item_context(ref.request_id, ref.received), sealed)
         except PayloadError as error:
             self.settle(ref.request_id, failed(error))
         else:

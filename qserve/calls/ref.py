@@ -1,21 +1,34 @@
-"""``Ref``: a result that may not exist yet, backed by the result stored in the broker."""
+"""A call, the plane that carries it, and the ref that its result arrives in.
+
+A plane is whatever carries calls: the broker from sync code, the broker from a replica's event loop, or this process in
+local mode. A process uses one of them, which ``current`` holds.
+"""
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable, Generator
-from typing import TYPE_CHECKING, Any, Generic, overload
+from collections import deque
+from collections.abc import Callable, Generator, Mapping, Sequence
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol
 
+from qserve.base.context import replica_here
 from qserve.base.deadline import Countdown
 from qserve.base.promise import Promise
-from qserve.calls import current
-from qserve.calls.plane import Plane
-from qserve.exceptions import DeadlineExceeded, GetTimeoutError, PayloadError, RequestCancelled
+from qserve.exceptions import (
+    BrokerUnavailable,
+    DeadlineExceeded,
+    GetTimeoutError,
+    PayloadError,
+    RequestCancelled,
+)
+from qserve.wire.envelope import Answer
 from qserve.wire.failure import Failure
 from qserve.wire.outcome import Outcome, State
 
 if TYPE_CHECKING:  # the default lets people write `Ref` for `Ref[Any]`; typing has it from Python 3.13 on
     from typing_extensions import TypeVar
+
+    from qserve.wire.codec import Codec
 
     T = TypeVar("T", default=Any)
     T_co = TypeVar("T_co", covariant=True, default=Any)
@@ -25,16 +38,122 @@ else:
     T = TypeVar("T")
     T_co = TypeVar("T_co", covariant=True)
 
+WINDOW = 16
+"""How many items of a streamed result may be on their way; a producer that is further ahead waits."""
+_NO_KWARGS: Mapping[str, Any] = MappingProxyType({})
 _UNSET: Any = object()
-_SHOWN: dict[str, str] = {State.DONE: "done", State.FAILED: "failed"}
+_STATES: dict[str, str] = {State.DONE: "done", State.FAILED: "failed"}
+
+
+class Call(NamedTuple):
+    """One call of a deployment's method, or of a graph, and what its caller asks for.
+
+    Parameters:
+      app: The application.
+      deployment, method: What is called, unless ``graph`` is set.
+      args, kwargs: Values, refs, and un-awaited calls.
+      graph: The graph that is run on these arguments; "" is the name of an application's only graph.
+      timeout_s: The deadline, from now; None for the application's default.
+      result_ttl_s: How long the result is kept; None for the default of the settings.
+      trace_id, route, model_id: See ``wire.envelope.Header``.
+      answer: The form of the result.
+      owned: Whether the result is deleted together with its ref.
+      stream: Whether the result is wanted as items.
+      request_id: 32 hexadecimal digits; "" for a new one.
+      fingerprint: A digest of what is asked, for a request whose result may be fetched by its id. A second call with
+        the same id and fingerprint follows the first one instead of starting another.
+    """
+
+    app: str
+    deployment: str = ""
+    method: str = "__call__"
+    args: Sequence[Any] = ()
+    kwargs: Mapping[str, Any] = _NO_KWARGS
+    graph: str | None = None
+    timeout_s: float | None = None
+    result_ttl_s: float | None = None
+    trace_id: str = ""
+    route: str = ""
+    model_id: str = ""
+    answer: Answer = Answer.VALUE
+    owned: bool = False
+    stream: bool = False
+    request_id: str = ""
+    fingerprint: str = ""
+
+
+class Plane(Protocol):
+    """What carries calls and settles their refs."""
+
+    codec: Codec
+
+    def submit(self, call: Call) -> Ref[Any]:
+        """Start a call."""
+
+    def wait(self, ref: Ref[Any], timeout_s: float | None) -> bool:
+        """Block until ``ref`` is done; return False if ``timeout_s`` passed first."""
+
+    def follow(self, ref: Ref[Any]) -> None:
+        """Settle ``ref``, which may come from another process, when its request has ended."""
+
+    def cancel(self, ref: Ref[Any]) -> None:
+        """End an open request without a result."""
+
+    def add_credit(self, request_id: str, items: int) -> None:
+        """Let the producer of a streamed result send this many more items."""
+
+    def release(self, request_id: str) -> None:
+        """Delete a result that will not be asked for again."""
+
+
+class CurrentPlane:
+    """The plane that the handles and refs of this process use."""
+
+    def __init__(self) -> None:
+        self._plane: Plane | None = None
+        self._in_replica = False
+        self._connect: Callable[[], Plane] | None = None
+
+    def install(self, plane: Plane | None, replica: bool = False) -> None:
+        """Make ``plane`` the current one; None for none."""
+        self._plane, self._in_replica = plane, replica
+
+    def connect_with(self, connect: Callable[[], Plane]) -> None:
+        """Set what creates a plane when a handle is used before one was installed."""
+        self._connect = connect
+
+    def installed(self) -> Plane | None:
+        """Return the current plane; None when there is none yet."""
+        return self._plane
+
+    def plane(self) -> Plane:
+        """Return the current plane, and connect to the configured broker when there is none yet.
+
+        Raises:
+          BrokerUnavailable: Nothing was started in this process, and the environment names no broker.
+        """
+        if self._plane is None:
+            if self._connect is None:
+                raise BrokerUnavailable("call qserve.run(...) first, or set QSERVE_BROKER_URL to the broker's address")
+            self._plane = self._connect()
+        return self._plane
+
+    def in_replica(self) -> bool:
+        """Return whether the running code belongs to a replica, where nothing may block the event loop."""
+        return self._in_replica or replica_here.get() is not None
+
+
+current = CurrentPlane()
 
 
 class Ref(Generic[T_co]):
-    """The result of one call.
+    """The result of one call, which may not exist yet.
 
-    ``await ref`` gives the value inside async code, ``qserve.get(ref)`` and ``ref.result()`` in sync code.
-    ``accepted`` becomes True once the broker has the request, or None when it ends before that is known. A ref may be
-    awaited any number of times, passed as an argument (the value arrives there) and pickled.
+    Use ``await ref`` in async code, ``qserve.get(ref)`` or ``ref.result()`` in sync code. A ref can be awaited any
+    number of times, passed as an argument (its value arrives there) and pickled.
+
+    ``accepted`` is set to True once the broker has the request, and to None if the request ends before that is known;
+    ``done`` is set to the outcome.
     """
 
     __slots__ = ("__weakref__", "_owned", "_plane", "_value", "accepted", "done", "request_id")
@@ -49,7 +168,7 @@ class Ref(Generic[T_co]):
 
     @classmethod
     def resolved(cls, value: T) -> Ref[T]:
-        """A ref that already has its value: how node results inside containers arrive."""
+        """Return a ref that has its value already, as results inside containers have."""
         ref: Ref[T] = Ref("", None)
         ref._value = value
         ref.accepted.set(None)
@@ -57,61 +176,57 @@ class Ref(Generic[T_co]):
         return ref
 
     def settle(self, outcome: Outcome) -> None:
-        """Called by the plane when the request has ended; a second end is ignored."""
-        # in this order: who waits for `accepted` looks at `done` for a refusal
+        """Set the outcome; the plane calls this when the request has ended, and a second outcome is ignored."""
+        # in this order: after `accepted`, callers check `done` for a refusal
         self.done.set(outcome)
         self.accepted.set(None)
 
     def result(self, timeout_s: float | None = None) -> T_co:
-        """Wait for the value.
+        """Wait for the value and return it.
 
         Parameters:
-          timeout_s: Longest wait; None waits until the request's own deadline.
-
-        Returns:
-          What user code returned.
+          timeout_s: The longest wait; None waits until the request's own deadline.
 
         Raises:
-          GetTimeoutError: The wait ended first; the request goes on.
-          TaskError: User code raised; the error is an instance of the original type as well.
+          GetTimeoutError: The value did not arrive within ``timeout_s``; the request goes on.
+          TaskError: User code raised an exception; the error is also an instance of the original type.
           DeadlineExceeded: The request's deadline passed first.
         """
-        if not self.done.is_set() and not self._plane_of().wait(self, timeout_s):
-            raise GetTimeoutError(f"no result of request {self.request_id} within {timeout_s} s; it goes on")
+        if not self.done.is_set() and not self._get_plane().wait(self, timeout_s):
+            raise GetTimeoutError(f"request {self.request_id} has no result after {timeout_s} s; it is still running")
         return self._unwrap()
 
     def __await__(self) -> Generator[Any, None, T_co]:
         if not self.done.is_set():
-            self._plane_of().follow(self)
+            self._get_plane().follow(self)
             yield from self.done.__await__()
         return self._unwrap()
 
     def cancel(self) -> None:
-        """Stop the request where it is: what has not started never will, what runs has no effects."""
-        self._plane_of().cancel(self)
+        """Cancel the request: calls that have not started never will, and running ones have no effect."""
+        self._get_plane().cancel(self)
 
     def refusal(self) -> BaseException | None:
-        """The error when the request was not accepted at all."""
+        """Return the error if the request was refused and can be sent again; only once ``done`` is set."""
         error = error_of(self.outcome(), self.request_id)
         return error if getattr(error, "retryable", False) else None
 
     def outcome(self) -> Outcome:
-        """How the request ended, undecoded; only after ``done``."""
+        """Return the encoded outcome; only once ``done`` is set."""
         return self.done.get_nowait()
 
-    def _plane_of(self) -> Plane:
+    def _get_plane(self) -> Plane:
         if self._plane is None:
             self._plane = current.plane()
         return self._plane
 
     def _unwrap(self) -> T_co:
-        if self._value is not _UNSET:
-            return self._value  # type: ignore[no-any-return]
-        outcome = self.outcome()
-        if outcome.state == State.DONE:
-            self._value = self._plane_of().codec.decode(outcome.payload)
-            return self._value  # type: ignore[no-any-return]
-        raise error_of(outcome, self.request_id)
+        if self._value is _UNSET:
+            outcome = self.outcome()
+            if outcome.state != State.DONE:
+                raise error_of(outcome, self.request_id)
+            self._value = self._get_plane().codec.decode(outcome.payload)
+        return self._value  # type: ignore[no-any-return]
 
     def __reduce__(self) -> tuple[Any, ...]:
         if self._value is not _UNSET and not self.request_id:
@@ -120,20 +235,98 @@ class Ref(Generic[T_co]):
         return Ref, (self.request_id, None)
 
     def share(self) -> None:
-        """Keep the result in the broker when this ref goes: somebody else may ask for it."""
+        """Keep the stored result when this ref is deleted, since another process may ask for it."""
         self._owned = False
 
     def __del__(self) -> None:
         if self._owned and self.request_id and self._plane is not None:
-            self._plane.forget(self.request_id)
+            self._plane.release(self.request_id)
 
     def __repr__(self) -> str:
-        state = "pending" if not self.done.is_set() else _SHOWN.get(self.outcome().state, "ended")
+        state = "pending" if not self.done.is_set() else _STATES.get(self.outcome().state, "ended")
         return f"Ref({self.request_id or 'resolved'}, {state})"
 
 
+class ItemRef(Ref[T_co]):
+    """A ref whose result arrives as items; the reader's pace limits how far ahead the producer may be."""
+
+    __slots__ = ("_consumed", "_items", "_ready", "received")
+
+    def __init__(self, request_id: str, plane: Plane | None, owned: bool = False) -> None:
+        super().__init__(request_id, plane, owned)
+        self._items: deque[bytes] = deque()
+        self._ready: Promise[None] = Promise()
+        self._consumed = 0
+        self.received = 0
+        self.done.call_when_set(self._wake)
+
+    def add(self, item: bytes) -> None:
+        """Add the next item; the plane calls this."""
+        self.received += 1
+        self._items.append(item)
+        self._wake()
+
+    def _wake(self) -> None:
+        self._ready.set(None)
+
+    def has_items(self) -> bool:
+        """Return whether an item can be had without waiting."""
+        return bool(self._items)
+
+    def ready(self) -> Promise[None]:
+        """Return a promise that is set once there is an item or the end; call ``next_nowait`` before and after."""
+        if self._ready.is_set():
+            self._ready = Promise()
+            if self._items or self.done.is_set():
+                self._ready.set(None)
+        return self._ready
+
+    def next_nowait(self) -> bytes | None:
+        """Return the next item's bytes; None if none has arrived, or there are no more."""
+        if not self._items:
+            return None
+        self._consumed += 1
+        if self._consumed % (WINDOW // 2) == 0:
+            self._get_plane().add_credit(self.request_id, WINDOW // 2)
+        return self._items.popleft()
+
+    def next(self, timeout_s: float | None = None) -> bytes | None:
+        """Wait for the next item and return its bytes; None at the end, whatever ended the stream.
+
+        Raises:
+          GetTimeoutError: Neither arrived within ``timeout_s``.
+        """
+        left = Countdown(timeout_s)
+        while True:
+            item = self.next_nowait()
+            if item is not None or (self.done.is_set() and not self._items):
+                return item
+            if not self.ready().wait(left.left_s()):
+                raise GetTimeoutError(
+                    f"request {self.request_id} sent no item within {timeout_s} s; it is still running"
+                )
+
+    async def next_async(self) -> bytes | None:
+        """Do as ``next``, for coroutines."""
+        while True:
+            item = self.next_nowait()
+            if item is not None or (self.done.is_set() and not self._items):
+                return item
+            await self.ready()
+
+    def raise_for_end(self) -> None:
+        """Raise what ended the stream early; do nothing if it is complete."""
+        outcome = self.outcome()
+        if outcome.state != State.DONE:
+            raise error_of(outcome, self.request_id)
+
+    def decode(self, item: bytes) -> T_co:
+        """Return an item's value."""
+        return self._get_plane().codec.decode(item)  # type: ignore[no-any-return]
+
+
 def error_of(outcome: Outcome, request_id: str) -> BaseException:
-    """The exception that an outcome other than a result stands for."""
+    """Return the exception for an outcome that is not a result."""
     if outcome.state == State.EXPIRED:
         return DeadlineExceeded(f"request {request_id} was not finished within its deadline")
     if outcome.state == State.CANCELLED:
@@ -142,157 +335,3 @@ def error_of(outcome: Outcome, request_id: str) -> BaseException:
         return Failure.decode(outcome.payload).to_exception()
     except PayloadError as error:
         return error
-
-
-class RefTask(Generic[T_co]):
-    """What ``handle.remote`` gives inside a deployment: ``await`` it for the ref, await that for the value.
-
-    The call has started when this exists; the first await only waits until the broker accepted it.
-    """
-
-    __slots__ = ("_callbacks", "ref")
-
-    def __init__(self, ref: Ref[T_co]) -> None:
-        self.ref = ref
-        self._callbacks: list[Callable[[Any], object]] = []
-
-    def __await__(self) -> Generator[Any, None, Ref[T_co]]:
-        ref = self.ref
-        if not ref.accepted.is_set():
-            yield from ref.accepted.__await__()
-        return ref
-
-    def cancel(self) -> None:
-        """Stop the call; see ``Ref.cancel``."""
-        self.ref.cancel()
-
-    # what asyncio.wait and others ask of the task that Ray Serve gives here
-
-    def done(self) -> bool:
-        """Whether the call was accepted, and so the ref is there."""
-        return self.ref.accepted.is_set()
-
-    def result(self) -> Ref[T_co]:
-        """The ref; RuntimeError before the call was accepted."""
-        if not self.done():
-            raise RuntimeError("the call was not accepted yet: await it")
-        return self.ref
-
-    def exception(self) -> None:
-        """None: errors are the ref's."""
-
-    def cancelled(self) -> bool:
-        """False: a cancelled call still gives its ref, and that raises."""
-        return False
-
-    def add_done_callback(self, callback: Callable[[Any], object], *, context: Any = None) -> None:
-        """Have the running loop call ``callback`` with this object once the call was accepted."""
-        loop = asyncio.get_running_loop()
-        self._callbacks.append(callback)
-        self.ref.accepted.call_when_set(lambda: loop.call_soon_threadsafe(self._call, callback, context=context))
-
-    def remove_done_callback(self, callback: Callable[[Any], object]) -> int:
-        """Call it no more; answers how often it was waiting to be called."""
-        count = self._callbacks.count(callback)
-        self._callbacks = [one for one in self._callbacks if one != callback]
-        return count
-
-    def _call(self, callback: Callable[[Any], object]) -> None:
-        if callback in self._callbacks:
-            self._callbacks.remove(callback)
-            callback(self)
-
-    def __repr__(self) -> str:
-        return f"RefTask({self.ref!r})"
-
-
-class DeploymentResponse(Generic[T_co]):
-    """What ``handle.remote`` gives with the newer handles: one await for the value.
-
-    ``result(timeout_s=)`` waits in sync code. It may be awaited again, and passed as an argument.
-    """
-
-    __slots__ = ("ref",)
-
-    def __init__(self, ref: Ref[T_co]) -> None:
-        self.ref = ref
-
-    @property
-    def request_id(self) -> str:
-        """The id under which the result is stored."""
-        return self.ref.request_id
-
-    def __await__(self) -> Generator[Any, None, T_co]:
-        return self.ref.__await__()
-
-    def result(self, timeout_s: float | None = None) -> T_co:
-        """Wait for the value; raises RuntimeError inside a running event loop, where it would stand still."""
-        if asyncio._get_running_loop() is not None:
-            raise RuntimeError(
-                "Sync methods should not be called from within an `asyncio` event loop: write `await response`"
-            )
-        return self.ref.result(timeout_s)
-
-    def cancel(self) -> None:
-        """Stop the call; see ``Ref.cancel``."""
-        self.ref.cancel()
-
-    def __repr__(self) -> str:
-        return f"DeploymentResponse({self.ref!r})"
-
-
-Response = Ref[T] | RefTask[T] | DeploymentResponse[T]
-"""What a handle call returns, in any of its forms."""
-
-
-def ref_of(value: Any) -> Ref | None:
-    """The ref behind anything that a handle call returned; None for other values."""
-    if isinstance(value, Ref):
-        return value
-    return value.ref if isinstance(value, RefTask | DeploymentResponse) else None
-
-
-@overload
-def get(refs: Response[T], timeout: float | None = None) -> T: ...
-
-
-@overload
-def get(refs: list[Ref[T]], timeout: float | None = None) -> list[T]: ...
-
-
-@overload
-def get(refs: list[RefTask[T]], timeout: float | None = None) -> list[T]: ...
-
-
-@overload
-def get(refs: list[DeploymentResponse[T]], timeout: float | None = None) -> list[T]: ...
-
-
-@overload
-def get(refs: list[Response[T]], timeout: float | None = None) -> list[T]: ...
-
-
-def get(refs: Any, timeout: float | None = None) -> Any:
-    """Wait for the value of a ref, or for the values of a list of refs, in their order.
-
-    Parameters:
-      refs: A ref, an un-awaited call, or a list of them.
-      timeout: Longest wait in seconds for all of them; None waits until their own deadlines.
-
-    Returns:
-      The value, or the list of values.
-
-    Raises:
-      GetTimeoutError: The wait ended first; the calls go on.
-      TaskError: User code raised; the error is an instance of the original type as well.
-      TypeError: ``refs`` is not what a handle call returns.
-    """
-    if isinstance(refs, list):
-        clock = Countdown(timeout)
-        return [get(item, clock.left_s()) for item in refs]
-    ref = ref_of(refs)
-    if ref is None:
-        raise TypeError(
-            f"qserve.get takes what `handle.method.remote(...)` returns, or a list of that; got {type(refs).__name__!r}"
-        )
-    return ref.result(timeout)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from qserve.base.clock import clock
@@ -13,11 +13,9 @@ from qserve.base.settings import Settings
 from qserve.broker import functions
 from qserve.broker.functions import NOT_REPLICATED, KnownEpoch, other_epoch
 from qserve.broker.library import Command
-from qserve.calls.items import ItemRef
-from qserve.calls.outgoing import Composer, Submission
+from qserve.calls.compose import Composer, Submission
 from qserve.calls.pending import LATE_MS, Pending
-from qserve.calls.plane import CallOptions
-from qserve.calls.ref import Ref
+from qserve.calls.ref import Call, ItemRef, Ref
 from qserve.calls.replies import MOVED, read_reply, refused, state_lost, was_known
 from qserve.exceptions import PayloadError
 from qserve.wire.application import ApplicationRecord
@@ -67,28 +65,13 @@ class Submitter(ABC):
 
     # -- the Plane ---------------------------------------------------------------------------------
 
-    def call(
-        self,
-        app: str,
-        deployment: str,
-        method: str,
-        args: Sequence[Any],
-        kwargs: Mapping[str, Any],
-        options: CallOptions,
-    ) -> Ref:
-        """Start one method of a deployment; see ``plane.base.Plane``."""
-        return self._submit(app, lambda: self._composer.call(app, deployment, method, args, kwargs, options), options)
-
-    def run(
-        self,
-        app: str,
-        graph: str,
-        args: Sequence[Any],
-        kwargs: Mapping[str, Any],
-        options: CallOptions,
-    ) -> Ref:
-        """Start a graph; see ``plane.base.Plane``."""
-        return self._submit(app, lambda: self._composer.run(app, graph, args, kwargs, options), options)
+    def submit(self, call: Call) -> Ref[Any]:
+        """Start a call."""
+        submission = self._composer.compose(call)
+        kind = ItemRef if call.stream else Ref
+        ref = kind(submission.request_id, self, self.owns_results or call.owned)
+        self._send_submission(ref, submission, lambda: self._move(ref, call))
+        return ref
 
     def follow(self, ref: Ref) -> None:
         """Have this process told when ``ref``, which may come from elsewhere, is done."""
@@ -106,11 +89,11 @@ class Submitter(ABC):
         self._close(ref, State.EXPIRED)
         self._pending.settle(ref.request_id, Outcome(State.EXPIRED, b""))
 
-    def take(self, request_id: str, count: int) -> None:
-        """This many more items of a streamed result were taken."""
-        self.post(functions.take(self.keys.request(request_id), count), ignore)
+    def add_credit(self, request_id: str, items: int) -> None:
+        """Let the producer of a streamed result send this many more items."""
+        self.post(functions.take(self.keys.request(request_id), items), ignore)
 
-    def forget(self, request_id: str) -> None:
+    def release(self, request_id: str) -> None:
         """Drop a result that nobody will ask for again; sent along with what leaves next."""
         self._forgotten.append(self.keys.request(request_id))
 
@@ -118,13 +101,6 @@ class Submitter(ABC):
         self.post(functions.close(self.keys.request(ref.request_id), ref.request_id, state, b""), ignore)
 
     # -- submitting --------------------------------------------------------------------------------
-
-    def _submit(self, app: str, compose: Callable[[], Submission], options: CallOptions) -> Ref:
-        submission = compose()
-        kind = ItemRef if options.stream else Ref
-        ref = kind(submission.request_id, self, self.owns_results or options.owned)
-        self._send_submission(ref, submission, lambda: self._move(app, ref, compose))
-        return ref
 
     def _send_submission(self, ref: Ref, submission: Submission, on_moved: Callable[[], None]) -> None:
         if submission.outcome is not None:
@@ -156,13 +132,13 @@ class Submitter(ABC):
             self._pending.refuse(ref, outcome)
         if reply == NOT_REPLICATED:  # its caller will send another in its place, maybe with the same key
             self.cancel(ref)
-            self.forget(ref.request_id)
+            self.release(ref.request_id)
         ref.accepted.set(True)  # without effect on one that was refused: its end came first
 
     def _expect(self, ref: Ref, deadline_ms: int = 0) -> None:
         self._pending.add(ref, deadline_ms)
 
-    def _move(self, app: str, ref: Ref, compose: Callable[[], Submission]) -> None:
+    def _move(self, ref: Ref, call: Call) -> None:
         """The version that was called has been retired: nothing was accepted."""
         outcome = refused(MOVED)
         assert outcome is not None

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from qserve.base import failpoints
 from qserve.base.keys import Keys
-from qserve.calls.outgoing import pack_moves
+from qserve.calls.compose import pack_moves
 from qserve.calls.ref import Ref
 from qserve.exceptions import PayloadError, PayloadTooLarge, ResultNotSerialisable, ResultTooLarge
 from qserve.graph.advance import Answer as AnswerMove

@@ -22,7 +22,7 @@ from qserve.base.context import ReplicaContext, RequestContext, replica_here, re
 from qserve.base.log import get_logger
 from qserve.base.promise import Promise
 from qserve.base.tracebacks import user_traceback
-from qserve.calls.ref import DeploymentResponse, Ref, RefTask
+from qserve.calls.responses import RESPONSES
 from qserve.deploy.code import DeploymentCode
 from qserve.engine.servable import Method, Servable
 from qserve.engine.step import Conclusion, Stepper
@@ -38,7 +38,6 @@ log = get_logger(__name__)
 STOP_FOR_S = 1.0
 """How long running code may take to notice that it is cancelled; its thread is left behind after that."""
 
-_REFS = (Ref, RefTask, DeploymentResponse)
 _END: Any = object()
 
 
@@ -139,7 +138,7 @@ class Instance:
         call = self._stepper.open(header, delivery.step, delivery.values)
         method = self._servable.method(call.method)
         value = await self._call(delivery, method, call.args, call.kwargs)
-        while isinstance(value, _REFS) or inspect.isawaitable(value):
+        while isinstance(value, RESPONSES) or inspect.isawaitable(value):
             value = await value
         if isinstance(value, _Raised):
             return self._failure(delivery, value.error)

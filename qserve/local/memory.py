@@ -14,9 +14,8 @@ from typing import NamedTuple
 
 from qserve.base.clock import clock
 from qserve.base.promise import Promise
-from qserve.calls.items import WINDOW, ItemRef
-from qserve.calls.outgoing import Submission
-from qserve.calls.ref import Ref
+from qserve.calls.compose import Submission
+from qserve.calls.ref import WINDOW, ItemRef, Ref
 from qserve.calls.replies import lost, refused
 from qserve.wire.envelope import Header
 from qserve.wire.moves import Awaited, Move, Start

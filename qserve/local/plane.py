@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from functools import partial
 from math import inf
@@ -15,10 +15,8 @@ from qserve.base.keys import Keys
 from qserve.base.log import get_logger
 from qserve.base.promise import Promise
 from qserve.base.settings import Settings
-from qserve.calls.items import ItemRef
-from qserve.calls.outgoing import Composer, Submission
-from qserve.calls.plane import CallOptions
-from qserve.calls.ref import Ref
+from qserve.calls.compose import Composer, Submission
+from qserve.calls.ref import Call, ItemRef, Ref
 from qserve.exceptions import AppNotFound
 from qserve.local.memory import Delivery, Queue, Requests
 from qserve.wire.application import ApplicationRecord
@@ -56,28 +54,16 @@ class LocalPlane:
 
     # -- the Plane ---------------------------------------------------------------------------------
 
-    def call(
-        self,
-        app: str,
-        deployment: str,
-        method: str,
-        args: Sequence[Any],
-        kwargs: Mapping[str, Any],
-        options: CallOptions,
-    ) -> Ref:
-        """Start one method of a deployment; see ``plane.base.Plane``."""
-        return self._submit(self._composer.call(app, deployment, method, args, kwargs, options), options)
-
-    def run(
-        self,
-        app: str,
-        graph: str,
-        args: Sequence[Any],
-        kwargs: Mapping[str, Any],
-        options: CallOptions,
-    ) -> Ref:
-        """Start a graph; see ``plane.base.Plane``."""
-        return self._submit(self._composer.run(app, graph, args, kwargs, options), options)
+    def submit(self, call: Call) -> Ref[Any]:
+        """Start a call."""
+        submission = self._composer.compose(call)
+        kind = ItemRef if call.stream else Ref
+        ref = kind(submission.request_id, self, owned=True)
+        if submission.outcome is not None:
+            ref.settle(submission.outcome)
+        else:
+            self._act(partial(self._accept, submission, ref))
+        return ref
 
     def wait(self, ref: Ref, timeout_s: float | None) -> bool:
         """Block until ``ref`` is done; False when ``timeout_s`` passed first."""
@@ -93,11 +79,11 @@ class LocalPlane:
         """End an open request without a result; running code goes on, its effects are dropped."""
         self._act(partial(self._requests.close, self.keys.request(ref.request_id), State.CANCELLED))
 
-    def take(self, request_id: str, count: int) -> None:
-        """This many more items of a streamed result were taken."""
-        self._act(partial(self._requests.take, self.keys.request(request_id), count))
+    def add_credit(self, request_id: str, items: int) -> None:
+        """Let the producer of a streamed result send this many more items."""
+        self._act(partial(self._requests.take, self.keys.request(request_id), items))
 
-    def forget(self, request_id: str) -> None:
+    def release(self, request_id: str) -> None:
         """Drop a result that nobody will ask for again, before whatever is done next."""
         self._acts.append(partial(self._requests.forget, self.keys.request(request_id)))
 
@@ -177,15 +163,6 @@ class LocalPlane:
                 log.exception("the local plane failed")
             finally:
                 self._acting.release()
-
-    def _submit(self, submission: Submission, options: CallOptions) -> Ref:
-        kind = ItemRef if options.stream else Ref
-        ref = kind(submission.request_id, self, owned=True)
-        if submission.outcome is not None:
-            ref.settle(submission.outcome)
-        else:
-            self._act(partial(self._accept, submission, ref))
-        return ref
 
     def _accept(self, submission: Submission, ref: Ref) -> None:
         self._requests.submit(submission, ref)

@@ -8,9 +8,8 @@ import threading
 from dataclasses import replace
 
 from qserve.base.settings import Settings
-from qserve.calls import current
 from qserve.calls.handles import RayServeSyncHandle
-from qserve.calls.plane import Plane
+from qserve.calls.ref import Plane, current
 from qserve.define.compile import CompiledApplication
 from qserve.deploy.code import Code, code_of
 from qserve.deploy.records import record_of

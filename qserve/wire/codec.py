@@ -26,6 +26,7 @@ import msgpack
 from qserve.base.keyring import Keyring
 from qserve.exceptions import PayloadError, PayloadTooLarge
 from qserve.graph.plan import Slot
+from qserve.wire.failure import find_loaded
 
 NO_KEYS = Keyring()
 
@@ -328,15 +329,6 @@ def _defaults(kind: Any, given: dict[str, Any]) -> dict[str, Any]:
         else:
             raise PayloadError(f"a record of type {kind.__qualname__!r} arrived without its field {field.name!r}")
     return values
-
-
-def find_loaded(module: str, qualname: str) -> Any:
-    """Return what a module that is already imported holds under this name; None when there is nothing."""
-    found: Any = sys.modules.get(module)
-    for name in qualname.split("."):
-        # not getattr: a module may import others to answer that
-        found = getattr(found, "__dict__", {}).get(name)
-    return found
 
 
 register_unpacker(Code.RECORD, _unpack_record)

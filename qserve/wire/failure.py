@@ -17,7 +17,6 @@ import msgpack
 from qserve import exceptions
 from qserve.base.tracebacks import CUT, full_traceback
 from qserve.exceptions import BackPressureError, PayloadError, QserveException, RequestError, TaskError
-from qserve.wire.codec import find_loaded
 
 MESSAGE_LIMIT = 4096
 _NAME_LIMIT = 256
@@ -147,6 +146,15 @@ def _task_error(module: str, qualname: str) -> type[TaskError]:
 def _loaded_exception(module: str, qualname: str) -> type[Exception] | None:
     found = find_loaded(module, qualname)
     return found if isinstance(found, type) and issubclass(found, Exception) else None
+
+
+def find_loaded(module: str, qualname: str) -> Any:
+    """Return what a module that is already imported holds under this name; None when there is nothing."""
+    found: Any = sys.modules.get(module)
+    for name in qualname.split("."):
+        # not getattr: a module may import others to answer that
+        found = getattr(found, "__dict__", {}).get(name)
+    return found
 
 
 class _Text(TaskError):

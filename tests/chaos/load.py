@@ -16,8 +16,8 @@ from typing import Any, Protocol
 from ledger import reference
 from processes import wait_until
 
+from qserve.calls import ref as refs
 from qserve.calls.client import ClientPlane
-from qserve.calls.plane import CallOptions
 from qserve.calls.ref import Ref
 from qserve.exceptions import QserveException
 
@@ -92,9 +92,9 @@ class HandleClient:
     def send(self, job: dict[str, Any], **options: Any) -> Call:
         """Start the diamond."""
         call = Call(job, time.monotonic())
-        chosen = CallOptions(**{"timeout_s": self._timeout_s, "result_ttl_s": 60.0, **options})
+        chosen = {"timeout_s": self._timeout_s, "result_ttl_s": 60.0, **options}
         try:
-            call.ref = self._plane.run("default", "", (job,), {}, chosen)
+            call.ref = self._plane.submit(refs.Call("default", args=(job,), graph="", **chosen))
         except QserveException as error:
             call.error, call.ends, call.ended_at = f"{type(error).__name__}: {error}", 1, time.monotonic()
             return call

@@ -18,8 +18,7 @@ from qserve.base.keys import GROUP, Keys
 from qserve.base.settings import Settings
 from qserve.broker.connection import connect
 from qserve.calls.client import ClientPlane
-from qserve.calls.plane import CallOptions
-from qserve.calls.ref import Ref
+from qserve.calls.ref import Call, Ref
 from qserve.deploy.replicas import RUNNING, Pool, ReplicaStatus
 
 LEASE_S = 2.0
@@ -148,10 +147,10 @@ class Installation:
         )
 
     def call(self, method: str, *args: Any, timeout_s: float | None = None) -> Ref:
-        return self.plane.call("default", "Machine", method, args, {}, CallOptions(timeout_s=timeout_s))
+        return self.plane.submit(Call("default", "Machine", method, args, timeout_s=timeout_s))
 
     def stream(self, method: str, timeout_s: float | None = None) -> Any:
-        return self.plane.call("default", "Machine", method, (), {}, CallOptions(timeout_s=timeout_s, stream=True))
+        return self.plane.submit(Call("default", "Machine", method, timeout_s=timeout_s, stream=True))
 
     def ask(self, method: str, *args: Any, timeout_s: float = 20.0) -> Any:
         return self.call(method, *args).result(timeout_s)

@@ -20,7 +20,7 @@ from qserve_gateway.response.reply import result_reply
 
 from qserve.base.keyring import Keyring
 from qserve.base.settings import Settings
-from qserve.calls import ref_arguments  # noqa: F401 - refs travel once it is imported
+from qserve.calls import responses  # noqa: F401 - it registers refs with the codec
 from qserve.calls.ref import Ref
 from qserve.calls.replies import read_message
 from qserve.exceptions import PayloadError

@@ -7,8 +7,7 @@ from typing import Any
 
 from qserve.base.keyring import Keyring
 from qserve.base.keys import Keys
-from qserve.calls.plane import CallOptions
-from qserve.calls.ref import Ref
+from qserve.calls.ref import Call, Ref
 from qserve.exceptions import BrokerUnavailable
 from qserve.http.render import render
 from qserve.wire.application import ApplicationRecord, DriverRecord
@@ -70,15 +69,6 @@ class FakeClient:
         self.published[key] = value
 
 
-@dataclass(frozen=True)
-class Call:
-    app: str
-    target: str
-    method: str
-    args: tuple[Any, ...]
-    options: CallOptions
-
-
 class FakePlane:
     """Settles each call with ``outcome``, or with ``value`` rendered; ``silent`` leaves them open."""
 
@@ -97,19 +87,13 @@ class FakePlane:
         self.cancelled: list[Ref] = []
         self.learnt: dict[str, ApplicationRecord] = {}
 
-    def call(self, app: str, deployment: str, method: str, args: Any, kwargs: Any, options: CallOptions) -> Ref:
-        return self._settle(Call(app, deployment, method, args, options))
-
-    def run(self, app: str, graph: str, args: Any, kwargs: Any, options: CallOptions) -> Ref:
-        return self._settle(Call(app, graph, "run", args, options))
-
-    def _settle(self, call: Call) -> Ref:
+    def submit(self, call: Call) -> Ref:
         self.calls.append(call)
         if self.error is not None:
             raise self.error
         ref = Ref("0" * 32, None)
         if not self.silent:
-            ref.settle(self.outcome or Outcome("d", render(self.value, call.options.answer)))
+            ref.settle(self.outcome or Outcome("d", render(self.value, call.answer)))
         return ref
 
     def execute(self, command: Any) -> Any:

@@ -53,8 +53,8 @@ def test_a_plain_ingress_gets_the_request_and_answers_plainly() -> None:
 
     (call,) = plane.calls
     (request,) = call.args
-    assert (call.app, call.target, call.method) == ("plain", "Ingress", "__call__")
-    assert call.options.answer is Answer.PLAIN
+    assert (call.app, call.deployment, call.method, call.graph) == ("plain", "Ingress", "__call__", None)
+    assert call.answer is Answer.PLAIN
     assert isinstance(request, HttpMessage)
     assert (request.method, request.path, request.root_path) == ("POST", "/app/sub", "/app")
     assert (request.query_string, request.body) == (b"k=v", b"body")
@@ -70,15 +70,15 @@ def test_a_graph_with_the_json_adapter_runs_on_the_parsed_body() -> None:
     response = serve(plane).get("/anything/below", data=b'{"a": [1]}')
 
     (call,) = plane.calls
-    assert (call.app, call.target, call.method, call.args) == ("graph", "", "run", ({"a": [1]},))
-    assert call.options.answer is Answer.JSON
+    assert (call.app, call.graph, call.args) == ("graph", "", ({"a": [1]},))
+    assert call.answer is Answer.JSON
     assert (response.data, response.headers["Content-Type"]) == (b'"hello"', "application/json")
 
 
 def test_a_graph_without_an_adapter_runs_on_the_request() -> None:
     plane = FakePlane(driver_app("starlette_request"))
     serve(plane).post("/", data=b"x")
-    assert plane.calls[0].method == "run"
+    assert plane.calls[0].graph == ""
     assert plane.calls[0].args[0].body == b"x"
 
 
@@ -86,7 +86,7 @@ def test_an_adapter_of_the_users_runs_on_a_replica_of_the_driver() -> None:
     plane = FakePlane(driver_app("", routes=("/a", "/b")))
     serve(plane).post("/b", data=b"x")
     (call,) = plane.calls
-    assert (call.target, call.method, call.args[1]) == ("DAGDriver", "adapt", "/b")
+    assert (call.deployment, call.method, call.args[1], call.graph) == ("DAGDriver", "adapt", "/b", None)
     assert call.args[0].body == b"x"
 
 
@@ -96,7 +96,7 @@ def test_several_graphs_answer_on_exactly_their_paths() -> None:
 
     assert client.post("/f/my_D1", data=b"1").status_code == 200
     assert client.get("/f/hello/world", data=b"1").status_code == 200
-    assert [call.target for call in plane.calls] == ["/my_D1", "/hello/world"]
+    assert [call.graph for call in plane.calls] == ["/my_D1", "/hello/world"]
     for path in ("/", "/f", "/f/", "/f/my_D1/x", "/f/other", "/my_D1"):
         assert client.post(path, data=b"1").status_code == 404
 
@@ -122,7 +122,7 @@ def test_a_route_may_have_parameters_and_the_first_that_fits_answers(
 
     assert serve(plane).get(path).status_code == 200
 
-    assert plane.calls[0].target == graph
+    assert plane.calls[0].graph == graph
     assert plane.calls[0].args[0].path_params == params
 
 
@@ -283,7 +283,7 @@ def test_a_transfer_coding_other_than_chunked_is_501() -> None:
 def test_the_clients_request_id_is_kept_and_given_to_the_call() -> None:
     plane = FakePlane(plain_app())
     response = serve(plane).get("/", headers={"X-Request-ID": "my-id:1.2_3"})
-    assert response.headers["X-Request-ID"] == plane.calls[0].options.trace_id == "my-id:1.2_3"
+    assert response.headers["X-Request-ID"] == plane.calls[0].trace_id == "my-id:1.2_3"
 
 
 @pytest.mark.parametrize("given", ["", "two words", "x" * 129, "ü", "a/b"])
@@ -298,7 +298,7 @@ def test_the_deadline_is_the_headers_then_the_applications_then_the_settings() -
     client.get("/a", headers={"x-request-timeout-seconds": "2.5"})
     client.get("/a")
     client.get("/b")
-    assert [call.options.timeout_s for call in plane.calls] == [2.5, 7.0, 9.0]
+    assert [call.timeout_s for call in plane.calls] == [2.5, 7.0, 9.0]
 
 
 @pytest.mark.parametrize("given", ["0", "-1", "1e18", "abc", "nan", "inf", ""])

@@ -13,7 +13,7 @@ from processes import wait_until
 from rendezvous import arrive, await_arrival, has_arrived
 
 import qserve as serve
-from qserve.calls.items import WINDOW
+from qserve.calls.ref import WINDOW
 from qserve.exceptions import QserveException
 
 

@@ -13,7 +13,7 @@ from modes import ServeRun
 from processes import clean_environment, wait_until
 
 import qserve as serve
-from qserve.calls import current
+from qserve.calls.ref import current
 from qserve.dag import InputNode
 from qserve.drivers import DAGDriver
 from qserve.exceptions import AppNotFound, DeployError, RequestCancelled

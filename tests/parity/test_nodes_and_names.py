@@ -13,7 +13,7 @@ from pydantic import BaseModel
 
 import qserve as serve
 from qserve import dag, deployment_graph
-from qserve.calls import current
+from qserve.calls.ref import current
 from qserve.dag import InputNode, input_node
 from qserve.define.compile import compile_application
 from qserve.drivers import DAGDriver

@@ -21,7 +21,7 @@ from qserve.broker.connection import connect, create_group, load_functions
 from qserve.broker.facts import read_facts
 from qserve.broker.link import Link
 from qserve.calls.client import ClientPlane
-from qserve.calls.plane import CallOptions
+from qserve.calls.ref import Call
 from qserve.exceptions import BrokerUnavailable, NotReplicated
 from qserve.machine.doctor import examine
 from qserve.wire.application import ApplicationRecord, DeploymentRecord
@@ -136,13 +136,13 @@ def test_a_request_that_a_replica_has_is_accepted_and_one_that_none_has_is_refus
     plane.learn(app, for_s=1000)
     primary, replica = (watched.node(port) for port in watched.ports)
     try:
-        accepted = plane.call("app", "One", "__call__", (1,), {}, CallOptions())
+        accepted = plane.submit(Call("app", "One", args=(1,)))
         assert accepted.accepted.wait(5)
         assert replica.exists(plane.keys.request(accepted.request_id)), "a replica has it when it counts as accepted"
 
         replica.replicaof("NO", "ONE")
         wait_until(lambda: primary.info("replication")["connected_slaves"] == 0, description="no replica is left")
-        refused = plane.call("app", "One", "__call__", (2,), {}, CallOptions(owned=True))
+        refused = plane.submit(Call("app", "One", args=(2,), owned=True))
         with pytest.raises(NotReplicated, match="send it again"):
             refused.result(timeout_s=5)
         assert not accepted.done.is_set()

@@ -13,7 +13,7 @@ from qserve.base.settings import Settings
 from qserve.broker import functions
 from qserve.broker.connection import load_functions
 from qserve.calls.client import ClientPlane
-from qserve.calls.plane import CallOptions
+from qserve.calls.ref import Call
 from qserve.wire.application import ApplicationRecord, DeploymentRecord
 from qserve.wire.moves import Start
 
@@ -46,7 +46,7 @@ def test_an_open_request_outlives_its_deadline_by_a_day(client: redis.Redis, key
     app = ApplicationRecord("app", "v", "one", deployments={"one": DeploymentRecord("one")})
     plane.learn(app, for_s=1000)
     try:
-        ref = plane.call("app", "one", "__call__", (1,), {}, CallOptions(timeout_s=100, result_ttl_s=7))
+        ref = plane.submit(Call("app", "one", args=(1,), timeout_s=100, result_ttl_s=7))
         assert ref.accepted.wait(5)
         key = keys.request(ref.request_id)
         left_ms = client.pttl(key)

@@ -21,9 +21,11 @@ from starlette.requests import Request
 
 from qserve.base.keyring import Keyring
 from qserve.calls import handles
-from qserve.calls.ref import DeploymentResponse, Ref, RefTask
+from qserve.calls.ref import Ref
+from qserve.calls.responses import DeploymentResponse, RefTask
 from qserve.exceptions import PayloadError
 from qserve.graph.plan import Slot
+from qserve.http import request as _request  # noqa: F401 - it registers HTTP messages for decoding
 from qserve.http.message import HttpMessage
 from qserve.wire.codec import Code, Codec, register, register_packer, register_unpacker
 

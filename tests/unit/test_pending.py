@@ -106,7 +106,7 @@ def test_a_message_that_is_none_is_dropped_and_the_next_one_is_taken(
 class Deaf:
     """A plane for refs that are never waited for."""
 
-    def forget(self, request_id: str) -> None:
+    def release(self, request_id: str) -> None:
         pass
 
 

@@ -9,8 +9,7 @@ from typing import Any
 from gevent import monkey
 
 from qserve.base.promise import Promise
-from qserve.calls.items import ItemRef
-from qserve.calls.ref import Ref
+from qserve.calls.ref import ItemRef, Ref
 from qserve.exceptions import BackPressureError, RequestCancelled
 
 IN_FLIGHT_LIMIT = 512
@@ -75,4 +74,4 @@ def wait_for_result(ref: Ref, timeout_s: float, sock: Any) -> bool:
 
 
 def _arrival(ref: Ref) -> Promise:
-    return ref.changed() if isinstance(ref, ItemRef) else ref.done
+    return ref.ready() if isinstance(ref, ItemRef) else ref.done

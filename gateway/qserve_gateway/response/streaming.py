@@ -8,7 +8,7 @@ from typing import Any
 
 import msgpack
 
-from qserve.calls.items import ItemRef
+from qserve.calls.ref import ItemRef
 from qserve.exceptions import DeadlineExceeded, GetTimeoutError, RequestCancelled
 from qserve_gateway.request.waiting import POLL_INTERVAL_S, is_disconnected
 from qserve_gateway.response.reply import status_line
@@ -27,7 +27,7 @@ class StreamReply:
     __slots__ = ("_cancel", "_end", "_ref", "_sock", "headers", "on_close", "status")
 
     def __init__(self, ref: ItemRef, request_id: str, timeout_s: float, cancel: Callable[[ItemRef], None]) -> None:
-        first = ref.take_nowait()
+        first = ref.next_nowait()
         assert first is not None
         self.status, named = msgpack.unpackb(first)
         self.headers = [(name, value) for name, value in named]
@@ -59,7 +59,7 @@ class StreamReply:
             if left_s <= 0:
                 raise DeadlineExceeded("the response was not complete before the request's deadline")
             try:
-                return self._ref.take(min(POLL_INTERVAL_S, left_s))
+                return self._ref.next(min(POLL_INTERVAL_S, left_s))
             except GetTimeoutError:
                 if is_disconnected(self._sock):
                     raise RequestCancelled("the client closed the connection") from None

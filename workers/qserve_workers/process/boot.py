@@ -19,7 +19,7 @@ from qserve.base.process import die_with_parent
 from qserve.base.tracebacks import user_traceback
 from qserve.broker.connection import connect
 from qserve.broker.registry import Registry
-from qserve.calls import current
+from qserve.calls.ref import current
 from qserve.deploy import replicas as pool
 from qserve.deploy.code import DeploymentCode, import_code, unpack_code
 from qserve.deploy.replicas import Pool

@@ -21,7 +21,7 @@ from qserve.base.log import get_logger
 from qserve.base.settings import Settings
 from qserve.broker.connection import Client
 from qserve.broker.library import Command
-from qserve.calls.ref import DeploymentResponse, Ref, RefTask
+from qserve.calls.responses import RESPONSES
 from qserve.engine.servable import Method, Servable
 from qserve.engine.step import Conclusion, Stepper
 from qserve.engine.streams import is_generator, plain_result_of_stream
@@ -37,7 +37,6 @@ from qserve_workers.replica.streaming import ReaderGone, answers_http, must_run,
 from qserve_workers.replica.work import Delivery, Work
 
 log = get_logger(__name__)
-_REFS = (Ref, RefTask, DeploymentResponse)
 
 
 class Replica:
@@ -292,7 +291,7 @@ class Replica:
     def _settle(self, work: Work, value: Any) -> None:
         """End a call with what user code returned; awaitables and streams first have to be run."""
         header = work.header
-        if isinstance(value, _REFS) or inspect.isawaitable(value):
+        if isinstance(value, RESPONSES) or inspect.isawaitable(value):
             work.task = self._spawn(self._end_later(work, value))
         elif is_generator(value) or must_run(header, value):
             task = self._spawn(self._stream(work, value))
@@ -305,7 +304,7 @@ class Replica:
 
     async def _end_later(self, work: Work, value: Any) -> None:
         try:
-            while isinstance(value, _REFS) or inspect.isawaitable(value):
+            while isinstance(value, RESPONSES) or inspect.isawaitable(value):
                 value = await value
         except BaseException as error:
             self.ending.fail(work, error)

@@ -13,7 +13,7 @@ from starlette.responses import Response
 
 from qserve.base.keys import Keys
 from qserve.broker import functions
-from qserve.calls.items import WINDOW
+from qserve.calls.ref import WINDOW
 from qserve.calls.submitter import ignore
 from qserve.engine.streams import is_generator, stream_of_plain_call
 from qserve.exceptions import BrokerError, ResultNotSerialisable, ResultTooLarge

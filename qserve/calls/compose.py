@@ -1,0 +1,280 @@
+"""Compose the submission of a call: what is sent to the broker to start it. Nothing here touches a connection."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from qserve.base import failpoints
+from qserve.base.clock import clock
+from qserve.base.context import request_context
+from qserve.base.keys import CLOCK_MARGIN_MS, Keys
+from qserve.base.settings import Settings
+from qserve.broker import functions
+from qserve.broker.library import Command
+from qserve.calls.ref import Call, Ref
+from qserve.calls.responses import RESPONSES, ref_of
+from qserve.exceptions import AppNotFound, QserveException
+from qserve.graph.advance import Answer as AnswerMove
+from qserve.graph.advance import Fill, Send, begin
+from qserve.graph.plan import Plan, Slot
+from qserve.wire.application import ApplicationRecord
+from qserve.wire.codec import Codec
+from qserve.wire.envelope import REQUEST_ID_CHARS, Header
+from qserve.wire.failure import Failure
+from qserve.wire.moves import Awaited, Epoch, Join, Model, Move, Start
+from qserve.wire.outcome import Outcome, State
+from qserve.wire.sealing import Seal, seal_header, seal_moves
+
+
+class Submission(NamedTuple):
+    """A request that is ready to be sent. (A NamedTuple: a frozen dataclass of this size takes 2 us to make.)
+
+    Parameters:
+      outcome: Set if the request ended before it began, so that there is nothing to send.
+      request: The key of the request's state.
+      header: What each of its calls carries.
+      moves: The calls that start at once, and the known arguments of others.
+      awaited: Arguments that are other requests' results.
+      life_ms, keep_ms: How long the state may live, and the result is kept.
+      limits: How many calls may wait in a stream, for the streams that have a limit.
+      model: The model that the call is for.
+      fingerprint: See ``Call``.
+    """
+
+    request_id: str
+    deadline_ms: int
+    outcome: Outcome | None = None
+    request: str = ""
+    header: bytes = b""
+    moves: Sequence[Move] = ()
+    awaited: Sequence[Awaited] = ()
+    life_ms: int = 0
+    keep_ms: int = 0
+    limits: dict[str, int] | None = None
+    model: Model | None = None
+    fingerprint: str = ""
+
+    def command(self, mailbox: str, epoch: Epoch, seal: Seal) -> Command:
+        """Return the command that submits it to a broker.
+
+        Parameters:
+          mailbox: The key of the list that is sent the result.
+          epoch: The state of the broker that the request is meant for.
+          seal: Signs everything that is sent.
+        """
+        if failpoints.ARMED:
+            failpoints.hit("submit.before_send")
+        header, moves = seal_header(seal, self.header), seal_moves(seal, self.request_id, self.moves)
+        return functions.submit(
+            self.request, self.request_id, epoch, header, mailbox, self.life_ms, self.keep_ms, moves,
+            self.awaited, self.limits, self.model, self.fingerprint,
+        )  # fmt: skip
+
+
+class Composer:
+    """Composes submissions for one process.
+
+    Parameters:
+      settings: Defaults for deadlines and for how long results are kept.
+      find: Returns an application's record by its name; raises AppNotFound.
+    """
+
+    def __init__(self, settings: Settings, keys: Keys, codec: Codec, find: Callable[[str], ApplicationRecord]) -> None:
+        self._settings = settings
+        self._keys = keys
+        self._codec = codec
+        self._find = find
+
+    def compose(self, call: Call) -> Submission:
+        """Return the submission of a call; an error that belongs to the request becomes its outcome.
+
+        Raises:
+          AppNotFound: There is no such application.
+          PayloadError: An argument cannot be encoded.
+        """
+        record = self._find(call.app)
+        if call.graph is not None:
+            return self._compose_graph(record, call.graph, call)
+        if call.deployment != record.ingress or call.method == "adapt":
+            return self._compose_method(record, call)
+        if record.driver is not None:
+            return self._compose_driver(record, call)
+        if call.method == "__call__" and "" in record.graphs:  # a function that was bound to arguments
+            return self._compose_graph(record, "", call)
+        return self._compose_method(record, call)
+
+    def _compose_method(self, record: ApplicationRecord, call: Call) -> Submission:
+        deployment, method = call.deployment, call.method
+        if deployment not in record.deployments:
+            known = ", ".join(record.deployments)
+            return _ended(AppNotFound(f"application {call.app!r} has no deployment {deployment!r}; it has: {known}"))
+        stream = record.stream(self._keys, deployment)
+        args, kwargs, refs = _replace_refs(call.args, call.kwargs)
+        arguments = self._codec.encode([list(args), kwargs])
+        moves: list[Move]
+        if refs:
+            needs = len(refs) + 1
+            moves = [Join(stream, method, needs, [(0, arguments)])]
+            waits = [
+                Awaited(self._keys.request(ref.request_id), stream, method, needs, slot)
+                for slot, ref in enumerate(refs, 1)
+            ]
+        else:
+            moves, waits = [Start(stream, method, [arguments])], []
+        request_id, header, deadline_ms = self._header(record, None, call, waits)
+        submission = self._submission(record, request_id, header, deadline_ms, moves, waits, call)
+        if not call.model_id:
+            return submission
+        models = self._keys.models(call.app, record.version, deployment)
+        return submission._replace(model=Model(models, call.model_id, record.deployments[deployment].max_ongoing))
+
+    def _compose_driver(self, record: ApplicationRecord, call: Call) -> Submission:
+        """A call of the application's DAGDriver by handle: it runs one of the graphs."""
+        graph, args = "", call.args
+        if call.method == "predict_with_route":
+            graph, args = str(args[0]) if args else "", args[1:]
+            if graph not in record.graphs:
+                return _ended(QserveException(f"{graph} does not exist in dags routes"))
+        elif graph not in record.graphs or call.method not in ("predict", "__call__"):
+            return _ended(
+                QserveException(
+                    f"Tried to call a method {call.method!r} that does not exist."
+                    " Available methods: ['predict', 'predict_with_route']."
+                )
+            )
+        call = call._replace(args=args)
+        if record.driver and graph in record.driver.direct:
+            deployment = record.driver.direct[graph]
+            return self._compose_method(record, call._replace(deployment=deployment, method="__call__"))
+        return self._compose_graph(record, graph, call)
+
+    def _compose_graph(self, record: ApplicationRecord, graph: str, call: Call) -> Submission:
+        plan, _ = record.plans[graph]
+        try:
+            moves = begin(plan, tuple(call.args), dict(call.kwargs))
+        except Exception as error:  # a part of the input is missing: that fails the request, not its caller
+            return _ended(error, record.ingress)
+        waits: list[Awaited] = []
+        packed = pack_moves(moves, record, plan, self._keys, self._codec, waits)
+        request_id, header, deadline_ms = self._header(record, graph, call, waits)
+        if isinstance(packed, bytes):
+            return Submission(request_id, deadline_ms, Outcome(State.DONE, packed))
+        return self._submission(record, request_id, header, deadline_ms, packed, waits, call)
+
+    def _header(
+        self, record: ApplicationRecord, graph: str | None, call: Call, waits: Sequence[Awaited]
+    ) -> tuple[str, bytes, int]:
+        request_id = call.request_id or os.urandom(16).hex()
+        timeout_s = call.timeout_s or record.timeout_s or self._settings.request_timeout_s
+        deadline_ms = int(clock.stamp_ms() + timeout_s * 1000)
+        parent_ms = request_context.get().deadline_ms
+        if parent_ms:
+            deadline_ms = min(deadline_ms, parent_ms)
+        header = Header(
+            request_id, record.name, graph, deadline_ms, call.answer,
+            call.trace_id or request_id, call.route, call.model_id, call.stream,
+            {f"{wait.step}.{wait.slot}": wait.request[-REQUEST_ID_CHARS:] for wait in waits} if waits else {},
+        )  # fmt: skip
+        return request_id, header.encode(), deadline_ms
+
+    def _submission(
+        self,
+        record: ApplicationRecord,
+        request_id: str,
+        header: bytes,
+        deadline_ms: int,
+        moves: Sequence[Move],
+        waits: Sequence[Awaited],
+        call: Call,
+    ) -> Submission:
+        keep_s = self._settings.result_ttl_s if call.result_ttl_s is None else call.result_ttl_s
+        life_ms = max(0, deadline_ms - int(clock.judge_ms())) + CLOCK_MARGIN_MS
+        return Submission(
+            request_id, deadline_ms, None, self._keys.request(request_id), header, moves, waits, life_ms,
+            int(keep_s * 1000), self._limits(record), None, call.fingerprint,
+        )  # fmt: skip
+
+    def _limits(self, record: ApplicationRecord) -> dict[str, int] | None:
+        limited = {
+            record.stream(self._keys, name): deployment.max_queued
+            for name, deployment in record.deployments.items()
+            if deployment.max_queued >= 0
+        }
+        return limited or None
+
+
+def _ended(error: BaseException, deployment: str = "") -> Submission:
+    failure = Failure.of(error, "" if isinstance(error, QserveException) else deployment)
+    return Submission("", 0, Outcome(State.FAILED, failure.encode()))
+
+
+def _replace_refs(
+    args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> tuple[Sequence[Any], Mapping[str, Any], list[Ref[Any]]]:
+    """Put slots in the places of the refs among the arguments; the broker fills in their values."""
+    if not any(isinstance(value, RESPONSES) for value in (*args, *kwargs.values())):
+        return args, dict(kwargs), []
+    refs: list[Ref[Any]] = []
+
+    def place(value: Any) -> Any:
+        ref = ref_of(value)
+        if ref is None:
+            return value
+        if not ref.request_id:  # it has its value already
+            return ref.result()
+        if ref not in refs:
+            refs.append(ref)
+        return Slot(refs.index(ref) + 1)
+
+    return (
+        [place(value) for value in args],
+        {name: place(value) for name, value in kwargs.items()},
+        refs,
+    )
+
+
+def pack_moves(
+    moves: Sequence[Send | Fill | AnswerMove],
+    record: ApplicationRecord,
+    plan: Plan,
+    keys: Keys,
+    codec: Codec,
+    waits: list[Awaited] | None = None,
+) -> list[Move] | bytes:
+    """Return a graph's moves with encoded values; bytes when the request is answered at once.
+
+    Parameters:
+      waits: Receives the refs among the values, which the broker fills in; None where there can be none.
+    """
+    packed: list[Move] = []
+    for move in moves:
+        if isinstance(move, AnswerMove):
+            return codec.encode(move.value)
+        stream = record.stream(keys, plan.steps[move.step].deployment)
+        given = move.values
+        if waits is not None and any(isinstance(value, RESPONSES) for _, value in given):
+            needs = len(given) if isinstance(move, Send) else move.needs
+            given = _split_off_refs(given, stream, str(move.step), needs, keys, waits)
+            move = Fill(move.step, given, needs)
+        values = [(slot, codec.encode(value)) for slot, value in given]
+        if isinstance(move, Send):
+            packed.append(Start(stream, str(move.step), [value for _, value in sorted(values)]))
+        else:
+            packed.append(Join(stream, str(move.step), move.needs, values))
+    return packed
+
+
+def _split_off_refs(
+    given: Sequence[tuple[int, Any]], stream: str, step: str, needs: int, keys: Keys, waits: list[Awaited]
+) -> tuple[tuple[int, Any], ...]:
+    """Append the refs among a step's values to ``waits``, and return the other values."""
+    known = []
+    for slot, value in given:
+        ref = ref_of(value)
+        if ref is None or not ref.request_id:
+            known.append((slot, value if ref is None else ref.result()))
+        else:
+            waits.append(Awaited(keys.request(ref.request_id), stream, step, needs, slot))
+    return tuple(known)

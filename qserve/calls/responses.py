@@ -1,0 +1,250 @@
+"""What handle calls return: ``RefTask``, ``DeploymentResponse`` and ``DeploymentResponseGenerator``; and ``get``."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Generator, Iterator
+from typing import Any, Generic, overload
+
+from qserve.base.deadline import Countdown
+from qserve.calls.ref import ItemRef, Ref, T, T_co
+from qserve.exceptions import TaskError
+from qserve.wire import codec
+from qserve.wire.outcome import State
+
+
+class RefTask(Generic[T_co]):
+    """A call by a handle inside a deployment: ``await`` it for the ref, and await the ref for the value.
+
+    The call has started when this object exists; the first await only waits until the broker has accepted it.
+    """
+
+    __slots__ = ("_callbacks", "ref")
+
+    def __init__(self, ref: Ref[T_co]) -> None:
+        self.ref = ref
+        self._callbacks: list[Callable[[Any], object]] = []
+
+    def __await__(self) -> Generator[Any, None, Ref[T_co]]:
+        ref = self.ref
+        if not ref.accepted.is_set():
+            yield from ref.accepted.__await__()
+        return ref
+
+    def cancel(self) -> None:
+        """Cancel the call; see ``Ref.cancel``."""
+        self.ref.cancel()
+
+    # Ray Serve returns an asyncio task here, so asyncio.wait and others may call its methods
+
+    def done(self) -> bool:
+        """Return whether the call was accepted, so that the ref can be had."""
+        return self.ref.accepted.is_set()
+
+    def result(self) -> Ref[T_co]:
+        """Return the ref; raise RuntimeError before the call was accepted."""
+        if not self.done():
+            raise RuntimeError("the call was not accepted yet: await it first")
+        return self.ref
+
+    def exception(self) -> None:
+        """Return None: errors are raised by the ref."""
+
+    def cancelled(self) -> bool:
+        """Return False: a cancelled call still has its ref, which raises."""
+        return False
+
+    def add_done_callback(self, callback: Callable[[Any], object], *, context: Any = None) -> None:
+        """Have the running loop call ``callback`` with this object once the call was accepted."""
+        loop = asyncio.get_running_loop()
+        self._callbacks.append(callback)
+        self.ref.accepted.call_when_set(lambda: loop.call_soon_threadsafe(self._call, callback, context=context))
+
+    def remove_done_callback(self, callback: Callable[[Any], object]) -> int:
+        """Remove the callback and return how many calls of it were pending."""
+        count = self._callbacks.count(callback)
+        self._callbacks = [other for other in self._callbacks if other != callback]
+        return count
+
+    def _call(self, callback: Callable[[Any], object]) -> None:
+        if callback in self._callbacks:
+            self._callbacks.remove(callback)
+            callback(self)
+
+    def __repr__(self) -> str:
+        return f"RefTask({self.ref!r})"
+
+
+class DeploymentResponse(Generic[T_co]):
+    """A call by a ``DeploymentHandle``: ``await`` it for the value, or call ``result()`` in sync code.
+
+    It can be awaited any number of times, and passed as an argument.
+    """
+
+    __slots__ = ("ref",)
+
+    def __init__(self, ref: Ref[T_co]) -> None:
+        self.ref = ref
+
+    @property
+    def request_id(self) -> str:
+        """The id under which the result is stored."""
+        return self.ref.request_id
+
+    def __await__(self) -> Generator[Any, None, T_co]:
+        return self.ref.__await__()
+
+    def result(self, timeout_s: float | None = None) -> T_co:
+        """Wait for the value; raise RuntimeError inside a running event loop, which would block."""
+        if asyncio._get_running_loop() is not None:
+            raise RuntimeError(
+                "Sync methods should not be called from within an `asyncio` event loop: write `await response`"
+            )
+        return self.ref.result(timeout_s)
+
+    def cancel(self) -> None:
+        """Cancel the call; see ``Ref.cancel``."""
+        self.ref.cancel()
+
+    def __repr__(self) -> str:
+        return f"DeploymentResponse({self.ref!r})"
+
+
+class DeploymentResponseGenerator(Generic[T_co]):
+    """A call by ``handle.options(stream=True)``: iterate over its items with ``for`` or ``async for``.
+
+    Items arrive as the method yields them. ``cancel()``, or deleting the iterator early, stops the producer at its
+    next item.
+    """
+
+    def __init__(self, ref: ItemRef[T_co]) -> None:
+        self.ref = ref
+
+    @property
+    def request_id(self) -> str:
+        """The request's id."""
+        return self.ref.request_id
+
+    def __iter__(self) -> Iterator[T_co]:
+        return self
+
+    def __next__(self) -> T_co:
+        item = self.ref.next()
+        if item is None:
+            self.ref.raise_for_end()
+            raise StopIteration
+        return self.ref.decode(item)
+
+    def __aiter__(self) -> AsyncIterator[T_co]:
+        return self
+
+    async def __anext__(self) -> T_co:
+        item = await self.ref.next_async()
+        if item is None:
+            self.ref.raise_for_end()
+            raise StopAsyncIteration
+        return self.ref.decode(item)
+
+    def cancel(self) -> None:
+        """Stop the producer at its next item."""
+        self.ref.cancel()
+
+    def __del__(self) -> None:
+        if not self.ref.done.is_set():
+            self.ref.cancel()
+
+    def __await__(self) -> Any:
+        raise TypeError(
+            "`DeploymentResponseGenerator` cannot be awaited. Iterate it: `async for item in handle.method.remote(...)`"
+        )
+
+    def __reduce__(self) -> Any:
+        raise RuntimeError(
+            "Streaming deployment handle results cannot be passed to downstream handle calls. If you have a use"
+            " case requiring this feature, pass the items instead: `[item async for item in response]`"
+        )
+
+    def __repr__(self) -> str:
+        return f"DeploymentResponseGenerator({self.ref!r})"
+
+
+Response = Ref[T] | RefTask[T] | DeploymentResponse[T]
+"""What stands for one result: a ref, or an un-awaited call."""
+RESPONSES = (Ref, RefTask, DeploymentResponse)
+
+
+def ref_of(value: Any) -> Ref[Any] | None:
+    """Return the ref behind a ref or an un-awaited call; None for other values."""
+    if isinstance(value, Ref):
+        return value
+    return value.ref if isinstance(value, RefTask | DeploymentResponse) else None
+
+
+@overload
+def get(refs: Response[T], timeout: float | None = None) -> T: ...
+
+
+@overload
+def get(refs: list[Ref[T]], timeout: float | None = None) -> list[T]: ...
+
+
+@overload
+def get(refs: list[RefTask[T]], timeout: float | None = None) -> list[T]: ...
+
+
+@overload
+def get(refs: list[DeploymentResponse[T]], timeout: float | None = None) -> list[T]: ...
+
+
+@overload
+def get(refs: list[Response[T]], timeout: float | None = None) -> list[T]: ...
+
+
+def get(refs: Any, timeout: float | None = None) -> Any:
+    """Wait for the value of a ref, or for the values of a list of refs.
+
+    Parameters:
+      refs: A ref, an un-awaited call, or a list of them.
+      timeout: The longest wait in seconds for all of them together; None waits until their own deadlines.
+
+    Returns:
+      The value, or the list of values in the order of ``refs``.
+
+    Raises:
+      GetTimeoutError: The wait ended first; the calls go on.
+      TaskError: User code raised an exception; the error is also an instance of the original type.
+      TypeError: ``refs`` is not what a handle call returns.
+    """
+    if isinstance(refs, list):
+        clock = Countdown(timeout)
+        return [get(item, clock.left_s()) for item in refs]
+    ref = ref_of(refs)
+    if ref is None:
+        raise TypeError(
+            f"qserve.get takes what `handle.method.remote(...)` returns, or a list of that; got {type(refs).__name__!r}"
+        )
+    return ref.result(timeout)
+
+
+def _pack_ref(ref: Ref[Any]) -> list[Any]:
+    if not ref.request_id:
+        if ref.done.is_set() and ref.outcome().state != State.DONE:
+            raise TaskError("a failed call cannot be an argument")
+        return ["", ref.result()]
+    ref.share()
+    return [ref.request_id, None]
+
+
+def _unpack_ref(packed: list[Any]) -> Ref[Any]:
+    request_id, value = packed
+    return Ref(request_id, None) if request_id else Ref.resolved(value)
+
+
+codec.register(codec.Code.REF, Ref, _pack_ref, _unpack_ref)
+codec.register(codec.Code.REF_TASK, RefTask, lambda task: _pack_ref(task.ref), _unpack_ref)
+codec.register(
+    codec.Code.RESPONSE,
+    DeploymentResponse,
+    lambda response: _pack_ref(response.ref),
+    lambda packed: DeploymentResponse(_unpack_ref(packed)),
+)
