@@ -1,9 +1,9 @@
-"""A graph of functions and methods: what is sent, + 2, - 1, + 3.
+"""A graph of functions and methods that adds 2, subtracts 1 and adds 3 to the number in the request.
 
     qserve run arithmetic:graph      # in this folder; Ctrl-C stops it
     python arithmetic_client.py      # sends 5, prints 9
 
-Each step hands its result straight to the next one's queue; nothing comes back in between.
+Each step sends its result straight to the queue of the next step; nothing returns to a coordinator in between.
 """
 
 from starlette.requests import Request
@@ -15,7 +15,7 @@ from qserve.drivers import DAGDriver
 
 @qserve.deployment
 class AddCls:
-    """Adds the number that it was bound to."""
+    """Add the number that was bound to the constructor."""
 
     def __init__(self, increment: int) -> None:
         self.increment = increment
@@ -32,7 +32,7 @@ def subtract_one_fn(number: int) -> int:
 
 @qserve.deployment
 async def unpack_request(http_request: Request) -> int:
-    """Take the number out of the request's JSON body."""
+    """Read the number from the JSON body of the request."""
     return await http_request.json()
 
 

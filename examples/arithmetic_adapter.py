@@ -1,10 +1,10 @@
-"""The graph of arithmetic.py with an HTTP adapter in the place of its first step.
+"""The graph of arithmetic.py, with an HTTP adapter instead of the first step.
 
     qserve run arithmetic_adapter:graph      # in this folder; Ctrl-C stops it
     python arithmetic_client.py              # sends 5, prints 9
 
-`json_request` turns the request into its JSON body, so the graph's input is a number, by HTTP and
-from Python alike (see arithmetic_python.py).
+`json_request` turns the request into its JSON body, so the graph's input is a number, both over HTTP
+and from Python (see arithmetic_python.py).
 """
 
 import qserve
@@ -15,7 +15,7 @@ from qserve.http_adapters import json_request
 
 @qserve.deployment
 class AddCls:
-    """Adds the number that it was bound to."""
+    """Add the number that was bound to the constructor."""
 
     def __init__(self, increment: int) -> None:
         self.increment = increment

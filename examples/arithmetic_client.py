@@ -1,4 +1,4 @@
-"""Send 5 to arithmetic.py or arithmetic_adapter.py; PORT=8001 asks on another port than 8000."""
+"""Send 5 to arithmetic.py or arithmetic_adapter.py; set PORT=8001 to use another port than 8000."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""The graph of arithmetic_adapter.py, served and called from one Python program without HTTP.
+"""The graph of arithmetic_adapter.py, served and called from one Python program, without HTTP.
 
 python arithmetic_python.py      # in this folder; prints 9
 """

@@ -1,9 +1,9 @@
-"""One input for two models at the same time, and a step that waits for both.
+"""Send one input to two models at the same time, and combine their answers.
 
     python branching_input.py               # in this folder; prints 3
     qserve run branching_input:graph        # or as a service; POST a number
 
-Results inside a list arrive as refs, so that `combine` decides when to wait for them.
+Results inside a list arrive as refs, so `combine` decides when to wait for them.
 """
 
 import os
@@ -17,7 +17,7 @@ from qserve.http_adapters import json_request
 
 @qserve.deployment
 class Model:
-    """Adds its weight."""
+    """Add the weight."""
 
     def __init__(self, weight: int) -> None:
         self.weight = weight
@@ -28,7 +28,7 @@ class Model:
 
 @qserve.deployment
 def combine(value_refs: list[Ref]) -> int:
-    """Add up the models' answers."""
+    """Wait for both answers, and add them up."""
     return sum(qserve.get(value_refs))
 
 

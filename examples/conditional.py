@@ -1,9 +1,9 @@
-"""A part of the input decides what becomes of the models' answers.
+"""One part of the input decides how the answers of two models are combined.
 
     python conditional.py                   # in this folder; prints 2, then 3
     qserve run conditional:graph            # or as a service; POST [1, "max"] or [1, "sum"]
 
-Several values given to `predict` are the parts of the input: `user_input[0]`, `user_input[1]`.
+If `predict` is called with several values, they are the parts of the input: `user_input[0]`, `user_input[1]`.
 """
 
 import os
@@ -16,7 +16,7 @@ from qserve.http_adapters import json_request
 
 @qserve.deployment
 class Model:
-    """Adds its weight."""
+    """Add the weight."""
 
     def __init__(self, weight: int) -> None:
         self.weight = weight
@@ -27,7 +27,7 @@ class Model:
 
 @qserve.deployment
 def combine(first: int, second: int, operation: str) -> int:
-    """Do what the input asks for with the two answers."""
+    """Combine the two answers with the operation from the input."""
     return max(first, second) if operation == "max" else first + second
 
 

@@ -1,11 +1,11 @@
-"""Three nodes of one class, each with a constructor argument of its own.
+"""Three nodes of one class, each with its own constructor argument.
 
-One of them from the command line, in this folder:
+Serve one of them from the command line, in this folder:
 
     qserve run echo:foo_node        # or echo:bar_node, echo:baz_node
     python echo_client.py           # foo
 
-All three from Python, one after the other; each takes the place of the one before:
+Or serve all three from Python, one after the other; each replaces the one before:
 
     python echo.py                  # foo, bar, baz
 """
@@ -20,7 +20,7 @@ import qserve
 
 @qserve.deployment
 class EchoClass:
-    """Answers every request with the text that it was bound to."""
+    """Answer every request with the text that was bound to the constructor."""
 
     def __init__(self, text: str) -> None:
         self.text = text

@@ -1,4 +1,4 @@
-"""Ask echo.py; PORT=8001 python echo_client.py asks on another port than 8000."""
+"""Send a request to echo.py; set PORT=8001 to use another port than 8000."""
 
 import os
 import urllib.request

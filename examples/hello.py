@@ -1,4 +1,4 @@
-"""A deployment that asks one of two others, through handles.
+"""One deployment calls one of two others, through handles.
 
 qserve run hello:language_classifier      # in this folder; Ctrl-C stops it
 python hello_client.py                    # in a second terminal: Hola Dora
@@ -12,7 +12,7 @@ from qserve.handle import RayServeHandle
 
 @qserve.deployment
 class SpanishResponder:
-    """Greets in Spanish."""
+    """Greet in Spanish."""
 
     def greet(self, name: str) -> str:
         return f"Hola {name}"
@@ -20,7 +20,7 @@ class SpanishResponder:
 
 @qserve.deployment
 class FrenchResponder:
-    """Greets in French."""
+    """Greet in French."""
 
     def greet(self, name: str) -> str:
         return f"Bonjour {name}"
@@ -28,18 +28,18 @@ class FrenchResponder:
 
 @qserve.deployment
 class LanguageClassifier:
-    """Reads which language is wanted and leaves the greeting to whoever speaks it."""
+    """Read the language from the request, and let the responder for it greet."""
 
     def __init__(self, spanish: RayServeHandle, french: RayServeHandle) -> None:
         self.responders = {"spanish": spanish, "french": french}
 
     async def __call__(self, request: Request) -> str:
-        wish = await request.json()
-        responder = self.responders.get(wish["language"])
+        body = await request.json()
+        responder = self.responders.get(body["language"])
         if responder is None:
             return "Please try again."
-        ref = await responder.greet.remote(wish["name"])  # the call is on its way
-        return await ref  # and this is its result
+        ref = await responder.greet.remote(body["name"])  # start the call
+        return await ref  # wait for its result
 
 
 language_classifier = LanguageClassifier.bind(SpanishResponder.bind(), FrenchResponder.bind())

@@ -1,4 +1,4 @@
-"""One model after the other: the second works on what the first returns.
+"""Two models in a row: the second one gets what the first one returns.
 
 python linear_pipeline.py               # in this folder; prints 8
 qserve run linear_pipeline:graph        # or as a service; POST a number
@@ -14,7 +14,7 @@ from qserve.http_adapters import json_request
 
 @qserve.deployment
 class Model:
-    """Adds its weight."""
+    """Add the weight."""
 
     def __init__(self, weight: int) -> None:
         self.weight = weight

@@ -1,9 +1,9 @@
-"""Draw a graph as DOT text, before anything of it is served.
+"""Draw a graph as DOT text, without serving it.
 
     python visualization.py                              # in this folder; prints two drawings
-    python visualization.py | head -12 | dot -Tpng -o graph.png      # with graphviz: a picture
+    python visualization.py | head -12 | dot -Tpng -o graph.png      # makes a picture, with graphviz
 
-`qserve.dag.plot(node, "graph.png")` makes the picture from Python (it needs pydot and graphviz).
+`qserve.dag.plot(node, "graph.png")` makes the picture in Python (it needs pydot and graphviz).
 """
 
 import qserve
@@ -12,7 +12,7 @@ from qserve.dag import InputNode, dag_to_dot
 
 @qserve.deployment
 class Model:
-    """Scales its input by the weight that it was bound to."""
+    """Multiply the input by the weight."""
 
     def __init__(self, weight: float) -> None:
         self.weight = weight
@@ -23,7 +23,7 @@ class Model:
 
 @qserve.deployment
 def combine(first: float, second: float, kwargs_output: float = 0) -> float:
-    """Add up what the two models say, and a third number."""
+    """Add up the answers of the two models and a third number."""
     return first + second + kwargs_output
 
 

@@ -5,13 +5,17 @@ from __future__ import annotations
 import ast
 import re
 import shlex
+import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
 
 import pytest
-from processes import QSERVE, Serving, Site, free_port
+import redis
+from processes import QSERVE, Serving, Site, free_port, is_open, wait_until
+
+from qserve.machine.embedded import find_server
 
 ROOT = Path(__file__).parents[2]
 README, GUIDE = ROOT / "README.md", ROOT / "docs" / "guide.md"
@@ -166,14 +170,26 @@ def test_every_setting_in_the_documents_is_read_somewhere(path: Path) -> None:
     assert not named - set(re.findall(r"QSERVE_[A-Z_]+", source()))
 
 
-def test_every_log_line_that_the_documents_explain_is_written_somewhere() -> None:
+def assert_written(lines: Iterable[str], values: str) -> None:
+    """Look for the words of these lines in the source; what ``values`` matches varies from one to the next."""
+    words = [part.strip(" ;:") for line in lines for part in re.split(values, line)]
+
+    assert not [part for part in words if len(part) > 4 and part not in source()]
+
+
+def test_every_log_line_that_the_operations_page_explains_is_written_somewhere() -> None:
     text = (ROOT / "docs" / "operations.md").read_text()
     explained = re.findall(r"`([^`]+)`", text.partition("| line | meaning |")[2].partition("\n\n")[0])
-    # what varies from one event to the next stands between these
-    words = [part for line in explained for part in re.split(r"\.{3}|\d+|[()]|[A-Z_]{5,}|qserve .*", line)]
-    missing = [part for part in words if len(part) > 5 and part.strip(" ;:") not in source()]
 
-    assert not missing
+    assert_written(explained, r"\.{3}|\d+|[()]|[A-Z_]{5,}|qserve .*")
+
+
+def test_every_finding_that_the_operations_page_shows_is_worded_by_the_doctor() -> None:
+    text = (ROOT / "docs" / "operations.md").read_text()
+    (block,) = [block for _, block in _BLOCK.findall(text) if block.startswith("$ qserve doctor")]
+    findings = [line.split(maxsplit=1)[1] for line in block.splitlines()[1:]]
+
+    assert_written(findings, r"\.{3}|->|broker:\d+/0|valkey [\d.]+|(?=when its)|\d{3,}|[()]|allkeys-lru")
 
 
 def test_the_imports_that_replace_those_of_ray_serve_work() -> None:
@@ -182,3 +198,20 @@ def test_the_imports_that_replace_those_of_ray_serve_work() -> None:
 
     for statement in replaced:
         exec(statement, {})
+
+
+def test_the_broker_of_the_operations_page_starts_with_one_user_for_each_role(site: Site) -> None:
+    text = (ROOT / "docs" / "operations.md").read_text()
+    (block,) = [block for _, block in _BLOCK.findall(text) if "valkey-server" in block]
+    port = free_port()
+    script = block.replace("valkey-server", f"exec {find_server()} --port {port} --bind 127.0.0.1", 1)
+    shutil.copytree(ROOT / "docs" / "acl", site.folder / "docs" / "acl")
+
+    site.start(["bash", "-euc", script])
+
+    wait_until(lambda: is_open(port), description="the broker listens")
+    passwords = dict(re.findall(r"^user (\w+) on >(\w+)", (site.folder / "users.acl").read_text(), re.M))
+    assert set(passwords) == {"gateway", "worker", "deployer", "operator"}
+    for user, password in passwords.items():
+        with redis.Redis(port=port, username=user, password=password) as client:
+            assert client.ping()
