@@ -1,7 +1,54 @@
-"""``python -m qserve``: the same as ``qserve``."""
+"""The ``qserve`` command. Each subcommand is imported when it is called, so that the others cost nothing."""
 
 from __future__ import annotations
 
-from qserve.cli.main import main
+from collections.abc import Iterable
+from importlib import import_module
+from typing import Any
 
-main()
+import click
+
+from qserve import __version__
+
+_COMMANDS = {
+    "run": "qserve.cli.run:run",
+    "deploy": "qserve.cli.deploy:deploy",
+    "status": "qserve.cli.status:status",
+    "doctor": "qserve.cli.doctor:doctor",
+    "dlq": "qserve.cli.dlq:dlq",
+    "graph": "qserve.cli.graph:graph",
+}
+_ENTRY_POINTS = "qserve.commands"
+"""The group of entry points under which other packages add their commands; nothing here names these packages."""
+
+
+class LazyGroup(click.Group):
+    """A group that imports a command when it is used."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names of all commands, our own first."""
+        return [*_COMMANDS, *sorted(one.name for one in _entry_points())]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import a command."""
+        if cmd_name in _COMMANDS:
+            module, _, attribute = _COMMANDS[cmd_name].partition(":")
+            command: click.Command = getattr(import_module(module), attribute)
+            return command
+        return next((one.load() for one in _entry_points() if one.name == cmd_name), None)
+
+
+def _entry_points() -> Iterable[Any]:
+    # imported on use: it takes 3 MB, which our own commands do not need
+    found: Iterable[Any] = import_module("importlib.metadata").entry_points(group=_ENTRY_POINTS)
+    return found
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="qserve")
+def main() -> None:
+    """Serve graphs of models and business logic on a task queue."""
+
+
+if __name__ == "__main__":
+    main()

@@ -1,13 +1,10 @@
-"""``run`` and what belongs to it: serve from a Python program, and reach what is served."""
+"""Serve applications from a Python program, and reach those that are served."""
 
 from __future__ import annotations
 
 import atexit
 import os
 import sys
-import time
-from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,22 +18,20 @@ from qserve.calls.ref import current
 from qserve.define.application import Application
 from qserve.define.compile import CompiledApplication, compile_application
 from qserve.define.options import check_route_prefix
-from qserve.deploy.code import code_of, pack_code
-from qserve.deploy.gateways import wait_for_gateways
-from qserve.deploy.records import code_digest, record_of
-from qserve.deploy.replicas import Pool
-from qserve.deploy.rollout import new_version, reconfigure, roll_out
-from qserve.deploy.snapshot import ServeStatus, read_status
-from qserve.exceptions import AppNotFound, PayloadError, QserveException
+from qserve.deploy.installation import Installation
+from qserve.deploy.registration import release_of
+from qserve.deploy.rollout import deploy, wait_for_gateways
+from qserve.deploy.status import ServeStatus
+from qserve.exceptions import AppNotFound, QserveException
 from qserve.local.plane import LocalPlane
 from qserve.local.run import delete_local, run_local, shutdown_local
-from qserve.machine.launch import Launch
+from qserve.machine.local_cluster import LocalCluster
 from qserve.wire.application import ApplicationRecord
 
 DEFAULT: Any = object()
-"""Stands for "as the ingress deployment says"."""
+"""Stands for the route prefix of the ingress deployment."""
 
-_launch: Launch | None = None
+_cluster: LocalCluster | None = None
 
 
 def run(
@@ -52,20 +47,19 @@ def run(
     local: bool = False,
     _local_testing_mode: bool = False,
 ) -> RayServeSyncHandle:
-    """Serve a bound node, and go on once all of its replicas take calls.
+    """Serve a bound node, and return once all of its replicas take calls.
 
-    The first call starts a broker (unless the environment names one), the workers and the gateway; the
-    program's end stops them. One of them that dies is started again. A later call replaces the application of
-    the same name.
+    The first call starts a broker (unless the environment names one), the workers and the gateway, which are
+    restarted if they die and stopped when the program ends. A later call replaces the application of the same name.
 
     Parameters:
-      target: A class node or function node, from ``Deployment.bind``, or what ``build`` returned.
-      blocking: Whether to wait for Ctrl-C instead of going on.
-      _blocking: Taken for the sake of older programs; the replicas are always waited for.
-      host, port: Where the gateway listens; None keeps what runs, or takes 127.0.0.1 and 8000.
-      name: The application's name.
-      route_prefix: Where it answers; None for no HTTP at all.
-      request_timeout_s: Deadline of its requests.
+      target: A class node or function node, from ``Deployment.bind``, or the result of ``build``.
+      blocking: Whether to wait for Ctrl-C before returning.
+      _blocking: Accepted for compatibility and ignored; ``run`` always waits for the replicas.
+      host, port: The address of the gateway; None keeps the current one, at first 127.0.0.1 and 8000.
+      name: The name of the application.
+      route_prefix: Its URL path; None for no HTTP at all.
+      request_timeout_s: The deadline of its requests.
       local: Run everything in this process, without a broker and without HTTP; for tests.
 
     Returns:
@@ -73,90 +67,62 @@ def run(
 
     Raises:
       DeployError: A constructor raises; the message holds its traceback.
-      TypeError, ValueError: The target is no graph that can be served.
-      BrokerUnavailable: The broker does not answer.
+      TypeError, ValueError: The target is not a graph that can be served.
+      BrokerUnavailable: The broker does not reply.
     """
     if not name:
-        raise QserveException("an application's name must not be empty: leave `name` out, or give it one")
+        raise QserveException("the name of an application must not be empty: leave `name` out, or set it")
     built = target.rebuild(name) if isinstance(target, Application) else compile_application(target, app_name=name)
     prefix = built.route_prefix if route_prefix is DEFAULT else route_prefix
     if prefix is not None:
         check_route_prefix(prefix)
     if local or _local_testing_mode:
         return run_local(built, route_prefix=prefix, timeout_s=request_timeout_s)
-    launch = _ensure_launched(host, port)
-    if blocking:
-        _serve_until_interrupted(lambda: _roll_out(launch, built, prefix, request_timeout_s))
-    else:
-        _roll_out(launch, built, prefix, request_timeout_s)
+    cluster = _ensure_cluster(host, port)
+    try:
+        _deploy(cluster, built, prefix, request_timeout_s)
+        while blocking and _cluster is not None:
+            _cluster.wait()
+    except KeyboardInterrupt:
+        if not blocking:
+            raise
+        shutdown()
     return RayServeSyncHandle(built.ingress, name)
 
 
-def _roll_out(launch: Launch, built: CompiledApplication, prefix: str | None, timeout_s: float | None) -> None:
+def _deploy(cluster: LocalCluster, built: CompiledApplication, prefix: str | None, timeout_s: float | None) -> None:
     plane = _client()
-    if launch.settings.secret_key is None:
-        raise PayloadError("code travels to its replicas signed: set QSERVE_SECRET_KEY to a secret of your own")
-    code = pack_code(code_of(built), launch.settings.keyring)
-    record = record_of(built, new_version(), plane.codec, route_prefix=prefix, timeout_s=timeout_s)
-    record = replace(record, code_digest=code_digest(record, built, code))
-    pool = Pool(plane.client, plane.keys, built.name)
-    active = plane.registry.find(built.name)
-    if active is not None and _keeps_replicas(active, record, built):
-        record = replace(record, version=active.version)
-        change = reconfigure(plane.registry, pool, record, check=launch.check)
-    else:
-        change = roll_out(plane.registry, pool, record, code, check=launch.check)
+    release = release_of(built, cluster.settings.keyring, route_prefix=prefix, timeout_s=timeout_s)
+    installation = Installation(cluster.settings, plane.client)
+    record = deploy(installation, release, gateways=cluster.gateway_workers, check=cluster.check)
     plane.learn(record)
-    _wait_for_gateway(launch, change)
+    cluster.keep_running()
 
 
-def _wait_for_gateway(launch: Launch, change: str) -> None:
-    plane = _client()
-    wait_for_gateways(plane.client, plane.keys, change, launch.gateway_workers, launch.check)
-    launch.keep()
-
-
-def _keeps_replicas(active: ApplicationRecord, record: ApplicationRecord, built: CompiledApplication) -> bool:
-    """Whether replicas go on: the code is the same, and either versions say so or only settings changed."""
-    if active.code_digest != record.code_digest:
-        return False
-    return active.deployments != record.deployments or all(one.version is not None for one in built.deployments)
-
-
-def _ensure_launched(host: str | None, port: int | None) -> Launch:
-    global _launch
+def _ensure_cluster(host: str | None, port: int | None) -> LocalCluster:
+    global _cluster
     shutdown_local()
-    if _launch is not None:
-        moved = (host or _launch.host, port or _launch.port) != (_launch.host, _launch.port)
-        if not moved:
-            _launch.check()
-            return _launch
+    if _cluster is not None:
+        address = (_cluster.host, _cluster.port)
+        if (host or _cluster.host, port or _cluster.port) == address:
+            _cluster.check()
+            return _cluster
         shutdown()
-    _launch = Launch(
+    _cluster = LocalCluster(
         Settings.from_env(),
         host=host or DEFAULT_HOST,
         port=port or DEFAULT_PORT,
         import_paths=tuple(path or str(Path.cwd()) for path in sys.path),
     )
     atexit.register(shutdown)
-    plane = ClientPlane(_launch.settings)
+    plane = ClientPlane(_cluster.settings)
     current.install(plane)
     try:
         load_functions(plane.client)
     except BaseException:
         shutdown()
         raise
-    return _launch
-
-
-def _serve_until_interrupted(begin: Callable[[], None]) -> None:
-    try:
-        begin()
-        while _launch is not None:
-            _launch.check()
-            time.sleep(0.2)
-    except KeyboardInterrupt:
-        shutdown()
+    return _cluster
 
 
 def start(
@@ -167,38 +133,43 @@ def start(
     port: int | None = None,
     **ignored: Any,
 ) -> None:
-    """Start the broker, the workers and the gateway without an application; nothing when they run already.
+    """Start the broker, the workers and the gateway without an application, unless they are running already.
 
     Parameters:
-      http_options: A dict, or an object, that may have ``host`` and ``port``; a later start changes nothing by it.
-      host, port: Where the gateway listens.
-      detached, ignored: Taken for the sake of programs written for Ray Serve.
+      http_options: A dict or an object that may have ``host`` and ``port``; ignored if they are running already.
+      host, port: The address of the gateway.
+      detached, ignored: Accepted for compatibility with Ray Serve and ignored.
     """
-    if http_options is not None and _launch is None:
+    if http_options is not None and _cluster is None:
         options = http_options if isinstance(http_options, dict) else vars(http_options)
         host, port = host or options.get("host"), port or options.get("port")
-    _wait_for_gateway(_ensure_launched(host, port), NO_CHANGE)
+    _wait_for_gateways(_ensure_cluster(host, port), NO_CHANGE)
+
+
+def _wait_for_gateways(cluster: LocalCluster, change: str) -> None:
+    wait_for_gateways(_installation(), change, cluster.gateway_workers, cluster.check)
+    cluster.keep_running()
 
 
 def shutdown() -> None:
-    """Stop everything that this program started; nothing when nothing runs."""
-    global _launch
+    """Stop everything that this program has started."""
+    global _cluster
     shutdown_local()
     plane = current.installed()
     if isinstance(plane, ClientPlane):
         plane.close()
         current.install(None)
-    launch, _launch = _launch, None
-    if launch is not None:
+    cluster, _cluster = _cluster, None
+    if cluster is not None:
         atexit.unregister(shutdown)
-        launch.stop()
+        cluster.stop()
 
 
 def delete(name: str) -> None:
-    """Remove an application: accepted requests finish, new ones are refused.
+    """Remove an application: requests that were accepted finish, new ones are refused.
 
     Raises:
-      AppNotFound: There is none of that name.
+      AppNotFound: There is no application of that name.
     """
     if delete_local(name):
         return
@@ -206,34 +177,32 @@ def delete(name: str) -> None:
     plane.registry.get(name)
     change = plane.registry.delete(name)
     plane.unlearn(name)
-    if _launch is not None:
-        _wait_for_gateway(_launch, change)
+    if _cluster is not None:
+        _wait_for_gateways(_cluster, change)
 
 
 def status() -> ServeStatus:
-    """The state of every application: RUNNING, DEPLOYING or UNHEALTHY, with deployments and replicas.
+    """Return the status of every application (RUNNING, DEPLOYING or UNHEALTHY), its deployments and replicas.
 
     Raises:
-      BrokerUnavailable: Nothing runs here and no broker is named.
+      BrokerUnavailable: Nothing was started here and no broker is set.
     """
-    plane = _client()
-    return read_status(plane.client, plane.keys, plane.seal)
+    return _installation().status()
 
 
 def get_app_handle(name: str = "default") -> DeploymentHandle:
-    """A handle to an application's ingress, without importing its code.
+    """Return a handle to an application's ingress, without importing its code.
 
-    The broker is the one of this process's ``run``, or of ``QSERVE_BROKER_URL``.
+    The broker is that of this process's ``run``, or of ``QSERVE_BROKER_URL``.
 
     Raises:
       AppNotFound: No application of that name is deployed.
     """
-    record = _application(name)
-    return DeploymentHandle(record.ingress, name)
+    return DeploymentHandle(_application(name).ingress, name)
 
 
 def get_deployment_handle(deployment_name: str, app_name: str = "default") -> DeploymentHandle:
-    """A handle to one deployment of an application.
+    """Return a handle to one deployment of an application.
 
     Raises:
       AppNotFound: There is no such application, or it has no such deployment.
@@ -250,29 +219,34 @@ def _application(name: str) -> ApplicationRecord:
     return plane.application(name) if isinstance(plane, LocalPlane) else _client().application(name)
 
 
+def _installation() -> Installation:
+    plane = _client()
+    return Installation(plane.settings, plane.client)
+
+
 def _client() -> ClientPlane:
     plane = current.plane()
     if not isinstance(plane, ClientPlane):
         raise QserveException(
-            "this needs the broker: inside a deployment use the handles that its constructor is given, and in local"
+            "this needs the broker: inside a deployment use the handles that its constructor receives, and in local"
             " mode the handles that run() returned"
         )
     return plane
 
 
 def connect() -> ClientPlane:
-    """A client of the broker that the environment names, for a handle that is used before anything was started.
+    """Return a client of the broker that the environment names, for a handle that is used before ``run``.
 
     Raises:
-      BrokerUnavailable: The environment names none.
+      BrokerUnavailable: The environment names no broker.
     """
     return ClientPlane(Settings.from_env())
 
 
 def _after_fork() -> None:
-    """In the child of a program that serves: what was started belongs to its parent; calls take a way of their own."""
-    global _launch
-    _launch = None
+    """In a forked child: what was started belongs to the parent, and calls need a connection of their own."""
+    global _cluster
+    _cluster = None
     atexit.unregister(shutdown)
     plane = current.installed()
     if isinstance(plane, ClientPlane):

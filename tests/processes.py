@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from qserve.machine.embedded import find_server
+from qserve.machine.embedded_broker import find_server
 
 T = TypeVar("T")
 

@@ -9,7 +9,7 @@ import redis
 from processes import Process, Site, free_port, is_open, wait_until
 
 from qserve.broker.connection import connect
-from qserve.machine.embedded import find_server
+from qserve.machine.embedded_broker import find_server
 
 SERVICE = "mine"
 PASSWORD = "of-the-broker"

@@ -39,13 +39,12 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("qserve.engine",),
     ("qserve.deploy",),
     ("qserve.local", "qserve.machine", "qserve.drawing"),
-    ("qserve",),
+    ("qserve", "qserve.cli"),
     ("qserve_workers.replica", "qserve_gateway.request"),
     ("qserve_workers.celery", "qserve_gateway.response"),
     ("qserve_workers.process",),
     ("qserve_workers.supervisor",),
     ("qserve_workers", "qserve_gateway"),
-    ("qserve.cli",),
     ("qserve.__main__",),
 )
 """The rooms from the bottom up. A room may import rooms in the layers below its own, and nothing else of ours."""
@@ -150,7 +149,7 @@ def entry_points(text: str, known: Iterable[str]) -> Iterator[Arrow]:
     for line in config["options.entry_points"]["qserve.commands"].strip().splitlines():
         target = _module_named(line.partition("=")[2].strip().replace(":", "."), known)
         if target is not None:
-            yield Arrow("qserve.cli.main", target, 0)
+            yield Arrow("qserve.__main__", target, 0)
 
 
 def arrows() -> list[Arrow]:

@@ -15,7 +15,7 @@ import redis
 from peers.ledger import STEPS
 from peers.processes import Place, Service, descendants, free_port, wait_until
 from qserve.broker.connection import connect
-from qserve.machine.embedded import find_server, server_command
+from qserve.machine.embedded_broker import find_server, server_command
 
 CACHE = Path.home() / ".cache" / "qserve-bench"
 _UPDATE_FOR_S = 90.0

@@ -13,12 +13,12 @@ from flask import Flask, request
 from werkzeug.exceptions import HTTPException
 
 from qserve.base.log import get_logger
-from qserve.base.settings import CHECKED, Settings
+from qserve.base.settings import Settings
 from qserve.broker.connection import broker_errors
+from qserve.broker.doctor import check_unless_parent_did, recheck
 from qserve.calls.client import ClientPlane
 from qserve.exceptions import QserveException
 from qserve.http.bad_request import BadRequest
-from qserve.machine.doctor import check_or_raise, look_again
 from qserve_gateway.handler import RequestHandler
 from qserve_gateway.jobs import JOBS_PATH, Jobs
 from qserve_gateway.request.access import AccessPolicy, check_host, check_origin
@@ -106,7 +106,11 @@ def create_app(settings: Settings, plane: ClientPlane | None = None, watch: bool
       watch: Whether to keep the routes up to date; False reads them once.
     """
     plane = connected = plane or ClientPlane(settings)
-    watcher = RouteWatcher(plane, lambda: _check(connected, settings), lambda: look_again(connected.client, settings))
+    watcher = RouteWatcher(
+        plane,
+        lambda: check_unless_parent_did(connected.client, settings),
+        lambda: recheck(connected.client, settings),
+    )
     if watch:
         watcher.start()
     else:
@@ -117,11 +121,6 @@ def create_app(settings: Settings, plane: ClientPlane | None = None, watch: bool
     app = Gateway(access, handler, jobs)
     _add_pages(app, plane, watcher)
     return app
-
-
-def _check(plane: ClientPlane, settings: Settings) -> None:
-    if not os.environ.get(CHECKED):
-        check_or_raise(plane.client, settings)
 
 
 def _add_pages(app: Gateway, plane: ClientPlane, watcher: RouteWatcher) -> None:

@@ -18,8 +18,8 @@ from gunicorn.glogging import Logger
 from qserve.base.log import log_to_terminal
 from qserve.base.process import die_with_parent_if_asked
 from qserve.base.settings import Settings
+from qserve.broker.doctor import check_address
 from qserve.exceptions import QserveException
-from qserve.machine.doctor import check_address
 from qserve_gateway.application import Gateway, access_log, create_app
 from qserve_gateway.request.access import AccessPolicy
 from qserve_gateway.request.environ import drop_ambiguous_headers

@@ -1,7 +1,8 @@
-"""Time as the broker tells it, so that processes on hosts with different clocks mean the same by a deadline.
+"""The broker's time, in which deadlines are given, and the time that a local wait has left.
 
-Each process measures the broker's clock when it connects and every few seconds after that, and counts on with its
-own monotonic clock in between: neither the host's clock nor a sudden change of the broker's ends a request early.
+Hosts may have different clocks, so a deadline is a time on the broker's clock. Each process measures that clock when it
+connects and every few seconds after that, and counts with its own monotonic clock in between: neither the host's clock
+nor a sudden change of the broker's clock ends a request early.
 """
 
 from __future__ import annotations
@@ -14,19 +15,19 @@ from typing import Any
 
 log = logging.getLogger(__name__)
 
-EVERY_S = 5.0
-"""How often whoever talks to the broker anyway measures its clock."""
+MEASURE_INTERVAL_S = 5.0
+"""How often a process that talks to the broker measures its clock."""
 JUMP_S = 2.0
-"""A change of more than this is no drift: somebody has set the clock, or a replica with another one took over."""
-BOTH_FOR_S = 120.0
+"""A change of more than this is not drift: the clock was set, or a replica with another clock became the primary."""
+OVERLAP_S = 120.0
 """How long the time before a jump stays in force beside the new one."""
 
 
 class Clock:
-    """The broker's time; this host's until it is measured.
+    """The broker's time, or this host's time until the broker's is measured.
 
-    After a jump the time before it stays in force as well for ``BOTH_FOR_S``: deadlines are given by the later of
-    the two and judged by the earlier, since other processes notice the jump some seconds sooner or later.
+    After a jump the time before it stays in force as well for ``OVERLAP_S``: deadlines are given by the later of
+    the two and judged by the earlier, because processes do not all notice the jump at the same moment.
 
     Parameters:
       monotonic: Seconds since any moment; replaced in tests.
@@ -37,33 +38,33 @@ class Clock:
         self._monotonic = monotonic
         self._offset_s = wall() - monotonic()
         self._measured_at: float | None = None
-        self._former: tuple[tuple[float, float], ...] = ()  # an offset, and until when it counts
+        self._former: tuple[tuple[float, float], ...] = ()  # offsets from before a jump, and until when they count
         self._lock = threading.Lock()
 
     def stamp_ms(self) -> float:
-        """Unix time in milliseconds from which a new deadline is counted."""
+        """Return the Unix time in milliseconds from which a new deadline is counted."""
         return (self._monotonic() + (max(self._offsets()) if self._former else self._offset_s)) * 1000
 
     def judge_ms(self) -> float:
-        """Unix time in milliseconds that a deadline must be below to have passed."""
+        """Return the Unix time in milliseconds with which a deadline is compared: an earlier one has passed."""
         return (self._monotonic() + (min(self._offsets()) if self._former else self._offset_s)) * 1000
 
     def _offsets(self) -> list[float]:
         now = self._monotonic()
-        self._former = former = tuple(one for one in self._former if one[1] > now)
+        self._former = former = tuple(offset for offset in self._former if offset[1] > now)
         return [self._offset_s, *(offset_s for offset_s, _ in former)]
 
     def is_due(self) -> bool:
-        """Whether the last measurement is ``EVERY_S`` old, or there was none."""
-        return self._measured_at is None or self._monotonic() - self._measured_at >= EVERY_S
+        """Return whether the clock should be measured: never yet, or ``MEASURE_INTERVAL_S`` ago."""
+        return self._measured_at is None or self._monotonic() - self._measured_at >= MEASURE_INTERVAL_S
 
     def observe(self, answer: Any, asked_at: float) -> None:
-        """Take the broker's answer to ``TIME``, which has just arrived.
+        """Adopt the broker's reply to ``TIME``, which has just arrived.
 
         Parameters:
-          answer: Seconds and microseconds, as redis-py or hiredis gives them; an error is passed over, since an ACL
-            may forbid the question.
-          asked_at: The monotonic clock before it was asked.
+          answer: Seconds and microseconds, as redis-py or hiredis returns them. An error is ignored, because an ACL
+            may forbid the command.
+          asked_at: The monotonic clock before the command was sent.
         """
         if isinstance(answer, Exception):
             return
@@ -71,18 +72,37 @@ class Clock:
         now = self._monotonic()
         with self._lock:
             before_s, first = self._offset_s, self._measured_at is None
-            # given at some moment in between: only what lies outside of that is a difference
+            # the reply was given at some moment between the two: only what lies outside of that is a difference
             self._offset_s = min(max(before_s, theirs_s - now), theirs_s - asked_at)
             self._measured_at = now
             moved_s = self._offset_s - before_s
             if first or abs(moved_s) <= JUMP_S:
                 return
-            self._former = (*self._former, (before_s, now + BOTH_FOR_S))
+            self._former = (*self._former, (before_s, now + OVERLAP_S))
         log.warning(
             "clock_jump: the broker's clock moved by %+.1f s; for %.0f s deadlines count by both times",
-            moved_s, BOTH_FOR_S,
+            moved_s, OVERLAP_S,
         )  # fmt: skip
 
 
 clock = Clock()
 """The clock of this process."""
+
+
+class Deadline:
+    """The end of a wait that several steps share, on this host's monotonic clock.
+
+    Parameters:
+      timeout_s: Seconds from now; None waits without a limit.
+    """
+
+    def __init__(self, timeout_s: float | None) -> None:
+        self._end = None if timeout_s is None else time.monotonic() + timeout_s
+
+    def remaining_s(self) -> float | None:
+        """Return the seconds that are left, never below 0; None for a wait without a limit."""
+        return None if self._end is None else max(0.0, self._end - time.monotonic())
+
+    def has_passed(self) -> bool:
+        """Return whether no time is left."""
+        return self._end is not None and time.monotonic() >= self._end

@@ -10,12 +10,12 @@ from qserve.exceptions import QserveException
 
 
 class RequestContext(NamedTuple):
-    """What is known of the running request.
+    """The request that is running.
 
     Parameters:
-      request_id: The id that people see: ``X-Request-ID``.
-      route: The route prefix that the request came in by.
-      app_name: The application that is running it.
+      request_id: The ID that people see: ``X-Request-ID``.
+      route: The route prefix of its application.
+      app_name: The application that runs it.
       multiplexed_model_id: The model that the caller asked for.
       deadline_ms: Unix time, by the broker's clock, by which the request must be finished; 0 outside of a request.
     """
@@ -29,7 +29,7 @@ class RequestContext(NamedTuple):
 
 @dataclass(frozen=True)
 class ReplicaContext:
-    """Which replica this code runs in."""
+    """The replica that the running code belongs to."""
 
     app_name: str
     deployment: str
@@ -38,7 +38,7 @@ class ReplicaContext:
 
     @property
     def replica_id(self) -> str:
-        """The same as ``replica_tag``, by its newer name."""
+        """The same as ``replica_tag``, under its newer name."""
         return self.replica_tag
 
 
@@ -49,13 +49,13 @@ _replica: ReplicaContext | None = None
 
 
 def enter_replica(context: ReplicaContext) -> None:
-    """Called once by a replica before it constructs the user's object."""
+    """Set the replica of this process, before the user's object is constructed."""
     global _replica
     _replica = context
 
 
 def get_replica_context() -> ReplicaContext:
-    """The replica that the calling code runs in.
+    """Return the replica that the calling code runs in.
 
     Raises:
       QserveException: The code does not run inside a deployment.
@@ -69,5 +69,5 @@ def get_replica_context() -> ReplicaContext:
 
 
 def get_request_context() -> RequestContext:
-    """The request that the calling code runs for; empty fields outside of one."""
+    """Return the request that the calling code runs for; its fields are empty outside of a request."""
     return request_context.get()

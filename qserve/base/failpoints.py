@@ -1,8 +1,8 @@
-"""Places at which a test has a process die, hang, fail or lose its broker; off unless the environment asks.
+"""Points at which a test makes a process die, hang, fail or lose its broker; off unless the environment sets one.
 
-``QSERVE_FAILPOINT=commit.before_send:kill9:3`` kills a process when it is about to send its third commit.
-``QSERVE_FAILPOINT_ONCE=/a/file`` lets only the first process of all fire, which makes that file: a replica that
-is started anew must not die at the same place for ever.
+``QSERVE_FAILPOINT=commit.before_send:kill9:3`` kills a process when it is about to send its third commit. With
+``QSERVE_FAILPOINT_ONCE=/a/file`` only one of all processes fires, the first, which creates that file: otherwise a
+restarted replica would die at the same point for ever.
 """
 
 from __future__ import annotations
@@ -30,29 +30,29 @@ class FailpointError(RuntimeError):
 
 
 class Failpoint:
-    """One place, what happens there, and when.
+    """A point, and what happens there and when.
 
     Parameters:
       name: One of ``POINTS``.
       action: One of ``kill9``, ``hang``, ``raise``, ``drop-connection``.
-      nth: At which passage through this process it fires; it fires once.
-      once: A file that the first process to fire makes; no other fires. "" lets each process fire.
+      nth: It fires once, when this process reaches the point for the nth time.
+      once: A file that the first process to fire creates, so that no other fires; "" lets each process fire.
     """
 
     def __init__(self, name: str, action: str, nth: int = 1, once: str = "") -> None:
         if name not in POINTS or action not in _ACTIONS or nth < 1:
             raise QserveException(
-                f"QSERVE_FAILPOINT={name}:{action}:{nth} must be POINT:ACTION or POINT:ACTION:NTH, with a point of "
-                f"{', '.join(sorted(POINTS))} and an action of {', '.join(_ACTIONS)}"
+                f"QSERVE_FAILPOINT={name}:{action}:{nth} must be POINT:ACTION or POINT:ACTION:NTH, with a POINT of "
+                f"{', '.join(sorted(POINTS))} and an ACTION of {', '.join(_ACTIONS)}"
             )
         self._name, self._action, self._left, self._once = name, action, nth, once
 
     @classmethod
     def parse(cls, text: str, once: str = "") -> Failpoint | None:
-        """The failpoint that a variable names; None for an empty one.
+        """Return the failpoint that the text of the variable describes; None for an empty text.
 
         Raises:
-          QserveException: It names none; the message says what may be written.
+          QserveException: The text is not a failpoint; the message shows the form.
         """
         if not text:
             return None
@@ -61,7 +61,7 @@ class Failpoint:
         return cls(name, action, int(nth or 1) if (nth or "1").isdecimal() else 0, once)
 
     def hit(self, name: str) -> None:
-        """Pass the place ``name``."""
+        """Fire if ``name`` is the point and its time has come."""
         if name != self._name:
             return
         self._left -= 1
@@ -79,7 +79,7 @@ class Failpoint:
 
 
 def hit(name: str) -> None:
-    """Pass the place ``name``; callers ask ``ARMED`` first, so that production pays one look at a name."""
+    """Fire if ``name`` is the armed point. Callers test ``ARMED`` first, so that production pays for no call."""
     if ARMED is not None:
         ARMED.hit(name)
 
@@ -94,13 +94,13 @@ def _hang() -> None:
 
 
 def _raise() -> None:
-    raise FailpointError("a failpoint raises")
+    raise FailpointError("raised by a failpoint")
 
 
 def _drop_connections() -> None:
-    """Shut down every connection of this process to its broker: both sides see it closed."""
+    """Shut down every connection of this process to its broker, so that both sides see it closed."""
     url = urlsplit(os.environ["QSERVE_BROKER_URL"])
-    wanted = url.path if url.scheme == "unix" else (url.hostname or "localhost", url.port or 6379)
+    broker = url.path if url.scheme == "unix" else (url.hostname or "localhost", url.port or 6379)
     for entry in list(Path("/proc/self/fd").iterdir()):
         with contextlib.suppress(OSError):
             if not str(entry.readlink()).startswith("socket:"):
@@ -108,7 +108,7 @@ def _drop_connections() -> None:
             sock = socket.socket(fileno=os.dup(int(entry.name)))
             with sock:
                 peer = sock.getpeername()
-                if peer == wanted or (isinstance(peer, tuple) and peer[:2] == wanted):
+                if peer == broker or (isinstance(peer, tuple) and peer[:2] == broker):
                     sock.shutdown(socket.SHUT_RDWR)
 
 
@@ -120,4 +120,4 @@ _ACTIONS: dict[str, Callable[[], None]] = {
 }
 
 ARMED = Failpoint.parse(os.environ.get("QSERVE_FAILPOINT", ""), os.environ.get("QSERVE_FAILPOINT_ONCE", ""))
-"""What the environment asks for; None in production."""
+"""The failpoint that the environment sets; None in production."""

@@ -1,4 +1,4 @@
-"""The keys by which messages are signed."""
+"""The secret keys with which messages are signed."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ class Keyring:
     """The keys of one installation.
 
     Parameters:
-      current: Signs; None means that nothing is signed.
-      accepted: Further keys whose signatures are taken, while the key is being changed.
+      current: The key that signs; None to sign nothing.
+      accepted: Further keys whose signatures are accepted while the key is being changed.
     """
 
     current: bytes | None = field(default=None, repr=False)
@@ -25,17 +25,17 @@ class Keyring:
 
     @cached_property
     def by_id(self) -> dict[bytes, bytes]:
-        """Every key whose signature is taken, by the id that a message names."""
+        """Every key whose signature is accepted, by the ID that a message names."""
         keys = (self.current, *self.accepted) if self.current else self.accepted
         return {key_id(key): key for key in keys}
 
     def sign(self, body: bytes) -> bytes:
-        """``body`` with its HMAC-SHA256 in front."""
+        """Return ``body`` with its HMAC-SHA256 in front."""
         assert self.current is not None
         return hmac.digest(self.current, body, "sha256") + body
 
     def verify(self, signed: bytes) -> bytes | None:
-        """The body of ``signed``, or None when the tag in front of it was made with none of the keys."""
+        """Return the body of ``signed``, or None when no key made the tag in front of it."""
         tag, body = signed[:TAG_BYTES], signed[TAG_BYTES:]
         for key in self.by_id.values():
             if hmac.compare_digest(tag, hmac.digest(key, body, "sha256")):
@@ -44,4 +44,5 @@ class Keyring:
 
 
 def key_id(key: bytes) -> bytes:
+    """Return the ID of a key, which reveals nothing of it."""
     return hashlib.sha256(b"qserve key id " + key).digest()[:KEY_ID_BYTES]

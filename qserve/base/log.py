@@ -1,9 +1,9 @@
 """Logging: one line for an event, with the deployment and the request that it belongs to.
 
-What a line says may come from anybody: a path, an id, the message of an exception. Control characters in it
-are written as escapes, and a line has at most ``LINE_LIMIT`` bytes. A traceback follows its line; each of its
-lines is indented, so that nothing in it can pass for a line of its own. With ``QSERVE_LOG_FORMAT=json`` each
-event is one object on one line, its traceback included.
+The text of an event may come from anybody: a path, an ID, the message of an exception. Control characters in it are
+escaped, and a line has at most ``LINE_LIMIT`` bytes. A traceback follows its line, and each of its own lines is
+indented, so that none can be mistaken for an event. With ``QSERVE_LOG_FORMAT=json`` each event is one JSON object on
+one line, with its traceback inside.
 """
 
 from __future__ import annotations
@@ -16,99 +16,82 @@ import sys
 from qserve.base.context import request_context
 from qserve.base.escapes import one_line, printable
 from qserve.base.settings import Settings
-from qserve.base.tracebacks import full_traceback
+from qserve.base.tracebacks import CUT, full_traceback
 
 LINE_LIMIT = 8192
-_TAIL = "… (truncated)"
 _INDENT = "    "
+_NOISY = ("celery", "kombu", "amqp", "gunicorn", "asyncio")
 
 
 def get_logger(name: str) -> logging.Logger:
-    """The logger of a module; all of qserve's are children of ``qserve``."""
+    """Return the logger of a module; all loggers of qserve are children of ``qserve``."""
     return logging.getLogger(name if name.startswith("qserve") else f"qserve.{name}")
 
 
-class _SourceFormatter(logging.Formatter):
-    """Knows which process writes.
+def log_to_terminal(source: str, settings: Settings) -> None:
+    """Send the root logger's events to standard error.
 
     Parameters:
-      source: Which process writes.
+      source: The name of this process in each line.
+      settings: Name the level and the format.
+    """
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(Formatter(source, as_json=settings.log_format == "json"))
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(settings.log_level.upper())
+    for name in _NOISY:
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+class Formatter(logging.Formatter):
+    """Write an event as a line of text or as a JSON object.
+
+    Text: time, level, source, request ID and message, with the traceback indented below. JSON: ``time`` (UTC),
+    ``level``, ``source``, ``logger`` and ``message``, with ``request_id`` and ``traceback`` where there are any.
+
+    Parameters:
+      source: The name of this process.
     """
 
-    def __init__(self, source: str) -> None:
+    def __init__(self, source: str, as_json: bool = False) -> None:
         super().__init__()
-        self.source = source
-
-
-class TextFormatter(_SourceFormatter):
-    """Time, level, source, request id, message; a traceback below, indented."""
+        self._source = source
+        self._write = self._json if as_json else self._text
 
     def format(self, record: logging.LogRecord) -> str:
-        """The line of an event."""
-        request_id = request_context.get().request_id
-        where = f"{self.source} {request_id}" if request_id else self.source
-        said = f"{self.formatTime(record, '%H:%M:%S')} {record.levelname} [{where}] {_message(record)}"
-        line = _cut(one_line(said))
-        trace = _traceback(record)
-        return f"{line}\n{_indented(trace)}" if trace else line
+        """Return the text of an event."""
+        error = record.exc_info[1] if record.exc_info else None
+        trace = full_traceback(error) if error is not None else ""
+        return self._write(record, _message(record), request_context.get().request_id, trace)
 
+    def _text(self, record: logging.LogRecord, message: str, request_id: str, trace: str) -> str:
+        where = f"{self._source} {request_id}" if request_id else self._source
+        line = _cut(one_line(f"{self.formatTime(record, '%H:%M:%S')} {record.levelname} [{where}] {message}"))
+        return "\n".join([line, *(f"{_INDENT}{one}" for one in printable(trace).splitlines())])
 
-class JsonFormatter(_SourceFormatter):
-    """An object with ``time`` (UTC), ``level``, ``source``, ``logger``, ``message``; ``request_id`` and ``traceback``
-    where there are any.
-    """
-
-    def format(self, record: logging.LogRecord) -> str:
-        """The object of an event."""
+    def _json(self, record: logging.LogRecord, message: str, request_id: str, trace: str) -> str:
         at = datetime.datetime.fromtimestamp(record.created, datetime.UTC)
         fields = {
             "time": at.isoformat(timespec="milliseconds"),
             "level": record.levelname,
-            "source": self.source,
+            "source": self._source,
             "logger": record.name,
-            "message": _cut(_message(record)),
-            "request_id": request_context.get().request_id,
-            "traceback": _traceback(record),
+            "message": _cut(message),
+            "request_id": request_id,
+            "traceback": trace,
         }
-        # in ASCII: JSON itself escapes what a terminal would obey
+        # json writes ASCII, so control characters are escaped already
         return json.dumps({name: value for name, value in fields.items() if value})
-
-
-_FORMATTERS = {"text": TextFormatter, "json": JsonFormatter}
-
-
-def log_to_terminal(source: str, settings: Settings) -> None:
-    """Send the root logger's lines to standard error.
-
-    Parameters:
-      source: Marks the lines of this process.
-      settings: Name the level and the format.
-    """
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_FORMATTERS[settings.log_format](source))
-    root = logging.getLogger()
-    root.handlers[:] = [handler]
-    root.setLevel(settings.log_level.upper())
-    for noisy in ("celery", "kombu", "amqp", "gunicorn", "asyncio"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
 
 
 def _message(record: logging.LogRecord) -> str:
     try:
         return record.getMessage()
-    except Exception as error:  # a __str__ of user code that raises must not lose the event
+    except Exception as error:  # an error in a __str__ of user code must not lose the event
         return f"{record.msg} (its values cannot be written: {type(error).__name__})"
-
-
-def _traceback(record: logging.LogRecord) -> str:
-    error = record.exc_info[1] if record.exc_info else None
-    return full_traceback(error) if error is not None else ""
-
-
-def _indented(trace: str) -> str:
-    return "\n".join(f"{_INDENT}{line}" for line in printable(trace).splitlines())
 
 
 def _cut(text: str) -> str:
     data = text.encode(errors="backslashreplace")
-    return text if len(data) <= LINE_LIMIT else data[:LINE_LIMIT].decode(errors="ignore") + _TAIL
+    return text if len(data) <= LINE_LIMIT else data[:LINE_LIMIT].decode(errors="ignore") + CUT

@@ -1,9 +1,9 @@
-"""What an operator may set: command line over environment over default, read once."""
+"""What an operator may set: the command line overrides the environment, which overrides the defaults."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -21,23 +21,22 @@ LOCAL, REPLICA = DURABILITIES = ("local", "replica")
 
 @dataclass(frozen=True)
 class Settings:
-    """The settings of one process; their ``repr`` shows neither the broker's password nor the key.
+    """The settings of one process. Their ``repr`` shows neither the broker's password nor the secret key.
 
     Parameters:
-      broker_url: ``redis://``, ``rediss://``, ``unix://`` or ``sentinel://``; None where an embedded broker is to
-        be started.
+      broker_url: ``redis://``, ``rediss://``, ``unix://`` or ``sentinel://``; None to start an embedded broker.
       namespace: Keeps installations on one broker apart.
-      secret_key: Signs all messages, and what is pickled; None means that only plain data may travel, unsigned.
-      accepted_keys: Further keys whose signatures are taken, while the key is being changed.
-      request_timeout_s: Deadline of a request for which the application names none.
-      result_ttl_s: How long a result that can be asked for later is kept: of requests from Python, and over HTTP of
-        those that prefer an answer later or have an idempotency key.
-      durability: ``local``: a request is accepted when the primary has it; ``replica``: when a replica has it as well.
-      show_errors: Whether HTTP error bodies hold the traceback of user code.
-      log_level: The least that is logged: ``debug``, ``info``, ``warning`` or ``error``.
+      secret_key: Signs all messages and everything that is pickled; without one, only plain data may travel, unsigned.
+      accepted_keys: Further keys whose signatures are accepted while the key is being changed.
+      request_timeout_s: Deadline of a request whose application sets none.
+      result_ttl_s: How long a result that can be fetched later is kept: of requests from Python, and of HTTP requests
+        that prefer to be answered later or have an idempotency key.
+      durability: ``local``: a request is accepted once the primary has it; ``replica``: once a replica has it as well.
+      show_errors: Whether the bodies of HTTP errors contain the traceback of user code.
+      log_level: The lowest level that is logged: ``debug``, ``info``, ``warning`` or ``error``.
       log_format: ``text``, or ``json`` for one object a line.
       lease_s: How long a replica may be silent before its calls are handed to others.
-      stall_limit_s: How long user code may hold a replica's loop, or run on after its caller's deadline,
+      stall_limit_s: How long user code may hold a replica's event loop, or run on after its caller's deadline,
         before the replica is killed.
       start_timeout_s: How long a constructor may take before its replica is killed.
     """
@@ -58,73 +57,67 @@ class Settings:
 
     @property
     def beat_s(self) -> float:
-        """Seconds from one heartbeat of a replica to the next."""
+        """The seconds from one heartbeat of a replica to the next."""
         return self.lease_s / 4
 
     @property
     def sweep_s(self) -> float:
-        """Seconds from one look at all heartbeats to the next."""
+        """The seconds from one check of all heartbeats to the next."""
         return self.lease_s / 8
+
+    @property
+    def keyring(self) -> Keyring:
+        """The keys with which messages are signed and accepted."""
+        return Keyring(self.secret_key, self.accepted_keys)
+
+    @property
+    def named_broker(self) -> str:
+        """The broker's address, for a command that does not start an embedded broker.
+
+        Raises:
+          QserveException: There is none.
+        """
+        if self.broker_url is None:
+            raise QserveException("no broker is set: pass --broker URL or set QSERVE_BROKER_URL")
+        return self.broker_url
 
     @classmethod
     def from_env(cls, env: Mapping[str, str] | None = None, **overrides: Any) -> Settings:
         """Read the ``QSERVE_*`` variables (and ``REDIS_URL``); ``overrides`` that are not None win.
 
         Raises:
-          QserveException: A variable's value is not what it must be; the message names the variable.
+          QserveException: The value of a variable is not valid; the message names the variable.
         """
         env = os.environ if env is None else env
-        secret, accepted = env.get("QSERVE_SECRET_KEY"), env.get("QSERVE_ACCEPTED_KEYS", "")
-        settings = cls(
-            broker_url=env.get("QSERVE_BROKER_URL") or env.get("REDIS_URL") or None,
-            namespace=env.get("QSERVE_NAMESPACE") or "qserve",
-            secret_key=secret.encode() if secret else None,
-            accepted_keys=tuple(key.strip().encode() for key in accepted.split(",") if key.strip()),
-            request_timeout_s=_seconds(env, "QSERVE_REQUEST_TIMEOUT_S", cls.request_timeout_s),
-            result_ttl_s=_seconds(env, "QSERVE_RESULT_TTL_S", cls.result_ttl_s),
-            durability=_choice(env, "QSERVE_DURABILITY", cls.durability, DURABILITIES),
-            show_errors=env.get("QSERVE_SHOW_ERRORS", "") not in ("", "0", "false"),
-            log_level=_choice(env, "QSERVE_LOG_LEVEL", cls.log_level, LOG_LEVELS),
-            log_format=_choice(env, "QSERVE_LOG_FORMAT", cls.log_format, LOG_FORMATS),
-            lease_s=_seconds(env, "QSERVE_LEASE_S", cls.lease_s),
-            stall_limit_s=_seconds(env, "QSERVE_STALL_LIMIT_S", cls.stall_limit_s),
-            start_timeout_s=_seconds(env, "QSERVE_START_TIMEOUT_S", cls.start_timeout_s),
-        )
-        given = {name: value for name, value in overrides.items() if value is not None}
-        return replace(settings, **given)
-
-    @property
-    def keyring(self) -> Keyring:
-        """The keys by which messages are signed and accepted."""
-        return Keyring(self.secret_key, self.accepted_keys)
+        found = {name: one.read(one.name, env[one.name]) for name, one in _VARIABLES.items() if env.get(one.name)}
+        if "broker_url" not in found and env.get("REDIS_URL"):
+            found["broker_url"] = env["REDIS_URL"]
+        found.update((name, value) for name, value in overrides.items() if value is not None)
+        return replace(cls(), **found)
 
     def to_env(self) -> dict[str, str]:
-        """The variables from which a child process reads these very settings."""
-        env = {
-            "QSERVE_NAMESPACE": self.namespace,
-            "QSERVE_REQUEST_TIMEOUT_S": str(self.request_timeout_s),
-            "QSERVE_RESULT_TTL_S": str(self.result_ttl_s),
-            "QSERVE_DURABILITY": self.durability,
-            "QSERVE_SHOW_ERRORS": "1" if self.show_errors else "0",
-            "QSERVE_LOG_LEVEL": self.log_level,
-            "QSERVE_LOG_FORMAT": self.log_format,
-            "QSERVE_LEASE_S": str(self.lease_s),
-            "QSERVE_STALL_LIMIT_S": str(self.stall_limit_s),
-            "QSERVE_START_TIMEOUT_S": str(self.start_timeout_s),
-        }
-        if self.broker_url:
-            env["QSERVE_BROKER_URL"] = self.broker_url
-        if self.secret_key:
-            env["QSERVE_SECRET_KEY"] = self.secret_key.decode()
-        if self.accepted_keys:
-            env["QSERVE_ACCEPTED_KEYS"] = b",".join(self.accepted_keys).decode()
-        return env
+        """Return the variables from which a child process reads the same settings."""
+        values = {one.name: getattr(self, name) for name, one in _VARIABLES.items()}
+        return {name: _text(value) for name, value in values.items() if value not in (None, ())}
 
 
-def _seconds(env: Mapping[str, str], name: str, default: float) -> float:
-    text = env.get(name)
-    if not text:
-        return default
+def _as_text(name: str, text: str) -> str:
+    return text
+
+
+def _as_bytes(name: str, text: str) -> bytes:
+    return text.encode()
+
+
+def _as_keys(name: str, text: str) -> tuple[bytes, ...]:
+    return tuple(key.strip().encode() for key in text.split(",") if key.strip())
+
+
+def _as_flag(name: str, text: str) -> bool:
+    return text not in ("0", "false")
+
+
+def _as_seconds(name: str, text: str) -> float:
     try:
         value = float(text)
     except ValueError:
@@ -134,8 +127,41 @@ def _seconds(env: Mapping[str, str], name: str, default: float) -> float:
     return value
 
 
-def _choice(env: Mapping[str, str], name: str, default: str, choices: tuple[str, ...]) -> str:
-    value = env.get(name, "").lower() or default
-    if value not in choices:
-        raise QserveException(f"{name}={env[name]!r} must be one of {', '.join(choices)}")
-    return value
+def _as_one_of(*choices: str) -> Callable[[str, str], str]:
+    def read(name: str, text: str) -> str:
+        if text.lower() not in choices:
+            raise QserveException(f"{name}={text!r} must be one of {', '.join(choices)}")
+        return text.lower()
+
+    return read
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, bool):
+        return "1" if value else "0"
+    if isinstance(value, tuple):
+        return b",".join(value).decode()
+    return value.decode() if isinstance(value, bytes) else str(value)
+
+
+@dataclass(frozen=True)
+class _Variable:
+    name: str
+    read: Callable[[str, str], Any] = _as_text
+
+
+_VARIABLES = {
+    "broker_url": _Variable("QSERVE_BROKER_URL"),
+    "namespace": _Variable("QSERVE_NAMESPACE"),
+    "secret_key": _Variable("QSERVE_SECRET_KEY", _as_bytes),
+    "accepted_keys": _Variable("QSERVE_ACCEPTED_KEYS", _as_keys),
+    "request_timeout_s": _Variable("QSERVE_REQUEST_TIMEOUT_S", _as_seconds),
+    "result_ttl_s": _Variable("QSERVE_RESULT_TTL_S", _as_seconds),
+    "durability": _Variable("QSERVE_DURABILITY", _as_one_of(*DURABILITIES)),
+    "show_errors": _Variable("QSERVE_SHOW_ERRORS", _as_flag),
+    "log_level": _Variable("QSERVE_LOG_LEVEL", _as_one_of(*LOG_LEVELS)),
+    "log_format": _Variable("QSERVE_LOG_FORMAT", _as_one_of(*LOG_FORMATS)),
+    "lease_s": _Variable("QSERVE_LEASE_S", _as_seconds),
+    "stall_limit_s": _Variable("QSERVE_STALL_LIMIT_S", _as_seconds),
+    "start_timeout_s": _Variable("QSERVE_START_TIMEOUT_S", _as_seconds),
+}

@@ -11,8 +11,8 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol
 
+from qserve.base.clock import Deadline
 from qserve.base.context import replica_here
-from qserve.base.deadline import Countdown
 from qserve.base.promise import Promise
 from qserve.exceptions import (
     BrokerUnavailable,
@@ -296,12 +296,12 @@ class ItemRef(Ref[T_co]):
         Raises:
           GetTimeoutError: Neither arrived within ``timeout_s``.
         """
-        left = Countdown(timeout_s)
+        deadline = Deadline(timeout_s)
         while True:
             item = self.next_nowait()
             if item is not None or (self.done.is_set() and not self._items):
                 return item
-            if not self.ready().wait(left.left_s()):
+            if not self.ready().wait(deadline.remaining_s()):
                 raise GetTimeoutError(
                     f"request {self.request_id} sent no item within {timeout_s} s; it is still running"
                 )

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from typing import Any, Generic, overload
 
-from qserve.base.deadline import Countdown
+from qserve.base.clock import Deadline
 from qserve.calls.ref import ItemRef, Ref, T, T_co
 from qserve.exceptions import TaskError
 from qserve.wire import codec
@@ -216,8 +216,8 @@ def get(refs: Any, timeout: float | None = None) -> Any:
       TypeError: ``refs`` is not what a handle call returns.
     """
     if isinstance(refs, list):
-        clock = Countdown(timeout)
-        return [get(item, clock.left_s()) for item in refs]
+        deadline = Deadline(timeout)
+        return [get(item, deadline.remaining_s()) for item in refs]
     ref = ref_of(refs)
     if ref is None:
         raise TypeError(

@@ -1,5 +1,6 @@
-"""The `qserve` command: one module for each subcommand.
+"""The commands of `qserve`, one module for each, and the options that several of them share.
 
-It may import qserve, and qserve_workers and qserve_gateway for the commands that these add as entry points.
-Open first: main.py.
+It may import qserve.exceptions, qserve.base, qserve.wire, qserve.broker, qserve.define, qserve.deploy, qserve.machine
+and qserve.drawing.
+Open first: run.py, then options.py.
 """

@@ -1,4 +1,4 @@
-"""``qserve dlq``: look at dead letters, replay them, throw them away."""
+"""``qserve dlq``: list, show, replay and delete dead letters."""
 
 from __future__ import annotations
 
@@ -11,45 +11,41 @@ from typing import Any
 import click
 
 from qserve.base.escapes import printable
-from qserve.base.keys import Keys
 from qserve.base.settings import Settings
-from qserve.broker.connection import connect
+from qserve.cli.options import Command, broker_option, json_option
 from qserve.deploy.dead_letters import DeadLetter, DeadLetters, HeldCall
+from qserve.deploy.installation import Installation
 from qserve.exceptions import PayloadError, QserveException
-from qserve.machine.command_options import broker_option, named_broker
 from qserve.wire.codec import Codec
 
 _VALUE_CHARS = 2000
+_ids_argument = click.argument("request_ids", metavar="[ID]...", nargs=-1)
+_all_option = click.option("--all", "all_of_them", is_flag=True, help="All dead letters.")
 
 
 class _Group(click.Group):
-    def invoke(self, ctx: click.Context) -> Any:
-        try:
-            return super().invoke(ctx)
-        except QserveException as error:
-            raise click.ClickException(str(error)) from error
+    command_class = Command
 
 
 @click.group(cls=_Group)
 def dlq() -> None:
-    """Dead letters: calls that failed for good, kept for seven days."""
+    """Manage dead letters: calls that failed for good. They are kept for seven days."""
 
 
 @dlq.command("list")
 @broker_option
-@click.option("--limit", default=100, show_default=True, help="At most so many, the newest.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option("--limit", default=100, show_default=True, help="The most dead letters to show.")
+@json_option
 def list_letters(broker: str | None, limit: int, as_json: bool) -> None:
-    """Show the newest dead letters, a line each."""
+    """List the newest dead letters, one a line."""
     letters, _ = _open(broker)
-    found = list(letters.list(limit))
+    summaries = [_summary(letter) for letter in letters.list(limit)]
     if as_json:
-        click.echo(json.dumps([_summary(letter) for letter in found], indent=2))
+        click.echo(json.dumps(summaries, indent=2))
         return
-    if not found:
+    if not summaries:
         click.echo("there are no dead letters")
-    for letter in found:
-        one = _summary(letter)
+    for one in summaries:
         click.echo(f"{one['request_id']}  {one['at']}  {one['why']:<10}  {one['where']}  {one['error']}")
     if letters.dropped():
         click.echo(f"{letters.dropped()} older ones were dropped: there were more than 10000")
@@ -58,23 +54,23 @@ def list_letters(broker: str | None, limit: int, as_json: bool) -> None:
 @dlq.command()
 @click.argument("request_id", metavar="ID")
 @broker_option
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@json_option
 def show(request_id: str, broker: str | None, as_json: bool) -> None:
-    """Show one dead letter: its payload, why it failed, its traceback and its history."""
+    """Show a dead letter: its payload, why it failed, its traceback and its history."""
     letters, codec = _open(broker)
-    letter = letters.show(request_id)
+    details = _details(letters.show(request_id), codec)
     if as_json:
-        click.echo(json.dumps(_details(letter, codec), indent=2))
+        click.echo(json.dumps(details, indent=2))
     else:
-        _print(_details(letter, codec))
+        _print(details)
 
 
 @dlq.command()
-@click.argument("request_ids", metavar="[ID]...", nargs=-1)
+@_ids_argument
 @broker_option
-@click.option("--all", "all_of_them", is_flag=True, help="All that there are.")
+@_all_option
 def replay(request_ids: tuple[str, ...], broker: str | None, all_of_them: bool) -> None:
-    """Run dead letters again, from the step that failed; each answers under its own id.
+    """Run dead letters again, from the step that failed; each result has the ID of its request.
 
     They run on the version that is deployed now.
     """
@@ -89,31 +85,30 @@ def replay(request_ids: tuple[str, ...], broker: str | None, all_of_them: bool) 
             failed += 1
             click.echo(f"{request_id}: {error}", err=True)
         else:
-            click.echo(f"{request_id} runs again")
+            click.echo(f"{request_id} is running again")
     if failed:
-        raise click.ClickException(f"{failed} of them could not be replayed, and are dead letters still")
+        raise click.ClickException(f"{failed} of them could not be replayed and are still dead letters")
 
 
 @dlq.command()
-@click.argument("request_ids", metavar="[ID]...", nargs=-1)
+@_ids_argument
 @broker_option
-@click.option("--all", "all_of_them", is_flag=True, help="All that there are.")
+@_all_option
 def purge(request_ids: tuple[str, ...], broker: str | None, all_of_them: bool) -> None:
-    """Throw dead letters away."""
+    """Delete dead letters."""
     letters, _ = _open(broker)
     count = letters.purge(_chosen(letters, request_ids, all_of_them))
-    click.echo(f"{count} dead letters were thrown away")
+    click.echo(f"deleted {count} dead letter{'' if count == 1 else 's'}")
 
 
 def _open(broker: str | None) -> tuple[DeadLetters, Codec]:
     settings = Settings.from_env(broker_url=broker)
-    letters = DeadLetters(connect(named_broker(settings)), Keys(settings.namespace), settings)
-    return letters, Codec(settings.keyring)
+    return DeadLetters(Installation(settings)), Codec(settings.keyring)
 
 
 def _chosen(letters: DeadLetters, request_ids: tuple[str, ...], all_of_them: bool) -> list[str]:
     if bool(request_ids) == all_of_them:
-        raise QserveException("name the dead letters by their ids, or give --all")
+        raise QserveException("pass the IDs of dead letters, or --all")
     return letters.ids() if all_of_them else list(request_ids)
 
 
@@ -121,7 +116,7 @@ def _summary(letter: DeadLetter) -> dict[str, Any]:
     header, failure = letter.header, letter.failure
     return {
         "request_id": letter.request_id,
-        "at": datetime.fromtimestamp(letter.at, UTC).isoformat(timespec="seconds"),
+        "at": _time(letter.at),
         "age_s": round(time.time() - letter.at, 1),
         "why": letter.why,
         "where": letter.call.stream.partition(":q:")[2] or letter.call.stream,
@@ -158,10 +153,13 @@ def _print(details: dict[str, Any]) -> None:
         click.echo(f"{name:<12} {value}")
     click.echo("history")
     for event in history:
-        when = datetime.fromtimestamp(event["at"], UTC).isoformat(timespec="seconds")
-        click.echo(f"  {when}  {event['replica']}  {_one_line(event['what'])}")
+        click.echo(f"  {_time(event['at'])}  {event['replica']}  {_one_line(event['what'])}")
     if trace:
         click.echo(f"traceback\n{printable(trace)}")
+
+
+def _time(at: float) -> str:
+    return datetime.fromtimestamp(at, UTC).isoformat(timespec="seconds")
 
 
 def _one_line(text: str) -> str:

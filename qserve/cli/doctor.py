@@ -1,4 +1,4 @@
-"""``qserve doctor``: look a broker over before anything depends on it."""
+"""``qserve doctor``: check a broker before anything depends on it."""
 
 from __future__ import annotations
 
@@ -10,33 +10,29 @@ import click
 
 from qserve.base.settings import Settings
 from qserve.broker.connection import connect
+from qserve.broker.doctor import Finding, examine
 from qserve.broker.facts import read_facts
-from qserve.exceptions import QserveException
-from qserve.machine.command_options import broker_option, named_broker
-from qserve.machine.doctor import Finding, examine
+from qserve.cli.options import Command, broker_option, json_option
 
 
-@click.command()
+@click.command(cls=Command)
 @broker_option
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@json_option
 def doctor(broker: str | None, as_json: bool) -> None:
     """Check a broker: version, eviction, persistence, clock, password, secret key.
 
-    A line for each thing that was looked at, with its remedy. The exit code is 1 when there is an error.
+    Prints a line for each check, with a remedy for what is wrong. The exit code is 1 if there is an error.
     """
-    try:
-        settings = Settings.from_env(broker_url=broker)
-        client = connect(named_broker(settings))
-    except QserveException as error:
-        raise click.ClickException(str(error)) from error
+    settings = Settings.from_env(broker_url=broker)
+    client = connect(settings.named_broker)
     findings = examine(read_facts(client, settings))
     client.close()
     if as_json:
-        click.echo(json.dumps([asdict(one) for one in findings], indent=2))
+        click.echo(json.dumps([asdict(finding) for finding in findings], indent=2))
     else:
-        for one in findings:
-            click.echo(_line(one))
-    if any(one.level == "error" for one in findings):
+        for finding in findings:
+            click.echo(_line(finding))
+    if any(finding.level == "error" for finding in findings):
         sys.exit(1)
 
 

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import sys
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 
 import click
 
+from qserve.cli.options import Command, app_dir_option, errors_of_user_code, import_first_from
 from qserve.define.target import load_target
 from qserve.drawing.dot import to_dot
 from qserve.drawing.mermaid import to_mermaid
 from qserve.drawing.picture import Picture, picture_of, to_json
 from qserve.drawing.svg import to_svg
-from qserve.exceptions import QserveException
-from qserve.machine.command_options import app_dir_option
 
 _WRITERS: dict[str, Callable[[Picture], str]] = {
     "dot": to_dot,
@@ -26,24 +23,24 @@ _WRITERS: dict[str, Callable[[Picture], str]] = {
 _SUFFIXES = {".dot": "dot", ".gv": "dot", ".mmd": "mermaid", ".mermaid": "mermaid", ".svg": "svg", ".json": "json"}
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("target", metavar="MODULE:NODE")
 @click.option(
     "--format",
     "chosen",
     type=click.Choice(list(_WRITERS)),
-    help="What to write. [default: by FILE's suffix, or dot]",
+    help="The format. [default: from the suffix of FILE, or dot]",
 )
 @click.option(
     "-o",
     "--output",
     type=click.Path(dir_okay=False, path_type=Path),
     metavar="FILE",
-    help="Where to write it. [default: standard output]",
+    help="The file to write. [default: standard output]",
 )
 @app_dir_option
 def graph(target: str, chosen: str | None, output: Path | None, app_dir: str) -> None:
-    """Draw MODULE:NODE and all that it needs; nothing is deployed or run."""
+    """Draw MODULE:NODE and everything that it is bound to, without deploying or running anything."""
     written = _WRITERS[chosen or _format_of(output)](_picture(target, app_dir))
     if output is None:
         click.echo(written, nl=False)
@@ -60,21 +57,16 @@ def _format_of(output: Path | None) -> str:
     found = _SUFFIXES.get(output.suffix.lower())
     if found is None:
         raise click.UsageError(
-            f"{output.suffix or output.name!r} is no format known here: end FILE in {', '.join(_SUFFIXES)},"
-            " or give --format"
+            f"{output.suffix or output.name!r} is not a known format: end FILE in {', '.join(_SUFFIXES)}, or pass"
+            " --format"
         )
     return found
 
 
 def _picture(target: str, app_dir: str) -> Picture:
-    sys.path.insert(0, str(Path(app_dir).resolve()))
-    try:
+    import_first_from(app_dir)
+    with errors_of_user_code(target):
         node = load_target(target)
-    except QserveException as error:
-        raise click.ClickException(str(error)) from error
-    except Exception as error:
-        click.echo(traceback.format_exc(), nl=False, err=True)
-        raise click.ClickException(f"{target} cannot be loaded: {type(error).__name__}: {error}") from error
     try:
         return picture_of(node)
     except TypeError as error:

@@ -1,4 +1,4 @@
-"""``qserve status``: a table of what is deployed; ``--json`` for programs."""
+"""``qserve status``: show what is deployed, as a table or as JSON."""
 
 from __future__ import annotations
 
@@ -8,25 +8,18 @@ from dataclasses import asdict
 import click
 
 from qserve.base.escapes import printable
-from qserve.base.keys import Keys
 from qserve.base.settings import Settings
-from qserve.broker.connection import connect
-from qserve.deploy.snapshot import ServeStatus, read_status
-from qserve.exceptions import QserveException
-from qserve.machine.command_options import broker_option, named_broker
-from qserve.wire.sealing import Seal
+from qserve.cli.options import Command, broker_option, json_option
+from qserve.deploy.installation import Installation
+from qserve.deploy.status import ServeStatus
 
 
-@click.command()
+@click.command(cls=Command)
 @broker_option
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@json_option
 def status(broker: str | None, as_json: bool) -> None:
     """Show the applications on a broker, their deployments and replicas."""
-    try:
-        settings = Settings.from_env(broker_url=broker)
-        found = read_status(connect(named_broker(settings)), Keys(settings.namespace), Seal(settings.keyring))
-    except QserveException as error:
-        raise click.ClickException(str(error)) from error
+    found = Installation(Settings.from_env(broker_url=broker)).status()
     if as_json:
         click.echo(json.dumps(asdict(found), indent=2))
     else:

@@ -1,5 +1,5 @@
-"""From a compiled application to running replicas: records, code, rollouts, status, dead letters.
+"""From a compiled application to running replicas: registration, rollout, status, dead letters.
 
 It may import qserve.exceptions, qserve.base, qserve.wire, qserve.broker, qserve.http, qserve.define and qserve.engine.
-Open first: rollout.py, then records.py.
+Open first: rollout.py, then registration.py.
 """

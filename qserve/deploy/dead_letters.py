@@ -1,4 +1,4 @@
-"""Dead letters: calls that will not be run again by themselves, for people to look at, replay or throw away."""
+"""Dead letters: calls that failed for good, to be inspected, replayed or deleted by hand."""
 
 from __future__ import annotations
 
@@ -10,11 +10,10 @@ from typing import Any
 import msgpack
 
 from qserve.base.clock import clock
-from qserve.base.keys import CLOCK_MARGIN_MS, Keys
-from qserve.base.settings import Settings
+from qserve.base.keys import CLOCK_MARGIN_MS
 from qserve.broker import functions
-from qserve.broker.connection import Client, broker_errors
-from qserve.broker.registry import Registry
+from qserve.broker.connection import broker_errors
+from qserve.deploy.installation import Installation
 from qserve.exceptions import AppNotFound, DeadLetterError, PayloadError
 from qserve.wire.application import ApplicationRecord
 from qserve.wire.envelope import Header
@@ -27,7 +26,7 @@ _META = ("!why", "!at", "!failure", "!y", "!n", "!1")
 
 @dataclass(frozen=True)
 class Event:
-    """What happened to a call once: when (Unix seconds), on which replica, and what."""
+    """An event in the history of a call: when (Unix seconds), on which replica, and what happened."""
 
     at: float
     replica: str
@@ -36,7 +35,7 @@ class Event:
 
 @dataclass(frozen=True)
 class HeldCall:
-    """One call that a replay starts: its queue, its step and its values, encoded."""
+    """A call that a replay starts: its queue, its step and its encoded values."""
 
     stream: str
     step: str
@@ -45,16 +44,16 @@ class HeldCall:
 
 @dataclass(frozen=True)
 class DeadLetter:
-    """One dead letter.
+    """A dead letter.
 
     Parameters:
-      request_id: Its request; a replay answers under the same id.
+      request_id: Its request; the result of a replay has the same ID.
       why: ``deaths`` (its replica died three times), ``retries`` (they are used up) or ``unreadable``.
-      at: When, in Unix seconds.
-      failure: What its caller was told; None when that cannot be read.
+      at: The time of its failure, in Unix seconds.
+      failure: The error that its caller got; None if that cannot be read.
       history: What happened to the call that failed, in order.
       call: The call that failed.
-      header: Whose call it is; None when that cannot be read.
+      header: The header of its request; None if that cannot be read.
       others: Calls of other branches, which a replay starts as well.
     """
 
@@ -69,73 +68,72 @@ class DeadLetter:
 
 
 class DeadLetters:
-    """The dead letters of one broker.
+    """The dead letters of an installation.
 
     Parameters:
-      client: A connection with the rights of the role ``operator``.
-      keys: The installation's key names.
-      settings: Defaults for the deadline and the life of results of what is replayed.
+      installation: Its client needs the rights of the role ``operator``. Its settings have the defaults for the
+        deadline of a replay and for how long the result is kept.
     """
 
-    def __init__(self, client: Client, keys: Keys, settings: Settings) -> None:
-        self._client = client
-        self._keys = keys
-        self._settings = settings
-        self._seal = Seal(settings.keyring)
+    def __init__(self, installation: Installation) -> None:
+        self._client = installation.client
+        self._keys = installation.keys
+        self._seal = installation.seal
+        self._settings = installation.settings
+        self._registry = installation.registry
 
     def __len__(self) -> int:
         with broker_errors():
             return int(self._client.zcard(self._keys.dead_letters))
 
     def dropped(self) -> int:
-        """How many of the last seven days were dropped because there were more than ten thousand."""
+        """Return how many of the last seven days were dropped because there were more than ten thousand."""
         with broker_errors():
             found: Any = self._client.get(self._keys.dropped_letters)
         return int(found or 0)
 
     def ids(self, limit: int = -1) -> list[str]:
-        """Their request ids, the newest first; ``limit`` -1 for all."""
+        """Return their request IDs, the newest first; ``limit`` -1 for all."""
         with broker_errors():
             found: Any = self._client.zrevrange(self._keys.dead_letters, 0, limit - 1 if limit >= 0 else -1)
         return [one.decode() for one in found]
 
     def list(self, limit: int = 100) -> Iterable[DeadLetter]:
-        """The newest dead letters, the newest first, without the calls of other branches."""
+        """Return the newest dead letters, the newest first, without the calls of other branches."""
         for request_id in self.ids(limit):
             with broker_errors():
                 parts: Any = self._client.hmget(self._keys.dead_letter(request_id), *_META)
-            if parts[-1] is not None:  # otherwise it was replayed or thrown away meanwhile
+            if parts[-1] is not None:  # otherwise it has just been replayed or deleted
                 yield _read(request_id, dict(zip(_META, parts, strict=True)), self._seal)
 
     def show(self, request_id: str) -> DeadLetter:
-        """One dead letter, whole.
+        """Return a dead letter with all of its calls.
 
         Raises:
-          DeadLetterError: There is none of that id.
+          DeadLetterError: There is none with that ID.
         """
         with broker_errors():
             found: Any = self._client.hgetall(self._keys.dead_letter(request_id))
         if b"!1" not in found:
-            raise DeadLetterError(f"there is no dead letter {request_id!r}; `qserve dlq list` shows those there are")
+            raise DeadLetterError(f"there is no dead letter {request_id!r}; `qserve dlq list` shows all of them")
         return _read(request_id, {name.decode(): value for name, value in found.items()}, self._seal)
 
     def replay(self, request_id: str) -> None:
-        """Open its request again, under the same id: it goes on from the step that failed.
+        """Run its request again, under the same ID, from the step that failed.
 
-        It runs on the version that is deployed now, with a new deadline. Crash before the command is sent: it is a
-        dead letter still. Crash after: it runs.
+        It runs on the version that is deployed now, with a new deadline. Crash before the command is sent: it is still
+        a dead letter. Crash after: it runs.
 
         Raises:
-          DeadLetterError: There is none of that id, nobody can tell whose it is, or the application that is
-            deployed now has no such step.
+          DeadLetterError: There is none with that ID, its header cannot be read, or the application that is deployed
+            now has no such step.
         """
         letter = self.show(request_id)
         header = letter.header
         if header is None:
             raise DeadLetterError(f"dead letter {request_id} cannot be replayed: its message cannot be read")
-        registry = Registry(self._client, self._keys, self._seal)
         try:
-            record = registry.get(header.app)
+            record = self._registry.get(header.app)
         except AppNotFound as error:
             raise DeadLetterError(f"dead letter {request_id} cannot be replayed: {error}; deploy it first") from error
         moved = {call.stream: self._queue_now(call, header, record) for call in (letter.call, *letter.others)}
@@ -157,7 +155,7 @@ class DeadLetters:
             raise DeadLetterError(_REFUSALS[answer].format(request_id))
 
     def _queue_now(self, call: HeldCall, header: Header, record: ApplicationRecord) -> str:
-        """The queue of a call in the version that is deployed now, once it is sure that its step is there."""
+        """Return the queue of a call in the version that is deployed now, if that has the same step."""
         deployment = self._keys.deployment_of(call.stream, header.app)
         if deployment not in record.deployments:
             raise DeadLetterError(f"application {header.app!r} has no deployment {deployment!r} any more")
@@ -166,13 +164,13 @@ class DeadLetters:
             index = int(call.step) if call.step.isdigit() else -1
             if plan is None or not 0 <= index < len(plan.steps) or plan.steps[index].deployment != deployment:
                 raise DeadLetterError(
-                    f"step {call.step} of the graph was {deployment!r} when request {header.request_id} failed,"
-                    " and is not any more: replay it on a version with the same graph, or purge it"
+                    f"step {call.step} of the graph was {deployment!r} when request {header.request_id} failed, and is"
+                    " something else now: deploy a version with the same graph to replay it, or purge it"
                 )
         return record.stream(self._keys, deployment)
 
     def purge(self, request_ids: Iterable[str]) -> int:
-        """Throw dead letters away; answers how many there were."""
+        """Delete dead letters, and return how many there were."""
         letters = {request_id: self._keys.dead_letter(request_id) for request_id in request_ids}
         if not letters:
             return 0
@@ -181,9 +179,9 @@ class DeadLetters:
 
 
 _REFUSALS = {
-    b"NONE": "dead letter {} was replayed or thrown away meanwhile",
-    b"OPEN": "request {} runs already",
-    b"MOVED": "dead letter {} cannot be replayed: a queue is gone; its application is just being replaced, try again",
+    b"NONE": "dead letter {} has just been replayed or deleted",
+    b"OPEN": "request {} is already running",
+    b"MOVED": "dead letter {} cannot be replayed while its application is being replaced; try again",
 }
 
 

@@ -1,78 +1,124 @@
-"""Deploying: register a version, wait until its replicas run, and make it the active one."""
+"""Deploy an application: register a version, wait until its replicas run, and make it the active one."""
 
 from __future__ import annotations
 
-import os
 import time
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
-from qserve.broker.registry import Registry
-from qserve.deploy.replicas import FAILED, RUNNING, Pool, ReplicaStatus
+from qserve.base.clock import Deadline
+from qserve.broker.connection import broker_errors
+from qserve.deploy.installation import Installation
+from qserve.deploy.registration import Release
+from qserve.deploy.status import FAILED, RUNNING, ReplicaReports, ReplicaStatus
 from qserve.exceptions import DeployError
 from qserve.wire.application import ApplicationRecord
 
-READY_FOR_S = 60.0
+READY_TIMEOUT_S = 60.0
+GATEWAY_TIMEOUT_S = 10.0
 _MIN_FAILURES = 3
+_POLL_INTERVAL_S = 0.01
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a deployment's start has come."""
+    """How many replicas of a deployment run."""
 
     deployment: str
     running: int
-    wanted: int
+    expected: int
 
 
-def new_version() -> str:
-    """A version that no other deploy has."""
-    return os.urandom(6).hex()
+def _ignore(progress: Progress) -> None:
+    pass
+
+
+def _nothing() -> None:
+    pass
+
+
+def deploy(
+    installation: Installation,
+    release: Release,
+    *,
+    gateways: int = 0,
+    ready_timeout_s: float = READY_TIMEOUT_S,
+    on_progress: Callable[[Progress], None] = _ignore,
+    check: Callable[[], None] = _nothing,
+) -> ApplicationRecord:
+    """Serve a version of an application: return once its replicas take calls and the gateways know it.
+
+    The version that was active serves until then, and goes on if the new one fails. It is only reconfigured if nothing
+    but its settings has changed.
+
+    Parameters:
+      release: The version.
+      gateways: How many gateway processes to wait for.
+      ready_timeout_s: How long its replicas may take to start.
+      on_progress: Called for each deployment whenever its number of running replicas changes.
+      check: Called while waiting; raises if there is no point in waiting any longer.
+
+    Raises:
+      DeployError: A constructor failed, or replicas or gateways took too long.
+      BrokerUnavailable: The broker does not reply.
+    """
+    registry, record = installation.registry, release.record
+    reports = installation.reports(record.name)
+    active = registry.find(record.name) if release.code else None
+    if active is not None and release.only_reconfigures(active):
+        record = replace(record, version=active.version)
+        change = registry.promote(record)
+        wait_until_running(record, reports, check=check, exact=True)
+    else:
+        registry.stage(record, release.code)
+        try:
+            wait_until_running(record, reports, timeout_s=ready_timeout_s, on_progress=on_progress, check=check)
+        except BaseException:
+            registry.withdraw(record)
+            raise
+        change = registry.promote(record)
+    wait_for_gateways(installation, change, gateways, check)
+    return record
 
 
 def wait_until_running(
     record: ApplicationRecord,
-    pool: Pool,
+    reports: ReplicaReports,
     *,
-    timeout_s: float = READY_FOR_S,
-    on_progress: Callable[[Progress], None] = lambda progress: None,
-    check: Callable[[], None] = lambda: None,
+    timeout_s: float = READY_TIMEOUT_S,
+    on_progress: Callable[[Progress], None] = _ignore,
+    check: Callable[[], None] = _nothing,
     exact: bool = False,
 ) -> None:
     """Wait until every replica of a version has constructed its object and takes calls.
 
     Parameters:
-      record: The version.
-      pool: Where its replicas report.
-      timeout_s: Longest wait.
-      on_progress: Told of each deployment whenever its number of running replicas changes.
-      check: Called while waiting; raises when waiting has become pointless.
-      exact: Wait as well until replicas beyond the wanted number are gone.
+      exact: Wait as well until surplus replicas are gone.
 
     Raises:
       DeployError: A constructor failed as often as it is tried (the message holds the user's traceback), or
         the time ran out.
     """
-    wanted = {name: one.num_replicas for name, one in record.deployments.items() if one.replicated}
+    expected = {name: one.num_replicas for name, one in record.deployments.items() if one.replicated}
     shown: dict[str, int] = {}
-    give_up = time.monotonic() + timeout_s
+    deadline = Deadline(timeout_s)
     while True:
-        replicas = [one for one in pool.replicas() if one.version == record.version]
-        running = Counter(one.deployment for one in replicas if _is_up_to_date(one, record))
-        for name, count in wanted.items():
+        replicas = [replica for replica in reports.replicas() if replica.version == record.version]
+        running = Counter(replica.deployment for replica in replicas if _is_up_to_date(replica, record))
+        for name, count in expected.items():
             if shown.get(name) != running[name]:
                 shown[name] = running[name]
                 on_progress(Progress(name, running[name], count))
-        if all(running[name] == count or (running[name] > count and not exact) for name, count in wanted.items()):
+        if all(running[name] == count or (running[name] > count and not exact) for name, count in expected.items()):
             return
-        _raise_for_failures(replicas, wanted)
+        _raise_for_failures(replicas, expected)
         check()
-        if time.monotonic() > give_up:
-            late = ", ".join(f"{name} ({running[name]} of {count})" for name, count in wanted.items())
+        if deadline.has_passed():
+            late = ", ".join(f"{name} ({running[name]} of {count})" for name, count in expected.items())
             why = "".join(f"\n{one.deployment}: {one.message}" for one in replicas if one.state == FAILED)
             raise DeployError(f"not all replicas were ready within {timeout_s:.0f} s: {late}{why}")
-        time.sleep(0.01)
+        time.sleep(_POLL_INTERVAL_S)
 
 
 def _is_up_to_date(replica: ReplicaStatus, record: ApplicationRecord) -> bool:
@@ -80,49 +126,40 @@ def _is_up_to_date(replica: ReplicaStatus, record: ApplicationRecord) -> bool:
     return replica.state == RUNNING and known is not None and replica.config == known.config
 
 
-def _raise_for_failures(replicas: list[ReplicaStatus], wanted: dict[str, int]) -> None:
-    failed = Counter(one.deployment for one in replicas if one.state == FAILED)
+def _raise_for_failures(replicas: Sequence[ReplicaStatus], expected: Mapping[str, int]) -> None:
+    failed = Counter(replica.deployment for replica in replicas if replica.state == FAILED)
     for name, count in failed.items():
-        # a constructor is tried three times for each replica that is wanted, as in Ray Serve
-        if count >= max(_MIN_FAILURES, 3 * wanted.get(name, 1)):
+        # a constructor is tried three times for each replica, as in Ray Serve
+        if count >= max(_MIN_FAILURES, 3 * expected.get(name, 1)):
             message = next(one.message for one in replicas if one.deployment == name and one.state == FAILED)
             raise DeployError(f"deployment {name!r} could not be started; its constructor failed:\n{message}")
 
 
-def reconfigure(
-    registry: Registry, pool: Pool, record: ApplicationRecord, *, check: Callable[[], None] = lambda: None
-) -> str:
-    """Give the running version another ``user_config`` or number of replicas; answers the registry's change.
+def wait_for_gateways(
+    installation: Installation, change: str, processes: int, check: Callable[[], None] = _nothing
+) -> None:
+    """Wait until so many gateway processes serve what the registry holds as of ``change``.
 
     Raises:
-      DeployError: Not all replicas took it.
+      DeployError: It took too long.
+      BrokerUnavailable: The broker does not reply.
     """
-    change = registry.promote(record)
-    wait_until_running(record, pool, check=check, exact=True)
-    return change
+    if not processes:
+        return
+    client, pattern = installation.client, installation.keys.gateway("*").replace("[", "\\[")
+    deadline = Deadline(GATEWAY_TIMEOUT_S)
+    while not deadline.has_passed():
+        with broker_errors():
+            seen = [client.get(key) for key in client.scan_iter(pattern, count=1000)]
+        if sum(1 for one in seen if one is not None and _at_least(one, change)) >= processes:
+            return
+        check()
+        time.sleep(_POLL_INTERVAL_S)
+    raise DeployError(f"the gateway did not load the application within {GATEWAY_TIMEOUT_S:.0f} s")
 
 
-def roll_out(
-    registry: Registry,
-    pool: Pool,
-    record: ApplicationRecord,
-    code: bytes = b"",
-    *,
-    timeout_s: float = READY_FOR_S,
-    on_progress: Callable[[Progress], None] = lambda progress: None,
-    check: Callable[[], None] = lambda: None,
-) -> str:
-    """Stage a version, wait until it runs, promote it; answers the registry's change.
+def _at_least(seen: bytes, change: str) -> bool:
+    def parts(text: str) -> tuple[int, ...]:
+        return tuple(int(part) for part in text.split("-"))
 
-    Until then, and when it fails, the version that was active goes on serving.
-
-    Raises:
-      DeployError: See ``wait_until_running``.
-    """
-    registry.stage(record, code)
-    try:
-        wait_until_running(record, pool, timeout_s=timeout_s, on_progress=on_progress, check=check)
-    except BaseException:
-        registry.withdraw(record)
-        raise
-    return registry.promote(record)
+    return parts(seen.decode()) >= parts(change)

@@ -23,7 +23,7 @@ from qserve.base.log import get_logger
 from qserve.base.promise import Promise
 from qserve.base.tracebacks import user_traceback
 from qserve.calls.responses import RESPONSES
-from qserve.deploy.code import DeploymentCode
+from qserve.deploy.registration import DeploymentCode
 from qserve.engine.servable import Method, Servable
 from qserve.engine.step import Conclusion, Stepper
 from qserve.engine.streams import plain_result_of_stream, stream_of_plain_call

@@ -11,9 +11,7 @@ from qserve.base.settings import Settings
 from qserve.calls.handles import RayServeSyncHandle
 from qserve.calls.ref import Plane, current
 from qserve.define.compile import CompiledApplication
-from qserve.deploy.code import Code, code_of
-from qserve.deploy.records import record_of
-from qserve.deploy.rollout import new_version
+from qserve.deploy.registration import Code, code_of, record_of
 from qserve.local.instance import Instance
 from qserve.local.plane import LocalPlane
 from qserve.wire.application import ApplicationRecord
@@ -40,7 +38,7 @@ def run_local(
       PayloadError: A constant in a graph cannot travel.
     """
     plane = _ensure_plane()
-    record = record_of(built, new_version(), plane.codec, route_prefix=route_prefix, timeout_s=timeout_s)
+    record = record_of(built, plane.codec, route_prefix=route_prefix, timeout_s=timeout_s)
     application = _Application(plane, record, code_of(built))
     retired = _applications.get(built.name)
     _applications[built.name] = application

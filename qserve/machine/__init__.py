@@ -1,5 +1,5 @@
-"""The processes of one machine: the embedded broker, starts and restarts, and checks of a broker.
+"""The processes of one machine: the embedded broker, the workers and the gateway, and how they are kept running.
 
 It may import qserve.exceptions, qserve.base and qserve.broker.
-Open first: launch.py.
+Open first: local_cluster.py, then children.py.
 """

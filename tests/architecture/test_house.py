@@ -79,7 +79,7 @@ def test_an_import_has_its_line() -> None:
 def test_entry_points_of_setup_cfg_are_counted() -> None:
     text = "[options.entry_points]\nqserve.commands =\n    gateway = qserve_gateway.command:gateway\n    x = other:y\n"
 
-    assert [*house.entry_points(text, KNOWN)] == [house.Arrow("qserve.cli.main", "qserve_gateway.command", 0)]
+    assert [*house.entry_points(text, KNOWN)] == [house.Arrow("qserve.__main__", "qserve_gateway.command", 0)]
 
 
 @pytest.mark.parametrize(
@@ -88,7 +88,7 @@ def test_entry_points_of_setup_cfg_are_counted() -> None:
         ("qserve.calls.ref", "qserve.base.keys", False),
         ("qserve.calls.ref", "qserve.calls.items", False),
         ("qserve.base.keys", "qserve.calls.ref", True),
-        ("qserve.local.run", "qserve.machine.doctor", True),
+        ("qserve.local.run", "qserve.machine.children", True),
         ("qserve.base.keys", "qserve", True),
         ("qserve.api", "qserve.deploy.rollout", False),
     ],

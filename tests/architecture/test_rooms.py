@@ -23,7 +23,7 @@ DOORS = {
     "gunicorn": ("qserve_gateway",),
     "click": (
         "qserve.cli",
-        "qserve.machine.command_options",
+        "qserve.__main__",
         "qserve_workers.command",
         "qserve_gateway.command",
         "qserve_gateway.__main__",

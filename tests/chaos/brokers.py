@@ -12,7 +12,7 @@ from processes import Process, Site, free_port, is_alive, wait_until
 from users import ADMIN, as_user, write_users
 
 from qserve.broker.connection import connect
-from qserve.machine.embedded import find_server
+from qserve.machine.embedded_broker import find_server
 
 
 class Broker:

@@ -20,7 +20,7 @@ from processes import QSERVE, Process, Site, free_port, is_alive, wait_until
 from qserve.base.keys import GROUP, Keys
 from qserve.base.settings import Settings
 from qserve.calls.client import ClientPlane
-from qserve.deploy.replicas import RUNNING, Pool, ReplicaStatus
+from qserve.deploy.status import RUNNING, ReplicaReports, ReplicaStatus
 from qserve.wire.application import ApplicationRecord
 
 SECRET = "of-this-test"
@@ -193,7 +193,7 @@ class Stack:
         version = self.record().version
         return [
             one
-            for one in Pool(self.broker.client, self.keys, "default").replicas()
+            for one in ReplicaReports(self.broker.client, self.keys, "default").replicas()
             if one.state == RUNNING
             and one.version == version
             and deployment in (None, one.deployment)

@@ -19,7 +19,7 @@ from qserve.base.settings import Settings
 from qserve.broker.connection import connect
 from qserve.calls.client import ClientPlane
 from qserve.calls.ref import Call, Ref
-from qserve.deploy.replicas import RUNNING, Pool, ReplicaStatus
+from qserve.deploy.status import RUNNING, ReplicaReports, ReplicaStatus
 
 LEASE_S = 2.0
 STALL_S = 1.0
@@ -133,7 +133,7 @@ class Installation:
         return process
 
     def replicas(self) -> list[ReplicaStatus]:
-        return [one for one in Pool(self.client, self.keys, "default").replicas() if one.state == RUNNING]
+        return [one for one in ReplicaReports(self.client, self.keys, "default").replicas() if one.state == RUNNING]
 
     def pids(self) -> set[int]:
         return {one.pid for one in self.replicas()}

@@ -1,4 +1,4 @@
-"""Dead letters with real processes: looked at, replayed and thrown away by their commands."""
+"""Dead letters with real processes: listed, replayed and deleted by their commands."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ def test_a_dead_letter_is_listed_shown_and_replayed_and_answers_under_its_id(sho
     assert "traceback" in shop.dlq("show", letter["request_id"]).stdout
 
     shop.mend()
-    assert shop.dlq("replay", letter["request_id"]).stdout == f"{letter['request_id']} runs again\n"
+    assert shop.dlq("replay", letter["request_id"]).stdout == f"{letter['request_id']} is running again\n"
 
     # the driver answers HTTP, so that is what is stored
     key = Keys().request(letter["request_id"])
@@ -147,19 +147,19 @@ def test_a_call_that_kills_its_replica_is_a_dead_letter_with_all_its_deaths(shop
     assert shop.post(1) == 500  # the pool lives on
 
 
-def test_all_of_them_may_be_replayed_or_thrown_away(shop: Shop) -> None:
+def test_all_of_them_may_be_replayed_or_deleted(shop: Shop) -> None:
     for number in (1, 2):
         shop.post(number)
     assert len(shop.letters()) == 2
-    assert "name the dead letters by their ids, or give --all" in shop.dlq("replay").stderr
+    assert "pass the IDs of dead letters, or --all" in shop.dlq("replay").stderr
 
     shop.mend()
-    assert shop.dlq("replay", "--all").stdout.count(" runs again\n") == 2
+    assert shop.dlq("replay", "--all").stdout.count(" is running again\n") == 2
     wait_until(lambda: runs(shop.folder) == 2, description="both were run to their end")
 
     (shop.folder / "mended").unlink()
     shop.post(3)
-    assert shop.dlq("purge", "--all").stdout == "1 dead letters were thrown away\n"
+    assert shop.dlq("purge", "--all").stdout == "deleted 1 dead letter\n"
     assert shop.letters() == []
 
 

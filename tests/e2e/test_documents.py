@@ -15,7 +15,7 @@ import pytest
 import redis
 from processes import QSERVE, Serving, Site, free_port, is_open, wait_until
 
-from qserve.machine.embedded import find_server
+from qserve.machine.embedded_broker import find_server
 
 ROOT = Path(__file__).parents[2]
 README, GUIDE = ROOT / "README.md", ROOT / "docs" / "guide.md"

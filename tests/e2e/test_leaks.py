@@ -23,7 +23,7 @@ from processes import Process, Site, free_port, is_alive, is_open, new_site, wai
 
 from qserve.broker.connection import connect
 from qserve.exceptions import QserveException
-from qserve.machine.embedded import EmbeddedBroker, find_server
+from qserve.machine.embedded_broker import EmbeddedBroker, find_server
 from qserve.wire.envelope import Header
 
 CANARY = "s3cr3t-CANARY-"

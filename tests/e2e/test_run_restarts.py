@@ -1,4 +1,4 @@
-"""The machine's own processes: one that is killed is started again, and nothing that was accepted is lost."""
+"""The machine's own processes: one that is killed is restarted, and nothing that was accepted is lost."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from http_client import Answer, Client
 from processes import END_FOR_S, READY, Process, Serving, Site, free_port, is_open, wait_until
 
 from qserve.broker.connection import connect
-from qserve.machine.embedded import EmbeddedBroker
+from qserve.machine.embedded_broker import EmbeddedBroker
 
 GATEWAY, SUPERVISOR, BROKER = "the gateway", "the workers' supervisor", "the embedded broker"
 COMMANDS = {GATEWAY: "qserve_gateway", SUPERVISOR: "qserve_workers", BROKER: "valkey-server"}
@@ -135,7 +135,7 @@ def test_what_was_accepted_before_a_kill_and_during_it_is_answered_once(site: Si
         under_way = {f"later-{number}": pool.submit(accept, port, f"later-{number}") for number in range(200)}
         wait_until(lambda: len(ledger(site)) >= 60, description="requests are under way")
         os.kill(victim, signal.SIGKILL)
-        wait_until(lambda: own(site, run, name) not in (0, victim), description="it is started again")
+        wait_until(lambda: own(site, run, name) not in (0, victim), description="it is restarted")
         wait_until(lambda: is_serving(port), description="requests are answered", timeout_s=BACK_FOR_S)
         for body, one in under_way.items():
             one.result()
@@ -154,7 +154,7 @@ def test_what_was_accepted_before_a_kill_and_during_it_is_answered_once(site: Si
     # replicas end with their supervisor: user code that they were running runs again
     assert name == SUPERVISOR or set(ran.values()) == {1}
     assert site.broker_folders() == folders
-    assert f"WARNING [run] {name} was ended by SIGKILL; it is started again" in run.stderr
+    assert f"WARNING [run] {name} was killed by SIGKILL; restarting it" in run.stderr
     run.press_ctrl_c()
     assert run.wait(END_FOR_S) == 0, run.output
     site.wait_empty()
@@ -176,7 +176,7 @@ def test_all_three_may_be_killed_at_once_and_one_after_the_other(site: Site) -> 
         for pid in victims.values():
             os.kill(pid, signal.SIGKILL)
         for name, pid in victims.items():
-            wait_until(lambda: own(site, run, name) not in (0, pid), description=f"{name} is started again")  # noqa: B023
+            wait_until(lambda: own(site, run, name) not in (0, pid), description=f"{name} is restarted")  # noqa: B023
         wait_until(lambda: is_serving(port), description="requests are answered", timeout_s=BACK_FOR_S)
     (site.folder / "gate").touch()
 
@@ -204,7 +204,7 @@ def test_a_process_that_dies_again_and_again_ends_the_run(site: Site, name: str)
 
     kill_each(site, run, name, until=lambda: run.exit_code() is not None)
 
-    assert ends_with(run, site).startswith(f"Error: {name} was ended by SIGKILL (5 times in a row")
+    assert ends_with(run, site).startswith(f"Error: {name} was killed by SIGKILL (5 times in a row")
     assert not is_open(serving.port)
 
 
@@ -216,7 +216,7 @@ def test_a_broker_that_cannot_read_its_file_ends_the_run_with_its_own_words(site
     os.kill(own(site, run, BROKER), signal.SIGKILL)
 
     last = ends_with(run, site)
-    assert last.startswith(f"Error: {BROKER} ended with exit code 1: ")
+    assert last.startswith(f"Error: {BROKER} exited with code 1: ")
     assert "Bad file format" in last
 
 
@@ -232,7 +232,7 @@ def test_a_broker_goes_on_with_a_file_whose_end_is_half_written(site: Site) -> N
 
     os.kill(victim, signal.SIGKILL)
 
-    wait_until(lambda: own(site, run, BROKER) not in (0, victim), description="it is started again")
+    wait_until(lambda: own(site, run, BROKER) not in (0, victim), description="it is restarted")
     (site.folder / "gate").touch()
     wait_until(lambda: is_serving(port), description="requests are answered", timeout_s=BACK_FOR_S)
     assert send(port, "GET", location, Prefer="wait=20").json == {"body": "gated-0"}
@@ -247,20 +247,20 @@ def test_a_process_that_dies_before_all_is_ready_ends_the_run(site: Site, name: 
 
     os.kill(own(site, run, name), signal.SIGKILL)
 
-    assert ends_with(run, site) == f"Error: {name} was ended by SIGKILL"
+    assert ends_with(run, site) == f"Error: {name} was killed by SIGKILL"
 
 
 # -- how it ends -----------------------------------------------------------------------------------
 
 
 @EACH
-@pytest.mark.parametrize("moment", ["at once", "when it is started again"])
+@pytest.mark.parametrize("moment", ["at once", "when it is restarted"])
 def test_ctrl_c_after_a_kill_leaves_nothing_behind(site: Site, name: str, moment: str) -> None:
     run = run_app(site).process
 
     os.kill(own(site, run, name), signal.SIGKILL)
     if moment != "at once":
-        run.wait_for("it is started again")
+        run.wait_for("restarting it")
     run.press_ctrl_c()
 
     assert run.wait(END_FOR_S) == 0, run.output
@@ -273,7 +273,7 @@ def test_what_was_started_again_ends_with_a_run_that_is_killed(site: Site, name:
     run = serving.process
     victim = own(site, run, name)
     os.kill(victim, signal.SIGKILL)
-    wait_until(lambda: own(site, run, name) not in (0, victim), description="it is started again")
+    wait_until(lambda: own(site, run, name) not in (0, victim), description="it is restarted")
 
     run.signal(signal.SIGKILL)
 
@@ -342,8 +342,8 @@ def test_a_program_that_serves_has_its_processes_started_again(site: Site, name:
     os.kill(victim, signal.SIGKILL)
 
     # nothing in the program asks how its processes are: it waits for the test
-    wait_until(lambda: own(site, program, name) not in (0, victim), description="it is started again")
-    assert f"{name} was ended by SIGKILL; it is started again" in program.stderr
+    wait_until(lambda: own(site, program, name) not in (0, victim), description="it is restarted")
+    assert f"{name} was killed by SIGKILL; restarting it" in program.stderr
     (site.folder / "gate").touch()
     wait_until(lambda: is_serving(port), description="requests are answered", timeout_s=BACK_FOR_S)
     (site.folder / "go").write_text("")
@@ -364,11 +364,11 @@ def test_a_program_learns_from_its_next_run_that_a_process_could_not_be_kept(sit
     program.wait_for(READY)
     (site.folder / "gate").touch()
 
-    kill_each(site, program, GATEWAY, until=lambda: "not started again" in program.stderr)
+    kill_each(site, program, GATEWAY, until=lambda: "not restarting it any more" in program.stderr)
     (site.folder / "go").write_text("")
 
     assert program.wait(20) == 0, program.output
-    assert program.stdout.splitlines()[-1].startswith(f"{GATEWAY} was ended by SIGKILL (5 times")
+    assert program.stdout.splitlines()[-1].startswith(f"{GATEWAY} was killed by SIGKILL (5 times")
     site.wait_empty()
 
 

@@ -96,7 +96,7 @@ def test_a_port_that_answers_tls_with_something_else_ends_a_role_at_once(site: S
             connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
 
     with served(serve) as port:
-        assert_ends_at_once(site, role, f"rediss://:{PASSWORD}@127.0.0.1:{port}/0", "cannot be spoken to over TLS")
+        assert_ends_at_once(site, role, f"rediss://:{PASSWORD}@127.0.0.1:{port}/0", "no TLS connection to the broker")
 
 
 def test_a_broker_without_tls_is_silent_and_the_message_says_what_that_may_mean(site: Site) -> None:

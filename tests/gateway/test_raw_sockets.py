@@ -45,7 +45,7 @@ import pytest
 from processes import READY, Process, Site, free_port, is_alive, is_open, new_site, wait_until
 
 from qserve.broker.connection import connect
-from qserve.machine.embedded import find_server
+from qserve.machine.embedded_broker import find_server
 
 APP = """
 import asyncio

@@ -32,7 +32,7 @@ from qserve.handle import (
 )
 from qserve.http_adapters import json_request
 from qserve.local.run import shutdown_local
-from qserve.machine.launch import Launch
+from qserve.machine.local_cluster import LocalCluster
 
 if TYPE_CHECKING:  # by now the name may mean another folder's conftest
     from conftest import Started
@@ -154,7 +154,7 @@ def test_a_function_may_be_bound_to_arguments_and_to_the_input(started: Started)
 
 
 def test_http_is_on_port_8000_of_this_machine_unless_said_otherwise() -> None:
-    address = inspect.signature(Launch).parameters
+    address = inspect.signature(LocalCluster).parameters
 
     assert (address["host"].default, address["port"].default) == ("127.0.0.1", 8000)
 
@@ -174,14 +174,14 @@ def test_start_takes_the_options_of_ray_serve(
     monkeypatch: pytest.MonkeyPatch, args: tuple[Any, ...], options: dict[str, Any], address: tuple[Any, Any]
 ) -> None:
     asked: list[tuple[Any, Any]] = []
-    monkeypatch.setattr(api, "_launch", None)
+    monkeypatch.setattr(api, "_cluster", None)
 
-    def launched(host: Any, port: Any) -> SimpleNamespace:
+    def ensure_cluster(host: Any, port: Any) -> SimpleNamespace:
         asked.append((host, port))
         return SimpleNamespace()
 
-    monkeypatch.setattr(api, "_ensure_launched", launched)
-    monkeypatch.setattr(api, "_wait_for_gateway", lambda launch, change: None)
+    monkeypatch.setattr(api, "_ensure_cluster", ensure_cluster)
+    monkeypatch.setattr(api, "_wait_for_gateways", lambda cluster, change: None)
 
     serve.start(*args, **options)
 

@@ -12,7 +12,7 @@ from desk import Desk
 from qserve.base.keys import Keys
 from qserve.base.settings import Settings
 from qserve.broker.connection import connect, load_functions
-from qserve.machine.embedded import EmbeddedBroker
+from qserve.machine.embedded_broker import EmbeddedBroker
 
 
 @pytest.fixture(scope="session")

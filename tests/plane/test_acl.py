@@ -24,13 +24,14 @@ from qserve.base.keys import GROUP, Keys
 from qserve.base.settings import Settings
 from qserve.broker import functions, library
 from qserve.broker.connection import connect, create_group, load_functions
+from qserve.broker.doctor import check, examine
 from qserve.broker.facts import read_facts
 from qserve.broker.registry import Registry
-from qserve.deploy.gateways import wait_for_gateways
-from qserve.deploy.replicas import RUNNING, Pool, ReplicaStatus
+from qserve.deploy.installation import Installation
+from qserve.deploy.rollout import wait_for_gateways
+from qserve.deploy.status import RUNNING, ReplicaReports, ReplicaStatus
 from qserve.exceptions import BrokerUnavailable
-from qserve.machine.doctor import check_or_raise, examine
-from qserve.machine.embedded import find_server
+from qserve.machine.embedded_broker import find_server
 from qserve.wire.application import ApplicationRecord, DeploymentRecord
 from qserve.wire.moves import Awaited, Epoch, Join, Start
 
@@ -195,7 +196,7 @@ def test_functions_that_are_there_are_enough_for_roles_that_may_not_load_them() 
 def test_every_role_may_ask_what_the_checks_need(guarded: Guarded, as_role: dict[str, redis.Redis]) -> None:
     for role in ROLES:
         settings = guarded.settings(role)
-        check_or_raise(as_role[role], settings)
+        check(as_role[role], settings)
         findings = examine(read_facts(as_role[role], settings))
         assert len(findings) == 8
         assert not [one for one in findings if one.level == "error" or "permitted" in one.what]
@@ -218,8 +219,8 @@ def test_a_request_goes_its_whole_way_with_each_role_doing_its_part(as_role: dic
     Registry(deployer, keys, SEAL).stage(app, b"signed code")
     assert Registry(worker, keys, SEAL).versions("app") == [app]
     assert Registry(worker, keys, SEAL).code("app", "v") == b"signed code"
-    Pool(worker, keys, "app").report(ReplicaStatus("replica", "One", "v", RUNNING))
-    assert [one.name for one in Pool(deployer, keys, "app").replicas()] == ["replica"]
+    ReplicaReports(worker, keys, "app").report(ReplicaStatus("replica", "One", "v", RUNNING))
+    assert [one.name for one in ReplicaReports(deployer, keys, "app").replicas()] == ["replica"]
     change = Registry(deployer, keys, SEAL).promote(app)
     assert Registry(gateway, keys, SEAL).last_change() == change
     assert Registry(gateway, keys, SEAL).wait_for_change("0-0", 1) == change
@@ -325,11 +326,13 @@ def test_who_cancels_a_call_that_runs_may_take_it_from_its_replica(as_role: dict
         as_role["deployer"].delete(stream)
 
 
-def test_the_deployer_may_see_what_gateways_serve_and_wait_for_it(as_role: dict[str, redis.Redis]) -> None:
+def test_the_deployer_may_see_what_gateways_serve_and_wait_for_it(
+    guarded: Guarded, as_role: dict[str, redis.Redis]
+) -> None:
     keys = Keys()
     as_role["gateway"].set(keys.gateway("one"), "5-0", px=60_000)
 
-    wait_for_gateways(as_role["deployer"], keys, "4-1", 1)
+    wait_for_gateways(Installation(guarded.settings("deployer"), as_role["deployer"]), "4-1", 1)
 
 
 @pytest.mark.slow

@@ -13,6 +13,7 @@ from qserve.base.settings import Settings
 from qserve.broker import functions
 from qserve.broker.registry import Registry
 from qserve.deploy.dead_letters import DeadLetters
+from qserve.deploy.installation import Installation
 from qserve.exceptions import DeadLetterError
 from qserve.wire.application import ApplicationRecord, DeploymentRecord
 from qserve.wire.failure import Failure
@@ -23,8 +24,8 @@ FAILURE = seal_end(SEAL, A, "f", Failure("builtins", "ValueError", "no such mode
 
 
 @pytest.fixture
-def letters(client: redis.Redis, keys: Keys, settings: Settings) -> DeadLetters:
-    return DeadLetters(client, keys, settings)
+def letters(client: redis.Redis, settings: Settings) -> DeadLetters:
+    return DeadLetters(Installation(settings, client))
 
 
 @pytest.fixture(autouse=True)

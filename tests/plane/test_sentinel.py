@@ -18,12 +18,12 @@ from sentinels import PASSWORD, SERVICE, Watched
 from qserve.base.keys import Keys
 from qserve.base.settings import Settings
 from qserve.broker.connection import connect, create_group, load_functions
+from qserve.broker.doctor import examine
 from qserve.broker.facts import read_facts
 from qserve.broker.link import Link
 from qserve.calls.client import ClientPlane
 from qserve.calls.ref import Call
 from qserve.exceptions import BrokerUnavailable, NotReplicated
-from qserve.machine.doctor import examine
 from qserve.wire.application import ApplicationRecord, DeploymentRecord
 from qserve.wire.moves import Start
 

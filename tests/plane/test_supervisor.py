@@ -19,8 +19,8 @@ from qserve_workers.supervisor.supervisor import Supervisor
 from qserve.base.keys import Keys
 from qserve.base.settings import Settings
 from qserve.broker.registry import Registry
-from qserve.deploy.replicas import FAILED, Pool
 from qserve.deploy.rollout import wait_until_running
+from qserve.deploy.status import FAILED, ReplicaReports
 from qserve.exceptions import BrokerUnavailable, DeployError
 from qserve.wire.application import ApplicationRecord, DeploymentRecord
 from qserve.wire.sealing import Seal
@@ -74,7 +74,7 @@ def supervisor(client: redis.Redis, settings: Settings, keys: Keys, system: Syst
 def test_a_system_without_processes_is_reported_asked_more_and_more_slowly_and_forgiven(
     supervisor: Supervisor, system: System, client: redis.Redis, keys: Keys, shortage: int
 ) -> None:
-    pool = Pool(client, keys, "app")
+    pool = ReplicaReports(client, keys, "app")
     system.shortage = shortage
     give_up = time.monotonic() + 1.0
     while time.monotonic() < give_up:

@@ -13,6 +13,7 @@ from qserve.base.settings import Settings
 from qserve.broker import library
 from qserve.broker.library import Command
 from qserve.deploy.dead_letters import DeadLetters
+from qserve.deploy.installation import Installation
 from qserve.exceptions import PayloadError
 from qserve.wire.envelope import Header
 from qserve.wire.failure import Failure
@@ -76,7 +77,7 @@ def test_a_format_of_the_future_is_parked_with_its_words_and_not_dropped(
 
     desk.bury(desk.one, entry, A, "unreadable", Failure.of(refused.value).encode())
 
-    (letter,) = DeadLetters(client, keys, settings).list()
+    (letter,) = DeadLetters(Installation(settings, client)).list()
     assert (letter.request_id, letter.why) == (A, "unreadable")
     assert desk.is_idle(desk.one)
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qserve.base.clock import BOTH_FOR_S, EVERY_S, JUMP_S, Clock
+from qserve.base.clock import JUMP_S, MEASURE_INTERVAL_S, OVERLAP_S, Clock
 
 HOUR_S = 3600.0
 
@@ -69,7 +69,7 @@ def test_a_deadline_from_before_a_jump_passes_when_its_time_is_over_and_not_befo
 
 @given(
     jump_s=st.floats(-2 * HOUR_S, 2 * HOUR_S),
-    noticed_s=st.tuples(st.floats(0, EVERY_S), st.floats(0, EVERY_S)),
+    noticed_s=st.tuples(st.floats(0, MEASURE_INTERVAL_S), st.floats(0, MEASURE_INTERVAL_S)),
     timeout_s=st.floats(10, 100),
     elapsed=st.floats(0, 0.99),
 )
@@ -103,7 +103,7 @@ def test_the_time_before_a_jump_is_given_up_after_a_while(caplog: pytest.LogCapt
         hosts.measure()
     assert [line.partition(":")[0] for line in caplog.messages] == ["clock_jump"]
     assert hosts.clock.stamp_ms() - hosts.clock.judge_ms() == pytest.approx(HOUR_S * 1000)
-    hosts.passed_s += BOTH_FOR_S + 1
+    hosts.passed_s += OVERLAP_S + 1
     assert hosts.clock.stamp_ms() == hosts.clock.judge_ms() == pytest.approx(hosts.broker_s * 1000)
 
 
@@ -115,7 +115,7 @@ def test_a_clock_that_is_set_and_set_back_is_followed_both_times() -> None:
         hosts.measure()
     assert hosts.clock.judge_ms() == pytest.approx(hosts.broker_s * 1000)
     assert hosts.clock.stamp_ms() == pytest.approx((hosts.broker_s + HOUR_S) * 1000)
-    hosts.passed_s += BOTH_FOR_S + 1
+    hosts.passed_s += OVERLAP_S + 1
     assert hosts.clock.stamp_ms() == pytest.approx(hosts.broker_s * 1000)
 
 
@@ -133,7 +133,7 @@ def test_drift_is_followed_without_a_word(caplog: pytest.LogCaptureFixture) -> N
     with caplog.at_level(logging.WARNING, "qserve"):
         for _ in range(100):
             hosts.ahead_s += 0.1
-            hosts.passed_s += EVERY_S
+            hosts.passed_s += MEASURE_INTERVAL_S
             hosts.measure()
     assert hosts.clock.judge_ms() == pytest.approx(hosts.broker_s * 1000)
     assert caplog.messages == []
@@ -147,5 +147,5 @@ def test_it_is_measured_again_after_a_few_seconds_and_a_refusal_changes_nothing(
     assert hosts.clock.stamp_ms() == before_ms
     hosts.measure()
     assert not hosts.clock.is_due()
-    hosts.passed_s += EVERY_S
+    hosts.passed_s += MEASURE_INTERVAL_S
     assert hosts.clock.is_due()

@@ -14,14 +14,14 @@ import redis
 from click.testing import CliRunner
 from processes import Site, free_port, wait_until
 
+from qserve.__main__ import main
 from qserve.base.settings import Settings
 from qserve.broker.connection import connect
+from qserve.broker.doctor import Finding, check, check_address, examine
 from qserve.broker.facts import BrokerFacts, facts_of_address, read_facts
 from qserve.cli import doctor as command
-from qserve.cli.main import main
 from qserve.exceptions import BrokerError, BrokerUnavailable
-from qserve.machine.doctor import Finding, check_address, check_or_raise, examine
-from qserve.machine.embedded import EmbeddedBroker
+from qserve.machine.embedded_broker import EmbeddedBroker
 
 GOOD = BrokerFacts(where="/run/broker.sock", server="valkey", version=(9, 1, 2), compatible=(7, 2, 4))
 INFO: dict[str, Any] = {
@@ -57,14 +57,14 @@ def test_a_good_broker_has_nothing_wrong() -> None:
     ("facts", "level", "what", "remedy"),
     [
         (replace(GOOD, maxmemory=1, policy="allkeys-lru"), "error", "allkeys-lru", "noeviction"),
-        (replace(GOOD, maxmemory=1, policy="volatile-ttl"), "error", "throws accepted requests away", "noeviction"),
+        (replace(GOOD, maxmemory=1, policy="volatile-ttl"), "error", "deletes accepted requests", "noeviction"),
         (replace(GOOD, aof=False), "warning", "append-only file is off", "appendonly yes"),
         (replace(GOOD, aof_status="err"), "warning", "could not be written (err)", "disk"),
         (replace(GOOD, role="slave"), "error", "replica", "primary"),
         (replace(GOOD, clock_off_s=2.5), "warning", "2.5 s ahead of", "NTP"),
         (replace(GOOD, clock_off_s=-3600.0), "warning", "3600.0 s behind", "NTP"),
         (replace(GOOD, clock_off_s=None), "warning", "TIME is not permitted", "+time"),
-        (replace(GOOD, has_key=False), "warning", "only plain data travels", "openssl rand"),
+        (replace(GOOD, has_key=False), "warning", "only plain data can travel", "openssl rand"),
         (replace(GOOD, version=(), compatible=()), "warning", "INFO is not permitted", "+info"),
         (replace(GOOD, local=False), "error", "without a password", "requirepass"),
         (replace(GOOD, local=False, encrypted=True), "error", "without a password", "requirepass"),
@@ -183,8 +183,8 @@ def facts_of(server: Server) -> BrokerFacts:
     return read_facts(server, LOCAL)  # type: ignore[arg-type]
 
 
-def check(server: Server, settings: Settings = LOCAL) -> None:
-    check_or_raise(server, settings)  # type: ignore[arg-type]
+def check_server(server: Server, settings: Settings = LOCAL) -> None:
+    check(server, settings)  # type: ignore[arg-type]
 
 
 def test_one_question_is_asked_for_everything() -> None:
@@ -216,25 +216,25 @@ def test_what_may_not_be_asked_is_not_known() -> None:
 def test_a_wrong_password_is_no_outage() -> None:
     server = Server(error=redis.AuthenticationError("invalid username-password pair"))
     with pytest.raises(BrokerError, match="refuses the password") as told:
-        check(server)
+        check_server(server)
     assert not isinstance(told.value, BrokerUnavailable)
 
 
 def test_a_broker_that_is_away_may_be_asked_again() -> None:
     with pytest.raises(BrokerUnavailable, match=r"the broker at 127\.0\.0\.1:1/0 cannot be reached: gone"):
-        check(Server(error=redis.ConnectionError("gone")))
+        check_server(Server(error=redis.ConnectionError("gone")))
 
 
 def test_an_error_is_raised_with_its_remedy() -> None:
     with pytest.raises(BrokerError, match="allkeys-lru.*remedy: set maxmemory-policy noeviction"):
-        check(Server({**INFO, "maxmemory": 1, "maxmemory_policy": "allkeys-lru"}))
+        check_server(Server({**INFO, "maxmemory": 1, "maxmemory_policy": "allkeys-lru"}))
 
 
 def test_an_open_broker_on_the_network_is_refused_before_anything_is_sent_to_it() -> None:
     server = Server()
     settings = replace(LOCAL, broker_url="redis://broker:6379/0")
     with pytest.raises(BrokerError, match="without a password"):
-        check(server, settings)
+        check_server(server, settings)
     with pytest.raises(BrokerError):
         check_address(settings)
     assert server.asked == []
@@ -243,11 +243,11 @@ def test_an_open_broker_on_the_network_is_refused_before_anything_is_sent_to_it(
 def test_warnings_are_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     server = Server({**INFO, "aof_last_write_status": f"err {time.time()}"})
     with caplog.at_level(logging.WARNING, "qserve"):
-        check(server)
-        check(server)
+        check_server(server)
+        check_server(server)
     (line,) = caplog.messages
     assert "append-only file could not be written" in line
-    assert "remedy: make room" in line
+    assert "remedy: free space" in line
 
 
 def test_the_embedded_broker_has_nothing_wrong() -> None:
@@ -256,7 +256,7 @@ def test_the_embedded_broker_has_nothing_wrong() -> None:
         broker.wait_ready()
         client = connect(broker.url)
         settings = Settings(broker_url=broker.url, secret_key=b"key")
-        check_or_raise(client, settings)
+        check(client, settings)
         assert wrong(read_facts(client, settings)) == []
         client.close()
     finally:

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qserve.base.context import RequestContext, request_context
-from qserve.base.log import LINE_LIMIT, JsonFormatter, TextFormatter
+from qserve.base.log import LINE_LIMIT, Formatter
 from qserve.base.settings import Settings
 from qserve.base.tracebacks import LIMIT
 from qserve.exceptions import QserveException
@@ -41,11 +41,11 @@ def raised(error: BaseException) -> BaseException:
 
 
 def as_text(*args: Any, **kwargs: Any) -> str:
-    return TextFormatter("Model").format(record(*args, **kwargs))
+    return Formatter("Model").format(record(*args, **kwargs))
 
 
 def as_json(*args: Any, **kwargs: Any) -> dict[str, Any]:
-    line = JsonFormatter("Model").format(record(*args, **kwargs))
+    line = Formatter("Model", as_json=True).format(record(*args, **kwargs))
     assert line.isascii()
     assert line.isprintable()
     found: dict[str, Any] = json.loads(line)

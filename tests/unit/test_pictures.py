@@ -372,7 +372,7 @@ def test_a_chosen_format_wins(module: str, tmp_path: Path) -> None:
         ("{module}:nothing", [], "has no 'nothing'; it has: "),
         ("{module}", [], "is no import path"),
         ("broken_{module}:node", [], "cannot be loaded: ZeroDivisionError: division by zero"),
-        ("{module}:node", ["-o", "graph.png"], "'.png' is no format known here"),
+        ("{module}:node", ["-o", "graph.png"], "'.png' is not a known format"),
         ("{module}:node", ["-o", "no/such/folder.svg"], "cannot be written: No such file or directory"),
     ],
 )

@@ -10,7 +10,7 @@ import pytest
 from qserve.base.keyring import Keyring
 from qserve.base.keys import Keys
 from qserve.broker.registry import Registry
-from qserve.deploy.replicas import FAILED, RUNNING, Pool, ReplicaStatus
+from qserve.deploy.status import FAILED, RUNNING, ReplicaReports, ReplicaStatus
 from qserve.exceptions import AppNotFound, PayloadError
 from qserve.graph.plan import InputKey, Plan, Slot, Step
 from qserve.wire.application import ApplicationRecord, DeploymentRecord, DriverRecord, dump_plan
@@ -104,7 +104,7 @@ def test_every_change_has_a_later_id(registry: Registry) -> None:
 
 
 def test_a_replica_is_shown_as_it_last_reported() -> None:
-    pool = Pool(fakeredis.FakeRedis(), Keys("test"), "shop")
+    pool = ReplicaReports(fakeredis.FakeRedis(), Keys("test"), "shop")
     pool.report(ReplicaStatus("r1", "Add", "one", RUNNING))
     pool.report(ReplicaStatus("r2", "Add", "one", RUNNING))
 

@@ -7,7 +7,6 @@ import os
 import signal
 import sys
 import time
-from pathlib import Path
 
 import click
 
@@ -15,9 +14,9 @@ from qserve.base.log import get_logger, log_to_terminal
 from qserve.base.process import die_with_parent_if_asked
 from qserve.base.settings import CHECKED, Settings
 from qserve.broker.connection import connect
-from qserve.exceptions import BrokerUnavailable, QserveException
-from qserve.machine.command_options import app_dir_option, broker_option, named_broker
-from qserve.machine.doctor import check_address, check_or_raise
+from qserve.broker.doctor import check, check_address
+from qserve.cli.options import Command, app_dir_option, broker_option, import_first_from
+from qserve.exceptions import BrokerUnavailable
 from qserve_workers.supervisor.supervisor import Supervisor
 from qserve_workers.supervisor.wanted import Scope
 
@@ -27,7 +26,7 @@ _QUIET_FOR_S = 1.0
 """A broker that is started together with its workers is waited for without a word."""
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("target", required=False, metavar="[MODULE:NODE]")
 @click.option(
     "--deployment",
@@ -56,15 +55,12 @@ def worker(
     later, and so may the deploy.
     """
     die_with_parent_if_asked()
-    sys.path.insert(0, str(Path(app_dir).resolve()))
-    try:
-        settings = Settings.from_env(broker_url=broker)
-        log_to_terminal("supervisor", settings)
-        url = named_broker(settings)
-        if not os.environ.get(CHECKED):
-            _wait_for_broker(settings, url)
-    except QserveException as error:
-        raise click.ClickException(str(error)) from error
+    import_first_from(app_dir)
+    settings = Settings.from_env(broker_url=broker)
+    log_to_terminal("supervisor", settings)
+    url = settings.named_broker
+    if not os.environ.get(CHECKED):
+        _wait_for_broker(settings, url)
     gc.freeze()  # children share these pages as long as the collector does not write to them
     scope = Scope(name or ("default" if target else None), deployment, replicas, target or "")
     Supervisor(settings, scope).run()
@@ -84,7 +80,7 @@ def _wait_for_broker(settings: Settings, url: str) -> None:
     began, told = time.monotonic(), False
     while True:
         try:
-            check_or_raise(client, settings)
+            check(client, settings)
             client.close()
             return
         except BrokerUnavailable as error:

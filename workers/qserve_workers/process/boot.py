@@ -20,9 +20,8 @@ from qserve.base.tracebacks import user_traceback
 from qserve.broker.connection import connect
 from qserve.broker.registry import Registry
 from qserve.calls.ref import current
-from qserve.deploy import replicas as pool
-from qserve.deploy.code import DeploymentCode, import_code, unpack_code
-from qserve.deploy.replicas import Pool
+from qserve.deploy.registration import DeploymentCode, import_code, unpack_code
+from qserve.deploy.status import FAILED, ReplicaReports
 from qserve.engine.servable import Servable
 from qserve.engine.step import Stepper
 from qserve.exceptions import QserveException
@@ -51,13 +50,19 @@ def run_replica(spec: ReplicaSpec) -> int:
     assert spec.settings.broker_url is not None
     keys = Keys(spec.settings.namespace)
     client = connect(spec.settings.broker_url)
-    reports, registry = Pool(client, keys, spec.record.name), Registry(client, keys, Seal(spec.settings.keyring))
+    reports = ReplicaReports(client, keys, spec.record.name)
+    registry = Registry(client, keys, Seal(spec.settings.keyring))
     loop = asyncio.new_event_loop()
     asyncio.set_event_loop(loop)
     try:
         replica, servable = loop.run_until_complete(_construct(spec, keys, registry))
     except BaseException as error:
-        report(reports, spec, pool.FAILED, str(error) if isinstance(error, QserveException) else user_traceback(error))
+        report(
+            reports,
+            spec,
+            FAILED,
+            str(error) if isinstance(error, QserveException) else user_traceback(error),
+        )
         return 1
     gc.freeze()  # what is here now stays: the collector need not look at it again
     limit_s = spec.record.deployments[spec.deployment].max_execution_s

@@ -15,8 +15,7 @@ from qserve.base.keys import Keys
 from qserve.base.log import get_logger
 from qserve.broker.registry import Registry
 from qserve.define.multiplexing import unload_models
-from qserve.deploy import replicas as pool
-from qserve.deploy.replicas import Pool, ReplicaStatus
+from qserve.deploy.status import RUNNING, ReplicaReports, ReplicaStatus
 from qserve.engine.servable import Servable
 from qserve.exceptions import BrokerError
 from qserve_workers.process.spec import ReplicaSpec
@@ -41,7 +40,12 @@ class Lifecycle:
     """
 
     def __init__(
-        self, spec: ReplicaSpec, servable: Servable, reports: Pool, registry: Registry, stop: Callable[[int], None]
+        self,
+        spec: ReplicaSpec,
+        servable: Servable,
+        reports: ReplicaReports,
+        registry: Registry,
+        stop: Callable[[int], None],
     ) -> None:
         self._has_begun = False
         self._spec = spec
@@ -55,7 +59,7 @@ class Lifecycle:
 
     def begin(self, loop: asyncio.AbstractEventLoop) -> None:
         """Report that calls are taken, and look after the object from now on."""
-        report(self._reports, self._spec, pool.RUNNING, config=self._record.config)
+        report(self._reports, self._spec, RUNNING, config=self._record.config)
         self._has_begun = True
         loop.add_signal_handler(signal.SIGHUP, lambda: self._spawn(loop, self._reconfigure()))
         if self._servable.health_check() is not None:
@@ -65,7 +69,7 @@ class Lifecycle:
     def report_again(self) -> None:
         """Report once more, from any thread: the broker has lost what was reported."""
         if self._has_begun:
-            report(self._reports, self._spec, pool.RUNNING, config=self._record.config)
+            report(self._reports, self._spec, RUNNING, config=self._record.config)
 
     def _spawn(self, loop: asyncio.AbstractEventLoop, work: Any) -> None:
         task = loop.create_task(work)
@@ -82,7 +86,7 @@ class Lifecycle:
         except _RAISED:
             log.exception("reconfigure failed")
             return
-        report(self._reports, self._spec, pool.RUNNING, config=self._record.config)
+        report(self._reports, self._spec, RUNNING, config=self._record.config)
 
     async def _watch_health(self) -> None:
         failures = 0
@@ -128,7 +132,7 @@ class Lifecycle:
             log.warning("__del__ failed: %r", error)
 
 
-def report(reports: Pool, spec: ReplicaSpec, state: str, message: str = "", config: str = "") -> None:
+def report(reports: ReplicaReports, spec: ReplicaSpec, state: str, message: str = "", config: str = "") -> None:
     """Write a replica's state for those who wait for it."""
     version = spec.record.version
     status = ReplicaStatus(

@@ -18,7 +18,7 @@ from qserve.base.log import get_logger
 from qserve.base.settings import Settings
 from qserve.broker.connection import connect, load_functions
 from qserve.broker.registry import NO_CHANGE, Registry
-from qserve.deploy.replicas import FAILED, RUNNING, Pool, ReplicaStatus
+from qserve.deploy.status import FAILED, RUNNING, ReplicaReports, ReplicaStatus
 from qserve.exceptions import BrokerError, PayloadError
 from qserve.wire.application import ApplicationRecord
 from qserve.wire.sealing import Seal
@@ -184,7 +184,7 @@ class Supervisor:
         spec = member.spec
         moved = self._takeover.hand_over(member.stream, spec.name)
         self._sweeper.bury(spec.name)
-        pool = Pool(self._client, self._keys, spec.record.name)
+        pool = ReplicaReports(self._client, self._keys, spec.record.name)
         state = self._state_of(spec)
         failed_start = state != RUNNING and not member.stopping
         if failed_start and state is None:
@@ -218,7 +218,7 @@ class Supervisor:
         """Start one replica; answers False when the system gives no process for it."""
         host = socket.gethostname()
         # one report for all that cannot be started here, so that it is counted as one failure and goes by itself
-        pool, fault = Pool(self._client, self._keys, record.name), f"{deployment}-{host}"
+        pool, fault = ReplicaReports(self._client, self._keys, record.name), f"{deployment}-{host}"
         spec = ReplicaSpec(f"{fault}-{os.urandom(4).hex()}", record, deployment, self.settings, self.scope.target)
         try:
             pid = (self.fork or fork_replica)(spec)
@@ -273,7 +273,7 @@ class Supervisor:
             member.kill(why)
 
     def _state_of(self, spec: ReplicaSpec) -> str | None:
-        replicas = Pool(self._client, self._keys, spec.record.name).replicas()
+        replicas = ReplicaReports(self._client, self._keys, spec.record.name).replicas()
         return next((one.state for one in replicas if one.name == spec.name), None)
 
     def _stop_all(self) -> None:

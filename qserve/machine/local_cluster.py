@@ -1,4 +1,4 @@
-"""One machine: the embedded broker, the workers and the gateway, started together and ended together."""
+"""A cluster on one machine: the embedded broker, the workers and the gateway, started and stopped together."""
 
 from __future__ import annotations
 
@@ -11,28 +11,29 @@ from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 
-from qserve.base.process import Child
+from qserve.base.clock import Deadline
 from qserve.base.settings import CHECKED, DEFAULT_HOST, DEFAULT_PORT, Settings
 from qserve.exceptions import DeployError
-from qserve.machine.embedded import EmbeddedBroker
-from qserve.machine.keeper import Keeper
+from qserve.machine.children import Child, Restarter
+from qserve.machine.embedded_broker import EmbeddedBroker
 
-STOP_FOR_S = 4.0
+STOP_TIMEOUT_S = 4.0
+_POLL_INTERVAL_S = 0.2
 
 
-class Launch:
-    """The processes of one machine. Once told to ``keep`` them, it starts those again that die.
+class LocalCluster:
+    """The broker, workers and gateway of one machine. After ``keep_running`` those that die are restarted.
 
     Parameters:
-      settings: Without a broker, an embedded one is started, with a key of its own.
-      host, port: Where the gateway listens.
-      gateway_workers: Processes of the gateway.
-      import_paths: Folders that replicas search for modules first.
+      settings: Without a broker, an embedded one is started, with a secret key of its own.
+      host, port: The address that the gateway listens on.
+      gateway_workers: The number of gateway processes.
+      import_paths: Folders in which replicas search for modules first.
 
     Raises:
-      BrokerUnavailable: The broker does not answer.
-      BrokerError: It must not be used as it is; see ``qserve.machine.doctor``.
-      DeployError: The gateway's address is taken.
+      BrokerUnavailable: The broker does not reply.
+      BrokerError: The broker must not be used as it is; see ``qserve.broker.doctor``.
+      DeployError: The address is in use.
     """
 
     def __init__(
@@ -47,12 +48,13 @@ class Launch:
         self.host, self.port = host, port
         self.gateway_workers = gateway_workers
         _check_address(host, port)
+        self._stopped = False
         self._broker: EmbeddedBroker | None = None
         self._children: list[Child] = []
-        self._keeper = Keeper()
+        self._restarter = Restarter()
         if settings.broker_url is None:
             self._broker = EmbeddedBroker()
-            self._keeper.add(self._broker)
+            self._restarter.add(self._broker)
             key = settings.secret_key or secrets.token_hex(32).encode()
             settings = replace(settings, broker_url=self._broker.url, secret_key=key)
         self.settings = settings
@@ -64,56 +66,67 @@ class Launch:
             raise
 
     def _start(self) -> None:
-        python = [sys.executable, "-m"]
         if self._broker is None:
             # imported on use: beside an embedded broker this process needs no client of a broker, which takes 10 MB
-            import_module("qserve.machine.doctor").check(self.settings)
+            import_module("qserve.broker.doctor").check_broker_of(self.settings)
+        python = [sys.executable, "-m"]
         gateway = ["qserve_gateway", "--host", self.host, "--port", str(self.port)]
         gateway += ["--workers", str(self.gateway_workers)]
-        # what it leaves behind holds the port, and would serve no longer than a second
+        # processes that a killed gateway leaves behind hold its port, and would serve for a second at most
         self._add(Child("the gateway", [*python, *gateway], self._env, kills_orphans=True))
-        # the gateway's token is nothing that user code should see
+        # user code must not see the gateway's token
         workers_env = self._env | {"QSERVE_API_TOKEN": ""}
-        # what it leaves behind finishes what it runs, see `qserve_workers.process.orphan`
+        # replicas that a killed supervisor leaves behind finish their calls, see `qserve_workers.process`
         self._add(Child("the workers' supervisor", [*python, "qserve_workers"], workers_env))
         if self._broker is not None:
             self._broker.wait_ready()
 
     def _add(self, child: Child) -> None:
         self._children.append(child)
-        self._keeper.add(child)
+        self._restarter.add(child)
 
     @property
     def url(self) -> str:
-        """Where the gateway answers."""
+        """The gateway's address."""
         return f"http://{self.host}:{self.port}"
 
     def check(self) -> None:
-        """Raise DeployError when one of the processes has ended and is not started again."""
-        self._keeper.check()
+        """Raise DeployError if one of the processes has ended and is not going to be restarted."""
+        self._restarter.check()
 
-    def keep(self) -> None:
-        """Start again what dies from now on. What fails before all of it has served would fail again."""
-        self._keeper.begin()
+    def keep_running(self) -> None:
+        """Restart what dies from now on. A process that dies before all of them have served would only die again."""
+        self._restarter.begin()
+
+    def wait(self) -> None:
+        """Wait until ``stop`` is called.
+
+        Raises:
+          DeployError: See ``check``.
+        """
+        while not self._stopped:
+            self.check()
+            time.sleep(_POLL_INTERVAL_S)
 
     def stop(self) -> None:
-        """End everything in the reverse order of the start; within five seconds, whatever still runs."""
-        self._keeper.hold()
+        """Stop all processes in the reverse order of their start, within five seconds even if they hang."""
+        self._stopped = True
+        self._restarter.pause()
         for child in self._children:
             child.terminate()
-        give_up = time.monotonic() + STOP_FOR_S
+        deadline = Deadline(STOP_TIMEOUT_S)
         for child in self._children:
-            if child.wait(max(0.0, give_up - time.monotonic())) is None:
+            if child.wait(deadline.remaining_s() or 0.0) is None:
                 child.kill()
         self._children.clear()
         if self._broker is not None:
             self._broker.stop()
             self._broker = None
-        self._keeper.end()
+        self._restarter.end()
 
 
 def _check_address(host: str, port: int) -> None:
-    """Refuse an address that is taken before anything is started."""
+    """Refuse an address that is in use, before anything is started."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -124,5 +137,5 @@ def _check_address(host: str, port: int) -> None:
 
 
 def _python_path(import_paths: tuple[str, ...]) -> str:
-    given = [str(Path(path).resolve()) for path in import_paths]
-    return os.pathsep.join([*given, *filter(None, [os.environ.get("PYTHONPATH")])])
+    folders = [str(Path(path).resolve()) for path in import_paths]
+    return os.pathsep.join([*folders, *filter(None, [os.environ.get("PYTHONPATH")])])

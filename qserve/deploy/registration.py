@@ -1,0 +1,259 @@
+"""Describe a compiled application for the registry: its record, and the code that its replicas run."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+import os
+import pickle
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from types import FunctionType
+from typing import Any
+
+from qserve.base.keyring import Keyring
+from qserve.define.compile import CompiledApplication, CompiledDriver, compile_application
+from qserve.define.drivers import is_driver
+from qserve.define.options import DeploymentOptions, check_route_prefix
+from qserve.define.target import load_target
+from qserve.engine.driver import AdaptingDriver
+from qserve.exceptions import PayloadError
+from qserve.http import adapters as http_adapters
+from qserve.http.hints import settle_hints
+from qserve.wire.application import ApplicationRecord, DeploymentRecord, DriverRecord, dump_plan
+from qserve.wire.codec import Codec, dumps
+
+_GATEWAY_ADAPTERS: dict[Any, str] = {
+    http_adapters.json_request: "json_request",
+    http_adapters.starlette_request: "starlette_request",
+    None: "starlette_request",
+}
+"""Adapters without user code, which the gateway runs itself, so that no call to a driver replica is needed."""
+
+
+@dataclass(frozen=True)
+class Release:
+    """A version of an application as it is registered.
+
+    Parameters:
+      record: Its record.
+      code: Its code if that travels by value; empty if replicas import it.
+      has_versions: Whether the user has given every deployment a version.
+    """
+
+    record: ApplicationRecord
+    code: bytes = b""
+    has_versions: bool = False
+
+    def only_reconfigures(self, active: ApplicationRecord) -> bool:
+        """Return whether the replicas of the active version can go on: the code is the same, and either the user
+        says so by the versions of the deployments, or only their settings have changed."""
+        if active.code_digest != self.record.code_digest:
+            return False
+        return self.has_versions or active.deployments != self.record.deployments
+
+
+def release_of(
+    built: CompiledApplication,
+    keyring: Keyring,
+    *,
+    target: str = "",
+    route_prefix: str | None = "/",
+    timeout_s: float | None = None,
+) -> Release:
+    """Make a new version of an application, whose code travels by value unless there is a ``target``.
+
+    Parameters: See ``record_of``.
+
+    Raises:
+      PayloadError: Its code, or a constant in its graph, cannot travel.
+      ValueError: The route prefix is not valid.
+    """
+    if route_prefix is not None:
+        check_route_prefix(route_prefix)
+    code = b"" if target else pack_code(code_of(built), keyring)
+    record = record_of(built, Codec(keyring), target=target, route_prefix=route_prefix, timeout_s=timeout_s)
+    versions = [one.version for one in built.deployments]
+    if code:
+        record = replace(record, code_digest=_digest(record, versions, code))
+    return Release(record, code, has_versions=None not in versions)
+
+
+# -- the record ------------------------------------------------------------------------------------
+
+
+def record_of(
+    built: CompiledApplication,
+    codec: Codec,
+    *,
+    target: str = "",
+    route_prefix: str | None = "/",
+    timeout_s: float | None = None,
+) -> ApplicationRecord:
+    """Describe an application for the registry, as a version of its own.
+
+    Parameters:
+      built: The compiled application.
+      codec: Encodes the constants among the graph's arguments.
+      target: ``module:node`` that replicas import; "" if the code travels by value.
+      route_prefix: Its URL path; None for no HTTP at all.
+      timeout_s: Deadline of its requests; None takes the ingress deployment's, or that of the settings.
+
+    Raises:
+      PayloadError: A constant in the graph cannot travel; the message names the step.
+    """
+    driver = None if built.driver is None else _driver_record(built.driver)
+    ingress = built.deployments[-1]
+    deployments = {
+        one.name: _deployment_record(one.name, one.config, replicated=_is_replicated(one.func_or_class, driver))
+        for one in built.deployments
+    }
+    graphs = {}
+    for name, plan in built.graphs.items():
+        try:
+            graphs[name] = dump_plan(plan, codec)
+        except PayloadError as error:
+            steps = ", ".join(step.deployment for step in plan.steps)
+            raise PayloadError(f"a value bound in the graph of {steps} cannot travel: {error}") from error
+    return ApplicationRecord(
+        name=built.name,
+        version=os.urandom(6).hex(),
+        ingress=built.ingress,
+        route_prefix=route_prefix,
+        target=target,
+        timeout_s=timeout_s if timeout_s is not None else ingress.config.request_timeout_s,
+        deployments=deployments,
+        graphs=graphs,
+        driver=driver,
+    )
+
+
+def _digest(record: ApplicationRecord, versions: list[str | None], code: bytes) -> str:
+    """A digest that stays the same if only ``user_config`` or ``num_replicas`` of the application change."""
+    settled = {name: replace(one, num_replicas=0, user_config="") for name, one in record.deployments.items()}
+    plain = replace(record, version="", route_prefix=None, timeout_s=None, deployments=settled)
+    return hashlib.sha256(repr([str(one) for one in versions]).encode() + plain.encode() + code).hexdigest()
+
+
+def _is_replicated(func_or_class: object, driver: DriverRecord | None) -> bool:
+    if driver is None or not (inspect.isclass(func_or_class) and is_driver(func_or_class)):
+        return True
+    return driver.adapter == ""
+
+
+def _driver_record(driver: CompiledDriver) -> DriverRecord:
+    adapter = driver.adapter
+    known = adapter is None or inspect.isfunction(adapter)
+    return DriverRecord(
+        adapter=_GATEWAY_ADAPTERS.get(adapter, "") if known else "",
+        routes=driver.routes,
+        direct=dict(driver.direct),
+    )
+
+
+def _deployment_record(name: str, options: DeploymentOptions, replicated: bool) -> DeploymentRecord:
+    return DeploymentRecord(
+        name=name,
+        num_replicas=options.num_replicas,
+        max_ongoing=options.max_concurrent_queries,
+        max_queued=options.max_queued_requests,
+        grace_s=options.graceful_shutdown_timeout_s,
+        max_retries=options.max_retries,
+        retry_on=None if options.retry_on is None else [_name_of(kind, name) for kind in options.retry_on],
+        retry_backoff_s=options.retry_backoff_s,
+        max_execution_s=options.max_execution_s,
+        health_period_s=options.health_check_period_s,
+        health_timeout_s=options.health_check_timeout_s,
+        user_config="" if options.user_config is None else json.dumps(options.user_config, sort_keys=True),
+        replicated=replicated,
+    )
+
+
+def _name_of(kind: object, deployment: str) -> str:
+    if isinstance(kind, str):
+        return kind
+    if inspect.isclass(kind) and issubclass(kind, BaseException):
+        return kind.__qualname__
+    raise TypeError(
+        f"retry_on of deployment {deployment!r} takes exception classes or their names, such as"
+        f" (ConnectionError,); got {kind!r}"
+    )
+
+
+# -- the code --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class DeploymentCode:
+    """What a replica constructs."""
+
+    func_or_class: Callable[..., Any]
+    init_args: tuple[Any, ...] = ()
+    init_kwargs: Mapping[str, Any] | None = None
+
+
+Code = Mapping[str, DeploymentCode]
+
+
+def code_of(built: CompiledApplication) -> Code:
+    """Return the code of each deployment by its name; a driver becomes the class that runs its adapter."""
+    code = {one.name: DeploymentCode(one.func_or_class, one.init_args, one.init_kwargs) for one in built.deployments}
+    if built.driver is not None:
+        adapter = _with_resolved_annotations(built.driver.adapter)
+        code[built.ingress] = DeploymentCode(AdaptingDriver, (adapter, built.name))
+    return code
+
+
+def _with_resolved_annotations(adapter: Any) -> Any:
+    """Return the adapter with types for annotations: names that only annotations use do not travel by value."""
+    if not inspect.isfunction(adapter):
+        return adapter
+    copy = FunctionType(
+        adapter.__code__, adapter.__globals__, adapter.__name__, adapter.__defaults__, adapter.__closure__
+    )
+    copy.__dict__.update(adapter.__dict__)
+    copy.__kwdefaults__, copy.__annotations__ = adapter.__kwdefaults__, dict(adapter.__annotations__)
+    copy.__module__, copy.__qualname__, copy.__doc__ = adapter.__module__, adapter.__qualname__, adapter.__doc__
+    settle_hints(copy)
+    return copy
+
+
+def import_code(target: str, app_name: str) -> Code:
+    """Import ``module:node`` and return its code; errors of user code pass through."""
+    return code_of(compile_application(load_target(target), app_name=app_name))
+
+
+def pack_code(code: Code, keyring: Keyring) -> bytes:
+    """Pickle code and sign it, so that what a script or a function defines needs no import.
+
+    Raises:
+      PayloadError: There is no secret key, or the code cannot be pickled; the message names the deployment.
+    """
+    if keyring.current is None:
+        raise PayloadError("code is sent to replicas signed: set QSERVE_SECRET_KEY to a secret of your own")
+    packed = {}
+    for name, one in code.items():
+        try:
+            packed[name] = dumps(one)
+        except Exception as error:
+            raise PayloadError(
+                f"deployment {name!r} cannot be sent to its replicas: {error}. Move what cannot be pickled"
+                " into the constructor, or serve the module with `qserve run module:node`"
+            ) from error
+    return keyring.sign(pickle.dumps(packed))
+
+
+def unpack_code(data: bytes, keyring: Keyring, deployment: str) -> DeploymentCode:
+    """Return the code of one deployment from what ``pack_code`` returned.
+
+    Raises:
+      PayloadError: The signature is missing or wrong.
+    """
+    body = keyring.verify(data)
+    if body is None:
+        raise PayloadError(
+            "the application's code is not signed with this process's key: set QSERVE_SECRET_KEY to the same secret"
+            " everywhere"
+        )
+    return pickle.loads(pickle.loads(body)[deployment])  # type: ignore[no-any-return]

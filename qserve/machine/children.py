@@ -1,0 +1,204 @@
+"""Child processes: start and stop them, restart those that die, and never leave one behind."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from qserve.base.log import get_logger
+from qserve.base.process import DIE_WITH_PARENT
+from qserve.exceptions import DeployError
+
+log = get_logger(__name__)
+EARLY_S = 5.0
+"""A process that lived no longer than this has died early."""
+MAX_EARLY = 5
+"""After so many early deaths in a row a process is not restarted any more."""
+_POLL_INTERVAL_S = 0.1
+_FIRST_PAUSE_S = 0.1
+
+
+class Child:
+    """A process that this one starts and has to stop.
+
+    Parameters:
+      name: Its name in messages.
+      command: Its argument list.
+      env: Variables in addition to this process's own.
+      kills_orphans: Whether the children that it leaves behind are killed before it is restarted.
+      pass_fds: Open files that it inherits.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        command: Sequence[str],
+        env: Mapping[str, str] | None = None,
+        *,
+        kills_orphans: bool = False,
+        pass_fds: Sequence[int] = (),
+    ) -> None:
+        self.name = name
+        self._command = list(command)
+        self._env = {**os.environ, **(env or {}), DIE_WITH_PARENT: str(os.getpid())}
+        self._kills_orphans = kills_orphans
+        self._pass_fds = pass_fds
+        self._process = self._spawn()
+
+    def _spawn(self) -> subprocess.Popen[bytes]:
+        # a session of its own: Ctrl-C reaches only this process, which then stops its children in order
+        return subprocess.Popen(
+            self._command, env=self._env, stdin=subprocess.DEVNULL, start_new_session=True, pass_fds=self._pass_fds
+        )
+
+    def restart(self) -> None:
+        """Start it once more, in the same way, after it has ended.
+
+        Raises:
+          OSError: The system cannot start a process; it stays ended.
+        """
+        if self._kills_orphans:
+            self.kill()  # its process ID is free, but cannot be reused while one of its session lives
+        self._process = self._spawn()
+
+    @property
+    def pid(self) -> int:
+        """Its process ID."""
+        return self._process.pid
+
+    def exit_code(self) -> int | None:
+        """Return its exit code (negative for a signal); None while it runs."""
+        return self._process.poll()
+
+    def wait(self, timeout_s: float) -> int | None:
+        """Wait until it has ended, and return its exit code; None if it still runs after ``timeout_s``."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return self._process.wait(timeout_s)
+        return None
+
+    def terminate(self) -> None:
+        """Ask it to end."""
+        if self._process.poll() is None:
+            self._process.terminate()
+
+    def kill(self) -> None:
+        """Kill it and everything in its session."""
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+
+    def describe_exit(self) -> str:
+        """Return how it ended, in words."""
+        code = self._process.poll()
+        if code is None:
+            return f"{self.name} is running"
+        if code < 0:
+            known = {one.value: one.name for one in signal.Signals}  # some real-time signals have no name
+            return f"{self.name} was killed by {known.get(-code, f'signal {-code}')}"
+        return f"{self.name} exited with code {code}"
+
+
+@dataclass
+class _Watched:
+    """A child and how often it has died.
+
+    Parameters:
+      early: Its early deaths in a row.
+      restart_at: When it is restarted, by the monotonic clock; None while it runs.
+    """
+
+    child: Child
+    started_at: float = field(default_factory=time.monotonic)
+    early: int = 0
+    restart_at: float | None = None
+
+
+class Restarter:
+    """Restarts children that die, in a thread of its own; those that die early again and again stay ended."""
+
+    def __init__(self) -> None:
+        self._watched: list[_Watched] = []
+        self._lock = threading.Lock()
+        self._paused = False
+        self._ended = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._failure = ""
+
+    def add(self, child: Child) -> None:
+        """Watch a child, which has just been started. Add those first that others need."""
+        self._watched.append(_Watched(child))
+
+    def begin(self) -> None:
+        """Restart what dies from now on."""
+        with self._lock:
+            if self._thread is None:
+                thread = threading.Thread(target=self._run, name="qserve-restarter", daemon=True)
+                thread.start()
+                self._thread = thread  # assigned last: only a thread that has started can be joined
+
+    def check(self) -> None:
+        """Raise DeployError if a child has ended and is not going to be restarted."""
+        if self._failure:
+            raise DeployError(self._failure)
+        for watched in self._watched if self._thread is None else ():
+            if watched.child.exit_code() is not None:
+                raise DeployError(watched.child.describe_exit())
+
+    def pause(self) -> None:
+        """Restart nothing any more. A restart that is under way is over when this returns, so it can be stopped."""
+        with self._lock:
+            self._paused = True
+
+    def end(self) -> None:
+        """End the thread, after all children have ended: the kernel ends those together with their thread."""
+        self._ended.set()
+        if self._thread is not None:
+            self._thread.join()
+
+    def _run(self) -> None:
+        while not self._ended.wait(_POLL_INTERVAL_S):
+            with self._lock:
+                for watched in self._watched if not self._paused else ():
+                    try:
+                        self._check_on(watched)
+                    except Exception:  # no error may end this thread, see `end`
+                        log.exception("%s could not be checked", watched.child.name)
+
+    def _check_on(self, watched: _Watched) -> None:
+        """Record a death, and restart the child when it is time.
+
+        Crash of this process at any point: the kernel ends all of its children.
+        """
+        if watched.child.exit_code() is None:
+            return
+        if watched.restart_at is None:
+            is_early = time.monotonic() - watched.started_at < EARLY_S
+            self._record_death(watched, watched.child.describe_exit(), is_early)
+        if watched.restart_at is None or time.monotonic() < watched.restart_at:
+            return
+        try:
+            watched.child.restart()
+        except (OSError, subprocess.SubprocessError) as error:
+            self._record_death(watched, f"{watched.child.name} cannot be restarted: {error}", True)
+        else:
+            watched.started_at, watched.restart_at = time.monotonic(), None
+
+    def _record_death(self, watched: _Watched, how: str, is_early: bool) -> None:
+        watched.early = watched.early + 1 if is_early else 0
+        if watched.early == MAX_EARLY:
+            watched.restart_at = math.inf
+            self._failure = f"{how} ({MAX_EARLY} times in a row within {EARLY_S:.0f} s of its start)"
+            log.error("%s; not restarting it any more", self._failure)
+            return
+        # at once after a long life; after a short one with pauses, because the cause may pass by itself, and must not
+        # use up the whole machine until then
+        pause_s = _FIRST_PAUSE_S * 2.0 ** (watched.early - 1) if is_early else 0.0
+        watched.restart_at = time.monotonic() + pause_s
+        log.warning("%s; restarting it%s", how, f" in {pause_s:g} s" if pause_s else "")
