@@ -215,3 +215,16 @@ def test_the_broker_of_the_operations_page_starts_with_one_user_for_each_role(si
     for user, password in passwords.items():
         with redis.Redis(port=port, username=user, password=password) as client:
             assert client.ping()
+
+
+def test_every_service_in_the_commands_of_the_deployment_page_is_in_the_stack() -> None:
+    stack = (ROOT / "docker-compose.yml").read_text()
+    services = set(re.findall(r"^  (\w+):$", stack.partition("\nservices:\n")[2].partition("\nvolumes:")[0], re.M))
+    blocks = _BLOCK.findall((ROOT / "docs" / "deployment.md").read_text())
+    typed = [
+        line.split()[3:] for _, block in blocks for line in block.splitlines() if line.startswith("docker compose")
+    ]
+    named = {word.partition("=")[0] for words in typed for word in words if not word.startswith("-")}
+
+    assert named
+    assert named <= services
