@@ -1,8 +1,8 @@
-"""The public door to the HTTP adapters that come with qserve; they are in ``qserve.http.adapters``."""
+"""The HTTP adapters that come with qserve; this is where users import them from."""
 
 from __future__ import annotations
 
-from qserve.http.adapters import (
+from qserve.http.builtin_adapters import (
     NdArray,
     image_to_ndarray,
     json_request,

@@ -18,7 +18,7 @@ from qserve.broker.connection import broker_errors
 from qserve.broker.doctor import check_unless_parent_did, recheck
 from qserve.calls.client import ClientPlane
 from qserve.exceptions import QserveException
-from qserve.http.bad_request import BadRequest
+from qserve.http.message import BadRequest
 from qserve_gateway.handler import RequestHandler
 from qserve_gateway.jobs import JOBS_PATH, Jobs
 from qserve_gateway.request.access import AccessPolicy, check_host, check_origin

@@ -10,7 +10,7 @@ from qserve.base.settings import Settings
 from qserve.calls.client import ClientPlane
 from qserve.calls.ref import Call, ItemRef, Ref
 from qserve.exceptions import DeadlineExceeded, RequestCancelled
-from qserve.http.bad_request import BadRequest
+from qserve.http.message import BadRequest
 from qserve.http.strict_json import loads
 from qserve.wire.envelope import Answer
 from qserve.wire.outcome import State

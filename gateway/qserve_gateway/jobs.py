@@ -20,7 +20,7 @@ from qserve.calls.client import ClientPlane
 from qserve.calls.ref import Ref
 from qserve.calls.submitter import is_late
 from qserve.exceptions import DeadlineExceeded, PayloadError
-from qserve.http.bad_request import BadRequest
+from qserve.http.message import BadRequest
 from qserve.wire.outcome import Outcome, State
 from qserve.wire.sealing import open_end, open_header
 from qserve_gateway.request.environ import Environ, is_token, model_id_of, request_id_of

@@ -23,7 +23,7 @@ from qserve.graph.nodes import (
     own_name,
 )
 from qserve.graph.plan import InputKey, Plan, Slot, Source, Step
-from qserve.http.adapter import Adapter
+from qserve.http.adapter import AdapterLike
 
 Names = Mapping[DAGNode, str]
 
@@ -42,7 +42,7 @@ class CompiledDriver:
         handle passes all its arguments to that deployment's ``__call__``, be they none or many.
     """
 
-    adapter: Adapter = None
+    adapter: AdapterLike = None
     routes: tuple[str, ...] | None = None
     direct: Mapping[str, str] = field(default_factory=dict)
 

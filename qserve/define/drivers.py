@@ -8,7 +8,7 @@ from typing import Any
 
 from qserve.define.deployments import Deployment
 from qserve.graph.nodes import Body
-from qserve.http.adapter import Adapter, check_adapter
+from qserve.http.adapter import AdapterLike, check_adapter
 
 
 class DriverDeployment(Deployment):
@@ -55,7 +55,7 @@ def is_driver(body: Body) -> bool:
     return inspect.isclass(body) and issubclass(body, GraphDriver)
 
 
-def driver_arguments(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, Adapter]:
+def driver_arguments(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, AdapterLike]:
     """Read what a driver was bound to.
 
     Parameters:
@@ -84,7 +84,7 @@ def driver_arguments(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[
     return bound.arguments["dags"], bound.arguments["http_adapter"]
 
 
-def _takes(dags: Any, http_adapter: Adapter = None) -> None: ...
+def _takes(dags: Any, http_adapter: AdapterLike = None) -> None: ...
 
 
 _SIGNATURE = inspect.signature(_takes)

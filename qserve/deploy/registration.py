@@ -19,14 +19,14 @@ from qserve.define.options import DeploymentOptions, check_route_prefix
 from qserve.define.target import load_target
 from qserve.engine.driver import AdaptingDriver
 from qserve.exceptions import PayloadError
-from qserve.http import adapters as http_adapters
-from qserve.http.hints import settle_hints
+from qserve.http.annotations import resolve_annotations
+from qserve.http.builtin_adapters import json_request, starlette_request
 from qserve.wire.application import ApplicationRecord, DeploymentRecord, DriverRecord, dump_plan
 from qserve.wire.codec import Codec, dumps
 
 _GATEWAY_ADAPTERS: dict[Any, str] = {
-    http_adapters.json_request: "json_request",
-    http_adapters.starlette_request: "starlette_request",
+    json_request: "json_request",
+    starlette_request: "starlette_request",
     None: "starlette_request",
 }
 """Adapters without user code, which the gateway runs itself, so that no call to a driver replica is needed."""
@@ -215,7 +215,7 @@ def _with_resolved_annotations(adapter: Any) -> Any:
     copy.__dict__.update(adapter.__dict__)
     copy.__kwdefaults__, copy.__annotations__ = adapter.__kwdefaults__, dict(adapter.__annotations__)
     copy.__module__, copy.__qualname__, copy.__doc__ = adapter.__module__, adapter.__qualname__, adapter.__doc__
-    settle_hints(copy)
+    resolve_annotations(copy)
     return copy
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from starlette.requests import Request
 
 from qserve.calls.handles import RayServeDAGHandle
-from qserve.http.adapting import Adapter, RequestValidationError, validation_response
+from qserve.http.adapter import Adapter, RequestValidationError, validation_response
 
 
 class AdaptingDriver:

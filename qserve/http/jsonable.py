@@ -1,7 +1,6 @@
-"""What JSON has no form for, as what it has: the types of a result that a replica may answer with.
+"""Convert the values that a result may contain into types that JSON has.
 
-numpy, pandas and pydantic are looked up, not imported: a process that has not imported them
-holds none of their values.
+numpy, pandas and pydantic are looked up, not imported: a process that has not imported them has none of their values.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ import sys
 import types
 import uuid
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 
@@ -37,26 +36,26 @@ _CONVERSIONS: list[tuple[type | tuple[type, ...], Callable[[Any], Any]]] = [
 
 
 def to_jsonable(value: Any) -> Any:
-    """One value in JSON's types, its content left as it is; the standard encoder's ``default``.
+    """Convert one value, but not what it contains; the ``default`` of the standard encoder.
 
     Raises:
-      TypeError: JSON has no form for it; the message names the type.
+      TypeError: The value cannot be converted; the message names its type.
     """
     for kind, convert in _CONVERSIONS:
         if isinstance(value, kind):
             return convert(value)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
-    for module, attempt in (("numpy", _numpy), ("pandas", _pandas), ("pydantic", _pydantic)):
-        loaded = sys.modules.get(module)
-        if loaded is not None:
-            converted = attempt(loaded, value)
-            if converted is not _NO:
+    for name, attempt in (("numpy", _numpy), ("pandas", _pandas), ("pydantic", _pydantic)):
+        module = sys.modules.get(name)
+        if module is not None:
+            converted = attempt(module, value)
+            if converted is not _UNKNOWN:
                 return converted
-    raise TypeError(f"a value of type {type(value).__qualname__!r} has no JSON form")
+    raise TypeError(f"a value of type {type(value).__qualname__!r} cannot be converted to JSON")
 
 
-_NO: Any = object()
+_UNKNOWN: Any = object()
 
 
 def _numpy(numpy: Any, value: Any) -> Any:
@@ -64,8 +63,8 @@ def _numpy(numpy: Any, value: Any) -> Any:
         return value.tolist()
     if isinstance(value, numpy.generic):
         item = value.item()
-        return _NO if isinstance(item, numpy.generic) else item  # longdouble has no Python form
-    return _NO
+        return _UNKNOWN if isinstance(item, numpy.generic) else item  # longdouble has no Python type
+    return _UNKNOWN
 
 
 def _pandas(pandas: Any, value: Any) -> Any:
@@ -73,39 +72,35 @@ def _pandas(pandas: Any, value: Any) -> Any:
         return value.to_dict(orient="records")
     if isinstance(value, pandas.Series | pandas.Index):
         return value.tolist()
-    return _NO
+    return _UNKNOWN
 
 
 def _pydantic(pydantic: Any, value: Any) -> Any:
     if not isinstance(value, pydantic.BaseModel):
-        return _NO
+        return _UNKNOWN
     try:
         return value.model_dump(mode="json", by_alias=True)
-    except ValueError:  # a field of a type that pydantic cannot write, such as an array: we can
+    except ValueError:  # a field of a type that pydantic cannot convert, such as an array
         return {name: getattr(value, name) for name in type(value).model_fields}
 
 
 def with_text_keys(value: Any) -> Any:
-    """The same value with every dict's keys in the types that the standard encoder takes.
+    """Return the same value with keys of all dicts in types that the standard encoder accepts.
 
     Raises:
-      TypeError: A key has no JSON form.
+      TypeError: A key cannot be converted.
     """
     if isinstance(value, Mapping):
         return {_key(key): with_text_keys(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return _each(value)
+        return [with_text_keys(item) for item in value]
     if value is None or isinstance(value, str | int | float):
         return value
     return with_text_keys(to_jsonable(value))
 
 
-def _each(values: Iterable[Any]) -> list[Any]:
-    return [with_text_keys(item) for item in values]
-
-
 def _key(key: Any) -> Any:
     converted = key if key is None or isinstance(key, str | int | float) else to_jsonable(key)
     if isinstance(converted, list | dict):
-        raise TypeError(f"a key of type {type(key).__qualname__!r} has no JSON form")
+        raise TypeError(f"a key of type {type(key).__qualname__!r} cannot be converted to JSON")
     return converted

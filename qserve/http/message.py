@@ -1,24 +1,44 @@
-"""``HttpMessage``: an HTTP request as plain data, cheap to make and to send.
+"""``HttpMessage``: an HTTP request as plain data; ``BadRequest``: the error for one that cannot be served.
 
-The gateway makes one for every request and must stay small, so starlette is not imported here; on
-the replicas ``qserve.http.request`` has them arrive as starlette's ``Request``.
+The gateway creates a message for every request and must stay small, so starlette is not imported here. On replicas,
+``qserve.http.request`` decodes messages as starlette's ``Request``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 
+from qserve.exceptions import QserveException
 from qserve.wire import codec
 
 Address = tuple[str, int | None]
-_Message = TypeVar("_Message", bound="HttpMessage")
+
+
+class BadRequest(QserveException):
+    """Raised when an HTTP request cannot be served because of the request itself.
+
+    Parameters:
+      message: What is wrong, for people.
+      code: Names the kind of error for programs, such as ``invalid_json``.
+      status: The HTTP status.
+      close: Whether the connection ends, because the request's body was not read to its end.
+    """
+
+    status = 400
+    code = "bad_request"
+
+    def __init__(self, message: str, code: str = "bad_request", status: int = 400, close: bool = False) -> None:
+        super().__init__(message)
+        self.code = code
+        self.status = status
+        self.close = close
 
 
 @dataclass(frozen=True)
 class HttpMessage:
-    """One HTTP request, read to its end.
+    """An HTTP request with its whole body.
 
     Parameters:
       method: In capital letters.
@@ -26,11 +46,11 @@ class HttpMessage:
       path: The decoded path, which begins with ``root_path``.
       root_path: The route prefix of the application; "" for the root.
       query_string: What follows the question mark, as it was sent.
-      headers: Names in small letters, and values, in their order.
-      client: Host and port of the other side, where known.
-      server: Host and port of this side, where known.
+      headers: Lower-case names, and values, in their order.
+      client: Host and port of the client, where known.
+      server: Host and port of the server, where known.
       body: The whole body.
-      path_params: What the path had in the places of its route's ``{name}``.
+      path_params: The values of the route's ``{parameters}`` in the path.
     """
 
     method: str
@@ -46,7 +66,7 @@ class HttpMessage:
 
 
 def pack_message(message: HttpMessage) -> list[Any]:
-    """The fields in a form that msgpack writes without any extension."""
+    """Return the fields in a form that msgpack writes without any extension."""
     client, server = message.client, message.server
     return [
         message.method,
@@ -62,11 +82,11 @@ def pack_message(message: HttpMessage) -> list[Any]:
     ]
 
 
-def unpack_message(packed: list[Any], kind: type[_Message]) -> _Message:
-    """Read what ``pack_message`` wrote into a message of the class ``kind``."""
+def unpack_message(packed: list[Any]) -> HttpMessage:
+    """Return the message from which ``pack_message`` made ``packed``."""
     method, scheme, path, root_path, query_string, flat, client, server, body, path_params = packed
     parts = iter(flat)
-    return kind(
+    return HttpMessage(
         method,
         scheme,
         path,

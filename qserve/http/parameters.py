@@ -1,4 +1,4 @@
-"""Where each parameter of an HTTP adapter comes from, read once from its signature, by FastAPI's rules.
+"""Where each parameter of an HTTP adapter comes from: its signature, parsed once by FastAPI's rules.
 
 | parameter                                           | comes from                       |
 | --------------------------------------------------- | -------------------------------- |
@@ -50,11 +50,11 @@ class Parameter:
       name: Its name in the function.
       source: Where its value comes from.
       alias: Its name in the request.
-      many: Whether the request may name it several times.
-      default: Gives its value when the request has none; None when it is required.
-      check: Converts and validates; None for what is passed as it is.
-      embed: Whether a body parameter always has a key of its own.
-      dependency: For ``DEPENDENCY``: another adapter function.
+      many: Whether the request may contain several values.
+      default: Returns its value when the request has none; None when it is required.
+      check: Converts and validates the value; None when it is passed on as it is.
+      embed: Whether a body parameter always has its own key in the body.
+      dependency: Another adapter function, for ``DEPENDENCY``.
     """
 
     name: str
@@ -67,7 +67,7 @@ class Parameter:
     dependency: Callable[..., Any] | None = None
 
 
-# FastAPI's markers are known by their names: FastAPI itself need not be installed
+# FastAPI's markers are recognised by name, because FastAPI need not be installed
 _MARKERS = {
     "Query": Source.QUERY,
     "Header": Source.HEADER,
@@ -86,10 +86,10 @@ _SEQUENCES = (list, tuple, set, frozenset, collections.deque)
 
 
 def parameters_of(function: Callable[..., Any]) -> tuple[Parameter, ...]:
-    """The parameters of an adapter function.
+    """Return the parameters of an adapter function.
 
     Raises:
-      TypeError: An annotation is none that pydantic can validate; the message names the parameter.
+      TypeError: pydantic cannot validate a parameter's type; the message names the parameter.
     """
     hints = _hints(function)
     return tuple(
@@ -100,7 +100,7 @@ def parameters_of(function: Callable[..., Any]) -> tuple[Parameter, ...]:
 
 
 def body_of(model: type[BaseModel]) -> Parameter:
-    """The one parameter of a pydantic class used as an adapter: the whole body."""
+    """Return the only parameter of a pydantic class that is used as an adapter: the whole body."""
     return Parameter("", Source.BODY, check=TypeAdapter(model))
 
 
@@ -110,7 +110,7 @@ def _hints(function: Callable[..., Any]) -> dict[str, Any]:
     if not inspect.isroutine(function):
         function = type(function).__call__
     try:
-        # names that a function local to another one uses are in its closure, where typing does not look
+        # a function inside another one may use names of that one, which typing does not find by itself
         local = inspect.getclosurevars(inspect.unwrap(function)).nonlocals
         return typing.get_type_hints(function, localns=dict(local) or None, include_extras=True)
     except (NameError, TypeError, ValueError):
@@ -185,21 +185,21 @@ def _alternatives(annotation: Any) -> tuple[Any, ...]:
 
 
 def _is_kind(annotation: Any, kinds: tuple[type, ...]) -> bool:
-    for one in _alternatives(annotation):
-        kind = get_origin(one) or one
+    for alternative in _alternatives(annotation):
+        kind = get_origin(alternative) or alternative
         if isinstance(kind, type) and issubclass(kind, kinds) and not issubclass(kind, str | bytes):
             return True
     return False
 
 
 def _is_dataclass(annotation: Any) -> bool:
-    return any(dataclasses.is_dataclass(one) for one in _alternatives(annotation))
+    return any(map(dataclasses.is_dataclass, _alternatives(annotation)))
 
 
 def _holds(annotation: Any, kind: type) -> bool:
-    """Whether it is ``kind``, a list of it, or a union with either."""
-    for one in _alternatives(annotation):
-        items = get_args(one) if get_origin(one) in _SEQUENCES else (one,)
+    """Return whether an annotation is ``kind``, a list of it, or a union with one of these."""
+    for alternative in _alternatives(annotation):
+        items = get_args(alternative) if get_origin(alternative) in _SEQUENCES else (alternative,)
         if any(isinstance(item, type) and issubclass(item, kind) for item in items):
             return True
     return False

@@ -1,31 +1,33 @@
-"""Results as finished HTTP responses: written by the last step's replica, relayed by the gateway.
+"""Results as HTTP responses: the replica of the last step renders them, and the gateway sends them.
 
 The payload is msgpack: ``[status, [[name, value], ...], body]``.
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
 import sys
+import threading
+from collections.abc import Coroutine
 from typing import Any, NamedTuple
 
 import msgpack
 
 from qserve.exceptions import PayloadError, PayloadTooLarge
-from qserve.http.collect import collect_now
 from qserve.http.jsonable import to_jsonable, with_text_keys
 from qserve.wire.envelope import Answer
 
 RESPONSE_LIMIT = 10 * 1024 * 1024
-"""Longest body in bytes that is held whole, on the replica, in the broker and in the gateway; streams have no limit."""
+"""Longest body in bytes that is kept whole, on the replica, in the broker and in the gateway; streams have no limit."""
 
 _compact = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"), default=to_jsonable)
-# Ray Serve's plain deployments answer with json.dumps' own separators, its DAGDriver with FastAPI's
+# Ray Serve's plain deployments use the separators of json.dumps, and its DAGDriver uses FastAPI's
 _spaced = json.JSONEncoder(ensure_ascii=False, allow_nan=False, default=to_jsonable)
 
 
 class Rendered(NamedTuple):
-    """An HTTP response; without ``content-length``, which whoever sends it knows."""
+    """An HTTP response without ``content-length``, which the sender knows."""
 
     status: int
     headers: list[list[str]]
@@ -33,7 +35,7 @@ class Rendered(NamedTuple):
 
 
 def _head(content_type: str) -> bytes:
-    # everything before the body of a 200 is one of two constants
+    # what comes before the body of a 200 is one of two constants
     whole: bytes = msgpack.packb([200, [["content-type", content_type]], None])
     return whole[:-1]
 
@@ -43,24 +45,21 @@ _TEXT = _head("text/plain; charset=utf-8")
 
 
 def render(value: Any, answer: Answer) -> bytes:
-    """Write a result as an HTTP response.
+    """Return the payload of an HTTP response for a result.
 
     Parameters:
-      value: What user code returned: any value with a JSON form, or a starlette response.
-      answer: ``PLAIN`` (text for str and bytes, nothing for None) or ``JSON`` (always JSON).
-
-    Returns:
-      The payload that ``parse`` reads.
+      value: What user code returned: a starlette response, or any value that can be converted to JSON.
+      answer: ``PLAIN`` (text for str and bytes, nothing for None, else JSON) or ``JSON`` (always JSON).
 
     Raises:
-      PayloadError: The value has no JSON form; the message names its type.
-      PayloadTooLarge: It is longer than ``RESPONSE_LIMIT``.
+      PayloadError: The value cannot be converted; the message names its type.
+      PayloadTooLarge: The response is longer than ``RESPONSE_LIMIT``.
     """
     payload = _render(value, answer)
     if len(payload) > RESPONSE_LIMIT:
         raise PayloadTooLarge(
-            f"a result of type {type(value).__qualname__!r} is {len(payload)} bytes as an HTTP response, and at most"
-            f" {RESPONSE_LIMIT} are answered at once: return a StreamingResponse, or yield the body from a generator"
+            f"a result of type {type(value).__qualname__!r} takes {len(payload)} bytes as an HTTP response, and the"
+            f" limit is {RESPONSE_LIMIT}: return a StreamingResponse, or yield the body from a generator"
         )
     return payload
 
@@ -82,7 +81,7 @@ def _render(value: Any, answer: Answer) -> bytes:
 
 
 def parse(payload: bytes) -> Rendered:
-    """Read what ``render`` wrote.
+    """Read what ``render`` returned.
 
     Raises:
       PayloadError: The bytes are something else.
@@ -90,50 +89,67 @@ def parse(payload: bytes) -> Rendered:
     try:
         status, headers, body = msgpack.unpackb(payload)
         if type(status) is not int or type(body) is not bytes:
-            raise ValueError("its status is no number, or its body no bytes")
+            raise ValueError("the status is not a number, or the body is not bytes")
         for name, value in headers:
             if type(name) is not str or type(value) is not str:
-                raise ValueError("its headers are no text")
+                raise ValueError("a header is not text")
         return Rendered(status, headers, body)
     except Exception as error:
-        raise PayloadError(f"{len(payload)} bytes are no HTTP response: {type(error).__name__}") from error
+        raise PayloadError(f"{len(payload)} bytes are not an HTTP response: {type(error).__name__}") from error
+
+
+# -- text and JSON ---------------------------------------------------------------------------------
 
 
 def to_json(value: Any, encoder: json.JSONEncoder = _compact) -> bytes:
-    """A value as JSON.
+    """Return a value as JSON.
 
     Raises:
-      PayloadError: It has no JSON form; the message names its type.
+      PayloadError: It cannot be converted; the message names its type.
     """
     try:
         return encoder.encode(value).encode()
     except TypeError as error:
         if not str(error).startswith("keys must be"):
-            raise _refusal(value, error) from error
+            raise _not_json(value, error) from error
     except (ValueError, RecursionError) as error:
-        raise _refusal(value, error) from error
+        raise _not_json(value, error) from error
     try:
         return encoder.encode(with_text_keys(value)).encode()
     except (TypeError, ValueError, RecursionError) as error:
-        raise _refusal(value, error) from error
+        raise _not_json(value, error) from error
 
 
-def _refusal(value: Any, error: Exception) -> PayloadError:
+def _not_json(value: Any, error: Exception) -> PayloadError:
     if isinstance(error, RecursionError) or "Circular" in str(error):
         why = "it is nested too deeply, or contains itself"
     elif "not JSON compliant" in str(error):
         why = "it contains NaN or Infinity, which JSON does not have"
     else:
         why = str(error)
-    kind = type(value).__qualname__
-    return PayloadError(f"a result of type {kind!r} cannot be answered as JSON: {why}")
+    return PayloadError(f"a result of type {type(value).__qualname__!r} cannot be sent as JSON: {why}")
 
 
 def _text(value: str) -> bytes:
     try:
         return value.encode()
     except UnicodeEncodeError as error:
-        raise PayloadError(f"a result of type 'str' cannot be answered as text: {error}") from error
+        raise PayloadError(f"a result of type 'str' cannot be sent as text: {error}") from error
+
+
+# -- responses that user code returned -------------------------------------------------------------
+
+RawHeaders = list[tuple[bytes, bytes]]
+Collected = tuple[int, RawHeaders, bytes]
+
+_SCOPE = {
+    "type": "http",
+    "asgi": {"version": "3.0", "spec_version": "2.4"},
+    "http_version": "1.1",
+    "method": "GET",
+    "path": "/",
+    "headers": [],
+}
 
 
 def _render_response(response: Any) -> bytes:
@@ -144,3 +160,45 @@ def _render_response(response: Any) -> bytes:
         status, headers, body = collect_now(response)
     named = [[name.decode("latin-1"), value.decode("latin-1")] for name, value in headers if name != b"content-length"]
     return msgpack.packb([status, named, bytes(body)])  # type: ignore[no-any-return]
+
+
+async def collect(response: Any) -> Collected:
+    """Run a response that has no body yet (a stream, a file, a background task), and return status, headers and body.
+
+    Parameters:
+      response: An ASGI application, such as a starlette ``StreamingResponse``.
+    """
+    status, headers, chunks = 200, [], []
+
+    async def send(message: Any) -> None:
+        nonlocal status, headers
+        if message["type"] == "http.response.start":
+            status, headers = message["status"], list(message["headers"])
+        elif message["type"] == "http.response.body":
+            chunks.append(message.get("body", b""))
+
+    await response(dict(_SCOPE), _receive_nothing, send)
+    return status, headers, b"".join(chunks)
+
+
+def collect_now(response: Any) -> Collected:
+    """Do the same for callers that cannot await: a thread with an event loop of its own runs the response."""
+    found: list[Collected] = []
+    errors: list[BaseException] = []
+
+    def run(work: Coroutine[Any, Any, Collected]) -> None:
+        try:
+            found.append(asyncio.run(work))
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=run, args=(collect(response),), name="qserve-collect")
+    thread.start()
+    thread.join()
+    if errors:
+        raise errors[0]
+    return found[0]
+
+
+async def _receive_nothing() -> Any:
+    return await asyncio.get_running_loop().create_future()

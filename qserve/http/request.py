@@ -1,7 +1,7 @@
-"""HTTP requests on replicas: starlette's ``Request``, made from what the gateway sent, and sent on.
+"""starlette's ``Request`` on replicas: created from what the gateway sent, and sent on to other replicas.
 
-Importing this module makes every ``HttpMessage`` that is decoded in this process arrive as a
-starlette ``Request``, and lets such a request travel to other replicas any number of times.
+Importing this module makes every ``HttpMessage`` that is decoded in this process arrive as a ``Request``, and lets
+such a request be sent to other replicas any number of times.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import asyncio
 import json
 import weakref
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from starlette.requests import Request
@@ -20,30 +19,51 @@ from qserve.exceptions import PayloadError
 from qserve.http.message import HttpMessage, pack_message, unpack_message
 from qserve.wire import codec
 
-_ORIGIN = "qserve.request"
+_MESSAGE = "qserve.request"
+"""The key of a request's scope under which its message is kept."""
 _ASGI = {"version": "3.0", "spec_version": "2.4"}
 
 
 class InvalidJSON(json.JSONDecodeError):
-    """Raised when user code reads a body as JSON that is none; left alone, the client is answered 400."""
+    """Raised by ``request.json()`` when the body is not valid JSON; the client gets 400 unless user code catches it."""
 
 
-class _JsonReader:
-    """What stands in the place of ``request.json``, and raises InvalidJSON.
+def to_starlette(message: HttpMessage) -> Request:
+    """Return a request like one that has just arrived over HTTP, whose body can be read without waiting."""
+    scope = {
+        "type": "http",
+        "asgi": _ASGI,
+        "http_version": "1.1",
+        "method": message.method,
+        "scheme": message.scheme,
+        "path": message.path,
+        "root_path": message.root_path,
+        "query_string": message.query_string,
+        "headers": list(message.headers),
+        "client": message.client,
+        "server": message.server,
+        "path_params": dict(message.path_params),
+        _MESSAGE: message,
+    }
+    request = Request(scope, _ReceiveBody(message.body))
+    # on the instance and not in a subclass, so that the request's type is starlette's
+    request.json = _ReadJson(request, message)  # type: ignore[method-assign]
+    return request
 
-    It is set on the instance, so that the request's type stays starlette's. The reference back to the request is a
-    weak one: in a cycle, request and body would be freed only by the garbage collector.
-    """
+
+class _ReadJson:
+    """``request.json`` with InvalidJSON as its error."""
 
     __slots__ = ("_message", "_request")
 
-    def __init__(self, request: Request, message: HttpRequest) -> None:
+    def __init__(self, request: Request, message: HttpMessage) -> None:
+        # weak, because the request refers to this object: in a cycle, only the garbage collector could free its body
         self._request = weakref.ref(request)
         self._message = message
 
     async def __call__(self) -> Any:
-        # without the request itself nobody can have read or changed anything of it
-        request = self._request() or self._message.to_starlette()
+        # a request that is gone was neither read nor changed by anyone, so another one reads the same
+        request = self._request() or to_starlette(self._message)
         try:
             return await Request.json(request)
         except json.JSONDecodeError as error:
@@ -52,61 +72,8 @@ class _JsonReader:
             raise InvalidJSON("the body is not UTF-8", "", error.start) from None
 
 
-@dataclass(frozen=True)
-class HttpRequest(HttpMessage):
-    """An ``HttpMessage`` that can become starlette's ``Request``, and be made from one."""
-
-    def to_starlette(self) -> Request:
-        """A request that reads as if it had just come in by HTTP; its body can be read at once."""
-        scope = {
-            "type": "http",
-            "asgi": _ASGI,
-            "http_version": "1.1",
-            "method": self.method,
-            "scheme": self.scheme,
-            "path": self.path,
-            "root_path": self.root_path,
-            "query_string": self.query_string,
-            "headers": list(self.headers),
-            "client": self.client,
-            "server": self.server,
-            "path_params": dict(self.path_params),
-            _ORIGIN: self,
-        }
-        request = Request(scope, _Body(self.body))
-        request.json = _JsonReader(request, self)  # type: ignore[method-assign]
-        return request
-
-    @classmethod
-    def from_starlette(cls, request: Request) -> HttpRequest:
-        """Describe a starlette request, whether or not its body was read.
-
-        Raises:
-          PayloadError: The body comes from a connection and has not been read yet.
-        """
-        scope = request.scope
-        client, server = scope.get("client"), scope.get("server")
-        return cls(
-            scope["method"],
-            scope.get("scheme", "http"),
-            scope["path"],
-            scope.get("root_path", ""),
-            scope.get("query_string", b""),
-            tuple((name, value) for name, value in scope.get("headers", ())),
-            None if client is None else (client[0], client[1]),
-            None if server is None else (server[0], server[1]),
-            _body_of(request),
-            _plain_params(scope.get("path_params", {})),
-        )
-
-
-def _plain_params(params: Mapping[str, Any]) -> dict[str, Any]:
-    """Path parameters as msgpack has them: a framework may have made UUIDs and the like of them."""
-    return {name: one if isinstance(one, str | int | float) else str(one) for name, one in params.items()}
-
-
-class _Body:
-    """ASGI's ``receive`` for a body that is there already."""
+class _ReceiveBody:
+    """ASGI's ``receive`` for a body that has already arrived."""
 
     __slots__ = ("_body",)
 
@@ -116,55 +83,82 @@ class _Body:
     async def __call__(self) -> Message:
         body, self._body = self._body, None
         if body is None:
-            # as a server does while its client stays: there is nothing more to receive
+            # nothing more will arrive; a server would wait here until the client disconnects
             await asyncio.get_running_loop().create_future()
             raise AssertionError("unreachable")
         return {"type": "http.request", "body": body, "more_body": False}
 
 
+def from_starlette(request: Request) -> HttpMessage:
+    """Return a request as a message.
+
+    Raises:
+      PayloadError: The body comes from a connection and has not been read yet.
+    """
+    scope = request.scope
+    client, server = scope.get("client"), scope.get("server")
+    return HttpMessage(
+        scope["method"],
+        scope.get("scheme", "http"),
+        scope["path"],
+        scope.get("root_path", ""),
+        scope.get("query_string", b""),
+        tuple((name, value) for name, value in scope.get("headers", ())),
+        None if client is None else (client[0], client[1]),
+        None if server is None else (server[0], server[1]),
+        _body_of(request),
+        _plain_params(scope.get("path_params", {})),
+    )
+
+
+def _plain_params(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Turn path parameters that a framework has converted, to UUIDs for example, back into text."""
+    return {name: value if isinstance(value, str | int | float) else str(value) for name, value in params.items()}
+
+
 def _body_of(request: Request) -> bytes:
-    origin = request.scope.get(_ORIGIN)
-    if isinstance(origin, HttpRequest):
-        return origin.body
-    # A request that somebody else made: packing is not async, so its body must have been read, or
-    # come at once. It is kept where starlette itself keeps it, for whoever reads this one later.
+    message = request.scope.get(_MESSAGE)
+    if isinstance(message, HttpMessage):
+        return message.body
+    # Somebody else created this request. Encoding cannot wait, so the body must have been read before, or be available
+    # at once. It is stored where starlette stores it, for later readers of this request.
     if not hasattr(request, "_body"):
-        request._body = _finish(Request(request.scope, _AtOnce(request.receive)).body())
+        request._body = _run_at_once(Request(request.scope, _ReceiveAtOnce(request.receive)).body())
     return request._body
 
 
-class _AtOnce:
-    """A ``receive`` that fails where another one would wait."""
+class _ReceiveAtOnce:
+    """A ``receive`` that fails instead of waiting."""
 
     def __init__(self, receive: Receive) -> None:
         self._receive = receive
 
     async def __call__(self) -> Message:
-        message: Message = _finish(self._receive())
+        message: Message = _run_at_once(self._receive())
         return message
 
 
-def _finish(work: Any) -> Any:
-    """What a coroutine returns that needs not wait."""
+def _run_at_once(coroutine: Any) -> Any:
+    """Return the result of a coroutine that does not wait."""
     try:
-        work.send(None)
+        coroutine.send(None)
     except StopIteration as stop:
         return stop.value
     except PayloadError:
         raise
     except Exception as error:
-        raise PayloadError(f"a request's body cannot be read to pass it on: {error!r}") from error
-    work.close()
-    raise PayloadError("a request can only be passed on after its body was read: `await request.body()` first")
+        raise PayloadError(f"the request cannot be sent on, because its body cannot be read: {error!r}") from error
+    coroutine.close()
+    raise PayloadError("a request can be sent on only after its body was read: `await request.body()` first")
 
 
-def _pack_starlette(request: Request) -> list[Any]:
-    return pack_message(HttpRequest.from_starlette(request))
+def _pack(request: Request) -> list[Any]:
+    return pack_message(from_starlette(request))
 
 
-def _arrive(packed: list[Any]) -> Request:
-    return unpack_message(packed, HttpRequest).to_starlette()
+def _unpack(packed: list[Any]) -> Request:
+    return to_starlette(unpack_message(packed))
 
 
-codec.register_unpacker(codec.Code.HTTP_MESSAGE, _arrive)
-codec.register(codec.Code.STARLETTE_REQUEST, Request, _pack_starlette, _arrive)
+codec.register_unpacker(codec.Code.HTTP_MESSAGE, _unpack)
+codec.register(codec.Code.STARLETTE_REQUEST, Request, _pack, _unpack)

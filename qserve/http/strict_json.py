@@ -1,9 +1,8 @@
-"""JSON from strangers: whatever is accepted here can be passed on, stored and answered again.
+"""Parse JSON request bodies, more strictly than ``json.loads``: what is accepted can be stored and sent again as JSON.
 
-Stricter than ``json.loads``: no NaN, no numbers that become infinite, no lone surrogates, no
-duplicate keys, no nesting beyond ``DEPTH_LIMIT``, no more values than ``ITEM_LIMIT``, UTF-8 only. The
-Content-Type is not looked at: ``requests.post(url, data=json.dumps(x))`` sends none, ``curl -d`` and
-``wget --post-data`` send that of a form, and Ray Serve takes them all.
+Refused are NaN, numbers that become infinite, lone surrogates, duplicate keys, nesting beyond ``DEPTH_LIMIT``, more
+values than ``ITEM_LIMIT``, and any encoding but UTF-8. The Content-Type is ignored, as in Ray Serve, because
+``requests.post(url, data=json.dumps(x))`` sends none, and ``curl -d`` and ``wget --post-data`` send that of a form.
 """
 
 from __future__ import annotations
@@ -14,13 +13,13 @@ import re
 from collections import Counter
 from typing import Any, NoReturn
 
-from qserve.http.bad_request import BadRequest
+from qserve.http.message import BadRequest
 
 DEPTH_LIMIT = 64
 ITEM_LIMIT = 1_000_000
 
-# Each of the stricter rules costs a Python call for every number or object, or a walk over the value;
-# a search of the bytes tells which of them a body can break at all.
+# Each of the stricter rules costs a Python call per number or object, or a walk over the value. A search of the bytes
+# tells which of the rules a body can break at all.
 _LARGE_EXPONENT = re.compile(rb"[eE]\+?[0-9]{3}")
 _LONG_NUMBER = b"0" * 200
 _ANY_DIGIT = bytes.maketrans(b"123456789", b"000000000")
@@ -29,10 +28,10 @@ _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
 def loads(body: bytes) -> Any:
-    """Decode a JSON body.
+    """Return the value of a JSON body.
 
     Parameters:
-      body: The bytes of the body, in UTF-8.
+      body: The bytes of the body.
 
     Raises:
       BadRequest: Status 400 and the code ``empty_body``, ``invalid_json``, ``invalid_unicode``,
@@ -43,7 +42,9 @@ def loads(body: bytes) -> Any:
     try:
         text = body.decode()
     except UnicodeDecodeError as error:
-        raise BadRequest(f"the body is not UTF-8: byte {error.start} is wrong", "invalid_unicode") from None
+        raise BadRequest(
+            f"the request body is not valid UTF-8: invalid byte at position {error.start}", "invalid_unicode"
+        ) from None
     decoder = _simple
     if b"{" in body:
         decoder = _pairs
@@ -58,11 +59,11 @@ def loads(body: bytes) -> Any:
 
 
 def _check_count(body: bytes) -> None:
-    """Count before anything is made of it: 10 MiB of empty lists take twenty times as much as values."""
-    # there is one value more than commas; those within text, after an odd number of quotes, do not count
+    """Count values before parsing: 10 MiB of empty lists would take twenty times as much memory as values."""
+    # there is one value more than commas; commas inside strings, after an odd number of quotes, do not count
     marks = body.replace(rb"\\", b"").replace(rb"\"", b"").translate(None, _NO_MARKS).replace(b'""', b"")
     if sum(part.count(b",") for part in marks.split(b'"')[::2]) >= ITEM_LIMIT:
-        raise BadRequest(f"the body holds more than {ITEM_LIMIT} values", "too_many_items")
+        raise BadRequest(f"the request body contains more than {ITEM_LIMIT} values", "too_many_items")
 
 
 def _decode(decoder: json.JSONDecoder, text: str) -> Any:
@@ -70,9 +71,9 @@ def _decode(decoder: json.JSONDecoder, text: str) -> Any:
         return decoder.decode(text)
     except json.JSONDecodeError as error:
         if not text.strip():
-            raise BadRequest("the body is empty; it must be JSON", "empty_body") from None
-        where = f"line {error.lineno} column {error.colno}"
-        raise BadRequest(f"the body is not JSON: {error.msg} at {where}", "invalid_json") from None
+            raise BadRequest("the request body is empty, and must be JSON", "empty_body") from None
+        where = f"line {error.lineno}, column {error.colno}"
+        raise BadRequest(f"the request body is not valid JSON: {error.msg} at {where}", "invalid_json") from None
     except RecursionError:
         raise _too_deep() from None
     except ValueError:  # int() refuses very long numbers
@@ -80,14 +81,14 @@ def _decode(decoder: json.JSONDecoder, text: str) -> Any:
 
 
 def _refuse_constant(name: str) -> NoReturn:
-    raise BadRequest(f"the body is not JSON: {name} is not a JSON value", "invalid_json")
+    raise BadRequest(f"the request body is not valid JSON: {name} is not a JSON value", "invalid_json")
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
         key, _ = Counter(key for key, _ in pairs).most_common(1)[0]
-        raise BadRequest(f"the key {key[:100]!r} occurs twice in one object", "duplicate_key")
+        raise BadRequest(f"the key {key[:100]!r} occurs twice in one object of the request body", "duplicate_key")
     return found
 
 
@@ -99,11 +100,11 @@ def _finite(text: str) -> float:
 
 
 def _out_of_range() -> BadRequest:
-    return BadRequest("the body holds a number that is out of range", "number_out_of_range")
+    return BadRequest("the request body contains a number that is out of range", "number_out_of_range")
 
 
 def _too_deep() -> BadRequest:
-    return BadRequest(f"the body is nested deeper than {DEPTH_LIMIT} levels", "too_deep")
+    return BadRequest(f"the request body is nested deeper than {DEPTH_LIMIT} levels", "too_deep")
 
 
 def _check_depth(body: bytes, value: Any) -> None:
@@ -119,7 +120,7 @@ def _check_depth(body: bytes, value: Any) -> None:
 
 def _containers(value: Any) -> list[Any]:
     items = value.values() if type(value) is dict else value if type(value) is list else ()
-    # most long lists hold numbers only, which this finds without a loop in Python
+    # most long lists contain numbers only, which this finds out without a loop in Python
     if not _CONTAINERS.isdisjoint(map(type, items)):
         return [item for item in items if type(item) in _CONTAINERS]
     return []
@@ -132,7 +133,7 @@ def _check_unicode(value: Any) -> None:
     try:
         json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError:
-        raise BadRequest("the body holds half of a surrogate pair", "invalid_unicode") from None
+        raise BadRequest("the request body contains half of a surrogate pair", "invalid_unicode") from None
 
 
 _simple = json.JSONDecoder(parse_constant=_refuse_constant)

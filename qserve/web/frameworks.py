@@ -19,7 +19,7 @@ from typing import Any
 
 from starlette.datastructures import State
 
-from qserve.http.hints import settle_routes
+from qserve.http.annotations import resolve_route_annotations
 
 _SETUP = ".setup.<locals>."
 """In the qualified names of FastAPI's own pages, which describe the application that made them."""
@@ -168,7 +168,7 @@ def let_travel(app: Any) -> None:
       app: Any application.
     """
     if is_a(app, "fastapi", "FastAPI", "APIRouter"):
-        settle_routes(app.routes)
+        resolve_route_annotations(app.routes)
         copyreg.pickle(State, _reduce_state)
         included = getattr(sys.modules.get("fastapi.routing"), "_IncludedRouter", None)
         if included is not None:

@@ -26,9 +26,8 @@ from qserve.calls.replies import read_message
 from qserve.exceptions import PayloadError
 from qserve.graph.plan import InputKey, Plan, Slot, Step
 from qserve.http import render, strict_json
-from qserve.http.bad_request import BadRequest
-from qserve.http.message import HttpMessage
-from qserve.http.request import HttpRequest
+from qserve.http import request as _request  # noqa: F401 - requests travel once it is imported
+from qserve.http.message import BadRequest, HttpMessage
 from qserve.wire.application import ApplicationRecord, DeploymentRecord, DriverRecord, dump_plan, load_plan
 from qserve.wire.codec import Codec
 from qserve.wire.envelope import Answer, Header
@@ -117,8 +116,7 @@ def _signed() -> list[bytes]:
 
 
 def _read_value(data: bytes) -> object:
-    value = Codec().decode(data)
-    return value.to_starlette() if isinstance(value, HttpRequest) else value
+    return Codec().decode(data)
 
 
 def _read_failure(data: bytes) -> object:

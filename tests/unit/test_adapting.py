@@ -15,14 +15,15 @@ from fastapi import Body
 from starlette.datastructures import UploadFile
 from starlette.requests import Request
 
-from qserve.http.adapting import Adapter, RequestValidationError, validation_response
-from qserve.http.request import HttpRequest
+from qserve.http.adapter import Adapter, RequestValidationError, validation_response
+from qserve.http.message import HttpMessage
+from qserve.http.request import to_starlette
 from qserve.http_adapters import json_to_multi_ndarray, json_to_ndarray
 
 
 def a_request(body: bytes = b"", query: str = "", **headers: str) -> Request:
     pairs = tuple((name.replace("_", "-").encode(), value.encode()) for name, value in headers.items())
-    return HttpRequest("POST", "http", "/", "", query.encode(), pairs, None, None, body).to_starlette()
+    return to_starlette(HttpMessage("POST", "http", "/", "", query.encode(), pairs, None, None, body))
 
 
 def adapt(adapter: Any, request: Request) -> Any:

@@ -12,7 +12,8 @@ import numpy as np
 import pydantic
 import pytest
 
-from qserve.http.request import HttpRequest
+from qserve.http.message import HttpMessage
+from qserve.http.request import to_starlette
 from qserve.http_adapters import (
     NdArray,
     image_to_ndarray,
@@ -26,7 +27,7 @@ from qserve.http_adapters import (
 
 
 def a_request(body: bytes, query: bytes = b"") -> Any:
-    return HttpRequest("POST", "http", "/", "", query, (), None, None, body).to_starlette()
+    return to_starlette(HttpMessage("POST", "http", "/", "", query, (), None, None, body))
 
 
 @pytest.mark.parametrize("value", [1, "text", [1, 2], {"a": None}])

@@ -26,8 +26,9 @@ from starlette.responses import PlainTextResponse, Response
 
 from qserve.define.deployments import Deployment, deployment
 from qserve.engine.servable import Servable
-from qserve.http.collect import collect, collect_now
-from qserve.http.request import HttpRequest
+from qserve.http.message import HttpMessage
+from qserve.http.render import collect, collect_now
+from qserve.http.request import to_starlette
 from qserve.web.asgi import StreamedResponse
 from qserve.web.ingress import ingress
 
@@ -38,10 +39,10 @@ def a_request(method: str = "GET", path: str = "/", body: bytes = b"", **changes
     path, _, query = path.partition("?")
     headers = changes.pop("headers", ((b"content-type", b"application/json"),))
     root_path = changes.pop("root_path", "")
-    message = HttpRequest(
+    message = HttpMessage(
         method, "http", root_path + path, root_path, query.encode(), headers, ("9.9.9.9", 7), ("here", 80), body
     )
-    return message.to_starlette()
+    return to_starlette(message)
 
 
 @asynccontextmanager
@@ -641,8 +642,6 @@ import asyncio, pickle, sys
 import cloudpickle
 from fastapi import APIRouter, FastAPI
 from flask import Flask
-from qserve.http.collect import collect
-from qserve.http.request import HttpRequest
 from qserve.web.ingress import ingress
 from qserve.engine.servable import Servable
 

@@ -202,7 +202,7 @@ def test_an_error_while_streaming_reaches_the_caller() -> None:
 
 
 def test_bytes_that_are_no_response_are_refused() -> None:
-    with pytest.raises(PayloadError, match="no HTTP response"):
+    with pytest.raises(PayloadError, match="not an HTTP response"):
         parse(b"\x01")
 
 

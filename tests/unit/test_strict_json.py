@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qserve.http.bad_request import BadRequest
+from qserve.http.message import BadRequest
 from qserve.http.strict_json import DEPTH_LIMIT, ITEM_LIMIT, loads
 
 REFUSED = [
@@ -84,7 +84,7 @@ def test_many_containers_side_by_side_are_not_deep() -> None:
 
 
 def test_the_message_says_where_the_body_is_wrong() -> None:
-    with pytest.raises(BadRequest, match="line 2 column 3"):
+    with pytest.raises(BadRequest, match="line 2, column 3"):
         loads(b"[1,\n  }")
 
 

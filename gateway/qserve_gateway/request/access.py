@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from qserve.exceptions import QserveException
-from qserve.http.bad_request import BadRequest
+from qserve.http.message import BadRequest
 from qserve_gateway.request.environ import Environ, has_body
 
 ALLOWED_HOSTS = "QSERVE_ALLOWED_HOSTS"

@@ -13,8 +13,7 @@ from urllib.parse import quote
 import gevent
 from gunicorn.http.errors import ParseException
 
-from qserve.http.bad_request import BadRequest
-from qserve.http.message import HttpMessage
+from qserve.http.message import BadRequest, HttpMessage
 
 Environ = dict[str, Any]
 

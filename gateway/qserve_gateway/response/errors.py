@@ -10,7 +10,7 @@ from typing import Any
 from qserve import exceptions
 from qserve.base.log import get_logger
 from qserve.exceptions import BrokerError, BrokerUnavailable, BrokerUnsafe, QserveException
-from qserve.http.bad_request import BadRequest
+from qserve.http.message import BadRequest
 from qserve.wire.failure import Failure
 from qserve.wire.outcome import Outcome, State
 from qserve_gateway.response.reply import WITHOUT_BODY, Reply

@@ -17,5 +17,5 @@ import celery.worker.consumer.delayed_delivery
 import celery.worker.strategy
 
 import qserve.dag
-import qserve.http.adapters
+import qserve.http.builtin_adapters
 import qserve_workers.celery.worker

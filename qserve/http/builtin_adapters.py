@@ -1,6 +1,6 @@
-"""HTTP adapters that are ready to use: what turns a request into a graph's input.
+"""The HTTP adapters that come with qserve; users import them from ``qserve.http_adapters``.
 
-| adapter               | takes                                    | gives                        |
+| adapter               | takes                                    | returns                      |
 | --------------------- | ---------------------------------------- | ---------------------------- |
 | ``starlette_request`` | any request                              | the request itself (default) |
 | ``json_request``      | a JSON body                              | the parsed JSON              |
@@ -9,7 +9,7 @@
 | ``image_to_ndarray``  | a multipart form with the file ``img``   | a numpy array                |
 | ``pandas_read_json``  | a JSON body, ``read_json``'s options in the query | a pandas DataFrame  |
 
-numpy, pandas and Pillow are needed only by the adapters that use them, and only when called.
+numpy, pandas and Pillow are needed only when an adapter that uses them is called.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ _PIP_NAMES = {"PIL": "Pillow"}
 
 
 def require_packages(packages: list[str]) -> Callable[[_F], _F]:
-    """Let a function say which optional packages it needs; they are looked for when it is called.
+    """Declare which optional packages a function needs; they are checked when it is called.
 
     Parameters:
-      packages: Names to import.
+      packages: Their import names.
 
     Returns:
-      A decorator for a function, sync or async, which then raises ImportError when one is missing.
+      A decorator for a sync or async function, which then raises ImportError when a package is missing.
     """
 
     def decorate(function: _F) -> _F:
@@ -62,7 +62,7 @@ def require_packages(packages: list[str]) -> Callable[[_F], _F]:
 
 
 def _check(function: Callable[..., Any], packages: list[str]) -> None:
-    missing = [name for name in packages if not _there(name)]
+    missing = [name for name in packages if not _is_installed(name)]
     if missing:
         install = " ".join(_PIP_NAMES.get(name, name) for name in missing)
         raise ImportError(
@@ -71,7 +71,7 @@ def _check(function: Callable[..., Any], packages: list[str]) -> None:
         )
 
 
-def _there(name: str) -> bool:
+def _is_installed(name: str) -> bool:
     return name in sys.modules or importlib.util.find_spec(name) is not None
 
 
@@ -80,8 +80,8 @@ class NdArray(BaseModel):
 
     Parameters:
       array: Numbers in a list nested one to four deep.
-      shape: The shape to bring it to; None keeps that of the list.
-      dtype: The type to cast to, such as ``"int"``; None gives floats.
+      shape: The shape of the array; None keeps that of the list.
+      dtype: The type of its items, such as ``"int"``; None means float.
     """
 
     array: _Numbers | list[_Numbers] | list[list[_Numbers]] | list[list[list[_Numbers]]] = Field(
@@ -91,7 +91,7 @@ class NdArray(BaseModel):
     dtype: str | None = Field(default=None, description="numpy's name of the type; float64 when left out.")
 
     def to_numpy(self) -> Any:
-        """The array itself."""
+        """Return the array itself."""
         array = importlib.import_module("numpy").array(self.array)
         if self.shape:
             array = array.reshape(*self.shape)
@@ -99,39 +99,39 @@ class NdArray(BaseModel):
 
 
 def starlette_request(request: Request) -> Request:
-    """The request itself; what a driver uses when it is given no adapter."""
+    """Return the request itself; the default of ``DAGDriver``."""
     return request
 
 
 async def json_request(request: Request) -> Any:
-    """The request's JSON body, of any type."""
+    """Return the request's JSON body, of any type."""
     return await request.json()
 
 
 @require_packages(["numpy"])
 def json_to_ndarray(payload: NdArray) -> Any:
-    """One numpy array from a JSON body ``{"array": [1, 2], "shape": [2, 1], "dtype": "int"}``."""
+    """Return a numpy array from a JSON body ``{"array": [1, 2], "shape": [2, 1], "dtype": "int"}``."""
     return payload.to_numpy()
 
 
 @require_packages(["numpy"])
 def json_to_multi_ndarray(payload: dict[str, NdArray]) -> dict[str, Any]:
-    """Several numpy arrays by name from a JSON body ``{"a": {"array": [1]}, ...}``."""
-    return {name: one.to_numpy() for name, one in payload.items()}
+    """Return numpy arrays by name from a JSON body ``{"a": {"array": [1]}, ...}``."""
+    return {name: array.to_numpy() for name, array in payload.items()}
 
 
 @require_packages(["PIL", "numpy"])
 def image_to_ndarray(img: bytes) -> Any:
-    """A numpy array from an image of any format that Pillow reads; in a form, the field ``img``."""
+    """Return a numpy array from an image of any format that Pillow reads; in a form, the field ``img``."""
     with importlib.import_module("PIL.Image").open(io.BytesIO(img)) as image:
         return importlib.import_module("numpy").array(image)
 
 
 @require_packages(["pandas"])
 async def pandas_read_json(raw_request: Request) -> Any:
-    """A DataFrame from a JSON body; the query parameters are those of ``pandas.read_json``."""
+    """Return a DataFrame from a JSON body; the query parameters are those of ``pandas.read_json``."""
     body = await raw_request.body()
-    # newer pandas take text only as a file
+    # newer versions of pandas accept text only as a file
     text = body if isinstance(body, str) else body.decode()
     read_json = importlib.import_module("pandas").read_json
     return read_json(io.StringIO(text), **raw_request.query_params)
