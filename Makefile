@@ -1,12 +1,15 @@
-# make run    serve the hello example on an embedded broker
-# make test   the whole test suite
-# make fuzz   look for bytes that a reader refuses in a wrong way: FUZZ_SECONDS for each (60)
-# make mutants   which mistakes in the function library its state machine notices by itself
-# make check  format, lint, types, architecture
-# make house  the structure of the code: sizes, rooms, imports between them
+# make run      serve the hello example on an embedded broker
+# make test     run the whole test suite
+# make fast     run the tests that take less than a second and start no processes
+# make check    check format, lint, types, the rooms and the documentation's tables
+# make house    print the structure of the code: sizes, rooms, imports between them
 # make tables   write the tables of rooms and of the files of a request into docs/architecture.md
-# make chaos  the whole fault matrix, one fault at a time
-# make chaos-soak   faults at random for CHAOS_SECONDS (900); CHAOS_SEED repeats a run
+# make hooks    check every commit before it is made (see .pre-commit-config.yaml)
+# make fuzz     feed random bytes to every reader of foreign bytes, for FUZZ_SECONDS each (60)
+# make mutants  show which mistakes in the Lua functions the state machine's tests find by themselves
+# make chaos    run the whole fault matrix, one fault at a time
+# make chaos-soak   inject faults at random for CHAOS_SECONDS (900); CHAOS_SEED repeats a run
+# make test-stack   run docker-compose.yml with real containers
 
 PYTHON ?= python3
 VENV := .venv
@@ -15,12 +18,11 @@ PORT ?= 8000
 FUZZ_SECONDS ?= 60
 CHAOS_SECONDS ?= 900
 CHAOS_SEED ?= 0
-PACKAGES := qserve workers gateway
 
-.PHONY: run test fast chaos chaos-soak check house tables format fuzz mutants test-stack clean
+.PHONY: run test fast chaos chaos-soak check house tables hooks format fuzz mutants test-stack clean
 
 $(VENV)/installed: setup.cfg pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit("qserve needs Python 3.11 or later: make PYTHON=python3.11") if sys.version_info < (3, 11) else None'
+	@$(PYTHON) -c 'import sys; sys.exit("qserve needs Python 3.11 or later, for example: make PYTHON=python3.11") if sys.version_info < (3, 11) else None'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable .
 	@touch $@
@@ -30,7 +32,7 @@ $(VENV)/installed-test: $(VENV)/installed
 	@touch $@
 
 run: $(VENV)/installed
-	@echo 'Once it is ready, ask it from another terminal:'
+	@echo 'When it is ready, send it a request from another terminal:'
 	@echo '  curl -X POST http://127.0.0.1:$(PORT)/ -H "Content-Type: application/json" -d '"'"'{"language": "spanish", "name": "Dora"}'"'"
 	@$(BIN)/qserve run hello:language_classifier --app-dir examples --port $(PORT)
 
@@ -58,6 +60,10 @@ house:
 tables: $(VENV)/installed-test
 	$(BIN)/python tools/house.py --write
 	$(BIN)/python tools/request_walk.py --write
+
+hooks: $(VENV)/installed-test
+	$(BIN)/pip install --quiet --disable-pip-version-check pre-commit
+	$(BIN)/pre-commit install
 
 format: $(VENV)/installed-test
 	$(BIN)/ruff format .

@@ -1,39 +1,39 @@
-"""Everything that can go wrong, and where it shows.
+"""The errors of qserve, with the HTTP status that the gateway sends for each.
 
 QserveException                    also ``RayServeException``
 ├── RequestError                   one request failed; the application goes on
 │   ├── TaskError              500 user code raised; also ``RayTaskError``
-│   ├── RequestCancelled       499 somebody cancelled it
-│   ├── DeadlineExceeded       504 not finished within its deadline
-│   ├── ReplicaLost            500 its replica died three times while running it
-│   ├── TimeLimitExceeded      500 it ran longer than its deployment's max_execution_s
-│   ├── BackPressureError      503 the deployment's queue is full
-│   ├── IdempotencyMismatch    422 its idempotency key was used for another request
-│   ├── PayloadError           500 a value cannot travel
-│   │   ├── PayloadTooLarge    500 it is too long
-│   │   ├── ResultNotSerialisable  500 it is what user code returned
-│   │   └── ResultTooLarge     500 both
-│   └── ResultUnavailable      410 the result is no longer kept, or the id is unknown
-├── DeployError                    an application could not be started
+│   ├── RequestCancelled       499 the request was cancelled
+│   ├── DeadlineExceeded       504 the request was not finished within its deadline
+│   ├── ReplicaLost            500 the replica died three times while it ran the request
+│   ├── TimeLimitExceeded      500 a call ran longer than the max_execution_s of its deployment
+│   ├── BackPressureError      503 the queue of the deployment is full
+│   ├── IdempotencyMismatch    422 the idempotency key was used for a different request
+│   ├── PayloadError           500 a value cannot be sent
+│   │   ├── PayloadTooLarge    500 a value is too long
+│   │   ├── ResultNotSerialisable  500 user code returned a value that cannot be sent
+│   │   └── ResultTooLarge     500 user code returned a value that is too long
+│   └── ResultUnavailable      410 the result is no longer kept, or the ID is unknown
+├── DeployError                500 an application could not be started
 ├── AppNotFound                404 no application of that name is registered
-├── DeadLetterError                a dead letter is not there, or cannot be replayed
-└── BrokerError                    the broker is away, or refuses
-    ├── BrokerStateLost        503 it was emptied, or started on an empty disk
-    ├── BrokerUnsafe           503 the broker would throw accepted requests away
+├── DeadLetterError            500 a dead letter does not exist or cannot be replayed
+└── BrokerError                503 the broker refused a command
+    ├── BrokerStateLost        503 the broker has lost its data
+    ├── BrokerUnsafe           503 the broker would delete accepted requests
     ├── NotReplicated          503 with durability=replica: no replica of the broker has the request
-    └── BrokerUnavailable      503 no connection; asking again later may help
+    └── BrokerUnavailable      503 the broker cannot be reached; trying again later may help
 
-``GetTimeoutError`` (waiting ended, the request goes on) is a TimeoutError beside the tree.
+``GetTimeoutError`` (the wait ended, the request goes on) is a TimeoutError outside of the tree.
 """
 
 from __future__ import annotations
 
 
 class QserveException(Exception):
-    """Root of the errors that qserve raises itself.
+    """Base class of the errors that qserve raises.
 
-    ``status`` is the HTTP status that the gateway answers with, ``code`` the word for programs in the JSON
-    body, ``retryable`` says whether sending the same request again later may succeed.
+    ``status`` is the HTTP status that the gateway sends, ``code`` identifies the error to programs in the JSON
+    body, and ``retryable`` is True if the same request may succeed later.
     """
 
     status = 500
@@ -42,14 +42,14 @@ class QserveException(Exception):
 
 
 class RequestError(QserveException):
-    """Raised when one request cannot be answered with a result."""
+    """Raised when one request has no result."""
 
 
 class TaskError(RequestError):
-    """Raised at the caller when user code raised on a replica.
+    """Raised in the caller when user code raised on a replica.
 
-    The error that a caller catches is also an instance of the original type wherever that type can be
-    imported and subclassed (see ``wire.failure``). Attributes: ``remote_type`` (its name),
+    The error that a caller catches is also an instance of the original type if that can be imported and
+    subclassed (see ``wire.failure``). Attributes: ``remote_type`` (its name),
     ``remote_message``, ``remote_traceback`` (text) and ``deployment``.
     """
 
@@ -75,23 +75,23 @@ class DeadlineExceeded(RequestError, TimeoutError):
 
 
 class ReplicaLost(RequestError):
-    """Raised when the replicas that ran a request died each time it was tried."""
+    """Raised when the replica that ran a request died, three times in a row."""
 
     code = "replica_lost"
 
 
 class TimeLimitExceeded(RequestError, TimeoutError):
-    """Raised when a call ran longer than its deployment's ``max_execution_s``, and was stopped."""
+    """Raised when a call was stopped because it ran longer than the ``max_execution_s`` of its deployment."""
 
     code = "time_limit_exceeded"
 
 
 class BackPressureError(RequestError):
-    """Raised when a deployment already has ``max_queued_requests`` waiting.
+    """Raised when ``max_queued_requests`` calls already wait for a deployment.
 
     Parameters:
-      message: What is full.
-      retry_after_s: After how many seconds there should be room: as long as the call that has waited longest.
+      message: Which queue is full.
+      retry_after_s: After how many seconds to try again: as long as the call that has waited longest.
     """
 
     status = 503
@@ -104,38 +104,38 @@ class BackPressureError(RequestError):
 
 
 class IdempotencyMismatch(RequestError):
-    """Raised when an idempotency key comes a second time with another request."""
+    """Raised when an idempotency key is sent a second time with a different request."""
 
     status = 422
     code = "idempotency_mismatch"
 
 
 class PayloadError(RequestError):
-    """Raised when a value cannot be encoded, or bytes that arrived cannot be decoded."""
+    """Raised when a value cannot be encoded, or received bytes cannot be decoded."""
 
     code = "bad_payload"
 
 
 class PayloadTooLarge(PayloadError):
-    """Raised when a value is longer than what may travel."""
+    """Raised when a value is too long to be sent."""
 
     code = "payload_too_large"
 
 
 class ResultNotSerialisable(PayloadError):
-    """Raised when what user code returned, or yielded, cannot travel or has no form in HTTP."""
+    """Raised when user code returned or yielded a value that cannot be sent, or cannot be written as HTTP."""
 
     code = "result_not_serialisable"
 
 
 class ResultTooLarge(ResultNotSerialisable, PayloadTooLarge):
-    """Raised when what user code returned, or yielded, is longer than what may travel."""
+    """Raised when user code returned or yielded a value that is too long to be sent."""
 
     code = "result_too_large"
 
 
 class ResultUnavailable(RequestError):
-    """Raised when nothing is known of a request: its result expired, or the id never existed."""
+    """Raised when a request is unknown: its result has expired, or the ID never existed."""
 
     status = 410
     code = "result_unavailable"
@@ -158,13 +158,13 @@ class AppNotFound(QserveException, KeyError):
 
 
 class DeadLetterError(QserveException):
-    """Raised when there is no such dead letter, or it cannot be replayed."""
+    """Raised when a dead letter does not exist or cannot be replayed."""
 
     code = "dead_letter"
 
 
 class BrokerError(QserveException):
-    """Raised when the broker answers what it should not."""
+    """Raised when the broker refuses a command or sends a reply that makes no sense."""
 
     status = 503
     code = "broker_error"
@@ -172,15 +172,15 @@ class BrokerError(QserveException):
 
 
 class BrokerUnsafe(BrokerError):
-    """Raised when the broker is set up so that it may throw accepted requests away."""
+    """Raised when the configuration of the broker lets it delete accepted requests."""
 
     code = "broker_unsafe"
 
 
 class NotReplicated(BrokerError):
-    """Raised when ``durability`` is ``replica`` and only the broker's primary has the request.
+    """Raised when ``durability`` is ``replica`` and only the primary of the broker has the request.
 
-    It was cancelled again; until then it may have begun to run.
+    The request is cancelled, but it may have begun to run before that.
     """
 
     code = "not_replicated"
@@ -193,13 +193,13 @@ class BrokerUnavailable(BrokerError, ConnectionError):
 
 
 class BrokerStateLost(BrokerError):
-    """Raised when the broker has lost what was accepted: it was emptied, or started on an empty disk."""
+    """Raised when the broker has lost accepted requests: it was emptied, or started on an empty disk."""
 
     code = "broker_state_lost"
 
 
 class GetTimeoutError(TimeoutError):
-    """Raised when waiting for a result ended first; the request itself goes on."""
+    """Raised when a wait for a result ended before the result was there; the request goes on."""
 
 
 RayServeException = QserveException

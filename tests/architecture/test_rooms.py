@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -95,6 +96,13 @@ def test_a_docstring_allows_only_imports_of_lower_rooms(name: str) -> None:
     rooms = [one for one in room(name).imports if one not in house.PACKAGES]
 
     assert not [one for one in rooms if house.level_of(one) >= house.level_of(name)]
+
+
+def test_the_files_that_contributors_are_sent_to_exist() -> None:
+    named = re.findall(r"`([\w.]+/[\w./]*)`", (ROOT / "CONTRIBUTING.md").read_text())
+
+    assert len(named) > 20
+    assert not [path for path in named if not (ROOT / path).exists()]
 
 
 def test_the_documentation_shows_the_rooms_as_they_are() -> None:

@@ -13,9 +13,7 @@ from hypothesis import strategies as st
 
 from qserve.base.context import RequestContext, request_context
 from qserve.base.log import LINE_LIMIT, Formatter
-from qserve.base.settings import Settings
 from qserve.base.tracebacks import LIMIT
-from qserve.exceptions import QserveException
 
 FORGED = "harmless\r\n12:00:00 ERROR [gateway] all is lost\x1b[2J\x85\u2028\u202e"
 BEGINNING = re.compile(r"\d\d:\d\d:\d\d [A-Z]+ \[")
@@ -116,26 +114,3 @@ def test_json_has_one_object_for_an_event_with_its_traceback_inside() -> None:
 @given(st.text())
 def test_json_keeps_every_message_as_it_is(value: str) -> None:
     assert as_json("%s!", value)["message"] == f"{value}!"
-
-
-@pytest.mark.parametrize(
-    ("name", "value", "known"), [("QSERVE_LOG_FORMAT", "xml", "text, json"), ("QSERVE_LOG_LEVEL", "loud", "debug")]
-)
-def test_a_setting_that_is_none_is_an_error_that_names_the_choices(name: str, value: str, known: str) -> None:
-    with pytest.raises(QserveException, match=f"{name}='{value}' must be one of .*{known}"):
-        Settings.from_env({name: value})
-
-
-def test_the_settings_reach_child_processes_and_hide_what_is_secret() -> None:
-    given_env = {
-        "QSERVE_LOG_LEVEL": "DEBUG",
-        "QSERVE_LOG_FORMAT": "json",
-        "QSERVE_BROKER_URL": "redis://:hidden-password@broker:6379/0",
-        "QSERVE_SECRET_KEY": "hidden-key",
-        "QSERVE_ACCEPTED_KEYS": "hidden-old-key",
-    }
-    settings = Settings.from_env(given_env)
-
-    assert Settings.from_env(settings.to_env()) == settings
-    assert (settings.log_level, settings.log_format) == ("debug", "json")
-    assert "hidden" not in f"{settings!r} {settings.keyring!r}"
