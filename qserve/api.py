@@ -95,7 +95,7 @@ def _deploy(cluster: LocalCluster, built: CompiledApplication, prefix: str | Non
     release = release_of(built, cluster.settings.keyring, route_prefix=prefix, timeout_s=timeout_s)
     installation = Installation(cluster.settings, plane.client)
     record = deploy(installation, release, gateways=cluster.gateway_workers, check=cluster.check)
-    plane.learn(record)
+    plane.cache_application(record)
     cluster.keep_running()
 
 
@@ -115,7 +115,7 @@ def _ensure_cluster(host: str | None, port: int | None) -> LocalCluster:
         import_paths=tuple(path or str(Path.cwd()) for path in sys.path),
     )
     atexit.register(shutdown)
-    plane = ClientPlane(_cluster.settings)
+    plane = ClientPlane.connect(_cluster.settings)
     current.install(plane)
     try:
         load_functions(plane.client)
@@ -176,7 +176,7 @@ def delete(name: str) -> None:
     plane = _client()
     plane.registry.get(name)
     change = plane.registry.delete(name)
-    plane.unlearn(name)
+    plane.uncache_application(name)
     if _cluster is not None:
         _wait_for_gateways(_cluster, change)
 
@@ -240,7 +240,7 @@ def connect() -> ClientPlane:
     Raises:
       BrokerUnavailable: The environment names no broker.
     """
-    return ClientPlane(Settings.from_env())
+    return ClientPlane.connect(Settings.from_env())
 
 
 def _after_fork() -> None:
@@ -250,7 +250,7 @@ def _after_fork() -> None:
     atexit.unregister(shutdown)
     plane = current.installed()
     if isinstance(plane, ClientPlane):
-        current.connect_with(partial(ClientPlane, plane.settings))
+        current.connect_with(partial(ClientPlane.connect, plane.settings))
         current.install(None)
 
 

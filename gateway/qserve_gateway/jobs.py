@@ -17,8 +17,8 @@ from qserve.broker import functions
 from qserve.broker.connection import broker_errors, refusal
 from qserve.broker.library import Command
 from qserve.calls.client import ClientPlane
+from qserve.calls.mailbox import is_late
 from qserve.calls.ref import Ref
-from qserve.calls.submitter import is_late
 from qserve.exceptions import DeadlineExceeded, PayloadError
 from qserve.http.message import BadRequest
 from qserve.wire.outcome import Outcome, State

@@ -193,7 +193,7 @@ class RouteWatcher:
         newest = self._plane.registry.last_change()
         records = list(self._readable())
         for record in records:
-            self._plane.learn(record, for_s=_FOREVER_S)
+            self._plane.cache_application(record, for_s=_FOREVER_S)
         self.table = RouteTable.of(records)
         self._seen, self._lost = newest, False
         self._publish()

@@ -1,15 +1,16 @@
-"""The plane from sync code: scripts, threads, and a gateway's greenlets.
+"""The planes over a broker: ``BrokerPlane``, which replicas share, and ``ClientPlane`` for sync code.
 
-Two helpers serve all callers of a process: one sends whatever has gathered in one pipeline, one reads the
-mailbox. Under gevent's patching the threads are greenlets.
+A ``ClientPlane`` serves scripts, threads, and the greenlets of a gateway. Two threads work for all callers of a
+process: one sends what has gathered in one pipeline, and one reads the mailbox. Under gevent's patching they are
+greenlets.
 """
 
 from __future__ import annotations
 
 import contextlib
-import math
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import partial
 from queue import Empty, SimpleQueue
@@ -20,214 +21,318 @@ from qserve.base.keys import Keys
 from qserve.base.log import get_logger
 from qserve.base.settings import REPLICA, Settings
 from qserve.broker import functions
-from qserve.broker.connection import (
-    CLIENT_ERRORS,
-    LONGEST_PAUSE_S,
-    MAILBOX_BLOCK_S,
-    STRAY_READ_S,
-    connect,
-    is_unknown_function,
-    measure_clock,
-    process_name,
-)
+from qserve.broker.connection import CLIENT_ERRORS, Client, connect, is_unknown_function
+from qserve.broker.functions import NOT_REPLICATED, other_epoch
 from qserve.broker.library import LOAD, Command
-from qserve.broker.link import WAIT, ThreadLink, replicated
+from qserve.broker.link import WAIT, OnReply, ThreadLink, replicated
 from qserve.broker.registry import Registry
-from qserve.calls.ref import Call, Ref
-from qserve.calls.replies import failed
-from qserve.calls.submitter import Submitter, ignore
-from qserve.exceptions import AppNotFound, BrokerUnavailable, QserveException
+from qserve.calls.compose import Composer, Submission
+from qserve.calls.mailbox import (
+    MOVED,
+    Mailbox,
+    failed,
+    ignore,
+    read_reply,
+    refused,
+    state_lost,
+    was_submitted_before,
+)
+from qserve.calls.ref import Call, ItemRef, Ref
+from qserve.exceptions import BrokerUnavailable, QserveException
 from qserve.wire.application import ApplicationRecord
 from qserve.wire.codec import Codec
+from qserve.wire.outcome import State
+from qserve.wire.sealing import Seal
 
 log = get_logger(__name__)
 SEND_FOR_S = 2.0
-"""How long a submission is repeated while the broker is away, before the caller is told."""
+"""How long commands are sent again while the broker is away, before their callers get an error."""
+_SEND_COUNT = 128
 
-_Sending = tuple[Command, Callable[[Any], None]]
 
-
-class ClientPlane(Submitter):
-    """Calls, results and cancellation over one broker, for any number of threads.
+class BrokerPlane(ABC):
+    """Submits calls to a broker and follows them to their end.
 
     Parameters:
-      settings: Names the broker; its key signs what must be pickled.
+      settings: Defaults for deadlines and for how long results are kept.
+      codec: Encodes arguments and decodes results.
+      find: Returns an application's record by its name; raises AppNotFound.
     """
 
-    def __init__(self, settings: Settings) -> None:
-        if settings.broker_url is None:
-            raise BrokerUnavailable("no broker is named: set QSERVE_BROKER_URL, or call qserve.run(...) first")
-        keys = Keys(settings.namespace)
-        super().__init__(
-            settings, keys, Codec(settings.keyring), keys.mailbox(process_name()), lambda app: self.application(app)
-        )
-        self.client = connect(settings.broker_url)
-        self.registry = Registry(self.client, self.keys, self.seal)
-        self._catalog: dict[str, tuple[float, ApplicationRecord]] = {}
-        self._looked_at = 0.0
-        self._sender, self._reader = ThreadLink(self.client), ThreadLink(self.client)
-        self._deliver = partial(self._send, self._sender)
+    owns_results = False
+    """Whether every result is deleted together with its ref."""
+
+    def __init__(self, settings: Settings, keys: Keys, codec: Codec, find: Callable[[str], ApplicationRecord]) -> None:
+        self.settings = settings
+        self.keys = keys
+        self.codec = codec
+        self.seal = Seal(settings.keyring)
+        self.mailbox = Mailbox(keys, self.seal, self.post)
+        self.epoch = self.mailbox.epoch
+        self._composer = Composer(settings, keys, codec, find)
+        self._released: list[str] = []
+
+    @abstractmethod
+    def post(self, command: Command, on_reply: OnReply) -> None:
+        """Send a command and call back with its reply; it may be sent again when the reply is lost."""
+
+    @abstractmethod
+    def wait(self, ref: Ref[Any], timeout_s: float | None) -> bool:
+        """Block until ``ref`` is done; return False if ``timeout_s`` passed first."""
+
+    def submit(self, call: Call) -> Ref[Any]:
+        """Start a call."""
+        submission = self._composer.compose(call)
+        kind = ItemRef if call.stream else Ref
+        ref = kind(submission.request_id, self, self.owns_results or call.owned)
+        self._send(ref, submission, call)
+        return ref
+
+    def follow(self, ref: Ref[Any]) -> None:
+        """Settle ``ref``, which may come from another process, when its request has ended."""
+        if not ref.done.is_set() and ref not in self.mailbox:
+            self._expect(ref)
+            self.mailbox.follow(ref)
+
+    def cancel(self, ref: Ref[Any]) -> None:
+        """Cancel an open request; calls that are running go on, but have no effect."""
+        self.mailbox.close(ref, State.CANCELLED)
+
+    def expire(self, ref: Ref[Any]) -> None:
+        """End a request whose deadline has passed while its caller waited."""
+        self.mailbox.expire(ref)
+
+    def add_credit(self, request_id: str, items: int) -> None:
+        """Let the producer of a streamed result send this many more items."""
+        self.post(functions.take(self.keys.request(request_id), items), ignore)
+
+    def release(self, request_id: str) -> None:
+        """Delete a result that will not be asked for again, together with what is sent next."""
+        self._released.append(self.keys.request(request_id))
+
+    def _release_command(self) -> Command | None:
+        """Return the command that deletes the released results; None if there are none."""
+        if not self._released:
+            return None
+        released, self._released = self._released, []
+        return functions.forget(released)
+
+    def _expect(self, ref: Ref[Any], deadline_ms: int = 0) -> None:
+        self.mailbox.add(ref, deadline_ms)
+
+    def _send(self, ref: Ref[Any], submission: Submission, call: Call | None) -> None:
+        """Send a submission.
+
+        Parameters:
+          call: What to submit again if the version has been retired meanwhile; None if that was done before.
+        """
+        if submission.outcome is not None:
+            ref.settle(submission.outcome)
+            return
+        self._expect(ref, submission.deadline_ms)
+        command = submission.command(self.mailbox.name, self.epoch.current(), self.seal)
+        self.post(command, partial(self._on_submitted, ref, submission, call))
+
+    def _on_submitted(self, ref: Ref[Any], submission: Submission, call: Call | None, reply: Any) -> None:
+        epoch = other_epoch(reply)
+        if epoch is not None:
+            self._on_other_epoch(ref, submission, call, epoch)
+            return
+        if reply == MOVED and call is not None:
+            self._on_retired(ref, call)
+            return
+        if was_submitted_before(reply):
+            ref.accepted.set(True)
+            self.mailbox.clear_deadline(ref)
+            outcome = read_reply(reply, self.seal, ref.request_id)
+        else:
+            outcome = refused(reply)
+        if outcome is not None:
+            self.mailbox.refuse(ref, outcome)
+        if reply == NOT_REPLICATED:  # its caller will send another in its place, maybe with the same key
+            self.cancel(ref)
+            self.release(ref.request_id)
+        ref.accepted.set(True)  # no effect on a ref that was refused: it is settled
+
+    def _on_other_epoch(self, ref: Ref[Any], submission: Submission, call: Call | None, epoch: str) -> None:
+        """Send a submission again that was meant for another state of the broker, and so was not accepted."""
+        self.mailbox.remove(ref)
+        self.mailbox.change_epoch(epoch)
+        if ref.done.is_set():
+            return
+        if epoch:
+            self._send(ref, submission, call)
+        else:
+            ref.settle(state_lost())
+
+    def _on_retired(self, ref: Ref[Any], call: Call) -> None:
+        """The version that was called has been retired, and the submission was not accepted."""
+        outcome = refused(MOVED)
+        assert outcome is not None
+        self.mailbox.refuse(ref, outcome)
+
+
+class ClientPlane(BrokerPlane):
+    """Carries the calls of any number of threads over one broker.
+
+    Parameters:
+      client: Connects to the broker.
+      registry: The applications that are deployed there.
+    """
+
+    def __init__(self, settings: Settings, keys: Keys, codec: Codec, client: Client, registry: Registry) -> None:
+        super().__init__(settings, keys, codec, self.application)
+        self.client = client
+        self.registry = registry
+        self._records: dict[str, tuple[float, ApplicationRecord]] = {}
+        self._sender, self._reader = ThreadLink(client), ThreadLink(client)
+        self._deliver = partial(self._exchange, self._sender)
         if settings.durability == REPLICA:
             self._deliver = partial(replicated, self._deliver)
-        self._outbox: SimpleQueue[_Sending | None] = SimpleQueue()
-        self._start = threading.Lock()
-        self._running = False
+        self._outbox: SimpleQueue[tuple[Command, OnReply] | None] = SimpleQueue()
+        self._starting = threading.Lock()
+        self._started = False
         self._closed = False
 
-    def wait(self, ref: Ref, timeout_s: float | None) -> bool:
-        """Block until ``ref`` is done; False when ``timeout_s`` passed first."""
+    @classmethod
+    def connect(cls, settings: Settings) -> ClientPlane:
+        """Create a plane for the broker that the settings name; nothing is sent before the first call.
+
+        Raises:
+          BrokerUnavailable: The settings name no broker.
+        """
+        if settings.broker_url is None:
+            raise BrokerUnavailable("no broker is named: set QSERVE_BROKER_URL, or call qserve.run(...) first")
+        keys, client = Keys(settings.namespace), connect(settings.broker_url)
+        registry = Registry(client, keys, Seal(settings.keyring))
+        return cls(settings, keys, Codec(settings.keyring), client, registry)
+
+    def wait(self, ref: Ref[Any], timeout_s: float | None) -> bool:
+        """Block until ``ref`` is done; return False if ``timeout_s`` passed first."""
         self.follow(ref)
         return ref.done.wait(timeout_s)
 
-    def application(self, app: str) -> ApplicationRecord:
-        """An application's record, at most a second old."""
-        found = self._catalog.get(app)
-        if found is None or found[0] < time.monotonic():
-            try:
-                self.learn(self.registry.get(app))
-            except BrokerUnavailable:
-                if found is None:
-                    raise
-                self.learn(found[1])  # as it was: a submission to a retired version is answered MOVED
-        return self._catalog[app][1]
-
     def execute(self, command: Command) -> Any:
-        """Send one command from this thread and answer its reply; for callers whose loop stands still."""
+        """Send one command from this thread and return its reply, for callers whose event loop is blocked."""
         with contextlib.closing(ThreadLink(self.client)) as connection:
-            return self._send(connection, [command])[0]
-
-    def learn(self, record: ApplicationRecord, for_s: float = 1.0) -> None:
-        """Take an application's record as true for so long; the gateway is told of changes instead of asking."""
-        self._catalog[record.name] = (time.monotonic() + for_s, record)
-
-    def unlearn(self, app: str) -> None:
-        """Ask the registry about an application at its next use."""
-        self._catalog.pop(app, None)
+            return self._exchange(connection, [command])[0]
 
     def close(self) -> None:
-        """End the helper threads and the connections; open refs stay open."""
+        """Stop the threads and close the connections; open refs stay open."""
         self._closed = True
         self._outbox.put(None)
         with contextlib.suppress(*CLIENT_ERRORS):
-            self.client.delete(self._mailbox)
+            self.client.delete(self.mailbox.name)
         self.client.close()
 
-    # -- sending -----------------------------------------------------------------------------------
+    # -- applications ------------------------------------------------------------------------------
 
-    def _move(self, ref: Ref, call: Call) -> None:
-        """Submit again to the version that is active now; the one that was known here has just been retired."""
-        self._pending.drop(ref)
-        self.unlearn(call.app)
+    def application(self, app: str) -> ApplicationRecord:
+        """Return an application's record, which is a second old at most; raise AppNotFound if there is none."""
+        found = self._records.get(app)
+        if found is None or found[0] < time.monotonic():
+            try:
+                self.cache_application(self.registry.get(app))
+            except BrokerUnavailable:
+                if found is None:
+                    raise
+                self.cache_application(found[1])  # a submission to a retired version is answered with MOVED
+        return self._records[app][1]
+
+    def cache_application(self, record: ApplicationRecord, for_s: float = 1.0) -> None:
+        """Use this record for so long without asking the registry; a gateway is notified of changes instead."""
+        self._records[record.name] = (time.monotonic() + for_s, record)
+
+    def uncache_application(self, app: str) -> None:
+        """Ask the registry for the application's record at its next call."""
+        self._records.pop(app, None)
+
+    def _on_retired(self, ref: Ref[Any], call: Call) -> None:
+        """Submit the call again, to the version that is active now."""
+        self.mailbox.remove(ref)
+        self.uncache_application(call.app)
         try:
             submission = self._composer.compose(call)
         except QserveException as error:
             ref.settle(failed(error))
             return
         ref.request_id = submission.request_id
-        self._send_submission(ref, submission, lambda: self._pending.refuse(ref, failed(_replaced(call.app))))
+        self._send(ref, submission, None)
 
-    def post(self, command: Command, on_reply: Callable[[Any], None]) -> None:
-        """Send a command with whatever else has gathered."""
-        if not self._running:
-            self._start_helpers()
+    # -- sending -----------------------------------------------------------------------------------
+
+    def post(self, command: Command, on_reply: OnReply) -> None:
+        """Send a command together with the others that have gathered."""
+        if not self._started:
+            self._start()
         self._outbox.put((command, on_reply))
 
-    def _start_helpers(self) -> None:
-        with self._start:
-            if not self._running:
-                self._running = True
-                threading.Thread(target=self._write, name="qserve-sender", daemon=True).start()
-                threading.Thread(target=self._read, name="qserve-mailbox", daemon=True).start()
+    def _start(self) -> None:
+        with self._starting:
+            if not self._started:
+                self._started = True
+                threading.Thread(target=self._send_commands, name="qserve-sender", daemon=True).start()
+                threading.Thread(target=self._read_mailbox, name="qserve-mailbox", daemon=True).start()
 
-    def _write(self) -> None:
+    def _send_commands(self) -> None:
         while (first := self._outbox.get()) is not None:
             batch = [first]
             with contextlib.suppress(Empty):
-                while len(batch) < 128:
+                while len(batch) < _SEND_COUNT:
                     item = self._outbox.get_nowait()
                     if item is None:
                         return
                     batch.append(item)
-            if self._forgotten:
-                done, self._forgotten = self._forgotten, []
-                batch.append((functions.forget(done), ignore))
-            self._exchange(batch)
+            release = self._release_command()
+            if release is not None:
+                batch.append((release, ignore))
+            replies = self._send_batch([command for command, _ in batch])
+            for (_, on_reply), reply in zip(batch, replies, strict=True):
+                try:
+                    on_reply(reply)
+                except Exception:  # the error of one caller must not end the thread that serves all of them
+                    log.exception("a reply of the broker could not be processed")
 
-    def _exchange(self, batch: list[_Sending]) -> None:
-        """Send a batch and hand out the replies; every command here may safely be sent again."""
+    def _send_batch(self, commands: list[Command]) -> list[Any]:
+        """Send commands and return their replies, or errors if the broker stays away."""
         give_up = time.monotonic() + SEND_FOR_S
-        pause_s = 0.0  # a connection that stood idle may have been lost long ago
+        pause_s = 0.0  # not at first: a connection that was idle may have been lost long ago
         while True:
             try:
-                replies = self._deliver([command for command, _ in batch])
-                break
+                return self._deliver(commands)
             except CLIENT_ERRORS as error:
                 if self._closed or time.monotonic() > give_up:
-                    replies = [BrokerUnavailable(f"the broker cannot be reached: {error}")] * len(batch)
-                    break
+                    return [BrokerUnavailable(f"the broker cannot be reached: {error}")] * len(commands)
                 time.sleep(pause_s)
                 pause_s = min(pause_s * 2 or 0.05, 0.5)
-        for (_, on_reply), reply in zip(batch, replies, strict=True):
-            try:
-                on_reply(reply)
-            except Exception:  # one caller's trouble must not end the thread that serves them all
-                log.exception("a reply of the broker could not be taken")
 
-    def _send(self, connection: ThreadLink, commands: list[Command]) -> list[Any]:
+    def _exchange(self, connection: ThreadLink, commands: list[Command]) -> list[Any]:
         replies = connection.exchange(commands)
         missing = [place for place, reply in enumerate(replies) if is_unknown_function(reply)]
         if missing:
             if commands[-1] is WAIT:
                 missing.append(len(commands) - 1)
             self.client.execute_command(*LOAD)
-            again = self._send(connection, [commands[place] for place in missing])
+            again = self._exchange(connection, [commands[place] for place in missing])
             for place, reply in zip(missing, again, strict=True):
                 replies[place] = reply
         return replies
 
-    # -- the mailbox -------------------------------------------------------------------------------
-
-    def _read(self) -> None:
-        pause_s, stray_until = 0.05, math.inf
-        read: Command = ("BLMPOP", str(MAILBOX_BLOCK_S), 1, self._mailbox, "LEFT", "COUNT", 256)
+    def _read_mailbox(self) -> None:
+        reading = self.mailbox.read()
+        action = next(reading)
         while not self._closed:
             try:
                 if failpoints.ARMED:
                     failpoints.hit("reply.before_wait")
-                measure_clock(self.client)
-                (found,) = self._reader.exchange([read])
-                if isinstance(found, Exception):
-                    raise found
-                self._look_for_losses()
-                if pause_s != 0.05 or time.monotonic() > stray_until:
-                    self._catch_up()
-                    # once more when the read of the lost connection is over at the broker
-                    stray_until = time.monotonic() + STRAY_READ_S if pause_s != 0.05 else math.inf
-                    pause_s = 0.05
+                reply = None
+                if isinstance(action, float):
+                    time.sleep(action)
+                else:
+                    (reply,) = self._reader.exchange([action])
             except Exception as error:
-                if self._closed:  # under our feet, with whatever error the half-closed socket gives
+                if self._closed:  # a socket that is closed while it is read raises various errors
                     return
-                if isinstance(error, CLIENT_ERRORS):
-                    log.debug("the mailbox cannot be read: %s", error)
-                else:  # whatever it is, all callers of this process wait for this thread
-                    log.exception("the mailbox cannot be read")
-                self._look_after()  # deadlines pass all the same
-                time.sleep(pause_s)
-                pause_s = min(pause_s * 2, LONGEST_PAUSE_S)
-                continue
-            for message in found[1] if found else ():
-                self._pending.arrive(message)
-            self._look_after()
-
-    def _look_for_losses(self) -> None:
-        """Once a second, while somebody waits: whether the broker still has what it had."""
-        now = time.monotonic()
-        if now - self._looked_at < 1.0 or not len(self._pending):
-            return
-        self._looked_at = now
-        found: Any = self.client.get(self.epoch.key)
-        self.adopt(found.decode() if found else "")
-
-
-def _replaced(app: str) -> AppNotFound:
-    return AppNotFound(f"the queues of application {app!r} are gone: it was deleted, or is being replaced")
+                action = reading.throw(error)
+            else:
+                action = reading.send(reply)

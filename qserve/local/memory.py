@@ -15,8 +15,8 @@ from typing import NamedTuple
 from qserve.base.clock import clock
 from qserve.base.promise import Promise
 from qserve.calls.compose import Submission
+from qserve.calls.mailbox import not_found, refused
 from qserve.calls.ref import WINDOW, ItemRef, Ref
-from qserve.calls.replies import lost, refused
 from qserve.wire.envelope import Header
 from qserve.wire.moves import Awaited, Move, Start
 from qserve.wire.outcome import Outcome, State
@@ -212,7 +212,7 @@ class Requests:
         """Settle ``ref`` when the request has ended."""
         request = self._requests.get(key)
         if request is None:
-            ref.settle(lost())
+            ref.settle(not_found())
         elif request.state != State.OPEN:
             ref.settle(Outcome(request.state, request.payload))
         elif ref not in request.followers:

@@ -87,7 +87,7 @@ class HandleClient:
     @property
     def mailbox(self) -> str:
         """Where its answers come."""
-        return self._plane._mailbox
+        return self._plane.mailbox.name
 
     def send(self, job: dict[str, Any], **options: Any) -> Call:
         """Start the diamond."""

@@ -73,7 +73,7 @@ class Shop:
         process.wait_for(READY)
         self.serving = Serving(process, port)
         self.client = connect(self.env["QSERVE_BROKER_URL"])
-        self.plane = ClientPlane(Settings.from_env(self.env))
+        self.plane = ClientPlane.connect(Settings.from_env(self.env))
 
     def post(self, number: int) -> int:
         request = urllib.request.Request(self.serving.url, json.dumps(number).encode(), method="POST")

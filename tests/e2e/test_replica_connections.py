@@ -147,7 +147,7 @@ def test_a_queue_that_is_gone_for_a_moment_is_made_anew_and_not_worth_many_lines
 def test_a_broker_that_stands_still_ends_no_process_and_its_backlog_is_done_soon_after(shop: Installation) -> None:
     worker = shop.start(replicas=2)
     pids = shop.pids()
-    shop.plane.learn(shop.plane.registry.get("default"), for_s=60)
+    shop.plane.cache_application(shop.plane.registry.get("default"), for_s=60)
 
     with frozen(shop.broker.pid):
         calls = [shop.call("pid") for _ in range(50)]

@@ -21,8 +21,8 @@ from qserve_gateway.response.reply import result_reply
 from qserve.base.keyring import Keyring
 from qserve.base.settings import Settings
 from qserve.calls import responses  # noqa: F401 - it registers refs with the codec
+from qserve.calls.mailbox import read_message
 from qserve.calls.ref import Ref
-from qserve.calls.replies import read_message
 from qserve.exceptions import PayloadError
 from qserve.graph.plan import InputKey, Plan, Slot, Step
 from qserve.http import render, strict_json

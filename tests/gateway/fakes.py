@@ -85,7 +85,7 @@ class FakePlane:
         self.calls: list[Call] = []
         self.expired: list[Ref] = []
         self.cancelled: list[Ref] = []
-        self.learnt: dict[str, ApplicationRecord] = {}
+        self.cached: dict[str, ApplicationRecord] = {}
 
     def submit(self, call: Call) -> Ref:
         self.calls.append(call)
@@ -100,8 +100,8 @@ class FakePlane:
         """A broker that knows of no request."""
         return [None] * 4
 
-    def learn(self, record: ApplicationRecord, for_s: float) -> None:
-        self.learnt[record.name] = record
+    def cache_application(self, record: ApplicationRecord, for_s: float) -> None:
+        self.cached[record.name] = record
 
     def expire(self, ref: Ref) -> None:
         self.expired.append(ref)

@@ -522,7 +522,7 @@ def test_the_watcher_follows_changes_and_says_which_it_serves() -> None:
     watcher.tick()
     assert set(watcher.table.listing()) == {"/a", "/b"}
     assert list(plane.client.published.values()) == ["2-0"]
-    assert set(plane.learnt) == {"a", "b"}
+    assert set(plane.cached) == {"a", "b"}
 
 
 def test_the_routes_stay_while_the_broker_is_away() -> None:

@@ -40,11 +40,11 @@ def wake(desk: Desk) -> int:
 
 
 def test_an_open_request_outlives_its_deadline_by_a_day(client: redis.Redis, keys: Keys, settings: Settings) -> None:
-    plane = ClientPlane(settings)
+    plane = ClientPlane.connect(settings)
     load_functions(plane.client)
     desk = Desk(client, keys)
     app = ApplicationRecord("app", "v", "one", deployments={"one": DeploymentRecord("one")})
-    plane.learn(app, for_s=1000)
+    plane.cache_application(app, for_s=1000)
     try:
         ref = plane.submit(Call("app", "one", args=(1,), timeout_s=100, result_ttl_s=7))
         assert ref.accepted.wait(5)

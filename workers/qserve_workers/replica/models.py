@@ -9,7 +9,7 @@ from typing import Any
 from qserve.base.keys import GROUP, RETIRED_TTL_MS, Keys
 from qserve.base.log import get_logger
 from qserve.broker import functions
-from qserve.calls.submitter import ignore
+from qserve.calls.mailbox import ignore
 from qserve.define.multiplexing import loaded_models, on_change
 from qserve_workers.replica.plane import LoopPlane
 

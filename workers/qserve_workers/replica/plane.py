@@ -1,84 +1,82 @@
-"""The plane of a replica: everything on one asyncio loop, and safe to call from its threads."""
+"""The plane of a replica: it works on one event loop, and is safe to call from the replica's threads."""
 
 from __future__ import annotations
 
 import asyncio
-import logging
 import threading
 from collections import deque
 from collections.abc import Callable
 from typing import Any
 
 from qserve.base.keys import Keys
+from qserve.base.log import get_logger
 from qserve.base.settings import Settings
-from qserve.broker import functions
 from qserve.broker.connection import (
     LONGEST_PAUSE_S,
     MAILBOX_BLOCK_S,
     READ_TIMEOUT_S,
-    STRAY_READ_S,
     is_unknown_function,
-    process_name,
     refusal,
 )
 from qserve.broker.library import LOAD, Command
 from qserve.broker.link import Link, OnReply, ReplyError
-from qserve.calls.client import ClientPlane
+from qserve.calls.client import BrokerPlane, ClientPlane
+from qserve.calls.mailbox import ignore
 from qserve.calls.ref import Ref
-from qserve.calls.submitter import Submitter, ignore
 from qserve.exceptions import BrokerUnavailable
 from qserve.wire.application import ApplicationRecord
 from qserve.wire.codec import Codec
 
-log = logging.getLogger(__name__)
-_LOOK_S = 0.5
+log = get_logger(__name__)
+SILENCE_CHECK_INTERVAL_S = 0.5
 
 
-class LoopPlane(Submitter):
-    """Calls, commits and results on the loop that made it.
+class LoopPlane(BrokerPlane):
+    """Carries the calls, commits and results of a replica on the event loop in which it was created.
 
-    Commands of one turn of the loop leave in one write. Each of them may be sent again after a lost
-    connection: submissions, commits and endings say of themselves that they happened before.
+    The commands of one turn of the loop are sent in one write. Each of them can be sent again after a lost connection,
+    since the broker's functions recognise a submission, a commit or an end that has happened before.
 
     Parameters:
-      settings: Names the broker; its key signs what must be pickled.
-      find: Gives an application's record by its name without blocking.
+      find: Returns an application's record by its name, without blocking.
     """
 
     owns_results = True
 
     def __init__(self, settings: Settings, keys: Keys, codec: Codec, find: Callable[[str], ApplicationRecord]) -> None:
-        super().__init__(settings, keys, codec, keys.mailbox(process_name()), find)
+        super().__init__(settings, keys, codec, find)
+        assert settings.broker_url is not None
         self.loop = asyncio.get_running_loop()
+        self._url = settings.broker_url
         self._thread = threading.get_ident()
         self._outbox: deque[tuple[Command, OnReply]] = deque()
         self._unanswered: deque[tuple[Command, OnReply]] = deque()
-        self._flushing = False
+        self._is_flush_due = False
         self._link: Link | None = None
         self._reader: asyncio.Task[None] | None = None
-        self._aside: ClientPlane | None = None
-        self._looked_at = 0.0
+        self._sync_plane: ClientPlane | None = None
 
     async def open(self) -> None:
-        """Connect; raises BrokerUnavailable."""
-        assert self.settings.broker_url is not None
-        link = await Link.open(self.settings.broker_url)
+        """Connect to the broker; raise BrokerUnavailable if that fails."""
+        link = await Link.open(self._url)
         try:
             found = await asyncio.wait_for(link.call(("GET", self.epoch.key)), READ_TIMEOUT_S)
             link.when_lost(self._on_lost)
         except (TimeoutError, ReplyError) as error:
             link.close()
-            raise BrokerUnavailable(f"the broker does not tell its epoch: {error}") from error
-        self.adopt(found.decode() if found else "")
+            raise BrokerUnavailable(f"the broker's epoch cannot be read: {error}") from error
+        self.mailbox.change_epoch(found.decode() if found else "")
         self._link = link
-        self._resend()
-        self._watch(self._link)
+        again, self._unanswered = self._unanswered, deque()
+        self._outbox.extendleft(reversed(again))
+        self.flush()
+        self._check_silence(link)
 
-    def _watch(self, link: Link) -> None:
-        # a connection that has fallen silent: what waits is sent again over another one
+    def _check_silence(self, link: Link) -> None:
+        # a connection that has fallen silent is closed, and what it has not answered is sent over another one
         if link is self._link:
             link.abandon_if_silent(READ_TIMEOUT_S)
-            self.loop.call_later(_LOOK_S, self._watch, link)
+            self.loop.call_later(SILENCE_CHECK_INTERVAL_S, self._check_silence, link)
 
     def close(self) -> None:
         """Close the connections."""
@@ -86,56 +84,33 @@ class LoopPlane(Submitter):
             self._reader.cancel()
         if self._link is not None:
             self._link.close()
-        if self._aside is not None:
-            self._aside.close()
+        if self._sync_plane is not None:
+            self._sync_plane.close()
 
-    # -- the Plane ---------------------------------------------------------------------------------
+    def wait(self, ref: Ref[Any], timeout_s: float | None) -> bool:
+        """Block this thread until ``ref`` is done; return False if ``timeout_s`` passed first.
 
-    def wait(self, ref: Ref, timeout_s: float | None) -> bool:
-        """Block this thread until ``ref`` is done.
-
-        On the loop's own thread the loop stands still meanwhile, so the result is fetched beside it, over
-        a second connection that has a mailbox of its own.
+        In the thread of the event loop this blocks the loop. The result is then fetched over a second connection,
+        which has a mailbox of its own.
         """
         if threading.get_ident() != self._thread:
             self.loop.call_soon_threadsafe(self.follow, ref)
             return ref.done.wait(timeout_s)
-        aside = self._aside = self._aside or ClientPlane(self.settings)
-        self._hand_over(aside)
-        twin = Ref(ref.request_id, aside)
-        if not aside.wait(twin, timeout_s):
+        plane = self._sync_plane = self._sync_plane or ClientPlane.connect(self.settings)
+        # the loop would not send these before the wait is over
+        outbox, self._outbox = self._outbox, deque()
+        for command, on_reply in outbox:
+            self.loop.call_soon(on_reply, plane.execute(command))
+        twin: Ref[Any] = Ref(ref.request_id, plane)
+        if not plane.wait(twin, timeout_s):
             return False
         ref.settle(twin.outcome())
         return True
 
-    def _hand_over(self, aside: ClientPlane) -> None:
-        # what this turn of the loop has gathered would never leave while the loop stands still
-        outbox, self._outbox = self._outbox, deque()
-        for command, on_reply in outbox:
-            reply = aside.execute(command)
-            self.loop.call_soon(on_reply, reply)
-
-    def _expect(self, ref: Ref, deadline_ms: int = 0) -> None:
+    def _expect(self, ref: Ref[Any], deadline_ms: int = 0) -> None:
         super()._expect(ref, deadline_ms)
         if self._reader is None:
-            self._on_loop(self._listen)
-
-    # -- sending -----------------------------------------------------------------------------------
-
-    def post(self, command: Command, on_reply: OnReply) -> None:
-        """Send a command with whatever else leaves in this turn of the loop."""
-        self._outbox.append((command, on_reply))
-        if not self._flushing:
-            self._flushing = True
-            self._on_loop(self.flush)
-
-    async def settled(self, timeout_s: float) -> bool:
-        """Wait until everything sent was answered; False when that took longer."""
-        self.flush()
-        end = self.loop.time() + timeout_s
-        while (self._outbox or self._unanswered) and self.loop.time() < end:
-            await asyncio.sleep(0.002)
-        return not (self._outbox or self._unanswered)
+            self._on_loop(self._start_reader)
 
     def _on_loop(self, callback: Callable[[], None]) -> None:
         if threading.get_ident() == self._thread:
@@ -143,33 +118,51 @@ class LoopPlane(Submitter):
         else:
             self.loop.call_soon_threadsafe(callback)
 
+    # -- sending -----------------------------------------------------------------------------------
+
+    def post(self, command: Command, on_reply: OnReply) -> None:
+        """Send a command together with the others of this turn of the loop."""
+        self._outbox.append((command, on_reply))
+        if not self._is_flush_due:
+            self._is_flush_due = True
+            self._on_loop(self.flush)
+
     def flush(self) -> None:
-        """Send what has gathered; on the loop's thread only."""
-        self._flushing = False
+        """Send the commands that have gathered; only in the loop's thread."""
+        self._is_flush_due = False
         if self._link is None or not self._outbox:
             return
-        if self._forgotten:
-            done, self._forgotten = self._forgotten, []
-            self._outbox.append((functions.forget(done), ignore))
+        release = self._release_command()
+        if release is not None:
+            self._outbox.append((release, ignore))
         batch, self._outbox = self._outbox, deque()
         self._unanswered.extend(batch)
-        self._link.post([(command, self._answer) for command, _ in batch])
+        self._link.post([(command, self._on_reply) for command, _ in batch])
 
-    def _answer(self, reply: Any) -> None:
+    def _on_reply(self, reply: Any) -> None:
         command, on_reply = self._unanswered.popleft()
         if isinstance(reply, ReplyError):
-            text = str(reply)
             if is_unknown_function(reply):
-                self._outbox.extend([(LOAD, ignore), (command, on_reply)])
-                # not at once: where only the deployer may load, this waits for it
-                self.loop.call_later(0.05, self.flush)
+                # after a pause: where only a deploy may load the functions, this waits for it
+                self._send_later(0.05, (LOAD, ignore), (command, on_reply))
                 return
-            reply = refusal(text)
+            reply = refusal(str(reply))
             if isinstance(reply, BrokerUnavailable):
-                self._outbox.append((command, on_reply))
-                self.loop.call_later(0.1, self.flush)
+                self._send_later(0.1, (command, on_reply))
                 return
         on_reply(reply)
+
+    def _send_later(self, pause_s: float, *commands: tuple[Command, OnReply]) -> None:
+        self._outbox.extend(commands)
+        self.loop.call_later(pause_s, self.flush)
+
+    async def settled(self, timeout_s: float) -> bool:
+        """Wait until every command was answered; return False if ``timeout_s`` passed first."""
+        self.flush()
+        end = self.loop.time() + timeout_s
+        while (self._outbox or self._unanswered) and self.loop.time() < end:
+            await asyncio.sleep(0.002)
+        return not (self._outbox or self._unanswered)
 
     def _on_lost(self, waiting: list[OnReply]) -> None:
         self._link = None
@@ -185,47 +178,30 @@ class LoopPlane(Submitter):
                 await asyncio.sleep(pause_s)
                 pause_s = min(pause_s * 2, LONGEST_PAUSE_S)
 
-    def _resend(self) -> None:
-        again, self._unanswered = self._unanswered, deque()
-        self._outbox.extendleft(reversed(again))
-        self.flush()
-
     # -- the mailbox -------------------------------------------------------------------------------
 
-    def _listen(self) -> None:
+    def _start_reader(self) -> None:
         if self._reader is None:
             self._reader = self.loop.create_task(self._read_mailbox())
 
     async def _read_mailbox(self) -> None:
-        assert self.settings.broker_url is not None
-        take: Command = ("BLMPOP", str(MAILBOX_BLOCK_S), 1, self._mailbox, "LEFT", "COUNT", 256)
-        pause_s = 0.05
+        reading = self.mailbox.read()
+        action = next(reading)
+        link: Link | None = None
         while True:
-            link = None
             try:
-                link = await Link.open(self.settings.broker_url)
-                self._catch_up()
-                self.loop.call_later(STRAY_READ_S, self._catch_up)
-                pause_s = 0.05
-                while True:
-                    found = await asyncio.wait_for(link.call(take), MAILBOX_BLOCK_S + READ_TIMEOUT_S)
-                    for message in found[1] if found else ():
-                        self._pending.arrive(message)
-                    self._look_after()
-                    await self._look_for_losses(link)
-            except (BrokerUnavailable, ReplyError, TimeoutError) as error:
-                log.debug("the mailbox cannot be read: %s", error)
+                reply = None
+                if isinstance(action, float):
+                    await asyncio.sleep(action)
+                else:
+                    link = link or await Link.open(self._url)
+                    reply = await asyncio.wait_for(link.call(action), MAILBOX_BLOCK_S + READ_TIMEOUT_S)
+            except ReplyError as error:
+                action = reading.send(error)
+            except Exception as error:
                 if link is not None:
                     link.close()
-                self._look_after()  # deadlines pass all the same
-                await asyncio.sleep(pause_s)
-                pause_s = min(pause_s * 2, LONGEST_PAUSE_S)
-
-    async def _look_for_losses(self, link: Link) -> None:
-        """Once a second, while somebody waits: whether the broker still has what it had."""
-        now = self.loop.time()
-        if now - self._looked_at < 1.0 or not len(self._pending):
-            return
-        self._looked_at = now
-        found = await asyncio.wait_for(link.call(("GET", self.epoch.key)), MAILBOX_BLOCK_S + READ_TIMEOUT_S)
-        self.adopt(found.decode() if found else "")
+                    link = None
+                action = reading.throw(error)
+            else:
+                action = reading.send(reply)

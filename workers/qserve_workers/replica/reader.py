@@ -22,7 +22,7 @@ from qserve.broker import functions
 from qserve.broker.connection import BLOCK_S, LONGEST_PAUSE_S, READ_TIMEOUT_S, Client, broker_errors
 from qserve.broker.library import Command
 from qserve.broker.link import Link, OnReply, ReplyError
-from qserve.calls.submitter import ignore
+from qserve.calls.mailbox import ignore
 from qserve.exceptions import BrokerUnavailable
 from qserve_workers.replica.plane import LoopPlane
 from qserve_workers.replica.work import Delivery, Tag, Work

@@ -13,8 +13,8 @@ from starlette.responses import Response
 
 from qserve.base.keys import Keys
 from qserve.broker import functions
+from qserve.calls.mailbox import ignore
 from qserve.calls.ref import WINDOW
-from qserve.calls.submitter import ignore
 from qserve.engine.streams import is_generator, stream_of_plain_call
 from qserve.exceptions import BrokerError, ResultNotSerialisable, ResultTooLarge
 from qserve.http.render import RESPONSE_LIMIT

@@ -1,0 +1,372 @@
+"""The mailbox of a process: the refs that are still open, and the messages and replies that settle them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Generator
+from functools import partial
+from typing import Any
+
+from qserve.base import failpoints
+from qserve.base.clock import clock
+from qserve.base.keys import Keys
+from qserve.base.log import get_logger
+from qserve.broker import functions
+from qserve.broker.connection import (
+    CLIENT_ERRORS,
+    LONGEST_PAUSE_S,
+    MAILBOX_BLOCK_S,
+    STRAY_READ_S,
+    process_name,
+    refusal,
+)
+from qserve.broker.functions import NOT_REPLICATED, KnownEpoch
+from qserve.broker.library import Command
+from qserve.broker.link import OnReply
+from qserve.calls.ref import ItemRef, Ref
+from qserve.exceptions import (
+    AppNotFound,
+    BackPressureError,
+    BrokerError,
+    BrokerStateLost,
+    BrokerUnavailable,
+    IdempotencyMismatch,
+    NotReplicated,
+    PayloadError,
+    ResultUnavailable,
+)
+from qserve.wire.envelope import REQUEST_ID_CHARS
+from qserve.wire.failure import Failure
+from qserve.wire.outcome import ITEM, Outcome, State
+from qserve.wire.sealing import Seal, item_context, open_end, open_header
+
+log = get_logger(__name__)
+
+GRACE_MS = 200
+"""How long after its deadline a request is ended from here; its last step or its caller normally does so before."""
+DEADLINE_INTERVAL_S = 0.25
+"""How often the deadlines of the open refs are checked."""
+FOLLOW_INTERVAL_S = 1.0
+"""How often the broker is asked about requests that this process did not submit."""
+EPOCH_INTERVAL_S = 1.0
+"""How often the broker is asked, while refs are open, whether it has lost its data."""
+
+MOVED = b"MOVED"
+UNKNOWN = [b"", b""]
+"""The reply of ``watch`` for a request that the broker does not know."""
+_OPEN_PARTS = 3
+"""The length of the reply of ``watch`` for an open request: state, nothing, header."""
+_STATES = frozenset(state.encode() for state in State if state is not State.OPEN) | {ITEM.encode()}
+_READ_COUNT = 256
+_FIRST_PAUSE_S = 0.05
+
+Action = Command | float
+Post = Callable[[Command, OnReply], None]
+
+
+class Mailbox:
+    """Holds the open refs of one process and settles them.
+
+    A request can have several refs: a call with an idempotency key that was used before follows the first one.
+
+    Parameters:
+      seal: Opens the messages.
+      post: Sends a command, and calls back with its reply.
+    """
+
+    def __init__(self, keys: Keys, seal: Seal, post: Post) -> None:
+        self.name = keys.mailbox(process_name())
+        self.epoch = KnownEpoch(keys)
+        self._keys = keys
+        self._seal = seal
+        self._post = post
+        # by request id: each ref with its deadline, which is 0 for a request that another process submitted
+        self._open: dict[str, list[tuple[int, Ref[Any]]]] = {}
+        self._stream_ends: list[tuple[str, Outcome]] = []
+        self._command: Command = ("BLMPOP", str(MAILBOX_BLOCK_S), 1, self.name, "LEFT", "COUNT", _READ_COUNT)
+        self._was_lost = False
+        self._deadlines_at = self._follow_at = self._epoch_at = self._stray_until = 0.0
+
+    def __contains__(self, ref: Ref[Any]) -> bool:
+        return any(other is ref for _, other in self._open.get(ref.request_id, ()))
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    # -- open refs ---------------------------------------------------------------------------------
+
+    def add(self, ref: Ref[Any], deadline_ms: int = 0) -> None:
+        """Expect the end of a request; a deadline of 0 is for one that another process submitted."""
+        entries = self._open.setdefault(ref.request_id, [])
+        entries.append((deadline_ms, ref))
+        if self._open.get(ref.request_id) is not entries:  # settled in between by another thread
+            self.add(ref, deadline_ms)
+
+    def remove(self, ref: Ref[Any]) -> None:
+        """Stop expecting the end of a request for this ref."""
+        entries = self._open.get(ref.request_id, [])
+        # in place: another thread may be about to settle them, or to add one
+        entries[:] = [entry for entry in entries if entry[1] is not ref]
+        if not entries:
+            self._open.pop(ref.request_id, None)
+
+    def refuse(self, ref: Ref[Any], outcome: Outcome) -> None:
+        """Settle this ref only: its submission was refused, but others of the same id may have been accepted."""
+        self.remove(ref)
+        ref.settle(outcome)
+
+    def clear_deadline(self, ref: Ref[Any]) -> None:
+        """Note that another process submitted the request before, with a deadline that is not known here."""
+        entries = self._open.get(ref.request_id, [])
+        entries[:] = [(0, other) if other is ref else (deadline_ms, other) for deadline_ms, other in entries]
+
+    def settle(self, request_id: str, outcome: Outcome) -> None:
+        """Settle all refs of a request."""
+        for _, ref in self._open.pop(request_id, ()):
+            ref.settle(outcome)
+
+    def expire(self, ref: Ref[Any]) -> None:
+        """End a request whose deadline has passed, here and in the broker."""
+        self.close(ref, State.EXPIRED)
+        self.settle(ref.request_id, Outcome(State.EXPIRED, b""))
+
+    def close(self, ref: Ref[Any], state: str) -> None:
+        """Have the broker end an open request without a result."""
+        self._post(functions.close(self._keys.request(ref.request_id), ref.request_id, state, b""), ignore)
+
+    def change_epoch(self, epoch: str) -> None:
+        """Continue with the broker's epoch; requests that were accepted in another one are lost."""
+        if self.epoch.adopt(epoch):
+            log.error("the broker has lost its data; %d open requests are lost with it", len(self._open))
+            for request_id in list(self._open):
+                self.settle(request_id, state_lost())
+
+    # -- messages ----------------------------------------------------------------------------------
+
+    def receive(self, message: bytes) -> None:
+        """Process one message: the end of a request, or an item of its result."""
+        try:
+            request_id, outcome = read_message(message)
+        except PayloadError as error:  # whatever wrote it, the other requests must still get theirs
+            log.warning("a message was dropped: %s", error)
+            return
+        entries = self._open.get(request_id)
+        if entries is None:
+            return  # settled before: a message that comes twice changes nothing
+        if outcome.state != ITEM:
+            self.settle(request_id, open_end(self._seal, request_id, outcome))
+            return
+        for _, ref in entries:
+            if isinstance(ref, ItemRef):
+                self._add_item(ref, outcome.payload)
+
+    def _add_item(self, ref: ItemRef[Any], sealed: bytes) -> None:
+        try:
+            item = self._seal.open(item_context(ref.request_id, ref.received), sealed)
+        except PayloadError as error:
+            self.settle(ref.request_id, failed(error))
+        else:
+            ref.add(item)
+
+    def read(self) -> Generator[Action, Any, None]:
+        """Read the mailbox for ever; this does no I/O itself, so that threads and event loops share it.
+
+        It yields a command, and must be sent the reply (an error reply as well), or thrown the error that ended the
+        connection. Or it yields a number of seconds to sleep.
+        """
+        pause_s = _FIRST_PAUSE_S
+        while True:
+            try:
+                if clock.is_due():
+                    asked_at = time.monotonic()
+                    clock.observe((yield ("TIME",)), asked_at)
+                yield from self._catch_up()
+                yield from self._read_messages()
+                self._check_deadlines()
+                if self._open and time.monotonic() - self._epoch_at > EPOCH_INTERVAL_S:
+                    yield from self._check_epoch()
+            except Exception as error:
+                if isinstance(error, (*CLIENT_ERRORS, BrokerError, TimeoutError)):
+                    log.debug("the mailbox cannot be read: %s", error)
+                else:  # whatever it is, all callers of this process depend on this loop
+                    log.exception("the mailbox cannot be read")
+            else:
+                pause_s = _FIRST_PAUSE_S
+                continue
+            self._was_lost = True
+            self._check_deadlines()  # deadlines pass even while the broker is away
+            yield pause_s
+            pause_s = min(pause_s * 2, LONGEST_PAUSE_S)
+
+    def _catch_up(self) -> Generator[Action, Any, None]:
+        """After a lost connection, look up every open request: a message may have been popped for that connection."""
+        if self._was_lost:
+            yield from self._check_epoch()
+            self._was_lost, self._stray_until = False, time.monotonic() + STRAY_READ_S
+            self._watch_all()
+        elif self._stray_until and time.monotonic() > self._stray_until:
+            # once more when the read of the lost connection is certainly over in the broker
+            self._stray_until = 0.0
+            self._watch_all()
+
+    def _read_messages(self) -> Generator[Action, Any, None]:
+        ends, self._stream_ends = self._stream_ends, []
+        found = _checked((yield self._command))
+        messages = found[1] if found else ()
+        for message in messages:
+            self.receive(message)
+        if len(messages) == _READ_COUNT:
+            self._stream_ends += ends
+            return
+        # these were looked up before the mailbox was read, and it is empty now: their items have all arrived
+        for request_id, outcome in ends:
+            self.settle(request_id, outcome)
+
+    def _check_epoch(self) -> Generator[Action, Any, None]:
+        self._epoch_at = time.monotonic()
+        found = _checked((yield ("GET", self.epoch.key)))
+        self.change_epoch(found.decode() if found else "")
+
+    # -- looking up requests -----------------------------------------------------------------------
+
+    def follow(self, ref: Ref[Any]) -> None:
+        """Settle ``ref``, which another process may have submitted, when its request has ended."""
+        self.watch(ref, self.name)
+
+    def watch(self, ref: Ref[Any], mailbox: str = "") -> None:
+        """Ask the broker for the state of a request; an open one will be reported to ``mailbox``."""
+        self._post(functions.watch(self._keys.request(ref.request_id), mailbox), partial(self._on_watched, ref))
+
+    def _watch_all(self) -> None:
+        for entries in list(self._open.values()):
+            for _, ref in list(entries):
+                self.watch(ref)
+
+    def _on_watched(self, ref: Ref[Any], reply: Any) -> None:
+        if self._is_overdue(reply):  # the process that submitted it may be gone, but its deadline still holds
+            self.expire(ref)
+            return
+        if reply == UNKNOWN and self._is_own(ref):
+            # Lost with the server that accepted it, when that failed before its replica had it. Before the request is
+            # accepted, the question only came first: another thread has the ref, and its submission is on the way.
+            outcome = state_lost() if ref.accepted.is_set() else None
+        else:
+            outcome = read_reply(reply, self._seal, ref.request_id)
+        if outcome is None:
+            return
+        if isinstance(ref, ItemRef) and outcome.state == State.DONE:
+            self._stream_ends.append((ref.request_id, outcome))
+        else:
+            self.settle(ref.request_id, outcome)
+
+    def _is_own(self, ref: Ref[Any]) -> bool:
+        return any(other is ref and deadline_ms for deadline_ms, other in self._open.get(ref.request_id, ()))
+
+    def _is_overdue(self, reply: Any) -> bool:
+        if not isinstance(reply, list) or reply[0] != State.OPEN.encode() or len(reply) < _OPEN_PARTS:
+            return False
+        try:
+            return is_late(open_header(self._seal, reply[2]).deadline_ms)
+        except PayloadError:
+            return False
+
+    def _check_deadlines(self) -> None:
+        """Expire the requests that are late, and look up those of other processes; each when that is due."""
+        now = time.monotonic()
+        if now - self._deadlines_at < DEADLINE_INTERVAL_S:
+            return
+        self._deadlines_at = now
+        is_follow_due = now - self._follow_at >= FOLLOW_INTERVAL_S
+        if is_follow_due:
+            self._follow_at = now
+        for entries in list(self._open.values()):
+            for deadline_ms, ref in list(entries):
+                if deadline_ms:
+                    if is_late(deadline_ms):
+                        self.expire(ref)
+                elif is_follow_due:
+                    self.watch(ref)
+
+
+def ignore(reply: Any) -> None:
+    """Do nothing with the reply to a command."""
+
+
+def is_late(deadline_ms: float) -> bool:
+    """Return whether a request that is still open should have been ended by now."""
+    return deadline_ms + GRACE_MS < clock.judge_ms()
+
+
+def _checked(reply: Any) -> Any:
+    if isinstance(reply, Exception):
+        raise refusal(reply)
+    return reply
+
+
+# -- what messages and replies mean ----------------------------------------------------------------
+
+
+def read_message(message: bytes) -> tuple[str, Outcome]:
+    """Return a message's request id, and its outcome or (in the state ``ITEM``) an item.
+
+    A message is the id, one character for the state, and the payload.
+
+    Raises:
+      PayloadError: It is something else.
+    """
+    head = message[: REQUEST_ID_CHARS + 1]
+    if not head.isascii() or head[REQUEST_ID_CHARS:] not in _STATES:
+        raise PayloadError(f"{len(message)} bytes are not a mailbox message")
+    text = head.decode()
+    return text[:-1], Outcome(text[-1], message[REQUEST_ID_CHARS + 1 :])
+
+
+def read_reply(reply: Any, seal: Seal, request_id: str) -> Outcome | None:
+    """Return the outcome in a reply of ``watch``; None while the request is open, and for errors that will pass."""
+    if not isinstance(reply, list):
+        error = reply if isinstance(reply, BrokerError) else refusal(reply)
+        return None if isinstance(error, BrokerUnavailable) else failed(error)
+    state, payload = reply[0].decode(), reply[1]
+    if state == State.OPEN:
+        return None
+    return open_end(seal, request_id, Outcome(state, payload)) if state else not_found()
+
+
+def was_submitted_before(reply: Any) -> bool:
+    """Return whether ``submit`` found the request id in use, and replied as ``watch`` does."""
+    return isinstance(reply, list) and reply[0] != b"FULL"
+
+
+def refused(reply: Any) -> Outcome | None:
+    """Return why ``submit`` refused a request; None if the request was accepted, now or by an earlier sending."""
+    if failpoints.ARMED:
+        failpoints.hit("submit.after_send")
+    if reply in (b"OK", b"DUP"):
+        return None
+    if isinstance(reply, list):
+        full = "Request dropped due to backpressure: as many requests as allowed are waiting"
+        return failed(BackPressureError(full, reply[1]))
+    if reply == b"MISMATCH":
+        return failed(IdempotencyMismatch("this Idempotency-Key was used for another request"))
+    if reply == MOVED:
+        return failed(AppNotFound("the application's queues are gone: it was deleted or replaced"))
+    if reply == b"LOST":
+        return failed(ResultUnavailable("an argument's result is no longer stored"))
+    if reply == NOT_REPLICATED:
+        return failed(NotReplicated("no replica of the broker received this request in time; send it again"))
+    return failed(reply if isinstance(reply, BrokerUnavailable) else refusal(reply))
+
+
+def failed(error: BaseException) -> Outcome:
+    """Return the outcome of a request that failed with one of qserve's own errors."""
+    return Outcome(State.FAILED, Failure.of(error).encode())
+
+
+def not_found() -> Outcome:
+    """Return the outcome of a request that the broker does not know."""
+    return failed(ResultUnavailable("this request is not known: its result has expired, or it never existed"))
+
+
+def state_lost() -> Outcome:
+    """Return the outcome of a request that was accepted by a broker which has lost its data since."""
+    return failed(BrokerStateLost("the broker has lost its data, and this request with it: send it again"))
