@@ -6,83 +6,20 @@ Open first: api.py, then docs/architecture.md, which has the map of the rooms an
 
 from __future__ import annotations
 
+import re
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 from qserve.calls.ref import current
 
-if TYPE_CHECKING:
-    from qserve.api import (
-        delete,
-        get_app_handle,
-        get_deployment_handle,
-        run,
-        shutdown,
-        start,
-        status,
-    )
-    from qserve.base.context import get_replica_context, get_request_context
-    from qserve.calls.responses import get
-    from qserve.dag import InputNode
-    from qserve.define.application import Application, build
-    from qserve.define.batching import batch
-    from qserve.define.deployments import Deployment, deployment
-    from qserve.define.multiplexing import get_multiplexed_model_id, multiplexed
-    from qserve.drivers import DAGDriver
-    from qserve.web.ingress import ingress
-
 __version__ = "0.1.0"
 
-__all__ = [
-    # defining
-    "Application",
-    "DAGDriver",
-    "Deployment",
-    "InputNode",
-    "batch",
-    "build",
-    "deployment",
-    "ingress",
-    "multiplexed",
-    # running
-    "delete",
-    "run",
-    "shutdown",
-    "start",
-    "status",
-    # calling
-    "get",
-    "get_app_handle",
-    "get_deployment_handle",
-    "get_multiplexed_model_id",
-    "get_replica_context",
-    "get_request_context",
-    # about
-    "__version__",
-]
+_STUB = Path(__file__).with_suffix(".pyi").read_text()
+_HOMES: dict[str, str] = {name: home for home, name in re.findall(r"^from (\S+) import (\w+)", _STUB, re.MULTILINE)}
+"""The module that defines each public name: type checkers and this package read them from the same file."""
 
-_HOMES = {
-    "Application": "qserve.define.application",
-    "DAGDriver": "qserve.drivers",
-    "Deployment": "qserve.define.deployments",
-    "InputNode": "qserve.dag",
-    "batch": "qserve.define.batching",
-    "build": "qserve.define.application",
-    "delete": "qserve.api",
-    "deployment": "qserve.define.deployments",
-    "get": "qserve.calls.responses",
-    "get_app_handle": "qserve.api",
-    "get_deployment_handle": "qserve.api",
-    "get_replica_context": "qserve.base.context",
-    "get_request_context": "qserve.base.context",
-    "get_multiplexed_model_id": "qserve.define.multiplexing",
-    "ingress": "qserve.web.ingress",
-    "multiplexed": "qserve.define.multiplexing",
-    "run": "qserve.api",
-    "shutdown": "qserve.api",
-    "start": "qserve.api",
-    "status": "qserve.api",
-}
+__all__ = [*_HOMES, "__version__"]
 
 
 def __getattr__(name: str) -> Any:

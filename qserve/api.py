@@ -14,7 +14,7 @@ from qserve.broker.connection import load_functions
 from qserve.broker.registry import NO_CHANGE
 from qserve.calls.client import ClientPlane
 from qserve.calls.handles import DeploymentHandle, RayServeSyncHandle
-from qserve.calls.ref import current
+from qserve.calls.ref import T, current
 from qserve.define.application import Application
 from qserve.define.compile import CompiledApplication, compile_application
 from qserve.define.options import check_route_prefix
@@ -23,6 +23,7 @@ from qserve.deploy.registration import release_of
 from qserve.deploy.rollout import deploy, wait_for_gateways
 from qserve.deploy.status import ServeStatus
 from qserve.exceptions import AppNotFound, QserveException
+from qserve.graph.nodes import Target
 from qserve.local.plane import LocalPlane
 from qserve.local.run import delete_local, run_local, shutdown_local
 from qserve.machine.local_cluster import LocalCluster
@@ -35,7 +36,7 @@ _cluster: LocalCluster | None = None
 
 
 def run(
-    target: Any,
+    target: Target[T],
     _blocking: bool = True,
     *,
     blocking: bool = False,
@@ -46,7 +47,7 @@ def run(
     request_timeout_s: float | None = None,
     local: bool = False,
     _local_testing_mode: bool = False,
-) -> RayServeSyncHandle:
+) -> RayServeSyncHandle[..., T]:
     """Serve a bound node, and return once all of its replicas take calls.
 
     The first call starts a broker (unless the environment names one), the workers and the gateway, which are

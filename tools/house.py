@@ -157,7 +157,8 @@ def arrows() -> list[Arrow]:
     known = modules()
     found = set(entry_points((ROOT / "setup.cfg").read_text(), known))
     for module, path in known.items():
-        found |= {*imports_of(module, path.read_text(), known, path.name == "__init__.py")}
+        for source in filter(Path.exists, (path, path.with_suffix(".pyi"))):
+            found |= {*imports_of(module, source.read_text(), known, path.name == "__init__.py")}
     return sorted(found, key=lambda arrow: (arrow.source, arrow.target, arrow.line))
 
 

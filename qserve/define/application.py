@@ -12,9 +12,10 @@ from qserve.define.check import single_ingress
 from qserve.define.compile import CompiledApplication, compile_application
 from qserve.define.deployments import Deployment
 from qserve.exceptions import AppNotFound
+from qserve.graph.nodes import DAGNode, Target
 
 
-class Application(Mapping[str, Deployment]):
+class Application(Mapping[str, Deployment], Target[Any]):
     """Deployments by name, in the order in which they are started; read-only.
 
     Parameters:
@@ -88,7 +89,7 @@ class Application(Mapping[str, Deployment]):
         return f"Application({', '.join(self._deployments)})"
 
 
-def build(root: Any) -> Application:
+def build(root: DAGNode) -> Application:
     """Build a graph for a deploy by configuration; ``run`` takes the result as well.
 
     Parameters:

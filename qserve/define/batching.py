@@ -11,18 +11,25 @@ import asyncio
 import contextvars
 import inspect
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Hashable, Iterable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Hashable, Iterable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from functools import wraps
 from numbers import Integral, Real
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Protocol, Self, TypeVar, overload
 
 from qserve.base.context import RequestContext, request_context
 from qserve.define.decorators import Failure, has_self, state_of, value_of
 from qserve.exceptions import QserveException
 
 T = TypeVar("T")
+R = TypeVar("R")
+Owner = TypeVar("Owner")
+Owner_contra = TypeVar("Owner_contra", contravariant=True)
+Item_contra = TypeVar("Item_contra", contravariant=True)
+Result_co = TypeVar("Result_co", covariant=True)
+_Results = Coroutine[Any, Any, Sequence[R]]
+_Rows = AsyncIterator[Sequence[R]]
 Measure = Callable[[list[T]], int]
 
 
@@ -337,6 +344,65 @@ def _says_stop(value: Any) -> bool:
     return issubclass(kind, StopIteration | StopAsyncIteration)
 
 
+if TYPE_CHECKING:
+
+    class _Settable(Protocol):
+        """The two setters that a batched function has; they hold for all instances in this process."""
+
+        def set_max_batch_size(self, max_batch_size: int, /) -> None: ...
+        def set_batch_wait_timeout_s(self, batch_wait_timeout_s: float, /) -> None: ...
+
+    class Batched(_Settable, Protocol[Item_contra, Result_co]):
+        """A batched function or bound method of one parameter, as its callers see it: one item, and its result."""
+
+        @overload
+        def __call__(self, item: Item_contra, /) -> Result_co: ...
+        @overload
+        def __call__(self, **item: Any) -> Result_co: ...
+
+    class BatchedMethod(_Settable, Protocol[Owner_contra, Item_contra, Result_co]):
+        """A batched method as an attribute of its class."""
+
+        @overload
+        def __get__(self, instance: None, owner: Any, /) -> Self: ...
+        @overload
+        def __get__(self, instance: Owner_contra, owner: Any = None, /) -> Batched[Item_contra, Result_co]: ...
+        def __call__(self, *args: Any, **kwargs: Any) -> Result_co: ...
+
+    class _BatchDecorator(Protocol):
+        """``batch`` for type checkers. Of a function with several list parameters they see the result alone."""
+
+        @overload
+        def __call__(
+            self,
+            _func: None = None,
+            /,
+            max_batch_size: int = 10,
+            batch_wait_timeout_s: float = 0.0,
+            max_concurrent_batches: int = 1,
+            batch_size_fn: Measure[Any] | None = None,
+        ) -> Self: ...
+        @overload
+        def __call__(self, _func: Callable[[list[T]], _Results[R]], /) -> Batched[T, Coroutine[Any, Any, R]]: ...
+        @overload
+        def __call__(self, _func: Callable[[list[T]], _Rows[R]], /) -> Batched[T, AsyncGenerator[R, None]]: ...
+        @overload
+        def __call__(
+            self, _func: Callable[[Owner, list[T]], _Results[R]], /
+        ) -> BatchedMethod[Owner, T, Coroutine[Any, Any, R]]: ...
+        @overload
+        def __call__(
+            self, _func: Callable[[Owner, list[T]], _Rows[R]], /
+        ) -> BatchedMethod[Owner, T, AsyncGenerator[R, None]]: ...
+        @overload
+        def __call__(self, _func: Callable[..., Coroutine[Any, Any, Any] | AsyncIterator[Any]], /) -> Any: ...
+
+
+def _typed(decorator: Any) -> _BatchDecorator:
+    return decorator  # type: ignore[no-any-return]
+
+
+@_typed
 def batch(
     _func: Callable[..., Any] | None = None,
     /,

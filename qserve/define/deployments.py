@@ -1,160 +1,168 @@
-"""``@deployment`` and what it makes: a class or function with options, ready to be bound."""
+"""``@deployment`` and the ``Deployment`` it makes: a class or function with options, ready to be bound."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, NoReturn, overload
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, ParamSpec, Protocol, Self, Unpack, overload
 
-from qserve.define.options import DeploymentOptions, check_known
+from typing_extensions import TypeVar
+
+from qserve.define.options import DeploymentOptions, Options, check_known
 from qserve.graph.nodes import Body, ClassNode, FunctionNode, own_name
 
+P = ParamSpec("P")
+T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
+Class = TypeVar("Class", bound=type)
+Body_co = TypeVar("Body_co", covariant=True, default=Any)
 
-class Deployment:
-    """A class or function and its options; ``bind`` makes nodes of it.
+
+class Function(Generic[P, T_co]):
+    """A decorated function with these parameters and this result, awaited; only type checkers see it."""
+
+
+class _Option(Generic[T]):
+    """A read-only attribute of a deployment that returns the option of the same name."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    def __get__(self, deployment: Any, owner: type | None = None) -> T:
+        return getattr(deployment.config, self._name)  # type: ignore[no-any-return]
+
+    def __set__(self, deployment: Deployment, value: NoReturn) -> NoReturn:
+        raise AttributeError(f"{self._name} cannot be assigned: use set_options({self._name}=...)")
+
+
+class Deployment(Generic[Body_co]):
+    """A class or function with options; ``bind`` makes nodes of it.
+
+    Type checkers see a ``Deployment[type[Model]]`` or a ``Deployment[Function[[int], str]]``.
 
     Parameters:
       func_or_class: The user's class or function.
       config: Its options.
 
     Raises:
-      TypeError: It is neither a class nor a function.
+      TypeError: ``func_or_class`` is neither a class nor a function.
     """
 
-    def __init__(self, func_or_class: Body, config: DeploymentOptions | None = None) -> None:
+    def __init__(self, func_or_class: Body_co, config: DeploymentOptions | None = None) -> None:
         _check_body(func_or_class)
-        self.func_or_class = func_or_class
+        self.func_or_class: Any = func_or_class
         self.config = config or DeploymentOptions()
 
     @property
     def name(self) -> str:
-        """The name option, or the class's or function's own name."""
+        """The option of that name, or else the class's or function's own name."""
         return self.config.name or own_name(self.func_or_class)
 
-    @property
-    def num_replicas(self) -> int:
-        """Replicas to run."""
-        return self.config.num_replicas
+    num_replicas = _Option[int]()
+    user_config = _Option[Any]()
+    max_concurrent_queries = _Option[int]()
+    max_ongoing_requests = _Option[int]()
+    max_queued_requests = _Option[int]()
+    route_prefix = _Option["str | None"]()
+    ray_actor_options = _Option["dict[str, Any] | None"]()
+    init_args = _Option[tuple[Any, ...]]()
+    init_kwargs = _Option[dict[str, Any]]()
+    version = _Option["str | None"]()
 
-    @property
-    def user_config(self) -> Any:
-        """What ``reconfigure`` is called with."""
-        return self.config.user_config
+    @overload
+    def bind(self: Deployment[Function[P, T]], *args: P.args, **kwargs: P.kwargs) -> FunctionNode[T]: ...
 
-    @property
-    def max_concurrent_queries(self) -> int:
-        """Requests in one replica at a time."""
-        return self.config.max_concurrent_queries
+    @overload
+    def bind(self: Deployment[Function[P, T]]) -> FunctionNode[T]: ...
 
-    @property
-    def max_ongoing_requests(self) -> int:
-        """The newer name of ``max_concurrent_queries``."""
-        return self.config.max_concurrent_queries
-
-    @property
-    def max_queued_requests(self) -> int:
-        """Requests that may wait in the queue; -1 sets no limit."""
-        return self.config.max_queued_requests
-
-    @property
-    def route_prefix(self) -> str | None:
-        """Where the deployment answers HTTP requests, if it is the ingress."""
-        return self.config.route_prefix
-
-    @property
-    def ray_actor_options(self) -> dict[str, Any] | None:
-        """Resources asked for."""
-        return self.config.ray_actor_options
-
-    @property
-    def init_args(self) -> tuple[Any, ...]:
-        """The constructor's positional arguments."""
-        return self.config.init_args
-
-    @property
-    def init_kwargs(self) -> dict[str, Any]:
-        """The constructor's keyword arguments."""
-        return self.config.init_kwargs
-
-    @property
-    def version(self) -> str | None:
-        """The version that the user gave the code."""
-        return self.config.version
+    @overload
+    def bind(self: Deployment[Callable[P, T]], *args: P.args, **kwargs: P.kwargs) -> ClassNode[T]: ...
 
     def bind(self, *args: Any, **kwargs: Any) -> Any:
         """Return a node: this deployment with arguments, for use in a graph or by ``serve.run``.
 
         Parameters:
-          args: Constructor arguments of a class, call arguments of a function; values and nodes.
-            Without any, the options ``init_args`` and ``init_kwargs`` are used.
-          kwargs: The same by keyword.
-
-        Returns:
-          A ``ClassNode`` or a ``FunctionNode``.
+          args: Constructor arguments of a class, call arguments of a function: values and nodes. Without any, the
+            options ``init_args`` and ``init_kwargs`` are used.
 
         Raises:
-          ValueError: A part of the graph's input is among a constructor's arguments.
+          ValueError: A part of the graph's input is among the arguments of a constructor.
           TypeError: A method without its own ``bind`` is among the arguments.
         """
         if not args and not kwargs:
             args, kwargs = self.init_args, self.init_kwargs
+        self._check_arguments(args, kwargs)
         kind = ClassNode if inspect.isclass(self.func_or_class) else FunctionNode
         return kind(self.func_or_class, self.config, args, kwargs)
 
-    def options(self, *, func_or_class: Body | None = None, **changes: Any) -> Deployment:
+    def _check_arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Raise an error for arguments that this deployment cannot be bound to."""
+
+    def options(self, *, func_or_class: Body | None = None, **changes: Unpack[Options]) -> Self:
         """Return a new deployment with some options changed; this one stays as it is.
 
         Parameters:
-          func_or_class: Another class or function.
+          func_or_class: Another class or function, to be bound like this one.
           changes: Options by name, see ``DeploymentOptions``.
 
         Raises:
-          TypeError: An unknown option, or a value of the wrong kind.
-          ValueError: A value out of range.
+          TypeError: An option does not exist, or a value has the wrong type.
+          ValueError: A value is out of range.
         """
-        return type(self)(func_or_class or self.func_or_class, self._changed(changes))
+        body: Any = func_or_class or self.func_or_class
+        return type(self)(body, self._changed(changes))
 
-    def set_options(self, *, func_or_class: Body | None = None, **changes: Any) -> None:
-        """Change options of this very deployment.
-
-        Parameters:
-          func_or_class: Another class or function.
-          changes: Options by name, see ``DeploymentOptions``.
-
-        Raises:
-          TypeError: An unknown option, or a value of the wrong kind.
-          ValueError: A value out of range.
-        """
+    def set_options(self, *, func_or_class: Body | None = None, **changes: Unpack[Options]) -> None:
+        """Change options of this deployment in place; parameters and errors are those of ``options``."""
         config = self._changed(changes)
         if func_or_class is not None:
             _check_body(func_or_class)
             self.func_or_class = func_or_class
         self.config = config
 
-    def _changed(self, changes: dict[str, Any]) -> DeploymentOptions:
+    def _changed(self, changes: Options | dict[str, Any]) -> DeploymentOptions:
         check_known(changes, self.name)
-        with _noting(self.name):
+        with _naming(self.name):
             return self.config.merged(**changes)
 
-    def __call__(self, *args: Any, **kwargs: Any) -> NoReturn:
-        raise RuntimeError(
-            "Deployments cannot be constructed directly. Use `deployment.deploy() instead.` "
-            f"Or write {self.name}.bind(...) and give the node to serve.run."
-        )
+    if not TYPE_CHECKING:  # so that type checkers report the call
+
+        def __call__(self, *args: Any, **kwargs: Any) -> NoReturn:
+            raise RuntimeError(
+                "Deployments cannot be constructed directly. Use `deployment.deploy() instead.` "
+                f"Or write {self.name}.bind(...) and give the node to serve.run."
+            )
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(name={self.name!r})"
 
 
-@overload
-def deployment(_label: str | None = None, /, **options: Any) -> Callable[[Callable[..., Any]], Deployment]: ...
+if TYPE_CHECKING:
+
+    class DeployedClass(type, Deployment):
+        """The metaclass of decorated classes under ``qserve.mypy_plugin``: mypy ignores the result of a decorator."""
+
+        def bind(cls: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> ClassNode[T]: ...
+
+    class _DeploymentDecorator(Protocol):
+        """``deployment`` for type checkers."""
+
+        @overload
+        def __call__(self, _label: str | None = None, /, **options: Unpack[Options]) -> Self: ...
+        @overload
+        def __call__(self, _class: Class, /) -> Deployment[Class]: ...  # type: ignore[overload-overlap]
+        @overload
+        def __call__(self, _func: Callable[P, Awaitable[T]], /) -> Deployment[Function[P, T]]: ...
+        @overload
+        def __call__(self, _func: Callable[P, T], /) -> Deployment[Function[P, T]]: ...
 
 
-@overload
-def deployment(_func_or_class: Callable[..., Any], /, **options: Any) -> Deployment: ...
+def _typed(decorator: Any) -> _DeploymentDecorator:
+    return decorator  # type: ignore[no-any-return]
 
 
+@_typed
 def deployment(_func_or_class: Any = None, /, **options: Any) -> Any:
     """Make a deployment of a class or function: ``@deployment`` or ``@deployment(num_replicas=2)``.
 
@@ -165,15 +173,15 @@ def deployment(_func_or_class: Any = None, /, **options: Any) -> Any:
       A ``Deployment``, or a decorator that makes one.
 
     Raises:
-      TypeError: Not a class or function, an unknown option, or a value of the wrong kind.
-      ValueError: A value out of range.
+      TypeError: Not a class or function, an option that does not exist, or a value of the wrong type.
+      ValueError: A value is out of range.
     """
 
     def decorate(func_or_class: Body) -> Deployment:
         _check_body(func_or_class)
         name = own_name(func_or_class)
         check_known(options, name)
-        with _noting(name):
+        with _naming(name):
             return Deployment(func_or_class, DeploymentOptions(**options))
 
     if _func_or_class is None or isinstance(_func_or_class, str):
@@ -196,8 +204,8 @@ def _check_body(func_or_class: Any) -> None:
 
 
 @contextmanager
-def _noting(name: str) -> Iterator[None]:
-    """Say in the traceback whose options were refused."""
+def _naming(name: str) -> Iterator[None]:
+    """Add the deployment's name to an error about its options."""
     try:
         yield
     except (TypeError, ValueError) as error:

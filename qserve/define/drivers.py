@@ -1,4 +1,4 @@
-"""The DAGDriver: the deployment that stands for the HTTP side of one graph, or of several."""
+"""The DAGDriver: the deployment that puts a graph, or several, behind HTTP."""
 
 from __future__ import annotations
 
@@ -6,43 +6,45 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
-from qserve.define.deployments import Deployment
-from qserve.graph.nodes import Body
+from qserve.define.deployments import Body_co, Deployment
+from qserve.graph.nodes import Body, DAGNode
 from qserve.http.adapter import AdapterLike, check_adapter
 
 
-class DriverDeployment(Deployment):
-    """A deployment of a driver class; checks the adapter as soon as it is bound."""
+class DriverDeployment(Deployment[Body_co]):
+    """A deployment of a driver class. It checks the adapter when it is bound, the graphs when they are compiled."""
 
-    def bind(self, *args: Any, **kwargs: Any) -> Any:
-        """Return a class node that serves graphs.
-
-        Parameters:
-          args: The graph, or a dict of route to graph; then the HTTP adapter.
-          kwargs: ``dags``, ``http_adapter``, or its older name ``input_schema``. Others are refused
-            when the application is built, as with any class.
-
-        Raises:
-          ValueError: The adapter is not callable, or a parameter of it is not annotated.
-        """
-        adapters = [*args[1:2], kwargs.get("http_adapter"), kwargs.get("input_schema")]
-        for adapter in adapters:
+    def _check_arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        for adapter in (*args[1:2], kwargs.get("http_adapter"), kwargs.get("input_schema")):
             check_adapter(adapter)
-        return super().bind(*args, **kwargs)
 
 
 class GraphDriver:
     """Serves a graph, or several by route, over HTTP and by handle.
 
     ``DAGDriver.bind(node)`` answers GET and POST on every path below its route prefix;
-    ``DAGDriver.bind({"/a": node_a, "/b": node_b})`` answers on these paths. ``http_adapter`` turns
-    the request into the input: a function, a pydantic model class, the import string of one, or
-    None for the request itself. By handle: ``handle.predict.remote(*args, **kwargs)`` and
-    ``handle.predict_with_route.remote("/a", *args, **kwargs)``, without the adapter.
+    ``DAGDriver.bind({"/a": node_a, "/b": node_b})`` answers on these paths. ``http_adapter`` turns the request into the
+    input: a function, a pydantic model class, the import string of one, or None for the request itself. By handle:
+    ``handle.predict.remote(*args, **kwargs)`` and ``handle.predict_with_route.remote("/a", *args, **kwargs)``, without
+    the adapter.
 
-    The class marks the root of an application and is never instantiated: routes and adapters are
-    the gateway's work, and the graph's steps hand their results to one another.
+    The class marks the root of an application and is never instantiated: routes and adapters are the gateway's work,
+    and the steps of the graph pass their results on directly.
+
+    Parameters:
+      dags: The graph, or a dict of route to graph.
+      http_adapter: Turns the request into the graph's input.
+      input_schema: The older name of ``http_adapter``.
     """
+
+    def __init__(
+        self,
+        dags: DAGNode | Mapping[str, DAGNode],
+        http_adapter: AdapterLike = None,
+        *,
+        input_schema: AdapterLike = None,
+    ) -> None:
+        raise NotImplementedError
 
 
 GraphDriver.__name__ = "DAGDriver"
@@ -56,14 +58,7 @@ def is_driver(body: Body) -> bool:
 
 
 def driver_arguments(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, AdapterLike]:
-    """Read what a driver was bound to.
-
-    Parameters:
-      args: The positional arguments of its bind.
-      kwargs: The keyword arguments of its bind.
-
-    Returns:
-      The graph or the dict of graphs, and the adapter.
+    """Return the graph (or the dict of graphs) and the adapter that a driver was bound to.
 
     Raises:
       TypeError: An argument is missing, unknown, or given twice.
@@ -76,15 +71,9 @@ def driver_arguments(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[
             "names; give only http_adapter"
         )
     try:
-        bound = _SIGNATURE.bind(*args, **known)
+        bound = inspect.signature(GraphDriver).bind(*args, **known)
     except TypeError as error:
         raise TypeError(f"DAGDriver.bind(): {error}. Write DAGDriver.bind(graph, http_adapter=adapter).") from None
     bound.apply_defaults()
     check_adapter(bound.arguments["http_adapter"])
     return bound.arguments["dags"], bound.arguments["http_adapter"]
-
-
-def _takes(dags: Any, http_adapter: AdapterLike = None) -> None: ...
-
-
-_SIGNATURE = inspect.signature(_takes)

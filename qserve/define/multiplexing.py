@@ -9,10 +9,10 @@ import asyncio
 import inspect
 import threading
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
 from functools import wraps
-from typing import Any, cast
+from typing import Any, TypeVar, cast, overload
 from weakref import WeakSet
 
 from qserve.base.context import request_context
@@ -21,6 +21,7 @@ from qserve.base.promise import Promise
 from qserve.define.decorators import Failure, has_self, state_of, value_of
 from qserve.exceptions import QserveException
 
+Loader = TypeVar("Loader", bound=Callable[..., Coroutine[Any, Any, Any]])
 log = get_logger(__name__)
 _PLACE = "__qserve_models__"
 
@@ -214,6 +215,14 @@ async def unload_models(owner: Any = None) -> None:
 def get_multiplexed_model_id() -> str:
     """The model that the running request is for; "" when it names none, and outside of a request."""
     return request_context.get().multiplexed_model_id
+
+
+@overload
+def multiplexed(func: Loader, /) -> Loader: ...
+
+
+@overload
+def multiplexed(func: None = None, /, max_num_models_per_replica: int = 3) -> Callable[[Loader], Loader]: ...
 
 
 def multiplexed(func: Callable[..., Any] | None = None, /, max_num_models_per_replica: int = 3) -> Any:

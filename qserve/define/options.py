@@ -1,11 +1,11 @@
-"""What a deployment can be told: validated once, frozen, changed only by ``merged``."""
+"""The options of a deployment: validated once, frozen, changed only by ``merged``."""
 
 from __future__ import annotations
 
 import difflib
 import json
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -13,7 +13,7 @@ _FROZEN = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
 
 
 class AutoscalingConfig(BaseModel):
-    """Between how many replicas a deployment moves, and what it aims for."""
+    """Limits and goals for scaling a deployment by load. Accepted and validated, and not used yet."""
 
     model_config = _FROZEN
 
@@ -48,7 +48,7 @@ class AutoscalingConfig(BaseModel):
 
 
 class BackpressureConfig(BaseModel):
-    """How the gateway answers when a deployment's queue is full."""
+    """The gateway's response when a deployment's queue is full. Accepted and validated, and not used yet."""
 
     model_config = _FROZEN
 
@@ -59,21 +59,30 @@ class BackpressureConfig(BaseModel):
 class DeploymentOptions(BaseModel):
     """Every option of a deployment, with its default.
 
+    Accepted and validated, and not used yet: ``autoscaling_config`` (and ``num_replicas="auto"``),
+    ``backpressure_config``, ``ray_actor_options``, ``logging_config``, ``graceful_shutdown_wait_loop_s``,
+    ``max_constructor_retry_count``, ``max_replicas_per_node`` and the three about placement groups.
+
     Parameters:
       name: The deployment's name; ``None`` takes the class's or function's own.
-      num_replicas: Replicas to run; ``"auto"`` scales between 1 and 100.
-      max_concurrent_queries: Requests in one replica at a time; also ``max_ongoing_requests``.
-      max_queued_requests: Requests that may wait in the queue; -1 sets no limit.
-      route_prefix: Where the ingress answers; ``route_prefix_is_set`` tells ``None`` from unset.
+      num_replicas: Number of replicas over all hosts.
+      user_config: JSON value that ``reconfigure`` is called with.
+      max_concurrent_queries: Calls that one replica runs at a time; also ``max_ongoing_requests``.
+      max_queued_requests: Calls that may wait in the queue; -1 sets no limit.
+      graceful_shutdown_timeout_s: How long a stopping replica may finish its calls.
+      health_check_period_s, health_check_timeout_s: Time between two ``check_health`` calls, and how long one may take.
+      version: Replicas with the same version are kept when an application is run again.
+      init_args, init_kwargs: Arguments for a ``bind()`` without any.
+      route_prefix: Path of the ingress; ``route_prefix_is_set`` distinguishes ``None`` from unset.
       request_timeout_s: Seconds a request may take; ``None`` takes the application's default.
-      max_retries: How often a call that raised is run again; 0 for never.
-      retry_on: Exception classes (or their names) that are worth another try; ``None`` takes all.
+      max_execution_s: Seconds one call may run; a replica stuck in a longer one is replaced.
+      max_retries: How often a call that raised is run again.
+      retry_on: Exception classes (or their names) that are retried; ``None`` retries all.
       retry_backoff_s: Wait before the first retry; it doubles with each, and varies by half.
-      max_execution_s: Seconds one call may run; its replica is replaced if it cannot be stopped otherwise.
 
     Raises:
-      TypeError: A value of the wrong kind, or an option that does not exist.
-      ValueError: A value out of range (``pydantic.ValidationError`` for malformed numbers).
+      TypeError: A value has the wrong type, or an option does not exist.
+      ValueError: A value is out of range (``pydantic.ValidationError`` for malformed numbers).
     """
 
     model_config = _FROZEN
@@ -118,15 +127,14 @@ class DeploymentOptions(BaseModel):
 
     @property
     def route_prefix_is_set(self) -> bool:
-        """Whether somebody chose a route prefix, be it ``None``."""
+        """True when a route prefix was given, even ``None``."""
         return "route_prefix" in self.model_fields_set
 
     def merged(self, **changes: Any) -> DeploymentOptions:
-        """Return these options with some of them changed.
+        """Return a copy with some options changed.
 
-        Parameters:
-          changes: Options by name. A fixed ``num_replicas`` ends autoscaling and the other way
-            round; ``None`` gives an option that cannot be ``None`` its default again.
+        A fixed ``num_replicas`` replaces autoscaling, and the other way round. ``None`` resets an option that cannot be
+        ``None`` to its default.
 
         Raises:
           TypeError: As on construction.
@@ -161,6 +169,39 @@ class DeploymentOptions(BaseModel):
             check_route_prefix(self.route_prefix)
 
 
+class Options(TypedDict, total=False):
+    """The same options as keyword arguments, for type checkers; ``DeploymentOptions`` describes them."""
+
+    name: str | None
+    num_replicas: int | Literal["auto"] | None
+    user_config: Any
+    max_concurrent_queries: int | None
+    max_ongoing_requests: int | None
+    max_queued_requests: int | None
+    ray_actor_options: dict[str, Any] | None
+    autoscaling_config: AutoscalingConfig | Mapping[str, Any] | None
+    graceful_shutdown_timeout_s: float | None
+    graceful_shutdown_wait_loop_s: float | None
+    health_check_period_s: float | None
+    health_check_timeout_s: float | None
+    version: str | None
+    init_args: tuple[Any, ...] | list[Any]
+    init_kwargs: dict[str, Any] | None
+    route_prefix: str | None
+    request_timeout_s: float | None
+    max_execution_s: float | None
+    max_retries: int | None
+    retry_on: tuple[type[BaseException] | str, ...] | list[type[BaseException] | str] | None
+    retry_backoff_s: float | None
+    max_constructor_retry_count: int | None
+    logging_config: dict[str, Any] | None
+    backpressure_config: BackpressureConfig | Mapping[str, Any] | None
+    placement_group_bundles: list[dict[str, Any]] | None
+    placement_group_strategy: str | None
+    placement_group_bundle_label_selector: list[dict[str, Any]] | None
+    max_replicas_per_node: int | None
+
+
 KNOWN_OPTIONS = frozenset(DeploymentOptions.model_fields) | {"max_ongoing_requests"}
 
 _DEFAULT_BY_NONE = frozenset(
@@ -169,14 +210,10 @@ _DEFAULT_BY_NONE = frozenset(
 
 
 def check_known(given: Iterable[str], owner: str | None) -> None:
-    """Refuse options that do not exist.
+    """Raise TypeError for an option that does not exist; the message suggests the closest known one.
 
     Parameters:
-      given: The options' names.
       owner: The deployment's name, for the message.
-
-    Raises:
-      TypeError: One of them is unknown; the text names it and the nearest known one.
     """
     for option in given:
         if option in KNOWN_OPTIONS:
@@ -188,11 +225,7 @@ def check_known(given: Iterable[str], owner: str | None) -> None:
 
 
 def check_route_prefix(prefix: str) -> None:
-    """Refuse a route prefix that could not be matched.
-
-    Raises:
-      ValueError: It does not start with a slash, ends with one, or holds wildcards.
-    """
+    """Raise ValueError for a route prefix that does not start with a slash, ends with one, or holds wildcards."""
     if not prefix.startswith("/"):
         raise ValueError(f"route_prefix must start with '/'. Got {prefix!r}.")
     if prefix != "/" and prefix.endswith("/"):
@@ -202,7 +235,7 @@ def check_route_prefix(prefix: str) -> None:
 
 
 def _prepared(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Apply the rules that a field's own type cannot express."""
+    """Apply the rules that the type of a field cannot express."""
     options = {option: value for option, value in given.items() if value is not None or option not in _DEFAULT_BY_NONE}
     if "max_ongoing_requests" in options:
         _merge_alias(options)

@@ -5,17 +5,35 @@ from __future__ import annotations
 import difflib
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, Generic, NoReturn
+
+from typing_extensions import ParamSpec, TypeVar
 
 from qserve.graph.containers import find
 from qserve.graph.plan import InputKey
 
+P = ParamSpec("P", default=...)
+T_co = TypeVar("T_co", covariant=True, default=Any)
+
 Body = Callable[..., Any]
 """The user's class or function."""
 
+if TYPE_CHECKING:
 
-class DAGNode:
-    """A node of a graph: something bound, with the arguments it was bound to.
+    class _Anything(Any):  # type: ignore[misc]
+        """A node may be bound to a parameter of any type, because its value arrives there."""
+else:
+
+    class _Anything:
+        pass
+
+
+class Target(Generic[T_co]):
+    """Base of all that ``run`` serves: nodes and applications. Calling it gives a ``T``."""
+
+
+class DAGNode(Target[T_co], _Anything):
+    """A node of a graph: something bound, with the arguments it was bound to. ``T`` is the type of its value.
 
     Any attribute of a class node is a method of the user's class, and any attribute of an input node a part of the
     input. So a node's own methods are called ``get_...``, to stay out of the way of user names.
@@ -87,7 +105,7 @@ def _refuse_call(node: DAGNode, *args: Any, **kwargs: Any) -> NoReturn:
     )
 
 
-class _DeploymentNode(DAGNode):
+class _DeploymentNode(DAGNode[T_co]):
     def __init__(self, body: Body, options: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         self._body = body
         self._options = options
@@ -106,8 +124,8 @@ class _DeploymentNode(DAGNode):
         return self._options.name or own_name(self._body)
 
 
-class ClassNode(_DeploymentNode):
-    """A class bound to its constructor's arguments: one deployment.
+class ClassNode(_DeploymentNode[Any], Generic[T_co]):
+    """A class bound to its constructor's arguments: one deployment. ``T`` is the class.
 
     Any other attribute is a method of the class, to be bound: ``node.method.bind(...)``.
     """
@@ -125,13 +143,13 @@ class ClassNode(_DeploymentNode):
         check_no_input(self)
 
 
-class FunctionNode(_DeploymentNode):
+class FunctionNode(_DeploymentNode[T_co]):
     """A function bound to its arguments: one deployment, and one step of a graph."""
 
     remote = _refuse_call
 
 
-class UnboundMethod:
+class UnboundMethod(Generic[P, T_co]):
     """A method of a class node that waits for its ``bind``."""
 
     def __init__(self, class_node: ClassNode, method: str, label: str | None = None) -> None:
@@ -139,11 +157,11 @@ class UnboundMethod:
         self._method = method
         self._label = label
 
-    def bind(self, *args: Any, **kwargs: Any) -> MethodNode:
+    def bind(self, *args: P.args, **kwargs: P.kwargs) -> MethodNode[T_co]:
         """Return a node that calls the method with these arguments."""
         return MethodNode(self._class_node, self._method, args, kwargs, self._label)
 
-    def options(self, *, name: str | None = None) -> UnboundMethod:
+    def options(self, *, name: str | None = None) -> UnboundMethod[P, T_co]:
         """Return this method with a label for drawings."""
         return UnboundMethod(self._class_node, self._method, name)
 
@@ -168,7 +186,7 @@ class UnboundMethod:
         return f"UnboundMethod({self.get_label()!r})"
 
 
-class MethodNode(DAGNode):
+class MethodNode(DAGNode[T_co]):
     """A method of a class node bound to its arguments: one step of a graph."""
 
     remote = _refuse_call

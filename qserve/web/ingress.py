@@ -18,7 +18,7 @@ import functools
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -29,6 +29,7 @@ from qserve.web.asgi import Exchange, Lifespan
 from qserve.web.frameworks import bound_app, is_a, let_travel
 from qserve.web.wsgi import WsgiAdapter
 
+Cls = TypeVar("Cls", bound=type)
 _DEFINITION = "_qserve_ingress"
 _SERVING = "_qserve_serving"
 _ASGI, _WSGI, _BUILDER = "ASGI", "WSGI", "builder"
@@ -71,7 +72,7 @@ class _Serving:
             self.adapter.close()
 
 
-def ingress(app: Any) -> Callable[[type], type]:
+def ingress(app: Any) -> Callable[[Cls], Cls]:
     """Serve a web application by a deployment: ``@serve.deployment`` above ``@serve.ingress(app)``.
 
     Parameters:
@@ -88,11 +89,11 @@ def ingress(app: Any) -> Callable[[type], type]:
     """
     kind_of(app)
 
-    def decorate(cls: type) -> type:
+    def decorate(cls: Any) -> Any:
         _check_class(cls)
         let_travel(app)  # not before: the class's body has made its routes by now
         members = {
-            "__init__": _constructor(cls.__init__),  # type: ignore[misc]
+            "__init__": _constructor(cls.__init__),
             "__call__": _call,
             "__del__": _delete,
             "__module__": cls.__module__,

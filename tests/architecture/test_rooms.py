@@ -29,6 +29,7 @@ DOORS = {
         "qserve_gateway.command",
         "qserve_gateway.__main__",
     ),
+    "mypy": ("qserve.mypy_plugin",),
     "redis": ("qserve.broker",),
     "hiredis": ("qserve.broker",),
 }
@@ -121,6 +122,7 @@ def test_the_root_holds_the_public_doors_and_nothing_else() -> None:
         "exceptions",
         "handle",
         "http_adapters",
+        "mypy_plugin",
     }
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from qserve.define.options import AutoscalingConfig, DeploymentOptions
+from qserve.define.options import AutoscalingConfig, DeploymentOptions, Options
 
 
 def test_defaults_are_those_of_ray_serve() -> None:
@@ -248,3 +248,7 @@ def test_options_survive_pickling_with_what_was_set() -> None:
 
     assert copied == options
     assert copied.model_fields_set == options.model_fields_set
+
+
+def test_type_checkers_know_the_same_options() -> None:
+    assert {*Options.__annotations__} == {*DeploymentOptions.model_fields, "max_ongoing_requests"}

@@ -1,0 +1,25 @@
+# The public names, each from the module that defines it. Type checkers read this file; __init__.py imports a name from
+# there when it is first used.
+
+from qserve.api import delete as delete
+from qserve.api import get_app_handle as get_app_handle
+from qserve.api import get_deployment_handle as get_deployment_handle
+from qserve.api import run as run
+from qserve.api import shutdown as shutdown
+from qserve.api import start as start
+from qserve.api import status as status
+from qserve.base.context import get_replica_context as get_replica_context
+from qserve.base.context import get_request_context as get_request_context
+from qserve.calls.responses import get as get
+from qserve.define.application import Application as Application
+from qserve.define.application import build as build
+from qserve.define.batching import batch as batch
+from qserve.define.deployments import Deployment as Deployment
+from qserve.define.deployments import deployment as deployment
+from qserve.define.drivers import DAGDriver as DAGDriver
+from qserve.define.multiplexing import get_multiplexed_model_id as get_multiplexed_model_id
+from qserve.define.multiplexing import multiplexed as multiplexed
+from qserve.graph.nodes import InputNode as InputNode
+from qserve.web.ingress import ingress as ingress
+
+__version__: str

@@ -1,0 +1,85 @@
+"""What type checkers say of programs that use qserve: those of the documentation are right, misuse is reported."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PROGRAMS = Path(__file__).with_name("programs.py")
+_EXPECTED = re.compile(r"# expect: error(?: \((\w+)\))?$")
+_PROGRAM = re.compile(r"^```python\n(# (\w+\.py)\n.*?)^```", re.S | re.M)
+
+Lines = set[tuple[str, int]]
+"""Lines by file name and number."""
+
+
+def mypy(folder: Path) -> Lines:
+    """The lines in which mypy finds errors."""
+    config = folder / "mypy.ini"
+    config.write_text(
+        f"[mypy]\nplugins = qserve.mypy_plugin\nmypy_path = {ROOT}\nfollow_imports = silent\n"
+        f"cache_dir = {ROOT / '.mypy_cache' / 'users'}\ncheck_untyped_defs = True\ndisallow_any_generics = True\n"
+    )
+    command = [sys.executable, "-m", "mypy", "--config-file", str(config), "--output", "json", str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=folder)
+    assert done.returncode in (0, 1), done.stdout + done.stderr
+    found = [json.loads(line) for line in done.stdout.splitlines() if line]
+    return {(Path(one["file"]).name, one["line"]) for one in found if one["severity"] == "error"}
+
+
+def pyright(folder: Path) -> Lines:
+    """The lines in which pyright finds errors."""
+    config = {"typeCheckingMode": "standard", "extraPaths": [str(ROOT)]}
+    (folder / "pyrightconfig.json").write_text(json.dumps(config))
+    command = [sys.executable, "-m", "basedpyright", "--outputjson", "--pythonpath", sys.executable, "-p", str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=folder)
+    assert done.returncode in (0, 1), done.stdout + done.stderr
+    found = json.loads(done.stdout)["generalDiagnostics"]
+    return {(Path(one["file"]).name, one["range"]["start"]["line"] + 1) for one in found if one["severity"] == "error"}
+
+
+CHECKERS: list[Callable[[Path], Lines]] = [mypy, pyright]
+
+
+def expected(paths: Iterable[Path], checker: str) -> Lines:
+    """The lines that a checker must refuse."""
+    return {
+        (path.name, number)
+        for path in paths
+        for number, line in enumerate(path.read_text().splitlines(), 1)
+        if (found := _EXPECTED.search(line)) and found[1] in (None, checker)
+    }
+
+
+@pytest.mark.parametrize("check", CHECKERS)
+def test_checkers_report_misuse_and_nothing_else(check: Callable[[Path], Lines], tmp_path: Path) -> None:
+    program = tmp_path / PROGRAMS.name
+    program.write_text(PROGRAMS.read_text())
+
+    assert check(tmp_path) == expected([program], check.__name__)
+
+
+@pytest.mark.parametrize("check", CHECKERS)
+@pytest.mark.parametrize("document", ["README.md", "docs/guide.md"])
+def test_checkers_accept_the_programs_of_the_documentation(
+    check: Callable[[Path], Lines], document: str, tmp_path: Path
+) -> None:
+    for program, name in _PROGRAM.findall((ROOT / document).read_text()):
+        (tmp_path / name).write_text(program)
+
+    assert not check(tmp_path)
+
+
+@pytest.mark.parametrize("check", CHECKERS)
+def test_checkers_accept_the_examples(check: Callable[[Path], Lines], tmp_path: Path) -> None:
+    for path in (ROOT / "examples").glob("*.py"):
+        (tmp_path / path.name).write_text(path.read_text())
+
+    assert not check(tmp_path)
