@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""Measure the chain of three over HTTP and from Python: start, memory, latency, throughput.
+"""Measure a chain of three deployments over HTTP and from Python: start, memory, latency, throughput.
 
     python benchmarks/chain.py [--seconds 5]
 
-Quote ratios of two runs on one machine (of two commits, say), never a figure by itself: machines differ.
+Quote ratios of two runs on one machine, such as of two commits. A figure on its own says little: machines differ.
 """
 
 from __future__ import annotations
@@ -50,14 +50,14 @@ graph = DAGDriver.bind(output, http_adapter=json_request)
 
 
 def free_port() -> int:
-    """A port that nobody listens on."""
+    """Return a port on which nothing listens."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
 async def connection(port: int, until: float, times: list[float]) -> None:
-    """Ask one request after the other over one connection; each must be answered with 9."""
+    """Send one request after the other over one connection; the result of each must be 9."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     while time.perf_counter() < until:
         began = time.perf_counter()
@@ -71,7 +71,7 @@ async def connection(port: int, until: float, times: list[float]) -> None:
 
 
 async def load(port: int, connections: int, seconds: float) -> tuple[float, float, float]:
-    """Median and 99th percentile in milliseconds, and requests per second."""
+    """Return the median and the 99th percentile in milliseconds, and the requests per second."""
     times: list[float] = []
     until = time.perf_counter() + seconds
     await asyncio.gather(*(connection(port, until, times) for _ in range(connections)))
@@ -80,7 +80,7 @@ async def load(port: int, connections: int, seconds: float) -> tuple[float, floa
 
 
 def memory_mb(session: str) -> float:
-    """Proportional memory of all processes whose environment carries the mark."""
+    """Return the proportional memory of all processes that have the mark in their environment."""
     total = 0
     for process in Path("/proc").glob("[0-9]*"):
         try:
@@ -93,7 +93,7 @@ def memory_mb(session: str) -> float:
 
 
 def over_http(seconds: float) -> None:
-    """Start the chain as a user does, and load it."""
+    """Start the chain as a user does, and put load on it."""
     port, mark = free_port(), f"BENCH={os.urandom(6).hex()}"
     env = {**os.environ, "BENCH": mark.partition("=")[2]}
     command = [sys.executable, "-m", "qserve", "run", "chain:graph", "--port", str(port)]
@@ -113,7 +113,7 @@ def over_http(seconds: float) -> None:
 
 
 def wait_ready(port: int, process: subprocess.Popen[bytes]) -> None:
-    """Wait for the first right answer."""
+    """Wait for the first correct response."""
     while True:
         assert process.poll() is None, "qserve run has ended"
         try:
@@ -125,7 +125,7 @@ def wait_ready(port: int, process: subprocess.Popen[bytes]) -> None:
 
 
 def from_python(seconds: float) -> None:
-    """The same graph by handle."""
+    """Call the same graph through its handle."""
     handle = qserve.run(graph, port=free_port())
     times = []
     until = time.perf_counter() + seconds

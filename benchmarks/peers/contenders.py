@@ -1,4 +1,4 @@
-"""The contenders: how each is started, and how the same faults are done to it."""
+"""The contenders: how each is started, and how the same faults are injected into it."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ _UPDATE_FOR_S = 90.0
 _BROKER_FOR_S = 10.0
 _QSERVE = [sys.executable, "-m", "qserve"]
 _TARGET = "qserve_app:graph"
-# by itself Ray listens on the address of the network, also when it is told 127.0.0.1
+# Ray listens on the address of the network by default, even with 127.0.0.1 in its settings
 _RAY = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_AUTH_MODE": "token"}
 
 
 def environment(name: str, *packages: str) -> Path:
-    """The ``bin`` folder of a contender's own virtual environment, made on first use."""
+    """Return the ``bin`` folder of a contender's own virtual environment, which is created on first use."""
     home = CACHE / name
     if not (home / "ready").exists():
-        print(f"# making the environment of {name} in {home}", file=sys.stderr)
+        print(f"# creating the environment of {name} in {home}", file=sys.stderr)
         venv.create(home, with_pip=True, clear=True)
         subprocess.run([home / "bin" / "pip", "install", "--quiet", *packages], check=True)
         (home / "ready").touch()
@@ -38,7 +38,7 @@ def environment(name: str, *packages: str) -> Path:
 
 
 def _is_up(url: str) -> bool:
-    """Whether a broker answers."""
+    """Return whether a broker replies."""
     with contextlib.suppress(redis.RedisError, OSError), contextlib.closing(connect(url)) as client:
         return bool(client.ping())
     return False
@@ -53,9 +53,9 @@ class Contender:
 
     label = ""
     retries = False
-    """Whether its clients send a request again that failed."""
+    """Whether its clients resend a request that failed."""
     lacks: frozenset[str] = frozenset()
-    """Faults that it has nothing for."""
+    """Faults that cannot be injected into it."""
 
     def __init__(self, place: Place) -> None:
         self.place = place
@@ -65,27 +65,27 @@ class Contender:
         """Install what it needs."""
 
     def start(self) -> None:
-        """Start all its processes; it may take a while until they answer."""
+        """Start all its processes; it may take a while until they respond."""
         raise NotImplementedError
 
     def http_process(self) -> int:
-        """The process that holds the connections of clients."""
+        """Return the process that holds the connections of clients."""
         raise NotImplementedError
 
     def kill_worker(self) -> None:
-        """Kill the middle step's processes and the one that looks after them."""
+        """Kill the processes of the middle step, and their supervisor."""
         raise NotImplementedError
 
     def restart_broker(self) -> None:
-        """Kill the broker, and have it back on the data that it has after ``DOWN_S``."""
+        """Kill the broker, and restart it on its data after ``DOWN_S``."""
         raise NotImplementedError
 
     def update(self) -> None:
-        """Bring the version of the code that lies in the place into service, without an interruption if it can."""
+        """Deploy the current version of the code, without an interruption if the contender can."""
         raise NotImplementedError
 
     def _forked_from(self, words: str) -> int:
-        """A process whose command line has these words, and whose parent's has them as well."""
+        """Return a process whose command line contains these words, and whose parent's does as well."""
         below = descendants()
         for pid, (parent, command) in below.items():
             if words in command and words in below.get(parent, (0, ""))[1]:
@@ -94,7 +94,7 @@ class Contender:
 
 
 class Qserve(Contender):
-    """``qserve run`` on its embedded broker, as it comes."""
+    """``qserve run`` on its embedded broker, with default settings."""
 
     label = "qserve"
     lacks = frozenset({"worker"})
@@ -112,7 +112,7 @@ class Qserve(Contender):
         return self._forked_from("qserve_gateway")
 
     def restart_broker(self) -> None:
-        """See ``Contender``; ``qserve run`` starts it again by itself, and does not wait for that."""
+        """See ``Contender``; ``qserve run`` restarts it by itself, and without a pause."""
         server = Path(find_server()).name
         os.kill(next(pid for pid, (_, command) in descendants().items() if server in command), signal.SIGKILL)
 
@@ -130,7 +130,7 @@ class Qserve(Contender):
 
 
 class QserveRoles(Qserve):
-    """Its roles one by one, as several hosts or containers run them: a broker, a worker for each step, a gateway."""
+    """Its roles started separately, as on several hosts: a broker, a worker for each step, a gateway."""
 
     label = "qserve, roles apart"
     lacks = frozenset()
@@ -138,7 +138,7 @@ class QserveRoles(Qserve):
     def start(self) -> None:
         """See ``Contender``."""
         self._folder.mkdir()
-        # the embedded one is never synced, since its data end with its program
+        # the embedded broker never syncs, because its data are not kept after the program
         self._broker = self.place.start([*server_command(self._folder), "--appendfsync", "everysec"])
         workers = [*_QSERVE, "worker", "--broker", self._url, "--deployment"]
         self._workers = {step: self.place.start([*workers, step], **self._secret) for step in STEPS}
@@ -159,14 +159,14 @@ class QserveRoles(Qserve):
 
 
 class QserveRetried(Qserve):
-    """The same with clients that repeat what failed, under one ``Idempotency-Key``."""
+    """The same with clients that resend a failed request with one ``Idempotency-Key``."""
 
     label = "qserve, clients retry"
     retries = True
 
 
 class Ray(Contender):
-    """Ray Serve on this machine alone, as it comes."""
+    """Ray Serve on one machine, with default settings."""
 
     label = "Ray Serve"
     lacks = frozenset({"broker", "worker"})
@@ -192,14 +192,14 @@ class Ray(Contender):
 
 
 class RayRetried(Ray):
-    """The same with clients that repeat what failed."""
+    """The same with clients that resend a failed request."""
 
     label = "Ray Serve, clients retry"
     retries = True
 
 
 class Celery(Contender):
-    """Flask, gunicorn and a Celery chain on Redis, with the settings that each has by itself."""
+    """Flask, gunicorn and a Celery chain on Redis, each with its default settings."""
 
     label = "Celery"
     acks_late = False
@@ -217,7 +217,7 @@ class Celery(Contender):
     def start(self) -> None:
         """See ``Contender``."""
         self._broker = self.place.start(self._server)
-        wait_until(lambda: _is_up(self._url), "the broker answers", _BROKER_FOR_S)
+        wait_until(lambda: _is_up(self._url), "the broker replies", _BROKER_FOR_S)
         self._workers = {step: self._start_worker(step, "v1") for step in STEPS}
         command = [str(self._bin / "gunicorn"), "-b", f"127.0.0.1:{self.port}", "-w", "1", "-k", "gthread"]
         command += ["--threads", "64", "--log-level", "warning", "celery_app:app"]
@@ -244,11 +244,11 @@ class Celery(Contender):
         self._broker.kill()
 
     def update(self) -> None:
-        """Start workers with the new code beside the old ones, and end those by SIGTERM when the new ones answer."""
+        """Start workers with the new code beside the old ones, and end the old ones once the new ones respond."""
         replaced, version = self._workers, self.place.version
         self._workers = {step: self._start_worker(step, version) for step in STEPS}
         nodes = ",".join(f"{step}-{version}@kills" for step in STEPS)
-        wait_until(lambda: self._are_there(nodes), "the new workers answer", _UPDATE_FOR_S)
+        wait_until(lambda: self._are_there(nodes), "the new workers respond", _UPDATE_FOR_S)
         for worker in replaced.values():
             worker.stop()
         for worker in replaced.values():
@@ -263,7 +263,7 @@ class Celery(Contender):
 
 
 class CeleryAcksLate(Celery):
-    """The same with what is recommended against loss: late acknowledgement, and an append-only file."""
+    """The same with the settings recommended against loss: late acknowledgement, and an append-only file."""
 
     label = "Celery, acks late"
     acks_late = True
@@ -271,7 +271,7 @@ class CeleryAcksLate(Celery):
 
 
 class CeleryRetried(CeleryAcksLate):
-    """That with clients that repeat what failed."""
+    """The same with late acknowledgement and clients that resend a failed request."""
 
     label = "Celery, acks late, clients retry"
     retries = True

@@ -1,4 +1,4 @@
-"""The faults, and how long a contender takes to get over one."""
+"""The faults, and how long a contender takes to recover from one."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from peers.load import Load, ask
 
 REPLICAS = 2
 CALM_S = 1.0
-"""For so long every request has to be answered in normal time before a fault counts as got over."""
+"""A contender has recovered once every request of this time had a response in normal time."""
 
 _FRESH_S = 0.005
 _BEGUN_FOR_S = 5.0
@@ -24,14 +24,14 @@ _SPIN_FOR_S = 1.0
 
 @dataclass
 class Fault:
-    """One fault that was done.
+    """A fault that was injected.
 
     Parameters:
-      began: When it was done; recovery counts from here.
-      acted: When whoever did it had done all that was to be done, such as starting the broker again.
+      began: The time of the fault, from which recovery counts.
+      acted: The time at which all its actions were complete, such as the end of a deployment.
       killed: The processes of the middle step that it killed.
       gone: The processes of the middle step that do not count as capacity afterwards.
-      normal_at: From when on all was normal; None while it is not.
+      normal_at: The time from which everything was normal again; None until then.
     """
 
     began: float
@@ -49,7 +49,7 @@ def kill_replica(contender: Contender, ledger: Ledger) -> Fault:
 
 
 def kill_worker(contender: Contender, ledger: Ledger) -> Fault:
-    """Kill all processes of the middle step at once while they run calls, with the one that looks after them."""
+    """Kill all processes of the middle step and their supervisor while they run calls."""
     pids = {line.pid for line in ledger.middle()}
     _process_in_mid_call(ledger)
     contender.kill_worker()
@@ -57,10 +57,10 @@ def kill_worker(contender: Contender, ledger: Ledger) -> Fault:
 
 
 def _process_in_mid_call(ledger: Ledger) -> int:
-    """A process of the middle step that has just begun a call.
+    """Return a process of the middle step that has just started a call.
 
     Raises:
-      TimeoutError: None does.
+      TimeoutError: No process started a call.
     """
     give_up = time.monotonic() + _BEGUN_FOR_S
     while time.monotonic() < give_up:
@@ -68,7 +68,7 @@ def _process_in_mid_call(ledger: Ledger) -> int:
         if time.monotonic() - line.at < _FRESH_S:
             return line.pid
         time.sleep(0.001)
-    raise TimeoutError(f"no call of the middle step was begun within {_BEGUN_FOR_S:g} s")
+    raise TimeoutError(f"no call of the middle step started within {_BEGUN_FOR_S:g} s")
 
 
 def kill_http(contender: Contender, ledger: Ledger) -> Fault:
@@ -85,7 +85,7 @@ def restart_broker(contender: Contender, ledger: Ledger) -> Fault:
 
 
 def update(contender: Contender, ledger: Ledger) -> Fault:
-    """Bring new code into service."""
+    """Deploy new code."""
     lines = ledger.middle()
     contender.place.write_version(f"v{int(lines[-1].version[1:]) + 1}")
     fault = Fault(time.monotonic(), gone={line.pid for line in lines})
@@ -94,10 +94,10 @@ def update(contender: Contender, ledger: Ledger) -> Fault:
 
 
 def block(contender: Contender, ledger: Ledger) -> Fault:
-    """Send one request that never lets its replica go."""
+    """Send a request that blocks its replica for ever."""
     id = f"spin{len(ledger.lines())}"
     fault = Fault(time.monotonic())
-    asyncio.run(ask(contender.port, id, _SPIN_FOR_S, spin=True))  # nobody waits for an answer
+    asyncio.run(ask(contender.port, id, _SPIN_FOR_S, spin=True))  # without waiting for a response
     fault.gone = {line.pid for line in ledger.middle() if line.id == id}
     if not fault.gone:
         raise TimeoutError(f"the request that blocks did not reach its step within {_SPIN_FOR_S:g} s")
@@ -106,19 +106,19 @@ def block(contender: Contender, ledger: Ledger) -> Fault:
 
 FAULTS: dict[str, tuple[str, Callable[[Contender, Ledger], Fault]]] = {
     "replica": ("kill -9 of a replica in mid-call", kill_replica),
-    "worker": ("kill -9 of a whole worker, started again after 1 s", kill_worker),
+    "worker": ("kill -9 of a whole worker, restarted after 1 s", kill_worker),
     "http": ("kill -9 of the HTTP process", kill_http),
-    "broker": ("kill -9 of the broker, started again after 1 s", restart_broker),
+    "broker": ("kill -9 of the broker, restarted after 1 s", restart_broker),
     "update": ("rolling update", update),
     "blocked": ("a call that never returns (`while True: pass`)", block),
 }
 
 
 class Recovery:
-    """Watches the load after a fault.
+    """Watch the load after a fault.
 
     Parameters:
-      normal_s: What an answer may take at most in normal times.
+      normal_s: The longest response time without a fault.
     """
 
     def __init__(self, load: Load, ledger: Ledger, normal_s: float) -> None:
@@ -127,7 +127,7 @@ class Recovery:
         self._normal_s = normal_s
 
     def watch(self, fault: Fault, cap_s: float) -> None:
-        """Wait until all is normal again, or ``cap_s`` are over; notes the time in the fault."""
+        """Wait until everything is normal again, at most ``cap_s``, and record the time in the fault."""
         fault.acted = time.monotonic()
         while time.monotonic() < fault.began + cap_s:
             fault.normal_at = self._normal_since(fault)
@@ -141,16 +141,16 @@ class Recovery:
         return None if calm_at is None or whole_at is None else max(calm_at, whole_at)
 
     def _calm_since(self, fault: Fault) -> float | None:
-        """When the last request was due that was not answered in normal time, if ``CALM_S`` have passed since."""
-        known = time.monotonic() - self._normal_s  # those that were due later may still be answered in time
+        """Return the time of the last request without a response in normal time, if that was ``CALM_S`` ago."""
+        known = time.monotonic() - self._normal_s  # later requests may still have a response in time
         calls = [call for call in self._load.calls if fault.began - self._normal_s <= call.due < known]
         disturbed = [call.due for call in calls if not (call.ok and call.latency_s <= self._normal_s)]
         last = max(disturbed, default=fault.began)
-        # an update does harm long after it began, so that calm before its end proves nothing
+        # an update may disturb requests long after it began, so nothing counts before its end
         return last if known - max(last, fault.acted) >= CALM_S else None
 
     def _whole_since(self, fault: Fault) -> float | None:
-        """When as many processes as before had taken calls of the middle step again."""
+        """Return the time at which as many processes as before had calls of the middle step."""
         if not fault.gone:
             return fault.began
         seen: set[int] = set()

@@ -1,4 +1,4 @@
-"""The figures of one contender under one fault, and the table of all of them."""
+"""The figures of a contender under a fault, and the table of all figures."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from peers.load import Call
 
 @dataclass(frozen=True)
 class Figures:
-    """What came of all rounds together.
+    """The figures of all rounds together.
 
     Parameters:
-      sent: Requests.
-      failed: Those without the right answer within the client's time, by reason.
-      lost: Failed ones that were begun or may have been accepted, and never came to their last step. Those that
-        were refused before anything was begun (an HTTP error, no connection) are not among them.
-      ran_twice: Steps that were begun more than once.
-      gaps_s: For each round, the longest time between two right answers.
-      normal_s: For each round, from the fault until every answer came in normal time, from as many replicas as
-        before; None when that took too long to be waited for.
-      caught: Calls that the killed processes were running.
-      answered_s: For those of them that were answered, the time from the kill.
-      restarts: How often the service manager started something again; what the fault killed is among it.
+      sent: The number of requests.
+      failed: The number of requests without a correct response in time, by reason.
+      lost: Failed requests that were started or may have been accepted, and never reached their last step; without
+        those that were refused before anything started (an HTTP error, no connection).
+      ran_twice: The number of steps that were started more than once.
+      gaps_s: For each round, the longest time between two correct responses.
+      normal_s: For each round, the time from the fault until all responses came in normal time, from as many replicas
+        as before; None if that took too long.
+      caught: The number of calls that the killed processes were running.
+      answered_s: For those calls that still had a response, the time from the kill.
+      restarts: How often the service manager restarted a process, those that the fault killed included.
     """
 
     contender: str
@@ -47,7 +47,7 @@ class Figures:
 def figures_of(
     contender: str, fault: str, calls: Sequence[Call], ledger: Ledger, rounds: Sequence[Fault], restarts: int
 ) -> Figures:
-    """Count, once every request has its answer or was given up."""
+    """Count, after every request has its response or was given up."""
     failed = [call for call in calls if not call.ok]
     begun, finished = {line.id for line in ledger.lines()}, ledger.finished()
     caught = {id: one for one in rounds for id in _caught_by(one, ledger)}
@@ -69,19 +69,19 @@ def figures_of(
 
 
 def not_applicable(contender: str, fault: str) -> Figures:
-    """The figures of a contender that has nothing which the fault could be done to."""
+    """Return the figures of a contender into which the fault cannot be injected."""
     return Figures(
         contender, fault, 0, failed={}, lost=0, ran_twice=0, gaps_s=[], normal_s=[], caught=0, answered_s=[], restarts=0
     )
 
 
 def _refused(call: Call) -> bool:
-    """Whether the client was told at once that its request was not taken."""
+    """Return whether the request was refused at once."""
     return call.outcome == "refused" or call.outcome.startswith("HTTP")
 
 
 def _caught_by(fault: Fault, ledger: Ledger) -> set[str]:
-    """The requests whose middle step a killed process had begun and nobody had followed up with the last one."""
+    """Return the requests whose middle step a killed process had started, and whose last step had not started."""
     lines = ledger.lines()
     begun = {line.id for line in lines if line.pid in fault.killed and line.at <= fault.began}
     followed = {line.id for line in lines if line.step == "last" and line.at <= fault.began}
@@ -94,7 +94,7 @@ def _longest_gap(ends: Iterable[float], began: float, until: float) -> float:
 
 
 def table(rows: Sequence[Figures], labels: dict[str, str], faults: dict[str, str]) -> str:
-    """One Markdown table, fault by fault."""
+    """Return a Markdown table, fault by fault."""
     columns = ["fault", "contender", "failed of sent", "lost", "steps run twice"]
     columns += ["longest gap s", "normal again s", "killed calls"]
     lines = [f"| {' | '.join(columns)} |", f"| {' | '.join('---' for _ in columns)} |"]

@@ -1,4 +1,4 @@
-"""What the steps of a contender have written into their ledger."""
+"""Read what the steps of a contender have written to their ledger."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ STEPS = ("first", "middle", "last")
 
 @dataclass(frozen=True)
 class Line:
-    """One begin of one step.
+    """The start of a step.
 
     Parameters:
-      at: When, on the clock that all processes of this machine share (``time.monotonic``).
+      at: Its time, on the clock that all processes of this machine share (``time.monotonic``).
     """
 
     id: str
@@ -33,7 +33,7 @@ class Ledger:
         self._rest = ""
 
     def lines(self) -> list[Line]:
-        """All lines so far."""
+        """Return all lines so far."""
         *whole, self._rest = (self._rest + self._file.read()).split("\n")
         for text in whole:
             id, step, pid, version, at = text.split()
@@ -41,16 +41,16 @@ class Ledger:
         return self._lines
 
     def middle(self) -> list[Line]:
-        """Those of the middle step."""
+        """Return the lines of the middle step."""
         return [line for line in self.lines() if line.step == "middle"]
 
     def ran_twice(self, ids: set[str]) -> int:
-        """How many steps of these requests were begun more than once."""
+        """Return how many steps of these requests were started more than once."""
         begun = Counter((line.id, line.step) for line in self.lines() if line.id in ids)
         return sum(1 for count in begun.values() if count > 1)
 
     def finished(self) -> set[str]:
-        """The requests of which every step was begun."""
+        """Return the requests of which every step was started."""
         begun: dict[str, set[str]] = {}
         for line in self.lines():
             begun.setdefault(line.id, set()).add(line.step)

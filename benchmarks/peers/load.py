@@ -1,4 +1,4 @@
-"""The load: requests at a constant rate whatever becomes of them, each with an id of its own."""
+"""The load: requests at a constant rate, whatever happens to them, each with its own ID."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ _RETRY_EVERY_S = 0.25
 
 @dataclass
 class Call:
-    """One request of a client.
+    """A request of a client.
 
     Parameters:
-      id: In its body, and in the ledger.
+      id: Its ID in the body and in the ledger.
       due: When it was to be sent; latency counts from here.
-      end: When its answer was there, or it was given up; None while it is under way.
-      outcome: "ok", or what went wrong last.
+      end: When it had a response or was given up; None until then.
+      outcome: "ok", or the last error.
     """
 
     id: str
@@ -32,23 +32,23 @@ class Call:
 
     @property
     def ok(self) -> bool:
-        """Whether the right answer came."""
+        """Whether the response was correct."""
         return self.outcome == "ok"
 
     @property
     def latency_s(self) -> float:
-        """How long it took; endless while it is under way."""
+        """How long it took; infinite without a response so far."""
         return float("inf") if self.end is None else self.end - self.due
 
 
 class Load:
-    """Open-loop load from a thread of its own: a slow server gets no fewer requests.
+    """Open-loop load from a thread of its own: a slow server does not get fewer requests.
 
     Parameters:
-      port: Where on 127.0.0.1 the server listens.
+      port: The port of the server on 127.0.0.1.
       rate: Requests a second.
-      timeout_s: How long a client waits for its answer in all.
-      retries: Whether clients send a request again that failed, under the same ``Idempotency-Key``.
+      timeout_s: How long a client waits in all.
+      retries: Whether clients resend a request that failed, with the same ``Idempotency-Key``.
     """
 
     def __init__(self, port: int, rate: float, timeout_s: float, retries: bool) -> None:
@@ -61,11 +61,11 @@ class Load:
         self._thread = threading.Thread(target=lambda: asyncio.run(self._run()), name="load", daemon=True)
 
     def start(self) -> None:
-        """Begin to send."""
+        """Start sending."""
         self._thread.start()
 
     def stop(self) -> None:
-        """Send no more, and wait until every request has its answer or was given up."""
+        """Stop sending, and wait until every request has its response or was given up."""
         self._stop.set()
         self._thread.join()
 
@@ -95,7 +95,7 @@ class Load:
 
 
 async def ask(port: int, id: str, timeout_s: float, **more: object) -> str:
-    """Send one request over a connection of its own; answers "ok", or what went wrong in a word."""
+    """Send a request over a connection of its own, and return "ok" or a word for the error."""
     body = json.dumps({"id": id, "number": NUMBER, **more}).encode()
     head = (
         f"POST / HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\nContent-Type: application/json\r\n"
@@ -119,7 +119,7 @@ async def ask(port: int, id: str, timeout_s: float, **more: object) -> str:
 
 
 class _Received:
-    """What ``HTTPResponse`` takes for a socket."""
+    """Received bytes with the part of a socket that ``HTTPResponse`` uses."""
 
     def __init__(self, data: bytes) -> None:
         self._data = data

@@ -1,4 +1,4 @@
-"""Processes of a contender: started here, found wherever they end up, and all of them ended."""
+"""Start the processes of a contender, find their descendants, and end all of them."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ _PR_SET_CHILD_SUBREAPER = 36
 _END_FOR_S = 10.0
 _OWN_SETTINGS = ("QSERVE_", "REDIS_URL", "PORT", "WEB_CONCURRENCY", "RAY_", "CELERY_")
 DOWN_S = 1.0
-"""How long a service that has ended is away."""
+"""How long a service stays down before it is restarted."""
 
 APPLICATIONS = Path(__file__).parent / "apps"
 
 
 def adopt_orphans() -> None:
-    """Have the kernel give this process every orphan below it: what it started stays its descendant (Linux)."""
+    """Have the kernel reparent orphans to this process, so that what it started stays below it (Linux)."""
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
 def free_port() -> int:
-    """A port that nobody listened on a moment ago."""
+    """Return a port on which nothing listens."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
@@ -40,7 +40,7 @@ def wait_until(predicate: Callable[[], bool], description: str, timeout_s: float
     """Wait for a condition.
 
     Raises:
-      TimeoutError: It did not come true in time.
+      TimeoutError: It was not met in time.
     """
     give_up = time.monotonic() + timeout_s
     while not predicate():
@@ -50,7 +50,7 @@ def wait_until(predicate: Callable[[], bool], description: str, timeout_s: float
 
 
 def descendants() -> dict[int, tuple[int, str]]:
-    """The living processes below this one: process id to its parent's and its command line."""
+    """Return the running processes below this one: process ID to its parent's ID and its command line."""
     parents: dict[int, int] = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):
@@ -69,7 +69,7 @@ def descendants() -> dict[int, tuple[int, str]]:
 
 
 class Service:
-    """A process with a service manager: when it ends by itself, it is started again after ``DOWN_S``.
+    """A process with a service manager: when it ends by itself, it is restarted after ``DOWN_S``.
 
     Parameters:
       start: Starts the process.
@@ -94,11 +94,11 @@ class Service:
                 self._process = self._start()
 
     def kill(self) -> None:
-        """Kill it and all that it has forked; the service manager takes it for an accident."""
+        """Kill it and everything that it has forked; the service manager restarts it."""
         os.killpg(self._process.pid, signal.SIGKILL)
 
     def stop(self) -> None:
-        """Ask it to end, for good."""
+        """Ask it to end, and do not restart it."""
         with self._lock:
             self._stopped.set()
         with contextlib.suppress(ProcessLookupError):
@@ -108,7 +108,7 @@ class Service:
         """Wait for its end.
 
         Raises:
-          subprocess.TimeoutExpired: It did not come in time.
+          subprocess.TimeoutExpired: It still runs.
         """
         self._process.wait(timeout_s)
 
@@ -117,7 +117,7 @@ class Place:
     """A temporary folder with the application in it, its ledger, and the processes that run it."""
 
     def __init__(self) -> None:
-        # a short path: sockets of brokers and of Ray lie below it, and their paths may have 107 characters
+        # a short path: the sockets of brokers and of Ray are below it, and a path may have only 107 characters
         self.folder = Path(tempfile.mkdtemp(prefix="kills-"))
         self.ledger = self.folder / "ledger"
         self.ledger.touch()
@@ -128,7 +128,7 @@ class Place:
         self._services: list[Service] = []
 
     def write_version(self, version: str) -> None:
-        """Change the application's code to that version; running processes keep what they have imported."""
+        """Change the application's code to that version; running processes keep the code that they have imported."""
         self.version = version
         (self.folder / "version.py").write_text(f"VERSION = {version!r}\n")
 
@@ -151,10 +151,10 @@ class Place:
             )
 
     def run(self, command: Sequence[str], timeout_s: float, **env: str) -> None:
-        """Start a command and wait for its end.
+        """Run a command.
 
         Raises:
-          RuntimeError: It failed, or was not done in time.
+          RuntimeError: It failed or took too long.
         """
         process = self._popen(command, env)
         try:
@@ -171,33 +171,33 @@ class Place:
         return kept | {
             "KILLS_LEDGER": str(self.ledger),
             "PYTHONPATH": str(self.folder),
-            # the version's file changes within a second and keeps its size: a cached one would pass for current
+            # the version's file may change within a second and keep its size, so a cached one would look current
             "PYTHONDONTWRITEBYTECODE": "1",
             "TMPDIR": str(self.folder),
         }
 
     def restarts(self) -> int:
-        """How often services had to be started again."""
+        """Return how often services were restarted."""
         return sum(service.restarts for service in self._services)
 
     def close(self) -> None:
-        """End everything, politely first, and remove the folder."""
+        """Ask everything to end, kill what is left, and remove the folder."""
         for service in reversed(self._services):
             service.stop()
         give_up = time.monotonic() + _END_FOR_S
         while descendants() and time.monotonic() < give_up:
-            _bury()
+            _reap()
             time.sleep(0.05)
         while left := descendants():
             for pid in left:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
-            _bury()
+            _reap()
             time.sleep(0.05)
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def _bury() -> None:
+def _reap() -> None:
     """Wait for orphans that have ended."""
     with contextlib.suppress(ChildProcessError):
         while os.waitpid(-1, os.WNOHANG)[0]:

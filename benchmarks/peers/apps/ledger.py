@@ -1,6 +1,6 @@
-"""What the steps of all contenders do: note in the ledger that they were begun, take their time, compute.
+"""What the steps of all contenders do: write to the ledger that they have started, wait, and compute.
 
-A line is written before the step takes its time: a step that is killed in the middle and run again has two.
+The line is written before the wait, so a step that is killed in the middle and run again has two lines.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _LEDGER = os.open(os.environ["KILLS_LEDGER"], os.O_WRONLY | os.O_APPEND | os.O_C
 
 
 def begin(step: str, item: dict[str, Any]) -> None:
-    """Write the line, in one write so that lines of many processes do not mix; a spinning item never comes back."""
+    """Write the line, in one write so that lines of several processes do not mix. A spinning item never returns."""
     line = f"{item['id']} {step} {os.getpid()} {VERSION} {time.monotonic():.6f}\n"
     os.write(_LEDGER, line.encode())
     while step == "middle" and item.get("spin"):
@@ -26,5 +26,5 @@ def begin(step: str, item: dict[str, Any]) -> None:
 
 
 def finish(step: str, item: dict[str, Any]) -> dict[str, Any]:
-    """The step's result, which is the next one's input."""
+    """Return the result of a step, which is the input of the next."""
     return {**item, "number": item["number"] + AMOUNTS[step]}
