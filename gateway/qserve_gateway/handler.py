@@ -82,31 +82,16 @@ class RequestHandler:
             return not_ready_reply(request_id)
         self._access.check(environ)
         match = _find(table, path_of(environ), environ)
-        route = match.route
+        record = match.route.record
         body = read_body(environ)
-        timeout_s = timeout_of(environ, route.record.timeout_s or self._settings.request_timeout_s)
+        timeout_s = timeout_of(environ, record.timeout_s or self._settings.request_timeout_s)
         job = None
         if "HTTP_PREFER" in environ or "HTTP_IDEMPOTENCY_KEY" in environ:
-            job = Job.of(environ, body, route.record.name, self._settings)
+            job = Job.of(environ, body, record.name, self._settings)
         with self._in_flight:
-            method, args, graph = _target(environ, match, body)
-            call = Call(
-                route.record.name,
-                route.record.ingress,
-                method,
-                args,
-                graph=graph,
-                timeout_s=timeout_s,
-                result_ttl_s=_RESULT_TTL_S if job is None else self._settings.result_ttl_s,
-                trace_id=request_id,
-                route=route.prefix,
-                model_id=model_id_of(environ),
-                answer=route.answer,
-                owned=job is None,
-                stream=job is None and route.answer is Answer.PLAIN,
-                request_id="" if job is None else job.request_id,
-                fingerprint="" if job is None else job.fingerprint,
-            )
+            call = _call_of(environ, match, body, timeout_s, request_id)
+            if job is not None:
+                call = job.kept(call, self._settings)
             ref = self._plane.submit(call)
             if failpoints.ARMED:
                 failpoints.hit("gateway.after_submit")
@@ -172,18 +157,32 @@ def _find(table: RouteTable, path: str, environ: Environ) -> _Match:
     return _Match(route, graph[0], path, graph[1])
 
 
-def _target(environ: Environ, match: _Match, body: bytes) -> tuple[str, tuple[Any, ...], str | None]:
-    """Return the method to call on the ingress, its arguments, and the graph to run on them in its place, if any."""
+def _call_of(environ: Environ, match: _Match, body: bytes, timeout_s: float, request_id: str) -> Call:
+    """Return the call that answers a request: of the ingress, or of a graph where the input needs no user code."""
     route, graph, path, path_params = match
     driver = route.record.driver
+    method, run = "__call__", None if driver is None else graph
     if driver is not None and driver.adapter == "json_request":
-        return "", (_json_body(environ, body),), graph
-    request = message_of(environ, path, route.root_path, body, path_params)
-    if driver is None:
-        return "__call__", (request,), None
-    if driver.adapter == "starlette_request":
-        return "", (request,), graph
-    return "adapt", (request, graph), None
+        args: tuple[Any, ...] = (_json_body(environ, body),)
+    else:
+        args = (message_of(environ, path, route.root_path, body, path_params),)
+        if driver is not None and driver.adapter != "starlette_request":
+            method, args, run = "adapt", (*args, graph), None
+    return Call(
+        route.record.name,
+        route.record.ingress,
+        method,
+        args,
+        graph=run,
+        timeout_s=timeout_s,
+        result_ttl_s=_RESULT_TTL_S,
+        trace_id=request_id,
+        route=route.prefix,
+        model_id=model_id_of(environ),
+        answer=route.answer,
+        owned=True,
+        stream=route.answer is Answer.PLAIN,
+    )
 
 
 def _json_body(environ: Environ, body: bytes) -> Any:

@@ -18,7 +18,7 @@ from qserve.broker.connection import broker_errors, refusal
 from qserve.broker.library import Command
 from qserve.calls.client import ClientPlane
 from qserve.calls.mailbox import is_late
-from qserve.calls.ref import Ref
+from qserve.calls.ref import Call, Ref
 from qserve.exceptions import DeadlineExceeded, PayloadError
 from qserve.http.message import BadRequest
 from qserve.wire.outcome import Outcome, State
@@ -76,6 +76,16 @@ class Job(NamedTuple):
             return cls(new_id(), _WITHOUT_KEY, *preference)
         request_id = id_of_key(key, app, settings.namespace, settings.secret_key)
         return cls(request_id, _fingerprint(environ, body), *preference)
+
+    def kept(self, call: Call, settings: Settings) -> Call:
+        """Return the call with a result that is stored under the job's ID, whole, for as long as the settings say."""
+        return call._replace(
+            result_ttl_s=settings.result_ttl_s,
+            owned=False,
+            stream=False,
+            request_id=self.request_id,
+            fingerprint=self.fingerprint,
+        )
 
 
 class Jobs:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
+import flask
 import pytest
 from fastapi import FastAPI, File, UploadFile
 from http_client import Client
@@ -178,9 +179,40 @@ class Api:
         return StreamingResponse(parts())
 
 
+site = flask.Flask(__name__)
+
+
+@qserve.deployment(name="Site")
+@qserve.ingress(site)
+class Site:
+    """Views of Flask."""
+
+    @site.post("/body")
+    def body(self) -> str:
+        """The length of the body."""
+        return str(len(flask.request.get_data()))
+
+    @site.post("/parts")
+    def parts(self) -> Any:
+        """A body that comes in parts."""
+        return (part for part in ("a", "b"))
+
+
+@qserve.deployment(name="Measure")
+class Measure:
+    """A deployment that other deployments call."""
+
+    async def __call__(self, request: Request) -> int:
+        """The length of the body."""
+        return len(await request.body())
+
+
 @qserve.deployment(name="Plain")
 class Plain:
     """A deployment that is called with the request."""
+
+    def __init__(self, measure: Any) -> None:
+        self.measure = measure
 
     async def __call__(self, request: Request) -> Any:
         """What the path says."""
@@ -190,6 +222,10 @@ class Plain:
     async def body(self, request: Request) -> Any:
         """The length of the body."""
         return len(await request.body())
+
+    async def relay(self, request: Request) -> Any:
+        """What another deployment says of the request."""
+        return await (await self.measure.remote(request))
 
     async def json(self, request: Request) -> Any:
         """The parsed body."""
@@ -264,8 +300,9 @@ def from_file(file: Annotated[bytes, File()]) -> Any:
 @pytest.fixture(scope="module")
 def client(probe: Probe, started: Started) -> Client:
     """A client of the gateway, which serves all applications of this module."""
-    qserve.run(Plain.bind(), name="plain", route_prefix="/plain")
+    qserve.run(Plain.bind(Measure.bind()), name="plain", route_prefix="/plain")
     qserve.run(Api.bind(), name="api", route_prefix="/api-root")
+    qserve.run(Site.bind(), name="site", route_prefix="/site")
     qserve.run(sync.bind(), name="sync", route_prefix="/sync")
     adapters = {
         "json": json_request,
@@ -311,6 +348,7 @@ def check_garbage(probe: Probe, ask: Callable[[], Any], most: int = 3) -> None:
     ("path", "body", "headers", "status"),
     [
         ("/plain/body", BODY, {}, 200),
+        ("/plain/relay", BODY, {}, 200),
         ("/plain/json", BODY, {}, 200),
         ("/plain/json", BODY[:-1], {}, 400),
         ("/plain/form", FORM, MULTIPART, 200),
@@ -357,12 +395,21 @@ def test_a_request_leaves_nothing_to_the_garbage_collector(
     check_garbage(probe, ask)
 
 
-@pytest.mark.parametrize("path", ["/-/nowhere", "/-/requests/" + "0" * 32])
-def test_a_request_for_a_page_that_does_not_exist_leaves_no_request_behind(
-    probe: Probe, client: Client, path: str
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [
+        ("/site/body", 200),
+        ("/site/parts", 200),
+        ("/-/healthz", 405),
+        ("/-/nowhere", 404),
+        ("/-/requests/" + "0" * 32, 405),
+    ],
+)
+def test_a_request_that_flask_routes_leaves_no_request_behind(
+    probe: Probe, client: Client, path: str, status: int
 ) -> None:
     def ask() -> None:
-        assert client.get(path).status == 404
+        assert client.post(path, BODY).status == status
 
     check_garbage(probe, ask, most=9)  # eight of them belong to werkzeug, whose matcher refers to itself
 
