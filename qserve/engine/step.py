@@ -24,7 +24,7 @@ from qserve.wire.outcome import State
 
 
 @dataclass(slots=True)
-class Call:
+class UserCall:
     """A call of user code.
 
     ``plan`` and ``index`` say which step of which graph it is; None for a direct call.
@@ -58,7 +58,7 @@ class Stepper:
         self._codec = codec
         self._templates: dict[tuple[str, int], Arguments] = {}
 
-    def open(self, header: Header, step: str, values: Sequence[bytes]) -> Call:
+    def open(self, header: Header, step: str, values: Sequence[bytes]) -> UserCall:
         """The call that a delivery stands for.
 
         Raises:
@@ -71,7 +71,7 @@ class Stepper:
             args, kwargs = decode(values[0])
             if len(values) > 1:
                 args, kwargs = fill(args, kwargs, {n: decode(v) for n, v in enumerate(values) if n}, Ref.resolved)
-            return Call(step, args, kwargs)
+            return UserCall(step, args, kwargs)
         try:
             plan, _ = self._record.plans[header.graph]
             index = int(step)
@@ -79,7 +79,7 @@ class Stepper:
         except (KeyError, ValueError, IndexError) as error:
             raise PayloadError(f"no step {step!r} of a graph {header.graph!r} in {self._record.name!r}") from error
         args, kwargs = arguments.fill([(n, decode(v)) for n, v in enumerate(values)], Ref.resolved)
-        return Call(plan.steps[index].method, args, kwargs, plan, index)
+        return UserCall(plan.steps[index].method, args, kwargs, plan, index)
 
     def _arguments(self, graph: str, index: int) -> Arguments:
         found = self._templates.get((graph, index))
@@ -88,7 +88,7 @@ class Stepper:
             found = self._templates[graph, index] = Arguments(args, kwargs)
         return found
 
-    def conclude(self, header: Header, call: Call, value: Any) -> Conclusion:
+    def conclude(self, header: Header, call: UserCall, value: Any) -> Conclusion:
         """What follows from a call's result.
 
         Raises:
@@ -107,7 +107,7 @@ class Stepper:
         except PayloadError as error:
             raise _refusal(error) from error
 
-    def _conclude(self, header: Header, call: Call, value: Any) -> Conclusion:
+    def _conclude(self, header: Header, call: UserCall, value: Any) -> Conclusion:
         if failpoints.ARMED:
             failpoints.hit("call.after")
         if call.plan is None:

@@ -38,11 +38,11 @@ def entries(count: int) -> list[Delivery]:
 
 
 def give_back(backlog: Backlog, broker: FakeBroker) -> int:
-    return backlog.give_back(broker, Keys(), "queue")[0]  # type: ignore[arg-type]
+    return backlog.give_back(broker)[0]  # type: ignore[arg-type]
 
 
 def test_what_has_just_come_stays() -> None:
-    backlog, broker = Backlog(), FakeBroker()
+    backlog, broker = Backlog(Keys(), "queue"), FakeBroker()
     batch = backlog.begin_each(entries(3))
     next(batch)
     assert give_back(backlog, broker) == 0
@@ -51,7 +51,7 @@ def test_what_has_just_come_stays() -> None:
 
 def test_each_call_is_either_begun_or_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "UNSTARTED_S", -1.0)
-    backlog, broker, all_of_them = Backlog(), FakeBroker(), entries(20_000)
+    backlog, broker, all_of_them = Backlog(Keys(), "queue"), FakeBroker(), entries(20_000)
     stop = threading.Event()
 
     def take_from_the_other_end() -> None:
@@ -74,7 +74,7 @@ def test_each_call_is_either_begun_or_given_back(monkeypatch: pytest.MonkeyPatch
 
 def test_what_could_not_be_given_back_is_still_there_in_its_order(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "UNSTARTED_S", -1.0)
-    backlog, broker = Backlog(), FakeBroker(ConnectionError("away"))
+    backlog, broker = Backlog(Keys(), "queue"), FakeBroker(ConnectionError("away"))
     batch = backlog.begin_each(entries(4))
     assert next(batch).tag.entry_id == b"0"
 

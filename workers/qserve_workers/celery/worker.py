@@ -97,7 +97,7 @@ class CallLoop(bootsteps.StartStopStep):  # type: ignore[misc]
 
     def info(self, consumer: Any) -> dict[str, Any]:
         """Return what `celery inspect stats` shows of the replica."""
-        return {"prefetch_count": self._replica.max_ongoing, "running": len(self._replica.works())}
+        return {"prefetch_count": self._replica.max_ongoing, "running": len(self._replica.running())}
 
 
 class ReplicaConsumer(Consumer):  # type: ignore[misc]

@@ -22,7 +22,7 @@ from qserve.broker.registry import Registry
 from qserve.calls.ref import current
 from qserve.deploy.registration import DeploymentCode, import_code, unpack_code
 from qserve.deploy.status import FAILED, ReplicaReports
-from qserve.engine.servable import Servable
+from qserve.engine.invoke import Servable
 from qserve.engine.step import Stepper
 from qserve.exceptions import QserveException
 from qserve.wire.application import ApplicationRecord
@@ -55,7 +55,7 @@ def run_replica(spec: ReplicaSpec) -> int:
     loop = asyncio.new_event_loop()
     asyncio.set_event_loop(loop)
     try:
-        replica, servable = loop.run_until_complete(_construct(spec, keys, registry))
+        plane, servable, replica = loop.run_until_complete(_construct(spec, keys, registry))
     except BaseException as error:
         report(
             reports,
@@ -79,7 +79,7 @@ def run_replica(spec: ReplicaSpec) -> int:
     signals.worker_ready.connect(begin, weak=False)
     worker.start()
     watchdog.stop()
-    replica.plane.close()
+    plane.close()
     loop.run_until_complete(lifecycle.end())
     return int(worker.exitcode or 0)
 
@@ -91,7 +91,7 @@ def _end_with_parent(parent: int) -> None:
     end_with(parent, Exit.ORPHANED)
 
 
-async def _construct(spec: ReplicaSpec, keys: Keys, registry: Registry) -> tuple[Replica, Servable]:
+async def _construct(spec: ReplicaSpec, keys: Keys, registry: Registry) -> tuple[LoopPlane, Servable, Replica]:
     settings, record = spec.settings, spec.record
     codec = Codec(settings.keyring)
     plane = LoopPlane(settings, keys, codec, _Catalog(record, registry).find)
@@ -115,7 +115,7 @@ async def _construct(spec: ReplicaSpec, keys: Keys, registry: Registry) -> tuple
         settings=settings,
         record=record,
     )
-    return replica, servable
+    return plane, servable, replica
 
 
 def _load_code(spec: ReplicaSpec, registry: Registry) -> DeploymentCode:

@@ -16,7 +16,7 @@ from qserve.base.log import get_logger
 from qserve.broker.registry import Registry
 from qserve.define.multiplexing import unload_models
 from qserve.deploy.status import RUNNING, ReplicaReports, ReplicaStatus
-from qserve.engine.servable import Servable
+from qserve.engine.invoke import Servable
 from qserve.exceptions import BrokerError
 from qserve_workers.process.spec import ReplicaSpec
 from qserve_workers.replica.exit_codes import Exit

@@ -13,7 +13,7 @@ import errno
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 from qserve.base import failpoints
 from qserve.base.keys import GROUP, Keys
@@ -23,6 +23,7 @@ from qserve.broker.connection import BLOCK_S, LONGEST_PAUSE_S, READ_TIMEOUT_S, C
 from qserve.broker.library import Command
 from qserve.broker.link import Link, OnReply, ReplyError
 from qserve.calls.mailbox import ignore
+from qserve.engine.invoke import Waiting
 from qserve.exceptions import BrokerUnavailable
 from qserve_workers.replica.plane import LoopPlane
 from qserve_workers.replica.work import Delivery, Tag, Work
@@ -38,24 +39,21 @@ REFUSALS_BEFORE_WARNING = 2
 _HISTORY_PAGE = 256
 
 
-class Queued(NamedTuple):
-    """A call that waits for the thread of sync code.
+class Backlog:
+    """The deliveries that one replica holds.
+
+    ``waiting`` has the calls that wait for the thread of sync code.
 
     Parameters:
-      run: Begins the call; on the loop's thread only.
+      queue: Where calls go back to.
     """
 
-    work: Work
-    run: Callable[[], None]
-
-
-class Backlog:
-    """The deliveries that one replica holds: those that have not begun, and the tags of all of them."""
-
-    def __init__(self) -> None:
+    def __init__(self, keys: Keys, queue: str) -> None:
+        self._requests = keys.request("")
+        self._queue = queue
+        self.waiting: deque[Waiting[Work]] = deque()
         self._fetched: deque[Delivery] = deque()
         self._fetched_at = 0.0
-        self._queued: deque[Queued] = deque()
         self._leaving: set[Tag] = set()
         self._begun: set[Tag] = set()
 
@@ -84,22 +82,10 @@ class Backlog:
         """Return the tags of the deliveries that have begun and are not settled."""
         return self._begun.copy()
 
-    def queue(self, work: Work, run: Callable[[], None]) -> None:
-        """Keep a call until the thread of sync code is free."""
-        self._queued.append(Queued(work, run))
-
-    def run_next(self) -> None:
-        """Begin the call that has waited longest for the thread."""
-        try:
-            _, run = self._queued.popleft()
-        except IndexError:
-            return
-        run()
-
     # -- in the watchdog's thread ------------------------------------------------------------------
 
-    def give_back(self, client: Client, keys: Keys, queue: str) -> tuple[int, list[Work]]:
-        """Put what has waited too long back on ``queue``; other replicas, or this one later, run it.
+    def give_back(self, client: Client) -> tuple[int, list[Work]]:
+        """Put what has waited too long back on the queue; other replicas, or this one later, run it.
 
         Crash before the command: the calls are pending here, and are handed over with all that this replica
         held. Crash after: they are on the queue.
@@ -110,31 +96,31 @@ class Backlog:
         Raises:
           BrokerError: They are in the backlog as before.
         """
-        fetched, queued = self._late()
-        tags = [delivery.tag for delivery in fetched] + [one.work.delivery.tag for one in queued]
+        fetched, waiting = self._late()
+        tags = [delivery.tag for delivery in fetched] + [one.invocation.delivery.tag for one in waiting]
         try:
             for stream in {tag.stream for tag in tags}:
                 ids = [tag.entry_id for tag in tags if tag.stream == stream]
                 with broker_errors():
-                    client.execute_command(*functions.give_back(stream, queue, ids, keys.request("")))
+                    client.execute_command(*functions.give_back(stream, self._queue, ids, self._requests))
         except BaseException:
             self._fetched.extend(reversed(fetched))
-            self._queued.extend(reversed(queued))
+            self.waiting.extend(reversed(waiting))
             raise
         finally:
             self._leaving.difference_update(tags)
-        return len(tags), [one.work for one in queued]
+        return len(tags), [one.invocation for one in waiting]
 
-    def _late(self) -> tuple[list[Delivery], list[Queued]]:
+    def _late(self) -> tuple[list[Delivery], list[Waiting[Work]]]:
         now = time.monotonic()
         is_late = now - self._fetched_at > UNSTARTED_S
         fetched = list(self._pop_while(self._fetched, lambda entry: is_late, lambda entry: entry.tag))
-        queued = self._pop_while(
-            self._queued,
-            lambda one: now - one.work.began > UNSTARTED_S,
-            lambda one: one.work.delivery.tag,
+        waiting = self._pop_while(
+            self.waiting,
+            lambda one: now - one.invocation.began > UNSTARTED_S,
+            lambda one: one.invocation.delivery.tag,
         )
-        return fetched, list(queued)
+        return fetched, list(waiting)
 
     def _pop_while(
         self, end: deque[Any], is_late: Callable[[Any], bool], tag_of: Callable[[Any], Tag]

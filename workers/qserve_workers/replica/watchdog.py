@@ -88,7 +88,7 @@ class Watchdog:
 
     def _check(self) -> None:
         now = time.monotonic()
-        works = self._replica.works()
+        works = self._replica.running()
         self._check_loop(now, bool(works))
         if self.is_stalled():
             return self._end_stalled()
@@ -124,7 +124,7 @@ class Watchdog:
     # -- calls that run too long -------------------------------------------------------------------
 
     def _end_over_limit(self, work: Work, limit_s: float) -> None:
-        method = _name(work)
+        method = work.name
         log.error("%s ran longer than max_execution_s=%g and is stopped", method, limit_s)
         text = f"{self._replica.deployment}.{method} ran longer than max_execution_s={limit_s:g} and was stopped"
         self._end(work, Conclusion(State.FAILED, Failure.of(TimeLimitExceeded(text)).encode()), Exit.TIME_LIMIT)
@@ -132,7 +132,7 @@ class Watchdog:
     def _end_overdue(self, work: Work) -> None:
         log.error(
             "%s still runs %g s after its caller's deadline (QSERVE_STALL_LIMIT_S) and is stopped",
-            _name(work),
+            work.name,
             self._stall_s,
         )
         self._end(work, Conclusion(State.EXPIRED), Exit.STALLED)
@@ -143,7 +143,7 @@ class Watchdog:
         Crash after the caller was told: the call is committed, and is not run again.
         """
         try:
-            command = self._replica.end_command(work, conclusion)
+            command = self._replica.commit_command(work, conclusion)
             with broker_errors():
                 self._client.execute_command(*command)
         except BrokerError as error:
@@ -157,7 +157,7 @@ class Watchdog:
     def _has_ended(self, work: Work) -> bool:
         give_up = time.monotonic() + STOP_FOR_S
         while time.monotonic() < give_up:
-            if work not in self._replica.works():
+            if work not in self._replica.running():
                 return True
             self._stop.wait(0.01)
         return False
@@ -181,13 +181,9 @@ class Watchdog:
     def _holder(self) -> str:
         """The call that is on the loop now."""
         task = asyncio.current_task(self._replica.loop)
-        works = self._replica.works()
+        works = self._replica.running()
         held = [work for work in works if work.task is task] or works
-        return _name(max(held, key=lambda work: work.began)) if held else "no call"
-
-
-def _name(work: Work) -> str:
-    return work.step if work.call is None else work.call.method
+        return max(held, key=lambda work: work.began).name if held else "no call"
 
 
 def _place(frame: FrameType | None) -> str:

@@ -1,0 +1,123 @@
+"""Results that come as items: what a generator yields leaves at once, at the pace of its reader."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
+from typing import Any, Protocol
+
+import msgpack
+
+from qserve.exceptions import ResultNotSerialisable
+from qserve.wire.envelope import Answer, Header
+
+_END: Any = object()
+_TEXT_HEAD: bytes = msgpack.packb([200, [["content-type", "text/plain; charset=utf-8"]]])
+
+InThread = Callable[[Callable[[], Any]], Awaitable[Any]]
+
+
+class ReaderGone(OSError):
+    """Raised in a producer whose request has ended; an OSError is what ASGI responses expect."""
+
+
+class Sink(Protocol):
+    """What takes the items of one streamed result."""
+
+    is_over: bool
+    """Whether the request has ended, so that nobody takes items any more."""
+
+    async def send(self, payload: bytes) -> None:
+        """Send one item, and wait while the reader is too far behind.
+
+        Raises:
+          ReaderGone: The request has ended: cancelled, expired, or its client left.
+        """
+
+    def result(self) -> bytes:
+        """Return what remains to be stored at the end."""
+
+
+async def send_stream(
+    sink: Sink, value: Any, header: Header, encode: Callable[[Any], bytes], in_thread: InThread
+) -> None:
+    """Send a generator's items, or what an ASGI response sends, in the form that the caller takes.
+
+    Parameters:
+      encode: Encodes an item for a caller in Python.
+      in_thread: Runs a call in the thread of sync code.
+
+    Raises:
+      ReaderGone: The request has ended.
+    """
+    if not (inspect.isgenerator(value) or inspect.isasyncgen(value)):
+        await _send_response(sink, value)
+        return
+    if header.answer is not Answer.VALUE:
+        await sink.send(_TEXT_HEAD)
+        encode = _body_part
+    async with aclosing(_items(value, in_thread)) as items:
+        async for item in items:
+            await sink.send(encode(item))
+
+
+def _body_part(item: Any) -> bytes:
+    if not isinstance(item, str | bytes):
+        kind = type(item).__name__
+        raise ResultNotSerialisable(f"a generator that answers HTTP must yield str or bytes, not {kind!r}")
+    return item.encode() if isinstance(item, str) else item
+
+
+async def _items(generator: Any, in_thread: InThread) -> AsyncGenerator[Any, None]:
+    """Iterate any generator; a sync one runs in the thread of sync code, item by item."""
+    if inspect.isasyncgen(generator):
+        async with aclosing(generator):
+            async for item in generator:
+                yield item
+        return
+    try:
+        while (item := await in_thread(lambda: next(generator, _END))) is not _END:
+            yield item
+    finally:
+        generator.close()
+
+
+async def _send_response(sink: Sink, response: Any) -> None:
+    """Run an ASGI response and send what it sends."""
+
+    async def send(message: Any) -> None:
+        if message["type"] == "http.response.start":
+            headers = [[name.decode("latin-1"), value.decode("latin-1")] for name, value in message["headers"]]
+            await sink.send(msgpack.packb([message["status"], headers]))
+        elif message.get("body"):
+            await sink.send(bytes(message["body"]))
+
+    async def receive() -> Any:
+        return await asyncio.get_running_loop().create_future()
+
+    scope = {"type": "http", "asgi": {"spec_version": "2.4"}, "method": "GET", "path": "/", "headers": []}
+    try:
+        await response(scope, receive, send)
+    except Exception as error:
+        # frameworks turn a refused send into an error of their own
+        if sink.is_over and not isinstance(error, ReaderGone):
+            raise ReaderGone(str(error)) from error
+        raise
+
+
+def plain_result_of_stream(method: str) -> TypeError:
+    """Return the error for ``options(stream=True)`` on a method that is not a generator."""
+    return TypeError(
+        f"Called method {method!r} with `handle.options(stream=True)` but it did not return a generator."
+        " Call it without stream=True, or make it yield its items."
+    )
+
+
+def stream_of_plain_call(method: str) -> TypeError:
+    """Return the error for a generator method that was called without ``options(stream=True)``."""
+    return TypeError(
+        f"Method {method!r} returned a generator. You must use `handle.options(stream=True)` to call generators on"
+        " a deployment, and iterate what `remote` returns."
+    )

@@ -1,0 +1,115 @@
+"""Where the items of a streamed result go: to their reader at once, or into one answer that is stored."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import msgpack
+
+from qserve.base.keys import Keys
+from qserve.broker import functions
+from qserve.calls.mailbox import ignore
+from qserve.calls.ref import WINDOW
+from qserve.engine.streaming import ReaderGone, Sink
+from qserve.exceptions import BrokerError, ResultTooLarge
+from qserve.http.render import RESPONSE_LIMIT
+from qserve.wire.envelope import Answer, Header
+from qserve.wire.outcome import State
+from qserve.wire.sealing import item_context
+from qserve_workers.replica.plane import LoopPlane
+
+POLL_INTERVAL_S = 0.01
+"""How often the broker is asked whether a reader has caught up."""
+ASK_INTERVAL_S = 0.5
+"""How often the broker is asked whether a collected answer is still wanted."""
+
+
+class Emitter:
+    """Sends the items of one request.
+
+    Each item has a number, so a call that runs again after a crash sends nothing twice.
+    """
+
+    def __init__(self, plane: LoopPlane, keys: Keys, header: Header) -> None:
+        self._plane = plane
+        self._request = keys.request(header.request_id)
+        self._request_id = header.request_id
+        self._sent = 0
+        self.is_over = False
+
+    def result(self) -> bytes:
+        """Return nothing: all has been sent."""
+        return b""
+
+    async def send(self, payload: bytes) -> None:
+        """Send one item, and wait while the reader is too far behind.
+
+        Raises:
+          ReaderGone: The request has ended: cancelled, expired, or its client left.
+        """
+        backlog = await self._emit(self._sent, payload)
+        self._sent += 1
+        while backlog >= WINDOW:
+            await asyncio.sleep(POLL_INTERVAL_S)
+            backlog = await self._emit(0, b"")  # was sent before: this only asks
+
+    async def _emit(self, number: int, payload: bytes) -> int:
+        future: asyncio.Future[Any] = self._plane.loop.create_future()
+
+        def on_reply(reply: Any) -> None:
+            if not future.done():
+                future.set_result(reply)
+
+        sealed = self._plane.seal.seal(item_context(self._request_id, number), payload)
+        self._plane.post(functions.emit(self._request, self._request_id, number, sealed), on_reply)
+        reply = await future
+        if isinstance(reply, BrokerError):
+            raise reply
+        if reply < 0:
+            self.is_over = True
+            raise ReaderGone("the request of this stream has ended")
+        return int(reply)
+
+
+class Collector(Emitter):
+    """Collects the items of an HTTP answer that is fetched later, and so is needed whole."""
+
+    def __init__(self, plane: LoopPlane, keys: Keys, header: Header) -> None:
+        super().__init__(plane, keys, header)
+        self._header = header
+        self._items: list[bytes] = []
+        self._size = 0
+        self._asked_at = plane.loop.time()
+
+    async def send(self, payload: bytes) -> None:
+        """Take one item.
+
+        Raises:
+          ReaderGone: The request has ended.
+          ResultTooLarge: The answer is longer than a stored one may be.
+        """
+        self._size += len(payload)
+        if self._size > RESPONSE_LIMIT:
+            raise ResultTooLarge(f"a stream that is asked for later may have {RESPONSE_LIMIT} bytes, and this has more")
+        self._items.append(payload)
+        now = self._plane.loop.time()
+        if now - self._asked_at > ASK_INTERVAL_S:
+            self._asked_at = now
+            if self._header.expired():
+                # a stream may never end by itself, and no other process may know of the deadline any more
+                self._plane.post(functions.close(self._request, self._request_id, State.EXPIRED, b""), ignore)
+            await self._emit(-1, b"")  # no item has this number: this only asks
+
+    def result(self) -> bytes:
+        """Return the answer, as ``http.render.parse`` reads it."""
+        status, headers = msgpack.unpackb(self._items[0])
+        named = [header for header in headers if header[0].lower() != "content-length"]
+        return msgpack.packb([status, named, b"".join(self._items[1:])])  # type: ignore[no-any-return]
+
+
+def sink_of(plane: LoopPlane, keys: Keys, header: Header) -> Sink | None:
+    """Return what takes the items of one request's answer; None when the caller did not ask for items."""
+    if header.stream:
+        return Emitter(plane, keys, header)
+    return Collector(plane, keys, header) if header.answer is Answer.PLAIN else None
