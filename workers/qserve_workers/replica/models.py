@@ -64,11 +64,15 @@ class ModelAdvertiser:
             self._is_open = True
 
     def _advertise(self) -> None:
-        if self._is_open:
-            self._report()
-        else:
-            # the group first: a call must never come to a stream that nobody reads
+        # all of it leaves before the end of the call that loaded the model: the next one must find its home. The group
+        # is first, because a call must never come to a stream without one.
+        if not self._is_open:
             self._plane.post(("XGROUP", "CREATE", self._personal, GROUP, "0", "MKSTREAM"), self._on_group)
+        command = functions.advertise(self._models, self._personal, self._name, RETIRED_TTL_MS, loaded_models())
+        self._plane.post(command, ignore)
+        if self._repeat is not None:
+            self._repeat.cancel()
+        self._repeat = self._plane.loop.call_later(_REPEAT_S, self._advertise)
 
     def _on_group(self, reply: Any) -> None:
         if isinstance(reply, Exception) and "BUSYGROUP" not in str(reply):
@@ -76,11 +80,3 @@ class ModelAdvertiser:
             return
         self._is_open = True
         self._read_also(self._personal)
-        self._report()
-
-    def _report(self) -> None:
-        command = functions.advertise(self._models, self._personal, self._name, RETIRED_TTL_MS, loaded_models())
-        self._plane.post(command, ignore)
-        if self._repeat is not None:
-            self._repeat.cancel()
-        self._repeat = self._plane.loop.call_later(_REPEAT_S, self._advertise)
