@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from qserve.base.context import connect_with
 from qserve.base.settings import DEFAULT_HOST, DEFAULT_PORT, Settings
 from qserve.broker.connection import load_functions
 from qserve.broker.registry import NO_CHANGE
@@ -251,7 +252,7 @@ def _after_fork() -> None:
     atexit.unregister(shutdown)
     plane = current.installed()
     if isinstance(plane, ClientPlane):
-        current.connect_with(partial(ClientPlane.connect, plane.settings))
+        connect_with(partial(ClientPlane.connect, plane.settings))
         current.install(None)
 
 

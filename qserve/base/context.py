@@ -1,7 +1,8 @@
-"""The request and the replica that the running code belongs to."""
+"""What the running code belongs to: a request, a replica, and the broker that handles connect to by default."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -46,6 +47,21 @@ request_context: ContextVar[RequestContext] = ContextVar("qserve_request", defau
 replica_here: ContextVar[ReplicaContext | None] = ContextVar("qserve_replica_here", default=None)
 """The replica of the running code where replicas and their callers share a process; None elsewhere."""
 _replica: ReplicaContext | None = None
+_connect: Callable[[], Any] | None = None
+
+
+def connect_with(connect: Callable[[], Any]) -> None:
+    """Set what connects to the broker when a handle is used before anything was started in this process.
+
+    It is kept here, and not beside the handles, so that ``import qserve`` does not have to import those.
+    """
+    global _connect
+    _connect = connect
+
+
+def connector() -> Callable[[], Any] | None:
+    """Return what ``connect_with`` has set."""
+    return _connect
 
 
 def enter_replica(context: ReplicaContext) -> None:

@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol
 
 from qserve.base.clock import Deadline
-from qserve.base.context import replica_here
+from qserve.base.context import connector, replica_here
 from qserve.base.promise import Promise
 from qserve.exceptions import (
     BrokerUnavailable,
@@ -112,15 +112,10 @@ class CurrentPlane:
     def __init__(self) -> None:
         self._plane: Plane | None = None
         self._in_replica = False
-        self._connect: Callable[[], Plane] | None = None
 
     def install(self, plane: Plane | None, replica: bool = False) -> None:
         """Make ``plane`` the current one; None for none."""
         self._plane, self._in_replica = plane, replica
-
-    def connect_with(self, connect: Callable[[], Plane]) -> None:
-        """Set what creates a plane when a handle is used before one was installed."""
-        self._connect = connect
 
     def installed(self) -> Plane | None:
         """Return the current plane; None when there is none yet."""
@@ -133,9 +128,10 @@ class CurrentPlane:
           BrokerUnavailable: Nothing was started in this process, and the environment names no broker.
         """
         if self._plane is None:
-            if self._connect is None:
+            connect: Callable[[], Plane] | None = connector()
+            if connect is None:
                 raise BrokerUnavailable("call qserve.run(...) first, or set QSERVE_BROKER_URL to the broker's address")
-            self._plane = self._connect()
+            self._plane = connect()
         return self._plane
 
     def in_replica(self) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -68,6 +69,14 @@ def test_no_import_leads_upward(arrows: list[house.Arrow]) -> None:
 
 def test_no_modules_import_one_another_in_a_circle(arrows: list[house.Arrow]) -> None:
     assert not house.circle(arrows)
+
+
+@pytest.mark.parametrize("module", ["qserve.cli.run", "qserve_gateway.command", "qserve.__main__"])
+def test_what_stays_in_memory_beside_a_run_imports_no_large_library(module: str) -> None:
+    program = f"import sys, {module}; print(*{{name.partition('.')[0] for name in sys.modules}})"
+    loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split()
+
+    assert not {"asyncio", "redis", "msgpack", "pydantic", "starlette", "celery", "flask"} & {*loaded}
 
 
 def test_every_package_is_a_room() -> None:
