@@ -1,4 +1,4 @@
-"""The plane of a local run: no broker, the same submissions and moves, within this process."""
+"""The plane of local mode: the same submissions and moves as with a broker, carried out in this process."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ from qserve.wire.outcome import State
 
 log = get_logger(__name__)
 record_here: ContextVar[ApplicationRecord | None] = ContextVar("qserve_record_here", default=None)
-"""The application version of the running user code: its calls stay within that version."""
+"""The application version that the running user code belongs to; its calls stay within that version."""
 
 
 class LocalPlane:
-    """Calls, results and cancellation within this process, for any number of threads and loops.
+    """Carries calls within this process, for any number of threads and event loops.
 
-    Whatever changes requests is an act. Acts run one after another, each of them whole, in whichever thread
-    gets to it.
+    Everything that changes requests is an operation. Operations run one at a time, in whichever thread finds that one
+    is waiting.
 
     Parameters:
-      settings: Defaults for deadlines and the life of results; its key signs what must be pickled.
+      settings: Defaults for deadlines and for how long results are kept; the key signs what must be pickled.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -45,14 +45,14 @@ class LocalPlane:
         self._composer = Composer(settings, self.keys, self.codec, self.application)
         self._records: dict[str, ApplicationRecord] = {}
         self._requests = Requests()
-        self._acts: deque[Callable[[], object]] = deque()
-        self._acting = threading.Lock()
+        self._operations: deque[Callable[[], object]] = deque()
+        self._operating = threading.Lock()
         self._alarm = threading.Event()
         self._alarm_ms = inf
         self._closed = False
         threading.Thread(target=self._watch_deadlines, name="qserve-deadlines", daemon=True).start()
 
-    # -- the Plane ---------------------------------------------------------------------------------
+    # -- calls -------------------------------------------------------------------------------------
 
     def submit(self, call: Call) -> Ref[Any]:
         """Start a call."""
@@ -62,35 +62,35 @@ class LocalPlane:
         if submission.outcome is not None:
             ref.settle(submission.outcome)
         else:
-            self._act(partial(self._accept, submission, ref))
+            self._operate(partial(self._accept, submission, ref))
         return ref
 
-    def wait(self, ref: Ref, timeout_s: float | None) -> bool:
-        """Block until ``ref`` is done; False when ``timeout_s`` passed first."""
+    def wait(self, ref: Ref[Any], timeout_s: float | None) -> bool:
+        """Block until ``ref`` is done; return False if ``timeout_s`` passed first."""
         self.follow(ref)
         return ref.done.wait(timeout_s)
 
-    def follow(self, ref: Ref) -> None:
-        """Have ``ref``, which may be a copy of another, settled when its request is done."""
+    def follow(self, ref: Ref[Any]) -> None:
+        """Settle ``ref``, which may be a copy of another one, when its request has ended."""
         if not ref.done.is_set():
-            self._act(partial(self._requests.follow, self.keys.request(ref.request_id), ref))
+            self._operate(partial(self._requests.follow, self.keys.request(ref.request_id), ref))
 
-    def cancel(self, ref: Ref) -> None:
-        """End an open request without a result; running code goes on, its effects are dropped."""
-        self._act(partial(self._requests.close, self.keys.request(ref.request_id), State.CANCELLED))
+    def cancel(self, ref: Ref[Any]) -> None:
+        """Cancel an open request; calls that are running go on, but have no effect."""
+        self._operate(partial(self._requests.close, self.keys.request(ref.request_id), State.CANCELLED))
 
     def add_credit(self, request_id: str, items: int) -> None:
         """Let the producer of a streamed result send this many more items."""
-        self._act(partial(self._requests.take, self.keys.request(request_id), items))
+        self._operate(partial(self._requests.take, self.keys.request(request_id), items))
 
     def release(self, request_id: str) -> None:
-        """Drop a result that nobody will ask for again, before whatever is done next."""
-        self._acts.append(partial(self._requests.forget, self.keys.request(request_id)))
+        """Delete a result that will not be asked for again, before the next operation."""
+        self._operations.append(partial(self._requests.forget, self.keys.request(request_id)))
 
     # -- applications ------------------------------------------------------------------------------
 
     def application(self, app: str) -> ApplicationRecord:
-        """An application's record; inside one of its deployments, that of the version which is running.
+        """Return an application's record; inside one of its deployments, that of the running version.
 
         Raises:
           AppNotFound: No application of that name is deployed; the message names those that are.
@@ -105,66 +105,66 @@ class LocalPlane:
             raise AppNotFound(f"no application named {app!r} is deployed; deployed are: {known}") from None
 
     def activate(self, record: ApplicationRecord) -> None:
-        """Make a version the one that callers reach."""
+        """Send an application's calls to this version."""
         self._records[record.name] = record
 
     def deactivate(self, app: str) -> None:
-        """Refuse an application's new calls; those that were accepted go on."""
+        """Refuse new calls of an application; accepted ones go on."""
         self._records.pop(app, None)
 
     def attach(self, record: ApplicationRecord, deployment: str, accept: Callable[[Delivery], None]) -> None:
-        """Give a deployment's calls to ``accept``, which may not block, as many as may run at once."""
+        """Deliver a deployment's calls to ``accept``, which must not block, as many as may run at the same time."""
         queue = Queue(record.version, record.deployments[deployment].max_ongoing, accept)
         self._requests.queues[record.stream(self.keys, deployment)] = queue
 
     def detach(self, record: ApplicationRecord) -> None:
-        """Give no more calls to the deployments of a version."""
+        """Stop delivering calls to the deployments of a version."""
         for deployment in record.deployments:
             self._requests.queues.pop(record.stream(self.keys, deployment), None)
 
     def when_idle(self, record: ApplicationRecord, callback: Callable[[], object]) -> None:
-        """Run ``callback``, which may not block, once a version has no open request."""
-        self._act(partial(self._requests.when_idle, record.version, callback))
+        """Call ``callback``, which must not block, once a version has no open requests."""
+        self._operate(partial(self._requests.when_idle, record.version, callback))
 
     def close(self) -> None:
-        """Cancel what is open, and accept no more."""
+        """Cancel all open requests, and refuse new ones."""
         self._records.clear()
-        self._act(partial(self._requests.close_all, State.CANCELLED))
+        self._operate(partial(self._requests.close_all, State.CANCELLED))
         self._closed = True
         self._alarm.set()
 
-    # -- what deployments say ----------------------------------------------------------------------
+    # -- deliveries --------------------------------------------------------------------------------
 
     def is_open(self, delivery: Delivery) -> bool:
-        """Whether the result of a call is still wanted."""
+        """Return whether the request of a call is still open."""
         return self._requests.is_open(delivery.request)
 
     def commit(self, delivery: Delivery, state: str, payload: bytes, moves: Sequence[Move]) -> None:
-        """End a call with all it causes; with nothing when its request has ended meanwhile."""
-        self._act(partial(self._requests.commit, delivery, state, payload, moves))
+        """End a call, and apply its effects if its request is still open."""
+        self._operate(partial(self._requests.commit, delivery, state, payload, moves))
 
-    def emit(self, delivery: Delivery, payload: bytes) -> Promise:
-        """Send one item; the promise is set once there is room for another, to False when nobody takes items."""
-        go_on = Promise()
-        self._act(partial(self._requests.emit, delivery.request, payload, go_on))
-        return go_on
+    def emit(self, delivery: Delivery, payload: bytes) -> Promise[bool]:
+        """Send one item; the promise is set to True once another may be sent, and to False if none is wanted."""
+        may_continue: Promise[bool] = Promise()
+        self._operate(partial(self._requests.emit, delivery.request, payload, may_continue))
+        return may_continue
 
-    # -- acts --------------------------------------------------------------------------------------
+    # -- operations --------------------------------------------------------------------------------
 
-    def _act(self, act: Callable[[], object]) -> None:
-        # Never blocks: the garbage collector may cancel a dropped stream in the middle of another act. Whoever
-        # finds the lock taken leaves, and its holder looks again after letting go.
-        self._acts.append(act)
-        while self._acts and self._acting.acquire(blocking=False):
+    def _operate(self, operation: Callable[[], object]) -> None:
+        # This never blocks, because the garbage collector may cancel a dropped stream in the middle of another
+        # operation. A thread that finds the lock held leaves: the holder checks again after releasing it.
+        self._operations.append(operation)
+        while self._operations and self._operating.acquire(blocking=False):
             try:
-                while self._acts:
-                    self._acts.popleft()()
+                while self._operations:
+                    self._operations.popleft()()
             except Exception:
-                log.exception("the local plane failed")
+                log.exception("an operation of the local plane failed")
             finally:
-                self._acting.release()
+                self._operating.release()
 
-    def _accept(self, submission: Submission, ref: Ref) -> None:
+    def _accept(self, submission: Submission, ref: Ref[Any]) -> None:
         self._requests.submit(submission, ref)
         if submission.deadline_ms < self._alarm_ms:
             self._alarm_ms = submission.deadline_ms
@@ -176,7 +176,7 @@ class LocalPlane:
             if self._alarm.wait(left_s):
                 self._alarm.clear()
             else:
-                self._act(self._expire)
+                self._operate(self._expire)
 
     def _expire(self) -> None:
         self._alarm_ms = self._requests.expire()

@@ -1,4 +1,4 @@
-"""Local mode: an application in this very process, to try and test it without a broker, workers or HTTP."""
+"""Local mode: run an application in this process, to try and test it without a broker, workers or HTTP."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from qserve.base.settings import Settings
 from qserve.calls.handles import RayServeSyncHandle
-from qserve.calls.ref import Plane, current
+from qserve.calls.ref import current
 from qserve.define.compile import CompiledApplication
 from qserve.deploy.registration import Code, code_of, record_of
 from qserve.local.instance import Instance
@@ -20,28 +20,28 @@ from qserve.wire.application import ApplicationRecord
 def run_local(
     built: CompiledApplication, *, route_prefix: str | None = None, timeout_s: float | None = None
 ) -> RayServeSyncHandle:
-    """Run an application in this process: one instance of each deployment, and no HTTP.
+    """Run an application in this process, with one instance of each deployment.
 
-    Arguments and results are encoded as they would be for a broker. Constructor arguments and code are used
-    as they are, so that a test may bind what stands in for the real thing.
+    Arguments and results are encoded as they would be for a broker. Constructor arguments and code are used as they
+    are, so a test can bind fakes.
 
     Parameters:
-      built: The compiled application; one that runs under the same name is replaced.
-      route_prefix: Noted in its record; nothing answers there.
-      timeout_s: Deadline of its requests; None takes the ingress deployment's, or the setting's.
+      built: The compiled application; it replaces the one that runs under the same name.
+      route_prefix: Recorded, but not served.
+      timeout_s: The deadline of its requests; None for that of the ingress deployment, or of the settings.
 
     Returns:
-      A handle for sync code, as ``qserve.run`` gives it.
+      A handle for sync code, as from ``qserve.run``.
 
     Raises:
-      DeployError: A constructor raises; the message holds its traceback.
-      PayloadError: A constant in a graph cannot travel.
+      DeployError: A constructor raised an exception; the message has its traceback.
+      PayloadError: A constant in a graph cannot be encoded.
     """
     plane = _ensure_plane()
     record = record_of(built, plane.codec, route_prefix=route_prefix, timeout_s=timeout_s)
-    application = _Application(plane, record, code_of(built))
-    retired = _applications.get(built.name)
-    _applications[built.name] = application
+    version = _Version(plane, record, code_of(built))
+    retired = plane.applications.get(built.name)
+    plane.applications[built.name] = version
     plane.activate(record)
     if retired is not None:
         retired.retire()
@@ -49,61 +49,68 @@ def run_local(
 
 
 def delete_local(name: str) -> bool:
-    """Remove an application: accepted requests finish, new ones are refused. False when there is none."""
-    application = _applications.pop(name, None)
-    if application is None:
+    """Remove an application once its accepted requests have ended; return False if there is none of that name."""
+    plane = current.installed()
+    version = plane.applications.pop(name, None) if isinstance(plane, _Plane) else None
+    if version is None:
         return False
-    application.plane.deactivate(name)
-    application.retire()
+    version.plane.deactivate(name)
+    version.retire()
     return True
 
 
 def shutdown_local() -> None:
-    """Cancel what is open, end every local application, and give back the plane that was in use before."""
-    global _plane, _before
-    plane, _plane = _plane, None
-    if plane is None:
+    """Cancel all open requests, stop the local applications, and reinstall the plane that was in use before."""
+    plane = current.installed()
+    if not isinstance(plane, _Plane):
         return
     atexit.unregister(shutdown_local)
     plane.close()
-    for application in list(_running):
-        application.stop()
-    _applications.clear()
-    if current.installed() is plane:
-        current.install(_before)
-    _before = None
+    for version in list(plane.running):
+        version.stop()
+    plane.applications.clear()
+    current.install(plane.previous)
 
 
-def _ensure_plane() -> LocalPlane:
-    global _plane, _before
-    if _plane is None:
-        _plane = LocalPlane(replace(Settings.from_env(), secret_key=os.urandom(32)))
+class _Plane(LocalPlane):
+    """The plane of local mode, with its applications and the plane that was in use before."""
+
+    def __init__(self) -> None:
+        super().__init__(replace(Settings.from_env(), secret_key=os.urandom(32)))
+        self.previous = current.installed()
+        self.applications: dict[str, _Version] = {}
+        self.running: set[_Version] = set()
+        """All versions that have instances: retired ones stop once their requests have ended."""
+
+
+def _ensure_plane() -> _Plane:
+    plane = current.installed()
+    if not isinstance(plane, _Plane):
+        plane = _Plane()
         atexit.register(shutdown_local)
-    if current.installed() is not _plane:
-        _before = current.installed()
-        current.install(_plane)
-    return _plane
+        current.install(plane)
+    return plane
 
 
-class _Application:
+class _Version:
     """A running version of an application.
 
     Raises:
-      DeployError: A constructor raises.
+      DeployError: A constructor raised an exception.
     """
 
-    def __init__(self, plane: LocalPlane, record: ApplicationRecord, code: Code) -> None:
+    def __init__(self, plane: _Plane, record: ApplicationRecord, code: Code) -> None:
         self.plane = plane
         self._record = record
         self._instances: list[Instance] = []
-        _running.add(self)
+        plane.running.add(self)
         try:
-            for name, one in record.deployments.items():
-                if one.replicated:
+            for name, deployment in record.deployments.items():
+                if deployment.replicated:
                     instance = Instance(plane, record, name, code[name])
                     self._instances.append(instance)
                     instance.start()
-                    # at once, and children come first: a constructor may call what it was given
+                    # attached at once, children first: a constructor may call the deployments that it is given
                     plane.attach(record, name, instance.accept)
         except BaseException:
             self.stop()
@@ -114,15 +121,8 @@ class _Application:
         self.plane.when_idle(self._record, lambda: threading.Thread(target=self.stop, daemon=True).start())
 
     def stop(self) -> None:
-        """End all instances; what still runs is cancelled."""
+        """Stop all instances; calls that are running are cancelled."""
         self.plane.detach(self._record)
         while self._instances:
             self._instances.pop().stop()
-        _running.discard(self)
-
-
-_plane: LocalPlane | None = None
-_before: Plane | None = None
-_applications: dict[str, _Application] = {}
-_running: set[_Application] = set()
-"""The applications that callers reach, and versions that still finish what they accepted."""
+        self.plane.running.discard(self)
