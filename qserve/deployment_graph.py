@@ -1,4 +1,4 @@
-"""The public door to the nodes of a deployment graph, and to the handle of one."""
+"""Public import path of the nodes of a graph, and of a handle to one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The public door to the DAGDriver, which is defined in ``qserve.define.drivers``."""
+"""Public import path of the DAGDriver."""
 
 from __future__ import annotations
 

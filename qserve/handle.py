@@ -1,4 +1,4 @@
-"""The public door to handles: the classes themselves are in ``qserve.calls.handles``."""
+"""Public import path of handles and their results."""
 
 from __future__ import annotations
 

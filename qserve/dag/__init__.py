@@ -1,4 +1,4 @@
-"""The public door to graphs: the input node, and drawing, which is imported on use: no replica draws."""
+"""Public import path of the input node and of drawing, which is imported on first use because no replica draws."""
 
 from __future__ import annotations
 

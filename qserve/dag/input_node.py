@@ -1,4 +1,4 @@
-"""Another door to the input node, where programs written for Ray look for it."""
+"""Import path of the input node in programs written for Ray."""
 
 from __future__ import annotations
 

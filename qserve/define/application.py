@@ -1,4 +1,4 @@
-"""``Application``: the deployments of a built graph, to look at, to adjust, and to run."""
+"""``Application``: the deployments of a built graph, to inspect, to adjust and to run."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from qserve.graph.nodes import DAGNode, Target
 
 
 class Application(Mapping[str, Deployment], Target[Any]):
-    """Deployments by name, in the order in which they are started; read-only.
+    """Deployments by name, in the order in which they start; read-only.
 
     Parameters:
       deployments: Children before parents, the ingress last.
 
     Raises:
-      TypeError: One of them is no deployment.
+      TypeError: One of them is not a deployment.
       ValueError: Two have the same name.
     """
 
@@ -30,40 +30,41 @@ class Application(Mapping[str, Deployment], Target[Any]):
         self._deployments: dict[str, Deployment] = {}
         self._root: Any = None
         self._built: CompiledApplication | None = None
-        for one in deployments:
-            if not isinstance(one, Deployment):
-                raise TypeError(f"an Application holds deployments, got {type(one).__name__} {one!r}")
-            if one.name in self._deployments:
-                raise ValueError(f"Deployment with name '{one.name}' already exists in this Application.")
-            self._deployments[one.name] = one
+        for deployment in deployments:
+            if not isinstance(deployment, Deployment):
+                raise TypeError(f"an Application holds deployments, got {type(deployment).__name__} {deployment!r}")
+            if deployment.name in self._deployments:
+                raise ValueError(f"Deployment with name '{deployment.name}' already exists in this Application.")
+            self._deployments[deployment.name] = deployment
 
     @property
     def deployments(self) -> dict[str, Deployment]:
-        """The deployments by name; a copy."""
+        """A copy of the deployments by name."""
         return dict(self._deployments)
 
     @property
     def ingress(self) -> Deployment | None:
-        """The deployment that answers HTTP.
-
-        Raises:
-          ValueError: More than one has a route prefix.
-        """
-        return single_ingress(list(self._deployments.values()))
+        """The deployment with a route prefix, which answers HTTP; raises ValueError when several have one."""
+        return single_ingress(self._deployments.values())
 
     def rebuild(self, app_name: str) -> CompiledApplication:
-        """The graph under an application's name, with the deployments as they are adjusted now.
+        """Compile the graph under a name, with the deployments as they are adjusted now.
 
         Raises:
           ValueError: More than one deployment has a route prefix.
         """
-        single_ingress(list(self._deployments.values()))
+        single_ingress(self._deployments.values())
         if self._built is None:
             *_, ingress = self._deployments.values()
             return CompiledApplication(app_name, tuple(self._deployments.values()), {}, ingress.name)
-        fresh = self._built if app_name == self._built.name else compile_application(self._root, app_name=app_name)
-        adjusted = tuple(_adjusted(one, self._deployments[one.name]) for one in fresh.deployments)
-        return replace(fresh, deployments=adjusted)
+        built = self._built if app_name == self._built.name else compile_application(self._root, app_name=app_name)
+        return replace(built, deployments=tuple(map(self._adjusted, built.deployments)))
+
+    def _adjusted(self, built: Deployment) -> Deployment:
+        """Return a deployment with its current options, and with the handles of the graph as arguments."""
+        options = self._deployments[built.name].config
+        merged = options.merged(init_args=built.init_args, init_kwargs=built.init_kwargs)
+        return Deployment(built.func_or_class, merged)
 
     def __getitem__(self, name: str) -> Deployment:
         found = self._deployments.get(name)
@@ -82,7 +83,7 @@ class Application(Mapping[str, Deployment], Target[Any]):
 
     def __setattr__(self, name: str, value: Any) -> None:
         if not name.startswith("_"):
-            raise RuntimeError("An Application is read-only: change a deployment with its set_options(...) instead")
+            self[name] = value
         super().__setattr__(name, value)
 
     def __repr__(self) -> str:
@@ -90,29 +91,20 @@ class Application(Mapping[str, Deployment], Target[Any]):
 
 
 def build(root: DAGNode) -> Application:
-    """Build a graph for a deploy by configuration; ``run`` takes the result as well.
-
-    Parameters:
-      root: A bound node.
+    """Build a graph whose deployments can be imported by name; ``run`` accepts the result like a node.
 
     Raises:
       RuntimeError: A deployment cannot be imported by name.
-      TypeError: A bound argument is not JSON, or the root is no node.
+      TypeError: A bound argument is not JSON, or the root is not a node.
       ValueError: The graph is not valid.
     """
     built = compile_application(root)
-    for one in built.deployments:
-        _check_importable(one)
-        json.dumps([list(one.init_args), one.init_kwargs], default=_reference)
+    for deployment in built.deployments:
+        _check_importable(deployment)
+        json.dumps([list(deployment.init_args), deployment.init_kwargs], default=_reference)
     application = Application(built.deployments)
     application._root, application._built = root, built
     return application
-
-
-def _adjusted(fresh: Deployment, wanted: Deployment) -> Deployment:
-    return Deployment(
-        fresh.func_or_class, wanted.config.merged(init_args=fresh.init_args, init_kwargs=fresh.init_kwargs)
-    )
 
 
 def _check_importable(deployment: Deployment) -> None:

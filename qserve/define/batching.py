@@ -35,14 +35,14 @@ Measure = Callable[[list[T]], int]
 
 @dataclass
 class Limits:
-    """When a batch runs; the setters take effect from the next call on.
+    """When a batch runs. The setters take effect with the next call.
 
     Parameters:
-      max_batch_size: The most items of one batch, or the largest ``batch_size_fn`` of one.
-      batch_wait_timeout_s: How long the first item waits for others; 0 runs what is there.
+      max_batch_size: The largest size of a batch, in items or as ``batch_size_fn`` measures it.
+      batch_wait_timeout_s: How long the first item waits for others; 0 runs the items that are there.
       max_concurrent_batches: How many batches of one queue run at the same time.
-      batch_size_fn: The size of a list of items, which may not shrink when an item joins; None counts them.
-        Of a function with several parameters it sees tuples.
+      batch_size_fn: Returns the size of a list of items, which must not shrink when an item joins; None counts them.
+        For a function with several parameters the items are tuples.
     """
 
     max_batch_size: int = 10
@@ -58,11 +58,11 @@ class Limits:
             raise TypeError(f"batch_size_fn must be a function of a list of items, not {self.batch_size_fn!r}")
 
     def set_max_batch_size(self, max_batch_size: int) -> None:
-        """Change the largest size; TypeError or ValueError unless it is an integer >= 1."""
+        """Change the largest size; raises TypeError or ValueError unless it is an integer >= 1."""
         self.max_batch_size = _whole_number("max_batch_size", max_batch_size)
 
     def set_batch_wait_timeout_s(self, batch_wait_timeout_s: float) -> None:
-        """Change the wait; TypeError or ValueError unless it is a number >= 0."""
+        """Change the wait; raises TypeError or ValueError unless it is a number >= 0."""
         is_number = isinstance(batch_wait_timeout_s, Real) and not isinstance(batch_wait_timeout_s, bool)
         if not is_number or not batch_wait_timeout_s >= 0:
             error = ValueError if is_number else TypeError
@@ -79,11 +79,11 @@ def _whole_number(option: str, value: Any) -> int:
 
 
 class Batcher(Generic[T]):
-    """Items that wait, in the order they came; those of different keys never share a batch.
+    """Waiting items, in order of arrival. Items with different keys never share a batch.
 
     Parameters:
-      measure: The size of some items.
-      is_open: Whether an item still wants to run; the others are neither counted nor handed out.
+      measure: Returns the size of some items.
+      is_open: Returns whether an item still has to run; the others are neither counted nor returned.
     """
 
     def __init__(self, limits: Limits, measure: Measure[T] = len, is_open: Callable[[T], bool] = lambda item: True):
@@ -91,11 +91,11 @@ class Batcher(Generic[T]):
         self._groups: dict[Hashable, dict[T, float]] = {}
 
     def add(self, item: T, key: Hashable, now_s: float) -> None:
-        """Let a hashable item wait with the others of its key."""
+        """Add a hashable item to those with the same key."""
         self._groups.setdefault(key, {})[item] = now_s
 
     def discard(self, item: T, key: Hashable) -> bool:
-        """Take an item out; False when it does not wait."""
+        """Remove an item; returns False if it is not waiting."""
         group = self._groups.get(key, {})
         if group.pop(item, None) is None:
             return False
@@ -104,7 +104,7 @@ class Batcher(Generic[T]):
         return True
 
     def ready(self, now_s: float) -> list[T]:
-        """Take out a batch that is full or has waited long enough, the oldest first; empty when there is none."""
+        """Remove and return the oldest batch that is full or has waited long enough; empty when there is none."""
         for key, group in sorted(self._groups.items(), key=lambda entry: _since(entry[1])):
             is_due = now_s >= _since(group) + self._limits.batch_wait_timeout_s
             if not is_due and self._measure is len and len(group) < self._limits.max_batch_size:
@@ -128,7 +128,7 @@ class Batcher(Generic[T]):
         return batch, False
 
     def due_s(self) -> float | None:
-        """When the item that came first has waited long enough; None when nothing waits."""
+        """Return the time at which the oldest item has waited long enough; None when nothing waits."""
         first = min(map(_since, self._groups.values()), default=None)
         return None if first is None else first + self._limits.batch_wait_timeout_s
 
@@ -138,17 +138,17 @@ def _since(group: dict[T, float]) -> float:
 
 
 class _Ended:
-    """Stands for the end of an item's results."""
+    """Marks the end of an item's results."""
 
 
 class _Item:
-    """One call: what it passed, and the results on their way to it."""
+    """One call: its arguments, and its results until the caller takes them."""
 
     def __init__(self, owner: tuple[Any, ...], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.owner, self.args, self.kwargs = owner, args, kwargs
         self.request = request_context.get()
         self.context = contextvars.copy_context()
-        # a copied instance may share its queues with the original: their calls must not meet
+        # a copied instance may share its queues with the original, and their calls must not share a batch
         self.key = (*map(id, owner), len(args), tuple(kwargs), self.request.multiplexed_model_id)
         self.has_ended = False
         self.has_left = False
@@ -156,27 +156,27 @@ class _Item:
         self._waiter: asyncio.Future[None] | None = None
 
     def is_open(self) -> bool:
-        """Whether somebody waits for it; a cancelled caller shows in its future before its own code runs."""
+        """Return whether a caller still waits; its future is cancelled before its own code learns of it."""
         return not (self.has_ended or self.has_left or (self._waiter is not None and self._waiter.cancelled()))
 
     def give(self, value: Any) -> None:
-        """Hand a result to the caller, unless it left."""
+        """Pass a result to the caller, unless it has left."""
         if self.is_open():
             self.results.append(value)
             if self._waiter is not None and not self._waiter.done():
                 self._waiter.set_result(None)
 
     def end(self, value: Any = _Ended) -> None:
-        """Hand over the last result."""
+        """Pass the last result to the caller."""
         self.give(value)
         self.has_ended = True
 
     def fail(self, error: BaseException) -> None:
-        """End with an error."""
+        """End the call with an error."""
         self.end(Failure.of(error))
 
     async def result(self) -> Any:
-        """The next result, ``_Ended`` after the last."""
+        """Wait for the next result; ``_Ended`` comes after the last."""
         while not self.results:
             self._waiter = asyncio.get_running_loop().create_future()
             await self._waiter
@@ -199,7 +199,7 @@ class _Queue:
         self._start_ready()
 
     def leave(self, item: _Item) -> None:
-        """A caller needs no more; the last one that leaves a batch unfinished stops it."""
+        """Drop the item of a caller that has all it needs. A batch is cancelled when all its callers left early."""
         item.has_left = True
         item.results.clear()
         if self._batcher.discard(item, item.key):
@@ -234,7 +234,7 @@ class _Queue:
 
 
 def _shared(requests: list[RequestContext]) -> RequestContext:
-    """One request stays itself; of several, what is true of all, and the latest deadline: none fails another."""
+    """Return the context for a batch: that of a single call, or what all calls share and the latest deadline."""
     first = requests[0]
     if len(requests) == 1:
         return first
@@ -244,7 +244,7 @@ def _shared(requests: list[RequestContext]) -> RequestContext:
 
 
 class _Batched:
-    """A decorated function: finds the queue of a call, and runs the body for a batch."""
+    """A decorated function, with the queues of its calls; it runs the body for a batch."""
 
     def __init__(self, func: Callable[..., Any], limits: Limits) -> None:
         self._func, self.limits = func, limits
@@ -275,7 +275,7 @@ class _Batched:
         bound.apply_defaults()
         item = _Item(bound.args[: self._has_self], bound.args[self._has_self :], bound.kwargs)
         if self.limits.batch_size_fn is not None and self._size([item]) > self.limits.max_batch_size:
-            raise ValueError(f"this item of {self._func.__qualname__} alone is larger than max_batch_size")
+            raise ValueError(f"this item of {self._func.__qualname__} is larger than max_batch_size on its own")
         state = state_of(item.owner[0] if item.owner else self, "__qserve_batches__")
         loop = asyncio.get_running_loop()
         queue = state.get((self, loop))
@@ -291,7 +291,7 @@ class _Batched:
         return int((self.limits.batch_size_fn or len)([one[0] if len(one) == 1 else one for one in values]))
 
     def measure(self, items: list[_Item]) -> int:
-        """The size of some items; when it cannot be told, those waiting get the error and make room."""
+        """Return the size of some items. If ``batch_size_fn`` raises, these items fail with its error and leave."""
         try:
             return self._size(items)
         except Exception as error:
@@ -300,7 +300,7 @@ class _Batched:
             return self.limits.max_batch_size
 
     async def run(self, batch: list[_Item]) -> None:
-        """Run the body; whatever happens in it happens to every item."""
+        """Run the body; an error in it is raised to every caller."""
         args = [list(values) for values in zip(*(item.args for item in batch), strict=True)]
         kwargs = {name: [item.kwargs[name] for item in batch] for name in batch[0].kwargs}
         try:
@@ -329,9 +329,9 @@ class _Batched:
 
     def _pairs(self, batch: list[_Item], results: Any) -> Iterable[tuple[_Item, Any]]:
         expected = (
-            f"{self._func.__qualname__} is batched: it must give a list of {len(batch)} results, one for each item"
+            f"{self._func.__qualname__} is batched: it must return a list of {len(batch)} results, one for each item"
         )
-        # arrays and tensors are as good as lists; the likes of str and dict have a length by accident
+        # arrays and tensors are accepted like lists; str and dict only happen to have a length
         if not isinstance(results, list | tuple) and not hasattr(results, "__array__"):
             raise QserveException(f"{expected}, not {type(results).__name__}")
         if len(results) != len(batch):
@@ -411,28 +411,34 @@ def batch(
     max_concurrent_batches: int = 1,
     batch_size_fn: Measure[Any] | None = None,
 ) -> Any:
-    """Let an ``async def`` function, method or generator take many calls at once.
+    """Let an ``async def`` function, method or generator handle many calls at once.
 
-    A caller passes one item for each parameter and gets its own result; the body gets a list for each parameter
-    and returns (or, a generator, yields) a list of results in the same order. In a generator's list
-    ``StopIteration`` ends the results of that item. A method is known by its first parameter ``self``.
+    A caller passes one item for each parameter and gets its own result. The body gets a list for each parameter and
+    returns a list of results in the same order; a generator yields such lists, in which ``StopIteration`` ends the
+    results of one item. The first parameter of a method must be called ``self``.
 
-    A batch runs in a context of its own, with the request context of its model. Batches form where the calls are
-    awaited: in the replica's loop. A sync method may return the coroutine, or hand it to that loop with
-    ``asyncio.run_coroutine_threadsafe``; with ``asyncio.run`` it makes a loop, and a batch, of its own.
+        @serve.batch(max_batch_size=8, batch_wait_timeout_s=0.01)
+        async def predict(self, inputs: list[str]) -> list[float]: ...
 
-    The parameters are those of ``Limits``, whose two setters the result has: they hold for all instances here.
+        await self.predict("one input")
+
+    Batches form in the event loop in which the calls are awaited: the replica's. A sync method may return the
+    coroutine, or pass it to that loop with ``asyncio.run_coroutine_threadsafe``; ``asyncio.run`` would create a loop,
+    and so a batch, of its own. A batch runs with the request context of its calls.
+
+    The parameters are those of ``Limits``. Its setters are attributes of the result, and hold for all instances in this
+    process: ``self.predict.set_max_batch_size(4)``.
 
     Raises:
       TypeError: The function is not ``async def``, or an option has the wrong type.
-      ValueError: A number is too small.
+      ValueError: A number is out of range.
     """
     options = Limits(max_batch_size, batch_wait_timeout_s, max_concurrent_batches, batch_size_fn)
 
     def decorate(func: Callable[..., Any]) -> Any:
         if not (inspect.iscoroutinefunction(func) or inspect.isasyncgenfunction(func)):
             name = getattr(func, "__qualname__", repr(func))
-            raise TypeError(f"@batch needs an `async def` function or method, which {name} is not")
+            raise TypeError(f"@batch needs an `async def` function or method, and {name} is not one")
         limits = replace(options)
         batched = _Batched(func, limits)
 

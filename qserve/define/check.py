@@ -1,4 +1,4 @@
-"""What a valid application is: one function a rule, each with the message that a user reads."""
+"""The rules of a valid application: one function for each, with the message that the user reads."""
 
 from __future__ import annotations
 
@@ -7,23 +7,15 @@ from typing import Any
 
 from qserve.define.deployments import Deployment
 from qserve.define.drivers import is_driver
-from qserve.graph.nodes import (
-    ClassNode,
-    DAGNode,
-    FunctionNode,
-    InputNode,
-    MethodNode,
-    UnboundMethod,
-    was_entered,
-)
+from qserve.graph.nodes import ClassNode, DAGNode, FunctionNode, InputNode, MethodNode, UnboundMethod, was_entered
 
 
 def check_target(target: Any) -> None:
-    """Refuse what cannot be the root of an application.
+    """Check that the target can be the root of an application.
 
     Raises:
-      ValueError: A node that needs a driver.
-      TypeError: No node at all.
+      ValueError: It is a node that needs a driver.
+      TypeError: It is not a node.
     """
     if isinstance(target, ClassNode | FunctionNode):
         return
@@ -38,7 +30,7 @@ def check_target(target: Any) -> None:
     if isinstance(target, Deployment):
         advice = f" Write {target.name}.bind(...)."
     elif isinstance(target, UnboundMethod):
-        advice = f" {target!r} waits for its .bind(...), and then needs a DAGDriver."
+        advice = f" {target!r} is not bound yet: call its .bind(...), and give the result to a DAGDriver."
     raise TypeError(
         "Expected a ClassNode, FunctionNode, or Application as target. Got unexpected type "
         f"{type(target).__name__}.{advice}"
@@ -46,11 +38,7 @@ def check_target(target: Any) -> None:
 
 
 def check_function_root(root: DAGNode, order: Sequence[DAGNode]) -> None:
-    """Refuse a function as ingress of a graph of several deployments.
-
-    Raises:
-      ValueError: The root is a function node with other deployments below it.
-    """
+    """Raise ValueError for a function node as the root of several deployments."""
     if not isinstance(root, FunctionNode):
         return
     below = [node for node in order if isinstance(node, ClassNode | FunctionNode | MethodNode)]
@@ -64,11 +52,7 @@ def check_function_root(root: DAGNode, order: Sequence[DAGNode]) -> None:
 
 
 def check_prefixes(root: DAGNode, order: Iterable[DAGNode]) -> None:
-    """Refuse a route prefix anywhere but on the root.
-
-    Raises:
-      ValueError: Another deployment has one.
-    """
+    """Raise ValueError for a route prefix on another deployment than the root."""
     for node in order:
         if node is root or not isinstance(node, ClassNode | FunctionNode):
             continue
@@ -82,26 +66,18 @@ def check_prefixes(root: DAGNode, order: Iterable[DAGNode]) -> None:
 
 
 def check_drivers(root: DAGNode, order: Iterable[DAGNode]) -> None:
-    """Refuse a DAGDriver below the root.
-
-    Raises:
-      ValueError: One is bound to something else.
-    """
+    """Raise ValueError for a DAGDriver below the root."""
     for node in order:
         if node is not root and isinstance(node, ClassNode) and is_driver(node.get_body()):
             raise ValueError(
                 f"{node.get_label()!r} can only be the root of an application, and "
-                f"{root.get_label()!r} is bound to it. Bind the graph itself instead: what "
-                "DAGDriver.bind(...) was given."
+                f"{root.get_label()!r} is bound to it. Bind the graph itself instead: the argument of "
+                "DAGDriver.bind(...)."
             )
 
 
 def check_inputs(order: Iterable[DAGNode]) -> None:
-    """Refuse a graph with two inputs, or with one made outside ``with``.
-
-    Raises:
-      AssertionError: Either of these.
-    """
+    """Raise AssertionError for a graph with two inputs, or with one that was created outside ``with``."""
     inputs = [node for node in order if isinstance(node, InputNode)]
     if len(inputs) > 1:
         raise AssertionError(
@@ -116,14 +92,7 @@ def check_inputs(order: Iterable[DAGNode]) -> None:
 
 
 def single_ingress(deployments: Iterable[Deployment]) -> Deployment:
-    """Return the one deployment that has a route prefix.
-
-    Parameters:
-      deployments: Built deployments.
-
-    Raises:
-      ValueError: None of them has one, or several have.
-    """
+    """Return the only deployment with a route prefix; raises ValueError when none or several have one."""
     found = [deployment for deployment in deployments if deployment.route_prefix is not None]
     if len(found) == 1:
         return found[0]

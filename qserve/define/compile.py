@@ -28,7 +28,7 @@ from qserve.http.adapter import AdapterLike
 Names = Mapping[DAGNode, str]
 
 ROOT_GRAPH = ""
-"""The name of the graph that answers an application which has only one."""
+"""The name of the graph of an application that has only one."""
 
 
 @dataclass(frozen=True)
@@ -36,10 +36,10 @@ class CompiledDriver:
     """The HTTP side of an application whose root is a DAGDriver.
 
     Parameters:
-      adapter: As the user gave it; a string is still to be imported.
+      adapter: As the user gave it; a string is not imported yet.
       routes: The routes in the user's order, or ``None`` for a single graph on every path.
-      direct: Graphs that are a class node, by graph name, with the deployment's name: a call by
-        handle passes all its arguments to that deployment's ``__call__``, be they none or many.
+      direct: The deployment's name for each graph that is a class node: a call by handle passes all its arguments to
+        the ``__call__`` of that deployment.
     """
 
     adapter: AdapterLike = None
@@ -49,14 +49,13 @@ class CompiledDriver:
 
 @dataclass(frozen=True)
 class CompiledApplication:
-    """What ``compile_application`` makes of a graph.
+    """The result of ``compile_application``.
 
     Parameters:
-      name: The application's name.
-      deployments: Children before parents, the root last; nodes in their ``init_args`` and
-        ``init_kwargs`` are replaced by handles, and only the root has a route prefix.
-      graphs: Plans by name: a route of the driver, ``""`` for an only graph, ``"Driver:0"`` for
-        the first graph in the constructor arguments of the deployment ``Driver``.
+      deployments: Children before parents, the root last. Nodes in their ``init_args`` and ``init_kwargs`` are replaced
+        by handles, and only the root has a route prefix.
+      graphs: Plans by name: a route of the driver, ``""`` for a single graph, ``"Driver:0"`` for the first graph in
+        the constructor arguments of the deployment ``Driver``.
       ingress: The name of the root's deployment.
       driver: Set when the root is a DAGDriver.
     """
@@ -69,7 +68,7 @@ class CompiledApplication:
 
     @property
     def route_prefix(self) -> str | None:
-        """Where the application answers HTTP requests."""
+        """The path under which the application answers HTTP requests."""
         return self.deployments[-1].route_prefix
 
 
@@ -78,12 +77,12 @@ def compile_application(root: Any, *, app_name: str = "default") -> CompiledAppl
 
     Parameters:
       root: A class node (a DAGDriver or the user's own) or a function node.
-      app_name: The name that the application will run under.
+      app_name: The name of the application.
 
     Raises:
-      TypeError: The root is no node, or a driver's arguments are wrong.
+      TypeError: The root is not a node, or a driver's arguments are wrong.
       ValueError: The root needs a driver, names or route prefixes clash, or the graph has a cycle.
-      AssertionError: A graph has two inputs, or one made outside ``with``.
+      AssertionError: A graph has two inputs, or one that was created outside ``with``.
     """
     check_target(root)
     order = bottom_up(root)
@@ -161,7 +160,7 @@ def _is_bound(node: FunctionNode) -> bool:
 
 
 def _routes(outputs: Any) -> dict[str, DAGNode]:
-    """Return a driver's graphs by name, refusing what is no graph."""
+    """Return a driver's graphs by name, after checking that they are graphs."""
     if not isinstance(outputs, dict):
         return {ROOT_GRAPH: _output(outputs, "DAGDriver.bind(graph)")}
     if not outputs:
@@ -178,8 +177,8 @@ def _output(node: Any, place: str) -> DAGNode:
     if isinstance(node, ClassNode | FunctionNode | MethodNode):
         return node
     raise TypeError(
-        f"{place} of a DAGDriver needs a node, got {type(node).__name__} {node!r}. Give it what "
-        "Class.bind(...), node.method.bind(...) or function.bind(...) returned."
+        f"{place} of a DAGDriver needs a node, got {type(node).__name__} {node!r}. Give it the result of "
+        "Class.bind(...), node.method.bind(...) or function.bind(...)."
     )
 
 
@@ -187,13 +186,12 @@ def compile_plan(output: DAGNode, names: Names, app_name: str) -> Plan:
     """Compile the graph that ends in a node.
 
     Parameters:
-      output: The node whose value answers a request. A class node stands for a call of its
-        ``__call__`` with the input.
+      output: The node whose value is the answer. A class node stands for a call of its ``__call__`` with the input.
       names: The name of each deployment.
-      app_name: The application that handles in the arguments belong to.
+      app_name: The application of the handles in the arguments.
 
     Raises:
-      AssertionError: The graph has two inputs, or one made outside ``with``.
+      AssertionError: The graph has two inputs, or one that was created outside ``with``.
       ValueError: The graph has a cycle.
     """
     if isinstance(output, ClassNode):
@@ -220,7 +218,7 @@ def compile_plan(output: DAGNode, names: Names, app_name: str) -> Plan:
 
 
 def _called_before(node: DAGNode) -> list[DAGNode]:
-    """Return what must be known before a node is called; the instances it uses are up already."""
+    """Return the nodes that run before this one; the instances that it uses are running already."""
     return [child for child in node.get_all_child_nodes() if not isinstance(child, ClassNode)]
 
 
@@ -259,18 +257,14 @@ class _Arguments:
 
 
 class Numbering:
-    """Gives out a word, then ``word_1``, ``word_2``, never one that is taken.
-
-    Parameters:
-      taken: Words that belong to somebody already.
-    """
+    """Makes unique names: a word, then ``word_1``, ``word_2``, and never one that is ``taken``."""
 
     def __init__(self, taken: Iterable[str] = ()) -> None:
         self._taken = set(taken)
         self._used: dict[str, int] = {}
 
     def skip(self, word: str) -> None:
-        """Use up a number of the word without giving it out."""
+        """Skip the next number of the word."""
         self._used[word] = self._used.get(word, 0) + 1
 
     def take(self, word: str) -> str:
@@ -285,13 +279,10 @@ class Numbering:
 
 
 def assign_names(nodes: Iterable[DAGNode]) -> dict[DAGNode, str]:
-    """Name each deployment: its name option, else its class or function name and a number.
+    """Name each class and function node: by its option, or else by its class or function and a number.
 
     Parameters:
       nodes: The graph's nodes, bottom-up; numbers follow this order.
-
-    Returns:
-      The name of each class and function node.
 
     Raises:
       ValueError: Two nodes have the same name option.
@@ -303,7 +294,7 @@ def assign_names(nodes: Iterable[DAGNode]) -> dict[DAGNode, str]:
     for node in named:
         word = own_name(node.get_body())
         if node in chosen:
-            # A chosen name still counts: the second Model is Model_1 whatever the first is.
+            # a chosen name counts as well: the second Model is Model_1, whatever the first is called
             numbering.skip(word)
             names[node] = chosen[node]
         else:

@@ -1,6 +1,6 @@
-"""``@multiplexed``: many models take turns in one replica, loaded when a request first asks for them.
+"""``@multiplexed``: one replica serves many models, and loads each when a request first asks for it.
 
-``Shelf`` is the rule, without waiting: which models are held, which must go, whether there is room for another.
+``ModelCache`` decides, without waiting, which models are kept and which are evicted.
 """
 
 from __future__ import annotations
@@ -26,58 +26,58 @@ log = get_logger(__name__)
 _PLACE = "__qserve_models__"
 
 
-class Shelf:
-    """Models by id, the least recently used first, and places taken for those that are loading.
+class ModelCache:
+    """Models by id, the least recently used first, and slots reserved for those that are loading.
 
     Parameters:
-      places: How many models may be held or loading at the same time; -1 for any number.
+      capacity: How many models may be loaded or loading at the same time; -1 for any number.
     """
 
-    def __init__(self, places: int) -> None:
-        self._places = places
-        self._held: OrderedDict[str, Any] = OrderedDict()
+    def __init__(self, capacity: int) -> None:
+        self._capacity = capacity
+        self._models: OrderedDict[str, Any] = OrderedDict()
         self._loading = 0
 
     def ids(self) -> tuple[str, ...]:
-        """The models that are held."""
-        return tuple(self._held)
+        """Return the ids of the loaded models."""
+        return tuple(self._models)
 
     def use(self, model_id: str) -> Any:
-        """A model, from now on the most recently used; KeyError when it is not held."""
-        self._held.move_to_end(model_id)
-        return self._held[model_id]
+        """Return a model and mark it as the most recently used; raises KeyError when it is not loaded."""
+        self._models.move_to_end(model_id)
+        return self._models[model_id]
 
     def reserve(self) -> list[Any] | None:
-        """Take a place for a model; the models that had to go for it, or None while all places are loading."""
-        if 0 <= self._places <= self._loading:
+        """Reserve a slot; returns the models evicted for it, or None while all slots are loading."""
+        if 0 <= self._capacity <= self._loading:
             return None
         evicted = []
-        while 0 <= self._places <= self._loading + len(self._held):
-            evicted.append(self._held.popitem(last=False)[1])
+        while 0 <= self._capacity <= self._loading + len(self._models):
+            evicted.append(self._models.popitem(last=False)[1])
         self._loading += 1
         return evicted
 
     def put(self, model_id: str, model: Any) -> None:
-        """Hold a model in the place that was reserved for it."""
+        """Store a model in the slot that was reserved for it."""
         self._loading -= 1
-        self._held[model_id] = model
+        self._models[model_id] = model
 
-    def give_up(self) -> None:
-        """Free a place that was reserved."""
+    def release(self) -> None:
+        """Free a reserved slot."""
         self._loading -= 1
 
     def clear(self) -> list[Any]:
-        """Take all out."""
-        held, self._held = self._held, OrderedDict()
-        return list(held.values())
+        """Remove and return all models."""
+        models, self._models = self._models, OrderedDict()
+        return list(models.values())
 
 
 class _Models:
-    """The models of one instance and loader, for any number of threads and event loops."""
+    """The models that one loader keeps for one instance; safe for several threads and event loops."""
 
-    def __init__(self, places: int) -> None:
+    def __init__(self, capacity: int) -> None:
         self._lock = threading.Lock()
-        self.shelf = Shelf(places)
+        self.cache = ModelCache(capacity)
         self._loading: dict[str, Promise] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
         self._waiting: list[Promise] = []
@@ -85,7 +85,7 @@ class _Models:
     async def get(self, model_id: str, load: Callable[[], Awaitable[Any]]) -> Any:
         with self._lock:
             with suppress(KeyError):
-                return self.shelf.use(model_id)
+                return self.cache.use(model_id)
             is_first = model_id not in self._loading
             loading = self._loading.setdefault(model_id, Promise())
         if is_first:
@@ -96,7 +96,7 @@ class _Models:
             del loading  # as in value_of: it holds the error, whose traceback holds this frame
 
     def _begin(self, model_id: str, load: Callable[[], Awaitable[Any]], loading: Promise) -> None:
-        # a task of its own: the caller that happened to be first may be cancelled while others wait
+        # a task of its own, because the first caller may be cancelled while others wait
         task = asyncio.get_running_loop().create_task(self._load(model_id, load))
         self._tasks.add(task)
         task.add_done_callback(lambda done: self._on_loaded(model_id, loading, done))
@@ -105,16 +105,16 @@ class _Models:
         evicted = await self._reserve()
         try:
             if evicted:
-                _tell_listeners()
+                _notify_listeners()
             while evicted:
-                await _dispose(evicted.pop())  # popped, so that its memory is free before the next one loads
+                await _dispose(evicted.pop())  # pop frees its memory before the next one loads
             model = await load()
         except BaseException as error:
             with self._lock:
-                self.shelf.give_up()
+                self.cache.release()
             return Failure.of(error)
         with self._lock:
-            self.shelf.put(model_id, model)
+            self.cache.put(model_id, model)
         return model
 
     def _on_loaded(self, model_id: str, loading: Promise, task: asyncio.Task[Any]) -> None:
@@ -126,31 +126,31 @@ class _Models:
         with self._lock:
             del self._loading[model_id]
             waiting, self._waiting = self._waiting, []
-        for gate in waiting:
-            gate.set(None)
+        for slot in waiting:
+            slot.set(None)
         loading.set(result)
         if not isinstance(result, Failure):
-            _tell_listeners()
+            _notify_listeners()
 
     async def _reserve(self) -> list[Any]:
         while True:
             with self._lock:
-                evicted = self.shelf.reserve()
+                evicted = self.cache.reserve()
                 if evicted is not None:
                     return evicted
-                gate = Promise()
-                self._waiting.append(gate)
-            await gate
+                slot = Promise()
+                self._waiting.append(slot)
+            await slot
 
     async def unload(self) -> None:
         with self._lock:
-            models = self.shelf.clear()
+            models = self.cache.clear()
         for model in models:
             await _dispose(model)
 
 
 async def _dispose(model: Any) -> None:
-    """Await an ``async def __del__``; a plain one is called by Python when the last request lets go of the model."""
+    """Await the model's ``async def __del__``; Python calls a plain one when the last request drops the model."""
     kind = type(model)
     if not inspect.iscoroutinefunction(getattr(kind, "__del__", None)):
         return
@@ -158,8 +158,8 @@ async def _dispose(model: Any) -> None:
         await model.__del__()
     except Exception as error:
         log.warning("__del__ of a model of type %s failed: %s", kind.__name__, error, exc_info=error)
-    # Python looks `__del__` up on the type, and would make the same coroutine again without running it;
-    # a type whose layout forbids this only leaves Python's warning about that
+    # Python would call `__del__` of the type again and warn of a coroutine that is never awaited; a type whose layout
+    # forbids another class keeps that warning
     with suppress(TypeError):
         model.__class__ = type(kind.__name__, (kind,), {"__slots__": (), "__del__": lambda model: None})
 
@@ -169,11 +169,11 @@ _listeners: list[Callable[[], None]] = []
 _registry_lock = threading.Lock()
 
 
-def _models_of(owner: Any, loader: Any, places: int) -> _Models:
+def _models_of(owner: Any, loader: Any, capacity: int) -> _Models:
     state = state_of(owner, _PLACE)
     if loader not in state:
         with _registry_lock:
-            _all_models.add(state.setdefault(loader, _Models(places)))
+            _all_models.add(state.setdefault(loader, _Models(capacity)))
     return cast(_Models, state[loader])
 
 
@@ -183,37 +183,37 @@ def _find(owner: Any) -> list[_Models]:
 
 
 def loaded_models(owner: Any = None) -> tuple[str, ...]:
-    """The ids of the models that are loaded, each once, with the least recently used of a loader first.
+    """Return the ids of the loaded models, each once, with the least recently used of a loader first.
 
     Parameters:
       owner: The instance whose methods loaded them, or the decorated function; None for all in this process.
     """
-    return tuple(dict.fromkeys(model_id for models in _find(owner) for model_id in models.shelf.ids()))
+    return tuple(dict.fromkeys(model_id for models in _find(owner) for model_id in models.cache.ids()))
 
 
 def on_change(listener: Callable[[], None]) -> Callable[[], None]:
-    """Have ``listener`` called after ``loaded_models`` changed, in the thread where it did; returns what ends that."""
+    """Call ``listener`` in the thread that changed ``loaded_models``, after each change, until the result is called."""
     _listeners.append(listener)
     return lambda: _listeners.remove(listener)
 
 
-def _tell_listeners() -> None:
+def _notify_listeners() -> None:
     for listener in list(_listeners):
         try:
             listener()
-        except Exception as error:  # a request must not fail because nobody could be told
+        except Exception as error:  # a request must not fail because of a listener
             log.warning("a listener for loaded models failed: %s", error, exc_info=error)
 
 
 async def unload_models(owner: Any = None) -> None:
-    """Let go of all models, awaiting each ``async def __del__``; for a replica that ends."""
+    """Drop all models and await each ``async def __del__``; a replica calls this when it stops."""
     for models in _find(owner):
         await models.unload()
-    _tell_listeners()
+    _notify_listeners()
 
 
 def get_multiplexed_model_id() -> str:
-    """The model that the running request is for; "" when it names none, and outside of a request."""
+    """Return the model id of the current request; "" when it has none, and outside of a request."""
     return request_context.get().multiplexed_model_id
 
 
@@ -226,24 +226,30 @@ def multiplexed(func: None = None, /, max_num_models_per_replica: int = 3) -> Ca
 
 
 def multiplexed(func: Callable[..., Any] | None = None, /, max_num_models_per_replica: int = 3) -> Any:
-    """Let an ``async def`` function or method that loads a model by its id keep the models it loaded.
+    """Cache the models that an ``async def`` function or method loads by id.
 
-    A model is loaded once, however many ask for it; different ones load at the same time. Those held or loading never
-    exceed the limit: the least recently used makes room, and lives on only in requests that still use it. A failed
-    load reaches all who wait, and is tried again by the next call. The first parameter of a method must be ``self``.
+        @serve.multiplexed(max_num_models_per_replica=3)
+        async def load(self, model_id: str) -> Model: ...
+
+        model = await self.load(serve.get_multiplexed_model_id())
+
+    Concurrent calls for the same model load it once; different models load at the same time. Loaded and loading models
+    never exceed the limit: the least recently used one is evicted, and lives on only in requests that still use it. A
+    failed load raises to all its callers, and the next call tries again. The first parameter of a method must be
+    called ``self``.
 
     Parameters:
-      max_num_models_per_replica: How many models an instance holds; -1 for any number.
+      max_num_models_per_replica: How many models an instance keeps; -1 for any number.
 
     Raises:
-      TypeError: It is not an ``async def`` with one parameter for the model's id, or the limit is no integer.
+      TypeError: It is not an ``async def`` with one parameter for the model's id, or the limit is not an integer.
       ValueError: The limit is neither positive nor -1.
     """
-    places = max_num_models_per_replica
-    if not isinstance(places, int) or isinstance(places, bool):
-        raise TypeError(f"max_num_models_per_replica must be an integer, not {places!r}")
-    if places != -1 and places < 1:
-        raise ValueError(f"max_num_models_per_replica must be positive, or -1 for no limit, not {places!r}")
+    capacity = max_num_models_per_replica
+    if not isinstance(capacity, int) or isinstance(capacity, bool):
+        raise TypeError(f"max_num_models_per_replica must be an integer, not {capacity!r}")
+    if capacity != -1 and capacity < 1:
+        raise ValueError(f"max_num_models_per_replica must be positive, or -1 for no limit, not {capacity!r}")
 
     def decorate(loader: Callable[..., Any]) -> Any:
         is_method = _check_loader(loader)
@@ -254,7 +260,7 @@ def multiplexed(func: Callable[..., Any] | None = None, /, max_num_models_per_re
             bound = signature.bind(*args, **kwargs)
             model_id = _checked_id(loader.__qualname__, *bound.args[is_method:])
             owner = bound.args[0] if is_method else get
-            return await _models_of(owner, loader, places).get(model_id, lambda: loader(*bound.args))
+            return await _models_of(owner, loader, capacity).get(model_id, lambda: loader(*bound.args))
 
         return get
 
@@ -262,10 +268,10 @@ def multiplexed(func: Callable[..., Any] | None = None, /, max_num_models_per_re
 
 
 def _check_loader(loader: Any) -> bool:
-    """Whether the loader is a method; TypeError when it is no loader."""
+    """Return whether the loader is a method; raises TypeError when it is not a loader."""
     name = getattr(loader, "__qualname__", repr(loader))
     if not inspect.iscoroutinefunction(loader):
-        raise TypeError(f"@multiplexed needs an `async def` function or method, which {name} is not")
+        raise TypeError(f"@multiplexed needs an `async def` function or method, and {name} is not one")
     signature = inspect.signature(loader)
     is_method = has_self(signature)
     try:
@@ -280,5 +286,5 @@ def _checked_id(loader: str, *args: Any) -> str:
     if len(args) != 1 or not isinstance(args[0], str):
         raise TypeError(f"{loader} must be called with one model id, a string, not with {args!r}")
     if not args[0]:
-        raise ValueError(f"{loader} got an empty model id; callers name one: handle.options(multiplexed_model_id=...)")
+        raise ValueError(f"{loader} got an empty model id; set it with handle.options(multiplexed_model_id=...)")
     return args[0]

@@ -1,4 +1,4 @@
-"""``module:node``: find what a user named on the command line."""
+"""Import the ``module:node`` that a user names on the command line."""
 
 from __future__ import annotations
 
@@ -14,18 +14,15 @@ class TargetError(QserveException):
 
 
 def load_target(target: str) -> Any:
-    """Import what ``target`` names, ``package.module:node`` or ``package.module.node``.
-
-    Parameters:
-      target: The import path; the current folder must be on ``sys.path`` where it is meant to be searched.
+    """Import the object at ``package.module:node`` or ``package.module.node``.
 
     Raises:
-      TargetError: The path has a wrong form, the module is not found, or it has no such object.
-      Exception: Whatever the module raises while it is imported passes through.
+      TargetError: The path is malformed, the module is not found, or it has no such object.
+      Exception: Any error that the module raises while it is imported.
     """
     module_name, _, attribute = target.partition(":") if ":" in target else target.rpartition(".")
     if not module_name or not attribute or ":" in attribute:
-        raise TargetError(f"{target!r} is no import path: write module:node, such as hello:app")
+        raise TargetError(f"{target!r} is not an import path. Use module:node, for example hello:app")
     try:
         found: Any = importlib.import_module(module_name)
     except ModuleNotFoundError as error:

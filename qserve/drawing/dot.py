@@ -1,4 +1,4 @@
-"""A graph as a drawing: DOT text, written here, and pictures, made by graphviz."""
+"""A graph in the DOT language, and as an image that graphviz makes of it."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class Dot:
     """A drawing in the DOT language.
 
     Parameters:
-      root: The label of the node that was drawn.
+      root: The label of the drawn node.
       edges: Pairs of labels, child first, in the order to write them.
-      picture: What notebooks show, where it is known.
+      picture: The picture that notebooks show as SVG.
     """
 
     def __init__(self, root: str, edges: tuple[tuple[str, str], ...], picture: Picture | None = None) -> None:
@@ -31,7 +31,7 @@ class Dot:
         self._picture = picture
 
     def to_string(self) -> str:
-        """Return the drawing as text: a digraph named G, one line an edge."""
+        """Return the drawing as text: a digraph named G, with one line for each edge."""
         lines = [f"{_quoted(child)} -> {_quoted(user)};" for child, user in self.edges]
         body = "\n".join(lines or [f"{_quoted(self.root)};"])
         return f"digraph G {{\nrankdir=LR;\n{body}\n}}\n"
@@ -49,9 +49,6 @@ class Dot:
 def dag_to_dot(node: DAGNode) -> Dot:
     """Draw a node and all that it needs; nothing is built or run.
 
-    Parameters:
-      node: Any node.
-
     Returns:
       The drawing, with ``to_string()``. Edges are written from the drawn node downwards, depth
       first, and repeated labels numbered in the order of their first appearance.
@@ -63,7 +60,7 @@ def dag_to_dot(node: DAGNode) -> Dot:
 
 
 def to_dot(picture: Picture) -> str:
-    """Write a picture in the DOT language, which graphviz draws."""
+    """Return a picture in the DOT language."""
     return _dot(picture).to_string()
 
 
@@ -72,15 +69,11 @@ def _dot(picture: Picture) -> Dot:
 
 
 def plot(node: DAGNode, to_file: str | Path | None = None) -> Any:
-    """Draw a node and all that it needs as a picture.
+    """Draw a node and all that it needs as an image.
 
     Parameters:
-      node: Any node.
-      to_file: Where to write it; the suffix chooses the format, PNG without one. ``None`` returns a
-        picture that a notebook shows.
-
-    Returns:
-      ``None``, or an ``IPython.display.Image`` when there is no file to write.
+      to_file: The file to write; its suffix chooses the format, PNG without one. ``None`` returns an
+        ``IPython.display.Image`` for a notebook.
 
     Raises:
       ImportError: pydot, graphviz or (for notebooks) IPython is missing.

@@ -17,7 +17,7 @@ Size = tuple[float, float]
 
 _SWEEPS = 16
 _BENDS_AT_MOST = 20_000
-"""Above that many bends of long edges, these are drawn straight: nobody could follow them anyway."""
+"""With more bends than this, long edges are drawn straight: the drawing is unreadable anyway."""
 
 _BETWEEN_COLUMNS = 64.0
 _BETWEEN_BOXES = 22.0
@@ -27,18 +27,17 @@ _CENTRING = 17
 _PORT_STEP = 11.0
 _INSIDE = 18.0
 _STRAIGHT = 8.0
-"""A bend pulls this much harder than a box: long edges become straight first."""
+"""A bend pulls this much harder than a box, so that long edges become straight first."""
 
 
 class Graph:
     """Nodes in columns, where every edge leads from one column to the next.
 
-    Long edges are cut: a bend, a node without a box, stands in each column on the way.
+    A long edge is cut into pieces: each column on its way gets a bend, which is a node without a box.
 
     Parameters:
-      nodes: All nodes.
       edges: Pairs of nodes, no cycles.
-      fixed: Nodes that stay as far left as they can; those that need none of them move next to their users.
+      fixed: Nodes that stay as far left as possible; nodes that need none of them move next to their users.
     """
 
     def __init__(self, nodes: Sequence[str], edges: Sequence[Edge], fixed: Collection[str]) -> None:
@@ -54,13 +53,13 @@ class Graph:
             self._add(edge, number, cut=bends <= _BENDS_AT_MOST)
 
     def is_bend(self, node: str) -> bool:
-        """Whether a node only leads an edge on."""
+        """Return whether a node is only a bend of an edge."""
         return node not in self.column_of
 
     def _add(self, edge: Edge, number: int, cut: bool) -> None:
         child, user = edge
         between = range(self.column_of[child] + 1, self.column_of[user]) if cut else ()
-        # with a NUL in front it is nobody's label
+        # no label begins with NUL
         path = [child, *(f"\0{number}/{column}" for column in between), user]
         for column, bend in zip(between, path[1:-1], strict=True):
             self.columns[column].append(bend)
@@ -112,13 +111,7 @@ class Graph:
 
 
 def columns_of(nodes: Sequence[str], edges: Sequence[Edge], fixed: Collection[str]) -> dict[str, int]:
-    """Return each node's column: right of all that it needs.
-
-    Parameters:
-      nodes: All nodes.
-      edges: Pairs of nodes, no cycles.
-      fixed: See ``Graph``.
-    """
+    """Return each node's column, which is right of all that it needs; parameters are those of ``Graph``."""
     users: dict[str, list[str]] = {node: [] for node in nodes}
     needs: dict[str, list[str]] = {node: [] for node in nodes}
     for child, user in edges:
@@ -150,7 +143,7 @@ def _topological(nodes: Iterable[str], users: Mapping[str, list[str]], needs: Ma
 
 @dataclass(frozen=True)
 class Box:
-    """A rectangle by its left upper corner."""
+    """A rectangle and its upper left corner."""
 
     x: float
     y: float
@@ -164,9 +157,9 @@ class Layout:
 
     Parameters:
       boxes: By node.
-      routes: By edge: points in pairs, the way in and the way out of each column; the edge is straight within
-        a pair and curved between two pairs.
-      width, height: Of the whole, which begins at 0, 0.
+      routes: By edge: pairs of points, where it enters and leaves each column; it is straight within a pair and curved
+        between two pairs.
+      width, height: Of the whole drawing, which begins at 0, 0.
     """
 
     boxes: Mapping[str, Box]
@@ -179,9 +172,9 @@ def lay_out(sizes: Mapping[str, Size], edges: Sequence[Edge], fixed: Collection[
     """Place boxes from left to right, each right of all that it needs.
 
     Parameters:
-      sizes: Width and height of each node's box; their order decides where nothing else does.
+      sizes: Width and height of each node's box; their order breaks ties.
       edges: Pairs of nodes, no cycles.
-      fixed: Nodes that stay as far left as they can: the input.
+      fixed: Nodes that stay as far left as possible: the input.
     """
     graph = Graph(list(sizes), edges, fixed)
     graph.arrange()
@@ -212,7 +205,7 @@ def _columns(graph: Graph, sizes: Mapping[str, Size]) -> tuple[list[float], list
 
 
 def _middles(graph: Graph, heights: Mapping[str, float]) -> dict[str, float]:
-    """Find a height for each node's middle: close to its neighbours', in order, and without overlaps."""
+    """Return the vertical position of each node: close to its neighbours, in order, without overlaps."""
     middles: dict[str, float] = {}
     for column in graph.columns:
         y = 0.0
@@ -222,7 +215,7 @@ def _middles(graph: Graph, heights: Mapping[str, float]) -> dict[str, float]:
     for turn in range(_ROUNDS):
         near = (graph.before, graph.after) if turn % 2 == 0 else (graph.after, graph.before)
         for column in graph.columns if turn % 2 == 0 else reversed(graph.columns):
-            # the last rounds look both ways, so that a box stands in the middle of all its edges
+            # the last rounds use both sides, so that a box stands in the middle of all its edges
             _settle(graph, column, near if turn < _ROUNDS - _CENTRING else (_both(graph, column), {}), middles, heights)
     _settle(graph, graph.columns[0], (graph.after, {}), middles, heights)
     top = min(middles[node] - heights[node] / 2 for node in middles)
@@ -253,7 +246,7 @@ def _settle(
 
 
 def _gaps(graph: Graph, column: Sequence[str], heights: Mapping[str, float]) -> list[float]:
-    """The least distance of each node's middle from that of the node above it; 0 for the first."""
+    """Return the least distance between the middles of each node and the one above it; 0 for the first."""
     gaps = [0.0]
     for above, below in pairwise(column):
         is_loose = graph.is_bend(above) or graph.is_bend(below)
@@ -265,19 +258,19 @@ def spread(wanted: Sequence[float], gaps: Sequence[float], weights: Sequence[flo
     """Return the positions nearest to the wanted ones, by least squares, that keep order and distances.
 
     Parameters:
-      wanted: Where each would like to be.
-      gaps: The least distance of each from the one before it; the first is not read.
-      weights: How much each one's wish counts.
+      wanted: The preferred position of each.
+      gaps: The least distance of each from the one before it; the first is not used.
+      weights: The weight of each preference.
     """
     offsets: list[float] = []
     total = 0.0
     for index, gap in enumerate(gaps):
         total += gap if index else 0.0
         offsets.append(total)
-    # without the offsets positions only have to be in order: neighbours that are not are pooled
+    # without the offsets, positions only have to be in order: neighbours that are not are pooled
     pools: list[tuple[float, float, int]] = []
-    for wish, offset, weight in zip(wanted, offsets, weights, strict=True):
-        mean, mass, count = wish - offset, weight, 1
+    for preferred, offset, weight in zip(wanted, offsets, weights, strict=True):
+        mean, mass, count = preferred - offset, weight, 1
         while pools and pools[-1][0] > mean:
             other, more, members = pools.pop()
             mean = (mean * mass + other * more) / (mass + more)
@@ -299,7 +292,7 @@ def _routes(
     for edge, path in graph.paths.items():
         child, user = edge
         column = graph.column_of[child]
-        # from a little inside the box, which covers it: so a round box is left without a gap
+        # begins a little inside the box, which covers it, so that a round box has no gap
         start = boxes[child].x + boxes[child].width - min(_INSIDE, boxes[child].width / 2)
         points = [(start, outs[edge]), (lefts[column] + widths[column], outs[edge])]
         for number, bend in enumerate(path[1:-1], column + 1):
@@ -312,7 +305,7 @@ def _routes(
 def _ports(
     graph: Graph, boxes: Mapping[str, Box], middles: Mapping[str, float]
 ) -> tuple[dict[Edge, float], dict[Edge, float]]:
-    """Where each edge leaves its child's box and reaches its user's: in the order of where it comes from."""
+    """Return the heights at which each edge leaves one box and reaches the other, ordered to avoid crossings."""
     outs: dict[Edge, float] = {}
     ins: dict[Edge, float] = {}
     for ports, end, next_to_it in ((outs, 0, 1), (ins, 1, -2)):

@@ -18,12 +18,12 @@ _COLOURS = {
     "class": "fill:#f1eafc,stroke:#7c4fd0,color:#3a1f6e",
     "driver": "fill:#fdf0dc,stroke:#c27803,color:#5c3904",
 }
-# inside quotes these still mean something: HTML, entities, the end of the quotes, Markdown
+# inside quotes these keep a meaning: HTML, entities, the end of the quotes, Markdown
 _ESCAPES = {ord(character): f"#{ord(character)};" for character in '#"<>&`'}
 
 
 def to_mermaid(picture: Picture) -> str:
-    """Write a picture as a Mermaid flowchart: solid arrows are values, dotted ones instances and handles."""
+    """Return a picture as a Mermaid flowchart: solid arrows are values, dotted ones instances and handles."""
     names = {node.id: f"n{number}" for number, node in enumerate(picture.nodes)}
     lines = ["flowchart LR"]
     lines += [f"  {names[node.id]}{_box(node)}:::{node.kind}_kind" for node in picture.nodes]

@@ -1,4 +1,4 @@
-"""What every drawing of a graph shows: its nodes and edges, in drawing order."""
+"""The nodes and edges that every drawing of a graph shows, in drawing order; also as plain data."""
 
 from __future__ import annotations
 
@@ -30,11 +30,10 @@ class PictureNode:
     """One box.
 
     Parameters:
-      id: The node's label with a number where it repeats; unique in the picture.
-      label: What people call it: ``forward``, ``Model``, ``input[0]``.
-      kind: What it is.
+      id: The node's label, with a number where it repeats; unique in the picture.
+      label: The name to show: ``forward``, ``Model``, ``input[0]``.
       deployment: The deployment that does the work; None for inputs.
-      options: The deployment's options of interest that the user has set.
+      options: The options of interest that the user has set.
     """
 
     id: str
@@ -46,11 +45,10 @@ class PictureNode:
 
 @dataclass(frozen=True)
 class PictureEdge:
-    """One arrow, from what is needed to who needs it.
+    """One arrow, from a node to one that uses it.
 
     Parameters:
-      is_data: Whether a value passes here with each request; otherwise the user works with an instance
-        or holds a handle.
+      is_data: True when a value passes here with each request; otherwise the user has an instance or a handle.
     """
 
     child: str
@@ -60,12 +58,12 @@ class PictureEdge:
 
 @dataclass(frozen=True)
 class Picture:
-    """A graph as it is drawn.
+    """A graph to draw.
 
     Parameters:
       root: The id of the drawn node.
       nodes: In the order of their first visit, the drawn node first.
-      edges: From the drawn node downwards, depth first; none twice.
+      edges: From the drawn node downwards, depth first, each once.
     """
 
     root: str
@@ -76,11 +74,7 @@ class Picture:
 def picture_of(node: DAGNode) -> Picture:
     """Collect a node and all that it needs; nothing is built or run.
 
-    Parameters:
-      node: Any node.
-
-    Returns:
-      The picture. Repeated labels are numbered in the order of their first appearance.
+    Repeated labels are numbered in the order of their first appearance.
 
     Raises:
       TypeError: It is not a node.
@@ -102,14 +96,14 @@ def picture_of(node: DAGNode) -> Picture:
             path.append((child, iter(child.get_all_child_nodes())))
         edges[PictureEdge(ids[child], ids[user], _is_data(child, user))] = None
     names = _names(node)
-    nodes = tuple(_picture_node(one, name, names) for one, name in ids.items())
+    nodes = tuple(_picture_node(drawn, name, names) for drawn, name in ids.items())
     return Picture(ids[node], nodes, tuple(edges))
 
 
 def _names(root: DAGNode) -> Mapping[DAGNode, str]:
     try:
         return assign_names(bottom_up(root))
-    except ValueError:  # two deployments of one name are refused when they run, and can be looked at until then
+    except ValueError:  # two deployments with the same name cannot run, but they can be drawn
         return {}
 
 
@@ -149,7 +143,7 @@ def _is_data(child: DAGNode, user: DAGNode) -> bool:
 
 
 def json_view(picture: Picture) -> dict[str, Any]:
-    """Return a picture as dicts, lists and strings.
+    """Return a picture as dicts, lists and strings, for programs that draw it themselves.
 
     Returns:
       ``root`` (the id of the drawn node), ``nodes`` (``id``, ``label``, ``kind``, ``deployment``, ``options``)
@@ -172,5 +166,5 @@ def json_view(picture: Picture) -> dict[str, Any]:
 
 
 def to_json(picture: Picture) -> str:
-    """Return a picture as JSON text for people and programs."""
+    """Return a picture as JSON text."""
     return json.dumps(json_view(picture), indent=2, ensure_ascii=False) + "\n"

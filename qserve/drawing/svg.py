@@ -1,4 +1,4 @@
-"""A picture as SVG: drawn here, without any program or font from elsewhere."""
+"""A picture as SVG, drawn without any other program or font."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ _COLOURS = {
 
 
 def to_svg(picture: Picture) -> str:
-    """Draw a picture as SVG, from left to right; it follows the reader's light or dark mode.
+    """Return a picture as SVG, drawn from left to right; it follows the reader's light or dark mode.
 
     Solid arrows are values that pass with each request, dashed ones instances and handles; a box with a
     shadow has several replicas.
@@ -121,7 +121,7 @@ def _tooltip(node: PictureNode) -> str:
 
 def _edge(edge: PictureEdge, points: Sequence[Point]) -> str:
     tip_x, tip_y = points[-1]
-    # the line ends inside its arrow head, whose tip is the border of the box
+    # the line ends inside its arrow head, whose tip touches the border of the box
     ends = [*points[:-2], points[-2] if points[-2][0] < tip_x - _ARROW else (tip_x - _ARROW + 1, tip_y)]
     path = [f"M{ends[0][0]:.1f} {ends[0][1]:.1f}"]
     for (x0, y0), (x1, y1), number in zip(ends, ends[1:], range(len(ends)), strict=False):
@@ -141,16 +141,16 @@ def _box_width(title: str, note: str) -> float:
 
 
 def _width(text: str) -> float:
-    """The width of a text in em: a guess, for nobody knows the reader's font."""
-    return sum(_character(one) for one in text)
+    """Return the width of a text in em: an estimate, because the reader's font is unknown."""
+    return sum(map(_character_width, text))
 
 
-def _character(one: str) -> float:
-    if one in _NARROW:
+def _character_width(character: str) -> float:
+    if character in _NARROW:
         return 0.36
-    if one in _WIDE or ord(one) >= 0x2E80:
+    if character in _WIDE or ord(character) >= 0x2E80:
         return 0.98
-    return 0.7 if one.isupper() else 0.6
+    return 0.7 if character.isupper() else 0.6
 
 
 def _shortened(text: str) -> str:

@@ -7,7 +7,7 @@ on what the application sends, at the pace of its reader.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, MutableMapping
+from collections.abc import AsyncIterator, Iterable, MutableMapping
 from typing import Any, NoReturn
 
 from starlette.requests import Request
@@ -20,18 +20,17 @@ from qserve.exceptions import QserveException
 log = get_logger(__name__)
 _AHEAD = 16
 _WHOLE_UP_TO = 1 << 20
-"""Bytes of a body of known length that are gathered; a longer one is streamed."""
+"""A body of known length up to this many bytes is collected; a longer one is streamed."""
 
 _END: Message = {"type": "qserve.end"}
 _running: set[asyncio.Task[None]] = set()
-"""The event loop itself holds tasks weakly, and a background task outlives its answer."""
+"""Background tasks that outlive their response; the event loop itself holds tasks weakly."""
 
 
 class Lifespan:
-    """Runs an application's startup and shutdown, in one task as its context managers need it.
+    """Runs an application's startup and shutdown, in one task because its context managers need that.
 
-    Parameters:
-      app: The application; one that knows no lifespan is served without.
+    An application that does not support the lifespan protocol is served without.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -43,15 +42,15 @@ class Lifespan:
 
     @property
     def is_running(self) -> bool:
-        """Whether the application has started and waits for its end."""
+        """True while the application has started and has a shutdown to run."""
         return self._task is not None
 
     async def start(self) -> None:
         """Run the application's startup.
 
         Raises:
-          QserveException: The application says that it failed.
-          Exception: What its startup raised.
+          QserveException: The application reports that it failed.
+          Exception: Any error that its startup raised.
         """
         scope = {"type": "lifespan", "asgi": {"version": "3.0", "spec_version": "2.0"}, "state": self.state}
         task = asyncio.create_task(self._run(scope))
@@ -64,27 +63,22 @@ class Lifespan:
         elif answer["type"] == "lifespan.startup.failed":
             self._task = None
             await task
-            raise QserveException(f"the application's startup failed: {answer.get('message') or 'it gave no reason'}")
+            raise _failure("startup", answer)
 
     async def stop(self) -> None:
-        """Run the application's shutdown; does nothing when it has not started.
-
-        Raises:
-          QserveException: The application says that it failed.
-          Exception: What its shutdown raised.
-        """
+        """Run the application's shutdown, if it has started; raises as ``start`` does."""
         task, self._task = self._task, None
         if task is None:
             return
         answer = await self._ask("lifespan.shutdown")
         await task
         if answer is not None and answer["type"] == "lifespan.shutdown.failed":
-            raise QserveException(f"the application's shutdown failed: {answer.get('message') or 'it gave no reason'}")
+            raise _failure("shutdown", answer)
 
-    async def _ask(self, what: str) -> Message | None:
-        self._inbox.put_nowait({"type": what})
+    async def _ask(self, event: str) -> Message | None:
+        self._inbox.put_nowait({"type": event})
         answer = await self._outbox.get()
-        return answer if answer["type"].startswith(what) else None
+        return answer if answer["type"].startswith(event) else None
 
     async def _run(self, scope: Any) -> None:
         try:
@@ -93,12 +87,15 @@ class Lifespan:
             self._outbox.put_nowait({"type": "lifespan.ended"})
 
 
+def _failure(phase: str, answer: Message) -> QserveException:
+    return QserveException(f"the application's {phase} failed: {answer.get('message') or 'it gave no reason'}")
+
+
 class Exchange:
-    """One run of an ASGI application.
+    """One request to an ASGI application.
 
     Parameters:
-      app: The application.
-      state: What its lifespan gave to every request.
+      state: The state that its lifespan gives to every request.
     """
 
     def __init__(self, app: ASGIApp, state: MutableMapping[str, Any]) -> None:
@@ -112,17 +109,14 @@ class Exchange:
         self._error: BaseException | None = None
 
     async def answer(self, request: Request) -> Response:
-        """Give the application a request.
-
-        Parameters:
-          request: Its body is read to the end first.
+        """Pass a request to the application, after reading its body to the end.
 
         Returns:
-          A response with its body, or a ``StreamedResponse`` while there is more to come.
+          A complete response, or a ``StreamedResponse`` while there is more to come.
 
         Raises:
           QserveException: The application ended without a response.
-          BaseException: Whatever it raised before it had sent anything.
+          BaseException: Any error that it raised before it sent anything.
         """
         self._body = await request.body()
         scope = {**request.scope, "state": dict(self._state)}
@@ -137,11 +131,7 @@ class Exchange:
             raise
 
     async def chunks(self) -> AsyncIterator[bytes]:
-        """What is left of the body.
-
-        Raises:
-          BaseException: Whatever the application raised on the way.
-        """
+        """Yield the rest of the body; raises any error of the application."""
         more = True
         while more:
             message = await self._next()
@@ -149,7 +139,7 @@ class Exchange:
             more = message.get("more_body", False)
 
     def leave(self) -> None:
-        """Tell the application that nobody listens any more: the client of an ASGI server would be gone."""
+        """Tell the application that the client has disconnected."""
         self._left.set()
         self._error = None  # its traceback refers to this exchange
         while not self._messages.empty():
@@ -158,19 +148,18 @@ class Exchange:
     async def _first(self) -> Response:
         start = await self._next()
         status, headers = start["status"], list(start.get("headers", ()))
-        length = _length(headers)
-        is_short = length is not None and length <= _WHOLE_UP_TO
+        length = short_length(headers)
         chunks: list[bytes] = []
         more, size = True, 0
         while more:
-            if is_short and size and size == length:
+            if size and size == length:
                 self._is_complete = True
                 break
             message = await self._next()
             chunks.append(message.get("body", b""))
             size += len(chunks[-1])
             more = message.get("more_body", False)
-            if more and not is_short:
+            if more and length is None:
                 return StreamedResponse(self, status, headers, chunks)
         response = Response(b"".join(chunks), status)
         response.raw_headers = headers
@@ -195,7 +184,7 @@ class Exchange:
             elif not self._is_complete:
                 self._error = error
             elif not isinstance(error, asyncio.CancelledError):
-                # what it has sent is the answer, as with any ASGI server
+                # its response counts, as with any ASGI server
                 log.error("the application failed after its response: %r", error, exc_info=error)
         await self._messages.put(_END)
 
@@ -217,7 +206,7 @@ class Exchange:
 
 
 class StreamedResponse(Response):
-    """A response whose body is still being sent: without ``body``, so it has to be run."""
+    """A response whose body is still being sent. It has no ``body``, so the caller has to run it."""
 
     background = None
 
@@ -230,10 +219,10 @@ class StreamedResponse(Response):
         self._chunks = chunks
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send what the application sends; it learns when ``send`` fails.
+        """Send on what the application sends; a failing ``send`` disconnects it.
 
         Raises:
-          QserveException: This is not the event loop that the application runs on.
+          QserveException: This is not the event loop that the application runs in.
         """
         exchange = self._exchange
         if asyncio.get_running_loop() is not exchange.loop:
@@ -260,8 +249,9 @@ _ONLY_ROOT = (
 )
 
 
-def _length(headers: list[tuple[bytes, bytes]]) -> int | None:
+def short_length(headers: Iterable[tuple[bytes, bytes]]) -> int | None:
+    """Return the length of a body that its headers declare to be short enough to be collected; otherwise None."""
     for name, value in headers:
         if name.lower() == b"content-length" and value.isdigit():
-            return int(value)
+            return int(value) if int(value) <= _WHOLE_UP_TO else None
     return None

@@ -22,15 +22,15 @@ from starlette.datastructures import State
 from qserve.http.annotations import resolve_route_annotations
 
 _SETUP = ".setup.<locals>."
-"""In the qualified names of FastAPI's own pages, which describe the application that made them."""
+"""Part of the qualified names of FastAPI's own pages, which describe the application that made them."""
 
 
 def is_a(app: Any, module: str, *kinds: str) -> bool:
-    """Whether an object is an instance of a class of an optional package.
+    """Return whether an object is an instance of one of the classes of an optional module.
 
     Parameters:
-      module: Where the classes are defined; nothing is an instance while it is not imported.
-      kinds: The classes' names.
+      module: The module; nothing is an instance while it is not imported.
+      kinds: The names of the classes.
     """
     found = sys.modules.get(module)
     classes = tuple(getattr(found, kind) for kind in kinds if hasattr(found, kind))
@@ -43,13 +43,13 @@ def bound_app(app: Any, cls: type, instance: Any) -> Any:
     Parameters:
       app: A FastAPI or Flask application or an ``APIRouter``; any other is returned as it is.
       cls: The user's class; functions defined in it and in its bases are its views.
-      instance: What the views get.
+      instance: The ``self`` of the views.
     """
     views = _Views(cls, instance)
     if is_a(app, "fastapi", "FastAPI"):
         return views.of_fastapi(app)
     if is_a(app, "fastapi", "APIRouter"):
-        # errors and dependencies are an application's work; a router alone would crash on them
+        # an application handles errors and dependencies; a router alone would crash on them
         whole = sys.modules["fastapi"].FastAPI()
         whole.include_router(views.of_router(app))
         return whole
@@ -80,7 +80,7 @@ class _Views:
             return router
         twin = _twin(router)
         twin.routes = []
-        twin.middleware_stack = twin.app  # the original's leads to the original's routes
+        twin.middleware_stack = twin.app  # the original's stack leads to the original's routes
         for route in router.routes:
             if _is_included(route):
                 inner = self.of_router(route.original_router)
@@ -119,7 +119,7 @@ class _Views:
 
 
 def _twin(original: Any) -> Any:
-    # not copy.copy: it would follow what pickle was taught about these classes
+    # not copy.copy, which would use the reductions that pickle has for these classes
     twin = object.__new__(type(original))
     vars(twin).update(vars(original))
     return twin
@@ -130,7 +130,7 @@ def _endpoint(route: Any) -> Any:
 
 
 def _is_method(endpoint: Any) -> bool:
-    """Whether an endpoint is a plain function, defined in a class, that waits for its ``self``."""
+    """Return whether an endpoint is a plain function, defined in a class, whose first parameter is ``self``."""
     if not inspect.isfunction(endpoint):
         return False
     owner = endpoint.__qualname__.rpartition(".")[0]
@@ -139,7 +139,7 @@ def _is_method(endpoint: Any) -> bool:
 
 
 def _is_included(route: Any) -> bool:
-    """Whether a route stands for a router; newer FastAPI keeps them nested, older ones copy the routes."""
+    """Return whether a route stands for an included router: newer versions of FastAPI keep them nested."""
     return hasattr(route, "original_router") and hasattr(route, "include_context")
 
 
@@ -148,7 +148,7 @@ def _is_own_page(route: Any) -> bool:
 
 
 def _rebuilt(route: Any, endpoint: Callable[..., Any]) -> Any:
-    """The same route for another endpoint: a route keeps what it was made with under the same names."""
+    """Return the same route for another endpoint; a route keeps its constructor's arguments as attributes."""
     parameters: dict[str, None] = {}
     for base in type(route).__mro__:
         init = vars(base).get("__init__")
@@ -156,17 +156,13 @@ def _rebuilt(route: Any, endpoint: Callable[..., Any]) -> Any:
             parameters |= dict.fromkeys(inspect.signature(init).parameters)
     given = {name: getattr(route, name) for name in parameters if name != "self" and hasattr(route, name)}
     if getattr(route, "stream_item_type", None) is not None:
-        # an endpoint that yields has no model of its own: FastAPI finds the items' type when nothing is given
+        # an endpoint that yields has no response model: FastAPI finds the type of the items when none is given
         given.pop("response_model", None)
     return type(route)(**{**given, "endpoint": endpoint})
 
 
-def let_travel(app: Any) -> None:
-    """Teach pickle about the parts of an application that it cannot carry; others are left alone.
-
-    Parameters:
-      app: Any application.
-    """
+def make_picklable(app: Any) -> None:
+    """Register reductions for the parts of a FastAPI or Flask application that pickle cannot handle."""
     if is_a(app, "fastapi", "FastAPI", "APIRouter"):
         resolve_route_annotations(app.routes)
         copyreg.pickle(State, _reduce_state)
@@ -179,7 +175,7 @@ def let_travel(app: Any) -> None:
         copyreg.pickle(type(_flask_global("request")), _reduce_proxy)
 
 
-# Every reduction gives an empty object first and its state after: applications refer to themselves.
+# Every reduction creates an empty object first and sets its state after, because applications refer to themselves.
 
 
 def _reduce_state(state: State) -> Any:
@@ -192,10 +188,10 @@ def _reduce_included(route: Any) -> Any:
 
 
 def _reduce_proxy(proxy: Any) -> Any:
-    """``flask.request`` and the like, by name: a view uses them as globals, and what they stand for is a request's."""
+    """Pickle ``flask.request`` and other proxies by name: views use them as globals."""
     found = next((name for name, value in vars(_flask_globals()).items() if value is proxy), None)
     if found is None:
-        raise TypeError(f"cannot pickle {type(proxy).__name__!r} object: it stands for another one in each context")
+        raise TypeError(f"cannot pickle {type(proxy).__name__!r} object: it stands for another object in each context")
     return _flask_global, (found,)
 
 
@@ -239,5 +235,5 @@ def _restore_flask(app: Any, state: dict[str, Any]) -> None:
 
 
 def _is_flasks_own(view: Any) -> bool:
-    """Whether a view is the one that Flask adds for static files, which holds a weak reference to it."""
+    """Return whether a view is the one that Flask adds for static files, which holds a weak reference to it."""
     return getattr(view, "__module__", "") == "flask.app"

@@ -1,4 +1,4 @@
-"""``@serve.ingress(app)``: a web application of any framework as the HTTP side of a deployment.
+"""``@serve.ingress(app)``: a web application of any framework answers the HTTP requests of a deployment.
 
     app = FastAPI()
 
@@ -9,7 +9,7 @@
         def double(self, n: int) -> int:
             return 2 * n
 
-The application runs in the replicas, so its routes see the instance as ``self``.
+The application runs in the replicas, so its routes get the instance as ``self``.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from starlette.types import ASGIApp
 
 from qserve.define.deployments import Deployment
 from qserve.web.asgi import Exchange, Lifespan
-from qserve.web.frameworks import bound_app, is_a, let_travel
+from qserve.web.frameworks import bound_app, is_a, make_picklable
 from qserve.web.wsgi import WsgiAdapter
 
 Cls = TypeVar("Cls", bound=type)
@@ -42,14 +42,14 @@ _ORDER = (
 
 @dataclass(frozen=True)
 class _Definition:
-    """What was decorated; travels with the class."""
+    """The decorated class and its application; pickled with the class."""
 
     cls: type
     app: Any
 
 
 class _Serving:
-    """The application of one instance: bound to it, started, ready for requests."""
+    """The application of one instance, with its routes bound to it."""
 
     def __init__(self, definition: _Definition, instance: Any) -> None:
         app, kind = definition.app, kind_of(definition.app)
@@ -73,25 +73,24 @@ class _Serving:
 
 
 def ingress(app: Any) -> Callable[[Cls], Cls]:
-    """Serve a web application by a deployment: ``@serve.deployment`` above ``@serve.ingress(app)``.
+    """Let a web application answer the requests of a deployment: ``@serve.deployment`` above ``@serve.ingress(app)``.
+
+    The class must not define ``__call__``: the decorator adds one that passes requests to the application.
 
     Parameters:
       app: A FastAPI application or ``APIRouter``, any ASGI application, a Flask or any WSGI application, or
-        a function without parameters that makes one on each replica. Routes whose functions are methods
+        a function without parameters that creates one on each replica. Routes whose functions are methods
         of the class get the replica's instance as ``self`` (FastAPI and Flask).
 
-    Returns:
-      A decorator for a class. The class must not define ``__call__``, which answers the requests.
-
     Raises:
-      TypeError: It is no application; the decorator is used on something that is already a deployment.
-      ValueError: The decorator is used on something else than a class, or the class has a ``__call__``.
+      TypeError: It is not an application, or the decorator is used on a deployment.
+      ValueError: The decorator is used on something other than a class, or the class has a ``__call__``.
     """
     kind_of(app)
 
     def decorate(cls: Any) -> Any:
         _check_class(cls)
-        let_travel(app)  # not before: the class's body has made its routes by now
+        make_picklable(app)  # only now, because the body of the class adds routes
         members = {
             "__init__": _constructor(cls.__init__),
             "__call__": _call,
@@ -107,14 +106,7 @@ def ingress(app: Any) -> Callable[[Cls], Cls]:
 
 
 def kind_of(app: Any) -> str:
-    """Tell what kind of application an object is.
-
-    Returns:
-      ``"ASGI"``, ``"WSGI"`` or ``"builder"``.
-
-    Raises:
-      TypeError: It is none of them.
-    """
+    """Return the kind of an application (``"ASGI"``, ``"WSGI"``, ``"builder"``); raises TypeError for other objects."""
     if isinstance(app, Deployment) or inspect.isclass(app):
         name = app.name if isinstance(app, Deployment) else app.__name__
         raise TypeError(
@@ -135,7 +127,7 @@ def kind_of(app: Any) -> str:
 
 
 def _arguments(app: Callable[..., Any]) -> int:
-    """How many arguments a callable must be given; -1 when that cannot be told."""
+    """Return how many arguments a callable requires; -1 when that is unknown."""
     try:
         parameters = inspect.signature(app).parameters.values()
     except (TypeError, ValueError):
@@ -183,7 +175,7 @@ async def _begin(instance: Any) -> None:
 
 
 async def _call(self: Any, request: Request) -> Response:
-    """Answer an HTTP request by the application."""
+    """Pass an HTTP request to the application."""
     if not isinstance(request, Request):
         raise TypeError(
             f"an @serve.ingress class is called with an HTTP request, not {type(request).__name__!r};"
@@ -194,22 +186,22 @@ async def _call(self: Any, request: Request) -> Response:
 
 
 def _delete(self: Any) -> Any:
-    """Shut the application down, then let the user's own ``__del__`` run; both once.
+    """Shut the application down, then run the user's own ``__del__``; both only once.
 
-    Python calls it as well when an instance is dropped, so there is something to await only when the
-    application has a shutdown of its own.
+    Returns an awaitable only when the application has a shutdown of its own, because Python calls this as well when an
+    instance is dropped.
     """
     serving: _Serving | None = vars(self).pop(_SERVING, None)
     user_delete = getattr(super(_decorated(type(self)), self), "__del__", None)
     if serving is not None:
         serving.close()
         if serving.lifespan.is_running:
-            return _say_goodbye(serving, user_delete)
+            return _stop(serving, user_delete)
         return None if user_delete is None else user_delete()
     return None
 
 
-async def _say_goodbye(serving: _Serving, user_delete: Callable[[], Any] | None) -> None:
+async def _stop(serving: _Serving, user_delete: Callable[[], Any] | None) -> None:
     try:
         await serving.lifespan.stop()
     finally:
@@ -219,5 +211,5 @@ async def _say_goodbye(serving: _Serving, user_delete: Callable[[], Any] | None)
 
 
 def _decorated(kind: type) -> type:
-    """The class that ``ingress`` made, of which the instance's class may be a subclass."""
+    """Return the class that ``ingress`` made; the instance's class may be a subclass of it."""
     return next(base for base in kind.__mro__ if _DEFINITION in vars(base))

@@ -1,4 +1,4 @@
-"""WSGI applications as ASGI ones: called and iterated in a thread, one thread for the whole of a request."""
+"""WSGI applications as ASGI applications: each request is called and iterated in one thread."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from typing import Any
 
 from starlette.types import Message, Receive, Scope, Send
 
+from qserve.web.asgi import short_length
+
 _THREADS = 8
-_WHOLE_UP_TO = 1 << 20
 _SINGLE = {"content-type": "CONTENT_TYPE", "content-length": "CONTENT_LENGTH"}
 
 Environ = dict[str, Any]
@@ -22,11 +23,7 @@ Deliver = Callable[[list[Message]], None]
 
 
 class WsgiAdapter:
-    """Serves a WSGI application by ASGI.
-
-    Parameters:
-      app: The application; up to eight requests run in it at a time.
-    """
+    """Serves a WSGI application by ASGI; up to eight requests run at the same time."""
 
     def __init__(self, app: WsgiApp) -> None:
         self._app = app
@@ -53,12 +50,12 @@ class WsgiAdapter:
         await loop.run_in_executor(self._threads, context.run, call.run, self._app, environ_of(scope, bytes(body)))
 
     def close(self) -> None:
-        """Let the threads end when they have nothing left to do."""
+        """Let the threads end when they have finished their work."""
         self._threads.shutdown(wait=False)
 
 
 class _Call:
-    """One call of the application, on its thread."""
+    """One call of the application, in its thread."""
 
     def __init__(self, deliver: Deliver) -> None:
         self._deliver = deliver
@@ -68,8 +65,8 @@ class _Call:
     def run(self, app: WsgiApp, environ: Environ) -> None:
         result = app(environ, self._start_response)
         try:
-            if self._is_short():
-                # its length is known: one message, one change of threads
+            if self._start is not None and short_length(self._start["headers"]) is not None:
+                # one message, and one switch of threads
                 self._write(b"".join(result), more=False)
             else:
                 for chunk in result:
@@ -97,20 +94,9 @@ class _Call:
         self._is_started = True
         self._deliver([*messages, {"type": "http.response.body", "body": bytes(chunk), "more_body": more}])
 
-    def _is_short(self) -> bool:
-        if self._start is None:
-            return False
-        lengths = [value for name, value in self._start["headers"] if name == b"content-length"]
-        return bool(lengths) and lengths[0].isdigit() and int(lengths[0]) <= _WHOLE_UP_TO
-
 
 def environ_of(scope: Scope, body: bytes) -> Environ:
-    """Describe an ASGI request as PEP 3333 wants it.
-
-    Parameters:
-      scope: The request; its path begins with its ``root_path``.
-      body: The whole body.
-    """
+    """Return the WSGI environment (PEP 3333) of an ASGI request, whose path begins with its ``root_path``."""
     root_path = scope.get("root_path", "").rstrip("/")
     path = scope["path"]
     below = path[len(root_path) :] if path.startswith(root_path) else path
@@ -135,7 +121,7 @@ def environ_of(scope: Scope, body: bytes) -> Environ:
     for raw_name, raw_value in scope.get("headers", ()):
         name, value = raw_name.decode("latin-1").lower(), raw_value.decode("latin-1")
         if "_" in name:
-            continue  # it would pass for the header with a hyphen
+            continue  # WSGI could not tell it from the header with a hyphen
         key = _SINGLE.get(name) or f"HTTP_{name.upper().replace('-', '_')}"
         between = "; " if name == "cookie" else ","
         environ[key] = f"{environ[key]}{between}{value}" if key in environ else value
@@ -144,5 +130,5 @@ def environ_of(scope: Scope, body: bytes) -> Environ:
 
 
 def _as_wsgi(path: str) -> str:
-    # PEP 3333's strings are bytes in disguise
+    # PEP 3333 passes bytes as str, one character each
     return path.encode().decode("latin-1")

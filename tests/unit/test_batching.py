@@ -240,7 +240,7 @@ def test_a_batch_may_be_measured_by_a_function_of_its_items() -> None:
 
         await many(run, ["ab", "a", "abc", "a"])
         assert body.batches == [["ab", "a"], ["abc", "a"]]
-        with pytest.raises(ValueError, match="alone is larger than max_batch_size"):
+        with pytest.raises(ValueError, match="is larger than max_batch_size on its own"):
             await run("abcde")
 
     asyncio.run(scene())
@@ -723,7 +723,7 @@ def test_what_is_not_async_is_refused_by_its_name() -> None:
     def predict(items: list[int]) -> list[int]:
         return items
 
-    with pytest.raises(TypeError, match=r"`async def` function or method, which .*predict is not"):
+    with pytest.raises(TypeError, match=r"`async def` function or method, and .*predict is not one"):
         batch(predict)
     with pytest.raises(TypeError, match="async def"):
         batch(max_batch_size=3)(Body)

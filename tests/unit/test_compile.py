@@ -227,7 +227,8 @@ def test_a_node_that_is_no_deployment_needs_a_driver(target: Any, kind: str, lab
         (Model, "Deployment. Write Model.bind(...)."),
         (
             Model.bind().forward,
-            "UnboundMethod. UnboundMethod('Model.forward') waits for its .bind(...), and then needs a DAGDriver.",
+            "UnboundMethod. UnboundMethod('Model.forward') is not bound yet: call its .bind(...), and give the result"
+            " to a DAGDriver.",
         ),
     ],
 )

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from qserve.base.context import RequestContext, request_context
 from qserve.define.multiplexing import (
-    Shelf,
+    ModelCache,
     get_multiplexed_model_id,
     loaded_models,
     multiplexed,
@@ -91,40 +91,40 @@ def running(coroutine: Any) -> asyncio.Task[Any]:
 # -- the rule --------------------------------------------------------------------------------------
 
 
-@given(places=st.integers(1, 4), steps=st.lists(st.tuples(st.sampled_from("upg"), st.integers(0, 6)), max_size=60))
-def test_held_and_loading_models_never_exceed_the_places_and_the_least_recently_used_goes(
-    places: int, steps: list[tuple[str, int]]
+@given(capacity=st.integers(1, 4), steps=st.lists(st.tuples(st.sampled_from("upg"), st.integers(0, 6)), max_size=60))
+def test_loaded_and_loading_models_never_exceed_the_capacity_and_the_least_recently_used_goes(
+    capacity: int, steps: list[tuple[str, int]]
 ) -> None:
-    shelf, used, loading = Shelf(places), list[str](), list[str]()
+    cache, used, loading = ModelCache(capacity), list[str](), list[str]()
     for step, number in steps:
         model_id = str(number)
         if step == "u" and model_id in used:
-            assert shelf.use(model_id) == model_id
+            assert cache.use(model_id) == model_id
             used.append(used.pop(used.index(model_id)))
         elif step == "u" and model_id not in loading:
-            evicted = shelf.reserve()
-            assert (evicted is None) == (len(loading) == places)
+            evicted = cache.reserve()
+            assert (evicted is None) == (len(loading) == capacity)
             if evicted is not None:
                 loading.append(model_id)
                 assert evicted == used[: len(evicted)]
                 del used[: len(evicted)]
         elif step == "p" and loading:
             used.append(loading.pop(0))
-            shelf.put(used[-1], used[-1])
+            cache.put(used[-1], used[-1])
         elif step == "g" and loading:
             loading.pop(0)
-            shelf.give_up()
-        assert shelf.ids() == tuple(used)
-        assert len(used) + len(loading) <= places
+            cache.release()
+        assert cache.ids() == tuple(used)
+        assert len(used) + len(loading) <= capacity
 
 
-def test_a_shelf_without_limit_evicts_nothing() -> None:
-    shelf = Shelf(-1)
+def test_a_cache_without_limit_evicts_nothing() -> None:
+    cache = ModelCache(-1)
     for number in range(50):
-        assert shelf.reserve() == []
-        shelf.put(str(number), number)
+        assert cache.reserve() == []
+        cache.put(str(number), number)
 
-    assert len(shelf.ids()) == 50
+    assert len(cache.ids()) == 50
 
 
 # -- loading ---------------------------------------------------------------------------------------
@@ -226,13 +226,13 @@ def test_a_failed_load_reaches_all_who_wait_and_is_tried_again() -> None:
 def test_a_loop_that_ends_while_a_model_loads_leaves_nobody_waiting_for_it() -> None:
     host = Host()
 
-    async def give_up() -> None:
+    async def release() -> None:
         host.close_door("a")
         call = running(host.load("a"))
         await turns()
         call.cancel()
 
-    asyncio.run(give_up())
+    asyncio.run(release())
     host.doors.clear()
 
     assert asyncio.run(host.load("a")).model_id == "a"
@@ -472,7 +472,7 @@ def test_what_cannot_load_by_an_id_is_refused_by_its_name() -> None:
 
     async def two(self: Any, model_id: str, version: str) -> None: ...
 
-    with pytest.raises(TypeError, match=r"`async def` function or method, which .*plain is not"):
+    with pytest.raises(TypeError, match=r"`async def` function or method, and .*plain is not one"):
         multiplexed(plain)
     with pytest.raises(TypeError, match=r"one parameter, the model's id: `async def .*nothing\(model_id\)`, not \(\)"):
         multiplexed(nothing)

@@ -370,7 +370,7 @@ def test_a_chosen_format_wins(module: str, tmp_path: Path) -> None:
     [
         ("{module}:square", [], "only a node can be drawn, got Deployment. Write .bind(...) first."),
         ("{module}:nothing", [], "has no 'nothing'; it has: "),
-        ("{module}", [], "is no import path"),
+        ("{module}", [], "is not an import path"),
         ("broken_{module}:node", [], "cannot be loaded: ZeroDivisionError: division by zero"),
         ("{module}:node", ["-o", "graph.png"], "'.png' is not a known format"),
         ("{module}:node", ["-o", "no/such/folder.svg"], "cannot be written: No such file or directory"),
