@@ -2,24 +2,11 @@
 
 from __future__ import annotations
 
-from qserve.calls.handles import RayServeDAGHandle
-from qserve.graph.nodes import (
-    ClassMethodNode,
-    ClassNode,
-    DAGNode,
-    FunctionNode,
-    InputAttributeNode,
-    InputNode,
-    MethodNode,
-)
-
-__all__ = [
-    "ClassMethodNode",
-    "ClassNode",
-    "DAGNode",
-    "FunctionNode",
-    "InputAttributeNode",
-    "InputNode",
-    "MethodNode",
-    "RayServeDAGHandle",
-]
+from qserve.calls.handles import RayServeDAGHandle as RayServeDAGHandle
+from qserve.graph.nodes import ClassMethodNode as ClassMethodNode
+from qserve.graph.nodes import ClassNode as ClassNode
+from qserve.graph.nodes import DAGNode as DAGNode
+from qserve.graph.nodes import FunctionNode as FunctionNode
+from qserve.graph.nodes import InputAttributeNode as InputAttributeNode
+from qserve.graph.nodes import InputNode as InputNode
+from qserve.graph.nodes import MethodNode as MethodNode

@@ -1,7 +1,3 @@
 """Public import path of the DAGDriver."""
 
-from __future__ import annotations
-
-from qserve.define.drivers import DAGDriver
-
-__all__ = ["DAGDriver"]
+from qserve.define.drivers import DAGDriver as DAGDriver

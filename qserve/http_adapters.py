@@ -1,25 +1,10 @@
 """The HTTP adapters that come with qserve; this is where users import them from."""
 
-from __future__ import annotations
-
-from qserve.http.builtin_adapters import (
-    NdArray,
-    image_to_ndarray,
-    json_request,
-    json_to_multi_ndarray,
-    json_to_ndarray,
-    pandas_read_json,
-    require_packages,
-    starlette_request,
-)
-
-__all__ = [
-    "NdArray",
-    "image_to_ndarray",
-    "json_request",
-    "json_to_multi_ndarray",
-    "json_to_ndarray",
-    "pandas_read_json",
-    "require_packages",
-    "starlette_request",
-]
+from qserve.http.builtin_adapters import NdArray as NdArray
+from qserve.http.builtin_adapters import image_to_ndarray as image_to_ndarray
+from qserve.http.builtin_adapters import json_request as json_request
+from qserve.http.builtin_adapters import json_to_multi_ndarray as json_to_multi_ndarray
+from qserve.http.builtin_adapters import json_to_ndarray as json_to_ndarray
+from qserve.http.builtin_adapters import pandas_read_json as pandas_read_json
+from qserve.http.builtin_adapters import require_packages as require_packages
+from qserve.http.builtin_adapters import starlette_request as starlette_request

@@ -1,7 +1,4 @@
 """Import path of the input node in programs written for Ray."""
 
-from __future__ import annotations
-
-from qserve.graph.nodes import InputAttributeNode, InputNode
-
-__all__ = ["InputAttributeNode", "InputNode"]
+from qserve.graph.nodes import InputAttributeNode as InputAttributeNode
+from qserve.graph.nodes import InputNode as InputNode

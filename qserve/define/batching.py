@@ -35,7 +35,7 @@ Measure = Callable[[list[T]], int]
 
 @dataclass
 class Limits:
-    """When a batch runs. The setters take effect with the next call.
+    """The limits of a batch. The setters take effect with the next call.
 
     Parameters:
       max_batch_size: The largest size of a batch, in items or as ``batch_size_fn`` measures it.
@@ -238,7 +238,7 @@ def _shared(requests: list[RequestContext]) -> RequestContext:
     first = requests[0]
     if len(requests) == 1:
         return first
-    deadlines = [one.deadline_ms for one in requests]
+    deadlines = [request.deadline_ms for request in requests]
     late_ms = max(deadlines) if all(deadlines) else 0
     return RequestContext(app_name=first.app_name, multiplexed_model_id=first.multiplexed_model_id, deadline_ms=late_ms)
 
@@ -287,8 +287,8 @@ class _Batched:
         return queue, item
 
     def _size(self, items: list[_Item]) -> int:
-        values = [(*one.args, *one.kwargs.values()) for one in items]
-        return int((self.limits.batch_size_fn or len)([one[0] if len(one) == 1 else one for one in values]))
+        values = [(*item.args, *item.kwargs.values()) for item in items]
+        return int((self.limits.batch_size_fn or len)([value[0] if len(value) == 1 else value for value in values]))
 
     def measure(self, items: list[_Item]) -> int:
         """Return the size of some items. If ``batch_size_fn`` raises, these items fail with its error and leave."""
@@ -370,7 +370,7 @@ if TYPE_CHECKING:
         def __call__(self, *args: Any, **kwargs: Any) -> Result_co: ...
 
     class _BatchDecorator(Protocol):
-        """``batch`` for type checkers. Of a function with several list parameters they see the result alone."""
+        """``batch`` for type checkers; they do not check the items of a function with several list parameters."""
 
         @overload
         def __call__(

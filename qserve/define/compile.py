@@ -28,7 +28,7 @@ from qserve.http.adapter import AdapterLike
 Names = Mapping[DAGNode, str]
 
 ROOT_GRAPH = ""
-"""The name of the graph of an application that has only one."""
+"""The name of the graph in an application with a single graph."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What ``@batch`` and ``@multiplexed`` share: state kept on the instance, and errors raised for several callers."""
+"""Shared by ``@batch`` and ``@multiplexed``: state kept on the instance, and errors raised for several callers."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ def load_target(target: str) -> Any:
             raise
         searched = sys.path[0] or "the current folder"
         raise TargetError(
-            f"there is no module {error.name!r} (searched from {searched}): start in its folder, or use --app-dir"
+            f"module {error.name!r} was not found (searched from {searched}): start in its folder, or use --app-dir"
         ) from None
     for name in attribute.split("."):
         try:

@@ -87,7 +87,7 @@ class Graph:
         swept: Columns = []
         for column in reversed(columns) if backwards else columns:
             wanted = {
-                node: sum(place[one] for one in near[node]) / len(near[node])
+                node: sum(place[neighbour] for neighbour in near[node]) / len(near[node])
                 if near.get(node)
                 else index / max(len(column) - 1, 1)
                 for index, node in enumerate(column)
@@ -103,7 +103,7 @@ class Graph:
             place = {node: index for index, node in enumerate(following)}
             ends: list[int] = []
             for node in column:
-                targets = sorted(place[one] for one in self.after.get(node, ()) if one in place)
+                targets = sorted(place[user] for user in self.after.get(node, ()) if user in place)
                 total += sum(len(ends) - bisect_left(ends, target + 1) for target in targets)
                 for target in targets:
                     insort(ends, target)
@@ -121,12 +121,12 @@ def columns_of(nodes: Sequence[str], edges: Sequence[Edge], fixed: Collection[st
     column: dict[str, int] = {}
     held: set[str] = set(fixed)
     for node in order:
-        column[node] = max((column[one] + 1 for one in needs[node]), default=0)
+        column[node] = max((column[child] + 1 for child in needs[node]), default=0)
         if held.intersection(needs[node]):
             held.add(node)
     for node in reversed(order):
         if node not in held and users[node]:
-            column[node] = min(column[one] for one in users[node]) - 1
+            column[node] = min(column[user] for user in users[node]) - 1
     return column
 
 

@@ -1,4 +1,4 @@
-"""What happens next in a graph, and with which arguments: pure rules, with no clock and no I/O.
+"""The moves of a request through a graph, and the arguments of its steps: pure rules, with no clock and no I/O.
 
 ``begin`` returns the moves that start a request, ``advance`` those that follow when a step has ended; the caller
 carries them out. ``Arguments`` holds a step's arguments, prepared once and filled for every request.

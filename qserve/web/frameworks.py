@@ -1,4 +1,4 @@
-"""What is known of FastAPI and Flask: how routes are bound to an instance, and how applications are pickled.
+"""Support for FastAPI and Flask: routes bound to an instance, and applications pickled.
 
 Routes whose functions are methods of a class get their ``self`` in a copy of the application, one for each instance.
 The user's own application stays as it is, so that several instances, or several classes, can share it. FastAPI and

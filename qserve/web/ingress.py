@@ -132,9 +132,11 @@ def _arguments(app: Callable[..., Any]) -> int:
         parameters = inspect.signature(app).parameters.values()
     except (TypeError, ValueError):
         return -1
-    if any(one.kind is one.VAR_POSITIONAL for one in parameters):
+    if any(parameter.kind is parameter.VAR_POSITIONAL for parameter in parameters):
         return -1
-    return sum(1 for one in parameters if one.default is one.empty and one.kind is not one.VAR_KEYWORD)
+    return sum(
+        parameter.default is parameter.empty and parameter.kind is not parameter.VAR_KEYWORD for parameter in parameters
+    )
 
 
 def _check_class(cls: Any) -> None:

@@ -39,8 +39,8 @@ class WsgiAdapter:
         loop = asyncio.get_running_loop()
 
         async def send_all(messages: list[Message]) -> None:
-            for one in messages:
-                await send(one)
+            for message in messages:
+                await send(message)
 
         def deliver(messages: list[Message]) -> None:
             asyncio.run_coroutine_threadsafe(send_all(messages), loop).result()

@@ -170,7 +170,7 @@ def test_a_missing_module_is_named_in_one_line(site: Site) -> None:
     process = site.qserve("run", "nowhere:app", "--port", str(free_port()))
 
     (line,) = error_of(process, site)
-    assert line.startswith("Error: there is no module 'nowhere'")
+    assert line.startswith("Error: module 'nowhere' was not found")
     assert str(site.folder) in line
 
 
