@@ -32,8 +32,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+QUEUE, MODELS, DELAYED, LEAVING = "q", "x", "z", "u"
+REQUEST, MAILBOX, DEAD_LETTER, DEAD_LETTERS, DROPPED = "r", "m", "d", "dead", "dropped"
+PERSONAL = "@"
+
 GROUP = "replicas"
 MAILBOX_TTL_MS = 120_000
+DEAD_LETTER_TTL_MS = 7 * 24 * 3_600_000
+DEAD_LETTERS_KEPT = 10_000
 BEAT_TTL_MS = 15_000
 POOL_TTL_MS = 24 * 3_600_000
 CONTROL_TTL_MS = 60_000
@@ -58,51 +64,48 @@ class Keys:
         return ":".join((f"{{{self.namespace}}}", *parts))
 
     def stream(self, app: str, version: str, deployment: str) -> str:
-        return self._name("q", app, version, deployment)
+        return self._name(QUEUE, app, version, deployment)
 
     def deployment_of(self, stream: str, app: str) -> str:
         """The deployment whose calls lie in a stream, or in a replica's own one; "" for another application's."""
-        start = self._name("q", app, "")
-        return stream[len(start) :].partition(":")[2].partition("@")[0] if stream.startswith(start) else ""
+        start = self._name(QUEUE, app, "")
+        return stream[len(start) :].partition(":")[2].partition(PERSONAL)[0] if stream.startswith(start) else ""
 
     def request(self, request_id: str) -> str:
-        return self._name("r", request_id)
+        return self._name(REQUEST, request_id)
 
     def dead_letter(self, request_id: str) -> str:
-        return self._name("d", request_id)
+        return self._name(DEAD_LETTER, request_id)
 
     @property
     def dead_letters(self) -> str:
-        return self._name("dead")
+        return self._name(DEAD_LETTERS)
 
     @property
     def dropped_letters(self) -> str:
-        return self._name("dead", "dropped")
+        return self._name(DEAD_LETTERS, DROPPED)
 
     @property
     def epoch(self) -> str:
         return self._name("epoch")
 
     def mailbox(self, process: str) -> str:
-        return self._name("m", process)
+        return self._name(MAILBOX, process)
 
     def personal(self, stream: str, replica: str) -> str:
-        return f"{stream}@{replica}"
-
-    def models(self, app: str, version: str, deployment: str) -> str:
-        return self._name("x", app, version, deployment)
+        return f"{stream}{PERSONAL}{replica}"
 
     def models_of(self, stream: str) -> str:
         """The models hash that belongs to a deployment's stream."""
-        return stream.replace(":q:", ":x:", 1)
+        return _of_kind(stream, MODELS)
 
     def delayed_of(self, stream: str) -> str:
-        """Where the calls of a deployment wait for their next try."""
-        return stream.replace(":q:", ":z:", 1)
+        """The zset in which the calls of a deployment wait for their next try."""
+        return _of_kind(stream, DELAYED)
 
-    def turn_of(self, stream: str) -> str:
-        """Which replica of a deployment leaves because it is ill, while the others wait."""
-        return stream.replace(":q:", ":u:", 1)
+    def leaving_of(self, stream: str) -> str:
+        """The key that names the replica of a deployment that leaves because it is ill, while the others wait."""
+        return _of_kind(stream, LEAVING)
 
     def application(self, app: str) -> str:
         return self._name("a", app)
@@ -132,3 +135,7 @@ class Keys:
 
     def fanout(self, exchange: str) -> str:
         return self._name("celery", "fanout", exchange)
+
+
+def _of_kind(stream: str, kind: str) -> str:
+    return stream.replace(f":{QUEUE}:", f":{kind}:", 1)

@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import Any, TypeAlias
 
 import redis
 from redis.backoff import NoBackoff
@@ -17,11 +17,10 @@ from redis.sentinel import Sentinel, SentinelManagedConnection, SentinelManagedS
 from qserve.base.clock import clock
 from qserve.base.keys import GROUP
 from qserve.broker.address import Address
-from qserve.broker.functions import forget
-from qserve.broker.library import LOAD
+from qserve.broker.functions import LOAD, forget
 from qserve.exceptions import BrokerError, BrokerUnavailable
 
-Client = redis.Redis
+Client: TypeAlias = redis.Redis
 """A client of the broker, as ``connect`` gives it; other rooms know redis-py by this name only."""
 CLIENT_ERRORS = (redis.RedisError, OSError)
 """What a client raises when the broker is away or refuses a command."""

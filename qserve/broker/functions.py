@@ -1,268 +1,323 @@
-"""The functions that run in the broker: one builder for each, giving the command to send."""
+"""The functions that run in the broker: what each takes, and the command that calls it.
 
-from __future__ import annotations
+Every change of a request is one of these functions, and each runs as one atomic act: all of it happens, or nothing. Lua
+does not roll back, so whatever may fail is checked before the first write. ``allow-oom`` lets accepted work drain when
+the broker's memory is full; ``submit`` and ``replay`` go without it, so that new work is refused instead.
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+``lua/<function>.lua`` has the text of each, and says what is true if it does not run.
+"""
 
-import msgpack
+from collections import ChainMap
+from collections.abc import Mapping, Sequence
+from enum import Enum
+from importlib.resources import files
+from typing import Annotated, Any
 
-from qserve.base.keys import Keys
-from qserve.broker.library import Command, function_name
-from qserve.wire.moves import Awaited, Epoch, Model, Move, Start
+from qserve.base import keys
+from qserve.broker.library import Argument, Command, Key, Keys, Kind, Library, Number, Pairs, Strings
+from qserve.wire import envelope, outcome, sealing
+from qserve.wire.moves import Awaited, Epoch, Move, Start
 
+
+class Reply(bytes, Enum):
+    """What functions reply; their Lua files say what it means for each."""
+
+    OK = b"OK"
+    DUP = b"DUP"
+    """It happened before: this is the reply to the same command, sent again."""
+    FULL = b"FULL"
+    MOVED = b"MOVED"
+    LOST = b"LOST"
+    MISMATCH = b"MISMATCH"
+    CLOSED = b"CLOSED"
+    HELD = b"HELD"
+    GONE = b"GONE"
+    STALE = b"STALE"
+    BADKEY = b"BADKEY"
+    NONE = b"NONE"
+    OPEN = b"OPEN"
+
+
+ACCEPTED = (Reply.OK, Reply.DUP)
+"""What ``submit`` replies when the request is accepted, now or before."""
 NOT_REPLICATED = b"NOREPLICA"
 """Stands in the place of the reply to a submission that only the primary has."""
+OTHER_EPOCH = b"EPOCH "
+"""Comes before the broker's epoch when a command was meant for another one."""
 
-_SUBMIT, _COMMIT, _BURY, _POSTPONE = (function_name(name) for name in ("submit", "commit", "bury", "postpone"))
-_WATCH, _LOOK, _FORGET, _CLOSE = (function_name(name) for name in ("watch", "look", "forget", "close"))
-_EMIT, _TAKE, _GIVE_BACK = (function_name(name) for name in ("emit", "take", "give_back"))
-_RECLAIM, _DISBAND, _RETIRE = (function_name(name) for name in ("reclaim", "disband", "retire"))
-_ADVERTISE, _WAKE = (function_name(name) for name in ("advertise", "wake"))
-_REPLAY, _PURGE = (function_name(name) for name in ("replay", "purge"))
+RECLAIM_COUNT = 1000
+"""The most calls that ``reclaim`` hands over at once."""
+WAKE_COUNT = 100
+LONGEST_WAIT_MS = 180_000
+"""No call waits longer for its next try; see ``LONGEST_WAIT_S`` of the replicas."""
+RECHECK_MS = 60_000
+"""How often ``wake`` checks whether a step that waits for another request's result is still wanted."""
+LONGEST_RETRY_AFTER_S = 30
+HISTORY_LINES = 20
+MAILBOX_CROWDED = 128
+"""A mailbox with more messages gets its time to live again with each of them."""
+FIELDS_AT_ONCE = 1000
+"""The most fields and values that are collected for one HSET: Lua's ``unpack`` has a limit."""
+DEATHS = "deaths"
+"""Why a call whose replicas died is a dead letter."""
 
-_EPOCH = b"EPOCH "
+LIBRARY = Library(
+    "qserve",
+    files("qserve.broker") / "lua",
+    ChainMap(globals(), vars(keys), vars(envelope), vars(outcome), vars(sealing)),
+)
 
 
 class KnownEpoch:
-    """The epoch that a process has last seen; "" before the first answer that tells it.
+    """The epoch that a process has last seen; "" before the first reply that tells it.
 
-    Commands carry it, and the functions refuse those that were meant for data that is no more.
+    Commands carry it, and the functions refuse those that were meant for data that is lost.
     """
 
-    def __init__(self, keys: Keys) -> None:
+    def __init__(self, keys: keys.Keys) -> None:
         self.key = keys.epoch
         self.value = ""
 
     def current(self) -> Epoch:
-        """What commands carry."""
+        """Return what commands carry."""
         return Epoch(self.key, self.value)
 
     def adopt(self, value: str) -> bool:
-        """Go on with the broker's epoch; whether data was lost since the one that was known before."""
+        """Go on with the broker's epoch; return whether data was lost since the one that was known before."""
         is_lost = bool(self.value) and value != self.value
         self.value = value
         return is_lost
 
 
 def other_epoch(reply: Any) -> str | None:
-    """The broker's epoch when a function refused a command because of it ("" for none); else None."""
-    return reply[len(_EPOCH) :].decode() if isinstance(reply, bytes) and reply.startswith(_EPOCH) else None
+    """Return the broker's epoch ("" for none) when a function refused a command because of it; else None."""
+    return reply[len(OTHER_EPOCH) :].decode() if isinstance(reply, bytes) and reply.startswith(OTHER_EPOCH) else None
 
 
-def _pack(moves: Iterable[Move], streams: list[str], first_key: int) -> list[bytes | str | int]:
-    packed: list[bytes | str | int] = [0]
-    for count, move in enumerate(moves, 1):
-        packed[0] = count
-        if move.stream not in streams:
-            streams.append(move.stream)
-        key = first_key + streams.index(move.stream)
+# -- how moves and what belongs to them travel; lua/lib/lists.lua reads them -----------------------
+
+
+def _pack_moves(moves: Sequence[Move], streams: dict[str, int]) -> list[Argument]:
+    packed: list[Argument] = [len(moves)]
+    for move in moves:
+        place = streams.setdefault(move.stream, len(streams) + 1)
         if isinstance(move, Start):
-            packed += ("S", key, move.step, len(move.values), *move.values)
+            packed += (place, move.step, 0, len(move.values), *move.values)
         else:
-            packed += ("F", key, move.step, move.needs, len(move.slots))
+            packed += (place, move.step, move.needs, len(move.slots))
             for slot in move.slots:
                 packed += slot
     return packed
 
 
+def _pack_awaited(awaited: Sequence[Awaited], streams: dict[str, int]) -> Sequence[Argument]:
+    if not awaited:
+        return _NOTHING
+    packed: list[Argument] = [len(awaited)]
+    for one in awaited:
+        place = streams.setdefault(one.stream, len(streams) + 1)
+        packed += (one.request, place, one.step, one.needs, one.slot)
+    return packed
+
+
+def _pack_limits(limits: Mapping[str, int] | None, streams: dict[str, int]) -> Sequence[Argument]:
+    return [len(streams), *(limits.get(stream, -1) for stream in streams)] if limits else _NOTHING
+
+
+_NOTHING = (0,)
+EpochArg = Annotated[Epoch, Kind(key="{}.key", arg="{}.value")]
+Moves = Annotated[Sequence[Move], Kind(pack=_pack_moves, read="read_moves", names_streams=True)]
+AwaitedResults = Annotated[Sequence[Awaited], Kind(pack=_pack_awaited, read="read_awaited", names_streams=True)]
+Limits = Annotated[Mapping[str, int] | None, Kind(pack=_pack_limits, read="read_list", names_streams=True)]
+
+# -- requests and their calls ----------------------------------------------------------------------
+
+
+@LIBRARY.function(replies=(Reply.OK, Reply.DUP, Reply.FULL, Reply.MOVED, Reply.LOST, Reply.MISMATCH))
 def submit(
-    request: str,
+    request: Key,
     request_id: str,
-    epoch: Epoch,
+    epoch: EpochArg,
     header: bytes,
     mailbox: str,
-    life_ms: int,
+    ttl_ms: int,
     keep_ms: int,
-    moves: Sequence[Move],
-    awaited: Sequence[Awaited] = (),
-    limits: dict[str, int] | None = None,
-    model: Model | None = None,
+    moves: Moves,
+    awaited: AwaitedResults = (),
+    limits: Limits = None,
+    model_id: str = "",
+    max_ongoing: Number = 0,
     fingerprint: str = "",
 ) -> Command:
-    """Accept a request: answers ``OK``, ``DUP``, ``[FULL, seconds]``, ``MOVED``, ``LOST`` or another epoch.
+    """Accept a request, or refuse it.
 
-    With a fingerprint, ``[state, result]`` of the request that was accepted before under this id, or ``MISMATCH``.
+    Parameters:
+      mailbox: Is notified of the end; "" for none.
+      ttl_ms, keep_ms: The time to live of the open request, and of its result.
+      limits: The most calls that may wait on a stream, for those that have a limit.
+      model_id: The model that the call is for; a replica that holds it, and has fewer than ``max_ongoing`` calls,
+        gets the call.
+      fingerprint: Of what was asked, where the same request may come again from elsewhere.
     """
-    streams: list[str] = []
-    packed = _pack(moves, streams, 3)
-    refs: list[bytes | str | int] = [len(awaited)]
-    for item in awaited:
-        if item.stream not in streams:
-            streams.append(item.stream)
-        waiter = {
-            "request": request,
-            "request_id": request_id,
-            "header": header,
-            "stream": item.stream,
-            "step": item.step,
-            "needs": item.needs,
-            "slot": item.slot,
-        }
-        # Lua's cmsgpack reads byte strings only in msgpack's old "raw" form
-        body = msgpack.packb(waiter, use_bin_type=False)
-        refs += (
-            item.request,
-            body,
-            3 + streams.index(item.stream),
-            item.step,
-            item.needs,
-            item.slot,
-        )
-    caps = [(limits or {}).get(stream, -1) for stream in streams]
-    keys = (request, epoch.key, *streams) if model is None else (request, epoch.key, *streams, model.models)
-    wish = ("", 0) if model is None else (model.model_id, model.max_ongoing)
-    return (
-        "FCALL", _SUBMIT, len(keys), *keys, request_id, epoch.value, header, mailbox, life_ms, keep_ms, *wish,
-        fingerprint, *caps, *refs, *packed,
-    )  # fmt: skip
 
 
-def is_submission(command: Command) -> bool:
-    """Whether a command is what ``submit`` built."""
-    return command[1] == _SUBMIT
-
-
+@LIBRARY.function(
+    "allow-oom",
+    replies=(Reply.OK, Reply.CLOSED, Reply.HELD, Reply.GONE, Reply.STALE, Reply.DUP, Reply.BADKEY),
+)
 def commit(
-    stream: str,
-    request: str,
+    stream: Key,
+    request: Key,
     entry_id: bytes,
     request_id: str,
-    epoch: Epoch,
+    epoch: EpochArg,
     attempt: str,
     step: str,
-    moves: Sequence[Move] = (),
+    moves: Moves = (),
     state: str = "",
     payload: bytes = b"",
 ) -> Command:
-    """End a call: answers ``OK``, ``CLOSED``, ``HELD``, ``GONE``, ``STALE``, ``DUP``, ``BADKEY`` or another epoch."""
-    streams: list[str] = []
-    packed = _pack(moves, streams, 4)
-    return (
-        "FCALL", _COMMIT, 3 + len(streams), stream, request, epoch.key, *streams,
-        entry_id, request_id, epoch.value, attempt, step, state, payload, *packed,
-    )  # fmt: skip
+    """End a call.
+
+    Parameters:
+      attempt: Tells this run of the call from others.
+      moves: What starts now; nothing when the request ends.
+      state, payload: How the request ends; "" when it goes on.
+    """
 
 
+@LIBRARY.function("allow-oom", replies=(Reply.OK, Reply.STALE))
 def postpone(
-    stream: str,
-    request: str,
-    delayed: str,
+    stream: Key,
+    request: Key,
+    delayed: Key,
     entry_id: bytes,
     wait_ms: int,
     tries: int,
-    life_ms: int,
+    ttl_ms: int,
     replica: str,
     what: str,
 ) -> Command:
-    """End one try of a call, which comes back after ``wait_ms``: answers ``OK`` or ``STALE``.
+    """End one try of a call, which comes back after ``wait_ms``.
 
     Parameters:
       replica, what: Who ran it and what happened, for its history.
     """
-    return ("FCALL", _POSTPONE, 3, stream, request, delayed, entry_id, wait_ms, tries, life_ms, replica, what)
 
 
-def bury(
-    stream: str,
-    request: str,
+@LIBRARY.function("allow-oom", replies=(Reply.OK, Reply.STALE))
+def dead_letter(
+    stream: Key,
+    request: Key,
     entry_id: bytes,
     request_id: str,
     why: str,
     failure: bytes,
     replica: str,
     what: str,
-    known: bool = True,
+    is_known: bool = True,
 ) -> Command:
-    """End a delivery as a dead letter and fail its request: answers ``OK`` or ``STALE``.
+    """End a delivery as a dead letter and fail its request.
 
     Parameters:
       why: ``retries`` or ``unreadable``.
       failure: What the caller is told.
       replica, what: Who ran it and what happened, for its history.
-      known: Whether the message told its request; otherwise it is kept under an id of its own.
+      is_known: Whether the message says whose it is; otherwise ``request_id`` is what its first bytes claim.
     """
-    return ("FCALL", _BURY, 2, stream, request, entry_id, request_id, why, failure, replica, what, int(known))
 
 
-def watch(request: str, mailbox: str = "") -> Command:
-    """Look at a request, and have ``mailbox`` told of its end when it is still open."""
-    return ("FCALL", _WATCH, 1, request, mailbox) if mailbox else ("FCALL", _LOOK, 1, request)
+@LIBRARY.function("allow-oom")
+def give_back(stream: Key, to: Key, entry_ids: Strings, request_prefix: str) -> Command:
+    """Put deliveries that were not begun back, on the stream ``to``."""
 
 
-def emit(request: str, request_id: str, number: int, payload: bytes) -> Command:
-    """Send one item of a streamed result: answers how many wait for the reader, or -1 to stop."""
-    return ("FCALL", _EMIT, 1, request, request_id, number, payload)
+# -- who asks for results, and who does not any more -----------------------------------------------
 
 
-def take(request: str, count: int) -> Command:
+@LIBRARY.function("allow-oom")
+def watch(request: Key, mailbox: str) -> Command:
+    """Return what is known of a request, and have ``mailbox`` notified of its end when it is still open."""
+
+
+@LIBRARY.function("no-writes")
+def look(request: Key) -> Command:
+    """Return what is known of a request."""
+
+
+@LIBRARY.function("allow-oom")
+def emit(request: Key, request_id: str, number: Number, payload: bytes) -> Command:
+    """Send item ``number`` (from 0) of a streamed result."""
+
+
+@LIBRARY.function("allow-oom")
+def take(request: Key, count: int) -> Command:
     """Say that the reader has taken ``count`` items more."""
-    return ("FCALL", _TAKE, 1, request, count)
 
 
-def forget(requests: Sequence[str]) -> Command:
-    """Drop results (or the later result of open requests) that nobody will ask for."""
-    return ("FCALL", _FORGET, len(requests), *requests)
+@LIBRARY.function("allow-oom", replies=(Reply.OK,))
+def forget(requests: Keys) -> Command:
+    """Drop results that nobody will ask for."""
 
 
-def close(request: str, request_id: str, state: str, payload: bytes) -> Command:
-    """End an open request without a result: answers 1, or 0 when it had ended before."""
-    return ("FCALL", _CLOSE, 1, request, request_id, state, payload)
-
-
-def give_back(stream: str, to: str, entry_ids: Iterable[bytes], request_prefix: str) -> Command:
-    """Put deliveries that were not begun back, on the stream ``to``: answers how many; no death is counted."""
-    return ("FCALL", _GIVE_BACK, 2, stream, to, request_prefix, *entry_ids)
+@LIBRARY.function("allow-oom")
+def close(request: Key, request_id: str, state: str, payload: bytes) -> Command:
+    """End an open request without a result."""
 
 
 # -- what supervisors and operators call -----------------------------------------------------------
 
 
-def reclaim(
-    stream: str, consumer: str, death_limit: int, failure: bytes, request_prefix: str, to: str | None = None
-) -> Command:
-    """Hand over what a dead consumer held, to the stream ``to`` (None: the same): answers the number of its calls."""
-    return ("FCALL", _RECLAIM, 2, stream, to or stream, consumer, death_limit, failure, request_prefix)
+@LIBRARY.function("allow-oom")
+def reclaim(stream: Key, to: Key, consumer: str, death_limit: Number, failure: bytes, request_prefix: str) -> Command:
+    """Hand over what a dead consumer held.
+
+    Parameters:
+      failure: What the callers are told of calls that have had ``death_limit`` deaths.
+    """
 
 
-def disband(personal: str, stream: str, models: str, consumer: str, request_prefix: str) -> Command:
-    """Move what waits for a replica that is gone to the common stream: answers the number of calls."""
-    return ("FCALL", _DISBAND, 3, personal, stream, models, consumer, request_prefix)
+@LIBRARY.function("allow-oom")
+def disband(personal: Key, stream: Key, models: Key, consumer: str, request_prefix: str) -> Command:
+    """Move what waits for a replica that is gone to the common stream."""
 
 
-def retire(streams: Sequence[str], force: bool, failure: bytes, request_prefix: str) -> Command:
-    """Remove a version's queues when they are empty, or with ``force`` fail what is left: answers 1 when gone."""
-    return ("FCALL", _RETIRE, len(streams), *streams, int(force), failure, request_prefix)
+@LIBRARY.function("allow-oom")
+def retire(queues: Keys, force: bool, failure: bytes, request_prefix: str) -> Command:
+    """Remove a version's queues when they are empty, or with ``force`` fail what is left."""
 
 
-def wake(delayed: str, stream: str) -> Command:
-    """Put calls whose wait is over back on their queue: answers how many."""
-    return ("FCALL", _WAKE, 2, delayed, stream)
+@LIBRARY.function("allow-oom")
+def wake(delayed: Key, stream: Key) -> Command:
+    """Put calls whose wait is over back on their queue."""
 
 
-def advertise(models: str, personal: str, consumer: str, life_ms: int, held: Iterable[str]) -> Command:
+@LIBRARY.function("allow-oom", replies=(Reply.OK,))
+def advertise(models: Key, personal: Key, consumer: str, ttl_ms: int, held: Strings) -> Command:
     """Say which models a replica holds; calls for them come to its own stream while it is free."""
-    return ("FCALL", _ADVERTISE, 2, models, personal, consumer, life_ms, *held)
 
 
+@LIBRARY.function(replies=(Reply.OK, Reply.NONE, Reply.OPEN, Reply.MOVED))
 def replay(
-    dead: str,
-    request: str,
-    request_id: str,
-    header: bytes,
-    life_ms: int,
-    keep_ms: int,
-    moved: Mapping[str, str],
+    letter: Key, request: Key, request_id: str, header: bytes, ttl_ms: int, keep_ms: int, moved: Pairs
 ) -> Command:
-    """Open a dead letter's request again: answers ``OK``, ``NONE``, ``OPEN`` or ``MOVED``.
+    """Open a dead letter's request again.
 
     Parameters:
       moved: The queue that has taken the place of an old one.
     """
-    pairs = [stream for pair in moved.items() for stream in pair]
-    return ("FCALL", _REPLAY, 2, dead, request, request_id, header, life_ms, keep_ms, *pairs)
 
 
-def purge(index: str, letters: Mapping[str, str]) -> Command:
-    """Throw dead letters away, given their keys by id: answers how many there were."""
-    return ("FCALL", _PURGE, 1 + len(letters), index, *letters.values(), *letters)
+@LIBRARY.function("allow-oom")
+def purge(index: Key, letters: Keys, request_ids: Strings) -> Command:
+    """Throw dead letters away."""
+
+
+LOAD = LIBRARY.complete()
+"""Loads all of them."""
+_SUBMIT = LIBRARY.name_of("submit")
+
+
+def is_submission(command: Command) -> bool:
+    """Return whether ``submit`` built this command."""
+    return command[1] == _SUBMIT

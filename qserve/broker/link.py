@@ -22,7 +22,7 @@ from redis.connection import SSLConnection
 from qserve.base.clock import clock
 from qserve.broker.address import Address
 from qserve.broker.connection import CONNECT_TIMEOUT_S, PRIMARY, SENTINEL_TIMEOUT_S, is_demotion
-from qserve.broker.functions import NOT_REPLICATED, is_submission
+from qserve.broker.functions import ACCEPTED, NOT_REPLICATED, is_submission
 from qserve.broker.library import Command
 from qserve.exceptions import BrokerError, BrokerUnavailable
 
@@ -223,7 +223,6 @@ def _tls(options: dict[str, Any]) -> ssl.SSLContext | None:
 
 WAIT_MS = 200
 WAIT: Command = ("WAIT", 1, WAIT_MS)
-_ACCEPTED = (b"OK", b"DUP")
 
 
 class ThreadLink:
@@ -289,6 +288,6 @@ def replicated(send: Callable[[list[Command]], list[Any]], commands: list[Comman
     if isinstance(copies, int) and copies > 0:
         return replies
     return [
-        NOT_REPLICATED if is_submission(command) and reply in _ACCEPTED else reply
+        NOT_REPLICATED if is_submission(command) and reply in ACCEPTED else reply
         for command, reply in zip(commands, replies, strict=True)
     ]

@@ -22,8 +22,8 @@ from qserve.base.log import get_logger
 from qserve.base.settings import REPLICA, Settings
 from qserve.broker import functions
 from qserve.broker.connection import CLIENT_ERRORS, Client, connect, is_unknown_function
-from qserve.broker.functions import NOT_REPLICATED, other_epoch
-from qserve.broker.library import LOAD, Command
+from qserve.broker.functions import LOAD, NOT_REPLICATED, other_epoch
+from qserve.broker.library import Command
 from qserve.broker.link import WAIT, OnReply, ThreadLink, replicated
 from qserve.broker.registry import Registry
 from qserve.calls.compose import Composer, Submission

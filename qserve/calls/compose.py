@@ -53,7 +53,7 @@ class Submission(NamedTuple):
     life_ms: int = 0
     keep_ms: int = 0
     limits: dict[str, int] | None = None
-    model: Model | None = None
+    model: Model = Model()
     fingerprint: str = ""
 
     def command(self, mailbox: str, epoch: Epoch, seal: Seal) -> Command:
@@ -69,7 +69,7 @@ class Submission(NamedTuple):
         header, moves = seal_header(seal, self.header), seal_moves(seal, self.request_id, self.moves)
         return functions.submit(
             self.request, self.request_id, epoch, header, mailbox, self.life_ms, self.keep_ms, moves,
-            self.awaited, self.limits, self.model, self.fingerprint,
+            self.awaited, self.limits, self.model.model_id, self.model.max_ongoing, self.fingerprint,
         )  # fmt: skip
 
 
@@ -127,8 +127,7 @@ class Composer:
         submission = self._submission(record, request_id, header, deadline_ms, moves, waits, call)
         if not call.model_id:
             return submission
-        models = self._keys.models(call.app, record.version, deployment)
-        return submission._replace(model=Model(models, call.model_id, record.deployments[deployment].max_ongoing))
+        return submission._replace(model=Model(call.model_id, record.deployments[deployment].max_ongoing))
 
     def _compose_driver(self, record: ApplicationRecord, call: Call) -> Submission:
         """A call of the application's DAGDriver by handle: it runs one of the graphs."""
@@ -193,7 +192,7 @@ class Composer:
         life_ms = max(0, deadline_ms - int(clock.judge_ms())) + CLOCK_MARGIN_MS
         return Submission(
             request_id, deadline_ms, None, self._keys.request(request_id), header, moves, waits, life_ms,
-            int(keep_s * 1000), self._limits(record), None, call.fingerprint,
+            int(keep_s * 1000), self._limits(record), Model(), call.fingerprint,
         )  # fmt: skip
 
     def _limits(self, record: ApplicationRecord) -> dict[str, int] | None:

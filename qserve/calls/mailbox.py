@@ -20,7 +20,7 @@ from qserve.broker.connection import (
     process_name,
     refusal,
 )
-from qserve.broker.functions import NOT_REPLICATED, KnownEpoch
+from qserve.broker.functions import ACCEPTED, NOT_REPLICATED, KnownEpoch, Reply
 from qserve.broker.library import Command
 from qserve.broker.link import OnReply
 from qserve.calls.ref import ItemRef, Ref
@@ -51,7 +51,7 @@ FOLLOW_INTERVAL_S = 1.0
 EPOCH_INTERVAL_S = 1.0
 """How often the broker is asked, while refs are open, whether it has lost its data."""
 
-MOVED = b"MOVED"
+MOVED, _FULL = Reply.MOVED, Reply.FULL
 UNKNOWN = [b"", b""]
 """The reply of ``watch`` for a request that the broker does not know."""
 _OPEN_PARTS = 3
@@ -235,7 +235,9 @@ class Mailbox:
 
     def watch(self, ref: Ref[Any], mailbox: str = "") -> None:
         """Ask the broker for the state of a request; an open one will be reported to ``mailbox``."""
-        self._post(functions.watch(self._keys.request(ref.request_id), mailbox), partial(self._on_watched, ref))
+        request = self._keys.request(ref.request_id)
+        command = functions.watch(request, mailbox) if mailbox else functions.look(request)
+        self._post(command, partial(self._on_watched, ref))
 
     def _watch_all(self) -> None:
         for entries in list(self._open.values()):
@@ -334,24 +336,23 @@ def read_reply(reply: Any, seal: Seal, request_id: str) -> Outcome | None:
 
 def was_submitted_before(reply: Any) -> bool:
     """Return whether ``submit`` found the request id in use, and replied as ``watch`` does."""
-    return isinstance(reply, list) and reply[0] != b"FULL"
+    return isinstance(reply, list) and reply[0] != _FULL
 
 
 def refused(reply: Any) -> Outcome | None:
     """Return why ``submit`` refused a request; None if the request was accepted, now or by an earlier sending."""
     if failpoints.ARMED:
         failpoints.hit("submit.after_send")
-    if reply in (b"OK", b"DUP"):
+    if reply in ACCEPTED:
         return None
     if isinstance(reply, list):
-        full = "Request dropped due to backpressure: as many requests as allowed are waiting"
-        return failed(BackPressureError(full, reply[1]))
-    if reply == b"MISMATCH":
+        return full(reply[1])
+    if reply == Reply.MISMATCH:
         return failed(IdempotencyMismatch("this Idempotency-Key was used for another request"))
     if reply == MOVED:
         return failed(AppNotFound("the application's queues are gone: it was deleted or replaced"))
-    if reply == b"LOST":
-        return failed(ResultUnavailable("an argument's result is no longer stored"))
+    if reply == Reply.LOST:
+        return argument_lost()
     if reply == NOT_REPLICATED:
         return failed(NotReplicated("no replica of the broker received this request in time; send it again"))
     return failed(reply if isinstance(reply, BrokerUnavailable) else refusal(reply))
@@ -360,6 +361,17 @@ def refused(reply: Any) -> Outcome | None:
 def failed(error: BaseException) -> Outcome:
     """Return the outcome of a request that failed with one of qserve's own errors."""
     return Outcome(State.FAILED, Failure.of(error).encode())
+
+
+def full(after_s: int) -> Outcome:
+    """Return the outcome of a request that found a queue at its limit, which is worth another try after so long."""
+    what = "Request dropped due to backpressure: as many requests as allowed are waiting"
+    return failed(BackPressureError(what, after_s))
+
+
+def argument_lost() -> Outcome:
+    """Return the outcome of a request that takes the result of another one, which is not known."""
+    return failed(ResultUnavailable("an argument's result is no longer stored"))
 
 
 def not_found() -> Outcome:

@@ -13,6 +13,7 @@ from qserve.base.clock import clock
 from qserve.base.keys import CLOCK_MARGIN_MS
 from qserve.broker import functions
 from qserve.broker.connection import broker_errors
+from qserve.broker.functions import Reply
 from qserve.deploy.installation import Installation
 from qserve.exceptions import AppNotFound, DeadLetterError, PayloadError
 from qserve.wire.application import ApplicationRecord
@@ -151,7 +152,7 @@ class DeadLetters:
         )
         with broker_errors():
             answer = self._client.execute_command(*command)
-        if answer != b"OK":
+        if answer != Reply.OK:
             raise DeadLetterError(_REFUSALS[answer].format(request_id))
 
     def _queue_now(self, call: HeldCall, header: Header, record: ApplicationRecord) -> str:
@@ -175,13 +176,14 @@ class DeadLetters:
         if not letters:
             return 0
         with broker_errors():
-            return int(self._client.execute_command(*functions.purge(self._keys.dead_letters, letters)))
+            command = functions.purge(self._keys.dead_letters, list(letters.values()), list(letters))
+            return int(self._client.execute_command(*command))
 
 
 _REFUSALS = {
-    b"NONE": "dead letter {} has just been replayed or deleted",
-    b"OPEN": "request {} is already running",
-    b"MOVED": "dead letter {} cannot be replayed while its application is being replaced; try again",
+    Reply.NONE: "dead letter {} has just been replayed or deleted",
+    Reply.OPEN: "request {} is already running",
+    Reply.MOVED: "dead letter {} cannot be replayed while its application is being replaced; try again",
 }
 
 

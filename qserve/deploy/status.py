@@ -59,12 +59,12 @@ class ReplicaReports:
     def take_turn(self, stream: str, name: str, for_s: float) -> bool:
         """Return whether this replica may leave now: one of a deployment at a time, until it has been replaced."""
         with broker_errors():
-            return bool(self._client.set(self._keys.turn_of(stream), name, nx=True, px=int(for_s * 1000)))
+            return bool(self._client.set(self._keys.leaving_of(stream), name, nx=True, px=int(for_s * 1000)))
 
     def end_turn(self, stream: str) -> None:
         """Let the next replica leave: the one before has been replaced."""
         with broker_errors():
-            self._client.delete(self._keys.turn_of(stream))
+            self._client.delete(self._keys.leaving_of(stream))
 
     def replicas(self) -> list[ReplicaStatus]:
         """Return the states of all replicas."""

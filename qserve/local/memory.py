@@ -15,7 +15,7 @@ from typing import NamedTuple
 from qserve.base.clock import clock
 from qserve.base.promise import Promise
 from qserve.calls.compose import Submission
-from qserve.calls.mailbox import not_found, refused
+from qserve.calls.mailbox import argument_lost, full, not_found
 from qserve.calls.ref import WINDOW, ItemRef, Ref
 from qserve.wire.envelope import Header
 from qserve.wire.moves import Awaited, Move, Start
@@ -83,9 +83,7 @@ class Requests:
         self._drop_expired()
         streams = [item.stream for item in (*submission.moves, *submission.awaited)]
         if submission.limits and any(self._is_full(stream, submission.limits) for stream in streams):
-            refusal = refused([b"FULL", 1])
-            assert refusal is not None
-            ref.settle(refusal)
+            ref.settle(full(1))
             return
         queue = self.queues.get(streams[0])
         version = queue.version if queue else ""
@@ -108,9 +106,7 @@ class Requests:
         elif other is not None:
             self._tell(key, item, other.state, other.payload)
         elif request.state == State.OPEN:
-            refusal = refused(b"LOST")
-            assert refusal is not None
-            self._finish(key, request, *refusal)
+            self._finish(key, request, *argument_lost())
 
     def _tell(self, key: str, item: Awaited, state: str, payload: bytes) -> None:
         request = self._requests.get(key)

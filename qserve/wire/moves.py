@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 
@@ -44,15 +43,12 @@ class Awaited(NamedTuple):
     slot: int
 
 
-@dataclass(frozen=True)
-class Model:
-    """A call's wish: a replica that holds this model, when one that does is free.
+class Model(NamedTuple):
+    """The model that a call is for ("": none): a replica that holds it gets the call, when one is free.
 
     Parameters:
-      models: The hash of who holds what.
       max_ongoing: Calls that a replica takes at once.
     """
 
-    models: str
-    model_id: str
-    max_ongoing: int
+    model_id: str = ""
+    max_ongoing: int = 0

@@ -11,7 +11,7 @@ from qserve.base.keys import GROUP, Keys
 from qserve.broker import functions
 from qserve.broker.connection import create_group
 from qserve.wire.envelope import Header
-from qserve.wire.moves import Epoch
+from qserve.wire.moves import Epoch, Model
 from qserve.wire.sealing import Seal, seal_header
 
 A, B = "a" * 32, "b" * 32
@@ -50,6 +50,7 @@ class Desk:
             120_000,
             keep_ms,
             moves,
+            **options.pop("model", Model())._asdict(),
             **options,
         )
         reply = self.client.execute_command(*command)
@@ -77,7 +78,9 @@ class Desk:
         return int(self.client.execute_command(*command))
 
     def watch(self, request_id: str, mailbox: str = "") -> tuple[bytes, bytes]:
-        state, result, *_ = self.client.execute_command(*functions.watch(self.keys.request(request_id), mailbox))
+        request = self.keys.request(request_id)
+        command = functions.watch(request, mailbox) if mailbox else functions.look(request)
+        state, result, *_ = self.client.execute_command(*command)
         return state, result
 
     def mail(self) -> list[bytes]:
@@ -87,14 +90,16 @@ class Desk:
         pending: Any = self.client.xpending(stream, GROUP)
         return self.client.xlen(stream) == 0 and pending["pending"] == 0
 
-    def bury(
+    def dead_letter(
         self, stream: str, entry: bytes, request_id: str, why: str, failure: bytes, what: str = "it failed"
     ) -> bytes:
         request = self.keys.request(request_id)
-        command = functions.bury(stream, request, entry, request_id, why, failure, "replica", what)
+        command = functions.dead_letter(stream, request, entry, request_id, why, failure, "replica", what)
         answer: bytes = self.client.execute_command(*command)
         return answer
 
     def reclaim(self, consumer: str, limit: int = 3, stream: str = "") -> int:
-        command = functions.reclaim(stream or self.one, consumer, limit, b"lost", self.keys.request(""))
+        command = functions.reclaim(
+            stream or self.one, stream or self.one, consumer, limit, b"lost", self.keys.request("")
+        )
         return self.client.execute_command(*command)

@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 from hypothesis import Phase
 
-from qserve.broker import connection, library
+from qserve.broker import connection
+from qserve.broker.functions import LIBRARY, LOAD
 
 
 @dataclass(frozen=True)
@@ -34,8 +35,8 @@ class Mutant:
         """
         start, end = 0, len(library)
         if self.within:
-            start = library.index(f"local function {self.within}(")
-            end = library.index("\nend\n", start)
+            start = library.index(f"'qserve_{self.within}_")
+            end = library.index("\nend }\n", start)
         found = library.count(self.search, start, end)
         if found != 1:
             where = self.within or "the library"
@@ -44,46 +45,52 @@ class Mutant:
         return library[:at] + self.replace + library[at + len(self.search) :]
 
 
+CHECK_EPOCH = "if known ~= epoch then return OTHER_EPOCH .. known end\n"
+CHECK_HELD = "if not is_held then return Reply.STALE end"
+TAKE_ENTRY = "take_entry(stream, entry_id)"
+LEAVE_ENTRY = (
+    "redis.call('XACK', stream, GROUP, entry_id) == 1, (redis.call('XRANGE', stream, entry_id, entry_id)[1] or {})[2]"
+)
+
 MUTANTS = (
     Mutant("submit accepts what it has accepted", "if redis.call('EXISTS', request) == 1 then", "if false then"),
-    Mutant("submit does not look at the epoch", "  if epoch ~= argv[2] then return 'EPOCH ' .. epoch end\n"),
+    Mutant("submit does not look at the epoch", CHECK_EPOCH, within="submit"),
     Mutant(
         "submit does not look whether there are queues",
-        "if not is_stream(keys[k]) then return 'MOVED' end\n    local limit",
+        "if not is_stream(stream) then return Reply.MOVED end\n  local limit",
         "local limit",
     ),
     Mutant(
         "submit does not look at the limit",
-        ">= limit then return { 'FULL'",
-        ">= limit and false then return { 'FULL'",
+        ">= limit then return { Reply.FULL",
+        ">= limit and false then return { Reply.FULL",
     ),
-    Mutant(
-        "calls that run count as waiting", "redis.call('XLEN', keys[k]) - running >=", "redis.call('XLEN', keys[k]) >="
-    ),
+    Mutant("calls that run count as waiting", "redis.call('XLEN', stream) - running", "redis.call('XLEN', stream)"),
     Mutant(
         "submit takes an unknown result for one that comes later",
-        "if not state then return 'LOST' end",
-        "state = state or 'o'",
+        "if not argument.state then return Reply.LOST end",
+        "argument.state = argument.state or State.OPEN",
     ),
-    Mutant("an open request lives for ever", "  redis.call('PEXPIRE', request, argv[5])\n"),
+    Mutant("an open request lives for ever", "redis.call('PEXPIRE', request, ttl_ms)", within="submit"),
     Mutant(
         "a result that comes later is not waited for",
-        "redis.call('HSET', argv[at], 'w' .. redis.call('HINCRBY', argv[at], 'w', 1), argv[at + 1])\n",
+        "add_waiter(argument.request, cmsgpack.pack({",
+        "math.max(0, #cmsgpack.pack({",
     ),
     Mutant(
         "nothing tells that a queue is waited for",
-        "redis.call('ZADD', delayed, now_ms() + LOOK_AGAIN",
-        "redis.call('ZREM', delayed, 0",
+        "redis.call('ZADD', delayed, now_ms() + RECHECK_MS, cmsgpack",
+        "redis.call('ZREM', delayed, cmsgpack",
     ),
     Mutant(
         "a failed argument leaves the other calls on their queues",
-        "      unqueue(request)\n      finish(request, id, ref.state",
-        "      finish(request, id, ref.state",
+        "    remove_calls(request)\n    finish(request, request_id, argument.state",
+        "    finish(request, request_id, argument.state",
     ),
     Mutant(
         "a join takes the value that comes last",
-        "redis.call('HSETNX', request, step .. '.' .. pair[1], pair[2])",
-        "redis.call('HSET', request, step .. '.' .. pair[1], pair[2])",
+        "redis.call('HSETNX', request, step .. '.' .. slot[1], slot[2])",
+        "redis.call('HSET', request, step .. '.' .. slot[1], slot[2])",
     ),
     Mutant(
         "a join starts before its last slot is filled",
@@ -92,7 +99,7 @@ MUTANTS = (
     ),
     Mutant(
         "a join that has started keeps its values",
-        "  redis.call('HDEL', request, unpack(fields))\n  return true",
+        "  redis.call('HDEL', request, unpack(names))\n  return true",
         "  return true",
     ),
     Mutant(
@@ -100,9 +107,9 @@ MUTANTS = (
         "    notes[#notes + 1] = 'e:' .. step\n    notes[#notes + 1] = place\n",
     ),
     Mutant("where a call that comes later lies is not kept", "    redis.call('HSET', request, 'e:' .. step, place)\n"),
-    Mutant("a mailbox lives for ever", "    redis.call('PEXPIRE', mailbox, MAILBOX_TTL)\n"),
+    Mutant("a mailbox lives for ever", "    redis.call('PEXPIRE', mailbox, MAILBOX_TTL_MS)\n"),
     Mutant(
-        "a mailbox that is never empty ends", " or type(length) == 'number' and length > MAILBOX_READ then", " then"
+        "a mailbox that is never empty ends", " or type(length) == 'number' and length > MAILBOX_CROWDED then", " then"
     ),
     Mutant(
         "what runs for a request that was cancelled stays pending",
@@ -112,10 +119,10 @@ MUTANTS = (
     Mutant("the submitter is forgotten", "if mailbox ~= '' then deliver(mailbox, request_id, state, payload) end"),
     Mutant(
         "a result that comes for a dead letter is dropped",
-        "if state == 'd' and redis.call('EXISTS', dead) == 1 then",
+        "if state == State.DONE and redis.call('EXISTS', letter) == 1 then",
         "if false then",
     ),
-    Mutant("the other calls of a request that fails with its argument stay queued", "    unqueue(w.request)\n"),
+    Mutant("the other calls of a request that fails with its argument stay queued", "    remove_calls(w.request)\n"),
     Mutant("a result lives for ever", "redis.call('PEXPIRE', request, keep)"),
     Mutant(
         "a result that nobody asks for is kept",
@@ -124,69 +131,75 @@ MUTANTS = (
     ),
     Mutant("a final commit does not say whose it was", "'by', by or '')", "'by', '')"),
     Mutant("joins stay beside the result", "  redis.call('DEL', request)\n  if tonumber(keep)", "  if tonumber(keep)"),
-    Mutant("commit does not look at the epoch", "  if epoch ~= argv[3] then return 'EPOCH ' .. epoch end\n"),
+    Mutant("commit does not look at the epoch", CHECK_EPOCH, within="commit"),
     Mutant(
         "commit does not look whether the delivery is still its own",
-        "local is_mine = redis.call('XACK', stream, GROUP, entry) == 1",
-        "local is_mine = redis.call('XACK', stream, GROUP, entry) ~= 2",
+        "local is_mine = redis.call('XACK', stream, GROUP, entry_id) == 1",
+        "local is_mine = redis.call('XACK', stream, GROUP, entry_id) ~= 2",
     ),
-    Mutant("a committed entry stays on the queue", "    redis.call('XDEL', stream, entry)\n  elseif", "  elseif"),
-    Mutant("a closed request moves on", "local dead = state ~= 'o' and dead_of(request)", "local dead = nil"),
+    Mutant("a committed entry stays on the queue", "  redis.call('XDEL', stream, entry_id)\nelseif", "elseif"),
     Mutant(
-        "a branch of a dead letter is forgotten", "apply(keys, argv, 8, dead, redis.call('HGET', dead, 'h'), hold)", ""
+        "a closed request moves on", "local letter = current ~= State.OPEN and dead_letter_of(request)", "local letter"
+    ),
+    Mutant(
+        "a branch of a dead letter is forgotten",
+        "apply(moves, streams, letter, redis.call('HGET', letter, 'h'), keep_call)",
+        "",
     ),
     Mutant(
         "a branch of a dead letter that fails is forgotten",
-        "      held(request, stream, found[2])\n    end\n    return 'HELD'",
-        "    end\n    return 'HELD'",
+        "    keep_if_dead(request, stream, entry[2])\n  end\n  return Reply.HELD",
+        "  end\n  return Reply.HELD",
     ),
     Mutant("a commit does not say whose it was", "local notes = { 'by', by }", "local notes = { 'by', '' }"),
-    Mutant("a lost reply looks like the commit of another", "  elseif last == by then\n    return 'DUP'\n", ""),
-    Mutant("the other calls of a request that fails stay queued", "if argv[6] ~= 'd' then unqueue(request) end"),
+    Mutant("a lost reply looks like the commit of another", "elseif last == by then\n  return Reply.DUP\n", ""),
     Mutant(
-        "a queue's key may hold something else", "if kind ~= 'stream' and kind ~= 'none' then return 'BADKEY' end", ""
+        "the other calls of a request that fails stay queued", "if state ~= State.DONE then remove_calls(request) end"
     ),
-    Mutant("a postponed call stays on the queue", "redis.call('XDEL', keys[1], argv[1])", within="postpone"),
     Mutant(
-        "a try that was handed over is postponed", "== 0 then return 'STALE' end", "== 2 then return 1 end", "postpone"
+        "a queue's key may hold something else",
+        "if kind ~= 'stream' and kind ~= 'none' then return Reply.BADKEY end",
+        "",
     ),
+    Mutant("a postponed call stays on the queue", TAKE_ENTRY, LEAVE_ENTRY, within="postpone"),
+    Mutant("a try that was handed over is postponed", CHECK_HELD, "if false then return 1 end", within="postpone"),
     Mutant("a call is woken early", "'-inf', now_ms(), 'LIMIT'", "'-inf', '+inf', 'LIMIT'"),
-    Mutant("a call is woken twice", "redis.call('ZREM', keys[1], member)"),
+    Mutant("a call is woken twice", "redis.call('ZREM', delayed, member)"),
     Mutant(
         "delayed calls live for ever",
-        "redis.call('PEXPIRE', keys[3], math.max(redis.call('PTTL', keys[3]), tonumber(argv[4])))",
+        "redis.call('PEXPIRE', delayed, math.max(redis.call('PTTL', delayed), ttl_ms))",
+        within="postpone",
     ),
-    Mutant("a step that waits for a result is woken", "if is_open and not is_call(fields) then", "if false then"),
-    Mutant("a watcher is told of nothing", "if state == 'o' and mailbox ~= ''", "if false and mailbox ~= ''"),
+    Mutant("a step that waits for a result is woken", "if is_wanted and not is_call(fields) then", "if false then"),
+    Mutant("a watcher is told of nothing", "if state == State.OPEN and mailbox ~= ''", "if false and mailbox ~= ''"),
     Mutant("a watcher is told as often as it asks", "== waiter then return", "== 0 then return"),
     Mutant("a submitter that watches is told twice", " and mailbox ~= owner then", " then"),
-    Mutant("what was asked is not looked at", "redis.call('HGET', request, 'fp') == argv[9]", "true"),
+    Mutant("what was asked is not looked at", "redis.call('HGET', request, 'fp') == fingerprint", "true"),
     Mutant("a result does not know what was asked", "if asked then redis.call('HSET', request, 'fp', asked) end"),
-    Mutant("what is given back is lost", "move(keys[2], found[2], argv[1])", within="give_back"),
-    Mutant(
-        "what was handed over is given back",
-        "keys[1], GROUP, argv[k]) == 1 and found",
-        "keys[1], GROUP, argv[k]) and found",
-    ),
-    Mutant("what is given back stays where it was", "redis.call('XDEL', keys[1], argv[k])", within="give_back"),
+    Mutant("what is given back is lost", "requeue(to, fields, request_prefix)", within="give_back"),
+    Mutant("what was handed over is given back", "if is_held and fields then", "if fields then", within="give_back"),
+    Mutant("what is given back stays where it was", TAKE_ENTRY, LEAVE_ENTRY, within="give_back"),
     Mutant("a result goes to a queue that is gone", "elseif not is_stream(w.stream) then", "elseif false then"),
     Mutant("an item is sent twice", "if number == sent then", "if number <= sent then"),
-    Mutant("an item of an ended request is sent", "  if state ~= 'o' then return -1 end\n"),
-    Mutant("a forgotten result is kept", "      redis.call('HSET', request, 'keep', 0)\n"),
+    Mutant("an item of an ended request is sent", "if state ~= State.OPEN then return -1 end\n"),
+    Mutant("a forgotten result is kept", "    redis.call('HSET', request, 'keep', 0)\n"),
+    Mutant("an ended request is ended again", "if not is_open(request) then return 0 end", within="close"),
+    Mutant("a cancelled call stays on the queue", "remove_calls(request)\n", within="close"),
     Mutant(
-        "an ended request is ended again",
-        "if redis.call('HGET', keys[1], 'st') ~= 'o' then return 0 end\n  unqueue",
-        "unqueue",
+        "a dead replica keeps its deliveries",
+        "local _, fields = take_entry(stream, entry_id)",
+        "local fields = redis.call('XRANGE', stream, entry_id, entry_id)[1][2]\n  redis.call('XDEL', stream, entry_id)",
+        within="reclaim",
     ),
-    Mutant("a cancelled call stays on the queue", "  unqueue(keys[1])\n"),
-    Mutant("a dead replica keeps its deliveries", "    redis.call('XACK', stream, GROUP, entry[1])\n"),
-    Mutant("what a dead replica held stays on the queue as well", "    redis.call('XDEL', stream, entry[1])\n"),
+    Mutant("what a dead replica held stays on the queue as well", TAKE_ENTRY, LEAVE_ENTRY, within="reclaim"),
     Mutant("deaths are not counted", "local deaths = (tonumber(call.x) or 0) + 1", "local deaths = 1"),
-    Mutant("a call may kill for ever", "if deaths < limit then", "if true then"),
-    Mutant("what a dead replica held is lost", "move(keys[2], with(found[2], { x = deaths, y = log }), prefix)"),
+    Mutant("a call may kill for ever", "if deaths < death_limit then", "if true then"),
+    Mutant(
+        "what a dead replica held is lost", "requeue(to, with(fields, { x = deaths, y = history }), request_prefix)"
+    ),
     Mutant(
         "a consumer is removed with what it still holds",
-        "if #pending < 1000 then redis.call('XGROUP'",
+        "if #pending < RECLAIM_COUNT then redis.call('XGROUP'",
         "if true then redis.call('XGROUP'",
     ),
     Mutant(
@@ -196,29 +209,34 @@ MUTANTS = (
     ),
     Mutant(
         "queues are retired while calls wait for them",
-        "if redis.call('HGET', cmsgpack.unpack(member)[1], 'st') == 'o' then return true end",
+        "if is_open(cmsgpack.unpack(member)[1]) then return true end",
     ),
     Mutant(
         "what is left at a deletion waits for ever",
-        "    finish(request, string.match(request, '[^:]*$'), 'f', failure)\n",
+        "    finish(request, string.match(request, '[^:]*$'), State.FAILED, failure)\n",
     ),
     Mutant(
         "what waits for a replica that is gone is lost",
-        "for _, found in ipairs(left) do move(keys[2], found[2], argv[2]) end",
+        "for _, entry in ipairs(left) do requeue(stream, entry[2], request_prefix) end",
     ),
-    Mutant("a dead letter lives for ever", "  redis.call('PEXPIRE', dead, DEAD_TTL)\n"),
-    Mutant("the caller of a buried call waits for ever", "if state then finish(request, id, 'f', failure) end"),
-    Mutant("a buried call may have been handed over", "== 0 then return 'STALE' end", "== 2 then return 1 end", "bury"),
-    Mutant("a replay leaves the letter in the list", "  redis.call('ZREM', dead_index(request), argv[1])\n"),
+    Mutant("a dead letter lives for ever", "  redis.call('PEXPIRE', letter, DEAD_LETTER_TTL_MS)\n"),
+    Mutant(
+        "the caller of a dead letter's call waits for ever",
+        "if state then finish(request, id, State.FAILED, failure) end",
+    ),
+    Mutant("a dead letter may have been handed over", CHECK_HELD, "if false then return 1 end", within="dead_letter"),
+    Mutant("a replay leaves the letter in the list", "redis.call('ZREM', dead_letters_of(request), request_id)\n"),
     Mutant(
         "a replay forgets the joins",
-        "redis.call('RENAME', dead, request)",
-        "redis.call('DEL', dead)\n  redis.call('HSET', request, 'st', 'o', 'h', argv[2], 'to', '', 'keep', argv[4])",
+        "redis.call('RENAME', letter, request)",
+        "redis.call('DEL', letter)\n"
+        "redis.call('HSET', request, 'st', State.OPEN, 'h', header, 'to', '', 'keep', keep_ms)",
     ),
     Mutant(
-        "a replay forgets the calls", "for _, call in ipairs(calls) do enqueue(request, call[1], call[3], call[2]) end"
+        "a replay forgets the calls",
+        "for _, call in ipairs(calls) do enqueue(request, call.stream, call.step, call.fields) end",
     ),
-    Mutant("a replayed request lives for ever", "  redis.call('PEXPIRE', request, argv[3])\n"),
+    Mutant("a replayed request lives for ever", "redis.call('PEXPIRE', request, ttl_ms)\n", within="replay"),
 )
 
 
@@ -238,8 +256,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def mutant(request: pytest.FixtureRequest) -> Iterator[None]:
     """The library that all tests load has the mistake in it."""
     with pytest.MonkeyPatch.context() as patch:
-        changed = request.param.apply(library.LIBRARY)
-        patch.setattr(connection, "LOAD", (*library.LOAD[:-1], changed))
+        changed = request.param.apply(LIBRARY.text)
+        patch.setattr(connection, "LOAD", (*LOAD[:-1], changed))
         # that there is a counter-example is all that is asked here, not the shortest one
         patch.setattr("test_state_machine.PHASES", (Phase.generate,))
         yield

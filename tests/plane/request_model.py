@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 DEATH_LIMIT = 2
-LOST, DELETED, FAILED, BURIED = b"replica lost", b"\0app_deleted", b"why", b"tried too often"
+LOST, DELETED, FAILED, TRIED_OFTEN = b"replica lost", b"\0app_deleted", b"why", b"tried too often"
 OWN, OTHER = ("one", "two"), ("far",)
 """The queues of the version that is retired, and those of another application."""
 STREAMS = OWN + OTHER
@@ -297,14 +297,14 @@ class Model:
             delivery.request.begin_again(delivery.step)
         return 1
 
-    def bury(self, delivery: Delivery) -> bytes:
+    def dead_letter(self, delivery: Delivery) -> bytes:
         """A call is not worth another try."""
         if self.held.pop((delivery.stream, delivery.entry), None) is None:
             return b"STALE"
-        self._bury(delivery.request, delivery.step, BURIED)
+        self._make_dead_letter(delivery.request, delivery.step, TRIED_OFTEN)
         return b"OK"
 
-    def _bury(self, request: Request, step: int, failure: bytes) -> None:
+    def _make_dead_letter(self, request: Request, step: int, failure: bytes) -> None:
         if request.is_dead:
             request.begin_again(step)
         elif request.is_open:
@@ -366,7 +366,7 @@ class Model:
             request, step = delivery.request, delivery.step
             request.deaths[step] += 1
             if request.is_dead or request.deaths[step] >= DEATH_LIMIT:
-                self._bury(request, step, LOST)
+                self._make_dead_letter(request, step, LOST)
         return len(mine)
 
     def close(self, request: Request, state: str) -> int:

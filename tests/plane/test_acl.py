@@ -22,10 +22,11 @@ from users import ROLES, as_user, write_users
 from qserve.base import keys as keys_module
 from qserve.base.keys import GROUP, Keys
 from qserve.base.settings import Settings
-from qserve.broker import functions, library
+from qserve.broker import functions
 from qserve.broker.connection import connect, create_group, load_functions
 from qserve.broker.doctor import check, examine
 from qserve.broker.facts import read_facts
+from qserve.broker.library import Command
 from qserve.broker.registry import Registry
 from qserve.deploy.installation import Installation
 from qserve.deploy.rollout import wait_for_gateways
@@ -100,7 +101,7 @@ def record(version: str = "v") -> ApplicationRecord:
     return ApplicationRecord("app", version, "One", deployments=deployments)
 
 
-def submit(keys: Keys, request_id: str, moves: list[Any]) -> library.Command:
+def submit(keys: Keys, request_id: str, moves: list[Any]) -> Command:
     header = request_id.encode() + msgpack.packb(["app", None, 0, 0])
     request, mailbox = keys.request(request_id), keys.mailbox("gateway")
     return functions.submit(
@@ -124,7 +125,7 @@ def test_no_role_may_own_empty_or_copy_the_broker(
 
 
 @pytest.mark.parametrize("role", ["gateway", "worker", "operator"])
-@pytest.mark.parametrize("command", [library.LOAD, ("FUNCTION", "LIST"), ("FUNCTION", "FLUSH"), ("ACL", "LIST")])
+@pytest.mark.parametrize("command", [functions.LOAD, ("FUNCTION", "LIST"), ("FUNCTION", "FLUSH"), ("ACL", "LIST")])
 def test_only_the_deployer_loads_functions(
     as_role: dict[str, redis.Redis], role: str, command: tuple[Any, ...]
 ) -> None:
@@ -134,7 +135,7 @@ def test_only_the_deployer_loads_functions(
 
 def test_the_samples_permit_what_the_functions_do_and_every_kind_of_key() -> None:
     # the server checks a function's own commands against the rights of whoever calls it
-    used = set(re.findall(r"redis\.p?call\('([A-Z]+)'|\{ '(X[A-Z]+)'", library.LIBRARY))
+    used = set(re.findall(r"redis\.p?call\('([A-Z]+)'|\{ '(X[A-Z]+)'", functions.LIBRARY.text))
     worker, operator = ((ROOT / "docs" / "acl" / f"{role}.acl").read_text() for role in ("worker", "operator"))
     for command in {"".join(pair).lower() for pair in used}:
         assert re.search(rf"\+{command}[| \n]", worker + operator), command
@@ -242,7 +243,7 @@ def test_a_request_goes_its_whole_way_with_each_role_doing_its_part(as_role: dic
         A.encode() + b"iitem",
         A.encode() + b"dresult",
     ]
-    assert gateway.execute_command(*functions.watch(request)) == [b"d", b"result"]
+    assert gateway.execute_command(*functions.look(request)) == [b"d", b"result"]
     assert gateway.execute_command(*functions.forget([request])) == b"OK"
     _end(as_role, keys, app)
 
@@ -255,7 +256,7 @@ def _end(as_role: dict[str, redis.Redis], keys: Keys, app: ApplicationRecord) ->
     moves: list[Any] = [Start(one, "0", [b"x"])]
     gateway.execute_command(*submit(keys, "b" * 32, moves))
     take_one(worker, one, "dead")
-    assert worker.execute_command(*functions.reclaim(one, "dead", 3, b"lost", keys.request(""))) == 1
+    assert worker.execute_command(*functions.reclaim(one, one, "dead", 3, b"lost", keys.request(""))) == 1
     assert gateway.execute_command(*functions.close(request, "b" * 32, "c", b"")) == 1
     assert worker.execute_command(*functions.retire([one, two], False, b"gone", keys.request(""))) == 1
     create_group(worker, one)
@@ -303,7 +304,7 @@ def test_who_submits_may_wait_for_the_result_of_another_request_and_cancel_both(
         assert as_role[role].execute_command(*awaited) == b"OK"
         assert as_role[role].execute_command(*command) == b"OK"
         assert as_role[role].execute_command(*functions.close(keys.request(first), first, "c", b"")) == 1
-        assert as_role[role].execute_command(*functions.watch(keys.request(second))) == [b"c", b""]
+        assert as_role[role].execute_command(*functions.look(keys.request(second))) == [b"c", b""]
         assert as_role[role].execute_command(*functions.forget([keys.request(first), keys.request(second)])) == b"OK"
     finally:
         as_role["deployer"].delete(stream)

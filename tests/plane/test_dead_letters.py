@@ -41,24 +41,24 @@ def deploy(client: redis.Redis, keys: Keys, version: str, names: tuple[str, ...]
     return record
 
 
-def bury(desk: Desk, stream: str, entry: bytes, request_id: str) -> bytes:
-    return desk.bury(stream, entry, request_id, "retries", FAILURE, "ValueError: no such model")
+def end(desk: Desk, stream: str, entry: bytes, request_id: str) -> bytes:
+    return desk.dead_letter(stream, entry, request_id, "retries", FAILURE, "ValueError: no such model")
 
 
-def bury_first(desk: Desk) -> None:
-    """Submit request A, a call of one step, and bury it."""
+def end_first(desk: Desk) -> None:
+    """Submit request A, a call of one step, and end it as a dead letter."""
     desk.submit(A, [Start(desk.one, "0", [b"x"])])
     ((entry, _),) = desk.fetch(desk.one)
-    bury(desk, desk.one, entry, A)
+    end(desk, desk.one, entry, A)
 
 
-def test_a_buried_call_fails_its_request_and_keeps_payload_reason_traceback_and_history(
+def test_a_dead_letter_fails_its_request_and_keeps_payload_reason_traceback_and_history(
     desk: Desk, letters: DeadLetters
 ) -> None:
     desk.submit(A, seal_moves(SEAL, A, [Start(desk.one, "0", [b"x", b"y"])]))
     ((entry, _),) = desk.fetch(desk.one)
 
-    assert bury(desk, desk.one, entry, A) == b"OK"
+    assert end(desk, desk.one, entry, A) == b"OK"
 
     assert desk.watch(A) == (b"f", FAILURE)
     assert desk.mail() == [A.encode() + b"f" + FAILURE]
@@ -93,7 +93,7 @@ def test_every_death_and_every_try_is_in_the_history(desk: Desk, letters: DeadLe
 def test_a_replay_goes_on_from_the_step_that_failed_under_the_same_id(desk: Desk, letters: DeadLetters) -> None:
     desk.submit(A, [Start(desk.one, "0", [b"x"]), Join(desk.two, "1", 2, [(1, b"right")])])
     ((entry, _),) = desk.fetch(desk.one)
-    bury(desk, desk.one, entry, A)
+    end(desk, desk.one, entry, A)
 
     letters.replay(A)
 
@@ -108,12 +108,12 @@ def test_a_replay_goes_on_from_the_step_that_failed_under_the_same_id(desk: Desk
     assert desk.watch(A) == (b"d", b"result")
 
 
-def test_a_branch_that_ends_after_the_other_one_was_buried_is_part_of_the_replay(
+def test_a_branch_that_ends_after_the_other_one_became_a_dead_letter_is_part_of_the_replay(
     desk: Desk, letters: DeadLetters
 ) -> None:
     desk.submit(A, [Start(desk.one, "0", [b"x"]), Start(desk.two, "1", [b"y"])])
     ((dead, _),), ((alive, _),) = desk.fetch(desk.one), desk.fetch(desk.two)
-    bury(desk, desk.one, dead, A)
+    end(desk, desk.one, dead, A)
 
     assert desk.commit(desk.two, alive, A, moves=[Join(desk.two, "2", 2, [(1, b"right")])]) == b"HELD"
 
@@ -126,19 +126,19 @@ def test_a_branch_that_ends_after_the_other_one_was_buried_is_part_of_the_replay
     assert (fields[b"s"], fields[b"0"], fields[b"1"]) == (b"2", b"left", b"right")
 
 
-def test_a_branch_that_fails_dies_or_waits_after_the_other_one_was_buried_is_run_by_the_replay(
+def test_a_branch_that_fails_dies_or_waits_after_the_other_one_became_a_dead_letter_is_run_by_the_replay(
     desk: Desk, letters: DeadLetters
 ) -> None:
     desk.submit(A, [Start(desk.one, "0", [b"x"]), *(Start(desk.two, step, [step.encode()]) for step in "1234")])
     ((dead, _),) = desk.fetch(desk.one)
     one, two, three = (entry for entry, _ in desk.fetch(desk.two)[:3])
-    bury(desk, desk.one, dead, A)
+    end(desk, desk.one, dead, A)
 
     assert desk.commit(desk.two, one, A, state="f", payload=b"why") == b"HELD"
     delayed = desk.keys.delayed_of(desk.two)
     request = desk.keys.request(A)
     desk.client.execute_command(*functions.postpone(desk.two, request, delayed, two, 0, 1, 60_000, "replica", "again"))
-    assert bury(desk, desk.two, three, A) == b"OK"
+    assert end(desk, desk.two, three, A) == b"OK"
     desk.reclaim("replica", stream=desk.two)  # the fourth was fetched as well
 
     assert desk.is_idle(desk.two) and desk.client.zcard(delayed) == 0
@@ -147,12 +147,12 @@ def test_a_branch_that_fails_dies_or_waits_after_the_other_one_was_buried_is_run
     assert sorted(fields[b"s"] for _, fields in desk.fetch(desk.two)) == [b"1", b"2", b"3", b"4"]
 
 
-def test_a_result_that_comes_for_a_buried_call_is_part_of_the_replay(desk: Desk, letters: DeadLetters) -> None:
+def test_a_result_that_comes_for_a_dead_letter_is_part_of_the_replay(desk: Desk, letters: DeadLetters) -> None:
     desk.submit(B, [Start(desk.two, "0", [b"x"])])
     waits = [Awaited(desk.keys.request(B), desk.two, "1", 2, 1)]
     desk.submit(A, [Start(desk.one, "0", [b"x"]), Join(desk.two, "1", 2, [(0, b"template")])], awaited=waits)
     ((dead, _),), ((entry, _),) = desk.fetch(desk.one), desk.fetch(desk.two)
-    bury(desk, desk.one, dead, A)
+    end(desk, desk.one, dead, A)
 
     desk.commit(desk.two, entry, B, state="d", payload=b"result")
 
@@ -165,7 +165,7 @@ def test_a_result_that_comes_for_a_buried_call_is_part_of_the_replay(desk: Desk,
 def test_a_replay_runs_on_the_version_that_is_deployed_now(
     desk: Desk, client: redis.Redis, keys: Keys, letters: DeadLetters
 ) -> None:
-    bury_first(desk)
+    end_first(desk)
     newer = deploy(client, keys, "w").stream(keys, "one")
     client.delete(desk.one)
 
@@ -177,7 +177,7 @@ def test_a_replay_runs_on_the_version_that_is_deployed_now(
 def test_a_replay_that_cannot_be_is_refused_and_leaves_the_letter(
     desk: Desk, client: redis.Redis, keys: Keys, letters: DeadLetters
 ) -> None:
-    bury_first(desk)
+    end_first(desk)
 
     with pytest.raises(DeadLetterError, match="no dead letter"):
         letters.replay(B)
@@ -193,7 +193,7 @@ def test_a_replay_that_cannot_be_is_refused_and_leaves_the_letter(
 
 
 def test_a_replayed_request_is_no_dead_letter_and_lives_as_long_as_others(desk: Desk, letters: DeadLetters) -> None:
-    bury_first(desk)
+    end_first(desk)
 
     letters.replay(A)
 
@@ -202,7 +202,7 @@ def test_a_replayed_request_is_no_dead_letter_and_lives_as_long_as_others(desk: 
 
 
 def test_a_letter_is_replayed_once(desk: Desk, letters: DeadLetters) -> None:
-    bury_first(desk)
+    end_first(desk)
     letters.replay(A)
 
     with pytest.raises(DeadLetterError, match="no dead letter"):
@@ -211,12 +211,12 @@ def test_a_letter_is_replayed_once(desk: Desk, letters: DeadLetters) -> None:
     assert len(desk.fetch(desk.one)) == 1
 
 
-def test_burying_twice_or_after_a_commit_changes_nothing(desk: Desk, letters: DeadLetters) -> None:
+def test_becoming_a_dead_letter_twice_or_after_a_commit_changes_nothing(desk: Desk, letters: DeadLetters) -> None:
     desk.submit(A, [Start(desk.one, "0", [b"x"])])
     ((entry, _),) = desk.fetch(desk.one)
     desk.commit(desk.one, entry, A, state="d", payload=b"result")
 
-    assert bury(desk, desk.one, entry, A) == b"STALE"
+    assert end(desk, desk.one, entry, A) == b"STALE"
     assert desk.watch(A) == (b"d", b"result")
     assert len(letters) == 0
 
@@ -226,7 +226,7 @@ def test_a_call_of_a_request_that_was_cancelled_is_no_dead_letter(desk: Desk, le
     ((entry, _),) = desk.fetch(desk.one)
     desk.client.execute_command(*functions.close(desk.keys.request(A), A, "c", b""))
 
-    bury(desk, desk.one, entry, A)
+    end(desk, desk.one, entry, A)
 
     assert len(letters) == 0
     assert desk.watch(A) == (b"c", b"")
@@ -235,8 +235,8 @@ def test_a_call_of_a_request_that_was_cancelled_is_no_dead_letter(desk: Desk, le
 def test_a_message_that_cannot_be_read_is_kept_and_cannot_be_replayed(desk: Desk, letters: DeadLetters) -> None:
     desk.client.xadd(desk.one, {"junk": b"\xff"})
     ((entry, _),) = desk.fetch(desk.one)
-    command = functions.bury(
-        desk.one, desk.keys.request("?"), entry, "?", "unreadable", FAILURE, "replica", "what", known=False
+    command = functions.dead_letter(
+        desk.one, desk.keys.request("?"), entry, "?", "unreadable", FAILURE, "replica", "what", is_known=False
     )
     desk.client.execute_command(*command)
 
@@ -270,7 +270,7 @@ def test_letters_live_for_seven_days_and_the_oldest_of_too_many_goes(
     desk.submit(A, [Start(desk.one, "0", [b"x"])])
     ((entry, _),) = desk.fetch(desk.one)
 
-    bury(desk, desk.one, entry, A)
+    end(desk, desk.one, entry, A)
 
     assert len(letters) == 10_000
     assert letters.dropped() == 1
@@ -278,8 +278,17 @@ def test_letters_live_for_seven_days_and_the_oldest_of_too_many_goes(
     assert week_ms - 60_000 < desk.client.pttl(keys.dead_letter(A)) <= week_ms
 
 
+def test_any_number_of_letters_is_thrown_away_at_once(desk: Desk, letters: DeadLetters) -> None:
+    end_first(desk)
+    more = [f"{number:032x}" for number in range(9_000)]
+
+    assert letters.purge([*more, A]) == 1
+
+    assert letters.ids() == []
+
+
 def test_the_header_of_a_replay_has_a_new_deadline(desk: Desk, letters: DeadLetters) -> None:
-    bury_first(desk)
+    end_first(desk)
     assert open_header(SEAL, header_of(A)).deadline_ms == 0
 
     letters.replay(A)

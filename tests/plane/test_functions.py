@@ -531,7 +531,7 @@ def test_calls_of_requests_that_have_ended_are_not_given_back(desk: Desk) -> Non
 
 
 @pytest.mark.parametrize("fields", [{"s": "0"}, {"h": b"\xc1", "s": "0"}, {"z": "no call at all"}])
-def test_an_entry_that_cannot_be_read_is_given_back_for_whoever_buries_it(desk: Desk, fields: Any) -> None:
+def test_an_entry_that_cannot_be_read_is_given_back_for_its_next_reader(desk: Desk, fields: Any) -> None:
     desk.client.xadd(desk.one, fields)
     ((entry, same),) = desk.fetch(desk.one)
 

@@ -50,6 +50,6 @@ def test_a_mistake_in_the_library_is_noticed(mutant: Mutant, found: Noticed) -> 
 
 def test_a_mistake_in_text_that_is_no_longer_there_is_an_error() -> None:
     with pytest.raises(ValueError, match="'outdated': 'gone' occurs 0 times in the library"):
-        Mutant("outdated", "gone").apply("local function commit(keys, argv)\nend\n")
+        Mutant("outdated", "gone").apply("'qserve_commit_1'\nend }\n")
     with pytest.raises(ValueError, match="occurs 2 times in commit"):
-        Mutant("twofold", "z", within="commit").apply("z\nlocal function commit(keys)\n  z z\nend\nz")
+        Mutant("twofold", "z", within="commit").apply("z\n'qserve_commit_1'\n  z z\nend }\nz")

@@ -18,7 +18,6 @@ from hypothesis import HealthCheck, Phase, note, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 from request_model import (
-    BURIED,
     DEATH_LIMIT,
     DELETED,
     FAILED,
@@ -28,6 +27,7 @@ from request_model import (
     OWN,
     PLANS,
     STREAMS,
+    TRIED_OFTEN,
     Delayed,
     Delivery,
     Model,
@@ -209,7 +209,8 @@ class Requests(RuleBasedStateMachine):
     def watch(self) -> None:
         request, mailbox = self.one_of(self.model.requests), self.one_of(("", *MAILBOXES))
 
-        command = functions.watch(self.keys.request(request.id), self.boxes.get(mailbox, ""))
+        key = self.keys.request(request.id)
+        command = functions.watch(key, self.boxes[mailbox]) if mailbox else functions.look(key)
 
         self.check_followed(request, self.send(command), mailbox)
 
@@ -364,7 +365,7 @@ class Requests(RuleBasedStateMachine):
             if stream not in self.seen.entries:
                 continue
             expected = self.model.reclaim(consumer, stream)
-            command = functions.reclaim(name, consumer, DEATH_LIMIT, LOST, self.keys.request(""))
+            command = functions.reclaim(name, name, consumer, DEATH_LIMIT, LOST, self.keys.request(""))
             assert self.send(command) == expected
             names = [one["name"] for one in self.client.xinfo_consumers(name, GROUP)]
             assert consumer.encode() not in names
@@ -382,21 +383,21 @@ class Requests(RuleBasedStateMachine):
         self.deliveries.remove(delivery)
 
     @act(2, when=lambda self: self.deliveries)
-    def bury(self) -> None:
+    def dead_letter(self) -> None:
         delivery = self.one_of(self.deliveries)
         stream, request = self.names[delivery.stream], delivery.request
-        command = functions.bury(
+        command = functions.dead_letter(
             stream,
             self.keys.request(request.id),
             delivery.entry,
             request.id,
             "retries",
-            BURIED,
+            TRIED_OFTEN,
             delivery.consumer,
             "no",
         )
 
-        assert self.send(command) == self.model.bury(delivery)
+        assert self.send(command) == self.model.dead_letter(delivery)
         self.deliveries.remove(delivery)
 
     @act(3, when=lambda self: any(one.is_dead for one in self.model.requests))
@@ -414,9 +415,10 @@ class Requests(RuleBasedStateMachine):
     @act(1, when=lambda self: any(one.is_dead for one in self.model.requests))
     def purge(self) -> None:
         requests = {self.one_of(self.model.requests[::-1]) for _ in range(2)}
-        letters = {one.id: self.keys.dead_letter(one.id) for one in requests}
+        ids = [one.id for one in requests]
+        command = functions.purge(self.keys.dead_letters, [self.keys.dead_letter(one) for one in ids], ids)
 
-        assert self.send(functions.purge(self.keys.dead_letters, letters)) == self.model.purge(requests)
+        assert self.send(command) == self.model.purge(requests)
 
     @act(2, when=lambda self: self.deliveries)
     def emit(self) -> None:
@@ -543,7 +545,7 @@ class Requests(RuleBasedStateMachine):
                 continue
             fields = {name.decode(): value for name, value in content[self.keys.dead_letter(request.id)].items()}
             self.check_joins(request, fields)
-            assert fields["!failure"] in (BURIED, LOST)
+            assert fields["!failure"] in (TRIED_OFTEN, LOST)
             self.kept[request] = set()
             for number in range(1, int(fields["!n"]) + 1):
                 _, flat = msgpack.unpackb(fields[f"!{number}"], raw=True)

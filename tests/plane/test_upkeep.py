@@ -156,8 +156,8 @@ def test_a_step_that_waits_for_a_result_is_not_woken_without_it_and_the_queue_is
     assert not desk.client.exists(delayed)
 
 
-def wish(desk: Desk, max_ongoing: int = 2) -> Model:
-    return Model(desk.keys.models_of(desk.one), "model", max_ongoing)
+def wish(max_ongoing: int = 2) -> Model:
+    return Model("model", max_ongoing)
 
 
 def advertise(desk: Desk, *held: str) -> str:
@@ -169,9 +169,22 @@ def advertise(desk: Desk, *held: str) -> str:
 def test_a_call_for_a_model_goes_to_the_replica_that_holds_it_while_that_is_free(desk: Desk) -> None:
     personal = advertise(desk, "model")
     for request_id in (A, B):
-        desk.submit(request_id, [Start(desk.one, "0", [b"x"])], model=wish(desk, max_ongoing=1))
+        desk.submit(request_id, [Start(desk.one, "0", [b"x"])], model=wish(max_ongoing=1))
 
     assert (desk.client.xlen(personal), desk.client.xlen(desk.one)) == (1, 1)
+    desk.client.delete(personal)
+
+
+def test_a_call_for_a_model_that_waits_for_a_result_is_seen_by_whoever_retires_its_queue(desk: Desk) -> None:
+    entry = begin(desk)
+    personal = advertise(desk, "model")
+    waits = [Awaited(desk.keys.request(A), desk.one, "m", 2, 1)]
+    desk.submit(B, [Join(desk.one, "m", 2, [(0, b"template")])], awaited=waits, model=wish())
+
+    assert desk.client.zcard(desk.keys.delayed_of(desk.one)) == 1
+    desk.commit(desk.one, entry, A, state="d", payload=b"result")
+    assert desk.client.zcard(desk.keys.delayed_of(desk.one)) == 0
+    assert len(desk.fetch(desk.one)) == 1
     desk.client.delete(personal)
 
 
@@ -179,14 +192,14 @@ def test_a_replica_that_holds_the_model_no_more_is_not_asked(desk: Desk) -> None
     personal = advertise(desk, "model")
     advertise(desk, "another")
 
-    desk.submit(A, [Start(desk.one, "0", [b"x"])], model=wish(desk))
+    desk.submit(A, [Start(desk.one, "0", [b"x"])], model=wish())
 
     assert (desk.client.xlen(personal), desk.client.xlen(desk.one)) == (0, 1)
 
 
 def test_what_waits_for_a_replica_that_is_gone_goes_to_the_others(desk: Desk) -> None:
     personal = advertise(desk, "model")
-    desk.submit(A, [Start(desk.one, "0", [b"x"])], model=wish(desk))
+    desk.submit(A, [Start(desk.one, "0", [b"x"])], model=wish())
 
     models = desk.keys.models_of(desk.one)
     assert run(desk, functions.disband(personal, desk.one, models, REPLICA, desk.keys.request(""))) == 1

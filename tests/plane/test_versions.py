@@ -10,7 +10,7 @@ from desk import SEAL, A, Desk, header_of
 
 from qserve.base.keys import Keys
 from qserve.base.settings import Settings
-from qserve.broker import library
+from qserve.broker.functions import LIBRARY
 from qserve.broker.library import Command
 from qserve.deploy.dead_letters import DeadLetters
 from qserve.deploy.installation import Installation
@@ -45,8 +45,7 @@ class Newer:
 
 @pytest.fixture
 def newer(client: redis.Redis, keys: Keys) -> Iterator[Desk]:
-    digest = library.function_name("submit").decode().rpartition("_")[2]
-    client.function_load(library.LIBRARY.replace(digest, NEWER), replace=True)
+    client.function_load(LIBRARY.text.replace(LIBRARY.digest, NEWER), replace=True)
     yield Desk(Newer(client), keys)  # type: ignore[arg-type]
     client.function_delete(f"qserve_{NEWER}")
 
@@ -75,7 +74,7 @@ def test_a_format_of_the_future_is_parked_with_its_words_and_not_dropped(
     with pytest.raises(PayloadError, match="only a newer qserve reads") as refused:
         SEAL.open(b"header|" + A.encode(), future[32:])
 
-    desk.bury(desk.one, entry, A, "unreadable", Failure.of(refused.value).encode())
+    desk.dead_letter(desk.one, entry, A, "unreadable", Failure.of(refused.value).encode())
 
     (letter,) = DeadLetters(Installation(settings, client)).list()
     assert (letter.request_id, letter.why) == (A, "unreadable")

@@ -26,7 +26,7 @@ from qserve.wire.sealing import Seal, item_context, seal_end
 ID, OTHER = "a" * 32, "b" * 32
 KEYS, SEAL = Keys(), Seal(Keyring())
 DONE, REFUSED = Outcome("d", b"result"), Outcome("f", b"no")
-LOOK = functions.watch(KEYS.request(ID))
+LOOK = functions.look(KEYS.request(ID))
 MESSAGE = ID.encode() + b"d" + seal_end(SEAL, ID, "d", b"result")
 
 

@@ -13,7 +13,7 @@ from qserve.base.context import request_context
 from qserve.base.keys import CLOCK_MARGIN_MS, Keys
 from qserve.base.log import get_logger
 from qserve.broker import functions
-from qserve.broker.functions import other_epoch
+from qserve.broker.functions import Reply, other_epoch
 from qserve.broker.library import Command
 from qserve.engine.step import Conclusion
 from qserve.engine.streaming import Sink
@@ -28,6 +28,7 @@ from qserve_workers.replica.plane import LoopPlane
 from qserve_workers.replica.work import Delivery, Tag, Work
 
 log = get_logger(__name__)
+_OK, _BADKEY = Reply.OK, Reply.BADKEY
 HISTORY_CHARS = 200
 """How much of an error's text goes into the history of its call."""
 LONGEST_WAIT_S = 60.0
@@ -129,9 +130,9 @@ class Committer:
         failure = Failure.of(PayloadError(f"a message of {self._deployment!r} cannot be read: {error}"))
         tag, claimed = delivery.tag, delivery.fields.get(b"h", b"")[:REQUEST_ID_CHARS].decode("latin-1")
         sealed = seal_end(self._plane.seal, claimed, State.FAILED, failure.encode())
-        command = functions.bury(
+        command = functions.dead_letter(
             tag.stream, self._keys.request(claimed), tag.entry_id, claimed, "unreadable", sealed, self._name,
-            failure.message[:HISTORY_CHARS], known=False,
+            failure.message[:HISTORY_CHARS], is_known=False,
         )  # fmt: skip
         self._plane.post(command, lambda reply: self._on_settled(tag))
 
@@ -163,7 +164,7 @@ class Committer:
             if epoch:
                 # the call may be of either epoch: where it is not of this one, its entry is gone and so is its effect
                 self._post_commit(work, conclusion)
-            elif reply == b"BADKEY":
+            elif reply == _BADKEY:
                 self._fail_for_bad_key(work)
             else:
                 self._on_reply(work, reply)
@@ -193,7 +194,7 @@ class Committer:
         sealed = seal_end(self._plane.seal, request_id, State.FAILED, failure.encode())
         self._end(
             work,
-            functions.bury(
+            functions.dead_letter(
                 tag.stream, self._keys.request(request_id), tag.entry_id, request_id, why, sealed, self._name,
                 _history_of(failure),
             ),
@@ -205,7 +206,7 @@ class Committer:
 
     def _on_reply(self, work: Work, reply: Any) -> None:
         self._on_settled(work.delivery.tag)
-        if reply != b"OK" and log.isEnabledFor(logging.DEBUG):
+        if reply != _OK and log.isEnabledFor(logging.DEBUG):
             log.debug("the broker's reply to the end of request %s: %r", work.header.request_id, reply)
 
     def _fail_for_bad_key(self, work: Work) -> None:

@@ -18,7 +18,8 @@ from qserve.broker.connection import (
     is_unknown_function,
     refusal,
 )
-from qserve.broker.library import LOAD, Command
+from qserve.broker.functions import LOAD
+from qserve.broker.library import Command
 from qserve.broker.link import Link, OnReply, ReplyError
 from qserve.calls.client import BrokerPlane, ClientPlane
 from qserve.calls.mailbox import ignore

@@ -30,10 +30,10 @@ class Takeover:
         for source in (stream, personal):
             while True:
                 with broker_errors():
-                    command = functions.reclaim(source, consumer, DEATH_LIMIT, LOST, prefix, to=stream)
+                    command = functions.reclaim(source, stream, consumer, DEATH_LIMIT, LOST, prefix)
                     moved = int(self._client.execute_command(*command))
                 total += moved
-                if moved < 1000:
+                if moved < functions.RECLAIM_COUNT:
                     break
         with broker_errors():
             command = functions.disband(personal, stream, self._keys.models_of(stream), consumer, prefix)

@@ -9,7 +9,7 @@ from qserve.base.keys import Keys
 from qserve.base.settings import Settings
 
 
-def test_a_heart_whose_count_begins_anew_tells_that_the_broker_has_lost_its_data(
+def test_a_heartbeat_whose_count_begins_anew_tells_that_the_broker_has_lost_its_data(
     client: redis.Redis, settings: Settings, keys: Keys
 ) -> None:
     losses: list[bytes] = []

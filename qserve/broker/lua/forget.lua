@@ -1,0 +1,15 @@
+-- forget: drop results that nobody will ask for again, those of open requests when they come.
+--
+-- If it does not run, the results are kept until their time to live is over.
+--
+-- Returns OK.
+
+for _, request in ipairs(requests) do
+  local state = redis.call('HGET', request, 'st')
+  if state == State.OPEN then
+    redis.call('HSET', request, 'keep', 0)
+  elseif state then
+    redis.call('DEL', request)
+  end
+end
+return Reply.OK

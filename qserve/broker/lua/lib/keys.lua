@@ -1,0 +1,38 @@
+-- The names of keys that belong to another key. `Keys` in qserve/base/keys.py gives the same names in Python.
+
+local function of_kind(key, from, to)
+  return (string.gsub(key, '}:' .. from .. ':', '}:' .. to .. ':', 1))
+end
+
+local function namespace_of(key)
+  return string.match(key, '^.-}:')
+end
+
+local function request_of(key, request_id)
+  return namespace_of(key) .. REQUEST .. ':' .. request_id
+end
+
+local function dead_letter_of(request)
+  return of_kind(request, REQUEST, DEAD_LETTER)
+end
+
+local function dead_letters_of(key)
+  return namespace_of(key) .. DEAD_LETTERS
+end
+
+-- the stream of a deployment, given that or a stream of one of its replicas
+local function common_of(stream)
+  return (string.gsub(stream, PERSONAL .. '.*$', ''))
+end
+
+local function delayed_of(stream)
+  return of_kind(common_of(stream), QUEUE, DELAYED)
+end
+
+local function queue_of(delayed)
+  return of_kind(delayed, DELAYED, QUEUE)
+end
+
+local function models_of(stream)
+  return of_kind(stream, QUEUE, MODELS)
+end

@@ -1,0 +1,24 @@
+-- Which replica holds which model: a hash of each deployment, m:<model> to a cmsgpack of { consumer, stream } and
+-- s:<consumer> to the replica's own stream.
+
+-- remove what a replica has advertised
+local function take_down(models, consumer, personal)
+  local mine = cmsgpack.pack({ consumer, personal })
+  local all = redis.call('HGETALL', models)
+  for k = 1, #all, 2 do
+    if all[k + 1] == mine or all[k] == 's:' .. consumer then redis.call('HDEL', models, all[k]) end
+  end
+end
+
+-- the stream of a replica that holds a model and is free to take a call for it; nil when there is none
+local function holder_of(stream, model_id, max_ongoing)
+  local held = redis.call('HGET', models_of(stream), 'm:' .. model_id)
+  if not held then return nil end
+  local consumer, personal = unpack(cmsgpack.unpack(held))
+  local busy = redis.call('XLEN', personal)
+  local pending = redis.pcall('XPENDING', stream, GROUP)
+  for _, one in ipairs((not pending.err and pending[4]) or {}) do
+    if one[1] == consumer then busy = busy + tonumber(one[2]) end
+  end
+  return busy < max_ongoing and personal or nil
+end

@@ -1,0 +1,8 @@
+-- take: note that the reader of a streamed result has taken `count` items more.
+--
+-- If it does not run, the producer waits for its reader longer than it has to.
+--
+-- Returns how many it has taken in all; 0 when the request has ended.
+
+if not is_open(request) then return 0 end
+return redis.call('HINCRBY', request, 'taken', count)

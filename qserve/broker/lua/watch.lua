@@ -1,0 +1,7 @@
+-- watch: return the state of a request, with its result when it has one; otherwise have `mailbox` notified of its end.
+--
+-- If it does not run, the mailbox is not notified.
+--
+-- Returns { state, result }, of an open request { state, '', header }; { '', '' } when it is not known.
+
+return follow(request, mailbox)
