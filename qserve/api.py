@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from qserve.base.context import connect_with
+from qserve.base.promise import T
 from qserve.base.settings import DEFAULT_HOST, DEFAULT_PORT, Settings
 from qserve.broker.connection import load_functions
 from qserve.broker.registry import NO_CHANGE
 from qserve.calls.client import ClientPlane
 from qserve.calls.handles import DeploymentHandle, RayServeSyncHandle
-from qserve.calls.ref import T, current
+from qserve.calls.ref import current
 from qserve.define.application import Application
 from qserve.define.compile import CompiledApplication, compile_application
 from qserve.define.options import check_route_prefix

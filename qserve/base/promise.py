@@ -9,14 +9,17 @@ from collections import deque
 from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING, Any, Generic
 
-if TYPE_CHECKING:  # the default lets people write `Promise` for `Promise[Any]`; typing has it from Python 3.13 on
+if TYPE_CHECKING:  # the defaults allow `Promise` for `Promise[Any]`; typing has them from Python 3.13 on
     from typing_extensions import TypeVar
 
     T = TypeVar("T", default=Any)
+    T_co = TypeVar("T_co", covariant=True, default=Any)
 else:
     from typing import TypeVar
 
     T = TypeVar("T")
+    T_co = TypeVar("T_co", covariant=True)
+
 _UNSET: Any = object()
 
 

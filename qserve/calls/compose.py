@@ -190,18 +190,11 @@ class Composer:
     ) -> Submission:
         keep_s = self._settings.result_ttl_s if call.result_ttl_s is None else call.result_ttl_s
         life_ms = max(0, deadline_ms - int(clock.judge_ms())) + CLOCK_MARGIN_MS
+        limits = {record.stream(self._keys, limited.name): limited.max_queued for limited in record.limited} or None
         return Submission(
             request_id, deadline_ms, None, self._keys.request(request_id), header, moves, waits, life_ms,
-            int(keep_s * 1000), self._limits(record), Model(), call.fingerprint,
+            int(keep_s * 1000), limits, Model(), call.fingerprint,
         )  # fmt: skip
-
-    def _limits(self, record: ApplicationRecord) -> dict[str, int] | None:
-        limited = {
-            record.stream(self._keys, name): deployment.max_queued
-            for name, deployment in record.deployments.items()
-            if deployment.max_queued >= 0
-        }
-        return limited or None
 
 
 def _ended(error: BaseException, deployment: str = "") -> Submission:

@@ -17,21 +17,18 @@ from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Protocol, Self, overload
 
+from typing_extensions import ParamSpec, TypeVar
+
 from qserve.base.context import request_context
-from qserve.calls.ref import Call, ItemRef, Ref, T, T_co, current
+from qserve.base.promise import T
+from qserve.calls.ref import Call, ItemRef, Ref, current
 from qserve.calls.responses import DeploymentResponse, DeploymentResponseGenerator, RefTask
 from qserve.wire import codec
 from qserve.wire.codec import Code
 from qserve.wire.outcome import State
 
-if TYPE_CHECKING:  # the default lets people write `DeploymentHandle` alone; typing has it from Python 3.13 on
-    from typing_extensions import ParamSpec
-
-    P = ParamSpec("P", default=...)
-else:
-    from typing import ParamSpec
-
-    P = ParamSpec("P")
+P = ParamSpec("P", default=...)
+R_co = TypeVar("R_co", covariant=True, default=Any)
 
 
 @dataclass(frozen=True)
@@ -43,7 +40,7 @@ class HandleOptions:
     multiplexed_model_id: str = ""
 
 
-class _Handle(Generic[P, T_co]):
+class _Handle(Generic[P, R_co]):
     """The base of all handles: a target and its options."""
 
     _respond: ClassVar[Any]
@@ -104,17 +101,7 @@ class _Handle(Generic[P, T_co]):
         stream: Literal[False] | None = None,
         method_name: None = None,
         multiplexed_model_id: str | None = None,
-    ) -> DeploymentHandle[P, T_co]: ...
-
-    @overload
-    def options(
-        self,
-        *,
-        use_new_handle_api: Literal[False],
-        stream: Literal[False] | None = None,
-        method_name: None = None,
-        multiplexed_model_id: str | None = None,
-    ) -> RayServeDeploymentHandle[P, T_co]: ...
+    ) -> DeploymentHandle[P, R_co]: ...
 
     @overload
     def options(
@@ -177,7 +164,7 @@ class _Handle(Generic[P, T_co]):
         return _arrive, (type(self), self._target, self.app_name, self._options)
 
 
-class _DeploymentHandle(_Handle[P, T_co]):
+class _DeploymentHandle(_Handle[P, R_co]):
     def __init__(self, deployment_name: str, app_name: str = "default", options: HandleOptions | None = None) -> None:
         super().__init__(deployment_name, app_name, options or HandleOptions())
 
@@ -197,23 +184,23 @@ class _DeploymentHandle(_Handle[P, T_co]):
         return f"{type(self).__name__}(deployment={self._target!r}{called})"
 
 
-class RayServeDeploymentHandle(_DeploymentHandle[P, T_co]):
+class RayServeDeploymentHandle(_DeploymentHandle[P, R_co]):
     """A handle for code in deployments: ``ref = await handle.method.remote(x)``, then ``value = await ref``."""
 
     _respond = RefTask
 
     if TYPE_CHECKING:
 
-        def remote(self, *args: P.args, **kwargs: P.kwargs) -> RefTask[T_co]: ...
+        def remote(self, *args: P.args, **kwargs: P.kwargs) -> RefTask[R_co]: ...
         def __getattr__(self, name: str) -> RayServeDeploymentHandle[..., Any]: ...
 
 
-class RayServeSyncHandle(_DeploymentHandle[P, T_co]):
+class RayServeSyncHandle(_DeploymentHandle[P, R_co]):
     """A handle for sync code: ``qserve.get(handle.method.remote(x))``."""
 
     if TYPE_CHECKING:
 
-        def remote(self, *args: P.args, **kwargs: P.kwargs) -> Ref[T_co]: ...
+        def remote(self, *args: P.args, **kwargs: P.kwargs) -> Ref[R_co]: ...
         def __getattr__(self, name: str) -> RayServeSyncHandle[..., Any]: ...
 
     @staticmethod
@@ -228,18 +215,18 @@ class RayServeSyncHandle(_DeploymentHandle[P, T_co]):
         return ref
 
 
-class DeploymentHandle(_DeploymentHandle[P, T_co]):
+class DeploymentHandle(_DeploymentHandle[P, R_co]):
     """A handle of the newer generation: ``value = await handle.method.remote(x)``, or ``.result()`` in sync code."""
 
     _respond = DeploymentResponse
 
     if TYPE_CHECKING:
 
-        def remote(self, *args: P.args, **kwargs: P.kwargs) -> DeploymentResponse[T_co]: ...
+        def remote(self, *args: P.args, **kwargs: P.kwargs) -> DeploymentResponse[R_co]: ...
         def __getattr__(self, name: str) -> DeploymentHandle[..., Any]: ...
 
 
-class RayServeDAGHandle(_Handle[P, T_co]):
+class RayServeDAGHandle(_Handle[P, R_co]):
     """A handle to a graph: the arguments of ``remote`` are the graph's input."""
 
     _respond = RefTask
@@ -247,7 +234,7 @@ class RayServeDAGHandle(_Handle[P, T_co]):
 
     if TYPE_CHECKING:
 
-        def remote(self, *args: P.args, **kwargs: P.kwargs) -> RefTask[T_co]: ...
+        def remote(self, *args: P.args, **kwargs: P.kwargs) -> RefTask[R_co]: ...
 
     def __init__(self, graph_name: str, app_name: str = "default", options: HandleOptions | None = None) -> None:
         super().__init__(graph_name, app_name, options or HandleOptions())
@@ -264,10 +251,10 @@ class RayServeDAGHandle(_Handle[P, T_co]):
 RayServeHandle = RayServeDeploymentHandle
 
 
-class StreamingHandle(Protocol[P, T_co]):
+class StreamingHandle(Protocol[P, R_co]):
     """The type of ``handle.options(stream=True)``: a handle whose calls return iterators over their items."""
 
-    def remote(self, *args: P.args, **kwargs: P.kwargs) -> DeploymentResponseGenerator[T_co]:
+    def remote(self, *args: P.args, **kwargs: P.kwargs) -> DeploymentResponseGenerator[R_co]:
         """Start the call and return an iterator over its items."""
         ...
 

@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Generator, Mapping, Sequence
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol
+from typing import Any, Generic, NamedTuple, Protocol
 
 from qserve.base.clock import Deadline
 from qserve.base.context import connector, replica_here
-from qserve.base.promise import Promise
+from qserve.base.promise import Promise, T, T_co
 from qserve.exceptions import (
     BrokerUnavailable,
     DeadlineExceeded,
@@ -21,22 +21,10 @@ from qserve.exceptions import (
     PayloadError,
     RequestCancelled,
 )
+from qserve.wire.codec import Codec
 from qserve.wire.envelope import Answer
 from qserve.wire.failure import Failure
 from qserve.wire.outcome import Outcome, State
-
-if TYPE_CHECKING:  # the default lets people write `Ref` for `Ref[Any]`; typing has it from Python 3.13 on
-    from typing_extensions import TypeVar
-
-    from qserve.wire.codec import Codec
-
-    T = TypeVar("T", default=Any)
-    T_co = TypeVar("T_co", covariant=True, default=Any)
-else:
-    from typing import TypeVar
-
-    T = TypeVar("T")
-    T_co = TypeVar("T_co", covariant=True)
 
 WINDOW = 16
 """How many items of a streamed result may be on their way; a producer that is further ahead waits."""

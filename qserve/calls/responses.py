@@ -7,7 +7,8 @@ from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from typing import Any, Generic, overload
 
 from qserve.base.clock import Deadline
-from qserve.calls.ref import ItemRef, Ref, T, T_co
+from qserve.base.promise import T, T_co
+from qserve.calls.ref import ItemRef, Ref
 from qserve.exceptions import TaskError
 from qserve.wire import codec
 from qserve.wire.outcome import State

@@ -113,6 +113,11 @@ class ApplicationRecord:
             raise PayloadError(f"an application's record cannot be read: {type(error).__name__}: {error}") from error
 
     @cached_property
+    def limited(self) -> tuple[DeploymentRecord, ...]:
+        """The deployments that limit how many calls may wait."""
+        return tuple(deployment for deployment in self.deployments.values() if deployment.max_queued >= 0)
+
+    @cached_property
     def plans(self) -> dict[str, tuple[Plan, tuple[bytes, ...]]]:
         """The graphs by name: each one's plan, and the encoded arguments of its steps."""
         return {name: load_plan(parts) for name, parts in self.graphs.items()}
