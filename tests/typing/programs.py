@@ -1,6 +1,6 @@
-"""Programs as users write them, for type checkers. A line that must be refused ends in ``# expect: error``.
+"""Programs as users write them, for type checkers. A line with a mistake ends in ``# expect: error``.
 
-``# expect: error (mypy)`` stands where only mypy, with the plugin of qserve, can see the error.
+``# expect: error (mypy)`` marks mistakes that only mypy, with the plugin of qserve, can find.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What type checkers say of programs that use qserve: those of the documentation are right, misuse is reported."""
+"""Type checkers accept the programs of the documentation, and report misuse of qserve."""
 
 from __future__ import annotations
 
@@ -11,17 +11,18 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
 PROGRAMS = Path(__file__).with_name("programs.py")
 _EXPECTED = re.compile(r"# expect: error(?: \((\w+)\))?$")
 _PROGRAM = re.compile(r"^```python\n(# (\w+\.py)\n.*?)^```", re.S | re.M)
 
 Lines = set[tuple[str, int]]
-"""Lines by file name and number."""
+"""Lines, as pairs of a file name and a number."""
 
 
 def mypy(folder: Path) -> Lines:
-    """The lines in which mypy finds errors."""
+    """Return the lines in which mypy finds errors."""
     config = folder / "mypy.ini"
     config.write_text(
         f"[mypy]\nplugins = qserve.mypy_plugin\nmypy_path = {ROOT}\nfollow_imports = silent\n"
@@ -35,7 +36,7 @@ def mypy(folder: Path) -> Lines:
 
 
 def pyright(folder: Path) -> Lines:
-    """The lines in which pyright finds errors."""
+    """Return the lines in which pyright finds errors."""
     config = {"typeCheckingMode": "standard", "extraPaths": [str(ROOT)]}
     (folder / "pyrightconfig.json").write_text(json.dumps(config))
     command = [sys.executable, "-m", "basedpyright", "--outputjson", "--pythonpath", sys.executable, "-p", str(folder)]
@@ -49,7 +50,7 @@ CHECKERS: list[Callable[[Path], Lines]] = [mypy, pyright]
 
 
 def expected(paths: Iterable[Path], checker: str) -> Lines:
-    """The lines that a checker must refuse."""
+    """Return the lines in which a checker must find an error."""
     return {
         (path.name, number)
         for path in paths
