@@ -39,11 +39,6 @@ class Gateway(Flask):
     """A Flask application for the pages below ``/-/``; requests for applications bypass Flask.
 
     Flask's routing, contexts and response objects would add about 30 us to each of them, and they need none of it.
-
-    Parameters:
-      access: Decides which requests are allowed.
-      handler: Handles requests for applications.
-      jobs: Handles requests below ``/-/requests/``.
     """
 
     def __init__(self, access: AccessPolicy, handler: RequestHandler, jobs: Jobs) -> None:

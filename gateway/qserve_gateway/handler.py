@@ -41,12 +41,7 @@ class RequestHandler:
     """Answers HTTP requests with the results of applications; it runs no user code.
 
     Parameters:
-      settings: The default deadline, and whether tracebacks are shown.
-      plane: Carries the calls.
       table: Returns the current routes; None while they are not known.
-      access: Decides which requests are allowed.
-      in_flight: Limits how many requests wait.
-      jobs: Follows the requests whose results are kept.
     """
 
     def __init__(

@@ -57,13 +57,7 @@ class Job(NamedTuple):
 
     @classmethod
     def of(cls, environ: Environ, body: bytes, app: str, settings: Settings) -> Job | None:
-        """Return the job that a request asks for with its headers; None for a plain request.
-
-        Parameters:
-          environ: The request.
-          body: Its body.
-          app: The application that it is for.
-          settings: Namespace and key of the installation.
+        """Return the job that a request for an application asks for with its headers; None for a plain request.
 
         Raises:
           BadRequest: The idempotency key is malformed.
@@ -89,13 +83,7 @@ class Job(NamedTuple):
 
 
 class Jobs:
-    """Follows the jobs that were submitted here, and answers requests below ``/-/requests/``.
-
-    Parameters:
-      settings: Whether tracebacks are shown.
-      plane: Reaches the broker.
-      in_flight: Limits how many requests wait.
-    """
+    """Follows the jobs that were submitted here, and handles requests below ``/-/requests/``."""
 
     def __init__(self, settings: Settings, plane: ClientPlane, in_flight: InFlightLimit) -> None:
         self._settings = settings
@@ -107,13 +95,6 @@ class Jobs:
 
         It is 202 as soon as the request is accepted, if the client prefers that. A client that disconnects, or waits
         too long, cancels nothing: it may come back for the result.
-
-        Parameters:
-          ref: The request.
-          job: What the client asked for.
-          timeout_s: Longest wait.
-          environ: The client's request.
-          trace_id: Its ``X-Request-ID``.
 
         Raises:
           RequestCancelled: The client closed the connection.
@@ -303,13 +284,9 @@ def new_id() -> str:
 
 
 def id_of_key(key: str, app: str, namespace: str, secret: bytes | None) -> str:
-    """Return the ID that belongs to an idempotency key, the same in every gateway of an installation.
+    """Return the ID that belongs to an idempotency key in an application, the same in every gateway.
 
-    Parameters:
-      key: The client's key.
-      app: The application; the same key in two applications belongs to two requests.
-      namespace: The installation.
-      secret: Keeps others who guess the key from computing the ID.
+    With a secret, an ID cannot be computed by others who guess the key.
     """
     digest = hmac.new(secret or b"", "\0".join((namespace, app, key)).encode(), hashlib.sha256)
     return _with_checksum(digest.hexdigest()[: 2 * _ID_BYTES])

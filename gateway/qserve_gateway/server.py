@@ -42,11 +42,7 @@ class GatewayLogger(Logger):  # type: ignore[misc]
 class Server(BaseApplication):  # type: ignore[misc]
     """gunicorn with the gateway as its application.
 
-    Parameters:
-      settings: The gateway's settings.
-      listener: The bound socket; gunicorn itself would retry a port that is in use for five seconds.
-      workers: The number of server processes.
-      log_requests: Whether each request is logged.
+    It is given a bound socket, because gunicorn itself would retry a port that is in use for five seconds.
     """
 
     def __init__(self, settings: Settings, listener: socket.socket, workers: int, log_requests: bool) -> None:

@@ -30,9 +30,6 @@ _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 def loads(body: bytes) -> Any:
     """Return the value of a JSON body.
 
-    Parameters:
-      body: The bytes of the body.
-
     Raises:
       BadRequest: Status 400 and the code ``empty_body``, ``invalid_json``, ``invalid_unicode``,
         ``number_out_of_range``, ``duplicate_key``, ``too_deep`` or ``too_many_items``.

@@ -153,7 +153,7 @@ class Exchange:
         more, size = True, 0
         while more:
             if size and size == length:
-                self._is_complete = True
+                self._is_complete, self._error = True, None
                 break
             message = await self._next()
             chunks.append(message.get("body", b""))

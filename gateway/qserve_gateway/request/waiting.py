@@ -53,11 +53,6 @@ def is_disconnected(sock: Any) -> bool:
 def wait_for_result(ref: Ref, timeout_s: float, sock: Any) -> bool:
     """Wait until a request has ended or the first item of its stream has arrived; return False after the timeout.
 
-    Parameters:
-      ref: The request.
-      timeout_s: Longest wait.
-      sock: Its client's connection; None where it is not known.
-
     Raises:
       RequestCancelled: The client closed the connection.
     """

@@ -61,10 +61,8 @@ def problem_reply(status: int, code: str, message: str, request_id: str, retryab
     """Return a response that describes an error as JSON.
 
     Parameters:
-      status: The HTTP status.
       code: Names the kind of error, for programs.
       message: Explains it to people.
-      request_id: The ``X-Request-ID`` of the request.
       retryable: Whether the same request may succeed later.
       more: Further fields of the error object.
     """
@@ -119,13 +117,7 @@ def _explain_route(reply: Reply, error: NoRoute) -> None:
 
 
 def failure_reply(outcome: Outcome, request_id: str, show_errors: bool) -> Reply:
-    """Return the response for a request that ended without a result.
-
-    Parameters:
-      outcome: How it ended.
-      request_id: The ``X-Request-ID`` of the request that is being answered.
-      show_errors: Whether the response contains the traceback of user code.
-    """
+    """Return the response for a request that ended without a result; ``show_errors`` adds the traceback."""
     if outcome.state == State.EXPIRED:
         message = f"request {request_id} did not finish before its deadline"
         return problem_reply(504, "deadline_exceeded", message, request_id)

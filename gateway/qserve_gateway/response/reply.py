@@ -54,10 +54,6 @@ class Reply:
 def result_reply(payload: bytes, request_id: str) -> Reply:
     """Return the response that a replica has written.
 
-    Parameters:
-      payload: The result of a request that succeeded.
-      request_id: The ``X-Request-ID`` of the request that is being answered.
-
     Raises:
       PayloadError: The payload is not an HTTP response.
     """
