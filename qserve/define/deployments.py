@@ -30,7 +30,7 @@ class _Option(Generic[T]):
         self._name = name
 
     def __get__(self, deployment: Any, owner: type | None = None) -> T:
-        return getattr(deployment.config, self._name)  # type: ignore[no-any-return]
+        return self if deployment is None else getattr(deployment.config, self._name)  # type: ignore
 
     def __set__(self, deployment: Deployment, value: NoReturn) -> NoReturn:
         raise AttributeError(f"{self._name} cannot be assigned: use set_options({self._name}=...)")
