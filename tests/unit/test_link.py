@@ -9,12 +9,15 @@ from typing import Any
 import pytest
 from qserve_workers.replica.plane import LoopPlane
 
+from qserve.base.clock import clock
 from qserve.base.keys import Keys
 from qserve.base.settings import Settings
 from qserve.broker.link import Link
+from qserve.calls.ref import Ref
 from qserve.exceptions import BrokerUnavailable
 from qserve.wire.application import ApplicationRecord
 from qserve.wire.codec import Codec
+from qserve.wire.outcome import State
 
 NOTHING = b"$-1\r\n"
 
@@ -82,5 +85,22 @@ def test_a_replica_whose_new_connection_ended_while_it_was_opened_opens_another_
         await asyncio.sleep(0)
         plane.post(("PING",), lambda reply: answered.set())
         await answered.wait()
+
+    on_loop(test)
+
+
+def test_a_replica_whose_mailbox_connection_ended_reads_on_over_another_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(clock, "is_due", lambda: False)
+
+    async def test() -> None:
+        brokers = [Far(answers=2), Far(answers=100)]
+        plane = plane_of(brokers, monkeypatch)
+        late = Ref("a" * 32, plane)
+        plane._expect(late, deadline_ms=1)
+        while brokers:
+            await asyncio.sleep(0.01)
+        await late.done
+        plane.close()
+        assert late.outcome().state == State.EXPIRED
 
     on_loop(test)
