@@ -18,6 +18,15 @@ settings.register_profile("shared machine", deadline=None, suppress_health_check
 settings.load_profile("shared machine")
 
 
+@pytest.hookimpl(tryfirst=True)  # before the option -m is applied
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark tests that start processes as slow, except those that check in `make fast` that the whole works."""
+    for item in items:
+        starts_processes = isinstance(item, pytest.Function) and {"site", "started"} & {*item.fixturenames}
+        if starts_processes and item.get_closest_marker("smoke") is None:
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture
 def site() -> Iterator[Site]:
     """A place for this test's processes; none of them, nor a broker's folder, may outlive it."""

@@ -33,6 +33,8 @@ from qserve.exceptions import BackPressureError
 from qserve.handle import RayServeHandle
 from qserve.http_adapters import json_request, json_to_multi_ndarray, json_to_ndarray
 
+pytestmark = pytest.mark.smoke
+
 
 @pytest.fixture(autouse=True)
 def client(started: Started) -> Client:

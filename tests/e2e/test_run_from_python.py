@@ -26,6 +26,8 @@ from qserve.exceptions import GetTimeoutError, QserveException, RayServeExceptio
 from qserve.handle import DeploymentHandle, RayServeDeploymentHandle, RayServeHandle
 from qserve.http_adapters import json_request
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(autouse=True)
 def url(started: Started) -> str:

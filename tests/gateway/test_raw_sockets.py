@@ -47,6 +47,7 @@ from processes import READY, Process, Site, free_port, is_alive, is_open, new_si
 from qserve.broker.connection import connect
 from qserve.machine.embedded_broker import find_server
 
+pytestmark = pytest.mark.slow
 APP = """
 import asyncio
 import qserve

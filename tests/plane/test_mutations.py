@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from mutants import MUTANTS, Mutant
 
+pytestmark = pytest.mark.slow
 HERE = Path(__file__).parent
 TESTS = ("test_functions.py", "test_upkeep.py", "test_dead_letters.py")
 """These take 15 ms each; what the state machine notices by itself, ``make mutants`` tells."""
