@@ -308,7 +308,8 @@ class ClientPlane(BrokerPlane):
 
     def _exchange(self, connection: ThreadLink, commands: list[Command]) -> list[Any]:
         replies = connection.exchange(commands)
-        missing = [place for place, reply in enumerate(replies) if is_unknown_function(reply)]
+        errors = [(place, reply) for place, reply in enumerate(replies) if isinstance(reply, Exception)]
+        missing = [place for place, error in errors if is_unknown_function(error)]
         if missing:
             if commands[-1] is WAIT:
                 missing.append(len(commands) - 1)

@@ -110,7 +110,7 @@ class Composer:
         if deployment not in record.deployments:
             known = ", ".join(record.deployments)
             return _ended(AppNotFound(f"application {call.app!r} has no deployment {deployment!r}; it has: {known}"))
-        stream = record.stream(self._keys, deployment)
+        stream = self._keys.stream(record.name, record.version, deployment)
         args, kwargs, refs = _replace_refs(call.args, call.kwargs)
         arguments = self._codec.encode([list(args), kwargs])
         moves: list[Move]
@@ -190,7 +190,10 @@ class Composer:
     ) -> Submission:
         keep_s = self._settings.result_ttl_s if call.result_ttl_s is None else call.result_ttl_s
         life_ms = max(0, deadline_ms - int(clock.judge_ms())) + CLOCK_MARGIN_MS
-        limits = {record.stream(self._keys, limited.name): limited.max_queued for limited in record.limited} or None
+        limits = {
+            self._keys.stream(record.name, record.version, limited.name): limited.max_queued
+            for limited in record.limited
+        } or None
         return Submission(
             request_id, deadline_ms, None, self._keys.request(request_id), header, moves, waits, life_ms,
             int(keep_s * 1000), limits, Model(), call.fingerprint,
@@ -244,7 +247,7 @@ def pack_moves(
     for move in moves:
         if isinstance(move, AnswerMove):
             return codec.encode(move.value)
-        stream = record.stream(keys, plan.steps[move.step].deployment)
+        stream = keys.stream(record.name, record.version, plan.steps[move.step].deployment)
         given = move.values
         if waits is not None and any(isinstance(value, RESPONSES) for _, value in given):
             needs = len(given) if isinstance(move, Send) else move.needs
