@@ -19,7 +19,7 @@ from qserve.calls.mailbox import argument_lost, full, not_found
 from qserve.calls.ref import WINDOW, ItemRef, Ref
 from qserve.wire.envelope import Header
 from qserve.wire.moves import Awaited, Move, Start
-from qserve.wire.outcome import Outcome, State
+from qserve.wire.outcome import Outcome, State, ends_waiters, may_become
 
 
 class Delivery(NamedTuple):
@@ -92,30 +92,27 @@ class Requests:
         self._open[version] += 1
         self._apply(submission.request, request, submission.moves)
         for item in submission.awaited:
-            self._await(submission.request, request, item)
+            self._await(submission.request, item)
         ref.accepted.set(None)
 
     def _is_full(self, stream: str, limits: Mapping[str, int]) -> bool:
         queue = self.queues.get(stream)
         return queue is not None and 0 <= limits.get(stream, -1) <= len(queue.waiting)
 
-    def _await(self, key: str, request: _Request, item: Awaited) -> None:
+    def _await(self, key: str, item: Awaited) -> None:
         other = self._requests.get(item.request)
         if other is not None and other.state == State.OPEN:
             other.waiters.append((key, item))
         elif other is not None:
-            self._tell(key, item, other.state, other.payload)
-        elif request.state == State.OPEN:
-            self._finish(key, request, *argument_lost())
-
-    def _tell(self, key: str, item: Awaited, state: str, payload: bytes) -> None:
-        request = self._requests.get(key)
-        if request is None or request.state != State.OPEN:
-            return
-        if state == State.DONE:
-            self._fill(key, request, item.stream, item.step, item.needs, [(item.slot, payload)])
+            self._notify(key, item, other.state, other.payload)
         else:
-            self._finish(key, request, state, payload)
+            self._end(key, *argument_lost())
+
+    def _notify(self, key: str, item: Awaited, state: str, payload: bytes) -> None:
+        if ends_waiters(state):
+            self._end(key, state, payload)
+        elif self.is_open(key):
+            self._fill(key, self._requests[key], item.stream, item.step, item.needs, [(item.slot, payload)])
 
     def _apply(self, key: str, request: _Request, moves: Sequence[Move]) -> None:
         for move in moves:
@@ -152,15 +149,15 @@ class Requests:
         if queue is not None:
             queue.running -= 1
             self._hand_out(queue)
-        request = self._requests.get(delivery.request)
-        if request is None or request.state != State.OPEN:
-            return
         if state:
-            self._finish(delivery.request, request, state, payload)
-        else:
-            self._apply(delivery.request, request, moves)
+            self._end(delivery.request, state, payload)
+        elif self.is_open(delivery.request):
+            self._apply(delivery.request, self._requests[delivery.request], moves)
 
-    def _finish(self, key: str, request: _Request, state: str, payload: bytes) -> None:
+    def _end(self, key: str, state: str, payload: bytes) -> None:
+        request = self._requests.get(key)
+        if request is None or not may_become(request.state, state):
+            return
         request.state, request.payload = state, payload
         request.joins.clear()
         if request.keep_ms > 0:
@@ -171,7 +168,7 @@ class Requests:
             request.held.set(False)
         waiters, request.waiters = request.waiters, []
         for waiter, item in waiters:
-            self._tell(waiter, item, state, payload)
+            self._notify(waiter, item, state, payload)
         self._open[request.version] -= 1
         if not self._open[request.version]:
             del self._open[request.version]
@@ -182,9 +179,7 @@ class Requests:
 
     def close(self, key: str, state: str) -> None:
         """End an open request without a result."""
-        request = self._requests.get(key)
-        if request is not None and request.state == State.OPEN:
-            self._finish(key, request, state, b"")
+        self._end(key, state, b"")
 
     def close_all(self, state: str) -> None:
         """End all open requests."""

@@ -11,6 +11,8 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from qserve.wire.outcome import State, ends_waiters, may_become
+
 DEATH_LIMIT = 2
 LOST, DELETED, FAILED, TRIED_OFTEN = b"replica lost", b"\0app_deleted", b"why", b"tried too often"
 OWN, OTHER = ("one", "two"), ("far",)
@@ -103,7 +105,7 @@ class Request(Named):
     plan: Plan
     mailbox: str
     keep_ms: int
-    state: str = "o"
+    state: str = State.OPEN
     result: bytes = b""
     by: str = ""
     slots: dict[Slot, bytes] = field(default_factory=dict)
@@ -128,7 +130,7 @@ class Request(Named):
     @property
     def is_open(self) -> bool:
         """Whether it has not ended."""
-        return self.state == "o"
+        return self.state == State.OPEN
 
     def values(self, step: int) -> list[bytes]:
         """The values of a step's slots, as far as they are there."""
@@ -226,13 +228,13 @@ class Model:
         return b"OK"
 
     def _take(self, request: Request, slot: Slot, state: str, payload: bytes) -> None:
-        if request.is_dead and state == "d":
+        if request.is_dead and not ends_waiters(state):
             request.slots[slot] = payload
         elif not request.is_open:
             return
         elif not self.is_deployed:
-            self.finish(request, "f", DELETED)
-        elif state == "d":
+            self.finish(request, State.FAILED, DELETED)
+        elif not ends_waiters(state):
             request.slots[slot] = payload
         else:
             self.unqueue(request)
@@ -244,6 +246,7 @@ class Model:
 
     def finish(self, request: Request, state: str, payload: bytes, by: str = "") -> None:
         """A request ends: whoever waits is told, once for each waiting."""
+        assert may_become(request.state, state)
         waiters, request.waiters = request.waiters, []
         request.state, request.result, request.by = (state if request.keep_ms else ""), payload, by
         if request.mailbox:
@@ -279,9 +282,9 @@ class Model:
             self._forward(request, step)
         elif is_failure:
             self.unqueue(request)
-            self.finish(request, "f", FAILED, delivery.by)
+            self.finish(request, State.FAILED, FAILED, delivery.by)
         else:
-            self.finish(request, "d", request.outcome(step), delivery.by)
+            self.finish(request, State.DONE, request.outcome(step), delivery.by)
         return b"OK"
 
     def _forward(self, request: Request, step: int) -> None:
@@ -310,7 +313,7 @@ class Model:
         elif request.is_open:
             request.begin_again(step)
             request.is_dead = True
-            self.finish(request, "f", failure)
+            self.finish(request, State.FAILED, failure)
 
     def replay(self, request: Request, keep_ms: int, kept: set[int]) -> bytes:
         """A dead letter's request is opened again; ``kept`` are the steps whose calls the letter holds."""
@@ -319,7 +322,7 @@ class Model:
         if not self.is_deployed and {request.plan.steps[step].stream for step in kept} - set(OTHER):
             return b"MOVED"
         request.is_dead = False
-        request.state, request.result, request.by, request.mailbox = "o", b"", "", ""
+        request.state, request.result, request.by, request.mailbox = State.OPEN, b"", "", ""
         request.keep_ms, request.sent, request.taken = keep_ms, 0, 0
         return b"OK"
 
@@ -371,7 +374,7 @@ class Model:
 
     def close(self, request: Request, state: str) -> int:
         """A request is ended from outside."""
-        if not request.is_open:
+        if not may_become(request.state, state):
             return 0
         self.unqueue(request)
         self.finish(request, state, b"")
@@ -410,7 +413,7 @@ class Model:
             return 0
         for request in mine:
             if request.is_open:
-                self.finish(request, "f", DELETED)
+                self.finish(request, State.FAILED, DELETED)
         for request in own:
             request.is_needed = False
             for step in range(len(request.plan.steps)):

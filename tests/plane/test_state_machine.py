@@ -41,6 +41,7 @@ from qserve.broker import functions
 from qserve.broker.connection import create_group
 from qserve.broker.library import Command
 from qserve.wire.moves import Awaited, Epoch, Join, Move, Start
+from qserve.wire.outcome import State, may_become
 
 T = TypeVar("T")
 
@@ -95,6 +96,7 @@ class Requests(RuleBasedStateMachine):
         self.commits: list[tuple[Delivery, Command]] = []
         self.epoch = ""
         self.kept: dict[Request, set[int]] = {}
+        self.states: dict[Request, str] = {}
 
     def teardown(self) -> None:
         self.client.flushall()
@@ -218,7 +220,7 @@ class Requests(RuleBasedStateMachine):
         """Whoever asks is answered, or will be told, once."""
         state, result, *header = reply
         assert header == [self.header(request)] * request.is_open
-        assert (state.decode(), result) == (request.state, b"" if request.state in ("", "o") else request.result)
+        assert (state.decode(), result) == (request.state, b"" if request.state in ("", State.OPEN) else request.result)
         if request.is_open and mailbox not in ("", request.mailbox, *request.waiters):
             request.waiters.append(mailbox)
 
@@ -232,7 +234,7 @@ class Requests(RuleBasedStateMachine):
 
     @act(2, when=lambda self: self.model.requests)
     def cancel(self) -> None:
-        request, state = self.one_of(self.model.requests), self.one_of("cx")
+        request, state = self.one_of(self.model.requests), self.one_of((State.CANCELLED, State.EXPIRED))
 
         expected = self.model.close(request, state)
 
@@ -291,9 +293,9 @@ class Requests(RuleBasedStateMachine):
         targets, value = request.plan.steps[step].targets, request.outcome(step)
         end: dict[str, Any] = {}
         if is_failure:
-            end = {"state": "f", "payload": FAILED}
+            end = {"state": State.FAILED, "payload": FAILED}
         elif not targets:
-            end = {"state": "d", "payload": value}
+            end = {"state": State.DONE, "payload": value}
         else:
             end = {"moves": list(self.moves(request, dict.fromkeys(targets, value)))}
         stream, entry = self.names[delivery.stream], delivery.entry
@@ -516,16 +518,19 @@ class Requests(RuleBasedStateMachine):
         assert held == {key: one.consumer for key, one in self.model.held.items()}
 
     def check_requests(self, content: dict[str, Any]) -> None:
+        before, self.states = self.states, {}
         for request in self.model.requests:
             if not request.state:
                 continue
             fields = {name.decode(): value for name, value in content[self.keys.request(request.id)].items()}
+            state = self.states[request] = fields["st"].decode()
+            assert state == before.get(request, state) or may_become(before[request], state)
             if not request.is_open:
                 asked = {"fp": request.fingerprint.encode()} if request.fingerprint else {}
                 end = {"st": request.state.encode(), "res": request.result, "by": request.by.encode()}
                 assert fields == end | asked
                 continue
-            assert fields["st"] == b"o"
+            assert state == State.OPEN
             assert fields["h"] == self.header(request)
             assert fields["to"].decode() == self.boxes.get(request.mailbox, "")
             assert fields["keep"] == b"%d" % request.keep_ms
