@@ -1,29 +1,29 @@
-"""Every key in the broker: its name, its type and how long it lives.
+"""Every key in the broker: its name, its type and its time to live.
 
-    key                             type    holds                                  lives
+    key                             type    holds                                           time to live
 
-    q:<app>:<version>:<deployment>  stream  calls, consumed by the group replicas  version + RETIRED_TTL_MS
-    <a stream>@<replica>            stream  calls for a model that this replica holds    version + RETIRED_TTL_MS
-    x:<app>:<version>:<deployment>  hash    which replica holds which model        version + RETIRED_TTL_MS
-    z:<app>:<version>:<deployment>  zset    calls that wait: for another try, a result   the longest of its requests
-    u:<app>:<version>:<deployment>  string  the replica that leaves because it is ill    its grace and a start
+    q:<app>:<version>:<deployment>  stream  calls, consumed by the group replicas           version + RETIRED_TTL_MS
+    <a stream>@<replica>            stream  calls for a model that this replica holds       version + RETIRED_TTL_MS
+    x:<app>:<version>:<deployment>  hash    which replica holds which model                 version + RETIRED_TTL_MS
+    z:<app>:<version>:<deployment>  zset    calls that wait: for another try, a result      the longest of its requests
+    u:<app>:<version>:<deployment>  string  the replica that leaves because it is ill       its grace and a start
     r:<request>                     hash    a request: state, joins, fingerprint, result    deadline + a day, result_ttl
-    m:<process>                     list    replies for one process                MAILBOX_TTL_MS after the last
-    d:<request>                     hash    a dead letter: its request, its calls  seven days
-    dead                            zset    ids of dead letters by their time      seven days after the last
-    dead:dropped                    string  how many were too many and dropped     seven days after the last
-    epoch                           string  names the state of this broker         for ever; gone when data was lost
-    a:<app>                         hash    one application: records active, next  until it is deleted
-    code:<app>:<version>            string  code that travels by value, signed     version + RETIRED_TTL_MS
-    apps                            hash    application names                      for ever, one field an app
-    changes                         stream  a line for each change of apps         for ever, CHANGES_KEPT lines
-    p:<app>                         hash    replica to its state, as JSON          POOL_TTL_MS
-    b:<replica>                     string  how often one replica's heart has beaten     4 leases and BEAT_TTL_MS
-    g:<gateway process>             string  the version of apps that it serves     BEAT_TTL_MS
-    celery:<queue>                  list    Celery's own remote control            CONTROL_TTL_MS
-    celery:fanout:<name>            stream  Celery's broadcasts                    CONTROL_TTL_MS
+    m:<process>                     list    replies for one process                         MAILBOX_TTL_MS from the last
+    d:<request>                     hash    a dead letter: its request, its calls           DEAD_LETTER_TTL_MS
+    dead                            zset    ids of dead letters by their time               the same after the last
+    dead:dropped                    string  how many were too many and dropped              the same after the last
+    epoch                           string  names the state of this broker                  for ever; gone with the data
+    a:<app>                         hash    one application: records active, next           until it is deleted
+    code:<app>:<version>            string  code that travels by value, signed              version + RETIRED_TTL_MS
+    apps                            hash    application names                               for ever, one field an app
+    changes                         stream  a line for each change of apps                  for ever, CHANGES_KEPT lines
+    p:<app>                         hash    replica to its state, as JSON                   POOL_TTL_MS
+    b:<replica>                     string  a replica's heartbeat counter                   4 leases and BEAT_TTL_MS
+    g:<gateway process>             string  the version of apps that it serves              BEAT_TTL_MS
+    celery:<queue>                  list    Celery's own remote control                     CONTROL_TTL_MS
+    celery:fanout:<name>            stream  Celery's broadcasts                             CONTROL_TTL_MS
 
-An open request is removed by whoever ends it, long before its key's own life is over.
+An open request is removed when it ends, long before its key expires.
 
 All names carry the same hash tag, so that the keys of one commit are in one slot of a cluster.
 """
@@ -32,9 +32,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+# the parts of names that the broker's functions know as well
 QUEUE, MODELS, DELAYED, LEAVING = "q", "x", "z", "u"
 REQUEST, MAILBOX, DEAD_LETTER, DEAD_LETTERS, DROPPED = "r", "m", "d", "dead", "dropped"
 PERSONAL = "@"
+"""Stands between a deployment's stream and the name of a replica that has a stream of its own."""
 
 GROUP = "replicas"
 MAILBOX_TTL_MS = 120_000
@@ -44,8 +46,8 @@ BEAT_TTL_MS = 15_000
 POOL_TTL_MS = 24 * 3_600_000
 CONTROL_TTL_MS = 60_000
 CLOCK_MARGIN_MS = 24 * 3_600_000
-"""The broker counts lives by its own clock: whatever holds accepted work outlives its need by this much, so that a
-clock that is set ahead by less takes none of it away."""
+"""The broker counts by its own clock: keys that hold accepted work live this much longer than they are needed, so that
+a clock that is set ahead by less removes none of it."""
 RETIRED_TTL_MS = CLOCK_MARGIN_MS + 3_600_000
 CHANGES_KEPT = 64
 
@@ -67,7 +69,7 @@ class Keys:
         return self._name(QUEUE, app, version, deployment)
 
     def deployment_of(self, stream: str, app: str) -> str:
-        """The deployment whose calls lie in a stream, or in a replica's own one; "" for another application's."""
+        """Return the deployment of a stream, or of a replica's own stream; "" for another application's."""
         start = self._name(QUEUE, app, "")
         return stream[len(start) :].partition(":")[2].partition(PERSONAL)[0] if stream.startswith(start) else ""
 
@@ -96,15 +98,15 @@ class Keys:
         return f"{stream}{PERSONAL}{replica}"
 
     def models_of(self, stream: str) -> str:
-        """The models hash that belongs to a deployment's stream."""
+        """Return the models hash of a deployment's stream."""
         return _of_kind(stream, MODELS)
 
     def delayed_of(self, stream: str) -> str:
-        """The zset in which the calls of a deployment wait for their next try."""
+        """Return the zset in which the calls of a deployment wait for their next try."""
         return _of_kind(stream, DELAYED)
 
     def leaving_of(self, stream: str) -> str:
-        """The key that names the replica of a deployment that leaves because it is ill, while the others wait."""
+        """Return the key that names the replica which leaves because it is ill, while the others wait."""
         return _of_kind(stream, LEAVING)
 
     def application(self, app: str) -> str:

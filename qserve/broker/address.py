@@ -1,7 +1,7 @@
-"""Where a broker is, and what of its address may be shown: one server, or the primary that Sentinels watch.
+"""Where a broker is, and which part of its address may be shown: one server, or the primary that Sentinels watch.
 
-A password may stand before the host or among the parameters, and a password with a character that URLs give a
-meaning to makes an address that cannot be read. The errors of the standard parser quote what they stumble over.
+A URL may contain a password before the host or among the parameters, and a password with a character that has a meaning
+in URLs makes an address that cannot be parsed. The errors of the standard parser quote what they could not read.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ _HOW = (
 
 @dataclass(frozen=True)
 class Address:
-    """A broker's URL, taken apart.
+    """A broker's URL, parsed.
 
     Parameters:
       where: The address without credentials, for messages.
       options: redis-py's options for a connection: credentials, database, TLS, and the place of a single server.
-      service: What Sentinels call the broker; "" for a single server.
+      service: The name that Sentinels give the broker; "" for a single server.
       sentinels: The options for a connection to each Sentinel.
     """
 
@@ -41,7 +41,11 @@ class Address:
 
     @classmethod
     def of(cls, url: str) -> Address:
-        """Read a URL; QserveException when it names no broker, without the password that it may hold."""
+        """Parse a URL.
+
+        Raises:
+          QserveException: It is not the address of a broker; the message does not contain its password.
+        """
         where = public(url)
         try:
             if url.startswith(("sentinel://", "sentinels://")):
@@ -49,12 +53,12 @@ class Address:
             return cls(where, parse_url(url))
         except ValueError as error:
             reason = f" ({error})" if isinstance(error, _Wrong) else ""
-        # outside of the handler: the parser's own error quotes what it could not read, a password included
-        raise QserveException(f"{where} is no broker's address{reason}: {_HOW}")
+        # outside of the handler: the parser's error, which may quote a password, must not be its context
+        raise QserveException(f"{where} is not a broker address{reason}: {_HOW}")
 
 
 class _Wrong(ValueError):
-    """Raised with words that are safe to show."""
+    """Raised with a text that is safe to show."""
 
 
 def _of_sentinels(url: str, where: str) -> Address:
@@ -66,7 +70,7 @@ def _of_sentinels(url: str, where: str) -> Address:
     if not service:
         raise _Wrong("the name of the service is missing")
     if database and not database.isdigit():
-        raise _Wrong(f"the database {database!r} is no number")
+        raise _Wrong(f"the database {database!r} is not a number")
     server = scheme.replace("sentinel", "redis")
     options = parse_url(f"{server}://{credentials}@/{database or 0}?{query}")
     # Sentinels have users and passwords of their own
@@ -83,13 +87,13 @@ def _place(host: str) -> dict[str, Any]:
 
 
 def public(url: str) -> str:
-    """Host, port and database, or a socket's path; nothing where a password cannot be told from them."""
+    """Return host, port and database, or a socket's path; a placeholder where a password may be among them."""
     before, _, parameters = url.partition("://")[2].partition("?")
     return _HIDDEN if "@" in parameters else before.rpartition("@")[2] or _HIDDEN
 
 
 def concealed(url: str) -> str:
-    """An alias for an address that may be shown; what it stands for is known to this process only."""
+    """Return an alias for an address that may be shown; only this process can resolve it."""
     alias = f"{url.partition('://')[0]}://{public(url)}"
     if _known.setdefault(alias, url) != url:  # the same broker, as another user
         alias = f"{alias}#{len(_known)}"
@@ -98,5 +102,5 @@ def concealed(url: str) -> str:
 
 
 def revealed(alias: str) -> str:
-    """The address that ``concealed`` gave an alias for; any other one is itself."""
+    """Return the address that ``concealed`` gave an alias for; any other address as it is."""
     return _known.get(alias, alias)

@@ -21,7 +21,7 @@ from qserve.broker.functions import LOAD, forget
 from qserve.exceptions import BrokerError, BrokerUnavailable
 
 Client: TypeAlias = redis.Redis
-"""A client of the broker, as ``connect`` gives it; other rooms know redis-py by this name only."""
+"""A client of the broker, as ``connect`` returns it; other rooms know redis-py by this name only."""
 CLIENT_ERRORS = (redis.RedisError, OSError)
 """What a client raises when the broker is away or refuses a command."""
 CLIENT_VERSION = str(redis.__version__)
@@ -34,9 +34,9 @@ BLOCK_S = 2.0
 """How long a blocking read waits at the broker; a read that is silent for longer than this and
 ``READ_TIMEOUT_S`` has lost its connection."""
 MAILBOX_BLOCK_S = 0.5
-"""The same for mailboxes: whoever waits learns within twice this time that the broker has lost its data."""
+"""The same for mailboxes: a process that waits learns within twice this time that the broker has lost its data."""
 STRAY_READ_S = MAILBOX_BLOCK_S + 0.5
-"""How long a mailbox may go on being read at the broker after its connection was lost here, and take what arrives."""
+"""How long the broker may go on with a read of a mailbox whose connection was lost, and remove messages for it."""
 
 LONGEST_PAUSE_S = 1.0
 """The longest wait between two tries to connect: a failover takes four seconds, and should not take two more."""
@@ -67,20 +67,20 @@ _WORDS = {
 
 
 def connect(url: str, silent_for_s: float = BLOCK_S + READ_TIMEOUT_S) -> redis.Redis:
-    """A client of the broker that never sends a command twice by itself; QserveException for a wrong address.
+    """Return a client of the broker that never sends a command twice by itself; QserveException for a wrong address.
 
-    redis-py's own retries would add a call twice when only the reply was lost; whoever uses this client
-    repeats what is safe to repeat. Under ``sentinel://`` each new connection goes to the primary of that moment.
+    redis-py's own retries would add a call twice when only the reply was lost; the code that uses this client repeats
+    what is safe to repeat. Under ``sentinel://`` each new connection goes to the primary of that moment.
 
     Parameters:
       url: The broker's address.
-      silent_for_s: Seconds after which a command without an answer has lost its connection.
+      silent_for_s: Seconds after which a command without a reply has lost its connection.
     """
     address = Address.of(url)
     options = {**_OPTIONS, "socket_timeout": silent_for_s, **address.options, "redis_connect_func": _on_connect}
     plain = options.pop("connection_class", Connection)
     if not address.sentinels:
-        return redis.Redis(connection_pool=redis.ConnectionPool(connection_class=_LEAVING[plain], **options))
+        return redis.Redis(connection_pool=redis.ConnectionPool(connection_class=_CLASSES[plain], **options))
     sentinel = Sentinel([])
     sentinel.sentinels = [sentinel_client(one) for one in address.sentinels]
     options["connection_class"] = _TlsByWayOfSentinel if plain is SSLConnection else _ByWayOfSentinel
@@ -88,14 +88,14 @@ def connect(url: str, silent_for_s: float = BLOCK_S + READ_TIMEOUT_S) -> redis.R
 
 
 def sentinel_client(options: dict[str, Any]) -> redis.Redis:
-    """A client of one Sentinel, whose options ``Address`` holds."""
+    """Return a client of one Sentinel, given its options from ``Address``."""
     limits = {"socket_timeout": SENTINEL_TIMEOUT_S, "socket_connect_timeout": SENTINEL_TIMEOUT_S}
     options = {"connection_class": Connection, **_OPTIONS, **limits, **options}
     return redis.Redis(connection_pool=redis.ConnectionPool(**options))
 
 
 def _on_connect(connection: Any) -> None:
-    """Called by redis-py instead of its own greeting: the same, the broker's time, and whether it is the primary."""
+    """Greet the broker as redis-py does, and ask for its time and whether it is the primary."""
     connection.on_connect()
     if isinstance(connection, SentinelManagedConnection):
         role = _asked(connection, "ROLE")
@@ -114,8 +114,8 @@ def _asked(connection: Any, command: str) -> Any:
         return error
 
 
-class _Leaving:
-    """A connection that closes when its server says that it is no primary any more: the next one asks anew."""
+class _LeavesReplica:
+    """A connection that closes when its server is not the primary any more, so that the next one looks for it."""
 
     def read_response(self, *args: Any, **kwargs: Any) -> Any:
         try:
@@ -127,31 +127,31 @@ class _Leaving:
             raise redis.ConnectionError(f"the broker is a replica now: {error}") from error
 
 
-class _Tcp(_Leaving, Connection):  # type: ignore[misc]
+class _Tcp(_LeavesReplica, Connection):  # type: ignore[misc]
     pass
 
 
-class _Tls(_Leaving, SSLConnection):  # type: ignore[misc]
+class _Tls(_LeavesReplica, SSLConnection):  # type: ignore[misc]
     pass
 
 
-class _Socket(_Leaving, UnixDomainSocketConnection):  # type: ignore[misc]
+class _Socket(_LeavesReplica, UnixDomainSocketConnection):  # type: ignore[misc]
     pass
 
 
-class _ByWayOfSentinel(_Leaving, SentinelManagedConnection):  # type: ignore[misc]
+class _ByWayOfSentinel(_LeavesReplica, SentinelManagedConnection):  # type: ignore[misc]
     pass
 
 
-class _TlsByWayOfSentinel(_Leaving, SentinelManagedSSLConnection):  # type: ignore[misc]
+class _TlsByWayOfSentinel(_LeavesReplica, SentinelManagedSSLConnection):  # type: ignore[misc]
     pass
 
 
-_LEAVING = {Connection: _Tcp, SSLConnection: _Tls, UnixDomainSocketConnection: _Socket}
+_CLASSES = {Connection: _Tcp, SSLConnection: _Tls, UnixDomainSocketConnection: _Socket}
 
 
 def measure_clock(client: redis.Redis) -> None:
-    """Measure the broker's clock when that is due; for whoever talks to the broker every few seconds anyway.
+    """Measure the broker's clock when that is due.
 
     Raises:
       redis.ConnectionError: The broker does not answer.
@@ -163,7 +163,7 @@ def measure_clock(client: redis.Redis) -> None:
 
 
 def is_demotion(reply: object) -> bool:
-    """Whether an error reply, as redis-py or hiredis gives it, says that the server is no primary any more."""
+    """Return whether an error reply, of redis-py or hiredis, says that the server is not the primary any more."""
     word = _WORDS.get(type(reply), "")
     return f"{word} {reply}".lstrip().startswith(_DEMOTED)
 
@@ -174,7 +174,7 @@ def broker_errors() -> Iterator[None]:
     try:
         yield
     except redis.AuthenticationError as error:
-        # asking again does not help, unlike with the connection errors that redis-py counts it among
+        # redis-py counts it among the connection errors, but trying again does not help
         raise BrokerError(f"the broker refuses the password: {error}") from error
     except (redis.ConnectionError, redis.TimeoutError, OSError) as error:
         raise BrokerUnavailable(f"the broker cannot be reached: {error}") from error
@@ -183,8 +183,8 @@ def broker_errors() -> Iterator[None]:
 
 
 def refusal(reply: object) -> BrokerError:
-    """The error for an error reply of the broker, as redis-py or hiredis gives it."""
-    # redis-py cuts the word off that names the state, and gives the error a class of its own instead
+    """Return the error for an error reply, of redis-py or hiredis."""
+    # redis-py cuts off the word that names the state, and gives the error a class of its own instead
     word = _WORDS.get(type(reply), "")
     text = f"{word} {reply}".lstrip()
     if text.startswith(_TRANSIENT):
@@ -195,7 +195,7 @@ def refusal(reply: object) -> BrokerError:
 def load_functions(client: redis.Redis) -> None:
     """Load the function library; harmless when it is there already.
 
-    Where an ACL leaves that to whoever deploys, the library only has to be there.
+    Where an ACL lets only the deployer load it, the library has to be there.
 
     Raises:
       BrokerUnavailable: It is not there yet, and may not be loaded from here.
@@ -214,7 +214,7 @@ def load_functions(client: redis.Redis) -> None:
 
 def _has_functions(client: redis.Redis) -> bool:
     try:
-        client.execute_command(*forget(()))  # of nothing: any function would tell
+        client.execute_command(*forget(()))  # of nothing: any function would do
     except redis.ResponseError as error:
         if not is_unknown_function(error):
             raise
@@ -223,12 +223,12 @@ def _has_functions(client: redis.Redis) -> bool:
 
 
 def is_unknown_function(reply: object) -> bool:
-    """Whether an error reply, as redis-py or hiredis gives it, says that the function library is not loaded."""
+    """Return whether an error reply, of redis-py or hiredis, says that the function library is not loaded."""
     return isinstance(reply, Exception) and "Function not found" in str(reply)
 
 
 def process_name() -> str:
-    """A name that no other process of any host has, at any time."""
+    """Return a name that no other process has, on any host at any time."""
     return f"{os.getpid()}-{os.urandom(6).hex()}"
 
 

@@ -1,4 +1,4 @@
-"""What is known of a broker: by its address, and by asking it."""
+"""What is known of a broker: from its address, and from its replies."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class BrokerFacts:
 
 
 def facts_of_address(settings: Settings) -> BrokerFacts:
-    """What the settings alone say of their broker."""
+    """Return what the settings alone say of their broker."""
     address = Address.of(settings.broker_url or "")
     options = address.options
     kind = options.get("connection_class")
@@ -97,7 +97,7 @@ def _is_loopback(host: str) -> bool:
 
 
 def read_facts(client: redis.Redis, settings: Settings) -> BrokerFacts:
-    """Ask a broker once, for everything; one that does not answer is a fact as well."""
+    """Ask a broker once for everything; that it does not answer is a fact as well."""
     facts = facts_of_address(settings)
     pipe = client.pipeline(transaction=False)
     pipe.info()
@@ -114,7 +114,7 @@ def read_facts(client: redis.Redis, settings: Settings) -> BrokerFacts:
         return replace(facts, unreachable=why, refused=refused, misspoken=misspoken)
     ended, off_s = time.time(), None
     if not isinstance(clock, Exception):
-        # its answer was given at some moment in between: only what lies outside of that is a difference
+        # the reply was made at some moment in between: only what lies outside of that is a difference
         theirs = clock[0] + clock[1] / 1e6
         off_s = theirs - min(max(theirs, began), ended)
     if facts.watched:
@@ -123,7 +123,7 @@ def read_facts(client: redis.Redis, settings: Settings) -> BrokerFacts:
 
 
 def _count_sentinels(settings: Settings) -> int | None:
-    """Ask the first Sentinel that answers how many there are, itself included."""
+    """Return how many Sentinels there are, from the first that replies; it counts itself."""
     address = Address.of(settings.broker_url or "")
     for options in address.sentinels:
         with contextlib.closing(sentinel_client(options)) as sentinel, contextlib.suppress(redis.RedisError, OSError):

@@ -33,10 +33,10 @@ OnReply = Callable[[Any], None]
 
 
 class Link(asyncio.Protocol):
-    """A connection that answers each command by a callback.
+    """A connection that gives each reply to the callback of its command.
 
     An error reply arrives as a ``ReplyError``. When the connection is lost, the callbacks still waiting get a
-    BrokerUnavailable, unless somebody has asked to be told.
+    BrokerUnavailable, unless ``when_lost`` was called.
     """
 
     def __init__(self) -> None:
@@ -50,7 +50,7 @@ class Link(asyncio.Protocol):
     async def open(cls, url: str) -> Link:
         """Connect, authenticate, select the database that ``url`` names, and measure the broker's clock.
 
-        Under ``sentinel://`` the Sentinels are asked first where the primary is.
+        Under ``sentinel://`` it asks the Sentinels first where the primary is.
 
         Raises:
           BrokerUnavailable: The broker does not answer, refuses the credentials, or is no primary.
@@ -69,10 +69,10 @@ class Link(asyncio.Protocol):
         return link
 
     def when_lost(self, on_lost: Callable[[list[OnReply]], None]) -> None:
-        """From now on ``on_lost`` is called, once, when the connection is lost; it gets the callbacks that wait.
+        """Call ``on_lost`` once, with the callbacks that wait, when the connection is lost.
 
-        Whoever opens a connection may ask a few things by ``call`` before. It can be lost between the last reply and
-        the moment at which the one who awaits it goes on: nobody would ever be told of that.
+        Before this, the code that opens a connection may use ``call``. The connection can be lost between the last
+        reply and the moment at which that code goes on, and then ``on_lost`` would never be called.
 
         Raises:
           BrokerUnavailable: It was lost before.
@@ -137,7 +137,7 @@ class Link(asyncio.Protocol):
         return await future
 
     def abandon_if_silent(self, limit_s: float) -> bool:
-        """Give the connection up when a command waits and the broker has said nothing for so long.
+        """Close the connection when a command waits and the broker has sent nothing for so long; return whether it did.
 
         ``on_lost`` is called as if the broker had closed it.
         """
@@ -148,7 +148,7 @@ class Link(asyncio.Protocol):
         return is_silent
 
     def close(self) -> None:
-        """Close the connection; nobody is told that it is lost."""
+        """Close the connection without calling ``on_lost``."""
         self._on_lost = _fail
         if self._transport is not None:
             self._transport.close()
@@ -162,7 +162,7 @@ class Link(asyncio.Protocol):
         while (reply := self._reader.gets()) is not False:
             self._waiting.popleft()(reply)
             if isinstance(reply, ReplyError) and is_demotion(reply) and self._transport is not None:
-                self._transport.abort()  # whoever connects again is led to the new primary
+                self._transport.abort()  # the next connection goes to the new primary
 
     def connection_lost(self, error: Exception | None) -> None:
         self._transport = None
@@ -181,8 +181,8 @@ def _fail(waiting: list[OnReply]) -> None:
 
 
 async def _find_primary(address: Address) -> dict[str, Any]:
-    """Host and port of the primary, by the first Sentinel that knows it; raises BrokerUnavailable."""
-    said = []
+    """Return host and port of the primary from the first Sentinel that knows it; BrokerUnavailable when none does."""
+    answers = []
     for options in address.sentinels:
         link = Link()
         try:
@@ -191,12 +191,12 @@ async def _find_primary(address: Address) -> dict[str, Any]:
             found = await asyncio.wait_for(asking, SENTINEL_TIMEOUT_S)
             if found is not None:
                 return {"host": found[0].decode(), "port": int(found[1])}
-            said.append(f"{options['host']}:{options['port']} knows no {address.service!r}")
+            answers.append(f"{options['host']}:{options['port']} does not know {address.service!r}")
         except (OSError, TimeoutError, ReplyError, BrokerUnavailable) as error:
-            said.append(f"{options['host']}:{options['port']}: {str(error) or type(error).__name__}")
+            answers.append(f"{options['host']}:{options['port']}: {str(error) or type(error).__name__}")
         finally:
             link.close()
-    raise BrokerUnavailable(f"no Sentinel names the broker's primary: {'; '.join(said)}")
+    raise BrokerUnavailable(f"no Sentinel names the broker's primary: {'; '.join(answers)}")
 
 
 def _greeting(options: dict[str, Any]) -> list[Command]:
@@ -239,7 +239,7 @@ class ThreadLink:
         self._connection: Any = None
 
     def exchange(self, commands: Sequence[Command]) -> list[Any]:
-        """Send commands in one write and answer their replies; error replies are among them.
+        """Send commands in one write and return their replies, error replies included.
 
         Raises:
           redis.RedisError, OSError: The connection is lost. Any of the commands may have been carried out.
@@ -256,7 +256,7 @@ class ThreadLink:
             raise
 
     def close(self) -> None:
-        """Give the connection up."""
+        """Close the connection."""
         if self._connection is not None:
             self._connection.disconnect()
             self._pool.release(self._connection)
@@ -273,11 +273,11 @@ def _reply(connection: Any) -> Any:
 def replicated(send: Callable[[list[Command]], list[Any]], commands: list[Command]) -> list[Any]:
     """Send commands and, when there are submissions among them, wait until a replica has those.
 
-    One wait serves all commands that leave together. Crash, or failover, before it is answered: the request may
-    run, and nobody was told that it was accepted.
+    One wait serves all commands that leave together. Crash, or failover, before its reply: the request may run, and its
+    caller does not know that it was accepted.
 
     Parameters:
-      send: Sends commands over one connection, and answers their replies.
+      send: Sends commands over one connection, and returns their replies.
 
     Returns:
       The replies; ``NOT_REPLICATED`` for accepted submissions that no replica had after ``WAIT_MS``.

@@ -1,4 +1,4 @@
-"""Applications as they are registered in the broker, for everybody who calls, runs or serves them."""
+"""The registry of applications in the broker: for those who call, run or serve them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Registry:
     """The applications in one broker.
 
     A new version is staged first: supervisors start its replicas beside those of the active version, and
-    callers know nothing of it until it is promoted.
+    callers do not see it until it is promoted.
 
     Parameters:
       client: A connection to the broker.
@@ -36,7 +36,7 @@ class Registry:
         self._seal = seal
 
     def stage(self, record: ApplicationRecord, code: bytes = b"") -> str:
-        """Register a version that is to be started; answers the change's id."""
+        """Register a version that is to be started; return the id of the change."""
         keys = self._keys
         with broker_errors():
             self._prepare(record)
@@ -48,9 +48,9 @@ class Registry:
             return self._announce(pipe, record.name)
 
     def _prepare(self, record: ApplicationRecord) -> None:
-        """Make the queues, and name the broker's state; harmless when both are there.
+        """Create the queues and the epoch; harmless when they exist.
 
-        The queues come first: a submission to a queue that is not there is taken for one to an old version.
+        The queues come first: a submission to a queue that is missing is taken for one to an old version.
         """
         for name, one in record.deployments.items():
             if one.replicated:
@@ -58,10 +58,10 @@ class Registry:
         self._client.set(self._keys.epoch, os.urandom(8).hex(), nx=True)
 
     def restore(self, record: ApplicationRecord, code: bytes = b"") -> str:
-        """Register an active version again in a broker that has lost it; answers the change's id.
+        """Register an active version again in a broker that has lost it; return the id of the change.
 
-        Crash on the way: part of it is there, and whoever restores next adds the rest. Several may do it at
-        once; whoever deploys meanwhile wins.
+        Crash on the way: part of it is there, and the next call adds the rest. Several processes may do it at once; a
+        deployment at the same time wins.
         """
         keys = self._keys
         with broker_errors():
@@ -71,14 +71,14 @@ class Registry:
             pipe.hsetnx(keys.application(record.name), "active", self._sealed(record))
             pipe.hsetnx(keys.applications, record.name, record.version)
             pipe.execute()
-            # the epoch last: what it lets in finds queues and application
+            # the epoch last: once it is there, submissions are accepted and must find queues and application
             self._prepare(record)
             return self._announce(self._client.pipeline(transaction=True), record.name)
 
     def promote(self, record: ApplicationRecord) -> str:
-        """Make a staged version the active one; answers the change's id.
+        """Make a staged version the active one; return the id of the change.
 
-        One transaction: a reader sees the old version or the new one, and hears of the change after it.
+        One transaction: a reader sees the old version or the new one, and learns of the change after it.
         """
         retired = self.find(record.name)
         with broker_errors():
@@ -127,13 +127,13 @@ class Registry:
         return ApplicationRecord.decode(self._seal.open(b"application|" + app.encode(), data))
 
     def find(self, app: str) -> ApplicationRecord | None:
-        """The active version of an application; None when there is none."""
+        """Return the active version of an application; None when there is none."""
         with broker_errors():
             data: Any = self._client.hget(self._keys.application(app), "active")
         return None if data is None else self._opened(app, data)
 
     def get(self, app: str) -> ApplicationRecord:
-        """The active version of an application.
+        """Return the active version of an application.
 
         Raises:
           AppNotFound: No application of that name is deployed; the message names those that are.
@@ -145,38 +145,38 @@ class Registry:
         return found
 
     def names(self) -> list[str]:
-        """The names of all applications, staged ones included."""
+        """Return the names of all applications, staged ones included."""
         with broker_errors():
             found: Any = self._client.hkeys(self._keys.applications)
         return [name.decode() for name in found]
 
     def all(self) -> Iterator[ApplicationRecord]:
-        """The active version of every application."""
+        """Yield the active version of every application."""
         for name in self.names():
             found = self.find(name)
             if found is not None:
                 yield found
 
     def versions(self, app: str) -> list[ApplicationRecord]:
-        """The active and the staged version of an application, as far as there are any."""
+        """Return the active and the staged version of an application, those that exist."""
         with broker_errors():
             found: Any = self._client.hmget(self._keys.application(app), "active", "next")
         return [self._opened(app, data) for data in found if data is not None]
 
     def code(self, app: str, version: str) -> bytes:
-        """The signed code that travels with a version; empty when replicas import it."""
+        """Return the signed code that travels with a version; empty when replicas import it."""
         with broker_errors():
             found: Any = self._client.get(self._keys.code(app, version))
         return found or b""
 
     def last_change(self) -> str:
-        """The id of the newest change."""
+        """Return the id of the newest change."""
         with broker_errors():
             found: Any = self._client.xrevrange(self._keys.changes, count=1)
         return found[0][0].decode() if found else NO_CHANGE
 
     def wait_for_change(self, after: str, timeout_s: float) -> str:
-        """Block until something changed after the change ``after``; answers the newest id, or ``after``."""
+        """Block until there is a change after ``after``; return the newest id, or ``after``."""
         with broker_errors():
             found: Any = self._client.xread({self._keys.changes: after}, block=max(1, int(timeout_s * 1000)))
         return found[0][1][-1][0].decode() if found else after

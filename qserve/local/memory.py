@@ -64,7 +64,7 @@ class _Request:
 
 
 class Requests:
-    """The state of all requests, by their keys; see ``lua/`` for the same in the broker."""
+    """The state of all requests, by their keys: the counterpart of the functions in ``qserve/broker/lua``."""
 
     def __init__(self) -> None:
         self.queues: dict[str, Queue] = {}
@@ -74,7 +74,7 @@ class Requests:
         self._when_idle: dict[str, Callable[[], object]] = {}
 
     def is_open(self, key: str) -> bool:
-        """Whether a request still wants its result."""
+        """Return whether a request is open."""
         request = self._requests.get(key)
         return request is not None and request.state == State.OPEN
 
@@ -144,7 +144,7 @@ class Requests:
                 queue.accept(delivery)
 
     def commit(self, delivery: Delivery, state: str, payload: bytes, moves: Sequence[Move]) -> None:
-        """End a call with all it causes; with nothing when its request has ended meanwhile."""
+        """End a call and publish all that it caused, unless its request has ended meanwhile."""
         queue = self.queues.get(delivery.stream)
         if queue is not None:
             queue.running -= 1
@@ -187,7 +187,7 @@ class Requests:
             self.close(key, state)
 
     def expire(self) -> float:
-        """End the requests whose deadline has passed; answers the next deadline, in ms of Unix time."""
+        """End the requests whose deadline has passed; return the next deadline, in ms of Unix time."""
         now_ms = clock.judge_ms()
         following = inf
         for key, request in list(self._requests.items()):
@@ -223,7 +223,7 @@ class Requests:
             self._requests.pop(self._kept.popleft()[1], None)
 
     def emit(self, key: str, payload: bytes, go_on: Promise) -> None:
-        """Send one item; ``go_on`` is set once there is room for another, to False when nobody takes items."""
+        """Send one item; ``go_on`` is set once there is room for another, to False when the request has ended."""
         request = self._requests.get(key)
         if request is None or request.state != State.OPEN:
             go_on.set(False)
@@ -238,7 +238,7 @@ class Requests:
             request.held = go_on
 
     def take(self, key: str, count: int) -> None:
-        """The reader has taken this many items more."""
+        """Note that the reader has taken this many items more."""
         request = self._requests.get(key)
         if request is None:
             return
@@ -256,4 +256,4 @@ class Requests:
 
 
 def _nothing() -> None:
-    """For versions whose end nobody waits for."""
+    """The callback of versions without one."""

@@ -18,7 +18,7 @@ _IS_ID = re.compile(r"[0-9a-f]{32}").fullmatch
 
 
 class Answer(IntEnum):
-    """In which form the last step writes its result."""
+    """The form in which the last step writes its result."""
 
     VALUE = 0
     """A value of the codec, for callers in Python."""
@@ -32,12 +32,12 @@ class Header(NamedTuple):
     """The part of a message that every step of a request shares.
 
     Parameters:
-      request_id: 32 hexadecimal digits, unique for ever; the fence and the result hang on it.
+      request_id: 32 hexadecimal digits, unique for ever; state and result are stored under it.
       app: The application whose plan or deployment is called.
       graph: The plan's name, or None for a direct call of one method.
       deadline_ms: Unix time by the broker's clock after which no step starts any more.
       answer: The form of the result.
-      trace_id: The id that people see: ``X-Request-ID`` of the HTTP request that began it all.
+      trace_id: The id that people see: ``X-Request-ID`` of the HTTP request.
       route: The route prefix of that request.
       model_id: The multiplexed model that the caller asked for.
       stream: The caller takes the result as items.
@@ -56,7 +56,7 @@ class Header(NamedTuple):
     awaits: Mapping[str, str] = MappingProxyType({})
 
     def encode(self) -> bytes:
-        """The request's id, by which the broker's functions know whose call it is, and the rest as msgpack."""
+        """Return the request's id, which the broker's functions read, and the rest as msgpack."""
         return self.request_id.encode() + msgpack.packb(  # type: ignore[no-any-return]
             (
                 self.app,
@@ -73,18 +73,20 @@ class Header(NamedTuple):
 
     @classmethod
     def decode(cls, data: bytes) -> Header:
-        """Read what ``encode`` wrote; raises PayloadError for anything else."""
+        """Read what ``encode`` wrote; PayloadError for anything else."""
         try:
             request_id, body = data[:REQUEST_ID_CHARS].decode(), data[REQUEST_ID_CHARS:]
             app, graph, deadline_ms, answer, *context = msgpack.unpackb(body)
             if not _IS_ID(request_id):
-                raise ValueError(f"{request_id!r} is no request's id")
+                raise ValueError(f"{request_id!r} is not a request id")
             if type(deadline_ms) is not int or type(app) is not str:
-                raise ValueError(f"{app!r} is no application's name, or {deadline_ms!r} no time")
+                raise ValueError(f"{app!r} is not an application name, or {deadline_ms!r} is not a time")
             return cls(request_id, app, graph, deadline_ms, Answer(answer), *context)
         except Exception as error:
-            raise PayloadError(f"{len(data)} bytes are no message header: {type(error).__name__}: {error}") from error
+            raise PayloadError(
+                f"{len(data)} bytes are not a message header: {type(error).__name__}: {error}"
+            ) from error
 
     def expired(self) -> bool:
-        """Whether the deadline has passed, by the broker's clock."""
+        """Return whether the deadline has passed, by the broker's clock."""
         return clock.judge_ms() > self.deadline_ms

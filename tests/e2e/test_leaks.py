@@ -217,7 +217,7 @@ def _refuse(stage: Stage) -> None:
     gateway = stage.start("gateway, wrong password", "gateway", "--port", str(free_port()), password=WRONG)
     gateway.wait_for("password")
     stage.logs["gateway, address that is none"] = stage.site.qserve("gateway", env=none)
-    stage.logs["gateway, address that is none"].wait_for("no broker's address")
+    stage.logs["gateway, address that is none"].wait_for("not a broker address")
 
 
 def _lose_the_broker(stage: Stage) -> None:

@@ -67,7 +67,7 @@ def test_what_is_written_is_read(password: str, db: int) -> None:
         ("redis://:{0}@broker:port/0", "broker:port/0"),
         ("sentinel://:{0}@one:26379", "service is missing"),
         ("sentinel://:{0}@one:26379/", "service is missing"),
-        ("sentinel://:{0}@one:26379/mine/zero", "'zero' is no number"),
+        ("sentinel://:{0}@one:26379/mine/zero", "'zero' is not a number"),
         ("sentinel://:{0}@one,,two/mine", "host of a Sentinel is missing"),
         ("sentinel://:{0}@/mine", "host of a Sentinel is missing"),
         ("sentinel://:{0}@one:port/mine", "one:port/mine"),
@@ -75,7 +75,7 @@ def test_what_is_written_is_read(password: str, db: int) -> None:
 )
 def test_an_address_that_cannot_be_read_is_shown_without_its_password(url: str, what: str) -> None:
     for read in (Address.of, connect):
-        with pytest.raises(QserveException, match="is no broker's address.*sentinel://") as told:
+        with pytest.raises(QserveException, match="is not a broker address.*sentinel://") as told:
             read(url.format(SECRET))
         assert what in str(told.value)
         assert SECRET not in "".join(traceback.format_exception(told.value))

@@ -28,7 +28,7 @@ class FakeBroker:
     def execute_command(self, *command: Any) -> int:
         if self.error is not None:
             raise self.error
-        entries = list(command[6:])
+        entries = list(command[7:])  # after the number of them
         self.given += entries
         return len(entries)
 
