@@ -13,7 +13,9 @@ def test_a_heartbeat_whose_count_begins_anew_tells_that_the_broker_has_lost_its_
     client: redis.Redis, settings: Settings, keys: Keys
 ) -> None:
     losses: list[bytes] = []
-    heart = Heartbeat(client, settings, "a", lambda: True, lambda: losses.append(client.get(keys.beat("a"))))
+    heart = Heartbeat(
+        client, settings, "a", may_beat=lambda: True, on_loss=lambda: losses.append(client.get(keys.beat("a")))
+    )
     heart.beat()
     heart.beat()
     assert losses == []

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import redis
 from processes import wait_until
-from qserve_workers.process.spec import ReplicaSpec
-from qserve_workers.supervisor.death import MemoryWatch, describe
+from qserve_workers.process.lifecycle import ReplicaSpec
+from qserve_workers.supervisor.replica_process import MemoryWatch, describe_end
 from qserve_workers.supervisor.supervisor import Supervisor
 
 from qserve.base.keys import Keys
@@ -90,7 +90,7 @@ def test_a_system_without_processes_is_reported_asked_more_and_more_slowly_and_f
         wait_until_running(RECORD, pool, timeout_s=0)
 
     system.shortage = 0
-    wait_until(lambda: supervisor.tick() or supervisor.members, description="a replica is started")
+    wait_until(lambda: supervisor.tick() or supervisor.processes, description="a replica is started")
     assert pool.replicas() == []
 
 
@@ -107,8 +107,8 @@ def test_a_death_that_the_broker_could_not_be_told_of_is_told_later(
         return 0
 
     monkeypatch.setattr(supervisor._takeover, "hand_over", hand_over)
-    (member,) = supervisor.members.values()
-    os.kill(member.pid, signal.SIGKILL)
+    (process,) = supervisor.processes.values()
+    os.kill(process.pid, signal.SIGKILL)
 
     def tick() -> bool:
         supervisor.tick()
@@ -118,7 +118,7 @@ def test_a_death_that_the_broker_could_not_be_told_of_is_told_later(
         wait_until(tick, description="the death is noticed")
     supervisor.tick()
 
-    assert told == [member.spec.name] * 2
+    assert told == [process.spec.name] * 2
 
 
 def _memory(folder: Path, version: int, kills: int, limit: str) -> MemoryWatch:
@@ -137,10 +137,10 @@ def test_a_kill_by_the_kernel_for_want_of_memory_is_told_from_others_with_the_li
 ) -> None:
     memory = _memory(tmp_path, version, 4, str(200 << 20))
 
-    assert describe(-signal.SIGKILL, "", memory) == "killed: SIGKILL, perhaps out of memory"
+    assert describe_end(-signal.SIGKILL, "", memory) == "killed: SIGKILL, perhaps out of memory"
     _memory(tmp_path, version, 5, str(200 << 20))
-    assert describe(-signal.SIGKILL, "", memory) == "oom_killed: SIGKILL, because of the memory limit of 200 MiB"
-    assert describe(-signal.SIGKILL, "", memory) == "killed: SIGKILL, perhaps out of memory"
+    assert describe_end(-signal.SIGKILL, "", memory) == "oom_killed: SIGKILL, because of the memory limit of 200 MiB"
+    assert describe_end(-signal.SIGKILL, "", memory) == "killed: SIGKILL, perhaps out of memory"
 
 
 def test_where_no_control_group_can_be_read_nothing_is_claimed(tmp_path: Path) -> None:
@@ -148,6 +148,6 @@ def test_where_no_control_group_can_be_read_nothing_is_claimed(tmp_path: Path) -
 
     assert not memory.has_killed()
     assert memory.limit() == ""
-    assert describe(-signal.SIGSEGV, "", memory) == "SIGSEGV"
-    assert describe(-signal.SIGKILL, "frozen: no heartbeat", memory) == "frozen: no heartbeat"
-    assert describe(9, "", memory) == "exit code 9"
+    assert describe_end(-signal.SIGSEGV, "", memory) == "SIGSEGV"
+    assert describe_end(-signal.SIGKILL, "frozen: no heartbeat", memory) == "frozen: no heartbeat"
+    assert describe_end(9, "", memory) == "exit code 9"

@@ -20,7 +20,7 @@ class Watch:
 
     def look(self, after_s: float = SWEEP_S, **counters: int | None) -> set[str]:
         self.now += after_s
-        return self.observer.look({name: None if n is None else str(n).encode() for name, n in counters.items()})
+        return self.observer.update({name: None if n is None else str(n).encode() for name, n in counters.items()})
 
     def seconds_until_lost(self, counter: int | None) -> float:
         self.look(a=counter)
@@ -66,6 +66,6 @@ def test_a_replica_that_was_lost_is_so_at_once_when_it_shows_up_again_without_a_
 
 def test_a_replica_whose_process_is_dead_is_lost_whatever_its_counter_says() -> None:
     watch = Watch()
-    watch.observer.bury("a")
+    watch.observer.note_death("a")
     assert watch.look(a=1) == {"a"}
     assert watch.look(a=2, b=1) == {"a"}

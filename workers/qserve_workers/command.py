@@ -17,13 +17,13 @@ from qserve.broker.connection import connect
 from qserve.broker.doctor import check, check_address
 from qserve.cli.options import Command, app_dir_option, broker_option, import_first_from
 from qserve.exceptions import BrokerUnavailable
+from qserve_workers.supervisor.scope import Scope
 from qserve_workers.supervisor.supervisor import Supervisor
-from qserve_workers.supervisor.wanted import Scope
 
 log = get_logger(__name__)
-_LOOK_S = 0.05
+POLL_INTERVAL_S = 0.05
 _QUIET_FOR_S = 1.0
-"""A broker that is started together with its workers is waited for without a word."""
+"""How long the wait for a broker is not logged: it may be started together with its workers."""
 
 
 @click.command(cls=Command)
@@ -51,7 +51,7 @@ def worker(
 ) -> None:
     """Run replicas of deployments until stopped.
 
-    Code is imported from MODULE:NODE, or as it was deployed when none is given. The broker may come up
+    Code is imported from MODULE:NODE; without it, it is taken as it was deployed. The broker may start
     later, and so may the deploy.
     """
     die_with_parent_if_asked()
@@ -67,7 +67,7 @@ def worker(
 
 
 def _wait_for_broker(settings: Settings, url: str) -> None:
-    """Wait until the broker answers, and check it then.
+    """Wait until the broker answers, then check it.
 
     Raises:
       BrokerError: It must not be used as it is; the message names the remedy.
@@ -77,17 +77,17 @@ def _wait_for_broker(settings: Settings, url: str) -> None:
         # process 1 of a container has no default for them, and a stop must not wait for a broker
         signal.signal(number, _leave)
     client = connect(url)
-    began, told = time.monotonic(), False
+    began, has_warned = time.monotonic(), False
     while True:
         try:
             check(client, settings)
             client.close()
             return
         except BrokerUnavailable as error:
-            if not told and time.monotonic() - began > _QUIET_FOR_S:
-                told = True
+            if not has_warned and time.monotonic() - began > _QUIET_FOR_S:
+                has_warned = True
                 log.warning("%s; waiting for it", error)
-            time.sleep(_LOOK_S)
+            time.sleep(POLL_INTERVAL_S)
 
 
 def _leave(number: int, frame: object) -> None:

@@ -7,14 +7,21 @@ import faulthandler
 import gc
 import json
 import os
+import select
 import signal
+import threading
+import time
 from typing import Any
 
+# Celery imports these by their names while a worker starts, and applications import the last two. The supervisor
+# imports this module before it forks: a copy of its own would cost each replica 3 MB and 20 ms.
 from celery import signals
 
+import qserve.dag
+import qserve.http.builtin_adapters  # noqa: F401
 from qserve.base.context import ReplicaContext, enter_replica
 from qserve.base.keys import Keys
-from qserve.base.log import log_to_terminal
+from qserve.base.log import get_logger, log_to_terminal
 from qserve.base.process import die_with_parent
 from qserve.base.tracebacks import user_traceback
 from qserve.broker.connection import connect
@@ -31,25 +38,28 @@ from qserve.wire.sealing import Seal
 from qserve_workers.celery.app import make_celery
 from qserve_workers.celery.worker import ReplicaWorker
 from qserve_workers.process.heartbeat import Heartbeat
-from qserve_workers.process.lifecycle import Lifecycle, report
-from qserve_workers.process.orphan import end_with
-from qserve_workers.process.spec import ReplicaSpec
+from qserve_workers.process.lifecycle import Lifecycle, ReplicaSpec, report
 from qserve_workers.replica.exit_codes import Exit
 from qserve_workers.replica.plane import LoopPlane
 from qserve_workers.replica.replica import Replica
 from qserve_workers.replica.watchdog import Watchdog
 
+log = get_logger(__name__)
+POLL_INTERVAL_S = 0.1
+FINISH_FOR_S = 1.5
+"""How long a replica whose supervisor is gone may finish what it runs; the kernel has told it to stop by then."""
+
 
 def run_replica(spec: ReplicaSpec) -> int:
-    """Be that replica until told to stop; answers the exit code."""
-    _end_with_parent(spec.parent)
+    """Run a replica until it is told to stop, and return the exit code."""
+    _end_with(spec.parent)
     faulthandler.enable()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     log_to_terminal(spec.deployment, spec.settings)
-    assert spec.settings.broker_url is not None
+    url = spec.settings.named_broker
     keys = Keys(spec.settings.namespace)
-    client = connect(spec.settings.broker_url)
+    client = connect(url)
     reports = ReplicaReports(client, keys, spec.record.name)
     registry = Registry(client, keys, Seal(spec.settings.keyring))
     loop = asyncio.new_event_loop()
@@ -57,19 +67,16 @@ def run_replica(spec: ReplicaSpec) -> int:
     try:
         plane, servable, replica = loop.run_until_complete(_construct(spec, keys, registry))
     except BaseException as error:
-        report(
-            reports,
-            spec,
-            FAILED,
-            str(error) if isinstance(error, QserveException) else user_traceback(error),
-        )
+        why = str(error) if isinstance(error, QserveException) else user_traceback(error)
+        report(reports, spec, FAILED, why)
         return 1
-    gc.freeze()  # what is here now stays: the collector need not look at it again
+    gc.freeze()  # what exists now stays: the collector need not look at it again
     limit_s = spec.record.deployments[spec.deployment].max_execution_s
-    watchdog = Watchdog(replica, connect(spec.settings.broker_url), limit_s, spec.settings.stall_limit_s)
+    watchdog = Watchdog(replica, connect(url), limit_s, spec.settings.stall_limit_s)
     lifecycle = Lifecycle(spec, servable, reports, registry, stop=replica.stop)
-    beats = connect(spec.settings.broker_url)
-    Heartbeat(beats, spec.settings, spec.name, lambda: not watchdog.is_stalled(), lifecycle.report_again).start()
+    Heartbeat(
+        connect(url), spec.settings, spec.name, may_beat=watchdog.is_loop_alive, on_loss=lifecycle.report_again
+    ).start()  # fmt: skip
     worker = ReplicaWorker(make_celery(spec.settings), replica, spec.record.name)
 
     def begin(**_: Any) -> None:
@@ -84,17 +91,10 @@ def run_replica(spec: ReplicaSpec) -> int:
     return int(worker.exitcode or 0)
 
 
-def _end_with_parent(parent: int) -> None:
-    die_with_parent(signal.SIGTERM)
-    if os.getppid() != parent:  # it was gone before the kernel was told
-        os._exit(Exit.ORPHANED)
-    end_with(parent, Exit.ORPHANED)
-
-
 async def _construct(spec: ReplicaSpec, keys: Keys, registry: Registry) -> tuple[LoopPlane, Servable, Replica]:
     settings, record = spec.settings, spec.record
     codec = Codec(settings.keyring)
-    plane = LoopPlane(settings, keys, codec, _Catalog(record, registry).find)
+    plane = LoopPlane(settings, keys, codec, _Records(record, registry).find)
     await plane.open()
     current.install(plane, replica=True)
     code = _load_code(spec, registry)
@@ -102,9 +102,9 @@ async def _construct(spec: ReplicaSpec, keys: Keys, registry: Registry) -> tuple
     enter_replica(ReplicaContext(record.name, spec.deployment, spec.name))
     await servable.construct()
     enter_replica(ReplicaContext(record.name, spec.deployment, spec.name, servable.instance))
-    settings_json = record.deployments[spec.deployment].user_config
-    if settings_json:
-        await servable.reconfigure(json.loads(settings_json))
+    user_config = record.deployments[spec.deployment].user_config
+    if user_config:
+        await servable.reconfigure(json.loads(user_config))
     replica = Replica(
         name=spec.name,
         deployment=spec.deployment,
@@ -129,7 +129,7 @@ def _load_code(spec: ReplicaSpec, registry: Registry) -> DeploymentCode:
     return code[spec.deployment]
 
 
-class _Catalog:
+class _Records:
     """Applications as a replica knows them: its own as it was at the start, others as they are now."""
 
     def __init__(self, own: ApplicationRecord, registry: Registry) -> None:
@@ -137,5 +137,40 @@ class _Catalog:
         self._registry = registry
 
     def find(self, app: str) -> ApplicationRecord:
-        """An application's record. A call to another application blocks for one look-up at the broker."""
+        """Return an application's record; for another application this blocks for one look-up at the broker."""
         return self._own if app == self._own.name else self._registry.get(app)
+
+
+# -- a supervisor that is gone ---------------------------------------------------------------------
+
+
+def _end_with(parent: int) -> None:
+    """End this process when its supervisor is gone: nobody would hand its calls over, or replace it.
+
+    What it runs until then stays pending at the broker, where another supervisor finds it.
+    """
+    die_with_parent(signal.SIGTERM)
+    if os.getppid() != parent:  # it was gone before the kernel was told
+        os._exit(Exit.ORPHANED)
+
+    def watch() -> None:
+        _wait_for_end(parent)
+        log.warning("the supervisor is gone; this replica ends")
+        time.sleep(FINISH_FOR_S)
+        os._exit(Exit.ORPHANED)  # whatever the main thread does
+
+    threading.Thread(target=watch, name="orphan-watch", daemon=True).start()
+
+
+def _wait_for_end(parent: int) -> None:
+    try:
+        process = os.pidfd_open(parent)
+    except (AttributeError, OSError):  # not Linux, or a sandbox forbids it
+        pass
+    else:
+        if os.getppid() == parent:  # otherwise it has ended, and its id may be another process's now
+            end = select.poll()
+            end.register(process, select.POLLIN)
+            end.poll()
+    while os.getppid() == parent:
+        time.sleep(POLL_INTERVAL_S)

@@ -1,8 +1,8 @@
-"""Heartbeats: how a replica shows that it lives, and how a supervisor judges that by its own clock alone.
+"""Heartbeats: how a replica shows that it is alive, and how a supervisor decides that it is not.
 
-A heartbeat counts upwards. Whoever watches it compares what it sees with what it saw before, and measures
-the time between by its own monotonic clock, so neither a clock that is set nor the broker's idea of time
-makes a living replica look dead, or a dead one alive.
+A heartbeat is a counter. A supervisor compares its value with the one that it read before, and measures the time
+between them by its own monotonic clock. So neither a clock that is set, nor the broker's time, makes a living replica
+look dead or a dead one alive.
 """
 
 from __future__ import annotations
@@ -22,33 +22,37 @@ from qserve.exceptions import BrokerError
 
 log = get_logger(__name__)
 _REMEMBERED = 1000
-"""How many lost replicas a supervisor remembers; their names never come again."""
+"""How many lost replicas a supervisor remembers; a name is never used twice."""
 
 
 class Heartbeat:
-    """The heart of one replica, in a thread: user code that holds the loop must not look like a lost host.
+    """Sends the heartbeats of one replica from a thread: code that holds the loop must not look like a lost host.
 
     Parameters:
       client: A connection of its own.
       replica: The consumer's name.
-      may_beat: False while the replica is stalled, so that code which holds its loop for ever does not hold
-        its calls for ever.
-      on_loss: Called when the broker has forgotten this heart, and so has lost its data.
+      may_beat: Returns False while the replica is stalled: code that holds its loop for ever must not hold its calls
+        for ever.
+      on_loss: Called when the broker has forgotten this counter, and so has lost its data.
     """
 
     def __init__(
-        self, client: Client, settings: Settings, replica: str, may_beat: Callable[[], bool],
-        on_loss: Callable[[], None] = lambda: None,
-    ) -> None:  # fmt: skip
+        self,
+        client: Client,
+        settings: Settings,
+        replica: str,
+        *,
+        may_beat: Callable[[], bool],
+        on_loss: Callable[[], None],
+    ) -> None:
         self._client = client
         self._key = Keys(settings.namespace).beat(replica)
-        self._every_s = settings.beat_s
-        # long past the moment when silence has been noticed: a key that ends must never be what decides
+        self._interval_s = settings.beat_s
+        # much longer than it takes to notice that a counter stands still: the end of a key must not decide anything
         self._life_ms = BEAT_TTL_MS + int(4000 * settings.lease_s)
         self._may_beat = may_beat
         self._on_loss = on_loss
         self._has_beaten = False
-        self._pause = threading.Event()
 
     def start(self) -> None:
         """Beat until the process ends."""
@@ -62,13 +66,13 @@ class Heartbeat:
                 try:
                     self.beat()
                 except BrokerError as error:
-                    log.debug("the heartbeat was not taken: %s", error)
+                    log.debug("a heartbeat was not sent: %s", error)
                 except Exception:
-                    log.exception("the heartbeat goes on after an error")
-            self._pause.wait(self._every_s)
+                    log.exception("heartbeats go on after an error")
+            time.sleep(self._interval_s)
 
     def beat(self) -> None:
-        """Beat once; raises BrokerError. A beat that is sent and not answered only counts once more."""
+        """Beat once; raises BrokerError. A beat that is sent again counts twice, which does no harm."""
         with broker_errors():
             pipe = self._client.pipeline(transaction=True)
             count, _ = pipe.incr(self._key).pexpire(self._key, self._life_ms).execute()
@@ -79,10 +83,10 @@ class Heartbeat:
 
 
 class Observer:
-    """What a supervisor knows of the hearts it watches.
+    """Decides which of the replicas that a supervisor observes are lost.
 
     Parameters:
-      lease_s: How long a heart may stand still before its replica is lost.
+      lease_s: How long a counter may stand still before its replica is lost.
       clock: Seconds, monotonic; replaced in tests.
     """
 
@@ -90,16 +94,16 @@ class Observer:
         self._lease_s = lease_s
         self._clock = clock
         self._seen: dict[str, tuple[bytes | None, float]] = {}
-        self._looked_at: float | None = None
+        self._updated_at: float | None = None
         self._lost: OrderedDict[str, bytes | None] = OrderedDict()
-        self._buried: OrderedDict[str, None] = OrderedDict()
+        self._dead: OrderedDict[str, None] = OrderedDict()
 
-    def bury(self, name: str) -> None:
-        """Take a replica for lost whenever it shows up again: its process is known to be dead."""
-        _remember(self._buried, name, None)
+    def note_death(self, name: str) -> None:
+        """Count a replica as lost whenever it appears again: its process is known to be dead."""
+        _remember(self._dead, name, None)
 
-    def look(self, counters: Mapping[str, bytes | None]) -> set[str]:
-        """Compare counters with those of the look before; names that are not among them are forgotten.
+    def update(self, counters: Mapping[str, bytes | None]) -> set[str]:
+        """Compare counters with those of the last update; names that are not among them are forgotten.
 
         Parameters:
           counters: The replicas' names and counters; None where there is none.
@@ -108,9 +112,9 @@ class Observer:
           The names of those that are lost.
         """
         now = self._clock()
-        # while this process itself stood still, or the broker did, nobody was watching: that time accuses nobody
-        gap_s = 0.0 if self._looked_at is None else min(now - self._looked_at, self._lease_s / 4)
-        self._looked_at = now
+        # the time in which this process itself stood still, or the broker did, counts against no replica
+        gap_s = 0.0 if self._updated_at is None else min(now - self._updated_at, self._lease_s / 4)
+        self._updated_at = now
         seen = {}
         for name, counter in counters.items():
             before, silent_s = self._seen.get(name, (counter, -gap_s))
@@ -122,8 +126,8 @@ class Observer:
         return lost
 
     def _is_known(self, name: str) -> bool:
-        """Whether it was lost before and has not beaten since: the broker gave something to its old connection."""
-        return name in self._buried or (name in self._lost and self._lost[name] == self._seen[name][0])
+        """Whether it was lost before and has not beaten since: the broker delivered to its old connection."""
+        return name in self._dead or (name in self._lost and self._lost[name] == self._seen[name][0])
 
 
 def _remember(names: OrderedDict[str, Any], name: str, value: Any) -> None:
@@ -133,7 +137,7 @@ def _remember(names: OrderedDict[str, Any], name: str, value: Any) -> None:
 
 
 def read_counters(client: Client, keys: Keys, replicas: Iterable[str]) -> dict[str, bytes | None]:
-    """The counters of these replicas as the broker has them; raises BrokerError."""
+    """Return the counters of these replicas as the broker has them; raises BrokerError."""
     names = list(replicas)
     if not names:
         return {}

@@ -1,4 +1,4 @@
-"""The life of a replica beside its calls: reports, health, a changed user_config, the end."""
+"""What a replica does beside its calls: it reports its state, checks its health and takes a changed user_config."""
 
 from __future__ import annotations
 
@@ -9,33 +9,52 @@ import os
 import signal
 import socket
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 from qserve.base.keys import Keys
 from qserve.base.log import get_logger
+from qserve.base.settings import Settings
 from qserve.broker.registry import Registry
 from qserve.define.multiplexing import unload_models
 from qserve.deploy.status import RUNNING, ReplicaReports, ReplicaStatus
 from qserve.engine.invoke import Servable
 from qserve.exceptions import BrokerError
-from qserve_workers.process.spec import ReplicaSpec
+from qserve.wire.application import ApplicationRecord
 from qserve_workers.replica.exit_codes import Exit
 
 log = get_logger(__name__)
-# what user code may raise beside calls; CancelledError is the loop's own way to end a task
+# what user code may raise outside of calls; CancelledError is how the loop ends a task
 _RAISED = (Exception, SystemExit, KeyboardInterrupt, GeneratorExit)
 HEALTH_FAILURES = 3
 """Failures of ``check_health`` in a row after which a replica is replaced."""
 
 
+@dataclass(frozen=True)
+class ReplicaSpec:
+    """Which replica a process is.
+
+    Parameters:
+      target: ``module:node`` to import; "" takes what the record names.
+      parent: The supervisor's process id.
+    """
+
+    name: str
+    record: ApplicationRecord
+    deployment: str
+    settings: Settings
+    target: str = ""
+    parent: int = field(default_factory=os.getpid)
+
+
 class Lifecycle:
-    """Everything that happens to a replica between its first call and its last.
+    """What happens to a replica between its first call and its last.
 
     Parameters:
       spec: Which replica it is.
       servable: The user's object.
-      reports: Where its state is reported.
-      registry: Where a changed user_config is read.
+      reports: Takes its state.
+      registry: Has a changed user_config.
       stop: Ends the replica with an exit code, once it has finished what runs.
     """
 
@@ -58,7 +77,7 @@ class Lifecycle:
         self._tasks: set[asyncio.Task[None]] = set()
 
     def begin(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Report that calls are taken, and look after the object from now on."""
+        """Report that calls are taken, and check the object's health from now on."""
         report(self._reports, self._spec, RUNNING, config=self._record.config)
         self._has_begun = True
         loop.add_signal_handler(signal.SIGHUP, lambda: self._spawn(loop, self._reconfigure()))
@@ -67,7 +86,7 @@ class Lifecycle:
             self._spawn(loop, self._watch_health())
 
     def report_again(self) -> None:
-        """Report once more, from any thread: the broker has lost what was reported."""
+        """Report again, because the broker has lost its data; from any thread."""
         if self._has_begun:
             report(self._reports, self._spec, RUNNING, config=self._record.config)
 
@@ -77,7 +96,7 @@ class Lifecycle:
         task.add_done_callback(self._tasks.discard)
 
     async def _reconfigure(self) -> None:
-        """Take the user_config that is registered now; one that is refused leaves the old one reported."""
+        """Take the user_config that is registered now; when user code refuses it, the old one stays reported."""
         for record in self._registry.versions(self._spec.record.name):
             if record.version == self._spec.record.version:
                 self._record = record.deployments[self._spec.deployment]
@@ -101,12 +120,12 @@ class Lifecycle:
         self._stop(Exit.UNHEALTHY)
 
     def _may_leave(self) -> bool:
-        """Whether no other replica is being replaced; until then this one goes on, and may recover."""
+        """Whether no other replica is being replaced; until then this one stays, and may recover."""
         for_s = self._record.grace_s + self._spec.settings.start_timeout_s
         try:
             return self._reports.take_turn(self._stream, self._spec.name, for_s)
         except BrokerError as error:
-            log.warning("a replica that is ill stays for now: %s", error)
+            log.warning("an unhealthy replica stays for now: %s", error)
             return False
 
     async def _check_health(self) -> None:
@@ -118,11 +137,11 @@ class Lifecycle:
             else:
                 await asyncio.to_thread(check)
         except (SystemExit, KeyboardInterrupt, GeneratorExit) as error:
-            # as they are, they would end the loop from within the task that wait_for makes
+            # unchanged, they would end the loop from within the task that wait_for creates
             raise RuntimeError(f"it raised {type(error).__name__}") from error
 
     async def end(self) -> None:
-        """Let the user's object go; what its ``__del__`` raises is logged and goes no further."""
+        """Call the ``__del__`` of the user's object; what it raises is logged."""
         for task in list(self._tasks):
             task.cancel()
         try:
@@ -133,7 +152,7 @@ class Lifecycle:
 
 
 def report(reports: ReplicaReports, spec: ReplicaSpec, state: str, message: str = "", config: str = "") -> None:
-    """Write a replica's state for those who wait for it."""
+    """Report a replica's state; a deploy waits for it."""
     version = spec.record.version
     status = ReplicaStatus(
         spec.name, spec.deployment, version, state, os.getpid(), socket.gethostname(), message, config

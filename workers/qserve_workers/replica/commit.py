@@ -101,13 +101,13 @@ class Committer:
         if wait_s is not None:
             self._postpone(work, error, wait_s, tries + 1)
         elif self._retries.is_exhausted(error, tries):
-            self._bury(work, "retries", error)
+            self._dead_letter(work, "retries", error)
         else:
             self.commit(work, self._failed(work, error, "failed"))
 
     def reject(self, work: Work, error: BaseException) -> None:
         """Keep a call whose arguments cannot be read as a dead letter, and fail its request."""
-        self._bury(work, "unreadable", error)
+        self._dead_letter(work, "unreadable", error)
 
     # -- deliveries that do not run ----------------------------------------------------------------
 
@@ -120,7 +120,7 @@ class Committer:
         command = functions.give_back(tag.stream, self._stream, [tag.entry_id], self._keys.request(""))
         self._plane.post(command, lambda reply: self._on_settled(tag))
 
-    def bury_unread(self, delivery: Delivery, error: Exception) -> None:
+    def dead_letter_unread(self, delivery: Delivery, error: Exception) -> None:
         """Keep a delivery that cannot be read as a dead letter.
 
         Only its first bytes tell which request it belongs to. Where they name no open request, it gets an id of its
@@ -187,7 +187,7 @@ class Committer:
             ),
         )  # fmt: skip
 
-    def _bury(self, work: Work, why: str, error: BaseException) -> None:
+    def _dead_letter(self, work: Work, why: str, error: BaseException) -> None:
         """Crash before this is sent: the call is pending and runs again elsewhere. Crash after: it is a dead letter."""
         failure = self._describe(work, error, f"is a dead letter ({why})")
         tag, request_id = work.delivery.tag, work.header.request_id

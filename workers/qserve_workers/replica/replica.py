@@ -83,7 +83,7 @@ class Replica:
             self._backlog,
             room=self._room,
             accept=self._accept,
-            refuse=self._committer.bury_unread,
+            refuse=self._committer.dead_letter_unread,
             on_refused=self._on_refused,
             on_out_of_files=self._on_out_of_files,
         )
@@ -140,7 +140,7 @@ class Replica:
         try:
             work = Work.of(delivery, self._plane.seal)
         except Exception as error:
-            self._committer.bury_unread(delivery, error)
+            self._committer.dead_letter_unread(delivery, error)
             return
         self._reads_suspects = b"x" in delivery.fields
         if self._runs_alone or (self._reads_suspects and self._suspects):

@@ -73,9 +73,9 @@ class Watchdog:
         """Watch no more: the loop is about to end."""
         self._stop.set()
 
-    def is_stalled(self) -> bool:
-        """Return whether the loop has stood still for longer than it may."""
-        return self._stood_s > self._stall_s
+    def is_loop_alive(self) -> bool:
+        """Return whether the loop has stood still for no longer than it may; from any thread."""
+        return self._stood_s <= self._stall_s
 
     def _watch(self) -> None:
         while not self._stop.wait(self._interval_s):
@@ -90,7 +90,7 @@ class Watchdog:
         now = time.monotonic()
         works = self._replica.running()
         self._check_loop(now, bool(works))
-        if self.is_stalled():
+        if not self.is_loop_alive():
             return self._end_stalled()
         self._deadlines = {work: self._deadlines.get(work) or self._deadline(work) for work in works}
         for work in works:

@@ -1,51 +1,60 @@
-"""What happens to the calls of replicas and versions that are no more."""
+"""The calls of replicas and versions that are gone: how they are found, and how they are handed over."""
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable, Collection
+
 from qserve.base import failpoints
-from qserve.base.keys import Keys
+from qserve.base.keys import GROUP, Keys
+from qserve.base.log import get_logger
+from qserve.base.settings import Settings
 from qserve.broker import functions
-from qserve.broker.connection import Client, broker_errors
+from qserve.broker.connection import Client, broker_errors, create_group
 from qserve.wire.application import ApplicationRecord
 from qserve.wire.sealing import DEATH_LIMIT, DELETED, LOST
+from qserve_workers.process.heartbeat import Observer, read_counters
+
+log = get_logger(__name__)
+_CLOSED_AFTER_S = 0.3
+"""By when a broker has closed the connections of a dead process."""
 
 
 class Takeover:
-    """Hands calls over at one broker."""
+    """Hands calls over to the replicas that are left."""
 
     def __init__(self, client: Client, keys: Keys) -> None:
         self._client = client
         self._keys = keys
 
     def hand_over(self, stream: str, consumer: str) -> int:
-        """Put what a dead replica held back on the queue; answers how many calls that were.
+        """Put what a dead replica held back on the queue, and return how many calls that were.
 
-        Crash before the call: the entries stay pending and the next sweep finds them. Crash after: they are
-        on the queue as new entries.
+        Crash before the call: the entries stay pending, and the next sweep finds them. Crash after: they are on the
+        queue as new entries.
         """
         if failpoints.ARMED:
             failpoints.hit("supervisor.before_handover")
         prefix, personal = self._keys.request(""), self._keys.personal(stream, consumer)
         total = 0
         for source in (stream, personal):
-            while True:
+            moved = functions.RECLAIM_COUNT
+            while moved >= functions.RECLAIM_COUNT:
                 with broker_errors():
                     command = functions.reclaim(source, stream, consumer, DEATH_LIMIT, LOST, prefix)
                     moved = int(self._client.execute_command(*command))
                 total += moved
-                if moved < functions.RECLAIM_COUNT:
-                    break
         with broker_errors():
             command = functions.disband(personal, stream, self._keys.models_of(stream), consumer, prefix)
             return total + int(self._client.execute_command(*command))
 
     def wake(self, stream: str) -> None:
-        """Put the calls of a queue whose wait for another try is over back on it."""
+        """Put the calls of a queue that have waited long enough for another try back on it."""
         with broker_errors():
             self._client.execute_command(*functions.wake(self._keys.delayed_of(stream), stream))
 
     def retire(self, record: ApplicationRecord, force: bool) -> bool:
-        """Remove a version's queues once nothing of it is under way; ``force`` fails what is left.
+        """Remove a version's queues once none of its calls is open; ``force`` fails those that are.
 
         Returns:
           Whether the queues are gone.
@@ -58,3 +67,56 @@ class Takeover:
                 streams += [own.decode() for field, own in held.items() if field.startswith(b"s:")]
             command = functions.retire(streams, force, DELETED, self._keys.request(""))
             return int(self._client.execute_command(*command)) == 1
+
+
+class Sweeper:
+    """Compares all heartbeats from time to time: finds replicas that are frozen, and those whose host is gone."""
+
+    def __init__(self, client: Client, keys: Keys, takeover: Takeover, settings: Settings) -> None:
+        self._client = client
+        self._keys = keys
+        self._takeover = takeover
+        self._lease_s = settings.lease_s
+        self._interval_s = settings.sweep_s
+        self._observer = Observer(settings.lease_s)
+        self._swept_at = time.monotonic()
+
+    def note_death(self, name: str) -> None:
+        """Note that a replica is dead: until the broker notices, it may still deliver to its connection."""
+        self._observer.note_death(name)
+        self._swept_at = min(self._swept_at, time.monotonic() + _CLOSED_AFTER_S - self._interval_s)
+
+    def sweep(self, streams: Collection[str], own: Collection[str], kill: Callable[[str, str], None]) -> None:
+        """Find lost replicas, when it is time: our own are killed, and the calls of others are handed over.
+
+        Parameters:
+          own: The replicas of this supervisor.
+          kill: Kills one of them, for a reason.
+        """
+        now = time.monotonic()
+        if now - self._swept_at < self._interval_s:
+            return
+        self._swept_at = now
+        consumers = self._consumers(streams)
+        if failpoints.ARMED:
+            failpoints.hit("sweep.mid")
+        # our own even when another supervisor has handed their calls over before
+        counters = read_counters(self._client, self._keys, {*consumers, *own})
+        observed = {name: one for name, one in counters.items() if one is not None or name in consumers}
+        for name in self._observer.update(observed):
+            if name in own:
+                kill(name, f"frozen: no heartbeat for {self._lease_s:g} s")
+            else:
+                moved = sum(self._takeover.hand_over(stream, name) for stream in consumers[name])
+                log.warning("replica %s sends no heartbeats any more; its %d calls are handed over", name, moved)
+
+    def _consumers(self, streams: Collection[str]) -> dict[str, list[str]]:
+        """Return who reads which of these streams, and create those that the broker has lost."""
+        consumers: dict[str, list[str]] = {}
+        for stream in streams:
+            with broker_errors():
+                create_group(self._client, stream)
+                found = self._client.xinfo_consumers(stream, GROUP)
+            for one in found:
+                consumers.setdefault(one["name"].decode(), []).append(stream)
+        return consumers

@@ -1,0 +1,195 @@
+"""A replica as a child process of its supervisor: how it is started, stopped and killed, and how it ended."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from qserve.base.log import get_logger
+from qserve_workers.process.boot import run_replica
+from qserve_workers.process.lifecycle import ReplicaSpec
+from qserve_workers.replica.exit_codes import Exit
+
+log = get_logger(__name__)
+_KILL_AFTER_S = 3.0
+"""How much longer than its deployment's grace a replica may take to end."""
+_DUMP_FOR_S = 0.3
+"""How long a process that stands still may take to write its stack before it is killed."""
+_CGROUPS = Path("/sys/fs/cgroup")
+_MEANINGS: dict[int, str] = {
+    Exit.UNHEALTHY: "check_health failed",
+    Exit.TIME_LIMIT: "a call over its max_execution_s could not be stopped otherwise",
+    Exit.STALLED: "stalled: user code ran over QSERVE_STALL_LIMIT_S",
+    Exit.ORPHANED: "its supervisor was gone",
+    Exit.OUT_OF_FILES: "too many open files",
+}
+
+
+@dataclass
+class ReplicaProcess:
+    """A replica that this supervisor started.
+
+    Parameters:
+      config: The user_config that it was last told to read.
+      is_ready: Whether it is known to have been constructed.
+      is_stopping: Whether it was told to end.
+      kill_at: When it is killed, by the monotonic clock.
+      killed_because: Why this supervisor killed it; "" when it did not.
+    """
+
+    pid: int
+    spec: ReplicaSpec
+    stream: str
+    config: str = ""
+    is_ready: bool = False
+    is_stopping: bool = False
+    kill_at: float = math.inf
+    killed_because: str = ""
+    started_at: float = field(default_factory=time.monotonic)
+
+    @property
+    def retries(self) -> bool:
+        """Whether calls of its deployment may wait for another try."""
+        return self.spec.record.deployments[self.spec.deployment].max_retries > 0
+
+    def stop(self) -> None:
+        """Have it finish what it runs, and end; it is killed when it takes too long."""
+        if not self.is_stopping:
+            grace_s = self.spec.record.deployments[self.spec.deployment].grace_s
+            self.is_stopping = True
+            self.kill_at = min(self.kill_at, time.monotonic() + grace_s + _KILL_AFTER_S)
+            os.kill(self.pid, signal.SIGTERM)
+
+    def reconfigure(self, config: str) -> None:
+        """Have it read its user_config again if that has changed."""
+        if config != self.config and not self.is_stopping:
+            self.config = config
+            os.kill(self.pid, signal.SIGHUP)
+
+    def kill(self, because: str) -> None:
+        """Kill it soon. First it writes its stack into the log, even when user code holds the interpreter."""
+        if not self.killed_because:
+            self.killed_because, self.kill_at = because, time.monotonic() + _DUMP_FOR_S
+            os.kill(self.pid, signal.SIGABRT)
+
+    def check_start(self, limit_s: float, is_running: Callable[[], bool]) -> None:
+        """Kill it when its constructor takes too long.
+
+        Parameters:
+          is_running: Returns whether it has reported that it takes calls.
+        """
+        if self.is_ready or self.is_stopping or time.monotonic() - self.started_at < limit_s:
+            return
+        self.is_ready = is_running()
+        if not self.is_ready:
+            self.kill(f"start_timeout: it was not constructed within {limit_s:g} s (QSERVE_START_TIMEOUT_S)")
+
+    def kill_if_due(self) -> None:
+        """Kill it when its time is over."""
+        if time.monotonic() > self.kill_at:
+            self.killed_because = self.killed_because or "it did not end in time"
+            os.kill(self.pid, signal.SIGKILL)
+
+
+def fork_replica(spec: ReplicaSpec) -> int:
+    """Start a replica in a child of this process, which has imported the framework and no user code.
+
+    Raises:
+      OSError: The system allows no more processes, or has no memory for one.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    pid = os.fork()
+    if pid:
+        return pid
+    code = 1
+    try:
+        code = run_replica(spec)
+    except BaseException:
+        log.exception("replica %s ended with an error", spec.name)
+    finally:
+        sys.stderr.flush()
+        # no interpreter shutdown: the supervisor's own exit handlers must not run here (reliability.md, 0.17)
+        os._exit(code)
+
+
+# -- how it ended ----------------------------------------------------------------------------------
+
+
+class MemoryWatch:
+    """Tells whether the kernel has killed a process of this control group because it was out of memory.
+
+    Parameters:
+      membership: The file that names this process's control groups.
+      root: Where they are mounted.
+    """
+
+    def __init__(self, membership: Path = Path("/proc/self/cgroup"), root: Path = _CGROUPS) -> None:
+        self._folder = _memory_folder(membership, root)
+        self._kills = self._count()
+
+    def has_killed(self) -> bool:
+        """Return whether that has happened since the last time this was asked."""
+        before, self._kills = self._kills, self._count()
+        return self._kills > before
+
+    def limit(self) -> str:
+        """Return the limit, for messages; "" when there is none."""
+        for name in ("memory.max", "memory.limit_in_bytes"):
+            text = self._read(name)
+            if text.isdigit() and int(text) < 1 << 60:
+                return f" of {int(text) >> 20} MiB"
+        return ""
+
+    def _count(self) -> int:
+        for name in ("memory.events", "memory.oom_control"):
+            for line in self._read(name).splitlines():
+                if line.startswith("oom_kill "):
+                    return int(line.split()[1])
+        return 0
+
+    def _read(self, name: str) -> str:
+        with contextlib.suppress(OSError):
+            return (self._folder / name).read_text().strip()
+        return ""
+
+
+def _memory_folder(membership: Path, root: Path) -> Path:
+    """Return the memory controller's folder: of version 2, or of version 1 where that is mounted."""
+    with contextlib.suppress(OSError):
+        for line in membership.read_text().splitlines():
+            _, controllers, path = line.split(":", 2)
+            if controllers == "" or "memory" in controllers.split(","):
+                base = root / "memory" if controllers else root
+                inside = base / path.lstrip("/")
+                # in a container the path may be the host's, and the group itself what is mounted
+                folder = inside if inside.exists() else base
+                if (folder / "memory.events").exists() or (folder / "memory.oom_control").exists():
+                    return folder
+    return root
+
+
+def describe_end(code: int, killed_because: str, memory: MemoryWatch) -> str:
+    """Say how a replica ended.
+
+    Parameters:
+      code: Its exit code, negative for a signal.
+      killed_because: Why its supervisor killed it; "" when it did not.
+      memory: Asked when the kernel may have killed it.
+    """
+    if killed_because:
+        return killed_because
+    if code >= 0:
+        return _MEANINGS.get(code, f"exit code {code}")
+    if code != -signal.SIGKILL:
+        return signal.Signals(-code).name
+    if memory.has_killed():
+        return f"oom_killed: SIGKILL, because of the memory limit{memory.limit()}"
+    return "killed: SIGKILL, perhaps out of memory"

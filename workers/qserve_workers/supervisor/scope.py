@@ -1,0 +1,155 @@
+"""What one supervisor runs: the registered applications, and its own part of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from qserve.base.keys import Keys
+from qserve.base.log import get_logger
+from qserve.broker.connection import Client, load_functions
+from qserve.broker.registry import NO_CHANGE, Registry
+from qserve.exceptions import BrokerError, PayloadError
+from qserve.wire.application import ApplicationRecord
+
+log = get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class Scope:
+    """Which deployments a supervisor runs.
+
+    Parameters:
+      app: The application; None for all that are registered.
+      deployment: One deployment; None for all of them.
+      replicas: Replicas on this host instead of the number in the deployment's options.
+      target: ``module:node`` to import instead of what was deployed.
+    """
+
+    app: str | None = None
+    deployment: str | None = None
+    replicas: int | None = None
+    target: str = ""
+
+    def counts(self, record: ApplicationRecord) -> Iterator[tuple[str, int]]:
+        """Yield the deployments of a version to run here, each with its number of replicas."""
+        if self.app not in (None, record.name):
+            return
+        for name, one in record.deployments.items():
+            if one.replicated and self.deployment in (None, name):
+                yield name, one.num_replicas if self.replicas is None else self.replicas
+
+
+class Target(NamedTuple):
+    """A deployment to run here, and how many replicas of it."""
+
+    record: ApplicationRecord
+    deployment: str
+    replicas: int
+
+
+class Applications:
+    """The applications as they are registered, of which the supervisor's scope is run.
+
+    They are kept here for a broker that loses its data.
+
+    Parameters:
+      client: A connection to the broker.
+    """
+
+    def __init__(self, client: Client, keys: Keys, registry: Registry, scope: Scope) -> None:
+        self._client = client
+        self._keys = keys
+        self._registry = registry
+        self._scope = scope
+        self._change = ""
+        self._records: dict[tuple[str, str], ApplicationRecord] = {}
+        self._kept: dict[str, tuple[ApplicationRecord, bytes]] = {}
+
+    def wait_for_change(self, timeout_s: float) -> None:
+        """Wait until the registry changes, or until ``timeout_s`` has passed."""
+        self._registry.wait_for_change(self._change or NO_CHANGE, timeout_s)
+
+    def find(self, name: str, version: str) -> ApplicationRecord | None:
+        """Return a version as it is registered; None when it is not."""
+        return self._records.get((name, version))
+
+    def targets(self) -> dict[str, Target]:
+        """Return what is to run here, by its queue."""
+        return {
+            record.stream(self._keys, deployment): Target(record, deployment, count)
+            for record in self._records.values()
+            for deployment, count in self._scope.counts(record)
+        }
+
+    def refresh(self) -> bool:
+        """Read the registry if it has changed, and return whether it has."""
+        newest = self._registry.last_change()
+        if newest == NO_CHANGE != (self._change or NO_CHANGE):
+            self._change = NO_CHANGE
+            if self._restore():
+                newest = self._registry.last_change()
+        if newest in (self._change, NO_CHANGE):
+            return False
+        load_functions(self._client)
+        names = self._registry.names() if self._scope.app is None else [self._scope.app]
+        records = [record for name in names for record in self._versions(name)]
+        self._records = {(record.name, record.version): record for record in records}
+        self._keep(names)
+        for record in records:
+            self._warn_if_unknown(record)
+        self._change = newest
+        return True
+
+    def _versions(self, app: str) -> list[ApplicationRecord]:
+        try:
+            return self._registry.versions(app)
+        except PayloadError as error:
+            log.error("application %r is not run: %s", app, error)
+            return []
+
+    def _warn_if_unknown(self, record: ApplicationRecord) -> None:
+        name = self._scope.deployment
+        if name is not None and name not in record.deployments:
+            known = ", ".join(record.deployments)
+            log.error("application %r has no deployment %r; it has: %s", record.name, name, known)
+
+    # -- for a broker that loses its data ----------------------------------------------------------
+
+    def _keep(self, names: list[str]) -> None:
+        """Keep the applications as they are registered now, with the code of those whose code is sent by value."""
+        kept = {}
+        for name in names:
+            try:
+                record = self._registry.find(name)
+            except PayloadError:  # not signed with our key: nothing to restore
+                continue
+            if record is None:
+                continue
+            before = self._kept.get(name)
+            if before is not None and before[0].version == record.version:
+                kept[name] = (record, before[1])
+            else:
+                kept[name] = (record, b"" if record.target else self._registry.code(name, record.version))
+        self._kept = kept
+
+    def _restore(self) -> bool:
+        """Register the applications again, and return whether there were any and it was permitted.
+
+        The requests that the broker had accepted are lost, and their callers are told; new ones are served.
+
+        Crash on the way: the next tick finds the rest missing, or another supervisor registers it.
+        """
+        if not self._kept:
+            return False
+        log.error("the broker has lost its data; the applications are registered again")
+        try:
+            load_functions(self._client)
+            for record, code in self._kept.values():
+                self._registry.restore(record, code)
+        except BrokerError as error:
+            # where this role may only read, somebody has to deploy again
+            log.error("the applications cannot be registered again: %s; deploy them again", error)
+            return False
+        return True
