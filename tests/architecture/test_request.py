@@ -14,7 +14,7 @@ import request_walk  # noqa: E402
 
 pytestmark = pytest.mark.slow
 MOST_FILES = 30
-"""To become 30 as modules on the way of a request are merged."""
+"""One request may pass no more files than this."""
 
 
 @pytest.fixture(scope="module")
