@@ -1,4 +1,4 @@
-"""The one place that opens connections to the broker, and where redis-py's errors become ours."""
+"""Clients of the broker: how they connect, and how redis-py's errors become ours."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 
 import redis
 from redis.backoff import NoBackoff
-from redis.connection import Connection, SSLConnection, UnixDomainSocketConnection
+from redis.connection import Connection, SSLConnection
 from redis.retry import Retry
 from redis.sentinel import Sentinel, SentinelManagedConnection, SentinelManagedSSLConnection
 
@@ -18,6 +18,7 @@ from qserve.base.clock import clock
 from qserve.base.keys import GROUP
 from qserve.broker.address import Address
 from qserve.broker.functions import LOAD, forget
+from qserve.broker.link import CLASSES, CONNECT_TIMEOUT_S, PRIMARY, SENTINEL_TIMEOUT_S, error_text
 from qserve.exceptions import BrokerError, BrokerUnavailable
 
 Client: TypeAlias = redis.Redis
@@ -26,9 +27,6 @@ CLIENT_ERRORS = (redis.RedisError, OSError)
 """What a client raises when the broker is away or refuses a command."""
 CLIENT_VERSION = str(redis.__version__)
 
-CONNECT_TIMEOUT_S = 3.0
-SENTINEL_TIMEOUT_S = 1.0
-"""How long one Sentinel may take to answer before the next is asked."""
 READ_TIMEOUT_S = 5.0
 BLOCK_S = 2.0
 """How long a blocking read waits at the broker; a read that is silent for longer than this and
@@ -47,22 +45,11 @@ _TRANSIENT = (
     "NOREPLICAS", "LOADING",
 )  # fmt: skip
 
-_DEMOTED = ("READONLY", "UNBLOCKED force unblock")
-PRIMARY = b"master"
-
 _OPTIONS: dict[str, Any] = {
     "protocol": 2,
     "retry": Retry(NoBackoff(), 0),
     "socket_connect_timeout": CONNECT_TIMEOUT_S,
     "health_check_interval": 0,
-}
-
-_WORDS = {
-    redis.exceptions.OutOfMemoryError: "OOM",
-    redis.exceptions.ReadOnlyError: "READONLY",
-    redis.exceptions.MasterDownError: "MASTERDOWN",
-    redis.exceptions.ClusterDownError: "CLUSTERDOWN",
-    redis.exceptions.TryAgainError: "TRYAGAIN",
 }
 
 
@@ -80,10 +67,11 @@ def connect(url: str, silent_for_s: float = BLOCK_S + READ_TIMEOUT_S) -> redis.R
     options = {**_OPTIONS, "socket_timeout": silent_for_s, **address.options, "redis_connect_func": _on_connect}
     plain = options.pop("connection_class", Connection)
     if not address.sentinels:
-        return redis.Redis(connection_pool=redis.ConnectionPool(connection_class=_CLASSES[plain], **options))
+        return redis.Redis(connection_pool=redis.ConnectionPool(connection_class=CLASSES[plain], **options))
     sentinel = Sentinel([])
     sentinel.sentinels = [sentinel_client(one) for one in address.sentinels]
-    options["connection_class"] = _TlsByWayOfSentinel if plain is SSLConnection else _ByWayOfSentinel
+    managed = SentinelManagedSSLConnection if plain is SSLConnection else SentinelManagedConnection
+    options["connection_class"] = CLASSES[managed]
     return sentinel.master_for(address.service, **options)
 
 
@@ -114,42 +102,6 @@ def _asked(connection: Any, command: str) -> Any:
         return error
 
 
-class _LeavesReplica:
-    """A connection that closes when its server is not the primary any more, so that the next one looks for it."""
-
-    def read_response(self, *args: Any, **kwargs: Any) -> Any:
-        try:
-            return super().read_response(*args, **kwargs)  # type: ignore[misc]
-        except redis.ResponseError as error:
-            if not is_demotion(error):
-                raise
-            self.disconnect()  # type: ignore[attr-defined]
-            raise redis.ConnectionError(f"the broker is a replica now: {error}") from error
-
-
-class _Tcp(_LeavesReplica, Connection):  # type: ignore[misc]
-    pass
-
-
-class _Tls(_LeavesReplica, SSLConnection):  # type: ignore[misc]
-    pass
-
-
-class _Socket(_LeavesReplica, UnixDomainSocketConnection):  # type: ignore[misc]
-    pass
-
-
-class _ByWayOfSentinel(_LeavesReplica, SentinelManagedConnection):  # type: ignore[misc]
-    pass
-
-
-class _TlsByWayOfSentinel(_LeavesReplica, SentinelManagedSSLConnection):  # type: ignore[misc]
-    pass
-
-
-_CLASSES = {Connection: _Tcp, SSLConnection: _Tls, UnixDomainSocketConnection: _Socket}
-
-
 def measure_clock(client: redis.Redis) -> None:
     """Measure the broker's clock when that is due.
 
@@ -160,12 +112,6 @@ def measure_clock(client: redis.Redis) -> None:
         asked_at = time.monotonic()
         with suppress(redis.exceptions.NoPermissionError):
             clock.observe(client.execute_command("TIME"), asked_at)
-
-
-def is_demotion(reply: object) -> bool:
-    """Return whether an error reply, of redis-py or hiredis, says that the server is not the primary any more."""
-    word = _WORDS.get(type(reply), "")
-    return f"{word} {reply}".lstrip().startswith(_DEMOTED)
 
 
 @contextmanager
@@ -184,9 +130,7 @@ def broker_errors() -> Iterator[None]:
 
 def refusal(reply: object) -> BrokerError:
     """Return the error for an error reply, of redis-py or hiredis."""
-    # redis-py cuts off the word that names the state, and gives the error a class of its own instead
-    word = _WORDS.get(type(reply), "")
-    text = f"{word} {reply}".lstrip()
+    text = error_text(reply)
     if text.startswith(_TRANSIENT):
         return BrokerUnavailable(f"the broker cannot answer now: {text}")
     return BrokerError(f"the broker refused a command: {text}")

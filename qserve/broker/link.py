@@ -17,11 +17,11 @@ from typing import Any
 
 import hiredis
 import redis
-from redis.connection import SSLConnection
+from redis.connection import Connection, SSLConnection, UnixDomainSocketConnection
+from redis.sentinel import SentinelManagedConnection, SentinelManagedSSLConnection
 
 from qserve.base.clock import clock
 from qserve.broker.address import Address
-from qserve.broker.connection import CONNECT_TIMEOUT_S, PRIMARY, SENTINEL_TIMEOUT_S, is_demotion
 from qserve.broker.functions import ACCEPTED, NOT_REPLICATED, is_submission
 from qserve.broker.library import Command
 from qserve.exceptions import BrokerError, BrokerUnavailable
@@ -30,6 +30,30 @@ ReplyError = hiredis.ReplyError
 
 log = logging.getLogger(__name__)
 OnReply = Callable[[Any], None]
+
+CONNECT_TIMEOUT_S = 3.0
+SENTINEL_TIMEOUT_S = 1.0
+"""How long one Sentinel may take to answer before the next is asked."""
+_DEMOTED = ("READONLY", "UNBLOCKED force unblock")
+PRIMARY = b"master"
+_WORDS = {
+    redis.exceptions.OutOfMemoryError: "OOM",
+    redis.exceptions.ReadOnlyError: "READONLY",
+    redis.exceptions.MasterDownError: "MASTERDOWN",
+    redis.exceptions.ClusterDownError: "CLUSTERDOWN",
+    redis.exceptions.TryAgainError: "TRYAGAIN",
+}
+
+
+def error_text(reply: object) -> str:
+    """Return the text of an error reply, of redis-py or hiredis, beginning with the word that names the state."""
+    # redis-py cuts off that word, and gives the error a class of its own instead
+    return f"{_WORDS.get(type(reply), '')} {reply}".lstrip()
+
+
+def is_demotion(reply: object) -> bool:
+    """Return whether an error reply, of redis-py or hiredis, says that the server is not the primary any more."""
+    return error_text(reply).startswith(_DEMOTED)
 
 
 class Link(asyncio.Protocol):
@@ -220,6 +244,32 @@ def _tls(options: dict[str, Any]) -> ssl.SSLContext | None:
 
 
 # -- for threads -----------------------------------------------------------------------------------
+
+
+class _LeavesReplica:
+    """A connection that closes when its server is not the primary any more, so that the next one looks for it."""
+
+    def read_response(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return super().read_response(*args, **kwargs)  # type: ignore[misc]
+        except redis.ResponseError as error:
+            if not is_demotion(error):
+                raise
+            self.disconnect()  # type: ignore[attr-defined]
+            raise redis.ConnectionError(f"the broker is a replica now: {error}") from error
+
+
+CLASSES: dict[type[Connection], type[Connection]] = {
+    kind: type(kind.__name__, (_LeavesReplica, kind), {})
+    for kind in (
+        Connection,
+        SSLConnection,
+        UnixDomainSocketConnection,
+        SentinelManagedConnection,
+        SentinelManagedSSLConnection,
+    )
+}
+"""For each of redis-py's classes the one that leaves a server which is not the primary any more."""
 
 WAIT_MS = 200
 WAIT: Command = ("WAIT", 1, WAIT_MS)
