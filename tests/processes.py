@@ -32,7 +32,7 @@ END_FOR_S = 5.0
 
 QSERVE = [sys.executable, "-m", "qserve"]
 _OWN_SETTINGS = ("QSERVE_", "REDIS_URL", "PORT", "WEB_CONCURRENCY")
-_LOOK_EVERY_S = 0.01
+_POLL_INTERVAL_S = 0.01
 
 
 def wait_until(predicate: Callable[[], T], *, description: str, timeout_s: float = 5.0) -> T:
@@ -53,7 +53,7 @@ def wait_until(predicate: Callable[[], T], *, description: str, timeout_s: float
             return answer
         if time.monotonic() > give_up:
             raise AssertionError(f"not within {timeout_s:g} s: {description}")
-        time.sleep(_LOOK_EVERY_S)
+        time.sleep(_POLL_INTERVAL_S)
 
 
 def free_port() -> int:

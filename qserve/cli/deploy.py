@@ -57,10 +57,10 @@ def deploy(
     gateways: int,
     prefix_fd: int | None,
 ) -> None:
-    """Register MODULE:NODE, wait until its replicas are ready, and switch over to it.
+    """Deploy MODULE:NODE on a running broker.
 
-    Replicas run in `qserve worker`. The version that was deployed before serves until the new one is ready, and goes
-    on serving if the new one fails.
+    Registers it, waits until its replicas are ready, and switches over to it. Replicas run in `qserve worker`. The
+    version that was deployed before serves until the new one is ready, and goes on serving if the new one fails.
     """
     die_with_parent_if_asked()
     import_first_from(app_dir)

@@ -29,7 +29,10 @@ class _Group(click.Group):
 
 @click.group(cls=_Group)
 def dlq() -> None:
-    """Manage dead letters: calls that failed for good. They are kept for seven days."""
+    """List, replay and delete dead letters.
+
+    A dead letter is a call that failed for good. It is kept for seven days.
+    """
 
 
 @dlq.command("list")
@@ -56,7 +59,10 @@ def list_letters(broker: str | None, limit: int, as_json: bool) -> None:
 @broker_option
 @json_option
 def show(request_id: str, broker: str | None, as_json: bool) -> None:
-    """Show a dead letter: its payload, why it failed, its traceback and its history."""
+    """Show a dead letter.
+
+    Shows its payload, why it failed, its traceback and its history.
+    """
     letters, codec = _open(broker)
     details = _details(letters.show(request_id), codec)
     if as_json:
@@ -70,9 +76,9 @@ def show(request_id: str, broker: str | None, as_json: bool) -> None:
 @broker_option
 @_all_option
 def replay(request_ids: tuple[str, ...], broker: str | None, all_of_them: bool) -> None:
-    """Run dead letters again, from the step that failed; each result has the ID of its request.
+    """Run dead letters again.
 
-    They run on the version that is deployed now.
+    They go on from the step that failed, on the version that is deployed now. Each result has the ID of its request.
     """
     letters, _ = _open(broker)
     failed = 0

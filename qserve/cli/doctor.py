@@ -19,9 +19,10 @@ from qserve.cli.options import Command, broker_option, json_option
 @broker_option
 @json_option
 def doctor(broker: str | None, as_json: bool) -> None:
-    """Check a broker: version, eviction, persistence, clock, password, secret key.
+    """Check a broker for problems.
 
-    Prints a line for each check, with a remedy for what is wrong. The exit code is 1 if there is an error.
+    Checks version, eviction, persistence, clock, password and secret key, and prints a line for each, with a remedy
+    for what is wrong. The exit code is 1 if there is an error.
     """
     settings = Settings.from_env(broker_url=broker)
     client = connect(settings.named_broker)

@@ -40,7 +40,10 @@ _SUFFIXES = {".dot": "dot", ".gv": "dot", ".mmd": "mermaid", ".mermaid": "mermai
 )
 @app_dir_option
 def graph(target: str, chosen: str | None, output: Path | None, app_dir: str) -> None:
-    """Draw MODULE:NODE and everything that it is bound to, without deploying or running anything."""
+    """Draw MODULE:NODE as a graph.
+
+    The drawing shows everything that it is bound to. Nothing is deployed or run.
+    """
     written = _WRITERS[chosen or _format_of(output)](_picture(target, app_dir))
     if output is None:
         click.echo(written, nl=False)

@@ -65,7 +65,10 @@ def run(
     request_timeout_s: float | None,
     show_errors: bool | None,
 ) -> None:
-    """Serve MODULE:NODE: start a broker, the replicas and the gateway, and stop all of them on Ctrl-C."""
+    """Serve MODULE:NODE on this machine.
+
+    Starts a broker, the replicas and the gateway, and stops all of them on Ctrl-C.
+    """
     began = time.monotonic()
     interrupts = Interrupts()
     settings = Settings.from_env(

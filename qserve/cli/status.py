@@ -18,7 +18,10 @@ from qserve.deploy.status import ServeStatus
 @broker_option
 @json_option
 def status(broker: str | None, as_json: bool) -> None:
-    """Show the applications on a broker, their deployments and replicas."""
+    """Show what is deployed on a broker.
+
+    Lists the applications with their deployments and replicas, and the errors of those that do not start.
+    """
     found = Installation(Settings.from_env(broker_url=broker)).status()
     if as_json:
         click.echo(json.dumps(asdict(found), indent=2))

@@ -9,8 +9,8 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 from qserve.base.log import get_logger
 from qserve.base.process import DIE_WITH_PARENT
@@ -115,15 +115,20 @@ class _Watched:
     """
 
     child: Child
-    started_at: float = field(default_factory=time.monotonic)
+    started_at: float
     early: int = 0
     restart_at: float | None = None
 
 
 class Restarter:
-    """Restarts children that die, in a thread of its own; those that die early again and again stay ended."""
+    """Restarts children that die, in a thread of its own; those that die early again and again stay ended.
 
-    def __init__(self) -> None:
+    Parameters:
+      monotonic: Seconds since any moment; replaced in tests.
+    """
+
+    def __init__(self, monotonic: Callable[[], float] = time.monotonic) -> None:
+        self._monotonic = monotonic
         self._watched: list[_Watched] = []
         self._lock = threading.Lock()
         self._paused = False
@@ -133,7 +138,7 @@ class Restarter:
 
     def add(self, child: Child) -> None:
         """Watch a child, which has just been started. Add those first that others need."""
-        self._watched.append(_Watched(child))
+        self._watched.append(_Watched(child, self._monotonic()))
 
     def begin(self) -> None:
         """Restart what dies from now on."""
@@ -164,12 +169,16 @@ class Restarter:
 
     def _run(self) -> None:
         while not self._ended.wait(_POLL_INTERVAL_S):
-            with self._lock:
-                for watched in self._watched if not self._paused else ():
-                    try:
-                        self._check_on(watched)
-                    except Exception:  # no error may end this thread, see `end`
-                        log.exception("%s could not be checked", watched.child.name)
+            self.tick()
+
+    def tick(self) -> None:
+        """Check on every child once."""
+        with self._lock:
+            for watched in self._watched if not self._paused else ():
+                try:
+                    self._check_on(watched)
+                except Exception:  # no error may end the thread, see `end`
+                    log.exception("%s could not be checked", watched.child.name)
 
     def _check_on(self, watched: _Watched) -> None:
         """Record a death, and restart the child when it is time.
@@ -179,16 +188,16 @@ class Restarter:
         if watched.child.exit_code() is None:
             return
         if watched.restart_at is None:
-            is_early = time.monotonic() - watched.started_at < EARLY_S
+            is_early = self._monotonic() - watched.started_at < EARLY_S
             self._record_death(watched, watched.child.describe_exit(), is_early)
-        if watched.restart_at is None or time.monotonic() < watched.restart_at:
+        if watched.restart_at is None or self._monotonic() < watched.restart_at:
             return
         try:
             watched.child.restart()
         except (OSError, subprocess.SubprocessError) as error:
             self._record_death(watched, f"{watched.child.name} cannot be restarted: {error}", True)
         else:
-            watched.started_at, watched.restart_at = time.monotonic(), None
+            watched.started_at, watched.restart_at = self._monotonic(), None
 
     def _record_death(self, watched: _Watched, how: str, is_early: bool) -> None:
         watched.early = watched.early + 1 if is_early else 0
@@ -200,5 +209,5 @@ class Restarter:
         # at once after a long life; after a short one with pauses, because the cause may pass by itself, and must not
         # use up the whole machine until then
         pause_s = _FIRST_PAUSE_S * 2.0 ** (watched.early - 1) if is_early else 0.0
-        watched.restart_at = time.monotonic() + pause_s
+        watched.restart_at = self._monotonic() + pause_s
         log.warning("%s; restarting it%s", how, f" in {pause_s:g} s" if pause_s else "")
