@@ -116,3 +116,9 @@ def test_the_docstring_of_a_room_is_read() -> None:
 def test_a_docstring_that_lacks_a_sentence_is_refused_with_its_form(text: str) -> None:
     with pytest.raises(ValueError, match=r"docstring of qserve.calls must be.*Open first"):
         house.described("qserve.calls", text)
+
+
+def test_what_a_stub_names_is_counted_as_an_import() -> None:
+    public = {arrow.target for arrow in house.arrows() if arrow.source == "qserve"}
+
+    assert {"qserve.api", "qserve.define.batching"} <= public
