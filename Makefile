@@ -46,7 +46,7 @@ chaos: $(VENV)/installed-test
 	$(BIN)/python -m pytest -n0 -m "row or chaos or priority"
 
 chaos-soak: $(VENV)/installed-test
-	CHAOS_SECONDS=$(CHAOS_SECONDS) CHAOS_SEED=$(CHAOS_SEED) $(BIN)/python -m pytest -n0 -s -m soak tests/chaos
+	CHAOS_SECONDS=$(CHAOS_SECONDS) CHAOS_SEED=$(CHAOS_SEED) $(BIN)/python -m pytest -n0 -s -m soak tests/faults
 
 check: $(VENV)/installed-test
 	$(BIN)/ruff format --check .
@@ -77,7 +77,7 @@ fuzz: $(VENV)/installed-fuzz
 	$(BIN)/python tests/fuzz/fuzz.py --seconds $(FUZZ_SECONDS)
 
 mutants: $(VENV)/installed-test
-	PYTHONPATH=tests/plane $(BIN)/python -m pytest -p mutants -o addopts= --tb=no -q -m "not slow" tests/plane/test_state_machine.py
+	PYTHONPATH=tests/broker:tests/support $(BIN)/python -m pytest -p mutants -o addopts= --tb=no -q -m "not slow" tests/broker/test_state_machine.py
 
 test-stack: $(VENV)/installed-test
 	$(BIN)/python tests/containers/stack.py

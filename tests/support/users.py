@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-ACL = Path(__file__).parents[1] / "docs" / "acl"
+ACL = Path(__file__).parents[2] / "docs" / "acl"
 ROLES = ("deployer", "gateway", "worker", "operator")
 ADMIN = "admin"
 """Who does what no role may: the tests themselves."""

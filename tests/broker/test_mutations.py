@@ -12,8 +12,8 @@ import pytest
 from mutants import MUTANTS, Mutant
 
 pytestmark = pytest.mark.slow
-HERE = Path(__file__).parent
-TESTS = ("test_functions.py", "test_upkeep.py", "test_dead_letters.py")
+TESTS = Path(__file__).parents[1]
+FILES = ("broker/test_functions.py", "broker/test_upkeep.py", "deploy/test_dead_letters.py")
 """These take 15 ms each; what the state machine notices by itself, ``make mutants`` tells."""
 
 Noticed = dict[str, dict[str, str]]
@@ -31,11 +31,11 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Noticed:
         "addopts=",
         "--mutation-report",
         str(report),
-        *(str(HERE / name) for name in TESTS),
+        *(str(TESTS / name) for name in FILES),
     ]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
     ended = subprocess.run(
-        command, env={**environment, "PYTHONPATH": str(HERE)}, capture_output=True, text=True, check=False
+        command, env={**environment, "PYTHONPATH": str(TESTS / "broker")}, capture_output=True, text=True, check=False
     )
     assert report.exists(), ended.stdout + ended.stderr
     read: Noticed = json.loads(report.read_text())

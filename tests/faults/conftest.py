@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
+from installation import SHOP, Installation, installed
 from processes import Site, new_site
-
-sys.path.insert(0, str(Path(__file__).parent))
-
 from stacks import Stack
 
 
@@ -42,3 +38,10 @@ def shared() -> Iterator[Stack]:
         stack = Stack(site).start()
         yield stack
         stack.close()
+
+
+@pytest.fixture
+def shop(site: Site) -> Iterator[Installation]:
+    """A broker and the application of ``SHOP``, not yet started."""
+    with installed(site, SHOP) as installation:
+        yield installation
