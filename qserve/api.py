@@ -22,7 +22,7 @@ from qserve.define.compile import CompiledApplication, compile_application
 from qserve.define.options import check_route_prefix
 from qserve.deploy.installation import Installation
 from qserve.deploy.registration import release_of
-from qserve.deploy.rollout import deploy, wait_for_gateways
+from qserve.deploy.rollout import roll_out, wait_for_gateways
 from qserve.deploy.status import ServeStatus
 from qserve.exceptions import AppNotFound, QserveException
 from qserve.graph.nodes import Target
@@ -97,7 +97,7 @@ def _deploy(cluster: LocalCluster, built: CompiledApplication, prefix: str | Non
     plane = _client()
     release = release_of(built, cluster.settings.keyring, route_prefix=prefix, timeout_s=timeout_s)
     installation = Installation(cluster.settings, plane.client)
-    record = deploy(installation, release, gateways=cluster.gateway_workers, check=cluster.check)
+    record = roll_out(installation, release, gateways=cluster.gateway_workers, check=cluster.check)
     plane.cache_application(record)
     cluster.keep_running()
 

@@ -25,8 +25,7 @@ from qserve.define.compile import compile_application
 from qserve.define.target import load_target
 from qserve.deploy.installation import Installation
 from qserve.deploy.registration import release_of
-from qserve.deploy.rollout import READY_TIMEOUT_S, Progress
-from qserve.deploy.rollout import deploy as roll_out
+from qserve.deploy.rollout import READY_TIMEOUT_S, Progress, roll_out
 from qserve.exceptions import BrokerUnavailable
 
 _BROKER_TIMEOUT_S = 10.0

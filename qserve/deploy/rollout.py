@@ -38,7 +38,7 @@ def _nothing() -> None:
     pass
 
 
-def deploy(
+def roll_out(
     installation: Installation,
     release: Release,
     *,
