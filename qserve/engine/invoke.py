@@ -119,9 +119,27 @@ class Servable:
             )
         await finish(method(user_config))
 
-    def health_check(self) -> Callable[[], Any] | None:
-        """Return the user's ``check_health``; None when the class has none."""
-        return getattr(self._instance, "check_health", None) if inspect.isclass(self._target) else None
+    @property
+    def has_health_check(self) -> bool:
+        """Whether the user's class has a ``check_health``."""
+        return inspect.isclass(self._target) and getattr(self._instance, "check_health", None) is not None
+
+    async def check_health(self) -> None:
+        """Call the user's ``check_health``: a coroutine function on the loop, any other in a thread of its own.
+
+        Raises:
+          Exception: What it raises.
+          RuntimeError: It raises what would end the process.
+        """
+        check = self._instance.check_health
+        try:
+            if inspect.iscoroutinefunction(check):
+                await check()
+            else:
+                await asyncio.to_thread(check)
+        except (SystemExit, KeyboardInterrupt, GeneratorExit) as error:
+            # unchanged, they would end the loop from within the task that awaits this
+            raise RuntimeError(f"it raised {type(error).__name__}") from error
 
     async def destroy(self) -> None:
         """Call the user's ``__del__`` (once: the process ends without Python's own); errors pass through."""
@@ -333,6 +351,7 @@ class Invoker(Generic[C]):
 
     def begin(self, invocation: C) -> None:
         """Run a call; its end goes to the outlet."""
+        invocation.began = time.monotonic()
         self._running.add(invocation)
         token = request_context.set(invocation.context())
         try:
@@ -401,8 +420,8 @@ class Invoker(Generic[C]):
 
     def _run_in_thread(self, invocation: C, call: Callable[[], Any], context: contextvars.Context) -> None:
         self.is_thread_busy = True
-        self._running.add(invocation)
         invocation.began = time.monotonic()
+        self._running.add(invocation)
         self._thread.submit(call, context, partial(self._on_thread_done, invocation))
 
     def _on_thread_done(self, invocation: C, value: Any, error: BaseException | None) -> None:
@@ -432,7 +451,7 @@ class Invoker(Generic[C]):
             invocation.task = self._spawn(self._finish(invocation, value))
         elif inspect.isgenerator(value) or inspect.isasyncgen(value) or _must_run(header, value):
             task = self._spawn(self._stream(invocation, value))
-            # what runs in a thread goes on, whoever is told that it is cancelled
+            # code in a thread cannot be cancelled
             invocation.task = task if inspect.isasyncgen(value) else None
         elif header.stream and header.answer is Answer.VALUE:
             self._fail(invocation, plain_result_of_stream(invocation.name))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import faulthandler
 import gc
+import importlib
 import json
 import os
 import select
@@ -13,12 +14,8 @@ import threading
 import time
 from typing import Any
 
-# Celery imports these by their names while a worker starts, and applications import the last two. The supervisor
-# imports this module before it forks: a copy of its own would cost each replica 3 MB and 20 ms.
 from celery import signals
 
-import qserve.dag
-import qserve.http.builtin_adapters  # noqa: F401
 from qserve.base.context import ReplicaContext, enter_replica
 from qserve.base.keys import Keys
 from qserve.base.log import get_logger, log_to_terminal
@@ -45,6 +42,26 @@ from qserve_workers.replica.replica import Replica
 from qserve_workers.replica.watchdog import Watchdog
 
 log = get_logger(__name__)
+PRELOADED = (
+    "celery.app.amqp",
+    "celery.app.control",
+    "celery.app.routes",
+    "celery.backends.base",
+    "celery.fixups.django",
+    "celery.loaders.app",
+    "celery.worker.autoscale",
+    "celery.worker.components",
+    "encodings.idna",
+    "kombu.matcher",
+    "kombu.pidbox",
+    "qserve.dag",
+    "qserve.http.builtin_adapters",
+)
+"""What every replica imports sooner or later, imported here because the supervisor imports this module before it forks:
+a copy of its own would cost each replica 3 MB and 20 ms."""
+for _name in PRELOADED:
+    importlib.import_module(_name)
+
 POLL_INTERVAL_S = 0.1
 FINISH_FOR_S = 1.5
 """How long a replica whose supervisor is gone may finish what it runs; the kernel has told it to stop by then."""

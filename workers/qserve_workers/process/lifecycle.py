@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import inspect
 import json
 import os
 import signal
@@ -81,7 +80,7 @@ class Lifecycle:
         report(self._reports, self._spec, RUNNING, config=self._record.config)
         self._has_begun = True
         loop.add_signal_handler(signal.SIGHUP, lambda: self._spawn(loop, self._reconfigure()))
-        if self._servable.health_check() is not None:
+        if self._servable.has_health_check:
             self._reports.end_turn(self._stream)
             self._spawn(loop, self._watch_health())
 
@@ -112,7 +111,7 @@ class Lifecycle:
         while failures < HEALTH_FAILURES or not self._may_leave():
             await asyncio.sleep(self._record.health_period_s)
             try:
-                await asyncio.wait_for(self._check_health(), self._record.health_timeout_s)
+                await asyncio.wait_for(self._servable.check_health(), self._record.health_timeout_s)
                 failures = 0
             except Exception as error:
                 failures += 1
@@ -127,18 +126,6 @@ class Lifecycle:
         except BrokerError as error:
             log.warning("an unhealthy replica stays for now: %s", error)
             return False
-
-    async def _check_health(self) -> None:
-        check = self._servable.health_check()
-        assert check is not None
-        try:
-            if inspect.iscoroutinefunction(check):
-                await check()
-            else:
-                await asyncio.to_thread(check)
-        except (SystemExit, KeyboardInterrupt, GeneratorExit) as error:
-            # unchanged, they would end the loop from within the task that wait_for creates
-            raise RuntimeError(f"it raised {type(error).__name__}") from error
 
     async def end(self) -> None:
         """Call the ``__del__`` of the user's object; what it raises is logged."""

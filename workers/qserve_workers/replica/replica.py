@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections import deque
 from collections.abc import Callable
 
@@ -160,9 +159,7 @@ class Replica:
     def _run_suspect(self) -> None:
         if self._suspects and not self._runs_alone and self._ongoing == len(self._suspects):
             self._runs_alone = True
-            work = self._suspects.popleft()
-            work.began = time.monotonic()
-            self._invoker.begin(work)
+            self._invoker.begin(self._suspects.popleft())
 
     def _on_end(self, work: Work) -> None:
         self._ongoing -= 1

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -40,7 +39,7 @@ class Work(Invocation):
           Exception: Fields are missing, cannot be read, or were not sealed with one of our keys.
         """
         fields = delivery.fields
-        return cls(open_header(seal, fields[b"h"]), fields[b"s"].decode(), delivery, began=time.monotonic())
+        return cls(open_header(seal, fields[b"h"]), fields[b"s"].decode(), delivery)
 
     @property
     def tries(self) -> int:

@@ -1,0 +1,259 @@
+"""How an ``Invoker`` calls user code, seen from where the ends of calls go."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import threading
+import time
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from typing import Any
+
+import pytest
+
+from qserve.base.context import get_request_context
+from qserve.base.keys import Keys
+from qserve.engine.invoke import COROUTINE_BATCH, FAST_S, LONGEST_BATCH, Invocation, Invoker, Servable
+from qserve.engine.step import Conclusion, Stepper
+from qserve.engine.streaming import Sink
+from qserve.wire.application import ApplicationRecord
+from qserve.wire.codec import Codec
+from qserve.wire.envelope import Header
+from qserve.wire.outcome import State
+
+CODEC = Codec()
+
+
+class Machine:
+    """User code that says where and for whom it ran."""
+
+    def __init__(self) -> None:
+        self.gate = threading.Event()
+        self.begun: list[str] = []
+
+    def thread(self) -> int:
+        return threading.get_ident()
+
+    def slow(self, name: str) -> int:
+        self.begun.append(name)
+        self.gate.wait(10)
+        return threading.get_ident()
+
+    async def coroutine(self) -> str:
+        await asyncio.sleep(0)
+        return get_request_context().request_id
+
+    def promise(self) -> Awaitable[str]:
+        return self.coroutine()
+
+    def raises(self, kind: str) -> None:
+        raise {"SystemExit": SystemExit, "StopIteration": StopIteration, "ValueError": ValueError}[kind](kind)
+
+
+class Ends:
+    """Keeps how calls end.
+
+    Parameters:
+      unwanted: Steps of calls that nobody waits for.
+    """
+
+    def __init__(self, unwanted: Sequence[str] = ()) -> None:
+        self.arguments: dict[Invocation, Sequence[bytes]] = {}
+        self.committed: dict[Invocation, Any] = {}
+        self.failed: dict[Invocation, BaseException] = {}
+        self.rejected: dict[Invocation, BaseException] = {}
+        self.unwanted = set(unwanted)
+        self.changed = asyncio.Event()
+
+    def values(self, invocation: Invocation) -> Sequence[bytes]:
+        return self.arguments.pop(invocation)
+
+    def is_wanted(self, invocation: Invocation) -> bool:
+        return invocation.header.request_id not in self.unwanted
+
+    def sink(self, invocation: Invocation) -> Sink | None:
+        return None
+
+    def flush(self) -> None:
+        pass
+
+    def commit(self, invocation: Invocation, conclusion: Conclusion) -> None:
+        value = CODEC.decode(conclusion.payload) if conclusion.state == State.DONE else conclusion.state
+        self.committed[invocation] = value
+        self.changed.set()
+
+    def fail(self, invocation: Invocation, error: BaseException) -> None:
+        self.failed[invocation] = error
+        self.changed.set()
+
+    def reject(self, invocation: Invocation, error: BaseException) -> None:
+        self.rejected[invocation] = error
+        self.changed.set()
+
+    async def until(self, is_true: Callable[[], bool]) -> None:
+        while not is_true():
+            self.changed.clear()
+            await asyncio.wait_for(self.changed.wait(), 10)
+
+
+class Bench:
+    """An invoker of one ``Machine``; only on a running loop."""
+
+    def __init__(self, unwanted: Sequence[str] = ()) -> None:
+        self.ends = Ends(unwanted)
+        self.machine = Machine()
+        self.servable = Servable(Machine, (), {})
+        self.servable._instance = self.machine
+        stepper = Stepper(ApplicationRecord("app", "v", "Machine"), Keys(), CODEC)
+        self.invoker: Invoker[Invocation] = Invoker(
+            self.servable, stepper, self.ends, asyncio.get_running_loop(), "machine-sync"
+        )
+
+    def begin(
+        self, method: str, *args: Any, request_id: str = "r", values: Sequence[bytes] | None = None
+    ) -> Invocation:
+        invocation = Invocation(Header(request_id, "app", None, 2**42, trace_id=request_id), method)
+        self.ends.arguments[invocation] = [CODEC.encode((args, {}))] if values is None else values
+        self.invoker.begin(invocation)
+        return invocation
+
+    async def run(self, method: str, *args: Any, request_id: str = "r") -> Any:
+        """Run a call and return its value, or the error that it failed with."""
+        invocation = self.begin(method, *args, request_id=request_id)
+        await self.ends.until(lambda: invocation in self.ends.committed or invocation in self.ends.failed)
+        return self.ends.committed.get(invocation, self.ends.failed.get(invocation))
+
+
+def on_loop(test: Callable[[Bench], Awaitable[None]], unwanted: Sequence[str] = ()) -> None:
+    async def run() -> None:
+        bench = Bench(unwanted)
+        try:
+            await test(bench)
+            assert bench.invoker.running() == []
+        finally:
+            bench.machine.gate.set()
+            bench.invoker.close()
+
+    asyncio.run(run())
+
+
+def test_a_sync_method_runs_in_the_thread_until_it_is_known_to_be_fast() -> None:
+    async def test(bench: Bench) -> None:
+        first, second = await bench.run("thread"), await bench.run("thread")
+        assert first != threading.get_ident() == second
+
+    on_loop(test)
+
+
+def test_slow_methods_run_one_after_another_and_the_loop_goes_on() -> None:
+    async def test(bench: Bench) -> None:
+        first, second = bench.begin("slow", "first"), bench.begin("slow", "second")
+        assert await bench.run("coroutine", request_id="meanwhile") == "meanwhile"
+        assert bench.invoker.is_thread_busy
+        assert bench.invoker.running() == [first]
+
+        bench.machine.gate.set()
+        await bench.ends.until(lambda: {first, second} <= bench.ends.committed.keys())
+        assert bench.machine.begun == ["first", "second"]
+        assert first.began < second.began
+        assert not bench.invoker.is_thread_busy
+
+    on_loop(test)
+
+
+def test_a_call_that_is_not_wanted_any_more_leaves_its_place_to_the_next() -> None:
+    async def test(bench: Bench) -> None:
+        calls = [bench.begin("slow", name, request_id=name) for name in ("first", "second", "third")]
+        bench.machine.gate.set()
+        await bench.ends.until(lambda: len(bench.ends.committed) == len(calls))
+
+        assert bench.machine.begun == ["first", "third"]
+        assert bench.ends.committed[calls[1]] == State.CANCELLED
+
+    on_loop(test, unwanted=["second"])
+
+
+@pytest.mark.parametrize("times", [1, 3])
+def test_a_coroutine_that_a_sync_method_returns_knows_its_request(times: int) -> None:
+    """Where it ran first, in the thread, and later on the loop."""
+
+    async def test(bench: Bench) -> None:
+        for number in range(times):
+            assert await bench.run("promise", request_id=f"r{number}") == f"r{number}"
+            assert get_request_context().request_id == ""
+
+    on_loop(test)
+
+
+@pytest.mark.parametrize("kind", ["SystemExit", "StopIteration", "ValueError"])
+def test_what_user_code_raises_ends_its_call_and_nothing_else(kind: str) -> None:
+    async def test(bench: Bench) -> None:
+        for _ in range(2):  # in the thread, then on the loop
+            error = await bench.run("raises", kind)
+            assert type(error).__name__ == kind
+        assert isinstance(await bench.run("thread"), int)
+
+    on_loop(test)
+
+
+def test_a_method_that_does_not_exist_fails_and_arguments_that_cannot_be_read_are_rejected() -> None:
+    async def test(bench: Bench) -> None:
+        assert "Available methods" in str(await bench.run("nothing"))
+        unreadable = bench.begin("thread", values=[b"\xc1"])
+        assert unreadable in bench.ends.rejected
+
+    on_loop(test)
+
+
+def test_reading_ahead_follows_the_pace_of_the_method_that_was_called_last() -> None:
+    async def test(bench: Bench) -> None:
+        assert bench.invoker.batch == 1
+        await bench.run("thread")
+        assert 1 < bench.invoker.batch <= LONGEST_BATCH
+        await bench.run("coroutine")
+        assert bench.invoker.batch == COROUTINE_BATCH
+        bench.begin("slow", "one")
+        await asyncio.sleep(2 * FAST_S)
+        bench.machine.gate.set()
+        await bench.ends.until(lambda: not bench.invoker.is_thread_busy)
+        assert bench.invoker.batch == 1
+
+    on_loop(test)
+
+
+@pytest.fixture
+def no_collector() -> Iterator[None]:
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+@pytest.mark.usefixtures("no_collector")
+@pytest.mark.parametrize("method", ["thread", "coroutine", "promise", "raises"])
+def test_a_call_is_freed_by_reference_count(method: str) -> None:
+    async def test(bench: Bench) -> None:
+        for _ in range(3):  # lasting things, such as the pace of a method, are made
+            await bench.run(method, *["ValueError"][: method == "raises"])
+        bench.ends.failed.clear()
+        gc.collect()
+
+        for _ in range(20):
+            await bench.run(method, *["ValueError"][: method == "raises"])
+        bench.ends.failed.clear()
+        await asyncio.sleep(0)
+        assert gc.collect() == 0
+
+    on_loop(test)
+
+
+def test_time_in_the_queue_does_not_count_as_time_of_the_call() -> None:
+    async def test(bench: Bench) -> None:
+        first, second = bench.begin("slow", "first"), bench.begin("slow", "second")
+        queued_at = second.began
+        await asyncio.sleep(0.01)
+        bench.machine.gate.set()
+        await bench.ends.until(lambda: {first, second} <= bench.ends.committed.keys())
+        assert queued_at + 0.01 <= second.began <= time.monotonic()
+
+    on_loop(test)
