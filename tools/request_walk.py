@@ -131,7 +131,7 @@ def _serve_and_ask(folder: Path, seen: mmap.mmap) -> None:
 
 def documented() -> list[str]:
     """Return the files in the list of docs/architecture.md, in its order."""
-    return [row[1] for row in _rows()]
+    return [row[1] for row in rows()]
 
 
 def file_of(module: str) -> str:
@@ -139,7 +139,7 @@ def file_of(module: str) -> str:
     return str(house.modules()[module].relative_to(house.ROOT))
 
 
-def _rows() -> list[list[str]]:
+def rows() -> list[list[str]]:
     """The rows of that list: number, file, what it does, what it decides."""
     lines = house.read_between("request").splitlines()
     cells = [[cell.strip().strip("`") for cell in line.strip("|").split("|")] for line in lines]
@@ -148,7 +148,7 @@ def _rows() -> list[list[str]]:
 
 def table(found: Walk) -> str:
     """Return the list of files for docs/architecture.md; what a file decides is kept as somebody wrote it there."""
-    decides = {row[1]: row[3] for row in _rows()}
+    decides = {row[1]: row[3] for row in rows()}
     lines = ["| | file | what it does | what it decides |", "| --- | --- | --- | --- |"]
     for number, module in enumerate(found.modules, 1):
         file = file_of(module)

@@ -15,6 +15,8 @@ import request_walk  # noqa: E402
 pytestmark = pytest.mark.slow
 MOST_FILES = 30
 """One request may pass no more files than this."""
+MOST_DECISIONS = 15
+"""In no more of them may something be decided."""
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +39,10 @@ def test_the_documentation_lists_them_in_the_order_in_which_a_request_comes_to_t
 
 def test_a_request_passes_no_more_files_than_it_needs(walk: request_walk.Walk) -> None:
     assert len(walk.modules) <= MOST_FILES
+
+
+def test_decisions_are_made_in_few_of_these_files() -> None:
+    assert 0 < len([row for row in request_walk.rows() if row[3]]) <= MOST_DECISIONS
 
 
 def test_an_order_is_contradicted_only_by_what_every_request_does() -> None:
