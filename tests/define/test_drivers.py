@@ -44,10 +44,21 @@ def func() -> None:
 
 
 def test_the_driver_is_an_ordinary_deployment() -> None:
-    driver = DAGDriver.options(route_prefix="/my-dag", num_replicas=2, ray_actor_options={"num_cpus": 1})
+    driver = DAGDriver.options(
+        route_prefix="/my-dag", num_replicas=2, ray_actor_options={"num_cpus": 0.1}, max_concurrent_queries=7
+    )
+    scaled = DAGDriver.options(autoscaling_config={"min_replicas": 1, "max_replicas": 3})
 
+    assert DAGDriver.name == "DAGDriver"
     assert (driver.name, driver.route_prefix, driver.num_replicas) == ("DAGDriver", "/my-dag", 2)
-    assert isinstance(driver.bind(func.bind()), ClassNode)
+    assert (driver.ray_actor_options, driver.max_concurrent_queries) == ({"num_cpus": 0.1}, 7)
+    for one in (driver, scaled):
+        node = one.bind(func.bind())
+        application = compile_application(node)
+        assert isinstance(node, ClassNode)
+        assert application.driver is not None
+        config = application.deployments[-1].config
+        assert (config.num_replicas, config.autoscaling_config) == (one.num_replicas, one.config.autoscaling_config)
 
 
 def test_a_class_that_derives_from_the_driver_is_a_driver() -> None:

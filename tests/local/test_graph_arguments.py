@@ -16,6 +16,7 @@ from rendezvous import meet
 import qserve as serve
 from qserve.dag import InputNode
 from qserve.drivers import DAGDriver
+from qserve.exceptions import RayServeException
 
 
 @serve.deployment
@@ -294,13 +295,32 @@ def test_a_driver_with_routes_runs_each_of_its_graphs(serve_run: ServeRun) -> No
         def none(self) -> str:
             return "no input"
 
+        def double(self, value: int) -> int:
+            return value * 2
+
     with InputNode() as inp:
         model = Model.bind()
-        handle = serve_run(DAGDriver.bind({"/a": give.bind(inp[1]), "/b": model, "/c/d": model.none.bind()}))
+        routes = {
+            "/a": give.bind(inp[1]),
+            "/b": model,
+            "/c/d": model.none.bind(),
+            "/double": model.double.bind(inp),
+            "/give": give.bind(inp),
+            "/hello/world": give.bind(),
+        }
+        handle = serve_run(DAGDriver.bind(routes))
+
+    async def both() -> list[Any]:
+        asked = [handle.predict_with_route.remote("/double", 1), handle.predict_with_route.remote("/give", 3)]
+        return list(await asyncio.gather(*asked))
 
     assert serve.get(handle.predict_with_route.remote("/a", 1, 2)) == 2
     assert serve.get(handle.predict_with_route.remote("/b")) == ["called"]
     assert serve.get(handle.predict_with_route.remote("/b", 1, 2)) == ["called", 1, 2]
     assert serve.get(handle.predict_with_route.remote("/c/d", "ignored")) == "no input"
-    with pytest.raises(serve.exceptions.QserveException, match="/x does not exist in dags routes"):
+    assert serve.get(handle.predict_with_route.remote("/double", 5)) == 10
+    assert serve.get(handle.predict_with_route.remote("/give", 5)) == 5
+    assert serve.get(handle.predict_with_route.remote("/hello/world", "ignored")) is None
+    assert asyncio.run(both()) == [2, 3]
+    with pytest.raises(RayServeException, match="/x does not exist in dags routes"):
         serve.get(handle.predict_with_route.remote("/x", 1))

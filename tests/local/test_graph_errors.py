@@ -11,12 +11,16 @@ from modes import ServeRun
 import qserve as serve
 from qserve.dag import InputNode
 from qserve.drivers import DAGDriver
-from qserve.exceptions import DeployError, PayloadError, TaskError
+from qserve.exceptions import DeployError, PayloadError, RayServeException, RayTaskError, TaskError
+
+
+def quotient(a: float, b: float) -> float:
+    return a / b
 
 
 @serve.deployment
 def divide(a: float, b: float) -> float:
-    return a / b
+    return quotient(a, b)
 
 
 @serve.deployment
@@ -31,8 +35,10 @@ def test_an_error_is_of_its_own_type_and_a_task_error(serve_run: ServeRun) -> No
         serve.get(ref)
     error = caught.value
     assert isinstance(error, TaskError)
+    assert isinstance(error, RayTaskError)
+    assert isinstance(error, RayServeException)
     assert (error.deployment, error.remote_type) == ("divide", "ZeroDivisionError")
-    assert "return a / b" in str(error)
+    assert all(words in str(error) for words in ("Traceback", "in quotient", "return a / b"))
 
 
 @pytest.mark.parametrize("at", ["first", "middle", "last"])
@@ -42,9 +48,9 @@ def test_an_error_anywhere_in_a_graph_fails_that_request_only(serve_run: ServeRu
         middle = add.bind(divide.bind(first, inp["middle"]), first)
         handle = serve_run(DAGDriver.bind(divide.bind(middle, inp["last"])))
     good = {"first": 1, "middle": 1, "last": 1}
-    bad = handle.predict.remote({**good, at: 0})
+    before, bad, after = [handle.predict.remote(values) for values in (good, {**good, at: 0}, good)]
 
-    assert serve.get(handle.predict.remote(good)) == 2
+    assert serve.get([before, after]) == [2, 2]
     with pytest.raises(ZeroDivisionError):
         serve.get(bad)
 
@@ -70,10 +76,20 @@ def test_an_error_keeps_its_origin_through_other_deployments(serve_run: ServeRun
         async def __call__(self) -> float:
             return await (await self.divide.remote(1, 0))
 
+        async def careful(self) -> str:
+            try:
+                await (await self.divide.remote(1, 0))
+            except ZeroDivisionError:
+                return "caught"
+            return "nothing happened"
+
+    handle = serve_run(Caller.bind(divide.bind()))
+
     with pytest.raises(ZeroDivisionError) as caught:
-        serve.get(serve_run(Caller.bind(divide.bind())).remote())
+        serve.get(handle.remote())
     assert isinstance(caught.value, TaskError)
     assert caught.value.deployment == "divide"
+    assert serve.get(handle.careful.remote()) == "caught"
 
 
 @pytest.mark.parametrize("error", [StopIteration, KeyboardInterrupt, SystemExit, GeneratorExit])
