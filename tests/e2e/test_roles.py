@@ -158,17 +158,6 @@ def test_the_roles_may_start_in_any_order(site: Site) -> None:
     assert gateway.exit_code() is None
 
 
-def test_any_number_of_gateways_serve_the_same_applications(site: Site) -> None:
-    stack = Stack(site)
-    stack.start()
-    second = free_port()
-
-    stack.gateway(second)
-
-    wait_until(lambda: stack.answers(second), description="the second gateway answers", timeout_s=10)
-    assert stack.post("a b")["words"] == stack.post("a b", second)["words"] == 2
-
-
 def test_requests_wait_for_workers_that_are_restarted(site: Site) -> None:
     stack = Stack(site)
     _, counters, _ = stack.start()
