@@ -102,12 +102,17 @@ def two_refs(mailbox: Mailbox) -> tuple[Ref, Ref]:
 def test_a_second_end_of_a_request_that_was_answered_is_ignored(mailbox: Mailbox) -> None:
     # a failover to an older state runs again what had been answered before
     first, _ = two_refs(mailbox)
+    later = Ref(OTHER, None)
+    mailbox.add(later, 10**15)
     mailbox.receive(MESSAGE)
 
+    mailbox.receive(MESSAGE)
     mailbox.receive(ID.encode() + b"d" + seal_end(SEAL, ID, "d", b"another"))
+    mailbox.receive(ID.encode() + b"f" + seal_end(SEAL, ID, "f", b"no"))
     mailbox.receive(ID.encode() + b"c")
+    mailbox.receive(OTHER.encode() + b"d" + seal_end(SEAL, OTHER, "d", b"result"))
 
-    assert first.outcome() == DONE
+    assert first.outcome() == later.outcome() == DONE
 
 
 def test_all_refs_to_a_request_are_told_its_end(mailbox: Mailbox) -> None:

@@ -6,16 +6,21 @@ import asyncio
 import os
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
+import redis
 from http_client import Client
 from processes import Started, wait_until
 
 import qserve
+from qserve.base.keys import GROUP
+from qserve.broker.connection import connect
 from qserve.exceptions import ResultNotSerialisable, ResultTooLarge, TaskError
 
 MIB = 1024 * 1024
+TEXT_LIMIT = 4096
 
 
 class TwoArguments(Exception):
@@ -92,13 +97,21 @@ RESULTS: dict[str, tuple[Callable[[], Any], type[ResultNotSerialisable]]] = {
 class Worst:
     """Raises and returns what it is told to, in each of the ways in which a call may run."""
 
+    def __init__(self) -> None:
+        self.raised = 0
+
     def pid(self) -> int:
         return os.getpid()
 
+    def count_raised(self) -> int:
+        return self.raised
+
     def raise_now(self, what: str) -> None:
+        self.raised += 1
         raise ERRORS[what][0]()
 
     async def raise_later(self, what: str) -> None:
+        self.raised += 1
         await asyncio.sleep(0)
         raise ERRORS[what][0]()
 
@@ -132,6 +145,19 @@ def worst(started: Started) -> Iterator[Any]:
     yield handle
     assert qserve.get(handle.pid.remote(), timeout=20) == before
     assert "died" not in started.log.read_text()
+    with broker_of(started) as client:
+        (queue,) = client.scan_iter("*:q:default:*:Worst")
+        wait_until(
+            lambda: (client.xlen(queue), client.xpending(queue, GROUP)["pending"]) == (0, 0),
+            description="nothing is queued or pending",
+        )
+
+
+def broker_of(started: Started) -> redis.Redis:
+    """A connection to the broker that all tests here use."""
+    (folder,) = started.site.broker_folders()
+    (socket,) = filter(Path.is_socket, (started.site.folder / folder).iterdir())
+    return connect(f"unix://{socket}")
 
 
 def ask(started: Started, what: str) -> tuple[int, dict[str, Any]]:
@@ -139,15 +165,20 @@ def ask(started: Started, what: str) -> tuple[int, dict[str, Any]]:
     return answer.status, answer.error
 
 
+@pytest.mark.row("F22")
 @pytest.mark.parametrize("what", ERRORS)
 @pytest.mark.parametrize("method", ["raise_now", "raise_later"])
 def test_an_error_of_any_kind_fails_its_call_by_name(worst: Any, method: str, what: str) -> None:
+    raised_before = qserve.get(worst.count_raised.remote(), timeout=20)
     with pytest.raises(TaskError) as caught:
         qserve.get(worst.options(method_name=method).remote(what), timeout=20)
 
     said = f"{caught.value.remote_type}: {caught.value.remote_message}"
     assert ERRORS[what][1] in said
+    assert len(caught.value.remote_message) <= TEXT_LIMIT + 20
     assert len(said) < 4_500
+    assert "test_bad_results.py" in caught.value.remote_traceback or len(said) > TEXT_LIMIT
+    assert qserve.get(worst.count_raised.remote(), timeout=20) == raised_before + 1
 
 
 @pytest.mark.parametrize("what", ERRORS)
@@ -159,6 +190,7 @@ def test_an_error_of_any_kind_ends_a_stream_after_its_items(worst: Any, what: st
         next(items)
 
 
+@pytest.mark.row("F22")
 @pytest.mark.parametrize("what", ERRORS)
 def test_an_error_of_any_kind_is_500_with_its_name_and_its_traceback_in_the_log(
     worst: Any, started: Started, what: str
@@ -174,6 +206,7 @@ def test_an_error_of_any_kind_is_500_with_its_name_and_its_traceback_in_the_log(
     assert len(started.log.read_bytes()) - log_before < 100_000
 
 
+@pytest.mark.row("F23")
 @pytest.mark.parametrize("what", RESULTS)
 @pytest.mark.parametrize("method", ["give", "yield_it"])
 def test_a_result_that_cannot_travel_fails_its_call_by_a_class_of_its_own(worst: Any, method: str, what: str) -> None:
@@ -185,6 +218,7 @@ def test_a_result_that_cannot_travel_fails_its_call_by_a_class_of_its_own(worst:
             next(worst.options(method_name=method, stream=True).remote(what))
 
 
+@pytest.mark.row("F23")
 @pytest.mark.parametrize(
     ("what", "code"),
     [
@@ -195,8 +229,18 @@ def test_a_result_that_cannot_travel_fails_its_call_by_a_class_of_its_own(worst:
     ],
 )
 def test_a_result_that_http_cannot_have_is_500_by_code(worst: Any, started: Started, what: str, code: str) -> None:
-    status, error = ask(started, what)
-    assert (status, error["code"], error["deployment"]) == (500, code, "Worst")
+    with broker_of(started) as client:
+
+        def memory() -> int:
+            return int(client.info("memory")["used_memory"])
+
+        used = memory()
+        answer = Client(started.url).post("/", {"what": what})
+        error = answer.error
+        assert (answer.status, error["code"], error["deployment"]) == (500, code, "Worst")
+        assert error["retryable"] is False
+        assert len(answer.body) < TEXT_LIMIT
+        wait_until(lambda: memory() < used + 4 * MIB, description="the broker holds none of it", timeout_s=10)
 
 
 def test_a_result_whose_own_code_exits_ends_its_call_and_not_its_replica(worst: Any) -> None:

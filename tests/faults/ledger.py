@@ -11,7 +11,7 @@ from typing import NamedTuple
 DIAMOND = '''
 """The application under test: a diamond, whose nodes write down what they do."""
 
-import asyncio, ctypes, os, signal, threading, time, uuid
+import asyncio, ctypes, os, signal, time, uuid
 
 import qserve
 from qserve import DAGDriver, InputNode
@@ -57,63 +57,6 @@ def misbehave(job, node):
         __import__("re").match("(a+)+$", "a" * 64 + "b")
     elif what == "block":
         time.sleep(1e9)
-    elif what in ERRORS:
-        raise ERRORS[what]()
-
-
-class TwoArguments(Exception):
-    def __init__(self, first, second):
-        super().__init__(f"{first} and {second}")
-
-
-class Locked(Exception):
-    def __init__(self):
-        super().__init__("with a lock")
-        self.lock = threading.Lock()
-
-
-class Mute(Exception):
-    def __str__(self):
-        raise RuntimeError("no words")
-
-
-def make_local():
-    class Local(Exception):
-        pass
-
-    return Local("of a local class")
-
-
-ERRORS = {
-    "ValueError": lambda: ValueError("as asked"),
-    "TwoArguments": lambda: TwoArguments("one", "two"),
-    "Locked": Locked,
-    "Mute": Mute,
-    "Local": make_local,
-    "OSError": lambda: OSError("x" * 5_000_000),
-    "SystemExit": lambda: SystemExit(3),
-    "KeyboardInterrupt": KeyboardInterrupt,
-    "CancelledError": asyncio.CancelledError,
-    "GeneratorExit": GeneratorExit,
-    "ExceptionGroup": lambda: ExceptionGroup("several", [ValueError("one"), KeyError("two")]),
-    "RecursionError": lambda: RecursionError("too deep"),
-}
-
-
-def nested(depth):
-    value = []
-    for _ in range(depth):
-        value = [value]
-    return value
-
-
-RESULTS = {
-    "lock": threading.Lock,
-    "huge": lambda: "x" * (100 << 20),
-    "nan": lambda: float("nan"),
-    "nested": lambda: nested(1_000_000),
-    "generator": lambda: (number for number in range(3)),
-}
 
 
 async def run(job, node, compute, detail=""):
@@ -150,8 +93,6 @@ class Join:
         result = await run(job, "join", lambda x: left["value"] * 1000 + right["value"], seen)
         versions = [left["version"], right["version"], VERSION]
         answer = {"id": job["id"], "value": result["value"], "attempt": result["attempt"], "versions": versions}
-        if job.get("result"):
-            answer["result"] = RESULTS[job["result"]]()
         return answer
 
 

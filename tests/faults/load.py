@@ -84,11 +84,6 @@ class HandleClient:
         self._plane = plane
         self._timeout_s = timeout_s
 
-    @property
-    def mailbox(self) -> str:
-        """Where its answers come."""
-        return self._plane.mailbox.name
-
     def send(self, job: dict[str, Any], **options: Any) -> Call:
         """Start the diamond."""
         call = Call(job, time.monotonic())
