@@ -65,10 +65,11 @@ def test_a_host_that_stands_still_is_taken_over_by_another_and_goes_on_when_it_w
 # -- connections -----------------------------------------------------------------------------------
 
 
+@pytest.mark.row("F29")
 def test_a_call_whose_delivery_was_lost_on_the_wire_runs_once_and_at_once(shop: Installation) -> None:
     ledger = shop.site.folder / "ledger"
     with wired(shop.url) as wire:
-        shop.start(url=wire.url, QSERVE_LEASE_S="60")
+        worker = shop.start(url=wire.url, QSERVE_LEASE_S="60")
         shop.ask("pid")
         wire.lose_next(b"note")
 
@@ -76,7 +77,9 @@ def test_a_call_whose_delivery_was_lost_on_the_wire_runs_once_and_at_once(shop: 
 
         assert wire.lost.wait(5)
         assert elapsed(lambda: call.result(10)) < 2.0
+        wait_until(lambda: shop.pending() == shop.client.xlen(shop.queue) == 0, description="nothing is left behind")
     assert ledger.read_text() == "x"
+    assert "Traceback" not in worker.stderr
 
 
 def test_what_was_cancelled_while_its_delivery_was_lost_never_runs(shop: Installation) -> None:
