@@ -192,6 +192,7 @@ def test_a_node_that_cannot_be_served_is_refused_in_one_line(site: Site) -> None
     assert "Traceback" not in process.stderr
 
 
+@pytest.mark.row("F35")
 @pytest.mark.parametrize(
     ("source", "error"),
     [
@@ -207,6 +208,7 @@ def test_a_module_that_does_not_import_shows_the_users_traceback(site: Site, sou
     *trace, line = error_of(process, site)
     assert line.startswith("Error: broken:app cannot be loaded: ")
     assert error in line
+    assert not [said for said in trace if said.startswith("Error:")], "it was started again"
     shown = [said for said in trace if said.startswith("  File ")]
     assert len(shown) == 1, trace
     assert f'"{folder}/broken.py", line ' in shown[0]

@@ -82,30 +82,6 @@ def test_a_broken_version_is_refused_with_its_error_and_the_old_one_serves(stack
     check(stack, [*calls, *answers], load=load, reruns=0, may_log=["no such disk", "cannot be loaded", "Error"])
 
 
-@row("F35")
-def test_a_version_that_is_broken_from_the_start_is_not_started_over_and_over(site: Site) -> None:
-    site.write("diamond.py", "import no_such_module\n")
-
-    process = site.qserve("run", "diamond:app", cwd=site.folder)
-
-    assert process.wait(30) != 0
-    errors = [line for line in process.stderr.splitlines() if line.startswith("Error:")]
-    assert len(errors) == 1, process.output
-    assert "no_such_module" in errors[0]
-
-
-@row("F40")
-def test_a_second_gateway_on_a_port_is_refused_at_once_with_the_reason(stack: Stack) -> None:
-    began = time.monotonic()
-    second = stack.gateway()
-
-    assert second.wait(20) == 1
-    assert time.monotonic() - began <= 1.0 * SLACK
-    assert second.stderr.strip() == f"qserve gateway: cannot listen on 127.0.0.1:{stack.port}: Address already in use"
-    assert stack.is_serving()
-    check(stack, [stack.ask()], reruns=0, may_log=["cannot listen on"])
-
-
 HELLO = """
 import qserve
 
