@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import signal
-import time
 from collections.abc import Callable
 from pathlib import Path
 
-from brokers import Broker
 from cgroups import limited
 from invariants import check
 from ledger import DIAMOND
 from load import Load
-from processes import Site, is_alive, wait_until
+from processes import is_alive, wait_until
 from rows import row
-from stacks import SLACK, Stack, kill, last
+from stacks import Stack, kill
 
 CLASS = "class Left:\n"
 HANGS = DIAMOND.replace(CLASS, f"{CLASS}    def __init__(self):\n        time.sleep(3600)\n\n")
@@ -125,54 +123,3 @@ def status_of(stack: Stack) -> str:
     status = stack.command("status")
     assert status.wait(20) == 0
     return status.stdout
-
-
-@row("F41")
-def test_roles_wait_for_a_broker_that_comes_up_later(new_stack: Callable[..., Stack], site: Site) -> None:
-    broker = Broker(site, running=False)
-    stack = new_stack(broker=broker)
-    stack.supervisor, stack.front, deploying = stack.worker(), stack.gateway(), stack.deploy()
-    last(5.0)
-    assert all(process.exit_code() is None for process in stack.processes)
-    assert not stack.is_serving()
-
-    broker.start()
-
-    assert deploying.wait(60) == 0, deploying.output
-    wait_until(stack.is_serving, description="the gateway is healthy", timeout_s=30)
-    stack.wait_replicas()
-    said = [line for line in stack.supervisor.output.splitlines() if "waiting" in line]
-    assert len(said) == 1
-    check(stack, [stack.ask()], reruns=0, may_log=["cannot be reached"])
-
-
-@row("F41")
-def test_a_broker_that_will_never_do_is_refused_at_once_in_one_line_without_its_password(site: Site) -> None:
-    broker = Broker(site)
-    broker.client.config_set("requirepass", "right-password")
-    follower = Broker(site, options=("--replicaof", f"127.0.0.1 {broker.port}", "--masterauth", "right-password"))
-    wrong = {
-        f"redis://:wrong-password@127.0.0.1:{broker.port}/0": "password",
-        follower.url: "primary",
-    }
-    for url, word in wrong.items():
-        began = time.monotonic()
-        worker = site.qserve("worker", env={"QSERVE_BROKER_URL": url})
-        assert worker.wait(20) != 0, worker.output
-        assert time.monotonic() - began <= 2.0 * SLACK
-        lines = worker.stderr.strip().splitlines()
-        assert len(lines) == 1, worker.output
-        assert word in lines[0]
-        assert "wrong-password" not in worker.output
-
-
-@row("F41")
-def test_a_server_without_tls_is_waited_for_with_a_hint(site: Site) -> None:
-    broker = Broker(site)
-
-    worker = site.qserve("worker", env={"QSERVE_BROKER_URL": f"rediss://127.0.0.1:{broker.port}/0"})
-
-    # it is silent, as a server is that is only slow
-    worker.wait_for("a server without TLS is silent like this", timeout_s=20)
-    worker.signal(signal.SIGTERM)
-    assert worker.wait(10) == 0
