@@ -22,7 +22,3 @@ def row(name: str) -> Callable[[_Test], _Test]:
         return kind(pytest.mark.row(name)(pytest.mark.timeout(LONGEST_S)(test)))
 
     return mark
-
-
-open_until = pytest.mark.skip
-"""For a row that is not green yet: `@open_until(reason=...)`; see OPEN.md."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import http.client
-import json
 import os
 import signal
 import threading
@@ -249,11 +248,6 @@ def kill(pid: int) -> None:
 def last(seconds: float) -> None:
     """Let a fault last for a while: its length is part of the row, and no condition tells of it."""
     threading.Event().wait(seconds)
-
-
-def dump(value: Any) -> str:
-    """For messages."""
-    return json.dumps(value, indent=1, default=str)
 
 
 def _fds(pid: int) -> int:
