@@ -49,7 +49,9 @@ class Configured:
 def test_another_user_config_reaches_every_replica_without_a_restart() -> None:
     two = Configured.options(num_replicas=2)
     handle = qserve.run(two.options(user_config={"level": 1}).bind())
-    before = {ask(handle)[0] for _ in range(50)}
+    answers = [ask(handle) for _ in range(50)]
+    before = {pid for pid, _ in answers}
+    assert {config["level"] for _, config in answers} == {1}
 
     qserve.run(two.options(user_config={"level": 2}).bind())
 
@@ -73,10 +75,13 @@ def test_another_number_of_replicas_keeps_those_that_run() -> None:
 
     qserve.run(Configured.options(num_replicas=3).bind())
     three = {ask(handle)[0] for _ in range(100)}
-    qserve.run(Configured.options(num_replicas=1).bind())
+    qserve.run(Configured.options(num_replicas=2).bind())
 
     assert len(three) == 3
     assert first in three
+    assert os.getpid() not in three
+    wait_until(lambda: len({ask(handle)[0] for _ in range(40)}) == 2, description="two replicas are left")
+    qserve.run(Configured.options(num_replicas=1).bind())
     wait_until(lambda: len({ask(handle)[0] for _ in range(20)}) == 1, description="one replica is left")
 
 

@@ -191,6 +191,7 @@ def test_start_takes_the_options_of_ray_serve(
 def test_a_later_start_keeps_what_runs_where_it_runs(started: Started) -> None:
     serve.run(hello.bind("again"))
 
+    serve.start()
     serve.start(detached=True)
     serve.start(detached=True, http_options={"host": "127.0.0.1", "port": 1})
 
@@ -437,6 +438,7 @@ def test_asking_for_a_handle_a_hundred_times_gives_one() -> None:
 
     assert len({serve.get_app_handle("default") for _ in range(100)}) == 1
     assert len({serve.get_deployment_handle("Echo") for _ in range(100)}) == 1
+    assert serve.get_app_handle("default") == serve.get_deployment_handle("Echo")
 
 
 @pytest.mark.parametrize("name", ["does_not_exist", "__call__"])

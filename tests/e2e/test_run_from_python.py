@@ -5,10 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import pickle
 import signal
 import sys
-import threading
 import time
 import urllib.error
 import urllib.request
@@ -22,8 +20,8 @@ from processes import Site, Started, free_port, is_alive, is_open, wait_until
 import qserve
 from qserve.dag import InputNode
 from qserve.drivers import DAGDriver
-from qserve.exceptions import GetTimeoutError, QserveException, RayServeException, RayTaskError, RequestCancelled
-from qserve.handle import DeploymentHandle, RayServeDeploymentHandle, RayServeHandle
+from qserve.exceptions import QserveException, RayServeException
+from qserve.handle import DeploymentHandle, RayServeHandle
 from qserve.http_adapters import json_request
 
 pytestmark = pytest.mark.slow
@@ -51,16 +49,6 @@ def ask(handle: Any, *args: Any, **kwargs: Any) -> Any:
 
 
 # -- run -------------------------------------------------------------------------------------------
-
-
-def test_run_returns_a_handle_whose_calls_give_refs() -> None:
-    @qserve.deployment
-    def double(value: int) -> int:
-        return value * 2
-
-    handle = qserve.run(double.bind())
-
-    assert qserve.get(handle.remote(21)) == 42
 
 
 def test_each_run_takes_the_place_of_the_one_before(url: str) -> None:
@@ -132,18 +120,6 @@ def test_what_was_accepted_is_finished_by_the_version_that_took_it(by_graph: boo
     assert qserve.get(ref, timeout=5) == 2
 
 
-def test_start_changes_nothing_when_things_run_already(url: str) -> None:
-    @qserve.deployment
-    def app() -> str:
-        return "kept"
-
-    qserve.run(app.bind())
-    qserve.start()
-    qserve.start(detached=True)
-
-    assert fetch(url) == "kept"
-
-
 def test_name_and_route_prefix_let_applications_live_side_by_side(url: str) -> None:
     @qserve.deployment
     class Echo:
@@ -156,24 +132,14 @@ def test_name_and_route_prefix_let_applications_live_side_by_side(url: str) -> N
     default = qserve.run(Echo.bind("default"))
     first = qserve.run(Echo.bind("first"), name="first", route_prefix="/first")
     second = qserve.run(Echo.bind("second"), name="second", route_prefix="/second")
+    hidden = qserve.run(Echo.bind("inside"), name="hidden", route_prefix=None)
 
     assert json.loads(fetch(f"{url}/-/routes")) == {"/": "Echo", "/first": "Echo", "/second": "Echo"}
-    assert [ask(default), ask(first), ask(second)] == ["default", "first", "second"]
+    assert [ask(default), ask(first), ask(second), ask(hidden)] == ["default", "first", "second", "inside"]
     assert [fetch(f"{url}{path}") for path in ("", "/first", "/second/x")] == ["default", "first", "second"]
     qserve.delete("first")
     assert [fetch(f"{url}/first"), ask(second)] == ["default", "second"]
     qserve.delete("second")
-
-
-def test_an_application_without_a_route_prefix_answers_only_handles(url: str) -> None:
-    @qserve.deployment
-    def app() -> str:
-        return "inside"
-
-    handle = qserve.run(app.bind(), name="hidden", route_prefix=None)
-
-    assert ask(handle) == "inside"
-    assert "hidden" not in fetch(f"{url}/-/routes")
     qserve.delete("hidden")
 
 
@@ -222,49 +188,6 @@ def test_a_constructor_that_fails_once_is_tried_again(tmp_path: Path) -> None:
     assert tried.exists()
 
 
-def test_an_async_constructor_is_awaited() -> None:
-    @qserve.deployment
-    class Model:
-        async def __init__(self) -> None:
-            await asyncio.sleep(0)
-            self.loaded = True
-
-        def __call__(self) -> bool:
-            return self.loaded
-
-    assert ask(qserve.run(Model.bind())) is True
-
-
-def test_a_user_config_is_given_to_reconfigure() -> None:
-    @qserve.deployment(user_config={"threshold": 3})
-    class Model:
-        def reconfigure(self, config: dict[str, int]) -> None:
-            self.threshold = config["threshold"]
-
-        def __call__(self) -> tuple[int, int]:
-            return self.threshold, os.getpid()
-
-    threshold, pid = ask(qserve.run(Model.options(version="1").bind()))
-    changed = Model.options(version="1", user_config={"threshold": 5})
-    assert threshold == 3
-    assert ask(qserve.run(changed.bind())) == (5, pid)
-
-
-def test_two_replicas_are_two_processes_and_the_number_can_change() -> None:
-    @qserve.deployment(num_replicas=2)
-    class Model:
-        async def __call__(self) -> int:
-            await asyncio.sleep(0.02)
-            return os.getpid()
-
-    def pids(handle: Any) -> set[int]:
-        return set(qserve.get([handle.remote() for _ in range(40)], timeout=10))
-
-    assert len(pids(qserve.run(Model.bind()))) == 2
-    assert len(pids(qserve.run(Model.options(num_replicas=3).bind()))) == 3
-    assert len(pids(qserve.run(Model.options(num_replicas=1).bind()))) == 1
-
-
 def test_state_stays_in_the_replica_and_is_the_same_by_http_and_by_handle(url: str) -> None:
     @qserve.deployment
     class Counter:
@@ -295,22 +218,6 @@ def test_deployments_may_close_over_arrays_and_local_functions() -> None:
             return scaled(value)
 
     assert ask(qserve.run(Model.bind()), 2).tolist() == [0, 2, 4]
-
-
-def test_a_class_made_at_run_time_can_be_deployed() -> None:
-    def make() -> Any:
-        class MyInlineClass:
-            def __init__(self, value: int) -> None:
-                self.value = value
-
-            def get(self) -> int:
-                return self.value
-
-        return MyInlineClass
-
-    Made = qserve.deployment(make())  # noqa: N806
-    assert Made.name == "MyInlineClass"
-    assert ask(qserve.run(Made.bind(3)).get) == 3
 
 
 def test_bound_arguments_may_be_arrays_lambdas_and_objects() -> None:
@@ -478,125 +385,10 @@ def test_a_blocking_run_serves_until_ctrl_c(site: Site) -> None:
 
 
 class Calls:
-    """A deployment of many methods, for the tests of handles."""
+    """A deployment of a method, for the test of handles."""
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return ["call", list(args), kwargs]
-
-    def method_a(self, *args: Any, **kwargs: Any) -> Any:
-        return ["a", list(args), kwargs]
-
-    async def method_b(self, value: int, *, factor: int = 1) -> int:
-        return value * factor
-
-
-def test_remote_calls_the_object_and_methods_by_name_or_option() -> None:
-    handle = qserve.run(qserve.deployment(Calls).bind())
-
-    assert ask(handle, 1, b=2) == ["call", [1], {"b": 2}]
-    assert ask(handle.method_a, 1, 2, c=3) == ["a", [1, 2], {"c": 3}]
-    assert ask(handle.options(method_name="method_a")) == ["a", [], {}]
-    assert ask(handle) == ["call", [], {}]
-    assert ask(handle.method_b, 3, factor=5) == 15
-
-
-def test_a_class_without_call_is_fine_as_long_as_only_its_methods_are_called() -> None:
-    @qserve.deployment
-    class Model:
-        def exists(self) -> str:
-            return "yes"
-
-        def _hidden(self) -> None: ...
-
-    handle = qserve.run(Model.bind())
-
-    assert ask(handle.exists) == "yes"
-    with pytest.raises(RayServeException, match=r"'does_not_exist'.*Available methods: \['exists'\]"):
-        ask(handle.does_not_exist)
-    with pytest.raises(RayServeException, match="'__call__'"):
-        ask(handle)
-
-
-def test_get_keeps_the_order_of_a_list_and_takes_no_other_things() -> None:
-    @qserve.deployment
-    async def wait(seconds: float) -> float:
-        await asyncio.sleep(seconds)
-        return seconds
-
-    handle = qserve.run(wait.bind())
-
-    refs = [handle.remote(0.2), handle.remote(0.0), handle.remote(0.1)]
-    assert qserve.get(refs) == [0.2, 0.0, 0.1]
-    assert qserve.get([]) == []
-    with pytest.raises(TypeError, match="int"):
-        qserve.get(3)
-
-
-def test_get_stops_waiting_at_its_timeout_and_the_call_goes_on() -> None:
-    @qserve.deployment
-    async def slow() -> str:
-        await asyncio.sleep(0.5)
-        return "done"
-
-    ref = qserve.run(slow.bind()).remote()
-
-    with pytest.raises(GetTimeoutError):
-        qserve.get(ref, timeout=0.05)
-    with pytest.raises(TimeoutError):
-        qserve.get([ref], timeout=0.05)
-    assert qserve.get(ref, timeout=5) == "done"
-
-
-def test_a_call_that_is_cancelled_while_it_is_queued_never_runs(tmp_path: Path) -> None:
-    gate = tmp_path / "gate"
-
-    @qserve.deployment(max_concurrent_queries=1)
-    class Gated:
-        def __init__(self) -> None:
-            self.ran: list[int] = []
-
-        async def __call__(self, number: int) -> list[int]:
-            self.ran.append(number)
-            while not gate.exists():
-                await asyncio.sleep(0.005)
-            return self.ran
-
-    handle = qserve.run(Gated.bind())
-    first, second, third = (handle.remote(number) for number in range(3))
-
-    second.cancel()
-
-    with pytest.raises(RequestCancelled):
-        qserve.get(second, timeout=5)
-    gate.touch()
-    assert qserve.get(first, timeout=5) == [0]
-    assert qserve.get(third, timeout=5) == [0, 2]
-
-
-def test_refs_of_the_driver_arrive_as_values() -> None:
-    @qserve.deployment
-    def app(left: str, right: str = "") -> str:
-        return f"hello {left}{right}"
-
-    handle = qserve.run(app.bind())
-
-    inner = handle.remote("Serve")
-    assert ask(handle, inner) == "hello hello Serve"
-    assert ask(handle, "x", right=inner) == "hello xhello Serve"
-    assert ask(handle, handle.remote(handle.remote("deep"))) == "hello hello hello deep"
-
-
-def test_handles_are_values_equal_hashable_and_printable() -> None:
-    handle = qserve.run(qserve.deployment(Calls).bind())
-
-    many = [qserve.get_app_handle("default") for _ in range(100)]
-    assert len(set(many)) == 1
-    assert many[0] == qserve.get_deployment_handle("Calls")
-    assert handle.method_a == handle.options(method_name="method_a") != handle
-    assert repr(RayServeDeploymentHandle("Model")) == "RayServeDeploymentHandle(deployment='Model')"
-    restored = pickle.loads(pickle.dumps(handle))
-    assert restored == handle
-    assert ask(restored.method_b, 2) == 2
+    async def method_b(self, value: int) -> int:
+        return value
 
 
 def test_the_newer_handles_give_responses() -> None:
@@ -613,33 +405,6 @@ def test_the_newer_handles_give_responses() -> None:
         qserve.get_deployment_handle("Nobody")
     with pytest.raises(QserveException, match="nowhere"):
         qserve.get_app_handle("nowhere")
-
-
-def test_a_handle_works_in_other_threads() -> None:
-    handle = qserve.run(qserve.deployment(Calls).bind())
-    answers: list[int] = []
-
-    def call(number: int) -> None:
-        answers.append(ask(handle.method_b, number))
-
-    threads = [threading.Thread(target=call, args=(number,)) for number in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-
-    assert sorted(answers) == list(range(8))
-
-
-@pytest.mark.parametrize("cached", [True, False])
-def test_a_handle_works_in_ten_fresh_event_loops(cached: bool) -> None:
-    handle = qserve.run(qserve.deployment(Calls).bind())
-
-    async def main(number: int) -> int:
-        used = handle if cached else qserve.get_app_handle("default")
-        return await used.method_b.remote(number)
-
-    assert [asyncio.run(main(number)) for number in range(10)] == list(range(10))
 
 
 # -- handles inside deployments --------------------------------------------------------------------
@@ -664,38 +429,6 @@ class Adder:
         return others
 
 
-def test_two_awaits_give_the_ref_and_then_the_value() -> None:
-    @qserve.deployment
-    class Driver:
-        def __init__(self, adder: RayServeHandle) -> None:
-            self.adder = adder
-
-        async def __call__(self) -> list[Any]:
-            task = self.adder.add.remote(1)
-            ref = await task
-            return [await ref, await (await self.adder.add.remote(2)), type(self.adder).__name__]
-
-    handle = qserve.run(Driver.bind(Adder.bind(10)))
-
-    assert ask(handle) == [11, 12, "RayServeDeploymentHandle"]
-
-
-def test_a_call_may_be_awaited_twice_late_or_never() -> None:
-    @qserve.deployment
-    class Driver:
-        def __init__(self, adder: RayServeHandle) -> None:
-            self.adder = adder
-
-        async def __call__(self) -> list[int]:
-            self.adder.add.remote(0)
-            task = self.adder.add.remote(1)
-            await asyncio.sleep(0.05)
-            first, second = await task, await task
-            return [await first, await first, await second]
-
-    assert ask(qserve.run(Driver.bind(Adder.bind(1)))) == [2, 2, 2]
-
-
 def test_calls_started_before_the_first_await_run_at_the_same_time() -> None:
     @qserve.deployment
     class Driver:
@@ -708,152 +441,6 @@ def test_calls_started_before_the_first_await_run_at_the_same_time() -> None:
             return await asyncio.gather(*refs)
 
     assert ask(qserve.run(Driver.bind(Adder.bind()))) == [3, 3, 3]
-
-
-def test_get_works_inside_sync_and_async_methods() -> None:
-    @qserve.deployment
-    class Driver:
-        def __init__(self, left: RayServeHandle, right: RayServeHandle) -> None:
-            self.left, self.right = left, right
-
-        def in_sync(self, value: int) -> int:
-            refs = [self.left.add.remote(value), self.right.add.remote(value)]
-            return sum(qserve.get(refs))
-
-        async def in_async(self, value: int) -> int:
-            refs = [await self.left.add.remote(value), await self.right.add.remote(value)]
-            return sum(qserve.get(refs)) + qserve.get(await self.left.add.remote(value))
-
-    handle = qserve.run(Driver.bind(Adder.bind(1), Adder.bind(2)))
-
-    # more than once: a method that was fast runs elsewhere the next time
-    for _ in range(3):
-        assert ask(handle.in_sync, 10) == 23
-        assert ask(handle.in_async, 10) == 34
-
-
-def test_unawaited_calls_and_refs_are_arguments_that_arrive_as_values() -> None:
-    @qserve.deployment
-    class Driver:
-        def __init__(self, adder: RayServeHandle) -> None:
-            self.adder = adder
-
-        async def __call__(self) -> list[int]:
-            task = self.adder.add.remote(1)
-            by_task = await self.adder.add.remote(task)
-            by_ref = await self.adder.add.remote(await task)
-            by_keyword = await self.adder.add.remote(value=self.adder.add.remote(task))
-            return [await by_task, await by_ref, await by_keyword]
-
-    assert ask(qserve.run(Driver.bind(Adder.bind(10)))) == [21, 21, 31]
-
-
-def test_an_argument_that_is_not_ready_holds_up_nobody_else() -> None:
-    @qserve.deployment
-    class First:
-        def __init__(self) -> None:
-            self.opened = asyncio.Event()
-
-        async def __call__(self, number: int) -> int:
-            if number == 0:
-                await self.opened.wait()
-            return number
-
-        async def open(self) -> None:
-            self.opened.set()
-
-    @qserve.deployment
-    class Second:
-        def __init__(self) -> None:
-            self.started: list[int] = []
-
-        async def __call__(self, number: int) -> list[int]:
-            self.started.append(number)
-            return self.started
-
-    @qserve.deployment
-    class Driver:
-        def __init__(self, first: RayServeHandle, second: RayServeHandle) -> None:
-            self.first, self.second = first, second
-
-        async def __call__(self, number: int) -> list[int]:
-            return await (await self.second.remote(self.first.remote(number)))
-
-        async def open(self) -> None:
-            await (await self.first.open.remote())
-
-    handle = qserve.run(Driver.bind(First.bind(), Second.bind()))
-
-    blocked = handle.remote(0)
-    assert ask(handle, 1) == [1]
-    with pytest.raises(GetTimeoutError):
-        qserve.get(blocked, timeout=0.1)
-    ask(handle.open)
-    assert qserve.get(blocked, timeout=5) == [1, 0]
-
-
-def test_handles_travel_as_call_arguments_and_nested_in_init_arguments() -> None:
-    @qserve.deployment
-    class Borrower:
-        async def borrow(self, handle: Any) -> int:
-            return await (await handle.add.remote(1))
-
-    @qserve.deployment
-    class Driver:
-        def __init__(self, children: dict[str, Any], *, more: list[Any]) -> None:
-            self.children, self.more = children, more
-
-        async def __call__(self) -> list[int]:
-            adder = self.children["adder"]
-            lent = await self.children["borrower"].borrow.remote(adder)
-            return [await lent, await (await self.more[0].add.remote(2))]
-
-    adder = Adder.bind(100)
-    handle = qserve.run(Driver.bind({"adder": adder, "borrower": Borrower.bind()}, more=[adder]))
-
-    assert ask(handle) == [101, 102]
-
-
-def test_both_users_of_one_node_talk_to_the_same_replica() -> None:
-    @qserve.deployment
-    class Child:
-        def pid(self) -> int:
-            return os.getpid()
-
-    @qserve.deployment
-    class Parent:
-        def __init__(self, child: RayServeHandle) -> None:
-            self.child = child
-
-        async def pid(self) -> int:
-            return await (await self.child.pid.remote())
-
-    @qserve.deployment
-    class GrandParent:
-        def __init__(self, child: RayServeHandle, parent: RayServeHandle) -> None:
-            self.child, self.parent = child, parent
-
-        async def __call__(self) -> list[int]:
-            return [await (await one.pid.remote()) for one in (self.child, self.parent)]
-
-    child = Child.bind()
-    first, second = ask(qserve.run(GrandParent.bind(child, Parent.bind(child))))
-
-    assert first == second
-
-
-def test_a_constructor_may_ask_for_the_newer_handles() -> None:
-    @qserve.deployment
-    class Driver:
-        def __init__(self, annotated: DeploymentHandle, plain: Any) -> None:
-            self.annotated = annotated
-            self.chosen = plain.options(use_new_handle_api=True)
-
-        async def __call__(self) -> list[int]:
-            chained = self.annotated.add.remote(self.chosen.add.remote(2))
-            return [await self.annotated.add.remote(1), await chained]
-
-    assert ask(qserve.run(Driver.bind(Adder.bind(10), Adder.bind(5)))) == [11, 17]
 
 
 def test_a_ref_that_a_deployment_returns_is_resolved_on_the_way_out() -> None:
@@ -876,76 +463,6 @@ def test_a_ref_that_a_deployment_returns_is_resolved_on_the_way_out() -> None:
 # -- graphs ----------------------------------------------------------------------------------------
 
 
-def test_results_inside_containers_arrive_as_refs_and_inputs_as_values() -> None:
-    @qserve.deployment
-    def combine(refs: list[Any], named: dict[str, Any], plain: list[int]) -> list[int]:
-        return [sum(qserve.get(refs)), qserve.get(named["x"]), *plain]
-
-    with InputNode() as value:
-        one, two = Adder.bind(1).add.bind(value), Adder.bind(2).add.bind(value)
-        output = combine.bind([one, two], {"x": one}, [value, 7])
-
-    assert ask(qserve.run(DAGDriver.bind(output)).predict, 10) == [23, 11, 10, 7]
-
-
-def test_a_shared_node_runs_once_for_each_request() -> None:
-    @qserve.deployment
-    class Once:
-        def __init__(self) -> None:
-            self.seen: set[int] = set()
-
-        def forward(self, value: int) -> int:
-            if value in self.seen:
-                raise RuntimeError("called twice")
-            self.seen.add(value)
-            return value
-
-    @qserve.deployment
-    def combine(*values: int) -> int:
-        return sum(values)
-
-    with InputNode() as value:
-        shared = Once.bind().forward.bind(value)
-        output = combine.bind(shared, shared, Adder.bind(1).add.bind(shared))
-    handle = qserve.run(DAGDriver.bind(output))
-
-    assert [ask(handle.predict, 1), ask(handle.predict, 2)] == [4, 7]
-
-
-def test_independent_nodes_run_at_the_same_time() -> None:
-    @qserve.deployment
-    def combine(left: int, right: int) -> int:
-        return left + right
-
-    with InputNode() as value:
-        adder = Adder.bind()  # each of the two calls waits for the other one
-        output = combine.bind(adder.meet.bind(value), adder.meet.bind(value))
-
-    assert ask(qserve.run(DAGDriver.bind(output)).predict, 2) == 4
-
-
-def test_parts_of_the_input_come_by_position_key_and_attribute() -> None:
-    @qserve.deployment
-    def show(*parts: Any) -> list[Any]:
-        return list(parts)
-
-    with InputNode() as value:
-        by_position = show.bind(value[0], value[1])
-        by_key = show.bind(value["m1"], value.m2)
-    routes = {"/position": by_position, "/key": by_key, "/method": Adder.bind(4).add.bind(1)}
-    handle = qserve.run(DAGDriver.bind(routes))
-
-    predict = handle.predict_with_route
-    assert ask(predict, "/position", 1, "b") == [1, "b"]
-    assert ask(predict, "/position", [2, "c"]) == [2, "c"]
-    assert ask(predict, "/key", m1=1, m2={"x": 2}) == [1, {"x": 2}]
-    assert ask(predict, "/method") == 5
-    with pytest.raises(IndexError):
-        ask(predict, "/position", 1, other=2)
-    with pytest.raises(RayServeException, match="/nowhere does not exist in dags routes"):
-        ask(predict, "/nowhere", 1)
-
-
 def test_the_driver_may_stand_for_a_class_node_or_a_function_node(url: str) -> None:
     @qserve.deployment
     class Model:
@@ -964,156 +481,6 @@ def test_the_driver_may_stand_for_a_class_node_or_a_function_node(url: str) -> N
         handle = qserve.run(DAGDriver.bind(negative.bind(value), http_adapter=json_request))
     assert ask(handle.predict, 1) == -1
     assert fetch(url, 2) == "-2"
-
-
-def test_a_class_of_the_users_own_may_be_the_driver() -> None:
-    @qserve.deployment
-    class Driver:
-        def __init__(self, dag: Any) -> None:
-            self.dag = dag
-
-        async def __call__(self, value: int) -> int:
-            return await (await self.dag.remote(value))
-
-        def in_sync(self, value: int) -> int:
-            return qserve.get(self.dag.remote(value))
-
-    with InputNode() as value:
-        output = Adder.bind(2).add.bind(Adder.bind(1).add.bind(value))
-    handle = qserve.run(Driver.bind(output))
-
-    assert [ask(handle, 1), ask(handle.in_sync, 2)] == [4, 5]
-
-
-def test_class_nodes_given_to_functions_arrive_as_handles() -> None:
-    @qserve.deployment
-    async def use(adder: Any, value: int) -> int:
-        return await (await adder.add.remote(value))
-
-    with InputNode() as value:
-        output = use.bind(Adder.bind(5), value)
-
-    assert ask(qserve.run(DAGDriver.bind(output)).predict, 1) == 6
-
-
-def test_values_keep_their_type_on_the_way() -> None:
-    @qserve.deployment
-    class Pass:
-        def forward(self, value: Any) -> Any:
-            return value
-
-    with InputNode() as value:
-        output = Pass.bind().forward.bind(Pass.bind().forward.bind(value))
-    predict = qserve.run(DAGDriver.bind(output)).predict
-
-    for sent in (5, 0.3 * 2, "é", b"\0\xff", None, True, (1, (2,)), {1, 2}, {"a": [1]}, 2**80):
-        got = ask(predict, sent)
-        assert (got, type(got)) == (sent, type(sent))
-    array = ask(predict, np.arange(6, dtype=np.uint8).reshape(2, 3))
-    assert (array.dtype, array.shape) == (np.dtype(np.uint8), (2, 3))
-
-
-# -- errors ----------------------------------------------------------------------------------------
-
-
-def test_an_error_is_an_instance_of_its_own_type_and_shows_where_it_came_from() -> None:
-    @qserve.deployment
-    def divide(value: int) -> float:
-        return 1 / value
-
-    handle = qserve.run(divide.bind())
-
-    with pytest.raises(ZeroDivisionError) as failure:
-        ask(handle, 0)
-    assert isinstance(failure.value, RayTaskError)
-    assert "division by zero" in str(failure.value)
-    assert "return 1 / value" in str(failure.value)
-    assert ask(handle, 2) == 0.5
-
-
-@pytest.mark.parametrize(
-    ("args", "kwargs", "text"),
-    [
-        ((1,), {}, r"\(\) takes 0 positional arguments but 1 was given"),
-        ((), {"key": 1}, r"\(\) got an unexpected keyword argument 'key'"),
-    ],
-)
-def test_arguments_that_do_not_fit_are_pythons_own_type_error(
-    args: tuple[int, ...], kwargs: dict[str, int], text: str
-) -> None:
-    @qserve.deployment
-    def nothing() -> str:
-        return "hello"
-
-    handle = qserve.run(nothing.bind())
-
-    with pytest.raises(TypeError, match=text):
-        ask(handle, *args, **kwargs)
-
-
-def test_errors_of_local_types_and_unpicklable_ones_arrive_as_task_errors() -> None:
-    class OwnError(Exception):
-        pass
-
-    class Stubborn(Exception):
-        def __reduce__(self) -> Any:
-            raise TypeError("not me")
-
-    @qserve.deployment
-    def fail(stubborn: bool) -> None:
-        raise (Stubborn if stubborn else OwnError)("of no use")
-
-    handle = qserve.run(fail.bind())
-
-    for stubborn, name in ((False, "OwnError"), (True, "Stubborn")):
-        with pytest.raises(RayTaskError, match="of no use") as failure:
-            ask(handle, stubborn)
-        assert failure.value.remote_type.endswith(name)
-
-
-def test_an_error_in_one_node_fails_only_its_request() -> None:
-    @qserve.deployment
-    def check(value: int) -> int:
-        if value < 0:
-            raise ValueError(f"{value} is negative")
-        return value
-
-    with InputNode() as value:
-        output = Adder.bind(1).add.bind(check.bind(Adder.bind(0).add.bind(value)))
-    handle = qserve.run(DAGDriver.bind(output))
-
-    refs = [handle.predict.remote(value) for value in (1, -2, 3)]
-    with pytest.raises(ValueError, match="-2 is negative"):
-        qserve.get(refs[1])
-    assert [qserve.get(refs[0]), qserve.get(refs[2])] == [2, 4]
-
-
-def test_an_error_behind_a_handle_passes_through_the_caller() -> None:
-    @qserve.deployment
-    class Inner:
-        def fail(self) -> None:
-            raise KeyError("inner")
-
-    @qserve.deployment
-    class Driver:
-        def __init__(self, inner: RayServeHandle) -> None:
-            self.inner = inner
-
-        async def through(self) -> None:
-            await (await self.inner.fail.remote())
-
-        async def caught(self) -> str:
-            try:
-                await (await self.inner.fail.remote())
-            except KeyError as error:
-                return type(error).__mro__[1].__name__
-            return "no error"
-
-    handle = qserve.run(Driver.bind(Inner.bind()))
-
-    with pytest.raises(KeyError, match="inner"):
-        ask(handle.through)
-    assert ask(handle.caught)
 
 
 # -- killed replicas -------------------------------------------------------------------------------
@@ -1166,38 +533,3 @@ def test_a_call_outlives_the_replica_that_was_killed_while_running_it(
 
     wait_until(all_there, description=f"{replicas} replicas answer", timeout_s=2)
     assert time.monotonic() - killed_at < 2.5
-
-
-def test_other_calls_in_a_killed_replica_are_not_lost_either(tmp_path: Path) -> None:
-    @qserve.deployment
-    class Model:
-        async def __call__(self, number: int) -> int:
-            await asyncio.sleep(0.2)
-            return number
-
-        def pid(self) -> int:
-            return os.getpid()
-
-    handle = qserve.run(Model.bind())
-    victim = ask(handle.pid)
-    refs = [handle.remote(number) for number in range(10)]
-
-    os.kill(victim, signal.SIGKILL)
-
-    assert qserve.get(refs, timeout=10) == list(range(10))
-
-
-def test_a_call_that_kills_its_replica_each_time_fails_in_the_end() -> None:
-    @qserve.deployment
-    class Model:
-        def poison(self) -> None:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-        def fine(self) -> str:
-            return "fine"
-
-    handle = qserve.run(Model.bind())
-
-    with pytest.raises(QserveException, match="died 3 times"):
-        qserve.get(handle.poison.remote(), timeout=10)
-    assert ask(handle.fine) == "fine"

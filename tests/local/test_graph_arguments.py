@@ -264,10 +264,16 @@ def test_a_graph_in_a_constructor_arrives_as_a_graph_handle(serve_run: ServeRun)
         async def __call__(self, x: str) -> str:
             return await (await self.dag.remote(x, "!")) + "?"
 
+        def in_sync(self, x: str) -> str:
+            return serve.get(self.dag.remote(x, "!"))
+
     with InputNode() as inp:
         root = Own.bind(join.bind(give.bind(inp[0]), inp[1]))
 
-    assert serve.get(serve_run(root).remote("hello")) == "hello!?"
+    handle = serve_run(root)
+
+    assert serve.get(handle.remote("hello")) == "hello!?"
+    assert serve.get(handle.in_sync.remote("hello")) == "hello!"
 
 
 def test_a_deployment_as_a_nodes_argument_arrives_as_a_handle(serve_run: ServeRun) -> None:
@@ -307,6 +313,7 @@ def test_a_driver_with_routes_runs_each_of_its_graphs(serve_run: ServeRun) -> No
             "/double": model.double.bind(inp),
             "/give": give.bind(inp),
             "/hello/world": give.bind(),
+            "/key": give.bind(inp.key),
         }
         handle = serve_run(DAGDriver.bind(routes))
 
@@ -321,6 +328,7 @@ def test_a_driver_with_routes_runs_each_of_its_graphs(serve_run: ServeRun) -> No
     assert serve.get(handle.predict_with_route.remote("/double", 5)) == 10
     assert serve.get(handle.predict_with_route.remote("/give", 5)) == 5
     assert serve.get(handle.predict_with_route.remote("/hello/world", "ignored")) is None
+    assert serve.get(handle.predict_with_route.remote("/key", other=1, key={"x": 2})) == {"x": 2}
     assert asyncio.run(both()) == [2, 3]
     with pytest.raises(RayServeException, match="/x does not exist in dags routes"):
         serve.get(handle.predict_with_route.remote("/x", 1))

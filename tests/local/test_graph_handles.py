@@ -16,7 +16,15 @@ from rendezvous import arrive, await_arrival, has_arrived
 import qserve as serve
 from qserve.dag import InputNode
 from qserve.drivers import DAGDriver
-from qserve.exceptions import BackPressureError, DeadlineExceeded, GetTimeoutError, QserveException, RequestCancelled
+from qserve.exceptions import (
+    BackPressureError,
+    DeadlineExceeded,
+    GetTimeoutError,
+    QserveException,
+    RayServeException,
+    RayTaskError,
+    RequestCancelled,
+)
 from qserve.handle import DeploymentHandle, RayServeDeploymentHandle
 
 
@@ -27,6 +35,9 @@ class Echo:
 
     def same(self, value: Any) -> Any:
         return value
+
+    def scaled(self, value: int, *, factor: int = 1) -> int:
+        return value * factor
 
     async def later(self, value: Any) -> Any:
         await asyncio.sleep(0)
@@ -39,6 +50,8 @@ def test_arguments_and_methods_arrive_as_called(serve_run: ServeRun) -> None:
     assert serve.get(handle.remote(1, b=2)) == [[1], {"b": 2}]
     assert serve.get(handle.same.remote(3)) == 3
     assert serve.get(handle.options(method_name="later").remote(4)) == 4
+    assert serve.get(handle.scaled.remote(3, factor=5)) == 15
+    assert serve.get(handle.__call__.remote(1)) == [[1], {}]
     assert serve.get(handle.remote()) == [[], {}]
 
 
@@ -46,6 +59,9 @@ def test_get_keeps_the_order_of_a_list(serve_run: ServeRun) -> None:
     handle = serve_run(Echo.bind())
 
     assert serve.get([handle.later.remote(n) for n in range(20)]) == list(range(20))
+    assert serve.get([]) == []
+    with pytest.raises(TypeError, match="int"):
+        serve.get(3)
 
 
 def test_get_gives_up_waiting_and_the_call_goes_on(serve_run: ServeRun, tmp_path: Path) -> None:
@@ -61,8 +77,9 @@ def test_get_gives_up_waiting_and_the_call_goes_on(serve_run: ServeRun, tmp_path
 
     with pytest.raises(GetTimeoutError):
         serve.get(ref, timeout=0.05)
-    with pytest.raises(GetTimeoutError):
+    with pytest.raises(GetTimeoutError) as late:
         serve.get([ref], timeout=0)
+    assert isinstance(late.value, TimeoutError)
     arrive(folder, "go")
     assert serve.get(ref, timeout=10) == 7
 
@@ -74,6 +91,7 @@ def test_two_awaits_inside_a_deployment(serve_run: ServeRun) -> None:
             self.echo = echo
 
         async def __call__(self, x: int) -> Any:
+            self.echo.same.remote(0)  # nobody awaits this one
             task = self.echo.same.remote(x)
             ref = await task
             again = await task
@@ -116,6 +134,8 @@ def test_get_inside_a_deployment_does_not_stand_in_its_own_way(serve_run: ServeR
     method = handle.sync if kind == "sync" else handle.async_
 
     assert serve.get([method.remote(n) for n in range(5)], timeout=20) == [0, 2, 4, 6, 8]
+    # one after the other: a method that was fast runs elsewhere the next time
+    assert [serve.get(method.remote(n), timeout=20) for n in range(3)] == [0, 2, 4]
 
 
 def test_refs_as_arguments_arrive_as_values(serve_run: ServeRun) -> None:
@@ -124,6 +144,7 @@ def test_refs_as_arguments_arrive_as_values(serve_run: ServeRun) -> None:
 
     assert serve.get(handle.remote(first, 2, named=handle.same.remote(first))) == [["x", 2], {"named": "x"}]
     assert serve.get(handle.same.remote(first)) == "x"
+    assert serve.get(handle.same.remote(handle.same.remote(handle.later.remote("deep")))) == "deep"
 
 
 def test_unawaited_calls_as_arguments_chain_inside_a_deployment(serve_run: ServeRun) -> None:
@@ -136,9 +157,10 @@ def test_unawaited_calls_as_arguments_chain_inside_a_deployment(serve_run: Serve
             task = self.echo.later.remote(x)
             for _ in range(5):
                 task = self.echo.same.remote(task)
-            return await (await self.echo.remote(task, named=task))
+            ref = await task
+            return [await (await self.echo.remote(one, named=one)) for one in (task, ref)]
 
-    assert serve.get(serve_run(Caller.bind(Echo.bind())).remote(3)) == [[3], {"named": 3}]
+    assert serve.get(serve_run(Caller.bind(Echo.bind())).remote(3)) == [[[3], {"named": 3}]] * 2
 
 
 def test_refs_deep_in_an_argument_arrive_as_refs(serve_run: ServeRun) -> None:
@@ -232,7 +254,11 @@ def test_a_handle_works_in_threads_and_across_event_loops(serve_run: ServeRun) -
     async def ask(n: int) -> Any:
         return await newer.same.remote(n)
 
-    assert [asyncio.run(ask(n)) for n in range(5)] == list(range(5))
+    async def ask_anew(n: int) -> Any:
+        return await serve.get_app_handle("default").same.remote(n)
+
+    for kind in (ask, ask_anew):
+        assert [asyncio.run(kind(n)) for n in range(10)] == list(range(10))
     results: list[Any] = []
     threads = [threading.Thread(target=lambda n=n: results.append(serve.get(handle.same.remote(n)))) for n in range(5)]
     for thread in threads:
@@ -271,10 +297,23 @@ async def _value(response: Any) -> Any:
 def test_a_missing_method_names_those_there_are(serve_run: ServeRun) -> None:
     @serve.deployment
     class Model:
-        def exists(self) -> None: ...
+        def exists(self) -> str:
+            return "yes"
 
-    with pytest.raises(QserveException, match=r"'does_not_exist' that does not exist.*Available methods: \['exists'\]"):
-        serve.get(serve_run(Model.bind()).does_not_exist.remote())
+        async def later(self) -> None: ...
+
+        def _hidden(self) -> None: ...
+
+    handle = serve_run(Model.bind())
+
+    for name in ("does_not_exist", "__call__"):
+        words = rf"'{name}' that does not exist.*Available methods: \['exists', 'later'\]"
+        with pytest.raises(RayServeException, match=words) as told:
+            serve.get(getattr(handle, name).remote())
+        assert isinstance(told.value, RayTaskError)
+    with pytest.raises(RayServeException, match="'__call__' that does not exist"):
+        serve.get(handle.remote())
+    assert serve.get(handle.exists.remote()) == "yes"
 
 
 def test_a_cancelled_call_that_has_not_begun_never_runs(serve_run: ServeRun, mode: str, tmp_path: Path) -> None:
@@ -293,7 +332,7 @@ def test_a_cancelled_call_that_has_not_begun_never_runs(serve_run: ServeRun, mod
     second, third = handle.remote("second"), handle.remote("third")
 
     second.cancel()
-    with pytest.raises(QserveException, match="cancelled"):
+    with pytest.raises(RequestCancelled, match="cancelled"):
         serve.get(second, timeout=10)
     arrive(folder, "go")
 

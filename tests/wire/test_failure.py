@@ -74,11 +74,16 @@ def test_a_class_defined_in_a_function_arrives_as_a_task_error_that_names_it() -
     class Local(Exception):
         pass
 
-    arrived = arrive(raised(Local("here")))
+    class Stubborn(Exception):
+        def __reduce__(self) -> Any:
+            raise TypeError("not me")
 
-    assert isinstance(arrived, TaskError)
-    assert arrived.remote_type.endswith("Local")
-    assert "here" in str(arrived)
+    for kind in (Local, Stubborn):
+        arrived = arrive(raised(kind("here")))
+
+        assert isinstance(arrived, TaskError)
+        assert arrived.remote_type.endswith(kind.__name__)
+        assert "here" in str(arrived)
 
 
 @pytest.mark.parametrize("kind", [SystemExit, KeyboardInterrupt, GeneratorExit])
