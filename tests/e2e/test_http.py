@@ -117,7 +117,7 @@ def test_several_graphs_answer_at_exactly_their_paths(client: Client) -> None:
 
     assert client.post("/echo", 5).json == client.get("/echo", 5).json == 5
     assert client.post("/hello/world", 5).json == 105
-    assert client.post("/fixed", 5).json == "fixed"
+    assert client.post("/fixed", 5).json == client.get("/fixed", 5).json == "fixed"
     for unknown in ("/", "/nowhere", "/echo/more", "/hello"):
         refused = client.post(unknown, 5)
         assert (refused.status, refused.json["detail"]) == (404, "Not Found"), unknown
@@ -194,21 +194,48 @@ def test_a_request_has_starlettes_interface(client: Client) -> None:
             "query": dict(request.query_params),
             "k": request.query_params["k"],
             "none": request.query_params.get("none", "default"),
+            "all": request.query_params.getlist("n"),
             "method": request.method,
             "header": request.headers["X-Own"],
+            "cookie": request.cookies.get("session"),
+            "path": request.url.path,
+            "root": request.scope["root_path"],
         }
 
-    qserve.run(show.bind())
+    qserve.run(show.bind(), route_prefix="/show")
 
-    assert client.post("/any?k=a%20b&n=2", {"x": [1]}, X_Own="é").json == {
+    answer = client.send("PATCH", "/show/any?k=a%20b&n=1&n=2", {"x": [1]}, X_Own="é", Cookie="session=s1")
+    assert answer.json == {
         "json": {"x": [1]},
         "bytes": 10,
         "query": {"k": "a b", "n": "2"},
         "k": "a b",
         "none": "default",
-        "method": "POST",
+        "all": ["1", "2"],
+        "method": "PATCH",
         "header": "é",
+        "cookie": "s1",
+        "path": "/show/any",
+        "root": "/show",
     }
+
+
+def test_json_text_and_forms_are_read_with_or_without_a_content_type(client: Client) -> None:
+    @qserve.deployment
+    async def read(request: Request) -> Any:
+        if request.query_params["as"] == "form":
+            return dict(await request.form())
+        return await request.json() if request.query_params["as"] == "json" else (await request.body()).decode()
+
+    qserve.run(read.bind())
+    form = {"Content_Type": "application/x-www-form-urlencoded"}
+
+    assert client.post("/?as=json", {"a": 1}, Content_Type="application/json").json == {"a": 1}
+    assert client.post("/?as=json", {"a": 1}).json == {"a": 1}
+    assert client.post("/?as=json", b"5", Content_Type="text/plain").json == 5
+    assert client.post("/?as=form", b"x=1&y=z", **form).json == {"x": "1", "y": "z"}
+    assert client.post("/?as=text", "ünï".encode()).text == "ünï"
+    assert client.get("/?as=text").text == ""
 
 
 def test_query_parameters_may_be_the_answer(client: Client) -> None:
@@ -658,18 +685,28 @@ def test_a_new_version_takes_over_under_load_without_a_failed_request(client: Cl
     qserve.run(version("one"))
     stop = threading.Event()
 
-    def send() -> list[tuple[int, str]]:
-        seen = []
+    seen: list[list[tuple[int, str]]] = [[] for _ in range(4)]
+
+    def send(answers: list[tuple[int, str]]) -> None:
         while not stop.is_set():
             answer = client.get()
-            seen.append((answer.status, answer.text))
-        return seen
+            answers.append((answer.status, answer.text))
+
+    def all_have_seen(text: str) -> bool:
+        return all((200, text) in answers for answers in seen)
 
     with ThreadPoolExecutor(4) as threads:
-        senders = [threads.submit(send) for _ in range(4)]
-        for text in ("two", "three", "four"):
-            qserve.run(version(text))
-            assert client.get().text == text
-        stop.set()
-        seen = {answer for sender in senders for answer in sender.result()}
-    assert seen == {(200, text) for text in ("one", "two", "three", "four")}
+        senders = [threads.submit(send, answers) for answers in seen]
+        try:
+            wait_until(lambda: all_have_seen("one"), description="each sender has seen the first version")
+            for text in ("two", "three", "four"):
+                qserve.run(version(text))
+                assert client.get().text == text
+                wait_until(lambda text=text: all_have_seen(text), description=f"each sender has seen {text}")
+        finally:
+            stop.set()
+        for sender in senders:
+            sender.result()
+    assert {answer for answers in seen for answer in answers} == {
+        (200, text) for text in ("one", "two", "three", "four")
+    }

@@ -138,6 +138,7 @@ def test_a_slash_too_many_or_too_few_leads_to_the_route() -> None:
         answer = client.post(path, data=b"1")
         assert (answer.status_code, answer.headers["Location"]) == (307, f"http://localhost{location}")
         assert answer.headers["X-Request-ID"]
+    assert client.post("/three/", data=b"1").status_code == 404
 
 
 def test_a_path_in_utf_8_arrives_decoded() -> None:
@@ -147,31 +148,34 @@ def test_a_path_in_utf_8_arrives_decoded() -> None:
 
 
 @pytest.mark.parametrize(
-    ("path", "app"),
+    ("path", "app", "root_path"),
     [
-        ("/", "root"),
-        ("/test", "test"),
-        ("/test/", "test"),
-        ("/test/sub", "test"),
-        ("/test/deep/x", "deep"),
-        ("/test2", "root"),
-        ("/other", "root"),
+        ("/", "root", ""),
+        ("/test", "test", "/test"),
+        ("/test/", "test", "/test"),
+        ("/test/sub", "test", "/test"),
+        ("/test/deep/x", "deep", "/test/deep"),
+        ("/test2", "root", ""),
+        ("/testdeep", "root", ""),
+        ("/other", "root", ""),
     ],
 )
-def test_the_longest_prefix_that_ends_with_a_segment_wins(path: str, app: str) -> None:
+def test_the_longest_prefix_that_ends_with_a_segment_wins(path: str, app: str, root_path: str) -> None:
     records = [plain_app("root", "/"), plain_app("test", "/test"), plain_app("deep", "/test/deep")]
     plane = FakePlane(*records, plain_app("no-http", None))
     serve(plane).get(path)
     assert plane.calls[0].app == app
+    assert (plane.calls[0].args[0].root_path, plane.calls[0].args[0].path) == (root_path, path)
 
 
 # -- who may not ----------------------------------------------------------------------------------
 
 
 def test_an_unknown_path_is_404_and_names_the_route_table() -> None:
-    response = serve(FakePlane(plain_app(prefix="/app"))).get("/x")
+    response = serve(FakePlane(plain_app(prefix="/app"))).get("/x", headers={"X-Request-ID": "my-id"})
     error = error_of(response)
     assert (response.status_code, error["code"]) == (404, "not_found")
+    assert (error["request_id"], error["retryable"]) == ("my-id", False)
     assert error["message"] == "Path '/x' not found. Please ping http://localhost/-/routes for route table."
 
 
@@ -186,10 +190,24 @@ def test_a_driver_says_not_found_and_not_allowed_as_fastapi_does() -> None:
 
 @pytest.mark.parametrize("method", ["PUT", "DELETE", "HEAD", "OPTIONS", "PATCH"])
 def test_a_driver_answers_get_and_post_only(method: str) -> None:
-    assert serve(FakePlane(driver_app())).open("/", method=method).status_code == 405
+    response = serve(FakePlane(driver_app())).open("/", method=method)
+    assert (response.status_code, response.headers["Allow"]) == (405, "GET, POST")
+    if method != "HEAD":
+        assert response.get_json()["detail"] == "Method Not Allowed"
 
 
-@pytest.mark.parametrize("method", ["GET", "PUT", "DELETE", "OPTIONS", "PATCH"])
+def test_a_single_graph_answers_on_every_path_below_its_prefix() -> None:
+    plane = FakePlane(driver_app(prefix="/my-dag"))
+    client = serve(plane)
+
+    for path in ("/my-dag", "/my-dag/", "/my-dag/any/thing"):
+        assert client.get(path, data=b"1").status_code == client.post(path, data=b"1").status_code == 200
+    assert [(call.graph, call.args) for call in plane.calls] == [("", (1,))] * 6
+    assert client.post("/my-dagger", data=b"1").status_code == 404
+    assert client.put("/my-dag", data=b"1").status_code == 405
+
+
+@pytest.mark.parametrize("method", ["GET", "POST", "PUT", "DELETE", "OPTIONS", "PATCH"])
 def test_a_plain_ingress_answers_any_method(method: str) -> None:
     plane = FakePlane(plain_app())
     assert serve(plane).open("/", method=method).status_code == 200
@@ -217,13 +235,16 @@ def test_methods_for_proxies_are_refused(method: str) -> None:
 def test_a_body_that_is_not_json_is_400(body: bytes, code: str) -> None:
     plane = FakePlane(driver_app())
     response = serve(plane).post("/", data=body)
-    assert (response.status_code, error_of(response)["code"]) == (400, code)
+    error = error_of(response)
+    assert (response.status_code, error["code"], error["retryable"]) == (400, code, False)
     assert plane.calls == []
 
 
-@pytest.mark.parametrize("content_type", [None, "text/plain", "application/x-www-form-urlencoded"])
+@pytest.mark.parametrize("content_type", [None, "text/plain", "application/x-www-form-urlencoded", "a/b"])
 def test_json_is_taken_whatever_the_content_type_says(content_type: str | None) -> None:
-    assert serve(FakePlane(driver_app())).post("/", data=b"1", content_type=content_type).status_code == 200
+    plane = FakePlane(driver_app())
+    assert serve(plane).post("/", data=b'{"a": 1}', content_type=content_type).status_code == 200
+    assert plane.calls[0].args == ({"a": 1},)
 
 
 def test_a_compressed_json_body_is_415() -> None:
@@ -284,9 +305,15 @@ def test_the_clients_request_id_is_kept_and_given_to_the_call() -> None:
     plane = FakePlane(plain_app())
     response = serve(plane).get("/", headers={"X-Request-ID": "my-id:1.2_3"})
     assert response.headers["X-Request-ID"] == plane.calls[0].trace_id == "my-id:1.2_3"
+    assert (b"x-request-id", b"my-id:1.2_3") in plane.calls[0].args[0].headers
 
 
-@pytest.mark.parametrize("given", ["", "two words", "x" * 129, "ü", "a/b"])
+def test_each_request_without_an_id_gets_one_of_its_own() -> None:
+    client = serve(FakePlane(plain_app()))
+    assert client.get("/").headers["X-Request-ID"] != client.get("/").headers["X-Request-ID"]
+
+
+@pytest.mark.parametrize("given", ["", "two words", "a b\tc" * 60, "x" * 129, "ü", "a/b"])
 def test_a_malformed_request_id_is_replaced(given: str) -> None:
     response = serve(FakePlane(plain_app())).get("/", headers={"X-Request-ID": given})
     assert re.fullmatch("[0-9a-f]{32}", response.headers["X-Request-ID"])
@@ -301,7 +328,7 @@ def test_the_deadline_is_the_headers_then_the_applications_then_the_settings() -
     assert [call.timeout_s for call in plane.calls] == [2.5, 7.0, 9.0]
 
 
-@pytest.mark.parametrize("given", ["0", "-1", "1e18", "abc", "nan", "inf", ""])
+@pytest.mark.parametrize("given", ["0", "-1", "1e18", "abc", "nan", "inf", "", "3601"])
 def test_a_deadline_that_makes_no_sense_is_400(given: str) -> None:
     response = serve(FakePlane(plain_app())).get("/", headers={"x-request-timeout-seconds": given})
     assert (response.status_code, error_of(response)["code"]) == (400, "invalid_deadline")
@@ -342,6 +369,10 @@ def test_a_response_of_user_code_is_relayed_as_it_is() -> None:
     assert response.headers["X-Own"] == "1"
     assert len(response.headers.getlist("Set-Cookie")) == 2
     assert response.headers["Content-Length"] == "1"
+    text = 'é"\\\n\u2028' * 1000
+    plane.value = text
+    whole = serve(plane).get("/")
+    assert (whole.text, whole.headers["Content-Length"]) == (text, str(len(text.encode())))
 
 
 def failed(error: BaseException, deployment: str = "") -> Outcome:
@@ -375,6 +406,19 @@ def test_an_http_exception_of_user_code_is_its_answer() -> None:
     assert response.headers["WWW-Authenticate"] == "Bearer"
     plane.outcome = raised(HTTPException(status_code=304))
     assert serve(plane).get("/").data == b""
+
+
+def test_an_http_exception_from_below_is_the_answer_whatever_its_class_takes() -> None:
+    class Teapot(HTTPException):
+        def __init__(self) -> None:
+            super().__init__(418, {"short": True})  # type: ignore[arg-type]
+
+    plane = FakePlane(driver_app())
+    below = Failure.decode(Failure.of(Teapot(), "Model").encode()).to_exception()
+    for error in (Teapot(), below):
+        plane.outcome = failed(error, "Front")
+        response = serve(plane).post("/", data=b"1")
+        assert (response.status_code, response.get_json()) == (418, {"detail": {"short": True}})
 
 
 @pytest.mark.parametrize(
@@ -479,6 +523,7 @@ def test_healthz_says_success_while_the_broker_answers() -> None:
     plane = FakePlane(plain_app())
     client = serve(plane)
     assert (client.get("/-/healthz").status_code, client.get("/-/healthz").text) == (200, "success")
+    assert client.get("/-/healthz").headers["Content-Type"].startswith("text/plain")
 
     plane.registry.away = True
     response = client.get("/-/healthz")

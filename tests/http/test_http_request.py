@@ -30,6 +30,7 @@ def a_message(**changes: Any) -> HttpMessage:
         "client": ("10.0.0.1", 4321),
         "server": ("127.0.0.1", 8000),
         "body": b'{"a": 1}',
+        "path_params": {"rest": "a/b.txt"},
     }
     return HttpMessage(**{**fields, **changes})
 
@@ -86,6 +87,7 @@ def test_a_request_travels_on_any_number_of_times(read_first: bool) -> None:
         request = arrived(request)
 
     assert asyncio.run(request.body()) == b'{"a": 1}'
+    assert request.path_params == {"rest": "a/b.txt"}
     assert from_starlette(request) == a_message()
 
 

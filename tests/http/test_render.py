@@ -50,7 +50,24 @@ def test_a_plain_ingress_answers_text_and_bytes_and_nothing_as_text(value: Any, 
     assert plain(value) == (200, [["content-type", "text/plain; charset=utf-8"]], body)
 
 
-@pytest.mark.parametrize(("value", "body"), [(1, b"1"), ([1, 2], b"[1, 2]"), (True, b"true"), ({}, b"{}")])
+class Prediction(pydantic.BaseModel):
+    label: str
+    score: float
+
+
+@pytest.mark.parametrize(
+    ("value", "body"),
+    [
+        (1, b"1"),
+        ([1, 2], b"[1, 2]"),
+        (True, b"true"),
+        ({}, b"{}"),
+        ({"a": 1, "b": None}, b'{"a": 1, "b": null}'),
+        (np.array([1, 2]), b"[1, 2]"),
+        (Prediction(label="cat", score=1), b'{"label": "cat", "score": 1.0}'),
+        (QueryParams("a=1&b=x"), b'{"a": "1", "b": "x"}'),
+    ],
+)
 def test_a_plain_ingress_answers_the_rest_as_json(value: Any, body: bytes) -> None:
     assert plain(value) == (200, [["content-type", "application/json"]], body)
 
@@ -97,6 +114,9 @@ class Arrays(pydantic.BaseModel):
         (Colour.RED, "red"),
         (Point(1, {"a"}), {"x": 1, "tags": ["a"]}),
         ([Model(name="m")], [{"name": "m", "at": "2024-01-02"}]),
+        ({"all": [Prediction(label="a", score=1)]}, {"all": [{"label": "a", "score": 1.0}]}),
+        (Prediction(label="cat", score=0.5), {"label": "cat", "score": 0.5}),
+        ((1, {"k": None}), [1, {"k": None}]),
         (Arrays(values=np.array([1])), {"values": [1]}),
         (QueryParams("k=v"), {"k": "v"}),
         (ValueError("wrong"), "wrong"),
@@ -114,6 +134,12 @@ def test_data_frames_become_lists_of_records(monkeypatch: pytest.MonkeyPatch) ->
     pandas = types.SimpleNamespace(DataFrame=DataFrame, Series=type("S", (), {}), Index=type("I", (), {}))
     monkeypatch.setitem(sys.modules, "pandas", pandas)
     assert as_json({"frame": DataFrame()}).body == b'{"frame":[{"a":1}]}'
+
+
+def test_a_data_frame_of_pandas_becomes_a_list_of_records() -> None:
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame({"a": [1, 2], "b": ["x", "y"]})
+    assert json.loads(as_json(frame).body) == [{"a": 1, "b": "x"}, {"a": 2, "b": "y"}]
 
 
 class Strange:

@@ -27,6 +27,7 @@ REFUSED = [
     ("objects nested beyond the limit", b'{"a":' * 65 + b"1" + b"}" * 65, "too_deep"),
     ("not UTF-8", b'"\xff"', "invalid_unicode"),
     ("half a surrogate pair", b'["\\ud800"]', "invalid_unicode"),
+    ("nothing but half a surrogate pair", b'"\\ud800"', "invalid_unicode"),
     ("half a surrogate pair in a key", b'{"\\uDFFF": 1}', "invalid_unicode"),
     ("a byte order mark", b"\xef\xbb\xbf1", "invalid_json"),
     ("UTF-16 with a mark", '{"a":1}'.encode("utf-16"), "invalid_unicode"),
