@@ -411,7 +411,7 @@ def test_an_http_exception_of_user_code_is_its_answer() -> None:
 def test_an_http_exception_from_below_is_the_answer_whatever_its_class_takes() -> None:
     class Teapot(HTTPException):
         def __init__(self) -> None:
-            super().__init__(418, {"short": True})  # type: ignore[arg-type]
+            super().__init__(418, {"short": True})
 
     plane = FakePlane(driver_app())
     below = Failure.decode(Failure.of(Teapot(), "Model").encode()).to_exception()
