@@ -14,11 +14,11 @@ LONGEST_S = 180
 _Test = TypeVar("_Test", bound=Callable[..., object])
 
 
-def row(name: str) -> Callable[[_Test], _Test]:
-    """Mark a test as one of the row ``name``, such as ``F1``."""
+def row(name: str, *, priority: bool = False) -> Callable[[_Test], _Test]:
+    """Mark a test as one of the row ``name``, such as ``F1``; ``priority`` lets it run with the whole suite."""
 
     def mark(test: _Test) -> _Test:
-        kind = pytest.mark.priority if name in PRIORITY else pytest.mark.chaos
+        kind = pytest.mark.priority if priority or name in PRIORITY else pytest.mark.chaos
         return kind(pytest.mark.row(name)(pytest.mark.timeout(LONGEST_S)(test)))
 
     return mark

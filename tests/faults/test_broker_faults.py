@@ -66,6 +66,7 @@ def test_a_broker_that_is_killed_and_comes_back_has_lost_nothing(stack: Stack) -
 
     assert again_at - back_at <= BACK_S
     assert all(call.is_right for call in waiting)
+    assert max(call.ended_at for call in waiting) - back_at < 3.0
     refused = [call for call in answers if call.status != 200]
     assert refused
     for call in refused:
@@ -77,7 +78,7 @@ def test_a_broker_that_is_killed_and_comes_back_has_lost_nothing(stack: Stack) -
     check(stack, [*calls, *waiting, *answers], load=load, reruns=0, may_log=[_LOST_CONNECTION])
 
 
-@row("F10")
+@row("F10", priority=True)
 def test_a_broker_that_stands_still_for_three_seconds_only_delays(stack: Stack) -> None:
     pids = {one.pid for one in stack.replicas()}
     load = stack.load()
@@ -93,7 +94,7 @@ def test_a_broker_that_stands_still_for_three_seconds_only_delays(stack: Stack) 
     load.more(100)
     calls = load.stop()
 
-    assert done_at - thawed_at <= BACK_S
+    assert done_at - thawed_at < 2.0
     assert all(call.is_right for call in calls)
     assert roles_alive(stack)
     assert {one.pid for one in stack.replicas()} == pids
