@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import subprocess
-import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -14,8 +11,7 @@ import pytest
 from installation import LEASE_S, SHOP, STALL_S, Installation, elapsed, installed
 from processes import Site, is_alive, wait_until
 
-from qserve.base.keys import GROUP
-from qserve.exceptions import DeadlineExceeded, ReplicaLost
+from qserve.exceptions import DeadlineExceeded
 
 # -- stalls ----------------------------------------------------------------------------------------
 
@@ -83,35 +79,6 @@ def test_calls_that_wait_for_the_thread_of_sync_code_are_shared(shop: Installati
 # -- deaths ----------------------------------------------------------------------------------------
 
 
-def test_a_call_whose_replica_is_killed_runs_elsewhere_at_once_and_only_once_more(shop: Installation) -> None:
-    shop.start(replicas=2, QSERVE_LEASE_S="60")
-    for number in range(5):
-        ledger, gate = shop.site.folder / f"ledger-{number}", shop.site.folder / f"gate-{number}"
-        call = shop.call("hold", str(ledger), str(gate))
-        (victim,) = shop.wait_for_runs(ledger, 1)
-
-        os.kill(victim, signal.SIGKILL)
-
-        shop.wait_for_runs(ledger, 2, timeout_s=2.0)
-        gate.touch()
-        assert call.result(10) != victim
-        assert len(shop.wait_for_runs(ledger, 2)) == 2
-        shop.wait_running(2, but={victim})
-
-
-def test_a_segfault_is_reported_by_name_with_its_stack_and_kills_nobody_elses_call(shop: Installation) -> None:
-    worker = shop.start()
-    innocent = [shop.call("note", str(shop.site.folder / "ledger"), 0.1) for _ in range(40)]
-    poison = shop.call("crash")
-
-    with pytest.raises(ReplicaLost):
-        poison.result(20)
-    assert len([one.result(20) for one in innocent]) == 40
-    assert "died (SIGSEGV)" in worker.stderr
-    assert "Fatal Python error: Segmentation fault" in worker.stderr
-    assert "in crash" in worker.stderr
-
-
 @pytest.mark.row("F39")
 def test_a_replica_that_has_no_files_left_says_so_and_is_replaced(shop: Installation) -> None:
     worker = shop.start()
@@ -134,23 +101,6 @@ def test_replicas_end_soon_after_their_supervisor_was_killed(shop: Installation,
     worker.signal(signal.SIGKILL)
 
     wait_until(lambda: not any(map(is_alive, pids)), description="no replica is left", timeout_s=2.5)
-
-
-def test_a_worker_that_is_told_twice_to_end_finishes_what_it_runs(shop: Installation) -> None:
-    ledger = shop.site.folder / "ledger"
-    worker = shop.start()
-    (pid,) = shop.pids()
-    calls = [shop.call("note", str(ledger), 1.0) for _ in range(10)]
-    wait_until(lambda: ledger.exists() and len(ledger.read_text()) == 10, description="the calls run")
-
-    worker.signal(signal.SIGTERM)
-    os.kill(pid, signal.SIGTERM)
-    worker.signal(signal.SIGTERM)
-
-    assert {one.result(10) for one in calls} == {pid}
-    assert worker.wait(5) == 0
-    found = shop.client.xinfo_consumers(shop.queue, GROUP)
-    assert (ledger.read_text(), found) == ("x" * 10, [])
 
 
 # -- starts ----------------------------------------------------------------------------------------
@@ -211,31 +161,3 @@ def test_replicas_that_fall_ill_together_are_replaced_one_after_the_other(site: 
 
         wait_until(all_replaced, description="all are replaced", timeout_s=20)
         assert fewest == 2
-
-
-IMPORTING = """
-import sys
-import qserve
-
-@qserve.deployment
-class Machine:
-    def pid(self):
-        return 0
-
-    def modules(self):
-        return list(sys.modules)
-
-app = Machine.bind()
-"""
-
-
-def test_a_replica_imports_nothing_that_its_supervisor_could_have_imported_before_the_fork(site: Site) -> None:
-    listing = [sys.executable, "-c", "import sys, qserve_workers.command; print(*sys.modules)"]
-    before = set(subprocess.run(listing, capture_output=True, text=True, check=True).stdout.split())
-
-    with installed(site, IMPORTING) as shop:
-        shop.start()
-        shop.ask("pid")
-        after = set(shop.ask("modules"))
-
-    assert after - before - {"runpy", "__mp_main__"} == {"shop"}

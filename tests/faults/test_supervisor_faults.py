@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import time
 from pathlib import Path
 
 from invariants import check
+from ledger import Line
 from load import new_job
 from processes import is_alive, wait_until
 from rows import row
@@ -49,19 +51,31 @@ def test_hosts_that_leave_finish_what_they_run(stack: Stack) -> None:
     wait_until(lambda: len(stack.replicas()) == 24, description="four hosts run replicas", timeout_s=30)
     load = stack.load(make=lambda: new_job(sleep_s={"left": 0.05}))
     load.more(100)
+    client = stack.handles()
+    slow = [client.send(new_job(sleep_s={"left": 1.0})) for _ in range(40)]
+    ids = {call.id for call in slow}
+    leaving = children_of(extra[1].pid)
+
+    def held() -> list[Line]:
+        return [line for line in stack.ledger.lines(node="left") if line.request in ids]
+
+    wait_until(lambda: len(held()) == len(slow), description="the slow calls run")
+    told = next(line.pid for line in held() if line.pid in leaving)
 
     with load.fault():
         extra[0].signal(signal.SIGTERM)
         extra[1].signal(signal.SIGTERM)
+        os.kill(told, signal.SIGTERM)
         extra[1].signal(signal.SIGTERM)
         began = time.monotonic()
         codes = [host.wait(20) for host in extra[:2]]
         took_s = time.monotonic() - began
         extra[2].signal(signal.SIGTERM)
         codes.append(extra[2].wait(20))
+        client.wait(slow, 10)
         stack.wait_replicas()
     load.more(100)
-    calls = load.stop()
+    calls = [*load.stop(), *slow]
 
     assert codes == [0, 0, 0]
     assert took_s <= (0.05 + 2.0) * SLACK

@@ -7,7 +7,6 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -26,7 +25,7 @@ STALL_S = 1.0
 FAST = {"QSERVE_LEASE_S": str(LEASE_S), "QSERVE_STALL_LIMIT_S": str(STALL_S)}
 
 SHOP = """
-import asyncio, ctypes, os, re, resource, threading, time
+import asyncio, os, re, resource, threading, time
 import qserve
 
 @qserve.deployment(max_concurrent_queries=100, graceful_shutdown_timeout_s=20)
@@ -41,13 +40,6 @@ class Machine:
         with open(ledger, "a") as file:
             file.write("x")
         await asyncio.sleep(seconds)
-        return os.getpid()
-
-    async def hold(self, ledger, gate):
-        with open(ledger, "a") as file:
-            file.write(f"{os.getpid()},")
-        while not os.path.exists(gate):
-            await asyncio.sleep(0.01)
         return os.getpid()
 
     async def items(self):
@@ -75,9 +67,6 @@ class Machine:
     def spin_in_a_thread(self):
         while True:
             pass
-
-    def crash(self):
-        ctypes.string_at(0)
 
     def open_everything(self):
         resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
@@ -159,15 +148,6 @@ class Installation:
     def queue(self) -> str:
         (name,) = [key.decode() for key in self.client.scan_iter("*:q:default:*:Machine")]
         return name
-
-    def wait_for_runs(self, ledger: Path, count: int, timeout_s: float = 5.0) -> list[int]:
-        """Wait until a call of ``hold`` has begun so often; answers who ran it."""
-
-        def runs() -> list[int] | None:
-            noted = ledger.read_text().split(",")[:-1] if ledger.exists() else []
-            return [int(pid) for pid in noted] if len(noted) >= count else None
-
-        return wait_until(runs, description=f"{ledger.name} runs {count} times", timeout_s=timeout_s)
 
     def pending(self) -> int:
         found: Any = self.client.xpending(self.queue, GROUP)
