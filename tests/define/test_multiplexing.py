@@ -281,6 +281,9 @@ def test_the_least_recently_used_model_goes_before_the_next_one_loads() -> None:
 
         assert loaded_models(host) == ("a", "c")
         assert host.log == ["+a", "+b", "-b", "+c"]
+        for model_id in ("a", "b"):
+            await host.load(model_id)
+        assert host.log == ["+a", "+b", "-b", "+c", "-c", "+b"]
 
     asyncio.run(scene())
 

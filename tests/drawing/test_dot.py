@@ -105,6 +105,7 @@ def test_a_nodes_own_subtree_follows_its_first_edge() -> None:
         "Model -> Combine;",
         "Model_1 -> Combine;",
     ]
+    assert edges(Model.bind(1, other={"nested": [Model.bind(2)]})) == ["Model_1 -> Model;"]
 
 
 def test_a_shared_node_is_expanded_once() -> None:
@@ -126,10 +127,13 @@ def test_an_edge_used_twice_is_drawn_once() -> None:
     x = fn_hello.bind()
 
     assert edges(combine.bind(x, x)) == ["fn_hello -> combine;"]
+    with InputNode() as inp:
+        assert edges(combine.bind(inp, inp)) == ["INPUT_NODE -> combine;"]
 
 
 def test_a_node_without_edges_is_drawn_as_itself() -> None:
     assert dag_to_dot(fn_hello.bind()).to_string() == "digraph G {\nrankdir=LR;\nfn_hello;\n}\n"
+    assert edges(Model.options(name="mine").bind()) == ["mine;"]
 
 
 def test_only_what_the_node_needs_is_drawn() -> None:
@@ -174,13 +178,13 @@ def test_the_old_name_is_kept() -> None:
     assert repr(dag_to_dot(fn_hello.bind())) == "Dot(root='fn_hello', edges=0)"
 
 
-def test_plot_says_that_pydot_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_plot_says_that_pydot_is_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(sys.modules, "pydot", None)
 
-    with pytest.raises(ImportError) as caught:
-        plot(fn_hello.bind())
-
-    assert str(caught.value) == "plot() needs the package 'pydot': pip install pydot."
+    for file in (None, str(tmp_path / "graph.png")):
+        with pytest.raises(ImportError) as caught:
+            plot(fn_hello.bind(), file)
+        assert str(caught.value) == "plot() needs the package 'pydot': pip install pydot."
 
 
 class Drawing(SimpleNamespace):

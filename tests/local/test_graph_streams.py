@@ -40,7 +40,10 @@ class Counter:
 def test_items_arrive_in_order(serve_run: ServeRun, method: str, end: int) -> None:
     handle = serve_run(Counter.bind()).options(stream=True, method_name=method)
 
-    assert list(handle.remote(end)) == list(range(end))
+    async def gather() -> list[int]:
+        return [item async for item in handle.remote(end)]
+
+    assert list(handle.remote(end)) == asyncio.run(gather()) == list(range(end))
 
 
 def test_items_are_iterated_inside_a_deployment(serve_run: ServeRun) -> None:
