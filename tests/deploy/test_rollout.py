@@ -1,0 +1,126 @@
+"""A rollout with replicas that only report: what is staged, awaited, made active or withdrawn."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import redis
+
+import qserve
+from qserve.base.settings import Settings
+from qserve.define.compile import compile_application
+from qserve.deploy.installation import Installation
+from qserve.deploy.registration import DeploymentCode, Release, release_of, unpack_code
+from qserve.deploy.rollout import Progress, roll_out, wait_for_gateways
+from qserve.deploy.status import FAILED, RUNNING, ReplicaStatus
+from qserve.exceptions import DeployError, PayloadError
+
+
+class Model:
+    """User code, which nothing here runs."""
+
+
+@pytest.fixture
+def installation(settings: Settings, client: redis.Redis) -> Installation:
+    return Installation(settings, client)
+
+
+def release(installation: Installation, target: str = "", version: str | None = None, **options: object) -> Release:
+    model = qserve.deployment(name="Model", version=version, **options)(Model)  # type: ignore[call-overload]
+    return release_of(compile_application(model.bind(), app_name="shop"), installation.settings.keyring, target=target)
+
+
+def replicas_report(installation: Installation, state: str, count: int = 1, message: str = "") -> Callable[[], None]:
+    """Return what replicas of all versions that are registered do when they are started."""
+
+    def report() -> None:
+        for record in installation.registry.versions("shop"):
+            for number in range(count):
+                status = ReplicaStatus(
+                    f"{record.version}-{number}",
+                    "Model",
+                    record.version,
+                    state,
+                    message=message,
+                    config=record.deployments["Model"].config,
+                )
+                installation.reports("shop").report(status)
+
+    return report
+
+
+def test_a_version_is_active_once_its_replicas_run(installation: Installation) -> None:
+    shown: list[Progress] = []
+    new = release(installation)
+
+    record = roll_out(installation, new, on_progress=shown.append, check=replicas_report(installation, RUNNING))
+
+    assert record == new.record == installation.registry.get("shop")
+    assert shown == [Progress("Model", 0, 1), Progress("Model", 1, 1)]
+    status = installation.status().applications["shop"]
+    assert (status.status, status.deployments["Model"].status) == ("RUNNING", "HEALTHY")
+
+
+def test_a_version_whose_constructor_fails_is_withdrawn_and_the_one_before_stays(installation: Installation) -> None:
+    before = roll_out(installation, release(installation), check=replicas_report(installation, RUNNING))
+    fails = replicas_report(installation, FAILED, count=3, message="ValueError: no such model")
+
+    with pytest.raises(DeployError, match="(?s)'Model' could not be started.*no such model"):
+        roll_out(installation, release(installation, target="shop:app"), check=fails)
+
+    assert installation.registry.versions("shop") == [before]
+
+
+def test_replicas_that_are_late_are_named(installation: Installation) -> None:
+    with pytest.raises(DeployError, match=r"not all replicas were ready within 0 s: Model \(0 of 2\)"):
+        roll_out(installation, release(installation, num_replicas=2), ready_timeout_s=0)
+
+    assert installation.registry.versions("shop") == []
+
+
+def test_other_settings_of_the_same_code_reconfigure_the_replicas_that_run(installation: Installation) -> None:
+    running = replicas_report(installation, RUNNING)
+    before = roll_out(installation, release(installation, user_config={"size": 1}), check=running)
+
+    after = roll_out(installation, release(installation, user_config={"size": 2}), check=running)
+
+    assert after.version == before.version
+    assert after.deployments["Model"].config != before.deployments["Model"].config
+
+
+@pytest.mark.parametrize(("version", "is_kept"), [(None, False), ("1", True)])
+def test_the_same_again_starts_new_replicas_unless_its_deployments_have_versions(
+    installation: Installation, version: str | None, is_kept: bool
+) -> None:
+    running = replicas_report(installation, RUNNING)
+    before = roll_out(installation, release(installation, version=version), check=running)
+
+    after = roll_out(installation, release(installation, version=version), check=running)
+
+    assert (after.version == before.version) is is_kept
+
+
+def test_code_travels_signed_and_imported_code_does_not_travel(installation: Installation) -> None:
+    new, keyring = release(installation), installation.settings.keyring
+
+    assert unpack_code(new.code, keyring, "Model") == DeploymentCode(Model, (), {})
+    with pytest.raises(PayloadError, match="not signed with this process's key"):
+        unpack_code(new.code, replace(keyring, current=b"another"), "Model")
+    with pytest.raises(PayloadError, match="set QSERVE_SECRET_KEY"):
+        release_of(
+            compile_application(qserve.deployment(Model).bind(), app_name="shop"), replace(keyring, current=None)
+        )
+    assert release(installation, target="shop:app").code == b""
+
+
+def test_gateways_are_awaited_until_enough_of_them_serve_the_change(installation: Installation) -> None:
+    keys, gateways = installation.keys, iter("abc")
+
+    def another_gateway() -> None:
+        installation.client.set(keys.gateway(next(gateways)), "5-0", px=60_000)
+
+    wait_for_gateways(installation, "4-1", 2, another_gateway)
+
+    assert next(gateways) == "c"
