@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import signal
+import subprocess
+import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -161,3 +163,31 @@ def test_replicas_that_fall_ill_together_are_replaced_one_after_the_other(site: 
 
         wait_until(all_replaced, description="all are replaced", timeout_s=20)
         assert fewest == 2
+
+
+IMPORTING = """
+import sys
+import qserve
+
+@qserve.deployment
+class Machine:
+    def pid(self):
+        return 0
+
+    def modules(self):
+        return list(sys.modules)
+
+app = Machine.bind()
+"""
+
+
+def test_a_replica_imports_nothing_that_its_supervisor_could_have_imported_before_the_fork(site: Site) -> None:
+    listing = [sys.executable, "-c", "import sys, qserve_workers.command; print(*sys.modules)"]
+    before = set(subprocess.run(listing, capture_output=True, text=True, check=True).stdout.split())
+
+    with installed(site, IMPORTING) as shop:
+        shop.start()
+        shop.ask("pid")
+        after = set(shop.ask("modules"))
+
+    assert after - before - {"runpy", "__mp_main__"} == {"shop"}
