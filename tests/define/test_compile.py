@@ -495,13 +495,13 @@ def test_an_input_may_be_the_output() -> None:
 def test_an_input_made_outside_with_is_refused() -> None:
     inp = InputNode()
 
-    with pytest.raises(AssertionError) as caught:
-        compile_application(DAGDriver.bind(func.bind(inp[0])))
-
-    assert str(caught.value) == (
-        "InputNode is a singleton instance that should be only used in context manager. "
-        "Write `with InputNode() as inp:` instead of `inp = InputNode()`."
-    )
+    for read in (inp, inp[0]):
+        with pytest.raises(AssertionError) as caught:
+            compile_application(DAGDriver.bind(func.bind(read)))
+        assert str(caught.value) == (
+            "InputNode is a singleton instance that should be only used in context manager. "
+            "Write `with InputNode() as inp:` instead of `inp = InputNode()`."
+        )
 
 
 def test_two_inputs_in_one_graph_are_refused() -> None:

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from pydantic import BaseModel
 
 from qserve.graph.advance import Answer, Arguments, Fill, Send, advance, begin, fill
 from qserve.graph.plan import InputKey, Plan, Slot, Source, Step
@@ -81,11 +82,17 @@ def test_a_single_list_is_the_input_itself(key: InputKey, value: Any) -> None:
     assert begin(reading(key), ([10, 20],), {}) == [Send(0, ((0, value),))]
 
 
-def test_a_single_object_is_read_by_item_and_attribute() -> None:
-    point = SimpleNamespace(x=3)
+class Measure(BaseModel):
+    x: int
 
-    assert begin(reading(InputKey("item", "m1")), ({"m1": 4},), {}) == [Send(0, ((0, 4),))]
-    assert begin(reading(InputKey("attribute", "x")), (point,), {}) == [Send(0, ((0, 3),))]
+
+def test_a_single_object_is_read_by_item_and_attribute() -> None:
+    items: list[tuple[Any, Any]] = [((1, 2), 1), ({"m1": 4}, "m1"), ({1: 2}, 1), ("ab", 0)]
+    for value, key in items:
+        assert begin(reading(InputKey("item", key)), (value,), {}) == [Send(0, ((0, value[key]),))]
+
+    for point in (SimpleNamespace(x=3), Measure(x=3)):
+        assert begin(reading(WHOLE, InputKey("attribute", "x")), (point,), {}) == [Send(0, ((0, point), (1, 3)))]
 
 
 def test_several_values_are_read_by_position_and_keyword() -> None:
@@ -102,9 +109,12 @@ def test_several_values_are_read_by_position_and_keyword() -> None:
 
 
 def test_one_keyword_alone_is_no_single_value() -> None:
-    assert begin(reading(InputKey("attribute", "x")), (), {"x": 1}) == [Send(0, ((0, 1),))]
+    for key in (InputKey("attribute", "x"), InputKey("item", "x")):
+        assert begin(reading(key), (), {"x": 1}) == [Send(0, ((0, 1),))]
     with pytest.raises(IndexError):
         begin(reading(InputKey("item", 0)), (), {"x": 1})
+    with pytest.raises(KeyError):
+        begin(reading(InputKey("item", "x")), (1, 2), {})
 
 
 @pytest.mark.parametrize(

@@ -297,8 +297,11 @@ def test_input_node_takes_no_arguments() -> None:
 
 
 def test_input_type_is_accepted_and_ignored() -> None:
-    with InputNode(input_type={"a": str}) as inp:
-        assert isinstance(inp.a, InputAttributeNode)
+    for input_type in (str, {"a": str}, {0: int, "key": str}):
+        with InputNode(input_type=input_type) as inp:
+            assert isinstance(inp.a, InputAttributeNode)
+            assert isinstance(inp["key"], InputAttributeNode)
+        assert func.bind(inp).get_args() == (inp,)
 
 
 def test_with_yields_the_node_and_leaving_changes_nothing() -> None:

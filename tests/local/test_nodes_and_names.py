@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from pydantic import BaseModel
 
 import qserve as serve
 from qserve import dag, deployment_graph
@@ -107,17 +106,6 @@ def test_a_function_with_any_number_of_parameters_takes_any_number_of_nodes() ->
     assert predicts(collect.bind(*nodes[:2]), 10) == [0, 10]
 
 
-def test_special_methods_are_bound_like_any_other() -> None:
-    with InputNode() as inp:
-        output = Model.bind(3).__call__.bind(inp)
-
-    assert predicts(output, 2) == 6
-
-
-def test_a_method_without_arguments_needs_no_input() -> None:
-    assert predicts(Model.bind(7).get.bind()) == 7
-
-
 def test_nodes_may_be_bound_outside_inside_and_after_the_block() -> None:
     outside = Model.bind(2)
     with InputNode() as inp:
@@ -166,16 +154,6 @@ def test_two_methods_of_one_node_share_its_state() -> None:
     assert predicts(output, 5) == 5
 
 
-def test_names_follow_classes_and_functions_and_are_numbered_from_below() -> None:
-    m1, m2 = Model.bind(1), Model.bind(2)
-    with InputNode() as inp:
-        output = combine.bind(combine.bind(m1.forward.bind(inp), m2.forward.bind(inp)), show.bind(inp))
-
-    names = ["Model", "Model_1", "combine", "show", "combine_1", "DAGDriver"]
-    assert built_names(DAGDriver.bind(output)) == names
-    assert built_names(DAGDriver.bind(output)) == names
-
-
 # -- the input -------------------------------------------------------------------------------------
 
 
@@ -184,61 +162,11 @@ def test_the_input_node_has_three_doors() -> None:
     assert deployment_graph.RayServeDAGHandle is RayServeDAGHandle
 
 
-def test_input_types_are_accepted_and_ignored() -> None:
-    with InputNode(input_type=str) as inp:
-        assert predicts(show.bind(inp), 5) == 5
-    with InputNode(input_type={0: int, "key": str}) as inp:
-        assert predicts(collect.bind(inp[0], inp["key"]), 1, key=2) == [1, 2]
-
-
-def test_an_input_made_without_with_may_be_bound_but_not_run() -> None:
-    inp = InputNode()
-    output = show.bind(inp)
-
-    with pytest.raises(AssertionError, match="InputNode is a singleton instance that should be only used in context"):
-        predicts(output, 1)
-
-
-class Point:
-    def __init__(self, x: int) -> None:
-        self.x = x
-
-
-class Measure(BaseModel):
-    x: int
-    text: str = "none"
-
-
-@pytest.mark.parametrize("value", [Point(3), Measure(x=3)], ids=["a class", "a pydantic model"])
-def test_a_field_of_an_object_is_read(value: Any) -> None:
-    with InputNode() as inp:
-        whole, part = predicts(collect.bind(inp, inp.x), value)
-
-    assert (type(whole), whole.x, part) == (type(value), 3, 3)
-
-
-@pytest.mark.parametrize(("value", "key"), [([1, 2], 1), ((1, 2), 1), ({"m1": 2}, "m1"), ({1: 2}, 1), ("ab", 0)])
-def test_an_item_of_a_single_value_is_read(value: Any, key: Any) -> None:
-    with InputNode() as inp:
-        assert predicts(show.bind(inp[key]), value) == value[key]
-
-
 def test_several_values_and_keywords_are_read_by_place_and_by_name() -> None:
     with InputNode() as inp:
         output = collect.bind(inp[0], inp[1], inp.m3, inp["m3"], inp["m4"])
 
     assert predicts(output, 1, 2, m3=3, m4={"deep": [4]}) == [1, 2, 3, 3, {"deep": [4]}]
-
-
-def test_a_keyword_alone_is_read_by_its_name_only() -> None:
-    with InputNode() as inp:
-        by_attribute, by_key, by_place = show.bind(inp.x), show.bind(inp["x"]), show.bind(inp[0])
-
-    assert [predicts(by_attribute, x=1), predicts(by_key, x=1)] == [1, 1]
-    with pytest.raises(IndexError):
-        predicts(by_place, x=1)
-    with pytest.raises(KeyError):
-        predicts(by_key, 1, 2)
 
 
 def test_the_whole_input_and_its_parts_go_to_any_number_of_nodes() -> None:
@@ -270,18 +198,6 @@ def test_nothing_is_called_besides_what_the_graph_says() -> None:
         output = collect.bind(touchy.value.bind(), inp)
 
     assert [predicts(output, n) for n in range(2)] == [[1, 0], [1, 1]]
-
-
-def test_instances_of_models_and_their_subclasses_pass_between_deployments() -> None:
-    class Special(Measure):
-        more: list[int]
-
-    sent = Special(x=1, more=[1])
-    with InputNode() as inp:
-        got = predicts(show.bind(show.bind(inp)), sent)
-
-    assert got == sent
-    assert type(got) is Special
 
 
 NESTED_HANDLE_KEY = "nested_handle"
@@ -318,24 +234,6 @@ def test_a_driver_of_the_users_runs_a_graph_by_several_values() -> None:
     handle = serve.run(node, local=True)
 
     assert serve.get(handle.ask.remote(1, b=2, c=3), timeout=10) == [1, 2, 3]
-
-
-def test_a_function_without_arguments_in_a_constructor_runs_when_asked() -> None:
-    @serve.deployment
-    def hello() -> str:
-        return "hello"
-
-    @serve.deployment
-    class NoargDriver:
-        def __init__(self, graph: RayServeDAGHandle) -> None:
-            self.graph = graph
-
-        async def __call__(self) -> str:
-            return await (await self.graph.remote())
-
-    handle = serve.run(NoargDriver.bind(hello.bind()), local=True)
-
-    assert serve.get(handle.remote(), timeout=10) == "hello"
 
 
 def test_a_parent_and_a_grandparent_share_their_children() -> None:
@@ -382,11 +280,3 @@ def test_building_starts_nothing() -> None:
 
     assert current.installed() is plane
     assert threading.enumerate() == threads
-
-
-def test_a_cycle_of_runs_and_builds_leaves_the_nodes_as_they_were() -> None:
-    with InputNode() as inp:
-        output = Model.bind(2).forward.bind(inp)
-
-    assert [predicts(output, 1), predicts(output, 1)] == [2, 2]
-    assert built_names(DAGDriver.bind(output)) == ["Model", "DAGDriver"]

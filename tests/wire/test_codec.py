@@ -167,7 +167,15 @@ def test_a_class_inside_a_function_is_no_record() -> None:
 
 
 def test_an_object_travels_signed() -> None:
-    assert KEYED.decode(KEYED.encode([Point(3)]))[0].x == 3
+    class Special(Customer):
+        more: list[int]
+
+    sent = Special(name="Dora", more=[1])
+    point, arrived = KEYED.decode(KEYED.encode([Point(3), sent]))
+
+    assert point.x == 3
+    assert arrived == sent
+    assert type(arrived) is Special
 
 
 def test_a_pickle_signed_with_another_key_is_never_loaded() -> None:
