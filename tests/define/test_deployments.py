@@ -60,26 +60,27 @@ def test_a_class_made_at_run_time_gets_its_own_name() -> None:
 
 
 def test_every_attribute_is_readable() -> None:
-    made = deployment(
-        num_replicas=2,
-        user_config={"a": 1},
-        max_concurrent_queries=3,
-        max_queued_requests=4,
-        route_prefix="/x",
-        ray_actor_options={"num_cpus": 1},
-        init_args=(1,),
-        init_kwargs={"b": 2},
-        version="v1",
-    )(Model)
+    given: dict[str, Any] = {
+        "name": "told",
+        "num_replicas": 2,
+        "user_config": {"a": 1},
+        "max_concurrent_queries": 3,
+        "max_queued_requests": 4,
+        "route_prefix": "/x",
+        "ray_actor_options": {"num_cpus": 1},
+        "init_args": (1,),
+        "init_kwargs": {"b": 2},
+        "version": "v1",
+    }
+    plain = deployment(Model)
 
-    assert made.num_replicas == 2
-    assert made.user_config == {"a": 1}
-    assert made.max_concurrent_queries == made.max_ongoing_requests == 3
-    assert made.max_queued_requests == 4
-    assert made.route_prefix == "/x"
-    assert made.ray_actor_options == {"num_cpus": 1}
-    assert (made.init_args, made.init_kwargs) == ((1,), {"b": 2})
-    assert made.version == "v1"
+    for made in (deployment(**given)(Model), plain.options(**given)):
+        assert {name: getattr(made, name) for name in given} == given
+        assert made.max_ongoing_requests == 3
+        assert made.func_or_class is Model
+    assert plain.options(ray_actor_options={}).ray_actor_options == {}
+    read = (plain.name, plain.num_replicas, plain.user_config, plain.max_concurrent_queries)
+    assert read == ("Model", 1, None, 100)
 
 
 def test_options_return_a_new_deployment_and_keep_the_rest() -> None:

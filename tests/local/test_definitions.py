@@ -84,39 +84,6 @@ def test_a_class_decorated_in_any_form_is_served(form: Any) -> None:
     assert [ask(handle), ask(handle, by=2)] == [6, 8]
 
 
-def test_the_attributes_of_a_deployment_are_readable() -> None:
-    plain = serve.deployment(Counter)
-    told = plain.options(
-        name="told",
-        num_replicas=2,
-        user_config={"a": 1},
-        max_concurrent_queries=3,
-        route_prefix="/told",
-        ray_actor_options={},
-        init_args=(1,),
-        init_kwargs={"b": 2},
-        version="v1",
-    )
-
-    read = [
-        "name",
-        "num_replicas",
-        "user_config",
-        "max_concurrent_queries",
-        "route_prefix",
-        "ray_actor_options",
-        "init_args",
-        "init_kwargs",
-        "version",
-        "func_or_class",
-    ]
-    assert [getattr(told, name) for name in read] == [
-        *("told", 2, {"a": 1}, 3, "/told", {}, (1,), {"b": 2}, "v1"),
-        Counter,
-    ]
-    assert [getattr(plain, name) for name in read[:4]] == ["Counter", 1, None, 100]
-
-
 WRONG: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"name": 123}, TypeError, "name must be a string"),
     ({"num_replicas": 0}, ValueError, "num_replicas is expected to larger than 0"),
