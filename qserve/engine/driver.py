@@ -1,4 +1,4 @@
-"""A DAGDriver whose adapter is user code: the adapter runs on a replica, and the graph follows."""
+"""The deployment behind a DAGDriver whose adapter is user code: it runs the adapter, then the graph."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class AdaptingDriver:
         self._app_name = app_name
 
     async def adapt(self, request: Request, graph: str) -> Any:
-        """Run one graph on the adapted request; a request that does not fit is answered with 422."""
+        """Run one graph on the adapted request; return a response with status 422 when the request does not fit."""
         try:
             value = await self._adapter(request)
         except RequestValidationError as error:

@@ -1,7 +1,7 @@
 """How user code is called, by replicas and by local mode alike.
 
 ``Servable`` is the user's object. ``Invoker`` calls its methods: coroutines and fast sync methods on the loop, slow
-sync methods in a thread, one after another. An ``Outlet`` carries out what the end of a call causes.
+sync methods in a thread, one after another. A ``Backend`` delivers their arguments and carries out what follows.
 """
 
 from __future__ import annotations
@@ -235,8 +235,8 @@ C = TypeVar("C", bound=Invocation)
 C_contra = TypeVar("C_contra", bound=Invocation, contravariant=True)
 
 
-class Outlet(Protocol[C_contra]):
-    """Where calls come from and where their ends go; each call ends once, by ``reject``, ``fail`` or ``commit``."""
+class Backend(Protocol[C_contra]):
+    """What delivers calls and takes their results; a call ends once, by ``reject``, ``fail`` or ``commit``."""
 
     def values(self, invocation: C_contra) -> Sequence[bytes]:
         """Return a call's arguments, encoded; what it raises ends the call by ``reject``."""
@@ -310,7 +310,7 @@ class Invoker(Generic[C]):
 
     Parameters:
       stepper: Decodes arguments, and concludes what a result causes.
-      outlet: Where ends of calls go.
+      backend: Ends the calls.
       thread_name: What the thread of sync code is called.
       waiting: Holds the calls that wait for that thread; another thread may take from its right end.
     """
@@ -319,14 +319,14 @@ class Invoker(Generic[C]):
         self,
         servable: Servable,
         stepper: Stepper,
-        outlet: Outlet[C],
+        backend: Backend[C],
         loop: asyncio.AbstractEventLoop,
         thread_name: str,
         waiting: deque[Waiting[C]] | None = None,
     ) -> None:
         self._servable = servable
         self._stepper = stepper
-        self._outlet = outlet
+        self._backend = backend
         self._loop = loop
         self._thread = UserThread(loop, thread_name)
         self._waiting: deque[Waiting[C]] = deque() if waiting is None else waiting
@@ -350,7 +350,7 @@ class Invoker(Generic[C]):
         self._thread.close()
 
     def begin(self, invocation: C) -> None:
-        """Run a call; its end goes to the outlet."""
+        """Run a call; the backend ends it."""
         invocation.began = time.monotonic()
         self._running.add(invocation)
         token = request_context.set(invocation.context())
@@ -374,10 +374,10 @@ class Invoker(Generic[C]):
 
     def _open(self, invocation: C) -> UserCall | None:
         try:
-            call = self._stepper.open(invocation.header, invocation.step, self._outlet.values(invocation))
+            call = self._stepper.open(invocation.header, invocation.step, self._backend.values(invocation))
         except BaseException as error:  # arguments that are unpickled run code of their own
             self._running.discard(invocation)
-            self._outlet.reject(invocation, error)
+            self._backend.reject(invocation, error)
             return None
         invocation.call = call
         return call
@@ -431,13 +431,13 @@ class Invoker(Generic[C]):
             self._fail(invocation, error)
         else:
             self._on_result(invocation, value)
-        self._outlet.flush()
+        self._backend.flush()
 
     def _run_next(self) -> None:
         with contextlib.suppress(IndexError):  # none is left, or another thread has just taken the last one
             while not self.is_thread_busy:
                 invocation, call, context = self._waiting.popleft()
-                if self._outlet.is_wanted(invocation):
+                if self._backend.is_wanted(invocation):
                     self._run_in_thread(invocation, call, context)
                 else:
                     self._commit(invocation, Conclusion(State.CANCELLED))
@@ -468,7 +468,7 @@ class Invoker(Generic[C]):
 
     async def _stream(self, invocation: C, value: Any) -> None:
         try:
-            sink = self._outlet.sink(invocation)
+            sink = self._backend.sink(invocation)
             if sink is None:
                 raise stream_of_plain_call(invocation.name)
             await send_stream(sink, value, invocation.header, self._stepper.encode_item, self._in_thread)
@@ -505,11 +505,11 @@ class Invoker(Generic[C]):
 
     def _commit(self, invocation: C, conclusion: Conclusion) -> None:
         self._running.discard(invocation)
-        self._outlet.commit(invocation, conclusion)
+        self._backend.commit(invocation, conclusion)
 
     def _fail(self, invocation: C, error: BaseException) -> None:
         self._running.discard(invocation)
-        self._outlet.fail(invocation, error)
+        self._backend.fail(invocation, error)
 
 
 def _must_run(header: Header, value: Any) -> bool:

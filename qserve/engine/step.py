@@ -1,4 +1,4 @@
-"""One delivery in, one commit out: which call it stands for, and what follows from its result."""
+"""From a delivery to the call that it stands for, and from the call's result to what follows in the graph."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from qserve.exceptions import PayloadError, PayloadTooLarge, ResultNotSerialisab
 from qserve.graph.advance import Answer as AnswerMove
 from qserve.graph.advance import Arguments, advance, fill
 from qserve.graph.plan import Plan
-from qserve.http import request as _requests  # noqa: F401  (importing it lets requests arrive here)
+from qserve.http import request as _requests  # noqa: F401  (it teaches the codec to decode requests)
 from qserve.http.render import render
 from qserve.wire.application import ApplicationRecord
 from qserve.wire.codec import Codec
@@ -25,9 +25,9 @@ from qserve.wire.outcome import State
 
 @dataclass(slots=True)
 class UserCall:
-    """A call of user code.
+    """A call of user code, with its arguments.
 
-    ``plan`` and ``index`` say which step of which graph it is; None for a direct call.
+    ``plan`` and ``index`` tell which step of which graph it is; ``plan`` is None for a direct call.
     """
 
     method: str
@@ -38,7 +38,7 @@ class UserCall:
 
 
 class Conclusion(NamedTuple):
-    """What a finished call causes: the end of its request, or moves."""
+    """What follows from a call: the end of its request, or moves to the next steps."""
 
     state: str = ""
     payload: bytes = b""
@@ -46,7 +46,7 @@ class Conclusion(NamedTuple):
 
 
 class Stepper:
-    """Opens deliveries and concludes calls for one replica.
+    """Decodes the calls of one replica, and works out what follows from their results.
 
     Parameters:
       record: The application as it was when the replica started.
@@ -59,10 +59,10 @@ class Stepper:
         self._templates: dict[tuple[str, int], Arguments] = {}
 
     def open(self, header: Header, step: str, values: Sequence[bytes]) -> UserCall:
-        """The call that a delivery stands for.
+        """Return the call that a delivery stands for.
 
         Raises:
-          PayloadError: The bytes cannot be decoded, or speak of a graph that this application does not have.
+          PayloadError: The bytes cannot be decoded, or name a graph that this application does not have.
         """
         if failpoints.ARMED:
             failpoints.hit("call.before")
@@ -77,7 +77,8 @@ class Stepper:
             index = int(step)
             arguments = self._arguments(header.graph, index)
         except (KeyError, ValueError, IndexError) as error:
-            raise PayloadError(f"no step {step!r} of a graph {header.graph!r} in {self._record.name!r}") from error
+            app = self._record.name
+            raise PayloadError(f"application {app!r} has no step {step!r} of a graph {header.graph!r}") from error
         args, kwargs = arguments.fill([(n, decode(v)) for n, v in enumerate(values)], Ref.resolved)
         return UserCall(plan.steps[index].method, args, kwargs, plan, index)
 
@@ -89,10 +90,10 @@ class Stepper:
         return found
 
     def conclude(self, header: Header, call: UserCall, value: Any) -> Conclusion:
-        """What follows from a call's result.
+        """Return what follows from a call's result.
 
         Raises:
-          ResultNotSerialisable: The result cannot travel, or cannot be an HTTP answer.
+          ResultNotSerialisable: The result cannot be encoded, or cannot be an HTTP response.
           ResultTooLarge: It is too long for that.
         """
         try:
@@ -101,7 +102,7 @@ class Stepper:
             raise _refusal(error) from error
 
     def encode_item(self, item: Any) -> bytes:
-        """One item of a streamed result; raises as ``conclude`` does."""
+        """Encode one item of a streamed result; raises as ``conclude`` does."""
         try:
             return self._codec.encode(item)
         except PayloadError as error:

@@ -50,9 +50,9 @@ class Instance:
         self._context.run(record_here.set, record)
         self._context.run(replica_here.set, self._replica)
         self._loop = asyncio.new_event_loop()
-        self._outlet = _LocalOutlet(plane, deployment)
+        self._backend = _LocalBackend(plane, deployment)
         stepper = Stepper(record, plane.keys, plane.codec)
-        self._invoker = Invoker(self._servable, stepper, self._outlet, self._loop, f"{deployment}-sync")
+        self._invoker = Invoker(self._servable, stepper, self._backend, self._loop, f"{deployment}-sync")
         self._thread = threading.Thread(
             target=self._context.copy().run, args=(self._live,), name=deployment, daemon=True
         )
@@ -102,7 +102,7 @@ class Instance:
 
     def _begin(self, call: _LocalCall) -> None:
         if call.header.expired():
-            self._outlet.commit(call, Conclusion(State.EXPIRED))
+            self._backend.commit(call, Conclusion(State.EXPIRED))
         else:
             self._context.copy().run(self._invoker.begin, call)
 
@@ -112,7 +112,7 @@ class _LocalCall(Invocation):
     delivery: Delivery
 
 
-class _LocalOutlet:
+class _LocalBackend:
     """Commits the effects of one deployment's calls within this process."""
 
     def __init__(self, plane: LocalPlane, deployment: str) -> None:

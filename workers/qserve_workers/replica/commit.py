@@ -36,7 +36,7 @@ LONGEST_WAIT_S = 60.0
 
 
 class Committer:
-    """Ends the calls of one replica; the ``Outlet`` of its ``Invoker``.
+    """Ends the calls of one replica; the ``Backend`` of its ``Invoker``.
 
     Parameters:
       name: The replica's name.
