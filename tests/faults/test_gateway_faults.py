@@ -12,10 +12,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import pytest
 from invariants import check
-from ledger import DIAMOND
-from load import Load, new_job, percentile
-from processes import frozen, is_alive, is_open, wait_until
+from ledger import DIAMOND, NODES, reference
+from load import HttpClient, Load, new_job, percentile
+from processes import free_port, frozen, is_alive, is_open, wait_until
 from rows import row
 from stacks import SLACK, Stack, kill
 
@@ -38,18 +39,30 @@ def ask(port: int, method: str, path: str, body: Any = None, headers: Mapping[st
         response = connection.getresponse()
         text = response.read()
         named = {name.lower(): value for name, value in response.getheaders()}
-        return response.status, named, json.loads(text) if text else None
+        is_json = named.get("content-type", "").startswith("application/json")
+        return response.status, named, json.loads(text) if is_json else text.decode()
     finally:
         connection.close()
+
+
+def second_gateway(stack: Stack) -> int:
+    """Start one more gateway beside the first, and answer its port."""
+    port = free_port()
+    stack.gateway(port=port)
+    wait_until(lambda: is_open(port), description="the second gateway listens", timeout_s=20)
+    wait_until(lambda: ask(port, "GET", "/-/healthz")[0] == 200, description="the second gateway serves", timeout_s=10)
+    return port
 
 
 @row("F7")
 def test_answers_outlive_the_gateway_process_that_waited_for_them(new_stack: Callable[..., Stack]) -> None:
     stack = new_stack().start(gateway_workers=2)
-    workers = stack.gateway_workers()
+    workers, other_port = stack.gateway_workers(), second_gateway(stack)
     client, gate = stack.http(), stack.ledger.new_file("gate")
+    jobs = [new_job(gate={"left": gate}) for _ in range(3)]
+    places = [ask(stack.port, "POST", "/", job, {"prefer": "respond-async"})[1]["location"] for job in jobs]
     waiting = [client.send(new_job(gate={"left": gate}), {"idempotency-key": f"key-{n}"}) for n in range(20)]
-    wait_until(lambda: len(stack.ledger.lines(node="left")) == 20, description="20 requests run")
+    wait_until(lambda: len(stack.ledger.lines(node="left")) == 23, description="23 requests run")
     victim = max(workers, key=lambda pid: len(connections_of(pid)))
     others = Load(client, rate=25).start()
     others.more(25)
@@ -68,9 +81,17 @@ def test_answers_outlive_the_gateway_process_that_waited_for_them(new_stack: Cal
     Path(gate).touch()
     client.wait(waiting, 20)
     others.more(25)
-    again = [client.send(call.job, {"idempotency-key": f"key-{n}"}) for n, call in enumerate(waiting)]
+    again = [
+        one.send(call.job, {"idempotency-key": f"key-{n}"})
+        for one in (HttpClient(other_port), client)
+        for n, call in enumerate(waiting)
+    ]
     client.wait(again, 10)
     load = others.stop()
+    for job, place in zip(jobs, places, strict=True):
+        status, _, answer = ask(other_port, "GET", place, headers={"prefer": "wait=10"})
+        assert (status, answer["id"], answer["value"]) == (200, job["id"], reference(job["x"]))
+        assert len(stack.ledger.lines(job["id"])) == len(NODES)
 
     cut_off = [call for call in waiting if call.status == 0]
     assert cut_off
@@ -166,13 +187,21 @@ def test_the_same_idempotency_key_runs_once_however_it_is_sent(stack: Stack) -> 
     client.wait([later, other], 10)
     assert later.answer == pairs[0][0].answer
     assert (other.status, json.loads(other.error)["error"]["code"]) == (422, "idempotency_mismatch")
+    job, key = new_job(), {"idempotency-key": "job"}
+    place = ask(stack.port, "POST", "/", job, {"prefer": "respond-async", **key})[1]["location"]
+    status, _, answer = ask(stack.port, "GET", place, headers={"prefer": "wait=10"})
+    assert (status, answer["id"]) == (200, job["id"])
 
     stack.broker.kill()
     stack.broker.start()
-    wait_until(stack.is_serving, description="the gateway is healthy again", timeout_s=20)
+    wait_until(stack.is_serving, description="the gateway is healthy again", timeout_s=10)
     after = client.send(pairs[1][0].job, {"idempotency-key": "pair-1"})
     client.wait([after], 20)
     assert after.answer == pairs[1][0].answer
+    assert ask(stack.port, "POST", "/", job, key)[::2] == (200, answer)
+    assert ask(second_gateway(stack), "GET", place)[::2] == (200, answer)
+    assert ask(stack.port, "POST", "/", new_job(), key)[0] == 422
+    assert len(stack.ledger.lines(job["id"])) == len(NODES)
     check(stack, [*calls, later, other, after], reruns=0, may_log=["connection to the broker was lost", "cannot be"])
 
 
@@ -308,6 +337,27 @@ def test_results_are_fetched_by_id_as_often_as_one_likes_and_only_by_their_id(st
         stack.broker.client.pexpire(key, 1)
     wait_until(lambda: ask(stack.port, "GET", place)[0] == 410, description="the result has expired")
     check(stack, [stack.ask()], reruns=0)
+
+
+@pytest.mark.row("F47")
+def test_an_answer_is_kept_for_so_long_and_then_known_to_have_been(new_stack: Callable[..., Stack]) -> None:
+    stack = new_stack(env={"QSERVE_RESULT_TTL_S": "2"}).start()
+    other_port, jobs, key = second_gateway(stack), [new_job(), new_job()], {"idempotency-key": "k"}
+    place = ask(stack.port, "POST", "/", jobs[0], {"prefer": "respond-async", **key})[1]["location"]
+    first = ask(stack.port, "GET", place, headers={"prefer": "wait=10"})
+    ended = time.monotonic()
+    second = ask(other_port, "GET", place)
+    assert first[::2] == second[::2] == (200, first[2])
+    assert first[2]["value"] == reference(jobs[0]["x"])
+
+    wait_until(lambda: ask(stack.port, "GET", place)[0] != 200, description="it is kept no more")
+    assert 1.5 < time.monotonic() - ended < 4
+    for method in ("GET", "DELETE"):
+        status, _, gone = ask(stack.port, method, place)
+        assert (status, gone["error"]["code"]) == (410, "result_expired")
+    status, _, answer = ask(stack.port, "POST", "/", jobs[1], key)
+    assert (status, answer["id"], answer["value"]) == (200, jobs[1]["id"], reference(jobs[1]["x"]))
+    assert [len(stack.ledger.lines(job["id"])) for job in jobs] == [len(NODES)] * 2
 
 
 @row("F39")
