@@ -166,8 +166,8 @@ def test_user_code_that_never_ends_costs_its_replica_and_nobody_else(stack: Stac
 
     assert (call.status, json_code(call.error)) == (504, "deadline_exceeded")
     assert call.took_s <= 1.0 + 1.0
-    assert killed_at - first.at <= (STALL_LIMIT_S + LEASE_S) * SLACK
-    assert ready_at - killed_at <= 2.0 * SLACK
+    assert killed_at - first.at <= 1.0 + STALL_LIMIT_S + 2 * LEASE_S
+    assert ready_at - killed_at < 2.5
     assert "in misbehave" in stack.supervisor.output
     # its deadline had passed before it could be handed on
     assert len(stack.ledger.lines(call.id, "left")) == 1

@@ -51,17 +51,10 @@ class Machine:
             time.sleep(seconds)
         return os.getpid()
 
-    async def spin(self):
-        while True:
-            pass
-
     async def sleep_on_the_loop(self):
         time.sleep(1e9)
 
     def match_for_ever(self):
-        re.match(r"(a+)+$", "a" * 40 + "b")
-
-    async def match_on_the_loop(self):
         re.match(r"(a+)+$", "a" * 40 + "b")
 
     def spin_in_a_thread(self):
