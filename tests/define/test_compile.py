@@ -224,6 +224,10 @@ def test_a_node_that_is_no_deployment_needs_a_driver(target: Any, kind: str, lab
     ("target", "ending"),
     [
         (5, "int."),
+        (None, "NoneType."),
+        ("module:node", "str."),
+        (lambda: 1, "function."),
+        (func, "Deployment. Write func.bind(...)."),
         (Model, "Deployment. Write Model.bind(...)."),
         (
             Model.bind().forward,

@@ -7,7 +7,6 @@ import inspect
 import json
 import pickle
 import sys
-import threading
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,7 +21,6 @@ import qserve as serve
 from qserve import api
 from qserve.dag import InputNode
 from qserve.drivers import DAGDriver
-from qserve.exceptions import GetTimeoutError, RayServeException, RayTaskError
 from qserve.handle import (
     DeploymentHandle,
     RayServeDAGHandle,
@@ -70,8 +68,6 @@ class Model:
     async def compute_async(self, value: Any = 1) -> Any:
         return value * self.weight
 
-    def _hidden(self) -> None: ...
-
 
 @serve.deployment
 class Echo:
@@ -116,32 +112,6 @@ def test_run_takes_every_keyword_and_gives_a_sync_handle(options: dict[str, Any]
 def test_a_route_prefix_of_run_is_checked_like_an_option(prefix: str) -> None:
     with pytest.raises(ValueError, match="route_prefix"):
         served(hello.bind(), route_prefix=prefix)
-
-
-@pytest.mark.parametrize(
-    "target", [hello, Model, 5, None, "module:node", lambda: 1], ids=lambda target: type(target).__name__
-)
-def test_what_was_not_bound_is_no_target(target: Any) -> None:
-    with pytest.raises(TypeError, match="Expected a ClassNode, FunctionNode, or Application as target"):
-        served(target)
-
-
-def test_a_function_above_others_and_a_method_ask_for_a_driver() -> None:
-    with pytest.raises(
-        ValueError, match=r"(?s)cannot be a function if there are multiple deployment.*provide a driver"
-    ):
-        served(hello.bind(hello.bind("x")))
-    with pytest.raises(ValueError, match=r"(?s)Invalid DAGNode type as entry to serve\.run\(\).*provide a driver"):
-        served(Model.bind().compute.bind(1))
-
-
-def test_each_run_takes_the_place_of_the_one_before_under_its_name() -> None:
-    for text in ("foo", "bar", "baz"):
-        assert ask(served(hello.bind(text))) == f"hello {text}"
-    kept = served(hello.bind("kept"), name="other")
-    served(Model.bind())
-
-    assert ask(kept) == "hello kept"
 
 
 def test_a_function_may_be_bound_to_arguments_and_to_the_input(started: Started) -> None:
@@ -196,18 +166,6 @@ def test_a_later_start_keeps_what_runs_where_it_runs(started: Started) -> None:
     serve.start(detached=True, http_options={"host": "127.0.0.1", "port": 1})
 
     assert fetch(started.url) == "hello again"
-
-
-def test_the_host_may_be_written_as_localhost(started: Started) -> None:
-    @serve.deployment(route_prefix="/where")
-    class Where:
-        async def __call__(self, request: Any) -> dict[str, str]:
-            return {"name": request.query_params["name"]}
-
-    serve.run(Where.bind())
-    by_name = started.url.replace("127.0.0.1", "localhost")
-
-    assert json.loads(fetch(f"{by_name}/where?name=x")) == {"name": "x"}
 
 
 def test_a_route_prefix_of_run_wins_over_the_deployments(started: Started) -> None:
@@ -287,15 +245,6 @@ def test_a_script_may_start_run_shut_down_and_run_again(site: Site) -> None:
 # -- handles ---------------------------------------------------------------------------------------
 
 
-def test_a_call_gives_a_ref_at_once_and_its_method_is_chosen_in_three_ways() -> None:
-    handle = served(Echo.bind())
-
-    assert ask(handle, 1, [2], key=3) == [[1, [2]], {"key": 3}]
-    assert ask(handle.__call__, 1) == [[1], {}]
-    assert [ask(handle.method_a), ask(handle.options(method_name="method_a"))] == ["a", "a"]
-    assert ask(handle) == [[], {}]
-
-
 def test_options_of_a_handle_leave_it_as_it_was() -> None:
     handle = served(Echo.bind())
 
@@ -303,26 +252,6 @@ def test_options_of_a_handle_leave_it_as_it_was() -> None:
 
     assert (other == handle, other == handle.method_a) == (False, True)
     assert [ask(other), ask(handle)] == ["a", [[], {}]]
-
-
-def test_get_takes_a_list_and_a_timeout() -> None:
-    opened = threading.Event()
-
-    @serve.deployment
-    class Gate:
-        async def __call__(self, number: int) -> int:
-            await asyncio.to_thread(opened.wait)
-            return number
-
-    handle = served(Gate.bind())
-    refs = [handle.remote(number) for number in range(5)]
-    try:
-        with pytest.raises(GetTimeoutError):
-            serve.get(refs[0], timeout=0.01)
-    finally:
-        opened.set()
-
-    assert serve.get(refs, timeout=10) == list(range(5))
 
 
 def test_refs_are_awaited_in_a_program_of_its_own_loop() -> None:
@@ -441,18 +370,6 @@ def test_asking_for_a_handle_a_hundred_times_gives_one() -> None:
     assert serve.get_app_handle("default") == serve.get_deployment_handle("Echo")
 
 
-@pytest.mark.parametrize("name", ["does_not_exist", "__call__"])
-def test_a_missing_method_is_told_by_the_replica_with_the_public_ones(name: str) -> None:
-    handle = served(Model.bind())
-
-    with pytest.raises(
-        RayServeException, match=rf"'{name}' that does not exist.*\['compute', 'compute_async'\]"
-    ) as told:
-        ask(getattr(handle, name))
-    assert isinstance(told.value, RayTaskError)
-    assert ask(handle.compute) == 1
-
-
 def test_the_names_of_handles_in_annotations_are_only_names() -> None:
     @serve.deployment
     class Annotated:
@@ -479,23 +396,3 @@ def test_a_handle_shows_its_target() -> None:
     assert repr(handle) == "RayServeSyncHandle(deployment='Model')"
     assert "deployment='Model'" in repr(handle.compute)
     assert repr(DeploymentHandle("Model")) == "DeploymentHandle(deployment='Model')"
-
-
-def test_errors_are_of_their_own_type_and_of_rays() -> None:
-    @serve.deployment
-    class Fails:
-        def divide(self, value: int) -> float:
-            return 1 / value
-
-        def nothing(self) -> None: ...
-
-    handle = served(Fails.bind())
-
-    for call, kind, words in (
-        (handle.divide.remote(0), ZeroDivisionError, "division by zero"),
-        (handle.nothing.remote(1), TypeError, "takes 1 positional argument but 2 were given"),
-        (handle.nothing.remote(key=1), TypeError, r"nothing\(\) got an unexpected keyword argument 'key'"),
-    ):
-        with pytest.raises(kind, match=words) as raised:
-            serve.get(call, timeout=10)
-        assert isinstance(raised.value, RayTaskError)
