@@ -72,7 +72,8 @@ def test_an_id_that_was_given_out_is_told_from_one_that_never_was() -> None:
     nothing = [None] * 4
     for method in ("GET", "DELETE"):
         assert ask(Broker(nothing), method).status_code == 410
-        assert ask(Broker(nothing), method, "0" * 32).status_code == 404
+        never = ask(Broker(nothing), method, "0" * 32)
+        assert (never.status_code, never.get_json()["error"]["code"]) == (404, "not_found")
 
 
 @pytest.mark.parametrize("method", ["GET", "DELETE"])
