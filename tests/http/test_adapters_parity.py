@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
-import io
-import json
-from enum import Enum
 from typing import Annotated, Any, Optional
 
-import numpy as np
 import pandas as pd
 import pytest
-from fastapi import Body, Cookie, Depends, File, Form, Header, Path, Query, UploadFile
+from fastapi import Cookie, Depends, File, Form, Header, Path, Query, UploadFile
 from parity_http import Client, echo, run_graph
-from PIL import Image
 from processes import Started
 from pydantic import BaseModel, Field
 from starlette.requests import Request
@@ -22,13 +16,7 @@ import qserve as serve
 from qserve.dag import InputNode
 from qserve.drivers import DAGDriver
 from qserve.http_adapters import (
-    NdArray,
-    image_to_ndarray,
-    json_request,
-    json_to_multi_ndarray,
-    json_to_ndarray,
     pandas_read_json,
-    require_packages,
     starlette_request,
 )
 
@@ -37,11 +25,6 @@ from qserve.http_adapters import (
 def client(started: Started) -> Client:
     """A client of the gateway that runs for all tests here."""
     return Client(started.url)
-
-
-class Size(Enum):
-    SMALL = "small"
-    LARGE = "large"
 
 
 class Part(BaseModel):
@@ -56,31 +39,6 @@ class Order(BaseModel):
 
 
 # -- typed parameters ------------------------------------------------------------------------------
-
-
-def test_a_typed_parameter_is_a_converted_query_parameter_by_get_and_post(client: Client) -> None:
-    def resolver(my_custom_param: int) -> int:
-        return my_custom_param
-
-    run_graph(resolver)
-
-    assert client.get("/?my_custom_param=100").json() == client.post("/?my_custom_param=100").json() == 100
-    assert client.get("/?my_custom_param=1").text == "1"
-    missing = client.get("/")
-    assert missing.status_code == 422
-    assert missing.json()["detail"][0]["loc"] == ["query", "my_custom_param"]
-
-
-def test_several_parameters_of_every_plain_type_with_defaults(client: Client) -> None:
-    def resolver(a: int, b: str, c: float = 1.5, flag: bool = False, size: Size = Size.SMALL) -> list[Any]:
-        return [a, b, c, flag, size.value]
-
-    run_graph(resolver)
-
-    assert client.get("/", params={"a": 1, "b": "x"}).json() == [1, "x", 1.5, False, "small"]
-    everything = {"a": 1, "b": "x", "c": "2", "flag": "on", "size": "large"}
-    assert client.get("/", params=everything).json() == [1, "x", 2.0, True, "large"]
-    assert client.get("/", params={**everything, "size": "huge"}).json()["detail"][0]["type"] == "enum"
 
 
 def test_lists_and_constraints_of_the_query_are_fastapis(client: Client) -> None:
@@ -164,37 +122,6 @@ def test_a_pydantic_class_is_an_adapter_with_or_without_a_content_type(client: C
     ]  # fmt: skip
 
 
-def test_a_body_parameter_stands_beside_query_parameters(client: Client) -> None:
-    def resolver(order: Order, urgent: bool = False) -> list[Any]:
-        return [len(order.parts), urgent]
-
-    run_graph(resolver)
-
-    assert client.post("/?urgent=1", json={"parts": [{"name": "a"}]}).json() == [1, True]
-    assert client.post("/").json()["detail"][0] == {
-        "type": "missing", "loc": ["body"], "msg": "Field required", "input": None,
-    }  # fmt: skip
-
-
-def test_several_body_parameters_have_keys_of_their_own(client: Client) -> None:
-    def resolver(part: Part, numbers: list[int], factor: Annotated[int, Body()] = 1) -> list[Any]:
-        return [part.name, sum(numbers) * factor]
-
-    run_graph(resolver)
-
-    assert client.post("/", json={"part": {"name": "a"}, "numbers": [1, 2], "factor": 3}).json() == ["a", 9]
-    assert client.post("/", json={"numbers": []}).json()["detail"][0]["loc"] == ["body", "part"]
-
-
-def test_lists_and_dicts_are_bodies(client: Client) -> None:
-    def rows(rows: list[dict[str, float]]) -> float:
-        return sum(sum(row.values()) for row in rows)
-
-    run_graph(rows)
-
-    assert client.post("/", json=[{"a": 1, "b": 2}, {"c": 0.5}]).json() == 3.5
-
-
 # -- forms and files -------------------------------------------------------------------------------
 
 
@@ -235,14 +162,6 @@ def test_an_adapter_may_read_the_form_of_the_request_itself(client: Client) -> N
 # -- the adapters that come along ------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("sent", [5, "text", [1, {"a": None}], {"b": 2.5}, True, None])
-def test_json_request_gives_json_of_any_type(client: Client, sent: Any) -> None:
-    run_graph(json_request)
-
-    content = json.dumps(sent)
-    assert client.post("/", content=content).json() == client.get("/", content=content).json() == sent
-
-
 def test_starlette_request_gives_the_request(client: Client) -> None:
     @serve.deployment
     async def read(request: Request) -> list[Any]:
@@ -251,60 +170,6 @@ def test_starlette_request_gives_the_request(client: Client) -> None:
     run_graph(starlette_request, read)
 
     assert client.post("/?q=1", json=[1]).json() == ["POST", [1], "1"]
-
-
-@serve.deployment
-def describe(array: Any) -> list[Any]:
-    """The input as its type, its values and its kind of numbers."""
-    return [type(array).__name__, array, str(array.dtype), list(array.shape)]
-
-
-def test_json_to_ndarray_reshapes_and_casts(client: Client) -> None:
-    run_graph(json_to_ndarray, describe)
-
-    assert client.post("/", json={"array": [1, 2]}).json() == ["ndarray", [1.0, 2.0], "float64", [2]]
-    reshaped = client.post("/", json={"array": [[1], [2]], "shape": [1, 2]}).json()
-    assert reshaped == ["ndarray", [[1.0, 2.0]], "float64", [1, 2]]
-    cast = client.post("/", json={"array": [[1.9], [2.1]], "shape": [1, 2], "dtype": "int"}).json()
-    assert cast == ["ndarray", [[1, 2]], "int64", [1, 2]]
-    assert client.post("/", json={"array": [[[[0.5]]]]}).json()[3] == [1, 1, 1, 1]
-    for wrong in ({}, {"array": "x"}, {"array": [1], "shape": ["a"]}):
-        assert client.post("/", json=wrong).status_code == 422
-    assert client.post("/", json={"array": [1, 2, 3], "shape": [2, 2]}).status_code == 500
-
-
-def test_json_to_multi_ndarray_gives_arrays_by_name(client: Client) -> None:
-    @serve.deployment
-    def add(arrays: Any) -> Any:
-        return arrays["a"] + arrays["b"]
-
-    run_graph(json_to_multi_ndarray, add)
-
-    assert client.post("/", json={"a": {"array": [1, 2]}, "b": {"array": [3, 4]}}).json() == [4.0, 6.0]
-
-
-def test_array_adapters_can_be_called_directly() -> None:
-    assert json_to_ndarray(NdArray(array=[[1.9], [2.1]], shape=[1, 2], dtype="int")).tolist() == [[1, 2]]
-    arrays = json_to_multi_ndarray({"a": NdArray(array=[1]), "b": NdArray(array=[3])})
-    assert {name: array.tolist() for name, array in arrays.items()} == {"a": [1.0], "b": [3.0]}
-
-
-def test_image_to_ndarray_takes_a_png_in_the_form_field_img(client: Client) -> None:
-    pixels = np.random.default_rng(7).integers(0, 255, (100, 100, 3), dtype=np.uint8)
-    png = io.BytesIO()
-    Image.fromarray(pixels).save(png, "PNG")
-
-    @serve.deployment
-    def look(array: Any) -> list[Any]:
-        return [str(array.dtype), list(array.shape), array]
-
-    run_graph(image_to_ndarray, look)
-    kind, shape, values = client.post("/", files={"img": ("p.png", png.getvalue(), "image/png")}).json()
-
-    assert (kind, shape) == ("uint8", [100, 100, 3])
-    np.testing.assert_array_equal(np.array(values), pixels)
-    np.testing.assert_array_equal(image_to_ndarray(png.getvalue()), pixels)
-    assert client.post("/", files={"other": b"x"}).json()["detail"][0]["loc"] == ["body", "img"]
 
 
 @pytest.mark.parametrize("orient", [None, "index", "records", "split"])
@@ -326,19 +191,6 @@ def test_pandas_read_json_takes_its_options_from_the_query(client: Client, orien
     }
 
 
-def test_a_missing_package_is_an_import_error_when_the_adapter_is_called() -> None:
-    @require_packages(["missing_package"])
-    def adapt(request: Request) -> None: ...
-
-    @require_packages(["missing_package"])
-    async def adapt_later(request: Request) -> None: ...
-
-    with pytest.raises(ImportError, match=r"requires packages \['missing_package'\] to run but \['missing_package'\]"):
-        adapt(None)  # type: ignore[arg-type]
-    with pytest.raises(ImportError, match="pip install"):
-        asyncio.run(adapt_later(None))  # type: ignore[arg-type]
-
-
 def test_adapters_may_be_async_or_named_by_either_import_path(client: Client) -> None:
     async def later(request: Request) -> Any:
         return [await request.json()]
@@ -348,10 +200,3 @@ def test_adapters_may_be_async_or_named_by_either_import_path(client: Client) ->
     for named in ("qserve.http_adapters.json_to_ndarray", "qserve.http_adapters:json_to_ndarray"):
         run_graph(named)
         assert client.post("/", json={"array": [1]}).json() == [1.0]
-
-
-def test_input_schema_is_the_older_name_of_the_adapter(client: Client) -> None:
-    with InputNode() as value:
-        serve.run(DAGDriver.bind(echo.bind(value), input_schema=json_to_ndarray))
-
-    assert client.post("/", json={"array": [2]}).json() == [2.0]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import enum
+import io
 import json
 from typing import Annotated, Any
 
@@ -18,7 +19,7 @@ from starlette.requests import Request
 from qserve.http.adapter import Adapter, RequestValidationError, validation_response
 from qserve.http.message import HttpMessage
 from qserve.http.request import to_starlette
-from qserve.http_adapters import json_to_multi_ndarray, json_to_ndarray
+from qserve.http_adapters import image_to_ndarray, json_to_multi_ndarray, json_to_ndarray
 
 
 def a_request(body: bytes = b"", query: str = "", **headers: str) -> Request:
@@ -56,6 +57,7 @@ class Point:
 
 class Colour(enum.Enum):
     RED = "red"
+    BLUE = "blue"
 
 
 def test_no_adapter_gives_the_request_itself() -> None:
@@ -76,6 +78,18 @@ def test_typed_parameters_are_converted_query_parameters() -> None:
 
     request = a_request(query="number=100&flag=true&colour=red&name=Ada")
     assert adapt(resolver, request) == (100, True, Colour.RED, 0.5, "Ada")
+    request = a_request(query="number=1&flag=on&colour=blue&ratio=2")
+    assert adapt(resolver, request) == (1, True, Colour.BLUE, 2.0, None)
+    error = refusal(resolver, a_request(query="number=1&flag=on&colour=huge"))
+    assert [(one["type"], one["loc"]) for one in error.errors] == [("enum", ["query", "colour"])]
+
+
+def test_parameters_that_are_left_out_have_their_defaults() -> None:
+    def resolver(a: int, b: str, flag: bool = False, colour: Colour = Colour.RED) -> Any:
+        return a, b, flag, colour
+
+    assert adapt(resolver, a_request(query="a=1&b=x")) == (1, "x", False, Colour.RED)
+    assert adapt(resolver, a_request(query="a=1&b=x&flag=on&colour=blue")) == (1, "x", True, Colour.BLUE)
 
 
 def test_a_missing_query_parameter_is_described_as_by_fastapi() -> None:
@@ -110,7 +124,13 @@ def test_a_body_that_does_not_fit_the_class_is_refused_by_field() -> None:
 
 
 def test_a_missing_body_is_refused() -> None:
-    assert refusal(Item, a_request()).errors[0]["loc"] == ["body"]
+    def resolver(item: Item, urgent: bool = False) -> Any:
+        return item, urgent
+
+    for adapter in (Item, resolver):
+        assert refusal(adapter, a_request()).errors[0] == {
+            "type": "missing", "loc": ["body"], "msg": "Field required", "input": None,
+        }  # fmt: skip
 
 
 def test_one_body_parameter_is_the_whole_body() -> None:
@@ -129,12 +149,23 @@ def test_several_body_parameters_have_a_key_each() -> None:
     error = refusal(resolver, a_request(b'{"item": {"model_input1": 1, "model_input2": ""}}'))
     assert [one["loc"] for one in error.errors] == [["body", "point"], ["body", "numbers"]]
 
+    def scaled(item: Item, numbers: list[int], factor: Annotated[int, Body()] = 1) -> int:
+        return sum(numbers) * factor
+
+    assert adapt(scaled, a_request(json.dumps({**body, "numbers": [1, 2], "factor": 3}).encode())) == 9
+    assert adapt(scaled, a_request(json.dumps(body).encode())) == 3
+    assert refusal(scaled, a_request(b'{"numbers": []}')).errors[0]["loc"] == ["body", "item"]
+
 
 def test_containers_come_from_the_body() -> None:
     def resolver(data: dict[str, int]) -> Any:
         return data
 
+    def rows(rows: list[dict[str, float]]) -> float:
+        return sum(sum(row.values()) for row in rows)
+
     assert adapt(resolver, a_request(b'{"a": 1}')) == {"a": 1}
+    assert adapt(rows, a_request(b'[{"a": 1, "b": 2}, {"c": 0.5}]')) == 3.5
 
 
 def test_files_come_from_a_form() -> None:
@@ -158,6 +189,19 @@ def test_the_array_adapters_work_over_http() -> None:
     np.testing.assert_array_equal(one, [[1, 2]])
     assert {name: array.tolist() for name, array in many.items()} == {"a": [1.0], "b": [3.0]}
     assert refusal(json_to_ndarray, a_request(b'{"shape": [1]}')).errors[0]["loc"] == ["body", "array"]
+
+
+def test_an_image_comes_in_the_form_field_img() -> None:
+    image = pytest.importorskip("PIL.Image")
+    pixels = np.random.default_rng(7).integers(0, 255, (100, 100, 3), np.uint8)
+    png = io.BytesIO()
+    image.fromarray(pixels).save(png, "PNG")
+
+    array = adapt(image_to_ndarray, a_form(img=png.getvalue()))
+
+    assert (array.dtype, array.shape) == (np.uint8, (100, 100, 3))
+    np.testing.assert_array_equal(array, pixels)
+    assert refusal(image_to_ndarray, a_form(other=b"x")).errors[0]["loc"] == ["body", "img"]
 
 
 @pytest.mark.parametrize(

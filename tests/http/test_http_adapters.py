@@ -56,10 +56,18 @@ def test_json_becomes_an_array(payload: Any, expected: Any) -> None:
     assert array.dtype == expected.dtype
 
 
-@pytest.mark.parametrize("payload", [{}, {"array": 1}, {"array": ["x"]}, {"array": [[[[[1]]]]]}])
+@pytest.mark.parametrize(
+    "payload",
+    [{}, {"array": 1}, {"array": "x"}, {"array": ["x"]}, {"array": [[[[[1]]]]]}, {"array": [1], "shape": ["a"]}],
+)
 def test_what_is_no_array_is_refused(payload: Any) -> None:
     with pytest.raises(pydantic.ValidationError):
         NdArray(**payload)
+
+
+def test_a_shape_that_does_not_fit_is_numpys_own_error() -> None:
+    with pytest.raises(ValueError, match="reshape"):
+        json_to_ndarray(NdArray(array=[1, 2, 3], shape=[2, 2]))
 
 
 def test_several_arrays_come_by_name() -> None:
@@ -117,7 +125,7 @@ def test_a_missing_package_is_named_when_the_function_is_called() -> None:
     text = r"sync_one requires packages .* to run but \['missing_package'\] are missing.*pip install"
     with pytest.raises(ImportError, match=text):
         sync_one()
-    with pytest.raises(ImportError, match="missing_package"):
+    with pytest.raises(ImportError, match=r"\['missing_package'\] to run but \['missing_package'\].*pip install"):
         asyncio.run(async_one())
 
 
