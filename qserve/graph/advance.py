@@ -54,7 +54,7 @@ def begin(plan: Plan, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Mo
     Raises:
       IndexError: The graph reads a position that was not given.
       KeyError: The graph reads a keyword that was not given.
-      TypeError: The graph reads its input as a whole, but the request brought nothing, or values and keywords.
+      TypeError: The graph reads its input as a whole, but the request has nothing, or values and keywords.
       Exception: Any error from reading an item or attribute of a single input.
     """
     filled: dict[int, list[tuple[int, Any]]] = {}
@@ -114,7 +114,7 @@ def _whole(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         return dict(kwargs)
     given = "both positional values and keywords" if args else "nothing"
     raise TypeError(
-        f"the graph uses its input as a whole, but the request brought {given}. Give one value, or "
+        f"the graph uses its input as a whole, but the request has {given}. Give one value, or "
         "let the graph read inp[0] and inp.key."
     )
 
@@ -123,14 +123,14 @@ def _positional(key: int, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any
     try:
         return args[key]
     except IndexError:
-        raise IndexError(f"the graph reads inp[{key}], but the request brought {_described(args, kwargs)}") from None
+        raise IndexError(f"the graph reads inp[{key}], but the request has {_described(args, kwargs)}") from None
 
 
 def _keyword(key: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     try:
         return kwargs[key]
     except KeyError:
-        raise KeyError(f"the graph reads inp.{key}, but the request brought {_described(args, kwargs)}") from None
+        raise KeyError(f"the graph reads inp.{key}, but the request has {_described(args, kwargs)}") from None
 
 
 def _described(args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:

@@ -197,7 +197,7 @@ class Exchange:
 
     async def _send(self, message: Message) -> None:
         if self._left.is_set():
-            raise OSError("the client has left")
+            raise OSError("the client has disconnected")
         if self._is_complete or not message["type"].startswith("http.response."):
             return
         if message["type"] == "http.response.body" and not message.get("more_body", False):

@@ -76,7 +76,7 @@ class Seal:
             body = sealed[_BODY_AT:]
             if hmac.compare_digest(sealed[_TAG_AT:_BODY_AT], mac(_signed_part(head, place, body))):
                 return body
-            raise PayloadError("a message's signature is wrong: it was changed, or belongs elsewhere")
+            raise PayloadError("a message's signature is wrong: it was changed, or was made for another place")
         if sealed[:2] == _UNSIGNED and self._mac is None:
             return sealed[2:]
         raise PayloadError(self._why_not(sealed))

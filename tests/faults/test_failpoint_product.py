@@ -26,7 +26,7 @@ NTH = {"supervisor.after_fork": 7, "beat.before": 1, "drain.mid": 1, "supervisor
 """At which passage; elsewhere at the 20th, in the middle of the load. Six replicas are forked at the start."""
 AT_ONCE = 100
 MAY_LOG = (
-    "failpoint", "was sent SIGKILL", "held the loop", "frozen", "connection to the broker was lost",
+    "failpoint", "was sent SIGKILL", "blocked the event loop", "frozen", "connection to the broker was lost",
     "cannot be reached",
 )  # fmt: skip
 

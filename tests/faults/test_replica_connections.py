@@ -48,7 +48,7 @@ def test_what_was_purged_while_its_delivery_was_lost_is_acknowledged_and_never_r
 
         wait_until(lambda: shop.pending() == 0, description="the lost delivery is acknowledged")
         shop.ask("pid")
-    assert "was ended before it was begun" in worker.stderr
+    assert "was ended before it started" in worker.stderr
 
 
 @contextmanager

@@ -125,28 +125,28 @@ def test_one_keyword_alone_is_no_single_value() -> None:
             (1, 2),
             {},
             IndexError,
-            "the graph reads inp[2], but the request brought 2 positional values and no keywords",
+            "the graph reads inp[2], but the request has 2 positional values and no keywords",
         ),
         (
             InputKey("item", 0),
             (),
             {"x": 1, "y": 2},
             IndexError,
-            "the graph reads inp[0], but the request brought no positional values and the keywords 'x', 'y'",
+            "the graph reads inp[0], but the request has no positional values and the keywords 'x', 'y'",
         ),
         (
             InputKey("attribute", "z"),
             (1,),
             {"x": 1},
             KeyError,
-            "\"the graph reads inp.z, but the request brought 1 positional value and the keywords 'x'\"",
+            "\"the graph reads inp.z, but the request has 1 positional value and the keywords 'x'\"",
         ),
         (
             WHOLE,
             (),
             {},
             TypeError,
-            "the graph uses its input as a whole, but the request brought nothing. Give one value, "
+            "the graph uses its input as a whole, but the request has nothing. Give one value, "
             "or let the graph read inp[0] and inp.key.",
         ),
         (
@@ -154,7 +154,7 @@ def test_one_keyword_alone_is_no_single_value() -> None:
             (1,),
             {"x": 1},
             TypeError,
-            "the graph uses its input as a whole, but the request brought both positional values "
+            "the graph uses its input as a whole, but the request has both positional values "
             "and keywords. Give one value, or let the graph read inp[0] and inp.key.",
         ),
     ],

@@ -61,7 +61,7 @@ class RemoteControl(bootsteps.StartStopStep):  # type: ignore[misc]
                     self._answer_next(consumer)
             except Exception as error:
                 if not self._stopping.is_set():
-                    log.debug("remote control is away: %s", error)
+                    log.debug("remote control is disconnected: %s", error)
                     consumer.connection.collect()
                     self._stopping.wait(_RECONNECT_S)
 

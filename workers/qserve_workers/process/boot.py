@@ -172,7 +172,7 @@ def _end_with(parent: int) -> None:
 
     def watch() -> None:
         _wait_for_end(parent)
-        log.warning("the supervisor is gone; this replica ends")
+        log.warning("the supervisor has ended; this replica stops")
         time.sleep(FINISH_FOR_S)
         os._exit(Exit.ORPHANED)  # whatever the main thread does
 

@@ -91,7 +91,9 @@ class Collector(Emitter):
         """
         self._size += len(payload)
         if self._size > RESPONSE_LIMIT:
-            raise ResultTooLarge(f"a stream that is asked for later may have {RESPONSE_LIMIT} bytes, and this has more")
+            raise ResultTooLarge(
+                f"a stream that is fetched later may have at most {RESPONSE_LIMIT} bytes, and this one has more"
+            )
         self._items.append(payload)
         now = self._plane.loop.time()
         if now - self._asked_at > ASK_INTERVAL_S:

@@ -290,10 +290,10 @@ class StreamReader:
                 lost.append(_delivery(tag, fields))
             else:
                 # the entry was deleted when its request ended
-                log.info("call %s of queue %s was ended before it was begun", entry_id.decode(), streams[0])
+                log.info("call %s of queue %s was ended before it started", entry_id.decode(), streams[0])
                 self._plane.post(("XACK", streams[0], GROUP, entry_id), ignore)
         if lost:
-            log.info("%d calls were delivered over the connection that was lost; they begin now", len(lost))
+            log.info("%d calls were delivered over the connection that was lost; they start now", len(lost))
             self._begin(lost)
         if len(entries) < _HISTORY_PAGE:
             self._read_history(streams[1:], b"0")

@@ -82,9 +82,9 @@ class Watchdog:
             try:
                 self._check()
             except BrokerError as error:
-                log.warning("the watchdog goes on without the broker: %s", error)
+                log.warning("the watchdog continues without the broker: %s", error)
             except Exception:
-                log.exception("the watchdog goes on after an error")
+                log.exception("the watchdog continues after an error")
 
     def _check(self) -> None:
         now = time.monotonic()
@@ -100,7 +100,7 @@ class Watchdog:
                 self._end_overdue(work)
         count = self._replica.give_back(self._client)
         if count:
-            log.info("%d calls that could not begin in time were given back", count)
+            log.info("%d calls that could not start in time were given back", count)
         return None
 
     def _check_loop(self, now: float, is_busy: bool) -> None:
@@ -147,7 +147,7 @@ class Watchdog:
             with broker_errors():
                 self._client.execute_command(*command)
         except BrokerError as error:
-            log.error("its caller could not be told: %s", error)
+            log.error("its caller could not be notified: %s", error)
         if work.task is not None:
             self._replica.loop.call_soon_threadsafe(work.task.cancel)
             if self._has_ended(work):
@@ -170,7 +170,7 @@ class Watchdog:
         If one of them holds the loop again, it then runs alone, and no more than a few times.
         """
         log.error(
-            "user code has held the loop for more than %g s (QSERVE_STALL_LIMIT_S): %s at %s; the replica is ended",
+            "user code blocked the event loop for more than %g s (QSERVE_STALL_LIMIT_S): %s at %s; the replica ends",
             self._stall_s,
             self._holder(),
             _place(sys._current_frames().get(self._loop_thread)),
