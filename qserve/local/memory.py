@@ -1,6 +1,6 @@
 """Requests and queues in this process: what the broker's functions do, for a plane without a broker.
 
-Nothing here waits, locks or runs user code; whoever calls sees to it that one call follows the other.
+Nothing here waits, locks or runs user code; the caller makes sure that one call follows the other.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ import time
 import pytest
 import redis
 from desk import A, Desk
+from qserve_workers.replica.commit import LONGEST_WAIT_S
 
 from qserve.base.keys import CLOCK_MARGIN_MS, Keys
 from qserve.base.settings import Settings
@@ -73,6 +74,10 @@ def test_a_call_that_waits_for_a_clock_that_was_set_back_comes_back_at_once(desk
     assert wake(desk) == 1
     assert desk.client.xlen(desk.one) == 1
     assert desk.client.exists(delayed) == 0
+
+
+def test_no_call_waits_so_long_that_its_clock_seems_to_be_set_back() -> None:
+    assert LONGEST_WAIT_S * 1.5 * 1000 < functions.LONGEST_WAIT_MS  # waits differ by half at random
 
 
 def test_what_waits_lives_as_long_as_the_one_that_needs_it_longest(desk: Desk) -> None:
