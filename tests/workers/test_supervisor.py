@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import redis
 from processes import wait_until
-from qserve_workers.process.lifecycle import ReplicaSpec
+from qserve_workers.replica.spec import ReplicaSpec
 from qserve_workers.supervisor.replica_process import MemoryWatch, describe_end
 from qserve_workers.supervisor.supervisor import Supervisor
 

@@ -51,17 +51,6 @@ class Channel(virtual.Channel):  # type: ignore[misc]
             return [f"{routing_key}.{exchange}"]
         return list(super()._lookup(exchange, routing_key, default))
 
-    def _size(self, queue: str) -> int:
-        return int(self._client.llen(self._keys.control(queue)))
-
-    def _has_queue(self, queue: str, **kwargs: Any) -> bool:
-        return bool(self._client.exists(self._keys.control(queue)))
-
-    def _purge(self, queue: str) -> int:
-        size = self._size(queue)
-        self._client.delete(self._keys.control(queue))
-        return size
-
     def _delete(self, queue: str, *args: Any, **kwargs: Any) -> None:
         self.connection.broadcasts.pop(queue, None)
         self._client.delete(self._keys.control(queue))

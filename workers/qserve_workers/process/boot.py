@@ -35,10 +35,10 @@ from qserve.wire.sealing import Seal
 from qserve_workers.celery.app import make_celery
 from qserve_workers.celery.worker import ReplicaWorker
 from qserve_workers.process.heartbeat import Heartbeat
-from qserve_workers.process.lifecycle import Lifecycle, ReplicaSpec, report
-from qserve_workers.replica.exit_codes import Exit
+from qserve_workers.process.lifecycle import Lifecycle, report
 from qserve_workers.replica.plane import LoopPlane
 from qserve_workers.replica.replica import Replica
+from qserve_workers.replica.spec import Exit, ReplicaSpec
 from qserve_workers.replica.watchdog import Watchdog
 
 log = get_logger(__name__)
@@ -88,7 +88,7 @@ def run_replica(spec: ReplicaSpec) -> int:
         report(reports, spec, FAILED, why)
         return 1
     gc.freeze()  # what exists now stays: the collector need not look at it again
-    limit_s = spec.record.deployments[spec.deployment].max_execution_s
+    limit_s = spec.options.max_execution_s
     watchdog = Watchdog(replica, connect(url), limit_s, spec.settings.stall_limit_s)
     lifecycle = Lifecycle(spec, servable, reports, registry, stop=replica.stop)
     Heartbeat(
@@ -119,20 +119,10 @@ async def _construct(spec: ReplicaSpec, keys: Keys, registry: Registry) -> tuple
     enter_replica(ReplicaContext(record.name, spec.deployment, spec.name))
     await servable.construct()
     enter_replica(ReplicaContext(record.name, spec.deployment, spec.name, servable.instance))
-    user_config = record.deployments[spec.deployment].user_config
+    user_config = spec.options.user_config
     if user_config:
         await servable.reconfigure(json.loads(user_config))
-    replica = Replica(
-        name=spec.name,
-        deployment=spec.deployment,
-        servable=servable,
-        stepper=Stepper(record, keys, codec),
-        plane=plane,
-        keys=keys,
-        settings=settings,
-        record=record,
-    )
-    return plane, servable, replica
+    return plane, servable, Replica(spec, servable, Stepper(record, keys, codec), plane, keys)
 
 
 def _load_code(spec: ReplicaSpec, registry: Registry) -> DeploymentCode:

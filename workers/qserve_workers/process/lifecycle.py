@@ -8,42 +8,22 @@ import os
 import signal
 import socket
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
 from qserve.base.keys import Keys
 from qserve.base.log import get_logger
-from qserve.base.settings import Settings
 from qserve.broker.registry import Registry
 from qserve.define.multiplexing import unload_models
 from qserve.deploy.status import RUNNING, ReplicaReports, ReplicaStatus
 from qserve.engine.invoke import Servable
 from qserve.exceptions import BrokerError
-from qserve.wire.application import ApplicationRecord
-from qserve_workers.replica.exit_codes import Exit
+from qserve_workers.replica.spec import Exit, ReplicaSpec
 
 log = get_logger(__name__)
 # what user code may raise outside of calls; CancelledError is how the loop ends a task
 _RAISED = (Exception, SystemExit, KeyboardInterrupt, GeneratorExit)
 HEALTH_FAILURES = 3
 """Failures of ``check_health`` in a row after which a replica is replaced."""
-
-
-@dataclass(frozen=True)
-class ReplicaSpec:
-    """Which replica a process is.
-
-    Parameters:
-      target: ``module:node`` to import; "" takes what the record names.
-      parent: The supervisor's process id.
-    """
-
-    name: str
-    record: ApplicationRecord
-    deployment: str
-    settings: Settings
-    target: str = ""
-    parent: int = field(default_factory=os.getpid)
 
 
 class Lifecycle:

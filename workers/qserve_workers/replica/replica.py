@@ -9,18 +9,16 @@ from collections.abc import Callable
 from qserve.base import failpoints
 from qserve.base.keys import Keys
 from qserve.base.log import get_logger
-from qserve.base.settings import Settings
 from qserve.broker.connection import Client
 from qserve.broker.library import Command
 from qserve.engine.invoke import Invoker, Servable
 from qserve.engine.step import Conclusion, Stepper
-from qserve.wire.application import ApplicationRecord
 from qserve.wire.outcome import State
 from qserve_workers.replica.commit import Committer
-from qserve_workers.replica.exit_codes import Exit
 from qserve_workers.replica.models import ModelAdvertiser
 from qserve_workers.replica.plane import LoopPlane
 from qserve_workers.replica.reader import Backlog, StreamReader
+from qserve_workers.replica.spec import Exit, ReplicaSpec
 from qserve_workers.replica.work import Delivery, Work
 
 log = get_logger(__name__)
@@ -35,27 +33,14 @@ class Replica:
     them begin: as many as the deployment allows, but a call whose replica died runs alone.
 
     Parameters:
-      name: The consumer's name in the group; unique for ever.
-      deployment: The deployment's name.
-      record: The application's version that this replica runs.
+      spec: Which replica it is.
+      servable: The user's object.
     """
 
-    def __init__(
-        self,
-        *,
-        name: str,
-        deployment: str,
-        servable: Servable,
-        stepper: Stepper,
-        plane: LoopPlane,
-        keys: Keys,
-        settings: Settings,
-        record: ApplicationRecord,
-    ) -> None:
-        assert settings.broker_url is not None
-        options = record.deployments[deployment]
+    def __init__(self, spec: ReplicaSpec, servable: Servable, stepper: Stepper, plane: LoopPlane, keys: Keys) -> None:
+        name, options, stream = spec.name, spec.options, spec.record.stream(keys, spec.deployment)
         self.name = name
-        self.deployment = deployment
+        self.deployment = spec.deployment
         self.max_ongoing = options.max_ongoing
         self.loop = plane.loop
         self._plane = plane
@@ -66,7 +51,6 @@ class Replica:
         self._ongoing = 0
         self._suspects: deque[Work] = deque()
         self._runs_alone = self._reads_suspects = False
-        stream = record.stream(keys, deployment)
         self._backlog = Backlog(keys, stream)
         self._committer = Committer(
             name, options, stream, plane, keys, on_end=self._on_end, on_settled=self._backlog.settle
@@ -77,7 +61,7 @@ class Replica:
         self._reader = StreamReader(
             name,
             stream,
-            settings.broker_url,
+            spec.settings.named_broker,
             plane,
             self._backlog,
             room=self._room,

@@ -22,8 +22,8 @@ from qserve.engine.step import Conclusion
 from qserve.exceptions import BrokerError, TimeLimitExceeded
 from qserve.wire.failure import Failure
 from qserve.wire.outcome import State
-from qserve_workers.replica.exit_codes import Exit
 from qserve_workers.replica.replica import Replica
+from qserve_workers.replica.spec import Exit
 from qserve_workers.replica.work import Work
 
 log = get_logger(__name__)

@@ -14,8 +14,7 @@ from pathlib import Path
 
 from qserve.base.log import get_logger
 from qserve_workers.process.boot import run_replica
-from qserve_workers.process.lifecycle import ReplicaSpec
-from qserve_workers.replica.exit_codes import Exit
+from qserve_workers.replica.spec import MEANINGS, ReplicaSpec
 
 log = get_logger(__name__)
 _KILL_AFTER_S = 3.0
@@ -23,13 +22,6 @@ _KILL_AFTER_S = 3.0
 _DUMP_FOR_S = 0.3
 """How long a process that stands still may take to write its stack before it is killed."""
 _CGROUPS = Path("/sys/fs/cgroup")
-_MEANINGS: dict[int, str] = {
-    Exit.UNHEALTHY: "check_health failed",
-    Exit.TIME_LIMIT: "a call over its max_execution_s could not be stopped otherwise",
-    Exit.STALLED: "stalled: user code ran over QSERVE_STALL_LIMIT_S",
-    Exit.ORPHANED: "its supervisor was gone",
-    Exit.OUT_OF_FILES: "too many open files",
-}
 
 
 @dataclass
@@ -57,12 +49,12 @@ class ReplicaProcess:
     @property
     def retries(self) -> bool:
         """Whether calls of its deployment may wait for another try."""
-        return self.spec.record.deployments[self.spec.deployment].max_retries > 0
+        return self.spec.options.max_retries > 0
 
     def stop(self) -> None:
         """Have it finish what it runs, and end; it is killed when it takes too long."""
         if not self.is_stopping:
-            grace_s = self.spec.record.deployments[self.spec.deployment].grace_s
+            grace_s = self.spec.options.grace_s
             self.is_stopping = True
             self.kill_at = min(self.kill_at, time.monotonic() + grace_s + _KILL_AFTER_S)
             os.kill(self.pid, signal.SIGTERM)
@@ -187,7 +179,7 @@ def describe_end(code: int, killed_because: str, memory: MemoryWatch) -> str:
     if killed_because:
         return killed_because
     if code >= 0:
-        return _MEANINGS.get(code, f"exit code {code}")
+        return MEANINGS.get(code, f"exit code {code}")
     if code != -signal.SIGKILL:
         return signal.Signals(-code).name
     if memory.has_killed():

@@ -23,7 +23,7 @@ from qserve.deploy.status import FAILED, RUNNING, ReplicaReports, ReplicaStatus
 from qserve.exceptions import BrokerError
 from qserve.wire.application import ApplicationRecord
 from qserve.wire.sealing import Seal
-from qserve_workers.process.lifecycle import ReplicaSpec
+from qserve_workers.replica.spec import ReplicaSpec
 from qserve_workers.supervisor.replica_process import MemoryWatch, ReplicaProcess, describe_end, fork_replica
 from qserve_workers.supervisor.scope import Applications, Scope, Target
 from qserve_workers.supervisor.takeover import Sweeper, Takeover
