@@ -14,7 +14,7 @@ from rendezvous import arrive, await_arrival, has_arrived
 
 import qserve as serve
 from qserve.calls.ref import WINDOW
-from qserve.exceptions import QserveException
+from qserve.exceptions import QserveException, TaskError
 
 
 @serve.deployment
@@ -69,8 +69,9 @@ def test_an_error_comes_after_the_items_before_it(serve_run: ServeRun) -> None:
 def test_a_stream_and_a_plain_result_are_not_taken_for_each_other(serve_run: ServeRun) -> None:
     handle = serve_run(Counter.bind())
 
-    with pytest.raises(TypeError, match="did not return a generator"):
+    with pytest.raises(TypeError, match="did not return a generator") as told:
         next(iter(handle.options(stream=True).plain.remote()))
+    assert isinstance(told.value, TaskError)
     with pytest.raises(TypeError, match=r"You must use `handle.options\(stream=True\)`"):
         serve.get(handle.up_to.remote(3))
 
@@ -95,7 +96,7 @@ def test_a_producer_waits_for_its_reader(serve_run: ServeRun, tmp_path: Path, ki
 
     assert next(items) == 0
     await_arrival(folder, str(WINDOW - 1))
-    assert not has_arrived(folder, str(2 * WINDOW))
+    assert not has_arrived(folder, str(WINDOW + 4))
     assert list(items) == list(range(1, 4 * WINDOW))
 
 
