@@ -109,21 +109,6 @@ def test_a_replica_that_is_ill_three_times_is_replaced() -> None:
     wait_until(lambda: ask(handle)[0] != pid, description="another replica answers")
 
 
-def test_a_broken_version_leaves_the_one_before_serving() -> None:
-    handle = qserve.run(Configured.bind())
-    pid = ask(handle)[0]
-
-    @qserve.deployment(name="Configured")
-    class Broken:
-        def __init__(self) -> None:
-            raise ValueError("no way")
-
-    with pytest.raises(RuntimeError, match="no way"):
-        qserve.run(Broken.bind())
-
-    assert ask(handle)[0] == pid
-
-
 def test_a_replica_that_dies_while_it_starts_is_reported_with_the_way_it_died() -> None:
     @qserve.deployment
     class Suicidal:
@@ -264,17 +249,3 @@ def test_status_shows_deployments_and_their_replicas() -> None:
     assert status.deployments["Configured"].status == "HEALTHY"
     assert status.deployments["Configured"].replica_states == {"RUNNING": 2}
     qserve.delete("shown")
-
-
-def test_applications_stand_side_by_side_under_their_names() -> None:
-    @qserve.deployment
-    def who(name: str) -> str:
-        return name
-
-    one = qserve.run(who.bind(), name="one", route_prefix="/one")
-    two = qserve.run(who.bind(), name="two", route_prefix="/two")
-
-    assert (ask(one, "a"), ask(two, "b")) == ("a", "b")
-    qserve.delete("one")
-    assert ask(two, "c") == "c"
-    qserve.delete("two")

@@ -147,11 +147,11 @@ def test_name_and_route_prefix_let_applications_live_side_by_side(url: str) -> N
 def test_a_constructor_that_always_fails_ends_run_and_leaves_the_old_application(
     started: Started, replicas: int
 ) -> None:
-    @qserve.deployment
-    def works() -> str:
-        return "still here"
+    @qserve.deployment(name="Model")
+    def works() -> int:
+        return os.getpid()
 
-    @qserve.deployment(num_replicas=replicas)
+    @qserve.deployment(name="Model", num_replicas=replicas)
     class Broken:
         def __init__(self) -> None:
             raise LookupError("the model's file is missing")
@@ -159,14 +159,15 @@ def test_a_constructor_that_always_fails_ends_run_and_leaves_the_old_application
         def __call__(self) -> None: ...
 
     handle = qserve.run(works.bind())
+    pid = ask(handle)
     before = set(started.site.processes())
 
-    with pytest.raises(RuntimeError, match=r"(?s)'Broken'.*LookupError: the model's file") as failure:
+    with pytest.raises(RuntimeError, match=r"(?s)'Model'.*LookupError: the model's file") as failure:
         qserve.run(Broken.bind())
 
     assert "in __init__" in str(failure.value)
     wait_until(lambda: not set(started.site.processes()) - before, description="no replica of it is left")
-    assert ask(handle) == "still here"
+    assert ask(handle) == pid
 
 
 def test_a_constructor_that_fails_once_is_tried_again(tmp_path: Path) -> None:
