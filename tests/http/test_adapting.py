@@ -324,6 +324,26 @@ def test_the_answer_to_a_request_that_does_not_fit_is_fastapis() -> None:
     assert [one["loc"] for one in detail] == [["body", "model_input1"], ["body", "model_input2"]]
 
 
+class Order(pydantic.BaseModel, extra="forbid"):
+    lines: list[dict[str, int]]
+
+
+@pytest.mark.parametrize(
+    ("body", "places"),
+    [
+        (b'{"lines": [{"a": "x"}]}', [["body", "lines", 0, "a"]]),
+        (b'{"lines": [{"a": 1}], "price": 0}', [["body", "price"]]),
+        (b"{}", [["body", "lines"]]),
+        (b"[]", [["body"]]),
+    ],
+    ids=["wrong type", "unknown field", "missing field", "no object"],
+)
+def test_b36_the_answer_tells_the_place_of_each_fault(body: bytes, places: list[list[Any]]) -> None:
+    response = validation_response(refusal(Order, a_request(body)))
+    assert response.status_code == 422
+    assert [fault["loc"] for fault in json.loads(bytes(response.body))["detail"]] == places
+
+
 class Part(pydantic.BaseModel):
     sizes: list[int] = []
     kind: int | bool = 1
