@@ -27,7 +27,7 @@ def test_it_opens_in_no_other_place(context: bytes, other: bytes, body: bytes) -
     seal = Seal(Keyring(OLD))
     sealed = seal.seal(context, body)
     if other != context:
-        with pytest.raises(PayloadError, match="belongs elsewhere"):
+        with pytest.raises(PayloadError, match="was made for another place"):
             seal.open(other, sealed)
 
 
