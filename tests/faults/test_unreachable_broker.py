@@ -69,7 +69,8 @@ def assert_ends_at_once(site: Site, role: str, url: str, what: str, password: st
     site.write("shop.py", APP)
     began = time.monotonic()
     env = {"QSERVE_BROKER_URL": url, "PORT": str(free_port()), "QSERVE_SECRET_KEY": "key"}
-    process = site.qserve(*ENDING[role], env=env, cwd=site.folder)
+    port = ["--port", str(free_port())] if role == "run" else []
+    process = site.qserve(*ENDING[role], *port, env=env, cwd=site.folder)
     assert process.wait(20) == 1, process.output
     (line,) = process.stderr.strip().splitlines()
     assert line.startswith("Error: ")

@@ -272,7 +272,8 @@ def evicting_broker(site: Site) -> str:
 
 @pytest.mark.parametrize("command", [["worker"], ["run", "nothing:app"]])
 def test_roles_that_start_refuse_a_broker_that_evicts(site: Site, command: list[str]) -> None:
-    process = site.qserve(*command, env={"QSERVE_BROKER_URL": evicting_broker(site)})
+    port = ["--port", str(free_port())] if "run" in command else []
+    process = site.qserve(*command, *port, env={"QSERVE_BROKER_URL": evicting_broker(site)})
     assert process.wait(10) == 1
     (line,) = [one for one in process.stderr.splitlines() if one.startswith("Error: ")]
     assert "maxmemory-policy allkeys-lru" in line
