@@ -40,7 +40,7 @@ test: $(VENV)/installed-test
 	$(BIN)/python -m pytest
 
 fast: $(VENV)/installed-test
-	$(BIN)/python -m pytest -m "not slow and not chaos and not priority and not soak"
+	$(BIN)/python -m pytest -n auto -m "not slow and not chaos and not priority and not soak"
 
 chaos: $(VENV)/installed-test
 	$(BIN)/python -m pytest -n0 -m "row or chaos or priority"

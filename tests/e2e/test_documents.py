@@ -115,6 +115,7 @@ def help_of(*command: str) -> str:
     return subprocess.run([*QSERVE, *command, "--help"], capture_output=True, text=True, check=True).stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
 def test_every_qserve_command_in_the_documents_exists_with_its_options(path: Path) -> None:
     text = path.read_text()
