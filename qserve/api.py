@@ -20,10 +20,9 @@ from qserve.calls.ref import current
 from qserve.define.application import Application
 from qserve.define.compile import CompiledApplication, compile_application
 from qserve.define.options import check_route_prefix
-from qserve.deploy.installation import Installation
+from qserve.deploy.installation import Installation, ServeStatus
 from qserve.deploy.registration import release_of
 from qserve.deploy.rollout import roll_out, wait_for_gateways
-from qserve.deploy.status import ServeStatus
 from qserve.exceptions import AppNotFound, QserveException
 from qserve.graph.nodes import Target
 from qserve.local.plane import LocalPlane

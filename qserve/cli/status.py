@@ -10,8 +10,7 @@ import click
 from qserve.base.escapes import printable
 from qserve.base.settings import Settings
 from qserve.cli.options import Command, broker_option, json_option
-from qserve.deploy.installation import Installation
-from qserve.deploy.status import ServeStatus
+from qserve.deploy.installation import Installation, ServeStatus
 
 
 @click.command(cls=Command)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import msgpack
 
@@ -22,7 +22,12 @@ from qserve.wire.failure import Failure
 from qserve.wire.outcome import Outcome, State
 from qserve.wire.sealing import Seal, open_end, open_header, open_values, seal_header
 
-_META = ("!why", "!at", "!failure", "!y", "!n", "!1")
+T = TypeVar("T")
+_REFUSALS = {
+    Reply.NONE: "dead letter {} has just been replayed or deleted",
+    Reply.OPEN: "request {} is already running",
+    Reply.MOVED: "dead letter {} cannot be replayed while its application is being replaced; try again",
+}
 
 
 @dataclass(frozen=True)
@@ -65,7 +70,7 @@ class DeadLetter:
     history: tuple[Event, ...]
     call: HeldCall
     header: Header | None
-    others: tuple[HeldCall, ...] = field(default=())
+    others: tuple[HeldCall, ...]
 
 
 class DeadLetters:
@@ -77,47 +82,48 @@ class DeadLetters:
     """
 
     def __init__(self, installation: Installation) -> None:
+        self._installation = installation
         self._client = installation.client
         self._keys = installation.keys
-        self._seal = installation.seal
-        self._settings = installation.settings
-        self._registry = installation.registry
 
+    @broker_errors()
     def __len__(self) -> int:
-        with broker_errors():
-            return int(self._client.zcard(self._keys.dead_letters))
+        return int(self._client.zcard(self._keys.dead_letters))
 
+    @broker_errors()
     def dropped(self) -> int:
         """Return how many of the last seven days were dropped because there were more than ten thousand."""
-        with broker_errors():
-            found: Any = self._client.get(self._keys.dropped_letters)
+        found: Any = self._client.get(self._keys.dropped_letters)
         return int(found or 0)
 
+    @broker_errors()
     def ids(self, limit: int = -1) -> list[str]:
         """Return their request IDs, the newest first; ``limit`` -1 for all."""
-        with broker_errors():
-            found: Any = self._client.zrevrange(self._keys.dead_letters, 0, limit - 1 if limit >= 0 else -1)
+        found: Any = self._client.zrevrange(self._keys.dead_letters, 0, limit - 1 if limit >= 0 else -1)
         return [one.decode() for one in found]
 
-    def list(self, limit: int = 100) -> Iterable[DeadLetter]:
-        """Return the newest dead letters, the newest first, without the calls of other branches."""
+    def list(self, limit: int = 100) -> Iterator[DeadLetter]:
+        """Yield the newest dead letters, the newest first."""
         for request_id in self.ids(limit):
-            with broker_errors():
-                parts: Any = self._client.hmget(self._keys.dead_letter(request_id), *_META)
-            if parts[-1] is not None:  # otherwise it has just been replayed or deleted
-                yield _read(request_id, dict(zip(_META, parts, strict=True)), self._seal)
+            letter = self._find(request_id)
+            if letter is not None:  # otherwise it has just been replayed or deleted
+                yield letter
 
     def show(self, request_id: str) -> DeadLetter:
-        """Return a dead letter with all of its calls.
+        """Return a dead letter.
 
         Raises:
           DeadLetterError: There is none with that ID.
         """
+        letter = self._find(request_id)
+        if letter is None:
+            raise DeadLetterError(f"there is no dead letter {request_id!r}; `qserve dlq list` shows all of them")
+        return letter
+
+    def _find(self, request_id: str) -> DeadLetter | None:
         with broker_errors():
             found: Any = self._client.hgetall(self._keys.dead_letter(request_id))
-        if b"!1" not in found:
-            raise DeadLetterError(f"there is no dead letter {request_id!r}; `qserve dlq list` shows all of them")
-        return _read(request_id, {name.decode(): value for name, value in found.items()}, self._seal)
+        return _read(request_id, found, self._installation.seal) if b"!1" in found else None
 
     def replay(self, request_id: str) -> None:
         """Run its request again, under the same ID, from the step that failed.
@@ -134,21 +140,20 @@ class DeadLetters:
         if header is None:
             raise DeadLetterError(f"dead letter {request_id} cannot be replayed: its message cannot be read")
         try:
-            record = self._registry.get(header.app)
+            record = self._installation.registry.get(header.app)
         except AppNotFound as error:
             raise DeadLetterError(f"dead letter {request_id} cannot be replayed: {error}; deploy it first") from error
-        moved = {call.stream: self._queue_now(call, header, record) for call in (letter.call, *letter.others)}
-        timeout_s = record.timeout_s or self._settings.request_timeout_s
-        keep_ms = int(self._settings.result_ttl_s * 1000)
-        renewed = header._replace(deadline_ms=int(clock.stamp_ms() + timeout_s * 1000))
+        settings = self._installation.settings
+        timeout_ms = int((record.timeout_s or settings.request_timeout_s) * 1000)
+        renewed = header._replace(deadline_ms=int(clock.stamp_ms()) + timeout_ms)
         command = functions.replay(
             self._keys.dead_letter(request_id),
             self._keys.request(request_id),
             request_id,
-            seal_header(self._seal, renewed.encode()),
-            int(timeout_s * 1000) + CLOCK_MARGIN_MS,
-            keep_ms,
-            moved,
+            seal_header(self._installation.seal, renewed.encode()),
+            timeout_ms + CLOCK_MARGIN_MS,
+            int(settings.result_ttl_s * 1000),
+            {call.stream: self._queue_now(call, header, record) for call in (letter.call, *letter.others)},
         )
         with broker_errors():
             answer = self._client.execute_command(*command)
@@ -161,71 +166,56 @@ class DeadLetters:
         if deployment not in record.deployments:
             raise DeadLetterError(f"application {header.app!r} has no deployment {deployment!r} any more")
         if header.graph is not None:
-            plan = record.plans[header.graph][0] if header.graph in record.plans else None
-            index = int(call.step) if call.step.isdigit() else -1
-            if plan is None or not 0 <= index < len(plan.steps) or plan.steps[index].deployment != deployment:
+            steps = record.plans[header.graph][0].steps if header.graph in record.plans else ()
+            index = int(call.step) if call.step.isdigit() else len(steps)
+            if index >= len(steps) or steps[index].deployment != deployment:
                 raise DeadLetterError(
                     f"step {call.step} of the graph was {deployment!r} when request {header.request_id} failed, and is"
                     " something else now: deploy a version with the same graph to replay it, or purge it"
                 )
         return record.stream(self._keys, deployment)
 
+    @broker_errors()
     def purge(self, request_ids: Iterable[str]) -> int:
         """Delete dead letters, and return how many there were."""
         letters = {request_id: self._keys.dead_letter(request_id) for request_id in request_ids}
         if not letters:
             return 0
-        with broker_errors():
-            command = functions.purge(self._keys.dead_letters, list(letters.values()), list(letters))
-            return int(self._client.execute_command(*command))
+        command = functions.purge(self._keys.dead_letters, list(letters.values()), list(letters))
+        return int(self._client.execute_command(*command))
 
 
-_REFUSALS = {
-    Reply.NONE: "dead letter {} has just been replayed or deleted",
-    Reply.OPEN: "request {} is already running",
-    Reply.MOVED: "dead letter {} cannot be replayed while its application is being replaced; try again",
-}
-
-
-def _read(request_id: str, parts: Mapping[str, bytes | None], seal: Seal) -> DeadLetter:
-    count = int(parts.get("!n") or 0)
-    held = [_held(parts[f"!{number}"], seal) for number in range(1, count + 1) if parts.get(f"!{number}") is not None]
-    call, header = held[0]
+def _read(request_id: str, parts: Mapping[bytes, bytes], seal: Seal) -> DeadLetter:
+    names = [b"!%d" % number for number in range(1, int(parts.get(b"!n", 0)) + 1)]
+    (call, header), *others = [_held(parts[name], seal) for name in names if name in parts]
+    failure = Outcome(State.FAILED, parts.get(b"!failure", b""))
     return DeadLetter(
         request_id,
-        (parts["!why"] or b"").decode(),
-        int(parts["!at"] or 0) / 1000,
-        _failure(parts["!failure"] or b"", request_id, seal),
-        tuple(Event(at / 1000, who, what) for at, who, what in msgpack.unpackb(parts["!y"] or b"\x90")),
+        parts.get(b"!why", b"").decode(),
+        int(parts.get(b"!at", 0)) / 1000,
+        _readable(lambda: Failure.decode(open_end(seal, request_id, failure).payload)),
+        tuple(Event(at / 1000, who, what) for at, who, what in msgpack.unpackb(parts.get(b"!y", b"\x90"))),
         call,
         header,
-        tuple(call for call, _ in held[1:]),
+        tuple(call for call, _ in others),
     )
 
 
-def _held(data: Any, seal: Seal) -> tuple[HeldCall, Header | None]:
+def _held(data: bytes, seal: Seal) -> tuple[HeldCall, Header | None]:
     stream, flat = msgpack.unpackb(data, raw=True)
     fields = dict(zip(flat[::2], flat[1::2], strict=False))
-    values: list[bytes] = []
-    while (value := fields.get(str(len(values)).encode())) is not None:
-        values.append(value)
+    slots = (str(number).encode() for number in range(len(fields)))
+    values = [fields[slot] for slot in slots if slot in fields]
     step = fields.get(b"s", b"").decode(errors="replace")
-    header = _header(fields.get(b"h", b""), seal)
+    header = _readable(lambda: open_header(seal, fields.get(b"h", b"")))
     if header is not None:
-        with contextlib.suppress(PayloadError):  # what cannot be opened is shown as it is
+        with suppress(PayloadError):  # what cannot be opened is shown as it is
             values = open_values(seal, stream.decode(), header, step, values)
     return HeldCall(stream.decode(), step, tuple(values)), header
 
 
-def _header(data: bytes, seal: Seal) -> Header | None:
+def _readable(read: Callable[[], T]) -> T | None:
     try:
-        return open_header(seal, data)
+        return read()
     except (PayloadError, UnicodeDecodeError):
-        return None
-
-
-def _failure(data: bytes, request_id: str, seal: Seal) -> Failure | None:
-    try:
-        return Failure.decode(open_end(seal, request_id, Outcome(State.FAILED, data)).payload)
-    except PayloadError:
         return None

@@ -1,13 +1,114 @@
-"""One installation of qserve on a broker, as the commands and the Python API reach it."""
+"""One installation of qserve on a broker: what its replicas report, and the status that follows from it."""
 
 from __future__ import annotations
 
-from qserve.base.keys import Keys
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from qserve.base.keys import POOL_TTL_MS, Keys
 from qserve.base.settings import Settings
-from qserve.broker.connection import Client, connect
+from qserve.broker.connection import Client, broker_errors, connect
 from qserve.broker.registry import Registry
-from qserve.deploy.status import ReplicaReports, ServeStatus, read_status
+from qserve.wire.application import ApplicationRecord
 from qserve.wire.sealing import Seal
+
+RUNNING, FAILED = "RUNNING", "FAILED"
+
+
+@dataclass(frozen=True)
+class ReplicaStatus:
+    """The state that a replica reports.
+
+    Parameters:
+      state: RUNNING, or FAILED for the reason in ``message`` (the traceback of user code).
+      config: The user_config that it has adopted.
+    """
+
+    name: str
+    deployment: str
+    version: str
+    state: str
+    pid: int = 0
+    host: str = ""
+    message: str = ""
+    config: str = ""
+
+
+class ReplicaReports:
+    """What the replicas of one application report, on all hosts."""
+
+    def __init__(self, client: Client, keys: Keys, app: str) -> None:
+        self._client = client
+        self._keys = keys
+        self._key = keys.pool(app)
+
+    @broker_errors()
+    def report(self, status: ReplicaStatus) -> None:
+        pipe = self._client.pipeline(transaction=True)
+        pipe.hset(self._key, status.name, json.dumps(asdict(status)))
+        pipe.pexpire(self._key, POOL_TTL_MS)
+        pipe.execute()
+
+    @broker_errors()
+    def remove(self, name: str) -> None:
+        self._client.hdel(self._key, name)
+
+    @broker_errors()
+    def take_turn(self, stream: str, name: str, for_s: float) -> bool:
+        """Return whether this replica may leave now: one of a deployment at a time, until it has been replaced."""
+        return bool(self._client.set(self._keys.leaving_of(stream), name, nx=True, px=int(for_s * 1000)))
+
+    @broker_errors()
+    def end_turn(self, stream: str) -> None:
+        """Let the next replica leave: the one before has been replaced."""
+        self._client.delete(self._keys.leaving_of(stream))
+
+    @broker_errors()
+    def replicas(self) -> list[ReplicaStatus]:
+        found: Any = self._client.hvals(self._key)
+        return [ReplicaStatus(**json.loads(one)) for one in found]
+
+
+@dataclass(frozen=True)
+class DeploymentStatus:
+    """The status of a deployment.
+
+    Parameters:
+      status: HEALTHY if all its replicas run, UPDATING while they start, UNHEALTHY if one has failed.
+      replica_states: The number of replicas in each state.
+      message: Why it is not healthy: the traceback of a constructor that failed.
+    """
+
+    name: str
+    status: str
+    replica_states: dict[str, int]
+    message: str
+
+
+@dataclass(frozen=True)
+class ApplicationStatus:
+    """The status of an application.
+
+    Parameters:
+      status: RUNNING, DEPLOYING or UNHEALTHY.
+    """
+
+    name: str
+    status: str
+    route_prefix: str | None
+    version: str
+    message: str
+    deployments: dict[str, DeploymentStatus]
+
+
+@dataclass(frozen=True)
+class ServeStatus:
+    """The status of all applications on a broker."""
+
+    applications: dict[str, ApplicationStatus]
 
 
 class Installation:
@@ -38,4 +139,25 @@ class Installation:
         Raises:
           BrokerUnavailable: The broker does not reply.
         """
-        return read_status(self.client, self.keys, self.registry)
+        found = {name: self.registry.versions(name) for name in sorted(self.registry.names())}
+        return ServeStatus({name: self._status_of(versions[0]) for name, versions in found.items() if versions})
+
+    def _status_of(self, record: ApplicationRecord) -> ApplicationStatus:
+        current = [one for one in self.reports(record.name).replicas() if one.version == record.version]
+        deployments = {
+            name: _deployment_status(name, deployment.num_replicas, [one for one in current if one.deployment == name])
+            for name, deployment in record.deployments.items()
+            if deployment.replicated
+        }
+        found = {one.status for one in deployments.values()}
+        status = "UNHEALTHY" if "UNHEALTHY" in found else "DEPLOYING" if "UPDATING" in found else "RUNNING"
+        message = next((one.message for one in deployments.values() if one.message), "")
+        return ApplicationStatus(record.name, status, record.route_prefix, record.version, message, deployments)
+
+
+def _deployment_status(name: str, expected: int, replicas: Sequence[ReplicaStatus]) -> DeploymentStatus:
+    states = Counter(replica.state for replica in replicas)
+    if states[RUNNING] >= expected:
+        return DeploymentStatus(name, "HEALTHY", dict(states), "")
+    message = next((replica.message for replica in replicas if replica.state == FAILED), "")
+    return DeploymentStatus(name, "UNHEALTHY" if states[FAILED] else "UPDATING", dict(states), message)

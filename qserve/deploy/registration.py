@@ -9,12 +9,10 @@ import os
 import pickle
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from types import FunctionType
 from typing import Any
 
 from qserve.base.keyring import Keyring
 from qserve.define.compile import CompiledApplication, CompiledDriver, compile_application
-from qserve.define.drivers import is_driver
 from qserve.define.options import DeploymentOptions, check_route_prefix
 from qserve.define.target import load_target
 from qserve.engine.driver import AdaptingDriver
@@ -24,11 +22,11 @@ from qserve.http.builtin_adapters import json_request, starlette_request
 from qserve.wire.application import ApplicationRecord, DeploymentRecord, DriverRecord, dump_plan
 from qserve.wire.codec import Codec, dumps
 
-_GATEWAY_ADAPTERS: dict[Any, str] = {
-    json_request: "json_request",
-    starlette_request: "starlette_request",
-    None: "starlette_request",
-}
+_GATEWAY_ADAPTERS = (
+    (json_request, "json_request"),
+    (starlette_request, "starlette_request"),
+    (None, "starlette_request"),
+)
 """Adapters without user code, which the gateway runs itself, so that no call to a driver replica is needed."""
 
 
@@ -104,9 +102,9 @@ def record_of(
       PayloadError: A constant in the graph cannot travel; the message names the step.
     """
     driver = None if built.driver is None else _driver_record(built.driver)
-    ingress = built.deployments[-1]
+    without_replicas = built.ingress if driver is not None and driver.adapter else None
     deployments = {
-        one.name: _deployment_record(one.name, one.config, replicated=_is_replicated(one.func_or_class, driver))
+        one.name: _deployment_record(one.name, one.config, replicated=one.name != without_replicas)
         for one in built.deployments
     }
     graphs = {}
@@ -122,7 +120,7 @@ def record_of(
         ingress=built.ingress,
         route_prefix=route_prefix,
         target=target,
-        timeout_s=timeout_s if timeout_s is not None else ingress.config.request_timeout_s,
+        timeout_s=timeout_s if timeout_s is not None else built.deployments[-1].config.request_timeout_s,
         deployments=deployments,
         graphs=graphs,
         driver=driver,
@@ -136,20 +134,9 @@ def _digest(record: ApplicationRecord, versions: list[str | None], code: bytes) 
     return hashlib.sha256(repr([str(one) for one in versions]).encode() + plain.encode() + code).hexdigest()
 
 
-def _is_replicated(func_or_class: object, driver: DriverRecord | None) -> bool:
-    if driver is None or not (inspect.isclass(func_or_class) and is_driver(func_or_class)):
-        return True
-    return driver.adapter == ""
-
-
 def _driver_record(driver: CompiledDriver) -> DriverRecord:
-    adapter = driver.adapter
-    known = adapter is None or inspect.isfunction(adapter)
-    return DriverRecord(
-        adapter=_GATEWAY_ADAPTERS.get(adapter, "") if known else "",
-        routes=driver.routes,
-        direct=dict(driver.direct),
-    )
+    adapter = next((name for known, name in _GATEWAY_ADAPTERS if driver.adapter is known), "")
+    return DriverRecord(adapter, driver.routes, dict(driver.direct))
 
 
 def _deployment_record(name: str, options: DeploymentOptions, replicated: bool) -> DeploymentRecord:
@@ -200,23 +187,11 @@ def code_of(built: CompiledApplication) -> Code:
     """Return the code of each deployment by its name; a driver becomes the class that runs its adapter."""
     code = {one.name: DeploymentCode(one.func_or_class, one.init_args, one.init_kwargs) for one in built.deployments}
     if built.driver is not None:
-        adapter = _with_resolved_annotations(built.driver.adapter)
+        adapter = built.driver.adapter
+        if inspect.isfunction(adapter):
+            resolve_annotations(adapter)  # because names that only annotations use do not travel by value
         code[built.ingress] = DeploymentCode(AdaptingDriver, (adapter, built.name))
     return code
-
-
-def _with_resolved_annotations(adapter: Any) -> Any:
-    """Return the adapter with types for annotations: names that only annotations use do not travel by value."""
-    if not inspect.isfunction(adapter):
-        return adapter
-    copy = FunctionType(
-        adapter.__code__, adapter.__globals__, adapter.__name__, adapter.__defaults__, adapter.__closure__
-    )
-    copy.__dict__.update(adapter.__dict__)
-    copy.__kwdefaults__, copy.__annotations__ = adapter.__kwdefaults__, dict(adapter.__annotations__)
-    copy.__module__, copy.__qualname__, copy.__doc__ = adapter.__module__, adapter.__qualname__, adapter.__doc__
-    resolve_annotations(copy)
-    return copy
 
 
 def import_code(target: str, app_name: str) -> Code:

@@ -9,15 +9,13 @@ from dataclasses import dataclass, replace
 
 from qserve.base.clock import Deadline
 from qserve.broker.connection import broker_errors
-from qserve.deploy.installation import Installation
+from qserve.deploy.installation import FAILED, RUNNING, Installation, ReplicaReports, ReplicaStatus
 from qserve.deploy.registration import Release
-from qserve.deploy.status import FAILED, RUNNING, ReplicaReports, ReplicaStatus
 from qserve.exceptions import DeployError
 from qserve.wire.application import ApplicationRecord
 
 READY_TIMEOUT_S = 60.0
 GATEWAY_TIMEOUT_S = 10.0
-_MIN_FAILURES = 3
 _POLL_INTERVAL_S = 0.01
 
 
@@ -30,22 +28,14 @@ class Progress:
     expected: int
 
 
-def _ignore(progress: Progress) -> None:
-    pass
-
-
-def _nothing() -> None:
-    pass
-
-
 def roll_out(
     installation: Installation,
     release: Release,
     *,
     gateways: int = 0,
     ready_timeout_s: float = READY_TIMEOUT_S,
-    on_progress: Callable[[Progress], None] = _ignore,
-    check: Callable[[], None] = _nothing,
+    on_progress: Callable[[Progress], None] = lambda progress: None,
+    check: Callable[[], None] = lambda: None,
 ) -> ApplicationRecord:
     """Serve a version of an application: return once its replicas take calls and the gateways know it.
 
@@ -87,8 +77,8 @@ def wait_until_running(
     reports: ReplicaReports,
     *,
     timeout_s: float = READY_TIMEOUT_S,
-    on_progress: Callable[[Progress], None] = _ignore,
-    check: Callable[[], None] = _nothing,
+    on_progress: Callable[[Progress], None] = lambda progress: None,
+    check: Callable[[], None] = lambda: None,
     exact: bool = False,
 ) -> None:
     """Wait until every replica of a version has constructed its object and takes calls.
@@ -105,7 +95,11 @@ def wait_until_running(
     deadline = Deadline(timeout_s)
     while True:
         replicas = [replica for replica in reports.replicas() if replica.version == record.version]
-        running = Counter(replica.deployment for replica in replicas if _is_up_to_date(replica, record))
+        running = Counter(
+            replica.deployment
+            for replica in replicas
+            if replica.state == RUNNING and replica.config == record.deployments[replica.deployment].config
+        )
         for name, count in expected.items():
             if shown.get(name) != running[name]:
                 shown[name] = running[name]
@@ -121,22 +115,17 @@ def wait_until_running(
         time.sleep(_POLL_INTERVAL_S)
 
 
-def _is_up_to_date(replica: ReplicaStatus, record: ApplicationRecord) -> bool:
-    known = record.deployments.get(replica.deployment)
-    return replica.state == RUNNING and known is not None and replica.config == known.config
-
-
 def _raise_for_failures(replicas: Sequence[ReplicaStatus], expected: Mapping[str, int]) -> None:
     failed = Counter(replica.deployment for replica in replicas if replica.state == FAILED)
     for name, count in failed.items():
         # a constructor is tried three times for each replica, as in Ray Serve
-        if count >= max(_MIN_FAILURES, 3 * expected.get(name, 1)):
+        if count >= 3 * expected[name]:
             message = next(one.message for one in replicas if one.deployment == name and one.state == FAILED)
             raise DeployError(f"deployment {name!r} could not be started; its constructor failed:\n{message}")
 
 
 def wait_for_gateways(
-    installation: Installation, change: str, processes: int, check: Callable[[], None] = _nothing
+    installation: Installation, change: str, processes: int, check: Callable[[], None] = lambda: None
 ) -> None:
     """Wait until so many gateway processes serve what the registry holds as of ``change``.
 
@@ -151,15 +140,12 @@ def wait_for_gateways(
     while not deadline.has_passed():
         with broker_errors():
             seen = [client.get(key) for key in client.scan_iter(pattern, count=1000)]
-        if sum(1 for one in seen if one is not None and _at_least(one, change)) >= processes:
+        if sum(one is not None and _number(one.decode()) >= _number(change) for one in seen) >= processes:
             return
         check()
         time.sleep(_POLL_INTERVAL_S)
     raise DeployError(f"the gateway did not load the application within {GATEWAY_TIMEOUT_S:.0f} s")
 
 
-def _at_least(seen: bytes, change: str) -> bool:
-    def parts(text: str) -> tuple[int, ...]:
-        return tuple(int(part) for part in text.split("-"))
-
-    return parts(seen.decode()) >= parts(change)
+def _number(change: str) -> tuple[int, ...]:
+    return tuple(map(int, change.split("-")))

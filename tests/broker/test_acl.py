@@ -28,9 +28,8 @@ from qserve.broker.doctor import check, examine
 from qserve.broker.facts import read_facts
 from qserve.broker.library import Command
 from qserve.broker.registry import Registry
-from qserve.deploy.installation import Installation
+from qserve.deploy.installation import RUNNING, Installation, ReplicaReports, ReplicaStatus
 from qserve.deploy.rollout import wait_for_gateways
-from qserve.deploy.status import RUNNING, ReplicaReports, ReplicaStatus
 from qserve.exceptions import BrokerUnavailable
 from qserve.machine.embedded_broker import find_server
 from qserve.wire.application import ApplicationRecord, DeploymentRecord

@@ -10,7 +10,7 @@ import pytest
 from qserve.base.keyring import Keyring
 from qserve.base.keys import Keys
 from qserve.broker.registry import Registry
-from qserve.deploy.status import FAILED, RUNNING, ReplicaReports, ReplicaStatus
+from qserve.deploy.installation import FAILED, RUNNING, ReplicaReports, ReplicaStatus
 from qserve.exceptions import AppNotFound, PayloadError
 from qserve.graph.plan import InputKey, Plan, Slot, Step
 from qserve.wire.application import ApplicationRecord, DeploymentRecord, DriverRecord, dump_plan

@@ -11,10 +11,9 @@ import redis
 import qserve
 from qserve.base.settings import Settings
 from qserve.define.compile import compile_application
-from qserve.deploy.installation import Installation
+from qserve.deploy.installation import FAILED, RUNNING, Installation, ReplicaStatus
 from qserve.deploy.registration import DeploymentCode, Release, release_of, unpack_code
 from qserve.deploy.rollout import Progress, roll_out, wait_for_gateways
-from qserve.deploy.status import FAILED, RUNNING, ReplicaStatus
 from qserve.exceptions import DeployError, PayloadError
 
 

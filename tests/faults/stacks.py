@@ -19,7 +19,7 @@ from processes import QSERVE, Process, Site, free_port, is_alive, wait_until
 from qserve.base.keys import GROUP, Keys
 from qserve.base.settings import Settings
 from qserve.calls.client import ClientPlane
-from qserve.deploy.status import RUNNING, ReplicaReports, ReplicaStatus
+from qserve.deploy.installation import RUNNING, ReplicaReports, ReplicaStatus
 from qserve.wire.application import ApplicationRecord
 
 SECRET = "of-this-test"

@@ -19,8 +19,8 @@ from qserve_workers.supervisor.supervisor import Supervisor
 from qserve.base.keys import Keys
 from qserve.base.settings import Settings
 from qserve.broker.registry import Registry
+from qserve.deploy.installation import FAILED, ReplicaReports
 from qserve.deploy.rollout import wait_until_running
-from qserve.deploy.status import FAILED, ReplicaReports
 from qserve.exceptions import BrokerUnavailable, DeployError
 from qserve.wire.application import ApplicationRecord, DeploymentRecord
 from qserve.wire.sealing import Seal

@@ -24,8 +24,8 @@ from qserve.base.tracebacks import user_traceback
 from qserve.broker.connection import connect
 from qserve.broker.registry import Registry
 from qserve.calls.ref import current
+from qserve.deploy.installation import FAILED, ReplicaReports
 from qserve.deploy.registration import DeploymentCode, import_code, unpack_code
-from qserve.deploy.status import FAILED, ReplicaReports
 from qserve.engine.invoke import Servable
 from qserve.engine.step import Stepper
 from qserve.exceptions import QserveException

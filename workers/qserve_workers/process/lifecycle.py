@@ -14,7 +14,7 @@ from qserve.base.keys import Keys
 from qserve.base.log import get_logger
 from qserve.broker.registry import Registry
 from qserve.define.multiplexing import unload_models
-from qserve.deploy.status import RUNNING, ReplicaReports, ReplicaStatus
+from qserve.deploy.installation import RUNNING, ReplicaReports, ReplicaStatus
 from qserve.engine.invoke import Servable
 from qserve.exceptions import BrokerError
 from qserve_workers.replica.spec import Exit, ReplicaSpec

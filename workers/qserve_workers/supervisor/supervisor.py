@@ -19,7 +19,7 @@ from qserve.base.log import get_logger
 from qserve.base.settings import Settings
 from qserve.broker.connection import connect
 from qserve.broker.registry import Registry
-from qserve.deploy.status import FAILED, RUNNING, ReplicaReports, ReplicaStatus
+from qserve.deploy.installation import FAILED, RUNNING, ReplicaReports, ReplicaStatus
 from qserve.exceptions import BrokerError
 from qserve.wire.application import ApplicationRecord
 from qserve.wire.sealing import Seal
