@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from qserve import __version__
+from qserve.exceptions import QserveException
 
 _COMMANDS = {
     "run": "qserve.cli.run:run",
@@ -23,7 +24,14 @@ _ENTRY_POINTS = "qserve.commands"
 
 
 class LazyGroup(click.Group):
-    """A group that imports a command when it is used."""
+    """A group that imports a command when it is used, and prints an error of qserve as one message."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a command; it exits with 1 after an error."""
+        try:
+            return super().invoke(ctx)
+        except QserveException as error:
+            raise click.ClickException(str(error)) from error
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Return the names of all commands, our own first."""

@@ -13,7 +13,6 @@ from qserve.base.settings import Settings
 from qserve.broker.connection import load_functions
 from qserve.broker.doctor import check_unless_parent_did
 from qserve.cli.options import (
-    Command,
     app_dir_option,
     broker_option,
     errors_of_user_code,
@@ -32,17 +31,14 @@ _BROKER_TIMEOUT_S = 10.0
 _POLL_INTERVAL_S = 0.01
 
 
-@click.command(cls=Command)
+@click.command()
 @click.argument("target", metavar="MODULE:NODE")
 @route_prefix_option
 @name_option
 @app_dir_option
 @broker_option
 @click.option(
-    "--timeout-s",
-    default=READY_TIMEOUT_S,
-    show_default=True,
-    help="Seconds that replicas may take to be ready.",
+    "--timeout-s", default=READY_TIMEOUT_S, show_default=True, help="Seconds that replicas may take to be ready."
 )
 @click.option("--gateways", default=0, metavar="N", help="Wait as well until N gateway processes serve it.")
 @click.option("--prefix-fd", type=int, hidden=True, help="An open file to which the route prefix is written.")
@@ -51,7 +47,7 @@ def deploy(
     route_prefix: str | None,
     name: str,
     app_dir: str,
-    broker: str | None,
+    settings: Settings,
     timeout_s: float,
     gateways: int,
     prefix_fd: int | None,
@@ -65,10 +61,10 @@ def deploy(
     import_first_from(app_dir)
     with errors_of_user_code(target):
         built = compile_application(load_target(target), app_name=name)
-    installation = Installation(Settings.from_env(broker_url=broker))
+    installation = Installation(settings)
     prefix = built.route_prefix if route_prefix is None else route_prefix
     try:
-        release = release_of(built, installation.settings.keyring, target=target, route_prefix=prefix)
+        release = release_of(built, settings.keyring, target=target, route_prefix=prefix)
     except ValueError as error:
         raise click.ClickException(str(error)) from error
     _wait_for_broker(installation)

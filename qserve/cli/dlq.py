@@ -12,8 +12,8 @@ import click
 
 from qserve.base.escapes import printable
 from qserve.base.settings import Settings
-from qserve.cli.options import Command, broker_option, json_option
-from qserve.deploy.dead_letters import DeadLetter, DeadLetters, HeldCall
+from qserve.cli.options import broker_option, json_option
+from qserve.deploy.dead_letters import DeadLetter, DeadLetters
 from qserve.deploy.installation import Installation
 from qserve.exceptions import PayloadError, QserveException
 from qserve.wire.codec import Codec
@@ -23,11 +23,7 @@ _ids_argument = click.argument("request_ids", metavar="[ID]...", nargs=-1)
 _all_option = click.option("--all", "all_of_them", is_flag=True, help="All dead letters.")
 
 
-class _Group(click.Group):
-    command_class = Command
-
-
-@click.group(cls=_Group)
+@click.group()
 def dlq() -> None:
     """List, replay and delete dead letters.
 
@@ -39,9 +35,9 @@ def dlq() -> None:
 @broker_option
 @click.option("--limit", default=100, show_default=True, help="The most dead letters to show.")
 @json_option
-def list_letters(broker: str | None, limit: int, as_json: bool) -> None:
+def list_letters(settings: Settings, limit: int, as_json: bool) -> None:
     """List the newest dead letters, one a line."""
-    letters, _ = _open(broker)
+    letters = DeadLetters(Installation(settings))
     summaries = [_summary(letter) for letter in letters.list(limit)]
     if as_json:
         click.echo(json.dumps(summaries, indent=2))
@@ -58,13 +54,13 @@ def list_letters(broker: str | None, limit: int, as_json: bool) -> None:
 @click.argument("request_id", metavar="ID")
 @broker_option
 @json_option
-def show(request_id: str, broker: str | None, as_json: bool) -> None:
+def show(request_id: str, settings: Settings, as_json: bool) -> None:
     """Show a dead letter.
 
     Shows its payload, why it failed, its traceback and its history.
     """
-    letters, codec = _open(broker)
-    details = _details(letters.show(request_id), codec)
+    letter = DeadLetters(Installation(settings)).show(request_id)
+    details = _details(letter, Codec(settings.keyring))
     if as_json:
         click.echo(json.dumps(details, indent=2))
     else:
@@ -75,12 +71,12 @@ def show(request_id: str, broker: str | None, as_json: bool) -> None:
 @_ids_argument
 @broker_option
 @_all_option
-def replay(request_ids: tuple[str, ...], broker: str | None, all_of_them: bool) -> None:
+def replay(request_ids: tuple[str, ...], settings: Settings, all_of_them: bool) -> None:
     """Run dead letters again.
 
     They go on from the step that failed, on the version that is deployed now. Each result has the ID of its request.
     """
-    letters, _ = _open(broker)
+    letters = DeadLetters(Installation(settings))
     failed = 0
     for request_id in _chosen(letters, request_ids, all_of_them):
         try:
@@ -100,16 +96,11 @@ def replay(request_ids: tuple[str, ...], broker: str | None, all_of_them: bool) 
 @_ids_argument
 @broker_option
 @_all_option
-def purge(request_ids: tuple[str, ...], broker: str | None, all_of_them: bool) -> None:
+def purge(request_ids: tuple[str, ...], settings: Settings, all_of_them: bool) -> None:
     """Delete dead letters."""
-    letters, _ = _open(broker)
+    letters = DeadLetters(Installation(settings))
     count = letters.purge(_chosen(letters, request_ids, all_of_them))
     click.echo(f"deleted {count} dead letter{'' if count == 1 else 's'}")
-
-
-def _open(broker: str | None) -> tuple[DeadLetters, Codec]:
-    settings = Settings.from_env(broker_url=broker)
-    return DeadLetters(Installation(settings)), Codec(settings.keyring)
 
 
 def _chosen(letters: DeadLetters, request_ids: tuple[str, ...], all_of_them: bool) -> list[str]:
@@ -135,22 +126,19 @@ def _details(letter: DeadLetter, codec: Codec) -> dict[str, Any]:
     return {
         **_summary(letter),
         "step": letter.call.step,
-        "payload": _payload(letter.call, codec),
+        "payload": [_shown(value, codec) for value in letter.call.values],
         "other_calls": len(letter.others),
         "traceback": letter.failure.traceback if letter.failure else "",
         "history": [asdict(event) for event in letter.history],
     }
 
 
-def _payload(call: HeldCall, codec: Codec) -> list[str]:
-    shown = []
-    for value in call.values:
-        try:
-            text = repr(codec.decode(value))
-        except PayloadError as error:
-            text = f"<{error}>"
-        shown.append(text if len(text) <= _VALUE_CHARS else f"{text[:_VALUE_CHARS]}… ({len(text)} characters)")
-    return shown
+def _shown(value: bytes, codec: Codec) -> str:
+    try:
+        text = repr(codec.decode(value))
+    except PayloadError as error:
+        text = f"<{error}>"
+    return text if len(text) <= _VALUE_CHARS else f"{text[:_VALUE_CHARS]}… ({len(text)} characters)"
 
 
 def _print(details: dict[str, Any]) -> None:

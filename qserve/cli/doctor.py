@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from dataclasses import asdict
@@ -10,33 +11,26 @@ import click
 
 from qserve.base.settings import Settings
 from qserve.broker.connection import connect
-from qserve.broker.doctor import Finding, examine
+from qserve.broker.doctor import examine
 from qserve.broker.facts import read_facts
-from qserve.cli.options import Command, broker_option, json_option
+from qserve.cli.options import broker_option, json_option
 
 
-@click.command(cls=Command)
+@click.command()
 @broker_option
 @json_option
-def doctor(broker: str | None, as_json: bool) -> None:
+def doctor(settings: Settings, as_json: bool) -> None:
     """Check a broker for problems.
 
     Checks version, eviction, persistence, clock, password and secret key, and prints a line for each, with a remedy
     for what is wrong. The exit code is 1 if there is an error.
     """
-    settings = Settings.from_env(broker_url=broker)
-    client = connect(settings.named_broker)
-    findings = examine(read_facts(client, settings))
-    client.close()
+    with contextlib.closing(connect(settings.named_broker)) as client:
+        findings = examine(read_facts(client, settings))
     if as_json:
         click.echo(json.dumps([asdict(finding) for finding in findings], indent=2))
-    else:
-        for finding in findings:
-            click.echo(_line(finding))
+    for finding in findings if not as_json else ():
+        remedy = f" -> {finding.remedy}" if finding.remedy else ""
+        click.echo(f"{finding.level:<8} {finding.what}{remedy}")
     if any(finding.level == "error" for finding in findings):
         sys.exit(1)
-
-
-def _line(finding: Finding) -> str:
-    remedy = f" -> {finding.remedy}" if finding.remedy else ""
-    return f"{finding.level:<8} {finding.what}{remedy}"

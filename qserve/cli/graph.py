@@ -7,23 +7,18 @@ from pathlib import Path
 
 import click
 
-from qserve.cli.options import Command, app_dir_option, errors_of_user_code, import_first_from
+from qserve.cli.options import app_dir_option, errors_of_user_code, import_first_from
 from qserve.define.target import load_target
 from qserve.drawing.dot import to_dot
 from qserve.drawing.mermaid import to_mermaid
 from qserve.drawing.picture import Picture, picture_of, to_json
 from qserve.drawing.svg import to_svg
 
-_WRITERS: dict[str, Callable[[Picture], str]] = {
-    "dot": to_dot,
-    "mermaid": to_mermaid,
-    "svg": to_svg,
-    "json": to_json,
-}
+_WRITERS: dict[str, Callable[[Picture], str]] = {"dot": to_dot, "mermaid": to_mermaid, "svg": to_svg, "json": to_json}
 _SUFFIXES = {".dot": "dot", ".gv": "dot", ".mmd": "mermaid", ".mermaid": "mermaid", ".svg": "svg", ".json": "json"}
 
 
-@click.command(cls=Command)
+@click.command()
 @click.argument("target", metavar="MODULE:NODE")
 @click.option(
     "--format",
@@ -44,7 +39,15 @@ def graph(target: str, chosen: str | None, output: Path | None, app_dir: str) ->
 
     The drawing shows everything that it is bound to. Nothing is deployed or run.
     """
-    written = _WRITERS[chosen or _format_of(output)](_picture(target, app_dir))
+    write = _WRITERS[chosen or _format_of(output)]
+    import_first_from(app_dir)
+    with errors_of_user_code(target):
+        node = load_target(target)
+    try:
+        picture = picture_of(node)
+    except TypeError as error:
+        raise click.ClickException(f"{target}: {error}") from error
+    written = write(picture)
     if output is None:
         click.echo(written, nl=False)
         return
@@ -59,18 +62,6 @@ def _format_of(output: Path | None) -> str:
         return "dot"
     found = _SUFFIXES.get(output.suffix.lower())
     if found is None:
-        raise click.UsageError(
-            f"{output.suffix or output.name!r} is not a known format: end FILE in {', '.join(_SUFFIXES)}, or pass"
-            " --format"
-        )
+        suffix, known = output.suffix or output.name, ", ".join(_SUFFIXES)
+        raise click.UsageError(f"{suffix!r} is not a known format: end FILE in {known}, or pass --format")
     return found
-
-
-def _picture(target: str, app_dir: str) -> Picture:
-    import_first_from(app_dir)
-    with errors_of_user_code(target):
-        node = load_target(target)
-    try:
-        return picture_of(node)
-    except TypeError as error:
-        raise click.ClickException(f"{target}: {error}") from error

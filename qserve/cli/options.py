@@ -1,4 +1,4 @@
-"""What several commands share: their options, and how they report errors."""
+"""What several commands share: their options, and how they load user code."""
 
 from __future__ import annotations
 
@@ -6,15 +6,19 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import click
 
+from qserve.base.settings import Settings
 from qserve.base.tracebacks import user_traceback
 from qserve.exceptions import QserveException
 
 broker_option = click.option(
-    "--broker", metavar="URL", help="The broker's address. [default: $QSERVE_BROKER_URL or $REDIS_URL]"
+    "--broker",
+    "settings",
+    metavar="URL",
+    callback=lambda ctx, option, url: Settings.from_env(broker_url=url),
+    help="The broker's address. [default: $QSERVE_BROKER_URL or $REDIS_URL]",
 )
 app_dir_option = click.option(
     "--app-dir", default=".", show_default=True, help="The folder in which MODULE is searched for first."
@@ -26,17 +30,6 @@ route_prefix_option = click.option(
     "--route-prefix", metavar="PATH", help="The URL path of the application. [default: that of its ingress, or /]"
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-
-
-class Command(click.Command):
-    """A command that prints an error of qserve as one message and exits with 1."""
-
-    def invoke(self, ctx: click.Context) -> Any:
-        """Run the command."""
-        try:
-            return super().invoke(ctx)
-        except QserveException as error:
-            raise click.ClickException(str(error)) from error
 
 
 def import_first_from(app_dir: str) -> None:

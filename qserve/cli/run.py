@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from types import FrameType
 
 import click
 
 from qserve.base.log import log_to_terminal
 from qserve.base.settings import DEFAULT_HOST, DEFAULT_PORT, Settings
-from qserve.cli.options import Command, app_dir_option, name_option, route_prefix_option
+from qserve.cli.options import app_dir_option, name_option, route_prefix_option
 from qserve.machine.children import Child
 from qserve.machine.local_cluster import LocalCluster
 
 _POLL_INTERVAL_S = 0.05
 
 
-@click.command(cls=Command)
+@click.command()
 @click.argument("target", metavar="MODULE:NODE")
 @click.option("--host", default=DEFAULT_HOST, show_default=True, help="The address that the gateway listens on.")
 @click.option(
@@ -34,24 +34,13 @@ _POLL_INTERVAL_S = 0.05
 @route_prefix_option
 @name_option
 @app_dir_option
+@click.option("--broker", metavar="URL", help="The broker to use. [default: $QSERVE_BROKER_URL, or an embedded broker]")
 @click.option(
-    "--broker",
-    metavar="URL",
-    help="The broker to use. [default: $QSERVE_BROKER_URL, or an embedded broker]",
-)
-@click.option(
-    "--workers",
-    default=1,
-    show_default=True,
-    type=click.IntRange(1),
-    help="The number of gateway processes.",
+    "--workers", default=1, show_default=True, type=click.IntRange(1), help="The number of gateway processes."
 )
 @click.option("--request-timeout-s", type=float, help="The deadline of a request, in seconds. [default: 60]")
 @click.option(
-    "--show-errors",
-    is_flag=True,
-    default=None,
-    help="Include tracebacks of user code in the bodies of HTTP errors.",
+    "--show-errors", is_flag=True, default=None, help="Include tracebacks of user code in the bodies of HTTP errors."
 )
 def run(
     target: str,
@@ -60,8 +49,8 @@ def run(
     route_prefix: str | None,
     name: str,
     app_dir: str,
-    broker: str | None,
     workers: int,
+    broker: str | None,
     request_timeout_s: float | None,
     show_errors: bool | None,
 ) -> None:
@@ -76,56 +65,45 @@ def run(
     )
     log_to_terminal("run", settings)
     click.echo(f"qserve: starting {target} on {'the embedded broker' if not settings.broker_url else 'the broker'}")
-    with interrupts.deferred():
-        cluster = LocalCluster(settings, host=host, port=port, gateway_workers=workers, import_paths=(app_dir,))
-    try:
-        interrupts.raise_deferred()
-        prefix = _deploy(cluster, target, name, route_prefix, app_dir, interrupts)
-        cluster.keep_running()
-        click.echo(f"qserve: ready in {time.monotonic() - began:.1f} s: {cluster.url}{prefix}  (Ctrl-C stops it)")
-        cluster.wait()
-    except KeyboardInterrupt:
-        click.echo("\nqserve: stopping")
-    finally:
-        cluster.stop()
+    arguments = [target, "--name", name, "--app-dir", app_dir, "--gateways", str(workers)]
+    if route_prefix is not None:
+        arguments += ["--route-prefix", route_prefix]
+    with contextlib.ExitStack() as cleanup:
+        try:
+            with interrupts.deferred():
+                cluster = LocalCluster(settings, host=host, port=port, gateway_workers=workers, import_paths=(app_dir,))
+                cleanup.callback(cluster.stop)
+            prefix = _deploy(cluster, arguments, interrupts)
+            cluster.keep_running()
+            click.echo(f"qserve: ready in {time.monotonic() - began:.1f} s: {cluster.url}{prefix}  (Ctrl-C stops it)")
+            cluster.wait()
+        except KeyboardInterrupt:
+            click.echo("\nqserve: stopping")
 
 
-def _deploy(
-    cluster: LocalCluster, target: str, name: str, route_prefix: str | None, app_dir: str, interrupts: Interrupts
-) -> str:
+def _deploy(cluster: LocalCluster, arguments: list[str], interrupts: Interrupts) -> str:
     """Run ``qserve deploy`` in a process of its own, and return the route prefix once the gateway serves.
 
     This process imports neither user code nor the client of the broker.
     """
     read_end, write_end = os.pipe()
-    command = [sys.executable, "-m", "qserve", "deploy", target, "--name", name, "--app-dir", app_dir]
-    command += ["--gateways", str(cluster.gateway_workers), "--prefix-fd", str(write_end)]
-    if route_prefix is not None:
-        command += ["--route-prefix", route_prefix]
-    with interrupts.deferred():
-        child = Child("qserve deploy", command, cluster.settings.to_env(), pass_fds=(write_end,))
-        os.close(write_end)
-    with os.fdopen(read_end, encoding="utf-8") as prefix:
-        _finish_deploy(cluster, child, interrupts)
+    command = [sys.executable, "-m", "qserve", "deploy", *arguments, "--prefix-fd", str(write_end)]
+    with os.fdopen(read_end, encoding="utf-8") as prefix, contextlib.ExitStack() as cleanup:
+        with interrupts.deferred():
+            child = Child("qserve deploy", command, cluster.settings.to_env(), pass_fds=(write_end,))
+            cleanup.callback(child.kill)
+            os.close(write_end)
+        while (code := child.wait(_POLL_INTERVAL_S)) is None:
+            cluster.check()
+        cleanup.pop_all()
+        if code != 0:
+            cluster.check()  # its error may only be a consequence of another process that has died
+            sys.exit(1)  # it has printed its error
         return prefix.read()
 
 
-def _finish_deploy(cluster: LocalCluster, child: Child, interrupts: Interrupts) -> None:
-    try:
-        interrupts.raise_deferred()
-        while (code := child.wait(_POLL_INTERVAL_S)) is None:
-            cluster.check()
-    except BaseException:
-        child.kill()
-        raise
-    if code != 0:
-        cluster.check()  # its error may only be a consequence of another process that has died
-        cluster.stop()
-        sys.exit(1)  # it has printed its error
-
-
 class Interrupts:
-    """Ctrl-C and SIGTERM as one KeyboardInterrupt, and never while processes are being started.
+    """Raises one KeyboardInterrupt for Ctrl-C and SIGTERM, and never while processes are being started.
 
     An interrupt between the start of a process and the assignment that records it would leave the process behind.
     """
@@ -141,16 +119,13 @@ class Interrupts:
         if first and not self._deferred:  # a second Ctrl-C must not leave half of the processes running
             raise KeyboardInterrupt
 
-    @contextmanager
+    @contextlib.contextmanager
     def deferred(self) -> Iterator[None]:
-        """Defer interrupts until ``raise_deferred``."""
+        """Raise an interrupt at the end of the block only."""
         self._deferred = True
         try:
             yield
         finally:
             self._deferred = False
-
-    def raise_deferred(self) -> None:
-        """Raise the interrupt that was deferred."""
         if self._received:
             raise KeyboardInterrupt

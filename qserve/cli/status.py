@@ -9,26 +9,22 @@ import click
 
 from qserve.base.escapes import printable
 from qserve.base.settings import Settings
-from qserve.cli.options import Command, broker_option, json_option
-from qserve.deploy.installation import Installation, ServeStatus
+from qserve.cli.options import broker_option, json_option
+from qserve.deploy.installation import Installation
 
 
-@click.command(cls=Command)
+@click.command()
 @broker_option
 @json_option
-def status(broker: str | None, as_json: bool) -> None:
+def status(settings: Settings, as_json: bool) -> None:
     """Show what is deployed on a broker.
 
     Lists the applications with their deployments and replicas, and the errors of those that do not start.
     """
-    found = Installation(Settings.from_env(broker_url=broker)).status()
+    found = Installation(settings).status()
     if as_json:
         click.echo(json.dumps(asdict(found), indent=2))
-    else:
-        _show(found)
-
-
-def _show(found: ServeStatus) -> None:
+        return
     if not found.applications:
         click.echo("no application is deployed")
     for app in found.applications.values():

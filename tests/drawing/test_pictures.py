@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qserve.cli.graph import graph
+from qserve.__main__ import main
 from qserve.dag import DAGNode, InputNode, dag_to_dot
 from qserve.define.deployments import deployment
 from qserve.drawing.dot import to_dot
@@ -342,7 +342,7 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def test_the_command_prints_dot(module: str, tmp_path: Path) -> None:
-    result = CliRunner().invoke(graph, [f"{module}:node", "--app-dir", str(tmp_path)])
+    result = CliRunner().invoke(main, ["graph", f"{module}:node", "--app-dir", str(tmp_path)])
 
     assert (result.exit_code, result.output) == (0, "digraph G {\nrankdir=LR;\nINPUT_NODE -> square;\n}\n")
 
@@ -352,7 +352,9 @@ def test_the_command_prints_dot(module: str, tmp_path: Path) -> None:
     [("a.svg", "<svg "), ("a.mmd", "flowchart LR"), ("a.json", "{"), ("a.dot", "digraph"), ("a.GV", "digraph")],
 )
 def test_the_suffix_chooses_the_format(module: str, tmp_path: Path, file: str, start: str) -> None:
-    result = CliRunner().invoke(graph, [f"{module}:node", "-o", str(tmp_path / file), "--app-dir", str(tmp_path)])
+    result = CliRunner().invoke(
+        main, ["graph", f"{module}:node", "-o", str(tmp_path / file), "--app-dir", str(tmp_path)]
+    )
 
     assert (result.exit_code, result.output) == (0, "")
     assert (tmp_path / file).read_text().startswith(start)
@@ -360,7 +362,7 @@ def test_the_suffix_chooses_the_format(module: str, tmp_path: Path, file: str, s
 
 def test_a_chosen_format_wins(module: str, tmp_path: Path) -> None:
     arguments = [f"{module}:node", "--format", "json", "-o", str(tmp_path / "a.svg"), "--app-dir", str(tmp_path)]
-    CliRunner().invoke(graph, arguments, catch_exceptions=False)
+    CliRunner().invoke(main, ["graph", *arguments], catch_exceptions=False)
 
     assert json.loads((tmp_path / "a.svg").read_text())["root"] == "square"
 
@@ -378,7 +380,7 @@ def test_a_chosen_format_wins(module: str, tmp_path: Path) -> None:
 )
 def test_mistakes_are_explained(module: str, tmp_path: Path, target: str, more: list[str], message: str) -> None:
     (tmp_path / f"broken_{module}.py").write_text("1 / 0\n")
-    result = CliRunner().invoke(graph, [target.format(module=module), *more, "--app-dir", str(tmp_path)])
+    result = CliRunner().invoke(main, ["graph", target.format(module=module), *more, "--app-dir", str(tmp_path)])
 
     assert result.exit_code != 0
     assert message in " ".join(result.output.split())

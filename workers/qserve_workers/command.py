@@ -15,7 +15,7 @@ from qserve.base.process import die_with_parent_if_asked
 from qserve.base.settings import CHECKED, Settings
 from qserve.broker.connection import connect
 from qserve.broker.doctor import check, check_address
-from qserve.cli.options import Command, app_dir_option, broker_option, import_first_from
+from qserve.cli.options import app_dir_option, broker_option, import_first_from
 from qserve.exceptions import BrokerUnavailable
 from qserve_workers.supervisor.scope import Scope
 from qserve_workers.supervisor.supervisor import Supervisor
@@ -26,7 +26,7 @@ _QUIET_FOR_S = 1.0
 """How long the wait for a broker is not logged: it may be started together with its workers."""
 
 
-@click.command(cls=Command)
+@click.command()
 @click.argument("target", required=False, metavar="[MODULE:NODE]")
 @click.option(
     "--deployment",
@@ -47,7 +47,7 @@ def worker(
     replicas: int | None,
     name: str | None,
     app_dir: str,
-    broker: str | None,
+    settings: Settings,
 ) -> None:
     """Run replicas of deployments until stopped.
 
@@ -56,7 +56,6 @@ def worker(
     """
     die_with_parent_if_asked()
     import_first_from(app_dir)
-    settings = Settings.from_env(broker_url=broker)
     log_to_terminal("supervisor", settings)
     url = settings.named_broker
     if not os.environ.get(CHECKED):
