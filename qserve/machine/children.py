@@ -10,7 +10,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from typing import Any
 
 from qserve.base.log import get_logger
 from qserve.base.process import DIE_WITH_PARENT
@@ -31,32 +31,34 @@ class Child:
     Parameters:
       name: Its name in messages.
       command: Its argument list.
-      env: Variables in addition to this process's own.
+      variables: In addition to the environment of this process.
       kills_orphans: Whether the children that it leaves behind are killed before it is restarted.
-      pass_fds: Open files that it inherits.
+      options: Further options of ``subprocess.Popen``.
     """
 
     def __init__(
         self,
         name: str,
         command: Sequence[str],
-        env: Mapping[str, str] | None = None,
+        variables: Mapping[str, str] | None = None,
         *,
         kills_orphans: bool = False,
-        pass_fds: Sequence[int] = (),
+        **options: Any,
     ) -> None:
         self.name = name
-        self._command = list(command)
-        self._env = {**os.environ, **(env or {}), DIE_WITH_PARENT: str(os.getpid())}
+        self._command = command
         self._kills_orphans = kills_orphans
-        self._pass_fds = pass_fds
-        self._process = self._spawn()
+        # a session of its own: Ctrl-C reaches only this process, which then stops its children in order
+        self._options: dict[str, Any] = {"stdin": subprocess.DEVNULL, "start_new_session": True, **options}
+        self._options.setdefault("env", {**os.environ, **(variables or {}), DIE_WITH_PARENT: str(os.getpid())})
+        self.process = self._spawn()
+        # kept by the restarter
+        self.started_at = 0.0
+        self.early_deaths = 0  # in a row
+        self.restart_at = 0.0  # by its clock; 0 while the process runs
 
     def _spawn(self) -> subprocess.Popen[bytes]:
-        # a session of its own: Ctrl-C reaches only this process, which then stops its children in order
-        return subprocess.Popen(
-            self._command, env=self._env, stdin=subprocess.DEVNULL, start_new_session=True, pass_fds=self._pass_fds
-        )
+        return subprocess.Popen(self._command, **self._options)
 
     def restart(self) -> None:
         """Start it once more, in the same way, after it has ended.
@@ -66,58 +68,33 @@ class Child:
         """
         if self._kills_orphans:
             self.kill()  # its process ID is free, but cannot be reused while one of its session lives
-        self._process = self._spawn()
-
-    @property
-    def pid(self) -> int:
-        """Its process ID."""
-        return self._process.pid
+        self.process = self._spawn()
 
     def exit_code(self) -> int | None:
         """Return its exit code (negative for a signal); None while it runs."""
-        return self._process.poll()
+        return self.process.poll()
 
     def wait(self, timeout_s: float) -> int | None:
         """Wait until it has ended, and return its exit code; None if it still runs after ``timeout_s``."""
         with contextlib.suppress(subprocess.TimeoutExpired):
-            return self._process.wait(timeout_s)
+            return self.process.wait(timeout_s)
         return None
-
-    def terminate(self) -> None:
-        """Ask it to end."""
-        if self._process.poll() is None:
-            self._process.terminate()
 
     def kill(self) -> None:
         """Kill it and everything in its session."""
         with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
 
     def describe_exit(self) -> str:
         """Return how it ended, in words."""
-        code = self._process.poll()
+        code = self.exit_code()
         if code is None:
             return f"{self.name} is running"
         if code < 0:
             known = {one.value: one.name for one in signal.Signals}  # some real-time signals have no name
             return f"{self.name} was killed by {known.get(-code, f'signal {-code}')}"
         return f"{self.name} exited with code {code}"
-
-
-@dataclass
-class _Watched:
-    """A child and how often it has died.
-
-    Parameters:
-      early: Its early deaths in a row.
-      restart_at: When it is restarted, by the monotonic clock; None while it runs.
-    """
-
-    child: Child
-    started_at: float
-    early: int = 0
-    restart_at: float | None = None
 
 
 class Restarter:
@@ -129,7 +106,7 @@ class Restarter:
 
     def __init__(self, monotonic: Callable[[], float] = time.monotonic) -> None:
         self._monotonic = monotonic
-        self._watched: list[_Watched] = []
+        self._children: list[Child] = []
         self._lock = threading.Lock()
         self._paused = False
         self._ended = threading.Event()
@@ -138,10 +115,11 @@ class Restarter:
 
     def add(self, child: Child) -> None:
         """Watch a child, which has just been started. Add those first that others need."""
-        self._watched.append(_Watched(child, self._monotonic()))
+        child.started_at = self._monotonic()
+        self._children.append(child)
 
     def begin(self) -> None:
-        """Restart what dies from now on."""
+        """Restart what dies from now on. A child that dies before all of them have served would only die again."""
         with self._lock:
             if self._thread is None:
                 thread = threading.Thread(target=self._run, name="qserve-restarter", daemon=True)
@@ -152,9 +130,9 @@ class Restarter:
         """Raise DeployError if a child has ended and is not going to be restarted."""
         if self._failure:
             raise DeployError(self._failure)
-        for watched in self._watched if self._thread is None else ():
-            if watched.child.exit_code() is not None:
-                raise DeployError(watched.child.describe_exit())
+        for child in self._children if self._thread is None else ():
+            if child.exit_code() is not None:
+                raise DeployError(child.describe_exit())
 
     def pause(self) -> None:
         """Restart nothing any more. A restart that is under way is over when this returns, so it can be stopped."""
@@ -174,40 +152,40 @@ class Restarter:
     def tick(self) -> None:
         """Check on every child once."""
         with self._lock:
-            for watched in self._watched if not self._paused else ():
+            for child in self._children if not self._paused else ():
                 try:
-                    self._check_on(watched)
+                    self._check_on(child)
                 except Exception:  # no error may end the thread, see `end`
-                    log.exception("%s could not be checked", watched.child.name)
+                    log.exception("%s could not be checked", child.name)
 
-    def _check_on(self, watched: _Watched) -> None:
+    def _check_on(self, child: Child) -> None:
         """Record a death, and restart the child when it is time.
 
         Crash of this process at any point: the kernel ends all of its children.
         """
-        if watched.child.exit_code() is None:
+        if child.exit_code() is None:
             return
-        if watched.restart_at is None:
-            is_early = self._monotonic() - watched.started_at < EARLY_S
-            self._record_death(watched, watched.child.describe_exit(), is_early)
-        if watched.restart_at is None or self._monotonic() < watched.restart_at:
+        if not child.restart_at:
+            is_early = self._monotonic() - child.started_at < EARLY_S
+            self._record_death(child, child.describe_exit(), is_early)
+        if self._monotonic() < child.restart_at:
             return
         try:
-            watched.child.restart()
+            child.restart()
         except (OSError, subprocess.SubprocessError) as error:
-            self._record_death(watched, f"{watched.child.name} cannot be restarted: {error}", True)
+            self._record_death(child, f"{child.name} cannot be restarted: {error}", True)
         else:
-            watched.started_at, watched.restart_at = self._monotonic(), None
+            child.started_at, child.restart_at = self._monotonic(), 0.0
 
-    def _record_death(self, watched: _Watched, how: str, is_early: bool) -> None:
-        watched.early = watched.early + 1 if is_early else 0
-        if watched.early == MAX_EARLY:
-            watched.restart_at = math.inf
+    def _record_death(self, child: Child, how: str, is_early: bool) -> None:
+        child.early_deaths = child.early_deaths + 1 if is_early else 0
+        if child.early_deaths == MAX_EARLY:
+            child.restart_at = math.inf
             self._failure = f"{how} ({MAX_EARLY} times in a row within {EARLY_S:.0f} s of its start)"
             log.error("%s; not restarting it any more", self._failure)
             return
         # at once after a long life; after a short one with pauses, because the cause may pass by itself, and must not
         # use up the whole machine until then
-        pause_s = _FIRST_PAUSE_S * 2.0 ** (watched.early - 1) if is_early else 0.0
-        watched.restart_at = self._monotonic() + pause_s
+        pause_s = _FIRST_PAUSE_S * 2.0 ** (child.early_deaths - 1) if is_early else 0.0
+        child.restart_at = self._monotonic() + pause_s
         log.warning("%s; restarting it%s", how, f" in {pause_s:g} s" if pause_s else "")

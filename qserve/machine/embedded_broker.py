@@ -21,7 +21,7 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from qserve.base.clock import Deadline
@@ -54,25 +54,17 @@ class EmbeddedBroker(Child):
         self._lock = (self._folder / _LOCK).open("w")
         fcntl.flock(self._lock, fcntl.LOCK_EX)
         self._socket = self._folder / _SOCKET
-        super().__init__("the embedded broker", server_command(self._folder))
-
-    def _spawn(self) -> subprocess.Popen[bytes]:
+        self.url = f"unix://{self._socket}"
         # A killed server leaves its socket behind, which the next one unlinks before it binds its own. It also cuts off
         # the end of the append-only file if that was half written, and so had not been confirmed.
-        return subprocess.Popen(
-            self._command,
+        super().__init__(
+            "the embedded broker",
+            server_command(self._folder),
             env={name: os.environ[name] for name in _ENVIRONMENT if name in os.environ},
-            stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
-            start_new_session=True,
-            preexec_fn=_die_with(os.getpid()),
+            preexec_fn=partial(_die_with, os.getpid()),
         )
-
-    @property
-    def url(self) -> str:
-        """The broker's address."""
-        return f"unix://{self._socket}"
 
     def wait_ready(self) -> None:
         """Wait until it replies.
@@ -81,7 +73,7 @@ class EmbeddedBroker(Child):
           BrokerUnavailable: It has exited, or did not reply in time; the message holds the end of its log.
         """
         deadline = Deadline(START_TIMEOUT_S)
-        while not deadline.has_passed() and self._process.poll() is None:
+        while not deadline.has_passed() and self.exit_code() is None:
             if self._replies():
                 return
             time.sleep(_POLL_INTERVAL_S)
@@ -109,20 +101,15 @@ class EmbeddedBroker(Child):
 
     def stop(self) -> None:
         """Stop the server and remove its folder."""
-        self.terminate()
+        self.process.terminate()
         if self.wait(_STOP_TIMEOUT_S) is None:
-            self._process.kill()
-            self._process.wait()
+            self.kill()
         shutil.rmtree(self._folder, ignore_errors=True)
         self._lock.close()
 
 
 def server_command(folder: Path) -> list[str]:
-    """Return the command of a server that keeps its data in a folder and listens on a socket in it.
-
-    Raises:
-      BrokerUnavailable: See ``find_server``.
-    """
+    """Return the command of a server that keeps its data in a folder and listens on a socket in it."""
     return [
         find_server(),
         *("--port", "0"),
@@ -150,13 +137,12 @@ def find_server() -> str:
     for folder in (package.submodule_search_locations or ()) if package else ():
         for binary in Path(folder).glob("_binaries/*/valkey-server"):
             return str(binary)
-    for name in ("valkey-server", "redis-server"):
-        found = shutil.which(name)
-        if found:
-            return found
-    raise BrokerUnavailable(
-        "no broker is set and none can be started here: install valkey-server or redis-server, or pass --broker URL"
-    )
+    found = shutil.which("valkey-server") or shutil.which("redis-server")
+    if found is None:
+        raise BrokerUnavailable(
+            "no broker is set and none can be started here: install valkey-server or redis-server, or pass --broker URL"
+        )
+    return found
 
 
 def _remove_stale_folders() -> None:
@@ -167,11 +153,8 @@ def _remove_stale_folders() -> None:
             shutil.rmtree(lock.parent, ignore_errors=True)
 
 
-def _die_with(parent: int) -> Callable[[], None]:
-    def prepare() -> None:
-        # the server must not outlive an owner that was killed
-        die_with_parent(signal.SIGTERM)
-        if os.getppid() != parent:
-            os._exit(1)
-
-    return prepare
+def _die_with(parent: int) -> None:
+    # the server must not outlive an owner that was killed
+    die_with_parent(signal.SIGTERM)
+    if os.getppid() != parent:
+        os._exit(1)

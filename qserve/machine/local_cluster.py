@@ -48,17 +48,21 @@ class LocalCluster:
         self.host, self.port = host, port
         self.gateway_workers = gateway_workers
         _check_address(host, port)
+        self.url = f"http://{host}:{port}"
         self._stopped = False
         self._broker: EmbeddedBroker | None = None
         self._children: list[Child] = []
         self._restarter = Restarter()
+        self.check, self.keep_running = self._restarter.check, self._restarter.begin
         if settings.broker_url is None:
             self._broker = EmbeddedBroker()
             self._restarter.add(self._broker)
             key = settings.secret_key or secrets.token_hex(32).encode()
             settings = replace(settings, broker_url=self._broker.url, secret_key=key)
         self.settings = settings
-        self._env = settings.to_env() | {"PYTHONPATH": _python_path(import_paths), CHECKED: "1"}
+        folders = [str(Path(path).resolve()) for path in import_paths]
+        python_path = os.pathsep.join([*folders, *filter(None, [os.environ.get("PYTHONPATH")])])
+        self._env = settings.to_env() | {"PYTHONPATH": python_path, CHECKED: "1"}
         try:
             self._start()
         except BaseException:
@@ -85,19 +89,6 @@ class LocalCluster:
         self._children.append(child)
         self._restarter.add(child)
 
-    @property
-    def url(self) -> str:
-        """The gateway's address."""
-        return f"http://{self.host}:{self.port}"
-
-    def check(self) -> None:
-        """Raise DeployError if one of the processes has ended and is not going to be restarted."""
-        self._restarter.check()
-
-    def keep_running(self) -> None:
-        """Restart what dies from now on. A process that dies before all of them have served would only die again."""
-        self._restarter.begin()
-
     def wait(self) -> None:
         """Wait until ``stop`` is called.
 
@@ -113,7 +104,7 @@ class LocalCluster:
         self._stopped = True
         self._restarter.pause()
         for child in self._children:
-            child.terminate()
+            child.process.terminate()
         deadline = Deadline(STOP_TIMEOUT_S)
         for child in self._children:
             if child.wait(deadline.remaining_s() or 0.0) is None:
@@ -127,15 +118,7 @@ class LocalCluster:
 
 def _check_address(host: str, port: int) -> None:
     """Refuse an address that is in use, before anything is started."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            raise DeployError(f"cannot listen on {host}:{port}: {os.strerror(error.errno or 0)}") from error
-
-
-def _python_path(import_paths: tuple[str, ...]) -> str:
-    folders = [str(Path(path).resolve()) for path in import_paths]
-    return os.pathsep.join([*folders, *filter(None, [os.environ.get("PYTHONPATH")])])
+    try:
+        socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
+    except OSError as error:
+        raise DeployError(f"cannot listen on {host}:{port}: {os.strerror(error.errno or 0)}") from error

@@ -288,7 +288,7 @@ def test_the_embedded_broker_knows_nothing_of_its_owners_environment(monkeypatch
     broker = EmbeddedBroker()
     try:
         broker.wait_ready()
-        assert CANARY not in (Path("/proc") / str(broker.pid) / "environ").read_bytes().decode(errors="replace")
+        assert CANARY not in (Path("/proc") / str(broker.process.pid) / "environ").read_bytes().decode(errors="replace")
     finally:
         broker.stop()
 
