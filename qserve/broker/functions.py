@@ -10,7 +10,7 @@ the broker's memory is full; ``submit`` and ``replay`` go without it, so that ne
 from collections import ChainMap
 from collections.abc import Mapping, Sequence
 from enum import Enum
-from importlib.resources import files
+from pathlib import Path
 from typing import Annotated, Any
 
 from qserve.base import keys
@@ -63,7 +63,7 @@ DEATHS = "deaths"
 
 LIBRARY = Library(
     "qserve",
-    files("qserve.broker") / "lua",
+    Path(__file__).parent / "lua",
     ChainMap(globals(), vars(keys), vars(envelope), vars(outcome), vars(sealing)),
 )
 
@@ -126,9 +126,9 @@ def _pack_limits(limits: Mapping[str, int] | None, streams: dict[str, int]) -> S
 
 _NOTHING = (0,)
 EpochArg = Annotated[Epoch, Kind(key="{}.key", arg="{}.value")]
-Moves = Annotated[Sequence[Move], Kind(pack=_pack_moves, read="read_moves", names_streams=True)]
-AwaitedResults = Annotated[Sequence[Awaited], Kind(pack=_pack_awaited, read="read_awaited", names_streams=True)]
-Limits = Annotated[Mapping[str, int] | None, Kind(pack=_pack_limits, read="read_list", names_streams=True)]
+Moves = Annotated[Sequence[Move], Kind(read="read_moves", pack=_pack_moves)]
+AwaitedResults = Annotated[Sequence[Awaited], Kind(read="read_awaited", pack=_pack_awaited)]
+Limits = Annotated[Mapping[str, int] | None, Kind(read="read_list", pack=_pack_limits)]
 
 # -- requests and their calls ----------------------------------------------------------------------
 

@@ -1,6 +1,6 @@
 """A function library for the broker, made from typed Python stubs and one Lua file for each of them.
 
-    LIBRARY = Library("qserve", files("qserve.broker") / "lua", {"GROUP": "replicas"})
+    LIBRARY = Library("qserve", Path(__file__).parent / "lua", {"GROUP": "replicas"})
 
     @LIBRARY.function("allow-oom")
     def give_back(stream: Key, to: Key, entry_ids: Strings, request_prefix: str) -> Command: ...
@@ -8,9 +8,9 @@
     LOAD = LIBRARY.complete()
 
 A stub says once what a function takes. Two things are made from it: the names that ``lua/give_back.lua`` finds its
-parameters under, and the builder that takes the stub's place in Python and returns the command that calls the function.
-The builder is compiled at import, so a call costs what building the tuple by hand would. Modules with stubs do without
-``from __future__ import annotations``: the annotations are read.
+parameters under, and the code of the stub itself, which returns the command that calls the function. It is compiled at
+import, so a call costs what building the tuple by hand would. Modules with stubs do without ``from __future__ import
+annotations``: the annotations are read.
 
 Functions and not EVALSHA: they survive restarts and FLUSHALL, and an ACL can deny EVAL to everybody.
 """
@@ -18,18 +18,17 @@ Functions and not EVALSHA: they survive restarts and FLUSHALL, and an ACL can de
 from __future__ import annotations
 
 import hashlib
-import inspect
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from graphlib import TopologicalSorter
-from importlib.resources.abc import Traversable
-from typing import Annotated, Any, ParamSpec, get_args
+from pathlib import Path
+from typing import Annotated, Any, TypeVar, get_args
 
 Argument = bytes | str | int
 Command = tuple[Argument, ...]
-P = ParamSpec("P")
+_Declared = TypeVar("_Declared", bound=Callable[..., Command])
 
 
 @dataclass(frozen=True)
@@ -41,32 +40,26 @@ class Kind:
       keys: The keys that it adds after all others, in Python.
       arg: The argument that it adds, in Python.
       lua: What the argument becomes, in Lua.
-      pack: Gives the arguments of a list, in Python, the number of its items first.
-      read: Reads what ``pack`` gave, in Lua: a function of lua/lib/lists.lua.
-      names_streams: ``pack`` takes the streams as well, and adds those that it names: they are the last keys.
+      read: Reads a list in Lua, a function of lua/lib/lists.lua: its arguments come after all others.
+      items: The arguments of the list, in Python, the number of its items first.
+      pack: Gives ``items``; it takes the streams as well, and adds those that it names: they are the last keys.
     """
 
     key: str = ""
     keys: str = ""
     arg: str = ""
     lua: str = "{}"
-    pack: Callable[..., Sequence[Argument]] | None = None
     read: str = ""
-    names_streams: bool = False
-
-
-def _pack_strings(items: Sequence[Argument]) -> list[Argument]:
-    return [len(items), *items]
-
-
-def _pack_pairs(pairs: Mapping[str, str]) -> list[Argument]:
-    return [len(pairs), *(part for pair in pairs.items() for part in pair)]
+    items: str = "{}"
+    pack: Callable[..., Sequence[Argument]] | None = None
 
 
 Key = Annotated[str, Kind(key="{}")]
 Keys = Annotated[Sequence[str], Kind(keys="{}")]
-Strings = Annotated[Sequence[str] | Sequence[bytes], Kind(pack=_pack_strings, read="read_list")]
-Pairs = Annotated[Mapping[str, str], Kind(pack=_pack_pairs, read="read_pairs")]
+Strings = Annotated[Sequence[str] | Sequence[bytes], Kind(read="read_list", items="(len({0}), *{0})")]
+Pairs = Annotated[
+    Mapping[str, str], Kind(read="read_pairs", items="(len({0}), *(part for pair in {0}.items() for part in pair))")
+]
 Number = Annotated[int, Kind(arg="{}", lua="{} + 0")]
 """A number that the Lua file compares; it gets an ``int`` as the text that its commands take."""
 _KINDS = {
@@ -81,62 +74,62 @@ class Stub:
     """What one function takes and may return.
 
     Parameters:
-      declared: The Python function whose signature says it.
+      declared: The Python function whose signature says it, and whose code is replaced.
       flags: What the broker must know of it: ``allow-oom``, ``no-writes``.
       replies: The members of an enum that it may return.
     """
 
-    def __init__(self, declared: Callable[..., Command], flags: Sequence[str], replies: Sequence[Enum]) -> None:
-        self.name = declared.__name__
+    def __init__(self, declared: Any, flags: Sequence[str], replies: Sequence[Enum]) -> None:
+        self.declared = declared
+        self.name: str = declared.__name__
         self.flags = flags
         self.replies = replies
-        self._declared = declared
-        self.kinds = {name: _kind_of(one.annotation) for name, one in inspect.signature(declared).parameters.items()}
-        self._lists = {name: kind for name, kind in self.kinds.items() if kind.pack is not None}
-        self._streams = ["streams"] if any(kind.names_streams for kind in self._lists.values()) else []
-        self._rest = self._streams or [name for name, kind in self.kinds.items() if kind.keys]
+        kinds = self.kinds = {
+            name: _kind_of(annotation) for name, annotation in declared.__annotations__.items() if name != "return"
+        }
+        # the keys that are always there: their names in Lua, and what they are in Python
+        self._keys = {
+            f"{name}_key" if kind.arg else name: kind.key.format(name) for name, kind in kinds.items() if kind.key
+        }
+        self._args = {name: kind for name, kind in kinds.items() if kind.arg}
+        self._lists = {name: kind for name, kind in kinds.items() if kind.read}
+        has_streams = any(kind.pack for kind in kinds.values())
+        self._rest = ["streams"] if has_streams else [name for name, kind in kinds.items() if kind.keys]
 
     @property
     def names(self) -> list[str]:
         """The names under which the Lua file finds what it is given."""
-        return [
-            *self._fixed_keys(),
-            *(name for name, kind in self.kinds.items() if not kind.key or kind.arg),
-            *self._streams,
-        ]
+        return [*self._keys, *self._rest, *self._args, *self._lists]
 
-    def _fixed_keys(self) -> dict[str, str]:
-        """The keys that are always there: their names in Lua, and what they are in Python."""
-        return {
-            f"{name}_key" if kind.arg else name: kind.key.format(name) for name, kind in self.kinds.items() if kind.key
-        }
+    def builder(self, called: bytes) -> str:
+        """Return the text of a Python function that builds the command which calls ``called``."""
+        packed = {name: f"pack_{name}" for name, kind in self._lists.items() if kind.pack}
+        parameters = [*self.kinds, "*", *packed.values()] if packed else self.kinds
+        rest = [f"*{name}" for name in self._rest]
+        count = " + ".join((str(len(self._keys)), *(f"len({name})" for name in self._rest)))
+        args = [kind.arg.format(name) for name, kind in self._args.items()]
+        args += [f"*{kind.items.format(name)}" for name, kind in self._lists.items()]
+        parts = ", ".join((repr("FCALL"), repr(called), count, *self._keys.values(), *rest, *args))
+        lines = [f"def {self.name}({', '.join(parameters)}):"]
+        lines += ["    streams = {}"] if packed else []
+        lines += [f"    {name} = {pack}({name}, streams)" for name, pack in packed.items()]
+        return "\n".join((*lines, f"    return ({parts})"))
 
-    def builder(self) -> Callable[..., Command]:
-        """Return the function that takes the stub's place; ``NAME`` among its globals is what it calls."""
-        lines = [f"def {self.name}({', '.join(self.kinds)}):"]
-        lines += [f"    {streams} = {{}}" for streams in self._streams]
-        for name, kind in self._lists.items():
-            lines.append(f"    {name} = pack_{name}({name}{', streams' if kind.names_streams else ''})")
-        keys = [*self._fixed_keys().values(), *(f"*{rest}" for rest in self._rest)]
-        count = " + ".join((str(len(self._fixed_keys())), *(f"len({rest})" for rest in self._rest)))
-        args = [kind.arg.format(name) for name, kind in self.kinds.items() if kind.arg]
-        args += [f"*{name}" for name in self._lists]
-        lines.append(f"    return ({', '.join((repr('FCALL'), 'NAME', count, *keys, *args))})")
-        namespace: dict[str, Any] = {f"pack_{name}": kind.pack for name, kind in self._lists.items()}
-        exec(compile("\n".join(lines), f"<builder of {self.name}>", "exec"), namespace)
-        made: Any = namespace[self.name]
-        made.__module__, made.__doc__ = self._declared.__module__, self._declared.__doc__
-        made.__defaults__ = self._declared.__defaults__
-        return made  # type: ignore[no-any-return]
+    def replace_code(self, builder: Any) -> None:
+        """Give the declared function the code of its builder; its name, text and defaults stay."""
+        self.declared.__code__ = builder.__code__
+        self.declared.__kwdefaults__ = {f"pack_{name}": kind.pack for name, kind in self._lists.items() if kind.pack}
 
     def prologue(self) -> str:
         """Return the Lua that gives names to keys and arguments."""
-        keys, rest = list(self._fixed_keys()), self._rest
-        args = {name: kind.lua for name, kind in self.kinds.items() if kind.arg}
-        lines = [f"local {name} = keys[{number}]" for number, name in enumerate(keys, 1)]
-        lines += [f"local {name} = " + (f"rest(keys, {len(keys) + 1})" if keys else "keys") for name in rest]
-        lines += [f"local {name} = " + args[name].format(f"argv[{number}]") for number, name in enumerate(args, 1)]
-        at = str(len(args) + 1)
+        rest = f"rest(keys, {len(self._keys) + 1})" if self._keys else "keys"
+        lines = [f"local {name} = keys[{number}]" for number, name in enumerate(self._keys, 1)]
+        lines += [f"local {name} = {rest}" for name in self._rest]
+        lines += [
+            f"local {name} = {kind.lua.format(f'argv[{number}]')}"
+            for number, (name, kind) in enumerate(self._args.items(), 1)
+        ]
+        at = str(len(self._args) + 1)
         for name, kind in self._lists.items():
             lines.append(f"local {name}, at = {kind.read}(argv, {at})")
             at = "at"
@@ -150,7 +143,6 @@ def _kind_of(annotation: Any) -> Kind:
 
 _NOT_CODE = re.compile(r"'(?:[^'\\\n]|\\.)*'|--[^\n]*")
 _WORD = re.compile(r"(?<![.\w])[A-Za-z_]\w*")
-_CONSTANT = re.compile(r"[A-Z]")
 _DEFINED = re.compile(r"^local (?:function )?(\w+)", re.MULTILINE)
 
 
@@ -166,24 +158,20 @@ class Library:
         tables.
     """
 
-    def __init__(self, name: str, folder: Traversable, constants: Mapping[str, Any]) -> None:
+    def __init__(self, name: str, folder: Path, constants: Mapping[str, Any]) -> None:
         self._name = name
         self._folder = folder
         self.constants = constants
         self.stubs: dict[str, Stub] = {}
-        self._builders: dict[str, Any] = {}
         self.text = ""
         self.digest = ""
 
-    def function(
-        self, *flags: str, replies: Sequence[Enum] = ()
-    ) -> Callable[[Callable[P, Command]], Callable[P, Command]]:
-        """Declare a function by its stub, and put its builder in the stub's place."""
+    def function(self, *flags: str, replies: Sequence[Enum] = ()) -> Callable[[_Declared], _Declared]:
+        """Declare a function by its stub, which builds commands once the library is complete."""
 
-        def declare(stub: Callable[P, Command]) -> Callable[P, Command]:
-            declared = self.stubs[stub.__name__] = Stub(stub, flags, replies)
-            builder = self._builders[stub.__name__] = declared.builder()
-            return builder
+        def declare(stub: _Declared) -> _Declared:
+            self.stubs[stub.__name__] = Stub(stub, flags, replies)
+            return stub
 
         return declare
 
@@ -192,15 +180,18 @@ class Library:
         shared = {file.name: file.read_text() for file in (self._folder / "lib").iterdir()}
         parts = [shared[name] for name in _in_order(shared)]
         parts += [self._registered(stub) for stub in self.stubs.values()]
-        constants = sorted(filter(_CONSTANT.match, words("\n".join(parts))))
+        constants = sorted(name for name in words("\n".join(parts)) if name[0].isupper())
         unknown = [name for name in constants if name not in self.constants]
         if unknown:
             raise NameError(f"Lua files use {', '.join(unknown)}, which no Python module declares")
-        text = "\n".join([*(_in_lua(name, self.constants[name]) for name in constants), "", *parts])
+        text = "\n".join([*(f"local {name} = {_in_lua(self.constants[name])}" for name in constants), "", *parts])
         self.digest = hashlib.sha256(text.encode()).hexdigest()[:8]
-        for name, builder in self._builders.items():
-            builder.__globals__["NAME"] = self.name_of(name)
         self.text = f"#!lua name={self._name}_{self.digest}\n{text.replace('@@', self.digest)}"
+        builders: dict[str, Any] = {}
+        # one compilation: a dozen and a half would take as long as all else that is done here
+        exec("\n".join(stub.builder(self.name_of(name)) for name, stub in self.stubs.items()), builders)
+        for name, stub in self.stubs.items():
+            stub.replace_code(builders[name])
         return ("FUNCTION", "LOAD", "REPLACE", self.text)
 
     def name_of(self, function: str) -> bytes:
@@ -216,20 +207,14 @@ class Library:
         )
 
 
-def _in_lua(name: str, value: str | bytes | int | type[Enum]) -> str:
+def _in_lua(value: str | bytes | int | type[Enum]) -> str:
     if isinstance(value, type):
-        members = ", ".join(f"{member.name} = {_literal(member.value)}" for member in value)
-        return f"local {name} = {{ {members} }}"
-    return f"local {name} = {_literal(value)}"
-
-
-def _literal(value: str | bytes | int) -> str:
+        return f"{{ {', '.join(f'{member.name} = {_in_lua(member.value)}' for member in value)} }}"
     if isinstance(value, int):
         return str(value)
     data = value.encode() if isinstance(value, str) else value
-    return (
-        "'" + "".join(chr(byte) if 32 <= byte < 127 and byte not in b"'\\" else f"\\{byte:03}" for byte in data) + "'"
-    )
+    shown = (chr(byte) if 32 <= byte < 127 and byte not in b"'\\" else f"\\{byte:03}" for byte in data)
+    return f"'{''.join(shown)}'"
 
 
 def words(lua: str) -> set[str]:

@@ -139,7 +139,7 @@ def sample(name: str, kind: Kind) -> Any:
         return Epoch(f"<{name}_key>", f"<{name}>")
     if kind.read == "read_moves":
         return [Start("<streams>", "0", [])]
-    if kind.pack is not None:
+    if kind.pack or kind.read:
         return {}
     return [f"<{name}>"] if kind.keys else int.from_bytes(name.encode()) if "int(" in kind.arg else f"<{name}>"
 
