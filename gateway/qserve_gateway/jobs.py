@@ -21,7 +21,7 @@ from qserve.calls.mailbox import is_late
 from qserve.calls.ref import Call, Ref
 from qserve.exceptions import DeadlineExceeded, PayloadError
 from qserve.http.message import BadRequest
-from qserve.wire.outcome import Outcome, State
+from qserve.wire.outcome import Field, Outcome, State
 from qserve.wire.sealing import open_end, open_header
 from qserve_gateway.request.environ import Environ, is_token, model_id_of, request_id_of
 from qserve_gateway.request.waiting import InFlightLimit, wait_for_result
@@ -35,6 +35,7 @@ WAIT_LIMIT_S = 30.0
 _METHODS = ("DELETE", "GET", "HEAD")
 _ID_HEADER = "x-qserve-request-id"
 _POLL_AFTER_S = 1
+_FIELDS = (Field.STATE, Field.RESULT, Field.FINGERPRINT, Field.HEADER)
 _WITHOUT_KEY = "once"
 """The fingerprint of a job that has no idempotency key, and so cannot be submitted twice."""
 
@@ -161,7 +162,7 @@ class Jobs:
     def _find(self, request_id: str) -> Outcome:
         """Read a request's state; one that is open past its deadline is ended first."""
         key = self._plane.keys.request(request_id)
-        state, payload, fingerprint, header = self._ask(("HMGET", key, "st", "res", "fp", "h"))
+        state, payload, fingerprint, header = self._ask(("HMGET", key, *_FIELDS))
         # without a fingerprint it is a call from Python, whose result is private and not an HTTP response
         if state is None or fingerprint is None:
             raise _unknown(request_id)

@@ -19,7 +19,7 @@ from qserve.exceptions import AppNotFound, DeadLetterError, PayloadError
 from qserve.wire.application import ApplicationRecord
 from qserve.wire.envelope import Header
 from qserve.wire.failure import Failure
-from qserve.wire.outcome import Outcome, State
+from qserve.wire.outcome import KEPT_CALL, CallField, Field, Outcome, State
 from qserve.wire.sealing import Seal, open_end, open_header, open_values, seal_header
 
 T = TypeVar("T")
@@ -123,7 +123,7 @@ class DeadLetters:
     def _find(self, request_id: str) -> DeadLetter | None:
         with broker_errors():
             found: Any = self._client.hgetall(self._keys.dead_letter(request_id))
-        return _read(request_id, found, self._installation.seal) if b"!1" in found else None
+        return _read(request_id, found, self._installation.seal) if b"%b1" % KEPT_CALL in found else None
 
     def replay(self, request_id: str) -> None:
         """Run its request again, under the same ID, from the step that failed.
@@ -186,15 +186,15 @@ class DeadLetters:
 
 
 def _read(request_id: str, parts: Mapping[bytes, bytes], seal: Seal) -> DeadLetter:
-    names = [b"!%d" % number for number in range(1, int(parts.get(b"!n", 0)) + 1)]
+    names = [b"%b%d" % (KEPT_CALL, number) for number in range(1, int(parts.get(Field.CALLS, 0)) + 1)]
     (call, header), *others = [_held(parts[name], seal) for name in names if name in parts]
-    failure = Outcome(State.FAILED, parts.get(b"!failure", b""))
+    failure = Outcome(State.FAILED, parts.get(Field.FAILURE, b""))
     return DeadLetter(
         request_id,
-        parts.get(b"!why", b"").decode(),
-        int(parts.get(b"!at", 0)) / 1000,
+        parts.get(Field.WHY, b"").decode(),
+        int(parts.get(Field.AT, 0)) / 1000,
         _readable(lambda: Failure.decode(open_end(seal, request_id, failure).payload)),
-        tuple(Event(at / 1000, who, what) for at, who, what in msgpack.unpackb(parts.get(b"!y", b"\x90"))),
+        tuple(Event(at / 1000, who, what) for at, who, what in msgpack.unpackb(parts.get(Field.HISTORY, b"\x90"))),
         call,
         header,
         tuple(call for call, _ in others),
@@ -206,8 +206,8 @@ def _held(data: bytes, seal: Seal) -> tuple[HeldCall, Header | None]:
     fields = dict(zip(flat[::2], flat[1::2], strict=False))
     slots = (str(number).encode() for number in range(len(fields)))
     values = [fields[slot] for slot in slots if slot in fields]
-    step = fields.get(b"s", b"").decode(errors="replace")
-    header = _readable(lambda: open_header(seal, fields.get(b"h", b"")))
+    step = fields.get(CallField.STEP, b"").decode(errors="replace")
+    header = _readable(lambda: open_header(seal, fields.get(CallField.HEADER, b"")))
     if header is not None:
         with suppress(PayloadError):  # what cannot be opened is shown as it is
             values = open_values(seal, stream.decode(), header, step, values)

@@ -1,10 +1,45 @@
-"""The states of a request, and how one ended."""
+"""What the broker stores of a request: the fields of its hash and of its calls, its states, and how it ended."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from enum import StrEnum
+from enum import Enum, StrEnum
 from typing import NamedTuple
+
+
+class Field(bytes, Enum):
+    """A field of the hash of a request, or of a dead letter, which holds what its request held."""
+
+    STATE = b"st"
+    HEADER = b"h"  # that each of its calls carries
+    MAILBOX = b"to"  # of the submitter
+    WAITERS = b"w"  # the number of further waiters; w1, w2 ... are each one
+    KEEP = b"keep"  # milliseconds that the result is kept
+    COMMITTED_BY = b"by"  # step:attempt of the last commit
+    RESULT = b"res"  # once it is not open
+    SENT = b"sent"  # items of a streamed result
+    TAKEN = b"taken"  # those of them that its reader has taken
+    FINGERPRINT = b"fp"  # of what was asked, where anybody who has the id may ask for the result
+
+    # of dead letters only
+    WHY = b"!why"  # deaths, retries or unreadable
+    AT = b"!at"  # Unix ms
+    FAILURE = b"!failure"  # what its caller was told
+    HISTORY = b"!y"  # of the call that failed
+    CALLS = b"!n"  # the number of its calls; they are in !1, !2 ..., see KEPT_CALL
+
+
+KEPT_CALL = b"!"
+
+
+class CallField(bytes, Enum):
+    """A field of a call, which is an entry of a stream; 0, 1 ... have the values of its slots."""
+
+    HEADER = b"h"
+    STEP = b"s"
+    DEATHS = b"x"  # of its replica
+    TRIES = b"t"  # that user code failed
+    HISTORY = b"y"  # what happened to it: a msgpack list of [Unix ms, replica, what]
 
 
 class State(StrEnum):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,14 @@ from qserve.broker import functions
 from qserve.broker.functions import LIBRARY, Reply
 from qserve.broker.library import Kind, words
 from qserve.wire.moves import Epoch, Start
-from qserve.wire.outcome import State
+from qserve.wire.outcome import CallField, Field, State
 
 FOLDER = Path(functions.__file__).parent / "lua"
 FILES = {path.stem: path.read_text() for path in FOLDER.glob("*.lua")}
 SHARED = {path.stem: path.read_text() for path in (FOLDER / "lib").glob("*.lua")}
 ALL = FILES | {f"lib/{name}": text for name, text in SHARED.items()}
 STUBS = LIBRARY.stubs
+ENUMS: tuple[type[Enum], ...] = (State, Reply, Field, CallField)
 
 KNOWN = {
     *("and", "break", "do", "else", "elseif", "end", "false", "for", "function", "if", "in", "local", "nil", "not"),
@@ -91,7 +93,7 @@ def test_no_constant_is_written_as_a_literal(name: str) -> None:
     literals = set(re.findall(r"'((?:[^'\\]|\\.)*)'", code(ALL[name])))
     numbers = {int(found) for found in re.findall(r"(?<![\w.])\d+(?![\w.])", re.sub(r"'[^']*'", "", code(ALL[name])))}
     values = [value for name, value in LIBRARY.constants.items() if name[0].isupper()]
-    values += [member.value for enum in (State, Reply) for member in enum]
+    values += [member.value for enum in ENUMS for member in enum]
     texts = {
         value.decode() if isinstance(value, bytes) else value for value in values if isinstance(value, str | bytes)
     }
@@ -103,11 +105,11 @@ def test_no_constant_is_written_as_a_literal(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_states_and_replies_are_members_of_their_enums(name: str) -> None:
+def test_states_replies_and_fields_are_members_of_their_enums(name: str) -> None:
     text = code(ALL[name])
 
-    assert set(re.findall(r"\bState\.(\w+)", text)) <= set(State.__members__)
-    assert set(re.findall(r"\bReply\.(\w+)", text)) <= set(Reply.__members__)
+    for enum in ENUMS:
+        assert set(re.findall(rf"\b{enum.__name__}\.(\w+)", text)) <= set(enum.__members__)
 
 
 @pytest.mark.parametrize("name", STUBS)

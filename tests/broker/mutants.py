@@ -129,7 +129,7 @@ MUTANTS = (
         "if tonumber(keep) > 0 then",
         "if true then keep = math.max(keep, 1000)",
     ),
-    Mutant("a final commit does not say whose it was", "'by', by or '')", "'by', '')"),
+    Mutant("a final commit does not say whose it was", "Field.COMMITTED_BY, by or '')", "Field.COMMITTED_BY, '')"),
     Mutant("joins stay beside the result", "  redis.call('DEL', request)\n  if tonumber(keep)", "  if tonumber(keep)"),
     Mutant("commit does not look at the epoch", CHECK_EPOCH, within="commit"),
     Mutant(
@@ -143,7 +143,7 @@ MUTANTS = (
     ),
     Mutant(
         "a branch of a dead letter is forgotten",
-        "apply(moves, streams, letter, redis.call('HGET', letter, 'h'), keep_call)",
+        "apply(moves, streams, letter, redis.call('HGET', letter, Field.HEADER), keep_call)",
         "",
     ),
     Mutant(
@@ -151,7 +151,11 @@ MUTANTS = (
         "    keep_if_dead(request, stream, entry[2])\n  end\n  return Reply.HELD",
         "  end\n  return Reply.HELD",
     ),
-    Mutant("a commit does not say whose it was", "local notes = { 'by', by }", "local notes = { 'by', '' }"),
+    Mutant(
+        "a commit does not say whose it was",
+        "local notes = { Field.COMMITTED_BY, by }",
+        "local notes = { Field.COMMITTED_BY, '' }",
+    ),
     Mutant("a lost reply looks like the commit of another", "elseif last == by then\n  return Reply.DUP\n", ""),
     Mutant(
         "the other calls of a request that fails stay queued", "if state ~= State.DONE then remove_calls(request) end"
@@ -174,15 +178,18 @@ MUTANTS = (
     Mutant("a watcher is told of nothing", "if state == State.OPEN and mailbox ~= ''", "if false and mailbox ~= ''"),
     Mutant("a watcher is told as often as it asks", "== waiter then return", "== 0 then return"),
     Mutant("a submitter that watches is told twice", " and mailbox ~= owner then", " then"),
-    Mutant("what was asked is not looked at", "redis.call('HGET', request, 'fp') == fingerprint", "true"),
-    Mutant("a result does not know what was asked", "if asked then redis.call('HSET', request, 'fp', asked) end"),
+    Mutant("what was asked is not looked at", "redis.call('HGET', request, Field.FINGERPRINT) == fingerprint", "true"),
+    Mutant(
+        "a result does not know what was asked",
+        "if asked then redis.call('HSET', request, Field.FINGERPRINT, asked) end",
+    ),
     Mutant("what is given back is lost", "requeue(to, fields, request_prefix)", within="give_back"),
     Mutant("what was handed over is given back", "if is_held and fields then", "if fields then", within="give_back"),
     Mutant("what is given back stays where it was", TAKE_ENTRY, LEAVE_ENTRY, within="give_back"),
     Mutant("a result goes to a queue that is gone", "elseif not is_stream(w.stream) then", "elseif false then"),
     Mutant("an item is sent twice", "if number == sent then", "if number <= sent then"),
     Mutant("an item of an ended request is sent", "if state ~= State.OPEN then return -1 end\n"),
-    Mutant("a forgotten result is kept", "    redis.call('HSET', request, 'keep', 0)\n"),
+    Mutant("a forgotten result is kept", "    redis.call('HSET', request, Field.KEEP, 0)\n"),
     Mutant("an ended request is ended again", "if not is_open(request) then return 0 end", within="close"),
     Mutant("a cancelled call stays on the queue", "remove_calls(request)\n", within="close"),
     Mutant(
@@ -192,10 +199,11 @@ MUTANTS = (
         within="reclaim",
     ),
     Mutant("what a dead replica held stays on the queue as well", TAKE_ENTRY, LEAVE_ENTRY, within="reclaim"),
-    Mutant("deaths are not counted", "local deaths = (tonumber(call.x) or 0) + 1", "local deaths = 1"),
+    Mutant("deaths are not counted", "(tonumber(call[CallField.DEATHS]) or 0) + 1", "1"),
     Mutant("a call may kill for ever", "if deaths < death_limit then", "if true then"),
     Mutant(
-        "what a dead replica held is lost", "requeue(to, with(fields, { x = deaths, y = history }), request_prefix)"
+        "what a dead replica held is lost",
+        "requeue(to, with(fields, { [CallField.DEATHS] = deaths, [CallField.HISTORY] = history }), request_prefix)",
     ),
     Mutant(
         "a consumer is removed with what it still holds",
@@ -230,7 +238,8 @@ MUTANTS = (
         "a replay forgets the joins",
         "redis.call('RENAME', letter, request)",
         "redis.call('DEL', letter)\n"
-        "redis.call('HSET', request, 'st', State.OPEN, 'h', header, 'to', '', 'keep', keep_ms)",
+        "redis.call('HSET', request, Field.STATE, State.OPEN, Field.HEADER, header, Field.MAILBOX, '', Field.KEEP,"
+        " keep_ms)",
     ),
     Mutant(
         "a replay forgets the calls",

@@ -12,6 +12,7 @@ import redis
 from qserve.broker.functions import LIBRARY, AwaitedResults, EpochArg, Limits, Moves
 from qserve.broker.library import Command, Key, Keys, Library, Number, Pairs, Strings
 from qserve.wire.moves import Awaited, Epoch, Join, Start
+from qserve.wire.outcome import CallField
 
 LISTS = (Path(__file__).parents[2] / "qserve" / "broker" / "lua" / "lib" / "lists.lua").read_text()
 
@@ -24,7 +25,7 @@ class Color(StrEnum):
 def library(tmp_path: Path, client: redis.Redis) -> Iterator[Library]:
     (tmp_path / "lib").mkdir()
     (tmp_path / "lib" / "lists.lua").write_text(LISTS)
-    yield Library("test", tmp_path, {"Color": Color, "LIMIT": 7, "BYTES": b"\0\xff"})
+    yield Library("test", tmp_path, {"Color": Color, "CallField": CallField, "LIMIT": 7, "BYTES": b"\0\xff"})
     for found in client.function_list("test_*"):
         client.function_delete(found[1].decode())
 

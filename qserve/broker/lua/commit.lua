@@ -11,7 +11,7 @@
 local known = current_epoch(epoch_key)
 if known ~= epoch then return OTHER_EPOCH .. known end
 local by = step .. ':' .. attempt
-local current, header, last = unpack(redis.call('HMGET', request, 'st', 'h', 'by'))
+local current, header, last = unpack(redis.call('HMGET', request, Field.STATE, Field.HEADER, Field.COMMITTED_BY))
 for k = 1, #streams do
   local kind = redis.call('TYPE', streams[k]).ok
   if kind ~= 'stream' and kind ~= 'none' then return Reply.BADKEY end
@@ -28,7 +28,7 @@ if letter and redis.call('EXISTS', letter) == 0 then return current and Reply.CL
 if not is_mine then return Reply.STALE end
 if letter then
   if state == '' then
-    apply(moves, streams, letter, redis.call('HGET', letter, 'h'), keep_call)
+    apply(moves, streams, letter, redis.call('HGET', letter, Field.HEADER), keep_call)
   elseif entry then
     keep_if_dead(request, stream, entry[2])
   end
@@ -38,7 +38,7 @@ if state ~= '' then
   if state ~= State.DONE then remove_calls(request) end
   finish(request, request_id, state, payload, by)
 else
-  local notes = { 'by', by }
+  local notes = { Field.COMMITTED_BY, by }
   apply(moves, streams, request, header, enqueue, notes)
   redis.call('HSET', request, unpack(notes))
 end

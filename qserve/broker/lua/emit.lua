@@ -4,11 +4,13 @@
 --
 -- Returns how many items the reader has not yet taken; -1 when the request has ended: stop.
 
-local state, mailbox, sent, taken = unpack(redis.call('HMGET', request, 'st', 'to', 'sent', 'taken'))
+local state, mailbox, sent, taken = unpack(
+  redis.call('HMGET', request, Field.STATE, Field.MAILBOX, Field.SENT, Field.TAKEN)
+)
 if state ~= State.OPEN then return -1 end
 sent, taken = tonumber(sent or 0), tonumber(taken or 0)
 if number == sent then
-  redis.call('HSET', request, 'sent', sent + 1)
+  redis.call('HSET', request, Field.SENT, sent + 1)
   if mailbox ~= '' then deliver(mailbox, request_id, ITEM, payload) end
   sent = sent + 1
 end

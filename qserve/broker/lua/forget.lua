@@ -5,9 +5,9 @@
 -- Returns OK.
 
 for _, request in ipairs(requests) do
-  local state = redis.call('HGET', request, 'st')
+  local state = redis.call('HGET', request, Field.STATE)
   if state == State.OPEN then
-    redis.call('HSET', request, 'keep', 0)
+    redis.call('HSET', request, Field.KEEP, 0)
   elseif state then
     redis.call('DEL', request)
   end

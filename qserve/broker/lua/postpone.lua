@@ -11,7 +11,8 @@ if not is_open(request) then
   keep_if_dead(request, stream, fields)
   return Reply.OK
 end
-local member = with(fields, { t = tries, x = false, y = history_of(fields, replica, what) })
+local history = history_of(fields, replica, what)
+local member = with(fields, { [CallField.TRIES] = tries, [CallField.DEATHS] = false, [CallField.HISTORY] = history })
 table.insert(member, 1, request)
 redis.call('ZADD', delayed, now_ms() + wait_ms, cmsgpack.pack(member))
 -- as long as the longest-lived of what waits there

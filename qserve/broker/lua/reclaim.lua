@@ -15,12 +15,12 @@ for _, delivery in ipairs(pending) do
   local _, fields = take_entry(stream, entry_id)
   if fields then
     local call = by_name(fields)
-    local deaths = (tonumber(call.x) or 0) + 1
+    local deaths = (tonumber(call[CallField.DEATHS]) or 0) + 1
     local history = history_of(fields, consumer, 'its replica died (' .. deaths .. ')')
     if deaths < death_limit then
-      requeue(to, with(fields, { x = deaths, y = history }), request_prefix)
+      requeue(to, with(fields, { [CallField.DEATHS] = deaths, [CallField.HISTORY] = history }), request_prefix)
     else
-      local known = request_id_of(call.h)
+      local known = request_id_of(call[CallField.HEADER])
       local id = known or made_up_id(stream, entry_id)
       make_dead_letter(request_prefix .. id, id, to, fields, DEATHS, failure, history, known ~= nil)
     end

@@ -40,7 +40,7 @@ for _, key in ipairs(queues) do
     end
   else
     for _, entry in ipairs(redis.call('XRANGE', key, '-', '+')) do
-      local id = request_id_of(by_name(entry[2]).h)
+      local id = request_id_of(by_name(entry[2])[CallField.HEADER])
       if id then abandon(request_prefix .. id, key, entry[2]) end
     end
   end

@@ -11,9 +11,9 @@ local known = current_epoch(epoch_key)
 if known ~= epoch then return OTHER_EPOCH .. known end
 if redis.call('EXISTS', request) == 1 then
   -- a write all the same: WAIT asks for the replicas' copies of what its connection has written
-  redis.call('HSET', request, 'st', redis.call('HGET', request, 'st'))
+  redis.call('HSET', request, Field.STATE, redis.call('HGET', request, Field.STATE))
   if fingerprint == '' then return Reply.DUP end
-  return redis.call('HGET', request, 'fp') == fingerprint and follow(request, mailbox) or Reply.MISMATCH
+  return redis.call('HGET', request, Field.FINGERPRINT) == fingerprint and follow(request, mailbox) or Reply.MISMATCH
 end
 for k = 1, #streams do
   local stream = streams[k]
@@ -23,15 +23,15 @@ for k = 1, #streams do
 end
 for k = 1, #awaited do
   local argument = awaited[k]
-  argument.state, argument.result = unpack(redis.call('HMGET', argument.request, 'st', 'res'))
+  argument.state, argument.result = unpack(redis.call('HMGET', argument.request, Field.STATE, Field.RESULT))
   if not argument.state then return Reply.LOST end
 end
 
 -- from here on it is accepted
 if model_id ~= '' then streams[1] = holder_of(streams[1], model_id, max_ongoing) or streams[1] end
-local notes = { 'st', State.OPEN, 'h', header, 'to', mailbox, 'keep', keep_ms }
+local notes = { Field.STATE, State.OPEN, Field.HEADER, header, Field.MAILBOX, mailbox, Field.KEEP, keep_ms }
 if fingerprint ~= '' then
-  notes[#notes + 1] = 'fp'
+  notes[#notes + 1] = Field.FINGERPRINT
   notes[#notes + 1] = fingerprint
 end
 apply(moves, streams, request, header, enqueue, notes)

@@ -5,4 +5,4 @@
 -- Returns how many it has taken in all; 0 when the request has ended.
 
 if not is_open(request) then return 0 end
-return redis.call('HINCRBY', request, 'taken', count)
+return redis.call('HINCRBY', request, Field.TAKEN, count)

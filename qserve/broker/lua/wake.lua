@@ -19,7 +19,7 @@ for _, member in ipairs(due) do
   else
     redis.call('ZREM', delayed, member)
     if is_wanted then
-      enqueue(request, stream, by_name(fields).s, fields)
+      enqueue(request, stream, by_name(fields)[CallField.STEP], fields)
     elseif is_call(fields) then
       keep_if_dead(request, stream, fields)
     end

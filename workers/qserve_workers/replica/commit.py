@@ -21,7 +21,7 @@ from qserve.exceptions import BrokerError, PayloadError
 from qserve.wire.application import DeploymentRecord
 from qserve.wire.envelope import REQUEST_ID_CHARS
 from qserve.wire.failure import Failure
-from qserve.wire.outcome import State
+from qserve.wire.outcome import CallField, State
 from qserve.wire.sealing import seal_end, seal_moves
 from qserve_workers.replica.emitter import sink_of
 from qserve_workers.replica.plane import LoopPlane
@@ -128,7 +128,7 @@ class Committer:
         """
         log.error("a message of queue %s cannot be read and is a dead letter now: %s", self._stream, error)
         failure = Failure.of(PayloadError(f"a message of {self._deployment!r} cannot be read: {error}"))
-        tag, claimed = delivery.tag, delivery.fields.get(b"h", b"")[:REQUEST_ID_CHARS].decode("latin-1")
+        tag, claimed = delivery.tag, delivery.fields.get(CallField.HEADER, b"")[:REQUEST_ID_CHARS].decode("latin-1")
         sealed = seal_end(self._plane.seal, claimed, State.FAILED, failure.encode())
         command = functions.dead_letter(
             tag.stream, self._keys.request(claimed), tag.entry_id, claimed, "unreadable", sealed, self._name,

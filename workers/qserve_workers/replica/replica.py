@@ -13,7 +13,7 @@ from qserve.broker.connection import Client
 from qserve.broker.library import Command
 from qserve.engine.invoke import Invoker, Servable
 from qserve.engine.step import Conclusion, Stepper
-from qserve.wire.outcome import State
+from qserve.wire.outcome import CallField, State
 from qserve_workers.replica.commit import Committer
 from qserve_workers.replica.models import ModelAdvertiser
 from qserve_workers.replica.plane import LoopPlane
@@ -125,7 +125,7 @@ class Replica:
         except Exception as error:
             self._committer.dead_letter_unread(delivery, error)
             return
-        self._reads_suspects = b"x" in delivery.fields
+        self._reads_suspects = CallField.DEATHS in delivery.fields
         if self._runs_alone or (self._reads_suspects and self._suspects):
             self._committer.give_back(delivery)
             return

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from qserve.engine.invoke import Invocation
+from qserve.wire.outcome import CallField
 from qserve.wire.sealing import Seal, open_header, open_values
 
 _SLOTS = [str(number).encode() for number in range(256)]
@@ -39,12 +40,12 @@ class Work(Invocation):
           Exception: Fields are missing, cannot be read, or were not sealed with one of our keys.
         """
         fields = delivery.fields
-        return cls(open_header(seal, fields[b"h"]), fields[b"s"].decode(), delivery)
+        return cls(open_header(seal, fields[CallField.HEADER]), fields[CallField.STEP].decode(), delivery)
 
     @property
     def tries(self) -> int:
         """How often the call was tried again before."""
-        return int(self.delivery.fields.get(b"t", 0))
+        return int(self.delivery.fields.get(CallField.TRIES, 0))
 
     def values(self, seal: Seal) -> list[bytes]:
         """Return its arguments, encoded.

@@ -1,8 +1,4 @@
--- Calls. Each is an entry of a stream:
---   h     header, which begins with the request's id        s     step
---   0, 1 ...       values of its slots
---   x     deaths of its replica                            t     tries that user code failed
---   y     what happened to it: a cmsgpack list of { Unix ms, replica, what }
+-- Calls. Each is an entry of a stream: the fields of `CallField`, and 0, 1 ... with the values of its slots.
 
 local function is_stream(key)
   return redis.call('TYPE', key).ok == 'stream'
@@ -41,7 +37,7 @@ end
 
 -- the history of a call with one event more; bytes that are not a history begin a new one
 local function history_of(fields, replica, what)
-  local text = by_name(fields).y
+  local text = by_name(fields)[CallField.HISTORY]
   local is_read, events = pcall(cmsgpack.unpack, text or cmsgpack.pack({}))
   if not is_read or type(events) ~= 'table' then events = {} end
   events[#events + 1] = { now_ms(), replica, what }

@@ -23,17 +23,18 @@ end
 -- A request that has ended meanwhile needs no dead letter: nobody waits for it.
 local function make_dead_letter(request, id, stream, fields, why, failure, history, is_known)
   if keep_if_dead(request, stream, fields) then return end
-  local state = redis.call('HGET', request, 'st')
+  local state = redis.call('HGET', request, Field.STATE)
   if state ~= State.OPEN and (state or is_known) then return end
   local letter, index, now = dead_letter_of(request), dead_letters_of(request), now_ms()
   if state then
     redis.call('COPY', request, letter)
     -- the waiters are notified now; after a replay, one asks by the id
-    redis.call('HDEL', letter, 'w', 'sent', 'taken', 'by')
-    redis.call('HSET', letter, 'to', '')
+    redis.call('HDEL', letter, Field.WAITERS, Field.SENT, Field.TAKEN, Field.COMMITTED_BY)
+    redis.call('HSET', letter, Field.MAILBOX, '')
   end
-  redis.call('HSET', letter, '!why', why, '!at', now, '!failure', failure, '!y', history)
-  keep_call(letter, stream, '', with(fields, { x = false, t = false, y = history }))
+  redis.call('HSET', letter, Field.WHY, why, Field.AT, now, Field.FAILURE, failure, Field.HISTORY, history)
+  local kept = with(fields, { [CallField.DEATHS] = false, [CallField.TRIES] = false, [CallField.HISTORY] = history })
+  keep_call(letter, stream, '', kept)
   redis.call('PEXPIRE', letter, DEAD_LETTER_TTL_MS)
   redis.call('ZADD', index, now, id)
   redis.call('PEXPIRE', index, DEAD_LETTER_TTL_MS)

@@ -35,7 +35,7 @@ local function read_moves(argv, at)
     local place, step, needs, size = argv[at] + 0, argv[at + 1], argv[at + 2] + 0, argv[at + 3] + 0
     at = at + 4
     if needs == 0 then
-      local fields = { 'h', false, 's', step }
+      local fields = { CallField.HEADER, false, CallField.STEP, step }
       for slot = 0, size - 1 do
         fields[#fields + 1] = slot
         fields[#fields + 1] = argv[at + slot]

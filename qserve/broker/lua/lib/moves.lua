@@ -10,7 +10,7 @@ local function fill(request, stream, header, step, needs, slots, put, notes)
   if filled == 0 or redis.call('HINCRBY', request, step .. '.n', filled) ~= needs then return false end
   local names = {}
   for slot = 0, needs - 1 do names[#names + 1] = step .. '.' .. slot end
-  local fields = { 'h', header, 's', step }
+  local fields = { CallField.HEADER, header, CallField.STEP, step }
   for slot, value in ipairs(redis.call('HMGET', request, unpack(names))) do
     fields[#fields + 1] = slot - 1
     fields[#fields + 1] = value

@@ -1,12 +1,6 @@
--- Requests. Each is a hash:
---   st    its state (`State`)                              h     header that each of its calls carries
---   to    mailbox of the submitter                         res   result (once not open)
---   keep  milliseconds that the result is kept             by    step:attempt of the last commit
---   w     number of further waiters, w1, w2 ... each one
+-- Requests. Each is a hash. Its fields are `Field` in qserve/wire/outcome.py, and
 --   <step>.<slot>  values of a join                        <step>.n  how many slots of it are filled
 --   e:<step>       stream and id of the last entry that stood for a step; it may be gone
---   sent, taken    items of a streamed result that were sent, and that its reader has taken
---   fp    fingerprint of what was asked, where anybody who has the id may ask for the result
 -- A waiter is a cmsgpack: { mailbox }, or { request, request_id, header, stream, step, needs, slot } of a call that
 -- takes the result as an argument.
 
@@ -16,7 +10,7 @@ local function current_epoch(key)
 end
 
 local function is_open(request)
-  return redis.call('HGET', request, 'st') == State.OPEN
+  return redis.call('HGET', request, Field.STATE) == State.OPEN
 end
 
 local function deliver(mailbox, request_id, state, payload)
@@ -29,7 +23,7 @@ local function deliver(mailbox, request_id, state, payload)
 end
 
 local function add_waiter(request, waiter)
-  redis.call('HSET', request, 'w' .. redis.call('HINCRBY', request, 'w', 1), waiter)
+  redis.call('HSET', request, Field.WAITERS .. redis.call('HINCRBY', request, Field.WAITERS, 1), waiter)
 end
 
 local finish
@@ -42,7 +36,7 @@ local function notify(waiter, request_id, state, payload)
     local letter = dead_letter_of(w.request)
     -- a replay goes on with it: nobody will send this result a second time
     if state == State.DONE and redis.call('EXISTS', letter) == 1 then
-      fill(letter, w.stream, redis.call('HGET', letter, 'h'), w.step, w.needs, slots, keep_call)
+      fill(letter, w.stream, redis.call('HGET', letter, Field.HEADER), w.step, w.needs, slots, keep_call)
     end
   elseif not is_stream(w.stream) then -- only a replay waits for a queue that may be gone
     finish(w.request, w.request_id, State.FAILED, DELETED)
@@ -58,13 +52,15 @@ end
 
 -- end a request: its result is kept for as long as was asked for, and its waiters are notified
 finish = function(request, request_id, state, payload, by)
-  local mailbox, more, keep, asked = unpack(redis.call('HMGET', request, 'to', 'w', 'keep', 'fp'))
+  local mailbox, more, keep, asked = unpack(
+    redis.call('HMGET', request, Field.MAILBOX, Field.WAITERS, Field.KEEP, Field.FINGERPRINT)
+  )
   local waiters = {}
-  for k = 1, tonumber(more or 0) do waiters[k] = redis.call('HGET', request, 'w' .. k) end
+  for k = 1, tonumber(more or 0) do waiters[k] = redis.call('HGET', request, Field.WAITERS .. k) end
   redis.call('DEL', request)
   if tonumber(keep) > 0 then
-    redis.call('HSET', request, 'st', state, 'res', payload, 'by', by or '')
-    if asked then redis.call('HSET', request, 'fp', asked) end
+    redis.call('HSET', request, Field.STATE, state, Field.RESULT, payload, Field.COMMITTED_BY, by or '')
+    if asked then redis.call('HSET', request, Field.FINGERPRINT, asked) end
     redis.call('PEXPIRE', request, keep)
   end
   if mailbox ~= '' then deliver(mailbox, request_id, state, payload) end
@@ -74,11 +70,13 @@ end
 -- have a mailbox ('': none) notified when an open request has ended, once, however often it asks
 -- Returns { state, result }, of an open one { state, '', header }; { '', '' } when the request is not known.
 local function follow(request, mailbox)
-  local state, result, owner, more, header = unpack(redis.call('HMGET', request, 'st', 'res', 'to', 'w', 'h'))
+  local state, result, owner, more, header = unpack(
+    redis.call('HMGET', request, Field.STATE, Field.RESULT, Field.MAILBOX, Field.WAITERS, Field.HEADER)
+  )
   if state == State.OPEN and mailbox ~= '' and mailbox ~= owner then
     local waiter = cmsgpack.pack({ mailbox = mailbox })
     for k = 1, tonumber(more or 0) do
-      if redis.call('HGET', request, 'w' .. k) == waiter then return { state, '', header } end
+      if redis.call('HGET', request, Field.WAITERS .. k) == waiter then return { state, '', header } end
     end
     add_waiter(request, waiter)
   end
