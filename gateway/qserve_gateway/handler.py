@@ -93,7 +93,7 @@ class RequestHandler:
             if job is not None:
                 return self._jobs.follow(ref, job, timeout_s, environ, request_id)
             self._wait(ref, timeout_s, environ)
-        if isinstance(ref, ItemRef) and ref.has_items():
+        if isinstance(ref, ItemRef) and ref.items:
             return StreamReply(ref, request_id, timeout_s, self._plane.cancel)
         outcome = ref.outcome()
         if outcome.state == State.DONE:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable
 from functools import partial
 from queue import Empty, SimpleQueue
@@ -22,22 +22,13 @@ from qserve.base.log import get_logger
 from qserve.base.settings import REPLICA, Settings
 from qserve.broker import functions
 from qserve.broker.connection import CLIENT_ERRORS, Client, connect, is_unknown_function
-from qserve.broker.functions import LOAD, NOT_REPLICATED, other_epoch
+from qserve.broker.functions import LOAD, NOT_REPLICATED, Reply, other_epoch
 from qserve.broker.library import Command
 from qserve.broker.link import WAIT, OnReply, ThreadLink, replicated
 from qserve.broker.registry import Registry
-from qserve.calls.compose import Composer, Submission
-from qserve.calls.mailbox import (
-    MOVED,
-    Mailbox,
-    failed,
-    ignore,
-    read_reply,
-    refused,
-    state_lost,
-    was_submitted_before,
-)
-from qserve.calls.ref import Call, ItemRef, Ref
+from qserve.calls.compose import ComposingPlane, Submission
+from qserve.calls.mailbox import STATE_LOST, Mailbox, ignore, read_reply, refused, was_submitted_before
+from qserve.calls.ref import Call, Ref, failed
 from qserve.exceptions import BrokerUnavailable, QserveException
 from qserve.wire.application import ApplicationRecord
 from qserve.wire.codec import Codec
@@ -50,52 +41,26 @@ SEND_FOR_S = 2.0
 _SEND_COUNT = 128
 
 
-class BrokerPlane(ABC):
-    """Submits calls to a broker and follows them to their end.
-
-    Parameters:
-      settings: Defaults for deadlines and for how long results are kept.
-      codec: Encodes arguments and decodes results.
-      find: Returns an application's record by its name; raises AppNotFound.
-    """
-
-    owns_results = False
-    """Whether every result is deleted together with its ref."""
+class BrokerPlane(ComposingPlane):
+    """Submits calls to a broker and follows them to their end; for the parameters see ``ComposingPlane``."""
 
     def __init__(self, settings: Settings, keys: Keys, codec: Codec, find: Callable[[str], ApplicationRecord]) -> None:
-        self.settings = settings
-        self.keys = keys
-        self.codec = codec
+        super().__init__(settings, keys, codec, find)
         self.seal = Seal(settings.keyring)
         self.mailbox = Mailbox(keys, self.seal, self.post)
         self.epoch = self.mailbox.epoch
-        self._composer = Composer(settings, keys, codec, find)
         self._released: list[str] = []
 
     @abstractmethod
     def post(self, command: Command, on_reply: OnReply) -> None:
         """Send a command and call back with its reply; it may be sent again when the reply is lost."""
 
-    @abstractmethod
-    def wait(self, ref: Ref[Any], timeout_s: float | None) -> bool:
-        """Block until ``ref`` is done; return False if ``timeout_s`` passed first."""
-
-    def submit(self, call: Call) -> Ref[Any]:
-        """Start a call."""
-        submission = self._composer.compose(call)
-        kind = ItemRef if call.stream else Ref
-        ref = kind(submission.request_id, self, self.owns_results or call.owned)
-        self._send(ref, submission, call)
-        return ref
-
     def follow(self, ref: Ref[Any]) -> None:
-        """Settle ``ref``, which may come from another process, when its request has ended."""
         if not ref.done.is_set() and ref not in self.mailbox:
             self._expect(ref)
-            self.mailbox.follow(ref)
+            self.mailbox.watch(ref, self.mailbox.name)
 
     def cancel(self, ref: Ref[Any]) -> None:
-        """Cancel an open request; calls that are running go on, but have no effect."""
         self.mailbox.close(ref, State.CANCELLED)
 
     def expire(self, ref: Ref[Any]) -> None:
@@ -103,11 +68,9 @@ class BrokerPlane(ABC):
         self.mailbox.expire(ref)
 
     def add_credit(self, request_id: str, items: int) -> None:
-        """Let the producer of a streamed result send this many more items."""
         self.post(functions.take(self.keys.request(request_id), items), ignore)
 
     def release(self, request_id: str) -> None:
-        """Delete a result that will not be asked for again, together with what is sent next."""
         self._released.append(self.keys.request(request_id))
 
     def _release_command(self) -> Command | None:
@@ -121,14 +84,6 @@ class BrokerPlane(ABC):
         self.mailbox.add(ref, deadline_ms)
 
     def _send(self, ref: Ref[Any], submission: Submission, call: Call | None) -> None:
-        """Send a submission.
-
-        Parameters:
-          call: What to submit again if the version has been retired meanwhile; None if that was done before.
-        """
-        if submission.outcome is not None:
-            ref.settle(submission.outcome)
-            return
         self._expect(ref, submission.deadline_ms)
         command = submission.command(self.mailbox.name, self.epoch.current(), self.seal)
         self.post(command, partial(self._on_submitted, ref, submission, call))
@@ -137,9 +92,6 @@ class BrokerPlane(ABC):
         epoch = other_epoch(reply)
         if epoch is not None:
             self._on_other_epoch(ref, submission, call, epoch)
-            return
-        if reply == MOVED and call is not None:
-            self._on_retired(ref, call)
             return
         if was_submitted_before(reply):
             ref.accepted.set(True)
@@ -163,13 +115,7 @@ class BrokerPlane(ABC):
         if epoch:
             self._send(ref, submission, call)
         else:
-            ref.settle(state_lost())
-
-    def _on_retired(self, ref: Ref[Any], call: Call) -> None:
-        """The version that was called has been retired, and the submission was not accepted."""
-        outcome = refused(MOVED)
-        assert outcome is not None
-        self.mailbox.refuse(ref, outcome)
+            ref.settle(STATE_LOST)
 
 
 class ClientPlane(BrokerPlane):
@@ -207,11 +153,6 @@ class ClientPlane(BrokerPlane):
         registry = Registry(client, keys, Seal(settings.keyring))
         return cls(settings, keys, Codec(settings.keyring), client, registry)
 
-    def wait(self, ref: Ref[Any], timeout_s: float | None) -> bool:
-        """Block until ``ref`` is done; return False if ``timeout_s`` passed first."""
-        self.follow(ref)
-        return ref.done.wait(timeout_s)
-
     def execute(self, command: Command) -> Any:
         """Send one command from this thread and return its reply, for callers whose event loop is blocked."""
         with contextlib.closing(ThreadLink(self.client)) as connection:
@@ -247,27 +188,30 @@ class ClientPlane(BrokerPlane):
         """Ask the registry for the application's record at its next call."""
         self._records.pop(app, None)
 
-    def _on_retired(self, ref: Ref[Any], call: Call) -> None:
-        """Submit the call again, to the version that is active now."""
+    def _on_submitted(self, ref: Ref[Any], submission: Submission, call: Call | None, reply: Any) -> None:
+        if reply != Reply.MOVED or call is None:
+            super()._on_submitted(ref, submission, call, reply)
+            return
+        # the version that was called has been retired: submit the call again, to the one that is active now
         self.mailbox.remove(ref)
         self.uncache_application(call.app)
         try:
-            submission = self._composer.compose(call)
+            submission = self._compose(call)
         except QserveException as error:
             ref.settle(failed(error))
             return
         ref.request_id = submission.request_id
-        self._send(ref, submission, None)
+        self._start(ref, submission, None)
 
     # -- sending -----------------------------------------------------------------------------------
 
     def post(self, command: Command, on_reply: OnReply) -> None:
         """Send a command together with the others that have gathered."""
         if not self._started:
-            self._start()
+            self._start_threads()
         self._outbox.put((command, on_reply))
 
-    def _start(self) -> None:
+    def _start_threads(self) -> None:
         with self._starting:
             if not self._started:
                 self._started = True

@@ -1,8 +1,9 @@
-"""Compose the submission of a call: what is sent to the broker to start it. Nothing here touches a connection."""
+"""``ComposingPlane``: composes the submissions of calls, which start them. Nothing here touches a connection."""
 
 from __future__ import annotations
 
 import os
+from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -13,7 +14,7 @@ from qserve.base.keys import CLOCK_MARGIN_MS, Keys
 from qserve.base.settings import Settings
 from qserve.broker import functions
 from qserve.broker.library import Command
-from qserve.calls.ref import Call, Ref
+from qserve.calls.ref import Call, ItemRef, Plane, Ref, failed
 from qserve.calls.responses import RESPONSES, ref_of
 from qserve.exceptions import AppNotFound, QserveException
 from qserve.graph.advance import Answer as AnswerMove
@@ -22,7 +23,6 @@ from qserve.graph.plan import Plan, Slot
 from qserve.wire.application import ApplicationRecord
 from qserve.wire.codec import Codec
 from qserve.wire.envelope import REQUEST_ID_CHARS, Header
-from qserve.wire.failure import Failure
 from qserve.wire.moves import Awaited, Epoch, Join, Model, Move, Start
 from qserve.wire.outcome import Outcome, State
 from qserve.wire.sealing import Seal, seal_header, seal_moves
@@ -44,7 +44,7 @@ class Submission(NamedTuple):
     """
 
     request_id: str
-    deadline_ms: int
+    deadline_ms: int = 0
     outcome: Outcome | None = None
     request: str = ""
     header: bytes = b""
@@ -73,21 +73,46 @@ class Submission(NamedTuple):
         )  # fmt: skip
 
 
-class Composer:
-    """Composes submissions for one process.
+class ComposingPlane(Plane):
+    """A plane that composes the submissions of its calls.
 
     Parameters:
       settings: Defaults for deadlines and for how long results are kept.
+      codec: Encodes arguments and decodes results.
       find: Returns an application's record by its name; raises AppNotFound.
     """
 
+    owns_results = False
+    """Whether every result is deleted together with its ref."""
+
     def __init__(self, settings: Settings, keys: Keys, codec: Codec, find: Callable[[str], ApplicationRecord]) -> None:
-        self._settings = settings
-        self._keys = keys
-        self._codec = codec
+        self.settings = settings
+        self.keys = keys
+        self.codec = codec
         self._find = find
 
-    def compose(self, call: Call) -> Submission:
+    def submit(self, call: Call) -> Ref[Any]:
+        submission = self._compose(call)
+        kind = ItemRef if call.stream else Ref
+        ref = kind(submission.request_id, self, self.owns_results or call.owned)
+        self._start(ref, submission, call)
+        return ref
+
+    def _start(self, ref: Ref[Any], submission: Submission, call: Call | None) -> None:
+        if submission.outcome is not None:
+            ref.settle(submission.outcome)
+        else:
+            self._send(ref, submission, call)
+
+    @abstractmethod
+    def _send(self, ref: Ref[Any], submission: Submission, call: Call | None) -> None:
+        """Send a submission.
+
+        Parameters:
+          call: What to submit again if the version has been retired meanwhile; None if that was done before.
+        """
+
+    def _compose(self, call: Call) -> Submission:
         """Return the submission of a call; an error that belongs to the request becomes its outcome.
 
         Raises:
@@ -110,24 +135,16 @@ class Composer:
         if deployment not in record.deployments:
             known = ", ".join(record.deployments)
             return _ended(AppNotFound(f"application {call.app!r} has no deployment {deployment!r}; it has: {known}"))
-        stream = self._keys.stream(record.name, record.version, deployment)
+        stream = self.keys.stream(record.name, record.version, deployment)
         args, kwargs, refs = _replace_refs(call.args, call.kwargs)
-        arguments = self._codec.encode([list(args), kwargs])
-        moves: list[Move]
-        if refs:
-            needs = len(refs) + 1
-            moves = [Join(stream, method, needs, [(0, arguments)])]
-            waits = [
-                Awaited(self._keys.request(ref.request_id), stream, method, needs, slot)
-                for slot, ref in enumerate(refs, 1)
-            ]
-        else:
-            moves, waits = [Start(stream, method, [arguments])], []
-        request_id, header, deadline_ms = self._header(record, None, call, waits)
-        submission = self._submission(record, request_id, header, deadline_ms, moves, waits, call)
-        if not call.model_id:
-            return submission
-        return submission._replace(model=Model(call.model_id, record.deployments[deployment].max_ongoing))
+        arguments = self.codec.encode([list(args), kwargs])
+        if not refs:
+            return self._submission(record, None, call, [Start(stream, method, [arguments])], [])
+        needs = len(refs) + 1
+        awaited = [
+            Awaited(self.keys.request(ref.request_id), stream, method, needs, slot) for slot, ref in enumerate(refs, 1)
+        ]
+        return self._submission(record, None, call, [Join(stream, method, needs, [(0, arguments)])], awaited)
 
     def _compose_driver(self, record: ApplicationRecord, call: Call) -> Submission:
         """A call of the application's DAGDriver by handle: it runs one of the graphs."""
@@ -154,19 +171,23 @@ class Composer:
         try:
             moves = begin(plan, tuple(call.args), dict(call.kwargs))
         except Exception as error:  # a part of the input is missing: that fails the request, not its caller
-            return _ended(error, record.ingress)
-        waits: list[Awaited] = []
-        packed = pack_moves(moves, record, plan, self._keys, self._codec, waits)
-        request_id, header, deadline_ms = self._header(record, graph, call, waits)
+            return _ended(error, "" if isinstance(error, QserveException) else record.ingress)
+        awaited: list[Awaited] = []
+        packed = pack_moves(moves, record, plan, self.keys, self.codec, awaited)
         if isinstance(packed, bytes):
-            return Submission(request_id, deadline_ms, Outcome(State.DONE, packed))
-        return self._submission(record, request_id, header, deadline_ms, packed, waits, call)
+            return Submission("", outcome=Outcome(State.DONE, packed))
+        return self._submission(record, graph, call, packed, awaited)
 
-    def _header(
-        self, record: ApplicationRecord, graph: str | None, call: Call, waits: Sequence[Awaited]
-    ) -> tuple[str, bytes, int]:
+    def _submission(
+        self,
+        record: ApplicationRecord,
+        graph: str | None,
+        call: Call,
+        moves: Sequence[Move],
+        awaited: Sequence[Awaited],
+    ) -> Submission:
         request_id = call.request_id or os.urandom(16).hex()
-        timeout_s = call.timeout_s or record.timeout_s or self._settings.request_timeout_s
+        timeout_s = call.timeout_s or record.timeout_s or self.settings.request_timeout_s
         deadline_ms = int(clock.stamp_ms() + timeout_s * 1000)
         parent_ms = request_context.get().deadline_ms
         if parent_ms:
@@ -174,35 +195,25 @@ class Composer:
         header = Header(
             request_id, record.name, graph, deadline_ms, call.answer,
             call.trace_id or request_id, call.route, call.model_id, call.stream,
-            {f"{wait.step}.{wait.slot}": wait.request[-REQUEST_ID_CHARS:] for wait in waits} if waits else {},
+            {f"{item.step}.{item.slot}": item.request[-REQUEST_ID_CHARS:] for item in awaited} if awaited else {},
         )  # fmt: skip
-        return request_id, header.encode(), deadline_ms
-
-    def _submission(
-        self,
-        record: ApplicationRecord,
-        request_id: str,
-        header: bytes,
-        deadline_ms: int,
-        moves: Sequence[Move],
-        waits: Sequence[Awaited],
-        call: Call,
-    ) -> Submission:
-        keep_s = self._settings.result_ttl_s if call.result_ttl_s is None else call.result_ttl_s
         life_ms = max(0, deadline_ms - int(clock.judge_ms())) + CLOCK_MARGIN_MS
+        keep_s = self.settings.result_ttl_s if call.result_ttl_s is None else call.result_ttl_s
         limits = {
-            self._keys.stream(record.name, record.version, limited.name): limited.max_queued
+            self.keys.stream(record.name, record.version, limited.name): limited.max_queued
             for limited in record.limited
         } or None
+        model = Model()
+        if call.model_id and graph is None:
+            model = Model(call.model_id, record.deployments[call.deployment].max_ongoing)
         return Submission(
-            request_id, deadline_ms, None, self._keys.request(request_id), header, moves, waits, life_ms,
-            int(keep_s * 1000), limits, Model(), call.fingerprint,
+            request_id, deadline_ms, None, self.keys.request(request_id), header.encode(), moves, awaited, life_ms,
+            int(keep_s * 1000), limits, model, call.fingerprint,
         )  # fmt: skip
 
 
 def _ended(error: BaseException, deployment: str = "") -> Submission:
-    failure = Failure.of(error, "" if isinstance(error, QserveException) else deployment)
-    return Submission("", 0, Outcome(State.FAILED, failure.encode()))
+    return Submission("", outcome=failed(error, deployment))
 
 
 def _replace_refs(
@@ -223,11 +234,7 @@ def _replace_refs(
             refs.append(ref)
         return Slot(refs.index(ref) + 1)
 
-    return (
-        [place(value) for value in args],
-        {name: place(value) for name, value in kwargs.items()},
-        refs,
-    )
+    return [place(value) for value in args], {name: place(value) for name, value in kwargs.items()}, refs
 
 
 def pack_moves(

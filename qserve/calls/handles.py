@@ -14,7 +14,7 @@ There are two generations, as in Ray Serve 2.7:
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Protocol, Self, overload
 
 from typing_extensions import ParamSpec, TypeVar
@@ -25,7 +25,6 @@ from qserve.calls.ref import Call, ItemRef, Ref, current
 from qserve.calls.responses import DeploymentResponse, DeploymentResponseGenerator, RefTask
 from qserve.wire import codec
 from qserve.wire.codec import Code
-from qserve.wire.outcome import State
 
 P = ParamSpec("P", default=...)
 R_co = TypeVar("R_co", covariant=True, default=Any)
@@ -139,29 +138,25 @@ class _Handle(Generic[P, R_co]):
           multiplexed_model_id: The model that the calls are for.
           use_new_handle_api: True for one await (``DeploymentHandle``), False for two.
         """
-        given: dict[str, Any] = {
-            "method_name": method_name,
-            "stream": stream,
-            "multiplexed_model_id": multiplexed_model_id,
-        }
-        chosen = {name: value for name, value in given.items() if value is not None}
+        given = {"method_name": method_name, "stream": stream, "multiplexed_model_id": multiplexed_model_id}
+        chosen: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
         changed = replace(self._options, **chosen)
         kind: type[_Handle[..., Any]] = type(self)
         if use_new_handle_api is not None and not isinstance(self, RayServeDAGHandle):
             kind = DeploymentHandle if use_new_handle_api else RayServeDeploymentHandle
-        return _restore(kind, self._target, self.app_name, changed)
+        return kind(self._target, self.app_name, changed)
 
     def __eq__(self, other: object) -> bool:
-        return type(other) is type(self) and other._identity() == self._identity()
+        return isinstance(other, _Handle) and other._parts() == self._parts()
 
     def __hash__(self) -> int:
-        return hash(self._identity())
-
-    def _identity(self) -> tuple[Any, ...]:
-        return (self.app_name, self._target, self._options)
+        return hash(self._parts())
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _arrive, (type(self), self._target, self.app_name, self._options)
+        return _arrive, self._parts()
+
+    def _parts(self) -> tuple[type, str, str, HandleOptions]:
+        return type(self), self._target, self.app_name, self._options
 
 
 class _DeploymentHandle(_Handle[P, R_co]):
@@ -208,10 +203,9 @@ class RayServeSyncHandle(_DeploymentHandle[P, R_co]):
         if current.in_replica():  # captured by a deployment's code, where nothing may block
             return RefTask(ref)
         ref.accepted.wait()
-        if ref.done.is_set() and ref.outcome().state == State.FAILED:
-            refusal = ref.refusal()
-            if refusal is not None:
-                raise refusal
+        refusal = ref.refusal()
+        if refusal is not None:
+            raise refusal
         return ref
 
 
@@ -261,44 +255,31 @@ class StreamingHandle(Protocol[P, R_co]):
     def __getattr__(self, name: str) -> StreamingHandle[..., Any]: ...
 
 
-def _restore(kind: Any, target: str, app_name: str, options: HandleOptions) -> Any:
-    return kind(target, app_name, options)
-
-
 def _arrive(kind: type[_Handle[..., Any]], target: str, app_name: str, options: HandleOptions) -> Any:
     # a sync handle would block a replica's event loop: inside a deployment it becomes one with two awaits
     if kind is RayServeSyncHandle and current.in_replica():
         kind = RayServeDeploymentHandle
-    return _restore(kind, target, app_name, options)
+    return kind(target, app_name, options)
 
 
-_KINDS: tuple[type[_Handle[..., Any]], ...] = (
-    RayServeDeploymentHandle,
-    RayServeSyncHandle,
-    DeploymentHandle,
-    RayServeDAGHandle,
-)
+_KINDS: dict[type[_Handle[..., Any]], Code] = {
+    RayServeDeploymentHandle: Code.DEPLOYMENT_HANDLE,
+    RayServeSyncHandle: Code.SYNC_HANDLE,
+    DeploymentHandle: Code.NEW_HANDLE,
+    RayServeDAGHandle: Code.GRAPH_HANDLE,
+}
 """The classes of handles; a packed handle begins with its class's number in this order."""
 
 
 def _pack(handle: _Handle[..., Any]) -> list[Any]:
-    options = handle._options
-    return [
-        _KINDS.index(type(handle)),
-        handle._target,
-        handle.app_name,
-        options.method_name,
-        options.stream,
-        options.multiplexed_model_id,
-    ]
+    kind, target, app_name, options = handle._parts()
+    return [list(_KINDS).index(kind), target, app_name, *astuple(options)]
 
 
 def _unpack(packed: list[Any]) -> Any:
     kind, target, app_name, *options = packed
-    return _arrive(_KINDS[kind], target, app_name, HandleOptions(*options))
+    return _arrive(list(_KINDS)[kind], target, app_name, HandleOptions(*options))
 
 
-codec.register(Code.DEPLOYMENT_HANDLE, RayServeDeploymentHandle, _pack, _unpack)
-codec.register(Code.SYNC_HANDLE, RayServeSyncHandle, _pack, _unpack)
-codec.register(Code.NEW_HANDLE, DeploymentHandle, _pack, _unpack)
-codec.register(Code.GRAPH_HANDLE, RayServeDAGHandle, _pack, _unpack)
+for _kind, _code in _KINDS.items():
+    codec.register(_code, _kind, _pack, _unpack)

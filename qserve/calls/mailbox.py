@@ -23,7 +23,7 @@ from qserve.broker.connection import (
 from qserve.broker.functions import ACCEPTED, NOT_REPLICATED, KnownEpoch, Reply
 from qserve.broker.library import Command
 from qserve.broker.link import OnReply
-from qserve.calls.ref import ItemRef, Ref
+from qserve.calls.ref import ItemRef, Ref, failed
 from qserve.exceptions import (
     AppNotFound,
     BackPressureError,
@@ -36,7 +36,6 @@ from qserve.exceptions import (
     ResultUnavailable,
 )
 from qserve.wire.envelope import REQUEST_ID_CHARS
-from qserve.wire.failure import Failure
 from qserve.wire.outcome import ITEM, Outcome, State
 from qserve.wire.sealing import Seal, item_context, open_end, open_header
 
@@ -51,7 +50,6 @@ FOLLOW_INTERVAL_S = 1.0
 EPOCH_INTERVAL_S = 1.0
 """How often the broker is asked, while refs are open, whether it has lost its data."""
 
-MOVED, _FULL = Reply.MOVED, Reply.FULL
 UNKNOWN = [b"", b""]
 """The reply of ``watch`` for a request that the broker does not know."""
 _OPEN_PARTS = 3
@@ -139,7 +137,7 @@ class Mailbox:
         if self.epoch.adopt(epoch):
             log.error("the broker has lost its data; %d open requests are lost with it", len(self._open))
             for request_id in list(self._open):
-                self.settle(request_id, state_lost())
+                self.settle(request_id, STATE_LOST)
 
     # -- messages ----------------------------------------------------------------------------------
 
@@ -229,10 +227,6 @@ class Mailbox:
 
     # -- looking up requests -----------------------------------------------------------------------
 
-    def follow(self, ref: Ref[Any]) -> None:
-        """Settle ``ref``, which another process may have submitted, when its request has ended."""
-        self.watch(ref, self.name)
-
     def watch(self, ref: Ref[Any], mailbox: str = "") -> None:
         """Ask the broker for the state of a request; an open one will be reported to ``mailbox``."""
         request = self._keys.request(ref.request_id)
@@ -251,7 +245,7 @@ class Mailbox:
         if reply == UNKNOWN and self._is_own(ref):
             # Lost with the server that accepted it, when that failed before its replica had it. Before the request is
             # accepted, the question only came first: another thread has the ref, and its submission is on the way.
-            outcome = state_lost() if ref.accepted.is_set() else None
+            outcome = STATE_LOST if ref.accepted.is_set() else None
         else:
             outcome = read_reply(reply, self._seal, ref.request_id)
         if outcome is None:
@@ -331,12 +325,12 @@ def read_reply(reply: Any, seal: Seal, request_id: str) -> Outcome | None:
     state, payload = reply[0].decode(), reply[1]
     if state == State.OPEN:
         return None
-    return open_end(seal, request_id, Outcome(state, payload)) if state else not_found()
+    return open_end(seal, request_id, Outcome(state, payload)) if state else NOT_FOUND
 
 
 def was_submitted_before(reply: Any) -> bool:
     """Return whether ``submit`` found the request id in use, and replied as ``watch`` does."""
-    return isinstance(reply, list) and reply[0] != _FULL
+    return isinstance(reply, list) and reply[0] != Reply.FULL
 
 
 def refused(reply: Any) -> Outcome | None:
@@ -347,20 +341,9 @@ def refused(reply: Any) -> Outcome | None:
         return None
     if isinstance(reply, list):
         return full(reply[1])
-    if reply == Reply.MISMATCH:
-        return failed(IdempotencyMismatch("this Idempotency-Key was used for another request"))
-    if reply == MOVED:
-        return failed(AppNotFound("the application's queues are gone: it was deleted or replaced"))
-    if reply == Reply.LOST:
-        return argument_lost()
-    if reply == NOT_REPLICATED:
-        return failed(NotReplicated("no replica of the broker received this request in time; send it again"))
+    if isinstance(reply, bytes) and reply in _REFUSALS:
+        return _REFUSALS[reply]
     return failed(reply if isinstance(reply, BrokerUnavailable) else refusal(reply))
-
-
-def failed(error: BaseException) -> Outcome:
-    """Return the outcome of a request that failed with one of qserve's own errors."""
-    return Outcome(State.FAILED, Failure.of(error).encode())
 
 
 def full(after_s: int) -> Outcome:
@@ -369,16 +352,12 @@ def full(after_s: int) -> Outcome:
     return failed(BackPressureError(what, after_s))
 
 
-def argument_lost() -> Outcome:
-    """Return the outcome of a request that takes the result of another one, which is not known."""
-    return failed(ResultUnavailable("an argument's result is no longer stored"))
-
-
-def not_found() -> Outcome:
-    """Return the outcome of a request that the broker does not know."""
-    return failed(ResultUnavailable("this request is not known: its result has expired, or it never existed"))
-
-
-def state_lost() -> Outcome:
-    """Return the outcome of a request that was accepted by a broker which has lost its data since."""
-    return failed(BrokerStateLost("the broker has lost its data, and this request with it: send it again"))
+NOT_FOUND = failed(ResultUnavailable("this request is not known: its result has expired, or it never existed"))
+ARGUMENT_LOST = failed(ResultUnavailable("an argument's result is no longer stored"))
+STATE_LOST = failed(BrokerStateLost("the broker has lost its data, and this request with it: send it again"))
+_REFUSALS: dict[bytes, Outcome] = {
+    Reply.MISMATCH: failed(IdempotencyMismatch("this Idempotency-Key was used for another request")),
+    Reply.MOVED: failed(AppNotFound("the application's queues are gone: it was deleted or replaced")),
+    Reply.LOST: ARGUMENT_LOST,
+    NOT_REPLICATED: failed(NotReplicated("no replica of the broker received this request in time; send it again")),
+}

@@ -6,10 +6,11 @@ local mode. A process uses one of them, which ``current`` holds.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Generator, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, Generic, NamedTuple, Protocol
+from typing import Any, Generic, NamedTuple
 
 from qserve.base.clock import Deadline
 from qserve.base.context import connector, replica_here
@@ -70,28 +71,35 @@ class Call(NamedTuple):
     fingerprint: str = ""
 
 
-class Plane(Protocol):
-    """What carries calls and settles their refs."""
+class Plane(ABC):
+    """Carries calls and settles their refs."""
 
     codec: Codec
 
+    @abstractmethod
     def submit(self, call: Call) -> Ref[Any]:
         """Start a call."""
 
-    def wait(self, ref: Ref[Any], timeout_s: float | None) -> bool:
-        """Block until ``ref`` is done; return False if ``timeout_s`` passed first."""
-
+    @abstractmethod
     def follow(self, ref: Ref[Any]) -> None:
         """Settle ``ref``, which may come from another process, when its request has ended."""
 
-    def cancel(self, ref: Ref[Any]) -> None:
-        """End an open request without a result."""
+    def wait(self, ref: Ref[Any], timeout_s: float | None) -> bool:
+        """Block until ``ref`` is done; return False if ``timeout_s`` passed first."""
+        self.follow(ref)
+        return ref.done.wait(timeout_s)
 
+    @abstractmethod
+    def cancel(self, ref: Ref[Any]) -> None:
+        """End an open request without a result; calls that are running go on, but have no effect."""
+
+    @abstractmethod
     def add_credit(self, request_id: str, items: int) -> None:
         """Let the producer of a streamed result send this many more items."""
 
+    @abstractmethod
     def release(self, request_id: str) -> None:
-        """Delete a result that will not be asked for again."""
+        """Delete a result that will not be asked for again, together with what is sent next."""
 
 
 class CurrentPlane:
@@ -190,14 +198,34 @@ class Ref(Generic[T_co]):
         """Cancel the request: calls that have not started never will, and running ones have no effect."""
         self._get_plane().cancel(self)
 
-    def refusal(self) -> BaseException | None:
-        """Return the error if the request was refused and can be sent again; only once ``done`` is set."""
-        error = error_of(self.outcome(), self.request_id)
-        return error if getattr(error, "retryable", False) else None
-
     def outcome(self) -> Outcome:
         """Return the encoded outcome; only once ``done`` is set."""
         return self.done.get_nowait()
+
+    def error(self) -> BaseException | None:
+        """Return the exception that ended the request, None for a result; only once ``done`` is set."""
+        state, payload = self.outcome()
+        if state == State.DONE:
+            return None
+        if state == State.EXPIRED:
+            return DeadlineExceeded(f"request {self.request_id} was not finished within its deadline")
+        if state == State.CANCELLED:
+            return RequestCancelled(f"request {self.request_id} was cancelled")
+        try:
+            return Failure.decode(payload).to_exception()
+        except PayloadError as error:
+            return error
+
+    def raise_for_end(self) -> None:
+        """Raise what ended the request; do nothing if it has its result."""
+        error = self.error()
+        if error is not None:
+            raise error
+
+    def refusal(self) -> BaseException | None:
+        """Return the error if the request was refused and can be sent again."""
+        error = self.error() if self.done.is_set() else None
+        return error if getattr(error, "retryable", False) else None
 
     def _get_plane(self) -> Plane:
         if self._plane is None:
@@ -206,15 +234,13 @@ class Ref(Generic[T_co]):
 
     def _unwrap(self) -> T_co:
         if self._value is _UNSET:
-            outcome = self.outcome()
-            if outcome.state != State.DONE:
-                raise error_of(outcome, self.request_id)
-            self._value = self._get_plane().codec.decode(outcome.payload)
+            self.raise_for_end()
+            self._value = self._get_plane().codec.decode(self.outcome().payload)
         return self._value  # type: ignore[no-any-return]
 
     def __reduce__(self) -> tuple[Any, ...]:
-        if self._value is not _UNSET and not self.request_id:
-            return Ref.resolved, (self._value,)
+        if not self.request_id:
+            return Ref.resolved, (self._unwrap(),)
         self.share()
         return Ref, (self.request_id, None)
 
@@ -234,11 +260,11 @@ class Ref(Generic[T_co]):
 class ItemRef(Ref[T_co]):
     """A ref whose result arrives as items; the reader's pace limits how far ahead the producer may be."""
 
-    __slots__ = ("_consumed", "_items", "_ready", "received")
+    __slots__ = ("_consumed", "_ready", "items", "received")
 
     def __init__(self, request_id: str, plane: Plane | None, owned: bool = False) -> None:
         super().__init__(request_id, plane, owned)
-        self._items: deque[bytes] = deque()
+        self.items: deque[bytes] = deque()  # those that have arrived and were not taken
         self._ready: Promise[None] = Promise()
         self._consumed = 0
         self.received = 0
@@ -247,32 +273,28 @@ class ItemRef(Ref[T_co]):
     def add(self, item: bytes) -> None:
         """Add the next item; the plane calls this."""
         self.received += 1
-        self._items.append(item)
+        self.items.append(item)
         self._wake()
 
     def _wake(self) -> None:
         self._ready.set(None)
 
-    def has_items(self) -> bool:
-        """Return whether an item can be had without waiting."""
-        return bool(self._items)
-
     def ready(self) -> Promise[None]:
         """Return a promise that is set once there is an item or the end; call ``next_nowait`` before and after."""
         if self._ready.is_set():
             self._ready = Promise()
-            if self._items or self.done.is_set():
+            if self.items or self.done.is_set():
                 self._ready.set(None)
         return self._ready
 
     def next_nowait(self) -> bytes | None:
         """Return the next item's bytes; None if none has arrived, or there are no more."""
-        if not self._items:
+        if not self.items:
             return None
         self._consumed += 1
         if self._consumed % (WINDOW // 2) == 0:
             self._get_plane().add_credit(self.request_id, WINDOW // 2)
-        return self._items.popleft()
+        return self.items.popleft()
 
     def next(self, timeout_s: float | None = None) -> bytes | None:
         """Wait for the next item and return its bytes; None at the end, whatever ended the stream.
@@ -281,41 +303,27 @@ class ItemRef(Ref[T_co]):
           GetTimeoutError: Neither arrived within ``timeout_s``.
         """
         deadline = Deadline(timeout_s)
-        while True:
-            item = self.next_nowait()
-            if item is not None or (self.done.is_set() and not self._items):
-                return item
+        while (item := self.next_nowait()) is None and not self._is_over():
             if not self.ready().wait(deadline.remaining_s()):
                 raise GetTimeoutError(
                     f"request {self.request_id} sent no item within {timeout_s} s; it is still running"
                 )
+        return item
 
     async def next_async(self) -> bytes | None:
         """Do as ``next``, for coroutines."""
-        while True:
-            item = self.next_nowait()
-            if item is not None or (self.done.is_set() and not self._items):
-                return item
+        while (item := self.next_nowait()) is None and not self._is_over():
             await self.ready()
+        return item
 
-    def raise_for_end(self) -> None:
-        """Raise what ended the stream early; do nothing if it is complete."""
-        outcome = self.outcome()
-        if outcome.state != State.DONE:
-            raise error_of(outcome, self.request_id)
+    def _is_over(self) -> bool:
+        return self.done.is_set() and not self.items  # in this order: another thread may add the last item meanwhile
 
     def decode(self, item: bytes) -> T_co:
         """Return an item's value."""
         return self._get_plane().codec.decode(item)  # type: ignore[no-any-return]
 
 
-def error_of(outcome: Outcome, request_id: str) -> BaseException:
-    """Return the exception for an outcome that is not a result."""
-    if outcome.state == State.EXPIRED:
-        return DeadlineExceeded(f"request {request_id} was not finished within its deadline")
-    if outcome.state == State.CANCELLED:
-        return RequestCancelled(f"request {request_id} was cancelled")
-    try:
-        return Failure.decode(outcome.payload).to_exception()
-    except PayloadError as error:
-        return error
+def failed(error: BaseException, deployment: str = "") -> Outcome:
+    """Return the outcome of a request that failed: with one of qserve's own errors, or in a deployment."""
+    return Outcome(State.FAILED, Failure.of(error, deployment).encode())

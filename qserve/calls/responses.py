@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Generator, Iterator
+from collections.abc import AsyncIterator, Callable, Generator, Iterator, Sequence
 from typing import Any, Generic, overload
 
 from qserve.base.clock import Deadline
@@ -14,16 +14,35 @@ from qserve.wire import codec
 from qserve.wire.outcome import State
 
 
-class RefTask(Generic[T_co]):
+class _Response(Generic[T_co]):
+    __slots__ = ("ref",)
+
+    def __init__(self, ref: Ref[T_co]) -> None:
+        self.ref = ref
+
+    @property
+    def request_id(self) -> str:
+        """The id under which the result is stored."""
+        return self.ref.request_id
+
+    def cancel(self) -> None:
+        """Cancel the call; see ``Ref.cancel``."""
+        self.ref.cancel()
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.ref!r})"
+
+
+class RefTask(_Response[T_co]):
     """A call by a handle inside a deployment: ``await`` it for the ref, and await the ref for the value.
 
     The call has started when this object exists; the first await only waits until the broker has accepted it.
     """
 
-    __slots__ = ("_callbacks", "ref")
+    __slots__ = ("_callbacks",)
 
     def __init__(self, ref: Ref[T_co]) -> None:
-        self.ref = ref
+        super().__init__(ref)
         self._callbacks: list[Callable[[Any], object]] = []
 
     def __await__(self) -> Generator[Any, None, Ref[T_co]]:
@@ -31,10 +50,6 @@ class RefTask(Generic[T_co]):
         if not ref.accepted.is_set():
             yield from ref.accepted.__await__()
         return ref
-
-    def cancel(self) -> None:
-        """Cancel the call; see ``Ref.cancel``."""
-        self.ref.cancel()
 
     # Ray Serve returns an asyncio task here, so asyncio.wait and others may call its methods
 
@@ -72,25 +87,14 @@ class RefTask(Generic[T_co]):
             self._callbacks.remove(callback)
             callback(self)
 
-    def __repr__(self) -> str:
-        return f"RefTask({self.ref!r})"
 
-
-class DeploymentResponse(Generic[T_co]):
+class DeploymentResponse(_Response[T_co]):
     """A call by a ``DeploymentHandle``: ``await`` it for the value, or call ``result()`` in sync code.
 
     It can be awaited any number of times, and passed as an argument.
     """
 
-    __slots__ = ("ref",)
-
-    def __init__(self, ref: Ref[T_co]) -> None:
-        self.ref = ref
-
-    @property
-    def request_id(self) -> str:
-        """The id under which the result is stored."""
-        return self.ref.request_id
+    __slots__ = ()
 
     def __await__(self) -> Generator[Any, None, T_co]:
         return self.ref.__await__()
@@ -103,52 +107,33 @@ class DeploymentResponse(Generic[T_co]):
             )
         return self.ref.result(timeout_s)
 
-    def cancel(self) -> None:
-        """Cancel the call; see ``Ref.cancel``."""
-        self.ref.cancel()
 
-    def __repr__(self) -> str:
-        return f"DeploymentResponse({self.ref!r})"
-
-
-class DeploymentResponseGenerator(Generic[T_co]):
+class DeploymentResponseGenerator(_Response[T_co]):
     """A call by ``handle.options(stream=True)``: iterate over its items with ``for`` or ``async for``.
 
     Items arrive as the method yields them. ``cancel()``, or deleting the iterator early, stops the producer at its
     next item.
     """
 
-    def __init__(self, ref: ItemRef[T_co]) -> None:
-        self.ref = ref
-
-    @property
-    def request_id(self) -> str:
-        """The request's id."""
-        return self.ref.request_id
+    ref: ItemRef[T_co]
 
     def __iter__(self) -> Iterator[T_co]:
         return self
 
     def __next__(self) -> T_co:
-        item = self.ref.next()
-        if item is None:
-            self.ref.raise_for_end()
-            raise StopIteration
-        return self.ref.decode(item)
+        return self._value(self.ref.next(), StopIteration)
 
     def __aiter__(self) -> AsyncIterator[T_co]:
         return self
 
     async def __anext__(self) -> T_co:
-        item = await self.ref.next_async()
+        return self._value(await self.ref.next_async(), StopAsyncIteration)
+
+    def _value(self, item: bytes | None, end: type[Exception]) -> T_co:
         if item is None:
             self.ref.raise_for_end()
-            raise StopAsyncIteration
+            raise end
         return self.ref.decode(item)
-
-    def cancel(self) -> None:
-        """Stop the producer at its next item."""
-        self.ref.cancel()
 
     def __del__(self) -> None:
         if not self.ref.done.is_set():
@@ -164,9 +149,6 @@ class DeploymentResponseGenerator(Generic[T_co]):
             "Streaming deployment handle results cannot be passed to downstream handle calls. If you have a use"
             " case requiring this feature, pass the items instead: `[item async for item in response]`"
         )
-
-    def __repr__(self) -> str:
-        return f"DeploymentResponseGenerator({self.ref!r})"
 
 
 Response = Ref[T] | RefTask[T] | DeploymentResponse[T]
@@ -186,19 +168,7 @@ def get(refs: Response[T], timeout: float | None = None) -> T: ...
 
 
 @overload
-def get(refs: list[Ref[T]], timeout: float | None = None) -> list[T]: ...
-
-
-@overload
-def get(refs: list[RefTask[T]], timeout: float | None = None) -> list[T]: ...
-
-
-@overload
-def get(refs: list[DeploymentResponse[T]], timeout: float | None = None) -> list[T]: ...
-
-
-@overload
-def get(refs: list[Response[T]], timeout: float | None = None) -> list[T]: ...
+def get(refs: Sequence[Response[T]], timeout: float | None = None) -> list[T]: ...
 
 
 def get(refs: Any, timeout: float | None = None) -> Any:
@@ -216,7 +186,7 @@ def get(refs: Any, timeout: float | None = None) -> Any:
       TaskError: User code raised an exception; the error is also an instance of the original type.
       TypeError: ``refs`` is not what a handle call returns.
     """
-    if isinstance(refs, list):
+    if isinstance(refs, list | tuple):
         deadline = Deadline(timeout)
         return [get(item, deadline.remaining_s()) for item in refs]
     ref = ref_of(refs)

@@ -19,7 +19,7 @@ from qserve.engine.invoke import Invocation, Invoker, Servable
 from qserve.engine.step import Conclusion, Stepper
 from qserve.engine.streaming import ReaderGone, Sink
 from qserve.exceptions import DeployError
-from qserve.local.memory import Delivery
+from qserve.local.memory import Delivery, Request
 from qserve.local.plane import LocalPlane, record_here
 from qserve.wire.application import ApplicationRecord
 from qserve.wire.failure import Failure
@@ -42,8 +42,7 @@ class Instance:
     """
 
     def __init__(self, plane: LocalPlane, record: ApplicationRecord, deployment: str, code: DeploymentCode) -> None:
-        self._deployment = deployment
-        self._config = record.deployments[deployment].user_config
+        self._record = record.deployments[deployment]
         self._servable = Servable(code.func_or_class, code.init_args, code.init_kwargs or {})
         self._replica = ReplicaContext(record.name, deployment, f"{deployment}#{os.urandom(3).hex()}")
         self._context = contextvars.Context()
@@ -56,7 +55,7 @@ class Instance:
         self._thread = threading.Thread(
             target=self._context.copy().run, args=(self._live,), name=deployment, daemon=True
         )
-        self._constructed = Promise()
+        self._constructed: Promise[BaseException | None] = Promise()
 
     def start(self) -> None:
         """Construct the user's object.
@@ -69,7 +68,7 @@ class Instance:
         error = self._constructed.get_nowait()
         if error is not None:
             raise DeployError(
-                f"deployment {self._deployment!r} could not be started; its constructor failed:\n"
+                f"deployment {self._record.name!r} could not be started; its constructor failed:\n"
                 + user_traceback(error)
             ) from error
         self._context.run(replica_here.set, replace(self._replica, servable_object=self._servable.instance))
@@ -93,12 +92,13 @@ class Instance:
 
     async def _construct(self) -> None:
         await self._servable.construct()
-        if self._config:
-            await self._servable.reconfigure(json.loads(self._config))
+        if self._record.user_config:
+            await self._servable.reconfigure(json.loads(self._record.user_config))
 
     def accept(self, delivery: Delivery) -> None:
         """Run a call soon; from any thread."""
-        self._loop.call_soon_threadsafe(self._begin, _LocalCall(delivery.header, delivery.step, delivery))
+        call = _LocalCall(delivery.request.header, delivery.step, delivery)
+        self._loop.call_soon_threadsafe(self._begin, call)
 
     def _begin(self, call: _LocalCall) -> None:
         if call.header.expired():
@@ -112,49 +112,51 @@ class _LocalCall(Invocation):
     delivery: Delivery
 
 
+@dataclass
 class _LocalBackend:
     """Commits the effects of one deployment's calls within this process."""
 
-    def __init__(self, plane: LocalPlane, deployment: str) -> None:
-        self._plane = plane
-        self._deployment = deployment
+    plane: LocalPlane
+    deployment: str
 
     def values(self, call: _LocalCall) -> Sequence[bytes]:
         return call.delivery.values
 
     def is_wanted(self, call: _LocalCall) -> bool:
-        return self._plane.is_open(call.delivery)
+        return call.delivery.request.is_open()
 
     def sink(self, call: _LocalCall) -> Sink | None:
-        return _LocalSink(self._plane, call.delivery) if call.header.stream else None
+        return _LocalSink(self.plane, call.delivery.request) if call.header.stream else None
 
     def fail(self, call: _LocalCall, error: BaseException) -> None:
         if not self.is_wanted(call):  # the error may come from just that
             self.commit(call, Conclusion(State.CANCELLED))
             return
-        failure = Failure.of(error, self._deployment)
-        log.error("%s failed: %s", self._deployment, failure.message, exc_info=error)
+        failure = Failure.of(error, self.deployment)
+        log.error("%s failed: %s", self.deployment, failure.message, exc_info=error)
         self.commit(call, Conclusion(State.FAILED, failure.encode()))
 
     reject = fail
 
     def commit(self, call: _LocalCall, conclusion: Conclusion) -> None:
-        self._plane.commit(call.delivery, conclusion.state, conclusion.payload, conclusion.moves)
+        self.plane.operate(self.plane.requests.commit, call.delivery, conclusion)
 
     def flush(self) -> None:
         """Nothing to do: effects are committed at once."""
 
 
+@dataclass
 class _LocalSink:
     """Sends the items of one call to whoever iterates them in this process."""
 
-    def __init__(self, plane: LocalPlane, delivery: Delivery) -> None:
-        self._plane = plane
-        self._delivery = delivery
-        self.is_over = False
+    plane: LocalPlane
+    request: Request
+    is_over: bool = False
 
     async def send(self, payload: bytes) -> None:
-        if not await self._plane.emit(self._delivery, payload):
+        may_continue: Promise[bool] = Promise()
+        self.plane.operate(self.plane.requests.emit, self.request, payload, may_continue)
+        if not await may_continue:
             self.is_over = True
             raise ReaderGone("the request of this stream has ended")
 

@@ -15,19 +15,50 @@ from typing import NamedTuple
 from qserve.base.clock import clock
 from qserve.base.promise import Promise
 from qserve.calls.compose import Submission
-from qserve.calls.mailbox import argument_lost, full, not_found
+from qserve.calls.mailbox import ARGUMENT_LOST, NOT_FOUND, full
 from qserve.calls.ref import WINDOW, ItemRef, Ref
+from qserve.engine.step import Conclusion
 from qserve.wire.envelope import Header
 from qserve.wire.moves import Awaited, Move, Start
-from qserve.wire.outcome import Outcome, State, ends_waiters, may_become
+from qserve.wire.outcome import Outcome, State, ends_waiters
+
+_OPEN = Outcome(State.OPEN, b"")
+
+
+@dataclass(slots=True, eq=False)
+class Request:
+    """The state of a request.
+
+    Parameters:
+      version: The application version that runs it.
+      keep_ms: How long its result is kept.
+      followers: The refs that get its outcome.
+      joins: By step, the slots that are filled of a call which waits for others.
+      waiters: The requests that have its result as an argument.
+      ahead: How many items of a streamed result its reader has not taken.
+      held: What the producer waits for when it is too far ahead.
+    """
+
+    key: str
+    header: Header
+    version: str
+    keep_ms: int
+    followers: list[Ref]
+    outcome: Outcome = _OPEN
+    joins: dict[str, dict[int, bytes]] = field(default_factory=dict)
+    waiters: list[tuple[Request, Awaited]] = field(default_factory=list)
+    ahead: int = 0
+    held: Promise | None = None
+
+    def is_open(self) -> bool:
+        return self.outcome.state == State.OPEN
 
 
 class Delivery(NamedTuple):
-    """One call on its way to the deployment that runs it; ``request`` is the key of its request."""
+    """One call on its way to the deployment that runs it."""
 
     stream: str
-    request: str
-    header: Header
+    request: Request
     step: str
     values: Sequence[bytes]
 
@@ -49,34 +80,15 @@ class Queue:
     running: int = 0
 
 
-@dataclass(slots=True)
-class _Request:
-    header: Header
-    version: str
-    keep_ms: int
-    followers: list[Ref]
-    state: str = State.OPEN
-    payload: bytes = b""
-    joins: dict[str, dict[int, bytes]] = field(default_factory=dict)
-    waiters: list[tuple[str, Awaited]] = field(default_factory=list)
-    ahead: int = 0
-    held: Promise | None = None
-
-
 class Requests:
     """The state of all requests, by their keys: the counterpart of the functions in ``qserve/broker/lua``."""
 
     def __init__(self) -> None:
         self.queues: dict[str, Queue] = {}
-        self._requests: dict[str, _Request] = {}
+        self._requests: dict[str, Request] = {}
         self._kept: deque[tuple[float, str]] = deque()
         self._open: Counter[str] = Counter()
         self._when_idle: dict[str, Callable[[], object]] = {}
-
-    def is_open(self, key: str) -> bool:
-        """Return whether a request is open."""
-        request = self._requests.get(key)
-        return request is not None and request.state == State.OPEN
 
     def submit(self, submission: Submission, ref: Ref) -> None:
         """Accept a request, or refuse it and leave everything as it was."""
@@ -87,48 +99,46 @@ class Requests:
             return
         queue = self.queues.get(streams[0])
         version = queue.version if queue else ""
-        request = _Request(Header.decode(submission.header), version, submission.keep_ms, [ref])
-        self._requests[submission.request] = request
+        request = Request(submission.request, Header.decode(submission.header), version, submission.keep_ms, [ref])
+        self._requests[request.key] = request
         self._open[version] += 1
-        self._apply(submission.request, request, submission.moves)
+        self._apply(request, submission.moves)
         for item in submission.awaited:
-            self._await(submission.request, item)
+            self._await(request, item)
         ref.accepted.set(None)
 
     def _is_full(self, stream: str, limits: Mapping[str, int]) -> bool:
         queue = self.queues.get(stream)
         return queue is not None and 0 <= limits.get(stream, -1) <= len(queue.waiting)
 
-    def _await(self, key: str, item: Awaited) -> None:
+    def _await(self, request: Request, item: Awaited) -> None:
         other = self._requests.get(item.request)
-        if other is not None and other.state == State.OPEN:
-            other.waiters.append((key, item))
-        elif other is not None:
-            self._notify(key, item, other.state, other.payload)
+        if other is None:
+            self._end(request, ARGUMENT_LOST)
+        elif other.is_open():
+            other.waiters.append((request, item))
         else:
-            self._end(key, *argument_lost())
+            self._notify(request, item, other.outcome)
 
-    def _notify(self, key: str, item: Awaited, state: str, payload: bytes) -> None:
-        if ends_waiters(state):
-            self._end(key, state, payload)
-        elif self.is_open(key):
-            self._fill(key, self._requests[key], item.stream, item.step, item.needs, [(item.slot, payload)])
+    def _notify(self, request: Request, item: Awaited, outcome: Outcome) -> None:
+        if ends_waiters(outcome.state):
+            self._end(request, outcome)
+        elif request.is_open():
+            self._fill(request, item.stream, item.step, item.needs, [(item.slot, outcome.payload)])
 
-    def _apply(self, key: str, request: _Request, moves: Sequence[Move]) -> None:
+    def _apply(self, request: Request, moves: Sequence[Move]) -> None:
         for move in moves:
             if isinstance(move, Start):
-                self._put(Delivery(move.stream, key, request.header, move.step, move.values))
+                self._put(Delivery(move.stream, request, move.step, move.values))
             else:
-                self._fill(key, request, move.stream, move.step, move.needs, move.slots)
+                self._fill(request, move.stream, move.step, move.needs, move.slots)
 
-    def _fill(
-        self, key: str, request: _Request, stream: str, step: str, needs: int, slots: Sequence[tuple[int, bytes]]
-    ) -> None:
+    def _fill(self, request: Request, stream: str, step: str, needs: int, slots: Sequence[tuple[int, bytes]]) -> None:
         filled = request.joins.setdefault(step, {})
         filled.update(slots)
         if len(filled) == needs:
             del request.joins[step]
-            self._put(Delivery(stream, key, request.header, step, [value for _, value in sorted(filled.items())]))
+            self._put(Delivery(stream, request, step, [value for _, value in sorted(filled.items())]))
 
     def _put(self, delivery: Delivery) -> None:
         queue = self.queues.get(delivery.stream)
@@ -139,63 +149,63 @@ class Requests:
     def _hand_out(self, queue: Queue) -> None:
         while queue.waiting and queue.running < queue.max_ongoing:
             delivery = queue.waiting.popleft()
-            if self.is_open(delivery.request):
+            if delivery.request.is_open():
                 queue.running += 1
                 queue.accept(delivery)
 
-    def commit(self, delivery: Delivery, state: str, payload: bytes, moves: Sequence[Move]) -> None:
+    def commit(self, delivery: Delivery, conclusion: Conclusion) -> None:
         """End a call and publish all that it caused, unless its request has ended meanwhile."""
         queue = self.queues.get(delivery.stream)
         if queue is not None:
             queue.running -= 1
             self._hand_out(queue)
-        if state:
-            self._end(delivery.request, state, payload)
-        elif self.is_open(delivery.request):
-            self._apply(delivery.request, self._requests[delivery.request], moves)
+        if conclusion.state:
+            self._end(delivery.request, Outcome(conclusion.state, conclusion.payload))
+        elif delivery.request.is_open():
+            self._apply(delivery.request, conclusion.moves)
 
-    def _end(self, key: str, state: str, payload: bytes) -> None:
-        request = self._requests.get(key)
-        if request is None or not may_become(request.state, state):
+    def _end(self, request: Request, outcome: Outcome) -> None:
+        if not request.is_open():
             return
-        request.state, request.payload = state, payload
+        request.outcome = outcome
         request.joins.clear()
         if request.keep_ms > 0:
-            self._kept.append((time.monotonic() + request.keep_ms / 1000, key))
+            self._kept.append((time.monotonic() + request.keep_ms / 1000, request.key))
         else:
-            del self._requests[key]
+            del self._requests[request.key]
         if request.held is not None:
             request.held.set(False)
         waiters, request.waiters = request.waiters, []
         for waiter, item in waiters:
-            self._notify(waiter, item, state, payload)
+            self._notify(waiter, item, outcome)
         self._open[request.version] -= 1
         if not self._open[request.version]:
             del self._open[request.version]
-            self._when_idle.pop(request.version, _nothing)()
+            on_idle = self._when_idle.pop(request.version, None)
+            if on_idle is not None:
+                on_idle()
         followers, request.followers = request.followers, []
         for ref in followers:
-            ref.settle(Outcome(state, payload))
+            ref.settle(outcome)
 
-    def close(self, key: str, state: str) -> None:
+    def cancel(self, key: str) -> None:
         """End an open request without a result."""
-        self._end(key, state, b"")
+        if key in self._requests:
+            self._end(self._requests[key], Outcome(State.CANCELLED, b""))
 
-    def close_all(self, state: str) -> None:
+    def cancel_all(self) -> None:
         """End all open requests."""
         for key in list(self._requests):
-            self.close(key, state)
+            self.cancel(key)
 
     def expire(self) -> float:
         """End the requests whose deadline has passed; return the next deadline, in ms of Unix time."""
         now_ms = clock.judge_ms()
         following = inf
-        for key, request in list(self._requests.items()):
-            if request.state != State.OPEN:
-                continue
+        for request in list(self._requests.values()):
             if request.header.deadline_ms <= now_ms:
-                self.close(key, State.EXPIRED)
-            else:
+                self._end(request, Outcome(State.EXPIRED, b""))
+            elif request.is_open():
                 following = min(following, request.header.deadline_ms)
         return following
 
@@ -203,16 +213,16 @@ class Requests:
         """Settle ``ref`` when the request has ended."""
         request = self._requests.get(key)
         if request is None:
-            ref.settle(not_found())
-        elif request.state != State.OPEN:
-            ref.settle(Outcome(request.state, request.payload))
+            ref.settle(NOT_FOUND)
+        elif not request.is_open():
+            ref.settle(request.outcome)
         elif ref not in request.followers:
             request.followers.append(ref)
 
     def forget(self, key: str) -> None:
         """Drop a result, or the later result of an open request."""
         request = self._requests.get(key)
-        if request is not None and request.state == State.OPEN:
+        if request is not None and request.is_open():
             request.keep_ms = 0
         else:
             self._requests.pop(key, None)
@@ -222,20 +232,19 @@ class Requests:
         while self._kept and self._kept[0][0] < now:
             self._requests.pop(self._kept.popleft()[1], None)
 
-    def emit(self, key: str, payload: bytes, go_on: Promise) -> None:
-        """Send one item; ``go_on`` is set once there is room for another, to False when the request has ended."""
-        request = self._requests.get(key)
-        if request is None or request.state != State.OPEN:
-            go_on.set(False)
+    def emit(self, request: Request, payload: bytes, may_continue: Promise[bool]) -> None:
+        """Send one item; the promise is set to True once another may be sent, and to False if none is wanted."""
+        if not request.is_open():
+            may_continue.set(False)
             return
         for ref in request.followers:
             if isinstance(ref, ItemRef):
                 ref.add(payload)
         request.ahead += 1
         if request.ahead < WINDOW:
-            go_on.set(True)
+            may_continue.set(True)
         else:
-            request.held = go_on
+            request.held = may_continue
 
     def take(self, key: str, count: int) -> None:
         """Note that the reader has taken this many items more."""
@@ -253,7 +262,3 @@ class Requests:
             self._when_idle[version] = callback
         else:
             callback()
-
-
-def _nothing() -> None:
-    """The callback of versions without one."""

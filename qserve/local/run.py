@@ -13,6 +13,7 @@ from qserve.calls.ref import current
 from qserve.define.compile import CompiledApplication
 from qserve.deploy.registration import Code, code_of, record_of
 from qserve.local.instance import Instance
+from qserve.local.memory import Queue
 from qserve.local.plane import LocalPlane
 from qserve.wire.application import ApplicationRecord
 
@@ -37,12 +38,16 @@ def run_local(
       DeployError: A constructor raised an exception; the message has its traceback.
       PayloadError: A constant in a graph cannot be encoded.
     """
-    plane = _ensure_plane()
+    plane = current.installed()
+    if not isinstance(plane, _Plane):
+        plane = _Plane()
+        atexit.register(shutdown_local)
+        current.install(plane)
     record = record_of(built, plane.codec, route_prefix=route_prefix, timeout_s=timeout_s)
     version = _Version(plane, record, code_of(built))
     retired = plane.applications.get(built.name)
     plane.applications[built.name] = version
-    plane.activate(record)
+    plane.records[built.name] = record
     if retired is not None:
         retired.retire()
     return RayServeSyncHandle(built.ingress, built.name)
@@ -54,7 +59,7 @@ def delete_local(name: str) -> bool:
     version = plane.applications.pop(name, None) if isinstance(plane, _Plane) else None
     if version is None:
         return False
-    version.plane.deactivate(name)
+    version.plane.records.pop(name, None)
     version.retire()
     return True
 
@@ -83,15 +88,6 @@ class _Plane(LocalPlane):
         """All versions that have instances: retired ones stop once their requests have ended."""
 
 
-def _ensure_plane() -> _Plane:
-    plane = current.installed()
-    if not isinstance(plane, _Plane):
-        plane = _Plane()
-        atexit.register(shutdown_local)
-        current.install(plane)
-    return plane
-
-
 class _Version:
     """A running version of an application.
 
@@ -110,19 +106,22 @@ class _Version:
                     instance = Instance(plane, record, name, code[name])
                     self._instances.append(instance)
                     instance.start()
-                    # attached at once, children first: a constructor may call the deployments that it is given
-                    plane.attach(record, name, instance.accept)
+                    # at once, children first: a constructor may call the deployments that it is given
+                    queue = Queue(record.version, deployment.max_ongoing, instance.accept)
+                    plane.requests.queues[record.stream(plane.keys, name)] = queue
         except BaseException:
             self.stop()
             raise
 
     def retire(self) -> None:
         """Stop as soon as no request is open."""
-        self.plane.when_idle(self._record, lambda: threading.Thread(target=self.stop, daemon=True).start())
+        stopping = threading.Thread(target=self.stop, daemon=True)
+        self.plane.operate(self.plane.requests.when_idle, self._record.version, stopping.start)
 
     def stop(self) -> None:
         """Stop all instances; calls that are running are cancelled."""
-        self.plane.detach(self._record)
+        for name in self._record.deployments:
+            self.plane.requests.queues.pop(self._record.stream(self.plane.keys, name), None)
         while self._instances:
             self._instances.pop().stop()
         self.plane.running.discard(self)
