@@ -29,7 +29,6 @@ class Application(Mapping[str, Deployment], Target[Any]):
     def __init__(self, deployments: list[Deployment] | tuple[Deployment, ...]) -> None:
         self._deployments: dict[str, Deployment] = {}
         self._root: Any = None
-        self._built: CompiledApplication | None = None
         for deployment in deployments:
             if not isinstance(deployment, Deployment):
                 raise TypeError(f"an Application holds deployments, got {type(deployment).__name__} {deployment!r}")
@@ -45,7 +44,7 @@ class Application(Mapping[str, Deployment], Target[Any]):
     @property
     def ingress(self) -> Deployment | None:
         """The deployment with a route prefix, which answers HTTP; raises ValueError when several have one."""
-        return single_ingress(self._deployments.values())
+        return single_ingress(self.values())
 
     def rebuild(self, app_name: str) -> CompiledApplication:
         """Compile the graph under a name, with the deployments as they are adjusted now.
@@ -53,11 +52,10 @@ class Application(Mapping[str, Deployment], Target[Any]):
         Raises:
           ValueError: More than one deployment has a route prefix.
         """
-        single_ingress(self._deployments.values())
-        if self._built is None:
-            *_, ingress = self._deployments.values()
-            return CompiledApplication(app_name, tuple(self._deployments.values()), {}, ingress.name)
-        built = self._built if app_name == self._built.name else compile_application(self._root, app_name=app_name)
+        single_ingress(self.values())
+        if self._root is None:
+            return CompiledApplication(app_name, tuple(self.values()), {}, list(self)[-1])
+        built = compile_application(self._root, app_name=app_name)
         return replace(built, deployments=tuple(map(self._adjusted, built.deployments)))
 
     def _adjusted(self, built: Deployment) -> Deployment:
@@ -98,22 +96,18 @@ def build(root: DAGNode) -> Application:
       TypeError: A bound argument is not JSON, or the root is not a node.
       ValueError: The graph is not valid.
     """
-    built = compile_application(root)
-    for deployment in built.deployments:
-        _check_importable(deployment)
+    deployments = compile_application(root).deployments
+    for deployment in deployments:
+        path = deployment.func_or_class.__qualname__
+        if "<locals>" in path or "<lambda>" in path:
+            raise RuntimeError(
+                f"Deployment {deployment.name!r} must be importable for build(): {path!r} is defined inside a function."
+                " Move it to the top of its module, or use run(), which sends code by value."
+            )
         json.dumps([list(deployment.init_args), deployment.init_kwargs], default=_reference)
-    application = Application(built.deployments)
-    application._root, application._built = root, built
+    application = Application(deployments)
+    application._root = root
     return application
-
-
-def _check_importable(deployment: Deployment) -> None:
-    body = deployment.func_or_class
-    if "<locals>" in body.__qualname__ or "<lambda>" in body.__qualname__:
-        raise RuntimeError(
-            f"Deployment {deployment.name!r} must be importable for build(): {body.__qualname__!r} is defined inside a"
-            " function. Move it to the top of its module, or use run(), which sends code by value."
-        )
 
 
 def _reference(value: Any) -> str:

@@ -1,8 +1,8 @@
-"""The rules of a valid application: one function for each, with the message that the user reads."""
+"""The rules of a valid application, with the messages that the user reads."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 from qserve.define.deployments import Deployment
@@ -37,42 +37,34 @@ def check_target(target: Any) -> None:
     )
 
 
-def check_function_root(root: DAGNode, order: Sequence[DAGNode]) -> None:
-    """Raise ValueError for a function node as the root of several deployments."""
-    if not isinstance(root, FunctionNode):
-        return
-    below = [node for node in order if isinstance(node, ClassNode | FunctionNode | MethodNode)]
-    if len(below) > 1:
-        raise ValueError(
-            "The ingress deployment to your application cannot be a function if there are multiple "
-            f"deployments: {root.get_label()!r} needs {below[0].get_label()!r}. Please provide a "
-            f"driver class: write DAGDriver.bind(node) with the node of {root.get_label()!r}, so "
-            "that it is bound to a DAGDriver."
-        )
+def check_below(root: DAGNode, order: Iterable[DAGNode]) -> None:
+    """Raise ValueError if a function has other deployments below it, or if one of these is a DAGDriver or has a route.
 
-
-def check_prefixes(root: DAGNode, order: Iterable[DAGNode]) -> None:
-    """Raise ValueError for a route prefix on another deployment than the root."""
+    Parameters:
+      order: All nodes, the root last.
+    """
+    label = root.get_label()
     for node in order:
-        if node is root or not isinstance(node, ClassNode | FunctionNode):
+        if node is root or not isinstance(node, ClassNode | FunctionNode | MethodNode):
+            continue
+        if isinstance(root, FunctionNode):
+            raise ValueError(
+                "The ingress deployment to your application cannot be a function if there are multiple "
+                f"deployments: {label!r} needs {node.get_label()!r}. Please provide a driver class: write "
+                f"DAGDriver.bind(node) with the node of {label!r}, so that it is bound to a DAGDriver."
+            )
+        if isinstance(node, MethodNode):
             continue
         prefix = node.get_options().route_prefix
         if prefix is not None:
             raise ValueError(
                 "Route prefix is only configurable on the ingress deployment. "
-                f"{node.get_label()!r} has route_prefix={prefix!r}; set it on "
-                f"{root.get_label()!r} instead."
+                f"{node.get_label()!r} has route_prefix={prefix!r}; set it on {label!r} instead."
             )
-
-
-def check_drivers(root: DAGNode, order: Iterable[DAGNode]) -> None:
-    """Raise ValueError for a DAGDriver below the root."""
-    for node in order:
-        if node is not root and isinstance(node, ClassNode) and is_driver(node.get_body()):
+        if is_driver(node.get_body()):
             raise ValueError(
-                f"{node.get_label()!r} can only be the root of an application, and "
-                f"{root.get_label()!r} is bound to it. Bind the graph itself instead: the argument of "
-                "DAGDriver.bind(...)."
+                f"{node.get_label()!r} can only be the root of an application, and {label!r} is bound to it. Bind the"
+                " graph itself instead: the argument of DAGDriver.bind(...)."
             )
 
 

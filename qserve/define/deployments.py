@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, ParamSpec, Protocol, Self, Unpack, overload
 
 from typing_extensions import TypeVar
@@ -50,9 +49,16 @@ class Deployment(Generic[Body_co]):
     """
 
     def __init__(self, func_or_class: Body_co, config: DeploymentOptions | None = None) -> None:
-        _check_body(func_or_class)
         self.func_or_class: Any = func_or_class
         self.config = config or DeploymentOptions()
+        wrong = "@serve.deployment must be called on a class or function."
+        if isinstance(func_or_class, Deployment):
+            name = func_or_class.name
+            raise TypeError(
+                f"{wrong} {name!r} is a deployment already; write {name}.options(...) to change its options."
+            )
+        if not callable(func_or_class) or not hasattr(func_or_class, "__name__"):
+            raise TypeError(f"{wrong} Got {func_or_class!r} of type {type(func_or_class).__name__}.")
 
     @property
     def name(self) -> str:
@@ -110,21 +116,20 @@ class Deployment(Generic[Body_co]):
           TypeError: An option does not exist, or a value has the wrong type.
           ValueError: A value is out of range.
         """
-        body: Any = func_or_class or self.func_or_class
-        return type(self)(body, self._changed(changes))
+        return type(self)(func_or_class or self.func_or_class, self._changed(changes))  # type: ignore[arg-type]
 
     def set_options(self, *, func_or_class: Body | None = None, **changes: Unpack[Options]) -> None:
         """Change options of this deployment in place; parameters and errors are those of ``options``."""
-        config = self._changed(changes)
-        if func_or_class is not None:
-            _check_body(func_or_class)
-            self.func_or_class = func_or_class
-        self.config = config
+        changed = self.options(func_or_class=func_or_class, **changes)
+        self.func_or_class, self.config = changed.func_or_class, changed.config
 
     def _changed(self, changes: Options | dict[str, Any]) -> DeploymentOptions:
         check_known(changes, self.name)
-        with _naming(self.name):
+        try:
             return self.config.merged(**changes)
+        except (TypeError, ValueError) as error:
+            error.add_note(f"in the options of deployment {self.name!r}")
+            raise
 
     if not TYPE_CHECKING:  # so that type checkers report the call
 
@@ -178,36 +183,10 @@ def deployment(_func_or_class: Any = None, /, **options: Any) -> Any:
     """
 
     def decorate(func_or_class: Body) -> Deployment:
-        _check_body(func_or_class)
-        name = own_name(func_or_class)
-        check_known(options, name)
-        with _naming(name):
-            return Deployment(func_or_class, DeploymentOptions(**options))
+        made = Deployment(func_or_class)
+        made.config = made._changed(options)
+        return made
 
     if _func_or_class is None or isinstance(_func_or_class, str):
         return decorate
     return decorate(_func_or_class)
-
-
-def _check_body(func_or_class: Any) -> None:
-    if isinstance(func_or_class, Deployment):
-        raise TypeError(
-            "@serve.deployment must be called on a class or function. "
-            f"{func_or_class.name!r} is a deployment already; "
-            f"write {func_or_class.name}.options(...) to change its options."
-        )
-    if not callable(func_or_class) or not hasattr(func_or_class, "__name__"):
-        raise TypeError(
-            "@serve.deployment must be called on a class or function. "
-            f"Got {func_or_class!r} of type {type(func_or_class).__name__}."
-        )
-
-
-@contextmanager
-def _naming(name: str) -> Iterator[None]:
-    """Add the deployment's name to an error about its options."""
-    try:
-        yield
-    except (TypeError, ValueError) as error:
-        error.add_note(f"in the options of deployment {name!r}")
-        raise

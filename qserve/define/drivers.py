@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from qserve.define.deployments import Body_co, Deployment
-from qserve.graph.nodes import Body, DAGNode
+from qserve.graph.nodes import Body, ClassNode, DAGNode, FunctionNode, MethodNode
 from qserve.http.adapter import AdapterLike, check_adapter
 
 
@@ -64,16 +64,45 @@ def driver_arguments(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[
       TypeError: An argument is missing, unknown, or given twice.
       ValueError: The adapter is not usable.
     """
-    known = {"http_adapter" if key == "input_schema" else key: kwargs[key] for key in kwargs}
-    if len(known) < len(kwargs):
-        raise TypeError(
-            "DAGDriver.bind() got http_adapter and input_schema, which are one parameter under two "
-            "names; give only http_adapter"
-        )
     try:
-        bound = inspect.signature(GraphDriver).bind(*args, **known)
+        bound = inspect.signature(GraphDriver).bind(*args, **kwargs)
     except TypeError as error:
         raise TypeError(f"DAGDriver.bind(): {error}. Write DAGDriver.bind(graph, http_adapter=adapter).") from None
     bound.apply_defaults()
-    check_adapter(bound.arguments["http_adapter"])
-    return bound.arguments["dags"], bound.arguments["http_adapter"]
+    dags, adapter, older = bound.arguments.values()
+    if adapter is not None and older is not None:
+        raise TypeError(
+            "DAGDriver.bind() got http_adapter and input_schema, which are one parameter under two names; give only"
+            " http_adapter"
+        )
+    adapter = older if adapter is None else adapter
+    check_adapter(adapter)
+    return dags, adapter
+
+
+def graphs_of(dags: Any) -> dict[str, DAGNode]:
+    """Return a driver's graphs by route; a single graph has the route ``""``.
+
+    Raises:
+      TypeError: One of them is not a node that can be called.
+      ValueError: A route is not a path, or there is none.
+    """
+    if not isinstance(dags, dict):
+        return {"": _graph(dags, "DAGDriver.bind(graph)")}
+    if not dags:
+        raise ValueError("DAGDriver.bind({}) serves nothing. Write DAGDriver.bind({'/a': node}).")
+    for route in dags:
+        if not isinstance(route, str) or not route.startswith("/"):
+            raise ValueError(
+                f"a route of DAGDriver.bind({{route: node}}) must be a string that starts with '/', got {route!r}"
+            )
+    return {route: _graph(node, f"the route {route!r}") for route, node in dags.items()}
+
+
+def _graph(node: Any, place: str) -> DAGNode:
+    if isinstance(node, ClassNode | FunctionNode | MethodNode):
+        return node
+    raise TypeError(
+        f"{place} of a DAGDriver needs a node, got {type(node).__name__} {node!r}. Give it the result of "
+        "Class.bind(...), node.method.bind(...) or function.bind(...)."
+    )

@@ -7,15 +7,11 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal, TypedDict
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
-
-_FROZEN = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+from pydantic import BaseModel, Field, model_validator
 
 
-class AutoscalingConfig(BaseModel):
+class AutoscalingConfig(BaseModel, frozen=True, extra="forbid", populate_by_name=True):
     """Limits and goals for scaling a deployment by load. Accepted and validated, and not used yet."""
-
-    model_config = _FROZEN
 
     min_replicas: int = Field(default=1, ge=0)
     initial_replicas: int | None = Field(default=None, ge=0)
@@ -47,16 +43,14 @@ class AutoscalingConfig(BaseModel):
         return self
 
 
-class BackpressureConfig(BaseModel):
+class BackpressureConfig(BaseModel, frozen=True, extra="forbid"):
     """The gateway's response when a deployment's queue is full. Accepted and validated, and not used yet."""
-
-    model_config = _FROZEN
 
     status_code: Literal[503, 429] = 503
     retry_after_s: float | None = Field(default=None, ge=0)
 
 
-class DeploymentOptions(BaseModel):
+class DeploymentOptions(BaseModel, frozen=True, extra="forbid"):
     """Every option of a deployment, with its default.
 
     Accepted and validated, and not used yet: ``autoscaling_config`` (and ``num_replicas="auto"``),
@@ -73,7 +67,7 @@ class DeploymentOptions(BaseModel):
       health_check_period_s, health_check_timeout_s: Time between two ``check_health`` calls, and how long one may take.
       version: Replicas with the same version are kept when an application is run again.
       init_args, init_kwargs: Arguments for a ``bind()`` without any.
-      route_prefix: Path of the ingress; ``route_prefix_is_set`` distinguishes ``None`` from unset.
+      route_prefix: Path of the ingress.
       request_timeout_s: Seconds a request may take; ``None`` takes the application's default.
       max_execution_s: Seconds one call may run; a replica stuck in a longer one is replaced.
       max_retries: How often a call that raised is run again.
@@ -84,8 +78,6 @@ class DeploymentOptions(BaseModel):
       TypeError: A value has the wrong type, or an option does not exist.
       ValueError: A value is out of range (``pydantic.ValidationError`` for malformed numbers).
     """
-
-    model_config = _FROZEN
 
     name: str | None = None
     num_replicas: int = Field(default=1, ge=0)
@@ -125,11 +117,6 @@ class DeploymentOptions(BaseModel):
         """The newer name of ``max_concurrent_queries``."""
         return self.max_concurrent_queries
 
-    @property
-    def route_prefix_is_set(self) -> bool:
-        """True when a route prefix was given, even ``None``."""
-        return "route_prefix" in self.model_fields_set
-
     def merged(self, **changes: Any) -> DeploymentOptions:
         """Return a copy with some options changed.
 
@@ -140,7 +127,6 @@ class DeploymentOptions(BaseModel):
           TypeError: As on construction.
           ValueError: As on construction.
         """
-        check_known(changes, self.name)
         kept = {option: getattr(self, option) for option in self.model_fields_set}
         if changes.get("num_replicas") is not None:
             kept.pop("autoscaling_config", None)
@@ -151,20 +137,17 @@ class DeploymentOptions(BaseModel):
         return DeploymentOptions(**{**kept, **changes})
 
     def _check_ranges(self) -> None:
+        calls, queued, timeout_s = self.max_concurrent_queries, self.max_queued_requests, self.request_timeout_s
         if self.num_replicas == 0:
             raise ValueError("num_replicas is expected to larger than 0")
-        if self.max_concurrent_queries < 1:
-            raise ValueError(
-                "max_concurrent_queries (max_ongoing_requests) is expected to be larger than 0, "
-                f"got {self.max_concurrent_queries}"
-            )
-        if self.max_queued_requests != -1 and self.max_queued_requests < 1:
-            raise ValueError(f"max_queued_requests must be -1 (no limit) or at least 1, got {self.max_queued_requests}")
-        if self.request_timeout_s is not None and self.request_timeout_s <= 0:
-            raise ValueError(
-                "request_timeout_s must be larger than 0, or None for the application's default, "
-                f"got {self.request_timeout_s}"
-            )
+        if calls < 1:
+            words = "max_concurrent_queries (max_ongoing_requests) is expected to be larger than 0"
+            raise ValueError(f"{words}, got {calls}")
+        if queued != -1 and queued < 1:
+            raise ValueError(f"max_queued_requests must be -1 (no limit) or at least 1, got {queued}")
+        if timeout_s is not None and timeout_s <= 0:
+            words = "request_timeout_s must be larger than 0, or None for the application's default"
+            raise ValueError(f"{words}, got {timeout_s}")
         if self.route_prefix is not None:
             check_route_prefix(self.route_prefix)
 
@@ -202,8 +185,6 @@ class Options(TypedDict, total=False):
     max_replicas_per_node: int | None
 
 
-KNOWN_OPTIONS = frozenset(DeploymentOptions.model_fields) | {"max_ongoing_requests"}
-
 _DEFAULT_BY_NONE = frozenset(
     option for option, field in DeploymentOptions.model_fields.items() if field.default is not None
 )
@@ -216,12 +197,11 @@ def check_known(given: Iterable[str], owner: str | None) -> None:
       owner: The deployment's name, for the message.
     """
     for option in given:
-        if option in KNOWN_OPTIONS:
-            continue
-        close = difflib.get_close_matches(option, KNOWN_OPTIONS, n=1)
-        advice = f" Did you mean {close[0]!r}?" if close else ""
-        subject = f"deployment {owner!r}" if owner else "a deployment"
-        raise TypeError(f"{option!r} is not an option of {subject}.{advice}")
+        if option not in Options.__annotations__:
+            close = difflib.get_close_matches(option, Options.__annotations__, n=1)
+            advice = f" Did you mean {close[0]!r}?" if close else ""
+            subject = f"deployment {owner!r}" if owner else "a deployment"
+            raise TypeError(f"{option!r} is not an option of {subject}.{advice}")
 
 
 def check_route_prefix(prefix: str) -> None:
@@ -234,62 +214,44 @@ def check_route_prefix(prefix: str) -> None:
         raise ValueError(f"route_prefix may not contain wildcards. Got {prefix!r}.")
 
 
+_KINDS: tuple[tuple[str, type | tuple[type, ...], str], ...] = (
+    ("name", str, "a string"),
+    ("version", str, "a string"),
+    ("init_args", (tuple, list), "a tuple"),
+    ("init_kwargs", dict, "a dict"),
+    ("ray_actor_options", dict, "a dict"),
+    ("route_prefix", str, "a string"),
+)
+
+
 def _prepared(given: Mapping[str, Any]) -> dict[str, Any]:
     """Apply the rules that the type of a field cannot express."""
     options = {option: value for option, value in given.items() if value is not None or option not in _DEFAULT_BY_NONE}
-    if "max_ongoing_requests" in options:
-        _merge_alias(options)
-    if options.get("autoscaling_config") is not None or options.get("num_replicas") == "auto":
-        _settle_scaling(options)
-    _check_kinds(options)
-    if "user_config" in options:
-        _check_json(options["user_config"])
-    return options
-
-
-def _merge_alias(options: dict[str, Any]) -> None:
-    newer = options.pop("max_ongoing_requests")
-    if newer is None:
-        return
-    if options.setdefault("max_concurrent_queries", newer) != newer:
+    newer = options.pop("max_ongoing_requests", None)
+    if newer is not None and options.setdefault("max_concurrent_queries", newer) != newer:
         raise ValueError(
             "max_ongoing_requests and max_concurrent_queries are one option under two names; give only one of them"
         )
-
-
-def _settle_scaling(options: dict[str, Any]) -> None:
     scaling = options.get("autoscaling_config")
     if options.get("num_replicas") == "auto":
+        del options["num_replicas"]
         if isinstance(scaling, AutoscalingConfig):
             scaling = scaling.model_dump(exclude_unset=True)
         if scaling is None or isinstance(scaling, Mapping):
             options["autoscaling_config"] = {"max_replicas": 100, **(scaling or {})}
-    elif options.get("num_replicas") is not None:
+    elif scaling is not None and "num_replicas" in options:
         raise ValueError(
             "num_replicas and autoscaling_config cannot be given together; "
             "leave num_replicas out, or write num_replicas='auto'"
         )
-    options.pop("num_replicas", None)
-
-
-def _check_kinds(options: Mapping[str, Any]) -> None:
-    for option, kind, words in (
-        ("name", str, "a string"),
-        ("version", str, "a string"),
-        ("init_args", (tuple, list), "a tuple"),
-        ("init_kwargs", dict, "a dict"),
-        ("ray_actor_options", dict, "a dict"),
-        ("route_prefix", str, "a string"),
-    ):
+    for option, kind, words in _KINDS:
         value = options.get(option)
         if value is not None and not isinstance(value, kind):
             raise TypeError(f"{option} must be {words}, got {type(value).__name__} {value!r}")
     if options.get("name") == "":
         raise ValueError("name must not be empty")
-
-
-def _check_json(user_config: Any) -> None:
     try:
-        json.dumps(user_config)
+        json.dumps(options.get("user_config"))
     except (TypeError, ValueError) as error:
         raise ValueError(f"user_config is not JSON-serializable: {error}") from error
+    return options

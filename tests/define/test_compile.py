@@ -10,7 +10,7 @@ import pytest
 
 from qserve.dag import InputNode
 from qserve.define.check import single_ingress
-from qserve.define.compile import CompiledApplication, CompiledDriver, assign_names, compile_application, compile_plan
+from qserve.define.compile import CompiledApplication, CompiledDriver, Compiler, assign_names, compile_application
 from qserve.define.deployments import Deployment, deployment
 from qserve.drivers import DAGDriver
 from qserve.graph.nodes import bottom_up
@@ -492,8 +492,8 @@ def test_what_an_instance_was_made_of_is_no_step_of_its_calls() -> None:
 
 def test_an_input_may_be_the_output() -> None:
     with InputNode() as inp:
-        assert compile_plan(inp, {}, "a") == Plan((), {}, InputKey())
-        assert compile_plan(inp["x"], {}, "a").output == InputKey("item", "x")
+        assert Compiler({}, "a").plan(inp) == Plan((), {}, InputKey())
+        assert Compiler({}, "a").plan(inp["x"]).output == InputKey("item", "x")
 
 
 def test_an_input_made_outside_with_is_refused() -> None:

@@ -231,9 +231,9 @@ def test_none_gives_an_option_its_default_again() -> None:
 
 
 def test_an_unset_route_prefix_differs_from_none() -> None:
-    assert not DeploymentOptions().route_prefix_is_set
-    assert DeploymentOptions(route_prefix=None).route_prefix_is_set
-    assert DeploymentOptions().merged(route_prefix=None).route_prefix_is_set
+    assert "route_prefix" not in DeploymentOptions().model_fields_set
+    assert "route_prefix" in DeploymentOptions(route_prefix=None).model_fields_set
+    assert "route_prefix" in DeploymentOptions().merged(route_prefix=None).model_fields_set
 
 
 def test_options_are_frozen() -> None:
