@@ -56,13 +56,12 @@ class Application(Mapping[str, Deployment], Target[Any]):
         if self._root is None:
             return CompiledApplication(app_name, tuple(self.values()), {}, list(self)[-1])
         built = compile_application(self._root, app_name=app_name)
-        return replace(built, deployments=tuple(map(self._adjusted, built.deployments)))
-
-    def _adjusted(self, built: Deployment) -> Deployment:
-        """Return a deployment with its current options, and with the handles of the graph as arguments."""
-        options = self._deployments[built.name].config
-        merged = options.merged(init_args=built.init_args, init_kwargs=built.init_kwargs)
-        return Deployment(built.func_or_class, merged)
+        adjusted = []
+        for deployment in built.deployments:  # with the current options, but with the handles of this graph
+            options = self[deployment.name].config
+            options = options.merged(init_args=deployment.init_args, init_kwargs=deployment.init_kwargs)
+            adjusted.append(Deployment(deployment.func_or_class, options))
+        return replace(built, deployments=tuple(adjusted))
 
     def __getitem__(self, name: str) -> Deployment:
         found = self._deployments.get(name)

@@ -19,7 +19,7 @@ from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, Generic, Protocol, Self, TypeVar, overload
 
 from qserve.base.context import RequestContext, request_context
-from qserve.define.decorators import Failure, has_self, state_of, value_of
+from qserve.define.decorators import Failure, check_async, has_self, state_of, value_of
 from qserve.exceptions import QserveException
 
 T = TypeVar("T")
@@ -160,20 +160,14 @@ class _Item:
         return not (self.has_ended or self.has_left or (self._waiter is not None and self._waiter.cancelled()))
 
     def give(self, value: Any) -> None:
-        """Pass a result to the caller, unless it has left."""
         if self.is_open():
             self.results.append(value)
             if self._waiter is not None and not self._waiter.done():
                 self._waiter.set_result(None)
 
     def end(self, value: Any = _Ended) -> None:
-        """Pass the last result to the caller."""
         self.give(value)
         self.has_ended = True
-
-    def fail(self, error: BaseException) -> None:
-        """End the call with an error."""
-        self.end(Failure.of(error))
 
     async def result(self) -> Any:
         """Wait for the next result; ``_Ended`` comes after the last."""
@@ -252,25 +246,7 @@ class _Batched:
         self._signature = inspect.signature(func)
         self._has_self = has_self(self._signature)
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _Batched, (self._func, self.limits)
-
-    async def call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        queue, item = self._join(args, kwargs)
-        try:
-            return await item.result()
-        finally:
-            queue.leave(item)
-
-    async def stream(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> AsyncGenerator[Any, None]:
-        queue, item = self._join(args, kwargs)
-        try:
-            while (value := await item.result()) is not _Ended:
-                yield value
-        finally:
-            queue.leave(item)
-
-    def _join(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[_Queue, _Item]:
+    def join(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[_Queue, _Item]:
         bound = self._signature.bind(*args, **kwargs)
         bound.apply_defaults()
         item = _Item(bound.args[: self._has_self], bound.args[self._has_self :], bound.kwargs)
@@ -296,7 +272,7 @@ class _Batched:
             return self._size(items)
         except Exception as error:
             for item in items:
-                item.fail(error)
+                item.end(Failure.of(error))
             return self.limits.max_batch_size
 
     async def run(self, batch: list[_Item]) -> None:
@@ -312,13 +288,14 @@ class _Batched:
                     item.end(value)
         except BaseException as error:
             for item in batch:
-                item.fail(error)
+                item.end(Failure.of(error))
 
     async def _run_stream(self, batch: list[_Item], results: AsyncGenerator[Any, None]) -> None:
         async with aclosing(results):
             async for row in results:
                 for item, value in self._pairs(batch, row):
-                    if _says_stop(value):
+                    kind = value if isinstance(value, type) else type(value)
+                    if issubclass(kind, StopIteration | StopAsyncIteration):
                         item.end()
                     else:
                         item.give(value)
@@ -328,20 +305,15 @@ class _Batched:
             item.end()
 
     def _pairs(self, batch: list[_Item], results: Any) -> Iterable[tuple[_Item, Any]]:
-        expected = (
-            f"{self._func.__qualname__} is batched: it must return a list of {len(batch)} results, one for each item"
-        )
         # arrays and tensors are accepted like lists; str and dict only happen to have a length
-        if not isinstance(results, list | tuple) and not hasattr(results, "__array__"):
-            raise QserveException(f"{expected}, not {type(results).__name__}")
-        if len(results) != len(batch):
-            raise QserveException(f"{expected}, not {len(results)}")
+        is_list = isinstance(results, list | tuple) or hasattr(results, "__array__")
+        found = len(results) if is_list else type(results).__name__
+        if found != len(batch):
+            raise QserveException(
+                f"{self._func.__qualname__} is batched: it must return a list of {len(batch)} results, one for each"
+                f" item, not {found}"
+            )
         return zip(batch, results, strict=True)
-
-
-def _says_stop(value: Any) -> bool:
-    kind = value if isinstance(value, type) else type(value)
-    return issubclass(kind, StopIteration | StopAsyncIteration)
 
 
 if TYPE_CHECKING:
@@ -436,21 +408,26 @@ def batch(
     options = Limits(max_batch_size, batch_wait_timeout_s, max_concurrent_batches, batch_size_fn)
 
     def decorate(func: Callable[..., Any]) -> Any:
-        if not (inspect.iscoroutinefunction(func) or inspect.isasyncgenfunction(func)):
-            name = getattr(func, "__qualname__", repr(func))
-            raise TypeError(f"@batch needs an `async def` function or method, and {name} is not one")
+        check_async("batch", func, inspect.iscoroutinefunction(func) or inspect.isasyncgenfunction(func))
         limits = replace(options)
         batched = _Batched(func, limits)
 
         @wraps(func)
         async def call(*args: Any, **kwargs: Any) -> Any:
-            return await batched.call(args, kwargs)
+            queue, item = batched.join(args, kwargs)
+            try:
+                return await item.result()
+            finally:
+                queue.leave(item)
 
         @wraps(func)
         async def stream(*args: Any, **kwargs: Any) -> Any:
-            async with aclosing(batched.stream(args, kwargs)) as values:
-                async for value in values:
+            queue, item = batched.join(args, kwargs)
+            try:
+                while (value := await item.result()) is not _Ended:
                     yield value
+            finally:
+                queue.leave(item)
 
         wrapper: Any = stream if batched.streams else call
         wrapper.set_max_batch_size = limits.set_max_batch_size

@@ -32,6 +32,12 @@ def has_self(signature: inspect.Signature) -> bool:
     return next(iter(signature.parameters), "") == "self"
 
 
+def check_async(decorator: str, func: Any, is_async: bool) -> None:
+    if not is_async:
+        name = getattr(func, "__qualname__", repr(func))
+        raise TypeError(f"@{decorator} needs an `async def` function or method, and {name} is not one")
+
+
 class Failure(NamedTuple):
     """An error on its way to several callers."""
 

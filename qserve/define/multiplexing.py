@@ -11,14 +11,14 @@ import threading
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
-from functools import wraps
+from functools import partial, wraps
 from typing import Any, TypeVar, cast, overload
 from weakref import WeakSet
 
 from qserve.base.context import request_context
 from qserve.base.log import get_logger
 from qserve.base.promise import Promise
-from qserve.define.decorators import Failure, has_self, state_of, value_of
+from qserve.define.decorators import Failure, check_async, has_self, state_of, value_of
 from qserve.exceptions import QserveException
 
 Loader = TypeVar("Loader", bound=Callable[..., Coroutine[Any, Any, Any]])
@@ -39,7 +39,6 @@ class ModelCache:
         self._loading = 0
 
     def ids(self) -> tuple[str, ...]:
-        """Return the ids of the loaded models."""
         return tuple(self._models)
 
     def use(self, model_id: str) -> Any:
@@ -58,18 +57,15 @@ class ModelCache:
         return evicted
 
     def put(self, model_id: str, model: Any) -> None:
-        """Store a model in the slot that was reserved for it."""
         self._loading -= 1
         self._models[model_id] = model
 
     def release(self) -> None:
-        """Free a reserved slot."""
         self._loading -= 1
 
     def clear(self) -> list[Any]:
-        """Remove and return all models."""
-        models, self._models = self._models, OrderedDict()
-        return list(models.values())
+        models, self._models = list(self._models.values()), OrderedDict()
+        return models
 
 
 class _Models:
@@ -89,17 +85,15 @@ class _Models:
             is_first = model_id not in self._loading
             loading = self._loading.setdefault(model_id, Promise())
         if is_first:
-            self._begin(model_id, load, loading)
+            # a task of its own, because the first caller may be cancelled while others wait
+            task = asyncio.get_running_loop().create_task(self._load(model_id, load))
+            self._tasks.add(task)
+            task.add_done_callback(partial(self._on_loaded, model_id, loading))
+            del task  # like `loading` below
         try:
             return value_of(await loading)
         finally:
             del loading  # as in value_of: it holds the error, whose traceback holds this frame
-
-    def _begin(self, model_id: str, load: Callable[[], Awaitable[Any]], loading: Promise) -> None:
-        # a task of its own, because the first caller may be cancelled while others wait
-        task = asyncio.get_running_loop().create_task(self._load(model_id, load))
-        self._tasks.add(task)
-        task.add_done_callback(lambda done: self._on_loaded(model_id, loading, done))
 
     async def _load(self, model_id: str, load: Callable[[], Awaitable[Any]]) -> Any:
         evicted = await self._reserve()
@@ -252,34 +246,25 @@ def multiplexed(func: Callable[..., Any] | None = None, /, max_num_models_per_re
         raise ValueError(f"max_num_models_per_replica must be positive, or -1 for no limit, not {capacity!r}")
 
     def decorate(loader: Callable[..., Any]) -> Any:
-        is_method = _check_loader(loader)
-        signature = inspect.signature(loader)
+        check_async("multiplexed", loader, inspect.iscoroutinefunction(loader))
+        name, signature = loader.__qualname__, inspect.signature(loader)
+        is_method = has_self(signature)
+        try:
+            signature.bind(*[None] * is_method, "model_id")
+        except TypeError:
+            right = f"async def {name}({'self, ' * is_method}model_id)"
+            raise TypeError(f"@multiplexed needs one parameter, the model's id: `{right}`, not {signature}") from None
 
         @wraps(loader)
         async def get(*args: Any, **kwargs: Any) -> Any:
             bound = signature.bind(*args, **kwargs)
-            model_id = _checked_id(loader.__qualname__, *bound.args[is_method:])
+            model_id = _checked_id(name, *bound.args[is_method:])
             owner = bound.args[0] if is_method else get
             return await _models_of(owner, loader, capacity).get(model_id, lambda: loader(*bound.args))
 
         return get
 
     return decorate if func is None else decorate(func)
-
-
-def _check_loader(loader: Any) -> bool:
-    """Return whether the loader is a method; raises TypeError when it is not a loader."""
-    name = getattr(loader, "__qualname__", repr(loader))
-    if not inspect.iscoroutinefunction(loader):
-        raise TypeError(f"@multiplexed needs an `async def` function or method, and {name} is not one")
-    signature = inspect.signature(loader)
-    is_method = has_self(signature)
-    try:
-        signature.bind(*[None] * is_method, "model_id")
-    except TypeError:
-        right = f"async def {name}({'self, ' * is_method}model_id)"
-        raise TypeError(f"@multiplexed needs one parameter, the model's id: `{right}`, not {signature}") from None
-    return is_method
 
 
 def _checked_id(loader: str, *args: Any) -> str:

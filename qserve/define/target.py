@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import operator
 import sys
 from typing import Any
 
@@ -24,7 +25,7 @@ def load_target(target: str) -> Any:
     if not module_name or not attribute or ":" in attribute:
         raise TargetError(f"{target!r} is not an import path. Use module:node, for example hello:app")
     try:
-        found: Any = importlib.import_module(module_name)
+        module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
             raise
@@ -32,12 +33,8 @@ def load_target(target: str) -> Any:
         raise TargetError(
             f"module {error.name!r} was not found (searched from {searched}): start in its folder, or use --app-dir"
         ) from None
-    for name in attribute.split("."):
-        try:
-            found = getattr(found, name)
-        except AttributeError:
-            public = [known for known in vars(found) if not known.startswith("_")] if hasattr(found, "__dict__") else []
-            raise TargetError(
-                f"module {module_name!r} has no {attribute!r}; it has: {', '.join(sorted(public)) or 'nothing'}"
-            ) from None
-    return found
+    try:
+        return operator.attrgetter(attribute)(module)
+    except AttributeError as error:
+        names = ", ".join(sorted(name for name in getattr(error.obj, "__dict__", ()) if not name.startswith("_")))
+        raise TargetError(f"module {module_name!r} has no {attribute!r}; it has: {names or 'nothing'}") from None
