@@ -19,7 +19,6 @@ from qserve.calls.handles import DeploymentHandle, RayServeSyncHandle
 from qserve.calls.ref import current
 from qserve.define.application import Application
 from qserve.define.compile import CompiledApplication, compile_application
-from qserve.define.options import check_route_prefix
 from qserve.deploy.installation import Installation, ServeStatus
 from qserve.deploy.registration import release_of
 from qserve.deploy.rollout import roll_out, wait_for_gateways
@@ -75,26 +74,27 @@ def run(
     if not name:
         raise QserveException("the name of an application must not be empty: leave `name` out, or set it")
     built = target.rebuild(name) if isinstance(target, Application) else compile_application(target, app_name=name)
-    prefix = built.route_prefix if route_prefix is DEFAULT else route_prefix
-    if prefix is not None:
-        check_route_prefix(prefix)
+    if route_prefix is not DEFAULT:
+        built.ingress.set_options(route_prefix=route_prefix)
+    if request_timeout_s is not None:
+        built.ingress.set_options(request_timeout_s=request_timeout_s)
     if local or _local_testing_mode:
-        return run_local(built, route_prefix=prefix, timeout_s=request_timeout_s)
+        return run_local(built)
     cluster = _ensure_cluster(host, port)
     try:
-        _deploy(cluster, built, prefix, request_timeout_s)
+        _deploy(cluster, built)
         while blocking and _cluster is not None:
             _cluster.wait()
     except KeyboardInterrupt:
         if not blocking:
             raise
         shutdown()
-    return RayServeSyncHandle(built.ingress, name)
+    return RayServeSyncHandle(built.ingress.name, name)
 
 
-def _deploy(cluster: LocalCluster, built: CompiledApplication, prefix: str | None, timeout_s: float | None) -> None:
+def _deploy(cluster: LocalCluster, built: CompiledApplication) -> None:
     plane = _client()
-    release = release_of(built, cluster.settings.keyring, route_prefix=prefix, timeout_s=timeout_s)
+    release = release_of(built, cluster.settings.keyring)
     installation = Installation(cluster.settings, plane.client)
     record = roll_out(installation, release, gateways=cluster.gateway_workers, check=cluster.check)
     plane.cache_application(record)

@@ -61,16 +61,17 @@ def deploy(
     import_first_from(app_dir)
     with errors_of_user_code(target):
         built = compile_application(load_target(target), app_name=name)
+    if route_prefix is not None:
+        try:
+            built.ingress.set_options(route_prefix=route_prefix)
+        except ValueError as error:
+            raise click.ClickException(str(error)) from error
     installation = Installation(settings)
-    prefix = built.route_prefix if route_prefix is None else route_prefix
-    try:
-        release = release_of(built, settings.keyring, target=target, route_prefix=prefix)
-    except ValueError as error:
-        raise click.ClickException(str(error)) from error
+    release = release_of(built, settings.keyring, target)
     _wait_for_broker(installation)
     roll_out(installation, release, gateways=gateways, ready_timeout_s=timeout_s, on_progress=_show)
     if prefix_fd is not None:
-        os.write(prefix_fd, (prefix or "").encode())
+        os.write(prefix_fd, (built.ingress.route_prefix or "").encode())
 
 
 def _wait_for_broker(installation: Installation) -> None:

@@ -53,20 +53,18 @@ class CompiledApplication:
         by handles, and only the root has a route prefix.
       graphs: Plans by name: a route of the driver, ``""`` for a single graph, ``"Driver:0"`` for the first graph in
         the constructor arguments of the deployment ``Driver``.
-      ingress: The name of the root's deployment.
       driver: Set when the root is a DAGDriver.
     """
 
     name: str
     deployments: tuple[Deployment, ...]
     graphs: Mapping[str, Plan]
-    ingress: str
     driver: CompiledDriver | None = None
 
     @property
-    def route_prefix(self) -> str | None:
-        """The path under which the application answers HTTP requests."""
-        return self.deployments[-1].route_prefix
+    def ingress(self) -> Deployment:
+        """The root's deployment; its route prefix and its timeout are those of the application."""
+        return self.deployments[-1]
 
 
 def compile_application(root: Any, *, app_name: str = "default") -> CompiledApplication:
@@ -93,7 +91,7 @@ def compile_application(root: Any, *, app_name: str = "default") -> CompiledAppl
     deployments = tuple(
         compiler.deployment(node, node is root) for node in order if isinstance(node, ClassNode | FunctionNode)
     )
-    return CompiledApplication(app_name, deployments, compiler.graphs, compiler.names[root], driver)
+    return CompiledApplication(app_name, deployments, compiler.graphs, driver)
 
 
 class Compiler:

@@ -13,7 +13,7 @@ from typing import Any
 
 from qserve.base.keyring import Keyring
 from qserve.define.compile import CompiledApplication, CompiledDriver, compile_application
-from qserve.define.options import DeploymentOptions, check_route_prefix
+from qserve.define.options import DeploymentOptions
 from qserve.define.target import load_target
 from qserve.engine.driver import AdaptingDriver
 from qserve.exceptions import PayloadError
@@ -52,26 +52,14 @@ class Release:
         return self.has_versions or active.deployments != self.record.deployments
 
 
-def release_of(
-    built: CompiledApplication,
-    keyring: Keyring,
-    *,
-    target: str = "",
-    route_prefix: str | None = "/",
-    timeout_s: float | None = None,
-) -> Release:
+def release_of(built: CompiledApplication, keyring: Keyring, target: str = "") -> Release:
     """Make a new version of an application, whose code travels by value unless there is a ``target``.
-
-    Parameters: See ``record_of``.
 
     Raises:
       PayloadError: Its code, or a constant in its graph, cannot travel.
-      ValueError: The route prefix is not valid.
     """
-    if route_prefix is not None:
-        check_route_prefix(route_prefix)
     code = b"" if target else pack_code(code_of(built), keyring)
-    record = record_of(built, Codec(keyring), target=target, route_prefix=route_prefix, timeout_s=timeout_s)
+    record = record_of(built, Codec(keyring), target)
     versions = [one.version for one in built.deployments]
     if code:
         record = replace(record, code_digest=_digest(record, versions, code))
@@ -81,28 +69,18 @@ def release_of(
 # -- the record ------------------------------------------------------------------------------------
 
 
-def record_of(
-    built: CompiledApplication,
-    codec: Codec,
-    *,
-    target: str = "",
-    route_prefix: str | None = "/",
-    timeout_s: float | None = None,
-) -> ApplicationRecord:
+def record_of(built: CompiledApplication, codec: Codec, target: str = "") -> ApplicationRecord:
     """Describe an application for the registry, as a version of its own.
 
     Parameters:
-      built: The compiled application.
       codec: Encodes the constants among the graph's arguments.
       target: ``module:node`` that replicas import; "" if the code travels by value.
-      route_prefix: Its URL path; None for no HTTP at all.
-      timeout_s: Deadline of its requests; None takes the ingress deployment's, or that of the settings.
 
     Raises:
       PayloadError: A constant in the graph cannot travel; the message names the step.
     """
     driver = None if built.driver is None else _driver_record(built.driver)
-    without_replicas = built.ingress if driver is not None and driver.adapter else None
+    without_replicas = built.ingress.name if driver is not None and driver.adapter else None
     deployments = {
         one.name: _deployment_record(one.name, one.config, replicated=one.name != without_replicas)
         for one in built.deployments
@@ -117,10 +95,10 @@ def record_of(
     return ApplicationRecord(
         name=built.name,
         version=os.urandom(6).hex(),
-        ingress=built.ingress,
-        route_prefix=route_prefix,
+        ingress=built.ingress.name,
+        route_prefix=built.ingress.route_prefix,
         target=target,
-        timeout_s=timeout_s if timeout_s is not None else built.deployments[-1].config.request_timeout_s,
+        timeout_s=built.ingress.config.request_timeout_s,
         deployments=deployments,
         graphs=graphs,
         driver=driver,
@@ -190,7 +168,7 @@ def code_of(built: CompiledApplication) -> Code:
         adapter = built.driver.adapter
         if inspect.isfunction(adapter):
             resolve_annotations(adapter)  # because names that only annotations use do not travel by value
-        code[built.ingress] = DeploymentCode(AdaptingDriver, (adapter, built.name))
+        code[built.ingress.name] = DeploymentCode(AdaptingDriver, (adapter, built.name))
     return code
 
 

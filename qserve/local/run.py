@@ -18,9 +18,7 @@ from qserve.local.plane import LocalPlane
 from qserve.wire.application import ApplicationRecord
 
 
-def run_local(
-    built: CompiledApplication, *, route_prefix: str | None = None, timeout_s: float | None = None
-) -> RayServeSyncHandle:
+def run_local(built: CompiledApplication) -> RayServeSyncHandle:
     """Run an application in this process, with one instance of each deployment.
 
     Arguments and results are encoded as they would be for a broker. Constructor arguments and code are used as they
@@ -28,8 +26,6 @@ def run_local(
 
     Parameters:
       built: The compiled application; it replaces the one that runs under the same name.
-      route_prefix: Recorded, but not served.
-      timeout_s: The deadline of its requests; None for that of the ingress deployment, or of the settings.
 
     Returns:
       A handle for sync code, as from ``qserve.run``.
@@ -43,14 +39,14 @@ def run_local(
         plane = _Plane()
         atexit.register(shutdown_local)
         current.install(plane)
-    record = record_of(built, plane.codec, route_prefix=route_prefix, timeout_s=timeout_s)
+    record = record_of(built, plane.codec)
     version = _Version(plane, record, code_of(built))
     retired = plane.applications.get(built.name)
     plane.applications[built.name] = version
     plane.records[built.name] = record
     if retired is not None:
         retired.retire()
-    return RayServeSyncHandle(built.ingress, built.name)
+    return RayServeSyncHandle(built.ingress.name, built.name)
 
 
 def delete_local(name: str) -> bool:

@@ -55,7 +55,7 @@ def test_an_adjusted_deployment_is_what_is_run() -> None:
     built = application.rebuild("shop")
 
     assert [one.num_replicas for one in built.deployments] == [3, 1]
-    assert built.route_prefix == "/other"
+    assert built.ingress.route_prefix == "/other"
     assert built.deployments[-1].init_args[0].app_name == "shop"
 
 

@@ -73,7 +73,7 @@ def test_deployments_come_children_first_and_the_root_last() -> None:
     application = compile_application(Combine.bind(m1, m2=m2))
 
     assert names(application) == ["Model", "Model_1", "Combine"]
-    assert application.ingress == "Combine"
+    assert application.ingress.name == "Combine"
     assert application.driver is None
     assert application.graphs == {}
 
@@ -150,9 +150,9 @@ def test_built_applications_can_be_pickled() -> None:
 
 @pytest.mark.parametrize("target", [Parent, func])
 def test_the_root_answers_at_slash_unless_it_says_otherwise(target: Deployment) -> None:
-    assert compile_application(target.bind()).route_prefix == "/"
-    assert compile_application(target.options(route_prefix=None).bind()).route_prefix == "/"
-    assert compile_application(target.options(route_prefix="/hi").bind()).route_prefix == "/hi"
+    assert compile_application(target.bind()).ingress.route_prefix == "/"
+    assert compile_application(target.options(route_prefix=None).bind()).ingress.route_prefix == "/"
+    assert compile_application(target.options(route_prefix="/hi").bind()).ingress.route_prefix == "/hi"
 
 
 def test_only_the_root_has_a_route_prefix() -> None:
@@ -315,8 +315,8 @@ def test_a_driver_serves_one_graph() -> None:
     application = compile_application(root, app_name="a")
 
     assert names(application) == ["func", "DAGDriver"]
-    assert application.ingress == "DAGDriver"
-    assert application.route_prefix == "/my-dag"
+    assert application.ingress.name == "DAGDriver"
+    assert application.ingress.route_prefix == "/my-dag"
     assert application.deployments[-1].func_or_class is DAGDriver.func_or_class
     assert application.deployments[-1].init_args == (RayServeDAGHandle("", "a"),)
     assert application.driver == CompiledDriver(adapter=None, routes=None, direct={})

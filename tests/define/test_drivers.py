@@ -67,7 +67,7 @@ def test_a_class_that_derives_from_the_driver_is_a_driver() -> None:
 
     application = compile_application(deployment(Mine).bind(func.bind()))
 
-    assert application.ingress == "Mine"
+    assert application.ingress.name == "Mine"
     assert application.driver is not None
     assert is_driver(DAGDriver.func_or_class)
     assert not is_driver(func.func_or_class)

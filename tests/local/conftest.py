@@ -10,17 +10,16 @@ from modes import ServeRun
 from processes import free_port, new_site
 
 import qserve
-from qserve.define.compile import compile_application
 from qserve.handle import RayServeSyncHandle
-from qserve.local.run import run_local, shutdown_local
+from qserve.local.run import shutdown_local
 
 
 @pytest.fixture
 def run_here() -> Iterator[ServeRun]:
     """Serve a node in this process; all of it ends with the test."""
 
-    def run(node: Any, name: str = "default", **options: Any) -> RayServeSyncHandle:
-        return run_local(compile_application(node, app_name=name), **options)
+    def run(node: Any, **options: Any) -> RayServeSyncHandle:
+        return qserve.run(node, local=True, **options)
 
     yield run
     shutdown_local()
@@ -47,8 +46,6 @@ def run_on_broker(broker_port: int) -> Iterator[ServeRun]:
 
     def run(node: Any, name: str = "default", **options: Any) -> RayServeSyncHandle:
         names.add(name)
-        if "timeout_s" in options:
-            options["request_timeout_s"] = options.pop("timeout_s")
         return qserve.run(node, port=broker_port, name=name, route_prefix=f"/{name}", **options)
 
     yield run

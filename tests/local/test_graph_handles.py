@@ -423,7 +423,7 @@ def test_a_request_ends_at_its_deadline(serve_run: ServeRun, tmp_path: Path) -> 
     async def slow() -> None:
         await asyncio.to_thread(await_arrival, folder, "go")
 
-    ref = serve_run(slow.bind(), timeout_s=0.2).remote()
+    ref = serve_run(slow.bind(), request_timeout_s=0.2).remote()
 
     with pytest.raises(DeadlineExceeded):
         serve.get(ref, timeout=20)
