@@ -28,6 +28,8 @@ QserveException                    also ``RayServeException``
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class QserveException(Exception):
     """Base class of the errors that qserve raises.
@@ -40,12 +42,18 @@ class QserveException(Exception):
     code = "internal_error"
     retryable = False
 
+    def __init_subclass__(cls, *, status: int = 0, code: str = "", retryable: bool = False, **more: Any) -> None:
+        super().__init_subclass__(**more)
+        cls.status = status or cls.status
+        cls.code = code or cls.code
+        cls.retryable = retryable or cls.retryable
+
 
 class RequestError(QserveException):
     """Raised when one request has no result."""
 
 
-class TaskError(RequestError):
+class TaskError(RequestError, code="user_code_failed"):
     """Raised in the caller when user code raised on a replica.
 
     The error that a caller catches is also an instance of the original type if that can be imported and
@@ -53,40 +61,29 @@ class TaskError(RequestError):
     ``remote_message``, ``remote_traceback`` (text) and ``deployment``.
     """
 
-    code = "user_code_failed"
     remote_type = "Exception"
     remote_message = ""
     remote_traceback = ""
     deployment = ""
 
 
-class RequestCancelled(RequestError):
+class RequestCancelled(RequestError, status=499, code="cancelled"):
     """Raised when the request was cancelled before it had a result."""
 
-    status = 499
-    code = "cancelled"
 
-
-class DeadlineExceeded(RequestError, TimeoutError):
+class DeadlineExceeded(RequestError, TimeoutError, status=504, code="deadline_exceeded"):
     """Raised when the request was not finished within its deadline."""
 
-    status = 504
-    code = "deadline_exceeded"
 
-
-class ReplicaLost(RequestError):
+class ReplicaLost(RequestError, code="replica_lost"):
     """Raised when the replica that ran a request died, three times in a row."""
 
-    code = "replica_lost"
 
-
-class TimeLimitExceeded(RequestError, TimeoutError):
+class TimeLimitExceeded(RequestError, TimeoutError, code="time_limit_exceeded"):
     """Raised when a call was stopped because it ran longer than the ``max_execution_s`` of its deployment."""
 
-    code = "time_limit_exceeded"
 
-
-class BackPressureError(RequestError):
+class BackPressureError(RequestError, status=503, code="queue_full", retryable=True):
     """Raised when ``max_queued_requests`` calls already wait for a deployment.
 
     Parameters:
@@ -94,108 +91,71 @@ class BackPressureError(RequestError):
       retry_after_s: After how many seconds to try again: as long as the call that has waited longest.
     """
 
-    status = 503
-    code = "queue_full"
-    retryable = True
-
     def __init__(self, message: str = "", retry_after_s: int = 1) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
 
 
-class IdempotencyMismatch(RequestError):
+class IdempotencyMismatch(RequestError, status=422, code="idempotency_mismatch"):
     """Raised when an idempotency key is sent a second time with a different request."""
 
-    status = 422
-    code = "idempotency_mismatch"
 
-
-class PayloadError(RequestError):
+class PayloadError(RequestError, code="bad_payload"):
     """Raised when a value cannot be encoded, or received bytes cannot be decoded."""
 
-    code = "bad_payload"
 
-
-class PayloadTooLarge(PayloadError):
+class PayloadTooLarge(PayloadError, code="payload_too_large"):
     """Raised when a value is too long to be sent."""
 
-    code = "payload_too_large"
 
-
-class ResultNotSerialisable(PayloadError):
+class ResultNotSerialisable(PayloadError, code="result_not_serialisable"):
     """Raised when user code returned or yielded a value that cannot be sent, or cannot be written as HTTP."""
 
-    code = "result_not_serialisable"
 
-
-class ResultTooLarge(ResultNotSerialisable, PayloadTooLarge):
+class ResultTooLarge(ResultNotSerialisable, PayloadTooLarge, code="result_too_large"):
     """Raised when user code returned or yielded a value that is too long to be sent."""
 
-    code = "result_too_large"
 
-
-class ResultUnavailable(RequestError):
+class ResultUnavailable(RequestError, status=410, code="result_unavailable"):
     """Raised when a request is unknown: its result has expired, or the ID never existed."""
 
-    status = 410
-    code = "result_unavailable"
 
-
-class DeployError(QserveException, RuntimeError):
+class DeployError(QserveException, RuntimeError, code="deploy_failed"):
     """Raised when an application could not be started; the message holds the user's traceback."""
 
-    code = "deploy_failed"
 
-
-class AppNotFound(QserveException, KeyError):
+class AppNotFound(QserveException, KeyError, status=404, code="not_found"):
     """Raised when no application (or deployment) of that name is registered."""
-
-    status = 404
-    code = "not_found"
 
     def __str__(self) -> str:
         return str(self.args[0]) if self.args else ""
 
 
-class DeadLetterError(QserveException):
+class DeadLetterError(QserveException, code="dead_letter"):
     """Raised when a dead letter does not exist or cannot be replayed."""
 
-    code = "dead_letter"
 
-
-class BrokerError(QserveException):
+class BrokerError(QserveException, status=503, code="broker_error", retryable=True):
     """Raised when the broker refuses a command or sends a reply that makes no sense."""
 
-    status = 503
-    code = "broker_error"
-    retryable = True
 
-
-class BrokerUnsafe(BrokerError):
+class BrokerUnsafe(BrokerError, code="broker_unsafe"):
     """Raised when the configuration of the broker lets it delete accepted requests."""
 
-    code = "broker_unsafe"
 
-
-class NotReplicated(BrokerError):
+class NotReplicated(BrokerError, code="not_replicated"):
     """Raised when ``durability`` is ``replica`` and only the primary of the broker has the request.
 
     The request is cancelled, but it may have begun to run before that.
     """
 
-    code = "not_replicated"
 
-
-class BrokerUnavailable(BrokerError, ConnectionError):
+class BrokerUnavailable(BrokerError, ConnectionError, code="broker_unavailable"):
     """Raised when the broker cannot be reached."""
 
-    code = "broker_unavailable"
 
-
-class BrokerStateLost(BrokerError):
+class BrokerStateLost(BrokerError, code="broker_state_lost"):
     """Raised when the broker has lost accepted requests: it was emptied, or started on an empty disk."""
-
-    code = "broker_state_lost"
 
 
 class GetTimeoutError(TimeoutError):
