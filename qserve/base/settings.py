@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from qserve.base.keyring import Keyring
@@ -14,14 +14,19 @@ DEFAULT_HOST = "127.0.0.1"
 DEFAULT_PORT = 8000
 CHECKED = "QSERVE_BROKER_CHECKED"
 """Set in the environment of processes whose parent has checked the broker already."""
-LOG_LEVELS = ("debug", "info", "warning", "error")
-LOG_FORMATS = ("text", "json")
-LOCAL, REPLICA = DURABILITIES = ("local", "replica")
+LOCAL, REPLICA = "local", "replica"
+_CHOICES = {
+    "durability": (LOCAL, REPLICA),
+    "log_level": ("debug", "info", "warning", "error"),
+    "log_format": ("text", "json"),
+}
 
 
 @dataclass(frozen=True)
 class Settings:
     """The settings of one process. Their ``repr`` shows neither the broker's password nor the secret key.
+
+    The environment variable of a setting is its name in capitals, after ``QSERVE_``.
 
     Parameters:
       broker_url: ``redis://``, ``rediss://``, ``unix://`` or ``sentinel://``; None to start an embedded broker.
@@ -67,7 +72,6 @@ class Settings:
 
     @property
     def keyring(self) -> Keyring:
-        """The keys with which messages are signed and accepted."""
         return Keyring(self.secret_key, self.accepted_keys)
 
     @property
@@ -89,7 +93,7 @@ class Settings:
           QserveException: The value of a variable is not valid; the message names the variable.
         """
         env = os.environ if env is None else env
-        found = {name: one.read(one.name, env[one.name]) for name, one in _VARIABLES.items() if env.get(one.name)}
+        found = {name: _read(name, env[variable]) for name, variable in _VARIABLES.items() if env.get(variable)}
         if "broker_url" not in found and env.get("REDIS_URL"):
             found["broker_url"] = env["REDIS_URL"]
         found.update((name, value) for name, value in overrides.items() if value is not None)
@@ -97,71 +101,41 @@ class Settings:
 
     def to_env(self) -> dict[str, str]:
         """Return the variables from which a child process reads the same settings."""
-        values = {one.name: getattr(self, name) for name, one in _VARIABLES.items()}
-        return {name: _text(value) for name, value in values.items() if value not in (None, ())}
+        values = {variable: getattr(self, name) for name, variable in _VARIABLES.items()}
+        return {variable: _written(value) for variable, value in values.items() if value not in (None, ())}
 
 
-def _as_text(name: str, text: str) -> str:
-    return text
+_VARIABLES = {setting.name: f"QSERVE_{setting.name.upper()}" for setting in fields(Settings)}
 
 
-def _as_bytes(name: str, text: str) -> bytes:
-    return text.encode()
+def _read(name: str, text: str) -> Any:
+    variable, choices = _VARIABLES[name], _CHOICES.get(name)
+    if choices is not None:
+        if text.lower() not in choices:
+            raise QserveException(f"{variable}={text!r} must be one of {', '.join(choices)}")
+        return text.lower()
+    if name.endswith("_s"):  # all of these are durations
+        return _seconds(variable, text)
+    if name == "accepted_keys":
+        return tuple(key.strip().encode() for key in text.split(",") if key.strip())
+    if name == "show_errors":
+        return text not in ("0", "false")
+    return text.encode() if name == "secret_key" else text
 
 
-def _as_keys(name: str, text: str) -> tuple[bytes, ...]:
-    return tuple(key.strip().encode() for key in text.split(",") if key.strip())
-
-
-def _as_flag(name: str, text: str) -> bool:
-    return text not in ("0", "false")
-
-
-def _as_seconds(name: str, text: str) -> float:
+def _seconds(variable: str, text: str) -> float:
     try:
         value = float(text)
     except ValueError:
         value = -1.0
     if not 0 < value < float("inf"):
-        raise QserveException(f"{name}={text!r} must be a number of seconds above 0, such as {name}=60")
+        raise QserveException(f"{variable}={text!r} must be a number of seconds above 0, such as {variable}=60")
     return value
 
 
-def _as_one_of(*choices: str) -> Callable[[str, str], str]:
-    def read(name: str, text: str) -> str:
-        if text.lower() not in choices:
-            raise QserveException(f"{name}={text!r} must be one of {', '.join(choices)}")
-        return text.lower()
-
-    return read
-
-
-def _text(value: Any) -> str:
+def _written(value: Any) -> str:
     if isinstance(value, bool):
         return "1" if value else "0"
     if isinstance(value, tuple):
         return b",".join(value).decode()
     return value.decode() if isinstance(value, bytes) else str(value)
-
-
-@dataclass(frozen=True)
-class _Variable:
-    name: str
-    read: Callable[[str, str], Any] = _as_text
-
-
-_VARIABLES = {
-    "broker_url": _Variable("QSERVE_BROKER_URL"),
-    "namespace": _Variable("QSERVE_NAMESPACE"),
-    "secret_key": _Variable("QSERVE_SECRET_KEY", _as_bytes),
-    "accepted_keys": _Variable("QSERVE_ACCEPTED_KEYS", _as_keys),
-    "request_timeout_s": _Variable("QSERVE_REQUEST_TIMEOUT_S", _as_seconds),
-    "result_ttl_s": _Variable("QSERVE_RESULT_TTL_S", _as_seconds),
-    "durability": _Variable("QSERVE_DURABILITY", _as_one_of(*DURABILITIES)),
-    "show_errors": _Variable("QSERVE_SHOW_ERRORS", _as_flag),
-    "log_level": _Variable("QSERVE_LOG_LEVEL", _as_one_of(*LOG_LEVELS)),
-    "log_format": _Variable("QSERVE_LOG_FORMAT", _as_one_of(*LOG_FORMATS)),
-    "lease_s": _Variable("QSERVE_LEASE_S", _as_seconds),
-    "stall_limit_s": _Variable("QSERVE_STALL_LIMIT_S", _as_seconds),
-    "start_timeout_s": _Variable("QSERVE_START_TIMEOUT_S", _as_seconds),
-}
