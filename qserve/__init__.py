@@ -11,7 +11,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from qserve.base.context import connect_with
+from qserve.base import context
 
 __version__ = "0.1.0"
 
@@ -32,4 +32,4 @@ def __getattr__(name: str) -> Any:
 
 
 # a handle may come by pickle to a program that has not run anything yet
-connect_with(lambda: import_module("qserve.api").connect())
+context.connect = lambda: import_module("qserve.api").connect()

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from qserve.base.context import connect_with
+from qserve.base import context
 from qserve.base.promise import T
 from qserve.base.settings import DEFAULT_HOST, DEFAULT_PORT, Settings
 from qserve.broker.connection import load_functions
@@ -252,7 +252,7 @@ def _after_fork() -> None:
     atexit.unregister(shutdown)
     plane = current.installed()
     if isinstance(plane, ClientPlane):
-        connect_with(partial(ClientPlane.connect, plane.settings))
+        context.connect = partial(ClientPlane.connect, plane.settings)
         current.install(None)
 
 

@@ -43,19 +43,20 @@ class Clock:
 
     def stamp_ms(self) -> float:
         """Return the Unix time in milliseconds from which a new deadline is counted."""
-        return (self._monotonic() + (max(self._offsets()) if self._former else self._offset_s)) * 1000
+        return (self._monotonic() + max(self._offsets())) * 1000
 
     def judge_ms(self) -> float:
         """Return the Unix time in milliseconds with which a deadline is compared: an earlier one has passed."""
-        return (self._monotonic() + (min(self._offsets()) if self._former else self._offset_s)) * 1000
+        return (self._monotonic() + min(self._offsets())) * 1000
 
-    def _offsets(self) -> list[float]:
+    def _offsets(self) -> tuple[float, ...]:
+        if not self._former:
+            return (self._offset_s,)
         now = self._monotonic()
         self._former = former = tuple(offset for offset in self._former if offset[1] > now)
-        return [self._offset_s, *(offset_s for offset_s, _ in former)]
+        return self._offset_s, *(offset_s for offset_s, _ in former)
 
     def is_due(self) -> bool:
-        """Return whether the clock should be measured: never yet, or ``MEASURE_INTERVAL_S`` ago."""
         return self._measured_at is None or self._monotonic() - self._measured_at >= MEASURE_INTERVAL_S
 
     def observe(self, answer: Any, asked_at: float) -> None:
@@ -104,5 +105,4 @@ class Deadline:
         return None if self._end is None else max(0.0, self._end - time.monotonic())
 
     def has_passed(self) -> bool:
-        """Return whether no time is left."""
-        return self._end is not None and time.monotonic() >= self._end
+        return self.remaining_s() == 0.0

@@ -47,21 +47,11 @@ request_context: ContextVar[RequestContext] = ContextVar("qserve_request", defau
 replica_here: ContextVar[ReplicaContext | None] = ContextVar("qserve_replica_here", default=None)
 """The replica of the running code where replicas and their callers share a process; None elsewhere."""
 _replica: ReplicaContext | None = None
-_connect: Callable[[], Any] | None = None
+connect: Callable[[], Any]
+"""Connects to the broker when a handle is used before anything was started in this process; ``qserve`` sets it.
 
-
-def connect_with(connect: Callable[[], Any]) -> None:
-    """Set what connects to the broker when a handle is used before anything was started in this process.
-
-    It is kept here, and not beside the handles, so that ``import qserve`` does not have to import those.
-    """
-    global _connect
-    _connect = connect
-
-
-def connector() -> Callable[[], Any] | None:
-    """Return what ``connect_with`` has set."""
-    return _connect
+It is kept here, and not beside the handles, so that ``import qserve`` does not have to import those.
+"""
 
 
 def enter_replica(context: ReplicaContext) -> None:

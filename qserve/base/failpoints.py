@@ -65,27 +65,20 @@ class Failpoint:
         if name != self._name:
             return
         self._left -= 1
-        if self._left == 0 and self._claim():
-            _ACTIONS[self._action]()
-
-    def _claim(self) -> bool:
-        if not self._once:
-            return True
-        try:
-            os.close(os.open(self._once, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
-        except FileExistsError:
-            return False
-        return True
+        if self._left != 0:
+            return
+        if self._once:
+            try:
+                Path(self._once).touch(exist_ok=False)
+            except FileExistsError:
+                return
+        _ACTIONS[self._action]()
 
 
 def hit(name: str) -> None:
     """Fire if ``name`` is the armed point. Callers test ``ARMED`` first, so that production pays for no call."""
     if ARMED is not None:
         ARMED.hit(name)
-
-
-def _kill() -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _hang() -> None:
@@ -113,7 +106,7 @@ def _drop_connections() -> None:
 
 
 _ACTIONS: dict[str, Callable[[], None]] = {
-    "kill9": _kill,
+    "kill9": lambda: os.kill(os.getpid(), signal.SIGKILL),
     "hang": _hang,
     "raise": _raise,
     "drop-connection": _drop_connections,

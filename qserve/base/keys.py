@@ -30,8 +30,6 @@ All names carry the same hash tag, so that the keys of one commit are in one slo
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 # the parts of names that the broker's functions know as well
 QUEUE, MODELS, DELAYED, LEAVING = "q", "x", "z", "u"
 REQUEST, MAILBOX, DEAD_LETTER, DEAD_LETTERS, DROPPED = "r", "m", "d", "dead", "dropped"
@@ -52,7 +50,6 @@ RETIRED_TTL_MS = CLOCK_MARGIN_MS + 3_600_000
 CHANGES_KEPT = 64
 
 
-@dataclass(frozen=True)
 class Keys:
     """The names of one installation's keys.
 
@@ -60,10 +57,16 @@ class Keys:
       namespace: Keeps installations that share a broker apart; it becomes the hash tag.
     """
 
-    namespace: str = "qserve"
+    def __init__(self, namespace: str = "qserve") -> None:
+        self._tag = f"{{{namespace}}}"
+        self.dead_letters = self._name(DEAD_LETTERS)
+        self.dropped_letters = self._name(DEAD_LETTERS, DROPPED)
+        self.epoch = self._name("epoch")
+        self.applications = self._name("apps")
+        self.changes = self._name("changes")
 
     def _name(self, *parts: str) -> str:
-        return ":".join((f"{{{self.namespace}}}", *parts))
+        return ":".join((self._tag, *parts))
 
     def stream(self, app: str, version: str, deployment: str) -> str:
         return self._name(QUEUE, app, version, deployment)
@@ -79,18 +82,6 @@ class Keys:
     def dead_letter(self, request_id: str) -> str:
         return self._name(DEAD_LETTER, request_id)
 
-    @property
-    def dead_letters(self) -> str:
-        return self._name(DEAD_LETTERS)
-
-    @property
-    def dropped_letters(self) -> str:
-        return self._name(DEAD_LETTERS, DROPPED)
-
-    @property
-    def epoch(self) -> str:
-        return self._name("epoch")
-
     def mailbox(self, process: str) -> str:
         return self._name(MAILBOX, process)
 
@@ -98,15 +89,12 @@ class Keys:
         return f"{stream}{PERSONAL}{replica}"
 
     def models_of(self, stream: str) -> str:
-        """Return the models hash of a deployment's stream."""
         return _of_kind(stream, MODELS)
 
     def delayed_of(self, stream: str) -> str:
-        """Return the zset in which the calls of a deployment wait for their next try."""
         return _of_kind(stream, DELAYED)
 
     def leaving_of(self, stream: str) -> str:
-        """Return the key that names the replica which leaves because it is ill, while the others wait."""
         return _of_kind(stream, LEAVING)
 
     def application(self, app: str) -> str:
@@ -114,14 +102,6 @@ class Keys:
 
     def code(self, app: str, version: str) -> str:
         return self._name("code", app, version)
-
-    @property
-    def applications(self) -> str:
-        return self._name("apps")
-
-    @property
-    def changes(self) -> str:
-        return self._name("changes")
 
     def pool(self, app: str) -> str:
         return self._name("p", app)

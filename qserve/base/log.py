@@ -14,13 +14,23 @@ import logging
 import sys
 
 from qserve.base.context import request_context
-from qserve.base.escapes import one_line, printable
 from qserve.base.settings import Settings
 from qserve.base.tracebacks import CUT, full_traceback
 
 LINE_LIMIT = 8192
 _INDENT = "    "
 _NOISY = ("celery", "kombu", "amqp", "gunicorn", "asyncio")
+# control characters, and those that reverse the direction of text or that some readers take for the end of a line
+_CONTROLS = (
+    range(32),
+    range(127, 160),
+    range(0x61C, 0x61D),
+    range(0x200E, 0x2010),
+    range(0x2028, 0x202F),
+    range(0x2066, 0x206A),
+)
+_ESCAPES = {code: repr(chr(code))[1:-1] for codes in _CONTROLS for code in codes}
+_ESCAPES_IN_LINES = {code: escape for code, escape in _ESCAPES.items() if chr(code) not in "\n\t"}
 
 
 def get_logger(name: str) -> logging.Logger:
@@ -60,14 +70,13 @@ class Formatter(logging.Formatter):
         self._write = self._json if as_json else self._text
 
     def format(self, record: logging.LogRecord) -> str:
-        """Return the text of an event."""
         error = record.exc_info[1] if record.exc_info else None
         trace = full_traceback(error) if error is not None else ""
         return self._write(record, _message(record), request_context.get().request_id, trace)
 
     def _text(self, record: logging.LogRecord, message: str, request_id: str, trace: str) -> str:
         where = f"{self._source} {request_id}" if request_id else self._source
-        line = _cut(one_line(f"{self.formatTime(record, '%H:%M:%S')} {record.levelname} [{where}] {message}"))
+        line = _cut(f"{self.formatTime(record, '%H:%M:%S')} {record.levelname} [{where}] {message}".translate(_ESCAPES))
         return "\n".join([line, *(f"{_INDENT}{one}" for one in printable(trace).splitlines())])
 
     def _json(self, record: logging.LogRecord, message: str, request_id: str, trace: str) -> str:
@@ -83,6 +92,14 @@ class Formatter(logging.Formatter):
         }
         # json writes ASCII, so control characters are escaped already
         return json.dumps({name: value for name, value in fields.items() if value})
+
+
+def printable(text: str) -> str:
+    """Return untrusted text with its line breaks and tabs, and every other control character escaped.
+
+    A terminal, an editor or a line parser would obey them.
+    """
+    return text.translate(_ESCAPES_IN_LINES)
 
 
 def _message(record: logging.LogRecord) -> str:

@@ -14,13 +14,13 @@ DIE_WITH_PARENT = "QSERVE_DIE_WITH_PARENT"
 """The variable by which a parent, whose process ID it holds, asks its child to end with it."""
 
 
-def die_with_parent(number: int = signal.SIGTERM) -> None:
-    """Have the kernel send this process a signal when its parent is gone (Linux only).
+def die_with_parent() -> None:
+    """Have the kernel send this process SIGTERM when its parent is gone (Linux only).
 
     To the kernel the parent is the thread that started this process, not its whole process.
     """
     if _LIBC is not None:
-        _LIBC.prctl(_PR_SET_PDEATHSIG, int(number), 0, 0, 0)
+        _LIBC.prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM), 0, 0, 0)
 
 
 def die_with_parent_if_asked() -> None:

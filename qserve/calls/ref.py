@@ -8,15 +8,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Generic, NamedTuple
 
+from qserve.base import context
 from qserve.base.clock import Deadline
-from qserve.base.context import connector, replica_here
 from qserve.base.promise import Promise, T, T_co
 from qserve.exceptions import (
-    BrokerUnavailable,
     DeadlineExceeded,
     GetTimeoutError,
     PayloadError,
@@ -124,15 +123,12 @@ class CurrentPlane:
           BrokerUnavailable: Nothing was started in this process, and the environment names no broker.
         """
         if self._plane is None:
-            connect: Callable[[], Plane] | None = connector()
-            if connect is None:
-                raise BrokerUnavailable("call qserve.run(...) first, or set QSERVE_BROKER_URL to the broker's address")
-            self._plane = connect()
+            self._plane = context.connect()
         return self._plane
 
     def in_replica(self) -> bool:
         """Return whether the running code belongs to a replica, where nothing may block the event loop."""
-        return self._in_replica or replica_here.get() is not None
+        return self._in_replica or context.replica_here.get() is not None
 
 
 current = CurrentPlane()

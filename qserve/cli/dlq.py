@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from qserve.base.escapes import printable
+from qserve.base.log import printable
 from qserve.base.settings import Settings
 from qserve.cli.options import broker_option, json_option
 from qserve.deploy.dead_letters import DeadLetter, DeadLetters

@@ -7,7 +7,7 @@ from dataclasses import asdict
 
 import click
 
-from qserve.base.escapes import printable
+from qserve.base.log import printable
 from qserve.base.settings import Settings
 from qserve.cli.options import broker_option, json_option
 from qserve.deploy.installation import Installation

@@ -16,7 +16,6 @@ import fcntl
 import importlib.util
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import tempfile
@@ -155,6 +154,6 @@ def _remove_stale_folders() -> None:
 
 def _die_with(parent: int) -> None:
     # the server must not outlive an owner that was killed
-    die_with_parent(signal.SIGTERM)
+    die_with_parent()
     if os.getppid() != parent:
         os._exit(1)

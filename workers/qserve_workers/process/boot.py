@@ -156,7 +156,7 @@ def _end_with(parent: int) -> None:
 
     What it runs until then stays pending at the broker, where another supervisor finds it.
     """
-    die_with_parent(signal.SIGTERM)
+    die_with_parent()
     if os.getppid() != parent:  # it was gone before the kernel was told
         os._exit(Exit.ORPHANED)
 
