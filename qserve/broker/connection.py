@@ -18,6 +18,7 @@ from qserve.base.clock import clock
 from qserve.base.keys import GROUP
 from qserve.broker.address import Address
 from qserve.broker.functions import LOAD, forget
+from qserve.broker.library import Command
 from qserve.broker.link import CLASSES, CONNECT_TIMEOUT_S, PRIMARY, SENTINEL_TIMEOUT_S, error_text
 from qserve.exceptions import BrokerError, BrokerUnavailable
 
@@ -136,6 +137,7 @@ def refusal(reply: object) -> BrokerError:
     return BrokerError(f"the broker refused a command: {text}")
 
 
+@broker_errors()
 def load_functions(client: redis.Redis) -> None:
     """Load the function library; harmless when it is there already.
 
@@ -144,26 +146,17 @@ def load_functions(client: redis.Redis) -> None:
     Raises:
       BrokerUnavailable: It is not there yet, and may not be loaded from here.
     """
-    with broker_errors():
-        try:
-            client.execute_command(*LOAD)
-            found = True
-        except redis.exceptions.NoPermissionError:
-            found = _has_functions(client)
-    if not found:
-        raise BrokerUnavailable(
-            "this version's functions are not in the broker, and this user may not load them: run `qserve deploy` first"
-        )
-
-
-def _has_functions(client: redis.Redis) -> bool:
+    with suppress(redis.exceptions.NoPermissionError):
+        client.execute_command(*LOAD)
+        return
     try:
         client.execute_command(*forget(()))  # of nothing: any function would do
     except redis.ResponseError as error:
         if not is_unknown_function(error):
             raise
-        return False
-    return True
+        raise BrokerUnavailable(
+            "this version's functions are not in the broker, and this user may not load them: run `qserve deploy` first"
+        ) from error
 
 
 def is_unknown_function(reply: object) -> bool:
@@ -176,11 +169,21 @@ def process_name() -> str:
     return f"{os.getpid()}-{os.urandom(6).hex()}"
 
 
+def group_command(stream: str) -> Command:
+    """Return the command that creates a queue's stream and group, always from the stream's beginning, so that nothing
+    added before is skipped."""
+    return ("XGROUP", "CREATE", stream, GROUP, "0", "MKSTREAM")
+
+
+def group_exists(reply: object) -> bool:
+    """Return whether the reply to ``group_command`` says that the group is there, now or from before."""
+    return not isinstance(reply, Exception) or str(reply).startswith("BUSYGROUP")
+
+
 def create_group(client: redis.Redis, stream: str) -> None:
-    """Create a queue's stream and group unless they exist; always from the stream's beginning, so that
-    nothing added before is skipped."""
+    """Create a queue's stream and group unless they exist."""
     try:
-        client.xgroup_create(stream, GROUP, id="0", mkstream=True)
+        client.execute_command(*group_command(stream))
     except redis.ResponseError as error:
-        if not str(error).startswith("BUSYGROUP"):
+        if not group_exists(error):
             raise

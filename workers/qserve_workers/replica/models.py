@@ -6,9 +6,10 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
-from qserve.base.keys import GROUP, RETIRED_TTL_MS, Keys
+from qserve.base.keys import RETIRED_TTL_MS, Keys
 from qserve.base.log import get_logger
 from qserve.broker import functions
+from qserve.broker.connection import group_command, group_exists
 from qserve.calls.mailbox import ignore
 from qserve.define.multiplexing import loaded_models, on_change
 from qserve_workers.replica.plane import LoopPlane
@@ -67,7 +68,7 @@ class ModelAdvertiser:
         # all of it leaves before the end of the call that loaded the model: the next one must find its home. The group
         # is first, because a call must never come to a stream without one.
         if not self._is_open:
-            self._plane.post(("XGROUP", "CREATE", self._personal, GROUP, "0", "MKSTREAM"), self._on_group)
+            self._plane.post(group_command(self._personal), self._on_group)
         command = functions.advertise(self._models, self._personal, self._name, RETIRED_TTL_MS, loaded_models())
         self._plane.post(command, ignore)
         if self._repeat is not None:
@@ -75,7 +76,7 @@ class ModelAdvertiser:
         self._repeat = self._plane.loop.call_later(_REPEAT_S, self._advertise)
 
     def _on_group(self, reply: Any) -> None:
-        if isinstance(reply, Exception) and "BUSYGROUP" not in str(reply):
+        if not group_exists(reply):
             log.warning("the stream of this replica's models cannot be created: %s", reply)
             return
         self._is_open = True

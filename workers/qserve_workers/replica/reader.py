@@ -19,7 +19,15 @@ from qserve.base import failpoints
 from qserve.base.keys import GROUP, Keys
 from qserve.base.log import get_logger
 from qserve.broker import functions
-from qserve.broker.connection import BLOCK_S, LONGEST_PAUSE_S, READ_TIMEOUT_S, Client, broker_errors
+from qserve.broker.connection import (
+    BLOCK_S,
+    LONGEST_PAUSE_S,
+    READ_TIMEOUT_S,
+    Client,
+    broker_errors,
+    group_command,
+    group_exists,
+)
 from qserve.broker.library import Command
 from qserve.broker.link import Link, OnReply, ReplyError
 from qserve.calls.mailbox import ignore
@@ -206,9 +214,9 @@ class StreamReader:
     async def _prepare(self, link: Link) -> None:
         if not self._has_group:  # later on only the supervisor creates it: a retired version must stay retired
             try:
-                await link.call(("XGROUP", "CREATE", self.streams[0], GROUP, "0", "MKSTREAM"))
+                await link.call(group_command(self.streams[0]))
             except ReplyError as error:
-                if not str(error).startswith("BUSYGROUP"):
+                if not group_exists(error):
                     raise
             self._has_group = True
         self._connection_id = await link.call(("CLIENT", "ID"))
