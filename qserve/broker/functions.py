@@ -11,7 +11,7 @@ from collections import ChainMap
 from collections.abc import Mapping, Sequence
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 from qserve.base import keys
 from qserve.broker.library import Argument, Command, Key, Keys, Kind, Library, Number, Pairs, Strings
@@ -92,6 +92,25 @@ class KnownEpoch:
 def other_epoch(reply: Any) -> str | None:
     """Return the broker's epoch ("" for none) when a function refused a command because of it; else None."""
     return reply[len(OTHER_EPOCH) :].decode() if isinstance(reply, bytes) and reply.startswith(OTHER_EPOCH) else None
+
+
+class Found(NamedTuple):
+    """A request as ``watch``, ``look`` and a second ``submit`` reply: state "" when it is not known.
+
+    Parameters:
+      payload: Its result or failure, once it has ended.
+      header: That of an open one.
+    """
+
+    state: str
+    payload: bytes
+    header: bytes = b""
+
+
+def read_found(reply: Any) -> Found | None:
+    """Return the request in a reply; None when that says something else."""
+    is_request = isinstance(reply, list) and reply[0] != Reply.FULL
+    return Found(reply[0].decode(), *reply[1:]) if is_request else None
 
 
 # -- how moves and what belongs to them travel; lua/lib/lists.lua reads them -----------------------

@@ -20,7 +20,7 @@ from qserve.broker.connection import (
     process_name,
     refusal,
 )
-from qserve.broker.functions import ACCEPTED, NOT_REPLICATED, KnownEpoch, Reply
+from qserve.broker.functions import ACCEPTED, NOT_REPLICATED, Found, KnownEpoch, Reply, read_found
 from qserve.broker.library import Command
 from qserve.broker.link import OnReply
 from qserve.calls.ref import ItemRef, Ref, failed
@@ -50,10 +50,6 @@ FOLLOW_INTERVAL_S = 1.0
 EPOCH_INTERVAL_S = 1.0
 """How often the broker is asked, while refs are open, whether it has lost its data."""
 
-UNKNOWN = [b"", b""]
-"""The reply of ``watch`` for a request that the broker does not know."""
-_OPEN_PARTS = 3
-"""The length of the reply of ``watch`` for an open request: state, nothing, header."""
 _STATES = frozenset(state.encode() for state in State if state is not State.OPEN) | {ITEM.encode()}
 _READ_COUNT = 256
 _FIRST_PAUSE_S = 0.05
@@ -239,10 +235,11 @@ class Mailbox:
                 self.watch(ref)
 
     def _on_watched(self, ref: Ref[Any], reply: Any) -> None:
-        if self._is_overdue(reply):  # the process that submitted it may be gone, but its deadline still holds
-            self.expire(ref)
+        found = read_found(reply)
+        if found is not None and self._is_overdue(found):
+            self.expire(ref)  # the process that submitted it may be gone, but its deadline still holds
             return
-        if reply == UNKNOWN and self._is_own(ref):
+        if found is not None and not found.state and self._is_own(ref):
             # Lost with the server that accepted it, when that failed before its replica had it. Before the request is
             # accepted, the question only came first: another thread has the ref, and its submission is on the way.
             outcome = STATE_LOST if ref.accepted.is_set() else None
@@ -258,11 +255,9 @@ class Mailbox:
     def _is_own(self, ref: Ref[Any]) -> bool:
         return any(other is ref and deadline_ms for deadline_ms, other in self._open.get(ref.request_id, ()))
 
-    def _is_overdue(self, reply: Any) -> bool:
-        if not isinstance(reply, list) or reply[0] != State.OPEN.encode() or len(reply) < _OPEN_PARTS:
-            return False
+    def _is_overdue(self, found: Found) -> bool:
         try:
-            return is_late(open_header(self._seal, reply[2]).deadline_ms)
+            return found.state == State.OPEN and is_late(open_header(self._seal, found.header).deadline_ms)
         except PayloadError:
             return False
 
@@ -319,18 +314,18 @@ def read_message(message: bytes) -> tuple[str, Outcome]:
 
 def read_reply(reply: Any, seal: Seal, request_id: str) -> Outcome | None:
     """Return the outcome in a reply of ``watch``; None while the request is open, and for errors that will pass."""
-    if not isinstance(reply, list):
+    found = read_found(reply)
+    if found is None:
         error = reply if isinstance(reply, BrokerError) else refusal(reply)
         return None if isinstance(error, BrokerUnavailable) else failed(error)
-    state, payload = reply[0].decode(), reply[1]
-    if state == State.OPEN:
+    if found.state == State.OPEN:
         return None
-    return open_end(seal, request_id, Outcome(state, payload)) if state else NOT_FOUND
+    return open_end(seal, request_id, Outcome(found.state, found.payload)) if found.state else NOT_FOUND
 
 
 def was_submitted_before(reply: Any) -> bool:
     """Return whether ``submit`` found the request id in use, and replied as ``watch`` does."""
-    return isinstance(reply, list) and reply[0] != Reply.FULL
+    return read_found(reply) is not None
 
 
 def refused(reply: Any) -> Outcome | None:

@@ -17,7 +17,7 @@ from qserve.broker import functions
 from qserve.broker.connection import LONGEST_PAUSE_S, STRAY_READ_S
 from qserve.broker.library import Command
 from qserve.calls import mailbox as module
-from qserve.calls.mailbox import GRACE_MS, UNKNOWN, Mailbox
+from qserve.calls.mailbox import GRACE_MS, Mailbox
 from qserve.calls.ref import ItemRef, Ref
 from qserve.exceptions import BrokerStateLost, ResultUnavailable
 from qserve.wire.outcome import Outcome
@@ -25,6 +25,7 @@ from qserve.wire.sealing import Seal, item_context, seal_end
 
 ID, OTHER = "a" * 32, "b" * 32
 KEYS, SEAL = Keys(), Seal(Keyring())
+UNKNOWN = [b"", b""]
 DONE, REFUSED = Outcome("d", b"result"), Outcome("f", b"no")
 LOOK = functions.look(KEYS.request(ID))
 MESSAGE = ID.encode() + b"d" + seal_end(SEAL, ID, "d", b"result")
