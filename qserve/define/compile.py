@@ -5,13 +5,13 @@ from __future__ import annotations
 import itertools
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from qserve.calls.handles import RayServeDAGHandle, RayServeDeploymentHandle
 from qserve.define.check import check_below, check_inputs, check_target
 from qserve.define.deployments import Deployment
-from qserve.define.drivers import driver_arguments, graphs_of, is_driver
+from qserve.define.drivers import driver_arguments, gateway_adapter, graphs_of, is_driver
 from qserve.graph.containers import replace
 from qserve.graph.nodes import (
     ClassNode,
@@ -26,22 +26,7 @@ from qserve.graph.nodes import (
 )
 from qserve.graph.plan import InputKey, Plan, Slot, Source, Step
 from qserve.http.adapter import AdapterLike
-
-
-@dataclass(frozen=True)
-class CompiledDriver:
-    """The HTTP side of an application whose root is a DAGDriver.
-
-    Parameters:
-      adapter: As the user gave it; a string is not imported yet.
-      routes: The routes in the user's order, or ``None`` for a single graph on every path.
-      direct: The deployment's name for each graph that is a class node: a call by handle passes all its arguments to
-        the ``__call__`` of that deployment.
-    """
-
-    adapter: AdapterLike = None
-    routes: tuple[str, ...] | None = None
-    direct: Mapping[str, str] = field(default_factory=dict)
+from qserve.wire.application import DriverRecord
 
 
 @dataclass(frozen=True)
@@ -54,12 +39,14 @@ class CompiledApplication:
       graphs: Plans by name: a route of the driver, ``""`` for a single graph, ``"Driver:0"`` for the first graph in
         the constructor arguments of the deployment ``Driver``.
       driver: Set when the root is a DAGDriver.
+      adapter: The driver's HTTP adapter as the user gave it; a string is not imported yet.
     """
 
     name: str
     deployments: tuple[Deployment, ...]
     graphs: Mapping[str, Plan]
-    driver: CompiledDriver | None = None
+    driver: DriverRecord | None = None
+    adapter: AdapterLike = None
 
     @property
     def ingress(self) -> Deployment:
@@ -83,15 +70,16 @@ def compile_application(root: Any, *, app_name: str = "default") -> CompiledAppl
     order = bottom_up(root)
     check_below(root, order)
     compiler = Compiler(assign_names(order), app_name)
-    driver = None
+    driver, adapter = None, None
     if is_driver(root.get_body()):
-        driver = compiler.drive(root)
+        dags, adapter = driver_arguments(root.get_args(), root.get_kwargs())
+        driver = compiler.drive(dags, adapter)
     elif isinstance(root, FunctionNode) and _is_bound(root):
         compiler.add_graph("", root)
     deployments = tuple(
         compiler.deployment(node, node is root) for node in order if isinstance(node, ClassNode | FunctionNode)
     )
-    return CompiledApplication(app_name, deployments, compiler.graphs, driver)
+    return CompiledApplication(app_name, deployments, compiler.graphs, driver, adapter)
 
 
 class Compiler:
@@ -112,13 +100,12 @@ class Compiler:
         self.graphs[name] = self.plan(output)
         self._graph_of.setdefault(output, name)
 
-    def drive(self, root: ClassNode) -> CompiledDriver:
-        dags, adapter = driver_arguments(root.get_args(), root.get_kwargs())
+    def drive(self, dags: Any, adapter: AdapterLike) -> DriverRecord:
         routes = graphs_of(dags)
         for name, output in routes.items():
             self.add_graph(name, output)
         direct = {name: self.names[output] for name, output in routes.items() if isinstance(output, ClassNode)}
-        return CompiledDriver(adapter, tuple(routes) if isinstance(dags, dict) else None, direct)
+        return DriverRecord(gateway_adapter(adapter), tuple(routes) if isinstance(dags, dict) else None, direct)
 
     def deployment(self, node: ClassNode | FunctionNode, is_root: bool) -> Deployment:
         options = node.get_options()

@@ -9,6 +9,7 @@ from typing import Any
 from qserve.define.deployments import Body_co, Deployment
 from qserve.graph.nodes import Body, ClassNode, DAGNode, FunctionNode, MethodNode
 from qserve.http.adapter import AdapterLike, check_adapter
+from qserve.http.builtin_adapters import json_request, starlette_request
 
 
 class DriverDeployment(Deployment[Body_co]):
@@ -50,6 +51,18 @@ class GraphDriver:
 GraphDriver.__name__ = "DAGDriver"
 
 DAGDriver = DriverDeployment(GraphDriver)
+
+_GATEWAY_ADAPTERS = (
+    (json_request, "json_request"),
+    (starlette_request, "starlette_request"),
+    (None, "starlette_request"),
+)
+"""Adapters without user code, which the gateway runs itself, so that no call to a driver replica is needed."""
+
+
+def gateway_adapter(adapter: AdapterLike) -> str:
+    """Return the name by which the gateway knows an adapter; "" for one that replicas of the driver run."""
+    return next((name for known, name in _GATEWAY_ADAPTERS if adapter is known), "")
 
 
 def is_driver(body: Body) -> bool:

@@ -12,22 +12,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from qserve.base.keyring import Keyring
-from qserve.define.compile import CompiledApplication, CompiledDriver, compile_application
+from qserve.define.compile import CompiledApplication, compile_application
 from qserve.define.options import DeploymentOptions
 from qserve.define.target import load_target
 from qserve.engine.driver import AdaptingDriver
 from qserve.exceptions import PayloadError
 from qserve.http.annotations import resolve_annotations
-from qserve.http.builtin_adapters import json_request, starlette_request
-from qserve.wire.application import ApplicationRecord, DeploymentRecord, DriverRecord, dump_plan
+from qserve.wire.application import ApplicationRecord, DeploymentRecord, dump_plan
 from qserve.wire.codec import Codec, dumps
-
-_GATEWAY_ADAPTERS = (
-    (json_request, "json_request"),
-    (starlette_request, "starlette_request"),
-    (None, "starlette_request"),
-)
-"""Adapters without user code, which the gateway runs itself, so that no call to a driver replica is needed."""
 
 
 @dataclass(frozen=True)
@@ -79,8 +71,7 @@ def record_of(built: CompiledApplication, codec: Codec, target: str = "") -> App
     Raises:
       PayloadError: A constant in the graph cannot travel; the message names the step.
     """
-    driver = None if built.driver is None else _driver_record(built.driver)
-    without_replicas = built.ingress.name if driver is not None and driver.adapter else None
+    without_replicas = built.ingress.name if built.driver is not None and built.driver.adapter else None
     deployments = {
         one.name: _deployment_record(one.name, one.config, replicated=one.name != without_replicas)
         for one in built.deployments
@@ -101,7 +92,7 @@ def record_of(built: CompiledApplication, codec: Codec, target: str = "") -> App
         timeout_s=built.ingress.config.request_timeout_s,
         deployments=deployments,
         graphs=graphs,
-        driver=driver,
+        driver=built.driver,
     )
 
 
@@ -110,11 +101,6 @@ def _digest(record: ApplicationRecord, versions: list[str | None], code: bytes) 
     settled = {name: replace(one, num_replicas=0, user_config="") for name, one in record.deployments.items()}
     plain = replace(record, version="", route_prefix=None, timeout_s=None, deployments=settled)
     return hashlib.sha256(repr([str(one) for one in versions]).encode() + plain.encode() + code).hexdigest()
-
-
-def _driver_record(driver: CompiledDriver) -> DriverRecord:
-    adapter = next((name for known, name in _GATEWAY_ADAPTERS if driver.adapter is known), "")
-    return DriverRecord(adapter, driver.routes, dict(driver.direct))
 
 
 def _deployment_record(name: str, options: DeploymentOptions, replicated: bool) -> DeploymentRecord:
@@ -165,10 +151,9 @@ def code_of(built: CompiledApplication) -> Code:
     """Return the code of each deployment by its name; a driver becomes the class that runs its adapter."""
     code = {one.name: DeploymentCode(one.func_or_class, one.init_args, one.init_kwargs) for one in built.deployments}
     if built.driver is not None:
-        adapter = built.driver.adapter
-        if inspect.isfunction(adapter):
-            resolve_annotations(adapter)  # because names that only annotations use do not travel by value
-        code[built.ingress.name] = DeploymentCode(AdaptingDriver, (adapter, built.name))
+        if inspect.isfunction(built.adapter):
+            resolve_annotations(built.adapter)  # because names that only annotations use do not travel by value
+        code[built.ingress.name] = DeploymentCode(AdaptingDriver, (built.adapter, built.name))
     return code
 
 

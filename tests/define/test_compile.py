@@ -10,12 +10,13 @@ import pytest
 
 from qserve.dag import InputNode
 from qserve.define.check import single_ingress
-from qserve.define.compile import CompiledApplication, CompiledDriver, Compiler, assign_names, compile_application
+from qserve.define.compile import CompiledApplication, Compiler, assign_names, compile_application
 from qserve.define.deployments import Deployment, deployment
 from qserve.drivers import DAGDriver
 from qserve.graph.nodes import bottom_up
 from qserve.graph.plan import InputKey, Plan, Slot, Step
 from qserve.handle import RayServeDAGHandle, RayServeDeploymentHandle
+from qserve.wire.application import DriverRecord
 
 
 @deployment
@@ -319,13 +320,13 @@ def test_a_driver_serves_one_graph() -> None:
     assert application.ingress.route_prefix == "/my-dag"
     assert application.deployments[-1].func_or_class is DAGDriver.func_or_class
     assert application.deployments[-1].init_args == (RayServeDAGHandle("", "a"),)
-    assert application.driver == CompiledDriver(adapter=None, routes=None, direct={})
+    assert (application.driver, application.adapter) == (DriverRecord("starlette_request"), None)
 
 
 def test_a_driver_over_a_class_node_calls_it_with_the_input() -> None:
     application = compile_application(DAGDriver.bind(Model.bind()))
 
-    assert application.driver == CompiledDriver(direct={"": "Model"})
+    assert application.driver == DriverRecord("starlette_request", direct={"": "Model"})
     assert application.graphs == {"": Plan((Step("Model", "__call__", (Slot(0),), {}, 1),), {InputKey(): ((0, 0),)}, 0)}
 
 
@@ -342,7 +343,8 @@ def test_a_driver_serves_graphs_by_route() -> None:
 
     application = compile_application(root)
 
-    assert application.driver == CompiledDriver("pkg.mod.fn", tuple(routes), {"/class": "Model_1"})
+    assert application.driver == DriverRecord("", tuple(routes), {"/class": "Model_1"})
+    assert application.adapter == "pkg.mod.fn"
     assert list(application.graphs) == list(routes)
     assert application.graphs["/method"].steps == (Step("Model", "forward"),)
     assert application.graphs["/function"].steps == (Step("func"),)
@@ -365,7 +367,7 @@ def test_one_route_does_not_run_the_methods_of_another() -> None:
 def test_input_schema_is_the_older_name_of_the_adapter() -> None:
     application = compile_application(DAGDriver.bind(func.bind(1), input_schema="a.b"))
 
-    assert application.driver == CompiledDriver("a.b")
+    assert (application.driver, application.adapter) == (DriverRecord(), "a.b")
 
 
 @pytest.mark.parametrize(
