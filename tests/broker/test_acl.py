@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
 import re
 import shutil
 import sys
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import msgpack
 import pytest
 import redis
 from desk import SEAL
+from http_client import Client
 from processes import Process, Site, free_port, is_open, new_site, wait_until
 from redis.exceptions import NoPermissionError
 from users import ROLES, as_user, write_users
@@ -350,12 +350,9 @@ def test_the_roles_apart_serve_the_example_each_with_a_user_of_its_own(site: Sit
     assert deploy.wait() == 0, deploy.output
 
     def answer() -> str:
-        body = json.dumps({"language": "spanish", "name": "Dora"}).encode()
-        try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}/", body, timeout=10) as response:
-                return str(response.read().decode())
-        except OSError:
-            return ""
+        with contextlib.suppress(OSError):
+            return Client(port).post("/", {"language": "spanish", "name": "Dora"}).text
+        return ""
 
     wait_until(lambda: answer() == "Hola Dora", description="the example answers", timeout_s=10)
 

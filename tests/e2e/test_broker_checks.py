@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import http.client
-import json
 import sys
 
+from http_client import Client
 from processes import Process, Site, free_port, wait_until
 
 from qserve.broker.connection import connect
@@ -19,24 +18,15 @@ QUICK = (
 
 def ask(port: int, method: str, path: str) -> tuple[int, str]:
     """Status, and the code of an error."""
-    with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=5)) as connection:
-        connection.request(method, path, "{}" if method == "POST" else None, {"Content-Type": "application/json"})
-        response = connection.getresponse()
-        body = response.read()
-    return response.status, "" if response.status == 200 else json.loads(body)["error"]["code"]
+    answer = Client(port).send(method, path, {} if method == "POST" else None)
+    return answer.status, "" if answer.status == 200 else answer.code
 
 
 def start_gateway(site: Site, url: str, port: int) -> Process:
     gateway = site.start(
         [sys.executable, "-c", QUICK, "--port", str(port)], env={"QSERVE_BROKER_URL": url, "QSERVE_SECRET_KEY": "key"}
     )
-
-    def health() -> bool:
-        with contextlib.suppress(OSError):
-            return ask(port, "GET", "/-/healthz")[0] == 200
-        return False
-
-    wait_until(health, description="the gateway serves", timeout_s=20)
+    wait_until(Client(port).is_healthy, description="the gateway serves", timeout_s=20)
     return gateway
 
 
@@ -53,7 +43,7 @@ def test_a_broker_that_begins_to_evict_is_given_no_more_requests_until_it_is_set
         )
         assert ask(port, "POST", "/anything") == (503, "broker_unsafe")
         client.config_set("maxmemory-policy", "noeviction")
-    wait_until(lambda: ask(port, "GET", "/-/healthz")[0] == 200, description="it serves again", timeout_s=10)
+    wait_until(Client(port).is_healthy, description="it serves again", timeout_s=10)
     assert ask(port, "POST", "/anything") == (404, "not_found")
 
     telling = ("evict", "policy", "settings are fixed")
@@ -76,4 +66,4 @@ def test_an_append_only_file_that_is_switched_off_is_warned_of_once(site: Site) 
             lambda: client.info("commandstats")["cmdstat_info"]["calls"] > before + 3, description="it has looked again"
         )
     assert gateway.stderr.count("append-only file is off") == 1
-    assert ask(port, "GET", "/-/healthz")[0] == 200
+    assert Client(port).is_healthy()

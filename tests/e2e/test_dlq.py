@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import urllib.error
-import urllib.request
 from pathlib import Path
 from typing import Any
 
 import pytest
+from http_client import Client
 from processes import QSERVE, READY, Serving, Site, free_port, wait_until
 
 from qserve.base.keys import Keys
@@ -76,13 +75,7 @@ class Shop:
         self.plane = ClientPlane.connect(Settings.from_env(self.env))
 
     def post(self, number: int) -> int:
-        request = urllib.request.Request(self.serving.url, json.dumps(number).encode(), method="POST")
-        request.add_header("Content-Type", "application/json")
-        try:
-            with urllib.request.urlopen(request, timeout=20) as answer:
-                return int(answer.status)
-        except urllib.error.HTTPError as error:
-            return error.code
+        return Client(self.serving.url).post("/", number).status
 
     def dlq(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         env = {**os.environ, **self.env}

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import stat
 import subprocess
 import sys
-import urllib.request
 from pathlib import Path
 
 import pytest
+from http_client import Client
 from processes import READY, Site, free_port
 
 ROOT = Path(__file__).parents[2]
@@ -82,9 +81,7 @@ def test_the_example_serves_on_a_read_only_root_as_nobody(site: Site) -> None:
     process = site.start(_hardened(*command), cwd=ROOT / "examples", env=env)
     process.wait_for(READY)
 
-    body = json.dumps({"language": "spanish", "name": "Dora"}).encode()
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/", body, timeout=10) as response:
-        assert response.read() == b"Hola Dora"
+    assert Client(port).post("/", {"language": "spanish", "name": "Dora"}).text == "Hola Dora"
     roles = {pid: _status(pid) for pid in site.processes()}
     # the command, the gateway's two, the supervisor and the example's replicas
     assert len(roles) >= 6

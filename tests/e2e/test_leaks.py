@@ -7,7 +7,6 @@ code put into its own exception may be seen again, and only where that error is 
 from __future__ import annotations
 
 import contextlib
-import http.client
 import json
 import os
 import signal
@@ -17,6 +16,7 @@ from pathlib import Path
 
 import msgpack
 import pytest
+from http_client import Client
 from hypothesis import given
 from hypothesis import strategies as st
 from processes import Process, Site, free_port, is_alive, is_open, new_site, wait_until
@@ -115,12 +115,10 @@ class Stage:
 
     def ask(self, name: str, method: str, path: str, body: str = BODY, headers: Mapping[str, str] | None = None) -> int:
         """Send a request with canaries in its header and body, and keep the whole answer."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
-        with contextlib.closing(connection):
-            connection.request(method, path, body, {"Authorization": f"Bearer {HEADER}", **(headers or {})})
-            response = connection.getresponse()
-            self.said[name] = f"{response.getheaders()}\n{response.read().decode()}"
-            return response.status
+        told = {"Authorization": f"Bearer {HEADER}", **(headers or {})}
+        answer = Client(self.port).send(method, path, body.encode(), **told)
+        self.said[name] = f"{answer.headers}\n{answer.text}"
+        return answer.status
 
     def serves(self, path: str) -> bool:
         with contextlib.suppress(OSError):

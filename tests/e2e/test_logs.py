@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from http_client import Client
 from processes import READY, Process, Site, free_port, new_site, wait_until
 
 APP = r"""
@@ -59,24 +60,17 @@ class Place:
         env = {"QSERVE_LOG_FORMAT": log_format, "QSERVE_ACCESS_LOG": "1"}
         self.process: Process = site.qserve("run", "forger:app", "--port", str(self.port), env=env)
         self.process.wait_for(READY)
+        client = Client(self.port)
         for path in ("/a%0d%0a12:00:00%20ERROR%20[gateway]%20FORGED%20by%20a%20path%1b", "/raise", "/log", "/segfault"):
-            self.ask(path)
+            client.get(path)
         with pytest.raises(http.client.IncompleteRead):
-            self.ask("/stream")
+            client.get("/stream")
         (gateway,) = [pid for pid, command in site.processes().items() if "qserve_gateway" in command and _parent(pid)]
         os.kill(gateway, signal.SIGKILL)
         for what in ("a path", "an exception", "user code", "a stream", "SIGSEGV", "SIGKILL"):
             wait_until(lambda what=what: what in self.process.stderr, description=f"{what} is logged")  # type: ignore[misc]
         self.process.stop()
         assert self.process.exit_code() == 0, self.process.output
-
-    def ask(self, path: str) -> None:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
-        try:
-            connection.request("GET", path)
-            connection.getresponse().read()
-        finally:
-            connection.close()
 
 
 def _parent(pid: int) -> bool:

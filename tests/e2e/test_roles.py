@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
-import urllib.request
 from pathlib import Path
 from typing import Any
 
 import pytest
+from http_client import Client
 from processes import READY, Process, Site, free_port, wait_until
 
 from qserve.broker.connection import connect
@@ -80,15 +80,15 @@ class Stack:
         return self.site.start([sys.executable, "-c", source], cwd=folder, env=self.env)
 
     def post(self, body: Any, port: int | None = None) -> Any:
-        url = f"http://127.0.0.1:{port or self.port}/"
-        with urllib.request.urlopen(url, json.dumps(body).encode(), timeout=10) as response:
-            return json.load(response)
+        answer = Client(port or self.port).post("/", body)
+        assert answer.status == 200, answer
+        return answer.json
 
     def answers(self, port: int | None = None) -> bool:
-        try:
-            return bool(self.post("one", port)["words"] == 1)
-        except OSError:
-            return False
+        with contextlib.suppress(OSError):
+            answer = Client(port or self.port).post("/", "one")
+            return answer.status == 200 and answer.json["words"] == 1
+        return False
 
     def start(self, *, counters: int = 1) -> tuple[Process, Process, Process]:
         """Start all roles, and go on once requests are answered."""

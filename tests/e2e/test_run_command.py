@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import socket
 import sys
-import urllib.error
-import urllib.request
 
 import pytest
+from http_client import Client
 from processes import END_FOR_S, Process, Serving, Site, free_port, is_open, wait_until
 
 APP = """
@@ -31,11 +29,6 @@ class Front:
 
 app = Front.bind(Model.bind())
 """
-
-
-def fetch(url: str) -> str:
-    with urllib.request.urlopen(url, timeout=10) as response:
-        return response.read().decode()
 
 
 def run_app(site: Site, *options: str) -> Serving:
@@ -64,11 +57,9 @@ app = shown.bind()
         "run", "told:app", "--port", str(port), cwd=site.write("told.py", program), env={"QSERVE_API_TOKEN": "s3cret"}
     )
     process.wait_for("qserve: ready")
-    request = urllib.request.Request(f"http://127.0.0.1:{port}/", headers={"Authorization": "Bearer s3cret"})
-    with urllib.request.urlopen(request, timeout=10) as response:
-        assert json.load(response) == ["", ""]
-    with pytest.raises(urllib.error.HTTPError, match="401"):
-        urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=10)
+    client = Client(port)
+    assert client.get(Authorization="Bearer s3cret").json == ["", ""]
+    assert client.get().status == 401
 
 
 # -- what it prints --------------------------------------------------------------------------------
@@ -84,7 +75,7 @@ def test_run_prints_the_progress_of_each_deployment_and_where_it_answers(site: S
         assert [name, "1/1", "ready"] in lines
     assert f"{serving.url}/" in said.splitlines()[-1]
     assert serving.process.stderr == ""
-    assert fetch(serving.url) == "here"
+    assert Client(serving.url).get().text == "here"
 
 
 # -- how it ends -----------------------------------------------------------------------------------
@@ -268,13 +259,11 @@ def test_a_broker_url_of_no_known_kind_is_refused_in_one_line(site: Site) -> Non
 def test_host_route_prefix_and_workers_say_who_answers_where(site: Site) -> None:
     serving = run_app(site, "--host", "127.0.0.2", "--route-prefix", "/shop", "--workers", "2")
 
-    there = f"http://127.0.0.2:{serving.port}"
-    assert f"{there}/shop" in serving.process.stdout
-    assert {fetch(f"{there}/shop") for _ in range(10)} == {"here"}
+    there = Client(f"http://127.0.0.2:{serving.port}")
+    assert f"{there.url}/shop" in serving.process.stdout
+    assert {there.get("/shop").text for _ in range(10)} == {"here"}
     assert not is_open(serving.port, "127.0.0.1")
-    with pytest.raises(urllib.error.HTTPError, match="404") as refusal:
-        fetch(f"{there}/")
-    refusal.value.close()
+    assert there.get().status == 404
     gateways = [name for name in site.processes().values() if "qserve_gateway" in name]
     assert len(gateways) == 1 + 2
 
@@ -288,7 +277,7 @@ def test_app_dir_says_where_the_module_is_and_a_target_may_be_dotted(site: Site)
 
     serving = site.run("shop.node", "--app-dir", "code", cwd=site.folder)
 
-    assert fetch(serving.url) == "helped"
+    assert Client(serving.url).get().text == "helped"
 
 
 def test_broker_and_name_let_another_process_call_the_application(site: Site) -> None:
@@ -301,7 +290,7 @@ def test_broker_and_name_let_another_process_call_the_application(site: Site) ->
     assert caller.wait() == 0, caller.output
     assert caller.stdout == "here\n"
     assert not site.broker_folders()
-    assert fetch(serving.url) == "here"
+    assert Client(serving.url).get().text == "here"
 
 
 def test_request_timeout_and_show_errors_reach_the_gateway(site: Site) -> None:
@@ -311,13 +300,11 @@ def test_request_timeout_and_show_errors_reach_the_gateway(site: Site) -> None:
     folder = site.write("shop.py", source)
     serving = site.run("shop:node", "--request-timeout-s", "0.3", "--show-errors", cwd=folder)
 
-    with pytest.raises(urllib.error.HTTPError, match="500") as failure:
-        fetch(serving.url)
-    with failure.value as answer:
-        assert "return 1 / 0" in answer.read().decode()
-    with pytest.raises(urllib.error.HTTPError, match="504") as failure:
-        fetch(f"{serving.url}/?slow=1")
-    failure.value.close()
+    client = Client(serving.url)
+    answer = client.get()
+    assert answer.status == 500
+    assert "return 1 / 0" in answer.text
+    assert client.get("/?slow=1").status == 504
 
 
 def test_help_says_what_run_does_without_starting_anything(site: Site) -> None:

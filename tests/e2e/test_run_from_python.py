@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import signal
 import sys
 import time
-import urllib.error
-import urllib.request
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from http_client import Client
 from processes import Site, Started, free_port, is_alive, is_open, wait_until
 
 import qserve
@@ -28,15 +26,9 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(autouse=True)
-def url(started: Started) -> str:
-    """Where the gateway answers, which runs for all tests here."""
-    return started.url
-
-
-def fetch(url: str, body: Any = None) -> str:
-    data = None if body is None else json.dumps(body).encode()
-    with urllib.request.urlopen(url, data=data, timeout=10) as response:
-        return response.read().decode()
+def client(started: Started) -> Client:
+    """A client of the gateway that runs for all tests here."""
+    return Client(started.url)
 
 
 def run_script(site: Site, source: str, port: int) -> Any:
@@ -51,7 +43,7 @@ def ask(handle: Any, *args: Any, **kwargs: Any) -> Any:
 # -- run -------------------------------------------------------------------------------------------
 
 
-def test_each_run_takes_the_place_of_the_one_before(url: str) -> None:
+def test_each_run_takes_the_place_of_the_one_before(client: Client) -> None:
     @qserve.deployment
     class Echo:
         def __init__(self, text: str) -> None:
@@ -62,7 +54,7 @@ def test_each_run_takes_the_place_of_the_one_before(url: str) -> None:
 
     for text in ("foo", "bar", "baz"):
         handle = qserve.run(Echo.bind(text))
-        assert fetch(url) == text
+        assert client.get().text == text
         assert ask(handle) == text
 
 
@@ -120,7 +112,7 @@ def test_what_was_accepted_is_finished_by_the_version_that_took_it(by_graph: boo
     assert qserve.get(ref, timeout=5) == 2
 
 
-def test_name_and_route_prefix_let_applications_live_side_by_side(url: str) -> None:
+def test_name_and_route_prefix_let_applications_live_side_by_side(client: Client) -> None:
     @qserve.deployment
     class Echo:
         def __init__(self, text: str) -> None:
@@ -134,11 +126,11 @@ def test_name_and_route_prefix_let_applications_live_side_by_side(url: str) -> N
     second = qserve.run(Echo.bind("second"), name="second", route_prefix="/second")
     hidden = qserve.run(Echo.bind("inside"), name="hidden", route_prefix=None)
 
-    assert json.loads(fetch(f"{url}/-/routes")) == {"/": "Echo", "/first": "Echo", "/second": "Echo"}
+    assert client.get("/-/routes").json == {"/": "Echo", "/first": "Echo", "/second": "Echo"}
     assert [ask(default), ask(first), ask(second), ask(hidden)] == ["default", "first", "second", "inside"]
-    assert [fetch(f"{url}{path}") for path in ("", "/first", "/second/x")] == ["default", "first", "second"]
+    assert [client.get(path).text for path in ("/", "/first", "/second/x")] == ["default", "first", "second"]
     qserve.delete("first")
-    assert [fetch(f"{url}/first"), ask(second)] == ["default", "second"]
+    assert [client.get("/first").text, ask(second)] == ["default", "second"]
     qserve.delete("second")
     qserve.delete("hidden")
 
@@ -189,7 +181,7 @@ def test_a_constructor_that_fails_once_is_tried_again(tmp_path: Path) -> None:
     assert tried.exists()
 
 
-def test_state_stays_in_the_replica_and_is_the_same_by_http_and_by_handle(url: str) -> None:
+def test_state_stays_in_the_replica_and_is_the_same_by_http_and_by_handle(client: Client) -> None:
     @qserve.deployment
     class Counter:
         def __init__(self) -> None:
@@ -201,7 +193,7 @@ def test_state_stays_in_the_replica_and_is_the_same_by_http_and_by_handle(url: s
 
     handle = qserve.run(Counter.bind())
 
-    assert [ask(handle), fetch(url), ask(handle), fetch(url)] == [1, "2", 3, "4"]
+    assert [ask(handle), client.get().json, ask(handle), client.get().json] == [1, 2, 3, 4]
 
 
 # -- code that travels by value --------------------------------------------------------------------
@@ -365,16 +357,8 @@ def test_a_blocking_run_serves_until_ctrl_c(site: Site) -> None:
     source = ENDING.partition("handle =")[0] + "qserve.run(app.bind(), blocking=True, port=PORT)\n"
     process = run_script(site, source, port)
     wait_until(lambda: is_open(port), description="the gateway listens", timeout_s=20)
-    address = f"http://127.0.0.1:{port}/"
-
-    def answers() -> bool:
-        try:
-            return fetch(address) == "here"
-        except urllib.error.HTTPError as error:
-            error.close()
-            return False
-
-    wait_until(answers, description="it answers", timeout_s=20)
+    client = Client(port)
+    wait_until(lambda: client.get().text == "here", description="it answers", timeout_s=20)
     process.press_ctrl_c()
 
     assert process.wait(5) == 0, process.output
@@ -464,7 +448,7 @@ def test_a_ref_that_a_deployment_returns_is_resolved_on_the_way_out() -> None:
 # -- graphs ----------------------------------------------------------------------------------------
 
 
-def test_the_driver_may_stand_for_a_class_node_or_a_function_node(url: str) -> None:
+def test_the_driver_may_stand_for_a_class_node_or_a_function_node(client: Client) -> None:
     @qserve.deployment
     class Model:
         def __call__(self, value: int) -> int:
@@ -476,12 +460,12 @@ def test_the_driver_may_stand_for_a_class_node_or_a_function_node(url: str) -> N
 
     handle = qserve.run(DAGDriver.bind(Model.bind(), http_adapter=json_request))
     assert ask(handle.predict, 1) == 101
-    assert fetch(url, 2) == "102"
+    assert client.post("/", 2).json == 102
 
     with InputNode() as value:
         handle = qserve.run(DAGDriver.bind(negative.bind(value), http_adapter=json_request))
     assert ask(handle.predict, 1) == -1
-    assert fetch(url, 2) == "-2"
+    assert client.post("/", 2).json == -2
 
 
 # -- killed replicas -------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+from http_client import Client
 from processes import Started, wait_until
 from starlette.responses import StreamingResponse
 
@@ -91,12 +92,8 @@ def test_a_streaming_response_keeps_status_and_headers_and_stops_when_the_client
 
 
 def test_a_stream_of_which_only_the_head_is_wanted_is_stopped(source: Any, url: str) -> None:
-    where = urlsplit(url)
-    connection = http.client.HTTPConnection(where.hostname or "", where.port, timeout=10)
-    connection.request("HEAD", "/")
-    response = connection.getresponse()
-    assert (response.status, response.headers["x-kind"], response.read()) == (418, "tea", b"")
-    connection.close()
+    answer = Client(url).send("HEAD")
+    assert (answer.status, answer.headers["x-kind"], answer.body) == (418, "tea", b"")
 
     wait_until(lambda: source.is_closed.remote().result(timeout_s=10), description="the body's generator is closed")
 
@@ -108,12 +105,8 @@ def test_a_generator_answers_http_as_text(url: str) -> None:
         yield "two\n"
 
     qserve.run(lines.bind())
-    where = urlsplit(url)
-    connection = http.client.HTTPConnection(where.hostname or "", where.port, timeout=10)
-    connection.request("GET", "/")
 
-    response = connection.getresponse()
+    answer = Client(url).get()
 
-    assert response.headers["content-type"] == "text/plain; charset=utf-8"
-    assert response.read() == b"one\ntwo\n"
-    connection.close()
+    assert answer.headers["content-type"] == "text/plain; charset=utf-8"
+    assert answer.body == b"one\ntwo\n"

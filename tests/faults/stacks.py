@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import http.client
 import os
 import signal
 import threading
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from brokers import Broker
+from http_client import Client
 from ledger import DIAMOND, Ledger
 from load import Call, HandleClient, HttpClient, Load, new_job
 from processes import QSERVE, Process, Site, free_port, is_alive, wait_until
@@ -125,14 +125,7 @@ class Stack:
 
     def is_serving(self) -> bool:
         """Whether the gateway says that it is healthy."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=2)
-        try:
-            connection.request("GET", "/-/healthz")
-            return connection.getresponse().status == 200
-        except OSError:
-            return False
-        finally:
-            connection.close()
+        return Client(self.port, timeout_s=2).is_healthy()
 
     # -- clients -----------------------------------------------------------------------------------
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import http.client
-import json
 import os
 import signal
 import sysconfig
@@ -15,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from http_client import Client
 from processes import Site, free_port, wait_until
 
 from qserve.base.keys import Keys
@@ -96,12 +95,9 @@ class Served:
 
     def post(self, call: dict[str, object]) -> int:
         """The status of one request."""
-        with contextlib.closing(http.client.HTTPConnection("127.0.0.1", self.port, timeout=50)) as connection:
-            connection.request("POST", "/", json.dumps(call), {"Content-Type": "application/json"})
-            response = connection.getresponse()
-            body = response.read().decode()
-            assert response.status != 200 or body == call["name"]
-            return response.status
+        answer = Client(self.port, timeout_s=50).post("/", call)
+        assert answer.status != 200 or answer.text == call["name"]
+        return answer.status
 
     def begin(self, **call: object) -> None:
         """Send a request, whose answer comes later."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import http.client
 import json
 import threading
 import time
@@ -11,6 +9,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import pytest
+from http_client import Client
 from processes import Site, free_port, is_open, wait_until
 from sentinels import SERVICE, Watched
 
@@ -73,10 +72,8 @@ class Load:
 
     def _post(self, number: int) -> Answer:
         sent = time.monotonic()
-        with contextlib.closing(http.client.HTTPConnection("127.0.0.1", self._port, timeout=30)) as connection:
-            connection.request("POST", "/", json.dumps(number), {"Content-Type": "application/json"})
-            response = connection.getresponse()
-            return Answer(number, sent, time.monotonic(), response.status, response.read())
+        answer = Client(self._port).post("/", number)
+        return Answer(number, sent, time.monotonic(), answer.status, answer.body)
 
     def done_after(self, moment: float) -> Answer | None:
         """The first good answer to a request that was sent after a moment."""

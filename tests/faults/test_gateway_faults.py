@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import http.client
 import json
 import resource
 import socket
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from http_client import Client
 from invariants import check
 from ledger import DIAMOND, NODES, reference
 from load import HttpClient, Load, new_job, percentile
@@ -32,17 +32,9 @@ REFUSED_S = 0.02
 
 def ask(port: int, method: str, path: str, body: Any = None, headers: Mapping[str, str] | None = None) -> Any:
     """One HTTP request: status, headers, and the body read as JSON where it is."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=40)
-    try:
-        data = None if body is None else json.dumps(body)
-        connection.request(method, path, data, {"content-type": "application/json", **(headers or {})})
-        response = connection.getresponse()
-        text = response.read()
-        named = {name.lower(): value for name, value in response.getheaders()}
-        is_json = named.get("content-type", "").startswith("application/json")
-        return response.status, named, json.loads(text) if is_json else text.decode()
-    finally:
-        connection.close()
+    answer = Client(port).send(method, path, body, **(headers or {}))
+    is_json = answer.headers.get("content-type", "").startswith("application/json")
+    return answer.status, answer.headers, answer.json if is_json else answer.text
 
 
 def second_gateway(stack: Stack) -> int:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import http.client
-import json
 import signal
 import socket
 import threading
@@ -12,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 
 import pytest
+from http_client import Client
 from processes import Site, free_port, is_open, wait_until
 from stacks import last
 
@@ -30,13 +29,6 @@ app = hello.bind()
 ENDING = {"worker": ["worker"], "run": ["run", "shop:app"], "deploy": ["deploy", "shop:app"]}
 
 
-def get(port: int, path: str) -> tuple[int, str]:
-    with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=5)) as connection:
-        connection.request("GET", path)
-        response = connection.getresponse()
-        return response.status, response.read().decode()
-
-
 @pytest.mark.row("F41")
 @pytest.mark.slow
 def test_a_broker_that_comes_up_later_is_waited_for_by_every_role_of_a_stack(site: Site) -> None:
@@ -46,18 +38,19 @@ def test_a_broker_that_comes_up_later_is_waited_for_by_every_role_of_a_stack(sit
     worker = site.qserve("worker", "shop:app", env=env, cwd=site.folder)
     gateway = site.qserve("gateway", "--port", str(port), env=env)
     wait_until(lambda: is_open(port), description="the gateway listens", timeout_s=20)
-    status, body = get(port, "/-/healthz")
-    assert (status, json.loads(body)["error"]["code"]) == (503, "broker_unavailable")
+    client = Client(port)
+    answer = client.get("/-/healthz")
+    assert (answer.status, answer.code) == (503, "broker_unavailable")
     worker.wait_for("waiting for it")
     deploy = site.qserve("deploy", "shop:app", env=env, cwd=site.folder)
     last(5.0)
     assert all(process.exit_code() is None for process in (worker, gateway, deploy))
-    assert get(port, "/-/healthz")[0] == 503
+    assert client.get("/-/healthz").status == 503
 
     site.start_broker(broker, "--requirepass", PASSWORD)
 
     assert deploy.wait() == 0, deploy.output
-    wait_until(lambda: get(port, "/") == (200, "hello"), description="the application answers", timeout_s=10)
+    wait_until(lambda: client.get().text == "hello", description="the application answers", timeout_s=10)
     assert len([line for line in worker.output.splitlines() if "waiting" in line]) == 1
     for process in (worker, gateway, deploy):
         assert "Traceback" not in process.output
@@ -172,10 +165,10 @@ def test_a_gateway_goes_on_answering_that_it_cannot_serve_until_the_password_is_
     url = f"redis://:{PASSWORD}@127.0.0.1:{broker}/0"
     gateway = site.qserve("gateway", "--port", str(port), env={"QSERVE_BROKER_URL": url, "QSERVE_SECRET_KEY": "key"})
     gateway.wait_for("refuses the password")
-    assert get(port, "/-/healthz")[0] == 503
+    assert Client(port).get("/-/healthz").status == 503
     assert gateway.stderr.count("refuses the password") == 1
     with contextlib.closing(connect(f"redis://:another@127.0.0.1:{broker}/0")) as client:
         client.config_set("requirepass", PASSWORD)
-    wait_until(lambda: get(port, "/-/healthz")[0] == 200, description="it serves", timeout_s=10)
+    wait_until(Client(port).is_healthy, description="it serves", timeout_s=10)
     assert PASSWORD not in gateway.output
     assert "Traceback" not in gateway.output

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import http.client
 import json
 import logging
 import time
@@ -12,6 +11,7 @@ from typing import Any
 import pytest
 import redis
 from click.testing import CliRunner
+from http_client import Client
 from processes import Site, free_port, wait_until
 
 from qserve.__main__ import main
@@ -285,18 +285,11 @@ def test_a_gateway_is_not_ready_until_its_broker_has_been_put_right(site: Site) 
     gateway = site.qserve("gateway", "--port", str(port), env={"QSERVE_BROKER_URL": url})
     gateway.wait_for("remedy: set maxmemory-policy noeviction")
 
-    def health() -> int:
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
-        connection.request("GET", "/-/healthz")
-        status = connection.getresponse().status
-        connection.close()
-        return status
-
-    assert health() == 503
+    assert Client(port).get("/-/healthz").status == 503
     client = connect(url)
     client.config_set("maxmemory-policy", "noeviction")
     client.close()
-    wait_until(lambda: health() == 200, description="the gateway serves")
+    wait_until(Client(port).is_healthy, description="the gateway serves")
 
 
 @pytest.mark.parametrize("role", ["worker", "gateway"])

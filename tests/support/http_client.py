@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 from dataclasses import dataclass
@@ -42,27 +43,35 @@ class Answer:
 
 
 class Client:
-    """Sends requests to one gateway, each over a connection of its own."""
+    """Sends requests to one gateway, each over a connection of its own.
 
-    def __init__(self, url: str) -> None:
-        self.url = url
-        self.address = urlsplit(url).hostname or "", urlsplit(url).port or 0
+    Parameters:
+      place: Its URL, or its port on this machine.
+      timeout_s: Longest wait for anything to come.
+    """
+
+    def __init__(self, place: str | int, timeout_s: float = WAIT_FOR_S) -> None:
+        self.url = place if isinstance(place, str) else f"http://127.0.0.1:{place}"
+        self.address = urlsplit(self.url).hostname or "", urlsplit(self.url).port or 0
+        self._timeout_s = timeout_s
 
     def send(self, method: str, path: str = "/", body: Any = None, **headers: str) -> Answer:
         """Send a request: bytes as they are, anything else as JSON; ``X_Request_ID=`` is a header."""
         data = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
         named = {name.replace("_", "-"): value for name, value in headers.items()}
-        connection = http.client.HTTPConnection(*self.address, timeout=WAIT_FOR_S)
-        try:
+        with contextlib.closing(http.client.HTTPConnection(*self.address, timeout=self._timeout_s)) as connection:
             connection.request(method, path, data, named)
             response = connection.getresponse()
             answered = {name.lower(): value for name, value in response.getheaders()}
             return Answer(response.status, answered, response.read())
-        finally:
-            connection.close()
 
     def get(self, path: str = "/", body: Any = None, **headers: str) -> Answer:
         return self.send("GET", path, body, **headers)
 
     def post(self, path: str = "/", body: Any = None, **headers: str) -> Answer:
         return self.send("POST", path, body, **headers)
+
+    def is_healthy(self) -> bool:
+        with contextlib.suppress(OSError):
+            return self.get("/-/healthz").status == 200
+        return False
