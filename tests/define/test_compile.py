@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+import threading
 from typing import Any
 
 import cloudpickle
 import pytest
 
+from qserve.calls.ref import current
 from qserve.dag import InputNode
 from qserve.define.check import single_ingress
 from qserve.define.compile import CompiledApplication, Compiler, assign_names, compile_application
@@ -543,3 +545,13 @@ def test_graphs_may_be_thousands_of_nodes_deep() -> None:
     assert len(application.graphs[""].steps) == 5_001
     assert names(application)[-2] == "combine_4999"
     assert assign_names(bottom_up(node))[node] == "combine_4999"
+
+
+def test_building_starts_nothing() -> None:
+    plane, threads = current.installed(), threading.enumerate()
+
+    with InputNode() as inp:
+        compile_application(DAGDriver.bind(Model.bind(func.bind()).forward.bind(inp)))
+
+    assert current.installed() is plane
+    assert threading.enumerate() == threads

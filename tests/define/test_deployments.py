@@ -141,6 +141,11 @@ def test_decorator_options_and_set_options_refuse_alike(given: dict[str, Any], k
     assert made.config == DeploymentOptions()
 
 
+@pytest.mark.parametrize("prefix", ["/", "/hello", "/hello/world", None])
+def test_a_route_prefix_is_a_path_or_nothing(prefix: str | None) -> None:
+    assert deployment(route_prefix=prefix)(Model).route_prefix == prefix
+
+
 def test_an_unknown_option_names_the_deployment() -> None:
     words = "'num_replica' is not an option of deployment 'Model'. Did you mean 'num_replicas'?"
 

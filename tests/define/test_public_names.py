@@ -8,6 +8,10 @@ import sys
 import pytest
 
 import qserve
+import qserve as serve
+from qserve import dag, deployment_graph
+from qserve.dag import input_node
+from qserve.handle import RayServeDAGHandle
 
 
 def test_the_public_names_are_these() -> None:
@@ -43,3 +47,8 @@ def test_nothing_is_imported_before_it_is_used() -> None:
     code = "import sys, qserve; print([m for m in ('pydantic', 'celery', 'flask', 'starlette') if m in sys.modules])"
 
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
+
+
+def test_the_input_node_has_three_doors() -> None:
+    assert dag.InputNode is deployment_graph.InputNode is input_node.InputNode is serve.InputNode
+    assert deployment_graph.RayServeDAGHandle is RayServeDAGHandle

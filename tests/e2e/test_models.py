@@ -8,6 +8,7 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from processes import Started, wait_until
 
@@ -87,3 +88,27 @@ def test_a_version_with_models_is_replaced_cleanly() -> None:
     qserve.run(Shelf.bind())
 
     assert ask("a")[0] == "model a"
+
+
+@qserve.deployment
+class Many:
+    def __init__(self) -> None:
+        self.loaded: list[str] = []
+
+    @qserve.multiplexed(max_num_models_per_replica=2)
+    async def model(self, model_id: str) -> str:
+        self.loaded.append(model_id)
+        return f"model {model_id}"
+
+    async def __call__(self, request: Any = None) -> list[Any]:
+        return [await self.model(qserve.get_multiplexed_model_id()), len(self.loaded)]
+
+
+@pytest.mark.parametrize("header", ["serve_multiplexed_model_id", "serve-multiplexed-model-id"])
+def test_the_model_is_named_by_a_header_or_by_an_option_of_the_handle(started: Started, header: str) -> None:
+    handle = qserve.run(Many.bind())
+
+    assert httpx.get(started.url, headers={header: "a"}).json() == ["model a", 1]
+    assert httpx.get(started.url, headers={"serve_multiplexed_model_id": "a", "x_other": "1"}).json() == ["model a", 1]
+    assert qserve.get(handle.options(multiplexed_model_id="a").remote()) == ["model a", 1]
+    assert qserve.get(handle.options(multiplexed_model_id="b").remote()) == ["model b", 2]

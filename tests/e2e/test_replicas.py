@@ -11,19 +11,18 @@ from typing import Any
 
 import pytest
 from processes import Started, wait_until
+from serving import ask
 
 import qserve
-from qserve.exceptions import AppNotFound, ReplicaLost, TimeLimitExceeded
+from qserve.dag import InputNode
+from qserve.drivers import DAGDriver
+from qserve.exceptions import AppNotFound, QserveException, ReplicaLost, TimeLimitExceeded
 
 
 @pytest.fixture(autouse=True)
 def url(started: Started) -> str:
     """Where the gateway answers, which runs for all tests here."""
     return started.url
-
-
-def ask(handle: Any, *args: Any) -> Any:
-    return qserve.get(handle.remote(*args), timeout=20)
 
 
 @qserve.deployment
@@ -69,6 +68,26 @@ def test_a_user_config_without_reconfigure_is_an_error_that_names_the_deployment
         qserve.run(Stubborn.bind())
 
 
+def test_reconfigure_may_be_async_and_runs_after_the_constructor() -> None:
+    @qserve.deployment(user_config={"threshold": 3})
+    class Model:
+        def __init__(self) -> None:
+            self.seen = ["init"]
+
+        async def reconfigure(self, config: dict[str, Any]) -> None:
+            self.seen.append(config["threshold"])
+
+        def __call__(self) -> list[Any]:
+            return [*self.seen, os.getpid()]
+
+    handle = qserve.run(Model.bind())
+    first = ask(handle)
+    qserve.run(Model.options(user_config={"threshold": 4}).bind())
+
+    assert first[:-1] == ["init", 3]
+    assert ask(handle) == ["init", 3, 4, first[-1]]
+
+
 def test_another_number_of_replicas_keeps_those_that_run() -> None:
     handle = qserve.run(Configured.bind())
     first, _ = ask(handle)
@@ -83,6 +102,41 @@ def test_another_number_of_replicas_keeps_those_that_run() -> None:
     wait_until(lambda: len({ask(handle)[0] for _ in range(40)}) == 2, description="two replicas are left")
     qserve.run(Configured.options(num_replicas=1).bind())
     wait_until(lambda: len({ask(handle)[0] for _ in range(20)}) == 1, description="one replica is left")
+
+
+def test_each_deployment_of_a_graph_has_its_own_number_of_replicas() -> None:
+    @qserve.deployment
+    def pid(*ignored: Any) -> int:
+        return os.getpid()
+
+    @qserve.deployment
+    def both(one: int, two: int) -> tuple[int, int]:
+        return one, two
+
+    with InputNode() as value:
+        one = pid.options(name="one", num_replicas=1).bind(value)
+        two = pid.options(name="two", num_replicas=2).bind(value)
+        handle = qserve.run(DAGDriver.bind(both.bind(one, two)))
+
+    def seen() -> bool:
+        pairs = qserve.get([handle.predict.remote(0) for _ in range(50)], timeout=20)
+        return (len({one for one, _ in pairs}), len({two for _, two in pairs})) == (1, 2)
+
+    wait_until(seen, description="one and two replicas")
+
+
+def test_replicas_of_a_deployment_start_side_by_side(tmp_path: Path) -> None:
+    @qserve.deployment(num_replicas=2)
+    class Meets:
+        async def __init__(self) -> None:
+            (tmp_path / str(os.getpid())).touch()
+            while len(list(tmp_path.iterdir())) < 2:  # the one waits for the other
+                await asyncio.sleep(0.005)
+
+        def __call__(self) -> str:
+            return "met"
+
+    assert ask(qserve.run(Meets.bind())) == "met"
 
 
 def test_the_same_version_keeps_the_replicas_and_no_version_replaces_them() -> None:
@@ -205,6 +259,26 @@ def test_accepted_calls_finish_when_their_application_is_deleted(tmp_path: Path)
         qserve.get_app_handle()
 
 
+def test_what_does_not_finish_within_the_grace_period_of_a_deletion_fails(tmp_path: Path) -> None:
+    began = tmp_path / "began"
+
+    @qserve.deployment(graceful_shutdown_timeout_s=0.1)
+    async def endless() -> None:
+        began.touch()
+        await asyncio.Event().wait()
+
+    handle = qserve.run(endless.bind())
+    ref = handle.remote()
+    wait_until(began.exists, description="the call runs")
+
+    qserve.delete("default")
+
+    with pytest.raises(QserveException, match="deleted before this call was finished"):
+        qserve.get(ref, timeout=20)
+    with pytest.raises(AppNotFound):
+        qserve.get_app_handle()
+
+
 def test_an_object_says_goodbye_when_its_replica_ends(tmp_path: Path) -> None:
     mark = tmp_path / "deleted"
 
@@ -249,3 +323,29 @@ def test_status_shows_deployments_and_their_replicas() -> None:
     assert status.deployments["Configured"].status == "HEALTHY"
     assert status.deployments["Configured"].replica_states == {"RUNNING": 2}
     qserve.delete("shown")
+
+
+def test_twenty_concurrent_calls_run_in_fewer_batches() -> None:
+    @qserve.deployment
+    class Model:
+        def __init__(self) -> None:
+            self.sizes: list[int] = []
+
+        @qserve.batch(max_batch_size=5, batch_wait_timeout_s=0.2)
+        async def handle_batch(self, values: list[int], factors: list[int]) -> list[int]:
+            self.sizes.append(len(values))
+            return [value * factor for value, factor in zip(values, factors, strict=True)]
+
+        async def __call__(self, value: int, factor: int = 2) -> int:
+            return int(await self.handle_batch(value, factors=factor))
+
+        def seen(self) -> list[int]:
+            return self.sizes
+
+    handle = qserve.run(Model.bind())
+
+    assert qserve.get([handle.remote(number) for number in range(20)], timeout=20) == list(range(0, 40, 2))
+    sizes = ask(handle.seen)
+    assert sum(sizes) == 20
+    assert len(sizes) < 20
+    assert max(sizes) <= 5

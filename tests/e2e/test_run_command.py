@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import socket
 import sys
@@ -269,13 +270,13 @@ def test_host_route_prefix_and_workers_say_who_answers_where(site: Site) -> None
 
 
 def test_app_dir_says_where_the_module_is_and_a_target_may_be_dotted(site: Site) -> None:
-    inner = site.folder / "code"
-    inner.mkdir()
-    (inner / "helper.py").write_text("WORD = 'helped'\n")
+    package = site.folder / "code" / "package"
+    package.mkdir(parents=True)
+    (package.parent / "helper.py").write_text("WORD = 'helped'\n")
     source = "import helper\nimport qserve\n\n@qserve.deployment\ndef app():\n"
-    (inner / "shop.py").write_text(f"{source}    return helper.WORD\n\nnode = app.bind()\n")
+    (package / "shop.py").write_text(f"{source}    return helper.WORD\n\nnode = app.bind()\n")
 
-    serving = site.run("shop.node", "--app-dir", "code", cwd=site.folder)
+    serving = site.run("package.shop.node", "--app-dir", "code", cwd=site.folder)
 
     assert Client(serving.url).get().text == "helped"
 
@@ -291,6 +292,21 @@ def test_broker_and_name_let_another_process_call_the_application(site: Site) ->
     assert caller.stdout == "here\n"
     assert not site.broker_folders()
     assert Client(serving.url).get().text == "here"
+
+
+def test_status_shows_what_runs(site: Site) -> None:
+    broker = site.broker()
+    run_app(site, "--broker", broker)
+
+    told = site.qserve("status", "--broker", broker, "--json")
+    plain = site.qserve("status", "--broker", broker)
+
+    assert told.wait() == 0, told.output
+    application = json.loads(told.stdout)["applications"]["default"]
+    assert application["status"] == "RUNNING"
+    assert application["deployments"]["Front"]["status"] == "HEALTHY"
+    assert plain.wait() == 0, plain.output
+    assert "RUNNING" in plain.stdout and "HEALTHY" in plain.stdout
 
 
 def test_request_timeout_and_show_errors_reach_the_gateway(site: Site) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import pickle
 import signal
 import sys
 import time
@@ -14,8 +15,10 @@ import numpy as np
 import pytest
 from http_client import Client
 from processes import Site, Started, free_port, is_alive, is_open, wait_until
+from serving import ask
 
 import qserve
+from qserve import api
 from qserve.dag import InputNode
 from qserve.drivers import DAGDriver
 from qserve.exceptions import QserveException, RayServeException
@@ -36,8 +39,18 @@ def run_script(site: Site, source: str, port: int) -> Any:
     return site.start([sys.executable, "script.py"], cwd=site.folder)
 
 
-def ask(handle: Any, *args: Any, **kwargs: Any) -> Any:
-    return qserve.get(handle.remote(*args, **kwargs), timeout=10)
+@qserve.deployment
+def hello(inp: str = "nobody") -> str:
+    return f"hello {inp}"
+
+
+@qserve.deployment
+class Weighted:
+    def __init__(self, weight: int) -> None:
+        self.weight = weight
+
+    def compute(self, value: Any) -> Any:
+        return value * self.weight
 
 
 # -- run -------------------------------------------------------------------------------------------
@@ -133,6 +146,30 @@ def test_name_and_route_prefix_let_applications_live_side_by_side(client: Client
     assert [client.get("/first").text, ask(second)] == ["default", "second"]
     qserve.delete("second")
     qserve.delete("hidden")
+
+
+def test_a_later_start_keeps_what_runs_where_it_runs(client: Client) -> None:
+    qserve.run(hello.bind("again"))
+
+    qserve.start()
+    qserve.start(detached=True)
+    qserve.start(detached=True, http_options={"host": "127.0.0.1", "port": 1})
+
+    assert client.get().text == "hello again"
+
+
+def test_a_route_prefix_of_run_wins_over_the_deployments(client: Client) -> None:
+    with InputNode() as value:
+        graph = Weighted.bind(3).compute.bind(value)
+    app = DAGDriver.options(route_prefix="/first").bind(graph, http_adapter=json_request)
+    qserve.run(app)
+    assert client.post("/first", 2).json == 6
+
+    handle = qserve.run(app, route_prefix="/second", _blocking=True)
+
+    assert client.post("/second", 2).json == 6
+    assert client.get("/-/routes").json == {"/second": "DAGDriver"}
+    assert ask(handle.predict, 2) == 6
 
 
 @pytest.mark.parametrize("replicas", [1, 2])
@@ -280,6 +317,63 @@ def test_a_script_may_run_at_module_level_redefine_a_class_and_shadow_builtins(s
     site.wait_empty()
 
 
+TWICE = """
+import sys
+import urllib.request
+
+import qserve as serve
+from qserve.handle import RayServeHandle, RayServeSyncHandle
+
+port = int(sys.argv[1])
+serve.start(detached=True, http_options={"host": "127.0.0.1", "port": port})
+serve.start()
+
+@serve.deployment("label", num_replicas=1, route_prefix="/hello")
+class Hello:
+    async def __init__(self, names: dict, *, child: RayServeHandle):
+        self.names, self.child = names, child
+
+    async def __call__(self, request) -> str:
+        ref = await self.child.options(method_name="greet").remote(self.names["a"])
+        return await ref
+
+@serve.deployment
+class Child:
+    def greet(self, name):
+        return f"hello {name}"
+
+handle: RayServeSyncHandle = serve.run(Hello.bind({"a": "you"}, child=Child.bind()), host="127.0.0.1", port=port)
+print(urllib.request.urlopen(f"http://localhost:{port}/hello").read().decode())
+
+serve.shutdown()
+serve.shutdown()
+try:
+    urllib.request.urlopen(f"http://localhost:{port}/hello")
+except OSError:
+    print("refused")
+
+@serve.deployment
+class Child:
+    def __call__(self):
+        return "another child"
+
+print(serve.get(serve.run(Child.bind(), port=port).remote(), timeout=10))
+"""
+
+
+def test_a_script_may_start_run_shut_down_and_run_again(site: Site) -> None:
+    port = free_port()
+    (site.folder / "script.py").write_text(TWICE)
+
+    process = site.start([sys.executable, "script.py", str(port)], cwd=site.folder)
+
+    assert process.wait() == 0, process.output
+    assert process.stdout == "hello you\nrefused\nanother child\n"
+    assert process.stderr == ""
+    site.wait_empty()
+    assert not is_open(port)
+
+
 ENDING = """
 import os, signal, sys, time
 import qserve
@@ -392,6 +486,20 @@ def test_the_newer_handles_give_responses() -> None:
         qserve.get_app_handle("nowhere")
 
 
+def test_a_handle_is_kept_in_a_file_and_used_by_another_process(site: Site) -> None:
+    handle = qserve.run(Weighted.bind(7), name="kept", route_prefix=None)
+    kept = site.folder / "handle"
+    kept.write_bytes(pickle.dumps(handle.compute))
+    source = "import pickle, qserve, sys; print(qserve.get(pickle.load(open(sys.argv[1], 'rb')).remote(6), timeout=10))"
+    settings = api._client().settings.to_env()
+
+    process = site.start([sys.executable, "-c", source, str(kept)], cwd=Path(kept).parent, env=settings)
+
+    assert process.wait() == 0, process.output
+    assert process.stdout == "42\n"
+    qserve.delete("kept")
+
+
 # -- handles inside deployments --------------------------------------------------------------------
 
 
@@ -466,6 +574,12 @@ def test_the_driver_may_stand_for_a_class_node_or_a_function_node(client: Client
         handle = qserve.run(DAGDriver.bind(negative.bind(value), http_adapter=json_request))
     assert ask(handle.predict, 1) == -1
     assert client.post("/", 2).json == -2
+
+
+def test_a_function_that_is_bound_to_arguments_answers_http_with_them(client: Client) -> None:
+    qserve.run(hello.bind(inp="over HTTP"))
+
+    assert client.get().text == "hello over HTTP"
 
 
 # -- killed replicas -------------------------------------------------------------------------------

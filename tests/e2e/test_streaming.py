@@ -110,3 +110,23 @@ def test_a_generator_answers_http_as_text(url: str) -> None:
 
     assert answer.headers["content-type"] == "text/plain; charset=utf-8"
     assert answer.body == b"one\ntwo\n"
+
+
+def test_a_batched_generator_streams_to_each_of_its_callers() -> None:
+    @qserve.deployment
+    class Model:
+        @qserve.batch(max_batch_size=2, batch_wait_timeout_s=5)
+        async def count(self, stops: list[int]) -> AsyncIterator[list[Any]]:
+            for number in range(max(stops)):
+                yield [number if number < stop else StopIteration for stop in stops]
+
+        async def up(self, stop: int) -> AsyncIterator[int]:
+            async for number in self.count(stop):
+                yield number
+
+    handle = qserve.run(Model.bind())
+    first = handle.options(stream=True).up.remote(2)
+    second = handle.options(stream=True).up.remote(4)
+
+    assert list(second) == [0, 1, 2, 3]
+    assert list(first) == [0, 1]

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from modes import ServeRun
 from processes import free_port, new_site
+from serving import ServeRun
 
 import qserve
 from qserve.handle import RayServeSyncHandle

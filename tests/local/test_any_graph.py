@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
-from modes import ServeRun
 from outcomes import Model, async_function, outcome, sync_function
+from serving import ServeRun
 
 import qserve as serve
 from qserve.dag import InputNode

@@ -10,13 +10,12 @@ from typing import Any
 
 import numpy
 import pytest
-from modes import ServeRun
 from rendezvous import meet
+from serving import ServeRun
 
 import qserve as serve
 from qserve.dag import InputNode
 from qserve.drivers import DAGDriver
-from qserve.exceptions import RayServeException
 
 
 @serve.deployment
@@ -290,45 +289,3 @@ def test_a_deployment_as_a_nodes_argument_arrives_as_a_handle(serve_run: ServeRu
         root = DAGDriver.bind(use.bind(Model.bind(), inp))
 
     assert serve.get(serve_run(root).predict.remote(1)) == 2
-
-
-def test_a_driver_with_routes_runs_each_of_its_graphs(serve_run: ServeRun) -> None:
-    @serve.deployment
-    class Model:
-        def __call__(self, *args: Any) -> list[Any]:
-            return ["called", *args]
-
-        def none(self) -> str:
-            return "no input"
-
-        def double(self, value: int) -> int:
-            return value * 2
-
-    with InputNode() as inp:
-        model = Model.bind()
-        routes = {
-            "/a": give.bind(inp[1]),
-            "/b": model,
-            "/c/d": model.none.bind(),
-            "/double": model.double.bind(inp),
-            "/give": give.bind(inp),
-            "/hello/world": give.bind(),
-            "/key": give.bind(inp.key),
-        }
-        handle = serve_run(DAGDriver.bind(routes))
-
-    async def both() -> list[Any]:
-        asked = [handle.predict_with_route.remote("/double", 1), handle.predict_with_route.remote("/give", 3)]
-        return list(await asyncio.gather(*asked))
-
-    assert serve.get(handle.predict_with_route.remote("/a", 1, 2)) == 2
-    assert serve.get(handle.predict_with_route.remote("/b")) == ["called"]
-    assert serve.get(handle.predict_with_route.remote("/b", 1, 2)) == ["called", 1, 2]
-    assert serve.get(handle.predict_with_route.remote("/c/d", "ignored")) == "no input"
-    assert serve.get(handle.predict_with_route.remote("/double", 5)) == 10
-    assert serve.get(handle.predict_with_route.remote("/give", 5)) == 5
-    assert serve.get(handle.predict_with_route.remote("/hello/world", "ignored")) is None
-    assert serve.get(handle.predict_with_route.remote("/key", other=1, key={"x": 2})) == {"x": 2}
-    assert asyncio.run(both()) == [2, 3]
-    with pytest.raises(RayServeException, match="/x does not exist in dags routes"):
-        serve.get(handle.predict_with_route.remote("/x", 1))

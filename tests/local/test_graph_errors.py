@@ -6,7 +6,8 @@ import threading
 from typing import Any
 
 import pytest
-from modes import ServeRun
+from serving import ServeRun, ask
+from starlette.exceptions import HTTPException
 
 import qserve as serve
 from qserve.dag import InputNode
@@ -149,3 +150,43 @@ def test_a_constructor_that_raises_fails_the_start_and_what_ran_goes_on(serve_ru
     with pytest.raises(DeployError, match=r"(?s)'Broken' could not be started.*Traceback.*ValueError: no model file"):
         serve_run(Broken.bind(add.bind()))
     assert serve.get(handle.remote(1, 2)) == 3
+
+
+class TenantError(Exception):
+    def __init__(self, tenant: str, code: int) -> None:
+        super().__init__(f"no tenant {tenant}")
+        self.tenant, self.code = tenant, code
+        self.connection = object()
+
+
+def test_an_error_keeps_the_plain_attributes_that_its_constructor_set(run_here: ServeRun) -> None:
+    @serve.deployment
+    def fail() -> None:
+        raise TenantError("acme", code=7)
+
+    with pytest.raises(TenantError) as caught:
+        ask(run_here(fail.bind()))
+
+    assert (caught.value.tenant, caught.value.code) == ("acme", 7)
+    assert not hasattr(caught.value, "connection")
+
+
+def test_a_caller_reads_status_and_detail_of_an_http_exception_from_below(run_here: ServeRun) -> None:
+    @serve.deployment
+    def fail() -> None:
+        raise HTTPException(status_code=404, detail={"missing": "item"}, headers={"x-reason": "gone"})
+
+    @serve.deployment
+    class Front:
+        def __init__(self, inner: Any) -> None:
+            self.inner = inner
+
+        async def __call__(self) -> Any:
+            try:
+                return await (await self.inner.remote())
+            except HTTPException as error:
+                return error.status_code, error.detail, error.headers
+
+    got = ask(run_here(Front.bind(fail.bind())))
+
+    assert got == (404, {"missing": "item"}, {"x-reason": "gone"})

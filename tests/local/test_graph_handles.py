@@ -9,9 +9,10 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import cloudpickle
 import pytest
-from modes import ServeRun
 from rendezvous import arrive, await_arrival, has_arrived
+from serving import ServeRun, ask
 
 import qserve as serve
 from qserve.dag import InputNode
@@ -25,7 +26,13 @@ from qserve.exceptions import (
     RayTaskError,
     RequestCancelled,
 )
-from qserve.handle import DeploymentHandle, RayServeDeploymentHandle
+from qserve.handle import (
+    DeploymentHandle,
+    RayServeDAGHandle,
+    RayServeDeploymentHandle,
+    RayServeHandle,
+    RayServeSyncHandle,
+)
 
 
 @serve.deployment
@@ -461,3 +468,179 @@ def test_the_replica_knows_who_it_is(serve_run: ServeRun) -> None:
     assert serve.get(handle.remote()) == ["Named", "default", "Named", True]
     with pytest.raises(QserveException, match="from within a deployment"):
         serve.get_replica_context()
+
+
+def test_the_model_id_is_not_passed_on_by_itself(serve_run: ServeRun) -> None:
+    @serve.deployment
+    def which() -> str:
+        return serve.get_multiplexed_model_id()
+
+    @serve.deployment
+    class Front:
+        def __init__(self, inner: Any) -> None:
+            self.inner = inner
+
+        async def __call__(self) -> list[str]:
+            own = serve.get_multiplexed_model_id()
+            given = self.inner.options(multiplexed_model_id=own)
+            return [own, await (await self.inner.remote()), await (await given.remote())]
+
+    handle = serve_run(Front.bind(which.bind()))
+
+    assert ask(handle.options(multiplexed_model_id="m")) == ["m", "", "m"]
+
+
+def test_options_of_a_handle_leave_it_as_it_was(run_here: ServeRun) -> None:
+    handle = run_here(Echo.bind())
+
+    other = handle.options(method_name="same")
+
+    assert (other == handle, other == handle.same) == (False, True)
+    assert [ask(other, "a"), ask(handle)] == ["a", [[], {}]]
+
+
+@serve.deployment
+def hello(name: str) -> str:
+    return f"hello {name}"
+
+
+def test_refs_are_awaited_in_a_program_of_its_own_loop(run_here: ServeRun) -> None:
+    handle = run_here(hello.bind())
+
+    async def main() -> list[str]:
+        first = handle.remote("a")
+        both = await asyncio.gather(handle.remote("b"), handle.remote(first))
+        return [await first, await asyncio.wait_for(handle.remote("c"), 10), *both]
+
+    assert asyncio.run(main()) == ["hello a", "hello c", "hello b", "hello hello a"]
+
+
+@serve.deployment
+class Model:
+    def __init__(self, weight: int = 1) -> None:
+        self.weight = weight
+
+    def compute(self, value: Any = 1) -> Any:
+        return value * self.weight
+
+    async def compute_async(self, value: Any = 1) -> Any:
+        return value * self.weight
+
+
+@serve.deployment
+class Driver:
+    def __init__(self, m1: RayServeHandle, m2: RayServeHandle) -> None:
+        self.m1, self.m2 = m1, m2
+
+    async def in_one_expression(self) -> int:
+        return await (await self.m1.compute.remote(2))
+
+    async def gathered_calls(self) -> list[int]:
+        refs = await asyncio.gather(*[self.m1.compute.remote(n) for n in range(3)])
+        return await asyncio.gather(*refs)
+
+    async def gathered_refs(self) -> list[int]:
+        return await asyncio.gather(await self.m1.compute.remote(1), await self.m2.compute.remote(1))
+
+    async def chained(self) -> int:
+        return await (await self.m2.compute.remote(self.m1.compute.remote(5)))
+
+    async def chained_by_ref(self) -> int:
+        ref = await self.m1.compute_async.remote(5)
+        return await (await self.m2.compute.remote(value=ref))
+
+    async def awaited_twice_and_never(self) -> list[int]:
+        self.m1.compute.remote(0)
+        call = self.m1.compute.remote(3)
+        first, second = await call, await call
+        return [await first, await first, await second]
+
+    def got_in_sync(self) -> int:
+        return sum(serve.get([self.m1.compute.remote(1), self.m2.compute.remote(1)]))
+
+    async def got_in_async(self) -> int:
+        return serve.get(await self.m1.compute.remote(4)) + sum(serve.get([self.m2.compute.remote(1)]))
+
+    async def as_a_task(self) -> int:
+        task = asyncio.create_task(self.in_one_expression())
+        return await asyncio.wait_for(task, 10) + await asyncio.wait_for(await self.m1.compute.remote(1), 10)
+
+
+def test_the_awaits_that_programs_write_inside_a_deployment(run_here: ServeRun) -> None:
+    handle = run_here(Driver.bind(Model.bind(2), Model.bind(3)))
+    expected = {
+        "in_one_expression": 4,
+        "gathered_calls": [0, 2, 4],
+        "gathered_refs": [2, 3],
+        "chained": 30,
+        "chained_by_ref": 30,
+        "awaited_twice_and_never": [6, 6, 6],
+        "got_in_sync": 5,
+        "got_in_async": 11,
+        "as_a_task": 6,
+    }
+
+    assert {name: ask(getattr(handle, name)) for name in expected} == expected
+
+
+def test_constructors_may_call_the_handles_that_they_get(run_here: ServeRun) -> None:
+    @serve.deployment
+    class InSync:
+        def __init__(self, model: RayServeHandle) -> None:
+            self.value = serve.get(model.compute.remote(5))
+
+        def __call__(self) -> int:
+            return self.value
+
+    @serve.deployment
+    class InAsync:
+        async def __init__(self, first: RayServeHandle, model: RayServeHandle) -> None:
+            self.value = await (await model.compute.remote(await (await first.remote())))
+
+        def __call__(self) -> int:
+            return self.value
+
+    assert ask(run_here(InAsync.bind(InSync.bind(Model.bind(2)), Model.bind(3)))) == 30
+
+
+def test_a_handle_is_pickled_with_its_options_and_by_cloudpickle(run_here: ServeRun) -> None:
+    handle = run_here(Echo.bind()).options(method_name="same")
+
+    for copy in (pickle.loads(pickle.dumps(handle)), cloudpickle.loads(cloudpickle.dumps([handle]))[0]):
+        assert (copy, hash(copy), ask(copy, "a")) == (handle, hash(handle), "a")
+
+
+def test_asking_for_a_handle_a_hundred_times_gives_one(run_here: ServeRun) -> None:
+    run_here(Echo.bind())
+
+    assert len({serve.get_app_handle("default") for _ in range(100)}) == 1
+    assert len({serve.get_deployment_handle("Echo") for _ in range(100)}) == 1
+    assert serve.get_app_handle("default") == serve.get_deployment_handle("Echo")
+
+
+def test_the_names_of_handles_in_annotations_are_only_names(run_here: ServeRun) -> None:
+    @serve.deployment
+    class Annotated:
+        def __init__(
+            self,
+            one: RayServeHandle,
+            two: RayServeSyncHandle,
+            three: RayServeDeploymentHandle,
+            four: RayServeDAGHandle,
+            five: Any,
+        ) -> None:
+            self.all = [one, two, three, four, five]
+
+        async def __call__(self) -> list[int]:
+            return [await (await handle.compute.remote(1)) for handle in self.all]
+
+    assert ask(run_here(Annotated.bind(*[Model.bind(n) for n in range(5)]))) == [0, 1, 2, 3, 4]
+
+
+def test_a_handle_shows_its_target(run_here: ServeRun) -> None:
+    handle = run_here(Model.bind())
+
+    assert repr(RayServeDeploymentHandle("Model")) == "RayServeDeploymentHandle(deployment='Model')"
+    assert repr(handle) == "RayServeSyncHandle(deployment='Model')"
+    assert "deployment='Model'" in repr(handle.compute)
+    assert repr(DeploymentHandle("Model")) == "DeploymentHandle(deployment='Model')"

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from modes import ServeRun
 from processes import wait_until
 from rendezvous import arrive, await_arrival, has_arrived
+from serving import ServeRun
 
 import qserve as serve
 from qserve.calls.ref import WINDOW

@@ -9,14 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from modes import ServeRun
 from processes import clean_environment, wait_until
+from serving import ServeRun, ask
 
 import qserve as serve
 from qserve.calls.ref import current
 from qserve.dag import InputNode
 from qserve.drivers import DAGDriver
 from qserve.exceptions import AppNotFound, DeployError, RequestCancelled
+from qserve.handle import RayServeSyncHandle
 from qserve.local.run import delete_local, shutdown_local
 
 PROGRAM = """
@@ -225,3 +226,54 @@ def test_only_code_of_deployments_counts_as_being_in_a_replica(run_here: ServeRu
 
     assert serve.get([handle.sync.remote(), handle.later.remote()]) == [True, True]
     assert not current.in_replica()
+
+
+@serve.deployment
+class Importable:
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def __call__(self) -> int:
+        return self.number
+
+
+@pytest.mark.usefixtures("run_here")
+def test_a_built_application_is_a_target_of_run() -> None:
+    application = serve.build(Importable.options(name="Built").bind(3))
+
+    assert list(application) == ["Built"]
+    assert ask(serve.run(application, local=True)) == 3
+
+
+@serve.deployment
+def hello(name: str = "nobody") -> str:
+    return f"hello {name}"
+
+
+@pytest.mark.usefixtures("run_here")
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"_blocking": True},
+        {"_blocking": False},
+        {"blocking": False},
+        {"host": "127.0.0.1", "port": 8000},
+        {"name": "shop"},
+        {"route_prefix": "/hello"},
+        {"route_prefix": None},
+        {"host": "0.0.0.0", "port": 8001, "name": "shop", "route_prefix": "/a/b", "_blocking": True},
+    ],
+    ids=str,
+)
+def test_run_takes_every_keyword_and_gives_a_sync_handle(options: dict[str, Any]) -> None:
+    handle = serve.run(hello.bind(), local=True, **options)
+
+    assert isinstance(handle, RayServeSyncHandle)
+    assert ask(handle, "you") == "hello you"
+
+
+@pytest.mark.parametrize("prefix", ["hello", "/hello/", "/{hello}"])
+def test_a_route_prefix_of_run_is_checked_like_an_option(prefix: str) -> None:
+    with pytest.raises(ValueError, match="route_prefix"):
+        serve.run(hello.bind(), local=True, route_prefix=prefix)

@@ -1,18 +1,22 @@
-"""User code is called alike in local mode and on replicas."""
+"""User code: what may be a deployment, and how it is called, alike in local mode and on replicas."""
 
 from __future__ import annotations
 
 import asyncio
+import dataclasses
+import functools
 import threading
 import time
 from collections.abc import Awaitable, Iterator
 from typing import Any
 
 import pytest
-from modes import ServeRun
 from processes import wait_until
+from serving import ServeRun, ask
 
 import qserve as serve
+from qserve.dag import InputNode
+from qserve.drivers import DAGDriver
 from qserve.exceptions import TaskError
 
 
@@ -79,3 +83,148 @@ def test_what_would_end_a_process_ends_its_call_alone(machine: Any, kind: str) -
         with pytest.raises(TaskError, match=kind):
             serve.get(machine.raises.remote(kind))
     assert serve.get(machine.is_on_loop.remote()) is False
+
+
+# -- what may be a deployment ----------------------------------------------------------------------
+
+
+class Counter:
+    """Not decorated here: each test decorates it in its own way."""
+
+    def __init__(self, start: int = 0) -> None:
+        self.count = start
+
+    def __call__(self, by: int = 1) -> int:
+        self.count += by
+        return self.count
+
+
+def double(value: int) -> int:
+    return value * 2
+
+
+async def double_async(value: int) -> int:
+    return value * 2
+
+
+FORMS = {
+    "bare": serve.deployment,
+    "called": serve.deployment(),
+    "with a name": serve.deployment(name="other"),
+    "with a label": serve.deployment("label", num_replicas=1),
+    "with many options": serve.deployment(
+        name="many",
+        num_replicas=1,
+        max_concurrent_queries=10,
+        route_prefix="/many",
+        ray_actor_options={"num_cpus": 0.15},
+        health_check_period_s=1,
+        health_check_timeout_s=2,
+        graceful_shutdown_timeout_s=0,
+        graceful_shutdown_wait_loop_s=1,
+        version="v1",
+    ),
+    "scaling by itself": serve.deployment(autoscaling_config={"min_replicas": 1, "max_replicas": 2}),
+}
+
+
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+@pytest.mark.parametrize("body", [double, double_async], ids=["def", "async def"])
+def test_a_function_decorated_in_any_form_is_served(run_here: ServeRun, form: Any, body: Any) -> None:
+    assert ask(run_here(form(body).bind()), 21) == 42
+
+
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+def test_a_class_decorated_in_any_form_is_served(run_here: ServeRun, form: Any) -> None:
+    handle = run_here(form(Counter).bind(5))
+
+    assert [ask(handle), ask(handle, by=2)] == [6, 8]
+
+
+def test_a_function_may_be_bound_to_arguments_and_to_the_input(serve_run: ServeRun) -> None:
+    @serve.deployment
+    def hello(name: str) -> str:
+        return f"hello {name}"
+
+    with InputNode() as inp:
+        to_input = hello.bind(inp)
+
+    assert [ask(serve_run(node), "given") for node in (hello.bind("bound"), to_input)] == ["hello bound", "hello given"]
+
+
+def test_class_attributes_inherited_and_static_methods_are_there(run_here: ServeRun) -> None:
+    class Base:
+        scale = 10
+
+        def predict(self, value: int) -> int:
+            return self.compute(value)
+
+        def compute(self, value: int) -> int:
+            raise NotImplementedError
+
+    @serve.deployment
+    class Child(Base):
+        def compute(self, value: int) -> int:
+            return value * self.scale
+
+        @staticmethod
+        def plus_one(value: int) -> int:
+            return value + 1
+
+        @classmethod
+        def scaled(cls, value: int) -> int:
+            return cls.scale * value
+
+    child = Child.bind()
+    with InputNode() as inp:
+        routes = {"/": child.predict.bind(inp), "/s": child.plus_one.bind(inp), "/c": child.scaled.bind(inp)}
+    handle = run_here(DAGDriver.bind(routes))
+
+    assert [ask(handle.predict_with_route, route, 2) for route in routes] == [20, 3, 20]
+
+
+def test_a_dataclass_may_be_a_deployment(run_here: ServeRun) -> None:
+    @serve.deployment
+    @dataclasses.dataclass
+    class Sum:
+        left: int
+        right: int = 2
+
+        def __call__(self) -> int:
+            return self.left + self.right
+
+    assert ask(run_here(Sum.bind(1))) == 3
+
+
+def test_a_wrapped_function_keeps_its_name_and_its_code(run_here: ServeRun) -> None:
+    def loud(function: Any) -> Any:
+        @functools.wraps(function)
+        def wrapper(*args: Any) -> str:
+            return f"{function(*args)}!"
+
+        return wrapper
+
+    @serve.deployment
+    @loud
+    def greet(name: str) -> str:
+        return f"hello {name}"
+
+    assert greet.name == "greet"
+    assert ask(run_here(greet.bind()), "you") == "hello you!"
+
+
+def test_a_name_that_is_defined_again_means_the_newer_code(run_here: ServeRun) -> None:
+    @serve.deployment
+    class Chatbot:
+        def __call__(self) -> str:
+            return "first"
+
+    first = Chatbot.bind()
+
+    @serve.deployment  # type: ignore[no-redef]
+    class Chatbot:
+        def __call__(self) -> str:
+            return "second"
+
+    assert ask(run_here(first)) == "first"
+    assert ask(run_here(Chatbot.bind())) == "second"

@@ -1,36 +1,27 @@
-"""Graphs as programs for Ray Serve write them: nodes, their arguments, the input, what a build says."""
+"""Graphs of every shape, run in this process: how nodes are bound to each other and to the input."""
 
 from __future__ import annotations
 
 import asyncio
-import threading
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
+from serving import ask
 
 import qserve as serve
-from qserve import dag, deployment_graph
-from qserve.calls.ref import current
-from qserve.dag import InputNode, input_node
+from qserve.dag import InputNode
 from qserve.define.compile import compile_application
 from qserve.drivers import DAGDriver
 from qserve.handle import RayServeDAGHandle, RayServeHandle, RayServeSyncHandle
-from qserve.local.run import shutdown_local
 
-
-@pytest.fixture(autouse=True)
-def end_what_ran() -> Iterator[None]:
-    """All that a test serves in this process ends with it."""
-    yield
-    shutdown_local()
+pytestmark = pytest.mark.usefixtures("run_here")
 
 
 def predicts(node: Any, *args: Any, **kwargs: Any) -> Any:
     """What a graph answers by Python."""
     handle = serve.run(DAGDriver.bind(node), local=True)
-    return serve.get(handle.predict.remote(*args, **kwargs), timeout=10)
+    return ask(handle.predict, *args, **kwargs)
 
 
 def built_names(node: Any) -> list[str]:
@@ -157,11 +148,6 @@ def test_two_methods_of_one_node_share_its_state() -> None:
 # -- the input -------------------------------------------------------------------------------------
 
 
-def test_the_input_node_has_three_doors() -> None:
-    assert dag.InputNode is deployment_graph.InputNode is input_node.InputNode is serve.InputNode
-    assert deployment_graph.RayServeDAGHandle is RayServeDAGHandle
-
-
 def test_several_values_and_keywords_are_read_by_place_and_by_name() -> None:
     with InputNode() as inp:
         output = collect.bind(inp[0], inp[1], inp.m3, inp["m3"], inp["m4"])
@@ -233,7 +219,7 @@ def test_a_driver_of_the_users_runs_a_graph_by_several_values() -> None:
         node = Driver.bind(collect.bind(inp[0], inp["b"], show.bind(inp.c)))
     handle = serve.run(node, local=True)
 
-    assert serve.get(handle.ask.remote(1, b=2, c=3), timeout=10) == [1, 2, 3]
+    assert ask(handle.ask, 1, b=2, c=3) == [1, 2, 3]
 
 
 def test_a_parent_and_a_grandparent_share_their_children() -> None:
@@ -266,17 +252,4 @@ def test_a_parent_and_a_grandparent_share_their_children() -> None:
     root = GrandParent.bind({"parent": Parent.bind(child), "child": child})
 
     assert built_names(root) == ["Child", "Parent", "GrandParent"]
-    assert serve.get(serve.run(root, local=True).remote(), timeout=10) == [1, 2]
-
-
-# -- building --------------------------------------------------------------------------------------
-
-
-def test_building_starts_nothing() -> None:
-    plane, threads = current.installed(), threading.enumerate()
-
-    with InputNode() as inp:
-        compile_application(DAGDriver.bind(Model.bind(show.bind()).forward.bind(inp)))
-
-    assert current.installed() is plane
-    assert threading.enumerate() == threads
+    assert ask(serve.run(root, local=True)) == [1, 2]

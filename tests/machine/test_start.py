@@ -1,0 +1,48 @@
+"""Where ``qserve.start`` starts the processes of this machine, from all that it may be told."""
+
+from __future__ import annotations
+
+import inspect
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+import qserve as serve
+from qserve import api
+from qserve.machine.local_cluster import LocalCluster
+
+
+def test_http_is_on_port_8000_of_this_machine_unless_said_otherwise() -> None:
+    address = inspect.signature(LocalCluster).parameters
+
+    assert (address["host"].default, address["port"].default) == ("127.0.0.1", 8000)
+
+
+@pytest.mark.parametrize(
+    ("args", "options", "address"),
+    [
+        ((), {}, (None, None)),
+        ((), {"detached": True}, (None, None)),
+        ((), {"detached": True, "http_options": {"host": "0.0.0.0", "port": 8001}}, ("0.0.0.0", 8001)),
+        ((True, {"port": 8001, "location": "HeadOnly"}), {}, (None, 8001)),
+        ((), {"http_options": SimpleNamespace(host="0.0.0.0", port=8001), "proxy_location": None}, ("0.0.0.0", 8001)),
+        ((), {"http_options": {"port": 8001}, "port": 8002, "dedicated_cpu": False}, (None, 8002)),
+    ],
+)
+def test_start_takes_the_options_of_ray_serve(
+    monkeypatch: pytest.MonkeyPatch, args: tuple[Any, ...], options: dict[str, Any], address: tuple[Any, Any]
+) -> None:
+    asked: list[tuple[Any, Any]] = []
+    monkeypatch.setattr(api, "_cluster", None)
+
+    def ensure_cluster(host: Any, port: Any) -> SimpleNamespace:
+        asked.append((host, port))
+        return SimpleNamespace()
+
+    monkeypatch.setattr(api, "_ensure_cluster", ensure_cluster)
+    monkeypatch.setattr(api, "_wait_for_gateways", lambda cluster, change: None)
+
+    serve.start(*args, **options)
+
+    assert asked == [address]
