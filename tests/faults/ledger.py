@@ -11,7 +11,7 @@ from typing import NamedTuple
 DIAMOND = '''
 """The application under test: a diamond, whose nodes write down what they do."""
 
-import asyncio, ctypes, os, signal, time, uuid
+import asyncio, ctypes, os, time, uuid
 
 import qserve
 from qserve import DAGDriver, InputNode
@@ -27,24 +27,10 @@ def note(job, node, attempt, event, detail=""):
     os.close(descriptor)
 
 
-def wait_for_gate(job):
-    while job.get("gate") and not os.path.exists(job["gate"]):
-        time.sleep(0.005)
-
-
 def misbehave(job, node):
-    """What a poisoned request asks a node to do; `once` names a file that makes it do so only the first time."""
+    """Do what a poisoned request asks of a node."""
     what = job.get("do", {}).get(node)
-    if not what:
-        return
-    if job.get("once"):
-        try:
-            os.close(os.open(job["once"], os.O_CREAT | os.O_EXCL))
-        except FileExistsError:
-            return
-    if what == "kill":
-        os.kill(os.getpid(), signal.SIGKILL)
-    elif what == "segfault":
+    if what == "segfault":
         ctypes.string_at(0)
     elif what == "allocate":
         hoard = []

@@ -1,4 +1,4 @@
-"""A TCP proxy in front of a broker that understands enough of its protocol to lose one reply."""
+"""A TCP proxy in front of a broker, which loses what a test wants to be lost."""
 
 from __future__ import annotations
 
@@ -25,6 +25,8 @@ class Proxy:
       port: Where clients connect.
       latency_s: How long each piece waits before it is passed on.
       piece: The most bytes that are passed on at once; 0 for as many as came.
+      dropped: How many replies were lost.
+      accepts: While it is cleared, new connections reach nobody.
     """
 
     def __init__(self, port: int) -> None:
@@ -34,7 +36,10 @@ class Proxy:
         self.dropped = 0
         self._passing = threading.Event()
         self._passing.set()
+        self.accepts = threading.Event()
+        self.accepts.set()
         self._wanted: tuple[list[bytes], int] | None = None
+        self._content: bytes | None = None
         self._lock = threading.Lock()
         self._pairs: list[_Pair] = []
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=256)
@@ -60,6 +65,17 @@ class Proxy:
         with self._lock:
             self._wanted = ([text.encode() for text in texts], nth)
 
+    def drop_reply_with(self, content: bytes) -> None:
+        """Lose the next reply that holds these bytes, and cut its connection."""
+        with self._lock:
+            self._content = content
+
+    def fall_silent(self) -> None:
+        """Carry nothing more over the connections there are now, and keep them open."""
+        with self._lock:
+            for pair in self._pairs:
+                pair.silent = True
+
     def black_hole(self) -> None:
         """Pass nothing on until ``restore``; nobody is told, and what was sent arrives late."""
         self._passing.clear()
@@ -80,6 +96,7 @@ class Proxy:
         """End the proxy."""
         self._listener.close()
         self._passing.set()
+        self.accepts.set()
         self.cut()
 
     def is_wanted(self, command: list[bytes]) -> bool:
@@ -90,6 +107,14 @@ class Proxy:
             texts, left = self._wanted
             self._wanted = (texts, left - 1) if left > 1 else None
             return left == 1
+
+    def is_unwanted(self, reply: bytes) -> bool:
+        """Whether a reply is the one that is to be lost for what it holds."""
+        with self._lock:
+            if self._content is None or self._content not in reply:
+                return False
+            self._content = None
+            return True
 
     def pass_on(self, data: bytes, send: Callable[[bytes], None]) -> None:
         """Send data as the network does now."""
@@ -111,6 +136,7 @@ class Proxy:
                 client, _ = self._listener.accept()
             except OSError:
                 return
+            self.accepts.wait()
             try:
                 server = socket.create_connection(self._target, timeout=5)
             except OSError:
@@ -133,6 +159,7 @@ class _Pair:
         self._commands, self._replies = hiredis.Reader(), hiredis.Reader()
         self._sent = self._answered = 0
         self._lose: int | None = None
+        self.silent = False
 
     def start(self) -> None:
         """Pass on in both directions, until one of them ends."""
@@ -154,8 +181,9 @@ class _Pair:
     def _run(self, pump: Callable[[], None]) -> None:
         with contextlib.suppress(OSError, ValueError):
             pump()
-        self._proxy.forget(self)
-        self.close(reset=False)
+        if not self.silent:
+            self._proxy.forget(self)
+            self.close(reset=False)
 
     def _upwards(self) -> None:
         while data := self._client.recv(65536):
@@ -164,18 +192,21 @@ class _Pair:
                 self._sent += 1
                 if self._lose is None and self._proxy.is_wanted(_parts(command)):
                     self._lose = self._sent
-            self._proxy.pass_on(data, self._server.sendall)
+            if not self.silent:
+                self._proxy.pass_on(data, self._server.sendall)
 
     def _downwards(self) -> None:
         while data := self._server.recv(65536):
             self._replies.feed(data)
             while self._replies.gets() is not False:
                 self._answered += 1
-            if self._lose is not None and self._answered >= self._lose:
+            is_answer = self._lose is not None and self._answered >= self._lose
+            if is_answer or self._proxy.is_unwanted(data):
                 self._proxy.dropped += 1
                 self.close(reset=True)
                 return
-            self._proxy.pass_on(data, self._client.sendall)
+            if not self.silent:
+                self._proxy.pass_on(data, self._client.sendall)
 
 
 def _parts(command: object) -> list[bytes]:

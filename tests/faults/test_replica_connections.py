@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import Any
 
 import pytest
-from installation import Installation, Wire, elapsed, wired
+from installation import Installation, elapsed
 from processes import Process, wait_until
+from proxy import Proxy
 
 from qserve.broker.connection import BLOCK_S, READ_TIMEOUT_S
 
@@ -16,14 +17,14 @@ from qserve.broker.connection import BLOCK_S, READ_TIMEOUT_S
 @pytest.mark.row("F29")
 def test_a_call_whose_delivery_was_lost_on_the_wire_runs_once_and_at_once(shop: Installation) -> None:
     ledger = shop.site.folder / "ledger"
-    with wired(shop.url) as wire:
-        worker = shop.start(url=wire.url, QSERVE_LEASE_S="60")
+    with closing(Proxy(shop.port)) as proxy:
+        worker = shop.start(url=proxy.url, QSERVE_LEASE_S="60")
         shop.ask("pid")
-        wire.lose_next(b"note")
+        proxy.drop_reply_with(b"note")
 
         call = shop.call("note", str(ledger))
 
-        assert wire.lost.wait(5)
+        wait_until(lambda: proxy.dropped == 1, description="its delivery is lost")
         assert elapsed(lambda: call.result(10)) < 2.0
         wait_until(lambda: shop.pending() == shop.client.xlen(shop.queue) == 0, description="nothing is left behind")
     assert ledger.read_text() == "x"
@@ -31,20 +32,20 @@ def test_a_call_whose_delivery_was_lost_on_the_wire_runs_once_and_at_once(shop: 
 
 
 def test_what_was_cancelled_while_its_delivery_was_lost_never_runs(shop: Installation) -> None:
-    with lost_delivery(shop) as (call, wire, _):
+    with lost_delivery(shop) as (call, proxy, _):
         shop.plane.cancel(call)
         wait_until(lambda: shop.client.xlen(shop.queue) == 0, description="the call is cancelled")
         assert shop.pending() == 0
-        wire.accepts.set()
+        proxy.accepts.set()
 
         shop.ask("pid")
 
 
 def test_what_was_purged_while_its_delivery_was_lost_is_acknowledged_and_never_runs(shop: Installation) -> None:
-    with lost_delivery(shop) as (_, wire, worker):
+    with lost_delivery(shop) as (_, proxy, worker):
         shop.client.xtrim(shop.queue, maxlen=0)
         assert shop.pending() == 1
-        wire.accepts.set()
+        proxy.accepts.set()
 
         wait_until(lambda: shop.pending() == 0, description="the lost delivery is acknowledged")
         shop.ask("pid")
@@ -52,28 +53,28 @@ def test_what_was_purged_while_its_delivery_was_lost_is_acknowledged_and_never_r
 
 
 @contextmanager
-def lost_delivery(shop: Installation) -> Iterator[tuple[Any, Wire, Process]]:
-    """A call that a replica was given whose connection broke, and cannot be made again until the wire accepts."""
+def lost_delivery(shop: Installation) -> Iterator[tuple[Any, Proxy, Process]]:
+    """A call that a replica was given whose connection broke, and cannot be made again until the proxy accepts."""
     ledger = shop.site.folder / "ledger"
-    with wired(shop.url) as wire:
-        worker = shop.start(url=wire.url, QSERVE_LEASE_S="60")
+    with closing(Proxy(shop.port)) as proxy:
+        worker = shop.start(url=proxy.url, QSERVE_LEASE_S="60")
         shop.ask("pid")
-        wire.lose_next(b"note")
-        wire.accepts.clear()
+        proxy.drop_reply_with(b"note")
+        proxy.accepts.clear()
         call = shop.call("note", str(ledger))
-        assert wire.lost.wait(5)
-        yield call, wire, worker
+        wait_until(lambda: proxy.dropped == 1, description="its delivery is lost")
+        yield call, proxy, worker
     assert not ledger.exists()
 
 
 @pytest.mark.slow
 def test_connections_that_fall_silent_are_opened_anew_and_no_call_runs_twice(shop: Installation) -> None:
     ledger = shop.site.folder / "ledger"
-    with wired(shop.url) as wire:
-        worker = shop.start(url=wire.url, QSERVE_LEASE_S="60")
+    with closing(Proxy(shop.port)) as proxy:
+        worker = shop.start(url=proxy.url, QSERVE_LEASE_S="60")
         running = [shop.call("note", str(ledger), 0.5) for _ in range(5)]
         wait_until(lambda: ledger.exists() and len(ledger.read_text()) == 5, description="the calls run")
-        wire.fall_silent()
+        proxy.fall_silent()
         queued = [shop.call("note", str(ledger)) for _ in range(5)]
 
         limit_s = BLOCK_S + READ_TIMEOUT_S + 3.0

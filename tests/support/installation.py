@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import socket
-import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
-from urllib.parse import urlsplit
 
 import redis
 from processes import Process, Site, free_port, wait_until
@@ -166,77 +163,3 @@ def elapsed(wait: Callable[[], Any]) -> float:
     began = time.monotonic()
     wait()
     return time.monotonic() - began
-
-
-class Wire:
-    """A proxy in front of the broker that loses what a test wants it to lose.
-
-    Parameters:
-      target: The broker's URL.
-    """
-
-    def __init__(self, target: str) -> None:
-        parts = urlsplit(target)
-        self._target = (str(parts.hostname), int(parts.port or 0))
-        self._server = socket.create_server(("127.0.0.1", 0))
-        self.url = f"redis://127.0.0.1:{self._server.getsockname()[1]}/0"
-        self._pairs: list[tuple[socket.socket, socket.socket]] = []
-        self._silent: set[socket.socket] = set()
-        self._lose: bytes | None = None
-        self.lost = threading.Event()
-        self.accepts = threading.Event()
-        self.accepts.set()
-        threading.Thread(target=self._accept, daemon=True).start()
-
-    def lose_next(self, marked: bytes) -> None:
-        """Throw the next reply away that holds these bytes, and cut its connection."""
-        self._lose = marked
-
-    def fall_silent(self) -> None:
-        """Carry nothing more over the connections there are now, and keep them open."""
-        self._silent.update(one for pair in self._pairs for one in pair)
-
-    def close(self) -> None:
-        self._server.close()
-        for pair in self._pairs:
-            _cut(pair)
-
-    def _accept(self) -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                inner, _ = self._server.accept()
-                self.accepts.wait()
-                outer = socket.create_connection(self._target)
-                pair = (inner, outer)
-                self._pairs.append(pair)
-                for source, sink in (pair, pair[::-1]):
-                    threading.Thread(target=self._carry, args=(source, sink, pair), daemon=True).start()
-
-    def _carry(self, source: socket.socket, sink: socket.socket, pair: tuple[socket.socket, socket.socket]) -> None:
-        with contextlib.suppress(OSError):
-            while data := source.recv(1 << 20):
-                if source is pair[1] and self._lose is not None and self._lose in data:
-                    self._lose = None
-                    _cut(pair)
-                    self.lost.set()
-                elif source not in self._silent:
-                    sink.sendall(data)
-        if source not in self._silent:
-            _cut(pair)
-
-
-def _cut(pair: tuple[socket.socket, socket.socket]) -> None:
-    for one in pair:
-        with contextlib.suppress(OSError):
-            one.shutdown(socket.SHUT_RDWR)
-        one.close()
-
-
-@contextlib.contextmanager
-def wired(target: str) -> Iterator[Wire]:
-    """A proxy that is closed at the end."""
-    wire = Wire(target)
-    try:
-        yield wire
-    finally:
-        wire.close()
