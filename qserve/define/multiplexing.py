@@ -159,7 +159,7 @@ async def _dispose(model: Any) -> None:
 
 
 _all_models: WeakSet[_Models] = WeakSet()
-_listeners: list[Callable[[], None]] = []
+_listeners: list[Callable[[], object]] = []
 _registry_lock = threading.Lock()
 
 
@@ -185,7 +185,7 @@ def loaded_models(owner: Any = None) -> tuple[str, ...]:
     return tuple(dict.fromkeys(model_id for models in _find(owner) for model_id in models.cache.ids()))
 
 
-def on_change(listener: Callable[[], None]) -> Callable[[], None]:
+def on_change(listener: Callable[[], object]) -> Callable[[], None]:
     """Call ``listener`` in the thread that changed ``loaded_models``, after each change, until the result is called."""
     _listeners.append(listener)
     return lambda: _listeners.remove(listener)

@@ -1,5 +1,5 @@
 """User code is called here, and only here.
 
 It may import qserve.exceptions, qserve.base, qserve.graph, qserve.wire, qserve.calls and qserve.http.
-Open first: invoke.py, then step.py.
+Open first: invoke.py, then servable.py and step.py.
 """

@@ -1,7 +1,7 @@
 """How user code is called, by replicas and by local mode alike.
 
-``Servable`` is the user's object. ``Invoker`` calls its methods: coroutines and fast sync methods on the loop, slow
-sync methods in a thread, one after another. A ``Backend`` delivers their arguments and carries out what follows.
+``Invoker`` calls the methods of a ``Servable``: coroutines and fast sync methods on the loop, slow sync methods in a
+thread, one after another. A ``Backend`` delivers their arguments and carries out what follows.
 """
 
 from __future__ import annotations
@@ -13,195 +13,22 @@ import inspect
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from queue import SimpleQueue
-from typing import Any, Generic, NamedTuple, Protocol, TypeVar, get_origin
+from typing import Any, Generic, Protocol, TypeVar
 
 from starlette.requests import Request
 from starlette.responses import Response
 
 from qserve.base.context import RequestContext, request_context
-from qserve.calls.handles import DeploymentHandle, RayServeDeploymentHandle
 from qserve.calls.responses import RESPONSES
+from qserve.engine.servable import FAST_S, Method, Servable
 from qserve.engine.step import Conclusion, Stepper, UserCall
-from qserve.engine.streaming import ReaderGone, Sink, plain_result_of_stream, send_stream, stream_of_plain_call
-from qserve.exceptions import QserveException
+from qserve.engine.streaming import ReaderGone, Sink, send_stream
 from qserve.wire.envelope import Answer, Header
 from qserve.wire.outcome import State
-
-FAST_S = 0.002
-"""A sync method that takes less time runs on the loop: handing it to a thread and back costs 0.1 ms."""
-LONGEST_BATCH = 64
-COROUTINE_BATCH = 16
-
-
-# -- the user's object -----------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Method:
-    """A method ready to be called.
-
-    Parameters:
-      call: The bound method or the function itself.
-      is_async: Whether calling it returns a coroutine.
-      makes_generator: Whether calling it only makes a generator, and runs nothing yet.
-      takes_request: False when it has no parameters at all, and so is called without the request.
-    """
-
-    name: str
-    call: Callable[..., Any]
-    is_async: bool
-    makes_generator: bool
-    takes_request: bool
-
-
-class Servable:
-    """A deployment's class or function, with an instance of the class.
-
-    Parameters:
-      func_or_class: What the user decorated.
-      init_args, init_kwargs: Bound arguments, with handles in the place of bound deployments.
-    """
-
-    def __init__(
-        self, func_or_class: Callable[..., Any], init_args: tuple[Any, ...], init_kwargs: Mapping[str, Any]
-    ) -> None:
-        self._target = func_or_class
-        self._args = init_args
-        self._kwargs = dict(init_kwargs)
-        self._instance: Any = None
-        self._methods: dict[str, Method] = {}
-
-    @property
-    def instance(self) -> Any:
-        """Return the user's object; the function itself for a function deployment."""
-        return self._instance
-
-    async def construct(self) -> None:
-        """Construct the instance, awaiting an ``async def __init__``; errors of user code pass through."""
-        if not inspect.isclass(self._target):
-            self._instance = self._target
-            return
-        args, kwargs = self._adapted_arguments(self._target.__init__)
-        if not inspect.iscoroutinefunction(self._target.__init__):
-            self._instance = self._target(*args, **kwargs)
-            return
-        self._instance = self._target.__new__(self._target)
-        await self._target.__init__(self._instance, *args, **kwargs)
-
-    def _adapted_arguments(self, init: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Give handles of the newer kind where the constructor's annotations ask for them."""
-        hints = getattr(init, "__annotations__", {})
-        new_style = {name for name, hint in hints.items() if _is_new_handle(hint)}
-        try:
-            bound = inspect.signature(init).bind(None, *self._args, **self._kwargs)
-        except TypeError:  # the arguments do not fit: the call itself raises a better message
-            return self._args, self._kwargs
-        for name in new_style & set(bound.arguments):
-            if isinstance(bound.arguments[name], RayServeDeploymentHandle):
-                bound.arguments[name] = bound.arguments[name].options(use_new_handle_api=True)
-        return bound.args[1:], bound.kwargs
-
-    async def reconfigure(self, user_config: Any) -> None:
-        """Pass a user_config to the instance.
-
-        Raises:
-          QserveException: There is no ``reconfigure`` method that could take it.
-        """
-        method = getattr(self._instance, "reconfigure", None)
-        if method is None or not inspect.isclass(self._target):
-            name = getattr(self._target, "__name__", "the deployment")
-            raise QserveException(
-                f"user_config is set for {name!r}, so it must be a class with a method `reconfigure(self, user_config)`"
-            )
-        await finish(method(user_config))
-
-    @property
-    def has_health_check(self) -> bool:
-        """Whether the user's class has a ``check_health``."""
-        return inspect.isclass(self._target) and getattr(self._instance, "check_health", None) is not None
-
-    async def check_health(self) -> None:
-        """Call the user's ``check_health``: a coroutine function on the loop, any other in a thread of its own.
-
-        Raises:
-          Exception: What it raises.
-          RuntimeError: It raises what would end the process.
-        """
-        check = self._instance.check_health
-        try:
-            if inspect.iscoroutinefunction(check):
-                await check()
-            else:
-                await asyncio.to_thread(check)
-        except (SystemExit, KeyboardInterrupt, GeneratorExit) as error:
-            # unchanged, they would end the loop from within the task that awaits this
-            raise RuntimeError(f"it raised {type(error).__name__}") from error
-
-    async def destroy(self) -> None:
-        """Call the user's ``__del__`` (once: the process ends without Python's own); errors pass through."""
-        delete = getattr(self._instance, "__del__", None) if inspect.isclass(self._target) else None
-        if delete is not None:
-            await finish(delete())
-
-    def method(self, name: str) -> Method:
-        """Return a method by its name.
-
-        Raises:
-          QserveException: There is no such method; the message lists those there are.
-        """
-        found = self._methods.get(name)
-        if found is None:
-            found = self._methods[name] = self._look_up(name)
-        return found
-
-    def _look_up(self, name: str) -> Method:
-        if name == "__call__" and not inspect.isclass(self._target):
-            call: Any = self._target
-        else:
-            call = getattr(self._instance, name, None)
-        if call is None or not callable(call):
-            raise QserveException(
-                f"Tried to call a method {name!r} that does not exist. Available methods: {self._public_methods()}."
-            )
-        body = call if inspect.isroutine(call) else type(call).__call__
-        is_async = inspect.iscoroutinefunction(body) or inspect.iscoroutinefunction(call)
-        makes_generator = inspect.isgeneratorfunction(body) or inspect.isasyncgenfunction(body)
-        return Method(name, call, is_async, makes_generator, _takes_anything(call))
-
-    def _public_methods(self) -> list[str]:
-        if not inspect.isclass(self._target):
-            return []
-        members = inspect.getmembers(self._target, callable)
-        return [name for name, _ in members if not name.startswith("_")]
-
-
-def _is_new_handle(hint: Any) -> bool:
-    # Annotations are text under `from __future__ import annotations`. Code that travelled by value left behind the
-    # names that only its annotations use, so the text cannot be evaluated here.
-    if isinstance(hint, str):
-        return hint.partition("[")[0].rpartition(".")[2] == DeploymentHandle.__name__
-    return (get_origin(hint) or hint) is DeploymentHandle
-
-
-def _takes_anything(call: Callable[..., Any]) -> bool:
-    try:
-        return bool(inspect.signature(call).parameters)
-    except (TypeError, ValueError):  # a builtin without a signature: let the call decide
-        return True
-
-
-async def finish(value: Any) -> Any:
-    """Await what user code returned until it is a value: coroutines, refs and responses."""
-    while isinstance(value, RESPONSES) or inspect.isawaitable(value):
-        value = await value
-    return value
-
-
-# -- its calls -------------------------------------------------------------------------------------
 
 
 @dataclass(slots=True, eq=False)
@@ -212,6 +39,7 @@ class Invocation:
       call: What it stands for, once its arguments are decoded.
       began: When it began, by the monotonic clock.
       task: What runs it, where that can be cancelled.
+      run: What the thread of sync code calls, in ``context``.
     """
 
     header: Header
@@ -219,13 +47,15 @@ class Invocation:
     call: UserCall | None = field(default=None, kw_only=True)
     began: float = field(default=0.0, kw_only=True)
     task: asyncio.Task[None] | None = field(default=None, kw_only=True)
+    run: Callable[[], Any] | None = field(default=None, kw_only=True)
+    context: contextvars.Context | None = field(default=None, kw_only=True)
 
     @property
     def name(self) -> str:
         """The method's name for messages; the step's as long as that is all that is known."""
         return self.step if self.call is None else self.call.method
 
-    def context(self) -> RequestContext:
+    def request(self) -> RequestContext:
         """Return what user code may know of the request."""
         header = self.header
         return RequestContext(header.trace_id, header.route, header.app, header.model_id, header.deadline_ms)
@@ -260,51 +90,6 @@ class Backend(Protocol[C_contra]):
         """Send what has ended: the thread of sync code is about to take the interpreter again."""
 
 
-class Waiting(NamedTuple, Generic[C]):
-    """A call that waits for the thread of sync code, and what runs it there."""
-
-    invocation: C
-    call: Callable[[], Any]
-    context: contextvars.Context
-
-
-class Pace:
-    """The measured time of a sync method, which decides where it runs and how many calls are read ahead for it."""
-
-    def __init__(self) -> None:
-        self.seconds = 1.0
-        self._is_measured = False
-
-    @property
-    def is_fast(self) -> bool:
-        """Whether the method may run on the loop's thread; one that has not been measured may not."""
-        return self.seconds < FAST_S
-
-    @property
-    def batch(self) -> int:
-        """How many calls make about 2 ms of work; a slow method takes one, so that others wait elsewhere."""
-        return max(1, min(LONGEST_BATCH, int(FAST_S / max(self.seconds, 1e-6))))
-
-    def measure(self, call: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> Any:
-        """Call, and take the time into the average; one slow call is enough to be slow again."""
-        began = time.perf_counter()
-        try:
-            return call(*args, **kwargs)
-        finally:
-            seconds = time.perf_counter() - began
-            self.seconds = (self.seconds + seconds) / 2 if self._is_measured else seconds
-            self._is_measured = True
-
-
-class _CoroutinePace(Pace):
-    """The pace of coroutines, which do not hold the loop: reading ahead delays nothing."""
-
-    batch = COROUTINE_BATCH
-
-
-_COROUTINES = _CoroutinePace()
-
-
 class Invoker(Generic[C]):
     """Calls the methods of one user object; all methods are called on the loop's thread unless they say otherwise.
 
@@ -322,18 +107,17 @@ class Invoker(Generic[C]):
         backend: Backend[C],
         loop: asyncio.AbstractEventLoop,
         thread_name: str,
-        waiting: deque[Waiting[C]] | None = None,
+        waiting: deque[C] | None = None,
     ) -> None:
         self._servable = servable
         self._stepper = stepper
         self._backend = backend
         self._loop = loop
         self._thread = UserThread(loop, thread_name)
-        self._waiting: deque[Waiting[C]] = deque() if waiting is None else waiting
+        self._waiting: deque[C] = deque() if waiting is None else waiting
         self._running: set[C] = set()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._paces: dict[str, Pace] = {}
-        self._pace = Pace()
+        self._last_method: Method | None = None
         self.is_thread_busy = False
 
     def running(self) -> list[C]:
@@ -343,7 +127,7 @@ class Invoker(Generic[C]):
     @property
     def batch(self) -> int:
         """How many calls may be read ahead, by the pace of the method that was called last."""
-        return self._pace.batch
+        return 1 if self._last_method is None else self._last_method.batch
 
     def close(self) -> None:
         """Let the thread of sync code end after what it runs."""
@@ -353,34 +137,38 @@ class Invoker(Generic[C]):
         """Run a call; the backend ends it."""
         invocation.began = time.monotonic()
         self._running.add(invocation)
-        token = request_context.set(invocation.context())
+        token = request_context.set(invocation.request())
         try:
-            call = self._open(invocation)
-            if call is None:
-                return
-            method = self._servable.method(call.method)
-            args = call.args
-            if not method.takes_request and len(args) == 1 and not call.kwargs and isinstance(args[0], Request):
-                args = ()
-            if method.is_async:
-                self._pace = _COROUTINES
-                invocation.task = self._spawn(self._run_async(invocation, method, args, call.kwargs))
+            try:
+                call = self._stepper.open(invocation.header, invocation.step, self._backend.values(invocation))
+            except BaseException as error:  # arguments that are unpickled run code of their own
+                self._running.discard(invocation)
+                self._backend.reject(invocation, error)
             else:
-                self._run_sync(invocation, method, args, call.kwargs)
-        except Exception as error:
+                invocation.call = call
+                self._call(invocation, call)
+        except BaseException as error:
             self._fail(invocation, error)
         finally:
             request_context.reset(token)
 
-    def _open(self, invocation: C) -> UserCall | None:
-        try:
-            call = self._stepper.open(invocation.header, invocation.step, self._backend.values(invocation))
-        except BaseException as error:  # arguments that are unpickled run code of their own
+    # -- running -----------------------------------------------------------------------------------
+
+    def _call(self, invocation: C, call: UserCall) -> None:
+        method = self._last_method = self._servable.method(call.method)
+        args = call.args
+        if not method.takes_request and len(args) == 1 and not call.kwargs and isinstance(args[0], Request):
+            args = ()
+        if method.is_async:
+            invocation.task = self._spawn(self._await(invocation, method.call(*args, **call.kwargs)))
+        elif method.seconds < FAST_S or method.makes_generator:
+            self._on_result(invocation, method.measure(args, call.kwargs))
+        else:
+            invocation.run = partial(method.measure, args, call.kwargs)
+            invocation.context = contextvars.copy_context()
             self._running.discard(invocation)
-            self._backend.reject(invocation, error)
-            return None
-        invocation.call = call
-        return call
+            self._waiting.append(invocation)
+            self._run_next()
 
     def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = self._loop.create_task(coroutine)
@@ -388,41 +176,27 @@ class Invoker(Generic[C]):
         task.add_done_callback(self._tasks.discard)
         return task
 
-    # -- running -----------------------------------------------------------------------------------
-
-    async def _run_async(self, invocation: C, method: Method, args: Any, kwargs: dict[str, Any]) -> None:
+    async def _await(self, invocation: C, awaitable: Awaitable[Any]) -> None:
         try:
-            value = await method.call(*args, **kwargs)
+            value = await awaitable
         except BaseException as error:
             self._fail(invocation, error)
         else:
             self._on_result(invocation, value)
 
-    def _run_sync(self, invocation: C, method: Method, args: Any, kwargs: dict[str, Any]) -> None:
-        pace = self._paces.get(method.name)
-        if pace is None:
-            pace = self._paces[method.name] = Pace()
-        self._pace = pace
-        if pace.is_fast or method.makes_generator:
-            try:
-                value = pace.measure(method.call, args, kwargs)
-            except BaseException as error:
-                self._fail(invocation, error)
-            else:
-                self._on_result(invocation, value)
-            return
-        call, context = partial(pace.measure, method.call, args, kwargs), contextvars.copy_context()
-        if self.is_thread_busy:
-            self._running.discard(invocation)
-            self._waiting.append(Waiting(invocation, call, context))
-        else:
-            self._run_in_thread(invocation, call, context)
-
-    def _run_in_thread(self, invocation: C, call: Callable[[], Any], context: contextvars.Context) -> None:
-        self.is_thread_busy = True
-        invocation.began = time.monotonic()
-        self._running.add(invocation)
-        self._thread.submit(call, context, partial(self._on_thread_done, invocation))
+    def _run_next(self) -> None:
+        """Begin the next call in the thread of sync code, if that is free."""
+        with contextlib.suppress(IndexError):  # none is left, or another thread has just taken the last one
+            while not self.is_thread_busy:
+                invocation = self._waiting.popleft()
+                if not self._backend.is_wanted(invocation):
+                    self._commit(invocation, Conclusion(State.CANCELLED))
+                    continue
+                self.is_thread_busy = True
+                invocation.began = time.monotonic()
+                self._running.add(invocation)
+                assert invocation.run is not None and invocation.context is not None
+                self._thread.submit(invocation.run, invocation.context, partial(self._on_thread_done, invocation))
 
     def _on_thread_done(self, invocation: C, value: Any, error: BaseException | None) -> None:
         self.is_thread_busy = False
@@ -433,44 +207,34 @@ class Invoker(Generic[C]):
             self._on_result(invocation, value)
         self._backend.flush()
 
-    def _run_next(self) -> None:
-        with contextlib.suppress(IndexError):  # none is left, or another thread has just taken the last one
-            while not self.is_thread_busy:
-                invocation, call, context = self._waiting.popleft()
-                if self._backend.is_wanted(invocation):
-                    self._run_in_thread(invocation, call, context)
-                else:
-                    self._commit(invocation, Conclusion(State.CANCELLED))
-
     # -- results -----------------------------------------------------------------------------------
 
     def _on_result(self, invocation: C, value: Any) -> None:
         """End a call with what user code returned; awaitables and streams have to be run first."""
         header = invocation.header
         if isinstance(value, RESPONSES) or inspect.isawaitable(value):
-            invocation.task = self._spawn(self._finish(invocation, value))
+            invocation.task = self._spawn(self._await(invocation, value))
         elif inspect.isgenerator(value) or inspect.isasyncgen(value) or _must_run(header, value):
             task = self._spawn(self._stream(invocation, value))
             # code in a thread cannot be cancelled
             invocation.task = task if inspect.isasyncgen(value) else None
         elif header.stream and header.answer is Answer.VALUE:
-            self._fail(invocation, plain_result_of_stream(invocation.name))
+            text = (
+                f"Called method {invocation.name!r} with `handle.options(stream=True)` but it did not return a"
+                " generator. Call it without stream=True, or make it yield its items."
+            )
+            self._fail(invocation, TypeError(text))
         else:
             self._conclude(invocation, value)
-
-    async def _finish(self, invocation: C, value: Any) -> None:
-        try:
-            value = await finish(value)
-        except BaseException as error:
-            self._fail(invocation, error)
-        else:
-            self._on_result(invocation, value)
 
     async def _stream(self, invocation: C, value: Any) -> None:
         try:
             sink = self._backend.sink(invocation)
             if sink is None:
-                raise stream_of_plain_call(invocation.name)
+                raise TypeError(
+                    f"Method {invocation.name!r} returned a generator. You must use `handle.options(stream=True)` to"
+                    " call generators on a deployment, and iterate what `remote` returns."
+                )
             await send_stream(sink, value, invocation.header, self._stepper.encode_item, self._in_thread)
             conclusion = Conclusion(State.DONE, sink.result())
         except ReaderGone:
@@ -531,15 +295,13 @@ class UserThread:
 
     def __init__(self, loop: asyncio.AbstractEventLoop, name: str) -> None:
         self._loop = loop
-        self._name = name
         self._calls: SimpleQueue[tuple[Callable[[], Any], contextvars.Context, OnDone] | None] = SimpleQueue()
-        self._has_started = False
+        self._thread = threading.Thread(target=self._work, name=name, daemon=True)
 
     def submit(self, call: Callable[[], Any], context: contextvars.Context, on_done: OnDone) -> None:
         """Run a call after those before it, then ``on_done`` on the loop, both in ``context``; on the loop's thread."""
-        if not self._has_started:
-            self._has_started = True
-            threading.Thread(target=self._work, name=self._name, daemon=True).start()
+        if self._thread.ident is None:
+            self._thread.start()
         self._calls.put((call, context, on_done))
 
     def close(self) -> None:

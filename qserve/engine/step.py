@@ -96,10 +96,19 @@ class Stepper:
           ResultNotSerialisable: The result cannot be encoded, or cannot be an HTTP response.
           ResultTooLarge: It is too long for that.
         """
+        if failpoints.ARMED:
+            failpoints.hit("call.after")
         try:
-            return self._conclude(header, call, value)
+            if call.plan is None:
+                return Conclusion(State.DONE, self._answer(header, value))
+            moves = advance(call.plan, call.index, value)
+            if moves and isinstance(moves[0], AnswerMove):
+                return Conclusion(State.DONE, self._answer(header, moves[0].value))
+            packed = pack_moves(moves, self._record, call.plan, self._keys, self._codec)
         except PayloadError as error:
             raise _refusal(error) from error
+        assert not isinstance(packed, bytes)
+        return Conclusion(moves=packed)
 
     def encode_item(self, item: Any) -> bytes:
         """Encode one item of a streamed result; raises as ``conclude`` does."""
@@ -107,18 +116,6 @@ class Stepper:
             return self._codec.encode(item)
         except PayloadError as error:
             raise _refusal(error) from error
-
-    def _conclude(self, header: Header, call: UserCall, value: Any) -> Conclusion:
-        if failpoints.ARMED:
-            failpoints.hit("call.after")
-        if call.plan is None:
-            return Conclusion(State.DONE, self._answer(header, value))
-        moves = advance(call.plan, call.index, value)
-        if moves and isinstance(moves[0], AnswerMove):
-            return Conclusion(State.DONE, self._answer(header, moves[0].value))
-        packed = pack_moves(moves, self._record, call.plan, self._keys, self._codec)
-        assert not isinstance(packed, bytes)
-        return Conclusion(moves=packed)
 
     def _answer(self, header: Header, value: Any) -> bytes:
         if header.answer is Answer.VALUE:

@@ -26,9 +26,6 @@ class ReaderGone(OSError):
 class Sink(Protocol):
     """What takes the items of one streamed result."""
 
-    is_over: bool
-    """Whether the request has ended, so that nobody takes items any more."""
-
     async def send(self, payload: bytes) -> None:
         """Send one item, and wait while the reader is too far behind.
 
@@ -86,13 +83,20 @@ async def _items(generator: Any, in_thread: InThread) -> AsyncGenerator[Any, Non
 
 async def _send_response(sink: Sink, response: Any) -> None:
     """Run an ASGI response and send what it sends."""
+    gone: ReaderGone | None = None
 
     async def send(message: Any) -> None:
+        nonlocal gone
+        payload = message.get("body")
         if message["type"] == "http.response.start":
             headers = [[name.decode("latin-1"), value.decode("latin-1")] for name, value in message["headers"]]
-            await sink.send(msgpack.packb([message["status"], headers]))
-        elif message.get("body"):
-            await sink.send(bytes(message["body"]))
+            payload = msgpack.packb([message["status"], headers])
+        if payload:
+            try:
+                await sink.send(bytes(payload))
+            except ReaderGone as error:
+                gone = error
+                raise
 
     async def receive() -> Any:
         return await asyncio.get_running_loop().create_future()
@@ -101,23 +105,6 @@ async def _send_response(sink: Sink, response: Any) -> None:
     try:
         await response(scope, receive, send)
     except Exception as error:
-        # frameworks turn a refused send into an error of their own
-        if sink.is_over and not isinstance(error, ReaderGone):
-            raise ReaderGone(str(error)) from error
+        if gone is not None:  # frameworks turn a refused send into an error of their own
+            raise gone from error
         raise
-
-
-def plain_result_of_stream(method: str) -> TypeError:
-    """Return the error for ``options(stream=True)`` on a method that is not a generator."""
-    return TypeError(
-        f"Called method {method!r} with `handle.options(stream=True)` but it did not return a generator."
-        " Call it without stream=True, or make it yield its items."
-    )
-
-
-def stream_of_plain_call(method: str) -> TypeError:
-    """Return the error for a generator method that was called without ``options(stream=True)``."""
-    return TypeError(
-        f"Method {method!r} returned a generator. You must use `handle.options(stream=True)` to call generators on"
-        " a deployment, and iterate what `remote` returns."
-    )

@@ -15,7 +15,8 @@ from qserve.base.log import get_logger
 from qserve.base.promise import Promise
 from qserve.base.tracebacks import user_traceback
 from qserve.deploy.registration import DeploymentCode
-from qserve.engine.invoke import Invocation, Invoker, Servable
+from qserve.engine.invoke import Invocation, Invoker
+from qserve.engine.servable import Servable
 from qserve.engine.step import Conclusion, Stepper
 from qserve.engine.streaming import ReaderGone, Sink
 from qserve.exceptions import DeployError
@@ -151,13 +152,11 @@ class _LocalSink:
 
     plane: LocalPlane
     request: Request
-    is_over: bool = False
 
     async def send(self, payload: bytes) -> None:
         may_continue: Promise[bool] = Promise()
         self.plane.operate(self.plane.requests.emit, self.request, payload, may_continue)
         if not await may_continue:
-            self.is_over = True
             raise ReaderGone("the request of this stream has ended")
 
     def result(self) -> bytes:

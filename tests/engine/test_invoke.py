@@ -13,7 +13,8 @@ import pytest
 
 from qserve.base.context import get_request_context
 from qserve.base.keys import Keys
-from qserve.engine.invoke import COROUTINE_BATCH, FAST_S, LONGEST_BATCH, Invocation, Invoker, Servable
+from qserve.engine.invoke import Invocation, Invoker
+from qserve.engine.servable import COROUTINE_BATCH, FAST_S, LONGEST_BATCH, Servable
 from qserve.engine.step import Conclusion, Stepper
 from qserve.engine.streaming import Sink
 from qserve.wire.application import ApplicationRecord
@@ -103,7 +104,7 @@ class Bench:
         self.ends = Ends(unwanted)
         self.machine = Machine()
         self.servable = Servable(Machine, (), {})
-        self.servable._instance = self.machine
+        self.servable.instance = self.machine
         stepper = Stepper(ApplicationRecord("app", "v", "Machine"), Keys(), CODEC)
         self.invoker: Invoker[Invocation] = Invoker(
             self.servable, stepper, self.ends, asyncio.get_running_loop(), "machine-sync"

@@ -25,7 +25,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 
 from qserve.define.deployments import Deployment, deployment
-from qserve.engine.invoke import Servable
+from qserve.engine.servable import Servable
 from qserve.http.message import HttpMessage
 from qserve.http.render import collect, collect_now
 from qserve.http.request import to_starlette
@@ -643,7 +643,7 @@ import cloudpickle
 from fastapi import APIRouter, FastAPI
 from flask import Flask
 from qserve.web.ingress import ingress
-from qserve.engine.invoke import Servable
+from qserve.engine.servable import Servable
 
 app, router, site = FastAPI(), APIRouter(), Flask("__main__")
 total = []

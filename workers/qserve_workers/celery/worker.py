@@ -6,14 +6,12 @@ replica reads its stream itself, so its blueprint has no step for any of that: s
 
 from __future__ import annotations
 
-import os
 import signal
 import socket
 import threading
 from typing import Any
 
 from celery import Celery, bootsteps, signals
-from celery.concurrency.base import BasePool
 from celery.exceptions import ImproperlyConfigured, WorkerShutdown
 from celery.worker import WorkController
 from celery.worker.consumer import Connection, Consumer, Events
@@ -97,7 +95,10 @@ class CallLoop(bootsteps.StartStopStep):  # type: ignore[misc]
 
     def info(self, consumer: Any) -> dict[str, Any]:
         """Return what `celery inspect stats` shows of the replica."""
-        return {"prefetch_count": self._replica.max_ongoing, "running": len(self._replica.running())}
+        return {
+            "prefetch_count": self._replica.spec.options.max_ongoing,
+            "running": len(self._replica.invoker.running()),
+        }
 
 
 class ReplicaConsumer(Consumer):  # type: ignore[misc]
@@ -109,20 +110,6 @@ class ReplicaConsumer(Consumer):  # type: ignore[misc]
         default_steps = (Connection, Events, RemoteControl, CallLoop)
 
 
-class ReplicaPool(BasePool):  # type: ignore[misc]
-    """Celery's pool of a replica: this process, because the loop runs the calls."""
-
-    limit = 1
-
-    def _get_info(self) -> dict[str, Any]:
-        return {
-            "implementation": "qserve",
-            "max-concurrency": 1,
-            "processes": [os.getpid()],
-            "timeouts": (),
-        }
-
-
 class ReplicaWorker(WorkController):  # type: ignore[misc]
     """A Celery worker that holds one replica."""
 
@@ -130,8 +117,8 @@ class ReplicaWorker(WorkController):  # type: ignore[misc]
         self.replica = replica
         super().__init__(
             app=app,
-            hostname=f"{application}.{replica.name}@{socket.gethostname()}",
-            pool=ReplicaPool,
+            hostname=f"{application}.{replica.spec.name}@{socket.gethostname()}",
+            pool="solo",  # none: the loop runs the calls,
             concurrency=1,
             task_events=False,
             without_gossip=True,
@@ -150,7 +137,7 @@ class ReplicaWorker(WorkController):  # type: ignore[misc]
 @inspect_command()  # type: ignore[untyped-decorator]
 def active_queues(state: Any, **kwargs: Any) -> list[dict[str, str]]:
     """List the streams that a replica reads; Celery's own command asks a kombu consumer."""
-    return [{"name": stream} for stream in state.consumer.controller.replica.streams()]
+    return [{"name": stream} for stream in state.consumer.controller.replica.reader.streams]
 
 
 def _refuse_queue(state: Any, queue: str, **kwargs: Any) -> dict[str, str]:

@@ -8,7 +8,6 @@ import gc
 import importlib
 import json
 import os
-import select
 import signal
 import threading
 import time
@@ -17,7 +16,6 @@ from typing import Any
 from celery import signals
 
 from qserve.base.context import ReplicaContext, enter_replica
-from qserve.base.keys import Keys
 from qserve.base.log import get_logger, log_to_terminal
 from qserve.base.process import die_with_parent
 from qserve.base.tracebacks import user_traceback
@@ -26,7 +24,7 @@ from qserve.broker.registry import Registry
 from qserve.calls.ref import current
 from qserve.deploy.installation import FAILED, ReplicaReports
 from qserve.deploy.registration import DeploymentCode, import_code, unpack_code
-from qserve.engine.invoke import Servable
+from qserve.engine.servable import Servable
 from qserve.engine.step import Stepper
 from qserve.exceptions import QserveException
 from qserve.wire.application import ApplicationRecord
@@ -47,6 +45,7 @@ PRELOADED = (
     "celery.app.control",
     "celery.app.routes",
     "celery.backends.base",
+    "celery.concurrency.solo",
     "celery.fixups.django",
     "celery.loaders.app",
     "celery.worker.autoscale",
@@ -62,7 +61,7 @@ a copy of its own would cost each replica 3 MB and 20 ms."""
 for _name in PRELOADED:
     importlib.import_module(_name)
 
-POLL_INTERVAL_S = 0.1
+POLL_INTERVAL_S = 0.25
 FINISH_FOR_S = 1.5
 """How long a replica whose supervisor is gone may finish what it runs; the kernel has told it to stop by then."""
 
@@ -75,14 +74,13 @@ def run_replica(spec: ReplicaSpec) -> int:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     log_to_terminal(spec.deployment, spec.settings)
     url = spec.settings.named_broker
-    keys = Keys(spec.settings.namespace)
     client = connect(url)
-    reports = ReplicaReports(client, keys, spec.record.name)
-    registry = Registry(client, keys, Seal(spec.settings.keyring))
+    reports = ReplicaReports(client, spec.keys, spec.record.name)
+    registry = Registry(client, spec.keys, Seal(spec.settings.keyring))
     loop = asyncio.new_event_loop()
     asyncio.set_event_loop(loop)
     try:
-        plane, servable, replica = loop.run_until_complete(_construct(spec, keys, registry))
+        plane, servable, replica = loop.run_until_complete(_construct(spec, registry))
     except BaseException as error:
         why = str(error) if isinstance(error, QserveException) else user_traceback(error)
         report(reports, spec, FAILED, why)
@@ -108,10 +106,15 @@ def run_replica(spec: ReplicaSpec) -> int:
     return int(worker.exitcode or 0)
 
 
-async def _construct(spec: ReplicaSpec, keys: Keys, registry: Registry) -> tuple[LoopPlane, Servable, Replica]:
+async def _construct(spec: ReplicaSpec, registry: Registry) -> tuple[LoopPlane, Servable, Replica]:
     settings, record = spec.settings, spec.record
     codec = Codec(settings.keyring)
-    plane = LoopPlane(settings, keys, codec, _Records(record, registry).find)
+
+    def find(app: str) -> ApplicationRecord:
+        # our own application as it was at the start; for another one this blocks for one look-up at the broker
+        return record if app == record.name else registry.get(app)
+
+    plane = LoopPlane(settings, spec.keys, codec, find)
     await plane.open()
     current.install(plane, replica=True)
     code = _load_code(spec, registry)
@@ -122,7 +125,7 @@ async def _construct(spec: ReplicaSpec, keys: Keys, registry: Registry) -> tuple
     user_config = spec.options.user_config
     if user_config:
         await servable.reconfigure(json.loads(user_config))
-    return plane, servable, Replica(spec, servable, Stepper(record, keys, codec), plane, keys)
+    return plane, servable, Replica(spec, servable, Stepper(record, spec.keys, codec), plane)
 
 
 def _load_code(spec: ReplicaSpec, registry: Registry) -> DeploymentCode:
@@ -134,18 +137,6 @@ def _load_code(spec: ReplicaSpec, registry: Registry) -> DeploymentCode:
     if spec.deployment not in code:
         raise QserveException(f"{target} has no deployment {spec.deployment!r}; it has: {', '.join(code)}")
     return code[spec.deployment]
-
-
-class _Records:
-    """Applications as a replica knows them: its own as it was at the start, others as they are now."""
-
-    def __init__(self, own: ApplicationRecord, registry: Registry) -> None:
-        self._own = own
-        self._registry = registry
-
-    def find(self, app: str) -> ApplicationRecord:
-        """Return an application's record; for another application this blocks for one look-up at the broker."""
-        return self._own if app == self._own.name else self._registry.get(app)
 
 
 # -- a supervisor that is gone ---------------------------------------------------------------------
@@ -161,23 +152,10 @@ def _end_with(parent: int) -> None:
         os._exit(Exit.ORPHANED)
 
     def watch() -> None:
-        _wait_for_end(parent)
+        while os.getppid() == parent:
+            time.sleep(POLL_INTERVAL_S)
         log.warning("the supervisor has ended; this replica stops")
         time.sleep(FINISH_FOR_S)
         os._exit(Exit.ORPHANED)  # whatever the main thread does
 
     threading.Thread(target=watch, name="orphan-watch", daemon=True).start()
-
-
-def _wait_for_end(parent: int) -> None:
-    try:
-        process = os.pidfd_open(parent)
-    except (AttributeError, OSError):  # not Linux, or a sandbox forbids it
-        pass
-    else:
-        if os.getppid() == parent:  # otherwise it has ended, and its id may be another process's now
-            end = select.poll()
-            end.register(process, select.POLLIN)
-            end.poll()
-    while os.getppid() == parent:
-        time.sleep(POLL_INTERVAL_S)

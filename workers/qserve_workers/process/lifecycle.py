@@ -10,12 +10,11 @@ import socket
 from collections.abc import Callable
 from typing import Any
 
-from qserve.base.keys import Keys
 from qserve.base.log import get_logger
 from qserve.broker.registry import Registry
 from qserve.define.multiplexing import unload_models
 from qserve.deploy.installation import RUNNING, ReplicaReports, ReplicaStatus
-from qserve.engine.invoke import Servable
+from qserve.engine.servable import Servable
 from qserve.exceptions import BrokerError
 from qserve_workers.replica.spec import Exit, ReplicaSpec
 
@@ -51,23 +50,22 @@ class Lifecycle:
         self._reports = reports
         self._registry = registry
         self._stop = stop
-        self._record = spec.record.deployments[spec.deployment]
-        self._stream = spec.record.stream(Keys(spec.settings.namespace), spec.deployment)
+        self._options = spec.options
         self._tasks: set[asyncio.Task[None]] = set()
 
     def begin(self, loop: asyncio.AbstractEventLoop) -> None:
         """Report that calls are taken, and check the object's health from now on."""
-        report(self._reports, self._spec, RUNNING, config=self._record.config)
+        report(self._reports, self._spec, RUNNING, config=self._options.config)
         self._has_begun = True
         loop.add_signal_handler(signal.SIGHUP, lambda: self._spawn(loop, self._reconfigure()))
         if self._servable.has_health_check:
-            self._reports.end_turn(self._stream)
+            self._reports.end_turn(self._spec.stream)
             self._spawn(loop, self._watch_health())
 
     def report_again(self) -> None:
         """Report again, because the broker has lost its data; from any thread."""
         if self._has_begun:
-            report(self._reports, self._spec, RUNNING, config=self._record.config)
+            report(self._reports, self._spec, RUNNING, config=self._options.config)
 
     def _spawn(self, loop: asyncio.AbstractEventLoop, work: Any) -> None:
         task = loop.create_task(work)
@@ -78,20 +76,20 @@ class Lifecycle:
         """Take the user_config that is registered now; when user code refuses it, the old one stays reported."""
         for record in self._registry.versions(self._spec.record.name):
             if record.version == self._spec.record.version:
-                self._record = record.deployments[self._spec.deployment]
+                self._options = record.deployments[self._spec.deployment]
         try:
-            await self._servable.reconfigure(json.loads(self._record.user_config or "null"))
+            await self._servable.reconfigure(json.loads(self._options.user_config or "null"))
         except _RAISED:
             log.exception("reconfigure failed")
             return
-        report(self._reports, self._spec, RUNNING, config=self._record.config)
+        report(self._reports, self._spec, RUNNING, config=self._options.config)
 
     async def _watch_health(self) -> None:
         failures = 0
         while failures < HEALTH_FAILURES or not self._may_leave():
-            await asyncio.sleep(self._record.health_period_s)
+            await asyncio.sleep(self._options.health_period_s)
             try:
-                await asyncio.wait_for(self._servable.check_health(), self._record.health_timeout_s)
+                await asyncio.wait_for(self._servable.check_health(), self._options.health_timeout_s)
                 failures = 0
             except Exception as error:
                 failures += 1
@@ -100,9 +98,9 @@ class Lifecycle:
 
     def _may_leave(self) -> bool:
         """Whether no other replica is being replaced; until then this one stays, and may recover."""
-        for_s = self._record.grace_s + self._spec.settings.start_timeout_s
+        for_s = self._options.grace_s + self._spec.settings.start_timeout_s
         try:
-            return self._reports.take_turn(self._stream, self._spec.name, for_s)
+            return self._reports.take_turn(self._spec.stream, self._spec.name, for_s)
         except BrokerError as error:
             log.warning("an unhealthy replica stays for now: %s", error)
             return False

@@ -10,7 +10,7 @@ from typing import Any
 from qserve.base import failpoints
 from qserve.base.clock import clock
 from qserve.base.context import request_context
-from qserve.base.keys import CLOCK_MARGIN_MS, Keys
+from qserve.base.keys import CLOCK_MARGIN_MS
 from qserve.base.log import get_logger
 from qserve.broker import functions
 from qserve.broker.functions import Reply, other_epoch
@@ -18,17 +18,16 @@ from qserve.broker.library import Command
 from qserve.engine.step import Conclusion
 from qserve.engine.streaming import Sink
 from qserve.exceptions import BrokerError, PayloadError
-from qserve.wire.application import DeploymentRecord
-from qserve.wire.envelope import REQUEST_ID_CHARS
+from qserve.wire.envelope import REQUEST_ID_CHARS, Answer
 from qserve.wire.failure import Failure
 from qserve.wire.outcome import CallField, State
 from qserve.wire.sealing import seal_end, seal_moves
-from qserve_workers.replica.emitter import sink_of
+from qserve_workers.replica.emitter import Collector, Emitter
 from qserve_workers.replica.plane import LoopPlane
+from qserve_workers.replica.spec import ReplicaSpec
 from qserve_workers.replica.work import Delivery, Tag, Work
 
 log = get_logger(__name__)
-_OK, _BADKEY = Reply.OK, Reply.BADKEY
 HISTORY_CHARS = 200
 """How much of an error's text goes into the history of its call."""
 LONGEST_WAIT_S = 60.0
@@ -39,29 +38,21 @@ class Committer:
     """Ends the calls of one replica; the ``Backend`` of its ``Invoker``.
 
     Parameters:
-      name: The replica's name.
-      stream: The deployment's queue.
       on_end: Called when a call has ended here; the broker's reply may still be on its way.
       on_settled: Called when the broker has acknowledged a delivery, or put it back.
     """
 
     def __init__(
         self,
-        name: str,
-        record: DeploymentRecord,
-        stream: str,
+        spec: ReplicaSpec,
         plane: LoopPlane,
-        keys: Keys,
         *,
         on_end: Callable[[Work], None],
         on_settled: Callable[[Tag], None],
     ) -> None:
-        self._name = name
-        self._deployment = record.name
-        self._stream = stream
+        self._spec = spec
         self._plane = plane
-        self._keys = keys
-        self._retries = RetryPolicy(record)
+        self._keys = plane.keys
         self._on_end = on_end
         self._on_settled = on_settled
 
@@ -77,7 +68,9 @@ class Committer:
 
     def sink(self, work: Work) -> Sink | None:
         """Return what takes the items of a streamed result; None when the caller did not ask for items."""
-        return sink_of(self._plane, self._keys, work.header)
+        if work.header.stream:
+            return Emitter(self._plane, work.header)
+        return Collector(self._plane, work.header) if work.header.answer is Answer.PLAIN else None
 
     def flush(self) -> None:
         """Send what has ended."""
@@ -96,14 +89,21 @@ class Committer:
 
     def fail(self, work: Work, error: BaseException) -> None:
         """End a call whose code raised: it is tried again, or its request fails."""
-        tries = work.tries
-        wait_s = self._retries.wait_s(error, tries)
-        if wait_s is not None:
-            self._postpone(work, error, wait_s, tries + 1)
-        elif self._retries.is_exhausted(error, tries):
-            self._dead_letter(work, "retries", error)
-        else:
+        options, tries = self._spec.options, work.tries
+        if not options.max_retries or not self._is_worth_retries(error):
             self.commit(work, self._failed(work, error, "failed"))
+        elif tries < options.max_retries:
+            # full waits would bring the calls that failed together back together
+            wait_s = min(LONGEST_WAIT_S, options.retry_backoff_s * 2.0**tries) * random.uniform(0.5, 1.5)
+            self._postpone(work, error, wait_s, tries + 1)
+        else:
+            self._dead_letter(work, "retries", error)
+
+    def _is_worth_retries(self, error: BaseException) -> bool:
+        listed = self._spec.options.retry_on
+        return isinstance(error, Exception) and (
+            listed is None or any(kind.__qualname__ in listed for kind in type(error).__mro__)
+        )
 
     def reject(self, work: Work, error: BaseException) -> None:
         """Keep a call whose arguments cannot be read as a dead letter, and fail its request."""
@@ -117,7 +117,7 @@ class Committer:
         Crash before this is sent: the delivery is handed over, with a death that was not its own.
         """
         tag = delivery.tag
-        command = functions.give_back(tag.stream, self._stream, [tag.entry_id], self._keys.request(""))
+        command = functions.give_back(tag.stream, self._spec.stream, [tag.entry_id], self._keys.request(""))
         self._plane.post(command, lambda reply: self._on_settled(tag))
 
     def dead_letter_unread(self, delivery: Delivery, error: Exception) -> None:
@@ -126,12 +126,12 @@ class Committer:
         Only its first bytes tell which request it belongs to. Where they name no open request, it gets an id of its
         own among the dead letters.
         """
-        log.error("a message of queue %s cannot be read and is a dead letter now: %s", self._stream, error)
-        failure = Failure.of(PayloadError(f"a message of {self._deployment!r} cannot be read: {error}"))
+        log.error("a message of queue %s cannot be read and is a dead letter now: %s", self._spec.stream, error)
+        failure = Failure.of(PayloadError(f"a message of {self._spec.deployment!r} cannot be read: {error}"))
         tag, claimed = delivery.tag, delivery.fields.get(CallField.HEADER, b"")[:REQUEST_ID_CHARS].decode("latin-1")
         sealed = seal_end(self._plane.seal, claimed, State.FAILED, failure.encode())
         command = functions.dead_letter(
-            tag.stream, self._keys.request(claimed), tag.entry_id, claimed, "unreadable", sealed, self._name,
+            tag.stream, self._keys.request(claimed), tag.entry_id, claimed, "unreadable", sealed, self._spec.name,
             failure.message[:HISTORY_CHARS], is_known=False,
         )  # fmt: skip
         self._plane.post(command, lambda reply: self._on_settled(tag))
@@ -140,7 +140,7 @@ class Committer:
 
     def commit_command(self, work: Work, conclusion: Conclusion) -> Command:
         """Return what commits a call; it may be sent over any connection."""
-        tag, request_id, seal = work.delivery.tag, work.header.request_id, self._plane.seal
+        tag, request_id, seal = work.tag, work.header.request_id, self._plane.seal
         return functions.commit(
             tag.stream,
             self._keys.request(request_id),
@@ -164,8 +164,9 @@ class Committer:
             if epoch:
                 # the call may be of either epoch: where it is not of this one, its entry is gone and so is its effect
                 self._post_commit(work, conclusion)
-            elif reply == _BADKEY:
-                self._fail_for_bad_key(work)
+            elif reply == Reply.BADKEY:
+                error = BrokerError(f"a queue that {work.step!r} leads to is not a stream: its key was overwritten")
+                self._post_commit(work, self._failed(work, error, "failed"))
             else:
                 self._on_reply(work, reply)
 
@@ -176,26 +177,26 @@ class Committer:
     def _postpone(self, work: Work, error: BaseException, wait_s: float, tries: int) -> None:
         """Crash before this is sent: the try counts as a death. Crash after: the call waits at the broker."""
         log.warning("%s failed (try %d), again in %.1f s: %r", work.step, tries, wait_s, error)
-        tag, header, wait_ms = work.delivery.tag, work.header, int(wait_s * 1000)
+        tag, header, wait_ms = work.tag, work.header, int(wait_s * 1000)
         life_ms = wait_ms + max(0, header.deadline_ms - int(clock.judge_ms())) + CLOCK_MARGIN_MS
-        delayed, text = self._keys.delayed_of(self._stream), _history_of(Failure.of(error))
+        delayed, text = self._keys.delayed_of(self._spec.stream), _history_of(Failure.of(error))
         self._end(
             work,
             functions.postpone(
                 tag.stream, self._keys.request(header.request_id), delayed, tag.entry_id, wait_ms, tries, life_ms,
-                self._name, text,
+                self._spec.name, text,
             ),
         )  # fmt: skip
 
     def _dead_letter(self, work: Work, why: str, error: BaseException) -> None:
         """Crash before this is sent: the call is pending and runs again elsewhere. Crash after: it is a dead letter."""
         failure = self._describe(work, error, f"is a dead letter ({why})")
-        tag, request_id = work.delivery.tag, work.header.request_id
+        tag, request_id = work.tag, work.header.request_id
         sealed = seal_end(self._plane.seal, request_id, State.FAILED, failure.encode())
         self._end(
             work,
             functions.dead_letter(
-                tag.stream, self._keys.request(request_id), tag.entry_id, request_id, why, sealed, self._name,
+                tag.stream, self._keys.request(request_id), tag.entry_id, request_id, why, sealed, self._spec.name,
                 _history_of(failure),
             ),
         )  # fmt: skip
@@ -205,58 +206,20 @@ class Committer:
         self._on_end(work)
 
     def _on_reply(self, work: Work, reply: Any) -> None:
-        self._on_settled(work.delivery.tag)
-        if reply != _OK and log.isEnabledFor(logging.DEBUG):
+        self._on_settled(work.tag)
+        if reply != Reply.OK and log.isEnabledFor(logging.DEBUG):
             log.debug("the broker's reply to the end of request %s: %r", work.header.request_id, reply)
-
-    def _fail_for_bad_key(self, work: Work) -> None:
-        error = BrokerError(f"a queue that {work.step!r} leads to is not a stream: its key was overwritten")
-        self._post_commit(work, self._failed(work, error, "failed"))
 
     def _failed(self, work: Work, error: BaseException, what: str) -> Conclusion:
         return Conclusion(State.FAILED, self._describe(work, error, what).encode())
 
     def _describe(self, work: Work, error: BaseException, what: str) -> Failure:
         """Log an error with the id of its request, and return it as the caller gets it."""
-        failure = Failure.of(error, self._deployment)
-        token = request_context.set(work.context())
+        failure = Failure.of(error, self._spec.deployment)
+        token = request_context.set(work.request())
         log.error("%s %s: %s", work.name, what, failure.message, exc_info=error)
         request_context.reset(token)
         return failure
-
-
-class RetryPolicy:
-    """Decides which failures of one deployment are worth another try, and when.
-
-    Parameters:
-      record: Holds ``max_retries``, ``retry_on`` and ``retry_backoff_s``.
-    """
-
-    def __init__(self, record: DeploymentRecord) -> None:
-        self._record = record
-
-    def wait_s(self, error: BaseException, tries: int) -> float | None:
-        """Return the seconds until the next try; None when there is to be none.
-
-        Parameters:
-          error: What user code raised.
-          tries: How often the call was tried again before.
-        """
-        record = self._record
-        if tries >= record.max_retries or not isinstance(error, Exception) or not self._is_listed(error):
-            return None
-        # full waits would bring the calls that failed together back together
-        wait_s = min(LONGEST_WAIT_S, record.retry_backoff_s * 2.0**tries)
-        return wait_s * random.uniform(0.5, 1.5)
-
-    def is_exhausted(self, error: BaseException, tries: int) -> bool:
-        """Return whether a call that is worth other tries has had all of them."""
-        most = self._record.max_retries
-        return 0 < most <= tries and isinstance(error, Exception) and self._is_listed(error)
-
-    def _is_listed(self, error: Exception) -> bool:
-        listed = self._record.retry_on
-        return listed is None or any(kind.__qualname__ in listed for kind in type(error).__mro__)
 
 
 def _history_of(failure: Failure) -> str:

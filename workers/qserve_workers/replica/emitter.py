@@ -7,14 +7,13 @@ from typing import Any
 
 import msgpack
 
-from qserve.base.keys import Keys
 from qserve.broker import functions
 from qserve.calls.mailbox import ignore
 from qserve.calls.ref import WINDOW
-from qserve.engine.streaming import ReaderGone, Sink
+from qserve.engine.streaming import ReaderGone
 from qserve.exceptions import BrokerError, ResultTooLarge
 from qserve.http.render import RESPONSE_LIMIT
-from qserve.wire.envelope import Answer, Header
+from qserve.wire.envelope import Header
 from qserve.wire.outcome import State
 from qserve.wire.sealing import item_context
 from qserve_workers.replica.plane import LoopPlane
@@ -31,12 +30,11 @@ class Emitter:
     Each item has a number, so a call that runs again after a crash sends nothing twice.
     """
 
-    def __init__(self, plane: LoopPlane, keys: Keys, header: Header) -> None:
+    def __init__(self, plane: LoopPlane, header: Header) -> None:
         self._plane = plane
-        self._request = keys.request(header.request_id)
+        self._request = plane.keys.request(header.request_id)
         self._request_id = header.request_id
         self._sent = 0
-        self.is_over = False
 
     def result(self) -> bytes:
         """Return nothing: all has been sent."""
@@ -67,7 +65,6 @@ class Emitter:
         if isinstance(reply, BrokerError):
             raise reply
         if reply < 0:
-            self.is_over = True
             raise ReaderGone("the request of this stream has ended")
         return int(reply)
 
@@ -75,8 +72,8 @@ class Emitter:
 class Collector(Emitter):
     """Collects the items of an HTTP answer that is fetched later, and so is needed whole."""
 
-    def __init__(self, plane: LoopPlane, keys: Keys, header: Header) -> None:
-        super().__init__(plane, keys, header)
+    def __init__(self, plane: LoopPlane, header: Header) -> None:
+        super().__init__(plane, header)
         self._header = header
         self._items: list[bytes] = []
         self._size = 0
@@ -108,10 +105,3 @@ class Collector(Emitter):
         status, headers = msgpack.unpackb(self._items[0])
         named = [header for header in headers if header[0].lower() != "content-length"]
         return msgpack.packb([status, named, b"".join(self._items[1:])])  # type: ignore[no-any-return]
-
-
-def sink_of(plane: LoopPlane, keys: Keys, header: Header) -> Sink | None:
-    """Return what takes the items of one request's answer; None when the caller did not ask for items."""
-    if header.stream:
-        return Emitter(plane, keys, header)
-    return Collector(plane, keys, header) if header.answer is Answer.PLAIN else None

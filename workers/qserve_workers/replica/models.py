@@ -6,13 +6,14 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
-from qserve.base.keys import RETIRED_TTL_MS, Keys
+from qserve.base.keys import RETIRED_TTL_MS
 from qserve.base.log import get_logger
 from qserve.broker import functions
 from qserve.broker.connection import group_command, group_exists
 from qserve.calls.mailbox import ignore
 from qserve.define.multiplexing import loaded_models, on_change
 from qserve_workers.replica.plane import LoopPlane
+from qserve_workers.replica.spec import ReplicaSpec
 
 log = get_logger(__name__)
 _REPEAT_S = 3600.0
@@ -25,26 +26,17 @@ class ModelAdvertiser:
     Calls for these models come by a stream of the replica's own.
 
     Parameters:
-      name: The replica's name.
-      stream: The deployment's queue.
       read_also: Has the replica read one more stream.
     """
 
-    def __init__(
-        self, name: str, stream: str, keys: Keys, plane: LoopPlane, read_also: Callable[[str], None]
-    ) -> None:  # fmt: skip
-        self._name = name
-        self._stream = stream
-        self._personal = keys.personal(stream, name)
-        self._models = keys.models_of(stream)
+    def __init__(self, spec: ReplicaSpec, plane: LoopPlane, read_also: Callable[[str], None]) -> None:
+        self._spec = spec
+        self._personal = spec.keys.personal(spec.stream, spec.name)
         self._plane = plane
         self._read_also = read_also
         self._is_open = False
         self._repeat: asyncio.TimerHandle | None = None
-        self._unsubscribe = on_change(self._on_change)
-
-    def _on_change(self) -> None:
-        self._plane.loop.call_soon_threadsafe(self._advertise)
+        self._unsubscribe = on_change(lambda: plane.loop.call_soon_threadsafe(self._advertise))
 
     def stop(self) -> None:
         """Follow no more; the supervisor removes the advertisement when the replica is gone."""
@@ -56,7 +48,7 @@ class ModelAdvertiser:
         """Create this replica's own stream again: a supervisor that missed its heartbeat has removed it."""
         if self._is_open:
             self._is_open = False
-            self._plane.post(("EXISTS", self._stream), self._on_existence)
+            self._plane.post(("EXISTS", self._spec.stream), self._on_existence)
 
     def _on_existence(self, reply: Any) -> None:
         if reply == 1:  # otherwise the version is retired, and must not come back to life
@@ -69,8 +61,8 @@ class ModelAdvertiser:
         # is first, because a call must never come to a stream without one.
         if not self._is_open:
             self._plane.post(group_command(self._personal), self._on_group)
-        command = functions.advertise(self._models, self._personal, self._name, RETIRED_TTL_MS, loaded_models())
-        self._plane.post(command, ignore)
+        models, name = self._spec.keys.models_of(self._spec.stream), self._spec.name
+        self._plane.post(functions.advertise(models, self._personal, name, RETIRED_TTL_MS, loaded_models()), ignore)
         if self._repeat is not None:
             self._repeat.cancel()
         self._repeat = self._plane.loop.call_later(_REPEAT_S, self._advertise)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from qserve.base.keys import Keys
@@ -30,6 +30,85 @@ from qserve.wire.codec import Codec
 
 log = get_logger(__name__)
 SILENCE_CHECK_INTERVAL_S = 0.5
+_SHORTEST_PAUSE_S = 0.05
+
+
+class LastingLink:
+    """A connection that is opened again when it is lost, or has been silent for too long.
+
+    Parameters:
+      silent_for_s: How long the broker may take for a reply.
+      prepare: Called with a new connection before it is used.
+      on_open: Called when it can be used.
+      on_lost: Called when it is lost.
+      on_failure: Called with the error of each try that failed to open it again.
+
+    Attributes:
+      current: The connection; None while there is none.
+      is_needed: Whether it is opened again when it is lost.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        silent_for_s: float,
+        *,
+        prepare: Callable[[Link], Awaitable[None]],
+        on_open: Callable[[], None],
+        on_lost: Callable[[], None],
+        on_failure: Callable[[Exception], None] = ignore,
+    ) -> None:
+        self.current: Link | None = None
+        self.is_needed = True
+        self._url = url
+        self._silent_for_s = silent_for_s
+        self._prepare = prepare
+        self._on_open = on_open
+        self._when_lost = on_lost
+        self._on_failure = on_failure
+
+    async def open(self) -> None:
+        """Connect to the broker; raise BrokerUnavailable if that fails."""
+        link = await Link.open(self._url)
+        try:
+            await asyncio.wait_for(self._prepare(link), READ_TIMEOUT_S)
+            link.when_lost(self._on_lost)
+        except (BrokerUnavailable, ReplyError, OSError) as error:
+            link.close()
+            raise BrokerUnavailable(f"the broker cannot be used: {str(error) or type(error).__name__}") from error
+        self.current = link
+        self._on_open()
+        self._check_silence(link)
+
+    async def keep_trying(self) -> None:
+        """Connect, and try until it succeeds."""
+        pause_s = _SHORTEST_PAUSE_S
+        while self.current is None and self.is_needed:
+            try:
+                await self.open()
+            except BrokerUnavailable as error:
+                self._on_failure(error)
+                await asyncio.sleep(pause_s)
+                pause_s = min(pause_s * 2, LONGEST_PAUSE_S)
+
+    def close(self) -> None:
+        self.is_needed = False
+        if self.current is not None:
+            self.current.close()
+
+    def _check_silence(self, link: Link) -> None:
+        if link is self.current:
+            link.abandon_if_silent(self._silent_for_s)
+            asyncio.get_running_loop().call_later(SILENCE_CHECK_INTERVAL_S, self._check_silence, link)
+
+    def _on_lost(self, waiting: list[OnReply]) -> None:
+        self.current = None
+        self._when_lost()
+        # not at once: a connection that is lost as soon as it is made would be made again and again
+        asyncio.get_running_loop().call_later(_SHORTEST_PAUSE_S, self._open_again)
+
+    def _open_again(self) -> None:
+        self._opening = asyncio.get_running_loop().create_task(self.keep_trying())
 
 
 class LoopPlane(BrokerPlane):
@@ -48,43 +127,39 @@ class LoopPlane(BrokerPlane):
         super().__init__(settings, keys, codec, find)
         assert settings.broker_url is not None
         self.loop = asyncio.get_running_loop()
+        self._link = LastingLink(
+            settings.broker_url,
+            READ_TIMEOUT_S,
+            prepare=self._read_epoch,
+            on_open=self._send_again,
+            on_lost=lambda: log.warning("the connection to the broker was lost; connecting again"),
+        )
         self._url = settings.broker_url
         self._thread = threading.get_ident()
         self._outbox: deque[tuple[Command, OnReply]] = deque()
         self._unanswered: deque[tuple[Command, OnReply]] = deque()
         self._is_flush_due = False
-        self._link: Link | None = None
         self._reader: asyncio.Task[None] | None = None
         self._sync_plane: ClientPlane | None = None
 
     async def open(self) -> None:
         """Connect to the broker; raise BrokerUnavailable if that fails."""
-        link = await Link.open(self._url)
-        try:
-            found = await asyncio.wait_for(link.call(("GET", self.epoch.key)), READ_TIMEOUT_S)
-            link.when_lost(self._on_lost)
-        except (TimeoutError, ReplyError) as error:
-            link.close()
-            raise BrokerUnavailable(f"the broker's epoch cannot be read: {error}") from error
+        await self._link.open()
+
+    async def _read_epoch(self, link: Link) -> None:
+        found = await link.call(("GET", self.epoch.key))
         self.mailbox.change_epoch(found.decode() if found else "")
-        self._link = link
+
+    def _send_again(self) -> None:
         again, self._unanswered = self._unanswered, deque()
         self._outbox.extendleft(reversed(again))
         self.flush()
-        self._check_silence(link)
-
-    def _check_silence(self, link: Link) -> None:
-        # a connection that has fallen silent is closed, and what it has not answered is sent over another one
-        if link is self._link:
-            link.abandon_if_silent(READ_TIMEOUT_S)
-            self.loop.call_later(SILENCE_CHECK_INTERVAL_S, self._check_silence, link)
 
     def close(self) -> None:
         """Close the connections."""
         if self._reader is not None:
             self._reader.cancel()
-        if self._link is not None:
-            self._link.close()
+        self._link.close()
         if self._sync_plane is not None:
             self._sync_plane.close()
 
@@ -131,14 +206,15 @@ class LoopPlane(BrokerPlane):
     def flush(self) -> None:
         """Send the commands that have gathered; only in the loop's thread."""
         self._is_flush_due = False
-        if self._link is None or not self._outbox:
+        link = self._link.current
+        if link is None or not self._outbox:
             return
         release = self._release_command()
         if release is not None:
             self._outbox.append((release, ignore))
         batch, self._outbox = self._outbox, deque()
         self._unanswered.extend(batch)
-        self._link.post([(command, self._on_reply) for command, _ in batch])
+        link.post([(command, self._on_reply) for command, _ in batch])
 
     def _on_reply(self, reply: Any) -> None:
         command, on_reply = self._unanswered.popleft()
@@ -164,20 +240,6 @@ class LoopPlane(BrokerPlane):
         while (self._outbox or self._unanswered) and self.loop.time() < end:
             await asyncio.sleep(0.002)
         return not (self._outbox or self._unanswered)
-
-    def _on_lost(self, waiting: list[OnReply]) -> None:
-        self._link = None
-        log.warning("the connection to the broker was lost; connecting again")
-        self._reconnecting = self.loop.create_task(self._reconnect())
-
-    async def _reconnect(self) -> None:
-        pause_s = 0.05
-        while self._link is None:
-            try:
-                await self.open()
-            except BrokerUnavailable:
-                await asyncio.sleep(pause_s)
-                pause_s = min(pause_s * 2, LONGEST_PAUSE_S)
 
     # -- the mailbox -------------------------------------------------------------------------------
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field
 from enum import IntEnum
+from functools import cached_property
 
+from qserve.base.keys import Keys
 from qserve.base.settings import Settings
 from qserve.wire.application import ApplicationRecord, DeploymentRecord
 
@@ -28,10 +30,20 @@ class ReplicaSpec:
     target: str = ""
     parent: int = field(default_factory=os.getpid)
 
-    @property
+    @cached_property
     def options(self) -> DeploymentRecord:
         """The options of its deployment."""
         return self.record.deployments[self.deployment]
+
+    @cached_property
+    def keys(self) -> Keys:
+        """The names in the broker."""
+        return Keys(self.settings.namespace)
+
+    @cached_property
+    def stream(self) -> str:
+        """The queue of its deployment."""
+        return self.record.stream(self.keys, self.deployment)
 
 
 class Exit(IntEnum):

@@ -88,7 +88,7 @@ class Watchdog:
 
     def _check(self) -> None:
         now = time.monotonic()
-        works = self._replica.running()
+        works = self._replica.invoker.running()
         self._check_loop(now, bool(works))
         if not self.is_loop_alive():
             return self._end_stalled()
@@ -126,7 +126,7 @@ class Watchdog:
     def _end_over_limit(self, work: Work, limit_s: float) -> None:
         method = work.name
         log.error("%s ran longer than max_execution_s=%g and is stopped", method, limit_s)
-        text = f"{self._replica.deployment}.{method} ran longer than max_execution_s={limit_s:g} and was stopped"
+        text = f"{self._replica.spec.deployment}.{method} ran longer than max_execution_s={limit_s:g} and was stopped"
         self._end(work, Conclusion(State.FAILED, Failure.of(TimeLimitExceeded(text)).encode()), Exit.TIME_LIMIT)
 
     def _end_overdue(self, work: Work) -> None:
@@ -143,7 +143,7 @@ class Watchdog:
         Crash after the caller was told: the call is committed, and is not run again.
         """
         try:
-            command = self._replica.commit_command(work, conclusion)
+            command = self._replica.committer.commit_command(work, conclusion)
             with broker_errors():
                 self._client.execute_command(*command)
         except BrokerError as error:
@@ -157,7 +157,7 @@ class Watchdog:
     def _has_ended(self, work: Work) -> bool:
         give_up = time.monotonic() + STOP_FOR_S
         while time.monotonic() < give_up:
-            if work not in self._replica.running():
+            if work not in self._replica.invoker.running():
                 return True
             self._stop.wait(0.01)
         return False
@@ -181,7 +181,7 @@ class Watchdog:
     def _holder(self) -> str:
         """The call that is on the loop now."""
         task = asyncio.current_task(self._replica.loop)
-        works = self._replica.running()
+        works = self._replica.invoker.running()
         held = [work for work in works if work.task is task] or works
         return max(held, key=lambda work: work.began).name if held else "no call"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import NamedTuple
 
 from qserve.engine.invoke import Invocation
@@ -43,6 +44,10 @@ class Work(Invocation):
         return cls(open_header(seal, fields[CallField.HEADER]), fields[CallField.STEP].decode(), delivery)
 
     @property
+    def tag(self) -> Tag:
+        return self.delivery.tag
+
+    @property
     def tries(self) -> int:
         """How often the call was tried again before."""
         return int(self.delivery.fields.get(CallField.TRIES, 0))
@@ -54,9 +59,5 @@ class Work(Invocation):
           PayloadError: One of them was not sealed for this call.
         """
         fields = self.delivery.fields
-        values = []
-        for slot in _SLOTS:
-            if slot not in fields:
-                break
-            values.append(fields[slot])
-        return open_values(seal, self.delivery.tag.stream, self.header, self.step, values)
+        values = [fields[slot] for slot in takewhile(fields.__contains__, _SLOTS)]
+        return open_values(seal, self.tag.stream, self.header, self.step, values)

@@ -1,0 +1,189 @@
+"""The user's object: it is constructed, reconfigured, checked and destroyed here, and its methods are looked up."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, get_origin
+
+from qserve.calls.handles import DeploymentHandle, RayServeDeploymentHandle
+from qserve.calls.responses import RESPONSES
+from qserve.exceptions import QserveException
+
+FAST_S = 0.002
+"""A sync method that takes less time runs on the loop: handing it to a thread and back costs 0.1 ms."""
+LONGEST_BATCH = 64
+COROUTINE_BATCH = 16
+"""Coroutines do not hold the loop: reading ahead delays nothing."""
+
+
+@dataclass(slots=True)
+class Method:
+    """A method ready to be called, and the measured time of a sync one, which decides where it runs.
+
+    Parameters:
+      call: The bound method or the function itself.
+      is_async: Whether calling it returns a coroutine.
+      makes_generator: Whether calling it only makes a generator, and runs nothing yet.
+      takes_request: False when it has no parameters at all, and so is called without the request.
+      seconds: The average time of a call; infinite before the first.
+    """
+
+    call: Callable[..., Any]
+    is_async: bool
+    makes_generator: bool
+    takes_request: bool
+    seconds: float = math.inf
+
+    @property
+    def batch(self) -> int:
+        """How many calls make about 2 ms of work; a slow method takes one, so that others wait elsewhere."""
+        if self.is_async:
+            return COROUTINE_BATCH
+        return max(1, min(LONGEST_BATCH, int(FAST_S / max(self.seconds, 1e-6))))
+
+    def measure(self, args: Any, kwargs: dict[str, Any]) -> Any:
+        """Call it, and take the time into the average; one slow call is enough to be slow again."""
+        began = time.perf_counter()
+        try:
+            return self.call(*args, **kwargs)
+        finally:
+            seconds = time.perf_counter() - began
+            self.seconds = seconds if self.seconds == math.inf else (self.seconds + seconds) / 2
+
+
+@dataclass
+class Servable:
+    """A deployment's class or function, with an instance of the class.
+
+    Parameters:
+      target: What the user decorated.
+      args, kwargs: Bound arguments, with handles in the place of bound deployments.
+      instance: The user's object once it is constructed; the function itself for a function deployment.
+    """
+
+    target: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    instance: Any = None
+    _methods: dict[str, Method] = field(default_factory=dict)
+
+    async def construct(self) -> None:
+        """Construct the instance, awaiting an ``async def __init__``; errors of user code pass through."""
+        if not inspect.isclass(self.target):
+            self.instance = self.target
+            return
+        args, kwargs = self._adapted_arguments(self.target.__init__)
+        if not inspect.iscoroutinefunction(self.target.__init__):
+            self.instance = self.target(*args, **kwargs)
+            return
+        self.instance = self.target.__new__(self.target)
+        await self.target.__init__(self.instance, *args, **kwargs)
+
+    def _adapted_arguments(self, init: Any) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
+        """Give handles of the newer kind where the constructor's annotations ask for them."""
+        hints = getattr(init, "__annotations__", {})
+        new_style = {name for name, hint in hints.items() if _is_new_handle(hint)}
+        try:
+            bound = inspect.signature(init).bind(None, *self.args, **self.kwargs)
+        except TypeError:  # the arguments do not fit: the call itself raises a better message
+            return self.args, self.kwargs
+        for name in new_style & set(bound.arguments):
+            if isinstance(bound.arguments[name], RayServeDeploymentHandle):
+                bound.arguments[name] = bound.arguments[name].options(use_new_handle_api=True)
+        return bound.args[1:], bound.kwargs
+
+    def _hook(self, name: str) -> Any:
+        """Return a method that we call by ourselves; None where the user's class has none, or is a function."""
+        return getattr(self.instance, name, None) if inspect.isclass(self.target) else None
+
+    async def reconfigure(self, user_config: Any) -> None:
+        """Pass a user_config to the instance.
+
+        Raises:
+          QserveException: There is no ``reconfigure`` method that could take it.
+        """
+        method = self._hook("reconfigure")
+        if method is None:
+            name = getattr(self.target, "__name__", "the deployment")
+            raise QserveException(
+                f"user_config is set for {name!r}, so it must be a class with a method `reconfigure(self, user_config)`"
+            )
+        await finish(method(user_config))
+
+    @property
+    def has_health_check(self) -> bool:
+        """Whether the user's class has a ``check_health``."""
+        return self._hook("check_health") is not None
+
+    async def check_health(self) -> None:
+        """Call the user's ``check_health``: a coroutine function on the loop, any other in a thread of its own.
+
+        Raises:
+          Exception: What it raises.
+          RuntimeError: It raises what would end the process.
+        """
+        check = self.instance.check_health
+        try:
+            if inspect.iscoroutinefunction(check):
+                await check()
+            else:
+                await asyncio.to_thread(check)
+        except (SystemExit, KeyboardInterrupt, GeneratorExit) as error:
+            # unchanged, they would end the loop from within the task that awaits this
+            raise RuntimeError(f"it raised {type(error).__name__}") from error
+
+    async def destroy(self) -> None:
+        """Call the user's ``__del__`` (once: the process ends without Python's own); errors pass through."""
+        delete = self._hook("__del__")
+        if delete is not None:
+            await finish(delete())
+
+    def method(self, name: str) -> Method:
+        """Return a method by its name.
+
+        Raises:
+          QserveException: There is no such method; the message lists those there are.
+        """
+        found = self._methods.get(name)
+        if found is None:
+            found = self._methods[name] = self._look_up(name)
+        return found
+
+    def _look_up(self, name: str) -> Method:
+        is_class = inspect.isclass(self.target)
+        call: Any = self.target if name == "__call__" and not is_class else getattr(self.instance, name, None)
+        if call is None or not callable(call):
+            members = inspect.getmembers(self.target, callable) if is_class else []
+            public = [name for name, _ in members if not name.startswith("_")]
+            raise QserveException(f"Tried to call a method {name!r} that does not exist. Available methods: {public}.")
+        body = call if inspect.isroutine(call) else type(call).__call__
+        is_async = inspect.iscoroutinefunction(body) or inspect.iscoroutinefunction(call)
+        makes_generator = inspect.isgeneratorfunction(body) or inspect.isasyncgenfunction(body)
+        return Method(call, is_async, makes_generator, _takes_anything(call))
+
+
+def _is_new_handle(hint: Any) -> bool:
+    # Annotations are text under `from __future__ import annotations`. Code that travelled by value left behind the
+    # names that only its annotations use, so the text cannot be evaluated here.
+    if isinstance(hint, str):
+        return hint.partition("[")[0].rpartition(".")[2] == DeploymentHandle.__name__
+    return (get_origin(hint) or hint) is DeploymentHandle
+
+
+def _takes_anything(call: Callable[..., Any]) -> bool:
+    try:
+        return bool(inspect.signature(call).parameters)
+    except (TypeError, ValueError):  # a builtin without a signature: let the call decide
+        return True
+
+
+async def finish(value: Any) -> Any:
+    """Await what user code returned until it is a value: coroutines, refs and responses."""
+    while isinstance(value, RESPONSES) or inspect.isawaitable(value):
+        value = await value
+    return value
