@@ -59,7 +59,7 @@ Post = Callable[[Command, OnReply], None]
 
 
 class Mailbox:
-    """Holds the open refs of one process and settles them.
+    """Holds the open refs of one process and settles them; other threads may add and remove refs meanwhile.
 
     A request can have several refs: a call with an idempotency key that was used before follows the first one.
 
@@ -75,14 +75,14 @@ class Mailbox:
         self._seal = seal
         self._post = post
         # by request id: each ref with its deadline, which is 0 for a request that another process submitted
-        self._open: dict[str, list[tuple[int, Ref[Any]]]] = {}
+        self._open: dict[str, dict[Ref[Any], int]] = {}
         self._stream_ends: list[tuple[str, Outcome]] = []
         self._command: Command = ("BLMPOP", str(MAILBOX_BLOCK_S), 1, self.name, "LEFT", "COUNT", _READ_COUNT)
         self._was_lost = False
         self._deadlines_at = self._follow_at = self._epoch_at = self._stray_until = 0.0
 
     def __contains__(self, ref: Ref[Any]) -> bool:
-        return any(other is ref for _, other in self._open.get(ref.request_id, ()))
+        return ref in self._open.get(ref.request_id, ())
 
     def __len__(self) -> int:
         return len(self._open)
@@ -91,17 +91,16 @@ class Mailbox:
 
     def add(self, ref: Ref[Any], deadline_ms: int = 0) -> None:
         """Expect the end of a request; a deadline of 0 is for one that another process submitted."""
-        entries = self._open.setdefault(ref.request_id, [])
-        entries.append((deadline_ms, ref))
-        if self._open.get(ref.request_id) is not entries:  # settled in between by another thread
+        refs = self._open.setdefault(ref.request_id, {})
+        refs[ref] = deadline_ms
+        if self._open.get(ref.request_id) is not refs:  # settled in between by another thread
             self.add(ref, deadline_ms)
 
     def remove(self, ref: Ref[Any]) -> None:
         """Stop expecting the end of a request for this ref."""
-        entries = self._open.get(ref.request_id, [])
-        # in place: another thread may be about to settle them, or to add one
-        entries[:] = [entry for entry in entries if entry[1] is not ref]
-        if not entries:
+        refs = self._open.get(ref.request_id, {})
+        refs.pop(ref, None)
+        if not refs:
             self._open.pop(ref.request_id, None)
 
     def refuse(self, ref: Ref[Any], outcome: Outcome) -> None:
@@ -111,12 +110,13 @@ class Mailbox:
 
     def clear_deadline(self, ref: Ref[Any]) -> None:
         """Note that another process submitted the request before, with a deadline that is not known here."""
-        entries = self._open.get(ref.request_id, [])
-        entries[:] = [(0, other) if other is ref else (deadline_ms, other) for deadline_ms, other in entries]
+        refs = self._open.get(ref.request_id, {})
+        if ref in refs:
+            refs[ref] = 0
 
     def settle(self, request_id: str, outcome: Outcome) -> None:
         """Settle all refs of a request."""
-        for _, ref in self._open.pop(request_id, ()):
+        for ref in list(self._open.pop(request_id, ())):
             ref.settle(outcome)
 
     def expire(self, ref: Ref[Any]) -> None:
@@ -144,13 +144,13 @@ class Mailbox:
         except PayloadError as error:  # whatever wrote it, the other requests must still get theirs
             log.warning("a message was dropped: %s", error)
             return
-        entries = self._open.get(request_id)
-        if entries is None:
+        refs = self._open.get(request_id)
+        if refs is None:
             return  # settled before: a message that comes twice changes nothing
         if outcome.state != ITEM:
             self.settle(request_id, open_end(self._seal, request_id, outcome))
             return
-        for _, ref in entries:
+        for ref in list(refs):
             if isinstance(ref, ItemRef):
                 self._add_item(ref, outcome.payload)
 
@@ -230,8 +230,8 @@ class Mailbox:
         self._post(command, partial(self._on_watched, ref))
 
     def _watch_all(self) -> None:
-        for entries in list(self._open.values()):
-            for _, ref in list(entries):
+        for refs in list(self._open.values()):
+            for ref in list(refs):
                 self.watch(ref)
 
     def _on_watched(self, ref: Ref[Any], reply: Any) -> None:
@@ -239,8 +239,8 @@ class Mailbox:
         if found is not None and self._is_overdue(found):
             self.expire(ref)  # the process that submitted it may be gone, but its deadline still holds
             return
-        if found is not None and not found.state and self._is_own(ref):
-            # Lost with the server that accepted it, when that failed before its replica had it. Before the request is
+        if found is not None and not found.state and self._open.get(ref.request_id, {}).get(ref):
+            # Ours, and lost with the server that accepted it, when that failed before its replica had it. Before it is
             # accepted, the question only came first: another thread has the ref, and its submission is on the way.
             outcome = STATE_LOST if ref.accepted.is_set() else None
         else:
@@ -251,9 +251,6 @@ class Mailbox:
             self._stream_ends.append((ref.request_id, outcome))
         else:
             self.settle(ref.request_id, outcome)
-
-    def _is_own(self, ref: Ref[Any]) -> bool:
-        return any(other is ref and deadline_ms for deadline_ms, other in self._open.get(ref.request_id, ()))
 
     def _is_overdue(self, found: Found) -> bool:
         try:
@@ -270,8 +267,9 @@ class Mailbox:
         is_follow_due = now - self._follow_at >= FOLLOW_INTERVAL_S
         if is_follow_due:
             self._follow_at = now
-        for entries in list(self._open.values()):
-            for deadline_ms, ref in list(entries):
+        for refs in list(self._open.values()):
+            for ref in list(refs):
+                deadline_ms = refs.get(ref)
                 if deadline_ms:
                     if is_late(deadline_ms):
                         self.expire(ref)
