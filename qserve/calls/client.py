@@ -32,7 +32,7 @@ from qserve.calls.ref import Call, Ref, failed
 from qserve.exceptions import BrokerUnavailable, QserveException
 from qserve.wire.application import ApplicationRecord
 from qserve.wire.codec import Codec
-from qserve.wire.outcome import State
+from qserve.wire.outcome import Outcome, State
 from qserve.wire.sealing import Seal
 
 log = get_logger(__name__)
@@ -84,7 +84,7 @@ class BrokerPlane(ComposingPlane):
         self.mailbox.add(ref, deadline_ms)
 
     def _send(self, ref: Ref[Any], submission: Submission, call: Call | None) -> None:
-        self._expect(ref, submission.deadline_ms)
+        self._expect(ref, submission.header.deadline_ms)
         command = submission.command(self.mailbox.name, self.epoch.current(), self.seal)
         self.post(command, partial(self._on_submitted, ref, submission, call))
 
@@ -196,12 +196,14 @@ class ClientPlane(BrokerPlane):
         self.mailbox.remove(ref)
         self.uncache_application(call.app)
         try:
-            submission = self._compose(call)
+            again = self._compose(call)
         except QserveException as error:
-            ref.settle(failed(error))
-            return
-        ref.request_id = submission.request_id
-        self._start(ref, submission, None)
+            again = failed(error)
+        if isinstance(again, Outcome):
+            ref.settle(again)
+        else:
+            ref.request_id = again.header.request_id
+            self._send(ref, again, None)
 
     # -- sending -----------------------------------------------------------------------------------
 

@@ -32,7 +32,6 @@ class Submission(NamedTuple):
     """A request that is ready to be sent. (A NamedTuple: a frozen dataclass of this size takes 2 us to make.)
 
     Parameters:
-      outcome: Set if the request ended before it began, so that there is nothing to send.
       request: The key of the request's state.
       header: What each of its calls carries.
       moves: The calls that start at once, and the known arguments of others.
@@ -43,18 +42,15 @@ class Submission(NamedTuple):
       fingerprint: See ``Call``.
     """
 
-    request_id: str
-    deadline_ms: int = 0
-    outcome: Outcome | None = None
-    request: str = ""
-    header: bytes = b""
-    moves: Sequence[Move] = ()
-    awaited: Sequence[Awaited] = ()
-    life_ms: int = 0
-    keep_ms: int = 0
-    limits: dict[str, int] | None = None
-    model: Model = Model()
-    fingerprint: str = ""
+    request: str
+    header: Header
+    moves: Sequence[Move]
+    awaited: Sequence[Awaited]
+    life_ms: int
+    keep_ms: int
+    limits: dict[str, int] | None
+    model: Model
+    fingerprint: str
 
     def command(self, mailbox: str, epoch: Epoch, seal: Seal) -> Command:
         """Return the command that submits it to a broker.
@@ -66,9 +62,10 @@ class Submission(NamedTuple):
         """
         if failpoints.ARMED:
             failpoints.hit("submit.before_send")
-        header, moves = seal_header(seal, self.header), seal_moves(seal, self.request_id, self.moves)
+        request_id = self.header.request_id
+        header, moves = seal_header(seal, self.header.encode()), seal_moves(seal, request_id, self.moves)
         return functions.submit(
-            self.request, self.request_id, epoch, header, mailbox, self.life_ms, self.keep_ms, moves,
+            self.request, request_id, epoch, header, mailbox, self.life_ms, self.keep_ms, moves,
             self.awaited, self.limits, self.model.model_id, self.model.max_ongoing, self.fingerprint,
         )  # fmt: skip
 
@@ -94,15 +91,13 @@ class ComposingPlane(Plane):
     def submit(self, call: Call) -> Ref[Any]:
         submission = self._compose(call)
         kind = ItemRef if call.stream else Ref
-        ref = kind(submission.request_id, self, self.owns_results or call.owned)
-        self._start(ref, submission, call)
-        return ref
-
-    def _start(self, ref: Ref[Any], submission: Submission, call: Call | None) -> None:
-        if submission.outcome is not None:
-            ref.settle(submission.outcome)
+        if isinstance(submission, Outcome):
+            ref = kind("", self)
+            ref.settle(submission)
         else:
+            ref = kind(submission.header.request_id, self, self.owns_results or call.owned)
             self._send(ref, submission, call)
+        return ref
 
     @abstractmethod
     def _send(self, ref: Ref[Any], submission: Submission, call: Call | None) -> None:
@@ -112,8 +107,8 @@ class ComposingPlane(Plane):
           call: What to submit again if the version has been retired meanwhile; None if that was done before.
         """
 
-    def _compose(self, call: Call) -> Submission:
-        """Return the submission of a call; an error that belongs to the request becomes its outcome.
+    def _compose(self, call: Call) -> Submission | Outcome:
+        """Return the submission of a call, or an outcome if the request has ended before it began.
 
         Raises:
           AppNotFound: There is no such application.
@@ -130,11 +125,11 @@ class ComposingPlane(Plane):
             return self._compose_graph(record, "", call)
         return self._compose_method(record, call)
 
-    def _compose_method(self, record: ApplicationRecord, call: Call) -> Submission:
+    def _compose_method(self, record: ApplicationRecord, call: Call) -> Submission | Outcome:
         deployment, method = call.deployment, call.method
         if deployment not in record.deployments:
             known = ", ".join(record.deployments)
-            return _ended(AppNotFound(f"application {call.app!r} has no deployment {deployment!r}; it has: {known}"))
+            return failed(AppNotFound(f"application {call.app!r} has no deployment {deployment!r}; it has: {known}"))
         stream = self.keys.stream(record.name, record.version, deployment)
         args, kwargs, refs = _replace_refs(call.args, call.kwargs)
         arguments = self.codec.encode([list(args), kwargs])
@@ -146,15 +141,15 @@ class ComposingPlane(Plane):
         ]
         return self._submission(record, None, call, [Join(stream, method, needs, [(0, arguments)])], awaited)
 
-    def _compose_driver(self, record: ApplicationRecord, call: Call) -> Submission:
+    def _compose_driver(self, record: ApplicationRecord, call: Call) -> Submission | Outcome:
         """A call of the application's DAGDriver by handle: it runs one of the graphs."""
         graph, args = "", call.args
         if call.method == "predict_with_route":
             graph, args = str(args[0]) if args else "", args[1:]
             if graph not in record.graphs:
-                return _ended(QserveException(f"{graph} does not exist in dags routes"))
+                return failed(QserveException(f"{graph} does not exist in dags routes"))
         elif graph not in record.graphs or call.method not in ("predict", "__call__"):
-            return _ended(
+            return failed(
                 QserveException(
                     f"Tried to call a method {call.method!r} that does not exist."
                     " Available methods: ['predict', 'predict_with_route']."
@@ -166,16 +161,16 @@ class ComposingPlane(Plane):
             return self._compose_method(record, call._replace(deployment=deployment, method="__call__"))
         return self._compose_graph(record, graph, call)
 
-    def _compose_graph(self, record: ApplicationRecord, graph: str, call: Call) -> Submission:
+    def _compose_graph(self, record: ApplicationRecord, graph: str, call: Call) -> Submission | Outcome:
         plan, _ = record.plans[graph]
         try:
             moves = begin(plan, tuple(call.args), dict(call.kwargs))
         except Exception as error:  # a part of the input is missing: that fails the request, not its caller
-            return _ended(error, "" if isinstance(error, QserveException) else record.ingress)
+            return failed(error, "" if isinstance(error, QserveException) else record.ingress)
         awaited: list[Awaited] = []
         packed = pack_moves(moves, record, plan, self.keys, self.codec, awaited)
         if isinstance(packed, bytes):
-            return Submission("", outcome=Outcome(State.DONE, packed))
+            return Outcome(State.DONE, packed)
         return self._submission(record, graph, call, packed, awaited)
 
     def _submission(
@@ -207,13 +202,9 @@ class ComposingPlane(Plane):
         if call.model_id and graph is None:
             model = Model(call.model_id, record.deployments[call.deployment].max_ongoing)
         return Submission(
-            request_id, deadline_ms, None, self.keys.request(request_id), header.encode(), moves, awaited, life_ms,
-            int(keep_s * 1000), limits, model, call.fingerprint,
+            self.keys.request(request_id), header, moves, awaited, life_ms, int(keep_s * 1000), limits, model,
+            call.fingerprint,
         )  # fmt: skip
-
-
-def _ended(error: BaseException, deployment: str = "") -> Submission:
-    return Submission("", outcome=failed(error, deployment))
 
 
 def _replace_refs(

@@ -99,7 +99,7 @@ class Requests:
             return
         queue = self.queues.get(streams[0])
         version = queue.version if queue else ""
-        request = Request(submission.request, Header.decode(submission.header), version, submission.keep_ms, [ref])
+        request = Request(submission.request, submission.header, version, submission.keep_ms, [ref])
         self._requests[request.key] = request
         self._open[version] += 1
         self._apply(request, submission.moves)

@@ -104,8 +104,8 @@ class LocalPlane(ComposingPlane):
 
     def _submit(self, submission: Submission, ref: Ref[Any]) -> None:
         self.requests.submit(submission, ref)
-        if submission.deadline_ms < self._alarm_ms:
-            self._alarm_ms = submission.deadline_ms
+        if submission.header.deadline_ms < self._alarm_ms:
+            self._alarm_ms = submission.header.deadline_ms
             self._alarm.set()
 
     def _watch_deadlines(self) -> None:
