@@ -117,8 +117,8 @@ def _ensure_cluster(host: str | None, port: int | None) -> LocalCluster:
         import_paths=tuple(path or str(Path.cwd()) for path in sys.path),
     )
     atexit.register(shutdown)
-    plane = ClientPlane.connect(_cluster.settings)
-    current.install(plane)
+    plane = ClientPlane(_cluster.settings)
+    current.installed = plane
     try:
         load_functions(plane.client)
     except BaseException:
@@ -157,10 +157,10 @@ def shutdown() -> None:
     """Stop everything that this program has started."""
     global _cluster
     shutdown_local()
-    plane = current.installed()
+    plane = current.installed
     if isinstance(plane, ClientPlane):
         plane.close()
-        current.install(None)
+        current.installed = None
     cluster, _cluster = _cluster, None
     if cluster is not None:
         atexit.unregister(shutdown)
@@ -242,7 +242,7 @@ def connect() -> ClientPlane:
     Raises:
       BrokerUnavailable: The environment names no broker.
     """
-    return ClientPlane.connect(Settings.from_env())
+    return ClientPlane(Settings.from_env())
 
 
 def _after_fork() -> None:
@@ -250,10 +250,10 @@ def _after_fork() -> None:
     global _cluster
     _cluster = None
     atexit.unregister(shutdown)
-    plane = current.installed()
+    plane = current.installed
     if isinstance(plane, ClientPlane):
-        context.connect = partial(ClientPlane.connect, plane.settings)
-        current.install(None)
+        context.connect = partial(ClientPlane, plane.settings)
+        current.installed = None
 
 
 os.register_at_fork(after_in_child=_after_fork)

@@ -100,7 +100,7 @@ def create_app(settings: Settings, plane: ClientPlane | None = None, watch: bool
       plane: Carries the calls; None connects to the broker that the settings name.
       watch: Whether to keep the routes up to date; False reads them once.
     """
-    plane = connected = plane or ClientPlane.connect(settings)
+    plane = connected = plane or ClientPlane(settings)
     watcher = RouteWatcher(
         plane,
         lambda: check_unless_parent_did(connected.client, settings),

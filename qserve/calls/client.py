@@ -17,11 +17,10 @@ from queue import Empty, SimpleQueue
 from typing import Any
 
 from qserve.base import failpoints
-from qserve.base.keys import Keys
 from qserve.base.log import get_logger
 from qserve.base.settings import REPLICA, Settings
 from qserve.broker import functions
-from qserve.broker.connection import CLIENT_ERRORS, Client, connect, is_unknown_function
+from qserve.broker.connection import CLIENT_ERRORS, connect, is_unknown_function
 from qserve.broker.functions import LOAD, NOT_REPLICATED, Reply, other_epoch
 from qserve.broker.library import Command
 from qserve.broker.link import WAIT, OnReply, ThreadLink, replicated
@@ -31,7 +30,6 @@ from qserve.calls.mailbox import STATE_LOST, Mailbox, ignore, read_reply, refuse
 from qserve.calls.ref import Call, Ref, failed
 from qserve.exceptions import BrokerUnavailable, QserveException
 from qserve.wire.application import ApplicationRecord
-from qserve.wire.codec import Codec
 from qserve.wire.outcome import Outcome, State
 from qserve.wire.sealing import Seal
 
@@ -44,10 +42,10 @@ _SEND_COUNT = 128
 class BrokerPlane(ComposingPlane):
     """Submits calls to a broker and follows them to their end; for the parameters see ``ComposingPlane``."""
 
-    def __init__(self, settings: Settings, keys: Keys, codec: Codec, find: Callable[[str], ApplicationRecord]) -> None:
-        super().__init__(settings, keys, codec, find)
+    def __init__(self, settings: Settings, find: Callable[[str], ApplicationRecord]) -> None:
+        super().__init__(settings, find)
         self.seal = Seal(settings.keyring)
-        self.mailbox = Mailbox(keys, self.seal, self.post)
+        self.mailbox = Mailbox(self.keys, self.seal, self.post)
         self.epoch = self.mailbox.epoch
         self._released: list[str] = []
 
@@ -119,19 +117,22 @@ class BrokerPlane(ComposingPlane):
 
 
 class ClientPlane(BrokerPlane):
-    """Carries the calls of any number of threads over one broker.
+    """Carries the calls of any number of threads over the broker that the settings name.
 
-    Parameters:
-      client: Connects to the broker.
-      registry: The applications that are deployed there.
+    Nothing is sent before the first call.
+
+    Raises:
+      BrokerUnavailable: The settings name no broker.
     """
 
-    def __init__(self, settings: Settings, keys: Keys, codec: Codec, client: Client, registry: Registry) -> None:
-        super().__init__(settings, keys, codec, self.application)
-        self.client = client
-        self.registry = registry
+    def __init__(self, settings: Settings) -> None:
+        super().__init__(settings, self.application)
+        if settings.broker_url is None:
+            raise BrokerUnavailable("no broker is named: set QSERVE_BROKER_URL, or call qserve.run(...) first")
+        self.client = connect(settings.broker_url)
+        self.registry = Registry(self.client, self.keys, self.seal)
         self._records: dict[str, tuple[float, ApplicationRecord]] = {}
-        self._sender, self._reader = ThreadLink(client), ThreadLink(client)
+        self._sender, self._reader = ThreadLink(self.client), ThreadLink(self.client)
         self._deliver = partial(self._exchange, self._sender)
         if settings.durability == REPLICA:
             self._deliver = partial(replicated, self._deliver)
@@ -139,19 +140,6 @@ class ClientPlane(BrokerPlane):
         self._starting = threading.Lock()
         self._started = False
         self._closed = False
-
-    @classmethod
-    def connect(cls, settings: Settings) -> ClientPlane:
-        """Create a plane for the broker that the settings name; nothing is sent before the first call.
-
-        Raises:
-          BrokerUnavailable: The settings name no broker.
-        """
-        if settings.broker_url is None:
-            raise BrokerUnavailable("no broker is named: set QSERVE_BROKER_URL, or call qserve.run(...) first")
-        keys, client = Keys(settings.namespace), connect(settings.broker_url)
-        registry = Registry(client, keys, Seal(settings.keyring))
-        return cls(settings, keys, Codec(settings.keyring), client, registry)
 
     def execute(self, command: Command) -> Any:
         """Send one command from this thread and return its reply, for callers whose event loop is blocked."""

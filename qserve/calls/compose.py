@@ -75,17 +75,16 @@ class ComposingPlane(Plane):
 
     Parameters:
       settings: Defaults for deadlines and for how long results are kept.
-      codec: Encodes arguments and decodes results.
       find: Returns an application's record by its name; raises AppNotFound.
     """
 
     owns_results = False
     """Whether every result is deleted together with its ref."""
 
-    def __init__(self, settings: Settings, keys: Keys, codec: Codec, find: Callable[[str], ApplicationRecord]) -> None:
+    def __init__(self, settings: Settings, find: Callable[[str], ApplicationRecord]) -> None:
         self.settings = settings
-        self.keys = keys
-        self.codec = codec
+        self.keys = Keys(settings.namespace)
+        self.codec = Codec(settings.keyring)
         self._find = find
 
     def submit(self, call: Call) -> Ref[Any]:

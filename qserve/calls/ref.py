@@ -30,7 +30,6 @@ WINDOW = 16
 """How many items of a streamed result may be on their way; a producer that is further ahead waits."""
 _NO_KWARGS: Mapping[str, Any] = MappingProxyType({})
 _UNSET: Any = object()
-_STATES: dict[str, str] = {State.DONE: "done", State.FAILED: "failed"}
 
 
 class Call(NamedTuple):
@@ -73,6 +72,8 @@ class Call(NamedTuple):
 class Plane(ABC):
     """Carries calls and settles their refs."""
 
+    serves_replica = False
+    """Whether all of its callers are code of a replica."""
     codec: Codec
 
     @abstractmethod
@@ -102,19 +103,9 @@ class Plane(ABC):
 
 
 class CurrentPlane:
-    """The plane that the handles and refs of this process use."""
+    """The plane that the handles and refs of this process use; ``installed`` is None when there is none yet."""
 
-    def __init__(self) -> None:
-        self._plane: Plane | None = None
-        self._in_replica = False
-
-    def install(self, plane: Plane | None, replica: bool = False) -> None:
-        """Make ``plane`` the current one; None for none."""
-        self._plane, self._in_replica = plane, replica
-
-    def installed(self) -> Plane | None:
-        """Return the current plane; None when there is none yet."""
-        return self._plane
+    installed: Plane | None = None
 
     def plane(self) -> Plane:
         """Return the current plane, and connect to the configured broker when there is none yet.
@@ -122,13 +113,14 @@ class CurrentPlane:
         Raises:
           BrokerUnavailable: Nothing was started in this process, and the environment names no broker.
         """
-        if self._plane is None:
-            self._plane = context.connect()
-        return self._plane
+        if self.installed is None:
+            self.installed = context.connect()
+        return self.installed
 
     def in_replica(self) -> bool:
         """Return whether the running code belongs to a replica, where nothing may block the event loop."""
-        return self._in_replica or context.replica_here.get() is not None
+        serves = self.installed is not None and self.installed.serves_replica
+        return serves or context.replica_here.get() is not None
 
 
 current = CurrentPlane()
@@ -224,9 +216,7 @@ class Ref(Generic[T_co]):
         return error if getattr(error, "retryable", False) else None
 
     def _get_plane(self) -> Plane:
-        if self._plane is None:
-            self._plane = current.plane()
-        return self._plane
+        return self._plane or current.plane()
 
     def _unwrap(self) -> T_co:
         if self._value is _UNSET:
@@ -249,7 +239,7 @@ class Ref(Generic[T_co]):
             self._plane.release(self.request_id)
 
     def __repr__(self) -> str:
-        state = "pending" if not self.done.is_set() else _STATES.get(self.outcome().state, "ended")
+        state = State(self.outcome().state).name.lower() if self.done.is_set() else "pending"
         return f"Ref({self.request_id or 'resolved'}, {state})"
 
 
@@ -267,7 +257,6 @@ class ItemRef(Ref[T_co]):
         self.done.call_when_set(self._wake)
 
     def add(self, item: bytes) -> None:
-        """Add the next item; the plane calls this."""
         self.received += 1
         self.items.append(item)
         self._wake()

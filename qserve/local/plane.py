@@ -11,7 +11,6 @@ from math import inf
 from typing import Any
 
 from qserve.base.clock import clock
-from qserve.base.keys import Keys
 from qserve.base.log import get_logger
 from qserve.base.settings import Settings
 from qserve.calls.compose import ComposingPlane, Submission
@@ -19,7 +18,6 @@ from qserve.calls.ref import Call, Ref
 from qserve.exceptions import AppNotFound
 from qserve.local.memory import Requests
 from qserve.wire.application import ApplicationRecord
-from qserve.wire.codec import Codec
 
 log = get_logger(__name__)
 record_here: ContextVar[ApplicationRecord | None] = ContextVar("qserve_record_here", default=None)
@@ -39,7 +37,7 @@ class LocalPlane(ComposingPlane):
     owns_results = True
 
     def __init__(self, settings: Settings) -> None:
-        super().__init__(settings, Keys(settings.namespace), Codec(settings.keyring), self.application)
+        super().__init__(settings, self.application)
         self.requests = Requests()
         self.records: dict[str, ApplicationRecord] = {}
         """The version of each application that new calls go to."""

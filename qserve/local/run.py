@@ -34,11 +34,11 @@ def run_local(built: CompiledApplication) -> RayServeSyncHandle:
       DeployError: A constructor raised an exception; the message has its traceback.
       PayloadError: A constant in a graph cannot be encoded.
     """
-    plane = current.installed()
+    plane = current.installed
     if not isinstance(plane, _Plane):
         plane = _Plane()
         atexit.register(shutdown_local)
-        current.install(plane)
+        current.installed = plane
     record = record_of(built, plane.codec)
     version = _Version(plane, record, code_of(built))
     retired = plane.applications.get(built.name)
@@ -51,7 +51,7 @@ def run_local(built: CompiledApplication) -> RayServeSyncHandle:
 
 def delete_local(name: str) -> bool:
     """Remove an application once its accepted requests have ended; return False if there is none of that name."""
-    plane = current.installed()
+    plane = current.installed
     version = plane.applications.pop(name, None) if isinstance(plane, _Plane) else None
     if version is None:
         return False
@@ -62,7 +62,7 @@ def delete_local(name: str) -> bool:
 
 def shutdown_local() -> None:
     """Cancel all open requests, stop the local applications, and reinstall the plane that was in use before."""
-    plane = current.installed()
+    plane = current.installed
     if not isinstance(plane, _Plane):
         return
     atexit.unregister(shutdown_local)
@@ -70,7 +70,7 @@ def shutdown_local() -> None:
     for version in list(plane.running):
         version.stop()
     plane.applications.clear()
-    current.install(plane.previous)
+    current.installed = plane.previous
 
 
 class _Plane(LocalPlane):
@@ -78,7 +78,7 @@ class _Plane(LocalPlane):
 
     def __init__(self) -> None:
         super().__init__(replace(Settings.from_env(), secret_key=os.urandom(32)))
-        self.previous = current.installed()
+        self.previous = current.installed
         self.applications: dict[str, _Version] = {}
         self.running: set[_Version] = set()
         """All versions that have instances: retired ones stop once their requests have ended."""

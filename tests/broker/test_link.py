@@ -10,13 +10,11 @@ import pytest
 from qserve_workers.replica.plane import LoopPlane
 
 from qserve.base.clock import clock
-from qserve.base.keys import Keys
 from qserve.base.settings import Settings
 from qserve.broker.link import Link
 from qserve.calls.ref import Ref
 from qserve.exceptions import BrokerUnavailable
 from qserve.wire.application import ApplicationRecord
-from qserve.wire.codec import Codec
 from qserve.wire.outcome import State
 
 NOTHING = b"$-1\r\n"
@@ -53,7 +51,7 @@ def plane_of(brokers: list[Far], monkeypatch: pytest.MonkeyPatch) -> LoopPlane:
     monkeypatch.setattr(Link, "open", open_next)
     applications: dict[str, ApplicationRecord] = {}
     settings = Settings(broker_url="redis://127.0.0.1:1/0")
-    return LoopPlane(settings, Keys(), Codec(), applications.__getitem__)
+    return LoopPlane(settings, applications.__getitem__)
 
 
 def on_loop(test: Callable[[], Coroutine[Any, Any, None]]) -> None:

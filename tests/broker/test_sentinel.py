@@ -128,7 +128,7 @@ def test_the_doctor_looks_at_the_primary_and_at_what_could_take_over(watched: Wa
 def test_a_request_that_a_replica_has_is_accepted_and_one_that_none_has_is_refused_and_ended(site: Site) -> None:
     watched = Watched(site, guarded=False)
     settings = Settings(broker_url=watched.url_of(watched.ports[0]), durability="replica")
-    plane = ClientPlane.connect(settings)
+    plane = ClientPlane(settings)
     load_functions(plane.client)
     app = ApplicationRecord("app", "v", "One", deployments={"One": DeploymentRecord("One")})
     stream = app.stream(plane.keys, "One")

@@ -41,7 +41,7 @@ def wake(desk: Desk) -> int:
 
 
 def test_an_open_request_outlives_its_deadline_by_a_day(client: redis.Redis, keys: Keys, settings: Settings) -> None:
-    plane = ClientPlane.connect(settings)
+    plane = ClientPlane(settings)
     load_functions(plane.client)
     desk = Desk(client, keys)
     app = ApplicationRecord("app", "v", "one", deployments={"one": DeploymentRecord("one")})

@@ -548,10 +548,10 @@ def test_graphs_may_be_thousands_of_nodes_deep() -> None:
 
 
 def test_building_starts_nothing() -> None:
-    plane, threads = current.installed(), threading.enumerate()
+    plane, threads = current.installed, threading.enumerate()
 
     with InputNode() as inp:
         compile_application(DAGDriver.bind(Model.bind(func.bind()).forward.bind(inp)))
 
-    assert current.installed() is plane
+    assert current.installed is plane
     assert threading.enumerate() == threads

@@ -72,7 +72,7 @@ class Shop:
         process.wait_for(READY)
         self.serving = Serving(process, port)
         self.client = connect(self.env["QSERVE_BROKER_URL"])
-        self.plane = ClientPlane.connect(Settings.from_env(self.env))
+        self.plane = ClientPlane(Settings.from_env(self.env))
 
     def post(self, number: int) -> int:
         return Client(self.serving.url).post("/", number).status

@@ -133,7 +133,7 @@ class Stack:
         """A client of the broker in this process, on connections of its own."""
         chosen = {"broker_url": self.broker.url, "secret_key": SECRET.encode(), **settings}
         chosen["broker_url"] = self.broker.as_user(chosen["broker_url"], "gateway")
-        plane = ClientPlane.connect(Settings(**chosen))
+        plane = ClientPlane(Settings(**chosen))
         self._planes.append(plane)
         return plane
 

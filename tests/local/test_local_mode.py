@@ -63,7 +63,7 @@ def test_it_needs_no_broker_no_celery_and_no_socket(tmp_path: Path) -> None:
 
 
 def test_nothing_is_left_after_shutdown(run_here: ServeRun) -> None:
-    before = current.installed()
+    before = current.installed
 
     @serve.deployment
     class Leaver:
@@ -81,7 +81,7 @@ def test_nothing_is_left_after_shutdown(run_here: ServeRun) -> None:
         thread.join(10)
     assert not any(thread.is_alive() for thread in ours)
     wait_until(lambda: "qserve-deadlines" not in _thread_names(), description="the plane's thread ends")
-    assert current.installed() is before
+    assert current.installed is before
 
 
 def _thread_names() -> set[str]:

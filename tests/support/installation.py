@@ -90,7 +90,7 @@ class Installation:
         self.url = f"redis://127.0.0.1:{self.port}/0"
         self.env = {"QSERVE_BROKER_URL": self.url, "QSERVE_SECRET_KEY": "of-this-test", **FAST}
         self.client: redis.Redis = connect(self.url)
-        self.plane = ClientPlane.connect(Settings(broker_url=self.url, secret_key=b"of-this-test"))
+        self.plane = ClientPlane(Settings(broker_url=self.url, secret_key=b"of-this-test"))
         self.keys = Keys()
 
     def start_broker(self) -> Process:

@@ -28,7 +28,6 @@ from qserve.engine.servable import Servable
 from qserve.engine.step import Stepper
 from qserve.exceptions import QserveException
 from qserve.wire.application import ApplicationRecord
-from qserve.wire.codec import Codec
 from qserve.wire.sealing import Seal
 from qserve_workers.celery.app import make_celery
 from qserve_workers.celery.worker import ReplicaWorker
@@ -108,15 +107,14 @@ def run_replica(spec: ReplicaSpec) -> int:
 
 async def _construct(spec: ReplicaSpec, registry: Registry) -> tuple[LoopPlane, Servable, Replica]:
     settings, record = spec.settings, spec.record
-    codec = Codec(settings.keyring)
 
     def find(app: str) -> ApplicationRecord:
         # our own application as it was at the start; for another one this blocks for one look-up at the broker
         return record if app == record.name else registry.get(app)
 
-    plane = LoopPlane(settings, spec.keys, codec, find)
+    plane = LoopPlane(settings, find)
     await plane.open()
-    current.install(plane, replica=True)
+    current.installed = plane
     code = _load_code(spec, registry)
     servable = Servable(code.func_or_class, code.init_args, code.init_kwargs or {})
     enter_replica(ReplicaContext(record.name, spec.deployment, spec.name))
@@ -125,7 +123,7 @@ async def _construct(spec: ReplicaSpec, registry: Registry) -> tuple[LoopPlane, 
     user_config = spec.options.user_config
     if user_config:
         await servable.reconfigure(json.loads(user_config))
-    return plane, servable, Replica(spec, servable, Stepper(record, spec.keys, codec), plane)
+    return plane, servable, Replica(spec, servable, Stepper(record, spec.keys, plane.codec), plane)
 
 
 def _load_code(spec: ReplicaSpec, registry: Registry) -> DeploymentCode:

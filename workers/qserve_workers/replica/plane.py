@@ -8,7 +8,6 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from qserve.base.keys import Keys
 from qserve.base.log import get_logger
 from qserve.base.settings import Settings
 from qserve.broker.connection import (
@@ -26,7 +25,6 @@ from qserve.calls.mailbox import ignore
 from qserve.calls.ref import Ref
 from qserve.exceptions import BrokerUnavailable
 from qserve.wire.application import ApplicationRecord
-from qserve.wire.codec import Codec
 
 log = get_logger(__name__)
 SILENCE_CHECK_INTERVAL_S = 0.5
@@ -121,10 +119,10 @@ class LoopPlane(BrokerPlane):
       find: Returns an application's record by its name, without blocking.
     """
 
-    owns_results = True
+    owns_results = serves_replica = True
 
-    def __init__(self, settings: Settings, keys: Keys, codec: Codec, find: Callable[[str], ApplicationRecord]) -> None:
-        super().__init__(settings, keys, codec, find)
+    def __init__(self, settings: Settings, find: Callable[[str], ApplicationRecord]) -> None:
+        super().__init__(settings, find)
         assert settings.broker_url is not None
         self.loop = asyncio.get_running_loop()
         self._link = LastingLink(
@@ -172,7 +170,7 @@ class LoopPlane(BrokerPlane):
         if threading.get_ident() != self._thread:
             self.loop.call_soon_threadsafe(self.follow, ref)
             return ref.done.wait(timeout_s)
-        plane = self._sync_plane = self._sync_plane or ClientPlane.connect(self.settings)
+        plane = self._sync_plane = self._sync_plane or ClientPlane(self.settings)
         # the loop would not send these before the wait is over
         outbox, self._outbox = self._outbox, deque()
         for command, on_reply in outbox:
