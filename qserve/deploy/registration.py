@@ -151,9 +151,8 @@ def code_of(built: CompiledApplication) -> Code:
     """Return the code of each deployment by its name; a driver becomes the class that runs its adapter."""
     code = {one.name: DeploymentCode(one.func_or_class, one.init_args, one.init_kwargs) for one in built.deployments}
     if built.driver is not None:
-        if inspect.isfunction(built.adapter):
-            resolve_annotations(built.adapter)  # because names that only annotations use do not travel by value
-        code[built.ingress.name] = DeploymentCode(AdaptingDriver, (built.adapter, built.name))
+        resolve_annotations(built.adapter)  # because names that only annotations use do not travel by value
+        code[built.ingress.name] = DeploymentCode(AdaptingDriver, (built.adapter, built.name, tuple(built.graphs)))
     return code
 
 

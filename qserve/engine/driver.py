@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from starlette.requests import Request
 
 from qserve.calls.handles import RayServeDAGHandle
-from qserve.http.adapter import Adapter, RequestValidationError, validation_response
+from qserve.http.adapter import make_adapter
+from qserve.http.rejection import RequestValidationError, validation_response
 
 
 class AdaptingDriver:
@@ -16,17 +18,20 @@ class AdaptingDriver:
     Parameters:
       adapter: A function, a pydantic model class, an import string, or None for the request itself.
       app_name: The application whose graphs are run.
+      graphs: Their names, which are the routes of a driver with several.
     """
 
-    def __init__(self, adapter: Any, app_name: str) -> None:
-        self._adapter = Adapter.of(adapter)
+    def __init__(self, adapter: Any, app_name: str, graphs: Sequence[str]) -> None:
+        self._adapters = {graph: make_adapter(adapter, graph) for graph in graphs}
         self._app_name = app_name
 
     async def adapt(self, request: Request, graph: str) -> Any:
         """Run one graph on the adapted request; return a response with status 422 when the request does not fit."""
+
+        async def run(value: Any) -> Any:
+            return await (await RayServeDAGHandle(graph, self._app_name).remote(value))
+
         try:
-            value = await self._adapter(request)
+            return await self._adapters[graph](request, run)
         except RequestValidationError as error:
             return validation_response(error)
-        ref = await RayServeDAGHandle(graph, self._app_name).remote(value)
-        return await ref

@@ -6,32 +6,25 @@ import asyncio
 import importlib
 import inspect
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Coroutine
+from functools import partial
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
-from starlette.datastructures import FormData, UploadFile
-from starlette.exceptions import HTTPException
-from starlette.formparsers import MultiPartException
+from pydantic import BaseModel, TypeAdapter, ValidationError
+from starlette.datastructures import UploadFile
 from starlette.requests import Request
-from starlette.responses import Response
 
-from qserve.base.context import get_request_context
-from qserve.exceptions import QserveException
+from qserve.http import builtin_adapters as built_in
 from qserve.http.message import BadRequest
-from qserve.http.parameters import Parameter, Source, body_of, parameters_of
-from qserve.http.render import to_json
-from qserve.http.strict_json import loads
+from qserve.http.rejection import MISSING, RequestValidationError, missing, read_form, read_json, unreadable
 
 AdapterLike = Callable[..., Any] | type[BaseModel] | str | None
 """What ``DAGDriver.bind`` accepts as ``http_adapter``; a string is an import path."""
 
-_MISSING: Any = object()
-_LOCATION = {Source.FORM: "body", Source.FILE: "body"}
-
-
-# -- when it is bound ------------------------------------------------------------------------------
+Run = Callable[[Any], Awaitable[Any]]
+"""Runs a graph on its input, and returns its result."""
+Adapter = Callable[[Request, Run], Coroutine[Any, Any, Any]]
+"""Turns a request into a graph's input, runs the graph on it, and returns its result."""
 
 
 def check_adapter(adapter: Any) -> None:
@@ -43,7 +36,7 @@ def check_adapter(adapter: Any) -> None:
     Raises:
       ValueError: It is not callable, or one of its parameters has no annotation.
     """
-    if adapter is None or isinstance(adapter, str) or _is_model(adapter):
+    if adapter is None or isinstance(adapter, str) or (inspect.isclass(adapter) and issubclass(adapter, BaseModel)):
         return
     if not callable(adapter) or hasattr(adapter, "func_or_class"):  # a deployment cannot be called with a request
         raise ValueError(
@@ -86,262 +79,76 @@ def load_adapter(adapter: AdapterLike) -> Callable[..., Any] | type[BaseModel] |
     return adapter  # type: ignore[return-value]
 
 
-def _is_model(adapter: Any) -> bool:
-    return inspect.isclass(adapter) and issubclass(adapter, BaseModel)
-
-
 # -- on a replica ----------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Adapter:
-    """An adapter with its signature parsed; ``await adapter(request)`` returns the graph's input.
+def make_adapter(adapter: AdapterLike, path: str = "") -> Adapter:
+    """Return what runs an adapter and then a graph; it raises RequestValidationError for requests that do not match.
 
     Parameters:
-      function: The user's function; None when the request or its body is the input.
-      parameters: Where its arguments come from.
-      dependencies: The adapters of parameters marked ``Depends``, by name.
+      adapter: A function, a pydantic model class, an import string, or None for the request itself.
+      path: The route of the graph, whose ``{parameters}`` the adapter can take.
+
+    Raises:
+      ValueError: It is none of these, or a parameter has no annotation.
+      TypeError: A parameter's type cannot be read from a request.
     """
-
-    function: Callable[..., Any] | None
-    parameters: tuple[Parameter, ...]
-    dependencies: dict[str, Adapter]
-
-    @classmethod
-    def of(cls, adapter: Any) -> Adapter:
-        """Prepare what was given to ``DAGDriver.bind`` as ``http_adapter``.
-
-        Parameters:
-          adapter: A function, a pydantic model class, an import string, or None for the request itself.
-
-        Raises:
-          ValueError: It is none of these, or a parameter has no annotation.
-          TypeError: A parameter's type cannot be read from a request.
-        """
-        loaded = load_adapter(adapter)
-        if loaded is None:
-            return cls(None, (Parameter("", Source.REQUEST),), {})
-        if inspect.isclass(loaded) and issubclass(loaded, BaseModel):
-            return cls(None, (body_of(loaded),), {})
-        parameters = parameters_of(loaded)
-        dependencies = {
-            parameter.name: cls.of(parameter.dependency)
-            for parameter in parameters
-            if parameter.source is Source.DEPENDENCY
-        }
-        return cls(loaded, parameters, dependencies)
-
-    async def __call__(self, request: Request) -> Any:
-        """Turn a request into the graph's input.
-
-        Raises:
-          RequestValidationError: The request does not match the adapter's parameters.
-        """
-        form = await _form(request) if self._takes(Source.FORM, Source.FILE) else FormData()
-        try:
-            arguments = await self._arguments(request, form)
-            return arguments[""] if self.function is None else await self._run(request, arguments)
-        finally:
-            await form.close()
-
-    async def _run(self, request: Request, arguments: dict[str, Any]) -> Any:
-        assert self.function is not None
-        try:
-            if _is_async(self.function):
-                return await self.function(**arguments)
-            # in a thread, as in FastAPI: decoding an image must not block the replica
-            return await asyncio.to_thread(self.function, **arguments)
-        except json.JSONDecodeError as error:
-            body = await request.body()
-            if error.doc not in (body, body.decode(errors="replace")):
-                raise
-            message = f"the request body is not valid JSON: {error}"
-            raise _unreadable(BadRequest(message, "invalid_json")) from error
-
-    async def _arguments(self, request: Request, form: FormData) -> dict[str, Any]:
-        found: dict[str, Any] = {}
-        errors: list[dict[str, Any]] = []
-        body = await _json_body(request) if self._takes(Source.BODY) else _MISSING
-        embed = self._embeds()
-        for parameter in self.parameters:
-            if parameter.source is Source.REQUEST:
-                found[parameter.name] = request
-            elif parameter.source is Source.DEPENDENCY:
-                found[parameter.name] = await self.dependencies[parameter.name](request)
-            elif parameter.source is Source.BODY:
-                location, value = _from_body(parameter, body, embed)
-                _accept(parameter, location, value, found, errors)
-            else:
-                source = _source_in(parameter, request)
-                location = (_LOCATION.get(source, source.value), parameter.alias)
-                value = await _look_up(parameter, source, request, form)
-                _accept(parameter, location, value, found, errors)
-        if errors:
-            raise RequestValidationError(errors, body=body)
-        return found
-
-    def _takes(self, *sources: Source) -> bool:
-        return any(parameter.source in sources for parameter in self.parameters)
-
-    def _embeds(self) -> bool:
-        bodies = [parameter for parameter in self.parameters if parameter.source is Source.BODY]
-        return len(bodies) > 1 or any(parameter.embed for parameter in bodies)
+    loaded = load_adapter(adapter)
+    if loaded is None:
+        loaded = built_in.starlette_request
+    if inspect.isfunction(loaded) and loaded in _BUILT_IN:
+        return partial(_run_built_in, loaded, _BUILT_IN[loaded])
+    user_adapter = importlib.import_module("qserve.http.user_adapter")  # it imports FastAPI
+    return user_adapter.UserAdapter(loaded, path)  # type: ignore[no-any-return]
 
 
-def _is_async(function: Callable[..., Any]) -> bool:
-    call = function if inspect.isroutine(function) else getattr(function, "__call__", function)  # noqa: B004
-    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(call)
-
-
-def _accept(
-    parameter: Parameter,
-    location: tuple[Any, ...],
-    value: Any,
-    found: dict[str, Any],
-    errors: list[dict[str, Any]],
-) -> None:
-    """Add a validated value to ``found``, or what is wrong with it to ``errors``."""
-    if value is _MISSING:
-        if parameter.default is not None:
-            found[parameter.name] = parameter.default()
-            return
-        errors.append({"type": "missing", "loc": list(location), "msg": "Field required", "input": None})
-        return
-    if parameter.check is None:
-        found[parameter.name] = value
-        return
+async def _run_built_in(
+    adapter: Callable[[Any], Any], read: Callable[[Request], Awaitable[Any]], request: Request, run: Run
+) -> Any:
+    argument = await read(request)
     try:
-        found[parameter.name] = parameter.check.validate_python(value)
+        if inspect.iscoroutinefunction(adapter):
+            value = await adapter(argument)
+        else:
+            # in a thread, because decoding an image must not block the replica
+            value = await asyncio.to_thread(adapter, argument)
+    except json.JSONDecodeError as error:
+        raise unreadable(BadRequest(f"the request body is not valid JSON: {error}", "invalid_json")) from error
+    return await run(value)
+
+
+async def _itself(request: Request) -> Request:
+    return request
+
+
+async def _document(expected: TypeAdapter[Any], request: Request) -> Any:
+    document = await read_json(request)
+    if document is MISSING:
+        raise RequestValidationError([missing("body")])
+    try:
+        return expected.validate_python(document, from_attributes=True)
     except ValidationError as error:
-        for detail in error.errors(include_url=False):
-            errors.append({**detail, "loc": [*location, *detail["loc"]]})
+        details = [{**detail, "loc": ["body", *detail["loc"]]} for detail in error.errors(include_url=False)]
+        raise RequestValidationError(details, document=document) from error
 
 
-# -- reading the request ---------------------------------------------------------------------------
-
-
-def _from_body(parameter: Parameter, body: Any, embed: bool) -> tuple[tuple[Any, ...], Any]:
-    if not embed:
-        return ("body",), body
-    location = ("body", parameter.alias)
-    if isinstance(body, dict):
-        return location, body.get(parameter.alias, _MISSING)
-    return location, _MISSING
-
-
-def _source_in(parameter: Parameter, request: Request) -> Source:
-    # a parameter without a marker comes from the path when the route names it
-    in_path = parameter.source is Source.QUERY and parameter.alias in request.path_params
-    return Source.PATH if in_path else parameter.source
-
-
-async def _look_up(parameter: Parameter, source: Source, request: Request, form: FormData) -> Any:
-    alias = parameter.alias
-    if source in (Source.FORM, Source.FILE):
-        items = form.getlist(alias)
-        values = [await _content(parameter, item) for item in items]
-    elif source is Source.QUERY:
-        values = request.query_params.getlist(alias)
-    elif source is Source.HEADER:
-        values = request.headers.getlist(alias)
-    else:
-        named = request.cookies if source is Source.COOKIE else request.path_params
-        values = [named[alias]] if alias in named else []
-    if not values:
-        return _MISSING
-    return values if parameter.many else values[-1]
-
-
-async def _content(parameter: Parameter, item: Any) -> Any:
-    # a parameter that is not validated is annotated UploadFile, and gets the file itself
-    if isinstance(item, UploadFile) and parameter.check is not None:
-        return await item.read()
-    return item
-
-
-async def _json_body(request: Request) -> Any:
-    body = await request.body()
-    if not body:
-        return _MISSING
+async def _file(field: str, request: Request) -> bytes:
+    form = await read_form(request)
     try:
-        if request.headers.get("content-encoding", "identity") != "identity":
-            raise BadRequest("a JSON body must not be compressed", "unsupported_encoding", 415)
-        return loads(body)
-    except BadRequest as error:
-        raise _unreadable(error) from error
+        found = form.get(field)
+        if found is None or found == "":
+            raise RequestValidationError([missing("body", field)])
+        return await found.read() if isinstance(found, UploadFile) else found.encode()
+    finally:
+        await form.close()
 
 
-async def _form(request: Request) -> FormData:
-    try:
-        return await request.form()
-    except (HTTPException, MultiPartException, ValueError, KeyError) as error:
-        raise _unreadable(BadRequest(f"the form cannot be read: {error}", "invalid_form")) from error
-
-
-# -- requests that do not match --------------------------------------------------------------------
-
-
-class RequestValidationError(QserveException):
-    """Raised when a request does not match an adapter's parameters.
-
-    Parameters:
-      errors: What is wrong, in FastAPI's form: dicts with ``loc``, ``msg``, ``type`` and ``input``.
-      status: 422, or another status when the body could not be read at all.
-      code: Names the kind of error for programs.
-      body: The JSON document that was sent, if there was one.
-    """
-
-    def __init__(
-        self, errors: list[dict[str, Any]], status: int = 422, code: str = "invalid_request", body: Any = _MISSING
-    ) -> None:
-        super().__init__("; ".join(str(error["msg"]) for error in errors))
-        self.errors = errors
-        self.body = body
-        self.status = status
-        self.code = code
-
-
-def _unreadable(error: BadRequest) -> RequestValidationError:
-    detail = {"type": error.code, "loc": ["body"], "msg": str(error), "input": None}
-    return RequestValidationError([detail], error.status, error.code)
-
-
-def validation_response(error: RequestValidationError) -> Response:
-    """Return the HTTP response for a request that does not match its adapter."""
-    described: dict[str, Any] = {
-        "code": error.code,
-        "message": str(error),
-        "request_id": get_request_context().request_id,
-        "retryable": False,
-    }
-    first = next((detail for detail in error.errors if detail["loc"][0] == "body"), None)
-    if error.body is not _MISSING and first is not None:
-        described["pointer"] = _pointer_to(first["loc"][1:], first["type"] == "missing", error.body)
-    return Response(
-        to_json({"detail": error.errors, "error": described}), status_code=error.status, media_type="application/json"
-    )
-
-
-def _pointer_to(loc: Sequence[Any], is_missing: bool, document: Any) -> str:
-    """Return the JSON pointer (RFC 6901) of an error in a document.
-
-    Parameters:
-      loc: pydantic's path to the error. It may contain words that are not part of the document, such as the member of
-        a union that pydantic tried; these are left out.
-      is_missing: Whether the last part of ``loc`` is missing in the document.
-      document: The JSON document.
-    """
-    found = []
-    for number, part in enumerate(loc, 1):
-        if _has(document, part):
-            document = document[part]
-        elif number < len(loc) or not is_missing:
-            continue
-        found.append(str(part).replace("~", "~0").replace("/", "~1"))
-    return "".join(f"/{part}" for part in found)
-
-
-def _has(document: Any, part: Any) -> bool:
-    if isinstance(document, dict):
-        return part in document
-    return isinstance(document, list) and isinstance(part, int) and 0 <= part < len(document)
+_BUILT_IN: dict[Callable[..., Any], Callable[[Request], Awaitable[Any]]] = {
+    built_in.starlette_request: _itself,
+    built_in.json_request: _itself,
+    built_in.pandas_read_json: _itself,
+    built_in.json_to_ndarray: partial(_document, TypeAdapter(built_in.NdArray)),
+    built_in.json_to_multi_ndarray: partial(_document, TypeAdapter(dict[str, built_in.NdArray])),
+    built_in.image_to_ndarray: partial(_file, "img"),
+}
+"""The adapters that come with qserve, and what reads the one argument of each; they need no FastAPI."""

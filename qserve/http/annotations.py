@@ -37,7 +37,8 @@ def resolve_route_annotations(routes: Iterable[Any]) -> None:
 
 def _resolve(function: Any, seen: set[int]) -> None:
     function = _plain_function(function)
-    if function is None or id(function) in seen:
+    # ours travel by reference, and image_to_ndarray's would import FastAPI
+    if function is None or id(function) in seen or function.__module__.startswith("qserve."):
         return
     seen.add(id(function))
     plain = inspect.unwrap(function)
@@ -75,7 +76,7 @@ def _plain_function(function: Any) -> Any:
 
 
 def _dependencies_in(marks: Iterable[Any]) -> Iterator[Any]:
-    """Return the functions in ``Depends(...)``, recognised by name because FastAPI need not be installed."""
+    """Return the functions in ``Depends(...)``, recognised by name because FastAPI may not be imported."""
     for mark in marks:
         if type(mark).__name__ in ("Depends", "Security") and getattr(mark, "dependency", None) is not None:
             yield mark.dependency

@@ -21,7 +21,7 @@ import inspect
 import io
 import sys
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, Field
 from starlette.requests import Request
@@ -121,8 +121,9 @@ def json_to_multi_ndarray(payload: dict[str, NdArray]) -> dict[str, Any]:
 
 
 @require_packages(["PIL", "numpy"])
-def image_to_ndarray(img: bytes) -> Any:
+def image_to_ndarray(img: Annotated[bytes, importlib.import_module("fastapi").File()]) -> Any:
     """Return a numpy array from an image of any format that Pillow reads; in a form, the field ``img``."""
+    # FastAPI evaluates the annotation, when it meets this function as a dependency; until then it is only text
     with importlib.import_module("PIL.Image").open(io.BytesIO(img)) as image:
         return importlib.import_module("numpy").array(image)
 

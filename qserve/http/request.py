@@ -45,9 +45,13 @@ def to_starlette(message: HttpMessage) -> Request:
         "path_params": dict(message.path_params),
         _MESSAGE: message,
     }
-    request = Request(scope, _ReceiveBody(message.body))
+    return with_own_json(Request(scope, ReceiveBody(message.body)))
+
+
+def with_own_json(request: Request) -> Request:
+    """Let ``request.json()`` raise InvalidJSON; the request was made from a message's scope."""
     # on the instance and not in a subclass, so that the request's type is starlette's
-    request.json = _ReadJson(request, message)  # type: ignore[method-assign]
+    request.json = _ReadJson(request, request.scope[_MESSAGE])  # type: ignore[method-assign]
     return request
 
 
@@ -72,7 +76,7 @@ class _ReadJson:
             raise InvalidJSON("the body is not UTF-8", "", error.start) from None
 
 
-class _ReceiveBody:
+class ReceiveBody:
     """ASGI's ``receive`` for a body that has already arrived."""
 
     __slots__ = ("_body",)

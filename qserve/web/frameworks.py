@@ -1,8 +1,8 @@
 """Support for FastAPI and Flask: routes bound to an instance, and applications pickled.
 
 Routes whose functions are methods of a class get their ``self`` in a copy of the application, one for each instance.
-The user's own application stays as it is, so that several instances, or several classes, can share it. FastAPI and
-Flask are optional: they are found among the imported modules.
+The user's own application stays as it is, so that several instances, or several classes, can share it. Neither
+FastAPI nor Flask is imported here, because a replica needs them only for such an application.
 """
 
 from __future__ import annotations

@@ -21,6 +21,7 @@ ROOMS = [room for room in house.rooms() if house.folder_of(room).is_dir()]
 DOORS = {
     "celery": ("qserve_workers",),
     "kombu": ("qserve_workers",),
+    "fastapi": ("qserve.http.user_adapter", "qserve.http.builtin_adapters"),
     "flask": ("qserve_gateway", "qserve.web.frameworks"),
     "gunicorn": ("qserve_gateway",),
     "click": (

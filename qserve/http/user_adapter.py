@@ -1,0 +1,133 @@
+"""Adapters that users write, run by FastAPI: it fills their parameters, and runs their dependencies.
+
+Only replicas of a driver with such an adapter import this module, because FastAPI takes 7 MB.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import AsyncExitStack
+from typing import Any
+
+from fastapi import Depends, params
+from fastapi.encoders import jsonable_encoder
+from fastapi.exceptions import RequestValidationError as FastAPIError
+from fastapi.routing import APIRoute
+from pydantic import BaseModel
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import Message
+
+from qserve.http.annotations import resolve_annotations
+from qserve.http.message import BadRequest
+from qserve.http.rejection import MISSING, RequestValidationError, read_form, read_json, unreadable
+from qserve.http.request import ReceiveBody, with_own_json
+
+_RUN, _RESULT, _DOCUMENT = "qserve.run", "qserve.result", "qserve.document"
+"""Keys of the scope: the function that runs the graph (until it is called), its result, and the body's JSON."""
+_JSON_TYPE = re.compile(rb"application/([^;]*\+)?json\b", re.IGNORECASE)
+
+
+class UserAdapter:
+    """A user's function or pydantic model as the dependency of a route of FastAPI.
+
+    The graph runs inside of the route's endpoint, so that dependencies with ``yield`` end after it, and see its errors.
+
+    Parameters:
+      adapter: The function, or the model that the body is parsed as.
+      path: The route of the graph, whose ``{parameters}`` are path parameters of the function.
+
+    Raises:
+      TypeError: FastAPI cannot read one of the function's parameters from a request.
+    """
+
+    def __init__(self, adapter: Callable[..., Any], path: str) -> None:
+        is_model = inspect.isclass(adapter) and issubclass(adapter, BaseModel)
+        function = _body_of(adapter) if is_model else adapter
+        resolve_annotations(function)
+        dependency = Depends(function)
+
+        async def endpoint(request: Request, value: Any = dependency) -> Response:
+            run = request.scope.pop(_RUN)
+            request.scope[_RESULT] = await run(value)
+            return Response()
+
+        try:
+            self._app = _Route(path or "/", endpoint).app
+        except Exception as error:
+            name = getattr(function, "__name__", repr(function))
+            raise TypeError(
+                f"the parameters of the HTTP adapter {name}{inspect.signature(function)} cannot be read from"
+                f" a request: {error.__context__ or error}"
+            ) from error
+
+    async def __call__(self, request: Request, run: Callable[[Any], Awaitable[Any]]) -> Any:
+        """Turn a request into the graph's input, run the graph on it, and return its result.
+
+        Raises:
+          RequestValidationError: The request does not match the adapter's parameters.
+        """
+        body = await request.body()
+        scope = {**request.scope, _RUN: run}
+        try:
+            # an application of FastAPI has a middleware for this: files of forms are closed when the stack ends
+            async with AsyncExitStack() as scope["fastapi_middleware_astack"]:
+                await self._app(scope, ReceiveBody(body), _discard)
+        except Exception as error:
+            if _RUN not in scope:
+                raise  # the graph's own
+            if isinstance(error, FastAPIError):
+                details, document = jsonable_encoder(error.errors()), scope.get(_DOCUMENT, MISSING)
+                # its traceback leads to a frame of FastAPI that refers to it, and to the request: a cycle
+                raise RequestValidationError(details, document=document) from error.with_traceback(None)
+            if isinstance(error, json.JSONDecodeError) and error.doc in (body, body.decode(errors="replace")):
+                message = f"the request body is not valid JSON: {error}"
+                raise unreadable(BadRequest(message, "invalid_json")) from error
+            raise
+        return scope[_RESULT]
+
+
+class _Route(APIRoute):
+    """A route that parses JSON by our rules, whatever the request's Content-Type is."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handle = super().get_route_handler()
+
+        async def parse_first(request: Request) -> Response:
+            with_own_json(request)
+            if self.body_field is None:
+                pass
+            elif isinstance(self.body_field.field_info, params.Form):
+                await read_form(request)
+            else:
+                request.scope["headers"] = _as_json(request.scope["headers"])
+                document = await read_json(request)
+                if document is not MISSING:
+                    request._json = request.scope[_DOCUMENT] = document  # request.json() returns it from now on
+            return await handle(request)
+
+        return parse_first
+
+
+def _body_of(model: Any) -> Callable[..., Any]:
+    async def adapter(body: Any) -> Any:
+        return body
+
+    adapter.__annotations__["body"] = model
+    adapter.__name__ = model.__name__
+    return adapter
+
+
+def _as_json(headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+    """Return headers with which FastAPI parses the body as JSON; those of `curl -d` say that it is a form."""
+    if any(name == b"content-type" and _JSON_TYPE.match(value) for name, value in headers):
+        return headers
+    rest = [(name, value) for name, value in headers if name != b"content-type"]
+    return [*rest, (b"content-type", b"application/json")]
+
+
+async def _discard(message: Message) -> None:
+    """Take the endpoint's empty response, which nobody waits for."""
