@@ -138,18 +138,24 @@ class DeploymentOptions(BaseModel, frozen=True, extra="forbid"):
 
     def _check_ranges(self) -> None:
         calls, queued, timeout_s = self.max_concurrent_queries, self.max_queued_requests, self.request_timeout_s
-        if self.num_replicas == 0:
-            raise ValueError("num_replicas is expected to larger than 0")
-        if calls < 1:
-            words = "max_concurrent_queries (max_ongoing_requests) is expected to be larger than 0"
-            raise ValueError(f"{words}, got {calls}")
-        if queued != -1 and queued < 1:
-            raise ValueError(f"max_queued_requests must be -1 (no limit) or at least 1, got {queued}")
-        if timeout_s is not None and timeout_s <= 0:
-            words = "request_timeout_s must be larger than 0, or None for the application's default"
-            raise ValueError(f"{words}, got {timeout_s}")
-        if self.route_prefix is not None:
-            check_route_prefix(self.route_prefix)
+        prefix = "/" if self.route_prefix is None else self.route_prefix
+        for is_wrong, message in (
+            (self.num_replicas == 0, "num_replicas is expected to larger than 0"),
+            (calls < 1, f"max_concurrent_queries (max_ongoing_requests) is expected to be larger than 0, got {calls}"),
+            (queued < 1 and queued != -1, f"max_queued_requests must be -1 (no limit) or at least 1, got {queued}"),
+            (
+                timeout_s is not None and timeout_s <= 0,
+                f"request_timeout_s must be larger than 0, or None for the application's default, got {timeout_s}",
+            ),
+            (not prefix.startswith("/"), f"route_prefix must start with '/'. Got {prefix!r}."),
+            (
+                prefix != "/" and prefix.endswith("/"),
+                f"route_prefix must not end with '/' unless it's the root. Got {prefix!r}.",
+            ),
+            ("{" in prefix or "}" in prefix, f"route_prefix may not contain wildcards. Got {prefix!r}."),
+        ):
+            if is_wrong:
+                raise ValueError(message)
 
 
 class Options(TypedDict, total=False):
@@ -191,27 +197,13 @@ _DEFAULT_BY_NONE = frozenset(
 
 
 def check_known(given: Iterable[str], owner: str | None) -> None:
-    """Raise TypeError for an option that does not exist; the message suggests the closest known one.
-
-    Parameters:
-      owner: The deployment's name, for the message.
-    """
+    """Raise TypeError for an option of a deployment that does not exist, and suggest the closest one that does."""
     for option in given:
         if option not in Options.__annotations__:
             close = difflib.get_close_matches(option, Options.__annotations__, n=1)
             advice = f" Did you mean {close[0]!r}?" if close else ""
             subject = f"deployment {owner!r}" if owner else "a deployment"
             raise TypeError(f"{option!r} is not an option of {subject}.{advice}")
-
-
-def check_route_prefix(prefix: str) -> None:
-    """Raise ValueError for a route prefix that does not start with a slash, ends with one, or holds wildcards."""
-    if not prefix.startswith("/"):
-        raise ValueError(f"route_prefix must start with '/'. Got {prefix!r}.")
-    if prefix != "/" and prefix.endswith("/"):
-        raise ValueError(f"route_prefix must not end with '/' unless it's the root. Got {prefix!r}.")
-    if "{" in prefix or "}" in prefix:
-        raise ValueError(f"route_prefix may not contain wildcards. Got {prefix!r}.")
 
 
 _KINDS: tuple[tuple[str, type | tuple[type, ...], str], ...] = (

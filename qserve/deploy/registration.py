@@ -9,7 +9,7 @@ import os
 import pickle
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from qserve.base.keyring import Keyring
 from qserve.define.compile import CompiledApplication, compile_application
@@ -135,13 +135,12 @@ def _name_of(kind: object, deployment: str) -> str:
 # -- the code --------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class DeploymentCode:
+class DeploymentCode(NamedTuple):
     """What a replica constructs."""
 
     func_or_class: Callable[..., Any]
-    init_args: tuple[Any, ...] = ()
-    init_kwargs: Mapping[str, Any] | None = None
+    init_args: tuple[Any, ...]
+    init_kwargs: Mapping[str, Any]
 
 
 Code = Mapping[str, DeploymentCode]
@@ -152,7 +151,7 @@ def code_of(built: CompiledApplication) -> Code:
     code = {one.name: DeploymentCode(one.func_or_class, one.init_args, one.init_kwargs) for one in built.deployments}
     if built.driver is not None:
         resolve_annotations(built.adapter)  # because names that only annotations use do not travel by value
-        code[built.ingress.name] = DeploymentCode(AdaptingDriver, (built.adapter, built.name, tuple(built.graphs)))
+        code[built.ingress.name] = DeploymentCode(AdaptingDriver, (built.adapter, built.name, tuple(built.graphs)), {})
     return code
 
 

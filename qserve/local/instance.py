@@ -44,7 +44,7 @@ class Instance:
 
     def __init__(self, plane: LocalPlane, record: ApplicationRecord, deployment: str, code: DeploymentCode) -> None:
         self._record = record.deployments[deployment]
-        self._servable = Servable(code.func_or_class, code.init_args, code.init_kwargs or {})
+        self._servable = Servable(*code)
         self._replica = ReplicaContext(record.name, deployment, f"{deployment}#{os.urandom(3).hex()}")
         self._context = contextvars.Context()
         self._context.run(record_here.set, record)

@@ -116,7 +116,7 @@ async def _construct(spec: ReplicaSpec, registry: Registry) -> tuple[LoopPlane, 
     await plane.open()
     current.installed = plane
     code = _load_code(spec, registry)
-    servable = Servable(code.func_or_class, code.init_args, code.init_kwargs or {})
+    servable = Servable(*code)
     enter_replica(ReplicaContext(record.name, spec.deployment, spec.name))
     await servable.construct()
     enter_replica(ReplicaContext(record.name, spec.deployment, spec.name, servable.instance))
