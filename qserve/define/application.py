@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, NoReturn
 
 from qserve.calls.handles import RayServeDAGHandle, RayServeDeploymentHandle
-from qserve.define.check import single_ingress
 from qserve.define.compile import CompiledApplication, compile_application
 from qserve.define.deployments import Deployment
 from qserve.exceptions import AppNotFound
@@ -113,3 +112,15 @@ def _reference(value: Any) -> str:
     if isinstance(value, RayServeDeploymentHandle | RayServeDAGHandle):
         return repr(value)
     raise TypeError(f"Object of type {type(value).__name__} is not JSON serializable")
+
+
+def single_ingress(deployments: Iterable[Deployment]) -> Deployment:
+    """Return the only deployment with a route prefix; raises ValueError when none or several have one."""
+    found = [deployment for deployment in deployments if deployment.route_prefix is not None]
+    if len(found) == 1:
+        return found[0]
+    names = ", ".join(repr(deployment.name) for deployment in found) or "none"
+    raise ValueError(
+        "Only one deployment in an Serve Application or DAG can have non-None route prefix. "
+        f"{len(found)} have: {names}."
+    )

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from qserve.calls.handles import RayServeDAGHandle, RayServeDeploymentHandle
-from qserve.define.check import check_below, check_inputs, check_target
 from qserve.define.deployments import Deployment
 from qserve.define.drivers import driver_arguments, gateway_adapter, graphs_of, is_driver
 from qserve.graph.containers import replace
@@ -20,9 +19,11 @@ from qserve.graph.nodes import (
     InputAttributeNode,
     InputNode,
     MethodNode,
+    UnboundMethod,
     bottom_up,
     check_no_input,
     own_name,
+    was_entered,
 )
 from qserve.graph.plan import InputKey, Plan, Slot, Source, Step
 from qserve.http.adapter import AdapterLike
@@ -66,9 +67,9 @@ def compile_application(root: Any, *, app_name: str = "default") -> CompiledAppl
       ValueError: The root needs a driver, names or route prefixes clash, or the graph has a cycle.
       AssertionError: A graph has two inputs, or one that was created outside ``with``.
     """
-    check_target(root)
+    _check_target(root)
     order = bottom_up(root)
-    check_below(root, order)
+    _check_below(root, order)
     compiler = Compiler(assign_names(order), app_name)
     driver, adapter = None, None
     if is_driver(root.get_body()):
@@ -148,7 +149,7 @@ class Compiler:
             call = Step(self.names[output], "__call__", (Slot(0),), {}, 1)
             return Plan((call,), {InputKey(): ((0, 0),)}, 0)
         order = bottom_up(output, _called_before)
-        check_inputs(order)
+        _check_inputs(order)
         sources: dict[DAGNode, Source] = {}
         steps: list[Step] = []
         feeds: defaultdict[Source, list[tuple[int, int]]] = defaultdict(list)
@@ -251,3 +252,67 @@ def assign_names(nodes: Iterable[DAGNode]) -> dict[DAGNode, str]:
             numbering.skip(word)
             names[node] = chosen
     return names
+
+
+# -- what is refused -------------------------------------------------------------------------------
+
+
+def _check_target(target: Any) -> None:
+    if isinstance(target, ClassNode | FunctionNode):
+        return
+    if isinstance(target, DAGNode):
+        raise ValueError(
+            f"Invalid DAGNode type as entry to serve.run(), type: {type(target).__name__}, accepted: ClassNode,"
+            " FunctionNode; please provide a driver class and bind it as entrypoint to your Serve DAG. For"
+            f" {target.get_label()!r} write serve.run(DAGDriver.bind(node))."
+        )
+    advice = ""
+    if isinstance(target, Deployment):
+        advice = f" Write {target.name}.bind(...)."
+    elif isinstance(target, UnboundMethod):
+        advice = f" {target!r} is not bound yet: call its .bind(...), and give the result to a DAGDriver."
+    raise TypeError(
+        "Expected a ClassNode, FunctionNode, or Application as target. Got unexpected type "
+        f"{type(target).__name__}.{advice}"
+    )
+
+
+def _check_below(root: DAGNode, order: Iterable[DAGNode]) -> None:
+    """Refuse a function that needs other deployments, and DAGDrivers and route prefixes below the root."""
+    label = root.get_label()
+    for node in order:
+        if node is root or not isinstance(node, ClassNode | FunctionNode | MethodNode):
+            continue
+        if isinstance(root, FunctionNode):
+            raise ValueError(
+                "The ingress deployment to your application cannot be a function if there are multiple "
+                f"deployments: {label!r} needs {node.get_label()!r}. Please provide a driver class: write "
+                f"DAGDriver.bind(node) with the node of {label!r}, so that it is bound to a DAGDriver."
+            )
+        if isinstance(node, MethodNode):
+            continue
+        prefix = node.get_options().route_prefix
+        if prefix is not None:
+            raise ValueError(
+                "Route prefix is only configurable on the ingress deployment. "
+                f"{node.get_label()!r} has route_prefix={prefix!r}; set it on {label!r} instead."
+            )
+        if is_driver(node.get_body()):
+            raise ValueError(
+                f"{node.get_label()!r} can only be the root of an application, and {label!r} is bound to it. Bind the"
+                " graph itself instead: the argument of DAGDriver.bind(...)."
+            )
+
+
+def _check_inputs(order: Iterable[DAGNode]) -> None:
+    inputs = [node for node in order if isinstance(node, InputNode)]
+    if len(inputs) > 1:
+        raise AssertionError(
+            "Each DAG should only have one unique InputNode. Share one between all nodes: with InputNode() as inp: ..."
+        )
+    for node in inputs:
+        if not was_entered(node):
+            raise AssertionError(
+                "InputNode is a singleton instance that should be only used in context manager. "
+                "Write `with InputNode() as inp:` instead of `inp = InputNode()`."
+            )

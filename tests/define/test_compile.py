@@ -11,7 +11,7 @@ import pytest
 
 from qserve.calls.ref import current
 from qserve.dag import InputNode
-from qserve.define.check import single_ingress
+from qserve.define.application import single_ingress
 from qserve.define.compile import CompiledApplication, Compiler, assign_names, compile_application
 from qserve.define.deployments import Deployment, deployment
 from qserve.drivers import DAGDriver
