@@ -12,7 +12,7 @@ from qserve.calls.compose import pack_moves
 from qserve.calls.ref import Ref
 from qserve.exceptions import PayloadError, PayloadTooLarge, ResultNotSerialisable, ResultTooLarge
 from qserve.graph.advance import Answer as AnswerMove
-from qserve.graph.advance import Arguments, advance, fill
+from qserve.graph.advance import Arguments, advance
 from qserve.graph.plan import Plan
 from qserve.http import request as _requests  # noqa: F401  (it teaches the codec to decode requests)
 from qserve.http.render import render
@@ -70,7 +70,8 @@ class Stepper:
         if header.graph is None:
             args, kwargs = decode(values[0])
             if len(values) > 1:
-                args, kwargs = fill(args, kwargs, {n: decode(v) for n, v in enumerate(values) if n}, Ref.resolved)
+                filled = {n: decode(v) for n, v in enumerate(values) if n}
+                args, kwargs = Arguments(args, kwargs).fill(filled, Ref.resolved)
             return UserCall(step, args, kwargs)
         try:
             plan, _ = self._record.plans[header.graph]
@@ -79,7 +80,7 @@ class Stepper:
         except (KeyError, ValueError, IndexError) as error:
             app = self._record.name
             raise PayloadError(f"application {app!r} has no step {step!r} of a graph {header.graph!r}") from error
-        args, kwargs = arguments.fill([(n, decode(v)) for n, v in enumerate(values)], Ref.resolved)
+        args, kwargs = arguments.fill({n: decode(v) for n, v in enumerate(values)}, Ref.resolved)
         return UserCall(plan.steps[index].method, args, kwargs, plan, index)
 
     def _arguments(self, graph: str, index: int) -> Arguments:

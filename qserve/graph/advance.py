@@ -7,11 +7,11 @@ carries them out. ``Arguments`` holds a step's arguments, prepared once and fill
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from qserve.graph.containers import CONTAINERS, replace_in_copy
+from qserve.graph.containers import CONTAINERS, replace
 from qserve.graph.plan import InputKey, Plan, Slot
 
 
@@ -97,40 +97,22 @@ def read_input(key: InputKey, args: Sequence[Any], kwargs: Mapping[str, Any]) ->
             return args[0][key.key]
         return getattr(args[0], str(key.key))
     if key.kind == "whole":
-        return _whole(args, kwargs)
-    if isinstance(key.key, int):
-        return _positional(key.key, args, kwargs)
-    return _keyword(str(key.key), args, kwargs)
+        if bool(args) == bool(kwargs):
+            given = "both positional values and keywords" if args else "nothing"
+            raise TypeError(
+                f"the graph uses its input as a whole, but the request has {given}. Give one value, or "
+                "let the graph read inp[0] and inp.key."
+            )
+        return tuple(args) or dict(kwargs)
+    try:
+        return args[key.key] if isinstance(key.key, int) else kwargs[str(key.key)]
+    except LookupError as error:
+        read = f"inp[{key.key}]" if isinstance(key.key, int) else f"inp.{key.key}"
+        raise type(error)(f"the graph reads {read}, but the request has {_described(args, kwargs)}") from None
 
 
 def _move(step: int, values: tuple[tuple[int, Any], ...], needs: int) -> Move:
     return Send(step, values) if len(values) == needs else Fill(step, values, needs)
-
-
-def _whole(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-    if args and not kwargs:
-        return tuple(args)
-    if kwargs and not args:
-        return dict(kwargs)
-    given = "both positional values and keywords" if args else "nothing"
-    raise TypeError(
-        f"the graph uses its input as a whole, but the request has {given}. Give one value, or "
-        "let the graph read inp[0] and inp.key."
-    )
-
-
-def _positional(key: int, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-    try:
-        return args[key]
-    except IndexError:
-        raise IndexError(f"the graph reads inp[{key}], but the request has {_described(args, kwargs)}") from None
-
-
-def _keyword(key: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-    try:
-        return kwargs[key]
-    except KeyError:
-        raise KeyError(f"the graph reads inp.{key}, but the request has {_described(args, kwargs)}") from None
 
 
 def _described(args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
@@ -139,12 +121,6 @@ def _described(args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
     names = ", ".join(repr(name) for name in kwargs)
     return f"{values} and {'the keywords ' + names if names else 'no keywords'}"
 
-
-Values = Iterable[tuple[int, Any]] | Mapping[int, Any]
-"""The values of a step's slots, by slot index."""
-
-Filled = tuple[tuple[Any, ...], dict[str, Any]]
-"""Positional and keyword arguments for the user's code."""
 
 Maker = Callable[[Mapping[int, Any], Callable[[Any], Any]], Any]
 """Makes one argument from the slots' values and ``ref``."""
@@ -165,36 +141,27 @@ class Arguments:
         self._named_slots = [(name, value.index) for name, value in kwargs.items() if isinstance(value, Slot)]
         self._makers = [(place, _maker(value)) for place, value in enumerate(args) if _must_be_made(value)]
         self._named_makers = [(name, _maker(value)) for name, value in kwargs.items() if _must_be_made(value)]
-        self.is_flat = not self._makers and not self._named_makers
-        """True when every slot is an argument itself, so that no container has to be walked."""
 
-    def fill(self, values: Values, ref: Callable[[Any], Any]) -> Filled:
-        """Return the arguments with every slot filled.
+    def fill(self, values: Mapping[int, Any], ref: Callable[[Any], Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Return the positional and keyword arguments with every slot filled.
 
         Lists, dicts and sets are copied for each request, so that user code may change them.
 
         Parameters:
-          values: The values of the slots.
+          values: The values of the slots, by slot index.
           ref: Wraps a node result inside a container.
         """
-        known = dict(values)
         args = self._args.copy()
         kwargs = self._kwargs.copy()
         for place, index in self._slots:
-            args[place] = known[index]
+            args[place] = values[index]
         for name, index in self._named_slots:
-            kwargs[name] = known[index]
-        if not self.is_flat:
-            for place, make in self._makers:
-                args[place] = make(known, ref)
-            for name, make in self._named_makers:
-                kwargs[name] = make(known, ref)
+            kwargs[name] = values[index]
+        for place, make in self._makers:
+            args[place] = make(values, ref)
+        for name, make in self._named_makers:
+            kwargs[name] = make(values, ref)
         return tuple(args), kwargs
-
-
-def fill(args: Sequence[Any], kwargs: Mapping[str, Any], values: Values, ref: Callable[[Any], Any]) -> Filled:
-    """Fill arguments that are used only once, without keeping them prepared."""
-    return Arguments(args, kwargs).fill(values, ref)
 
 
 def _must_be_made(value: Any) -> bool:
@@ -207,13 +174,12 @@ def _maker(container: Any) -> Maker:
     members = container.values() if isinstance(container, dict) else container
     if not any(isinstance(member, (Slot, *CONTAINERS)) for member in members):
         # walking a bound list of a million numbers takes 0.3 s, copying it a few milliseconds
-        return lambda known, ref: copy.copy(container)
+        return lambda values, ref: copy.copy(container)
 
-    def make(known: Mapping[int, Any], ref: Callable[[Any], Any]) -> Any:
+    def make(values: Mapping[int, Any], ref: Callable[[Any], Any]) -> Any:
         def value_of(slot: Slot) -> Any:
-            value = known[slot.index]
-            return ref(value) if slot.nested else value
+            return ref(values[slot.index]) if slot.nested else values[slot.index]
 
-        return replace_in_copy(container, Slot, value_of)
+        return replace(container, Slot, value_of, is_copy=True)
 
     return make

@@ -31,33 +31,29 @@ def find(values: Iterable[Any], kind: type[Found]) -> list[Found]:
     return list(found.values())
 
 
-def replace(value: Any, kind: type[Found], change: Callable[[Found], Any]) -> Any:
+def replace(value: Any, kind: type[Found], change: Callable[[Found], Any], *, is_copy: bool = False) -> Any:
     """Return the value with every instance of a class replaced by ``change(instance)``.
 
-    Containers without any are returned as they are, not copied.
+    Containers without any are returned as they are, unless it ``is_copy``: then every list, dict and set is a new one.
     """
-    return _replaced(value, kind, change, set(), False)
+    opened: set[int] = set()
 
+    def replaced(value: Any) -> Any:
+        if isinstance(value, kind):
+            return change(value)
+        # a container that contains itself is not entered a second time
+        if not isinstance(value, CONTAINERS) or id(value) in opened:
+            return value
+        opened.add(id(value))
+        before = _members(value)
+        after = [replaced(member) for member in before]
+        opened.discard(id(value))
+        may_keep = not is_copy or isinstance(value, tuple | frozenset)
+        if may_keep and all(old is new for old, new in zip(before, after, strict=True)):
+            return value
+        return _rebuilt(value, after)
 
-def replace_in_copy(value: Any, kind: type[Found], change: Callable[[Found], Any]) -> Any:
-    """Like ``replace``, but every list, dict and set is a new one."""
-    return _replaced(value, kind, change, set(), True)
-
-
-def _replaced(value: Any, kind: type[Found], change: Callable[[Found], Any], opened: set[int], fresh: bool) -> Any:
-    if isinstance(value, kind):
-        return change(value)
-    # a container that contains itself is not entered a second time
-    if not isinstance(value, CONTAINERS) or id(value) in opened:
-        return value
-    opened.add(id(value))
-    before = _members(value)
-    after = [_replaced(member, kind, change, opened, fresh) for member in before]
-    opened.discard(id(value))
-    may_keep = not fresh or isinstance(value, tuple | frozenset)
-    if may_keep and all(old is new for old, new in zip(before, after, strict=True)):
-        return value
-    return _rebuilt(value, after)
+    return replaced(value)
 
 
 def _members(container: Any) -> list[Any]:

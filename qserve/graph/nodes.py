@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Generic, NoReturn
 
 from typing_extensions import ParamSpec, TypeVar
@@ -325,7 +325,7 @@ def check_no_input(node: ClassNode) -> None:
 
 
 def bottom_up(
-    root: DAGNode, children: Callable[[DAGNode], Iterable[DAGNode]] = DAGNode.get_all_child_nodes
+    root: DAGNode, children: Callable[[DAGNode], Sequence[DAGNode]] = DAGNode.get_all_child_nodes
 ) -> list[DAGNode]:
     """Return every node that the root needs, children before parents, arguments left to right.
 
@@ -339,23 +339,22 @@ def bottom_up(
       ValueError: A node needs itself, through a container that was changed after ``bind``.
     """
     done: dict[DAGNode, None] = {}
-    opened: dict[DAGNode, None] = {root: None}
-    path: list[tuple[DAGNode, Iterator[DAGNode]]] = [(root, iter(children(root)))]
-    while path:
-        node, rest = path[-1]
-        child = next(rest, None)
-        if child is None:
-            path.pop()
-            del opened[node]
+    opened: set[DAGNode] = set()
+    pending = [(root, False)]
+    while pending:
+        node, has_children_done = pending.pop()
+        if has_children_done:
+            opened.remove(node)
             done[node] = None
-        elif child in opened:
+        elif node in opened:
             raise ValueError(
-                f"the graph has a cycle: {child!r} needs its own result. Was a list or dict given "
+                f"the graph has a cycle: {node!r} needs its own result. Was a list or dict given "
                 "to bind and changed afterwards?"
             )
-        elif child not in done:
-            opened[child] = None
-            path.append((child, iter(children(child))))
+        elif node not in done:
+            opened.add(node)
+            pending.append((node, True))
+            pending.extend((child, False) for child in reversed(children(node)))
     return list(done)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from qserve.graph.advance import Answer, Arguments, Fill, Send, advance, begin, fill
+from qserve.graph.advance import Answer, Arguments, Fill, Send, advance, begin
 from qserve.graph.plan import InputKey, Plan, Slot, Source, Step
 
 WHOLE = InputKey()
@@ -206,37 +206,39 @@ def boxed(value: Any) -> tuple[str, Any]:
 
 
 def test_fill_puts_values_into_positions_and_keywords() -> None:
-    filled = fill((Slot(0), 5, Slot(1)), {"k": Slot(0), "c": 6}, ((0, "a"), (1, "b")), boxed)
+    filled = Arguments((Slot(0), 5, Slot(1)), {"k": Slot(0), "c": 6}).fill({0: "a", 1: "b"}, boxed)
 
     assert filled == (("a", 5, "b"), {"k": "a", "c": 6})
 
 
-def test_fill_takes_values_by_mapping_as_well() -> None:
-    assert fill((Slot(1), Slot(0)), {}, {0: "a", 1: "b"}, boxed) == (("b", "a"), {})
+def test_slots_are_filled_by_their_index() -> None:
+    assert Arguments((Slot(1), Slot(0)), {}).fill({0: "a", 1: "b"}, boxed) == (("b", "a"), {})
 
 
 def test_nested_results_become_refs_and_nested_inputs_stay_values() -> None:
     template = [Slot(0, nested=True), {"x": (Slot(1), Slot(0, nested=True))}]
 
-    filled = fill((template, Slot(0)), {}, ((0, "a"), (1, "b")), boxed)
+    filled = Arguments((template, Slot(0)), {}).fill({0: "a", 1: "b"}, boxed)
 
     assert filled == (([boxed("a"), {"x": ("b", boxed("a"))}], "a"), {})
 
 
-def test_a_template_is_flat_without_containers() -> None:
-    assert Arguments((Slot(0), (1, "x"), "text"), {"k": Slot(1)}).is_flat
-    assert not Arguments(((Slot(0),),), {}).is_flat
-    assert not Arguments((), {"k": [1]}).is_flat
+def test_a_tuple_is_shared_when_it_has_no_slots() -> None:
+    constant = (1, "x")
+    (shared, made), kwargs = Arguments((constant, (Slot(0),)), {"k": [1]}).fill({0: "a"}, boxed)
+
+    assert shared is constant
+    assert (made, kwargs) == (("a",), {"k": [1]})
 
 
 def test_one_template_serves_many_requests() -> None:
     arguments = Arguments((Slot(0), [Slot(0, nested=True)]), {"k": [1, 2], "deep": {"a": [3]}})
 
-    first_args, first_kwargs = arguments.fill(((0, 1),), boxed)
+    first_args, first_kwargs = arguments.fill({0: 1}, boxed)
     first_args[1].append("changed")
     first_kwargs["k"].append("changed")
     first_kwargs["deep"]["a"].append("changed")
-    second = arguments.fill(((0, 2),), boxed)
+    second = arguments.fill({0: 2}, boxed)
 
     assert second == ((2, [boxed(2)]), {"k": [1, 2], "deep": {"a": [3]}})
 
@@ -244,6 +246,6 @@ def test_one_template_serves_many_requests() -> None:
 def test_constants_that_are_no_containers_are_shared() -> None:
     constant = object()
 
-    (args, _) = fill((constant,), {}, (), boxed)
+    (args, _) = Arguments((constant,), {}).fill({}, boxed)
 
     assert args[0] is constant

@@ -21,7 +21,7 @@ from qserve.deployment_graph import (
     InputAttributeNode,
     MethodNode,
 )
-from qserve.graph.containers import find, replace, replace_in_copy
+from qserve.graph.containers import find, replace
 from qserve.graph.plan import InputKey
 
 
@@ -247,11 +247,11 @@ def test_replace_keeps_containers_without_a_find_and_the_types_of_the_others() -
     assert upper({"a": ("b",)}) == {"a": ("B",)}
 
 
-def test_replace_in_copy_makes_every_mutable_container_new() -> None:
+def test_replacing_in_a_copy_makes_every_mutable_container_new() -> None:
     inner = [1]
     value = {"a": inner, "b": (inner, (1, 2))}
 
-    copied = replace_in_copy(value, str, str.upper)
+    copied = replace(value, str, str.upper, is_copy=True)
 
     assert copied == value
     assert copied["a"] is not inner

@@ -16,7 +16,7 @@ from qserve.define.compile import compile_application
 from qserve.define.deployments import deployment
 from qserve.deployment_graph import DAGNode, FunctionNode, MethodNode
 from qserve.drivers import DAGDriver
-from qserve.graph.advance import Answer, Fill, Move, Send, advance, begin, fill
+from qserve.graph.advance import Answer, Arguments, Fill, Move, Send, advance, begin
 from qserve.graph.plan import Plan
 
 
@@ -78,7 +78,7 @@ class Interpreter:
         self.runs[number] += 1
         template = self.plan.steps[number]
         assert len(slots) == template.needs
-        return outcome(*fill(template.args, template.kwargs, slots, Ref))
+        return outcome(*Arguments(template.args, template.kwargs).fill(slots, Ref))
 
 
 @dataclass
