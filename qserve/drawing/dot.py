@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import re
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,34 +17,25 @@ _PLAIN_ID = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 _KEYWORDS = {"digraph", "edge", "graph", "node", "strict", "subgraph"}
 
 
+@dataclass(frozen=True, repr=False)
 class Dot:
-    """A drawing in the DOT language.
+    """A picture in the DOT language, which notebooks show as SVG."""
 
-    Parameters:
-      root: The label of the drawn node.
-      edges: Pairs of labels, child first, in the order to write them.
-      picture: The picture that notebooks show as SVG.
-    """
-
-    def __init__(self, root: str, edges: tuple[tuple[str, str], ...], picture: Picture | None = None) -> None:
-        self.root = root
-        self.edges = edges
-        self._picture = picture
+    picture: Picture
 
     def to_string(self) -> str:
         """Return the drawing as text: a digraph named G, with one line for each edge."""
-        lines = [f"{_quoted(child)} -> {_quoted(user)};" for child, user in self.edges]
-        body = "\n".join(lines or [f"{_quoted(self.root)};"])
+        lines = [f"{_quoted(edge.child)} -> {_quoted(edge.user)};" for edge in self.picture.edges]
+        body = "\n".join(lines or [f"{_quoted(self.picture.root)};"])
         return f"digraph G {{\nrankdir=LR;\n{body}\n}}\n"
 
-    def _repr_svg_(self) -> str | None:
-        return None if self._picture is None else to_svg(self._picture)
+    __str__ = to_string
 
-    def __str__(self) -> str:
-        return self.to_string()
+    def _repr_svg_(self) -> str:
+        return to_svg(self.picture)
 
     def __repr__(self) -> str:
-        return f"Dot(root={self.root!r}, edges={len(self.edges)})"
+        return f"Dot(root={self.picture.root!r}, edges={len(self.picture.edges)})"
 
 
 def dag_to_dot(node: DAGNode) -> Dot:
@@ -56,16 +48,12 @@ def dag_to_dot(node: DAGNode) -> Dot:
     Raises:
       TypeError: It is not a node.
     """
-    return _dot(picture_of(node))
+    return Dot(picture_of(node))
 
 
 def to_dot(picture: Picture) -> str:
     """Return a picture in the DOT language."""
-    return _dot(picture).to_string()
-
-
-def _dot(picture: Picture) -> Dot:
-    return Dot(picture.root, tuple((edge.child, edge.user) for edge in picture.edges), picture)
+    return Dot(picture).to_string()
 
 
 def plot(node: DAGNode, to_file: str | Path | None = None) -> Any:
@@ -104,5 +92,4 @@ def _required(module: str, advice: str) -> Any:
 def _quoted(label: str) -> str:
     if _PLAIN_ID.match(label) and label.lower() not in _KEYWORDS:
         return label
-    escaped = label.replace("\\", "\\\\").replace('"', '\\"')
-    return f'"{escaped}"'
+    return '"' + label.replace("\\", "\\\\").replace('"', '\\"') + '"'

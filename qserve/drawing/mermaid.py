@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from qserve.drawing.picture import Picture, PictureNode
+from qserve.drawing.svg import COLOURS
 
 _SHAPES = {
     "input": ('(["', '"])'),
@@ -10,13 +11,6 @@ _SHAPES = {
     "method": ('("', '")'),
     "class": ('[["', '"]]'),
     "driver": ('{{"', '"}}'),
-}
-_COLOURS = {
-    "input": "fill:#eef2f6,stroke:#64748b,color:#1e293b",
-    "function": "fill:#e4f5ec,stroke:#2f855a,color:#123f2a",
-    "method": "fill:#e7effc,stroke:#3b6fd4,color:#16305f",
-    "class": "fill:#f1eafc,stroke:#7c4fd0,color:#3a1f6e",
-    "driver": "fill:#fdf0dc,stroke:#c27803,color:#5c3904",
 }
 # inside quotes these keep a meaning: HTML, entities, the end of the quotes, Markdown
 _ESCAPES = {ord(character): f"#{ord(character)};" for character in '#"<>&`'}
@@ -31,7 +25,9 @@ def to_mermaid(picture: Picture) -> str:
         arrow = "-->" if edge.is_data else "-.->"
         lines.append(f"  {names[edge.child]} {arrow} {names[edge.user]}")
     used = {node.kind for node in picture.nodes}
-    lines += [f"  classDef {kind}_kind {style}" for kind, style in _COLOURS.items() if kind in used]
+    for kind, ((fill, stroke, text), _) in COLOURS.items():
+        if kind in used:
+            lines.append(f"  classDef {kind}_kind fill:{fill},stroke:{stroke},color:{text}")
     return "\n".join(lines) + "\n"
 
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from qserve.define.compile import Numbering, assign_names
 from qserve.define.drivers import is_driver
 from qserve.define.options import DeploymentOptions
-from qserve.graph.nodes import ClassNode, DAGNode, FunctionNode, InputAttributeNode, InputNode, MethodNode, bottom_up
+from qserve.graph.nodes import ClassNode, DAGNode, FunctionNode, InputAttributeNode, MethodNode, bottom_up
 
 Kind = Literal["input", "function", "method", "class", "driver"]
 _SHOWN_OPTIONS = (
@@ -82,89 +82,57 @@ def picture_of(node: DAGNode) -> Picture:
     if not isinstance(node, DAGNode):
         raise TypeError(f"only a node can be drawn, got {type(node).__name__}. Write .bind(...) first.")
     numbering = Numbering()
-    ids: dict[DAGNode, str] = {node: numbering.take(node.get_label())}
-    edges: dict[PictureEdge, None] = {}
-    path: list[tuple[DAGNode, Iterator[DAGNode]]] = [(node, iter(node.get_all_child_nodes()))]
-    while path:
-        user, rest = path[-1]
-        child = next(rest, None)
-        if child is None:
-            path.pop()
-            continue
+    ids: dict[DAGNode, str] = {}
+    edges: list[PictureEdge] = []
+    pending: list[tuple[DAGNode, DAGNode | None]] = [(node, None)]
+    while pending:
+        child, user = pending.pop()
         if child not in ids:
             ids[child] = numbering.take(child.get_label())
-            path.append((child, iter(child.get_all_child_nodes())))
-        edges[PictureEdge(ids[child], ids[user], _is_data(child, user))] = None
-    names = _names(node)
-    nodes = tuple(_picture_node(drawn, name, names) for drawn, name in ids.items())
-    return Picture(ids[node], nodes, tuple(edges))
-
-
-def _names(root: DAGNode) -> Mapping[DAGNode, str]:
+            pending.extend((grandchild, child) for grandchild in reversed(child.get_all_child_nodes()))
+        if user is not None:
+            is_data = not isinstance(child, ClassNode) or _is_driver(user)
+            edges.append(PictureEdge(ids[child], ids[user], is_data))
     try:
-        return assign_names(bottom_up(root))
+        names = assign_names(bottom_up(node))
     except ValueError:  # two deployments with the same name cannot run, but they can be drawn
-        return {}
+        names = {}
+    return Picture(ids[node], tuple(_picture_node(drawn, name, names) for drawn, name in ids.items()), tuple(edges))
+
+
+def _is_driver(node: DAGNode) -> bool:
+    return isinstance(node, ClassNode) and is_driver(node.get_body())
 
 
 def _picture_node(node: DAGNode, name: str, names: Mapping[DAGNode, str]) -> PictureNode:
-    owner = node.get_class_node() if isinstance(node, MethodNode) else node
-    if not isinstance(owner, ClassNode | FunctionNode):
-        return PictureNode(name, _input_label(node), "input")
-    deployment = names.get(owner, owner.get_label())
-    label = node.get_label() if isinstance(node, MethodNode) else deployment
-    options = {} if isinstance(node, MethodNode) else _options(owner.get_options())
-    return PictureNode(name, label, _kind(node), deployment, options)
-
-
-def _kind(node: DAGNode) -> Kind:
-    if isinstance(node, ClassNode):
-        return "driver" if is_driver(node.get_body()) else "class"
-    return "method" if isinstance(node, MethodNode) else "function"
-
-
-def _input_label(node: DAGNode) -> str:
+    if isinstance(node, MethodNode):
+        owner = node.get_class_node()
+        return PictureNode(name, node.get_label(), "method", names.get(owner, owner.get_label()))
+    if isinstance(node, ClassNode | FunctionNode):
+        kind: Kind = "driver" if _is_driver(node) else "class" if isinstance(node, ClassNode) else "function"
+        deployment = names.get(node, node.get_label())
+        return PictureNode(name, deployment, kind, deployment, _options(node.get_options()))
     if not isinstance(node, InputAttributeNode):
-        return "input" if isinstance(node, InputNode) else node.get_label()
+        return PictureNode(name, "input", "input")
     key = node.get_input_key()
-    return f"input.{key.key}" if key.kind == "attribute" else f"input[{key.key!r}]"
+    return PictureNode(name, f"input.{key.key}" if key.kind == "attribute" else f"input[{key.key!r}]", "input")
 
 
 def _options(options: DeploymentOptions) -> dict[str, Any]:
-    chosen = [name for name in _SHOWN_OPTIONS if name in options.model_fields_set]
-    dumped = options.model_dump(include=set(chosen), exclude_unset=True)
-    return {name: dumped[name] for name in chosen if dumped[name] is not None}
+    dumped = options.model_dump(include=set(_SHOWN_OPTIONS), exclude_unset=True)
+    return {name: dumped[name] for name in _SHOWN_OPTIONS if dumped.get(name) is not None}
 
 
-def _is_data(child: DAGNode, user: DAGNode) -> bool:
-    if not isinstance(child, ClassNode):
-        return True
-    return isinstance(user, ClassNode) and is_driver(user.get_body())
-
-
-def json_view(picture: Picture) -> dict[str, Any]:
-    """Return a picture as dicts, lists and strings, for programs that draw it themselves.
+def to_json(picture: Picture) -> str:
+    """Return a picture as JSON text, for programs that draw it themselves.
 
     Returns:
       ``root`` (the id of the drawn node), ``nodes`` (``id``, ``label``, ``kind``, ``deployment``, ``options``)
       and ``edges`` (``from``, ``to``, and ``data``: whether a value passes with each request).
     """
-    return {
+    view = {
         "root": picture.root,
-        "nodes": [
-            {
-                "id": node.id,
-                "label": node.label,
-                "kind": node.kind,
-                "deployment": node.deployment,
-                "options": json.loads(json.dumps(dict(node.options), default=str)),
-            }
-            for node in picture.nodes
-        ],
+        "nodes": [vars(node) for node in picture.nodes],
         "edges": [{"from": edge.child, "to": edge.user, "data": edge.is_data} for edge in picture.edges],
     }
-
-
-def to_json(picture: Picture) -> str:
-    """Return a picture as JSON text."""
-    return json.dumps(json_view(picture), indent=2, ensure_ascii=False) + "\n"
+    return json.dumps(view, indent=2, ensure_ascii=False, default=str) + "\n"

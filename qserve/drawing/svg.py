@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from itertools import pairwise
 from xml.sax.saxutils import escape, quoteattr
 
 from qserve.drawing.layout import Box, Point, lay_out
@@ -31,7 +32,7 @@ _STYLE = """
 .qserve-graph .handle{stroke-dasharray:5 4}
 .qserve-graph .head{fill:#8a97a8;stroke:none}
 """
-_COLOURS = {
+COLOURS = {
     # kind: light (fill, stroke, text), dark (fill, stroke, text)
     "input": (("#f1f5f9", "#64748b", "#1e293b"), ("#232b36", "#8b9bb0", "#e2e8f0")),
     "function": (("#e6f6ee", "#2f9266", "#124a32"), ("#14322a", "#4cb48a", "#d3f3e4")),
@@ -69,7 +70,7 @@ def _colour_rules() -> str:
     light: list[str] = []
     dark = [".qserve-graph .paper{fill:#11161d}", ".qserve-graph .edge{stroke:#728197}"]
     dark.append(".qserve-graph .head{fill:#728197}")
-    for kind, colours in _COLOURS.items():
+    for kind, colours in COLOURS.items():
         for rules, (fill, stroke, text) in zip((light, dark), colours, strict=True):
             rules.append(f".qserve-graph .{kind} .box{{fill:{fill};stroke:{stroke}}}")
             rules.append(f".qserve-graph .{kind} text{{fill:{text}}}")
@@ -81,19 +82,16 @@ def _note(node: PictureNode) -> str:
         return ""
     if node.kind == "method":
         return str(node.deployment)
-    words: list[str] = [node.kind]
+    return " · ".join(filter(None, [node.kind, _replicas(node), node.options.get("route_prefix")]))
+
+
+def _replicas(node: PictureNode) -> str:
+    """Return how many replicas there are, or "" for one."""
     scaling = node.options.get("autoscaling_config")
-    replicas = node.options.get("num_replicas", 1)
     if scaling is not None:
-        words.append(f"{scaling.get('min_replicas', 1)}–{scaling.get('max_replicas', 1)} replicas")
-    elif replicas != 1:
-        words.append(f"{replicas} replicas")
-    words += [str(node.options["route_prefix"])] if node.options.get("route_prefix") else []
-    return " · ".join(words)
-
-
-def _has_replicas(node: PictureNode) -> bool:
-    return node.options.get("autoscaling_config") is not None or node.options.get("num_replicas", 1) > 1
+        return f"{scaling.get('min_replicas', 1)}–{scaling.get('max_replicas', 1)} replicas"
+    count = node.options.get("num_replicas", 1)
+    return "" if count == 1 else f"{count} replicas"
 
 
 def _node(node: PictureNode, box: Box, title: str, note: str) -> str:
@@ -101,7 +99,7 @@ def _node(node: PictureNode, box: Box, title: str, note: str) -> str:
     middle = box.x + box.width / 2
     shape = f'width="{box.width:.1f}" height="{box.height:.1f}" rx="{radius:.1f}"'
     parts = [f'<g class="node {node.kind}" data-id={quoteattr(_clean(node.id))}>', f"<title>{_tooltip(node)}</title>"]
-    if _has_replicas(node):
+    if _replicas(node):
         parts.append(f'<rect class="box shadow" x="{box.x + 4:.1f}" y="{box.y + 4:.1f}" {shape}/>')
     parts.append(f'<rect class="box" x="{box.x:.1f}" y="{box.y:.1f}" {shape}/>')
     title_y = box.y + box.height / 2 + (-2.5 if note else 4.7)
@@ -124,7 +122,7 @@ def _edge(edge: PictureEdge, points: Sequence[Point]) -> str:
     # the line ends inside its arrow head, whose tip touches the border of the box
     ends = [*points[:-2], points[-2] if points[-2][0] < tip_x - _ARROW else (tip_x - _ARROW + 1, tip_y)]
     path = [f"M{ends[0][0]:.1f} {ends[0][1]:.1f}"]
-    for (x0, y0), (x1, y1), number in zip(ends, ends[1:], range(len(ends)), strict=False):
+    for number, ((x0, y0), (x1, y1)) in enumerate(pairwise(ends)):
         if number % 2 == 0 or abs(y1 - y0) < 0.05:
             path.append(f"L{x1:.1f} {y1:.1f}")
         else:
