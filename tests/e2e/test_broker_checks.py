@@ -1,10 +1,11 @@
-"""A broker whose settings are changed while it is in use."""
+"""What the roles do about a broker with wrong settings: at their start, and when it is changed while it is in use."""
 
 from __future__ import annotations
 
 import contextlib
 import sys
 
+import pytest
 from http_client import Client
 from processes import Process, Site, free_port, wait_until
 
@@ -67,3 +68,45 @@ def test_an_append_only_file_that_is_switched_off_is_warned_of_once(site: Site) 
         )
     assert gateway.stderr.count("append-only file is off") == 1
     assert Client(port).is_healthy()
+
+
+def evicting_broker(site: Site) -> str:
+    return site.broker("--maxmemory", "100mb", "--maxmemory-policy", "allkeys-lru")
+
+
+@pytest.mark.parametrize("command", [["worker"], ["run", "nothing:app"]])
+def test_roles_that_start_refuse_a_broker_that_evicts(site: Site, command: list[str]) -> None:
+    port = ["--port", str(free_port())] if "run" in command else []
+    process = site.qserve(*command, *port, env={"QSERVE_BROKER_URL": evicting_broker(site)})
+    assert process.wait(10) == 1
+    (line,) = [one for one in process.stderr.splitlines() if one.startswith("Error: ")]
+    assert "maxmemory-policy allkeys-lru" in line
+    assert "remedy: set maxmemory-policy noeviction" in line
+
+
+def test_a_gateway_is_not_ready_until_its_broker_has_been_put_right(site: Site) -> None:
+    url, port = evicting_broker(site), free_port()
+    gateway = site.qserve("gateway", "--port", str(port), env={"QSERVE_BROKER_URL": url})
+    gateway.wait_for("remedy: set maxmemory-policy noeviction")
+
+    assert Client(port).get("/-/healthz").status == 503
+    client = connect(url)
+    client.config_set("maxmemory-policy", "noeviction")
+    client.close()
+    wait_until(Client(port).is_healthy, description="the gateway serves")
+
+
+@pytest.mark.parametrize("role", ["worker", "gateway"])
+def test_roles_refuse_an_open_broker_on_the_network_without_asking_it(site: Site, role: str) -> None:
+    process = site.qserve(role, env={"QSERVE_BROKER_URL": "redis://broker.invalid:6379/0", "PORT": str(free_port())})
+    assert process.wait(10) == 1
+    assert "without a password" in process.stderr
+    assert "Traceback" not in process.stderr
+
+
+def test_a_worker_waits_for_its_broker_says_so_once_and_can_be_stopped_meanwhile(site: Site) -> None:
+    worker = site.qserve("worker", env={"QSERVE_BROKER_URL": f"redis://127.0.0.1:{free_port()}/0"})
+    worker.wait_for("waiting for it")
+    worker.stop()
+    assert worker.exit_code() == 0
+    assert len(worker.stderr.splitlines()) == 1

@@ -11,7 +11,6 @@ from flask.testing import FlaskClient
 from hypothesis import given
 from hypothesis import strategies as st
 from qserve_gateway.application import create_app
-from qserve_gateway.jobs import Preference, id_of_key, is_genuine, is_id, new_id, preference_of
 from qserve_gateway.request.access import AccessPolicy, ClientLimits, TooManyRequests
 
 from qserve.base.settings import Settings
@@ -246,47 +245,6 @@ def test_a_refused_or_failed_request_gives_its_place_back(plane: FakePlane, monk
     assert client.get("/-/nothing").status_code == 404
     plane.error = None
     assert client.get("/").status_code == 200
-
-
-# -- what requests say of themselves ---------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("text", "understood"),
-    [
-        ("respond-async", Preference(True, 0)),
-        ("Respond-Async, wait=10", Preference(True, 10)),
-        ('wait="5"; x=1,respond-async;y', Preference(True, 5)),
-        ("wait=31", Preference(False, 30)),
-        ("wait=" + "9" * 5000, Preference(False, 30)),
-        ("wait=-1, wait=x, wait, wait=\u0663, return=minimal", Preference(False, 0)),
-        ("", Preference(False, 0)),
-        (",,;=;,", Preference(False, 0)),
-    ],
-)
-def test_preferences_are_read_and_what_makes_no_sense_is_ignored(text: str, understood: Preference) -> None:
-    assert preference_of({"HTTP_PREFER": text}) == understood
-
-
-@given(st.text(max_size=60))
-def test_any_preference_can_be_read(text: str) -> None:
-    assert 0 <= preference_of({"HTTP_PREFER": text}).wait_s <= 30
-
-
-def test_an_id_tells_that_it_is_genuine() -> None:
-    ids = [new_id() for _ in range(100)] + [id_of_key(str(number), "app", "ns", None) for number in range(100)]
-    assert len(set(ids)) == 200
-    assert all(is_id(one) and is_genuine(one) for one in ids)
-    assert not any(is_genuine(f"{number:032x}") for number in range(1000))
-
-
-def test_the_id_of_a_key_depends_on_all_that_it_belongs_to() -> None:
-    made = {id_of_key(*given) for given in [
-        ("k", "a", "n", None), ("k", "a", "n", b"s"), ("k", "a", "n", b"t"), ("l", "a", "n", b"s"),
-        ("k", "b", "n", b"s"), ("k", "a", "m", b"s"),
-    ]}  # fmt: skip
-    assert len(made) == 6
-    assert id_of_key("k", "a", "n", b"s") == id_of_key("k", "a", "n", b"s")
 
 
 @pytest.fixture(autouse=True)

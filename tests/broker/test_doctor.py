@@ -11,8 +11,6 @@ from typing import Any
 import pytest
 import redis
 from click.testing import CliRunner
-from http_client import Client
-from processes import Site, free_port, wait_until
 
 from qserve.__main__ import main
 from qserve.base.settings import Settings
@@ -261,51 +259,6 @@ def test_the_embedded_broker_has_nothing_wrong() -> None:
         client.close()
     finally:
         broker.stop()
-
-
-# -- the roles -------------------------------------------------------------------------------------
-
-
-def evicting_broker(site: Site) -> str:
-    return site.broker("--maxmemory", "100mb", "--maxmemory-policy", "allkeys-lru")
-
-
-@pytest.mark.parametrize("command", [["worker"], ["run", "nothing:app"]])
-def test_roles_that_start_refuse_a_broker_that_evicts(site: Site, command: list[str]) -> None:
-    port = ["--port", str(free_port())] if "run" in command else []
-    process = site.qserve(*command, *port, env={"QSERVE_BROKER_URL": evicting_broker(site)})
-    assert process.wait(10) == 1
-    (line,) = [one for one in process.stderr.splitlines() if one.startswith("Error: ")]
-    assert "maxmemory-policy allkeys-lru" in line
-    assert "remedy: set maxmemory-policy noeviction" in line
-
-
-def test_a_gateway_is_not_ready_until_its_broker_has_been_put_right(site: Site) -> None:
-    url, port = evicting_broker(site), free_port()
-    gateway = site.qserve("gateway", "--port", str(port), env={"QSERVE_BROKER_URL": url})
-    gateway.wait_for("remedy: set maxmemory-policy noeviction")
-
-    assert Client(port).get("/-/healthz").status == 503
-    client = connect(url)
-    client.config_set("maxmemory-policy", "noeviction")
-    client.close()
-    wait_until(Client(port).is_healthy, description="the gateway serves")
-
-
-@pytest.mark.parametrize("role", ["worker", "gateway"])
-def test_roles_refuse_an_open_broker_on_the_network_without_asking_it(site: Site, role: str) -> None:
-    process = site.qserve(role, env={"QSERVE_BROKER_URL": "redis://broker.invalid:6379/0", "PORT": str(free_port())})
-    assert process.wait(10) == 1
-    assert "without a password" in process.stderr
-    assert "Traceback" not in process.stderr
-
-
-def test_a_worker_waits_for_its_broker_says_so_once_and_can_be_stopped_meanwhile(site: Site) -> None:
-    worker = site.qserve("worker", env={"QSERVE_BROKER_URL": f"redis://127.0.0.1:{free_port()}/0"})
-    worker.wait_for("waiting for it")
-    worker.stop()
-    assert worker.exit_code() == 0
-    assert len(worker.stderr.splitlines()) == 1
 
 
 # -- the command -----------------------------------------------------------------------------------
