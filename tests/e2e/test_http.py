@@ -16,6 +16,7 @@ import pytest
 from http_client import Answer, Client
 from processes import Started, wait_until
 from pydantic import BaseModel
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import (
     HTMLResponse,
@@ -81,6 +82,29 @@ def test_several_graphs_answer_at_exactly_their_paths(client: Client) -> None:
     assert qserve.get(handle.predict_with_route.remote("/echo", 7)) == 7
 
 
+@pytest.mark.slow
+def test_routes_may_have_parameters_in_their_path(client: Client) -> None:
+    @qserve.deployment
+    def show(given: Any) -> Any:
+        return given
+
+    async def adapter(request: Request, name: str, number: int = 0) -> Any:
+        return {"name": name, "number": number, "path": dict(request.path_params)}
+
+    with InputNode() as value:
+        shown = show.bind(value)
+        routes = {"/users/me": echo.bind("me"), "/users/{name}": shown, "/n/{name}/{number:int}": shown}
+        handle = qserve.run(DAGDriver.options(route_prefix="/api").bind(routes, http_adapter=adapter))
+
+    assert client.get("/api/users/me?name=x").json == "me"
+    assert client.post("/api/users/Ada%20L?number=2").json == {
+        "name": "Ada L", "number": 2, "path": {"name": "Ada L"},
+    }  # fmt: skip
+    assert client.get("/api/n/x/7").json == {"name": "x", "number": 7, "path": {"name": "x", "number": 7}}
+    assert client.get("/api/n/x/y").status == client.get("/api/users/a/b").status == 404
+    assert qserve.get(handle.predict_with_route.remote("/users/{name}", 1)) == 1
+
+
 # -- requests --------------------------------------------------------------------------------------
 
 
@@ -116,6 +140,17 @@ def test_a_callable_without_parameters_is_called_without_the_request(client: Cli
     for node, text in ((hello.bind(), "hello"), (Model.bind(), "model"), (Front.bind(Model.bind()), "model")):
         qserve.run(node)
         assert client.get().text == client.post("/", {"a": 1}).text == text
+
+
+@pytest.mark.slow
+def test_a_deployment_takes_the_request_whatever_its_parameter_is_called(client: Client) -> None:
+    @qserve.deployment
+    def by_any_name(starlette_request_of_mine: dict[str, int]) -> str:
+        return type(starlette_request_of_mine).__name__
+
+    qserve.run(by_any_name.bind())
+
+    assert client.get().text == "Request"
 
 
 def test_a_request_has_starlettes_interface(client: Client) -> None:
@@ -190,6 +225,27 @@ def test_a_request_passes_through_handles_and_keeps_its_type(client: Client) -> 
     for reads in (False, True):
         qserve.run(Outer.bind(Inner.bind(), reads))
         assert client.post("/?q=1", [2]).json == ["Request", [2], "1"]
+
+
+@pytest.mark.slow
+def test_bodies_of_640_kib_arrive_whole_through_adapters_and_handles(client: Client) -> None:
+    @qserve.deployment
+    def size(text: str) -> int:
+        return len(text)
+
+    @qserve.deployment
+    class Front:
+        def __init__(self, inner: Any) -> None:
+            self.inner = inner
+
+        async def __call__(self, request: Request) -> int:
+            return await (await self.inner.remote((await request.body()).decode()))
+
+    qserve.run(Front.bind(size.bind()))
+    assert client.post("/", b"x" * 640 * 1024).json == 640 * 1024
+
+    run_graph(json_request, size)
+    assert client.post("/", "y" * 640 * 1024).json == 640 * 1024
 
 
 def test_concurrent_requests_get_their_own_answers(client: Client) -> None:
@@ -385,6 +441,22 @@ def test_an_adapter_that_fails_is_the_users_error(client: Client) -> None:
     assert "LookupError: no such tenant" in answer.error["message"]
 
 
+@pytest.mark.slow
+def test_an_http_exception_of_an_adapter_is_its_answer(client: Client) -> None:
+    def adapter(request: Request) -> Any:
+        if "token" not in request.headers:
+            raise HTTPException(401, "who are you?", headers={"WWW-Authenticate": "Bearer"})
+        return 1
+
+    run_graph(adapter)
+    refused = client.get(X_Request_ID="mine")
+
+    assert (refused.status, refused.json) == (401, {"detail": "who are you?"})
+    assert refused.headers["www-authenticate"] == "Bearer"
+    assert refused.headers["x-request-id"] == "mine"
+    assert client.get(token="t").json == 1
+
+
 # -- errors ----------------------------------------------------------------------------------------
 
 
@@ -413,6 +485,20 @@ def test_an_error_of_user_code_is_500_with_its_name_and_place_but_no_traceback(
         description="the traceback and the request's id are in the log",
     )
     assert client.post("/", 2).json == 0.5
+
+
+@pytest.mark.slow
+def test_a_response_that_is_too_long_to_be_held_whole_is_an_error_that_says_so(client: Client) -> None:
+    @qserve.deployment
+    def much() -> str:
+        return "x" * (10 * 1024 * 1024 + 1)
+
+    qserve.run(much.bind())
+    answer = client.get()
+
+    assert answer.status == 500
+    assert answer.code == "result_too_large"
+    assert "StreamingResponse" in answer.error["message"]
 
 
 def test_a_deadline_that_passes_is_504_and_what_is_queued_never_runs(client: Client, tmp_path: Path) -> None:
@@ -473,6 +559,40 @@ def test_a_full_queue_is_503_with_a_time_to_come_back(client: Client, tmp_path: 
     assert refused[0].error["retryable"] is True
     assert int(refused[0].headers["retry-after"]) >= 1
     assert [answer.status for answer in answers[4:]] == [200, 200]
+
+
+@pytest.mark.slow
+def test_a_full_queue_below_a_parent_deployment_is_503_with_a_time_to_come_back(client: Client, tmp_path: Path) -> None:
+    gate, began = tmp_path / "gate", tmp_path / "began"
+
+    @qserve.deployment(max_ongoing_requests=1, max_queued_requests=1)
+    class Narrow:
+        async def __call__(self) -> str:
+            began.touch()
+            while not gate.exists():
+                await asyncio.sleep(0.005)
+            return "done"
+
+    @qserve.deployment
+    class Parent:
+        def __init__(self, narrow: Any) -> None:
+            self.narrow = narrow
+
+        async def __call__(self, request: Request) -> str:
+            return await (await self.narrow.remote())
+
+    qserve.run(Parent.bind(Narrow.bind()))
+    handle = qserve.get_deployment_handle("Narrow")
+    first = handle.remote()
+    wait_until(began.exists, description="the only place is taken")
+    second = handle.remote()
+    refused = client.get()
+    gate.touch()
+
+    assert refused.status == 503
+    assert int(refused.headers["retry-after"]) >= 1
+    assert refused.code == "queue_full"
+    assert [first.result(timeout_s=10), second.result(timeout_s=10)] == ["done", "done"]
 
 
 def test_a_request_whose_client_left_while_it_was_queued_never_runs(client: Client, tmp_path: Path) -> None:

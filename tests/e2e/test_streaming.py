@@ -6,12 +6,15 @@ import asyncio
 import http.client
 import socket
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import httpx
 import pytest
 from http_client import Client
 from processes import Started, wait_until
+from starlette.requests import Request
 from starlette.responses import StreamingResponse
 
 import qserve
@@ -96,6 +99,29 @@ def test_a_stream_of_which_only_the_head_is_wanted_is_stopped(source: Any, url: 
     assert (answer.status, answer.headers["x-kind"], answer.body) == (418, "tea", b"")
 
     wait_until(lambda: source.is_closed.remote().result(timeout_s=10), description="the body's generator is closed")
+
+
+def test_a_streaming_response_arrives_piece_by_piece_before_it_has_ended(url: str, tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+
+    @qserve.deployment
+    class Stream:
+        async def words(self) -> AsyncIterator[str]:
+            yield "first "
+            while not gate.exists():
+                await asyncio.sleep(0.005)
+            yield "second"
+
+        def __call__(self, request: Request) -> StreamingResponse:
+            return StreamingResponse(self.words(), media_type="text/plain", status_code=202)
+
+    qserve.run(Stream.bind())
+
+    with httpx.stream("GET", url, timeout=20) as answer:
+        pieces = answer.iter_text()
+        assert (answer.status_code, next(pieces)) == (202, "first ")
+        gate.touch()
+        assert "".join(pieces) == "second"
 
 
 def test_a_generator_answers_http_as_text(url: str) -> None:
