@@ -28,6 +28,7 @@ from starlette.responses import (
 )
 
 import qserve
+from qserve import api
 from qserve.dag import InputNode
 from qserve.drivers import DAGDriver
 from qserve.exceptions import BackPressureError
@@ -607,6 +608,8 @@ def test_a_request_whose_client_left_while_it_was_queued_never_runs(client: Clie
         return value
 
     run_graph(json_request, gated)
+    plane = api._client()
+    queue = plane.registry.get("default").stream(plane.keys, "gated")
 
     with ThreadPoolExecutor() as threads:
         first = threads.submit(client.post, "/", "a")
@@ -614,8 +617,11 @@ def test_a_request_whose_client_left_while_it_was_queued_never_runs(client: Clie
         with socket.create_connection(client.address, timeout=10) as leaver:
             head = "POST / HTTP/1.1\r\nHost: here\r\nContent-Length: 3\r\n\r\n"
             leaver.sendall(f'{head}"b"'.encode())
+            wait_until(lambda: plane.client.xlen(queue) == 2, description="the request is queued", timeout_s=10)
             leaver.shutdown(socket.SHUT_WR)
             assert b" 499 " in leaver.recv(4096)  # the gateway has seen it leave
+        # it does not wait for the broker to know: nobody is there to be told
+        wait_until(lambda: plane.client.xlen(queue) == 1, description="the request is cancelled", timeout_s=10)
         second = threads.submit(client.post, "/", "c")
         gate.touch()
         assert [first.result().json, second.result().json] == ["a", "c"]
