@@ -53,7 +53,7 @@ class Application(Mapping[str, Deployment], Target[Any]):
         """
         single_ingress(self.values())
         if self._root is None:
-            return CompiledApplication(app_name, tuple(one.options() for one in self.values()), {})
+            return CompiledApplication(app_name, tuple(deployment.options() for deployment in self.values()), {})
         built = compile_application(self._root, app_name=app_name)
         adjusted = []
         for deployment in built.deployments:  # with the current options, but with the handles of this graph

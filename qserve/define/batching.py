@@ -281,28 +281,25 @@ class _Batched:
         kwargs = {name: [item.kwargs[name] for item in batch] for name in batch[0].kwargs}
         try:
             results = self._func(*batch[0].owner, *args, **kwargs)
-            if self.streams:
-                await self._run_stream(batch, results)
-            else:
+            if not self.streams:
                 for item, value in self._pairs(batch, await results):
                     item.end(value)
+                return
+            async with aclosing(results):
+                async for row in results:
+                    for item, value in self._pairs(batch, row):
+                        kind = value if isinstance(value, type) else type(value)
+                        if issubclass(kind, StopIteration | StopAsyncIteration):
+                            item.end()
+                        else:
+                            item.give(value)
+                    if not any(map(_Item.is_open, batch)):
+                        return
+            for item in batch:
+                item.end()
         except BaseException as error:
             for item in batch:
                 item.end(Failure.of(error))
-
-    async def _run_stream(self, batch: list[_Item], results: AsyncGenerator[Any, None]) -> None:
-        async with aclosing(results):
-            async for row in results:
-                for item, value in self._pairs(batch, row):
-                    kind = value if isinstance(value, type) else type(value)
-                    if issubclass(kind, StopIteration | StopAsyncIteration):
-                        item.end()
-                    else:
-                        item.give(value)
-                if not any(map(_Item.is_open, batch)):
-                    return
-        for item in batch:
-            item.end()
 
     def _pairs(self, batch: list[_Item], results: Any) -> Iterable[tuple[_Item, Any]]:
         # arrays and tensors are accepted like lists; str and dict only happen to have a length

@@ -100,7 +100,7 @@ class DeadLetters:
     def ids(self, limit: int = -1) -> list[str]:
         """Return their request IDs, the newest first; ``limit`` -1 for all."""
         found: Any = self._client.zrevrange(self._keys.dead_letters, 0, limit - 1 if limit >= 0 else -1)
-        return [one.decode() for one in found]
+        return [request_id.decode() for request_id in found]
 
     def list(self, limit: int = 100) -> Iterator[DeadLetter]:
         """Yield the newest dead letters, the newest first."""

@@ -12,7 +12,7 @@ from qserve.base.keys import POOL_TTL_MS, Keys
 from qserve.base.settings import Settings
 from qserve.broker.connection import Client, broker_errors, connect
 from qserve.broker.registry import Registry
-from qserve.wire.application import ApplicationRecord
+from qserve.wire.application import ApplicationRecord, DeploymentRecord
 from qserve.wire.sealing import Seal
 
 RUNNING, FAILED = "RUNNING", "FAILED"
@@ -69,7 +69,7 @@ class ReplicaReports:
     @broker_errors()
     def replicas(self) -> list[ReplicaStatus]:
         found: Any = self._client.hvals(self._key)
-        return [ReplicaStatus(**json.loads(one)) for one in found]
+        return [ReplicaStatus(**json.loads(data)) for data in found]
 
 
 @dataclass(frozen=True)
@@ -143,21 +143,22 @@ class Installation:
         return ServeStatus({name: self._status_of(versions[0]) for name, versions in found.items() if versions})
 
     def _status_of(self, record: ApplicationRecord) -> ApplicationStatus:
-        current = [one for one in self.reports(record.name).replicas() if one.version == record.version]
+        current = [replica for replica in self.reports(record.name).replicas() if replica.version == record.version]
         deployments = {
-            name: _deployment_status(name, deployment.num_replicas, [one for one in current if one.deployment == name])
-            for name, deployment in record.deployments.items()
-            if deployment.replicated
+            name: _deployment_status(wanted, current)
+            for name, wanted in record.deployments.items()
+            if wanted.replicated
         }
-        found = {one.status for one in deployments.values()}
+        found = {deployment.status for deployment in deployments.values()}
         status = "UNHEALTHY" if "UNHEALTHY" in found else "DEPLOYING" if "UPDATING" in found else "RUNNING"
-        message = next((one.message for one in deployments.values() if one.message), "")
+        message = next((deployment.message for deployment in deployments.values() if deployment.message), "")
         return ApplicationStatus(record.name, status, record.route_prefix, record.version, message, deployments)
 
 
-def _deployment_status(name: str, expected: int, replicas: Sequence[ReplicaStatus]) -> DeploymentStatus:
+def _deployment_status(wanted: DeploymentRecord, reported: Sequence[ReplicaStatus]) -> DeploymentStatus:
+    replicas = [replica for replica in reported if replica.deployment == wanted.name]
     states = Counter(replica.state for replica in replicas)
-    if states[RUNNING] >= expected:
-        return DeploymentStatus(name, "HEALTHY", dict(states), "")
+    if states[RUNNING] >= wanted.num_replicas:
+        return DeploymentStatus(wanted.name, "HEALTHY", dict(states), "")
     message = next((replica.message for replica in replicas if replica.state == FAILED), "")
-    return DeploymentStatus(name, "UNHEALTHY" if states[FAILED] else "UPDATING", dict(states), message)
+    return DeploymentStatus(wanted.name, "UNHEALTHY" if states[FAILED] else "UPDATING", dict(states), message)

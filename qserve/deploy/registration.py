@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from qserve.base.keyring import Keyring
 from qserve.define.compile import CompiledApplication, compile_application
-from qserve.define.options import DeploymentOptions
+from qserve.define.deployments import Deployment
 from qserve.define.target import load_target
 from qserve.engine.driver import AdaptingDriver
 from qserve.exceptions import PayloadError
@@ -52,7 +52,7 @@ def release_of(built: CompiledApplication, keyring: Keyring, target: str = "") -
     """
     code = b"" if target else pack_code(code_of(built), keyring)
     record = record_of(built, Codec(keyring), target)
-    versions = [one.version for one in built.deployments]
+    versions = [deployment.version for deployment in built.deployments]
     if code:
         record = replace(record, code_digest=_digest(record, versions, code))
     return Release(record, code, has_versions=None not in versions)
@@ -73,8 +73,8 @@ def record_of(built: CompiledApplication, codec: Codec, target: str = "") -> App
     """
     without_replicas = built.ingress.name if built.driver is not None and built.driver.adapter else None
     deployments = {
-        one.name: _deployment_record(one.name, one.config, replicated=one.name != without_replicas)
-        for one in built.deployments
+        deployment.name: _deployment_record(deployment, replicated=deployment.name != without_replicas)
+        for deployment in built.deployments
     }
     graphs = {}
     for name, plan in built.graphs.items():
@@ -98,12 +98,13 @@ def record_of(built: CompiledApplication, codec: Codec, target: str = "") -> App
 
 def _digest(record: ApplicationRecord, versions: list[str | None], code: bytes) -> str:
     """A digest that stays the same if only ``user_config`` or ``num_replicas`` of the application change."""
-    settled = {name: replace(one, num_replicas=0, user_config="") for name, one in record.deployments.items()}
+    settled = {name: replace(full, num_replicas=0, user_config="") for name, full in record.deployments.items()}
     plain = replace(record, version="", route_prefix=None, timeout_s=None, deployments=settled)
-    return hashlib.sha256(repr([str(one) for one in versions]).encode() + plain.encode() + code).hexdigest()
+    return hashlib.sha256(repr(versions).encode() + plain.encode() + code).hexdigest()
 
 
-def _deployment_record(name: str, options: DeploymentOptions, replicated: bool) -> DeploymentRecord:
+def _deployment_record(deployment: Deployment, replicated: bool) -> DeploymentRecord:
+    name, options = deployment.name, deployment.config
     return DeploymentRecord(
         name=name,
         num_replicas=options.num_replicas,
@@ -148,7 +149,10 @@ Code = Mapping[str, DeploymentCode]
 
 def code_of(built: CompiledApplication) -> Code:
     """Return the code of each deployment by its name; a driver becomes the class that runs its adapter."""
-    code = {one.name: DeploymentCode(one.func_or_class, one.init_args, one.init_kwargs) for one in built.deployments}
+    code = {
+        deployment.name: DeploymentCode(deployment.func_or_class, deployment.init_args, deployment.init_kwargs)
+        for deployment in built.deployments
+    }
     if built.driver is not None:
         resolve_annotations(built.adapter)  # because names that only annotations use do not travel by value
         code[built.ingress.name] = DeploymentCode(AdaptingDriver, (built.adapter, built.name, tuple(built.graphs)), {})
@@ -169,9 +173,9 @@ def pack_code(code: Code, keyring: Keyring) -> bytes:
     if keyring.current is None:
         raise PayloadError("code is sent to replicas signed: set QSERVE_SECRET_KEY to a secret of your own")
     packed = {}
-    for name, one in code.items():
+    for name, deployment in code.items():
         try:
-            packed[name] = dumps(one)
+            packed[name] = dumps(deployment)
         except Exception as error:
             raise PayloadError(
                 f"deployment {name!r} cannot be sent to its replicas: {error}. Move what cannot be pickled"

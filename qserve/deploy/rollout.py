@@ -90,7 +90,7 @@ def wait_until_running(
       DeployError: A constructor failed as often as it is tried (the message holds the user's traceback), or
         the time ran out.
     """
-    expected = {name: one.num_replicas for name, one in record.deployments.items() if one.replicated}
+    expected = {name: wanted.num_replicas for name, wanted in record.deployments.items() if wanted.replicated}
     shown: dict[str, int] = {}
     deadline = Deadline(timeout_s)
     while True:
@@ -100,27 +100,27 @@ def wait_until_running(
             for replica in replicas
             if replica.state == RUNNING and replica.config == record.deployments[replica.deployment].config
         )
+        failed = [replica for replica in replicas if replica.state == FAILED]
         for name, count in expected.items():
             if shown.get(name) != running[name]:
                 shown[name] = running[name]
                 on_progress(Progress(name, running[name], count))
         if all(running[name] == count or (running[name] > count and not exact) for name, count in expected.items()):
             return
-        _raise_for_failures(replicas, expected)
+        _raise_for_failures(failed, expected)
         check()
         if deadline.has_passed():
             late = ", ".join(f"{name} ({running[name]} of {count})" for name, count in expected.items())
-            why = "".join(f"\n{one.deployment}: {one.message}" for one in replicas if one.state == FAILED)
+            why = "".join(f"\n{replica.deployment}: {replica.message}" for replica in failed)
             raise DeployError(f"not all replicas were ready within {timeout_s:.0f} s: {late}{why}")
         time.sleep(_POLL_INTERVAL_S)
 
 
-def _raise_for_failures(replicas: Sequence[ReplicaStatus], expected: Mapping[str, int]) -> None:
-    failed = Counter(replica.deployment for replica in replicas if replica.state == FAILED)
-    for name, count in failed.items():
+def _raise_for_failures(failed: Sequence[ReplicaStatus], expected: Mapping[str, int]) -> None:
+    for name, count in Counter(replica.deployment for replica in failed).items():
         # a constructor is tried three times for each replica, as in Ray Serve
         if count >= 3 * expected[name]:
-            message = next(one.message for one in replicas if one.deployment == name and one.state == FAILED)
+            message = next(replica.message for replica in failed if replica.deployment == name)
             raise DeployError(f"deployment {name!r} could not be started; its constructor failed:\n{message}")
 
 
@@ -140,7 +140,7 @@ def wait_for_gateways(
     while not deadline.has_passed():
         with broker_errors():
             seen = [client.get(key) for key in client.scan_iter(pattern, count=1000)]
-        if sum(one is not None and _number(one.decode()) >= _number(change) for one in seen) >= processes:
+        if sum(latest is not None and _number(latest.decode()) >= _number(change) for latest in seen) >= processes:
             return
         check()
         time.sleep(_POLL_INTERVAL_S)
