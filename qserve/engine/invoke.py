@@ -305,7 +305,6 @@ class UserThread:
         self._calls.put((call, context, on_done))
 
     def close(self) -> None:
-        """Let the thread end after what it runs."""
         self._calls.put(None)
 
     def _work(self) -> None:

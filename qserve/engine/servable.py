@@ -117,7 +117,6 @@ class Servable:
 
     @property
     def has_health_check(self) -> bool:
-        """Whether the user's class has a ``check_health``."""
         return self._hook("check_health") is not None
 
     async def check_health(self) -> None:

@@ -82,7 +82,6 @@ async def _items(generator: Any, in_thread: InThread) -> AsyncGenerator[Any, Non
 
 
 async def _send_response(sink: Sink, response: Any) -> None:
-    """Run an ASGI response and send what it sends."""
     gone: ReaderGone | None = None
 
     async def send(message: Any) -> None:

@@ -2,30 +2,15 @@
 
 from __future__ import annotations
 
-from celery import Celery, Task
+from celery import Celery
 
 from qserve.base.settings import Settings
 from qserve.broker.address import concealed
 from qserve_workers.celery.transport import ALIAS, refuse_task
 
 
-class CallTask(Task):  # type: ignore[misc]
-    """What `celery inspect registered` shows: replicas run calls of deployments, and nothing else."""
-
-    name = "qserve.call"
-    ignore_result = True
-
-    def run(self) -> None:
-        """Refuse: a call is not a Celery message."""
-        refuse_task()
-
-
 def make_celery(settings: Settings) -> Celery:
-    """Create a Celery application that inspects and controls the replicas of one broker.
-
-    Parameters:
-      settings: Names the broker.
-    """
+    """Create a Celery application that inspects and controls the replicas of one broker."""
     app = Celery("qserve", broker=f"{ALIAS}://localhost//", backend=None, set_as_current=False)
     app.conf.update(
         broker_transport_options={
@@ -42,5 +27,6 @@ def make_celery(settings: Settings) -> Celery:
         worker_detect_quorum_queues=False,
         worker_send_task_events=False,
     )
-    app.register_task(CallTask())
+    # what `celery inspect registered` shows: replicas run calls of deployments, and nothing else
+    app.task(refuse_task, name="qserve.call", ignore_result=True)
     return app

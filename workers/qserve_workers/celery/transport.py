@@ -28,6 +28,7 @@ class Channel(virtual.Channel):  # type: ignore[misc]
 
     supports_fanout = True
     do_restore = False
+    body_encoding = None  # msgpack carries bytes
 
     def __init__(self, connection: Transport, **kwargs: Any) -> None:
         super().__init__(connection, **kwargs)
@@ -97,16 +98,7 @@ class Channel(virtual.Channel):  # type: ignore[misc]
             raise Empty
         self.connection._deliver(msgpack.unpackb(popped[1]), key_of[popped[0]])
 
-    def encode_body(self, body: Any, encoding: str | None = None) -> tuple[Any, str | None]:
-        """Return the body as it is: msgpack carries bytes."""
-        return body, None
-
-    def decode_body(self, body: Any, encoding: str | None = None) -> Any:
-        """Return the body as it is."""
-        return body
-
     def close(self) -> None:
-        """Close the channel and its connection."""
         super().close()
         self._client.close()
 
@@ -134,7 +126,6 @@ class Transport(virtual.Transport):  # type: ignore[misc]
         self.broadcasts: dict[str, tuple[str, str]] = {}
 
     def driver_version(self) -> str:
-        """Return redis-py's version."""
         return CLIENT_VERSION
 
 

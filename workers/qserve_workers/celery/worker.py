@@ -41,7 +41,6 @@ class RemoteControl(bootsteps.StartStopStep):  # type: ignore[misc]
         self._stopping = threading.Event()
 
     def start(self, consumer: Any) -> None:
-        """Begin to answer."""
         self._stopping.clear()
         threading.Thread(target=self._serve, args=(consumer,), name="remote-control", daemon=True).start()
 

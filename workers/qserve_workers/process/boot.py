@@ -85,11 +85,10 @@ def run_replica(spec: ReplicaSpec) -> int:
         report(reports, spec, FAILED, why)
         return 1
     gc.freeze()  # what exists now stays: the collector need not look at it again
-    limit_s = spec.options.max_execution_s
-    watchdog = Watchdog(replica, connect(url), limit_s, spec.settings.stall_limit_s)
+    watchdog = Watchdog(replica, connect(url))
     lifecycle = Lifecycle(spec, servable, reports, registry, stop=replica.stop)
     Heartbeat(
-        connect(url), spec.settings, spec.name, may_beat=watchdog.is_loop_alive, on_loss=lifecycle.report_again
+        connect(url), spec.settings, spec.name, may_beat=watchdog.is_loop_alive, on_loss=lifecycle.report_running
     ).start()  # fmt: skip
     worker = ReplicaWorker(make_celery(spec.settings), replica, spec.record.name)
 

@@ -11,7 +11,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from dataclasses import dataclass
 
 from qserve.base import failpoints
 from qserve.base.keys import BEAT_TTL_MS, Keys
@@ -25,6 +25,7 @@ _REMEMBERED = 1000
 """How many lost replicas a supervisor remembers; a name is never used twice."""
 
 
+@dataclass
 class Heartbeat:
     """Sends the heartbeats of one replica from a thread: code that holds the loop must not look like a lost host.
 
@@ -36,50 +37,45 @@ class Heartbeat:
       on_loss: Called when the broker has forgotten this counter, and so has lost its data.
     """
 
-    def __init__(
-        self,
-        client: Client,
-        settings: Settings,
-        replica: str,
-        *,
-        may_beat: Callable[[], bool],
-        on_loss: Callable[[], None],
-    ) -> None:
-        self._client = client
-        self._key = Keys(settings.namespace).beat(replica)
-        self._interval_s = settings.beat_s
-        # much longer than it takes to notice that a counter stands still: the end of a key must not decide anything
-        self._life_ms = BEAT_TTL_MS + int(4000 * settings.lease_s)
-        self._may_beat = may_beat
-        self._on_loss = on_loss
-        self._has_beaten = False
+    client: Client
+    settings: Settings
+    replica: str
+    may_beat: Callable[[], bool]
+    on_loss: Callable[[], None]
+    _has_beaten: bool = False
 
     def start(self) -> None:
-        """Beat until the process ends."""
         threading.Thread(target=self._run, name="heartbeat", daemon=True).start()
 
     def _run(self) -> None:
         while True:
             if failpoints.ARMED:
                 failpoints.hit("beat.before")
-            if self._may_beat():
+            if self.may_beat():
                 try:
                     self.beat()
                 except BrokerError as error:
                     log.debug("a heartbeat was not sent: %s", error)
                 except Exception:
                     log.exception("heartbeats go on after an error")
-            time.sleep(self._interval_s)
+            time.sleep(self.settings.beat_s)
 
     def beat(self) -> None:
         """Beat once; raises BrokerError. A beat that is sent again counts twice, which does no harm."""
+        key = Keys(self.settings.namespace).beat(self.replica)
+        # much longer than it takes to notice that a counter stands still: the end of a key must not decide anything
+        life_ms = BEAT_TTL_MS + int(4000 * self.settings.lease_s)
         with broker_errors():
-            pipe = self._client.pipeline(transaction=True)
-            count, _ = pipe.incr(self._key).pexpire(self._key, self._life_ms).execute()
-            measure_clock(self._client)
+            pipe = self.client.pipeline(transaction=True)
+            count, _ = pipe.incr(key).pexpire(key, life_ms).execute()
+            measure_clock(self.client)
         if count == 1 and self._has_beaten:
-            self._on_loss()
+            self.on_loss()
         self._has_beaten = True
+
+
+_DEAD = object()
+"""In the place of the counter of a replica whose process is known to be dead."""
 
 
 class Observer:
@@ -95,12 +91,11 @@ class Observer:
         self._clock = clock
         self._seen: dict[str, tuple[bytes | None, float]] = {}
         self._updated_at: float | None = None
-        self._lost: OrderedDict[str, bytes | None] = OrderedDict()
-        self._dead: OrderedDict[str, None] = OrderedDict()
+        self._lost: OrderedDict[str, object] = OrderedDict()
 
     def note_death(self, name: str) -> None:
         """Count a replica as lost whenever it appears again: its process is known to be dead."""
-        _remember(self._dead, name, None)
+        self._remember(name, _DEAD)
 
     def update(self, counters: Mapping[str, bytes | None]) -> set[str]:
         """Compare counters with those of the last update; names that are not among them are forgotten.
@@ -122,25 +117,23 @@ class Observer:
         self._seen = seen
         lost = {name for name, (_, silent_s) in seen.items() if silent_s >= self._lease_s or self._is_known(name)}
         for name in lost:
-            _remember(self._lost, name, counters[name])
+            if self._lost.get(name) is not _DEAD:
+                self._remember(name, counters[name])
         return lost
 
     def _is_known(self, name: str) -> bool:
         """Whether it was lost before and has not beaten since: the broker delivered to its old connection."""
-        return name in self._dead or (name in self._lost and self._lost[name] == self._seen[name][0])
+        return name in self._lost and self._lost[name] in (_DEAD, self._seen[name][0])
+
+    def _remember(self, name: str, counter: object) -> None:
+        self._lost[name] = counter
+        if len(self._lost) > _REMEMBERED:
+            self._lost.popitem(last=False)
 
 
-def _remember(names: OrderedDict[str, Any], name: str, value: Any) -> None:
-    names[name] = value
-    if len(names) > _REMEMBERED:
-        names.popitem(last=False)
-
-
+@broker_errors()
 def read_counters(client: Client, keys: Keys, replicas: Iterable[str]) -> dict[str, bytes | None]:
     """Return the counters of these replicas as the broker has them; raises BrokerError."""
     names = list(replicas)
-    if not names:
-        return {}
-    with broker_errors():
-        found: list[bytes | None] = client.mget([keys.beat(name) for name in names])
+    found: list[bytes | None] = client.mget([keys.beat(name) for name in names]) if names else []
     return dict(zip(names, found, strict=True))

@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from qserve.base.log import get_logger
@@ -25,6 +26,7 @@ HEALTH_FAILURES = 3
 """Failures of ``check_health`` in a row after which a replica is replaced."""
 
 
+@dataclass
 class Lifecycle:
     """What happens to a replica between its first call and its last.
 
@@ -36,36 +38,30 @@ class Lifecycle:
       stop: Ends the replica with an exit code, once it has finished what runs.
     """
 
-    def __init__(
-        self,
-        spec: ReplicaSpec,
-        servable: Servable,
-        reports: ReplicaReports,
-        registry: Registry,
-        stop: Callable[[int], None],
-    ) -> None:
+    spec: ReplicaSpec
+    servable: Servable
+    reports: ReplicaReports
+    registry: Registry
+    stop: Callable[[int], None]
+
+    def __post_init__(self) -> None:
         self._has_begun = False
-        self._spec = spec
-        self._servable = servable
-        self._reports = reports
-        self._registry = registry
-        self._stop = stop
-        self._options = spec.options
+        self._options = self.spec.options
         self._tasks: set[asyncio.Task[None]] = set()
 
     def begin(self, loop: asyncio.AbstractEventLoop) -> None:
         """Report that calls are taken, and check the object's health from now on."""
-        report(self._reports, self._spec, RUNNING, config=self._options.config)
         self._has_begun = True
+        self.report_running()
         loop.add_signal_handler(signal.SIGHUP, lambda: self._spawn(loop, self._reconfigure()))
-        if self._servable.has_health_check:
-            self._reports.end_turn(self._spec.stream)
+        if self.servable.has_health_check:
+            self.reports.end_turn(self.spec.stream)
             self._spawn(loop, self._watch_health())
 
-    def report_again(self) -> None:
-        """Report again, because the broker has lost its data; from any thread."""
+    def report_running(self) -> None:
+        """Report once more when the broker has lost its data, unless calls are not taken yet; from any thread."""
         if self._has_begun:
-            report(self._reports, self._spec, RUNNING, config=self._options.config)
+            report(self.reports, self.spec, RUNNING, config=self._options.config)
 
     def _spawn(self, loop: asyncio.AbstractEventLoop, work: Any) -> None:
         task = loop.create_task(work)
@@ -74,33 +70,33 @@ class Lifecycle:
 
     async def _reconfigure(self) -> None:
         """Take the user_config that is registered now; when user code refuses it, the old one stays reported."""
-        for record in self._registry.versions(self._spec.record.name):
-            if record.version == self._spec.record.version:
-                self._options = record.deployments[self._spec.deployment]
+        for record in self.registry.versions(self.spec.record.name):
+            if record.version == self.spec.record.version:
+                self._options = record.deployments[self.spec.deployment]
         try:
-            await self._servable.reconfigure(json.loads(self._options.user_config or "null"))
+            await self.servable.reconfigure(json.loads(self._options.user_config or "null"))
         except _RAISED:
             log.exception("reconfigure failed")
             return
-        report(self._reports, self._spec, RUNNING, config=self._options.config)
+        self.report_running()
 
     async def _watch_health(self) -> None:
         failures = 0
         while failures < HEALTH_FAILURES or not self._may_leave():
             await asyncio.sleep(self._options.health_period_s)
             try:
-                await asyncio.wait_for(self._servable.check_health(), self._options.health_timeout_s)
+                await asyncio.wait_for(self.servable.check_health(), self._options.health_timeout_s)
                 failures = 0
             except Exception as error:
                 failures += 1
                 log.warning("check_health failed (%d of %d): %r", failures, HEALTH_FAILURES, error)
-        self._stop(Exit.UNHEALTHY)
+        self.stop(Exit.UNHEALTHY)
 
     def _may_leave(self) -> bool:
         """Whether no other replica is being replaced; until then this one stays, and may recover."""
-        for_s = self._options.grace_s + self._spec.settings.start_timeout_s
+        for_s = self._options.grace_s + self.spec.settings.start_timeout_s
         try:
-            return self._reports.take_turn(self._spec.stream, self._spec.name, for_s)
+            return self.reports.take_turn(self.spec.stream, self.spec.name, for_s)
         except BrokerError as error:
             log.warning("an unhealthy replica stays for now: %s", error)
             return False
@@ -111,7 +107,7 @@ class Lifecycle:
             task.cancel()
         try:
             await unload_models()
-            await self._servable.destroy()
+            await self.servable.destroy()
         except _RAISED as error:
             log.warning("__del__ failed: %r", error)
 

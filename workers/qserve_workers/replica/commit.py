@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import random
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -59,7 +58,6 @@ class Committer:
     # -- what an Invoker asks for ------------------------------------------------------------------
 
     def values(self, work: Work) -> Sequence[bytes]:
-        """Return a call's arguments, encoded; raises PayloadError when one was not sealed for this call."""
         return work.values(self._plane.seal)
 
     def is_wanted(self, work: Work) -> bool:
@@ -67,13 +65,11 @@ class Committer:
         return True
 
     def sink(self, work: Work) -> Sink | None:
-        """Return what takes the items of a streamed result; None when the caller did not ask for items."""
         if work.header.stream:
             return Emitter(self._plane, work.header)
         return Collector(self._plane, work.header) if work.header.answer is Answer.PLAIN else None
 
     def flush(self) -> None:
-        """Send what has ended."""
         self._plane.flush()
 
     def commit(self, work: Work, conclusion: Conclusion) -> None:
@@ -141,18 +137,12 @@ class Committer:
     def commit_command(self, work: Work, conclusion: Conclusion) -> Command:
         """Return what commits a call; it may be sent over any connection."""
         tag, request_id, seal = work.tag, work.header.request_id, self._plane.seal
+        moves = seal_moves(seal, request_id, conclusion.moves)
         return functions.commit(
-            tag.stream,
-            self._keys.request(request_id),
-            tag.entry_id,
-            request_id,
-            self._plane.epoch.current(),
-            tag.entry_id.decode(),
-            work.step,
-            seal_moves(seal, request_id, conclusion.moves),
-            conclusion.state,
+            tag.stream, self._keys.request(request_id), tag.entry_id, request_id, self._plane.epoch.current(),
+            tag.entry_id.decode(), work.step, moves, conclusion.state,
             seal_end(seal, request_id, conclusion.state, conclusion.payload),
-        )
+        )  # fmt: skip
 
     def _post_commit(self, work: Work, conclusion: Conclusion) -> None:
         def on_reply(reply: Any) -> None:
@@ -180,26 +170,22 @@ class Committer:
         tag, header, wait_ms = work.tag, work.header, int(wait_s * 1000)
         life_ms = wait_ms + max(0, header.deadline_ms - int(clock.judge_ms())) + CLOCK_MARGIN_MS
         delayed, text = self._keys.delayed_of(self._spec.stream), _history_of(Failure.of(error))
-        self._end(
-            work,
-            functions.postpone(
-                tag.stream, self._keys.request(header.request_id), delayed, tag.entry_id, wait_ms, tries, life_ms,
-                self._spec.name, text,
-            ),
+        command = functions.postpone(
+            tag.stream, self._keys.request(header.request_id), delayed, tag.entry_id, wait_ms, tries, life_ms,
+            self._spec.name, text,
         )  # fmt: skip
+        self._end(work, command)
 
     def _dead_letter(self, work: Work, why: str, error: BaseException) -> None:
         """Crash before this is sent: the call is pending and runs again elsewhere. Crash after: it is a dead letter."""
         failure = self._describe(work, error, f"is a dead letter ({why})")
         tag, request_id = work.tag, work.header.request_id
         sealed = seal_end(self._plane.seal, request_id, State.FAILED, failure.encode())
-        self._end(
-            work,
-            functions.dead_letter(
-                tag.stream, self._keys.request(request_id), tag.entry_id, request_id, why, sealed, self._spec.name,
-                _history_of(failure),
-            ),
+        command = functions.dead_letter(
+            tag.stream, self._keys.request(request_id), tag.entry_id, request_id, why, sealed, self._spec.name,
+            _history_of(failure),
         )  # fmt: skip
+        self._end(work, command)
 
     def _end(self, work: Work, command: Command) -> None:
         self._plane.post(command, lambda reply: self._on_reply(work, reply))
@@ -207,7 +193,7 @@ class Committer:
 
     def _on_reply(self, work: Work, reply: Any) -> None:
         self._on_settled(work.tag)
-        if reply != Reply.OK and log.isEnabledFor(logging.DEBUG):
+        if reply != Reply.OK:
             log.debug("the broker's reply to the end of request %s: %r", work.header.request_id, reply)
 
     def _failed(self, work: Work, error: BaseException, what: str) -> Conclusion:

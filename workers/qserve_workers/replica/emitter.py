@@ -37,15 +37,9 @@ class Emitter:
         self._sent = 0
 
     def result(self) -> bytes:
-        """Return nothing: all has been sent."""
-        return b""
+        return b""  # all has been sent
 
     async def send(self, payload: bytes) -> None:
-        """Send one item, and wait while the reader is too far behind.
-
-        Raises:
-          ReaderGone: The request has ended: cancelled, expired, or its client left.
-        """
         backlog = await self._emit(self._sent, payload)
         self._sent += 1
         while backlog >= WINDOW:
@@ -80,12 +74,6 @@ class Collector(Emitter):
         self._asked_at = plane.loop.time()
 
     async def send(self, payload: bytes) -> None:
-        """Take one item.
-
-        Raises:
-          ReaderGone: The request has ended.
-          ResultTooLarge: The answer is longer than a stored one may be.
-        """
         self._size += len(payload)
         if self._size > RESPONSE_LIMIT:
             raise ResultTooLarge(

@@ -79,7 +79,6 @@ class LastingLink:
         self._check_silence(link)
 
     async def keep_trying(self) -> None:
-        """Connect, and try until it succeeds."""
         pause_s = _SHORTEST_PAUSE_S
         while self.current is None and self.is_needed:
             try:
@@ -141,7 +140,6 @@ class LoopPlane(BrokerPlane):
         self._sync_plane: ClientPlane | None = None
 
     async def open(self) -> None:
-        """Connect to the broker; raise BrokerUnavailable if that fails."""
         await self._link.open()
 
     async def _read_epoch(self, link: Link) -> None:
@@ -154,7 +152,6 @@ class LoopPlane(BrokerPlane):
         self.flush()
 
     def close(self) -> None:
-        """Close the connections."""
         if self._reader is not None:
             self._reader.cancel()
         self._link.close()

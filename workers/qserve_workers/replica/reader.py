@@ -77,7 +77,6 @@ class Backlog:
         self._begun.discard(tag)
 
     def begun(self) -> set[Tag]:
-        """Return the tags of the deliveries that have begun and are not settled."""
         return self._begun.copy()
 
     # -- in the watchdog's thread ------------------------------------------------------------------
@@ -154,7 +153,7 @@ class StreamReader:
             spec.settings.named_broker,
             BLOCK_S + READ_TIMEOUT_S,
             prepare=self._prepare,
-            on_open=lambda: self._read_history(list(self.streams), b"0"),
+            on_open=self.ask,
             on_lost=self._on_lost,
             on_failure=self._on_failure,
         )
@@ -175,6 +174,8 @@ class StreamReader:
                     raise
             self._has_group = True
         self._connection_id = await link.call(("CLIENT", "ID"))
+        for stream in list(self.streams):
+            await self._read_history(link, stream)
 
     def _on_lost(self) -> None:
         self._is_reading = False
@@ -198,7 +199,6 @@ class StreamReader:
                 await asyncio.sleep(0.005)
 
     def disconnect(self) -> None:
-        """Close the connection."""
         self._link.close()
 
     def _read_also(self, stream: str) -> None:
@@ -213,53 +213,37 @@ class StreamReader:
 
     # -- what was delivered before -----------------------------------------------------------------
 
-    def _read_history(self, streams: list[str], after: bytes) -> None:
+    async def _read_history(self, link: Link, stream: str) -> None:
         """Read what was delivered to this replica by a read whose reply was lost with its connection.
 
         The broker has put such entries into this replica's pending list, and delivers them to nobody else while it
         lives. They are read first on each new connection, so there are never more of them than one read can bring.
-
-        Parameters:
-          streams: The streams that are still to be read.
-          after: The last entry of the first stream that has been read.
         """
-        link = self._link.current
-        if not streams or link is None:
-            self.ask()
-            return
-        read: Command = (
-            "XREADGROUP", "GROUP", GROUP, self._name, "COUNT", _HISTORY_PAGE, "STREAMS", streams[0], after,
-        )  # fmt: skip
-        # as of now: a call that ends while the reply is on its way must not look like a new one
-        known = self._backlog.begun()
-        self._is_reading = True
-        link.post([(read, lambda reply: self._on_history(streams, known, reply))])
-
-    def _on_history(self, streams: list[str], known: set[Tag], reply: Any) -> None:
-        self._is_reading = False
-        if isinstance(reply, Exception):
-            # no group: the queue is gone, and what was pending with it
-            self._read_history(streams[1:], b"0")
-            return
-        entries = reply[0][1] if reply else []
-        lost = []
-        for entry_id, fields in entries:
-            tag = Tag(streams[0], entry_id)
-            if tag in known or tag in self._backlog:
-                continue
-            if fields:
-                lost.append(_delivery(tag, fields))
-            else:
-                # the entry was deleted when its request ended
-                log.info("call %s of queue %s was ended before it started", entry_id.decode(), streams[0])
-                self._plane.post(("XACK", streams[0], GROUP, entry_id), ignore)
-        if lost:
-            log.info("%d calls were delivered over the connection that was lost; they start now", len(lost))
-            self._accept_each(lost)
-        if len(entries) < _HISTORY_PAGE:
-            self._read_history(streams[1:], b"0")
-        else:
-            self._read_history(streams, entries[-1][0])
+        entries: Any = [(b"0", [])]
+        while entries:
+            # as of now: a call that ends while the reply is on its way must not look like a new one
+            known = self._backlog.begun()
+            try:
+                reply = await link.call((
+                    "XREADGROUP", "GROUP", GROUP, self._name, "COUNT", _HISTORY_PAGE, "STREAMS", stream, entries[-1][0],
+                ))  # fmt: skip
+            except ReplyError:  # no group: the queue is gone, and what was pending with it
+                return
+            entries = reply[0][1] if reply else []
+            lost = []
+            for entry_id, fields in entries:
+                tag = Tag(stream, entry_id)
+                if tag in known or tag in self._backlog:
+                    continue
+                if fields:
+                    lost.append(_delivery(tag, fields))
+                else:
+                    # the entry was deleted when its request ended
+                    log.info("call %s of queue %s was ended before it started", entry_id.decode(), stream)
+                    self._plane.post(("XACK", stream, GROUP, entry_id), ignore)
+            if lost:
+                log.info("%d calls were delivered over the connection that was lost; they start now", len(lost))
+                self._accept_each(lost)
 
     # -- what is new -------------------------------------------------------------------------------
 

@@ -32,17 +32,14 @@ class ReplicaSpec:
 
     @cached_property
     def options(self) -> DeploymentRecord:
-        """The options of its deployment."""
         return self.record.deployments[self.deployment]
 
     @cached_property
     def keys(self) -> Keys:
-        """The names in the broker."""
         return Keys(self.settings.namespace)
 
     @cached_property
     def stream(self) -> str:
-        """The queue of its deployment."""
         return self.record.stream(self.keys, self.deployment)
 
 

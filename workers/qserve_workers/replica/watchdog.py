@@ -12,7 +12,6 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable
 from types import FrameType
 
 from qserve.base.clock import clock
@@ -39,30 +38,18 @@ class Watchdog:
 
     Parameters:
       client: A connection of its own, because the replica's may stand still with its loop.
-      limit_s: ``max_execution_s`` of the deployment; None for no limit.
-      stall_s: How long user code may hold the loop, or run on after its caller's deadline.
-      end: Ends this process; replaced in tests.
     """
 
-    def __init__(
-        self,
-        replica: Replica,
-        client: Client,
-        limit_s: float | None,
-        stall_s: float,
-        end: Callable[[int], None] = os._exit,
-    ) -> None:
+    def __init__(self, replica: Replica, client: Client) -> None:
         self._replica = replica
         self._client = client
-        self._limit_s = limit_s
-        self._stall_s = stall_s
-        self._end_process = end
+        self._limit_s = replica.spec.options.max_execution_s
+        self._stall_s = replica.spec.settings.stall_limit_s
         self._loop_thread = threading.get_ident()
-        self._interval_s = min(POLL_INTERVAL_S, stall_s / 4, (limit_s or 1.0) / 4)
+        self._interval_s = min(POLL_INTERVAL_S, self._stall_s / 4, (self._limit_s or 1.0) / 4)
         self._is_pinged = False
         self._checked_at = self._pinged_at = time.monotonic()
         self._stood_s = 0.0
-        self._deadlines: dict[Work, float] = {}
         self._stop = threading.Event()
 
     def start(self) -> None:
@@ -92,11 +79,14 @@ class Watchdog:
         self._check_loop(now, bool(works))
         if not self.is_loop_alive():
             return self._end_stalled()
-        self._deadlines = {work: self._deadlines.get(work) or self._deadline(work) for work in works}
         for work in works:
+            if work.overdue_at is None:
+                # by the monotonic clock: a clock that is set must not kill a call
+                left_s = (work.header.deadline_ms - clock.judge_ms()) / 1000
+                work.overdue_at = time.monotonic() + left_s + self._stall_s
             if self._limit_s is not None and now - work.began > self._limit_s:
                 self._end_over_limit(work, self._limit_s)
-            elif now > self._deadlines[work] + self._stall_s:
+            elif now > work.overdue_at:
                 self._end_overdue(work)
         count = self._replica.give_back(self._client)
         if count:
@@ -116,10 +106,6 @@ class Watchdog:
 
     def _on_ping(self) -> None:
         self._is_pinged = False
-
-    def _deadline(self, work: Work) -> float:
-        """When the caller stops waiting, by the monotonic clock: a clock that is set must not kill a call."""
-        return time.monotonic() + (work.header.deadline_ms - clock.judge_ms()) / 1000
 
     # -- calls that run too long -------------------------------------------------------------------
 
@@ -150,17 +136,12 @@ class Watchdog:
             log.error("its caller could not be notified: %s", error)
         if work.task is not None:
             self._replica.loop.call_soon_threadsafe(work.task.cancel)
-            if self._has_ended(work):
-                return
-        self._end_process(exit_code)
-
-    def _has_ended(self, work: Work) -> bool:
-        give_up = time.monotonic() + STOP_FOR_S
-        while time.monotonic() < give_up:
-            if work not in self._replica.invoker.running():
-                return True
-            self._stop.wait(0.01)
-        return False
+            give_up = time.monotonic() + STOP_FOR_S
+            while time.monotonic() < give_up:
+                if work not in self._replica.invoker.running():
+                    return
+                self._stop.wait(0.01)
+        os._exit(exit_code)
 
     # -- a loop that stands still ------------------------------------------------------------------
 
@@ -176,7 +157,7 @@ class Watchdog:
             _place(sys._current_frames().get(self._loop_thread)),
         )
         faulthandler.dump_traceback(sys.__stderr__ or 2)
-        self._end_process(Exit.STALLED)
+        os._exit(Exit.STALLED)
 
     def _holder(self) -> str:
         """The call that is on the loop now."""

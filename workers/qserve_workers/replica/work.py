@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import takewhile
 from typing import NamedTuple
 
@@ -29,9 +29,14 @@ class Delivery(NamedTuple):
 
 @dataclass(slots=True, eq=False)
 class Work(Invocation):
-    """A delivery that runs."""
+    """A delivery that runs.
+
+    Parameters:
+      overdue_at: When the watchdog ends it, by the monotonic clock; None as long as it has not seen it.
+    """
 
     delivery: Delivery
+    overdue_at: float | None = field(default=None, kw_only=True)
 
     @classmethod
     def of(cls, delivery: Delivery, seal: Seal) -> Work:

@@ -8,7 +8,6 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -38,18 +37,12 @@ class ReplicaProcess:
 
     pid: int
     spec: ReplicaSpec
-    stream: str
     config: str = ""
     is_ready: bool = False
     is_stopping: bool = False
     kill_at: float = math.inf
     killed_because: str = ""
     started_at: float = field(default_factory=time.monotonic)
-
-    @property
-    def retries(self) -> bool:
-        """Whether calls of its deployment may wait for another try."""
-        return self.spec.options.max_retries > 0
 
     def stop(self) -> None:
         """Have it finish what it runs, and end; it is killed when it takes too long."""
@@ -71,20 +64,11 @@ class ReplicaProcess:
             self.killed_because, self.kill_at = because, time.monotonic() + _DUMP_FOR_S
             os.kill(self.pid, signal.SIGABRT)
 
-    def check_start(self, limit_s: float, is_running: Callable[[], bool]) -> None:
-        """Kill it when its constructor takes too long.
-
-        Parameters:
-          is_running: Returns whether it has reported that it takes calls.
-        """
-        if self.is_ready or self.is_stopping or time.monotonic() - self.started_at < limit_s:
-            return
-        self.is_ready = is_running()
-        if not self.is_ready:
-            self.kill(f"start_timeout: it was not constructed within {limit_s:g} s (QSERVE_START_TIMEOUT_S)")
+    def is_late(self, limit_s: float) -> bool:
+        """Whether its constructor may have taken longer than that; it has reported nothing yet as far as is known."""
+        return not (self.is_ready or self.is_stopping) and time.monotonic() - self.started_at >= limit_s
 
     def kill_if_due(self) -> None:
-        """Kill it when its time is over."""
         if time.monotonic() > self.kill_at:
             self.killed_because = self.killed_because or "it did not end in time"
             os.kill(self.pid, signal.SIGKILL)

@@ -52,10 +52,7 @@ class Target(NamedTuple):
 class Applications:
     """The applications as they are registered, of which the supervisor's scope is run.
 
-    They are kept here for a broker that loses its data.
-
-    Parameters:
-      client: A connection to the broker.
+    The active ones are kept here with their code, for a broker that loses its data.
     """
 
     def __init__(self, client: Client, keys: Keys, registry: Registry, scope: Scope) -> None:
@@ -68,11 +65,9 @@ class Applications:
         self._kept: dict[str, tuple[ApplicationRecord, bytes]] = {}
 
     def wait_for_change(self, timeout_s: float) -> None:
-        """Wait until the registry changes, or until ``timeout_s`` has passed."""
         self._registry.wait_for_change(self._change or NO_CHANGE, timeout_s)
 
     def find(self, name: str, version: str) -> ApplicationRecord | None:
-        """Return a version as it is registered; None when it is not."""
         return self._records.get((name, version))
 
     def targets(self) -> dict[str, Target]:
@@ -93,46 +88,33 @@ class Applications:
         if newest in (self._change, NO_CHANGE):
             return False
         load_functions(self._client)
-        names = self._registry.names() if self._scope.app is None else [self._scope.app]
-        records = [record for name in names for record in self._versions(name)]
-        self._records = {(record.name, record.version): record for record in records}
-        self._keep(names)
-        for record in records:
-            self._warn_if_unknown(record)
-        self._change = newest
+        records, kept = {}, {}
+        for name in self._registry.names() if self._scope.app is None else [self._scope.app]:
+            try:
+                active, versions = self._registry.find(name), self._registry.versions(name)
+            except PayloadError as error:
+                log.error("application %r is not run: %s", name, error)
+                continue
+            for record in versions:
+                self._warn_if_unknown(record)
+                records[name, record.version] = record
+            if active is not None:
+                kept[name] = (active, self._code_of(active))
+        self._records, self._kept, self._change = records, kept, newest
         return True
 
-    def _versions(self, app: str) -> list[ApplicationRecord]:
-        try:
-            return self._registry.versions(app)
-        except PayloadError as error:
-            log.error("application %r is not run: %s", app, error)
-            return []
+    def _code_of(self, record: ApplicationRecord) -> bytes:
+        """Return the code of an application whose code is sent by value."""
+        before, code = self._kept.get(record.name, (record, None))
+        if code is not None and before.version == record.version:
+            return code
+        return b"" if record.target else self._registry.code(record.name, record.version)
 
     def _warn_if_unknown(self, record: ApplicationRecord) -> None:
         name = self._scope.deployment
         if name is not None and name not in record.deployments:
             known = ", ".join(record.deployments)
             log.error("application %r has no deployment %r; it has: %s", record.name, name, known)
-
-    # -- for a broker that loses its data ----------------------------------------------------------
-
-    def _keep(self, names: list[str]) -> None:
-        """Keep the applications as they are registered now, with the code of those whose code is sent by value."""
-        kept = {}
-        for name in names:
-            try:
-                record = self._registry.find(name)
-            except PayloadError:  # not signed with our key: nothing to restore
-                continue
-            if record is None:
-                continue
-            before = self._kept.get(name)
-            if before is not None and before[0].version == record.version:
-                kept[name] = (record, before[1])
-            else:
-                kept[name] = (record, b"" if record.target else self._registry.code(name, record.version))
-        self._kept = kept
 
     def _restore(self) -> bool:
         """Register the applications again, and return whether there were any and it was permitted.

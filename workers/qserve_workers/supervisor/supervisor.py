@@ -8,10 +8,9 @@ import os
 import signal
 import socket
 import time
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
 
 from qserve.base import failpoints
 from qserve.base.keys import Keys
@@ -26,7 +25,7 @@ from qserve.wire.sealing import Seal
 from qserve_workers.replica.spec import ReplicaSpec
 from qserve_workers.supervisor.replica_process import MemoryWatch, ReplicaProcess, describe_end, fork_replica
 from qserve_workers.supervisor.scope import Applications, Scope, Target
-from qserve_workers.supervisor.takeover import Sweeper, Takeover
+from qserve_workers.supervisor.takeover import Takeover
 
 log = get_logger(__name__)
 TICK_S = 0.1
@@ -44,7 +43,6 @@ class Backoff:
     next_try: float = 0.0
 
     def note(self, failed: bool, now: float) -> None:
-        """Count one end of a replica."""
         self.failures = self.failures + 1 if failed else 0
         self.next_try = now + min(LONGEST_BACKOFF_S, 0.1 * 2 ** min(self.failures - 1, 9)) if failed else now
 
@@ -71,10 +69,9 @@ class Supervisor:
         self._client = connect(self.settings.broker_url, silent_for_s=_SILENT_FOR_S)
         registry = Registry(self._client, self._keys, Seal(self.settings.keyring))
         self._applications = Applications(self._client, self._keys, registry, self.scope)
-        self._takeover = Takeover(self._client, self._keys)
-        self._sweeper = Sweeper(self._client, self._keys, self._takeover, self.settings)
+        self._takeover = Takeover(self._client, self._keys, self.settings)
         self._memory = MemoryWatch()
-        self._backoffs: dict[str, Backoff] = {}
+        self._backoffs: defaultdict[str, Backoff] = defaultdict(Backoff)
         self._retire_by: dict[str, float] = {}
         self._dead: deque[tuple[ReplicaProcess, str]] = deque()
         self._reported_faults: set[str] = set()
@@ -111,13 +108,13 @@ class Supervisor:
         if self._applications.refresh():
             self._announce_configs()
         self._reap()
-        for stream in {process.stream for process in self.processes.values() if process.retries}:
+        for stream in {one.spec.stream for one in self.processes.values() if one.spec.options.max_retries}:
             self._takeover.wake(stream)
         targets = self._applications.targets()
         self._start_missing(targets)
         self._stop_surplus(targets)
         self._kill_overdue()
-        self._sweeper.sweep(targets, [process.spec.name for process in self.processes.values()], self._kill)
+        self._takeover.sweep(targets, [process.spec.name for process in self.processes.values()], self._kill)
 
     def _announce_configs(self) -> None:
         """Have replicas whose user_config has changed read it: the same version goes on with other settings."""
@@ -158,8 +155,8 @@ class Supervisor:
         Crash at any point: what it held stays pending, until a supervisor misses its heartbeat.
         """
         spec = process.spec
-        moved = self._takeover.hand_over(process.stream, spec.name)
-        self._sweeper.note_death(spec.name)
+        moved = self._takeover.hand_over(spec.stream, spec.name)
+        self._takeover.note_death(spec.name)
         reports, state = self._reports(spec.record.name), self._state_of(spec)
         has_failed_start = state != RUNNING and not process.is_stopping
         if has_failed_start and state is None:
@@ -173,7 +170,7 @@ class Supervisor:
             log.warning("replica %s of %s died (%s); its calls are handed over", spec.name, spec.deployment, how)
         if moved:
             log.info("%d calls of replica %s were handed over", moved, spec.name)
-        self._backoffs.setdefault(process.stream, Backoff()).note(has_failed_start, time.monotonic())
+        self._backoffs[spec.stream].note(has_failed_start, time.monotonic())
 
     def _state_of(self, spec: ReplicaSpec) -> str | None:
         replicas = self._reports(spec.record.name).replicas()
@@ -184,18 +181,18 @@ class Supervisor:
     def _start_missing(self, targets: dict[str, Target]) -> None:
         now = time.monotonic()
         for stream, target in targets.items():
-            backoff = self._backoffs.setdefault(stream, Backoff())
-            alive = sum(1 for one in self.processes.values() if one.stream == stream and not one.is_stopping)
+            backoff = self._backoffs[stream]
+            alive = sum(1 for one in self.processes.values() if one.spec.stream == stream and not one.is_stopping)
             if now < backoff.next_try:
                 continue
             for _ in range(target.replicas - alive):
-                if not self._start(target.record, target.deployment, stream):
+                if not self._start(target):
                     backoff.note(True, now)
                     break
 
-    def _start(self, record: ApplicationRecord, deployment: str, stream: str) -> bool:
+    def _start(self, target: Target) -> bool:
         """Start one replica, and return whether the system provided a process for it."""
-        host = socket.gethostname()
+        record, deployment, host = target.record, target.deployment, socket.gethostname()
         # one report for all replicas that cannot be started here: it counts as one failure, and is removed as one
         reports, fault = self._reports(record.name), f"{deployment}-{host}"
         spec = ReplicaSpec(f"{fault}-{os.urandom(4).hex()}", record, deployment, self.settings, self.scope.target)
@@ -210,39 +207,39 @@ class Supervisor:
             return False
         if failpoints.ARMED:
             failpoints.hit("supervisor.after_fork")
-        self.processes[pid] = ReplicaProcess(pid, spec, stream, record.deployments[deployment].config)
+        self.processes[pid] = ReplicaProcess(pid, spec, spec.options.config)
         if fault in self._reported_faults:
             self._reported_faults.discard(fault)
             reports.remove(fault)
         return True
 
     def _stop_surplus(self, targets: dict[str, Target]) -> None:
-        by_stream: dict[str, list[ReplicaProcess]] = {}
+        by_stream: defaultdict[str, list[ReplicaProcess]] = defaultdict(list)
         for process in self.processes.values():
             if not process.is_stopping:
-                by_stream.setdefault(process.stream, []).append(process)
+                by_stream[process.spec.stream].append(process)
         for stream, processes in by_stream.items():
-            keep = targets[stream].replicas if stream in targets else 0
-            if stream not in targets and not self._is_retired(processes[0].spec.record):
-                continue
-            for process in processes[keep:]:
+            if stream in targets:
+                surplus = processes[targets[stream].replicas :]
+            else:
+                surplus = processes if self._is_retired(processes[0].spec.record) else []
+            for process in surplus:
                 process.stop()
 
     def _is_retired(self, record: ApplicationRecord) -> bool:
         """Whether a version that should not run any more has finished what was accepted, or has had its time for it."""
-        if record.version not in self._retire_by:
-            grace_s = max(one.grace_s for one in record.deployments.values())
-            self._retire_by[record.version] = time.monotonic() + grace_s
-        is_overdue = time.monotonic() > self._retire_by[record.version]
-        return self._takeover.retire(record, force=is_overdue)
+        grace_s = max(one.grace_s for one in record.deployments.values())
+        retire_by = self._retire_by.setdefault(record.version, time.monotonic() + grace_s)
+        return self._takeover.retire(record, force=time.monotonic() > retire_by)
 
     def _kill_overdue(self) -> None:
         for process in self.processes.values():
-            process.check_start(self.settings.start_timeout_s, partial(self._is_running, process.spec))
+            if process.is_late(self.settings.start_timeout_s):
+                process.is_ready = self._state_of(process.spec) == RUNNING
+                if not process.is_ready:
+                    limit_s = self.settings.start_timeout_s
+                    process.kill(f"start_timeout: it was not constructed within {limit_s:g} s (QSERVE_START_TIMEOUT_S)")
             process.kill_if_due()
-
-    def _is_running(self, spec: ReplicaSpec) -> bool:
-        return self._state_of(spec) == RUNNING
 
     def _stop_all(self) -> None:
         for process in self.processes.values():

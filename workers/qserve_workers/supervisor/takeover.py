@@ -11,6 +11,7 @@ from qserve.base.log import get_logger
 from qserve.base.settings import Settings
 from qserve.broker import functions
 from qserve.broker.connection import Client, broker_errors, create_group
+from qserve.broker.library import Command
 from qserve.wire.application import ApplicationRecord
 from qserve.wire.sealing import DEATH_LIMIT, DELETED, LOST
 from qserve_workers.process.heartbeat import Observer, read_counters
@@ -21,11 +22,22 @@ _CLOSED_AFTER_S = 0.3
 
 
 class Takeover:
-    """Hands calls over to the replicas that are left."""
+    """Hands calls over to the replicas that are left.
 
-    def __init__(self, client: Client, keys: Keys) -> None:
+    From time to time it compares all heartbeats, and so finds replicas that are frozen, and those whose host is gone.
+    """
+
+    def __init__(self, client: Client, keys: Keys, settings: Settings) -> None:
         self._client = client
         self._keys = keys
+        self._prefix = keys.request("")
+        self._settings = settings
+        self._observer = Observer(settings.lease_s)
+        self._swept_at = time.monotonic()
+
+    @broker_errors()
+    def _count(self, command: Command) -> int:
+        return int(self._client.execute_command(*command))
 
     def hand_over(self, stream: str, consumer: str) -> int:
         """Put what a dead replica held back on the queue, and return how many calls that were.
@@ -35,23 +47,19 @@ class Takeover:
         """
         if failpoints.ARMED:
             failpoints.hit("supervisor.before_handover")
-        prefix, personal = self._keys.request(""), self._keys.personal(stream, consumer)
+        personal = self._keys.personal(stream, consumer)
         total = 0
         for source in (stream, personal):
             moved = functions.RECLAIM_COUNT
             while moved >= functions.RECLAIM_COUNT:
-                with broker_errors():
-                    command = functions.reclaim(source, stream, consumer, DEATH_LIMIT, LOST, prefix)
-                    moved = int(self._client.execute_command(*command))
+                moved = self._count(functions.reclaim(source, stream, consumer, DEATH_LIMIT, LOST, self._prefix))
                 total += moved
-        with broker_errors():
-            command = functions.disband(personal, stream, self._keys.models_of(stream), consumer, prefix)
-            return total + int(self._client.execute_command(*command))
+        models = self._keys.models_of(stream)
+        return total + self._count(functions.disband(personal, stream, models, consumer, self._prefix))
 
     def wake(self, stream: str) -> None:
         """Put the calls of a queue that have waited long enough for another try back on it."""
-        with broker_errors():
-            self._client.execute_command(*functions.wake(self._keys.delayed_of(stream), stream))
+        self._count(functions.wake(self._keys.delayed_of(stream), stream))
 
     def retire(self, record: ApplicationRecord, force: bool) -> bool:
         """Remove a version's queues once none of its calls is open; ``force`` fails those that are.
@@ -60,31 +68,19 @@ class Takeover:
           Whether the queues are gone.
         """
         streams = [record.stream(self._keys, name) for name, one in record.deployments.items() if one.replicated]
-        with broker_errors():
-            for stream in streams[:]:
-                streams.append(self._keys.delayed_of(stream))
+        for stream in streams[:]:
+            with broker_errors():
                 held = self._client.hgetall(self._keys.models_of(stream))
-                streams += [own.decode() for field, own in held.items() if field.startswith(b"s:")]
-            command = functions.retire(streams, force, DELETED, self._keys.request(""))
-            return int(self._client.execute_command(*command)) == 1
+            own = [personal.decode() for field, personal in held.items() if field.startswith(b"s:")]
+            streams += [self._keys.delayed_of(stream), *own]
+        return self._count(functions.retire(streams, force, DELETED, self._prefix)) == 1
 
-
-class Sweeper:
-    """Compares all heartbeats from time to time: finds replicas that are frozen, and those whose host is gone."""
-
-    def __init__(self, client: Client, keys: Keys, takeover: Takeover, settings: Settings) -> None:
-        self._client = client
-        self._keys = keys
-        self._takeover = takeover
-        self._lease_s = settings.lease_s
-        self._interval_s = settings.sweep_s
-        self._observer = Observer(settings.lease_s)
-        self._swept_at = time.monotonic()
+    # -- replicas that are lost --------------------------------------------------------------------
 
     def note_death(self, name: str) -> None:
         """Note that a replica is dead: until the broker notices, it may still deliver to its connection."""
         self._observer.note_death(name)
-        self._swept_at = min(self._swept_at, time.monotonic() + _CLOSED_AFTER_S - self._interval_s)
+        self._swept_at = min(self._swept_at, time.monotonic() + _CLOSED_AFTER_S - self._settings.sweep_s)
 
     def sweep(self, streams: Collection[str], own: Collection[str], kill: Callable[[str, str], None]) -> None:
         """Find lost replicas, when it is time: our own are killed, and the calls of others are handed over.
@@ -94,7 +90,7 @@ class Sweeper:
           kill: Kills one of them, for a reason.
         """
         now = time.monotonic()
-        if now - self._swept_at < self._interval_s:
+        if now - self._swept_at < self._settings.sweep_s:
             return
         self._swept_at = now
         consumers = self._consumers(streams)
@@ -105,18 +101,17 @@ class Sweeper:
         observed = {name: one for name, one in counters.items() if one is not None or name in consumers}
         for name in self._observer.update(observed):
             if name in own:
-                kill(name, f"frozen: no heartbeat for {self._lease_s:g} s")
+                kill(name, f"frozen: no heartbeat for {self._settings.lease_s:g} s")
             else:
-                moved = sum(self._takeover.hand_over(stream, name) for stream in consumers[name])
+                moved = sum(self.hand_over(stream, name) for stream in consumers[name])
                 log.warning("replica %s sends no heartbeats any more; its %d calls are handed over", name, moved)
 
+    @broker_errors()
     def _consumers(self, streams: Collection[str]) -> dict[str, list[str]]:
         """Return who reads which of these streams, and create those that the broker has lost."""
         consumers: dict[str, list[str]] = {}
         for stream in streams:
-            with broker_errors():
-                create_group(self._client, stream)
-                found = self._client.xinfo_consumers(stream, GROUP)
-            for one in found:
+            create_group(self._client, stream)
+            for one in self._client.xinfo_consumers(stream, GROUP):
                 consumers.setdefault(one["name"].decode(), []).append(stream)
         return consumers
