@@ -16,6 +16,7 @@ from typing import Any, TypeVar, cast, overload
 from weakref import WeakSet
 
 from qserve.base.context import request_context
+from qserve.base.destructor import disarm
 from qserve.base.log import get_logger
 from qserve.base.promise import Promise
 from qserve.define.decorators import Failure, check_async, has_self, state_of, value_of
@@ -152,10 +153,7 @@ async def _dispose(model: Any) -> None:
         await model.__del__()
     except Exception as error:
         log.warning("__del__ of a model of type %s failed: %s", kind.__name__, error, exc_info=error)
-    # Python would call `__del__` of the type again and warn of a coroutine that is never awaited; a type whose layout
-    # forbids another class keeps that warning
-    with suppress(TypeError):
-        model.__class__ = type(kind.__name__, (kind,), {"__slots__": (), "__del__": lambda model: None})
+    disarm(model)
 
 
 _all_models: WeakSet[_Models] = WeakSet()

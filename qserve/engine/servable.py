@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, get_origin
 
+from qserve.base.destructor import disarm
 from qserve.calls.handles import DeploymentHandle, RayServeDeploymentHandle
 from qserve.calls.responses import RESPONSES
 from qserve.exceptions import QserveException
@@ -73,16 +74,22 @@ class Servable:
     _methods: dict[str, Method] = field(default_factory=dict)
 
     async def construct(self) -> None:
-        """Construct the instance, awaiting an ``async def __init__``; errors of user code pass through."""
+        """Construct the instance, awaiting an ``async def __init__``; errors of user code pass through.
+
+        An ``@serve.ingress`` class has a ``__qserve_start__`` as well, which starts its application.
+        """
         if not inspect.isclass(self.target):
             self.instance = self.target
             return
         args, kwargs = self._adapted_arguments(self.target.__init__)
-        if not inspect.iscoroutinefunction(self.target.__init__):
+        if inspect.iscoroutinefunction(self.target.__init__):
+            self.instance = self.target.__new__(self.target)
+            await self.target.__init__(self.instance, *args, **kwargs)
+        else:
             self.instance = self.target(*args, **kwargs)
-            return
-        self.instance = self.target.__new__(self.target)
-        await self.target.__init__(self.instance, *args, **kwargs)
+        start = self._hook("__qserve_start__")
+        if start is not None:
+            await start()
 
     def _adapted_arguments(self, init: Any) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
         """Give handles of the newer kind where the constructor's annotations ask for them."""
@@ -137,10 +144,15 @@ class Servable:
             raise RuntimeError(f"it raised {type(error).__name__}") from error
 
     async def destroy(self) -> None:
-        """Call the user's ``__del__`` (once: the process ends without Python's own); errors pass through."""
-        delete = self._hook("__del__")
-        if delete is not None:
-            await finish(delete())
+        """Shut an ingress's application down, then call the user's ``__del__``, once; errors pass through."""
+        stop, delete = self._hook("__qserve_stop__"), self._hook("__del__")
+        try:
+            if stop is not None:
+                await stop()
+        finally:
+            if delete is not None:
+                await finish(delete())
+                disarm(self.instance)
 
     def method(self, name: str) -> Method:
         """Return a method by its name.

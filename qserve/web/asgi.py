@@ -35,15 +35,10 @@ class Lifespan:
 
     def __init__(self, app: ASGIApp) -> None:
         self.state: dict[str, Any] = {}
-        self._app = app
+        self.app = app
         self._inbox: asyncio.Queue[Message] = asyncio.Queue()
         self._outbox: asyncio.Queue[Message] = asyncio.Queue()
         self._task: asyncio.Task[None] | None = None
-
-    @property
-    def is_running(self) -> bool:
-        """True while the application has started and has a shutdown to run."""
-        return self._task is not None
 
     async def start(self) -> None:
         """Run the application's startup.
@@ -82,7 +77,7 @@ class Lifespan:
 
     async def _run(self, scope: Any) -> None:
         try:
-            await self._app(scope, self._inbox.get, self._outbox.put)
+            await self.app(scope, self._inbox.get, self._outbox.put)
         finally:
             self._outbox.put_nowait({"type": "lifespan.ended"})
 

@@ -14,7 +14,6 @@ The application runs in the replicas, so its routes get the instance as ``self``
 
 from __future__ import annotations
 
-import functools
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,7 +21,6 @@ from typing import Any, TypeVar
 
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.types import ASGIApp
 
 from qserve.define.deployments import Deployment
 from qserve.web.asgi import Exchange, Lifespan
@@ -31,7 +29,7 @@ from qserve.web.wsgi import WsgiAdapter
 
 Cls = TypeVar("Cls", bound=type)
 _DEFINITION = "_qserve_ingress"
-_SERVING = "_qserve_serving"
+_LIFESPAN = "_qserve_lifespan"
 _ASGI, _WSGI, _BUILDER = "ASGI", "WSGI", "builder"
 _KIND_BY_ARGUMENTS = {3: _ASGI, 2: _WSGI, 0: _BUILDER}
 _ORDER = (
@@ -46,30 +44,6 @@ class _Definition:
 
     cls: type
     app: Any
-
-
-class _Serving:
-    """The application of one instance, with its routes bound to it."""
-
-    def __init__(self, definition: _Definition, instance: Any) -> None:
-        app, kind = definition.app, kind_of(definition.app)
-        if kind == _BUILDER:
-            app = app()
-            kind = kind_of(app)
-            if kind == _BUILDER:
-                raise TypeError(f"the function given to @serve.ingress must return an application, not {app!r}")
-        app = bound_app(app, definition.cls, instance)
-        self.adapter = WsgiAdapter(app) if kind == _WSGI else None
-        self.app: ASGIApp = self.adapter or app
-        self.lifespan = Lifespan(self.app)
-
-    async def start(self) -> None:
-        if self.adapter is None:
-            await self.lifespan.start()
-
-    def close(self) -> None:
-        if self.adapter is not None:
-            self.adapter.close()
 
 
 def ingress(app: Any) -> Callable[[Cls], Cls]:
@@ -92,9 +66,9 @@ def ingress(app: Any) -> Callable[[Cls], Cls]:
         _check_class(cls)
         make_picklable(app)  # only now, because the body of the class adds routes
         members = {
-            "__init__": _constructor(cls.__init__),
             "__call__": _call,
-            "__del__": _delete,
+            "__qserve_start__": _start,
+            "__qserve_stop__": _stop,
             "__module__": cls.__module__,
             "__qualname__": cls.__qualname__,
             "__doc__": cls.__doc__,
@@ -159,21 +133,19 @@ def _check_class(cls: Any) -> None:
         )
 
 
-def _constructor(init: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(init)
-    async def __init__(self: Any, *args: Any, **kwargs: Any) -> None:  # noqa: N807
-        result = init(self, *args, **kwargs)
-        if inspect.isawaitable(result):
-            await result
-        await _begin(self)
-
-    return __init__
-
-
-async def _begin(instance: Any) -> None:
-    serving = _Serving(getattr(instance, _DEFINITION), instance)
-    await serving.start()
-    setattr(instance, _SERVING, serving)
+async def _start(self: Any) -> None:
+    """Start the application of an instance, with its routes bound to it; called once it is constructed."""
+    definition: _Definition = getattr(self, _DEFINITION)
+    app, kind = definition.app, kind_of(definition.app)
+    if kind == _BUILDER:
+        app = app()
+        kind = kind_of(app)
+        if kind == _BUILDER:
+            raise TypeError(f"the function given to @serve.ingress must return an application, not {app!r}")
+    app = bound_app(app, definition.cls, self)
+    lifespan = Lifespan(WsgiAdapter(app) if kind == _WSGI else app)
+    setattr(self, _LIFESPAN, lifespan)
+    await lifespan.start()
 
 
 async def _call(self: Any, request: Request) -> Response:
@@ -183,35 +155,11 @@ async def _call(self: Any, request: Request) -> Response:
             f"an @serve.ingress class is called with an HTTP request, not {type(request).__name__!r};"
             " by handle, call a method of it: handle.method.remote(...)"
         )
-    serving: _Serving = getattr(self, _SERVING)
-    return await Exchange(serving.app, serving.lifespan.state).answer(request)
+    lifespan: Lifespan = getattr(self, _LIFESPAN)
+    return await Exchange(lifespan.app, lifespan.state).answer(request)
 
 
-def _delete(self: Any) -> Any:
-    """Shut the application down, then run the user's own ``__del__``; both only once.
-
-    Returns an awaitable only when the application has a shutdown of its own, because Python calls this as well when an
-    instance is dropped.
-    """
-    serving: _Serving | None = vars(self).pop(_SERVING, None)
-    user_delete = getattr(super(_decorated(type(self)), self), "__del__", None)
-    if serving is not None:
-        serving.close()
-        if serving.lifespan.is_running:
-            return _stop(serving, user_delete)
-        return None if user_delete is None else user_delete()
-    return None
-
-
-async def _stop(serving: _Serving, user_delete: Callable[[], Any] | None) -> None:
-    try:
-        await serving.lifespan.stop()
-    finally:
-        result = None if user_delete is None else user_delete()
-        if inspect.isawaitable(result):
-            await result
-
-
-def _decorated(kind: type) -> type:
-    """Return the class that ``ingress`` made; the instance's class may be a subclass of it."""
-    return next(base for base in kind.__mro__ if _DEFINITION in vars(base))
+async def _stop(self: Any) -> None:
+    """Shut the application of an instance down; called before its ``__del__``."""
+    lifespan: Lifespan = getattr(self, _LIFESPAN)
+    await lifespan.stop()

@@ -30,7 +30,9 @@ class WsgiAdapter:
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="wsgi")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one HTTP request."""
+        """Answer one HTTP request; WSGI has no lifespan."""
+        if scope["type"] != "http":
+            return
         body = bytearray()
         while (message := await receive())["type"] == "http.request":
             body += message.get("body", b"")
@@ -48,10 +50,6 @@ class WsgiAdapter:
         call = _Call(deliver)
         context = contextvars.copy_context()
         await loop.run_in_executor(self._threads, context.run, call.run, self._app, environ_of(scope, bytes(body)))
-
-    def close(self) -> None:
-        """Let the threads end when they have finished their work."""
-        self._threads.shutdown(wait=False)
 
 
 class _Call:
