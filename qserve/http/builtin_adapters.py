@@ -62,17 +62,13 @@ def require_packages(packages: list[str]) -> Callable[[_F], _F]:
 
 
 def _check(function: Callable[..., Any], packages: list[str]) -> None:
-    missing = [name for name in packages if not _is_installed(name)]
+    missing = [name for name in packages if name not in sys.modules and importlib.util.find_spec(name) is None]
     if missing:
         install = " ".join(_PIP_NAMES.get(name, name) for name in missing)
         raise ImportError(
             f"{function.__qualname__} requires packages {packages} to run but {missing} are "
             f"missing. Please `pip install` them where the replicas run: pip install {install}"
         )
-
-
-def _is_installed(name: str) -> bool:
-    return name in sys.modules or importlib.util.find_spec(name) is not None
 
 
 class NdArray(BaseModel):

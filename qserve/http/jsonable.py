@@ -46,42 +46,39 @@ def to_jsonable(value: Any) -> Any:
             return convert(value)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
-    for name, attempt in (("numpy", _numpy), ("pandas", _pandas), ("pydantic", _pydantic)):
-        module = sys.modules.get(name)
-        if module is not None:
-            converted = attempt(module, value)
-            if converted is not _UNKNOWN:
-                return converted
-    raise TypeError(f"a value of type {type(value).__qualname__!r} cannot be converted to JSON")
+    for module, name, convert in _OPTIONAL:
+        optional = getattr(sys.modules.get(module), name, None)
+        if optional is not None and isinstance(value, optional):
+            return convert(value)
+    raise _not_convertible(value)
 
 
-_UNKNOWN: Any = object()
+def _not_convertible(value: Any) -> TypeError:
+    return TypeError(f"a value of type {type(value).__qualname__!r} cannot be converted to JSON")
 
 
-def _numpy(numpy: Any, value: Any) -> Any:
-    if isinstance(value, numpy.ndarray):
-        return value.tolist()
-    if isinstance(value, numpy.generic):
-        item = value.item()
-        return _UNKNOWN if isinstance(item, numpy.generic) else item  # longdouble has no Python type
-    return _UNKNOWN
+def _scalar(value: Any) -> Any:
+    item = value.item()
+    if type(item) is type(value):  # longdouble has no Python type
+        raise _not_convertible(value)
+    return item
 
 
-def _pandas(pandas: Any, value: Any) -> Any:
-    if isinstance(value, pandas.DataFrame):
-        return value.to_dict(orient="records")
-    if isinstance(value, pandas.Series | pandas.Index):
-        return value.tolist()
-    return _UNKNOWN
-
-
-def _pydantic(pydantic: Any, value: Any) -> Any:
-    if not isinstance(value, pydantic.BaseModel):
-        return _UNKNOWN
+def _model(value: Any) -> Any:
     try:
         return value.model_dump(mode="json", by_alias=True)
     except ValueError:  # a field of a type that pydantic cannot convert, such as an array
         return {name: getattr(value, name) for name in type(value).model_fields}
+
+
+_OPTIONAL: list[tuple[str, str, Callable[[Any], Any]]] = [
+    ("numpy", "ndarray", lambda value: value.tolist()),
+    ("numpy", "generic", _scalar),
+    ("pandas", "DataFrame", lambda value: value.to_dict(orient="records")),
+    ("pandas", "Series", lambda value: value.tolist()),
+    ("pandas", "Index", lambda value: value.tolist()),
+    ("pydantic", "BaseModel", _model),
+]
 
 
 def with_text_keys(value: Any) -> Any:

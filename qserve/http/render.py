@@ -8,8 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
-import threading
-from collections.abc import Coroutine
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import msgpack
@@ -65,19 +64,19 @@ def render(value: Any, answer: Answer) -> bytes:
 
 
 def _render(value: Any, answer: Answer) -> bytes:
-    if answer is Answer.PLAIN:
-        if type(value) is str:
-            return _TEXT + msgpack.packb(_text(value))  # type: ignore[no-any-return]
-        if isinstance(value, bytes | bytearray | memoryview):
-            return _TEXT + msgpack.packb(bytes(value))  # type: ignore[no-any-return]
-        if value is None:
-            return _TEXT + msgpack.packb(b"")  # type: ignore[no-any-return]
+    is_plain = answer is Answer.PLAIN
+    if is_plain and isinstance(value, str):
+        return _whole(_TEXT, _text(value))
+    if is_plain and (value is None or isinstance(value, bytes | bytearray | memoryview)):
+        return _whole(_TEXT, b"" if value is None else bytes(value))
     responses = sys.modules.get("starlette.responses")
     if responses is not None and isinstance(value, responses.Response):
         return _render_response(value)
-    if answer is Answer.PLAIN and isinstance(value, str):
-        return _TEXT + msgpack.packb(_text(str.__str__(value)))  # type: ignore[no-any-return]
-    return _JSON + msgpack.packb(to_json(value, _spaced if answer is Answer.PLAIN else _compact))  # type: ignore[no-any-return]
+    return _whole(_JSON, to_json(value, _spaced if is_plain else _compact))
+
+
+def _whole(head: bytes, body: bytes) -> bytes:
+    return head + msgpack.packb(body)  # type: ignore[no-any-return]
 
 
 def parse(payload: bytes) -> Rendered:
@@ -132,7 +131,7 @@ def _not_json(value: Any, error: Exception) -> PayloadError:
 
 def _text(value: str) -> bytes:
     try:
-        return value.encode()
+        return str.encode(value)
     except UnicodeEncodeError as error:
         raise PayloadError(f"a result of type 'str' cannot be sent as text: {error}") from error
 
@@ -183,21 +182,8 @@ async def collect(response: Any) -> Collected:
 
 def collect_now(response: Any) -> Collected:
     """Do the same for callers that cannot await: a thread with an event loop of its own runs the response."""
-    found: list[Collected] = []
-    errors: list[BaseException] = []
-
-    def run(work: Coroutine[Any, Any, Collected]) -> None:
-        try:
-            found.append(asyncio.run(work))
-        except BaseException as error:
-            errors.append(error)
-
-    thread = threading.Thread(target=run, args=(collect(response),), name="qserve-collect")
-    thread.start()
-    thread.join()
-    if errors:
-        raise errors[0]
-    return found[0]
+    with ThreadPoolExecutor(1, "qserve-collect") as thread:
+        return thread.submit(asyncio.run, collect(response)).result()
 
 
 async def _receive_nothing() -> Any:

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from starlette.requests import Request
-from starlette.types import Message, Receive
+from starlette.types import Message
 
 from qserve.exceptions import PayloadError
 from qserve.http.message import HttpMessage, pack_message, unpack_message
@@ -127,19 +127,12 @@ def _body_of(request: Request) -> bytes:
     # Somebody else created this request. Encoding cannot wait, so the body must have been read before, or be available
     # at once. It is stored where starlette stores it, for later readers of this request.
     if not hasattr(request, "_body"):
-        request._body = _run_at_once(Request(request.scope, _ReceiveAtOnce(request.receive)).body())
+
+        async def receive_at_once() -> Any:
+            return _run_at_once(request.receive())
+
+        request._body = _run_at_once(Request(request.scope, receive_at_once).body())
     return request._body
-
-
-class _ReceiveAtOnce:
-    """A ``receive`` that fails instead of waiting."""
-
-    def __init__(self, receive: Receive) -> None:
-        self._receive = receive
-
-    async def __call__(self) -> Message:
-        message: Message = _run_at_once(self._receive())
-        return message
 
 
 def _run_at_once(coroutine: Any) -> Any:
@@ -156,13 +149,9 @@ def _run_at_once(coroutine: Any) -> Any:
     raise PayloadError("a request can be sent on only after its body was read: `await request.body()` first")
 
 
-def _pack(request: Request) -> list[Any]:
-    return pack_message(from_starlette(request))
-
-
 def _unpack(packed: list[Any]) -> Request:
     return to_starlette(unpack_message(packed))
 
 
 codec.register_unpacker(codec.Code.HTTP_MESSAGE, _unpack)
-codec.register(codec.Code.STARLETTE_REQUEST, Request, _pack, _unpack)
+codec.register(codec.Code.STARLETTE_REQUEST, Request, lambda request: pack_message(from_starlette(request)), _unpack)

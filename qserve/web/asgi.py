@@ -53,8 +53,7 @@ class Lifespan:
         answer = await self._ask("lifespan.startup")
         if answer is None:
             self._task = None
-            error = task.exception()
-            log.debug("the application is served without a lifespan: %r", error)
+            log.debug("the application is served without a lifespan: %r", task.exception())
         elif answer["type"] == "lifespan.startup.failed":
             self._task = None
             await task
@@ -164,11 +163,8 @@ class Exchange:
         message = await self._messages.get()
         if message is not _END:
             return message
-        raise self._take_error() or QserveException("the application ended before its response was complete")
-
-    def _take_error(self) -> BaseException | None:
         error, self._error = self._error, None
-        return error
+        raise error or QserveException("the application ended before its response was complete")
 
     async def _run(self, scope: Scope) -> None:
         try:

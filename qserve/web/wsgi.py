@@ -19,7 +19,6 @@ _SINGLE = {"content-type": "CONTENT_TYPE", "content-length": "CONTENT_LENGTH"}
 
 Environ = dict[str, Any]
 WsgiApp = Callable[[Environ, Callable[..., Any]], Iterable[bytes]]
-Deliver = Callable[[list[Message]], None]
 
 
 class WsgiAdapter:
@@ -39,24 +38,16 @@ class WsgiAdapter:
             if not message.get("more_body", False):
                 break
         loop = asyncio.get_running_loop()
-
-        async def send_all(messages: list[Message]) -> None:
-            for message in messages:
-                await send(message)
-
-        def deliver(messages: list[Message]) -> None:
-            asyncio.run_coroutine_threadsafe(send_all(messages), loop).result()
-
-        call = _Call(deliver)
-        context = contextvars.copy_context()
+        call, context = _Call(loop, send), contextvars.copy_context()
         await loop.run_in_executor(self._threads, context.run, call.run, self._app, environ_of(scope, bytes(body)))
 
 
 class _Call:
     """One call of the application, in its thread."""
 
-    def __init__(self, deliver: Deliver) -> None:
-        self._deliver = deliver
+    def __init__(self, loop: asyncio.AbstractEventLoop, send: Send) -> None:
+        self._loop = loop
+        self._send = send
         self._start: Message | None = None
         self._is_started = False
 
@@ -89,8 +80,13 @@ class _Call:
         if self._start is None:
             raise AssertionError("the application answered before it called start_response")
         messages: list[Message] = [] if self._is_started else [self._start]
+        messages.append({"type": "http.response.body", "body": bytes(chunk), "more_body": more})
         self._is_started = True
-        self._deliver([*messages, {"type": "http.response.body", "body": bytes(chunk), "more_body": more}])
+        asyncio.run_coroutine_threadsafe(self._send_all(messages), self._loop).result()
+
+    async def _send_all(self, messages: list[Message]) -> None:
+        for message in messages:
+            await self._send(message)
 
 
 def environ_of(scope: Scope, body: bytes) -> Environ:
