@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from mypy.errorcodes import ATTR_DEFINED
-from mypy.nodes import MemberExpr, TypeInfo
+from mypy.nodes import CallExpr, MemberExpr, TypeInfo
 from mypy.plugin import AttributeContext, ClassDefContext, Plugin
 from mypy.subtypes import find_member
 from mypy.types import (
@@ -27,6 +27,7 @@ from mypy.types import (
 
 _DECORATOR = "qserve.define.deployments.deployment"
 _METACLASS = "qserve.define.deployments.DeployedClass"
+_PREPARED = "qserve.define.deployments.PreparedClass"
 _CLASS_NODE = "qserve.graph.nodes.ClassNode."
 
 
@@ -43,7 +44,9 @@ class QservePlugin(Plugin):
 
 
 def _set_metaclass(context: ClassDefContext) -> bool:
-    info = context.api.lookup_fully_qualified(_METACLASS).node
+    options = context.reason.arg_names if isinstance(context.reason, CallExpr) else []
+    is_prepared = "init_args" in options or "init_kwargs" in options
+    info = context.api.lookup_fully_qualified(_PREPARED if is_prepared else _METACLASS).node
     assert isinstance(info, TypeInfo)
     context.cls.info.metaclass_type = Instance(info, [])
     return True

@@ -144,6 +144,10 @@ class Deployment(Generic[Body_co]):
 
 
 if TYPE_CHECKING:
+    Prepare = Callable[[Any], Deployment]
+
+    class PreparedClass(type, Deployment):
+        """The metaclass of classes that are decorated with ``init_args``: ``bind`` takes anything, or nothing."""
 
     class DeployedClass(type, Deployment):
         """The metaclass of decorated classes under ``qserve.mypy_plugin``: mypy ignores the result of a decorator."""
@@ -153,6 +157,10 @@ if TYPE_CHECKING:
     class _DeploymentDecorator(Protocol):
         """``deployment`` for type checkers."""
 
+        @overload
+        def __call__(self, *, init_args: tuple[Any, ...], **options: Any) -> Prepare: ...  # type: ignore[overload-overlap]
+        @overload
+        def __call__(self, *, init_kwargs: dict[str, Any], **options: Any) -> Prepare: ...  # type: ignore[overload-overlap]
         @overload
         def __call__(self, _label: str | None = None, /, **options: Unpack[Options]) -> Self: ...
         @overload

@@ -69,6 +69,17 @@ class Untyped:
         return await (await self.model.forward.remote(1))
 
 
+@serve.deployment(init_args=(2,), num_replicas=2)
+class Prepared:
+    def __init__(self, weight: int) -> None:
+        self.weight = weight
+
+
+@serve.deployment(init_kwargs={"x": 2})
+def prepared(x: int) -> int:
+    return x
+
+
 @qserve.deployment
 def double(x: int) -> int:
     return 2 * x
@@ -108,6 +119,9 @@ assert_type(Model.options(name="other").num_replicas, int)
 assert_type(double.options(route_prefix="/double").bind(2), FunctionNode[int])
 assert_type(Model.name, str)
 Untyped.bind(Model.bind(2), times=3)
+Prepared.bind()
+Prepared.options(num_replicas=3).bind()
+prepared.bind()
 any_deployment: Deployment = Model
 any_deployment = double
 Configured.set_options(num_replicas="auto", autoscaling_config={"max_replicas": 4})
