@@ -18,7 +18,7 @@ from qserve.calls.client import ClientPlane
 from qserve.calls.handles import DeploymentHandle, RayServeSyncHandle
 from qserve.calls.ref import current
 from qserve.define.application import Application
-from qserve.define.compile import CompiledApplication, compile_application
+from qserve.define.compile import compile_application
 from qserve.deploy.installation import Installation, ServeStatus
 from qserve.deploy.registration import release_of
 from qserve.deploy.rollout import roll_out, wait_for_gateways
@@ -82,7 +82,10 @@ def run(
         return run_local(built)
     cluster = _ensure_cluster(host, port)
     try:
-        _deploy(cluster, built)
+        release = release_of(built, cluster.settings.keyring)
+        record = roll_out(_installation(), release, gateways=cluster.gateway_workers, check=cluster.check)
+        _client().cache_application(record)
+        cluster.keep_running()
         while blocking and _cluster is not None:
             _cluster.wait()
     except KeyboardInterrupt:
@@ -90,15 +93,6 @@ def run(
             raise
         shutdown()
     return RayServeSyncHandle(built.ingress.name, name)
-
-
-def _deploy(cluster: LocalCluster, built: CompiledApplication) -> None:
-    plane = _client()
-    release = release_of(built, cluster.settings.keyring)
-    installation = Installation(cluster.settings, plane.client)
-    record = roll_out(installation, release, gateways=cluster.gateway_workers, check=cluster.check)
-    plane.cache_application(record)
-    cluster.keep_running()
 
 
 def _ensure_cluster(host: str | None, port: int | None) -> LocalCluster:

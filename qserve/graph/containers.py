@@ -60,18 +60,15 @@ def _members(container: Any) -> list[Any]:
     return list(container.values()) if isinstance(container, dict) else list(container)
 
 
-def _rebuilt(container: Any, members: list[Any]) -> Any:
+def _rebuilt(container: Any, members: Iterable[Any]) -> Any:
     kind: Any = type(container)
     if isinstance(container, dict):
-        pairs = zip(list(container), members, strict=True)
-        return dict(pairs) if kind is dict else _refilled(container, pairs)
-    if isinstance(container, list | set):
-        return kind(members) if kind in (list, set) else _refilled(container, members)
-    return kind._make(members) if hasattr(kind, "_make") else kind(members)
-
-
-def _refilled(container: Any, members: Iterable[Any]) -> Any:
-    """Copy an instance of a subclass, whose constructor may take other arguments."""
+        members = zip(list(container), members, strict=True)
+    if hasattr(kind, "_make"):
+        return kind._make(members)
+    if kind in CONTAINERS or isinstance(container, tuple | frozenset):
+        return kind(members)
+    # the constructor of another subclass may take other arguments
     changed = copy.copy(container)
     changed.clear()
     (changed.extend if isinstance(container, list) else changed.update)(members)

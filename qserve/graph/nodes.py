@@ -153,17 +153,17 @@ class UnboundMethod(Generic[P, T_co]):
     """A method of a class node that waits for its ``bind``."""
 
     def __init__(self, class_node: ClassNode, method: str, label: str | None = None) -> None:
-        self._class_node = class_node
-        self._method = method
-        self._label = label
+        self.class_node = class_node
+        self.method = method
+        self.label = label
 
     def bind(self, *args: P.args, **kwargs: P.kwargs) -> MethodNode[T_co]:
         """Return a node that calls the method with these arguments."""
-        return MethodNode(self._class_node, self._method, args, kwargs, self._label)
+        return MethodNode(self, args, kwargs)
 
     def options(self, *, name: str | None = None) -> UnboundMethod[P, T_co]:
         """Return this method with a label for drawings."""
-        return UnboundMethod(self._class_node, self._method, name)
+        return UnboundMethod(self.class_node, self.method, name)
 
     def remote(self, *args: Any, **kwargs: Any) -> NoReturn:
         """Raise AttributeError: a node does not run yet."""
@@ -174,7 +174,7 @@ class UnboundMethod(Generic[P, T_co]):
 
     def get_label(self) -> str:
         """Return the node's label and the method's name: ``Model.forward``."""
-        return f"{self._class_node.get_label()}.{self._method}"
+        return f"{self.class_node.get_label()}.{self.method}"
 
     def __reduce_ex__(self, protocol: Any) -> NoReturn:
         raise ValueError(
@@ -191,33 +191,24 @@ class MethodNode(DAGNode[T_co]):
 
     remote = _refuse_call
 
-    def __init__(
-        self,
-        class_node: ClassNode,
-        method: str,
-        args: tuple[Any, ...],
-        kwargs: Mapping[str, Any],
-        label: str | None = None,
-    ) -> None:
-        self._class_node = class_node
+    def __init__(self, method: UnboundMethod[..., T_co], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         self._method = method
-        self._label = label
         super().__init__(args, kwargs)
 
     def get_class_node(self) -> ClassNode:
         """Return the node of the instance whose method this is."""
-        return self._class_node
+        return self._method.class_node
 
     def get_method_name(self) -> str:
         """Return the method's name."""
-        return self._method
+        return self._method.method
 
     def get_label(self) -> str:
         """Return the label given by ``options(name=...)``, or the method's name."""
-        return self._label or self._method
+        return self._method.label or self._method.method
 
     def _all_arguments(self) -> list[Any]:
-        return [*super()._all_arguments(), self._class_node]
+        return [*super()._all_arguments(), self._method.class_node]
 
 
 ClassMethodNode = MethodNode
