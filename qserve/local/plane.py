@@ -3,25 +3,275 @@
 from __future__ import annotations
 
 import threading
-from collections import deque
-from collections.abc import Callable
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
+from dataclasses import dataclass, field
 from functools import partial
 from math import inf
-from typing import Any
+from typing import Any, NamedTuple
 
 from qserve.base.clock import clock
 from qserve.base.log import get_logger
+from qserve.base.promise import Promise
 from qserve.base.settings import Settings
 from qserve.calls.compose import ComposingPlane, Submission
-from qserve.calls.ref import Call, Ref
+from qserve.calls.mailbox import ARGUMENT_LOST, NOT_FOUND, full
+from qserve.calls.ref import WINDOW, Call, ItemRef, Ref
+from qserve.engine.step import Conclusion
 from qserve.exceptions import AppNotFound
-from qserve.local.memory import Requests
 from qserve.wire.application import ApplicationRecord
+from qserve.wire.envelope import Header
+from qserve.wire.moves import Awaited, Move, Start
+from qserve.wire.outcome import Outcome, State, ends_waiters
 
 log = get_logger(__name__)
 record_here: ContextVar[ApplicationRecord | None] = ContextVar("qserve_record_here", default=None)
 """The application version that the running user code belongs to; its calls stay within that version."""
+_OPEN = Outcome(State.OPEN, b"")
+
+
+@dataclass(slots=True, eq=False)
+class Request:
+    """The state of a request.
+
+    Parameters:
+      version: The application version that runs it.
+      keep_ms: How long its result is kept.
+      followers: The refs that get its outcome.
+      joins: By step, the slots that are filled of a call which waits for others.
+      waiters: The requests that have its result as an argument.
+      ahead: How many items of a streamed result its reader has not taken.
+      held: What the producer waits for when it is too far ahead.
+    """
+
+    key: str
+    header: Header
+    version: str
+    keep_ms: int
+    followers: list[Ref]
+    outcome: Outcome = _OPEN
+    joins: dict[str, dict[int, bytes]] = field(default_factory=dict)
+    waiters: list[tuple[Request, Awaited]] = field(default_factory=list)
+    ahead: int = 0
+    held: Promise | None = None
+
+    def is_open(self) -> bool:
+        return self.outcome.state == State.OPEN
+
+
+class Delivery(NamedTuple):
+    """One call on its way to the deployment that runs it."""
+
+    stream: str
+    request: Request
+    step: str
+    values: Sequence[bytes]
+
+
+@dataclass(slots=True)
+class Queue:
+    """The calls of one deployment.
+
+    Parameters:
+      version: The application version that it belongs to.
+      max_ongoing: Calls that may run at the same time.
+      accept: Takes a call without blocking.
+    """
+
+    version: str
+    max_ongoing: int
+    accept: Callable[[Delivery], None]
+    waiting: deque[Delivery] = field(default_factory=deque)
+    running: int = 0
+
+
+class Requests:
+    """The state of all requests, by their keys: the counterpart of the functions in ``qserve/broker/lua``.
+
+    Nothing here waits, locks or runs user code; the plane makes sure that one call follows the other.
+    """
+
+    def __init__(self) -> None:
+        self.queues: dict[str, Queue] = {}
+        self._requests: dict[str, Request] = {}
+        self._kept: deque[tuple[float, str]] = deque()
+        self._open: Counter[str] = Counter()
+        self._when_idle: dict[str, Callable[[], object]] = {}
+
+    def submit(self, submission: Submission, ref: Ref) -> None:
+        """Accept a request, or refuse it and leave everything as it was."""
+        self._drop_expired()
+        streams = [item.stream for item in (*submission.moves, *submission.awaited)]
+        if submission.limits and any(self._is_full(stream, submission.limits) for stream in streams):
+            ref.settle(full(1))
+            return
+        queue = self.queues.get(streams[0])
+        version = queue.version if queue else ""
+        request = Request(submission.request, submission.header, version, submission.keep_ms, [ref])
+        self._requests[request.key] = request
+        self._open[version] += 1
+        self._apply(request, submission.moves)
+        for item in submission.awaited:
+            self._await(request, item)
+        ref.accepted.set(None)
+
+    def _is_full(self, stream: str, limits: Mapping[str, int]) -> bool:
+        queue = self.queues.get(stream)
+        return queue is not None and 0 <= limits.get(stream, -1) <= len(queue.waiting)
+
+    def _await(self, request: Request, item: Awaited) -> None:
+        other = self._requests.get(item.request)
+        if other is None:
+            self._end(request, ARGUMENT_LOST)
+        elif other.is_open():
+            other.waiters.append((request, item))
+        else:
+            self._notify(request, item, other.outcome)
+
+    def _notify(self, request: Request, item: Awaited, outcome: Outcome) -> None:
+        if ends_waiters(outcome.state):
+            self._end(request, outcome)
+        elif request.is_open():
+            self._fill(request, item.stream, item.step, item.needs, [(item.slot, outcome.payload)])
+
+    def _apply(self, request: Request, moves: Sequence[Move]) -> None:
+        for move in moves:
+            if isinstance(move, Start):
+                self._put(Delivery(move.stream, request, move.step, move.values))
+            else:
+                self._fill(request, move.stream, move.step, move.needs, move.slots)
+
+    def _fill(self, request: Request, stream: str, step: str, needs: int, slots: Sequence[tuple[int, bytes]]) -> None:
+        filled = request.joins.setdefault(step, {})
+        filled.update(slots)
+        if len(filled) == needs:
+            del request.joins[step]
+            self._put(Delivery(stream, request, step, [value for _, value in sorted(filled.items())]))
+
+    def _put(self, delivery: Delivery) -> None:
+        queue = self.queues.get(delivery.stream)
+        if queue is not None:
+            queue.waiting.append(delivery)
+            self._hand_out(queue)
+
+    def _hand_out(self, queue: Queue) -> None:
+        while queue.waiting and queue.running < queue.max_ongoing:
+            delivery = queue.waiting.popleft()
+            if delivery.request.is_open():
+                queue.running += 1
+                queue.accept(delivery)
+
+    def commit(self, delivery: Delivery, conclusion: Conclusion) -> None:
+        """End a call and publish all that it caused, unless its request has ended meanwhile."""
+        queue = self.queues.get(delivery.stream)
+        if queue is not None:
+            queue.running -= 1
+            self._hand_out(queue)
+        if conclusion.state:
+            self._end(delivery.request, Outcome(conclusion.state, conclusion.payload))
+        elif delivery.request.is_open():
+            self._apply(delivery.request, conclusion.moves)
+
+    def _end(self, request: Request, outcome: Outcome) -> None:
+        if not request.is_open():
+            return
+        request.outcome = outcome
+        request.joins.clear()
+        if request.keep_ms > 0:
+            self._kept.append((time.monotonic() + request.keep_ms / 1000, request.key))
+        else:
+            del self._requests[request.key]
+        if request.held is not None:
+            request.held.set(False)
+        waiters, request.waiters = request.waiters, []
+        for waiter, item in waiters:
+            self._notify(waiter, item, outcome)
+        self._open[request.version] -= 1
+        if not self._open[request.version]:
+            del self._open[request.version]
+            on_idle = self._when_idle.pop(request.version, None)
+            if on_idle is not None:
+                on_idle()
+        followers, request.followers = request.followers, []
+        for ref in followers:
+            ref.settle(outcome)
+
+    def cancel(self, key: str) -> None:
+        """End an open request without a result."""
+        if key in self._requests:
+            self._end(self._requests[key], Outcome(State.CANCELLED, b""))
+
+    def cancel_all(self) -> None:
+        """End all open requests."""
+        for key in list(self._requests):
+            self.cancel(key)
+
+    def expire(self) -> float:
+        """End the requests whose deadline has passed; return the next deadline, in ms of Unix time."""
+        now_ms = clock.judge_ms()
+        following = inf
+        for request in list(self._requests.values()):
+            if request.header.deadline_ms <= now_ms:
+                self._end(request, Outcome(State.EXPIRED, b""))
+            elif request.is_open():
+                following = min(following, request.header.deadline_ms)
+        return following
+
+    def follow(self, key: str, ref: Ref) -> None:
+        """Settle ``ref`` when the request has ended."""
+        request = self._requests.get(key)
+        if request is None:
+            ref.settle(NOT_FOUND)
+        elif not request.is_open():
+            ref.settle(request.outcome)
+        elif ref not in request.followers:
+            request.followers.append(ref)
+
+    def forget(self, key: str) -> None:
+        """Drop a result, or the later result of an open request."""
+        request = self._requests.get(key)
+        if request is not None and request.is_open():
+            request.keep_ms = 0
+        else:
+            self._requests.pop(key, None)
+
+    def _drop_expired(self) -> None:
+        now = time.monotonic()
+        while self._kept and self._kept[0][0] < now:
+            self._requests.pop(self._kept.popleft()[1], None)
+
+    def emit(self, request: Request, payload: bytes, may_continue: Promise[bool]) -> None:
+        """Send one item; the promise is set to True once another may be sent, and to False if none is wanted."""
+        if not request.is_open():
+            may_continue.set(False)
+            return
+        for ref in request.followers:
+            if isinstance(ref, ItemRef):
+                ref.add(payload)
+        request.ahead += 1
+        if request.ahead < WINDOW:
+            may_continue.set(True)
+        else:
+            request.held = may_continue
+
+    def take(self, key: str, count: int) -> None:
+        """Note that the reader has taken this many items more."""
+        request = self._requests.get(key)
+        if request is None:
+            return
+        request.ahead -= count
+        if request.held is not None and request.ahead < WINDOW:
+            request.held.set(True)
+            request.held = None
+
+    def when_idle(self, version: str, callback: Callable[[], object]) -> None:
+        """Run ``callback`` once a version has no open request."""
+        if self._open[version]:
+            self._when_idle[version] = callback
+        else:
+            callback()
 
 
 class LocalPlane(ComposingPlane):

@@ -2,20 +2,37 @@
 
 from __future__ import annotations
 
+import asyncio
 import atexit
+import contextvars
+import json
 import os
 import threading
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
+from qserve.base.context import ReplicaContext, replica_here
+from qserve.base.log import get_logger
+from qserve.base.promise import Promise
 from qserve.base.settings import Settings
+from qserve.base.tracebacks import user_traceback
 from qserve.calls.handles import RayServeSyncHandle
 from qserve.calls.ref import current
 from qserve.define.compile import CompiledApplication
-from qserve.deploy.registration import Code, code_of, record_of
-from qserve.local.instance import Instance
-from qserve.local.memory import Queue
-from qserve.local.plane import LocalPlane
+from qserve.deploy.registration import Code, DeploymentCode, code_of, record_of
+from qserve.engine.invoke import Invocation, Invoker
+from qserve.engine.servable import Servable
+from qserve.engine.step import Conclusion, Stepper
+from qserve.engine.streaming import ReaderGone, Sink
+from qserve.exceptions import DeployError
+from qserve.local.plane import Delivery, LocalPlane, Queue, Request, record_here
 from qserve.wire.application import ApplicationRecord
+from qserve.wire.failure import Failure
+from qserve.wire.outcome import State
+
+log = get_logger(__name__)
+STOP_FOR_S = 1.0
+"""How long running code may take to notice that it is cancelled; its thread is left behind after that."""
 
 
 def run_local(built: CompiledApplication) -> RayServeSyncHandle:
@@ -94,12 +111,12 @@ class _Version:
     def __init__(self, plane: _Plane, record: ApplicationRecord, code: Code) -> None:
         self.plane = plane
         self._record = record
-        self._instances: list[Instance] = []
+        self._instances: list[_Instance] = []
         plane.running.add(self)
         try:
             for name, deployment in record.deployments.items():
                 if deployment.replicated:
-                    instance = Instance(plane, record, name, code[name])
+                    instance = _Instance(plane, record, name, code[name])
                     self._instances.append(instance)
                     instance.start()
                     # at once, children first: a constructor may call the deployments that it is given
@@ -121,3 +138,136 @@ class _Version:
         while self._instances:
             self._instances.pop().stop()
         self.plane.running.discard(self)
+
+
+class _Instance:
+    """One deployment's object, with a loop and a thread of its own.
+
+    So a call that blocks its thread waits for other deployments without holding them up.
+
+    Parameters:
+      plane: Where the effects of calls are committed.
+      record: The application's version.
+      code: What is constructed.
+    """
+
+    def __init__(self, plane: LocalPlane, record: ApplicationRecord, deployment: str, code: DeploymentCode) -> None:
+        self._record = record.deployments[deployment]
+        self._servable = Servable(*code)
+        self._replica = ReplicaContext(record.name, deployment, f"{deployment}#{os.urandom(3).hex()}")
+        self._context = contextvars.Context()
+        self._context.run(record_here.set, record)
+        self._context.run(replica_here.set, self._replica)
+        self._loop = asyncio.new_event_loop()
+        # apart from this object, so that no circle of references keeps the user's object from its end
+        self._backend = _LocalBackend(plane, deployment)
+        stepper = Stepper(record, plane.keys, plane.codec)
+        self._invoker = Invoker(self._servable, stepper, self._backend, self._loop, f"{deployment}-sync")
+        self._thread = threading.Thread(
+            target=self._context.copy().run, args=(self._live,), name=deployment, daemon=True
+        )
+        self._constructed: Promise[BaseException | None] = Promise()
+
+    def start(self) -> None:
+        """Construct the user's object.
+
+        Raises:
+          DeployError: The constructor raises.
+        """
+        self._thread.start()
+        self._constructed.wait()
+        error = self._constructed.get_nowait()
+        if error is not None:
+            raise DeployError(
+                f"deployment {self._record.name!r} could not be started; its constructor failed:\n"
+                + user_traceback(error)
+            ) from error
+        self._context.run(replica_here.set, replace(self._replica, servable_object=self._servable.instance))
+
+    def stop(self) -> None:
+        """Cancel what runs and end both threads."""
+        self._invoker.close()
+        if self._thread.is_alive():
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join(STOP_FOR_S)
+
+    def _live(self) -> None:
+        with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
+            try:
+                runner.run(self._construct())
+            except BaseException as error:
+                self._constructed.set(error)
+                return
+            self._constructed.set(None)
+            self._loop.run_forever()
+
+    async def _construct(self) -> None:
+        await self._servable.construct()
+        if self._record.user_config:
+            await self._servable.reconfigure(json.loads(self._record.user_config))
+
+    def accept(self, delivery: Delivery) -> None:
+        """Run a call soon; from any thread."""
+        call = _LocalCall(delivery.request.header, delivery.step, delivery)
+        self._loop.call_soon_threadsafe(self._begin, call)
+
+    def _begin(self, call: _LocalCall) -> None:
+        if call.header.expired():
+            self._backend.commit(call, Conclusion(State.EXPIRED))
+        else:
+            self._context.copy().run(self._invoker.begin, call)
+
+
+@dataclass(slots=True, eq=False)
+class _LocalCall(Invocation):
+    delivery: Delivery
+
+
+@dataclass
+class _LocalBackend:
+    """Commits the effects of one deployment's calls within this process."""
+
+    plane: LocalPlane
+    deployment: str
+
+    def values(self, call: _LocalCall) -> Sequence[bytes]:
+        return call.delivery.values
+
+    def is_wanted(self, call: _LocalCall) -> bool:
+        return call.delivery.request.is_open()
+
+    def sink(self, call: _LocalCall) -> Sink | None:
+        return _LocalSink(self.plane, call.delivery.request) if call.header.stream else None
+
+    def fail(self, call: _LocalCall, error: BaseException) -> None:
+        if not self.is_wanted(call):  # the error may come from just that
+            self.commit(call, Conclusion(State.CANCELLED))
+            return
+        failure = Failure.of(error, self.deployment)
+        log.error("%s failed: %s", self.deployment, failure.message, exc_info=error)
+        self.commit(call, Conclusion(State.FAILED, failure.encode()))
+
+    reject = fail
+
+    def commit(self, call: _LocalCall, conclusion: Conclusion) -> None:
+        self.plane.operate(self.plane.requests.commit, call.delivery, conclusion)
+
+    def flush(self) -> None:
+        """Nothing to do: effects are committed at once."""
+
+
+@dataclass
+class _LocalSink:
+    """Sends the items of one call to whoever iterates them in this process."""
+
+    plane: LocalPlane
+    request: Request
+
+    async def send(self, payload: bytes) -> None:
+        may_continue: Promise[bool] = Promise()
+        self.plane.operate(self.plane.requests.emit, self.request, payload, may_continue)
+        if not await may_continue:
+            raise ReaderGone("the request of this stream has ended")
+
+    def result(self) -> bytes:
+        return b""
