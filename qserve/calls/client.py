@@ -21,12 +21,12 @@ from qserve.base.log import get_logger
 from qserve.base.settings import REPLICA, Settings
 from qserve.broker import functions
 from qserve.broker.connection import CLIENT_ERRORS, connect, is_unknown_function
-from qserve.broker.functions import LOAD, NOT_REPLICATED, Reply, other_epoch
+from qserve.broker.functions import LOAD, NOT_REPLICATED, Reply, other_epoch, read_found
 from qserve.broker.library import Command
 from qserve.broker.link import WAIT, OnReply, ThreadLink, replicated
 from qserve.broker.registry import Registry
 from qserve.calls.compose import ComposingPlane, Submission
-from qserve.calls.mailbox import STATE_LOST, Mailbox, ignore, read_reply, refused, was_submitted_before
+from qserve.calls.mailbox import STATE_LOST, Mailbox, ignore, outcome_of, refused
 from qserve.calls.ref import Call, Ref, failed
 from qserve.exceptions import BrokerUnavailable, QserveException
 from qserve.wire.application import ApplicationRecord
@@ -91,12 +91,13 @@ class BrokerPlane(ComposingPlane):
         if epoch is not None:
             self._on_other_epoch(ref, submission, call, epoch)
             return
-        if was_submitted_before(reply):
+        found = read_found(reply)
+        if found is None:
+            outcome = refused(reply)
+        else:  # the id is in use: by a process that submitted the request before
             ref.accepted.set(True)
             self.mailbox.clear_deadline(ref)
-            outcome = read_reply(reply, self.seal, ref.request_id)
-        else:
-            outcome = refused(reply)
+            outcome = outcome_of(found, self.seal, ref.request_id)
         if outcome is not None:
             self.mailbox.refuse(ref, outcome)
         if reply == NOT_REPLICATED:  # its caller will send another in its place, maybe with the same key

@@ -236,15 +236,19 @@ class Mailbox:
 
     def _on_watched(self, ref: Ref[Any], reply: Any) -> None:
         found = read_found(reply)
-        if found is not None and self._is_overdue(found):
+        outcome: Outcome | None
+        if found is None:
+            error = reply if isinstance(reply, BrokerError) else refusal(reply)
+            outcome = None if isinstance(error, BrokerUnavailable) else failed(error)
+        elif self._is_overdue(found):
             self.expire(ref)  # the process that submitted it may be gone, but its deadline still holds
             return
-        if found is not None and not found.state and self._open.get(ref.request_id, {}).get(ref):
+        elif not found.state and self._open.get(ref.request_id, {}).get(ref):
             # Ours, and lost with the server that accepted it, when that failed before its replica had it. Before it is
             # accepted, the question only came first: another thread has the ref, and its submission is on the way.
             outcome = STATE_LOST if ref.accepted.is_set() else None
         else:
-            outcome = read_reply(reply, self._seal, ref.request_id)
+            outcome = outcome_of(found, self._seal, ref.request_id)
         if outcome is None:
             return
         if isinstance(ref, ItemRef) and outcome.state == State.DONE:
@@ -281,7 +285,7 @@ def ignore(reply: Any) -> None:
     """Do nothing with the reply to a command."""
 
 
-def is_late(deadline_ms: float) -> bool:
+def is_late(deadline_ms: int) -> bool:
     """Return whether a request that is still open should have been ended by now."""
     return deadline_ms + GRACE_MS < clock.judge_ms()
 
@@ -310,20 +314,11 @@ def read_message(message: bytes) -> tuple[str, Outcome]:
     return text[:-1], Outcome(text[-1], message[REQUEST_ID_CHARS + 1 :])
 
 
-def read_reply(reply: Any, seal: Seal, request_id: str) -> Outcome | None:
-    """Return the outcome in a reply of ``watch``; None while the request is open, and for errors that will pass."""
-    found = read_found(reply)
-    if found is None:
-        error = reply if isinstance(reply, BrokerError) else refusal(reply)
-        return None if isinstance(error, BrokerUnavailable) else failed(error)
+def outcome_of(found: Found, seal: Seal, request_id: str) -> Outcome | None:
+    """Return how a request ended; None while it is open."""
     if found.state == State.OPEN:
         return None
     return open_end(seal, request_id, Outcome(found.state, found.payload)) if found.state else NOT_FOUND
-
-
-def was_submitted_before(reply: Any) -> bool:
-    """Return whether ``submit`` found the request id in use, and replied as ``watch`` does."""
-    return read_found(reply) is not None
 
 
 def refused(reply: Any) -> Outcome | None:
