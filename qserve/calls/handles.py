@@ -77,7 +77,6 @@ class _Handle(Generic[P, R_co]):
         self: _Handle[P, Iterator[T] | AsyncIterator[T]],
         *,
         stream: Literal[True],
-        method_name: None = None,
         multiplexed_model_id: str | None = None,
         use_new_handle_api: bool | None = None,
     ) -> StreamingHandle[P, T]: ...
@@ -98,19 +97,11 @@ class _Handle(Generic[P, R_co]):
         *,
         use_new_handle_api: Literal[True],
         stream: Literal[False] | None = None,
-        method_name: None = None,
         multiplexed_model_id: str | None = None,
     ) -> DeploymentHandle[P, R_co]: ...
 
     @overload
-    def options(
-        self,
-        *,
-        stream: Literal[False] | None = None,
-        method_name: None = None,
-        multiplexed_model_id: str | None = None,
-        use_new_handle_api: None = None,
-    ) -> Self: ...
+    def options(self, *, stream: Literal[False] | None = None, multiplexed_model_id: str | None = None) -> Self: ...
 
     @overload
     def options(
