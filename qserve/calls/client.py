@@ -31,7 +31,7 @@ from qserve.calls.ref import Call, Ref, failed
 from qserve.exceptions import BrokerUnavailable, QserveException
 from qserve.wire.application import ApplicationRecord
 from qserve.wire.outcome import Outcome, State
-from qserve.wire.sealing import Seal
+from qserve.wire.sealing import Seal, seal_header, seal_moves
 
 log = get_logger(__name__)
 SEND_FOR_S = 2.0
@@ -83,7 +83,15 @@ class BrokerPlane(ComposingPlane):
 
     def _send(self, ref: Ref[Any], submission: Submission, call: Call | None) -> None:
         self._expect(ref, submission.header.deadline_ms)
-        command = submission.command(self.mailbox.name, self.epoch.current(), self.seal)
+        if failpoints.ARMED:
+            failpoints.hit("submit.before_send")
+        request, header, moves, awaited, life_ms, keep_ms, limits, model, fingerprint = submission
+        request_id = header.request_id
+        sealed, moves = seal_header(self.seal, header.encode()), seal_moves(self.seal, request_id, moves)
+        command = functions.submit(
+            request, request_id, self.epoch.current(), sealed, self.mailbox.name, life_ms, keep_ms, moves,
+            awaited, limits, model.model_id, model.max_ongoing, fingerprint,
+        )  # fmt: skip
         self.post(command, partial(self._on_submitted, ref, submission, call))
 
     def _on_submitted(self, ref: Ref[Any], submission: Submission, call: Call | None, reply: Any) -> None:
@@ -174,7 +182,6 @@ class ClientPlane(BrokerPlane):
         self._records[record.name] = (time.monotonic() + for_s, record)
 
     def uncache_application(self, app: str) -> None:
-        """Ask the registry for the application's record at its next call."""
         self._records.pop(app, None)
 
     def _on_submitted(self, ref: Ref[Any], submission: Submission, call: Call | None, reply: Any) -> None:
@@ -197,7 +204,6 @@ class ClientPlane(BrokerPlane):
     # -- sending -----------------------------------------------------------------------------------
 
     def post(self, command: Command, on_reply: OnReply) -> None:
-        """Send a command together with the others that have gathered."""
         if not self._started:
             self._start_threads()
         self._outbox.put((command, on_reply))

@@ -7,15 +7,12 @@ from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from qserve.base import failpoints
 from qserve.base.clock import clock
 from qserve.base.context import request_context
 from qserve.base.keys import CLOCK_MARGIN_MS, Keys
 from qserve.base.settings import Settings
-from qserve.broker import functions
-from qserve.broker.library import Command
 from qserve.calls.ref import Call, ItemRef, Plane, Ref, failed
-from qserve.calls.responses import RESPONSES, ref_of
+from qserve.calls.responses import ref_of
 from qserve.exceptions import AppNotFound, QserveException
 from qserve.graph.advance import Answer as AnswerMove
 from qserve.graph.advance import Fill, Send, begin
@@ -23,9 +20,8 @@ from qserve.graph.plan import Plan, Slot
 from qserve.wire.application import ApplicationRecord
 from qserve.wire.codec import Codec
 from qserve.wire.envelope import REQUEST_ID_CHARS, Header
-from qserve.wire.moves import Awaited, Epoch, Join, Model, Move, Start
+from qserve.wire.moves import Awaited, Join, Model, Move, Start
 from qserve.wire.outcome import Outcome, State
-from qserve.wire.sealing import Seal, seal_header, seal_moves
 
 
 class Submission(NamedTuple):
@@ -51,23 +47,6 @@ class Submission(NamedTuple):
     limits: dict[str, int] | None
     model: Model
     fingerprint: str
-
-    def command(self, mailbox: str, epoch: Epoch, seal: Seal) -> Command:
-        """Return the command that submits it to a broker.
-
-        Parameters:
-          mailbox: The key of the list that is sent the result.
-          epoch: The state of the broker that the request is meant for.
-          seal: Signs everything that is sent.
-        """
-        if failpoints.ARMED:
-            failpoints.hit("submit.before_send")
-        request_id = self.header.request_id
-        header, moves = seal_header(seal, self.header.encode()), seal_moves(seal, request_id, self.moves)
-        return functions.submit(
-            self.request, request_id, epoch, header, mailbox, self.life_ms, self.keep_ms, moves,
-            self.awaited, self.limits, self.model.model_id, self.model.max_ongoing, self.fingerprint,
-        )  # fmt: skip
 
 
 class ComposingPlane(Plane):
@@ -131,7 +110,7 @@ class ComposingPlane(Plane):
             return failed(AppNotFound(f"application {call.app!r} has no deployment {deployment!r}; it has: {known}"))
         stream = self.keys.stream(record.name, record.version, deployment)
         args, kwargs, refs = _replace_refs(call.args, call.kwargs)
-        arguments = self.codec.encode([list(args), kwargs])
+        arguments = self.codec.encode([args, kwargs])
         if not refs:
             return self._submission(record, None, call, [Start(stream, method, [arguments])], [])
         needs = len(refs) + 1
@@ -206,12 +185,8 @@ class ComposingPlane(Plane):
         )  # fmt: skip
 
 
-def _replace_refs(
-    args: Sequence[Any], kwargs: Mapping[str, Any]
-) -> tuple[Sequence[Any], Mapping[str, Any], list[Ref[Any]]]:
+def _replace_refs(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[list[Any], dict[str, Any], list[Ref[Any]]]:
     """Put slots in the places of the refs among the arguments; the broker fills in their values."""
-    if not any(isinstance(value, RESPONSES) for value in (*args, *kwargs.values())):
-        return args, dict(kwargs), []
     refs: list[Ref[Any]] = []
 
     def place(value: Any) -> Any:
@@ -233,40 +208,30 @@ def pack_moves(
     plan: Plan,
     keys: Keys,
     codec: Codec,
-    waits: list[Awaited] | None = None,
+    awaited: list[Awaited] | None = None,
 ) -> list[Move] | bytes:
     """Return a graph's moves with encoded values; bytes when the request is answered at once.
 
     Parameters:
-      waits: Receives the refs among the values, which the broker fills in; None where there can be none.
+      awaited: Receives the refs among the values, which the broker fills in; None where there can be none.
     """
     packed: list[Move] = []
     for move in moves:
         if isinstance(move, AnswerMove):
             return codec.encode(move.value)
-        stream = keys.stream(record.name, record.version, plan.steps[move.step].deployment)
-        given = move.values
-        if waits is not None and any(isinstance(value, RESPONSES) for _, value in given):
-            needs = len(given) if isinstance(move, Send) else move.needs
-            given = _split_off_refs(given, stream, str(move.step), needs, keys, waits)
-            move = Fill(move.step, given, needs)
-        values = [(slot, codec.encode(value)) for slot, value in given]
-        if isinstance(move, Send):
-            packed.append(Start(stream, str(move.step), [value for _, value in sorted(values)]))
+        stream, step = keys.stream(record.name, record.version, plan.steps[move.step].deployment), str(move.step)
+        needs = len(move.values) if isinstance(move, Send) else move.needs
+        values = []
+        for slot, value in move.values:
+            ref = None if awaited is None else ref_of(value)
+            if awaited is None or ref is None:
+                values.append((slot, codec.encode(value)))
+            elif not ref.request_id:
+                values.append((slot, codec.encode(ref.result())))
+            else:
+                awaited.append(Awaited(keys.request(ref.request_id), stream, step, needs, slot))
+        if len(values) == needs:
+            packed.append(Start(stream, step, [value for _, value in sorted(values)]))
         else:
-            packed.append(Join(stream, str(move.step), move.needs, values))
+            packed.append(Join(stream, step, needs, values))
     return packed
-
-
-def _split_off_refs(
-    given: Sequence[tuple[int, Any]], stream: str, step: str, needs: int, keys: Keys, waits: list[Awaited]
-) -> tuple[tuple[int, Any], ...]:
-    """Append the refs among a step's values to ``waits``, and return the other values."""
-    known = []
-    for slot, value in given:
-        ref = ref_of(value)
-        if ref is None or not ref.request_id:
-            known.append((slot, value if ref is None else ref.result()))
-        else:
-            waits.append(Awaited(keys.request(ref.request_id), stream, step, needs, slot))
-    return tuple(known)

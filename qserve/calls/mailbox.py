@@ -97,7 +97,6 @@ class Mailbox:
             self.add(ref, deadline_ms)
 
     def remove(self, ref: Ref[Any]) -> None:
-        """Stop expecting the end of a request for this ref."""
         refs = self._open.get(ref.request_id, {})
         refs.pop(ref, None)
         if not refs:
@@ -115,7 +114,6 @@ class Mailbox:
             refs[ref] = 0
 
     def settle(self, request_id: str, outcome: Outcome) -> None:
-        """Settle all refs of a request."""
         for ref in list(self._open.pop(request_id, ())):
             ref.settle(outcome)
 
@@ -125,7 +123,6 @@ class Mailbox:
         self.settle(ref.request_id, Outcome(State.EXPIRED, b""))
 
     def close(self, ref: Ref[Any], state: str) -> None:
-        """Have the broker end an open request without a result."""
         self._post(functions.close(self._keys.request(ref.request_id), ref.request_id, state, b""), ignore)
 
     def change_epoch(self, epoch: str) -> None:

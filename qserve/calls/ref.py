@@ -296,7 +296,6 @@ class ItemRef(Ref[T_co]):
         return item
 
     async def next_async(self) -> bytes | None:
-        """Do as ``next``, for coroutines."""
         while (item := self.next_nowait()) is None and not self._is_over():
             await self.ready()
         return item
@@ -305,7 +304,6 @@ class ItemRef(Ref[T_co]):
         return self.done.is_set() and not self.items  # in this order: another thread may add the last item meanwhile
 
     def decode(self, item: bytes) -> T_co:
-        """Return an item's value."""
         return self._get_plane().codec.decode(item)  # type: ignore[no-any-return]
 
 

@@ -199,12 +199,10 @@ class Requests:
             ref.settle(outcome)
 
     def cancel(self, key: str) -> None:
-        """End an open request without a result."""
         if key in self._requests:
             self._end(self._requests[key], Outcome(State.CANCELLED, b""))
 
     def cancel_all(self) -> None:
-        """End all open requests."""
         for key in list(self._requests):
             self.cancel(key)
 
@@ -220,7 +218,6 @@ class Requests:
         return following
 
     def follow(self, key: str, ref: Ref) -> None:
-        """Settle ``ref`` when the request has ended."""
         request = self._requests.get(key)
         if request is None:
             ref.settle(NOT_FOUND)

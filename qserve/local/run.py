@@ -132,7 +132,6 @@ class _Version:
         self.plane.operate(self.plane.requests.when_idle, self._record.version, stopping.start)
 
     def stop(self) -> None:
-        """Stop all instances; calls that are running are cancelled."""
         for name in self._record.deployments:
             self.plane.requests.queues.pop(self._record.stream(self.plane.keys, name), None)
         while self._instances:
@@ -185,7 +184,6 @@ class _Instance:
         self._context.run(replica_here.set, replace(self._replica, servable_object=self._servable.instance))
 
     def stop(self) -> None:
-        """Cancel what runs and end both threads."""
         self._invoker.close()
         if self._thread.is_alive():
             self._loop.call_soon_threadsafe(self._loop.stop)
