@@ -8,51 +8,18 @@ from typing import Any
 
 import cloudpickle
 import pytest
+from nodes import Combine, Model, Parent, combine, func
 
 from qserve.calls.ref import current
 from qserve.dag import InputNode
 from qserve.define.application import single_ingress
 from qserve.define.compile import CompiledApplication, Compiler, assign_names, compile_application
-from qserve.define.deployments import Deployment, deployment
+from qserve.define.deployments import Deployment
 from qserve.drivers import DAGDriver
 from qserve.graph.nodes import bottom_up
 from qserve.graph.plan import InputKey, Plan, Slot, Step
 from qserve.handle import RayServeDAGHandle, RayServeDeploymentHandle
 from qserve.wire.application import DriverRecord
-
-
-@deployment
-class Model:
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        pass
-
-    def forward(self, *args: Any, **kwargs: Any) -> None:
-        pass
-
-    def __call__(self, *args: Any) -> None:
-        pass
-
-
-@deployment
-class Combine:
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        pass
-
-
-@deployment
-class Parent:
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        pass
-
-
-@deployment
-def func(*args: Any, **kwargs: Any) -> None:
-    return None
-
-
-@deployment
-def combine(*args: Any, **kwargs: Any) -> None:
-    return None
 
 
 def names(application: CompiledApplication) -> list[str]:

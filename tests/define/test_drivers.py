@@ -8,6 +8,7 @@ from typing import Any
 
 import cloudpickle
 import pytest
+from nodes import func
 from pydantic import BaseModel
 
 from qserve.define.compile import compile_application
@@ -36,11 +37,6 @@ def unannotated(x, y: int = 1):  # type: ignore[no-untyped-def]
 class Callee:
     def __call__(self, x: int) -> int:
         return x
-
-
-@deployment
-def func() -> None:
-    return None
 
 
 def test_the_driver_is_an_ordinary_deployment() -> None:

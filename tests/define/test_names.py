@@ -5,38 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from nodes import Combine, Model, Parent, func
 
 from qserve.define.compile import Numbering, assign_names
-from qserve.define.deployments import deployment
 from qserve.deployment_graph import ClassNode, DAGNode, FunctionNode
 from qserve.drivers import DAGDriver
 from qserve.graph.nodes import bottom_up
-
-
-@deployment
-class Model:
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        pass
-
-    def forward(self, *args: Any) -> None:
-        pass
-
-
-@deployment
-class Combine:
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        pass
-
-
-@deployment
-class Driver:
-    def __init__(self, *args: Any) -> None:
-        pass
-
-
-@deployment
-def func(*args: Any) -> None:
-    return None
 
 
 def names_of(root: DAGNode) -> list[str]:
@@ -44,7 +18,7 @@ def names_of(root: DAGNode) -> list[str]:
 
 
 def test_deployments_take_the_class_or_function_name() -> None:
-    assert names_of(Driver.bind(func.bind())) == ["func", "Driver"]
+    assert names_of(Parent.bind(func.bind())) == ["func", "Parent"]
 
 
 def test_repeats_are_numbered_bottom_up_and_left_to_right() -> None:
@@ -57,9 +31,9 @@ def test_repeats_are_numbered_bottom_up_and_left_to_right() -> None:
 
 
 def test_every_function_bind_is_its_own_deployment() -> None:
-    root = Driver.bind(Driver.bind(func.bind()), func.bind(), func.bind())
+    root = Parent.bind(Parent.bind(func.bind()), func.bind(), func.bind())
 
-    assert names_of(root) == ["func", "Driver", "func_1", "func_2", "Driver_1"]
+    assert names_of(root) == ["func", "Parent", "func_1", "func_2", "Parent_1"]
 
 
 def test_arguments_come_before_keywords_before_the_instance() -> None:

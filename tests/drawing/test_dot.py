@@ -9,45 +9,11 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
+from nodes import Combine, Model, Parent, combine, func
 
 from qserve import dag
 from qserve.dag import InputNode, dag_to_dot, plot
-from qserve.define.deployments import deployment
 from qserve.drivers import DAGDriver
-
-
-@deployment
-class Model:
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        pass
-
-    def forward(self, *args: Any) -> None:
-        pass
-
-
-@deployment
-class Combine:
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        pass
-
-    def __call__(self, *args: Any) -> None:
-        pass
-
-
-@deployment
-class NoargDriver:
-    def __init__(self, *args: Any) -> None:
-        pass
-
-
-@deployment
-def fn_hello() -> None:
-    return None
-
-
-@deployment
-def combine(*args: Any, **kwargs: Any) -> None:
-    return None
 
 
 def edges(node: Any) -> list[str]:
@@ -83,12 +49,12 @@ def test_the_guides_graph_is_drawn_to_the_letter() -> None:
 def test_edges_go_from_arguments_then_keywords_then_the_instance() -> None:
     model = Model.bind()
     with InputNode() as inp:
-        node = DAGDriver.bind(model.forward.bind(inp, key=fn_hello.bind()))
+        node = DAGDriver.bind(model.forward.bind(inp, key=func.bind()))
 
     assert edges(node) == [
         "forward -> DAGDriver;",
         "INPUT_NODE -> forward;",
-        "fn_hello -> forward;",
+        "func -> forward;",
         "Model -> forward;",
     ]
 
@@ -109,30 +75,30 @@ def test_a_nodes_own_subtree_follows_its_first_edge() -> None:
 
 
 def test_a_shared_node_is_expanded_once() -> None:
-    shared = combine.bind(fn_hello.bind())
+    shared = combine.bind(func.bind())
 
     assert edges(combine.bind(Combine.bind(shared), shared)) == [
         "Combine -> combine;",
         "combine_1 -> Combine;",
-        "fn_hello -> combine_1;",
+        "func -> combine_1;",
         "combine_1 -> combine;",
     ]
 
 
 def test_functions_and_drivers_are_drawn_by_name() -> None:
-    assert edges(NoargDriver.bind(fn_hello.bind())) == ["fn_hello -> NoargDriver;"]
+    assert edges(Parent.bind(func.bind())) == ["func -> Parent;"]
 
 
 def test_an_edge_used_twice_is_drawn_once() -> None:
-    x = fn_hello.bind()
+    x = func.bind()
 
-    assert edges(combine.bind(x, x)) == ["fn_hello -> combine;"]
+    assert edges(combine.bind(x, x)) == ["func -> combine;"]
     with InputNode() as inp:
         assert edges(combine.bind(inp, inp)) == ["INPUT_NODE -> combine;"]
 
 
 def test_a_node_without_edges_is_drawn_as_itself() -> None:
-    assert dag_to_dot(fn_hello.bind()).to_string() == "digraph G {\nrankdir=LR;\nfn_hello;\n}\n"
+    assert dag_to_dot(func.bind()).to_string() == "digraph G {\nrankdir=LR;\nfunc;\n}\n"
     assert edges(Model.options(name="mine").bind()) == ["mine;"]
 
 
@@ -156,11 +122,11 @@ def test_labels_that_dot_would_misread_are_quoted() -> None:
 
 
 def test_a_driver_with_a_wrong_keyword_still_draws() -> None:
-    assert edges(DAGDriver.bind(fn_hello.bind(), wrong=1)) == ["fn_hello -> DAGDriver;"]
+    assert edges(DAGDriver.bind(func.bind(), wrong=1)) == ["func -> DAGDriver;"]
 
 
 def test_deep_graphs_are_drawn() -> None:
-    node = fn_hello.bind()
+    node = func.bind()
     for _ in range(5_000):
         node = combine.bind(node)
 
@@ -175,7 +141,7 @@ def test_only_nodes_are_drawn() -> None:
 
 def test_the_old_name_is_kept() -> None:
     assert dag._dag_to_dot is dag_to_dot
-    assert repr(dag_to_dot(fn_hello.bind())) == "Dot(root='fn_hello', edges=0)"
+    assert repr(dag_to_dot(func.bind())) == "Dot(root='func', edges=0)"
 
 
 def test_plot_says_that_pydot_is_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -183,7 +149,7 @@ def test_plot_says_that_pydot_is_missing(monkeypatch: pytest.MonkeyPatch, tmp_pa
 
     for file in (None, str(tmp_path / "graph.png")):
         with pytest.raises(ImportError) as caught:
-            plot(fn_hello.bind(), file)
+            plot(func.bind(), file)
         assert str(caught.value) == "plot() needs the package 'pydot': pip install pydot."
 
 
@@ -214,15 +180,15 @@ def test_plot_says_that_graphviz_is_missing(pydot: SimpleNamespace, monkeypatch:
     monkeypatch.setattr(shutil, "which", lambda program: None)
 
     with pytest.raises(ImportError, match="needs graphviz, and its program 'dot' is not"):
-        plot(fn_hello.bind())
+        plot(func.bind())
 
 
 def test_plot_writes_the_format_of_the_suffix(pydot: SimpleNamespace, tmp_path: Path) -> None:
-    plot(fn_hello.bind(), tmp_path / "a.svg")
-    plot(fn_hello.bind(), str(tmp_path / "b"))
+    plot(func.bind(), tmp_path / "a.svg")
+    plot(func.bind(), str(tmp_path / "b"))
 
     assert pydot.written == [(str(tmp_path / "a.svg"), "svg"), (str(tmp_path / "b"), "png")]
-    assert pydot.drawn[0] == str(dag_to_dot(fn_hello.bind()))
+    assert pydot.drawn[0] == str(dag_to_dot(func.bind()))
 
 
 def test_plot_without_a_file_gives_a_picture_for_notebooks(
@@ -231,8 +197,8 @@ def test_plot_without_a_file_gives_a_picture_for_notebooks(
     display: Any = ModuleType("IPython.display")
     display.Image = lambda data: ("image", data)
     monkeypatch.setitem(sys.modules, "IPython.display", display)
-    assert plot(fn_hello.bind()) == ("image", b"png")
+    assert plot(func.bind()) == ("image", b"png")
 
     monkeypatch.setitem(sys.modules, "IPython.display", None)
     with pytest.raises(ImportError, match=r"pip install ipython, or pass to_file='graph.png'"):
-        plot(fn_hello.bind())
+        plot(func.bind())

@@ -6,17 +6,16 @@ import json
 import re
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 from xml.etree import ElementTree
 
 import pytest
 from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from nodes import Model, combine
 
 from qserve.__main__ import main
 from qserve.dag import DAGNode, InputNode, dag_to_dot
-from qserve.define.deployments import deployment
 from qserve.drawing.dot import to_dot
 from qserve.drawing.layout import Box, Graph, columns_of, lay_out, spread
 from qserve.drawing.mermaid import to_mermaid
@@ -25,17 +24,6 @@ from qserve.drawing.svg import to_svg
 from qserve.drivers import DAGDriver
 
 SVG = "{http://www.w3.org/2000/svg}"
-
-
-@deployment
-class Model:
-    def __init__(self, *args: Any) -> None: ...
-
-    def forward(self, *args: Any) -> None: ...
-
-
-@deployment
-def combine(*args: Any, **kwargs: Any) -> None: ...
 
 
 def two_models() -> DAGNode:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+from nodes import func
 
 from qserve import dag, deployment_graph
 from qserve.dag import InputNode
@@ -42,11 +43,6 @@ class Actor:
 @deployment
 class Silent:
     pass
-
-
-@deployment
-def func(*args: Any, **kwargs: Any) -> None:
-    return None
 
 
 class Pair(NamedTuple):
