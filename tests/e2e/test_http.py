@@ -38,12 +38,6 @@ from qserve.http_adapters import json_request, json_to_multi_ndarray, json_to_nd
 pytestmark = pytest.mark.smoke
 
 
-@pytest.fixture(autouse=True)
-def client(started: Started) -> Client:
-    """A client of the gateway that runs for all tests here."""
-    return Client(started.url)
-
-
 @qserve.deployment
 def echo(value: Any) -> Any:
     """Give back what came."""
@@ -423,12 +417,6 @@ def test_arrays_come_in_as_json(client: Client) -> None:
     run_graph(json_to_multi_ndarray)
     sent = {"a": {"array": [1]}, "b": {"array": [3]}}
     assert client.post("/", sent).json == {"a": [1], "b": [3]}
-
-
-def test_an_adapter_may_be_named_by_its_import_path(client: Client) -> None:
-    run_graph("qserve.http_adapters.json_request")
-
-    assert client.post("/", [5]).json == [5]
 
 
 def test_an_adapter_that_fails_is_the_users_error(client: Client) -> None:

@@ -14,11 +14,7 @@ from processes import Started, wait_until
 
 import qserve
 
-
-@pytest.fixture(autouse=True)
-def url(started: Started) -> str:
-    """Where the gateway answers, which runs for all tests here."""
-    return started.url
+pytestmark = pytest.mark.usefixtures("started")
 
 
 @qserve.deployment(num_replicas=3)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from processes import Started, wait_until
+from processes import wait_until
 from serving import ask
 
 import qserve
@@ -18,11 +18,7 @@ from qserve.dag import InputNode
 from qserve.drivers import DAGDriver
 from qserve.exceptions import AppNotFound, QserveException, ReplicaLost, TimeLimitExceeded
 
-
-@pytest.fixture(autouse=True)
-def url(started: Started) -> str:
-    """Where the gateway answers, which runs for all tests here."""
-    return started.url
+pytestmark = pytest.mark.usefixtures("started")
 
 
 @qserve.deployment

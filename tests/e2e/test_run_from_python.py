@@ -25,13 +25,7 @@ from qserve.exceptions import QserveException, RayServeException
 from qserve.handle import DeploymentHandle, RayServeHandle
 from qserve.http_adapters import json_request
 
-pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(autouse=True)
-def client(started: Started) -> Client:
-    """A client of the gateway that runs for all tests here."""
-    return Client(started.url)
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("started")]
 
 
 def run_script(site: Site, source: str, port: int) -> Any:

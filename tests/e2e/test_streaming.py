@@ -8,22 +8,17 @@ import socket
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import httpx
 import pytest
 from http_client import Client
-from processes import Started, wait_until
+from processes import wait_until
 from starlette.requests import Request
 from starlette.responses import StreamingResponse
 
 import qserve
 
-
-@pytest.fixture(autouse=True)
-def url(started: Started) -> str:
-    """Where the gateway answers, which runs for all tests here."""
-    return started.url
+pytestmark = pytest.mark.usefixtures("started")
 
 
 @qserve.deployment
@@ -78,9 +73,10 @@ def test_a_stream_can_be_neither_awaited_nor_passed_on(source: Any) -> None:
         source.count.remote(stream)
 
 
-def test_a_streaming_response_keeps_status_and_headers_and_stops_when_the_client_leaves(source: Any, url: str) -> None:
-    where = urlsplit(url)
-    connection = http.client.HTTPConnection(where.hostname or "", where.port, timeout=10)
+def test_a_streaming_response_keeps_status_and_headers_and_stops_when_the_client_leaves(
+    source: Any, client: Client
+) -> None:
+    connection = http.client.HTTPConnection(*client.address, timeout=10)
     connection.request("GET", "/")
     response = connection.getresponse()
     assert (response.status, response.headers["x-kind"]) == (418, "tea")
@@ -94,14 +90,14 @@ def test_a_streaming_response_keeps_status_and_headers_and_stops_when_the_client
     wait_until(lambda: source.is_closed.remote().result(timeout_s=10), description="the body's generator is closed")
 
 
-def test_a_stream_of_which_only_the_head_is_wanted_is_stopped(source: Any, url: str) -> None:
-    answer = Client(url).send("HEAD")
+def test_a_stream_of_which_only_the_head_is_wanted_is_stopped(source: Any, client: Client) -> None:
+    answer = client.send("HEAD")
     assert (answer.status, answer.headers["x-kind"], answer.body) == (418, "tea", b"")
 
     wait_until(lambda: source.is_closed.remote().result(timeout_s=10), description="the body's generator is closed")
 
 
-def test_a_streaming_response_arrives_piece_by_piece_before_it_has_ended(url: str, tmp_path: Path) -> None:
+def test_a_streaming_response_arrives_piece_by_piece_before_it_has_ended(client: Client, tmp_path: Path) -> None:
     gate = tmp_path / "gate"
 
     @qserve.deployment
@@ -117,14 +113,14 @@ def test_a_streaming_response_arrives_piece_by_piece_before_it_has_ended(url: st
 
     qserve.run(Stream.bind())
 
-    with httpx.stream("GET", url, timeout=20) as answer:
+    with httpx.stream("GET", client.url, timeout=20) as answer:
         pieces = answer.iter_text()
         assert (answer.status_code, next(pieces)) == (202, "first ")
         gate.touch()
         assert "".join(pieces) == "second"
 
 
-def test_a_generator_answers_http_as_text(url: str) -> None:
+def test_a_generator_answers_http_as_text(client: Client) -> None:
     @qserve.deployment
     def lines() -> Iterator[str]:
         yield "one\n"
@@ -132,7 +128,7 @@ def test_a_generator_answers_http_as_text(url: str) -> None:
 
     qserve.run(lines.bind())
 
-    answer = Client(url).get()
+    answer = client.get()
 
     assert answer.headers["content-type"] == "text/plain; charset=utf-8"
     assert answer.body == b"one\ntwo\n"

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import weakref
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -125,14 +123,6 @@ def test_a_request_whose_body_is_still_on_its_way_is_refused_with_a_hint() -> No
 
     with pytest.raises(PayloadError, match=r"await request\.body\(\)"):
         asyncio.run(send_on())
-
-
-@pytest.fixture
-def no_collector() -> Iterator[None]:
-    """Switch the garbage collector off."""
-    gc.disable()
-    yield
-    gc.enable()
 
 
 @pytest.mark.usefixtures("no_collector")
