@@ -24,7 +24,6 @@ from qserve.exceptions import QserveException
 
 Loader = TypeVar("Loader", bound=Callable[..., Coroutine[Any, Any, Any]])
 log = get_logger(__name__)
-_PLACE = "__qserve_models__"
 
 
 class ModelCache:
@@ -162,25 +161,17 @@ _registry_lock = threading.Lock()
 
 
 def _models_of(owner: Any, loader: Any, capacity: int) -> _Models:
-    state = state_of(owner, _PLACE)
+    state = state_of(owner, "__qserve_models__")
     if loader not in state:
         with _registry_lock:
             _all_models.add(state.setdefault(loader, _Models(capacity)))
     return cast(_Models, state[loader])
 
 
-def _find(owner: Any) -> list[_Models]:
+def loaded_models() -> tuple[str, ...]:
+    """Return the ids of all models in this process, each once, with the least recently used of a loader first."""
     with _registry_lock:
-        return list(_all_models) if owner is None else list(vars(owner).get(_PLACE, {}).values())
-
-
-def loaded_models(owner: Any = None) -> tuple[str, ...]:
-    """Return the ids of the loaded models, each once, with the least recently used of a loader first.
-
-    Parameters:
-      owner: The instance whose methods loaded them, or the decorated function; None for all in this process.
-    """
-    return tuple(dict.fromkeys(model_id for models in _find(owner) for model_id in models.cache.ids()))
+        return tuple(dict.fromkeys(model_id for models in _all_models for model_id in models.cache.ids()))
 
 
 def on_change(listener: Callable[[], object]) -> Callable[[], None]:
@@ -197,9 +188,11 @@ def _notify_listeners() -> None:
             log.warning("a listener for loaded models failed: %s", error, exc_info=error)
 
 
-async def unload_models(owner: Any = None) -> None:
+async def unload_models() -> None:
     """Drop all models and await each ``async def __del__``; a replica calls this when it stops."""
-    for models in _find(owner):
+    with _registry_lock:
+        found = list(_all_models)
+    for models in found:
         await models.unload()
     _notify_listeners()
 

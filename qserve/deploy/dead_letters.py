@@ -87,10 +87,6 @@ class DeadLetters:
         self._keys = installation.keys
 
     @broker_errors()
-    def __len__(self) -> int:
-        return int(self._client.zcard(self._keys.dead_letters))
-
-    @broker_errors()
     def dropped(self) -> int:
         """Return how many of the last seven days were dropped because there were more than ten thousand."""
         found: Any = self._client.get(self._keys.dropped_letters)
