@@ -24,7 +24,7 @@ from qserve.define.compile import compile_application
 from qserve.define.target import load_target
 from qserve.deploy.installation import Installation
 from qserve.deploy.registration import release_of
-from qserve.deploy.rollout import READY_TIMEOUT_S, Progress, roll_out
+from qserve.deploy.rollout import READY_TIMEOUT_S, roll_out
 from qserve.exceptions import BrokerUnavailable
 
 _BROKER_TIMEOUT_S = 10.0
@@ -86,6 +86,5 @@ def _wait_for_broker(installation: Installation) -> None:
             time.sleep(_POLL_INTERVAL_S)
 
 
-def _show(progress: Progress) -> None:
-    state = "ready" if progress.running >= progress.expected else "starting"
-    click.echo(f"  {progress.deployment:<24} {progress.running}/{progress.expected} {state}")
+def _show(deployment: str, running: int, expected: int) -> None:
+    click.echo(f"  {deployment:<24} {running}/{expected} {'ready' if running >= expected else 'starting'}")

@@ -272,7 +272,7 @@ class _Batched:
             return self._size(items)
         except Exception as error:
             for item in items:
-                item.end(Failure.of(error))
+                item.end(Failure(error))
             return self.limits.max_batch_size
 
     async def run(self, batch: list[_Item]) -> None:
@@ -299,7 +299,7 @@ class _Batched:
                 item.end()
         except BaseException as error:
             for item in batch:
-                item.end(Failure.of(error))
+                item.end(Failure(error))
 
     def _pairs(self, batch: list[_Item], results: Any) -> Iterable[tuple[_Item, Any]]:
         # arrays and tensors are accepted like lists; str and dict only happen to have a length

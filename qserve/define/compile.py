@@ -84,12 +84,7 @@ def compile_application(root: Any, *, app_name: str = "default") -> CompiledAppl
 
 
 class Compiler:
-    """Compiles the nodes of one application.
-
-    Parameters:
-      names: The name of each deployment.
-      app_name: The application of the handles that stand for deployments.
-    """
+    """Compiles the nodes of one application, whose deployments have these names."""
 
     def __init__(self, names: Mapping[DAGNode, str], app_name: str) -> None:
         self.names = names
@@ -128,23 +123,14 @@ class Compiler:
                 self.add_graph(f"{self.names[node]}:{next(numbers)}", child)
             return RayServeDAGHandle(self._graph_of[child], self._app_name)
 
-        args = tuple(replace(value, DAGNode, stand_in) for value in node.get_args())
-        kwargs = {name: replace(value, DAGNode, stand_in) for name, value in node.get_kwargs().items()}
+        args, kwargs = replace((node.get_args(), node.get_kwargs()), DAGNode, stand_in)
         return args, kwargs
 
     def _handle(self, node: DAGNode) -> RayServeDeploymentHandle:
         return RayServeDeploymentHandle(self.names[node], self._app_name)
 
     def plan(self, output: DAGNode) -> Plan:
-        """Compile the graph that ends in a node.
-
-        Parameters:
-          output: The node whose value is the answer. A class node stands for a call of its ``__call__`` with the input.
-
-        Raises:
-          AssertionError: The graph has two inputs, or one that was created outside ``with``.
-          ValueError: The graph has a cycle.
-        """
+        """Compile the graph that ends in a node. A class node stands for a call of its ``__call__`` with the input."""
         if isinstance(output, ClassNode):
             call = Step(self.names[output], "__call__", (Slot(0),), {}, 1)
             return Plan((call,), {InputKey(): ((0, 0),)}, 0)
@@ -167,12 +153,7 @@ class Compiler:
         return Plan(tuple(steps), {source: tuple(targets) for source, targets in feeds.items()}, sources[output])
 
     def _step(self, node: DAGNode, sources: Mapping[DAGNode, Source], slots: dict[Source, int]) -> Step:
-        """Return the call of a node, with slots and handles in place of the nodes in its arguments.
-
-        Parameters:
-          sources: Where the values of the nodes before it come from.
-          slots: Filled with the sources that this call uses, and their slots.
-        """
+        """Return the call of a node, with slots and handles in place of its arguments; fills ``slots``."""
 
         def stand_in(child: DAGNode, is_nested: bool = True) -> Any:
             if isinstance(child, ClassNode):

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Any
 
 
 class State(dict[Any, Any]):
@@ -38,16 +37,11 @@ def check_async(decorator: str, func: Any, is_async: bool) -> None:
         raise TypeError(f"@{decorator} needs an `async def` function or method, and {name} is not one")
 
 
-class Failure(NamedTuple):
-    """An error on its way to several callers."""
+class Failure:
+    """An error on its way to several callers, with the traceback that it has now."""
 
-    error: BaseException
-    traceback: TracebackType | None
-
-    @classmethod
-    def of(cls, error: BaseException) -> Failure:
-        """Keep an error together with the traceback that it has now."""
-        return cls(error, error.__traceback__)
+    def __init__(self, error: BaseException) -> None:
+        self.error, self.traceback = error, error.__traceback__
 
 
 def value_of(result: Any) -> Any:

@@ -106,17 +106,17 @@ class _Models:
         except BaseException as error:
             with self._lock:
                 self.cache.release()
-            return Failure.of(error)
+            return Failure(error)
         with self._lock:
             self.cache.put(model_id, model)
         return model
 
     def _on_loaded(self, model_id: str, loading: Promise, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
-        result = Failure.of(asyncio.CancelledError()) if task.cancelled() else task.result()
+        result = Failure(asyncio.CancelledError()) if task.cancelled() else task.result()
         if isinstance(result, Failure) and isinstance(result.error, asyncio.CancelledError):
             # raised as it is, it would look to each waiter as if that had been cancelled itself
-            result = Failure.of(QserveException(f"the loading of model {model_id!r} was cancelled"))
+            result = Failure(QserveException(f"the loading of model {model_id!r} was cancelled"))
         with self._lock:
             del self._loading[model_id]
             waiting, self._waiting = self._waiting, []

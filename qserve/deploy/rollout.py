@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from qserve.base.clock import Deadline
 from qserve.broker.connection import broker_errors
@@ -19,22 +19,13 @@ GATEWAY_TIMEOUT_S = 10.0
 _POLL_INTERVAL_S = 0.01
 
 
-@dataclass(frozen=True)
-class Progress:
-    """How many replicas of a deployment run."""
-
-    deployment: str
-    running: int
-    expected: int
-
-
 def roll_out(
     installation: Installation,
     release: Release,
     *,
     gateways: int = 0,
     ready_timeout_s: float = READY_TIMEOUT_S,
-    on_progress: Callable[[Progress], None] = lambda progress: None,
+    on_progress: Callable[[str, int, int], None] = lambda *counts: None,
     check: Callable[[], None] = lambda: None,
 ) -> ApplicationRecord:
     """Serve a version of an application: return once its replicas take calls and the gateways know it.
@@ -46,7 +37,7 @@ def roll_out(
       release: The version.
       gateways: How many gateway processes to wait for.
       ready_timeout_s: How long its replicas may take to start.
-      on_progress: Called for each deployment whenever its number of running replicas changes.
+      on_progress: Called with a deployment, how many of its replicas run and how many are expected, at each change.
       check: Called while waiting; raises if there is no point in waiting any longer.
 
     Raises:
@@ -77,7 +68,7 @@ def wait_until_running(
     reports: ReplicaReports,
     *,
     timeout_s: float = READY_TIMEOUT_S,
-    on_progress: Callable[[Progress], None] = lambda progress: None,
+    on_progress: Callable[[str, int, int], None] = lambda *counts: None,
     check: Callable[[], None] = lambda: None,
     exact: bool = False,
 ) -> None:
@@ -104,7 +95,7 @@ def wait_until_running(
         for name, count in expected.items():
             if shown.get(name) != running[name]:
                 shown[name] = running[name]
-                on_progress(Progress(name, running[name], count))
+                on_progress(name, running[name], count)
         if all(running[name] == count or (running[name] > count and not exact) for name, count in expected.items()):
             return
         _raise_for_failures(failed, expected)

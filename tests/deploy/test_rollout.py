@@ -13,7 +13,7 @@ from qserve.base.settings import Settings
 from qserve.define.compile import compile_application
 from qserve.deploy.installation import FAILED, RUNNING, Installation, ReplicaStatus
 from qserve.deploy.registration import DeploymentCode, Release, release_of, unpack_code
-from qserve.deploy.rollout import Progress, roll_out, wait_for_gateways
+from qserve.deploy.rollout import roll_out, wait_for_gateways
 from qserve.exceptions import DeployError, PayloadError
 
 
@@ -51,13 +51,18 @@ def replicas_report(installation: Installation, state: str, count: int = 1, mess
 
 
 def test_a_version_is_active_once_its_replicas_run(installation: Installation) -> None:
-    shown: list[Progress] = []
+    shown: list[tuple[object, ...]] = []
     new = release(installation)
 
-    record = roll_out(installation, new, on_progress=shown.append, check=replicas_report(installation, RUNNING))
+    record = roll_out(
+        installation,
+        new,
+        on_progress=lambda *counts: shown.append(counts),
+        check=replicas_report(installation, RUNNING),
+    )
 
     assert record == new.record == installation.registry.get("shop")
-    assert shown == [Progress("Model", 0, 1), Progress("Model", 1, 1)]
+    assert shown == [("Model", 0, 1), ("Model", 1, 1)]
     status = installation.status().applications["shop"]
     assert (status.status, status.deployments["Model"].status) == ("RUNNING", "HEALTHY")
 
