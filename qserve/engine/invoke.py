@@ -94,9 +94,7 @@ class Invoker(Generic[C]):
     """Calls the methods of one user object; all methods are called on the loop's thread unless they say otherwise.
 
     Parameters:
-      stepper: Decodes arguments, and concludes what a result causes.
-      backend: Ends the calls.
-      thread_name: What the thread of sync code is called.
+      thread_name: The name of the thread of sync code.
       waiting: Holds the calls that wait for that thread; another thread may take from its right end.
     """
 

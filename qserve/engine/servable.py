@@ -109,11 +109,7 @@ class Servable:
         return getattr(self.instance, name, None) if inspect.isclass(self.target) else None
 
     async def reconfigure(self, user_config: Any) -> None:
-        """Pass a user_config to the instance.
-
-        Raises:
-          QserveException: There is no ``reconfigure`` method that could take it.
-        """
+        """Pass a user_config to the instance; raise QserveException when there is no method to take it."""
         method = self._hook("reconfigure")
         if method is None:
             name = getattr(self.target, "__name__", "the deployment")
@@ -127,12 +123,7 @@ class Servable:
         return self._hook("check_health") is not None
 
     async def check_health(self) -> None:
-        """Call the user's ``check_health``: a coroutine function on the loop, any other in a thread of its own.
-
-        Raises:
-          Exception: What it raises.
-          RuntimeError: It raises what would end the process.
-        """
+        """Call the user's ``check_health``: a coroutine function on the loop, any other in a thread of its own."""
         check = self.instance.check_health
         try:
             if inspect.iscoroutinefunction(check):
@@ -155,11 +146,7 @@ class Servable:
                 disarm(self.instance)
 
     def method(self, name: str) -> Method:
-        """Return a method by its name.
-
-        Raises:
-          QserveException: There is no such method; the message lists those there are.
-        """
+        """Return a method by its name; raise QserveException, which lists those there are, for another name."""
         found = self._methods.get(name)
         if found is None:
             found = self._methods[name] = self._look_up(name)

@@ -13,8 +13,7 @@ import click
 from qserve.base.log import get_logger, log_to_terminal
 from qserve.base.process import die_with_parent_if_asked
 from qserve.base.settings import CHECKED, Settings
-from qserve.broker.connection import connect
-from qserve.broker.doctor import check, check_address
+from qserve.broker.doctor import check_broker_of
 from qserve.cli.options import app_dir_option, broker_option, import_first_from
 from qserve.exceptions import BrokerUnavailable
 from qserve_workers.supervisor.scope import Scope
@@ -28,16 +27,8 @@ _QUIET_FOR_S = 1.0
 
 @click.command()
 @click.argument("target", required=False, metavar="[MODULE:NODE]")
-@click.option(
-    "--deployment",
-    metavar="NAME",
-    help="Run only this deployment. [default: all of the application]",
-)
-@click.option(
-    "--replicas",
-    type=click.IntRange(0),
-    help="Replicas on this host. [default: the deployment's option]",
-)
+@click.option("--deployment", metavar="NAME", help="Run only this deployment. [default: all of the application]")
+@click.option("--replicas", type=click.IntRange(0), help="Replicas on this host. [default: the deployment's option]")
 @click.option("--name", metavar="APP", help="The application. [default: every registered one]")
 @app_dir_option
 @broker_option
@@ -57,37 +48,28 @@ def worker(
     die_with_parent_if_asked()
     import_first_from(app_dir)
     log_to_terminal("supervisor", settings)
-    url = settings.named_broker
     if not os.environ.get(CHECKED):
-        _wait_for_broker(settings, url)
+        _wait_for_broker(settings)
     gc.freeze()  # children share these pages as long as the collector does not write to them
     scope = Scope(name or ("default" if target else None), deployment, replicas, target or "")
     Supervisor(settings, scope).run()
 
 
-def _wait_for_broker(settings: Settings, url: str) -> None:
+def _wait_for_broker(settings: Settings) -> None:
     """Wait until the broker answers, then check it.
 
     Raises:
       BrokerError: It must not be used as it is; the message names the remedy.
     """
-    check_address(settings)
     for number in (signal.SIGTERM, signal.SIGINT):
         # process 1 of a container has no default for them, and a stop must not wait for a broker
-        signal.signal(number, _leave)
-    client = connect(url)
+        signal.signal(number, lambda *_: sys.exit(0))
     began, has_warned = time.monotonic(), False
     while True:
         try:
-            check(client, settings)
-            client.close()
-            return
+            return check_broker_of(settings)
         except BrokerUnavailable as error:
             if not has_warned and time.monotonic() - began > _QUIET_FOR_S:
                 has_warned = True
                 log.warning("%s; waiting for it", error)
             time.sleep(POLL_INTERVAL_S)
-
-
-def _leave(number: int, frame: object) -> None:
-    sys.exit(0)

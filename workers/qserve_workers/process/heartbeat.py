@@ -98,13 +98,9 @@ class Observer:
         self._remember(name, _DEAD)
 
     def update(self, counters: Mapping[str, bytes | None]) -> set[str]:
-        """Compare counters with those of the last update; names that are not among them are forgotten.
+        """Compare the replicas' counters (None without any) with the last ones, and return who is lost.
 
-        Parameters:
-          counters: The replicas' names and counters; None where there is none.
-
-        Returns:
-          The names of those that are lost.
+        Replicas that are not among them are forgotten.
         """
         now = self._clock()
         # the time in which this process itself stood still, or the broker did, counts against no replica

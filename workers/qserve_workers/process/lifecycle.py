@@ -31,10 +31,6 @@ class Lifecycle:
     """What happens to a replica between its first call and its last.
 
     Parameters:
-      spec: Which replica it is.
-      servable: The user's object.
-      reports: Takes its state.
-      registry: Has a changed user_config.
       stop: Ends the replica with an exit code, once it has finished what runs.
     """
 

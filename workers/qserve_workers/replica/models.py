@@ -23,10 +23,7 @@ _REPEAT_S = 3600.0
 class ModelAdvertiser:
     """Follows the models of this process, from the first one that is loaded.
 
-    Calls for these models come by a stream of the replica's own.
-
-    Parameters:
-      read_also: Has the replica read one more stream.
+    Calls for these models come by a stream of the replica's own, which ``read_also`` has the replica read.
     """
 
     def __init__(self, spec: ReplicaSpec, plane: LoopPlane, read_also: Callable[[str], None]) -> None:

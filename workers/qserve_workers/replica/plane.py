@@ -228,13 +228,12 @@ class LoopPlane(BrokerPlane):
         self._outbox.extend(commands)
         self.loop.call_later(pause_s, self.flush)
 
-    async def settled(self, timeout_s: float) -> bool:
-        """Wait until every command was answered; return False if ``timeout_s`` passed first."""
+    async def settled(self, timeout_s: float) -> None:
+        """Wait until every command was answered, or ``timeout_s`` has passed."""
         self.flush()
         end = self.loop.time() + timeout_s
         while (self._outbox or self._unanswered) and self.loop.time() < end:
             await asyncio.sleep(0.002)
-        return not (self._outbox or self._unanswered)
 
     # -- the mailbox -------------------------------------------------------------------------------
 

@@ -29,10 +29,6 @@ class Replica:
 
     A ``StreamReader`` reads them, an ``Invoker`` runs them and a ``Committer`` ends them. This class decides which of
     them begin: as many as the deployment allows, but a call whose replica died runs alone.
-
-    Parameters:
-      spec: Which replica it is.
-      servable: The user's object.
     """
 
     def __init__(self, spec: ReplicaSpec, servable: Servable, stepper: Stepper, plane: LoopPlane) -> None:
@@ -60,14 +56,7 @@ class Replica:
     # -- from the first call to the last -----------------------------------------------------------
 
     async def run(self, on_ready: Callable[[], object]) -> int:
-        """Run calls until ``stop``, then finish those that have begun.
-
-        Parameters:
-          on_ready: Called once calls are taken.
-
-        Returns:
-          The process's exit code.
-        """
+        """Run calls until ``stop``, then finish those that have begun, and return the process's exit code."""
         await self.reader.open()
         on_ready()
         exit_code = await self._exit_code
@@ -91,7 +80,6 @@ class Replica:
     # -- which calls begin -------------------------------------------------------------------------
 
     def _room(self) -> int:
-        """How many calls may be read now."""
         if self._suspects or self._runs_alone or self.invoker.is_thread_busy:
             return 0
         # a queue that holds one call whose replica died often holds more, and each of them has to run alone

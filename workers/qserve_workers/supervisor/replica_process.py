@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import re
 import signal
 import sys
 import time
@@ -31,7 +32,7 @@ class ReplicaProcess:
       config: The user_config that it was last told to read.
       is_ready: Whether it is known to have been constructed.
       is_stopping: Whether it was told to end.
-      kill_at: When it is killed, by the monotonic clock.
+      kill_at: When it is killed, by the monotonic clock, as is ``started_at``.
       killed_because: Why this supervisor killed it; "" when it did not.
     """
 
@@ -118,22 +119,18 @@ class MemoryWatch:
 
     def limit(self) -> str:
         """Return the limit, for messages; "" when there is none."""
-        for name in ("memory.max", "memory.limit_in_bytes"):
-            text = self._read(name)
-            if text.isdigit() and int(text) < 1 << 60:
-                return f" of {int(text) >> 20} MiB"
-        return ""
+        text = self._read("memory.max", "memory.limit_in_bytes").strip()
+        return f" of {int(text) >> 20} MiB" if text.isdigit() and int(text) < 1 << 60 else ""
 
     def _count(self) -> int:
-        for name in ("memory.events", "memory.oom_control"):
-            for line in self._read(name).splitlines():
-                if line.startswith("oom_kill "):
-                    return int(line.split()[1])
-        return 0
+        found = re.search(r"^oom_kill (\d+)", self._read("memory.events", "memory.oom_control"), re.MULTILINE)
+        return int(found[1]) if found else 0
 
-    def _read(self, name: str) -> str:
-        with contextlib.suppress(OSError):
-            return (self._folder / name).read_text().strip()
+    def _read(self, *names: str) -> str:
+        """Return the first of these files that exists: the versions of control groups name them differently."""
+        for name in names:
+            with contextlib.suppress(OSError):
+                return (self._folder / name).read_text()
         return ""
 
 
@@ -158,7 +155,6 @@ def describe_end(code: int, killed_because: str, memory: MemoryWatch) -> str:
     Parameters:
       code: Its exit code, negative for a signal.
       killed_because: Why its supervisor killed it; "" when it did not.
-      memory: Asked when the kernel may have killed it.
     """
     if killed_because:
         return killed_because

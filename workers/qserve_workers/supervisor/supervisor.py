@@ -52,8 +52,6 @@ class Supervisor:
     """Keeps the replicas of one host running.
 
     Parameters:
-      settings: Names the broker.
-      scope: What is to run here.
       fork: Starts a replica and returns its process id; replaced in tests.
     """
 

@@ -62,11 +62,7 @@ class Takeover:
         self._count(functions.wake(self._keys.delayed_of(stream), stream))
 
     def retire(self, record: ApplicationRecord, force: bool) -> bool:
-        """Remove a version's queues once none of its calls is open; ``force`` fails those that are.
-
-        Returns:
-          Whether the queues are gone.
-        """
+        """Remove a version's queues once no call is open, or ``force`` fails those that are; return whether it did."""
         streams = [record.stream(self._keys, name) for name, one in record.deployments.items() if one.replicated]
         for stream in streams[:]:
             with broker_errors():
@@ -83,12 +79,7 @@ class Takeover:
         self._swept_at = min(self._swept_at, time.monotonic() + _CLOSED_AFTER_S - self._settings.sweep_s)
 
     def sweep(self, streams: Collection[str], own: Collection[str], kill: Callable[[str, str], None]) -> None:
-        """Find lost replicas, when it is time: our own are killed, and the calls of others are handed over.
-
-        Parameters:
-          own: The replicas of this supervisor.
-          kill: Kills one of them, for a reason.
-        """
+        """Find lost replicas, when it is time: ``kill`` our ``own`` for a reason, hand over the calls of others."""
         now = time.monotonic()
         if now - self._swept_at < self._settings.sweep_s:
             return
