@@ -22,13 +22,12 @@ from qserve.base.tracebacks import user_traceback
 from qserve.broker.connection import connect
 from qserve.broker.registry import Registry
 from qserve.calls.ref import current
-from qserve.deploy.installation import FAILED, ReplicaReports
+from qserve.deploy.installation import FAILED, Installation
 from qserve.deploy.registration import DeploymentCode, import_code, unpack_code
 from qserve.engine.servable import Servable
 from qserve.engine.step import Stepper
 from qserve.exceptions import QserveException
 from qserve.wire.application import ApplicationRecord
-from qserve.wire.sealing import Seal
 from qserve_workers.celery.app import make_celery
 from qserve_workers.celery.worker import ReplicaWorker
 from qserve_workers.process.heartbeat import Heartbeat
@@ -73,20 +72,18 @@ def run_replica(spec: ReplicaSpec) -> int:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     log_to_terminal(spec.deployment, spec.settings)
     url = spec.settings.named_broker
-    client = connect(url)
-    reports = ReplicaReports(client, spec.keys, spec.record.name)
-    registry = Registry(client, spec.keys, Seal(spec.settings.keyring))
+    installation = Installation(spec.settings)
     loop = asyncio.new_event_loop()
     asyncio.set_event_loop(loop)
     try:
-        plane, servable, replica = loop.run_until_complete(_construct(spec, registry))
+        plane, servable, replica = loop.run_until_complete(_construct(spec, installation.registry))
     except BaseException as error:
         why = str(error) if isinstance(error, QserveException) else user_traceback(error)
-        report(reports, spec, FAILED, why)
+        report(installation, spec, FAILED, why)
         return 1
     gc.freeze()  # what exists now stays: the collector need not look at it again
     watchdog = Watchdog(replica, connect(url))
-    lifecycle = Lifecycle(spec, servable, reports, registry, stop=replica.stop)
+    lifecycle = Lifecycle(spec, servable, installation, stop=replica.stop)
     Heartbeat(
         connect(url), spec.settings, spec.name, may_beat=watchdog.is_loop_alive, on_loss=lifecycle.report_running
     ).start()  # fmt: skip

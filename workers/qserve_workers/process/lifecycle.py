@@ -12,9 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from qserve.base.log import get_logger
-from qserve.broker.registry import Registry
 from qserve.define.multiplexing import unload_models
-from qserve.deploy.installation import RUNNING, ReplicaReports, ReplicaStatus
+from qserve.deploy.installation import RUNNING, Installation, ReplicaStatus
 from qserve.engine.servable import Servable
 from qserve.exceptions import BrokerError
 from qserve_workers.replica.spec import Exit, ReplicaSpec
@@ -36,8 +35,7 @@ class Lifecycle:
 
     spec: ReplicaSpec
     servable: Servable
-    reports: ReplicaReports
-    registry: Registry
+    installation: Installation
     stop: Callable[[int], None]
 
     def __post_init__(self) -> None:
@@ -51,13 +49,13 @@ class Lifecycle:
         self.report_running()
         loop.add_signal_handler(signal.SIGHUP, lambda: self._spawn(loop, self._reconfigure()))
         if self.servable.has_health_check:
-            self.reports.end_turn(self.spec.stream)
+            self.installation.reports(self.spec.record.name).end_turn(self.spec.stream)
             self._spawn(loop, self._watch_health())
 
     def report_running(self) -> None:
         """Report once more when the broker has lost its data, unless calls are not taken yet; from any thread."""
         if self._has_begun:
-            report(self.reports, self.spec, RUNNING, config=self._options.config)
+            report(self.installation, self.spec, RUNNING, config=self._options.config)
 
     def _spawn(self, loop: asyncio.AbstractEventLoop, work: Any) -> None:
         task = loop.create_task(work)
@@ -66,7 +64,7 @@ class Lifecycle:
 
     async def _reconfigure(self) -> None:
         """Take the user_config that is registered now; when user code refuses it, the old one stays reported."""
-        for record in self.registry.versions(self.spec.record.name):
+        for record in self.installation.registry.versions(self.spec.record.name):
             if record.version == self.spec.record.version:
                 self._options = record.deployments[self.spec.deployment]
         try:
@@ -92,7 +90,7 @@ class Lifecycle:
         """Whether no other replica is being replaced; until then this one stays, and may recover."""
         for_s = self._options.grace_s + self.spec.settings.start_timeout_s
         try:
-            return self.reports.take_turn(self.spec.stream, self.spec.name, for_s)
+            return self.installation.reports(self.spec.record.name).take_turn(self.spec.stream, self.spec.name, for_s)
         except BrokerError as error:
             log.warning("an unhealthy replica stays for now: %s", error)
             return False
@@ -108,13 +106,13 @@ class Lifecycle:
             log.warning("__del__ failed: %r", error)
 
 
-def report(reports: ReplicaReports, spec: ReplicaSpec, state: str, message: str = "", config: str = "") -> None:
+def report(installation: Installation, spec: ReplicaSpec, state: str, message: str = "", config: str = "") -> None:
     """Report a replica's state; a deploy waits for it."""
     version = spec.record.version
     status = ReplicaStatus(
         spec.name, spec.deployment, version, state, os.getpid(), socket.gethostname(), message, config
     )
     try:
-        reports.report(status)
+        installation.reports(spec.record.name).report(status)
     except BrokerError as error:
         log.error("replica %s cannot report that it is %s: %s", spec.name, state, error)

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from qserve.base.keys import Keys
 from qserve.base.log import get_logger
-from qserve.broker.connection import Client, load_functions
-from qserve.broker.registry import NO_CHANGE, Registry
+from qserve.broker.connection import load_functions
+from qserve.broker.registry import NO_CHANGE
+from qserve.deploy.installation import Installation
 from qserve.exceptions import BrokerError, PayloadError
 from qserve.wire.application import ApplicationRecord
 
@@ -55,10 +55,10 @@ class Applications:
     The active ones are kept here with their code, for a broker that loses its data.
     """
 
-    def __init__(self, client: Client, keys: Keys, registry: Registry, scope: Scope) -> None:
-        self._client = client
-        self._keys = keys
-        self._registry = registry
+    def __init__(self, installation: Installation, scope: Scope) -> None:
+        self._client = installation.client
+        self._keys = installation.keys
+        self._registry = installation.registry
         self._scope = scope
         self._change = ""
         self._records: dict[tuple[str, str], ApplicationRecord] = {}

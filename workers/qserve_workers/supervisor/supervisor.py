@@ -13,15 +13,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from qserve.base import failpoints
-from qserve.base.keys import Keys
 from qserve.base.log import get_logger
 from qserve.base.settings import Settings
 from qserve.broker.connection import connect
-from qserve.broker.registry import Registry
-from qserve.deploy.installation import FAILED, RUNNING, ReplicaReports, ReplicaStatus
+from qserve.deploy.installation import FAILED, RUNNING, Installation, ReplicaStatus
 from qserve.exceptions import BrokerError
 from qserve.wire.application import ApplicationRecord
-from qserve.wire.sealing import Seal
 from qserve_workers.replica.spec import ReplicaSpec
 from qserve_workers.supervisor.replica_process import MemoryWatch, ReplicaProcess, describe_end, fork_replica
 from qserve_workers.supervisor.scope import Applications, Scope, Target
@@ -61,13 +58,11 @@ class Supervisor:
     processes: dict[int, ReplicaProcess] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        assert self.settings.broker_url is not None
-        self._keys = Keys(self.settings.namespace)
         # a clock that is set back could make a command wait for 7 s otherwise
-        self._client = connect(self.settings.broker_url, silent_for_s=_SILENT_FOR_S)
-        registry = Registry(self._client, self._keys, Seal(self.settings.keyring))
-        self._applications = Applications(self._client, self._keys, registry, self.scope)
-        self._takeover = Takeover(self._client, self._keys, self.settings)
+        client = connect(self.settings.named_broker, silent_for_s=_SILENT_FOR_S)
+        self._installation = Installation(self.settings, client)
+        self._applications = Applications(self._installation, self.scope)
+        self._takeover = Takeover(self._installation)
         self._memory = MemoryWatch()
         self._backoffs: defaultdict[str, Backoff] = defaultdict(Backoff)
         self._retire_by: dict[str, float] = {}
@@ -125,9 +120,6 @@ class Supervisor:
     def _kill(self, name: str, because: str) -> None:
         next(process for process in self.processes.values() if process.spec.name == name).kill(because)
 
-    def _reports(self, app: str) -> ReplicaReports:
-        return ReplicaReports(self._client, self._keys, app)
-
     # -- the dead ----------------------------------------------------------------------------------
 
     def _reap(self) -> None:
@@ -155,7 +147,7 @@ class Supervisor:
         spec = process.spec
         moved = self._takeover.hand_over(spec.stream, spec.name)
         self._takeover.note_death(spec.name)
-        reports, state = self._reports(spec.record.name), self._state_of(spec)
+        reports, state = self._installation.reports(spec.record.name), self._state_of(spec)
         has_failed_start = state != RUNNING and not process.is_stopping
         if has_failed_start and state is None:
             # it could not report the reason itself: it was killed, or code that it imported ended the process
@@ -171,7 +163,7 @@ class Supervisor:
         self._backoffs[spec.stream].note(has_failed_start, time.monotonic())
 
     def _state_of(self, spec: ReplicaSpec) -> str | None:
-        replicas = self._reports(spec.record.name).replicas()
+        replicas = self._installation.reports(spec.record.name).replicas()
         return next((one.state for one in replicas if one.name == spec.name), None)
 
     # -- the living --------------------------------------------------------------------------------
@@ -192,7 +184,7 @@ class Supervisor:
         """Start one replica, and return whether the system provided a process for it."""
         record, deployment, host = target.record, target.deployment, socket.gethostname()
         # one report for all replicas that cannot be started here: it counts as one failure, and is removed as one
-        reports, fault = self._reports(record.name), f"{deployment}-{host}"
+        reports, fault = self._installation.reports(record.name), f"{deployment}-{host}"
         spec = ReplicaSpec(f"{fault}-{os.urandom(4).hex()}", record, deployment, self.settings, self.scope.target)
         try:
             pid = self.fork(spec)

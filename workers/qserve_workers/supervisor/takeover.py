@@ -6,12 +6,12 @@ import time
 from collections.abc import Callable, Collection
 
 from qserve.base import failpoints
-from qserve.base.keys import GROUP, Keys
+from qserve.base.keys import GROUP
 from qserve.base.log import get_logger
-from qserve.base.settings import Settings
 from qserve.broker import functions
-from qserve.broker.connection import Client, broker_errors, create_group
+from qserve.broker.connection import broker_errors, create_group
 from qserve.broker.library import Command
+from qserve.deploy.installation import Installation
 from qserve.wire.application import ApplicationRecord
 from qserve.wire.sealing import DEATH_LIMIT, DELETED, LOST
 from qserve_workers.process.heartbeat import Observer, read_counters
@@ -27,12 +27,12 @@ class Takeover:
     From time to time it compares all heartbeats, and so finds replicas that are frozen, and those whose host is gone.
     """
 
-    def __init__(self, client: Client, keys: Keys, settings: Settings) -> None:
-        self._client = client
-        self._keys = keys
-        self._prefix = keys.request("")
-        self._settings = settings
-        self._observer = Observer(settings.lease_s)
+    def __init__(self, installation: Installation) -> None:
+        self._client = installation.client
+        self._keys = installation.keys
+        self._prefix = installation.keys.request("")
+        self._settings = installation.settings
+        self._observer = Observer(installation.settings.lease_s)
         self._swept_at = time.monotonic()
 
     @broker_errors()
