@@ -15,7 +15,6 @@ from starlette.datastructures import UploadFile
 from starlette.requests import Request
 
 from qserve.http import builtin_adapters as built_in
-from qserve.http.message import BadRequest
 from qserve.http.rejection import MISSING, RequestValidationError, missing, read_form, read_json, unreadable
 
 AdapterLike = Callable[..., Any] | type[BaseModel] | str | None
@@ -113,7 +112,7 @@ async def _run_built_in(
             # in a thread, because decoding an image must not block the replica
             value = await asyncio.to_thread(adapter, argument)
     except json.JSONDecodeError as error:
-        raise unreadable(BadRequest(f"the request body is not valid JSON: {error}", "invalid_json")) from error
+        raise unreadable(f"the request body is not valid JSON: {error}", "invalid_json") from error
     return await run(value)
 
 

@@ -40,10 +40,9 @@ class RequestValidationError(QserveException):
         self.code = code
 
 
-def unreadable(error: BadRequest) -> RequestValidationError:
+def unreadable(message: str, code: str, status: int = 400) -> RequestValidationError:
     """Return the error for a body that cannot be read at all."""
-    detail = {"type": error.code, "loc": ["body"], "msg": str(error), "input": None}
-    return RequestValidationError([detail], error.status, error.code)
+    return RequestValidationError([{"type": code, "loc": ["body"], "msg": message, "input": None}], status, code)
 
 
 def missing(*loc: str) -> dict[str, Any]:
@@ -60,12 +59,12 @@ async def read_json(request: Request) -> Any:
     body = await request.body()
     if not body:
         return MISSING
+    if request.headers.get("content-encoding", "identity") != "identity":
+        raise unreadable("a JSON body must not be compressed", "unsupported_encoding", 415)
     try:
-        if request.headers.get("content-encoding", "identity") != "identity":
-            raise BadRequest("a JSON body must not be compressed", "unsupported_encoding", 415)
         return loads(body)
     except BadRequest as error:
-        raise unreadable(error) from error
+        raise unreadable(str(error), error.code, error.status) from error
 
 
 async def read_form(request: Request) -> FormData:
@@ -77,7 +76,7 @@ async def read_form(request: Request) -> FormData:
     try:
         return await request.form()
     except (HTTPException, MultiPartException, ValueError, KeyError) as error:
-        raise unreadable(BadRequest(f"the form cannot be read: {error}", "invalid_form")) from error
+        raise unreadable(f"the form cannot be read: {error}", "invalid_form") from error
 
 
 def validation_response(error: RequestValidationError) -> Response:

@@ -22,7 +22,6 @@ from starlette.responses import Response
 from starlette.types import Message
 
 from qserve.http.annotations import resolve_annotations
-from qserve.http.message import BadRequest
 from qserve.http.rejection import MISSING, RequestValidationError, read_form, read_json, unreadable
 from qserve.http.request import ReceiveBody, with_own_json
 
@@ -84,8 +83,7 @@ class UserAdapter:
                 # its traceback leads to a frame of FastAPI that refers to it, and to the request: a cycle
                 raise RequestValidationError(details, document=document) from error.with_traceback(None)
             if isinstance(error, json.JSONDecodeError) and error.doc in (body, body.decode(errors="replace")):
-                message = f"the request body is not valid JSON: {error}"
-                raise unreadable(BadRequest(message, "invalid_json")) from error
+                raise unreadable(f"the request body is not valid JSON: {error}", "invalid_json") from error
             raise
         return scope[_RESULT]
 

@@ -7,7 +7,7 @@ on what the application sends, at the pace of its reader.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, MutableMapping
+from collections.abc import Iterable, MutableMapping
 from typing import Any, NoReturn
 
 from starlette.requests import Request
@@ -22,6 +22,7 @@ _AHEAD = 16
 _WHOLE_UP_TO = 1 << 20
 """A body of known length up to this many bytes is collected; a longer one is streamed."""
 
+_RESPONSE = ("http.response.start", "http.response.body")
 _END: Message = {"type": "qserve.end"}
 _running: set[asyncio.Task[None]] = set()
 """Background tasks that outlive their response; the event loop itself holds tasks weakly."""
@@ -124,14 +125,6 @@ class Exchange:
             task.cancel()
             raise
 
-    async def chunks(self) -> AsyncIterator[bytes]:
-        """Yield the rest of the body; raises any error of the application."""
-        more = True
-        while more:
-            message = await self._next()
-            yield message.get("body", b"")
-            more = message.get("more_body", False)
-
     def leave(self) -> None:
         """Tell the application that the client has disconnected."""
         self._left.set()
@@ -140,7 +133,7 @@ class Exchange:
             self._messages.get_nowait()
 
     async def _first(self) -> Response:
-        start = await self._next()
+        start = await self.next_message()
         status, headers = start["status"], list(start.get("headers", ()))
         length = short_length(headers)
         chunks: list[bytes] = []
@@ -149,7 +142,7 @@ class Exchange:
             if size and size == length:
                 self._is_complete, self._error = True, None
                 break
-            message = await self._next()
+            message = await self.next_message()
             chunks.append(message.get("body", b""))
             size += len(chunks[-1])
             more = message.get("more_body", False)
@@ -159,7 +152,8 @@ class Exchange:
         response.raw_headers = headers
         return response
 
-    async def _next(self) -> Message:
+    async def next_message(self) -> Message:
+        """Return the next message of the application; raises any error of it."""
         message = await self._messages.get()
         if message is not _END:
             return message
@@ -189,7 +183,7 @@ class Exchange:
     async def _send(self, message: Message) -> None:
         if self._left.is_set():
             raise OSError("the client has disconnected")
-        if self._is_complete or not message["type"].startswith("http.response."):
+        if self._is_complete or message["type"] not in _RESPONSE:
             return
         if message["type"] == "http.response.body" and not message.get("more_body", False):
             self._is_complete = True
@@ -223,9 +217,11 @@ class StreamedResponse(Response):
             await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
             for chunk in self._chunks:
                 await send({"type": "http.response.body", "body": chunk, "more_body": True})
-            async for chunk in exchange.chunks():
-                await send({"type": "http.response.body", "body": chunk, "more_body": True})
-            await send({"type": "http.response.body", "body": b"", "more_body": False})
+            more = True
+            while more:
+                message = await exchange.next_message()
+                await send(message)
+                more = message.get("more_body", False)
         finally:
             exchange.leave()
 

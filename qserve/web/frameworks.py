@@ -68,7 +68,7 @@ class _Views:
             return app
         twin = _twin(app)
         twin.router = self.of_router(app.router)
-        bound = [route for route in twin.router.routes if not _is_own_page(route)]
+        bound = [route for route in twin.router.routes if _SETUP not in getattr(_endpoint(route), "__qualname__", "")]
         twin.router.routes = []
         twin.middleware_stack = twin.openapi_schema = None
         twin.setup()
@@ -143,10 +143,6 @@ def _is_included(route: Any) -> bool:
     return hasattr(route, "original_router") and hasattr(route, "include_context")
 
 
-def _is_own_page(route: Any) -> bool:
-    return _SETUP in getattr(_endpoint(route), "__qualname__", "")
-
-
 def _rebuilt(route: Any, endpoint: Callable[..., Any]) -> Any:
     """Return the same route for another endpoint; a route keeps its constructor's arguments as attributes."""
     parameters: dict[str, None] = {}
@@ -189,18 +185,14 @@ def _reduce_included(route: Any) -> Any:
 
 def _reduce_proxy(proxy: Any) -> Any:
     """Pickle ``flask.request`` and other proxies by name: views use them as globals."""
-    found = next((name for name, value in vars(_flask_globals()).items() if value is proxy), None)
+    found = next((name for name, value in vars(sys.modules["flask.globals"]).items() if value is proxy), None)
     if found is None:
         raise TypeError(f"cannot pickle {type(proxy).__name__!r} object: it stands for another object in each context")
     return _flask_global, (found,)
 
 
-def _flask_globals() -> Any:
-    return importlib.import_module("flask.globals")
-
-
 def _flask_global(name: str) -> Any:
-    return getattr(_flask_globals(), name)
+    return getattr(importlib.import_module("flask.globals"), name)
 
 
 def _reduce_map(url_map: Any) -> Any:
@@ -210,7 +202,10 @@ def _reduce_map(url_map: Any) -> Any:
 
 def _reduce_flask(app: Any) -> Any:
     state = {name: value for name, value in vars(app).items() if name != "json"}
-    state["view_functions"] = {name: view for name, view in app.view_functions.items() if not _is_flasks_own(view)}
+    # Flask's own view for static files holds a weak reference to the application
+    state["view_functions"] = {
+        name: view for name, view in app.view_functions.items() if getattr(view, "__module__", "") != "flask.app"
+    }
     return _blank, (type(app),), {**state, "json": type(app.json)}, None, None, _restore_flask
 
 
@@ -232,8 +227,3 @@ def _restore_flask(app: Any, state: dict[str, Any]) -> None:
     vars(app).update(state)
     app.json = make_json(app)
     app.view_functions.setdefault("static", lambda **given: app.send_static_file(**given))
-
-
-def _is_flasks_own(view: Any) -> bool:
-    """Return whether a view is the one that Flask adds for static files, which holds a weak reference to it."""
-    return getattr(view, "__module__", "") == "flask.app"
