@@ -35,17 +35,16 @@ class Registry:
         self._keys = keys
         self._seal = seal
 
+    @broker_errors()
     def stage(self, record: ApplicationRecord, code: bytes = b"") -> str:
         """Register a version that is to be started; return the id of the change."""
-        keys = self._keys
-        with broker_errors():
-            self._prepare(record)
-            pipe = self._client.pipeline(transaction=True)
-            if code:
-                pipe.set(keys.code(record.name, record.version), code)
-            pipe.hset(keys.application(record.name), "next", self._sealed(record))
-            pipe.hset(keys.applications, record.name, record.version)
-            return self._announce(pipe, record.name)
+        self._prepare(record)
+        pipe = self._client.pipeline()
+        if code:
+            pipe.set(self._keys.code(record.name, record.version), code)
+        pipe.hset(self._keys.application(record.name), "next", self._sealed(record))
+        pipe.hset(self._keys.applications, record.name, record.version)
+        return self._announce(pipe, record.name)
 
     def _prepare(self, record: ApplicationRecord) -> None:
         """Create the queues and the epoch; harmless when they exist.
@@ -57,59 +56,58 @@ class Registry:
                 create_group(self._client, record.stream(self._keys, name))
         self._client.set(self._keys.epoch, os.urandom(8).hex(), nx=True)
 
+    @broker_errors()
     def restore(self, record: ApplicationRecord, code: bytes = b"") -> str:
         """Register an active version again in a broker that has lost it; return the id of the change.
 
         Crash on the way: part of it is there, and the next call adds the rest. Several processes may do it at once; a
         deployment at the same time wins.
         """
-        keys = self._keys
-        with broker_errors():
-            pipe = self._client.pipeline(transaction=True)
-            if code:
-                pipe.set(keys.code(record.name, record.version), code, nx=True)
-            pipe.hsetnx(keys.application(record.name), "active", self._sealed(record))
-            pipe.hsetnx(keys.applications, record.name, record.version)
-            pipe.execute()
-            # the epoch last: once it is there, submissions are accepted and must find queues and application
-            self._prepare(record)
-            return self._announce(self._client.pipeline(transaction=True), record.name)
+        pipe = self._client.pipeline()
+        if code:
+            pipe.set(self._keys.code(record.name, record.version), code, nx=True)
+        pipe.hsetnx(self._keys.application(record.name), "active", self._sealed(record))
+        pipe.hsetnx(self._keys.applications, record.name, record.version)
+        pipe.execute()
+        # the epoch last: once it is there, submissions are accepted and must find queues and application
+        self._prepare(record)
+        return self._announce(self._client.pipeline(), record.name)
 
+    @broker_errors()
     def promote(self, record: ApplicationRecord) -> str:
         """Make a staged version the active one; return the id of the change.
 
         One transaction: a reader sees the old version or the new one, and learns of the change after it.
         """
         retired = self.find(record.name)
-        with broker_errors():
-            pipe = self._client.pipeline(transaction=True)
-            pipe.hset(self._keys.application(record.name), "active", self._sealed(record))
-            pipe.hdel(self._keys.application(record.name), "next")
-            if retired is not None and retired.version != record.version:
-                self._retire(pipe, retired)
-            return self._announce(pipe, record.name)
+        pipe = self._client.pipeline()
+        pipe.hset(self._keys.application(record.name), "active", self._sealed(record))
+        pipe.hdel(self._keys.application(record.name), "next")
+        if retired is not None and retired.version != record.version:
+            self._retire(pipe, retired)
+        return self._announce(pipe, record.name)
 
+    @broker_errors()
     def withdraw(self, record: ApplicationRecord) -> str:
         """Drop a staged version; the active one stays as it is."""
         active = self.find(record.name)
-        with broker_errors():
-            pipe = self._client.pipeline(transaction=True)
-            pipe.hdel(self._keys.application(record.name), "next")
-            self._retire(pipe, record)
-            if active is None:
-                pipe.hdel(self._keys.applications, record.name)
-            return self._announce(pipe, record.name)
+        pipe = self._client.pipeline()
+        pipe.hdel(self._keys.application(record.name), "next")
+        self._retire(pipe, record)
+        if active is None:
+            pipe.hdel(self._keys.applications, record.name)
+        return self._announce(pipe, record.name)
 
+    @broker_errors()
     def delete(self, app: str) -> str:
         """Remove an application; its supervisors stop its replicas."""
         records = self.versions(app)
-        with broker_errors():
-            pipe = self._client.pipeline(transaction=True)
-            pipe.delete(self._keys.application(app))
-            pipe.hdel(self._keys.applications, app)
-            for record in records:
-                self._retire(pipe, record)
-            return self._announce(pipe, app)
+        pipe = self._client.pipeline()
+        pipe.delete(self._keys.application(app))
+        pipe.hdel(self._keys.applications, app)
+        for record in records:
+            self._retire(pipe, record)
+        return self._announce(pipe, app)
 
     def _retire(self, pipe: Any, record: ApplicationRecord) -> None:
         pipe.pexpire(self._keys.code(record.name, record.version), RETIRED_TTL_MS)
@@ -123,14 +121,20 @@ class Registry:
     def _sealed(self, record: ApplicationRecord) -> bytes:
         return self._seal.seal(b"application|" + record.name.encode(), record.encode())
 
-    def _opened(self, app: str, data: bytes) -> ApplicationRecord:
-        return ApplicationRecord.decode(self._seal.open(b"application|" + app.encode(), data))
-
     def find(self, app: str) -> ApplicationRecord | None:
         """Return the active version of an application; None when there is none."""
+        return next(self._read(app, "active"), None)
+
+    def versions(self, app: str) -> list[ApplicationRecord]:
+        """Return the active and the staged version of an application, those that exist."""
+        return list(self._read(app, "active", "next"))
+
+    def _read(self, app: str, *names: str) -> Iterator[ApplicationRecord]:
         with broker_errors():
-            data: Any = self._client.hget(self._keys.application(app), "active")
-        return None if data is None else self._opened(app, data)
+            found: Any = self._client.hmget(self._keys.application(app), names)
+        for data in found:
+            if data is not None:
+                yield ApplicationRecord.decode(self._seal.open(b"application|" + app.encode(), data))
 
     def get(self, app: str) -> ApplicationRecord:
         """Return the active version of an application.
@@ -144,39 +148,31 @@ class Registry:
             raise AppNotFound(f"no application named {app!r} is deployed; deployed are: {known}")
         return found
 
+    @broker_errors()
     def names(self) -> list[str]:
         """Return the names of all applications, staged ones included."""
-        with broker_errors():
-            found: Any = self._client.hkeys(self._keys.applications)
+        found: Any = self._client.hkeys(self._keys.applications)
         return [name.decode() for name in found]
 
     def all(self) -> Iterator[ApplicationRecord]:
         """Yield the active version of every application."""
         for name in self.names():
-            found = self.find(name)
-            if found is not None:
-                yield found
+            yield from self._read(name, "active")
 
-    def versions(self, app: str) -> list[ApplicationRecord]:
-        """Return the active and the staged version of an application, those that exist."""
-        with broker_errors():
-            found: Any = self._client.hmget(self._keys.application(app), "active", "next")
-        return [self._opened(app, data) for data in found if data is not None]
-
+    @broker_errors()
     def code(self, app: str, version: str) -> bytes:
         """Return the signed code that travels with a version; empty when replicas import it."""
-        with broker_errors():
-            found: Any = self._client.get(self._keys.code(app, version))
+        found: Any = self._client.get(self._keys.code(app, version))
         return found or b""
 
+    @broker_errors()
     def last_change(self) -> str:
         """Return the id of the newest change."""
-        with broker_errors():
-            found: Any = self._client.xrevrange(self._keys.changes, count=1)
+        found: Any = self._client.xrevrange(self._keys.changes, count=1)
         return found[0][0].decode() if found else NO_CHANGE
 
+    @broker_errors()
     def wait_for_change(self, after: str, timeout_s: float) -> str:
         """Block until there is a change after ``after``; return the newest id, or ``after``."""
-        with broker_errors():
-            found: Any = self._client.xread({self._keys.changes: after}, block=max(1, int(timeout_s * 1000)))
+        found: Any = self._client.xread({self._keys.changes: after}, block=max(1, int(timeout_s * 1000)))
         return found[0][1][-1][0].decode() if found else after

@@ -129,7 +129,7 @@ def dump_plan(plan: Plan, codec: Codec) -> list[Any]:
         [step.deployment, step.method, step.needs, codec.encode([list(step.args), dict(step.kwargs)])]
         for step in plan.steps
     ]
-    feeds = [[_dump_source(source), [list(target) for target in targets]] for source, targets in plan.feeds.items()]
+    feeds = [[_dump_source(source), list(map(list, targets))] for source, targets in plan.feeds.items()]
     return [steps, feeds, _dump_source(plan.output)]
 
 
@@ -143,19 +143,15 @@ def load_plan(parts: list[Any]) -> tuple[Plan, tuple[bytes, ...]]:
       PayloadError: It is something else.
     """
     try:
-        return _load_plan(parts)
+        steps, feeds, output = parts
+        plan = Plan(
+            steps=tuple(Step(deployment=name, method=method, needs=needs) for name, method, needs, _ in steps),
+            feeds={_load_source(source): tuple((step, slot) for step, slot in targets) for source, targets in feeds},
+            output=_load_source(output),
+        )
+        return plan, tuple(arguments for *_, arguments in steps)
     except Exception as error:
         raise PayloadError(f"this is not a graph's plan: {type(error).__name__}") from error
-
-
-def _load_plan(parts: list[Any]) -> tuple[Plan, tuple[bytes, ...]]:
-    steps, feeds, output = parts
-    plan = Plan(
-        steps=tuple(Step(deployment=name, method=method, needs=needs) for name, method, needs, _ in steps),
-        feeds={_load_source(source): tuple((step, slot) for step, slot in targets) for source, targets in feeds},
-        output=_load_source(output),
-    )
-    return plan, tuple(arguments for *_, arguments in steps)
 
 
 def _dump_source(source: Source) -> Any:

@@ -29,6 +29,7 @@ from qserve.graph.plan import Slot
 from qserve.wire.failure import find_loaded
 
 NO_KEYS = Keyring()
+_PACKER: dict[str, Any] = {"strict_types": True, "unicode_errors": "surrogatepass", "buf_size": 4096}
 
 
 @unique
@@ -76,11 +77,7 @@ _unpackers: dict[int, Callable[[Any], Any]] = {}
 
 
 def register(code: Code, kind: type, pack: Callable[[Any], Any], unpack: Callable[[Any], Any]) -> None:
-    """Encode and decode values of exactly the type ``kind`` under ``code``.
-
-    Parameters:
-      pack: Returns something that the codec can encode in the value's place.
-      unpack: Returns the value from what ``pack`` returned.
+    """Encode and decode values of exactly the type ``kind``: as what ``pack`` returns, under ``code``.
 
     Raises:
       ValueError: The code or the type is registered already.
@@ -119,17 +116,7 @@ class Codec:
         self._idle: list[msgpack.Packer] = []
 
     def _pack(self, value: Any) -> bytes:
-        packer = (
-            self._idle.pop()
-            if self._idle
-            else msgpack.Packer(
-                default=self._default,
-                strict_types=True,
-                use_bin_type=True,
-                unicode_errors="surrogatepass",
-                buf_size=4096,
-            )
-        )
+        packer = self._idle.pop() if self._idle else msgpack.Packer(default=self._default, **_PACKER)
         data: bytes = packer.pack(value)
         self._idle.append(packer)
         return data
@@ -157,13 +144,13 @@ class Codec:
 
     def _default(self, value: Any) -> msgpack.ExtType:
         found = _packers.get(type(value)) or _numpy_packer(value)
-        if found is not None:
-            code, pack = found
-            return msgpack.ExtType(code, self._pack(pack(value)))
-        if self._keys.current is None and _is_record(value):
+        if found is None and self._keys.current is None and _is_record(value):
             # with a key a pickle does as well, and readers that have not imported the class can decode it
-            return msgpack.ExtType(Code.RECORD, self._pack(_pack_record(value)))
-        return msgpack.ExtType(Code.PICKLE, self._pickle(value))
+            found = Code.RECORD, _pack_record
+        if found is None:
+            return msgpack.ExtType(Code.PICKLE, self._pickle(value))
+        code, pack = found
+        return msgpack.ExtType(code, self._pack(pack(value)))
 
     def _pickle(self, value: Any) -> bytes:
         if self._keys.current is None:
@@ -184,13 +171,7 @@ class Codec:
           PayloadError: ``encode`` did not write these bytes, or a pickle's signature is missing or wrong.
         """
         try:
-            return msgpack.unpackb(
-                data,
-                ext_hook=self._extension,
-                strict_map_key=False,
-                raw=False,
-                unicode_errors="surrogatepass",
-            )
+            return msgpack.unpackb(data, ext_hook=self._extension, strict_map_key=False, unicode_errors="surrogatepass")
         except PayloadError:
             raise
         except Exception as error:
@@ -200,12 +181,9 @@ class Codec:
         unpack = _unpackers.get(code)
         if unpack is not None:
             return unpack(self.decode(data))
-        if code == Code.PICKLE:
-            return self._unpickle(data)
-        raise PayloadError(f"unknown extension {code}: was this value written by a newer qserve?")
-
-    def _unpickle(self, signed: bytes) -> Any:
-        body = self._keys.verify(signed)
+        if code != Code.PICKLE:
+            raise PayloadError(f"unknown extension {code}: was this value written by a newer qserve?")
+        body = self._keys.verify(data)
         if body is None:
             raise PayloadError(
                 "a pickled value arrived without the signature of this process's key: set QSERVE_SECRET_KEY to the"
@@ -250,11 +228,8 @@ def _numpy_packer(value: Any) -> tuple[Code, Callable[[Any], Any]] | None:
 
 
 def _pack_array(array: Any) -> list[Any]:
-    return [
-        array.dtype.str if not array.dtype.names else array.dtype.descr,
-        list(array.shape),
-        array.tobytes(),
-    ]
+    kind = array.dtype.descr if array.dtype.names else array.dtype.str
+    return [kind, list(array.shape), array.tobytes()]
 
 
 def _unpack_array(packed: list[Any]) -> Any:
@@ -273,26 +248,20 @@ register_unpacker(Code.SCALAR, lambda packed: _unpack_array([packed[0], [1], pac
 def _is_record(value: Any) -> bool:
     """Return whether a value is an instance of a dataclass or model that other processes can import."""
     kind = type(value)
-    return (
-        _is_record_class(kind)
-        and kind.__module__ != "__main__"
-        and find_loaded(kind.__module__, kind.__qualname__) is kind
-    )
+    is_importable = kind.__module__ != "__main__" and find_loaded(kind.__module__, kind.__qualname__) is kind
+    return is_importable and _is_record_class(kind)
 
 
 def _is_record_class(kind: Any) -> bool:
-    if not isinstance(kind, type):
-        return False
     pydantic = sys.modules.get("pydantic")
-    return dataclasses.is_dataclass(kind) or (pydantic is not None and issubclass(kind, pydantic.BaseModel))
+    is_model = isinstance(kind, type) and pydantic is not None and issubclass(kind, pydantic.BaseModel)
+    return is_model or (isinstance(kind, type) and dataclasses.is_dataclass(kind))
 
 
 def _pack_record(value: Any) -> list[Any]:
     kind = type(value)
-    if dataclasses.is_dataclass(kind):
-        fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(kind)}
-    else:
-        fields = dict(value)
+    is_model = not dataclasses.is_dataclass(kind)
+    fields = dict(value) if is_model else {one.name: getattr(value, one.name) for one in dataclasses.fields(kind)}
     return [kind.__module__, kind.__qualname__, fields]
 
 
@@ -311,24 +280,16 @@ def _unpack_record(packed: list[Any]) -> Any:
     if hasattr(kind, "model_construct"):
         return kind.model_construct(**fields)
     record = object.__new__(kind)
-    for name, value in {**_defaults(kind, fields), **fields}.items():
+    for field in dataclasses.fields(kind):
+        if field.name not in fields and field.default is not dataclasses.MISSING:
+            fields[field.name] = field.default
+        elif field.name not in fields and field.default_factory is not dataclasses.MISSING:
+            fields[field.name] = field.default_factory()
+        elif field.name not in fields:
+            raise PayloadError(f"a record of type {kind.__qualname__!r} arrived without its field {field.name!r}")
+    for name, value in fields.items():
         object.__setattr__(record, name, value)
     return record
-
-
-def _defaults(kind: Any, given: dict[str, Any]) -> dict[str, Any]:
-    """Return the values of a dataclass's fields that were not sent."""
-    values = {}
-    for field in dataclasses.fields(kind):
-        if field.name in given:
-            continue
-        if field.default is not dataclasses.MISSING:
-            values[field.name] = field.default
-        elif field.default_factory is not dataclasses.MISSING:
-            values[field.name] = field.default_factory()
-        else:
-            raise PayloadError(f"a record of type {kind.__qualname__!r} arrived without its field {field.name!r}")
-    return values
 
 
 register_unpacker(Code.RECORD, _unpack_record)

@@ -57,35 +57,22 @@ class Header(NamedTuple):
 
     def encode(self) -> bytes:
         """Return the request's id, which the broker's functions read, and the rest as msgpack."""
-        return self.request_id.encode() + msgpack.packb(  # type: ignore[no-any-return]
-            (
-                self.app,
-                self.graph,
-                self.deadline_ms,
-                int(self.answer),
-                self.trace_id,
-                self.route,
-                self.model_id,
-                self.stream,
-                dict(self.awaits),
-            )
-        )
+        return self.request_id.encode() + msgpack.packb(self[1:], default=dict)  # type: ignore[no-any-return]
 
     @classmethod
     def decode(cls, data: bytes) -> Header:
         """Read what ``encode`` wrote; PayloadError for anything else."""
         try:
-            request_id, body = data[:REQUEST_ID_CHARS].decode(), data[REQUEST_ID_CHARS:]
-            app, graph, deadline_ms, answer, *context = msgpack.unpackb(body)
+            request_id = data[:REQUEST_ID_CHARS].decode()
+            app, graph, deadline_ms, answer, *context = msgpack.unpackb(data[REQUEST_ID_CHARS:])
             if not _IS_ID(request_id):
                 raise ValueError(f"{request_id!r} is not a request id")
             if type(deadline_ms) is not int or type(app) is not str:
                 raise ValueError(f"{app!r} is not an application name, or {deadline_ms!r} is not a time")
             return cls(request_id, app, graph, deadline_ms, Answer(answer), *context)
         except Exception as error:
-            raise PayloadError(
-                f"{len(data)} bytes are not a message header: {type(error).__name__}: {error}"
-            ) from error
+            reason = f"{type(error).__name__}: {error}"
+            raise PayloadError(f"{len(data)} bytes are not a message header: {reason}") from error
 
     def expired(self) -> bool:
         """Return whether the deadline has passed, by the broker's clock."""

@@ -45,17 +45,7 @@ class Failure:
 
     def encode(self) -> bytes:
         """Return the failure as msgpack."""
-        parts = [
-            self.module,
-            self.type,
-            self.message,
-            self.traceback,
-            self.deployment,
-            list(self.args),
-            self.attributes,
-            self.is_answer,
-        ]
-        return msgpack.packb(parts, unicode_errors="replace")  # type: ignore[no-any-return]
+        return msgpack.packb(list(vars(self).values()), unicode_errors="replace")  # type: ignore[no-any-return]
 
     @classmethod
     def decode(cls, data: bytes) -> Failure:
@@ -75,46 +65,40 @@ class Failure:
         This never raises, and its result can always be encoded: a failed call must end, even if the error's class
         runs code of its own here.
         """
-        if isinstance(error, TaskError) and error.remote_type:
-            inner = getattr(error, "__failure__", None)
-            if inner is not None:
-                return inner  # type: ignore[no-any-return]
+        inner = getattr(error, "__failure__", None) if isinstance(error, TaskError) and error.remote_type else None
+        if inner is not None:
+            return inner  # type: ignore[no-any-return]
+        kind, starlette = type(error), sys.modules.get("starlette.exceptions")
         try:
-            return cls._describe(error, deployment)
+            own = islice(vars(error).items(), _PARTS_LIMIT)
+            return cls(
+                _cut(str(kind.__module__), _NAME_LIMIT),
+                _cut(kind.__qualname__, _NAME_LIMIT),
+                _cut(_text(error), MESSAGE_LIMIT),
+                full_traceback(error),
+                deployment,
+                _plain(error.args),
+                {name: value for name, value in own if not name.startswith("_") and _is_small(value)},
+                starlette is not None and issubclass(kind, starlette.HTTPException),
+            )
         except BaseException as second:
             message = f"<the error cannot be described: {type(second).__name__}>"
-            return cls("", _cut(type(error).__name__, _NAME_LIMIT), message, deployment=deployment)
-
-    @classmethod
-    def _describe(cls, error: BaseException, deployment: str) -> Failure:
-        kind = type(error)
-        return cls(
-            _cut(str(kind.__module__), _NAME_LIMIT),
-            _cut(kind.__qualname__, _NAME_LIMIT),
-            _cut(_text(error), MESSAGE_LIMIT),
-            full_traceback(error),
-            deployment,
-            _plain(error.args),
-            _plain_attributes(error),
-            _is_answer(kind),
-        )
+            return cls("", _cut(kind.__name__, _NAME_LIMIT), message, deployment=deployment)
 
     def to_exception(self) -> BaseException:
         """Return the exception for the caller: one of qserve's, or a TaskError that is also the original type."""
-        if self.module == exceptions.__name__:
-            ours = getattr(exceptions, self.type, None)
-            if isinstance(ours, type) and issubclass(ours, QserveException) and not self.deployment:
-                return self._retriable() if ours is BackPressureError else ours(self.message)
+        ours = find_loaded(self.module, self.type) if self.module == exceptions.__name__ else None
+        if isinstance(ours, type) and issubclass(ours, QserveException) and not self.deployment:
+            if ours is not BackPressureError:
+                return ours(self.message)
+            after_s = self.attributes.get("retry_after_s")
+            return BackPressureError(self.message, after_s if type(after_s) is int else 1)
         error: Any = _rebuild(_task_error(self.module, self.type), self.args)
         vars(error).update(self.attributes)
         error.remote_type, error.remote_message = self.type, self.message
         error.remote_traceback, error.deployment = self.traceback, self.deployment
         error.__failure__ = self
         return error  # type: ignore[no-any-return]
-
-    def _retriable(self) -> BackPressureError:
-        after_s = self.attributes.get("retry_after_s")
-        return BackPressureError(self.message, after_s if type(after_s) is int else 1)
 
 
 def _rebuild(kind: type[TaskError], args: tuple[Any, ...]) -> Any:
@@ -128,24 +112,15 @@ def _rebuild(kind: type[TaskError], args: tuple[Any, ...]) -> Any:
 
 @lru_cache(maxsize=256)
 def _task_error(module: str, qualname: str) -> type[TaskError]:
-    original = _loaded_exception(module, qualname)
-    if original is None:
+    original = find_loaded(module, qualname)
+    if not isinstance(original, type) or not issubclass(original, Exception):
         return _Text
     if issubclass(original, RequestError):
         return type(original.__name__, (_Text, original), {})
     try:
-        return type(
-            f"TaskError({original.__name__})",
-            (_Text, original),
-            {"__init__": lambda self, *a, **k: None},
-        )
+        return type(f"TaskError({original.__name__})", (_Text, original), {"__init__": lambda self, *a, **k: None})
     except TypeError:  # a type that cannot be subclassed, or whose layout clashes
         return _Text
-
-
-def _loaded_exception(module: str, qualname: str) -> type[Exception] | None:
-    found = find_loaded(module, qualname)
-    return found if isinstance(found, type) and issubclass(found, Exception) else None
 
 
 def find_loaded(module: str, qualname: str) -> Any:
@@ -193,18 +168,8 @@ def _is_plain(value: Any) -> bool:
     return type(value) in (str, float, bool, type(None))
 
 
-def _plain_attributes(error: BaseException) -> dict[str, Any]:
-    own = islice(vars(error).items(), _PARTS_LIMIT)
-    return {name: value for name, value in own if not name.startswith("_") and _is_small(value)}
-
-
 def _is_small(value: Any) -> bool:
     try:
         return len(msgpack.packb(value, strict_types=True)) <= MESSAGE_LIMIT
     except Exception:  # not plain data
         return False
-
-
-def _is_answer(kind: type[BaseException]) -> bool:
-    found = sys.modules.get("starlette.exceptions")
-    return found is not None and issubclass(kind, found.HTTPException)

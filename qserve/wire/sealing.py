@@ -79,23 +79,22 @@ class Seal:
             raise PayloadError("a message's signature is wrong: it was changed, or was made for another place")
         if sealed[:2] == _UNSIGNED and self._mac is None:
             return sealed[2:]
-        raise PayloadError(self._why_not(sealed))
+        raise PayloadError(_why_not(sealed, bool(self._macs)))
 
-    def _why_not(self, sealed: bytes) -> str:
-        if sealed[:2] == _SIGNED:
-            return _OTHER_KEY if self._macs else _NO_KEY
-        if sealed[:2] == _UNSIGNED:
-            return "a message is not signed: set QSERVE_SECRET_KEY to the same secret in every process"
-        if sealed[:1] > bytes((_VERSION,)):
-            return f"a message has format {sealed[0]}, which only a newer qserve reads"
+
+def _why_not(sealed: bytes, has_keys: bool) -> str:
+    if sealed[:2] == _UNSIGNED:
+        return "a message is not signed: set QSERVE_SECRET_KEY to the same secret in every process"
+    if sealed[:1] > bytes((_VERSION,)):
+        return f"a message has format {sealed[0]}, which only a newer qserve reads"
+    if sealed[:2] != _SIGNED:
         return f"{len(sealed)} bytes are not a sealed message"
-
-
-_NO_KEY = "a message is signed, and this process has no key: set QSERVE_SECRET_KEY to the secret of the others"
-_OTHER_KEY = (
-    "a message is signed with a key that is not known here: while a key is changed, name the other one"
-    " in QSERVE_ACCEPTED_KEYS"
-)
+    if not has_keys:
+        return "a message is signed, and this process has no key: set QSERVE_SECRET_KEY to the secret of the others"
+    return (
+        "a message is signed with a key that is not known here: while a key is changed, name the other one"
+        " in QSERVE_ACCEPTED_KEYS"
+    )
 
 
 def _signed_part(head: bytes, place: bytes, body: bytes) -> bytes:
