@@ -46,6 +46,8 @@ _TRANSIENT = (
     "NOREPLICAS", "LOADING",
 )  # fmt: skip
 
+_FORBIDDEN = redis.exceptions.NoPermissionError
+"""The reply to a question that an ACL forbids, which is from before the question was asked."""
 _OPTIONS: dict[str, Any] = {
     "protocol": 2,
     "retry": Retry(NoBackoff(), 0),
@@ -87,20 +89,15 @@ def _on_connect(connection: Any) -> None:
     """Greet the broker as redis-py does, and ask for its time and whether it is the primary."""
     connection.on_connect()
     if isinstance(connection, SentinelManagedConnection):
-        role = _asked(connection, "ROLE")
-        if not isinstance(role, Exception) and bytes(role[0]) != PRIMARY:
-            # Sentinel may name the old primary for a moment longer
-            raise redis.ConnectionError("the broker is a replica now; its Sentinels will name another primary")
+        with suppress(_FORBIDDEN):
+            connection.send_command("ROLE")
+            if bytes(connection.read_response()[0]) != PRIMARY:
+                # Sentinel may name the old primary for a moment longer
+                raise redis.ConnectionError("the broker is a replica now; its Sentinels will name another primary")
     asked_at = time.monotonic()
-    clock.observe(_asked(connection, "TIME"), asked_at)
-
-
-def _asked(connection: Any, command: str) -> Any:
-    connection.send_command(command)
-    try:
-        return connection.read_response()
-    except redis.exceptions.NoPermissionError as error:  # an ACL from before the question was asked
-        return error
+    with suppress(_FORBIDDEN):
+        connection.send_command("TIME")
+        clock.observe(connection.read_response(), asked_at)
 
 
 def measure_clock(client: redis.Redis) -> None:
@@ -111,7 +108,7 @@ def measure_clock(client: redis.Redis) -> None:
     """
     if clock.is_due():
         asked_at = time.monotonic()
-        with suppress(redis.exceptions.NoPermissionError):
+        with suppress(_FORBIDDEN):
             clock.observe(client.execute_command("TIME"), asked_at)
 
 
@@ -146,7 +143,7 @@ def load_functions(client: redis.Redis) -> None:
     Raises:
       BrokerUnavailable: It is not there yet, and may not be loaded from here.
     """
-    with suppress(redis.exceptions.NoPermissionError):
+    with suppress(_FORBIDDEN):
         client.execute_command(*LOAD)
         return
     try:

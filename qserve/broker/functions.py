@@ -68,27 +68,6 @@ LIBRARY = Library(
 )
 
 
-class KnownEpoch:
-    """The epoch that a process has last seen; "" before the first reply that tells it.
-
-    Commands carry it, and the functions refuse those that were meant for data that is lost.
-    """
-
-    def __init__(self, keys: keys.Keys) -> None:
-        self.key = keys.epoch
-        self.value = ""
-
-    def current(self) -> Epoch:
-        """Return what commands carry."""
-        return Epoch(self.key, self.value)
-
-    def adopt(self, value: str) -> bool:
-        """Go on with the broker's epoch; return whether data was lost since the one that was known before."""
-        is_lost = bool(self.value) and value != self.value
-        self.value = value
-        return is_lost
-
-
 def other_epoch(reply: Any) -> str | None:
     """Return the broker's epoch ("" for none) when a function refused a command because of it; else None."""
     return reply[len(OTHER_EPOCH) :].decode() if isinstance(reply, bytes) and reply.startswith(OTHER_EPOCH) else None

@@ -17,6 +17,7 @@ from typing import Any
 
 import hiredis
 import redis
+from redis.asyncio.connection import SSLConnection as AsyncSSLConnection
 from redis.connection import Connection, SSLConnection, UnixDomainSocketConnection
 from redis.sentinel import SentinelManagedConnection, SentinelManagedSSLConnection
 
@@ -36,6 +37,7 @@ SENTINEL_TIMEOUT_S = 1.0
 """How long one Sentinel may take to answer before the next is asked."""
 _DEMOTED = ("READONLY", "UNBLOCKED force unblock")
 PRIMARY = b"master"
+_CLOSED = "the connection to the broker was closed"
 _WORDS = {
     redis.exceptions.OutOfMemoryError: "OOM",
     redis.exceptions.ReadOnlyError: "READONLY",
@@ -106,7 +108,7 @@ class Link(asyncio.Protocol):
 
     def _check_open(self) -> None:
         if self._transport is None:
-            raise _closed()
+            raise BrokerUnavailable(_CLOSED)
 
     async def _connect(self, options: dict[str, Any], timeout_s: float) -> None:
         loop = asyncio.get_running_loop()
@@ -116,23 +118,22 @@ class Link(asyncio.Protocol):
             host, port = options.get("host", "localhost"), options.get("port", 6379)
             connecting = loop.create_connection(lambda: self, host, port, ssl=_tls(options))
         await asyncio.wait_for(connecting, timeout_s)
-        for command in _greeting(options):
-            await asyncio.wait_for(self.call(command), timeout_s)
+        if options.get("password"):
+            user = (options["username"],) if options.get("username") else ()
+            await asyncio.wait_for(self.call(("AUTH", *user, options["password"])), timeout_s)
+        if options.get("db"):
+            await asyncio.wait_for(self.call(("SELECT", options["db"])), timeout_s)
 
     async def _look_over(self) -> None:
-        try:
-            role = await self.call(("ROLE",))
-        except ReplyError as error:  # an ACL from before the question was asked
-            if not str(error).startswith("NOPERM"):
-                raise
-        else:
-            if role[0] != PRIMARY:
-                raise BrokerUnavailable("it is a replica now")
         asked_at = time.monotonic()
-        try:
-            clock.observe(await self.call(("TIME",)), asked_at)
-        except ReplyError as error:
-            clock.observe(error, asked_at)
+        replies = await asyncio.gather(self.call(("ROLE",)), self.call(("TIME",)), return_exceptions=True)
+        role: Any = replies[0]
+        if isinstance(role, Exception):
+            if not str(role).startswith("NOPERM"):  # an ACL from before the question was asked
+                raise role
+        elif role[0] != PRIMARY:
+            raise BrokerUnavailable("it is a replica now")
+        clock.observe(replies[1], asked_at)
 
     def post(self, commands: Iterable[tuple[Command, OnReply]]) -> None:
         """Send commands in one write; each callback gets its reply."""
@@ -195,13 +196,9 @@ class Link(asyncio.Protocol):
         self._on_lost = _fail
 
 
-def _closed() -> BrokerUnavailable:
-    return BrokerUnavailable("the connection to the broker was closed")
-
-
 def _fail(waiting: list[OnReply]) -> None:
     for on_reply in waiting:
-        on_reply(_closed())
+        on_reply(BrokerUnavailable(_CLOSED))
 
 
 async def _find_primary(address: Address) -> dict[str, Any]:
@@ -223,23 +220,11 @@ async def _find_primary(address: Address) -> dict[str, Any]:
     raise BrokerUnavailable(f"no Sentinel names the broker's primary: {'; '.join(answers)}")
 
 
-def _greeting(options: dict[str, Any]) -> list[Command]:
-    commands: list[Command] = []
-    if options.get("password"):
-        user = (options["username"],) if options.get("username") else ()
-        commands.append(("AUTH", *user, options["password"]))
-    if options.get("db"):
-        commands.append(("SELECT", options["db"]))
-    return commands
-
-
 def _tls(options: dict[str, Any]) -> ssl.SSLContext | None:
     if options.get("connection_class") is not SSLConnection:
         return None
-    context = ssl.create_default_context(cafile=options.get("ssl_ca_certs"))
-    if options.get("ssl_cert_reqs") == "none":
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE
+    given = {name: value for name, value in options.items() if name.startswith("ssl_")}
+    context: ssl.SSLContext = AsyncSSLConnection(**{"ssl_check_hostname": True, **given}).ssl_context.get()
     return context
 
 
@@ -259,15 +244,10 @@ class _LeavesReplica:
             raise redis.ConnectionError(f"the broker is a replica now: {error}") from error
 
 
+_PLAIN = (Connection, SSLConnection, UnixDomainSocketConnection)
 CLASSES: dict[type[Connection], type[Connection]] = {
     kind: type(kind.__name__, (_LeavesReplica, kind), {})
-    for kind in (
-        Connection,
-        SSLConnection,
-        UnixDomainSocketConnection,
-        SentinelManagedConnection,
-        SentinelManagedSSLConnection,
-    )
+    for kind in (*_PLAIN, SentinelManagedConnection, SentinelManagedSSLConnection)
 }
 """For each of redis-py's classes the one that leaves a server which is not the primary any more."""
 

@@ -89,7 +89,7 @@ class BrokerPlane(ComposingPlane):
         request_id = header.request_id
         sealed, moves = seal_header(self.seal, header.encode()), seal_moves(self.seal, request_id, moves)
         command = functions.submit(
-            request, request_id, self.epoch.current(), sealed, self.mailbox.name, life_ms, keep_ms, moves,
+            request, request_id, self.epoch, sealed, self.mailbox.name, life_ms, keep_ms, moves,
             awaited, limits, model.model_id, model.max_ongoing, fingerprint,
         )  # fmt: skip
         self.post(command, partial(self._on_submitted, ref, submission, call))

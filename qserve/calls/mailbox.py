@@ -20,7 +20,7 @@ from qserve.broker.connection import (
     process_name,
     refusal,
 )
-from qserve.broker.functions import ACCEPTED, NOT_REPLICATED, Found, KnownEpoch, Reply, read_found
+from qserve.broker.functions import ACCEPTED, NOT_REPLICATED, Found, Reply, read_found
 from qserve.broker.library import Command
 from qserve.broker.link import OnReply
 from qserve.calls.ref import ItemRef, Ref, failed
@@ -36,6 +36,7 @@ from qserve.exceptions import (
     ResultUnavailable,
 )
 from qserve.wire.envelope import REQUEST_ID_CHARS
+from qserve.wire.moves import Epoch
 from qserve.wire.outcome import ITEM, Outcome, State
 from qserve.wire.sealing import Seal, item_context, open_end, open_header
 
@@ -70,7 +71,7 @@ class Mailbox:
 
     def __init__(self, keys: Keys, seal: Seal, post: Post) -> None:
         self.name = keys.mailbox(process_name())
-        self.epoch = KnownEpoch(keys)
+        self.epoch = Epoch(keys.epoch)
         self._keys = keys
         self._seal = seal
         self._post = post

@@ -24,7 +24,7 @@ from qserve.exceptions import AppNotFound
 from qserve.wire.application import ApplicationRecord
 from qserve.wire.envelope import Header
 from qserve.wire.moves import Awaited, Move, Start
-from qserve.wire.outcome import Outcome, State, ends_waiters
+from qserve.wire.outcome import Outcome, State
 
 log = get_logger(__name__)
 record_here: ContextVar[ApplicationRecord | None] = ContextVar("qserve_record_here", default=None)
@@ -131,7 +131,7 @@ class Requests:
             self._notify(request, item, other.outcome)
 
     def _notify(self, request: Request, item: Awaited, outcome: Outcome) -> None:
-        if ends_waiters(outcome.state):
+        if outcome.state != State.DONE:
             self._end(request, outcome)
         elif request.is_open():
             self._fill(request, item.stream, item.step, item.needs, [(item.slot, outcome.payload)])

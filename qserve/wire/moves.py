@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 
-class Epoch(NamedTuple):
-    """Which state of the broker a command is meant for: every broker that has lost its data gets another value."""
+@dataclass
+class Epoch:
+    """The state of the broker that commands are meant for: every broker that has lost its data gets another value.
+
+    Commands carry the one that their process has last seen ("": none yet), and the functions refuse those that were
+    meant for data that is lost.
+    """
 
     key: str
-    value: str
+    value: str = ""
+
+    def adopt(self, value: str) -> bool:
+        """Continue with the broker's epoch; return whether data was lost since the one that was known before."""
+        is_lost = bool(self.value) and value != self.value
+        self.value = value
+        return is_lost
 
 
 class Start(NamedTuple):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from enum import Enum, StrEnum
 from typing import NamedTuple
 
@@ -50,27 +49,6 @@ class State(StrEnum):
     FAILED = "f"
     CANCELLED = "c"
     EXPIRED = "x"
-
-
-ENDS = frozenset(State) - {State.OPEN}
-_FOLLOWING: Mapping[str, frozenset[State]] = {
-    State.OPEN: ENDS,
-    # its dead letter is replayed
-    State.FAILED: frozenset((State.OPEN,)),
-}
-
-
-def may_become(state: str, following: str) -> bool:
-    """Return whether a request may go from one state to another: one that has ended stays as it is.
-
-    A failed request is opened again only when its dead letter is replayed.
-    """
-    return following in _FOLLOWING.get(state, ())
-
-
-def ends_waiters(end: str) -> bool:
-    """Return whether a request ends in the same way when a request whose result it waits for has ended so."""
-    return end != State.DONE
 
 
 ITEM = "i"

@@ -11,7 +11,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from qserve.wire.outcome import State, ends_waiters, may_become
+from qserve.wire.outcome import State
 
 DEATH_LIMIT = 2
 LOST, DELETED, FAILED, TRIED_OFTEN = b"replica lost", b"\0app_deleted", b"why", b"tried too often"
@@ -19,6 +19,12 @@ OWN, OTHER = ("one", "two"), ("far",)
 """The queues of the version that is retired, and those of another application."""
 STREAMS = OWN + OTHER
 MAILBOXES = ("me", "you")
+
+
+def may_become(state: str, following: str) -> bool:
+    """Whether a request may go from one state to another: one that has ended stays as it is, until it is replayed."""
+    after: dict[str, set[State]] = {State.OPEN: set(State) - {State.OPEN}, State.FAILED: {State.OPEN}}
+    return following in after.get(state, set())
 
 
 class Named:
@@ -228,13 +234,13 @@ class Model:
         return b"OK"
 
     def _take(self, request: Request, slot: Slot, state: str, payload: bytes) -> None:
-        if request.is_dead and not ends_waiters(state):
+        if request.is_dead and state == State.DONE:
             request.slots[slot] = payload
         elif not request.is_open:
             return
         elif not self.is_deployed:
             self.finish(request, State.FAILED, DELETED)
-        elif not ends_waiters(state):
+        elif state == State.DONE:
             request.slots[slot] = payload
         else:
             self.unqueue(request)

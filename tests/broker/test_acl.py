@@ -215,7 +215,7 @@ def test_a_request_goes_its_whole_way_with_each_role_doing_its_part(as_role: dic
     deployer, gateway, worker = (as_role[role] for role in ROLES[:3])
     one, two = app.stream(keys, "One"), app.stream(keys, "Two")
 
-    deployer.set(*EPOCH)
+    deployer.set(EPOCH.key, EPOCH.value)
     Registry(deployer, keys, SEAL).stage(app, b"signed code")
     assert Registry(worker, keys, SEAL).versions("app") == [app]
     assert Registry(worker, keys, SEAL).code("app", "v") == b"signed code"
@@ -292,7 +292,7 @@ def test_who_submits_may_wait_for_the_result_of_another_request_and_cancel_both(
 ) -> None:
     keys, first, second = Keys(), "c" * 32, "d" * 32
     stream = keys.stream("waits", "v", "One")
-    as_role["deployer"].set(*EPOCH)
+    as_role["deployer"].set(EPOCH.key, EPOCH.value)
     create_group(as_role["deployer"], stream)
     waits = [Awaited(keys.request(first), stream, "1", 2, 1)]
     join = [Join(stream, "1", 2, [(0, b"x")])]
@@ -313,7 +313,7 @@ def test_who_submits_may_wait_for_the_result_of_another_request_and_cancel_both(
 def test_who_cancels_a_call_that_runs_may_take_it_from_its_replica(as_role: dict[str, redis.Redis], role: str) -> None:
     keys, request_id = Keys(), "e" * 32
     stream = keys.stream("runs", "v", "One")
-    as_role["deployer"].set(*EPOCH)
+    as_role["deployer"].set(EPOCH.key, EPOCH.value)
     create_group(as_role["deployer"], stream)
     begin = [Start(stream, "0", [b"x"])]
     command = functions.submit(keys.request(request_id), request_id, EPOCH, b"", "", 60_000, 0, begin)

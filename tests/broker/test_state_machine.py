@@ -33,6 +33,7 @@ from request_model import (
     Model,
     Request,
     Slot,
+    may_become,
     order,
 )
 
@@ -41,7 +42,7 @@ from qserve.broker import functions
 from qserve.broker.connection import create_group
 from qserve.broker.library import Command
 from qserve.wire.moves import Awaited, Epoch, Join, Move, Start
-from qserve.wire.outcome import State, may_become
+from qserve.wire.outcome import State
 
 T = TypeVar("T")
 

@@ -139,7 +139,7 @@ class Committer:
         tag, request_id, seal = work.tag, work.header.request_id, self._plane.seal
         moves = seal_moves(seal, request_id, conclusion.moves)
         return functions.commit(
-            tag.stream, self._keys.request(request_id), tag.entry_id, request_id, self._plane.epoch.current(),
+            tag.stream, self._keys.request(request_id), tag.entry_id, request_id, self._plane.epoch,
             tag.entry_id.decode(), work.step, moves, conclusion.state,
             seal_end(seal, request_id, conclusion.state, conclusion.payload),
         )  # fmt: skip
