@@ -68,7 +68,7 @@ def run(
 
     Raises:
       DeployError: A constructor raises; the message holds its traceback.
-      TypeError, ValueError: The target is not a graph that can be served.
+      TypeError, ValueError: The target is not a graph that can be served, or an argument is not valid.
       BrokerUnavailable: The broker does not reply.
     """
     if not name:

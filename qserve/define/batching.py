@@ -138,7 +138,7 @@ def _since(group: dict[T, float]) -> float:
 
 
 class _Ended:
-    """Marks the end of an item's results."""
+    """Marks the end of an item's results. A class, because wrappers that travel by value compare with it."""
 
 
 class _Item:

@@ -52,17 +52,11 @@ GraphDriver.__name__ = "DAGDriver"
 
 DAGDriver = DriverDeployment(GraphDriver)
 
-_GATEWAY_ADAPTERS = (
-    (json_request, "json_request"),
-    (starlette_request, "starlette_request"),
-    (None, "starlette_request"),
-)
-"""Adapters without user code, which the gateway runs itself, so that no call to a driver replica is needed."""
-
 
 def gateway_adapter(adapter: AdapterLike) -> str:
-    """Return the name by which the gateway knows an adapter; "" for one that replicas of the driver run."""
-    return next((name for known, name in _GATEWAY_ADAPTERS if adapter is known), "")
+    """Return the name of an adapter that the gateway runs itself, without a call to a replica; "" for user code."""
+    adapter = starlette_request if adapter is None else adapter
+    return next((known.__name__ for known in (json_request, starlette_request) if known is adapter), "")
 
 
 def is_driver(body: Body) -> bool:
