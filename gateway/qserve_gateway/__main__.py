@@ -12,12 +12,11 @@ import click  # noqa: E402
 
 from qserve.base.settings import Settings  # noqa: E402
 from qserve.exceptions import QserveException  # noqa: E402
-from qserve_gateway.command import gateway_options  # noqa: E402
+from qserve_gateway.command import OPTIONS  # noqa: E402
 from qserve_gateway.server import serve  # noqa: E402
 
 
-@click.command()
-@gateway_options
+@click.command(params=OPTIONS)
 def main(host: str, port: int, workers: int, broker: str | None, access_log: bool) -> None:
     """Serve the applications of a broker over HTTP."""
     try:

@@ -17,15 +17,12 @@ from qserve.base.settings import Settings
 from qserve.broker.connection import broker_errors
 from qserve.broker.doctor import check_unless_parent_did, recheck
 from qserve.calls.client import ClientPlane
-from qserve.exceptions import QserveException
-from qserve.http.message import BadRequest
-from qserve_gateway.handler import RequestHandler
+from qserve_gateway.handler import RequestHandler, handle
 from qserve_gateway.jobs import JOBS_PATH, Jobs
 from qserve_gateway.request.access import AccessPolicy, check_host, check_origin
 from qserve_gateway.request.environ import Environ, request_id_of
 from qserve_gateway.request.waiting import InFlightLimit
-from qserve_gateway.response.errors import error_reply, not_ready_reply, problem_reply
-from qserve_gateway.response.reply import Reply
+from qserve_gateway.response.errors import problem_reply
 from qserve_gateway.routes import RouteWatcher
 
 access_log = get_logger("qserve.access")
@@ -41,50 +38,49 @@ class Gateway(Flask):
     Flask's routing, contexts and response objects would add about 30 us to each of them, and they need none of it.
     """
 
-    def __init__(self, access: AccessPolicy, handler: RequestHandler, jobs: Jobs) -> None:
+    def __init__(self, handler: RequestHandler) -> None:
         super().__init__("qserve_gateway", static_folder=None)
-        self._access = access
         self._handler = handler
-        self._jobs = jobs
 
     def wsgi_app(self, environ: Environ, start_response: Any) -> Any:
         """Handle a request; the server calls this."""
         path = environ["PATH_INFO"]
         if path.startswith(JOBS_PATH):
-            handle = self._handle_page
+            answer = self._handle_page
         elif path.startswith(_RESERVED):
             return super().wsgi_app(environ, start_response)
         else:
-            handle = self._handler.handle
+            answer = self._handler.handle
         if access_log.isEnabledFor(logging.INFO):
-            handle = partial(_logged, handle, path)
-        return handle(environ)(environ, start_response)
+            answer = partial(_logged, answer, path)
+        return answer(environ)(environ, start_response)
 
     def full_dispatch_request(self) -> Any:
         """Handle the current request for a page; Flask calls this."""
         return self._handle_page(request.environ)
 
     def _handle_page(self, environ: Environ) -> Any:
-        path = environ["PATH_INFO"]
-        leave = None
-        try:
-            if path == _HEALTH:
-                check_host(environ)  # a health check may know only an address: any host, and no token
-            else:
-                leave = self._access.enter(environ)
-                self._access.check(environ)
-            check_origin(environ, self._access.hosts)
-            return self._jobs.handle(environ) if path.startswith(JOBS_PATH) else super().full_dispatch_request()
-        except BadRequest as error:
-            return error_reply(error, request_id_of(environ))
-        finally:
-            if leave is not None:
-                leave()
+        return handle(environ, self._serve_page, None if _is_health(environ) else self._handler.access.clients)
+
+    def _serve_page(self, environ: Environ, request_id: str) -> Any:
+        access = self._handler.access
+        if _is_health(environ):
+            check_host(environ)  # a health check may know only an address: any host, and no token
+        else:
+            access.check(environ)
+        check_origin(environ, access.hosts)
+        if environ["PATH_INFO"].startswith(JOBS_PATH):
+            return self._handler.jobs.serve(environ, request_id)
+        return super().full_dispatch_request()
 
 
-def _logged(handle: Callable[[Environ], Any], path: str, environ: Environ) -> Any:
+def _is_health(environ: Environ) -> bool:
+    return bool(environ["PATH_INFO"] == _HEALTH)
+
+
+def _logged(answer: Callable[[Environ], Any], path: str, environ: Environ) -> Any:
     began = time.perf_counter()
-    reply = handle(environ)
+    reply = answer(environ)
     took_ms = (time.perf_counter() - began) * 1000
     # a decoded path may contain control characters, which a terminal would obey
     shown = path if path.isascii() and path.isprintable() else ascii(path)[1:-1]
@@ -100,11 +96,9 @@ def create_app(settings: Settings, plane: ClientPlane | None = None, watch: bool
       plane: Carries the calls; None connects to the broker that the settings name.
       watch: Whether to keep the routes up to date; False reads them once.
     """
-    plane = connected = plane or ClientPlane(settings)
+    plane = plane or ClientPlane(settings)
     watcher = RouteWatcher(
-        plane,
-        lambda: check_unless_parent_did(connected.client, settings),
-        lambda: recheck(connected.client, settings),
+        plane, partial(check_unless_parent_did, plane.client, settings), partial(recheck, plane.client, settings)
     )
     if watch:
         watcher.start()
@@ -112,30 +106,25 @@ def create_app(settings: Settings, plane: ClientPlane | None = None, watch: bool
         watcher.refresh()
     access, in_flight = AccessPolicy.from_env(os.environ), InFlightLimit()
     jobs = Jobs(settings, plane, in_flight)
-    handler = RequestHandler(settings, plane, watcher.current, access, in_flight, jobs)
-    app = Gateway(access, handler, jobs)
+    app = Gateway(RequestHandler(settings, plane, watcher.current, access, in_flight, jobs))
     _add_pages(app, plane, watcher)
     return app
 
 
 def _add_pages(app: Gateway, plane: ClientPlane, watcher: RouteWatcher) -> None:
+    @app.route(_HEALTH)
     def healthz() -> Any:
-        request_id = request_id_of(request.environ)
-        try:
-            if watcher.current() is None:
-                return not_ready_reply(request_id)
-            with broker_errors():
-                plane.client.ping()
-        except QserveException as error:
-            return error_reply(error, request_id)
-        return Reply(200, [("content-type", _TEXT), ("x-request-id", request_id)], b"success")
+        watcher.current()
+        with broker_errors():
+            plane.client.ping()
+        return "success", 200, {"content-type": _TEXT, "x-request-id": request_id_of(request.environ)}
 
+    @app.route("/-/routes")
     def routes() -> Any:
-        request_id = request_id_of(request.environ)
-        if watcher.table is None:
-            return not_ready_reply(request_id)
-        return watcher.table.listing(), 200, {"x-request-id": request_id}
+        table = watcher.table or watcher.current()  # the last one also while the broker is not well
+        return table.listing(), 200, {"x-request-id": request_id_of(request.environ)}
 
+    @app.errorhandler(HTTPException)
     def refuse(error: HTTPException) -> Any:
         status = error.code or 500
         code = error.name.lower().replace(" ", "_")
@@ -146,7 +135,3 @@ def _add_pages(app: Gateway, plane: ClientPlane, watcher: RouteWatcher) -> None:
         # Flask keeps the error on its request, and the frames of a traceback would keep the request
         error.__traceback__ = error.__context__ = None
         return reply
-
-    app.add_url_rule("/-/healthz", view_func=healthz)
-    app.add_url_rule("/-/routes", view_func=routes)
-    app.register_error_handler(HTTPException, refuse)

@@ -4,33 +4,24 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
-from typing import Any, TypeVar
 
 import click
 
-_F = TypeVar("_F", bound=Callable[..., Any])
-_OPTIONS = (
-    click.option("--host", envvar="QSERVE_HOST", default="127.0.0.1", show_default=True, help="Address to listen on."),
-    click.option("--port", envvar="PORT", type=click.IntRange(0, 65535), default=8000, show_default=True,
+OPTIONS: list[click.Parameter] = [
+    click.Option(["--host"], envvar="QSERVE_HOST", default="127.0.0.1", show_default=True,
+                 help="Address to listen on."),
+    click.Option(["--port"], envvar="PORT", type=click.IntRange(0, 65535), default=8000, show_default=True,
                  help="Port to listen on."),
-    click.option("--workers", envvar="WEB_CONCURRENCY", type=click.IntRange(1), default=1, show_default=True,
+    click.Option(["--workers"], envvar="WEB_CONCURRENCY", type=click.IntRange(1), default=1, show_default=True,
                  help="Number of server processes."),
-    click.option("--broker", envvar=["QSERVE_BROKER_URL", "REDIS_URL"], metavar="URL",
+    click.Option(["--broker"], envvar=["QSERVE_BROKER_URL", "REDIS_URL"], metavar="URL",
                  help="URL of the broker: redis://, rediss://, unix:// or sentinel://."),
-    click.option("--access-log", envvar="QSERVE_ACCESS_LOG", is_flag=True, help="Log each request."),
-)  # fmt: skip
+    click.Option(["--access-log"], envvar="QSERVE_ACCESS_LOG", is_flag=True, help="Log each request."),
+]  # fmt: skip
+"""What ``qserve gateway`` and ``python -m qserve_gateway`` share."""
 
 
-def gateway_options(function: _F) -> _F:
-    """Add the options that ``qserve gateway`` and ``python -m qserve_gateway`` share."""
-    for option in reversed(_OPTIONS):
-        function = option(function)
-    return function
-
-
-@click.command()
-@gateway_options
+@click.command(params=OPTIONS)
 def gateway(host: str, port: int, workers: int, broker: str | None, access_log: bool) -> None:
     """Serve the applications of a broker over HTTP."""
     if broker:

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import json
 import os
 import re
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from qserve.base.settings import Settings
@@ -21,11 +21,12 @@ from qserve.calls.mailbox import is_late
 from qserve.calls.ref import Call, Ref
 from qserve.exceptions import DeadlineExceeded, PayloadError
 from qserve.http.message import BadRequest
+from qserve.http.render import to_json
 from qserve.wire.outcome import Field, Outcome, State
 from qserve.wire.sealing import open_end, open_header
-from qserve_gateway.request.environ import Environ, is_token, model_id_of, request_id_of
+from qserve_gateway.request.environ import CLIENT_ID, Environ, model_id_of, wrong_method
 from qserve_gateway.request.waiting import InFlightLimit, wait_for_result
-from qserve_gateway.response.errors import NoRoute, error_reply, failure_reply, problem_reply
+from qserve_gateway.response.errors import failure_reply, problem_reply
 from qserve_gateway.response.reply import Reply, result_reply
 
 JOBS_PATH = "/-/requests/"
@@ -36,178 +37,10 @@ _METHODS = ("DELETE", "GET", "HEAD")
 _ID_HEADER = "x-qserve-request-id"
 _POLL_AFTER_S = 1
 _FIELDS = (Field.STATE, Field.RESULT, Field.FINGERPRINT, Field.HEADER)
+_ID = re.compile(r"[0-9a-f]{32}")
+_DIGITS = 24  # of an ID, before its checksum
 _WITHOUT_KEY = "once"
 """The fingerprint of a job that has no idempotency key, and so cannot be submitted twice."""
-
-
-class Job(NamedTuple):
-    """A request whose result is kept.
-
-    Parameters:
-      request_id: The ID by which the result is fetched.
-      fingerprint: A digest of everything that a second request with the same idempotency key must have in common
-        with the first.
-      respond_async: Whether the client prefers not to wait.
-      wait_s: How long it would wait in that case.
-    """
-
-    request_id: str
-    fingerprint: str
-    respond_async: bool
-    wait_s: float
-
-    @classmethod
-    def of(cls, environ: Environ, body: bytes, app: str, settings: Settings) -> Job | None:
-        """Return the job that a request for an application asks for with its headers; None for a plain request.
-
-        Raises:
-          BadRequest: The idempotency key is malformed.
-        """
-        key = idempotency_key_of(environ)
-        preference = preference_of(environ)
-        if key is None and not preference.respond_async:
-            return None
-        if key is None:
-            return cls(new_id(), _WITHOUT_KEY, *preference)
-        request_id = id_of_key(key, app, settings.namespace, settings.secret_key)
-        return cls(request_id, _fingerprint(environ, body), *preference)
-
-    def kept(self, call: Call, settings: Settings) -> Call:
-        """Return the call with a result that is stored under the job's ID, whole, for as long as the settings say."""
-        return call._replace(
-            result_ttl_s=settings.result_ttl_s,
-            owned=False,
-            stream=False,
-            request_id=self.request_id,
-            fingerprint=self.fingerprint,
-        )
-
-
-class Jobs:
-    """Follows the jobs that were submitted here, and handles requests below ``/-/requests/``."""
-
-    def __init__(self, settings: Settings, plane: ClientPlane, in_flight: InFlightLimit) -> None:
-        self._settings = settings
-        self._plane = plane
-        self._in_flight = in_flight
-
-    def follow(self, ref: Ref, job: Job, timeout_s: float, environ: Environ, trace_id: str) -> Reply:
-        """Return the reply to a request that has just been submitted.
-
-        It is 202 as soon as the request is accepted, if the client prefers that. A client that disconnects, or waits
-        too long, cancels nothing: it may come back for the result.
-
-        Raises:
-          RequestCancelled: The client closed the connection.
-          DeadlineExceeded: The request did not finish in time.
-        """
-        sock = environ.get("gunicorn.socket")
-        if job.respond_async:
-            ref.accepted.wait()
-            was_refused = ref.accepted.get_nowait() is None and ref.outcome().state == State.FAILED
-            if not was_refused and not (job.wait_s and wait_for_result(ref, job.wait_s, sock)):
-                return _accepted(job.request_id, trace_id, preferred=True)
-        elif not wait_for_result(ref, timeout_s, sock):
-            raise DeadlineExceeded(f"the request did not finish within {timeout_s:g} s")
-        return self._reply(ref.outcome(), trace_id, job.request_id)
-
-    def handle(self, environ: Environ) -> Reply:
-        """Handle a request about a job; errors become replies too."""
-        trace_id = request_id_of(environ)
-        try:
-            request_id = environ["PATH_INFO"].removeprefix(JOBS_PATH)
-            if not is_id(request_id):
-                raise BadRequest("a request ID has 32 hexadecimal digits", "invalid_id")
-            method = environ["REQUEST_METHOD"]
-            if method not in _METHODS:
-                raise NoRoute(f"method {method} is not allowed here", 405, _METHODS)
-            if method == "DELETE":
-                return self._cancel(request_id, trace_id)
-            return self._fetch(request_id, environ, trace_id)
-        except Exception as error:
-            return error_reply(error, trace_id)
-
-    def _fetch(self, request_id: str, environ: Environ, trace_id: str) -> Reply:
-        outcome = self._find(request_id)
-        wait_s = preference_of(environ).wait_s
-        if outcome.state == State.OPEN and wait_s:
-            ref = Ref(request_id, self._plane)
-            with self._in_flight:
-                self._plane.follow(ref)
-                if wait_for_result(ref, wait_s, environ.get("gunicorn.socket")):
-                    outcome = ref.outcome()
-        if outcome.state == State.OPEN:
-            return _accepted(request_id, trace_id)
-        if outcome.state == State.CANCELLED:
-            return problem_reply(410, "cancelled", f"request {request_id} was cancelled", trace_id)
-        return self._reply(outcome, trace_id, request_id)
-
-    def _reply(self, outcome: Outcome, trace_id: str, request_id: str) -> Reply:
-        if outcome.state != State.DONE:
-            return failure_reply(outcome, trace_id, self._settings.show_errors)
-        reply = result_reply(outcome.payload, trace_id)
-        reply.headers.append((_ID_HEADER, request_id))
-        return reply
-
-    def _cancel(self, request_id: str, trace_id: str) -> Reply:
-        state = self._find(request_id).state
-        if state == State.OPEN:
-            # Crash before this: nothing happened. Crash after: it is cancelled, and a second DELETE reports that.
-            ended = self._ask(functions.close(self._plane.keys.request(request_id), request_id, State.CANCELLED, b""))
-            state = State.CANCELLED if ended else self._find(request_id).state
-        if state != State.CANCELLED:
-            raise BadRequest(f"request {request_id} has already finished", "already_finished", 409)
-        return Reply(204, [("x-request-id", trace_id)], b"")
-
-    def _find(self, request_id: str) -> Outcome:
-        """Read a request's state; one that is open past its deadline is ended first."""
-        key = self._plane.keys.request(request_id)
-        state, payload, fingerprint, header = self._ask(("HMGET", key, *_FIELDS))
-        # without a fingerprint it is a call from Python, whose result is private and not an HTTP response
-        if state is None or fingerprint is None:
-            raise _unknown(request_id)
-        if state == State.OPEN.encode() and self._is_late(header):
-            self._ask(functions.close(key, request_id, State.EXPIRED, b""))
-            return self._find(request_id)
-        return open_end(self._plane.seal, request_id, Outcome(state.decode(), payload or b""))
-
-    def _is_late(self, header: bytes | None) -> bool:
-        try:
-            return header is not None and is_late(open_header(self._plane.seal, header).deadline_ms)
-        except PayloadError:
-            return False
-
-    def _ask(self, command: Command) -> Any:
-        with broker_errors():
-            reply = self._plane.execute(command)
-        if isinstance(reply, Exception):
-            raise refusal(reply)
-        return reply
-
-
-def _accepted(request_id: str, trace_id: str, preferred: bool = False) -> Reply:
-    """Return the reply for a request that has not ended; ``preferred`` if the client asked for it with ``Prefer``."""
-    headers = [
-        ("content-type", "application/json"),
-        ("cache-control", "no-store"),
-        ("x-request-id", trace_id),
-        (_ID_HEADER, request_id),
-        ("location", JOBS_PATH + request_id),
-        ("retry-after", str(_POLL_AFTER_S)),
-    ]
-    if preferred:
-        headers.append(("preference-applied", "respond-async"))
-    body = {"request_id": request_id, "status": "accepted"}
-    return Reply(202, headers, json.dumps(body, separators=(",", ":")).encode())
-
-
-def _unknown(request_id: str) -> BadRequest:
-    if is_genuine(request_id):
-        return BadRequest(f"the result of request {request_id} is no longer stored", "result_expired", 410)
-    return BadRequest(f"there is no request {request_id}", "not_found", 404)
-
-
-# -- what the headers ask for ----------------------------------------------------------------------
 
 
 class Preference(NamedTuple):
@@ -224,11 +57,8 @@ class Preference(NamedTuple):
 
 def preference_of(environ: Environ) -> Preference:
     """Return the client's preferences; unknown and malformed ones are ignored, as the RFC requires."""
-    text = environ.get("HTTP_PREFER")
-    if text is None:
-        return Preference()
     respond_async, wait_s = False, 0.0
-    for part in text.split(","):
+    for part in environ.get("HTTP_PREFER", "").split(","):
         name, _, value = part.partition(";")[0].partition("=")
         name, value = name.strip().lower(), value.strip().strip('"')
         if name == "respond-async":
@@ -238,20 +68,47 @@ def preference_of(environ: Environ) -> Preference:
     return Preference(respond_async, wait_s)
 
 
-def idempotency_key_of(environ: Environ) -> str | None:
-    """Return the client's ``Idempotency-Key``, with or without quotation marks around it; None when it sends none.
+class Job(NamedTuple):
+    """A request whose result is kept.
 
-    Raises:
-      BadRequest: It is malformed.
+    Parameters:
+      request_id: The ID by which the result is fetched.
+      fingerprint: A digest of everything that a second request with the same idempotency key must have in common
+        with the first.
     """
-    text = environ.get("HTTP_IDEMPOTENCY_KEY")
-    if text is None:
-        return None
-    key = text[1:-1] if len(text) > 1 and text[0] == text[-1] == '"' else text
-    if not is_token(key):
-        message = "Idempotency-Key must have 1 to 128 characters of A-Z a-z 0-9 _ . : -"
-        raise BadRequest(message, "invalid_idempotency_key")
-    return str(key)
+
+    request_id: str
+    fingerprint: str
+    preference: Preference
+
+    @classmethod
+    def of(cls, environ: Environ, body: bytes, app: str, settings: Settings) -> Job | None:
+        """Return the job that a request for an application asks for with its headers; None for a plain request.
+
+        Raises:
+          BadRequest: The idempotency key is malformed.
+        """
+        preference = preference_of(environ)
+        key = environ.get("HTTP_IDEMPOTENCY_KEY")
+        if key is None:
+            return cls(new_id(), _WITHOUT_KEY, preference) if preference.respond_async else None
+        if len(key) > 1 and key[0] == key[-1] == '"':
+            key = key[1:-1]
+        if not CLIENT_ID.fullmatch(key):
+            message = "Idempotency-Key must have 1 to 128 characters of A-Z a-z 0-9 _ . : -"
+            raise BadRequest(message, "invalid_idempotency_key")
+        request_id = id_of_key(key, app, settings.namespace, settings.secret_key)
+        return cls(request_id, _fingerprint(environ, body), preference)
+
+    def kept(self, call: Call, settings: Settings) -> Call:
+        """Return the call with a result that is stored under the job's ID, whole, for as long as the settings say."""
+        return call._replace(
+            result_ttl_s=settings.result_ttl_s,
+            owned=False,
+            stream=False,
+            request_id=self.request_id,
+            fingerprint=self.fingerprint,
+        )
 
 
 def _fingerprint(environ: Environ, body: bytes) -> str:
@@ -270,18 +127,13 @@ def _fingerprint(environ: Environ, body: bytes) -> str:
     return digest.hexdigest()
 
 
-# -- IDs -------------------------------------------------------------------------------------------
-#
 # An ID has 32 hexadecimal digits. The last eight are a checksum of the others, so that a result that is no longer
 # stored (410) can be told from one that never existed (404) without keeping anything in the broker.
-
-_ID_BYTES = 12
-_ID = re.compile(r"[0-9a-f]{32}")
 
 
 def new_id() -> str:
     """Return a random ID."""
-    return _with_checksum(os.urandom(_ID_BYTES).hex())
+    return _with_checksum(os.urandom(_DIGITS // 2).hex())
 
 
 def id_of_key(key: str, app: str, namespace: str, secret: bytes | None) -> str:
@@ -290,18 +142,132 @@ def id_of_key(key: str, app: str, namespace: str, secret: bytes | None) -> str:
     With a secret, an ID cannot be computed by others who guess the key.
     """
     digest = hmac.new(secret or b"", "\0".join((namespace, app, key)).encode(), hashlib.sha256)
-    return _with_checksum(digest.hexdigest()[: 2 * _ID_BYTES])
-
-
-def is_id(text: str) -> bool:
-    """Return whether a text has the form of an ID."""
-    return _ID.fullmatch(text) is not None
+    return _with_checksum(digest.hexdigest()[:_DIGITS])
 
 
 def is_genuine(request_id: str) -> bool:
     """Return whether an ID was created here: a made-up one passes with a probability of one in four billion."""
-    return _with_checksum(request_id[: 2 * _ID_BYTES]) == request_id
+    return _with_checksum(request_id[:_DIGITS]) == request_id
 
 
 def _with_checksum(digits: str) -> str:
     return digits + hashlib.sha256(digits.encode()).hexdigest()[:8]
+
+
+@dataclass(frozen=True)
+class Jobs:
+    """Follows the jobs that were submitted here, and handles requests below ``/-/requests/``."""
+
+    settings: Settings
+    plane: ClientPlane
+    in_flight: InFlightLimit
+
+    def follow(self, ref: Ref, job: Job, timeout_s: float, environ: Environ, trace_id: str) -> Reply:
+        """Return the reply to a request that has just been submitted.
+
+        It is 202 as soon as the request is accepted, if the client prefers that. A client that disconnects, or waits
+        too long, cancels nothing: it may come back for the result.
+
+        Raises:
+          RequestCancelled: The client closed the connection.
+          DeadlineExceeded: The request did not finish in time.
+        """
+        sock = environ.get("gunicorn.socket")
+        respond_async, wait_s = job.preference
+        if respond_async:
+            ref.accepted.wait()
+            was_refused = ref.accepted.get_nowait() is None and ref.outcome().state == State.FAILED
+            if not was_refused and not (wait_s and wait_for_result(ref, wait_s, sock)):
+                return _accepted(job.request_id, trace_id, preferred=True)
+        elif not wait_for_result(ref, timeout_s, sock):
+            raise DeadlineExceeded(f"the request did not finish within {timeout_s:g} s")
+        return self._reply(ref.outcome(), trace_id, job.request_id)
+
+    def serve(self, environ: Environ, trace_id: str) -> Reply:
+        """Serve a request about a job.
+
+        Raises:
+          QserveException: There is no such job, or the broker cannot say.
+        """
+        request_id = environ["PATH_INFO"].removeprefix(JOBS_PATH)
+        if not _ID.fullmatch(request_id):
+            raise BadRequest("a request ID has 32 hexadecimal digits", "invalid_id")
+        method = environ["REQUEST_METHOD"]
+        if method not in _METHODS:
+            raise wrong_method(method, _METHODS)
+        return self._cancel(request_id, trace_id) if method == "DELETE" else self._fetch(request_id, environ, trace_id)
+
+    def _fetch(self, request_id: str, environ: Environ, trace_id: str) -> Reply:
+        outcome = self._find(request_id)
+        wait_s = preference_of(environ).wait_s
+        if outcome.state == State.OPEN and wait_s:
+            ref = Ref(request_id, self.plane)
+            with self.in_flight:
+                self.plane.follow(ref)
+                if wait_for_result(ref, wait_s, environ.get("gunicorn.socket")):
+                    outcome = ref.outcome()
+        if outcome.state == State.OPEN:
+            return _accepted(request_id, trace_id)
+        if outcome.state == State.CANCELLED:
+            return problem_reply(410, "cancelled", f"request {request_id} was cancelled", trace_id)
+        return self._reply(outcome, trace_id, request_id)
+
+    def _reply(self, outcome: Outcome, trace_id: str, request_id: str) -> Reply:
+        if outcome.state != State.DONE:
+            return failure_reply(outcome, trace_id, self.settings.show_errors)
+        reply = result_reply(outcome.payload, trace_id)
+        reply.headers.append((_ID_HEADER, request_id))
+        return reply
+
+    def _cancel(self, request_id: str, trace_id: str) -> Reply:
+        state = self._find(request_id).state
+        if state == State.OPEN:
+            # Crash before this: nothing happened. Crash after: it is cancelled, and a second DELETE reports that.
+            state = State.CANCELLED if self._close(request_id, State.CANCELLED) else self._find(request_id).state
+        if state != State.CANCELLED:
+            raise BadRequest(f"request {request_id} has already finished", "already_finished", 409)
+        return Reply(204, [("x-request-id", trace_id)], b"")
+
+    def _find(self, request_id: str) -> Outcome:
+        """Read a request's state; one that is open past its deadline is ended first."""
+        state, payload, fingerprint, header = self._ask(("HMGET", self.plane.keys.request(request_id), *_FIELDS))
+        # without a fingerprint it is a call from Python, whose result is private and not an HTTP response
+        if state is None or fingerprint is None:
+            if is_genuine(request_id):
+                raise BadRequest(f"the result of request {request_id} is no longer stored", "result_expired", 410)
+            raise BadRequest(f"there is no request {request_id}", "not_found", 404)
+        if state == State.OPEN.encode() and self._is_late(header):
+            self._close(request_id, State.EXPIRED)
+            return self._find(request_id)
+        return open_end(self.plane.seal, request_id, Outcome(state.decode(), payload or b""))
+
+    def _is_late(self, header: bytes | None) -> bool:
+        try:
+            return header is not None and is_late(open_header(self.plane.seal, header).deadline_ms)
+        except PayloadError:
+            return False
+
+    def _close(self, request_id: str, state: State) -> Any:
+        return self._ask(functions.close(self.plane.keys.request(request_id), request_id, state, b""))
+
+    def _ask(self, command: Command) -> Any:
+        with broker_errors():
+            reply = self.plane.execute(command)
+        if isinstance(reply, Exception):
+            raise refusal(reply)
+        return reply
+
+
+def _accepted(request_id: str, trace_id: str, preferred: bool = False) -> Reply:
+    """Return the reply for a request that has not ended; ``preferred`` if the client asked for it with ``Prefer``."""
+    headers = [
+        ("content-type", "application/json"),
+        ("cache-control", "no-store"),
+        ("x-request-id", trace_id),
+        (_ID_HEADER, request_id),
+        ("location", JOBS_PATH + request_id),
+        ("retry-after", str(_POLL_AFTER_S)),
+    ]
+    if preferred:
+        headers.append(("preference-applied", "respond-async"))
+    return Reply(202, headers, to_json({"request_id": request_id, "status": "accepted"}))

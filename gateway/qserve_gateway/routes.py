@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import re
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from logging import DEBUG, WARNING
 from typing import Any
 
@@ -16,9 +17,10 @@ from qserve.base.log import get_logger
 from qserve.broker.connection import BLOCK_S, broker_errors, process_name
 from qserve.broker.registry import NO_CHANGE
 from qserve.calls.client import ClientPlane
-from qserve.exceptions import BrokerError, BrokerStateLost, BrokerUnsafe, PayloadError
+from qserve.exceptions import BrokerError, BrokerStateLost, BrokerUnavailable, BrokerUnsafe, PayloadError
 from qserve.wire.application import ApplicationRecord
 from qserve.wire.envelope import Answer
+from qserve_gateway.request.environ import Refused
 
 log = get_logger(__name__)
 
@@ -26,7 +28,6 @@ CHECK_INTERVAL_S = 60.0
 """How often the broker's settings are checked; every two seconds while they are wrong."""
 _SHORTEST_PAUSE_S, _LONGEST_PAUSE_S = 0.03, 2.0
 _EAGER_TRIES = 100
-_FOREVER_S = float("inf")
 
 PLAIN_METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 """All methods but TRACE and CONNECT, which are for proxies."""
@@ -134,21 +135,18 @@ class Route:
 class RouteTable:
     """The routes of all applications, the longest prefix first; replaced as a whole, never changed."""
 
-    routes: tuple[Route, ...] = ()
-    _below: tuple[tuple[str, str, Route], ...] = field(default=(), repr=False)
+    routes: tuple[Route, ...]
 
     @classmethod
     def of(cls, records: Iterable[ApplicationRecord]) -> RouteTable:
         """Return the table of these applications; those without a route prefix are not served over HTTP."""
         routes = [Route.of(record, record.route_prefix) for record in records if record.route_prefix is not None]
-        routes.sort(key=lambda route: len(route.prefix), reverse=True)
-        below = tuple((route.root_path, f"{route.root_path}/", route) for route in routes)
-        return cls(tuple(routes), below)
+        return cls(tuple(sorted(routes, key=lambda route: len(route.prefix), reverse=True)))
 
     def match(self, path: str) -> Route | None:
         """Return the route that serves ``path``; its prefix matches whole segments only."""
-        for root_path, below, route in self._below:
-            if path.startswith(below) or path == root_path:
+        for route in self.routes:
+            if path.startswith(route.root_path) and path[len(route.root_path) :][:1] in ("", "/"):
                 return route
         return None
 
@@ -181,46 +179,56 @@ class RouteWatcher:
         self._seen = ""
         self._lost = False
         self._beat = plane.keys.gateway(process_name())
-        self._stop = threading.Event()
 
-    def refresh(self) -> None:
-        """Read all applications, and publish which change of the registry is served now.
-
-        Raises:
-          BrokerUnavailable: The broker does not answer; the table stays as it was.
-        """
-        # the ID is read first, so that a change in between is noticed by the next read
-        newest = self._plane.registry.last_change()
-        records = list(self._readable())
-        for record in records:
-            self._plane.cache_application(record, for_s=_FOREVER_S)
-        self.table = RouteTable.of(records)
-        self._seen, self._lost = newest, False
-        self._publish()
-
-    def current(self) -> RouteTable | None:
-        """Return the current routes; None until they are known.
+    def current(self) -> RouteTable:
+        """Return the current routes.
 
         Raises:
           BrokerStateLost: The broker has lost the applications.
           BrokerUnsafe: The broker might discard requests that it accepts.
+          Refused: The routes are not known yet.
         """
         if self._unsafe is not None:
             raise BrokerUnsafe(str(self._unsafe))
         if self._lost:
             raise BrokerStateLost("the broker has lost all applications")
+        if self.table is None:
+            message = "the gateway has not read the applications yet"
+            raise Refused(message, BrokerUnavailable.code, 503, retry_after_s=1)
         return self.table
 
-    def _readable(self) -> Iterator[ApplicationRecord]:
-        registry = self._plane.registry
-        for name in registry.names():
+    def start(self) -> None:
+        """Read the routes, then keep them up to date in a thread (a greenlet in the gateway).
+
+        They are read before this returns, because a process that joins others on their port must know the routes
+        before its first request.
+        """
+        with contextlib.suppress(BrokerError):  # `run` tries again, and logs the error
+            self.tick()
+        threading.Thread(target=self.run, name="qserve-routes", daemon=True).start()
+
+    def run(self) -> None:
+        """Keep the table up to date for as long as the process lives."""
+        failures = 0
+        while True:
             try:
-                record = registry.find(name)
-            except PayloadError as error:
-                log.error("application %r is not served: %s", name, error)
-                continue
-            if record is not None:
-                yield record
+                self.tick()
+                pause_s, failures = 0.0, 0
+            except BrokerError as error:
+                failures += 1
+                pause_s = self._pause_s(failures)
+                first = pause_s > _SHORTEST_PAUSE_S >= self._pause_s(failures - 1)
+                log.log(WARNING if first else DEBUG, "the routes cannot be updated: %s", error)
+            except Exception:
+                # a gateway with outdated routes is worse than one that is down: never give up
+                log.exception("the routes cannot be read")
+                pause_s = _LONGEST_PAUSE_S
+            time.sleep(pause_s)
+
+    def _pause_s(self, failures: int) -> float:
+        # a gateway and its broker are often started together, so failures in the first seconds are normal
+        patient = failures - (_EAGER_TRIES if self.table is None else 0)
+        return min(_SHORTEST_PAUSE_S * 2.0 ** min(max(0, patient), 10), _LONGEST_PAUSE_S)
 
     def tick(self) -> None:
         """Wait for a change for at most ``BLOCK_S``, and apply it.
@@ -237,9 +245,39 @@ class RouteWatcher:
         if registry.wait_for_change(self._seen, BLOCK_S) != self._seen:
             self.refresh()
         elif self._seen != NO_CHANGE == registry.last_change():
-            self._report_loss()
+            if not self._lost:
+                log.error("the broker has lost all applications; refusing requests until they are deployed again")
+            self._lost = True
         else:
             self._publish()
+
+    def refresh(self) -> None:
+        """Read all applications, and publish which change of the registry is served now.
+
+        Raises:
+          BrokerUnavailable: The broker does not answer; the table stays as it was.
+        """
+        registry = self._plane.registry
+        # the ID is read first, so that a change in between is noticed by the next read
+        newest = registry.last_change()
+        records = []
+        for name in registry.names():
+            try:
+                record = registry.find(name)
+            except PayloadError as error:
+                log.error("application %r is not served: %s", name, error)
+                continue
+            if record is not None:
+                records.append(record)
+        for record in records:
+            self._plane.cache_application(record, for_s=math.inf)
+        self.table = RouteTable.of(records)
+        self._seen, self._lost = newest, False
+        self._publish()
+
+    def _publish(self) -> None:
+        with broker_errors():
+            self._plane.client.set(self._beat, self._seen, px=BEAT_TTL_MS)
 
     def _check_settings(self) -> None:
         now = time.monotonic()
@@ -256,48 +294,3 @@ class RouteWatcher:
             if self._unsafe is not None:
                 log.warning("the broker's settings are fixed; accepting requests again")
             self._unsafe = None
-
-    def _report_loss(self) -> None:
-        if not self._lost:
-            log.error("the broker has lost all applications; refusing requests until they are deployed again")
-        self._lost = True
-
-    def _publish(self) -> None:
-        with broker_errors():
-            self._plane.client.set(self._beat, self._seen, px=BEAT_TTL_MS)
-
-    def run(self) -> None:
-        """Keep the table up to date until ``stop``."""
-        pause_s, failures = 0.0, 0
-        while not self._stop.wait(pause_s):
-            try:
-                self.tick()
-                pause_s, failures = 0.0, 0
-            except BrokerError as error:
-                failures += 1
-                pause_s = self._pause_s(failures)
-                first = pause_s > _SHORTEST_PAUSE_S >= self._pause_s(failures - 1)
-                log.log(WARNING if first else DEBUG, "the routes cannot be updated: %s", error)
-            except Exception:
-                # a gateway with outdated routes is worse than one that is down: never give up
-                log.exception("the routes cannot be read")
-                pause_s = _LONGEST_PAUSE_S
-
-    def _pause_s(self, failures: int) -> float:
-        # a gateway and its broker are often started together, so failures in the first seconds are normal
-        patient = failures - (_EAGER_TRIES if self.table is None else 0)
-        return min(_SHORTEST_PAUSE_S * 2.0 ** min(max(0, patient), 10), _LONGEST_PAUSE_S)
-
-    def start(self) -> None:
-        """Read the routes, then keep them up to date in a thread (a greenlet in the gateway).
-
-        They are read before this returns, because a process that joins others on their port must know the routes
-        before its first request.
-        """
-        with contextlib.suppress(BrokerError):  # `run` tries again, and logs the error
-            self.tick()
-        threading.Thread(target=self.run, name="qserve-routes", daemon=True).start()
-
-    def stop(self) -> None:
-        """End ``run`` when it next wakes up."""
-        self._stop.set()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import logging
 import os
@@ -85,13 +84,6 @@ def serve(settings: Settings, host: str, port: int, workers: int = 1, log_reques
     """Serve until a signal ends the process.
 
     It exits with status 1 when the address cannot be used, or the broker must not be used.
-
-    Parameters:
-      settings: The gateway's settings.
-      host: The address to listen on.
-      port: The port to listen on.
-      workers: The number of server processes.
-      log_requests: Whether each request is logged.
     """
     die_with_parent_if_asked()
     try:
@@ -101,10 +93,6 @@ def serve(settings: Settings, host: str, port: int, workers: int = 1, log_reques
     except QserveException as error:
         print(f"qserve gateway: {error}", file=sys.stderr)
         sys.exit(1)
-    except OSError as error:
-        reason = error.strerror or str(error)
-        print(f"qserve gateway: cannot listen on {host}:{port}: {reason}", file=sys.stderr)
-        sys.exit(1)
     log_to_terminal("gateway", settings)
     # collections in the workers would copy the memory pages that they share with this process
     gc.collect()
@@ -113,12 +101,11 @@ def serve(settings: Settings, host: str, port: int, workers: int = 1, log_reques
 
 
 def _bind(host: str, port: int) -> socket.socket:
-    family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    with contextlib.ExitStack() as cleanup:
-        cleanup.callback(listener.close)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-        listener.listen(_BACKLOG)
-        cleanup.pop_all()
-    return listener
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0][0]
+        dual = family == socket.AF_INET6 and socket.has_dualstack_ipv6()
+        return socket.create_server((host, port), family=family, backlog=_BACKLOG, dualstack_ipv6=dual)
+    except OSError as error:
+        # a system error by its number only, because Python adds the address to its text
+        reason = error.strerror if isinstance(error, socket.gaierror) else os.strerror(error.errno or 0)
+        raise QserveException(f"cannot listen on {host}:{port}: {reason}") from error

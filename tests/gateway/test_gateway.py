@@ -548,7 +548,7 @@ def test_a_gateway_that_knows_no_routes_yet_says_that_it_will() -> None:
     plane: Any = FakePlane(plain_app())
     watcher, in_flight = RouteWatcher(plane), InFlightLimit()
     jobs = Jobs(Settings(), plane, in_flight)
-    handler = RequestHandler(Settings(), plane, lambda: watcher.table, AccessPolicy(), in_flight, jobs)
+    handler = RequestHandler(Settings(), plane, watcher.current, AccessPolicy(), in_flight, jobs)
     assert handler.handle({}).status == 503
 
 
@@ -587,14 +587,18 @@ def test_the_watcher_tries_again_for_as_long_as_the_broker_is_away(monkeypatch: 
     plane.registry.away = True
     pauses: list[float] = []
 
-    class Stop:
-        def wait(self, pause_s: float) -> bool:
-            pauses.append(pause_s)
-            plane.registry.away = len(pauses) < 2000
-            return watcher.table is not None
+    class Served(BaseException):
+        pass
 
-    monkeypatch.setattr(watcher, "_stop", Stop())
-    watcher.run()
+    def sleep(pause_s: float) -> None:
+        pauses.append(pause_s)
+        plane.registry.away = len(pauses) < 2000
+        if watcher.table is not None:
+            raise Served
+
+    monkeypatch.setattr("qserve_gateway.routes.time.sleep", sleep)
+    with pytest.raises(Served):
+        watcher.run()
 
     assert pauses[1] == pauses[90] < 0.1
     assert max(pauses) == pauses[-2] == 2.0

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 from qserve.exceptions import QserveException
 from qserve.http.message import BadRequest
-from qserve_gateway.request.environ import Environ, has_body
+from qserve_gateway.request.environ import Environ, Refused, has_body
 
 ALLOWED_HOSTS = "QSERVE_ALLOWED_HOSTS"
 TOKEN = "QSERVE_API_TOKEN"
@@ -24,35 +24,7 @@ AllowedHosts = frozenset[str] | None
 _SAFE_METHODS = frozenset(("GET", "HEAD", "OPTIONS"))
 _LOOPBACK = frozenset(("localhost", "127.0.0.1", "::1"))
 _SWEEP_INTERVAL_S = 1.0
-
-
-class Unauthorized(BadRequest):
-    """Raised when a request does not carry the token.
-
-    Parameters:
-      close: Whether its body is left unread.
-    """
-
-    headers = (("www-authenticate", "Bearer"),)
-
-    def __init__(self, close: bool) -> None:
-        super().__init__("send the header 'Authorization: Bearer <token>'", "unauthorized", 401, close)
-
-
-class TooManyRequests(BadRequest):
-    """Raised when a client exceeds one of its limits.
-
-    Parameters:
-      message: Which limit.
-      retry_after_s: After how many seconds it may try again.
-      close: Whether the request's body is left unread.
-    """
-
-    retryable = True
-
-    def __init__(self, message: str, retry_after_s: int, close: bool) -> None:
-        super().__init__(message, "too_many_requests", 429, close)
-        self.retry_after_s = retry_after_s
+_TOLERANCE_S = 1e-9  # of sums of fractions
 
 
 @dataclass(frozen=True)
@@ -79,7 +51,9 @@ class AccessPolicy:
         token = env.get(TOKEN, "")
         if not (token.isascii() and token.isprintable()) or " " in token:
             raise QserveException(f"{TOKEN} must be printable ASCII without spaces, as from `openssl rand -hex 32`")
-        return cls(allowed_hosts(env), _digest(token) if token else None, _client_limits(env))
+        names = (_host_in(part.strip()) for part in env.get(ALLOWED_HOSTS, "").split(","))
+        hosts = frozenset(name for name in names if name) or None
+        return cls(hosts, _digest(token) if token else None, ClientLimits.from_env(env))
 
     def check(self, environ: Environ) -> None:
         """Check host and token.
@@ -92,15 +66,8 @@ class AccessPolicy:
             # removed because the token is the gateway's: replicas, which run user code, must not see it
             scheme, _, shown = environ.pop("HTTP_AUTHORIZATION", "").partition(" ")
             if not hmac.compare_digest(_digest(shown.strip()), self.token) or scheme.lower() != "bearer":
-                raise Unauthorized(has_body(environ))
-
-    def enter(self, environ: Environ) -> Callable[[], None] | None:
-        """Count a request for its client, and return what must be called when the request ends.
-
-        Raises:
-          TooManyRequests: The client exceeds one of its limits.
-        """
-        return None if self.clients is None else self.clients.enter(environ)
+                message, headers = "send the header 'Authorization: Bearer <token>'", (("www-authenticate", "Bearer"),)
+                raise Refused(message, "unauthorized", 401, has_body(environ), headers=headers)
 
 
 def _digest(token: str) -> bytes:
@@ -109,12 +76,6 @@ def _digest(token: str) -> bytes:
 
 
 # -- hosts and origins -----------------------------------------------------------------------------
-
-
-def allowed_hosts(env: Mapping[str, str]) -> AllowedHosts:
-    """Read ``QSERVE_ALLOWED_HOSTS``: names separated by commas; any host is allowed when it is unset or empty."""
-    names = (_host_in(part.strip()) for part in env.get(ALLOWED_HOSTS, "").split(","))
-    return frozenset(name for name in names if name) or None
 
 
 def check_host(environ: Environ, allowed: AllowedHosts = None) -> None:
@@ -128,12 +89,12 @@ def check_host(environ: Environ, allowed: AllowedHosts = None) -> None:
     named = environ.get("HTTP_HOST")
     if named is None and environ.get("SERVER_PROTOCOL") == "HTTP/1.1":
         raise BadRequest("the request has no Host header", "missing_host", close=True)
-    if allowed is not None and named is not None and ("@" in named or _host_in(named) not in allowed):
-        raise _misdirected()
+    foreign = allowed is not None and named is not None and ("@" in named or _host_in(named) not in allowed)
     target: str = environ.get("RAW_URI", "/")
-    if not target.startswith("/") and "://" in target and _host_in(target) not in (allowed or _own_hosts(environ)):
-        # a request in the form for proxies, and this is not a proxy
-        raise _misdirected()
+    if not target.startswith("/") and "://" in target:  # the form for proxies, and this is not a proxy
+        foreign = foreign or _host_in(target) not in (allowed or _own_hosts(environ))
+    if foreign:
+        raise BadRequest("this gateway does not serve that host", "misdirected_request", 421, close=True)
 
 
 def check_origin(environ: Environ, allowed: AllowedHosts = None) -> None:
@@ -175,19 +136,15 @@ def _own_hosts(environ: Environ) -> frozenset[str]:
     return _LOOPBACK if sock is None else _LOOPBACK | {str(sock.getsockname()[0])}
 
 
-def _misdirected() -> BadRequest:
-    return BadRequest("this gateway does not serve that host", "misdirected_request", 421, close=True)
-
-
 # -- the limits of one client ----------------------------------------------------------------------
 
 
 @dataclass(slots=True)
 class _Client:
-    in_flight: int
-    credit: float
-    """How many requests it may send at once."""
-    counted_at: float
+    """A client: its requests in flight, and the moment from which on it may send a whole burst again."""
+
+    in_flight: int = 0
+    rested_at: float = 0.0
 
 
 class ClientLimits:
@@ -212,39 +169,45 @@ class ClientLimits:
         self._clients: dict[str, _Client] = {}
         self._swept_at = clock()
 
+    @classmethod
+    def from_env(cls, env: Mapping[str, str]) -> ClientLimits | None:
+        """Read the limits from environment variables; None when they set none."""
+        in_flight, per_s = _number(env, IN_FLIGHT, int), _number(env, RATE, float)
+        by = env.get(CLIENT_BY) or "address"
+        if by not in ("address", "authorization"):
+            raise QserveException(f"{CLIENT_BY}={by!r} must be 'address' or 'authorization'")
+        if by == "authorization" and env.get(TOKEN):
+            raise QserveException(
+                f"{CLIENT_BY}=authorization cannot tell clients apart: all of them send the same {TOKEN}"
+            )
+        return cls(int(in_flight), per_s, by == "authorization") if in_flight or per_s else None
+
     def enter(self, environ: Environ) -> Callable[[], None]:
-        """Count a request, and return what must be called when it ends.
+        """Count a request for its client, and return what must be called when it ends.
 
         Raises:
-          TooManyRequests: Its client has too many requests in flight, or has just sent too many.
+          Refused: The client has too many requests in flight, or has just sent too many (429).
         """
         now = self._clock()
         self._sweep(now)
-        client = self._clients.setdefault(self._name(environ), _Client(0, self._burst, now))
+        client = self._clients.setdefault(self._name(environ), _Client())
         if self._in_flight and client.in_flight >= self._in_flight:
-            message = (
-                f"this client already has {client.in_flight} requests in flight"
-                f" (limit {self._in_flight}, set by {IN_FLIGHT})"
-            )
-            raise TooManyRequests(message, 1, has_body(environ))
+            limit = f"(limit {self._in_flight}, set by {IN_FLIGHT})"
+            raise _too_many(environ, f"this client already has {client.in_flight} requests in flight {limit}", 1)
         if self._per_s:
-            client.credit = min(self._burst, client.credit + (now - client.counted_at) * self._per_s)
-            client.counted_at = now
-            if client.credit < 1:
-                wait_s = math.ceil((1 - client.credit) / self._per_s)
+            # each request of a burst moves the moment by its share of a second
+            burst_s = (max(1.0, self._per_s) - 1) / self._per_s
+            wait_s = client.rested_at - now - burst_s
+            if wait_s > _TOLERANCE_S:
                 message = f"this client sends more than {self._per_s:g} requests per second (set by {RATE})"
-                raise TooManyRequests(message, max(1, wait_s), has_body(environ))
-            client.credit -= 1
+                raise _too_many(environ, message, math.ceil(wait_s))
+            client.rested_at = max(now, client.rested_at) + 1 / self._per_s
         client.in_flight += 1
 
         def leave() -> None:
             client.in_flight -= 1
 
         return leave
-
-    @property
-    def _burst(self) -> float:
-        return max(1.0, self._per_s)
 
     def _name(self, environ: Environ) -> str:
         shown = environ.get("HTTP_AUTHORIZATION") if self._by_authorization else None
@@ -257,34 +220,24 @@ class ClientLimits:
         if now - self._swept_at < _SWEEP_INTERVAL_S:
             return
         self._swept_at = now
-        refill_s = self._burst / self._per_s if self._per_s else 0.0
         self._clients = {
-            name: client
-            for name, client in self._clients.items()
-            if client.in_flight or now - client.counted_at < refill_s
+            name: client for name, client in self._clients.items() if client.in_flight or client.rested_at > now
         }
 
 
-def _client_limits(env: Mapping[str, str]) -> ClientLimits | None:
-    in_flight, per_s = _number(env, IN_FLIGHT, whole=True), _number(env, RATE)
-    client_by = env.get(CLIENT_BY) or "address"
-    if client_by not in ("address", "authorization"):
-        raise QserveException(f"{CLIENT_BY}={client_by!r} must be 'address' or 'authorization'")
-    if client_by == "authorization" and env.get(TOKEN):
-        raise QserveException(f"{CLIENT_BY}=authorization cannot tell clients apart: all of them send the same {TOKEN}")
-    if not in_flight and not per_s:
-        return None
-    return ClientLimits(int(in_flight), per_s, client_by == "authorization")
+def _too_many(environ: Environ, message: str, after_s: int) -> Refused:
+    return Refused(message, "too_many_requests", 429, has_body(environ), retry_after_s=after_s)
 
 
-def _number(env: Mapping[str, str], name: str, whole: bool = False) -> float:
+def _number(env: Mapping[str, str], name: str, read: Callable[[str], float]) -> float:
     text = env.get(name)
     if not text:
         return 0.0
     try:
-        value = float(int(text) if whole else float(text))
+        value = read(text)
     except ValueError:
         value = -1.0
-    if not 0 < value < float("inf"):
-        raise QserveException(f"{name}={text!r} must be a {'whole ' if whole else ''}number above 0, such as {name}=10")
+    if not 0 < value < math.inf:
+        kind = "whole number" if read is int else "number"
+        raise QserveException(f"{name}={text!r} must be a {kind} above 0, such as {name}=10")
     return value

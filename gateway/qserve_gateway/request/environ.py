@@ -1,4 +1,4 @@
-"""Read an HTTP request from its WSGI environment: path, headers and body."""
+"""Read an HTTP request from its WSGI environment: path, headers and body; ``Refused``: why it is not served."""
 
 from __future__ import annotations
 
@@ -24,9 +24,44 @@ _KIB = 1024
 # 1 KiB/s from the fifth second on, checked three times; a client that has sent 15 KiB may keep that pace to the end
 _PACE = ((5 * _KIB, 5.0), (10 * _KIB, 10.0), (sys.maxsize, BODY_TIMEOUT_S))
 
-_ID = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
+CLIENT_ID = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
+"""What a client may choose as an ID: it has no spaces, and nothing in it needs quoting."""
 _UNPREFIXED = frozenset(("CONTENT_TYPE", "CONTENT_LENGTH"))
 _MODEL_HEADER = "SERVE_MULTIPLEXED_MODEL_ID"
+
+
+class Refused(BadRequest):
+    """Raised when a request is not served, and the response says more than what is wrong.
+
+    Parameters:
+      headers: Further headers of the response.
+      detail: What FastAPI would say, for the clients of a DAGDriver.
+      retry_after_s: After how many seconds the same request may succeed; None if it never will.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        code: str,
+        status: int,
+        close: bool = False,
+        *,
+        headers: tuple[tuple[str, str], ...] = (),
+        detail: str | None = None,
+        retry_after_s: int | None = None,
+    ) -> None:
+        super().__init__(message, code, status, close)
+        self.headers = headers
+        self.detail = detail
+        self.retryable = retry_after_s is not None
+        self.retry_after_s = retry_after_s
+
+
+def wrong_method(method: str, allowed: tuple[str, ...], driver: bool = False) -> Refused:
+    """Return the error for a method that is not served; ``driver`` for the path of a DAGDriver."""
+    message, headers = f"method {method} is not allowed here", (("allow", ", ".join(allowed)),)
+    detail = "Method Not Allowed" if driver else None
+    return Refused(message, "method_not_allowed", 405, headers=headers, detail=detail)
 
 
 # -- headers ---------------------------------------------------------------------------------------
@@ -41,15 +76,10 @@ def drop_ambiguous_headers(worker: Any, request: Any) -> None:
     request.headers = [header for header in request.headers if "_" not in header[0] or header[0] == _MODEL_HEADER]
 
 
-def is_token(text: str) -> bool:
-    """Return whether a client may use a text as an ID: 1 to 128 characters, no spaces, nothing that needs quoting."""
-    return _ID.fullmatch(text) is not None
-
-
 def request_id_of(environ: Environ) -> str:
     """Return the client's ``X-Request-ID``, or a new ID when it sent none or a malformed one."""
     given = environ.get("HTTP_X_REQUEST_ID")
-    if given is not None and is_token(given):
+    if given is not None and CLIENT_ID.fullmatch(given):
         return str(given)
     return os.urandom(16).hex()
 
@@ -142,55 +172,51 @@ def has_body(environ: Environ) -> bool:
     return "HTTP_TRANSFER_ENCODING" in environ or environ.get("CONTENT_LENGTH") not in (None, "", "0")
 
 
-def read_body(environ: Environ, limit: int = BODY_LIMIT) -> bytes:
+def read_body(environ: Environ) -> bytes:
     """Read the whole body.
 
     Flask's ``get_data`` is not used because it truncates: it returns the first part of a chunked body that is too
     long, and whatever arrived of a body whose connection was closed.
 
     Raises:
-      BadRequest: The body is longer than ``limit`` bytes (413), incomplete or malformed (400), too slow (408), or in an
+      BadRequest: The body is longer than ``BODY_LIMIT`` (413), incomplete or malformed (400), too slow (408), or in an
         unsupported transfer coding (501).
     """
     if not has_body(environ):
         return b""
+    length = None
     coding = environ.get("HTTP_TRANSFER_ENCODING")
-    if coding is not None:
-        if coding.strip().lower() != "chunked":
-            message = "the only supported transfer coding is 'chunked'"
-            raise BadRequest(message, "unsupported_transfer_coding", 501, close=True)
-        return _read(environ["wsgi.input"], limit, None)
-    length = _length(environ["CONTENT_LENGTH"])
-    if length > limit:
-        raise _too_long(limit)
-    return _read(environ["wsgi.input"], limit, length)
-
-
-def _length(text: str) -> int:
-    if not (text.isascii() and text.isdigit()) or len(text) > 18:
-        raise BadRequest("Content-Length is not a number", "invalid_header", close=True)
-    return int(text)
-
-
-def _read(stream: Any, limit: int, length: int | None) -> bytes:
-    wanted = limit + 1 if length is None else length
-    body, began = b"", time.monotonic()
-    for size, within_s in _PACE:
-        goal = min(size, wanted)
-        left_s = min(within_s, BODY_TIMEOUT_S) - (time.monotonic() - began)
-        body += _read_within(stream, goal - len(body), left_s)
-        if len(body) < goal or goal == wanted:
-            break
-    if length is None and len(body) > limit:
-        raise _too_long(limit)
+    if coding is None:
+        announced = environ["CONTENT_LENGTH"]
+        if not (announced.isascii() and announced.isdigit()) or len(announced) > 18:
+            raise BadRequest("Content-Length is not a number", "invalid_header", close=True)
+        length = int(announced)
+    elif coding.strip().lower() != "chunked":
+        message = "the only supported transfer coding is 'chunked'"
+        raise BadRequest(message, "unsupported_transfer_coding", 501, close=True)
+    too_long = length is not None and length > BODY_LIMIT
+    body = b"" if too_long else _read(environ["wsgi.input"], BODY_LIMIT + 1 if length is None else length)
+    if too_long or len(body) > BODY_LIMIT:
+        raise BadRequest(f"the request body is longer than {BODY_LIMIT} bytes", "body_too_large", 413, close=True)
     if length is not None and len(body) < length:
         message = f"the request body has {len(body)} bytes, but Content-Length says {length}"
         raise BadRequest(message, "incomplete_body", close=True)
     return body
 
 
+def _read(stream: Any, size: int) -> bytes:
+    """Read ``size`` bytes, or fewer where the body ends; no slower than ``_PACE``."""
+    body, began = b"", time.monotonic()
+    for paced, within_s in _PACE:
+        goal = min(paced, size)
+        left_s = min(within_s, BODY_TIMEOUT_S) - (time.monotonic() - began)
+        body += _read_within(stream, goal - len(body), left_s)
+        if len(body) < goal or goal == size:
+            break
+    return body
+
+
 def _read_within(stream: Any, size: int, left_s: float) -> bytes:
-    """Read ``size`` bytes, or fewer where the body ends."""
     stalled = gevent.Timeout.start_new(max(0.0, left_s))
     try:
         return stream.read(size)  # type: ignore[no-any-return]
@@ -204,7 +230,3 @@ def _read_within(stream: Any, size: int, left_s: float) -> bytes:
         raise BadRequest("the request body is truncated or malformed", code, close=True) from error
     finally:
         stalled.close()
-
-
-def _too_long(limit: int) -> BadRequest:
-    return BadRequest(f"the request body is longer than {limit} bytes", "body_too_large", 413, close=True)

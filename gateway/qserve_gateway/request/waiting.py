@@ -26,8 +26,7 @@ class InFlightLimit:
     No lock is needed: there is one thread, and no greenlet switches in the middle of a method.
     """
 
-    def __init__(self) -> None:
-        self._count = 0
+    _count = 0
 
     def __enter__(self) -> None:
         if self._count >= IN_FLIGHT_LIMIT:

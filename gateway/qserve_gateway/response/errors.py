@@ -9,10 +9,11 @@ from typing import Any
 
 from qserve import exceptions
 from qserve.base.log import get_logger
-from qserve.exceptions import BrokerError, BrokerUnavailable, BrokerUnsafe, QserveException
+from qserve.exceptions import BrokerError, BrokerUnsafe, QserveException, ResultNotSerialisable, TaskError
 from qserve.http.message import BadRequest
 from qserve.wire.failure import Failure
 from qserve.wire.outcome import Outcome, State
+from qserve_gateway.request.environ import Refused
 from qserve_gateway.response.reply import WITHOUT_BODY, Reply
 
 log = get_logger(__name__)
@@ -24,64 +25,32 @@ _HEADERS = [
 ]
 _RETRY_AFTER_S = 1
 _INVALID_JSON = ("qserve.http.request", "InvalidJSON")
-_DETAILS = {404: "Not Found", 405: "Method Not Allowed"}
 # redis-py strips some of the broker's own codes from its errors and keeps only their texts
 _BROKER_CODES = (("OOM", "broker_full"), ("used memory >", "broker_full"), ("MISCONF", "broker_disk_full"))
 
 
-class NoRoute(BadRequest):
-    """Raised when no application serves a path, or none with this method.
-
-    Parameters:
-      message: What is wrong.
-      status: 404 or 405.
-      allow: The methods that are served.
-      driver: Whether the path belongs to a DAGDriver, whose clients expect FastAPI's ``detail``.
-    """
-
-    def __init__(self, message: str, status: int, allow: tuple[str, ...] = (), driver: bool = False) -> None:
-        super().__init__(message, "not_found" if status == 404 else "method_not_allowed", status)
-        self.allow = allow
-        self.driver = driver
-
-
-class Redirect(BadRequest):
-    """Raised when a path has a slash too many or too few at its end; FastAPI's routers redirect these as well.
-
-    Parameters:
-      location: The URL of the path that is served.
-    """
-
-    def __init__(self, location: str) -> None:
-        super().__init__(f"the path is {location}", "redirect", 307)
-        self.location = location
-
-
-def problem_reply(status: int, code: str, message: str, request_id: str, retryable: bool = False, **more: Any) -> Reply:
+def problem_reply(
+    status: int,
+    code: str,
+    message: str,
+    request_id: str,
+    *,
+    retryable: bool = False,
+    detail: str | None = None,
+    **more: Any,
+) -> Reply:
     """Return a response that describes an error as JSON.
 
     Parameters:
       code: Names the kind of error, for programs.
       message: Explains it to people.
       retryable: Whether the same request may succeed later.
+      detail: The error in FastAPI's words, beside the error object.
       more: Further fields of the error object.
     """
-    error = {
-        "code": code,
-        "message": message,
-        "request_id": request_id,
-        "retryable": retryable,
-        **more,
-    }
-    return Reply(status, [*_HEADERS, ("x-request-id", request_id)], _json({"error": error}))
-
-
-def not_ready_reply(request_id: str) -> Reply:
-    """Return the response of a gateway that has started but does not know its routes."""
-    message = "the gateway has not read the applications yet"
-    reply = problem_reply(503, BrokerUnavailable.code, message, request_id, retryable=True)
-    reply.headers.append(("retry-after", str(_RETRY_AFTER_S)))
-    return reply
+    error = {"code": code, "message": message, "request_id": request_id, "retryable": retryable, **more}
+    body = {"error": error} if detail is None else {"error": error, "detail": detail}
+    return Reply(status, [*_HEADERS, ("x-request-id", request_id)], _json(body))
 
 
 def error_reply(error: BaseException, request_id: str) -> Reply:
@@ -95,25 +64,13 @@ def error_reply(error: BaseException, request_id: str) -> Reply:
         log.log(DEBUG if isinstance(error, BrokerUnsafe) else WARNING, "request %s: %s", request_id, error)
         code = next((code for word, code in _BROKER_CODES if word in message), code)
         message = "the broker cannot be reached, or does not accept calls at the moment"
-    reply = problem_reply(error.status, code, message, request_id, error.retryable)
-    if isinstance(error, BadRequest):
-        reply.close = error.close
-        reply.headers += getattr(error, "headers", ())
-    if isinstance(error, Redirect):
-        return Reply(error.status, [("location", error.location), ("x-request-id", request_id)], b"")
-    if isinstance(error, NoRoute):
-        _explain_route(reply, error)
+    headers, detail = (error.headers, error.detail) if isinstance(error, Refused) else ((), None)
+    reply = problem_reply(error.status, code, message, request_id, retryable=error.retryable, detail=detail)
+    reply.headers += headers
+    reply.close = isinstance(error, BadRequest) and error.close
     if error.retryable:
-        after_s = getattr(error, "retry_after_s", _RETRY_AFTER_S)
-        reply.headers.append(("retry-after", str(after_s)))
+        reply.headers.append(("retry-after", str(getattr(error, "retry_after_s", _RETRY_AFTER_S))))
     return reply
-
-
-def _explain_route(reply: Reply, error: NoRoute) -> None:
-    if error.allow:
-        reply.headers.append(("allow", ", ".join(error.allow)))
-    if error.driver:
-        reply.body = _json({**json.loads(reply.body), "detail": _DETAILS[error.status]})
 
 
 def failure_reply(outcome: Outcome, request_id: str, show_errors: bool) -> Reply:
@@ -127,27 +84,25 @@ def failure_reply(outcome: Outcome, request_id: str, show_errors: bool) -> Reply
         failure = Failure.decode(outcome.payload)
     except QserveException as error:
         return error_reply(error, request_id)
-    refusal = _refusal_of(failure)
-    if refusal is not None:
-        return error_reply(refusal, request_id)
+    # an error of qserve that user code passed on counts as its own, unless the request may succeed later
+    is_ours = failure.module == exceptions.__name__
+    kind = getattr(exceptions, failure.type, None) if is_ours else None
+    if is_ours and (not failure.deployment or getattr(kind, "retryable", False)):
+        return error_reply(replace(failure, deployment="").to_exception(), request_id)
     if (failure.module, failure.type) == _INVALID_JSON:
         message = f"the request body is not valid JSON: {failure.message}"
         return problem_reply(400, "invalid_json", message, request_id)
     reply = _http_exception_reply(failure, request_id) if failure.is_answer else None
-    return reply or _user_error_reply(failure, request_id, show_errors)
-
-
-def _refusal_of(failure: Failure) -> BaseException | None:
-    """Return the error of qserve itself behind a failure.
-
-    A failure that user code passed on counts as its own, unless it may succeed later: that one keeps its status.
-    """
-    if failure.module != exceptions.__name__:
-        return None
-    kind = getattr(exceptions, failure.type, None)
-    if failure.deployment and not getattr(kind, "retryable", False):
-        return None
-    return replace(failure, deployment="").to_exception()
+    if reply is not None:
+        return reply
+    message = f"{failure.type}: {failure.message}" if failure.message else failure.type
+    log.error("request %s failed in deployment %r: %s", request_id, failure.deployment, message)
+    more: dict[str, Any] = {"type": failure.type, "deployment": failure.deployment}
+    if show_errors:
+        more["traceback"] = failure.traceback
+    # a result that cannot be sent is told apart from an exception
+    code = kind.code if isinstance(kind, type) and issubclass(kind, ResultNotSerialisable) else TaskError.code
+    return problem_reply(500, code, message, request_id, **more)
 
 
 def _http_exception_reply(failure: Failure, request_id: str) -> Reply | None:
@@ -163,23 +118,6 @@ def _http_exception_reply(failure: Failure, request_id: str) -> Reply | None:
     headers += [header for header in _HEADERS if header[0] not in chosen]
     body = b"" if status in WITHOUT_BODY else _json({"detail": detail})
     return Reply(status, [*headers, ("x-request-id", request_id)], body)
-
-
-def _user_error_reply(failure: Failure, request_id: str, show_errors: bool) -> Reply:
-    message = f"{failure.type}: {failure.message}" if failure.message else failure.type
-    log.error("request %s failed in deployment %r: %s", request_id, failure.deployment, message)
-    more: dict[str, Any] = {"type": failure.type, "deployment": failure.deployment}
-    if show_errors:
-        more["traceback"] = failure.traceback
-    return problem_reply(500, _code_of(failure), message, request_id, **more)
-
-
-def _code_of(failure: Failure) -> str:
-    """Return the code for a failure in a deployment; a result that cannot be sent is told apart from an exception."""
-    kind = getattr(exceptions, failure.type, None) if failure.module == exceptions.__name__ else None
-    if isinstance(kind, type) and issubclass(kind, exceptions.ResultNotSerialisable):
-        return kind.code
-    return exceptions.TaskError.code
 
 
 def _json(body: dict[str, Any]) -> bytes:

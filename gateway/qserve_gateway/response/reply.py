@@ -1,4 +1,4 @@
-"""``Reply``: a complete HTTP response as a WSGI application."""
+"""HTTP responses as WSGI applications: ``Reply`` is complete, ``StreamReply`` is still being produced."""
 
 from __future__ import annotations
 
@@ -9,7 +9,12 @@ from collections.abc import Callable, Iterable, Iterator
 from http import HTTPStatus
 from typing import Any
 
+import msgpack
+
+from qserve.calls.ref import ItemRef
+from qserve.exceptions import DeadlineExceeded, GetTimeoutError, RequestCancelled
 from qserve.http.render import parse
+from qserve_gateway.request.waiting import POLL_INTERVAL_S, is_disconnected
 
 LINGER_S = 1.0
 WITHOUT_BODY = frozenset((204, 304))
@@ -17,8 +22,7 @@ _STATUS_LINES = {status.value: f"{status.value} {status.phrase}" for status in H
 _STATUS_LINES[499] = "499 Client Closed Request"
 
 
-def status_line(status: int) -> str:
-    """Return a status as WSGI expects it, such as ``404 Not Found``."""
+def _status_line(status: int) -> str:
     return _STATUS_LINES.get(status) or f"{status} Status"
 
 
@@ -46,9 +50,10 @@ class Reply:
             self.headers.append(("content-length", str(len(self.body))))
         if self.close:
             _force_close(start_response)
-        start_response(status_line(self.status), self.headers)
-        chunks = [] if environ["REQUEST_METHOD"] == "HEAD" else [self.body]
-        return _LingeringBody(chunks, environ.get("gunicorn.socket")) if self.close else chunks
+        start_response(_status_line(self.status), self.headers)
+        body = b"" if environ["REQUEST_METHOD"] == "HEAD" else self.body
+        sock = environ.get("gunicorn.socket")
+        return _lingering(body, sock) if self.close and sock is not None else [body]
 
 
 def result_reply(payload: bytes, request_id: str) -> Reply:
@@ -71,26 +76,73 @@ def _force_close(start_response: Callable[..., Any]) -> None:
         force_close()
 
 
-class _LingeringBody:
-    """A response body that, once sent, discards for a moment what the client still sends.
+def _lingering(body: bytes, sock: Any) -> Iterator[bytes]:
+    """Return a body and, once it is sent, discard for a moment what the client still sends.
 
     Closing a socket with unread data resets the connection, and the client would lose the response.
     """
+    yield body
+    end = time.monotonic() + LINGER_S
+    with contextlib.suppress(OSError, ValueError):
+        sock.shutdown(1)
+        while (left_s := end - time.monotonic()) > 0:
+            if not select.select([sock], [], [], left_s)[0] or not sock.recv(65536):
+                return
 
-    def __init__(self, chunks: list[bytes], sock: Any) -> None:
-        self._chunks = chunks
-        self._sock = sock
+
+class StreamReply:
+    """An HTTP response that is still being produced, as a WSGI application.
+
+    Parameters:
+      ref: The request. Its first item holds status and headers, the others are the body.
+      request_id: The ``X-Request-ID`` for the headers.
+      timeout_s: Seconds from now within which the body must be complete.
+      cancel: Cancels the request when the client disconnects.
+    """
+
+    __slots__ = ("_cancel", "_end", "_ref", "_sock", "headers", "on_close", "status")
+
+    def __init__(self, ref: ItemRef, request_id: str, timeout_s: float, cancel: Callable[[ItemRef], None]) -> None:
+        first = ref.next_nowait()
+        assert first is not None
+        self.status, named = msgpack.unpackb(first)
+        self.headers = [(name, value) for name, value in named]
+        self.headers.append(("x-request-id", request_id))
+        self._ref = ref
+        self._cancel = cancel
+        self._end = time.monotonic() + timeout_s
+        self._sock: Any = None
+        self.on_close: Callable[[], None] | None = None
+
+    def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        """Send the response; this makes it a WSGI application."""
+        self._sock = environ.get("gunicorn.socket")
+        start_response(_status_line(self.status), self.headers)
+        if environ["REQUEST_METHOD"] == "HEAD":
+            self.close()  # the server closes only a body that it has iterated
+            return []
+        return self
 
     def __iter__(self) -> Iterator[bytes]:
-        return iter(self._chunks)
+        while (item := self._next()) is not None:
+            yield item
+        # an error must not look like the end of the body: raising closes the connection without the last chunk
+        self._ref.raise_for_end()
+
+    def _next(self) -> bytes | None:
+        while True:
+            left_s = self._end - time.monotonic()
+            if left_s <= 0:
+                raise DeadlineExceeded("the response was not complete before the request's deadline")
+            try:
+                return self._ref.next(min(POLL_INTERVAL_S, left_s))
+            except GetTimeoutError:
+                if is_disconnected(self._sock):
+                    raise RequestCancelled("the client closed the connection") from None
 
     def close(self) -> None:
-        """Discard input; the server calls this once the body was sent."""
-        if self._sock is None:
-            return
-        end = time.monotonic() + LINGER_S
-        with contextlib.suppress(OSError, ValueError):
-            self._sock.shutdown(1)
-            while (left_s := end - time.monotonic()) > 0:
-                if not select.select([self._sock], [], [], left_s)[0] or not self._sock.recv(65536):
-                    return
+        """Cancel what is left of the request; the server calls this at the end, also when sending failed."""
+        if not self._ref.done.is_set():
+            self._cancel(self._ref)
+        if self.on_close is not None:
+            self.on_close()
