@@ -11,8 +11,7 @@ import click
 
 from qserve.base.settings import Settings
 from qserve.broker.connection import connect
-from qserve.broker.doctor import examine
-from qserve.broker.facts import read_facts
+from qserve.broker.doctor import examine, read_facts
 from qserve.cli.options import broker_option, json_option
 
 

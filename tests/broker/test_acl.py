@@ -24,8 +24,7 @@ from qserve.base.keys import GROUP, Keys
 from qserve.base.settings import Settings
 from qserve.broker import functions
 from qserve.broker.connection import connect, create_group, load_functions
-from qserve.broker.doctor import check, examine
-from qserve.broker.facts import read_facts
+from qserve.broker.doctor import check, examine, read_facts
 from qserve.broker.library import Command
 from qserve.broker.registry import Registry
 from qserve.deploy.installation import RUNNING, Installation, ReplicaReports, ReplicaStatus

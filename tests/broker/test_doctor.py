@@ -15,8 +15,7 @@ from click.testing import CliRunner
 from qserve.__main__ import main
 from qserve.base.settings import Settings
 from qserve.broker.connection import connect
-from qserve.broker.doctor import Finding, check, check_address, examine
-from qserve.broker.facts import BrokerFacts, facts_of_address, read_facts
+from qserve.broker.doctor import BrokerFacts, Finding, check, check_address, examine, facts_of_address, read_facts
 from qserve.cli import doctor as command
 from qserve.exceptions import BrokerError, BrokerUnavailable
 from qserve.machine.embedded_broker import EmbeddedBroker

@@ -18,8 +18,7 @@ from sentinels import PASSWORD, SERVICE, Watched
 from qserve.base.keys import Keys
 from qserve.base.settings import Settings
 from qserve.broker.connection import connect, create_group, load_functions
-from qserve.broker.doctor import examine
-from qserve.broker.facts import read_facts
+from qserve.broker.doctor import examine, read_facts
 from qserve.broker.link import Link
 from qserve.calls.client import ClientPlane
 from qserve.calls.ref import Call

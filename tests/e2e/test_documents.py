@@ -17,8 +17,7 @@ import redis
 from processes import QSERVE, Serving, Site, free_port, is_open, wait_until
 
 from qserve.base.settings import Settings
-from qserve.broker.doctor import examine
-from qserve.broker.facts import BrokerFacts
+from qserve.broker.doctor import BrokerFacts, examine
 from qserve.machine.embedded_broker import find_server
 
 ROOT = Path(__file__).parents[2]
