@@ -15,7 +15,7 @@ from qserve.calls.ref import Call, ItemRef, Plane, Ref, failed
 from qserve.calls.responses import ref_of
 from qserve.exceptions import AppNotFound, QserveException
 from qserve.graph.advance import Answer as AnswerMove
-from qserve.graph.advance import Fill, Send, begin
+from qserve.graph.advance import Fill, begin
 from qserve.graph.plan import Plan, Slot
 from qserve.wire.application import ApplicationRecord
 from qserve.wire.codec import Codec
@@ -203,7 +203,7 @@ def _replace_refs(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[list[
 
 
 def pack_moves(
-    moves: Sequence[Send | Fill | AnswerMove],
+    moves: Sequence[Fill | AnswerMove],
     record: ApplicationRecord,
     plan: Plan,
     keys: Keys,
@@ -220,7 +220,6 @@ def pack_moves(
         if isinstance(move, AnswerMove):
             return codec.encode(move.value)
         stream, step = keys.stream(record.name, record.version, plan.steps[move.step].deployment), str(move.step)
-        needs = len(move.values) if isinstance(move, Send) else move.needs
         values = []
         for slot, value in move.values:
             ref = None if awaited is None else ref_of(value)
@@ -229,9 +228,9 @@ def pack_moves(
             elif not ref.request_id:
                 values.append((slot, codec.encode(ref.result())))
             else:
-                awaited.append(Awaited(keys.request(ref.request_id), stream, step, needs, slot))
-        if len(values) == needs:
+                awaited.append(Awaited(keys.request(ref.request_id), stream, step, move.needs, slot))
+        if len(values) == move.needs:
             packed.append(Start(stream, step, [value for _, value in sorted(values)]))
         else:
-            packed.append(Join(stream, step, needs, values))
+            packed.append(Join(stream, step, move.needs, values))
     return packed

@@ -16,16 +16,8 @@ from qserve.graph.plan import InputKey, Plan, Slot
 
 
 @dataclass(frozen=True, slots=True)
-class Send:
-    """Start a step: ``values`` are all the slots that it needs."""
-
-    step: int
-    values: tuple[tuple[int, Any], ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
 class Fill:
-    """Fill some slots of a step, and start it when it has all ``needs`` of them."""
+    """Fill some slots of a step, and start it when it has all ``needs`` of them: at once when these are all."""
 
     step: int
     values: tuple[tuple[int, Any], ...]
@@ -39,7 +31,7 @@ class Answer:
     value: Any
 
 
-Move = Send | Fill | Answer
+Move = Fill | Answer
 
 
 def begin(plan: Plan, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Move]:
@@ -63,12 +55,11 @@ def begin(plan: Plan, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Mo
             value = read_input(source, args, kwargs)
             for target, slot in targets:
                 filled.setdefault(target, []).append((slot, value))
-    moves: list[Move] = []
-    for number, step in enumerate(plan.steps):
-        if step.needs == 0:
-            moves.append(Send(number))
-        elif number in filled:
-            moves.append(_move(number, tuple(filled[number]), step.needs))
+    moves: list[Move] = [
+        Fill(number, tuple(filled.get(number, ())), step.needs)
+        for number, step in enumerate(plan.steps)
+        if number in filled or step.needs == 0
+    ]
     if isinstance(plan.output, InputKey):
         moves.append(Answer(read_input(plan.output, args, kwargs)))
     return moves
@@ -85,7 +76,7 @@ def advance(plan: Plan, step: int, value: Any) -> list[Move]:
     if step == plan.output:
         return [Answer(value)]
     steps = plan.steps
-    return [_move(target, ((slot, value),), steps[target].needs) for target, slot in plan.feeds.get(step, ())]
+    return [Fill(target, ((slot, value),), steps[target].needs) for target, slot in plan.feeds.get(step, ())]
 
 
 def read_input(key: InputKey, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
@@ -109,10 +100,6 @@ def read_input(key: InputKey, args: Sequence[Any], kwargs: Mapping[str, Any]) ->
     except LookupError as error:
         read = f"inp[{key.key}]" if isinstance(key.key, int) else f"inp.{key.key}"
         raise type(error)(f"the graph reads {read}, but the request has {_described(args, kwargs)}") from None
-
-
-def _move(step: int, values: tuple[tuple[int, Any], ...], needs: int) -> Move:
-    return Send(step, values) if len(values) == needs else Fill(step, values, needs)
 
 
 def _described(args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:

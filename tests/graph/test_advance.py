@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from qserve.graph.advance import Answer, Arguments, Fill, Send, advance, begin
+from qserve.graph.advance import Answer, Arguments, Fill, advance, begin
 from qserve.graph.plan import InputKey, Plan, Slot, Source, Step
 
 WHOLE = InputKey()
@@ -19,6 +19,11 @@ def reading(*keys: InputKey) -> Plan:
     slots = tuple(Slot(index) for index in range(len(keys)))
     feeds: dict[Source, tuple[tuple[int, int], ...]] = {key: ((0, index),) for index, key in enumerate(keys)}
     return Plan((Step("f", args=slots, needs=len(keys)),), feeds, 0)
+
+
+def started(step: int, values: tuple[tuple[int, Any], ...]) -> Fill:
+    """The move that starts a step at once: these are all the values that it needs."""
+    return Fill(step, values, len(values))
 
 
 JOIN = Plan(
@@ -33,13 +38,13 @@ JOIN = Plan(
 
 
 def test_begin_starts_what_needs_nothing_or_only_the_input() -> None:
-    assert begin(JOIN, (7,), {}) == [Send(0, ((0, 7),)), Send(1, ()), Fill(2, ((2, 7),), 3)]
+    assert begin(JOIN, (7,), {}) == [started(0, ((0, 7),)), started(1, ()), Fill(2, ((2, 7),), 3)]
 
 
 def test_advance_sends_a_step_that_needs_one_value() -> None:
     plan = Plan((Step("a"), Step("b", args=(Slot(0),), needs=1)), {0: ((1, 0),)}, 1)
 
-    assert advance(plan, 0, "x") == [Send(1, ((0, "x"),))]
+    assert advance(plan, 0, "x") == [started(1, ((0, "x"),))]
 
 
 def test_advance_fills_a_step_that_needs_more() -> None:
@@ -51,7 +56,7 @@ def test_advance_feeds_every_consumer() -> None:
     steps = (Step("a"), Step("b", needs=1), Step("c", needs=1), Step("d", needs=2))
     plan = Plan(steps, {0: ((1, 0), (2, 0)), 1: ((3, 0),), 2: ((3, 1),)}, 3)
 
-    assert advance(plan, 0, 5) == [Send(1, ((0, 5),)), Send(2, ((0, 5),))]
+    assert advance(plan, 0, 5) == [started(1, ((0, 5),)), started(2, ((0, 5),))]
 
 
 def test_the_last_step_answers() -> None:
@@ -66,7 +71,7 @@ def test_a_graph_of_nothing_but_the_input_answers_at_once() -> None:
 def test_parts_of_the_input_start_a_step_together() -> None:
     plan = reading(InputKey("item", 0), InputKey("item", 1))
 
-    assert begin(plan, (1, 2), {}) == [Send(0, ((0, 1), (1, 2)))]
+    assert begin(plan, (1, 2), {}) == [started(0, ((0, 1), (1, 2)))]
 
 
 @pytest.mark.parametrize(
@@ -79,7 +84,7 @@ def test_parts_of_the_input_start_a_step_together() -> None:
     ],
 )
 def test_a_single_list_is_the_input_itself(key: InputKey, value: Any) -> None:
-    assert begin(reading(key), ([10, 20],), {}) == [Send(0, ((0, value),))]
+    assert begin(reading(key), ([10, 20],), {}) == [started(0, ((0, value),))]
 
 
 class Measure(BaseModel):
@@ -89,10 +94,10 @@ class Measure(BaseModel):
 def test_a_single_object_is_read_by_item_and_attribute() -> None:
     items: list[tuple[Any, Any]] = [((1, 2), 1), ({"m1": 4}, "m1"), ({1: 2}, 1), ("ab", 0)]
     for value, key in items:
-        assert begin(reading(InputKey("item", key)), (value,), {}) == [Send(0, ((0, value[key]),))]
+        assert begin(reading(InputKey("item", key)), (value,), {}) == [started(0, ((0, value[key]),))]
 
     for point in (SimpleNamespace(x=3), Measure(x=3)):
-        assert begin(reading(WHOLE, InputKey("attribute", "x")), (point,), {}) == [Send(0, ((0, point), (1, 3)))]
+        assert begin(reading(WHOLE, InputKey("attribute", "x")), (point,), {}) == [started(0, ((0, point), (1, 3)))]
 
 
 def test_several_values_are_read_by_position_and_keyword() -> None:
@@ -105,12 +110,12 @@ def test_several_values_are_read_by_position_and_keyword() -> None:
 
     (move,) = begin(plan, (1, 2), {"m3": 3, "m4": {"a": 4}})
 
-    assert move == Send(0, ((0, 2), (1, 3), (2, {"a": 4}), (3, 1)))
+    assert move == started(0, ((0, 2), (1, 3), (2, {"a": 4}), (3, 1)))
 
 
 def test_one_keyword_alone_is_no_single_value() -> None:
     for key in (InputKey("attribute", "x"), InputKey("item", "x")):
-        assert begin(reading(key), (), {"x": 1}) == [Send(0, ((0, 1),))]
+        assert begin(reading(key), (), {"x": 1}) == [started(0, ((0, 1),))]
     with pytest.raises(IndexError):
         begin(reading(InputKey("item", 0)), (), {"x": 1})
     with pytest.raises(KeyError):
@@ -180,8 +185,8 @@ def test_a_single_input_fails_as_python_does() -> None:
 
 
 def test_several_values_as_a_whole_are_a_tuple_or_a_dict() -> None:
-    assert begin(reading(WHOLE), (1, 2), {}) == [Send(0, ((0, (1, 2)),))]
-    assert begin(reading(WHOLE), (), {"a": 1}) == [Send(0, ((0, {"a": 1}),))]
+    assert begin(reading(WHOLE), (1, 2), {}) == [started(0, ((0, (1, 2)),))]
+    assert begin(reading(WHOLE), (), {"a": 1}) == [started(0, ((0, {"a": 1}),))]
 
 
 def test_the_input_is_read_once_for_all_its_users() -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from random_graphs import Graph, graphs
 
 from qserve.define.compile import compile_application
-from qserve.graph.advance import Answer, Arguments, Fill, Move, Send, advance, begin
+from qserve.graph.advance import Answer, Arguments, Move, advance, begin
 from qserve.graph.plan import Plan
 
 
@@ -49,8 +49,7 @@ class Interpreter:
                 slots = waiting.setdefault(move.step, {})
                 assert not slots.keys() & dict(move.values).keys(), "a slot was filled twice"
                 slots.update(move.values)
-                needs = move.needs if isinstance(move, Fill) else len(move.values)
-                if isinstance(move, Send) or len(slots) == needs:
+                if len(slots) == move.needs:
                     ready.append((move.step, slots))
             if not ready:
                 break
