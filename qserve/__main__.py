@@ -11,14 +11,8 @@ import click
 from qserve import __version__
 from qserve.exceptions import QserveException
 
-_COMMANDS = {
-    "run": "qserve.cli.run:run",
-    "deploy": "qserve.cli.deploy:deploy",
-    "status": "qserve.cli.status:status",
-    "doctor": "qserve.cli.doctor:doctor",
-    "dlq": "qserve.cli.dlq:dlq",
-    "graph": "qserve.cli.graph:graph",
-}
+_COMMANDS = ("run", "deploy", "status", "doctor", "dlq", "graph")
+"""Each is the function of its name in the module of its name in ``qserve.cli``."""
 _ENTRY_POINTS = "qserve.commands"
 """The group of entry points under which other packages add their commands; nothing here names these packages."""
 
@@ -27,21 +21,17 @@ class LazyGroup(click.Group):
     """A group that imports a command when it is used, and prints an error of qserve as one message."""
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run a command; it exits with 1 after an error."""
         try:
             return super().invoke(ctx)
         except QserveException as error:
             raise click.ClickException(str(error)) from error
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """Return the names of all commands, our own first."""
         return [*_COMMANDS, *sorted(one.name for one in _entry_points())]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Import a command."""
         if cmd_name in _COMMANDS:
-            module, _, attribute = _COMMANDS[cmd_name].partition(":")
-            command: click.Command = getattr(import_module(module), attribute)
+            command: click.Command = getattr(import_module(f"qserve.cli.{cmd_name}"), cmd_name)
             return command
         return next((one.load() for one in _entry_points() if one.name == cmd_name), None)
 

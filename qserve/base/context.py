@@ -46,18 +46,13 @@ class ReplicaContext:
 request_context: ContextVar[RequestContext] = ContextVar("qserve_request", default=RequestContext())
 replica_here: ContextVar[ReplicaContext | None] = ContextVar("qserve_replica_here", default=None)
 """The replica of the running code where replicas and their callers share a process; None elsewhere."""
-_replica: ReplicaContext | None = None
+replica: ReplicaContext | None = None
+"""The replica that this process is; set before the user's object is constructed."""
 connect: Callable[[], Any]
 """Connects to the broker when a handle is used before anything was started in this process; ``qserve`` sets it.
 
 It is kept here, and not beside the handles, so that ``import qserve`` does not have to import those.
 """
-
-
-def enter_replica(context: ReplicaContext) -> None:
-    """Set the replica of this process, before the user's object is constructed."""
-    global _replica
-    _replica = context
 
 
 def get_replica_context() -> ReplicaContext:
@@ -66,7 +61,7 @@ def get_replica_context() -> ReplicaContext:
     Raises:
       QserveException: The code does not run inside a deployment.
     """
-    here = replica_here.get() or _replica
+    here = replica_here.get() or replica
     if here is None:
         raise QserveException(
             "`qserve.get_replica_context()` may only be called from within a deployment, in its constructor or methods"

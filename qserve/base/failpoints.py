@@ -33,32 +33,24 @@ class Failpoint:
     """A point, and what happens there and when.
 
     Parameters:
-      name: One of ``POINTS``.
-      action: One of ``kill9``, ``hang``, ``raise``, ``drop-connection``.
-      nth: It fires once, when this process reaches the point for the nth time.
+      text: As in ``QSERVE_FAILPOINT``: ``POINT:ACTION``, or ``POINT:ACTION:NTH`` for the nth time that this process
+        reaches the point. It fires once.
       once: A file that the first process to fire creates, so that no other fires; "" lets each process fire.
+
+    Raises:
+      QserveException: The text is not a failpoint; the message shows the form.
     """
 
-    def __init__(self, name: str, action: str, nth: int = 1, once: str = "") -> None:
-        if name not in POINTS or action not in _ACTIONS or nth < 1:
+    def __init__(self, text: str, once: str = "") -> None:
+        self._name, _, rest = text.partition(":")
+        self._action, _, nth = rest.partition(":")
+        self._left = int(nth) if nth.isdecimal() else int(not nth)
+        self._once = once
+        if self._name not in POINTS or self._action not in _ACTIONS or self._left < 1:
             raise QserveException(
-                f"QSERVE_FAILPOINT={name}:{action}:{nth} must be POINT:ACTION or POINT:ACTION:NTH, with a POINT of "
+                f"QSERVE_FAILPOINT={text} must be POINT:ACTION or POINT:ACTION:NTH, with a POINT of "
                 f"{', '.join(sorted(POINTS))} and an ACTION of {', '.join(_ACTIONS)}"
             )
-        self._name, self._action, self._left, self._once = name, action, nth, once
-
-    @classmethod
-    def parse(cls, text: str, once: str = "") -> Failpoint | None:
-        """Return the failpoint that the text of the variable describes; None for an empty text.
-
-        Raises:
-          QserveException: The text is not a failpoint; the message shows the form.
-        """
-        if not text:
-            return None
-        name, _, rest = text.partition(":")
-        action, _, nth = rest.partition(":")
-        return cls(name, action, int(nth or 1) if (nth or "1").isdecimal() else 0, once)
 
     def hit(self, name: str) -> None:
         """Fire if ``name`` is the point and its time has come."""
@@ -112,5 +104,6 @@ _ACTIONS: dict[str, Callable[[], None]] = {
     "drop-connection": _drop_connections,
 }
 
-ARMED = Failpoint.parse(os.environ.get("QSERVE_FAILPOINT", ""), os.environ.get("QSERVE_FAILPOINT_ONCE", ""))
+_SET = os.environ.get("QSERVE_FAILPOINT")
+ARMED = Failpoint(_SET, os.environ.get("QSERVE_FAILPOINT_ONCE", "")) if _SET else None
 """The failpoint that the environment sets; None in production."""

@@ -18,14 +18,12 @@ ROOT = Path(__file__).parents[2]
 
 def test_nothing_is_armed_without_the_variable() -> None:
     assert failpoints.ARMED is None
-    assert Failpoint.parse("") is None
     for name in POINTS:
         failpoints.hit(name)
 
 
 def test_a_failpoint_fires_at_the_named_passage_and_only_once() -> None:
-    point = Failpoint.parse("call.before:raise:3")
-    assert point is not None
+    point = Failpoint("call.before:raise:3")
     fired = []
     for number in range(1, 7):
         point.hit("call.after")
@@ -39,7 +37,7 @@ def test_a_failpoint_fires_at_the_named_passage_and_only_once() -> None:
 
 def test_of_all_processes_only_the_first_fires(tmp_path: Path) -> None:
     mark = tmp_path / "fired"
-    first, second = Failpoint("call.before", "raise", once=str(mark)), Failpoint("call.before", "raise", once=str(mark))
+    first, second = Failpoint("call.before:raise", once=str(mark)), Failpoint("call.before:raise", once=str(mark))
 
     with pytest.raises(FailpointError):
         first.hit("call.before")
@@ -61,7 +59,7 @@ def test_of_all_processes_only_the_first_fires(tmp_path: Path) -> None:
 )
 def test_what_is_no_failpoint_is_refused_with_what_may_be_written(text: str) -> None:
     with pytest.raises(QserveException, match=r"POINT:ACTION.*call\.before.*kill9"):
-        Failpoint.parse(text)
+        Failpoint(text)
 
 
 def test_a_process_is_killed_where_the_variable_says() -> None:

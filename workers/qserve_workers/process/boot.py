@@ -11,11 +11,13 @@ import os
 import signal
 import threading
 import time
+from dataclasses import replace
 from typing import Any
 
 from celery import signals
 
-from qserve.base.context import ReplicaContext, enter_replica
+from qserve.base import context
+from qserve.base.context import ReplicaContext
 from qserve.base.log import get_logger, log_to_terminal
 from qserve.base.process import die_with_parent
 from qserve.base.tracebacks import user_traceback
@@ -113,9 +115,9 @@ async def _construct(spec: ReplicaSpec, registry: Registry) -> tuple[LoopPlane, 
     current.installed = plane
     code = _load_code(spec, registry)
     servable = Servable(*code)
-    enter_replica(ReplicaContext(record.name, spec.deployment, spec.name))
+    context.replica = ReplicaContext(record.name, spec.deployment, spec.name)
     await servable.construct()
-    enter_replica(ReplicaContext(record.name, spec.deployment, spec.name, servable.instance))
+    context.replica = replace(context.replica, servable_object=servable.instance)
     user_config = spec.options.user_config
     if user_config:
         await servable.reconfigure(json.loads(user_config))
