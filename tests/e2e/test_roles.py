@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from http_client import Client
 from processes import READY, Process, Site, free_port, wait_until
+from roles import Roles
 
 from qserve.broker.connection import connect
 
@@ -48,31 +49,14 @@ print(json.dumps(counter.count.remote(["a"]).result(timeout_s=10)))
 """
 
 
-class Stack:
-    """The processes of one installation around a broker.
-
-    Parameters:
-      site: Where they are started.
-      env: Names the broker and the secret key, as a compose file does.
-    """
+class Stack(Roles):
+    """An installation with a worker for each deployment."""
 
     def __init__(self, site: Site) -> None:
-        self.site = site
-        self.env = {"QSERVE_BROKER_URL": site.broker(), "QSERVE_SECRET_KEY": "of-this-test"}
-        self.port = free_port()
-        site.write("shop.py", APP)
+        super().__init__(site, APP, {"QSERVE_BROKER_URL": site.broker()})
 
-    def command(self, *arguments: str, cwd: Path | None = None) -> Process:
-        return self.site.qserve(*arguments, cwd=cwd, env=self.env)
-
-    def worker(self, deployment: str, replicas: int = 1, target: str = "shop:app") -> Process:
-        return self.command("worker", target, "--deployment", deployment, "--replicas", str(replicas))
-
-    def deploy(self, target: str = "shop:app") -> Process:
-        return self.command("deploy", target)
-
-    def gateway(self, port: int | None = None) -> Process:
-        return self.command("gateway", "--port", str(port or self.port))
+    def worker_of(self, deployment: str, replicas: int = 1) -> Process:
+        return self.worker("--deployment", deployment, "--replicas", str(replicas))
 
     def python(self, source: str, folder: Path) -> Process:
         """Run a program that has no access to the application's code."""
@@ -90,9 +74,9 @@ class Stack:
             return answer.status == 200 and answer.json["words"] == 1
         return False
 
-    def start(self, *, counters: int = 1) -> tuple[Process, Process, Process]:
+    def start_all(self, *, counters: int = 1) -> tuple[Process, Process, Process]:
         """Start all roles, and go on once requests are answered."""
-        tokenizers, counter = self.worker("Tokenizer"), self.worker("Counter", counters)
+        tokenizers, counter = self.worker_of("Tokenizer"), self.worker_of("Counter", counters)
         deploy, gateway = self.deploy(), self.gateway()
         assert deploy.wait() == 0, deploy.output
         wait_until(self.answers, description="requests are answered", timeout_s=10)
@@ -101,7 +85,7 @@ class Stack:
 
 def test_each_role_is_a_process_of_its_own_and_python_calls_without_the_code(site: Site, tmp_path: Path) -> None:
     stack = Stack(site)
-    tokenizers, counters, gateway = stack.start(counters=2)
+    tokenizers, counters, gateway = stack.start_all(counters=2)
 
     answer = stack.post("one two")
     assert answer["words"] == 2
@@ -124,13 +108,13 @@ def test_each_role_is_a_process_of_its_own_and_python_calls_without_the_code(sit
 def test_the_key_is_changed_role_by_role_while_requests_are_answered(site: Site) -> None:
     stack, other_port = Stack(site), free_port()
     stack.env |= {"QSERVE_SECRET_KEY": "old", "QSERVE_ACCEPTED_KEYS": "new"}
-    tokenizers, counter, gateway = stack.start()
+    tokenizers, counter, gateway = stack.start_all()
 
     stack.env |= {"QSERVE_SECRET_KEY": "new", "QSERVE_ACCEPTED_KEYS": "old"}
     newer = stack.gateway(other_port)
     wait_until(lambda: stack.answers(other_port), description="what the new key signed is taken", timeout_s=10)
     counter.stop()
-    stack.worker("Counter")
+    stack.worker_of("Counter")
     assert stack.answers() and stack.answers(other_port)  # a replica of either key in each request
     assert stack.deploy().wait() == 0
     assert stack.answers() and stack.answers(other_port)
@@ -148,8 +132,8 @@ def test_the_roles_may_start_in_any_order(site: Site) -> None:
     deploy = stack.deploy()
     deploy.wait_for("0/1 starting")
 
-    stack.worker("Counter")
-    stack.worker("Tokenizer")
+    stack.worker_of("Counter")
+    stack.worker_of("Tokenizer")
 
     assert deploy.wait() == 0, deploy.output
     for name in ("Counter", "Tokenizer"):
@@ -160,14 +144,14 @@ def test_the_roles_may_start_in_any_order(site: Site) -> None:
 
 def test_requests_wait_for_workers_that_are_restarted(site: Site) -> None:
     stack = Stack(site)
-    _, counters, _ = stack.start()
+    _, counters, _ = stack.start_all()
     before = stack.post("x")["pid"]
     counters.stop()
     url = f"http://127.0.0.1:{stack.port}/"
     post = f"import urllib.request as u; print(u.urlopen('{url}', b'\"a b\"', timeout=20).read().decode())"
     waiting = stack.site.start([sys.executable, "-c", post])
 
-    stack.worker("Counter")
+    stack.worker_of("Counter")
 
     assert waiting.wait() == 0, waiting.output
     answer = json.loads(waiting.stdout)
@@ -198,9 +182,9 @@ def test_a_second_deploy_switches_over_and_a_failing_one_changes_nothing(site: S
 
 def test_a_worker_for_a_deployment_that_does_not_exist_says_so(site: Site) -> None:
     stack = Stack(site)
-    stack.start()
+    stack.start_all()
 
-    wrong = stack.worker("Nobody")
+    wrong = stack.worker_of("Nobody")
 
     wrong.wait_for("Nobody", timeout_s=5)
     assert "Counter" in wrong.stderr
@@ -238,7 +222,7 @@ def inspect(stack: Stack, what: str) -> dict[str, Any]:
 
 def test_celery_sees_the_replicas_of_the_broker(site: Site) -> None:
     stack = Stack(site)
-    stack.start(counters=2)
+    stack.start_all(counters=2)
 
     ping, stats, queues = (inspect(stack, what) for what in ("ping", "stats", "active_queues"))
 
@@ -252,7 +236,7 @@ def test_celery_sees_the_replicas_of_the_broker(site: Site) -> None:
 
 def test_a_replica_that_celery_shuts_down_ends_and_another_one_takes_its_place(site: Site) -> None:
     stack = Stack(site)
-    _, counters, _ = stack.start()
+    _, counters, _ = stack.start_all()
     before = stack.post("x")["pid"]
     (name,) = [name for name in inspect(stack, "ping") if ".Counter-" in name]
 
@@ -265,7 +249,7 @@ def test_a_replica_that_celery_shuts_down_ends_and_another_one_takes_its_place(s
 
 def test_control_is_answered_over_a_new_connection_when_the_old_one_was_lost(site: Site) -> None:
     stack = Stack(site)
-    stack.start()
+    stack.start_all()
     with contextlib.closing(connect(stack.env["QSERVE_BROKER_URL"])) as client:
         client.client_kill_filter(_type="normal", skipme=True)
 

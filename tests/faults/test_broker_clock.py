@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 from http_client import Client
-from processes import Site, free_port, wait_until
+from processes import Site, wait_until
+from roles import Roles
 
 from qserve.base.keys import Keys
 from qserve.broker.connection import connect
@@ -55,7 +56,7 @@ app = Steps.bind()
 """
 
 
-class Served:
+class Served(Roles):
     """An application on a broker whose clock can be set."""
 
     def __init__(self, site: Site) -> None:
@@ -64,22 +65,11 @@ class Served:
         self._clock = site.folder / "clock"
         self.set_clock(0)
         self.url = self._start_broker(site)
-        self.port = free_port()
         self.answers: dict[str, tuple[int, float]] = {}
         self._threads: list[threading.Thread] = []
-        site.write("steps.py", APP)
-        env = {"QSERVE_BROKER_URL": self.url, "QSERVE_SECRET_KEY": "key", "LEDGER": str(self.ledger)}
-        self.worker = site.qserve("worker", "steps:app", env=env, cwd=site.folder)
-        self.gateway = site.qserve("gateway", "--port", str(self.port), env=env)
-        deploy = site.qserve("deploy", "steps:app", env=env, cwd=site.folder)
-        assert deploy.wait() == 0, deploy.output
-
-        def serves() -> bool:
-            with contextlib.suppress(OSError):
-                return self.post({"name": "first"}) == 200
-            return False
-
-        wait_until(serves, description="requests are answered", timeout_s=20)
+        super().__init__(site, APP, {"QSERVE_BROKER_URL": self.url, "LEDGER": str(self.ledger)})
+        self.processes = self.start()
+        wait_until(lambda: self.post({"name": "first"}) == 200, description="requests are answered", timeout_s=20)
 
     def _start_broker(self, site: Site) -> str:
         # only the time of day: nobody can set the monotonic clock
@@ -161,8 +151,8 @@ def test_an_hours_change_of_the_clock_loses_nothing_and_ends_nothing_early(serve
     assert {runs[name] for name in (*waiting, "after")} == {1}
     assert all(runs[name] <= 2 for name in running)
     assert max(took_s for _, took_s in served.answers.values()) < 3 + SILENT_S + 5
-    served.gateway.wait_for("clock_jump")
-    for process in (served.gateway, served.worker):
+    served.processes[1].wait_for("clock_jump")
+    for process in served.processes:
         assert process.exit_code() is None, process.output
 
 

@@ -10,7 +10,8 @@ from typing import NamedTuple
 
 import pytest
 from http_client import Client
-from processes import Site, free_port, is_open, wait_until
+from processes import Site, wait_until
+from roles import Roles
 from sentinels import SERVICE, Watched
 
 APP = """
@@ -89,22 +90,14 @@ class Load:
         return self.answers
 
 
-class Served:
+class Served(Roles):
     """An application by way of a Sentinel, in processes of its own."""
 
     def __init__(self, site: Site, durability: str) -> None:
         self.watched = Watched(site)
-        self.port = free_port()
-        site.write("shop.py", APP)
-        env = {"QSERVE_BROKER_URL": self.watched.url, "QSERVE_SECRET_KEY": "key", "QSERVE_REQUEST_TIMEOUT_S": "20"}
-        env["QSERVE_DURABILITY"] = durability
-        self.processes = [
-            site.qserve("worker", "shop:app", env=env, cwd=site.folder),
-            site.qserve("gateway", "--port", str(self.port), env=env),
-        ]
-        deploy = site.qserve("deploy", "shop:app", env=env, cwd=site.folder)
-        assert deploy.wait() == 0, deploy.output
-        wait_until(lambda: is_open(self.port), description="the gateway listens", timeout_s=20)
+        told = {"QSERVE_REQUEST_TIMEOUT_S": "20", "QSERVE_DURABILITY": durability}
+        super().__init__(site, APP, {"QSERVE_BROKER_URL": self.watched.url, **told})
+        self.processes = self.start()
         self.load = Load(self.port)
         wait_until(lambda: len(self._good()) > 50, description="requests are answered", timeout_s=20)
         wait_until(self.watched.is_guarded, description="the replica is well", timeout_s=20)

@@ -17,8 +17,8 @@ from qserve.broker.connection import BLOCK_S, READ_TIMEOUT_S
 @pytest.mark.row("F29")
 def test_a_call_whose_delivery_was_lost_on_the_wire_runs_once_and_at_once(shop: Installation) -> None:
     ledger = shop.site.folder / "ledger"
-    with closing(Proxy(shop.port)) as proxy:
-        worker = shop.start(url=proxy.url, QSERVE_LEASE_S="60")
+    with closing(Proxy(shop.broker_port)) as proxy:
+        worker = shop.serve(url=proxy.url, QSERVE_LEASE_S="60")
         shop.ask("pid")
         proxy.drop_reply_with(b"note")
 
@@ -56,8 +56,8 @@ def test_what_was_purged_while_its_delivery_was_lost_is_acknowledged_and_never_r
 def lost_delivery(shop: Installation) -> Iterator[tuple[Any, Proxy, Process]]:
     """A call that a replica was given whose connection broke, and cannot be made again until the proxy accepts."""
     ledger = shop.site.folder / "ledger"
-    with closing(Proxy(shop.port)) as proxy:
-        worker = shop.start(url=proxy.url, QSERVE_LEASE_S="60")
+    with closing(Proxy(shop.broker_port)) as proxy:
+        worker = shop.serve(url=proxy.url, QSERVE_LEASE_S="60")
         shop.ask("pid")
         proxy.drop_reply_with(b"note")
         proxy.accepts.clear()
@@ -70,8 +70,8 @@ def lost_delivery(shop: Installation) -> Iterator[tuple[Any, Proxy, Process]]:
 @pytest.mark.slow
 def test_connections_that_fall_silent_are_opened_anew_and_no_call_runs_twice(shop: Installation) -> None:
     ledger = shop.site.folder / "ledger"
-    with closing(Proxy(shop.port)) as proxy:
-        worker = shop.start(url=proxy.url, QSERVE_LEASE_S="60")
+    with closing(Proxy(shop.broker_port)) as proxy:
+        worker = shop.serve(url=proxy.url, QSERVE_LEASE_S="60")
         running = [shop.call("note", str(ledger), 0.5) for _ in range(5)]
         wait_until(lambda: ledger.exists() and len(ledger.read_text()) == 5, description="the calls run")
         proxy.fall_silent()
@@ -84,7 +84,7 @@ def test_connections_that_fall_silent_are_opened_anew_and_no_call_runs_twice(sho
 
 
 def test_a_queue_that_is_gone_for_a_moment_is_made_anew_and_not_worth_many_lines(shop: Installation) -> None:
-    worker = shop.start()
+    worker = shop.serve()
     shop.ask("pid")
 
     queue = shop.queue
@@ -96,7 +96,7 @@ def test_a_queue_that_is_gone_for_a_moment_is_made_anew_and_not_worth_many_lines
 
 
 def test_an_idle_replica_keeps_its_connections_and_opens_no_others(shop: Installation) -> None:
-    shop.start()
+    shop.serve()
     shop.ask("pid")
     (replica,) = shop.replicas()
     ours = {one["id"] for one in shop.client.client_list()}

@@ -23,7 +23,7 @@ from qserve.exceptions import DeadlineExceeded
 def test_code_that_never_ends_costs_its_caller_the_deadline_and_the_others_a_new_replica(
     shop: Installation, method: str
 ) -> None:
-    worker = shop.start()
+    worker = shop.serve()
     pids = shop.pids()
 
     stuck = shop.call(method, timeout_s=1.5)
@@ -39,7 +39,7 @@ def test_code_that_never_ends_costs_its_caller_the_deadline_and_the_others_a_new
 
 
 def test_calls_that_nobody_waits_for_any_more_are_cancelled_and_the_replica_lives(shop: Installation) -> None:
-    shop.start()
+    shop.serve()
     stuck = shop.call("note", str(shop.site.folder / "ledger"), 1e9, timeout_s=1.0)
     shop.stream("items", timeout_s=1.0)
     with pytest.raises(DeadlineExceeded):
@@ -54,7 +54,7 @@ def test_calls_that_nobody_waits_for_any_more_are_cancelled_and_the_replica_live
 
 
 def test_a_fast_method_that_turns_slow_holds_nothing_that_others_could_run(shop: Installation) -> None:
-    shop.start(replicas=2, QSERVE_STALL_LIMIT_S="60")
+    shop.serve(replicas=2, QSERVE_STALL_LIMIT_S="60")
     for _ in range(10):
         [one.result(10) for one in [shop.call("work") for _ in range(100)]]
 
@@ -66,7 +66,7 @@ def test_a_fast_method_that_turns_slow_holds_nothing_that_others_could_run(shop:
 
 
 def test_calls_that_wait_for_the_thread_of_sync_code_are_shared(shop: Installation) -> None:
-    shop.start(replicas=2)
+    shop.serve(replicas=2)
     for _ in range(10):
         [one.result(10) for one in [shop.call("work") for _ in range(100)]]
 
@@ -81,7 +81,7 @@ def test_calls_that_wait_for_the_thread_of_sync_code_are_shared(shop: Installati
 
 @pytest.mark.row("F39")
 def test_a_replica_that_has_no_files_left_says_so_and_is_replaced(shop: Installation) -> None:
-    worker = shop.start()
+    worker = shop.serve()
     pid = shop.ask("open_everything")
 
     shop.client.client_kill_filter(_type="normal", skipme=True)
@@ -92,7 +92,7 @@ def test_a_replica_that_has_no_files_left_says_so_and_is_replaced(shop: Installa
 
 @pytest.mark.parametrize("method", ["pid", "sleep_on_the_loop", "spin_in_a_thread"])
 def test_replicas_end_soon_after_their_supervisor_was_killed(shop: Installation, method: str) -> None:
-    worker = shop.start(replicas=2, QSERVE_STALL_LIMIT_S="60")
+    worker = shop.serve(replicas=2, QSERVE_STALL_LIMIT_S="60")
     pids = shop.pids()
     for _ in range(2):
         shop.call(method)
@@ -145,7 +145,7 @@ app = Machine.bind()
 @pytest.mark.row("F37")
 def test_replicas_that_fall_ill_together_are_replaced_one_after_the_other(site: Site) -> None:
     with installed(site, ILL) as shop:
-        shop.start(replicas=3)
+        shop.serve(replicas=3)
         before, fewest = shop.pids(), 3
         names = {one.name for one in shop.replicas()}
         (site.folder / "ill").touch()
@@ -184,7 +184,7 @@ def test_a_replica_imports_nothing_that_its_supervisor_could_have_imported_befor
     before = set(subprocess.run(listing, capture_output=True, text=True, check=True).stdout.split())
 
     with installed(site, IMPORTING) as shop:
-        shop.start()
+        shop.serve()
         shop.ask("pid")
         after = set(shop.ask("modules"))
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import redis
 from processes import Process, Site, free_port, wait_until
+from roles import Roles
 
 from qserve.base.keys import GROUP, Keys
 from qserve.base.settings import Settings
@@ -74,8 +75,8 @@ app = Machine.bind()
 """
 
 
-class Installation:
-    """A broker, the module ``shop`` with the application ``app``, and what is started of it.
+class Installation(Roles):
+    """A broker, and the roles around it without a gateway.
 
     Parameters:
       site: Where all of it runs.
@@ -83,29 +84,21 @@ class Installation:
     """
 
     def __init__(self, site: Site, source: str) -> None:
-        self.site = site
-        site.write("shop.py", source)
-        self.port = free_port()
+        self.broker_port = free_port()
+        self.url = f"redis://127.0.0.1:{self.broker_port}/0"
+        super().__init__(site, source, {"QSERVE_BROKER_URL": self.url, **FAST})
         self.broker = self.start_broker()
-        self.url = f"redis://127.0.0.1:{self.port}/0"
-        self.env = {"QSERVE_BROKER_URL": self.url, "QSERVE_SECRET_KEY": "of-this-test", **FAST}
         self.client: redis.Redis = connect(self.url)
         self.plane = ClientPlane(Settings(broker_url=self.url, secret_key=b"of-this-test"))
         self.keys = Keys()
 
     def start_broker(self) -> Process:
-        return self.site.start_broker(self.port, "--appendonly", "yes")
+        return self.site.start_broker(self.broker_port, "--appendonly", "yes")
 
-    def worker(self, *, replicas: int = 1, url: str = "", **env: str) -> Process:
-        variables = {**self.env, **({"QSERVE_BROKER_URL": url} if url else {}), **env}
-        return self.site.qserve("worker", "shop:app", "--replicas", str(replicas), env=variables)
-
-    def deploy(self) -> Process:
-        return self.site.qserve("deploy", "shop:app", env=self.env)
-
-    def start(self, *, replicas: int = 1, url: str = "", **env: str) -> Process:
+    def serve(self, *, replicas: int = 1, url: str = "", **env: str) -> Process:
         """Start a worker and deploy; answers the worker once it has its replicas."""
-        process = self.worker(replicas=replicas, url=url, **env)
+        variables = {**({"QSERVE_BROKER_URL": url} if url else {}), **env}
+        process = self.worker("--replicas", str(replicas), **variables)
         deploy = self.deploy()
         assert deploy.wait() == 0, deploy.output + process.output
         self.wait_running(replicas)

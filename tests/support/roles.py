@@ -1,0 +1,43 @@
+"""The roles of one installation, each a process of its own, around a broker."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from http_client import Client
+from processes import Process, Site, free_port, wait_until
+
+
+class Roles:
+    """Starts the roles of the application ``app`` in the module ``shop``.
+
+    Parameters:
+      site: Where they run.
+      source: The module's text.
+      env: Names the broker, and what else all roles are told.
+    """
+
+    def __init__(self, site: Site, source: str, env: Mapping[str, str]) -> None:
+        self.site = site
+        self.env = {"QSERVE_SECRET_KEY": "of-this-test", **env}
+        self.port = free_port()
+        site.write("shop.py", source)
+
+    def command(self, *arguments: str, **env: str) -> Process:
+        return self.site.qserve(*arguments, env={**self.env, **env})
+
+    def worker(self, *options: str, **env: str) -> Process:
+        return self.command("worker", "shop:app", *options, **env)
+
+    def gateway(self, port: int | None = None) -> Process:
+        return self.command("gateway", "--port", str(port or self.port))
+
+    def deploy(self) -> Process:
+        return self.command("deploy", "shop:app")
+
+    def start(self) -> tuple[Process, Process]:
+        """Start all roles, and answer the worker and the gateway once that is healthy."""
+        worker, gateway, deploy = self.worker(), self.gateway(), self.deploy()
+        assert deploy.wait() == 0, deploy.output + worker.output
+        wait_until(Client(self.port, timeout_s=5).is_healthy, description="the gateway is healthy", timeout_s=20)
+        return worker, gateway
