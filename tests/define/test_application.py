@@ -79,9 +79,3 @@ def test_a_class_inside_a_function_cannot_be_built() -> None:
 def test_arguments_must_be_json() -> None:
     with pytest.raises(TypeError, match="Object of type ndarray is not JSON serializable"):
         build(Model.bind(numpy.zeros(2)))
-
-
-def test_building_twice_gives_the_same_names() -> None:
-    root = Driver.bind(Model.bind(1))
-
-    assert list(build(root)) == list(build(root))

@@ -61,12 +61,6 @@ def test_every_bind_is_a_deployment(root: Any, count: int) -> None:
     assert len(compile_application(root).deployments) == count
 
 
-def test_a_shared_class_node_is_one_deployment() -> None:
-    model = Model.bind()
-
-    assert names(compile_application(Combine.bind(model, m2=model))) == ["Model", "Combine"]
-
-
 def test_building_twice_gives_the_same() -> None:
     root = Combine.bind(Model.bind(1), Model.bind(2))
 

@@ -583,6 +583,30 @@ def test_the_awaits_that_programs_write_inside_a_deployment(run_here: ServeRun) 
     assert {name: ask(getattr(handle, name)) for name in expected} == expected
 
 
+@serve.deployment
+class Waiting:
+    def __init__(self, model: Any) -> None:
+        self.model = model
+
+    async def __call__(self) -> list[int]:
+        calls = [self.model.compute.remote(number) for number in range(3)]
+        done, late = await asyncio.wait(calls, timeout=10)
+        assert not late
+        assert all(call.done() and call.exception() is None for call in done)
+        return [await call.result() for call in calls]
+
+    async def first(self) -> int:
+        done, _ = await asyncio.wait([self.model.compute.remote(1)], return_when=asyncio.FIRST_COMPLETED)
+        return await done.pop().result()
+
+
+def test_calls_can_be_waited_for_like_tasks(run_here: ServeRun) -> None:
+    handle = run_here(Waiting.bind(Model.bind(2)))
+
+    assert ask(handle) == [0, 2, 4]
+    assert ask(handle.first) == 2
+
+
 def test_constructors_may_call_the_handles_that_they_get(run_here: ServeRun) -> None:
     @serve.deployment
     class InSync:

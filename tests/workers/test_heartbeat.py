@@ -1,11 +1,15 @@
-"""Who is lost is judged by counters and the observer's own clock."""
+"""Who is lost is judged by counters and the observer's own clock, and a heartbeat notices that it was forgotten."""
 
 from __future__ import annotations
 
 import pytest
+import redis
 from hypothesis import given
 from hypothesis import strategies as st
-from qserve_workers.process.heartbeat import Observer
+from qserve_workers.process.heartbeat import Heartbeat, Observer
+
+from qserve.base.keys import Keys
+from qserve.base.settings import Settings
 
 LEASE_S = 2.0
 SWEEP_S = LEASE_S / 8
@@ -69,3 +73,21 @@ def test_a_replica_whose_process_is_dead_is_lost_whatever_its_counter_says() -> 
     watch.observer.note_death("a")
     assert watch.look(a=1) == {"a"}
     assert watch.look(a=2, b=1) == {"a"}
+
+
+def test_a_heartbeat_whose_count_begins_anew_tells_that_the_broker_has_lost_its_data(
+    client: redis.Redis, settings: Settings, keys: Keys
+) -> None:
+    losses: list[bytes] = []
+    heart = Heartbeat(
+        client, settings, "a", may_beat=lambda: True, on_loss=lambda: losses.append(client.get(keys.beat("a")))
+    )
+    heart.beat()
+    heart.beat()
+    assert losses == []
+
+    client.delete(keys.beat("a"))
+    heart.beat()
+    heart.beat()
+
+    assert losses == [b"1"]
