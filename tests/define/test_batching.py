@@ -8,13 +8,14 @@ import copy
 import gc
 import inspect
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import cloudpickle
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tasks import outcomes, running, turns
 
 from qserve.base.context import RequestContext, request_context
 from qserve.define.batching import Batcher, Limits, batch
@@ -57,20 +58,6 @@ def batched_body(**options: Any) -> tuple[Body, Any]:
 
 async def many(call: Callable[[Any], Awaitable[Any]], items: Any) -> list[Any]:
     return await asyncio.gather(*map(call, items))
-
-
-def running(coroutine: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
-    return asyncio.get_running_loop().create_task(coroutine)
-
-
-async def turns(count: int = 10) -> None:
-    """Let everything run that can run now."""
-    for _ in range(count):
-        await asyncio.sleep(0)
-
-
-async def outcomes(*calls: Awaitable[Any]) -> list[Any]:
-    return await asyncio.gather(*calls, return_exceptions=True)
 
 
 # -- the rule --------------------------------------------------------------------------------------

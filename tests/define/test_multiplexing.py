@@ -7,13 +7,14 @@ import copy
 import gc
 import inspect
 import threading
-from collections.abc import Awaitable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import cloudpickle
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tasks import outcomes, running, turns
 
 from qserve.base.context import RequestContext, request_context
 from qserve.define.multiplexing import (
@@ -78,20 +79,6 @@ def models_in(owner: Any) -> tuple[str, ...]:
     """The ids of the models that were loaded by the methods of an instance, or by a function."""
     loaders = vars(owner).get("__qserve_models__", {})
     return tuple(model_id for models in loaders.values() for model_id in models.cache.ids())
-
-
-async def turns(count: int = 10) -> None:
-    """Let everything run that can run now."""
-    for _ in range(count):
-        await asyncio.sleep(0)
-
-
-async def outcomes(*calls: Awaitable[Any]) -> list[Any]:
-    return await asyncio.gather(*calls, return_exceptions=True)
-
-
-def running(coroutine: Any) -> asyncio.Task[Any]:
-    return asyncio.get_running_loop().create_task(coroutine)
 
 
 # -- the rule --------------------------------------------------------------------------------------
