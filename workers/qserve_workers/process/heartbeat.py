@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from qserve.base import failpoints
@@ -125,11 +125,3 @@ class Observer:
         self._lost[name] = counter
         if len(self._lost) > _REMEMBERED:
             self._lost.popitem(last=False)
-
-
-@broker_errors()
-def read_counters(client: Client, keys: Keys, replicas: Iterable[str]) -> dict[str, bytes | None]:
-    """Return the counters of these replicas as the broker has them; raises BrokerError."""
-    names = list(replicas)
-    found: list[bytes | None] = client.mget([keys.beat(name) for name in names]) if names else []
-    return dict(zip(names, found, strict=True))

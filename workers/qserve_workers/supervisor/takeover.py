@@ -14,7 +14,7 @@ from qserve.broker.library import Command
 from qserve.deploy.installation import Installation
 from qserve.wire.application import ApplicationRecord
 from qserve.wire.sealing import DEATH_LIMIT, DELETED, LOST
-from qserve_workers.process.heartbeat import Observer, read_counters
+from qserve_workers.process.heartbeat import Observer
 
 log = get_logger(__name__)
 _CLOSED_AFTER_S = 0.3
@@ -88,7 +88,7 @@ class Takeover:
         if failpoints.ARMED:
             failpoints.hit("sweep.mid")
         # our own even when another supervisor has handed their calls over before
-        counters = read_counters(self._client, self._keys, {*consumers, *own})
+        counters = self._counters([*{*consumers, *own}])
         observed = {name: one for name, one in counters.items() if one is not None or name in consumers}
         for name in self._observer.update(observed):
             if name in own:
@@ -96,6 +96,11 @@ class Takeover:
             else:
                 moved = sum(self.hand_over(stream, name) for stream in consumers[name])
                 log.warning("replica %s sends no heartbeats any more; its %d calls are handed over", name, moved)
+
+    @broker_errors()
+    def _counters(self, names: list[str]) -> dict[str, bytes | None]:
+        found: list[bytes | None] = self._client.mget([self._keys.beat(name) for name in names]) if names else []
+        return dict(zip(names, found, strict=True))
 
     @broker_errors()
     def _consumers(self, streams: Collection[str]) -> dict[str, list[str]]:
