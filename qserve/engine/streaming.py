@@ -82,10 +82,10 @@ async def _items(generator: Any, in_thread: InThread) -> AsyncGenerator[Any, Non
 
 
 async def _send_response(sink: Sink, response: Any) -> None:
-    gone: ReaderGone | None = None
+    is_over = False
 
     async def send(message: Any) -> None:
-        nonlocal gone
+        nonlocal is_over
         payload = message.get("body")
         if message["type"] == "http.response.start":
             headers = [[name.decode("latin-1"), value.decode("latin-1")] for name, value in message["headers"]]
@@ -93,8 +93,8 @@ async def _send_response(sink: Sink, response: Any) -> None:
         if payload:
             try:
                 await sink.send(bytes(payload))
-            except ReaderGone as error:
-                gone = error
+            except ReaderGone:
+                is_over = True
                 raise
 
     async def receive() -> Any:
@@ -104,6 +104,7 @@ async def _send_response(sink: Sink, response: Any) -> None:
     try:
         await response(scope, receive, send)
     except Exception as error:
-        if gone is not None:  # frameworks turn a refused send into an error of their own
-            raise gone from error
+        # frameworks turn a refused send into an error of their own
+        if is_over and not isinstance(error, ReaderGone):
+            raise ReaderGone(str(error)) from error
         raise

@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 from qserve_workers.replica import reader as module
-from qserve_workers.replica.reader import Backlog
-from qserve_workers.replica.work import Delivery, Tag
+from qserve_workers.replica.reader import Backlog, Delivery, Tag
 
 from qserve.base.keys import Keys
 from qserve.exceptions import BrokerUnavailable

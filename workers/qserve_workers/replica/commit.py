@@ -23,8 +23,8 @@ from qserve.wire.outcome import CallField, State
 from qserve.wire.sealing import seal_end, seal_moves
 from qserve_workers.replica.emitter import Collector, Emitter
 from qserve_workers.replica.plane import LoopPlane
+from qserve_workers.replica.reader import Delivery, Tag, Work
 from qserve_workers.replica.spec import ReplicaSpec
-from qserve_workers.replica.work import Delivery, Tag, Work
 
 log = get_logger(__name__)
 HISTORY_CHARS = 200

@@ -1,8 +1,9 @@
 """Read the deployment's queue for one replica: never more than it has room for, and nothing twice.
 
-``StreamReader`` reads, ``Backlog`` holds what was read and has not begun. The loop takes calls from the front of the
-backlog. When user code holds the loop, or the thread of sync code, the watchdog's thread takes them from the back and
-gives them to other replicas. Taking from either end is one step of the interpreter, so no call is taken twice.
+``StreamReader`` reads, ``Backlog`` holds what was read and has not begun, and ``Work`` is a delivery that runs. The
+loop takes calls from the front of the backlog. When user code holds the loop, or the thread of sync code, the
+watchdog's thread takes them from the back and gives them to other replicas. Taking from either end is one step of the
+interpreter, so no call is taken twice.
 """
 
 from __future__ import annotations
@@ -13,7 +14,9 @@ import errno
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, TypeVar
+from dataclasses import dataclass, field
+from itertools import takewhile
+from typing import Any, NamedTuple, TypeVar
 
 from qserve.base import failpoints
 from qserve.base.keys import GROUP, Keys
@@ -23,10 +26,12 @@ from qserve.broker.connection import BLOCK_S, READ_TIMEOUT_S, Client, broker_err
 from qserve.broker.library import Command
 from qserve.broker.link import Link, ReplyError
 from qserve.calls.mailbox import ignore
+from qserve.engine.invoke import Invocation
+from qserve.wire.outcome import CallField
+from qserve.wire.sealing import Seal, open_header, open_values
 from qserve_workers.replica.models import ModelAdvertiser
 from qserve_workers.replica.plane import LastingLink, LoopPlane
 from qserve_workers.replica.spec import ReplicaSpec
-from qserve_workers.replica.work import Delivery, Tag, Work
 
 log = get_logger(__name__)
 UNSTARTED_S = 1.0
@@ -34,6 +39,64 @@ UNSTARTED_S = 1.0
 REFUSALS_BEFORE_WARNING = 2
 """A replica of a version that was just retired is refused once or twice before it is told to end."""
 _HISTORY_PAGE = 256
+_SLOTS = [str(number).encode() for number in range(256)]
+
+
+class Tag(NamedTuple):
+    """Which entry of which stream a delivery is."""
+
+    stream: str
+    entry_id: bytes
+
+
+class Delivery(NamedTuple):
+    """A call as it was read from a stream: an entry with its raw fields."""
+
+    tag: Tag
+    fields: dict[bytes, bytes]
+
+
+@dataclass(slots=True, eq=False)
+class Work(Invocation):
+    """A delivery that runs.
+
+    Parameters:
+      overdue_at: When the watchdog ends it, by the monotonic clock; None as long as it has not seen it.
+    """
+
+    delivery: Delivery
+    overdue_at: float | None = field(default=None, kw_only=True)
+
+    @classmethod
+    def of(cls, delivery: Delivery, seal: Seal) -> Work:
+        """Read a delivery.
+
+        Raises:
+          Exception: Fields are missing, cannot be read, or were not sealed with one of our keys.
+        """
+        fields = delivery.fields
+        return cls(open_header(seal, fields[CallField.HEADER]), fields[CallField.STEP].decode(), delivery)
+
+    @property
+    def tag(self) -> Tag:
+        return self.delivery.tag
+
+    @property
+    def tries(self) -> int:
+        """How often the call was tried again before."""
+        return int(self.delivery.fields.get(CallField.TRIES, 0))
+
+    def values(self, seal: Seal) -> list[bytes]:
+        """Return its arguments, encoded.
+
+        Raises:
+          PayloadError: One of them was not sealed for this call.
+        """
+        fields = self.delivery.fields
+        values = [fields[slot] for slot in takewhile(fields.__contains__, _SLOTS)]
+        return open_values(seal, self.tag.stream, self.header, self.step, values)
+
+
 D = TypeVar("D", Delivery, Work)
 
 

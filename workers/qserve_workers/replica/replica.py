@@ -15,9 +15,8 @@ from qserve.engine.step import Conclusion, Stepper
 from qserve.wire.outcome import CallField, State
 from qserve_workers.replica.commit import Committer
 from qserve_workers.replica.plane import LoopPlane
-from qserve_workers.replica.reader import Backlog, StreamReader
+from qserve_workers.replica.reader import Backlog, Delivery, StreamReader, Work
 from qserve_workers.replica.spec import Exit, ReplicaSpec
-from qserve_workers.replica.work import Delivery, Work
 
 log = get_logger(__name__)
 _COMMIT_FOR_S = 2.0

@@ -21,9 +21,9 @@ from qserve.engine.step import Conclusion
 from qserve.exceptions import BrokerError, TimeLimitExceeded
 from qserve.wire.failure import Failure
 from qserve.wire.outcome import State
+from qserve_workers.replica.reader import Work
 from qserve_workers.replica.replica import Replica
 from qserve_workers.replica.spec import Exit
-from qserve_workers.replica.work import Work
 
 log = get_logger(__name__)
 STOP_FOR_S = 1.0
