@@ -60,22 +60,19 @@ class Gateway(Flask):
         return self._handle_page(request.environ)
 
     def _handle_page(self, environ: Environ) -> Any:
-        return handle(environ, self._serve_page, None if _is_health(environ) else self._handler.access.clients)
+        clients = None if environ["PATH_INFO"] == _HEALTH else self._handler.access.clients
+        return handle(environ, self._serve_page, clients)
 
     def _serve_page(self, environ: Environ, request_id: str) -> Any:
-        access = self._handler.access
-        if _is_health(environ):
+        access, path = self._handler.access, environ["PATH_INFO"]
+        if path == _HEALTH:
             check_host(environ)  # a health check may know only an address: any host, and no token
         else:
             access.check(environ)
         check_origin(environ, access.hosts)
-        if environ["PATH_INFO"].startswith(JOBS_PATH):
+        if path.startswith(JOBS_PATH):
             return self._handler.jobs.serve(environ, request_id)
         return super().full_dispatch_request()
-
-
-def _is_health(environ: Environ) -> bool:
-    return bool(environ["PATH_INFO"] == _HEALTH)
 
 
 def _logged(answer: Callable[[Environ], Any], path: str, environ: Environ) -> Any:
@@ -92,7 +89,6 @@ def create_app(settings: Settings, plane: ClientPlane | None = None, watch: bool
     """Create the gateway's application; a prefork server must call this after the fork.
 
     Parameters:
-      settings: Name the broker, the default deadline, and whether tracebacks are shown.
       plane: Carries the calls; None connects to the broker that the settings name.
       watch: Whether to keep the routes up to date; False reads them once.
     """

@@ -14,7 +14,6 @@ from qserve.exceptions import DeadlineExceeded, RequestCancelled
 from qserve.http.message import BadRequest
 from qserve.http.strict_json import loads
 from qserve.wire.envelope import Answer
-from qserve.wire.outcome import State
 from qserve_gateway.jobs import Job, Jobs
 from qserve_gateway.request.access import AccessPolicy, ClientLimits
 from qserve_gateway.request.environ import (
@@ -31,8 +30,8 @@ from qserve_gateway.request.environ import (
     wrong_method,
 )
 from qserve_gateway.request.waiting import InFlightLimit, wait_for_result
-from qserve_gateway.response.errors import error_reply, failure_reply
-from qserve_gateway.response.reply import Reply, StreamReply, result_reply
+from qserve_gateway.response.errors import error_reply, outcome_reply
+from qserve_gateway.response.reply import Reply, StreamReply
 from qserve_gateway.routes import PLAIN_METHODS, Route, RouteTable
 
 AnyReply = Reply | StreamReply
@@ -117,10 +116,7 @@ class RequestHandler:
             self._wait(ref, timeout_s, environ)
         if isinstance(ref, ItemRef) and ref.items:
             return StreamReply(ref, request_id, timeout_s, self.plane.cancel)
-        outcome = ref.outcome()
-        if outcome.state == State.DONE:
-            return result_reply(outcome.payload, request_id)
-        return failure_reply(outcome, request_id, self.settings.show_errors)
+        return outcome_reply(ref.outcome(), request_id, self.settings.show_errors)
 
     def _wait(self, ref: Ref, timeout_s: float, environ: Environ) -> None:
         try:

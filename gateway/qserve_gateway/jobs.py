@@ -26,8 +26,8 @@ from qserve.wire.outcome import Field, Outcome, State
 from qserve.wire.sealing import open_end, open_header
 from qserve_gateway.request.environ import CLIENT_ID, Environ, model_id_of, wrong_method
 from qserve_gateway.request.waiting import InFlightLimit, wait_for_result
-from qserve_gateway.response.errors import failure_reply, problem_reply
-from qserve_gateway.response.reply import Reply, result_reply
+from qserve_gateway.response.errors import outcome_reply, problem_reply
+from qserve_gateway.response.reply import Reply
 
 JOBS_PATH = "/-/requests/"
 """Where results are fetched and requests cancelled, followed by the request's ID."""
@@ -213,10 +213,9 @@ class Jobs:
         return self._reply(outcome, trace_id, request_id)
 
     def _reply(self, outcome: Outcome, trace_id: str, request_id: str) -> Reply:
-        if outcome.state != State.DONE:
-            return failure_reply(outcome, trace_id, self.settings.show_errors)
-        reply = result_reply(outcome.payload, trace_id)
-        reply.headers.append((_ID_HEADER, request_id))
+        reply = outcome_reply(outcome, trace_id, self.settings.show_errors)
+        if outcome.state == State.DONE:
+            reply.headers.append((_ID_HEADER, request_id))
         return reply
 
     def _cancel(self, request_id: str, trace_id: str) -> Reply:

@@ -81,10 +81,7 @@ class Route:
     """How the gateway serves one application.
 
     Parameters:
-      prefix: Its route prefix.
-      record: The application.
       root_path: The prefix as ASGI expects it: "" for the root.
-      methods: The HTTP methods that it serves.
       answer: The form in which its last step writes results.
       graphs: Graph names by path; None when every path below the prefix is served.
       templates: Used instead of ``graphs`` where a driver's route has a ``{parameter}``: patterns of whole paths and

@@ -30,7 +30,6 @@ class Child:
 
     Parameters:
       name: Its name in messages.
-      command: Its argument list.
       variables: In addition to the environment of this process.
       kills_orphans: Whether the children that it leaves behind are killed before it is restarted.
       options: Further options of ``subprocess.Popen``.
@@ -106,7 +105,7 @@ class Restarter:
 
     def __init__(self, monotonic: Callable[[], float] = time.monotonic) -> None:
         self._monotonic = monotonic
-        self._children: list[Child] = []
+        self.children: list[Child] = []
         self._lock = threading.Lock()
         self._paused = False
         self._ended = threading.Event()
@@ -116,7 +115,7 @@ class Restarter:
     def add(self, child: Child) -> None:
         """Watch a child, which has just been started. Add those first that others need."""
         child.started_at = self._monotonic()
-        self._children.append(child)
+        self.children.append(child)
 
     def begin(self) -> None:
         """Restart what dies from now on. A child that dies before all of them have served would only die again."""
@@ -130,7 +129,7 @@ class Restarter:
         """Raise DeployError if a child has ended and is not going to be restarted."""
         if self._failure:
             raise DeployError(self._failure)
-        for child in self._children if self._thread is None else ():
+        for child in self.children if self._thread is None else ():
             if child.exit_code() is not None:
                 raise DeployError(child.describe_exit())
 
@@ -152,7 +151,7 @@ class Restarter:
     def tick(self) -> None:
         """Check on every child once."""
         with self._lock:
-            for child in self._children if not self._paused else ():
+            for child in self.children if not self._paused else ():
                 try:
                     self._check_on(child)
                 except Exception:  # no error may end the thread, see `end`

@@ -51,7 +51,6 @@ class LocalCluster:
         self.url = f"http://{host}:{port}"
         self._stopped = False
         self._broker: EmbeddedBroker | None = None
-        self._children: list[Child] = []
         self._restarter = Restarter()
         self.check, self.keep_running = self._restarter.check, self._restarter.begin
         if settings.broker_url is None:
@@ -77,17 +76,13 @@ class LocalCluster:
         gateway = ["qserve_gateway", "--host", self.host, "--port", str(self.port)]
         gateway += ["--workers", str(self.gateway_workers)]
         # processes that a killed gateway leaves behind hold its port, and would serve for a second at most
-        self._add(Child("the gateway", [*python, *gateway], self._env, kills_orphans=True))
+        self._restarter.add(Child("the gateway", [*python, *gateway], self._env, kills_orphans=True))
         # user code must not see the gateway's token
         workers_env = self._env | {"QSERVE_API_TOKEN": ""}
         # replicas that a killed supervisor leaves behind finish their calls, see `qserve_workers.process`
-        self._add(Child("the workers' supervisor", [*python, "qserve_workers"], workers_env))
+        self._restarter.add(Child("the workers' supervisor", [*python, "qserve_workers"], workers_env))
         if self._broker is not None:
             self._broker.wait_ready()
-
-    def _add(self, child: Child) -> None:
-        self._children.append(child)
-        self._restarter.add(child)
 
     def wait(self) -> None:
         """Wait until ``stop`` is called.
@@ -103,13 +98,13 @@ class LocalCluster:
         """Stop all processes in the reverse order of their start, within five seconds even if they hang."""
         self._stopped = True
         self._restarter.pause()
-        for child in self._children:
+        others = [child for child in self._restarter.children if child is not self._broker]
+        for child in others:
             child.process.terminate()
         deadline = Deadline(STOP_TIMEOUT_S)
-        for child in self._children:
+        for child in others:
             if child.wait(deadline.remaining_s() or 0.0) is None:
                 child.kill()
-        self._children.clear()
         if self._broker is not None:
             self._broker.stop()
             self._broker = None

@@ -15,8 +15,7 @@ import numpy
 from qserve_gateway.jobs import Job
 from qserve_gateway.request import environ as incoming
 from qserve_gateway.request.access import TOKEN, AccessPolicy, check_origin
-from qserve_gateway.response.errors import failure_reply
-from qserve_gateway.response.reply import result_reply
+from qserve_gateway.response.errors import outcome_reply
 
 from qserve.base.keyring import Keyring
 from qserve.base.settings import Settings
@@ -32,7 +31,7 @@ from qserve.wire.application import ApplicationRecord, DeploymentRecord, DriverR
 from qserve.wire.codec import Codec
 from qserve.wire.envelope import Answer, Header
 from qserve.wire.failure import Failure
-from qserve.wire.outcome import Outcome, State
+from qserve.wire.outcome import Outcome
 from qserve.wire.sealing import Seal, open_header, seal_header
 
 CORPUS = Path(__file__).with_name("corpus")
@@ -186,11 +185,7 @@ def _answers() -> list[bytes]:
 
 def _read_end(data: bytes) -> object:
     """What the gateway answers for the end of a request: its state, and what lay in the broker."""
-    outcome = Outcome(data[:1].decode("latin-1"), data[1:])
-    if outcome.state == State.DONE:
-        reply = result_reply(outcome.payload, "client-id")
-    else:
-        reply = failure_reply(outcome, "client-id", True)
+    reply = outcome_reply(Outcome(data[:1].decode("latin-1"), data[1:]), "client-id", True)
     body = b"".join(reply({"REQUEST_METHOD": "GET"}, lambda status, headers: None))
     return f"{reply.status:d}", body
 

@@ -92,7 +92,9 @@ def check_host(environ: Environ, allowed: AllowedHosts = None) -> None:
     foreign = allowed is not None and named is not None and ("@" in named or _host_in(named) not in allowed)
     target: str = environ.get("RAW_URI", "/")
     if not target.startswith("/") and "://" in target:  # the form for proxies, and this is not a proxy
-        foreign = foreign or _host_in(target) not in (allowed or _own_hosts(environ))
+        sock = environ.get("gunicorn.socket")
+        own = _LOOPBACK if sock is None else _LOOPBACK | {str(sock.getsockname()[0])}
+        foreign = foreign or _host_in(target) not in (allowed or own)
     if foreign:
         raise BadRequest("this gateway does not serve that host", "misdirected_request", 421, close=True)
 
@@ -103,7 +105,6 @@ def check_origin(environ: Environ, allowed: AllowedHosts = None) -> None:
     Methods that only read are allowed: the browser itself hides their responses from such a page.
 
     Parameters:
-      environ: The request.
       allowed: The hosts whose pages may send it; None for the host that the request itself names.
 
     Raises:
@@ -129,11 +130,6 @@ def _host_in(text: str) -> str:
         return urlsplit(text if "://" in text else f"//{text}").hostname or ""
     except ValueError:
         return ""
-
-
-def _own_hosts(environ: Environ) -> frozenset[str]:
-    sock = environ.get("gunicorn.socket")
-    return _LOOPBACK if sock is None else _LOOPBACK | {str(sock.getsockname()[0])}
 
 
 # -- the limits of one client ----------------------------------------------------------------------

@@ -30,9 +30,7 @@ class Reply:
     """Status, headers and body, ready to be sent; a werkzeug response takes 25 us more.
 
     Parameters:
-      status: The HTTP status.
       headers: Names and values, without ``content-length``.
-      body: The whole body.
       close: End the connection afterwards, because the request's body was not read to its end.
     """
 
@@ -95,7 +93,6 @@ class StreamReply:
 
     Parameters:
       ref: The request. Its first item holds status and headers, the others are the body.
-      request_id: The ``X-Request-ID`` for the headers.
       timeout_s: Seconds from now within which the body must be complete.
       cancel: Cancels the request when the client disconnects.
     """
