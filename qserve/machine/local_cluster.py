@@ -112,8 +112,10 @@ class LocalCluster:
 
 
 def _check_address(host: str, port: int) -> None:
-    """Refuse an address that is in use, before anything is started."""
-    try:
-        socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
-    except OSError as error:
-        raise DeployError(f"cannot listen on {host}:{port}: {os.strerror(error.errno or 0)}") from error
+    """Refuse an address that is in use, before anything is started. The probe never listens: two must not meet."""
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise DeployError(f"cannot listen on {host}:{port}: {os.strerror(error.errno or 0)}") from error
