@@ -35,7 +35,6 @@ class QservePlugin(Plugin):
     """Gives decorated classes ``bind`` and ``options``, and their nodes the methods of the class."""
 
     def get_class_decorator_hook_2(self, fullname: str) -> Callable[[ClassDefContext], bool] | None:
-        """Handle ``@deployment`` on a class."""
         return _set_metaclass if fullname == _DECORATOR else None
 
     def get_attribute_hook(self, fullname: str) -> Callable[[AttributeContext], Type] | None:

@@ -28,10 +28,6 @@ class Clock:
 
     After a jump the time before it stays in force as well for ``OVERLAP_S``: deadlines are given by the later of
     the two and judged by the earlier, because processes do not all notice the jump at the same moment.
-
-    Parameters:
-      monotonic: Seconds since any moment; replaced in tests.
-      wall: Unix time of this host.
     """
 
     def __init__(self, monotonic: Callable[[], float] = time.monotonic, wall: Callable[[], float] = time.time) -> None:

@@ -39,12 +39,7 @@ def get_logger(name: str) -> logging.Logger:
 
 
 def log_to_terminal(source: str, settings: Settings) -> None:
-    """Send the root logger's events to standard error.
-
-    Parameters:
-      source: The name of this process in each line.
-      settings: Name the level and the format.
-    """
+    """Send the root logger's events to standard error; ``source`` is the name of this process in each line."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(Formatter(source, as_json=settings.log_format == "json"))
     root = logging.getLogger()
@@ -59,9 +54,6 @@ class Formatter(logging.Formatter):
 
     Text: time, level, source, request ID and message, with the traceback indented below. JSON: ``time`` (UTC),
     ``level``, ``source``, ``logger`` and ``message``, with ``request_id`` and ``traceback`` where there are any.
-
-    Parameters:
-      source: The name of this process.
     """
 
     def __init__(self, source: str, as_json: bool = False) -> None:

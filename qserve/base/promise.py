@@ -33,7 +33,6 @@ class Promise(Generic[T]):
         self._callbacks: deque[Callable[[], object]] = deque()
 
     def is_set(self) -> bool:
-        """Return whether the value has arrived."""
         return self._value is not _UNSET
 
     def get_nowait(self) -> T:

@@ -38,9 +38,7 @@ class Graph:
 
     A long edge is cut into pieces: each column on its way gets a bend, which is a node without a box.
 
-    Parameters:
-      edges: Pairs of nodes, no cycles.
-      fixed: Nodes that stay as far left as possible; nodes that need none of them move next to their users.
+    Nodes that are ``fixed`` stay as far left as possible; nodes that need none of them move next to their users.
     """
 
     def __init__(self, nodes: Sequence[str], edges: Sequence[Edge], fixed: Collection[str]) -> None:
@@ -118,7 +116,7 @@ def _places(column: Sequence[str]) -> dict[str, float]:
 
 
 def columns_of(nodes: Sequence[str], edges: Sequence[Edge], fixed: Collection[str]) -> dict[str, int]:
-    """Return each node's column, which is right of all that it needs; parameters are those of ``Graph``."""
+    """Return each node's column, which is right of all that it needs."""
     users: dict[str, list[str]] = {node: [] for node in nodes}
     needs: dict[str, list[str]] = {node: [] for node in nodes}
     for child, user in edges:

@@ -72,9 +72,7 @@ class Picture:
 
 
 def picture_of(node: DAGNode) -> Picture:
-    """Collect a node and all that it needs; nothing is built or run.
-
-    Repeated labels are numbered in the order of their first appearance.
+    """Collect a node and all that it needs, with repeated labels numbered in the order of their first appearance.
 
     Raises:
       TypeError: It is not a node.

@@ -38,7 +38,6 @@ def begin(plan: Plan, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Mo
     """Return the moves that start a request.
 
     Parameters:
-      plan: The graph.
       args: The positional input. A single value without keywords is the input itself: the graph reads its items
         and attributes. Otherwise the graph reads positions and keywords.
       kwargs: The keyword input.
@@ -66,13 +65,7 @@ def begin(plan: Plan, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Mo
 
 
 def advance(plan: Plan, step: int, value: Any) -> list[Move]:
-    """Return the moves that follow the end of a step.
-
-    Parameters:
-      plan: The graph.
-      step: The number of the step.
-      value: What it returned.
-    """
+    """Return the moves that follow when the step of that number has returned ``value``."""
     if step == plan.output:
         return [Answer(value)]
     steps = plan.steps
@@ -114,12 +107,7 @@ Maker = Callable[[Mapping[int, Any], Callable[[Any], Any]], Any]
 
 
 class Arguments:
-    """The arguments of one step, ready to be filled.
-
-    Parameters:
-      args: Positional arguments with slots.
-      kwargs: Keyword arguments with slots.
-    """
+    """The arguments of one step with their slots, ready to be filled."""
 
     def __init__(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
         self._args = list(args)
@@ -135,7 +123,7 @@ class Arguments:
         Lists, dicts and sets are copied for each request, so that user code may change them.
 
         Parameters:
-          values: The values of the slots, by slot index.
+          values: By the index of their slots.
           ref: Wraps a node result inside a container.
         """
         args = self._args.copy()

@@ -14,9 +14,7 @@ CONTAINERS = (list, tuple, dict, set, frozenset)
 def find(values: Iterable[Any], kind: type[Found]) -> list[Found]:
     """Return every instance of a class in the values and in the containers among them, each once, in order.
 
-    Parameters:
-      values: Where to search. Dict keys and attributes of other objects are not searched.
-      kind: The class to find; its instances are not searched themselves.
+    Dict keys, attributes of other objects and the instances themselves are not searched.
     """
     found: dict[int, Found] = {}
     walked: set[int] = set()

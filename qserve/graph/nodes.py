@@ -98,7 +98,6 @@ class DAGNode(Target[T_co], _Anything):
 
 
 def _refuse_call(node: DAGNode, *args: Any, **kwargs: Any) -> NoReturn:
-    """Raise AttributeError: a node does not run yet."""
     raise AttributeError(
         f".remote() cannot be used on {type(node).__name__} {node.get_label()!r}: a node is not "
         "running yet. Bind it to a driver, start that by serve.run(driver) and call the handle."
@@ -294,12 +293,10 @@ class InputAttributeNode(DAGNode):
 
 
 def was_entered(node: InputNode) -> bool:
-    """Return whether the input node was made by ``with InputNode() as inp``."""
     return node._entered
 
 
 def own_name(body: Body) -> str:
-    """Return the name that a class or function was defined with."""
     return str(getattr(body, "__name__", type(body).__name__))
 
 
@@ -321,10 +318,6 @@ def bottom_up(
     """Return every node that the root needs, children before parents, arguments left to right.
 
     It does not recurse: graphs may be thousands of nodes deep.
-
-    Parameters:
-      root: Where to start; it comes last.
-      children: Returns what a node needs.
 
     Raises:
       ValueError: A node needs itself, through a container that was changed after ``bind``.
