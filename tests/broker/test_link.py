@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -11,7 +12,8 @@ from qserve_workers.replica.plane import LoopPlane
 
 from qserve.base.clock import clock
 from qserve.base.settings import Settings
-from qserve.broker.link import Link
+from qserve.broker.address import Address
+from qserve.broker.link import Link, _tls
 from qserve.calls.ref import Ref
 from qserve.exceptions import BrokerUnavailable
 from qserve.wire.application import ApplicationRecord
@@ -102,3 +104,23 @@ def test_a_replica_whose_mailbox_connection_ended_reads_on_over_another_one(monk
         assert late.outcome().state == State.EXPIRED
 
     on_loop(test)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "verified", "named"),
+    [
+        ("", ssl.CERT_REQUIRED, True),
+        ("?ssl_check_hostname=False", ssl.CERT_REQUIRED, False),
+        ("?ssl_cert_reqs=none", ssl.CERT_NONE, False),
+    ],
+)
+def test_a_link_obeys_the_tls_parameters_of_its_address(parameters: str, verified: ssl.VerifyMode, named: bool) -> None:
+    context = _tls(Address.of(f"rediss://broker/0{parameters}").options)
+
+    assert context is not None
+    assert (context.verify_mode, context.check_hostname) == (verified, named)
+
+
+def test_a_link_presents_the_certificate_that_its_address_names() -> None:
+    with pytest.raises(FileNotFoundError):
+        _tls(Address.of("rediss://broker/0?ssl_certfile=/no/such/file.pem").options)
