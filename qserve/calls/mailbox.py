@@ -85,9 +85,6 @@ class Mailbox:
     def __contains__(self, ref: Ref[Any]) -> bool:
         return ref in self._open.get(ref.request_id, ())
 
-    def __len__(self) -> int:
-        return len(self._open)
-
     # -- open refs ---------------------------------------------------------------------------------
 
     def add(self, ref: Ref[Any], deadline_ms: int = 0) -> None:

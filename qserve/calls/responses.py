@@ -46,10 +46,8 @@ class RefTask(_Response[T_co]):
         self._callbacks: list[Callable[[Any], object]] = []
 
     def __await__(self) -> Generator[Any, None, Ref[T_co]]:
-        ref = self.ref
-        if not ref.accepted.is_set():
-            yield from ref.accepted.__await__()
-        return ref
+        yield from self.ref.accepted.__await__()
+        return self.ref
 
     # Ray Serve returns an asyncio task here, so asyncio.wait and others may call its methods
 
@@ -175,7 +173,7 @@ def get(refs: Any, timeout: float | None = None) -> Any:
     """Wait for the value of a ref, or for the values of a list of refs.
 
     Parameters:
-      refs: A ref, an un-awaited call, or a list of them.
+      refs: A ref, an un-awaited call, or a list or tuple of them.
       timeout: The longest wait in seconds for all of them together; None waits until their own deadlines.
 
     Returns:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -97,7 +97,6 @@ class Requests:
         self.queues: dict[str, Queue] = {}
         self._requests: dict[str, Request] = {}
         self._kept: deque[tuple[float, str]] = deque()
-        self._open: Counter[str] = Counter()
         self._when_idle: dict[str, Callable[[], object]] = {}
 
     def submit(self, submission: Submission, ref: Ref) -> None:
@@ -111,7 +110,6 @@ class Requests:
         version = queue.version if queue else ""
         request = Request(submission.request, submission.header, version, submission.keep_ms, [ref])
         self._requests[request.key] = request
-        self._open[version] += 1
         self._apply(request, submission.moves)
         for item in submission.awaited:
             self._await(request, item)
@@ -188,12 +186,7 @@ class Requests:
         waiters, request.waiters = request.waiters, []
         for waiter, item in waiters:
             self._notify(waiter, item, outcome)
-        self._open[request.version] -= 1
-        if not self._open[request.version]:
-            del self._open[request.version]
-            on_idle = self._when_idle.pop(request.version, None)
-            if on_idle is not None:
-                on_idle()
+        self._check_idle(request.version)
         followers, request.followers = request.followers, []
         for ref in followers:
             ref.settle(outcome)
@@ -265,10 +258,14 @@ class Requests:
 
     def when_idle(self, version: str, callback: Callable[[], object]) -> None:
         """Run ``callback`` once a version has no open request."""
-        if self._open[version]:
-            self._when_idle[version] = callback
-        else:
-            callback()
+        self._when_idle[version] = callback
+        self._check_idle(version)
+
+    def _check_idle(self, version: str) -> None:
+        if version in self._when_idle:
+            mine = (request for request in self._requests.values() if request.version == version)
+            if not any(request.is_open() for request in mine):
+                self._when_idle.pop(version)()
 
 
 class LocalPlane(ComposingPlane):

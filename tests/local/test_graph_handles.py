@@ -18,6 +18,7 @@ import qserve as serve
 from qserve.dag import InputNode
 from qserve.drivers import DAGDriver
 from qserve.exceptions import (
+    AppNotFound,
     BackPressureError,
     DeadlineExceeded,
     GetTimeoutError,
@@ -632,6 +633,20 @@ def test_a_handle_is_pickled_with_its_options_and_by_cloudpickle(run_here: Serve
 
     for copy in (pickle.loads(pickle.dumps(handle)), cloudpickle.loads(cloudpickle.dumps([handle]))[0]):
         assert (copy, hash(copy), ask(copy, "a")) == (handle, hash(handle), "a")
+
+
+def test_a_ref_that_was_refused_at_once_raises_when_it_is_pickled(run_here: ServeRun) -> None:
+    run_here(Echo.bind())
+    ref = RayServeSyncHandle("NoSuch").remote()
+
+    with pytest.raises(AppNotFound, match="no deployment 'NoSuch'"):
+        pickle.dumps(ref)
+
+
+def test_get_takes_a_tuple_too(run_here: ServeRun) -> None:
+    handle = run_here(Echo.bind())
+
+    assert serve.get((handle.same.remote(1), handle.same.remote(2))) == [1, 2]
 
 
 def test_asking_for_a_handle_a_hundred_times_gives_one(run_here: ServeRun) -> None:
