@@ -12,7 +12,7 @@ from qserve.base.context import request_context
 from qserve.base.keys import CLOCK_MARGIN_MS, Keys
 from qserve.base.settings import Settings
 from qserve.calls.ref import Call, ItemRef, Plane, Ref, failed
-from qserve.calls.responses import ref_of
+from qserve.calls.responses import RESPONSES, ref_of
 from qserve.exceptions import AppNotFound, QserveException
 from qserve.graph.advance import Answer as AnswerMove
 from qserve.graph.advance import Fill, begin
@@ -222,7 +222,7 @@ def pack_moves(
         stream, step = keys.stream(record.name, record.version, plan.steps[move.step].deployment), str(move.step)
         values = []
         for slot, value in move.values:
-            ref = None if awaited is None else ref_of(value)
+            ref = ref_of(value) if isinstance(value, RESPONSES) else None
             if awaited is None or ref is None:
                 values.append((slot, codec.encode(value)))
             elif not ref.request_id:
