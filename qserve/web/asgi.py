@@ -157,8 +157,12 @@ class Exchange:
         message = await self._messages.get()
         if message is not _END:
             return message
+        raise self._take_error() or QserveException("the application ended before its response was complete")
+
+    def _take_error(self) -> BaseException | None:
+        # a function of its own: a local variable of the frame that raises the error would make a cycle with it
         error, self._error = self._error, None
-        raise error or QserveException("the application ended before its response was complete")
+        return error
 
     async def _run(self, scope: Scope) -> None:
         try:
