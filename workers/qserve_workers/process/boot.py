@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import faulthandler
 import gc
 import importlib
 import json
 import os
+import select
 import signal
 import threading
 import time
@@ -148,10 +150,21 @@ def _end_with(parent: int) -> None:
         os._exit(Exit.ORPHANED)
 
     def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(POLL_INTERVAL_S)
+        _wait_for_end(parent)
         log.warning("the supervisor has ended; this replica stops")
         time.sleep(FINISH_FOR_S)
         os._exit(Exit.ORPHANED)  # whatever the main thread does
 
     threading.Thread(target=watch, name="orphan-watch", daemon=True).start()
+
+
+def _wait_for_end(parent: int) -> None:
+    # not by polling alone: that wakes every idle replica
+    with contextlib.suppress(AttributeError, OSError):  # not Linux, or a sandbox forbids it
+        process = os.pidfd_open(parent)
+        if os.getppid() == parent:  # otherwise it has ended, and its id may be another process's now
+            end = select.poll()
+            end.register(process, select.POLLIN)
+            end.poll()
+    while os.getppid() == parent:
+        time.sleep(POLL_INTERVAL_S)
