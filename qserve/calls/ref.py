@@ -208,7 +208,10 @@ class Ref(Generic[T_co]):
         """Raise what ended the request; do nothing if it has its result."""
         error = self.error()
         if error is not None:
-            raise error
+            try:
+                raise error
+            finally:
+                del error  # this frame is in its traceback: together they would be a cycle
 
     def refusal(self) -> BaseException | None:
         """Return the error if the request was refused and can be sent again."""
