@@ -111,9 +111,10 @@ def _ensure_cluster(host: str | None, port: int | None) -> LocalCluster:
         import_paths=tuple(path or str(Path.cwd()) for path in sys.path),
     )
     atexit.register(shutdown)
-    plane = ClientPlane(_cluster.settings)
-    current.installed = plane
     try:
+        _cluster.start()
+        plane = ClientPlane(_cluster.settings)
+        current.installed = plane
         load_functions(plane.client)
     except BaseException:
         shutdown()

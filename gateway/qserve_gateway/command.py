@@ -27,7 +27,8 @@ def gateway(host: str, port: int, workers: int, broker: str | None, access_log: 
     if broker:
         # through the environment, because every user of the host can read a process's arguments
         os.environ["QSERVE_BROKER_URL"] = broker
-    # in a new interpreter, because gevent must patch the standard library before any other import
-    command = [sys.executable, "-m", "qserve_gateway", "--host", host, "--port", str(port)]
+    # in a new interpreter, because gevent must patch the standard library before any other import; with -P, because
+    # others may be able to put modules into the working folder
+    command = [sys.executable, "-P", "-m", "qserve_gateway", "--host", host, "--port", str(port)]
     command += ["--workers", str(workers), *(["--access-log"] if access_log else [])]
     os.execv(command[0], command)

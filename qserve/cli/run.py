@@ -70,9 +70,16 @@ def run(
         arguments += ["--route-prefix", route_prefix]
     with contextlib.ExitStack() as cleanup:
         try:
-            with interrupts.deferred():
-                cluster = LocalCluster(settings, host=host, port=port, gateway_workers=workers, import_paths=(app_dir,))
-                cleanup.callback(cluster.stop)
+            cluster = LocalCluster(
+                settings,
+                host=host,
+                port=port,
+                gateway_workers=workers,
+                import_paths=(app_dir,),
+                uninterrupted=interrupts.deferred,
+            )
+            cleanup.callback(cluster.stop)
+            cluster.start()
             prefix = _deploy(cluster, arguments, interrupts)
             cluster.keep_running()
             click.echo(f"qserve: ready in {time.monotonic() - began:.1f} s: {cluster.url}{prefix}  (Ctrl-C stops it)")
@@ -87,10 +94,10 @@ def _deploy(cluster: LocalCluster, arguments: list[str], interrupts: Interrupts)
     This process imports neither user code nor the client of the broker.
     """
     read_end, write_end = os.pipe()
-    command = [sys.executable, "-m", "qserve", "deploy", *arguments, "--prefix-fd", str(write_end)]
+    command = [sys.executable, "-P", "-m", "qserve", "deploy", *arguments, "--prefix-fd", str(write_end)]
     with os.fdopen(read_end, encoding="utf-8") as prefix, contextlib.ExitStack() as cleanup:
         with interrupts.deferred():
-            child = Child("qserve deploy", command, cluster.settings.to_env(), pass_fds=(write_end,))
+            child = Child("qserve deploy", command, cluster.user_code_env, pass_fds=(write_end,))
             cleanup.callback(child.kill)
             os.close(write_end)
         while (code := child.wait(_POLL_INTERVAL_S)) is None:

@@ -12,13 +12,11 @@ behind when its owner is killed, and removes the data folder from any forked chi
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import importlib.util
 import os
 import shutil
 import socket
 import subprocess
-import tempfile
 import time
 from functools import partial
 from pathlib import Path
@@ -27,12 +25,11 @@ from qserve.base.clock import Deadline
 from qserve.base.process import die_with_parent
 from qserve.exceptions import BrokerUnavailable
 from qserve.machine.children import Child
+from qserve.machine.private_folder import PrivateFolder
 
 START_TIMEOUT_S = 5.0
 _STOP_TIMEOUT_S = 2.0
 _POLL_INTERVAL_S = 0.005
-_PREFIX = "qserve-"
-_LOCK = "owner.lock"
 _SOCKET = "broker.sock"
 # what a server may need of its owner's environment, whose secrets are none of its business
 _ENVIRONMENT = ("PATH", "LD_LIBRARY_PATH", "TMPDIR", "TZ", "LANG", "LC_ALL")
@@ -48,22 +45,28 @@ class EmbeddedBroker(Child):
     """
 
     def __init__(self) -> None:
-        _remove_stale_folders()
-        self._folder = Path(tempfile.mkdtemp(prefix=_PREFIX))
-        self._lock = (self._folder / _LOCK).open("w")
-        fcntl.flock(self._lock, fcntl.LOCK_EX)
-        self._socket = self._folder / _SOCKET
+        try:
+            self._folder = PrivateFolder()
+        except OSError as error:
+            raise BrokerUnavailable(
+                f"the embedded broker has no place for its data: {error}; set TMPDIR to a folder in which you may write"
+            ) from error
+        self._socket = self._folder.path / _SOCKET
         self.url = f"unix://{self._socket}"
         # A killed server leaves its socket behind, which the next one unlinks before it binds its own. It also cuts off
         # the end of the append-only file if that was half written, and so had not been confirmed.
-        super().__init__(
-            "the embedded broker",
-            server_command(self._folder),
-            env={name: os.environ[name] for name in _ENVIRONMENT if name in os.environ},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            preexec_fn=partial(_die_with, os.getpid()),
-        )
+        try:
+            super().__init__(
+                "the embedded broker",
+                server_command(self._folder.path),
+                env={name: os.environ[name] for name in _ENVIRONMENT if name in os.environ},
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                preexec_fn=partial(_die_with, os.getpid()),
+            )
+        except BaseException:
+            self._folder.remove()
+            raise
 
     def wait_ready(self) -> None:
         """Wait until it replies.
@@ -77,7 +80,6 @@ class EmbeddedBroker(Child):
                 return
             time.sleep(_POLL_INTERVAL_S)
         reason = self._end_of_log() or "its log is empty"
-        self.stop()
         raise BrokerUnavailable(f"the embedded broker does not start: {reason}")
 
     def _replies(self) -> bool:
@@ -95,7 +97,7 @@ class EmbeddedBroker(Child):
         return f"{how}: {reason}" if reason else how
 
     def _end_of_log(self) -> str:
-        log = self._folder / "broker.log"
+        log = self._folder.path / "broker.log"
         return " ".join(log.read_text(errors="replace").strip().splitlines()[-3:]) if log.exists() else ""
 
     def stop(self) -> None:
@@ -103,8 +105,7 @@ class EmbeddedBroker(Child):
         self.process.terminate()
         if self.wait(_STOP_TIMEOUT_S) is None:
             self.kill()
-        shutil.rmtree(self._folder, ignore_errors=True)
-        self._lock.close()
+        self._folder.remove()
 
 
 def server_command(folder: Path) -> list[str]:
@@ -142,14 +143,6 @@ def find_server() -> str:
             "no broker is set and none can be started here: install valkey-server or redis-server, or pass --broker URL"
         )
     return found
-
-
-def _remove_stale_folders() -> None:
-    """Remove the folders of owners that were killed: the kernel has released their locks."""
-    for lock in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*/{_LOCK}"):
-        with contextlib.suppress(OSError), lock.open("w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(lock.parent, ignore_errors=True)
 
 
 def _die_with(parent: int) -> None:

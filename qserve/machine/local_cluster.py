@@ -7,6 +7,8 @@ import secrets
 import socket
 import sys
 import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -16,6 +18,7 @@ from qserve.base.settings import CHECKED, DEFAULT_HOST, DEFAULT_PORT, Settings
 from qserve.exceptions import DeployError
 from qserve.machine.children import Child, Restarter
 from qserve.machine.embedded_broker import EmbeddedBroker
+from qserve.machine.private_folder import remove_abandoned
 
 STOP_TIMEOUT_S = 4.0
 _POLL_INTERVAL_S = 0.2
@@ -29,10 +32,10 @@ class LocalCluster:
       host, port: The address that the gateway listens on.
       gateway_workers: The number of gateway processes.
       import_paths: Folders in which replicas search for modules first.
+      uninterrupted: Returns a block that no interrupt can leave: a process is started and recorded in one. All the rest
+        of a start may be interrupted, since it may have to wait.
 
     Raises:
-      BrokerUnavailable: The broker does not reply.
-      BrokerError: The broker must not be used as it is; see ``qserve.broker.doctor``.
       DeployError: The address is in use.
     """
 
@@ -44,43 +47,56 @@ class LocalCluster:
         port: int = DEFAULT_PORT,
         gateway_workers: int = 1,
         import_paths: tuple[str, ...] = (),
+        uninterrupted: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
         self.host, self.port = host, port
         self.gateway_workers = gateway_workers
         _check_address(host, port)
         self.url = f"http://{host}:{port}"
+        self.settings = settings
+        self._folders = [str(Path(path).resolve()) for path in import_paths]
+        self._uninterrupted = uninterrupted
         self._stopped = False
         self._broker: EmbeddedBroker | None = None
         self._restarter = Restarter()
         self.check, self.keep_running = self._restarter.check, self._restarter.begin
-        if settings.broker_url is None:
-            self._broker = EmbeddedBroker()
-            self._restarter.add(self._broker)
-            key = settings.secret_key or secrets.token_hex(32).encode()
-            settings = replace(settings, broker_url=self._broker.url, secret_key=key)
-        self.settings = settings
-        folders = [str(Path(path).resolve()) for path in import_paths]
-        python_path = os.pathsep.join([*folders, *filter(None, [os.environ.get("PYTHONPATH")])])
-        self._env = settings.to_env() | {"PYTHONPATH": python_path, CHECKED: "1"}
-        try:
-            self._start()
-        except BaseException:
-            self.stop()
-            raise
 
-    def _start(self) -> None:
-        if self._broker is None:
+    @property
+    def user_code_env(self) -> dict[str, str]:
+        """The variables of a process that imports user code, which must not see the gateway's token."""
+        return self.settings.to_env() | {"QSERVE_API_TOKEN": ""}
+
+    def start(self) -> None:
+        """Start all processes; whoever calls this calls ``stop`` as well, even if it fails.
+
+        Raises:
+          BrokerUnavailable: The broker does not reply.
+          BrokerError: The broker must not be used as it is; see ``qserve.broker.doctor``.
+        """
+        if self.settings.broker_url is None:
+            remove_abandoned()
+            with self._uninterrupted():
+                self._broker = EmbeddedBroker()
+                self._restarter.add(self._broker)
+            key = self.settings.secret_key or secrets.token_hex(32).encode()
+            self.settings = replace(self.settings, broker_url=self._broker.url, secret_key=key)
+        else:
             # imported on use: beside an embedded broker this process needs no client of a broker, which takes 10 MB
             import_module("qserve.broker.doctor").check_broker_of(self.settings)
-        python = [sys.executable, "-m"]
+        python_path = os.pathsep.join([*self._folders, *filter(None, [os.environ.get("PYTHONPATH")])])
+        env = {"PYTHONPATH": python_path, CHECKED: "1"}
+        # -P: the working folder may be one that all users share, and must not be searched for modules
+        python = [sys.executable, "-P", "-m"]
         gateway = ["qserve_gateway", "--host", self.host, "--port", str(self.port)]
         gateway += ["--workers", str(self.gateway_workers)]
-        # processes that a killed gateway leaves behind hold its port, and would serve for a second at most
-        self._restarter.add(Child("the gateway", [*python, *gateway], self._env, kills_orphans=True))
-        # user code must not see the gateway's token
-        workers_env = self._env | {"QSERVE_API_TOKEN": ""}
-        # replicas that a killed supervisor leaves behind finish their calls, see `qserve_workers.process`
-        self._restarter.add(Child("the workers' supervisor", [*python, "qserve_workers"], workers_env))
+        with self._uninterrupted():
+            # processes that a killed gateway leaves behind hold its port, and would serve for a second at most
+            child = Child("the gateway", [*python, *gateway], self.settings.to_env() | env, kills_orphans=True)
+            self._restarter.add(child)
+        with self._uninterrupted():
+            # replicas that a killed supervisor leaves behind finish their calls, see `qserve_workers.process`
+            child = Child("the workers' supervisor", [*python, "qserve_workers"], self.user_code_env | env)
+            self._restarter.add(child)
         if self._broker is not None:
             self._broker.wait_ready()
 

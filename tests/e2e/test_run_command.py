@@ -48,6 +48,8 @@ def test_the_gateways_token_is_asked_for_and_kept_from_user_code(site: Site) -> 
     program = """
 import os, qserve
 
+print("imported with", os.environ.get("QSERVE_API_TOKEN"))
+
 @qserve.deployment
 def shown(request):
     return [os.environ.get("QSERVE_API_TOKEN", ""), request.headers.get("authorization", "")]
@@ -61,6 +63,8 @@ app = shown.bind()
     client = Client(port)
     assert client.get(Authorization="Bearer s3cret").json == ["", ""]
     assert client.get().status == 401
+    assert "imported with" in process.output
+    assert "s3cret" not in process.output
 
 
 # -- what it prints --------------------------------------------------------------------------------

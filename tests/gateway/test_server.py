@@ -63,7 +63,7 @@ def test_the_command_starts_a_fresh_interpreter_and_hides_the_brokers_address(
     result = CliRunner().invoke(command.gateway, ["--port", "1234", "--broker", "redis://:pw@h"])
 
     assert result.exit_code == 0, result.output
-    assert started[0][1:5] == ["-m", "qserve_gateway", "--host", "127.0.0.1"]
+    assert started[0][1:6] == ["-P", "-m", "qserve_gateway", "--host", "127.0.0.1"]
     assert "1234" in started[0]
     assert not any("pw" in argument for argument in started[0])
     assert os.environ["QSERVE_BROKER_URL"] == "redis://:pw@h"

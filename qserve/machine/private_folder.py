@@ -1,0 +1,114 @@
+"""A folder of this process in the temporary folder, which all users of the host share.
+
+Nothing there is trusted because of its name. A folder is opened without following links, and used only if it belongs to
+this user and is closed to all others. Nothing here waits, so a start can always be interrupted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import secrets
+import shutil
+import stat
+import tempfile
+from pathlib import Path
+
+_PREFIX = "qserve-"
+_UNFINISHED = ".qserve-"
+"""What the name of a folder begins with until it is locked."""
+_LOCK = "owner.lock"
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+# not blocking, for there may be a pipe in the file's place; and nothing is truncated
+_FILE = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+
+
+class PrivateFolder:
+    """A temporary folder that its owner removes, or the next start of this user once the owner was killed.
+
+    It gets its name when it is locked already, so that two starts at once never remove each other's folder. Crash
+    before that: an unfinished folder is left, which the next start removes as well.
+
+    Raises:
+      OSError: The temporary folder cannot be used.
+    """
+
+    def __init__(self) -> None:
+        # not the name of before: somebody who has seen that one could take this one first
+        self.path = Path(tempfile.gettempdir(), _PREFIX + secrets.token_hex(8))
+        while not self._create(Path(tempfile.mkdtemp(prefix=_UNFINISHED))):
+            pass
+
+    def _create(self, unfinished: Path) -> bool:
+        """Lock a new folder and give it its name; return False if another start took it for an abandoned one."""
+        with contextlib.ExitStack() as opened:
+            try:
+                self._folder = _open_folder(opened, unfinished)
+                self._lock = os.open(_LOCK, _FILE | os.O_CREAT, 0o600, dir_fd=self._folder)
+                opened.callback(os.close, self._lock)
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                unfinished.rename(self.path)
+            except (FileNotFoundError, BlockingIOError):
+                return False
+            opened.pop_all()
+            return True
+
+    def remove(self) -> None:
+        """Remove it with all that it holds."""
+        _empty(self._folder)
+        with contextlib.suppress(OSError):
+            self.path.rmdir()
+        os.close(self._folder)
+        os.close(self._lock)
+
+
+def remove_abandoned() -> None:
+    """Remove the folders of this user's processes that were killed: the kernel has released their locks."""
+    found = []
+    with contextlib.suppress(OSError), os.scandir(tempfile.gettempdir()) as entries:
+        found = [entry for entry in entries if entry.name.startswith((_PREFIX, _UNFINISHED))]
+    for entry in found:
+        with contextlib.suppress(OSError), contextlib.ExitStack() as opened:
+            if entry.stat(follow_symlinks=False).st_uid == os.geteuid():
+                _remove_if_abandoned(opened, Path(entry.path))
+
+
+def _remove_if_abandoned(opened: contextlib.ExitStack, path: Path) -> None:
+    folder = _open_folder(opened, path)
+    try:
+        lock = os.open(_LOCK, _FILE, dir_fd=folder)
+    except FileNotFoundError:
+        if path.name.startswith(_UNFINISHED):
+            path.rmdir()  # an error if it holds anything: then it is not one of ours
+        return
+    opened.callback(os.close, lock)
+    if stat.S_ISREG(os.fstat(lock).st_mode):
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _empty(folder)
+        path.rmdir()
+
+
+def _open_folder(opened: contextlib.ExitStack, path: Path) -> int:
+    """Open a folder that only this user may use.
+
+    Raises:
+      OSError: It is something else.
+    """
+    folder = os.open(path, _FOLDER)
+    opened.callback(os.close, folder)
+    found = os.fstat(folder)
+    if found.st_uid != os.geteuid() or found.st_mode & 0o077:
+        raise PermissionError(f"{path} is open to other users")
+    return folder
+
+
+def _empty(folder: int) -> None:
+    """Remove what a folder holds; the lock last, so that the next start goes on if this process is killed meanwhile."""
+    for name in sorted(os.listdir(folder), key=lambda name: name == _LOCK):
+        try:
+            os.unlink(name, dir_fd=folder)
+        except IsADirectoryError:
+            shutil.rmtree(name, ignore_errors=True, dir_fd=folder)
+        except FileNotFoundError:
+            pass
