@@ -13,6 +13,7 @@ from qserve.base.keys import Keys
 from qserve.exceptions import PayloadError
 from qserve.graph.plan import InputKey, Plan, Source, Step
 from qserve.wire.codec import Codec
+from qserve.wire.packed import unpack
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ class ApplicationRecord:
     def decode(cls, data: bytes) -> ApplicationRecord:
         """Read what ``encode`` wrote; raise PayloadError for anything else."""
         try:
-            parts = msgpack.unpackb(data)
+            parts = unpack(data, "a record")
             driver = parts.pop("driver")
             deployments = {name: DeploymentRecord(**fields) for name, fields in parts.pop("deployments").items()}
             if driver:

@@ -15,7 +15,7 @@ import pickle
 import sys
 import uuid
 from collections import ChainMap
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from enum import IntEnum, unique
 from types import CodeType
 from typing import Any
@@ -27,6 +27,7 @@ from qserve.base.keyring import Keyring
 from qserve.exceptions import PayloadError, PayloadTooLarge
 from qserve.graph.plan import Slot
 from qserve.wire.failure import find_loaded
+from qserve.wire.packed import DEPTH_LIMIT, LEAVES, is_deeper, too_deep
 
 NO_KEYS = Keyring()
 _PACKER: dict[str, Any] = {"strict_types": True, "unicode_errors": "surrogatepass", "buf_size": 4096}
@@ -111,30 +112,32 @@ class Codec:
     def __init__(self, keys: Keyring = NO_KEYS, max_bytes: int = 10 * 1024 * 1024) -> None:
         self._keys = keys
         self._max_bytes = max_bytes
-        # A packer is neither reentrant (an extension encodes its own content) nor safe across threads, and a
-        # new one costs 13 us: idle ones wait here, and list.pop and list.append are atomic.
+        # A packer is neither reentrant nor safe across threads, and a new one costs 13 us: idle ones wait here, and
+        # list.pop and list.append are atomic.
         self._idle: list[msgpack.Packer] = []
 
     def _pack(self, value: Any) -> bytes:
         packer = self._idle.pop() if self._idle else msgpack.Packer(default=self._default, **_PACKER)
-        data: bytes = packer.pack(value)
-        self._idle.append(packer)
+        try:
+            data: bytes = packer.pack(value)
+        finally:
+            self._idle.append(packer)
         return data
 
     def encode(self, value: Any) -> bytes:
         """Encode one value.
 
         Raises:
-          PayloadError: The value cannot be encoded.
+          PayloadError: The value cannot be encoded, or is nested more than ``DEPTH_LIMIT`` levels deep.
           PayloadTooLarge: Its encoding is longer than ``max_bytes``.
         """
         try:
-            data = self._pack(value)
+            data = self._encode(value)
         except PayloadError:
             raise
         except Exception as error:
             if isinstance(error, RecursionError) or "recursion" in str(error):
-                error = PayloadError("it is nested too deeply, or contains itself")
+                raise too_deep() from error
             raise PayloadError(f"a value of type {type(value).__name__!r} cannot be encoded: {error}") from error
         if len(data) > self._max_bytes:
             raise PayloadTooLarge(
@@ -142,15 +145,57 @@ class Codec:
             )
         return data
 
+    def _encode(self, value: Any) -> bytes:
+        # With few bytes it cannot be deep, and with few lists neither: in what ``_default`` packs are three at most.
+        try:
+            data = self._pack(value)
+        except _NestedError:
+            data = None
+        if data is None or (len(data) > DEPTH_LIMIT and is_deeper(value, DEPTH_LIMIT - 4)):
+            data = self._pack(self._plain(value, DEPTH_LIMIT))
+        return data
+
+    # msgpack calls hooks on the thread's stack, 40 KiB a level when it reads. Calls from Python to Python take nothing
+    # of it: ``_plain`` and ``_filled`` walk extensions inside of extensions, and msgpack gets what lies between them.
+
     def _default(self, value: Any) -> msgpack.ExtType:
-        found = _packers.get(type(value)) or _numpy_packer(value)
-        if found is None and self._keys.current is None and _is_record(value):
-            # with a key a pickle does as well, and readers that have not imported the class can decode it
-            found = Code.RECORD, _pack_record
+        """Pack an extension, for msgpack itself, unless it may hold others."""
+        found = self._packer_of(value)
         if found is None:
             return msgpack.ExtType(Code.PICKLE, self._pickle(value))
         code, pack = found
-        return msgpack.ExtType(code, self._pack(pack(value)))
+        content = pack(value)
+        if not _is_simple(content):
+            raise _NestedError
+        return msgpack.ExtType(code, self._pack(content))
+
+    def _plain(self, value: Any, room: int) -> Any:
+        """Return ``value`` with its extensions packed; ``room`` is how many levels it may have."""
+        kind = type(value)
+        if kind in LEAVES:
+            return value
+        if not room:
+            raise too_deep()
+        room -= 1
+        if kind is list:
+            return [item if type(item) in LEAVES else self._plain(item, room) for item in value]
+        if kind is dict:
+            return {
+                key if type(key) in LEAVES else self._plain(key, room): self._plain(item, room)
+                for key, item in value.items()
+            }
+        found = self._packer_of(value)
+        if found is None:
+            return msgpack.ExtType(Code.PICKLE, self._pickle(value))
+        code, pack = found
+        return msgpack.ExtType(code, self._pack(self._plain(pack(value), room)))
+
+    def _packer_of(self, value: Any) -> tuple[Code, Callable[[Any], Any]] | None:
+        found = _packers.get(type(value)) or _numpy_packer(value)
+        if found is None and self._keys.current is None and _is_record(value):
+            # with a key a pickle does as well, and readers that have not imported the class can decode it
+            return Code.RECORD, _pack_record
+        return found
 
     def _pickle(self, value: Any) -> bytes:
         if self._keys.current is None:
@@ -162,34 +207,97 @@ class Codec:
         try:
             return self._keys.sign(dumps(value))
         except Exception as error:
+            if isinstance(error, RecursionError) or isinstance(error.__cause__, RecursionError):
+                raise too_deep() from error
             raise PayloadError(f"a value of type {type(value).__qualname__!r} cannot be pickled: {error}") from error
 
     def decode(self, data: bytes) -> Any:
         """Decode one value.
 
         Raises:
-          PayloadError: ``encode`` did not write these bytes, or a pickle's signature is missing or wrong.
+          PayloadError: ``encode`` did not write these bytes, they are nested more than ``DEPTH_LIMIT`` levels deep, or
+            a pickle's signature is missing or wrong.
+          PayloadTooLarge: They are longer than ``max_bytes``.
         """
+        if len(data) > self._max_bytes:
+            raise PayloadTooLarge(f"a value takes {len(data)} bytes; the limit is {self._max_bytes}")
         try:
-            return msgpack.unpackb(data, ext_hook=self._extension, strict_map_key=False, unicode_errors="surrogatepass")
+            return self._read(data, DEPTH_LIMIT)
         except PayloadError:
             raise
         except Exception as error:
             raise PayloadError(f"{len(data)} bytes cannot be decoded: {type(error).__name__}") from error
 
-    def _extension(self, code: int, data: bytes) -> Any:
-        unpack = _unpackers.get(code)
-        if unpack is not None:
-            return unpack(self.decode(data))
-        if code != Code.PICKLE:
-            raise PayloadError(f"unknown extension {code}: was this value written by a newer qserve?")
-        body = self._keys.verify(data)
+    def _read(self, data: bytes, room: int) -> Any:
+        extensions: list[_Extension] = []
+
+        def note(code: int, content: bytes) -> _Extension:
+            extensions.append(_Extension(code, content))
+            return extensions[-1]
+
+        value = msgpack.unpackb(data, ext_hook=note, strict_map_key=False, unicode_errors="surrogatepass")
+        if extensions:
+            return self._filled(value, room)
+        if len(data) > room and is_deeper(value, room):
+            raise too_deep()
+        return value
+
+    def _filled(self, value: Any, room: int) -> Any:
+        """Return ``value`` with its extensions decoded; ``room`` is how many levels it may have."""
+        kind = type(value)
+        if kind in LEAVES:
+            return value
+        if not room:
+            raise too_deep()
+        room -= 1
+        if kind is list:
+            return [item if type(item) in LEAVES else self._filled(item, room) for item in value]
+        if kind is dict:
+            return {
+                key if type(key) in LEAVES else self._filled(key, room): self._filled(item, room)
+                for key, item in value.items()
+            }
+        unpack = _unpackers.get(value.code)
+        return self._unpickle(value) if unpack is None else unpack(self._read(value.content, room))
+
+    def _unpickle(self, extension: _Extension) -> Any:
+        if extension.code != Code.PICKLE:
+            raise PayloadError(f"unknown extension {extension.code}: was this value written by a newer qserve?")
+        body = self._keys.verify(extension.content)
         if body is None:
             raise PayloadError(
                 "a pickled value arrived without the signature of this process's key: set QSERVE_SECRET_KEY to the"
                 " same secret in every process"
             )
         return pickle.loads(body)
+
+
+class _Extension:
+    """An extension that is not decoded yet."""
+
+    __slots__ = ("code", "content")
+
+    def __init__(self, code: int, content: bytes) -> None:
+        self.code = code
+        self.content = content
+
+
+class _NestedError(Exception):
+    """Raised through msgpack when an extension may hold others."""
+
+
+def _is_simple(content: Any) -> bool:
+    """Return whether what an extension holds is plain and has at most two levels."""
+    if type(content) is not list:
+        return type(content) in LEAVES
+    return LEAVES.issuperset(map(type, content)) or all(
+        type(item) in LEAVES or (type(item) in (list, dict) and LEAVES.issuperset(map(type, _members(item))))
+        for item in content
+    )
+
+
+def _members(container: Any) -> Iterable[Any]:
+    return container.values() if type(container) is dict else container
 
 
 # -- Python's own types and graphs -----------------------------------------------------------------

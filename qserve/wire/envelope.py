@@ -12,6 +12,7 @@ import msgpack
 
 from qserve.base.clock import clock
 from qserve.exceptions import PayloadError
+from qserve.wire.packed import unpack
 
 REQUEST_ID_CHARS = 32
 _IS_ID = re.compile(r"[0-9a-f]{32}").fullmatch
@@ -64,7 +65,7 @@ class Header(NamedTuple):
         """Read what ``encode`` wrote; PayloadError for anything else."""
         try:
             request_id = data[:REQUEST_ID_CHARS].decode()
-            app, graph, deadline_ms, answer, *context = msgpack.unpackb(data[REQUEST_ID_CHARS:])
+            app, graph, deadline_ms, answer, *context = unpack(data[REQUEST_ID_CHARS:], "a header")
             if not _IS_ID(request_id):
                 raise ValueError(f"{request_id!r} is not a request id")
             if type(deadline_ms) is not int or type(app) is not str:

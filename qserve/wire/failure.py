@@ -17,8 +17,11 @@ import msgpack
 from qserve import exceptions
 from qserve.base.tracebacks import CUT, full_traceback
 from qserve.exceptions import BackPressureError, PayloadError, QserveException, RequestError, TaskError
+from qserve.wire.packed import is_deeper, unpack
 
 MESSAGE_LIMIT = 4096
+ATTRIBUTE_DEPTH = 64
+"""How deep the attributes of an error may be nested to travel with it."""
 _NAME_LIMIT = 256
 _PARTS_LIMIT = 64
 
@@ -51,7 +54,9 @@ class Failure:
     def decode(cls, data: bytes) -> Failure:
         """Read what ``encode`` wrote; raise PayloadError for anything else."""
         try:
-            module, kind, message, trace, deployment, args, attributes, is_answer = msgpack.unpackb(data)
+            module, kind, message, trace, deployment, args, attributes, is_answer = unpack(
+                data, "a failure", ATTRIBUTE_DEPTH + 4
+            )
             if not all(type(text) is str for text in (module, kind, message, trace, deployment)):
                 raise ValueError("its names and messages are not text")
             return cls(module, kind, message, trace, deployment, tuple(args), dict(attributes), is_answer)
@@ -170,6 +175,8 @@ def _is_plain(value: Any) -> bool:
 
 def _is_small(value: Any) -> bool:
     try:
-        return len(msgpack.packb(value, strict_types=True)) <= MESSAGE_LIMIT
+        # packed first: that ends for a value that contains itself
+        is_short = len(msgpack.packb(value, strict_types=True)) <= MESSAGE_LIMIT
+        return is_short and not is_deeper(value, ATTRIBUTE_DEPTH)
     except Exception:  # not plain data
         return False
