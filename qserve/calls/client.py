@@ -137,7 +137,9 @@ class ClientPlane(BrokerPlane):
     def __init__(self, settings: Settings) -> None:
         super().__init__(settings, self.application)
         if settings.broker_url is None:
-            raise BrokerUnavailable("no broker is named: set QSERVE_BROKER_URL, or call qserve.run(...) first")
+            raise BrokerUnavailable(
+                "no broker is set: set QSERVE_BROKER_URL to its address, or call qserve.run(...) first"
+            )
         self.client = connect(settings.broker_url)
         self.registry = Registry(self.client, self.keys, self.seal)
         self._records: dict[str, tuple[float, ApplicationRecord]] = {}

@@ -38,9 +38,9 @@ _POLL_INTERVAL_S = 0.01
 @app_dir_option
 @broker_option
 @click.option(
-    "--timeout-s", default=READY_TIMEOUT_S, show_default=True, help="Seconds that replicas may take to be ready."
+    "--timeout-s", default=READY_TIMEOUT_S, show_default=True, help="How many seconds to wait for the replicas."
 )
-@click.option("--gateways", default=0, metavar="N", help="Wait as well until N gateway processes serve it.")
+@click.option("--gateways", default=0, metavar="N", help="Also wait until N gateway processes serve it.")
 @click.option("--prefix-fd", type=int, hidden=True, help="An open file to which the route prefix is written.")
 def deploy(
     target: str,
@@ -55,7 +55,7 @@ def deploy(
     """Deploy MODULE:NODE on a running broker.
 
     Registers it, waits until its replicas are ready, and switches over to it. Replicas run in `qserve worker`. The
-    version that was deployed before serves until the new one is ready, and goes on serving if the new one fails.
+    previous version keeps serving until the new one is ready, or if the new one fails.
     """
     die_with_parent_if_asked()
     import_first_from(app_dir)

@@ -33,10 +33,10 @@ def dlq() -> None:
 
 @dlq.command("list")
 @broker_option
-@click.option("--limit", default=100, show_default=True, help="The most dead letters to show.")
+@click.option("--limit", default=100, show_default=True, help="Show at most this many.")
 @json_option
 def list_letters(settings: Settings, limit: int, as_json: bool) -> None:
-    """List the newest dead letters, one a line."""
+    """List the newest dead letters, one per line."""
     letters = DeadLetters(Installation(settings))
     summaries = [_summary(letter) for letter in letters.list(limit)]
     if as_json:
@@ -74,7 +74,7 @@ def show(request_id: str, settings: Settings, as_json: bool) -> None:
 def replay(request_ids: tuple[str, ...], settings: Settings, all_of_them: bool) -> None:
     """Run dead letters again.
 
-    They go on from the step that failed, on the version that is deployed now. Each result has the ID of its request.
+    Each resumes at the step that failed, on the version that is deployed now. Each result has the ID of its request.
     """
     letters = DeadLetters(Installation(settings))
     failed = 0

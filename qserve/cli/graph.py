@@ -37,7 +37,7 @@ _SUFFIXES = {".dot": "dot", ".gv": "dot", ".mmd": "mermaid", ".mermaid": "mermai
 def graph(target: str, chosen: str | None, output: Path | None, app_dir: str) -> None:
     """Draw MODULE:NODE as a graph.
 
-    The drawing shows everything that it is bound to. Nothing is deployed or run.
+    Draws the node and everything bound to it. Nothing is deployed or run.
     """
     write = _WRITERS[chosen or _format_of(output)]
     import_first_from(app_dir)

@@ -27,7 +27,9 @@ name_option = click.option(
     "--name", default="default", show_default=True, metavar="APP", help="The name of the application."
 )
 route_prefix_option = click.option(
-    "--route-prefix", metavar="PATH", help="The URL path of the application. [default: that of its ingress, or /]"
+    "--route-prefix",
+    metavar="PATH",
+    help="The URL path of the application. [default: the ingress's route_prefix, or /]",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 

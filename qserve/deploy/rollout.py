@@ -75,7 +75,7 @@ def wait_until_running(
     """Wait until every replica of a version has constructed its object and takes calls.
 
     Parameters:
-      exact: Wait as well until surplus replicas are gone.
+      exact: Also wait until surplus replicas are gone.
 
     Raises:
       DeployError: A constructor failed as often as it is tried (the message holds the user's traceback), or

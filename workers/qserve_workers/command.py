@@ -42,8 +42,8 @@ def worker(
 ) -> None:
     """Run replicas of deployments until stopped.
 
-    Code is imported from MODULE:NODE; without it, it is taken as it was deployed. The broker may start
-    later, and so may the deploy.
+    Code is imported from MODULE:NODE. Without MODULE:NODE, the worker uses the code that `qserve deploy` registered.
+    You can start workers before the broker and before `qserve deploy`.
     """
     die_with_parent_if_asked()
     import_first_from(app_dir)
