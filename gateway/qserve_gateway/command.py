@@ -7,12 +7,14 @@ import sys
 
 import click
 
+from qserve.cli.options import WholeNumber
+
 OPTIONS: list[click.Parameter] = [
     click.Option(["--host"], envvar="QSERVE_HOST", default="127.0.0.1", show_default=True,
                  help="Address to listen on."),
-    click.Option(["--port"], envvar="PORT", type=click.IntRange(0, 65535), default=8000, show_default=True,
+    click.Option(["--port"], envvar="PORT", type=WholeNumber(0, 65535), default=8000, show_default=True,
                  help="Port to listen on."),
-    click.Option(["--workers"], envvar="WEB_CONCURRENCY", type=click.IntRange(1), default=1, show_default=True,
+    click.Option(["--workers"], envvar="WEB_CONCURRENCY", type=WholeNumber(1), default=1, show_default=True,
                  help="Number of server processes."),
     click.Option(["--broker"], envvar=["QSERVE_BROKER_URL", "REDIS_URL"], metavar="URL",
                  help="URL of the broker: redis://, rediss://, unix:// or sentinel://."),

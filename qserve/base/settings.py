@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-from qserve.base.keyring import Keyring
+from qserve.base.keyring import Keyring, check_key
+from qserve.base.numbers import number
 from qserve.exceptions import QserveException
 
 DEFAULT_HOST = "127.0.0.1"
@@ -60,6 +61,13 @@ class Settings:
     stall_limit_s: float = 60.0
     start_timeout_s: float = 60.0
 
+    def __post_init__(self) -> None:
+        for name in ("secret_key", "accepted_keys"):
+            given = getattr(self, name)
+            for key in given if isinstance(given, tuple) else (given,):
+                if key is not None:
+                    check_key(key, _VARIABLES[name])
+
     @property
     def beat_s(self) -> float:
         """The seconds from one heartbeat of a replica to the next."""
@@ -97,6 +105,9 @@ class Settings:
         if "broker_url" not in found and env.get("REDIS_URL"):
             found["broker_url"] = env["REDIS_URL"]
         found.update((name, value) for name, value in overrides.items() if value is not None)
+        for name, value in found.items():
+            if isinstance(value, str) and not _is_utf8(value):
+                raise QserveException(f"{_VARIABLES[name]} is not UTF-8 text")
         return replace(cls(), **found)
 
     def to_env(self) -> dict[str, str]:
@@ -117,20 +128,25 @@ def _read(name: str, text: str) -> Any:
     if name.endswith("_s"):  # all of these are durations
         return _seconds(variable, text)
     if name == "accepted_keys":
-        return tuple(key.strip().encode() for key in text.split(",") if key.strip())
+        return tuple(os.fsencode(key.strip()) for key in text.split(",") if key.strip())
     if name == "show_errors":
         return text not in ("0", "false")
-    return text.encode() if name == "secret_key" else text
+    return os.fsencode(text) if name == "secret_key" else text
 
 
 def _seconds(variable: str, text: str) -> float:
     try:
-        value = float(text)
+        value = number(text)
     except ValueError:
-        value = -1.0
-    if not 0 < value < float("inf"):
+        value = 0.0
+    if value == 0.0:
         raise QserveException(f"{variable}={text!r} must be a number of seconds above 0, such as {variable}=60")
     return value
+
+
+def _is_utf8(text: str) -> bool:
+    """Return whether the bytes that the system gave for a text were UTF-8; Python keeps others as half characters."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def _written(value: Any) -> str:

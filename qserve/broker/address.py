@@ -6,15 +6,19 @@ in URLs makes an address that cannot be parsed. The errors of the standard parse
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import parse_qsl, urlsplit
 
-from redis.connection import parse_url
+from redis.connection import URL_QUERY_ARGUMENT_PARSERS, parse_url
 
+from qserve.base.numbers import number, whole_number
 from qserve.exceptions import QserveException
 
 _HIDDEN = "(not shown)"
 _known: dict[str, str] = {}
+_READERS: dict[Any, Callable[[str], float]] = {int: whole_number, float: number}
 
 SENTINEL_PORT = 26379
 _HOW = (
@@ -48,6 +52,7 @@ class Address:
         """
         where = public(url)
         try:
+            _check_numbers(url)
             if url.startswith(("sentinel://", "sentinels://")):
                 return _of_sentinels(url, where)
             return cls(where, parse_url(url))
@@ -61,6 +66,21 @@ class _Wrong(ValueError):
     """Raised with a text that is safe to show."""
 
 
+def _check_numbers(url: str) -> None:
+    """Refuse numbers that redis-py would take although only Python writes them, or would silently ignore."""
+    place = urlsplit(url)
+    given = parse_qsl(place.query)
+    if place.scheme in ("redis", "rediss"):
+        given.append(("db", place.path.replace("/", "") or "0"))
+    for name, text in given:
+        read = _READERS.get(URL_QUERY_ARGUMENT_PARSERS.get(name))
+        try:
+            if read is not None:
+                read(text)
+        except ValueError:
+            raise _Wrong(f"{name} is not a number") from None
+
+
 def _of_sentinels(url: str, where: str) -> Address:
     scheme, _, rest = url.partition("://")
     rest, _, query = rest.partition("?")
@@ -69,8 +89,10 @@ def _of_sentinels(url: str, where: str) -> Address:
     service, _, database = path.partition("/")
     if not service:
         raise _Wrong("the name of the service is missing")
-    if database and not database.isdigit():
-        raise _Wrong(f"the database {database!r} is not a number")
+    try:
+        whole_number(database or "0")
+    except ValueError as error:
+        raise _Wrong(f"the database {error}") from None
     server = scheme.replace("sentinel", "redis")
     options = parse_url(f"{server}://{credentials}@/{database or 0}?{query}")
     # Sentinels have users and passwords of their own

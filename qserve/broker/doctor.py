@@ -17,6 +17,7 @@ from typing import Any, Literal
 import redis
 from redis.connection import SSLConnection, UnixDomainSocketConnection
 
+from qserve.base.keyring import PUBLISHED_KEY
 from qserve.base.log import get_logger
 from qserve.base.settings import CHECKED, LOCAL, REPLICA, Settings
 from qserve.broker.address import Address
@@ -48,7 +49,7 @@ class BrokerFacts:
       local: Whether only this host can reach it: a Unix socket, or a loopback address.
       authenticated: Whether we present a password or a certificate.
       encrypted, verified: Whether the connection uses TLS, and whether the other side must prove its name.
-      has_key: Whether a secret key is set here.
+      has_key, key_is_published: Whether a secret key is set here, and whether it is the one of docker-compose.yml.
       unreachable: Why it does not answer; "" when it does.
       refused: Whether it answers, and refuses our credentials.
       misspoken: Whether it answers, and TLS does not come about.
@@ -71,6 +72,7 @@ class BrokerFacts:
     encrypted: bool = False
     verified: bool = True
     has_key: bool = True
+    key_is_published: bool = False
     unreachable: str = ""
     refused: bool = False
     misspoken: bool = False
@@ -104,6 +106,7 @@ def facts_of_address(settings: Settings) -> BrokerFacts:
         encrypted=kind is SSLConnection,
         verified=options.get("ssl_cert_reqs") not in ("none", "optional") and names_checked,
         has_key=settings.secret_key is not None,
+        key_is_published=PUBLISHED_KEY in (settings.secret_key, *settings.accepted_keys),
         watched=bool(address.sentinels),
         durability=settings.durability,
     )
@@ -303,6 +306,9 @@ def _clock(facts: BrokerFacts) -> Finding:
 
 
 def _key(facts: BrokerFacts) -> Finding:
+    if facts.key_is_published:
+        what = "QSERVE_SECRET_KEY is the key of docker-compose.yml, which everybody knows"
+        return Finding("warning", what, "set one of your own in every process, for example from: openssl rand -hex 32")
     if facts.has_key:
         return Finding("ok", "QSERVE_SECRET_KEY is set")
     what = "QSERVE_SECRET_KEY is not set: only plain data can travel, and no code by value"

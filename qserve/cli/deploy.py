@@ -13,6 +13,8 @@ from qserve.base.settings import Settings
 from qserve.broker.connection import load_functions
 from qserve.broker.doctor import check_unless_parent_did
 from qserve.cli.options import (
+    Seconds,
+    WholeNumber,
     app_dir_option,
     broker_option,
     errors_of_user_code,
@@ -38,9 +40,15 @@ _POLL_INTERVAL_S = 0.01
 @app_dir_option
 @broker_option
 @click.option(
-    "--timeout-s", default=READY_TIMEOUT_S, show_default=True, help="How many seconds to wait for the replicas."
+    "--timeout-s",
+    type=Seconds(),
+    default=READY_TIMEOUT_S,
+    show_default=True,
+    help="How many seconds to wait for the replicas.",
 )
-@click.option("--gateways", default=0, metavar="N", help="Also wait until N gateway processes serve it.")
+@click.option(
+    "--gateways", type=WholeNumber(0), default=0, metavar="N", help="Also wait until N gateway processes serve it."
+)
 @click.option("--prefix-fd", type=int, hidden=True, help="An open file to which the route prefix is written.")
 def deploy(
     target: str,

@@ -12,7 +12,7 @@ import click
 
 from qserve.base.log import printable
 from qserve.base.settings import Settings
-from qserve.cli.options import broker_option, json_option
+from qserve.cli.options import WholeNumber, broker_option, json_option
 from qserve.deploy.dead_letters import DeadLetter, DeadLetters
 from qserve.deploy.installation import Installation
 from qserve.exceptions import PayloadError, QserveException
@@ -33,7 +33,7 @@ def dlq() -> None:
 
 @dlq.command("list")
 @broker_option
-@click.option("--limit", default=100, show_default=True, help="Show at most this many.")
+@click.option("--limit", type=WholeNumber(1), default=100, show_default=True, help="Show at most this many.")
 @json_option
 def list_letters(settings: Settings, limit: int, as_json: bool) -> None:
     """List the newest dead letters, one per line."""

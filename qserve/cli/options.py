@@ -6,18 +6,55 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import click
 
+from qserve.base.numbers import number, whole_number
 from qserve.base.settings import Settings
 from qserve.base.tracebacks import user_traceback
 from qserve.exceptions import QserveException
+
+
+class WholeNumber(click.IntRange):
+    """A whole number in decimal digits; click itself takes all that Python's ``int`` takes."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if isinstance(value, str):
+            try:
+                value = whole_number(value)
+            except ValueError as error:
+                self.fail(f"{error} in the range {self._describe_range()}.", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+class Seconds(click.FloatRange):
+    """A number of seconds above 0."""
+
+    def __init__(self) -> None:
+        super().__init__(0, min_open=True)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if isinstance(value, str):
+            try:
+                value = number(value)
+            except ValueError as error:
+                self.fail(f"{error} of seconds.", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+def _read_settings(ctx: click.Context, option: click.Parameter, url: str | None) -> Settings:
+    try:
+        return Settings.from_env(broker_url=url)
+    except QserveException as error:
+        raise click.ClickException(str(error)) from error
+
 
 broker_option = click.option(
     "--broker",
     "settings",
     metavar="URL",
-    callback=lambda ctx, option, url: Settings.from_env(broker_url=url),
+    callback=_read_settings,
     help="The broker's address. [default: $QSERVE_BROKER_URL or $REDIS_URL]",
 )
 app_dir_option = click.option(

@@ -14,7 +14,7 @@ import click
 
 from qserve.base.log import log_to_terminal
 from qserve.base.settings import DEFAULT_HOST, DEFAULT_PORT, Settings
-from qserve.cli.options import app_dir_option, name_option, route_prefix_option
+from qserve.cli.options import Seconds, WholeNumber, app_dir_option, name_option, route_prefix_option
 from qserve.machine.children import Child
 from qserve.machine.local_cluster import LocalCluster
 
@@ -28,17 +28,15 @@ _POLL_INTERVAL_S = 0.05
     "--port",
     default=DEFAULT_PORT,
     show_default=True,
-    type=click.IntRange(1, 65535),
+    type=WholeNumber(1, 65535),
     help="The port that the gateway listens on.",
 )
 @route_prefix_option
 @name_option
 @app_dir_option
 @click.option("--broker", metavar="URL", help="The broker to use. [default: $QSERVE_BROKER_URL, or an embedded broker]")
-@click.option(
-    "--workers", default=1, show_default=True, type=click.IntRange(1), help="The number of gateway processes."
-)
-@click.option("--request-timeout-s", type=float, help="The deadline of a request, in seconds. [default: 60]")
+@click.option("--workers", default=1, show_default=True, type=WholeNumber(1), help="The number of gateway processes.")
+@click.option("--request-timeout-s", type=Seconds(), help="The deadline of a request, in seconds. [default: 60]")
 @click.option(
     "--show-errors", is_flag=True, default=None, help="Include tracebacks of user code in the bodies of HTTP errors."
 )

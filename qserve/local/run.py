@@ -94,7 +94,7 @@ class _Plane(LocalPlane):
     """The plane of local mode, with its applications and the plane that was in use before."""
 
     def __init__(self) -> None:
-        super().__init__(replace(Settings.from_env(), secret_key=os.urandom(32)))
+        super().__init__(replace(Settings.from_env(), secret_key=os.urandom(32).hex().encode()))
         self.previous = current.installed
         self.applications: dict[str, _Version] = {}
         self.running: set[_Version] = set()

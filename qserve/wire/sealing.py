@@ -50,7 +50,8 @@ class Seal:
     """Seals messages for their place, and opens those that others have sealed.
 
     Parameters:
-      keys: Without a key nothing is signed, and signed messages are refused.
+      keys: Without a key nothing is signed, and signed messages are refused. With any, unsigned ones are, even if none
+        of the keys is the current one.
     """
 
     def __init__(self, keys: Keyring) -> None:
@@ -77,7 +78,7 @@ class Seal:
             if hmac.compare_digest(sealed[_TAG_AT:_BODY_AT], mac(_signed_part(head, place, body))):
                 return body
             raise PayloadError("a message's signature is wrong: it was changed, or was made for another place")
-        if sealed[:2] == _UNSIGNED and self._mac is None:
+        if sealed[:2] == _UNSIGNED and not self._macs:
             return sealed[2:]
         raise PayloadError(_why_not(sealed, bool(self._macs)))
 

@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
+import base64
+import os
+import secrets
+import subprocess
+import sys
+
 import pytest
+from hypothesis import example, given, reject
+from hypothesis import strategies as st
 
 from qserve.base.settings import Settings
 from qserve.exceptions import QserveException
@@ -21,8 +29,8 @@ def test_the_settings_reach_child_processes_and_hide_what_is_secret() -> None:
         "QSERVE_LOG_LEVEL": "DEBUG",
         "QSERVE_LOG_FORMAT": "json",
         "QSERVE_BROKER_URL": "redis://:hidden-password@broker:6379/0",
-        "QSERVE_SECRET_KEY": "hidden-key",
-        "QSERVE_ACCEPTED_KEYS": "hidden-old-key",
+        "QSERVE_SECRET_KEY": "hidden-key-of-this-test",
+        "QSERVE_ACCEPTED_KEYS": "hidden-old-key-of-this-test",
     }
     settings = Settings.from_env(given_env)
 
@@ -35,8 +43,8 @@ def test_every_setting_has_a_variable() -> None:
     settings = Settings(
         broker_url="unix:///broker.sock",
         namespace="other",
-        secret_key=b"key",
-        accepted_keys=(b"old", b"older"),
+        secret_key=b"the-key-of-this-test",
+        accepted_keys=(b"the-old-key-of-this-test", b"the-older-key-of-it"),
         request_timeout_s=1.5,
         result_ttl_s=2.5,
         durability="replica",
@@ -71,3 +79,99 @@ def test_a_duration_that_is_not_a_number_of_seconds_is_refused(value: str) -> No
 def test_a_command_without_a_broker_says_how_to_set_one() -> None:
     with pytest.raises(QserveException, match="--broker URL or set QSERVE_BROKER_URL"):
         _ = Settings().named_broker
+
+
+# -- keys ------------------------------------------------------------------------------------------
+
+GOOD = "the-good-key-of-these-tests"
+
+
+@pytest.mark.parametrize("variable", ["QSERVE_SECRET_KEY", "QSERVE_ACCEPTED_KEYS"])
+@pytest.mark.parametrize(
+    ("key", "why"),
+    [
+        ("k", "too short: it has 1 bytes, and needs 16"),
+        ("fifteen-bytes!!", "too short: it has 15 bytes"),
+        ("a" * 64, "too weak"),
+        ("ab" * 20, "too weak"),
+        ("passwordpassword", "too weak"),
+        ("0123456789abcdef", "too weak"),
+        ("12345678901234567890", "too weak"),
+        ("a key with blanks in it", "a blank"),
+        ("a-key\u00a0with-another-blank", "a blank"),
+        ("a-key-with-an-escape\x1b", "a control character"),
+        ("not-utf-8-\udcff\udcfe-as-it-is", "not UTF-8"),
+    ],
+)
+def test_a_key_that_is_not_good_is_refused_with_the_command_that_makes_one(variable: str, key: str, why: str) -> None:
+    with pytest.raises(QserveException) as told:
+        Settings.from_env({"QSERVE_SECRET_KEY": GOOD, variable: key})
+
+    text = str(told.value)
+    assert text.startswith(variable)
+    assert why in text
+    assert "openssl rand -hex 32" in text
+    assert key not in text or len(key) == 1
+
+
+def test_a_key_with_a_comma_is_refused_because_a_list_cannot_hold_it() -> None:
+    with pytest.raises(QserveException, match="QSERVE_SECRET_KEY contains a comma"):
+        Settings.from_env({"QSERVE_SECRET_KEY": "a-key,with-a-comma-in-it"})
+
+
+@given(st.text(st.characters(codec="utf-8", exclude_categories=("C", "Z")), min_size=16, max_size=40))
+@example("\u043a\u043b\u044e\u0447-\u043e\u0442-\u0434\u0432\u0435\u0440\u0438")
+@example("key-with-comma,-key-with-comma")
+@example(" key-in-blanks-key-in-blanks ")
+@example(secrets.token_hex(32))
+@example(base64.b64encode(os.urandom(32)).decode())
+def test_every_key_that_is_accepted_can_be_rotated(text: str) -> None:
+    try:
+        settings = Settings.from_env({"QSERVE_SECRET_KEY": text})
+    except QserveException:
+        reject()
+    before = Settings.from_env({"QSERVE_SECRET_KEY": GOOD, "QSERVE_ACCEPTED_KEYS": text})
+    after = Settings.from_env({"QSERVE_SECRET_KEY": text, "QSERVE_ACCEPTED_KEYS": f" {GOOD} , {text},"})
+
+    assert settings.secret_key == text.encode()
+    assert before.accepted_keys == (settings.secret_key,)
+    assert after.accepted_keys == (GOOD.encode(), settings.secret_key)
+    assert Settings.from_env(after.to_env()) == after
+
+
+def test_a_key_that_a_program_passes_is_checked_as_well() -> None:
+    for keys in ({"secret_key": b"key"}, {"accepted_keys": (b"key",)}, {"secret_key": b""}):
+        with pytest.raises(QserveException, match="openssl"):
+            Settings(**keys)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["QSERVE_NAMESPACE", "QSERVE_BROKER_URL", "REDIS_URL", "QSERVE_DURABILITY"])
+def test_a_setting_that_is_not_utf_8_is_refused_by_name(name: str) -> None:
+    with pytest.raises(QserveException, match="QSERVE_") as told:
+        Settings.from_env({name: "redis://:hidden\udcff@broker"})
+    str(told.value).encode()
+    assert "hidden" not in str(told.value) or name == "QSERVE_DURABILITY"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("key", [b"k", b"\xff" * 20], ids=["too short", "not UTF-8"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("qserve", "run", "a:b"),
+        ("qserve", "doctor"),
+        ("qserve_workers",),
+        ("qserve_gateway",),
+        ("celery", "-A", "qserve_workers.app", "inspect", "ping"),
+    ],
+    ids=" ".join,
+)
+def test_every_command_names_a_bad_key_on_one_line(command: tuple[str, ...], key: bytes) -> None:
+    env = {os.fsencode(name): os.fsencode(value) for name, value in os.environ.items()}
+    env |= {b"QSERVE_SECRET_KEY": key, b"QSERVE_BROKER_URL": b"redis://127.0.0.1:1/0"}
+
+    ended = subprocess.run([sys.executable, "-m", *command], env=env, capture_output=True, timeout=30, check=False)
+
+    assert ended.returncode == 1
+    assert ended.stderr.startswith(b"Error: QSERVE_SECRET_KEY is ")
+    assert ended.stderr.count(b"\n") == 1

@@ -76,7 +76,7 @@ class Guarded:
         return as_user(f"redis://127.0.0.1:{self.port}/0", role)
 
     def settings(self, role: str) -> Settings:
-        return Settings(broker_url=self.url(role), secret_key=b"of-this-test")
+        return Settings(broker_url=self.url(role), secret_key=b"the-key-of-this-test")
 
 
 @pytest.fixture(scope="module", params=SERVERS, ids=lambda path: Path(path).name)
@@ -340,7 +340,7 @@ def test_the_roles_apart_serve_the_example_each_with_a_user_of_its_own(site: Sit
     port = free_port()
 
     def start(role: str, *command: str, module: str = "qserve") -> Process:
-        env = {"QSERVE_BROKER_URL": broker.url(role), "QSERVE_SECRET_KEY": "of-this-test"}
+        env = {"QSERVE_BROKER_URL": broker.url(role), "QSERVE_SECRET_KEY": "the-key-of-this-test"}
         return site.start([sys.executable, "-m", module, *command], env=env, cwd=ROOT / "examples")
 
     worker = start("worker", "worker", "hello:language_classifier")

@@ -14,7 +14,7 @@ from qserve.broker.address import Address
 from qserve.broker.connection import connect
 from qserve.exceptions import QserveException
 
-SECRET = "s3cr3t-CANARY"
+SECRET = "s3cr3t-CANARY-word"
 
 
 def test_a_single_server_is_what_redis_py_reads() -> None:
@@ -67,7 +67,7 @@ def test_what_is_written_is_read(password: str, db: int) -> None:
         ("redis://:{0}@broker:port/0", "broker:port/0"),
         ("sentinel://:{0}@one:26379", "service is missing"),
         ("sentinel://:{0}@one:26379/", "service is missing"),
-        ("sentinel://:{0}@one:26379/mine/zero", "'zero' is not a number"),
+        ("sentinel://:{0}@one:26379/mine/zero", "'zero' is not a whole number"),
         ("sentinel://:{0}@one,,two/mine", "host of a Sentinel is missing"),
         ("sentinel://:{0}@/mine", "host of a Sentinel is missing"),
         ("sentinel://:{0}@one:port/mine", "one:port/mine"),

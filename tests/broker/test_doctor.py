@@ -6,6 +6,7 @@ import json
 import logging
 import time
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ import redis
 from click.testing import CliRunner
 
 from qserve.__main__ import main
+from qserve.base.keyring import PUBLISHED_KEY
 from qserve.base.settings import Settings
 from qserve.broker.connection import connect
 from qserve.broker.doctor import BrokerFacts, Finding, check, check_address, examine, facts_of_address, read_facts
@@ -61,6 +63,7 @@ def test_a_good_broker_has_nothing_wrong() -> None:
         (replace(GOOD, clock_off_s=2.5), "warning", "2.5 s ahead of", "NTP"),
         (replace(GOOD, clock_off_s=-3600.0), "warning", "3600.0 s behind", "NTP"),
         (replace(GOOD, clock_off_s=None), "warning", "TIME is not permitted", "+time"),
+        (replace(GOOD, key_is_published=True), "warning", "which everybody knows", "openssl rand"),
         (replace(GOOD, has_key=False), "warning", "only plain data can travel", "openssl rand"),
         (replace(GOOD, version=(), compatible=()), "warning", "INFO is not permitted", "+info"),
         (replace(GOOD, local=False), "error", "without a password", "requirepass"),
@@ -173,7 +176,7 @@ class Server:
         return [self.info_reply, self.clock_reply or (int(now), int(now % 1 * 1e6))]
 
 
-LOCAL = Settings(broker_url="redis://127.0.0.1:1/0", secret_key=b"key")
+LOCAL = Settings(broker_url="redis://127.0.0.1:1/0", secret_key=b"the-key-of-this-test")
 
 
 def facts_of(server: Server) -> BrokerFacts:
@@ -247,12 +250,19 @@ def test_warnings_are_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     assert "remedy: free space" in line
 
 
+def test_the_key_that_the_repository_shows_is_told_apart_from_ones_own() -> None:
+    compose = (Path(__file__).parents[2] / "docker-compose.yml").read_bytes()
+    assert b":-" + PUBLISHED_KEY + b"}" in compose
+    assert facts_of_address(replace(LOCAL, secret_key=PUBLISHED_KEY)).key_is_published
+    assert not facts_of_address(LOCAL).key_is_published
+
+
 def test_the_embedded_broker_has_nothing_wrong() -> None:
     broker = EmbeddedBroker()
     try:
         broker.wait_ready()
         client = connect(broker.url)
-        settings = Settings(broker_url=broker.url, secret_key=b"key")
+        settings = Settings(broker_url=broker.url, secret_key=b"the-key-of-this-test")
         check(client, settings)
         assert wrong(read_facts(client, settings)) == []
         client.close()
@@ -266,7 +276,7 @@ def test_the_embedded_broker_has_nothing_wrong() -> None:
 def run(monkeypatch: pytest.MonkeyPatch, server: Server, *options: str) -> Any:
     monkeypatch.setattr(command, "connect", lambda url: server)
     monkeypatch.setattr(Server, "close", lambda self: None, raising=False)
-    monkeypatch.setenv("QSERVE_SECRET_KEY", "key")
+    monkeypatch.setenv("QSERVE_SECRET_KEY", "the-key-of-this-test")
     return CliRunner().invoke(main, ["doctor", "--broker", "redis://127.0.0.1:1/0", *options])
 
 

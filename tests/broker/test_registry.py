@@ -62,6 +62,15 @@ def test_a_staged_version_is_not_yet_what_callers_get(registry: Registry) -> Non
     assert registry.versions("shop") == [RECORD]
 
 
+def test_an_unsigned_record_is_refused_by_whoever_accepts_any_key(registry: Registry) -> None:
+    registry.stage(RECORD)
+    registry.promote(RECORD)
+    accepting = Registry(registry._client, Keys("test"), Seal(Keyring(None, (b"the-old-key-of-this-test",))))
+
+    with pytest.raises(PayloadError, match="not signed"):
+        accepting.get("shop")
+
+
 def test_a_promoted_version_replaces_the_one_before(registry: Registry) -> None:
     second = replace(RECORD, version="two")
     registry.stage(RECORD)

@@ -109,7 +109,7 @@ def test_a_replica_is_refused_by_a_link_whoever_names_it(watched: Watched) -> No
 
 
 def test_the_doctor_looks_at_the_primary_and_at_what_could_take_over(watched: Watched) -> None:
-    settings = Settings(broker_url=watched.url, secret_key=b"key")
+    settings = Settings(broker_url=watched.url, secret_key=b"the-key-of-this-test")
     with contextlib.closing(connect(watched.url)) as client:
         facts = read_facts(client, settings)
     assert (facts.role, facts.replicas, facts.sentinels) == ("master", 1, 1)

@@ -25,7 +25,8 @@ def ask(port: int, method: str, path: str) -> tuple[int, str]:
 
 def start_gateway(site: Site, url: str, port: int) -> Process:
     gateway = site.start(
-        [sys.executable, "-c", QUICK, "--port", str(port)], env={"QSERVE_BROKER_URL": url, "QSERVE_SECRET_KEY": "key"}
+        [sys.executable, "-c", QUICK, "--port", str(port)],
+        env={"QSERVE_BROKER_URL": url, "QSERVE_SECRET_KEY": "the-key-of-this-test"},
     )
     wait_until(Client(port).is_healthy, description="the gateway serves", timeout_s=20)
     return gateway

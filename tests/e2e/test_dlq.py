@@ -66,7 +66,7 @@ class Shop:
 
     def __init__(self, site: Site) -> None:
         self.folder = site.write("shop.py", PROGRAM)
-        self.env = {"QSERVE_BROKER_URL": site.broker(), "QSERVE_SECRET_KEY": "of-this-test"}
+        self.env = {"QSERVE_BROKER_URL": site.broker(), "QSERVE_SECRET_KEY": "the-key-of-this-test"}
         port = free_port()
         process = site.qserve("run", "shop:graph", "--port", str(port), cwd=self.folder, env=self.env)
         process.wait_for(READY)

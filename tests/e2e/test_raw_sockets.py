@@ -115,7 +115,7 @@ class Place:
         self.site = site
         self.port = free_port()
         site.write("rows.py", APP)
-        self._env = {"QSERVE_SECRET_KEY": "of-this-test"}
+        self._env = {"QSERVE_SECRET_KEY": "the-key-of-this-test"}
         run = site.qserve("run", "rows:app", "--port", str(self.port), *options, env=self._env)
         run.wait_for(READY)
         embedded = [f"unix://{site.folder / folder / 'broker.sock'}" for folder in site.broker_folders()]

@@ -107,10 +107,11 @@ def test_each_role_is_a_process_of_its_own_and_python_calls_without_the_code(sit
 @pytest.mark.slow
 def test_the_key_is_changed_role_by_role_while_requests_are_answered(site: Site) -> None:
     stack, other_port = Stack(site), free_port()
-    stack.env |= {"QSERVE_SECRET_KEY": "old", "QSERVE_ACCEPTED_KEYS": "new"}
+    old, new = "the-old-key-of-this-test", "the-new-key-of-this-test"
+    stack.env |= {"QSERVE_SECRET_KEY": old, "QSERVE_ACCEPTED_KEYS": new}
     tokenizers, counter, gateway = stack.start_all()
 
-    stack.env |= {"QSERVE_SECRET_KEY": "new", "QSERVE_ACCEPTED_KEYS": "old"}
+    stack.env |= {"QSERVE_SECRET_KEY": new, "QSERVE_ACCEPTED_KEYS": old}
     newer = stack.gateway(other_port)
     wait_until(lambda: stack.answers(other_port), description="what the new key signed is taken", timeout_s=10)
     counter.stop()
@@ -119,7 +120,7 @@ def test_the_key_is_changed_role_by_role_while_requests_are_answered(site: Site)
     assert stack.deploy().wait() == 0
     assert stack.answers() and stack.answers(other_port)
 
-    stack.env |= {"QSERVE_SECRET_KEY": "of a stranger", "QSERVE_ACCEPTED_KEYS": ""}
+    stack.env |= {"QSERVE_SECRET_KEY": "the-key-of-a-stranger", "QSERVE_ACCEPTED_KEYS": ""}
     stranger = stack.gateway(free_port())
     stranger.wait_for("application 'default' is not served: a message is signed with a key that is not known here")
     for process in (tokenizers, gateway, newer):

@@ -22,7 +22,7 @@ from qserve.calls.client import ClientPlane
 from qserve.deploy.installation import RUNNING, ReplicaReports, ReplicaStatus
 from qserve.wire.application import ApplicationRecord
 
-SECRET = "of-this-test"
+SECRET = "the-key-of-this-test"
 LEASE_S = 2.0
 FAST = {"QSERVE_LEASE_S": str(LEASE_S), "QSERVE_STALL_LIMIT_S": "3", "QSERVE_SECRET_KEY": SECRET}
 """Settings that make the slow part of a recovery fast."""

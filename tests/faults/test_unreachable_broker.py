@@ -17,6 +17,7 @@ from stacks import last
 from qserve.broker.connection import connect
 
 PASSWORD = "s3cr3t-CANARY"
+KEY = "the-key-of-this-test"
 APP = """
 import qserve
 
@@ -34,7 +35,7 @@ ENDING = {"worker": ["worker"], "run": ["run", "shop:app"], "deploy": ["deploy",
 def test_a_broker_that_comes_up_later_is_waited_for_by_every_role_of_a_stack(site: Site) -> None:
     broker, port = free_port(), free_port()
     site.write("shop.py", APP)
-    env = {"QSERVE_BROKER_URL": f"redis://:{PASSWORD}@127.0.0.1:{broker}/0", "QSERVE_SECRET_KEY": "key"}
+    env = {"QSERVE_BROKER_URL": f"redis://:{PASSWORD}@127.0.0.1:{broker}/0", "QSERVE_SECRET_KEY": KEY}
     worker = site.qserve("worker", "shop:app", env=env, cwd=site.folder)
     gateway = site.qserve("gateway", "--port", str(port), env=env)
     wait_until(lambda: is_open(port), description="the gateway listens", timeout_s=20)
@@ -61,7 +62,7 @@ def assert_ends_at_once(site: Site, role: str, url: str, what: str, password: st
     """Exit code 1 and one line that says what is wrong."""
     site.write("shop.py", APP)
     began = time.monotonic()
-    env = {"QSERVE_BROKER_URL": url, "PORT": str(free_port()), "QSERVE_SECRET_KEY": "key"}
+    env = {"QSERVE_BROKER_URL": url, "PORT": str(free_port()), "QSERVE_SECRET_KEY": KEY}
     port = ["--port", str(free_port())] if role == "run" else []
     process = site.qserve(*ENDING[role], *port, env=env, cwd=site.folder)
     assert process.wait(20) == 1, process.output
@@ -163,7 +164,7 @@ def test_a_gateway_goes_on_answering_that_it_cannot_serve_until_the_password_is_
     broker, port = free_port(), free_port()
     site.start_broker(broker, "--requirepass", "another")
     url = f"redis://:{PASSWORD}@127.0.0.1:{broker}/0"
-    gateway = site.qserve("gateway", "--port", str(port), env={"QSERVE_BROKER_URL": url, "QSERVE_SECRET_KEY": "key"})
+    gateway = site.qserve("gateway", "--port", str(port), env={"QSERVE_BROKER_URL": url, "QSERVE_SECRET_KEY": KEY})
     gateway.wait_for("refuses the password")
     assert Client(port).get("/-/healthz").status == 503
     assert gateway.stderr.count("refuses the password") == 1

@@ -33,7 +33,7 @@ def client(broker: EmbeddedBroker) -> Iterator[redis.Redis]:
 
 @pytest.fixture
 def settings(broker: EmbeddedBroker) -> Settings:
-    return Settings(broker_url=broker.url, namespace=os.urandom(4).hex(), secret_key=b"test-key")
+    return Settings(broker_url=broker.url, namespace=os.urandom(4).hex(), secret_key=b"the-key-of-this-test")
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from qserve.wire.sealing import Seal, seal_header
 A, B = "a" * 32, "b" * 32
 
 
-KEYRING = Keyring(b"test-key")
+KEYRING = Keyring(b"the-key-of-this-test")
 SEAL = Seal(KEYRING)
 
 

@@ -89,7 +89,7 @@ class Installation(Roles):
         super().__init__(site, source, {"QSERVE_BROKER_URL": self.url, **FAST})
         self.broker = self.start_broker()
         self.client: redis.Redis = connect(self.url)
-        self.plane = ClientPlane(Settings(broker_url=self.url, secret_key=b"of-this-test"))
+        self.plane = ClientPlane(Settings(broker_url=self.url, secret_key=b"the-key-of-this-test"))
         self.keys = Keys()
 
     def start_broker(self) -> Process:

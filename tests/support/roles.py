@@ -19,7 +19,7 @@ class Roles:
 
     def __init__(self, site: Site, source: str, env: Mapping[str, str]) -> None:
         self.site = site
-        self.env = {"QSERVE_SECRET_KEY": "of-this-test", **env}
+        self.env = {"QSERVE_SECRET_KEY": "the-key-of-this-test", **env}
         self.port = free_port()
         site.write("shop.py", source)
 

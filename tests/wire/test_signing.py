@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hmac
+import pickle
 
 import pytest
 from hypothesis import given
@@ -79,6 +80,15 @@ def test_a_key_that_was_dropped_is_accepted_no_more() -> None:
 def test_a_process_with_a_key_takes_nothing_unsigned() -> None:
     with pytest.raises(PayloadError, match="QSERVE_SECRET_KEY"):
         Seal(Keyring(OLD)).open(b"place", Seal(Keyring()).seal(b"place", b"body"))
+
+
+def test_a_process_that_only_accepts_keys_takes_nothing_unsigned_either() -> None:
+    accepting = Keyring(None, (OLD,))
+    seal = Seal(accepting)
+    assert seal.open(b"place", Seal(Keyring(OLD)).seal(b"place", b"body")) == b"body"
+    with pytest.raises(PayloadError, match="set QSERVE_SECRET_KEY"):
+        seal.open(b"place", Seal(Keyring()).seal(b"place", b"body"))
+    assert accepting.verify(pickle.dumps("unsigned")) is None
 
 
 def test_a_process_without_a_key_says_so_when_a_signed_message_comes() -> None:

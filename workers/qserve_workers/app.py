@@ -6,6 +6,10 @@
 from __future__ import annotations
 
 from qserve.base.settings import Settings
+from qserve.exceptions import QserveException
 from qserve_workers.celery.app import make_celery
 
-app = make_celery(Settings.from_env())
+try:
+    app = make_celery(Settings.from_env())
+except QserveException as error:  # Celery's command would print a traceback
+    raise SystemExit(f"Error: {error}") from error

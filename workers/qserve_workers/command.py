@@ -14,7 +14,7 @@ from qserve.base.log import get_logger, log_to_terminal
 from qserve.base.process import die_with_parent_if_asked
 from qserve.base.settings import CHECKED, Settings
 from qserve.broker.doctor import check_broker_of
-from qserve.cli.options import app_dir_option, broker_option, import_first_from
+from qserve.cli.options import WholeNumber, app_dir_option, broker_option, import_first_from
 from qserve.exceptions import BrokerUnavailable
 from qserve_workers.supervisor.scope import Scope
 from qserve_workers.supervisor.supervisor import Supervisor
@@ -28,7 +28,7 @@ _QUIET_FOR_S = 1.0
 @click.command()
 @click.argument("target", required=False, metavar="[MODULE:NODE]")
 @click.option("--deployment", metavar="NAME", help="Run only this deployment. [default: all of the application]")
-@click.option("--replicas", type=click.IntRange(0), help="Replicas on this host. [default: the deployment's option]")
+@click.option("--replicas", type=WholeNumber(0), help="Replicas on this host. [default: the deployment's option]")
 @click.option("--name", metavar="APP", help="The application. [default: every registered one]")
 @app_dir_option
 @broker_option

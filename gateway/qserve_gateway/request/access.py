@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
+from qserve.base.numbers import number, whole_number
 from qserve.exceptions import QserveException
 from qserve.http.message import BadRequest
 from qserve_gateway.request.environ import Environ, Refused, has_body
@@ -168,7 +169,7 @@ class ClientLimits:
     @classmethod
     def from_env(cls, env: Mapping[str, str]) -> ClientLimits | None:
         """Read the limits from environment variables; None when they set none."""
-        in_flight, per_s = _number(env, IN_FLIGHT, int), _number(env, RATE, float)
+        in_flight, per_s = _number(env, IN_FLIGHT, whole_number), _number(env, RATE, number)
         by = env.get(CLIENT_BY) or "address"
         if by not in ("address", "authorization"):
             raise QserveException(f"{CLIENT_BY}={by!r} must be 'address' or 'authorization'")
@@ -232,8 +233,8 @@ def _number(env: Mapping[str, str], name: str, read: Callable[[str], float]) -> 
     try:
         value = read(text)
     except ValueError:
-        value = -1.0
-    if not 0 < value < math.inf:
-        kind = "whole number" if read is int else "number"
+        value = 0
+    if not value:
+        kind = "whole number" if read is whole_number else "number"
         raise QserveException(f"{name}={text!r} must be a {kind} above 0, such as {name}=10")
     return value

@@ -13,6 +13,7 @@ from urllib.parse import quote
 import gevent
 from gunicorn.http.errors import ParseException
 
+from qserve.base.numbers import number
 from qserve.http.message import BadRequest, HttpMessage
 
 Environ = dict[str, Any]
@@ -102,7 +103,7 @@ def timeout_of(environ: Environ, default_s: float) -> float:
     if text is None:
         return default_s
     try:
-        timeout_s = float(text)
+        timeout_s = number(text)
     except ValueError:
         timeout_s = 0.0
     if not 0 < timeout_s <= TIMEOUT_LIMIT_S:
