@@ -22,6 +22,7 @@ QserveException                    also ``RayServeException``
     ├── BrokerUnsafe           503 the broker would delete accepted requests
     ├── NotReplicated          503 with durability=replica: no replica of the broker has the request
     └── BrokerUnavailable      503 the broker cannot be reached; trying again later may help
+        └── BrokerFull         503 the memory of the broker is used up
 
 ``GetTimeoutError`` (the wait ended, the request goes on) is a TimeoutError outside of the tree.
 """
@@ -152,6 +153,10 @@ class NotReplicated(BrokerError, code="not_replicated"):
 
 class BrokerUnavailable(BrokerError, ConnectionError, code="broker_unavailable"):
     """Raised when the broker cannot be reached."""
+
+
+class BrokerFull(BrokerUnavailable, code="broker_full"):
+    """Raised when the broker refuses a request because its memory is full; what it has accepted goes on."""
 
 
 class BrokerStateLost(BrokerError, code="broker_state_lost"):

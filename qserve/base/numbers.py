@@ -10,6 +10,9 @@ import math
 import re
 
 _WHOLE = re.compile(r"[0-9]{1,18}")
+_SIZE = re.compile(r"([0-9]{1,15})(b|kb?|mb?|gb?|)", re.IGNORECASE)
+_BYTES = {"": 1, "b": 1, "k": 1000, "kb": 1 << 10, "m": 10**6, "mb": 1 << 20, "g": 10**9, "gb": 1 << 30}
+"""The units of sizes in the configuration of Redis and Valkey."""
 _NUMBER = re.compile(r"[0-9]{1,18}(?:\.[0-9]+)?(?:[eE][+-]?[0-9]{1,3})?")
 
 
@@ -26,3 +29,11 @@ def number(text: str) -> float:
     if value == math.inf:
         raise ValueError(f"{text!r} is not a number")
     return value
+
+
+def size(text: str) -> int:
+    """Return the bytes of a size as brokers write them, such as ``512mb``; ValueError for any other text."""
+    found = _SIZE.fullmatch(text)
+    if found is None:
+        raise ValueError(f"{text!r} is not a size")
+    return int(found[1]) * _BYTES[found[2].lower()]

@@ -8,13 +8,15 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from qserve.base.keyring import Keyring, check_key
-from qserve.base.numbers import number
+from qserve.base.numbers import number, size
 from qserve.exceptions import QserveException
 
 DEFAULT_HOST = "127.0.0.1"
 DEFAULT_PORT = 8000
 CHECKED = "QSERVE_BROKER_CHECKED"
 """Set in the environment of processes whose parent has checked the broker already."""
+MAXMEMORY_LEAST = 16 << 20
+"""A broker that may store less would be full of its own bookkeeping and of a few requests."""
 LOCAL, REPLICA = "local", "replica"
 _CHOICES = {
     "durability": (LOCAL, REPLICA),
@@ -31,6 +33,7 @@ class Settings:
 
     Parameters:
       broker_url: ``redis://``, ``rediss://``, ``unix://`` or ``sentinel://``; None to start an embedded broker.
+      broker_maxmemory: The most bytes that the embedded broker stores; None for a quarter of the memory.
       namespace: Keeps installations on one broker apart.
       secret_key: Signs all messages and everything that is pickled; without one, only plain data may travel, unsigned.
       accepted_keys: Further keys whose signatures are accepted while the key is being changed.
@@ -48,6 +51,7 @@ class Settings:
     """
 
     broker_url: str | None = field(default=None, repr=False)
+    broker_maxmemory: int | None = None
     namespace: str = "qserve"
     secret_key: bytes | None = field(default=None, repr=False)
     accepted_keys: tuple[bytes, ...] = field(default=(), repr=False)
@@ -129,6 +133,8 @@ def _read(name: str, text: str) -> Any:
         return _seconds(variable, text)
     if name == "accepted_keys":
         return tuple(os.fsencode(key.strip()) for key in text.split(",") if key.strip())
+    if name == "broker_maxmemory":
+        return _memory(variable, text)
     if name == "show_errors":
         return text not in ("0", "false")
     return os.fsencode(text) if name == "secret_key" else text
@@ -141,6 +147,16 @@ def _seconds(variable: str, text: str) -> float:
         value = 0.0
     if value == 0.0:
         raise QserveException(f"{variable}={text!r} must be a number of seconds above 0, such as {variable}=60")
+    return value
+
+
+def _memory(variable: str, text: str) -> int:
+    try:
+        value = size(text)
+    except ValueError:
+        value = 0
+    if value < MAXMEMORY_LEAST:
+        raise QserveException(f"{variable}={text!r} must be a size of 16mb or more, such as {variable}=512mb")
     return value
 
 

@@ -20,7 +20,7 @@ from qserve.broker.address import Address
 from qserve.broker.functions import LOAD, forget
 from qserve.broker.library import Command
 from qserve.broker.link import CLASSES, CONNECT_TIMEOUT_S, PRIMARY, SENTINEL_TIMEOUT_S, error_text
-from qserve.exceptions import BrokerError, BrokerUnavailable
+from qserve.exceptions import BrokerError, BrokerFull, BrokerUnavailable
 
 Client: TypeAlias = redis.Redis
 """A client of the broker, as ``connect`` returns it; other rooms know redis-py by this name only."""
@@ -42,9 +42,15 @@ LONGEST_PAUSE_S = 1.0
 
 # States that pass by themselves, which redis-py reports as plain ResponseErrors (reliability.md, 0.12).
 _TRANSIENT = (
-    "NOGROUP", "UNBLOCKED", "READONLY", "MISCONF", "OOM", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "BUSY ",
+    "NOGROUP", "UNBLOCKED", "READONLY", "MISCONF", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "BUSY ",
     "NOREPLICAS", "LOADING",
 )  # fmt: skip
+
+MEMORY_SETTING = "maxmemory in its configuration, QSERVE_BROKER_MAXMEMORY for the embedded broker"
+_FULL = (
+    f"the broker is full: it uses all the memory that it may ({MEMORY_SETTING}); it finishes what it has accepted, and"
+    " takes new requests when results have been fetched or have expired"
+)
 
 _FORBIDDEN = redis.exceptions.NoPermissionError
 """The reply to a question that an ACL forbids, which is from before the question was asked."""
@@ -129,6 +135,8 @@ def broker_errors() -> Iterator[None]:
 def refusal(reply: object) -> BrokerError:
     """Return the error for an error reply, of redis-py or hiredis."""
     text = error_text(reply)
+    if text.startswith("OOM"):
+        return BrokerFull(_FULL)
     if text.startswith(_TRANSIENT):
         return BrokerUnavailable(f"the broker cannot answer now: {text}")
     return BrokerError(f"the broker refused a command: {text}")

@@ -21,7 +21,7 @@ from qserve.base.keyring import PUBLISHED_KEY
 from qserve.base.log import get_logger
 from qserve.base.settings import CHECKED, LOCAL, REPLICA, Settings
 from qserve.broker.address import Address
-from qserve.broker.connection import Client, connect, sentinel_client
+from qserve.broker.connection import MEMORY_SETTING, Client, connect, sentinel_client
 from qserve.exceptions import BrokerError, BrokerUnavailable, BrokerUnsafe
 
 log = get_logger(__name__)
@@ -30,6 +30,7 @@ Version = tuple[int, ...]
 OLDEST: Version = (7, 0)
 ENOUGH_SENTINELS = 3
 CLOCK_TOLERANCE_S = 2.0
+NEARLY_FULL = 0.75
 
 # CVE-2025-49844, Lua: in each branch the first vulnerable version, and the first one that is fixed
 _LUA_CVE: dict[str, tuple[tuple[Version, Version], ...]] = {
@@ -61,6 +62,7 @@ class BrokerFacts:
       sentinels: How many Sentinels watch it; None when they may not be asked.
       durability: The setting of this name.
       maxmemory, policy: Its limit in bytes (0: none), and what it does when that is reached.
+      used_memory: How many bytes of it are used.
       evicted_clients: Connections that it has closed to get memory.
       aof, aof_status: Whether it writes an append-only file, and how the last write went.
       clock_off_s: Its clock minus this host's; None when it may not be asked.
@@ -85,6 +87,7 @@ class BrokerFacts:
     sentinels: int | None = None
     durability: str = LOCAL
     maxmemory: int = 0
+    used_memory: int = 0
     policy: str = "noeviction"
     evicted_clients: int = 0
     aof: bool = True
@@ -164,6 +167,7 @@ def _of_info(info: dict[str, Any]) -> dict[str, Any]:
         "role": str(info.get("role", "master")),
         "replicas": int(info.get("connected_slaves", 0)),
         "maxmemory": int(info.get("maxmemory", 0)),
+        "used_memory": int(info.get("used_memory", 0)),
         "policy": str(info.get("maxmemory_policy", "noeviction")),
         "evicted_clients": int(info.get("evicted_clients", 0)),
         "aof": bool(info.get("aof_enabled", 0)),
@@ -280,7 +284,11 @@ def eviction(facts: BrokerFacts) -> Finding:
     if facts.maxmemory == 0:
         return Finding("ok", "its memory is not limited")
     if facts.policy == "noeviction":
-        return Finding("ok", f"it refuses new requests {full}")
+        share = facts.used_memory / facts.maxmemory
+        if share < NEARLY_FULL:
+            return Finding("ok", f"it refuses new requests {full}; {share:.0%} of them are used")
+        what = f"{share:.0%} of its {facts.maxmemory} bytes are used, and it refuses new requests when they are full"
+        return Finding("warning", what, f"fetch or purge what it keeps, or raise the limit ({MEMORY_SETTING})")
     what = f"it deletes accepted requests {full} (maxmemory-policy {facts.policy})"
     return Finding("error", what, "set maxmemory-policy noeviction, with CONFIG SET and in its configuration file")
 

@@ -22,7 +22,9 @@ from functools import partial
 from pathlib import Path
 
 from qserve.base.clock import Deadline
+from qserve.base.memory import usable_bytes
 from qserve.base.process import die_with_parent
+from qserve.base.settings import MAXMEMORY_LEAST
 from qserve.exceptions import BrokerUnavailable
 from qserve.machine.children import Child
 from qserve.machine.private_folder import PrivateFolder
@@ -38,13 +40,19 @@ _ENVIRONMENT = ("PATH", "LD_LIBRARY_PATH", "TMPDIR", "TZ", "LANG", "LC_ALL")
 class EmbeddedBroker(Child):
     """A broker that belongs to this process, in a temporary folder that is removed at its end.
 
+    Parameters:
+      maxmemory: The most bytes that it stores; None for a quarter of the memory that there is. When they are used, it
+        refuses new requests and finishes those that it has.
+
     This process holds the lock of the folder, not the server, so the folder stays ours while the server is restarted.
 
     Raises:
       BrokerUnavailable: There is no server binary, or the server does not start.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, maxmemory: int | None = None) -> None:
+        # a quarter, because the server may need twice as much for a moment: while it rewrites its append-only file
+        self.maxmemory = maxmemory or max(MAXMEMORY_LEAST, usable_bytes() // 4)
         try:
             self._folder = PrivateFolder()
         except OSError as error:
@@ -58,7 +66,7 @@ class EmbeddedBroker(Child):
         try:
             super().__init__(
                 "the embedded broker",
-                server_command(self._folder.path),
+                server_command(self._folder.path, self.maxmemory),
                 env={name: os.environ[name] for name in _ENVIRONMENT if name in os.environ},
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
@@ -108,8 +116,12 @@ class EmbeddedBroker(Child):
         self._folder.remove()
 
 
-def server_command(folder: Path) -> list[str]:
-    """Return the command of a server that keeps its data in a folder and listens on a socket in it."""
+def server_command(folder: Path, maxmemory: int = 0) -> list[str]:
+    """Return the command of a server that keeps its data in a folder and listens on a socket in it.
+
+    Parameters:
+      maxmemory: In bytes; 0 for no limit.
+    """
     return [
         find_server(),
         *("--port", "0"),
@@ -120,6 +132,7 @@ def server_command(folder: Path) -> list[str]:
         *("--appendonly", "yes"),
         *("--appendfsync", "no"),
         *("--auto-aof-rewrite-min-size", "64mb"),
+        *("--maxmemory", str(maxmemory)),
         *("--maxmemory-policy", "noeviction"),
         *("--loglevel", "warning"),
         *("--logfile", str(folder / "broker.log")),

@@ -76,7 +76,7 @@ class LocalCluster:
         if self.settings.broker_url is None:
             remove_abandoned()
             with self._uninterrupted():
-                self._broker = EmbeddedBroker()
+                self._broker = EmbeddedBroker(self.settings.broker_maxmemory)
                 self._restarter.add(self._broker)
             key = self.settings.secret_key or secrets.token_hex(32).encode()
             self.settings = replace(self.settings, broker_url=self._broker.url, secret_key=key)

@@ -42,6 +42,7 @@ def test_the_settings_reach_child_processes_and_hide_what_is_secret() -> None:
 def test_every_setting_has_a_variable() -> None:
     settings = Settings(
         broker_url="unix:///broker.sock",
+        broker_maxmemory=1 << 30,
         namespace="other",
         secret_key=b"the-key-of-this-test",
         accepted_keys=(b"the-old-key-of-this-test", b"the-older-key-of-it"),
@@ -68,6 +69,20 @@ def test_an_option_overrides_the_environment_which_overrides_the_default() -> No
     assert (settings.namespace, settings.lease_s, settings.log_level) == ("of-option", 3.0, "info")
     assert settings.broker_url == "redis://one"
     assert Settings.from_env({**env, "QSERVE_BROKER_URL": "redis://two"}).broker_url == "redis://two"
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("512mb", 512 << 20), ("1G", 10**9), ("2gb", 2 << 30), ("20000k", 20_000_000), ("16777216", 1 << 24)],
+)
+def test_the_memory_of_the_embedded_broker_is_written_as_brokers_do(text: str, size: int) -> None:
+    assert Settings.from_env({"QSERVE_BROKER_MAXMEMORY": text}).broker_maxmemory == size
+
+
+@pytest.mark.parametrize("text", ["0", "-1gb", "15mb", "half", "1_000mb", " 512mb", "512 mb", "25%", "1.5gb"])
+def test_a_memory_that_is_not_a_size_or_too_small_is_refused(text: str) -> None:
+    with pytest.raises(QserveException, match="QSERVE_BROKER_MAXMEMORY=.*16mb or more, such as"):
+        Settings.from_env({"QSERVE_BROKER_MAXMEMORY": text})
 
 
 @pytest.mark.parametrize("value", ["0", "-1", "soon", "inf", "nan"])

@@ -8,6 +8,7 @@ import socket
 from typing import Any
 
 import pytest
+import redis
 from fakes import FakePlane, driver_app, plain_app
 from flask.testing import FlaskClient
 from gunicorn.http.errors import InvalidChunkSize
@@ -23,6 +24,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from qserve.base.settings import Settings
+from qserve.broker.connection import refusal
 from qserve.exceptions import BackPressureError, BrokerUnavailable, ReplicaLost
 from qserve.http.message import HttpMessage
 from qserve.wire.envelope import Answer
@@ -455,7 +457,7 @@ def test_the_traceback_is_shown_only_where_the_settings_say_so() -> None:
         (failed(ReplicaLost("died three times")), 500, "replica_lost"),
         (failed(BackPressureError("Request dropped due to backpressure")), 503, "queue_full"),
         (failed(BrokerUnavailable("tcp://secret-host")), 503, "broker_unavailable"),
-        (failed(BrokerUnavailable("the broker cannot answer now: OOM command")), 503, "broker_full"),
+        (failed(refusal(redis.ResponseError("OOM command not allowed"))), 503, "broker_full"),
         (Outcome("f", b"junk"), 500, "bad_payload"),
         (Outcome("d", b"junk"), 500, "bad_payload"),
     ],

@@ -17,6 +17,7 @@ from qserve_workers.supervisor.replica_process import MemoryWatch, describe_end
 from qserve_workers.supervisor.supervisor import Supervisor
 
 from qserve.base.keys import Keys
+from qserve.base.memory import ControlGroup
 from qserve.base.settings import Settings
 from qserve.broker.registry import Registry
 from qserve.deploy.installation import FAILED, ReplicaReports
@@ -128,7 +129,7 @@ def _memory(folder: Path, version: int, kills: int, limit: str) -> MemoryWatch:
     (group / events).write_text(f"low 0\noom 9\noom_kill {kills}\n")
     (group / ("memory.limit_in_bytes" if version == 1 else "memory.max")).write_text(limit)
     (folder / "membership").write_text("3:cpu:/box\n2:memory:/box\n0::/\n" if version == 1 else "0::/box\n")
-    return MemoryWatch(folder / "membership", folder)
+    return MemoryWatch(ControlGroup(folder / "membership", folder))
 
 
 @pytest.mark.parametrize("version", [1, 2])
@@ -144,7 +145,7 @@ def test_a_kill_by_the_kernel_for_want_of_memory_is_told_from_others_with_the_li
 
 
 def test_where_no_control_group_can_be_read_nothing_is_claimed(tmp_path: Path) -> None:
-    memory = MemoryWatch(tmp_path / "none", tmp_path)
+    memory = MemoryWatch(ControlGroup(tmp_path / "none", tmp_path))
 
     assert not memory.has_killed()
     assert memory.limit() == ""

@@ -9,7 +9,7 @@ from typing import Any
 
 from qserve import exceptions
 from qserve.base.log import get_logger
-from qserve.exceptions import BrokerError, BrokerUnsafe, QserveException, ResultNotSerialisable, TaskError
+from qserve.exceptions import BrokerError, BrokerFull, BrokerUnsafe, QserveException, ResultNotSerialisable, TaskError
 from qserve.http.message import BadRequest
 from qserve.wire.failure import Failure
 from qserve.wire.outcome import Outcome, State
@@ -25,8 +25,6 @@ _HEADERS = [
 ]
 _RETRY_AFTER_S = 1
 _INVALID_JSON = ("qserve.http.request", "InvalidJSON")
-# redis-py strips some of the broker's own codes from its errors and keeps only their texts
-_BROKER_CODES = (("OOM", "broker_full"), ("used memory >", "broker_full"), ("MISCONF", "broker_disk_full"))
 
 
 def problem_reply(
@@ -59,8 +57,9 @@ def error_reply(error: BaseException, request_id: str) -> Reply:
     if isinstance(error, BrokerError):
         # the text may contain the broker's address
         log.log(DEBUG if isinstance(error, BrokerUnsafe) else WARNING, "request %s: %s", request_id, error)
-        code = next((code for word, code in _BROKER_CODES if word in message), code)
-        message = "the broker cannot be reached, or does not accept calls at the moment"
+        if not isinstance(error, BrokerFull):
+            code = "broker_disk_full" if "MISCONF" in message else code
+            message = "the broker cannot be reached, or does not accept calls at the moment"
     headers, detail = (error.headers, error.detail) if isinstance(error, Refused) else ((), None)
     reply = problem_reply(error.status, code, message, request_id, retryable=error.retryable, detail=detail)
     reply.headers += headers

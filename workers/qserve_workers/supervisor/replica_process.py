@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import os
 import re
@@ -10,9 +9,9 @@ import signal
 import sys
 import time
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from qserve.base.log import get_logger
+from qserve.base.memory import ControlGroup
 from qserve_workers.process.boot import run_replica
 from qserve_workers.replica.spec import MEANINGS, ReplicaSpec
 
@@ -21,7 +20,6 @@ _KILL_AFTER_S = 3.0
 """How much longer than its deployment's grace a replica may take to end."""
 _DUMP_FOR_S = 0.3
 """How long a process that stands still may take to write its stack before it is killed."""
-_CGROUPS = Path("/sys/fs/cgroup")
 
 
 @dataclass
@@ -101,15 +99,10 @@ def fork_replica(spec: ReplicaSpec) -> int:
 
 
 class MemoryWatch:
-    """Tells whether the kernel has killed a process of this control group because it was out of memory.
+    """Tells whether the kernel has killed a process of this control group because it was out of memory."""
 
-    Parameters:
-      membership: The file that names this process's control groups.
-      root: Where they are mounted.
-    """
-
-    def __init__(self, membership: Path = Path("/proc/self/cgroup"), root: Path = _CGROUPS) -> None:
-        self._folder = _memory_folder(membership, root)
+    def __init__(self, group: ControlGroup | None = None) -> None:
+        self._group = group or ControlGroup()
         self._kills = self._count()
 
     def has_killed(self) -> bool:
@@ -119,34 +112,12 @@ class MemoryWatch:
 
     def limit(self) -> str:
         """Return the limit, for messages; "" when there is none."""
-        text = self._read("memory.max", "memory.limit_in_bytes").strip()
-        return f" of {int(text) >> 20} MiB" if text.isdigit() and int(text) < 1 << 60 else ""
+        found = self._group.limit_bytes()
+        return "" if found is None else f" of {found >> 20} MiB"
 
     def _count(self) -> int:
-        found = re.search(r"^oom_kill (\d+)", self._read("memory.events", "memory.oom_control"), re.MULTILINE)
+        found = re.search(r"^oom_kill (\d+)", self._group.read("memory.events", "memory.oom_control"), re.MULTILINE)
         return int(found[1]) if found else 0
-
-    def _read(self, *names: str) -> str:
-        """Return the first of these files that exists: the versions of control groups name them differently."""
-        for name in names:
-            with contextlib.suppress(OSError):
-                return (self._folder / name).read_text()
-        return ""
-
-
-def _memory_folder(membership: Path, root: Path) -> Path:
-    """Return the memory controller's folder: of version 2, or of version 1 where that is mounted."""
-    with contextlib.suppress(OSError):
-        for line in membership.read_text().splitlines():
-            _, controllers, path = line.split(":", 2)
-            if controllers == "" or "memory" in controllers.split(","):
-                base = root / "memory" if controllers else root
-                inside = base / path.lstrip("/")
-                # in a container the path may be the host's, and the group itself what is mounted
-                folder = inside if inside.exists() else base
-                if (folder / "memory.events").exists() or (folder / "memory.oom_control").exists():
-                    return folder
-    return root
 
 
 def describe_end(code: int, killed_because: str, memory: MemoryWatch) -> str:
