@@ -1,8 +1,8 @@
 """The functions that run in the broker: what each takes, and the command that calls it.
 
 Every change of a request is one of these functions, and each runs as one atomic act: all of it happens, or nothing. Lua
-does not roll back, so whatever may fail is checked before the first write. ``allow-oom`` lets accepted work drain when
-the broker's memory is full; ``submit`` and ``replay`` go without it, so that new work is refused instead.
+does not roll back, so they compute first and write last: see ``lua/lib/writes.lua``. ``allow-oom`` lets accepted work
+drain when the broker's memory is full; ``submit`` and ``replay`` go without it, so that new work is refused instead.
 
 ``lua/<function>.lua`` has the text of each, and says what is true if it does not run.
 """
@@ -57,7 +57,16 @@ HISTORY_LINES = 20
 MAILBOX_CROWDED = 128
 """A mailbox with more messages gets its time to live again with each of them."""
 FIELDS_AT_ONCE = 1000
-"""The most fields and values that are collected for one HSET: Lua's ``unpack`` has a limit."""
+"""The most fields and values in one command on a hash: Lua's ``unpack`` has a limit of nearly 8,000."""
+INPUTS_LIMIT = 3000
+"""The most inputs of one step: they are the fields of one entry, for which the same limit holds."""
+ENTRY_LIMIT = 2 * INPUTS_LIMIT + 10
+"""The most fields and values of one entry: its inputs, header, step, deaths, tries and history."""
+PLACE = "e:"
+"""Before the step, the field of a request that names the entry which stands for it; or one of the words below."""
+POSTPONED = "z"
+READ_COUNT = 1000
+"""The most entries that ``strays`` examines at once."""
 DEATHS = "deaths"
 """Why a call whose replicas died is a dead letter."""
 
@@ -65,6 +74,7 @@ LIBRARY = Library(
     "qserve",
     Path(__file__).parent / "lua",
     ChainMap(globals(), vars(keys), vars(envelope), vars(outcome), vars(sealing)),
+    start="collect()",
 )
 
 
@@ -228,6 +238,11 @@ def dead_letter(
 @LIBRARY.function("allow-oom")
 def give_back(stream: Key, to: Key, entry_ids: Strings, request_prefix: str) -> Command:
     """Put deliveries that were not begun back, on the stream ``to``."""
+
+
+@LIBRARY.function("no-writes")
+def strays(streams: Keys, consumer: str, request_prefix: str, after: Strings) -> Command:
+    """Return which entries that ``consumer`` has read after those ids must not run: copies of others."""
 
 
 # -- who asks for results, and who does not any more -----------------------------------------------

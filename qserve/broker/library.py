@@ -77,10 +77,12 @@ class Stub:
       declared: The Python function whose signature says it, and whose code is replaced.
       flags: What the broker must know of it: ``allow-oom``, ``no-writes``.
       replies: The members of an enum that it may return.
+      start: The Lua with which it begins.
     """
 
-    def __init__(self, declared: Any, flags: Sequence[str], replies: Sequence[Enum]) -> None:
+    def __init__(self, declared: Any, flags: Sequence[str], replies: Sequence[Enum], start: str) -> None:
         self.declared = declared
+        self.start = start
         self.name: str = declared.__name__
         self.flags = flags
         self.replies = replies
@@ -121,9 +123,10 @@ class Stub:
         self.declared.__kwdefaults__ = {f"pack_{name}": kind.pack for name, kind in self._lists.items() if kind.pack}
 
     def prologue(self) -> str:
-        """Return the Lua that gives names to keys and arguments."""
+        """Return the Lua that begins the function, and gives names to keys and arguments."""
         rest = f"rest(keys, {len(self._keys) + 1})" if self._keys else "keys"
-        lines = [f"local {name} = keys[{number}]" for number, name in enumerate(self._keys, 1)]
+        lines = [self.start] if self.start else []
+        lines += [f"local {name} = keys[{number}]" for number, name in enumerate(self._keys, 1)]
         lines += [f"local {name} = {rest}" for name in self._rest]
         lines += [
             f"local {name} = {kind.lua.format(f'argv[{number}]')}"
@@ -156,10 +159,12 @@ class Library:
       folder: Has one Lua file for each function; each is the body of that function. What they share is in ``lib``.
       constants: Where the capitalised names that Lua files use are found: numbers, strings, and enums, which become
         tables.
+      start: The Lua with which each function begins.
     """
 
-    def __init__(self, name: str, folder: Path, constants: Mapping[str, Any]) -> None:
+    def __init__(self, name: str, folder: Path, constants: Mapping[str, Any], start: str = "") -> None:
         self._name = name
+        self._start = start
         self._folder = folder
         self.constants = constants
         self.stubs: dict[str, Stub] = {}
@@ -170,7 +175,7 @@ class Library:
         """Declare a function by its stub, which builds commands once the library is complete."""
 
         def declare(stub: _Declared) -> _Declared:
-            self.stubs[stub.__name__] = Stub(stub, flags, replies)
+            self.stubs[stub.__name__] = Stub(stub, flags, replies, self._start)
             return stub
 
         return declare

@@ -25,7 +25,8 @@ ENUMS: tuple[type[Enum], ...] = (State, Reply, Field, CallField)
 KNOWN = {
     *("and", "break", "do", "else", "elseif", "end", "false", "for", "function", "if", "in", "local", "nil", "not"),
     *("or", "repeat", "return", "then", "true", "until", "while"),
-    *("redis", "cmsgpack", "math", "string", "table", "ipairs", "pairs", "pcall", "tonumber", "type", "unpack"),
+    *("redis", "cmsgpack", "math", "string", "table", "error", "ipairs", "next", "pairs"),
+    *("pcall", "tonumber", "type", "unpack"),
 }
 """What every Lua file may use: the language, and what the broker gives to functions."""
 _COMMENT = re.compile(r"('(?:[^'\\\n]|\\.)*')|--[^\n]*")

@@ -47,10 +47,6 @@ class Mutant:
 
 CHECK_EPOCH = "if known ~= epoch then return OTHER_EPOCH .. known end\n"
 CHECK_HELD = "if not is_held then return Reply.STALE end"
-TAKE_ENTRY = "take_entry(stream, entry_id)"
-LEAVE_ENTRY = (
-    "redis.call('XACK', stream, GROUP, entry_id) == 1, (redis.call('XRANGE', stream, entry_id, entry_id)[1] or {})[2]"
-)
 
 MUTANTS = (
     Mutant("submit accepts what it has accepted", "if redis.call('EXISTS', request) == 1 then", "if false then"),
@@ -71,153 +67,144 @@ MUTANTS = (
         "if not argument.state then return Reply.LOST end",
         "argument.state = argument.state or State.OPEN",
     ),
-    Mutant("an open request lives for ever", "redis.call('PEXPIRE', request, ttl_ms)", within="submit"),
+    Mutant("an open request lives for ever", "lives[request] = ttl_ms", "", within="submit"),
     Mutant(
         "a result that comes later is not waited for",
         "add_waiter(argument.request, cmsgpack.pack({",
         "math.max(0, #cmsgpack.pack({",
     ),
-    Mutant(
-        "nothing tells that a queue is waited for",
-        "redis.call('ZADD', delayed, now_ms() + RECHECK_MS, cmsgpack",
-        "redis.call('ZREM', delayed, cmsgpack",
-    ),
+    Mutant("nothing tells that a queue is waited for", "note_waiting(request, common, step, ttl_ms)", ""),
     Mutant(
         "a failed argument leaves the other calls on their queues",
-        "    remove_calls(request)\n    finish(request, request_id, argument.state",
-        "    finish(request, request_id, argument.state",
+        "  finish(request, request_id, failed.state, failed.result or '')\n",
+        "  apply(moves, streams, request, header, enqueue)\n"
+        "  finish(request, request_id, failed.state, failed.result or '')\n",
     ),
-    Mutant(
-        "a join takes the value that comes last",
-        "redis.call('HSETNX', request, step .. '.' .. slot[1], slot[2])",
-        "redis.call('HSET', request, step .. '.' .. slot[1], slot[2])",
-    ),
+    Mutant("a join takes the value that comes last", "    if not hget(request, name) then\n", "    if true then\n"),
     Mutant(
         "a join starts before its last slot is filled",
-        "filled) ~= needs then return false end",
-        "filled) < needs - 1 then return false end",
+        "if count ~= needs then return false end",
+        "if count < needs - 1 then return false end",
     ),
     Mutant(
         "a join that has started keeps its values",
-        "  redis.call('HDEL', request, unpack(names))\n  return true",
+        "  for _, name in ipairs(names) do hdel(request, name) end\n  return true",
         "  return true",
     ),
     Mutant(
         "where a call lies is not kept",
-        "    notes[#notes + 1] = 'e:' .. step\n    notes[#notes + 1] = place\n",
+        "  hset(request, PLACE .. step, add_entry(stream, fields))",
+        "  add_entry(stream, fields)",
     ),
-    Mutant("where a call that comes later lies is not kept", "    redis.call('HSET', request, 'e:' .. step, place)\n"),
-    Mutant("a mailbox lives for ever", "    redis.call('PEXPIRE', mailbox, MAILBOX_TTL_MS)\n"),
+    Mutant("a mailbox lives for ever", "    redis.pcall('PEXPIRE', mailbox, MAILBOX_TTL_MS)\n"),
     Mutant(
         "a mailbox that is never empty ends", " or type(length) == 'number' and length > MAILBOX_CROWDED then", " then"
     ),
     Mutant(
         "what runs for a request that was cancelled stays pending",
-        "      redis.pcall('XACK', stream, GROUP, entry)\n",
+        "    redis.pcall('XACK', removed[k], GROUP, removed[k + 1])\n",
     ),
-    Mutant("waiters are forgotten", "for k = 1, tonumber(more or 0) do waiters[k]", "for k = 1, 0 do waiters[k]"),
-    Mutant("the submitter is forgotten", "if mailbox ~= '' then deliver(mailbox, request_id, state, payload) end"),
+    Mutant("waiters are forgotten", "local waiters = more and waiters_of(request) or empty", "local waiters = empty"),
+    Mutant(
+        "the submitter is forgotten",
+        "if mailbox and mailbox ~= '' then deliver(mailbox, request_id, state, payload) end",
+    ),
     Mutant(
         "a result that comes for a dead letter is dropped",
-        "if state == State.DONE and redis.call('EXISTS', letter) == 1 then",
+        "if state == State.DONE and may_be(letter, 'hash') and exists(letter) then",
         "if false then",
     ),
     Mutant("the other calls of a request that fails with its argument stay queued", "    remove_calls(w.request)\n"),
-    Mutant("a result lives for ever", "redis.call('PEXPIRE', request, keep)"),
-    Mutant(
-        "a result that nobody asks for is kept",
-        "if tonumber(keep) > 0 then",
-        "if true then keep = math.max(keep, 1000)",
-    ),
+    Mutant("a result lives for ever", "    lives[request] = keep\n"),
+    Mutant("a result that nobody asks for is kept", "  if keep > 0 then", "  if true then keep = math.max(keep, 1000)"),
     Mutant("a final commit does not say whose it was", "Field.COMMITTED_BY, by or '')", "Field.COMMITTED_BY, '')"),
-    Mutant("joins stay beside the result", "  redis.call('DEL', request)\n  if tonumber(keep)", "  if tonumber(keep)"),
+    Mutant("joins stay beside the result", "  renew(request)\n"),
     Mutant("commit does not look at the epoch", CHECK_EPOCH, within="commit"),
     Mutant(
         "commit does not look whether the delivery is still its own",
-        "local is_mine = redis.call('XACK', stream, GROUP, entry_id) == 1",
-        "local is_mine = redis.call('XACK', stream, GROUP, entry_id) ~= 2",
+        "local is_mine = place == stream .. ' ' .. entry_id",
+        "local is_mine = place and true",
     ),
-    Mutant("a committed entry stays on the queue", "  redis.call('XDEL', stream, entry_id)\nelseif", "elseif"),
-    Mutant(
-        "a closed request moves on", "local letter = current ~= State.OPEN and dead_letter_of(request)", "local letter"
-    ),
-    Mutant(
-        "a branch of a dead letter is forgotten",
-        "apply(moves, streams, letter, redis.call('HGET', letter, Field.HEADER), keep_call)",
-        "",
-    ),
+    Mutant("a committed entry stays on the queue", "remove_entry(stream, entry_id)\n", "", within="commit"),
+    Mutant("a closed request moves on", "    keeper, place = nil, nil\n", "    keeper = request\n"),
+    Mutant("a branch of a dead letter is forgotten", "    apply(moves, streams, keeper, header, keep_call)\n"),
     Mutant(
         "a branch of a dead letter that fails is forgotten",
-        "    keep_if_dead(request, stream, entry[2])\n  end\n  return Reply.HELD",
-        "  end\n  return Reply.HELD",
+        "    keep_call(keeper, stream, step, entry[2])\n",
+        "",
+        within="commit",
     ),
+    Mutant("a commit does not say whose it was", "  hset(request, Field.COMMITTED_BY, by)\n"),
     Mutant(
-        "a commit does not say whose it was",
-        "local notes = { Field.COMMITTED_BY, by }",
-        "local notes = { Field.COMMITTED_BY, '' }",
+        "a lost reply looks like the commit of another", "if not is_mine and last == by then return Reply.DUP end\n"
     ),
-    Mutant("a lost reply looks like the commit of another", "elseif last == by then\n  return Reply.DUP\n", ""),
     Mutant(
         "the other calls of a request that fails stay queued", "if state ~= State.DONE then remove_calls(request) end"
     ),
     Mutant(
-        "a queue's key may hold something else",
-        "if kind ~= 'stream' and kind ~= 'none' then return Reply.BADKEY end",
-        "",
+        "a queue's key may hold something else", "  if not may_be(streams[k], 'stream') then return Reply.BADKEY end\n"
     ),
-    Mutant("a postponed call stays on the queue", TAKE_ENTRY, LEAVE_ENTRY, within="postpone"),
+    Mutant(
+        "a postponed call stays on the queue",
+        "  remove_entry(stream, entry_id)\n  return true, found",
+        "  return true, found",
+    ),
     Mutant("a try that was handed over is postponed", CHECK_HELD, "if false then return 1 end", within="postpone"),
     Mutant("a call is woken early", "'-inf', now_ms(), 'LIMIT'", "'-inf', '+inf', 'LIMIT'"),
-    Mutant("a call is woken twice", "redis.call('ZREM', delayed, member)"),
+    Mutant("a call is woken twice", "    write('ZREM', delayed, member)\n"),
     Mutant(
-        "delayed calls live for ever",
-        "redis.call('PEXPIRE', delayed, math.max(redis.call('PTTL', delayed), ttl_ms))",
-        within="postpone",
+        "delayed calls live for ever", "  write('PEXPIRE', delayed, math.max(redis.call('PTTL', delayed), ttl_ms))\n"
     ),
-    Mutant("a step that waits for a result is woken", "if is_wanted and not is_call(fields) then", "if false then"),
-    Mutant("a watcher is told of nothing", "if state == State.OPEN and mailbox ~= ''", "if false and mailbox ~= ''"),
-    Mutant("a watcher is told as often as it asks", "== waiter then return", "== 0 then return"),
+    Mutant(
+        "a step that waits for a result is woken",
+        "if request and is_open(request) and not is_call(fields) then",
+        "if false then",
+    ),
+    Mutant(
+        "a watcher is told of nothing",
+        "  if mailbox ~= '' and mailbox ~= owner then",
+        "  if false and mailbox ~= owner then",
+    ),
+    Mutant("a watcher is told as often as it asks", "if known == waiter then return", "if known == 0 then return"),
     Mutant("a submitter that watches is told twice", " and mailbox ~= owner then", " then"),
-    Mutant("what was asked is not looked at", "redis.call('HGET', request, Field.FINGERPRINT) == fingerprint", "true"),
+    Mutant("what was asked is not looked at", "hget(request, Field.FINGERPRINT) == fingerprint", "true"),
+    Mutant("a result does not know what was asked", "if asked then hset(request, Field.FINGERPRINT, asked) end"),
     Mutant(
-        "a result does not know what was asked",
-        "if asked then redis.call('HSET', request, Field.FINGERPRINT, asked) end",
+        "what is given back is lost",
+        "    requeue(to, stream, entry_id, fields, request_prefix)\n",
+        "",
+        within="give_back",
     ),
-    Mutant("what is given back is lost", "requeue(to, fields, request_prefix)", within="give_back"),
-    Mutant("what was handed over is given back", "if is_held and fields then", "if fields then", within="give_back"),
-    Mutant("what is given back stays where it was", TAKE_ENTRY, LEAVE_ENTRY, within="give_back"),
+    Mutant(
+        "what nobody holds is taken from its queue",
+        "if pending.err or #pending == 0 then return false end",
+        "if pending.err then return false end",
+    ),
     Mutant("a result goes to a queue that is gone", "elseif not is_stream(w.stream) then", "elseif false then"),
     Mutant("an item is sent twice", "if number == sent then", "if number <= sent then"),
     Mutant("an item of an ended request is sent", "if state ~= State.OPEN then return -1 end\n"),
-    Mutant("a forgotten result is kept", "    redis.call('HSET', request, Field.KEEP, 0)\n"),
+    Mutant("a forgotten result is kept", "    hset(request, Field.KEEP, 0)\n"),
     Mutant("an ended request is ended again", "if not is_open(request) then return 0 end", within="close"),
     Mutant("a cancelled call stays on the queue", "remove_calls(request)\n", within="close"),
+    Mutant("a dead replica keeps its deliveries", "  remove_entry(stream, entry_id)\n", "", within="reclaim"),
     Mutant(
-        "a dead replica keeps its deliveries",
-        "local _, fields = take_entry(stream, entry_id)",
-        "local fields = redis.call('XRANGE', stream, entry_id, entry_id)[1][2]\n  redis.call('XDEL', stream, entry_id)",
-        within="reclaim",
+        "what a dead replica held stays on the queue as well", "    redis.pcall('XDEL', removed[k], removed[k + 1])\n"
     ),
-    Mutant("what a dead replica held stays on the queue as well", TAKE_ENTRY, LEAVE_ENTRY, within="reclaim"),
     Mutant("deaths are not counted", "(tonumber(call[CallField.DEATHS]) or 0) + 1", "1"),
     Mutant("a call may kill for ever", "if deaths < death_limit then", "if true then"),
     Mutant(
-        "what a dead replica held is lost",
-        "requeue(to, with(fields, { [CallField.DEATHS] = deaths, [CallField.HISTORY] = history }), request_prefix)",
+        "what a dead replica held is lost", "      requeue(to, stream, entry_id, fields, request_prefix, changed)\n"
     ),
     Mutant(
-        "a consumer is removed with what it still holds",
-        "if #pending < RECLAIM_COUNT then redis.call('XGROUP'",
-        "if true then redis.call('XGROUP'",
+        "a consumer is removed with what it still holds", "if count < RECLAIM_COUNT then write", "if true then write"
     ),
     Mutant(
         "queues are retired with calls on them",
-        "if not is_zset(key) then return redis.call('XLEN', key) > 0 end",
-        "if not is_zset(key) then return false end",
+        "if kind_of(key) == 'stream' then return redis.call('XLEN', key) > 0 end",
+        "if kind_of(key) == 'stream' then return false end",
     ),
     Mutant(
-        "queues are retired while calls wait for them",
-        "if is_open(cmsgpack.unpack(member)[1]) then return true end",
+        "queues are retired while calls wait for them", "    if request and is_open(request) then return true end\n"
     ),
     Mutant(
         "what is left at a deletion waits for ever",
@@ -225,27 +212,85 @@ MUTANTS = (
     ),
     Mutant(
         "what waits for a replica that is gone is lost",
-        "for _, entry in ipairs(left) do requeue(stream, entry[2], request_prefix) end",
+        "for _, entry in ipairs(left) do requeue(stream, personal, entry[1], entry[2], request_prefix) end",
     ),
-    Mutant("a dead letter lives for ever", "  redis.call('PEXPIRE', letter, DEAD_LETTER_TTL_MS)\n"),
+    Mutant("a dead letter lives for ever", "  lives[letter] = DEAD_LETTER_TTL_MS\n"),
     Mutant(
         "the caller of a dead letter's call waits for ever",
         "if state then finish(request, id, State.FAILED, failure) end",
     ),
     Mutant("a dead letter may have been handed over", CHECK_HELD, "if false then return 1 end", within="dead_letter"),
-    Mutant("a replay leaves the letter in the list", "redis.call('ZREM', dead_letters_of(request), request_id)\n"),
+    Mutant("a replay leaves the letter in the list", "write('ZREM', index, request_id)\n", "", within="replay"),
+    Mutant("a replay forgets the joins", "write('RENAME', letter, request)", "write('DEL', letter)"),
+    Mutant("a replay forgets the calls", "for _, call in ipairs(calls) do enqueue(request, unpack(call)) end"),
+    Mutant("a replayed request lives for ever", "lives[request] = ttl_ms\n", "", within="replay"),
+    Mutant("an entry that has ended may end again", "  hset(request, slot, '')\n", "", within="commit"),
+    Mutant("a copy ends the call of a dead letter", "  hset(keeper, slot, '')\n", "", within="commit"),
     Mutant(
-        "a replay forgets the joins",
-        "redis.call('RENAME', letter, request)",
-        "redis.call('DEL', letter)\n"
-        "redis.call('HSET', request, Field.STATE, State.OPEN, Field.HEADER, header, Field.MAILBOX, '', Field.KEEP,"
-        " keep_ms)",
+        "a copy is postponed",
+        "if keeper and not is_named(keeper, step, stream, entry_id) then",
+        "if false then",
+        within="postpone",
     ),
     Mutant(
-        "a replay forgets the calls",
-        "for _, call in ipairs(calls) do enqueue(request, call.stream, call.step, call.fields) end",
+        "a copy makes its request a dead letter",
+        "if keeper and not is_named(",
+        "if false and not is_named(",
+        within="dead_letter",
     ),
-    Mutant("a replayed request lives for ever", "redis.call('PEXPIRE', request, ttl_ms)\n", within="replay"),
+    Mutant(
+        "a copy is handed over", "  if keeper and is_named(keeper, step, stream, entry_id) then\n", "  if keeper then\n"
+    ),
+    Mutant(
+        "a copy that killed a replica makes its request a dead letter",
+        "if not keeper or is_named(keeper,",
+        "if true or is_named(keeper,",
+        within="reclaim",
+    ),
+    Mutant(
+        "a postponed call that is put back is woken again",
+        "    if keeper and is_postponed(keeper, step) then",
+        "    if keeper then",
+        within="wake",
+    ),
+    Mutant(
+        "a copy fails its request when its queue is deleted",
+        "      if keeper and is_named(keeper, step, key, entry[1]) then",
+        "      if keeper then",
+        within="retire",
+    ),
+    Mutant(
+        "a replica is not told of copies",
+        "      if not keeper or not is_named(",
+        "      if keeper and false and not is_named(",
+        within="strays",
+    ),
+    Mutant(
+        "a function reads on after it has written",
+        "local count = #due\ncarry_out()\nreturn count",
+        "carry_out()\nreturn #due",
+        within="wake",
+    ),
+    Mutant(
+        "a commit acknowledges before all is computed",
+        "remove_entry(stream, entry_id)\nif not keeper",
+        "redis.call('XACK', stream, GROUP, entry_id)\nremove_entry(stream, entry_id)\nif not keeper",
+        within="commit",
+    ),
+    Mutant(
+        "a step has more inputs than one entry can hold",
+        "  if count > INPUTS_LIMIT then fail(",
+        "  if false then fail(",
+    ),
+    Mutant("the type of a key is not looked at", "  if not may_be(key, kind) then fail(", "  if false then fail("),
+    Mutant(
+        "a stream without ids leaves a commit half done",
+        "        for before = 1, k - 1 do redis.pcall('XDEL', added[before].stream, added[before].id) end\n",
+        "",
+    ),
+    Mutant(
+        "what a failed function has collected is written by the next one", "  if removed[1] then removed = {} end\n", ""
+    ),
 )
 
 

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from qserve.broker.functions import INPUTS_LIMIT
 from qserve.wire.outcome import State
 
 DEATH_LIMIT = 2
@@ -64,8 +66,17 @@ class Plan(Named):
 
     @property
     def streams(self) -> set[str]:
-        """The queues that submitting names: of steps that are given a value, or another's result."""
-        return {self.steps[slot.step].stream for slot in self.given + self.refs}
+        """The queues that submitting names: of steps that are given a value, or another's result, or need none."""
+        return {self.steps[step].stream for step in {slot.step for slot in self.given + self.refs} | self.unasked}
+
+    @property
+    def unasked(self) -> set[int]:
+        """The steps that need no value."""
+        return {number for number, step in enumerate(self.steps) if not step.needs}
+
+    def is_too_wide(self, slots: Iterable[Slot]) -> bool:
+        """Whether one of the steps that get these values has more inputs than a step may have."""
+        return any(self.steps[slot.step].needs > INPUTS_LIMIT for slot in slots)
 
 
 _FIRST = (Slot(0, 0),)
@@ -96,7 +107,26 @@ PLANS = (
         (Slot(0, 0), Slot(1, 1)),
         (Slot(1, 2),),
     ),
+    Plan("takes nothing", (Step("one", 0, (Slot(1, 0),)), Step("two", 1)), ()),
 )
+
+
+def fan(number: int) -> Plan:
+    """A result that goes to so many steps, and a step that takes the results of all of them."""
+    branches = [Step("two", 1, (Slot(number + 1, branch),)) for branch in range(number)]
+    first = Step("one", 1, tuple(Slot(1 + branch, 0) for branch in range(number)))
+    return Plan(f"{number} branches", (first, *branches, Step("one", number)), _FIRST)
+
+
+def funnel(number: int) -> Plan:
+    """A step to which so many values are given, and one that waits for one more."""
+    given = tuple(Slot(step, slot) for step in (0, 1) for slot in range(number))
+    return Plan(f"{number} values", (Step("one", number, (Slot(1, number),)), Step("two", number + 1)), given)
+
+
+WIDE = tuple(make(number) for make in (fan, funnel) for number in (255, 256, 257)) + (
+    funnel(INPUTS_LIMIT - 1), funnel(INPUTS_LIMIT), funnel(4_000), funnel(100_000), fan(4_000),
+)  # fmt: skip
 
 
 @dataclass(eq=False)
@@ -177,6 +207,7 @@ class Delivery(Named):
     request: Request
     step: int
     epoch: str = ""
+    is_copy: bool = False
 
     def __repr__(self) -> str:
         return f"{self.consumer}'s {self.entry.decode()} of {self.stream}: step {self.step} of {self.request}"
@@ -221,12 +252,16 @@ class Model:
             return b"FULL"
         if any(not other.state for other in refs.values()):
             return b"LOST"
+        if request.plan.is_too_wide(request.plan.given):
+            return b"ERR"
         self.requests.append(request)
+        failed = next((other for other in refs.values() if other.state not in (State.OPEN, State.DONE)), None)
+        if failed is not None:
+            self.finish(request, failed.state, failed.result)
+            return b"OK"
         for slot in request.plan.given:
             request.slots[slot] = b"given to %d.%d" % slot
         for slot, other in refs.items():
-            if not request.is_open:
-                break
             if other.is_open:
                 other.waiters.append((request, slot))
             else:
@@ -248,7 +283,7 @@ class Model:
 
     def unqueue(self, request: Request) -> None:
         """A request ends while its calls wait, or run: nobody holds one of them any more."""
-        self.held = {place: one for place, one in self.held.items() if one.request is not request}
+        self.held = {place: one for place, one in self.held.items() if one.request is not request or one.is_copy}
 
     def finish(self, request: Request, state: str, payload: bytes, by: str = "") -> None:
         """A request ends: whoever waits is told, once for each waiting."""
@@ -268,15 +303,19 @@ class Model:
         request, step = delivery.request, delivery.step
         if delivery.epoch != self.epoch:
             return b"EPOCH " + self.epoch.encode()
-        is_mine = self.held.pop((delivery.stream, delivery.entry), None) is not None
+        targets = request.plan.steps[step].targets
+        is_forward = targets and not is_failure
+        place = (delivery.stream, delivery.entry)
+        is_mine = place in self.held and not delivery.is_copy
+        if is_forward and is_mine and (request.is_open or request.is_dead) and request.plan.is_too_wide(targets):
+            return b"ERR"
+        self.held.pop(place, None)
         if not is_mine and request.state and request.by == delivery.by:
             return b"DUP"
         if not request.is_open and not request.is_dead:
             return b"CLOSED" if request.state else b"GONE"
         if not is_mine:
             return b"STALE"
-        targets = request.plan.steps[step].targets
-        is_forward = targets and not is_failure
         if request.is_dead:
             if is_forward:
                 self._forward(request, step)
@@ -302,7 +341,7 @@ class Model:
         """A call was not begun: it is as if nobody had fetched it."""
         if self.held.pop((delivery.stream, delivery.entry), None) is None or not is_there:
             return 0
-        if delivery.request.is_dead:
+        if delivery.request.is_dead and not delivery.is_copy:
             delivery.request.begin_again(delivery.step)
         return 1
 
@@ -310,8 +349,14 @@ class Model:
         """A call is not worth another try."""
         if self.held.pop((delivery.stream, delivery.entry), None) is None:
             return b"STALE"
+        if delivery.is_copy:
+            return self._drop(delivery.request)
         self._make_dead_letter(delivery.request, delivery.step, TRIED_OFTEN)
         return b"OK"
+
+    def _drop(self, request: Request) -> bytes:
+        """A copy ends: its request goes on without it."""
+        return b"STALE" if request.is_open or request.is_dead else b"OK"
 
     def _make_dead_letter(self, request: Request, step: int, failure: bytes) -> None:
         if request.is_dead:
@@ -352,6 +397,8 @@ class Model:
         """A try ends; the call, if anybody still wants it, is delayed."""
         if self.held.pop((delivery.stream, delivery.entry), None) is None:
             return b"STALE"
+        if delivery.is_copy:
+            return self._drop(delivery.request)
         if delivery.request.is_dead:
             delivery.request.begin_again(delivery.step)
         elif delivery.request.is_open:
@@ -372,6 +419,8 @@ class Model:
         mine = [one for one in self.held.values() if (one.consumer, one.stream) == (consumer, stream)]
         for delivery in sorted(mine, key=lambda one: order(one.entry)):
             del self.held[delivery.stream, delivery.entry]
+            if delivery.is_copy:
+                continue
             request, step = delivery.request, delivery.step
             request.deaths[step] += 1
             if request.is_dead or request.deaths[step] >= DEATH_LIMIT:

@@ -13,7 +13,13 @@ from mutants import MUTANTS, Mutant
 
 pytestmark = pytest.mark.slow
 TESTS = Path(__file__).parents[1]
-FILES = ("broker/test_functions.py", "broker/test_upkeep.py", "deploy/test_dead_letters.py")
+FILES = (
+    "broker/test_functions.py",
+    "broker/test_copies.py",
+    "broker/test_upkeep.py",
+    "deploy/test_dead_letters.py",
+    "broker/test_writes_come_last.py",
+)
 """These take 15 ms each; what the state machine notices by itself, ``make mutants`` tells."""
 
 Noticed = dict[str, dict[str, str]]

@@ -61,6 +61,8 @@ class Desk:
         return found[0][1] if found else []
 
     def commit(self, stream: str, entry: bytes, request_id: str, **options: Any) -> bytes:
+        found: Any = self.client.xrange(stream, entry, entry)
+        step = found[0][1].get(b"s", b"0").decode() if found else "0"
         command = functions.commit(
             stream,
             self.keys.request(request_id),
@@ -68,7 +70,7 @@ class Desk:
             request_id,
             options.pop("epoch", self.epoch),
             options.pop("attempt", entry.decode()),
-            "0",
+            options.pop("step", step),
             **options,
         )
         return self.client.execute_command(*command)

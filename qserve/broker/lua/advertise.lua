@@ -5,9 +5,10 @@
 -- Returns OK.
 
 take_down(models, consumer, personal)
-redis.call('HSET', models, 's:' .. consumer, personal)
+hset(models, 's:' .. consumer, personal)
 local mine = cmsgpack.pack({ consumer, personal })
-for _, model_id in ipairs(held) do redis.call('HSET', models, 'm:' .. model_id, mine) end
-redis.call('PEXPIRE', models, ttl_ms)
-redis.call('PEXPIRE', personal, ttl_ms)
+for _, model_id in ipairs(held) do hset(models, 'm:' .. model_id, mine) end
+lives[models] = ttl_ms
+write('PEXPIRE', personal, ttl_ms)
+carry_out()
 return Reply.OK

@@ -7,4 +7,5 @@
 if not is_open(request) then return 0 end
 remove_calls(request)
 finish(request, request_id, state, payload)
+carry_out()
 return 1

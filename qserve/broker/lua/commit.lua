@@ -10,36 +10,47 @@
 
 local known = current_epoch(epoch_key)
 if known ~= epoch then return OTHER_EPOCH .. known end
-local by = step .. ':' .. attempt
-local current, header, last = unpack(redis.call('HMGET', request, Field.STATE, Field.HEADER, Field.COMMITTED_BY))
 for k = 1, #streams do
-  local kind = redis.call('TYPE', streams[k]).ok
-  if kind ~= 'stream' and kind ~= 'none' then return Reply.BADKEY end
+  if not may_be(streams[k], 'stream') then return Reply.BADKEY end
 end
-local letter = current ~= State.OPEN and dead_letter_of(request)
-local entry = letter and redis.call('XRANGE', stream, entry_id, entry_id)[1]
-local is_mine = redis.call('XACK', stream, GROUP, entry_id) == 1
-if is_mine then
-  redis.call('XDEL', stream, entry_id)
-elseif last == by then
-  return Reply.DUP
-end
-if letter and redis.call('EXISTS', letter) == 0 then return current and Reply.CLOSED or Reply.GONE end
-if not is_mine then return Reply.STALE end
-if letter then
-  if state == '' then
-    apply(moves, streams, letter, redis.call('HGET', letter, Field.HEADER), keep_call)
-  elseif entry then
-    keep_if_dead(request, stream, entry[2])
+local by, slot = step .. ':' .. attempt, PLACE .. step
+local current, header, last, place = unpack(
+  hmget(request, { Field.STATE, Field.HEADER, Field.COMMITTED_BY, slot })
+)
+local keeper = request
+if current ~= State.OPEN then
+  keeper = dead_letter_of(request)
+  if exists(keeper) then
+    header, place = unpack(hmget(keeper, { Field.HEADER, slot }))
+  else
+    keeper, place = nil, nil
   end
-  return Reply.HELD
 end
-if state ~= '' then
+local is_mine = place == stream .. ' ' .. entry_id
+if not is_mine and last == by then return Reply.DUP end
+
+local reply = Reply.OK
+remove_entry(stream, entry_id)
+if not keeper then
+  reply = current and Reply.CLOSED or Reply.GONE
+elseif not is_mine then
+  reply = Reply.STALE
+elseif keeper ~= request then
+  reply = Reply.HELD
+  hset(keeper, slot, '')
+  local entry = state ~= '' and redis.call('XRANGE', stream, entry_id, entry_id)[1]
+  if state == '' then
+    apply(moves, streams, keeper, header, keep_call)
+  elseif entry then
+    keep_call(keeper, stream, step, entry[2])
+  end
+elseif state == '' then
+  hset(request, Field.COMMITTED_BY, by)
+  hset(request, slot, '')
+  apply(moves, streams, request, header, enqueue)
+else
   if state ~= State.DONE then remove_calls(request) end
   finish(request, request_id, state, payload, by)
-else
-  local notes = { Field.COMMITTED_BY, by }
-  apply(moves, streams, request, header, enqueue, notes)
-  redis.call('HSET', request, unpack(notes))
 end
-return Reply.OK
+carry_out()
+return reply

@@ -8,6 +8,8 @@
 
 take_down(models, consumer, personal)
 local left = redis.call('XRANGE', personal, '-', '+')
-for _, entry in ipairs(left) do requeue(stream, entry[2], request_prefix) end
-redis.call('DEL', personal)
-return #left
+for _, entry in ipairs(left) do requeue(stream, personal, entry[1], entry[2], request_prefix) end
+write('DEL', personal)
+local moved = #left
+carry_out()
+return moved

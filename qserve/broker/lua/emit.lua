@@ -4,14 +4,14 @@
 --
 -- Returns how many items the reader has not yet taken; -1 when the request has ended: stop.
 
-local state, mailbox, sent, taken = unpack(
-  redis.call('HMGET', request, Field.STATE, Field.MAILBOX, Field.SENT, Field.TAKEN)
-)
+local state, mailbox = unpack(hmget(request, { Field.STATE, Field.MAILBOX }))
 if state ~= State.OPEN then return -1 end
-sent, taken = tonumber(sent or 0), tonumber(taken or 0)
+local sent, taken = count_in(request, Field.SENT), count_in(request, Field.TAKEN)
 if number == sent then
-  redis.call('HSET', request, Field.SENT, sent + 1)
-  if mailbox ~= '' then deliver(mailbox, request_id, ITEM, payload) end
   sent = sent + 1
+  hset(request, Field.SENT, sent)
+  if mailbox and mailbox ~= '' then deliver(mailbox, request_id, ITEM, payload) end
 end
-return sent - taken
+local ahead = sent - taken
+carry_out()
+return ahead

@@ -5,11 +5,12 @@
 -- Returns OK.
 
 for _, request in ipairs(requests) do
-  local state = redis.call('HGET', request, Field.STATE)
+  local state = hget(request, Field.STATE)
   if state == State.OPEN then
-    redis.call('HSET', request, Field.KEEP, 0)
+    hset(request, Field.KEEP, 0)
   elseif state then
-    redis.call('DEL', request)
+    write('DEL', request)
   end
 end
+carry_out()
 return Reply.OK

@@ -9,10 +9,11 @@
 
 local given = 0
 for _, entry_id in ipairs(entry_ids) do
-  local is_held, fields = take_entry(stream, entry_id)
-  if is_held and fields then
-    requeue(to, fields, request_prefix)
+  local _, fields = take_entry(stream, entry_id)
+  if fields then
+    requeue(to, stream, entry_id, fields, request_prefix)
     given = given + 1
   end
 end
+carry_out()
 return given

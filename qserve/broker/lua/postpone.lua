@@ -6,15 +6,19 @@
 
 local is_held, fields = take_entry(stream, entry_id)
 if not is_held then return Reply.STALE end
-if not fields then return Reply.OK end
-if not is_open(request) then
-  keep_if_dead(request, stream, fields)
-  return Reply.OK
+local reply = Reply.OK
+local keeper = fields and keeper_of(request)
+local step = fields and by_name(fields)[CallField.STEP] or ''
+if keeper and not is_named(keeper, step, stream, entry_id) then
+  reply = Reply.STALE
+elseif keeper == request then
+  local history = history_of(fields, replica, what)
+  local member = with(fields, { [CallField.TRIES] = tries, [CallField.DEATHS] = false, [CallField.HISTORY] = history })
+  table.insert(member, 1, request)
+  delay(delayed, cmsgpack.pack(member), now_ms() + wait_ms, ttl_ms)
+  hset(request, PLACE .. step, POSTPONED)
+elseif keeper then
+  keep_call(keeper, stream, step, fields)
 end
-local history = history_of(fields, replica, what)
-local member = with(fields, { [CallField.TRIES] = tries, [CallField.DEATHS] = false, [CallField.HISTORY] = history })
-table.insert(member, 1, request)
-redis.call('ZADD', delayed, now_ms() + wait_ms, cmsgpack.pack(member))
--- as long as the longest-lived of what waits there
-redis.call('PEXPIRE', delayed, math.max(redis.call('PTTL', delayed), ttl_ms))
-return Reply.OK
+carry_out()
+return reply

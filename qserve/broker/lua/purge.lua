@@ -5,8 +5,11 @@
 -- Returns how many there were.
 
 local found = 0
+check(index, 'zset')
 for place, letter in ipairs(letters) do
-  found = found + redis.call('DEL', letter)
-  redis.call('ZREM', index, request_ids[place])
+  found = found + redis.call('EXISTS', letter)
+  write('DEL', letter)
+  write('ZREM', index, request_ids[place])
 end
+carry_out()
 return found

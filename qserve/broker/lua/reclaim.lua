@@ -10,21 +10,30 @@
 
 local pending = redis.pcall('XPENDING', stream, GROUP, '-', '+', RECLAIM_COUNT, consumer)
 if pending.err then return 0 end
+local made, count = 0, #pending
 for _, delivery in ipairs(pending) do
   local entry_id = delivery[1]
-  local _, fields = take_entry(stream, entry_id)
-  if fields then
-    local call = by_name(fields)
+  local found = redis.call('XRANGE', stream, entry_id, entry_id)[1]
+  remove_entry(stream, entry_id)
+  if found then
+    local fields, call = found[2], by_name(found[2])
     local deaths = (tonumber(call[CallField.DEATHS]) or 0) + 1
     local history = history_of(fields, consumer, 'its replica died (' .. deaths .. ')')
     if deaths < death_limit then
-      requeue(to, with(fields, { [CallField.DEATHS] = deaths, [CallField.HISTORY] = history }), request_prefix)
+      local changed = { [CallField.DEATHS] = deaths, [CallField.HISTORY] = history }
+      requeue(to, stream, entry_id, fields, request_prefix, changed)
     else
       local known = request_id_of(call[CallField.HEADER])
       local id = known or made_up_id(stream, entry_id)
-      make_dead_letter(request_prefix .. id, id, to, fields, DEATHS, failure, history, known ~= nil)
+      local request = request_prefix .. id
+      local keeper = known and keeper_of(request)
+      if not keeper or is_named(keeper, call[CallField.STEP] or '', stream, entry_id) then
+        made = made + make_dead_letter(request, id, to, fields, DEATHS, failure, history, known ~= nil)
+      end
     end
   end
 end
-if #pending < RECLAIM_COUNT then redis.call('XGROUP', 'DELCONSUMER', stream, GROUP, consumer) end
-return #pending
+if made > 0 then drop_oldest(dead_letters_of(stream), made) end
+if count < RECLAIM_COUNT then write('XGROUP', 'DELCONSUMER', stream, GROUP, consumer) end
+carry_out()
+return count

@@ -5,22 +5,27 @@
 -- Returns OK; or, when nothing happened, NONE (there is no such dead letter), OPEN (its request runs) or MOVED (a
 -- queue is gone).
 
-local count = tonumber(redis.call('HGET', letter, Field.CALLS) or 0)
+local count = count_in(letter, Field.CALLS)
 if count == 0 then return Reply.NONE end
 if is_open(request) then return Reply.OPEN end
-local calls = {}
+local calls, index = {}, dead_letters_of(request)
 for k = 1, count do
-  local stream, fields = unpack(cmsgpack.unpack(redis.call('HGET', letter, KEPT_CALL .. k)))
+  local stream, fields = unpack(cmsgpack.unpack(hget(letter, KEPT_CALL .. k)))
   local target = moved[stream] or stream
   if not is_stream(target) then return Reply.MOVED end
-  local renewed = with(fields, { [CallField.HEADER] = header })
-  calls[k] = { stream = target, step = by_name(fields)[CallField.STEP], fields = renewed }
+  calls[k] = { target, by_name(fields)[CallField.STEP] or '', with(fields, { [CallField.HEADER] = header }) }
 end
-redis.call('HDEL', letter, Field.WHY, Field.AT, Field.FAILURE, Field.HISTORY, Field.CALLS)
-for k = 1, count do redis.call('HDEL', letter, KEPT_CALL .. k) end
-redis.call('HSET', letter, Field.STATE, State.OPEN, Field.HEADER, header, Field.MAILBOX, '', Field.KEEP, keep_ms)
-redis.call('RENAME', letter, request)
-redis.call('PEXPIRE', request, ttl_ms)
-redis.call('ZREM', dead_letters_of(request), request_id)
-for _, call in ipairs(calls) do enqueue(request, call.stream, call.step, call.fields) end
+check(index, 'zset')
+check(request, 'hash')
+write('RENAME', letter, request)
+write('ZREM', index, request_id)
+for _, name in ipairs({ Field.WHY, Field.AT, Field.FAILURE, Field.HISTORY, Field.CALLS }) do hdel(request, name) end
+for k = 1, count do hdel(request, KEPT_CALL .. k) end
+hset(request, Field.STATE, State.OPEN)
+hset(request, Field.HEADER, header)
+hset(request, Field.MAILBOX, '')
+hset(request, Field.KEEP, keep_ms)
+lives[request] = ttl_ms
+for _, call in ipairs(calls) do enqueue(request, unpack(call)) end
+carry_out()
 return Reply.OK

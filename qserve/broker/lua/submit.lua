@@ -11,9 +11,13 @@ local known = current_epoch(epoch_key)
 if known ~= epoch then return OTHER_EPOCH .. known end
 if redis.call('EXISTS', request) == 1 then
   -- a write all the same: WAIT asks for the replicas' copies of what its connection has written
-  redis.call('HSET', request, Field.STATE, redis.call('HGET', request, Field.STATE))
-  if fingerprint == '' then return Reply.DUP end
-  return redis.call('HGET', request, Field.FINGERPRINT) == fingerprint and follow(request, mailbox) or Reply.MISMATCH
+  hset(request, Field.STATE, hget(request, Field.STATE))
+  local reply = Reply.DUP
+  if fingerprint ~= '' then
+    reply = hget(request, Field.FINGERPRINT) == fingerprint and follow(request, mailbox) or Reply.MISMATCH
+  end
+  carry_out()
+  return reply
 end
 for k = 1, #streams do
   local stream = streams[k]
@@ -21,39 +25,41 @@ for k = 1, #streams do
   local limit = (limits[k] or -1) + 0
   if limit >= 0 and count_waiting(stream) >= limit then return { Reply.FULL, retry_after_s(stream) } end
 end
+local failed
 for k = 1, #awaited do
   local argument = awaited[k]
-  argument.state, argument.result = unpack(redis.call('HMGET', argument.request, Field.STATE, Field.RESULT))
+  argument.state, argument.result = unpack(hmget(argument.request, { Field.STATE, Field.RESULT }))
   if not argument.state then return Reply.LOST end
+  if argument.state ~= State.OPEN and argument.state ~= State.DONE then failed = failed or argument end
 end
 
 -- from here on it is accepted
-if model_id ~= '' then streams[1] = holder_of(streams[1], model_id, max_ongoing) or streams[1] end
-local notes = { Field.STATE, State.OPEN, Field.HEADER, header, Field.MAILBOX, mailbox, Field.KEEP, keep_ms }
-if fingerprint ~= '' then
-  notes[#notes + 1] = Field.FINGERPRINT
-  notes[#notes + 1] = fingerprint
-end
-apply(moves, streams, request, header, enqueue, notes)
-redis.call('HSET', request, unpack(notes))
-redis.call('PEXPIRE', request, ttl_ms)
-for k = 1, #awaited do
-  local argument = awaited[k]
-  local stream, step, needs, slot = streams[argument.place], argument.step, argument.needs, argument.slot
-  if argument.state == State.OPEN then
-    -- the stream of all replicas: one that holds the model now may be gone when the result comes
-    local common = common_of(stream)
-    add_waiter(argument.request, cmsgpack.pack({
-      request = request, request_id = request_id, header = header,
-      stream = common, step = step, needs = needs, slot = slot,
-    }))
-    note_waiting(request, common, step, ttl_ms)
-  elseif argument.state == State.DONE then
-    fill(request, stream, header, step, needs, { { slot, argument.result } }, enqueue)
-  else
-    remove_calls(request)
-    finish(request, request_id, argument.state, argument.result)
-    return Reply.OK
+hset(request, Field.STATE, State.OPEN)
+hset(request, Field.HEADER, header)
+hset(request, Field.MAILBOX, mailbox)
+hset(request, Field.KEEP, keep_ms)
+if fingerprint ~= '' then hset(request, Field.FINGERPRINT, fingerprint) end
+lives[request] = ttl_ms
+if failed then
+  finish(request, request_id, failed.state, failed.result or '')
+else
+  if model_id ~= '' then streams[1] = holder_of(streams[1], model_id, max_ongoing) or streams[1] end
+  apply(moves, streams, request, header, enqueue)
+  for k = 1, #awaited do
+    local argument = awaited[k]
+    local stream, step, needs, slot = streams[argument.place], argument.step, argument.needs, argument.slot
+    if argument.state == State.OPEN then
+      -- the stream of all replicas: one that holds the model now may be gone when the result comes
+      local common = common_of(stream)
+      add_waiter(argument.request, cmsgpack.pack({
+        request = request, request_id = request_id, header = header,
+        stream = common, step = step, needs = needs, slot = slot,
+      }))
+      note_waiting(request, common, step, ttl_ms)
+    else
+      fill(request, stream, header, step, needs, { { slot, argument.result or '' } }, enqueue)
+    end
   end
 end
+carry_out()
 return Reply.OK

@@ -5,4 +5,7 @@
 -- Returns how many it has taken in all; 0 when the request has ended.
 
 if not is_open(request) then return 0 end
-return redis.call('HINCRBY', request, Field.TAKEN, count)
+local taken = count_in(request, Field.TAKEN) + count
+hset(request, Field.TAKEN, taken)
+carry_out()
+return taken

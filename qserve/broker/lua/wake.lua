@@ -11,18 +11,19 @@ if #due == 0 then
   due = redis.call('ZRANGEBYSCORE', delayed, now_ms() + LONGEST_WAIT_MS, '+inf', 'LIMIT', 0, WAKE_COUNT)
 end
 for _, member in ipairs(due) do
-  local fields = cmsgpack.unpack(member)
-  local request = table.remove(fields, 1)
-  local is_wanted = is_open(request)
-  if is_wanted and not is_call(fields) then
-    redis.call('ZADD', delayed, now_ms() + RECHECK_MS, member)
+  local request, fields = read_member(member)
+  if request and is_open(request) and not is_call(fields) then
+    write('ZADD', delayed, now_ms() + RECHECK_MS, member)
   else
-    redis.call('ZREM', delayed, member)
-    if is_wanted then
-      enqueue(request, stream, by_name(fields)[CallField.STEP], fields)
-    elseif is_call(fields) then
-      keep_if_dead(request, stream, fields)
+    write('ZREM', delayed, member)
+    local keeper = request and is_call(fields) and keeper_of(request)
+    local step = keeper and by_name(fields)[CallField.STEP] or ''
+    if keeper and is_postponed(keeper, step) then
+      local put = keeper == request and enqueue or keep_call
+      put(keeper, stream, step, fields)
     end
   end
 end
-return #due
+local count = #due
+carry_out()
+return count

@@ -4,4 +4,6 @@
 --
 -- Returns { state, result }, of an open request { state, '', header }; { '', '' } when it is not known.
 
-return follow(request, mailbox)
+local found = follow(request, mailbox)
+carry_out()
+return found

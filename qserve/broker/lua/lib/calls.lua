@@ -1,7 +1,7 @@
 -- Calls. Each is an entry of a stream: the fields of `CallField`, and 0, 1 ... with the values of its slots.
 
 local function is_stream(key)
-  return redis.call('TYPE', key).ok == 'stream'
+  return kind_of(key) == 'stream'
 end
 
 -- the request's id at the head of a header; nil where that is not one
@@ -45,36 +45,38 @@ local function history_of(fields, replica, what)
   return cmsgpack.pack(events)
 end
 
--- put a call on a stream; the request keeps where its entry lies, so that `remove_calls` finds it
---   notes   collects what the caller will write to the request in one command, which costs a third of three; nil: none
-local function enqueue(request, stream, step, fields, notes)
-  local place = stream .. ' ' .. redis.call('XADD', stream, '*', unpack(fields))
-  if notes and #notes < FIELDS_AT_ONCE then
-    notes[#notes + 1] = 'e:' .. step
-    notes[#notes + 1] = place
-  else
-    redis.call('HSET', request, 'e:' .. step, place)
-  end
+-- put a call on a stream; the request keeps where its entry lies: only that entry stands for the step
+local function enqueue(request, stream, step, fields)
+  hset(request, PLACE .. step, add_entry(stream, fields))
 end
 
--- take an entry off its queue and from the replica that holds it
+-- take a delivery that ends without a result off its queue and from the replica that holds it
 -- Returns whether the replica held it, and its fields; nil when the entry itself is gone.
 local function take_entry(stream, entry_id)
+  local pending = redis.pcall('XPENDING', stream, GROUP, entry_id, entry_id, 1)
+  if pending.err or #pending == 0 then return false end
   local found = redis.call('XRANGE', stream, entry_id, entry_id)[1]
-  local is_held = redis.call('XACK', stream, GROUP, entry_id) == 1
-  if is_held then redis.call('XDEL', stream, entry_id) end
-  return is_held, found and found[2]
+  remove_entry(stream, entry_id)
+  return true, found and found[2]
 end
 
 -- take every call of a request off its queue, and from the replica that runs it, which finds the request closed when
 -- it commits: while it is pending there, it counts as a call that does not wait
 local function remove_calls(request)
-  local fields = redis.call('HGETALL', request)
-  for k = 1, #fields, 2 do
-    if string.sub(fields[k], 1, 2) == 'e:' then
-      local stream, entry = string.match(fields[k + 1], '^(.*) (.-)$')
-      redis.pcall('XACK', stream, GROUP, entry)
-      redis.pcall('XDEL', stream, entry)
+  local hash, places = hash_of(request), {}
+  if not renewed[request] then
+    local all = redis.call('HGETALL', request)
+    for k = 1, #all, 2 do places[all[k]] = all[k + 1] end
+  end
+  for field, value in pairs(hash) do places[field] = value end
+  for field, place in pairs(places) do
+    if string.sub(field, 1, #PLACE) == PLACE then
+      if type(place) == 'table' then
+        place.is_removed = true
+      else
+        local stream, entry = string.match(place or '', '^(.+) (%d+%-%d+)$')
+        if stream and kind_of(stream) == 'stream' then remove_entry(stream, entry) end
+      end
     end
   end
 end

@@ -5,39 +5,53 @@ local function made_up_id(stream, entry)
   return string.sub(redis.sha1hex(stream .. entry), 1, REQUEST_ID_CHARS)
 end
 
-local function drop_oldest(index, request, now)
-  redis.call('ZREMRANGEBYSCORE', index, '-inf', now - DEAD_LETTER_TTL_MS)
-  local over = redis.call('ZCARD', index) - DEAD_LETTERS_KEPT
-  if over <= 0 then return end
-  for _, id in ipairs(redis.call('ZRANGE', index, 0, over - 1)) do
-    redis.call('DEL', dead_letter_of(request_of(request, id)))
-    redis.call('ZREM', index, id)
+-- drop what is too old, and the oldest of those that are too many, now that there are `made` more
+local function drop_oldest(index, made)
+  if made == 0 then return end
+  local too_old = redis.call('ZRANGEBYSCORE', index, '-inf', now_ms() - DEAD_LETTER_TTL_MS)
+  local over = redis.call('ZCARD', index) + made - DEAD_LETTERS_KEPT
+  for _, id in ipairs(over > #too_old and redis.call('ZRANGE', index, 0, over - 1) or too_old) do
+    local letter = dead_letter_of(request_of(index, id))
+    hashes[letter] = nil
+    write('DEL', letter)
+    write('ZREM', index, id)
   end
+  if over <= #too_old then return end
   local dropped = index .. ':' .. DROPPED
-  redis.call('INCRBY', dropped, over)
-  redis.call('PEXPIRE', dropped, DEAD_LETTER_TTL_MS)
+  write('INCRBY', dropped, over - #too_old)
+  write('PEXPIRE', dropped, DEAD_LETTER_TTL_MS)
 end
 
--- make a call that was taken off its queue a dead letter, and fail its request.
+-- make a call that was taken off its queue a dead letter, and fail its request
 --   is_known   false for a call that does not say whose it is: it is kept although there is no such request
 -- A request that has ended meanwhile needs no dead letter: nobody waits for it.
+-- Returns how many dead letters there are more.
 local function make_dead_letter(request, id, stream, fields, why, failure, history, is_known)
-  if keep_if_dead(request, stream, fields) then return end
-  local state = redis.call('HGET', request, Field.STATE)
-  if state ~= State.OPEN and (state or is_known) then return end
   local letter, index, now = dead_letter_of(request), dead_letters_of(request), now_ms()
-  if state then
-    redis.call('COPY', request, letter)
-    -- the waiters are notified now; after a replay, one asks by the id
-    redis.call('HDEL', letter, Field.WAITERS, Field.SENT, Field.TAKEN, Field.COMMITTED_BY)
-    redis.call('HSET', letter, Field.MAILBOX, '')
+  local step = by_name(fields)[CallField.STEP] or ''
+  local state = hget(request, Field.STATE)
+  if exists(letter) then
+    keep_call(letter, stream, step, fields)
+    return 0
   end
-  redis.call('HSET', letter, Field.WHY, why, Field.AT, now, Field.FAILURE, failure, Field.HISTORY, history)
-  local kept = with(fields, { [CallField.DEATHS] = false, [CallField.TRIES] = false, [CallField.HISTORY] = history })
-  keep_call(letter, stream, '', kept)
-  redis.call('PEXPIRE', letter, DEAD_LETTER_TTL_MS)
-  redis.call('ZADD', index, now, id)
-  redis.call('PEXPIRE', index, DEAD_LETTER_TTL_MS)
-  drop_oldest(index, request, now)
+  if state ~= State.OPEN and (state or is_known) then return 0 end
+  check(index, 'zset')
+  if state then
+    write('COPY', request, letter)
+    for field, value in pairs(hash_of(request)) do hset(letter, field, value) end
+    -- the waiters are notified now; after a replay, one asks by the id
+    for _, name in ipairs({ Field.WAITERS, Field.SENT, Field.TAKEN, Field.COMMITTED_BY }) do hdel(letter, name) end
+    hset(letter, Field.MAILBOX, '')
+  end
+  hset(letter, Field.WHY, why)
+  hset(letter, Field.AT, now)
+  hset(letter, Field.FAILURE, failure)
+  hset(letter, Field.HISTORY, history)
+  hset(letter, Field.CALLS, 0)
+  keep_call(letter, stream, step, with(fields, { [CallField.HISTORY] = history }))
+  lives[letter] = DEAD_LETTER_TTL_MS
+  write('ZADD', index, now, id)
+  write('PEXPIRE', index, DEAD_LETTER_TTL_MS)
   if state then finish(request, id, State.FAILED, failure) end
+  return 1
 end

@@ -4,14 +4,9 @@
 -- The branches of its request that still ran, or end later, add what they would have started.
 
 local function keep_call(letter, stream, step, fields)
-  local number = redis.call('HINCRBY', letter, Field.CALLS, 1)
-  redis.call('HSET', letter, KEPT_CALL .. number, cmsgpack.pack({ stream, fields }))
-end
-
--- keep a call of a request that has ended when that request is a dead letter; returns whether it was kept
-local function keep_if_dead(request, stream, fields)
-  local letter = dead_letter_of(request)
-  if redis.call('EXISTS', letter) == 0 then return false end
-  keep_call(letter, stream, '', with(fields, { [CallField.DEATHS] = false, [CallField.TRIES] = false }))
-  return true
+  local number = count_in(letter, Field.CALLS) + 1
+  local kept = with(fields, { [CallField.DEATHS] = false, [CallField.TRIES] = false })
+  hset(letter, Field.CALLS, number)
+  hset(letter, KEPT_CALL .. number, cmsgpack.pack({ stream, kept }))
+  hset(letter, PLACE .. step, '')
 end

@@ -6,15 +6,17 @@ local function take_down(models, consumer, personal)
   local mine = cmsgpack.pack({ consumer, personal })
   local all = redis.call('HGETALL', models)
   for k = 1, #all, 2 do
-    if all[k + 1] == mine or all[k] == 's:' .. consumer then redis.call('HDEL', models, all[k]) end
+    if all[k + 1] == mine or all[k] == 's:' .. consumer then hdel(models, all[k]) end
   end
 end
 
 -- the stream of a replica that holds a model and is free to take a call for it; nil when there is none
 local function holder_of(stream, model_id, max_ongoing)
   local held = redis.call('HGET', models_of(stream), 'm:' .. model_id)
-  if not held then return nil end
-  local consumer, personal = unpack(cmsgpack.unpack(held))
+  local is_read, holder = pcall(cmsgpack.unpack, held or '')
+  if not is_read or type(holder) ~= 'table' then return nil end
+  local consumer, personal = holder[1], holder[2]
+  if type(personal) ~= 'string' or not may_be(personal, 'stream') then return nil end
   local busy = redis.call('XLEN', personal)
   local pending = redis.pcall('XPENDING', stream, GROUP)
   for _, one in ipairs((not pending.err and pending[4]) or {}) do

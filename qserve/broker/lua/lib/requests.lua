@@ -1,6 +1,7 @@
 -- Requests. Each is a hash. Its fields are `Field` in qserve/wire/outcome.py, and
 --   <step>.<slot>  values of a join                        <step>.n  how many slots of it are filled
---   e:<step>       stream and id of the last entry that stood for a step; it may be gone
+--   e:<step>       stream and id of the entry that stands for a step: no other one may end it. POSTPONED while the call
+--                  waits for its next try, and '' once it has ended
 -- A waiter is a cmsgpack: { mailbox }, or { request, request_id, header, stream, step, needs, slot } of a call that
 -- takes the result as an argument.
 
@@ -10,33 +11,51 @@ local function current_epoch(key)
 end
 
 local function is_open(request)
-  return redis.call('HGET', request, Field.STATE) == State.OPEN
-end
-
-local function deliver(mailbox, request_id, state, payload)
-  -- the result is stored as well: a mailbox of another type must not undo the function that delivers to it
-  local length = redis.pcall('RPUSH', mailbox, request_id .. state .. payload)
-  -- its reader empties it again and again: only a list that nobody reads, or that is crowded, needs more time
-  if length == 1 or type(length) == 'number' and length > MAILBOX_CROWDED then
-    redis.call('PEXPIRE', mailbox, MAILBOX_TTL_MS)
-  end
+  return hget(request, Field.STATE) == State.OPEN
 end
 
 local function add_waiter(request, waiter)
-  redis.call('HSET', request, Field.WAITERS .. redis.call('HINCRBY', request, Field.WAITERS, 1), waiter)
+  local number = count_in(request, Field.WAITERS) + 1
+  hset(request, Field.WAITERS, number)
+  hset(request, Field.WAITERS .. number, waiter)
+end
+
+-- the waiters of a request, as they were packed
+local function waiters_of(request)
+  local found = {}
+  for k = 1, count_in(request, Field.WAITERS) do
+    found[k] = hget(request, Field.WAITERS .. k)
+    if not found[k] then return found end
+  end
+  return found
+end
+
+-- what a waiter says; nil for bytes that are not one, or when a key that it names was overwritten: its own request
+-- is lost then, and must not keep the one that it waits for from ending
+local function read_waiter(packed)
+  local is_read, w = pcall(cmsgpack.unpack, packed)
+  if not is_read or type(w) ~= 'table' then return nil end
+  if type(w.mailbox) == 'string' then return w end
+  for _, name in ipairs({ 'request', 'request_id', 'header', 'stream', 'step' }) do
+    if type(w[name]) ~= 'string' then return nil end
+  end
+  if type(w.needs) ~= 'number' or w.needs > INPUTS_LIMIT or type(w.slot) ~= 'number' then return nil end
+  local is_whole = may_be(w.request, 'hash') and may_be(w.stream, 'stream') and may_be(delayed_of(w.stream), 'zset')
+  return is_whole and w or nil
 end
 
 local finish
 
 local function notify(waiter, request_id, state, payload)
-  local w = cmsgpack.unpack(waiter)
+  local w = read_waiter(waiter)
+  if not w then return end
   if w.mailbox then return deliver(w.mailbox, request_id, state, payload) end
   local slots = { { w.slot, payload } }
   if not is_open(w.request) then
     local letter = dead_letter_of(w.request)
     -- a replay goes on with it: nobody will send this result a second time
-    if state == State.DONE and redis.call('EXISTS', letter) == 1 then
-      fill(letter, w.stream, redis.call('HGET', letter, Field.HEADER), w.step, w.needs, slots, keep_call)
+    if state == State.DONE and may_be(letter, 'hash') and exists(letter) then
+      fill(letter, w.stream, hget(letter, Field.HEADER), w.step, w.needs, slots, keep_call)
     end
   elseif not is_stream(w.stream) then -- only a replay waits for a queue that may be gone
     finish(w.request, w.request_id, State.FAILED, DELETED)
@@ -52,34 +71,36 @@ end
 
 -- end a request: its result is kept for as long as was asked for, and its waiters are notified
 finish = function(request, request_id, state, payload, by)
-  local mailbox, more, keep, asked = unpack(
-    redis.call('HMGET', request, Field.MAILBOX, Field.WAITERS, Field.KEEP, Field.FINGERPRINT)
+  local mailbox, keep, asked, more = unpack(
+    hmget(request, { Field.MAILBOX, Field.KEEP, Field.FINGERPRINT, Field.WAITERS })
   )
-  local waiters = {}
-  for k = 1, tonumber(more or 0) do waiters[k] = redis.call('HGET', request, Field.WAITERS .. k) end
-  redis.call('DEL', request)
-  if tonumber(keep) > 0 then
-    redis.call('HSET', request, Field.STATE, state, Field.RESULT, payload, Field.COMMITTED_BY, by or '')
-    if asked then redis.call('HSET', request, Field.FINGERPRINT, asked) end
-    redis.call('PEXPIRE', request, keep)
+  local waiters = more and waiters_of(request) or empty
+  renew(request)
+  keep = tonumber(keep or 0) or 0
+  if keep > 0 then
+    hset(request, Field.STATE, state)
+    hset(request, Field.RESULT, payload)
+    hset(request, Field.COMMITTED_BY, by or '')
+    if asked then hset(request, Field.FINGERPRINT, asked) end
+    lives[request] = keep
   end
-  if mailbox ~= '' then deliver(mailbox, request_id, state, payload) end
+  if mailbox and mailbox ~= '' then deliver(mailbox, request_id, state, payload) end
   for _, waiter in ipairs(waiters) do notify(waiter, request_id, state, payload) end
 end
 
 -- have a mailbox ('': none) notified when an open request has ended, once, however often it asks
 -- Returns { state, result }, of an open one { state, '', header }; { '', '' } when the request is not known.
 local function follow(request, mailbox)
-  local state, result, owner, more, header = unpack(
-    redis.call('HMGET', request, Field.STATE, Field.RESULT, Field.MAILBOX, Field.WAITERS, Field.HEADER)
+  local state, result, owner, header = unpack(
+    hmget(request, { Field.STATE, Field.RESULT, Field.MAILBOX, Field.HEADER })
   )
-  if state == State.OPEN and mailbox ~= '' and mailbox ~= owner then
+  if state ~= State.OPEN then return { state or '', result or '' } end
+  if mailbox ~= '' and mailbox ~= owner then
     local waiter = cmsgpack.pack({ mailbox = mailbox })
-    for k = 1, tonumber(more or 0) do
-      if redis.call('HGET', request, Field.WAITERS .. k) == waiter then return { state, '', header } end
+    for _, known in ipairs(waiters_of(request)) do
+      if known == waiter then return { state, '', header } end
     end
     add_waiter(request, waiter)
   end
-  if state == State.OPEN then return { state, '', header } end
-  return { state or '', result or '' }
+  return { state, '', header }
 end

@@ -1,14 +1,15 @@
 -- Entries that leave a queue, or a replica, that is gone.
 
--- put an entry on `stream`; a call whose request has ended is kept by its dead letter, or dropped
-local function requeue(stream, fields, request_prefix)
+-- put an entry on the stream `to`, with the fields in `changed` replaced; the call of a request that has ended is kept
+-- by its dead letter, or dropped, and so is a copy
+local function requeue(to, stream, entry_id, fields, request_prefix, changed)
   local call = by_name(fields)
-  local id = request_id_of(call[CallField.HEADER])
-  if not id then
-    redis.call('XADD', stream, '*', unpack(fields)) -- its next reader finds out that it cannot be read
-  elseif is_open(request_prefix .. id) then
-    enqueue(request_prefix .. id, stream, call[CallField.STEP] or '', fields)
-  else
-    keep_if_dead(request_prefix .. id, stream, fields)
+  local id, step = request_id_of(call[CallField.HEADER]), call[CallField.STEP] or ''
+  if changed then fields = with(fields, changed) end
+  if not id then return add_entry(to, fields) end -- its next reader finds out that it cannot be read
+  local keeper = keeper_of(request_prefix .. id)
+  if keeper and is_named(keeper, step, stream, entry_id) then
+    local put = keeper == request_prefix .. id and enqueue or keep_call
+    put(keeper, to, step, fields)
   end
 end
