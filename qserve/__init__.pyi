@@ -4,12 +4,14 @@
 from qserve.api import delete as delete
 from qserve.api import get_app_handle as get_app_handle
 from qserve.api import get_deployment_handle as get_deployment_handle
+from qserve.api import get_ref as get_ref
 from qserve.api import run as run
 from qserve.api import shutdown as shutdown
 from qserve.api import start as start
 from qserve.api import status as status
 from qserve.base.context import get_replica_context as get_replica_context
 from qserve.base.context import get_request_context as get_request_context
+from qserve.calls.responses import accepted as accepted
 from qserve.calls.responses import get as get
 from qserve.define.application import Application as Application
 from qserve.define.application import build as build

@@ -5,18 +5,17 @@ from __future__ import annotations
 import atexit
 import os
 import sys
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from qserve.base import context
 from qserve.base.promise import T
 from qserve.base.settings import DEFAULT_HOST, DEFAULT_PORT, Settings
 from qserve.broker.connection import load_functions
 from qserve.broker.registry import NO_CHANGE
 from qserve.calls.client import ClientPlane
 from qserve.calls.handles import DeploymentHandle, RayServeSyncHandle
-from qserve.calls.ref import current
+from qserve.calls.program_end import fail, is_ending, report
+from qserve.calls.ref import Ref, current
 from qserve.define.application import Application
 from qserve.define.compile import compile_application
 from qserve.deploy.installation import Installation, ServeStatus
@@ -24,10 +23,12 @@ from qserve.deploy.registration import release_of
 from qserve.deploy.rollout import roll_out, wait_for_gateways
 from qserve.exceptions import AppNotFound, QserveException
 from qserve.graph.nodes import Target
+from qserve.http.render import Rendered, parse
 from qserve.local.plane import LocalPlane
 from qserve.local.run import delete_local, run_local, shutdown_local
 from qserve.machine.local_cluster import LocalCluster
 from qserve.wire.application import ApplicationRecord
+from qserve.wire.request_ids import is_of_response, is_request_id
 
 DEFAULT: Any = object()
 """Stands for the route prefix of the ingress deployment."""
@@ -113,7 +114,7 @@ def _ensure_cluster(host: str | None, port: int | None) -> LocalCluster:
     atexit.register(shutdown)
     try:
         _cluster.start()
-        plane = ClientPlane(_cluster.settings)
+        plane = ClientPlane(_cluster.settings, is_of_program=True)
         current.installed = plane
         load_functions(plane.client)
     except BaseException:
@@ -153,13 +154,26 @@ def shutdown() -> None:
     global _cluster
     shutdown_local()
     plane = current.installed
+    cluster, _cluster = _cluster, None
+    if isinstance(plane, ClientPlane) and not plane.end():
+        fail()
+    if cluster is not None:
+        atexit.unregister(shutdown)
+        had_broker = cluster.has_broker
+        cluster.stop()  # calls that run are finished meanwhile, and their results received
+        if had_broker and isinstance(plane, ClientPlane):
+            _report_unfinished(plane)
     if isinstance(plane, ClientPlane):
         plane.close()
         current.installed = None
-    cluster, _cluster = _cluster, None
-    if cluster is not None:
-        atexit.unregister(shutdown)
-        cluster.stop()
+
+
+def _report_unfinished(plane: ClientPlane) -> None:
+    unfinished = plane.unfinished()
+    if unfinished:
+        report("not finished when the broker that this program had started was stopped", unfinished)
+        if is_ending():
+            fail()
 
 
 def delete(name: str) -> None:
@@ -211,6 +225,41 @@ def get_deployment_handle(deployment_name: str, app_name: str = "default") -> De
     return DeploymentHandle(deployment_name, app_name)
 
 
+def get_ref(request_id: str) -> Ref[Any]:
+    """Return the ref of a request by its id, in any program that has the broker's address and the key.
+
+    ``qserve.get_ref(request_id).result()`` waits for the value, as the ref that ``remote`` returned does. The value of
+    a request that came by HTTP is its response: a tuple with ``status``, ``headers`` and ``body``.
+
+    Parameters:
+      request_id: The ``request_id`` of a ref, or the ``X-QServe-Request-ID`` of an HTTP response.
+
+    Returns:
+      A ref to wait for, await, cancel, or pass as an argument. It raises ResultUnavailable when the request is not
+      known, or its result is no longer stored (``QSERVE_RESULT_TTL_S``).
+
+    Raises:
+      ValueError: This is not a request id.
+      BrokerUnavailable: Nothing was started here and no broker is set.
+    """
+    if not isinstance(request_id, str) or not is_request_id(request_id):
+        raise ValueError(f"{request_id!r} is not a request id, which has 32 hexadecimal digits: pass `ref.request_id`")
+    kind = _ResponseRef if is_of_response(request_id) else Ref
+    return kind(request_id, current.plane())
+
+
+class _ResponseRef(Ref[Rendered]):
+    """The ref of a request that came by HTTP."""
+
+    __slots__ = ()
+
+    def _decode(self, payload: bytes) -> Rendered:
+        return parse(payload)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return get_ref, (self.request_id,)
+
+
 def _application(name: str) -> ApplicationRecord:
     plane = current.plane()
     return plane.application(name) if isinstance(plane, LocalPlane) else _client().application(name)
@@ -237,7 +286,7 @@ def connect() -> ClientPlane:
     Raises:
       BrokerUnavailable: The environment names no broker.
     """
-    return ClientPlane(Settings.from_env())
+    return ClientPlane(Settings.from_env(), is_of_program=True)
 
 
 def _after_fork() -> None:
@@ -247,8 +296,7 @@ def _after_fork() -> None:
     atexit.unregister(shutdown)
     plane = current.installed
     if isinstance(plane, ClientPlane):
-        context.connect = partial(ClientPlane, plane.settings)
-        current.installed = None
+        plane.after_fork()
 
 
 os.register_at_fork(after_in_child=_after_fork)

@@ -6,12 +6,10 @@ A job is stored in the broker only, so every gateway of an installation can answ
 from __future__ import annotations
 
 import hashlib
-import hmac
-import os
-import re
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from qserve.base.log import get_logger
 from qserve.base.settings import Settings
 from qserve.broker import functions
 from qserve.broker.connection import broker_errors, refusal
@@ -19,26 +17,30 @@ from qserve.broker.library import Command
 from qserve.calls.client import ClientPlane
 from qserve.calls.mailbox import is_late
 from qserve.calls.ref import Call, Ref
-from qserve.exceptions import DeadlineExceeded, PayloadError
+from qserve.exceptions import DeadlineExceeded, PayloadError, ResultUnavailable
 from qserve.http.message import BadRequest
 from qserve.http.render import to_json
+from qserve.wire.codec import Codec
 from qserve.wire.outcome import Field, Outcome, State
+from qserve.wire.request_ids import id_of_key, is_genuine, is_of_value, is_request_id, new_response_id
 from qserve.wire.sealing import open_end, open_header
 from qserve_gateway.request.environ import CLIENT_ID, Environ, model_id_of, wrong_method
 from qserve_gateway.request.waiting import InFlightLimit, wait_for_result
 from qserve_gateway.response.errors import outcome_reply, problem_reply
 from qserve_gateway.response.reply import Reply
 
+log = get_logger(__name__)
+
 JOBS_PATH = "/-/requests/"
 """Where results are fetched and requests cancelled, followed by the request's ID."""
 WAIT_LIMIT_S = 30.0
+VALUE_LIMIT = 1024 * 1024
+"""The longest value, in bytes as it is stored, that a gateway converts to JSON."""
 
 _METHODS = ("DELETE", "GET", "HEAD")
 _ID_HEADER = "x-qserve-request-id"
 _POLL_AFTER_S = 1
-_FIELDS = (Field.STATE, Field.RESULT, Field.FINGERPRINT, Field.HEADER)
-_ID = re.compile(r"[0-9a-f]{32}")
-_DIGITS = 24  # of an ID, before its checksum
+_FIELDS = (Field.STATE, Field.RESULT, Field.HEADER)
 _WITHOUT_KEY = "once"
 """The fingerprint of a job that has no idempotency key, and so cannot be submitted twice."""
 
@@ -91,7 +93,7 @@ class Job(NamedTuple):
         preference = preference_of(environ)
         key = environ.get("HTTP_IDEMPOTENCY_KEY")
         if key is None:
-            return cls(new_id(), _WITHOUT_KEY, preference) if preference.respond_async else None
+            return cls(new_response_id(), _WITHOUT_KEY, preference) if preference.respond_async else None
         if len(key) > 1 and key[0] == key[-1] == '"':
             key = key[1:-1]
         if not CLIENT_ID.fullmatch(key):
@@ -127,33 +129,6 @@ def _fingerprint(environ: Environ, body: bytes) -> str:
     return digest.hexdigest()
 
 
-# An ID has 32 hexadecimal digits. The last eight are a checksum of the others, so that a result that is no longer
-# stored (410) can be told from one that never existed (404) without keeping anything in the broker.
-
-
-def new_id() -> str:
-    """Return a random ID."""
-    return _with_checksum(os.urandom(_DIGITS // 2).hex())
-
-
-def id_of_key(key: str, app: str, namespace: str, secret: bytes | None) -> str:
-    """Return the ID that belongs to an idempotency key in an application, the same in every gateway.
-
-    With a secret, an ID cannot be computed by others who guess the key.
-    """
-    digest = hmac.new(secret or b"", "\0".join((namespace, app, key)).encode(), hashlib.sha256)
-    return _with_checksum(digest.hexdigest()[:_DIGITS])
-
-
-def is_genuine(request_id: str) -> bool:
-    """Return whether an ID was created here: a made-up one passes with a probability of one in four billion."""
-    return _with_checksum(request_id[:_DIGITS]) == request_id
-
-
-def _with_checksum(digits: str) -> str:
-    return digits + hashlib.sha256(digits.encode()).hexdigest()[:8]
-
-
 @dataclass(frozen=True)
 class Jobs:
     """Follows the jobs that were submitted here, and handles requests below ``/-/requests/``."""
@@ -175,9 +150,8 @@ class Jobs:
         sock = environ.get("gunicorn.socket")
         respond_async, wait_s = job.preference
         if respond_async:
-            ref.accepted.wait()
-            was_refused = ref.accepted.get_nowait() is None and ref.outcome().state == State.FAILED
-            if not was_refused and not (wait_s and wait_for_result(ref, wait_s, sock)):
+            ref.acceptance.wait()
+            if ref.acceptance.get_nowait() and not (wait_s and wait_for_result(ref, wait_s, sock)):
                 return _accepted(job.request_id, trace_id, preferred=True)
         elif not wait_for_result(ref, timeout_s, sock):
             raise DeadlineExceeded(f"the request did not finish within {timeout_s:g} s")
@@ -190,7 +164,7 @@ class Jobs:
           QserveException: There is no such job, or the broker cannot say.
         """
         request_id = environ["PATH_INFO"].removeprefix(JOBS_PATH)
-        if not _ID.fullmatch(request_id):
+        if not is_request_id(request_id):
             raise BadRequest("a request ID has 32 hexadecimal digits", "invalid_id")
         method = environ["REQUEST_METHOD"]
         if method not in _METHODS:
@@ -213,7 +187,11 @@ class Jobs:
         return self._reply(outcome, trace_id, request_id)
 
     def _reply(self, outcome: Outcome, trace_id: str, request_id: str) -> Reply:
-        reply = outcome_reply(outcome, trace_id, self.settings.show_errors)
+        if outcome.state == State.DONE and is_of_value(request_id):
+            headers = [("content-type", "application/json"), ("cache-control", "no-store"), ("x-request-id", trace_id)]
+            reply = Reply(200, headers, _value_as_json(outcome.payload, request_id))
+        else:
+            reply = outcome_reply(outcome, trace_id, self.settings.show_errors)
         if outcome.state == State.DONE:
             reply.headers.append((_ID_HEADER, request_id))
         return reply
@@ -229,12 +207,11 @@ class Jobs:
 
     def _find(self, request_id: str) -> Outcome:
         """Read a request's state; one that is open past its deadline is ended first."""
-        state, payload, fingerprint, header = self._ask(("HMGET", self.plane.keys.request(request_id), *_FIELDS))
-        # without a fingerprint it is a call from Python, whose result is private and not an HTTP response
-        if state is None or fingerprint is None:
-            if is_genuine(request_id):
-                raise BadRequest(f"the result of request {request_id} is no longer stored", "result_expired", 410)
+        if not is_genuine(request_id):  # nobody was given it, and what may be stored under it is private
             raise BadRequest(f"there is no request {request_id}", "not_found", 404)
+        state, payload, header = self._ask(("HMGET", self.plane.keys.request(request_id), *_FIELDS))
+        if state is None:
+            raise BadRequest(f"the result of request {request_id} is no longer stored", "result_expired", 410)
         if state == State.OPEN.encode() and self._is_late(header):
             self._close(request_id, State.EXPIRED)
             return self._find(request_id)
@@ -255,6 +232,28 @@ class Jobs:
         if isinstance(reply, Exception):
             raise refusal(reply)
         return reply
+
+
+def _value_as_json(payload: bytes, request_id: str) -> bytes:
+    """Return the value of a request from Python as JSON; nothing is unpickled here, where no user code runs.
+
+    Raises:
+      BadRequest: It is not plain data, or too long to be converted in a process that serves others meanwhile.
+      ResultUnavailable: It was a stream.
+    """
+    if not payload:
+        raise ResultUnavailable(f"request {request_id} was a stream: its items are not stored")
+    try:
+        if len(payload) > VALUE_LIMIT:
+            raise PayloadError(f"it takes {len(payload)} bytes, and the limit is {VALUE_LIMIT}")
+        return to_json(Codec().decode(payload))
+    except PayloadError as error:
+        log.debug("request %s: %s", request_id, error)
+        message = (
+            f"the value of request {request_id} cannot be sent as JSON: it is longer than {VALUE_LIMIT} bytes, or not"
+            f" plain data. Fetch it in Python with qserve.get_ref({request_id!r}).result()"
+        )
+        raise BadRequest(message, "not_json", 406) from error
 
 
 def _accepted(request_id: str, trace_id: str, preferred: bool = False) -> Reply:

@@ -11,13 +11,15 @@ import contextlib
 import threading
 import time
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Any
 
 from qserve.base import failpoints
+from qserve.base.clock import Deadline
 from qserve.base.log import get_logger
+from qserve.base.promise import Promise
 from qserve.base.settings import REPLICA, Settings
 from qserve.broker import functions
 from qserve.broker.connection import CLIENT_ERRORS, connect, is_unknown_function
@@ -27,6 +29,7 @@ from qserve.broker.link import WAIT, OnReply, ThreadLink, replicated
 from qserve.broker.registry import Registry
 from qserve.calls.compose import ComposingPlane, Submission
 from qserve.calls.mailbox import STATE_LOST, Mailbox, ignore, outcome_of, refused
+from qserve.calls.program_end import call_at_end, fail, is_ending, report
 from qserve.calls.ref import Call, Ref, failed
 from qserve.exceptions import BrokerUnavailable, QserveException
 from qserve.wire.application import ApplicationRecord
@@ -36,7 +39,12 @@ from qserve.wire.sealing import Seal, seal_header, seal_moves
 log = get_logger(__name__)
 SEND_FOR_S = 2.0
 """How long commands are sent again while the broker is away, before their callers get an error."""
+SILENCE_LIMIT_S = 10.0
+"""How long a program that ends waits for a broker that does not answer."""
 _SEND_COUNT = 128
+_REFUSALS_KEPT = 1000
+_RESENDINGS = 4
+"""How often a call may be sent again because its version, or the broker's epoch, has changed meanwhile."""
 
 
 class BrokerPlane(ComposingPlane):
@@ -103,15 +111,21 @@ class BrokerPlane(ComposingPlane):
         if found is None:
             outcome = refused(reply)
         else:  # the id is in use: by a process that submitted the request before
-            ref.accepted.set(True)
+            ref.acceptance.set(True)
             self.mailbox.clear_deadline(ref)
             outcome = outcome_of(found, self.seal, ref.request_id)
         if outcome is not None:
+            if found is None:
+                self._note_refusal(ref, *self._target_of(submission))
             self.mailbox.refuse(ref, outcome)
         if reply == NOT_REPLICATED:  # its caller will send another in its place, maybe with the same key
             self.cancel(ref)
             self.release(ref.request_id)
-        ref.accepted.set(True)  # no effect on a ref that was refused: it is settled
+        ref.acceptance.set(True)  # no effect on a ref that was refused: it is settled
+
+    def _target_of(self, submission: Submission) -> tuple[str, str]:
+        app = submission.header.app
+        return app, self.keys.deployment_of(submission.moves[0].stream, app)
 
     def _on_other_epoch(self, ref: Ref[Any], submission: Submission, call: Call | None, epoch: str) -> None:
         """Send a submission again that was meant for another state of the broker, and so was not accepted."""
@@ -122,7 +136,8 @@ class BrokerPlane(ComposingPlane):
         if epoch:
             self._send(ref, submission, call)
         else:
-            ref.settle(STATE_LOST)
+            self._note_refusal(ref, *self._target_of(submission))
+            ref.settle(STATE_LOST, was_accepted=False)
 
 
 class ClientPlane(BrokerPlane):
@@ -130,11 +145,15 @@ class ClientPlane(BrokerPlane):
 
     Nothing is sent before the first call.
 
+    Parameters:
+      settings: Name the broker.
+      is_of_program: Whether the end of the program waits until all calls are stored, and fails when they are not.
+
     Raises:
       BrokerUnavailable: The settings name no broker.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, is_of_program: bool = False) -> None:
         super().__init__(settings, self.application)
         if settings.broker_url is None:
             raise BrokerUnavailable(
@@ -148,14 +167,27 @@ class ClientPlane(BrokerPlane):
         if settings.durability == REPLICA:
             self._deliver = partial(replicated, self._deliver)
         self._outbox: SimpleQueue[tuple[Command, OnReply] | None] = SimpleQueue()
-        self._starting = threading.Lock()
+        self._sending: list[tuple[Command, OnReply]] = []
+        self._starting, self._alone = threading.Lock(), threading.Lock()
         self._started = False
+        self._ending = False
+        self._given_up: BrokerUnavailable | None = None
         self._closed = False
+        self._is_of_program = is_of_program
+        self._refused: list[tuple[Ref[Any], str]] = []
+        self._refusals_dropped = 0
 
     def execute(self, command: Command) -> Any:
         """Send one command from this thread and return its reply, for callers whose event loop is blocked."""
         with contextlib.closing(ThreadLink(self.client)) as connection:
             return self._exchange(connection, [command])[0]
+
+    def after_fork(self) -> None:
+        """In a forked child: open connections and start threads of its own when they are needed.
+
+        The refs of the parent can be waited for; its calls are sent by the parent.
+        """
+        self.__init__(self.settings, self._is_of_program)  # type: ignore[misc]
 
     def close(self) -> None:
         """Stop the threads and close the connections; open refs stay open."""
@@ -198,56 +230,142 @@ class ClientPlane(BrokerPlane):
         except QserveException as error:
             again = failed(error)
         if isinstance(again, Outcome):
-            ref.settle(again)
+            self._note_refusal(ref, call.app, call.deployment)
+            ref.settle(again, again.state == State.DONE)
         else:
             ref.request_id = again.header.request_id
             self._send(ref, again, None)
 
+    # -- the end of the program --------------------------------------------------------------------
+
+    def flush(self) -> None:
+        """Wait until the broker has answered all calls; from then on each is sent by the thread that makes it.
+
+        A broker that is away is tried for as long as always, but for all calls together; one that is silent, for
+        ``SILENCE_LIMIT_S``. What could not be sent is refused.
+        """
+        self._ending = True
+        if not self._started or self._closed:
+            return
+        try:
+            is_answered, why = self._wait_for_answers(), "the broker does not answer"
+            for _ in range(_RESENDINGS):
+                if is_answered and any(not ref.acceptance.is_set() for ref in self.mailbox.submitted()):
+                    is_answered = self._wait_for_answers()
+        except KeyboardInterrupt:
+            is_answered, why = False, "the program was interrupted"
+        self._started = False
+        self._outbox.put(None)  # from now on its connection is for the threads that call
+        if not is_answered:
+            self._given_up = BrokerUnavailable(why)
+            left = list(self._sending)
+            with contextlib.suppress(Empty):
+                while (item := self._outbox.get_nowait()) is not None:
+                    left.append(item)
+            _process_replies(left, [self._given_up] * len(left))
+
+    def _wait_for_answers(self) -> bool:
+        """Wait until all that was posted is answered; return False if nothing is answered any more."""
+        answered: Promise[Any] = Promise()
+
+        def on_reply(reply: Any) -> None:
+            answered.set(reply)
+
+        self._outbox.put((("TIME",), on_reply))
+        left = self._outbox.qsize()
+        while not answered.wait(SILENCE_LIMIT_S):
+            before, left = left, self._outbox.qsize()
+            if left >= before:
+                return False
+        return True
+
+    def end(self) -> bool:
+        """Store what was submitted, and report what cannot be stored; return whether there is no such call."""
+        self.flush()
+        refused, self._refused = self._refused, []
+        lost = [(ref, target) for ref, target in refused if _is_lost(ref)]
+        if lost:
+            lines = [f"{ref.request_id} {target}: {ref.error()}".strip() for ref, target in lost]
+            report("not stored", lines, self._refusals_dropped)
+        return not lost
+
+    def unfinished(self) -> list[str]:
+        """Return the ids of the calls of this process that are open, except those whose caller knows that."""
+        return [ref.request_id for ref in self.mailbox.submitted() if not ref.is_known_to_caller()]
+
+    def _note_refusal(self, ref: Ref[Any], app: str, deployment: str) -> None:
+        if not self._is_of_program:
+            return
+        self._refused.append((ref, f"for deployment {deployment!r} of application {app!r}"))
+        if len(self._refused) >= 2 * _REFUSALS_KEPT:
+            lost = [noted for noted in self._refused if _is_lost(noted[0])]
+            self._refused = lost[-_REFUSALS_KEPT:]
+            self._refusals_dropped += len(lost) - len(self._refused)
+
     # -- sending -----------------------------------------------------------------------------------
 
     def post(self, command: Command, on_reply: OnReply) -> None:
-        if not self._started:
-            self._start_threads()
-        self._outbox.put((command, on_reply))
+        if self._started or self._start_threads():
+            self._outbox.put((command, on_reply))
+            return
+        _process_replies([(command, on_reply)], self._send_batch([command]))
+        if self._refused and not self.end():
+            fail()
 
-    def _start_threads(self) -> None:
+    def wait(self, ref: Ref[Any], timeout_s: float | None) -> bool:
+        if not self._ending:
+            return super().wait(ref, timeout_s)
+        # the thread that reads may never have been started
+        self.follow(ref)
+        deadline = Deadline(timeout_s)
+        self._read_mailbox(ThreadLink(self.client), lambda: ref.done.is_set() or deadline.has_passed())
+        return ref.done.is_set()
+
+    def _start_threads(self) -> bool:
+        """Start the threads if they can be relied on; return whether they run."""
         with self._starting:
-            if not self._started:
+            self._ending = self._ending or (self._is_of_program and is_ending())
+            if not self._started and not self._ending:
                 self._started = True
                 threading.Thread(target=self._send_commands, name="qserve-sender", daemon=True).start()
-                threading.Thread(target=self._read_mailbox, name="qserve-mailbox", daemon=True).start()
+                reading = partial(self._read_mailbox, self._reader)
+                threading.Thread(target=reading, name="qserve-mailbox", daemon=True).start()
+                if self._is_of_program:
+                    call_at_end(self.end)
+            return self._started
 
     def _send_commands(self) -> None:
-        while (first := self._outbox.get()) is not None:
-            batch = [first]
+        item = self._outbox.get()
+        while item is not None:
+            batch = [item]
             with contextlib.suppress(Empty):
-                while len(batch) < _SEND_COUNT:
-                    item = self._outbox.get_nowait()
-                    if item is None:
-                        return
+                while len(batch) < _SEND_COUNT and (item := self._outbox.get_nowait()) is not None:
                     batch.append(item)
             release = self._release_command()
             if release is not None:
                 batch.append((release, ignore))
-            replies = self._send_batch([command for command, _ in batch])
-            for (_, on_reply), reply in zip(batch, replies, strict=True):
-                try:
-                    on_reply(reply)
-                except Exception:  # the error of one caller must not end the thread that serves all of them
-                    log.exception("a reply of the broker could not be processed")
+            self._sending = batch
+            _process_replies(batch, self._send_batch([command for command, _ in batch]))
+            if item is not None:
+                item = self._outbox.get()
 
     def _send_batch(self, commands: list[Command]) -> list[Any]:
         """Send commands and return their replies, or errors if the broker stays away."""
         give_up = time.monotonic() + SEND_FOR_S
         pause_s = 0.0  # not at first: a connection that was idle may have been lost long ago
-        while True:
+        while self._given_up is None:
             try:
-                return self._deliver(commands)
+                with self._alone:
+                    return self._deliver(commands)
             except CLIENT_ERRORS as error:
                 if self._closed or time.monotonic() > give_up:
-                    return [BrokerUnavailable(f"the broker cannot be reached: {error}")] * len(commands)
+                    failure = BrokerUnavailable(f"the broker cannot be reached: {error}")
+                    if self._ending:  # the calls behind these do not get as long again
+                        self._given_up = failure
+                    return [failure] * len(commands)
                 time.sleep(pause_s)
                 pause_s = min(pause_s * 2 or 0.05, 0.5)
+        return [self._given_up] * len(commands)
 
     def _exchange(self, connection: ThreadLink, commands: list[Command]) -> list[Any]:
         replies = connection.exchange(commands)
@@ -262,10 +380,10 @@ class ClientPlane(BrokerPlane):
                 replies[place] = reply
         return replies
 
-    def _read_mailbox(self) -> None:
+    def _read_mailbox(self, connection: ThreadLink, is_over: Callable[[], bool] = bool) -> None:
         reading = self.mailbox.read()
         action = next(reading)
-        while not self._closed:
+        while not self._closed and not is_over():
             try:
                 if failpoints.ARMED:
                     failpoints.hit("reply.before_wait")
@@ -273,10 +391,24 @@ class ClientPlane(BrokerPlane):
                 if isinstance(action, float):
                     time.sleep(action)
                 else:
-                    (reply,) = self._reader.exchange([action])
+                    (reply,) = connection.exchange([action])
             except Exception as error:
                 if self._closed:  # a socket that is closed while it is read raises various errors
                     return
                 action = reading.throw(error)
             else:
                 action = reading.send(reply)
+
+
+def _process_replies(batch: list[tuple[Command, OnReply]], replies: Sequence[Any]) -> None:
+    for (_, on_reply), reply in zip(batch, replies, strict=True):
+        try:
+            on_reply(reply)
+        except Exception:  # the error of one caller must not end the thread that serves all of them
+            log.exception("a reply of the broker could not be processed")
+
+
+def _is_lost(ref: Ref[Any]) -> bool:
+    """Return whether a ref that was refused is of a call that is not stored, and whose caller does not know that."""
+    was_accepted = ref.acceptance.is_set() and ref.acceptance.get_nowait()
+    return not was_accepted and not ref.is_known_to_caller()

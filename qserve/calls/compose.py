@@ -22,6 +22,7 @@ from qserve.wire.codec import Codec
 from qserve.wire.envelope import REQUEST_ID_CHARS, Header
 from qserve.wire.moves import Awaited, Join, Model, Move, Start
 from qserve.wire.outcome import Outcome, State
+from qserve.wire.request_ids import new_value_id
 
 
 class Submission(NamedTuple):
@@ -71,11 +72,17 @@ class ComposingPlane(Plane):
         kind = ItemRef if call.stream else Ref
         if isinstance(submission, Outcome):
             ref = kind("", self)
-            ref.settle(submission)
+            is_refused = submission.state != State.DONE
+            if is_refused:
+                self._note_refusal(ref, call.app, call.deployment)
+            ref.settle(submission, not is_refused)
         else:
             ref = kind(submission.header.request_id, self, self.owns_results or call.owned)
             self._send(ref, submission, call)
         return ref
+
+    def _note_refusal(self, ref: Ref[Any], app: str, deployment: str) -> None:
+        """Called before a ref is settled whose call was refused."""
 
     @abstractmethod
     def _send(self, ref: Ref[Any], submission: Submission, call: Call | None) -> None:
@@ -159,7 +166,8 @@ class ComposingPlane(Plane):
         moves: Sequence[Move],
         awaited: Sequence[Awaited],
     ) -> Submission:
-        request_id = call.request_id or os.urandom(16).hex()
+        is_private = self.owns_results or call.owned
+        request_id = call.request_id or (os.urandom(16).hex() if is_private else new_value_id())
         timeout_s = call.timeout_s or record.timeout_s or self.settings.request_timeout_s
         deadline_ms = int(clock.stamp_ms() + timeout_s * 1000)
         parent_ms = request_context.get().deadline_ms

@@ -193,7 +193,7 @@ class RayServeSyncHandle(_DeploymentHandle[P, R_co]):
     def _respond(ref: Ref) -> Ref | RefTask:
         if current.in_replica():  # captured by a deployment's code, where nothing may block
             return RefTask(ref)
-        ref.accepted.wait()
+        ref.acceptance.wait()
         refusal = ref.refusal()
         if refusal is not None:
             raise refusal

@@ -38,6 +38,7 @@ from qserve.exceptions import (
 from qserve.wire.envelope import REQUEST_ID_CHARS
 from qserve.wire.moves import Epoch
 from qserve.wire.outcome import ITEM, Outcome, State
+from qserve.wire.request_ids import is_genuine
 from qserve.wire.sealing import Seal, item_context, open_end, open_header
 
 log = get_logger(__name__)
@@ -103,7 +104,7 @@ class Mailbox:
     def refuse(self, ref: Ref[Any], outcome: Outcome) -> None:
         """Settle this ref only: its submission was refused, but others of the same id may have been accepted."""
         self.remove(ref)
-        ref.settle(outcome)
+        ref.settle(outcome, was_accepted=False)
 
     def clear_deadline(self, ref: Ref[Any]) -> None:
         """Note that another process submitted the request before, with a deadline that is not known here."""
@@ -111,14 +112,18 @@ class Mailbox:
         if ref in refs:
             refs[ref] = 0
 
-    def settle(self, request_id: str, outcome: Outcome) -> None:
+    def settle(self, request_id: str, outcome: Outcome, was_accepted: bool = True) -> None:
         for ref in list(self._open.pop(request_id, ())):
-            ref.settle(outcome)
+            ref.settle(outcome, was_accepted)
+
+    def submitted(self) -> list[Ref[Any]]:
+        """Return the open refs of requests that this process has submitted."""
+        return [ref for refs in list(self._open.values()) for ref, deadline_ms in list(refs.items()) if deadline_ms]
 
     def expire(self, ref: Ref[Any]) -> None:
         """End a request whose deadline has passed, here and in the broker."""
         self.close(ref, State.EXPIRED)
-        self.settle(ref.request_id, Outcome(State.EXPIRED, b""))
+        self.settle(ref.request_id, Outcome(State.EXPIRED, b""), was_accepted=False)
 
     def close(self, ref: Ref[Any], state: str) -> None:
         self._post(functions.close(self._keys.request(ref.request_id), ref.request_id, state, b""), ignore)
@@ -128,7 +133,7 @@ class Mailbox:
         if self.epoch.adopt(epoch):
             log.error("the broker has lost its data; %d open requests are lost with it", len(self._open))
             for request_id in list(self._open):
-                self.settle(request_id, STATE_LOST)
+                self.settle(request_id, STATE_LOST, was_accepted=False)
 
     # -- messages ----------------------------------------------------------------------------------
 
@@ -231,6 +236,9 @@ class Mailbox:
 
     def _on_watched(self, ref: Ref[Any], reply: Any) -> None:
         found = read_found(reply)
+        is_stored = found is not None and bool(found.state)
+        if is_stored:
+            ref.acceptance.set(True)
         outcome: Outcome | None
         if found is None:
             error = reply if isinstance(reply, BrokerError) else refusal(reply)
@@ -241,7 +249,7 @@ class Mailbox:
         elif not found.state and self._open.get(ref.request_id, {}).get(ref):
             # Ours, and lost with the server that accepted it, when that failed before its replica had it. Before it is
             # accepted, the question only came first: another thread has the ref, and its submission is on the way.
-            outcome = STATE_LOST if ref.accepted.is_set() else None
+            outcome = STATE_LOST if ref.acceptance.is_set() else None
         else:
             outcome = outcome_of(found, self._seal, ref.request_id)
         if outcome is None:
@@ -249,7 +257,7 @@ class Mailbox:
         if isinstance(ref, ItemRef) and outcome.state == State.DONE:
             self._stream_ends.append((ref.request_id, outcome))
         else:
-            self.settle(ref.request_id, outcome)
+            self.settle(ref.request_id, outcome, is_stored)
 
     def _is_overdue(self, found: Found) -> bool:
         try:
@@ -313,7 +321,7 @@ def outcome_of(found: Found, seal: Seal, request_id: str) -> Outcome | None:
     """Return how a request ended; None while it is open."""
     if found.state == State.OPEN:
         return None
-    return open_end(seal, request_id, Outcome(found.state, found.payload)) if found.state else NOT_FOUND
+    return open_end(seal, request_id, Outcome(found.state, found.payload)) if found.state else not_found(request_id)
 
 
 def refused(reply: Any) -> Outcome | None:
@@ -329,13 +337,21 @@ def refused(reply: Any) -> Outcome | None:
     return failed(reply if isinstance(reply, BrokerUnavailable) else refusal(reply))
 
 
+def not_found(request_id: str) -> Outcome:
+    """Return the outcome of a request that the broker does not know."""
+    if is_genuine(request_id):
+        what = f"the result of request {request_id} is no longer stored: it is kept for QSERVE_RESULT_TTL_S seconds"
+    else:
+        what = f"request {request_id} is not known: its result has expired, or it never existed"
+    return failed(ResultUnavailable(what))
+
+
 def full(after_s: int) -> Outcome:
     """Return the outcome of a request that found a queue at its limit, which is worth another try after so long."""
     what = "Request dropped due to backpressure: as many requests as allowed are waiting"
     return failed(BackPressureError(what, after_s))
 
 
-NOT_FOUND = failed(ResultUnavailable("this request is not known: its result has expired, or it never existed"))
 ARGUMENT_LOST = failed(ResultUnavailable("an argument's result is no longer stored"))
 STATE_LOST = failed(BrokerStateLost("the broker has lost its data, and this request with it: send it again"))
 _REFUSALS: dict[bytes, Outcome] = {

@@ -6,6 +6,7 @@ local mode. A process uses one of them, which ``current`` holds.
 
 from __future__ import annotations
 
+import asyncio
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Generator, Mapping, Sequence
@@ -20,6 +21,7 @@ from qserve.exceptions import (
     GetTimeoutError,
     PayloadError,
     RequestCancelled,
+    ResultUnavailable,
 )
 from qserve.wire.codec import Codec
 from qserve.wire.envelope import Answer
@@ -132,15 +134,15 @@ class Ref(Generic[T_co]):
     Use ``await ref`` in async code, ``qserve.get(ref)`` or ``ref.result()`` in sync code. A ref can be awaited any
     number of times, passed as an argument (its value arrives there) and pickled.
 
-    ``accepted`` is set to True once the broker has the request, and to None if the request ends before that is known;
-    ``done`` is set to the outcome.
+    ``request_id`` is the id under which the result is stored: ``qserve.get_ref(request_id)`` gives the ref anywhere.
+    ``acceptance`` is set to whether the broker has the request; ``done`` is set to the outcome.
     """
 
-    __slots__ = ("__weakref__", "_owned", "_plane", "_value", "accepted", "done", "request_id")
+    __slots__ = ("__weakref__", "_is_known_to_caller", "_owned", "_plane", "_value", "acceptance", "done", "request_id")
 
     def __init__(self, request_id: str, plane: Plane | None, owned: bool = False) -> None:
         self.request_id = request_id
-        self.accepted: Promise[bool | None] = Promise()
+        self.acceptance: Promise[bool] = Promise()
         self.done: Promise[Outcome] = Promise()
         self._plane = plane
         self._owned = owned
@@ -151,15 +153,54 @@ class Ref(Generic[T_co]):
         """Return a ref that has its value already, as results inside containers have."""
         ref: Ref[T] = Ref("", None)
         ref._value = value
-        ref.accepted.set(None)
-        ref.done.set(Outcome(State.DONE, b""))
+        ref.settle(Outcome(State.DONE, b""))
         return ref
 
-    def settle(self, outcome: Outcome) -> None:
-        """Set the outcome; the plane calls this when the request has ended, and a second outcome is ignored."""
-        # in this order: after `accepted`, callers check `done` for a refusal
+    def settle(self, outcome: Outcome, was_accepted: bool = True) -> None:
+        """Set the outcome; the plane calls this when the request has ended, and a second outcome is ignored.
+
+        Parameters:
+          was_accepted: False when the broker is not known to have had the request.
+        """
+        # in this order: after `acceptance`, callers check `done` for a refusal
         self.done.set(outcome)
-        self.accepted.set(None)
+        self.acceptance.set(was_accepted)
+
+    def accepted(self, timeout_s: float | None = None) -> None:
+        """Wait until the broker has stored the request: from then on it survives the end of this program.
+
+        In async code, write ``await ref.accepted_async()``.
+
+        Parameters:
+          timeout_s: The longest wait; None waits until the broker has answered, or stays away.
+
+        Raises:
+          GetTimeoutError: The broker did not confirm the request within ``timeout_s``; it is still being sent.
+          BrokerUnavailable, BackPressureError, QserveException: The request was refused, and why.
+          ResultUnavailable: It was submitted by another program, and its result is no longer stored.
+        """
+        if asyncio._get_running_loop() is not None:
+            raise RuntimeError("accepted() would block the running event loop: write `await ref.accepted_async()`")
+        self._ask_for_acceptance()
+        if not self.acceptance.wait(timeout_s):
+            raise GetTimeoutError(
+                f"the broker has not confirmed request {self.request_id} within {timeout_s} s; it is still being sent"
+            )
+        self._raise_refusal()
+
+    async def accepted_async(self) -> None:
+        """Do the same as ``accepted`` in async code; limit the wait with ``asyncio.timeout``."""
+        self._ask_for_acceptance()
+        await self.acceptance
+        self._raise_refusal()
+
+    def _ask_for_acceptance(self) -> None:
+        if not self.acceptance.is_set():
+            self._get_plane().follow(self)  # it may come from another process
+
+    def _raise_refusal(self) -> None:
+        if not self.acceptance.get_nowait():
+            self.raise_for_end()
 
     def result(self, timeout_s: float | None = None) -> T_co:
         """Wait for the value and return it.
@@ -173,6 +214,7 @@ class Ref(Generic[T_co]):
           DeadlineExceeded: The request's deadline passed first.
         """
         if not self.done.is_set() and not self._get_plane().wait(self, timeout_s):
+            self._is_known_to_caller = True
             raise GetTimeoutError(f"request {self.request_id} has no result after {timeout_s} s; it is still running")
         return self._unwrap()
 
@@ -184,6 +226,7 @@ class Ref(Generic[T_co]):
 
     def cancel(self) -> None:
         """Cancel the request: calls that have not started never will, and running ones have no effect."""
+        self._is_known_to_caller = True
         self._get_plane().cancel(self)
 
     def outcome(self) -> Outcome:
@@ -208,6 +251,7 @@ class Ref(Generic[T_co]):
         """Raise what ended the request; do nothing if it has its result."""
         error = self.error()
         if error is not None:
+            self._is_known_to_caller = True
             try:
                 raise error
             finally:
@@ -216,7 +260,14 @@ class Ref(Generic[T_co]):
     def refusal(self) -> BaseException | None:
         """Return the error if the request was refused and can be sent again."""
         error = self.error() if self.done.is_set() else None
-        return error if getattr(error, "retryable", False) else None
+        if not getattr(error, "retryable", False):
+            return None
+        self._is_known_to_caller = True
+        return error
+
+    def is_known_to_caller(self) -> bool:
+        """Return whether the caller has been told that the request failed, or is still running, or has cancelled it."""
+        return hasattr(self, "_is_known_to_caller")  # not set when a ref is made, which costs time
 
     def _get_plane(self) -> Plane:
         return self._plane or current.plane()
@@ -224,8 +275,13 @@ class Ref(Generic[T_co]):
     def _unwrap(self) -> T_co:
         if self._value is _UNSET:
             self.raise_for_end()
-            self._value = self._get_plane().codec.decode(self.outcome().payload)
+            self._value = self._decode(self.outcome().payload)
         return self._value  # type: ignore[no-any-return]
+
+    def _decode(self, payload: bytes) -> T_co:
+        if not payload:
+            raise ResultUnavailable(f"request {self.request_id} was a stream: its items are not stored")
+        return self._get_plane().codec.decode(payload)  # type: ignore[no-any-return]
 
     def __reduce__(self) -> tuple[Any, ...]:
         if not self.request_id:

@@ -9,7 +9,7 @@ from typing import Any, Generic, overload
 from qserve.base.clock import Deadline
 from qserve.base.promise import T, T_co
 from qserve.calls.ref import ItemRef, Ref
-from qserve.exceptions import TaskError
+from qserve.exceptions import QserveException, TaskError
 from qserve.wire import codec
 from qserve.wire.outcome import State
 
@@ -22,8 +22,16 @@ class _Response(Generic[T_co]):
 
     @property
     def request_id(self) -> str:
-        """The id under which the result is stored."""
+        """The id under which the result is stored; ``qserve.get_ref`` takes it."""
         return self.ref.request_id
+
+    def accepted(self, timeout_s: float | None = None) -> None:
+        """Wait until the broker has stored the call; see ``Ref.accepted``."""
+        self.ref.accepted(timeout_s)
+
+    async def accepted_async(self) -> None:
+        """Do the same in async code."""
+        await self.ref.accepted_async()
 
     def cancel(self) -> None:
         """Cancel the call; see ``Ref.cancel``."""
@@ -46,14 +54,14 @@ class RefTask(_Response[T_co]):
         self._callbacks: list[Callable[[Any], object]] = []
 
     def __await__(self) -> Generator[Any, None, Ref[T_co]]:
-        yield from self.ref.accepted.__await__()
+        yield from self.ref.acceptance.__await__()
         return self.ref
 
     # Ray Serve returns an asyncio task here, so asyncio.wait and others may call its methods
 
     def done(self) -> bool:
         """Return whether the call was accepted, so that the ref can be had."""
-        return self.ref.accepted.is_set()
+        return self.ref.acceptance.is_set()
 
     def result(self) -> Ref[T_co]:
         """Return the ref; raise RuntimeError before the call was accepted."""
@@ -72,7 +80,7 @@ class RefTask(_Response[T_co]):
         """Have the running loop call ``callback`` with this object once the call was accepted."""
         loop = asyncio.get_running_loop()
         self._callbacks.append(callback)
-        self.ref.accepted.call_when_set(lambda: loop.call_soon_threadsafe(self._call, callback, context=context))
+        self.ref.acceptance.call_when_set(lambda: loop.call_soon_threadsafe(self._call, callback, context=context))
 
     def remove_done_callback(self, callback: Callable[[Any], object]) -> int:
         """Remove the callback and return how many calls of it were pending."""
@@ -151,6 +159,7 @@ class DeploymentResponseGenerator(_Response[T_co]):
 
 Response = Ref[T] | RefTask[T] | DeploymentResponse[T]
 """What stands for one result: a ref, or an un-awaited call."""
+AnyCall = Response[Any] | DeploymentResponseGenerator[Any]
 RESPONSES = (Ref, RefTask, DeploymentResponse)
 
 
@@ -193,6 +202,39 @@ def get(refs: Any, timeout: float | None = None) -> Any:
             f"qserve.get takes what `handle.method.remote(...)` returns, or a list of that; got {type(refs).__name__!r}"
         )
     return ref.result(timeout)
+
+
+def accepted(calls: AnyCall | Sequence[AnyCall], timeout_s: float | None = None) -> None:
+    """Wait until the broker has stored a call, or all calls of a list; from then on they survive this program.
+
+    ``qserve.accepted([handle.remote(item) for item in items])`` is the last line of a program that only submits.
+
+    Parameters:
+      calls: What ``handle.method.remote(...)`` returned, or a list of that.
+      timeout_s: The longest wait in seconds for all of them together.
+
+    Raises:
+      GetTimeoutError: The wait ended first; what is missing is still being sent.
+      QserveException: At least one call was refused: the first refusal, with a note of how many there were.
+      TypeError: ``calls`` is not what a handle call returns.
+    """
+    every: Sequence[Any] = calls if isinstance(calls, list | tuple) else [calls]
+    for call in every:
+        if not isinstance(call, Ref | _Response):
+            raise TypeError(
+                "qserve.accepted takes what `handle.method.remote(...)` returns, or a list of that; got"
+                f" {type(call).__name__!r}"
+            )
+    deadline, refused = Deadline(timeout_s), []
+    for call in every:
+        try:
+            call.accepted(deadline.remaining_s())
+        except QserveException as error:
+            refused.append(error)
+    if refused:
+        if len(every) > 1:
+            refused[0].add_note(f"{len(refused)} of {len(every)} calls were refused; this is the first error")
+        raise refused[0]
 
 
 def _pack_ref(ref: Ref[Any]) -> list[Any]:

@@ -17,7 +17,7 @@ from qserve.base.log import get_logger
 from qserve.base.promise import Promise
 from qserve.base.settings import Settings
 from qserve.calls.compose import ComposingPlane, Submission
-from qserve.calls.mailbox import ARGUMENT_LOST, NOT_FOUND, full
+from qserve.calls.mailbox import ARGUMENT_LOST, full, not_found
 from qserve.calls.ref import WINDOW, Call, ItemRef, Ref
 from qserve.engine.step import Conclusion
 from qserve.exceptions import AppNotFound
@@ -104,7 +104,7 @@ class Requests:
         self._drop_expired()
         streams = [item.stream for item in (*submission.moves, *submission.awaited)]
         if submission.limits and any(self._is_full(stream, submission.limits) for stream in streams):
-            ref.settle(full(1))
+            ref.settle(full(1), was_accepted=False)
             return
         queue = self.queues.get(streams[0])
         version = queue.version if queue else ""
@@ -113,7 +113,7 @@ class Requests:
         self._apply(request, submission.moves)
         for item in submission.awaited:
             self._await(request, item)
-        ref.accepted.set(None)
+        ref.acceptance.set(True)
 
     def _is_full(self, stream: str, limits: Mapping[str, int]) -> bool:
         queue = self.queues.get(stream)
@@ -213,11 +213,12 @@ class Requests:
     def follow(self, key: str, ref: Ref) -> None:
         request = self._requests.get(key)
         if request is None:
-            ref.settle(NOT_FOUND)
+            ref.settle(not_found(ref.request_id), was_accepted=False)
         elif not request.is_open():
             ref.settle(request.outcome)
         elif ref not in request.followers:
             request.followers.append(ref)
+            ref.acceptance.set(True)
 
     def forget(self, key: str) -> None:
         """Drop a result, or the later result of an open request."""

@@ -100,6 +100,11 @@ class LocalCluster:
         if self._broker is not None:
             self._broker.wait_ready()
 
+    @property
+    def has_broker(self) -> bool:
+        """Whether the broker is one of its processes, so that what is stored ends with them."""
+        return self._broker is not None
+
     def wait(self) -> None:
         """Wait until ``stop`` is called.
 

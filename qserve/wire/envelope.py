@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from enum import IntEnum
 from types import MappingProxyType
@@ -13,9 +12,9 @@ import msgpack
 from qserve.base.clock import clock
 from qserve.exceptions import PayloadError
 from qserve.wire.packed import unpack
+from qserve.wire.request_ids import is_request_id
 
 REQUEST_ID_CHARS = 32
-_IS_ID = re.compile(r"[0-9a-f]{32}").fullmatch
 
 
 class Answer(IntEnum):
@@ -66,7 +65,7 @@ class Header(NamedTuple):
         try:
             request_id = data[:REQUEST_ID_CHARS].decode()
             app, graph, deadline_ms, answer, *context = unpack(data[REQUEST_ID_CHARS:], "a header")
-            if not _IS_ID(request_id):
+            if not is_request_id(request_id):
                 raise ValueError(f"{request_id!r} is not a request id")
             if type(deadline_ms) is not int or type(app) is not str:
                 raise ValueError(f"{app!r} is not an application name, or {deadline_ms!r} is not a time")

@@ -184,7 +184,7 @@ def looked_up(mailbox: Mailbox, sent: Sent, reply: Any, deadline_ms: int = 10**1
     ref = Ref(ID, None)
     mailbox.add(ref, deadline_ms)
     if accepted:
-        ref.accepted.set(None)
+        ref.acceptance.set(True)
     mailbox.watch(ref)
     ((command, on_reply),) = sent
     assert command == LOOK

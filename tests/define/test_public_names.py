@@ -28,7 +28,7 @@ def test_the_public_names_are_these() -> None:
             "multiplexed",
         ),
         *("delete", "run", "shutdown", "start", "status"),
-        *("get", "get_app_handle", "get_deployment_handle", "get_multiplexed_model_id"),
+        *("accepted", "get", "get_app_handle", "get_deployment_handle", "get_multiplexed_model_id", "get_ref"),
         *("get_replica_context", "get_request_context", "__version__"),
     }
 

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from processes import Site, free_port
+from processes import READY, Site, free_port
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -72,6 +72,20 @@ def test_an_example_runs_as_a_script_and_leaves_nothing(site: Site, script: str,
 
     assert said.strip() == printed.strip()
     site.wait_empty()
+
+
+def test_one_program_submits_and_ends_and_another_one_fetches_the_results(site: Site) -> None:
+    env = {"QSERVE_BROKER_URL": site.broker(), "QSERVE_SECRET_KEY": "of-this-test"}
+    serving = site.qserve("run", "reports:app", "--port", str(free_port()), cwd=EXAMPLES, env=env)
+    serving.wait_for(READY)
+
+    enqueue = site.start([sys.executable, "reports_enqueue.py"], cwd=EXAMPLES, env=env)
+    assert enqueue.wait() == 0, enqueue.output
+    ids = site.write("ids", enqueue.stdout) / "ids"
+    fetch = site.start(["sh", "-c", f"{sys.executable} reports_fetch.py < {ids}"], cwd=EXAMPLES, env=env)
+
+    assert fetch.wait() == 0, fetch.output
+    assert fetch.stdout == "May 6\nJune 8\nSeptember 18\n"
 
 
 def test_no_example_is_left_out() -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
+import pickle
+import re
 import socket
 import time
 from collections.abc import Iterator
@@ -20,7 +22,9 @@ from starlette.responses import JSONResponse, StreamingResponse
 import qserve
 from qserve.dag import InputNode
 from qserve.drivers import DAGDriver
+from qserve.exceptions import GetTimeoutError, RequestCancelled, ResultUnavailable
 from qserve.http_adapters import json_request
+from qserve.wire.request_ids import new_response_id, new_value_id
 
 
 class JobClient(Client):
@@ -306,16 +310,115 @@ def test_an_id_that_is_none_is_400(client: JobClient, method: str, text: str) ->
     assert (answer.status, answer.code) == (400, "invalid_id")
 
 
-def test_a_call_from_python_is_nobodys_over_http(client: JobClient, ledger: Ledger) -> None:
-    @qserve.deployment
-    def answer(value: Any) -> Any:
-        return [200, [["content-type", "text/html"]], "<script>"]
+# -- requests from Python, and from Python about those from HTTP --------------------------------------
 
-    handle = qserve.run(answer.bind())
-    ref = handle.remote(1)
-    assert qserve.get(ref)[0] == 200
-    assert client.send("GET", f"/-/requests/{ref.request_id}").status == 404
-    assert client.send("DELETE", f"/-/requests/{ref.request_id}").status == 404
+
+def test_a_request_from_python_is_fetched_and_cancelled_by_its_id(client: JobClient, ledger: Ledger) -> None:
+    gate = str(ledger.gate)
+
+    @qserve.deployment
+    class Answer:
+        async def slow(self, value: Any) -> Any:
+            while not os.path.exists(gate):  # noqa: PTH110
+                await asyncio.sleep(0.01)
+            return value
+
+        def broken(self) -> None:
+            raise ValueError("not today")
+
+        def value(self) -> Any:
+            return Answer  # neither plain data nor for a process without this code
+
+        def items(self) -> Any:
+            yield from range(3)
+
+    handle = qserve.run(Answer.bind())
+    not_html = [200, [["content-type", "text/html"]], "<script>"]
+    waiting, cancelled, broken = handle.slow.remote(not_html), handle.slow.remote(1), handle.broken.remote()
+    classes, stream = handle.value.remote(), handle.items.options(stream=True).remote()
+    assert list(stream) == [0, 1, 2]
+    places = [f"/-/requests/{call.request_id}" for call in (waiting, cancelled, broken, classes, stream)]
+
+    running = client.send("GET", places[0])
+    deleted = [client.send("DELETE", places[1]).status for _ in range(2)]
+    ledger.open()
+    answer = client.wait(places[0])
+
+    assert (running.status, running.headers["retry-after"]) == (202, "1")
+    assert (answer.status, answer.headers["content-type"], answer.json) == (200, "application/json", not_html)
+    assert answer.headers["x-qserve-request-id"] == waiting.request_id
+    assert client.send("DELETE", places[0]).code == "already_finished"
+    assert deleted == [204, 204]
+    with pytest.raises(RequestCancelled):
+        cancelled.result(5)
+    assert client.send("GET", places[1]).code == "cancelled"
+    assert client.wait(places[2]).error["message"] == "ValueError: not today"
+    for place, status, code in [(places[3], 406, "not_json"), (places[4], 410, "result_unavailable")]:
+        refused = client.wait(place)
+        assert (refused.status, refused.code) == (status, code)
+
+
+def test_a_ref_is_had_by_id_of_any_request(client: JobClient, ledger: Ledger) -> None:
+    run_slow(ledger)
+    place = client.start("/", b"x")
+    deleted = qserve.get_ref(client.start("/", b"y").rpartition("/")[2])
+    ref = qserve.get_ref(place.rpartition("/")[2])
+
+    ref.accepted(timeout_s=5)
+    with pytest.raises(GetTimeoutError):
+        ref.result(0.1)
+    deleted.cancel()
+    ledger.open()
+    response = pickle.loads(pickle.dumps(ref)).result(10)
+
+    assert (response.status, response.body) == (201, b'{"body":"x"}')
+    assert ["x-own", "1"] in response.headers
+    with pytest.raises(RequestCancelled):
+        deleted.result(5)
+
+
+def test_what_is_private_stays_so(client: JobClient) -> None:
+    @qserve.deployment
+    class Inner:
+        def __call__(self) -> str:
+            return "inner"
+
+    @qserve.deployment
+    class Outer:
+        def __init__(self, inner: Any) -> None:
+            self.inner, self.refs = inner, []
+
+        async def __call__(self, request: Request) -> Any:
+            ref = await self.inner.remote()
+            await ref
+            self.refs.append(ref)
+            return ref.request_id
+
+    qserve.run(Outer.bind(Inner.bind()))
+    inner = client.get("/").text
+    assert [client.send(method, f"/-/requests/{inner}").status for method in ("GET", "DELETE")] == [404, 404]
+
+
+@pytest.mark.parametrize("text", ["", "x", "0" * 31, "A" * 32, None, b"0" * 32])
+def test_what_is_not_an_id_has_no_ref(text: Any) -> None:
+    with pytest.raises(ValueError, match=re.escape(f"{text!r} is not a request id, which has 32 hexadecimal digits")):
+        qserve.get_ref(text)
+
+
+@pytest.mark.parametrize(
+    ("request_id", "message"),
+    [(new_value_id(), "is no longer stored"), (new_response_id(), "is no longer stored"), ("0" * 32, "is not known")],
+)
+def test_a_ref_to_nothing_says_whether_there_was_something(started: Started, request_id: str, message: str) -> None:
+    ref = qserve.get_ref(request_id)
+    ref.cancel()
+    for wait in (lambda: ref.accepted(timeout_s=5), lambda: ref.result(5), lambda: asyncio.run(awaited(ref))):
+        with pytest.raises(ResultUnavailable, match=message):
+            wait()
+
+
+async def awaited(ref: Any) -> Any:
+    return await ref
 
 
 def test_other_methods_are_told_which_there_are(client: JobClient) -> None:

@@ -93,7 +93,7 @@ class HandleClient:
         except QserveException as error:
             call.error, call.ends, call.ended_at = f"{type(error).__name__}: {error}", 1, time.monotonic()
             return call
-        call.ref.accepted.call_when_set(lambda: self._on_accepted(call))
+        call.ref.acceptance.call_when_set(lambda: self._on_accepted(call))
         call.ref.done.call_when_set(lambda: self._on_done(call))
         return call
 

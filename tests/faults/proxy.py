@@ -94,6 +94,8 @@ class Proxy:
 
     def close(self) -> None:
         """End the proxy."""
+        with contextlib.suppress(OSError):  # the thread that accepts would take one connection more
+            self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
         self._passing.set()
         self.accepts.set()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import re
+import datetime
+import os
 import time
 from typing import Any
 
@@ -13,16 +14,19 @@ from flask.testing import FlaskClient
 from hypothesis import given
 from hypothesis import strategies as st
 from qserve_gateway.application import create_app
-from qserve_gateway.jobs import Preference, id_of_key, is_genuine, new_id, preference_of
+from qserve_gateway.jobs import VALUE_LIMIT, Preference, preference_of
 
 from qserve.base.keyring import Keyring
 from qserve.base.keys import Keys
 from qserve.base.settings import Settings
 from qserve.http.render import render
+from qserve.wire.codec import Codec
 from qserve.wire.envelope import Answer, Header
+from qserve.wire.request_ids import new_response_id, new_value_id
 from qserve.wire.sealing import Seal, seal_end, seal_header
 
-ID = new_id()
+ID = new_response_id()
+KEY = Keyring(b"k" * 32)
 SEAL = Seal(Keyring())
 
 
@@ -72,20 +76,65 @@ def test_a_broker_in_trouble_is_503_and_says_nothing_of_itself(method: str, repl
 
 
 def test_an_id_that_was_given_out_is_told_from_one_that_never_was() -> None:
-    nothing = [None] * 4
+    nothing = [None] * 3
     for method in ("GET", "DELETE"):
         assert ask(Broker(nothing), method).status_code == 410
-        never = ask(Broker(nothing), method, "0" * 32)
+        assert ask(Broker(nothing), method, new_value_id()).status_code == 410
+        never = ask(Broker(), method, "0" * 32)
         assert (never.status_code, never.get_json()["error"]["code"]) == (404, "not_found")
 
 
 @pytest.mark.parametrize("method", ["GET", "DELETE"])
-def test_what_is_no_answer_to_http_is_not_there(method: str) -> None:
-    assert ask(Broker([b"d", RESULT, None, None]), method).status_code == 410
+def test_a_request_whose_id_nobody_was_given_is_not_looked_up(method: str) -> None:
+    plane = Broker([b"d", RESULT, None])
+    assert ask(plane, method, os.urandom(16).hex()).status_code == 404
+    assert not plane.commands
+
+
+def ask_for_value(payload: bytes) -> Any:
+    """Fetch the result of a request from Python."""
+    request_id = new_value_id()
+    answer = ask(Broker([b"d", seal_end(SEAL, request_id, "d", payload), None]), "GET", request_id)
+    assert answer.headers["X-Request-ID"]
+    return answer
+
+
+def test_a_value_of_a_request_from_python_comes_as_json() -> None:
+    value = {"day": datetime.date(2026, 1, 2), "pair": (1, 2.5), "text": "\u00e9", "none": None}
+    answer = ask_for_value(Codec().encode(value))
+    assert (answer.status_code, answer.headers["Content-Type"]) == (200, "application/json")
+    assert answer.get_json() == {"day": "2026-01-02", "pair": [1, 2.5], "text": "\u00e9", "none": None}
+
+
+class Sneaky:
+    def __reduce__(self) -> Any:
+        return pytest.fail, ("it was unpickled",)
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        pytest.param(Codec(KEY).encode(Sneaky()), id="a signed pickle"),
+        pytest.param(Codec(KEY).encode({"a": [Sneaky()]}), id="one inside of plain data"),
+        pytest.param(Codec().encode(float("nan")), id="not in JSON"),
+        pytest.param(Codec().encode(b"\xff"), id="not text"),
+        pytest.param(Codec().encode("x" * VALUE_LIMIT), id="too long"),
+        pytest.param(b"\xc1 nonsense", id="not a value"),
+    ],
+)
+def test_a_value_that_json_cannot_have_is_refused_with_the_call_to_use(payload: bytes) -> None:
+    answer = ask_for_value(payload)
+    assert (answer.status_code, answer.get_json()["error"]["code"]) == (406, "not_json")
+    assert "qserve.get_ref(" in answer.get_json()["error"]["message"]
+
+
+def test_a_stream_from_python_has_no_stored_value() -> None:
+    answer = ask_for_value(b"")
+    assert (answer.status_code, answer.get_json()["error"]["code"]) == (410, "result_unavailable")
 
 
 def test_a_request_that_is_open_past_its_deadline_is_ended_by_who_asks() -> None:
-    plane = Broker([b"o", None, b"once", header(-2)], 1, [b"x", b"", b"once", None])
+    plane = Broker([b"o", None, header(-2)], 1, [b"x", b"", None])
     assert ask(plane).status_code == 504
     close = plane.commands[1]
     assert (close[3], close[5]) == (Keys().request(ID), "x")
@@ -93,27 +142,27 @@ def test_a_request_that_is_open_past_its_deadline_is_ended_by_who_asks() -> None
 
 @pytest.mark.parametrize("head", [60.0, 0.1, b"no header", None])
 def test_a_request_that_may_still_be_answered_is_left_alone(head: float | bytes | None) -> None:
-    plane = Broker([b"o", None, b"once", header(head) if isinstance(head, float) else head])
+    plane = Broker([b"o", None, header(head) if isinstance(head, float) else head])
     assert ask(plane).status_code == 202
     assert len(plane.commands) == 1
 
 
 def test_a_request_that_ends_while_it_is_being_cancelled_has_ended() -> None:
-    plane = Broker([b"o", None, b"once", header(5)], 0, [b"d", RESULT, b"once", None])
+    plane = Broker([b"o", None, header(5)], 0, [b"d", RESULT, None])
     answer = ask(plane, "DELETE")
     assert (answer.status_code, answer.get_json()["error"]["code"]) == (409, "already_finished")
 
 
 @pytest.mark.parametrize("state", [b"d", b"f", b"x"])
 def test_what_has_ended_in_any_way_but_one_cannot_be_cancelled(state: bytes) -> None:
-    assert ask(Broker([state, b"", b"once", None]), "DELETE").status_code == 409
-    assert ask(Broker([b"c", b"", b"once", None]), "DELETE").status_code == 204
+    assert ask(Broker([state, b"", None]), "DELETE").status_code == 409
+    assert ask(Broker([b"c", b"", None]), "DELETE").status_code == 204
 
 
 def test_a_stored_answer_that_cannot_be_read_is_500_and_no_traceback() -> None:
     foreign = seal_end(SEAL, "0" * 32, "d", render("x", Answer.PLAIN))
     for stored in (b"\xc1 nonsense", seal_end(SEAL, ID, "d", b"\xc1 nonsense"), Seal(Keyring(b"k")).seal(b"", foreign)):
-        answer = ask(Broker([b"d", stored, b"once", None]))
+        answer = ask(Broker([b"d", stored, None]))
         assert (answer.status_code, answer.get_json()["error"]["code"]) == (500, "bad_payload")
 
 
@@ -140,19 +189,3 @@ def test_preferences_are_read_and_what_makes_no_sense_is_ignored(text: str, unde
 @given(st.text(max_size=60))
 def test_any_preference_can_be_read(text: str) -> None:
     assert 0 <= preference_of({"HTTP_PREFER": text}).wait_s <= 30
-
-
-def test_an_id_tells_that_it_is_genuine() -> None:
-    ids = [new_id() for _ in range(100)] + [id_of_key(str(number), "app", "ns", None) for number in range(100)]
-    assert len(set(ids)) == 200
-    assert all(re.fullmatch("[0-9a-f]{32}", one) and is_genuine(one) for one in ids)
-    assert not any(is_genuine(f"{number:032x}") for number in range(1000))
-
-
-def test_the_id_of_a_key_depends_on_all_that_it_belongs_to() -> None:
-    made = {id_of_key(*given) for given in [
-        ("k", "a", "n", None), ("k", "a", "n", b"s"), ("k", "a", "n", b"t"), ("l", "a", "n", b"s"),
-        ("k", "b", "n", b"s"), ("k", "a", "m", b"s"),
-    ]}  # fmt: skip
-    assert len(made) == 6
-    assert id_of_key("k", "a", "n", b"s") == id_of_key("k", "a", "n", b"s")

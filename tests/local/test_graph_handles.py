@@ -26,6 +26,7 @@ from qserve.exceptions import (
     RayServeException,
     RayTaskError,
     RequestCancelled,
+    ResultUnavailable,
 )
 from qserve.handle import (
     DeploymentHandle,
@@ -401,6 +402,67 @@ def test_a_full_deployment_refuses_calls(serve_run: ServeRun, tmp_path: Path) ->
         serve.get(handle.remote("3"), timeout=20)
     arrive(folder, "go")
     assert serve.get(accepted, timeout=20) == ["0", "1", "2"]
+
+
+def test_an_accepted_call_is_told_from_a_refused_one_before_it_has_run(serve_run: ServeRun, tmp_path: Path) -> None:
+    folder = str(tmp_path)
+
+    @serve.deployment(max_concurrent_queries=1, max_queued_requests=2)
+    class Slow:
+        async def __call__(self, name: str) -> str:
+            arrive(folder, name)
+            await asyncio.to_thread(await_arrival, folder, "go")
+            return name
+
+    handle = serve_run(Slow.bind()).options(use_new_handle_api=True)
+    calls = [handle.remote("0")]
+    calls[0].accepted(timeout_s=20)
+    await_arrival(folder, "0")
+    calls += [handle.remote("1"), handle.remote("2")]
+    serve.accepted(calls, timeout_s=20)
+    refused = [handle.remote("3"), handle.remote("4")]
+
+    with pytest.raises(BackPressureError) as failure:
+        serve.accepted([*calls, *refused], timeout_s=20)
+    with pytest.raises(BackPressureError):
+        asyncio.run(refused[1].accepted_async())
+
+    assert failure.value.__notes__ == ["2 of 5 calls were refused; this is the first error"]
+    arrive(folder, "go")
+    assert serve.get(calls, timeout=20) == ["0", "1", "2"]
+
+
+def test_every_kind_of_call_can_be_waited_for_until_it_is_accepted(serve_run: ServeRun) -> None:
+    @serve.deployment
+    class Model:
+        def broken(self) -> None:
+            raise ValueError("not today")
+
+        def items(self) -> Any:
+            yield from range(3)
+
+    sync = serve_run(Model.bind())
+    ref, response = sync.broken.remote(), sync.options(use_new_handle_api=True).broken.remote()
+    stream = sync.items.options(stream=True).remote()
+
+    for call in (ref, response, stream):
+        call.accepted(timeout_s=20)
+        asyncio.run(call.accepted_async())
+    serve.accepted(stream)
+    assert list(stream) == [0, 1, 2]
+    with pytest.raises(ValueError, match="not today"):
+        ref.result(20)
+    serve.accepted((ref, response, stream))  # that a call fails later does not concern its acceptance
+
+    async def block() -> None:
+        ref.accepted()
+
+    with pytest.raises(RuntimeError, match=r"await ref\.accepted_async\(\)"):
+        asyncio.run(block())
+    with pytest.raises(TypeError, match="qserve.accepted takes what .* got 'int'"):
+        serve.accepted([ref, 1])  # type: ignore[list-item]
+    with pytest.raises(ResultUnavailable, match="was a stream"):
+        serve.get_ref(stream.request_id).result(20)
 
 
 def test_max_concurrent_queries_limits_what_runs(serve_run: ServeRun) -> None:

@@ -1,0 +1,102 @@
+"""The end of a program: what it has submitted is stored before, or the program says what is not, and fails."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+FAILED = 120
+"""The exit code of a program that would end with 0 although calls of it are lost.
+
+It is the one that Python itself ends with when its clean-up fails.
+"""
+_SHOWN = 20
+_own_code = 0
+
+
+def is_ending() -> bool:
+    """Return whether the main thread runs what is called at the end, where threads cannot be relied on any more."""
+    main = threading.main_thread()
+    return threading.current_thread() is main and not main.is_alive()
+
+
+def call_at_end(end: Callable[[], bool]) -> None:
+    """Call ``end`` once when the program ends, however it does; it returns whether all is well.
+
+    ``os._exit`` and signals that kill leave no time for that.
+    """
+    _note_exit_code()
+
+    def end_program() -> None:
+        if not end():
+            fail()
+
+    def end_child() -> None:
+        # called in the main program as well, by atexit, and changes its exit code in the other way
+        if is_ending():
+            end_program()
+        elif not end():
+            error = sys.exc_info()[1]
+            if error is None or (isinstance(error, SystemExit) and not error.code):
+                raise SystemExit(FAILED)
+
+    atexit.register(end_program)
+    # Children of multiprocessing, and of Celery's copy of it, end without atexit; the finalizers of a parent are not
+    # theirs. The lowest priority: what else is called at the end may submit calls.
+    for name in ("multiprocessing.util", "billiard.util"):
+        module = sys.modules.get(name)
+        if module is not None:
+            module.Finalize(None, end_child, exitpriority=-1000)
+
+
+def report(what: str, calls: Sequence[str], more: int = 0) -> None:
+    """Say on standard error what has become of calls; ``more`` is the number of those that are not listed."""
+    count = len(calls) + more
+    lines = [f"qserve: {count} {'request was' if count == 1 else 'requests were'} {what}:"]
+    lines += [f"  {call}" for call in calls[:_SHOWN]]
+    if count > len(calls[:_SHOWN]):
+        lines.append(f"  and {count - len(calls[:_SHOWN])} more")
+    print("\n".join(lines), file=sys.stderr, flush=True)
+
+
+def fail() -> None:
+    """Have the program end with an exit code that is not 0, after all its clean-up."""
+    # an unhandled exception, or Ctrl-C, has an exit code already, which Python keeps in C
+    if getattr(sys, "last_value", None) is None:
+        # sys is cleared when all other modules are gone: their objects, such as open files, have ended properly
+        sys.__dict__["_qserve_failure"] = _Failure()
+
+
+class _Failure:
+    """Ends the process when it is deleted."""
+
+    def __init__(self) -> None:
+        self._flush = [stream.flush for stream in (sys.stdout, sys.stderr) if stream is not None]
+        self._code = _own_code or FAILED
+
+    def __del__(self, _exit: Callable[[int], Any] = os._exit, _errors: Any = (OSError, ValueError)) -> None:
+        for flush in self._flush:
+            try:  # noqa: SIM105 - contextlib's globals may be gone
+                flush()
+            except _errors:
+                pass
+        _exit(self._code)
+
+
+def _note_exit_code() -> None:
+    """Keep what the program passes to ``sys.exit``: Python does not say at its end what it will end with."""
+    real = sys.exit
+    if getattr(real, "__module__", None) == __name__:
+        return
+
+    def exit(status: Any = None, /) -> None:
+        global _own_code
+        _own_code = status if isinstance(status, int) else int(status is not None)
+        real(status)
+
+    exit.__doc__ = real.__doc__
+    sys.exit = exit  # type: ignore[assignment]
