@@ -4,18 +4,35 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from typing import Any
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 from redis import Redis
 
 from qserve.base.keys import CHANGES_KEPT, RETIRED_TTL_MS, Keys
+from qserve.base.log import get_logger
 from qserve.broker.connection import broker_errors, create_group
-from qserve.exceptions import AppNotFound
+from qserve.exceptions import AppNotFound, PayloadError
 from qserve.wire.application import ApplicationRecord
 from qserve.wire.sealing import Seal
 
+log = get_logger(__name__)
 NO_CHANGE = "0-0"
 """The newest change of a registry in which nothing was ever registered."""
+ACTIVE, NEXT = "active", "next"
+
+
+class _Seen(NamedTuple):
+    """The newest registration that was read from one place.
+
+    Parameters:
+      change: The change that it was registered with.
+      record, data: None and b"" once it was found removed.
+    """
+
+    change: tuple[int, ...]
+    record: ApplicationRecord | None
+    data: bytes
 
 
 class Registry:
@@ -23,6 +40,10 @@ class Registry:
 
     A new version is staged first: supervisors start its replicas beside those of the active version, and
     callers do not see it until it is promoted.
+
+    Every registration carries, inside its seal, its place and the id of the change that it was made with; the ids that
+    the broker gives out only grow. So an old registration that somebody puts back is refused by every process that has
+    read a newer one, and that one stays in force.
 
     Parameters:
       client: A connection to the broker.
@@ -34,15 +55,18 @@ class Registry:
         self._client = client
         self._keys = keys
         self._seal = seal
+        self._seen: dict[tuple[str, str], _Seen] = {}
+        self._refused: dict[str, bytes] = {}
 
     @broker_errors()
     def stage(self, record: ApplicationRecord, code: bytes = b"") -> str:
         """Register a version that is to be started; return the id of the change."""
         self._prepare(record)
+        sealed = self._sealed(record, NEXT)
         pipe = self._client.pipeline()
         if code:
             pipe.set(self._keys.code(record.name, record.version), code)
-        pipe.hset(self._keys.application(record.name), "next", self._sealed(record))
+        pipe.hset(self._keys.application(record.name), NEXT, sealed)
         pipe.hset(self._keys.applications, record.name, record.version)
         return self._announce(pipe, record.name)
 
@@ -63,10 +87,11 @@ class Registry:
         Crash on the way: part of it is there, and the next call adds the rest. Several processes may do it at once; a
         deployment at the same time wins.
         """
+        sealed = self._sealed(record, ACTIVE)
         pipe = self._client.pipeline()
         if code:
             pipe.set(self._keys.code(record.name, record.version), code, nx=True)
-        pipe.hsetnx(self._keys.application(record.name), "active", self._sealed(record))
+        pipe.hsetnx(self._keys.application(record.name), ACTIVE, sealed)
         pipe.hsetnx(self._keys.applications, record.name, record.version)
         pipe.execute()
         # the epoch last: once it is there, submissions are accepted and must find queues and application
@@ -80,9 +105,10 @@ class Registry:
         One transaction: a reader sees the old version or the new one, and learns of the change after it.
         """
         retired = self.find(record.name)
+        sealed = self._sealed(record, ACTIVE)
         pipe = self._client.pipeline()
-        pipe.hset(self._keys.application(record.name), "active", self._sealed(record))
-        pipe.hdel(self._keys.application(record.name), "next")
+        pipe.hset(self._keys.application(record.name), ACTIVE, sealed)
+        pipe.hdel(self._keys.application(record.name), NEXT)
         if retired is not None and retired.version != record.version:
             self._retire(pipe, retired)
         return self._announce(pipe, record.name)
@@ -92,7 +118,7 @@ class Registry:
         """Drop a staged version; the active one stays as it is."""
         active = self.find(record.name)
         pipe = self._client.pipeline()
-        pipe.hdel(self._keys.application(record.name), "next")
+        pipe.hdel(self._keys.application(record.name), NEXT)
         self._retire(pipe, record)
         if active is None:
             pipe.hdel(self._keys.applications, record.name)
@@ -114,27 +140,87 @@ class Registry:
         for name in record.deployments:
             pipe.pexpire(record.stream(self._keys, name), RETIRED_TTL_MS)
 
-    def _announce(self, pipe: Any, app: str) -> str:
-        pipe.xadd(self._keys.changes, {"app": app}, maxlen=CHANGES_KEPT, approximate=False)
+    def _announce(self, pipe: Any, app: str, change: str = "*") -> str:
+        pipe.xadd(self._keys.changes, {"app": app}, id=change, maxlen=CHANGES_KEPT, approximate=False)
         return pipe.execute()[-1].decode()  # type: ignore[no-any-return]
 
-    def _sealed(self, record: ApplicationRecord) -> bytes:
-        return self._seal.seal(b"application|" + record.name.encode(), record.encode())
+    def _sealed(self, record: ApplicationRecord, place: str) -> bytes:
+        """Seal a record for its place, with the id of a change of its own.
+
+        Crash after it: readers were told of a change, and find none.
+        """
+        change = self._announce(self._client.pipeline(), record.name)
+        newest = max((seen.change for (app, _), seen in self._seen.items() if app == record.name), default=(0, 0))
+        if _order(change) <= newest:  # the broker has lost its data, and its clock is behind
+            change = self._announce(self._client.pipeline(), record.name, f"{newest[0] + 1}-0")
+        return self._seal.seal(_place(record.name), replace(record, change=change, place=place).encode())
 
     def find(self, app: str) -> ApplicationRecord | None:
         """Return the active version of an application; None when there is none."""
-        return next(self._read(app, "active"), None)
+        return next(self._read(app, ACTIVE), None)
 
     def versions(self, app: str) -> list[ApplicationRecord]:
         """Return the active and the staged version of an application, those that exist."""
-        return list(self._read(app, "active", "next"))
+        return list(self._read(app, ACTIVE, NEXT))
 
-    def _read(self, app: str, *names: str) -> Iterator[ApplicationRecord]:
+    def _read(self, app: str, *places: str) -> Iterator[ApplicationRecord]:
         with broker_errors():
-            found: Any = self._client.hmget(self._keys.application(app), names)
-        for data in found:
-            if data is not None:
-                yield ApplicationRecord.decode(self._seal.open(b"application|" + app.encode(), data))
+            found: Any = self._client.hmget(self._keys.application(app), places)
+        for place, data in zip(places, found, strict=True):
+            record = self._newest(app, place, data)
+            if record is not None:
+                yield record
+
+    def _newest(self, app: str, place: str, data: bytes | None) -> ApplicationRecord | None:
+        """Return what is registered at a place, or what was before if that was replaced by something older."""
+        seen = self._seen.get((app, place))
+        if data is None:
+            if seen is not None:
+                self._seen[app, place] = seen._replace(record=None, data=b"")
+            return None
+        if seen is not None and data == seen.data:
+            return seen.record
+        try:
+            record = ApplicationRecord.decode(self._seal.open(_place(app), data))
+            change = _order(record.change)
+            if record.place not in ("", place):
+                raise PayloadError(f"it was registered as {record.place!r} and lies at {place!r}")
+            # a copy of one that was removed is old as well
+            if seen is not None and (change < seen.change or (change == seen.change and not seen.data)):
+                raise PayloadError(f"version {record.version} is older than what was registered before")
+        except PayloadError as error:
+            if seen is None:
+                raise
+            if self._refused.get(app) != data:
+                self._refused[app] = data
+                log.error("a registration of application %r is refused, and what it replaced stays: %s", app, error)
+            return seen.record
+        self._seen[app, place] = _Seen(change, record, data)
+        return record
+
+    def remember(self, record: ApplicationRecord) -> None:
+        """Refuse registrations that are older than this active one, which another process has read."""
+        self._seen.setdefault((record.name, ACTIVE), _Seen(_order(record.change), record, b"-"))
+
+    @broker_errors()
+    def repair(self, app: str) -> None:
+        """Put back the active version of an application where something that was refused has replaced it.
+
+        Several processes may do it at once, and a deployment at the same time wins.
+        """
+        refused, seen = self._refused.pop(app, None), self._seen.get((app, ACTIVE))
+        if refused is None or seen is None or not seen.data:
+            return
+        key = self._keys.application(app)
+
+        def put_back(pipe: Any) -> None:
+            is_there = pipe.hget(key, ACTIVE) == refused
+            pipe.multi()
+            if is_there:
+                pipe.hset(key, ACTIVE, seen.data)
+                pipe.xadd(self._keys.changes, {"app": app}, maxlen=CHANGES_KEPT, approximate=False)
+
+        self._client.transaction(put_back, key)
 
     def get(self, app: str) -> ApplicationRecord:
         """Return the active version of an application.
@@ -176,3 +262,14 @@ class Registry:
         """Block until there is a change after ``after``; return the newest id, or ``after``."""
         found: Any = self._client.xread({self._keys.changes: after}, block=max(1, int(timeout_s * 1000)))
         return found[0][1][-1][0].decode() if found else after
+
+
+def _place(app: str) -> bytes:
+    return b"application|" + app.encode()
+
+
+def _order(change: str) -> tuple[int, ...]:
+    try:
+        return tuple(map(int, change.split("-")))
+    except ValueError as error:
+        raise PayloadError(f"{change!r} is not the id of a change") from error

@@ -74,6 +74,9 @@ class ApplicationRecord:
     Parameters:
       version: Changes with every deploy.
       target: ``module:node`` that replicas import; "" when the code itself is stored in the broker.
+      modules: Digests of the user's modules that ``target`` imports, by name: replicas run this code and no other.
+      code_version: The user's own name for that code, which takes the place of the digests; "" when there is none.
+      change, place: The change of the registry that it was registered with, and where; see ``Registry``.
       code_digest: Covers everything except ``user_config`` and ``num_replicas``, which change without new replicas.
       route_prefix: None for an application without HTTP.
       graphs: Encoded plans by name; see ``dump_plan``.
@@ -84,6 +87,10 @@ class ApplicationRecord:
     ingress: str
     route_prefix: str | None = "/"
     target: str = ""
+    modules: dict[str, str] = field(default_factory=dict)
+    code_version: str = ""
+    change: str = field(default="0-0", compare=False)
+    place: str = field(default="", compare=False)
     code_digest: str = ""
     timeout_s: float | None = None
     deployments: dict[str, DeploymentRecord] = field(default_factory=dict)
@@ -113,6 +120,13 @@ class ApplicationRecord:
         except Exception as error:
             raise PayloadError(f"an application's record cannot be read: {type(error).__name__}: {error}") from error
 
+    @property
+    def code(self) -> str:
+        """The name of its code for messages: the user's, or a digest of all modules; "" for code in the broker."""
+        if self.code_version or not self.modules:
+            return self.code_version
+        return digest_of(self.modules)
+
     @cached_property
     def limited(self) -> tuple[DeploymentRecord, ...]:
         """The deployments that limit how many calls may wait."""
@@ -122,6 +136,11 @@ class ApplicationRecord:
     def plans(self) -> dict[str, tuple[Plan, tuple[bytes, ...]]]:
         """The graphs by name: each one's plan, and the encoded arguments of its steps."""
         return {name: load_plan(parts) for name, parts in self.graphs.items()}
+
+
+def digest_of(modules: dict[str, str]) -> str:
+    """Return one short digest for those of all modules."""
+    return hashlib.sha256(repr(sorted(modules.items())).encode()).hexdigest()[:12]
 
 
 def dump_plan(plan: Plan, codec: Codec) -> list[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 
 import fakeredis
@@ -110,6 +111,114 @@ def test_every_change_has_a_later_id(registry: Registry) -> None:
 
     assert registry.last_change() == second != first
     assert registry.wait_for_change(first, 0.01) == second
+
+
+SECOND = replace(RECORD, version="two")
+KEY = Keys("test").application("shop")
+
+
+def stored(registry: Registry, place: str = "active") -> bytes:
+    return registry._client.hget(KEY, place)  # type: ignore[return-value]
+
+
+def put_back(registry: Registry, data: bytes, place: str = "active") -> None:
+    """Do what somebody can who may write to the broker and has no key."""
+    registry._client.hset(KEY, place, data)
+
+
+def other_process(registry: Registry) -> Registry:
+    return Registry(registry._client, registry._keys, registry._seal)
+
+
+@pytest.fixture
+def released(registry: Registry) -> bytes:
+    """Promote a first version and then a second; return the registration of the first."""
+    registry.promote(RECORD)
+    registry.find("shop")
+    first = stored(registry)
+    registry.stage(SECOND)
+    registry.promote(SECOND)
+    assert registry.find("shop") == SECOND
+    return first
+
+
+@pytest.mark.parametrize("is_old", [True, False])
+def test_a_registration_that_is_old_or_not_ours_is_refused_once_and_repaired(
+    registry: Registry, released: bytes, is_old: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    genuine = stored(registry)
+    put_back(registry, released if is_old else b"anything")
+
+    assert [registry.find("shop"), registry.get("shop")] == [SECOND, SECOND]
+    assert registry.versions("shop") == [SECOND]
+    (record,) = caplog.records
+    assert (record.levelname, "'shop' is refused" in record.message) == ("ERROR", True)
+
+    change = registry.last_change()
+    registry.repair("shop")
+    assert stored(registry) == genuine
+    assert registry.last_change() != change
+    assert other_process(registry).find("shop") == SECOND
+
+
+def test_a_repair_does_not_touch_what_was_deployed_meanwhile(registry: Registry, released: bytes) -> None:
+    put_back(registry, released)
+    assert registry.find("shop") == SECOND
+    third = replace(RECORD, version="three")
+    Registry(registry._client, registry._keys, registry._seal).promote(third)
+
+    registry.repair("shop")
+
+    assert registry.find("shop") == third
+
+
+def test_a_staged_version_cannot_be_made_active_by_copying_it(registry: Registry, released: bytes) -> None:
+    registry.stage(replace(RECORD, version="three"))
+    put_back(registry, stored(registry, "next"))
+
+    assert registry.find("shop") == SECOND
+
+
+@pytest.mark.parametrize("place", ["active", "next"])
+def test_a_registration_that_was_removed_does_not_come_back(registry: Registry, place: str) -> None:
+    registry.stage(RECORD) if place == "next" else registry.promote(RECORD)
+    assert registry.versions("shop") == [RECORD]
+    copy = stored(registry, place)
+    registry.withdraw(RECORD) if place == "next" else registry.delete("shop")
+    assert registry.versions("shop") == []
+
+    put_back(registry, copy, place)
+
+    assert registry.versions("shop") == []
+    registry.stage(RECORD)
+    assert registry.versions("shop") == [RECORD]
+
+
+@pytest.mark.parametrize("ahead_s", [0, 10_000])
+def test_an_application_is_restored_into_an_empty_broker_even_if_its_clock_is_behind(
+    registry: Registry, ahead_s: int
+) -> None:
+    client = registry._client
+    client.xadd(Keys("test").changes, {"app": "x"}, id=f"{int(time.time() + ahead_s) * 1000}-0")
+    registry.promote(RECORD)
+    reader = other_process(registry)
+    assert registry.get("shop") == reader.get("shop") == RECORD
+    client.flushall()
+    assert reader.find("shop") is None
+
+    registry.restore(RECORD)
+
+    assert registry.get("shop") == reader.get("shop") == RECORD
+    registry.promote(SECOND)
+    assert registry.get("shop") == reader.get("shop") == SECOND
+
+
+def test_a_replica_refuses_what_is_older_than_the_version_that_it_runs(registry: Registry, released: bytes) -> None:
+    replica = other_process(registry)
+    replica.remember(registry.get("shop"))
+    put_back(registry, released)
+
+    assert replica.find("shop") == SECOND
 
 
 def test_a_replica_is_shown_as_it_last_reported() -> None:
