@@ -44,6 +44,8 @@ class Settings:
       show_errors: Whether the bodies of HTTP errors contain the traceback of user code.
       log_level: The lowest level that is logged: ``debug``, ``info``, ``warning`` or ``error``.
       log_format: ``text``, or ``json`` for one object a line.
+      code_version: The name of the application's code on this host, such as the tag of its image; "" to compare the
+        code itself.
       lease_s: How long a replica may be silent before its calls are handed to others.
       stall_limit_s: How long user code may hold a replica's event loop, or run on after its caller's deadline,
         before the replica is killed.
@@ -61,6 +63,7 @@ class Settings:
     show_errors: bool = False
     log_level: str = "info"
     log_format: str = "text"
+    code_version: str = ""
     lease_s: float = 15.0
     stall_limit_s: float = 60.0
     start_timeout_s: float = 60.0
@@ -117,7 +120,7 @@ class Settings:
     def to_env(self) -> dict[str, str]:
         """Return the variables from which a child process reads the same settings."""
         values = {variable: getattr(self, name) for name, variable in _VARIABLES.items()}
-        return {variable: _written(value) for variable, value in values.items() if value not in (None, ())}
+        return {variable: _written(value) for variable, value in values.items() if value not in (None, (), "")}
 
 
 _VARIABLES = {setting.name: f"QSERVE_{setting.name.upper()}" for setting in fields(Settings)}

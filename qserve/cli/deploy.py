@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from dataclasses import replace
 
 import click
 
@@ -17,15 +18,14 @@ from qserve.cli.options import (
     WholeNumber,
     app_dir_option,
     broker_option,
+    code_version_option,
     errors_of_user_code,
     import_first_from,
     name_option,
     route_prefix_option,
 )
-from qserve.define.compile import compile_application
-from qserve.define.target import load_target
 from qserve.deploy.installation import Installation
-from qserve.deploy.registration import release_of
+from qserve.deploy.registration import import_application, release_of
 from qserve.deploy.rollout import READY_TIMEOUT_S, roll_out
 from qserve.exceptions import BrokerUnavailable
 
@@ -38,6 +38,7 @@ _POLL_INTERVAL_S = 0.01
 @route_prefix_option
 @name_option
 @app_dir_option
+@code_version_option
 @broker_option
 @click.option(
     "--timeout-s",
@@ -55,6 +56,7 @@ def deploy(
     route_prefix: str | None,
     name: str,
     app_dir: str,
+    code_version: str | None,
     settings: Settings,
     timeout_s: float,
     gateways: int,
@@ -66,16 +68,17 @@ def deploy(
     previous version keeps serving until the new one is ready, or if the new one fails.
     """
     die_with_parent_if_asked()
+    settings = replace(settings, code_version=code_version or settings.code_version)
     import_first_from(app_dir)
     with errors_of_user_code(target):
-        built = compile_application(load_target(target), app_name=name)
+        built, modules = import_application(target, name)
     if route_prefix is not None:
         try:
             built.ingress.set_options(route_prefix=route_prefix)
         except ValueError as error:
             raise click.ClickException(str(error)) from error
     installation = Installation(settings)
-    release = release_of(built, settings.keyring, target)
+    release = release_of(built, settings.keyring, target, modules, settings.code_version)
     _wait_for_broker(installation)
     roll_out(installation, release, gateways=gateways, ready_timeout_s=timeout_s, on_progress=_show)
     if prefix_fd is not None:

@@ -68,12 +68,18 @@ route_prefix_option = click.option(
     metavar="PATH",
     help="The URL path of the application. [default: the ingress's route_prefix, or /]",
 )
+code_version_option = click.option(
+    "--code-version",
+    metavar="NAME",
+    help="The name of the code on this host, such as the tag of its image, which replicas are chosen by."
+    " [default: $QSERVE_CODE_VERSION, or the content of the modules]",
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
 def import_first_from(app_dir: str) -> None:
     """Search a folder for modules before any other."""
-    sys.path.insert(0, str(Path(app_dir).resolve()))
+    sys.path.insert(0, str(Path(app_dir).absolute()))  # a release may lead a symbolic link to another folder
 
 
 @contextmanager

@@ -14,6 +14,18 @@ class TargetError(QserveException):
     """Raised when ``module:node`` does not lead to an object."""
 
 
+def split_target(target: str) -> tuple[str, str]:
+    """Return module and attribute of ``package.module:node`` or ``package.module.node``.
+
+    Raises:
+      TargetError: It is something else.
+    """
+    module_name, _, attribute = target.partition(":") if ":" in target else target.rpartition(".")
+    if not module_name or not attribute or ":" in attribute:
+        raise TargetError(f"{target!r} is not an import path. Use module:node, for example hello:app")
+    return module_name, attribute
+
+
 def load_target(target: str) -> Any:
     """Import the object at ``package.module:node`` or ``package.module.node``.
 
@@ -21,9 +33,7 @@ def load_target(target: str) -> Any:
       TargetError: The path is malformed, the module is not found, or it has no such object.
       Exception: Any error that the module raises while it is imported.
     """
-    module_name, _, attribute = target.partition(":") if ":" in target else target.rpartition(".")
-    if not module_name or not attribute or ":" in attribute:
-        raise TargetError(f"{target!r} is not an import path. Use module:node, for example hello:app")
+    module_name, attribute = split_target(target)
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:

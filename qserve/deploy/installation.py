@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from qserve.base.clock import clock
 from qserve.base.keys import POOL_TTL_MS, Keys
 from qserve.base.settings import Settings
 from qserve.broker.connection import Client, broker_errors, connect
@@ -15,7 +16,9 @@ from qserve.broker.registry import Registry
 from qserve.wire.application import ApplicationRecord, DeploymentRecord
 from qserve.wire.sealing import Seal
 
-RUNNING, FAILED = "RUNNING", "FAILED"
+RUNNING, FAILED, WAITING = "RUNNING", "FAILED", "WAITING"
+_WAITING_FOR_MS = 10_000
+"""How long a report of WAITING counts; its supervisor repeats it every second."""
 
 
 @dataclass(frozen=True)
@@ -23,8 +26,10 @@ class ReplicaStatus:
     """The state that a replica reports.
 
     Parameters:
-      state: RUNNING, or FAILED for the reason in ``message`` (the traceback of user code).
+      state: RUNNING, or FAILED for the reason in ``message`` (the traceback of user code). A supervisor reports WAITING
+        instead of replicas while it does not have the version's code; ``message`` says what it has.
       config: The user_config that it has adopted.
+      at_ms: When it was reported, by the broker's clock; only for WAITING.
     """
 
     name: str
@@ -35,6 +40,7 @@ class ReplicaStatus:
     host: str = ""
     message: str = ""
     config: str = ""
+    at_ms: float = 0.0
 
 
 class ReplicaReports:
@@ -69,7 +75,9 @@ class ReplicaReports:
     @broker_errors()
     def replicas(self) -> list[ReplicaStatus]:
         found: Any = self._client.hvals(self._key)
-        return [ReplicaStatus(**json.loads(data)) for data in found]
+        reported = [ReplicaStatus(**json.loads(data)) for data in found]
+        since_ms = clock.judge_ms() - _WAITING_FOR_MS
+        return [one for one in reported if one.state != WAITING or one.at_ms > since_ms]
 
 
 @dataclass(frozen=True)
@@ -79,7 +87,8 @@ class DeploymentStatus:
     Parameters:
       status: HEALTHY if all its replicas run, UPDATING while they start, UNHEALTHY if one has failed.
       replica_states: The number of replicas in each state.
-      message: Why it is not healthy: the traceback of a constructor that failed.
+      message: Why it is not healthy: the traceback of a constructor that failed, or which code the workers have that
+        wait for another version.
     """
 
     name: str
@@ -158,7 +167,16 @@ class Installation:
 def _deployment_status(wanted: DeploymentRecord, reported: Sequence[ReplicaStatus]) -> DeploymentStatus:
     replicas = [replica for replica in reported if replica.deployment == wanted.name]
     states = Counter(replica.state for replica in replicas)
+    waiting = waiting_workers(replicas)
     if states[RUNNING] >= wanted.num_replicas:
-        return DeploymentStatus(wanted.name, "HEALTHY", dict(states), "")
-    message = next((replica.message for replica in replicas if replica.state == FAILED), "")
+        return DeploymentStatus(wanted.name, "HEALTHY", dict(states), waiting)
+    message = next((replica.message for replica in replicas if replica.state == FAILED), waiting)
     return DeploymentStatus(wanted.name, "UNHEALTHY" if states[FAILED] else "UPDATING", dict(states), message)
+
+
+def waiting_workers(reported: Sequence[ReplicaStatus]) -> str:
+    """Say which workers do not have a version's code, a line for each."""
+    found = [
+        f"the worker on {one.host} (process {one.pid}) waits: {one.message}" for one in reported if one.state == WAITING
+    ]
+    return "\n".join(dict.fromkeys(found))

@@ -7,6 +7,7 @@ import inspect
 import json
 import os
 import pickle
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -15,8 +16,9 @@ from qserve.base.keyring import Keyring
 from qserve.define.compile import CompiledApplication, compile_application
 from qserve.define.deployments import Deployment
 from qserve.define.target import load_target
+from qserve.deploy.sources import difference, own_modules, read_sources
 from qserve.engine.driver import AdaptingDriver
-from qserve.exceptions import PayloadError
+from qserve.exceptions import PayloadError, QserveException
 from qserve.http.annotations import resolve_annotations
 from qserve.wire.application import ApplicationRecord, DeploymentRecord, dump_plan
 from qserve.wire.codec import Codec, dumps
@@ -44,14 +46,29 @@ class Release:
         return self.has_versions or active.deployments != self.record.deployments
 
 
-def release_of(built: CompiledApplication, keyring: Keyring, target: str = "") -> Release:
+def release_of(
+    built: CompiledApplication,
+    keyring: Keyring,
+    target: str = "",
+    modules: Mapping[str, str] | None = None,
+    code_version: str = "",
+) -> Release:
     """Make a new version of an application, whose code travels by value unless there is a ``target``.
+
+    Parameters:
+      target: ``module:node`` that replicas import.
+      modules: Digests of the modules that belong to the target, see ``import_application``.
+      code_version: The user's own name for that code.
 
     Raises:
       PayloadError: Its code, or a constant in its graph, cannot travel.
     """
     code = b"" if target else pack_code(code_of(built), keyring)
-    record = record_of(built, Codec(keyring), target)
+    record = replace(
+        record_of(built, Codec(keyring), target),
+        modules=dict(modules or {}),
+        code_version=code_version if target else "",
+    )
     versions = [deployment.version for deployment in built.deployments]
     if code:
         record = replace(record, code_digest=_digest(record, versions, code))
@@ -157,6 +174,28 @@ def code_of(built: CompiledApplication) -> Code:
         resolve_annotations(built.adapter)  # because names that only annotations use do not travel by value
         code[built.ingress.name] = DeploymentCode(AdaptingDriver, (built.adapter, built.name, tuple(built.graphs)), {})
     return code
+
+
+def import_application(target: str, app_name: str) -> tuple[CompiledApplication, dict[str, str]]:
+    """Import and compile ``module:node`` to be deployed.
+
+    Returns:
+      The application, and digests of the user's modules that it consists of by their names. Modules that were imported
+      by computed names are among them.
+
+    Raises:
+      QserveException: A file was changed meanwhile.
+      Exception: Any error of user code.
+    """
+    sources, before = read_sources(target), {*sys.modules}
+    sources.install()
+    built = compile_application(load_target(target), app_name=app_name)
+    read = {*sources.modules, *own_modules(target, {*sys.modules} - before)}
+    digests = read_sources(target, read).digests
+    if not digests.items() >= sources.digests.items():
+        changed = difference(sources.digests, digests)
+        raise QserveException(f"the code of {target} was changed while it was deployed ({changed}); deploy it again")
+    return built, digests
 
 
 def import_code(target: str, app_name: str) -> Code:

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from qserve.base.clock import Deadline
 from qserve.broker.connection import broker_errors
-from qserve.deploy.installation import FAILED, RUNNING, Installation, ReplicaReports, ReplicaStatus
+from qserve.deploy.installation import FAILED, RUNNING, Installation, ReplicaReports, ReplicaStatus, waiting_workers
 from qserve.deploy.registration import Release
 from qserve.exceptions import DeployError
 from qserve.wire.application import ApplicationRecord
@@ -103,6 +103,11 @@ def wait_until_running(
         if deadline.has_passed():
             late = ", ".join(f"{name} ({running[name]} of {count})" for name, count in expected.items())
             why = "".join(f"\n{replica.deployment}: {replica.message}" for replica in failed)
+            if record.code and not (why or running):
+                why = f"\nno worker with the code of this version ({record.code}) has started a replica"
+            waiting = waiting_workers(replicas)
+            if waiting:
+                why += f"\n{waiting}"
             raise DeployError(f"not all replicas were ready within {timeout_s:.0f} s: {late}{why}")
         time.sleep(_POLL_INTERVAL_S)
 

@@ -52,6 +52,7 @@ def test_every_setting_has_a_variable() -> None:
         show_errors=True,
         log_level="error",
         log_format="json",
+        code_version="v2",
         lease_s=3.5,
         stall_limit_s=4.5,
         start_timeout_s=5.5,

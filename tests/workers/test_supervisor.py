@@ -7,12 +7,14 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import redis
 from processes import wait_until
 from qserve_workers.replica.spec import ReplicaSpec
+from qserve_workers.supervisor.own_code import OwnCode
 from qserve_workers.supervisor.replica_process import MemoryWatch, describe_end
 from qserve_workers.supervisor.supervisor import Supervisor
 
@@ -20,8 +22,9 @@ from qserve.base.keys import Keys
 from qserve.base.memory import ControlGroup
 from qserve.base.settings import Settings
 from qserve.broker.registry import Registry
-from qserve.deploy.installation import FAILED, ReplicaReports
+from qserve.deploy.installation import FAILED, Installation, ReplicaReports
 from qserve.deploy.rollout import wait_until_running
+from qserve.deploy.sources import read_sources
 from qserve.exceptions import BrokerUnavailable, DeployError
 from qserve.wire.application import ApplicationRecord, DeploymentRecord
 from qserve.wire.sealing import Seal
@@ -120,6 +123,102 @@ def test_a_death_that_the_broker_could_not_be_told_of_is_told_later(
     supervisor.tick()
 
     assert told == [process.spec.name] * 2
+
+
+@pytest.fixture
+def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A module that this process could import."""
+    monkeypatch.syspath_prepend(tmp_path)
+    path = tmp_path / "own_shop.py"
+    path.write_text("VERSION = 1")
+    return path
+
+
+def read_now() -> dict[str, str]:
+    return read_sources("own_shop:app").digests
+
+
+def names(supervisor: Supervisor) -> list[str]:
+    """The versions of the replicas that run."""
+    return [process.spec.record.version for process in supervisor.processes.values()]
+
+
+def test_a_version_whose_code_is_elsewhere_is_waited_for_and_said_to_be(
+    client: redis.Redis, settings: Settings, keys: Keys, system: System, shop: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    installation = Installation(settings, client)
+    one = replace(RECORD, version="one", target="own_shop:app", modules=read_now())
+    shop.write_text("VERSION = 2")
+    two = replace(one, version="two", modules=read_now())
+    installation.registry.promote(one)
+    installation.registry.stage(two)
+    supervisor = Supervisor(settings, fork=system.fork)
+
+    supervisor.tick()
+    supervisor.tick()
+
+    assert names(supervisor) == ["two"]
+    (said,) = [record.message for record in caplog.records]
+    assert said == (
+        f"application 'app': this worker does not run version one: it has code {two.code}, and the version needs"
+        f" {one.code} (own_shop differs)"
+    )
+    (deployment,) = installation.status().applications["app"].deployments.values()
+    assert deployment.replica_states == {"WAITING": 1}
+    assert f"(process {os.getpid()}) waits: it has code {two.code}" in deployment.message
+    with pytest.raises(DeployError, match=rf"One \(0 of 1\)\n.* \({one.code}\) has started a replica\n.*{two.code}"):
+        wait_until_running(one, installation.reports("app"), timeout_s=0)
+
+    shop.write_text("VERSION = 1")
+    wait_until(lambda: supervisor.tick() or "one" in names(supervisor), description="its code is there")
+    assert installation.reports("app").replicas() == []
+    (process,) = [process for process in supervisor.processes.values() if process.spec.record.version == "two"]
+    assert process.spec.sources.modules["own_shop"].source == b"VERSION = 2"
+
+
+@pytest.mark.parametrize(
+    ("here", "needed", "target", "says"),
+    [
+        ("", "v2", "", "it has no QSERVE_CODE_VERSION, and the version needs 'v2'"),
+        ("v1", "v2", "", "it has code version 'v1', and the version needs 'v2'"),
+        ("v2", "v2", "", ""),
+        ("v2", "", "", ""),
+        ("", "", "own_shop.app", ""),
+        ("v2", "v2", "other:app", "it imports other:app, and the version is own_shop:app"),
+    ],
+)
+def test_a_name_takes_the_place_of_the_code(
+    client: redis.Redis, settings: Settings, shop: Path, here: str, needed: str, target: str, says: str
+) -> None:
+    modules = {"own_shop": "of another text"} if needed else read_now()
+    record = replace(RECORD, target="own_shop:app", modules=modules, code_version=needed)
+    installation = Installation(replace(settings, code_version=here), client)
+
+    sources = OwnCode(installation, target).find(record, ["One"])
+
+    assert [one.message for one in installation.reports("app").replicas()] == ([says] if says else [])
+    assert sources == (None if says else read_sources("own_shop:app"))
+
+
+def test_an_old_registration_that_is_put_back_is_repaired_although_nothing_was_announced(
+    client: redis.Redis, settings: Settings, keys: Keys, system: System
+) -> None:
+    registry = Installation(settings, client).registry
+    registry.stage(RECORD)
+    registry.promote(RECORD)
+    key = keys.application("app")
+    old: bytes = client.hget(key, "active")  # type: ignore[assignment]
+    registry.promote(replace(RECORD, version="new"))
+    supervisor = Supervisor(settings, fork=system.fork)
+    supervisor.tick()
+    genuine = client.hget(key, "active")
+
+    client.hset(key, "active", old)
+
+    wait_until(
+        lambda: supervisor.tick() or client.hget(key, "active") == genuine, description="the registration is repaired"
+    )
+    assert names(supervisor) == ["new"]
 
 
 def _memory(folder: Path, version: int, kills: int, limit: str) -> MemoryWatch:

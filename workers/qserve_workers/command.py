@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import time
+from dataclasses import replace
 
 import click
 
@@ -14,7 +15,7 @@ from qserve.base.log import get_logger, log_to_terminal
 from qserve.base.process import die_with_parent_if_asked
 from qserve.base.settings import CHECKED, Settings
 from qserve.broker.doctor import check_broker_of
-from qserve.cli.options import WholeNumber, app_dir_option, broker_option, import_first_from
+from qserve.cli.options import WholeNumber, app_dir_option, broker_option, code_version_option, import_first_from
 from qserve.exceptions import BrokerUnavailable
 from qserve_workers.supervisor.scope import Scope
 from qserve_workers.supervisor.supervisor import Supervisor
@@ -31,6 +32,7 @@ _QUIET_FOR_S = 1.0
 @click.option("--replicas", type=WholeNumber(0), help="Replicas on this host. [default: the deployment's option]")
 @click.option("--name", metavar="APP", help="The application. [default: every registered one]")
 @app_dir_option
+@code_version_option
 @broker_option
 def worker(
     target: str | None,
@@ -38,6 +40,7 @@ def worker(
     replicas: int | None,
     name: str | None,
     app_dir: str,
+    code_version: str | None,
     settings: Settings,
 ) -> None:
     """Run replicas of deployments until stopped.
@@ -46,6 +49,7 @@ def worker(
     You can start workers before the broker and before `qserve deploy`.
     """
     die_with_parent_if_asked()
+    settings = replace(settings, code_version=code_version or settings.code_version)
     import_first_from(app_dir)
     log_to_terminal("supervisor", settings)
     if not os.environ.get(CHECKED):

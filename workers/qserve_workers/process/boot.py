@@ -77,6 +77,7 @@ def run_replica(spec: ReplicaSpec) -> int:
     log_to_terminal(spec.deployment, spec.settings)
     url = spec.settings.named_broker
     installation = Installation(spec.settings)
+    installation.registry.remember(spec.record)
     loop = asyncio.new_event_loop()
     asyncio.set_event_loop(loop)
     try:
@@ -131,6 +132,7 @@ def _load_code(spec: ReplicaSpec, registry: Registry) -> DeploymentCode:
     if not target:
         data = registry.code(spec.record.name, spec.record.version)
         return unpack_code(data, spec.settings.keyring, spec.deployment)
+    spec.sources.install()
     code = import_code(target, spec.record.name)
     if spec.deployment not in code:
         raise QserveException(f"{target} has no deployment {spec.deployment!r}; it has: {', '.join(code)}")

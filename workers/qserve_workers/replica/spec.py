@@ -9,6 +9,7 @@ from functools import cached_property
 
 from qserve.base.keys import Keys
 from qserve.base.settings import Settings
+from qserve.deploy.sources import Sources
 from qserve.wire.application import ApplicationRecord, DeploymentRecord
 
 
@@ -20,6 +21,7 @@ class ReplicaSpec:
       name: The consumer's name in the group; unique for ever.
       record: The application's version that it runs.
       target: ``module:node`` to import; "" takes what the record names.
+      sources: The user's modules, which it imports from here instead of from their files.
       parent: The supervisor's process id.
     """
 
@@ -28,6 +30,7 @@ class ReplicaSpec:
     deployment: str
     settings: Settings
     target: str = ""
+    sources: Sources = field(default_factory=lambda: Sources({}))
     parent: int = field(default_factory=os.getpid)
 
     @cached_property

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -10,10 +12,14 @@ from qserve.base.log import get_logger
 from qserve.broker.connection import load_functions
 from qserve.broker.registry import NO_CHANGE
 from qserve.deploy.installation import Installation
+from qserve.deploy.sources import Sources
 from qserve.exceptions import BrokerError, PayloadError
 from qserve.wire.application import ApplicationRecord
+from qserve_workers.supervisor.own_code import OwnCode
 
 log = get_logger(__name__)
+_READ_AGAIN_S = 2.0
+"""How often the registry is read although no change was announced: somebody may have written to it unannounced."""
 
 
 @dataclass(frozen=True)
@@ -42,11 +48,12 @@ class Scope:
 
 
 class Target(NamedTuple):
-    """A deployment to run here, and how many replicas of it."""
+    """A deployment to run here, how many replicas of it, and the code that they import."""
 
     record: ApplicationRecord
     deployment: str
     replicas: int
+    sources: Sources
 
 
 class Applications:
@@ -61,6 +68,9 @@ class Applications:
         self._registry = installation.registry
         self._scope = scope
         self._change = ""
+        self._read_again_at = 0.0
+        self._said: set[str] = set()
+        self._code = OwnCode(installation, scope.target)
         self._records: dict[tuple[str, str], ApplicationRecord] = {}
         self._kept: dict[str, tuple[ApplicationRecord, bytes]] = {}
 
@@ -71,12 +81,20 @@ class Applications:
         return self._records.get((name, version))
 
     def targets(self) -> dict[str, Target]:
-        """Return what is to run here, by its queue."""
-        return {
-            record.stream(self._keys, deployment): Target(record, deployment, count)
-            for record in self._records.values()
-            for deployment, count in self._scope.counts(record)
-        }
+        """Return what is to run here, by its queue: of the versions whose code this worker has."""
+        found = {}
+        for record in self._records.values():
+            counts = [*self._scope.counts(record)]
+            sources = self._code.find(record, [deployment for deployment, count in counts if count])
+            if sources is not None:
+                for deployment, count in counts:
+                    found[record.stream(self._keys, deployment)] = Target(record, deployment, count, sources)
+        return found
+
+    def close(self) -> None:
+        """Stop reporting what this worker waits for."""
+        with contextlib.suppress(BrokerError):
+            self._code.keep(())
 
     def refresh(self) -> bool:
         """Read the registry if it has changed, and return whether it has."""
@@ -85,23 +103,33 @@ class Applications:
             self._change = NO_CHANGE
             if self._restore():
                 newest = self._registry.last_change()
-        if newest in (self._change, NO_CHANGE):
+        now = time.monotonic()
+        if newest == NO_CHANGE or (newest == self._change and now < self._read_again_at):
             return False
+        self._read_again_at = now + _READ_AGAIN_S
         load_functions(self._client)
         records, kept = {}, {}
         for name in self._registry.names() if self._scope.app is None else [self._scope.app]:
             try:
                 active, versions = self._registry.find(name), self._registry.versions(name)
             except PayloadError as error:
-                log.error("application %r is not run: %s", name, error)
+                self._say_once(f"application {name!r} is not run: {error}")
                 continue
             for record in versions:
                 self._warn_if_unknown(record)
                 records[name, record.version] = record
             if active is not None:
                 kept[name] = (active, self._code_of(active))
+                self._repair(name)
+        self._code.keep(records)
         self._records, self._kept, self._change = records, kept, newest
         return True
+
+    def _repair(self, name: str) -> None:
+        try:
+            self._registry.repair(name)
+        except BrokerError as error:
+            log.error("application %r cannot be registered again: %s; deploy it again", name, error)
 
     def _code_of(self, record: ApplicationRecord) -> bytes:
         """Return the code of an application whose code is sent by value."""
@@ -114,7 +142,12 @@ class Applications:
         name = self._scope.deployment
         if name is not None and name not in record.deployments:
             known = ", ".join(record.deployments)
-            log.error("application %r has no deployment %r; it has: %s", record.name, name, known)
+            self._say_once(f"application {record.name!r} has no deployment {name!r}; it has: {known}")
+
+    def _say_once(self, error: str) -> None:
+        if error not in self._said:
+            self._said.add(error)
+            log.error("%s", error)
 
     def _restore(self) -> bool:
         """Register the applications again, and return whether there were any and it was permitted.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import faulthandler
 import os
@@ -91,7 +92,10 @@ class Supervisor:
                 pause_s = min(1.0, 2 * pause_s or 0.1)
                 time.sleep(pause_s)
         signal.alarm(0)
+        with contextlib.suppress(BrokerError):  # a deploy may have returned just now
+            self._applications.refresh()
         self._stop_all()
+        self._applications.close()
 
     def _on_signal(self, number: int, frame: object) -> None:
         self._is_stopping = True
@@ -185,7 +189,8 @@ class Supervisor:
         record, deployment, host = target.record, target.deployment, socket.gethostname()
         # one report for all replicas that cannot be started here: it counts as one failure, and is removed as one
         reports, fault = self._installation.reports(record.name), f"{deployment}-{host}"
-        spec = ReplicaSpec(f"{fault}-{os.urandom(4).hex()}", record, deployment, self.settings, self.scope.target)
+        name = f"{fault}-{os.urandom(4).hex()}"
+        spec = ReplicaSpec(name, record, deployment, self.settings, self.scope.target, target.sources)
         try:
             pid = self.fork(spec)
         except OSError as error:
@@ -232,12 +237,21 @@ class Supervisor:
             process.kill_if_due()
 
     def _stop_all(self) -> None:
-        for process in self.processes.values():
-            process.stop()
+        """Stop every replica, those of a version that was replaced once nothing of it is left to do.
+
+        Nobody else may have its code, so nobody would finish what it has accepted.
+        """
         while self.processes:
             try:
+                for process in self.processes.values():
+                    record = process.spec.record
+                    is_registered = self._applications.find(record.name, record.version) is not None
+                    if not process.is_stopping and (is_registered or self._is_retired(record)):
+                        process.stop()
                 self._reap()
                 self._kill_overdue()
             except BrokerError as error:
                 log.warning("%s", error)
+                for process in self.processes.values():
+                    process.stop()
             time.sleep(0.02)
