@@ -18,6 +18,7 @@ QserveException                    also ``RayServeException``
 ├── AppNotFound                404 no application of that name is registered
 ├── DeadLetterError            500 a dead letter does not exist or cannot be replayed
 └── BrokerError                503 the broker refused a command
+    ├── WrongType              503 a key in the broker was overwritten with something else
     ├── BrokerStateLost        503 the broker has lost its data
     ├── BrokerUnsafe           503 the broker would delete accepted requests
     ├── NotReplicated          503 with durability=replica: no replica of the broker has the request
@@ -138,6 +139,10 @@ class DeadLetterError(QserveException, code="dead_letter"):
 
 class BrokerError(QserveException, status=503, code="broker_error", retryable=True):
     """Raised when the broker refuses a command or sends a reply that makes no sense."""
+
+
+class WrongType(BrokerError):
+    """Raised when a key in the broker holds another type of value than qserve has stored there."""
 
 
 class BrokerUnsafe(BrokerError, code="broker_unsafe"):

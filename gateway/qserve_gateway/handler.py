@@ -125,7 +125,8 @@ class RequestHandler:
         except RequestCancelled:
             self.plane.cancel(ref)
             raise
-        self.plane.expire(ref)
+        if self.plane.expire(ref):
+            return
         raise DeadlineExceeded(f"the request did not finish within {timeout_s:g} s")
 
 

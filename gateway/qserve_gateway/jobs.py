@@ -22,6 +22,7 @@ from qserve.http.message import BadRequest
 from qserve.http.render import to_json
 from qserve.wire.codec import Codec
 from qserve.wire.outcome import Field, Outcome, State
+from qserve.wire.replies import stored
 from qserve.wire.request_ids import id_of_key, is_genuine, is_of_value, is_request_id, new_response_id
 from qserve.wire.sealing import open_end, open_header
 from qserve_gateway.request.environ import CLIENT_ID, Environ, model_id_of, wrong_method
@@ -153,7 +154,7 @@ class Jobs:
             ref.acceptance.wait()
             if ref.acceptance.get_nowait() and not (wait_s and wait_for_result(ref, wait_s, sock)):
                 return _accepted(job.request_id, trace_id, preferred=True)
-        elif not wait_for_result(ref, timeout_s, sock):
+        elif not wait_for_result(ref, timeout_s, sock) and not self.plane.look(ref):
             raise DeadlineExceeded(f"the request did not finish within {timeout_s:g} s")
         return self._reply(ref.outcome(), trace_id, job.request_id)
 
@@ -212,10 +213,14 @@ class Jobs:
         state, payload, header = self._ask(("HMGET", self.plane.keys.request(request_id), *_FIELDS))
         if state is None:
             raise BadRequest(f"the result of request {request_id} is no longer stored", "result_expired", 410)
-        if state == State.OPEN.encode() and self._is_late(header):
-            self._close(request_id, State.EXPIRED)
-            return self._find(request_id)
-        return open_end(self.plane.seal, request_id, Outcome(state.decode(), payload or b""))
+        outcome = stored(state, payload)
+        if outcome.state != State.OPEN:
+            return open_end(self.plane.seal, request_id, outcome)
+        if not self._is_late(header):
+            return outcome
+        if self._close(request_id, State.EXPIRED) == 1:
+            return Outcome(State.EXPIRED, b"")
+        return self._find(request_id)
 
     def _is_late(self, header: bytes | None) -> bool:
         try:

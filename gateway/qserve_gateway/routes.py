@@ -258,12 +258,13 @@ class RouteWatcher:
         # the ID is read first, so that a change in between is noticed by the next read
         newest = registry.last_change()
         records = []
+        served = {route.record.name: route.record for route in self.table.routes} if self.table else {}
         for name in registry.names():
             try:
                 record = registry.find(name)
             except PayloadError as error:
-                log.error("application %r is not served: %s", name, error)
-                continue
+                record = served.get(name)
+                log.error("application %r %s: %s", name, "is served as it was" if record else "is not served", error)
             if record is not None:
                 records.append(record)
         for record in records:

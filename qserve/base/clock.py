@@ -11,7 +11,6 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
 
 log = logging.getLogger(__name__)
 
@@ -55,17 +54,15 @@ class Clock:
     def is_due(self) -> bool:
         return self._measured_at is None or self._monotonic() - self._measured_at >= MEASURE_INTERVAL_S
 
-    def observe(self, answer: Any, asked_at: float) -> None:
-        """Adopt the broker's reply to ``TIME``, which has just arrived.
+    def observe(self, theirs_s: float | None, asked_at: float) -> None:
+        """Adopt the broker's time, which has just arrived.
 
         Parameters:
-          answer: Seconds and microseconds, as redis-py or hiredis returns them. An error is ignored, because an ACL
-            may forbid the command.
+          theirs_s: Unix time; None if the broker would not say, because an ACL may forbid the question.
           asked_at: The monotonic clock before the command was sent.
         """
-        if isinstance(answer, Exception):
+        if theirs_s is None:
             return
-        theirs_s = int(answer[0]) + int(answer[1]) / 1e6
         now = self._monotonic()
         with self._lock:
             before_s, first = self._offset_s, self._measured_at is None

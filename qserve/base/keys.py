@@ -49,6 +49,13 @@ a clock that is set ahead by less removes none of it."""
 RETIRED_TTL_MS = CLOCK_MARGIN_MS + 3_600_000
 CHANGES_KEPT = 64
 
+_KINDS = {
+    QUEUE: "stream", MODELS: "hash", DELAYED: "zset", LEAVING: "string", REQUEST: "hash", MAILBOX: "list",
+    DEAD_LETTER: "hash", DEAD_LETTERS: "zset", f"{DEAD_LETTERS}:{DROPPED}": "string", "epoch": "string", "a": "hash",
+    "code": "string", "apps": "hash", "changes": "stream", "p": "hash", "b": "string", "g": "string",
+    "celery": "list", "celery:fanout": "stream",
+}  # fmt: skip
+
 
 class Keys:
     """The names of one installation's keys.
@@ -121,3 +128,9 @@ class Keys:
 
 def _of_kind(stream: str, kind: str) -> str:
     return stream.replace(f":{QUEUE}:", f":{kind}:", 1)
+
+
+def kind_of(key: str) -> str:
+    """Return the type of a key by its name, as the table above says; "" for a key of others."""
+    first, _, rest = key.partition("}:")[2].partition(":")
+    return _KINDS.get(f"{first}:{rest.partition(':')[0]}") or _KINDS.get(first, "")

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import redis
 from redis.backoff import NoBackoff
@@ -15,13 +15,15 @@ from redis.retry import Retry
 from redis.sentinel import Sentinel, SentinelManagedConnection, SentinelManagedSSLConnection
 
 from qserve.base.clock import clock
-from qserve.base.keys import GROUP
+from qserve.base.keys import GROUP, kind_of
 from qserve.broker.address import Address
 from qserve.broker.functions import LOAD, forget
 from qserve.broker.library import Command
 from qserve.broker.link import CLASSES, CONNECT_TIMEOUT_S, PRIMARY, SENTINEL_TIMEOUT_S, error_text
-from qserve.exceptions import BrokerError, BrokerFull, BrokerUnavailable
+from qserve.exceptions import BrokerError, BrokerFull, BrokerUnavailable, WrongType
+from qserve.wire.replies import text, time_s, warn_once
 
+T = TypeVar("T")
 Client: TypeAlias = redis.Redis
 """A client of the broker, as ``connect`` returns it; other rooms know redis-py by this name only."""
 CLIENT_ERRORS = (redis.RedisError, OSError)
@@ -52,6 +54,7 @@ _FULL = (
     " takes new requests when results have been fetched or have expired"
 )
 
+_OVERWRITTEN = ("WRONGTYPE", "value is not an integer")
 _FORBIDDEN = redis.exceptions.NoPermissionError
 """The reply to a question that an ACL forbids, which is from before the question was asked."""
 _OPTIONS: dict[str, Any] = {
@@ -103,7 +106,7 @@ def _on_connect(connection: Any) -> None:
     asked_at = time.monotonic()
     with suppress(_FORBIDDEN):
         connection.send_command("TIME")
-        clock.observe(connection.read_response(), asked_at)
+        clock.observe(time_s(connection.read_response()), asked_at)
 
 
 def measure_clock(client: redis.Redis) -> None:
@@ -115,7 +118,7 @@ def measure_clock(client: redis.Redis) -> None:
     if clock.is_due():
         asked_at = time.monotonic()
         with suppress(_FORBIDDEN):
-            clock.observe(client.execute_command("TIME"), asked_at)
+            clock.observe(time_s(client.execute_command("TIME")), asked_at)
 
 
 @contextmanager
@@ -139,7 +142,29 @@ def refusal(reply: object) -> BrokerError:
         return BrokerFull(_FULL)
     if text.startswith(_TRANSIENT):
         return BrokerUnavailable(f"the broker cannot answer now: {text}")
+    if any(word in text for word in _OVERWRITTEN):
+        return WrongType(f"a key in the broker holds something else than qserve has stored there: {text}")
     return BrokerError(f"the broker refused a command: {text}")
+
+
+def without_strangers(client: redis.Redis, change: Callable[[], T], *keys: str) -> T:
+    """Return what ``change`` returns; when a key holds another type than it needs, ``keys`` are removed first.
+
+    Nothing of ours is in a key of another type: somebody has overwritten it, and no reader would get past it.
+
+    Crash after the removal: what was in there is gone, and the next caller finds the key free.
+    """
+    try:
+        return change()
+    except redis.ResponseError as error:
+        if not isinstance(refusal(error), WrongType):
+            raise
+    for key in keys:
+        # the only key needs no look, and not every role may ask for types
+        if len(keys) == 1 or text(client.type(key), "a type") not in ("none", kind_of(key)):
+            warn_once(f"key {key} was overwritten with something else, and is removed")
+            client.delete(key)
+    return change()
 
 
 @broker_errors()
@@ -186,9 +211,9 @@ def group_exists(reply: object) -> bool:
 
 
 def create_group(client: redis.Redis, stream: str) -> None:
-    """Create a queue's stream and group unless they exist."""
+    """Create a queue's stream and group unless they exist; another type of key in their place is removed."""
     try:
-        client.execute_command(*group_command(stream))
+        without_strangers(client, lambda: client.execute_command(*group_command(stream)), stream)
     except redis.ResponseError as error:
         if not group_exists(error):
             raise

@@ -23,6 +23,7 @@ from qserve.base.settings import CHECKED, LOCAL, REPLICA, Settings
 from qserve.broker.address import Address
 from qserve.broker.connection import MEMORY_SETTING, Client, connect, sentinel_client
 from qserve.exceptions import BrokerError, BrokerUnavailable, BrokerUnsafe
+from qserve.wire.replies import count_of, version
 
 log = get_logger(__name__)
 Version = tuple[int, ...]
@@ -153,30 +154,26 @@ def _count_sentinels(settings: Settings) -> int | None:
     address = Address.of(settings.broker_url or "")
     for options in address.sentinels:
         with contextlib.closing(sentinel_client(options)) as sentinel, contextlib.suppress(redis.RedisError, OSError):
-            return 1 + int(sentinel.sentinel_master(address.service)["num-other-sentinels"])
+            return 1 + count_of(sentinel.sentinel_master(address.service), "num-other-sentinels")
     return None
 
 
 def _of_info(info: dict[str, Any]) -> dict[str, Any]:
-    compatible = _parsed(info.get("redis_version", ""))
+    compatible = version(info.get("redis_version", ""))
     is_valkey = "valkey_version" in info or info.get("server_name") == "valkey"
     return {
         "server": "valkey" if is_valkey else "redis",
-        "version": _parsed(info.get("valkey_version", "")) or compatible,
+        "version": version(info.get("valkey_version", "")) or compatible,
         "compatible": compatible,
         "role": str(info.get("role", "master")),
-        "replicas": int(info.get("connected_slaves", 0)),
-        "maxmemory": int(info.get("maxmemory", 0)),
-        "used_memory": int(info.get("used_memory", 0)),
+        "replicas": count_of(info, "connected_slaves"),
+        "maxmemory": count_of(info, "maxmemory"),
+        "used_memory": count_of(info, "used_memory"),
         "policy": str(info.get("maxmemory_policy", "noeviction")),
-        "evicted_clients": int(info.get("evicted_clients", 0)),
+        "evicted_clients": count_of(info, "evicted_clients"),
         "aof": bool(info.get("aof_enabled", 0)),
         "aof_status": str(info.get("aof_last_write_status", "ok")),
     }
-
-
-def _parsed(text: Any) -> Version:
-    return tuple(int(part) for part in str(text).split(".") if part.isdigit())
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,13 @@ from collections import ChainMap
 from collections.abc import Mapping, Sequence
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any
 
 from qserve.base import keys
-from qserve.broker.library import Argument, Command, Key, Keys, Kind, Library, Number, Pairs, Strings
-from qserve.wire import envelope, outcome, sealing
+from qserve.broker.library import Argument, Command, Key, Keys, Kind, Library, Number, Pairs, Strings, Word
+from qserve.wire import envelope, outcome, replies, sealing
 from qserve.wire.moves import Awaited, Epoch, Move, Start
+from qserve.wire.replies import Found
 
 
 class Reply(bytes, Enum):
@@ -78,28 +79,16 @@ LIBRARY = Library(
 )
 
 
-def other_epoch(reply: Any) -> str | None:
+def other_epoch(reply: Any) -> str | bytes | None:
     """Return the broker's epoch ("" for none) when a function refused a command because of it; else None."""
-    return reply[len(OTHER_EPOCH) :].decode() if isinstance(reply, bytes) and reply.startswith(OTHER_EPOCH) else None
-
-
-class Found(NamedTuple):
-    """A request as ``watch``, ``look`` and a second ``submit`` reply: state "" when it is not known.
-
-    Parameters:
-      payload: Its result or failure, once it has ended.
-      header: That of an open one.
-    """
-
-    state: str
-    payload: bytes
-    header: bytes = b""
+    is_refusal = isinstance(reply, bytes) and reply.startswith(OTHER_EPOCH)
+    return replies.epoch(reply[len(OTHER_EPOCH) :]) if is_refusal else None
 
 
 def read_found(reply: Any) -> Found | None:
     """Return the request in a reply; None when that says something else."""
-    is_request = isinstance(reply, list) and reply[0] != Reply.FULL
-    return Found(reply[0].decode(), *reply[1:]) if is_request else None
+    is_request = isinstance(reply, list) and bool(reply) and reply[0] != Reply.FULL
+    return replies.found(reply) if is_request else None
 
 
 # -- how moves and what belongs to them travel; lua/lib/lists.lua reads them -----------------------
@@ -179,7 +168,7 @@ def commit(
     entry_id: bytes,
     request_id: str,
     epoch: EpochArg,
-    attempt: str,
+    attempt: Word,
     step: str,
     moves: Moves = (),
     state: str = "",
@@ -282,7 +271,7 @@ def close(request: Key, request_id: str, state: str, payload: bytes) -> Command:
 
 
 @LIBRARY.function("allow-oom")
-def reclaim(stream: Key, to: Key, consumer: str, death_limit: Number, failure: bytes, request_prefix: str) -> Command:
+def reclaim(stream: Key, to: Key, consumer: Word, death_limit: Number, failure: bytes, request_prefix: str) -> Command:
     """Hand over what a dead consumer held.
 
     Parameters:

@@ -56,6 +56,7 @@ class Kind:
 
 Key = Annotated[str, Kind(key="{}")]
 Keys = Annotated[Sequence[str], Kind(keys="{}")]
+Word = Annotated[str | bytes, Kind(arg="{}")]
 Strings = Annotated[Sequence[str] | Sequence[bytes], Kind(read="read_list", items="(len({0}), *{0})")]
 Pairs = Annotated[
     Mapping[str, str], Kind(read="read_pairs", items="(len({0}), *(part for pair in {0}.items() for part in pair))")

@@ -25,12 +25,14 @@ from qserve.base.clock import clock
 from qserve.broker.address import Address
 from qserve.broker.functions import ACCEPTED, NOT_REPLICATED, is_submission
 from qserve.broker.library import Command
-from qserve.exceptions import BrokerError, BrokerUnavailable
+from qserve.exceptions import BrokerError, BrokerUnavailable, PayloadError
+from qserve.wire.replies import address as address_of
+from qserve.wire.replies import time_s
 
 ReplyError = hiredis.ReplyError
 
 log = logging.getLogger(__name__)
-OnReply = Callable[[Any], None]
+OnReply = Callable[[Any], object]
 
 CONNECT_TIMEOUT_S = 3.0
 SENTINEL_TIMEOUT_S = 1.0
@@ -89,7 +91,7 @@ class Link(asyncio.Protocol):
         try:
             await link._connect(options, CONNECT_TIMEOUT_S)
             await asyncio.wait_for(link._look_over(), CONNECT_TIMEOUT_S)
-        except (OSError, TimeoutError, ReplyError, BrokerError) as error:
+        except (OSError, TimeoutError, ReplyError, BrokerError, PayloadError) as error:
             link.close()
             raise BrokerUnavailable(f"the broker cannot be reached: {str(error) or type(error).__name__}") from error
         return link
@@ -133,7 +135,7 @@ class Link(asyncio.Protocol):
                 raise role
         elif role[0] != PRIMARY:
             raise BrokerUnavailable("it is a replica now")
-        clock.observe(replies[1], asked_at)
+        clock.observe(time_s(replies[1]), asked_at)
 
     def post(self, commands: Iterable[tuple[Command, OnReply]]) -> None:
         """Send commands in one write; each callback gets its reply."""
@@ -211,9 +213,10 @@ async def _find_primary(address: Address) -> dict[str, Any]:
             asking = link.call(("SENTINEL", "GET-MASTER-ADDR-BY-NAME", address.service))
             found = await asyncio.wait_for(asking, SENTINEL_TIMEOUT_S)
             if found is not None:
-                return {"host": found[0].decode(), "port": int(found[1])}
+                host, port = address_of(found)
+                return {"host": host, "port": port}
             answers.append(f"{options['host']}:{options['port']} does not know {address.service!r}")
-        except (OSError, TimeoutError, ReplyError, BrokerUnavailable) as error:
+        except (OSError, TimeoutError, ReplyError, BrokerUnavailable, PayloadError) as error:
             answers.append(f"{options['host']}:{options['port']}: {str(error) or type(error).__name__}")
         finally:
             link.close()

@@ -11,9 +11,10 @@ from redis import Redis
 
 from qserve.base.keys import CHANGES_KEPT, RETIRED_TTL_MS, Keys
 from qserve.base.log import get_logger
-from qserve.broker.connection import broker_errors, create_group
-from qserve.exceptions import AppNotFound, PayloadError
+from qserve.broker.connection import broker_errors, create_group, without_strangers
+from qserve.exceptions import AppNotFound, PayloadError, WrongType
 from qserve.wire.application import ApplicationRecord
+from qserve.wire.replies import each, last_position, order_of, position, text, warn_once
 from qserve.wire.sealing import Seal
 
 log = get_logger(__name__)
@@ -61,6 +62,7 @@ class Registry:
     @broker_errors()
     def stage(self, record: ApplicationRecord, code: bytes = b"") -> str:
         """Register a version that is to be started; return the id of the change."""
+        self.remove_strangers(record.name)
         self._prepare(record)
         sealed = self._sealed(record, NEXT)
         pipe = self._client.pipeline()
@@ -104,7 +106,8 @@ class Registry:
 
         One transaction: a reader sees the old version or the new one, and learns of the change after it.
         """
-        retired = self.find(record.name)
+        self.remove_strangers(record.name)
+        retired = next(iter(self.readable(record.name, ACTIVE)), None)
         sealed = self._sealed(record, ACTIVE)
         pipe = self._client.pipeline()
         pipe.hset(self._keys.application(record.name), ACTIVE, sealed)
@@ -116,7 +119,7 @@ class Registry:
     @broker_errors()
     def withdraw(self, record: ApplicationRecord) -> str:
         """Drop a staged version; the active one stays as it is."""
-        active = self.find(record.name)
+        active = next(iter(self.readable(record.name, "active")), None)
         pipe = self._client.pipeline()
         pipe.hdel(self._keys.application(record.name), NEXT)
         self._retire(pipe, record)
@@ -127,7 +130,8 @@ class Registry:
     @broker_errors()
     def delete(self, app: str) -> str:
         """Remove an application; its supervisors stop its replicas."""
-        records = self.versions(app)
+        self.remove_strangers(app)
+        records = self.readable(app, "active", "next")
         pipe = self._client.pipeline()
         pipe.delete(self._keys.application(app))
         pipe.hdel(self._keys.applications, app)
@@ -135,14 +139,37 @@ class Registry:
             self._retire(pipe, record)
         return self._announce(pipe, app)
 
+    @broker_errors()
+    def remove_strangers(self, app: str = "") -> None:
+        """Remove what was overwritten with another type of key: the registration of ``app``, and what all share.
+
+        Crash on the way: what is left is found by the next call.
+        """
+        keys, client = self._keys, self._client
+        own = keys.application(app)
+        without_strangers(client, lambda: client.hmget(own, "active"), own)
+        without_strangers(client, lambda: client.get(keys.epoch), keys.epoch)
+        without_strangers(client, lambda: client.xrevrange(keys.changes, count=1), keys.changes)
+        if not without_strangers(client, lambda: client.hkeys(keys.applications), keys.applications):
+            # each registration has its application's name
+            start = keys.application("")
+            for key in client.scan_iter(start.replace("[", "\\[") + "*", count=1000):
+                client.hset(keys.applications, key[len(start) :], "")
+
     def _retire(self, pipe: Any, record: ApplicationRecord) -> None:
         pipe.pexpire(self._keys.code(record.name, record.version), RETIRED_TTL_MS)
         for name in record.deployments:
             pipe.pexpire(record.stream(self._keys, name), RETIRED_TTL_MS)
 
+    @broker_errors()
+    def announce(self, app: str) -> str:
+        """Have everybody read the registry again, after a repair; return the id of the change."""
+        self.remove_strangers(app)
+        return self._announce(self._client.pipeline(), app)
+
     def _announce(self, pipe: Any, app: str, change: str = "*") -> str:
         pipe.xadd(self._keys.changes, {"app": app}, id=change, maxlen=CHANGES_KEPT, approximate=False)
-        return pipe.execute()[-1].decode()  # type: ignore[no-any-return]
+        return position(pipe.execute()[-1])
 
     def _sealed(self, record: ApplicationRecord, place: str) -> bytes:
         """Seal a record for its place, with the id of a change of its own.
@@ -151,7 +178,7 @@ class Registry:
         """
         change = self._announce(self._client.pipeline(), record.name)
         newest = max((seen.change for (app, _), seen in self._seen.items() if app == record.name), default=(0, 0))
-        if _order(change) <= newest:  # the broker has lost its data, and its clock is behind
+        if order_of(change) <= newest:  # the broker has lost its data, and its clock is behind
             change = self._announce(self._client.pipeline(), record.name, f"{newest[0] + 1}-0")
         return self._seal.seal(_place(record.name), replace(record, change=change, place=place).encode())
 
@@ -164,8 +191,11 @@ class Registry:
         return list(self._read(app, ACTIVE, NEXT))
 
     def _read(self, app: str, *places: str) -> Iterator[ApplicationRecord]:
-        with broker_errors():
-            found: Any = self._client.hmget(self._keys.application(app), places)
+        try:
+            with broker_errors():
+                found: Any = self._client.hmget(self._keys.application(app), places)
+        except WrongType:
+            found = [b""] * len(places)  # nothing that could be a registration
         for place, data in zip(places, found, strict=True):
             record = self._newest(app, place, data)
             if record is not None:
@@ -182,7 +212,7 @@ class Registry:
             return seen.record
         try:
             record = ApplicationRecord.decode(self._seal.open(_place(app), data))
-            change = _order(record.change)
+            change = order_of(record.change)
             if record.place not in ("", place):
                 raise PayloadError(f"it was registered as {record.place!r} and lies at {place!r}")
             # a copy of one that was removed is old as well
@@ -200,7 +230,7 @@ class Registry:
 
     def remember(self, record: ApplicationRecord) -> None:
         """Refuse registrations that are older than this active one, which another process has read."""
-        self._seen.setdefault((record.name, ACTIVE), _Seen(_order(record.change), record, b"-"))
+        self._seen.setdefault((record.name, ACTIVE), _Seen(order_of(record.change), record, b"-"))
 
     @broker_errors()
     def repair(self, app: str) -> None:
@@ -212,15 +242,26 @@ class Registry:
         if refused is None or seen is None or not seen.data:
             return
         key = self._keys.application(app)
+        without_strangers(self._client, lambda: self._client.hget(key, ACTIVE), key)
 
         def put_back(pipe: Any) -> None:
-            is_there = pipe.hget(key, ACTIVE) == refused
+            is_there = (pipe.hget(key, ACTIVE) or b"") == refused
             pipe.multi()
             if is_there:
                 pipe.hset(key, ACTIVE, seen.data)
                 pipe.xadd(self._keys.changes, {"app": app}, maxlen=CHANGES_KEPT, approximate=False)
 
         self._client.transaction(put_back, key)
+
+    def readable(self, app: str, *names: str) -> list[ApplicationRecord]:
+        """Return the versions of an application that can be read; another one is named once in the log."""
+        found: list[ApplicationRecord] = []
+        for name in names:
+            try:
+                found += self._read(app, name)
+            except PayloadError as error:
+                warn_once(f"a version of application {app!r} is left out: {error}")
+        return found
 
     def get(self, app: str) -> ApplicationRecord:
         """Return the active version of an application.
@@ -236,14 +277,14 @@ class Registry:
 
     @broker_errors()
     def names(self) -> list[str]:
-        """Return the names of all applications, staged ones included."""
+        """Return the names of all applications, staged ones included; one that is not text is named once in the log."""
         found: Any = self._client.hkeys(self._keys.applications)
-        return [name.decode() for name in found]
+        return list(each(found, lambda name: text(name, "the name of an application")))
 
     def all(self) -> Iterator[ApplicationRecord]:
         """Yield the active version of every application."""
         for name in self.names():
-            yield from self._read(name, "active")
+            yield from self.readable(name, "active")
 
     @broker_errors()
     def code(self, app: str, version: str) -> bytes:
@@ -254,22 +295,14 @@ class Registry:
     @broker_errors()
     def last_change(self) -> str:
         """Return the id of the newest change."""
-        found: Any = self._client.xrevrange(self._keys.changes, count=1)
-        return found[0][0].decode() if found else NO_CHANGE
+        return last_position(self._client.xrevrange(self._keys.changes, count=1)) or NO_CHANGE
 
     @broker_errors()
     def wait_for_change(self, after: str, timeout_s: float) -> str:
         """Block until there is a change after ``after``; return the newest id, or ``after``."""
         found: Any = self._client.xread({self._keys.changes: after}, block=max(1, int(timeout_s * 1000)))
-        return found[0][1][-1][0].decode() if found else after
+        return position(found[0][1][-1][0]) if found else after
 
 
 def _place(app: str) -> bytes:
     return b"application|" + app.encode()
-
-
-def _order(change: str) -> tuple[int, ...]:
-    try:
-        return tuple(map(int, change.split("-")))
-    except ValueError as error:
-        raise PayloadError(f"{change!r} is not the id of a change") from error

@@ -41,6 +41,8 @@ SEND_FOR_S = 2.0
 """How long commands are sent again while the broker is away, before their callers get an error."""
 SILENCE_LIMIT_S = 10.0
 """How long a program that ends waits for a broker that does not answer."""
+LOOK_FOR_S = 1.0
+"""How long a wait that ends may take to ask the broker whether there is a result."""
 _SEND_COUNT = 128
 _REFUSALS_KEPT = 1000
 _RESENDINGS = 4
@@ -69,15 +71,28 @@ class BrokerPlane(ComposingPlane):
     def cancel(self, ref: Ref[Any]) -> None:
         self.mailbox.close(ref, State.CANCELLED)
 
-    def expire(self, ref: Ref[Any]) -> None:
-        """End a request whose deadline has passed while its caller waited."""
+    def expire(self, ref: Ref[Any]) -> bool:
+        """End a request whose deadline has passed while its caller waited; return whether it had ended before."""
         self.mailbox.expire(ref)
+        ref.done.wait(LOOK_FOR_S)
+        return ref.done.is_set() and ref.outcome().state != State.EXPIRED
 
     def add_credit(self, request_id: str, items: int) -> None:
         self.post(functions.take(self.keys.request(request_id), items), ignore)
 
     def release(self, request_id: str) -> None:
         self._released.append(self.keys.request(request_id))
+
+    def wait(self, ref: Ref[Any], timeout_s: float | None) -> bool:
+        """Block until ``ref`` is done; return False if it is still open in the broker after ``timeout_s``."""
+        return super().wait(ref, timeout_s) or self.look(ref)
+
+    def look(self, ref: Ref[Any]) -> bool:
+        """Ask the broker about a request whose message may have been lost; return whether it has ended."""
+        asked: Promise[Any] = Promise()
+        self.mailbox.watch(ref, on_reply=asked.set)
+        asked.wait(LOOK_FOR_S)
+        return ref.done.is_set()
 
     def _release_command(self) -> Command | None:
         """Return the command that deletes the released results; None if there are none."""
@@ -127,7 +142,7 @@ class BrokerPlane(ComposingPlane):
         app = submission.header.app
         return app, self.keys.deployment_of(submission.moves[0].stream, app)
 
-    def _on_other_epoch(self, ref: Ref[Any], submission: Submission, call: Call | None, epoch: str) -> None:
+    def _on_other_epoch(self, ref: Ref[Any], submission: Submission, call: Call | None, epoch: str | bytes) -> None:
         """Send a submission again that was meant for another state of the broker, and so was not accepted."""
         self.mailbox.remove(ref)
         self.mailbox.change_epoch(epoch)

@@ -20,7 +20,7 @@ from qserve.broker.connection import (
     process_name,
     refusal,
 )
-from qserve.broker.functions import ACCEPTED, NOT_REPLICATED, Found, Reply, read_found
+from qserve.broker.functions import ACCEPTED, NOT_REPLICATED, Reply, read_found
 from qserve.broker.library import Command
 from qserve.broker.link import OnReply
 from qserve.calls.ref import ItemRef, Ref, failed
@@ -34,10 +34,12 @@ from qserve.exceptions import (
     NotReplicated,
     PayloadError,
     ResultUnavailable,
+    WrongType,
 )
-from qserve.wire.envelope import REQUEST_ID_CHARS
+from qserve.wire import replies
 from qserve.wire.moves import Epoch
-from qserve.wire.outcome import ITEM, Outcome, State
+from qserve.wire.outcome import ITEM, Outcome, State, items_in
+from qserve.wire.replies import Found
 from qserve.wire.request_ids import is_genuine
 from qserve.wire.sealing import Seal, item_context, open_end, open_header
 
@@ -52,12 +54,20 @@ FOLLOW_INTERVAL_S = 1.0
 EPOCH_INTERVAL_S = 1.0
 """How often the broker is asked, while refs are open, whether it has lost its data."""
 
-_STATES = frozenset(state.encode() for state in State if state is not State.OPEN) | {ITEM.encode()}
+LOOK_INTERVAL_S = 5.0
+"""How often the broker is asked about the requests that are open for so long: their messages may have been lost."""
+CLOSING_MS = 1000
+"""How long the broker may take to say how a request has ended whose deadline has passed."""
+
 _READ_COUNT = 256
 _FIRST_PAUSE_S = 0.05
 
 Action = Command | float
 Post = Callable[[Command, OnReply], None]
+
+
+def ignore(reply: Any) -> None:
+    """Do nothing with the reply to a command."""
 
 
 class Mailbox:
@@ -79,9 +89,11 @@ class Mailbox:
         # by request id: each ref with its deadline, which is 0 for a request that another process submitted
         self._open: dict[str, dict[Ref[Any], int]] = {}
         self._stream_ends: list[tuple[str, Outcome]] = []
+        self._closing: set[str] = set()
+        self._open_before: set[str] = set()
         self._command: Command = ("BLMPOP", str(MAILBOX_BLOCK_S), 1, self.name, "LEFT", "COUNT", _READ_COUNT)
         self._was_lost = False
-        self._deadlines_at = self._follow_at = self._epoch_at = self._stray_until = 0.0
+        self._deadlines_at = self._follow_at = self._look_at = self._epoch_at = self._stray_until = 0.0
 
     def __contains__(self, ref: Ref[Any]) -> bool:
         return ref in self._open.get(ref.request_id, ())
@@ -113,22 +125,29 @@ class Mailbox:
             refs[ref] = 0
 
     def settle(self, request_id: str, outcome: Outcome, was_accepted: bool = True) -> None:
+        self._closing.discard(request_id)
         for ref in list(self._open.pop(request_id, ())):
-            ref.settle(outcome, was_accepted)
+            ref.settle(_whole(ref, outcome) if isinstance(ref, ItemRef) else outcome, was_accepted)
 
     def submitted(self) -> list[Ref[Any]]:
         """Return the open refs of requests that this process has submitted."""
         return [ref for refs in list(self._open.values()) for ref, deadline_ms in list(refs.items()) if deadline_ms]
 
     def expire(self, ref: Ref[Any]) -> None:
-        """End a request whose deadline has passed, here and in the broker."""
-        self.close(ref, State.EXPIRED)
-        self.settle(ref.request_id, Outcome(State.EXPIRED, b""), was_accepted=False)
+        """End a request whose deadline has passed, here and in the broker, unless it has ended there before."""
+        self._closing.add(ref.request_id)
+        self.close(ref, State.EXPIRED, partial(self._on_expired, ref))
 
-    def close(self, ref: Ref[Any], state: str) -> None:
-        self._post(functions.close(self._keys.request(ref.request_id), ref.request_id, state, b""), ignore)
+    def _on_expired(self, ref: Ref[Any], reply: Any) -> None:
+        if reply == 0:  # it had ended, and the message was lost
+            self.watch(ref)
+        else:
+            self.settle(ref.request_id, EXPIRED, was_accepted=reply == 1)
 
-    def change_epoch(self, epoch: str) -> None:
+    def close(self, ref: Ref[Any], state: str, on_reply: OnReply = ignore) -> None:
+        self._post(functions.close(self._keys.request(ref.request_id), ref.request_id, state, b""), on_reply)
+
+    def change_epoch(self, epoch: str | bytes) -> None:
         """Continue with the broker's epoch; requests that were accepted in another one are lost."""
         if self.epoch.adopt(epoch):
             log.error("the broker has lost its data; %d open requests are lost with it", len(self._open))
@@ -140,9 +159,9 @@ class Mailbox:
     def receive(self, message: bytes) -> None:
         """Process one message: the end of a request, or an item of its result."""
         try:
-            request_id, outcome = read_message(message)
+            request_id, outcome = replies.message(message)
         except PayloadError as error:  # whatever wrote it, the other requests must still get theirs
-            log.warning("a message was dropped: %s", error)
+            replies.warn_once(f"a message was dropped: {error}")
             return
         refs = self._open.get(request_id)
         if refs is None:
@@ -173,7 +192,7 @@ class Mailbox:
             try:
                 if clock.is_due():
                     asked_at = time.monotonic()
-                    clock.observe((yield ("TIME",)), asked_at)
+                    clock.observe(replies.time_s((yield ("TIME",))), asked_at)
                 yield from self._catch_up()
                 yield from self._read_messages()
                 self._check_deadlines()
@@ -205,7 +224,14 @@ class Mailbox:
 
     def _read_messages(self) -> Generator[Action, Any, None]:
         ends, self._stream_ends = self._stream_ends, []
-        found = _checked((yield self._command))
+        try:
+            found = _checked((yield self._command))
+        except WrongType as error:
+            # nothing in there is a message, and those that should have come are stored with their requests
+            replies.warn_once(f"the mailbox of this process was overwritten, and is made anew: {error}")
+            _checked((yield ("DEL", self.name)))
+            self._watch_all()
+            return
         messages = found[1] if found else ()
         for message in messages:
             self.receive(message)
@@ -218,16 +244,28 @@ class Mailbox:
 
     def _check_epoch(self) -> Generator[Action, Any, None]:
         self._epoch_at = time.monotonic()
-        found = _checked((yield ("GET", self.epoch.key)))
-        self.change_epoch(found.decode() if found else "")
+        try:
+            self.change_epoch(replies.epoch(_checked((yield ("GET", self.epoch.key)))))
+        except WrongType as error:  # each submission is refused for it, and what was accepted goes on
+            replies.warn_once(f"the epoch cannot be read: {error}")
 
     # -- looking up requests -----------------------------------------------------------------------
 
-    def watch(self, ref: Ref[Any], mailbox: str = "") -> None:
-        """Ask the broker for the state of a request; an open one will be reported to ``mailbox``."""
+    def watch(self, ref: Ref[Any], mailbox: str = "", on_reply: OnReply = ignore) -> None:
+        """Ask the broker for the state of a request; an open one will be reported to ``mailbox``.
+
+        Parameters:
+          on_reply: Called after the reply has been taken in.
+        """
+
+        def take_in(reply: Any) -> None:
+            try:
+                self._on_watched(ref, reply)
+            finally:
+                on_reply(reply)
+
         request = self._keys.request(ref.request_id)
-        command = functions.watch(request, mailbox) if mailbox else functions.look(request)
-        self._post(command, partial(self._on_watched, ref))
+        self._post(functions.watch(request, mailbox) if mailbox else functions.look(request), take_in)
 
     def _watch_all(self) -> None:
         for refs in list(self._open.values()):
@@ -254,7 +292,7 @@ class Mailbox:
             outcome = outcome_of(found, self._seal, ref.request_id)
         if outcome is None:
             return
-        if isinstance(ref, ItemRef) and outcome.state == State.DONE:
+        if isinstance(ref, ItemRef) and outcome.state == State.DONE and items_in(outcome.payload) != ref.received:
             self._stream_ends.append((ref.request_id, outcome))
         else:
             self.settle(ref.request_id, outcome, is_stored)
@@ -266,7 +304,7 @@ class Mailbox:
             return False
 
     def _check_deadlines(self) -> None:
-        """Expire the requests that are late, and look up those of other processes; each when that is due."""
+        """Expire the requests that are late, and look up those that may have ended; each when that is due."""
         now = time.monotonic()
         if now - self._deadlines_at < DEADLINE_INTERVAL_S:
             return
@@ -274,18 +312,22 @@ class Mailbox:
         is_follow_due = now - self._follow_at >= FOLLOW_INTERVAL_S
         if is_follow_due:
             self._follow_at = now
-        for refs in list(self._open.values()):
-            for ref in list(refs):
-                deadline_ms = refs.get(ref)
-                if deadline_ms:
-                    if is_late(deadline_ms):
-                        self.expire(ref)
-                elif is_follow_due:
+        long_open: set[str] = set()
+        if now - self._look_at >= LOOK_INTERVAL_S:
+            self._look_at = now
+            long_open, self._open_before = self._open_before, set(self._open)
+        for request_id, refs in list(self._open.items()):
+            for ref, deadline_ms in list(refs.items()):
+                if deadline_ms and is_late(deadline_ms):
+                    self._end_late(ref, deadline_ms)
+                elif request_id in long_open if deadline_ms else is_follow_due:
                     self.watch(ref)
 
-
-def ignore(reply: Any) -> None:
-    """Do nothing with the reply to a command."""
+    def _end_late(self, ref: Ref[Any], deadline_ms: int) -> None:
+        if is_late(deadline_ms + CLOSING_MS):  # the broker does not say
+            self.settle(ref.request_id, EXPIRED, was_accepted=False)
+        elif ref.request_id not in self._closing:
+            self.expire(ref)
 
 
 def is_late(deadline_ms: int) -> bool:
@@ -300,21 +342,6 @@ def _checked(reply: Any) -> Any:
 
 
 # -- what messages and replies mean ----------------------------------------------------------------
-
-
-def read_message(message: bytes) -> tuple[str, Outcome]:
-    """Return a message's request id, and its outcome or (in the state ``ITEM``) an item.
-
-    A message is the id, one character for the state, and the payload.
-
-    Raises:
-      PayloadError: It is something else.
-    """
-    head = message[: REQUEST_ID_CHARS + 1]
-    if not head.isascii() or head[REQUEST_ID_CHARS:] not in _STATES:
-        raise PayloadError(f"{len(message)} bytes are not a mailbox message")
-    text = head.decode()
-    return text[:-1], Outcome(text[-1], message[REQUEST_ID_CHARS + 1 :])
 
 
 def outcome_of(found: Found, seal: Seal, request_id: str) -> Outcome | None:
@@ -352,6 +379,15 @@ def full(after_s: int) -> Outcome:
     return failed(BackPressureError(what, after_s))
 
 
+def _whole(ref: ItemRef[Any], outcome: Outcome) -> Outcome:
+    """Return the end of a stream; a failure when not all of its items have arrived."""
+    count = items_in(outcome.payload) if outcome.state == State.DONE else None
+    if count is None or count == ref.received:
+        return outcome
+    return failed(PayloadError(f"{ref.received} of the {count} items of request {ref.request_id} have arrived"))
+
+
+EXPIRED = Outcome(State.EXPIRED, b"")
 ARGUMENT_LOST = failed(ResultUnavailable("an argument's result is no longer stored"))
 STATE_LOST = failed(BrokerStateLost("the broker has lost its data, and this request with it: send it again"))
 _REFUSALS: dict[bytes, Outcome] = {

@@ -13,10 +13,11 @@ import click
 from qserve.base.log import printable
 from qserve.base.settings import Settings
 from qserve.cli.options import WholeNumber, broker_option, json_option
-from qserve.deploy.dead_letters import DeadLetter, DeadLetters
+from qserve.deploy.dead_letters import DeadLetters
 from qserve.deploy.installation import Installation
 from qserve.exceptions import PayloadError, QserveException
 from qserve.wire.codec import Codec
+from qserve.wire.dead_letter import DeadLetter
 
 _VALUE_CHARS = 2000
 _ids_argument = click.argument("request_ids", metavar="[ID]...", nargs=-1)
@@ -115,8 +116,8 @@ def _summary(letter: DeadLetter) -> dict[str, Any]:
         "request_id": letter.request_id,
         "at": _time(letter.at),
         "age_s": round(time.time() - letter.at, 1),
-        "why": letter.why,
-        "where": letter.call.stream.partition(":q:")[2] or letter.call.stream,
+        "why": _one_line(letter.why),
+        "where": _one_line(letter.call.stream.partition(":q:")[2] or letter.call.stream),
         "app": header.app if header else None,
         "error": "" if failure is None else _one_line(f"{failure.type}: {failure.message}"),
     }
@@ -125,7 +126,7 @@ def _summary(letter: DeadLetter) -> dict[str, Any]:
 def _details(letter: DeadLetter, codec: Codec) -> dict[str, Any]:
     return {
         **_summary(letter),
-        "step": letter.call.step,
+        "step": _one_line(letter.call.step),
         "payload": [_shown(value, codec) for value in letter.call.values],
         "other_calls": len(letter.others),
         "traceback": letter.failure.traceback if letter.failure else "",
@@ -147,7 +148,7 @@ def _print(details: dict[str, Any]) -> None:
         click.echo(f"{name:<12} {value}")
     click.echo("history")
     for event in history:
-        click.echo(f"  {_time(event['at'])}  {event['replica']}  {_one_line(event['what'])}")
+        click.echo(f"  {_time(event['at'])}  {_one_line(event['replica'])}  {_one_line(event['what'])}")
     if trace:
         click.echo(f"traceback\n{printable(trace)}")
 

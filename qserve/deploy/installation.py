@@ -2,45 +2,24 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from qserve.base.clock import clock
 from qserve.base.keys import POOL_TTL_MS, Keys
 from qserve.base.settings import Settings
-from qserve.broker.connection import Client, broker_errors, connect
+from qserve.broker.connection import Client, broker_errors, connect, without_strangers
 from qserve.broker.registry import Registry
+from qserve.exceptions import WrongType
 from qserve.wire.application import ApplicationRecord, DeploymentRecord
+from qserve.wire.replies import each, warn_once
 from qserve.wire.sealing import Seal
+from qserve.wire.status import FAILED, RUNNING, WAITING, ReplicaStatus
 
-RUNNING, FAILED, WAITING = "RUNNING", "FAILED", "WAITING"
 _WAITING_FOR_MS = 10_000
 """How long a report of WAITING counts; its supervisor repeats it every second."""
-
-
-@dataclass(frozen=True)
-class ReplicaStatus:
-    """The state that a replica reports.
-
-    Parameters:
-      state: RUNNING, or FAILED for the reason in ``message`` (the traceback of user code). A supervisor reports WAITING
-        instead of replicas while it does not have the version's code; ``message`` says what it has.
-      config: The user_config that it has adopted.
-      at_ms: When it was reported, by the broker's clock; only for WAITING.
-    """
-
-    name: str
-    deployment: str
-    version: str
-    state: str
-    pid: int = 0
-    host: str = ""
-    message: str = ""
-    config: str = ""
-    at_ms: float = 0.0
 
 
 class ReplicaReports:
@@ -51,12 +30,17 @@ class ReplicaReports:
         self._keys = keys
         self._key = keys.pool(app)
 
-    @broker_errors()
     def report(self, status: ReplicaStatus) -> None:
-        pipe = self._client.pipeline(transaction=True)
-        pipe.hset(self._key, status.name, json.dumps(asdict(status)))
-        pipe.pexpire(self._key, POOL_TTL_MS)
-        pipe.execute()
+        """Store a report; a key that was overwritten with something else is replaced."""
+
+        def store() -> None:
+            pipe = self._client.pipeline(transaction=True)
+            pipe.hset(self._key, status.name, status.encode())
+            pipe.pexpire(self._key, POOL_TTL_MS)
+            pipe.execute()
+
+        with broker_errors():
+            without_strangers(self._client, store, self._key)
 
     @broker_errors()
     def remove(self, name: str) -> None:
@@ -72,11 +56,16 @@ class ReplicaReports:
         """Let the next replica leave: the one before has been replaced."""
         self._client.delete(self._keys.leaving_of(stream))
 
-    @broker_errors()
     def replicas(self) -> list[ReplicaStatus]:
-        found: Any = self._client.hvals(self._key)
-        reported = [ReplicaStatus(**json.loads(data)) for data in found]
+        """Return the reports that can be read; another one is named once in the log."""
+        try:
+            with broker_errors():
+                found: Any = self._client.hvals(self._key)
+        except WrongType as error:
+            warn_once(f"no replica's report can be read: {error}")
+            return []
         since_ms = clock.judge_ms() - _WAITING_FOR_MS
+        reported = each(found, ReplicaStatus.decode)
         return [one for one in reported if one.state != WAITING or one.at_ms > since_ms]
 
 
@@ -148,7 +137,7 @@ class Installation:
         Raises:
           BrokerUnavailable: The broker does not reply.
         """
-        found = {name: self.registry.versions(name) for name in sorted(self.registry.names())}
+        found = {name: self.registry.readable(name, "active", "next") for name in sorted(self.registry.names())}
         return ServeStatus({name: self._status_of(versions[0]) for name, versions in found.items() if versions})
 
     def _status_of(self, record: ApplicationRecord) -> ApplicationStatus:

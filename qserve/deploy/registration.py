@@ -21,7 +21,7 @@ from qserve.engine.driver import AdaptingDriver
 from qserve.exceptions import PayloadError, QserveException
 from qserve.http.annotations import resolve_annotations
 from qserve.wire.application import ApplicationRecord, DeploymentRecord, dump_plan
-from qserve.wire.codec import Codec, dumps
+from qserve.wire.codec import Codec, dumps, unpickle_part
 
 
 @dataclass(frozen=True)
@@ -229,10 +229,4 @@ def unpack_code(data: bytes, keyring: Keyring, deployment: str) -> DeploymentCod
     Raises:
       PayloadError: The signature is missing or wrong.
     """
-    body = keyring.verify(data)
-    if body is None:
-        raise PayloadError(
-            "the application's code is not signed with this process's key: set QSERVE_SECRET_KEY to the same secret"
-            " everywhere"
-        )
-    return pickle.loads(pickle.loads(body)[deployment])  # type: ignore[no-any-return]
+    return unpickle_part(data, keyring, deployment)  # type: ignore[no-any-return]

@@ -6,13 +6,16 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 from qserve.base.clock import Deadline
-from qserve.broker.connection import broker_errors
-from qserve.deploy.installation import FAILED, RUNNING, Installation, ReplicaReports, ReplicaStatus, waiting_workers
+from qserve.broker.connection import Client, broker_errors
+from qserve.deploy.installation import Installation, ReplicaReports, waiting_workers
 from qserve.deploy.registration import Release
-from qserve.exceptions import DeployError
+from qserve.exceptions import DeployError, PayloadError, WrongType
 from qserve.wire.application import ApplicationRecord
+from qserve.wire.replies import each, order_of, position, shown
+from qserve.wire.status import FAILED, RUNNING, ReplicaStatus
 
 READY_TIMEOUT_S = 60.0
 GATEWAY_TIMEOUT_S = 10.0
@@ -46,7 +49,7 @@ def roll_out(
     """
     registry, record = installation.registry, release.record
     reports = installation.reports(record.name)
-    active = registry.find(record.name) if release.code else None
+    active = next(iter(registry.readable(record.name, "active")), None) if release.code else None
     if active is not None and release.only_reconfigures(active):
         record = replace(record, version=active.version)
         change = registry.promote(record)
@@ -85,7 +88,11 @@ def wait_until_running(
     shown: dict[str, int] = {}
     deadline = Deadline(timeout_s)
     while True:
-        replicas = [replica for replica in reports.replicas() if replica.version == record.version]
+        replicas = [
+            replica
+            for replica in reports.replicas()
+            if replica.version == record.version and replica.deployment in record.deployments
+        ]
         running = Counter(
             replica.deployment
             for replica in replicas
@@ -135,13 +142,20 @@ def wait_for_gateways(
     deadline = Deadline(GATEWAY_TIMEOUT_S)
     while not deadline.has_passed():
         with broker_errors():
-            seen = [client.get(key) for key in client.scan_iter(pattern, count=1000)]
-        if sum(latest is not None and _number(latest.decode()) >= _number(change) for latest in seen) >= processes:
+            beats = list(client.scan_iter(pattern, count=1000))
+        seen = [latest for latest in each(beats, partial(_served_by, client)) if latest]
+        if sum(order_of(latest) >= order_of(change) for latest in seen) >= processes:
             return
         check()
         time.sleep(_POLL_INTERVAL_S)
     raise DeployError(f"the gateway did not load the application within {GATEWAY_TIMEOUT_S:.0f} s")
 
 
-def _number(change: str) -> tuple[int, ...]:
-    return tuple(map(int, change.split("-")))
+def _served_by(client: Client, beat: bytes) -> str:
+    """Return the change that the gateway of a beat serves; "" when it has just ended."""
+    try:
+        with broker_errors():
+            found = client.get(beat)
+    except WrongType as error:
+        raise PayloadError(f"{shown(beat)} is not a gateway's: {error}") from error
+    return "" if found is None else position(found)

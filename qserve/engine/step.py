@@ -21,6 +21,7 @@ from qserve.wire.codec import Codec
 from qserve.wire.envelope import Answer, Header
 from qserve.wire.moves import Move
 from qserve.wire.outcome import State
+from qserve.wire.replies import step_number
 
 
 @dataclass(slots=True)
@@ -67,19 +68,22 @@ class Stepper:
         if failpoints.ARMED:
             failpoints.hit("call.before")
         decode = self._codec.decode
+        args: Sequence[Any]
         if header.graph is None:
-            args, kwargs = decode(values[0])
+            args, kwargs = _pair(decode(values[0]) if values else None)
             if len(values) > 1:
                 filled = {n: decode(v) for n, v in enumerate(values) if n}
                 args, kwargs = Arguments(args, kwargs).fill(filled, Ref.resolved)
             return UserCall(step, args, kwargs)
         try:
             plan, _ = self._record.plans[header.graph]
-            index = int(step)
+            index = _known(step_number(step))
             arguments = self._arguments(header.graph, index)
-        except (KeyError, ValueError, IndexError) as error:
+        except LookupError as error:
             app = self._record.name
             raise PayloadError(f"application {app!r} has no step {step!r} of a graph {header.graph!r}") from error
+        if len(values) != plan.steps[index].needs:
+            raise PayloadError(f"step {step} takes {plan.steps[index].needs} values, and {len(values)} arrived")
         args, kwargs = arguments.fill({n: decode(v) for n, v in enumerate(values)}, Ref.resolved)
         return UserCall(plan.steps[index].method, args, kwargs, plan, index)
 
@@ -122,6 +126,19 @@ class Stepper:
         if header.answer is Answer.VALUE:
             return self._codec.encode(value)
         return render(value, header.answer)
+
+
+def _known(index: int | None) -> int:
+    if index is None:
+        raise LookupError
+    return index
+
+
+def _pair(arguments: Any) -> tuple[Sequence[Any], dict[str, Any]]:
+    if type(arguments) not in (list, tuple) or len(arguments) != 2:
+        raise PayloadError("the arguments of a call are missing, or are something else")
+    args, kwargs = arguments
+    return args, kwargs
 
 
 def _refusal(error: PayloadError) -> ResultNotSerialisable:

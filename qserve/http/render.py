@@ -16,6 +16,7 @@ import msgpack
 from qserve.exceptions import PayloadError, PayloadTooLarge
 from qserve.http.jsonable import to_jsonable, with_text_keys
 from qserve.wire.envelope import Answer
+from qserve.wire.packed import unpack
 
 RESPONSE_LIMIT = 10 * 1024 * 1024
 """Longest body in bytes that is kept whole, on the replica, in the broker and in the gateway; streams have no limit."""
@@ -85,16 +86,36 @@ def parse(payload: bytes) -> Rendered:
     Raises:
       PayloadError: The bytes are something else.
     """
-    try:
-        status, headers, body = msgpack.unpackb(payload)
-        if type(status) is not int or type(body) is not bytes:
-            raise ValueError("the status is not a number, or the body is not bytes")
-        for name, value in headers:
-            if type(name) is not str or type(value) is not str:
-                raise ValueError("a header is not text")
-        return Rendered(status, headers, body)
-    except Exception as error:
-        raise PayloadError(f"{len(payload)} bytes are not an HTTP response: {type(error).__name__}") from error
+    parts = unpack(payload, "a response", depth=3)
+    if type(parts) is not list or len(parts) != 3 or type(parts[2]) is not bytes:
+        raise _not_response(payload)
+    _check_head(payload, *parts[:2])
+    return Rendered(*parts)
+
+
+def parse_head(payload: bytes) -> tuple[int, list[list[str]]]:
+    """Read status and headers, which are the first item of a streamed response.
+
+    Raises:
+      PayloadError: The bytes are something else.
+    """
+    parts = unpack(payload, "the head of a response", depth=3)
+    if type(parts) is not list or len(parts) != 2:
+        raise _not_response(payload)
+    _check_head(payload, *parts)
+    return parts[0], parts[1]
+
+
+def _check_head(payload: bytes, status: Any, headers: Any) -> None:
+    if type(status) is not int or not 100 <= status <= 999 or type(headers) is not list:
+        raise _not_response(payload)
+    for header in headers:
+        if type(header) is not list or len(header) != 2 or type(header[0]) is not str or type(header[1]) is not str:
+            raise _not_response(payload)
+
+
+def _not_response(payload: bytes) -> PayloadError:
+    return PayloadError(f"{len(payload)} bytes are not an HTTP response")
 
 
 # -- text and JSON ---------------------------------------------------------------------------------

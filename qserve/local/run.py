@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import atexit
 import contextvars
-import json
 import os
 import threading
 from collections.abc import Sequence
@@ -202,7 +201,7 @@ class _Instance:
     async def _construct(self) -> None:
         await self._servable.construct()
         if self._record.user_config:
-            await self._servable.reconfigure(json.loads(self._record.user_config))
+            await self._servable.reconfigure(self._record.user_config_value)
 
     def accept(self, delivery: Delivery) -> None:
         """Run a call soon; from any thread."""

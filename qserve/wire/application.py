@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any
@@ -45,6 +46,11 @@ class DeploymentRecord:
     retry_on: list[str] | None = None
     retry_backoff_s: float = 0.1
     replicated: bool = True
+
+    @property
+    def user_config_value(self) -> Any:
+        """The user_config; None when there is none."""
+        return json.loads(self.user_config) if self.user_config else None
 
     @property
     def config(self) -> str:

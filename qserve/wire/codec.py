@@ -421,3 +421,18 @@ def _reduce_code(code: CodeType) -> Any:
 
 class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
     dispatch_table = ChainMap({CodeType: _reduce_code}, cloudpickle.Pickler.dispatch_table)
+
+
+def unpickle_part(data: bytes, keys: Keyring, name: str) -> Any:
+    """Return one value of a signed dict whose values are pickled one by one; errors of user code pass through.
+
+    Raises:
+      PayloadError: The signature is missing or wrong.
+    """
+    body = keys.verify(data)
+    if body is None:
+        raise PayloadError(
+            "the application's code is not signed with this process's key: set QSERVE_SECRET_KEY to the same secret"
+            " everywhere"
+        )
+    return pickle.loads(pickle.loads(body)[name])

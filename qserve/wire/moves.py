@@ -16,9 +16,9 @@ class Epoch:
     """
 
     key: str
-    value: str = ""
+    value: str | bytes = ""
 
-    def adopt(self, value: str) -> bool:
+    def adopt(self, value: str | bytes) -> bool:
         """Continue with the broker's epoch; return whether data was lost since the one that was known before."""
         is_lost = bool(self.value) and value != self.value
         self.value = value

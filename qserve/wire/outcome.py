@@ -60,3 +60,13 @@ class Outcome(NamedTuple):
 
     state: str
     payload: bytes
+
+
+def end_of_items(count: int) -> bytes:
+    """Return what is stored as the result of a request whose result was sent as so many items."""
+    return b"%d" % count
+
+
+def items_in(payload: bytes) -> int | None:
+    """Return how many items a result was sent as; None for one that is stored whole."""
+    return int(payload) if payload.isdigit() and len(payload) < 20 else None

@@ -178,16 +178,18 @@ def seal_end(seal: Seal, request_id: str, state: str, payload: bytes) -> bytes:
 
 
 def open_end(seal: Seal, request_id: str, outcome: Outcome) -> Outcome:
-    """Return how a request ended; a failure when that was not sealed by one of us."""
+    """Return how a request ended; a failure when that was not sealed by one of us, or is not an end."""
     try:
         if outcome.state == State.DONE:
             return Outcome(State.DONE, seal.open(_result(request_id), outcome.payload))
         if outcome.state == State.FAILED:
             known = _BROKER_FAILURES.get(outcome.payload)
             return Outcome(State.FAILED, Failure.of(known).encode() if known else seal.open(_FAILURE, outcome.payload))
+        if outcome.state not in (State.CANCELLED, State.EXPIRED):
+            raise PayloadError(f"{outcome.state[:20]!r} is not a state in which a request ends")
     except PayloadError as error:
         return Outcome(State.FAILED, Failure.of(error).encode())
-    return outcome
+    return Outcome(outcome.state, b"")
 
 
 def item_context(request_id: str, number: int) -> bytes:

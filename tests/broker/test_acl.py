@@ -27,12 +27,13 @@ from qserve.broker.connection import connect, create_group, load_functions
 from qserve.broker.doctor import check, examine, read_facts
 from qserve.broker.library import Command
 from qserve.broker.registry import Registry
-from qserve.deploy.installation import RUNNING, Installation, ReplicaReports, ReplicaStatus
+from qserve.deploy.installation import Installation, ReplicaReports
 from qserve.deploy.rollout import wait_for_gateways
 from qserve.exceptions import BrokerUnavailable
 from qserve.machine.embedded_broker import find_server
 from qserve.wire.application import ApplicationRecord, DeploymentRecord
 from qserve.wire.moves import Awaited, Epoch, Join, Start
+from qserve.wire.status import RUNNING, ReplicaStatus
 
 ROOT = Path(__file__).parents[2]
 FORBIDDEN: tuple[tuple[Any, ...], ...] = (

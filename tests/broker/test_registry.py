@@ -11,12 +11,13 @@ import pytest
 from qserve.base.keyring import Keyring
 from qserve.base.keys import Keys
 from qserve.broker.registry import Registry
-from qserve.deploy.installation import FAILED, RUNNING, ReplicaReports, ReplicaStatus
+from qserve.deploy.installation import ReplicaReports
 from qserve.exceptions import AppNotFound, PayloadError
 from qserve.graph.plan import InputKey, Plan, Slot, Step
 from qserve.wire.application import ApplicationRecord, DeploymentRecord, DriverRecord, dump_plan
 from qserve.wire.codec import Codec
 from qserve.wire.sealing import Seal
+from qserve.wire.status import FAILED, RUNNING, ReplicaStatus
 
 CODEC = Codec()
 PLAN = Plan(

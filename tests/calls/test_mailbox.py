@@ -17,7 +17,7 @@ from qserve.broker import functions
 from qserve.broker.connection import LONGEST_PAUSE_S, STRAY_READ_S
 from qserve.broker.library import Command
 from qserve.calls import mailbox as module
-from qserve.calls.mailbox import GRACE_MS, Mailbox
+from qserve.calls.mailbox import CLOSING_MS, GRACE_MS, LOOK_INTERVAL_S, Mailbox
 from qserve.calls.ref import ItemRef, Ref
 from qserve.exceptions import BrokerStateLost, ResultUnavailable
 from qserve.wire.outcome import Outcome
@@ -156,9 +156,22 @@ def test_who_follows_anothers_request_does_not_decide_when_it_is_late(mailbox: M
 
     Reading(mailbox).reply(None)
 
+    assert sent.commands == [functions.close(KEYS.request(OTHER), OTHER, "x", b""), LOOK]
+    sent[0][1](1)
     assert own.outcome().state == "x"
     assert not follower.done.is_set()
-    assert sent.commands == [functions.close(KEYS.request(OTHER), OTHER, "x", b""), LOOK]
+
+
+def test_a_late_request_that_had_ended_in_the_broker_has_its_result(mailbox: Mailbox, sent: Sent) -> None:
+    ref = Ref(ID, None)
+    mailbox.add(ref, int(time.time() * 1000) - 2 * GRACE_MS)
+
+    Reading(mailbox).reply(None)
+    sent[0][1](0)
+
+    assert sent.commands[1:] == [LOOK]
+    sent[1][1]([b"d", seal_end(SEAL, ID, "d", b"result")])
+    assert ref.outcome() == DONE
 
 
 @pytest.mark.parametrize("message", [b"", b"short", b"\xff" * 40, ID.encode(), ID.encode() + b"?"])
@@ -263,7 +276,7 @@ def test_a_lost_connection_is_tried_again_with_growing_pauses_and_deadlines_pass
     mailbox: Mailbox, now: list[float]
 ) -> None:
     ref = Ref(ID, None)
-    mailbox.add(ref, int(time.time() * 1000) - 2 * GRACE_MS)
+    mailbox.add(ref, int(time.time() * 1000) - 2 * GRACE_MS - CLOSING_MS)
     reading = Reading(mailbox)
     pauses = []
 
@@ -296,10 +309,21 @@ def test_after_a_lost_connection_every_open_request_is_looked_up_twice(
     reading.read()
     reading.read()
     assert sent.commands == [LOOK, LOOK]
-    now[0] += 10
+
+
+def test_requests_that_are_open_for_long_are_looked_up_now_and_then(
+    mailbox: Mailbox, sent: Sent, now: list[float]
+) -> None:
+    mailbox.add(Ref(ID, None), 10**15)
+    reading = Reading(mailbox)
     reading.read()
-    reading.read()
-    assert len(sent) == 2
+    assert sent.commands == []
+    for _ in range(10):
+        now[0] += LOOK_INTERVAL_S / 4
+        reading.read()
+        mailbox.add(Ref(OTHER, None), 10**15)
+
+    assert 2 <= sent.commands.count(LOOK) <= 3
 
 
 def test_an_error_reply_is_an_error_and_reading_goes_on(

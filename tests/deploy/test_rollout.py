@@ -11,10 +11,11 @@ import redis
 import qserve
 from qserve.base.settings import Settings
 from qserve.define.compile import compile_application
-from qserve.deploy.installation import FAILED, RUNNING, Installation, ReplicaStatus
+from qserve.deploy.installation import Installation
 from qserve.deploy.registration import DeploymentCode, Release, release_of, unpack_code
 from qserve.deploy.rollout import roll_out, wait_for_gateways
 from qserve.exceptions import DeployError, PayloadError
+from qserve.wire.status import FAILED, RUNNING, ReplicaStatus
 
 
 class Model:

@@ -19,8 +19,9 @@ from processes import QSERVE, Process, Site, free_port, is_alive, wait_until
 from qserve.base.keys import GROUP, Keys
 from qserve.base.settings import Settings
 from qserve.calls.client import ClientPlane
-from qserve.deploy.installation import RUNNING, ReplicaReports, ReplicaStatus
+from qserve.deploy.installation import ReplicaReports
 from qserve.wire.application import ApplicationRecord
+from qserve.wire.status import RUNNING, ReplicaStatus
 
 SECRET = "the-key-of-this-test"
 LEASE_S = 2.0

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import decimal
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,19 +22,22 @@ from qserve_gateway.response.errors import outcome_reply
 from qserve.base.keyring import Keyring
 from qserve.base.settings import Settings
 from qserve.calls import responses  # noqa: F401 - it registers refs with the codec
-from qserve.calls.mailbox import read_message
 from qserve.calls.ref import Ref
+from qserve.cli.dlq import _summary
 from qserve.exceptions import PayloadError
 from qserve.graph.plan import InputKey, Plan, Slot, Step
 from qserve.http import render, strict_json
 from qserve.http import request as _request  # noqa: F401 - requests travel once it is imported
 from qserve.http.message import BadRequest, HttpMessage
+from qserve.wire import replies
 from qserve.wire.application import ApplicationRecord, DeploymentRecord, DriverRecord, dump_plan, load_plan
 from qserve.wire.codec import Codec
+from qserve.wire.dead_letter import DeadLetter
 from qserve.wire.envelope import Answer, Header
 from qserve.wire.failure import Failure
 from qserve.wire.outcome import Outcome
-from qserve.wire.sealing import Seal, open_header, seal_header
+from qserve.wire.sealing import Seal, open_end, open_header, seal_end, seal_header
+from qserve.wire.status import ReplicaStatus
 
 CORPUS = Path(__file__).with_name("corpus")
 KEYS = Keyring(b"the key of these targets")
@@ -183,6 +188,100 @@ def _answers() -> list[bytes]:
     return [render.render("text", Answer.PLAIN), render.render({"a": 1}, Answer.JSON)]
 
 
+def _read_stream_head(data: bytes) -> object:
+    status, headers = render.parse_head(data)
+    return f"{status:d}", [name.lower() + value for name, value in headers]
+
+
+SIGNED = Seal(KEYS)
+OURS = Failure.of(ValueError("ours")).encode()
+
+
+def _read_stored_end(data: bytes) -> object:
+    """The state and the result of a request, as somebody without the key may have stored them."""
+    state, _, payload = data.partition(b"|")
+    outcome = open_end(SIGNED, REQUEST_ID, replies.stored(state, payload))
+    reply = outcome_reply(outcome, "client-id", True)
+    is_ours = payload in (_sealed_answer(), seal_end(SIGNED, REQUEST_ID, "f", OURS))
+    assert reply.status in (499, 500, 504) or is_ours, "what is not sealed was believed"
+    return reply
+
+
+def _sealed_answer() -> bytes:
+    return seal_end(SIGNED, REQUEST_ID, "d", _answers()[0])
+
+
+def _stored_ends() -> list[bytes]:
+    answer = Failure("x", "HTTPException", "", attributes={"status_code": 200, "detail": "mine"}, is_answer=True)
+    forged = [b"z", b"i", b"dd", b"", b"\xff", b"o", b"f", b"d", b"c", b"x", *(bytes((code,)) for code in range(256))]
+    return [
+        b"d|" + _sealed_answer(),
+        b"f|" + seal_end(SIGNED, REQUEST_ID, "f", OURS),
+        *(state + b"|" + answer.encode() for state in forged),
+        *(state + b"|" + _answers()[0] for state in forged),
+    ]
+
+
+def _read_found(data: bytes) -> object:
+    parts = data.split(b"|", 3)
+    found = replies.found([part or None for part in parts])
+    return open_end(SIGNED, REQUEST_ID, Outcome(found.state, found.payload))
+
+
+def _read_letter(data: bytes) -> object:
+    """A dead letter of which one field is anything."""
+    name, _, value = data.partition(b"|")
+    parts = dict(_letter())
+    parts[name] = value
+    letter = DeadLetter.read(REQUEST_ID, parts, SIGNED)
+    return f"{letter!r} {_summary(letter) if letter else ''}"
+
+
+def _letter() -> dict[bytes, bytes]:
+    call = ["{qserve}:q:app:v:A", ["h", seal_header(SIGNED, _headers()[0]), "s", "0", "0", b"value"]]
+    return {b"!1": msgpack.packb(call), b"!n": b"1", b"!why": b"deaths", b"!at": b"1700000000000", b"!failure": b"no",
+            b"!y": msgpack.packb([[1_700_000_000_000, "replica", "died"]])}  # fmt: skip
+
+
+def _reports() -> list[bytes]:
+    return [ReplicaStatus("r", "A", "v", "RUNNING", 7, "host", "", "c").encode(),
+            ReplicaStatus("r", "A", "v", "FAILED", message="Traceback [{(\"\\").encode()]  # fmt: skip
+
+
+def _read_report(data: bytes) -> object:
+    report = ReplicaStatus.decode(data)
+    return f"{report!r}".encode(), hash(report)
+
+
+def _control() -> list[bytes]:
+    properties = {"delivery_tag": "t", "delivery_info": {"exchange": "e", "routing_key": ""}}
+    return [msgpack.packb({"body": b"{}", "properties": properties, "headers": {}, "content-type": "application/json"})]
+
+
+def _read_name(data: bytes) -> object:
+    """One value in every place where the broker's replies have one, and lists of it."""
+    read_any: list[Callable[[Any], object]] = [
+        replies.text, replies.number, replies.position, replies.request_id, replies.epoch, replies.address,
+        replies.time_s, replies.message, replies.control_message, replies.fields,
+        lambda raw: list(replies.each([raw, None, 1, [raw]], replies.text)),
+    ]  # fmt: skip
+    read_bytes: list[Callable[[bytes], object]] = [
+        replies.claimed_id,
+        replies.shown,
+        lambda raw: replies.last_position([(raw, {})]),
+        lambda raw: replies.deliveries([[raw, [[raw, [raw, raw]]]]]),
+        lambda raw: replies.personal_streams({b"s:" + raw: raw, raw: raw}, "stream"),
+        lambda raw: replies.consumer_names([{"name": raw}, {}, raw]),
+        lambda raw: replies.step_number(raw.decode("latin-1")),
+        lambda raw: replies.version(raw),
+    ]
+    calls = [partial(read, reply) for read in read_any for reply in (data, [data], [data, data], [data] * 3, None)]
+    for call in [*calls, *(partial(read, data) for read in read_bytes)]:
+        with contextlib.suppress(PayloadError):
+            call()
+    return None
+
+
 def _read_end(data: bytes) -> object:
     """What the gateway answers for the end of a request: its state, and what lay in the broker."""
     reply = outcome_reply(Outcome(data[:1].decode("latin-1"), data[1:]), "client-id", True)
@@ -263,8 +362,15 @@ TARGETS = (
     Target("plan", _read_plan, (PayloadError,), _plans),
     Target("record", _read_record, (PayloadError,), _records),
     Target("json", strict_json.loads, (BadRequest,), _bodies),
-    Target("mailbox", read_message, (PayloadError,), _messages),
+    Target("mailbox", replies.message, (PayloadError,), _messages),
     Target("answer", _read_answer, (PayloadError,), _answers),
     Target("end", _read_end, (PayloadError,), _ends),
     Target("head", _read_head, (BadRequest,), _heads),
+    Target("stream_head", _read_stream_head, (PayloadError,), lambda: [msgpack.packb([200, [["a", "b"]]])]),
+    Target("stored_end", _read_stored_end, (PayloadError,), _stored_ends),
+    Target("found", _read_found, (PayloadError,), lambda: [b"d|result", b"o||header", b"|"]),
+    Target("letter", _read_letter, (PayloadError,), lambda: [b"|".join(field) for field in _letter().items()]),
+    Target("report", _read_report, (PayloadError,), _reports),
+    Target("control", replies.control_message, (PayloadError,), _control),
+    Target("name", _read_name, (PayloadError,), lambda: [b"name", b"17", b"1-2", REQUEST_ID.encode()]),
 )

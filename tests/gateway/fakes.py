@@ -106,5 +106,8 @@ class FakePlane:
     def expire(self, ref: Ref) -> None:
         self.expired.append(ref)
 
+    def look(self, ref: Ref) -> bool:
+        return ref.done.is_set()
+
     def cancel(self, ref: Ref) -> None:
         self.cancelled.append(ref)

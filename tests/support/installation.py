@@ -16,7 +16,8 @@ from qserve.base.settings import Settings
 from qserve.broker.connection import connect
 from qserve.calls.client import ClientPlane
 from qserve.calls.ref import Call, Ref
-from qserve.deploy.installation import RUNNING, ReplicaReports, ReplicaStatus
+from qserve.deploy.installation import ReplicaReports
+from qserve.wire.status import RUNNING, ReplicaStatus
 
 LEASE_S = 2.0
 STALL_S = 1.0

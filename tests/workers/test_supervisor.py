@@ -22,12 +22,13 @@ from qserve.base.keys import Keys
 from qserve.base.memory import ControlGroup
 from qserve.base.settings import Settings
 from qserve.broker.registry import Registry
-from qserve.deploy.installation import FAILED, Installation, ReplicaReports
+from qserve.deploy.installation import Installation, ReplicaReports
 from qserve.deploy.rollout import wait_until_running
 from qserve.deploy.sources import read_sources
 from qserve.exceptions import BrokerUnavailable, DeployError
 from qserve.wire.application import ApplicationRecord, DeploymentRecord
 from qserve.wire.sealing import Seal
+from qserve.wire.status import FAILED
 
 RECORD = ApplicationRecord("app", "v", "One", deployments={"One": DeploymentRecord("One")})
 

@@ -9,11 +9,9 @@ from collections.abc import Callable, Iterable, Iterator
 from http import HTTPStatus
 from typing import Any
 
-import msgpack
-
 from qserve.calls.ref import ItemRef
 from qserve.exceptions import DeadlineExceeded, GetTimeoutError, RequestCancelled
-from qserve.http.render import parse
+from qserve.http.render import parse, parse_head
 from qserve_gateway.request.waiting import POLL_INTERVAL_S, is_disconnected
 
 LINGER_S = 1.0
@@ -102,7 +100,7 @@ class StreamReply:
     def __init__(self, ref: ItemRef, request_id: str, timeout_s: float, cancel: Callable[[ItemRef], None]) -> None:
         first = ref.next_nowait()
         assert first is not None
-        self.status, named = msgpack.unpackb(first)
+        self.status, named = parse_head(first)
         self.headers = [(name, value) for name, value in named]
         self.headers.append(("x-request-id", request_id))
         self._ref = ref

@@ -6,6 +6,7 @@ way: a replica reads their streams itself.
 
 from __future__ import annotations
 
+from functools import partial
 from queue import Empty
 from typing import Any, NoReturn
 
@@ -15,7 +16,8 @@ from kombu.transport import virtual
 
 from qserve.base.keys import CONTROL_TTL_MS, Keys
 from qserve.broker.address import revealed
-from qserve.broker.connection import CLIENT_ERRORS, CLIENT_VERSION, connect
+from qserve.broker.connection import CLIENT_ERRORS, CLIENT_VERSION, connect, without_strangers
+from qserve.wire.replies import control_message, each, last_position, position
 
 ALIAS = "qserve"
 kombu.transport.TRANSPORT_ALIASES[ALIAS] = "qserve_workers.celery.transport:Transport"
@@ -42,8 +44,8 @@ class Channel(virtual.Channel):  # type: ignore[misc]
     def _queue_bind(self, exchange: str, routing_key: str, pattern: str, queue: str) -> None:
         if self.typeof(exchange).type == "fanout":
             stream = self._keys.fanout(exchange)
-            last = self._client.xrevrange(stream, count=1)
-            self.connection.broadcasts[queue] = (stream, last[0][0].decode() if last else "0-0")
+            last = without_strangers(self._client, partial(self._client.xrevrange, stream, count=1), stream)
+            self.connection.broadcasts[queue] = (stream, last_position(last) or "0-0")
 
     def _lookup(self, exchange: str, routing_key: str, default: str | None = None) -> list[str]:
         # kombu knows only the bindings made in this process. The queue of a reply is bound in another one, and
@@ -82,21 +84,25 @@ class Channel(virtual.Channel):  # type: ignore[misc]
 
     def _get_broadcasts(self, positions: dict[str, tuple[str, str]], timeout_s: float) -> None:
         queues = {stream.encode(): queue for queue, (stream, _) in positions.items()}
-        found: Any = self._client.xread(dict(positions.values()), block=max(1, int(timeout_s * 1000)))
+        read = partial(self._client.xread, dict(positions.values()), block=max(1, int(timeout_s * 1000)))
+        found: Any = without_strangers(self._client, read, *dict(positions.values()))
         if not found:
             raise Empty
         for stream, entries in found:
             queue = queues[stream]
             for entry_id, fields in entries:
-                self.connection.broadcasts[queue] = (stream.decode(), entry_id.decode())
-                self.connection._deliver(msgpack.unpackb(fields[b"m"]), queue)
+                self.connection.broadcasts[queue] = (positions[queue][0], position(entry_id))
+                for message in each([fields.get(b"m")], control_message):
+                    self.connection._deliver(message, queue)
 
     def _get_replies(self, queues: list[str], timeout_s: float) -> None:
         key_of = {self._keys.control(queue).encode(): queue for queue in queues}
-        popped: Any = self._client.blpop(list(key_of), timeout=timeout_s)
+        keys = [self._keys.control(queue) for queue in queues]
+        popped: Any = without_strangers(self._client, partial(self._client.blpop, keys, timeout=timeout_s), *keys)
         if popped is None:
             raise Empty
-        self.connection._deliver(msgpack.unpackb(popped[1]), key_of[popped[0]])
+        for message in each(popped[1:], control_message):
+            self.connection._deliver(message, key_of[popped[0]])
 
     def close(self) -> None:
         super().close()

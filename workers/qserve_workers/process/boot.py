@@ -7,7 +7,6 @@ import contextlib
 import faulthandler
 import gc
 import importlib
-import json
 import os
 import select
 import signal
@@ -26,12 +25,13 @@ from qserve.base.tracebacks import user_traceback
 from qserve.broker.connection import connect
 from qserve.broker.registry import Registry
 from qserve.calls.ref import current
-from qserve.deploy.installation import FAILED, Installation
+from qserve.deploy.installation import Installation
 from qserve.deploy.registration import DeploymentCode, import_code, unpack_code
 from qserve.engine.servable import Servable
 from qserve.engine.step import Stepper
 from qserve.exceptions import QserveException
 from qserve.wire.application import ApplicationRecord
+from qserve.wire.status import FAILED
 from qserve_workers.celery.app import make_celery
 from qserve_workers.celery.worker import ReplicaWorker
 from qserve_workers.process.heartbeat import Heartbeat
@@ -103,7 +103,7 @@ def run_replica(spec: ReplicaSpec) -> int:
     watchdog.stop()
     plane.close()
     loop.run_until_complete(lifecycle.end())
-    return int(worker.exitcode or 0)
+    return worker.exitcode or 0
 
 
 async def _construct(spec: ReplicaSpec, registry: Registry) -> tuple[LoopPlane, Servable, Replica]:
@@ -121,9 +121,8 @@ async def _construct(spec: ReplicaSpec, registry: Registry) -> tuple[LoopPlane, 
     context.replica = ReplicaContext(record.name, spec.deployment, spec.name)
     await servable.construct()
     context.replica = replace(context.replica, servable_object=servable.instance)
-    user_config = spec.options.user_config
-    if user_config:
-        await servable.reconfigure(json.loads(user_config))
+    if spec.options.user_config:
+        await servable.reconfigure(spec.options.user_config_value)
     return plane, servable, Replica(spec, servable, Stepper(record, spec.keys, plane.codec), plane)
 
 

@@ -17,7 +17,7 @@ from qserve.base import failpoints
 from qserve.base.keys import BEAT_TTL_MS, Keys
 from qserve.base.log import get_logger
 from qserve.base.settings import Settings
-from qserve.broker.connection import Client, broker_errors, measure_clock
+from qserve.broker.connection import Client, broker_errors, measure_clock, without_strangers
 from qserve.exceptions import BrokerError
 
 log = get_logger(__name__)
@@ -66,8 +66,11 @@ class Heartbeat:
         # much longer than it takes to notice that a counter stands still: the end of a key must not decide anything
         life_ms = BEAT_TTL_MS + int(4000 * self.settings.lease_s)
         with broker_errors():
-            pipe = self.client.pipeline(transaction=True)
-            count, _ = pipe.incr(key).pexpire(key, life_ms).execute()
+            count, _ = without_strangers(
+                self.client,
+                lambda: self.client.pipeline(transaction=True).incr(key).pexpire(key, life_ms).execute(),
+                key,
+            )
             measure_clock(self.client)
         if count == 1 and self._has_beaten:
             self.on_loss()

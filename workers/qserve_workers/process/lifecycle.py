@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import signal
 import socket
@@ -13,9 +12,10 @@ from typing import Any
 
 from qserve.base.log import get_logger
 from qserve.define.multiplexing import unload_models
-from qserve.deploy.installation import RUNNING, Installation, ReplicaStatus
+from qserve.deploy.installation import Installation
 from qserve.engine.servable import Servable
 from qserve.exceptions import BrokerError
+from qserve.wire.status import RUNNING, ReplicaStatus
 from qserve_workers.replica.spec import Exit, ReplicaSpec
 
 log = get_logger(__name__)
@@ -68,7 +68,7 @@ class Lifecycle:
             if record.version == self.spec.record.version:
                 self._options = record.deployments[self.spec.deployment]
         try:
-            await self.servable.reconfigure(json.loads(self._options.user_config or "null"))
+            await self.servable.reconfigure(self._options.user_config_value)
         except _RAISED:
             log.exception("reconfigure failed")
             return

@@ -17,7 +17,8 @@ from qserve.broker.library import Command
 from qserve.engine.step import Conclusion
 from qserve.engine.streaming import Sink
 from qserve.exceptions import BrokerError, PayloadError
-from qserve.wire.envelope import REQUEST_ID_CHARS, Answer
+from qserve.wire import replies
+from qserve.wire.envelope import Answer
 from qserve.wire.failure import Failure
 from qserve.wire.outcome import CallField, State
 from qserve.wire.sealing import seal_end, seal_moves
@@ -124,7 +125,7 @@ class Committer:
         """
         log.error("a message of queue %s cannot be read and is a dead letter now: %s", self._spec.stream, error)
         failure = Failure.of(PayloadError(f"a message of {self._spec.deployment!r} cannot be read: {error}"))
-        tag, claimed = delivery.tag, delivery.fields.get(CallField.HEADER, b"")[:REQUEST_ID_CHARS].decode("latin-1")
+        tag, claimed = delivery.tag, replies.claimed_id(delivery.fields.get(CallField.HEADER, b""))
         sealed = seal_end(self._plane.seal, claimed, State.FAILED, failure.encode())
         command = functions.dead_letter(
             tag.stream, self._keys.request(claimed), tag.entry_id, claimed, "unreadable", sealed, self._spec.name,
@@ -140,7 +141,7 @@ class Committer:
         moves = seal_moves(seal, request_id, conclusion.moves)
         return functions.commit(
             tag.stream, self._keys.request(request_id), tag.entry_id, request_id, self._plane.epoch,
-            tag.entry_id.decode(), work.step, moves, conclusion.state,
+            tag.entry_id, work.step, moves, conclusion.state,
             seal_end(seal, request_id, conclusion.state, conclusion.payload),
         )  # fmt: skip
 
@@ -168,7 +169,7 @@ class Committer:
         """Crash before this is sent: the try counts as a death. Crash after: the call waits at the broker."""
         log.warning("%s failed (try %d), again in %.1f s: %r", work.step, tries, wait_s, error)
         tag, header, wait_ms = work.tag, work.header, int(wait_s * 1000)
-        life_ms = wait_ms + max(0, header.deadline_ms - int(clock.judge_ms())) + CLOCK_MARGIN_MS
+        life_ms = int(wait_ms + max(0.0, header.deadline_ms - clock.judge_ms()) + CLOCK_MARGIN_MS)
         delayed, text = self._keys.delayed_of(self._spec.stream), _history_of(Failure.of(error))
         command = functions.postpone(
             tag.stream, self._keys.request(header.request_id), delayed, tag.entry_id, wait_ms, tries, life_ms,

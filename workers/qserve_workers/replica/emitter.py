@@ -12,9 +12,10 @@ from qserve.calls.mailbox import ignore
 from qserve.calls.ref import WINDOW
 from qserve.engine.streaming import ReaderGone
 from qserve.exceptions import BrokerError, ResultTooLarge
-from qserve.http.render import RESPONSE_LIMIT
+from qserve.http.render import RESPONSE_LIMIT, parse_head
+from qserve.wire import replies
 from qserve.wire.envelope import Header
-from qserve.wire.outcome import State
+from qserve.wire.outcome import State, end_of_items
 from qserve.wire.sealing import item_context
 from qserve_workers.replica.plane import LoopPlane
 
@@ -37,7 +38,7 @@ class Emitter:
         self._sent = 0
 
     def result(self) -> bytes:
-        return b""  # all has been sent
+        return end_of_items(self._sent)
 
     async def send(self, payload: bytes) -> None:
         backlog = await self._emit(self._sent, payload)
@@ -58,9 +59,10 @@ class Emitter:
         reply = await future
         if isinstance(reply, BrokerError):
             raise reply
-        if reply < 0:
+        backlog = replies.number(reply)
+        if backlog < 0:
             raise ReaderGone("the request of this stream has ended")
-        return int(reply)
+        return backlog
 
 
 class Collector(Emitter):
@@ -90,6 +92,6 @@ class Collector(Emitter):
 
     def result(self) -> bytes:
         """Return the answer, as ``http.render.parse`` reads it."""
-        status, headers = msgpack.unpackb(self._items[0])
+        status, headers = parse_head(self._items[0])
         named = [header for header in headers if header[0].lower() != "content-length"]
         return msgpack.packb([status, named, b"".join(self._items[1:])])  # type: ignore[no-any-return]

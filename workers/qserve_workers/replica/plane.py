@@ -23,8 +23,9 @@ from qserve.broker.link import Link, OnReply, ReplyError
 from qserve.calls.client import BrokerPlane, ClientPlane
 from qserve.calls.mailbox import ignore
 from qserve.calls.ref import Ref
-from qserve.exceptions import BrokerUnavailable
+from qserve.exceptions import BrokerUnavailable, WrongType
 from qserve.wire.application import ApplicationRecord
+from qserve.wire.replies import epoch, warn_once
 
 log = get_logger(__name__)
 SILENCE_CHECK_INTERVAL_S = 0.5
@@ -143,8 +144,13 @@ class LoopPlane(BrokerPlane):
         await self._link.open()
 
     async def _read_epoch(self, link: Link) -> None:
-        found = await link.call(("GET", self.epoch.key))
-        self.mailbox.change_epoch(found.decode() if found else "")
+        try:
+            self.mailbox.change_epoch(epoch(await link.call(("GET", self.epoch.key))))
+        except ReplyError as error:
+            if not isinstance(refusal(error), WrongType):
+                raise
+            # each submission is refused for it, and what was accepted goes on
+            warn_once(f"the epoch cannot be read: {error}")
 
     def _send_again(self) -> None:
         again, self._unanswered = self._unanswered, deque()
@@ -166,7 +172,7 @@ class LoopPlane(BrokerPlane):
         """
         if threading.get_ident() != self._thread:
             self.loop.call_soon_threadsafe(self.follow, ref)
-            return ref.done.wait(timeout_s)
+            return ref.done.wait(timeout_s) or self.look(ref)
         plane = self._sync_plane = self._sync_plane or ClientPlane(self.settings)
         # the loop would not send these before the wait is over
         outbox, self._outbox = self._outbox, deque()

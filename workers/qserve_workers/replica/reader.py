@@ -28,6 +28,7 @@ from qserve.broker.link import Link, ReplyError
 from qserve.calls.mailbox import ignore
 from qserve.engine.invoke import Invocation
 from qserve.wire.outcome import CallField
+from qserve.wire.replies import deliveries, number, shown, text
 from qserve.wire.sealing import Seal, open_header, open_values
 from qserve_workers.replica.models import ModelAdvertiser
 from qserve_workers.replica.plane import LastingLink, LoopPlane
@@ -72,10 +73,12 @@ class Work(Invocation):
         """Read a delivery.
 
         Raises:
-          Exception: Fields are missing, cannot be read, or were not sealed with one of our keys.
+          PayloadError: Fields are missing, cannot be read, or were not sealed with one of our keys.
         """
         fields = delivery.fields
-        return cls(open_header(seal, fields[CallField.HEADER]), fields[CallField.STEP].decode(), delivery)
+        number(fields.get(CallField.TRIES, b"0"), "a number of tries")
+        header = open_header(seal, fields.get(CallField.HEADER, b""))
+        return cls(header, text(fields.get(CallField.STEP, b""), "a step"), delivery)
 
     @property
     def tag(self) -> Tag:
@@ -84,7 +87,7 @@ class Work(Invocation):
     @property
     def tries(self) -> int:
         """How often the call was tried again before."""
-        return int(self.delivery.fields.get(CallField.TRIES, 0))
+        return number(self.delivery.fields.get(CallField.TRIES, b"0"))
 
     def values(self, seal: Seal) -> list[bytes]:
         """Return its arguments, encoded.
@@ -302,7 +305,7 @@ class StreamReader:
                     lost.append(_delivery(tag, fields))
                 else:
                     # the entry was deleted when its request ended
-                    log.info("call %s of queue %s was ended before it started", entry_id.decode(), stream)
+                    log.info("call %s of queue %s was ended before it started", shown(entry_id), stream)
                     self._plane.post(("XACK", stream, GROUP, entry_id), ignore)
             if lost:
                 log.info("%d calls were delivered over the connection that was lost; they start now", len(lost))
@@ -335,9 +338,8 @@ class StreamReader:
         if reply:
             if failpoints.ARMED:
                 failpoints.hit("fetch.after_read")
-            for name, entries in reply:
-                stream = name.decode()
-                self._accept_each([_delivery(Tag(stream, entry_id), fields) for entry_id, fields in entries])
+            for stream, entries in deliveries(reply):
+                self._accept_each([_delivery(Tag(stream, entry_id), flat) for entry_id, flat in entries])
             # what the calls caused leaves before the next read: other replicas wait for it
             self._plane.flush()
         self.ask()

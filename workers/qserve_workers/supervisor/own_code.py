@@ -10,9 +10,10 @@ from typing import NamedTuple
 
 from qserve.base.clock import clock
 from qserve.base.log import get_logger
-from qserve.deploy.installation import WAITING, Installation, ReplicaStatus
+from qserve.deploy.installation import Installation
 from qserve.deploy.sources import Sources, difference, read_sources
 from qserve.wire.application import ApplicationRecord, digest_of
+from qserve.wire.status import WAITING, ReplicaStatus
 
 log = get_logger(__name__)
 _LOOK_AGAIN_S = 1.0

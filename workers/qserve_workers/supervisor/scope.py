@@ -13,8 +13,9 @@ from qserve.broker.connection import load_functions
 from qserve.broker.registry import NO_CHANGE
 from qserve.deploy.installation import Installation
 from qserve.deploy.sources import Sources
-from qserve.exceptions import BrokerError, PayloadError
+from qserve.exceptions import BrokerError, PayloadError, WrongType
 from qserve.wire.application import ApplicationRecord
+from qserve.wire.replies import warn_once
 from qserve_workers.supervisor.own_code import OwnCode
 
 log = get_logger(__name__)
@@ -97,7 +98,22 @@ class Applications:
             self._code.keep(())
 
     def refresh(self) -> bool:
-        """Read the registry if it has changed, and return whether it has."""
+        """Read the registry if it has changed, and return whether it has.
+
+        What cannot be read is run as it was before.
+        """
+        try:
+            return self._refresh()
+        except WrongType as error:
+            warn_once(f"the applications cannot be read, and run as they are: {error}")
+        try:
+            self._registry.announce("")
+        except BrokerError as error:
+            # where this role may only read, the next deploy mends it
+            warn_once(f"what was overwritten in the registry cannot be removed from here: {error}")
+        return False
+
+    def _refresh(self) -> bool:
         newest = self._registry.last_change()
         if newest == NO_CHANGE != (self._change or NO_CHANGE):
             self._change = NO_CHANGE
@@ -108,12 +124,16 @@ class Applications:
             return False
         self._read_again_at = now + _READ_AGAIN_S
         load_functions(self._client)
-        records, kept = {}, {}
+        records: dict[tuple[str, str], ApplicationRecord] = {}
+        kept: dict[str, tuple[ApplicationRecord, bytes]] = {}
         for name in self._registry.names() if self._scope.app is None else [self._scope.app]:
             try:
                 active, versions = self._registry.find(name), self._registry.versions(name)
             except PayloadError as error:
-                self._say_once(f"application {name!r} is not run: {error}")
+                before = {key: record for key, record in self._records.items() if key[0] == name}
+                records |= before
+                kept |= {app: one for app, one in self._kept.items() if app == name}
+                self._say_once(f"application {name!r} {'runs as it was' if before else 'is not run'}: {error}")
                 continue
             for record in versions:
                 self._warn_if_unknown(record)

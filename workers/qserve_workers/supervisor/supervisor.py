@@ -17,9 +17,10 @@ from qserve.base import failpoints
 from qserve.base.log import get_logger
 from qserve.base.settings import Settings
 from qserve.broker.connection import connect
-from qserve.deploy.installation import FAILED, RUNNING, Installation, ReplicaStatus
+from qserve.deploy.installation import Installation
 from qserve.exceptions import BrokerError
 from qserve.wire.application import ApplicationRecord
+from qserve.wire.status import FAILED, RUNNING, ReplicaStatus
 from qserve_workers.replica.spec import ReplicaSpec
 from qserve_workers.supervisor.replica_process import MemoryWatch, ReplicaProcess, describe_end, fork_replica
 from qserve_workers.supervisor.scope import Applications, Scope, Target

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection
+from functools import partial
 
 from qserve.base import failpoints
 from qserve.base.keys import GROUP
 from qserve.base.log import get_logger
 from qserve.broker import functions
-from qserve.broker.connection import broker_errors, create_group
+from qserve.broker.connection import broker_errors, create_group, without_strangers
 from qserve.broker.library import Command
 from qserve.deploy.installation import Installation
+from qserve.exceptions import PayloadError
+from qserve.wire import replies
 from qserve.wire.application import ApplicationRecord
 from qserve.wire.sealing import DEATH_LIMIT, DELETED, LOST
 from qserve_workers.process.heartbeat import Observer
@@ -36,8 +39,10 @@ class Takeover:
         self._swept_at = time.monotonic()
 
     @broker_errors()
-    def _count(self, command: Command) -> int:
-        return int(self._client.execute_command(*command))
+    def _count(self, command: Command, *keys: str) -> int:
+        """Send a command and return the number in its reply; ``keys`` are those that it reads beside requests."""
+        send = partial(self._client.execute_command, *command)
+        return replies.number(without_strangers(self._client, send, *keys))
 
     def hand_over(self, stream: str, consumer: str) -> int:
         """Put what a dead replica held back on the queue, and return how many calls that were.
@@ -52,24 +57,27 @@ class Takeover:
         for source in (stream, personal):
             moved = functions.RECLAIM_COUNT
             while moved >= functions.RECLAIM_COUNT:
-                moved = self._count(functions.reclaim(source, stream, consumer, DEATH_LIMIT, LOST, self._prefix))
+                command = functions.reclaim(source, stream, consumer, DEATH_LIMIT, LOST, self._prefix)
+                moved = self._count(command, source, stream)
                 total += moved
         models = self._keys.models_of(stream)
-        return total + self._count(functions.disband(personal, stream, models, consumer, self._prefix))
+        command = functions.disband(personal, stream, models, consumer, self._prefix)
+        return total + self._count(command, personal, stream, models)
 
     def wake(self, stream: str) -> None:
         """Put the calls of a queue that have waited long enough for another try back on it."""
-        self._count(functions.wake(self._keys.delayed_of(stream), stream))
+        delayed = self._keys.delayed_of(stream)
+        self._count(functions.wake(delayed, stream), delayed, stream)
 
     def retire(self, record: ApplicationRecord, force: bool) -> bool:
         """Remove a version's queues once no call is open, or ``force`` fails those that are; return whether it did."""
         streams = [record.stream(self._keys, name) for name, one in record.deployments.items() if one.replicated]
         for stream in streams[:]:
+            models = self._keys.models_of(stream)
             with broker_errors():
-                held = self._client.hgetall(self._keys.models_of(stream))
-            own = [personal.decode() for field, personal in held.items() if field.startswith(b"s:")]
-            streams += [self._keys.delayed_of(stream), *own]
-        return self._count(functions.retire(streams, force, DELETED, self._prefix)) == 1
+                held = without_strangers(self._client, partial(self._client.hgetall, models), models)
+            streams += [self._keys.delayed_of(stream), *replies.personal_streams(held, stream)]
+        return self._count(functions.retire(streams, force, DELETED, self._prefix), *streams) == 1
 
     # -- replicas that are lost --------------------------------------------------------------------
 
@@ -108,6 +116,14 @@ class Takeover:
         consumers: dict[str, list[str]] = {}
         for stream in streams:
             create_group(self._client, stream)
-            for one in self._client.xinfo_consumers(stream, GROUP):
-                consumers.setdefault(one["name"].decode(), []).append(stream)
+            for raw in replies.consumer_names(self._client.xinfo_consumers(stream, GROUP)):
+                try:
+                    consumers.setdefault(replies.text(raw, "the name of a replica"), []).append(stream)
+                except PayloadError as error:
+                    self._hand_over_from_stranger(stream, raw, error)
         return consumers
+
+    def _hand_over_from_stranger(self, stream: str, consumer: bytes, error: PayloadError) -> None:
+        """Hand over what was delivered to a name that no replica has, and so is lost for sure."""
+        replies.warn_once(f"its calls are handed over: {error}")
+        self._count(functions.reclaim(stream, stream, consumer, DEATH_LIMIT, LOST, self._prefix), stream)

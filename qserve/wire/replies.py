@@ -1,0 +1,260 @@
+"""Replies of the broker, decoded and checked: no other module calls ``decode`` or ``int`` on what the broker sent.
+
+Anybody who may write to the broker may have written anything there. So each reader returns a value of ours or raises
+PayloadError, and nothing else; ``each`` leaves out what cannot be read, and names it once in the log.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar
+
+from qserve.base.keys import PERSONAL
+from qserve.base.log import get_logger, printable
+from qserve.exceptions import PayloadError
+from qserve.wire.envelope import REQUEST_ID_CHARS
+from qserve.wire.outcome import ITEM, Outcome, State
+from qserve.wire.packed import unpack
+
+log = get_logger(__name__)
+T = TypeVar("T")
+NAME_LIMIT = 1024
+"""The most bytes of a name."""
+_SHOWN = 80
+_NAMED = 1000
+_NUMBER = re.compile(rb"-?[0-9]{1,19}").fullmatch
+_POSITION = re.compile(rb"[0-9]{1,20}-[0-9]{1,20}").fullmatch
+_REQUEST_ID = re.compile(rb"[0-9a-f]{%d}" % REQUEST_ID_CHARS).fullmatch
+_STATES = frozenset(state.encode() for state in State if state is not State.OPEN) | {ITEM.encode()}
+_named: OrderedDict[str, None] = OrderedDict()
+
+
+def warn_once(message: str) -> None:
+    """Log a warning, unless the same one was logged before."""
+    if message not in _named:
+        _named[message] = None
+        log.warning("%s", message)
+        if len(_named) > _NAMED:
+            _named.popitem(last=False)
+
+
+def each(items: Iterable[Any], read: Callable[[Any], T]) -> Iterator[T]:
+    """Yield what ``read`` returns for each item; one that it refuses is left out, and named once in the log."""
+    for item in items:
+        try:
+            value = read(item)
+        except PayloadError as error:
+            warn_once(f"skipped in the broker: {error}")
+        else:
+            yield value
+
+
+# -- single values ---------------------------------------------------------------------------------
+
+
+def text(raw: Any, what: str = "a name") -> str:
+    """Return a name as text: UTF-8, and no longer than ``NAME_LIMIT``."""
+    if type(raw) is not bytes or len(raw) > NAME_LIMIT:
+        raise _unreadable(raw, what)
+    try:
+        return raw.decode()
+    except UnicodeDecodeError:
+        raise _unreadable(raw, what) from None
+
+
+def shown(raw: bytes) -> str:
+    """Return what should be a name as text for people, whatever it is."""
+    return raw[:NAME_LIMIT].decode(errors="backslashreplace")
+
+
+def number(raw: Any, what: str = "a number") -> int:
+    """Return an integer, of which the broker stores the digits."""
+    if type(raw) is int:
+        return raw
+    if type(raw) is not bytes or _NUMBER(raw) is None:
+        raise _unreadable(raw, what)
+    return int(raw)
+
+
+def step_number(step: str) -> int | None:
+    """Return the number of a graph's step; None for what is the name of a method."""
+    return int(step) if step.isascii() and step.isdigit() and len(step) < 10 else None
+
+
+def position(raw: Any) -> str:
+    """Return the ID of an entry of a stream."""
+    if type(raw) is not bytes or _POSITION(raw) is None:
+        raise _unreadable(raw, "the ID of an entry")
+    return raw.decode()
+
+
+def order_of(place: str) -> tuple[int, int]:
+    """Return the numbers in the ID of an entry, by which IDs are compared; PayloadError when it is none."""
+    first, second = position(place.encode()).split("-")
+    return int(first), int(second)
+
+
+def request_id(raw: Any) -> str:
+    """Return the ID of a request."""
+    if type(raw) is not bytes or _REQUEST_ID(raw) is None:
+        raise _unreadable(raw, "the ID of a request")
+    return raw.decode()
+
+
+def claimed_id(header: bytes) -> str:
+    """Return the ID that the first bytes of an unreadable header claim; "" when they are no ID."""
+    claimed = header[:REQUEST_ID_CHARS]
+    return claimed.decode() if _REQUEST_ID(claimed) else ""
+
+
+def epoch(raw: Any) -> str | bytes:
+    """Return the broker's epoch, "" for none; one that is not text stays as it is, since it is only compared."""
+    if raw is None:
+        return ""
+    try:
+        return text(raw, "the epoch")
+    except PayloadError:
+        return bytes(raw) if type(raw) is bytes else ""
+
+
+def time_s(reply: Any) -> float | None:
+    """Return the Unix time in the reply to ``TIME``; None for an error, because an ACL may forbid the command."""
+    if isinstance(reply, Exception):
+        return None
+    seconds, micros = _parts(reply, 2, "the time")
+    return number(seconds) + number(micros) / 1e6
+
+
+def address(reply: Any) -> tuple[str, int]:
+    """Return host and port of a primary, as a Sentinel names it."""
+    host, port = _parts(reply, 2, "an address")
+    return text(host, "a host"), number(port, "a port")
+
+
+# -- requests --------------------------------------------------------------------------------------
+
+
+class Found(NamedTuple):
+    """A request as the broker's functions reply it: state "" when it is not known.
+
+    Parameters:
+      state: What is stored as its state, which may be none of ours; see ``sealing.open_end``.
+      payload: Its result or failure, once it has ended.
+      header: That of an open one.
+    """
+
+    state: str
+    payload: bytes
+    header: bytes = b""
+
+
+def found(reply: Sequence[Any]) -> Found:
+    """Return the request in a reply of ``watch``, ``look``, or a second ``submit``; this raises nothing."""
+    state, payload, header = [*(part if type(part) is bytes else b"" for part in reply[:3]), b"", b"", b""][:3]
+    return Found(state.decode("latin-1"), payload, header)
+
+
+def stored(state: bytes | None, payload: bytes | None) -> Outcome:
+    """Return the outcome in the fields of a request's hash, which is not checked yet; see ``sealing.open_end``."""
+    return Outcome((state or b"").decode("latin-1"), payload or b"")
+
+
+def message(data: Any) -> tuple[str, Outcome]:
+    """Return the request ID in a message of a mailbox, and its outcome or (in the state ``ITEM``) an item.
+
+    A message is the ID, one character for the state, and the payload.
+    """
+    if type(data) is not bytes:
+        raise _unreadable(data, "a message")
+    end = REQUEST_ID_CHARS + 1
+    state = data[REQUEST_ID_CHARS:end]
+    if _REQUEST_ID(data[:REQUEST_ID_CHARS]) is None or state not in _STATES:
+        raise PayloadError(f"{len(data)} bytes are not a mailbox message: {_shown(data)}")
+    return data[:REQUEST_ID_CHARS].decode(), Outcome(state.decode(), data[end:])
+
+
+# -- streams and groups ----------------------------------------------------------------------------
+
+
+def fields(flat: Any) -> dict[bytes, bytes]:
+    """Return the fields of an entry, or of a call inside of a record."""
+    if type(flat) is not list or len(flat) % 2 or not all(type(part) is bytes for part in flat):
+        raise _unreadable(flat, "the fields of an entry")
+    return dict(zip(flat[::2], flat[1::2], strict=True))
+
+
+def deliveries(reply: Any) -> list[tuple[str, list[tuple[bytes, Any]]]]:
+    """Return the entries of each stream in a reply to XREADGROUP: IDs and fields, None for one that was deleted."""
+    return [(text(name, "a stream"), [(entry_id, flat) for entry_id, flat in entries]) for name, entries in reply or ()]
+
+
+def count_of(found: Mapping[str, Any], name: str) -> int:
+    """Return a number from the replies to INFO, which redis-py has read; 0 for what is none."""
+    value = found.get(name, 0)
+    return value if type(value) is int else 0
+
+
+def version(value: Any) -> tuple[int, ...]:
+    """Return the numbers of a server's version."""
+    return tuple(int(part) for part in str(value).split(".") if part.isascii() and part.isdigit() and len(part) < 10)
+
+
+def last_position(reply: Any) -> str | None:
+    """Return the ID of the newest entry in a reply to XREVRANGE, as redis-py gives it; None when there is none."""
+    return position(_parts(reply[0], 2, "an entry")[0]) if reply else None
+
+
+def consumer_names(reply: Any) -> list[bytes]:
+    """Return the names in the reply to XINFO CONSUMERS, as redis-py gives it."""
+    return [one["name"] for one in reply if type(one) is dict and type(one.get("name")) is bytes]
+
+
+def personal_streams(held: Mapping[bytes, bytes], stream: str) -> list[str]:
+    """Return the streams of single replicas in the hash that says which replica holds which model.
+
+    Another key in the place of such a stream is left out: it would be removed with the version.
+    """
+
+    def read(item: tuple[bytes, bytes]) -> str:
+        name, own = text(item[0]), text(item[1], "a stream")
+        if own != f"{stream}{PERSONAL}{name[2:]}":
+            raise _unreadable(item[1], "the stream of a replica")
+        return own
+
+    return list(each((item for item in held.items() if item[0].startswith(b"s:")), read))
+
+
+# -- Celery's control messages ---------------------------------------------------------------------
+
+
+def control_message(data: Any) -> dict[str, Any]:
+    """Return one of Celery's control messages in kombu's form, so far as kombu depends on that form."""
+    if type(data) is not bytes:
+        raise _unreadable(data, "a control message")
+    found = unpack(data, "a control message")
+    properties = found.get("properties") if type(found) is dict else None
+    if type(properties) is not dict:
+        raise _unreadable(data, "a control message")
+    info, tag = properties.get("delivery_info"), properties.get("delivery_tag")
+    is_known = type(info) is dict and type(tag) is str and type(found.get("headers", {})) is dict
+    if not is_known or properties.get("body_encoding") is not None or type(found.get("body")) not in (str, bytes):
+        raise _unreadable(data, "a control message")
+    return found  # type: ignore[no-any-return]
+
+
+def _parts(reply: Any, count: int, what: str) -> Any:
+    if type(reply) not in (list, tuple) or len(reply) != count:
+        raise _unreadable(reply, what)
+    return reply
+
+
+def _unreadable(raw: Any, what: str) -> PayloadError:
+    return PayloadError(f"{_shown(raw)} is not {what}")
+
+
+def _shown(raw: Any) -> str:
+    if type(raw) is bytes:
+        return printable(repr(raw[:_SHOWN])) + ("..." if len(raw) > _SHOWN else "")
+    return f"a {type(raw).__name__}"

@@ -1,0 +1,77 @@
+"""What a replica reports of itself, as it is stored in the broker."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from qserve.exceptions import PayloadError
+
+RUNNING, FAILED, WAITING = "RUNNING", "FAILED", "WAITING"
+_STATES = (RUNNING, FAILED, WAITING)
+_LIMIT = 512 * 1024
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_TEXTS = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
+
+
+@dataclass(frozen=True)
+class ReplicaStatus:
+    """The state that a replica reports.
+
+    Parameters:
+      state: RUNNING, or FAILED for the reason in ``message`` (the traceback of user code). A supervisor reports WAITING
+        instead of replicas while it does not have the version's code; ``message`` says what it has.
+      config: The user_config that it has adopted.
+      at_ms: When it was reported, by the broker's clock; only for WAITING.
+    """
+
+    name: str
+    deployment: str
+    version: str
+    state: str
+    pid: int = 0
+    host: str = ""
+    message: str = ""
+    config: str = ""
+    at_ms: float = 0.0
+
+    def encode(self) -> bytes:
+        """Return the report as JSON."""
+        return json.dumps(asdict(self)).encode()
+
+    @classmethod
+    def decode(cls, data: bytes) -> ReplicaStatus:
+        """Read what ``encode`` wrote; raise PayloadError for anything else."""
+        found = read_json(data, "a replica's report", containers=1)
+        if type(found) is not dict:
+            raise PayloadError(f"{len(data)} bytes are not a replica's report")
+        given = {one.name: found[one.name] for one in fields(cls) if one.name in found}
+        texts = [value for name, value in given.items() if name not in ("pid", "at_ms")]
+        is_whole = {"name", "deployment", "version", "state"} <= given.keys() and type(given.get("pid", 0)) is int
+        is_whole = is_whole and type(given.get("at_ms", 0)) in (int, float)
+        if not is_whole or not all(map(_is_text, texts)) or given["state"] not in _STATES:
+            raise PayloadError(f"{len(data)} bytes are not a replica's report")
+        return cls(**given)
+
+
+def _is_text(value: Any) -> bool:
+    return type(value) is str and _SURROGATE.search(value) is None
+
+
+def read_json(data: Any, what: str, *, containers: int) -> Any:
+    """Return the JSON in ``data``, whose size and lists and objects are counted first.
+
+    Raises:
+      PayloadError: It is not JSON, is longer than half a megabyte, or has more than so many ``containers``.
+    """
+    if type(data) is not bytes or len(data) > _LIMIT:
+        raise PayloadError(f"{what} is not JSON, or is too long")
+    marks = _TEXTS.sub(b"", data)
+    if marks.count(b"[") + marks.count(b"{") > containers:
+        raise PayloadError(f"{what} has too many parts")
+    try:
+        return json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise PayloadError(f"{what} cannot be read: {type(error).__name__}") from error
