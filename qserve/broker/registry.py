@@ -57,7 +57,7 @@ class Registry:
         self._keys = keys
         self._seal = seal
         self._seen: dict[tuple[str, str], _Seen] = {}
-        self._refused: dict[str, bytes] = {}
+        self._refused: dict[tuple[str, str], bytes] = {}
 
     @broker_errors()
     def stage(self, record: ApplicationRecord, code: bytes = b"") -> str:
@@ -221,8 +221,8 @@ class Registry:
         except PayloadError as error:
             if seen is None:
                 raise
-            if self._refused.get(app) != data:
-                self._refused[app] = data
+            if self._refused.get((app, place)) != data:
+                self._refused[app, place] = data
                 log.error("a registration of application %r is refused, and what it replaced stays: %s", app, error)
             return seen.record
         self._seen[app, place] = _Seen(change, record, data)
@@ -234,24 +234,27 @@ class Registry:
 
     @broker_errors()
     def repair(self, app: str) -> None:
-        """Put back the active version of an application where something that was refused has replaced it.
+        """Put back what is registered of an application where something that was refused has replaced it.
 
         Several processes may do it at once, and a deployment at the same time wins.
         """
-        refused, seen = self._refused.pop(app, None), self._seen.get((app, ACTIVE))
-        if refused is None or seen is None or not seen.data:
-            return
         key = self._keys.application(app)
-        without_strangers(self._client, lambda: self._client.hget(key, ACTIVE), key)
+        for place in (ACTIVE, NEXT):
+            refused = self._refused.get((app, place))
+            if refused is None:
+                continue
+            without_strangers(self._client, lambda: self._client.hget(key, ACTIVE), key)
 
-        def put_back(pipe: Any) -> None:
-            is_there = (pipe.hget(key, ACTIVE) or b"") == refused
-            pipe.multi()
-            if is_there:
-                pipe.hset(key, ACTIVE, seen.data)
-                pipe.xadd(self._keys.changes, {"app": app}, maxlen=CHANGES_KEPT, approximate=False)
+            def put_back(pipe: Any, place: str = place, refused: bytes = refused) -> None:
+                is_there = (pipe.hget(key, place) or b"") == refused
+                before = self._seen[app, place].data
+                pipe.multi()
+                if is_there:
+                    pipe.hset(key, place, before) if before else pipe.hdel(key, place)
+                    pipe.xadd(self._keys.changes, {"app": app}, maxlen=CHANGES_KEPT, approximate=False)
 
-        self._client.transaction(put_back, key)
+            self._client.transaction(put_back, key)
+            del self._refused[app, place]
 
     def readable(self, app: str, *names: str) -> list[ApplicationRecord]:
         """Return the versions of an application that can be read; another one is named once in the log."""

@@ -191,6 +191,8 @@ def test_a_registration_that_was_removed_does_not_come_back(registry: Registry, 
     put_back(registry, copy, place)
 
     assert registry.versions("shop") == []
+    registry.repair("shop")
+    assert stored(registry, place) is None
     registry.stage(RECORD)
     assert registry.versions("shop") == [RECORD]
 

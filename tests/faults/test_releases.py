@@ -6,13 +6,14 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from ledger import DIAMOND
 from load import Load
 from processes import Process, new_site, wait_until
 from rows import row
-from stacks import Stack
+from stacks import Stack, kill
 
 WAITS = "this worker does not run version"
 
@@ -84,7 +85,7 @@ def in_place(stack: Releases, version: int) -> None:
 @pytest.fixture(scope="module")
 def releases() -> Iterator[Releases]:
     with new_site() as site:
-        stack = Releases(site, replicas=1)
+        stack = Releases(site, replicas=1, guarded=False)
         stack.workers = stack.start_workers(1)
         stack.front = stack.gateway()
         finish(stack.start_deploy(1))
@@ -114,6 +115,60 @@ def test_answers_are_never_mixed_and_none_fails_whatever_the_order_of_a_release(
     assert [call for call in calls if not call.is_right] == []
     versions = {tuple(call.answer["versions"]) for call in calls}
     assert versions == {(before,) * 3, (after,) * 3}
+
+
+@row("F50", priority=True)
+def test_an_old_registration_that_is_put_back_does_not_bring_the_old_version_back(releases: Releases) -> None:
+    client, key, after = releases.broker.client, releases.keys.application("default"), releases.version + 1
+    old: Any = client.hget(key, "active")
+    new_workers_first(releases, after)
+    releases.version = after
+    wait_until(lambda: releases.ask().answer["versions"] == [after] * 3, description="the new version serves")
+    genuine = client.hget(key, "active")
+    by_handle, by_http = releases.load(rate=50), Load(releases.http(), rate=50).start()
+    by_handle.more(20)
+
+    client.hset(key, "active", old)
+    client.xadd(releases.keys.changes, {"app": "default"})
+
+    wait_until(lambda: client.hget(key, "active") == genuine, description="the registration is repaired")
+    by_handle.more(60)
+    calls = [*by_handle.stop(), *by_http.stop()]
+    assert {tuple(call.answer["versions"]) for call in calls} == {(after,) * 3}
+    for process in (releases.workers, releases.front):
+        refused = [line for line in process.stderr.splitlines() if "'default' is refused" in line]
+        assert len(refused) <= 1 and all("ERROR" in line for line in refused)
+    assert "'default' is refused" in releases.workers.stderr
+
+
+@row("F50")
+def test_a_replica_that_dies_after_its_files_were_replaced_starts_again_with_its_old_code(releases: Releases) -> None:
+    folder = releases.folder(releases.version)
+    (pid,) = [one.pid for one in releases.replicas("Left")]
+    (folder / "diamond.py").write_text("raise RuntimeError('half a release')")
+
+    kill(pid)
+
+    wait_until(lambda: [one.pid for one in releases.replicas("Left")] not in ([pid], []), description="it starts again")
+    assert releases.ask().answer["versions"] == [releases.version] * 3
+    releases.folder(releases.version)
+
+
+@row("F50", priority=True)
+def test_rolling_back_is_one_deploy_while_the_old_workers_run(releases: Releases) -> None:
+    before, after = releases.version, releases.version + 1
+    new = releases.start_workers(after)
+    finish(releases.start_deploy(after))
+    load = releases.load(rate=50)
+    load.more(20)
+
+    finish(releases.start_deploy(before))
+
+    releases.stop(new)
+    load.more(60)
+    calls = load.stop()
+    assert [call for call in calls if not call.is_right] == []
+    assert {tuple(call.answer["versions"]) for call in calls} == {(before,) * 3, (after,) * 3}
 
 
 @row("F50")

@@ -123,7 +123,8 @@ class Applications:
         if newest == NO_CHANGE or (newest == self._change and now < self._read_again_at):
             return False
         self._read_again_at = now + _READ_AGAIN_S
-        load_functions(self._client)
+        if newest != self._change:
+            load_functions(self._client)
         records: dict[tuple[str, str], ApplicationRecord] = {}
         kept: dict[str, tuple[ApplicationRecord, bytes]] = {}
         for name in self._registry.names() if self._scope.app is None else [self._scope.app]:
@@ -140,7 +141,7 @@ class Applications:
                 records[name, record.version] = record
             if active is not None:
                 kept[name] = (active, self._code_of(active))
-                self._repair(name)
+            self._repair(name)
         self._code.keep(records)
         self._records, self._kept, self._change = records, kept, newest
         return True
@@ -149,7 +150,8 @@ class Applications:
         try:
             self._registry.repair(name)
         except BrokerError as error:
-            log.error("application %r cannot be registered again: %s; deploy it again", name, error)
+            # where this role may only read, somebody has to deploy again
+            self._say_once(f"application {name!r} cannot be registered again: {error}; deploy it again")
 
     def _code_of(self, record: ApplicationRecord) -> bytes:
         """Return the code of an application whose code is sent by value."""
