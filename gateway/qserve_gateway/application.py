@@ -20,9 +20,10 @@ from qserve.calls.client import ClientPlane
 from qserve_gateway.handler import RequestHandler, handle
 from qserve_gateway.jobs import JOBS_PATH, Jobs
 from qserve_gateway.request.access import AccessPolicy, check_host, check_origin
-from qserve_gateway.request.environ import Environ, request_id_of
+from qserve_gateway.request.environ import Environ, must_close, request_id_of
 from qserve_gateway.request.waiting import InFlightLimit
 from qserve_gateway.response.errors import problem_reply
+from qserve_gateway.response.reply import force_close
 from qserve_gateway.routes import RouteWatcher
 
 access_log = get_logger("qserve.access")
@@ -48,12 +49,19 @@ class Gateway(Flask):
         if path.startswith(JOBS_PATH):
             answer = self._handle_page
         elif path.startswith(_RESERVED):
+            if must_close(environ):
+                force_close(start_response)
             return super().wsgi_app(environ, start_response)
         else:
             answer = self._handler.handle
         if access_log.isEnabledFor(logging.INFO):
             answer = partial(_logged, answer, path)
-        return answer(environ)(environ, start_response)
+        reply = answer(environ)
+        try:
+            return reply(environ, start_response)
+        except BaseException:  # a header that HTTP does not allow: the server will not close what it was not given
+            reply.close()
+            raise
 
     def full_dispatch_request(self) -> Any:
         """Handle the current request for a page; Flask calls this."""
@@ -100,7 +108,7 @@ def create_app(settings: Settings, plane: ClientPlane | None = None, watch: bool
         watcher.start()
     else:
         watcher.refresh()
-    access, in_flight = AccessPolicy.from_env(os.environ), InFlightLimit()
+    access, in_flight = AccessPolicy.from_env(os.environ), InFlightLimit(settings.body_memory)
     jobs = Jobs(settings, plane, in_flight)
     app = Gateway(RequestHandler(settings, plane, watcher.current, access, in_flight, jobs))
     _add_pages(app, plane, watcher)

@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 from qserve.base import failpoints
 from qserve.base.settings import Settings
 from qserve.calls.client import ClientPlane
 from qserve.calls.ref import Call, ItemRef, Ref
-from qserve.exceptions import DeadlineExceeded, RequestCancelled
+from qserve.exceptions import DeadlineExceeded, PayloadTooLarge, RequestCancelled
+from qserve.graph.advance import inputs_of
 from qserve.http.message import BadRequest
 from qserve.http.strict_json import loads
 from qserve.wire.envelope import Answer
 from qserve_gateway.jobs import Job, Jobs
 from qserve_gateway.request.access import AccessPolicy, ClientLimits
 from qserve_gateway.request.environ import (
+    BODY_LIMIT,
+    SMALL,
     Environ,
     Refused,
     base_url,
     message_of,
     model_id_of,
+    must_close,
     path_of,
     read_body,
     request_id_of,
@@ -29,7 +34,8 @@ from qserve_gateway.request.environ import (
     url_of,
     wrong_method,
 )
-from qserve_gateway.request.waiting import InFlightLimit, wait_for_result
+from qserve_gateway.request.json_process import JsonProcess
+from qserve_gateway.request.waiting import POLL_INTERVAL_S, InFlightLimit, Place, is_disconnected, wait_for_result
 from qserve_gateway.response.errors import error_reply, outcome_reply
 from qserve_gateway.response.reply import Reply, StreamReply
 from qserve_gateway.routes import PLAIN_METHODS, Route, RouteTable
@@ -42,20 +48,23 @@ _COMPRESSED = "a JSON body must not be compressed: send it without Content-Encod
 def handle(environ: Environ, serve: Callable[[Environ, str], Any], clients: ClientLimits | None) -> Any:
     """Serve one request within the limits of its client; errors become replies too."""
     request_id = request_id_of(environ)
-    leave = reply = None
+    leave = None
+    reply: Any = None
     try:
         leave = None if clients is None else clients.enter(environ)
         reply = serve(environ, request_id)
-        return reply
     except Exception as error:
-        return error_reply(error, request_id)
+        reply = error_reply(error, request_id)
     finally:
         # the request of a client ends when its response is complete
         if leave is not None:
-            if isinstance(reply, StreamReply):
-                reply.on_close = leave
+            if getattr(reply, "is_long", False):
+                reply.when_sent.append(leave)
             else:
                 leave()
+    if must_close(environ):
+        reply.ends_connection = True
+    return reply
 
 
 @dataclass(frozen=True)
@@ -72,6 +81,7 @@ class RequestHandler:
     access: AccessPolicy
     in_flight: InFlightLimit
     jobs: Jobs
+    parser: JsonProcess = field(default_factory=JsonProcess)
 
     def handle(self, environ: Environ) -> AnyReply:
         """Handle one request; errors become replies too."""
@@ -81,42 +91,120 @@ class RequestHandler:
     def _serve(self, environ: Environ, request_id: str) -> AnyReply:
         table = self.table()
         self.access.check(environ)
-        path = path_of(environ)
-        route, graph, path_params = _find(table, path, environ)
-        record = route.record
-        body = read_body(environ)
+        found = _find(table, path_of(environ), environ)
+        record = found.route.record
         timeout_s = timeout_of(environ, record.timeout_s or self.settings.request_timeout_s)
+        place = self.in_flight.enter(found.route.prefix)
+        reply: AnyReply | None = None
+        try:
+            # in a method of its own, whose end frees the body: the result may come much later
+            ref, job = self._submit(environ, request_id, found, timeout_s, place)
+            if job is not None:
+                reply = self.jobs.follow(ref, job, timeout_s, environ, request_id, place)
+                return reply
+            end = time.monotonic() + timeout_s
+            self._wait(ref, timeout_s, environ)
+            if isinstance(ref, ItemRef) and ref.items:
+                reply = StreamReply(ref, request_id, timeout_s, self.plane.cancel, place.has_memory_for)
+                return reply
+            size = len(ref.outcome().payload)
+            if size > SMALL and self.in_flight.has_room(size):
+                place.take(size)
+            elif size > SMALL:
+                # forgotten here and fetched again from the broker, which keeps it meanwhile
+                ref.share()
+                ref = Ref(ref.request_id, self.plane, owned=True)
+                self._wait_for_room(size, end, environ)
+                place.take(size)
+                self.plane.follow(ref)
+                self._wait(ref, max(0.0, end - time.monotonic()), environ)
+            reply = outcome_reply(ref.outcome(), request_id, self.settings.show_errors)
+            return reply
+        finally:
+            if reply is not None and reply.is_long:
+                reply.when_sent.append(place.leave)
+            else:
+                place.leave()
+
+    def _submit(
+        self, environ: Environ, request_id: str, found: _Found, timeout_s: float, place: Place
+    ) -> tuple[Ref, Job | None]:
+        """Read a request's body and submit the call; a large body counts until the broker has it."""
+        route, record = found.route, found.route.record
+        body = read_body(environ, place.take)
+        size = len(body)
+        place.hold(size if size > SMALL else 0)
         job = None
         if "HTTP_PREFER" in environ or "HTTP_IDEMPOTENCY_KEY" in environ:
             job = Job.of(environ, body, record.name, self.settings)
-        with self.in_flight:
-            method, args, run = _target_of(environ, route, graph, path, path_params, body)
-            call = Call(
-                record.name,
-                record.ingress,
-                method,
-                args,
-                graph=run,
-                timeout_s=timeout_s,
-                result_ttl_s=_RESULT_TTL_S,
-                trace_id=request_id,
-                route=route.prefix,
-                model_id=model_id_of(environ),
-                answer=route.answer,
-                owned=True,
-                stream=route.answer is Answer.PLAIN,
-            )
-            if job is not None:
-                call = job.kept(call, self.settings)
+        method, args, run = self._target_of(environ, found, body, timeout_s, place)
+        del body
+        call = Call(
+            record.name,
+            record.ingress,
+            method,
+            args,
+            graph=run,
+            timeout_s=timeout_s,
+            result_ttl_s=_RESULT_TTL_S,
+            trace_id=request_id,
+            route=route.prefix,
+            model_id=model_id_of(environ),
+            answer=route.answer,
+            owned=True,
+            stream=route.answer is Answer.PLAIN,
+        )
+        if job is not None:
+            call = job.kept(call, self.settings)
+        ref = self.plane.submit(call) if size <= SMALL else self._submit_large(call, place, timeout_s)
+        if failpoints.ARMED:
+            failpoints.hit("gateway.after_submit")
+        return ref, job
+
+    def _submit_large(self, call: Call, place: Place, timeout_s: float) -> Ref:
+        if not self.in_flight.wait_for_turn(place.taken, timeout_s):
+            raise self.in_flight.refusal()
+        submitted = place.hand_over()
+        try:
             ref = self.plane.submit(call)
-            if failpoints.ARMED:
-                failpoints.hit("gateway.after_submit")
-            if job is not None:
-                return self.jobs.follow(ref, job, timeout_s, environ, request_id)
-            self._wait(ref, timeout_s, environ)
-        if isinstance(ref, ItemRef) and ref.items:
-            return StreamReply(ref, request_id, timeout_s, self.plane.cancel)
-        return outcome_reply(ref.outcome(), request_id, self.settings.show_errors)
+        except PayloadTooLarge as error:
+            submitted()
+            raise _too_large() from error
+        except BaseException:
+            submitted()
+            raise
+        ref.acceptance.call_when_set(submitted)
+        return ref
+
+    def _target_of(
+        self, environ: Environ, found: _Found, body: bytes, timeout_s: float, place: Place
+    ) -> tuple[str, tuple[Any, ...], str | None]:
+        """Return the method and the arguments of a call, or of a graph where the input needs no user code."""
+        route, graph, path, path_params = found
+        driver = route.record.driver
+        run = None if driver is None else graph
+        if driver is not None and driver.adapter == "json_request":
+            if environ.get("HTTP_CONTENT_ENCODING", "identity") != "identity":
+                raise BadRequest(_COMPRESSED, "unsupported_encoding", 415)
+            if len(body) <= SMALL:
+                return "__call__", (loads(body),), run
+            try:
+                document = self.parser.parse(body, inputs_of(route.record.plans[graph][0]), timeout_s)
+            except PayloadTooLarge as error:
+                raise _too_large() from error
+            place.hold(document.size)
+            return "__call__", (document,), run
+        message = message_of(environ, path, route.root_path, body, path_params)
+        if driver is None or driver.adapter == "starlette_request":
+            return "__call__", (message,), run
+        return "adapt", (message, graph), None
+
+    def _wait_for_room(self, size: int, end: float, environ: Environ) -> None:
+        while not self.in_flight.wait_for_room(size, min(POLL_INTERVAL_S, max(0.0, end - time.monotonic()))):
+            if time.monotonic() >= end:
+                raise self.in_flight.refusal()
+            if is_disconnected(environ.get("gunicorn.socket")):
+                raise RequestCancelled("the client closed the connection")
 
     def _wait(self, ref: Ref, timeout_s: float, environ: Environ) -> None:
         try:
@@ -130,8 +218,20 @@ class RequestHandler:
         raise DeadlineExceeded(f"the request did not finish within {timeout_s:g} s")
 
 
-def _find(table: RouteTable, path: str, environ: Environ) -> tuple[Route, str, dict[str, Any]]:
-    """Return the route of a request, its graph, and the parameters in its path."""
+class _Found(NamedTuple):
+    """The route of a request, its graph, its path, and the parameters in that."""
+
+    route: Route
+    graph: str
+    path: str
+    path_params: dict[str, Any]
+
+
+def _too_large() -> Refused:
+    return Refused(f"the request takes more than {BODY_LIMIT} bytes with its headers", "body_too_large", 413)
+
+
+def _find(table: RouteTable, path: str, environ: Environ) -> _Found:
     method = environ["REQUEST_METHOD"]
     route = table.match(path)
     if route is None and method == "CONNECT":  # its target is not a path
@@ -147,20 +247,4 @@ def _find(table: RouteTable, path: str, environ: Environ) -> tuple[Route, str, d
         raise Refused(message, "not_found", 404, detail=None if route is None else "Not Found")
     if method not in route.methods:
         raise wrong_method(method, route.methods, driver=route.record.driver is not None)
-    return route, *found
-
-
-def _target_of(
-    environ: Environ, route: Route, graph: str, path: str, path_params: dict[str, Any], body: bytes
-) -> tuple[str, tuple[Any, ...], str | None]:
-    """Return the method and the arguments of a call, or of a graph where the input needs no user code."""
-    driver = route.record.driver
-    run = None if driver is None else graph
-    if driver is not None and driver.adapter == "json_request":
-        if environ.get("HTTP_CONTENT_ENCODING", "identity") != "identity":
-            raise BadRequest(_COMPRESSED, "unsupported_encoding", 415)
-        return "__call__", (loads(body),), run
-    message = message_of(environ, path, route.root_path, body, path_params)
-    if driver is None or driver.adapter == "starlette_request":
-        return "__call__", (message,), run
-    return "adapt", (message, graph), None
+    return _Found(route, found[0], path, found[1])

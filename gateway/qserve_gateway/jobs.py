@@ -6,7 +6,8 @@ A job is stored in the broker only, so every gateway of an installation can answ
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+import threading
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from qserve.base.log import get_logger
@@ -26,7 +27,7 @@ from qserve.wire.replies import stored
 from qserve.wire.request_ids import id_of_key, is_genuine, is_of_value, is_request_id, new_response_id
 from qserve.wire.sealing import open_end, open_header
 from qserve_gateway.request.environ import CLIENT_ID, Environ, model_id_of, wrong_method
-from qserve_gateway.request.waiting import InFlightLimit, wait_for_result
+from qserve_gateway.request.waiting import InFlightLimit, Place, wait_for_result
 from qserve_gateway.response.errors import outcome_reply, problem_reply
 from qserve_gateway.response.reply import Reply
 
@@ -42,6 +43,8 @@ _METHODS = ("DELETE", "GET", "HEAD")
 _ID_HEADER = "x-qserve-request-id"
 _POLL_AFTER_S = 1
 _FIELDS = (Field.STATE, Field.RESULT, Field.HEADER)
+_READ_AT_ONCE = 4
+"""How many stored results are read at a time, because a result is counted only when its length is known."""
 _WITHOUT_KEY = "once"
 """The fingerprint of a job that has no idempotency key, and so cannot be submitted twice."""
 
@@ -126,7 +129,8 @@ def _fingerprint(environ: Environ, body: bytes) -> str:
         environ.get("HTTP_AUTHORIZATION", ""),
     )
     for part in (*(text.encode("latin-1") for text in parts), body):
-        digest.update(len(part).to_bytes(8, "big") + part)
+        digest.update(len(part).to_bytes(8, "big"))
+        digest.update(part)
     return digest.hexdigest()
 
 
@@ -137,8 +141,9 @@ class Jobs:
     settings: Settings
     plane: ClientPlane
     in_flight: InFlightLimit
+    reading: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(_READ_AT_ONCE))
 
-    def follow(self, ref: Ref, job: Job, timeout_s: float, environ: Environ, trace_id: str) -> Reply:
+    def follow(self, ref: Ref, job: Job, timeout_s: float, environ: Environ, trace_id: str, place: Place) -> Reply:
         """Return the reply to a request that has just been submitted.
 
         It is 202 as soon as the request is accepted, if the client prefers that. A client that disconnects, or waits
@@ -147,6 +152,7 @@ class Jobs:
         Raises:
           RequestCancelled: The client closed the connection.
           DeadlineExceeded: The request did not finish in time.
+          Refused: There is no memory left for the result, which stays stored (503).
         """
         sock = environ.get("gunicorn.socket")
         respond_async, wait_s = job.preference
@@ -156,6 +162,7 @@ class Jobs:
                 return _accepted(job.request_id, trace_id, preferred=True)
         elif not wait_for_result(ref, timeout_s, sock) and not self.plane.look(ref):
             raise DeadlineExceeded(f"the request did not finish within {timeout_s:g} s")
+        place.take_answer(len(ref.outcome().payload))
         return self._reply(ref.outcome(), trace_id, job.request_id)
 
     def serve(self, environ: Environ, trace_id: str) -> Reply:
@@ -170,17 +177,28 @@ class Jobs:
         method = environ["REQUEST_METHOD"]
         if method not in _METHODS:
             raise wrong_method(method, _METHODS)
-        return self._cancel(request_id, trace_id) if method == "DELETE" else self._fetch(request_id, environ, trace_id)
+        place = self.in_flight.enter(JOBS_PATH)
+        reply = None
+        try:
+            if method == "DELETE":
+                return self._cancel(request_id, trace_id, place)
+            reply = self._fetch(request_id, environ, trace_id, place)
+            return reply
+        finally:
+            if reply is not None and reply.is_long:
+                reply.when_sent.append(place.leave)
+            else:
+                place.leave()
 
-    def _fetch(self, request_id: str, environ: Environ, trace_id: str) -> Reply:
-        outcome = self._find(request_id)
+    def _fetch(self, request_id: str, environ: Environ, trace_id: str, place: Place) -> Reply:
+        outcome = self._find(request_id, place)
         wait_s = preference_of(environ).wait_s
         if outcome.state == State.OPEN and wait_s:
             ref = Ref(request_id, self.plane)
-            with self.in_flight:
-                self.plane.follow(ref)
-                if wait_for_result(ref, wait_s, environ.get("gunicorn.socket")):
-                    outcome = ref.outcome()
+            self.plane.follow(ref)
+            if wait_for_result(ref, wait_s, environ.get("gunicorn.socket")):
+                outcome = ref.outcome()
+                place.take_answer(len(outcome.payload))
         if outcome.state == State.OPEN:
             return _accepted(request_id, trace_id)
         if outcome.state == State.CANCELLED:
@@ -197,20 +215,22 @@ class Jobs:
             reply.headers.append((_ID_HEADER, request_id))
         return reply
 
-    def _cancel(self, request_id: str, trace_id: str) -> Reply:
-        state = self._find(request_id).state
+    def _cancel(self, request_id: str, trace_id: str, place: Place) -> Reply:
+        state = self._find(request_id, place).state
         if state == State.OPEN:
             # Crash before this: nothing happened. Crash after: it is cancelled, and a second DELETE reports that.
-            state = State.CANCELLED if self._close(request_id, State.CANCELLED) else self._find(request_id).state
+            state = State.CANCELLED if self._close(request_id, State.CANCELLED) else self._find(request_id, place).state
         if state != State.CANCELLED:
             raise BadRequest(f"request {request_id} has already finished", "already_finished", 409)
         return Reply(204, [("x-request-id", trace_id)], b"")
 
-    def _find(self, request_id: str) -> Outcome:
+    def _find(self, request_id: str, place: Place) -> Outcome:
         """Read a request's state; one that is open past its deadline is ended first."""
         if not is_genuine(request_id):  # nobody was given it, and what may be stored under it is private
             raise BadRequest(f"there is no request {request_id}", "not_found", 404)
-        state, payload, header = self._ask(("HMGET", self.plane.keys.request(request_id), *_FIELDS))
+        with self.reading:
+            state, payload, header = self._ask(("HMGET", self.plane.keys.request(request_id), *_FIELDS))
+            place.take_answer(len(payload or b""))
         if state is None:
             raise BadRequest(f"the result of request {request_id} is no longer stored", "result_expired", 410)
         outcome = stored(state, payload)
@@ -220,7 +240,7 @@ class Jobs:
             return outcome
         if self._close(request_id, State.EXPIRED) == 1:
             return Outcome(State.EXPIRED, b"")
-        return self._find(request_id)
+        return self._find(request_id, place)
 
     def _is_late(self, header: bytes | None) -> bool:
         try:

@@ -50,6 +50,7 @@ class Settings:
       stall_limit_s: How long user code may hold a replica's event loop, or run on after its caller's deadline,
         before the replica is killed.
       start_timeout_s: How long a constructor may take before its replica is killed.
+      body_memory: The most bytes of large request bodies and answers that one gateway process holds at a time.
     """
 
     broker_url: str | None = field(default=None, repr=False)
@@ -67,6 +68,7 @@ class Settings:
     lease_s: float = 15.0
     stall_limit_s: float = 60.0
     start_timeout_s: float = 60.0
+    body_memory: int = 256 * 1024 * 1024
 
     def __post_init__(self) -> None:
         for name in ("secret_key", "accepted_keys"):
@@ -136,7 +138,7 @@ def _read(name: str, text: str) -> Any:
         return _seconds(variable, text)
     if name == "accepted_keys":
         return tuple(os.fsencode(key.strip()) for key in text.split(",") if key.strip())
-    if name == "broker_maxmemory":
+    if name in ("broker_maxmemory", "body_memory"):
         return _memory(variable, text)
     if name == "show_errors":
         return text not in ("0", "false")

@@ -350,19 +350,25 @@ class ClientPlane(BrokerPlane):
             return self._started
 
     def _send_commands(self) -> None:
+        while self._send_next():
+            pass
+
+    def _send_next(self) -> bool:
+        """Send what has gathered; return False at the end. While it waits for more, nothing of the last is held."""
         item = self._outbox.get()
-        while item is not None:
-            batch = [item]
-            with contextlib.suppress(Empty):
-                while len(batch) < _SEND_COUNT and (item := self._outbox.get_nowait()) is not None:
-                    batch.append(item)
-            release = self._release_command()
-            if release is not None:
-                batch.append((release, ignore))
-            self._sending = batch
-            _process_replies(batch, self._send_batch([command for command, _ in batch]))
-            if item is not None:
-                item = self._outbox.get()
+        if item is None:
+            return False
+        batch = [item]
+        with contextlib.suppress(Empty):
+            while len(batch) < _SEND_COUNT and (item := self._outbox.get_nowait()) is not None:
+                batch.append(item)
+        release = self._release_command()
+        if release is not None:
+            batch.append((release, ignore))
+        self._sending = batch
+        _process_replies(batch, self._send_batch([command for command, _ in batch]))
+        self._sending = []
+        return item is not None
 
     def _send_batch(self, commands: list[Command]) -> list[Any]:
         """Send commands and return their replies, or errors if the broker stays away."""

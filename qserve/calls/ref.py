@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Generic, NamedTuple
 
@@ -305,7 +305,7 @@ class Ref(Generic[T_co]):
 class ItemRef(Ref[T_co]):
     """A ref whose result arrives as items; the reader's pace limits how far ahead the producer may be."""
 
-    __slots__ = ("_consumed", "_ready", "items", "received")
+    __slots__ = ("_consumed", "_ready", "items", "received", "when_added")
 
     def __init__(self, request_id: str, plane: Plane | None, owned: bool = False) -> None:
         super().__init__(request_id, plane, owned)
@@ -313,11 +313,14 @@ class ItemRef(Ref[T_co]):
         self._ready: Promise[None] = Promise()
         self._consumed = 0
         self.received = 0
+        self.when_added: Callable[[], None] | None = None
         self.done.call_when_set(self._wake)
 
     def add(self, item: bytes) -> None:
         self.received += 1
         self.items.append(item)
+        if self.when_added is not None:
+            self.when_added()
         self._wake()
 
     def _wake(self) -> None:

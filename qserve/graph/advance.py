@@ -34,6 +34,24 @@ class Answer:
 Move = Fill | Answer
 
 
+@dataclass(frozen=True, slots=True)
+class ReadInput:
+    """A single input that was read elsewhere: the parts of it that the graph needs, or the errors of reading them.
+
+    ``size`` is what they take in bytes, once encoded.
+    """
+
+    parts: Mapping[InputKey, Any]
+    size: int
+
+    def read(self, key: InputKey) -> Any:
+        """Return a part; or raise the error of reading it; KeyError for a part that was not asked for."""
+        part = self.parts[key]
+        if isinstance(part, Exception):
+            raise part
+        return part
+
+
 def begin(plan: Plan, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Move]:
     """Return the moves that start a request.
 
@@ -64,6 +82,11 @@ def begin(plan: Plan, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Mo
     return moves
 
 
+def inputs_of(plan: Plan) -> list[InputKey]:
+    """Return the parts of its input that a graph reads."""
+    return [source for source in {*plan.feeds, plan.output} if isinstance(source, InputKey)]
+
+
 def advance(plan: Plan, step: int, value: Any) -> list[Move]:
     """Return the moves that follow when the step of that number has returned ``value``."""
     if step == plan.output:
@@ -75,6 +98,8 @@ def advance(plan: Plan, step: int, value: Any) -> list[Move]:
 def read_input(key: InputKey, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     """Return one part of a request's input; raises as ``begin`` does."""
     if len(args) == 1 and not kwargs:
+        if type(args[0]) is ReadInput:
+            return args[0].read(key)
         if key.kind == "whole":
             return args[0]
         if key.kind == "item":

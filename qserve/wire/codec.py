@@ -101,6 +101,15 @@ def register_unpacker(code: Code, unpack: Callable[[Any], Any]) -> None:
     _unpackers[code] = unpack
 
 
+class Encoded:
+    """A value that another process has encoded with a codec of the same kind."""
+
+    __slots__ = ("data",)
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+
+
 class Codec:
     """Encodes and decodes values with one application's keys.
 
@@ -132,7 +141,7 @@ class Codec:
           PayloadTooLarge: Its encoding is longer than ``max_bytes``.
         """
         try:
-            data = self._encode(value)
+            data = value.data if type(value) is Encoded else self._encode(value)
         except PayloadError:
             raise
         except Exception as error:

@@ -56,6 +56,7 @@ def test_every_setting_has_a_variable() -> None:
         lease_s=3.5,
         stall_limit_s=4.5,
         start_timeout_s=5.5,
+        body_memory=1 << 26,
     )
 
     assert Settings.from_env(settings.to_env()) == settings

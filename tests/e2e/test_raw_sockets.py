@@ -540,7 +540,7 @@ def test_b41_a_request_too_many_is_told_when_to_come_back(place: Place, small: t
         )
         health = place.ask("GET /-/healthz HTTP/1.1", port=port)
         (answer,) = answers_of(read_to_end(held, 5))
-    assert (many.error["code"], many.error["retryable"], many.headers["retry-after"]) == ("queue_full", True, "1")
+    assert (many.error["code"], many.error["retryable"], many.headers["retry-after"]) == ("route_full", True, "1")
     assert (health.status, answer.status) == (200, 200)
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import sys
 import time
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 from urllib.parse import quote
@@ -21,6 +23,9 @@ Environ = dict[str, Any]
 TIMEOUT_LIMIT_S = 3600.0
 BODY_LIMIT = 10 * 1024 * 1024
 BODY_TIMEOUT_S = 15.0
+SMALL = 64 * 1024
+"""Bodies and answers up to this length are not counted, because the number of places bounds them."""
+_BODY_READ = "qserve.body_read"
 _KIB = 1024
 # 1 KiB/s from the fifth second on, checked three times; a client that has sent 15 KiB may keep that pace to the end
 _PACE = ((5 * _KIB, 5.0), (10 * _KIB, 10.0), (sys.maxsize, BODY_TIMEOUT_S))
@@ -173,15 +178,29 @@ def has_body(environ: Environ) -> bool:
     return "HTTP_TRANSFER_ENCODING" in environ or environ.get("CONTENT_LENGTH") not in (None, "", "0")
 
 
-def read_body(environ: Environ) -> bytes:
+def must_close(environ: Environ) -> bool:
+    """Return whether the connection must end because a body that may be large was not read.
+
+    The server would read it before the next request, in steps of 1 KiB, for each of which it copies up to 1 MiB.
+    """
+    length = environ.get("CONTENT_LENGTH") or "0"
+    is_large = "HTTP_TRANSFER_ENCODING" in environ or not length.isdecimal() or int(length[:18]) > SMALL
+    return is_large and _BODY_READ not in environ
+
+
+def read_body(environ: Environ, take: Callable[[int], None]) -> bytes:
     """Read the whole body.
 
     Flask's ``get_data`` is not used because it truncates: it returns the first part of a chunked body that is too
     long, and whatever arrived of a body whose connection was closed.
 
+    Parameters:
+      take: Called with the bytes of a large body before they are read; it may refuse them.
+
     Raises:
       BadRequest: The body is longer than ``BODY_LIMIT`` (413), incomplete or malformed (400), too slow (408), or in an
         unsupported transfer coding (501).
+      Refused: There is no memory left for the body (503).
     """
     if not has_body(environ):
         return b""
@@ -196,25 +215,33 @@ def read_body(environ: Environ) -> bytes:
         message = "the only supported transfer coding is 'chunked'"
         raise BadRequest(message, "unsupported_transfer_coding", 501, close=True)
     too_long = length is not None and length > BODY_LIMIT
-    body = b"" if too_long else _read(environ["wsgi.input"], BODY_LIMIT + 1 if length is None else length)
+    body = b"" if too_long else _read(environ["wsgi.input"], length, take)
     if too_long or len(body) > BODY_LIMIT:
         raise BadRequest(f"the request body is longer than {BODY_LIMIT} bytes", "body_too_large", 413, close=True)
     if length is not None and len(body) < length:
         message = f"the request body has {len(body)} bytes, but Content-Length says {length}"
         raise BadRequest(message, "incomplete_body", close=True)
+    environ[_BODY_READ] = True
     return body
 
 
-def _read(stream: Any, size: int) -> bytes:
-    """Read ``size`` bytes, or fewer where the body ends; no slower than ``_PACE``."""
-    body, began = b"", time.monotonic()
-    for paced, within_s in _PACE:
-        goal = min(paced, size)
+def _read(stream: Any, length: int | None, take: Callable[[int], None]) -> bytes:
+    """Read ``length`` bytes, or fewer where the body ends; no slower than ``_PACE``."""
+    size, began = BODY_LIMIT + 1 if length is None else length, time.monotonic()
+    if length is not None and length > SMALL:
+        take(length)
+    body, read = io.BytesIO(), 0  # it grows in place, where joining pieces at the end would copy them
+    while read < size:
+        paced, within_s = next(pace for pace in _PACE if read < pace[0])
+        piece = min(size, paced, read + SMALL) - read
+        if length is None and read >= SMALL:
+            take(piece)
         left_s = min(within_s, BODY_TIMEOUT_S) - (time.monotonic() - began)
-        body += _read_within(stream, goal - len(body), left_s)
-        if len(body) < goal or goal == size:
+        received = _read_within(stream, piece, left_s)
+        read += body.write(received)
+        if len(received) < piece:
             break
-    return body
+    return body.getvalue()
 
 
 def _read_within(stream: Any, size: int, left_s: float) -> bytes:
@@ -231,3 +258,4 @@ def _read_within(stream: Any, size: int, left_s: float) -> bytes:
         raise BadRequest("the request body is truncated or malformed", code, close=True) from error
     finally:
         stalled.close()
+        del stalled  # its traceback would refer to this frame, and keep the body until the next garbage collection

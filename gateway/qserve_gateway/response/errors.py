@@ -63,7 +63,7 @@ def error_reply(error: BaseException, request_id: str) -> Reply:
     headers, detail = (error.headers, error.detail) if isinstance(error, Refused) else ((), None)
     reply = problem_reply(error.status, code, message, request_id, retryable=error.retryable, detail=detail)
     reply.headers += headers
-    reply.close = isinstance(error, BadRequest) and error.close
+    reply.ends_connection = isinstance(error, BadRequest) and error.close
     if error.retryable:
         reply.headers.append(("retry-after", str(getattr(error, "retry_after_s", _RETRY_AFTER_S))))
     return reply

@@ -9,12 +9,18 @@ from collections.abc import Callable, Iterable, Iterator
 from http import HTTPStatus
 from typing import Any
 
-from qserve.calls.ref import ItemRef
+import gevent
+
+from qserve.calls.ref import ItemRef, failed
 from qserve.exceptions import DeadlineExceeded, GetTimeoutError, RequestCancelled
 from qserve.http.render import parse, parse_head
+from qserve_gateway.request.environ import SMALL
 from qserve_gateway.request.waiting import POLL_INTERVAL_S, is_disconnected
 
 LINGER_S = 1.0
+PIECE = 64 * 1024
+PIECE_TIMEOUT_S = 15.0
+"""How long a client may take to receive a piece of a large answer or of a stream before its connection ends."""
 WITHOUT_BODY = frozenset((204, 304))
 _STATUS_LINES = {status.value: f"{status.value} {status.phrase}" for status in HTTPStatus}
 _STATUS_LINES[499] = "499 Client Closed Request"
@@ -32,24 +38,36 @@ class Reply:
       close: End the connection afterwards, because the request's body was not read to its end.
     """
 
-    __slots__ = ("body", "close", "headers", "status")
+    __slots__ = ("body", "ends_connection", "headers", "status", "when_sent")
 
     def __init__(self, status: int, headers: list[tuple[str, str]], body: bytes, close: bool = False) -> None:
         self.status = status
         self.headers = headers
         self.body = body
-        self.close = close
+        self.ends_connection = close
+        self.when_sent: list[Callable[[], None]] = []
+
+    @property
+    def is_long(self) -> bool:
+        """Whether a client can delay its end; a short one is handed to the kernel at once."""
+        return len(self.body) > SMALL
 
     def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         """Send the response; this makes a reply a WSGI application."""
         if self.status not in WITHOUT_BODY and self.status >= 200:
             self.headers.append(("content-length", str(len(self.body))))
-        if self.close:
-            _force_close(start_response)
+        if self.ends_connection:
+            force_close(start_response)
         start_response(_status_line(self.status), self.headers)
         body = b"" if environ["REQUEST_METHOD"] == "HEAD" else self.body
         sock = environ.get("gunicorn.socket")
-        return _lingering(body, sock) if self.close and sock is not None else [body]
+        if self.when_sent:
+            return _Sending(_paced(body, sock), self.when_sent)
+        return _lingering(body, sock) if self.ends_connection and sock is not None else [body]
+
+    def close(self) -> None:
+        """Give up a response that could not be begun."""
+        _call_all(self.when_sent)
 
 
 def result_reply(payload: bytes, request_id: str) -> Reply:
@@ -64,12 +82,54 @@ def result_reply(payload: bytes, request_id: str) -> Reply:
     return Reply(status, headers, body)
 
 
-def _force_close(start_response: Callable[..., Any]) -> None:
+class _Sending:
+    """A body on its way, and what is called when it is sent or given up; the server calls ``close`` in either case."""
+
+    __slots__ = ("_pieces", "_when_sent")
+
+    def __init__(self, pieces: Iterator[bytes], when_sent: list[Callable[[], None]]) -> None:
+        self._pieces = pieces
+        self._when_sent = when_sent
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self._pieces
+
+    def close(self) -> None:
+        self._pieces.close()  # type: ignore[attr-defined]
+        _call_all(self._when_sent)
+
+
+def _paced(body: bytes, sock: Any) -> Iterator[bytes]:
+    """Return a body in pieces, and end the connection of a client that takes too long for one of them."""
+    for start in range(0, len(body), PIECE):
+        # by a shutdown and not an exception: the server would try to send that as one more response
+        watch = None if sock is None else gevent.get_hub().loop.timer(PIECE_TIMEOUT_S)
+        try:
+            if watch is not None:
+                watch.start(_shut_down, sock)
+            yield body[start : start + PIECE]
+        finally:
+            if watch is not None:
+                watch.close()
+
+
+def _call_all(callbacks: list[Callable[[], None]]) -> None:
+    while callbacks:
+        callbacks.pop()()
+
+
+def _shut_down(sock: Any) -> None:
+    with contextlib.suppress(OSError):
+        sock.shutdown(2)
+
+
+def force_close(start_response: Callable[..., Any]) -> None:
+    """End the connection after this response."""
     # gunicorn ignores an application's `Connection` header and would read the rest of the body, however long, before
     # the next request; only its response object, whose method start_response is, can prevent that
-    force_close = getattr(getattr(start_response, "__self__", None), "force_close", None)
-    if force_close is not None:
-        force_close()
+    force = getattr(getattr(start_response, "__self__", None), "force_close", None)
+    if force is not None:
+        force()
 
 
 def _lingering(body: bytes, sock: Any) -> Iterator[bytes]:
@@ -93,11 +153,20 @@ class StreamReply:
       ref: The request. Its first item holds status and headers, the others are the body.
       timeout_s: Seconds from now within which the body must be complete.
       cancel: Cancels the request when the client disconnects.
+      has_memory_for: Told how many bytes wait to be sent; a stream for which it returns False is cut off.
     """
 
-    __slots__ = ("_cancel", "_end", "_ref", "_sock", "headers", "on_close", "status")
+    __slots__ = ("_cancel", "_end", "_has_memory_for", "_ref", "_sending", "_sock", "headers", "status", "when_sent")
+    is_long = True
 
-    def __init__(self, ref: ItemRef, request_id: str, timeout_s: float, cancel: Callable[[ItemRef], None]) -> None:
+    def __init__(
+        self,
+        ref: ItemRef,
+        request_id: str,
+        timeout_s: float,
+        cancel: Callable[[ItemRef], None],
+        has_memory_for: Callable[[int], bool],
+    ) -> None:
         first = ref.next_nowait()
         assert first is not None
         self.status, named = parse_head(first)
@@ -107,7 +176,18 @@ class StreamReply:
         self._cancel = cancel
         self._end = time.monotonic() + timeout_s
         self._sock: Any = None
-        self.on_close: Callable[[], None] | None = None
+        self._has_memory_for = has_memory_for
+        self._sending = 0
+        self.when_sent: list[Callable[[], None]] = []
+        ref.when_added = self._count
+        self._count()
+
+    def _count(self) -> None:
+        ref = self._ref
+        if not self._has_memory_for(self._sending + sum(map(len, ref.items))):
+            ref.items.clear()
+            ref.settle(failed(DeadlineExceeded("the client read too slowly for the memory that was left")))
+            self._cancel(ref)
 
     def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         """Send the response; this makes it a WSGI application."""
@@ -120,7 +200,10 @@ class StreamReply:
 
     def __iter__(self) -> Iterator[bytes]:
         while (item := self._next()) is not None:
-            yield item
+            self._sending = len(item)
+            yield from _paced(item, self._sock)
+            self._sending = 0
+            self._count()
         # an error must not look like the end of the body: raising closes the connection without the last chunk
         self._ref.raise_for_end()
 
@@ -137,7 +220,7 @@ class StreamReply:
 
     def close(self) -> None:
         """Cancel what is left of the request; the server calls this at the end, also when sending failed."""
+        self._ref.when_added = None
         if not self._ref.done.is_set():
             self._cancel(self._ref)
-        if self.on_close is not None:
-            self.on_close()
+        _call_all(self.when_sent)
