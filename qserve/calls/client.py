@@ -202,7 +202,9 @@ class ClientPlane(BrokerPlane):
 
         The refs of the parent can be waited for; its calls are sent by the parent.
         """
+        unsent = [ref.request_id for ref in self.mailbox.submitted() if not ref.acceptance.is_set()]
         self.__init__(self.settings, self._is_of_program)  # type: ignore[misc]
+        self.mailbox.on_their_way = dict.fromkeys(unsent, time.monotonic() + 2 * SEND_FOR_S)
 
     def close(self) -> None:
         """Stop the threads and close the connections; open refs stay open."""

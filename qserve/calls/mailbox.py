@@ -83,6 +83,8 @@ class Mailbox:
     def __init__(self, keys: Keys, seal: Seal, post: Post) -> None:
         self.name = keys.mailbox(process_name())
         self.epoch = Epoch(keys.epoch)
+        self.on_their_way: dict[str, float] = {}
+        """Requests that another process is about to submit, and until when they may be unknown."""
         self._keys = keys
         self._seal = seal
         self._post = post
@@ -288,6 +290,8 @@ class Mailbox:
             # Ours, and lost with the server that accepted it, when that failed before its replica had it. Before it is
             # accepted, the question only came first: another thread has the ref, and its submission is on the way.
             outcome = STATE_LOST if ref.acceptance.is_set() else None
+        elif not found.state and time.monotonic() < self.on_their_way.get(ref.request_id, 0.0):
+            return
         else:
             outcome = outcome_of(found, self._seal, ref.request_id)
         if outcome is None:

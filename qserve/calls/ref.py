@@ -30,6 +30,8 @@ from qserve.wire.outcome import Outcome, State
 
 WINDOW = 16
 """How many items of a streamed result may be on their way; a producer that is further ahead waits."""
+PICKLED_WITHIN_S = 3.0
+"""The longest that pickling a ref waits until the broker has its request."""
 _NO_KWARGS: Mapping[str, Any] = MappingProxyType({})
 _UNSET: Any = object()
 
@@ -286,6 +288,8 @@ class Ref(Generic[T_co]):
     def __reduce__(self) -> tuple[Any, ...]:
         if not self.request_id:
             return Ref.resolved, (self._unwrap(),)
+        if asyncio._get_running_loop() is None:
+            self.acceptance.wait(PICKLED_WITHIN_S)  # its reader may ask at once
         self.share()
         return Ref, (self.request_id, None)
 

@@ -75,7 +75,7 @@ def test_an_example_runs_as_a_script_and_leaves_nothing(site: Site, script: str,
 
 
 def test_one_program_submits_and_ends_and_another_one_fetches_the_results(site: Site) -> None:
-    env = {"QSERVE_BROKER_URL": site.broker(), "QSERVE_SECRET_KEY": "of-this-test"}
+    env = {"QSERVE_BROKER_URL": site.broker(), "QSERVE_SECRET_KEY": "a-secret-of-this-test"}
     serving = site.qserve("run", "reports:app", "--port", str(free_port()), cwd=EXAMPLES, env=env)
     serving.wait_for(READY)
 
