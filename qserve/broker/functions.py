@@ -16,7 +16,7 @@ from typing import Annotated, Any
 from qserve.base import keys
 from qserve.broker.library import Argument, Command, Key, Keys, Kind, Library, Number, Pairs, Strings, Word
 from qserve.wire import envelope, outcome, replies, sealing
-from qserve.wire.moves import Awaited, Epoch, Move, Start
+from qserve.wire.moves import INPUTS_LIMIT, Awaited, Epoch, Move, Start
 from qserve.wire.replies import Found
 
 
@@ -59,8 +59,6 @@ MAILBOX_CROWDED = 128
 """A mailbox with more messages gets its time to live again with each of them."""
 FIELDS_AT_ONCE = 1000
 """The most fields and values in one command on a hash: Lua's ``unpack`` has a limit of nearly 8,000."""
-INPUTS_LIMIT = 3000
-"""The most inputs of one step: they are the fields of one entry, for which the same limit holds."""
 ENTRY_LIMIT = 2 * INPUTS_LIMIT + 10
 """The most fields and values of one entry: its inputs, header, step, deaths, tries and history."""
 PLACE = "e:"

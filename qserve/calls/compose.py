@@ -13,14 +13,14 @@ from qserve.base.keys import CLOCK_MARGIN_MS, Keys
 from qserve.base.settings import Settings
 from qserve.calls.ref import Call, ItemRef, Plane, Ref, failed
 from qserve.calls.responses import RESPONSES, ref_of
-from qserve.exceptions import AppNotFound, QserveException
+from qserve.exceptions import AppNotFound, PayloadError, PayloadTooLarge, QserveException
 from qserve.graph.advance import Answer as AnswerMove
 from qserve.graph.advance import Fill, begin
 from qserve.graph.plan import Plan, Slot
 from qserve.wire.application import ApplicationRecord
 from qserve.wire.codec import Codec
 from qserve.wire.envelope import REQUEST_ID_CHARS, Header
-from qserve.wire.moves import Awaited, Join, Model, Move, Start
+from qserve.wire.moves import BYTES_LIMIT, INPUTS_LIMIT, Awaited, Join, Model, Move, Start
 from qserve.wire.outcome import Outcome, State
 from qserve.wire.request_ids import new_value_id
 
@@ -121,6 +121,11 @@ class ComposingPlane(Plane):
         if not refs:
             return self._submission(record, None, call, [Start(stream, method, [arguments])], [])
         needs = len(refs) + 1
+        if needs > INPUTS_LIMIT:
+            raise PayloadError(
+                f"a call of {deployment}.{method} has {len(refs)} results of other calls as arguments; the limit is"
+                f" {INPUTS_LIMIT - 1}. Await some of them first, and pass their values."
+            )
         awaited = [
             Awaited(self.keys.request(ref.request_id), stream, method, needs, slot) for slot, ref in enumerate(refs, 1)
         ]
@@ -222,8 +227,12 @@ def pack_moves(
 
     Parameters:
       awaited: Receives the refs among the values, which the broker fills in; None where there can be none.
+
+    Raises:
+      PayloadError: A value cannot be encoded, or together they are too long for one command.
     """
     packed: list[Move] = []
+    size = 0
     for move in moves:
         if isinstance(move, AnswerMove):
             return codec.encode(move.value)
@@ -241,4 +250,10 @@ def pack_moves(
             packed.append(Start(stream, step, [value for _, value in sorted(values)]))
         else:
             packed.append(Join(stream, step, move.needs, values))
+        size += sum(len(value) for _, value in values)
+    if size > BYTES_LIMIT:
+        raise PayloadTooLarge(
+            f"{len(packed)} calls of the graph would get {size} bytes at once; the limit is {BYTES_LIMIT}. Pass smaller"
+            " values, or the place where they are stored."
+        )
     return packed

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +28,7 @@ from qserve.graph.nodes import (
 from qserve.graph.plan import InputKey, Plan, Slot, Source, Step
 from qserve.http.adapter import AdapterLike
 from qserve.wire.application import DriverRecord
+from qserve.wire.moves import INPUTS_LIMIT, STEPS_LIMIT
 
 
 @dataclass(frozen=True)
@@ -147,6 +148,7 @@ class Compiler:
             else:
                 slots: dict[Source, int] = {}
                 steps.append(self._step(node, sources, slots))
+                self._check_size(steps)
                 number = sources[node] = len(steps) - 1
                 for source, slot in slots.items():
                     feeds[source].append((number, slot))
@@ -169,6 +171,19 @@ class Compiler:
         if isinstance(node, MethodNode):
             return Step(self.names[node.get_class_node()], node.get_method_name(), args, kwargs, len(slots))
         return Step(self.names[node], "__call__", args, kwargs, len(slots))
+
+    def _check_size(self, steps: Sequence[Step]) -> None:
+        step = steps[-1]
+        if step.needs > INPUTS_LIMIT:
+            raise ValueError(
+                f"a call of {step.deployment!r} in the graph takes {step.needs} values of the request or of other"
+                f" nodes; the limit is {INPUTS_LIMIT}. Let other nodes collect some of them in lists."
+            )
+        if len(steps) > STEPS_LIMIT:
+            raise ValueError(
+                f"the graph has more than {STEPS_LIMIT} calls, which is the limit; the next one is of"
+                f" {step.deployment!r}. Let a deployment make some of them with a handle."
+            )
 
 
 def _is_bound(node: FunctionNode) -> bool:

@@ -45,7 +45,8 @@ class DeadLetter:
 
     Parameters:
       request_id: Its request; the result of a replay has the same ID.
-      why: ``deaths`` (its replica died three times), ``retries`` (they are used up) or ``unreadable``.
+      why: ``deaths`` (its replica died three times), ``retries`` (they are used up), ``unreadable``, or ``refused``
+        (the broker refused to write its end).
       at: The time of its failure, in Unix seconds.
       failure: The error that its caller got; None if that cannot be read.
       history: What happened to the call that failed, in order.

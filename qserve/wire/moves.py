@@ -6,6 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+INPUTS_LIMIT = 3000
+"""The most inputs of one step, which are the fields of one entry: Lua can pass 7,999 values to a command."""
+STEPS_LIMIT = 10_000
+"""The most steps of one graph, and so the most that one result goes to: a commit starts all of them in one act."""
+BYTES_LIMIT = 256 * 1024 * 1024
+"""The most bytes of values that one command carries: the broker closes connections that send it more than 1 GiB."""
+
 
 @dataclass
 class Epoch:

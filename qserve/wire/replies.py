@@ -190,6 +190,11 @@ def deliveries(reply: Any) -> list[tuple[str, list[tuple[bytes, Any]]]]:
     return [(text(name, "a stream"), [(entry_id, flat) for entry_id, flat in entries]) for name, entries in reply or ()]
 
 
+def places(reply: Any) -> set[tuple[str, bytes]]:
+    """Return the streams and IDs of entries in a reply of ``strays``; none for an error reply."""
+    return set() if isinstance(reply, Exception) else {(shown(name), entry_id) for name, entry_id in reply}
+
+
 def count_of(found: Mapping[str, Any], name: str) -> int:
     """Return a number from the replies to INFO, which redis-py has read; 0 for what is none."""
     value = found.get(name, 0)

@@ -260,9 +260,12 @@ MUTANTS = (
         within="retire",
     ),
     Mutant(
-        "a replica is not told of copies",
-        "      if not keeper or not is_named(",
-        "      if keeper and false and not is_named(",
+        "a replica is not told of copies", "if id and not is_wanted(", "if false and not is_wanted(", within="strays"
+    ),
+    Mutant(
+        "a branch of a dead letter is a copy",
+        "return kind_of(letter) == 'hash' and",
+        "return false and",
         within="strays",
     ),
     Mutant(

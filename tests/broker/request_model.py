@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from qserve.broker.functions import INPUTS_LIMIT
+from qserve.wire.moves import INPUTS_LIMIT
 from qserve.wire.outcome import State
 
 DEATH_LIMIT = 2

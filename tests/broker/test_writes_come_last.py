@@ -11,9 +11,8 @@ import redis
 from desk import A, B, Desk, header_of
 
 from qserve.broker import connection, functions
-from qserve.broker.functions import INPUTS_LIMIT
 from qserve.broker.library import Command
-from qserve.wire.moves import Awaited, Join, Start
+from qserve.wire.moves import INPUTS_LIMIT, Awaited, Join, Start
 
 C = "c" * 32
 

@@ -20,6 +20,7 @@ from qserve.graph.nodes import bottom_up
 from qserve.graph.plan import InputKey, Plan, Slot, Step
 from qserve.handle import RayServeDAGHandle, RayServeDeploymentHandle
 from qserve.wire.application import DriverRecord
+from qserve.wire.moves import INPUTS_LIMIT, STEPS_LIMIT
 
 
 def names(application: CompiledApplication) -> list[str]:
@@ -516,3 +517,26 @@ def test_building_starts_nothing() -> None:
 
     assert current.installed is plane
     assert threading.enumerate() == threads
+
+
+# how large a graph may be
+
+
+def test_a_call_of_as_many_values_as_a_step_may_have_compiles_and_one_more_is_refused_by_its_name() -> None:
+    with InputNode() as inp:
+        values = [inp[number] for number in range(INPUTS_LIMIT + 1)]
+    assert plan_of(func.bind(*values[:-1])).steps[0].needs == INPUTS_LIMIT
+    assert plan_of(func.bind(*values[:-1], *values[:-1], 1, 2, 3)).steps[0].needs == INPUTS_LIMIT
+
+    with pytest.raises(ValueError, match=r"call of 'func' .* takes 3001 values .* the limit is 3000\. Let other nodes"):
+        plan_of(func.bind(*values))
+
+
+def test_a_graph_of_too_many_calls_is_refused_by_the_name_of_the_first_that_is_too_much() -> None:
+    model = Model.bind(1)
+    with InputNode() as inp:
+        calls = [model.forward.bind(inp) for _ in range(STEPS_LIMIT)]
+    groups = [combine.bind(*calls[first : first + INPUTS_LIMIT]) for first in range(0, STEPS_LIMIT, INPUTS_LIMIT)]
+
+    with pytest.raises(ValueError, match=r"more than 10000 calls, which is the limit; .* 'Model'\. Let a deployment"):
+        plan_of(combine.bind(*groups))

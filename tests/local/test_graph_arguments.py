@@ -16,6 +16,8 @@ from serving import ServeRun
 import qserve as serve
 from qserve.dag import InputNode
 from qserve.drivers import DAGDriver
+from qserve.exceptions import PayloadError
+from qserve.wire.moves import INPUTS_LIMIT
 
 
 @serve.deployment
@@ -289,3 +291,75 @@ def test_a_deployment_as_a_nodes_argument_arrives_as_a_handle(serve_run: ServeRu
         root = DAGDriver.bind(use.bind(Model.bind(), inp))
 
     assert serve.get(serve_run(root).predict.remote(1)) == 2
+
+
+@serve.deployment
+class Wide:
+    """Takes any number of values."""
+
+    def total(self, *values: int) -> list[int]:
+        return [len(values), sum(values)]
+
+    def one(self, value: int) -> int:
+        return value
+
+
+def test_a_call_takes_as_many_parts_of_the_request_as_a_step_may_have(serve_run: ServeRun) -> None:
+    wide = Wide.bind()
+    sizes = (1, 255, 256, 257, INPUTS_LIMIT)
+    with InputNode() as inp:
+        dags = {f"/{size}": wide.total.bind(*[inp[number] for number in range(size)]) for size in sizes}
+    handle = serve_run(DAGDriver.bind(dags))
+
+    for size in sizes:
+        values = list(range(size))
+        assert serve.get(handle.predict_with_route.remote(f"/{size}", values), timeout=20) == [size, sum(values)]
+
+
+def test_a_result_goes_to_any_number_of_calls_and_one_call_takes_the_results_of_all_of_them(
+    serve_run: ServeRun,
+) -> None:
+    wide = Wide.bind()
+    sizes = (1, 255, 256, 257)
+    with InputNode() as inp:
+        first = wide.one.bind(inp)
+        dags = {f"/{size}": wide.total.bind(*[wide.one.bind(first) for _ in range(size)]) for size in sizes}
+    handle = serve_run(DAGDriver.bind(dags))
+
+    for size in sizes:
+        assert serve.get(handle.predict_with_route.remote(f"/{size}", 7), timeout=30) == [size, 7 * size]
+
+
+@pytest.mark.parametrize("number", [1, 254, 255, 256])
+def test_a_call_takes_any_number_of_other_calls_results(serve_run: ServeRun, number: int) -> None:
+    handle = serve_run(Wide.bind())
+    refs = [handle.one.remote(value) for value in range(number)]
+
+    assert serve.get(handle.total.remote(*refs), timeout=20) == [number, sum(range(number))]
+
+
+def test_a_call_with_more_results_than_a_step_may_have_is_refused_before_anything_is_sent(run_here: ServeRun) -> None:
+    handle = run_here(Wide.bind())
+    refs = [handle.one.remote(value) for value in range(INPUTS_LIMIT)]
+
+    assert serve.get(handle.total.remote(*refs[1:]), timeout=20) == [INPUTS_LIMIT - 1, sum(range(INPUTS_LIMIT))]
+    with pytest.raises(
+        PayloadError, match=r"Wide.total has 3000 results of other calls .* the limit is 2999. Await some"
+    ):
+        handle.total.remote(*refs)
+
+
+def test_values_that_are_too_long_together_fail_the_call_by_its_own_error(run_here: ServeRun) -> None:
+    @serve.deployment
+    def large(megabytes: int) -> bytes:
+        return bytes(megabytes * 1024 * 1024)
+
+    wide = Wide.bind()
+    with InputNode() as inp:
+        value = large.bind(inp)
+        root = DAGDriver.bind(wide.total.bind([wide.one.bind(value) for _ in range(30)]))
+
+    with pytest.raises(
+        PayloadError, match=r"30 calls of the graph would get \d+ bytes at once; the limit is 268435456"
+    ):
+        serve.get(run_here(root).predict.remote(9), timeout=20)

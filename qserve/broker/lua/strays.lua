@@ -7,19 +7,29 @@
 --
 -- Returns a list of { stream, id }.
 
+-- whether the entry is one that an open request, or its dead letter, names
+local function is_wanted(request, place, slot)
+  local stored = redis.pcall('HMGET', request, Field.STATE, slot)
+  if stored[1] == State.OPEN or stored.err then return stored[2] == place end
+  local letter = dead_letter_of(request)
+  return kind_of(letter) == 'hash' and redis.call('HGET', letter, slot) == place
+end
+
 local found = {}
 for k, stream in ipairs(streams) do
   local pending = redis.pcall('XPENDING', stream, GROUP, '(' .. after[k], '+', READ_COUNT, consumer)
   for _, delivery in ipairs(pending.err and empty or pending) do
-    local entry = redis.call('XRANGE', stream, delivery[1], delivery[1])[1]
-    local call = entry and by_name(entry[2])
-    local id = call and request_id_of(call[CallField.HEADER])
-    if id then
-      local request = request_prefix .. id
-      local keeper = may_be(request, 'hash') and may_be(dead_letter_of(request), 'hash') and keeper_of(request)
-      if not keeper or not is_named(keeper, call[CallField.STEP] or '', stream, delivery[1]) then
-        found[#found + 1] = { stream, delivery[1] }
-      end
+    local entry_id = delivery[1]
+    local entry = redis.call('XRANGE', stream, entry_id, entry_id)[1]
+    local id, step
+    for n = 1, entry and #entry[2] or 0, 2 do
+      local name = entry[2][n]
+      if name == CallField.HEADER then id = request_id_of(entry[2][n + 1]) end
+      if name == CallField.STEP then step = entry[2][n + 1] end
+      if id and step then break end
+    end
+    if id and not is_wanted(request_prefix .. id, stream .. ' ' .. entry_id, PLACE .. (step or '')) then
+      found[#found + 1] = { stream, entry_id }
     end
   end
 end

@@ -9,11 +9,12 @@ from typing import Any
 from qserve.base import failpoints
 from qserve.base.clock import clock
 from qserve.base.context import request_context
-from qserve.base.keys import CLOCK_MARGIN_MS
+from qserve.base.keys import CLOCK_MARGIN_MS, GROUP
 from qserve.base.log import get_logger
 from qserve.broker import functions
 from qserve.broker.functions import Reply, other_epoch
 from qserve.broker.library import Command
+from qserve.calls.mailbox import ignore
 from qserve.engine.step import Conclusion
 from qserve.engine.streaming import Sink
 from qserve.exceptions import BrokerError, PayloadError
@@ -108,14 +109,14 @@ class Committer:
 
     # -- deliveries that do not run ----------------------------------------------------------------
 
-    def give_back(self, delivery: Delivery) -> None:
+    def give_back(self, work: Work) -> None:
         """Put a delivery back that would have to wait here for a call that may kill this replica.
 
         Crash before this is sent: the delivery is handed over, with a death that was not its own.
         """
-        tag = delivery.tag
+        tag = work.tag
         command = functions.give_back(tag.stream, self._spec.stream, [tag.entry_id], self._keys.request(""))
-        self._plane.post(command, lambda reply: self._on_settled(tag))
+        self._post_end(work, command)
 
     def dead_letter_unread(self, delivery: Delivery, error: Exception) -> None:
         """Keep a delivery that cannot be read as a dead letter.
@@ -131,7 +132,14 @@ class Committer:
             tag.stream, self._keys.request(claimed), tag.entry_id, claimed, "unreadable", sealed, self._spec.name,
             failure.message[:HISTORY_CHARS], is_known=False,
         )  # fmt: skip
-        self._plane.post(command, lambda reply: self._on_settled(tag))
+
+        def on_reply(reply: Any) -> None:
+            if isinstance(reply, BrokerError):
+                log.error("that message cannot be kept, and is dropped: %s", reply)
+                self._drop(tag)
+            self._on_settled(tag)
+
+        self._plane.post(command, on_reply)
 
     # -- commands ----------------------------------------------------------------------------------
 
@@ -158,6 +166,8 @@ class Committer:
             elif reply == Reply.BADKEY:
                 error = BrokerError(f"a queue that {work.step!r} leads to is not a stream: its key was overwritten")
                 self._post_commit(work, self._failed(work, error, "failed"))
+            elif isinstance(reply, BrokerError):
+                self._on_refusal(work, reply)
             else:
                 self._on_reply(work, reply)
 
@@ -179,18 +189,62 @@ class Committer:
 
     def _dead_letter(self, work: Work, why: str, error: BaseException) -> None:
         """Crash before this is sent: the call is pending and runs again elsewhere. Crash after: it is a dead letter."""
-        failure = self._describe(work, error, f"is a dead letter ({why})")
+        self._end(work, self._dead_letter_command(work, why, self._describe(work, error, f"is a dead letter ({why})")))
+
+    def _dead_letter_command(self, work: Work, why: str, failure: Failure) -> Command:
         tag, request_id = work.tag, work.header.request_id
         sealed = seal_end(self._plane.seal, request_id, State.FAILED, failure.encode())
-        command = functions.dead_letter(
+        return functions.dead_letter(
             tag.stream, self._keys.request(request_id), tag.entry_id, request_id, why, sealed, self._spec.name,
             _history_of(failure),
         )  # fmt: skip
-        self._end(work, command)
 
     def _end(self, work: Work, command: Command) -> None:
-        self._plane.post(command, lambda reply: self._on_reply(work, reply))
+        self._post_end(work, command)
         self._on_end(work)
+
+    def _post_end(self, work: Work, command: Command) -> None:
+        def on_reply(reply: Any) -> None:
+            if isinstance(reply, BrokerError):
+                self._on_refusal(work, reply)
+            else:
+                self._on_reply(work, reply)
+
+        self._plane.post(command, on_reply)
+
+    # -- ends that the broker refused --------------------------------------------------------------
+
+    def _on_refusal(self, work: Work, error: BrokerError) -> None:
+        """End the request of a call whose end the broker refused, so that nobody waits for its deadline.
+
+        It becomes a dead letter that holds the error, or just fails where that is refused as well.
+
+        Crash at any point: the functions changed nothing when they failed, so the call is pending and runs again.
+        """
+        failure = self._describe(work, error, "could not be ended in the broker")
+        as_letter = self._dead_letter_command(work, "refused", failure)
+        as_failure = self.commit_command(work, Conclusion(State.FAILED, failure.encode()))
+        self._try_each(work, [as_letter, as_failure])
+
+    def _try_each(self, work: Work, commands: Sequence[Command]) -> None:
+        first, *others = commands
+
+        def on_reply(reply: Any) -> None:
+            if not isinstance(reply, BrokerError):
+                self._on_reply(work, reply)
+            elif others:
+                self._try_each(work, others)
+            else:
+                log.error("request %s was overwritten in the broker, and cannot end: %s", work.header.request_id, reply)
+                self._drop(work.tag)
+                self._on_settled(work.tag)
+
+        self._plane.post(first, on_reply)
+
+    def _drop(self, tag: Tag) -> None:
+        """Remove an entry that no function can end."""
+        self._plane.post(("XACK", tag.stream, GROUP, tag.entry_id), ignore)
+        self._plane.post(("XDEL", tag.stream, tag.entry_id), ignore)
 
     def _on_reply(self, work: Work, reply: Any) -> None:
         self._on_settled(work.tag)

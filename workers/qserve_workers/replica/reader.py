@@ -13,7 +13,7 @@ import contextlib
 import errno
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass, field
 from itertools import takewhile
 from typing import Any, NamedTuple, TypeVar
@@ -27,8 +27,9 @@ from qserve.broker.library import Command
 from qserve.broker.link import Link, ReplyError
 from qserve.calls.mailbox import ignore
 from qserve.engine.invoke import Invocation
+from qserve.wire.moves import INPUTS_LIMIT
 from qserve.wire.outcome import CallField
-from qserve.wire.replies import deliveries, number, shown, text
+from qserve.wire.replies import deliveries, number, places, shown, text
 from qserve.wire.sealing import Seal, open_header, open_values
 from qserve_workers.replica.models import ModelAdvertiser
 from qserve_workers.replica.plane import LastingLink, LoopPlane
@@ -40,7 +41,7 @@ UNSTARTED_S = 1.0
 REFUSALS_BEFORE_WARNING = 2
 """A replica of a version that was just retired is refused once or twice before it is told to end."""
 _HISTORY_PAGE = 256
-_SLOTS = [str(number).encode() for number in range(256)]
+_SLOTS = [str(number).encode() for number in range(INPUTS_LIMIT)]
 
 
 class Tag(NamedTuple):
@@ -223,6 +224,8 @@ class StreamReader:
             on_lost=self._on_lost,
             on_failure=self._on_failure,
         )
+        self._requests = plane.keys.request("")
+        self._last_read: dict[str, bytes] = {}
         self._connection_id = 0
         self._has_group = self._is_reading = self._is_closed = False
         self._refusals = 0
@@ -240,6 +243,7 @@ class StreamReader:
                     raise
             self._has_group = True
         self._connection_id = await link.call(("CLIENT", "ID"))
+        self._last_read.clear()
         for stream in list(self.streams):
             await self._read_history(link, stream)
 
@@ -286,6 +290,10 @@ class StreamReader:
         lives. They are read first on each new connection, so there are never more of them than one read can bring.
         """
         entries: Any = [(b"0", [])]
+        # while the functions are being loaded again, nobody knows: the commits of copies have no effects then either
+        strays: Set[tuple[str, bytes]] = set()
+        with contextlib.suppress(ReplyError):
+            strays = places(await link.call(self._strays_command([stream])))
         while entries:
             # as of now: a call that ends while the reply is on its way must not look like a new one
             known = self._backlog.begun()
@@ -309,7 +317,7 @@ class StreamReader:
                     self._plane.post(("XACK", stream, GROUP, entry_id), ignore)
             if lost:
                 log.info("%d calls were delivered over the connection that was lost; they start now", len(lost))
-                self._accept_each(lost)
+                self._accept_each(lost, strays)
 
     # -- what is new -------------------------------------------------------------------------------
 
@@ -326,9 +334,16 @@ class StreamReader:
             "XREADGROUP", "GROUP", GROUP, self._name, "COUNT", room, "BLOCK", int(BLOCK_S * 1000),
             "STREAMS", *self.streams, *(">" for _ in self.streams),
         )  # fmt: skip
-        link.post([(read, self._on_entries)])
+        # the broker runs the second right behind the first, and sends both replies together
+        found: list[Any] = []
+        check = self._strays_command(self.streams)
+        link.post([(read, found.append), (check, lambda strays: self._on_entries(found[0], strays))])
 
-    def _on_entries(self, reply: Any) -> None:
+    def _strays_command(self, streams: Sequence[str]) -> Command:
+        last = [self._last_read.get(stream, b"0-0") for stream in streams]
+        return functions.strays(streams, self._name, self._requests, last)
+
+    def _on_entries(self, reply: Any, strays: Any) -> None:
         self._is_reading = False
         if isinstance(reply, Exception):
             if not self._is_closed:
@@ -339,14 +354,38 @@ class StreamReader:
             if failpoints.ARMED:
                 failpoints.hit("fetch.after_read")
             for stream, entries in deliveries(reply):
-                self._accept_each([_delivery(Tag(stream, entry_id), flat) for entry_id, flat in entries])
+                self._last_read[stream] = entries[-1][0]
+                self._accept_each(
+                    [_delivery(Tag(stream, entry_id), flat) for entry_id, flat in entries], places(strays)
+                )
             # what the calls caused leaves before the next read: other replicas wait for it
             self._plane.flush()
         self.ask()
 
-    def _accept_each(self, entries: list[Delivery]) -> None:
+    def _accept_each(self, entries: list[Delivery], strays: Set[tuple[str, bytes]]) -> None:
         for delivery in self._backlog.begin_each(entries):
+            if delivery.tag in strays:
+                self._drop(delivery)
+            else:
+                self._accept(delivery)
+
+    def _drop(self, delivery: Delivery) -> None:
+        """Remove an entry that no open request names, unless it cannot be read and so becomes a dead letter.
+
+        Crash before the commands: it is pending, and whoever hands it over drops it. Crash after: it is gone.
+        """
+        tag = delivery.tag
+        try:
+            work = Work.of(delivery, self._plane.seal)
+        except Exception:
             self._accept(delivery)
+            return
+        log.warning(
+            "entry %s of queue %s is dropped: it is a copy, or request %s has ended",
+            shown(tag.entry_id), tag.stream, work.header.request_id,
+        )  # fmt: skip
+        self._plane.post(("XACK", tag.stream, GROUP, tag.entry_id), ignore)
+        self._plane.post(("XDEL", tag.stream, tag.entry_id), lambda reply: self._backlog.settle(tag))
 
     def _retry(self, error: Exception) -> None:
         """Read again, waiting longer each time.
@@ -354,6 +393,7 @@ class StreamReader:
         A queue that is gone was retired, or its supervisor creates it again. Replicas do not create it: a retired
         version would come back to life.
         """
+        self._last_read.clear()
         if not self._refusals:
             self._advertiser.renew()  # its stream may be gone as well
         if self._refusals == REFUSALS_BEFORE_WARNING:

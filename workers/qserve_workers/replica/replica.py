@@ -95,7 +95,7 @@ class Replica:
         """Run a call, or end its request when it cannot or must not run any more."""
         self._reads_suspects = CallField.DEATHS in delivery.fields
         if self._runs_alone or (self._reads_suspects and self._suspects):
-            self.committer.give_back(delivery)
+            self.committer.give_back(work)
             return
         self._ongoing += 1
         self._idle.clear()
