@@ -408,6 +408,7 @@ def test_what_is_not_an_id_has_no_ref(text: Any) -> None:
 @pytest.mark.parametrize(
     ("request_id", "message"),
     [(new_value_id(), "is no longer stored"), (new_response_id(), "is no longer stored"), ("0" * 32, "is not known")],
+    ids=["a value", "a response", "nothing"],
 )
 def test_a_ref_to_nothing_says_whether_there_was_something(started: Started, request_id: str, message: str) -> None:
     ref = qserve.get_ref(request_id)
