@@ -6,6 +6,7 @@
 # make tables   write the tables of rooms and of the files of a request into docs/architecture.md
 # make hooks    check every commit before it is made (see .pre-commit-config.yaml)
 # make fuzz     feed random bytes to every reader of foreign bytes, for FUZZ_SECONDS each (60)
+# make fuzz-short   do the same for a minute in all, without any tool
 # make mutants  show which mistakes in the Lua functions the state machine's tests find by themselves
 # make chaos    run the whole fault matrix, one fault at a time
 # make chaos-soak   inject faults at random for CHAOS_SECONDS (900); CHAOS_SEED repeats a run
@@ -19,7 +20,7 @@ FUZZ_SECONDS ?= 60
 CHAOS_SECONDS ?= 900
 CHAOS_SEED ?= 0
 
-.PHONY: run test fast chaos chaos-soak check house tables hooks format fuzz mutants test-stack clean
+.PHONY: run test fast chaos chaos-soak check house tables hooks format fuzz fuzz-short mutants test-stack clean
 
 $(VENV)/installed: setup.cfg pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit("qserve needs Python 3.11 or later, for example: make PYTHON=python3.11") if sys.version_info < (3, 11) else None'
@@ -75,6 +76,9 @@ $(VENV)/installed-fuzz: $(VENV)/installed-test
 
 fuzz: $(VENV)/installed-fuzz
 	$(BIN)/python tests/fuzz/fuzz.py --seconds $(FUZZ_SECONDS)
+
+fuzz-short: $(VENV)/installed-test
+	PYTHONPATH=tests/fuzz $(BIN)/python tests/fuzz/plain.py --seconds 60
 
 mutants: $(VENV)/installed-test
 	PYTHONPATH=tests/broker:tests/support $(BIN)/python -m pytest -p mutants -o addopts= --tb=no -q -m "not slow" tests/broker/test_state_machine.py

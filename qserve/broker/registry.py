@@ -80,6 +80,12 @@ class Registry:
         for name, one in record.deployments.items():
             if one.replicated:
                 create_group(self._client, record.stream(self._keys, name))
+        self.keep_epoch()
+
+    @broker_errors()
+    def keep_epoch(self) -> None:
+        """Give the broker an epoch unless it has one: without it, nothing is accepted."""
+        without_strangers(self._client, lambda: self._client.get(self._keys.epoch), self._keys.epoch)
         self._client.set(self._keys.epoch, os.urandom(8).hex(), nx=True)
 
     @broker_errors()
@@ -148,7 +154,6 @@ class Registry:
         keys, client = self._keys, self._client
         own = keys.application(app)
         without_strangers(client, lambda: client.hmget(own, "active"), own)
-        without_strangers(client, lambda: client.get(keys.epoch), keys.epoch)
         without_strangers(client, lambda: client.xrevrange(keys.changes, count=1), keys.changes)
         if not without_strangers(client, lambda: client.hkeys(keys.applications), keys.applications):
             # each registration has its application's name

@@ -5,12 +5,14 @@
 
 from __future__ import annotations
 
+import random
 from typing import Any
 
 import msgpack
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from plain import fuzz
 from targets import TARGETS, Target
 
 each_target = pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.name)
@@ -75,3 +77,14 @@ def test_a_message_with_a_few_other_bytes_is_read_or_refused(target: Target, dat
 @given(data=st.binary(max_size=80) | packed)
 def test_anything_else_is_read_or_refused(target: Target, data: bytes) -> None:
     target.run(data)
+
+
+def test_the_short_run_finds_a_reader_that_raises_something_else() -> None:
+    def read(data: bytes) -> None:
+        if data[:1] == b"\xff":
+            raise KeyError(data)
+
+    tried, found = fuzz(Target("planted", read, (ValueError,), lambda: [b"seed"]), random.Random(1), seconds=30)
+
+    assert found is not None, tried
+    assert found[:1] == b"\xff"

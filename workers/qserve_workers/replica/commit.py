@@ -160,7 +160,6 @@ class Committer:
             epoch = other_epoch(reply)
             if epoch is not None:
                 self._plane.mailbox.change_epoch(epoch)
-            if epoch:
                 # the call may be of either epoch: where it is not of this one, its entry is gone and so is its effect
                 self._post_commit(work, conclusion)
             elif reply == Reply.BADKEY:

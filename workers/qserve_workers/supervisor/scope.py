@@ -142,6 +142,9 @@ class Applications:
             if active is not None:
                 kept[name] = (active, self._code_of(active))
             self._repair(name)
+        if kept:  # somebody may have removed it, and nothing else
+            with contextlib.suppress(BrokerError):
+                self._registry.keep_epoch()
         self._code.keep(records)
         self._records, self._kept, self._change = records, kept, newest
         return True
