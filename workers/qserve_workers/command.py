@@ -16,6 +16,7 @@ from qserve.base.process import die_with_parent_if_asked
 from qserve.base.settings import CHECKED, Settings
 from qserve.broker.doctor import check_broker_of
 from qserve.cli.options import WholeNumber, app_dir_option, broker_option, code_version_option, import_first_from
+from qserve.define.target import split_target
 from qserve.exceptions import BrokerUnavailable
 from qserve_workers.supervisor.scope import Scope
 from qserve_workers.supervisor.supervisor import Supervisor
@@ -49,6 +50,8 @@ def worker(
     You can start workers before the broker and before `qserve deploy`.
     """
     die_with_parent_if_asked()
+    if target:
+        split_target(target)
     settings = replace(settings, code_version=code_version or settings.code_version)
     import_first_from(app_dir)
     log_to_terminal("supervisor", settings)
