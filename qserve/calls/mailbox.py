@@ -59,7 +59,9 @@ LOOK_INTERVAL_S = 5.0
 CLOSING_MS = 1000
 """How long the broker may take to say how a request has ended whose deadline has passed."""
 
-_READ_COUNT = 256
+_READ_COUNT, _READ_FEW = 256, 4
+_LARGE_BATCH = 1 << 20
+"""After messages of so many bytes together only a few are read at a time: the others wait in the broker."""
 _FIRST_PAUSE_S = 0.05
 
 Action = Command | float
@@ -93,7 +95,7 @@ class Mailbox:
         self._stream_ends: list[tuple[str, Outcome]] = []
         self._closing: set[str] = set()
         self._open_before: set[str] = set()
-        self._command: Command = ("BLMPOP", str(MAILBOX_BLOCK_S), 1, self.name, "LEFT", "COUNT", _READ_COUNT)
+        self._read_count = _READ_COUNT
         self._was_lost = False
         self._deadlines_at = self._follow_at = self._look_at = self._epoch_at = self._stray_until = 0.0
 
@@ -227,7 +229,8 @@ class Mailbox:
     def _read_messages(self) -> Generator[Action, Any, None]:
         ends, self._stream_ends = self._stream_ends, []
         try:
-            found = _checked((yield self._command))
+            command = ("BLMPOP", str(MAILBOX_BLOCK_S), 1, self.name, "LEFT", "COUNT", self._read_count)
+            found = _checked((yield command))
         except WrongType as error:
             # nothing in there is a message, and those that should have come are stored with their requests
             replies.warn_once(f"the mailbox of this process was overwritten, and is made anew: {error}")
@@ -237,7 +240,9 @@ class Mailbox:
         messages = found[1] if found else ()
         for message in messages:
             self.receive(message)
-        if len(messages) == _READ_COUNT:
+        is_full = len(messages) == self._read_count
+        self._read_count = _READ_FEW if sum(map(len, messages)) > _LARGE_BATCH else _READ_COUNT
+        if is_full:
             self._stream_ends += ends
             return
         # these were looked up before the mailbox was read, and it is empty now: their items have all arrived

@@ -326,6 +326,15 @@ def test_requests_that_are_open_for_long_are_looked_up_now_and_then(
     assert 2 <= sent.commands.count(LOOK) <= 3
 
 
+def test_few_messages_are_read_at_a_time_after_large_ones(mailbox: Mailbox) -> None:
+    reading = Reading(mailbox)
+    counts = []
+    for message in (b"x" * (2 << 20), b"x", b"x"):
+        reading.read(message)
+        counts.append(reading.action[-1])
+    assert counts == [4, 256, 256]
+
+
 def test_an_error_reply_is_an_error_and_reading_goes_on(
     mailbox: Mailbox, now: list[float], caplog: pytest.LogCaptureFixture
 ) -> None:

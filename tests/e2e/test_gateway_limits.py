@@ -47,6 +47,8 @@ class Plain:
                 await asyncio.sleep(0.02)
         if what == "large":
             return Response("x" * LARGE_ANSWER)
+        if what == "answer":
+            return Response("x" * int(request.query_params["length"]))
         if what == "stream":
             return StreamingResponse(_endless())
         return len(await request.body())
@@ -129,28 +131,36 @@ class Watched:
         self.sockets = contextlib.ExitStack()
         self.peak = self.answered = 0
         self._over = threading.Event()
-        self._thread = threading.Thread(target=self._watch)
+        self._threads = [threading.Thread(target=act) for act in (self._watch, self._ask)]
 
     def _watch(self) -> None:
         while not self._over.wait(0.05):
             self.peak = max(self.peak, self.gateway.resident())
+
+    def _ask(self) -> None:
+        while not self._over.wait(0.05):
             self.answered += self.gateway.answers_small_requests()
 
     def connect(self, sent: bytes) -> socket.socket:
         """Return a connection on which this was sent, or as much of it as the gateway wanted."""
-        sock = self.sockets.enter_context(socket.create_connection(self.gateway.client.address, timeout=20))
+        sock = self.sockets.enter_context(socket.socket())
+        sock.settimeout(20)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)  # what is not read must stay in the gateway
+        sock.connect(self.gateway.client.address)
         with contextlib.suppress(ConnectionError):
             sock.sendall(sent)
         return sock
 
     def __enter__(self) -> Watched:
-        self._thread.start()
+        for thread in self._threads:
+            thread.start()
         return self
 
     def __exit__(self, *error: object) -> None:
         self.sockets.close()
         self._over.set()
-        self._thread.join()
+        for thread in self._threads:
+            thread.join()
 
 
 def status_of(sock: socket.socket) -> int:
@@ -212,6 +222,41 @@ def read_all(sock: socket.socket) -> bytes:
     while piece := sock.recv(MIB):
         received += piece
     return bytes(received)
+
+
+# -- at each limit, and one beyond ---------------------------------------------------------------------
+
+
+def _nested(levels: int) -> bytes:
+    """A document so deep that is large enough for the process that parses."""
+    return b'["' + b"x" * MIB + b'",' + b"[" * (levels - 1) + b"]" * levels
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "code"),
+    [
+        ("/plain", b"x" * (BODY - 64 * 1024), 200, ""),
+        ("/plain", b"x" * BODY, 413, "body_too_large"),
+        ("/plain", b"x" * (BODY + 1), 413, "body_too_large"),
+        ("/documents", b"[" + b" " * (BODY - 2) + b"]", 200, ""),
+        ("/documents", b"[" + b" " * (BODY - 1) + b"]", 413, "body_too_large"),
+        ("/documents", b'"' + b"x" * (BODY - 2) + b'"', 413, "body_too_large"),
+        ("/documents", _nested(64), 200, ""),
+        ("/documents", _nested(65), 400, "too_deep"),
+        ("/documents", b"[" + b"1," * 999_999 + b"1]", 200, ""),
+        ("/documents", b"[" + b"1," * 1_000_000 + b"1]", 400, "too_many_items"),
+        ("/documents", b" " * MIB, 400, "empty_body"),
+        ("/plain/answer?length=10485000", b"", 200, ""),
+        ("/plain/answer?length=10485760", b"", 500, "result_too_large"),
+    ],
+    ids=range(13),
+)
+def test_what_is_at_a_limit_is_served_and_what_is_beyond_it_is_refused_by_name(
+    gateway: Gateway, path: str, body: bytes, status: int, code: str
+) -> None:
+    answer = gateway.client.post(path, body)
+    assert answer.status == status, answer.body[:500]
+    assert not code or answer.code == code
 
 
 # -- places ----------------------------------------------------------------------------------------

@@ -64,6 +64,8 @@ class Plain:
     async def __call__(self, request):
         if request.url.path.endswith("/hold"):
             await asyncio.sleep(1)
+        if request.url.path.endswith("/large"):
+            return "x" * (9 * 1024 * 1024)
         return {"names": sorted(request.headers), "body": len(await request.body()), "path": request.url.path}
 
 with InputNode() as value:
@@ -75,8 +77,10 @@ plain = Plain.bind()
 SMALL = """
 from qserve_gateway.__main__ import main
 from qserve_gateway.request import environ, waiting
+from qserve_gateway.response import reply
 environ.BODY_TIMEOUT_S = 0.5
 waiting.IN_FLIGHT_LIMIT = 1
+reply.PIECE_TIMEOUT_S = 0.5
 main()
 """
 """The same gateway with limits that a test can reach."""
@@ -542,6 +546,30 @@ def test_b41_a_request_too_many_is_told_when_to_come_back(place: Place, small: t
         (answer,) = answers_of(read_to_end(held, 5))
     assert (many.error["code"], many.error["retryable"], many.headers["retry-after"]) == ("route_full", True, "1")
     assert (health.status, answer.status) == (200, 200)
+
+
+def test_a_client_that_does_not_read_its_answer_loses_its_connection_and_its_place(
+    place: Place, small: tuple[int, Process]
+) -> None:
+    port, _ = small
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as held:
+        held.sendall(b"GET /plain/large HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        wait_until(lambda: place.ask("GET /plain HTTP/1.1", port=port).status == 503, description="it holds the place")
+        wait_until(lambda: place.ask("GET /plain HTTP/1.1", port=port).status == 200, description="the place is free")
+        received = bytearray()
+        with contextlib.suppress(ConnectionError):
+            while piece := held.recv(65536):
+                received += piece
+    assert 0 < len(received) < 9 * MIB
+
+
+@pytest.mark.parametrize("line", ["POST /nowhere HTTP/1.1", "TRACE /json HTTP/1.1", "POST /-/routes HTTP/1.1"])
+def test_a_large_body_that_is_not_read_ends_the_connection(place: Place, line: str) -> None:
+    head = f"{line}\r\nHost: localhost\r\nContent-Length: {8 * MIB}\r\n\r\n".encode()
+    hidden = b"POST /json HTTP/1.1\r\nHost: localhost\r\nContent-Length: 3\r\n\r\n666"
+    (answer,) = exchange(place.port, head + hidden)
+    assert answer.status in (404, 405)
+    assert answer.headers["connection"] == "close"
 
 
 # -- brokers in trouble ----------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from http import HTTPStatus
 from typing import Any
 
 import gevent
+from gevent import monkey
 
 from qserve.calls.ref import ItemRef, failed
 from qserve.exceptions import DeadlineExceeded, GetTimeoutError, RequestCancelled
@@ -22,6 +23,7 @@ PIECE = 64 * 1024
 PIECE_TIMEOUT_S = 15.0
 """How long a client may take to receive a piece of a large answer or of a stream before its connection ends."""
 WITHOUT_BODY = frozenset((204, 304))
+_socket: Any = monkey.get_original("socket", "socket")
 _STATUS_LINES = {status.value: f"{status.value} {status.phrase}" for status in HTTPStatus}
 _STATUS_LINES[499] = "499 Client Closed Request"
 
@@ -119,8 +121,13 @@ def _call_all(callbacks: list[Callable[[], None]]) -> None:
 
 
 def _shut_down(sock: Any) -> None:
+    # gevent's own shutdown raises an error in the greenlet that sends, which the server logs with its traceback
     with contextlib.suppress(OSError):
-        sock.shutdown(2)
+        original = _socket(fileno=sock.fileno())
+        try:
+            original.shutdown(2)
+        finally:
+            original.detach()
 
 
 def force_close(start_response: Callable[..., Any]) -> None:
