@@ -22,7 +22,7 @@ from qserve.exceptions import DeadlineExceeded, PayloadError, ResultUnavailable
 from qserve.http.message import BadRequest
 from qserve.http.render import to_json
 from qserve.wire.codec import Codec
-from qserve.wire.outcome import Field, Outcome, State
+from qserve.wire.outcome import Field, Outcome, State, items_in
 from qserve.wire.replies import stored
 from qserve.wire.request_ids import id_of_key, is_genuine, is_of_value, is_request_id, new_response_id
 from qserve.wire.sealing import open_end, open_header
@@ -266,7 +266,7 @@ def _value_as_json(payload: bytes, request_id: str) -> bytes:
       BadRequest: It is not plain data, or too long to be converted in a process that serves others meanwhile.
       ResultUnavailable: It was a stream.
     """
-    if not payload:
+    if not payload or items_in(payload) is not None:
         raise ResultUnavailable(f"request {request_id} was a stream: its items are not stored")
     try:
         if len(payload) > VALUE_LIMIT:

@@ -60,7 +60,8 @@ def report(what: str, calls: Sequence[str], more: int = 0) -> None:
     lines += [f"  {call}" for call in calls[:_SHOWN]]
     if count > len(calls[:_SHOWN]):
         lines.append(f"  and {count - len(calls[:_SHOWN])} more")
-    print("\n".join(lines), file=sys.stderr, flush=True)
+    if sys.stderr is not None:
+        print("\n".join(lines), file=sys.stderr, flush=True)
 
 
 def fail() -> None:

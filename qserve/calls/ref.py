@@ -26,7 +26,7 @@ from qserve.exceptions import (
 from qserve.wire.codec import Codec
 from qserve.wire.envelope import Answer
 from qserve.wire.failure import Failure
-from qserve.wire.outcome import Outcome, State
+from qserve.wire.outcome import Outcome, State, items_in
 
 WINDOW = 16
 """How many items of a streamed result may be on their way; a producer that is further ahead waits."""
@@ -281,7 +281,7 @@ class Ref(Generic[T_co]):
         return self._value  # type: ignore[no-any-return]
 
     def _decode(self, payload: bytes) -> T_co:
-        if not payload:
+        if not payload or items_in(payload) is not None:
             raise ResultUnavailable(f"request {self.request_id} was a stream: its items are not stored")
         return self._get_plane().codec.decode(payload)  # type: ignore[no-any-return]
 

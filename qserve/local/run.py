@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import contextlib
 import contextvars
 import os
 import threading
@@ -185,7 +186,8 @@ class _Instance:
     def stop(self) -> None:
         self._invoker.close()
         if self._thread.is_alive():
-            self._loop.call_soon_threadsafe(self._loop.stop)
+            with contextlib.suppress(RuntimeError):  # its constructor has failed, and the thread has closed its loop
+                self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join(STOP_FOR_S)
 
     def _live(self) -> None:

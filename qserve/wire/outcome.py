@@ -64,9 +64,10 @@ class Outcome(NamedTuple):
 
 def end_of_items(count: int) -> bytes:
     """Return what is stored as the result of a request whose result was sent as so many items."""
-    return b"%d" % count
+    return b"\xc1%d" % count  # no value begins with this byte, which msgpack never writes
 
 
 def items_in(payload: bytes) -> int | None:
     """Return how many items a result was sent as; None for one that is stored whole."""
-    return int(payload) if payload.isdigit() and len(payload) < 20 else None
+    mark, number = payload[:1], payload[1:]
+    return int(number) if mark == b"\xc1" and number.isdigit() and len(number) < 20 else None

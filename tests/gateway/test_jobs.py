@@ -22,6 +22,7 @@ from qserve.base.settings import Settings
 from qserve.http.render import render
 from qserve.wire.codec import Codec
 from qserve.wire.envelope import Answer, Header
+from qserve.wire.outcome import end_of_items
 from qserve.wire.request_ids import new_response_id, new_value_id
 from qserve.wire.sealing import Seal, seal_end, seal_header
 
@@ -100,6 +101,7 @@ def ask_for_value(payload: bytes) -> Any:
 
 
 def test_a_value_of_a_request_from_python_comes_as_json() -> None:
+    assert ask_for_value(Codec().encode(51)).get_json() == 51
     value = {"day": datetime.date(2026, 1, 2), "pair": (1, 2.5), "text": "\u00e9", "none": None}
     answer = ask_for_value(Codec().encode(value))
     assert (answer.status_code, answer.headers["Content-Type"]) == (200, "application/json")
@@ -128,8 +130,9 @@ def test_a_value_that_json_cannot_have_is_refused_with_the_call_to_use(payload: 
     assert "qserve.get_ref(" in answer.get_json()["error"]["message"]
 
 
-def test_a_stream_from_python_has_no_stored_value() -> None:
-    answer = ask_for_value(b"")
+@pytest.mark.parametrize("payload", [b"", end_of_items(0), end_of_items(300)])
+def test_a_stream_from_python_has_no_stored_value(payload: bytes) -> None:
+    answer = ask_for_value(payload)
     assert (answer.status_code, answer.get_json()["error"]["code"]) == (410, "result_unavailable")
 
 
