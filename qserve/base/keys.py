@@ -11,6 +11,7 @@
     m:<process>                     list    replies for one process                         MAILBOX_TTL_MS from the last
     d:<request>                     hash    a dead letter: its request, its calls           DEAD_LETTER_TTL_MS
     dead                            zset    ids of dead letters by their time               the same after the last
+    left:<width>:<part>             string  bytes of large results left for a later reader  result_ttl and an eighth
     dead:dropped                    string  how many were too many and dropped              the same after the last
     epoch                           string  names the state of this broker                  for ever; gone with the data
     a:<app>                         hash    one application: records active, next           until it is deleted
@@ -33,6 +34,7 @@ from __future__ import annotations
 # the parts of names that the broker's functions know as well
 QUEUE, MODELS, DELAYED, LEAVING = "q", "x", "z", "u"
 REQUEST, MAILBOX, DEAD_LETTER, DEAD_LETTERS, DROPPED = "r", "m", "d", "dead", "dropped"
+LEFT = "left"
 PERSONAL = "@"
 """Stands between a deployment's stream and the name of a replica that has a stream of its own."""
 

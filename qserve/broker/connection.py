@@ -51,7 +51,12 @@ _TRANSIENT = (
 MEMORY_SETTING = "maxmemory in its configuration, QSERVE_BROKER_MAXMEMORY for the embedded broker"
 _FULL = (
     f"the broker is full: it uses all the memory that it may ({MEMORY_SETTING}); it finishes what it has accepted, and"
-    " takes new requests when results have been fetched or have expired"
+    " takes new requests as calls end and results expire"
+)
+
+CROWDED = (
+    f"results that wait to be fetched take a quarter of the memory that the broker may use ({MEMORY_SETTING}): more are"
+    " accepted when some of these have expired (QSERVE_RESULT_TTL_S)"
 )
 
 _OVERWRITTEN = ("WRONGTYPE", "value is not an integer")

@@ -27,6 +27,7 @@ class Reply(bytes, Enum):
     DUP = b"DUP"
     """It happened before: this is the reply to the same command, sent again."""
     FULL = b"FULL"
+    CROWDED = b"CROWDED"
     MOVED = b"MOVED"
     LOST = b"LOST"
     MISMATCH = b"MISMATCH"
@@ -66,6 +67,10 @@ PLACE = "e:"
 POSTPONED = "z"
 READ_COUNT = 1000
 """The most entries that ``strays`` examines at once."""
+LEFT_PARTS = 8
+"""The parts of its time to live in which a result that is left for a reader is counted."""
+UNCOUNTED_BYTES = 4096
+"""Results up to this size are left without being counted: they are as large as what is stored of their requests."""
 DEATHS = "deaths"
 """Why a call whose replicas died is a dead letter."""
 
@@ -128,7 +133,7 @@ Limits = Annotated[Mapping[str, int] | None, Kind(read="read_list", pack=_pack_l
 # -- requests and their calls ----------------------------------------------------------------------
 
 
-@LIBRARY.function(replies=(Reply.OK, Reply.DUP, Reply.FULL, Reply.MOVED, Reply.LOST, Reply.MISMATCH))
+@LIBRARY.function(replies=(Reply.OK, Reply.DUP, Reply.FULL, Reply.CROWDED, Reply.MOVED, Reply.LOST, Reply.MISMATCH))
 def submit(
     request: Key,
     request_id: str,
@@ -143,6 +148,7 @@ def submit(
     model_id: str = "",
     max_ongoing: Number = 0,
     fingerprint: str = "",
+    is_left: bool = False,
 ) -> Command:
     """Accept a request, or refuse it.
 
@@ -153,6 +159,8 @@ def submit(
       model_id: The model that the call is for; a replica that holds it, and has fewer than ``max_ongoing`` calls,
         gets the call.
       fingerprint: Of what was asked, where the same request may come again from elsewhere.
+      is_left: Whether the result is left for a reader who may never come. That is refused when such results take a
+        quarter of the broker's memory. When they take half of it, one more is delivered, but not left.
     """
 
 

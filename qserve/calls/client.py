@@ -108,12 +108,12 @@ class BrokerPlane(ComposingPlane):
         self._expect(ref, submission.header.deadline_ms)
         if failpoints.ARMED:
             failpoints.hit("submit.before_send")
-        request, header, moves, awaited, life_ms, keep_ms, limits, model, fingerprint = submission
+        request, header, moves, awaited, life_ms, keep_ms, limits, model, fingerprint, is_left = submission
         request_id = header.request_id
         sealed, moves = seal_header(self.seal, header.encode()), seal_moves(self.seal, request_id, moves)
         command = functions.submit(
             request, request_id, self.epoch, sealed, self.mailbox.name, life_ms, keep_ms, moves,
-            awaited, limits, model.model_id, model.max_ongoing, fingerprint,
+            awaited, limits, model.model_id, model.max_ongoing, fingerprint, is_left,
         )  # fmt: skip
         self.post(command, partial(self._on_submitted, ref, submission, call))
 

@@ -37,6 +37,7 @@ class Submission(NamedTuple):
       limits: How many calls may wait in a stream, for the streams that have a limit.
       model: The model that the call is for.
       fingerprint: See ``Call``.
+      is_left: Whether nobody deletes the result before it expires.
     """
 
     request: str
@@ -48,6 +49,7 @@ class Submission(NamedTuple):
     limits: dict[str, int] | None
     model: Model
     fingerprint: str
+    is_left: bool
 
 
 class ComposingPlane(Plane):
@@ -194,7 +196,7 @@ class ComposingPlane(Plane):
             model = Model(call.model_id, record.deployments[call.deployment].max_ongoing)
         return Submission(
             self.keys.request(request_id), header, moves, awaited, life_ms, int(keep_s * 1000), limits, model,
-            call.fingerprint,
+            call.fingerprint, not (self.owns_results or call.owned),
         )  # fmt: skip
 
 

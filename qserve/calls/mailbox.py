@@ -14,6 +14,7 @@ from qserve.base.log import get_logger
 from qserve.broker import functions
 from qserve.broker.connection import (
     CLIENT_ERRORS,
+    CROWDED,
     LONGEST_PAUSE_S,
     MAILBOX_BLOCK_S,
     STRAY_READ_S,
@@ -28,6 +29,7 @@ from qserve.exceptions import (
     AppNotFound,
     BackPressureError,
     BrokerError,
+    BrokerFull,
     BrokerStateLost,
     BrokerUnavailable,
     IdempotencyMismatch,
@@ -400,6 +402,7 @@ EXPIRED = Outcome(State.EXPIRED, b"")
 ARGUMENT_LOST = failed(ResultUnavailable("an argument's result is no longer stored"))
 STATE_LOST = failed(BrokerStateLost("the broker has lost its data, and this request with it: send it again"))
 _REFUSALS: dict[bytes, Outcome] = {
+    Reply.CROWDED: failed(BrokerFull(CROWDED)),
     Reply.MISMATCH: failed(IdempotencyMismatch("this Idempotency-Key was used for another request")),
     Reply.MOVED: failed(AppNotFound("the application's queues are gone: it was deleted or replaced")),
     Reply.LOST: ARGUMENT_LOST,

@@ -14,6 +14,7 @@ class Field(bytes, Enum):
     MAILBOX = b"to"  # of the submitter
     WAITERS = b"w"  # the number of further waiters; w1, w2 ... are each one
     KEEP = b"keep"  # milliseconds that the result is kept
+    LEFT = b"left"  # there if the result is left for a reader who may never come
     COMMITTED_BY = b"by"  # step:attempt of the last commit
     RESULT = b"res"  # once it is not open
     SENT = b"sent"  # items of a streamed result

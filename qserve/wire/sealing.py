@@ -22,7 +22,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 
 from qserve.base.keyring import KEY_ID_BYTES, TAG_BYTES, Keyring, key_id
-from qserve.exceptions import AppNotFound, PayloadError, QserveException, ReplicaLost
+from qserve.exceptions import AppNotFound, PayloadError, QserveException, ReplicaLost, ResultUnavailable
 from qserve.wire.envelope import REQUEST_ID_CHARS, Header
 from qserve.wire.failure import Failure
 from qserve.wire.moves import Join, Move, Start
@@ -32,9 +32,14 @@ DEATH_LIMIT = 3
 """Deaths of a call's replica (the later ones while it ran alone) after which the call fails."""
 LOST = b"\0replica_lost"
 DELETED = b"\0app_deleted"
+NOT_KEPT = b"\0not_kept"
 _BROKER_FAILURES: Mapping[bytes, QserveException] = {
     LOST: ReplicaLost(f"its replica died {DEATH_LIMIT} times while running this call"),
     DELETED: AppNotFound("the application was deleted before this call was finished"),
+    NOT_KEPT: ResultUnavailable(
+        "the request has finished, but its result was not kept: results that wait to be fetched take half of the"
+        " memory that the broker may use"
+    ),
 }
 """Failures that come from the broker's functions: they have no key to seal with, so they give one of these words."""
 

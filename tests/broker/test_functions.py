@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import functools
 import os
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from typing import Any
 
 import hypothesis
 import pytest
-from desk import A, B, Desk
+from desk import SEAL, A, B, Desk
 from hypothesis import given
 from hypothesis import strategies as st
+from processes import wait_until
 
 from qserve.base.keys import GROUP
 from qserve.base.settings import Settings
 from qserve.broker import functions
 from qserve.broker.connection import connect, create_group
+from qserve.exceptions import ResultUnavailable
+from qserve.wire.failure import Failure
 from qserve.wire.moves import Awaited, Epoch, Join, Start
+from qserve.wire.outcome import Outcome
+from qserve.wire.sealing import NOT_KEPT, open_end
 
 
 def test_a_submitted_request_is_on_its_queue_with_header_step_and_values(desk: Desk) -> None:
@@ -29,6 +35,77 @@ def test_a_submitted_request_is_on_its_queue_with_header_step_and_values(desk: D
     assert fields[b"s"] == b"0"
     assert (fields[b"0"], fields[b"1"]) == (b"x", b"y")
     assert fields[b"h"].startswith(A.encode())
+
+
+PIECE = 1 << 20
+
+
+@pytest.fixture
+def pieces(desk: Desk) -> Iterator[int]:
+    """How many results of a mebibyte are a quarter of the memory that the broker may use, which is not full."""
+    desk.client.config_set("maxmemory", 64 * PIECE)
+    yield 16
+    desk.client.config_set("maxmemory", 0)
+    for key in desk.client.scan_iter(desk.keys.request("*"), count=1000):
+        desk.client.delete(key)
+
+
+def ids(count: int = 1000) -> Iterator[str]:
+    return (os.urandom(16).hex() for _ in range(count))
+
+
+def submit_all(desk: Desk, request_ids: Iterable[str], **options: Any) -> list[bytes]:
+    return [desk.submit(one, [Start(desk.one, "0", [b"x"])], **{"is_left": True, **options}) for one in request_ids]
+
+
+def end_all(desk: Desk, request_ids: Iterable[str], size: int = PIECE) -> list[bytes]:
+    """End requests with results of this size, and return what is kept of each."""
+    kept = []
+    for one in request_ids:
+        (((entry, _),),) = [desk.client.xreadgroup(GROUP, "replica", {desk.one: ">"}, count=1)[0][1]]
+        assert desk.commit(desk.one, entry, one, state="d", payload=b"r" * size) == b"OK"
+        assert desk.mail() == [f"{one}d".encode() + b"r" * size]  # whoever waits gets it in any case
+        desk.client.delete(desk.mailbox)
+        kept.append(b"".join(desk.watch(one)))
+    return kept
+
+
+def test_results_that_are_left_take_a_quarter_of_the_memory_before_no_more_are_begun(desk: Desk, pieces: int) -> None:
+    begun = list(ids(pieces + 1))
+    submit_all(desk, begun)
+    end_all(desk, begun)
+
+    after = list(ids(5))
+    assert submit_all(desk, after) == [b"CROWDED"] * 5
+    assert [desk.watch(one) for one in after] == [(b"", b"")] * 5
+    assert submit_all(desk, ids(1), is_left=False) == [b"OK"]  # somebody waits for this one
+    assert submit_all(desk, begun[:1]) == [b"DUP"]
+    desk.client.config_set("maxmemory", 0)
+    assert submit_all(desk, after) == [b"OK"] * 5
+
+
+def test_a_result_that_finds_no_room_is_delivered_and_not_left(desk: Desk, pieces: int) -> None:
+    begun, small, waited_for = list(ids(2 * pieces + 1)), list(ids(1)), list(ids(1))
+    submit_all(desk, begun + small)
+    submit_all(desk, waited_for, is_left=False)
+
+    *kept, last = end_all(desk, begun)
+
+    assert [one[:1] for one in kept] == [b"d"] * 2 * pieces
+    assert last == b"f" + NOT_KEPT
+    assert end_all(desk, small, 4000)[0][:1] == b"d"
+    assert end_all(desk, waited_for)[0][:1] == b"d"
+    failure = Failure.decode(open_end(SEAL, begun[-1], Outcome("f", NOT_KEPT)).payload)
+    assert isinstance(failure.to_exception(), ResultUnavailable)
+
+
+def test_what_has_expired_makes_room_again(desk: Desk, pieces: int) -> None:
+    begun = list(ids(pieces + 1))
+    submit_all(desk, begun, keep_ms=400)
+    end_all(desk, begun)
+    assert submit_all(desk, ids(1), keep_ms=400) == [b"CROWDED"]
+
+    wait_until(lambda: submit_all(desk, ids(1), keep_ms=400) == [b"OK"], description="there is room again", timeout_s=2)
 
 
 def test_submitting_again_after_a_lost_reply_adds_nothing(desk: Desk) -> None:

@@ -6,10 +6,13 @@ import json
 import signal
 import socket
 import sys
+from contextlib import closing
 
 import pytest
 from http_client import Client
 from processes import END_FOR_S, Process, Serving, Site, free_port, is_open, wait_until
+
+from qserve.broker.connection import connect
 
 APP = """
 import os
@@ -333,3 +336,52 @@ def test_help_says_what_run_does_without_starting_anything(site: Site) -> None:
     assert process.wait() == 0
     for option in ("--host", "--port", "--route-prefix", "--name", "--app-dir", "--broker"):
         assert option in process.stdout
+
+
+# -- the embedded broker's memory ------------------------------------------------------------------
+
+LARGE = """
+import qserve
+
+@qserve.deployment(max_concurrent_queries=1)
+def large(request):
+    return "x" * int(request.query_params["size"])
+
+app = large.bind()
+"""
+
+
+@pytest.mark.row("F31")
+def test_results_that_nobody_fetches_do_not_fill_the_embedded_broker(site: Site) -> None:
+    port, env = free_port(), {"QSERVE_BROKER_MAXMEMORY": "64mb"}
+    run = site.qserve("run", "large:app", "--port", str(port), cwd=site.write("large.py", LARGE), env=env)
+    run.wait_for("qserve: ready")
+    client = Client(port)
+    (folder,) = site.broker_folders()
+    asked = [client.get("/?size=9000000", Prefer="respond-async") for _ in range(40)]
+    places = [answer.headers["location"] for answer in asked if answer.status == 202]
+    ends = [client.get(place, Prefer="wait=30") for place in places]
+    # in half of 64 MB there is room for three of them; the others were delivered to nobody, and say so
+    whole = [answer for answer in ends if answer.status == 200]
+    assert [len(answer.body) for answer in whole] == [9_000_000] * 3
+    others = {(answer.status, answer.error["code"]) for answer in ends if answer.status != 200}
+    assert others <= {(410, "result_unavailable")}
+    with closing(connect(f"unix://{site.folder / folder}/broker.sock")) as broker:
+        wait_until(
+            lambda: broker.info("memory")["used_memory"] < broker.info("memory")["maxmemory"] == 64 << 20,
+            description="the buffers of its connections are gone",
+            timeout_s=20,
+        )
+        refused = client.get("/?size=9000000", Prefer="respond-async")
+        answer = client.get("/?size=9000000")
+        assert (answer.status, len(answer.body)) == (200, 9_000_000)
+
+        broker.config_set("maxmemory", 1 << 20)
+        full = client.get("/?size=1")
+        broker.config_set("maxmemory", 64 << 20)
+    for one in (refused, full):
+        assert (one.status, one.error["code"], one.error["retryable"]) == (503, "broker_full", True)
+        assert "retry-after" in one.headers
+        assert "QSERVE_BROKER_MAXMEMORY" in one.error["message"]
+    assert "take a quarter of the memory" in refused.error["message"]
+    assert "the broker is full" in full.error["message"]

@@ -3,9 +3,10 @@
 -- If it does not run, nothing is known of the request. Sent again, it changes nothing: a request is accepted once.
 --
 -- Returns OK; DUP (accepted before); { FULL, seconds } (a queue has reached its limit, and is worth another try after
--- so long); MOVED (the queues belong to a version that is gone); LOST (an argument's result is no longer known); or
--- the broker's epoch behind OTHER_EPOCH. With a fingerprint, a request that was accepted before is followed: returns
--- { state, result }, and the mailbox will be notified; MISMATCH when the earlier request asked for something else.
+-- so long); CROWDED (its result is left for a reader, and there is no room for more of these); MOVED (the queues belong
+-- to a version that is gone); LOST (an argument's result is no longer known); or the broker's epoch behind OTHER_EPOCH.
+-- With a fingerprint, a request that was accepted before is followed: returns { state, result }, and the mailbox will
+-- be notified; MISMATCH when the earlier request asked for something else.
 
 local known = current_epoch(epoch_key)
 if known ~= epoch then return OTHER_EPOCH .. known end
@@ -32,12 +33,14 @@ for k = 1, #awaited do
   if not argument.state then return Reply.LOST end
   if argument.state ~= State.OPEN and argument.state ~= State.DONE then failed = failed or argument end
 end
+if is_left and not may_leave(request, keep_ms) then return Reply.CROWDED end
 
 -- from here on it is accepted
 hset(request, Field.STATE, State.OPEN)
 hset(request, Field.HEADER, header)
 hset(request, Field.MAILBOX, mailbox)
 hset(request, Field.KEEP, keep_ms)
+if is_left then hset(request, Field.LEFT, 1) end
 if fingerprint ~= '' then hset(request, Field.FINGERPRINT, fingerprint) end
 lives[request] = ttl_ms
 if failed then

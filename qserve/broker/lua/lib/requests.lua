@@ -71,15 +71,16 @@ end
 
 -- end a request: its result is kept for as long as was asked for, and its waiters are notified
 finish = function(request, request_id, state, payload, by)
-  local mailbox, keep, asked, more = unpack(
-    hmget(request, { Field.MAILBOX, Field.KEEP, Field.FINGERPRINT, Field.WAITERS })
+  local mailbox, keep, asked, left, more = unpack(
+    hmget(request, { Field.MAILBOX, Field.KEEP, Field.FINGERPRINT, Field.LEFT, Field.WAITERS })
   )
   local waiters = more and waiters_of(request) or empty
   renew(request)
   keep = tonumber(keep or 0) or 0
   if keep > 0 then
-    hset(request, Field.STATE, state)
-    hset(request, Field.RESULT, payload)
+    local is_kept = not left or leave(request, #payload, keep)
+    hset(request, Field.STATE, is_kept and state or State.FAILED)
+    hset(request, Field.RESULT, is_kept and payload or NOT_KEPT)
     hset(request, Field.COMMITTED_BY, by or '')
     if asked then hset(request, Field.FINGERPRINT, asked) end
     lives[request] = keep
