@@ -20,7 +20,7 @@ from qserve.calls import mailbox as module
 from qserve.calls.mailbox import CLOSING_MS, GRACE_MS, LOOK_INTERVAL_S, Mailbox
 from qserve.calls.ref import ItemRef, Ref
 from qserve.exceptions import BrokerStateLost, ResultUnavailable
-from qserve.wire.outcome import Outcome
+from qserve.wire.outcome import Outcome, end_of_items
 from qserve.wire.sealing import Seal, item_context, seal_end
 
 ID, OTHER = "a" * 32, "b" * 32
@@ -377,3 +377,16 @@ def test_the_end_of_a_stream_that_is_looked_up_waits_for_the_items_in_the_mailbo
 
     assert ref.done.is_set()
     assert [ref.next(), ref.next(), ref.next()] == [b"0", b"1", None]
+
+
+@pytest.mark.parametrize(("sent_items", "is_whole"), [(2, True), (3, False), (0, False)])
+def test_a_stream_ends_well_only_with_all_of_its_items(mailbox: Mailbox, sent_items: int, is_whole: bool) -> None:
+    ref: ItemRef[Any] = ItemRef(ID, None)
+    mailbox.add(ref, 10**15)
+    for number in range(2):
+        mailbox.receive(ID.encode() + b"i" + SEAL.seal(item_context(ID, number), b"item"))
+
+    mailbox.receive(ID.encode() + b"d" + seal_end(SEAL, ID, "d", end_of_items(sent_items)))
+
+    assert (ref.outcome().state == "d") is is_whole
+    assert is_whole or "of the" in str(ref.error())
