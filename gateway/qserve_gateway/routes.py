@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import re
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from logging import DEBUG, WARNING
 from typing import Any
 
 from qserve.base.keys import BEAT_TTL_MS
 from qserve.base.log import get_logger
+from qserve.base.turns import Turns
 from qserve.broker.connection import BLOCK_S, broker_errors, process_name
 from qserve.broker.registry import NO_CHANGE
 from qserve.calls.client import ClientPlane
-from qserve.exceptions import BrokerError, BrokerStateLost, BrokerUnavailable, BrokerUnsafe, PayloadError
+from qserve.exceptions import BrokerStateLost, BrokerUnavailable, BrokerUnsafe, PayloadError
 from qserve.wire.application import ApplicationRecord
 from qserve.wire.envelope import Answer
 from qserve_gateway.request.environ import Refused
@@ -27,7 +26,8 @@ log = get_logger(__name__)
 CHECK_INTERVAL_S = 60.0
 """How often the broker's settings are checked; every two seconds while they are wrong."""
 _SHORTEST_PAUSE_S, _LONGEST_PAUSE_S = 0.03, 2.0
-_EAGER_TRIES = 100
+_EAGER_FOR_S = 3.0
+"""A gateway and its broker are often started together, so failures in the first seconds are normal."""
 
 PLAIN_METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 """All methods but TRACE and CONNECT, which are for proxies."""
@@ -173,8 +173,16 @@ class RouteWatcher:
         self._check_again = check_again
         self._checked_at = time.monotonic()
         self._unsafe: BrokerUnsafe | None = None
+        self._turns = Turns(
+            "updating the routes",
+            log,
+            first_s=_SHORTEST_PAUSE_S,
+            longest_s=_LONGEST_PAUSE_S,
+            eager_for_s=_EAGER_FOR_S,
+        )
         self._seen = ""
-        self._lost = False
+        self._records: dict[str, ApplicationRecord] = {}
+        self._lost = self._is_incomplete = False
         self._beat = plane.keys.gateway(process_name())
 
     def current(self) -> RouteTable:
@@ -200,32 +208,17 @@ class RouteWatcher:
         They are read before this returns, because a process that joins others on their port must know the routes
         before its first request.
         """
-        with contextlib.suppress(BrokerError):  # `run` tries again, and logs the error
+        with self._turns:
             self.tick()
         threading.Thread(target=self.run, name="qserve-routes", daemon=True).start()
 
     def run(self) -> None:
         """Keep the table up to date for as long as the process lives."""
-        failures = 0
         while True:
-            try:
+            time.sleep(self._turns.pause_s)
+            with self._turns:
                 self.tick()
-                pause_s, failures = 0.0, 0
-            except BrokerError as error:
-                failures += 1
-                pause_s = self._pause_s(failures)
-                first = pause_s > _SHORTEST_PAUSE_S >= self._pause_s(failures - 1)
-                log.log(WARNING if first else DEBUG, "the routes cannot be updated: %s", error)
-            except Exception:
-                # a gateway with outdated routes is worse than one that is down: never give up
-                log.exception("the routes cannot be read")
-                pause_s = _LONGEST_PAUSE_S
-            time.sleep(pause_s)
-
-    def _pause_s(self, failures: int) -> float:
-        # a gateway and its broker are often started together, so failures in the first seconds are normal
-        patient = failures - (_EAGER_TRIES if self.table is None else 0)
-        return min(_SHORTEST_PAUSE_S * 2.0 ** min(max(0, patient), 10), _LONGEST_PAUSE_S)
+                self._turns.eager_for_s = 0.0
 
     def tick(self) -> None:
         """Wait for a change for at most ``BLOCK_S``, and apply it.
@@ -237,9 +230,9 @@ class RouteWatcher:
             self._check()
             self.refresh()
             return
-        self._check_settings()
+        self._turns.attempt("the broker's settings", self._check_settings)
         registry = self._plane.registry
-        if registry.wait_for_change(self._seen, BLOCK_S) != self._seen:
+        if registry.wait_for_change(self._seen, BLOCK_S) != self._seen or self._is_incomplete:
             self.refresh()
         elif self._seen != NO_CHANGE == registry.last_change():
             if not self._lost:
@@ -251,27 +244,33 @@ class RouteWatcher:
     def refresh(self) -> None:
         """Read all applications, and publish which change of the registry is served now.
 
+        One that cannot be read is served as it was, and is read again in the next turn.
+
         Raises:
           BrokerUnavailable: The broker does not answer; the table stays as it was.
         """
         registry = self._plane.registry
         # the ID is read first, so that a change in between is noticed by the next read
-        newest = registry.last_change()
-        records = []
-        served = {route.record.name: route.record for route in self.table.routes} if self.table else {}
-        for name in registry.names():
-            try:
-                record = registry.find(name)
-            except PayloadError as error:
-                record = served.get(name)
-                log.error("application %r %s: %s", name, "is served as it was" if record else "is not served", error)
-            if record is not None:
-                records.append(record)
-        for record in records:
-            self._plane.cache_application(record, for_s=math.inf)
-        self.table = RouteTable.of(records)
-        self._seen, self._lost = newest, False
+        newest, names = registry.last_change(), registry.names()
+        self._records = {name: record for name, record in self._records.items() if name in names}
+        read = [self._turns.attempt(f"application {name}", self._read, name) for name in names]
+        self.table = RouteTable.of(self._records.values())
+        self._seen, self._lost, self._is_incomplete = newest, False, not all(read)
         self._publish()
+
+    def _read(self, name: str) -> None:
+        try:
+            record = self._plane.registry.find(name)
+        except PayloadError as error:  # only a deploy can change that
+            what = "is served as it was" if name in self._records else "is not served"
+            log.error("application %r %s: %s", name, what, error)
+            return
+        if record is None:
+            self._records.pop(name, None)
+            return
+        RouteTable.of([record])  # raises before anything is changed
+        self._plane.cache_application(record, for_s=math.inf)
+        self._records[name] = record
 
     def _publish(self) -> None:
         with broker_errors():

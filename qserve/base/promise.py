@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Generator
@@ -20,6 +21,7 @@ else:
     T = TypeVar("T")
     T_co = TypeVar("T_co", covariant=True)
 
+log = logging.getLogger(__name__)
 _UNSET: Any = object()
 
 
@@ -60,7 +62,10 @@ class Promise(Generic[T]):
                 callback = self._callbacks.popleft()
             except IndexError:
                 return
-            callback()
+            try:
+                callback()
+            except Exception:  # of one waiter; the others wait as well
+                log.exception("a waiter could not be notified")
 
     def wait(self, timeout_s: float | None = None) -> bool:
         """Block this thread (or greenlet) until the value is set; return False if ``timeout_s`` passed first."""

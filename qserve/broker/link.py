@@ -12,7 +12,7 @@ import logging
 import ssl
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import hiredis
@@ -22,6 +22,7 @@ from redis.connection import Connection, SSLConnection, UnixDomainSocketConnecti
 from redis.sentinel import SentinelManagedConnection, SentinelManagedSSLConnection
 
 from qserve.base.clock import clock
+from qserve.base.turns import Turns
 from qserve.broker.address import Address
 from qserve.broker.functions import ACCEPTED, NOT_REPLICATED, is_submission
 from qserve.broker.library import Command
@@ -73,6 +74,7 @@ class Link(asyncio.Protocol):
         self._reader = hiredis.Reader(replyError=ReplyError, protocolError=hiredis.ProtocolError)
         self._transport: asyncio.Transport | None = None
         self._heard_at = 0.0
+        self._turns = Turns("processing a reply of the broker", log)
 
     @classmethod
     async def open(cls, url: str) -> Link:
@@ -137,16 +139,18 @@ class Link(asyncio.Protocol):
             raise BrokerUnavailable("it is a replica now")
         clock.observe(time_s(replies[1]), asked_at)
 
-    def post(self, commands: Iterable[tuple[Command, OnReply]]) -> None:
-        """Send commands in one write; each callback gets its reply."""
+    def post(self, commands: Sequence[tuple[Command, OnReply]]) -> None:
+        """Send commands in one write; each callback gets its reply.
+
+        Raises:
+          TypeError, ValueError: One of them cannot be written, for example because of a lone surrogate; none is sent.
+        """
         if not self._waiting:
             self._heard_at = time.monotonic()
-        packed = []
-        for command, on_reply in commands:
-            packed.append(hiredis.pack_command(command))  # type: ignore[arg-type]
-            self._waiting.append(on_reply)
+        packed = b"".join([hiredis.pack_command(command) for command, _ in commands])  # type: ignore[arg-type]
+        self._waiting.extend([on_reply for _, on_reply in commands])
         if self._transport is not None:
-            self._transport.write(b"".join(packed))
+            self._transport.write(packed)
 
     async def call(self, command: Command) -> Any:
         """Send one command and wait for its reply; an error reply is raised."""
@@ -164,15 +168,17 @@ class Link(asyncio.Protocol):
         return await future
 
     def abandon_if_silent(self, limit_s: float) -> bool:
-        """Close the connection when a command waits and the broker has sent nothing for so long; return whether it did.
-
-        ``on_lost`` is called as if the broker had closed it.
-        """
+        """Abort when a command waits and the broker has sent nothing for so long; return whether it did."""
         is_silent = bool(self._waiting) and time.monotonic() - self._heard_at > limit_s
         if is_silent and self._transport is not None:
             log.warning("the broker has been silent for %.0f s; connecting again", limit_s)
-            self._transport.abort()
+            self.abort()
         return is_silent
+
+    def abort(self) -> None:
+        """Close the connection at once; ``on_lost`` is called as if the broker had closed it."""
+        if self._transport is not None:
+            self._transport.abort()
 
     def close(self) -> None:
         """Close the connection without calling ``on_lost``."""
@@ -187,9 +193,13 @@ class Link(asyncio.Protocol):
         self._heard_at = time.monotonic()
         self._reader.feed(data)
         while (reply := self._reader.gets()) is not False:
-            self._waiting.popleft()(reply)
-            if isinstance(reply, ReplyError) and is_demotion(reply) and self._transport is not None:
-                self._transport.abort()  # the next connection goes to the new primary
+            on_reply = self._waiting.popleft()
+            try:
+                on_reply(reply)
+            except Exception as error:  # the other replies must still reach their callers
+                self._turns.note(error)
+            if isinstance(reply, ReplyError) and is_demotion(reply):
+                self.abort()  # the next connection goes to the new primary
 
     def connection_lost(self, error: Exception | None) -> None:
         self._transport = None

@@ -21,6 +21,7 @@ from qserve.base.clock import Deadline
 from qserve.base.log import get_logger
 from qserve.base.promise import Promise
 from qserve.base.settings import REPLICA, Settings
+from qserve.base.turns import Turns
 from qserve.broker import functions
 from qserve.broker.connection import CLIENT_ERRORS, connect, is_unknown_function
 from qserve.broker.functions import LOAD, NOT_REPLICATED, Reply, other_epoch, read_found
@@ -31,12 +32,13 @@ from qserve.calls.compose import ComposingPlane, Submission
 from qserve.calls.mailbox import STATE_LOST, Mailbox, ignore, outcome_of, refused
 from qserve.calls.program_end import call_at_end, fail, is_ending, report
 from qserve.calls.ref import Call, Ref, failed
-from qserve.exceptions import BrokerUnavailable, QserveException
+from qserve.exceptions import BrokerError, BrokerUnavailable, QserveException
 from qserve.wire.application import ApplicationRecord
 from qserve.wire.outcome import Outcome, State
 from qserve.wire.sealing import Seal, seal_header, seal_moves
 
 log = get_logger(__name__)
+_replies = Turns("processing a reply of the broker", log)
 SEND_FOR_S = 2.0
 """How long commands are sent again while the broker is away, before their callers get an error."""
 SILENCE_LIMIT_S = 10.0
@@ -55,7 +57,7 @@ class BrokerPlane(ComposingPlane):
     def __init__(self, settings: Settings, find: Callable[[str], ApplicationRecord]) -> None:
         super().__init__(settings, find)
         self.seal = Seal(settings.keyring)
-        self.mailbox = Mailbox(self.keys, self.seal, self.post)
+        self.mailbox = Mailbox(self.keys, self.seal, self.post, is_quiet=self.serves_replica)
         self.epoch = self.mailbox.epoch
         self._released: list[str] = []
 
@@ -388,6 +390,10 @@ class ClientPlane(BrokerPlane):
                     return [failure] * len(commands)
                 time.sleep(pause_s)
                 pause_s = min(pause_s * 2 or 0.05, 0.5)
+            except Exception as error:
+                if len(commands) > 1:  # one of them cannot be sent: the others can
+                    return [reply for command in commands for reply in self._send_batch([command])]
+                return [BrokerError(f"a command for the broker cannot be sent: {error}")]
         return [self._given_up] * len(commands)
 
     def _exchange(self, connection: ThreadLink, commands: list[Command]) -> list[Any]:
@@ -427,8 +433,8 @@ def _process_replies(batch: list[tuple[Command, OnReply]], replies: Sequence[Any
     for (_, on_reply), reply in zip(batch, replies, strict=True):
         try:
             on_reply(reply)
-        except Exception:  # the error of one caller must not end the thread that serves all of them
-            log.exception("a reply of the broker could not be processed")
+        except Exception as error:  # of one caller: the others must still get their replies
+            _replies.note(error)
 
 
 def _is_lost(ref: Ref[Any]) -> bool:

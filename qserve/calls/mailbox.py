@@ -11,6 +11,7 @@ from qserve.base import failpoints
 from qserve.base.clock import clock
 from qserve.base.keys import Keys
 from qserve.base.log import get_logger
+from qserve.base.turns import Turns
 from qserve.broker import functions
 from qserve.broker.connection import (
     CLIENT_ERRORS,
@@ -82,9 +83,10 @@ class Mailbox:
     Parameters:
       seal: Opens the messages.
       post: Sends a command, and calls back with its reply.
+      is_quiet: Whether another part of this process logs that the broker is away.
     """
 
-    def __init__(self, keys: Keys, seal: Seal, post: Post) -> None:
+    def __init__(self, keys: Keys, seal: Seal, post: Post, is_quiet: bool = False) -> None:
         self.name = keys.mailbox(process_name())
         self.epoch = Epoch(keys.epoch)
         self.on_their_way: dict[str, float] = {}
@@ -99,6 +101,9 @@ class Mailbox:
         self._open_before: set[str] = set()
         self._read_count = _READ_COUNT
         self._was_lost = False
+        self._turns = Turns(
+            "reading the mailbox", log, first_s=_FIRST_PAUSE_S, longest_s=LONGEST_PAUSE_S, is_quiet=is_quiet
+        )
         self._deadlines_at = self._follow_at = self._look_at = self._epoch_at = self._stray_until = 0.0
 
     def __contains__(self, ref: Ref[Any]) -> bool:
@@ -191,31 +196,30 @@ class Mailbox:
         """Read the mailbox for ever; this does no I/O itself, so that threads and event loops share it.
 
         It yields a command, and must be sent the reply (an error reply as well), or thrown the error that ended the
-        connection. Or it yields a number of seconds to sleep.
+        connection. Or it yields a number of seconds to sleep. All callers of a process depend on this loop, so no
+        error ends it.
         """
-        pause_s = _FIRST_PAUSE_S
         while True:
-            try:
-                if clock.is_due():
-                    asked_at = time.monotonic()
-                    clock.observe(replies.time_s((yield ("TIME",))), asked_at)
-                yield from self._catch_up()
-                yield from self._read_messages()
-                self._check_deadlines()
-                if self._open and time.monotonic() - self._epoch_at > EPOCH_INTERVAL_S:
-                    yield from self._check_epoch()
-            except Exception as error:
-                if isinstance(error, (*CLIENT_ERRORS, BrokerError, TimeoutError)):
-                    log.debug("the mailbox cannot be read: %s", error)
-                else:  # whatever it is, all callers of this process depend on this loop
-                    log.exception("the mailbox cannot be read")
-            else:
-                pause_s = _FIRST_PAUSE_S
-                continue
-            self._was_lost = True
-            self._check_deadlines()  # deadlines pass even while the broker is away
-            yield pause_s
-            pause_s = min(pause_s * 2, LONGEST_PAUSE_S)
+            with self._turns:
+                self._check_deadlines()  # first: deadlines pass even while the broker is away
+                try:
+                    yield from self._read_once()
+                except CLIENT_ERRORS as error:
+                    if isinstance(error, BrokerError):
+                        raise
+                    raise BrokerUnavailable(f"the broker cannot be reached: {error}") from error
+            if self._turns.failures:
+                self._was_lost = True
+                yield self._turns.pause_s
+
+    def _read_once(self) -> Generator[Action, Any, None]:
+        if clock.is_due():
+            asked_at = time.monotonic()
+            clock.observe(replies.time_s((yield ("TIME",))), asked_at)
+        yield from self._catch_up()
+        yield from self._read_messages()
+        if self._open and time.monotonic() - self._epoch_at > EPOCH_INTERVAL_S:
+            yield from self._check_epoch()
 
     def _catch_up(self) -> Generator[Action, Any, None]:
         """After a lost connection, look up every open request: a message may have been popped for that connection."""
@@ -279,7 +283,7 @@ class Mailbox:
     def _watch_all(self) -> None:
         for refs in list(self._open.values()):
             for ref in list(refs):
-                self.watch(ref)
+                self._turns.attempt(f"request {ref.request_id}", self.watch, ref)
 
     def _on_watched(self, ref: Ref[Any], reply: Any) -> None:
         found = read_found(reply)
@@ -330,9 +334,9 @@ class Mailbox:
         for request_id, refs in list(self._open.items()):
             for ref, deadline_ms in list(refs.items()):
                 if deadline_ms and is_late(deadline_ms):
-                    self._end_late(ref, deadline_ms)
+                    self._turns.attempt(f"request {request_id}", self._end_late, ref, deadline_ms)
                 elif request_id in long_open if deadline_ms else is_follow_due:
-                    self.watch(ref)
+                    self._turns.attempt(f"request {request_id}", self.watch, ref)
 
     def _end_late(self, ref: Ref[Any], deadline_ms: int) -> None:
         if is_late(deadline_ms + CLOSING_MS):  # the broker does not say

@@ -213,7 +213,11 @@ class _Queue:
                     self._timer = self._loop.call_at(due_s, self._start_ready)
                 return
             if live := [item for item in batch if item.is_open()]:
-                self._start(live)
+                try:
+                    self._start(live)
+                except Exception as error:  # these fail, and those behind them still get their turn
+                    for item in live:
+                        item.end(Failure(error))
 
     def _start(self, batch: list[_Item]) -> None:
         context = batch[0].context
@@ -270,7 +274,7 @@ class _Batched:
         """Return the size of some items. If ``batch_size_fn`` raises, these items fail with its error and leave."""
         try:
             return self._size(items)
-        except Exception as error:
+        except BaseException as error:  # SystemExit would end the loop from within its timer
             for item in items:
                 item.end(Failure(error))
             return self.limits.max_batch_size

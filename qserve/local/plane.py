@@ -16,6 +16,7 @@ from qserve.base.clock import clock
 from qserve.base.log import get_logger
 from qserve.base.promise import Promise
 from qserve.base.settings import Settings
+from qserve.base.turns import Turns
 from qserve.calls.compose import ComposingPlane, Submission
 from qserve.calls.mailbox import ARGUMENT_LOST, full, not_found
 from qserve.calls.ref import WINDOW, Call, ItemRef, Ref
@@ -290,6 +291,7 @@ class LocalPlane(ComposingPlane):
         self._operating = threading.Lock()
         self._alarm = threading.Event()
         self._alarm_ms = inf
+        self._turns = Turns("ending requests at their deadline", log)
         self._closed = False
         threading.Thread(target=self._watch_deadlines, name="qserve-deadlines", daemon=True).start()
 
@@ -360,5 +362,8 @@ class LocalPlane(ComposingPlane):
                 self.operate(self._expire)
 
     def _expire(self) -> None:
-        self._alarm_ms = self.requests.expire()
+        with self._turns:
+            self._alarm_ms = self.requests.expire()
+        if self._turns.failures:
+            self._alarm_ms = clock.judge_ms() + 1000 * self._turns.pause_s
         self._alarm.set()

@@ -14,6 +14,7 @@ from typing import Any
 
 from qserve.base.log import get_logger
 from qserve.base.process import DIE_WITH_PARENT
+from qserve.base.turns import Turns
 from qserve.exceptions import DeployError
 
 log = get_logger(__name__)
@@ -106,6 +107,7 @@ class Restarter:
     def __init__(self, monotonic: Callable[[], float] = time.monotonic) -> None:
         self._monotonic = monotonic
         self.children: list[Child] = []
+        self._turns = Turns("restarting what dies", log, monotonic=monotonic)
         self._lock = threading.Lock()
         self._paused = False
         self._ended = threading.Event()
@@ -146,16 +148,14 @@ class Restarter:
 
     def _run(self) -> None:
         while not self._ended.wait(_POLL_INTERVAL_S):
-            self.tick()
+            with self._turns:  # no error may end the thread, see `end`
+                self.tick()
 
     def tick(self) -> None:
         """Check on every child once."""
         with self._lock:
             for child in self.children if not self._paused else ():
-                try:
-                    self._check_on(child)
-                except Exception:  # no error may end the thread, see `end`
-                    log.exception("%s could not be checked", child.name)
+                self._turns.attempt(child.name, self._check_on, child)
 
     def _check_on(self, child: Child) -> None:
         """Record a death, and restart the child when it is time.

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from tasks import outcomes, running, turns
 
 from qserve.base.context import RequestContext, request_context
+from qserve.define import batching
 from qserve.define.batching import Batcher, Limits, batch
 from qserve.define.multiplexing import get_multiplexed_model_id
 from qserve.exceptions import QserveException
@@ -716,3 +717,45 @@ def test_what_is_not_async_is_refused_by_its_name() -> None:
         batch(max_batch_size=3)(Body)
     with pytest.raises(TypeError, match="async def"):
         batch(5)
+
+
+def test_a_batch_that_cannot_be_started_fails_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scene() -> None:
+        body, run = batched_body(max_batch_size=2)
+        start, starts = batching._Queue._start, []
+
+        def fail_first(queue: Any, items: Any) -> None:
+            starts.append(items)
+            if len(starts) == 1:
+                raise ZeroDivisionError("a bug")
+            start(queue, items)
+
+        monkeypatch.setattr(batching._Queue, "_start", fail_first)
+        found = await outcomes(*map(run, range(4)))
+        assert [type(one) for one in found[:1]] == [ZeroDivisionError]
+        assert found[2:] == [20, 30]
+        assert body.batches
+
+    asyncio.run(scene())
+
+
+def test_a_size_function_that_ends_the_interpreter_fails_its_calls_and_not_the_loop() -> None:
+    def measure(items: list[Any]) -> int:
+        if len(items) > 1:
+            raise SystemExit(3)
+        return 1
+
+    async def scene() -> None:
+        _, run = batched_body(max_batch_size=3, batch_wait_timeout_s=0.01, batch_size_fn=measure)
+
+        async def caught(item: int) -> Any:
+            try:
+                return await run(item)
+            except SystemExit as error:
+                return error
+
+        found = await outcomes(caught(1), caught(2))
+        assert any(isinstance(one, SystemExit) for one in found)
+        assert await run(3) == 30
+
+    asyncio.run(scene())

@@ -224,7 +224,7 @@ def _lose_the_broker(stage: Stage) -> None:
     wait_until(lambda: stage.ask("no broker", "POST", "/shop") == 503, description="the loss is noticed", timeout_s=10)
     assert stage.ask("health without broker", "GET", "/-/healthz") == 503
     assert stage.finish("status without broker", "status") == 1
-    stage.logs["worker"].wait_for("trying again until it is back")
+    stage.logs["worker"].wait_for("round failed: the broker cannot be reached")
     stage.note_command_lines("without broker")
 
 

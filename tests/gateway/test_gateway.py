@@ -12,6 +12,7 @@ import redis
 from fakes import FakePlane, driver_app, plain_app
 from flask.testing import FlaskClient
 from gunicorn.http.errors import InvalidChunkSize
+from processes import wait_until
 from qserve_gateway.application import create_app
 from qserve_gateway.handler import RequestHandler
 from qserve_gateway.jobs import Jobs
@@ -27,6 +28,7 @@ from qserve.base.settings import Settings
 from qserve.broker.connection import refusal
 from qserve.exceptions import BackPressureError, BrokerUnavailable, ReplicaLost
 from qserve.http.message import HttpMessage
+from qserve.wire.application import ApplicationRecord
 from qserve.wire.envelope import Answer
 from qserve.wire.failure import Failure
 from qserve.wire.outcome import Outcome
@@ -588,6 +590,7 @@ def test_the_watcher_tries_again_for_as_long_as_the_broker_is_away(monkeypatch: 
     watcher = RouteWatcher(plane)  # type: ignore[arg-type]
     plane.registry.away = True
     pauses: list[float] = []
+    watcher._turns._monotonic = lambda: sum(pauses)
 
     class Served(BaseException):
         pass
@@ -605,3 +608,46 @@ def test_the_watcher_tries_again_for_as_long_as_the_broker_is_away(monkeypatch: 
     assert pauses[1] == pauses[90] < 0.1
     assert max(pauses) == pauses[-2] == 2.0
     assert watcher.table is not None
+
+
+def test_an_application_that_cannot_be_read_stays_as_it_was_and_the_others_follow_their_changes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    plane = FakePlane(plain_app("a", "/a"), plain_app("b", "/b"))
+    watcher = RouteWatcher(plane)  # type: ignore[arg-type]
+    now = [0.0]
+    watcher._turns._monotonic = lambda: now[0]
+    watcher.tick()
+    find, broken = plane.registry.find, [True]
+
+    def find_or_fail(name: str) -> ApplicationRecord | None:
+        if name == "a" and broken[0]:
+            raise ZeroDivisionError("a bug")
+        return find(name)
+
+    monkeypatch.setattr(plane.registry, "find", find_or_fail)
+    plane.registry.records[:] = [plain_app("a", "/a2"), plain_app("b", "/b2")]
+    plane.registry.change = "2-0"
+    watcher.tick()
+    assert watcher.table is not None
+    assert set(watcher.table.listing()) == {"/a", "/b2"}
+
+    broken[0], now[0] = False, 10.0
+    watcher.tick()
+    assert set(watcher.table.listing()) == {"/a2", "/b2"}
+
+
+def test_an_error_of_one_turn_does_not_end_the_watcher(monkeypatch: pytest.MonkeyPatch) -> None:
+    plane = FakePlane(plain_app("a", "/a"))
+    watcher = RouteWatcher(plane)  # type: ignore[arg-type]
+    tick, turns = watcher.tick, [0]
+
+    def tick_or_fail() -> None:
+        turns[0] += 1
+        if turns[0] < 4:
+            raise ZeroDivisionError("a bug")
+        tick()
+
+    monkeypatch.setattr(watcher, "tick", tick_or_fail)
+    watcher.start()
+    wait_until(lambda: watcher.table is not None, description="the routes are read")

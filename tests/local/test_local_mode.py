@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import subprocess
 import sys
 import threading
@@ -16,8 +17,9 @@ import qserve as serve
 from qserve.calls.ref import current
 from qserve.dag import InputNode
 from qserve.drivers import DAGDriver
-from qserve.exceptions import AppNotFound, DeployError, RequestCancelled
+from qserve.exceptions import AppNotFound, DeadlineExceeded, DeployError, RequestCancelled
 from qserve.handle import RayServeSyncHandle
+from qserve.local.plane import Requests
 from qserve.local.run import delete_local, shutdown_local
 
 PROGRAM = """
@@ -33,6 +35,7 @@ socket.socket.connect = socket.socket.connect_ex = refuse
 
 import qserve
 from qserve.define.compile import compile_application
+from qserve.local.plane import Requests
 from qserve.local.run import run_local
 
 @qserve.deployment
@@ -277,3 +280,28 @@ def test_run_takes_every_keyword_and_gives_a_sync_handle(options: dict[str, Any]
 def test_a_route_prefix_of_run_is_checked_like_an_option(prefix: str) -> None:
     with pytest.raises(ValueError, match="route_prefix"):
         serve.run(hello.bind(), local=True, route_prefix=prefix)
+
+
+def test_an_error_in_ending_requests_at_their_deadline_is_logged_once_and_tried_again(
+    run_here: ServeRun, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    expire, tries = Requests.expire, []
+
+    def fail_first(requests: Requests) -> float:
+        tries.append(1)
+        if len(tries) <= 2:
+            raise ZeroDivisionError("a bug")
+        return expire(requests)
+
+    monkeypatch.setattr(Requests, "expire", fail_first)
+
+    @serve.deployment(request_timeout_s=0.1)
+    class Slow:
+        async def __call__(self) -> None:
+            await asyncio.sleep(60)
+
+    ref = run_here(Slow.bind()).remote()
+    with pytest.raises(DeadlineExceeded):
+        serve.get(ref, timeout=10)
+    assert len(tries) == 3
+    assert len([record for record in caplog.records if record.exc_info]) == 1

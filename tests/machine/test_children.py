@@ -136,3 +136,25 @@ def test_how_a_process_ended_is_told_in_words() -> None:
     assert killed.describe_exit() == "the worker is running"
     killed.kill()
     assert killed.describe_exit() == "the worker was killed by SIGKILL"
+
+
+def test_an_error_in_watching_one_child_is_logged_once_and_the_others_are_watched(
+    scene: Scene, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = FakeChild()
+    other.name = "the workers' supervisor"
+    scene.restarter.add(other)
+    monkeypatch.setattr(scene.child, "exit_code", lambda: 1 / 0)
+    for _ in range(30):
+        scene.tick(0.1)
+    other.code = 1
+    scene.tick(EARLY_S)
+
+    assert other.starts == 2
+    assert len([record for record in caplog.records if record.exc_info]) == 1
+    assert "restarting what dies (the gateway) failed: division by zero" in caplog.text
+
+    monkeypatch.undo()
+    scene.child.code = 1
+    scene.tick(60.0)
+    assert scene.child.starts == 2

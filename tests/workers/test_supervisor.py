@@ -25,7 +25,7 @@ from qserve.broker.registry import Registry
 from qserve.deploy.installation import Installation, ReplicaReports
 from qserve.deploy.rollout import wait_until_running
 from qserve.deploy.sources import read_sources
-from qserve.exceptions import BrokerUnavailable, DeployError
+from qserve.exceptions import BrokerError, BrokerUnavailable, DeployError
 from qserve.wire.application import ApplicationRecord, DeploymentRecord
 from qserve.wire.sealing import Seal
 from qserve.wire.status import FAILED
@@ -220,6 +220,72 @@ def test_an_old_registration_that_is_put_back_is_repaired_although_nothing_was_a
         lambda: supervisor.tick() or client.hget(key, "active") == genuine, description="the registration is repaired"
     )
     assert names(supervisor) == ["new"]
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError("a bug"), BrokerError("WRONGTYPE of one key")])
+def test_an_application_that_cannot_be_run_holds_up_no_other_and_is_tried_again(
+    supervisor: Supervisor, system: System, caplog: pytest.LogCaptureFixture, error: Exception,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    other = replace(RECORD, name="other")
+    for act in (supervisor._installation.registry.stage, supervisor._installation.registry.promote):
+        act(other)
+    find, broken = Registry.find, [True]
+
+    def find_or_fail(registry: Registry, name: str) -> ApplicationRecord | None:
+        if name == "app" and broken[0]:
+            raise error
+        return find(registry, name)
+
+    monkeypatch.setattr(Registry, "find", find_or_fail)
+    for _ in range(3):
+        supervisor.tick()
+    assert [process.spec.record.name for process in supervisor.processes.values()] == ["other"]
+    assert len([record for record in caplog.records if record.levelname == "ERROR"]) == 1
+    assert "application app" in caplog.text
+
+    broken[0] = False
+    wait_until(lambda: supervisor.tick() or len(supervisor.processes) == 2, description="both run")
+
+
+def test_an_application_whose_record_was_overwritten_goes_on_as_it_was(
+    supervisor: Supervisor, client: redis.Redis, keys: Keys
+) -> None:
+    supervisor.tick()
+    client.hset(keys.application("app"), "active", b"nothing that we have sealed")
+    client.xadd(keys.changes, {"app": "app"})
+    for _ in range(3):
+        supervisor.tick()
+
+    (process,) = supervisor.processes.values()
+    assert not process.is_stopping
+
+
+def test_a_death_that_cannot_be_handled_does_not_keep_the_others_from_it(
+    supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    supervisor._applications._scope = replace(supervisor.scope, replicas=2)
+    supervisor.tick()
+    first, second = supervisor.processes.values()
+    handled: list[str] = []
+
+    def hand_over(stream: str, consumer: str) -> int:
+        if consumer == first.spec.name and len(handled) < 2:
+            raise ZeroDivisionError("a bug")
+        handled.append(consumer)
+        return 0
+
+    monkeypatch.setattr(supervisor._takeover, "hand_over", hand_over)
+    for process in (first, second):
+        os.kill(process.pid, signal.SIGKILL)
+
+    wait_until(lambda: supervisor.tick() or second.spec.name in handled, description="the other is handed over")
+    handled.append("any")
+    wait_until(lambda: supervisor.tick() or first.spec.name in handled, description="it is tried again")
+
+
+def test_how_a_replica_died_by_a_signal_without_a_name_is_said_as_well(tmp_path: Path) -> None:
+    assert describe_end(-40, "", MemoryWatch(tmp_path / "none", tmp_path)) == "signal 40"
 
 
 def _memory(folder: Path, version: int, kills: int, limit: str) -> MemoryWatch:

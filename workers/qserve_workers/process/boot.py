@@ -29,7 +29,7 @@ from qserve.deploy.installation import Installation
 from qserve.deploy.registration import DeploymentCode, import_code, unpack_code
 from qserve.engine.servable import Servable
 from qserve.engine.step import Stepper
-from qserve.exceptions import QserveException
+from qserve.exceptions import BrokerError, QserveException
 from qserve.wire.application import ApplicationRecord
 from qserve.wire.status import FAILED
 from qserve_workers.celery.app import make_celery
@@ -66,6 +66,8 @@ for _name in PRELOADED:
 POLL_INTERVAL_S = 0.25
 FINISH_FOR_S = 1.5
 """How long a replica whose supervisor is gone may finish what it runs; the kernel has told it to stop by then."""
+END_WITHIN_S = 3.0
+"""How much longer than its deployment's grace the user's ``__del__`` may take."""
 
 
 def run_replica(spec: ReplicaSpec) -> int:
@@ -74,6 +76,9 @@ def run_replica(spec: ReplicaSpec) -> int:
     faulthandler.enable()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    hangups: list[int] = []  # the user_config may change before there is an object to take it
+    signal.signal(signal.SIGHUP, lambda number, frame: hangups.append(number))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})  # see `fork_replica`
     log_to_terminal(spec.deployment, spec.settings)
     url = spec.settings.named_broker
     installation = Installation(spec.settings)
@@ -84,7 +89,10 @@ def run_replica(spec: ReplicaSpec) -> int:
         plane, servable, replica = loop.run_until_complete(_construct(spec, installation.registry))
     except BaseException as error:
         why = str(error) if isinstance(error, QserveException) else user_traceback(error)
-        report(installation, spec, FAILED, why)
+        try:
+            report(installation, spec, FAILED, why)
+        except BrokerError as unreported:
+            log.error("this replica cannot report that it has failed: %s", unreported)
         return 1
     gc.freeze()  # what exists now stays: the collector need not look at it again
     watchdog = Watchdog(replica, connect(url))
@@ -96,14 +104,25 @@ def run_replica(spec: ReplicaSpec) -> int:
 
     def begin(**_: Any) -> None:
         watchdog.start()
-        lifecycle.begin(loop)
+        lifecycle.begin(loop, lambda: bool(hangups))
 
     signals.worker_ready.connect(begin, weak=False)
     worker.start()
+    code = int(worker.exitcode or 0)
+    # the supervisor sets a limit only for replicas that it has told to end itself
+    limit_s = spec.options.grace_s + END_WITHIN_S
+    threading.Thread(target=_exit_after, args=(limit_s, code), name="exit-limit", daemon=True).start()
     watchdog.stop()
     plane.close()
     loop.run_until_complete(lifecycle.end())
-    return worker.exitcode or 0
+    return code
+
+
+def _exit_after(limit_s: float, code: int) -> None:
+    """End this process even if the user's ``__del__`` never returns."""
+    time.sleep(limit_s)
+    log.error("the end of this replica took longer than %g s; its process is ended", limit_s)
+    os._exit(code)
 
 
 async def _construct(spec: ReplicaSpec, registry: Registry) -> tuple[LoopPlane, Servable, Replica]:

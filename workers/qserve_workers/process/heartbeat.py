@@ -17,8 +17,8 @@ from qserve.base import failpoints
 from qserve.base.keys import BEAT_TTL_MS, Keys
 from qserve.base.log import get_logger
 from qserve.base.settings import Settings
+from qserve.base.turns import Turns
 from qserve.broker.connection import Client, broker_errors, measure_clock, without_strangers
-from qserve.exceptions import BrokerError
 
 log = get_logger(__name__)
 _REMEMBERED = 1000
@@ -43,21 +43,19 @@ class Heartbeat:
     may_beat: Callable[[], bool]
     on_loss: Callable[[], None]
     _has_beaten: bool = False
+    _is_forgotten: bool = False
 
     def start(self) -> None:
         threading.Thread(target=self._run, name="heartbeat", daemon=True).start()
 
     def _run(self) -> None:
+        turns = Turns("sending heartbeats", log, is_quiet=True)
         while True:
-            if failpoints.ARMED:
-                failpoints.hit("beat.before")
-            if self.may_beat():
-                try:
+            with turns:
+                if failpoints.ARMED:
+                    failpoints.hit("beat.before")
+                if self.may_beat():
                     self.beat()
-                except BrokerError as error:
-                    log.debug("a heartbeat was not sent: %s", error)
-                except Exception:
-                    log.exception("heartbeats go on after an error")
             time.sleep(self.settings.beat_s)
 
     def beat(self) -> None:
@@ -72,9 +70,11 @@ class Heartbeat:
                 key,
             )
             measure_clock(self.client)
-        if count == 1 and self._has_beaten:
-            self.on_loss()
+        self._is_forgotten |= count == 1 and self._has_beaten
         self._has_beaten = True
+        if self._is_forgotten:
+            self.on_loss()
+            self._is_forgotten = False
 
 
 _DEAD = object()

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from qserve.base.log import get_logger
+from qserve.base.turns import Turns
 from qserve.define.multiplexing import unload_models
 from qserve.deploy.installation import Installation
 from qserve.engine.servable import Servable
-from qserve.exceptions import BrokerError
 from qserve.wire.status import RUNNING, ReplicaStatus
 from qserve_workers.replica.spec import Exit, ReplicaSpec
 
@@ -43,17 +43,26 @@ class Lifecycle:
         self._options = self.spec.options
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def begin(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Report that calls are taken, and check the object's health from now on."""
+    def begin(self, loop: asyncio.AbstractEventLoop, is_config_stale: Callable[[], bool] = lambda: False) -> None:
+        """Report that calls are taken, and check the object's health from now on.
+
+        Parameters:
+          is_config_stale: Returns whether the supervisor has sent SIGHUP before this.
+        """
         self._has_begun = True
-        self.report_running()
         loop.add_signal_handler(signal.SIGHUP, lambda: self._spawn(loop, self._reconfigure()))
+        if is_config_stale():
+            self._spawn(loop, self._reconfigure())
+        self._spawn(loop, self._until_done("reporting that calls are taken", self.report_running))
         if self.servable.has_health_check:
-            self.installation.reports(self.spec.record.name).end_turn(self.spec.stream)
             self._spawn(loop, self._watch_health())
 
     def report_running(self) -> None:
-        """Report once more when the broker has lost its data, unless calls are not taken yet; from any thread."""
+        """Report once more when the broker has lost its data, unless calls are not taken yet; from any thread.
+
+        Raises:
+          BrokerError: It could not be reported.
+        """
         if self._has_begun:
             report(self.installation, self.spec, RUNNING, config=self._options.config)
 
@@ -62,38 +71,55 @@ class Lifecycle:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
+    async def _until_done(self, what: str, action: Callable[[], None]) -> None:
+        turns = Turns(what, log)
+        while True:
+            with turns:
+                action()
+                return
+            await asyncio.sleep(turns.pause_s)
+
     async def _reconfigure(self) -> None:
         """Take the user_config that is registered now; when user code refuses it, the old one stays reported."""
-        for record in self.installation.registry.versions(self.spec.record.name):
-            if record.version == self.spec.record.version:
-                self._options = record.deployments[self.spec.deployment]
+        await self._until_done("reading the new user_config", self._read_options)
         try:
             await self.servable.reconfigure(self._options.user_config_value)
         except _RAISED:
             log.exception("reconfigure failed")
             return
-        self.report_running()
+        await self._until_done("reporting the new user_config", self.report_running)
+
+    def _read_options(self) -> None:
+        for record in self.installation.registry.versions(self.spec.record.name):
+            if record.version == self.spec.record.version:
+                self._options = record.deployments[self.spec.deployment]
 
     async def _watch_health(self) -> None:
-        failures = 0
-        while failures < HEALTH_FAILURES or not self._may_leave():
+        reports, stream = self.installation.reports(self.spec.record.name), self.spec.stream
+        await self._until_done("ending the turn to be replaced", lambda: reports.end_turn(stream))
+        turns, failures = Turns("replacing an unhealthy replica", log), 0
+        while True:
             await asyncio.sleep(self._options.health_period_s)
-            try:
-                await asyncio.wait_for(self.servable.check_health(), self._options.health_timeout_s)
-                failures = 0
-            except Exception as error:
-                failures += 1
-                log.warning("check_health failed (%d of %d): %r", failures, HEALTH_FAILURES, error)
-        self.stop(Exit.UNHEALTHY)
+            failures = 0 if await self._is_healthy(failures) else failures + 1
+            with turns:
+                if failures >= HEALTH_FAILURES and self._may_leave():
+                    return self.stop(Exit.UNHEALTHY)
+
+    async def _is_healthy(self, failures: int) -> bool:
+        try:
+            await asyncio.wait_for(self.servable.check_health(), self._options.health_timeout_s)
+        except (Exception, asyncio.CancelledError) as error:
+            task = asyncio.current_task()
+            if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
+                raise  # this replica ends; otherwise user code has raised it
+            log.warning("check_health failed (%d of %d): %r", failures + 1, HEALTH_FAILURES, error)
+            return False
+        return True
 
     def _may_leave(self) -> bool:
-        """Whether no other replica is being replaced; until then this one stays, and may recover."""
+        """Return whether no other replica is being replaced; until then this one stays, and may recover."""
         for_s = self._options.grace_s + self.spec.settings.start_timeout_s
-        try:
-            return self.installation.reports(self.spec.record.name).take_turn(self.spec.stream, self.spec.name, for_s)
-        except BrokerError as error:
-            log.warning("an unhealthy replica stays for now: %s", error)
-            return False
+        return self.installation.reports(self.spec.record.name).take_turn(self.spec.stream, self.spec.name, for_s)
 
     async def end(self) -> None:
         """Call the ``__del__`` of the user's object; what it raises is logged."""
@@ -107,12 +133,13 @@ class Lifecycle:
 
 
 def report(installation: Installation, spec: ReplicaSpec, state: str, message: str = "", config: str = "") -> None:
-    """Report a replica's state; a deploy waits for it."""
+    """Report a replica's state; a deploy waits for it.
+
+    Raises:
+      BrokerError: It could not be reported.
+    """
     version = spec.record.version
     status = ReplicaStatus(
         spec.name, spec.deployment, version, state, os.getpid(), socket.gethostname(), message, config
     )
-    try:
-        installation.reports(spec.record.name).report(status)
-    except BrokerError as error:
-        log.error("replica %s cannot report that it is %s: %s", spec.name, state, error)
+    installation.reports(spec.record.name).report(status)

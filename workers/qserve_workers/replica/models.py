@@ -8,8 +8,9 @@ from typing import Any
 
 from qserve.base.keys import RETIRED_TTL_MS
 from qserve.base.log import get_logger
+from qserve.base.turns import Turns
 from qserve.broker import functions
-from qserve.broker.connection import group_command, group_exists
+from qserve.broker.connection import group_command, group_exists, refusal
 from qserve.calls.mailbox import ignore
 from qserve.define.multiplexing import loaded_models, on_change
 from qserve_workers.replica.plane import LoopPlane
@@ -32,6 +33,7 @@ class ModelAdvertiser:
         self._plane = plane
         self._read_also = read_also
         self._is_open = False
+        self._turns = Turns("reporting this replica's models", log, first_s=0.5, longest_s=60.0)
         self._repeat: asyncio.TimerHandle | None = None
         self._unsubscribe = on_change(lambda: plane.loop.call_soon_threadsafe(self._advertise))
 
@@ -54,19 +56,27 @@ class ModelAdvertiser:
             self._is_open = True
 
     def _advertise(self) -> None:
+        with self._turns:
+            self._send_models()
+        self._plan_next()
+
+    def _plan_next(self) -> None:
+        if self._repeat is not None:
+            self._repeat.cancel()
+        self._repeat = self._plane.loop.call_later(self._turns.pause_s or _REPEAT_S, self._advertise)
+
+    def _send_models(self) -> None:
         # all of it leaves before the end of the call that loaded the model: the next one must find its home. The group
         # is first, because a call must never come to a stream without one.
         if not self._is_open:
             self._plane.post(group_command(self._personal), self._on_group)
         models, name = self._spec.keys.models_of(self._spec.stream), self._spec.name
         self._plane.post(functions.advertise(models, self._personal, name, RETIRED_TTL_MS, loaded_models()), ignore)
-        if self._repeat is not None:
-            self._repeat.cancel()
-        self._repeat = self._plane.loop.call_later(_REPEAT_S, self._advertise)
 
     def _on_group(self, reply: Any) -> None:
         if not group_exists(reply):
-            log.warning("the stream of this replica's models cannot be created: %s", reply)
+            self._turns.note(refusal(reply))
+            self._plan_next()
             return
         self._is_open = True
         self._read_also(self._personal)

@@ -10,6 +10,7 @@ from typing import Any
 
 from qserve.base.log import get_logger
 from qserve.base.settings import Settings
+from qserve.base.turns import Turns
 from qserve.broker.connection import (
     LONGEST_PAUSE_S,
     MAILBOX_BLOCK_S,
@@ -23,19 +24,20 @@ from qserve.broker.link import Link, OnReply, ReplyError
 from qserve.calls.client import BrokerPlane, ClientPlane
 from qserve.calls.mailbox import ignore
 from qserve.calls.ref import Ref
-from qserve.exceptions import BrokerUnavailable, WrongType
+from qserve.exceptions import BrokerError, BrokerUnavailable, WrongType
 from qserve.wire.application import ApplicationRecord
 from qserve.wire.replies import epoch, warn_once
 
 log = get_logger(__name__)
 SILENCE_CHECK_INTERVAL_S = 0.5
-_SHORTEST_PAUSE_S = 0.05
+SHORTEST_PAUSE_S = 0.05
 
 
 class LastingLink:
     """A connection that is opened again when it is lost, or has been silent for too long.
 
     Parameters:
+      turns: Logs the tries to open it again that fail.
       silent_for_s: How long the broker may take for a reply.
       prepare: Called with a new connection before it is used.
       on_open: Called when it can be used.
@@ -50,6 +52,7 @@ class LastingLink:
     def __init__(
         self,
         url: str,
+        turns: Turns,
         silent_for_s: float,
         *,
         prepare: Callable[[Link], Awaitable[None]],
@@ -60,6 +63,7 @@ class LastingLink:
         self.current: Link | None = None
         self.is_needed = True
         self._url = url
+        self._turns = turns
         self._silent_for_s = silent_for_s
         self._prepare = prepare
         self._on_open = on_open
@@ -75,19 +79,27 @@ class LastingLink:
         except (BrokerUnavailable, ReplyError, OSError) as error:
             link.close()
             raise BrokerUnavailable(f"the broker cannot be used: {str(error) or type(error).__name__}") from error
+        except BaseException:
+            link.close()
+            raise
         self.current = link
-        self._on_open()
         self._check_silence(link)
+        self._on_open()
 
     async def keep_trying(self) -> None:
-        pause_s = _SHORTEST_PAUSE_S
         while self.current is None and self.is_needed:
-            try:
-                await self.open()
-            except BrokerUnavailable as error:
-                self._on_failure(error)
-                await asyncio.sleep(pause_s)
-                pause_s = min(pause_s * 2, LONGEST_PAUSE_S)
+            with self._turns:
+                try:
+                    await self.open()
+                except Exception as error:
+                    self._on_failure(error)
+                    raise
+            await asyncio.sleep(self._turns.pause_s)
+
+    def renew(self) -> None:
+        """Give up the connection, and open another."""
+        if self.current is not None:
+            self.current.abort()
 
     def close(self) -> None:
         self.is_needed = False
@@ -96,14 +108,14 @@ class LastingLink:
 
     def _check_silence(self, link: Link) -> None:
         if link is self.current:
-            link.abandon_if_silent(self._silent_for_s)
             asyncio.get_running_loop().call_later(SILENCE_CHECK_INTERVAL_S, self._check_silence, link)
+            link.abandon_if_silent(self._silent_for_s)
 
     def _on_lost(self, waiting: list[OnReply]) -> None:
         self.current = None
-        self._when_lost()
         # not at once: a connection that is lost as soon as it is made would be made again and again
-        asyncio.get_running_loop().call_later(_SHORTEST_PAUSE_S, self._open_again)
+        asyncio.get_running_loop().call_later(SHORTEST_PAUSE_S, self._open_again)
+        self._when_lost()
 
     def _open_again(self) -> None:
         self._opening = asyncio.get_running_loop().create_task(self.keep_trying())
@@ -127,6 +139,7 @@ class LoopPlane(BrokerPlane):
         self.loop = asyncio.get_running_loop()
         self._link = LastingLink(
             settings.broker_url,
+            Turns("connecting to the broker", log, first_s=SHORTEST_PAUSE_S, longest_s=LONGEST_PAUSE_S, is_quiet=True),
             READ_TIMEOUT_S,
             prepare=self._read_epoch,
             on_open=self._send_again,
@@ -215,7 +228,21 @@ class LoopPlane(BrokerPlane):
             self._outbox.append((release, ignore))
         batch, self._outbox = self._outbox, deque()
         self._unanswered.extend(batch)
-        link.post([(command, self._on_reply) for command, _ in batch])
+        try:
+            link.post([(command, self._on_reply) for command, _ in batch])
+        except (TypeError, ValueError):  # one of them cannot be written, and none was sent
+            for _ in batch:
+                self._unanswered.pop()
+            for command, on_reply in batch:
+                self._post_alone(link, command, on_reply)
+
+    def _post_alone(self, link: Link, command: Command, on_reply: OnReply) -> None:
+        self._unanswered.append((command, on_reply))
+        try:
+            link.post([(command, self._on_reply)])
+        except (TypeError, ValueError) as error:
+            self._unanswered.pop()
+            on_reply(BrokerError(f"a command for the broker cannot be written: {error}"))
 
     def _on_reply(self, reply: Any) -> None:
         command, on_reply = self._unanswered.popleft()

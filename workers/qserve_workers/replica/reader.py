@@ -21,25 +21,37 @@ from typing import Any, NamedTuple, TypeVar
 from qserve.base import failpoints
 from qserve.base.keys import GROUP, Keys
 from qserve.base.log import get_logger
+from qserve.base.turns import Turns
 from qserve.broker import functions
-from qserve.broker.connection import BLOCK_S, READ_TIMEOUT_S, Client, broker_errors, group_command, group_exists
+from qserve.broker.connection import (
+    BLOCK_S,
+    LONGEST_PAUSE_S,
+    READ_TIMEOUT_S,
+    Client,
+    broker_errors,
+    group_command,
+    group_exists,
+    refusal,
+)
 from qserve.broker.library import Command
 from qserve.broker.link import Link, ReplyError
 from qserve.calls.mailbox import ignore
 from qserve.engine.invoke import Invocation
+from qserve.exceptions import BrokerError
 from qserve.wire.moves import INPUTS_LIMIT
 from qserve.wire.outcome import CallField
 from qserve.wire.replies import deliveries, number, places, shown, text
 from qserve.wire.sealing import Seal, open_header, open_values
 from qserve_workers.replica.models import ModelAdvertiser
-from qserve_workers.replica.plane import LastingLink, LoopPlane
+from qserve_workers.replica.plane import SHORTEST_PAUSE_S, LastingLink, LoopPlane
 from qserve_workers.replica.spec import ReplicaSpec
 
 log = get_logger(__name__)
 UNSTARTED_S = 1.0
 """How long a replica may hold a call before it begins."""
-REFUSALS_BEFORE_WARNING = 2
-"""A replica of a version that was just retired is refused once or twice before it is told to end."""
+REFUSED_FOR_S = 0.5
+"""How long the queue may be gone before that is logged: a replica of a version that was just retired is refused once or
+twice before it is told to end."""
 _HISTORY_PAGE = 256
 _SLOTS = [str(number).encode() for number in range(INPUTS_LIMIT)]
 
@@ -216,8 +228,10 @@ class StreamReader:
         self._accept = accept
         self._on_out_of_files = on_out_of_files
         self._advertiser = ModelAdvertiser(spec, plane, self._read_also)
+        self._turns = Turns("reading the queue", log, longest_s=2.0, eager_for_s=REFUSED_FOR_S)
         self._link = LastingLink(
             spec.settings.named_broker,
+            Turns("connecting to read the queue", log, first_s=SHORTEST_PAUSE_S, longest_s=LONGEST_PAUSE_S),
             BLOCK_S + READ_TIMEOUT_S,
             prepare=self._prepare,
             on_open=self.ask,
@@ -227,8 +241,8 @@ class StreamReader:
         self._requests = plane.keys.request("")
         self._last_read: dict[str, bytes] = {}
         self._connection_id = 0
+        self._timer: asyncio.TimerHandle | None = None
         self._has_group = self._is_reading = self._is_closed = False
-        self._refusals = 0
 
     async def open(self) -> None:
         """Connect, and begin to read; tries until it succeeds."""
@@ -251,7 +265,6 @@ class StreamReader:
         self._is_reading = False
 
     def _on_failure(self, error: Exception) -> None:
-        log.warning("the queue cannot be read: %s", error)
         cause = error.__cause__
         if isinstance(cause, OSError) and cause.errno in (errno.EMFILE, errno.ENFILE):
             # user code has opened all the files that this process may open: only another process has any
@@ -323,13 +336,19 @@ class StreamReader:
 
     def ask(self) -> None:
         """Ask for as many new calls as there is room for, unless a read is under way."""
+        try:
+            self._ask()
+        except Exception as error:  # this is also called by the ends of calls, which must not fail with it
+            self._turns.note(error)
+            self._pause()
+
+    def _ask(self) -> None:
         link = self._link.current
         if self._is_reading or self._is_closed or link is None:
             return
         room = self._room()
         if room <= 0:
             return
-        self._is_reading = True
         read: Command = (
             "XREADGROUP", "GROUP", GROUP, self._name, "COUNT", room, "BLOCK", int(BLOCK_S * 1000),
             "STREAMS", *self.streams, *(">" for _ in self.streams),
@@ -338,6 +357,7 @@ class StreamReader:
         found: list[Any] = []
         check = self._strays_command(self.streams)
         link.post([(read, found.append), (check, lambda strays: self._on_entries(found[0], strays))])
+        self._is_reading = True
 
     def _strays_command(self, streams: Sequence[str]) -> Command:
         last = [self._last_read.get(stream, b"0-0") for stream in streams]
@@ -345,22 +365,27 @@ class StreamReader:
 
     def _on_entries(self, reply: Any, strays: Any) -> None:
         self._is_reading = False
-        if isinstance(reply, Exception):
-            if not self._is_closed:
-                self._retry(reply)
-            return
-        self._refusals = 0
-        if reply:
-            if failpoints.ARMED:
-                failpoints.hit("fetch.after_read")
-            for stream, entries in deliveries(reply):
-                self._last_read[stream] = entries[-1][0]
-                self._accept_each(
-                    [_delivery(Tag(stream, entry_id), flat) for entry_id, flat in entries], places(strays)
-                )
-            # what the calls caused leaves before the next read: other replicas wait for it
-            self._plane.flush()
-        self.ask()
+        with self._turns:
+            if isinstance(reply, Exception):
+                raise reply if isinstance(reply, BrokerError) else refusal(reply)
+            if reply:
+                if failpoints.ARMED:
+                    failpoints.hit("fetch.after_read")
+                try:
+                    for stream, entries in deliveries(reply):
+                        self._last_read[stream] = entries[-1][0]
+                        self._accept_each(
+                            [_delivery(Tag(stream, entry_id), flat) for entry_id, flat in entries], places(strays)
+                        )
+                except Exception:
+                    self._link.renew()  # what was delivered and not accepted is read again over a new connection
+                    raise
+                # what the calls caused leaves before the next read: other replicas wait for it
+                self._plane.flush()
+        if self._turns.failures:
+            self._pause()
+        else:
+            self.ask()
 
     def _accept_each(self, entries: list[Delivery], strays: Set[tuple[str, bytes]]) -> None:
         for delivery in self._backlog.begin_each(entries):
@@ -387,19 +412,21 @@ class StreamReader:
         self._plane.post(("XACK", tag.stream, GROUP, tag.entry_id), ignore)
         self._plane.post(("XDEL", tag.stream, tag.entry_id), lambda reply: self._backlog.settle(tag))
 
-    def _retry(self, error: Exception) -> None:
+    def _pause(self) -> None:
         """Read again, waiting longer each time.
 
         A queue that is gone was retired, or its supervisor creates it again. Replicas do not create it: a retired
         version would come back to life.
         """
         self._last_read.clear()
-        if not self._refusals:
+        if self._timer is None:
+            self._timer = self._plane.loop.call_later(self._turns.pause_s, self._on_timer)
+        if self._turns.failures == 1:
             self._advertiser.renew()  # its stream may be gone as well
-        if self._refusals == REFUSALS_BEFORE_WARNING:
-            log.warning("the queue cannot be read: %s", error)
-        self._refusals += 1
-        self._plane.loop.call_later(min(0.1 * 2**self._refusals, 2.0), self.ask)
+
+    def _on_timer(self) -> None:
+        self._timer = None
+        self.ask()
 
 
 def _delivery(tag: Tag, fields: list[bytes]) -> Delivery:

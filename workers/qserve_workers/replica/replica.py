@@ -56,7 +56,12 @@ class Replica:
 
     async def run(self, on_ready: Callable[[], object]) -> int:
         """Run calls until ``stop``, then finish those that have begun, and return the process's exit code."""
-        await self.reader.open()
+        opening = self.loop.create_task(self.reader.open())
+        await asyncio.wait((opening, self._exit_code), return_when=asyncio.FIRST_COMPLETED)
+        if not opening.done():  # the broker is still away
+            opening.cancel()
+            return self._exit_code.result()
+        opening.result()
         on_ready()
         exit_code = await self._exit_code
         await self.reader.close()

@@ -16,9 +16,10 @@ from types import FrameType
 
 from qserve.base.clock import clock
 from qserve.base.log import get_logger
+from qserve.base.turns import Turns
 from qserve.broker.connection import Client, broker_errors
 from qserve.engine.step import Conclusion
-from qserve.exceptions import BrokerError, TimeLimitExceeded
+from qserve.exceptions import TimeLimitExceeded
 from qserve.wire.failure import Failure
 from qserve.wire.outcome import State
 from qserve_workers.replica.reader import Work
@@ -51,6 +52,7 @@ class Watchdog:
         self._checked_at = self._pinged_at = time.monotonic()
         self._stood_s = 0.0
         self._stop = threading.Event()
+        self._turns = Turns("the watchdog", log, longest_s=1.0, is_quiet=True)
 
     def start(self) -> None:
         """Watch until ``stop``; called on the loop's thread."""
@@ -66,12 +68,8 @@ class Watchdog:
 
     def _watch(self) -> None:
         while not self._stop.wait(self._interval_s):
-            try:
+            with self._turns:
                 self._check()
-            except BrokerError as error:
-                log.warning("the watchdog continues without the broker: %s", error)
-            except Exception:
-                log.exception("the watchdog continues after an error")
 
     def _check(self) -> None:
         now = time.monotonic()
@@ -80,18 +78,21 @@ class Watchdog:
         if not self.is_loop_alive():
             return self._end_stalled()
         for work in works:
-            if work.overdue_at is None:
-                # by the monotonic clock: a clock that is set must not kill a call
-                left_s = (work.header.deadline_ms - clock.judge_ms()) / 1000
-                work.overdue_at = time.monotonic() + left_s + self._stall_s
-            if self._limit_s is not None and now - work.began > self._limit_s:
-                self._end_over_limit(work, self._limit_s)
-            elif now > work.overdue_at:
-                self._end_overdue(work)
+            self._turns.attempt(f"call {work.header.request_id}", self._check_call, work, now)
         count = self._replica.give_back(self._client)
         if count:
             log.info("%d calls that could not start in time were given back", count)
         return None
+
+    def _check_call(self, work: Work, now: float) -> None:
+        if work.overdue_at is None:
+            # by the monotonic clock: a clock that is set must not kill a call
+            left_s = (work.header.deadline_ms - clock.judge_ms()) / 1000
+            work.overdue_at = time.monotonic() + left_s + self._stall_s
+        if self._limit_s is not None and now - work.began > self._limit_s:
+            self._end_over_limit(work, self._limit_s)
+        elif now > work.overdue_at:
+            self._end_overdue(work)
 
     def _check_loop(self, now: float, is_busy: bool) -> None:
         # while the whole process was stopped, this thread was as well: such time does not count
@@ -132,7 +133,7 @@ class Watchdog:
             command = self._replica.committer.commit_command(work, conclusion)
             with broker_errors():
                 self._client.execute_command(*command)
-        except BrokerError as error:
+        except Exception as error:  # whatever it is, the call must end
             log.error("its caller could not be notified: %s", error)
         if work.task is not None:
             self._replica.loop.call_soon_threadsafe(work.task.cancel)

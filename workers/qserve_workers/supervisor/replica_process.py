@@ -81,8 +81,15 @@ def fork_replica(spec: ReplicaSpec) -> int:
     """
     sys.stdout.flush()
     sys.stderr.flush()
-    pid = os.fork()
+    # a child that has no handler for it yet would be ended by it
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
+    try:
+        pid = os.fork()
+    except OSError:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
+        raise
     if pid:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
         return pid
     code = 1
     try:
@@ -132,7 +139,8 @@ def describe_end(code: int, killed_because: str, memory: MemoryWatch) -> str:
     if code >= 0:
         return MEANINGS.get(code, f"exit code {code}")
     if code != -signal.SIGKILL:
-        return signal.Signals(-code).name
+        known = {one.value: one.name for one in signal.Signals}  # some real-time signals have no name
+        return known.get(-code, f"signal {-code}")
     if memory.has_killed():
         return f"oom_killed: SIGKILL, because of the memory limit{memory.limit()}"
     return "killed: SIGKILL, perhaps out of memory"

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from qserve.base.log import get_logger
+from qserve.base.turns import Turns
 from qserve.broker.connection import load_functions
 from qserve.broker.registry import NO_CHANGE
 from qserve.deploy.installation import Installation
@@ -63,13 +64,16 @@ class Applications:
     The active ones are kept here with their code, for a broker that loses its data.
     """
 
-    def __init__(self, installation: Installation, scope: Scope) -> None:
+    def __init__(self, installation: Installation, scope: Scope, turns: Turns) -> None:
         self._client = installation.client
         self._keys = installation.keys
         self._registry = installation.registry
         self._scope = scope
+        self._turns = turns
         self._change = ""
         self._read_again_at = 0.0
+        self._unread: set[str] = set()
+        self._targets: dict[str, Target] = {}
         self._said: set[str] = set()
         self._code = OwnCode(installation, scope.target)
         self._records: dict[tuple[str, str], ApplicationRecord] = {}
@@ -83,25 +87,31 @@ class Applications:
 
     def targets(self) -> dict[str, Target]:
         """Return what is to run here, by its queue: of the versions whose code this worker has."""
-        found = {}
-        for record in self._records.values():
-            counts = [*self._scope.counts(record)]
-            sources = self._code.find(record, [deployment for deployment, count in counts if count])
-            if sources is not None:
-                for deployment, count in counts:
-                    found[record.stream(self._keys, deployment)] = Target(record, deployment, count, sources)
+        found: dict[str, Target] = {}
+        for key, record in self._records.items():
+            if not self._turns.attempt(f"the code of application {record.name}", self._add_targets, record, found):
+                found |= {
+                    stream: target
+                    for stream, target in self._targets.items()
+                    if (target.record.name, target.record.version) == key
+                }
+        self._targets = found
         return found
+
+    def _add_targets(self, record: ApplicationRecord, found: dict[str, Target]) -> None:
+        counts = [*self._scope.counts(record)]
+        sources = self._code.find(record, [deployment for deployment, count in counts if count])
+        if sources is not None:
+            for deployment, count in counts:
+                found[record.stream(self._keys, deployment)] = Target(record, deployment, count, sources)
 
     def close(self) -> None:
         """Stop reporting what this worker waits for."""
         with contextlib.suppress(BrokerError):
             self._code.keep(())
 
-    def refresh(self) -> bool:
-        """Read the registry if it has changed, and return whether it has.
-
-        What cannot be read is run as it was before.
-        """
+    def refresh(self) -> None:
+        """Read the applications if they have changed; one that cannot be read stays as it was."""
         try:
             return self._refresh()
         except WrongType as error:
@@ -111,43 +121,47 @@ class Applications:
         except BrokerError as error:
             # where this role may only read, the next deploy mends it
             warn_once(f"what was overwritten in the registry cannot be removed from here: {error}")
-        return False
 
-    def _refresh(self) -> bool:
+    def _refresh(self) -> None:
         newest = self._registry.last_change()
         if newest == NO_CHANGE != (self._change or NO_CHANGE):
             self._change = NO_CHANGE
             if self._restore():
                 newest = self._registry.last_change()
         now = time.monotonic()
-        if newest == NO_CHANGE or (newest == self._change and now < self._read_again_at):
-            return False
-        self._read_again_at = now + _READ_AGAIN_S
-        if newest != self._change:
-            load_functions(self._client)
-        records: dict[tuple[str, str], ApplicationRecord] = {}
-        kept: dict[str, tuple[ApplicationRecord, bytes]] = {}
-        for name in self._registry.names() if self._scope.app is None else [self._scope.app]:
-            try:
-                active, versions = self._registry.find(name), self._registry.versions(name)
-            except PayloadError as error:
-                before = {key: record for key, record in self._records.items() if key[0] == name}
-                records |= before
-                kept |= {app: one for app, one in self._kept.items() if app == name}
-                self._say_once(f"application {name!r} {'runs as it was' if before else 'is not run'}: {error}")
-                continue
-            for record in versions:
-                self._warn_if_unknown(record)
-                records[name, record.version] = record
-            if active is not None:
-                kept[name] = (active, self._code_of(active))
-            self._repair(name)
-        if kept:  # somebody may have removed it, and nothing else
-            with contextlib.suppress(BrokerError):
-                self._registry.keep_epoch()
-        self._code.keep(records)
-        self._records, self._kept, self._change = records, kept, newest
-        return True
+        if newest != NO_CHANGE and (newest != self._change or now >= self._read_again_at):
+            self._read_again_at = now + _READ_AGAIN_S
+            if newest != self._change:
+                load_functions(self._client)
+            names = self._registry.names() if self._scope.app is None else [self._scope.app]
+            self._records = {key: record for key, record in self._records.items() if key[0] in names}
+            self._kept = {name: kept for name, kept in self._kept.items() if name in names}
+            self._unread, self._change = set(names), newest
+            self._code.keep(self._records)
+            if self._kept:  # somebody may have removed it, and nothing else
+                with contextlib.suppress(BrokerError):
+                    self._registry.keep_epoch()
+        for name in sorted(self._unread):
+            if self._turns.attempt(f"application {name}", self._read, name):
+                self._unread.discard(name)
+
+    def _read(self, name: str) -> None:
+        try:
+            active, versions = self._registry.find(name), self._registry.versions(name)
+        except PayloadError as error:  # only a deploy can change that
+            is_run = any(key[0] == name for key in self._records)
+            self._say_once(f"application {name!r} {'runs as it was' if is_run else 'is not run'}: {error}")
+            return
+        kept = None if active is None else (active, self._code_of(active))
+        for record in versions:
+            self._warn_if_unknown(record)
+        self._records = {key: record for key, record in self._records.items() if key[0] != name}
+        self._records |= {(name, record.version): record for record in versions}
+        self._code.keep(self._records)
+        self._kept.pop(name, None)
+        if kept is not None:
+            self._kept[name] = kept
+        self._repair(name)
 
     def _repair(self, name: str) -> None:
         try:

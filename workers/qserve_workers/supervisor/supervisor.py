@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from qserve.base import failpoints
 from qserve.base.log import get_logger
 from qserve.base.settings import Settings
+from qserve.base.turns import Turns
 from qserve.broker.connection import connect
 from qserve.deploy.installation import Installation
 from qserve.exceptions import BrokerError
@@ -63,7 +64,8 @@ class Supervisor:
         # a clock that is set back could make a command wait for 7 s otherwise
         client = connect(self.settings.named_broker, silent_for_s=_SILENT_FOR_S)
         self._installation = Installation(self.settings, client)
-        self._applications = Applications(self._installation, self.scope)
+        self._turns = Turns("the supervisor's round", log, longest_s=1.0)
+        self._applications = Applications(self._installation, self.scope, self._turns)
         self._takeover = Takeover(self._installation)
         self._memory = MemoryWatch()
         self._backoffs: defaultdict[str, Backoff] = defaultdict(Backoff)
@@ -80,18 +82,12 @@ class Supervisor:
         # its stack, its replicas finish what they run, and the process that keeps the supervisor starts another.
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
         faulthandler.register(signal.SIGALRM, chain=True)
-        pause_s = 0.0
         while not self._is_stopping:
             signal.alarm(HUNG_S)
-            try:
+            with self._turns:
                 self.tick()
                 self._applications.wait_for_change(TICK_S)
-                pause_s = 0.0
-            except BrokerError as error:
-                if not pause_s:
-                    log.warning("%s; trying again until it is back", error)
-                pause_s = min(1.0, 2 * pause_s or 0.1)
-                time.sleep(pause_s)
+            time.sleep(self._turns.pause_s)
         signal.alarm(0)
         with contextlib.suppress(BrokerError):  # a deploy may have returned just now
             self._applications.refresh()
@@ -102,25 +98,38 @@ class Supervisor:
         self._is_stopping = True
 
     def tick(self) -> None:
-        """Hand over the calls of the dead, start what is missing, and stop what should not run."""
-        if self._applications.refresh():
-            self._announce_configs()
-        self._reap()
+        """Hand over the calls of the dead, start what is missing, and stop what should not run.
+
+        Raises:
+          BrokerUnavailable: The broker is away. Any other error holds up only the part in which it occurred.
+        """
+        attempt = self._turns.attempt
+        attempt("what is deployed", self._read_applications)
+        attempt("replicas that died", self._reap)
         for stream in {one.spec.stream for one in self.processes.values() if one.spec.options.max_retries}:
-            self._takeover.wake(stream)
+            attempt(f"retries of {stream}", self._takeover.wake, stream)
         targets = self._applications.targets()
-        self._start_missing(targets)
+        for stream, target in targets.items():
+            attempt(f"starting {stream}", self._start_missing, stream, target)
         self._stop_surplus(targets)
         self._kill_overdue()
-        self._takeover.sweep(targets, [process.spec.name for process in self.processes.values()], self._kill)
+        attempt("looking for lost replicas", self._sweep, targets)
 
-    def _announce_configs(self) -> None:
-        """Have replicas whose user_config has changed read it: the same version goes on with other settings."""
+    def _read_applications(self) -> None:
+        """Read what is deployed, and have replicas whose user_config has changed read that.
+
+        The same version then goes on with other settings.
+        """
+        self._applications.refresh()
         for process in self.processes.values():
             spec = process.spec
             record = self._applications.find(spec.record.name, spec.record.version)
             if record is not None:
                 process.reconfigure(record.deployments[spec.deployment].config)
+
+    def _sweep(self, targets: dict[str, Target]) -> None:
+        names = [process.spec.name for process in self.processes.values()]
+        self._takeover.sweep(targets, names, self._kill, self._turns.attempt)
 
     def _kill(self, name: str, because: str) -> None:
         next(process for process in self.processes.values() if process.spec.name == name).kill(because)
@@ -139,10 +148,10 @@ class Supervisor:
             if process is not None:
                 how = describe_end(os.waitstatus_to_exitcode(status), process.killed_because, self._memory)
                 self._dead.append((process, how))
-        while self._dead:
+        for process, how in list(self._dead):
             # removed when all of it is done: the broker may be away in the middle of it
-            self._on_death(*self._dead[0])
-            self._dead.popleft()
+            if self._turns.attempt(f"the death of {process.spec.name}", self._on_death, process, how):
+                self._dead.remove((process, how))
 
     def _on_death(self, process: ReplicaProcess, how: str) -> None:
         """Hand over what a dead replica held, and report how it died.
@@ -173,17 +182,15 @@ class Supervisor:
 
     # -- the living --------------------------------------------------------------------------------
 
-    def _start_missing(self, targets: dict[str, Target]) -> None:
-        now = time.monotonic()
-        for stream, target in targets.items():
-            backoff = self._backoffs[stream]
-            alive = sum(1 for one in self.processes.values() if one.spec.stream == stream and not one.is_stopping)
-            if now < backoff.next_try:
-                continue
-            for _ in range(target.replicas - alive):
-                if not self._start(target):
-                    backoff.note(True, now)
-                    break
+    def _start_missing(self, stream: str, target: Target) -> None:
+        now, backoff = time.monotonic(), self._backoffs[stream]
+        alive = sum(1 for one in self.processes.values() if one.spec.stream == stream and not one.is_stopping)
+        if now < backoff.next_try:
+            return
+        for _ in range(target.replicas - alive):
+            if not self._start(target):
+                backoff.note(True, now)
+                break
 
     def _start(self, target: Target) -> bool:
         """Start one replica, and return whether the system provided a process for it."""
@@ -205,8 +212,8 @@ class Supervisor:
             failpoints.hit("supervisor.after_fork")
         self.processes[pid] = ReplicaProcess(pid, spec, spec.options.config)
         if fault in self._reported_faults:
-            self._reported_faults.discard(fault)
             reports.remove(fault)
+            self._reported_faults.discard(fault)
         return True
 
     def _stop_surplus(self, targets: dict[str, Target]) -> None:
@@ -215,12 +222,15 @@ class Supervisor:
             if not process.is_stopping:
                 by_stream[process.spec.stream].append(process)
         for stream, processes in by_stream.items():
-            if stream in targets:
-                surplus = processes[targets[stream].replicas :]
-            else:
-                surplus = processes if self._is_retired(processes[0].spec.record) else []
-            for process in surplus:
-                process.stop()
+            self._turns.attempt(f"stopping {stream}", self._stop_some, processes, targets.get(stream))
+
+    def _stop_some(self, processes: list[ReplicaProcess], target: Target | None) -> None:
+        if target is not None:
+            surplus = processes[target.replicas :]
+        else:
+            surplus = processes if self._is_retired(processes[0].spec.record) else []
+        for process in surplus:
+            process.stop()
 
     def _is_retired(self, record: ApplicationRecord) -> bool:
         """Whether a version that should not run any more has finished what was accepted, or has had its time for it."""
@@ -230,12 +240,15 @@ class Supervisor:
 
     def _kill_overdue(self) -> None:
         for process in self.processes.values():
-            if process.is_late(self.settings.start_timeout_s):
-                process.is_ready = self._state_of(process.spec) == RUNNING
-                if not process.is_ready:
-                    limit_s = self.settings.start_timeout_s
-                    process.kill(f"start_timeout: it was not constructed within {limit_s:g} s (QSERVE_START_TIMEOUT_S)")
             process.kill_if_due()
+            self._turns.attempt(f"the start of {process.spec.name}", self._kill_late, process)
+
+    def _kill_late(self, process: ReplicaProcess) -> None:
+        limit_s = self.settings.start_timeout_s
+        if process.is_late(limit_s):
+            process.is_ready = self._state_of(process.spec) == RUNNING
+            if not process.is_ready:
+                process.kill(f"start_timeout: it was not constructed within {limit_s:g} s (QSERVE_START_TIMEOUT_S)")
 
     def _stop_all(self) -> None:
         """Stop every replica, those of a version that was replaced once nothing of it is left to do.
@@ -243,7 +256,7 @@ class Supervisor:
         Nobody else may have its code, so nobody would finish what it has accepted.
         """
         while self.processes:
-            try:
+            with self._turns:
                 for process in self.processes.values():
                     record = process.spec.record
                     is_registered = self._applications.find(record.name, record.version) is not None
@@ -251,8 +264,7 @@ class Supervisor:
                         process.stop()
                 self._reap()
                 self._kill_overdue()
-            except BrokerError as error:
-                log.warning("%s", error)
+            if self._turns.failures:
                 for process in self.processes.values():
                     process.stop()
             time.sleep(0.02)

@@ -86,13 +86,25 @@ class Takeover:
         self._observer.note_death(name)
         self._swept_at = min(self._swept_at, time.monotonic() + _CLOSED_AFTER_S - self._settings.sweep_s)
 
-    def sweep(self, streams: Collection[str], own: Collection[str], kill: Callable[[str, str], None]) -> None:
-        """Find lost replicas, when it is time: ``kill`` our ``own`` for a reason, hand over the calls of others."""
+    def sweep(
+        self,
+        streams: Collection[str],
+        own: Collection[str],
+        kill: Callable[[str, str], None],
+        attempt: Callable[..., bool],
+    ) -> None:
+        """Find lost replicas, when it is time: ``kill`` our ``own`` for a reason, hand over the calls of others.
+
+        Parameters:
+          attempt: Does a part that must not hold up the others, as ``Turns.attempt``.
+        """
         now = time.monotonic()
         if now - self._swept_at < self._settings.sweep_s:
             return
         self._swept_at = now
-        consumers = self._consumers(streams)
+        consumers: dict[str, list[str]] = {}
+        for stream in streams:
+            attempt(f"the replicas of {stream}", self._add_consumers, stream, consumers)
         if failpoints.ARMED:
             failpoints.hit("sweep.mid")
         # our own even when another supervisor has handed their calls over before
@@ -102,8 +114,11 @@ class Takeover:
             if name in own:
                 kill(name, f"frozen: no heartbeat for {self._settings.lease_s:g} s")
             else:
-                moved = sum(self.hand_over(stream, name) for stream in consumers[name])
-                log.warning("replica %s sends no heartbeats any more; its %d calls are handed over", name, moved)
+                attempt(f"the loss of {name}", self._hand_over_all, name, consumers[name])
+
+    def _hand_over_all(self, name: str, streams: list[str]) -> None:
+        moved = sum(self.hand_over(stream, name) for stream in streams)
+        log.warning("replica %s sends no heartbeats any more; its %d calls are handed over", name, moved)
 
     @broker_errors()
     def _counters(self, names: list[str]) -> dict[str, bytes | None]:
@@ -111,17 +126,14 @@ class Takeover:
         return dict(zip(names, found, strict=True))
 
     @broker_errors()
-    def _consumers(self, streams: Collection[str]) -> dict[str, list[str]]:
-        """Return who reads which of these streams, and create those that the broker has lost."""
-        consumers: dict[str, list[str]] = {}
-        for stream in streams:
-            create_group(self._client, stream)
-            for raw in replies.consumer_names(self._client.xinfo_consumers(stream, GROUP)):
-                try:
-                    consumers.setdefault(replies.text(raw, "the name of a replica"), []).append(stream)
-                except PayloadError as error:
-                    self._hand_over_from_stranger(stream, raw, error)
-        return consumers
+    def _add_consumers(self, stream: str, consumers: dict[str, list[str]]) -> None:
+        """Add who reads a stream to ``consumers``; create the stream if the broker has lost it."""
+        create_group(self._client, stream)
+        for raw in replies.consumer_names(self._client.xinfo_consumers(stream, GROUP)):
+            try:
+                consumers.setdefault(replies.text(raw, "the name of a replica"), []).append(stream)
+            except PayloadError as error:
+                self._hand_over_from_stranger(stream, raw, error)
 
     def _hand_over_from_stranger(self, stream: str, consumer: bytes, error: PayloadError) -> None:
         """Hand over what was delivered to a name that no replica has, and so is lost for sure."""

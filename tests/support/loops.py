@@ -1,0 +1,106 @@
+"""The loops of a process, and the turns of those that must live.
+
+Each place in which work begins that goes on by itself is here, with the turns that a test makes fail, or with why an
+error cannot end it.
+"""
+
+from __future__ import annotations
+
+_W = "qserve_workers"
+SUPERVISOR = tuple(
+    f"{_W}.supervisor.{name}"
+    for name in (
+        "supervisor:Supervisor.tick",
+        "supervisor:Supervisor._read_applications",
+        "supervisor:Supervisor._reap",
+        "supervisor:Supervisor._on_death",
+        "supervisor:Supervisor._start_missing",
+        "supervisor:Supervisor._stop_some",
+        "supervisor:Supervisor._kill_late",
+        "supervisor:Supervisor._sweep",
+        "scope:Applications._read",
+        "scope:Applications.wait_for_change",
+        "takeover:Takeover.wake",
+        "takeover:Takeover.retire",
+        "takeover:Takeover._add_consumers",
+        "takeover:Takeover._hand_over_all",
+    )
+)
+HEARTBEAT = (f"{_W}.process.heartbeat:Heartbeat.beat",)
+WATCHDOG = (f"{_W}.replica.watchdog:Watchdog._check", f"{_W}.replica.watchdog:Watchdog._check_call")
+CONTROL = (f"{_W}.celery.worker:RemoteControl._answer_next",)
+READER = (
+    f"{_W}.replica.reader:StreamReader._ask",
+    f"{_W}.replica.reader:StreamReader._prepare",
+    f"{_W}.replica.reader:StreamReader._accept_each",
+)
+MODELS = (f"{_W}.replica.models:ModelAdvertiser._send_models",)
+MAILBOX = ("qserve.calls.mailbox:Mailbox._read_once", "qserve.calls.mailbox:Mailbox._check_deadlines")
+LIFECYCLE = (
+    f"{_W}.process.lifecycle:Lifecycle.report_running",
+    f"{_W}.process.lifecycle:Lifecycle._read_options",
+)
+HEALTH = (f"{_W}.process.lifecycle:Lifecycle._may_leave",)
+TURNS = (
+    *SUPERVISOR, *HEARTBEAT, *WATCHDOG, *CONTROL, *READER, *MODELS, *MAILBOX, *LIFECYCLE, *HEALTH,
+)  # fmt: skip
+"""Turns that `tests/faults/test_loops.py` makes fail in a real worker, as ``module:Class.method``."""
+
+_ENDS = "it ends by itself: an error reaches who waits for it"
+_CALL = "it is one call of user code, and what that raises is the result"
+LOOPS: dict[str, tuple[str, ...] | str] = {
+    "qserve.base.failpoints:_hang": "it is there to hang",
+    "qserve.calls.client:ClientPlane._send_batch": "its test is in tests/workers/test_planes.py",
+    "qserve.calls.client:ClientPlane._start_threads": "its test is in tests/workers/test_planes.py",
+    "qserve.calls.client:ClientPlane._read_mailbox": MAILBOX,
+    "qserve.calls.mailbox:Mailbox.read": MAILBOX,
+    "qserve.cli.deploy:_wait_for_broker": _ENDS,
+    "qserve.define.batching:_Item.result": _ENDS,
+    "qserve.define.batching:_Queue._start": _CALL,
+    "qserve.define.batching:_Queue._start_ready": "its test is in tests/define/test_batching.py",
+    "qserve.define.compile:Numbering.take": _ENDS,
+    "qserve.define.multiplexing:_Models._reserve": _ENDS,
+    "qserve.define.multiplexing:_Models.get": _ENDS,
+    "qserve.deploy.rollout:wait_until_running": _ENDS,
+    "qserve.engine.invoke:Invoker._run_next": _ENDS,
+    "qserve.engine.invoke:Invoker._spawn": _CALL,
+    "qserve.engine.invoke:UserThread.__init__": _CALL,
+    "qserve.local.plane:LocalPlane.__init__": "its test is in tests/local/test_local_mode.py",
+    "qserve.local.plane:LocalPlane._watch_deadlines": "its test is in tests/local/test_local_mode.py",
+    "qserve.local.run:_Instance.__init__": _CALL,
+    "qserve.local.run:_Version.retire": _ENDS,
+    "qserve.machine.children:Restarter.begin": "its test is in tests/machine/test_children.py",
+    "qserve.machine.children:Restarter._run": "its test is in tests/machine/test_children.py",
+    "qserve.machine.local_cluster:LocalCluster.wait": "it ends by design, with what the restarter has given up",
+    "qserve.web.asgi:Exchange.answer": _CALL,
+    "qserve.web.asgi:Exchange.leave": _ENDS,
+    "qserve.web.asgi:Lifespan.start": _CALL,
+    "qserve.web.wsgi:_Call._write": _CALL,
+    "qserve_gateway.handler:RequestHandler._wait_for_room": _ENDS,
+    "qserve_gateway.request.json_process:main": "the gateway starts another when it has ended",
+    "qserve_gateway.response.reply:StreamReply._next": _ENDS,
+    "qserve_gateway.routes:RouteWatcher.run": "its test is in tests/gateway/test_gateway.py",
+    "qserve_gateway.routes:RouteWatcher.start": "its test is in tests/gateway/test_gateway.py",
+    "qserve_workers.celery.worker:RemoteControl.start": CONTROL,
+    "qserve_workers.celery.worker:RemoteControl._serve": CONTROL,
+    "qserve_workers.command:_wait_for_broker": _ENDS,
+    "qserve_workers.process.boot:_end_with": "it calls nothing that can raise, and the kernel ends the process too",
+    "qserve_workers.process.boot:run_replica": "it ends the process",
+    "qserve_workers.process.heartbeat:Heartbeat._run": HEARTBEAT,
+    "qserve_workers.process.heartbeat:Heartbeat.start": HEARTBEAT,
+    "qserve_workers.process.lifecycle:Lifecycle._spawn": (*LIFECYCLE, *HEALTH),
+    "qserve_workers.process.lifecycle:Lifecycle._until_done": LIFECYCLE,
+    "qserve_workers.process.lifecycle:Lifecycle._watch_health": HEALTH,
+    "qserve_workers.replica.models:ModelAdvertiser._plan_next": MODELS,
+    "qserve_workers.replica.plane:LastingLink._check_silence": "it plans the next check before it does anything else",
+    "qserve_workers.replica.plane:LastingLink._on_lost": "it plans the next try before it does anything else",
+    "qserve_workers.replica.plane:LastingLink._open_again": READER,
+    "qserve_workers.replica.plane:LoopPlane._read_mailbox": MAILBOX,
+    "qserve_workers.replica.plane:LoopPlane._send_later": "its test is in tests/workers/test_planes.py",
+    "qserve_workers.replica.plane:LoopPlane._start_reader": MAILBOX,
+    "qserve_workers.replica.reader:StreamReader._pause": READER,
+    "qserve_workers.replica.replica:Replica.run": READER,
+    "qserve_workers.replica.watchdog:Watchdog.start": WATCHDOG,
+    "qserve_workers.replica.watchdog:Watchdog._watch": WATCHDOG,
+    "qserve_workers.supervisor.supervisor:Supervisor.run": SUPERVISOR,
+}
