@@ -50,7 +50,6 @@ _ENDS = "it ends by itself: an error reaches who waits for it"
 _CALL = "it is one call of user code, and what that raises is the result"
 LOOPS: dict[str, tuple[str, ...] | str] = {
     "qserve.base.failpoints:_hang": "it is there to hang",
-    "qserve.calls.client:ClientPlane._send_batch": "its test is in tests/workers/test_planes.py",
     "qserve.calls.client:ClientPlane._start_threads": "its test is in tests/workers/test_planes.py",
     "qserve.calls.client:ClientPlane._read_mailbox": MAILBOX,
     "qserve.calls.mailbox:Mailbox.read": MAILBOX,
@@ -71,6 +70,7 @@ LOOPS: dict[str, tuple[str, ...] | str] = {
     "qserve.local.run:_Version.retire": _ENDS,
     "qserve.machine.children:Restarter.begin": "its test is in tests/machine/test_children.py",
     "qserve.machine.children:Restarter._run": "its test is in tests/machine/test_children.py",
+    "qserve.machine.private_folder:PrivateFolder.__init__": _ENDS,
     "qserve.machine.local_cluster:LocalCluster.wait": "it ends by design, with what the restarter has given up",
     "qserve.web.asgi:Exchange.answer": _CALL,
     "qserve.web.asgi:Exchange.leave": _ENDS,

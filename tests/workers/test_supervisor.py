@@ -285,7 +285,7 @@ def test_a_death_that_cannot_be_handled_does_not_keep_the_others_from_it(
 
 
 def test_how_a_replica_died_by_a_signal_without_a_name_is_said_as_well(tmp_path: Path) -> None:
-    assert describe_end(-40, "", MemoryWatch(tmp_path / "none", tmp_path)) == "signal 40"
+    assert describe_end(-40, "", MemoryWatch(ControlGroup(tmp_path / "none", tmp_path))) == "signal 40"
 
 
 def _memory(folder: Path, version: int, kills: int, limit: str) -> MemoryWatch:

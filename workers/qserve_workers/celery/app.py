@@ -6,7 +6,7 @@ from celery import Celery
 
 from qserve.base.settings import Settings
 from qserve.broker.address import concealed
-from qserve_workers.celery.transport import ALIAS, refuse_task
+from qserve_workers.celery.transport import ALIAS, refuse_task, register_seal
 
 
 def make_celery(settings: Settings) -> Celery:
@@ -17,6 +17,7 @@ def make_celery(settings: Settings) -> Celery:
             # Celery shows its options to whoever asks: `inspect stats`, `report`
             "url": concealed(settings.broker_url or "redis://localhost:6379/0"),
             "namespace": settings.namespace,
+            "key": register_seal(settings.keyring),
         },
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,

@@ -2,6 +2,10 @@
 
 Commands and events are broadcast by short streams, replies travel on lists. Calls of deployments do not come this
 way: a replica reads their streams itself.
+
+Like every message of qserve, a command and a reply are sealed with the installation's key, for their stream or list.
+So nobody without the key can stop a replica, or answer for one. A broadcast also carries its time, because whoever can
+write to the broker could send an old one again.
 """
 
 from __future__ import annotations
@@ -14,15 +18,28 @@ import kombu.transport
 import msgpack
 from kombu.transport import virtual
 
+from qserve.base.clock import clock
+from qserve.base.keyring import Keyring, key_id
 from qserve.base.keys import CONTROL_TTL_MS, Keys
 from qserve.broker.address import revealed
 from qserve.broker.connection import CLIENT_ERRORS, CLIENT_VERSION, connect, without_strangers
+from qserve.exceptions import PayloadError
 from qserve.wire.replies import control_message, each, last_position, position
+from qserve.wire.sealing import Seal
 
 ALIAS = "qserve"
 kombu.transport.TRANSPORT_ALIASES[ALIAS] = "qserve_workers.celery.transport:Transport"
 
 _KEPT_BROADCASTS = 64
+_TIME_BYTES = 8
+_seals: dict[str, Seal] = {}
+
+
+def register_seal(keys: Keyring) -> str:
+    """Return a name for these keys that may be shown; only this process can use it, in ``transport_options``."""
+    name = key_id(keys.current).hex() if keys.current else ""
+    _seals[name] = Seal(keys)
+    return name
 
 
 class Channel(virtual.Channel):  # type: ignore[misc]
@@ -36,6 +53,7 @@ class Channel(virtual.Channel):  # type: ignore[misc]
         super().__init__(connection, **kwargs)
         options = connection.client.transport_options
         self._keys = Keys(options.get("namespace", "qserve"))
+        self._seal = _seals[options.get("key", "")]
         self._client = connect(revealed(options["url"]))
         self._client.ping()  # kombu takes a channel that exists for one that works
 
@@ -65,10 +83,11 @@ class Channel(virtual.Channel):  # type: ignore[misc]
             refuse_task()
         key = self._keys.control(queue)
         with self._client.pipeline() as pipe:
-            pipe.rpush(key, msgpack.packb(message)).pexpire(key, CONTROL_TTL_MS).execute()
+            pipe.rpush(key, self._sealed(key, message)).pexpire(key, CONTROL_TTL_MS).execute()
 
     def _put_fanout(self, exchange: str, message: dict[str, Any], routing_key: str, **kwargs: Any) -> None:
-        key, fields = self._keys.fanout(exchange), {"m": msgpack.packb(message)}
+        key = self._keys.fanout(exchange)
+        fields = {"m": self._sealed(key, message)}
         with self._client.pipeline() as pipe:
             pipe.xadd(key, fields, maxlen=_KEPT_BROADCASTS).pexpire(key, CONTROL_TTL_MS).execute()
 
@@ -92,7 +111,7 @@ class Channel(virtual.Channel):  # type: ignore[misc]
             queue = queues[stream]
             for entry_id, fields in entries:
                 self.connection.broadcasts[queue] = (positions[queue][0], position(entry_id))
-                for message in each([fields.get(b"m")], control_message):
+                for message in each([fields.get(b"m")], partial(self._opened, positions[queue][0])):
                     self.connection._deliver(message, queue)
 
     def _get_replies(self, queues: list[str], timeout_s: float) -> None:
@@ -101,8 +120,19 @@ class Channel(virtual.Channel):  # type: ignore[misc]
         popped: Any = without_strangers(self._client, partial(self._client.blpop, keys, timeout=timeout_s), *keys)
         if popped is None:
             raise Empty
-        for message in each(popped[1:], control_message):
-            self.connection._deliver(message, key_of[popped[0]])
+        queue = key_of[popped[0]]
+        for message in each(popped[1:], partial(self._opened, self._keys.control(queue))):
+            self.connection._deliver(message, queue)
+
+    def _sealed(self, key: str, message: dict[str, Any]) -> bytes:
+        sent_at = round(clock.judge_ms()).to_bytes(_TIME_BYTES)
+        return self._seal.seal(b"control|" + key.encode(), sent_at + msgpack.packb(message))
+
+    def _opened(self, key: str, sealed: bytes | None) -> dict[str, Any]:
+        body = self._seal.open(b"control|" + key.encode(), sealed or b"")
+        if abs(clock.judge_ms() - int.from_bytes(body[:_TIME_BYTES])) > CONTROL_TTL_MS:
+            raise PayloadError("a control message is older than a minute")
+        return control_message(body[_TIME_BYTES:])
 
     def close(self) -> None:
         super().close()

@@ -19,7 +19,9 @@ from celery.worker.control import control_command, inspect_command, nok
 from celery.worker.pidbox import Pidbox
 
 from qserve.base.log import get_logger
-from qserve.broker.connection import BLOCK_S
+from qserve.base.turns import Turns
+from qserve.broker.connection import BLOCK_S, CLIENT_ERRORS
+from qserve.exceptions import BrokerError, BrokerUnavailable
 from qserve_workers.replica.replica import Replica
 
 log = get_logger(__name__)
@@ -51,16 +53,22 @@ class RemoteControl(bootsteps.StartStopStep):  # type: ignore[misc]
     shutdown = stop
 
     def _serve(self, consumer: Any) -> None:
+        turns = Turns("remote control", log, first_s=_RECONNECT_S, is_quiet=True)
+        is_connected = False
         while not self._stopping.is_set():
-            try:
-                self._pidbox.start(consumer)
-                while not self._stopping.is_set():
+            with turns:
+                try:
+                    if not is_connected:
+                        self._pidbox.start(consumer)
+                        is_connected = True
                     self._answer_next(consumer)
-            except Exception as error:
-                if not self._stopping.is_set():
-                    log.debug("remote control is disconnected: %s", error)
+                except Exception as error:
+                    is_connected = False
                     consumer.connection.collect()
-                    self._stopping.wait(_RECONNECT_S)
+                    if isinstance(error, CLIENT_ERRORS) and not isinstance(error, BrokerError):
+                        raise BrokerUnavailable(f"the broker cannot be reached: {error}") from error
+                    raise
+            self._stopping.wait(turns.pause_s)
 
     def _answer_next(self, consumer: Any) -> None:
         try:
@@ -139,10 +147,26 @@ def active_queues(state: Any, **kwargs: Any) -> list[dict[str, str]]:
     return [{"name": stream} for stream in state.consumer.controller.replica.reader.streams]
 
 
-def _refuse_queue(state: Any, queue: str, **kwargs: Any) -> dict[str, str]:
-    """Refuse: Celery's own commands wait for a kombu consumer to carry them out."""
-    return nok(f"a replica reads the streams of its deployment only, so {queue!r} changes nothing")  # type: ignore[no-any-return]
+REFUSALS = {
+    ("add_consumer", "cancel_consumer"): "a replica reads the streams of its deployment only, so this changes nothing",
+    ("pool_grow", "pool_shrink", "pool_restart", "autoscale"): (
+        "a replica has no pool: change num_replicas or max_ongoing_requests of its deployment, and deploy"
+    ),
+    ("rate_limit", "time_limit"): (
+        "calls of deployments are not Celery tasks: set max_ongoing_requests or max_execution_s of the deployment"
+    ),
+    ("revoke", "terminate", "revoke_by_stamped_headers"): (
+        "calls of deployments are not Celery tasks: cancel the request by response.cancel() or DELETE /-/requests/<id>"
+    ),
+    ("enable_events", "disable_events", "heartbeat", "election"): "replicas send no Celery events",
+}
+"""Celery's commands that a replica cannot carry out, and what to use instead."""
 
 
-for _command in ("add_consumer", "cancel_consumer"):
-    control_command(name=_command)(_refuse_queue)
+def _refuse(commands: tuple[str, ...], why: str) -> None:
+    for command in commands:
+        control_command(name=command)(lambda state, **kwargs: nok(why))
+
+
+for _commands, _why in REFUSALS.items():
+    _refuse(_commands, _why)

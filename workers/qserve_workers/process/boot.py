@@ -108,7 +108,7 @@ def run_replica(spec: ReplicaSpec) -> int:
 
     signals.worker_ready.connect(begin, weak=False)
     worker.start()
-    code = int(worker.exitcode or 0)
+    code = worker.exitcode or 0
     # the supervisor sets a limit only for replicas that it has told to end itself
     limit_s = spec.options.grace_s + END_WITHIN_S
     threading.Thread(target=_exit_after, args=(limit_s, code), name="exit-limit", daemon=True).start()
