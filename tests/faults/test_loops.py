@@ -1,6 +1,6 @@
 """Loops that must live: each turn of each loop fails a few times, in a real worker, and the work goes on.
 
-``tests/architecture/test_loops.py`` has the table of all loops, and says for each which turn fails here.
+``tests/architecture/test_loop_table.py`` has the table of all loops, and says for each which turn fails here.
 """
 
 from __future__ import annotations

@@ -60,6 +60,7 @@ class Replica:
         await asyncio.wait((opening, self._exit_code), return_when=asyncio.FIRST_COMPLETED)
         if not opening.done():  # the broker is still away
             opening.cancel()
+            await self.reader.close()
             return self._exit_code.result()
         opening.result()
         on_ready()

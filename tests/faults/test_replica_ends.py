@@ -1,0 +1,95 @@
+"""Replicas that are told to end, or to reconfigure, at a bad moment, or by somebody who may not tell them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+from celery import Celery
+from installation import Installation, installed
+from processes import new_site, wait_until
+from qserve_workers.celery.app import make_celery
+
+from qserve.base.settings import Settings
+
+pytestmark = pytest.mark.slow
+
+SOURCE = """
+import os, signal, time
+import qserve
+
+@qserve.deployment(user_config={"size": 1}, graceful_shutdown_timeout_s=0.1)
+class Machine:
+    def __init__(self):
+        self.configs = 0
+        os.kill(os.getpid(), signal.SIGHUP)  # as the supervisor does when the user_config has changed
+    def reconfigure(self, config):
+        self.configs += 1
+    async def pid(self):
+        return os.getpid()
+    async def get_configs(self):
+        return self.configs
+    def __del__(self):
+        time.sleep(1e9)
+
+app = Machine.bind()
+"""
+
+
+@pytest.fixture(scope="module")
+def shop() -> Iterator[Installation]:
+    with new_site() as site, installed(site, SOURCE) as shop:
+        shop.worker_process = shop.serve()  # type: ignore[attr-defined]
+        yield shop
+
+
+@pytest.fixture(scope="module")
+def control(shop: Installation) -> Iterator[Callable[[bytes | None], Celery]]:
+    """Returns the Celery application of a key, or of none."""
+    made: dict[bytes | None, Celery] = {}
+
+    def find(key: bytes | None) -> Celery:
+        return made.setdefault(key, make_celery(Settings(broker_url=shop.url, secret_key=key)))
+
+    yield find
+    for app in made.values():
+        app.pool.force_close_all()
+
+
+def test_a_user_config_that_changes_while_the_object_is_constructed_ends_nothing_and_is_taken(
+    shop: Installation,
+) -> None:
+    wait_until(lambda: shop.ask("get_configs") == 2, description="the user_config is read once more")
+    assert "died" not in shop.worker_process.stderr  # type: ignore[attr-defined]
+
+
+def test_control_that_is_not_sealed_with_the_key_stops_no_replica(
+    shop: Installation, control: Callable[[bytes | None], Celery]
+) -> None:
+    genuine = control(shop.plane.settings.secret_key)
+    before = genuine.control.ping(timeout=2.0, limit=1)
+    assert len(before) == 1
+
+    for key in (None, b"of-somebody-who-made-it-up"):
+        control(key).control.shutdown()
+
+    # it reads broadcasts in order: with this answer it has read those before
+    assert genuine.control.ping(timeout=2.0, limit=1) == before
+    assert control(None).control.ping(timeout=0.5) == []
+
+
+def test_a_replica_that_control_shuts_down_is_replaced_although_its_end_hangs_and_the_next_one_is_not_deaf(
+    shop: Installation, control: Callable[[bytes | None], Celery]
+) -> None:
+    genuine = control(shop.plane.settings.secret_key)
+    (before,) = genuine.control.ping(timeout=2.0, limit=1)
+    pid, began = shop.ask("pid"), time.monotonic()
+
+    genuine.control.shutdown()
+
+    wait_until(lambda: shop.ask("pid") != pid, description="another replica answers", timeout_s=15)
+    assert time.monotonic() - began < 10
+    found = wait_until(lambda: genuine.control.ping(timeout=1.0, limit=1), description="it answers", timeout_s=10)
+    assert len(found) == 1
+    assert found[0].keys() != before.keys()
