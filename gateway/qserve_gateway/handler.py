@@ -16,6 +16,7 @@ from qserve.graph.advance import inputs_of
 from qserve.http.message import BadRequest
 from qserve.http.strict_json import loads
 from qserve.wire.envelope import Answer
+from qserve.wire.outcome import State
 from qserve_gateway.jobs import Job, Jobs
 from qserve_gateway.request.access import AccessPolicy, ClientLimits
 from qserve_gateway.request.environ import (
@@ -36,8 +37,8 @@ from qserve_gateway.request.environ import (
 )
 from qserve_gateway.request.json_process import JsonProcess
 from qserve_gateway.request.waiting import POLL_INTERVAL_S, InFlightLimit, Place, is_disconnected, wait_for_result
-from qserve_gateway.response.errors import error_reply, outcome_reply
-from qserve_gateway.response.reply import Reply, StreamReply
+from qserve_gateway.response.errors import error_reply, failure_reply
+from qserve_gateway.response.reply import Reply, StreamReply, result_reply
 from qserve_gateway.routes import PLAIN_METHODS, Route, RouteTable
 
 AnyReply = Reply | StreamReply
@@ -118,7 +119,11 @@ class RequestHandler:
                 place.take(size)
                 self.plane.follow(ref)
                 self._wait(ref, max(0.0, end - time.monotonic()), environ)
-            reply = outcome_reply(ref.outcome(), request_id, self.settings.show_errors)
+            outcome = ref.outcome()
+            if outcome.state == State.DONE:
+                reply = result_reply(outcome.payload, request_id)
+            else:
+                reply = failure_reply(outcome, request_id, self.settings.show_errors)
             return reply
         finally:
             if reply is not None and reply.is_long:

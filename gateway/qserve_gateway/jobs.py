@@ -28,8 +28,8 @@ from qserve.wire.request_ids import id_of_key, is_genuine, is_of_value, is_reque
 from qserve.wire.sealing import open_end, open_header
 from qserve_gateway.request.environ import CLIENT_ID, Environ, model_id_of, wrong_method
 from qserve_gateway.request.waiting import InFlightLimit, Place, wait_for_result
-from qserve_gateway.response.errors import outcome_reply, problem_reply
-from qserve_gateway.response.reply import Reply
+from qserve_gateway.response.errors import failure_reply, problem_reply
+from qserve_gateway.response.reply import Reply, result_reply
 
 log = get_logger(__name__)
 
@@ -206,13 +206,14 @@ class Jobs:
         return self._reply(outcome, trace_id, request_id)
 
     def _reply(self, outcome: Outcome, trace_id: str, request_id: str) -> Reply:
-        if outcome.state == State.DONE and is_of_value(request_id):
+        if outcome.state != State.DONE:
+            return failure_reply(outcome, trace_id, self.settings.show_errors)
+        if is_of_value(request_id):
             headers = [("content-type", "application/json"), ("cache-control", "no-store"), ("x-request-id", trace_id)]
             reply = Reply(200, headers, _value_as_json(outcome.payload, request_id))
         else:
-            reply = outcome_reply(outcome, trace_id, self.settings.show_errors)
-        if outcome.state == State.DONE:
-            reply.headers.append((_ID_HEADER, request_id))
+            reply = result_reply(outcome.payload, trace_id)
+        reply.headers.append((_ID_HEADER, request_id))
         return reply
 
     def _cancel(self, request_id: str, trace_id: str, place: Place) -> Reply:

@@ -15,8 +15,8 @@ import msgpack
 
 from qserve.exceptions import PayloadError, PayloadTooLarge
 from qserve.http.jsonable import to_jsonable, with_text_keys
+from qserve.wire.codec import unpack
 from qserve.wire.envelope import Answer
-from qserve.wire.packed import unpack
 
 RESPONSE_LIMIT = 10 * 1024 * 1024
 """Longest body in bytes that is kept whole, on the replica, in the broker and in the gateway; streams have no limit."""

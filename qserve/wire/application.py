@@ -13,8 +13,7 @@ import msgpack
 from qserve.base.keys import Keys
 from qserve.exceptions import PayloadError
 from qserve.graph.plan import InputKey, Plan, Source, Step
-from qserve.wire.codec import Codec
-from qserve.wire.packed import unpack
+from qserve.wire.codec import Codec, unpack
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,8 @@ import uuid
 from collections import ChainMap
 from collections.abc import Callable, Iterable
 from enum import IntEnum, unique
-from types import CodeType
+from itertools import chain
+from types import CodeType, NoneType
 from typing import Any
 
 import cloudpickle
@@ -26,9 +27,15 @@ import msgpack
 from qserve.base.keyring import Keyring
 from qserve.exceptions import PayloadError, PayloadTooLarge
 from qserve.graph.plan import Slot
-from qserve.wire.failure import find_loaded
-from qserve.wire.packed import DEPTH_LIMIT, LEAVES, is_deeper, too_deep
 
+DEPTH_LIMIT = 256
+"""How deep a value may be nested, on the wire: a list, a dict and an extension are one level each.
+
+So a tuple or a set is two levels, because it is an extension that holds a list, and a dataclass is three.
+"""
+LEAVES = frozenset((NoneType, bool, int, float, str, bytes, bytearray, memoryview, msgpack.ExtType, msgpack.Timestamp))
+"""The types that msgpack writes by itself and that hold no other value."""
+_CONTAINERS = frozenset((list, dict))
 NO_KEYS = Keyring()
 _PACKER: dict[str, Any] = {"strict_types": True, "unicode_errors": "surrogatepass", "buf_size": 4096}
 
@@ -445,3 +452,60 @@ def unpickle_part(data: bytes, keys: Keyring, name: str) -> Any:
             " everywhere"
         )
     return pickle.loads(pickle.loads(body)[name])
+
+
+# -- plain values, for records and messages that hold nothing of users ------------------------------
+
+
+def unpack(data: bytes, what: str, depth: int = 16, *, raw: bool = False) -> Any:
+    """Return the plain value in ``data``, for the records and messages that have no values of users in them.
+
+    Parameters:
+      what: Names the record in the error: "an application's record".
+      depth: How deep it may be nested.
+      raw: Return text as bytes.
+
+    Raises:
+      PayloadError: The bytes are not msgpack, contain an extension, or are nested deeper.
+    """
+    try:
+        value = msgpack.unpackb(data, raw=raw, ext_hook=_refuse_extension)
+    except Exception as error:
+        raise PayloadError(f"{what} cannot be read: {type(error).__name__}: {str(error)[:200]}") from error
+    if len(data) > depth and is_deeper(value, depth):  # with fewer bytes it cannot be
+        raise too_deep(depth)
+    return value
+
+
+def _refuse_extension(code: int, data: bytes) -> Any:
+    raise ValueError(f"extension {code}")
+
+
+def is_deeper(value: Any, depth: int) -> bool:
+    """Return whether lists and dicts are nested more than ``depth`` levels deep; this takes no stack, however deep."""
+    level = [value] if type(value) in _CONTAINERS else []
+    for _ in range(depth):
+        lists = [container for container in level if type(container) is list]
+        dicts = [container for container in level if type(container) is dict]
+        items = [*chain.from_iterable(lists), *chain.from_iterable(map(dict.values, dicts))]
+        if _CONTAINERS.isdisjoint(map(type, items)):
+            return False
+        level = [item for item in items if type(item) in _CONTAINERS]
+    return bool(level)
+
+
+def too_deep(depth: int = DEPTH_LIMIT) -> PayloadError:
+    """Return the error for a value that is nested deeper than ``depth``."""
+    return PayloadError(
+        f"a value is nested too deeply, or contains itself: the limit is {depth} levels, of which a list or a dict"
+        " takes one, a tuple or a set two, and a dataclass three"
+    )
+
+
+def find_loaded(module: str, qualname: str) -> Any:
+    """Return what a module that is already imported holds under this name; None when there is nothing."""
+    found: Any = sys.modules.get(module)
+    for name in qualname.split("."):
+        # not getattr: a module may import others to answer that
+        found = getattr(found, "__dict__", {}).get(name)
+    return found

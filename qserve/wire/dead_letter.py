@@ -10,10 +10,10 @@ from typing import Any, TypeVar
 
 from qserve.exceptions import PayloadError
 from qserve.wire import replies
+from qserve.wire.codec import unpack
 from qserve.wire.envelope import Header
 from qserve.wire.failure import Failure
 from qserve.wire.outcome import KEPT_CALL, CallField, Field, Outcome, State
-from qserve.wire.packed import unpack
 from qserve.wire.sealing import Seal, open_end, open_header, open_values
 
 T = TypeVar("T")

@@ -11,7 +11,7 @@ import msgpack
 
 from qserve.base.clock import clock
 from qserve.exceptions import PayloadError
-from qserve.wire.packed import unpack
+from qserve.wire.codec import unpack
 from qserve.wire.request_ids import is_request_id
 
 REQUEST_ID_CHARS = 32

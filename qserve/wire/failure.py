@@ -17,7 +17,7 @@ import msgpack
 from qserve import exceptions
 from qserve.base.tracebacks import CUT, full_traceback
 from qserve.exceptions import BackPressureError, PayloadError, QserveException, RequestError, TaskError
-from qserve.wire.packed import is_deeper, unpack
+from qserve.wire.codec import find_loaded, is_deeper, unpack
 
 MESSAGE_LIMIT = 4096
 ATTRIBUTE_DEPTH = 64
@@ -126,15 +126,6 @@ def _task_error(module: str, qualname: str) -> type[TaskError]:
         return type(f"TaskError({original.__name__})", (_Text, original), {"__init__": lambda self, *a, **k: None})
     except TypeError:  # a type that cannot be subclassed, or whose layout clashes
         return _Text
-
-
-def find_loaded(module: str, qualname: str) -> Any:
-    """Return what a module that is already imported holds under this name; None when there is nothing."""
-    found: Any = sys.modules.get(module)
-    for name in qualname.split("."):
-        # not getattr: a module may import others to answer that
-        found = getattr(found, "__dict__", {}).get(name)
-    return found
 
 
 class _Text(TaskError):

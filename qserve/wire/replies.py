@@ -14,9 +14,9 @@ from typing import Any, NamedTuple, TypeVar
 from qserve.base.keys import PERSONAL
 from qserve.base.log import get_logger, printable
 from qserve.exceptions import PayloadError
+from qserve.wire.codec import unpack
 from qserve.wire.envelope import REQUEST_ID_CHARS
 from qserve.wire.outcome import ITEM, Outcome, State
-from qserve.wire.packed import unpack
 
 log = get_logger(__name__)
 T = TypeVar("T")

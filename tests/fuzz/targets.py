@@ -17,7 +17,7 @@ import numpy
 from qserve_gateway.jobs import Job
 from qserve_gateway.request import environ as incoming
 from qserve_gateway.request.access import TOKEN, AccessPolicy, check_origin
-from qserve_gateway.response.errors import outcome_reply
+from qserve_gateway.response.errors import failure_reply
 
 from qserve.base.keyring import Keyring
 from qserve.base.settings import Settings
@@ -201,7 +201,7 @@ def _read_stored_end(data: bytes) -> object:
     """The state and the result of a request, as somebody without the key may have stored them."""
     state, _, payload = data.partition(b"|")
     outcome = open_end(SIGNED, REQUEST_ID, replies.stored(state, payload))
-    reply = outcome_reply(outcome, "client-id", True)
+    reply = failure_reply(outcome, "client-id", True)
     is_ours = payload in (_sealed_answer(), seal_end(SIGNED, REQUEST_ID, "f", OURS))
     assert reply.status in (499, 500, 504) or is_ours, "what is not sealed was believed"
     return reply
@@ -284,7 +284,7 @@ def _read_name(data: bytes) -> object:
 
 def _read_end(data: bytes) -> object:
     """What the gateway answers for the end of a request: its state, and what lay in the broker."""
-    reply = outcome_reply(Outcome(data[:1].decode("latin-1"), data[1:]), "client-id", True)
+    reply = failure_reply(Outcome(data[:1].decode("latin-1"), data[1:]), "client-id", True)
     body = b"".join(reply({"REQUEST_METHOD": "GET"}, lambda status, headers: None))
     return f"{reply.status:d}", body
 

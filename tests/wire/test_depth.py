@@ -15,8 +15,7 @@ from pydantic import BaseModel
 from qserve.base.keyring import Keyring
 from qserve.calls.ref import Ref
 from qserve.exceptions import PayloadError
-from qserve.wire.codec import Code, Codec
-from qserve.wire.packed import DEPTH_LIMIT, unpack
+from qserve.wire.codec import DEPTH_LIMIT, Code, Codec, unpack
 
 KEYED = Codec(Keyring(b"key"))
 KEYLESS = Codec()

@@ -14,7 +14,7 @@ from qserve.http.message import BadRequest
 from qserve.wire.failure import Failure
 from qserve.wire.outcome import Outcome, State
 from qserve_gateway.request.environ import Refused
-from qserve_gateway.response.reply import WITHOUT_BODY, Reply, result_reply
+from qserve_gateway.response.reply import WITHOUT_BODY, Reply
 
 log = get_logger(__name__)
 
@@ -69,14 +69,8 @@ def error_reply(error: BaseException, request_id: str) -> Reply:
     return reply
 
 
-def outcome_reply(outcome: Outcome, request_id: str, show_errors: bool) -> Reply:
-    """Return the response for a request that has ended; ``show_errors`` adds the traceback of user code.
-
-    Raises:
-      PayloadError: Its result is not an HTTP response.
-    """
-    if outcome.state == State.DONE:
-        return result_reply(outcome.payload, request_id)
+def failure_reply(outcome: Outcome, request_id: str, show_errors: bool) -> Reply:
+    """Return the response for a request that ended without a result, with user code's traceback if ``show_errors``."""
     if outcome.state == State.EXPIRED:
         message = f"request {request_id} did not finish before its deadline"
         return problem_reply(504, "deadline_exceeded", message, request_id)
