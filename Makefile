@@ -5,6 +5,7 @@
 # make house    print the structure of the code: sizes, rooms, imports between them
 # make tables   write the tables of rooms and of the files of a request into docs/architecture.md
 # make hooks    check every commit before it is made (see .pre-commit-config.yaml)
+# make long     run the tests that take so long that `make test` leaves them out
 # make fuzz     feed random bytes to every reader of foreign bytes, for FUZZ_SECONDS each (60)
 # make fuzz-short   do the same for a minute in all, without any tool
 # make mutants  show which mistakes in the Lua functions the state machine's tests find by themselves
@@ -20,7 +21,7 @@ FUZZ_SECONDS ?= 60
 CHAOS_SECONDS ?= 900
 CHAOS_SEED ?= 0
 
-.PHONY: run test fast chaos chaos-soak check house tables hooks format fuzz fuzz-short mutants test-stack clean
+.PHONY: run test fast long chaos chaos-soak check house tables hooks format fuzz fuzz-short mutants test-stack clean
 
 $(VENV)/installed: setup.cfg pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit("qserve needs Python 3.11 or later, for example: make PYTHON=python3.11") if sys.version_info < (3, 11) else None'
@@ -42,6 +43,9 @@ test: $(VENV)/installed-test
 
 fast: $(VENV)/installed-test
 	$(BIN)/python -m pytest -n auto -m "not slow and not chaos and not priority and not soak"
+
+long: $(VENV)/installed-test
+	$(BIN)/python -m pytest -n 2 -m long
 
 chaos: $(VENV)/installed-test
 	$(BIN)/python -m pytest -n0 -m "row or chaos or priority"

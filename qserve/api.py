@@ -160,6 +160,8 @@ def shutdown() -> None:
     if cluster is not None:
         atexit.unregister(shutdown)
         had_broker = cluster.has_broker
+        if isinstance(plane, ClientPlane):
+            plane.stops_with_broker = had_broker
         cluster.stop()  # calls that run are finished meanwhile, and their results received
         if had_broker and isinstance(plane, ClientPlane):
             _report_unfinished(plane)

@@ -89,7 +89,7 @@ class Turns:
     ) -> bool:
         if error is None:
             if self.failures:
-                self._recover()
+                self.recover()
             return False
         if not isinstance(error, Exception):
             return False
@@ -124,7 +124,7 @@ class Turns:
             part.note(error)
             return False
         if part is not None and part.failures:
-            part._recover()
+            part.recover()
         return True
 
     def note(self, error: Exception) -> None:
@@ -162,7 +162,8 @@ class Turns:
             known.say_at, known.count = now + known.wait_s, 0
         self._is_reported = True
 
-    def _recover(self) -> None:
+    def recover(self) -> None:
+        """Say that the turns work again; for code that notes its errors without a ``with`` block."""
         if self._is_reported:
             for_s, count = self._monotonic() - self._failing_since, self.failures
             errors = "1 error" if count == 1 else f"{count} errors"

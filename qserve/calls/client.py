@@ -190,6 +190,8 @@ class ClientPlane(BrokerPlane):
         self._ending = False
         self._given_up: BrokerUnavailable | None = None
         self._closed = False
+        self.stops_with_broker = False
+        """Whether this program is about to stop its own broker: then the mailbox ends with it, without a word."""
         self._is_of_program = is_of_program
         self._refused: list[tuple[Ref[Any], str]] = []
         self._refusals_dropped = 0
@@ -422,7 +424,9 @@ class ClientPlane(BrokerPlane):
                 else:
                     (reply,) = connection.exchange([action])
             except Exception as error:
-                if self._closed:  # a socket that is closed while it is read raises various errors
+                if (
+                    self._closed or self.stops_with_broker
+                ):  # a socket that is closed while it is read raises various errors
                     return
                 action = reading.throw(error)
             else:

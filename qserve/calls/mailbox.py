@@ -200,7 +200,7 @@ class Mailbox:
         error ends it.
         """
         while True:
-            with self._turns:
+            try:  # not by ``with``: this is on the way of every request
                 self._check_deadlines()  # first: deadlines pass even while the broker is away
                 try:
                     yield from self._read_once()
@@ -208,9 +208,13 @@ class Mailbox:
                     if isinstance(error, BrokerError):
                         raise
                     raise BrokerUnavailable(f"the broker cannot be reached: {error}") from error
-            if self._turns.failures:
+            except Exception as error:
+                self._turns.note(error)
                 self._was_lost = True
                 yield self._turns.pause_s
+            else:
+                if self._turns.failures:
+                    self._turns.recover()
 
     def _read_once(self) -> Generator[Action, Any, None]:
         if clock.is_due():
@@ -218,6 +222,8 @@ class Mailbox:
             clock.observe(replies.time_s((yield ("TIME",))), asked_at)
         yield from self._catch_up()
         yield from self._read_messages()
+        if self._read_count == _READ_FEW:
+            yield 0.0  # let those who wait take their large results before the next ones come
         if self._open and time.monotonic() - self._epoch_at > EPOCH_INTERVAL_S:
             yield from self._check_epoch()
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from mutants import MUTANTS, Mutant
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 TESTS = Path(__file__).parents[1]
 FILES = (
     "broker/test_functions.py",
@@ -48,7 +48,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Noticed:
     return read
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
 def test_a_mistake_in_the_library_is_noticed(mutant: Mutant, found: Noticed) -> None:
     assert mutant.name not in found["broken"], "the library with this mistake cannot be loaded, which proves nothing"

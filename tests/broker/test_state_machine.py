@@ -647,12 +647,14 @@ def test_every_history_of_a_request_ends_as_the_model_says(client: redis.Redis) 
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(600)
 def test_long_histories_that_differ_at_every_run_end_as_the_model_says(client: redis.Redis) -> None:
     run(client, settings(COMMON, max_examples=150, stateful_step_count=60))
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(600)
 def test_steps_of_any_number_of_inputs_and_branches_go_as_the_model_says(client: redis.Redis) -> None:
     run(client, settings(COMMON, max_examples=25, stateful_step_count=15, derandomize=True), WIDE)

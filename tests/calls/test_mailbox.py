@@ -326,10 +326,14 @@ def test_requests_that_are_open_for_long_are_looked_up_now_and_then(
     assert 2 <= sent.commands.count(LOOK) <= 3
 
 
-def test_few_messages_are_read_at_a_time_after_large_ones(mailbox: Mailbox) -> None:
+def test_few_messages_are_read_at_a_time_after_large_ones_and_others_run_before_that(mailbox: Mailbox) -> None:
     reading = Reading(mailbox)
-    counts = []
-    for message in (b"x" * (2 << 20), b"x", b"x"):
+    reading.read(b"x" * (2 << 20))
+    assert reading.action == 0.0  # to sleep for no time: others run
+
+    reading.reply(None)
+    counts = [reading.action[-1]]
+    for message in (b"x", b"x"):
         reading.read(message)
         counts.append(reading.action[-1])
     assert counts == [4, 256, 256]

@@ -365,7 +365,7 @@ class StreamReader:
 
     def _on_entries(self, reply: Any, strays: Any) -> None:
         self._is_reading = False
-        with self._turns:
+        try:  # not by ``with``: this is on the way of every request
             if isinstance(reply, Exception):
                 raise reply if isinstance(reply, BrokerError) else refusal(reply)
             if reply:
@@ -382,6 +382,11 @@ class StreamReader:
                     raise
                 # what the calls caused leaves before the next read: other replicas wait for it
                 self._plane.flush()
+        except Exception as error:
+            self._turns.note(error)
+        else:
+            if self._turns.failures:
+                self._turns.recover()
         if self._turns.failures:
             self._pause()
         else:
