@@ -183,7 +183,15 @@ def test_a_stream_of_which_items_are_taken_away_is_no_complete_answer(attacked: 
 def test_names_that_are_no_text_are_skipped_and_named_once(attacked: Attacked) -> None:
     client, keys = attacked.redis, attacked.keys
     stream = attacked.queue()
-    for key, kind in ((keys.models_of(stream), b"hash"), (keys.pool("default"), b"hash"), (keys.changes, b"stream")):
+    written = {
+        keys.applications: b"hash",
+        keys.models_of(stream): b"hash",
+        keys.pool("default"): b"hash",
+        keys.changes: b"stream",
+    }
+    # another test may have overwritten these, and nothing had to write them since
+    client.delete(keys.dead_letters, keys.fanout("celery.pidbox"))
+    for key, kind in written.items():
         wait_until(
             lambda key=key, kind=kind: client.type(key) in (kind, b"none"),  # another test may have overwritten it
             description=f"{key} is what it should be",
