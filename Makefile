@@ -45,7 +45,7 @@ fast: $(VENV)/installed-test
 	$(BIN)/python -m pytest -n auto -m "not slow and not chaos and not priority and not soak"
 
 long: $(VENV)/installed-test
-	$(BIN)/python -m pytest -n 2 -m long
+	$(BIN)/python -m pytest -n0 -m long
 
 chaos: $(VENV)/installed-test
 	$(BIN)/python -m pytest -n0 -m "row or chaos or priority"

@@ -193,6 +193,7 @@ def test_bodies_that_are_all_complete_at_once_are_sent_on_a_few_at_a_time(watche
         assert read_all(sock).endswith(str(length).encode())
 
 
+@pytest.mark.long  # beside other tests it would measure them
 def test_clients_that_do_not_read_large_answers_cannot_fill_the_memory_and_get_them_in_the_end(
     watched: Watched,
 ) -> None:
@@ -313,6 +314,7 @@ REFUSED = {
 }
 
 
+@pytest.mark.long  # beside other tests it would measure them
 def test_large_json_holds_nobody_else_up(gateway: Gateway) -> None:
     client = gateway.client
     assert client.post("/documents", _objects(10_000)).body == b"10000"  # the process that parses is there now
