@@ -168,11 +168,11 @@ class Codec:
         except _NestedError:
             data = None
         if data is None or (len(data) > DEPTH_LIMIT and is_deeper(value, DEPTH_LIMIT - 4)):
-            data = self._pack(self._plain(value, DEPTH_LIMIT))
+            data = self._pack(_walked(value, DEPTH_LIMIT, self._packed))
         return data
 
     # msgpack calls hooks on the thread's stack, 40 KiB a level when it reads. Calls from Python to Python take nothing
-    # of it: ``_plain`` and ``_filled`` walk extensions inside of extensions, and msgpack gets what lies between them.
+    # of it: ``_walked`` goes through extensions inside of extensions, and msgpack gets what lies between them.
 
     def _default(self, value: Any) -> msgpack.ExtType:
         """Pack an extension, for msgpack itself, unless it may hold others."""
@@ -185,26 +185,13 @@ class Codec:
             raise _NestedError
         return msgpack.ExtType(code, self._pack(content))
 
-    def _plain(self, value: Any, room: int) -> Any:
-        """Return ``value`` with its extensions packed; ``room`` is how many levels it may have."""
-        kind = type(value)
-        if kind in LEAVES:
-            return value
-        if not room:
-            raise too_deep()
-        room -= 1
-        if kind is list:
-            return [item if type(item) in LEAVES else self._plain(item, room) for item in value]
-        if kind is dict:
-            return {
-                key if type(key) in LEAVES else self._plain(key, room): self._plain(item, room)
-                for key, item in value.items()
-            }
+    def _packed(self, value: Any, room: int) -> msgpack.ExtType:
+        """Pack an extension that may hold others; ``room`` is how many levels there may be in it."""
         found = self._packer_of(value)
         if found is None:
             return msgpack.ExtType(Code.PICKLE, self._pickle(value))
         code, pack = found
-        return msgpack.ExtType(code, self._pack(self._plain(pack(value), room)))
+        return msgpack.ExtType(code, self._pack(_walked(pack(value), room, self._packed)))
 
     def _packer_of(self, value: Any) -> tuple[Code, Callable[[Any], Any]] | None:
         found = _packers.get(type(value)) or _numpy_packer(value)
@@ -253,28 +240,15 @@ class Codec:
 
         value = msgpack.unpackb(data, ext_hook=note, strict_map_key=False, unicode_errors="surrogatepass")
         if extensions:
-            return self._filled(value, room)
+            return _walked(value, room, self._unpacked)
         if len(data) > room and is_deeper(value, room):
             raise too_deep()
         return value
 
-    def _filled(self, value: Any, room: int) -> Any:
-        """Return ``value`` with its extensions decoded; ``room`` is how many levels it may have."""
-        kind = type(value)
-        if kind in LEAVES:
-            return value
-        if not room:
-            raise too_deep()
-        room -= 1
-        if kind is list:
-            return [item if type(item) in LEAVES else self._filled(item, room) for item in value]
-        if kind is dict:
-            return {
-                key if type(key) in LEAVES else self._filled(key, room): self._filled(item, room)
-                for key, item in value.items()
-            }
-        unpack = _unpackers.get(value.code)
-        return self._unpickle(value) if unpack is None else unpack(self._read(value.content, room))
+    def _unpacked(self, extension: _Extension, room: int) -> Any:
+        """Decode an extension; ``room`` is how many levels there may be in it."""
+        unpack = _unpackers.get(extension.code)
+        return self._unpickle(extension) if unpack is None else unpack(self._read(extension.content, room))
 
     def _unpickle(self, extension: _Extension) -> Any:
         if extension.code != Code.PICKLE:
@@ -296,6 +270,29 @@ class _Extension:
     def __init__(self, code: int, content: bytes) -> None:
         self.code = code
         self.content = content
+
+
+def _walked(value: Any, room: int, extension: Callable[[Any, int], Any]) -> Any:
+    """Return ``value`` with ``extension`` applied to all in it that is no list, dict or leaf.
+
+    Parameters:
+      room: How many levels it may have.
+      extension: Takes the value, and how many levels there may be in it.
+    """
+    kind = type(value)
+    if kind in LEAVES:
+        return value
+    if not room:
+        raise too_deep()
+    room -= 1
+    if kind is list:
+        return [item if type(item) in LEAVES else _walked(item, room, extension) for item in value]
+    if kind is dict:
+        return {
+            key if type(key) in LEAVES else _walked(key, room, extension): _walked(item, room, extension)
+            for key, item in value.items()
+        }
+    return extension(value, room)
 
 
 class _NestedError(Exception):
