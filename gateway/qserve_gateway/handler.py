@@ -38,7 +38,7 @@ from qserve_gateway.request.environ import (
 from qserve_gateway.request.json_process import JsonProcess
 from qserve_gateway.request.waiting import POLL_INTERVAL_S, InFlightLimit, Place, is_disconnected, wait_for_result
 from qserve_gateway.response.errors import error_reply, failure_reply
-from qserve_gateway.response.reply import Reply, StreamReply, result_reply
+from qserve_gateway.response.reply import Reply, StreamReply, call_when_sent, result_reply
 from qserve_gateway.routes import PLAIN_METHODS, Route, RouteTable
 
 AnyReply = Reply | StreamReply
@@ -59,10 +59,7 @@ def handle(environ: Environ, serve: Callable[[Environ, str], Any], clients: Clie
     finally:
         # the request of a client ends when its response is complete
         if leave is not None:
-            if getattr(reply, "is_long", False):
-                reply.when_sent.append(leave)
-            else:
-                leave()
+            call_when_sent(reply, leave)
     if must_close(environ):
         reply.ends_connection = True
     return reply
@@ -126,10 +123,7 @@ class RequestHandler:
                 reply = failure_reply(outcome, request_id, self.settings.show_errors)
             return reply
         finally:
-            if reply is not None and reply.is_long:
-                reply.when_sent.append(place.leave)
-            else:
-                place.leave()
+            call_when_sent(reply, place.leave)
 
     def _submit(
         self, environ: Environ, request_id: str, found: _Found, timeout_s: float, place: Place

@@ -29,7 +29,7 @@ from qserve.wire.sealing import open_end, open_header
 from qserve_gateway.request.environ import CLIENT_ID, Environ, model_id_of, wrong_method
 from qserve_gateway.request.waiting import InFlightLimit, Place, wait_for_result
 from qserve_gateway.response.errors import failure_reply, problem_reply
-from qserve_gateway.response.reply import Reply, result_reply
+from qserve_gateway.response.reply import Reply, call_when_sent, result_reply
 
 log = get_logger(__name__)
 
@@ -185,10 +185,7 @@ class Jobs:
             reply = self._fetch(request_id, environ, trace_id, place)
             return reply
         finally:
-            if reply is not None and reply.is_long:
-                reply.when_sent.append(place.leave)
-            else:
-                place.leave()
+            call_when_sent(reply, place.leave)
 
     def _fetch(self, request_id: str, environ: Environ, trace_id: str, place: Place) -> Reply:
         outcome = self._find(request_id, place)

@@ -424,9 +424,8 @@ class ClientPlane(BrokerPlane):
                 else:
                     (reply,) = connection.exchange([action])
             except Exception as error:
-                if (
-                    self._closed or self.stops_with_broker
-                ):  # a socket that is closed while it is read raises various errors
+                # a socket that is closed while it is read raises various errors
+                if self._closed or self.stops_with_broker:
                     return
                 action = reading.throw(error)
             else:

@@ -72,6 +72,14 @@ class Reply:
         _call_all(self.when_sent)
 
 
+def call_when_sent(reply: Any, act: Callable[[], None]) -> None:
+    """Call ``act`` when a reply is sent or given up: at once, unless it is one whose end a client can delay."""
+    if getattr(reply, "is_long", False):
+        reply.when_sent.append(act)
+    else:
+        act()
+
+
 def result_reply(payload: bytes, request_id: str) -> Reply:
     """Return the response that a replica has written.
 
