@@ -33,9 +33,12 @@ DEPTH_LIMIT = 256
 
 So a tuple or a set is two levels, because it is an extension that holds a list, and a dataclass is three.
 """
-LEAVES = frozenset((NoneType, bool, int, float, str, bytes, bytearray, memoryview, msgpack.ExtType, msgpack.Timestamp))
-"""The types that msgpack writes by itself and that hold no other value."""
+LEAVES = frozenset((NoneType, bool, int, float, str, bytes, memoryview, msgpack.ExtType, msgpack.Timestamp))
+"""The types that msgpack writes by itself, and that hold no other value and cannot be changed."""
 _CONTAINERS = frozenset((list, dict))
+_WALKED = frozenset((list, dict, tuple, set, frozenset))
+_ONE_EMPTY = frozenset((tuple, frozenset))
+"""The types of which Python has one empty object only."""
 NO_KEYS = Keyring()
 _PACKER: dict[str, Any] = {"strict_types": True, "unicode_errors": "surrogatepass", "buf_size": 4096}
 
@@ -62,6 +65,7 @@ class Code(IntEnum):
     ARRAY = 12  # numpy.ndarray
     SCALAR = 13  # numpy.generic
     RECORD = 14  # an instance of a dataclass or pydantic model, as its fields
+    BYTEARRAY = 15
 
     # handles, see qserve/calls/handles.py
     DEPLOYMENT_HANDLE = 20  # RayServeDeploymentHandle
@@ -82,6 +86,8 @@ class Code(IntEnum):
 
 _packers: dict[type, tuple[Code, Callable[[Any], Any]]] = {}
 _unpackers: dict[int, Callable[[Any], Any]] = {}
+_reducers: dict[type, Callable[[Any], Any]] = {}
+"""How objects are pickled whose class does not say it, or says it for other readers."""
 
 
 def register(code: Code, kind: type, pack: Callable[[Any], Any], unpack: Callable[[Any], Any]) -> None:
@@ -99,6 +105,8 @@ def register_packer(code: Code, kind: type, pack: Callable[[Any], Any]) -> None:
     if kind in _packers or any(code == other for other, _ in _packers.values()):
         raise ValueError(f"{code!r} or {kind!r} is already registered for encoding")
     _packers[kind] = code, pack
+    if code >= Code.DEPLOYMENT_HANDLE:  # inside a pickle too
+        _reducers[kind] = lambda value: (_unpack_registered, (int(code), pack(value)))
 
 
 def register_unpacker(code: Code, unpack: Callable[[Any], Any]) -> None:
@@ -162,14 +170,20 @@ class Codec:
         return data
 
     def _encode(self, value: Any) -> bytes:
-        # With few bytes it cannot be deep, and with few lists neither: in what ``_default`` packs are three at most.
+        if type(value) in LEAVES:
+            return self._pack(value)
+        is_tree, is_deep = _survey(value) if type(value) in _WALKED else _DEEP
         try:
-            data = self._pack(value)
-        except _NestedError:
-            data = None
-        if data is None or (len(data) > DEPTH_LIMIT and is_deeper(value, DEPTH_LIMIT - 4)):
-            data = self._pack(_walked(value, DEPTH_LIMIT, self._packed))
-        return data
+            if not is_tree and self._keys.current is not None:
+                raise _UnknownError
+            if is_tree and not is_deep:
+                try:
+                    return self._pack(value)
+                except _NestedError:
+                    pass
+            return self._pack(_walked(value, DEPTH_LIMIT, self._packed))
+        except _UnknownError:
+            return self._pack(self._pickled(value))
 
     # msgpack calls hooks on the thread's stack, 40 KiB a level when it reads. Calls from Python to Python take nothing
     # of it: ``_walked`` goes through extensions inside of extensions, and msgpack gets what lies between them.
@@ -178,7 +192,7 @@ class Codec:
         """Pack an extension, for msgpack itself, unless it may hold others."""
         found = self._packer_of(value)
         if found is None:
-            return msgpack.ExtType(Code.PICKLE, self._pickle(value))
+            raise _NestedError
         code, pack = found
         content = pack(value)
         if not _is_simple(content):
@@ -189,7 +203,7 @@ class Codec:
         """Pack an extension that may hold others; ``room`` is how many levels there may be in it."""
         found = self._packer_of(value)
         if found is None:
-            return msgpack.ExtType(Code.PICKLE, self._pickle(value))
+            raise self._unknown(value)
         code, pack = found
         return msgpack.ExtType(code, self._pack(_walked(pack(value), room, self._packed)))
 
@@ -200,19 +214,45 @@ class Codec:
             return Code.RECORD, _pack_record
         return found
 
-    def _pickle(self, value: Any) -> bytes:
-        if self._keys.current is None:
-            raise PayloadError(
-                f"a value of type {type(value).__qualname__!r} is not plain data, so it must be pickled, and pickles"
-                " are accepted only when signed: set QSERVE_SECRET_KEY to the same secret in every process,"
-                " or pass plain data (numbers, text, bytes, lists, dicts, arrays)"
-            )
+    def _unknown(self, value: Any) -> Exception:
+        if self._keys.current is not None:
+            return _UnknownError()
+        return PayloadError(
+            f"a value of type {type(value).__qualname__!r} is not plain data, so it must be pickled, and pickles"
+            " are accepted only when signed: set QSERVE_SECRET_KEY to the same secret in every process,"
+            " or pass plain data (numbers, text, bytes, lists, dicts, arrays)"
+        )
+
+    def _pickled(self, value: Any) -> msgpack.ExtType:
+        """Pickle a whole value, so that what is in it twice arrives as one object."""
         try:
-            return self._keys.sign(dumps(value))
+            return msgpack.ExtType(Code.PICKLE, self._keys.sign(dumps(value)))
         except Exception as error:
             if isinstance(error, RecursionError) or isinstance(error.__cause__, RecursionError):
                 raise too_deep() from error
-            raise PayloadError(f"a value of type {type(value).__qualname__!r} cannot be pickled: {error}") from error
+            culprit = self._culprit(value)
+            raise PayloadError(f"a value of type {culprit!r} cannot be pickled: {error}") from error
+
+    def _culprit(self, value: Any) -> str:
+        """Return the name of the type in ``value`` that cannot be pickled."""
+
+        def attempt(part: Any, room: int) -> None:
+            found = self._packer_of(part)
+            if found is not None:
+                _walked(found[1](part), room, attempt)
+                return
+            try:
+                dumps(part)
+            except Exception as error:
+                raise _UnknownError(type(part).__qualname__) from error
+
+        try:
+            _walked(value, DEPTH_LIMIT, attempt)
+        except _UnknownError as named:
+            return str(named)
+        except PayloadError:  # it contains itself
+            pass
+        return type(value).__qualname__
 
     def decode(self, data: bytes) -> Any:
         """Decode one value.
@@ -299,6 +339,41 @@ class _NestedError(Exception):
     """Raised through msgpack when an extension may hold others."""
 
 
+class _UnknownError(Exception):
+    """Raised when there is an object of a type that has no code."""
+
+
+_PLAIN, _DEEP, _NO_TREE = (True, False), (True, True), (False, False)
+
+
+def _survey(value: Any) -> tuple[bool, bool]:
+    """Return whether msgpack can write a value, and whether that may be too deep.
+
+    It cannot write what is in the value twice (as one object), or in itself, and takes a bytearray for bytes.
+    """
+    seen: set[int] = set()
+    level = (value,)
+    for _ in range(DEPTH_LIMIT - 3):  # an extension that msgpack packs by itself has three levels at most
+        below: Any = []
+        for container in level:
+            for item in container.values() if type(container) is dict else container:
+                kind = type(item)
+                if kind in LEAVES:
+                    continue
+                number = id(item)
+                if number in seen and (kind not in _ONE_EMPTY or item):
+                    return _NO_TREE
+                seen.add(number)
+                if kind in _WALKED:
+                    below.append(item)
+                elif kind is bytearray:
+                    return _NO_TREE
+        if not below:
+            return _PLAIN
+        level = below
+    return _DEEP
+
+
 def _is_simple(content: Any) -> bool:
     """Return whether what an extension holds is plain and has at most two levels."""
     if type(content) is not list:
@@ -331,6 +406,7 @@ register(Code.UUID, uuid.UUID, lambda value: value.bytes, lambda raw: uuid.UUID(
 register(Code.DECIMAL, decimal.Decimal, str, decimal.Decimal)
 register(Code.COMPLEX, complex, lambda value: [value.real, value.imag], lambda parts: complex(*parts))
 register(Code.BIG_INT, int, str, int)
+register(Code.BYTEARRAY, bytearray, bytes, lambda raw: bytearray(memoryview(raw)))  # bytearray(5) is five zeros
 register(Code.SLOT, Slot, lambda slot: [slot.index, slot.nested], lambda packed: Slot(*packed))
 
 # -- numpy -----------------------------------------------------------------------------------------
@@ -432,8 +508,16 @@ def _reduce_code(code: CodeType) -> Any:
     return make, tuple(code.co_filename if part == "<dynamic-code>" else part for part in parts)
 
 
+_reducers[CodeType] = _reduce_code
+_reducers[memoryview] = lambda view: (bytes, (bytes(view),))
+
+
+def _unpack_registered(code: int, content: Any) -> Any:
+    return _unpackers[code](content)
+
+
 class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
-    dispatch_table = ChainMap({CodeType: _reduce_code}, cloudpickle.Pickler.dispatch_table)
+    dispatch_table = ChainMap(_reducers, cloudpickle.Pickler.dispatch_table)
 
 
 def unpickle_part(data: bytes, keys: Keyring, name: str) -> Any:

@@ -32,6 +32,18 @@ from qserve.wire.codec import Code, Codec, register, register_packer, register_u
 KEYED = Codec(Keyring(b"key"))
 KEYLESS = Codec()
 
+
+def a_request() -> Request:
+    request = Request({"type": "http", "method": "GET", "path": "/", "headers": [], "query_string": b""})
+    request._body = b"x"
+    return request
+
+
+class Point:
+    def __init__(self, x: int) -> None:
+        self.x = x
+
+
 hashable = st.one_of(
     st.none(),
     st.booleans(),
@@ -94,11 +106,6 @@ def test_numpy_scalars_stay_numpy_scalars() -> None:
     arrived = KEYLESS.decode(KEYLESS.encode(numpy.float32(1.5)))
 
     assert (type(arrived), arrived) == (numpy.float32, 1.5)
-
-
-class Point:
-    def __init__(self, x: int) -> None:
-        self.x = x
 
 
 def test_an_object_is_refused_without_a_key_and_the_text_says_what_to_set() -> None:
@@ -191,7 +198,75 @@ def test_a_value_over_the_limit_is_refused_before_it_is_sent() -> None:
         Codec(max_bytes=100).encode("x" * 1002)
 
 
-def test_a_list_that_contains_itself_is_refused() -> None:
+@pytest.mark.parametrize("codec", [KEYED, KEYLESS], ids=["with a key", "without"])
+@pytest.mark.parametrize(
+    "place", [lambda x: x, lambda x: [x, 1], lambda x: {"a": ([x],)}], ids=["alone", "list", "deep"]
+)
+def test_a_bytearray_stays_one_and_can_be_changed(codec: Codec, place: Any) -> None:
+    arrived = codec.decode(codec.encode(place(bytearray(b"ab"))))
+
+    assert arrived == place(bytearray(b"ab"))
+    found = arrived
+    while not isinstance(found, bytearray):
+        found = found["a"] if isinstance(found, dict) else found[0]
+    found[0] = 0
+
+
+@pytest.mark.parametrize(
+    "thing",
+    [
+        [],
+        [1],
+        {"a": 1},
+        {1},
+        (1, [2]),
+        bytearray(b"a"),
+        numpy.zeros(3),
+        Point(1),
+        Ref("a" * 32, None),
+        a_request(),
+    ],
+    ids=lambda thing: type(thing).__name__,
+)
+@pytest.mark.parametrize(
+    "places",
+    [
+        (lambda x: [x, x], lambda v: (v[0], v[1])),
+        (lambda x: [[x], {"a": x}], lambda v: (v[0][0], v[1]["a"])),
+        (lambda x: ([{"deep": (x,)}], [x]), lambda v: (v[0][0]["deep"][0], v[1][0])),
+        (lambda x: [Holder(x), x], lambda v: (v[0].held, v[1])),
+    ],
+    ids=["twice in a list", "as two arguments", "at two depths", "in an object and beside it"],
+)
+def test_an_object_that_is_in_a_value_twice_arrives_as_one_object(thing: Any, places: Any) -> None:
+    put, both = places
+
+    first, second = both(KEYED.decode(KEYED.encode(put(thing))))
+
+    assert first is second
+    assert type(first) is type(thing)
+
+
+class Holder:
+    def __init__(self, held: Any) -> None:
+        self.held = held
+
+
+def test_a_view_of_bytes_arrives_as_bytes_beside_anything() -> None:
+    for beside in (1, Point(1)):
+        assert KEYED.decode(KEYED.encode([memoryview(b"ab"), beside]))[0] == b"ab"
+
+
+def test_a_value_that_contains_itself_arrives_as_one_that_does() -> None:
+    endless: list[Any] = []
+    endless.append({"again": endless})
+
+    arrived = KEYED.decode(KEYED.encode([[endless], {}]))[0][0]
+
+    assert arrived[0]["again"] is arrived
+
+
+def test_a_value_that_contains_itself_is_refused_without_a_key() -> None:
     endless: list[Any] = []
     endless.append(endless)
 
@@ -217,12 +292,6 @@ def test_a_codec_goes_on_after_a_value_it_refused() -> None:
     )
 
 
-def a_request() -> Request:
-    request = Request({"type": "http", "method": "GET", "path": "/", "headers": [], "query_string": b""})
-    request._body = b"x"
-    return request
-
-
 WIRE: list[tuple[Code, Any, str]] = [
     (Code.TUPLE, (1, 2), "c70301920102"),
     (Code.SET, {1}, "d5029101"),
@@ -237,6 +306,7 @@ WIRE: list[tuple[Code, Any, str]] = [
     (Code.BIG_INT, 2**70, "c7170bb631313830353931363230373137343131333033343234"),
     (Code.ARRAY, numpy.arange(2, dtype="<i2"), "c70d0c93a33c69329102c40400000100"),
     (Code.SCALAR, numpy.float32(1.5), "c70b0d92a33c6634c4040000c03f"),
+    (Code.BYTEARRAY, bytearray(b"a"), "c7030fc40161"),
     (
         Code.DEPLOYMENT_HANDLE,
         handles.RayServeDeploymentHandle("M", "app"),
