@@ -6,6 +6,7 @@ QserveException                    also ``RayServeException``
 │   ├── RequestCancelled       499 the request was cancelled
 │   ├── DeadlineExceeded       504 the request was not finished within its deadline
 │   ├── ReplicaLost            500 the replica died three times while it ran the request
+│   ├── VersionReplaced        503 a release has left nobody who could finish the request
 │   ├── TimeLimitExceeded      500 a call ran longer than the max_execution_s of its deployment
 │   ├── BackPressureError      503 the queue of the deployment is full
 │   ├── IdempotencyMismatch    422 the idempotency key was used for a different request
@@ -79,6 +80,10 @@ class DeadlineExceeded(RequestError, TimeoutError, status=504, code="deadline_ex
 
 class ReplicaLost(RequestError, code="replica_lost"):
     """Raised when the replica that ran a request died, three times in a row."""
+
+
+class VersionReplaced(RequestError, status=503, code="version_replaced", retryable=True):
+    """Raised when a release has left nobody who could finish the request in the version that accepted it."""
 
 
 class TimeLimitExceeded(RequestError, TimeoutError, code="time_limit_exceeded"):

@@ -14,7 +14,7 @@
     left:<width>:<part>             string  bytes of large results left for a later reader  result_ttl and an eighth
     dead:dropped                    string  how many were too many and dropped              the same after the last
     epoch                           string  names the state of this broker                  for ever; gone with the data
-    a:<app>                         hash    one application: records active, next           until it is deleted
+    a:<app>                         hash    one application: records active, next, old:*    until it is deleted
     code:<app>:<version>            string  code that travels by value, signed              version + RETIRED_TTL_MS
     apps                            hash    application names                               for ever, one field an app
     changes                         stream  a line for each change of apps                  for ever, CHANGES_KEPT lines

@@ -11,6 +11,7 @@ from collections import ChainMap
 from collections.abc import Mapping, Sequence
 from enum import Enum
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any
 
 from qserve.base import keys
@@ -49,6 +50,8 @@ OTHER_EPOCH = b"EPOCH "
 
 RECLAIM_COUNT = 1000
 """The most calls that ``reclaim`` hands over at once."""
+RETIRE_COUNT = 1000
+"""The most calls of a queue that ``retire`` moves or fails at once."""
 WAKE_COUNT = 100
 LONGEST_WAIT_MS = 180_000
 """No call waits longer for its next try; see ``LONGEST_WAIT_S`` of the replicas."""
@@ -291,8 +294,23 @@ def disband(personal: Key, stream: Key, models: Key, consumer: str, request_pref
 
 
 @LIBRARY.function("allow-oom")
-def retire(queues: Keys, force: bool, failure: bytes, request_prefix: str) -> Command:
-    """Remove a version's queues when they are empty, or with ``force`` fail what is left."""
+def retire(
+    queues: Keys,
+    force: bool,
+    failure: bytes,
+    request_prefix: str,
+    is_same_code: bool = False,
+    next_queues: Pairs = MappingProxyType({}),
+    other_graphs: Strings = (),
+) -> Command:
+    """Remove a version's queues when they are empty, or with ``force`` move what is left to the next version.
+
+    Parameters:
+      failure: What callers are told of requests that cannot go on there.
+      is_same_code: Whether the next version has the same code, so that it may go on with what has begun.
+      next_queues: The queues of the next version, by those that they take the place of.
+      other_graphs: The graphs that the next version does not have, or has in another form.
+    """
 
 
 @LIBRARY.function("allow-oom")

@@ -20,7 +20,9 @@ from qserve.wire.sealing import Seal
 log = get_logger(__name__)
 NO_CHANGE = "0-0"
 """The newest change of a registry in which nothing was ever registered."""
-ACTIVE, NEXT = "active", "next"
+ACTIVE, NEXT, OLD = "active", "next", "old:"
+"""The places of an application: ``OLD`` and its version for one that was replaced and may not be finished."""
+_OLD_KEPT = 16
 
 
 class _Seen(NamedTuple):
@@ -120,6 +122,7 @@ class Registry:
         pipe.hdel(self._keys.application(record.name), NEXT)
         if retired is not None and retired.version != record.version:
             self._retire(pipe, retired)
+            self._keep_old(pipe, retired)
         return self._announce(pipe, record.name)
 
     @broker_errors()
@@ -165,6 +168,27 @@ class Registry:
         pipe.pexpire(self._keys.code(record.name, record.version), RETIRED_TTL_MS)
         for name in record.deployments:
             pipe.pexpire(record.stream(self._keys, name), RETIRED_TTL_MS)
+
+    def _keep_old(self, pipe: Any, retired: ApplicationRecord) -> None:
+        """Register a version as an old one, for whoever moves what is left of it; forget those that are gone."""
+        key, place = self._keys.application(retired.name), OLD + retired.version
+        kept = sorted(self.old(retired.name), key=lambda one: order_of(one.change))
+        for one in kept[: max(0, len(kept) - _OLD_KEPT + 1)]:
+            pipe.hdel(key, OLD + one.version)
+        pipe.hset(key, place, self._seal.seal(_place(retired.name), replace(retired, place=place).encode()))
+
+    def old(self, app: str) -> list[ApplicationRecord]:
+        """Return the last versions that were replaced; one that cannot be read is left out."""
+
+        def read(item: tuple[bytes, bytes]) -> ApplicationRecord:
+            record = ApplicationRecord.decode(self._seal.open(_place(app), item[1]))
+            if OLD + record.version != record.place or record.place.encode() != item[0]:
+                raise PayloadError(f"version {record.version} of application {app!r} was not registered as an old one")
+            return record
+
+        with broker_errors():
+            found: Any = self._client.hgetall(self._keys.application(app))
+        return list(each((item for item in found.items() if item[0].startswith(OLD.encode())), read))
 
     @broker_errors()
     def announce(self, app: str) -> str:

@@ -106,6 +106,16 @@ class ApplicationRecord:
         """Return the name of a deployment's queue; each version has its own, so that versions never mix."""
         return keys.stream(self.name, self.version, deployment)
 
+    def has_code_of(self, other: ApplicationRecord) -> bool:
+        """Return whether both versions run the same code, so that one may finish what the other has begun."""
+        named = [(one.code_version, {} if one.code_version else one.modules, one.code_digest) for one in (self, other)]
+        return self.target == other.target and named[0] == named[1] and named[0] != ("", {}, "")
+
+    def other_graphs(self, other: ApplicationRecord) -> list[str]:
+        """Return the names of this version's graphs that the other one does not have, or has in another form."""
+        plans = other.plans
+        return [name for name, (plan, _) in self.plans.items() if name not in plans or plans[name][0] != plan]
+
     def encode(self) -> bytes:
         """Return the record as msgpack."""
         return msgpack.packb(asdict(self))  # type: ignore[no-any-return]

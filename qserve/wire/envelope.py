@@ -77,3 +77,7 @@ class Header(NamedTuple):
     def expired(self) -> bool:
         """Return whether the deadline has passed, by the broker's clock."""
         return clock.judge_ms() > self.deadline_ms
+
+
+GRAPH_AT, STREAM_AT, AWAITS_AT = map(Header._fields.index, ("graph", "stream", "awaits"))
+"""The places of these in what is encoded after the request's id, counted from 1, as the broker's functions do."""

@@ -216,6 +216,11 @@ def consumer_names(reply: Any) -> list[bytes]:
     return [one["name"] for one in reply if type(one) is dict and type(one.get("name")) is bytes]
 
 
+def consumer_count(reply: Any) -> int:
+    """Return how many consumers the groups in the reply to XINFO GROUPS have, as redis-py gives it."""
+    return sum(count_of(one, "consumers") for one in reply if type(one) is dict)
+
+
 def personal_streams(held: Mapping[bytes, bytes], stream: str) -> list[str]:
     """Return the streams of single replicas in the hash that says which replica holds which model.
 

@@ -22,7 +22,14 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 
 from qserve.base.keyring import KEY_ID_BYTES, TAG_BYTES, Keyring, key_id
-from qserve.exceptions import AppNotFound, PayloadError, QserveException, ReplicaLost, ResultUnavailable
+from qserve.exceptions import (
+    AppNotFound,
+    PayloadError,
+    QserveException,
+    ReplicaLost,
+    ResultUnavailable,
+    VersionReplaced,
+)
 from qserve.wire.envelope import REQUEST_ID_CHARS, Header
 from qserve.wire.failure import Failure
 from qserve.wire.moves import Join, Move, Start
@@ -32,10 +39,15 @@ DEATH_LIMIT = 3
 """Deaths of a call's replica (the later ones while it ran alone) after which the call fails."""
 LOST = b"\0replica_lost"
 DELETED = b"\0app_deleted"
+REPLACED = b"\0version_replaced"
 NOT_KEPT = b"\0not_kept"
 _BROKER_FAILURES: Mapping[bytes, QserveException] = {
     LOST: ReplicaLost(f"its replica died {DEATH_LIMIT} times while running this call"),
     DELETED: AppNotFound("the application was deleted before this call was finished"),
+    REPLACED: VersionReplaced(
+        "the application was replaced before this request was finished: no replica has the code that it had begun with,"
+        " or the new version has another graph; send it again"
+    ),
     NOT_KEPT: ResultUnavailable(
         "the request has finished, but its result was not kept: results that wait to be fetched take half of the"
         " memory that the broker may use"
@@ -47,7 +59,8 @@ _VERSION = 1
 _BLOCK_BYTES = 64
 _UNSIGNED, _SIGNED = bytes((_VERSION, 0)), bytes((_VERSION, 1))
 _TAG_AT = len(_SIGNED) + KEY_ID_BYTES
-_BODY_AT = _TAG_AT + TAG_BYTES
+UNSIGNED_BYTES, SIGNED_BYTES = len(_UNSIGNED), _TAG_AT + TAG_BYTES
+"""What a sealed message has before its body."""
 _FAILURE = b"failure"
 
 
@@ -79,8 +92,8 @@ class Seal:
         head = sealed[:_TAG_AT]
         mac = self._macs.get(head)
         if mac is not None:
-            body = sealed[_BODY_AT:]
-            if hmac.compare_digest(sealed[_TAG_AT:_BODY_AT], mac(_signed_part(head, place, body))):
+            body = sealed[SIGNED_BYTES:]
+            if hmac.compare_digest(sealed[_TAG_AT:SIGNED_BYTES], mac(_signed_part(head, place, body))):
                 return body
             raise PayloadError("a message's signature is wrong: it was changed, or was made for another place")
         if sealed[:2] == _UNSIGNED and not self._macs:

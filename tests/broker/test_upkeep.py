@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from desk import A, B, Desk
+from desk import SEAL, A, B, Desk
 
 from qserve.base.keys import GROUP
 from qserve.broker import functions
+from qserve.broker.connection import create_group
+from qserve.wire.envelope import Header
 from qserve.wire.moves import Awaited, Join, Model, Start
-from qserve.wire.sealing import DELETED
+from qserve.wire.sealing import DELETED, REPLACED, seal_header
 
 REPLICA = "replica"
 
@@ -124,6 +126,103 @@ def test_a_queue_is_needed_while_a_request_waits_for_the_result_of_another(desk:
     else:
         assert len(desk.fetch(desk.two)) == 1
         assert not desk.client.exists(desk.keys.delayed_of(desk.two))
+
+
+NEXT = "next"
+
+
+def move_on(desk: Desk, *other_graphs: str, is_same_code: bool = False) -> None:
+    """Retire the version by force when another one takes its place, which has a queue for both deployments."""
+    following = {stream: stream.replace(":v:", f":{NEXT}:") for stream in (desk.one, desk.two)}
+    for stream in following.values():
+        create_group(desk.client, stream)
+    keys = [*following, *(desk.keys.delayed_of(stream) for stream in following)]
+    prefix = desk.keys.request("")
+    command = functions.retire(keys, True, REPLACED, prefix, is_same_code, following, other_graphs)
+    while not run(desk, command):
+        assert desk.client.exists(desk.one)
+    assert not desk.client.exists(*keys)
+    desk.one, desk.two = following.values()
+
+
+def header(request_id: str, graph: str | None = "", **more: Any) -> bytes:
+    return seal_header(SEAL, Header(request_id, "app", graph, 0, **more).encode())
+
+
+@pytest.mark.parametrize("is_same_code", [False, True])
+def test_a_request_of_which_no_step_has_ended_goes_on_whole_in_the_next_version(desk: Desk, is_same_code: bool) -> None:
+    moves = [Start(desk.one, "0", [b"x"]), Start(desk.one, "1", [b"y"]), Join(desk.two, "2", 3, [(2, b"input")])]
+    desk.submit(A, moves, header=header(A))
+    postpone(desk, desk.fetch(desk.one)[1][0], A, wait_ms=100_000)
+    old = desk.one
+
+    move_on(desk, is_same_code=is_same_code)
+
+    (first, fields), (second, _) = sorted(desk.fetch(desk.one), key=lambda entry: entry[1][b"s"])
+    assert (fields[b"s"], fields[b"0"]) == (b"0", b"x")
+    assert desk.commit(old, first, A, step="0") == b"STALE"
+    assert desk.commit(desk.one, first, A, moves=[Join(desk.two, "2", 3, [(0, b"left")])]) == b"OK"
+    assert desk.commit(desk.one, second, A, moves=[Join(desk.two, "2", 3, [(1, b"right")])]) == b"OK"
+    ((_, fields),) = desk.fetch(desk.two)
+    assert [fields[slot] for slot in (b"0", b"1", b"2")] == [b"left", b"right", b"input"]
+
+
+@pytest.mark.parametrize("has_begun", [False, True])
+@pytest.mark.parametrize("is_same_code", [False, True])
+@pytest.mark.parametrize("other_graphs", [(), ("",), ("another",)])
+def test_a_request_goes_on_if_it_has_not_begun_or_the_code_is_the_same_and_its_graph_is(
+    desk: Desk, has_begun: bool, is_same_code: bool, other_graphs: tuple[str, ...]
+) -> None:
+    desk.submit(A, [Start(desk.one, "0", [b"x"]), Start(desk.two, "1", [b"y"])], header=header(A))
+    if has_begun:
+        ((entry, _),) = desk.fetch(desk.one)
+        desk.commit(desk.one, entry, A, moves=[Join(desk.two, "2", 2, [(0, b"left")])])
+
+    move_on(desk, *other_graphs, is_same_code=is_same_code)
+
+    if "" not in other_graphs and (is_same_code or not has_begun):
+        assert desk.watch(A)[0] == b"o"
+        assert [len(desk.fetch(stream)) for stream in (desk.one, desk.two)] == [int(not has_begun), 1]
+    else:
+        assert desk.watch(A) == (b"f", REPLACED)
+        assert desk.is_idle(desk.one) and desk.is_idle(desk.two)
+
+
+def test_a_stream_that_a_replica_may_still_send_does_not_go_on_with_other_code(desk: Desk) -> None:
+    for request_id in (A, B):
+        desk.submit(request_id, [Start(desk.one, "m", [b"x"])], header=header(request_id, None, stream=True))
+    desk.client.xreadgroup(GROUP, REPLICA, {desk.one: ">"}, count=1)
+
+    move_on(desk)
+
+    assert desk.watch(A) == (b"f", REPLACED)
+    assert len(desk.fetch(desk.one)) == 1
+
+
+def test_a_step_that_waits_for_the_result_of_another_request_gets_it_in_the_next_version(desk: Desk) -> None:
+    desk.submit(A, [Start(desk.one, "m", [b"x"])], header=header(A, None))
+    waits = [Awaited(desk.keys.request(A), desk.two, "m", 2, 1)]
+    given = [Join(desk.two, "m", 2, [(0, b"template")])]
+    desk.submit(B, given, awaited=waits, header=header(B, None, awaits={"m.1": A}))
+
+    move_on(desk)
+
+    ((entry, _),) = desk.fetch(desk.one)
+    desk.commit(desk.one, entry, A, step="m", state="d", payload=b"result")
+    ((_, fields),) = desk.fetch(desk.two)
+    assert (fields[b"0"], fields[b"1"]) == (b"template", b"result")
+    assert not desk.client.exists(desk.keys.delayed_of(desk.two))
+
+
+def test_more_calls_than_one_look_takes_go_on_once_each(desk: Desk) -> None:
+    requests = [f"{number:032x}" for number in range(functions.RETIRE_COUNT + 1)]
+    for request_id in requests:
+        desk.submit(request_id, [Start(desk.one, "0", [b"x"])], header=header(request_id))
+
+    move_on(desk)
+
+    found: Any = desk.client.xreadgroup(GROUP, "living", {desk.one: ">"}, count=2000)
+    assert sorted(fields[b"h"][:32].decode() for _, fields in found[0][1]) == requests
 
 
 def test_a_request_whose_queue_is_gone_when_its_argument_comes_fails_and_makes_no_new_queue(desk: Desk) -> None:

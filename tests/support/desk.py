@@ -40,7 +40,7 @@ class Desk:
 
     def submit(self, request_id: str, moves: list[Any], **options: Any) -> bytes:
         keep_ms = options.pop("keep_ms", 60_000)
-        header = header_of(request_id)
+        header = options.pop("header", header_of(request_id))
         command = functions.submit(
             self.keys.request(request_id),
             request_id,

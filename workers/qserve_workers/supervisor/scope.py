@@ -78,12 +78,25 @@ class Applications:
         self._code = OwnCode(installation, scope.target)
         self._records: dict[tuple[str, str], ApplicationRecord] = {}
         self._kept: dict[str, tuple[ApplicationRecord, bytes]] = {}
+        self._old: dict[str, list[ApplicationRecord]] = {}
 
     def wait_for_change(self, timeout_s: float) -> None:
         self._registry.wait_for_change(self._change or NO_CHANGE, timeout_s)
 
     def find(self, name: str, version: str) -> ApplicationRecord | None:
         return self._records.get((name, version))
+
+    def active(self, name: str) -> ApplicationRecord | None:
+        """Return the version of an application that callers get."""
+        return self._kept[name][0] if name in self._kept else None
+
+    def old(self) -> list[ApplicationRecord]:
+        """Return the versions that were replaced and may not be finished."""
+        return [record for records in self._old.values() for record in records]
+
+    def forget(self, record: ApplicationRecord) -> None:
+        """Note that an old version is finished."""
+        self._old[record.name].remove(record)
 
     def targets(self) -> dict[str, Target]:
         """Return what is to run here, by its queue: of the versions whose code this worker has."""
@@ -136,6 +149,7 @@ class Applications:
             names = self._registry.names() if self._scope.app is None else [self._scope.app]
             self._records = {key: record for key, record in self._records.items() if key[0] in names}
             self._kept = {name: kept for name, kept in self._kept.items() if name in names}
+            self._old = {name: old for name, old in self._old.items() if name in names}
             self._unread, self._change = set(names), newest
             self._code.keep(self._records)
             if self._kept:  # somebody may have removed it, and nothing else
@@ -161,6 +175,7 @@ class Applications:
         self._kept.pop(name, None)
         if kept is not None:
             self._kept[name] = kept
+        self._old[name] = [old for old in self._registry.old(name) if (name, old.version) not in self._records]
         self._repair(name)
 
     def _repair(self, name: str) -> None:

@@ -112,6 +112,8 @@ class Supervisor:
         for stream, target in targets.items():
             attempt(f"starting {stream}", self._start_missing, stream, target)
         self._stop_surplus(targets)
+        for record in self._applications.old():
+            attempt(f"what is left of version {record.version}", self._finish_old, record)
         self._kill_overdue()
         attempt("looking for lost replicas", self._sweep, targets)
 
@@ -129,7 +131,8 @@ class Supervisor:
 
     def _sweep(self, targets: dict[str, Target]) -> None:
         names = [process.spec.name for process in self.processes.values()]
-        self._takeover.sweep(targets, names, self._kill, self._turns.attempt)
+        old = [queue for record in self._applications.old() for queue in self._takeover.queues_of(record)]
+        self._takeover.sweep(targets, old, names, self._kill, self._turns.attempt)
 
     def _kill(self, name: str, because: str) -> None:
         next(process for process in self.processes.values() if process.spec.name == name).kill(because)
@@ -236,7 +239,20 @@ class Supervisor:
         """Whether a version that should not run any more has finished what was accepted, or has had its time for it."""
         grace_s = max(one.grace_s for one in record.deployments.values())
         retire_by = self._retire_by.setdefault(record.version, time.monotonic() + grace_s)
-        return self._takeover.retire(record, force=time.monotonic() > retire_by)
+        return self._takeover.retire(record, time.monotonic() > retire_by, self._applications.active(record.name))
+
+    def _finish_old(self, record: ApplicationRecord) -> None:
+        """Have the active version take over what a replaced one has left behind, when that has no replica any more.
+
+        Crash before the command: another supervisor, or the next one, does it. Crash after: it has moved on.
+        """
+        if any(process.spec.record.version == record.version for process in self.processes.values()):
+            return  # they finish it, see `_is_retired`
+        readers = self._takeover.readers_of(record)
+        if readers is None:
+            self._applications.forget(record)
+        elif not readers:
+            self._takeover.retire(record, True, self._applications.active(record.name))
 
     def _kill_overdue(self) -> None:
         for process in self.processes.values():

@@ -16,7 +16,7 @@ from qserve.deploy.installation import Installation
 from qserve.exceptions import PayloadError
 from qserve.wire import replies
 from qserve.wire.application import ApplicationRecord
-from qserve.wire.sealing import DEATH_LIMIT, DELETED, LOST
+from qserve.wire.sealing import DEATH_LIMIT, DELETED, LOST, REPLACED
 from qserve_workers.process.heartbeat import Observer
 
 log = get_logger(__name__)
@@ -69,15 +69,39 @@ class Takeover:
         delayed = self._keys.delayed_of(stream)
         self._count(functions.wake(delayed, stream), delayed, stream)
 
-    def retire(self, record: ApplicationRecord, force: bool) -> bool:
-        """Remove a version's queues once no call is open, or ``force`` fails those that are; return whether it did."""
-        streams = [record.stream(self._keys, name) for name, one in record.deployments.items() if one.replicated]
+    def retire(self, record: ApplicationRecord, force: bool, active: ApplicationRecord | None) -> bool:
+        """Remove a version's queues once no call is open; return whether it did.
+
+        With ``force`` those that are open go on in the ``active`` version, or fail where it cannot finish them.
+        """
+        queues = self.queues_of(record)
+        streams = [*queues]
         for stream in streams[:]:
             models = self._keys.models_of(stream)
             with broker_errors():
                 held = without_strangers(self._client, partial(self._client.hgetall, models), models)
             streams += [self._keys.delayed_of(stream), *replies.personal_streams(held, stream)]
-        return self._count(functions.retire(streams, force, DELETED, self._prefix), *streams) == 1
+        if active is None:
+            command = functions.retire(streams, force, DELETED, self._prefix)
+        else:
+            now = {name: queue for queue, name in self.queues_of(active).items()}
+            following = {queue: now[name] for queue, name in queues.items() if name in now}
+            same, other_graphs = active.has_code_of(record), record.other_graphs(active)
+            command = functions.retire(streams, force, REPLACED, self._prefix, same, following, other_graphs)
+        return self._count(command, *streams) == 1
+
+    def queues_of(self, record: ApplicationRecord) -> dict[str, str]:
+        """Return the queues of a version, each with its deployment."""
+        return {record.stream(self._keys, name): name for name, one in record.deployments.items() if one.replicated}
+
+    @broker_errors()
+    def readers_of(self, record: ApplicationRecord) -> int | None:
+        """Return how many replicas read the queues of a version; None when it has no queues any more."""
+        found = [self._client.xinfo_groups(queue) for queue in self.queues_of(record) if self._is_queue(queue)]
+        return sum(map(replies.consumer_count, found)) if found else None
+
+    def _is_queue(self, key: str) -> bool:
+        return replies.text(self._client.type(key), "a type") == "stream"
 
     # -- replicas that are lost --------------------------------------------------------------------
 
@@ -89,6 +113,7 @@ class Takeover:
     def sweep(
         self,
         streams: Collection[str],
+        old: Collection[str],
         own: Collection[str],
         kill: Callable[[str, str], None],
         attempt: Callable[..., bool],
@@ -96,6 +121,7 @@ class Takeover:
         """Find lost replicas, when it is time: ``kill`` our ``own`` for a reason, hand over the calls of others.
 
         Parameters:
+          streams, old: The queues of versions that are run here, and of those that were replaced.
           attempt: Does a part that must not hold up the others, as ``Turns.attempt``.
         """
         now = time.monotonic()
@@ -105,6 +131,8 @@ class Takeover:
         consumers: dict[str, list[str]] = {}
         for stream in streams:
             attempt(f"the replicas of {stream}", self._add_consumers, stream, consumers)
+        for stream in {*old} - {*streams}:
+            attempt(f"the replicas of {stream}", self._add_old_consumers, stream, consumers)
         if failpoints.ARMED:
             failpoints.hit("sweep.mid")
         # our own even when another supervisor has handed their calls over before
@@ -129,6 +157,15 @@ class Takeover:
     def _add_consumers(self, stream: str, consumers: dict[str, list[str]]) -> None:
         """Add who reads a stream to ``consumers``; create the stream if the broker has lost it."""
         create_group(self._client, stream)
+        self._add_readers(stream, consumers)
+
+    @broker_errors()
+    def _add_old_consumers(self, stream: str, consumers: dict[str, list[str]]) -> None:
+        """Do the same for a queue that must not be created again."""
+        if self._is_queue(stream):
+            self._add_readers(stream, consumers)
+
+    def _add_readers(self, stream: str, consumers: dict[str, list[str]]) -> None:
         for raw in replies.consumer_names(self._client.xinfo_consumers(stream, GROUP)):
             try:
                 consumers.setdefault(replies.text(raw, "the name of a replica"), []).append(stream)
