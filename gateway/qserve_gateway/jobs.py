@@ -25,7 +25,7 @@ from qserve.wire.codec import Codec
 from qserve.wire.outcome import Field, Outcome, State, items_in
 from qserve.wire.replies import stored
 from qserve.wire.request_ids import id_of_key, is_genuine, is_of_value, is_request_id, new_response_id
-from qserve.wire.sealing import open_end, open_header
+from qserve.wire.sealing import open_end, open_header, seal_end
 from qserve_gateway.request.environ import CLIENT_ID, Environ, model_id_of, wrong_method
 from qserve_gateway.request.waiting import InFlightLimit, Place, wait_for_result
 from qserve_gateway.response.errors import failure_reply, problem_reply
@@ -247,7 +247,8 @@ class Jobs:
             return False
 
     def _close(self, request_id: str, state: State) -> Any:
-        return self._ask(functions.close(self.plane.keys.request(request_id), request_id, state, b""))
+        end = seal_end(self.plane.seal, request_id, state, b"")
+        return self._ask(functions.close(self.plane.keys.request(request_id), request_id, state, end))
 
     def _ask(self, command: Command) -> Any:
         with broker_errors():

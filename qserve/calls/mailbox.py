@@ -44,7 +44,7 @@ from qserve.wire.moves import Epoch
 from qserve.wire.outcome import ITEM, Outcome, State, items_in
 from qserve.wire.replies import Found
 from qserve.wire.request_ids import is_genuine
-from qserve.wire.sealing import Seal, item_context, open_end, open_header
+from qserve.wire.sealing import Seal, item_context, open_end, open_header, seal_end
 
 log = get_logger(__name__)
 
@@ -156,7 +156,8 @@ class Mailbox:
             self.settle(ref.request_id, EXPIRED, was_accepted=reply == 1)
 
     def close(self, ref: Ref[Any], state: str, on_reply: OnReply = ignore) -> None:
-        self._post(functions.close(self._keys.request(ref.request_id), ref.request_id, state, b""), on_reply)
+        end = seal_end(self._seal, ref.request_id, state, b"")
+        self._post(functions.close(self._keys.request(ref.request_id), ref.request_id, state, end), on_reply)
 
     def change_epoch(self, epoch: str | bytes) -> None:
         """Continue with the broker's epoch; requests that were accepted in another one are lost."""

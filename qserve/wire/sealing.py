@@ -7,11 +7,11 @@ are left out.
     message           place
     header            its request
     value of a slot   queue (the same in every version), request, step and slot
-    result            its request
-    failure           any request: it passes unchanged to requests that waited for the one that failed
+    result, failure, cancellation, expiry   its request
     item              its request, and its number in the stream
 
 A value that is another request's result was sealed as a result; the header, which its submitter sealed, says which.
+So it is with the end of a request that ends because one that it waited for did: see ``INHERITED``.
 """
 
 from __future__ import annotations
@@ -41,6 +41,12 @@ LOST = b"\0replica_lost"
 DELETED = b"\0app_deleted"
 REPLACED = b"\0version_replaced"
 NOT_KEPT = b"\0not_kept"
+ARGUMENT_FAILED = b"\0argument_failed"
+INHERITED = b"\0inherited"
+"""Before the end of a request whose argument failed: the depth in one byte, the length of the request's header in eight
+digits, that header, the awaited request's id, and its end."""
+INHERITED_LIMIT = 64
+"""How many requests may pass on the end of another one."""
 _BROKER_FAILURES: Mapping[bytes, QserveException] = {
     LOST: ReplicaLost(f"its replica died {DEATH_LIMIT} times while running this call"),
     DELETED: AppNotFound("the application was deleted before this call was finished"),
@@ -48,6 +54,7 @@ _BROKER_FAILURES: Mapping[bytes, QserveException] = {
         "the application was replaced before this request was finished: no replica has the code that it had begun with,"
         " or the new version has another graph; send it again"
     ),
+    ARGUMENT_FAILED: ResultUnavailable("a request whose result this one takes, through many others, has failed"),
     NOT_KEPT: ResultUnavailable(
         "the request has finished, but its result was not kept: results that wait to be fetched take half of the"
         " memory that the broker may use"
@@ -57,11 +64,12 @@ _BROKER_FAILURES: Mapping[bytes, QserveException] = {
 
 _VERSION = 1
 _BLOCK_BYTES = 64
+_LENGTH_DIGITS = 8
+_ENDS = frozenset(State) - {State.OPEN}
 _UNSIGNED, _SIGNED = bytes((_VERSION, 0)), bytes((_VERSION, 1))
 _TAG_AT = len(_SIGNED) + KEY_ID_BYTES
 UNSIGNED_BYTES, SIGNED_BYTES = len(_UNSIGNED), _TAG_AT + TAG_BYTES
 """What a sealed message has before its body."""
-_FAILURE = b"failure"
 
 
 class Seal:
@@ -189,25 +197,41 @@ def open_values(seal: Seal, stream: str, header: Header, step: str, values: Sequ
 
 
 def seal_end(seal: Seal, request_id: str, state: str, payload: bytes) -> bytes:
-    """Seal the result or failure of a request; other states have no payload that needs a seal."""
-    if state == State.DONE:
-        return seal.seal(_result(request_id), payload)
-    return seal.seal(_FAILURE, payload) if state == State.FAILED else payload
+    """Seal the end of a request; "" for a request that goes on stays as it is."""
+    return seal.seal(_end(state, request_id), payload) if state else payload
 
 
 def open_end(seal: Seal, request_id: str, outcome: Outcome) -> Outcome:
     """Return how a request ended; a failure when that was not sealed by one of us, or is not an end."""
+    state, payload = outcome
     try:
-        if outcome.state == State.DONE:
-            return Outcome(State.DONE, seal.open(_result(request_id), outcome.payload))
-        if outcome.state == State.FAILED:
-            known = _BROKER_FAILURES.get(outcome.payload)
-            return Outcome(State.FAILED, Failure.of(known).encode() if known else seal.open(_FAILURE, outcome.payload))
-        if outcome.state not in (State.CANCELLED, State.EXPIRED):
-            raise PayloadError(f"{outcome.state[:20]!r} is not a state in which a request ends")
+        if state not in _ENDS:
+            raise PayloadError(f"{state[:20]!r} is not a state in which a request ends")
+        if state != State.DONE and payload.startswith(INHERITED):
+            request_id, payload = _open_inherited(seal, request_id, payload)
+        known = _BROKER_FAILURES.get(payload) if state != State.DONE else None
+        if known is not None:
+            return Outcome(State.FAILED, Failure.of(known).encode())
+        return Outcome(state, seal.open(_end(state, request_id), payload))
     except PayloadError as error:
         return Outcome(State.FAILED, Failure.of(error).encode())
-    return Outcome(outcome.state, b"")
+
+
+def _open_inherited(seal: Seal, request_id: str, payload: bytes) -> tuple[str, bytes]:
+    """Return the request whose end another one has inherited, and that end, which is still sealed."""
+    while payload.startswith(INHERITED):
+        length_at = len(INHERITED) + 1
+        header_at = length_at + _LENGTH_DIGITS
+        length = payload[length_at:header_at]
+        if not length.isdigit():
+            raise PayloadError(f"request {request_id} has an end that cannot be read")
+        awaited_at = header_at + int(length)
+        end_at = awaited_at + REQUEST_ID_CHARS
+        header, awaited = open_header(seal, payload[header_at:awaited_at]), payload[awaited_at:end_at].decode("latin-1")
+        if header.request_id != request_id or awaited not in header.awaits.values():
+            raise PayloadError(f"request {request_id} has the end of another one, for which it did not wait")
+        request_id, payload = awaited, payload[end_at:]
+    return request_id, payload
 
 
 def item_context(request_id: str, number: int) -> bytes:
@@ -215,8 +239,12 @@ def item_context(request_id: str, number: int) -> bytes:
     return b"item|%b|%d" % (request_id.encode(), number)
 
 
+def _end(state: str, request_id: str) -> bytes:
+    return f"{state}|{request_id}".encode()
+
+
 def _result(request_id: str) -> bytes:
-    return b"result|" + request_id.encode()
+    return _end(State.DONE, request_id)
 
 
 def _slot(place: str, request_id: str, step: str, slot: int) -> bytes:

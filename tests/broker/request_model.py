@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from qserve.wire.moves import INPUTS_LIMIT
 from qserve.wire.outcome import State
+from qserve.wire.sealing import INHERITED
 
 DEATH_LIMIT = 2
 LOST, DELETED, FAILED, TRIED_OFTEN = b"replica lost", b"\0app_deleted", b"why", b"tried too often"
@@ -231,6 +232,18 @@ class Delayed(NamedTuple):
     step: int
 
 
+def header_of(request: Request) -> bytes:
+    """What each call of a request carries."""
+    return request.id.encode() + b" and the rest"
+
+
+def inherited(request: Request, other: Request, payload: bytes) -> bytes:
+    """The end of a request that waited for another one, which ended with this payload."""
+    depth = payload[len(INHERITED)] + 1 if payload.startswith(INHERITED) else 1
+    header = header_of(request)
+    return b"%b%c%08d%b%b%b" % (INHERITED, depth, len(header), header, other.id.encode(), payload)
+
+
 class Model:
     """All requests of one installation, and who holds which delivery; each method answers what the broker must."""
 
@@ -257,7 +270,7 @@ class Model:
         self.requests.append(request)
         failed = next((other for other in refs.values() if other.state not in (State.OPEN, State.DONE)), None)
         if failed is not None:
-            self.finish(request, failed.state, failed.result)
+            self.finish(request, failed.state, inherited(request, failed, failed.result))
             return b"OK"
         for slot in request.plan.given:
             request.slots[slot] = b"given to %d.%d" % slot
@@ -265,10 +278,10 @@ class Model:
             if other.is_open:
                 other.waiters.append((request, slot))
             else:
-                self._take(request, slot, other.state, other.result)
+                self._take(request, slot, other, other.state, other.result)
         return b"OK"
 
-    def _take(self, request: Request, slot: Slot, state: str, payload: bytes) -> None:
+    def _take(self, request: Request, slot: Slot, other: Request, state: str, payload: bytes) -> None:
         if request.is_dead and state == State.DONE:
             request.slots[slot] = payload
         elif not request.is_open:
@@ -279,7 +292,7 @@ class Model:
             request.slots[slot] = payload
         else:
             self.unqueue(request)
-            self.finish(request, state, payload)
+            self.finish(request, state, inherited(request, other, payload))
 
     def unqueue(self, request: Request) -> None:
         """A request ends while its calls wait, or run: nobody holds one of them any more."""
@@ -296,7 +309,7 @@ class Model:
             if isinstance(waiter, str):
                 self.mail[waiter][request.id.encode() + state.encode() + payload] += 1
             else:
-                self._take(*waiter, state, payload)
+                self._take(*waiter, request, state, payload)
 
     def commit(self, delivery: Delivery, is_failure: bool) -> bytes:
         """A call ends. Its effects happen when its delivery is pending and its request open, and never otherwise."""

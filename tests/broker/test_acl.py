@@ -303,7 +303,8 @@ def test_who_submits_may_wait_for_the_result_of_another_request_and_cancel_both(
         assert as_role[role].execute_command(*awaited) == b"OK"
         assert as_role[role].execute_command(*command) == b"OK"
         assert as_role[role].execute_command(*functions.close(keys.request(first), first, "c", b"")) == 1
-        assert as_role[role].execute_command(*functions.look(keys.request(second))) == [b"c", b""]
+        state, end = as_role[role].execute_command(*functions.look(keys.request(second)))
+        assert (state, end[-len(first) :]) == (b"c", first.encode())
         assert as_role[role].execute_command(*functions.forget([keys.request(first), keys.request(second)])) == b"OK"
     finally:
         as_role["deployer"].delete(stream)

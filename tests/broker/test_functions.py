@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import os
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -21,10 +22,11 @@ from qserve.base.settings import Settings
 from qserve.broker import functions
 from qserve.broker.connection import connect, create_group
 from qserve.exceptions import ResultUnavailable
+from qserve.wire.envelope import Header
 from qserve.wire.failure import Failure
 from qserve.wire.moves import Awaited, Epoch, Join, Start
 from qserve.wire.outcome import Outcome
-from qserve.wire.sealing import NOT_KEPT, open_end
+from qserve.wire.sealing import INHERITED_LIMIT, NOT_KEPT, open_end, seal_end, seal_header
 
 
 def test_a_submitted_request_is_on_its_queue_with_header_step_and_values(desk: Desk) -> None:
@@ -319,15 +321,19 @@ def test_a_call_that_takes_a_finished_result_starts_at_once(desk: Desk) -> None:
     assert len(desk.fetch(desk.two)) == 1
 
 
+def waits_for(awaited: str, request_id: str = B) -> bytes:
+    return seal_header(SEAL, Header(request_id, "app", None, 0, awaits={"m.1": awaited}).encode())
+
+
 def test_a_call_that_takes_a_failed_result_fails_with_that_failure(desk: Desk) -> None:
     desk.submit(A, [Start(desk.one, "0", [b"x"])])
     waits = [Awaited(desk.keys.request(A), desk.two, "m", 2, 1)]
-    desk.submit(B, [Join(desk.two, "m", 2, [(0, b"template")])], awaited=waits)
+    desk.submit(B, [Join(desk.two, "m", 2, [(0, b"template")])], awaited=waits, header=waits_for(A))
     ((entry, _),) = desk.fetch(desk.one)
 
-    desk.commit(desk.one, entry, A, state="f", payload=b"why")
+    desk.commit(desk.one, entry, A, state="f", payload=seal_end(SEAL, A, "f", b"why"))
 
-    assert desk.watch(B) == (b"f", b"why")
+    assert own_end(desk, B) == ("f", b"why")
     assert desk.client.xlen(desk.two) == 0
 
 
@@ -335,16 +341,41 @@ def test_a_call_that_takes_a_failed_result_fails_with_that_failure(desk: Desk) -
 def test_a_request_that_fails_with_its_argument_leaves_nothing_on_any_queue(desk: Desk, is_later: bool) -> None:
     desk.submit(A, [Start(desk.two, "0", [b"x"])])
     ((entry, _),) = desk.fetch(desk.two)
-    fail = functools.partial(desk.commit, desk.two, entry, A, state="f", payload=b"why")
+    fail = functools.partial(desk.commit, desk.two, entry, A, state="f", payload=seal_end(SEAL, A, "f", b"why"))
     if not is_later:
         fail()
     waits = [Awaited(desk.keys.request(A), desk.two, "m", 2, 1)]
-    desk.submit(B, [Start(desk.one, "0", [b"x"]), Join(desk.two, "m", 2, [(0, b"template")])], awaited=waits)
+    moves = [Start(desk.one, "0", [b"x"]), Join(desk.two, "m", 2, [(0, b"template")])]
+    desk.submit(B, moves, awaited=waits, header=waits_for(A))
     if is_later:
         fail()
 
-    assert desk.watch(B) == (b"f", b"why")
+    assert own_end(desk, B) == ("f", b"why")
     assert desk.is_idle(desk.one) and desk.is_idle(desk.two)
+
+
+def own_end(desk: Desk, request_id: str) -> Outcome:
+    state, payload = desk.watch(request_id)
+    return open_end(SEAL, request_id, Outcome(state.decode(), payload))
+
+
+@pytest.mark.parametrize("state", ["c", "x", "f"])
+def test_an_end_passes_through_every_request_that_waited_for_it_and_to_no_other(desk: Desk, state: str) -> None:
+    names = [f"{number:032x}" for number in range(INHERITED_LIMIT + 2)]
+    desk.submit(names[0], [Start(desk.one, "0", [b"x"])])
+    for awaited, name in itertools.pairwise(names):
+        waits = [Awaited(desk.keys.request(awaited), desk.two, "m", 2, 1)]
+        desk.submit(name, [Join(desk.two, "m", 2, [(0, b"template")])], awaited=waits, header=waits_for(awaited, name))
+
+    end = seal_end(SEAL, names[0], state, b"why")
+    desk.client.execute_command(*functions.close(desk.keys.request(names[0]), names[0], state, end))
+
+    assert {own_end(desk, name) for name in names[:-1]} == {(state, b"why")}
+    assert own_end(desk, names[-1]).state == "f"
+    for taken_from in names[:3]:  # by somebody who may write to the broker, and has no key
+        desk.client.hset(desk.keys.request(names[5]), "res", desk.watch(taken_from)[1])
+        failure = Failure.decode(own_end(desk, names[5]).payload)
+        assert failure.type == "PayloadError"
 
 
 def test_a_call_that_takes_an_unknown_result_is_refused(desk: Desk) -> None:

@@ -35,6 +35,7 @@ from request_model import (
     Plan,
     Request,
     Slot,
+    header_of,
     may_become,
     order,
 )
@@ -195,7 +196,7 @@ class Requests(RuleBasedStateMachine):
         )
 
     def header(self, request: Request) -> bytes:
-        return request.id.encode() + b" and the rest"
+        return header_of(request)
 
     def moves(
         self,

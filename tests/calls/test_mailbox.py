@@ -156,7 +156,7 @@ def test_who_follows_anothers_request_does_not_decide_when_it_is_late(mailbox: M
 
     Reading(mailbox).reply(None)
 
-    assert sent.commands == [functions.close(KEYS.request(OTHER), OTHER, "x", b""), LOOK]
+    assert sent.commands == [functions.close(KEYS.request(OTHER), OTHER, "x", seal_end(SEAL, OTHER, "x", b"")), LOOK]
     sent[0][1](1)
     assert own.outcome().state == "x"
     assert not follower.done.is_set()

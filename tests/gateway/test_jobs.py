@@ -158,8 +158,8 @@ def test_a_request_that_ends_while_it_is_being_cancelled_has_ended() -> None:
 
 @pytest.mark.parametrize("state", [b"d", b"f", b"x"])
 def test_what_has_ended_in_any_way_but_one_cannot_be_cancelled(state: bytes) -> None:
-    assert ask(Broker([state, b"", None]), "DELETE").status_code == 409
-    assert ask(Broker([b"c", b"", None]), "DELETE").status_code == 204
+    assert ask(Broker([state, seal_end(SEAL, ID, state.decode(), b""), None]), "DELETE").status_code == 409
+    assert ask(Broker([b"c", seal_end(SEAL, ID, "c", b""), None]), "DELETE").status_code == 204
 
 
 def test_a_stored_answer_that_cannot_be_read_is_500_and_no_traceback() -> None:

@@ -13,6 +13,7 @@ from qserve.wire.moves import Join, Start
 from qserve.wire.outcome import Outcome
 from qserve.wire.sealing import (
     DELETED,
+    INHERITED,
     LOST,
     item_context,
     open_end,
@@ -93,12 +94,28 @@ def test_a_result_is_no_result_of_another_request() -> None:
     assert open_end(SEAL, B, Outcome("d", sealed)).state == "f"
 
 
-def test_a_failure_passes_to_whoever_waited_and_a_forged_one_is_told_as_such() -> None:
+@pytest.mark.parametrize("state", ["f", "c", "x"])
+def test_an_end_that_was_not_sealed_for_this_request_and_this_state_is_told_as_such(state: str) -> None:
     told = Failure("builtins", "ValueError", "no").encode()
+    other_state = next(one for one in "fcx" if one != state)
 
-    assert open_end(SEAL, B, Outcome("f", seal_end(SEAL, A, "f", told))) == ("f", told)
-    forged = open_end(SEAL, A, Outcome("f", told))
-    assert Failure.decode(forged.payload).type == "PayloadError"
+    assert open_end(SEAL, A, Outcome(state, seal_end(SEAL, A, state, told))) == (state, told)
+    for forged in (told, b"", seal_end(SEAL, B, state, told), seal_end(SEAL, A, other_state, told)):
+        outcome = open_end(SEAL, A, Outcome(state, forged))
+        assert Failure.decode(outcome.payload).type == "PayloadError"
+
+
+def test_an_end_of_another_request_is_believed_of_one_that_waited_for_it() -> None:
+    head = seal_header(SEAL, header(awaits={"m.1": B}).encode())
+    end = seal_end(SEAL, B, "c", b"")
+    whole = b"%b\1%08d%b%b%b" % (INHERITED, len(head), head, B.encode(), end)
+
+    assert open_end(SEAL, A, Outcome("c", whole)) == ("c", b"")
+    stranger = seal_header(SEAL, header(awaits={"m.1": "c" * 32}).encode())
+    for forged in (whole.replace(head, stranger), whole[:-1], whole[:30], whole.replace(B.encode(), A.encode())):
+        assert open_end(SEAL, A, Outcome("c", forged)).state == "f"
+    assert open_end(SEAL, B, Outcome("c", whole)).state == "f"
+    assert open_end(SEAL, A, Outcome("d", whole)).state == "f"
 
 
 @pytest.mark.parametrize(("word", "kind"), [(LOST, ReplicaLost), (DELETED, AppNotFound)])

@@ -44,6 +44,14 @@ local function read_waiter(packed)
   return is_whole and w or nil
 end
 
+-- the end of a request as the end of another one that waited for it, whose header says so
+local function inherited(header, awaited_id, payload)
+  local is_inherited = string.sub(payload, 1, #INHERITED) == INHERITED
+  local depth = is_inherited and (string.byte(payload, #INHERITED + 1) or 0) + 1 or 1
+  if depth > INHERITED_LIMIT then return ARGUMENT_FAILED end
+  return INHERITED .. string.char(depth) .. string.format('%08d', #header) .. header .. awaited_id .. payload
+end
+
 local finish
 
 local function notify(waiter, request_id, state, payload)
@@ -65,7 +73,7 @@ local function notify(waiter, request_id, state, payload)
     end
   else
     remove_calls(w.request)
-    finish(w.request, w.request_id, state, payload)
+    finish(w.request, w.request_id, state, inherited(w.header, request_id, payload))
   end
 end
 
