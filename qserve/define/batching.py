@@ -8,7 +8,6 @@ be freed as usual.
 from __future__ import annotations
 
 import asyncio
-import contextvars
 import inspect
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Hashable, Iterable, Sequence
@@ -19,6 +18,7 @@ from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, Generic, Protocol, Self, TypeVar, overload
 
 from qserve.base.context import RequestContext, request_context
+from qserve.base.entry import own_context
 from qserve.define.decorators import Failure, check_async, has_self, state_of, value_of
 from qserve.exceptions import QserveException
 
@@ -147,7 +147,6 @@ class _Item:
     def __init__(self, owner: tuple[Any, ...], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.owner, self.args, self.kwargs = owner, args, kwargs
         self.request = request_context.get()
-        self.context = contextvars.copy_context()
         # a copied instance may share its queues with the original, and their calls must not share a batch
         self.key = (*map(id, owner), len(args), tuple(kwargs), self.request.multiplexed_model_id)
         self.has_ended = False
@@ -220,7 +219,7 @@ class _Queue:
                         item.end(Failure(error))
 
     def _start(self, batch: list[_Item]) -> None:
-        context = batch[0].context
+        context = own_context()
         context.run(request_context.set, _shared([item.request for item in batch]))
         task = self._loop.create_task(self._batched.run(batch), context=context)
         self._running[task] = batch
@@ -268,7 +267,8 @@ class _Batched:
 
     def _size(self, items: list[_Item]) -> int:
         values = [(*item.args, *item.kwargs.values()) for item in items]
-        return int((self.limits.batch_size_fn or len)([value[0] if len(value) == 1 else value for value in values]))
+        measure = self.limits.batch_size_fn or len
+        return int(own_context().run(measure, [value[0] if len(value) == 1 else value for value in values]))
 
     def measure(self, items: list[_Item]) -> int:
         """Return the size of some items. If ``batch_size_fn`` raises, these items fail with its error and leave."""

@@ -17,6 +17,7 @@ from weakref import WeakSet
 
 from qserve.base.context import request_context
 from qserve.base.destructor import disarm
+from qserve.base.entry import enter, own_context
 from qserve.base.log import get_logger
 from qserve.base.promise import Promise
 from qserve.define.decorators import Failure, check_async, has_self, state_of, value_of
@@ -86,7 +87,9 @@ class _Models:
             loading = self._loading.setdefault(model_id, Promise())
         if is_first:
             # a task of its own, because the first caller may be cancelled while others wait
-            task = asyncio.get_running_loop().create_task(self._load(model_id, load))
+            context = own_context()
+            context.run(request_context.set, request_context.get())
+            task = asyncio.get_running_loop().create_task(self._load(model_id, load), context=context)
             self._tasks.add(task)
             task.add_done_callback(partial(self._on_loaded, model_id, loading))
             del task  # like `loading` below
@@ -149,7 +152,7 @@ async def _dispose(model: Any) -> None:
     if not inspect.iscoroutinefunction(getattr(kind, "__del__", None)):
         return
     try:
-        await model.__del__()
+        await enter(model.__del__)
     except Exception as error:
         log.warning("__del__ of a model of type %s failed: %s", kind.__name__, error, exc_info=error)
     disarm(model)

@@ -94,6 +94,7 @@ class Invoker(Generic[C]):
     """Calls the methods of one user object; all methods are called on the loop's thread unless they say otherwise.
 
     Parameters:
+      start: Each call runs in a copy of this context, so that nothing which one call sets is seen by another.
       thread_name: The name of the thread of sync code.
       waiting: Holds the calls that wait for that thread; another thread may take from its right end.
     """
@@ -104,6 +105,7 @@ class Invoker(Generic[C]):
         stepper: Stepper,
         backend: Backend[C],
         loop: asyncio.AbstractEventLoop,
+        start: contextvars.Context,
         thread_name: str,
         waiting: deque[C] | None = None,
     ) -> None:
@@ -111,6 +113,7 @@ class Invoker(Generic[C]):
         self._stepper = stepper
         self._backend = backend
         self._loop = loop
+        self._start = start
         self._thread = UserThread(loop, thread_name)
         self._waiting: deque[C] = deque() if waiting is None else waiting
         self._running: set[C] = set()
@@ -133,9 +136,12 @@ class Invoker(Generic[C]):
 
     def begin(self, invocation: C) -> None:
         """Run a call; the backend ends it."""
+        self._start.copy().run(self._begin, invocation)
+
+    def _begin(self, invocation: C) -> None:
         invocation.began = time.monotonic()
         self._running.add(invocation)
-        token = request_context.set(invocation.request())
+        request_context.set(invocation.request())
         try:
             try:
                 call = self._stepper.open(invocation.header, invocation.step, self._backend.values(invocation))
@@ -147,8 +153,6 @@ class Invoker(Generic[C]):
                 self._call(invocation, call)
         except BaseException as error:
             self._fail(invocation, error)
-        finally:
-            request_context.reset(token)
 
     # -- running -----------------------------------------------------------------------------------
 
@@ -194,7 +198,8 @@ class Invoker(Generic[C]):
                 invocation.began = time.monotonic()
                 self._running.add(invocation)
                 assert invocation.run is not None and invocation.context is not None
-                self._thread.submit(invocation.run, invocation.context, partial(self._on_thread_done, invocation))
+                enter: Callable[..., Any] = invocation.context.run
+                self._thread.submit(partial(enter, invocation.run), partial(enter, self._on_thread_done, invocation))
 
     def _on_thread_done(self, invocation: C, value: Any, error: BaseException | None) -> None:
         self.is_thread_busy = False
@@ -233,7 +238,9 @@ class Invoker(Generic[C]):
                     f"Method {invocation.name!r} returned a generator. You must use `handle.options(stream=True)` to"
                     " call generators on a deployment, and iterate what `remote` returns."
                 )
-            await send_stream(sink, value, invocation.header, self._stepper.encode_item, self._in_thread)
+            # one context for all items, which is not the one of this task: they are never entered at the same time
+            in_thread = partial(self._in_thread, contextvars.copy_context())
+            await send_stream(sink, value, invocation.header, self._stepper.encode_item, in_thread)
             conclusion = Conclusion(State.DONE, sink.result())
         except ReaderGone:
             self._commit(invocation, Conclusion(State.CANCELLED))
@@ -242,7 +249,7 @@ class Invoker(Generic[C]):
         else:
             self._commit(invocation, conclusion)
 
-    def _in_thread(self, call: Callable[[], Any]) -> asyncio.Future[Any]:
+    def _in_thread(self, context: contextvars.Context, call: Callable[[], Any]) -> asyncio.Future[Any]:
         future: asyncio.Future[Any] = self._loop.create_future()
 
         def on_done(value: Any, error: BaseException | None) -> None:
@@ -253,7 +260,7 @@ class Invoker(Generic[C]):
             else:
                 future.set_exception(error)
 
-        self._thread.submit(call, contextvars.copy_context(), on_done)
+        self._thread.submit(partial(context.run, call), on_done)
         return future
 
     def _conclude(self, invocation: C, value: Any) -> None:
@@ -293,25 +300,25 @@ class UserThread:
 
     def __init__(self, loop: asyncio.AbstractEventLoop, name: str) -> None:
         self._loop = loop
-        self._calls: SimpleQueue[tuple[Callable[[], Any], contextvars.Context, OnDone] | None] = SimpleQueue()
+        self._calls: SimpleQueue[tuple[Callable[[], Any], OnDone] | None] = SimpleQueue()
         self._thread = threading.Thread(target=self._work, name=name, daemon=True)
 
-    def submit(self, call: Callable[[], Any], context: contextvars.Context, on_done: OnDone) -> None:
-        """Run a call after those before it, then ``on_done`` on the loop, both in ``context``; on the loop's thread."""
+    def submit(self, call: Callable[[], Any], on_done: OnDone) -> None:
+        """Run a call after those before it, then ``on_done`` on the loop; called on the loop's thread."""
         if self._thread.ident is None:
             self._thread.start()
-        self._calls.put((call, context, on_done))
+        self._calls.put((call, on_done))
 
     def close(self) -> None:
         self._calls.put(None)
 
     def _work(self) -> None:
         while (item := self._calls.get()) is not None:
-            call, context, on_done = item
-            value, error = context.run(_outcome, call)
+            call, on_done = item
+            value, error = _outcome(call)
             with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile
-                self._loop.call_soon_threadsafe(partial(on_done, value, error), context=context)
-            del item, call, context, on_done, value, error  # keeps nothing of a call alive while it waits for the next
+                self._loop.call_soon_threadsafe(on_done, value, error)
+            del item, call, on_done, value, error  # keeps nothing of a call alive while it waits for the next
 
 
 def _outcome(call: Callable[[], Any]) -> tuple[Any, BaseException | None]:

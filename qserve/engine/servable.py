@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from typing import Any, get_origin
 
 from qserve.base.destructor import disarm
+from qserve.base.entry import enter
 from qserve.calls.handles import DeploymentHandle, RayServeDeploymentHandle
-from qserve.calls.responses import RESPONSES
 from qserve.exceptions import QserveException
 
 FAST_S = 0.002
@@ -81,15 +81,19 @@ class Servable:
         if not inspect.isclass(self.target):
             self.instance = self.target
             return
-        args, kwargs = self._adapted_arguments(self.target.__init__)
-        if inspect.iscoroutinefunction(self.target.__init__):
-            self.instance = self.target.__new__(self.target)
-            await self.target.__init__(self.instance, *args, **kwargs)
-        else:
-            self.instance = self.target(*args, **kwargs)
+        await enter(self._make)
         start = self._hook("__qserve_start__")
         if start is not None:
-            await start()
+            await enter(start)
+
+    async def _make(self) -> None:
+        args, kwargs = self._adapted_arguments(self.target.__init__)
+        target: Any = self.target
+        if inspect.iscoroutinefunction(target.__init__):
+            self.instance = target.__new__(target)
+            await target.__init__(self.instance, *args, **kwargs)
+        else:
+            self.instance = target(*args, **kwargs)
 
     def _adapted_arguments(self, init: Any) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
         """Give handles of the newer kind where the constructor's annotations ask for them."""
@@ -116,7 +120,7 @@ class Servable:
             raise QserveException(
                 f"user_config is set for {name!r}, so it must be a class with a method `reconfigure(self, user_config)`"
             )
-        await finish(method(user_config))
+        await enter(method, user_config)
 
     @property
     def has_health_check(self) -> bool:
@@ -127,9 +131,9 @@ class Servable:
         check = self.instance.check_health
         try:
             if inspect.iscoroutinefunction(check):
-                await check()
+                await enter(check)
             else:
-                await asyncio.to_thread(check)
+                await enter(asyncio.to_thread, check)
         except (SystemExit, KeyboardInterrupt, GeneratorExit) as error:
             # unchanged, they would end the loop from within the task that awaits this
             raise RuntimeError(f"it raised {type(error).__name__}") from error
@@ -139,10 +143,10 @@ class Servable:
         stop, delete = self._hook("__qserve_stop__"), self._hook("__del__")
         try:
             if stop is not None:
-                await stop()
+                await enter(stop)
         finally:
             if delete is not None:
-                await finish(delete())
+                await enter(delete)
                 disarm(self.instance)
 
     def method(self, name: str) -> Method:
@@ -178,10 +182,3 @@ def _takes_anything(call: Callable[..., Any]) -> bool:
         return bool(inspect.signature(call).parameters)
     except (TypeError, ValueError):  # a builtin without a signature: let the call decide
         return True
-
-
-async def finish(value: Any) -> Any:
-    """Await what user code returned until it is a value: coroutines, refs and responses."""
-    while isinstance(value, RESPONSES) or inspect.isawaitable(value):
-        value = await value
-    return value

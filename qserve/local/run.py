@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from qserve.base.context import ReplicaContext, replica_here
+from qserve.base.entry import start_in
 from qserve.base.log import get_logger
 from qserve.base.promise import Promise
 from qserve.base.settings import Settings
@@ -157,11 +158,12 @@ class _Instance:
         self._context = contextvars.Context()
         self._context.run(record_here.set, record)
         self._context.run(replica_here.set, self._replica)
+        start_in(self._context)
         self._loop = asyncio.new_event_loop()
         # apart from this object, so that no circle of references keeps the user's object from its end
         self._backend = _LocalBackend(plane, deployment)
         stepper = Stepper(record, plane.keys, plane.codec)
-        self._invoker = Invoker(self._servable, stepper, self._backend, self._loop, f"{deployment}-sync")
+        self._invoker = Invoker(self._servable, stepper, self._backend, self._loop, self._context, f"{deployment}-sync")
         self._thread = threading.Thread(
             target=self._context.copy().run, args=(self._live,), name=deployment, daemon=True
         )
@@ -214,7 +216,7 @@ class _Instance:
         if call.header.expired():
             self._backend.commit(call, Conclusion(State.EXPIRED))
         else:
-            self._context.copy().run(self._invoker.begin, call)
+            self._invoker.begin(call)
 
 
 @dataclass(slots=True, eq=False)

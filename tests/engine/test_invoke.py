@@ -7,6 +7,7 @@ import gc
 import threading
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from contextvars import Context
 from typing import Any
 
 import pytest
@@ -107,7 +108,7 @@ class Bench:
         self.servable.instance = self.machine
         stepper = Stepper(ApplicationRecord("app", "v", "Machine"), Keys(), CODEC)
         self.invoker: Invoker[Invocation] = Invoker(
-            self.servable, stepper, self.ends, asyncio.get_running_loop(), "machine-sync"
+            self.servable, stepper, self.ends, asyncio.get_running_loop(), Context(), "machine-sync"
         )
 
     def begin(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import faulthandler
 import gc
 import importlib
@@ -17,7 +18,7 @@ from typing import Any
 
 from celery import signals
 
-from qserve.base import context
+from qserve.base import context, entry
 from qserve.base.context import ReplicaContext
 from qserve.base.log import get_logger, log_to_terminal
 from qserve.base.process import die_with_parent
@@ -135,7 +136,8 @@ async def _construct(spec: ReplicaSpec, registry: Registry) -> tuple[LoopPlane, 
     plane = LoopPlane(settings, find)
     await plane.open()
     current.installed = plane
-    code = _load_code(spec, registry)
+    entry.start = contextvars.copy_context()
+    code = entry.start.run(_load_code, spec, registry)  # what modules set when they are imported holds for all calls
     servable = Servable(*code)
     context.replica = ReplicaContext(record.name, spec.deployment, spec.name)
     await servable.construct()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import threading
 from collections import deque
 from collections.abc import Awaitable, Callable
@@ -147,6 +148,7 @@ class LoopPlane(BrokerPlane):
         )
         self._url = settings.broker_url
         self._thread = threading.get_ident()
+        self._context = contextvars.copy_context()  # the plane's own work belongs to none of the calls that cause it
         self._outbox: deque[tuple[Command, OnReply]] = deque()
         self._unanswered: deque[tuple[Command, OnReply]] = deque()
         self._is_flush_due = False
@@ -204,9 +206,9 @@ class LoopPlane(BrokerPlane):
 
     def _on_loop(self, callback: Callable[[], None]) -> None:
         if threading.get_ident() == self._thread:
-            self.loop.call_soon(callback)
+            self.loop.call_soon(callback, context=self._context)
         else:
-            self.loop.call_soon_threadsafe(callback)
+            self.loop.call_soon_threadsafe(callback, context=self._context)
 
     # -- sending -----------------------------------------------------------------------------------
 

@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable
 
 from qserve.base import failpoints
+from qserve.base.entry import own_context
 from qserve.base.log import get_logger
 from qserve.broker.connection import Client
 from qserve.engine.invoke import Invoker
@@ -42,7 +43,9 @@ class Replica:
         self._runs_alone = self._reads_suspects = False
         self._backlog = Backlog(spec.keys, spec.stream)
         self.committer = Committer(spec, plane, on_end=self._on_end, on_settled=self._backlog.settle)
-        self.invoker = Invoker(servable, stepper, self.committer, self.loop, "user-code", self._backlog.waiting)
+        self.invoker = Invoker(
+            servable, stepper, self.committer, self.loop, own_context(), "user-code", self._backlog.waiting
+        )
         self.reader = StreamReader(
             spec,
             plane,
