@@ -118,7 +118,7 @@ def _return_freed_memory() -> None:
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # other C libraries do not have it, nor need it
     if mallopt is not None:
-        mallopt(_M_MMAP_THRESHOLD, SMALL)
+        mallopt(_M_MMAP_THRESHOLD, 2 * SMALL)  # what is read from a socket at a time is a little more than ``SMALL``
 
 
 def _bind(host: str, port: int) -> socket.socket:

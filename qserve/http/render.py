@@ -86,7 +86,7 @@ def parse(payload: bytes) -> Rendered:
     Raises:
       PayloadError: The bytes are something else.
     """
-    parts = unpack(payload, "a response", depth=3)
+    parts = unpack(payload, "a response", depth=8)
     if type(parts) is not list or len(parts) != 3 or type(parts[2]) is not bytes:
         raise _not_response(payload)
     _check_head(payload, *parts[:2])
@@ -99,7 +99,7 @@ def parse_head(payload: bytes) -> tuple[int, list[list[str]]]:
     Raises:
       PayloadError: The bytes are something else.
     """
-    parts = unpack(payload, "the head of a response", depth=3)
+    parts = unpack(payload, "the head of a response", depth=8)
     if type(parts) is not list or len(parts) != 2:
         raise _not_response(payload)
     _check_head(payload, *parts)

@@ -14,6 +14,7 @@ from collections import Counter
 from typing import Any, NoReturn
 
 from qserve.http.message import BadRequest
+from qserve.wire.codec import is_deeper
 
 DEPTH_LIMIT = 64
 ITEM_LIMIT = 1_000_000
@@ -48,8 +49,8 @@ def loads(body: bytes) -> Any:
     if _LARGE_EXPONENT.search(body) or _LONG_NUMBER in body.translate(_ANY_DIGIT):
         decoder = _careful
     value = _decode(decoder, text)
-    if b"[" in body or b"{" in body:
-        _check_depth(body, value)
+    if body.count(b"[") + body.count(b"{") > DEPTH_LIMIT and is_deeper(value, DEPTH_LIMIT):
+        raise _too_deep()
     if _SURROGATE.search(body) is not None:
         _check_unicode(value)
     return value
@@ -102,28 +103,6 @@ def _out_of_range() -> BadRequest:
 
 def _too_deep() -> BadRequest:
     return BadRequest(f"the request body is nested deeper than {DEPTH_LIMIT} levels", "too_deep")
-
-
-def _check_depth(body: bytes, value: Any) -> None:
-    if body.count(b"[") + body.count(b"{") <= DEPTH_LIMIT:
-        return
-    level = [value]
-    for _ in range(DEPTH_LIMIT):
-        level = [item for container in level for item in _containers(container)]
-        if not level:
-            return
-    raise _too_deep()
-
-
-def _containers(value: Any) -> list[Any]:
-    items = value.values() if type(value) is dict else value if type(value) is list else ()
-    # most long lists contain numbers only, which this finds out without a loop in Python
-    if not _CONTAINERS.isdisjoint(map(type, items)):
-        return [item for item in items if type(item) in _CONTAINERS]
-    return []
-
-
-_CONTAINERS = frozenset((dict, list))
 
 
 def _check_unicode(value: Any) -> None:

@@ -281,7 +281,7 @@ class Codec:
         value = msgpack.unpackb(data, ext_hook=note, strict_map_key=False, unicode_errors="surrogatepass")
         if extensions:
             return _walked(value, room, self._unpacked)
-        if len(data) > room and is_deeper(value, room):
+        if _may_be_deeper(data, room) and is_deeper(value, room):
             raise too_deep()
         return value
 
@@ -356,7 +356,10 @@ def _survey(value: Any) -> tuple[bool, bool]:
     for _ in range(DEPTH_LIMIT - 3):  # an extension that msgpack packs by itself has three levels at most
         below: Any = []
         for container in level:
-            for item in container.values() if type(container) is dict else container:
+            items = container.values() if type(container) is dict else container
+            if LEAVES.issuperset(map(type, items)):  # at C's pace: most long lists hold numbers only
+                continue
+            for item in items:
                 kind = type(item)
                 if kind in LEAVES:
                     continue
@@ -553,13 +556,23 @@ def unpack(data: bytes, what: str, depth: int = 16, *, raw: bool = False) -> Any
         value = msgpack.unpackb(data, raw=raw, ext_hook=_refuse_extension)
     except Exception as error:
         raise PayloadError(f"{what} cannot be read: {type(error).__name__}: {str(error)[:200]}") from error
-    if len(data) > depth and is_deeper(value, depth):  # with fewer bytes it cannot be
+    if _may_be_deeper(data, depth) and is_deeper(value, depth):
         raise too_deep(depth)
     return value
 
 
 def _refuse_extension(code: int, data: bytes) -> Any:
     raise ValueError(f"extension {code}")
+
+
+_SHORT = 4096
+_NO_HEADS = bytes({*range(256)} - {*range(0x80, 0xA0), *range(0xC7, 0xCA), *range(0xD4, 0xD9), *range(0xDC, 0xE0)})
+"""All bytes but those with which a list, a dict or an extension begins."""
+
+
+def _may_be_deeper(data: bytes, depth: int) -> bool:
+    """Return whether these bytes can be nested deeper; most short ones cannot, and this costs less than to look."""
+    return len(data) > depth and (len(data) > _SHORT or len(data.translate(None, _NO_HEADS)) > depth)
 
 
 def is_deeper(value: Any, depth: int) -> bool:

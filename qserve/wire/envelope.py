@@ -57,7 +57,9 @@ class Header(NamedTuple):
 
     def encode(self) -> bytes:
         """Return the request's id, which the broker's functions read, and the rest as msgpack."""
-        return self.request_id.encode() + msgpack.packb(self[1:], default=dict)  # type: ignore[no-any-return]
+        # the default buffer of 1 MiB would be mapped and unmapped each time by a gateway: see ``_return_freed_memory``
+        rest: bytes = msgpack.packb(self[1:], default=dict, buf_size=512)
+        return self.request_id.encode() + rest
 
     @classmethod
     def decode(cls, data: bytes) -> Header:

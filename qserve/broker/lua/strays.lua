@@ -7,7 +7,7 @@
 --
 -- Returns a list of { stream, id }.
 
--- whether the entry is one that an open request, or its dead letter, names
+-- whether an open request names the entry, or the dead letter of one
 local function is_wanted(request, place, slot)
   local stored = redis.pcall('HMGET', request, Field.STATE, slot)
   if stored[1] == State.OPEN or stored.err then return stored[2] == place end
@@ -15,21 +15,38 @@ local function is_wanted(request, place, slot)
   return kind_of(letter) == 'hash' and redis.call('HGET', letter, slot) == place
 end
 
+-- the fields of entries by their ids; those of one read lie side by side, so that one look finds most of them
+local function fields_of(stream, pending)
+  local found = {}
+  local first, last = pending[1][1], pending[#pending][1]
+  for _, entry in ipairs(redis.call('XRANGE', stream, first, last, 'COUNT', #pending)) do found[entry[1]] = entry[2] end
+  for _, delivery in ipairs(pending) do
+    local id = delivery[1]
+    if not found[id] then
+      local entry = redis.call('XRANGE', stream, id, id)[1]
+      found[id] = entry and entry[2]
+    end
+  end
+  return found
+end
+
 local found = {}
 for k, stream in ipairs(streams) do
   local pending = redis.pcall('XPENDING', stream, GROUP, '(' .. after[k], '+', READ_COUNT, consumer)
-  for _, delivery in ipairs(pending.err and empty or pending) do
-    local entry_id = delivery[1]
-    local entry = redis.call('XRANGE', stream, entry_id, entry_id)[1]
-    local id, step
-    for n = 1, entry and #entry[2] or 0, 2 do
-      local name = entry[2][n]
-      if name == CallField.HEADER then id = request_id_of(entry[2][n + 1]) end
-      if name == CallField.STEP then step = entry[2][n + 1] end
-      if id and step then break end
+  for entry_id, fields in pairs(pending[1] and fields_of(stream, pending) or empty) do
+    local header, step = fields[2], fields[4]
+    if fields[1] ~= CallField.HEADER or fields[3] ~= CallField.STEP then -- our functions write them in this order
+      local call = by_name(fields)
+      header, step = call[CallField.HEADER], call[CallField.STEP]
     end
-    if id and not is_wanted(request_prefix .. id, stream .. ' ' .. entry_id, PLACE .. (step or '')) then
-      found[#found + 1] = { stream, entry_id }
+    if header then
+      -- a request that has ended names no entries, so that one look is enough for one that runs
+      local request, slot = request_prefix .. string.sub(header, 1, REQUEST_ID_CHARS), PLACE .. (step or '')
+      local place = stream .. ' ' .. entry_id
+      local is_named_there = redis.pcall('HGET', request, slot) == place
+      if not is_named_there and request_id_of(header) and not is_wanted(request, place, slot) then
+        found[#found + 1] = { stream, entry_id }
+      end
     end
   end
 end

@@ -11,17 +11,17 @@ local mail = {} -- mailbox and text of each message
 local writes = {} -- all other commands
 local kinds = {} -- the types of keys
 
--- every function begins with this: one that failed leaves behind what it had collected. Only tables that are in use are
--- made anew: what a function spends on tables is more than what it spends on calls
+-- every function begins with this: one that failed leaves behind what it had collected. The tables are emptied and used
+-- again: what a function spends on new ones is more than what it spends on calls
 local function collect()
-  kinds = {}
-  if next(hashes) then hashes = {} end
-  if next(lives) then lives = {} end
-  if next(renewed) then renewed = {} end
-  if added[1] then added = {} end
-  if mail[1] then mail = {} end
-  if removed[1] then removed = {} end
-  if writes[1] then writes = {} end
+  for key in next, kinds do kinds[key] = nil end
+  for key in next, hashes do hashes[key] = nil end
+  for key in next, lives do lives[key] = nil end
+  for key in next, renewed do renewed[key] = nil end
+  for k = #added, 1, -1 do added[k] = nil end
+  for k = #mail, 1, -1 do mail[k] = nil end
+  for k = #removed, 1, -1 do removed[k] = nil end
+  for k = #writes, 1, -1 do writes[k] = nil end
 end
 
 local function kind_of(key)
