@@ -12,10 +12,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import gunicorn.workers.ggevent  # noqa: F401  before the fork, so that all workers share it
+import gevent
+from gevent.server import StreamServer
 from gunicorn.app.base import BaseApplication
 from gunicorn.glogging import Logger
 from gunicorn.http.unreader import SocketUnreader
+from gunicorn.workers.ggevent import GeventWorker
 
 from qserve.base.log import log_to_terminal
 from qserve.base.process import die_with_parent_if_asked
@@ -45,6 +47,22 @@ class GatewayLogger(Logger):  # type: ignore[misc]
         self.error_log.propagate = True
 
 
+class Worker(GeventWorker):  # type: ignore[misc]
+    """gunicorn's worker, which ends at once if it has no connection; by itself it looks once a second."""
+
+    def handle_exit(self, sig: int, frame: Any) -> None:
+        """Begin to end; this is the handler of SIGTERM."""
+        super().handle_exit(sig, frame)
+        gevent.spawn(_exit_if_idle)
+
+
+def _exit_if_idle() -> None:
+    # gunicorn keeps its servers to itself, and a count of our own would be work for each connection
+    servers = [one for one in gc.get_objects() if isinstance(one, StreamServer)]
+    if servers and not any(len(server.pool) for server in servers):
+        sys.exit(0)  # gevent raises it in the main greenlet
+
+
 class Server(BaseApplication):  # type: ignore[misc]
     """gunicorn with the gateway as its application.
 
@@ -63,7 +81,7 @@ class Server(BaseApplication):  # type: ignore[misc]
         chosen: dict[str, Any] = {
             "bind": [f"fd://{self._listener.detach()}"],
             "workers": self._workers,
-            "worker_class": "gevent",
+            "worker_class": Worker,
             "worker_connections": CONNECTION_LIMIT,
             "graceful_timeout": GRACE_S,
             "loglevel": "warning",

@@ -355,7 +355,7 @@ def test_the_roles_apart_serve_the_example_each_with_a_user_of_its_own(site: Sit
             return Client(port).post("/", {"language": "spanish", "name": "Dora"}).text
         return ""
 
-    wait_until(lambda: answer() == "Hola Dora", description="the example answers", timeout_s=10)
+    wait_until(lambda: answer() == "Hola Dora", description="the example answers")
 
     again = start("deployer", "deploy", "hello:language_classifier")
     assert again.wait() == 0, again.output

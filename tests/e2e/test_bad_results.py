@@ -240,7 +240,7 @@ def test_a_result_that_http_cannot_have_is_500_by_code(worst: Any, started: Star
         assert (answer.status, error["code"], error["deployment"]) == (500, code, "Worst")
         assert error["retryable"] is False
         assert len(answer.body) < TEXT_LIMIT
-        wait_until(lambda: memory() < used + 4 * MIB, description="the broker holds none of it", timeout_s=10)
+        wait_until(lambda: memory() < used + 4 * MIB, description="the broker holds none of it")
 
 
 def test_a_result_whose_own_code_exits_ends_its_call_and_not_its_replica(worst: Any) -> None:

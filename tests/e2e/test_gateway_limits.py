@@ -119,7 +119,7 @@ def watched(gateway: Gateway) -> Iterator[Watched]:
         yield watched
     assert watched.peak < ALLOWED, f"{watched.peak // MIB} MB"
     assert watched.answered
-    wait_until(lambda: gateway.resident() < usual + 40 * MIB, description="the memory is given back", timeout_s=20)
+    wait_until(lambda: gateway.resident() < usual + 40 * MIB, description="the memory is given back")
     assert gateway.client.post("/plain", b"x" * MIB).body == str(MIB).encode()
 
 
@@ -199,7 +199,7 @@ def test_clients_that_do_not_read_large_answers_cannot_fill_the_memory_and_get_t
 ) -> None:
     get = b"GET /plain/large HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
     clients = [watched.connect(get) for _ in range(40)]
-    wait_until(lambda: watched.peak > 200 * MIB, description="answers have come", timeout_s=30)
+    wait_until(lambda: watched.peak > 200 * MIB, description="answers have come")
 
     with ThreadPoolExecutor(4) as readers:
         answers = list(readers.map(read_all, clients))
@@ -211,9 +211,9 @@ def test_clients_that_do_not_read_large_answers_cannot_fill_the_memory_and_get_t
 def test_clients_that_do_not_read_streams_cannot_fill_the_memory(watched: Watched) -> None:
     get = b"GET /plain/stream HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
     clients = [watched.connect(get) for _ in range(60)]
-    wait_until(lambda: all(status_of(sock) for sock in clients), description="streams have begun", timeout_s=30)
+    wait_until(lambda: all(status_of(sock) for sock in clients), description="streams have begun")
     seen = watched.answered
-    wait_until(lambda: watched.answered > seen + 15, description="others are answered", timeout_s=30)
+    wait_until(lambda: watched.answered > seen + 15, description="others are answered")
 
 
 def read_all(sock: socket.socket) -> bytes:

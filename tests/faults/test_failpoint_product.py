@@ -12,8 +12,6 @@ import pytest
 from invariants import check
 from load import Load
 from processes import wait_until
-from qserve_workers.supervisor.supervisor import HUNG_S
-from rows import LONGEST_S
 from stacks import Stack, kill
 
 IN_GATEWAY = ("submit.before_send", "submit.after_send", "reply.before_wait", "gateway.after_submit")
@@ -32,7 +30,6 @@ MAY_LOG = (
 
 
 @pytest.mark.chaos
-@pytest.mark.timeout(LONGEST_S)
 @pytest.mark.parametrize(
     ("point", "action"),
     [
@@ -53,14 +50,14 @@ def test_nothing_is_lost_whatever_happens_at(new_stack: Callable[..., Stack], po
     load, by_http = stack.load(), Load(stack.http(), rate=25).start()
     load.more(30)
     _provoke(stack, point)
-    wait_until(mark.exists, description=f"{point} was passed", timeout_s=30)
+    wait_until(mark.exists, description=f"{point} was passed")
 
     if action != "drop-connection" and point in IN_SUPERVISOR:
         # what restarts a container or a unit does this
-        stack.supervisor.wait(10 + (HUNG_S if action == "hang" else 0))
+        stack.supervisor.wait()
         stack.supervisor = stack.worker()
     stack.wait_replicas()
-    wait_until(stack.is_serving, description="the gateway is healthy", timeout_s=20)
+    wait_until(stack.is_serving, description="the gateway is healthy")
     load.more(100)
     calls, answers = load.stop(), by_http.stop()
 

@@ -18,7 +18,7 @@ def figures(site: Site, fault: str) -> dict[str, Any]:
     out = site.folder / "kills.json"
     chosen = ["--only", "qserve", "--faults", fault, "--rounds", "1", "--cap-s", "20"]
     program = site.start([sys.executable, str(PROGRAM), *chosen, "--json", str(out)])
-    assert program.wait(50) == 0, program.output
+    assert program.wait() == 0, program.output
     assert "| qserve |" in program.stdout
     (row,) = json.loads(out.read_text())
     return dict(row)

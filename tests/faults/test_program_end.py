@@ -158,12 +158,12 @@ def lost_of(process: Process) -> tuple[int, list[str]]:
 
 
 def run_each_way(office: Office, way: str, runs: int) -> None:
-    names = [f"{way}-run-{number}" for number in range(runs)]
+    names = [f"{way}-of-{runs}-{number}" for number in range(runs)]
     for pair in (names[at : at + 2] for at in range(0, runs, 2)):
         for process in [office.program(source_of(way), name) for name in pair]:
             assert process.wait() == WAYS[way][1], process.output
             assert "qserve:" not in process.stderr, process.output
-    wait_until(lambda: office.notes().keys() >= set(names), description=f"all of {names} are noted", timeout_s=10)
+    wait_until(lambda: office.notes().keys() >= set(names), description=f"all of {names} are noted")
     assert {office.notes()[name] for name in names} == {1}
 
 
@@ -214,7 +214,7 @@ def test_programs_say_what_a_broker_that_is_away_has_not_stored_and_fail(office:
         office.go(name)
 
     for name, process in programs.items():
-        assert process.wait(15) == ENDS[name.removeprefix("away-")][1], process.output
+        assert process.wait() == ENDS[name.removeprefix("away-")][1], process.output
         count, lines = lost_of(process)
         ids = (office.folder / f"{name}.log").read_text().split()
         assert len(ids) == 2, "its open files were written to their ends"
@@ -225,7 +225,7 @@ def test_programs_say_what_a_broker_that_is_away_has_not_stored_and_fail(office:
             assert "the broker cannot be reached" in line
         assert office.notes()[name] == 0
     for process in children.values():
-        assert process.wait(15) == 0, process.output
+        assert process.wait() == 0, process.output
         assert f"child {FAILED}" in process.stdout
         assert lost_of(process)[0] == 1
 
@@ -251,7 +251,7 @@ def test_a_broker_that_is_silent_does_not_keep_a_program_for_ever(office: Office
     proxy.black_hole()
     office.go("silent")
 
-    assert process.wait(25) == FAILED, process.output
+    assert process.wait() == FAILED, process.output
     count, lines = lost_of(process)
     assert count == 1000
     assert lines[-1] == "  and 980 more"

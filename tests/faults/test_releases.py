@@ -48,7 +48,7 @@ class Releases(Stack):
 
 
 def finish(deploy: Process) -> None:
-    assert deploy.wait(60) == 0, deploy.output
+    assert deploy.wait() == 0, deploy.output
 
 
 def new_workers_first(stack: Releases, version: int) -> None:
@@ -110,7 +110,7 @@ def releases() -> Iterator[Releases]:
         stack.front = stack.gateway()
         finish(stack.start_deploy(1))
         stack.version = 1
-        wait_until(stack.is_serving, description="the gateway is healthy", timeout_s=30)
+        wait_until(stack.is_serving, description="the gateway is healthy")
         yield stack
         stack.close()
 

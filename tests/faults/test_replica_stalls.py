@@ -5,13 +5,12 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
-import time
 from collections import Counter
 from pathlib import Path
 
 import pytest
-from installation import LEASE_S, SHOP, STALL_S, Installation, elapsed, installed
-from processes import Site, is_alive, wait_until
+from installation import SHOP, Installation, installed
+from processes import PATIENCE_S, Site, is_alive, wait_until
 
 from qserve.exceptions import DeadlineExceeded
 
@@ -27,14 +26,11 @@ def test_code_that_never_ends_costs_its_caller_the_deadline_and_the_others_a_new
     pids = shop.pids()
 
     stuck = shop.call(method, timeout_s=1.5)
-    began = time.monotonic()
     with pytest.raises(DeadlineExceeded):
-        stuck.result(10)
-    took_s = time.monotonic() - began
-    wait_until(lambda: not is_alive(*pids), description="the replica is ended", timeout_s=LEASE_S * 2 + STALL_S)
+        stuck.result(PATIENCE_S)
+    wait_until(lambda: not is_alive(*pids), description="the replica is ended")
 
-    assert took_s < 1.5 + 1.0
-    assert elapsed(lambda: shop.ask("pid")) < 2.5
+    assert shop.ask("pid") not in pids
     assert method in worker.stderr
 
 
@@ -43,10 +39,10 @@ def test_calls_that_nobody_waits_for_any_more_are_cancelled_and_the_replica_live
     stuck = shop.call("note", str(shop.site.folder / "ledger"), 1e9, timeout_s=1.0)
     shop.stream("items", timeout_s=1.0)
     with pytest.raises(DeadlineExceeded):
-        stuck.result(10)
+        stuck.result(PATIENCE_S)
     (pid,) = shop.pids()
 
-    wait_until(lambda: shop.pending() == 0, description="the call is given up", timeout_s=STALL_S + 3)
+    wait_until(lambda: shop.pending() == 0, description="the call is given up")
     assert shop.ask("pid") == pid
 
 
@@ -54,26 +50,27 @@ def test_calls_that_nobody_waits_for_any_more_are_cancelled_and_the_replica_live
 
 
 def test_a_fast_method_that_turns_slow_holds_nothing_that_others_could_run(shop: Installation) -> None:
-    shop.serve(replicas=2, QSERVE_STALL_LIMIT_S="60")
+    shop.serve(replicas=2, QSERVE_STALL_LIMIT_S="600")
     for _ in range(10):
-        [one.result(10) for one in [shop.call("work") for _ in range(100)]]
+        [one.result(PATIENCE_S) for one in [shop.call("work") for _ in range(100)]]
 
-    slow = shop.call("work", 4.0)
-    quick = [shop.call("work") for _ in range(100)]
+    gate = shop.site.folder / "gate"
+    slow = shop.call("work", 0.0, str(gate))
+    [one.result(PATIENCE_S) for one in [shop.call("work") for _ in range(100)]]  # while the slow one runs
 
-    assert elapsed(lambda: [one.result(10) for one in quick]) < 2.5
-    assert slow.result(10) in shop.pids()
+    gate.touch()
+    assert slow.result(PATIENCE_S) in shop.pids()
 
 
 def test_calls_that_wait_for_the_thread_of_sync_code_are_shared(shop: Installation) -> None:
     shop.serve(replicas=2)
     for _ in range(10):
-        [one.result(10) for one in [shop.call("work") for _ in range(100)]]
+        [one.result(PATIENCE_S) for one in [shop.call("work") for _ in range(100)]]
 
-    calls = [shop.call("work", 0.2) for _ in range(30)]
+    calls = [shop.call("work", 0.2) for _ in range(20)]
 
-    shares = Counter(one.result(20) for one in calls)
-    assert min(shares.values()) >= 8, shares
+    shares = Counter(one.result(PATIENCE_S) for one in calls)
+    assert len(shares) == 2 and min(shares.values()) >= 3, shares
 
 
 # -- deaths ----------------------------------------------------------------------------------------
@@ -92,7 +89,7 @@ def test_a_replica_that_has_no_files_left_says_so_and_is_replaced(shop: Installa
 
 @pytest.mark.parametrize("method", ["pid", "sleep_on_the_loop", "spin_in_a_thread"])
 def test_replicas_end_soon_after_their_supervisor_was_killed(shop: Installation, method: str) -> None:
-    worker = shop.serve(replicas=2, QSERVE_STALL_LIMIT_S="60")
+    worker = shop.serve(replicas=2, QSERVE_STALL_LIMIT_S="600")
     pids = shop.pids()
     for _ in range(2):
         shop.call(method)
@@ -100,7 +97,7 @@ def test_replicas_end_soon_after_their_supervisor_was_killed(shop: Installation,
 
     worker.signal(signal.SIGKILL)
 
-    wait_until(lambda: not any(map(is_alive, pids)), description="no replica is left", timeout_s=2.5)
+    wait_until(lambda: not any(map(is_alive, pids)), description="no replica is left")
 
 
 # -- starts ----------------------------------------------------------------------------------------
@@ -116,7 +113,7 @@ def test_a_constructor_that_hangs_is_ended_and_the_version_before_goes_on(shop: 
 
     second = shop.deploy()
 
-    assert second.wait(20) == 1
+    assert second.wait() == 1
     assert "start_timeout: it was not constructed within 0.5 s (QSERVE_START_TIMEOUT_S)" in second.output
     assert shop.ask("pid") in before
     assert "in __init__" in worker.stderr
@@ -159,7 +156,7 @@ def test_replicas_that_fall_ill_together_are_replaced_one_after_the_other(site: 
             fewest = min(fewest, len(now))
             return len(now) == 3 and not before & {one.pid for one in now}
 
-        wait_until(all_replaced, description="all are replaced", timeout_s=20)
+        wait_until(all_replaced, description="all are replaced")
         assert fewest == 2
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from http_client import Answer, Client
-from processes import END_FOR_S, READY, Process, Serving, Site, free_port, is_open, wait_until
+from processes import READY, Process, Serving, Site, free_port, is_open, wait_until
 
 from qserve.broker.connection import connect
 from qserve.machine.embedded_broker import EmbeddedBroker
@@ -23,8 +23,6 @@ GATEWAY, SUPERVISOR, BROKER = "the gateway", "the workers' supervisor", "the emb
 COMMANDS = {GATEWAY: "qserve_gateway", SUPERVISOR: "qserve_workers", BROKER: "valkey-server"}
 pytestmark = pytest.mark.slow
 EACH = pytest.mark.parametrize("name", COMMANDS)
-BACK_FOR_S = 10.0
-"""How long it may take until requests are answered again."""
 
 APP = """
 import asyncio
@@ -64,7 +62,7 @@ def accept(port: int, body: str) -> Answer:
             return answer if answer.status != 503 else None
         return None
 
-    answer = wait_until(sent, description=f"{body} is accepted", timeout_s=BACK_FOR_S)
+    answer = wait_until(sent, description=f"{body} is accepted")
     assert answer is not None
     return answer
 
@@ -94,7 +92,7 @@ def kill_each(site: Site, process: Process, name: str, until: Callable[[], bool]
             os.kill(pid, signal.SIGKILL)
         return until()
 
-    wait_until(kill_the_next, description=f"{name} is given up", timeout_s=20)
+    wait_until(kill_the_next, description=f"{name} is given up")
 
 
 def ledger(site: Site) -> list[str]:
@@ -136,7 +134,7 @@ def test_what_was_accepted_before_a_kill_and_during_it_is_answered_once(site: Si
         wait_until(lambda: len(ledger(site)) >= 60, description="requests are under way")
         os.kill(victim, signal.SIGKILL)
         wait_until(lambda: own(site, run, name) not in (0, victim), description="it is restarted")
-        wait_until(lambda: is_serving(port), description="requests are answered", timeout_s=BACK_FOR_S)
+        wait_until(lambda: is_serving(port), description="requests are answered")
         for body, one in under_way.items():
             one.result()
             jobs.append(body)
@@ -156,7 +154,7 @@ def test_what_was_accepted_before_a_kill_and_during_it_is_answered_once(site: Si
     assert site.broker_folders() == folders
     assert f"WARNING [run] {name} was killed by SIGKILL; restarting it" in run.stderr
     run.press_ctrl_c()
-    assert run.wait(END_FOR_S) == 0, run.output
+    assert run.wait() == 0, run.output
     site.wait_empty()
 
 
@@ -177,7 +175,7 @@ def test_all_three_may_be_killed_at_once_and_one_after_the_other(site: Site) -> 
             os.kill(pid, signal.SIGKILL)
         for name, pid in victims.items():
             wait_until(lambda: own(site, run, name) not in (0, pid), description=f"{name} is restarted")  # noqa: B023
-        wait_until(lambda: is_serving(port), description="requests are answered", timeout_s=BACK_FOR_S)
+        wait_until(lambda: is_serving(port), description="requests are answered")
     (site.folder / "gate").touch()
 
     for number, location in enumerate(locations):
@@ -190,7 +188,7 @@ def test_all_three_may_be_killed_at_once_and_one_after_the_other(site: Site) -> 
 
 def ends_with(run: Process, site: Site) -> str:
     """Wait for the failure, and answer the last that is said of it; processes may log something more as they end."""
-    assert run.wait(20) == 1, run.output
+    assert run.wait() == 1, run.output
     site.wait_empty()
     assert "Traceback" not in run.output
     return [line for line in run.stderr.splitlines() if line.startswith("Error: ")][-1]
@@ -234,7 +232,7 @@ def test_a_broker_goes_on_with_a_file_whose_end_is_half_written(site: Site) -> N
 
     wait_until(lambda: own(site, run, BROKER) not in (0, victim), description="it is restarted")
     (site.folder / "gate").touch()
-    wait_until(lambda: is_serving(port), description="requests are answered", timeout_s=BACK_FOR_S)
+    wait_until(lambda: is_serving(port), description="requests are answered")
     assert send(port, "GET", location, Prefer="wait=20").json == {"body": "gated-0"}
 
 
@@ -263,7 +261,7 @@ def test_ctrl_c_after_a_kill_leaves_nothing_behind(site: Site, name: str, moment
         run.wait_for("restarting it")
     run.press_ctrl_c()
 
-    assert run.wait(END_FOR_S) == 0, run.output
+    assert run.wait() == 0, run.output
     site.wait_empty()
 
 
@@ -278,7 +276,7 @@ def test_what_was_started_again_ends_with_a_run_that_is_killed(site: Site, name:
     run.signal(signal.SIGKILL)
 
     run.wait()
-    wait_until(lambda: not site.processes(), description=f"no orphans, not {site.processes()}", timeout_s=5)
+    wait_until(lambda: not site.processes(), description=f"no orphans, not {site.processes()}")
     assert not is_open(serving.port)
     for folder in site.broker_folders():  # with the last process gone, nobody is left to remove it
         (site.folder / folder).rename(site.folder / f"left-{folder}")
@@ -345,9 +343,9 @@ def test_a_program_that_serves_has_its_processes_started_again(site: Site, name:
     wait_until(lambda: own(site, program, name) not in (0, victim), description="it is restarted")
     assert f"{name} was killed by SIGKILL; restarting it" in program.stderr
     (site.folder / "gate").touch()
-    wait_until(lambda: is_serving(port), description="requests are answered", timeout_s=BACK_FOR_S)
+    wait_until(lambda: is_serving(port), description="requests are answered")
     (site.folder / "go").write_text("")
-    assert program.wait(50) == 0, program.output
+    assert program.wait() == 0, program.output
     assert program.stdout.splitlines() == [READY, "True", "50", "51", "again"]
     ran = Counter(ledger(site))
     assert len(ran) == 52
@@ -367,7 +365,7 @@ def test_a_program_learns_from_its_next_run_that_a_process_could_not_be_kept(sit
     kill_each(site, program, GATEWAY, until=lambda: "not restarting it any more" in program.stderr)
     (site.folder / "go").write_text("")
 
-    assert program.wait(20) == 0, program.output
+    assert program.wait() == 0, program.output
     assert program.stdout.splitlines()[-1].startswith(f"{GATEWAY} was killed by SIGKILL (5 times")
     site.wait_empty()
 

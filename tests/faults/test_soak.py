@@ -91,10 +91,10 @@ def test_nothing_accepted_is_lost_whatever_happens_one_after_the_other(new_stack
         last(source.uniform(2.0, 5.0))
         done.append(source.choice(kinds))
         print(done[-1])
-        wait_until(stack.replicas, description="a replica runs", timeout_s=30)
-        wait_until(stack.gateway_workers, description="a gateway process runs", timeout_s=30)
+        wait_until(stack.replicas, description="a replica runs")
+        wait_until(stack.gateway_workers, description="a gateway process runs")
         getattr(faults, done[-1])()
-    wait_until(stack.is_serving, description="the gateway is healthy", timeout_s=30)
+    wait_until(stack.is_serving, description="the gateway is healthy")
     stack.wait_replicas()
     load.more(100)
     calls = [*load.stop(), *by_http.stop()]

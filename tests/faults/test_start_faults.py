@@ -47,7 +47,7 @@ def test_a_constructor_that_hangs_is_ended_and_reported_and_the_old_version_serv
         assert HANGS != DIAMOND
         stack.write_app(version=2, text=HANGS)
         deploying = stack.deploy()
-        assert deploying.wait(120) != 0
+        assert deploying.wait() != 0
         stack.write_app()
     load.more(50)
     calls, answers = load.stop(), by_http.stop()
@@ -77,7 +77,7 @@ def test_only_what_stays_ill_is_replaced_and_its_calls_are_finished(new_stack: C
         for kind in ("fails", "hangs"):
             ill = stack.replicas("Left")[0].pid
             health.write_text(f"{kind} {ill}")
-            wait_until(lambda ill=ill: not is_alive(ill), description=f"a replica that {kind} is ended", timeout_s=20)
+            wait_until(lambda ill=ill: not is_alive(ill), description=f"a replica that {kind} is ended")
             stack.wait_replicas()
     load.more(50)
     calls = load.stop()
@@ -91,7 +91,7 @@ def test_a_supervisor_that_may_start_no_process_says_so_and_goes_on_when_it_may(
     with limited("pids", {"pids.max": "max"}) as within:
         group = Path(within[-1]).parent
         stack.supervisor.signal(signal.SIGTERM)
-        assert stack.supervisor.wait(20) == 0
+        assert stack.supervisor.wait() == 0
         stack.supervisor = stack.worker(within=within)
         stack.wait_replicas()
         load = stack.load()
@@ -103,9 +103,7 @@ def test_a_supervisor_that_may_start_no_process_says_so_and_goes_on_when_it_may(
             limit = int((group / "pids.current").read_text()) - threads
             (group / "pids.max").write_text(str(limit))
             kill(victim)
-            wait_until(
-                lambda: "cannot_start: EAGAIN" in stack.supervisor.output, description="it says why", timeout_s=10
-            )
+            wait_until(lambda: "cannot_start: EAGAIN" in stack.supervisor.output, description="it says why")
             assert "cannot_start: EAGAIN" in status_of(stack)
             load.more(50)
             (group / "pids.max").write_text("max")
@@ -121,5 +119,5 @@ def test_a_supervisor_that_may_start_no_process_says_so_and_goes_on_when_it_may(
 def status_of(stack: Stack) -> str:
     """What ``qserve status`` shows."""
     status = stack.command("status")
-    assert status.wait(20) == 0
+    assert status.wait() == 0
     return status.stdout

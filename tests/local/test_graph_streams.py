@@ -139,4 +139,4 @@ def test_dropping_a_stream_ends_its_producer(serve_run: ServeRun, tmp_path: Path
 
     del response
 
-    wait_until(lambda: has_arrived(folder, "closed"), description="the producer is closed", timeout_s=10)
+    wait_until(lambda: has_arrived(folder, "closed"), description="the producer is closed")

@@ -59,13 +59,11 @@ def test_a_sync_method_moves_to_the_loop_once_it_is_fast_and_away_when_it_is_slo
 
     def slow_call_ran_on_the_loop() -> bool:
         # a busy machine may make any call slow, which then has to prove itself again
-        wait_until(lambda: is_on_loop(0.0), description="fast calls run on the loop", timeout_s=20)
+        wait_until(lambda: is_on_loop(0.0), description="fast calls run on the loop")
         return is_on_loop(0.1)
 
     assert not is_on_loop(0.0), "it was not measured yet"
-    wait_until(
-        slow_call_ran_on_the_loop, description="a slow call runs where the fast ones before it ran", timeout_s=20
-    )
+    wait_until(slow_call_ran_on_the_loop, description="a slow call runs where the fast ones before it ran")
     assert not is_on_loop(0.0), "the last call was slow"
 
 

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from processes import END_FOR_S, Site, free_port, wait_until
+from processes import Site, free_port, wait_until
 from second_user import as_second_user, needs_root
 
 from qserve.machine.private_folder import PrivateFolder, remove_abandoned
@@ -97,7 +97,7 @@ def test_a_run_starts_among_the_traps_of_another_user_and_imports_nothing_of_the
     run.wait_for("qserve: ready")
     run.press_ctrl_c()
 
-    assert run.wait(END_FOR_S) == 0
+    assert run.wait() == 0
     assert "ZeroDivisionError" not in run.output
     assert tree(shared) == before
     assert (site.folder / "victim").read_text() == "precious"
@@ -176,5 +176,5 @@ def test_a_start_is_interrupted_while_it_waits_for_a_broker_that_is_silent(site:
 
             run.signal(number)
 
-            wait_until(lambda: run.exit_code() is not None, description="it ends", timeout_s=2)
+            wait_until(lambda: run.exit_code() is not None, description="it ends")
     assert "Traceback" not in run.output

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import redis
-from processes import Process, Site, free_port, wait_until
+from processes import PATIENCE_S, Process, Site, free_port, wait_until
 from roles import Roles
 
 from qserve.base.keys import GROUP, Keys
@@ -45,9 +44,11 @@ class Machine:
         yield 1
         await asyncio.sleep(1e9)
 
-    def work(self, seconds=0.0):
+    def work(self, seconds=0.0, gate=""):
         if seconds:
             time.sleep(seconds)
+        while gate and not os.path.exists(gate):
+            time.sleep(0.01)
         return os.getpid()
 
     async def sleep_on_the_loop(self):
@@ -111,7 +112,7 @@ class Installation(Roles):
     def pids(self) -> set[int]:
         return {one.pid for one in self.replicas()}
 
-    def wait_running(self, count: int, but: set[int] | None = None, timeout_s: float = 10.0) -> set[int]:
+    def wait_running(self, count: int, but: set[int] | None = None, timeout_s: float = PATIENCE_S) -> set[int]:
         """Wait for so many replicas, none of which is one of ``but``."""
         return wait_until(
             lambda: pids if len(pids := self.pids()) == count and not pids & (but or set()) else None,
@@ -125,7 +126,7 @@ class Installation(Roles):
     def stream(self, method: str, timeout_s: float | None = None) -> Any:
         return self.plane.submit(Call("default", "Machine", method, timeout_s=timeout_s, stream=True))
 
-    def ask(self, method: str, *args: Any, timeout_s: float = 20.0) -> Any:
+    def ask(self, method: str, *args: Any, timeout_s: float = PATIENCE_S) -> Any:
         return self.call(method, *args).result(timeout_s)
 
     @property
@@ -150,10 +151,3 @@ def installed(site: Site, source: str) -> Iterator[Installation]:
         yield installation
     finally:
         installation.close()
-
-
-def elapsed(wait: Callable[[], Any]) -> float:
-    """How many seconds something takes."""
-    began = time.monotonic()
-    wait()
-    return time.monotonic() - began

@@ -26,16 +26,16 @@ T = TypeVar("T")
 
 READY = "qserve: ready"
 MARK = "QSERVE_TEST_MARK"
-START_FOR_S = 30.0
-END_FOR_S = 5.0
-"""How long an end may take, by any means: the promise of ``qserve run``."""
+PATIENCE_S = 60.0
+"""How long a test waits for what must happen: so long that no busy machine needs it, and no promise of ours."""
+KILL_AFTER_S = 10.0
 
 QSERVE = [sys.executable, "-m", "qserve"]
 _OWN_SETTINGS = ("QSERVE_", "REDIS_URL", "PORT", "WEB_CONCURRENCY")
 _POLL_INTERVAL_S = 0.01
 
 
-def wait_until(predicate: Callable[[], T], *, description: str, timeout_s: float = 5.0) -> T:
+def wait_until(predicate: Callable[[], T], *, description: str, timeout_s: float = PATIENCE_S) -> T:
     """Wait until a predicate answers something true, and return that.
 
     Parameters:
@@ -186,7 +186,7 @@ class Site:
         """The folders of embedded brokers here."""
         return [path.name for path in self.folder.glob("qserve-*")]
 
-    def wait_empty(self, timeout_s: float = END_FOR_S) -> None:
+    def wait_empty(self, timeout_s: float = PATIENCE_S) -> None:
         """Wait until no process and no broker's folder is left."""
         gone = f"no process and no folder is left of {[one.command for one in self._processes]}"
         try:
@@ -203,8 +203,13 @@ class Site:
     def close(self) -> None:
         """End what still runs, see that nothing is left, and remove the folder."""
         try:
-            for process in self._processes:
-                process.stop()
+            # brokers last: without theirs the others would try to reach it before they end
+            for is_broker in (False, True):
+                ending = [one for one in self._processes if one.is_broker is is_broker and one.exit_code() is None]
+                for process in ending:
+                    process.signal(signal.SIGTERM)
+                for process in ending:
+                    process.stop()
             self.wait_empty()
         finally:
             for pid in self.processes():
@@ -230,6 +235,7 @@ class Process:
 
     def __init__(self, command: Sequence[str], cwd: Path, env: Mapping[str, str], folder: Path) -> None:
         self.command = " ".join(command)
+        self.is_broker = command[0] == find_server()
         stem = os.urandom(4).hex()
         self._out, self._err = folder / f"{stem}.out", folder / f"{stem}.err"
         with self._out.open("wb") as out, self._err.open("wb") as err:
@@ -267,7 +273,7 @@ class Process:
         """Its exit code; None while it runs."""
         return self._popen.poll()
 
-    def wait_for(self, text: str, timeout_s: float = START_FOR_S) -> None:
+    def wait_for(self, text: str, timeout_s: float = PATIENCE_S) -> None:
         """Wait until a text is printed.
 
         Raises:
@@ -284,7 +290,7 @@ class Process:
         printed = text in self.stdout + self.stderr
         assert printed, f"exit code {self.exit_code()} before {text!r} was printed:\n{self.output}"
 
-    def wait(self, timeout_s: float = START_FOR_S) -> int:
+    def wait(self, timeout_s: float = PATIENCE_S) -> int:
         """Wait for its end, and answer its exit code."""
         try:
             return self._popen.wait(timeout_s)
@@ -305,7 +311,7 @@ class Process:
         if self.exit_code() is None:
             self.signal(signal.SIGTERM)
             try:
-                self._popen.wait(END_FOR_S)
+                self._popen.wait(KILL_AFTER_S)
             except subprocess.TimeoutExpired:
                 self._popen.kill()
 

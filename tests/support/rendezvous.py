@@ -14,7 +14,7 @@ def arrive(folder: str, name: str) -> None:
 
 def await_arrival(folder: str, name: str) -> None:
     """Wait until ``name`` has come so far."""
-    wait_until((Path(folder) / name).exists, description=f"{name} arrives", timeout_s=10)
+    wait_until((Path(folder) / name).exists, description=f"{name} arrives")
 
 
 def has_arrived(folder: str, name: str) -> bool:

@@ -39,5 +39,5 @@ class Roles:
         """Start all roles, and answer the worker and the gateway once that is healthy."""
         worker, gateway, deploy = self.worker(), self.gateway(), self.deploy()
         assert deploy.wait() == 0, deploy.output + worker.output
-        wait_until(Client(self.port, timeout_s=5).is_healthy, description="the gateway is healthy", timeout_s=20)
+        wait_until(Client(self.port, timeout_s=5).is_healthy, description="the gateway is healthy")
         return worker, gateway

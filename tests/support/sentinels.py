@@ -58,7 +58,7 @@ class Watched:
         )
         self.site.write("sentinel.conf", "\n".join(lines))
         self.site.start([find_server(), str(self.site.folder / "sentinel.conf"), "--sentinel"])
-        wait_until(self.is_guarded, description="the Sentinel knows a replica that is well", timeout_s=20)
+        wait_until(self.is_guarded, description="the Sentinel knows a replica that is well")
 
     @property
     def url(self) -> str:
@@ -108,4 +108,4 @@ class Watched:
                         return bool(client.set("test", "1", px=1000))
             return False
 
-        wait_until(writes, description="another primary takes over", timeout_s=20)
+        wait_until(writes, description="another primary takes over")
