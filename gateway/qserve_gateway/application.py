@@ -100,7 +100,7 @@ def create_app(settings: Settings, plane: ClientPlane | None = None, watch: bool
       plane: Carries the calls; None connects to the broker that the settings name.
       watch: Whether to keep the routes up to date; False reads them once.
     """
-    plane = plane or ClientPlane(settings)
+    plane = plane or ClientPlane(settings, counts_results=True)
     watcher = RouteWatcher(
         plane, partial(check_unless_parent_did, plane.client, settings), partial(recheck, plane.client, settings)
     )

@@ -16,7 +16,8 @@ from qserve.graph.advance import inputs_of
 from qserve.http.message import BadRequest
 from qserve.http.strict_json import loads
 from qserve.wire.envelope import Answer
-from qserve.wire.outcome import State
+from qserve.wire.outcome import ANNOUNCED, State
+from qserve.wire.replies import length
 from qserve_gateway.jobs import Job, Jobs
 from qserve_gateway.request.access import AccessPolicy, ClientLimits
 from qserve_gateway.request.environ import (
@@ -36,7 +37,14 @@ from qserve_gateway.request.environ import (
     wrong_method,
 )
 from qserve_gateway.request.json_process import JsonProcess
-from qserve_gateway.request.waiting import POLL_INTERVAL_S, InFlightLimit, Place, is_disconnected, wait_for_result
+from qserve_gateway.request.waiting import (
+    POLL_INTERVAL_S,
+    STREAM_BYTES,
+    InFlightLimit,
+    Place,
+    is_disconnected,
+    wait_for_result,
+)
 from qserve_gateway.response.errors import error_reply, failure_reply
 from qserve_gateway.response.reply import Reply, StreamReply, call_when_sent, result_reply
 from qserve_gateway.routes import PLAIN_METHODS, Route, RouteTable
@@ -103,20 +111,13 @@ class RequestHandler:
             end = time.monotonic() + timeout_s
             self._wait(ref, timeout_s, environ)
             if isinstance(ref, ItemRef) and ref.items:
-                reply = StreamReply(ref, request_id, timeout_s, self.plane.cancel, place.has_memory_for)
+                self._take_room(STREAM_BYTES, place, end, environ)
+                reply = StreamReply(ref, request_id, end, self.plane.cancel)
                 return reply
-            size = len(ref.outcome().payload)
-            if size > SMALL and self.in_flight.has_room(size):
-                place.take(size)
-            elif size > SMALL:
-                # forgotten here and fetched again from the broker, which keeps it meanwhile
-                ref.share()
-                ref = Ref(ref.request_id, self.plane, owned=True)
-                self._wait_for_room(size, end, environ)
-                place.take(size)
-                self.plane.follow(ref)
-                self._wait(ref, max(0.0, end - time.monotonic()), environ)
             outcome = ref.outcome()
+            if outcome.state == ANNOUNCED:
+                self._take_room(length(outcome), place, end, environ)
+                outcome = self.plane.fetch(ref.request_id, end - time.monotonic())
             if outcome.state == State.DONE:
                 reply = result_reply(outcome.payload, request_id)
             else:
@@ -145,7 +146,7 @@ class RequestHandler:
             args,
             graph=run,
             timeout_s=timeout_s,
-            result_ttl_s=_RESULT_TTL_S,
+            result_ttl_s=max(_RESULT_TTL_S, timeout_s),  # until then the answer may wait for room
             trace_id=request_id,
             route=route.prefix,
             model_id=model_id_of(environ),
@@ -198,12 +199,14 @@ class RequestHandler:
             return "__call__", (message,), run
         return "adapt", (message, graph), None
 
-    def _wait_for_room(self, size: int, end: float, environ: Environ) -> None:
+    def _take_room(self, size: int, place: Place, end: float, environ: Environ) -> None:
+        """Wait for room for an answer, which stays in the broker meanwhile, and take it."""
         while not self.in_flight.wait_for_room(size, min(POLL_INTERVAL_S, max(0.0, end - time.monotonic()))):
             if time.monotonic() >= end:
                 raise self.in_flight.refusal()
             if is_disconnected(environ.get("gunicorn.socket")):
                 raise RequestCancelled("the client closed the connection")
+        place.take(size)
 
     def _wait(self, ref: Ref, timeout_s: float, environ: Environ) -> None:
         try:

@@ -6,26 +6,26 @@ A job is stored in the broker only, so every gateway of an installation can answ
 from __future__ import annotations
 
 import hashlib
-import threading
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from qserve.base.log import get_logger
 from qserve.base.settings import Settings
 from qserve.broker import functions
 from qserve.broker.connection import broker_errors, refusal
+from qserve.broker.functions import read_found
 from qserve.broker.library import Command
 from qserve.calls.client import ClientPlane
-from qserve.calls.mailbox import is_late
+from qserve.calls.mailbox import is_late, outcome_of
 from qserve.calls.ref import Call, Ref
 from qserve.exceptions import DeadlineExceeded, PayloadError, ResultUnavailable
 from qserve.http.message import BadRequest
 from qserve.http.render import to_json
 from qserve.wire.codec import Codec
-from qserve.wire.outcome import Field, Outcome, State, items_in
-from qserve.wire.replies import stored
+from qserve.wire.outcome import ANNOUNCED, Outcome, State, items_in
+from qserve.wire.replies import length
 from qserve.wire.request_ids import id_of_key, is_genuine, is_of_value, is_request_id, new_response_id
-from qserve.wire.sealing import open_end, open_header, seal_end
+from qserve.wire.sealing import open_header, seal_end
 from qserve_gateway.request.environ import CLIENT_ID, Environ, model_id_of, wrong_method
 from qserve_gateway.request.waiting import InFlightLimit, Place, wait_for_result
 from qserve_gateway.response.errors import failure_reply, problem_reply
@@ -42,9 +42,6 @@ VALUE_LIMIT = 1024 * 1024
 _METHODS = ("DELETE", "GET", "HEAD")
 _ID_HEADER = "x-qserve-request-id"
 _POLL_AFTER_S = 1
-_FIELDS = (Field.STATE, Field.RESULT, Field.HEADER)
-_READ_AT_ONCE = 4
-"""How many stored results are read at a time, because a result is counted only when its length is known."""
 _WITHOUT_KEY = "once"
 """The fingerprint of a job that has no idempotency key, and so cannot be submitted twice."""
 
@@ -141,7 +138,6 @@ class Jobs:
     settings: Settings
     plane: ClientPlane
     in_flight: InFlightLimit
-    reading: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(_READ_AT_ONCE))
 
     def follow(self, ref: Ref, job: Job, timeout_s: float, environ: Environ, trace_id: str, place: Place) -> Reply:
         """Return the reply to a request that has just been submitted.
@@ -162,8 +158,7 @@ class Jobs:
                 return _accepted(job.request_id, trace_id, preferred=True)
         elif not wait_for_result(ref, timeout_s, sock) and not self.plane.look(ref):
             raise DeadlineExceeded(f"the request did not finish within {timeout_s:g} s")
-        place.take_answer(len(ref.outcome().payload))
-        return self._reply(ref.outcome(), trace_id, job.request_id)
+        return self._reply(ref.outcome(), trace_id, job.request_id, place)
 
     def serve(self, environ: Environ, trace_id: str) -> Reply:
         """Serve a request about a job.
@@ -181,28 +176,30 @@ class Jobs:
         reply = None
         try:
             if method == "DELETE":
-                return self._cancel(request_id, trace_id, place)
+                return self._cancel(request_id, trace_id)
             reply = self._fetch(request_id, environ, trace_id, place)
             return reply
         finally:
             call_when_sent(reply, place.leave)
 
     def _fetch(self, request_id: str, environ: Environ, trace_id: str, place: Place) -> Reply:
-        outcome = self._find(request_id, place)
+        outcome = self._find(request_id)
         wait_s = preference_of(environ).wait_s
         if outcome.state == State.OPEN and wait_s:
             ref = Ref(request_id, self.plane)
             self.plane.follow(ref)
             if wait_for_result(ref, wait_s, environ.get("gunicorn.socket")):
                 outcome = ref.outcome()
-                place.take_answer(len(outcome.payload))
         if outcome.state == State.OPEN:
             return _accepted(request_id, trace_id)
         if outcome.state == State.CANCELLED:
             return problem_reply(410, "cancelled", f"request {request_id} was cancelled", trace_id)
-        return self._reply(outcome, trace_id, request_id)
+        return self._reply(outcome, trace_id, request_id, place)
 
-    def _reply(self, outcome: Outcome, trace_id: str, request_id: str) -> Reply:
+    def _reply(self, outcome: Outcome, trace_id: str, request_id: str, place: Place) -> Reply:
+        if outcome.state == ANNOUNCED:
+            place.take(length(outcome))
+            outcome = self.plane.fetch(request_id, WAIT_LIMIT_S)
         if outcome.state != State.DONE:
             return failure_reply(outcome, trace_id, self.settings.show_errors)
         if is_of_value(request_id):
@@ -213,36 +210,34 @@ class Jobs:
         reply.headers.append((_ID_HEADER, request_id))
         return reply
 
-    def _cancel(self, request_id: str, trace_id: str, place: Place) -> Reply:
-        state = self._find(request_id, place).state
+    def _cancel(self, request_id: str, trace_id: str) -> Reply:
+        state = self._find(request_id).state
         if state == State.OPEN:
             # Crash before this: nothing happened. Crash after: it is cancelled, and a second DELETE reports that.
-            state = State.CANCELLED if self._close(request_id, State.CANCELLED) else self._find(request_id, place).state
+            state = State.CANCELLED if self._close(request_id, State.CANCELLED) else self._find(request_id).state
         if state != State.CANCELLED:
             raise BadRequest(f"request {request_id} has already finished", "already_finished", 409)
         return Reply(204, [("x-request-id", trace_id)], b"")
 
-    def _find(self, request_id: str, place: Place) -> Outcome:
+    def _find(self, request_id: str) -> Outcome:
         """Read a request's state; one that is open past its deadline is ended first."""
         if not is_genuine(request_id):  # nobody was given it, and what may be stored under it is private
             raise BadRequest(f"there is no request {request_id}", "not_found", 404)
-        with self.reading:
-            state, payload, header = self._ask(("HMGET", self.plane.keys.request(request_id), *_FIELDS))
-            place.take_answer(len(payload or b""))
-        if state is None:
+        found = read_found(self._ask(functions.look(self.plane.keys.request(request_id), self.plane.mailbox.name)))
+        if found is None or not found.state:
             raise BadRequest(f"the result of request {request_id} is no longer stored", "result_expired", 410)
-        outcome = stored(state, payload)
-        if outcome.state != State.OPEN:
-            return open_end(self.plane.seal, request_id, outcome)
-        if not self._is_late(header):
+        outcome = outcome_of(found, self.plane.seal, request_id)
+        if outcome is not None:
             return outcome
+        if not self._is_late(found.header):
+            return Outcome(State.OPEN, b"")
         if self._close(request_id, State.EXPIRED) == 1:
             return Outcome(State.EXPIRED, b"")
-        return self._find(request_id, place)
+        return self._find(request_id)
 
-    def _is_late(self, header: bytes | None) -> bool:
+    def _is_late(self, header: bytes) -> bool:
         try:
-            return header is not None and is_late(open_header(self.plane.seal, header).deadline_ms)
+            return is_late(open_header(self.plane.seal, header).deadline_ms)
         except PayloadError:
             return False
 

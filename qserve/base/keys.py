@@ -37,6 +37,8 @@ REQUEST, MAILBOX, DEAD_LETTER, DEAD_LETTERS, DROPPED = "r", "m", "d", "dead", "d
 LEFT = "left"
 PERSONAL = "@"
 """Stands between a deployment's stream and the name of a replica that has a stream of its own."""
+COUNTS = "!"
+"""Ends the name of a mailbox whose process counts bytes before it reads them: long results are only announced there."""
 
 GROUP = "replicas"
 MAILBOX_TTL_MS = 120_000
@@ -91,8 +93,8 @@ class Keys:
     def dead_letter(self, request_id: str) -> str:
         return self._name(DEAD_LETTER, request_id)
 
-    def mailbox(self, process: str) -> str:
-        return self._name(MAILBOX, process)
+    def mailbox(self, process: str, counts: bool = False) -> str:
+        return self._name(MAILBOX, process + COUNTS * counts)
 
     def personal(self, stream: str, replica: str) -> str:
         return f"{stream}{PERSONAL}{replica}"

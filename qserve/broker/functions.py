@@ -252,8 +252,8 @@ def watch(request: Key, mailbox: str) -> Command:
 
 
 @LIBRARY.function("no-writes")
-def look(request: Key) -> Command:
-    """Return what is known of a request."""
+def look(request: Key, mailbox: str = "") -> Command:
+    """Return what is known of a request, as the reader of ``mailbox`` wants it."""
 
 
 @LIBRARY.function("allow-oom")

@@ -23,19 +23,20 @@ from qserve.base.promise import Promise
 from qserve.base.settings import REPLICA, Settings
 from qserve.base.turns import Turns
 from qserve.broker import functions
-from qserve.broker.connection import CLIENT_ERRORS, connect, is_unknown_function
+from qserve.broker.connection import CLIENT_ERRORS, connect, is_unknown_function, refusal
 from qserve.broker.functions import LOAD, NOT_REPLICATED, Reply, other_epoch, read_found
 from qserve.broker.library import Command
 from qserve.broker.link import WAIT, OnReply, ThreadLink, replicated
 from qserve.broker.registry import Registry
 from qserve.calls.compose import ComposingPlane, Submission
-from qserve.calls.mailbox import STATE_LOST, Mailbox, ignore, outcome_of, refused
+from qserve.calls.mailbox import STATE_LOST, Mailbox, ignore, not_found, outcome_of, refused
 from qserve.calls.program_end import call_at_end, fail, is_ending, report
 from qserve.calls.ref import Call, Ref, failed
-from qserve.exceptions import BrokerError, BrokerUnavailable, QserveException
+from qserve.exceptions import BrokerError, BrokerUnavailable, DeadlineExceeded, QserveException
 from qserve.wire.application import ApplicationRecord
-from qserve.wire.outcome import Outcome, State
-from qserve.wire.sealing import Seal, seal_header, seal_moves
+from qserve.wire.outcome import Field, Outcome, State
+from qserve.wire.replies import stored
+from qserve.wire.sealing import Seal, open_end, seal_header, seal_moves
 
 log = get_logger(__name__)
 _replies = Turns("processing a reply of the broker", log)
@@ -45,6 +46,7 @@ SILENCE_LIMIT_S = 10.0
 """How long a program that ends waits for a broker that does not answer."""
 LOOK_FOR_S = 1.0
 """How long a wait that ends may take to ask the broker whether there is a result."""
+FETCH_PAUSE_S = 0.1
 _SEND_COUNT = 128
 _REFUSALS_KEPT = 1000
 _RESENDINGS = 4
@@ -54,10 +56,12 @@ _RESENDINGS = 4
 class BrokerPlane(ComposingPlane):
     """Submits calls to a broker and follows them to their end; for the parameters see ``ComposingPlane``."""
 
-    def __init__(self, settings: Settings, find: Callable[[str], ApplicationRecord]) -> None:
+    def __init__(
+        self, settings: Settings, find: Callable[[str], ApplicationRecord], counts_results: bool = False
+    ) -> None:
         super().__init__(settings, find)
         self.seal = Seal(settings.keyring)
-        self.mailbox = Mailbox(self.keys, self.seal, self.post, is_quiet=self.serves_replica)
+        self.mailbox = Mailbox(self.keys, self.seal, self.post, self.serves_replica, counts_results)
         self.epoch = self.mailbox.epoch
         self._released: list[str] = []
 
@@ -165,13 +169,14 @@ class ClientPlane(BrokerPlane):
     Parameters:
       settings: Name the broker.
       is_of_program: Whether the end of the program waits until all calls are stored, and fails when they are not.
+      counts_results: Whether long results are only announced, and fetched when there is room for them: see ``fetch``.
 
     Raises:
       BrokerUnavailable: The settings name no broker.
     """
 
-    def __init__(self, settings: Settings, is_of_program: bool = False) -> None:
-        super().__init__(settings, self.application)
+    def __init__(self, settings: Settings, is_of_program: bool = False, counts_results: bool = False) -> None:
+        super().__init__(settings, self.application, counts_results)
         if settings.broker_url is None:
             raise BrokerUnavailable(
                 "no broker is set: set QSERVE_BROKER_URL to its address, or call qserve.run(...) first"
@@ -185,7 +190,7 @@ class ClientPlane(BrokerPlane):
             self._deliver = partial(replicated, self._deliver)
         self._outbox: SimpleQueue[tuple[Command, OnReply] | None] = SimpleQueue()
         self._sending: list[tuple[Command, OnReply]] = []
-        self._starting, self._alone = threading.Lock(), threading.Lock()
+        self._starting, self._alone, self._fetching = threading.Lock(), threading.Lock(), threading.Lock()
         self._started = False
         self._ending = False
         self._given_up: BrokerUnavailable | None = None
@@ -200,6 +205,37 @@ class ClientPlane(BrokerPlane):
         """Send one command from this thread and return its reply, for callers whose event loop is blocked."""
         with contextlib.closing(ThreadLink(self.client)) as connection:
             return self._exchange(connection, [command])[0]
+
+    def fetch(self, request_id: str, timeout_s: float) -> Outcome:
+        """Return how a request has ended of which only the length was announced.
+
+        It reads one result at a time, since each is copied several times meanwhile. It waits while the broker is away.
+
+        Raises:
+          DeadlineExceeded: The result was not read within ``timeout_s``.
+          BrokerError: The broker was away until then, or refuses the command.
+        """
+        deadline = Deadline(timeout_s)
+        command = ("HMGET", self.keys.request(request_id), Field.STATE, Field.RESULT)
+        error: QserveException = DeadlineExceeded(f"the result of request {request_id} was not read in time")
+        while self._fetching.acquire(timeout=deadline.remaining_s() or 0.0):
+            asked: Promise[Any] = Promise()
+            try:
+                self.post(command, asked.set)
+                is_answered = asked.wait(deadline.remaining_s())
+            finally:
+                self._fetching.release()
+            if not is_answered:
+                break
+            reply = asked.get_nowait()
+            if not isinstance(reply, Exception):
+                found = stored(*reply)
+                return open_end(self.seal, request_id, found) if found.state else not_found(request_id)
+            error = reply if isinstance(reply, BrokerError) else refusal(reply)
+            if deadline.has_passed() or not isinstance(error, BrokerUnavailable):
+                break
+            time.sleep(FETCH_PAUSE_S)
+        raise error
 
     def after_fork(self) -> None:
         """In a forked child: open connections and start threads of its own when they are needed.

@@ -41,7 +41,7 @@ from qserve.exceptions import (
 )
 from qserve.wire import replies
 from qserve.wire.moves import Epoch
-from qserve.wire.outcome import ITEM, Outcome, State, items_in
+from qserve.wire.outcome import ANNOUNCED, ITEM, Outcome, State, items_in
 from qserve.wire.replies import Found
 from qserve.wire.request_ids import is_genuine
 from qserve.wire.sealing import Seal, item_context, open_end, open_header, seal_end
@@ -84,10 +84,12 @@ class Mailbox:
       seal: Opens the messages.
       post: Sends a command, and calls back with its reply.
       is_quiet: Whether another part of this process logs that the broker is away.
+      counts: Whether long results are only announced: the outcome is in the state ``ANNOUNCED`` then.
     """
 
-    def __init__(self, keys: Keys, seal: Seal, post: Post, is_quiet: bool = False) -> None:
-        self.name = keys.mailbox(process_name())
+    def __init__(self, keys: Keys, seal: Seal, post: Post, is_quiet: bool = False, counts: bool = False) -> None:
+        self.name = keys.mailbox(process_name(), counts)
+        self._counting = self.name if counts else ""
         self.epoch = Epoch(keys.epoch)
         self.on_their_way: dict[str, float] = {}
         """Requests that another process is about to submit, and until when they may be unknown."""
@@ -179,7 +181,7 @@ class Mailbox:
         if refs is None:
             return  # settled before: a message that comes twice changes nothing
         if outcome.state != ITEM:
-            self.settle(request_id, open_end(self._seal, request_id, outcome))
+            self.settle(request_id, _opened(self._seal, request_id, outcome))
             return
         for ref in list(refs):
             if isinstance(ref, ItemRef):
@@ -223,8 +225,6 @@ class Mailbox:
             clock.observe(replies.time_s((yield ("TIME",))), asked_at)
         yield from self._catch_up()
         yield from self._read_messages()
-        if self._read_count == _READ_FEW:
-            yield 0.0  # let those who wait take their large results before the next ones come
         if self._open and time.monotonic() - self._epoch_at > EPOCH_INTERVAL_S:
             yield from self._check_epoch()
 
@@ -285,7 +285,7 @@ class Mailbox:
                 on_reply(reply)
 
         request = self._keys.request(ref.request_id)
-        self._post(functions.watch(request, mailbox) if mailbox else functions.look(request), take_in)
+        self._post(functions.watch(request, mailbox) if mailbox else functions.look(request, self._counting), take_in)
 
     def _watch_all(self) -> None:
         for refs in list(self._open.values()):
@@ -370,7 +370,11 @@ def outcome_of(found: Found, seal: Seal, request_id: str) -> Outcome | None:
     """Return how a request ended; None while it is open."""
     if found.state == State.OPEN:
         return None
-    return open_end(seal, request_id, Outcome(found.state, found.payload)) if found.state else not_found(request_id)
+    return _opened(seal, request_id, Outcome(found.state, found.payload)) if found.state else not_found(request_id)
+
+
+def _opened(seal: Seal, request_id: str, outcome: Outcome) -> Outcome:
+    return outcome if outcome.state == ANNOUNCED else open_end(seal, request_id, outcome)
 
 
 def refused(reply: Any) -> Outcome | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Generic, NamedTuple
 
@@ -30,6 +30,8 @@ from qserve.wire.outcome import Outcome, State, items_in
 
 WINDOW = 16
 """How many items of a streamed result may be on their way; a producer that is further ahead waits."""
+PIECE_BYTES = 16 * 1024
+"""The longest item of a streamed HTTP response, whose longer parts are sent as several."""
 PICKLED_WITHIN_S = 3.0
 """The longest that pickling a ref waits until the broker has its request."""
 _NO_KWARGS: Mapping[str, Any] = MappingProxyType({})
@@ -309,7 +311,7 @@ class Ref(Generic[T_co]):
 class ItemRef(Ref[T_co]):
     """A ref whose result arrives as items; the reader's pace limits how far ahead the producer may be."""
 
-    __slots__ = ("_consumed", "_ready", "items", "received", "when_added")
+    __slots__ = ("_consumed", "_ready", "items", "received")
 
     def __init__(self, request_id: str, plane: Plane | None, owned: bool = False) -> None:
         super().__init__(request_id, plane, owned)
@@ -317,14 +319,11 @@ class ItemRef(Ref[T_co]):
         self._ready: Promise[None] = Promise()
         self._consumed = 0
         self.received = 0
-        self.when_added: Callable[[], None] | None = None
         self.done.call_when_set(self._wake)
 
     def add(self, item: bytes) -> None:
         self.received += 1
         self.items.append(item)
-        if self.when_added is not None:
-            self.when_added()
         self._wake()
 
     def _wake(self) -> None:

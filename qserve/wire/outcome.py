@@ -54,6 +54,10 @@ class State(StrEnum):
 
 ITEM = "i"
 """Stands in the place of a state in a mailbox's message that holds one item of a streamed result."""
+ANNOUNCED = "a"
+"""Stands in the place of a state when only the length of a result is sent, which is then the payload."""
+ANNOUNCED_FROM = 64 * 1024
+"""Longer results are only announced to the mailboxes that want it, in bytes as they are stored."""
 
 
 class Outcome(NamedTuple):

@@ -16,7 +16,7 @@ from qserve.base.log import get_logger, printable
 from qserve.exceptions import PayloadError
 from qserve.wire.codec import unpack
 from qserve.wire.envelope import REQUEST_ID_CHARS
-from qserve.wire.outcome import ITEM, Outcome, State
+from qserve.wire.outcome import ANNOUNCED, ITEM, Outcome, State
 
 log = get_logger(__name__)
 T = TypeVar("T")
@@ -27,7 +27,7 @@ _NAMED = 1000
 _NUMBER = re.compile(rb"-?[0-9]{1,19}").fullmatch
 _POSITION = re.compile(rb"[0-9]{1,20}-[0-9]{1,20}").fullmatch
 _REQUEST_ID = re.compile(rb"[0-9a-f]{%d}" % REQUEST_ID_CHARS).fullmatch
-_STATES = frozenset(state.encode() for state in State if state is not State.OPEN) | {ITEM.encode()}
+_STATES = frozenset(state.encode() for state in State if state is not State.OPEN) | {ITEM.encode(), ANNOUNCED.encode()}
 _named: OrderedDict[str, None] = OrderedDict()
 
 
@@ -161,8 +161,15 @@ def stored(state: bytes | None, payload: bytes | None) -> Outcome:
     return Outcome((state or b"").decode("latin-1"), payload or b"")
 
 
+def length(announced: Outcome) -> int:
+    """Return the length of a result of which only that was sent."""
+    if not announced.payload.isdigit() or len(announced.payload) > 19:
+        raise PayloadError("the length of a result is not a number")
+    return int(announced.payload)
+
+
 def message(data: Any) -> tuple[str, Outcome]:
-    """Return the request ID in a message of a mailbox, and its outcome or (in the state ``ITEM``) an item.
+    """Return the request ID in a message of a mailbox, and its outcome; an item or a length by its own state.
 
     A message is the ID, one character for the state, and the payload.
     """

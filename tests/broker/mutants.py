@@ -162,11 +162,14 @@ MUTANTS = (
     ),
     Mutant(
         "a watcher is told of nothing",
-        "  if mailbox ~= '' and mailbox ~= owner then",
-        "  if false and mailbox ~= owner then",
+        "  if mailbox == '' or mailbox == hget(request, Field.MAILBOX) then",
+        "  if true then",
     ),
     Mutant("a watcher is told as often as it asks", "if known == waiter then return", "if known == 0 then return"),
-    Mutant("a submitter that watches is told twice", " and mailbox ~= owner then", " then"),
+    Mutant("a submitter that watches is told twice", " or mailbox == hget(request, Field.MAILBOX) then", " then"),
+    Mutant("a long result comes unannounced", "#payload > ANNOUNCED_FROM", "false"),
+    Mutant("a long result is announced to those who want it whole", " and string.sub(mailbox, -1) == COUNTS"),
+    Mutant("an item is announced", " and state ~= ITEM"),
     Mutant("what was asked is not looked at", "hget(request, Field.FINGERPRINT) == fingerprint", "true"),
     Mutant("a result does not know what was asked", "if asked then hset(request, Field.FINGERPRINT, asked) end"),
     Mutant(

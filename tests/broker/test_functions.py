@@ -25,7 +25,7 @@ from qserve.exceptions import ResultUnavailable
 from qserve.wire.envelope import Header
 from qserve.wire.failure import Failure
 from qserve.wire.moves import Awaited, Epoch, Join, Start
-from qserve.wire.outcome import Outcome
+from qserve.wire.outcome import ANNOUNCED, ANNOUNCED_FROM, Outcome
 from qserve.wire.sealing import INHERITED_LIMIT, NOT_KEPT, open_end, seal_end, seal_header
 
 
@@ -193,6 +193,25 @@ def test_a_final_commit_stores_the_result_and_tells_the_mailbox(desk: Desk) -> N
 
     assert desk.watch(A) == (b"d", b"result")
     assert desk.mail() == [A.encode() + b"dresult"]
+
+
+def test_a_long_result_is_only_announced_to_a_mailbox_that_counts(desk: Desk) -> None:
+    for result, told in ((b"x" * ANNOUNCED_FROM, b""), (b"x" * (ANNOUNCED_FROM + 1), b"%d" % (ANNOUNCED_FROM + 1))):
+        desk.client.delete(desk.mailbox, counting := desk.keys.mailbox("me", counts=True), desk.keys.request(A))
+        desk.submit(A, [Start(desk.one, "0", [b"x"])], mailbox=counting, fingerprint="what")
+        desk.watch(A, desk.mailbox)
+        desk.client.execute_command(*functions.emit(desk.keys.request(A), A, 0, result))
+        assert desk.client.lpop(counting) == A.encode() + b"i" + result
+        ((entry, _),) = desk.fetch(desk.one)
+        desk.commit(desk.one, entry, A, state="d", payload=result)
+
+        announced, whole = (ANNOUNCED.encode(), told) if told else (b"d", result), (b"d", result)
+        assert desk.client.lrange(counting, 0, -1) == [A.encode() + b"".join(announced)]
+        assert desk.mail() == [A.encode() + b"".join(whole)]
+        assert desk.submit(A, [], mailbox=counting, fingerprint="what") == list(announced)
+        for mailbox, found in ((counting, announced), (desk.mailbox, whole)):
+            assert desk.client.execute_command(*functions.look(desk.keys.request(A), mailbox)) == list(found)
+            assert desk.watch(A, mailbox) == found
 
 
 def test_a_second_commit_of_the_same_attempt_is_a_duplicate_without_effects(desk: Desk) -> None:

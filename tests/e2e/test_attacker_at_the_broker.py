@@ -137,9 +137,9 @@ def it_still_serves(request: pytest.FixtureRequest) -> Iterator[None]:
     wait_until(lambda: attacked.ask().status == 200, description="requests are answered again")
 
 
-@pytest.mark.parametrize("state", [b"z", b"i", b"dd", b"", b"\xff", b"f", b"d", b"c", b"x", b"d\0", b"ff"])
+@pytest.mark.parametrize("state", [b"z", b"i", b"a", b"dd", b"", b"\xff", b"f", b"d", b"c", b"x", b"d\0", b"ff"])
 def test_an_end_that_is_not_sealed_is_an_error_for_whoever_asks(attacked: Attacked, state: bytes) -> None:
-    for payload in (FORGED, render(MINE, Form.PLAIN), b"", STRANGE):
+    for payload in (FORGED, render(MINE, Form.PLAIN), b"", STRANGE, b"9" * 18):
         request_id = attacked.start_job()
         attacked.redis.hset(attacked.keys.request(request_id), mapping={"st": state, "res": payload})
 

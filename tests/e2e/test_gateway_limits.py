@@ -178,8 +178,8 @@ def test_clients_that_never_finish_their_bodies_cannot_fill_the_memory(watched: 
     clients = [watched.connect(head + body) for _ in range(250)]
 
     answers = [status_of(sock) for sock in clients]
-    assert 20 <= answers.count(0) <= 30
-    assert set(answers) == {0, 503}
+    assert 20 <= answers.count(0) + answers.count(408) <= 30  # 408 on a machine where all this takes 15 s
+    assert set(answers) <= {0, 408, 503}
 
 
 def test_bodies_that_are_all_complete_at_once_are_sent_on_a_few_at_a_time(watched: Watched) -> None:
@@ -193,19 +193,36 @@ def test_bodies_that_are_all_complete_at_once_are_sent_on_a_few_at_a_time(watche
         assert read_all(sock).endswith(str(length).encode())
 
 
+@pytest.mark.row("F43")
 @pytest.mark.long  # beside other tests it would measure them
 def test_clients_that_do_not_read_large_answers_cannot_fill_the_memory_and_get_them_in_the_end(
     watched: Watched,
 ) -> None:
     get = b"GET /plain/large HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
     clients = [watched.connect(get) for _ in range(40)]
-    wait_until(lambda: watched.peak > 200 * MIB, description="answers have come")
+    wait_until(lambda: watched.peak > 280 * MIB, description="as many answers have come as may")
 
     with ThreadPoolExecutor(4) as readers:
         answers = list(readers.map(read_all, clients))
 
     assert [answer[:15] for answer in answers] == [b"HTTP/1.1 200 OK"] * 40
     assert all(len(answer) > LARGE_ANSWER for answer in answers)
+
+
+@pytest.mark.long  # beside other tests it would measure them
+def test_clients_that_do_not_read_stored_answers_cannot_fill_the_memory_and_are_told_to_come_back(
+    watched: Watched,
+) -> None:
+    client = watched.gateway.client
+    job = client.get("/plain/large", Prefer="respond-async")
+    location = job.headers["location"]
+    wait_until(lambda: client.get(location).status == 200, description="the answer is stored", timeout_s=30)
+    get = f"GET {location} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode()
+    clients = [watched.connect(get) for _ in range(40)]
+    wait_until(lambda: all(map(status_of, clients)), description="each has its answer")
+
+    statuses = [status_of(sock) for sock in clients]
+    assert (set(statuses), statuses.count(200) > 20) == ({200, 503}, True)
 
 
 def test_clients_that_do_not_read_streams_cannot_fill_the_memory(watched: Watched) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from qserve.base.keyring import Keyring
 from qserve.base.keys import Keys
+from qserve.calls.mailbox import Mailbox
 from qserve.calls.ref import Call, Ref
 from qserve.exceptions import BrokerUnavailable
 from qserve.http.render import render
@@ -78,6 +79,7 @@ class FakePlane:
         self.keys = Keys()
         self.codec = Codec()
         self.seal = Seal(Keyring())
+        self.mailbox = Mailbox(self.keys, self.seal, lambda command, on_reply: None, counts=True)
         self.value: Any = "hello"
         self.outcome: Outcome | None = None
         self.error: Exception | None = None

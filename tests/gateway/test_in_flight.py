@@ -25,7 +25,7 @@ from qserve.http.render import render
 from qserve.wire.application import dump_plan
 from qserve.wire.codec import Codec
 from qserve.wire.envelope import Answer
-from qserve.wire.outcome import Outcome, State
+from qserve.wire.outcome import ANNOUNCED, Outcome, State
 
 HALF = IN_FLIGHT_LIMIT // 2
 
@@ -157,13 +157,14 @@ class MixedPlane(FakePlane):
             ref.done.set(Outcome(State.DONE, b""))
         elif self.ends == "failed":
             ref.settle(Outcome(State.FAILED, b"junk"))
+        elif self.ends == "large":
+            ref.settle(Outcome(ANNOUNCED, b"%d" % (3 * SMALL)))
         else:
-            value = "x" * (3 * SMALL) if self.ends == "large" else "hello"
-            ref.settle(Outcome(State.DONE, render(value, Answer.PLAIN)))
+            ref.settle(Outcome(State.DONE, render("hello", Answer.PLAIN)))
         return ref
 
-    def follow(self, ref: Ref) -> None:
-        ref.settle(Outcome(State.DONE, render("later", Answer.PLAIN)))
+    def fetch(self, request_id: str, timeout_s: float) -> Outcome:
+        return Outcome(State.DONE, render("x" * (3 * SMALL), Answer.PLAIN))
 
 
 WHOLE = Plan((Step("d", args=(Slot(0),), needs=1),), {InputKey(): ((0, 0),)}, 0)

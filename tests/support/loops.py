@@ -77,7 +77,7 @@ LOOPS: dict[str, tuple[str, ...] | str] = {
     "qserve.web.asgi:Exchange.leave": _ENDS,
     "qserve.web.asgi:Lifespan.start": _CALL,
     "qserve.web.wsgi:_Call._write": _CALL,
-    "qserve_gateway.handler:RequestHandler._wait_for_room": _ENDS,
+    "qserve_gateway.handler:RequestHandler._take_room": _ENDS,
     "qserve_gateway.request.json_process:main": "the gateway starts another when it has ended",
     "qserve_gateway.response.reply:StreamReply._next": _ENDS,
     "qserve_gateway.routes:RouteWatcher.run": "its test is in tests/gateway/test_gateway.py",

@@ -12,9 +12,9 @@ from typing import Any
 from gevent import monkey
 
 from qserve.base.promise import Promise
-from qserve.calls.ref import ItemRef, Ref
+from qserve.calls.ref import PIECE_BYTES, WINDOW, ItemRef, Ref
 from qserve.exceptions import RequestCancelled
-from qserve_gateway.request.environ import SMALL, Refused
+from qserve_gateway.request.environ import Refused
 
 IN_FLIGHT_LIMIT = 512
 """The most places that one route may hold; half of them while other routes ask."""
@@ -23,6 +23,8 @@ PROCESS_LIMIT = 900
 CONNECTION_LIMIT = 1000
 SUBMIT_LIMIT = 16 * 1024 * 1024
 """Bytes of bodies that are submitted at a time, since each is copied three times on its way; one body always is."""
+STREAM_BYTES = WINDOW * PIECE_BYTES
+"""What a stream may have waiting here for its client."""
 _ASKED_S = 1.0
 POLL_INTERVAL_S = 0.25
 _HUNG_UP = getattr(select, "POLLRDHUP", 0) | select.POLLHUP | select.POLLERR
@@ -144,21 +146,6 @@ class Place:
         if not self._limit.has_room(size):
             raise self._limit.refusal()
         self.hold(self.taken + size)
-
-    def take_answer(self, size: int) -> None:
-        """Count the bytes of an answer, if it is large, instead of those taken before.
-
-        Raises:
-          Refused: There is no memory left for it (503).
-        """
-        self.hold(0)
-        if size > SMALL:
-            self.take(size)
-
-    def has_memory_for(self, size: int) -> bool:
-        """Hold exactly that many bytes, which are here already, and return whether that is within the limit."""
-        self.hold(size if size > SMALL else 0)
-        return not self.taken or self._limit.taken <= self._limit.memory
 
     def hold(self, size: int) -> None:
         """Hold exactly that many bytes, which are here already, instead of those taken before."""

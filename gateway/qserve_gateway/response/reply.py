@@ -12,7 +12,7 @@ from typing import Any
 import gevent
 from gevent import monkey
 
-from qserve.calls.ref import ItemRef, failed
+from qserve.calls.ref import ItemRef
 from qserve.exceptions import DeadlineExceeded, GetTimeoutError, RequestCancelled
 from qserve.http.render import parse, parse_head
 from qserve_gateway.request.environ import SMALL
@@ -166,22 +166,14 @@ class StreamReply:
 
     Parameters:
       ref: The request. Its first item holds status and headers, the others are the body.
-      timeout_s: Seconds from now within which the body must be complete.
+      end: When the body must be complete, in monotonic seconds.
       cancel: Cancels the request when the client disconnects.
-      has_memory_for: Told how many bytes wait to be sent; a stream for which it returns False is cut off.
     """
 
-    __slots__ = ("_cancel", "_end", "_has_memory_for", "_ref", "_sending", "_sock", "headers", "status", "when_sent")
+    __slots__ = ("_cancel", "_end", "_ref", "_sock", "headers", "status", "when_sent")
     is_long = True
 
-    def __init__(
-        self,
-        ref: ItemRef,
-        request_id: str,
-        timeout_s: float,
-        cancel: Callable[[ItemRef], None],
-        has_memory_for: Callable[[int], bool],
-    ) -> None:
+    def __init__(self, ref: ItemRef, request_id: str, end: float, cancel: Callable[[ItemRef], None]) -> None:
         first = ref.next_nowait()
         assert first is not None
         self.status, named = parse_head(first)
@@ -189,20 +181,9 @@ class StreamReply:
         self.headers.append(("x-request-id", request_id))
         self._ref = ref
         self._cancel = cancel
-        self._end = time.monotonic() + timeout_s
+        self._end = end
         self._sock: Any = None
-        self._has_memory_for = has_memory_for
-        self._sending = 0
         self.when_sent: list[Callable[[], None]] = []
-        ref.when_added = self._count
-        self._count()
-
-    def _count(self) -> None:
-        ref = self._ref
-        if not self._has_memory_for(self._sending + sum(map(len, ref.items))):
-            ref.items.clear()
-            ref.settle(failed(DeadlineExceeded("the client read too slowly for the memory that was left")))
-            self._cancel(ref)
 
     def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         """Send the response; this makes it a WSGI application."""
@@ -215,10 +196,7 @@ class StreamReply:
 
     def __iter__(self) -> Iterator[bytes]:
         while (item := self._next()) is not None:
-            self._sending = len(item)
             yield from _paced(item, self._sock)
-            self._sending = 0
-            self._count()
         # an error must not look like the end of the body: raising closes the connection without the last chunk
         self._ref.raise_for_end()
 
@@ -235,7 +213,6 @@ class StreamReply:
 
     def close(self) -> None:
         """Cancel what is left of the request; the server calls this at the end, also when sending failed."""
-        self._ref.when_added = None
         if not self._ref.done.is_set():
             self._cancel(self._ref)
         _call_all(self.when_sent)

@@ -2,7 +2,7 @@
 --
 -- If it does not run, the mailbox is not notified.
 --
--- Returns { state, result }, of an open request { state, '', header }; { '', '' } when it is not known.
+-- Returns what `look` returns.
 
 local found = follow(request, mailbox)
 carry_out()

@@ -9,18 +9,19 @@ import msgpack
 
 from qserve.broker import functions
 from qserve.calls.mailbox import ignore
-from qserve.calls.ref import WINDOW
+from qserve.calls.ref import PIECE_BYTES, WINDOW
 from qserve.engine.streaming import ReaderGone
 from qserve.exceptions import BrokerError, ResultTooLarge
 from qserve.http.render import RESPONSE_LIMIT, parse_head
 from qserve.wire import replies
-from qserve.wire.envelope import Header
+from qserve.wire.envelope import Answer, Header
 from qserve.wire.outcome import State, end_of_items
 from qserve.wire.sealing import item_context, seal_end
 from qserve_workers.replica.plane import LoopPlane
 
-POLL_INTERVAL_S = 0.01
-"""How often the broker is asked whether a reader has caught up."""
+POLL_INTERVAL_S, SHORTEST_PAUSE_S = 0.01, 0.001
+"""How often the broker is asked whether a reader has caught up: less and less often."""
+_BATCH = WINDOW // 2
 ASK_INTERVAL_S = 0.5
 """How often the broker is asked whether a collected answer is still wanted."""
 
@@ -35,19 +36,27 @@ class Emitter:
         self._plane = plane
         self._request = plane.keys.request(header.request_id)
         self._request_id = header.request_id
+        self._is_http = header.answer is not Answer.VALUE
         self._sent = 0
 
     def result(self) -> bytes:
         return end_of_items(self._sent)
 
     async def send(self, payload: bytes) -> None:
-        backlog = await self._emit(self._sent, payload)
-        self._sent += 1
-        while backlog >= WINDOW:
-            await asyncio.sleep(POLL_INTERVAL_S)
-            backlog = await self._emit(0, b"")  # was sent before: this only asks
+        # the head of a response is the first item, and must be whole
+        length = PIECE_BYTES if self._is_http and self._sent else max(1, len(payload))
+        starts = range(0, len(payload), length) or range(1)
+        for first in range(0, len(starts), _BATCH):
+            for start in starts[first : first + _BATCH]:
+                sent = self._emit(self._sent, payload[start : start + length])
+                self._sent += 1
+            backlog, pause_s = await self._backlog(sent), SHORTEST_PAUSE_S
+            while backlog > WINDOW - min(_BATCH, max(1, len(starts) - first - _BATCH)):
+                await asyncio.sleep(pause_s)
+                pause_s = min(2 * pause_s, POLL_INTERVAL_S)
+                backlog = await self._backlog(self._emit(0, b""))  # was sent before: this only asks
 
-    async def _emit(self, number: int, payload: bytes) -> int:
+    def _emit(self, number: int, payload: bytes) -> asyncio.Future[Any]:
         future: asyncio.Future[Any] = self._plane.loop.create_future()
 
         def on_reply(reply: Any) -> None:
@@ -56,7 +65,10 @@ class Emitter:
 
         sealed = self._plane.seal.seal(item_context(self._request_id, number), payload)
         self._plane.post(functions.emit(self._request, self._request_id, number, sealed), on_reply)
-        reply = await future
+        return future
+
+    async def _backlog(self, sent: asyncio.Future[Any]) -> int:
+        reply = await sent
         if isinstance(reply, BrokerError):
             raise reply
         backlog = replies.number(reply)
@@ -89,7 +101,7 @@ class Collector(Emitter):
                 # a stream may never end by itself, and no other process may know of the deadline any more
                 end = seal_end(self._plane.seal, self._request_id, State.EXPIRED, b"")
                 self._plane.post(functions.close(self._request, self._request_id, State.EXPIRED, end), ignore)
-            await self._emit(-1, b"")  # no item has this number: this only asks
+            await self._backlog(self._emit(-1, b""))  # no item has this number: this only asks
 
     def result(self) -> bytes:
         """Return the answer, as ``http.render.parse`` reads it."""

@@ -97,19 +97,26 @@ finish = function(request, request_id, state, payload, by)
   for _, waiter in ipairs(waiters) do notify(waiter, request_id, state, payload) end
 end
 
--- have a mailbox ('': none) notified when an open request has ended, once, however often it asks
--- Returns { state, result }, of an open one { state, '', header }; { '', '' } when the request is not known.
+-- what the reader of a mailbox may know of a request
+-- Returns { state, result }, of an open one { state, '', header }; { '', '' } when the request is not known, and
+-- { ANNOUNCED, length } for a long result.
+local function look_at(request, mailbox)
+  local state, result, header = unpack(hmget(request, { Field.STATE, Field.RESULT, Field.HEADER }))
+  if state == State.OPEN then return { state, '', header } end
+  if result and is_announced(mailbox, result) then return { ANNOUNCED, #result .. '' } end
+  if state == '' then state = '?' end -- somebody has written that; a request that is not known is something else
+  return { state or '', result or '' }
+end
+
+-- do the same, and have the mailbox notified when an open request has ended, once, however often it asks
 local function follow(request, mailbox)
-  local state, result, owner, header = unpack(
-    hmget(request, { Field.STATE, Field.RESULT, Field.MAILBOX, Field.HEADER })
-  )
-  if state ~= State.OPEN then return { state or '', result or '' } end
-  if mailbox ~= '' and mailbox ~= owner then
-    local waiter = cmsgpack.pack({ mailbox = mailbox })
-    for _, known in ipairs(waiters_of(request)) do
-      if known == waiter then return { state, '', header } end
-    end
-    add_waiter(request, waiter)
+  local found = look_at(request, mailbox)
+  if found[1] ~= State.OPEN then return found end
+  if mailbox == '' or mailbox == hget(request, Field.MAILBOX) then return found end
+  local waiter = cmsgpack.pack({ mailbox = mailbox })
+  for _, known in ipairs(waiters_of(request)) do
+    if known == waiter then return found end
   end
-  return { state, '', header }
+  add_waiter(request, waiter)
+  return found
 end

@@ -139,7 +139,13 @@ local function remove_entry(stream, entry_id)
   removed[#removed + 1] = entry_id
 end
 
+-- whether only the length of a result is sent to a mailbox: its reader fetches the result when it has room
+local function is_announced(mailbox, payload)
+  return #payload > ANNOUNCED_FROM and string.sub(mailbox, -1) == COUNTS
+end
+
 local function deliver(mailbox, request_id, state, payload)
+  if is_announced(mailbox, payload) and state ~= ITEM then state, payload = ANNOUNCED, #payload end
   mail[#mail + 1] = mailbox
   mail[#mail + 1] = request_id .. state .. payload
 end
