@@ -6,12 +6,16 @@ Open first: api.py, then docs/architecture.md, which has the map of the rooms an
 
 from __future__ import annotations
 
-import re
-from importlib import import_module
-from pathlib import Path
-from typing import Any
+from qserve.base import import_path
 
-from qserve.base import context
+import_path.set_aside_in_commands()
+
+import re  # noqa: E402
+from importlib import import_module  # noqa: E402
+from pathlib import Path  # noqa: E402
+from typing import Any  # noqa: E402
+
+from qserve.base import context  # noqa: E402
 
 __version__ = "0.1.0"
 
@@ -29,6 +33,12 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'qserve' has no attribute {name!r}")
     value = globals()[name] = getattr(import_module(home), name)
     return value
+
+
+def import_all() -> None:
+    """Import everything that a public name may need, before user code can put other modules in the place of those."""
+    for home in sorted(set(_HOMES.values())):
+        import_module(home)
 
 
 # a handle may come by pickle to a program that has not run anything yet

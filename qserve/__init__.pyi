@@ -25,3 +25,5 @@ from qserve.graph.nodes import InputNode as InputNode
 from qserve.web.ingress import ingress as ingress
 
 __version__: str
+
+def import_all() -> None: ...

@@ -16,8 +16,7 @@ from qserve.calls.client import ClientPlane
 from qserve.calls.handles import DeploymentHandle, RayServeSyncHandle
 from qserve.calls.program_end import fail, is_ending, report
 from qserve.calls.ref import Ref, current
-from qserve.define.application import Application
-from qserve.define.compile import compile_application
+from qserve.define.application import compiled
 from qserve.deploy.installation import Installation, ServeStatus
 from qserve.deploy.registration import release_of
 from qserve.deploy.rollout import roll_out, wait_for_gateways
@@ -74,7 +73,7 @@ def run(
     """
     if not name:
         raise QserveException("the name of an application must not be empty: leave `name` out, or set it")
-    built = target.rebuild(name) if isinstance(target, Application) else compile_application(target, app_name=name)
+    built = compiled(target, name)
     if route_prefix is not DEFAULT:
         built.ingress.set_options(route_prefix=route_prefix)
     if request_timeout_s is not None:

@@ -79,7 +79,9 @@ class DeadlineExceeded(RequestError, TimeoutError, status=504, code="deadline_ex
 
 
 class ReplicaLost(RequestError, code="replica_lost"):
-    """Raised when the replica that ran a request died, three times in a row."""
+    """Raised when the replica that ran a call died, three times in a row. ``deployment`` is the call's."""
+
+    deployment = ""
 
 
 class VersionReplaced(RequestError, status=503, code="version_replaced", retryable=True):
@@ -87,7 +89,9 @@ class VersionReplaced(RequestError, status=503, code="version_replaced", retryab
 
 
 class TimeLimitExceeded(RequestError, TimeoutError, code="time_limit_exceeded"):
-    """Raised when a call was stopped because it ran longer than the ``max_execution_s`` of its deployment."""
+    """Raised when a call was stopped because it ran longer than the ``max_execution_s`` of its ``deployment``."""
+
+    deployment = ""
 
 
 class BackPressureError(RequestError, status=503, code="queue_full", retryable=True):

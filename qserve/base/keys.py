@@ -84,8 +84,7 @@ class Keys:
 
     def deployment_of(self, stream: str, app: str) -> str:
         """Return the deployment of a stream, or of a replica's own stream; "" for another application's."""
-        start = self._name(QUEUE, app, "")
-        return stream[len(start) :].partition(":")[2].partition(PERSONAL)[0] if stream.startswith(start) else ""
+        return deployment_in(stream) if stream.startswith(self._name(QUEUE, app, "")) else ""
 
     def request(self, request_id: str) -> str:
         return self._name(REQUEST, request_id)
@@ -128,6 +127,11 @@ class Keys:
 
     def fanout(self, exchange: str) -> str:
         return self._name("celery", "fanout", exchange)
+
+
+def deployment_in(stream: str) -> str:
+    """Return the deployment that a stream, or a replica's own stream, is named for."""
+    return stream.partition(PERSONAL)[0].rpartition(":")[2]
 
 
 def _of_kind(stream: str, kind: str) -> str:

@@ -49,6 +49,13 @@ def log_to_terminal(source: str, settings: Settings) -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
 
 
+def enable_logging() -> None:
+    """Let our loggers write again after user code has configured logging, which may disable all that exist."""
+    for name, logger in logging.root.manager.loggerDict.items():
+        if name.partition(".")[0] == "qserve" and isinstance(logger, logging.Logger):
+            logger.disabled = False
+
+
 class Formatter(logging.Formatter):
     """Write an event as a line of text or as a JSON object.
 

@@ -27,6 +27,16 @@ def user_traceback(error: BaseException) -> str:
     return _formatted(lambda: lines + traceback.format_exception_only(error))
 
 
+def one_line(error: BaseException) -> str:
+    """Return the type of an error and the first line of its text."""
+    try:
+        first, *rest = str(error).strip().splitlines() or [""]
+    except BaseException as second:  # a __str__ that raises
+        first, rest = f"<its text is not available: {type(second).__name__}>", []
+    text = _cut(first) + (" …" if any(rest) else "")
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
 def full_traceback(error: BaseException) -> str:
     """Return the whole traceback of an error, with its causes."""
     return _formatted(lambda: traceback.format_exception(error))

@@ -9,6 +9,7 @@ from dataclasses import replace
 import click
 
 from qserve.base.clock import Deadline
+from qserve.base.import_path import search_for_user_code
 from qserve.base.process import die_with_parent_if_asked
 from qserve.base.settings import Settings
 from qserve.broker.connection import load_functions
@@ -19,15 +20,15 @@ from qserve.cli.options import (
     app_dir_option,
     broker_option,
     code_version_option,
-    errors_of_user_code,
-    import_first_from,
     name_option,
     route_prefix_option,
 )
+from qserve.cli.user_code import load_apart
 from qserve.deploy.installation import Installation
-from qserve.deploy.registration import import_application, release_of
+from qserve.deploy.registration import Release, import_application, release_of
 from qserve.deploy.rollout import READY_TIMEOUT_S, roll_out
-from qserve.exceptions import BrokerUnavailable
+from qserve.exceptions import BrokerUnavailable, QserveException
+from qserve.wire.application import ApplicationRecord
 
 _BROKER_TIMEOUT_S = 10.0
 _POLL_INTERVAL_S = 0.01
@@ -69,20 +70,23 @@ def deploy(
     """
     die_with_parent_if_asked()
     settings = replace(settings, code_version=code_version or settings.code_version)
-    import_first_from(app_dir)
-    with errors_of_user_code(target):
-        built, modules = import_application(target, name)
-    if route_prefix is not None:
-        try:
-            built.ingress.set_options(route_prefix=route_prefix)
-        except ValueError as error:
-            raise click.ClickException(str(error)) from error
+    search_for_user_code(app_dir)
     installation = Installation(settings)
-    release = release_of(built, settings.keyring, target, modules, settings.code_version)
+
+    def load() -> bytes:
+        built, modules = import_application(target, name)
+        if route_prefix is not None:
+            try:
+                built.ingress.set_options(route_prefix=route_prefix)
+            except ValueError as error:
+                raise QserveException(str(error)) from error
+        return release_of(built, settings.keyring, target, modules, settings.code_version).record.encode()
+
+    record = ApplicationRecord.decode(load_apart(target, settings.start_timeout_s, load))
     _wait_for_broker(installation)
-    roll_out(installation, release, gateways=gateways, ready_timeout_s=timeout_s, on_progress=_show)
+    roll_out(installation, Release(record), gateways=gateways, ready_timeout_s=timeout_s, on_progress=_show)
     if prefix_fd is not None:
-        os.write(prefix_fd, (built.ingress.route_prefix or "").encode())
+        os.write(prefix_fd, (record.route_prefix or "").encode())
 
 
 def _wait_for_broker(installation: Installation) -> None:

@@ -7,12 +7,16 @@ from pathlib import Path
 
 import click
 
-from qserve.cli.options import app_dir_option, errors_of_user_code, import_first_from
+from qserve.base.import_path import search_for_user_code
+from qserve.base.settings import Settings
+from qserve.cli.options import app_dir_option
+from qserve.cli.user_code import load_apart
 from qserve.define.target import load_target
 from qserve.drawing.dot import to_dot
 from qserve.drawing.mermaid import to_mermaid
 from qserve.drawing.picture import Picture, picture_of, to_json
 from qserve.drawing.svg import to_svg
+from qserve.exceptions import QserveException
 
 _WRITERS: dict[str, Callable[[Picture], str]] = {"dot": to_dot, "mermaid": to_mermaid, "svg": to_svg, "json": to_json}
 _SUFFIXES = {".dot": "dot", ".gv": "dot", ".mmd": "mermaid", ".mermaid": "mermaid", ".svg": "svg", ".json": "json"}
@@ -40,14 +44,16 @@ def graph(target: str, chosen: str | None, output: Path | None, app_dir: str) ->
     Draws the node and everything bound to it. Nothing is deployed or run.
     """
     write = _WRITERS[chosen or _format_of(output)]
-    import_first_from(app_dir)
-    with errors_of_user_code(target):
+    search_for_user_code(app_dir)
+
+    def draw() -> bytes:
         node = load_target(target)
-    try:
-        picture = picture_of(node)
-    except TypeError as error:
-        raise click.ClickException(f"{target}: {error}") from error
-    written = write(picture)
+        try:
+            return write(picture_of(node)).encode()
+        except TypeError as error:
+            raise QserveException(f"{target}: {error}") from error
+
+    written = load_apart(target, Settings.from_env().start_timeout_s, draw).decode()
     if output is None:
         click.echo(written, nl=False)
         return

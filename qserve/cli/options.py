@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import click
 
 from qserve.base.numbers import number, whole_number
 from qserve.base.settings import Settings
-from qserve.base.tracebacks import user_traceback
 from qserve.exceptions import QserveException
 
 
@@ -75,22 +70,3 @@ code_version_option = click.option(
     " [default: $QSERVE_CODE_VERSION, or the content of the modules]",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-
-
-def import_first_from(app_dir: str) -> None:
-    """Search a folder for modules before any other."""
-    sys.path.insert(0, str(Path(app_dir).absolute()))  # a release may lead a symbolic link to another folder
-
-
-@contextmanager
-def errors_of_user_code(target: str) -> Iterator[None]:
-    """Report an error that user code raises while it is loaded: its traceback, and then one message."""
-    try:
-        yield
-    except QserveException:
-        raise
-    except Exception as error:
-        trace = user_traceback(error)
-        if "\n" in trace:
-            click.echo(trace, err=True)
-        raise click.ClickException(f"{target} cannot be loaded: {type(error).__name__}: {error}") from error

@@ -12,6 +12,7 @@ from types import FrameType
 
 import click
 
+from qserve.base.import_path import search_for_user_code, user_folders
 from qserve.base.log import log_to_terminal
 from qserve.base.settings import DEFAULT_HOST, DEFAULT_PORT, Settings
 from qserve.cli.options import Seconds, WholeNumber, app_dir_option, name_option, route_prefix_option
@@ -57,6 +58,7 @@ def run(
     Starts a broker, the replicas and the gateway, and stops all of them on Ctrl-C.
     """
     began = time.monotonic()
+    search_for_user_code(app_dir)
     interrupts = Interrupts()
     settings = Settings.from_env(
         broker_url=broker, request_timeout_s=request_timeout_s, show_errors=show_errors or None
@@ -73,7 +75,7 @@ def run(
                 host=host,
                 port=port,
                 gateway_workers=workers,
-                import_paths=(app_dir,),
+                import_paths=user_folders(),
                 uninterrupted=interrupts.deferred,
             )
             cleanup.callback(cluster.stop)

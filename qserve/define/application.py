@@ -86,6 +86,17 @@ class Application(Mapping[str, Deployment], Target[Any]):
         return f"Application({', '.join(self._deployments)})"
 
 
+def compiled(target: Any, app_name: str) -> CompiledApplication:
+    """Compile what ``run`` serves: a bound node, or the result of ``build``.
+
+    Raises:
+      TypeError, ValueError: It is something else, or the graph is not valid.
+    """
+    return (
+        target.rebuild(app_name) if isinstance(target, Application) else compile_application(target, app_name=app_name)
+    )
+
+
 def build(root: DAGNode) -> Application:
     """Build a graph whose deployments can be imported by name; ``run`` accepts the result like a node.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -262,15 +263,34 @@ def _check_target(target: Any) -> None:
             " FunctionNode; please provide a driver class and bind it as entrypoint to your Serve DAG. For"
             f" {target.get_label()!r} write serve.run(DAGDriver.bind(node))."
         )
-    advice = ""
-    if isinstance(target, Deployment):
-        advice = f" Write {target.name}.bind(...)."
-    elif isinstance(target, UnboundMethod):
-        advice = f" {target!r} is not bound yet: call its .bind(...), and give the result to a DAGDriver."
     raise TypeError(
         "Expected a ClassNode, FunctionNode, or Application as target. Got unexpected type "
-        f"{type(target).__name__}.{advice}"
+        f"{type(target).__name__}.{_advice(target)}"
     )
+
+
+def _advice(target: Any) -> str:
+    if isinstance(target, Deployment):
+        return f" Write {target.name}.bind(...)."
+    if isinstance(target, UnboundMethod):
+        return f" {target!r} is not bound yet: call its .bind(...), and give the result to a DAGDriver."
+    if inspect.isclass(target) or inspect.isroutine(target):
+        name, is_class = target.__name__, inspect.isclass(target)
+        what = "class" if is_class else "coroutine function" if inspect.iscoroutinefunction(target) else "function"
+        builds = "" if what != "function" else f" If it makes the node, call it: node = {name}(...)."
+        return f" {name!r} is a {what}: decorate it with @qserve.deployment and write {name}.bind(...).{builds}"
+    if inspect.iscoroutine(target):
+        return f" {target.__name__!r} is a coroutine function that was called: write an ordinary function."
+    if callable(getattr(target, "add_url_rule", None)) or callable(getattr(target, "add_route", None)):
+        return (
+            " Put @qserve.ingress(...) with this web application on a class that is a deployment, and bind the class."
+        )
+    if isinstance(target, list | tuple | dict):
+        return " For several graphs write DAGDriver.bind({route: node, ...})."
+    name = type(target).__name__
+    if type(target).__module__ == "builtins":
+        return ""
+    return f" An instance is not a node: decorate the class with @qserve.deployment and write {name}.bind(...)."
 
 
 def _check_below(root: DAGNode, order: Iterable[DAGNode]) -> None:

@@ -13,7 +13,8 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from qserve.base.keyring import Keyring
-from qserve.define.compile import CompiledApplication, compile_application
+from qserve.define.application import compiled
+from qserve.define.compile import CompiledApplication
 from qserve.define.deployments import Deployment
 from qserve.define.target import load_target
 from qserve.deploy.sources import difference, own_modules, read_sources
@@ -189,7 +190,7 @@ def import_application(target: str, app_name: str) -> tuple[CompiledApplication,
     """
     sources, before = read_sources(target), {*sys.modules}
     sources.install()
-    built = compile_application(load_target(target), app_name=app_name)
+    built = compiled(load_target(target), app_name)
     read = {*sources.modules, *own_modules(target, {*sys.modules} - before)}
     digests = read_sources(target, read).digests
     if not digests.items() >= sources.digests.items():
@@ -200,7 +201,7 @@ def import_application(target: str, app_name: str) -> tuple[CompiledApplication,
 
 def import_code(target: str, app_name: str) -> Code:
     """Import ``module:node`` and return its code; errors of user code pass through."""
-    return code_of(compile_application(load_target(target), app_name=app_name))
+    return code_of(compiled(load_target(target), app_name))
 
 
 def pack_code(code: Code, keyring: Keyring) -> bytes:

@@ -124,7 +124,7 @@ def _raise_for_failures(failed: Sequence[ReplicaStatus], expected: Mapping[str, 
         # a constructor is tried three times for each replica, as in Ray Serve
         if count >= 3 * expected[name]:
             message = next(replica.message for replica in failed if replica.deployment == name)
-            raise DeployError(f"deployment {name!r} could not be started; its constructor failed:\n{message}")
+            raise DeployError(f"deployment {name!r} could not be started; {message}")
 
 
 def wait_for_gateways(

@@ -18,6 +18,7 @@ from pathlib import Path
 from types import CodeType, ModuleType
 from typing import Any, NamedTuple
 
+from qserve.base.import_path import user_folders_first
 from qserve.define.target import split_target
 
 _OURS = ("qserve", "qserve_gateway", "qserve_workers")
@@ -78,19 +79,21 @@ def read_sources(target: str, also: Iterable[str] = ()) -> Sources:
     module_name, _ = split_target(target)
     search, found = _Search(module_name), dict[str, Module]()
     names = [module_name, *also]
-    while names:
-        name = names.pop()
-        module = None if name in found else search.find(name)
-        if module is not None:
-            found[name] = module
-            names += (one for one in _parse(name, *module).imports if one not in found)
+    with user_folders_first():
+        while names:
+            name = names.pop()
+            module = None if name in found else search.find(name)
+            if module is not None:
+                found[name] = module
+                names += (one for one in _parse(name, *module).imports if one not in found)
     return Sources(found)
 
 
 def own_modules(target: str, names: Iterable[str]) -> list[str]:
     """Return those of these modules that lie in the user's folders."""
     search = _Search(split_target(target)[0])
-    return [name for name in names if search.find(name) is not None]
+    with user_folders_first():
+        return [name for name in names if search.find(name) is not None]
 
 
 class _Search:

@@ -6,13 +6,14 @@ import asyncio
 import inspect
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, get_origin
 
 from qserve.base.destructor import disarm
-from qserve.base.entry import enter
+from qserve.base.entry import enter, own_context
 from qserve.calls.handles import DeploymentHandle, RayServeDeploymentHandle
+from qserve.engine.loop_at_hand import loop_at_hand
 from qserve.exceptions import QserveException
 
 FAST_S = 0.002
@@ -73,27 +74,43 @@ class Servable:
     instance: Any = None
     _methods: dict[str, Method] = field(default_factory=dict)
 
+    def construct_on(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Construct the instance; errors of user code pass through.
+
+        A sync ``__init__`` runs while the loop does not, and may run loops of its own.
+
+        Parameters:
+          loop: The loop of this thread, which does not run.
+        """
+        self.instance = None
+        if not inspect.iscoroutinefunction(getattr(self.target, "__init__", None)):
+            with loop_at_hand(loop):
+                own_context().run(self._instantiate)
+        loop.run_until_complete(self.construct())
+
     async def construct(self) -> None:
-        """Construct the instance, awaiting an ``async def __init__``; errors of user code pass through.
+        """Construct the instance unless that was done, awaiting an ``async def __init__``.
 
         An ``@serve.ingress`` class has a ``__qserve_start__`` as well, which starts its application.
         """
-        if not inspect.isclass(self.target):
-            self.instance = self.target
-            return
-        await enter(self._make)
+        if self.instance is None:
+            await enter(self._instantiate)
         start = self._hook("__qserve_start__")
         if start is not None:
             await enter(start)
 
-    async def _make(self) -> None:
+    def _instantiate(self) -> Awaitable[None] | None:
+        """Construct the instance, or return the coroutine that does so."""
+        if not inspect.isclass(self.target):
+            self.instance = self.target
+            return None
         args, kwargs = self._adapted_arguments(self.target.__init__)
-        target: Any = self.target
-        if inspect.iscoroutinefunction(target.__init__):
-            self.instance = target.__new__(target)
-            await target.__init__(self.instance, *args, **kwargs)
-        else:
-            self.instance = target(*args, **kwargs)
+        if not inspect.iscoroutinefunction(self.target.__init__):
+            self.instance = self.target(*args, **kwargs)
+            return None
+        self.instance = self.target.__new__(self.target)
+        made: Awaitable[None] = self.target.__init__(self.instance, *args, **kwargs)
+        return made
 
     def _adapted_arguments(self, init: Any) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
         """Give handles of the newer kind where the constructor's annotations ask for them."""
@@ -120,7 +137,12 @@ class Servable:
             raise QserveException(
                 f"user_config is set for {name!r}, so it must be a class with a method `reconfigure(self, user_config)`"
             )
-        await enter(method, user_config)
+
+        def call() -> Any:
+            with loop_at_hand(asyncio.get_running_loop()):
+                return method(user_config)
+
+        await enter(call)
 
     @property
     def has_health_check(self) -> bool:

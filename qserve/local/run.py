@@ -179,9 +179,9 @@ class _Instance:
         self._constructed.wait()
         error = self._constructed.get_nowait()
         if error is not None:
+            what = "reconfigure" if self._servable.instance is not None else "constructor"
             raise DeployError(
-                f"deployment {self._record.name!r} could not be started; its constructor failed:\n"
-                + user_traceback(error)
+                f"deployment {self._record.name!r} could not be started; its {what} failed:\n{user_traceback(error)}"
             ) from error
         self._context.run(replica_here.set, replace(self._replica, servable_object=self._servable.instance))
 
@@ -195,17 +195,14 @@ class _Instance:
     def _live(self) -> None:
         with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
             try:
-                runner.run(self._construct())
+                self._servable.construct_on(runner.get_loop())
+                if self._record.user_config:
+                    runner.run(self._servable.reconfigure(self._record.user_config_value))
             except BaseException as error:
                 self._constructed.set(error)
                 return
             self._constructed.set(None)
             self._loop.run_forever()
-
-    async def _construct(self) -> None:
-        await self._servable.construct()
-        if self._record.user_config:
-            await self._servable.reconfigure(self._record.user_config_value)
 
     def accept(self, delivery: Delivery) -> None:
         """Run a call soon; from any thread."""

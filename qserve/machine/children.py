@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from qserve.base.log import get_logger
-from qserve.base.process import DIE_WITH_PARENT
+from qserve.base.process import DIE_WITH_PARENT, exit_words
 from qserve.base.turns import Turns
 from qserve.exceptions import DeployError
 
@@ -91,10 +91,7 @@ class Child:
         code = self.exit_code()
         if code is None:
             return f"{self.name} is running"
-        if code < 0:
-            known = {one.value: one.name for one in signal.Signals}  # some real-time signals have no name
-            return f"{self.name} was killed by {known.get(-code, f'signal {-code}')}"
-        return f"{self.name} exited with code {code}"
+        return f"{self.name} was killed by {exit_words(code)}" if code < 0 else f"{self.name} exited with code {code}"
 
 
 class Restarter:

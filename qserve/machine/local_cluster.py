@@ -14,6 +14,7 @@ from importlib import import_module
 from pathlib import Path
 
 from qserve.base.clock import Deadline
+from qserve.base.import_path import variables_of_child
 from qserve.base.settings import CHECKED, DEFAULT_HOST, DEFAULT_PORT, Settings
 from qserve.exceptions import DeployError
 from qserve.machine.children import Child, Restarter
@@ -54,7 +55,7 @@ class LocalCluster:
         _check_address(host, port)
         self.url = f"http://{host}:{port}"
         self.settings = settings
-        self._folders = [str(Path(path).resolve()) for path in import_paths]
+        self._folders = [str(Path(path).absolute()) for path in import_paths]
         self._uninterrupted = uninterrupted
         self._stopped = False
         self._broker: EmbeddedBroker | None = None
@@ -64,7 +65,11 @@ class LocalCluster:
     @property
     def user_code_env(self) -> dict[str, str]:
         """The variables of a process that imports user code, which must not see the gateway's token."""
-        return self.settings.to_env() | {"QSERVE_API_TOKEN": ""}
+        return self._env | variables_of_child(self._folders) | {"QSERVE_API_TOKEN": ""}
+
+    @property
+    def _env(self) -> dict[str, str]:
+        return self.settings.to_env() | variables_of_child() | {CHECKED: "1"}
 
     def start(self) -> None:
         """Start all processes; whoever calls this calls ``stop`` as well, even if it fails.
@@ -83,19 +88,17 @@ class LocalCluster:
         else:
             # imported on use: beside an embedded broker this process needs no client of a broker, which takes 10 MB
             import_module("qserve.broker.doctor").check_broker_of(self.settings)
-        python_path = os.pathsep.join([*self._folders, *filter(None, [os.environ.get("PYTHONPATH")])])
-        env = {"PYTHONPATH": python_path, CHECKED: "1"}
         # -P: the working folder may be one that all users share, and must not be searched for modules
         python = [sys.executable, "-P", "-m"]
         gateway = ["qserve_gateway", "--host", self.host, "--port", str(self.port)]
         gateway += ["--workers", str(self.gateway_workers)]
         with self._uninterrupted():
             # processes that a killed gateway leaves behind hold its port, and would serve for a second at most
-            child = Child("the gateway", [*python, *gateway], self.settings.to_env() | env, kills_orphans=True)
+            child = Child("the gateway", [*python, *gateway], self._env, kills_orphans=True)
             self._restarter.add(child)
         with self._uninterrupted():
             # replicas that a killed supervisor leaves behind finish their calls, see `qserve_workers.process`
-            child = Child("the workers' supervisor", [*python, "qserve_workers"], self.user_code_env | env)
+            child = Child("the workers' supervisor", [*python, "qserve_workers"], self.user_code_env)
             self._restarter.add(child)
         if self._broker is not None:
             self._broker.wait_ready()

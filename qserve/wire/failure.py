@@ -16,7 +16,15 @@ import msgpack
 
 from qserve import exceptions
 from qserve.base.tracebacks import CUT, full_traceback
-from qserve.exceptions import BackPressureError, PayloadError, QserveException, RequestError, TaskError
+from qserve.exceptions import (
+    BackPressureError,
+    PayloadError,
+    QserveException,
+    ReplicaLost,
+    RequestError,
+    TaskError,
+    TimeLimitExceeded,
+)
 from qserve.wire.codec import find_loaded, is_deeper, unpack
 
 MESSAGE_LIMIT = 4096
@@ -65,12 +73,13 @@ class Failure:
 
     @classmethod
     def of(cls, error: BaseException, deployment: str = "") -> Failure:
-        """Describe ``error``; one that came from another deployment keeps its origin.
+        """Describe ``error``; one that came from another deployment, or the end of its replica, keeps its origin.
 
         This never raises, and its result can always be encoded: a failed call must end, even if the error's class
         runs code of its own here.
         """
-        inner = getattr(error, "__failure__", None) if isinstance(error, TaskError) and error.remote_type else None
+        is_of_others = isinstance(error, ReplicaLost | TimeLimitExceeded | TaskError)
+        inner = vars(error).get("__failure__") if is_of_others else None
         if inner is not None:
             return inner  # type: ignore[no-any-return]
         kind, starlette = type(error), sys.modules.get("starlette.exceptions")
@@ -95,7 +104,10 @@ class Failure:
         ours = find_loaded(self.module, self.type) if self.module == exceptions.__name__ else None
         if isinstance(ours, type) and issubclass(ours, QserveException) and not self.deployment:
             if ours is not BackPressureError:
-                return ours(self.message)
+                raised: Any = ours(self.message)
+                vars(raised).update(self.attributes)
+                raised.__failure__ = self
+                return raised  # type: ignore[no-any-return]
             after_s = self.attributes.get("retry_after_s")
             return BackPressureError(self.message, after_s if type(after_s) is int else 1)
         error: Any = _rebuild(_task_error(self.module, self.type), self.args)

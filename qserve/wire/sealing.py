@@ -34,6 +34,7 @@ from qserve.wire.envelope import REQUEST_ID_CHARS, Header
 from qserve.wire.failure import Failure
 from qserve.wire.moves import Join, Move, Start
 from qserve.wire.outcome import Outcome, State
+from qserve.wire.replies import NAME_LIMIT, text
 
 DEATH_LIMIT = 3
 """Deaths of a call's replica (the later ones while it ran alone) after which the call fails."""
@@ -209,12 +210,27 @@ def open_end(seal: Seal, request_id: str, outcome: Outcome) -> Outcome:
             raise PayloadError(f"{state[:20]!r} is not a state in which a request ends")
         if state != State.DONE and payload.startswith(INHERITED):
             request_id, payload = _open_inherited(seal, request_id, payload)
-        known = _BROKER_FAILURES.get(payload) if state != State.DONE else None
+        known = _broker_failure(payload) if state != State.DONE else None
         if known is not None:
             return Outcome(State.FAILED, Failure.of(known).encode())
         return Outcome(state, seal.open(_end(state, request_id), payload))
     except PayloadError as error:
         return Outcome(State.FAILED, Failure.of(error).encode())
+
+
+def lost(deployment: str) -> bytes:
+    """Return what a function gives as the end of a call whose replicas have died too often."""
+    return LOST + b":" + deployment.encode()
+
+
+def _broker_failure(payload: bytes) -> QserveException | None:
+    word, _, name = payload.partition(b":")
+    if word != LOST or not 0 < len(name) <= NAME_LIMIT:
+        return _BROKER_FAILURES.get(payload)
+    deployment = text(name, "the name of a deployment")
+    error = ReplicaLost(f"a replica of deployment {deployment!r} died {DEATH_LIMIT} times while it ran this call")
+    error.deployment = deployment
+    return error
 
 
 def _open_inherited(seal: Seal, request_id: str, payload: bytes) -> tuple[str, bytes]:

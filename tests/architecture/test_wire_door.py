@@ -16,6 +16,8 @@ import house
 ROOM = "qserve.wire"
 OTHER_DOORS = (
     "qserve.base",  # settings, logs, processes
+    "qserve.cli.graph",  # the picture that a child process has drawn
+    "qserve.cli.user_code",  # what a child process says
     "qserve.define",  # options that users write
     "qserve.drawing",
     "qserve.engine.streaming",  # headers of responses that user code returns

@@ -191,7 +191,11 @@ def test_a_node_that_is_no_deployment_needs_a_driver(target: Any, kind: str, lab
         (5, "int."),
         (None, "NoneType."),
         ("module:node", "str."),
-        (lambda: 1, "function."),
+        (
+            len,
+            "builtin_function_or_method. 'len' is a function: decorate it with @qserve.deployment and write"
+            " len.bind(...). If it makes the node, call it: node = len(...).",
+        ),
         (func, "Deployment. Write func.bind(...)."),
         (Model, "Deployment. Write Model.bind(...)."),
         (

@@ -11,11 +11,12 @@ from dataclasses import replace
 
 import click
 
+from qserve.base.import_path import search_for_user_code
 from qserve.base.log import get_logger, log_to_terminal
 from qserve.base.process import die_with_parent_if_asked
 from qserve.base.settings import CHECKED, Settings
 from qserve.broker.doctor import check_broker_of
-from qserve.cli.options import WholeNumber, app_dir_option, broker_option, code_version_option, import_first_from
+from qserve.cli.options import WholeNumber, app_dir_option, broker_option, code_version_option
 from qserve.define.target import split_target
 from qserve.exceptions import BrokerUnavailable
 from qserve_workers.supervisor.scope import Scope
@@ -53,7 +54,7 @@ def worker(
     if target:
         split_target(target)
     settings = replace(settings, code_version=code_version or settings.code_version)
-    import_first_from(app_dir)
+    search_for_user_code(app_dir)
     log_to_terminal("supervisor", settings)
     if not os.environ.get(CHECKED):
         _wait_for_broker(settings)

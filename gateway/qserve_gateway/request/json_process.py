@@ -76,7 +76,7 @@ class JsonProcess:
     def _ask(self, body: bytes, keys: Sequence[InputKey]) -> list[Any]:
         process = self._process
         if process is None or process.poll() is not None:
-            command = [sys.executable, "-m", __name__]
+            command = [sys.executable, "-P", "-m", __name__]
             # in a group of its own: Ctrl-C in a terminal is for the gateway, with which it ends
             process = self._process = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True

@@ -61,7 +61,9 @@ def error_reply(error: BaseException, request_id: str) -> Reply:
             code = "broker_disk_full" if "MISCONF" in message else code
             message = "the broker cannot be reached, or does not accept calls at the moment"
     headers, detail = (error.headers, error.detail) if isinstance(error, Refused) else ((), None)
-    reply = problem_reply(error.status, code, message, request_id, retryable=error.retryable, detail=detail)
+    deployment = getattr(error, "deployment", "")
+    more = {"deployment": deployment} if deployment else {}
+    reply = problem_reply(error.status, code, message, request_id, retryable=error.retryable, detail=detail, **more)
     reply.headers += headers
     reply.ends_connection = isinstance(error, BadRequest) and error.close
     if error.retryable:

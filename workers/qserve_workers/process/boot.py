@@ -18,14 +18,17 @@ from typing import Any
 
 from celery import signals
 
+import qserve
 from qserve.base import context, entry
 from qserve.base.context import ReplicaContext
-from qserve.base.log import get_logger, log_to_terminal
+from qserve.base.import_path import importing_user_code
+from qserve.base.log import enable_logging, get_logger, log_to_terminal
 from qserve.base.process import die_with_parent
 from qserve.base.tracebacks import user_traceback
 from qserve.broker.connection import connect
 from qserve.broker.registry import Registry
 from qserve.calls.ref import current
+from qserve.define.target import shadows
 from qserve.deploy.installation import Installation
 from qserve.deploy.registration import DeploymentCode, import_code, unpack_code
 from qserve.engine.servable import Servable
@@ -63,6 +66,7 @@ PRELOADED = (
 a copy of its own would cost each replica 3 MB and 20 ms."""
 for _name in PRELOADED:
     importlib.import_module(_name)
+qserve.import_all()  # and no file of the user may take the place of a module that these need
 
 POLL_INTERVAL_S = 0.25
 FINISH_FOR_S = 1.5
@@ -86,15 +90,15 @@ def run_replica(spec: ReplicaSpec) -> int:
     installation.registry.remember(spec.record)
     loop = asyncio.new_event_loop()
     asyncio.set_event_loop(loop)
+    start = _Start(spec, installation.registry, loop)
     try:
-        plane, servable, replica = loop.run_until_complete(_construct(spec, installation.registry))
+        plane, servable, replica = start.run()
     except BaseException as error:
-        why = str(error) if isinstance(error, QserveException) else user_traceback(error)
         try:
-            report(installation, spec, FAILED, why)
+            report(installation, spec, FAILED, start.why(error))
         except BrokerError as unreported:
             log.error("this replica cannot report that it has failed: %s", unreported)
-        return 1
+        return Exit.FAILED
     gc.freeze()  # what exists now stays: the collector need not look at it again
     watchdog = Watchdog(replica, connect(url))
     lifecycle = Lifecycle(spec, servable, installation, stop=replica.stop)
@@ -112,51 +116,82 @@ def run_replica(spec: ReplicaSpec) -> int:
     code = worker.exitcode or 0
     # the supervisor sets a limit only for replicas that it has told to end itself
     limit_s = spec.options.grace_s + END_WITHIN_S
-    threading.Thread(target=_exit_after, args=(limit_s, code), name="exit-limit", daemon=True).start()
+    threading.Thread(target=_exit_after, args=(limit_s, spec, code), name="exit-limit", daemon=True).start()
     watchdog.stop()
     plane.close()
     loop.run_until_complete(lifecycle.end())
     return code
 
 
-def _exit_after(limit_s: float, code: int) -> None:
+def _exit_after(limit_s: float, spec: ReplicaSpec, code: int) -> None:
     """End this process even if the user's ``__del__`` never returns."""
     time.sleep(limit_s)
     log.error("the end of this replica took longer than %g s; its process is ended", limit_s)
-    os._exit(code)
+    spec.end_process(code)
 
 
-async def _construct(spec: ReplicaSpec, registry: Registry) -> tuple[LoopPlane, Servable, Replica]:
-    settings, record = spec.settings, spec.record
+class _Start:
+    """The start of a replica, until there is an object that can be called. User code runs while the loop does not.
 
-    def find(app: str) -> ApplicationRecord:
-        # our own application as it was at the start; for another one this blocks for one look-up at the broker
-        return record if app == record.name else registry.get(app)
+    Attributes:
+      doing: What failed, for messages, if an error ends the start now.
+    """
 
-    plane = LoopPlane(settings, find)
-    await plane.open()
-    current.installed = plane
-    entry.start = contextvars.copy_context()
-    code = entry.start.run(_load_code, spec, registry)  # what modules set when they are imported holds for all calls
-    servable = Servable(*code)
-    context.replica = ReplicaContext(record.name, spec.deployment, spec.name)
-    await servable.construct()
-    context.replica = replace(context.replica, servable_object=servable.instance)
-    if spec.options.user_config:
-        await servable.reconfigure(spec.options.user_config_value)
-    return plane, servable, Replica(spec, servable, Stepper(record, spec.keys, plane.codec), plane)
+    def __init__(self, spec: ReplicaSpec, registry: Registry, loop: asyncio.AbstractEventLoop) -> None:
+        self._spec = spec
+        self._registry = registry
+        self._loop = loop
+        self.doing = ""
 
+    def run(self) -> tuple[LoopPlane, Servable, Replica]:
+        spec, record, pid = self._spec, self._spec.record, os.getpid()
 
-def _load_code(spec: ReplicaSpec, registry: Registry) -> DeploymentCode:
-    target = spec.target or spec.record.target
-    if not target:
-        data = registry.code(spec.record.name, spec.record.version)
-        return unpack_code(data, spec.settings.keyring, spec.deployment)
-    spec.sources.install()
-    code = import_code(target, spec.record.name)
-    if spec.deployment not in code:
-        raise QserveException(f"{target} has no deployment {spec.deployment!r}; it has: {', '.join(code)}")
-    return code[spec.deployment]
+        def find(app: str) -> ApplicationRecord:
+            # our own application as it was at the start; for another one this blocks for one look-up at the broker
+            return record if app == record.name else self._registry.get(app)
+
+        async def connected() -> LoopPlane:
+            plane = LoopPlane(spec.settings, find)
+            await plane.open()
+            return plane
+
+        plane = current.installed = self._loop.run_until_complete(connected())
+        entry.start = contextvars.copy_context()
+        code = entry.start.run(self._load)  # what modules set when they are imported holds for all calls
+        self.doing = "its constructor failed"
+        servable = Servable(*code)
+        context.replica = ReplicaContext(record.name, spec.deployment, spec.name)
+        servable.construct_on(self._loop)
+        context.replica = replace(context.replica, servable_object=servable.instance)
+        if spec.options.user_config:
+            self.doing = "its reconfigure failed"
+            self._loop.run_until_complete(servable.reconfigure(spec.options.user_config_value))
+        if os.getpid() != pid:  # a fork that user code has made, and that came back here
+            os._exit(0)
+        self.doing = ""
+        enable_logging()
+        return plane, servable, Replica(spec, servable, Stepper(record, spec.keys, plane.codec), plane)
+
+    def _load(self) -> DeploymentCode:
+        spec = self._spec
+        target = spec.target or spec.record.target
+        if not target:
+            data = self._registry.code(spec.record.name, spec.record.version)
+            self.doing = "its code could not be loaded"
+            with importing_user_code():
+                return unpack_code(data, spec.settings.keyring, spec.deployment)
+        self.doing = f"{target} could not be imported"
+        spec.sources.install()
+        code = import_code(target, spec.record.name)
+        if spec.deployment not in code:
+            raise QserveException(f"{target} has no deployment {spec.deployment!r}; it has: {', '.join(code)}")
+        return code[spec.deployment]
+
+    def why(self, error: BaseException) -> str:
+        """Say what failed, and why."""
+        text = str(error) if isinstance(error, QserveException) else user_traceback(error)
+        hint = shadows(error)
+        return (f"{self.doing}:\n" if self.doing else "") + text + (f"\n{hint}" if hint else "")
 
 
 # -- a supervisor that is gone ---------------------------------------------------------------------
@@ -169,7 +204,7 @@ def _end_with(parent: int) -> None:
     """
     die_with_parent()
     if os.getppid() != parent:  # it was gone before the kernel was told
-        os._exit(Exit.ORPHANED)
+        os._exit(Exit.ORPHANED)  # nobody is there to ask why
 
     def watch() -> None:
         _wait_for_end(parent)

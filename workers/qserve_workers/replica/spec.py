@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 from dataclasses import dataclass, field
 from enum import IntEnum
 from functools import cached_property
+from typing import NoReturn
 
 from qserve.base.keys import Keys
 from qserve.base.settings import Settings
@@ -23,6 +25,7 @@ class ReplicaSpec:
       target: ``module:node`` to import; "" takes what the record names.
       sources: The user's modules, which it imports from here instead of from their files.
       parent: The supervisor's process id.
+      note: How it ends itself.
     """
 
     name: str
@@ -32,6 +35,12 @@ class ReplicaSpec:
     target: str = ""
     sources: Sources = field(default_factory=lambda: Sources({}))
     parent: int = field(default_factory=os.getpid)
+    note: EndNote = field(default_factory=lambda: EndNote(), compare=False, repr=False)
+
+    def end_process(self, code: int) -> NoReturn:
+        """End this process, whatever its threads do, and let the supervisor know that it was meant."""
+        self.note.write(code)
+        os._exit(code)
 
     @cached_property
     def options(self) -> DeploymentRecord:
@@ -46,9 +55,32 @@ class ReplicaSpec:
         return self.record.stream(self.keys, self.deployment)
 
 
-class Exit(IntEnum):
-    """Why a replica ended itself; 0 and all other codes mean what they mean for any process."""
+class EndNote:
+    """The exit code with which a replica ends itself, as its supervisor reads it from memory that both share.
 
+    User code may end the process as well, with any code. Then nothing is noted.
+    """
+
+    def __init__(self) -> None:
+        self._shared = mmap.mmap(-1, 1)
+        self._shared[0] = _NOTHING
+
+    def write(self, code: int) -> None:
+        self._shared[0] = code & 0xFF
+
+    def agrees(self, code: int) -> bool:
+        """Return whether this exit code was noted."""
+        return self._shared[0] == code != _NOTHING
+
+
+_NOTHING = 255
+
+
+class Exit(IntEnum):
+    """Why a replica ended itself."""
+
+    STOPPED = 0
+    FAILED = 1
     UNHEALTHY = 3
     TIME_LIMIT = 4
     STALLED = 5
@@ -57,6 +89,8 @@ class Exit(IntEnum):
 
 
 MEANINGS: dict[int, str] = {
+    Exit.STOPPED: "it was told to stop by a signal or by remote control",
+    Exit.FAILED: "an error of qserve itself, which is in its log",
     Exit.UNHEALTHY: "check_health failed",
     Exit.TIME_LIMIT: "a call over its max_execution_s could not be stopped otherwise",
     Exit.STALLED: "stalled: user code ran over QSERVE_STALL_LIMIT_S",

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import faulthandler
-import os
 import sys
 import threading
 import time
@@ -114,7 +113,9 @@ class Watchdog:
         method = work.name
         log.error("%s ran longer than max_execution_s=%g and is stopped", method, limit_s)
         text = f"{self._replica.spec.deployment}.{method} ran longer than max_execution_s={limit_s:g} and was stopped"
-        self._end(work, Conclusion(State.FAILED, Failure.of(TimeLimitExceeded(text)).encode()), Exit.TIME_LIMIT)
+        error = TimeLimitExceeded(text)
+        error.deployment = self._replica.spec.deployment
+        self._end(work, Conclusion(State.FAILED, Failure.of(error).encode()), Exit.TIME_LIMIT)
 
     def _end_overdue(self, work: Work) -> None:
         log.error(
@@ -142,7 +143,7 @@ class Watchdog:
                 if work not in self._replica.invoker.running():
                     return
                 self._stop.wait(0.01)
-        os._exit(exit_code)
+        self._replica.spec.end_process(exit_code)
 
     # -- a loop that stands still ------------------------------------------------------------------
 
@@ -158,7 +159,7 @@ class Watchdog:
             _place(sys._current_frames().get(self._loop_thread)),
         )
         faulthandler.dump_traceback(sys.__stderr__ or 2)
-        os._exit(Exit.STALLED)
+        self._replica.spec.end_process(Exit.STALLED)
 
     def _holder(self) -> str:
         """The call that is on the loop now."""

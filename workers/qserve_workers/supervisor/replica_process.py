@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import re
@@ -12,8 +13,9 @@ from dataclasses import dataclass, field
 
 from qserve.base.log import get_logger
 from qserve.base.memory import ControlGroup
+from qserve.base.process import exit_words
 from qserve_workers.process.boot import run_replica
-from qserve_workers.replica.spec import MEANINGS, ReplicaSpec
+from qserve_workers.replica.spec import MEANINGS, EndNote, Exit, ReplicaSpec
 
 log = get_logger(__name__)
 _KILL_AFTER_S = 3.0
@@ -91,15 +93,16 @@ def fork_replica(spec: ReplicaSpec) -> int:
     if pid:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
         return pid
-    code = 1
+    code: int = Exit.FAILED
     try:
         code = run_replica(spec)
     except BaseException:
         log.exception("replica %s ended with an error", spec.name)
     finally:
-        sys.stderr.flush()
+        with contextlib.suppress(Exception):  # user code may have closed it
+            sys.stderr.flush()
         # no interpreter shutdown: the supervisor's own exit handlers must not run here (reliability.md, 0.17)
-        os._exit(code)
+        spec.end_process(code)
 
 
 # -- how it ended ----------------------------------------------------------------------------------
@@ -127,20 +130,21 @@ class MemoryWatch:
         return int(found[1]) if found else 0
 
 
-def describe_end(code: int, killed_because: str, memory: MemoryWatch) -> str:
+def describe_end(code: int, killed_because: str, memory: MemoryWatch, note: EndNote) -> str:
     """Say how a replica ended.
 
     Parameters:
       code: Its exit code, negative for a signal.
       killed_because: Why its supervisor killed it; "" when it did not.
+      note: What it noted when it ended itself.
     """
     if killed_because:
         return killed_because
     if code >= 0:
-        return MEANINGS.get(code, f"exit code {code}")
+        meant = MEANINGS.get(code) if note.agrees(code) else ""
+        return meant or f"{exit_words(code)}: its user code, or a library of that, has ended the process"
     if code != -signal.SIGKILL:
-        known = {one.value: one.name for one in signal.Signals}  # some real-time signals have no name
-        return known.get(-code, f"signal {-code}")
+        return exit_words(code)
     if memory.has_killed():
         return f"oom_killed: SIGKILL, because of the memory limit{memory.limit()}"
     return "killed: SIGKILL, perhaps out of memory"

@@ -149,7 +149,8 @@ class Supervisor:
                 break
             process = self.processes.pop(pid, None)
             if process is not None:
-                how = describe_end(os.waitstatus_to_exitcode(status), process.killed_because, self._memory)
+                code = os.waitstatus_to_exitcode(status)
+                how = describe_end(code, process.killed_because, self._memory, process.spec.note)
                 self._dead.append((process, how))
         for process, how in list(self._dead):
             # removed when all of it is done: the broker may be away in the middle of it

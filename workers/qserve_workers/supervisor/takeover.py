@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection
 from functools import partial
 
 from qserve.base import failpoints
-from qserve.base.keys import GROUP
+from qserve.base.keys import GROUP, deployment_in
 from qserve.base.log import get_logger
 from qserve.broker import functions
 from qserve.broker.connection import broker_errors, create_group, without_strangers
@@ -16,7 +16,7 @@ from qserve.deploy.installation import Installation
 from qserve.exceptions import PayloadError
 from qserve.wire import replies
 from qserve.wire.application import ApplicationRecord
-from qserve.wire.sealing import DEATH_LIMIT, DELETED, LOST, REPLACED
+from qserve.wire.sealing import DEATH_LIMIT, DELETED, REPLACED, lost
 from qserve_workers.process.heartbeat import Observer
 
 log = get_logger(__name__)
@@ -57,7 +57,9 @@ class Takeover:
         for source in (stream, personal):
             moved = functions.RECLAIM_COUNT
             while moved >= functions.RECLAIM_COUNT:
-                command = functions.reclaim(source, stream, consumer, DEATH_LIMIT, LOST, self._prefix)
+                command = functions.reclaim(
+                    source, stream, consumer, DEATH_LIMIT, lost(deployment_in(stream)), self._prefix
+                )
                 moved = self._count(command, source, stream)
                 total += moved
         models = self._keys.models_of(stream)
@@ -175,4 +177,6 @@ class Takeover:
     def _hand_over_from_stranger(self, stream: str, consumer: bytes, error: PayloadError) -> None:
         """Hand over what was delivered to a name that no replica has, and so is lost for sure."""
         replies.warn_once(f"its calls are handed over: {error}")
-        self._count(functions.reclaim(stream, stream, consumer, DEATH_LIMIT, LOST, self._prefix), stream)
+        self._count(
+            functions.reclaim(stream, stream, consumer, DEATH_LIMIT, lost(deployment_in(stream)), self._prefix), stream
+        )
