@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from qserve.exceptions import QserveException
@@ -43,6 +43,28 @@ class ReplicaContext:
         return self.replica_tag
 
 
+@dataclass(slots=True, eq=False)
+class Scope:
+    """A run of user code, such as a call or a batch; what it holds is released at its end."""
+
+    is_over: bool = field(default=False, init=False)
+    _at_end: list[Callable[[], object]] | None = field(default=None, init=False, repr=False)
+
+    def at_end(self, callback: Callable[[], object]) -> None:
+        """Have ``callback`` called at the end; at once, if that has come."""
+        self._at_end = [*(self._at_end or ()), callback]
+        if self.is_over:
+            self.release()
+
+    def release(self) -> None:
+        self.is_over = True
+        callbacks, self._at_end = self._at_end, None
+        for callback in callbacks or ():
+            callback()
+
+
+scope_here: ContextVar[Scope | None] = ContextVar("qserve_scope_here", default=None)
+"""The run that the running code belongs to; None in constructors, and outside of deployments."""
 request_context: ContextVar[RequestContext] = ContextVar("qserve_request", default=RequestContext())
 replica_here: ContextVar[ReplicaContext | None] = ContextVar("qserve_replica_here", default=None)
 """The replica of the running code where replicas and their callers share a process; None elsewhere."""

@@ -8,7 +8,7 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Generator
-from typing import TYPE_CHECKING, Any, Generic
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec
 
 if TYPE_CHECKING:  # the defaults allow `Promise` for `Promise[Any]`; typing has them from Python 3.13 on
     from typing_extensions import TypeVar
@@ -21,6 +21,7 @@ else:
     T = TypeVar("T")
     T_co = TypeVar("T_co", covariant=True)
 
+P = ParamSpec("P")
 log = logging.getLogger(__name__)
 _UNSET: Any = object()
 
@@ -96,3 +97,15 @@ class Promise(Generic[T]):
 def _resolve(future: asyncio.Future[None]) -> None:
     if not future.done():
         future.set_result(None)
+
+
+def for_future(call: Callable[P, T]) -> Callable[P, T]:
+    """Return ``call`` with RuntimeError in the place of StopIteration, which an asyncio future does not take."""
+
+    def checked(*args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return call(*args, **kwargs)
+        except StopIteration as error:
+            raise RuntimeError(f"{getattr(call, '__qualname__', call)} raised StopIteration") from error
+
+    return checked

@@ -17,7 +17,7 @@ from functools import wraps
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, Generic, Protocol, Self, TypeVar, overload
 
-from qserve.base.context import RequestContext, request_context
+from qserve.base.context import RequestContext, Scope, request_context, scope_here
 from qserve.base.entry import own_context
 from qserve.define.decorators import Failure, check_async, has_self, state_of, value_of
 from qserve.exceptions import QserveException
@@ -219,10 +219,12 @@ class _Queue:
                         item.end(Failure(error))
 
     def _start(self, batch: list[_Item]) -> None:
-        context = own_context()
+        context, scope = own_context(), Scope()
         context.run(request_context.set, _shared([item.request for item in batch]))
+        context.run(scope_here.set, scope)
         task = self._loop.create_task(self._batched.run(batch), context=context)
         self._running[task] = batch
+        task.add_done_callback(lambda _: scope.release())
         task.add_done_callback(self._on_done)
 
     def _on_done(self, task: asyncio.Task[None]) -> None:

@@ -9,13 +9,13 @@ import asyncio
 import inspect
 import threading
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Hashable, Iterable
 from contextlib import suppress
 from functools import partial, wraps
 from typing import Any, TypeVar, cast, overload
-from weakref import WeakSet
+from weakref import WeakSet, ref
 
-from qserve.base.context import request_context
+from qserve.base.context import Scope, request_context, scope_here
 from qserve.base.destructor import disarm
 from qserve.base.entry import enter, own_context
 from qserve.base.log import get_logger
@@ -28,7 +28,7 @@ log = get_logger(__name__)
 
 
 class ModelCache:
-    """Models by id, the least recently used first, and slots reserved for those that are loading.
+    """Models by id, the least recently used first, who uses each, and slots reserved for those that are loading.
 
     Parameters:
       capacity: How many models may be loaded or loading at the same time; -1 for any number.
@@ -37,36 +37,70 @@ class ModelCache:
     def __init__(self, capacity: int) -> None:
         self._capacity = capacity
         self._models: OrderedDict[str, Any] = OrderedDict()
+        self._users: dict[str, set[Hashable]] = {}
         self._loading = 0
 
     def ids(self) -> tuple[str, ...]:
         return tuple(self._models)
 
-    def use(self, model_id: str) -> Any:
-        """Return a model and mark it as the most recently used; raises KeyError when it is not loaded."""
+    def use(self, model_id: str, users: Iterable[Hashable] = ()) -> Any:
+        """Return a model and mark it as the most recently used; raises KeyError when it is not loaded.
+
+        Parameters:
+          users: Those that use it from now on, until they ``leave``.
+        """
         self._models.move_to_end(model_id)
+        self._users.setdefault(model_id, set()).update(users)
         return self._models[model_id]
 
-    def reserve(self) -> list[Any] | None:
-        """Reserve a slot; returns the models evicted for it, or None while all slots are loading."""
-        if 0 <= self._capacity <= self._loading:
-            return None
+    def leave(self, user: Hashable) -> None:
+        for users in self._users.values():
+            users.discard(user)
+
+    def reserve(self, waiting: Iterable[Hashable] = ()) -> list[Any] | None:
+        """Reserve a slot; returns the models evicted for it, or None while all are loading or in use.
+
+        Parameters:
+          waiting: The users that wait for a slot. If no other uses any model, and none is loading, one of theirs is
+            evicted, since they would wait for each other.
+        """
         evicted = []
-        while 0 <= self._capacity <= self._loading + len(self._models):
-            evicted.append(self._models.popitem(last=False)[1])
+        if 0 <= self._capacity <= self._loading + len(self._models):
+            idle = [model_id for model_id in self._models if not self._users.get(model_id)]
+            if not idle and not self._loading and set(waiting).issuperset(*self._users.values()):
+                idle = list(self._models)
+            if not idle:
+                return None
+            self._users.pop(idle[0], None)
+            evicted.append(self._models.pop(idle[0]))
         self._loading += 1
         return evicted
 
-    def put(self, model_id: str, model: Any) -> None:
+    def put(self, model_id: str, model: Any, users: Iterable[Hashable] = ()) -> None:
         self._loading -= 1
         self._models[model_id] = model
+        self._users[model_id] = set(users)
 
     def release(self) -> None:
         self._loading -= 1
 
     def clear(self) -> list[Any]:
-        models, self._models = list(self._models.values()), OrderedDict()
+        models, self._models, self._users = list(self._models.values()), OrderedDict(), {}
         return models
+
+
+class _Loading:
+    """A model that is loaded for those that wait for it.
+
+    Parameters:
+      waiting: What each of them belongs to.
+      has_slot: Whether there is room for it.
+    """
+
+    def __init__(self) -> None:
+        self.loaded: Promise = Promise()
+        self.waiting: list[Hashable] = []
+        self.has_slot = False
 
 
 class _Models:
@@ -75,31 +109,58 @@ class _Models:
     def __init__(self, capacity: int) -> None:
         self._lock = threading.Lock()
         self.cache = ModelCache(capacity)
-        self._loading: dict[str, Promise] = {}
+        self._loading: dict[str, _Loading] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
         self._waiting: list[Promise] = []
 
     async def get(self, model_id: str, load: Callable[[], Awaitable[Any]]) -> Any:
+        user = self._user()
         with self._lock:
             with suppress(KeyError):
-                return self.cache.use(model_id)
+                return self.cache.use(model_id, [user])
             is_first = model_id not in self._loading
-            loading = self._loading.setdefault(model_id, Promise())
+            loading = self._loading.setdefault(model_id, _Loading())
+            loading.waiting.append(user)
+        self._wake()  # what waits for a slot may now wait for this call as well
         if is_first:
             # a task of its own, because the first caller may be cancelled while others wait
             context = own_context()
             context.run(request_context.set, request_context.get())
-            task = asyncio.get_running_loop().create_task(self._load(model_id, load), context=context)
+            load_once = self._load(model_id, loading, load)
+            task = asyncio.get_running_loop().create_task(load_once, context=context)
             self._tasks.add(task)
             task.add_done_callback(partial(self._on_loaded, model_id, loading))
             del task  # like `loading` below
         try:
-            return value_of(await loading)
+            return value_of(await loading.loaded)
         finally:
+            loading.waiting.remove(user)
             del loading  # as in value_of: it holds the error, whose traceback holds this frame
 
-    async def _load(self, model_id: str, load: Callable[[], Awaitable[Any]]) -> Any:
-        evicted = await self._reserve()
+    def _user(self) -> Hashable:
+        """Return what the running code belongs to: its call or batch, or its task. At its end it uses no model."""
+        scope = scope_here.get()
+        user: Any = asyncio.current_task() if scope is None or scope.is_over else scope
+        models = ref(self)  # not to keep the models beyond their instance
+
+        def leave(*_: Any) -> None:
+            found = models()
+            if found is not None:
+                with found._lock:
+                    found.cache.leave(user)
+                found._wake()
+
+        (user.at_end if isinstance(user, Scope) else user.add_done_callback)(leave)
+        return user
+
+    def _wake(self) -> None:
+        with self._lock:
+            waiting, self._waiting = self._waiting, []
+        for slot in waiting:
+            slot.set(None)
+
+    async def _load(self, model_id: str, loading: _Loading, load: Callable[[], Awaitable[Any]]) -> Any:
+        evicted = await self._reserve(loading)
         try:
             if evicted:
                 _notify_listeners()
@@ -111,10 +172,10 @@ class _Models:
                 self.cache.release()
             return Failure(error)
         with self._lock:
-            self.cache.put(model_id, model)
+            self.cache.put(model_id, model, loading.waiting)
         return model
 
-    def _on_loaded(self, model_id: str, loading: Promise, task: asyncio.Task[Any]) -> None:
+    def _on_loaded(self, model_id: str, loading: _Loading, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
         result = Failure(asyncio.CancelledError()) if task.cancelled() else task.result()
         if isinstance(result, Failure) and isinstance(result.error, asyncio.CancelledError):
@@ -122,18 +183,18 @@ class _Models:
             result = Failure(QserveException(f"the loading of model {model_id!r} was cancelled"))
         with self._lock:
             del self._loading[model_id]
-            waiting, self._waiting = self._waiting, []
-        for slot in waiting:
-            slot.set(None)
-        loading.set(result)
+        self._wake()
+        loading.loaded.set(result)
         if not isinstance(result, Failure):
             _notify_listeners()
 
-    async def _reserve(self) -> list[Any]:
+    async def _reserve(self, loading: _Loading) -> list[Any]:
         while True:
             with self._lock:
-                evicted = self.cache.reserve()
+                waiting = [user for other in self._loading.values() if not other.has_slot for user in other.waiting]
+                evicted = self.cache.reserve(waiting)
                 if evicted is not None:
+                    loading.has_slot = True
                     return evicted
                 slot = Promise()
                 self._waiting.append(slot)
@@ -222,9 +283,11 @@ def multiplexed(func: Callable[..., Any] | None = None, /, max_num_models_per_re
         model = await self.load(serve.get_multiplexed_model_id())
 
     Concurrent calls for the same model load it once; different models load at the same time. Loaded and loading models
-    never exceed the limit: the least recently used one is evicted, and lives on only in requests that still use it. A
-    failed load raises to all its callers, and the next call tries again. The first parameter of a method must be
-    called ``self``.
+    never exceed the limit: the least recently used one that no call uses is evicted first, and its ``__del__`` awaited
+    if that is ``async def``. A call uses its models until it ends; when all are in use, a load waits for one. If all
+    the calls that use models wait for others, the least recently used model of theirs is evicted all the same: that
+    happens when one call asks for more models than the limit. A failed load raises to all its callers, and the next
+    call tries again. The first parameter of a method must be called ``self``.
 
     Parameters:
       max_num_models_per_replica: How many models an instance keeps; -1 for any number.

@@ -22,7 +22,9 @@ from typing import Any, Generic, Protocol, TypeVar
 from starlette.requests import Request
 from starlette.responses import Response
 
-from qserve.base.context import RequestContext, request_context
+from qserve.base.context import RequestContext, Scope, request_context, scope_here
+from qserve.base.log import get_logger
+from qserve.base.promise import T
 from qserve.calls.responses import RESPONSES
 from qserve.engine.servable import FAST_S, Method, Servable
 from qserve.engine.step import Conclusion, Stepper, UserCall
@@ -30,9 +32,11 @@ from qserve.engine.streaming import ReaderGone, Sink, send_stream
 from qserve.wire.envelope import Answer, Header
 from qserve.wire.outcome import State
 
+log = get_logger(__name__)
+
 
 @dataclass(slots=True, eq=False)
-class Invocation:
+class Invocation(Scope):
     """A call on its way through user code.
 
     Parameters:
@@ -142,11 +146,12 @@ class Invoker(Generic[C]):
         invocation.began = time.monotonic()
         self._running.add(invocation)
         request_context.set(invocation.request())
+        scope_here.set(invocation)
         try:
             try:
                 call = self._stepper.open(invocation.header, invocation.step, self._backend.values(invocation))
             except BaseException as error:  # arguments that are unpickled run code of their own
-                self._running.discard(invocation)
+                self._discard(invocation)
                 self._backend.reject(invocation, error)
             else:
                 invocation.call = call
@@ -273,12 +278,16 @@ class Invoker(Generic[C]):
             self._commit(invocation, conclusion)
 
     def _commit(self, invocation: C, conclusion: Conclusion) -> None:
-        self._running.discard(invocation)
+        self._discard(invocation)
         self._backend.commit(invocation, conclusion)
 
     def _fail(self, invocation: C, error: BaseException) -> None:
-        self._running.discard(invocation)
+        self._discard(invocation)
         self._backend.fail(invocation, error)
+
+    def _discard(self, invocation: C) -> None:
+        self._running.discard(invocation)
+        invocation.release()
 
 
 def _must_run(header: Header, value: Any) -> bool:
@@ -286,6 +295,23 @@ def _must_run(header: Header, value: Any) -> bool:
     if not (header.stream or header.answer is Answer.PLAIN):
         return False
     return isinstance(value, Response) and (not hasattr(value, "body") or value.background is not None)
+
+
+def run_loop(loop: asyncio.AbstractEventLoop, until: asyncio.Future[T]) -> T:
+    """Run the loop until a future is done, and return its result.
+
+    asyncio ends a loop when a task or a callback raises SystemExit. Those that user code has made itself are logged
+    instead, as other errors of tasks are: who awaits such a task gets the error, and other calls go on.
+    """
+    while True:
+        try:
+            return loop.run_until_complete(until)
+        except (SystemExit, KeyboardInterrupt) as error:
+            if until.done():
+                raise
+            log.error(
+                "a task or callback that user code made raised %s: %s", type(error).__name__, error, exc_info=error
+            )
 
 
 OnDone = Callable[[Any, BaseException | None], None]

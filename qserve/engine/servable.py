@@ -12,6 +12,7 @@ from typing import Any, get_origin
 
 from qserve.base.destructor import disarm
 from qserve.base.entry import enter, own_context
+from qserve.base.promise import for_future
 from qserve.calls.handles import DeploymentHandle, RayServeDeploymentHandle
 from qserve.engine.loop_at_hand import loop_at_hand
 from qserve.exceptions import QserveException
@@ -155,7 +156,7 @@ class Servable:
             if inspect.iscoroutinefunction(check):
                 await enter(check)
             else:
-                await enter(asyncio.to_thread, check)
+                await enter(asyncio.to_thread, for_future(check))
         except (SystemExit, KeyboardInterrupt, GeneratorExit) as error:
             # unchanged, they would end the loop from within the task that awaits this
             raise RuntimeError(f"it raised {type(error).__name__}") from error

@@ -21,7 +21,7 @@ from qserve.calls.handles import RayServeSyncHandle
 from qserve.calls.ref import current
 from qserve.define.compile import CompiledApplication
 from qserve.deploy.registration import Code, DeploymentCode, code_of, record_of
-from qserve.engine.invoke import Invocation, Invoker
+from qserve.engine.invoke import Invocation, Invoker, run_loop
 from qserve.engine.servable import Servable
 from qserve.engine.step import Conclusion, Stepper
 from qserve.engine.streaming import ReaderGone, Sink
@@ -160,6 +160,7 @@ class _Instance:
         self._context.run(replica_here.set, self._replica)
         start_in(self._context)
         self._loop = asyncio.new_event_loop()
+        self._stopped: asyncio.Future[None] = self._loop.create_future()
         # apart from this object, so that no circle of references keeps the user's object from its end
         self._backend = _LocalBackend(plane, deployment)
         stepper = Stepper(record, plane.keys, plane.codec)
@@ -189,7 +190,7 @@ class _Instance:
         self._invoker.close()
         if self._thread.is_alive():
             with contextlib.suppress(RuntimeError):  # its constructor has failed, and the thread has closed its loop
-                self._loop.call_soon_threadsafe(self._loop.stop)
+                self._loop.call_soon_threadsafe(self._stopped.set_result, None)
             self._thread.join(STOP_FOR_S)
 
     def _live(self) -> None:
@@ -202,7 +203,7 @@ class _Instance:
                 self._constructed.set(error)
                 return
             self._constructed.set(None)
-            self._loop.run_forever()
+            run_loop(self._loop, self._stopped)
 
     def accept(self, delivery: Delivery) -> None:
         """Run a call soon; from any thread."""

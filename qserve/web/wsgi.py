@@ -12,6 +12,7 @@ from typing import Any
 
 from starlette.types import Message, Receive, Scope, Send
 
+from qserve.base.promise import for_future
 from qserve.web.asgi import short_length
 
 _THREADS = 8
@@ -39,7 +40,9 @@ class WsgiAdapter:
                 break
         loop = asyncio.get_running_loop()
         call, context = _Call(loop, send), contextvars.copy_context()
-        await loop.run_in_executor(self._threads, context.run, call.run, self._app, environ_of(scope, bytes(body)))
+        await loop.run_in_executor(
+            self._threads, context.run, for_future(call.run), self._app, environ_of(scope, bytes(body))
+        )
 
 
 class _Call:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
 import threading
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import pytest
@@ -114,6 +117,117 @@ def test_strange_exceptions_fail_the_request_and_nothing_else(run_here: ServeRun
         with pytest.raises(TaskError, match="strange"):
             serve.get(method.remote(), timeout=10)
     assert serve.get(handle.fine.remote(), timeout=10) == "fine"
+
+
+@pytest.mark.parametrize("error", [SystemExit, KeyboardInterrupt])
+def test_code_that_would_end_its_process_ends_only_its_call(serve_run: ServeRun, error: type[BaseException]) -> None:
+    """In a batch, in a task of its own, in a callback, and in the items of a stream."""
+
+    @serve.deployment
+    class Strange:
+        def __init__(self) -> None:
+            self.replica = os.urandom(8).hex()
+
+        def who(self) -> str:
+            return self.replica
+
+        @serve.batch
+        async def batched(self, items: list[int]) -> list[int]:
+            raise error("strange")
+
+        @serve.batch
+        async def rows(self, items: list[int]) -> AsyncIterator[list[int]]:
+            yield items
+            raise error("strange")
+
+        async def in_a_batch(self) -> int:
+            return await self.batched(1)
+
+        async def in_gathered_batches(self) -> list[int]:
+            return await asyncio.gather(self.batched(1), self.batched(2))
+
+        async def later(self) -> None:
+            raise error("strange")
+
+        async def in_a_task(self) -> None:
+            await asyncio.create_task(self.later())
+
+        async def beside_a_task(self) -> str:
+            task = asyncio.create_task(self.later())
+            await asyncio.wait([task])
+            return "went on"
+
+        async def beside_a_callback(self) -> str:
+            called = asyncio.Event()
+
+            def call() -> None:
+                called.set()
+                raise error("strange")
+
+            asyncio.get_running_loop().call_soon(call)
+            await called.wait()
+            return "went on"
+
+        async def in_a_stream(self) -> AsyncIterator[int]:
+            yield 1
+            raise error("strange")
+
+        def in_a_sync_stream(self) -> Iterator[int]:
+            yield 1
+            raise error("strange")
+
+    handle: Any = serve_run(Strange.bind())
+    replica = serve.get(handle.who.remote(), timeout=60)
+
+    for method in (handle.in_a_batch, handle.in_gathered_batches, handle.in_a_task):
+        with pytest.raises(TaskError, match=f"{error.__name__}: strange .in deployment 'Strange'"):
+            serve.get(method.remote(), timeout=60)
+    for method in (handle.beside_a_task, handle.beside_a_callback):
+        assert serve.get(method.remote(), timeout=60) == "went on"
+    for method, *args in ((handle.in_a_stream,), (handle.in_a_sync_stream,), (handle.rows, 1)):
+        items = method.options(stream=True).remote(*args)
+        assert next(items) == 1
+        with pytest.raises(TaskError, match=f"{error.__name__}: strange"):
+            next(items)
+    assert serve.get(handle.who.remote(), timeout=60) == replica
+
+
+def test_a_caller_gets_a_group_with_its_members_and_the_end_of_an_iteration_as_an_error(serve_run: ServeRun) -> None:
+    @serve.deployment
+    class Below:
+        async def group(self) -> None:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self.fails())
+
+        async def fails(self) -> None:
+            raise KeyError("lost")
+
+        def stop(self) -> None:
+            raise StopIteration("strange")
+
+        async def memory(self) -> None:
+            raise MemoryError("full")
+
+    @serve.deployment
+    class Above:
+        def __init__(self, below: Any) -> None:
+            self.below = below
+
+        async def __call__(self, method: str) -> str:
+            text = "nothing"
+            try:
+                await (await getattr(self.below, method).remote())
+            except* Exception as group:
+                text = str(group.exceptions[0])
+            return text
+
+    handle = serve_run(Above.bind(Below.bind()))
+
+    assert "Below" in serve.get(handle.remote("group"), timeout=60)
+    for method, text in (("stop", "StopIteration: strange"), ("memory", "MemoryError: full")):
+        said = serve.get(handle.remote(method), timeout=60)
+        assert said.startswith(f"{text} (in deployment 'Below')")
+        assert f"in {method}" in said
 
 
 def test_a_result_that_cannot_travel_fails_its_request(serve_run: ServeRun) -> None:

@@ -621,6 +621,8 @@ def test_wsgi_mistakes_are_named() -> None:
         answer_of(wsgi_of(lambda environ, start: [start("200 OK", []), start("200 OK", [])]))
     with pytest.raises(ZeroDivisionError):
         answer_of(wsgi_of(lambda environ, start: 1 // 0))
+    with pytest.raises(RuntimeError, match="raised StopIteration"):
+        answer_of(wsgi_of(lambda environ, start: next(iter([]))))
 
 
 def test_wsgi_may_replace_its_start_until_something_was_sent() -> None:

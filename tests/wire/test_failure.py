@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+import builtins
 import contextlib
+import json
 import pickle
+import subprocess
 import sys
 import types
 from typing import Any
 
+import msgpack
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -52,15 +57,138 @@ def raised(error: BaseException) -> BaseException:
         return caught
 
 
+class OwnNew(Exception):
+    def __new__(cls, number: int, *, name: str) -> OwnNew:
+        return super().__new__(cls)
+
+    def __init__(self, number: int, *, name: str) -> None:
+        self.name = name
+
+
+class WithSlots(Exception):
+    __slots__ = ("place",)
+
+    def __init__(self, place: int) -> None:
+        self.place = place
+
+
+class OwnGroup(ExceptionGroup[Exception]):
+    def __new__(cls, errors: list[Exception]) -> OwnGroup:
+        return super().__new__(cls, "own", errors)
+
+
+def error_of(source: str) -> BaseException:
+    try:
+        exec(source)
+    except Exception as error:
+        return error
+    raise AssertionError
+
+
+def all_errors() -> list[Exception]:
+    """Return an instance of every exception of Python itself, and of those that are hard to make again."""
+    kinds = [kind for kind in vars(builtins).values() if isinstance(kind, type) and issubclass(kind, Exception)]
+    made = []
+    for kind in kinds:
+        if not issubclass(kind, UnicodeError | ExceptionGroup | StopIteration | StopAsyncIteration):
+            made.append(kind("a message"))
+    return made
+
+
 @pytest.mark.parametrize(
-    "error", [ZeroDivisionError("by zero"), KeyError("k"), OSError(2, "no"), TwoArguments(1, 2)], ids=repr
+    "error",
+    [
+        *all_errors(),
+        KeyError("k"),
+        OSError(2, "no"),
+        TwoArguments(1, 2),
+        OwnNew(1, name="x"),
+        WithSlots(5),
+        UnicodeDecodeError("utf-8", b"\xff", 0, 1, "bad"),
+        json.JSONDecodeError("m", "doc", 1),
+        subprocess.CalledProcessError(1, ["ls"]),
+        ValueError([1, {"a": b"x"}]),
+        asyncio.IncompleteReadError(b"x", 3),
+        ExceptionGroup("grp", [ValueError(1)]),
+    ],
+    ids=repr,
 )
 def test_an_error_is_the_original_type_and_a_task_error(error: Exception) -> None:
     arrived = arrive(raised(error))
 
     assert isinstance(arrived, type(error))
     assert isinstance(arrived, TaskError)
-    assert arrived.args == error.args
+    assert repr(arrived.args).replace("TaskError(ValueError)", "ValueError") == repr(error.args)
+
+
+def test_a_group_arrives_with_its_members_and_each_with_its_origin() -> None:
+    below = Failure.of(raised(KeyError("k")), "Below").to_exception()
+    arrived = arrive(raised(ExceptionGroup("several", [ValueError(1), below])))  # type: ignore[list-item]
+
+    assert isinstance(arrived, ExceptionGroup)
+    assert arrived.message == "several"
+    caught = []
+    try:
+        raise arrived
+    except* KeyError as group:
+        caught = list(group.exceptions)
+    except* ValueError as group:
+        assert [error.args for error in group.exceptions] == [(1,)]
+    assert [(error.args, error.deployment) for error in caught] == [(("k",), "Below")]  # type: ignore[attr-defined]
+    assert "raise error" in str(arrived)
+    assert isinstance(arrive(raised(OwnGroup([ValueError(1)]))), OwnGroup)
+
+
+def test_a_group_with_many_members_is_as_small_as_other_errors() -> None:
+    many: Exception = ExceptionGroup("many", [ValueError("x" * 5000) for _ in range(1000)])
+    deep: Exception = many
+    for _ in range(50):
+        deep = ExceptionGroup("deep", [deep])
+
+    for error in (many, deep):
+        assert len(Failure.of(raised(error)).encode()) < 200_000
+        assert isinstance(arrive(raised(error)), ExceptionGroup)
+    assert "many (1000 sub-exceptions)" in str(arrive(raised(many)))
+
+
+@pytest.mark.parametrize(
+    ("source", "attributes"),
+    [
+        ("open('/nowhere')", {"errno": 2, "filename": "/nowhere"}),
+        ("import nowhere", {"name": "nowhere"}),
+        ("b'\\xff'.decode()", {"reason": "invalid start byte", "start": 0, "object": b"\xff"}),
+        ("compile('a b', 'file', 'exec')", {"lineno": 1, "filename": "file"}),
+        ("raise WithSlots(5)", {"place": 5}),
+    ],
+)
+def test_an_error_keeps_what_python_keeps_outside_of_its_dict(source: str, attributes: dict[str, Any]) -> None:
+    arrived = arrive(error_of(source))
+
+    assert {name: getattr(arrived, name) for name in attributes} == attributes
+
+
+def test_an_error_that_cannot_be_remade_is_its_nearest_base_and_has_the_whole_text() -> None:
+    arrived = arrive(error_of("import pydantic; pydantic.TypeAdapter(int).validate_python('x')"))
+
+    assert isinstance(arrived, ValueError)
+    assert "ValidationError: 1 validation error for int" in str(arrived)
+    assert "(in deployment 'Model')" in str(arrived)
+    assert "Traceback" in str(arrived)
+
+
+@pytest.mark.parametrize("error", [StopIteration("end"), StopAsyncIteration("end")], ids=repr)
+def test_the_end_of_an_iteration_is_an_error_that_ends_none(error: Exception) -> None:
+    arrived = arrive(raised(error))
+
+    assert not isinstance(arrived, StopIteration | StopAsyncIteration)
+    assert str(arrived).startswith(f"{type(error).__name__}: end (in deployment 'Model')")
+    assert "raise error" in str(arrived)
+
+
+def test_a_failure_that_an_older_version_wrote_is_read() -> None:
+    failure = Failure("builtins", "ValueError", "no", "trace", "Model", ("no",), {"a": 1})
+
+    assert Failure.decode(msgpack.packb(msgpack.unpackb(failure.encode())[:8])) == failure
 
 
 def test_its_text_has_the_message_the_deployment_and_the_remote_traceback() -> None:

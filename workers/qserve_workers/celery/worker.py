@@ -21,6 +21,7 @@ from celery.worker.pidbox import Pidbox
 from qserve.base.log import get_logger
 from qserve.base.turns import Turns
 from qserve.broker.connection import BLOCK_S, CLIENT_ERRORS
+from qserve.engine.invoke import run_loop
 from qserve.exceptions import BrokerError, BrokerUnavailable
 from qserve_workers.replica.replica import Replica
 
@@ -98,7 +99,7 @@ class CallLoop(bootsteps.StartStopStep):  # type: ignore[misc]
         loop = self._replica.loop
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._replica.stop)
-        raise WorkerShutdown(loop.run_until_complete(self._replica.run(consumer.on_ready)))
+        raise WorkerShutdown(run_loop(loop, loop.create_task(self._replica.run(consumer.on_ready))))
 
     def info(self, consumer: Any) -> dict[str, Any]:
         """Return what `celery inspect stats` shows of the replica."""
