@@ -52,7 +52,9 @@ class Scope:
 
     def at_end(self, callback: Callable[[], object]) -> None:
         """Have ``callback`` called at the end; at once, if that has come."""
-        self._at_end = [*(self._at_end or ()), callback]
+        if self._at_end is None:
+            self._at_end = []
+        self._at_end.append(callback)
         if self.is_over:
             self.release()
 

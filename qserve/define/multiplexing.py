@@ -12,10 +12,11 @@ from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Coroutine, Hashable, Iterable
 from contextlib import suppress
 from functools import partial, wraps
+from itertools import chain
 from typing import Any, TypeVar, cast, overload
 from weakref import WeakSet, ref
 
-from qserve.base.context import Scope, request_context, scope_here
+from qserve.base.context import request_context, scope_here
 from qserve.base.destructor import disarm
 from qserve.base.entry import enter, own_context
 from qserve.base.log import get_logger
@@ -67,7 +68,7 @@ class ModelCache:
         evicted = []
         if 0 <= self._capacity <= self._loading + len(self._models):
             idle = [model_id for model_id in self._models if not self._users.get(model_id)]
-            if not idle and not self._loading and set(waiting).issuperset(*self._users.values()):
+            if not idle and not self._loading and set(waiting).issuperset(chain(*self._users.values())):
                 idle = list(self._models)
             if not idle:
                 return None
@@ -93,13 +94,13 @@ class _Loading:
     """A model that is loaded for those that wait for it.
 
     Parameters:
-      waiting: What each of them belongs to.
+      waiting: What each of them belongs to, see ``_Models._users``.
       has_slot: Whether there is room for it.
     """
 
     def __init__(self) -> None:
         self.loaded: Promise = Promise()
-        self.waiting: list[Hashable] = []
+        self.waiting: list[list[Hashable]] = []
         self.has_slot = False
 
 
@@ -112,15 +113,17 @@ class _Models:
         self._loading: dict[str, _Loading] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
         self._waiting: list[Promise] = []
+        self._known: set[Hashable] = set()
+        """The users whose end is awaited."""
 
     async def get(self, model_id: str, load: Callable[[], Awaitable[Any]]) -> Any:
-        user = self._user()
+        users = self._users()
         with self._lock:
             with suppress(KeyError):
-                return self.cache.use(model_id, [user])
+                return self.cache.use(model_id, users)
             is_first = model_id not in self._loading
             loading = self._loading.setdefault(model_id, _Loading())
-            loading.waiting.append(user)
+            loading.waiting.append(users)
         self._wake()  # what waits for a slot may now wait for this call as well
         if is_first:
             # a task of its own, because the first caller may be cancelled while others wait
@@ -134,24 +137,35 @@ class _Models:
         try:
             return value_of(await loading.loaded)
         finally:
-            loading.waiting.remove(user)
-            del loading  # as in value_of: it holds the error, whose traceback holds this frame
+            loading.waiting.remove(users)
+            if not loading.waiting and not loading.has_slot:
+                self._wake()
+            del loading, users  # as in value_of: they may hold the error, whose traceback holds this frame
 
-    def _user(self) -> Hashable:
-        """Return what the running code belongs to: its call or batch, or its task. At its end it uses no model."""
-        scope = scope_here.get()
-        user: Any = asyncio.current_task() if scope is None or scope.is_over else scope
-        models = ref(self)  # not to keep the models beyond their instance
+    def _users(self) -> list[Hashable]:
+        """Return what the running code belongs to: its call or batch, and its task. At their end they use no model."""
+        scope, models = scope_here.get(), ref(self)  # not to keep the models beyond their instance
 
-        def leave(*_: Any) -> None:
+        def leave(user: Hashable) -> None:
             found = models()
             if found is not None:
                 with found._lock:
+                    found._known.discard(user)
                     found.cache.leave(user)
                 found._wake()
 
-        (user.at_end if isinstance(user, Scope) else user.add_done_callback)(leave)
-        return user
+        users: list[Hashable] = []
+        if scope is not None and not scope.is_over:
+            users.append(scope)
+            if scope not in self._known:
+                scope.at_end(partial(leave, scope))
+        task = asyncio.current_task()
+        if task is not None:
+            users.append(task)
+            if task not in self._known:
+                task.add_done_callback(leave)
+        self._known.update(users)
+        return users
 
     def _wake(self) -> None:
         with self._lock:
@@ -160,7 +174,9 @@ class _Models:
             slot.set(None)
 
     async def _load(self, model_id: str, loading: _Loading, load: Callable[[], Awaitable[Any]]) -> Any:
-        evicted = await self._reserve(loading)
+        evicted = await self._reserve(model_id, loading)
+        if evicted is None:
+            return Failure(asyncio.CancelledError())
         try:
             if evicted:
                 _notify_listeners()
@@ -171,9 +187,12 @@ class _Models:
             with self._lock:
                 self.cache.release()
             return Failure(error)
-        with self._lock:
-            self.cache.put(model_id, model, loading.waiting)
-        return model
+        else:
+            with self._lock:
+                self.cache.put(model_id, model, chain(*loading.waiting))
+            return model
+        finally:
+            del loading  # as in `get`
 
     def _on_loaded(self, model_id: str, loading: _Loading, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
@@ -182,17 +201,22 @@ class _Models:
             # raised as it is, it would look to each waiter as if that had been cancelled itself
             result = Failure(QserveException(f"the loading of model {model_id!r} was cancelled"))
         with self._lock:
-            del self._loading[model_id]
+            if self._loading.get(model_id) is loading:
+                del self._loading[model_id]
         self._wake()
         loading.loaded.set(result)
         if not isinstance(result, Failure):
             _notify_listeners()
 
-    async def _reserve(self, loading: _Loading) -> list[Any]:
+    async def _reserve(self, model_id: str, loading: _Loading) -> list[Any] | None:
+        """Wait for a slot and return the models evicted for it; None once nobody waits for the model any more."""
         while True:
             with self._lock:
-                waiting = [user for other in self._loading.values() if not other.has_slot for user in other.waiting]
-                evicted = self.cache.reserve(waiting)
+                if not loading.waiting:
+                    del self._loading[model_id]  # so that the next call begins anew
+                    return None
+                queued = (other.waiting for other in self._loading.values() if not other.has_slot)
+                evicted = self.cache.reserve(chain(*chain(*queued)))
                 if evicted is not None:
                     loading.has_slot = True
                     return evicted

@@ -36,11 +36,13 @@ log = get_logger(__name__)
 
 
 @dataclass(slots=True, eq=False)
-class Invocation(Scope):
+class Invocation:
     """A call on its way through user code.
 
     Parameters:
       call: What it stands for, once its arguments are decoded.
+      scope: Where user code notes what is released at the end. It is no part of this object, which the contexts that
+        hold it would keep.
       began: When it began, by the monotonic clock.
       task: What runs it, where that can be cancelled.
       run: What the thread of sync code calls, in ``context``.
@@ -49,6 +51,7 @@ class Invocation(Scope):
     header: Header
     step: str
     call: UserCall | None = field(default=None, kw_only=True)
+    scope: Scope = field(default_factory=Scope, kw_only=True)
     began: float = field(default=0.0, kw_only=True)
     task: asyncio.Task[None] | None = field(default=None, kw_only=True)
     run: Callable[[], Any] | None = field(default=None, kw_only=True)
@@ -146,7 +149,7 @@ class Invoker(Generic[C]):
         invocation.began = time.monotonic()
         self._running.add(invocation)
         request_context.set(invocation.request())
-        scope_here.set(invocation)
+        scope_here.set(invocation.scope)
         try:
             try:
                 call = self._stepper.open(invocation.header, invocation.step, self._backend.values(invocation))
@@ -287,7 +290,7 @@ class Invoker(Generic[C]):
 
     def _discard(self, invocation: C) -> None:
         self._running.discard(invocation)
-        invocation.release()
+        invocation.scope.release()
 
 
 def _must_run(header: Header, value: Any) -> bool:

@@ -111,6 +111,23 @@ def test_loaded_and_loading_models_never_exceed_the_capacity_and_the_least_recen
         assert len(used) + len(loading) <= capacity
 
 
+def test_a_model_in_use_is_evicted_only_when_its_users_wait_for_each_other() -> None:
+    cache = ModelCache(2)
+    for model_id, user in (("a", "x"), ("b", "y")):
+        assert cache.reserve() == []
+        cache.put(model_id, model_id.upper(), [user])
+    assert cache.reserve() is None
+    assert cache.reserve(["x"]) is None
+
+    cache.use("a", ["z"])
+    cache.leave("y")
+    assert cache.reserve(["x"]) == ["B"]
+    assert cache.reserve(["x", "z"]) is None, "one is loading, which may end their wait"
+    cache.put("c", "C", ["x"])
+    assert cache.reserve(["x"]) is None, "z does not wait"
+    assert cache.reserve(["x", "z"]) == ["A"]
+
+
 def test_a_cache_without_limit_evicts_nothing() -> None:
     cache = ModelCache(-1)
     for number in range(50):
@@ -293,6 +310,82 @@ def test_an_evicted_model_lives_on_while_a_request_uses_it() -> None:
         assert host.log[-1] == "-a"
 
     asyncio.run(scene())
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_no_model_ends_while_a_call_uses_it_and_no_more_live_than_may(count: int) -> None:
+    """Twenty calls ask at once, each for one of five models."""
+    most = 0
+
+    async def scene() -> None:
+        host = AsyncHost()
+
+        async def call(model_id: str) -> str:
+            model = await host.load(model_id)
+            for _ in range(5):
+                await turns()
+                assert host.log.count(f"-{model_id}") < host.log.count(f"+{model_id}"), "it has ended"
+            return str(model.model_id)
+
+        def count_living() -> int:
+            return sum(1 if entry[0] == "+" else -1 for entry in host.log)
+
+        async def watch() -> None:
+            nonlocal most
+            while True:
+                most = max(most, count_living())
+                await asyncio.sleep(0)
+
+        watching = running(watch())
+        ids = [str(number % count) for number in range(20)]
+        assert await asyncio.gather(*map(call, ids)) == ids
+        watching.cancel()
+        await unload_models()
+
+    asyncio.run(scene())
+    assert most <= 2
+
+
+def test_one_call_may_use_more_models_than_there_is_room_for_one_after_the_other() -> None:
+    async def scene() -> None:
+        host = AsyncHost()
+
+        async def call() -> list[str]:
+            return [(await host.load(model_id)).model_id for model_id in "abcd"]
+
+        assert await asyncio.gather(call(), call()) == [list("abcd")] * 2
+        await unload_models()
+
+    asyncio.run(asyncio.wait_for(scene(), 20))
+
+
+def test_a_load_that_nobody_waits_for_any_more_gives_its_turn_to_the_next() -> None:
+    async def scene() -> None:
+        host = Host()
+        go_on = asyncio.Event()
+
+        async def hold(model_id: str) -> None:
+            await host.load(model_id)
+            await go_on.wait()
+
+        holders = [running(hold(model_id)) for model_id in "ab"]
+        await turns()
+        given_up, patient = running(host.load("c")), running(host.load("d"))
+        await turns()
+        given_up.cancel()
+        again = running(host.load("c"))
+        await turns()
+        again.cancel()
+        await turns()
+        assert host.log == ["+a", "+b"]
+
+        go_on.set()
+        assert (await patient).model_id == "d"
+        await asyncio.gather(*holders)
+        assert "+c" not in host.log
+        assert (await host.load("c")).model_id == "c"
+
+    asyncio.run(asyncio.wait_for(scene(), 20))
 
 
 def test_an_async_end_is_awaited_once_before_the_next_model_loads() -> None:

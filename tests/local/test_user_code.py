@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import functools
 import threading
 import time
-from collections.abc import Awaitable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Iterator
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from serving import ServeRun, ask
 
 import qserve as serve
 from qserve.dag import InputNode
+from qserve.define.multiplexing import unload_models
 from qserve.drivers import DAGDriver
 from qserve.exceptions import TaskError
 
@@ -226,3 +228,83 @@ def test_a_name_that_is_defined_again_means_the_newer_code(run_here: ServeRun) -
 
     assert ask(run_here(first)) == "first"
     assert ask(run_here(Chatbot.bind())) == "second"
+
+
+# -- models ----------------------------------------------------------------------------------------
+
+
+class Freed:
+    """A model that is freed by an ``async def __del__``, and knows whether it was."""
+
+    def __init__(self, model_id: str) -> None:
+        self.model_id = model_id
+        self.is_freed = False
+
+    async def __del__(self) -> None:
+        self.is_freed = True
+
+
+@serve.deployment(max_concurrent_queries=50)
+class Users:
+    """Uses models in every way in which a method can get one."""
+
+    @serve.multiplexed(max_num_models_per_replica=2)
+    async def load(self, model_id: str) -> Freed:
+        await asyncio.sleep(0)
+        return Freed(model_id)
+
+    async def use(self, model: Freed) -> str:
+        for _ in range(20):
+            await asyncio.sleep(0.001)
+            if model.is_freed:
+                return f"{model.model_id} was freed"
+        return model.model_id
+
+    async def coroutine(self) -> str:
+        return await self.use(await self.load(serve.get_multiplexed_model_id()))
+
+    async def task(self) -> str:
+        (model,) = await asyncio.gather(self.load(serve.get_multiplexed_model_id()))
+        return await self.use(model)
+
+    def promise(self) -> Any:
+        return self.coroutine()
+
+    async def stream(self) -> AsyncIterator[str]:
+        model = await self.load(serve.get_multiplexed_model_id())
+        yield await self.use(model)
+        yield await self.use(model)
+
+    @serve.batch(max_batch_size=4, batch_wait_timeout_s=0.01)
+    async def batch(self, items: list[None]) -> list[str]:
+        used = await self.coroutine()
+        return [used for _ in items]
+
+    async def batched(self) -> str:
+        return await self.batch(None)
+
+    async def left_batch(self) -> str:
+        """The first of a batch leaves, and the others go on."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self.batch(None), 0.005)
+        return await self.batch(None)
+
+    async def unload(self) -> None:
+        await unload_models()
+
+
+@pytest.mark.parametrize("method", ["coroutine", "task", "promise", "stream", "batched", "left_batch"])
+def test_no_model_is_freed_while_a_call_uses_it(run_here: ServeRun, method: str) -> None:
+    handle: Any = run_here(Users.bind())
+    ids = [str(number % 5) for number in range(20)]
+
+    calls = [
+        handle.options(method_name=method, multiplexed_model_id=model_id, stream=method == "stream").remote()
+        for model_id in ids
+    ]
+
+    if method == "stream":
+        assert [list(items) for items in calls] == [[model_id] * 2 for model_id in ids]
+    else:
+        assert serve.get(calls, timeout=60) == ids
+    serve.get(handle.unload.remote(), timeout=60)
