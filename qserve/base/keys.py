@@ -13,6 +13,7 @@
     dead                            zset    ids of dead letters by their time               the same after the last
     left:<width>:<part>             string  bytes of large results left for a later reader  result_ttl and an eighth
     dead:dropped                    string  how many were too many and dropped              the same after the last
+    dead:bytes                      hash    bytes of each large one, and of all of them     the same after the last
     epoch                           string  names the state of this broker                  for ever; gone with the data
     a:<app>                         hash    one application: records active, next, old:*    until it is deleted
     code:<app>:<version>            string  code that travels by value, signed              version + RETIRED_TTL_MS
@@ -33,7 +34,7 @@ from __future__ import annotations
 
 # the parts of names that the broker's functions know as well
 QUEUE, MODELS, DELAYED, LEAVING = "q", "x", "z", "u"
-REQUEST, MAILBOX, DEAD_LETTER, DEAD_LETTERS, DROPPED = "r", "m", "d", "dead", "dropped"
+REQUEST, MAILBOX, DEAD_LETTER, DEAD_LETTERS, DROPPED, LETTER_BYTES = "r", "m", "d", "dead", "dropped", "bytes"
 LEFT = "left"
 PERSONAL = "@"
 """Stands between a deployment's stream and the name of a replica that has a stream of its own."""
@@ -55,7 +56,8 @@ CHANGES_KEPT = 64
 
 _KINDS = {
     QUEUE: "stream", MODELS: "hash", DELAYED: "zset", LEAVING: "string", REQUEST: "hash", MAILBOX: "list",
-    DEAD_LETTER: "hash", DEAD_LETTERS: "zset", f"{DEAD_LETTERS}:{DROPPED}": "string", "epoch": "string", "a": "hash",
+    DEAD_LETTER: "hash", DEAD_LETTERS: "zset", f"{DEAD_LETTERS}:{DROPPED}": "string",
+    f"{DEAD_LETTERS}:{LETTER_BYTES}": "hash", "epoch": "string", "a": "hash",
     "code": "string", "apps": "hash", "changes": "stream", "p": "hash", "b": "string", "g": "string",
     "celery": "list", "celery:fanout": "stream",
 }  # fmt: skip

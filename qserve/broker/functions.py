@@ -74,6 +74,9 @@ LEFT_PARTS = 8
 """The parts of its time to live in which a result that is left for a reader is counted."""
 UNCOUNTED_BYTES = 4096
 """Results up to this size are left without being counted: they are as large as what is stored of their requests."""
+LEFT_SHARE, LETTERS_SHARE = 2, 8
+"""Results that are left may take half of the broker's memory, and dead letters an eighth."""
+ALL_LETTERS = "all"
 DEATHS = "deaths"
 """Why a call whose replicas died is a dead letter."""
 

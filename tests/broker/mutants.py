@@ -167,6 +167,12 @@ MUTANTS = (
     ),
     Mutant("a watcher is told as often as it asks", "if known == waiter then return", "if known == 0 then return"),
     Mutant("a submitter that watches is told twice", " or mailbox == hget(request, Field.MAILBOX) then", " then"),
+    Mutant("dead letters may take all memory", "bytes > 0 and share_of_memory(LETTERS_SHARE)", "nil"),
+    Mutant("a dead letter that was thrown away counts", "  uncount_bytes(letter)\n", within="purge"),
+    Mutant("a dead letter that was replayed counts", "uncount_bytes(letter)\n", within="replay"),
+    Mutant("the calls of a dead letter do not count", "  count_bytes(letter, #packed)\n"),
+    Mutant("what a dead letter gets later does not count", "put == keep_call", "false"),
+    Mutant("what the request of a dead letter held does not count", "    count_bytes(letter, bytes)\n"),
     Mutant("a long result comes unannounced", "#payload > ANNOUNCED_FROM", "false"),
     Mutant("a long result is announced to those who want it whole", " and string.sub(mailbox, -1) == COUNTS"),
     Mutant("an item is announced", " and state ~= ITEM"),
@@ -211,7 +217,7 @@ MUTANTS = (
     ),
     Mutant(
         "what is left at a deletion waits for ever",
-        "    finish(request, string.match(request, '[^:]*$'), State.FAILED, failure)\n",
+        "    finish(request, id_of(request), State.FAILED, failure)\n",
     ),
     Mutant(
         "what waits for a replica that is gone is lost",

@@ -19,8 +19,8 @@ C = "c" * 32
 # -- what the text says ----------------------------------------------------------------------------
 
 READS = {
-    "EXISTS", "GET", "HGET", "HGETALL", "HMGET", "INFO", "PTTL", "TIME", "TYPE", "XINFO", "XLEN", "XPENDING", "XRANGE",
-    "ZCARD", "ZRANGE", "ZRANGEBYSCORE",
+    "EXISTS", "GET", "HGET", "HGETALL", "HMGET", "HVALS", "INFO", "PTTL", "TIME", "TYPE", "XINFO", "XLEN", "XPENDING",
+    "XRANGE", "ZCARD", "ZRANGE", "ZRANGEBYSCORE",
 }  # fmt: skip
 WRITERS = {
     "write_hash": {"redis.pcall", "pairs", "type", "unpack"},

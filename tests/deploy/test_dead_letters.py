@@ -278,6 +278,44 @@ def test_letters_live_for_seven_days_and_the_oldest_of_too_many_goes(
     assert week_ms - 60_000 < desk.client.pttl(keys.dead_letter(A)) <= week_ms
 
 
+def test_letters_take_an_eighth_of_the_brokers_memory_and_the_oldest_go(desk: Desk, letters: DeadLetters) -> None:
+    piece, room = b"x" * (1 << 20), 8 << 20
+    made = [f"{number:032x}" for number in range(1, 31)]
+    desk.client.config_set("maxmemory", 8 * room)
+
+    def make(request_id: str) -> None:
+        # one more value is in a join, and one comes when the request is a dead letter
+        branches = [Start(desk.one, "0", [piece]), Start(desk.one, "1", [b"x"]), Join(desk.two, "2", 4, [(0, piece)])]
+        desk.submit(request_id, branches)
+        (failing, _), (other, _) = desk.fetch(desk.one)
+        end(desk, desk.one, failing, request_id)
+        desk.commit(desk.one, other, request_id, moves=[Join(desk.two, "2", 4, [(1, piece)])])
+        desk.client.delete(desk.keys.request(request_id))
+
+    def kept() -> list[str]:
+        found = letters.ids()
+        assert sum(desk.client.memory_usage(desk.keys.dead_letter(one), 0) for one in found) < room + 2 * len(piece)
+        return found
+
+    for request_id in made[:20]:
+        make(request_id)
+        assert kept()[0] == request_id
+    assert kept() == [made[19], made[18]]
+    assert letters.dropped() == 18
+
+    letters.replay(made[19])
+    desk.fetch(desk.one)
+    assert letters.purge(made[:19]) == 1
+    for request_id in made[20:22]:
+        make(request_id)
+    assert kept() == [made[21], made[20]]
+    assert letters.purge(made) == 2
+    desk.client.config_set("maxmemory", 0)
+    for request_id in made[22:]:
+        make(request_id)
+    assert len(letters.ids()) == 8
+
+
 def test_any_number_of_letters_is_thrown_away_at_once(desk: Desk, letters: DeadLetters) -> None:
     end_first(desk)
     more = [f"{number:032x}" for number in range(9_000)]

@@ -8,6 +8,7 @@ local found = 0
 check(index, 'zset')
 for place, letter in ipairs(letters) do
   found = found + redis.call('EXISTS', letter)
+  uncount_bytes(letter)
   write('DEL', letter)
   write('ZREM', index, request_ids[place])
 end

@@ -17,6 +17,7 @@ for k = 1, count do
 end
 check(index, 'zset')
 check(request, 'hash')
+uncount_bytes(letter)
 write('RENAME', letter, request)
 write('ZREM', index, request_id)
 for _, name in ipairs({ Field.WHY, Field.AT, Field.FAILURE, Field.HISTORY, Field.CALLS }) do hdel(request, name) end

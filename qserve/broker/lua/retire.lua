@@ -24,7 +24,7 @@ local function leave_version(request, stream, step, fields, is_held)
     local queue = successor_of(request, stream, next_queues, other_graphs, is_same_code, is_held)
     if not queue then
       remove_calls(request) -- those that were moved before it
-      finish(request, string.match(request, '[^:]*$'), State.FAILED, failure)
+      finish(request, id_of(request), State.FAILED, failure)
     elseif is_call(fields) then
       enqueue(request, queue, step, fields)
     else

@@ -44,7 +44,7 @@ if is_left then hset(request, Field.LEFT, 1) end
 if fingerprint ~= '' then hset(request, Field.FINGERPRINT, fingerprint) end
 lives[request] = ttl_ms
 if failed then
-  local awaited_id = string.match(failed.request, '[^:]*$')
+  local awaited_id = id_of(failed.request)
   finish(request, request_id, failed.state, inherited(header, awaited_id, failed.result or ''))
 else
   if model_id ~= '' then streams[1] = holder_of(streams[1], model_id, max_ongoing) or streams[1] end

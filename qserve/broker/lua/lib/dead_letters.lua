@@ -5,20 +5,34 @@ local function made_up_id(stream, entry)
   return string.sub(redis.sha1hex(stream .. entry), 1, REQUEST_ID_CHARS)
 end
 
--- drop what is too old, and the oldest of those that are too many, now that there are `made` more
+-- how many bytes more dead letters hold than they may
+local function excess_bytes(index)
+  local sizes = letter_bytes_of(index)
+  local bytes = may_be(sizes, 'hash') and count_in(sizes, ALL_LETTERS) or 0
+  local room = bytes > 0 and share_of_memory(LETTERS_SHARE)
+  return room and bytes - room or 0
+end
+
+-- drop what is too old, and the oldest of those that are too many or too large, now that there are `made` more; those
+-- are not in the index yet, and stay
 local function drop_oldest(index, made)
   if made == 0 then return end
   local too_old = redis.call('ZRANGEBYSCORE', index, '-inf', now_ms() - DEAD_LETTER_TTL_MS)
-  local over = redis.call('ZCARD', index) + made - DEAD_LETTERS_KEPT
-  for _, id in ipairs(over > #too_old and redis.call('ZRANGE', index, 0, over - 1) or too_old) do
+  local over = math.max(#too_old, redis.call('ZCARD', index) + made - DEAD_LETTERS_KEPT)
+  local excess, count = excess_bytes(index), 0
+  if over == 0 and excess <= 0 then return end
+  for _, id in ipairs(redis.call('ZRANGE', index, 0, excess > 0 and -1 or over - 1)) do
+    if count >= over and excess <= 0 then break end
     local letter = dead_letter_of(request_of(index, id))
     hashes[letter] = nil
+    excess = excess - uncount_bytes(letter)
+    count = count + 1
     write('DEL', letter)
     write('ZREM', index, id)
   end
-  if over <= #too_old then return end
+  if count <= #too_old then return end
   local dropped = index .. ':' .. DROPPED
-  write('INCRBY', dropped, over - #too_old)
+  write('INCRBY', dropped, count - #too_old)
   write('PEXPIRE', dropped, DEAD_LETTER_TTL_MS)
 end
 
@@ -38,6 +52,9 @@ local function make_dead_letter(request, id, stream, fields, why, failure, histo
   check(index, 'zset')
   if state then
     write('COPY', request, letter)
+    local bytes = #failure
+    for _, value in ipairs(redis.call('HVALS', request)) do bytes = bytes + #value end
+    count_bytes(letter, bytes)
     for field, value in pairs(hash_of(request)) do hset(letter, field, value) end
     -- the waiters are notified now; after a replay, one asks by the id
     for _, name in ipairs({ Field.WAITERS, Field.SENT, Field.TAKEN, Field.COMMITTED_BY }) do hdel(letter, name) end

@@ -25,6 +25,15 @@ local function dead_letters_of(key)
   return namespace_of(key) .. DEAD_LETTERS
 end
 
+local function letter_bytes_of(key)
+  return dead_letters_of(key) .. ':' .. LETTER_BYTES
+end
+
+-- the id at the end of the key of a request or dead letter
+local function id_of(key)
+  return string.match(key, '[^:]*$')
+end
+
 -- the stream of a deployment, given that or a stream of one of its replicas
 local function common_of(stream)
   return (string.gsub(stream, PERSONAL .. '.*$', ''))

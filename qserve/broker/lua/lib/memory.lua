@@ -5,11 +5,11 @@
 -- nothing has to be taken off. They are not measured, because how much memory is used depends on the buffers of
 -- connections.
 
--- half of the memory that the broker may use; nil when it may use all, or an ACL forbids INFO
-local function room_for_left()
+-- a part of the memory that the broker may use; nil when it may use all, or an ACL forbids INFO
+local function share_of_memory(divisor)
   local info = redis.pcall('INFO', 'memory')
   local limit = type(info) == 'string' and string.match(info, '\nmaxmemory:(%d+)') or 0
-  return limit + 0 > 0 and limit / 2 or nil
+  return limit + 0 > 0 and limit / divisor or nil
 end
 
 -- the bytes of the results that are left now, and the key and life of the part in which one of this moment is counted
@@ -29,7 +29,7 @@ local is_crowded = false
 
 -- count a result; returns false when there is no room for it
 local function leave(request, bytes, keep_ms)
-  local room = bytes > UNCOUNTED_BYTES and room_for_left()
+  local room = bytes > UNCOUNTED_BYTES and share_of_memory(LEFT_SHARE)
   if not room then return true end
   local left, part, life_ms = count_left(request, keep_ms)
   local is_kept = left + bytes <= room
@@ -45,7 +45,7 @@ end
 -- whether one more request may be begun whose result is left
 local function may_leave(request, keep_ms)
   if is_crowded then
-    local room = room_for_left()
+    local room = share_of_memory(LEFT_SHARE)
     is_crowded = room ~= nil and count_left(request, keep_ms) > room / 2
   end
   return not is_crowded

@@ -13,6 +13,7 @@ local function fill(request, stream, header, step, needs, slots, put)
     local name = step .. '.' .. slot[1]
     if not hget(request, name) then
       hset(request, name, slot[2])
+      if put == keep_call then count_bytes(request, #slot[2]) end
       filled = filled + 1
     end
   end
