@@ -26,6 +26,9 @@ from typing import Annotated, Any, TypeVar
 from pydantic import BaseModel, Field
 from starlette.requests import Request
 
+from qserve.http.message import EMPTY_BODY
+from qserve.http.rejection import unreadable
+
 _F = TypeVar("_F", bound=Callable[..., Any])
 _Numbers = list[float]
 _PIP_NAMES = {"PIL": "Pillow"}
@@ -131,4 +134,8 @@ async def pandas_read_json(raw_request: Request) -> Any:
     # newer versions of pandas accept text only as a file
     text = body if isinstance(body, str) else body.decode()
     read_json = importlib.import_module("pandas").read_json
-    return read_json(io.StringIO(text), **raw_request.query_params)
+    try:
+        return read_json(io.StringIO(text), **raw_request.query_params)
+    except ValueError as error:
+        why = error if text.strip() else EMPTY_BODY
+        raise unreadable(f"the request body is not valid JSON: {why}", "invalid_json") from error

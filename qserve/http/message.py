@@ -14,6 +14,8 @@ from qserve.exceptions import QserveException
 from qserve.wire import codec
 
 Address = tuple[str, int | None]
+EMPTY_BODY = 'it is empty. Send a JSON value, for example 5 or {"name": "value"}'
+"""What is said of an empty body that must be JSON, behind "the request body is not valid JSON: "."""
 
 
 class BadRequest(QserveException):

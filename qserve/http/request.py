@@ -16,7 +16,7 @@ from starlette.requests import Request
 from starlette.types import Message
 
 from qserve.exceptions import PayloadError
-from qserve.http.message import HttpMessage, pack_message, unpack_message
+from qserve.http.message import EMPTY_BODY, HttpMessage, pack_message, unpack_message
 from qserve.wire import codec
 
 _MESSAGE = "qserve.request"
@@ -71,9 +71,16 @@ class _ReadJson:
         try:
             return await Request.json(request)
         except json.JSONDecodeError as error:
-            raise InvalidJSON(error.msg, error.doc, error.pos) from None
+            raise _invalid(error) from None
         except UnicodeDecodeError as error:
             raise InvalidJSON("the body is not UTF-8", "", error.start) from None
+
+
+def _invalid(error: json.JSONDecodeError) -> InvalidJSON:
+    invalid = InvalidJSON(error.msg, error.doc, error.pos)
+    if not error.doc.strip():
+        invalid.args = (EMPTY_BODY,)  # its text, instead of "Expecting value: line 1 column 1"
+    return invalid
 
 
 class ReceiveBody:

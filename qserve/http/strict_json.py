@@ -13,7 +13,7 @@ import re
 from collections import Counter
 from typing import Any, NoReturn
 
-from qserve.http.message import BadRequest
+from qserve.http.message import EMPTY_BODY, BadRequest
 from qserve.wire.codec import is_deeper
 
 DEPTH_LIMIT = 64
@@ -69,7 +69,7 @@ def _decode(decoder: json.JSONDecoder, text: str) -> Any:
         return decoder.decode(text)
     except json.JSONDecodeError as error:
         if not text.strip():
-            raise BadRequest("the request body is empty, and must be JSON", "empty_body") from None
+            raise BadRequest(f"the request body is not valid JSON: {EMPTY_BODY}", "empty_body") from None
         where = f"line {error.lineno}, column {error.colno}"
         raise BadRequest(f"the request body is not valid JSON: {error.msg} at {where}", "invalid_json") from None
     except RecursionError:

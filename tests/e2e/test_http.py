@@ -370,6 +370,7 @@ def test_broken_json_that_user_code_reads_is_400_unless_it_is_caught(client: Cli
 
     answer = client.send("POST", "/", body)
     assert (answer.status, answer.error["code"]) == (400, "invalid_json")
+    assert ("it is empty. Send a JSON value" in answer.error["message"]) == (not body)
     assert client.send("POST", "/?careful=1", body).body == b"caught"
 
 

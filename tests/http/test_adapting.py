@@ -18,10 +18,16 @@ from fastapi import Body, Depends, File, Header, Query, UploadFile
 from starlette.requests import Request
 
 from qserve.http.adapter import make_adapter
-from qserve.http.message import HttpMessage
+from qserve.http.message import EMPTY_BODY, HttpMessage
 from qserve.http.rejection import RequestValidationError, validation_response
 from qserve.http.request import to_starlette
-from qserve.http_adapters import image_to_ndarray, json_to_multi_ndarray, json_to_ndarray
+from qserve.http_adapters import (
+    image_to_ndarray,
+    json_request,
+    json_to_multi_ndarray,
+    json_to_ndarray,
+    pandas_read_json,
+)
 
 BUILT_IN = (
     "json_request", "starlette_request", "json_to_ndarray", "json_to_multi_ndarray", "image_to_ndarray",
@@ -227,6 +233,18 @@ def test_broken_json_that_an_adapter_reads_itself_is_status_400() -> None:
         return await request.json()
 
     assert refusal(resolver, a_request(b"{")).status == 400
+
+
+async def reads_json(request: Request) -> Any:
+    return await request.json()
+
+
+@pytest.mark.parametrize("adapter", [reads_json, json_request, pandas_read_json])
+@pytest.mark.parametrize("body", [b"", b" \n"])
+def test_an_empty_body_is_called_empty_and_the_error_says_what_to_send(adapter: Any, body: bytes) -> None:
+    error = refusal(adapter, a_request(body))
+    assert (error.status, error.code) == (400, "invalid_json")
+    assert str(error) == f"the request body is not valid JSON: {EMPTY_BODY}"
 
 
 def test_a_json_error_over_something_else_is_the_adapters_own() -> None:
