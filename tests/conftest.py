@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import compileall
 import gc
 import os
 import tempfile
@@ -14,9 +15,17 @@ from processes import Site, Started, free_port, is_open, new_site
 
 import qserve
 
+ROOT = Path(__file__).parents[1]
 # how long an example takes says more of what else the machine does than of our code
 settings.register_profile("shared machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("shared machine")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Compile the packages once: where Python may not write bytecode, every process would compile them."""
+    if not hasattr(config, "workerinput"):
+        for name in ("qserve", "workers", "gateway"):
+            compileall.compile_dir(ROOT / name, quiet=2)
 
 
 @pytest.hookimpl(tryfirst=True)  # before the option -m is applied

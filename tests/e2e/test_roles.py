@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from http_client import Client
-from processes import READY, Process, Site, free_port, wait_until
+from processes import READY, Process, Site, free_port, new_site, wait_until
 from roles import Roles
 
 from qserve.broker.connection import connect
@@ -55,6 +56,8 @@ class Stack(Roles):
     def __init__(self, site: Site) -> None:
         super().__init__(site, APP, {"QSERVE_BROKER_URL": site.broker()})
 
+    counters: Process
+
     def worker_of(self, deployment: str, replicas: int = 1) -> Process:
         return self.worker("--deployment", deployment, "--replicas", str(replicas))
 
@@ -77,16 +80,28 @@ class Stack(Roles):
     def start_all(self, *, counters: int = 1) -> tuple[Process, Process, Process]:
         """Start all roles, and go on once requests are answered."""
         tokenizers, counter = self.worker_of("Tokenizer"), self.worker_of("Counter", counters)
+        self.counters = counter
         deploy, gateway = self.deploy(), self.gateway()
         assert deploy.wait() == 0, deploy.output
         wait_until(self.answers, description="requests are answered")
         return tokenizers, counter, gateway
 
 
-def test_each_role_is_a_process_of_its_own_and_python_calls_without_the_code(site: Site, tmp_path: Path) -> None:
-    stack = Stack(site)
-    tokenizers, counters, gateway = stack.start_all(counters=2)
+@pytest.fixture(scope="module")
+def running() -> Iterator[Stack]:
+    """One stack with two replicas of Counter, for tests that leave it as it was."""
+    with new_site() as site:
+        stack = Stack(site)
+        tokenizers, _, gateway = stack.start_all(counters=2)
+        yield stack
+        for process in (gateway, stack.counters, tokenizers):
+            process.stop()
+            assert process.exit_code() == 0, process.output
+            assert "Traceback" not in process.output
 
+
+def test_each_role_is_a_process_of_its_own_and_python_calls_without_the_code(running: Stack, tmp_path: Path) -> None:
+    stack = running
     answer = stack.post("one two")
     assert answer["words"] == 2
     wait_until(
@@ -97,11 +112,6 @@ def test_each_role_is_a_process_of_its_own_and_python_calls_without_the_code(sit
     assert caller.wait() == 0, caller.output
     by_graph, direct = (json.loads(line) for line in caller.stdout.splitlines())
     assert (by_graph["words"], direct["words"]) == (3, 1)
-
-    for process in (gateway, counters, tokenizers):
-        process.stop()
-        assert process.exit_code() == 0, process.output
-        assert "Traceback" not in process.output
 
 
 @pytest.mark.slow
@@ -143,21 +153,27 @@ def test_the_roles_may_start_in_any_order(site: Site) -> None:
     assert gateway.exit_code() is None
 
 
-def test_requests_wait_for_workers_that_are_restarted(site: Site) -> None:
-    stack = Stack(site)
-    _, counters, _ = stack.start_all()
-    before = stack.post("x")["pid"]
-    counters.stop()
+def test_requests_wait_for_workers_that_are_restarted(running: Stack) -> None:
+    stack = running
+    before = counters_of(stack)
+    stack.counters.stop()
     url = f"http://127.0.0.1:{stack.port}/"
     post = f"import urllib.request as u; print(u.urlopen('{url}', b'\"a b\"', timeout=20).read().decode())"
     waiting = stack.site.start([sys.executable, "-c", post])
 
-    stack.worker_of("Counter")
+    stack.counters = stack.worker_of("Counter", 2)
 
     assert waiting.wait() == 0, waiting.output
     answer = json.loads(waiting.stdout)
     assert answer["words"] == 2
-    assert answer["pid"] != before
+    assert answer["pid"] not in before
+
+
+def counters_of(stack: Stack) -> set[int]:
+    """The processes of the two replicas of Counter."""
+    return wait_until(
+        lambda: len(pids := {stack.post("x")["pid"] for _ in range(20)}) == 2 and pids, description="both take calls"
+    )
 
 
 def test_a_second_deploy_switches_over_and_a_failing_one_changes_nothing(site: Site) -> None:
@@ -181,15 +197,13 @@ def test_a_second_deploy_switches_over_and_a_failing_one_changes_nothing(site: S
     assert "tokens" in stack.post("x")
 
 
-def test_a_worker_for_a_deployment_that_does_not_exist_says_so(site: Site) -> None:
-    stack = Stack(site)
-    stack.start_all()
-
-    wrong = stack.worker_of("Nobody")
+def test_a_worker_for_a_deployment_that_does_not_exist_says_so(running: Stack) -> None:
+    wrong = running.worker_of("Nobody")
 
     wrong.wait_for("Nobody")
     assert "Counter" in wrong.stderr
     assert "Traceback" not in wrong.stderr
+    wrong.stop()
 
 
 @pytest.mark.parametrize("role", ["deploy", "worker", "gateway"])
@@ -214,17 +228,20 @@ def celery(stack: Stack, *command: str) -> Process:
 
 
 def inspect(stack: Stack, what: str) -> dict[str, Any]:
-    """Ask all replicas, and return their answers by their names."""
-    process = celery(stack, "inspect", what, "--json", "--timeout", "1")
-    assert process.exit_code() == 0, process.output
-    found: dict[str, Any] = json.loads(process.stdout)
-    return found
+    """Ask all three replicas, again if one is late, and return their answers by their names."""
+
+    def ask() -> dict[str, Any] | None:
+        process = celery(stack, "inspect", what, "--json", "--timeout", "1")
+        found: dict[str, Any] = json.loads(process.stdout) if process.exit_code() == 0 else {}
+        return found if len(found) == 3 else None
+
+    answers = wait_until(ask, description=f"three replicas answer {what}")
+    assert answers is not None
+    return answers
 
 
-def test_celery_sees_the_replicas_of_the_broker(site: Site) -> None:
-    stack = Stack(site)
-    stack.start_all(counters=2)
-
+def test_celery_sees_the_replicas_of_the_broker(running: Stack) -> None:
+    stack = running
     ping, stats, queues = (inspect(stack, what) for what in ("ping", "stats", "active_queues"))
 
     assert sorted(name.split(".")[1].split("-")[0] for name in ping) == ["Counter", "Counter", "Tokenizer"]
@@ -235,29 +252,22 @@ def test_celery_sees_the_replicas_of_the_broker(site: Site) -> None:
     assert stack.post("a b")["words"] == 2
 
 
-def test_a_replica_that_celery_shuts_down_ends_and_another_one_takes_its_place(site: Site) -> None:
-    stack = Stack(site)
-    _, counters, _ = stack.start_all()
-    before = stack.post("x")["pid"]
-    (name,) = [name for name in inspect(stack, "ping") if ".Counter-" in name]
+def test_a_replica_that_celery_shuts_down_ends_and_another_one_takes_its_place(running: Stack) -> None:
+    stack = running
+    before = counters_of(stack)
+    name = next(name for name in inspect(stack, "ping") if ".Counter-" in name)
 
     celery(stack, "control", "shutdown", "--destination", name, "--timeout", "1")
 
-    wait_until(lambda: stack.post("x")["pid"] != before, description="another replica answers")
-    assert "died (exit code 0)" in counters.stderr
-    assert "Traceback" not in counters.stderr
+    wait_until(lambda: stack.post("x")["pid"] not in before, description="another replica answers")
+    assert "died (exit code 0)" in stack.counters.stderr
 
 
-def test_control_is_answered_over_a_new_connection_when_the_old_one_was_lost(site: Site) -> None:
-    stack = Stack(site)
-    stack.start_all()
-    with contextlib.closing(connect(stack.env["QSERVE_BROKER_URL"])) as client:
+def test_control_is_answered_over_a_new_connection_when_the_old_one_was_lost(running: Stack) -> None:
+    with contextlib.closing(connect(running.env["QSERVE_BROKER_URL"])) as client:
         client.client_kill_filter(_type="normal", skipme=True)
 
-    wait_until(
-        lambda: celery(stack, "inspect", "ping", "--timeout", "1").stdout.count("pong") == 2,
-        description="both replicas answer",
-    )
+    inspect(running, "ping")
 
 
 def test_run_uses_a_named_broker_and_ends_without_touching_it(site: Site) -> None:

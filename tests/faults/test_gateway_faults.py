@@ -197,7 +197,7 @@ def test_ten_times_too_much_is_refused_fast_and_what_was_accepted_is_answered(ne
     http = stack.http()
     flood = Load(http, rate=10 * CAPACITY, make=lambda: new_job(block_s={"left": CALL_S}))
     flood.start()
-    flood.more(3000)
+    flood.more(1200)
     calls = flood.stop()
     after = http.send(new_job())
     http.wait([after])

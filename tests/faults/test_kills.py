@@ -35,7 +35,7 @@ def test_a_killed_replica_costs_no_request_and_runs_only_its_own_calls_again(sit
     assert row["ran_twice"] <= row["caught"]
 
 
-@pytest.mark.slow
+@pytest.mark.long  # the rows F20 and F50 have releases under load; this one is about the program
 def test_the_programs_own_update_reaches_every_replica_without_a_failed_request(site: Site) -> None:
     row = figures(site, "update")
 

@@ -6,24 +6,40 @@ import signal
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 from installation import SHOP, Installation, installed
-from processes import PATIENCE_S, Site, is_alive, wait_until
+from processes import PATIENCE_S, Site, is_alive, new_site, wait_until
 
 from qserve.exceptions import DeadlineExceeded
 
 # -- stalls ----------------------------------------------------------------------------------------
 
 
+class Serving(Installation):
+    """A worker with one replica, for tests that leave it with another one."""
+
+    def __init__(self, site: Site) -> None:
+        super().__init__(site, SHOP)
+        self.worker_process = self.serve()
+
+
+@pytest.fixture(scope="module")
+def serving() -> Iterator[Serving]:
+    with new_site() as site, closing(Serving(site)) as made:
+        yield made
+
+
 @pytest.mark.parametrize("method", ["match_for_ever", "spin_in_a_thread"])
 @pytest.mark.slow
 def test_code_that_never_ends_costs_its_caller_the_deadline_and_the_others_a_new_replica(
-    shop: Installation, method: str
+    serving: Serving, method: str
 ) -> None:
-    worker = shop.serve()
-    pids = shop.pids()
+    shop = serving
+    pids = shop.wait_running(1)
 
     stuck = shop.call(method, timeout_s=1.5)
     with pytest.raises(DeadlineExceeded):
@@ -31,16 +47,17 @@ def test_code_that_never_ends_costs_its_caller_the_deadline_and_the_others_a_new
     wait_until(lambda: not is_alive(*pids), description="the replica is ended")
 
     assert shop.ask("pid") not in pids
-    assert method in worker.stderr
+    assert method in shop.worker_process.stderr
 
 
-def test_calls_that_nobody_waits_for_any_more_are_cancelled_and_the_replica_lives(shop: Installation) -> None:
-    shop.serve()
+@pytest.mark.slow
+def test_calls_that_nobody_waits_for_any_more_are_cancelled_and_the_replica_lives(serving: Serving) -> None:
+    shop = serving
+    (pid,) = shop.wait_running(1)
     stuck = shop.call("note", str(shop.site.folder / "ledger"), 1e9, timeout_s=1.0)
     shop.stream("items", timeout_s=1.0)
     with pytest.raises(DeadlineExceeded):
         stuck.result(PATIENCE_S)
-    (pid,) = shop.pids()
 
     wait_until(lambda: shop.pending() == 0, description="the call is given up")
     assert shop.ask("pid") == pid
@@ -76,15 +93,16 @@ def test_calls_that_wait_for_the_thread_of_sync_code_are_shared(shop: Installati
 # -- deaths ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.row("F39")
-def test_a_replica_that_has_no_files_left_says_so_and_is_replaced(shop: Installation) -> None:
-    worker = shop.serve()
+def test_a_replica_that_has_no_files_left_says_so_and_is_replaced(serving: Serving) -> None:
+    shop = serving
     pid = shop.ask("open_everything")
 
     shop.client.client_kill_filter(_type="normal", skipme=True)
 
     assert shop.ask("pid") != pid
-    assert "died (too many open files)" in worker.stderr
+    assert "died (too many open files)" in shop.worker_process.stderr
 
 
 @pytest.mark.parametrize("method", ["pid", "sleep_on_the_loop", "spin_in_a_thread"])
@@ -105,7 +123,7 @@ def test_replicas_end_soon_after_their_supervisor_was_killed(shop: Installation,
 
 @pytest.mark.row("F36")
 def test_a_constructor_that_hangs_is_ended_and_the_version_before_goes_on(shop: Installation, site: Site) -> None:
-    worker = shop.site.qserve("worker", "--name", "default", env={**shop.env, "QSERVE_START_TIMEOUT_S": "0.5"})
+    worker = shop.site.qserve("worker", "--name", "default", env={**shop.env, "QSERVE_START_TIMEOUT_S": "3"})
     first = shop.deploy()
     assert first.wait() == 0, first.output
     before = shop.pids()
@@ -114,7 +132,7 @@ def test_a_constructor_that_hangs_is_ended_and_the_version_before_goes_on(shop: 
     second = shop.deploy()
 
     assert second.wait() == 1
-    assert "start_timeout: it was not constructed within 0.5 s (QSERVE_START_TIMEOUT_S)" in second.output
+    assert "start_timeout: it was not constructed within 3 s (QSERVE_START_TIMEOUT_S)" in second.output
     assert shop.ask("pid") in before
     assert "in __init__" in worker.stderr
 
