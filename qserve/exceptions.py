@@ -3,7 +3,7 @@
 QserveException                    also ``RayServeException``
 ├── RequestError                   one request failed; the application goes on
 │   ├── TaskError              500 user code raised; also ``RayTaskError``
-│   ├── RequestCancelled       499 the request was cancelled
+│   ├── RequestCancelledError  499 the request was cancelled; also ``RequestCancelled``
 │   ├── DeadlineExceeded       504 the request was not finished within its deadline
 │   ├── ReplicaLost            500 the replica died three times while it ran the request
 │   ├── VersionReplaced        503 a release has left nobody who could finish the request
@@ -70,7 +70,7 @@ class TaskError(RequestError, code="user_code_failed"):
     deployment = ""
 
 
-class RequestCancelled(RequestError, status=499, code="cancelled"):
+class RequestCancelledError(RequestError, status=499, code="cancelled"):
     """Raised when the request was cancelled before it had a result."""
 
 
@@ -183,3 +183,4 @@ class GetTimeoutError(TimeoutError):
 
 RayServeException = QserveException
 RayTaskError = TaskError
+RequestCancelled = RequestCancelledError

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 from qserve.exceptions import QserveException
 
 
-class RequestContext(NamedTuple):
+@dataclass(slots=True)
+class RequestContext:
     """The request that is running.
 
     Parameters:
@@ -19,6 +21,14 @@ class RequestContext(NamedTuple):
       app_name: The application that runs it.
       multiplexed_model_id: The model that the caller asked for.
       deadline_ms: Unix time, by the broker's clock, by which the request must be finished; 0 outside of a request.
+      cancelled: Whether it was cancelled, or its deadline has passed, since the code began. A coroutine also gets
+        ``asyncio.CancelledError`` at its next ``await``; a ``def`` in a thread has to ask.
+
+            def work(self, pages: list[bytes]) -> int:
+                for page in pages:
+                    if serve.get_request_context().cancelled:
+                        return 0
+                    self.index(page)
     """
 
     request_id: str = ""
@@ -26,6 +36,36 @@ class RequestContext(NamedTuple):
     app_name: str = ""
     multiplexed_model_id: str = ""
     deadline_ms: int = 0
+    cancelled: bool = False
+    _callbacks: list[Callable[[], object]] | None = field(default=None, init=False, repr=False, compare=False)
+
+    def cancel(self) -> None:
+        """Note that the request was cancelled, and call what waits for that; in any thread."""
+        self.cancelled = True
+        for callback in list(self._callbacks or ()):
+            callback()
+
+    @contextmanager
+    def when_cancelled(self, callback: Callable[[], object]) -> Iterator[None]:
+        """Have ``callback`` called if the request is cancelled in the body of the ``with``, or was before."""
+        if self._callbacks is None:
+            self._callbacks = []
+        self._callbacks.append(callback)
+        try:
+            if self.cancelled:
+                callback()
+            yield
+        finally:
+            self._callbacks.remove(callback)
+
+    def __reduce__(self) -> Any:
+        return RequestContext, (
+            self.request_id, self.route, self.app_name, self.multiplexed_model_id, self.deadline_ms, self.cancelled,
+        )  # fmt: skip
+
+
+NO_REQUEST = RequestContext()
+"""Stands in the place of the request outside of any."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +107,7 @@ class Scope:
 
 scope_here: ContextVar[Scope | None] = ContextVar("qserve_scope_here", default=None)
 """The run that the running code belongs to; None in constructors, and outside of deployments."""
-request_context: ContextVar[RequestContext] = ContextVar("qserve_request", default=RequestContext())
+request_context: ContextVar[RequestContext] = ContextVar("qserve_request", default=NO_REQUEST)
 replica_here: ContextVar[ReplicaContext | None] = ContextVar("qserve_replica_here", default=None)
 """The replica of the running code where replicas and their callers share a process; None elsewhere."""
 replica: ReplicaContext | None = None

@@ -50,6 +50,10 @@ class Promise(Generic[T]):
         self._drain()
         return True
 
+    def has_waiters(self) -> bool:
+        """Return whether something waits for the value."""
+        return bool(self._callbacks)
+
     def call_when_set(self, callback: Callable[[], object]) -> None:
         """Call ``callback`` once: now if the value is there, otherwise in the thread that sets it."""
         self._callbacks.append(callback)
@@ -90,7 +94,12 @@ class Promise(Generic[T]):
                         loop.call_soon_threadsafe(_resolve, future)
 
             self.call_when_set(wake)
-            yield from future
+            try:
+                yield from future
+            except BaseException:
+                with contextlib.suppress(ValueError, IndexError):  # another thread sets the value now
+                    self._callbacks.remove(wake)
+                raise
         return self._value  # type: ignore[no-any-return]
 
 

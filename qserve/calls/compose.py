@@ -177,8 +177,9 @@ class ComposingPlane(Plane):
         request_id = call.request_id or (os.urandom(16).hex() if is_private else new_value_id())
         timeout_s = call.timeout_s or record.timeout_s or self.settings.request_timeout_s
         deadline_ms = int(clock.stamp_ms() + timeout_s * 1000)
-        parent_ms = request_context.get().deadline_ms
-        if parent_ms:
+        parent = request_context.get()
+        parent_ms = parent.deadline_ms
+        if parent_ms and not parent.cancelled:  # what code does about its end may take longer
             deadline_ms = min(deadline_ms, parent_ms)
         header = Header(
             request_id, record.name, graph, deadline_ms, call.answer,

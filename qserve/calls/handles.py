@@ -70,6 +70,7 @@ class _Handle(Generic[P, R_co]):
             stream=options.stream,
         )
         ref = current.plane().submit(call)
+        ref.made_by(context)
         return DeploymentResponseGenerator(ref) if isinstance(ref, ItemRef) else type(self)._respond(ref)
 
     @overload

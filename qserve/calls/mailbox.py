@@ -67,6 +67,8 @@ _LARGE_BATCH = 1 << 20
 """After messages of so many bytes together only a few are read at a time: the others wait in the broker."""
 _FIRST_PAUSE_S = 0.05
 
+STOPPED = (State.CANCELLED, State.EXPIRED)
+"""The states of requests whose running code has to be told."""
 Action = Command | float
 Post = Callable[[Command, OnReply], None]
 
@@ -93,6 +95,8 @@ class Mailbox:
         self.epoch = Epoch(keys.epoch)
         self.on_their_way: dict[str, float] = {}
         """Requests that another process is about to submit, and until when they may be unknown."""
+        self.on_ended: Callable[[str, str], None] | None = None
+        """Is called with the request and its state when a request was cancelled or has expired: it may run here."""
         self._keys = keys
         self._seal = seal
         self._post = post
@@ -178,10 +182,13 @@ class Mailbox:
             replies.warn_once(f"a message was dropped: {error}")
             return
         refs = self._open.get(request_id)
-        if refs is None:
+        if refs is None and (self.on_ended is None or outcome.state not in STOPPED):
             return  # settled before: a message that comes twice changes nothing
-        if outcome.state != ITEM:
-            self.settle(request_id, _opened(self._seal, request_id, outcome))
+        if refs is None or outcome.state != ITEM:
+            end = _opened(self._seal, request_id, outcome)
+            if end.state in STOPPED and self.on_ended is not None:
+                self.on_ended(request_id, end.state)
+            self.settle(request_id, end)
             return
         for ref in list(refs):
             if isinstance(ref, ItemRef):

@@ -15,12 +15,13 @@ from typing import Any, Generic, NamedTuple
 
 from qserve.base import context
 from qserve.base.clock import Deadline
+from qserve.base.context import RequestContext
 from qserve.base.promise import Promise, T, T_co
 from qserve.exceptions import (
     DeadlineExceeded,
     GetTimeoutError,
     PayloadError,
-    RequestCancelled,
+    RequestCancelledError,
     ResultUnavailable,
 )
 from qserve.wire.codec import Codec
@@ -97,7 +98,7 @@ class Plane(ABC):
 
     @abstractmethod
     def cancel(self, ref: Ref[Any]) -> None:
-        """End an open request without a result; calls that are running go on, but have no effect."""
+        """End an open request without a result; calls that are running are told, and have no effect."""
 
     @abstractmethod
     def add_credit(self, request_id: str, items: int) -> None:
@@ -142,7 +143,10 @@ class Ref(Generic[T_co]):
     ``acceptance`` is set to whether the broker has the request; ``done`` is set to the outcome.
     """
 
-    __slots__ = ("__weakref__", "_is_known_to_caller", "_owned", "_plane", "_value", "acceptance", "done", "request_id")
+    __slots__ = (
+        "__weakref__", "_caller", "_is_known_to_caller", "_owned", "_plane", "_value", "acceptance", "done",
+        "request_id",
+    )  # fmt: skip
 
     def __init__(self, request_id: str, plane: Plane | None, owned: bool = False) -> None:
         self.request_id = request_id
@@ -217,19 +221,47 @@ class Ref(Generic[T_co]):
           TaskError: User code raised an exception; the error is also an instance of the original type.
           DeadlineExceeded: The request's deadline passed first.
         """
-        if not self.done.is_set() and not self._get_plane().wait(self, timeout_s):
+        if not self.done.is_set() and not self._wait(timeout_s):
             self._is_known_to_caller = True
             raise GetTimeoutError(f"request {self.request_id} has no result after {timeout_s} s; it is still running")
         return self._unwrap()
 
+    def _wait(self, timeout_s: float | None) -> bool:
+        caller = getattr(self, "_caller", context.NO_REQUEST)
+        if caller is context.NO_REQUEST or not self._owned:
+            return self._get_plane().wait(self, timeout_s)
+        with caller.when_cancelled(self.cancel):
+            return self._get_plane().wait(self, timeout_s)
+
     def __await__(self) -> Generator[Any, None, T_co]:
         if not self.done.is_set():
             self._get_plane().follow(self)
-            yield from self.done.__await__()
+            try:
+                yield from self.done.__await__()
+            except asyncio.CancelledError:
+                self.cancel_with_caller()
+                raise
         return self._unwrap()
 
+    def made_by(self, caller: RequestContext) -> None:
+        """Note which request has made the call; it is cancelled with that request while that awaits it."""
+        self._caller = caller
+
+    def cancel_with_caller(self) -> None:
+        """Cancel the request because an ``await`` of it was, unless that was not because its caller was cancelled.
+
+        A timeout in user code ends the wait only. Nor is a request cancelled that another call made, whose ref has
+        been sent on, or that others wait for as well.
+        """
+        caller = getattr(self, "_caller", context.NO_REQUEST)
+        if caller.cancelled and self._owned and not self._has_readers():
+            self.cancel()
+
+    def _has_readers(self) -> bool:
+        return self.done.has_waiters()
+
     def cancel(self) -> None:
-        """Cancel the request: calls that have not started never will, and running ones have no effect."""
+        """Cancel the request: calls that have not started never will; running ones are told, and have no effect."""
         self._is_known_to_caller = True
         self._get_plane().cancel(self)
 
@@ -245,7 +277,7 @@ class Ref(Generic[T_co]):
         if state == State.EXPIRED:
             return DeadlineExceeded(f"request {self.request_id} was not finished within its deadline")
         if state == State.CANCELLED:
-            return RequestCancelled(f"request {self.request_id} was cancelled")
+            return RequestCancelledError(f"request {self.request_id} was cancelled")
         try:
             return Failure.decode(payload).to_exception()
         except PayloadError as error:
@@ -362,8 +394,15 @@ class ItemRef(Ref[T_co]):
 
     async def next_async(self) -> bytes | None:
         while (item := self.next_nowait()) is None and not self._is_over():
-            await self.ready()
+            try:
+                await self.ready()
+            except asyncio.CancelledError:
+                self.cancel_with_caller()
+                raise
         return item
+
+    def _has_readers(self) -> bool:
+        return self._ready.has_waiters()
 
     def _is_over(self) -> bool:
         return self.done.is_set() and not self.items  # in this order: another thread may add the last item meanwhile

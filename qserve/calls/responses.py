@@ -54,7 +54,11 @@ class RefTask(_Response[T_co]):
         self._callbacks: list[Callable[[Any], object]] = []
 
     def __await__(self) -> Generator[Any, None, Ref[T_co]]:
-        yield from self.ref.acceptance.__await__()
+        try:
+            yield from self.ref.acceptance.__await__()
+        except asyncio.CancelledError:
+            self.ref.cancel_with_caller()
+            raise
         return self.ref
 
     # Ray Serve returns an asyncio task here, so asyncio.wait and others may call its methods

@@ -184,7 +184,7 @@ class _Queue:
         self._loop = asyncio.get_running_loop()
         measure = len if batched.limits.batch_size_fn is None else batched.measure
         self._batcher = Batcher(batched.limits, measure, _Item.is_open)
-        self._running: dict[asyncio.Task[None], list[_Item]] = {}
+        self._running: dict[asyncio.Task[None], tuple[list[_Item], RequestContext]] = {}
         self._timer: asyncio.TimerHandle | None = None
 
     def join(self, item: _Item) -> None:
@@ -197,8 +197,9 @@ class _Queue:
         item.results.clear()
         if self._batcher.discard(item, item.key):
             self._start_ready()
-        for task, batch in self._running.items() if not item.has_ended else ():
+        for task, (batch, request) in self._running.items() if not item.has_ended else ():
             if item in batch and not any(map(_Item.is_open, batch)) and not task.cancelling():
+                request.cancel()
                 task.cancel()
 
     def _start_ready(self) -> None:
@@ -219,11 +220,11 @@ class _Queue:
                         item.end(Failure(error))
 
     def _start(self, batch: list[_Item]) -> None:
-        context, scope = own_context(), Scope()
-        context.run(request_context.set, _shared([item.request for item in batch]))
+        context, scope, request = own_context(), Scope(), _shared([item.request for item in batch])
+        context.run(request_context.set, request)
         context.run(scope_here.set, scope)
         task = self._loop.create_task(self._batched.run(batch), context=context)
-        self._running[task] = batch
+        self._running[task] = batch, request
         task.add_done_callback(lambda _: scope.release())
         task.add_done_callback(self._on_done)
 
@@ -233,10 +234,13 @@ class _Queue:
 
 
 def _shared(requests: list[RequestContext]) -> RequestContext:
-    """Return the context for a batch: that of a single call, or what all calls share and the latest deadline."""
+    """Return a context for a batch: like that of a single call, or what all calls share and the latest deadline.
+
+    It is cancelled when all calls are.
+    """
     first = requests[0]
     if len(requests) == 1:
-        return first
+        return replace(first)
     deadlines = [request.deadline_ms for request in requests]
     late_ms = max(deadlines) if all(deadlines) else 0
     return RequestContext(app_name=first.app_name, multiplexed_model_id=first.multiplexed_model_id, deadline_ms=late_ms)

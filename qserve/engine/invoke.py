@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from math import inf
 from queue import SimpleQueue
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -29,6 +30,7 @@ from qserve.calls.responses import RESPONSES
 from qserve.engine.servable import FAST_S, Method, Servable
 from qserve.engine.step import Conclusion, Stepper, UserCall
 from qserve.engine.streaming import ReaderGone, Sink, send_stream
+from qserve.exceptions import RequestCancelledError
 from qserve.wire.envelope import Answer, Header
 from qserve.wire.outcome import State
 
@@ -44,7 +46,10 @@ class Invocation:
       scope: Where user code notes what is released at the end. It is no part of this object, which the contexts that
         hold it would keep.
       began: When it began, by the monotonic clock.
-      task: What runs it, where that can be cancelled.
+      task: What runs it on the loop, if anything.
+      blocks: Whether its code may run in a thread, where it goes on when the task is cancelled.
+      ended: The state in which its request has ended meanwhile, cancelled or expired; "" as long as it is wanted.
+      ended_at: When that became known, by the monotonic clock.
       run: What the thread of sync code calls, in ``context``.
     """
 
@@ -54,8 +59,12 @@ class Invocation:
     scope: Scope = field(default_factory=Scope, kw_only=True)
     began: float = field(default=0.0, kw_only=True)
     task: asyncio.Task[None] | None = field(default=None, kw_only=True)
+    blocks: bool = field(default=False, kw_only=True)
+    ended: str = field(default="", kw_only=True)
+    ended_at: float = field(default=inf, kw_only=True)
     run: Callable[[], Any] | None = field(default=None, kw_only=True)
     context: contextvars.Context | None = field(default=None, kw_only=True)
+    _request: RequestContext | None = field(default=None, init=False)
 
     @property
     def name(self) -> str:
@@ -64,8 +73,25 @@ class Invocation:
 
     def request(self) -> RequestContext:
         """Return what user code may know of the request."""
-        header = self.header
-        return RequestContext(header.trace_id, header.route, header.app, header.model_id, header.deadline_ms)
+        found = self._request
+        if found is None:
+            header = self.header
+            found = self._request = RequestContext(
+                header.trace_id, header.route, header.app, header.model_id, header.deadline_ms
+            )
+        return found
+
+    def end(self, state: str) -> None:
+        """Tell its code that the request was cancelled or has expired: a coroutine at its next ``await``."""
+        if not self.ended:  # a second cancellation would end what the code does about the first
+            self.ended, self.ended_at = state, time.monotonic()
+            self.request().cancel()
+            self.cancel_task()
+
+    def cancel_task(self) -> None:
+        if self.task is not None:
+            # not at once: a task that is cancelled before its first step runs nothing, not even what ends the call
+            self.task.get_loop().call_soon(self.task.cancel)
 
 
 C = TypeVar("C", bound=Invocation)
@@ -77,9 +103,6 @@ class Backend(Protocol[C_contra]):
 
     def values(self, invocation: C_contra) -> Sequence[bytes]:
         """Return a call's arguments, encoded; what it raises ends the call by ``reject``."""
-
-    def is_wanted(self, invocation: C_contra) -> bool:
-        """Return whether a call that has waited for the thread of sync code shall still begin."""
 
     def sink(self, invocation: C_contra) -> Sink | None:
         """Return what takes the items of a streamed result; None when the caller did not ask for items."""
@@ -141,6 +164,16 @@ class Invoker(Generic[C]):
         """Let the thread of sync code end after what it runs."""
         self._thread.close()
 
+    def end(self, request_id: str, state: str) -> bool:
+        """Tell the calls of a request that it was cancelled or has expired; return whether there are any.
+
+        Those that wait for the thread of sync code never begin.
+        """
+        calls = [one for one in (*self._running, *self._waiting.copy()) if one.header.request_id == request_id]
+        for invocation in calls:
+            invocation.end(state)
+        return bool(calls)
+
     def begin(self, invocation: C) -> None:
         """Run a call; the backend ends it."""
         self._start.copy().run(self._begin, invocation)
@@ -170,7 +203,7 @@ class Invoker(Generic[C]):
         if not method.takes_request and len(args) == 1 and not call.kwargs and isinstance(args[0], Request):
             args = ()
         if method.is_async:
-            invocation.task = self._spawn(self._await(invocation, method.call(*args, **call.kwargs)))
+            self._spawn(invocation, self._await(invocation, method.call(*args, **call.kwargs)))
         elif method.seconds < FAST_S or method.makes_generator:
             self._on_result(invocation, method.measure(args, call.kwargs))
         else:
@@ -180,11 +213,12 @@ class Invoker(Generic[C]):
             self._waiting.append(invocation)
             self._run_next()
 
-    def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        task = self._loop.create_task(coroutine)
+    def _spawn(self, invocation: C, coroutine: Coroutine[Any, Any, None]) -> None:
+        invocation.task = task = self._loop.create_task(coroutine)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-        return task
+        if invocation.ended:  # while it ran in the thread
+            invocation.cancel_task()
 
     async def _await(self, invocation: C, awaitable: Awaitable[Any]) -> None:
         try:
@@ -199,8 +233,8 @@ class Invoker(Generic[C]):
         with contextlib.suppress(IndexError):  # none is left, or another thread has just taken the last one
             while not self.is_thread_busy:
                 invocation = self._waiting.popleft()
-                if not self._backend.is_wanted(invocation):
-                    self._commit(invocation, Conclusion(State.CANCELLED))
+                if invocation.ended:
+                    self._commit(invocation, Conclusion(invocation.ended))
                     continue
                 self.is_thread_busy = True
                 invocation.began = time.monotonic()
@@ -224,11 +258,10 @@ class Invoker(Generic[C]):
         """End a call with what user code returned; awaitables and streams have to be run first."""
         header = invocation.header
         if isinstance(value, RESPONSES) or inspect.isawaitable(value):
-            invocation.task = self._spawn(self._await(invocation, value))
+            self._spawn(invocation, self._await(invocation, value))
         elif inspect.isgenerator(value) or inspect.isasyncgen(value) or _must_run(header, value):
-            task = self._spawn(self._stream(invocation, value))
-            # code in a thread cannot be cancelled
-            invocation.task = task if inspect.isasyncgen(value) else None
+            invocation.blocks = not inspect.isasyncgen(value)
+            self._spawn(invocation, self._stream(invocation, value))
         elif header.stream and header.answer is Answer.VALUE:
             text = (
                 f"Called method {invocation.name!r} with `handle.options(stream=True)` but it did not return a"
@@ -282,11 +315,18 @@ class Invoker(Generic[C]):
 
     def _commit(self, invocation: C, conclusion: Conclusion) -> None:
         self._discard(invocation)
+        if invocation.ended:  # what code returns that was told to stop is not a result
+            conclusion = Conclusion(invocation.ended)
         self._backend.commit(invocation, conclusion)
 
     def _fail(self, invocation: C, error: BaseException) -> None:
-        self._discard(invocation)
-        self._backend.fail(invocation, error)
+        if not invocation.ended:
+            self._discard(invocation)
+            self._backend.fail(invocation, error)
+            return
+        if not isinstance(error, asyncio.CancelledError | RequestCancelledError):
+            log.warning("%s failed after its request had ended: %r", invocation.name, error, exc_info=error)
+        self._commit(invocation, Conclusion(invocation.ended))
 
     def _discard(self, invocation: C) -> None:
         self._running.discard(invocation)

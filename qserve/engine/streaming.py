@@ -78,7 +78,7 @@ async def _items(generator: Any, in_thread: InThread) -> AsyncGenerator[Any, Non
         while (item := await in_thread(lambda: next(generator, _END))) is not _END:
             yield item
     finally:
-        await in_thread(generator.close)
+        await in_thread(generator.close)  # after the item that the thread may be at
 
 
 async def _send_response(sink: Sink, response: Any) -> None:

@@ -6,15 +6,17 @@ such a request be sent to other replicas any number of times.
 
 from __future__ import annotations
 
-import asyncio
 import json
 import weakref
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from starlette.requests import Request
 from starlette.types import Message
 
+from qserve.base.context import request_context
+from qserve.base.promise import Promise
 from qserve.exceptions import PayloadError
 from qserve.http.message import EMPTY_BODY, HttpMessage, pack_message, unpack_message
 from qserve.wire import codec
@@ -84,7 +86,7 @@ def _invalid(error: json.JSONDecodeError) -> InvalidJSON:
 
 
 class ReceiveBody:
-    """ASGI's ``receive`` for a body that has already arrived."""
+    """ASGI's ``receive`` for a body that has already arrived; a cancelled request looks like a client that has left."""
 
     __slots__ = ("_body",)
 
@@ -93,11 +95,12 @@ class ReceiveBody:
 
     async def __call__(self) -> Message:
         body, self._body = self._body, None
-        if body is None:
-            # nothing more will arrive; a server would wait here until the client disconnects
-            await asyncio.get_running_loop().create_future()
-            raise AssertionError("unreachable")
-        return {"type": "http.request", "body": body, "more_body": False}
+        if body is not None:
+            return {"type": "http.request", "body": body, "more_body": False}
+        left: Promise[None] = Promise()
+        with request_context.get().when_cancelled(partial(left.set, None)):
+            await left
+        return {"type": "http.disconnect"}
 
 
 def from_starlette(request: Request) -> HttpMessage:

@@ -18,7 +18,7 @@ from qserve.base.promise import Promise
 from qserve.base.settings import Settings
 from qserve.base.turns import Turns
 from qserve.calls.compose import ComposingPlane, Submission
-from qserve.calls.mailbox import ARGUMENT_LOST, full, not_found
+from qserve.calls.mailbox import ARGUMENT_LOST, STOPPED, full, not_found
 from qserve.calls.ref import WINDOW, Call, ItemRef, Ref
 from qserve.engine.step import Conclusion
 from qserve.exceptions import AppNotFound
@@ -79,11 +79,13 @@ class Queue:
       version: The application version that it belongs to.
       max_ongoing: Calls that may run at the same time.
       accept: Takes a call without blocking.
+      end: Tells the calls of a request that it was cancelled or has expired, without blocking.
     """
 
     version: str
     max_ongoing: int
     accept: Callable[[Delivery], None]
+    end: Callable[[str, str], None]
     waiting: deque[Delivery] = field(default_factory=deque)
     running: int = 0
 
@@ -184,6 +186,10 @@ class Requests:
             del self._requests[request.key]
         if request.held is not None:
             request.held.set(False)
+        if outcome.state in STOPPED:
+            for queue in self.queues.values():
+                if queue.running:
+                    queue.end(request.header.request_id, outcome.state)
         waiters, request.waiters = request.waiters, []
         for waiter, item in waiters:
             self._notify(waiter, item, outcome)

@@ -121,7 +121,7 @@ class _Version:
                     self._instances.append(instance)
                     instance.start()
                     # at once, children first: a constructor may call the deployments that it is given
-                    queue = Queue(record.version, deployment.max_ongoing, instance.accept)
+                    queue = Queue(record.version, deployment.max_ongoing, instance.accept, instance.end)
                     plane.requests.queues[record.stream(plane.keys, name)] = queue
         except BaseException:
             self.stop()
@@ -210,6 +210,11 @@ class _Instance:
         call = _LocalCall(delivery.request.header, delivery.step, delivery)
         self._loop.call_soon_threadsafe(self._begin, call)
 
+    def end(self, request_id: str, state: str) -> None:
+        """Tell the calls of a request soon that it was cancelled or has expired; from any thread."""
+        with contextlib.suppress(RuntimeError):  # it has been stopped
+            self._loop.call_soon_threadsafe(self._invoker.end, request_id, state)
+
     def _begin(self, call: _LocalCall) -> None:
         if call.header.expired():
             self._backend.commit(call, Conclusion(State.EXPIRED))
@@ -232,14 +237,11 @@ class _LocalBackend:
     def values(self, call: _LocalCall) -> Sequence[bytes]:
         return call.delivery.values
 
-    def is_wanted(self, call: _LocalCall) -> bool:
-        return call.delivery.request.is_open()
-
     def sink(self, call: _LocalCall) -> Sink | None:
         return _LocalSink(self.plane, call.delivery.request) if call.header.stream else None
 
     def fail(self, call: _LocalCall, error: BaseException) -> None:
-        if not self.is_wanted(call):  # the error may come from just that
+        if not call.delivery.request.is_open():  # another branch has failed: its error counts
             self.commit(call, Conclusion(State.CANCELLED))
             return
         failure = Failure.of(error, self.deployment)

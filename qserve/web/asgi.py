@@ -22,6 +22,9 @@ _AHEAD = 16
 _WHOLE_UP_TO = 1 << 20
 """A body of known length up to this many bytes is collected; a longer one is streamed."""
 
+_CANCEL_AFTER_S = 0.2
+"""How long an application may take to notice that its client has left before it is cancelled."""
+
 _RESPONSE = ("http.response.start", "http.response.body")
 _END: Message = {"type": "qserve.end"}
 _running: set[asyncio.Task[None]] = set()
@@ -101,6 +104,7 @@ class Exchange:
         self._messages: asyncio.Queue[Message] = asyncio.Queue(_AHEAD)
         self._left = asyncio.Event()
         self._is_complete = False
+        self._task: asyncio.Task[None] | None = None
         self._error: BaseException | None = None
 
     async def answer(self, request: Request) -> Response:
@@ -115,15 +119,20 @@ class Exchange:
         """
         self._body = await request.body()
         scope = {**request.scope, "state": dict(self._state)}
-        task = self.loop.create_task(self._run(scope))
+        self._task = task = self.loop.create_task(self._run(scope))
         _running.add(task)
         task.add_done_callback(_running.discard)
         try:
             return await self._first()
         except asyncio.CancelledError:
-            self.leave()
-            task.cancel()
+            self.cancel()
             raise
+
+    def cancel(self) -> None:
+        """Tell the application that the client has disconnected, and cancel it, unless its response is complete."""
+        if not self._is_complete and self._task is not None:
+            self._task.cancel()
+        self.leave()
 
     def leave(self) -> None:
         """Tell the application that the client has disconnected."""
@@ -226,6 +235,12 @@ class StreamedResponse(Response):
                 message = await exchange.next_message()
                 await send(message)
                 more = message.get("more_body", False)
+        except asyncio.CancelledError:
+            exchange.cancel()
+            raise
+        except OSError:  # refused by `send`; an application that sends again learns of it by itself
+            exchange.loop.call_later(_CANCEL_AFTER_S, exchange.cancel)
+            raise
         finally:
             exchange.leave()
 

@@ -114,7 +114,10 @@ MUTANTS = (
         "if state == State.DONE and may_be(letter, 'hash') and exists(letter) then",
         "if false then",
     ),
-    Mutant("the other calls of a request that fails with its argument stay queued", "    remove_calls(w.request)\n"),
+    Mutant(
+        "the other calls of a request that fails with its argument stay queued",
+        "    remove_calls(w.request, w.request_id, state, ended)\n",
+    ),
     Mutant("a result lives for ever", "    lives[request] = keep\n"),
     Mutant("a result that nobody asks for is kept", "  if keep > 0 then", "  if true then keep = math.max(keep, 1000)"),
     Mutant("a final commit does not say whose it was", "Field.COMMITTED_BY, by or '')", "Field.COMMITTED_BY, '')"),
@@ -139,7 +142,8 @@ MUTANTS = (
         "a lost reply looks like the commit of another", "if not is_mine and last == by then return Reply.DUP end\n"
     ),
     Mutant(
-        "the other calls of a request that fails stay queued", "if state ~= State.DONE then remove_calls(request) end"
+        "the other calls of a request that fails stay queued",
+        "if state ~= State.DONE then remove_calls(request, request_id, state, payload) end",
     ),
     Mutant(
         "a queue's key may hold something else", "  if not may_be(streams[k], 'stream') then return Reply.BADKEY end\n"
@@ -194,7 +198,14 @@ MUTANTS = (
     Mutant("an item of an ended request is sent", "if state ~= State.OPEN then return -1 end\n"),
     Mutant("a forgotten result is kept", "    hset(request, Field.KEEP, 0)\n"),
     Mutant("an ended request is ended again", "if not is_open(request) then return 0 end", within="close"),
-    Mutant("a cancelled call stays on the queue", "remove_calls(request)\n", within="close"),
+    Mutant(
+        "a replica is not told that what it runs was cancelled",
+        "if running then deliver(mailbox_of(stream, running[2]), request_id, state, payload) end",
+    ),
+    Mutant("a replica is told of the end that it has just sent", "  hdel(request, slot)\n", within="commit"),
+    Mutant(
+        "a cancelled call stays on the queue", "remove_calls(request, request_id, state, payload)\n", within="close"
+    ),
     Mutant("a dead replica keeps its deliveries", "  remove_entry(stream, entry_id)\n", "", within="reclaim"),
     Mutant(
         "what a dead replica held stays on the queue as well", "    redis.pcall('XDEL', removed[k], removed[k + 1])\n"

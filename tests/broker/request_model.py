@@ -22,6 +22,8 @@ OWN, OTHER = ("one", "two"), ("far",)
 """The queues of the version that is retired, and those of another application."""
 STREAMS = OWN + OTHER
 MAILBOXES = ("me", "you")
+CONSUMERS = ("first", "second", "third")
+"""Replicas, which have mailboxes under their names as well."""
 
 
 def may_become(state: str, following: str) -> bool:
@@ -251,7 +253,7 @@ class Model:
         self.requests: list[Request] = []
         self.held: dict[tuple[str, bytes], Delivery] = {}
         self.delayed: set[Delayed] = set()
-        self.mail: dict[str, Counter[bytes]] = {name: Counter() for name in MAILBOXES}
+        self.mail: dict[str, Counter[bytes]] = {name: Counter() for name in MAILBOXES + CONSUMERS}
         self.is_deployed = True
         self.epoch = ""
 
@@ -291,11 +293,15 @@ class Model:
         elif state == State.DONE:
             request.slots[slot] = payload
         else:
-            self.unqueue(request)
-            self.finish(request, state, inherited(request, other, payload))
+            ended = inherited(request, other, payload)
+            self.unqueue(request, state, ended)
+            self.finish(request, state, ended)
 
-    def unqueue(self, request: Request) -> None:
-        """A request ends while its calls wait, or run: nobody holds one of them any more."""
+    def unqueue(self, request: Request, state: str = "", payload: bytes = b"") -> None:
+        """A request ends while its calls wait, or run: nobody holds one of them any more, and who did so is told."""
+        for one in self.held.values():
+            if one.request is request and not one.is_copy and state in (State.CANCELLED, State.EXPIRED):
+                self.mail[one.consumer][request.id.encode() + state.encode() + payload] += 1
         self.held = {place: one for place, one in self.held.items() if one.request is not request or one.is_copy}
 
     def finish(self, request: Request, state: str, payload: bytes, by: str = "") -> None:
@@ -403,7 +409,7 @@ class Model:
             request.state, request.waiters, request.is_dead = "", [], False
         self.held.clear()
         self.delayed.clear()
-        self.mail = {name: Counter() for name in MAILBOXES}
+        self.mail = {name: Counter() for name in MAILBOXES + CONSUMERS}
         self.is_deployed, self.epoch = False, ""
 
     def postpone(self, delivery: Delivery) -> bytes:
@@ -444,7 +450,7 @@ class Model:
         """A request is ended from outside."""
         if not may_become(request.state, state):
             return 0
-        self.unqueue(request)
+        self.unqueue(request, state)
         self.finish(request, state, b"")
         return 1
 

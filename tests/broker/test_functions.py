@@ -252,6 +252,42 @@ def test_a_commit_after_cancellation_has_no_effects(desk: Desk) -> None:
     assert desk.mail() == [A.encode() + b"c"]
 
 
+@pytest.mark.parametrize("state", ["c", "x"])
+def test_replicas_are_told_when_a_request_of_which_they_run_a_call_is_cancelled_or_expires(
+    desk: Desk, state: str
+) -> None:
+    desk.submit(A, [Start(desk.one, "0", [b"x"]), Start(desk.two, "1", [b"x"]), Start(desk.two, "2", [b"x"])])
+    desk.fetch(desk.one, "first")
+    ((entry, _),) = desk.client.xreadgroup("replicas", "second", {desk.two: ">"}, count=1)[0][1]
+    desk.submit(B, [Start(desk.one, "0", [b"x"])])
+    desk.fetch(desk.one, "third")
+
+    desk.client.execute_command(*functions.close(desk.keys.request(A), A, state, b"why"))
+
+    message = A.encode() + state.encode() + b"why"
+    boxes = [desk.keys.mailbox(name) for name in ("first", "second", "third")]
+    assert [desk.client.lrange(box, 0, -1) for box in boxes] == [[message], [message], []]
+    assert 0 < desk.client.pttl(boxes[0]) <= 120_000
+    assert desk.commit(desk.two, entry, A, step="1", moves=[]) == b"CLOSED"
+
+
+def test_replicas_are_told_of_a_cancelled_argument_and_not_of_ends_that_are_their_own_or_failures(desk: Desk) -> None:
+    waits = Awaited(desk.keys.request(A), desk.two, "1", 1, 0)
+    desk.submit(A, [Start(desk.one, "0", [b"x"])])
+    desk.submit(B, [Start(desk.one, "0", [b"x"]), Start(desk.one, "2", [b"x"])], awaited=[waits])
+    (first, _), *_ = desk.fetch(desk.one)
+
+    desk.commit(desk.one, first, A, state="x")
+    fails = "c" * 32
+    desk.submit(fails, [Start(desk.one, "0", [b"x"]), Start(desk.one, "1", [b"x"])])
+    (second, _), *_ = desk.fetch(desk.one, "other")
+    desk.commit(desk.one, second, fails, state="f", payload=b"why")
+
+    told = desk.client.lrange(desk.keys.mailbox("replica"), 0, -1)
+    assert [message[: len(B) + 1] for message in told] == [B.encode() + b"x"] * 2
+    assert not desk.client.exists(desk.keys.mailbox("other"))
+
+
 def test_a_cancelled_request_leaves_nothing_on_any_queue(desk: Desk) -> None:
     desk.submit(A, [Start(desk.one, "0", [b"x"]), Start(desk.two, "1", [b"x"])])
 

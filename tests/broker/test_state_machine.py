@@ -18,6 +18,7 @@ from hypothesis import HealthCheck, Phase, note, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 from request_model import (
+    CONSUMERS,
     DEATH_LIMIT,
     DELETED,
     FAILED,
@@ -49,7 +50,6 @@ from qserve.wire.outcome import State
 
 T = TypeVar("T")
 
-CONSUMERS = ("first", "second", "third")
 LIFE_MS, KEEP_MS = 120_000, 60_000
 
 Act = Callable[["Requests"], None]
@@ -93,7 +93,7 @@ class Requests(RuleBasedStateMachine):
         self.client.flushall()
         self.keys = Keys("machine")
         self.names = {name: self.keys.stream("other" if name in OTHER else "own", "v", name) for name in STREAMS}
-        self.boxes = {name: self.keys.mailbox(name) for name in MAILBOXES}
+        self.boxes = {name: self.keys.mailbox(name) for name in MAILBOXES + CONSUMERS}
         self.model = Model()
         self.seen = Seen()
         self.submissions: list[tuple[Request, str, Command]] = []

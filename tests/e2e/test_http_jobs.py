@@ -22,7 +22,7 @@ from starlette.responses import JSONResponse, StreamingResponse
 import qserve
 from qserve.dag import InputNode
 from qserve.drivers import DAGDriver
-from qserve.exceptions import GetTimeoutError, RequestCancelled, ResultUnavailable
+from qserve.exceptions import GetTimeoutError, RequestCancelledError, ResultUnavailable
 from qserve.http_adapters import json_request
 from qserve.wire.request_ids import new_response_id, new_value_id
 
@@ -349,7 +349,7 @@ def test_a_request_from_python_is_fetched_and_cancelled_by_its_id(client: JobCli
     assert answer.headers["x-qserve-request-id"] == waiting.request_id
     assert client.send("DELETE", places[0]).code == "already_finished"
     assert deleted == [204, 204]
-    with pytest.raises(RequestCancelled):
+    with pytest.raises(RequestCancelledError):
         cancelled.result(5)
     assert client.send("GET", places[1]).code == "cancelled"
     assert client.wait(places[2]).error["message"] == "ValueError: not today"
@@ -368,7 +368,7 @@ def test_a_ref_is_had_by_id_of_any_request(client: JobClient, ledger: Ledger) ->
     with pytest.raises(GetTimeoutError):
         ref.result(0.1)
     deleted.cancel()
-    with pytest.raises(RequestCancelled):  # before the gate opens: the request might end first otherwise
+    with pytest.raises(RequestCancelledError):  # before the gate opens: the request might end first otherwise
         deleted.result(5)
     ledger.open()
     response = pickle.loads(pickle.dumps(ref)).result(10)

@@ -53,25 +53,17 @@ class Machine:
 
 
 class Ends:
-    """Keeps how calls end.
+    """Keeps how calls end."""
 
-    Parameters:
-      unwanted: Steps of calls that nobody waits for.
-    """
-
-    def __init__(self, unwanted: Sequence[str] = ()) -> None:
+    def __init__(self) -> None:
         self.arguments: dict[Invocation, Sequence[bytes]] = {}
         self.committed: dict[Invocation, Any] = {}
         self.failed: dict[Invocation, BaseException] = {}
         self.rejected: dict[Invocation, BaseException] = {}
-        self.unwanted = set(unwanted)
         self.changed = asyncio.Event()
 
     def values(self, invocation: Invocation) -> Sequence[bytes]:
         return self.arguments.pop(invocation)
-
-    def is_wanted(self, invocation: Invocation) -> bool:
-        return invocation.header.request_id not in self.unwanted
 
     def sink(self, invocation: Invocation) -> Sink | None:
         return None
@@ -101,8 +93,8 @@ class Ends:
 class Bench:
     """An invoker of one ``Machine``; only on a running loop."""
 
-    def __init__(self, unwanted: Sequence[str] = ()) -> None:
-        self.ends = Ends(unwanted)
+    def __init__(self) -> None:
+        self.ends = Ends()
         self.machine = Machine()
         self.servable = Servable(Machine, (), {})
         self.servable.instance = self.machine
@@ -126,9 +118,9 @@ class Bench:
         return self.ends.committed.get(invocation, self.ends.failed.get(invocation))
 
 
-def on_loop(test: Callable[[Bench], Awaitable[None]], unwanted: Sequence[str] = ()) -> None:
+def on_loop(test: Callable[[Bench], Awaitable[None]]) -> None:
     async def run() -> None:
-        bench = Bench(unwanted)
+        bench = Bench()
         try:
             await test(bench)
             assert bench.invoker.running() == []
@@ -163,16 +155,17 @@ def test_slow_methods_run_one_after_another_and_the_loop_goes_on() -> None:
     on_loop(test)
 
 
-def test_a_call_that_is_not_wanted_any_more_leaves_its_place_to_the_next() -> None:
+def test_a_call_that_is_cancelled_while_it_waits_for_the_thread_leaves_its_place_to_the_next() -> None:
     async def test(bench: Bench) -> None:
         calls = [bench.begin("slow", name, request_id=name) for name in ("first", "second", "third")]
+        assert bench.invoker.end("second", State.CANCELLED)
         bench.machine.gate.set()
         await bench.ends.until(lambda: len(bench.ends.committed) == len(calls))
 
         assert bench.machine.begun == ["first", "third"]
         assert bench.ends.committed[calls[1]] == State.CANCELLED
 
-    on_loop(test, unwanted=["second"])
+    on_loop(test)
 
 
 @pytest.mark.parametrize("times", [1, 3])

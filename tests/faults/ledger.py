@@ -1,4 +1,4 @@
-"""What user code did, as it wrote it down itself: one line for each start and each end of an execution."""
+"""What user code did, as it wrote it down itself: a line for each start, end and cancellation of an execution."""
 
 from __future__ import annotations
 
@@ -51,10 +51,17 @@ async def run(job, node, compute, detail=""):
     misbehave(job, node)
     if job.get("block_s", {}).get(node):
         time.sleep(job["block_s"][node])
-    if job.get("sleep_s", {}).get(node):
-        await asyncio.sleep(job["sleep_s"][node])
-    while job.get("gate", {}).get(node) and not os.path.exists(job["gate"][node]):
-        await asyncio.sleep(0.005)
+    while True:
+        try:
+            if job.get("sleep_s", {}).get(node):
+                await asyncio.sleep(job["sleep_s"][node])
+            while job.get("gate", {}).get(node) and not os.path.exists(job["gate"][node]):
+                await asyncio.sleep(0.005)
+            break
+        except asyncio.CancelledError:
+            note(job, node, attempt, "told")
+            if not job.get("is_stubborn"):
+                raise
     result = {"value": compute(job["x"]), "attempt": attempt, "version": VERSION}
     note(job, node, attempt, "end")
     return result
@@ -104,7 +111,7 @@ class Line(NamedTuple):
 
     Parameters:
       attempt: Names one execution, for ever.
-      event: ``start`` or ``end``.
+      event: ``start``, ``end``, or ``told`` that its request was cancelled or has expired.
       at: Of the monotonic clock, which all processes of a host share.
       detail: For ``join``: the attempts whose results it was given.
     """

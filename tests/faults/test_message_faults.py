@@ -12,9 +12,10 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 from invariants import check
 from load import Call, HttpClient, new_job
-from processes import Site, free_port, frozen, is_open, wait_until
+from processes import Site, free_port, frozen, is_alive, is_open, wait_until
 from rows import row
 from stacks import Stack
 
@@ -86,21 +87,78 @@ def test_what_is_cancelled_while_it_waits_never_runs(stack: Stack) -> None:
 
 
 @row("F26")
-def test_what_is_cancelled_while_it_runs_has_no_effects(shared: Stack) -> None:
-    client, gate = shared.handles(), shared.ledger.new_file("gate")
-    call = client.send(new_job(gate={"left": gate}))
-    wait_until(lambda: shared.ledger.lines(call.id, "left"), description="it runs")
+@pytest.mark.parametrize("is_stubborn", [False, True])
+def test_what_is_cancelled_while_it_runs_is_told_and_has_no_effects(shared: Stack, is_stubborn: bool) -> None:
+    client, gate = shared.handles(), shared.ledger.new_file(f"gate{is_stubborn}")
+    call = client.send(new_job(gate={"left": gate, "right": gate}, is_stubborn=is_stubborn))
+    wait_until(lambda: len(shared.ledger.lines(call.id)) == 2, description="it runs")
     assert call.ref is not None
 
     call.ref.cancel()
     call.ref.cancel()
-    client.wait([call])
+    client.wait([call], 5)
+    wait_until(lambda: len(shared.ledger.lines(call.id, event="told")) == 2, description="both branches are told")
     Path(gate).touch()
-    wait_until(lambda: shared.ledger.lines(call.id, "left", "end"), description="it has come to its end")
+    if is_stubborn:
+        wait_until(lambda: len(shared.ledger.lines(call.id, event="end")) == 2, description="they end all the same")
 
     assert call.error.startswith("RequestCancelled")
     check(shared, [call, shared.ask()], reruns=0, may_fail=[call.id])
     assert shared.ledger.lines(call.id, "join") == []
+
+
+@row("F26")
+def test_what_is_cancelled_runs_nowhere_again_when_its_replica_dies(stack: Stack) -> None:
+    client, gate = stack.handles(), stack.ledger.new_file("gate")
+    call = client.send(new_job(gate={"left": gate}, is_stubborn=True))
+    (line,) = wait_until(lambda: stack.ledger.lines(call.id, "left"), description="it runs")
+    assert call.ref is not None
+
+    call.ref.cancel()
+    wait_until(lambda: stack.ledger.lines(call.id, event="told"), description="it is told")
+    os.kill(line.pid, signal.SIGKILL)
+    wait_until(lambda: len(stack.replicas("Left")) == 2 and line.pid not in pids(stack), description="it is replaced")
+    client.wait([call], 5)
+
+    assert call.error.startswith("RequestCancelled")
+    check(stack, [call, stack.ask()], reruns=0, may_fail=[call.id], may_log=["was sent SIGKILL", "killed"])
+    assert len(stack.ledger.lines(call.id, "left")) == 1
+
+
+@row("F26")
+def test_a_coroutine_that_ignores_its_cancellation_is_left_to_the_stall_limit(stack: Stack) -> None:
+    client, gate = stack.handles(), stack.ledger.new_file("gate")
+    call = client.send(new_job(gate={"left": gate}, is_stubborn=True))
+    (line,) = wait_until(lambda: stack.ledger.lines(call.id, "left"), description="it runs")
+    assert call.ref is not None
+
+    call.ref.cancel()
+    wait_until(lambda: not is_alive(line.pid), description="its replica is ended")
+    client.wait([call], 5)
+
+    assert call.error.startswith("RequestCancelled")
+    told = stack.ledger.lines(call.id, event="told")
+    assert [one.pid for one in told] == [line.pid] * 2  # by the cancellation, and before the end
+    assert told[1].at - told[0].at >= float(stack.env["QSERVE_STALL_LIMIT_S"])
+    check(stack, [call, stack.ask()], reruns=0, may_fail=[call.id], may_log=["still runs", "stalled"])
+    assert len(stack.ledger.lines(call.id, "left")) == 1
+
+
+@row("F27")
+def test_what_runs_at_its_deadline_is_told_although_nobody_is_left_who_waits(stack: Stack) -> None:
+    client, gate = stack.http(), stack.ledger.new_file("gate")
+    call = client.send(new_job(gate={"left": gate}), {"x-request-timeout-seconds": "3"})
+    wait_until(lambda: stack.ledger.lines(call.id, "left"), description="it runs")
+    for pid in [stack.front.pid, *stack.gateway_workers()]:
+        os.kill(pid, signal.SIGKILL)
+    client.wait([call], 10)
+
+    wait_until(lambda: stack.ledger.lines(call.id, event="told"), description="it is told")
+
+    stack.front = stack.gateway()
+    wait_until(stack.is_serving, description="the gateway is healthy")
+    check(stack, [stack.ask()], reruns=0)
+    assert stack.ledger.lines(call.id, "join") == []
 
 
 @row("F26")

@@ -25,7 +25,7 @@ from qserve.exceptions import (
     QserveException,
     RayServeException,
     RayTaskError,
-    RequestCancelled,
+    RequestCancelledError,
     ResultUnavailable,
 )
 from qserve.handle import (
@@ -346,7 +346,7 @@ def test_a_cancelled_call_that_has_not_begun_never_runs(serve_run: ServeRun, mod
     second, third = handle.remote("second"), handle.remote("third")
 
     second.cancel()
-    with pytest.raises(RequestCancelled, match="cancelled"):
+    with pytest.raises(RequestCancelledError, match="cancelled"):
         serve.get(second, timeout=10)
     arrive(folder, "go")
 
@@ -375,7 +375,7 @@ def test_what_a_cancelled_call_causes_is_dropped(serve_run: ServeRun, tmp_path: 
     await_arrival(folder, "began")
 
     cancelled.cancel()
-    with pytest.raises(RequestCancelled):
+    with pytest.raises(RequestCancelledError):
         serve.get(cancelled, timeout=20)
     arrive(folder, "go")
 

@@ -17,7 +17,7 @@ import qserve as serve
 from qserve.calls.ref import current
 from qserve.dag import InputNode
 from qserve.drivers import DAGDriver
-from qserve.exceptions import AppNotFound, DeadlineExceeded, DeployError, RequestCancelled
+from qserve.exceptions import AppNotFound, DeadlineExceeded, DeployError, RequestCancelledError
 from qserve.handle import RayServeSyncHandle
 from qserve.local.plane import Requests
 from qserve.local.run import delete_local, shutdown_local
@@ -104,7 +104,7 @@ def test_shutdown_cancels_what_is_open(run_here: ServeRun) -> None:
 
     shutdown_local()
 
-    with pytest.raises(RequestCancelled):
+    with pytest.raises(RequestCancelledError):
         serve.get(ref, timeout=10)
     go_on.set()
 

@@ -49,7 +49,8 @@ elseif state == '' then
   hset(request, slot, '')
   apply(moves, streams, request, header, enqueue)
 else
-  if state ~= State.DONE then remove_calls(request) end
+  hdel(request, slot)
+  if state ~= State.DONE then remove_calls(request, request_id, state, payload) end
   finish(request, request_id, state, payload, by)
 end
 carry_out()

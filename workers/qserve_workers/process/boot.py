@@ -151,7 +151,7 @@ class _Start:
             return record if app == record.name else self._registry.get(app)
 
         async def connected() -> LoopPlane:
-            plane = LoopPlane(spec.settings, find)
+            plane = LoopPlane(spec.settings, find, spec.name)
             await plane.open()
             return plane
 

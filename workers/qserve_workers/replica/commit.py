@@ -62,10 +62,6 @@ class Committer:
     def values(self, work: Work) -> Sequence[bytes]:
         return work.values(self._plane.seal)
 
-    def is_wanted(self, work: Work) -> bool:
-        """Return True: a request that has ended costs its calls nothing but their effects."""
-        return True
-
     def sink(self, work: Work) -> Sink | None:
         if work.header.stream:
             return Emitter(self._plane, work.header)

@@ -130,12 +130,15 @@ class LoopPlane(BrokerPlane):
 
     Parameters:
       find: Returns an application's record by its name, without blocking.
+      replica: The name of the replica; the broker's functions send it word of cancelled calls under that name.
     """
 
     owns_results = serves_replica = True
 
-    def __init__(self, settings: Settings, find: Callable[[str], ApplicationRecord]) -> None:
+    def __init__(self, settings: Settings, find: Callable[[str], ApplicationRecord], replica: str = "") -> None:
         super().__init__(settings, find)
+        if replica:
+            self.mailbox.name = self.keys.mailbox(replica)
         assert settings.broker_url is not None
         self.loop = asyncio.get_running_loop()
         self._link = LastingLink(
@@ -272,6 +275,11 @@ class LoopPlane(BrokerPlane):
 
     # -- the mailbox -------------------------------------------------------------------------------
 
+    def listen(self, on_ended: Callable[[str, str], None]) -> None:
+        """Read the mailbox from now on; ``on_ended`` gets each request that was cancelled or has expired."""
+        self.mailbox.on_ended = on_ended
+        self._on_loop(self._start_reader)
+
     def _start_reader(self) -> None:
         if self._reader is None:
             self._reader = self.loop.create_task(self._read_mailbox())
@@ -290,10 +298,12 @@ class LoopPlane(BrokerPlane):
                     reply = await asyncio.wait_for(link.call(action), MAILBOX_BLOCK_S + READ_TIMEOUT_S)
             except ReplyError as error:
                 action = reading.send(error)
-            except Exception as error:
+            except BaseException as error:
                 if link is not None:
                     link.close()
                     link = None
+                if not isinstance(error, Exception):  # the plane is closed
+                    raise
                 action = reading.throw(error)
             else:
                 action = reading.send(reply)

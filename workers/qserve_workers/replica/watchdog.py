@@ -11,6 +11,7 @@ import faulthandler
 import sys
 import threading
 import time
+from functools import partial
 from types import FrameType
 
 from qserve.base.clock import clock
@@ -90,8 +91,11 @@ class Watchdog:
             work.overdue_at = time.monotonic() + left_s + self._stall_s
         if self._limit_s is not None and now - work.began > self._limit_s:
             self._end_over_limit(work, self._limit_s)
-        elif now > work.overdue_at:
+        elif now > work.overdue_at or (_can_stop(work) and now > work.ended_at + self._stall_s):
             self._end_overdue(work)
+        elif now > work.overdue_at - self._stall_s and not work.ended:
+            # whoever waits for it may be gone, and tell nobody of the deadline
+            self._replica.loop.call_soon_threadsafe(work.end, State.EXPIRED)
 
     def _check_loop(self, now: float, is_busy: bool) -> None:
         # while the whole process was stopped, this thread was as well: such time does not count
@@ -119,11 +123,11 @@ class Watchdog:
 
     def _end_overdue(self, work: Work) -> None:
         log.error(
-            "%s still runs %g s after its caller's deadline (QSERVE_STALL_LIMIT_S) and is stopped",
+            "%s still runs %g s after its request has ended (QSERVE_STALL_LIMIT_S) and is stopped",
             work.name,
             self._stall_s,
         )
-        self._end(work, Conclusion(State.EXPIRED), Exit.STALLED)
+        self._end(work, Conclusion(work.ended or State.EXPIRED), Exit.STALLED)
 
     def _end(self, work: Work, conclusion: Conclusion, exit_code: int) -> None:
         """Tell the caller, then cancel a coroutine; code that blocks cannot be cancelled, so the replica ends.
@@ -136,8 +140,10 @@ class Watchdog:
                 self._client.execute_command(*command)
         except Exception as error:  # whatever it is, the call must end
             log.error("its caller could not be notified: %s", error)
-        if work.task is not None:
-            self._replica.loop.call_soon_threadsafe(work.task.cancel)
+        if _can_stop(work):
+            # the second time, if it goes on although its request has ended
+            stop = work.cancel_task if work.ended else partial(work.end, State.CANCELLED)
+            self._replica.loop.call_soon_threadsafe(stop)
             give_up = time.monotonic() + STOP_FOR_S
             while time.monotonic() < give_up:
                 if work not in self._replica.invoker.running():
@@ -167,6 +173,11 @@ class Watchdog:
         works = self._replica.invoker.running()
         held = [work for work in works if work.task is task] or works
         return max(held, key=lambda work: work.began).name if held else "no call"
+
+
+def _can_stop(work: Work) -> bool:
+    """Return whether its code ends when its task is cancelled, unless that ignores it; code in a thread does not."""
+    return work.task is not None and not work.blocks
 
 
 def _place(frame: FrameType | None) -> str:

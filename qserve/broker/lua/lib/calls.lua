@@ -61,8 +61,10 @@ local function take_entry(stream, entry_id)
 end
 
 -- take every call of a request off its queue, and from the replica that runs it, which finds the request closed when
--- it commits: while it is pending there, it counts as a call that does not wait
-local function remove_calls(request)
+-- it commits: while it is pending there, it counts as a call that does not wait. When the request was cancelled or has
+-- expired, that replica is told, as a waiter would be, so that its user code can end.
+local function remove_calls(request, request_id, state, payload)
+  local is_told = state == State.CANCELLED or state == State.EXPIRED
   local hash, places = hash_of(request), {}
   if not renewed[request] then
     local all = redis.call('HGETALL', request)
@@ -75,7 +77,11 @@ local function remove_calls(request)
         place.is_removed = true
       else
         local stream, entry = string.match(place or '', '^(.+) (%d+%-%d+)$')
-        if stream and kind_of(stream) == 'stream' then remove_entry(stream, entry) end
+        if stream and kind_of(stream) == 'stream' then
+          local running = is_told and redis.pcall('XPENDING', stream, GROUP, entry, entry, 1)[1]
+          if running then deliver(mailbox_of(stream, running[2]), request_id, state, payload) end
+          remove_entry(stream, entry)
+        end
       end
     end
   end

@@ -16,6 +16,11 @@ local function dead_letter_of(request)
   return of_kind(request, REQUEST, DEAD_LETTER)
 end
 
+-- the mailbox of a replica
+local function mailbox_of(stream, consumer)
+  return namespace_of(stream) .. MAILBOX .. ':' .. consumer
+end
+
 -- where the bytes of the results are counted that were left in one part of the time
 local function left_of(request, width_ms, part)
   return namespace_of(request) .. LEFT .. ':' .. width_ms .. ':' .. part

@@ -72,8 +72,9 @@ local function notify(waiter, request_id, state, payload)
       forget_waiting(w.request, w.stream, w.step)
     end
   else
-    remove_calls(w.request)
-    finish(w.request, w.request_id, state, inherited(w.header, request_id, payload))
+    local ended = inherited(w.header, request_id, payload)
+    remove_calls(w.request, w.request_id, state, ended)
+    finish(w.request, w.request_id, state, ended)
   end
 end
 
