@@ -12,6 +12,7 @@ import msgpack
 import pytest
 from pydantic import BaseModel
 
+import qserve.calls.responses  # noqa: F401  its import lets refs be encoded
 from qserve.base.keyring import Keyring
 from qserve.calls.ref import Ref
 from qserve.exceptions import PayloadError
@@ -63,7 +64,7 @@ def in_main_thread(call: Callable[[], None]) -> None:
     call()
 
 
-def in_small_thread(call: Callable[[], None]) -> None:
+def in_small_thread(call: Callable[[], None], stack: int = SMALL_STACK) -> None:
     errors: list[BaseException] = []
 
     def run() -> None:
@@ -72,7 +73,7 @@ def in_small_thread(call: Callable[[], None]) -> None:
         except BaseException as error:
             errors.append(error)
 
-    before = threading.stack_size(SMALL_STACK)
+    before = threading.stack_size(stack)
     try:
         thread = threading.Thread(target=run)
         thread.start()
@@ -120,6 +121,18 @@ def test_a_value_beyond_the_limit_is_refused_before_it_is_sent(run: Run, name: s
             KEYLESS.encode(value)
 
     run(call)
+
+
+@pytest.mark.parametrize("name", ["list", "dict"])
+@pytest.mark.parametrize("times", [DEPTH_LIMIT + 1, 500, 511, 100_000])
+def test_lists_and_dicts_are_refused_before_they_take_any_stack(name: str, times: int) -> None:
+    value = nested(WRAPPERS[name][1], times)
+
+    def call() -> None:
+        with pytest.raises(PayloadError, match="nested too deeply"):
+            KEYLESS.encode(value)
+
+    in_small_thread(call, SMALL_STACK // 2)
 
 
 @pytest.mark.parametrize("code", [Code.TUPLE, Code.SET, Code.RECORD, Code.REF, Code.PICKLE, 99])
