@@ -8,11 +8,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from qserve.base import context
 from qserve.base.promise import T
 from qserve.base.settings import DEFAULT_HOST, DEFAULT_PORT, Settings
 from qserve.broker.connection import load_functions
 from qserve.broker.registry import NO_CHANGE
 from qserve.calls.client import ClientPlane
+from qserve.calls.compose import ComposingPlane
 from qserve.calls.handles import DeploymentHandle, RayServeSyncHandle
 from qserve.calls.program_end import fail, is_ending, report
 from qserve.calls.ref import Ref, current
@@ -23,7 +25,6 @@ from qserve.deploy.rollout import roll_out, wait_for_gateways
 from qserve.exceptions import AppNotFound, QserveException
 from qserve.graph.nodes import Target
 from qserve.http.render import Rendered, parse
-from qserve.local.plane import LocalPlane
 from qserve.local.run import delete_local, run_local, shutdown_local
 from qserve.machine.local_cluster import LocalCluster
 from qserve.wire.application import ApplicationRecord
@@ -213,12 +214,18 @@ def get_app_handle(name: str = "default") -> DeploymentHandle:
     return DeploymentHandle(_application(name).ingress, name)
 
 
-def get_deployment_handle(deployment_name: str, app_name: str = "default") -> DeploymentHandle:
+def get_deployment_handle(deployment_name: str, app_name: str | None = None) -> DeploymentHandle:
     """Return a handle to one deployment of an application.
+
+    Parameters:
+      app_name: The application; None for the one whose deployment the calling code runs in, elsewhere ``"default"``.
 
     Raises:
       AppNotFound: There is no such application, or it has no such deployment.
     """
+    if app_name is None:
+        here = context.replica_here.get() or context.replica
+        app_name = "default" if here is None else here.app_name
     record = _application(app_name)
     if deployment_name not in record.deployments:
         known = ", ".join(record.deployments)
@@ -263,7 +270,7 @@ class _ResponseRef(Ref[Rendered]):
 
 def _application(name: str) -> ApplicationRecord:
     plane = current.plane()
-    return plane.application(name) if isinstance(plane, LocalPlane) else _client().application(name)
+    return plane.find(name) if isinstance(plane, ComposingPlane) else _client().application(name)
 
 
 def _installation() -> Installation:

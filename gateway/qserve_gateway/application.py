@@ -23,7 +23,7 @@ from qserve_gateway.request.access import AccessPolicy, check_host, check_origin
 from qserve_gateway.request.environ import Environ, must_close, request_id_of
 from qserve_gateway.request.waiting import InFlightLimit
 from qserve_gateway.response.errors import problem_reply
-from qserve_gateway.response.reply import force_close
+from qserve_gateway.response.reply import force_close, lingering
 from qserve_gateway.routes import RouteWatcher
 
 access_log = get_logger("qserve.access")
@@ -41,6 +41,7 @@ class Gateway(Flask):
 
     def __init__(self, handler: RequestHandler) -> None:
         super().__init__("qserve_gateway", static_folder=None)
+        self.url_map.merge_slashes = False  # redirects are pages of HTML
         self._handler = handler
 
     def wsgi_app(self, environ: Environ, start_response: Any) -> Any:
@@ -49,9 +50,11 @@ class Gateway(Flask):
         if path.startswith(JOBS_PATH):
             answer = self._handle_page
         elif path.startswith(_RESERVED):
+            page = super().wsgi_app(environ, start_response)
             if must_close(environ):
                 force_close(start_response)
-            return super().wsgi_app(environ, start_response)
+                return lingering(b"".join(page), environ.get("gunicorn.socket"))
+            return page
         else:
             answer = self._handler.handle
         if access_log.isEnabledFor(logging.INFO):
@@ -59,8 +62,8 @@ class Gateway(Flask):
         reply = answer(environ)
         try:
             return reply(environ, start_response)
-        except BaseException:  # a header that HTTP does not allow: the server will not close what it was not given
-            reply.close()
+        except BaseException:  # a header that HTTP does not allow, from a replica of an older release
+            reply.close()  # the server will not close what it was not given
             raise
 
     def full_dispatch_request(self) -> Any:

@@ -26,6 +26,7 @@ from qserve_gateway.request.environ import (
     Environ,
     Refused,
     base_url,
+    check_upgrade,
     message_of,
     model_id_of,
     must_close,
@@ -97,6 +98,8 @@ class RequestHandler:
     def _serve(self, environ: Environ, request_id: str) -> AnyReply:
         table = self.table()
         self.access.check(environ)
+        if "HTTP_UPGRADE" in environ:
+            check_upgrade(environ)
         found = _find(table, path_of(environ), environ)
         record = found.route.record
         timeout_s = timeout_of(environ, record.timeout_s or self.settings.request_timeout_s)

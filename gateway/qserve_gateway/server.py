@@ -26,8 +26,9 @@ from qserve.broker.doctor import check_address
 from qserve.exceptions import QserveException
 from qserve_gateway.application import Gateway, access_log, create_app
 from qserve_gateway.request.access import AccessPolicy
-from qserve_gateway.request.environ import SMALL, drop_ambiguous_headers
+from qserve_gateway.request.environ import SMALL, keep_header_lines, request_id_of
 from qserve_gateway.request.waiting import CONNECTION_LIMIT
+from qserve_gateway.response.errors import error_reply, unreadable_reply
 
 GRACE_S = 3
 _BACKLOG = 2048
@@ -48,12 +49,24 @@ class GatewayLogger(Logger):  # type: ignore[misc]
 
 
 class Worker(GeventWorker):  # type: ignore[misc]
-    """gunicorn's worker, which ends at once if it has no connection; by itself it looks once a second."""
+    """gunicorn's worker, whose own answers have the form of ours, and which ends at once if it has no connection.
+
+    gunicorn's are pages of HTML without an ID, and it looks for connections once a second.
+    """
 
     def handle_exit(self, sig: int, frame: Any) -> None:
         """Begin to end; this is the handler of SIGTERM."""
         super().handle_exit(sig, frame)
         gevent.spawn(_exit_if_idle)
+
+    def handle_error(self, req: Any, client: Any, addr: Any, exc: BaseException) -> None:
+        """Answer what gunicorn cannot read as a request, or a request (``req``) whose response it cannot send."""
+        given = dict(() if req is None else req.headers).get("X-REQUEST-ID")
+        request_id = request_id_of({} if given is None else {"HTTP_X_REQUEST_ID": given})
+        reply = unreadable_reply(exc, request_id) if req is None else error_reply(exc, request_id)
+        with contextlib.suppress(OSError):
+            for piece in reply.as_whole(client):
+                client.sendall(piece)
 
 
 def _exit_if_idle() -> None:
@@ -90,7 +103,7 @@ class Server(BaseApplication):  # type: ignore[misc]
             "proc_name": "qserve-gateway",
             # "dangerous" passes names with underscores to the hook, which drops all but one
             "header_map": "dangerous",
-            "pre_request": drop_ambiguous_headers,
+            "pre_request": keep_header_lines,
         }
         if Path(_SHARED_MEMORY).is_dir():
             # a heartbeat file on a disk can stall a worker for as long as the disk does

@@ -67,7 +67,7 @@ class ComposingPlane(Plane):
         self.settings = settings
         self.keys = Keys(settings.namespace)
         self.codec = Codec(settings.keyring)
-        self._find = find
+        self.find = find
 
     def submit(self, call: Call) -> Ref[Any]:
         submission = self._compose(call)
@@ -101,7 +101,7 @@ class ComposingPlane(Plane):
           AppNotFound: There is no such application.
           PayloadError: An argument cannot be encoded.
         """
-        record = self._find(call.app)
+        record = self.find(call.app)
         if call.graph is not None:
             return self._compose_graph(record, call.graph, call)
         if call.deployment != record.ingress or call.method == "adapt":

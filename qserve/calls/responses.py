@@ -9,9 +9,8 @@ from typing import Any, Generic, overload
 from qserve.base.clock import Deadline
 from qserve.base.promise import T, T_co
 from qserve.calls.ref import ItemRef, Ref
-from qserve.exceptions import QserveException, TaskError
+from qserve.exceptions import QserveException
 from qserve.wire import codec
-from qserve.wire.outcome import State
 
 
 class _Response(Generic[T_co]):
@@ -243,9 +242,7 @@ def accepted(calls: AnyCall | Sequence[AnyCall], timeout_s: float | None = None)
 
 def _pack_ref(ref: Ref[Any]) -> list[Any]:
     if not ref.request_id:
-        if ref.done.is_set() and ref.outcome().state != State.DONE:
-            raise TaskError("a failed call cannot be an argument")
-        return ["", ref.result()]
+        return ["", ref.result()]  # or its error, such as that of a full queue
     ref.share()
     return [ref.request_id, None]
 

@@ -10,8 +10,12 @@ from typing import Any, Protocol
 
 import msgpack
 
+from qserve.base.log import get_logger
 from qserve.exceptions import ResultNotSerialisable
+from qserve.http.render import head_of
 from qserve.wire.envelope import Answer, Header
+
+log = get_logger(__name__)
 
 _END: Any = object()
 _TEXT_HEAD: bytes = msgpack.packb([200, [["content-type", "text/plain; charset=utf-8"]]])
@@ -52,19 +56,27 @@ async def send_stream(
     if not (inspect.isgenerator(value) or inspect.isasyncgen(value)):
         await _send_response(sink, value)
         return
+    head = b""
     if header.answer is not Answer.VALUE:
-        await sink.send(_TEXT_HEAD)
-        encode = _body_part
+        head, encode = _TEXT_HEAD, _body_part
     async with aclosing(_items(value, in_thread)) as items:
         async for item in items:
-            await sink.send(encode(item))
+            payload = encode(item)
+            if head:  # not earlier: until then a failure has an answer of its own
+                await sink.send(head)
+                head = b""
+            await sink.send(payload)
+    if head:
+        await sink.send(head)
 
 
 def _body_part(item: Any) -> bytes:
-    if not isinstance(item, str | bytes):
-        kind = type(item).__name__
-        raise ResultNotSerialisable(f"a generator that answers HTTP must yield str or bytes, not {kind!r}")
-    return item.encode() if isinstance(item, str) else item
+    if isinstance(item, str):
+        return item.encode()
+    if isinstance(item, bytes | bytearray | memoryview):
+        return bytes(item)
+    kind = type(item).__qualname__
+    raise ResultNotSerialisable(f"a generator that answers HTTP must yield str or bytes, not {kind!r}")
 
 
 async def _items(generator: Any, in_thread: InThread) -> AsyncGenerator[Any, None]:
@@ -82,29 +94,60 @@ async def _items(generator: Any, in_thread: InThread) -> AsyncGenerator[Any, Non
 
 
 async def _send_response(sink: Sink, response: Any) -> None:
-    is_over = False
-
-    async def send(message: Any) -> None:
-        nonlocal is_over
-        payload = message.get("body")
-        if message["type"] == "http.response.start":
-            headers = [[name.decode("latin-1"), value.decode("latin-1")] for name, value in message["headers"]]
-            payload = msgpack.packb([message["status"], headers])
-        if payload:
-            try:
-                await sink.send(bytes(payload))
-            except ReaderGone:
-                is_over = True
-                raise
+    sender = _Sender(sink)
 
     async def receive() -> Any:
         return await asyncio.get_running_loop().create_future()
 
     scope = {"type": "http", "asgi": {"spec_version": "2.4"}, "method": "GET", "path": "/", "headers": []}
     try:
-        await response(scope, receive, send)
+        await response(scope, receive, sender.send)
     except Exception as error:
         # frameworks turn a refused send into an error of their own
-        if is_over and not isinstance(error, ReaderGone):
+        if sender.is_over and not isinstance(error, ReaderGone):
             raise ReaderGone(str(error)) from error
-        raise
+        if not sender.is_complete:
+            raise
+        log.error("a response was sent, and its background task failed: %r", error, exc_info=error)
+
+
+class _Sender:
+    """ASGI's ``send`` for one response: the head leaves with the first part of the body.
+
+    Until then a failure has an answer of its own.
+    """
+
+    def __init__(self, sink: Sink) -> None:
+        self.is_over = self.is_complete = False
+        self._sink = sink
+        self._head = b""
+        self._length: int | None = None
+        self._sent = 0
+
+    async def send(self, message: Any) -> None:
+        if message["type"] == "http.response.start":
+            status, named, self._length = head_of(message["status"], message.get("headers", ()))
+            if self._length is not None:
+                named.append(["content-length", str(self._length)])
+            self._head = msgpack.packb([status, named])
+        elif message["type"] == "http.response.body":
+            is_last = not message.get("more_body", False)
+            part = self._checked(message.get("body", b""), is_last)
+            try:
+                for payload in (self._head, part):
+                    if payload:
+                        await self._sink.send(payload)
+            except ReaderGone:
+                self.is_over = True
+                raise
+            self._head, self.is_complete = b"", is_last
+
+    def _checked(self, part: Any, is_last: bool) -> bytes:
+        if not isinstance(part, bytes | bytearray | memoryview):
+            raise ResultNotSerialisable(f"the body of a response must be bytes, not {type(part).__qualname__!r}")
+        self._sent += len(part)
+        length, sent = self._length, self._sent
+        if length is not None and (sent > length or (is_last and sent < length)):
+            than = "longer" if sent > length else "shorter"
+            raise ResultNotSerialisable(f"the body of a response is {than} than its content-length of {length} bytes")
+        return bytes(part)

@@ -17,6 +17,12 @@ Address = tuple[str, int | None]
 EMPTY_BODY = 'it is empty. Send a JSON value, for example 5 or {"name": "value"}'
 """What is said of an empty body that must be JSON, behind "the request body is not valid JSON: "."""
 
+HOP_BY_HOP = frozenset(
+    b"connection expect keep-alive proxy-authenticate proxy-authorization proxy-connection te trailer"
+    b" transfer-encoding upgrade".split()
+)
+"""Headers about one connection and the framing of its messages, in either direction; they end at the gateway."""
+
 
 class BadRequest(QserveException):
     """Raised when an HTTP request cannot be served because of the request itself.

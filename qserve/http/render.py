@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import sys
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import msgpack
 
-from qserve.exceptions import PayloadError, PayloadTooLarge
+from qserve.exceptions import PayloadError, PayloadTooLarge, ResultNotSerialisable
 from qserve.http.jsonable import to_jsonable, with_text_keys
+from qserve.http.message import HOP_BY_HOP
 from qserve.wire.codec import unpack
 from qserve.wire.envelope import Answer
 
@@ -27,7 +30,7 @@ _spaced = json.JSONEncoder(ensure_ascii=False, allow_nan=False, default=to_jsona
 
 
 class Rendered(NamedTuple):
-    """An HTTP response without ``content-length``, which the sender knows."""
+    """An HTTP response; ``content-length`` is left out where there is a body."""
 
     status: int
     headers: list[list[str]]
@@ -178,8 +181,49 @@ def _render_response(response: Any) -> bytes:
         status, headers = response.status_code, response.raw_headers
     else:
         status, headers, body = collect_now(response)
-    named = [[name.decode("latin-1"), value.decode("latin-1")] for name, value in headers if name != b"content-length"]
+    status, named, length = head_of(status, headers)
+    if length and not body:
+        named.append(["content-length", str(length)])  # what HEAD says of the body that GET would have
     return msgpack.packb([status, named, bytes(body)])  # type: ignore[no-any-return]
+
+
+def head_of(status: Any, headers: Iterable[tuple[bytes, bytes]]) -> tuple[int, list[list[str]], int | None]:
+    """Check what user code wants to send before a body, and leave out what the gateway decides.
+
+    Returns:
+      The status, names and values without the headers of a connection and without ``x-request-id``, and the length of
+      the body as far as it was declared.
+
+    Raises:
+      ResultNotSerialisable: HTTP does not allow the status or one of the headers.
+    """
+    if not isinstance(status, int) or not 200 <= status <= 599:
+        raise ResultNotSerialisable(f"a response has the status {status!r}, and must have one from 200 to 599")
+    named, length = [], None
+    for raw_name, value in headers:
+        name = bytes(raw_name).lower()
+        if _NAME.fullmatch(name) is None:
+            raise ResultNotSerialisable(f"a response has a header with the name {_shown(name)}, which HTTP cannot send")
+        if _VALUE.fullmatch(value) is None:  # not shown: it may be a secret
+            raise ResultNotSerialisable(
+                f"the response header {_shown(name)} has a value that HTTP cannot send, such as one with a line break"
+            )
+        if name == b"content-length":
+            if not value.isdigit() or (length is not None and length != int(value)):
+                raise ResultNotSerialisable("the response header 'content-length' must be one whole number")
+            length = int(value)
+        elif name not in _NOT_SENT:
+            named.append([name.decode("latin-1"), value.decode("latin-1")])
+    return int(status), named, length
+
+
+_NAME = re.compile(rb"[!#$%&'*+.^_`|~0-9a-z-]{1,256}")
+_VALUE = re.compile(rb"[\t\x20-\x7e\x80-\xff]*")
+_NOT_SENT = HOP_BY_HOP | {b"x-request-id"}
+
+
+def _shown(name: bytes) -> str:
+    return repr(name[:100].decode("latin-1"))
 
 
 async def collect(response: Any) -> Collected:

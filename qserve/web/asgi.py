@@ -24,7 +24,10 @@ _WHOLE_UP_TO = 1 << 20
 
 _CANCEL_AFTER_S = 0.2
 """How long an application may take to notice that its client has left before it is cancelled."""
-
+_ERROR_PAGE = b"Internal Server Error"
+"""What starlette, and so FastAPI, sends for an exception that no handler of the application took."""
+_TURNS = 50
+"""How many turns of the loop an application has for an error after a response of unknown length."""
 _RESPONSE = ("http.response.start", "http.response.body")
 _END: Message = {"type": "qserve.end"}
 _running: set[asyncio.Task[None]] = set()
@@ -103,8 +106,9 @@ class Exchange:
         self._body: bytes | None = None
         self._messages: asyncio.Queue[Message] = asyncio.Queue(_AHEAD)
         self._left = asyncio.Event()
-        self._is_complete = False
         self._task: asyncio.Task[None] | None = None
+        self._is_complete = self._has_length = False
+        self._status = 0
         self._error: BaseException | None = None
 
     async def answer(self, request: Request) -> Response:
@@ -115,11 +119,11 @@ class Exchange:
 
         Raises:
           QserveException: The application ended without a response.
-          BaseException: Any error that it raised before it sent anything.
+          BaseException: Any error that it raised before it sent anything but starlette's page for such errors.
         """
         self._body = await request.body()
         scope = {**request.scope, "state": dict(self._state)}
-        self._task = task = self.loop.create_task(self._run(scope))
+        task = self._task = self.loop.create_task(self._run(scope))
         _running.add(task)
         task.add_done_callback(_running.discard)
         try:
@@ -164,14 +168,31 @@ class Exchange:
     async def next_message(self) -> Message:
         """Return the next message of the application; raises any error of it."""
         message = await self._messages.get()
-        if message is not _END:
-            return message
-        raise self._take_error() or QserveException("the application ended before its response was complete")
+        if message is _END:
+            raise self._take_error()
+        if not self._is_complete and message["type"] == "http.response.body" and not message.get("more_body", False):
+            await self._await_error()
+        return message
 
-    def _take_error(self) -> BaseException | None:
+    async def _await_error(self) -> None:
+        """Raise the error that may follow the end of a response.
+
+        starlette raises what its page for errors stands for, and its BaseHTTPMiddleware ends a stream that has failed
+        as if it were whole before it raises.
+        """
+        assert self._task is not None
+        for _ in range(_TURNS):
+            if self._task.done():
+                break
+            await asyncio.sleep(0)
+        self._is_complete = True
+        if self._error is not None:
+            raise self._take_error()
+
+    def _take_error(self) -> BaseException:
         # a function of its own: a local variable of the frame that raises the error would make a cycle with it
         error, self._error = self._error, None
-        return error
+        return error or QserveException("the application ended before its response was complete")
 
     async def _run(self, scope: Scope) -> None:
         try:
@@ -198,8 +219,15 @@ class Exchange:
             raise OSError("the client has disconnected")
         if self._is_complete or message["type"] not in _RESPONSE:
             return
-        if message["type"] == "http.response.body" and not message.get("more_body", False):
-            self._is_complete = True
+        if message["type"] == "http.response.start":
+            self._status = message["status"]
+            self._has_length = any(name.lower() == b"content-length" for name, _ in message.get("headers", ()))
+        else:
+            body = message.get("body", b"")
+            if not isinstance(body, bytes | bytearray | memoryview):
+                raise TypeError(f"the application sent {type(body).__qualname__!r} as a part of its body, not bytes")
+            if not message.get("more_body", False):
+                self._is_complete = self._has_length and not (self._status == 500 and body == _ERROR_PAGE)
         await self._messages.put(message)
 
 

@@ -14,11 +14,13 @@ import inspect
 import sys
 import threading
 from collections.abc import Callable
+from functools import partial
 from types import MethodType
 from typing import Any
 
 from starlette.datastructures import State
 
+from qserve.calls.responses import RESPONSES, get
 from qserve.http.annotations import resolve_route_annotations
 
 _SETUP = ".setup.<locals>."
@@ -45,6 +47,7 @@ def bound_app(app: Any, cls: type, instance: Any) -> Any:
       cls: The user's class; functions defined in it and in its bases are its views.
       instance: The ``self`` of the views.
     """
+    _resolve_returned_refs()
     views = _Views(cls, instance)
     if is_a(app, "fastapi", "FastAPI"):
         return views.of_fastapi(app)
@@ -56,6 +59,30 @@ def bound_app(app: Any, cls: type, instance: Any) -> Any:
     if is_a(app, "flask", "Flask"):
         return views.of_flask(app)
     return app
+
+
+def _resolve_returned_refs() -> None:
+    """Let routes of FastAPI return what ``handle.remote(...)`` returned, as other deployments may.
+
+    FastAPI has no hook between an endpoint and the encoder of its result. Routes travel with the functions that they
+    call, so this is done before they are pickled, and again where an application may have been made on the replica.
+    """
+    global _run_endpoint
+    routing: Any = sys.modules.get("fastapi.routing")
+    if routing is not None and routing.run_endpoint_function is not run_and_resolve:
+        _run_endpoint, routing.run_endpoint_function = routing.run_endpoint_function, run_and_resolve
+
+
+_run_endpoint: Callable[..., Any]
+"""FastAPI's own function, which ``run_and_resolve`` replaces."""
+
+
+async def run_and_resolve(**given: Any) -> Any:
+    """Call an endpoint of FastAPI, and wait for the value of a ref that it returned; FastAPI calls this."""
+    value = await _run_endpoint(**given)
+    while isinstance(value, RESPONSES):
+        value = await value
+    return value
 
 
 class _Views:
@@ -94,13 +121,16 @@ class _Views:
         return twin
 
     def of_flask(self, app: Any) -> Any:
-        views = app.view_functions
-        if not any(_is_method(view) for view in views.values()):
-            return app
         twin = _twin(app)
         twin.view_functions = {
-            name: MethodType(view, self._instance) if self._is_mine(view) else view for name, view in views.items()
+            name: MethodType(view, self._instance) if self._is_mine(view) else view
+            for name, view in app.view_functions.items()
         }
+        kind = type(app)
+        twin.handle_exception = partial(_raise_unhandled, partial(kind.handle_exception, twin))
+        twin.make_response = lambda value: kind.make_response(
+            twin, get(value) if isinstance(value, RESPONSES) else value
+        )
         return twin
 
     def _has_methods(self, routes: list[Any]) -> bool:
@@ -123,6 +153,18 @@ def _twin(original: Any) -> Any:
     twin = object.__new__(type(original))
     vars(twin).update(vars(original))
     return twin
+
+
+def _raise_unhandled(handle: Callable[[Exception], Any], error: Exception) -> Any:
+    """Handle an exception of a Flask view as Flask does, but raise it again instead of sending Flask's own page.
+
+    The page would hide from the gateway what has failed, and whether the request may be sent again.
+    """
+    response = handle(error)
+    page = importlib.import_module("werkzeug.exceptions").InternalServerError().get_body().encode()
+    if response.status_code == 500 and response.content_length == len(page) and response.get_data() == page:
+        raise error
+    return response
 
 
 def _endpoint(route: Any) -> Any:
@@ -159,6 +201,7 @@ def _rebuilt(route: Any, endpoint: Callable[..., Any]) -> Any:
 
 def make_picklable(app: Any) -> None:
     """Register reductions for the parts of a FastAPI or Flask application that pickle cannot handle."""
+    _resolve_returned_refs()
     if is_a(app, "fastapi", "FastAPI", "APIRouter"):
         resolve_route_annotations(app.routes)
         copyreg.pickle(State, _reduce_state)

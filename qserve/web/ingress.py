@@ -17,7 +17,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar, overload
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -46,10 +46,25 @@ class _Definition:
     app: Any
 
 
-def ingress(app: Any) -> Callable[[Cls], Cls]:
+class ASGIIngressDeployment:
+    """The class of ``serve.ingress(app)()``; what it is bound to is deployed with it, and not used otherwise."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None: ...
+
+
+class _Decorator(Protocol):
+    @overload
+    def __call__(self, cls: Cls, /) -> Cls: ...
+
+    @overload
+    def __call__(self) -> type[ASGIIngressDeployment]: ...
+
+
+def ingress(app: Any) -> _Decorator:
     """Let a web application answer the requests of a deployment: ``@serve.deployment`` above ``@serve.ingress(app)``.
 
-    The class must not define ``__call__``: the decorator adds one that passes requests to the application.
+    The class must not define ``__call__``: the decorator adds one that passes requests to the application. Without a
+    class of your own, write ``serve.deployment(serve.ingress(app)()).bind()``.
 
     Parameters:
       app: A FastAPI application or ``APIRouter``, any ASGI application, a Flask or any WSGI application, or
@@ -62,7 +77,7 @@ def ingress(app: Any) -> Callable[[Cls], Cls]:
     """
     kind_of(app)
 
-    def decorate(cls: Any) -> Any:
+    def decorate(cls: Any = ASGIIngressDeployment) -> Any:
         _check_class(cls)
         make_picklable(app)  # only now, because the body of the class adds routes
         members = {

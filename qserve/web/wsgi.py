@@ -62,7 +62,7 @@ class _Call:
                 self._write(b"".join(result), more=False)
             else:
                 for chunk in result:
-                    if chunk:
+                    if chunk != b"":
                         self._write(chunk)
                 self._write(b"", more=False)
         finally:
@@ -82,8 +82,10 @@ class _Call:
     def _write(self, chunk: bytes, more: bool = True) -> None:
         if self._start is None:
             raise AssertionError("the application answered before it called start_response")
+        if not isinstance(chunk, bytes):  # bytes(3) would be three zero bytes
+            raise TypeError(f"the application sent {type(chunk).__qualname__!r} as a part of its body, not bytes")
         messages: list[Message] = [] if self._is_started else [self._start]
-        messages.append({"type": "http.response.body", "body": bytes(chunk), "more_body": more})
+        messages.append({"type": "http.response.body", "body": chunk, "more_body": more})
         self._is_started = True
         asyncio.run_coroutine_threadsafe(self._send_all(messages), self._loop).result()
 
@@ -110,6 +112,7 @@ def environ_of(scope: Scope, body: bytes) -> Environ:
         "wsgi.version": (1, 0),
         "wsgi.url_scheme": scope.get("scheme", "http"),
         "wsgi.input": io.BytesIO(body),
+        "wsgi.input_terminated": True,
         "wsgi.errors": sys.stderr,
         "wsgi.multithread": True,
         "wsgi.multiprocess": True,
@@ -122,7 +125,8 @@ def environ_of(scope: Scope, body: bytes) -> Environ:
         key = _SINGLE.get(name) or f"HTTP_{name.upper().replace('-', '_')}"
         between = "; " if name == "cookie" else ","
         environ[key] = f"{environ[key]}{between}{value}" if key in environ else value
-    environ["CONTENT_LENGTH"] = str(len(body))
+    if body or "CONTENT_LENGTH" in environ:
+        environ["CONTENT_LENGTH"] = str(len(body))
     return environ
 
 

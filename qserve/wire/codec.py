@@ -25,7 +25,7 @@ import cloudpickle
 import msgpack
 
 from qserve.base.keyring import Keyring
-from qserve.exceptions import PayloadError, PayloadTooLarge
+from qserve.exceptions import PayloadError, PayloadTooLarge, RequestError
 from qserve.graph.plan import Slot
 
 DEPTH_LIMIT = 256
@@ -154,10 +154,11 @@ class Codec:
         Raises:
           PayloadError: The value cannot be encoded, or is nested more than ``DEPTH_LIMIT`` levels deep.
           PayloadTooLarge: Its encoding is longer than ``max_bytes``.
+          RequestError: It is the ref of a call that was refused.
         """
         try:
             data = value.data if type(value) is Encoded else self._encode(value)
-        except PayloadError:
+        except RequestError:
             raise
         except Exception as error:
             if isinstance(error, RecursionError) or "recursion" in str(error):

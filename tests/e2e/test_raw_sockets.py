@@ -299,13 +299,60 @@ _FRAME_ROWS = {
     "B23 field of 9 kB": (431, b"X-A: " + b"a" * 9000 + b"\r\n\r\n"),
     "B25 two hosts": (400, b"Host: other\r\nContent-Length: 2\r\n\r\n{}"),
     "B30 expects what is not known": (417, b"Expect: foo\r\nContent-Length: 2\r\n\r\n{}"),
+    "length in hexadecimal": (400, b"Content-Length: 0x2\r\n\r\n{}"),
+    "length with an underscore": (400, b"Content-Length: 1_0\r\n\r\n{}"),
+    "length in Arabic digits": (400, "Content-Length: \u0662\r\n\r\n{}".encode()),
+    "two lengths in one": (400, b"Content-Length: 2, 2\r\n\r\n{}"),
+    "length of 5,000 digits": (400, b"Content-Length: " + b"9" * 5000 + b"\r\n\r\n{}"),
+    "length with a sign in a list": (400, b"Content-Length: 2\r\nContent-Length: +2\r\n\r\n{}"),
+    "chunked twice": (400, b"Transfer-Encoding: chunked, chunked\r\n" + _CHUNKS),
+    "chunked in two lines": (400, b"Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n" + _CHUNKS),
+    "chunked, then another": (400, b"Transfer-Encoding: chunked, gzip\r\n" + _CHUNKS),
+    "identity": (400, b"Transfer-Encoding: identity\r\nContent-Length: 2\r\n\r\n{}"),
+    "no coding": (501, b"Transfer-Encoding:\r\n" + _CHUNKS),
+    "chunked in quotes": (501, b'Transfer-Encoding: "chunked"\r\n' + _CHUNKS),
+    "chunked with a vertical tab": (400, b"Transfer-Encoding: \x0bchunked\r\n" + _CHUNKS),
+    "field without a colon": (400, b"X-A\r\nContent-Length: 2\r\n\r\n{}"),
+    "field without a name": (400, b": a\r\nContent-Length: 2\r\n\r\n{}"),
+    "field with a name that is not ASCII": (400, "X-\xe4: a\r\nContent-Length: 2\r\n\r\n{}".encode("latin-1")),
+    "bare CR in a value": (400, b"X-A: a\rb\r\nContent-Length: 2\r\n\r\n{}"),
+    "DEL in a value": (400, b"X-A: a\x7fb\r\nContent-Length: 2\r\n\r\n{}"),
+    "folded with a tab": (400, b"X-A: a\r\n\tb\r\nContent-Length: 2\r\n\r\n{}"),
+    "two types": (400, b"Content-Type: a/b\r\nContent-Type: c/d\r\nContent-Length: 2\r\n\r\n{}"),
+    "websocket": (501, b"Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Key: a\r\n\r\n"),
 }
+_CHUNK_ROWS = {
+    "size -1": b"-1\r\n{}\r\n0\r\n\r\n",
+    "size 0x2": b"0x2\r\n{}\r\n0\r\n\r\n",
+    "size with a space before": b" 2\r\n{}\r\n0\r\n\r\n",
+    "no size": b"\r\n{}\r\n0\r\n\r\n",
+    "size ended by LF": b"2\n{}\r\n0\r\n\r\n",
+    "chunk longer than its size": b"1\r\n{}\r\n0\r\n\r\n",
+    "extension with a bare CR": b"2;a\rb\r\n{}\r\n0\r\n\r\n",
+    "extension with a NUL": b"2;a=\0\r\n{}\r\n0\r\n\r\n",
+    "trailer with a length": b"2\r\n{}\r\n0\r\nContent-Length: 2\r\n\r\n",
+    "trailer without a colon": b"2\r\n{}\r\n0\r\nX-A\r\n\r\n",
+    "trailer with an LF": b"2\r\n{}\r\n0\r\nX-A: a\nX-B: b\r\n\r\n",
+}
+
+
+def check_shape(answer: Answer, status: int) -> None:
+    """Check that an answer has the form of all errors, and ends its connection."""
+    assert (answer.status, answer.error["retryable"], answer.headers["connection"]) == (status, False, "close")
+
+
+@pytest.mark.parametrize("path", ["/json", "/plain", "/nowhere", "/-/healthz"])
+@pytest.mark.parametrize("row", _CHUNK_ROWS)
+def test_a_body_in_broken_chunks_has_one_answer(place: Place, row: str, path: str) -> None:
+    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n".encode()
+    status = {"/json": 400, "/plain": 400, "/nowhere": 404, "/-/healthz": 405}[path]
+    check_shape(refused(place.port, head + _CHUNK_ROWS[row]), status)
 
 
 @pytest.mark.parametrize("row", _FRAME_ROWS)
 def test_a_frame_that_two_servers_could_read_differently_is_refused(place: Place, row: str) -> None:
     status, rest = _FRAME_ROWS[row]
-    assert refused(place.port, _HEAD + rest).status == status
+    check_shape(refused(place.port, _HEAD + rest), status)
 
 
 _LINE_ROWS = {
@@ -321,13 +368,28 @@ _LINE_ROWS = {
     "B26 method of 30 letters": (400, b"A" * 30 + b" /json HTTP/1.1\r\nHost: localhost\r\n\r\n"),
     "B26 TLS": (400, b"\x16\x03\x01" + struct.pack(">H", 200) + b"\x01\x00\x00\xc4\x03\x03" + b"\r\n" * 99),
     "B26 noise": (400, bytes(range(128, 256)) + b"\r\n\r\n"),
-}
+    "no target": (400, b"GET  HTTP/1.1\r\nHost: localhost\r\n\r\n"),
+    "two spaces": (400, b"GET /json  HTTP/1.1\r\nHost: localhost\r\n\r\n"),
+    "a tab": (400, b"GET\t/json\tHTTP/1.1\r\nHost: localhost\r\n\r\n"),
+    "NUL in the target": (400, b"GET /js\0on HTTP/1.1\r\nHost: localhost\r\n\r\n"),
+    "a target that is not ASCII": (400, "GET /\xe4 HTTP/1.1\r\nHost: localhost\r\n\r\n".encode("latin-1")),
+    "a page of HTML as target": (404, b"GET /<script>alert(1)</script> HTTP/1.1\r\nHost: localhost\r\n"
+                                      b"Connection: close\r\n\r\n"),
+    "HTML as method": (400, b"<B> /json HTTP/1.1\r\nHost: localhost\r\n\r\n"),
+    "an address without brackets": (400, b"GET http://[::1/json HTTP/1.1\r\nHost: localhost\r\n\r\n"),
+    "the preface of HTTP/2": (400, b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"),
+    "a proxy's line": (400, b"PROXY TCP4 1.1.1.1 2.2.2.2 1 2\r\nGET / HTTP/1.1\r\nHost: localhost\r\n\r\n"),
+    "header fields of 900 kB": (431, b"GET /json HTTP/1.1\r\nHost: localhost\r\n" + b"X-A: a\r\n" * 100_000 + b"\r\n"),
+    "an asterisk": (404, b"OPTIONS * HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"),
+    "no host, but a whole URI": (400, b"GET http://localhost/json HTTP/1.1\r\n\r\n"),
+    "a slash too many": (404, b"GET /-//healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("row", _LINE_ROWS)
 def test_what_is_no_request_of_http_is_refused(place: Place, row: str) -> None:
     status, data = _LINE_ROWS[row]
-    assert refused(place.port, data).status == status
+    check_shape(refused(place.port, data), status)
 
 
 # -- methods, paths, hosts -------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 from click.testing import CliRunner
 from qserve_gateway import command
-from qserve_gateway.request.environ import drop_ambiguous_headers
+from qserve_gateway.request.environ import keep_header_lines
 
 HEAVY = ("pydantic", "starlette", "numpy", "celery")
 
@@ -67,8 +67,9 @@ def test_the_command_starts_a_fresh_interpreter_and_hides_the_brokers_address(
 
 
 def test_headers_that_would_pass_for_others_are_dropped_but_not_ray_serves_own() -> None:
-    request = SimpleNamespace(headers=[("X-USER", "a"), ("X_USER", "b"), ("SERVE_MULTIPLEXED_MODEL_ID", "m")])
+    headers = [("X-USER", "a"), ("X_USER", "b"), ("SERVE_MULTIPLEXED_MODEL_ID", "m")]
+    request = SimpleNamespace(headers=headers, body=SimpleNamespace())
 
-    drop_ambiguous_headers(None, request)
+    keep_header_lines(None, request)
 
     assert request.headers == [("X-USER", "a"), ("SERVE_MULTIPLEXED_MODEL_ID", "m")]

@@ -192,9 +192,10 @@ def test_errors_of_the_application_are_its_answers() -> None:
     assert answer_of(Api, "POST", "/count")[0] == 405
 
 
-def test_an_exception_of_a_view_is_logged_and_answered(caplog: pytest.LogCaptureFixture) -> None:
-    assert answer_of(Api, "GET", "/broken")[0::2] == (500, b"Internal Server Error")
-    assert "RuntimeError: from the view" in caplog.text
+def test_an_exception_that_no_handler_takes_is_the_requests_error() -> None:
+    for app, path, message in ((Api, "/broken", "from the view"), (Site, "/broken", "in flask")):
+        with pytest.raises(RuntimeError, match=message):
+            answer_of(app, "GET", path)
 
 
 def test_background_tasks_run_after_the_answer() -> None:
@@ -480,6 +481,25 @@ def test_an_error_in_the_middle_breaks_the_stream() -> None:
         answer_of(sending(start(), part(b"a"), error=KeyError("late")))
 
 
+@pytest.mark.parametrize("parts", [[], [b"a"]])
+def test_a_stream_that_fails_behind_a_middleware_does_not_seem_to_be_whole(parts: list[bytes]) -> None:
+    app = FastAPI()
+
+    @app.middleware("http")
+    async def outer(request: Request, go_on: Callable[[Request], Awaitable[Response]]) -> Response:
+        return await go_on(request)
+
+    app.middleware("http")(outer)
+
+    def body() -> Iterator[bytes]:
+        yield from parts
+        raise KeyError("in the stream")
+
+    app.add_api_route("/", lambda: StreamingResponse(body()), response_model=None)
+    with pytest.raises(KeyError, match="in the stream"):
+        answer_of(ingress(app)())
+
+
 def test_an_application_that_says_nothing_is_an_error() -> None:
     with pytest.raises(Exception, match="ended before its response was complete"):
         answer_of(sending())
@@ -564,10 +584,6 @@ def test_flask_streams() -> None:
             assert (await collect(response))[0::2] == (202, b"flask0;flask1;flask2;")
 
     asyncio.run(run())
-
-
-def test_flasks_error_page_is_the_answer() -> None:
-    assert answer_of(Site, "GET", "/broken")[0] == 500
 
 
 def test_flasks_application_stays_as_it_was() -> None:
@@ -700,6 +716,16 @@ def make_app() -> FastAPI:
     made = FastAPI()
     made.add_api_route("/", lambda: "made")
     return made
+
+
+def test_no_class_is_needed_for_an_application_or_a_function_that_makes_one() -> None:
+    async def run() -> None:
+        for app in (make_app, make_app()):
+            async with served(deployment(ingress(app)()), 1, of="arguments that nobody takes") as (ask, _):
+                assert (await ask())[2] == b'"made"'
+
+    asyncio.run(run())
+    assert deployment(ingress(make_app)()).name == "ASGIIngressDeployment"
 
 
 def test_a_function_may_make_the_application_on_the_replica() -> None:

@@ -16,7 +16,7 @@ import gevent
 from gunicorn.http.errors import ParseException
 
 from qserve.base.numbers import number
-from qserve.http.message import BadRequest, HttpMessage
+from qserve.http.message import HOP_BY_HOP, BadRequest, HttpMessage
 
 Environ = dict[str, Any]
 
@@ -34,6 +34,8 @@ CLIENT_ID = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
 """What a client may choose as an ID: it has no spaces, and nothing in it needs quoting."""
 _UNPREFIXED = frozenset(("CONTENT_TYPE", "CONTENT_LENGTH"))
 _MODEL_HEADER = "SERVE_MULTIPLEXED_MODEL_ID"
+_USUAL_CONNECTIONS = frozenset(("", "close", "keep-alive"))
+_ABOUT_CLIENT = frozenset((b"authorization", b"cookie", b"forwarded", b"host", b"x-real-ip", b"x-request-id"))
 
 
 class Refused(BadRequest):
@@ -73,13 +75,15 @@ def wrong_method(method: str, allowed: tuple[str, ...], driver: bool = False) ->
 # -- headers ---------------------------------------------------------------------------------------
 
 
-def drop_ambiguous_headers(worker: Any, request: Any) -> None:
-    """Drop header names with underscores; gunicorn calls this before it creates a request's environment.
+def keep_header_lines(worker: Any, request: Any) -> None:
+    """Drop header names with underscores, and keep the lines of the others; gunicorn calls this for each request.
 
     WSGI spells ``X_User`` and ``X-User`` alike, and a proxy in front may have checked only one of them. Ray Serve's
-    own header for the model has underscores, so that one is kept.
+    own header for the model has underscores, so that one is kept. The environment, which is created next, has one
+    value for each name; the lines reach ``message_of`` by way of the body, the only object that both of them see.
     """
     request.headers = [header for header in request.headers if "_" not in header[0] or header[0] == _MODEL_HEADER]
+    request.body.header_lines = request.headers
 
 
 def request_id_of(environ: Environ) -> str:
@@ -132,6 +136,19 @@ def model_id_of(environ: Environ) -> str:
     return str(model_id)
 
 
+def check_upgrade(environ: Environ) -> None:
+    """Refuse a websocket: a page of another host may open one, and its handshake would run user code as a GET.
+
+    Other upgrades are offers, which a server may ignore.
+
+    Raises:
+      BadRequest: The client asks for a websocket (501).
+    """
+    if "websocket" in environ["HTTP_UPGRADE"].lower():
+        message = "websockets are not supported: send an HTTP request, and stream the response"
+        raise BadRequest(message, "websocket_not_supported", 501, close=True)
+
+
 def base_url(environ: Environ) -> str:
     """Return scheme and host as the client wrote them."""
     return f"{environ['wsgi.url_scheme']}://{environ.get('HTTP_HOST', '')}"
@@ -152,11 +169,7 @@ def message_of(environ: Environ, path: str, root_path: str, body: bytes, path_pa
         path,
         root_path,
         environ.get("QUERY_STRING", "").encode("latin-1"),
-        tuple(
-            (_header_name(key), value.encode("latin-1"))
-            for key, value in environ.items()
-            if key.startswith("HTTP_") or (key in _UNPREFIXED and value)
-        ),
+        tuple(_headers_of(environ, len(body))),
         (host, int(environ.get("REMOTE_PORT") or 0)) if host else None,
         (environ["SERVER_NAME"], int(environ.get("SERVER_PORT") or 0)),
         body,
@@ -164,10 +177,46 @@ def message_of(environ: Environ, path: str, root_path: str, body: bytes, path_pa
     )
 
 
+def _headers_of(environ: Environ, length: int) -> list[tuple[bytes, bytes]]:
+    """Return the header lines as they were sent, without those that are meant for this gateway."""
+    lines = getattr(environ.get("wsgi.input"), "header_lines", None)
+    if lines is None:  # another server
+        names = (key for key in environ if key.startswith("HTTP_") or (key in _UNPREFIXED and environ[key]))
+        lines = [(key.removeprefix("HTTP_"), environ[key]) for key in names]
+    connection = environ.get("HTTP_CONNECTION", "").lower()
+    dropped = _named_by(connection) if connection not in _USUAL_CONNECTIONS else ()
+    headers: list[tuple[bytes, bytes]] = []
+    cookie = -1
+    for line, value in lines:
+        key, name = _header_name(line)
+        # the access policy has taken out of the environment what replicas must not see
+        if not name or key not in environ or name in dropped:
+            continue
+        if name == b"cookie":
+            if cookie >= 0:  # HTTP/2 has several lines, and frameworks read one
+                headers[cookie] = (name, headers[cookie][1] + b"; " + value.encode("latin-1"))
+                continue
+            cookie = len(headers)
+        headers.append((name, value.encode("latin-1")))
+    if "HTTP_TRANSFER_ENCODING" in environ:
+        headers.append((b"content-length", b"%d" % length))
+    return headers
+
+
 @lru_cache(maxsize=1024)
-def _header_name(key: str) -> bytes:
-    name = key if key in _UNPREFIXED else key[5:]
-    return name.replace("_", "-").lower().encode("latin-1")
+def _header_name(line: str) -> tuple[str, bytes]:
+    """Return the key in the environment and the name of a header for replicas, which is empty if it ends here."""
+    key, name = line.replace("-", "_"), line.replace("_", "-").lower().encode("latin-1")
+    return key if key in _UNPREFIXED else f"HTTP_{key}", b"" if name in HOP_BY_HOP else name
+
+
+def _named_by(connection: str) -> list[bytes]:
+    """Return the headers that the sender's ``Connection`` declares to be meant for the next server only.
+
+    A client must not take out what a proxy in front of this gateway has added about it.
+    """
+    names = [name.strip().encode("latin-1") for name in connection.split(",")]
+    return [name for name in names if name not in _ABOUT_CLIENT and not name.startswith((b"x-forwarded-", b"content-"))]
 
 
 # -- the body --------------------------------------------------------------------------------------

@@ -7,14 +7,31 @@ from dataclasses import replace
 from logging import DEBUG, WARNING
 from typing import Any
 
+from gunicorn.http.errors import (
+    ExpectationFailed,
+    LimitRequestHeaders,
+    LimitRequestLine,
+    ParseException,
+    UnsupportedTransferCoding,
+)
+
 from qserve import exceptions
 from qserve.base.log import get_logger
-from qserve.exceptions import BrokerError, BrokerFull, BrokerUnsafe, QserveException, ResultNotSerialisable, TaskError
+from qserve.exceptions import (
+    BrokerError,
+    BrokerFull,
+    BrokerUnsafe,
+    PayloadError,
+    QserveException,
+    ResultNotSerialisable,
+    TaskError,
+)
 from qserve.http.message import BadRequest
+from qserve.http.render import head_of
 from qserve.wire.failure import Failure
 from qserve.wire.outcome import Outcome, State
 from qserve_gateway.request.environ import Refused
-from qserve_gateway.response.reply import WITHOUT_BODY, Reply
+from qserve_gateway.response.reply import Reply
 
 log = get_logger(__name__)
 
@@ -24,6 +41,14 @@ _HEADERS = [
     ("cache-control", "no-store"),
 ]
 _RETRY_AFTER_S = 1
+_UNREADABLE: tuple[tuple[type[Exception], int, str], ...] = (
+    (LimitRequestLine, 414, "uri_too_long"),
+    (LimitRequestHeaders, 431, "headers_too_large"),
+    (ExpectationFailed, 417, "expectation_failed"),
+    (UnsupportedTransferCoding, 501, "unsupported_transfer_coding"),
+    (ParseException, 400, "malformed_request"),
+)
+_SHOWN = 200
 _INVALID_JSON = ("qserve.http.request", "InvalidJSON")
 
 
@@ -46,6 +71,16 @@ def problem_reply(
     error = {"code": code, "message": message, "request_id": request_id, "retryable": retryable, **more}
     body = {"error": error} if detail is None else {"error": error, "detail": detail}
     return Reply(status, [*_HEADERS, ("x-request-id", request_id)], _json(body))
+
+
+def unreadable_reply(error: BaseException, request_id: str) -> Reply:
+    """Return the response to what the server could not read as a request of HTTP."""
+    for kind, status, code in _UNREADABLE:
+        if isinstance(error, kind):
+            message = f"the request is not valid in HTTP: {str(error)[:_SHOWN]}"
+            log.warning("request %s: %s", request_id, message)
+            return problem_reply(status, code, message, request_id)
+    return error_reply(error, request_id)
 
 
 def error_reply(error: BaseException, request_id: str) -> Reply:
@@ -106,16 +141,15 @@ def failure_reply(outcome: Outcome, request_id: str, show_errors: bool) -> Reply
 def _http_exception_reply(failure: Failure, request_id: str) -> Reply | None:
     """Return the response that user code raised; None when its status or headers are not valid in HTTP."""
     status, detail, named = (failure.attributes.get(name) for name in ("status_code", "detail", "headers"))
-    if not isinstance(status, int) or not 200 <= status <= 599:
+    try:
+        pairs = [(str(name).encode("latin-1"), str(value).encode("latin-1")) for name, value in (named or {}).items()]
+        status, found, _ = head_of(status, pairs)
+    except (AttributeError, PayloadError, UnicodeError):
         return None
-    headers = [(str(name).lower(), str(value)) for name, value in (named or {}).items()]
-    if any(character in part for header in headers for part in header for character in "\r\n\0"):
-        return None
+    headers = [(name, value) for name, value in found]
     chosen = {name for name, _ in headers}
-    headers = [header for header in headers if header[0] != "content-length"]
     headers += [header for header in _HEADERS if header[0] not in chosen]
-    body = b"" if status in WITHOUT_BODY else _json({"detail": detail})
-    return Reply(status, [*headers, ("x-request-id", request_id)], body)
+    return Reply(status, [*headers, ("x-request-id", request_id)], _json({"detail": detail}))
 
 
 def _json(body: dict[str, Any]) -> bytes:

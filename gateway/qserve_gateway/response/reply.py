@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import contextlib
 import select
+import struct
 import time
 from collections.abc import Callable, Iterable, Iterator
 from http import HTTPStatus
+from logging import DEBUG, WARNING
+from socket import SO_LINGER, SOL_SOCKET
 from typing import Any
 
 import gevent
 from gevent import monkey
 
+from qserve.base.log import get_logger
 from qserve.calls.ref import ItemRef
-from qserve.exceptions import DeadlineExceeded, GetTimeoutError, RequestCancelled
+from qserve.exceptions import DeadlineExceeded, GetTimeoutError, QserveException, RequestCancelled
 from qserve.http.render import parse, parse_head
 from qserve_gateway.request.environ import SMALL
 from qserve_gateway.request.waiting import POLL_INTERVAL_S, is_disconnected
+
+log = get_logger(__name__)
 
 LINGER_S = 1.0
 PIECE = 64 * 1024
@@ -56,16 +62,27 @@ class Reply:
 
     def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         """Send the response; this makes a reply a WSGI application."""
-        if self.status not in WITHOUT_BODY and self.status >= 200:
-            self.headers.append(("content-length", str(len(self.body))))
+        is_head, body = environ["REQUEST_METHOD"] == "HEAD", self.body
+        declared = not body and any(name == "content-length" for name, _ in self.headers)
+        if declared and not is_head:
+            self.headers = [header for header in self.headers if header[0] != "content-length"]
+        if self.status not in WITHOUT_BODY and not (declared and is_head):
+            self.headers.append(("content-length", str(len(body))))
         if self.ends_connection:
             force_close(start_response)
         start_response(_status_line(self.status), self.headers)
-        body = b"" if environ["REQUEST_METHOD"] == "HEAD" else self.body
+        if is_head or self.status in WITHOUT_BODY:
+            body = b""
         sock = environ.get("gunicorn.socket")
         if self.when_sent:
             return _Sending(_paced(body, sock), self.when_sent)
-        return _lingering(body, sock) if self.ends_connection and sock is not None else [body]
+        return lingering(body, sock) if self.ends_connection else [body]
+
+    def as_whole(self, sock: Any) -> Iterator[bytes]:
+        """Return the response as the last bytes of a connection, for a request that did not become one."""
+        fields = [*self.headers, ("content-length", str(len(self.body))), ("connection", "close")]
+        head = "".join(f"{name}: {value}\r\n" for name, value in fields)
+        yield from lingering(f"HTTP/1.1 {_status_line(self.status)}\r\n{head}\r\n".encode() + self.body, sock)
 
     def close(self) -> None:
         """Give up a response that could not be begun."""
@@ -147,12 +164,14 @@ def force_close(start_response: Callable[..., Any]) -> None:
         force()
 
 
-def _lingering(body: bytes, sock: Any) -> Iterator[bytes]:
+def lingering(body: bytes, sock: Any) -> Iterator[bytes]:
     """Return a body and, once it is sent, discard for a moment what the client still sends.
 
     Closing a socket with unread data resets the connection, and the client would lose the response.
     """
     yield body
+    if sock is None:
+        return
     end = time.monotonic() + LINGER_S
     with contextlib.suppress(OSError, ValueError):
         sock.shutdown(1)
@@ -170,7 +189,7 @@ class StreamReply:
       cancel: Cancels the request when the client disconnects.
     """
 
-    __slots__ = ("_cancel", "_end", "_ref", "_sock", "headers", "status", "when_sent")
+    __slots__ = ("_cancel", "_end", "_is_framed", "_ref", "_request_id", "_sock", "headers", "status", "when_sent")
     is_long = True
 
     def __init__(self, ref: ItemRef, request_id: str, end: float, cancel: Callable[[ItemRef], None]) -> None:
@@ -180,6 +199,8 @@ class StreamReply:
         self.headers = [(name, value) for name, value in named]
         self.headers.append(("x-request-id", request_id))
         self._ref = ref
+        self._request_id = request_id
+        self._is_framed = True
         self._cancel = cancel
         self._end = end
         self._sock: Any = None
@@ -188,17 +209,31 @@ class StreamReply:
     def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         """Send the response; this makes it a WSGI application."""
         self._sock = environ.get("gunicorn.socket")
+        self._is_framed = environ.get("SERVER_PROTOCOL") != "HTTP/1.0"
         start_response(_status_line(self.status), self.headers)
-        if environ["REQUEST_METHOD"] == "HEAD":
+        if environ["REQUEST_METHOD"] == "HEAD" or self.status in WITHOUT_BODY:
             self.close()  # the server closes only a body that it has iterated
             return []
         return self
 
     def __iter__(self) -> Iterator[bytes]:
-        while (item := self._next()) is not None:
-            yield from _paced(item, self._sock)
-        # an error must not look like the end of the body: raising closes the connection without the last chunk
-        self._ref.raise_for_end()
+        try:
+            while (item := self._next()) is not None:
+                yield from _paced(item, self._sock)
+            self._ref.raise_for_end()
+        except QserveException as error:
+            if self._sock is None:
+                raise
+            level = DEBUG if isinstance(error, RequestCancelled) else WARNING
+            log.log(level, "request %s: the response is cut off: %s", self._request_id, str(error).partition("\n")[0])
+            self._cut_off()
+
+    def _cut_off(self) -> None:
+        """End the connection so that the body does not seem to be complete; raising would log a second error."""
+        if self._is_framed:
+            _shut_down(self._sock)  # the server cannot send the last chunk any more
+        else:
+            self._sock.setsockopt(SOL_SOCKET, SO_LINGER, struct.pack("ii", 1, 0))  # its end is a reset
 
     def _next(self) -> bytes | None:
         while True:

@@ -7,6 +7,7 @@ import contextvars
 import threading
 from collections import deque
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 
 from qserve.base.log import get_logger
@@ -195,7 +196,13 @@ class LoopPlane(BrokerPlane):
         # the loop would not send these before the wait is over
         outbox, self._outbox = self._outbox, deque()
         for command, on_reply in outbox:
-            self.loop.call_soon(on_reply, plane.execute(command))
+            reply = plane.execute(command)
+            if isinstance(on_reply, partial) and on_reply.args[:1] == (ref,):
+                on_reply(reply)  # the call may have been refused: then the broker does not know it
+            else:
+                self.loop.call_soon(on_reply, reply)
+        if ref.done.is_set():
+            return True
         twin: Ref[Any] = Ref(ref.request_id, plane)
         if not plane.wait(twin, timeout_s):
             return False
