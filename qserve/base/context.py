@@ -88,19 +88,19 @@ class Scope:
     """A run of user code, such as a call or a batch; what it holds is released at its end."""
 
     is_over: bool = field(default=False, init=False)
-    _at_end: list[Callable[[], object]] | None = field(default=None, init=False, repr=False)
+    callbacks: list[Callable[[], object]] | None = field(default=None, init=False, repr=False)
 
     def at_end(self, callback: Callable[[], object]) -> None:
         """Have ``callback`` called at the end; at once, if that has come."""
-        if self._at_end is None:
-            self._at_end = []
-        self._at_end.append(callback)
+        if self.callbacks is None:
+            self.callbacks = []
+        self.callbacks.append(callback)
         if self.is_over:
             self.release()
 
     def release(self) -> None:
         self.is_over = True
-        callbacks, self._at_end = self._at_end, None
+        callbacks, self.callbacks = self.callbacks, None
         for callback in callbacks or ():
             callback()
 

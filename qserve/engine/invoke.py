@@ -330,7 +330,9 @@ class Invoker(Generic[C]):
 
     def _discard(self, invocation: C) -> None:
         self._running.discard(invocation)
-        invocation.scope.release()
+        invocation.scope.is_over = True
+        if invocation.scope.callbacks:
+            invocation.scope.release()
 
 
 def _must_run(header: Header, value: Any) -> bool:
