@@ -51,7 +51,7 @@ class _Handle(Generic[P, R_co]):
         self.app_name = app_name
         self._options = options
 
-    def remote(self, *args: P.args, **kwargs: P.kwargs) -> Any:
+    def remote(self, /, *args: P.args, **kwargs: P.kwargs) -> Any:
         """Start the call; the class of the handle says what this returns.
 
         Refs and un-awaited calls among the arguments arrive as their values.
@@ -178,7 +178,7 @@ class RayServeDeploymentHandle(_DeploymentHandle[P, R_co]):
 
     if TYPE_CHECKING:
 
-        def remote(self, *args: P.args, **kwargs: P.kwargs) -> RefTask[R_co]: ...
+        def remote(self, /, *args: P.args, **kwargs: P.kwargs) -> RefTask[R_co]: ...
         def __getattr__(self, name: str) -> RayServeDeploymentHandle[..., Any]: ...
 
 
@@ -187,7 +187,7 @@ class RayServeSyncHandle(_DeploymentHandle[P, R_co]):
 
     if TYPE_CHECKING:
 
-        def remote(self, *args: P.args, **kwargs: P.kwargs) -> Ref[R_co]: ...
+        def remote(self, /, *args: P.args, **kwargs: P.kwargs) -> Ref[R_co]: ...
         def __getattr__(self, name: str) -> RayServeSyncHandle[..., Any]: ...
 
     @staticmethod
@@ -208,7 +208,7 @@ class DeploymentHandle(_DeploymentHandle[P, R_co]):
 
     if TYPE_CHECKING:
 
-        def remote(self, *args: P.args, **kwargs: P.kwargs) -> DeploymentResponse[R_co]: ...
+        def remote(self, /, *args: P.args, **kwargs: P.kwargs) -> DeploymentResponse[R_co]: ...
         def __getattr__(self, name: str) -> DeploymentHandle[..., Any]: ...
 
 
@@ -220,7 +220,7 @@ class RayServeDAGHandle(_Handle[P, R_co]):
 
     if TYPE_CHECKING:
 
-        def remote(self, *args: P.args, **kwargs: P.kwargs) -> RefTask[R_co]: ...
+        def remote(self, /, *args: P.args, **kwargs: P.kwargs) -> RefTask[R_co]: ...
 
     def __init__(self, graph_name: str, app_name: str = "default", options: HandleOptions | None = None) -> None:
         super().__init__(graph_name, app_name, options or HandleOptions())
@@ -240,7 +240,7 @@ RayServeHandle = RayServeDeploymentHandle
 class StreamingHandle(Protocol[P, R_co]):
     """The type of ``handle.options(stream=True)``: a handle whose calls return iterators over their items."""
 
-    def remote(self, *args: P.args, **kwargs: P.kwargs) -> DeploymentResponseGenerator[R_co]:
+    def remote(self, /, *args: P.args, **kwargs: P.kwargs) -> DeploymentResponseGenerator[R_co]:
         """Start the call and return an iterator over its items."""
         ...
 

@@ -65,7 +65,7 @@ def compile_application(root: Any, *, app_name: str = "default") -> CompiledAppl
       app_name: The name of the application.
 
     Raises:
-      TypeError: The root is not a node, or a driver's arguments are wrong.
+      TypeError: The root is not a node, or something was bound to arguments that it does not take.
       ValueError: The root needs a driver, names or route prefixes clash, or the graph has a cycle.
       AssertionError: A graph has two inputs, or one that was created outside ``with``.
     """
@@ -107,6 +107,8 @@ class Compiler:
 
     def deployment(self, node: ClassNode | FunctionNode, is_root: bool) -> Deployment:
         options = node.get_options()
+        if isinstance(node, ClassNode) and not is_driver(node.get_body()):
+            _check_arguments(node, node.get_body(), node.get_label())
         args, kwargs = self._constructor(node) if isinstance(node, ClassNode) else ((), {})
         prefix = (options.route_prefix or "/") if is_root else None
         config = options.merged(name=self.names[node], route_prefix=prefix, init_args=args, init_kwargs=kwargs)
@@ -157,6 +159,7 @@ class Compiler:
 
     def _step(self, node: DAGNode, sources: Mapping[DAGNode, Source], slots: dict[Source, int]) -> Step:
         """Return the call of a node, with slots and handles in place of its arguments; fills ``slots``."""
+        _check_step(node)
 
         def stand_in(child: DAGNode, is_nested: bool = True) -> Any:
             if isinstance(child, ClassNode):
@@ -318,6 +321,41 @@ def _check_below(root: DAGNode, order: Iterable[DAGNode]) -> None:
                 f"{node.get_label()!r} can only be the root of an application, and {label!r} is bound to it. Bind the"
                 " graph itself instead: the argument of DAGDriver.bind(...)."
             )
+
+
+def _check_step(node: DAGNode) -> None:
+    """Raise TypeError if a function or method cannot be called with the arguments that it was bound to."""
+    if isinstance(node, FunctionNode):
+        _check_arguments(node, node.get_body(), node.get_label())
+    elif isinstance(node, MethodNode):
+        body, name = node.get_class_node().get_body(), node.get_method_name()
+        method = inspect.getattr_static(body, name, None)
+        call = getattr(method, "__func__", method)
+        if inspect.isfunction(call):
+            label = f"{node.get_class_node().get_label()}.{name}"
+            _check_arguments(node, call, label, 0 if isinstance(method, staticmethod) else 1)
+
+
+def _check_arguments(node: DAGNode, call: Any, label: str, leading: int = 0) -> None:
+    """Raise TypeError if a call does not take the arguments that a node was bound to.
+
+    Parameters:
+      leading: How many parameters come before those for the arguments: 1 for ``self``.
+    """
+    try:
+        # of a decorated function the wrapper's, which may pass on other arguments than it gets
+        signature = inspect.signature(call, follow_wrapped=False)
+    except (TypeError, ValueError):  # a builtin without a signature
+        return
+    args, kwargs = node.get_args(), node.get_kwargs()
+    own = list(signature.parameters.values())[leading:]
+    if not own and len(args) == 1 and not kwargs and isinstance(args[0], InputNode):
+        return  # the input may be a request, without which a method that has no parameters is called
+    try:
+        signature.bind(*[None] * leading, *args, **kwargs)
+    except TypeError as error:
+        takes = signature.replace(parameters=own, return_annotation=inspect.Signature.empty)
+        raise TypeError(f"{label}.bind(...): {error}. {label} takes {takes}") from None
 
 
 def _check_inputs(order: Iterable[DAGNode]) -> None:

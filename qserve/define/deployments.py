@@ -6,6 +6,8 @@ import inspect
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, ParamSpec, Protocol, Self, Unpack, overload
 
+from pydantic import ValidationError
+from pydantic_core import InitErrorDetails
 from typing_extensions import TypeVar
 
 from qserve.define.options import DeploymentOptions, Options, check_known
@@ -77,15 +79,15 @@ class Deployment(Generic[Body_co]):
     version = _Option["str | None"]()
 
     @overload
-    def bind(self: Deployment[Function[P, T]], *args: P.args, **kwargs: P.kwargs) -> FunctionNode[T]: ...
+    def bind(self: Deployment[Function[P, T]], /, *args: P.args, **kwargs: P.kwargs) -> FunctionNode[T]: ...
 
     @overload
-    def bind(self: Deployment[Function[P, T]]) -> FunctionNode[T]: ...
+    def bind(self: Deployment[Function[P, T]], /) -> FunctionNode[T]: ...
 
     @overload
-    def bind(self: Deployment[Callable[P, T]], *args: P.args, **kwargs: P.kwargs) -> ClassNode[T]: ...
+    def bind(self: Deployment[Callable[P, T]], /, *args: P.args, **kwargs: P.kwargs) -> ClassNode[T]: ...
 
-    def bind(self, *args: Any, **kwargs: Any) -> Any:
+    def bind(self, /, *args: Any, **kwargs: Any) -> Any:
         """Return a node: this deployment with arguments, for use in a graph or by ``serve.run``.
 
         Parameters:
@@ -105,7 +107,7 @@ class Deployment(Generic[Body_co]):
     def _check_arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Raise an error for arguments that this deployment cannot be bound to."""
 
-    def options(self, *, func_or_class: Body | None = None, **changes: Unpack[Options]) -> Self:
+    def options(self, /, *, func_or_class: Body | None = None, **changes: Unpack[Options]) -> Self:
         """Return a new deployment with some options changed; this one stays as it is.
 
         Parameters:
@@ -118,7 +120,7 @@ class Deployment(Generic[Body_co]):
         """
         return type(self)(func_or_class or self.func_or_class, self._changed(changes))  # type: ignore[arg-type]
 
-    def set_options(self, *, func_or_class: Body | None = None, **changes: Unpack[Options]) -> None:
+    def set_options(self, /, *, func_or_class: Body | None = None, **changes: Unpack[Options]) -> None:
         """Change options of this deployment in place; parameters and errors are those of ``options``."""
         changed = self.options(func_or_class=func_or_class, **changes)
         self.func_or_class, self.config = changed.func_or_class, changed.config
@@ -127,13 +129,26 @@ class Deployment(Generic[Body_co]):
         check_known(changes, self.name)
         try:
             return self.config.merged(**changes)
+        except ValidationError as error:
+            raise _described(error, self.name) from None
         except (TypeError, ValueError) as error:
             error.add_note(f"in the options of deployment {self.name!r}")
             raise
 
     if not TYPE_CHECKING:  # so that type checkers report the call
 
-        def __call__(self, *args: Any, **kwargs: Any) -> NoReturn:
+        def __getattr__(self, name: str) -> NoReturn:
+            text = f"{type(self).__name__!r} object has no attribute {name!r}"
+            # not for names that pickle and others look for, some of them before there is a class
+            if not name.startswith("_") and hasattr(self.func_or_class, name):
+                label = self.name
+                text = (
+                    f"{label!r} has no instance yet whose {name!r} could be used. Bind the class first, and then the"
+                    f" method of that node: node = {label}.bind(...); node.{name}.bind(...)"
+                )
+            raise AttributeError(text, name=name, obj=self)
+
+        def __call__(self, /, *args: Any, **kwargs: Any) -> NoReturn:
             raise RuntimeError(
                 "Deployments cannot be constructed directly. Use `deployment.deploy() instead.` "
                 f"Or write {self.name}.bind(...) and give the node to serve.run."
@@ -141,6 +156,17 @@ class Deployment(Generic[Body_co]):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(name={self.name!r})"
+
+
+def _described(error: ValidationError, deployment: str) -> ValidationError:
+    """Return the same error with the options and the deployment in its first line."""
+    details = error.errors(include_url=False)
+    given = ", ".join(f"{detail['loc'][0]}={detail['input']!r}" for detail in details if detail["loc"])
+    lines = [
+        InitErrorDetails(type=detail["type"], loc=detail["loc"], input=detail["input"], ctx=detail.get("ctx", {}))
+        for detail in details
+    ]
+    return ValidationError.from_exception_data(f"{given or 'the options'} of deployment {deployment!r}", lines)
 
 
 if TYPE_CHECKING:
@@ -152,7 +178,7 @@ if TYPE_CHECKING:
     class DeployedClass(type, Deployment):
         """The metaclass of decorated classes under ``qserve.mypy_plugin``: mypy ignores the result of a decorator."""
 
-        def bind(cls: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> ClassNode[T]: ...
+        def bind(cls: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> ClassNode[T]: ...
 
     class _DeploymentDecorator(Protocol):
         """``deployment`` for type checkers."""

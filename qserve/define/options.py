@@ -107,7 +107,7 @@ class DeploymentOptions(BaseModel, frozen=True, extra="forbid"):
     placement_group_bundle_label_selector: list[dict[str, Any]] | None = None
     max_replicas_per_node: int | None = Field(default=None, ge=1, le=100)
 
-    def __init__(self, **given: Any) -> None:
+    def __init__(self, /, **given: Any) -> None:
         check_known(given, given.get("name"))
         super().__init__(**_prepared(given))
         self._check_ranges()
@@ -117,7 +117,7 @@ class DeploymentOptions(BaseModel, frozen=True, extra="forbid"):
         """The newer name of ``max_concurrent_queries``."""
         return self.max_concurrent_queries
 
-    def merged(self, **changes: Any) -> DeploymentOptions:
+    def merged(self, /, **changes: Any) -> DeploymentOptions:
         """Return a copy with some options changed.
 
         A fixed ``num_replicas`` replaces autoscaling, and the other way round. ``None`` resets an option that cannot be

@@ -68,7 +68,7 @@ class DAGNode(Target[T_co], _Anything):
     _get_toplevel_child_nodes = get_toplevel_child_nodes
     _get_all_child_nodes = get_all_child_nodes
 
-    def bind(self, *args: Any, **kwargs: Any) -> NoReturn:
+    def bind(self, /, *args: Any, **kwargs: Any) -> NoReturn:
         """Raise AttributeError: a node is bound already."""
         raise AttributeError(
             f".bind() cannot be used again on {type(self).__name__} {self.get_label()!r}: it is "
@@ -97,7 +97,7 @@ class DAGNode(Target[T_co], _Anything):
         return f"{type(self).__name__}({self.get_label()!r})"
 
 
-def _refuse_call(node: DAGNode, *args: Any, **kwargs: Any) -> NoReturn:
+def _refuse_call(node: DAGNode, /, *args: Any, **kwargs: Any) -> NoReturn:
     raise AttributeError(
         f".remote() cannot be used on {type(node).__name__} {node.get_label()!r}: a node is not "
         "running yet. Bind it to a driver, start that by serve.run(driver) and call the handle."
@@ -156,7 +156,7 @@ class UnboundMethod(Generic[P, T_co]):
         self.method = method
         self.label = label
 
-    def bind(self, *args: P.args, **kwargs: P.kwargs) -> MethodNode[T_co]:
+    def bind(self, /, *args: P.args, **kwargs: P.kwargs) -> MethodNode[T_co]:
         """Return a node that calls the method with these arguments."""
         return MethodNode(self, args, kwargs)
 
@@ -164,7 +164,7 @@ class UnboundMethod(Generic[P, T_co]):
         """Return this method with a label for drawings."""
         return UnboundMethod(self.class_node, self.method, name)
 
-    def remote(self, *args: Any, **kwargs: Any) -> NoReturn:
+    def remote(self, /, *args: Any, **kwargs: Any) -> NoReturn:
         """Raise AttributeError: a node does not run yet."""
         raise AttributeError(
             f".remote() cannot be used on ClassMethodNodes. Use .bind() instead to express an "
@@ -228,7 +228,7 @@ class InputNode(DAGNode):
       ValueError: Anything else was given.
     """
 
-    def __init__(self, *args: Any, input_type: Any = None, **kwargs: Any) -> None:
+    def __init__(self, /, *args: Any, input_type: Any = None, **kwargs: Any) -> None:
         if args or kwargs:
             raise ValueError(
                 "InputNode should not take any args or kwargs. Write `with InputNode() as inp:` "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import threading
 from typing import Any
@@ -14,7 +15,7 @@ from qserve.calls.ref import current
 from qserve.dag import InputNode
 from qserve.define.application import single_ingress
 from qserve.define.compile import CompiledApplication, Compiler, assign_names, compile_application
-from qserve.define.deployments import Deployment
+from qserve.define.deployments import Deployment, deployment
 from qserve.drivers import DAGDriver
 from qserve.graph.nodes import bottom_up
 from qserve.graph.plan import InputKey, Plan, Slot, Step
@@ -544,3 +545,95 @@ def test_a_graph_of_too_many_calls_is_refused_by_the_name_of_the_first_that_is_t
 
     with pytest.raises(ValueError, match=r"more than 10000 calls, which is the limit; .* 'Model'\. Let a deployment"):
         plan_of(combine.bind(*groups))
+
+
+# -- arguments that do not fit ---------------------------------------------------------------------
+
+
+class Scaler:
+    def __init__(self, by: int, *, name: str = "") -> None: ...
+
+    def scale(self, value: float, twice: bool = False) -> float: ...
+
+    @staticmethod
+    def plain(value: float) -> float: ...
+
+    @classmethod
+    def of_class(cls, value: float) -> float: ...
+
+    @functools.wraps(scale)
+    def wrapped(self, *args: Any) -> float: ...
+
+    def nothing(self) -> None: ...
+
+
+@deployment
+def add(left: float, right: float = 0) -> float: ...
+
+
+SCALER = deployment(Scaler)
+
+
+@pytest.mark.parametrize(
+    ("build", "words"),
+    [
+        (
+            lambda inp: SCALER.bind(),
+            "Scaler.bind(...): missing a required argument: 'by'. Scaler takes (by: 'int', *, ",
+        ),
+        (lambda inp: SCALER.bind(1, 2).scale.bind(inp), "Scaler.bind(...): too many positional arguments"),
+        (
+            lambda inp: SCALER.bind(1, nam="x").scale.bind(inp),
+            "Scaler.bind(...): got an unexpected keyword argument 'nam'",
+        ),
+        (
+            lambda inp: SCALER.options(name="First").bind(1).scale.bind(),
+            "First.scale.bind(...): missing a required argument: 'value'. First.scale takes (value: 'float', twice: ",
+        ),
+        (lambda inp: SCALER.bind(1).scale.bind(inp, 1, 2), "Scaler.scale.bind(...): too many positional arguments"),
+        (lambda inp: SCALER.bind(1).scale.bind(inp, value=1), "multiple values for argument 'value'"),
+        (lambda inp: SCALER.bind(1).plain.bind(inp, 1), "Scaler.plain takes (value: 'float')"),
+        (lambda inp: SCALER.bind(1).of_class.bind(inp, 1), "Scaler.of_class takes (value: 'float')"),
+        (lambda inp: SCALER.bind(1).nothing.bind(inp, 1), "Scaler.nothing takes ()"),
+        (
+            lambda inp: add.bind(),
+            "add.bind(...): missing a required argument: 'left'. add takes (left: 'float', right: ",
+        ),
+        (lambda inp: add.bind(inp, 1, 2), "add.bind(...): too many positional arguments"),
+        (lambda inp: add.bind(inp, self=1), "add.bind(...): got an unexpected keyword argument 'self'"),
+        (
+            lambda inp: SCALER.bind(1).scale.bind(add.bind(inp, wrong=1)),
+            "add.bind(...): got an unexpected keyword argument",
+        ),
+    ],
+)
+def test_arguments_that_do_not_fit_are_refused_when_the_graph_is_built(build: Any, words: str) -> None:
+    with InputNode() as inp:
+        node = build(inp)
+
+    with pytest.raises(TypeError, match=re.escape(words)):
+        compile_application(DAGDriver.bind(node))
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda inp: SCALER.bind(1, name="x").scale.bind(inp, twice=True),
+        lambda inp: SCALER.bind(by=SCALER.bind(2)).plain.bind(value=inp),
+        lambda inp: SCALER.bind(1).of_class.bind(inp.value),
+        lambda inp: SCALER.bind(1).wrapped.bind(inp, 1, 2, 3),
+        lambda inp: SCALER.bind(1).nothing.bind(inp),
+        lambda inp: SCALER.bind(1).nothing.bind(),
+        lambda inp: deployment(len).bind(inp),
+    ],
+)
+def test_arguments_that_may_fit_are_left_to_the_call(build: Any) -> None:
+    with InputNode() as inp:
+        node = build(inp)
+
+    compile_application(DAGDriver.bind(node))
+
+
+def test_a_function_that_is_called_by_a_handle_needs_no_arguments() -> None:
+    compile_application(SCALER.bind(add.bind()))
+    compile_application(add.bind())

@@ -14,6 +14,9 @@ from qserve.deployment_graph import ClassNode, FunctionNode
 
 
 class Model:
+    def forward(self, x: int) -> int:
+        return x * self.weight
+
     def __init__(self, weight: int = 1) -> None:
         self.weight = weight
 
@@ -230,3 +233,22 @@ def test_deployments_travel_with_closures() -> None:
 
 def test_the_repr_shows_the_name() -> None:
     assert repr(deployment(name="m")(Model)) == "Deployment(name='m')"
+
+
+def test_a_malformed_number_is_named_with_its_deployment_in_the_first_line() -> None:
+    with pytest.raises(ValidationError) as caught:
+        deployment(Model).options(num_replicas="two", max_retries=-1)  # type: ignore[arg-type]
+
+    first, *others = str(caught.value).splitlines()
+    assert first == "2 validation errors for num_replicas='two', max_retries=-1 of deployment 'Model'"
+    assert "  Input should be a valid integer" in "\n".join(others)
+    assert not hasattr(caught.value, "__notes__")
+
+
+def test_a_method_of_a_class_that_is_not_bound_says_what_to_bind() -> None:
+    made = deployment(Model)
+
+    with pytest.raises(AttributeError, match=r"node = Model\.bind\(\.\.\.\); node\.forward\.bind\(\.\.\.\)"):
+        made.forward.bind(1)  # type: ignore[attr-defined]
+    with pytest.raises(AttributeError, match="^'Deployment' object has no attribute 'nothing'$"):
+        made.nothing  # type: ignore[attr-defined]  # noqa: B018

@@ -363,3 +363,44 @@ def test_values_that_are_too_long_together_fail_the_call_by_its_own_error(run_he
         PayloadError, match=r"30 calls of the graph would get \d+ bytes at once; the limit is 268435456"
     ):
         serve.get(run_here(root).predict.remote(9), timeout=20)
+
+
+@serve.deployment
+class Keywords:
+    def __init__(this, /, **named: Any) -> None:  # noqa: N805
+        this.named = named
+
+    def __call__(this, /, **named: Any) -> dict[str, Any]:  # noqa: N805
+        return named
+
+    def given(this, /, **named: Any) -> dict[str, Any]:  # noqa: N805
+        return this.named
+
+    @serve.batch
+    async def batched(self, node: list[Any], cls: list[Any]) -> list[Any]:
+        return list(zip(node, cls, strict=True))
+
+
+@serve.deployment
+def keywords(**named: Any) -> dict[str, Any]:
+    return named
+
+
+def test_any_keyword_that_a_function_may_have_arrives(serve_run: ServeRun) -> None:
+    names = ["self", "cls", "node", "args", "kwargs", "call", "graph", "method", "options", "request", "timeout_s"]
+    named = {name: number for number, name in enumerate(names)}
+    with InputNode() as inp:
+        # mypy: the node's names of parameters are those of the class
+        node: Any = Keywords.bind(**named)
+        root = DAGDriver.bind(
+            {"/method": node.__call__.bind(**named), "/given": node.given.bind(), "/function": keywords.bind(**named),
+             "/input": keywords.bind(first=inp.self, second=inp.args)}
+        )  # fmt: skip
+    handle = serve_run(root)
+
+    for route in ("/method", "/given", "/function"):
+        assert serve.get(handle.predict_with_route.remote(route, **named)) == named
+    assert serve.get(handle.predict_with_route.remote("/input", **named)) == {"first": 0, "second": 3}
+    alone = serve_run(Keywords.bind(**named), name="alone")
+    assert serve.get(alone.remote(**named)) == named
+    assert serve.get(alone.batched.remote(node=1, cls=2)) == (1, 2)
