@@ -103,11 +103,11 @@ def test_a_result_that_finds_no_room_is_delivered_and_not_left(desk: Desk, piece
 
 def test_what_has_expired_makes_room_again(desk: Desk, pieces: int) -> None:
     begun = list(ids(pieces + 1))
-    submit_all(desk, begun, keep_ms=1500)
+    submit_all(desk, begun, keep_ms=1000)
     end_all(desk, begun)
-    assert submit_all(desk, ids(1), keep_ms=1500) == [b"CROWDED"]
+    assert submit_all(desk, ids(1), keep_ms=1000) == [b"CROWDED"]
 
-    wait_until(lambda: submit_all(desk, ids(1), keep_ms=1500) == [b"OK"], description="there is room again")
+    wait_until(lambda: submit_all(desk, ids(1), keep_ms=1000) == [b"OK"], description="room", timeout_s=10)
 
 
 def test_submitting_again_after_a_lost_reply_adds_nothing(desk: Desk) -> None:

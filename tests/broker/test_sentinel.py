@@ -143,7 +143,7 @@ def test_a_request_that_a_replica_has_is_accepted_and_one_that_none_has_is_refus
         wait_until(lambda: primary.info("replication")["connected_slaves"] == 0, description="no replica is left")
         refused = plane.submit(Call("app", "One", args=(2,), owned=True))
         with pytest.raises(NotReplicated, match="send it again"):
-            refused.result(timeout_s=5)
+            refused.result(timeout_s=60)
         assert not accepted.done.is_set()
         key = plane.keys.request(refused.request_id)
         wait_until(lambda: primary.hget(key, "st") in (b"c", None), description="it was ended")

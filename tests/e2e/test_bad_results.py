@@ -248,6 +248,7 @@ def test_a_result_whose_own_code_exits_ends_its_call_and_not_its_replica(worst: 
         qserve.get(worst.options(method_name="give_what_exits").remote(), timeout=20)
 
 
+@pytest.mark.usefixtures("started")
 @pytest.mark.parametrize("kind", [SystemExit, KeyboardInterrupt, RuntimeError])
 def test_user_code_beside_calls_cannot_end_a_replica_by_what_it_raises(kind: type[BaseException]) -> None:
     @qserve.deployment(health_check_period_s=0.05, user_config={"fail": False})

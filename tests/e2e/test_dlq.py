@@ -86,7 +86,7 @@ class Shop:
         return found
 
     def result(self, request_id: str) -> Any:
-        return Ref(request_id, self.plane).result(timeout_s=10)
+        return Ref(request_id, self.plane).result(timeout_s=60)
 
     def mend(self) -> None:
         (self.folder / "mended").touch()

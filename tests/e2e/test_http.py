@@ -581,7 +581,7 @@ def test_a_full_queue_below_a_parent_deployment_is_503_with_a_time_to_come_back(
     assert refused.status == 503
     assert int(refused.headers["retry-after"]) >= 1
     assert refused.code == "queue_full"
-    assert [first.result(timeout_s=10), second.result(timeout_s=10)] == ["done", "done"]
+    assert [first.result(timeout_s=60), second.result(timeout_s=60)] == ["done", "done"]
 
 
 def test_a_request_whose_client_left_while_it_was_queued_never_runs(client: Client, tmp_path: Path) -> None:

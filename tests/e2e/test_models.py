@@ -40,7 +40,7 @@ class Shelf:
 
 def ask(model_id: str) -> tuple[str, int]:
     handle = qserve.get_app_handle().options(multiplexed_model_id=model_id)
-    return handle.remote().result(timeout_s=10)
+    return handle.remote().result(timeout_s=60)
 
 
 def test_calls_for_a_model_stay_with_the_replica_that_holds_it() -> None:
@@ -64,7 +64,7 @@ def test_a_model_whose_replica_is_busy_is_loaded_by_another(tmp_path: Path) -> N
 
     gate.touch()
     assert other
-    assert held.result(timeout_s=10) == home
+    assert held.result(timeout_s=60) == home
 
 
 def test_calls_of_a_dead_holder_go_to_the_others() -> None:

@@ -192,8 +192,8 @@ def test_a_call_over_its_time_limit_is_stopped_and_its_neighbours_are_not_lost(m
     others = [handle.quick.remote(number) for number in range(10)]
 
     with pytest.raises(TimeLimitExceeded, match=rf"Slow.{method} ran longer than max_execution_s=0.5"):
-        qserve.get(stuck, timeout=10)
-    assert qserve.get(others, timeout=10) == list(range(10))
+        qserve.get(stuck, timeout=60)
+    assert qserve.get(others, timeout=60) == list(range(10))
 
 
 def test_a_call_that_raises_is_tried_again_as_often_as_its_deployment_says(tmp_path: Path) -> None:

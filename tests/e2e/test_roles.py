@@ -44,9 +44,9 @@ app = DAGDriver.bind(output, http_adapter=json_request)
 CALL = """
 import json, os, qserve
 handle = qserve.get_app_handle("default")
-print(json.dumps(handle.predict.remote("one two three").result(timeout_s=10)))
+print(json.dumps(handle.predict.remote("one two three").result(timeout_s=60)))
 counter = qserve.get_deployment_handle("Counter")
-print(json.dumps(counter.count.remote(["a"]).result(timeout_s=10)))
+print(json.dumps(counter.count.remote(["a"]).result(timeout_s=60)))
 """
 
 

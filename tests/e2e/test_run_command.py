@@ -240,7 +240,7 @@ def test_a_broker_that_cannot_be_reached_is_named_in_one_line(site: Site) -> Non
     port = free_port()
     folder = site.write("shop.py", APP)
     url = f"redis://:geheim@127.0.0.1:{port}/0"
-    process = site.qserve("run", "shop:app", "--broker", url, cwd=folder)
+    process = site.qserve("run", "shop:app", "--port", str(free_port()), "--broker", url, cwd=folder)
 
     (line,) = error_of(process, site)
     assert line.startswith(f"Error: the broker at 127.0.0.1:{port}/0 cannot be reached")
@@ -249,7 +249,7 @@ def test_a_broker_that_cannot_be_reached_is_named_in_one_line(site: Site) -> Non
 
 def test_a_broker_url_of_no_known_kind_is_refused_in_one_line(site: Site) -> None:
     folder = site.write("shop.py", APP)
-    process = site.qserve("run", "shop:app", "--broker", "amqp://localhost", cwd=folder)
+    process = site.qserve("run", "shop:app", "--port", str(free_port()), "--broker", "amqp://localhost", cwd=folder)
 
     (line,) = error_of(process, site)
     assert line.startswith("Error: ")
@@ -313,10 +313,10 @@ def test_status_shows_what_runs(site: Site) -> None:
 
 def test_request_timeout_and_show_errors_reach_the_gateway(site: Site) -> None:
     source = "import time\nimport qserve\n\n@qserve.deployment\ndef app(request):\n"
-    source += "    if 'slow' in request.query_params:\n        time.sleep(1)\n"
+    source += "    if 'slow' in request.query_params:\n        time.sleep(5)\n"
     source += "    return 1 / 0\n\nnode = app.bind()\n"
     folder = site.write("shop.py", source)
-    serving = site.run("shop:node", "--request-timeout-s", "0.3", "--show-errors", cwd=folder)
+    serving = site.run("shop:node", "--request-timeout-s", "2", "--show-errors", cwd=folder)
 
     client = Client(serving.url)
     answer = client.get()

@@ -87,14 +87,14 @@ def test_a_streaming_response_keeps_status_and_headers_and_stops_when_the_client
     response.close()
     connection.close()
 
-    wait_until(lambda: source.is_closed.remote().result(timeout_s=10), description="the body's generator is closed")
+    wait_until(lambda: source.is_closed.remote().result(timeout_s=60), description="the body's generator is closed")
 
 
 def test_a_stream_of_which_only_the_head_is_wanted_is_stopped(source: Any, client: Client) -> None:
     answer = client.send("HEAD")
     assert (answer.status, answer.headers["x-kind"], answer.body) == (418, "tea", b"")
 
-    wait_until(lambda: source.is_closed.remote().result(timeout_s=10), description="the body's generator is closed")
+    wait_until(lambda: source.is_closed.remote().result(timeout_s=60), description="the body's generator is closed")
 
 
 def test_a_streaming_response_arrives_piece_by_piece_before_it_has_ended(client: Client, tmp_path: Path) -> None:

@@ -202,7 +202,7 @@ def test_a_full_disk_refuses_what_is_new_and_loses_nothing(new_stack: Callable[.
         refused = [gateway.send(new_job()) for _ in range(10)]
         gateway.wait(refused)
         again = Ref(stored.ref.request_id, stack.plane())
-        assert again.result(5)["id"] == stored.id
+        assert again.result(60)["id"] == stored.id
         filler.unlink()
         Path(gate).touch()
         wait_until(lambda: stack.ask().is_right, description="requests are answered again")

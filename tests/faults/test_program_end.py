@@ -77,7 +77,7 @@ WAYS = {
     "atexit-first-use": ("atexit.register(submit)", 0),
     "atexit-before": ("atexit.register(submit); submit('-first')", 0),
     "atexit-after": ("submit('-first'); atexit.register(submit)", 0),
-    "atexit-result": ("atexit.register(lambda: print(submit().result(5))); submit('-first')", 0),
+    "atexit-result": ("atexit.register(lambda: print(submit().result(60))); submit('-first')", 0),
     "process-fork": ("submit('-first'); p = multiprocessing.get_context('fork').Process(target=submit)", 0),
     "process-spawn": ("submit('-first'); p = multiprocessing.get_context('spawn').Process(target=submit)", 0),
     "process-takes-ref": (
@@ -92,7 +92,7 @@ WAYS = {
     "fork": ("submit('-first').result()\nif not os.fork(): submit()\nelse: assert os.wait()[1] == 0", 0),
     "fork-with-ref": (
         "ref = submit('-first')\n"
-        "if not os.fork(): print(ref.result(5)); submit()\nelse: assert os.wait()[1] == 0; ref.result(5)",
+        "if not os.fork(): print(ref.result(60)); submit()\nelse: assert os.wait()[1] == 0; ref.result(60)",
         0,
     ),
 }
@@ -265,7 +265,7 @@ def test_a_broker_that_is_silent_does_not_keep_a_program_for_ever(office: Office
         ("full.remote(1); qserve.shutdown()", FAILED),
         ("qserve.get_deployment_handle('Note').nothing.remote()", 0),
         ("try: full.remote(1).result()\nexcept qserve.exceptions.BackPressureError: pass", 0),
-        ("try: full.remote(1).accepted(timeout_s=5)\nexcept qserve.exceptions.BackPressureError: pass", 0),
+        ("try: full.remote(1).accepted(timeout_s=60)\nexcept qserve.exceptions.BackPressureError: pass", 0),
         ("full.remote(1).cancel()", 0),
     ],
 )

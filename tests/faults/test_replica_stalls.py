@@ -41,7 +41,7 @@ def test_code_that_never_ends_costs_its_caller_the_deadline_and_the_others_a_new
     shop = serving
     pids = shop.wait_running(1)
 
-    stuck = shop.call(method, timeout_s=1.5)
+    stuck = shop.call(method, timeout_s=3.0)
     with pytest.raises(DeadlineExceeded):
         stuck.result(PATIENCE_S)
     wait_until(lambda: not is_alive(*pids), description="the replica is ended")

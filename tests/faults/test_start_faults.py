@@ -18,7 +18,7 @@ CLASS = "class Left:\n"
 HANGS = DIAMOND.replace(CLASS, f"{CLASS}    def __init__(self):\n        time.sleep(3600)\n\n")
 WITH_HEALTH = DIAMOND.replace(
     f"graceful_shutdown_timeout_s=5)\n{CLASS}",
-    "graceful_shutdown_timeout_s=5, health_check_period_s=0.1, health_check_timeout_s=0.3)\n"
+    "graceful_shutdown_timeout_s=5, health_check_period_s=0.1, health_check_timeout_s=1)\n"
     + CLASS
     + """    checks = 0
 

@@ -115,8 +115,8 @@ def test_strange_exceptions_fail_the_request_and_nothing_else(run_here: ServeRun
 
     for method in (handle.sync, handle.later):
         with pytest.raises(TaskError, match="strange"):
-            serve.get(method.remote(), timeout=10)
-    assert serve.get(handle.fine.remote(), timeout=10) == "fine"
+            serve.get(method.remote(), timeout=60)
+    assert serve.get(handle.fine.remote(), timeout=60) == "fine"
 
 
 @pytest.mark.parametrize("error", [SystemExit, KeyboardInterrupt])

@@ -90,7 +90,7 @@ def test_get_gives_up_waiting_and_the_call_goes_on(serve_run: ServeRun, tmp_path
         serve.get([ref], timeout=0)
     assert isinstance(late.value, TimeoutError)
     arrive(folder, "go")
-    assert serve.get(ref, timeout=10) == 7
+    assert serve.get(ref, timeout=60) == 7
 
 
 def test_two_awaits_inside_a_deployment(serve_run: ServeRun) -> None:
@@ -128,7 +128,7 @@ def test_one_await_with_handles_of_the_newer_kind(serve_run: ServeRun, hint: Any
     handle = serve_run(Caller.bind(Echo.bind(), Echo.bind()))
 
     assert serve.get(handle.remote(1)) == [1, 1]
-    assert handle.options(use_new_handle_api=True).remote(1).result(timeout_s=10) == [1, 1]
+    assert handle.options(use_new_handle_api=True).remote(1).result(timeout_s=60) == [1, 1]
 
 
 @pytest.mark.parametrize("kind", ["sync", "async"])
@@ -347,7 +347,7 @@ def test_a_cancelled_call_that_has_not_begun_never_runs(serve_run: ServeRun, mod
 
     second.cancel()
     with pytest.raises(RequestCancelledError, match="cancelled"):
-        serve.get(second, timeout=10)
+        serve.get(second, timeout=60)
     arrive(folder, "go")
 
     assert serve.get([first, third], timeout=20) == ["first", "third"]
@@ -383,8 +383,8 @@ def test_what_a_cancelled_call_causes_is_dropped(serve_run: ServeRun, tmp_path: 
     assert not has_arrived(folder, "cancelled")
 
 
-def test_a_full_deployment_refuses_calls(serve_run: ServeRun, tmp_path: Path) -> None:
-    folder = str(tmp_path)
+def with_room_for_three(folder: str) -> Any:
+    """A deployment that runs one call and queues two; a call notes that it has begun, and waits for "go"."""
 
     @serve.deployment(max_concurrent_queries=1, max_queued_requests=2)
     class Slow:
@@ -393,7 +393,12 @@ def test_a_full_deployment_refuses_calls(serve_run: ServeRun, tmp_path: Path) ->
             await asyncio.to_thread(await_arrival, folder, "go")
             return name
 
-    handle = serve_run(Slow.bind())
+    return Slow.bind()
+
+
+def test_a_full_deployment_refuses_calls(serve_run: ServeRun, tmp_path: Path) -> None:
+    folder = str(tmp_path)
+    handle = serve_run(with_room_for_three(folder))
     accepted = [handle.remote("0")]
     await_arrival(folder, "0")
     accepted += [handle.remote("1"), handle.remote("2")]
@@ -406,15 +411,7 @@ def test_a_full_deployment_refuses_calls(serve_run: ServeRun, tmp_path: Path) ->
 
 def test_an_accepted_call_is_told_from_a_refused_one_before_it_has_run(serve_run: ServeRun, tmp_path: Path) -> None:
     folder = str(tmp_path)
-
-    @serve.deployment(max_concurrent_queries=1, max_queued_requests=2)
-    class Slow:
-        async def __call__(self, name: str) -> str:
-            arrive(folder, name)
-            await asyncio.to_thread(await_arrival, folder, "go")
-            return name
-
-    handle = serve_run(Slow.bind()).options(use_new_handle_api=True)
+    handle = serve_run(with_room_for_three(folder)).options(use_new_handle_api=True)
     calls = [handle.remote("0")]
     calls[0].accepted(timeout_s=20)
     await_arrival(folder, "0")

@@ -105,7 +105,7 @@ def test_shutdown_cancels_what_is_open(run_here: ServeRun) -> None:
     shutdown_local()
 
     with pytest.raises(RequestCancelledError):
-        serve.get(ref, timeout=10)
+        serve.get(ref, timeout=60)
     go_on.set()
 
 
@@ -165,10 +165,10 @@ def test_a_replaced_version_finishes_what_it_accepted(run_here: ServeRun) -> Non
 
     handle = run_here(graph("new"))
 
-    assert serve.get(handle.predict.remote(False), timeout=10) == "new then new"
+    assert serve.get(handle.predict.remote(False), timeout=60) == "new then new"
     assert not gone.is_set()
     go_on.set()
-    assert serve.get(accepted, timeout=10) == "old then old"
+    assert serve.get(accepted, timeout=60) == "old then old"
     assert gone.wait(10)
 
 
@@ -302,6 +302,6 @@ def test_an_error_in_ending_requests_at_their_deadline_is_logged_once_and_tried_
 
     ref = run_here(Slow.bind()).remote()
     with pytest.raises(DeadlineExceeded):
-        serve.get(ref, timeout=10)
+        serve.get(ref, timeout=60)
     assert len(tries) == 3
     assert len([record for record in caplog.records if record.exc_info]) == 1

@@ -14,4 +14,4 @@ ServeRun = Callable[..., RayServeSyncHandle]
 
 def ask(call: Any, *args: Any, **kwargs: Any) -> Any:
     """Call a handle, and wait for the result."""
-    return qserve.get(call.remote(*args, **kwargs), timeout=20)
+    return qserve.get(call.remote(*args, **kwargs), timeout=60)
