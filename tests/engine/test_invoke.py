@@ -203,8 +203,9 @@ def test_a_method_that_does_not_exist_fails_and_arguments_that_cannot_be_read_ar
 def test_reading_ahead_follows_the_pace_of_the_method_that_was_called_last() -> None:
     async def test(bench: Bench) -> None:
         assert bench.invoker.batch == 1
-        await bench.run("thread")
-        assert 1 < bench.invoker.batch <= LONGEST_BATCH
+        while bench.invoker.batch == 1:  # on a busy machine any call may turn out slow
+            await bench.run("thread")
+        assert bench.invoker.batch <= LONGEST_BATCH
         await bench.run("coroutine")
         assert bench.invoker.batch == COROUTINE_BATCH
         bench.begin("slow", "one")

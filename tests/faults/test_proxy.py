@@ -75,7 +75,7 @@ def test_a_reply_is_lost_in_the_middle_of_a_pipeline(proxy: Proxy, broker: Broke
 
 def test_a_black_hole_is_silent_and_what_was_sent_arrives_late(proxy: Proxy, broker: Broker) -> None:
     client = connect(proxy.url)
-    client.connection_pool.connection_kwargs["socket_timeout"] = 0.2
+    client.connection_pool.connection_kwargs["socket_timeout"] = 1
     client.ping()  # a connection that is not yet open would not get as far as the command
     proxy.black_hole()
 
@@ -91,12 +91,12 @@ def test_a_black_hole_is_silent_and_what_was_sent_arrives_late(proxy: Proxy, bro
 def test_cut_connections_are_noticed_at_once_and_made_anew(proxy: Proxy, reset: bool) -> None:
     client = connect(proxy.url)
     with ThreadPoolExecutor(1) as reader:
-        reading = reader.submit(client.blpop, ["nothing"], 5)
+        reading = reader.submit(client.blpop, ["nothing"], 0)
         wait_until(lambda: proxy.connections == 1, description="the connection is known")
 
         proxy.cut(reset)
 
-        assert isinstance(reading.exception(timeout=1), redis.ConnectionError)
+        assert isinstance(reading.exception(timeout=60), redis.ConnectionError)
     assert client.ping()
 
 

@@ -73,9 +73,9 @@ def test_commands_and_replies_reach_their_ends_over_the_broker(app: Celery) -> N
     with app.connection_for_read() as connection:
         thread = threading.Thread(target=serve, args=(connection,))
         thread.start()
-        assert ready.wait(10)
+        assert ready.wait(60)
         try:
-            found = app.control.inspect(timeout=5.0, limit=1).ping()
+            found = app.control.inspect(timeout=60.0, limit=1).ping()
         finally:
             asked.set()
             thread.join(10)
