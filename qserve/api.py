@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import atexit
 import os
 import sys
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
-from qserve.base import context
+from qserve.base import context, unused
 from qserve.base.promise import T
 from qserve.base.settings import DEFAULT_HOST, DEFAULT_PORT, Settings
 from qserve.broker.connection import load_functions
@@ -19,11 +23,14 @@ from qserve.calls.handles import DeploymentHandle, RayServeSyncHandle
 from qserve.calls.program_end import fail, is_ending, report
 from qserve.calls.ref import Ref, current
 from qserve.define.application import compiled
+from qserve.define.drivers import DAGDriver, is_driver
+from qserve.define.http_options import HTTPOptions
+from qserve.define.options import check_key
 from qserve.deploy.installation import Installation, ServeStatus
 from qserve.deploy.registration import release_of
 from qserve.deploy.rollout import roll_out, wait_for_gateways
 from qserve.exceptions import AppNotFound, QserveException
-from qserve.graph.nodes import Target
+from qserve.graph.nodes import ClassNode, DAGNode, Target
 from qserve.http.render import Rendered, parse
 from qserve.local.run import delete_local, run_local, shutdown_local
 from qserve.machine.local_cluster import LocalCluster
@@ -48,6 +55,8 @@ def run(
     request_timeout_s: float | None = None,
     local: bool = False,
     _local_testing_mode: bool = False,
+    logging_config: Any = None,
+    external_scaler_enabled: bool = False,
 ) -> RayServeSyncHandle[..., T]:
     """Serve a bound node, and return once all of its replicas take calls.
 
@@ -63,6 +72,7 @@ def run(
       route_prefix: Its URL path; None for no HTTP at all.
       request_timeout_s: The deadline of its requests.
       local: Run everything in this process, without a broker and without HTTP; for tests.
+      logging_config, external_scaler_enabled: Accepted for compatibility; a warning says that they have no effect.
 
     Returns:
       A handle for sync code: ``qserve.get(handle.remote(...))``, ``handle.predict.remote(...)``.
@@ -74,6 +84,8 @@ def run(
     """
     if not name:
         raise QserveException("the name of an application must not be empty: leave `name` out, or set it")
+    given = {"logging_config": logging_config, "external_scaler_enabled": external_scaler_enabled}
+    unused.warn(f"run(name={name!r})", [argument for argument, value in given.items() if value], unused.RUN)
     built = compiled(target, name)
     if route_prefix is not DEFAULT:
         built.ingress.set_options(route_prefix=route_prefix)
@@ -96,7 +108,7 @@ def run(
     return RayServeSyncHandle(built.ingress.name, name)
 
 
-def _ensure_cluster(host: str | None, port: int | None) -> LocalCluster:
+def _ensure_cluster(host: str | None, port: int | None, timeout_s: float | None = None) -> LocalCluster:
     global _cluster
     shutdown_local()
     if _cluster is not None:
@@ -105,8 +117,9 @@ def _ensure_cluster(host: str | None, port: int | None) -> LocalCluster:
             _cluster.check()
             return _cluster
         shutdown()
+    settings = Settings.from_env()
     _cluster = LocalCluster(
-        Settings.from_env(),
+        settings if timeout_s is None else replace(settings, request_timeout_s=timeout_s),
         host=host or DEFAULT_HOST,
         port=port or DEFAULT_PORT,
         import_paths=tuple(path or str(Path.cwd()) for path in sys.path),
@@ -124,24 +137,92 @@ def _ensure_cluster(host: str | None, port: int | None) -> LocalCluster:
 
 
 def start(
-    detached: bool = True,
+    detached: bool | None = None,
     http_options: Any = None,
     *,
     host: str | None = None,
     port: int | None = None,
-    **ignored: Any,
+    http_host: str | None = None,
+    http_port: int | None = None,
+    **given: Any,
 ) -> None:
     """Start the broker, the workers and the gateway without an application, unless they are running already.
 
     Parameters:
-      http_options: A dict or an object that may have ``host`` and ``port``; ignored if they are running already.
-      host, port: The address of the gateway.
-      detached, ignored: Accepted for compatibility with Ray Serve and ignored.
+      http_options: A dict or an object with the fields of ``HTTPOptions``; ignored if they are running already.
+      host, port: The address of the gateway; ``http_host`` and ``http_port`` are their older names.
+      detached, given: Ray Serve's other arguments; a warning says that they have no effect.
+
+    Raises:
+      TypeError: An argument, or a key of ``http_options``, does not exist.
     """
-    if http_options is not None and _cluster is None:
-        options = http_options if isinstance(http_options, dict) else vars(http_options)
-        host, port = host or options.get("host"), port or options.get("port")
-    _wait_for_gateways(_ensure_cluster(host, port), NO_CHANGE)
+    for name in given:
+        check_key(name, unused.START, "an argument of `start`")
+    given["detached"] = detached
+    unused.warn("start()", [name for name, value in given.items() if value], unused.START)
+    options = HTTPOptions.of(http_options)
+    host, port = host or http_host, port or http_port
+    if _cluster is None:
+        set_here = options.model_fields_set
+        host = host or (options.host if "host" in set_here else None)
+        port = port or (options.port if "port" in set_here else None)
+    _wait_for_gateways(_ensure_cluster(host, port, options.request_timeout_s), NO_CHANGE)
+
+
+def init(*addresses: Any, **given: Any) -> None:
+    """Do nothing, for programs that call ``ray.init()``: ``run`` starts what it needs on this host.
+
+    Parameters:
+      addresses, given: Ray's arguments; a warning says that they have no effect.
+    """
+    names = [*("address" for _ in addresses), *(name for name, value in given.items() if value is not None)]
+    unused.warn("init()", names, unused.INIT)
+
+
+def is_initialized() -> bool:
+    """Return whether this program has started something, or is connected to a broker."""
+    return _cluster is not None or current.installed is not None
+
+
+_executed: WeakKeyDictionary[DAGNode, RayServeSyncHandle] = WeakKeyDictionary()
+
+
+def execute(node: DAGNode, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Ref[Any]:
+    """Run a node in local mode; see ``DAGNode.execute``."""
+    if isinstance(current.installed, ClientPlane) or current.in_replica():
+        raise QserveException(
+            "node.execute() runs a graph in this process, but this program serves applications: call the handle that"
+            " serve.run(...) returned"
+        )
+    handle = _executed.get(node)
+    if handle is None or current.installed is None:
+        is_root = isinstance(node, ClassNode) and is_driver(node.get_body())
+        handle = _executed[node] = run(
+            node if is_root else DAGDriver.bind(node), name=f"execute-{id(node):x}", local=True
+        )
+    return handle.predict.remote(*args, **kwargs)
+
+
+class RunTarget(NamedTuple):
+    """One application of ``run_many``; see ``run`` for what its fields mean."""
+
+    target: Any
+    name: str = "default"
+    route_prefix: Any = DEFAULT
+    logging_config: Any = None
+
+
+def run_many(targets: Sequence[RunTarget], blocking: bool = False, **options: Any) -> list[RayServeSyncHandle]:
+    """Run several applications, one after the other, and return their handles; ``options`` are those of ``run``."""
+    handles: list[RayServeSyncHandle] = []
+    for number, one in enumerate(targets, 1):
+        handles.append(run(**one._asdict(), blocking=blocking and number == len(targets), **options))
+    return handles
+
+
+async def shutdown_async() -> None:
+    """Do the same as ``shutdown`` without blocking the event loop."""
+    await asyncio.to_thread(shutdown)
 
 
 def _wait_for_gateways(cluster: LocalCluster, change: str) -> None:

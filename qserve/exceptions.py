@@ -100,11 +100,13 @@ class BackPressureError(RequestError, status=503, code="queue_full", retryable=T
     Parameters:
       message: Which queue is full.
       retry_after_s: After how many seconds to try again: as long as the call that has waited longest.
+      status: The status of the response: 503, or the deployment's ``backpressure_config``.
     """
 
-    def __init__(self, message: str = "", retry_after_s: int = 1) -> None:
+    def __init__(self, message: str = "", retry_after_s: int = 1, status: int = 503) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
+        self.status = status
 
 
 class IdempotencyMismatch(RequestError, status=422, code="idempotency_mismatch"):

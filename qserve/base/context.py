@@ -117,6 +117,8 @@ connect: Callable[[], Any]
 
 It is kept here, and not beside the handles, so that ``import qserve`` does not have to import those.
 """
+execute: Callable[[Any, tuple[Any, ...], dict[str, Any]], Any]
+"""Runs a node in this process, for ``DAGNode.execute``; ``qserve`` sets it."""
 
 
 def get_replica_context() -> ReplicaContext:

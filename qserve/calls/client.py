@@ -115,7 +115,7 @@ class BrokerPlane(ComposingPlane):
         self._expect(ref, submission.header.deadline_ms)
         if failpoints.ARMED:
             failpoints.hit("submit.before_send")
-        request, header, moves, awaited, life_ms, keep_ms, limits, model, fingerprint, is_left = submission
+        request, header, moves, awaited, life_ms, keep_ms, limits, _, model, fingerprint, is_left = submission
         request_id = header.request_id
         sealed, moves = seal_header(self.seal, header.encode()), seal_moves(self.seal, request_id, moves)
         command = functions.submit(
@@ -131,7 +131,7 @@ class BrokerPlane(ComposingPlane):
             return
         found = read_found(reply)
         if found is None:
-            outcome = refused(reply)
+            outcome = refused(reply, submission.limited)
             if outcome is ARGUMENT_LOST and call is not None:
                 outcome = _failure_in(call) or outcome
         else:  # the id is in use: by a process that submitted the request before

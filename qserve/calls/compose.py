@@ -17,7 +17,7 @@ from qserve.exceptions import AppNotFound, PayloadError, PayloadTooLarge, Qserve
 from qserve.graph.advance import Answer as AnswerMove
 from qserve.graph.advance import Fill, begin
 from qserve.graph.plan import Plan, Slot
-from qserve.wire.application import ApplicationRecord
+from qserve.wire.application import ApplicationRecord, DeploymentRecord
 from qserve.wire.codec import Codec
 from qserve.wire.envelope import REQUEST_ID_CHARS, Header
 from qserve.wire.moves import BYTES_LIMIT, INPUTS_LIMIT, Awaited, Join, Model, Move, Start
@@ -35,6 +35,7 @@ class Submission(NamedTuple):
       awaited: Arguments that are other requests' results.
       life_ms, keep_ms: How long the state may live, and the result is kept.
       limits: How many calls may wait in a stream, for the streams that have a limit.
+      limited: The first deployment with a limit, which says how a call beyond it is refused.
       model: The model that the call is for.
       fingerprint: See ``Call``.
       is_left: Whether nobody deletes the result before it expires.
@@ -47,6 +48,7 @@ class Submission(NamedTuple):
     life_ms: int
     keep_ms: int
     limits: dict[str, int] | None
+    limited: DeploymentRecord | None
     model: Model
     fingerprint: str
     is_left: bool
@@ -196,8 +198,8 @@ class ComposingPlane(Plane):
         if call.model_id and graph is None:
             model = Model(call.model_id, record.deployments[call.deployment].max_ongoing)
         return Submission(
-            self.keys.request(request_id), header, moves, awaited, life_ms, int(keep_s * 1000), limits, model,
-            call.fingerprint, not (self.owns_results or call.owned),
+            self.keys.request(request_id), header, moves, awaited, life_ms, int(keep_s * 1000), limits,
+            record.limited[0] if limits else None, model, call.fingerprint, not (self.owns_results or call.owned),
         )  # fmt: skip
 
 

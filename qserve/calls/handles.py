@@ -201,6 +201,10 @@ class RayServeSyncHandle(_DeploymentHandle[P, R_co]):
         return ref
 
 
+RayServeLazySyncHandle = RayServeSyncHandle
+"""Its name in some versions of Ray Serve."""
+
+
 class DeploymentHandle(_DeploymentHandle[P, R_co]):
     """A handle of the newer generation: ``value = await handle.method.remote(x)``, or ``.result()`` in sync code."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Generator
 from functools import partial
+from math import ceil
 from typing import Any
 
 from qserve.base import failpoints
@@ -40,6 +41,7 @@ from qserve.exceptions import (
     WrongType,
 )
 from qserve.wire import replies
+from qserve.wire.application import DeploymentRecord
 from qserve.wire.moves import Epoch
 from qserve.wire.outcome import ANNOUNCED, ITEM, Outcome, State, items_in
 from qserve.wire.replies import Found
@@ -384,14 +386,18 @@ def _opened(seal: Seal, request_id: str, outcome: Outcome) -> Outcome:
     return outcome if outcome.state == ANNOUNCED else open_end(seal, request_id, outcome)
 
 
-def refused(reply: Any) -> Outcome | None:
-    """Return why ``submit`` refused a request; None if the request was accepted, now or by an earlier sending."""
+def refused(reply: Any, limited: DeploymentRecord | None) -> Outcome | None:
+    """Return why ``submit`` refused a request; None if the request was accepted, now or by an earlier sending.
+
+    Parameters:
+      limited: Says how a call is refused for which there is no room.
+    """
     if failpoints.ARMED:
         failpoints.hit("submit.after_send")
     if reply in ACCEPTED:
         return None
     if isinstance(reply, list):
-        return full(reply[1])
+        return full(limited, reply[1])
     if isinstance(reply, bytes) and reply in _REFUSALS:
         return _REFUSALS[reply]
     return failed(reply if isinstance(reply, BrokerUnavailable) else refusal(reply))
@@ -406,10 +412,13 @@ def not_found(request_id: str) -> Outcome:
     return failed(ResultUnavailable(what))
 
 
-def full(after_s: int) -> Outcome:
+def full(limited: DeploymentRecord | None, after_s: int) -> Outcome:
     """Return the outcome of a request that found a queue at its limit, which is worth another try after so long."""
     what = "Request dropped due to backpressure: as many requests as allowed are waiting"
-    return failed(BackPressureError(what, after_s))
+    if limited is None:
+        return failed(BackPressureError(what, after_s))
+    chosen_s = limited.full_retry_after_s
+    return failed(BackPressureError(what, after_s if chosen_s is None else ceil(chosen_s), limited.full_status))
 
 
 def _whole(ref: ItemRef[Any], outcome: Outcome) -> Outcome:

@@ -260,6 +260,11 @@ class Ref(Generic[T_co]):
     def _has_readers(self) -> bool:
         return self.done.has_waiters()
 
+    def follow(self) -> None:
+        """Have ``done`` set when the request has ended, also if it comes from another process."""
+        if not self.done.is_set():
+            self._get_plane().follow(self)
+
     def cancel(self) -> None:
         """Cancel the request: calls that have not started never will; running ones are told, and have no effect."""
         self._is_known_to_caller = True
@@ -338,6 +343,10 @@ class Ref(Generic[T_co]):
     def __repr__(self) -> str:
         state = State(self.outcome().state).name.lower() if self.done.is_set() else "pending"
         return f"Ref({self.request_id or 'resolved'}, {state})"
+
+
+ObjectRef = Ref
+"""The name of a ref in programs written for Ray."""
 
 
 class ItemRef(Ref[T_co]):

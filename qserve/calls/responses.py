@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Callable, Generator, Iterator, Sequence
-from typing import Any, Generic, overload
+from functools import partial
+from queue import Empty, SimpleQueue
+from typing import Any, Generic, NoReturn, overload
 
 from qserve.base.clock import Deadline
 from qserve.base.promise import T, T_co
@@ -35,6 +38,11 @@ class _Response(Generic[T_co]):
     def cancel(self) -> None:
         """Cancel the call; see ``Ref.cancel``."""
         self.ref.cancel()
+
+    def _to_object_ref(self, *args: Any, **kwargs: Any) -> NoReturn:
+        raise AttributeError("there is no object store: pass the response itself to another call, or await its value")
+
+    _to_object_ref_sync = _to_object_ref
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.ref!r})"
@@ -199,12 +207,62 @@ def get(refs: Any, timeout: float | None = None) -> Any:
     if isinstance(refs, list | tuple):
         deadline = Deadline(timeout)
         return [get(item, deadline.remaining_s()) for item in refs]
-    ref = ref_of(refs)
+    return _checked_ref("get", refs).result(timeout)
+
+
+def wait(
+    refs: Sequence[Response[Any]], *, num_returns: int = 1, timeout: float | None = None, fetch_local: bool = True
+) -> tuple[list[Response[Any]], list[Response[Any]]]:
+    """Wait until some calls of a list have ended, in sync code; in async code use ``asyncio.wait``.
+
+    Parameters:
+      num_returns: How many to wait for.
+      timeout: The longest wait in seconds; None waits until their own deadlines.
+      fetch_local: Accepted for compatibility; results always come to their caller.
+
+    Returns:
+      ``num_returns`` of those that have ended (fewer after the timeout), and all others; each in the order of ``refs``.
+
+    Raises:
+      TypeError, ValueError: ``refs`` is not a list of what handle calls return, or has fewer than ``num_returns``.
+      RuntimeError: It would block a running event loop.
+    """
+    if asyncio._get_running_loop() is not None:
+        raise RuntimeError("qserve.wait would block the running event loop: write `await asyncio.wait(...)`")
+    waiting = [_checked_ref("wait", ref) for ref in ([refs] if isinstance(refs, str) else refs)]
+    if not 0 < num_returns <= len(waiting):
+        raise ValueError(f"num_returns must be between 1 and {len(waiting)}, the number of refs; got {num_returns}")
+    ended: SimpleQueue[int] = SimpleQueue()
+    for place, ref in enumerate(waiting):
+        ref.follow()
+        ref.done.call_when_set(partial(ended.put, place))
+    deadline, places = Deadline(timeout), set[int]()
+    with contextlib.suppress(Empty):
+        while len(places) < num_returns:
+            places.add(ended.get(timeout=deadline.remaining_s()))
+    return [refs[k] for k in sorted(places)], [ref for k, ref in enumerate(refs) if k not in places]
+
+
+def cancel(ref: AnyCall, *, force: bool = False, recursive: bool = True) -> None:
+    """Cancel a call; see ``Ref.cancel``. ``force`` and ``recursive`` are accepted for compatibility."""
+    if not isinstance(ref, Ref | _Response):
+        _checked_ref("cancel", ref)
+    ref.cancel()
+
+
+def put(value: T) -> Ref[T]:
+    """Return a ref that has its value already, to be passed where a ref is wanted."""
+    return Ref.resolved(value)
+
+
+def _checked_ref(function: str, value: Any) -> Ref[Any]:
+    ref = ref_of(value)
     if ref is None:
         raise TypeError(
-            f"qserve.get takes what `handle.method.remote(...)` returns, or a list of that; got {type(refs).__name__!r}"
+            f"qserve.{function} takes what `handle.method.remote(...)` returns, or a list of that; got"
+            f" {type(value).__name__!r}"
         )
-    return ref.result(timeout)
+    return ref
 
 
 def accepted(calls: AnyCall | Sequence[AnyCall], timeout_s: float | None = None) -> None:
@@ -224,10 +282,7 @@ def accepted(calls: AnyCall | Sequence[AnyCall], timeout_s: float | None = None)
     every: Sequence[Any] = calls if isinstance(calls, list | tuple) else [calls]
     for call in every:
         if not isinstance(call, Ref | _Response):
-            raise TypeError(
-                "qserve.accepted takes what `handle.method.remote(...)` returns, or a list of that; got"
-                f" {type(call).__name__!r}"
-            )
+            _checked_ref("accepted", call)
     deadline, refused = Deadline(timeout_s), []
     for call in every:
         try:

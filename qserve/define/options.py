@@ -9,6 +9,8 @@ from typing import Any, Literal, TypedDict
 
 from pydantic import BaseModel, Field, model_validator
 
+from qserve.base import unused
+
 
 class AutoscalingConfig(BaseModel, frozen=True, extra="forbid", populate_by_name=True):
     """Limits and goals for scaling a deployment by load. Accepted and validated, and not used yet."""
@@ -44,18 +46,31 @@ class AutoscalingConfig(BaseModel, frozen=True, extra="forbid", populate_by_name
 
 
 class BackpressureConfig(BaseModel, frozen=True, extra="forbid"):
-    """The gateway's response when a deployment's queue is full. Accepted and validated, and not used yet."""
+    """How a call is refused when a deployment's queue is full.
+
+    Parameters:
+      status_code: The status of the response, when nothing handles the error.
+      retry_after_s: The seconds of its ``Retry-After``, rounded up; None for as long as the oldest call has waited.
+    """
 
     status_code: Literal[503, 429] = 503
     retry_after_s: float | None = Field(default=None, ge=0)
 
 
+class LoggingConfig(BaseModel, frozen=True, extra="forbid"):
+    """The logs of a deployment, in Ray Serve's words. Accepted and validated; a warning says that it has no effect."""
+
+    encoding: Literal["TEXT", "JSON"] = "TEXT"
+    log_level: int | str = "INFO"
+    logs_dir: str | None = None
+    enable_access_log: bool = True
+    additional_log_standard_attrs: list[str] = Field(default_factory=list)
+
+
 class DeploymentOptions(BaseModel, frozen=True, extra="forbid"):
     """Every option of a deployment, with its default.
 
-    Accepted and validated, and not used yet: ``autoscaling_config`` (and ``num_replicas="auto"``),
-    ``backpressure_config``, ``ray_actor_options``, ``logging_config``, ``graceful_shutdown_wait_loop_s``,
-    ``max_constructor_retry_count``, ``max_replicas_per_node`` and the three about placement groups.
+    Those in ``qserve.base.unused`` are accepted and validated, and have no effect: a warning names them.
 
     Parameters:
       name: The deployment's name; ``None`` takes the class's or function's own.
@@ -100,7 +115,7 @@ class DeploymentOptions(BaseModel, frozen=True, extra="forbid"):
     retry_on: tuple[Any, ...] | None = None
     retry_backoff_s: float = Field(default=0.1, gt=0)
     max_constructor_retry_count: int = Field(default=20, ge=0)
-    logging_config: dict[str, Any] | None = None
+    logging_config: LoggingConfig | None = None
     backpressure_config: BackpressureConfig = BackpressureConfig()
     placement_group_bundles: list[dict[str, Any]] | None = None
     placement_group_strategy: str | None = None
@@ -111,6 +126,8 @@ class DeploymentOptions(BaseModel, frozen=True, extra="forbid"):
         check_known(given, given.get("name"))
         super().__init__(**_prepared(given))
         self._check_ranges()
+        for key in self.ray_actor_options or ():
+            check_key(key, unused.ACTOR_OPTIONS, "a key of ray_actor_options")
 
     @property
     def max_ongoing_requests(self) -> int:
@@ -183,7 +200,7 @@ class Options(TypedDict, total=False):
     retry_on: tuple[type[BaseException] | str, ...] | list[type[BaseException] | str] | None
     retry_backoff_s: float | None
     max_constructor_retry_count: int | None
-    logging_config: dict[str, Any] | None
+    logging_config: LoggingConfig | Mapping[str, Any] | None
     backpressure_config: BackpressureConfig | Mapping[str, Any] | None
     placement_group_bundles: list[dict[str, Any]] | None
     placement_group_strategy: str | None
@@ -199,11 +216,18 @@ _DEFAULT_BY_NONE = frozenset(
 def check_known(given: Iterable[str], owner: str | None) -> None:
     """Raise TypeError for an option of a deployment that does not exist, and suggest the closest one that does."""
     for option in given:
-        if option not in Options.__annotations__:
-            close = difflib.get_close_matches(option, Options.__annotations__, n=1)
-            advice = f" Did you mean {close[0]!r}?" if close else ""
-            subject = f"deployment {owner!r}" if owner else "a deployment"
-            raise TypeError(f"{option!r} is not an option of {subject}.{advice}")
+        check_key(
+            option,
+            Options.__annotations__,
+            f"an option of deployment {owner!r}" if owner else "an option of a deployment",
+        )
+
+
+def check_key(key: Any, known: Iterable[str], what: str) -> None:
+    """Raise TypeError for a key that does not exist, and suggest the closest one that does."""
+    if key not in known:
+        close = difflib.get_close_matches(str(key), known, n=1)
+        raise TypeError(f"{key!r} is not {what}." + (f" Did you mean {close[0]!r}?" if close else ""))
 
 
 _KINDS: tuple[tuple[str, type | tuple[type, ...], str], ...] = (

@@ -128,6 +128,8 @@ def _deployment_record(deployment: Deployment, replicated: bool) -> DeploymentRe
         num_replicas=options.num_replicas,
         max_ongoing=options.max_concurrent_queries,
         max_queued=options.max_queued_requests,
+        full_status=options.backpressure_config.status_code,
+        full_retry_after_s=options.backpressure_config.retry_after_s,
         grace_s=options.graceful_shutdown_timeout_s,
         max_retries=options.max_retries,
         retry_on=None if options.retry_on is None else [_name_of(kind, name) for kind in options.retry_on],

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Generic, NoReturn
 
 from typing_extensions import ParamSpec, TypeVar
 
+from qserve.base import context
 from qserve.graph.containers import find
 from qserve.graph.plan import InputKey
 
@@ -74,6 +75,20 @@ class DAGNode(Target[T_co], _Anything):
             f".bind() cannot be used again on {type(self).__name__} {self.get_label()!r}: it is "
             "bound already; pass the node itself as an argument of another bind"
         )
+
+    def execute(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the graph of this node in this process, and return the ref of its result; for tests and notebooks.
+
+        The deployments below it are constructed once, at the first call. In programs that serve applications, call the
+        handle that ``serve.run`` returned instead.
+
+        Parameters:
+          args, kwargs: The input.
+
+        Raises:
+          QserveException: This program serves applications.
+        """
+        return context.execute(self, args, kwargs)
 
     def _all_arguments(self) -> list[Any]:
         return [*self._args, *self._kwargs.values()]

@@ -107,7 +107,7 @@ class Requests:
         self._drop_expired()
         streams = [item.stream for item in (*submission.moves, *submission.awaited)]
         if submission.limits and any(self._is_full(stream, submission.limits) for stream in streams):
-            ref.settle(full(1), was_accepted=False)
+            ref.settle(full(submission.limited, 1), was_accepted=False)
             return
         queue = self.queues.get(streams[0])
         version = queue.version if queue else ""

@@ -16,6 +16,7 @@ from pathlib import Path
 from qserve.base.clock import Deadline
 from qserve.base.import_path import variables_of_child
 from qserve.base.settings import CHECKED, DEFAULT_HOST, DEFAULT_PORT, Settings
+from qserve.base.unused import warn_of_environment
 from qserve.exceptions import DeployError
 from qserve.machine.children import Child, Restarter
 from qserve.machine.embedded_broker import EmbeddedBroker
@@ -50,6 +51,7 @@ class LocalCluster:
         import_paths: tuple[str, ...] = (),
         uninterrupted: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
+        warn_of_environment()
         self.host, self.port = host, port
         self.gateway_workers = gateway_workers
         _check_address(host, port)

@@ -24,6 +24,7 @@ class DeploymentRecord:
       num_replicas: The number of replicas to run, over all hosts.
       max_ongoing: How many calls one replica runs at the same time.
       max_queued: How many calls may wait; -1 for no limit.
+      full_status, full_retry_after_s: How a call beyond that is refused; None: as long as the oldest has waited.
       grace_s: How long a stopping replica may take to finish its running calls.
       health_period_s, health_timeout_s: How often ``check_health`` is called, and how long it may take.
       user_config: Passed to ``reconfigure``, as JSON; "" when there is none.
@@ -36,6 +37,8 @@ class DeploymentRecord:
     num_replicas: int = 1
     max_ongoing: int = 100
     max_queued: int = -1
+    full_status: int = 503
+    full_retry_after_s: float | None = None
     grace_s: float = 20.0
     health_period_s: float = 10.0
     health_timeout_s: float = 30.0

@@ -145,8 +145,10 @@ class Failure:
                 vars(raised).update(self.attributes)
                 raised.__failure__ = self
                 return raised  # type: ignore[no-any-return]
-            after_s = self.attributes.get("retry_after_s")
-            return BackPressureError(self.message, after_s if type(after_s) is int else 1)
+            after_s, status = self.attributes.get("retry_after_s"), self.attributes.get("status")
+            return BackPressureError(
+                self.message, after_s if type(after_s) is int else 1, 429 if status == 429 else 503
+            )
         args = self.args
         if self.members:
             args = (*self.args, [member.to_exception() for member in self.members])

@@ -127,12 +127,15 @@ def test_the_root_holds_the_public_doors_and_nothing_else() -> None:
         "__init__",
         "__main__",
         "api",
+        "config",
+        "context",
         "deployment_graph",
         "drivers",
         "exceptions",
         "handle",
         "http_adapters",
         "mypy_plugin",
+        "schema",
     }
 
 

@@ -27,7 +27,9 @@ def test_the_public_names_are_these() -> None:
             "ingress",
             "multiplexed",
         ),
-        *("delete", "run", "shutdown", "start", "status"),
+        *("RunTarget", "delete", "init", "is_initialized", "run", "run_many", "shutdown", "shutdown_async"),
+        *("start", "status"),
+        *("ObjectRef", "cancel", "put", "wait"),
         *("accepted", "get", "get_app_handle", "get_deployment_handle", "get_multiplexed_model_id", "get_ref"),
         *("get_replica_context", "get_request_context", "__version__"),
     }
@@ -41,6 +43,38 @@ def test_a_public_name_can_be_imported(name: str) -> None:
 def test_another_name_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="module 'qserve' has no attribute 'runn'"):
         qserve.runn  # type: ignore[attr-defined]  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    ("name", "advice"),
+    [
+        ("remote", "no tasks and actors: make it a deployment"),
+        ("get_actor", "no tasks and actors"),
+        ("nodes", "`qserve status` shows what runs"),
+        ("get_deployment", "bind deployments, and pass the root to `run`"),
+        ("metrics", "no metrics yet"),
+    ],
+)
+def test_a_name_of_ray_that_is_not_here_says_what_to_use(name: str, advice: str) -> None:
+    with pytest.raises(AttributeError, match=f"no attribute '{name}': .*{advice}"):
+        getattr(qserve, name)
+
+
+def test_programs_written_for_ray_find_their_modules() -> None:
+    code = """
+from qserve.config import AutoscalingConfig, BackpressureConfig, HTTPOptions, ProxyLocation
+from qserve.context import _serve_request_context
+from qserve.exceptions import RequestCancelled
+from qserve.handle import RayServeLazySyncHandle
+from qserve.schema import LoggingConfig, ServeStatus
+import qserve
+def later(ref: qserve.ObjectRef) -> None: ...
+print(_serve_request_context.get().request_id == "", ProxyLocation.HeadOnly, HTTPOptions(port="8001").port)
+"""
+
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+
+    assert done.stdout.split() == ["True", "HeadOnly", "8001"], done.stderr
 
 
 def test_nothing_is_imported_before_it_is_used() -> None:

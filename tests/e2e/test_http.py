@@ -551,10 +551,14 @@ def test_a_full_queue_is_503_with_a_time_to_come_back(client: Client, tmp_path: 
 
 
 @pytest.mark.slow
-def test_a_full_queue_below_a_parent_deployment_is_503_with_a_time_to_come_back(client: Client, tmp_path: Path) -> None:
+def test_a_full_queue_below_a_parent_deployment_is_refused_as_its_deployment_says(
+    client: Client, tmp_path: Path
+) -> None:
     gate, began = tmp_path / "gate", tmp_path / "began"
 
-    @qserve.deployment(max_ongoing_requests=1, max_queued_requests=1)
+    @qserve.deployment(
+        max_ongoing_requests=1, max_queued_requests=1, backpressure_config={"status_code": 429, "retry_after_s": 7}
+    )
     class Narrow:
         async def __call__(self) -> str:
             began.touch()
@@ -578,8 +582,8 @@ def test_a_full_queue_below_a_parent_deployment_is_503_with_a_time_to_come_back(
     refused = client.get()
     gate.touch()
 
-    assert refused.status == 503
-    assert int(refused.headers["retry-after"]) >= 1
+    assert refused.status == 429
+    assert refused.headers["retry-after"] == "7"
     assert refused.code == "queue_full"
     assert [first.result(timeout_s=60), second.result(timeout_s=60)] == ["done", "done"]
 

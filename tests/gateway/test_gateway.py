@@ -458,6 +458,7 @@ def test_the_traceback_is_shown_only_where_the_settings_say_so() -> None:
         (Outcome("c", b""), 499, "cancelled"),
         (failed(ReplicaLost("died three times")), 500, "replica_lost"),
         (failed(BackPressureError("Request dropped due to backpressure")), 503, "queue_full"),
+        (failed(BackPressureError("Request dropped due to backpressure", 7, 429)), 429, "queue_full"),
         (failed(BrokerUnavailable("tcp://secret-host")), 503, "broker_unavailable"),
         (failed(refusal(redis.ResponseError("OOM command not allowed"))), 503, "broker_full"),
         (Outcome("f", b"junk"), 500, "bad_payload"),
@@ -470,8 +471,8 @@ def test_every_other_end_has_its_status_and_code(outcome: Outcome, status: int, 
     response = serve(plane).get("/")
     error = error_of(response)
     assert (response.status_code, error["code"]) == (status, code)
-    assert error["retryable"] is (status == 503)
-    assert ("Retry-After" in response.headers) is (status == 503)
+    assert error["retryable"] is (status in (429, 503))
+    assert ("Retry-After" in response.headers) is (status in (429, 503))
     assert "secret" not in response.text
 
 

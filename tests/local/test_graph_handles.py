@@ -386,7 +386,11 @@ def test_what_a_cancelled_call_causes_is_dropped(serve_run: ServeRun, tmp_path: 
 def with_room_for_three(folder: str) -> Any:
     """A deployment that runs one call and queues two; a call notes that it has begun, and waits for "go"."""
 
-    @serve.deployment(max_concurrent_queries=1, max_queued_requests=2)
+    @serve.deployment(
+        max_concurrent_queries=1,
+        max_queued_requests=2,
+        backpressure_config={"status_code": 429, "retry_after_s": 6.5},
+    )
     class Slow:
         async def __call__(self, name: str) -> str:
             arrive(folder, name)
@@ -403,8 +407,9 @@ def test_a_full_deployment_refuses_calls(serve_run: ServeRun, tmp_path: Path) ->
     await_arrival(folder, "0")
     accepted += [handle.remote("1"), handle.remote("2")]
 
-    with pytest.raises(BackPressureError):
+    with pytest.raises(BackPressureError) as refused:
         serve.get(handle.remote("3"), timeout=20)
+    assert (refused.value.status, refused.value.retry_after_s) == (429, 7)
     arrive(folder, "go")
     assert serve.get(accepted, timeout=20) == ["0", "1", "2"]
 

@@ -10,6 +10,7 @@ import pytest
 
 import qserve as serve
 from qserve import api
+from qserve.config import HTTPOptions
 from qserve.machine.local_cluster import LocalCluster
 
 
@@ -28,6 +29,9 @@ def test_http_is_on_port_8000_of_this_machine_unless_said_otherwise() -> None:
         ((True, {"port": 8001, "location": "HeadOnly"}), {}, (None, 8001)),
         ((), {"http_options": SimpleNamespace(host="0.0.0.0", port=8001), "proxy_location": None}, ("0.0.0.0", 8001)),
         ((), {"http_options": {"port": 8001}, "port": 8002, "dedicated_cpu": False}, (None, 8002)),
+        ((), {"http_options": {"port": "8001"}}, (None, 8001)),
+        ((), {"http_options": HTTPOptions(host="0.0.0.0")}, ("0.0.0.0", None)),
+        ((), {"http_host": "0.0.0.0", "http_port": 8001}, ("0.0.0.0", 8001)),
     ],
 )
 def test_start_takes_the_options_of_ray_serve(
@@ -36,7 +40,7 @@ def test_start_takes_the_options_of_ray_serve(
     asked: list[tuple[Any, Any]] = []
     monkeypatch.setattr(api, "_cluster", None)
 
-    def ensure_cluster(host: Any, port: Any) -> SimpleNamespace:
+    def ensure_cluster(host: Any, port: Any, timeout_s: float | None) -> SimpleNamespace:
         asked.append((host, port))
         return SimpleNamespace()
 

@@ -1,0 +1,93 @@
+"""What programs of Ray Serve may say, and what has no effect here: it is taken, and one warning names it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+
+from qserve.base.log import get_logger
+
+log = get_logger(__name__)
+_RESERVED = "nothing is reserved, and a replica is a process that may use the whole host"
+_SCALED = "the number of replicas is `num_replicas`, and does not follow the load yet"
+_LOGGING = "the level and the format of all logs are QSERVE_LOG_LEVEL and QSERVE_LOG_FORMAT"
+_PLACED = "each worker runs as many replicas as it is told to, wherever it is"
+
+DEPLOYMENT: Mapping[str, str] = {
+    "autoscaling_config": _SCALED,
+    "graceful_shutdown_wait_loop_s": "a replica ends as soon as its calls have ended",
+    "logging_config": _LOGGING,
+    "max_constructor_retry_count": "a deploy fails with the first error; later, a constructor is tried for ever",
+    "max_replicas_per_node": _PLACED,
+    "placement_group_bundle_label_selector": _PLACED,
+    "placement_group_bundles": _PLACED,
+    "placement_group_strategy": _PLACED,
+    "ray_actor_options": _RESERVED,
+}
+"""Options of a deployment, with the reason."""
+ACTOR_OPTIONS = frozenset((
+    "accelerator_type", "fallback_strategy", "label_selector", "memory", "num_cpus", "num_gpus", "object_store_memory",
+    "resources", "runtime_env",
+))  # fmt: skip
+"""The keys of ``ray_actor_options``; another one is refused."""
+RUN: Mapping[str, str] = {
+    "external_scaler_enabled": _SCALED,
+    "logging_config": _LOGGING,
+}
+"""Arguments of ``run``."""
+START: Mapping[str, str] = {
+    "dedicated_cpu": _RESERVED,
+    "detached": "what a program has started ends with it: `qserve run module:node` goes on without it",
+    "grpc_options": "there is no gRPC: call a deployment by a handle or over HTTP",
+    "http_middlewares": "wrap the application of `serve.ingress` in them",
+    "logging_config": _LOGGING,
+    "proxy_location": "there is one gateway: `qserve gateway` starts more of them, on any host",
+}
+"""Arguments of ``start``."""
+INIT = "`init` only says that Ray Serve's programs may go on: `serve.run` starts what is needed on this host"
+HTTP: Mapping[str, str] = {
+    "keep_alive_timeout_s": "a connection without requests ends after a few seconds",
+    "location": START["proxy_location"],
+    "middlewares": START["http_middlewares"],
+    "num_cpus": _RESERVED,
+    "root_path": "give `serve.run` a route_prefix",
+    "root_url": "it is made from what the client sends",
+    "ssl_ca_certs": "put a proxy that ends TLS in front of the gateway",
+    "ssl_certfile": "put a proxy that ends TLS in front of the gateway",
+    "ssl_keyfile": "put a proxy that ends TLS in front of the gateway",
+    "ssl_keyfile_password": "put a proxy that ends TLS in front of the gateway",
+}
+"""Keys of ``http_options``."""
+_NO_TASKS = "there are no tasks and actors: make it a deployment, whose methods are called by a handle"
+_NO_CLUSTER = "there is no cluster to ask: `qserve status` shows what runs"
+_OLD = "it belongs to the API of Ray Serve 1: bind deployments, and pass the root to `run`"
+NAMES: Mapping[str, str] = {
+    **dict.fromkeys(("actor", "get_actor", "kill", "method", "remote"), _NO_TASKS),
+    **dict.fromkeys(
+        ("available_resources", "cluster_resources", "get_runtime_context", "nodes", "timeline"), _NO_CLUSTER
+    ),
+    **dict.fromkeys(("get_deployment", "list_deployments"), _OLD),
+    "metrics": "there are no metrics yet: `qserve status` shows queues and replicas",
+    "util": "there is no `util`",
+}
+"""Names of Ray, and of Ray Serve, that the plain renaming reaches and that are not here, each with advice."""
+
+
+def warn(owner: str, given: Iterable[str], reasons: Mapping[str, str] | str) -> None:
+    """Log one warning that names all that was given without effect, each with the reason.
+
+    Parameters:
+      owner: Whose these are: "deployment 'Model'".
+      given: Names; those without a reason are left out.
+      reasons: By name, or one for all.
+    """
+    if isinstance(reasons, str):
+        reasons = dict.fromkeys(given := list(given), reasons)
+    named = [f"{name} ({reasons[name]})" for name in given if name in reasons]
+    if named:
+        log.warning("%s: without effect %s %s", owner, "is" if len(named) == 1 else "are", "; ".join(named))
+
+
+def warn_of_environment() -> None:
+    """Name the variables of Ray Serve that are set."""
+    warn("environment", sorted(name for name in os.environ if name.startswith("RAY_SERVE_")), "qserve's are QSERVE_...")

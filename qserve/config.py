@@ -1,0 +1,17 @@
+"""Public import path of what configures deployments and HTTP."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+from qserve.define.http_options import HTTPOptions as HTTPOptions
+from qserve.define.options import AutoscalingConfig as AutoscalingConfig
+from qserve.define.options import BackpressureConfig as BackpressureConfig
+
+
+class ProxyLocation(StrEnum):
+    """Where Ray Serve puts its proxies; without effect here, as ``start`` says."""
+
+    Disabled = "Disabled"
+    HeadOnly = "HeadOnly"
+    EveryNode = "EveryNode"

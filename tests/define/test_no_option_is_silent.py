@@ -1,0 +1,163 @@
+"""What a program may set has an effect, or is named in a warning, or is refused: nothing is taken without a word."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import logging
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import qserve as serve
+from qserve.base import unused
+from qserve.config import AutoscalingConfig, HTTPOptions
+from qserve.define.compile import compile_application
+from qserve.define.options import BackpressureConfig, DeploymentOptions, LoggingConfig
+
+ROOT = Path(__file__).parents[2]
+GIVEN: dict[str, Any] = {
+    "autoscaling_config": {"max_replicas": 3},
+    "graceful_shutdown_wait_loop_s": 1,
+    "logging_config": {"log_level": "DEBUG"},
+    "max_constructor_retry_count": 3,
+    "max_replicas_per_node": 2,
+    "placement_group_bundle_label_selector": [{"a": "b"}],
+    "placement_group_bundles": [{"CPU": 1}],
+    "placement_group_strategy": "PACK",
+    "ray_actor_options": {"num_cpus": 1},
+}
+
+
+@serve.deployment
+class Model: ...
+
+
+def warnings_of(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+
+
+@cache
+def read_attributes() -> frozenset[str]:
+    """The names of all attributes that code outside of the options' own modules reads."""
+    own = {ROOT / "qserve" / "define" / name for name in ("options.py", "deployments.py", "http_options.py")}
+
+    def attributes() -> Iterator[str]:
+        for folder in ("qserve", "workers", "gateway"):
+            for path in (ROOT / folder).rglob("*.py"):
+                if path not in own and "drawing" not in path.parts:
+                    tree = ast.parse(path.read_text())
+                    yield from (node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute))
+
+    return frozenset(attributes())
+
+
+@pytest.mark.parametrize("option", DeploymentOptions.model_fields)
+def test_an_option_of_a_deployment_is_read_by_something_or_warned_about(
+    option: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    if option not in unused.DEPLOYMENT:
+        assert option in read_attributes()
+        return
+
+    compile_application(Model.options(**{option: GIVEN[option]}).bind())
+
+    [warning] = warnings_of(caplog)
+    assert warning.startswith("deployment 'Model': without effect is ")
+    assert f"{option} ({unused.DEPLOYMENT[option]})" in warning
+
+
+@pytest.mark.parametrize("model", [AutoscalingConfig, LoggingConfig, BackpressureConfig])
+def test_the_parts_of_an_option_are_used_or_warned_about_with_it(model: Any) -> None:
+    whole = {AutoscalingConfig: "autoscaling_config", LoggingConfig: "logging_config"}.get(model)
+
+    assert whole in unused.DEPLOYMENT or set(model.model_fields) <= read_attributes()
+
+
+def test_several_options_without_effect_are_named_in_one_line(caplog: pytest.LogCaptureFixture) -> None:
+    compile_application(Model.options(num_replicas="auto", max_replicas_per_node=2).bind())
+
+    [warning] = warnings_of(caplog)
+    assert "are autoscaling_config (" in warning
+    assert "max_replicas_per_node (" in warning
+
+
+def test_defaults_are_not_warned_about(caplog: pytest.LogCaptureFixture) -> None:
+    compile_application(Model.options(logging_config=None, autoscaling_config=None).bind())
+
+    assert warnings_of(caplog) == []
+
+
+@pytest.mark.parametrize("key", sorted(unused.ACTOR_OPTIONS))
+def test_a_key_of_the_actor_options_is_known(key: str) -> None:
+    assert Model.options(ray_actor_options={key: 1}).ray_actor_options == {key: 1}
+
+
+def test_an_unknown_key_of_the_actor_options_is_refused_with_the_nearest() -> None:
+    with pytest.raises(TypeError, match="'num_cpu' is not a key of ray_actor_options. Did you mean 'num_cpus'"):
+        Model.options(ray_actor_options={"num_cpu": 1})
+
+
+@pytest.mark.parametrize("key", [*HTTPOptions.model_fields, *unused.HTTP])
+def test_a_key_of_http_options_has_an_effect_or_is_warned_about(key: str, caplog: pytest.LogCaptureFixture) -> None:
+    HTTPOptions.of({key: "8001"})
+
+    assert [f"{key} (" in warning for warning in warnings_of(caplog)] == ([True] if key in unused.HTTP else [])
+    assert key in unused.HTTP or key in read_attributes()
+
+
+def test_an_unknown_key_of_http_options_is_refused_with_the_nearest() -> None:
+    with pytest.raises(TypeError, match="'prot' is not a key of http_options. Did you mean 'port'"):
+        serve.start(http_options={"prot": 8001})
+    with pytest.raises(TypeError, match="'nonsense' is not a key of http_options"):
+        serve.start(http_options={"nonsense": 1})
+
+
+@pytest.mark.parametrize("argument", [*inspect.signature(serve.run).parameters])
+def test_an_argument_of_run_has_an_effect_or_is_warned_about(argument: str, caplog: pytest.LogCaptureFixture) -> None:
+    if argument in unused.RUN:
+        serve.run(Model.bind(), local=True, **{argument: {"encoding": "JSON"}})
+        serve.shutdown()
+        [warning] = warnings_of(caplog)
+        assert f"{argument} (" in warning
+    else:
+        body = inspect.getsource(serve.run).partition('"""')[2].partition('"""')[2]
+        assert argument == "_blocking" or argument in body
+
+
+@pytest.mark.parametrize("argument", unused.START)
+def test_an_argument_of_start_without_effect_is_warned_about(
+    argument: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("qserve.api._ensure_cluster", lambda *address: None)
+    monkeypatch.setattr("qserve.api._wait_for_gateways", lambda cluster, change: None)
+
+    serve.start(**{argument: True})
+
+    [warning] = warnings_of(caplog)
+    assert f"{argument} ({unused.START[argument]})" in warning
+
+
+def test_an_unknown_argument_of_start_is_refused_with_the_nearest() -> None:
+    with pytest.raises(TypeError, match="'detatched' is not an argument of `start`. Did you mean 'detached'"):
+        serve.start(detatched=True)
+
+
+def test_init_starts_nothing_and_names_what_it_was_given(caplog: pytest.LogCaptureFixture) -> None:
+    serve.init("auto", num_cpus=4, runtime_env={"pip": ["x"]})
+
+    [warning] = warnings_of(caplog)
+    assert all(name in warning for name in ("address (", "num_cpus (", "runtime_env ("))
+    assert not serve.is_initialized()
+
+
+def test_variables_of_ray_serve_are_named(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_SERVE_ENABLE_NEW_HANDLE_API", "1")
+
+    unused.warn_of_environment()
+
+    [warning] = warnings_of(caplog)
+    assert "RAY_SERVE_ENABLE_NEW_HANDLE_API" in warning
