@@ -114,7 +114,11 @@ class RequestHandler:
             end = time.monotonic() + timeout_s
             self._wait(ref, timeout_s, environ)
             if isinstance(ref, ItemRef) and ref.items:
-                self._take_room(STREAM_BYTES, place, end, environ)
+                try:
+                    self._take_room(STREAM_BYTES, place, end, environ)
+                except (Refused, RequestCancelled):
+                    self.plane.cancel(ref)
+                    raise
                 reply = StreamReply(ref, request_id, end, self.plane.cancel)
                 return reply
             outcome = ref.outcome()

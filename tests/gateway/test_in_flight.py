@@ -236,6 +236,27 @@ def test_after_any_request_nothing_is_held(
     assert clients is not None and not any(client.in_flight for client in clients._clients.values())
 
 
+@pytest.mark.parametrize("ends", ["large", "stream"])
+def test_an_answer_that_finds_no_room_before_its_deadline_is_503_and_a_stream_ends(
+    mixed: tuple[MixedPlane, Gateway], ends: str
+) -> None:
+    plane, app = mixed
+    limit = app._handler.in_flight
+    limit.memory, plane.ends = 256 << 20, ends
+    plane.cancelled.clear()
+    other = limit.enter("/other")
+    other.take(limit.memory)
+    try:
+        refused = app.test_client().post("/plain")
+    finally:
+        other.leave()
+
+    assert (refused.status_code, refused.get_json()["error"]["code"]) == (503, "memory_full")
+    assert len(plane.cancelled) == (ends == "stream")
+    assert (limit.held, limit.taken) == (0, 0)
+    assert app.test_client().post("/plain", buffered=True).status_code == 200
+
+
 def _send(app: Gateway, environ: dict[str, Any], leaves: str) -> None:
     """Handle a request as gunicorn does, for a client that leaves at some moment."""
     ours, theirs = socket.socketpair()
