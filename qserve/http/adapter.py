@@ -13,6 +13,7 @@ from typing import Any
 from pydantic import BaseModel, TypeAdapter, ValidationError
 from starlette.datastructures import UploadFile
 from starlette.requests import Request
+from starlette.responses import Response
 
 from qserve.http import builtin_adapters as built_in
 from qserve.http.rejection import MISSING, RequestValidationError, missing, read_form, read_json, unreadable
@@ -33,7 +34,7 @@ def check_adapter(adapter: Any) -> None:
       adapter: A function, a pydantic model class, an import string (imported later) or None.
 
     Raises:
-      ValueError: It is not callable, or one of its parameters has no annotation.
+      ValueError: It is not callable, or one of its parameters has no annotation or is a response.
     """
     if adapter is None or isinstance(adapter, str) or (inspect.isclass(adapter) and issubclass(adapter, BaseModel)):
         return
@@ -56,6 +57,17 @@ def check_adapter(adapter: Any) -> None:
                 f"{parameter.name!r} of {name!r} is not: write {parameter.name}: Request for the "
                 "request itself, or its type for a query parameter."
             )
+        kind = parameter.annotation
+        if issubclass(kind, Response) if inspect.isclass(kind) else kind == "Response":
+            raise ValueError(_cannot_change_response(adapter))
+
+
+def _cannot_change_response(adapter: Any) -> str:
+    name = getattr(adapter, "__name__", repr(adapter))
+    return (
+        f"the HTTP adapter {name!r} has a parameter of type Response, and it runs before the graph, which makes the"
+        " response: return a Response from the graph's last step, or serve a FastAPI application with @serve.ingress"
+    )
 
 
 def load_adapter(adapter: AdapterLike) -> Callable[..., Any] | type[BaseModel] | None:
@@ -90,7 +102,7 @@ def make_adapter(adapter: AdapterLike, path: str = "") -> Adapter:
 
     Raises:
       ValueError: It is none of these, or a parameter has no annotation.
-      TypeError: A parameter's type cannot be read from a request.
+      TypeError: A parameter's type cannot be read from a request, or is a response.
     """
     loaded = load_adapter(adapter)
     if loaded is None:
@@ -98,7 +110,10 @@ def make_adapter(adapter: AdapterLike, path: str = "") -> Adapter:
     if inspect.isfunction(loaded) and loaded in _BUILT_IN:
         return partial(_run_built_in, loaded, _BUILT_IN[loaded])
     user_adapter = importlib.import_module("qserve.http.user_adapter")  # it imports FastAPI
-    return user_adapter.UserAdapter(loaded, path)  # type: ignore[no-any-return]
+    made = user_adapter.UserAdapter(loaded, path)
+    if made.changes_response:
+        raise TypeError(_cannot_change_response(loaded))
+    return made  # type: ignore[no-any-return]
 
 
 async def _run_built_in(

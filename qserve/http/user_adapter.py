@@ -21,9 +21,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Message
 
+from qserve.base.log import get_logger
 from qserve.http.annotations import resolve_annotations
 from qserve.http.rejection import MISSING, RequestValidationError, read_form, read_json, unreadable
 from qserve.http.request import ReceiveBody, with_own_json
+
+log = get_logger(__name__)
 
 _RUN, _RESULT, _DOCUMENT = "qserve.run", "qserve.result", "qserve.document"
 """Keys of the scope: the function that runs the graph (until it is called), its result, and the body's JSON."""
@@ -38,6 +41,9 @@ class UserAdapter:
     Parameters:
       adapter: The function, or the model that the body is parsed as.
       path: The route of the graph, whose ``{parameters}`` are path parameters of the function.
+
+    Attributes:
+      changes_response: Whether it has a parameter for the response, which has no effect here.
 
     Raises:
       TypeError: FastAPI cannot read one of the function's parameters from a request.
@@ -55,13 +61,15 @@ class UserAdapter:
             return Response()
 
         try:
-            self._app = _Route(path or "/", endpoint).app
+            route = _Route(path or "/", endpoint)
+            self._app = route.app
         except Exception as error:
             name = getattr(function, "__name__", repr(function))
             raise TypeError(
                 f"the parameters of the HTTP adapter {name}{inspect.signature(function)} cannot be read from"
                 f" a request: {error.__context__ or error}"
             ) from error
+        self.changes_response = _changes_response(route.dependant)
 
     async def __call__(self, request: Request, run: Callable[[Any], Awaitable[Any]]) -> Any:
         """Turn a request into the graph's input, run the graph on it, and return its result.
@@ -76,6 +84,12 @@ class UserAdapter:
             async with AsyncExitStack() as scope["fastapi_middleware_astack"]:
                 await self._app(scope, ReceiveBody(body), _discard)
         except Exception as error:
+            if _RESULT in scope:
+                # FastAPI has sent its response before dependencies end
+                log.error(
+                    "a dependency of the HTTP adapter failed after the graph had ended: %r", error, exc_info=error
+                )
+                return scope[_RESULT]
             if _RUN not in scope:
                 raise  # the graph's own
             if isinstance(error, FastAPIError):
@@ -86,6 +100,10 @@ class UserAdapter:
                 raise unreadable(f"the request body is not valid JSON: {error}", "invalid_json") from error
             raise
         return scope[_RESULT]
+
+
+def _changes_response(dependant: Any) -> bool:
+    return dependant.response_param_name is not None or any(map(_changes_response, dependant.dependencies))
 
 
 class _Route(APIRoute):
