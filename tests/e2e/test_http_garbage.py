@@ -17,12 +17,12 @@ from typing import Annotated, Any
 
 import flask
 import pytest
-from fastapi import FastAPI, File, UploadFile
+from fastapi import BackgroundTasks, FastAPI, File, UploadFile
 from http_client import Client
 from processes import Started, wait_until
 from pydantic import BaseModel
 from starlette.requests import Request
-from starlette.responses import StreamingResponse
+from starlette.responses import Response, StreamingResponse
 
 import qserve
 from qserve.dag import InputNode
@@ -132,6 +132,9 @@ class Item(BaseModel):
 class Api:
     """Routes of FastAPI, of the kinds that keep a request in different places."""
 
+    def __init__(self, measure: Any) -> None:
+        self.measure = measure
+
     @api.post("/api/model")
     async def model(self, item: Item) -> int:
         """A body that is checked."""
@@ -167,6 +170,36 @@ class Api:
         """A failure."""
         raise LookupError("of the test")
 
+    @api.post("/api/early")
+    async def fail_early(self) -> StreamingResponse:
+        """A failure before the first part of a stream."""
+
+        async def parts() -> Any:
+            raise LookupError("of the test")
+            yield
+
+        return StreamingResponse(parts())
+
+    @api.post("/api/split")
+    async def split(self) -> Response:
+        """A header that HTTP cannot send."""
+        return Response("a", headers={"x-a": "b\r\nc"})
+
+    @api.post("/api/below")
+    async def below(self) -> Any:
+        """A reference."""
+        return self.measure.remote(None)
+
+    @api.post("/api/tasks")
+    async def tasks(self, tasks: BackgroundTasks) -> str:
+        """A failure after the response."""
+
+        def fail() -> None:
+            raise LookupError("of the test")
+
+        tasks.add_task(fail)
+        return "a"
+
     @api.post("/api/late")
     async def fail_late(self) -> StreamingResponse:
         """A failure in the middle of a stream."""
@@ -191,19 +224,45 @@ class Site:
         """The length of the body."""
         return str(len(flask.request.get_data()))
 
+    @site.post("/fail")
+    def fail(self) -> str:
+        """A failure."""
+        raise LookupError("of the test")
+
     @site.post("/parts")
     def parts(self) -> Any:
         """A body that comes in parts."""
         return (part for part in ("a", "b"))
 
 
+async def bare_asgi(scope: Any, receive: Any, send: Any) -> None:
+    """An ASGI application that sends its body in parts, or fails."""
+    if scope["type"] != "http":
+        return
+    await receive()
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    if scope["path"].endswith("fail"):
+        raise LookupError("of the test")
+    await send({"type": "http.response.body", "body": b"a", "more_body": True})
+    await send({"type": "http.response.body", "body": b"b"})
+
+
+def bare_wsgi(environ: dict[str, Any], start_response: Any) -> Any:
+    """A WSGI application that sends its body in parts, or fails."""
+    environ["wsgi.input"].read()
+    if environ["PATH_INFO"].endswith("fail"):
+        raise LookupError("of the test")
+    start_response("200 OK", [])
+    return [b"a", b"b"]
+
+
 @qserve.deployment(name="Measure")
 class Measure:
     """A deployment that other deployments call."""
 
-    async def __call__(self, request: Request) -> int:
+    async def __call__(self, request: Request | None) -> int:
         """The length of the body."""
-        return len(await request.body())
+        return len(await request.body()) if request is not None else 0
 
 
 @qserve.deployment(name="Plain")
@@ -300,9 +359,11 @@ def from_file(file: Annotated[bytes, File()]) -> Any:
 def client(probe: Probe, started: Started) -> Client:
     """A client of the gateway, which serves all applications of this module."""
     qserve.run(Plain.bind(Measure.bind()), name="plain", route_prefix="/plain")
-    qserve.run(Api.bind(), name="api", route_prefix="/api-root")
+    qserve.run(Api.bind(Measure.bind()), name="api", route_prefix="/api-root")
     qserve.run(Site.bind(), name="site", route_prefix="/site")
     qserve.run(sync.bind(), name="sync", route_prefix="/sync")
+    for app, name in ((bare_asgi, "asgi"), (bare_wsgi, "wsgi")):
+        qserve.run(qserve.deployment(qserve.ingress(app)()).bind(), name=name, route_prefix=f"/{name}")
     adapters = {
         "json": json_request,
         "request": from_request,
@@ -365,7 +426,16 @@ def check_garbage(probe: Probe, ask: Callable[[], Any], most: int = 3) -> None:
         ("/api-root/api/upload", FORM, MULTIPART, 200),
         ("/api-root/api/stream", BODY, JSON, 200),
         ("/api-root/api/raise", BODY, JSON, 500),
+        ("/api-root/api/early", BODY, JSON, 500),
+        ("/api-root/api/split", BODY, JSON, 500),
+        ("/api-root/api/below", BODY, JSON, 200),
+        ("/api-root/api/tasks", BODY, JSON, 200),
         ("/api-root/nowhere", BODY, JSON, 404),
+        ("/asgi/parts", BODY, JSON, 200),
+        ("/asgi/fail", BODY, JSON, 500),
+        ("/wsgi/parts", BODY, JSON, 200),
+        ("/wsgi/fail", BODY, JSON, 500),
+        ("/plain/body", BODY, {"Connection": "Upgrade", "Upgrade": "websocket"}, 501),
         ("/graph/json", BODY, JSON, 200),
         ("/graph/json", b'"fail"', JSON, 500),
         ("/graph/json", BODY[:-1], JSON, 400),
@@ -399,6 +469,7 @@ def test_a_request_leaves_nothing_to_the_garbage_collector(
     [
         ("/site/body", 200),
         ("/site/parts", 200),
+        ("/site/fail", 500),
         ("/-/healthz", 405),
         ("/-/nowhere", 404),
         ("/-/requests/" + "0" * 32, 405),
@@ -420,6 +491,7 @@ def test_a_request_that_flask_routes_leaves_no_request_behind(
         ("/api-root/api/late", len(BODY), 200),
         ("/plain/body", 2 * len(BODY), 400),
         ("/plain/body", 1 << 30, 413),
+        ("/plain/bo dy", len(BODY), 400),
     ],
 )
 def test_a_request_or_a_stream_that_is_cut_off_leaves_nothing_to_the_garbage_collector(
