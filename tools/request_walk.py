@@ -11,6 +11,7 @@ import argparse
 import ast
 import mmap
 import os
+import shutil
 import signal
 import socket
 import struct
@@ -111,7 +112,11 @@ def _serve_and_ask(folder: Path, seen: mmap.mmap) -> None:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     env = {name: value for name, value in os.environ.items() if not name.startswith(("QSERVE_", "REDIS_URL"))}
-    env |= {"QSERVE_WALK": str(folder), "PYTHONPATH": str(Path(__file__).parent / "walk")}
+    # a folder without packages would not be passed on to the processes that the command starts
+    tracer = folder / "tracer"
+    shutil.copytree(Path(__file__).parent / "walk", tracer)
+    (tracer / "walk.dist-info").mkdir()
+    env |= {"QSERVE_WALK": str(folder), "PYTHONPATH": str(tracer)}
     command = [sys.executable, "-m", "qserve", "run", "chain:graph", "--app-dir", str(folder), "--port", str(port)]
     process = subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL)
     url = f"http://127.0.0.1:{port}/"
