@@ -76,9 +76,9 @@ MUTANTS = (
     Mutant("nothing tells that a queue is waited for", "note_waiting(request, common, step, ttl_ms)", ""),
     Mutant(
         "a failed argument leaves the other calls on their queues",
-        "  finish(request, request_id, failed.state, failed.result or '')\n",
+        "  finish(request, request_id, failed.state, inherited(header, awaited_id, failed.result or ''))\n",
         "  apply(moves, streams, request, header, enqueue)\n"
-        "  finish(request, request_id, failed.state, failed.result or '')\n",
+        "  finish(request, request_id, failed.state, inherited(header, awaited_id, failed.result or ''))\n",
     ),
     Mutant("a join takes the value that comes last", "    if not hget(request, name) then\n", "    if true then\n"),
     Mutant(
@@ -275,13 +275,11 @@ MUTANTS = (
     ),
     Mutant(
         "a copy fails its request when its queue is deleted",
-        "      if keeper and is_named(keeper, step, key, entry[1]) then",
-        "      if keeper then",
+        "    if keeper and is_named(keeper, step, key, entry[1]) then",
+        "    if keeper then",
         within="retire",
     ),
-    Mutant(
-        "a replica is not told of copies", "if id and not is_wanted(", "if false and not is_wanted(", within="strays"
-    ),
+    Mutant("a replica is not told of copies", "if not is_named_there and", "if false and", within="strays"),
     Mutant(
         "a branch of a dead letter is a copy",
         "return kind_of(letter) == 'hash' and",
@@ -312,7 +310,8 @@ MUTANTS = (
         "",
     ),
     Mutant(
-        "what a failed function has collected is written by the next one", "  if removed[1] then removed = {} end\n", ""
+        "what a failed function has collected is written by the next one",
+        "  for k = #removed, 1, -1 do removed[k] = nil end\n",
     ),
 )
 
