@@ -379,7 +379,7 @@ def connect() -> ClientPlane:
 
 
 def _after_fork() -> None:
-    """In a forked child: what was started belongs to the parent, and calls need a connection of their own."""
+    """In a forked child: what was started belongs to the parent, and calls need their own connection."""
     global _cluster
     _cluster = None
     atexit.unregister(shutdown)

@@ -6,7 +6,7 @@ QserveException                    also ``RayServeException``
 │   ├── RequestCancelledError  499 the request was cancelled; also ``RequestCancelled``
 │   ├── DeadlineExceeded       504 the request was not finished within its deadline
 │   ├── ReplicaLost            500 the replica died three times while it ran the request
-│   ├── VersionReplaced        503 a release has left nobody who could finish the request
+│   ├── VersionReplaced        503 after a release, no replica can finish the request
 │   ├── TimeLimitExceeded      500 a call ran longer than the max_execution_s of its deployment
 │   ├── BackPressureError      503 the queue of the deployment is full
 │   ├── IdempotencyMismatch    422 the idempotency key was used for a different request
@@ -85,7 +85,7 @@ class ReplicaLost(RequestError, code="replica_lost"):
 
 
 class VersionReplaced(RequestError, status=503, code="version_replaced", retryable=True):
-    """Raised when a release has left nobody who could finish the request in the version that accepted it."""
+    """Raised when, after a release, no replica can finish the request in the version that accepted it."""
 
 
 class TimeLimitExceeded(RequestError, TimeoutError, code="time_limit_exceeded"):

@@ -135,7 +135,7 @@ def _names(node: ast.AST, module: str, is_package: bool) -> Iterator[str]:
 
 
 def _module_named(name: str, known: set[str]) -> str | None:
-    """The module that a dotted name leads to: itself, or the one that holds the attribute it ends in."""
+    """The module that a dotted name leads to: itself, or the module of the attribute at its end."""
     while name and name not in known:
         name = name.rpartition(".")[0]
     return name or None

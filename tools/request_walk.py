@@ -152,7 +152,7 @@ def rows() -> list[list[str]]:
 
 
 def table(found: Walk) -> str:
-    """Return the list of files for docs/architecture.md; what a file decides is kept as somebody wrote it there."""
+    """Return the list of files for docs/architecture.md; what a file decides is kept as it was written there."""
     decides = {row[1]: row[3] for row in rows()}
     lines = ["| | file | what it does | what it decides |", "| --- | --- | --- | --- |"]
     for number, module in enumerate(found.modules, 1):

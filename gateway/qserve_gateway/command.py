@@ -20,7 +20,7 @@ OPTIONS: list[click.Parameter] = [
                  help="URL of the broker: redis://, rediss://, unix:// or sentinel://."),
     click.Option(["--access-log"], envvar="QSERVE_ACCESS_LOG", is_flag=True, help="Log each request."),
 ]  # fmt: skip
-"""What ``qserve gateway`` and ``python -m qserve_gateway`` share."""
+"""The options of ``qserve gateway`` and of ``python -m qserve_gateway``."""
 
 
 @click.command(params=OPTIONS)

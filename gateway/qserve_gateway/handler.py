@@ -106,7 +106,7 @@ class RequestHandler:
         place = self.in_flight.enter(found.route.prefix)
         reply: AnyReply | None = None
         try:
-            # in a method of its own, whose end frees the body: the result may come much later
+            # in its own method, whose end frees the body: the result may come much later
             ref, job = self._submit(environ, request_id, found, timeout_s, place)
             if job is not None:
                 reply = self.jobs.follow(ref, job, timeout_s, environ, request_id, place)

@@ -221,7 +221,7 @@ class Jobs:
 
     def _find(self, request_id: str) -> Outcome:
         """Read a request's state; one that is open past its deadline is ended first."""
-        if not is_genuine(request_id):  # nobody was given it, and what may be stored under it is private
+        if not is_genuine(request_id):  # it was not given out, and what may be stored under it is private
             raise BadRequest(f"there is no request {request_id}", "not_found", 404)
         found = read_found(self._ask(functions.look(self.plane.keys.request(request_id), self.plane.mailbox.name)))
         if found is None or not found.state:

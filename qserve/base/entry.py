@@ -27,7 +27,7 @@ def own_context() -> Context:
 
 
 async def enter(call: Callable[..., Any], *args: Any) -> Any:
-    """Call user code in a context of its own, and await what it returns until that is a value."""
+    """Call user code in its own context, and await what it returns until that is a value."""
 
     async def outcome() -> tuple[Any, BaseException | None]:
         try:

@@ -37,7 +37,7 @@ QUEUE, MODELS, DELAYED, LEAVING = "q", "x", "z", "u"
 REQUEST, MAILBOX, DEAD_LETTER, DEAD_LETTERS, DROPPED, LETTER_BYTES = "r", "m", "d", "dead", "dropped", "bytes"
 LEFT = "left"
 PERSONAL = "@"
-"""Stands between a deployment's stream and the name of a replica that has a stream of its own."""
+"""Stands between a deployment's stream and the name of a replica that has its own stream."""
 COUNTS = "!"
 """Ends the name of a mailbox whose process counts bytes before it reads them: long results are only announced there."""
 

@@ -17,14 +17,14 @@ _NUMBER = re.compile(r"[0-9]{1,18}(?:\.[0-9]+)?(?:[eE][+-]?[0-9]{1,3})?")
 
 
 def whole_number(text: str) -> int:
-    """Return the number that a text of decimal digits stands for; ValueError for any other text."""
+    """Return the number in a text of decimal digits; ValueError for any other text."""
     if not _WHOLE.fullmatch(text):
         raise ValueError(f"{text!r} is not a whole number")
     return int(text)
 
 
 def number(text: str) -> float:
-    """Return the number that a text stands for: not negative, written as in JSON; ValueError for any other text."""
+    """Return the number in a text: not negative, written as in JSON; ValueError for any other text."""
     value = float(text) if _NUMBER.fullmatch(text) else math.inf
     if value == math.inf:
         raise ValueError(f"{text!r} is not a number")

@@ -1,4 +1,4 @@
-"""Format tracebacks as users want to see them, with a limit on their length whatever the error holds."""
+"""Format tracebacks as users want to see them, and limit their length."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 _QSERVE = Path(__file__).parents[1]
-# side by side when they are installed; in a checkout the workers have a folder of their own
+# side by side when they are installed; in a checkout the workers have their own folder
 _OURS = tuple(str(_QSERVE.parent / folder) for folder in (_QSERVE.name, "qserve_workers", "workers"))
 _STDLIB = sysconfig.get_paths()["stdlib"]
 LINE_LIMIT = 4096

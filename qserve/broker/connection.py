@@ -61,7 +61,7 @@ CROWDED = (
 
 _OVERWRITTEN = ("WRONGTYPE", "value is not an integer")
 _FORBIDDEN = redis.exceptions.NoPermissionError
-"""The reply to a question that an ACL forbids, which is from before the question was asked."""
+"""The reply to a question that an old ACL does not permit."""
 _OPTIONS: dict[str, Any] = {
     "protocol": 2,
     "retry": Retry(NoBackoff(), 0),
@@ -155,7 +155,7 @@ def refusal(reply: object) -> BrokerError:
 def without_strangers(client: redis.Redis, change: Callable[[], T], *keys: str) -> T:
     """Return what ``change`` returns; when a key holds another type than it needs, ``keys`` are removed first.
 
-    Nothing of ours is in a key of another type: somebody has overwritten it, and no reader would get past it.
+    A key of another type was overwritten: none of our data is in it, and readers could not go on.
 
     Crash after the removal: what was in there is gone, and the next caller finds the key free.
     """

@@ -55,7 +55,7 @@ class BrokerFacts:
       unreachable: Why it does not answer; "" when it does.
       refused: Whether it answers, and refuses our credentials.
       misspoken: Whether it answers, and TLS does not come about.
-      server, version, compatible: ``redis`` or ``valkey``, its version, and the version of Redis it stands for;
+      server, version, compatible: ``redis`` or ``valkey``, its version, and the version of Redis it is compatible with;
         empty when it may not be asked.
       role: ``master`` or ``slave``.
       replicas: How many replicas copy it now.
@@ -360,7 +360,7 @@ def check_unless_parent_did(client: Client, settings: Settings) -> None:
 
 
 def check_broker_of(settings: Settings) -> None:
-    """Check the broker of the settings like ``check``, over a connection of its own."""
+    """Check the broker of the settings like ``check``, over its own connection."""
     with contextlib.closing(connect(settings.named_broker)) as client:
         check(client, settings)
 

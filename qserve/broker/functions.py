@@ -66,7 +66,7 @@ FIELDS_AT_ONCE = 1000
 ENTRY_LIMIT = 2 * INPUTS_LIMIT + 10
 """The most fields and values of one entry: its inputs, header, step, deaths, tries and history."""
 PLACE = "e:"
-"""Before the step, the field of a request that names the entry which stands for it; or one of the words below."""
+"""Before the step, the field of a request that names the step's entry; or one of the words below."""
 POSTPONED = "z"
 READ_COUNT = 1000
 """The most entries that ``strays`` examines at once."""
@@ -271,7 +271,7 @@ def take(request: Key, count: int) -> Command:
 
 @LIBRARY.function("allow-oom", replies=(Reply.OK,))
 def forget(requests: Keys) -> Command:
-    """Drop results that nobody will ask for."""
+    """Drop results that are not needed any more."""
 
 
 @LIBRARY.function("allow-oom")

@@ -33,7 +33,7 @@ _Declared = TypeVar("_Declared", bound=Callable[..., Command])
 
 @dataclass(frozen=True)
 class Kind:
-    """How the parameters of one kind travel; ``{}`` stands for the parameter.
+    """How the parameters of one kind travel; ``{}`` is the parameter.
 
     Parameters:
       key: The key that it adds, in Python.

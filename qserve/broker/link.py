@@ -52,7 +52,7 @@ _WORDS = {
 
 def error_text(reply: object) -> str:
     """Return the text of an error reply, of redis-py or hiredis, beginning with the word that names the state."""
-    # redis-py cuts off that word, and gives the error a class of its own instead
+    # redis-py cuts off that word, and gives the error its own class instead
     return f"{_WORDS.get(type(reply), '')} {reply}".lstrip()
 
 
@@ -133,7 +133,7 @@ class Link(asyncio.Protocol):
         replies = await asyncio.gather(self.call(("ROLE",)), self.call(("TIME",)), return_exceptions=True)
         role: Any = replies[0]
         if isinstance(role, Exception):
-            if not str(role).startswith("NOPERM"):  # an ACL from before the question was asked
+            if not str(role).startswith("NOPERM"):  # an old ACL, which does not permit the question
                 raise role
         elif role[0] != PRIMARY:
             raise BrokerUnavailable("it is a replica now")
@@ -262,7 +262,7 @@ CLASSES: dict[type[Connection], type[Connection]] = {
     kind: type(kind.__name__, (_LeavesReplica, kind), {})
     for kind in (*_PLAIN, SentinelManagedConnection, SentinelManagedSSLConnection)
 }
-"""For each of redis-py's classes the one that leaves a server which is not the primary any more."""
+"""For each of redis-py's classes, our subclass that leaves a server which is not the primary any more."""
 
 WAIT_MS = 200
 WAIT: Command = ("WAIT", 1, WAIT_MS)

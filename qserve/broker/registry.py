@@ -45,7 +45,7 @@ class Registry:
     callers do not see it until it is promoted.
 
     Every registration carries, inside its seal, its place and the id of the change that it was made with; the ids that
-    the broker gives out only grow. So an old registration that somebody puts back is refused by every process that has
+    the broker gives out only grow. So an old registration that is put back is refused by every process that has
     read a newer one, and that one stays in force.
 
     Parameters:
@@ -170,7 +170,7 @@ class Registry:
             pipe.pexpire(record.stream(self._keys, name), RETIRED_TTL_MS)
 
     def _keep_old(self, pipe: Any, retired: ApplicationRecord) -> None:
-        """Register a version as an old one, for whoever moves what is left of it; forget those that are gone."""
+        """Register a version as old, so that its remaining calls can be moved; forget versions that are gone."""
         key, place = self._keys.application(retired.name), OLD + retired.version
         kept = sorted(self.old(retired.name), key=lambda one: order_of(one.change))
         for one in kept[: max(0, len(kept) - _OLD_KEPT + 1)]:
@@ -201,7 +201,7 @@ class Registry:
         return position(pipe.execute()[-1])
 
     def _sealed(self, record: ApplicationRecord, place: str) -> bytes:
-        """Seal a record for its place, with the id of a change of its own.
+        """Seal a record for its place, with the id of its own change.
 
         Crash after it: readers were told of a change, and find none.
         """

@@ -38,7 +38,7 @@ class Submission(NamedTuple):
       limited: The first deployment with a limit, which says how a call beyond it is refused.
       model: The model that the call is for.
       fingerprint: See ``Call``.
-      is_left: Whether nobody deletes the result before it expires.
+      is_left: Whether the result stays until it expires, because no ref deletes it.
     """
 
     request: str

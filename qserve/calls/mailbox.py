@@ -180,7 +180,7 @@ class Mailbox:
         """Process one message: the end of a request, or an item of its result."""
         try:
             request_id, outcome = replies.message(message)
-        except PayloadError as error:  # whatever wrote it, the other requests must still get theirs
+        except PayloadError as error:  # the other requests must still get their messages
             replies.warn_once(f"a message was dropped: {error}")
             return
         refs = self._open.get(request_id)
@@ -255,7 +255,7 @@ class Mailbox:
             found = _checked((yield command))
         except WrongType as error:
             # nothing in there is a message, and those that should have come are stored with their requests
-            replies.warn_once(f"the mailbox of this process was overwritten, and is made anew: {error}")
+            replies.warn_once(f"the mailbox of this process was overwritten, and is created again: {error}")
             _checked((yield ("DEL", self.name)))
             self._watch_all()
             return

@@ -1,6 +1,6 @@
 """A call, the plane that carries it, and the ref that its result arrives in.
 
-A plane is whatever carries calls: the broker from sync code, the broker from a replica's event loop, or this process in
+A plane carries calls: the broker from sync code, the broker from a replica's event loop, or this process in
 local mode. A process uses one of them, which ``current`` holds.
 """
 
@@ -388,7 +388,7 @@ class ItemRef(Ref[T_co]):
         return self.items.popleft()
 
     def next(self, timeout_s: float | None = None) -> bytes | None:
-        """Wait for the next item and return its bytes; None at the end, whatever ended the stream.
+        """Wait for the next item and return its bytes; None at the end of the stream, after a result or an error.
 
         Raises:
           GetTimeoutError: Neither arrived within ``timeout_s``.

@@ -169,7 +169,7 @@ class DeploymentResponseGenerator(_Response[T_co]):
 
 
 Response = Ref[T] | RefTask[T] | DeploymentResponse[T]
-"""What stands for one result: a ref, or an un-awaited call."""
+"""A ref or an un-awaited call: one result."""
 AnyCall = Response[Any] | DeploymentResponseGenerator[Any]
 RESPONSES = (Ref, RefTask, DeploymentResponse)
 

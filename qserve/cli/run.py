@@ -89,7 +89,7 @@ def run(
 
 
 def _deploy(cluster: LocalCluster, arguments: list[str], interrupts: Interrupts) -> str:
-    """Run ``qserve deploy`` in a process of its own, and return the route prefix once the gateway serves.
+    """Run ``qserve deploy`` in its own process, and return the route prefix once the gateway serves.
 
     This process imports neither user code nor the client of the broker.
     """

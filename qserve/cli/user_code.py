@@ -1,4 +1,4 @@
-"""Load user code in a process of its own, so that nothing it does to its process reaches the command."""
+"""Load user code in its own process, so that nothing it does to its process reaches the command."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _UNDELIVERED = 74
 def load_apart(target: str, limit_s: float, load: Callable[[], bytes]) -> bytes:
     """Return what ``load`` returns, which imports ``target`` and is called in a fork of this process.
 
-    Whatever user code leaves behind there (threads, processes, handlers, another working folder) ends with it.
+    What user code leaves behind (threads, processes, handlers, another working folder) ends with that process.
 
     Raises:
       ClickException: It failed, ended its process, or took longer than ``limit_s``; the message names the target.

@@ -137,7 +137,7 @@ class Compiler:
         return RayServeDeploymentHandle(self.names[node], self._app_name)
 
     def plan(self, output: DAGNode) -> Plan:
-        """Compile the graph that ends in a node. A class node stands for a call of its ``__call__`` with the input."""
+        """Compile the graph that ends in a node. A class node is a call of its ``__call__`` with the input."""
         if isinstance(output, ClassNode):
             call = Step(self.names[output], "__call__", (Slot(0),), {}, 1)
             return Plan((call,), {InputKey(): ((0, 0),)}, 0)
@@ -251,7 +251,7 @@ def assign_names(nodes: Iterable[DAGNode]) -> dict[DAGNode, str]:
         if chosen is None:
             names[node] = numbering.take(word)
         else:
-            # a chosen name counts as well: the second Model is Model_1, whatever the first is called
+            # a chosen name counts as well: the second Model is Model_1 even if the first has another name
             numbering.skip(word)
             names[node] = chosen
     return names

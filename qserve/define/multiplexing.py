@@ -126,7 +126,7 @@ class _Models:
             loading.waiting.append(users)
         self._wake()  # what waits for a slot may now wait for this call as well
         if is_first:
-            # a task of its own, because the first caller may be cancelled while others wait
+            # its own task, because the first caller may be cancelled while others wait
             context = own_context()
             context.run(request_context.set, request_context.get())
             load_once = self._load(model_id, loading, load)
@@ -209,11 +209,11 @@ class _Models:
             _notify_listeners()
 
     async def _reserve(self, model_id: str, loading: _Loading) -> list[Any] | None:
-        """Wait for a slot and return the models evicted for it; None once nobody waits for the model any more."""
+        """Wait for a slot and return the models evicted for it; None once no call waits for the model any more."""
         while True:
             with self._lock:
                 if not loading.waiting:
-                    del self._loading[model_id]  # so that the next call begins anew
+                    del self._loading[model_id]  # so that the next call loads it again
                     return None
                 queued = (other.waiting for other in self._loading.values() if not other.has_slot)
                 evicted = self.cache.reserve(chain(*chain(*queued)))

@@ -80,7 +80,7 @@ def release_of(
 
 
 def record_of(built: CompiledApplication, codec: Codec, target: str = "") -> ApplicationRecord:
-    """Describe an application for the registry, as a version of its own.
+    """Describe an application for the registry, as a new version.
 
     Parameters:
       codec: Encodes the constants among the graph's arguments.

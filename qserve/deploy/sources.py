@@ -56,7 +56,7 @@ class Sources:
         return {name: self.modules[name].digest for name in sorted(self.modules)}
 
     def install(self) -> None:
-        """Have this process import these modules from here, whatever becomes of their files."""
+        """Have this process import these modules from here, even if their files change or disappear."""
         sys.meta_path.insert(0, _Finder(self.modules))
 
 
@@ -157,7 +157,7 @@ def _find_spec(name: str, folders: list[str] | None) -> ModuleSpec | None:
 
 
 def _folders(spec: ModuleSpec) -> list[str]:
-    # a namespace package asks its parent for its folders anew, which works only when that is imported
+    # a namespace package asks its parent for its folders again, which works only when the parent is imported
     folders: Any = spec.submodule_search_locations or ()
     return list(getattr(folders, "_path", folders))
 

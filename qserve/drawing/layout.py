@@ -1,4 +1,4 @@
-"""Layered drawing: which column each node stands in, in which order, and the coordinates of boxes and edges.
+"""Layered drawing: the column of each node, its place there, and the coordinates of boxes and edges.
 
 ``Graph`` assigns columns and orders them so that few edges cross; ``lay_out`` finds coordinates.
 """
@@ -215,7 +215,7 @@ class _Placement:
             for column in columns if turn % 2 == 0 else reversed(columns):
                 if turn < _ROUNDS:
                     self._settle(column, {node: near[node] or far[node] for node in column})
-                else:  # a box stands in the middle of all its edges
+                else:  # a box is in the middle of all its edges
                     self._settle(column, {node: [*before[node], *after[node]] for node in column})
         self._settle(columns[0], after)
 

@@ -42,8 +42,8 @@ class Invocation:
     """A call on its way through user code.
 
     Parameters:
-      call: What it stands for, once its arguments are decoded.
-      scope: Where user code notes what is released at the end. It is no part of this object, which the contexts that
+      call: The call, once its arguments are decoded.
+      scope: Where user code notes what is released at the end. It is not part of this object, which the contexts that
         hold it would keep.
       began: When it began, by the monotonic clock.
       task: What runs it on the loop, if anything.

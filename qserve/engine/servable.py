@@ -150,7 +150,7 @@ class Servable:
         return self._hook("check_health") is not None
 
     async def check_health(self) -> None:
-        """Call the user's ``check_health``: a coroutine function on the loop, any other in a thread of its own."""
+        """Call the user's ``check_health``: a coroutine function on the loop, any other in its own thread."""
         check = self.instance.check_health
         try:
             if inspect.iscoroutinefunction(check):

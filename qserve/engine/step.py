@@ -1,4 +1,4 @@
-"""From a delivery to the call that it stands for, and from the call's result to what follows in the graph."""
+"""From a delivery to its call, and from the call's result to what follows in the graph."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class Stepper:
         self._templates: dict[tuple[str, int], Arguments] = {}
 
     def open(self, header: Header, step: str, values: Sequence[bytes]) -> UserCall:
-        """Return the call that a delivery stands for.
+        """Return the call of a delivery.
 
         Raises:
           PayloadError: The bytes cannot be decoded, or name a graph that this application does not have.

@@ -62,7 +62,7 @@ async def send_stream(
     async with aclosing(_items(value, in_thread)) as items:
         async for item in items:
             payload = encode(item)
-            if head:  # not earlier: until then a failure has an answer of its own
+            if head:  # not earlier: until then a failure has its own answer
                 await sink.send(head)
                 head = b""
             await sink.send(payload)
@@ -103,7 +103,7 @@ async def _send_response(sink: Sink, response: Any) -> None:
     try:
         await response(scope, receive, sender.send)
     except Exception as error:
-        # frameworks turn a refused send into an error of their own
+        # frameworks turn a refused send into their own error
         if sender.is_over and not isinstance(error, ReaderGone):
             raise ReaderGone(str(error)) from error
         if not sender.is_complete:
@@ -114,7 +114,7 @@ async def _send_response(sink: Sink, response: Any) -> None:
 class _Sender:
     """ASGI's ``send`` for one response: the head leaves with the first part of the body.
 
-    Until then a failure has an answer of its own.
+    Until then a failure has its own answer.
     """
 
     def __init__(self, sink: Sink) -> None:

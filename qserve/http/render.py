@@ -246,7 +246,7 @@ async def collect(response: Any) -> Collected:
 
 
 def collect_now(response: Any) -> Collected:
-    """Do the same for callers that cannot await: a thread with an event loop of its own runs the response."""
+    """Do the same for callers that cannot await: a thread with its own event loop runs the response."""
     with ThreadPoolExecutor(1, "qserve-collect") as thread:
         return thread.submit(asyncio.run, collect(response)).result()
 

@@ -107,7 +107,7 @@ def _changes_response(dependant: Any) -> bool:
 
 
 class _Route(APIRoute):
-    """A route that parses JSON by our rules, whatever the request's Content-Type is."""
+    """A route that parses JSON by our rules and ignores the request's Content-Type."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handle = super().get_route_handler()
@@ -146,4 +146,4 @@ def _as_json(headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
 
 
 async def _discard(message: Message) -> None:
-    """Take the endpoint's empty response, which nobody waits for."""
+    """Ignore the endpoint's empty response."""

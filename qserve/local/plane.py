@@ -279,8 +279,8 @@ class Requests:
 class LocalPlane(ComposingPlane):
     """Carries calls within this process, for any number of threads and event loops.
 
-    Everything that changes requests is an operation. Operations run one at a time, in whichever thread finds that one
-    is waiting.
+    Everything that changes requests is an operation. Operations run one at a time, in the first thread that finds one
+    waiting.
 
     Parameters:
       settings: Defaults for deadlines and for how long results are kept; the key signs what must be pickled.

@@ -141,7 +141,7 @@ class _Version:
 
 
 class _Instance:
-    """One deployment's object, with a loop and a thread of its own.
+    """One deployment's object, with its own loop and thread.
 
     So a call that blocks its thread waits for other deployments without holding them up.
 
@@ -259,7 +259,7 @@ class _LocalBackend:
 
 @dataclass
 class _LocalSink:
-    """Sends the items of one call to whoever iterates them in this process."""
+    """Sends the items of one call to their reader in this process."""
 
     plane: LocalPlane
     request: Request

@@ -48,7 +48,7 @@ class Child:
         self.name = name
         self._command = command
         self._kills_orphans = kills_orphans
-        # a session of its own: Ctrl-C reaches only this process, which then stops its children in order
+        # its own session: Ctrl-C reaches only this process, which then stops its children in order
         self._options: dict[str, Any] = {"stdin": subprocess.DEVNULL, "start_new_session": True, **options}
         self._options.setdefault("env", {**os.environ, **(variables or {}), DIE_WITH_PARENT: str(os.getpid())})
         self.process = self._spawn()
@@ -95,7 +95,7 @@ class Child:
 
 
 class Restarter:
-    """Restarts children that die, in a thread of its own; those that die early again and again stay ended.
+    """Restarts children that die, in its own thread; those that die early again and again stay ended.
 
     Parameters:
       monotonic: Seconds since any moment; replaced in tests.

@@ -30,7 +30,7 @@ class LocalCluster:
     """The broker, workers and gateway of one machine. After ``keep_running`` those that die are restarted.
 
     Parameters:
-      settings: Without a broker, an embedded one is started, with a secret key of its own.
+      settings: Without a broker, an embedded one is started, with its own secret key.
       host, port: The address that the gateway listens on.
       gateway_workers: The number of gateway processes.
       import_paths: Folders in which replicas search for modules first.
@@ -74,7 +74,7 @@ class LocalCluster:
         return self.settings.to_env() | variables_of_child() | {CHECKED: "1"}
 
     def start(self) -> None:
-        """Start all processes; whoever calls this calls ``stop`` as well, even if it fails.
+        """Start all processes. The caller must call ``stop``, even if this fails.
 
         Raises:
           BrokerUnavailable: The broker does not reply.

@@ -35,7 +35,7 @@ class PrivateFolder:
     """
 
     def __init__(self) -> None:
-        # not the name of before: somebody who has seen that one could take this one first
+        # not the unfinished folder's name: another user who has seen that could create this folder first
         self.path = Path(tempfile.gettempdir(), _PREFIX + secrets.token_hex(8))
         while not self._create(Path(tempfile.mkdtemp(prefix=_UNFINISHED))):
             pass

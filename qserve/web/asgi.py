@@ -190,7 +190,7 @@ class Exchange:
             raise self._take_error()
 
     def _take_error(self) -> BaseException:
-        # a function of its own: a local variable of the frame that raises the error would make a cycle with it
+        # its own function: a local variable of the frame that raises the error would make a cycle with it
         error, self._error = self._error, None
         return error or QserveException("the application ended before its response was complete")
 
@@ -199,7 +199,7 @@ class Exchange:
             await self._app(scope, self._receive, self._send)
         except BaseException as error:
             if self._left.is_set():
-                pass  # nobody waits for it
+                pass  # no caller waits for it
             elif not self._is_complete:
                 self._error = error
             elif not isinstance(error, asyncio.CancelledError):

@@ -181,7 +181,7 @@ def _is_method(endpoint: Any) -> bool:
 
 
 def _is_included(route: Any) -> bool:
-    """Return whether a route stands for an included router: newer versions of FastAPI keep them nested."""
+    """Return whether a route represents an included router: newer versions of FastAPI keep them nested."""
     return hasattr(route, "original_router") and hasattr(route, "include_context")
 
 

@@ -65,7 +65,7 @@ def text(raw: Any, what: str = "a name") -> str:
 
 
 def shown(raw: bytes) -> str:
-    """Return what should be a name as text for people, whatever it is."""
+    """Return the bytes of a name as text for people, even if they are not UTF-8."""
     return raw[:NAME_LIMIT].decode(errors="backslashreplace")
 
 
@@ -91,7 +91,7 @@ def position(raw: Any) -> str:
 
 
 def order_of(place: str) -> tuple[int, int]:
-    """Return the numbers in the ID of an entry, by which IDs are compared; PayloadError when it is none."""
+    """Return the numbers in the ID of an entry, by which IDs are compared; PayloadError when it is not an ID."""
     first, second = position(place.encode()).split("-")
     return int(first), int(second)
 
@@ -140,7 +140,7 @@ class Found(NamedTuple):
     """A request as the broker's functions reply it: state "" when it is not known.
 
     Parameters:
-      state: What is stored as its state, which may be none of ours; see ``sealing.open_end``.
+      state: What is stored as its state, which may be invalid; see ``sealing.open_end``.
       payload: Its result or failure, once it has ended.
       header: That of an open one.
     """
@@ -203,7 +203,7 @@ def places(reply: Any) -> set[tuple[str, bytes]]:
 
 
 def count_of(found: Mapping[str, Any], name: str) -> int:
-    """Return a number from the replies to INFO, which redis-py has read; 0 for what is none."""
+    """Return a number from the replies to INFO, which redis-py has read; 0 for anything else."""
     value = found.get(name, 0)
     return value if type(value) is int else 0
 

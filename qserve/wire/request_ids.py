@@ -1,8 +1,8 @@
 """Request ids: an id tells whether its result may be asked for, and in which form it is stored, without a lookup.
 
-An id has 32 hexadecimal digits. The last eight of an id that somebody was given are a checksum of the others, so that a
-result that is no longer stored can be told from one that never existed without keeping anything in the broker. A
-request that nobody may ask for has an id without a checksum: its result is deleted together with its ref.
+An id has 32 hexadecimal digits. The last eight of an id that was given out are a checksum of the others. So a result
+that is no longer stored can be told from one that never existed, without keeping anything in the broker. A private
+request has an id without a checksum: its result is deleted together with its ref.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def is_of_response(request_id: str) -> bool:
 
 
 def is_genuine(request_id: str) -> bool:
-    """Return whether an id was given to somebody."""
+    """Return whether an id was given out."""
     return is_of_value(request_id) or is_of_response(request_id)
 
 

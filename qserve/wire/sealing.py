@@ -1,4 +1,4 @@
-"""Sealed messages: signed together with the place that each of them is for, by somebody who holds the key.
+"""Sealed messages: signed with the key, together with the place that each of them is for.
 
 A sealed message is ``version | flags | key id | tag | body``; the tag is HMAC-SHA256 (RFC 2104) over all the rest and
 over the message's place, so that a genuine message proves nothing in another place. Without a key, key id and tag

@@ -241,7 +241,7 @@ def read_body(environ: Environ, take: Callable[[int], None]) -> bytes:
     """Read the whole body.
 
     Flask's ``get_data`` is not used because it truncates: it returns the first part of a chunked body that is too
-    long, and whatever arrived of a body whose connection was closed.
+    long, or of a body whose connection was closed.
 
     Parameters:
       take: Called with the bytes of a large body before they are read; it may refuse them.

@@ -1,4 +1,4 @@
-"""Parse large JSON bodies in a process of their own, so that the gateway's only loop goes on meanwhile.
+"""Parse large JSON bodies in their own process, so that the gateway's only loop goes on meanwhile.
 
 A thread would not do: ``json`` and msgpack hold the interpreter, and a body of 10 MiB takes up to two seconds. The
 process follows the rules of ``strict_json``, and returns only what the graph reads of the body, encoded as it will
@@ -77,7 +77,7 @@ class JsonProcess:
         process = self._process
         if process is None or process.poll() is not None:
             command = [sys.executable, "-P", "-m", __name__]
-            # in a group of its own: Ctrl-C in a terminal is for the gateway, with which it ends
+            # in its own group: Ctrl-C in a terminal is for the gateway, with which it ends
             process = self._process = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
             )
@@ -89,7 +89,7 @@ class JsonProcess:
             _write(process.stdin, body)
             parts: list[Any] = msgpack.unpackb(_read(process.stdout))
         except BaseException as error:
-            # whatever else it would say is not the answer to the next question
+            # a reply that still comes would be taken for the reply to the next body
             self.close()
             if isinstance(error, OSError | EOFError):
                 message = "the process that parses large JSON bodies ended; send the request again"

@@ -1,4 +1,4 @@
--- forget: drop results that nobody will ask for again, those of open requests when they come.
+-- forget: drop results that are not needed any more, those of open requests when they come.
 --
 -- If it does not run, the results are kept until their time to live is over.
 --

@@ -1,4 +1,4 @@
--- give_back: put deliveries that were not begun back on a queue, as if nobody had fetched them.
+-- give_back: put deliveries that were not begun back on a queue, as if they had not been fetched.
 --
 -- If it does not run, they are pending with the replica that fetched them.
 --

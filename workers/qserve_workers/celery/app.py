@@ -14,7 +14,7 @@ def make_celery(settings: Settings) -> Celery:
     app = Celery("qserve", broker=f"{ALIAS}://localhost//", backend=None, set_as_current=False)
     app.conf.update(
         broker_transport_options={
-            # Celery shows its options to whoever asks: `inspect stats`, `report`
+            # Celery prints its options: `inspect stats`, `report`
             "url": concealed(settings.broker_url or "redis://localhost:6379/0"),
             "namespace": settings.namespace,
             "key": register_seal(settings.keyring),

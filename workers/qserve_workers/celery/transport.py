@@ -4,8 +4,8 @@ Commands and events are broadcast by short streams, replies travel on lists. Cal
 way: a replica reads their streams itself.
 
 Like every message of qserve, a command and a reply are sealed with the installation's key, for their stream or list.
-So nobody without the key can stop a replica, or answer for one. A broadcast also carries its time, because whoever can
-write to the broker could send an old one again.
+So the key is needed to stop a replica, or to reply for one. A broadcast also carries its time, because somebody who
+can write to the broker could send an old one again.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def register_seal(keys: Keyring) -> str:
 
 
 class Channel(virtual.Channel):  # type: ignore[misc]
-    """A kombu channel with a connection of its own, because a blocking read occupies it."""
+    """A kombu channel with its own connection, because a blocking read occupies it."""
 
     supports_fanout = True
     do_restore = False

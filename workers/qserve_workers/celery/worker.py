@@ -30,10 +30,10 @@ _RECONNECT_S = 1.0
 
 
 class RemoteControl(bootsteps.StartStopStep):  # type: ignore[misc]
-    """Celery's remote control (``inspect``, ``control``) in a thread of its own.
+    """Celery's remote control (``inspect``, ``control``) in its own thread.
 
-    In the place of Celery's ``Control`` step, whose messages the worker's own loop reads. This one keeps its one
-    connection, and opens another when that was lost, whatever the calls are doing meanwhile.
+    In the place of Celery's ``Control`` step, whose messages the worker's own loop reads. This one keeps one
+    connection, and opens another when that is lost, independently of the calls.
     """
 
     requires = (Connection,)

@@ -63,7 +63,7 @@ PRELOADED = (
     "qserve.http.builtin_adapters",
 )
 """What every replica imports sooner or later, imported here because the supervisor imports this module before it forks:
-a copy of its own would cost each replica 3 MB and 20 ms."""
+its own copy would cost each replica 3 MB and 20 ms."""
 for _name in PRELOADED:
     importlib.import_module(_name)
 qserve.import_all()  # and no file of the user may take the place of a module that these need
@@ -198,19 +198,19 @@ class _Start:
 
 
 def _end_with(parent: int) -> None:
-    """End this process when its supervisor is gone: nobody would hand its calls over, or replace it.
+    """End this process when its supervisor is gone, which would hand its calls over and replace it.
 
     What it runs until then stays pending at the broker, where another supervisor finds it.
     """
     die_with_parent()
     if os.getppid() != parent:  # it was gone before the kernel was told
-        os._exit(Exit.ORPHANED)  # nobody is there to ask why
+        os._exit(Exit.ORPHANED)  # no process is left to read the exit code
 
     def watch() -> None:
         _wait_for_end(parent)
         log.warning("the supervisor has ended; this replica stops")
         time.sleep(FINISH_FOR_S)
-        os._exit(Exit.ORPHANED)  # whatever the main thread does
+        os._exit(Exit.ORPHANED)  # even if the main thread is blocked
 
     threading.Thread(target=watch, name="orphan-watch", daemon=True).start()
 

@@ -30,7 +30,7 @@ class Heartbeat:
     """Sends the heartbeats of one replica from a thread: code that holds the loop must not look like a lost host.
 
     Parameters:
-      client: A connection of its own.
+      client: Its own connection.
       replica: The consumer's name.
       may_beat: Returns False while the replica is stalled: code that holds its loop for ever must not hold its calls
         for ever.

@@ -210,7 +210,7 @@ class Committer:
     # -- ends that the broker refused --------------------------------------------------------------
 
     def _on_refusal(self, work: Work, error: BrokerError) -> None:
-        """End the request of a call whose end the broker refused, so that nobody waits for its deadline.
+        """End the request of a call whose end the broker refused, so that its caller does not wait for the deadline.
 
         It becomes a dead letter that holds the error, or just fails where that is refused as well.
 

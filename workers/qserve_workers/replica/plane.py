@@ -187,7 +187,7 @@ class LoopPlane(BrokerPlane):
         """Block this thread until ``ref`` is done; return False if ``timeout_s`` passed first.
 
         In the thread of the event loop this blocks the loop. The result is then fetched over a second connection,
-        which has a mailbox of its own.
+        which has its own mailbox.
         """
         if threading.get_ident() != self._thread:
             self.loop.call_soon_threadsafe(self.follow, ref)

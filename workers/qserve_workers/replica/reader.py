@@ -200,7 +200,7 @@ class Backlog:
 
 
 class StreamReader:
-    """Reads a deployment's queue over a connection of its own, and the stream of the models that its replica holds.
+    """Reads a deployment's queue over its own connection, and the stream of the models that its replica holds.
 
     Parameters:
       plane: Sends the commands that must not wait behind a blocking read.
@@ -299,11 +299,11 @@ class StreamReader:
     async def _read_history(self, link: Link, stream: str) -> None:
         """Read what was delivered to this replica by a read whose reply was lost with its connection.
 
-        The broker has put such entries into this replica's pending list, and delivers them to nobody else while it
+        The broker has put such entries into this replica's pending list, and does not deliver them to others while it
         lives. They are read first on each new connection, so there are never more of them than one read can bring.
         """
         entries: Any = [(b"0", [])]
-        # while the functions are being loaded again, nobody knows: the commits of copies have no effects then either
+        # while the functions are being loaded again, copies are not found: their commits have no effects then either
         strays: Set[tuple[str, bytes]] = set()
         with contextlib.suppress(ReplyError):
             strays = places(await link.call(self._strays_command([stream])))
@@ -402,7 +402,7 @@ class StreamReader:
     def _drop(self, delivery: Delivery) -> None:
         """Remove an entry that no open request names, unless it cannot be read and so becomes a dead letter.
 
-        Crash before the commands: it is pending, and whoever hands it over drops it. Crash after: it is gone.
+        Crash before the commands: it is pending, and is dropped when it is handed over. Crash after: it is gone.
         """
         tag = delivery.tag
         try:

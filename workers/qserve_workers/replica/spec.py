@@ -38,7 +38,7 @@ class ReplicaSpec:
     note: EndNote = field(default_factory=lambda: EndNote(), compare=False, repr=False)
 
     def end_process(self, code: int) -> NoReturn:
-        """End this process, whatever its threads do, and let the supervisor know that it was meant."""
+        """End this process at once, and let the supervisor know that this was intended."""
         self.note.write(code)
         os._exit(code)
 

@@ -38,7 +38,7 @@ class Watchdog:
     """Watches one replica from the moment it takes calls.
 
     Parameters:
-      client: A connection of its own, because the replica's may stand still with its loop.
+      client: Its own connection, because the replica's may stand still with its loop.
     """
 
     def __init__(self, replica: Replica, client: Client) -> None:
@@ -138,7 +138,7 @@ class Watchdog:
             command = self._replica.committer.commit_command(work, conclusion)
             with broker_errors():
                 self._client.execute_command(*command)
-        except Exception as error:  # whatever it is, the call must end
+        except Exception as error:  # the call must end in any case
             log.error("its caller could not be notified: %s", error)
         if _can_stop(work):
             # the second time, if it goes on although its request has ended

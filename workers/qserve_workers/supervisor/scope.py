@@ -21,7 +21,7 @@ from qserve_workers.supervisor.own_code import OwnCode
 
 log = get_logger(__name__)
 _READ_AGAIN_S = 2.0
-"""How often the registry is read although no change was announced: somebody may have written to it unannounced."""
+"""How often the registry is read although no change was announced: it may have been changed without an announcement."""
 
 
 @dataclass(frozen=True)
@@ -152,7 +152,7 @@ class Applications:
             self._old = {name: old for name, old in self._old.items() if name in names}
             self._unread, self._change = set(names), newest
             self._code.keep(self._records)
-            if self._kept:  # somebody may have removed it, and nothing else
+            if self._kept:  # only this may have been removed
                 with contextlib.suppress(BrokerError):
                     self._registry.keep_epoch()
         for name in sorted(self._unread):

@@ -78,8 +78,8 @@ class Supervisor:
         """Tick until told to stop, then stop every replica."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_signal)
-        # A supervisor that hangs would hand nothing over. The kernel ends it, whatever holds the interpreter: it writes
-        # its stack, its replicas finish what they run, and the process that keeps the supervisor starts another.
+        # A supervisor that hangs would hand nothing over. The kernel ends it, even if the interpreter is blocked: it
+        # writes its stack, its replicas finish what they run, and the process that keeps it starts another.
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
         faulthandler.register(signal.SIGALRM, chain=True)
         while not self._is_stopping:
@@ -270,7 +270,7 @@ class Supervisor:
     def _stop_all(self) -> None:
         """Stop every replica, those of a version that was replaced once nothing of it is left to do.
 
-        Nobody else may have its code, so nobody would finish what it has accepted.
+        This may be the only worker with its code, and so the only one that can finish what it has accepted.
         """
         while self.processes:
             with self._turns:

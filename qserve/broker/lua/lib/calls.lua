@@ -45,7 +45,7 @@ local function history_of(fields, replica, what)
   return cmsgpack.pack(events)
 end
 
--- put a call on a stream; the request keeps where its entry lies: only that entry stands for the step
+-- put a call on a stream; the request notes its entry: no other entry may end the step
 local function enqueue(request, stream, step, fields)
   hset(request, PLACE .. step, add_entry(stream, fields))
 end

@@ -38,7 +38,7 @@ end
 
 -- make a call that was taken off its queue a dead letter, and fail its request
 --   is_known   false for a call that does not say whose it is: it is kept although there is no such request
--- A request that has ended meanwhile needs no dead letter: nobody waits for it.
+-- A request that has ended meanwhile needs no dead letter: no caller waits for it.
 -- Returns how many dead letters there are more.
 local function make_dead_letter(request, id, stream, fields, why, failure, history, is_known)
   local letter, index, now = dead_letter_of(request), dead_letters_of(request), now_ms()

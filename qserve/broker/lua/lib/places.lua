@@ -1,5 +1,5 @@
--- Which entry stands for a step. A request names one, and only that one may end the step, or be moved: a copy that
--- somebody has added to a queue changes nothing.
+-- The entry of a step. A request names one, and only that one may end the step, or be moved: a copy that was added to a
+-- queue changes nothing.
 
 -- the hash that names the entries of a request: its own while it is open, or that of its dead letter; nil: it has ended
 local function keeper_of(request)
@@ -12,7 +12,7 @@ local function is_named(keeper, step, stream, entry_id)
   return hget(keeper, PLACE .. step) == stream .. ' ' .. entry_id
 end
 
--- whether a postponed call still stands for its step, and no entry does
+-- whether a step still waits for its postponed call, and has no entry
 local function is_postponed(keeper, step)
   local place = hget(keeper, PLACE .. step)
   if place == POSTPONED then return true end

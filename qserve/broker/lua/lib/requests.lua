@@ -1,6 +1,6 @@
 -- Requests. Each is a hash. Its fields are `Field` in qserve/wire/outcome.py, and
 --   <step>.<slot>  values of a join                        <step>.n  how many slots of it are filled
---   e:<step>       stream and id of the entry that stands for a step: no other one may end it. POSTPONED while the call
+--   e:<step>       stream and id of the entry of a step: no other one may end it. POSTPONED while the call
 --                  waits for its next try, and '' once it has ended
 -- A waiter is a cmsgpack: { mailbox }, or { request, request_id, header, stream, step, needs, slot } of a call that
 -- takes the result as an argument.
@@ -61,7 +61,7 @@ local function notify(waiter, request_id, state, payload)
   local slots = { { w.slot, payload } }
   if not is_open(w.request) then
     local letter = dead_letter_of(w.request)
-    -- a replay goes on with it: nobody will send this result a second time
+    -- a replay goes on with it: this result is not sent a second time
     if state == State.DONE and may_be(letter, 'hash') and exists(letter) then
       fill(letter, w.stream, hget(letter, Field.HEADER), w.step, w.needs, slots, keep_call)
     end
@@ -105,7 +105,7 @@ local function look_at(request, mailbox)
   local state, result, header = unpack(hmget(request, { Field.STATE, Field.RESULT, Field.HEADER }))
   if state == State.OPEN then return { state, '', header } end
   if result and is_announced(mailbox, result) then return { ANNOUNCED, #result .. '' } end
-  if state == '' then state = '?' end -- somebody has written that; a request that is not known is something else
+  if state == '' then state = '?' end -- it was overwritten; '' is for a request that is not known
   return { state or '', result or '' }
 end
 

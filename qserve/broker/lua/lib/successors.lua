@@ -1,7 +1,7 @@
 -- How a request of a version that goes may go on in the next one: `queues` names the queue that takes the place of each
 -- old one, and `other_graphs` the graphs that are not the same in both.
 
--- the parts of a header. They are not verified here: whoever runs the call checks the seal
+-- the parts of a header. They are not verified here: the replica that runs the call checks the seal
 local function read_header(header)
   local length = string.byte(header, REQUEST_ID_CHARS + 2) == 0 and UNSIGNED_BYTES or SIGNED_BYTES
   local is_read, parts = pcall(cmsgpack.unpack, string.sub(header, REQUEST_ID_CHARS + length + 1))

@@ -1,5 +1,5 @@
 -- Writes. A function computes first and writes last. It collects here what it will write, where `hget` and `exists` already
--- see it, and ends with `carry_out`. Whatever can fail has been computed and checked by then, so that a function that
+-- see it, and ends with `carry_out`. Everything that can fail has been computed and checked by then, so a function that
 -- fails has changed nothing. tests/broker/test_writes_come_last.py enforces this.
 
 local added = {} -- entries of streams
@@ -69,7 +69,7 @@ local function hdel(key, field)
   hash_of(key)[field] = false
 end
 
--- begin a hash anew
+-- begin a hash that has none of its fields any more
 local function renew(key)
   check(key, 'hash')
   hashes[key], renewed[key], lives[key] = {}, true, nil
@@ -124,7 +124,7 @@ local function count_in(key, field)
 end
 
 -- put an entry on a stream
--- Returns a table that stands for the place where it will lie, to be stored in a hash.
+-- Returns a table to be stored in a hash, where it becomes the place of the entry.
 local function add_entry(stream, fields)
   check(stream, 'stream')
   if #fields > ENTRY_LIMIT then fail('a call has more values than an entry can hold') end
@@ -184,7 +184,7 @@ end
 local function write_mail(mailbox, text)
   -- the result is stored as well: a mailbox of another type must not undo the function that delivers to it
   local length = redis.pcall('RPUSH', mailbox, text)
-  -- its reader empties it again and again: only a list that nobody reads, or that is crowded, needs more time
+  -- its reader empties it again and again: only a list that is not read, or is crowded, needs more time
   if length == 1 or type(length) == 'number' and length > MAILBOX_CROWDED then
     redis.pcall('PEXPIRE', mailbox, MAILBOX_TTL_MS)
   end
