@@ -6,7 +6,6 @@ import ast
 import re
 import shlex
 import shutil
-import subprocess
 from collections.abc import Iterable, Iterator
 from dataclasses import fields
 from functools import cache
@@ -14,8 +13,10 @@ from pathlib import Path
 
 import pytest
 import redis
+from click.testing import CliRunner
 from processes import QSERVE, Serving, Site, free_port, is_open, wait_until
 
+from qserve.__main__ import main
 from qserve.base.settings import Settings
 from qserve.broker.doctor import BrokerFacts, examine
 from qserve.machine.embedded_broker import find_server
@@ -113,10 +114,9 @@ def test_every_python_block_compiles(path: Path) -> None:
 
 @cache
 def help_of(*command: str) -> str:
-    return subprocess.run([*QSERVE, *command, "--help"], capture_output=True, text=True, check=True).stdout
+    return CliRunner().invoke(main, [*command, "--help"]).output
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
 def test_every_qserve_command_in_the_documents_exists_with_its_options(path: Path) -> None:
     text = path.read_text()
