@@ -501,12 +501,12 @@ def test_a_deadline_that_passes_is_504_and_what_is_queued_never_runs(client: Cli
             await asyncio.sleep(0.01)
         return value
 
-    handle = run_graph(json_request, slow, request_timeout_s=1)
+    handle = run_graph(json_request, slow, request_timeout_s=3)
 
     with ThreadPoolExecutor() as threads:
         first = threads.submit(client.post, "/", "a")
         wait_until(ran.exists, description="the first is running")
-        second = threads.submit(client.post, "/", "b")
+        second = threads.submit(client.post, "/", "b", X_Request_Timeout_Seconds="0.3")
         answers = [first.result(), second.result()]
     assert [answer.status for answer in answers] == [504, 504]
     assert {answer.error["code"] for answer in answers} == {"deadline_exceeded"}
