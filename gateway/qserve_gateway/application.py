@@ -20,7 +20,7 @@ from qserve.calls.client import ClientPlane
 from qserve_gateway.handler import RequestHandler, handle
 from qserve_gateway.jobs import JOBS_PATH, Jobs
 from qserve_gateway.request.access import AccessPolicy, check_host, check_origin
-from qserve_gateway.request.environ import Environ, must_close, request_id_of
+from qserve_gateway.request.environ import Environ, Refused, must_close, request_id_of
 from qserve_gateway.request.waiting import InFlightLimit
 from qserve_gateway.response.errors import problem_reply
 from qserve_gateway.response.reply import force_close, lingering
@@ -30,6 +30,8 @@ access_log = get_logger("qserve.access")
 
 _RESERVED = "/-/"
 _HEALTH = "/-/healthz"
+NO_APPLICATION = "no_application"
+"""The code of a gateway that works and has nothing to serve."""
 _TEXT = "text/plain; charset=utf-8"
 
 
@@ -121,9 +123,11 @@ def create_app(settings: Settings, plane: ClientPlane | None = None, watch: bool
 def _add_pages(app: Gateway, plane: ClientPlane, watcher: RouteWatcher) -> None:
     @app.route(_HEALTH)
     def healthz() -> Any:
-        watcher.current()
+        table = watcher.current()
         with broker_errors():
             plane.client.ping()
+        if not table.routes:  # its replicas are still being constructed, or nothing is deployed
+            raise Refused("no application is served here yet", NO_APPLICATION, 503, retry_after_s=1)
         return "success", 200, {"content-type": _TEXT, "x-request-id": request_id_of(request.environ)}
 
     @app.route("/-/routes")

@@ -19,9 +19,10 @@ from gunicorn.glogging import Logger
 from gunicorn.http.unreader import SocketUnreader
 from gunicorn.workers.ggevent import GeventWorker
 
+from qserve.base.listening import listen
 from qserve.base.log import log_to_terminal
-from qserve.base.process import die_with_parent_if_asked
-from qserve.base.settings import Settings
+from qserve.base.process import HAS_SAID_WHY, die_with_parent_if_asked
+from qserve.base.settings import CHECKED, Settings
 from qserve.broker.doctor import check_address
 from qserve.exceptions import QserveException
 from qserve_gateway.application import Gateway, access_log, create_app
@@ -131,7 +132,7 @@ def serve(settings: Settings, host: str, port: int, workers: int = 1, log_reques
         listener = _bind(host, port)
     except QserveException as error:
         print(f"qserve gateway: {error}", file=sys.stderr)
-        sys.exit(1)
+        sys.exit(HAS_SAID_WHY if os.environ.get(CHECKED) else 1)  # its parent would say that it has ended
     log_to_terminal("gateway", settings)
     _return_freed_memory()
     SocketUnreader.max_body_chunk = SMALL  # what it reads ahead of us is not counted
@@ -153,14 +154,11 @@ def _return_freed_memory() -> None:
 
 
 def _bind(host: str, port: int) -> socket.socket:
-    try:
-        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0][0]
+    def bind(family: socket.AddressFamily, address: Any) -> socket.socket:
         dual = family == socket.AF_INET6 and socket.has_dualstack_ipv6()
-        listener = socket.create_server((host, port), family=family, backlog=_BACKLOG, dualstack_ipv6=dual)
-    except OSError as error:
-        # a system error by its number only, because Python adds the address to its text
-        reason = error.strerror if isinstance(error, socket.gaierror) else os.strerror(error.errno or 0)
-        raise QserveException(f"cannot listen on {host}:{port}: {reason}") from error
+        return socket.create_server(address[:2], family=family, backlog=_BACKLOG, dualstack_ipv6=dual)
+
+    listener = listen(host, port, bind)
     with contextlib.suppress(AttributeError, OSError):  # Linux only; connections inherit it
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _UNREAD_MS)
     return listener

@@ -10,6 +10,8 @@ import sys
 _PR_SET_PDEATHSIG = 1
 # opened here: between the fork and the exec of a program with threads, another thread may hold the loader's locks
 _LIBC = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
+HAS_SAID_WHY = 2
+"""The exit code of a child that cannot start as it was called, and has printed one line about it."""
 DIE_WITH_PARENT = "QSERVE_DIE_WITH_PARENT"
 """The variable by which a parent, whose process ID it holds, asks its child to end with it."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
@@ -17,7 +18,11 @@ CHECKED = "QSERVE_BROKER_CHECKED"
 """Set in the environment of processes whose parent has checked the broker already."""
 MAXMEMORY_LEAST = 16 << 20
 """A broker that may store less would be full of its own bookkeeping and of a few requests."""
+LEAST_S, MOST_S = 0.001, 31_536_000.0
+"""The limits of a duration: the broker counts milliseconds, and the system's own waits overflow with more."""
 LOCAL, REPLICA = "local", "replica"
+_BOOLEANS = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
+_NAMESPACE = re.compile(r"[\w.:/-]+")
 _CHOICES = {
     "durability": (LOCAL, REPLICA),
     "log_level": ("debug", "info", "warning", "error"),
@@ -141,7 +146,11 @@ def _read(name: str, text: str) -> Any:
     if name in ("broker_maxmemory", "body_memory"):
         return _memory(variable, text)
     if name == "show_errors":
-        return text not in ("0", "false")
+        if text.lower() not in _BOOLEANS:
+            raise QserveException(f"{variable}={text!r} must be 1 or 0")
+        return _BOOLEANS[text.lower()]
+    if name == "namespace" and _is_utf8(text) and not _NAMESPACE.fullmatch(text):
+        raise QserveException(f"{variable}={text!r} must consist of letters, digits and the characters . _ - : /")
     return os.fsencode(text) if name == "secret_key" else text
 
 
@@ -150,8 +159,9 @@ def _seconds(variable: str, text: str) -> float:
         value = number(text)
     except ValueError:
         value = 0.0
-    if value == 0.0:
-        raise QserveException(f"{variable}={text!r} must be a number of seconds above 0, such as {variable}=60")
+    if not LEAST_S <= value <= MOST_S:
+        what = f"a number of seconds from {LEAST_S:g} to {MOST_S:.0f} (a year)"
+        raise QserveException(f"{variable}={text!r} must be {what}, such as {variable}=60")
     return value
 
 

@@ -6,19 +6,33 @@ in URLs makes an address that cannot be parsed. The errors of the standard parse
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import parse_qsl, unquote, urlsplit
 
-from redis.connection import URL_QUERY_ARGUMENT_PARSERS, parse_url
+from redis.connection import parse_url
 
-from qserve.base.numbers import number, whole_number
+from qserve.base.numbers import whole_number
 from qserve.exceptions import QserveException
 
 _HIDDEN = "(not shown)"
 _known: dict[str, str] = {}
-_READERS: dict[Any, Callable[[str], float]] = {int: whole_number, float: number}
+_OPTIONS = ("db", "username", "password")
+_TLS_OPTIONS = (
+    "ssl_ca_certs", "ssl_ca_path", "ssl_ca_data", "ssl_cert_reqs", "ssl_certfile", "ssl_check_hostname", "ssl_ciphers",
+    "ssl_keyfile", "ssl_password",
+)  # fmt: skip
+_SENTINEL_OPTIONS = ("sentinel_username", "sentinel_password")
+_CHOICES = {
+    "ssl_cert_reqs": ("none", "optional", "required"),
+    "ssl_check_hostname": ("true", "false", "1", "0", "yes", "no"),
+}
+_PLACE = re.compile(r"(?:(?:\[[0-9A-Fa-f:.%]+\]|[^:/#]*)(?::[0-9]*)?(?:,|$|(?=/)))*(?:/.*)?")
+"""Hosts with ports, and a path: what may be shown although no @ marks the end of a password."""
+_LONGEST_SOCKET_PATH = 107
 
 SENTINEL_PORT = 26379
 _HOW = (
@@ -52,7 +66,7 @@ class Address:
         """
         where = public(url)
         try:
-            _check_numbers(url)
+            _check(url)
             if url.startswith(("sentinel://", "sentinels://")):
                 return _of_sentinels(url, where)
             return cls(where, parse_url(url))
@@ -66,19 +80,59 @@ class _Wrong(ValueError):
     """Raised with a text that is safe to show."""
 
 
-def _check_numbers(url: str) -> None:
-    """Refuse numbers that redis-py would take although only Python writes them, or would silently ignore."""
-    place = urlsplit(url)
-    given = parse_qsl(place.query)
-    if place.scheme in ("redis", "rediss"):
-        given.append(("db", place.path.replace("/", "") or "0"))
-    for name, text in given:
-        read = _READERS.get(URL_QUERY_ARGUMENT_PARSERS.get(name))
-        try:
-            if read is not None:
-                read(text)
-        except ValueError:
-            raise _Wrong(f"{name} is not a number") from None
+def _check(url: str) -> None:
+    """Refuse what redis-py would pass on to places that do not know it, silently ignore, or take for something else."""
+    scheme, _, rest = url.partition("://")
+    place = re.split("[/?#]", rest, maxsplit=1)[0]
+    is_socket, is_watched = scheme == "unix", scheme.startswith("sentinel")
+    if "#" in rest or ("@" in rest[len(place) :] and not (is_socket and not place)):
+        raise _Wrong("it has a # or an @ behind the host, as a password without %-escapes would")
+    parts = urlsplit(url)
+    if is_socket:
+        _check_socket(place, unquote(parts.path))
+    elif not is_watched:
+        _check_host(parts.hostname, parts.port)
+        _check_database(parts.path.removeprefix("/"))
+    allowed = [*_OPTIONS, *(_TLS_OPTIONS if scheme in ("rediss", "sentinels") else ())]
+    _check_options(parts.query, [*allowed, *(_SENTINEL_OPTIONS if is_watched else ())])
+
+
+def _check_host(host: str | None, port: int | None) -> None:
+    if re.search(r"[\s,]", host or ""):
+        raise _Wrong("the host has a blank or a comma; several hosts are for sentinel://")
+    if port == 0:
+        raise _Wrong("the port is not a number from 1 to 65535")
+
+
+def _check_socket(place: str, path: str) -> None:
+    if place and "@" not in place:
+        raise _Wrong("a path has three slashes, as in unix:///path")
+    if not path.strip("/"):
+        raise _Wrong("the path of the socket is missing")
+    if len(os.fsencode(path)) > _LONGEST_SOCKET_PATH:
+        raise _Wrong(f"the path of a socket has at most {_LONGEST_SOCKET_PATH} bytes")
+
+
+def _check_database(text: str) -> None:
+    try:
+        whole_number(text or "0")
+    except ValueError:
+        raise _Wrong("the database is not a whole number") from None
+
+
+def _check_options(query: str, allowed: Sequence[str]) -> None:
+    given = parse_qsl(query, keep_blank_values=True)
+    for name, value in given:
+        if name not in allowed:
+            # it may be a part of a password that has an & or a ?
+            shown = "" if "password" in query else f" {name!r}"
+            raise _Wrong(f"the option{shown} is not one of {', '.join(allowed)}")
+        if not value or [name for name, _ in given].count(name) > 1:
+            raise _Wrong(f"{name} is empty, or there twice")
+        if name == "db":
+            _check_database(value)
+        if value.lower() not in _CHOICES.get(name, (value.lower(),)):
+            raise _Wrong(f"{name} is not one of {', '.join(_CHOICES[name])}")
 
 
 def _of_sentinels(url: str, where: str) -> Address:
@@ -102,7 +156,8 @@ def _of_sentinels(url: str, where: str) -> Address:
 
 
 def _place(host: str) -> dict[str, Any]:
-    found = parse_url(f"redis://{host}")
+    parts, found = urlsplit(f"redis://{host}"), parse_url(f"redis://{host}")
+    _check_host(parts.hostname, parts.port)
     if "host" not in found:
         raise _Wrong("the host of a Sentinel is missing")
     return {"host": found["host"], "port": found.get("port", SENTINEL_PORT)}
@@ -111,7 +166,10 @@ def _place(host: str) -> dict[str, Any]:
 def public(url: str) -> str:
     """Return host, port and database, or a socket's path; a placeholder where a password may be among them."""
     before, _, parameters = url.partition("://")[2].partition("?")
-    return _HIDDEN if "@" in parameters else before.rpartition("@")[2] or _HIDDEN
+    if "@" in parameters or ("@" not in before and not _PLACE.fullmatch(before)):
+        return _HIDDEN
+    place = before.rpartition("@")[2]
+    return _HIDDEN if "#" in place else place or _HIDDEN
 
 
 def concealed(url: str) -> str:

@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
+import mmap
 import os
 import ssl
 import time
+import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
 
 import redis
@@ -21,7 +24,8 @@ from qserve.base.keyring import PUBLISHED_KEY
 from qserve.base.log import get_logger
 from qserve.base.settings import CHECKED, LOCAL, REPLICA, Settings
 from qserve.broker.address import Address
-from qserve.broker.connection import MEMORY_SETTING, Client, connect, sentinel_client
+from qserve.broker.connection import MEMORY_SETTING, Client, connect, refusal, sentinel_client
+from qserve.broker.link import tls_of
 from qserve.exceptions import BrokerError, BrokerUnavailable, BrokerUnsafe
 from qserve.wire.replies import count_of, version
 
@@ -32,6 +36,8 @@ OLDEST: Version = (7, 0)
 ENOUGH_SENTINELS = 3
 CLOCK_TOLERANCE_S = 2.0
 NEARLY_FULL = 0.75
+
+_FILES = ("ssl_ca_certs", "ssl_ca_path", "ssl_certfile", "ssl_keyfile")
 
 # CVE-2025-49844, Lua: in each branch the first vulnerable version, and the first one that is fixed
 _LUA_CVE: dict[str, tuple[tuple[Version, Version], ...]] = {
@@ -55,6 +61,7 @@ class BrokerFacts:
       unreachable: Why it does not answer; "" when it does.
       refused: Whether it answers, and refuses our credentials.
       misspoken: Whether it answers, and TLS does not come about.
+      unfit: Whether it answers, and what it says will not change.
       server, version, compatible: ``redis`` or ``valkey``, its version, and the version of Redis it is compatible with;
         empty when it may not be asked.
       role: ``master`` or ``slave``.
@@ -79,6 +86,7 @@ class BrokerFacts:
     unreachable: str = ""
     refused: bool = False
     misspoken: bool = False
+    unfit: bool = False
     server: str = "redis"
     version: Version = ()
     compatible: Version = ()
@@ -135,10 +143,12 @@ def read_facts(client: redis.Redis, settings: Settings) -> BrokerFacts:
     except (redis.RedisError, OSError) as error:
         refused = isinstance(error, redis.AuthenticationError)
         misspoken = isinstance(error.__context__, ssl.SSLError)
-        why = str(error) or type(error).__name__
+        why, unfit = str(error) or type(error).__name__, _is_unfit(error)
         if facts.encrypted and isinstance(error, redis.TimeoutError):
             why += " (a server without TLS is silent like this: does this port have it?)"
-        return replace(facts, unreachable=why, refused=refused, misspoken=misspoken)
+        elif not facts.encrypted and "closed by server" in why:
+            why += " (a server with TLS does so: does this port need rediss://?)"
+        return replace(facts, unreachable=why, refused=refused, misspoken=misspoken, unfit=unfit and not refused)
     ended, off_s = time.time(), None
     if not isinstance(clock, Exception):
         # the reply was made at some moment in between: only what lies outside of that is a difference
@@ -147,6 +157,13 @@ def read_facts(client: redis.Redis, settings: Settings) -> BrokerFacts:
     if facts.watched:
         facts = replace(facts, sentinels=_count_sentinels(settings))
     return replace(facts, clock_off_s=off_s, **({} if isinstance(info, Exception) else _of_info(info)))
+
+
+def _is_unfit(error: Exception) -> bool:
+    """Whether what answers is not a broker, or is one that will not answer otherwise."""
+    if isinstance(error, redis.InvalidResponse):
+        return True
+    return isinstance(error, redis.ResponseError) and not isinstance(refusal(error), BrokerUnavailable)
 
 
 def _count_sentinels(settings: Settings) -> int | None:
@@ -227,6 +244,9 @@ def _reachable(facts: BrokerFacts) -> Finding:
     if facts.misspoken:
         what = f"no TLS connection to the broker at {facts.where}: {facts.unreachable}"
         return Finding("error", what, "without TLS use redis:// or sentinel://; for a private CA set ssl_ca_certs")
+    if facts.unfit:
+        what = f"what answers at {facts.where} cannot be used as a broker: {facts.unreachable}"
+        return Finding("error", what, "correct QSERVE_BROKER_URL: host, port, user and database")
     if facts.unreachable:
         what = f"the broker at {facts.where} cannot be reached: {facts.unreachable}"
         return Finding("error", what, "start it, or correct QSERVE_BROKER_URL")
@@ -324,16 +344,31 @@ def _dotted(version: Version) -> str:
     return ".".join(map(str, version))
 
 
-_logged: set[str] = set()
+_logged = mmap.mmap(-1, 4096)
+"""Which warnings were logged, by a checksum; shared with all processes that are forked from this one."""
+
+
+def _is_first(what: str) -> bool:
+    place = zlib.crc32(what.encode()) % len(_logged)
+    was_logged, _logged[place] = _logged[place], 1
+    return not was_logged
 
 
 def check_address(settings: Settings) -> None:
     """Check what the broker's address alone says, without connecting.
 
     Raises:
-      BrokerError: It is on the network and has no password.
+      BrokerError: It is on the network and has no password, or its settings for TLS cannot be used.
     """
-    _raise_for(_address(facts_of_address(settings)))
+    facts, address = facts_of_address(settings), Address.of(settings.broker_url or "")
+    _raise_for(_address(facts))
+    for options in (address.options, *address.sentinels[:1]):
+        try:
+            tls_of(options)
+        except (OSError, ValueError, redis.RedisError) as error:
+            unread = [name for name in _FILES if name in options and not Path(options[name]).exists()]
+            why = "".join(f"{name}: there is no {options[name]}" for name in unread[:1]) or error
+            _raise_for(Finding("error", f"no TLS to {facts.where} is possible: {why}", "correct QSERVE_BROKER_URL"))
 
 
 def check(client: Client, settings: Settings) -> None:
@@ -345,7 +380,7 @@ def check(client: Client, settings: Settings) -> None:
     """
     check_address(settings)  # before the first byte is sent
     facts = read_facts(client, settings)
-    if facts.unreachable and not (facts.refused or facts.misspoken):
+    if facts.unreachable and not (facts.refused or facts.misspoken or facts.unfit):
         raise BrokerUnavailable(_reachable(facts).what)
     findings = examine(facts)
     for finding in findings:
@@ -380,13 +415,15 @@ def recheck(client: Client, settings: Settings) -> None:
     finding = eviction(facts)
     if finding.level == "error":
         raise BrokerUnsafe(_with_remedy(finding))
-    _log_warnings([_persistence(facts)])
+    finding = _persistence(facts)
+    if os.environ.pop(CHECKED, ""):
+        _is_first(finding.what)  # the process that started this one has logged it
+    _log_warnings([finding])
 
 
 def _log_warnings(findings: Iterable[Finding]) -> None:
     for finding in findings:
-        if finding.level == "warning" and finding.what not in _logged:
-            _logged.add(finding.what)
+        if finding.level == "warning" and _is_first(finding.what):
             log.warning("broker: %s", _with_remedy(finding))
 
 

@@ -120,7 +120,7 @@ class Link(asyncio.Protocol):
             connecting: Any = loop.create_unix_connection(lambda: self, options["path"])
         else:
             host, port = options.get("host", "localhost"), options.get("port", 6379)
-            connecting = loop.create_connection(lambda: self, host, port, ssl=_tls(options))
+            connecting = loop.create_connection(lambda: self, host, port, ssl=tls_of(options))
         await asyncio.wait_for(connecting, timeout_s)
         if options.get("password"):
             user = (options["username"],) if options.get("username") else ()
@@ -233,7 +233,8 @@ async def _find_primary(address: Address) -> dict[str, Any]:
     raise BrokerUnavailable(f"no Sentinel names the broker's primary: {'; '.join(answers)}")
 
 
-def _tls(options: dict[str, Any]) -> ssl.SSLContext | None:
+def tls_of(options: dict[str, Any]) -> ssl.SSLContext | None:
+    """Return what TLS is done with, None without TLS; OSError, ValueError or RedisError if that cannot be had."""
     if options.get("connection_class") is not SSLConnection:
         return None
     given = {name: value for name, value in options.items() if name.startswith("ssl_")}

@@ -12,7 +12,7 @@ from redis import Redis
 from qserve.base.keys import CHANGES_KEPT, RETIRED_TTL_MS, Keys
 from qserve.base.log import get_logger
 from qserve.broker.connection import broker_errors, create_group, without_strangers
-from qserve.exceptions import AppNotFound, PayloadError, WrongType
+from qserve.exceptions import AppNotFound, DeployError, PayloadError, WrongType
 from qserve.wire.application import ApplicationRecord
 from qserve.wire.replies import each, last_position, order_of, position, text, warn_once
 from qserve.wire.sealing import Seal
@@ -124,6 +124,16 @@ class Registry:
             self._retire(pipe, retired)
             self._keep_old(pipe, retired)
         return self._announce(pipe, record.name)
+
+    def check_prefix(self, record: ApplicationRecord) -> None:
+        """Raise DeployError if another application is served at the path of this one."""
+        for other in self.all() if record.route_prefix is not None else ():
+            if other.route_prefix == record.route_prefix and other.name != record.name:
+                raise DeployError(
+                    f"application {record.name!r} cannot be served at {record.route_prefix}: application"
+                    f" {other.name!r} is served there. Choose another path with --route-prefix (route_prefix=... in"
+                    f" Python), or remove that one with qserve.delete({other.name!r})"
+                )
 
     @broker_errors()
     def withdraw(self, record: ApplicationRecord) -> str:

@@ -11,7 +11,8 @@ import click
 from qserve.base.clock import Deadline
 from qserve.base.import_path import search_for_user_code
 from qserve.base.process import die_with_parent_if_asked
-from qserve.base.settings import Settings
+from qserve.base.settings import CHECKED, Settings
+from qserve.broker.address import Address
 from qserve.broker.connection import load_functions
 from qserve.broker.doctor import check_unless_parent_did
 from qserve.cli.options import (
@@ -90,14 +91,20 @@ def deploy(
 
 
 def _wait_for_broker(installation: Installation) -> None:
-    deadline = Deadline(_BROKER_TIMEOUT_S)
+    deadline, has_said = Deadline(_BROKER_TIMEOUT_S), False
+    where = Address.of(installation.settings.named_broker).where
+    if not os.environ.get(CHECKED):
+        click.echo(f"qserve: connecting to the broker at {where}")
     while True:
         try:
             check_unless_parent_did(installation.client, installation.settings)
             return load_functions(installation.client)
-        except BrokerUnavailable:
+        except BrokerUnavailable as error:
             if deadline.has_passed():
                 raise
+            if not has_said:
+                has_said = True
+                click.echo(f"qserve: {error}; trying again for {_BROKER_TIMEOUT_S:g} s")
             time.sleep(_POLL_INTERVAL_S)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from qserve.base.numbers import number, whole_number
-from qserve.base.settings import Settings
+from qserve.base.settings import LEAST_S, MOST_S, Settings
 from qserve.exceptions import QserveException
 
 
@@ -24,10 +24,10 @@ class WholeNumber(click.IntRange):
 
 
 class Seconds(click.FloatRange):
-    """A number of seconds above 0."""
+    """A duration in seconds."""
 
     def __init__(self) -> None:
-        super().__init__(0, min_open=True)
+        super().__init__(LEAST_S, MOST_S)
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         if isinstance(value, str):

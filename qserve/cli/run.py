@@ -16,7 +16,7 @@ from qserve.base.import_path import search_for_user_code, user_folders
 from qserve.base.log import log_to_terminal
 from qserve.base.settings import DEFAULT_HOST, DEFAULT_PORT, Settings
 from qserve.cli.options import Seconds, WholeNumber, app_dir_option, name_option, route_prefix_option
-from qserve.machine.children import Child
+from qserve.machine.children import Child, ReasonGiven
 from qserve.machine.local_cluster import LocalCluster
 
 _POLL_INTERVAL_S = 0.05
@@ -84,6 +84,8 @@ def run(
             cluster.keep_running()
             click.echo(f"qserve: ready in {time.monotonic() - began:.1f} s: {cluster.url}{prefix}  (Ctrl-C stops it)")
             cluster.wait()
+        except ReasonGiven:
+            sys.exit(1)
         except KeyboardInterrupt:
             click.echo("\nqserve: stopping")
 

@@ -11,12 +11,12 @@ from qserve.base.clock import clock
 from qserve.base.keys import POOL_TTL_MS, Keys
 from qserve.base.settings import Settings
 from qserve.broker.connection import Client, broker_errors, connect, without_strangers
-from qserve.broker.registry import Registry
+from qserve.broker.registry import NEXT, Registry
 from qserve.exceptions import WrongType
 from qserve.wire.application import ApplicationRecord, DeploymentRecord
 from qserve.wire.replies import each, warn_once
 from qserve.wire.sealing import Seal
-from qserve.wire.status import FAILED, RUNNING, WAITING, ReplicaStatus
+from qserve.wire.status import FAILED, RUNNING, STARTING, WAITING, ReplicaStatus
 
 _WAITING_FOR_MS = 10_000
 """How long a report of WAITING counts; its supervisor repeats it every second."""
@@ -64,9 +64,11 @@ class ReplicaReports:
         except WrongType as error:
             warn_once(f"no replica's report can be read: {error}")
             return []
-        since_ms = clock.judge_ms() - _WAITING_FOR_MS
+        now_ms = clock.judge_ms()
+        # what a supervisor that is gone has left behind does not count
+        oldest_ms = {WAITING: now_ms - _WAITING_FOR_MS, STARTING: now_ms}
         reported = each(found, ReplicaStatus.decode)
-        return [one for one in reported if one.state != WAITING or one.at_ms > since_ms]
+        return [one for one in reported if one.at_ms >= oldest_ms.get(one.state, 0.0)]
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,8 @@ class DeploymentStatus:
     """The status of a deployment.
 
     Parameters:
-      status: HEALTHY if all its replicas run, UPDATING while they start, UNHEALTHY if one has failed.
+      status: HEALTHY if all its replicas run, UPDATING while they start, UNHEALTHY if one has failed or no worker has
+        any.
       replica_states: The number of replicas in each state.
       message: Why it is not healthy: the traceback of a constructor that failed, or which code the workers have that
         wait for another version.
@@ -143,7 +146,7 @@ class Installation:
     def _status_of(self, record: ApplicationRecord) -> ApplicationStatus:
         current = [replica for replica in self.reports(record.name).replicas() if replica.version == record.version]
         deployments = {
-            name: _deployment_status(wanted, current)
+            name: _deployment_status(wanted, current, is_active=record.place != NEXT)
             for name, wanted in record.deployments.items()
             if wanted.replicated
         }
@@ -153,12 +156,17 @@ class Installation:
         return ApplicationStatus(record.name, status, record.route_prefix, record.version, message, deployments)
 
 
-def _deployment_status(wanted: DeploymentRecord, reported: Sequence[ReplicaStatus]) -> DeploymentStatus:
+def _deployment_status(
+    wanted: DeploymentRecord, reported: Sequence[ReplicaStatus], is_active: bool
+) -> DeploymentStatus:
     replicas = [replica for replica in reported if replica.deployment == wanted.name]
     states = Counter(replica.state for replica in replicas)
     waiting = waiting_workers(replicas)
     if states[RUNNING] >= wanted.num_replicas:
         return DeploymentStatus(wanted.name, "HEALTHY", dict(states), waiting)
+    if not replicas:
+        status = "UNHEALTHY" if is_active else "UPDATING"
+        return DeploymentStatus(wanted.name, status, {}, "no worker runs a replica of it: start `qserve worker`")
     message = next((replica.message for replica in replicas if replica.state == FAILED), waiting)
     return DeploymentStatus(wanted.name, "UNHEALTHY" if states[FAILED] else "UPDATING", dict(states), message)
 

@@ -44,11 +44,13 @@ def roll_out(
       check: Called while waiting; raises if there is no point in waiting any longer.
 
     Raises:
-      DeployError: A constructor failed, or replicas or gateways took too long.
+      DeployError: Another application is served at its path, a constructor failed, or replicas or gateways took too
+        long.
       BrokerUnavailable: The broker does not reply.
     """
     registry, record = installation.registry, release.record
     reports = installation.reports(record.name)
+    registry.check_prefix(record)  # before anything is started
     active = next(iter(registry.readable(record.name, "active")), None) if release.code else None
     if active is not None and release.only_reconfigures(active):
         record = replace(record, version=active.version)
@@ -58,6 +60,7 @@ def roll_out(
         registry.stage(record, release.code)
         try:
             wait_until_running(record, reports, timeout_s=ready_timeout_s, on_progress=on_progress, check=check)
+            registry.check_prefix(record)  # another deploy may have been faster
         except BaseException:
             registry.withdraw(record)
             raise

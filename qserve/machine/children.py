@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from qserve.base.log import get_logger
-from qserve.base.process import DIE_WITH_PARENT, exit_words
+from qserve.base.process import DIE_WITH_PARENT, HAS_SAID_WHY, exit_words
 from qserve.base.turns import Turns
 from qserve.exceptions import DeployError
 
@@ -24,6 +24,10 @@ MAX_EARLY = 5
 """After so many early deaths in a row a process is not restarted any more."""
 _POLL_INTERVAL_S = 0.1
 _FIRST_PAUSE_S = 0.1
+
+
+class ReasonGiven(DeployError):
+    """Raised when a child has refused to start, and has printed why."""
 
 
 class Child:
@@ -129,6 +133,8 @@ class Restarter:
         if self._failure:
             raise DeployError(self._failure)
         for child in self.children if self._thread is None else ():
+            if child.exit_code() == HAS_SAID_WHY:
+                raise ReasonGiven(f"{child.name} was not started; it has printed the reason")
             if child.exit_code() is not None:
                 raise DeployError(child.describe_exit())
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import secrets
 import socket
 import sys
@@ -12,17 +11,19 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from qserve.base.clock import Deadline
 from qserve.base.import_path import variables_of_child
+from qserve.base.listening import at, listen
 from qserve.base.settings import CHECKED, DEFAULT_HOST, DEFAULT_PORT, Settings
 from qserve.base.unused import warn_of_environment
-from qserve.exceptions import DeployError
 from qserve.machine.children import Child, Restarter
 from qserve.machine.embedded_broker import EmbeddedBroker
 from qserve.machine.private_folder import remove_abandoned
 
 STOP_TIMEOUT_S = 4.0
+_HIGHEST_PORT = 65_535
 _POLL_INTERVAL_S = 0.2
 
 
@@ -38,7 +39,8 @@ class LocalCluster:
         of a start may be interrupted, since it may have to wait.
 
     Raises:
-      DeployError: The address is in use.
+      DeployError: The address is in use, or is not one of this machine.
+      ValueError: The port is not one.
     """
 
     def __init__(
@@ -55,7 +57,7 @@ class LocalCluster:
         self.host, self.port = host, port
         self.gateway_workers = gateway_workers
         _check_address(host, port)
-        self.url = f"http://{host}:{port}"
+        self.url = f"http://{at(host, port)}"
         self.settings = settings
         self._folders = [str(Path(path).absolute()) for path in import_paths]
         self._uninterrupted = uninterrupted
@@ -139,9 +141,12 @@ class LocalCluster:
 
 def _check_address(host: str, port: int) -> None:
     """Refuse an address that is in use, before anything is started. The probe never listens: two must not meet."""
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            raise DeployError(f"cannot listen on {host}:{port}: {os.strerror(error.errno or 0)}") from error
+    if not isinstance(port, int) or not 1 <= port <= _HIGHEST_PORT:
+        raise ValueError(f"a port is a whole number from 1 to {_HIGHEST_PORT}; got {port!r}")
+
+    def bind(family: socket.AddressFamily, address: Any) -> None:
+        with socket.socket(family) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+
+    listen(host, port, bind)

@@ -9,8 +9,8 @@ from typing import Any
 
 from qserve.exceptions import PayloadError
 
-RUNNING, FAILED, WAITING = "RUNNING", "FAILED", "WAITING"
-_STATES = (RUNNING, FAILED, WAITING)
+RUNNING, STARTING, FAILED, WAITING = "RUNNING", "STARTING", "FAILED", "WAITING"
+_STATES = (RUNNING, STARTING, FAILED, WAITING)
 _LIMIT = 512 * 1024
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _TEXTS = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
@@ -21,10 +21,11 @@ class ReplicaStatus:
     """The state that a replica reports.
 
     Parameters:
-      state: RUNNING, or FAILED for the reason in ``message`` (the traceback of user code). A supervisor reports WAITING
-        instead of replicas while it does not have the version's code; ``message`` says what it has.
+      state: RUNNING, or FAILED for the reason in ``message`` (the traceback of user code). Its supervisor reports it as
+        STARTING before that, and WAITING instead of replicas while it does not have the version's code; ``message``
+        says what it has.
       config: The user_config that it has adopted.
-      at_ms: When it was reported, by the broker's clock; only for WAITING.
+      at_ms: When it was reported, by the broker's clock, for WAITING; by when it reports something else, for STARTING.
     """
 
     name: str

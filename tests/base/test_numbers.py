@@ -49,7 +49,7 @@ DOORS: dict[str, Callable[[str], Any]] = {
     "a limit of requests per second": lambda text: ClientLimits.from_env({"QSERVE_CLIENT_REQUESTS_PER_S": text}),
     "a database": lambda text: Address.of(f"redis://broker:6379/{text}"),
     "a database of Sentinels": lambda text: Address.of(f"sentinel://one/mine/{text}"),
-    "a parameter of the broker's URL": lambda text: Address.of(f"unix:///broker.sock?socket_timeout={text}&db=1"),
+    "a parameter of the broker's URL": lambda text: Address.of(f"unix:///broker.sock?db={text}"),
     "qserve run --port": lambda text: run(main, "run", "a:b", "--port", text),
     "qserve run --workers": lambda text: run(main, "run", "a:b", "--workers", text),
     "qserve run --request-timeout-s": lambda text: run(main, "run", "a:b", "--request-timeout-s", text),

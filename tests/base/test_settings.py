@@ -87,10 +87,36 @@ def test_a_memory_that_is_not_a_size_or_too_small_is_refused(text: str) -> None:
         Settings.from_env({"QSERVE_BROKER_MAXMEMORY": text})
 
 
-@pytest.mark.parametrize("value", ["0", "-1", "soon", "inf", "nan"])
-def test_a_duration_that_is_not_a_number_of_seconds_is_refused(value: str) -> None:
-    with pytest.raises(QserveException, match="QSERVE_LEASE_S=.* must be a number of seconds above 0"):
-        Settings.from_env({"QSERVE_LEASE_S": value})
+@pytest.mark.parametrize("value", ["0", "-1", "soon", "inf", "nan", "1e-9", "31536001", "1e300", "60s"])
+@pytest.mark.parametrize("name", ["LEASE_S", "REQUEST_TIMEOUT_S", "RESULT_TTL_S", "START_TIMEOUT_S", "STALL_LIMIT_S"])
+def test_a_duration_that_is_not_a_number_of_seconds_or_out_of_range_is_refused(name: str, value: str) -> None:
+    with pytest.raises(
+        QserveException, match=rf"QSERVE_{name}=.* a number of seconds from 0.001 to 31536000 \(a year\)"
+    ):
+        Settings.from_env({f"QSERVE_{name}": value})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("SHOW_ERRORS", "banana"),
+        ("SHOW_ERRORS", "2"),
+        ("NAMESPACE", "{a}"),
+        ("NAMESPACE", "a b"),
+        ("NAMESPACE", "a*"),
+        ("LOG_LEVEL", "loud"),
+        ("LOG_FORMAT", "xml"),
+        ("DURABILITY", "two"),
+    ],
+)
+def test_a_choice_that_is_none_of_those_there_are_is_refused(name: str, value: str) -> None:
+    with pytest.raises(QserveException, match=f"QSERVE_{name}=.* must "):
+        Settings.from_env({f"QSERVE_{name}": value})
+
+
+@pytest.mark.parametrize(("text", "shown"), [("1", True), ("on", True), ("TRUE", True), ("0", False), ("no", False)])
+def test_errors_are_shown_when_that_is_said_in_a_usual_way(text: str, shown: bool) -> None:
+    assert Settings.from_env({"QSERVE_SHOW_ERRORS": text}).show_errors is shown
 
 
 def test_a_command_without_a_broker_says_how_to_set_one() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import traceback
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 from redis.connection import SSLConnection
 
@@ -79,6 +79,81 @@ def test_an_address_that_cannot_be_read_is_shown_without_its_password(url: str, 
             read(url.format(SECRET))
         assert what in str(told.value)
         assert SECRET not in "".join(traceback.format_exception(told.value))
+
+
+OPTIONS = "is not one of db, username, password"
+
+
+@pytest.mark.parametrize(
+    ("url", "what"),
+    [
+        ("redis://host/0?foo=bar", f"the option 'foo' {OPTIONS}"),
+        ("redis://host/0?decode_responses=true", f"the option 'decode_responses' {OPTIONS}"),
+        ("redis://host/0?max_connections=1", f"the option 'max_connections' {OPTIONS}"),
+        ("redis://host/0?socket_timeout=1", f"the option 'socket_timeout' {OPTIONS}"),
+        ("redis://host/0?protocol=3", f"the option 'protocol' {OPTIONS}"),
+        ("redis://host/0?ssl_cert_reqs=none", f"the option 'ssl_cert_reqs' {OPTIONS}"),
+        ("unix:///sock?foo=bar", f"the option 'foo' {OPTIONS}"),
+        ("sentinel://host/mine?foo=bar", f"the option 'foo' {OPTIONS}"),
+        ("rediss://host?ssl_cert_reqs=CERT_NONE", "ssl_cert_reqs is not one of none, optional, required"),
+        ("rediss://host?ssl_check_hostname=maybe", "ssl_check_hostname is not one of true, false"),
+        ("redis://host?db=1&db=2", "db is empty, or there twice"),
+        ("redis://host?db=", "db is empty, or there twice"),
+        ("redis://host/x", "the database is not a whole number"),
+        ("redis://host/0/1", "the database is not a whole number"),
+        ("redis://host/-1", "the database is not a whole number"),
+        ("redis://host:0/0", "the port is not a number from 1 to 65535"),
+        ("sentinel://host:0/mine", "the port is not a number from 1 to 65535"),
+        ("redis://host:70000/0", "is not a broker address"),
+        ("redis://::1:6379/0", "is not a broker address"),
+        ("redis://one,two/0", "several hosts are for sentinel://"),
+        ("redis://a host/0", "the host has a blank or a comma"),
+        ("unix://", "the path of the socket is missing"),
+        ("unix://run/sock", "three slashes"),
+        (f"unix:///{'x' * 110}", "at most 107 bytes"),
+    ],
+)
+def test_an_address_that_cannot_work_is_refused_before_anything_connects(url: str, what: str) -> None:
+    with pytest.raises(QserveException, match="is not a broker address") as told:
+        connect(url)
+    assert what in str(told.value)
+
+
+@given(
+    password=st.text(st.characters(codec="ascii", categories=("L", "N", "P", "S")), min_size=1, max_size=8),
+    shape=st.sampled_from(
+        [
+            "redis://:{}@broker.example:6379/0",
+            "redis://user:{}@broker.example/0",
+            "rediss://{}@broker.example/0",
+            "redis://user:{}",
+            "redis://:{}:broker.example:6379",
+            "redis://broker.example/0?password={}",
+            "unix://:{}@/run/broker.sock",
+            "sentinel://:{}@one.example:26379,two.example/mine",
+        ]
+    ),
+)
+@example("p/w", "redis://:{}@broker.example:6379/0")
+@example("12?w", "redis://user:{}@broker.example/0")
+@example("12#w", "redis://user:{}@broker.example/0")
+@example("p#w", "rediss://{}@broker.example/0")
+@example("a&b", "redis://broker.example/0?password={}")
+def test_no_part_of_a_password_is_shown_however_it_is_written(password: str, shape: str) -> None:
+    assume("@" in shape or "@" not in password)  # what follows the last @ is a host to everybody
+    # a mark before and after each character that has a meaning in URLs
+    marked = "".join(f"QQ{character}" if not character.isalnum() else character for character in password) + "QQ"
+    url = shape.format(marked)
+    try:
+        address = Address.of(url)
+    except QserveException as error:
+        assert "QQ" not in str(error)
+        return
+    assert "QQ" not in address.where
+    places = [
+        str(one.get(name, "")) for one in (address.options, *address.sentinels) for name in ("host", "port", "path")
+    ]
+    assert "QQ" not in "".join(places), "a connection that fails names its place"
 
 
 def test_no_repr_shows_a_password_or_a_key() -> None:

@@ -13,7 +13,7 @@ from qserve_workers.replica.plane import LoopPlane
 from qserve.base.clock import clock
 from qserve.base.settings import Settings
 from qserve.broker.address import Address
-from qserve.broker.link import Link, _tls
+from qserve.broker.link import Link, tls_of
 from qserve.calls.ref import Ref
 from qserve.exceptions import BrokerUnavailable
 from qserve.wire.application import ApplicationRecord
@@ -115,7 +115,7 @@ def test_a_replica_whose_mailbox_connection_ended_reads_on_over_another_one(monk
     ],
 )
 def test_a_link_obeys_the_tls_parameters_of_its_address(parameters: str, verified: ssl.VerifyMode, named: bool) -> None:
-    context = _tls(Address.of(f"rediss://broker/0{parameters}").options)
+    context = tls_of(Address.of(f"rediss://broker/0{parameters}").options)
 
     assert context is not None
     assert (context.verify_mode, context.check_hostname) == (verified, named)
@@ -123,4 +123,4 @@ def test_a_link_obeys_the_tls_parameters_of_its_address(parameters: str, verifie
 
 def test_a_link_presents_the_certificate_that_its_address_names() -> None:
     with pytest.raises(FileNotFoundError):
-        _tls(Address.of("rediss://broker/0?ssl_certfile=/no/such/file.pem").options)
+        tls_of(Address.of("rediss://broker/0?ssl_certfile=/no/such/file.pem").options)

@@ -129,3 +129,39 @@ def test_gateways_are_awaited_until_enough_of_them_serve_the_change(installation
     wait_for_gateways(installation, "4-1", 2, another_gateway)
 
     assert next(gateways) == "c"
+
+
+def serve(installation: Installation, name: str, prefix: str) -> None:
+    record = named(installation, name, prefix).record
+    installation.registry.stage(record)
+    installation.registry.promote(record)
+
+
+def named(installation: Installation, name: str, prefix: str | None) -> Release:
+    built = compile_application(qserve.deployment(Model).bind(), app_name=name)
+    built.ingress.set_options(route_prefix=prefix)
+    return release_of(built, installation.settings.keyring)
+
+
+def test_a_second_application_at_a_path_is_refused_with_the_name_of_the_first(installation: Installation) -> None:
+    registry = installation.registry
+    serve(installation, "one", "/")
+
+    with pytest.raises(DeployError, match="'two' cannot be served at /: application 'one' is served there"):
+        roll_out(installation, named(installation, "two", "/"), ready_timeout_s=0)
+    assert registry.names() == ["one"]
+
+    for name, prefix in (("two", "/two"), ("hidden", None), ("also hidden", None), ("one", "/")):
+        registry.check_prefix(named(installation, name, prefix).record)
+    serve(installation, "one", "/elsewhere")
+    registry.check_prefix(named(installation, "two", "/").record)
+
+
+def test_of_two_applications_that_start_at_one_path_the_faster_one_is_served(
+    installation: Installation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry, two = installation.registry, named(installation, "two", "/")
+    monkeypatch.setattr("qserve.deploy.rollout.wait_until_running", lambda *_, **__: serve(installation, "one", "/"))
+    with pytest.raises(DeployError, match="application 'one' is served there"):
+        roll_out(installation, two)
+    assert registry.names() == ["one"]

@@ -28,7 +28,7 @@ def start_gateway(site: Site, url: str, port: int) -> Process:
         [sys.executable, "-c", QUICK, "--port", str(port)],
         env={"QSERVE_BROKER_URL": url, "QSERVE_SECRET_KEY": "the-key-of-this-test"},
     )
-    wait_until(Client(port).is_healthy, description="the gateway serves")
+    wait_until(Client(port).is_up, description="the gateway serves")
     return gateway
 
 
@@ -44,7 +44,7 @@ def test_a_broker_that_begins_to_evict_is_given_no_more_requests_until_it_is_set
         )
         assert ask(port, "POST", "/anything") == (503, "broker_unsafe")
         client.config_set("maxmemory-policy", "noeviction")
-    wait_until(Client(port).is_healthy, description="it serves again")
+    wait_until(Client(port).is_up, description="it serves again")
     assert ask(port, "POST", "/anything") == (404, "not_found")
 
     telling = ("evict", "policy", "settings are fixed")
@@ -67,7 +67,7 @@ def test_an_append_only_file_that_is_switched_off_is_warned_of_once(site: Site) 
             lambda: client.info("commandstats")["cmdstat_info"]["calls"] > before + 3, description="it has looked again"
         )
     assert gateway.stderr.count("append-only file is off") == 1
-    assert Client(port).is_healthy()
+    assert Client(port).is_up()
 
 
 def evicting_broker(site: Site) -> str:
@@ -93,7 +93,7 @@ def test_a_gateway_is_not_ready_until_its_broker_has_been_put_right(site: Site) 
     client = connect(url)
     client.config_set("maxmemory-policy", "noeviction")
     client.close()
-    wait_until(Client(port).is_healthy, description="the gateway serves")
+    wait_until(Client(port).is_up, description="the gateway serves")
 
 
 @pytest.mark.parametrize("role", ["worker", "gateway"])
@@ -110,3 +110,21 @@ def test_a_worker_waits_for_its_broker_says_so_once_and_can_be_stopped_meanwhile
     worker.stop()
     assert worker.exit_code() == 0
     assert len(worker.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("command", [["run", "shop:app", "--workers", "3"], ["gateway", "--workers", "3"]])
+def test_what_was_found_about_the_broker_is_logged_once_by_all_processes(site: Site, command: list[str]) -> None:
+    port, url = free_port(), site.broker()
+    folder = site.write("shop.py", "import qserve\n@qserve.deployment\ndef shop(): ...\napp = shop.bind()\n")
+
+    process = site.qserve(*command, "--port", str(port), env={"QSERVE_BROKER_URL": url}, cwd=folder)
+
+    with contextlib.closing(connect(url)) as client:
+        wait_until(
+            lambda: len(list(client.scan_iter("{qserve}:g:*"))) == 3, description="all have started", timeout_s=30
+        )
+    if "run" in command:
+        process.wait_for("qserve: ready")
+    wait_until(Client(port).is_up, description="the gateway works")
+    for finding in ("its append-only file is off", "QSERVE_SECRET_KEY is not set"):
+        assert process.stderr.count(finding) == 1, process.stderr

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from processes import wait_until
+from http_client import Client
+from processes import Started, wait_until
 from serving import ask
 
 import qserve
@@ -308,6 +309,43 @@ def test_a_call_that_kills_its_replica_fails_alone() -> None:
     with pytest.raises(ReplicaLost, match="died 3 times"):
         qserve.get(poison, timeout=20)
     assert qserve.get(before + after, timeout=20) == [*range(30), *range(30)]
+
+
+@pytest.mark.parametrize(
+    ("how", "code", "logged"),
+    [
+        ("os._exit(3)", "replica_lost", "of Inner died (exit code 3: its user code"),
+        ("os.kill(os.getpid(), 9)", "replica_lost", "of Inner died (killed: SIGKILL"),
+        ("time.sleep(60)", "time_limit_exceeded", "of Inner died (a call over its max_execution_s"),
+    ],
+)
+def test_the_end_of_an_inner_step_is_told_with_its_own_cause_and_name(
+    started: Started, how: str, code: str, logged: str
+) -> None:
+    @qserve.deployment(max_execution_s=2.0)
+    class Inner:
+        def end(self, how: str) -> None:
+            exec(f"import os, time\n{how}")
+
+    @qserve.deployment
+    class Front:
+        def __init__(self, inner: Any) -> None:
+            self.inner = inner
+
+        async def __call__(self, request: Any) -> Any:
+            how = request if isinstance(request, str) else await request.json()
+            return await (await self.inner.end.remote(how))
+
+    handle = qserve.run(Front.bind(Inner.bind()), name="ends", route_prefix="/ends")
+
+    with pytest.raises((ReplicaLost, TimeLimitExceeded), match="Inner") as caught:
+        qserve.get(handle.remote(how), timeout=30)
+    answer = Client(started.url).post("/ends", how)
+
+    assert (caught.value.code, caught.value.deployment) == (code, "Inner")
+    assert (answer.status, answer.code, answer.error["deployment"]) == (500, code, "Inner")
+    wait_until(lambda: logged in started.log.read_text(), description="its end is in the log")
+    qserve.delete("ends")
 
 
 def test_status_shows_deployments_and_their_replicas() -> None:

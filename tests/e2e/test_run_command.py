@@ -222,6 +222,77 @@ def test_a_constructor_that_raises_shows_the_users_traceback(site: Site) -> None
     assert len(shown) == 1, lines
 
 
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ("        os._exit(3)", "its process ended while it was starting: exit code 3: its user code"),
+        ("        os.kill(os.getpid(), 11)", "its process ended while it was starting: SIGSEGV"),
+        ("        sys.exit(0)", "its constructor failed:"),
+        (
+            "        pass\nif 'qserve_workers' in sys.orig_argv:\n    import elsewhere",
+            "broken:app could not be imported:",
+        ),
+        ("        pass\n    def reconfigure(self, config):\n        1 / 0", "its reconfigure failed:"),
+    ],
+)
+def test_a_replica_that_cannot_start_is_told_with_its_own_cause(site: Site, source: str, said: str) -> None:
+    options = "(user_config={'a': 1})" if "reconfigure" in source else ""
+    program = f"import os, sys, qserve\n@qserve.deployment{options}\nclass Model:\n    def __init__(self):\n{source}\n"
+    folder = site.write("broken.py", f"{program}\napp = Model.bind()\n")
+    process = site.qserve("run", "broken:app", "--port", str(free_port()), cwd=folder)
+
+    lines = error_of(process, site)
+    assert any(line.startswith(f"Error: deployment 'Model' could not be started; {said}") for line in lines), lines
+
+
+def test_the_gateway_is_not_ready_before_all_constructors_are_done(site: Site) -> None:
+    port, go = free_port(), site.folder / "go"
+    program = "import os, time, qserve\n@qserve.deployment\nclass Model:\n    def __init__(self):\n"
+    program += f"        while not os.path.exists({str(go)!r}):\n            time.sleep(0.01)\n"
+    folder = site.write("slow.py", f"{program}    def __call__(self, request):\n        return 1\napp = Model.bind()\n")
+    process = site.qserve("run", "slow:app", "--port", str(port), cwd=folder)
+    process.wait_for("0/1 starting")
+    client = Client(port)
+
+    wait_until(client.is_up, description="the gateway works", timeout_s=20)
+    assert (client.get("/-/healthz").status, client.get("/-/healthz").code) == (503, "no_application")
+    assert "qserve: ready" not in process.stdout
+
+    go.write_text("")
+    wait_until(client.is_healthy, description="the gateway is ready", timeout_s=20)
+    assert client.get().status == 200
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--host", "nohost.invalid"], "nohost.invalid:"),
+        (["--host", "192.0.2.1"], "cannot listen on 192.0.2.1:"),
+    ],
+)
+def test_a_host_that_is_not_of_this_machine_is_named_in_one_line(site: Site, options: list[str], said: str) -> None:
+    folder = site.write("shop.py", APP)
+    process = site.qserve("run", "shop:app", "--port", str(free_port()), *options, cwd=folder)
+
+    (line,) = error_of(process, site)
+    assert said in line
+    assert line.endswith("name an address of this machine with --host")
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [("QSERVE_CLIENT_IN_FLIGHT", "few"), ("QSERVE_ALLOWED_HOSTS", " ,"), ("QSERVE_LEASE_S", "1e300")],
+)
+def test_a_variable_that_is_not_valid_is_named_in_one_line_whoever_reads_it(
+    site: Site, variable: str, value: str
+) -> None:
+    folder = site.write("shop.py", APP)
+    process = site.qserve("run", "shop:app", "--port", str(free_port()), cwd=folder, env={variable: value})
+
+    (line,) = error_of(process, site)
+    assert f"{variable}={value!r}" in line
+
+
 def test_a_port_in_use_is_named_in_one_line(site: Site) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
@@ -233,7 +304,7 @@ def test_a_port_in_use_is_named_in_one_line(site: Site) -> None:
         lines = error_of(process, site)
     assert len(lines) == 1, lines
     assert f"127.0.0.1:{port}" in lines[0]
-    assert "in use" in lines[0]
+    assert "in use; choose another port with --port" in lines[0]
 
 
 def test_a_broker_that_cannot_be_reached_is_named_in_one_line(site: Site) -> None:

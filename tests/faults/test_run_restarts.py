@@ -376,7 +376,7 @@ def test_a_program_learns_from_its_next_run_that_a_process_could_not_be_kept(sit
 
 def test_a_started_program_is_ready_to_be_asked(site: Site) -> None:
     port = free_port()
-    ask = f"import urllib.request as r; print(r.urlopen('http://127.0.0.1:{port}/-/healthz').status)"
+    ask = f"import urllib.request as r; print(r.urlopen('http://127.0.0.1:{port}/-/routes').status)"
     program = site.start([sys.executable, "-c", f"import qserve; qserve.start(port={port}); {ask}"])
 
     assert program.wait() == 0, program.output

@@ -168,6 +168,6 @@ def test_a_gateway_goes_on_answering_that_it_cannot_serve_until_the_password_is_
     assert gateway.stderr.count("refuses the password") == 1
     with contextlib.closing(connect(f"redis://:another@127.0.0.1:{broker}/0")) as client:
         client.config_set("requirepass", PASSWORD)
-    wait_until(Client(port).is_healthy, description="it serves")
+    wait_until(Client(port).is_up, description="it serves")
     assert PASSWORD not in gateway.output
     assert "Traceback" not in gateway.output

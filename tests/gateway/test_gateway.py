@@ -536,6 +536,18 @@ def test_healthz_says_success_while_the_broker_answers() -> None:
     assert "secret" not in response.text
 
 
+@pytest.mark.parametrize("records", [(), (plain_app(prefix=None),)], ids=["nothing", "an application without HTTP"])
+def test_healthz_is_503_until_there_is_a_route(records: tuple[ApplicationRecord, ...]) -> None:
+    plane = FakePlane(*records)
+
+    response = serve(plane).get("/-/healthz")
+
+    assert (response.status_code, error_of(response)["code"]) == (503, "no_application")
+    assert response.headers["retry-after"] == "1"
+    plane.registry.records.append(plain_app("late"))
+    assert serve(plane).get("/-/healthz").status_code == 200
+
+
 def test_routes_lists_prefixes_and_their_ingress() -> None:
     client = serve(FakePlane(plain_app(prefix="/app"), driver_app(routes=("/a", "/b"))))
     assert client.get("/-/routes").get_json() == {"/app": "Ingress", "/": "DAGDriver"}

@@ -13,6 +13,7 @@ from click.testing import CliRunner
 from qserve_gateway import command
 from qserve_gateway.request.environ import keep_header_lines
 
+REMEDY = "choose another port with --port (port=... in Python)"
 HEAVY = ("pydantic", "starlette", "numpy", "celery")
 
 
@@ -36,7 +37,7 @@ def test_a_taken_port_is_told_at_once_in_one_line(shared: bool) -> None:
         socket.create_connection(taken.getsockname()).close()
     assert done.returncode == 1
     assert done.stdout == ""
-    assert done.stderr == f"qserve gateway: cannot listen on 127.0.0.1:{port}: Address already in use\n"
+    assert done.stderr == f"qserve gateway: cannot listen on 127.0.0.1:{port}: Address already in use; {REMEDY}\n"
 
 
 def test_a_gateway_without_a_broker_says_how_to_name_one() -> None:

@@ -71,6 +71,13 @@ class Client:
     def post(self, path: str = "/", body: Any = None, **headers: str) -> Answer:
         return self.send("POST", path, body, **headers)
 
+    def is_up(self) -> bool:
+        """Whether the gateway works, with or without an application to serve."""
+        with contextlib.suppress(OSError):
+            answer = self.get("/-/healthz")
+            return answer.status == 200 or answer.code == "no_application"
+        return False
+
     def is_healthy(self) -> bool:
         with contextlib.suppress(OSError):
             return self.get("/-/healthz").status == 200

@@ -17,6 +17,7 @@ from processes import wait_until
 from qserve_workers.replica.spec import MEANINGS, EndNote, Exit, ReplicaSpec
 from qserve_workers.supervisor.own_code import OwnCode
 from qserve_workers.supervisor.replica_process import MemoryWatch, describe_end
+from qserve_workers.supervisor.scope import Scope
 from qserve_workers.supervisor.supervisor import Supervisor
 
 from qserve.base.keys import Keys
@@ -29,7 +30,7 @@ from qserve.deploy.sources import read_sources
 from qserve.exceptions import BrokerError, BrokerUnavailable, DeployError
 from qserve.wire.application import ApplicationRecord, DeploymentRecord
 from qserve.wire.sealing import Seal
-from qserve.wire.status import FAILED
+from qserve.wire.status import FAILED, STARTING, ReplicaStatus
 
 RECORD = ApplicationRecord("app", "v", "One", deployments={"One": DeploymentRecord("One")})
 
@@ -96,7 +97,7 @@ def test_a_system_without_processes_is_reported_asked_more_and_more_slowly_and_f
 
     system.shortage = 0
     wait_until(lambda: supervisor.tick() or supervisor.processes, description="a replica is started")
-    assert pool.replicas() == []
+    assert [status.state for status in pool.replicas()] == [STARTING]
 
 
 def test_a_death_that_the_broker_could_not_be_told_of_is_told_later(
@@ -172,7 +173,7 @@ def test_a_version_whose_code_is_elsewhere_is_waited_for_and_said_to_be(
 
     shop.write_text("VERSION = 1")
     wait_until(lambda: supervisor.tick() or "one" in names(supervisor), description="its code is there")
-    assert installation.reports("app").replicas() == []
+    assert {status.state for status in installation.reports("app").replicas()} == {STARTING}
     (process,) = [process for process in supervisor.processes.values() if process.spec.record.version == "two"]
     assert process.spec.sources.modules["own_shop"].source == b"VERSION = 2"
 
@@ -331,3 +332,46 @@ def test_an_exit_code_means_what_a_replica_means_by_it_only_when_it_has_noted_it
     note.write(code)
     assert describe_end(code, "", memory, note) == MEANINGS[code]
     assert describe_end(code + 1, "", memory, note).startswith(f"exit code {code + 1}: its user code")
+
+
+def test_the_status_tells_starting_replicas_from_workers_that_are_not_there(
+    settings: Settings, client: redis.Redis, system: System, caplog: pytest.LogCaptureFixture
+) -> None:
+    installation = Installation(replace(settings, start_timeout_s=60), client)
+
+    def told() -> tuple[str, dict[str, int], str]:
+        (application,) = installation.status().applications.values()
+        (deployment,) = application.deployments.values()
+        return application.status, deployment.replica_states, deployment.message
+
+    installation.registry.stage(RECORD)
+    assert told() == ("DEPLOYING", {}, "no worker runs a replica of it: start `qserve worker`")
+    installation.registry.promote(RECORD)
+    assert told() == ("UNHEALTHY", {}, "no worker runs a replica of it: start `qserve worker`")
+
+    supervisor = Supervisor(settings, fork=system.fork)
+    supervisor.tick()
+    assert told() == ("DEPLOYING", {"STARTING": 1}, "")
+
+    (process,) = supervisor.processes.values()
+    late = ReplicaStatus(process.spec.name, "One", "v", STARTING, at_ms=1.0)
+    installation.reports("app").report(late)  # what a host that is gone has left behind
+    assert told()[0] == "UNHEALTHY"
+
+
+def test_a_worker_for_a_step_that_a_coming_version_has_waits_for_it(
+    settings: Settings, client: redis.Redis, system: System, caplog: pytest.LogCaptureFixture
+) -> None:
+    registry = Installation(settings, client).registry
+    registry.promote(RECORD)
+    supervisor = Supervisor(settings, Scope(app="app", deployment="Two"), fork=system.fork)
+    supervisor.tick()
+    (said,) = caplog.records
+    assert (said.levelname, said.message) == (
+        "WARNING",
+        "application 'app' has no deployment 'Two'; it has: One. Waiting for a version that has it",
+    )
+
+    registry.stage(replace(RECORD, version="w", deployments={**RECORD.deployments, "Two": DeploymentRecord("Two")}))
+    wait_until(lambda: supervisor.tick() or supervisor.processes, description="it is run")
+    assert len(caplog.records) == 1

@@ -54,6 +54,8 @@ class AccessPolicy:
             raise QserveException(f"{TOKEN} must be printable ASCII without spaces, as from `openssl rand -hex 32`")
         names = (_host_in(part.strip()) for part in env.get(ALLOWED_HOSTS, "").split(","))
         hosts = frozenset(name for name in names if name) or None
+        if env.get(ALLOWED_HOSTS) and hosts is None:
+            raise QserveException(f"{ALLOWED_HOSTS}={env[ALLOWED_HOSTS]!r} names no host; leave it out to allow all")
         return cls(hosts, _digest(token) if token else None, ClientLimits.from_env(env))
 
     def check(self, environ: Environ) -> None:

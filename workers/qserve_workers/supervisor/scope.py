@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -167,8 +167,7 @@ class Applications:
             self._say_once(f"application {name!r} {'runs as it was' if is_run else 'is not run'}: {error}")
             return
         kept = None if active is None else (active, self._code_of(active))
-        for record in versions:
-            self._warn_if_unknown(record)
+        self._warn_if_unknown(versions)
         self._records = {key: record for key, record in self._records.items() if key[0] != name}
         self._records |= {(name, record.version): record for record in versions}
         self._code.keep(self._records)
@@ -192,11 +191,13 @@ class Applications:
             return code
         return b"" if record.target else self._registry.code(record.name, record.version)
 
-    def _warn_if_unknown(self, record: ApplicationRecord) -> None:
+    def _warn_if_unknown(self, versions: Sequence[ApplicationRecord]) -> None:
         name = self._scope.deployment
-        if name is not None and name not in record.deployments:
-            known = ", ".join(record.deployments)
-            self._say_once(f"application {record.name!r} has no deployment {name!r}; it has: {known}")
+        if name is not None and versions and not any(name in record.deployments for record in versions):
+            app, known = versions[0].name, ", ".join(versions[0].deployments)
+            warn_once(
+                f"application {app!r} has no deployment {name!r}; it has: {known}. Waiting for a version that has it"
+            )
 
     def _say_once(self, error: str) -> None:
         if error not in self._said:

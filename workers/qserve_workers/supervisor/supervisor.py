@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from qserve.base import failpoints
+from qserve.base.clock import clock
 from qserve.base.log import get_logger
 from qserve.base.settings import Settings
 from qserve.base.turns import Turns
@@ -21,7 +22,7 @@ from qserve.broker.connection import connect
 from qserve.deploy.installation import Installation
 from qserve.exceptions import BrokerError
 from qserve.wire.application import ApplicationRecord
-from qserve.wire.status import FAILED, RUNNING, ReplicaStatus
+from qserve.wire.status import FAILED, RUNNING, STARTING, ReplicaStatus
 from qserve_workers.replica.spec import ReplicaSpec
 from qserve_workers.supervisor.replica_process import MemoryWatch, ReplicaProcess, describe_end, fork_replica
 from qserve_workers.supervisor.scope import Applications, Scope, Target
@@ -32,6 +33,8 @@ TICK_S = 0.1
 HUNG_S = 30
 """How long one tick may take; each command to the broker is given up after 2 s."""
 _SILENT_FOR_S = 2.0
+_REPORTED_AFTER_S = 5.0
+"""By when a replica whose start took too long is dead, and reported as failed."""
 LONGEST_BACKOFF_S = 30.0
 
 
@@ -167,7 +170,7 @@ class Supervisor:
         self._takeover.note_death(spec.name)
         reports, state = self._installation.reports(spec.record.name), self._state_of(spec)
         has_failed_start = state != RUNNING and not process.is_stopping
-        if has_failed_start and state is None:
+        if has_failed_start and state in (None, STARTING):
             # it could not report the reason itself: it was killed, or code that it imported ended the process
             why = f"its process ended while it was starting: {how}"
             log.warning("replica %s of %s: %s", spec.name, spec.deployment, why)
@@ -203,9 +206,13 @@ class Supervisor:
         reports, fault = self._installation.reports(record.name), f"{deployment}-{host}"
         name = f"{fault}-{os.urandom(4).hex()}"
         spec = ReplicaSpec(name, record, deployment, self.settings, self.scope.target, target.sources)
+        until_ms = clock.stamp_ms() + 1000 * (self.settings.start_timeout_s + _REPORTED_AFTER_S)
+        # before it can report anything itself
+        reports.report(ReplicaStatus(name, deployment, record.version, STARTING, host=host, at_ms=until_ms))
         try:
             pid = self.fork(spec)
         except OSError as error:
+            reports.remove(name)
             name = errno.errorcode.get(error.errno or 0, "")
             why = f"cannot_start: {name}: {os.strerror(error.errno or 0)}"
             log.error("no replica of %s can be started: %s", deployment, why)
