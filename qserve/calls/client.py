@@ -240,11 +240,13 @@ class ClientPlane(BrokerPlane):
             if not is_answered:
                 break
             reply = asked.get_nowait()
-            if not isinstance(reply, Exception):
-                found = stored(*reply)
+            if isinstance(reply, Exception):
+                error = reply if isinstance(reply, BrokerError) else refusal(reply)
+                if not isinstance(error, BrokerUnavailable):
+                    break
+            elif (found := stored(*reply)).state != State.OPEN:  # it may be open again, after a failover
                 return open_end(self.seal, request_id, found) if found.state else not_found(request_id)
-            error = reply if isinstance(reply, BrokerError) else refusal(reply)
-            if deadline.has_passed() or not isinstance(error, BrokerUnavailable):
+            if deadline.has_passed():
                 break
             time.sleep(FETCH_PAUSE_S)
         raise error

@@ -192,7 +192,7 @@ class Request(Named):
         return {slot: value for slot, value in self.slots.items() if slot.step not in started}
 
     def begin_again(self, step: int) -> None:
-        """A call is kept in the dead letter: whoever replays it starts counting anew."""
+        """A call is kept in the dead letter: a replay starts counting from 0."""
         self.deaths[step] = self.tries[step] = 0
 
     def outcome(self, step: int) -> bytes:
@@ -305,7 +305,7 @@ class Model:
         self.held = {place: one for place, one in self.held.items() if one.request is not request or one.is_copy}
 
     def finish(self, request: Request, state: str, payload: bytes, by: str = "") -> None:
-        """A request ends: whoever waits is told, once for each waiting."""
+        """A request ends: each waiter gets one message."""
         assert may_become(request.state, state)
         waiters, request.waiters = request.waiters, []
         request.state, request.result, request.by = (state if request.keep_ms else ""), payload, by

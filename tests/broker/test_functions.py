@@ -66,7 +66,7 @@ def end_all(desk: Desk, request_ids: Iterable[str], size: int = PIECE) -> list[b
     for one in request_ids:
         (((entry, _),),) = [desk.client.xreadgroup(GROUP, "replica", {desk.one: ">"}, count=1)[0][1]]
         assert desk.commit(desk.one, entry, one, state="d", payload=b"r" * size) == b"OK"
-        assert desk.mail() == [f"{one}d".encode() + b"r" * size]  # whoever waits gets it in any case
+        assert desk.mail() == [f"{one}d".encode() + b"r" * size]  # a caller that waits gets it in any case
         desk.client.delete(desk.mailbox)
         kept.append(b"".join(desk.watch(one)))
     return kept
@@ -660,7 +660,7 @@ def test_what_was_given_back_is_on_the_queue_again_with_the_same_fields_and_no_d
     assert again != entry
     assert same == fields
     assert desk.client.execute_command(*functions.close(desk.keys.request(A), A, "c", b"")) == 1
-    assert desk.client.xlen(desk.one) == 0  # whoever ends the request finds its newest entry
+    assert desk.client.xlen(desk.one) == 0  # the act that ends the request finds its newest entry
 
 
 def test_what_waited_in_a_replicas_own_stream_is_given_back_to_all(desk: Desk) -> None:

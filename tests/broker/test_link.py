@@ -1,4 +1,4 @@
-"""A connection that ends in the moment of a reply: whoever waits for the reply learns of the end as well."""
+"""A connection that ends in the moment of a reply: a caller that waits for the reply learns of the end as well."""
 
 from __future__ import annotations
 

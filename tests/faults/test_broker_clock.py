@@ -104,7 +104,7 @@ class Served(Roles):
         self._threads.clear()
 
     def forget(self) -> None:
-        """Begin anew for another test."""
+        """Begin again for another test."""
         self.answers.clear()
         self.ledger.write_text("")
 

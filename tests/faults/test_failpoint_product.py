@@ -63,7 +63,7 @@ def test_nothing_is_lost_whatever_happens_at(new_stack: Callable[..., Stack], po
 
     failed = [call.id for call in calls if "raised by a failpoint" in call.error]
     assert len(failed) <= (1 if action == "raise" else 0), failed
-    # whoever was connected to a gateway that died had no answer, and so was told of no acceptance
+    # clients of a gateway that died had no answer, and so do not know of an acceptance
     assert all(call.status in (0, 200, 500, 503) for call in answers)
     assert by_http.calls[-1].is_right
     check(stack, [*calls, *answers], reruns=AT_ONCE, may_fail=failed, may_log=MAY_LOG)

@@ -94,7 +94,7 @@ class Watchdog:
         elif now > work.overdue_at or (_can_stop(work) and now > work.ended_at + self._stall_s):
             self._end_overdue(work)
         elif now > work.overdue_at - self._stall_s and not work.ended:
-            # whoever waits for it may be gone, and tell nobody of the deadline
+            # its caller may be gone, and then does not end it at the deadline
             self._replica.loop.call_soon_threadsafe(work.end, State.EXPIRED)
 
     def _check_loop(self, now: float, is_busy: bool) -> None:
