@@ -9,6 +9,8 @@ from collections.abc import Callable
 from contextvars import Context, ContextVar
 from typing import Any
 
+from qserve.base.forks import end_if_child
+
 start: Context | None = None
 """The context in which this process, a replica, has imported the user's code; None elsewhere."""
 _start_here: ContextVar[Callable[[], Context | None]] = ContextVar("qserve_start_here", default=lambda: start)
@@ -35,7 +37,9 @@ async def enter(call: Callable[..., Any], *args: Any) -> Any:
             while inspect.isawaitable(value):
                 value = await value
         except BaseException as error:  # SystemExit would end the loop from within this task
+            end_if_child(error)
             return None, error
+        end_if_child(None)
         return value, None
 
     value, error = await asyncio.get_running_loop().create_task(outcome(), context=own_context())

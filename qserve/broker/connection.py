@@ -96,6 +96,7 @@ def sentinel_client(options: dict[str, Any]) -> redis.Redis:
     """Return a client of one Sentinel, given its options from ``Address``."""
     limits = {"socket_timeout": SENTINEL_TIMEOUT_S, "socket_connect_timeout": SENTINEL_TIMEOUT_S}
     options = {"connection_class": Connection, **_OPTIONS, **limits, **options}
+    options["connection_class"] = CLASSES[options["connection_class"]]
     return redis.Redis(connection_pool=redis.ConnectionPool(**options))
 
 

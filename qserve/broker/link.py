@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 import ssl
 import time
 from collections import deque
@@ -22,6 +23,7 @@ from redis.connection import Connection, SSLConnection, UnixDomainSocketConnecti
 from redis.sentinel import SentinelManagedConnection, SentinelManagedSSLConnection
 
 from qserve.base.clock import clock
+from qserve.base.forks import give_up, on_fork
 from qserve.base.turns import Turns
 from qserve.broker.address import Address
 from qserve.broker.functions import ACCEPTED, NOT_REPLICATED, is_submission
@@ -75,6 +77,11 @@ class Link(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._heard_at = 0.0
         self._turns = Turns("processing a reply of the broker", log)
+        on_fork(self)
+
+    def leave_to_parent(self) -> None:
+        if self._transport is not None:
+            give_up(self._transport.get_extra_info("socket").fileno())
 
     @classmethod
     async def open(cls, url: str) -> Link:
@@ -245,8 +252,21 @@ def tls_of(options: dict[str, Any]) -> ssl.SSLContext | None:
 # -- for threads -----------------------------------------------------------------------------------
 
 
-class _LeavesReplica:
-    """A connection that closes when its server is not the primary any more, so that the next one looks for it."""
+class _Ours:
+    """A connection that no forked child shares, and that closes when its server is not the primary any more.
+
+    The next one then looks for the primary.
+    """
+
+    _sock: socket.socket | None
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        on_fork(self)
+
+    def leave_to_parent(self) -> None:
+        if self._sock is not None:
+            give_up(self._sock.fileno())
 
     def read_response(self, *args: Any, **kwargs: Any) -> Any:
         try:
@@ -260,10 +280,10 @@ class _LeavesReplica:
 
 _PLAIN = (Connection, SSLConnection, UnixDomainSocketConnection)
 CLASSES: dict[type[Connection], type[Connection]] = {
-    kind: type(kind.__name__, (_LeavesReplica, kind), {})
+    kind: type(kind.__name__, (_Ours, kind), {})
     for kind in (*_PLAIN, SentinelManagedConnection, SentinelManagedSSLConnection)
 }
-"""For each of redis-py's classes, our subclass that leaves a server which is not the primary any more."""
+"""Our subclass of each of redis-py's classes."""
 
 WAIT_MS = 200
 WAIT: Command = ("WAIT", 1, WAIT_MS)

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, Self, TypeVar, overloa
 
 from qserve.base.context import RequestContext, Scope, request_context, scope_here
 from qserve.base.entry import own_context
+from qserve.base.forks import end_if_child
 from qserve.define.decorators import Failure, check_async, has_self, state_of, value_of
 from qserve.exceptions import QserveException
 
@@ -308,6 +309,7 @@ class _Batched:
             for item in batch:
                 item.end()
         except BaseException as error:
+            end_if_child(error)
             for item in batch:
                 item.end(Failure(error))
 

@@ -19,6 +19,7 @@ from weakref import WeakSet, ref
 from qserve.base.context import request_context, scope_here
 from qserve.base.destructor import disarm
 from qserve.base.entry import enter, own_context
+from qserve.base.forks import end_if_child
 from qserve.base.log import get_logger
 from qserve.base.promise import Promise
 from qserve.define.decorators import Failure, check_async, has_self, state_of, value_of
@@ -184,6 +185,7 @@ class _Models:
                 await _dispose(evicted.pop())  # pop frees its memory before the next one loads
             model = await load()
         except BaseException as error:
+            end_if_child(error)
             with self._lock:
                 self.cache.release()
             return Failure(error)

@@ -24,6 +24,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from qserve.base.context import RequestContext, Scope, request_context, scope_here
+from qserve.base.forks import end_child, lasting_threads, on_fork
 from qserve.base.log import get_logger
 from qserve.base.promise import T
 from qserve.calls.responses import RESPONSES
@@ -150,6 +151,12 @@ class Invoker(Generic[C]):
         self._tasks: set[asyncio.Task[None]] = set()
         self._last_method: Method | None = None
         self.is_thread_busy = False
+        on_fork(self)
+
+    def leave_to_parent(self) -> None:
+        """In a forked child: what comes back from user code ends that process."""
+        self._fail = lambda invocation, error: end_child(error)  # type: ignore[method-assign]
+        self._on_result = self._commit = lambda *result: end_child(None)  # type: ignore[method-assign, assignment]
 
     def running(self) -> list[C]:
         """Return the calls that have begun and not ended; from any thread."""
@@ -384,6 +391,7 @@ class UserThread:
         self._calls.put(None)
 
     def _work(self) -> None:
+        lasting_threads.add(threading.get_ident())
         while (item := self._calls.get()) is not None:
             call, on_done = item
             value, error = _outcome(call)

@@ -12,6 +12,7 @@ from typing import Any, get_origin
 
 from qserve.base.destructor import disarm
 from qserve.base.entry import enter, own_context
+from qserve.base.forks import end_if_child
 from qserve.base.promise import for_future
 from qserve.calls.handles import DeploymentHandle, RayServeDeploymentHandle
 from qserve.engine.loop_at_hand import loop_at_hand
@@ -86,7 +87,12 @@ class Servable:
         self.instance = None
         if not inspect.iscoroutinefunction(getattr(self.target, "__init__", None)):
             with loop_at_hand(loop):
-                own_context().run(self._instantiate)
+                try:
+                    own_context().run(self._instantiate)
+                except BaseException as error:
+                    end_if_child(error)
+                    raise
+                end_if_child(None)
         loop.run_until_complete(self.construct())
 
     async def construct(self) -> None:

@@ -10,9 +10,11 @@ import os
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import NoReturn
 
 from qserve.base.context import ReplicaContext, replica_here
 from qserve.base.entry import start_in
+from qserve.base.forks import Loop, on_fork
 from qserve.base.log import get_logger
 from qserve.base.promise import Promise
 from qserve.base.settings import Settings
@@ -25,7 +27,7 @@ from qserve.engine.invoke import Invocation, Invoker, run_loop
 from qserve.engine.servable import Servable
 from qserve.engine.step import Conclusion, Stepper
 from qserve.engine.streaming import ReaderGone, Sink
-from qserve.exceptions import DeployError
+from qserve.exceptions import DeployError, QserveException
 from qserve.local.plane import Delivery, LocalPlane, Queue, Request, record_here
 from qserve.wire.application import ApplicationRecord
 from qserve.wire.failure import Failure
@@ -100,6 +102,17 @@ class _Plane(LocalPlane):
         self.applications: dict[str, _Version] = {}
         self.running: set[_Version] = set()
         """All versions that have instances: retired ones stop once their requests have ended."""
+        on_fork(self)
+
+    def leave_to_parent(self) -> None:
+        """In a forked child: the loops and threads that run the applications are its parent's."""
+        atexit.unregister(shutdown_local)
+        current.installed = self.previous
+        self.wait = self.follow = _refuse  # type: ignore[method-assign, assignment]
+
+
+def _refuse(*args: object) -> NoReturn:
+    raise QserveException("a local application runs in the process that has called run(); this is a forked child of it")
 
 
 class _Version:
@@ -159,7 +172,7 @@ class _Instance:
         self._context.run(record_here.set, record)
         self._context.run(replica_here.set, self._replica)
         start_in(self._context)
-        self._loop = asyncio.new_event_loop()
+        self._loop = Loop()
         self._stopped: asyncio.Future[None] = self._loop.create_future()
         # apart from this object, so that no circle of references keeps the user's object from its end
         self._backend = _LocalBackend(plane, deployment)

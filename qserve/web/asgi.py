@@ -14,6 +14,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from qserve.base.forks import end_if_child
 from qserve.base.log import get_logger
 from qserve.exceptions import QserveException
 
@@ -198,6 +199,7 @@ class Exchange:
         try:
             await self._app(scope, self._receive, self._send)
         except BaseException as error:
+            end_if_child(error)
             if self._left.is_set():
                 pass  # no caller waits for it
             elif not self._is_complete:

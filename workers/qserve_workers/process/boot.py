@@ -21,6 +21,7 @@ from celery import signals
 import qserve
 from qserve.base import context, entry
 from qserve.base.context import ReplicaContext
+from qserve.base.forks import Loop, Setup, end_if_child
 from qserve.base.import_path import importing_user_code
 from qserve.base.log import enable_logging, get_logger, log_to_terminal
 from qserve.base.process import die_with_parent
@@ -79,7 +80,7 @@ def run_replica(spec: ReplicaSpec) -> int:
     """Run a replica until it is told to stop, and return the exit code."""
     _end_with(spec.parent)
     faulthandler.enable()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, _ignore)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     hangups: list[int] = []  # the user_config may change before there is an object to take it
     signal.signal(signal.SIGHUP, lambda number, frame: hangups.append(number))
@@ -88,12 +89,13 @@ def run_replica(spec: ReplicaSpec) -> int:
     url = spec.settings.named_broker
     installation = Installation(spec.settings)
     installation.registry.remember(spec.record)
-    loop = asyncio.new_event_loop()
+    loop, _setup = Loop(), Setup()
     asyncio.set_event_loop(loop)
     start = _Start(spec, installation.registry, loop)
     try:
         plane, servable, replica = start.run()
     except BaseException as error:
+        end_if_child(error)
         try:
             report(installation, spec, FAILED, start.why(error))
         except BrokerError as unreported:
@@ -123,6 +125,10 @@ def run_replica(spec: ReplicaSpec) -> int:
     return code
 
 
+def _ignore(number: int, frame: object) -> None:
+    """Take a signal; programs that user code starts would ignore it as well if this were SIG_IGN."""
+
+
 def _exit_after(limit_s: float, spec: ReplicaSpec, code: int) -> None:
     """End this process even if the user's ``__del__`` never returns."""
     time.sleep(limit_s)
@@ -144,7 +150,7 @@ class _Start:
         self.doing = ""
 
     def run(self) -> tuple[LoopPlane, Servable, Replica]:
-        spec, record, pid = self._spec, self._spec.record, os.getpid()
+        spec, record = self._spec, self._spec.record
 
         def find(app: str) -> ApplicationRecord:
             # our own application as it was at the start; for another one this blocks for one look-up at the broker
@@ -158,6 +164,7 @@ class _Start:
         plane = current.installed = self._loop.run_until_complete(connected())
         entry.start = contextvars.copy_context()
         code = entry.start.run(self._load)  # what modules set when they are imported holds for all calls
+        end_if_child(None)
         self.doing = "its constructor failed"
         servable = Servable(*code)
         context.replica = ReplicaContext(record.name, spec.deployment, spec.name)
@@ -166,8 +173,6 @@ class _Start:
         if spec.options.user_config:
             self.doing = "its reconfigure failed"
             self._loop.run_until_complete(servable.reconfigure(spec.options.user_config_value))
-        if os.getpid() != pid:  # a fork that user code has made, and that came back here
-            os._exit(0)
         self.doing = ""
         enable_logging()
         return plane, servable, Replica(spec, servable, Stepper(record, spec.keys, plane.codec), plane)

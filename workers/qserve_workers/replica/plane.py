@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any
 
+from qserve.base.forks import on_fork
 from qserve.base.log import get_logger
 from qserve.base.settings import Settings
 from qserve.base.turns import Turns
@@ -25,7 +26,7 @@ from qserve.broker.library import Command
 from qserve.broker.link import Link, OnReply, ReplyError
 from qserve.calls.client import BrokerPlane, ClientPlane
 from qserve.calls.mailbox import ignore
-from qserve.calls.ref import Ref
+from qserve.calls.ref import Ref, current
 from qserve.exceptions import BrokerError, BrokerUnavailable, WrongType
 from qserve.wire.application import ApplicationRecord
 from qserve.wire.replies import epoch, warn_once
@@ -158,6 +159,13 @@ class LoopPlane(BrokerPlane):
         self._is_flush_due = False
         self._reader: asyncio.Task[None] | None = None
         self._sync_plane: ClientPlane | None = None
+        on_fork(self)
+
+    def leave_to_parent(self) -> None:
+        """In a forked child: handles, and waits for refs of the parent, use a plane like that of any program."""
+        current.installed = client = ClientPlane(self.settings, is_of_program=True)
+        self.wait, self.follow = client.wait, client.follow  # type: ignore[method-assign]
+        self.cancel = ignore  # type: ignore[method-assign, assignment]  # copies of streams are deleted
 
     async def open(self) -> None:
         await self._link.open()
