@@ -109,6 +109,8 @@ async def _send_response(sink: Sink, response: Any) -> None:
         if not sender.is_complete:
             raise
         log.error("a response was sent, and its background task failed: %r", error, exc_info=error)
+    if not sender.is_complete:
+        raise ResultNotSerialisable(f"a response of type {type(response).__qualname__!r} ended before its body did")
 
 
 class _Sender:

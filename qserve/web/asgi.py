@@ -108,7 +108,7 @@ class Exchange:
         self._messages: asyncio.Queue[Message] = asyncio.Queue(_AHEAD)
         self._left = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
-        self._is_complete = self._has_length = False
+        self._is_complete = self._has_length = self._is_page = False
         self._status = 0
         self._error: BaseException | None = None
 
@@ -153,7 +153,7 @@ class Exchange:
         chunks: list[bytes] = []
         more, size = True, 0
         while more:
-            if size and size == length:
+            if size and size == length and not self._is_page:
                 self._is_complete, self._error = True, None
                 break
             message = await self.next_message()
@@ -228,8 +228,9 @@ class Exchange:
             body = message.get("body", b"")
             if not isinstance(body, bytes | bytearray | memoryview):
                 raise TypeError(f"the application sent {type(body).__qualname__!r} as a part of its body, not bytes")
+            self._is_page = self._is_page or (self._status == 500 and body == _ERROR_PAGE)
             if not message.get("more_body", False):
-                self._is_complete = self._has_length and not (self._status == 500 and body == _ERROR_PAGE)
+                self._is_complete = self._has_length and not self._is_page
         await self._messages.put(message)
 
 

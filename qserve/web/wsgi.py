@@ -12,9 +12,11 @@ from typing import Any
 
 from starlette.types import Message, Receive, Scope, Send
 
+from qserve.base.log import get_logger
 from qserve.base.promise import for_future
 from qserve.web.asgi import short_length
 
+log = get_logger(__name__)
 _THREADS = 8
 _SINGLE = {"content-type": "CONTENT_TYPE", "content-length": "CONTENT_LENGTH"}
 
@@ -68,7 +70,10 @@ class _Call:
         finally:
             close = getattr(result, "close", None)
             if close is not None:
-                close()
+                try:
+                    close()
+                except Exception as error:  # the response counts
+                    log.error("the application failed at the end of its response: %r", error, exc_info=error)
 
     def _start_response(self, status: str, headers: list[tuple[str, str]], exc_info: Any = None) -> Callable[..., Any]:
         if exc_info and self._is_started:

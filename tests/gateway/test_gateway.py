@@ -437,9 +437,13 @@ def test_an_http_exception_that_http_does_not_have_is_500(error: HTTPException) 
     assert (response.status_code, error_of(response)["type"]) == (500, "HTTPException")
 
 
-def test_back_pressure_behind_user_code_is_503_with_a_time_to_come_back() -> None:
+FULL = BackPressureError("the queue of 'Narrow' is full")
+
+
+@pytest.mark.parametrize("error", [FULL, ExceptionGroup("tasks", [FULL, ExceptionGroup("more", [FULL])])])
+def test_back_pressure_behind_user_code_is_503_with_a_time_to_come_back(error: Exception) -> None:
     plane = FakePlane(plain_app())
-    plane.outcome = raised(BackPressureError("the queue of 'Narrow' is full"))
+    plane.outcome = raised(error)
     response = serve(plane).get("/")
     assert (response.status_code, error_of(response)["code"]) == (503, "queue_full")
     assert int(response.headers["Retry-After"]) >= 1

@@ -500,6 +500,32 @@ def test_a_stream_that_fails_behind_a_middleware_does_not_seem_to_be_whole(parts
         answer_of(ingress(app)())
 
 
+def test_starlettes_page_is_not_an_answer_but_the_applications_own_page_is() -> None:
+    inner, outer = FastAPI(), FastAPI()
+    outer.mount("/inner", inner)
+
+    @outer.middleware("http")
+    async def through(request: Request, go_on: Callable[[Request], Awaitable[Response]]) -> Response:
+        return await go_on(request)
+
+    async def broken() -> None:
+        raise KeyError("in the route")
+
+    async def own() -> PlainTextResponse:
+        return PlainTextResponse("Internal Server Error", 500)
+
+    for app in (inner, outer):
+        app.add_api_route("/broken", broken)
+        app.add_api_route("/own", own, response_model=None)
+    for prefix in ("", "/inner"):
+        with pytest.raises(KeyError, match="in the route"):
+            answer_of(ingress(outer)(), "GET", f"{prefix}/broken")
+        assert answer_of(ingress(outer)(), "GET", f"{prefix}/own")[0::2] == (500, b"Internal Server Error")
+    handling = FastAPI(exception_handlers={Exception: lambda request, error: PlainTextResponse("handled", 500)})
+    handling.add_api_route("/broken", broken)
+    assert answer_of(ingress(handling)(), "GET", "/broken")[0::2] == (500, b"handled")
+
+
 def test_an_application_that_says_nothing_is_an_error() -> None:
     with pytest.raises(Exception, match="ended before its response was complete"):
         answer_of(sending())
@@ -639,6 +665,22 @@ def test_wsgi_mistakes_are_named() -> None:
         answer_of(wsgi_of(lambda environ, start: 1 // 0))
     with pytest.raises(RuntimeError, match="raised StopIteration"):
         answer_of(wsgi_of(lambda environ, start: next(iter([]))))
+
+
+@pytest.mark.parametrize("part", [5, 0, None, "text", {}])
+def test_a_part_of_a_wsgi_body_that_is_not_bytes_is_named(part: Any) -> None:
+    for length in ([], [("Content-Length", "1")]):
+        with pytest.raises(TypeError, match="bytes"):
+            answer_of(wsgi_of(lambda environ, start, length=length: (start("200 OK", length), iter([part]))[1]))
+
+
+def test_a_wsgi_body_that_fails_when_it_is_closed_is_whole(caplog: pytest.LogCaptureFixture) -> None:
+    class Failing(Body):
+        def close(self) -> None:
+            raise LookupError("at the end")
+
+    assert answer_of(wsgi_of(lambda environ, start: (start("200 OK", []), Failing())[1]))[2] == b"bc"
+    wait_until(lambda: "LookupError: at the end" in caplog.text, description="the error is logged")
 
 
 def test_wsgi_may_replace_its_start_until_something_was_sent() -> None:

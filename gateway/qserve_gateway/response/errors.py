@@ -117,10 +117,12 @@ def failure_reply(outcome: Outcome, request_id: str, show_errors: bool) -> Reply
         failure = Failure.decode(outcome.payload)
     except QserveException as error:
         return error_reply(error, request_id)
+    members = _members_of(failure)
+    if all(map(_is_retryable, members)):
+        failure = members[0]
     # an error of qserve that user code passed on counts as its own, unless the request may succeed later
-    is_ours = failure.module == exceptions.__name__
-    kind = getattr(exceptions, failure.type, None) if is_ours else None
-    if is_ours and (not failure.deployment or getattr(kind, "retryable", False)):
+    kind = _own_kind(failure)
+    if kind is not None and (not failure.deployment or kind.retryable):
         return error_reply(replace(failure, deployment="").to_exception(), request_id)
     if (failure.module, failure.type) == _INVALID_JSON:
         message = f"the request body is not valid JSON: {failure.message}"
@@ -134,8 +136,23 @@ def failure_reply(outcome: Outcome, request_id: str, show_errors: bool) -> Reply
     if show_errors:
         more["traceback"] = failure.traceback
     # a result that cannot be sent is told apart from an exception
-    code = kind.code if isinstance(kind, type) and issubclass(kind, ResultNotSerialisable) else TaskError.code
+    code = kind.code if kind is not None and issubclass(kind, ResultNotSerialisable) else TaskError.code
     return problem_reply(500, code, message, request_id, **more)
+
+
+def _members_of(failure: Failure) -> list[Failure]:
+    """Return the errors of a group, such as that of an asyncio.TaskGroup, and of the groups in it; or the error."""
+    return [part for member in failure.members for part in _members_of(member)] or [failure]
+
+
+def _own_kind(failure: Failure) -> type[QserveException] | None:
+    kind = getattr(exceptions, failure.type, None) if failure.module == exceptions.__name__ else None
+    return kind if isinstance(kind, type) and issubclass(kind, QserveException) else None
+
+
+def _is_retryable(failure: Failure) -> bool:
+    kind = _own_kind(failure)
+    return kind is not None and kind.retryable
 
 
 def _http_exception_reply(failure: Failure, request_id: str) -> Reply | None:
