@@ -1,6 +1,6 @@
 """Convert the values that a result may contain into types that JSON has.
 
-numpy, pandas and pydantic are looked up, not imported: a process that has not imported them has none of their values.
+numpy and pandas are looked up, not imported: a process that has not imported them has none of their values.
 """
 
 from __future__ import annotations
@@ -9,12 +9,12 @@ import dataclasses
 import datetime
 import decimal
 import enum
+import importlib
 import pathlib
 import sys
-import types
 import uuid
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, ItemsView, Iterator, KeysView, Mapping, ValuesView
 from typing import Any
 
 
@@ -30,17 +30,24 @@ _CONVERSIONS: list[tuple[type | tuple[type, ...], Callable[[Any], Any]]] = [
     (enum.Enum, lambda value: value.value),
     (decimal.Decimal, _decimal),
     ((uuid.UUID, pathlib.PurePath, BaseException), str),
-    (Mapping, dict),
-    ((set, frozenset, deque, types.GeneratorType), list),
+    ((Mapping, ItemsView), dict),
+    ((set, frozenset, deque, range, KeysView, ValuesView), list),
 ]
+
+
+class WalkError(TypeError):
+    """Raised for an iterator, which can be read only once: ``with_text_keys`` does that, and never begins again."""
 
 
 def to_jsonable(value: Any) -> Any:
     """Convert one value, but not what it contains; the ``default`` of the standard encoder.
 
     Raises:
+      WalkError: The value is an iterator.
       TypeError: The value cannot be converted; the message names its type.
     """
+    if isinstance(value, Iterator):
+        raise WalkError
     for kind, convert in _CONVERSIONS:
         if isinstance(value, kind):
             return convert(value)
@@ -50,11 +57,21 @@ def to_jsonable(value: Any) -> Any:
         optional = getattr(sys.modules.get(module), name, None)
         if optional is not None and isinstance(value, optional):
             return convert(value)
-    raise _not_convertible(value)
+    return _by_pydantic(value)
+
+
+def _by_pydantic(value: Any) -> Any:
+    """Convert what pydantic can write besides: addresses, URLs, patterns, secrets, fractions and others."""
+    try:
+        # not imported above, because the gateway never needs it
+        return importlib.import_module("pydantic_core").to_jsonable_python(value)
+    except ValueError:
+        raise _not_convertible(value) from None
 
 
 def _not_convertible(value: Any) -> TypeError:
-    return TypeError(f"a value of type {type(value).__qualname__!r} cannot be converted to JSON")
+    advice = getattr(type(value), "advice_for_values", "")
+    return TypeError(f"a value of type {type(value).__qualname__!r} cannot be converted to JSON{advice}")
 
 
 def _scalar(value: Any) -> Any:
@@ -93,11 +110,18 @@ def with_text_keys(value: Any) -> Any:
         return [with_text_keys(item) for item in value]
     if value is None or isinstance(value, str | int | float):
         return value
+    if isinstance(value, Iterator):
+        return [with_text_keys(item) for item in value]
     return with_text_keys(to_jsonable(value))
 
 
 def _key(key: Any) -> Any:
-    converted = key if key is None or isinstance(key, str | int | float) else to_jsonable(key)
+    if key is None or isinstance(key, str | int | float):
+        return key
+    try:
+        converted = next(iter(_by_pydantic({key: None}))) if isinstance(key, tuple) else to_jsonable(key)
+    except (TypeError, ValueError):
+        converted = []
     if isinstance(converted, list | dict):
         raise TypeError(f"a key of type {type(key).__qualname__!r} cannot be converted to JSON")
     return converted

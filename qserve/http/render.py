@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import msgpack
 
 from qserve.exceptions import PayloadError, PayloadTooLarge, ResultNotSerialisable
-from qserve.http.jsonable import to_jsonable, with_text_keys
+from qserve.http.jsonable import WalkError, to_jsonable, with_text_keys
 from qserve.http.message import HOP_BY_HOP
 from qserve.wire.codec import unpack
 from qserve.wire.envelope import Answer
@@ -133,7 +133,7 @@ def to_json(value: Any, encoder: json.JSONEncoder = _compact) -> bytes:
     try:
         return encoder.encode(value).encode()
     except TypeError as error:
-        if not str(error).startswith("keys must be"):
+        if not isinstance(error, WalkError) and not str(error).startswith("keys must be"):
             raise _not_json(value, error) from error
     except (ValueError, RecursionError) as error:
         raise _not_json(value, error) from error

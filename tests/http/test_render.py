@@ -156,7 +156,7 @@ def contains_itself() -> Any:
     ("value", "why"),
     [
         ({"a": Strange()}, "Strange"),
-        ({(1, 2): 1}, "tuple"),
+        ({(1, Strange()): 1}, "tuple"),
         (float("nan"), "NaN or Infinity"),
         (np.array([np.inf]), "NaN or Infinity"),
         (contains_itself(), "contains itself"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import inspect
 import pickle
 import threading
 from pathlib import Path
@@ -747,3 +748,71 @@ def test_a_handle_shows_its_target(run_here: ServeRun) -> None:
     assert repr(handle) == "RayServeSyncHandle(deployment='Model')"
     assert "deployment='Model'" in repr(handle.compute)
     assert repr(DeploymentHandle("Model")) == "DeploymentHandle(deployment='Model')"
+
+
+def other_of(version: str) -> Any:
+    @serve.deployment
+    class Other:
+        def __call__(self) -> list[Any]:
+            context = serve.get_request_context()
+            return [version, context.request_id, context.deadline_ms, context.app_name]
+
+    return Other.bind()
+
+
+@serve.deployment
+class Reaches:
+    """Calls another application and its own, by handles that it gets in its constructor, and in its methods."""
+
+    def __init__(self) -> None:
+        self.kept = serve.get_app_handle("other")
+
+    async def constructed(self) -> list[Any]:
+        return await self.kept.remote()
+
+    async def fetched(self) -> list[Any]:
+        return await serve.get_app_handle("other").remote()
+
+    async def deployment(self) -> list[Any]:
+        return await serve.get_deployment_handle("Other", "other").remote()
+
+    def ref(self) -> Any:
+        return serve.get_app_handle("other").remote()
+
+    async def own(self) -> list[Any]:
+        return await serve.get_app_handle("front").context.remote()
+
+    async def own_deployment(self) -> list[Any]:
+        return await serve.get_deployment_handle("Reaches").context.remote()
+
+    def context(self) -> list[Any]:
+        context = serve.get_request_context()
+        return ["own", context.request_id, context.deadline_ms, context.app_name]
+
+    async def __call__(self, method: str) -> list[Any]:
+        own = serve.get_request_context()
+        found = getattr(self, method)()
+        found = await found if inspect.isawaitable(found) else found
+        found = await found if inspect.isawaitable(found) else found
+        return [*found, found[1] == own.request_id, found[2] == own.deadline_ms]
+
+    async def missing(self) -> str:
+        try:
+            serve.get_app_handle("nowhere")
+        except AppNotFound as error:
+            return str(error)
+        return ""
+
+
+def test_a_deployment_reaches_other_applications_with_its_request_and_deadline(serve_run: ServeRun) -> None:
+    for version in ("first", "second"):
+        serve_run(other_of(version), name="other")
+        if version == "first":
+            front: Any = serve_run(Reaches.bind(), name="front", request_timeout_s=30)
+        for method in ("constructed", "fetched", "deployment", "ref"):
+            said, _, _, app, *is_carried_on = serve.get(front.remote(method), timeout=60)
+            assert (said, app, is_carried_on) == (version, "other", [True, True]), method
+    for method in ("own", "own_deployment"):
+        said, _, _, app, *is_carried_on = serve.get(front.remote(method), timeout=60)
+        assert (said, app, is_carried_on) == ("own", "front", [True, True]), method
+    assert "'nowhere'" in serve.get(front.missing.remote(), timeout=60)
