@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import qserve  # noqa: F401  first of all: it takes the working folder off the path
+
+# isort: split
 from gevent import monkey
 
 # before every import that takes locks, queues or sockets: a module that did `from queue import SimpleQueue` earlier

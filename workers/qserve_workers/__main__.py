@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import qserve  # noqa: F401  first of all: it takes the working folder off the path
+
+# isort: split
 from qserve_workers.command import worker
 
 worker()
