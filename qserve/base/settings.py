@@ -18,6 +18,7 @@ CHECKED = "QSERVE_BROKER_CHECKED"
 """Set in the environment of processes whose parent has checked the broker already."""
 MAXMEMORY_LEAST = 16 << 20
 """A broker that may store less would be full of its own bookkeeping and of a few requests."""
+_PETABYTE = 10**15
 LEAST_S, MOST_S = 0.001, 31_536_000.0
 """The limits of a duration: the broker counts milliseconds, and the system's own waits overflow with more."""
 LOCAL, REPLICA = "local", "replica"
@@ -170,8 +171,9 @@ def _memory(variable: str, text: str) -> int:
         value = size(text)
     except ValueError:
         value = 0
-    if value < MAXMEMORY_LEAST:
-        raise QserveException(f"{variable}={text!r} must be a size of 16mb or more, such as {variable}=512mb")
+    if not MAXMEMORY_LEAST <= value < _PETABYTE:
+        limits = "of 16mb or more, and less than a petabyte"
+        raise QserveException(f"{variable}={text!r} must be a size {limits}, such as {variable}=512mb")
     return value
 
 

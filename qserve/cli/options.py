@@ -45,6 +45,12 @@ def _read_settings(ctx: click.Context, option: click.Parameter, url: str | None)
         raise click.ClickException(str(error)) from error
 
 
+def _not_empty(ctx: click.Context, option: click.Parameter, text: str) -> str:
+    if not text:
+        raise click.BadParameter("it must not be empty: leave it out, or set it")
+    return text
+
+
 broker_option = click.option(
     "--broker",
     "settings",
@@ -56,7 +62,12 @@ app_dir_option = click.option(
     "--app-dir", default=".", show_default=True, help="The folder in which MODULE is searched for first."
 )
 name_option = click.option(
-    "--name", default="default", show_default=True, metavar="APP", help="The name of the application."
+    "--name",
+    default="default",
+    show_default=True,
+    metavar="APP",
+    callback=_not_empty,
+    help="The name of the application.",
 )
 route_prefix_option = click.option(
     "--route-prefix",

@@ -81,9 +81,13 @@ def test_the_memory_of_the_embedded_broker_is_written_as_brokers_do(text: str, s
     assert Settings.from_env({"QSERVE_BROKER_MAXMEMORY": text}).broker_maxmemory == size
 
 
-@pytest.mark.parametrize("text", ["0", "-1gb", "15mb", "half", "1_000mb", " 512mb", "512 mb", "25%", "1.5gb"])
+@pytest.mark.parametrize(
+    "text", ["0", "-1gb", "15mb", "half", "1_000mb", " 512mb", "512 mb", "25%", "1.5gb", "999999999gb"]
+)
 def test_a_memory_that_is_not_a_size_or_too_small_is_refused(text: str) -> None:
-    with pytest.raises(QserveException, match="QSERVE_BROKER_MAXMEMORY=.*16mb or more, such as"):
+    with pytest.raises(
+        QserveException, match="QSERVE_BROKER_MAXMEMORY=.*16mb or more, and less than a petabyte, such as"
+    ):
         Settings.from_env({"QSERVE_BROKER_MAXMEMORY": text})
 
 
