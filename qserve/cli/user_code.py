@@ -114,7 +114,8 @@ class _Child:
             return f"its import took longer than {limit_s:g} s (QSERVE_START_TIMEOUT_S)"
         if self._code == _UNDELIVERED:
             return "it closed the files of the process that imported it"
-        return f"it ended the process that imported it ({exit_words(self._code or 0)})"
+        memory = ", perhaps out of memory" if self._code == -signal.SIGKILL else ""
+        return f"it ended the process that imported it ({exit_words(self._code or 0)}{memory})"
 
 
 # -- in the child ----------------------------------------------------------------------------------

@@ -67,7 +67,9 @@ FAILURES = {
 ENDS = {
     "import os; os._exit(0)": "it ended the process that imported it (exit code 0)",
     "import os; os._exit(3)": "it ended the process that imported it (exit code 3)",
-    "import os, signal; os.kill(os.getpid(), signal.SIGKILL)": "it ended the process that imported it (SIGKILL)",
+    "import os, signal; os.kill(os.getpid(), signal.SIGKILL)": (
+        "it ended the process that imported it (SIGKILL, perhaps out of memory)"
+    ),
     "import ctypes; ctypes.string_at(0)": "it ended the process that imported it (SIGSEGV)",
     "import os; os.abort()": "it ended the process that imported it (SIGABRT)",
     "import os; os.closerange(3, 4096)\nNODE\n": "it closed the files of the process that imported it",
@@ -85,6 +87,7 @@ def test_an_error_of_any_kind_is_one_line_that_names_it_below_its_traceback(
     assert 'shop.py", line ' in capfd.readouterr().err
 
 
+@pytest.mark.row("F35")
 @pytest.mark.parametrize(("source", "why"), ENDS.items())
 def test_a_module_that_ends_its_process_is_told_by_how_it_ended(load: Load, source: str, why: str) -> None:
     with pytest.raises(click.ClickException) as caught:

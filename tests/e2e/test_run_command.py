@@ -222,6 +222,7 @@ def test_a_constructor_that_raises_shows_the_users_traceback(site: Site) -> None
     assert len(shown) == 1, lines
 
 
+@pytest.mark.row("F35")
 @pytest.mark.parametrize(
     ("source", "said"),
     [
