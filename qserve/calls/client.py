@@ -28,11 +28,10 @@ from qserve.broker.functions import LOAD, NOT_REPLICATED, Reply, other_epoch, re
 from qserve.broker.library import Command
 from qserve.broker.link import WAIT, OnReply, ThreadLink, replicated
 from qserve.broker.registry import Registry
-from qserve.calls.compose import ComposingPlane, Submission
+from qserve.calls.compose import ComposingPlane, Submission, failure_in
 from qserve.calls.mailbox import ARGUMENT_LOST, STATE_LOST, Mailbox, ignore, not_found, outcome_of, refused
 from qserve.calls.program_end import call_at_end, fail, is_ending, report
 from qserve.calls.ref import Call, Ref, failed
-from qserve.calls.responses import ref_of
 from qserve.exceptions import BrokerError, BrokerUnavailable, DeadlineExceeded, QserveException
 from qserve.wire.application import ApplicationRecord
 from qserve.wire.outcome import Field, Outcome, State
@@ -133,7 +132,7 @@ class BrokerPlane(ComposingPlane):
         if found is None:
             outcome = refused(reply, submission.limited)
             if outcome is ARGUMENT_LOST and call is not None:
-                outcome = _failure_in(call) or outcome
+                outcome = failure_in(call) or outcome
         else:  # the id is in use: by a process that submitted the request before
             ref.acceptance.set(True)
             self.mailbox.clear_deadline(ref)
@@ -162,15 +161,6 @@ class BrokerPlane(ComposingPlane):
         else:
             self._note_refusal(ref, *self._target_of(submission))
             ref.settle(STATE_LOST, was_accepted=False)
-
-
-def _failure_in(call: Call) -> Outcome | None:
-    """Return the outcome of an argument that was refused: the broker has never stored it."""
-    for value in (*call.args, *call.kwargs.values()):
-        ref = ref_of(value)
-        if ref is not None and ref.done.is_set() and ref.outcome().state != State.DONE:
-            return ref.outcome()
-    return None
 
 
 class ClientPlane(BrokerPlane):

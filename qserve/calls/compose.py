@@ -220,6 +220,15 @@ def _replace_refs(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[list[
     return [place(value) for value in args], {name: place(value) for name, value in kwargs.items()}, refs
 
 
+def failure_in(call: Call) -> Outcome | None:
+    """Return the outcome of an argument that was refused: such a request is stored nowhere; its ref has the error."""
+    for value in (*call.args, *call.kwargs.values()):
+        ref = ref_of(value)
+        if ref is not None and ref.done.is_set() and ref.outcome().state != State.DONE:
+            return ref.outcome()
+    return None
+
+
 def pack_moves(
     moves: Sequence[Fill | AnswerMove],
     record: ApplicationRecord,

@@ -17,7 +17,7 @@ from qserve.base.log import get_logger
 from qserve.base.promise import Promise
 from qserve.base.settings import Settings
 from qserve.base.turns import Turns
-from qserve.calls.compose import ComposingPlane, Submission
+from qserve.calls.compose import ComposingPlane, Submission, failure_in
 from qserve.calls.mailbox import ARGUMENT_LOST, STOPPED, full, not_found
 from qserve.calls.ref import WINDOW, Call, ItemRef, Ref
 from qserve.engine.step import Conclusion
@@ -351,9 +351,13 @@ class LocalPlane(ComposingPlane):
         self._alarm.set()
 
     def _send(self, ref: Ref[Any], submission: Submission, call: Call | None) -> None:
-        self.operate(self._submit, submission, ref)
+        self.operate(self._submit, submission, ref, call)
 
-    def _submit(self, submission: Submission, ref: Ref[Any]) -> None:
+    def _submit(self, submission: Submission, ref: Ref[Any], call: Call | None) -> None:
+        failure = None if call is None or not submission.awaited else failure_in(call)
+        if failure is not None:
+            ref.settle(failure, was_accepted=False)
+            return
         self.requests.submit(submission, ref)
         if submission.header.deadline_ms < self._alarm_ms:
             self._alarm_ms = submission.header.deadline_ms

@@ -722,6 +722,52 @@ def test_asking_for_a_handle_a_hundred_times_gives_one(run_here: ServeRun) -> No
     assert serve.get_app_handle("default") == serve.get_deployment_handle("Echo")
 
 
+def test_a_deployment_finds_the_others_of_its_application_by_name(serve_run: ServeRun) -> None:
+    @serve.deployment
+    class Finder:
+        def __init__(self, echo: Any) -> None: ...
+
+        async def __call__(self, name: str) -> Any:
+            return await serve.get_deployment_handle(name).same.remote("found")
+
+        def blocking(self, name: str) -> Any:
+            return serve.get_deployment_handle(name).same.remote("found").result(timeout_s=20)
+
+    handle = serve_run(Finder.bind(Echo.bind()))
+
+    assert ask(handle, "Echo") == ask(handle.blocking, "Echo") == "found"
+    with pytest.raises(AppNotFound, match="no deployment 'Nobody'; it has"):
+        ask(handle, "Nobody")
+
+
+def test_a_call_with_a_refused_call_as_argument_has_its_error(serve_run: ServeRun, tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+
+    @serve.deployment(max_ongoing_requests=1, max_queued_requests=1)
+    class Narrow:
+        async def __call__(self, path: str) -> str:
+            while not Path(path).exists():
+                await asyncio.sleep(0.005)
+            return "done"
+
+    @serve.deployment
+    class Parent:
+        def __init__(self, narrow: Any, echo: Any) -> None:
+            self.narrow, self.echo = narrow, echo
+
+        async def __call__(self, path: str) -> Any:
+            return await (await self.echo.same.remote(self.narrow.remote(path)))
+
+    handle = serve_run(Parent.bind(Narrow.bind(), Echo.bind()))
+    narrow = serve.get_deployment_handle("Narrow")
+    held = [narrow.remote(str(gate)) for _ in range(2)]
+    serve.accepted(held, 20)
+    with pytest.raises(BackPressureError):
+        ask(handle, str(gate))
+    gate.touch()
+    assert [call.result(timeout_s=20) for call in held] == ["done", "done"]
+
+
 def test_the_names_of_handles_in_annotations_are_only_names(run_here: ServeRun) -> None:
     @serve.deployment
     class Annotated:

@@ -330,5 +330,7 @@ class Api:
 
 Api.bind(model)
 Api.bind()  # expect: error
+serve.deployment(serve.ingress(app)()).bind()
+serve.deployment(name="api")(serve.ingress(app)()).bind(model)
 context = serve.get_replica_context()
 assert_type(context.app_name, str)
