@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 
 from qserve.base import failpoints
@@ -15,6 +16,7 @@ from qserve.exceptions import DeadlineExceeded, PayloadTooLarge, RequestCancelle
 from qserve.graph.advance import inputs_of
 from qserve.http.message import BadRequest
 from qserve.http.strict_json import loads
+from qserve.wire.application import ApplicationRecord
 from qserve.wire.envelope import Answer
 from qserve.wire.outcome import ANNOUNCED, State
 from qserve.wire.replies import length
@@ -112,14 +114,17 @@ class RequestHandler:
                 reply = self.jobs.follow(ref, job, timeout_s, environ, request_id, place)
                 return reply
             end = time.monotonic() + timeout_s
-            self._wait(ref, timeout_s, environ)
+            self._wait(ref, timeout_s, environ, record)
             if isinstance(ref, ItemRef) and ref.items:
                 try:
                     self._take_room(STREAM_BYTES, place, end, environ)
-                except (Refused, RequestCancelled):
+                except RequestCancelled:
+                    self._on_disconnect(record, ref)
+                    raise
+                except Refused:
                     self.plane.cancel(ref)
                     raise
-                reply = StreamReply(ref, request_id, end, self.plane.cancel)
+                reply = StreamReply(ref, request_id, end, partial(self._on_disconnect, record))
                 return reply
             outcome = ref.outcome()
             if outcome.state == ANNOUNCED:
@@ -215,16 +220,22 @@ class RequestHandler:
                 raise RequestCancelled("the client closed the connection")
         place.take(size)
 
-    def _wait(self, ref: Ref, timeout_s: float, environ: Environ) -> None:
+    def _wait(self, ref: Ref, timeout_s: float, environ: Environ, record: ApplicationRecord) -> None:
         try:
             if wait_for_result(ref, timeout_s, environ.get("gunicorn.socket")):
                 return
         except RequestCancelled:
-            self.plane.cancel(ref)
+            self._on_disconnect(record, ref)
             raise
         if self.plane.expire(ref):
             return
         raise DeadlineExceeded(f"the request did not finish within {timeout_s:g} s")
+
+    def _on_disconnect(self, record: ApplicationRecord, ref: Ref) -> None:
+        if record.cancel_on_disconnect:
+            self.plane.cancel(ref)
+        elif isinstance(ref, ItemRef):
+            ref.drop_items()
 
 
 class _Found(NamedTuple):

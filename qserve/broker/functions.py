@@ -77,6 +77,8 @@ UNCOUNTED_BYTES = 4096
 LEFT_SHARE, LETTERS_SHARE = 2, 8
 """Results that are left may take half of the broker's memory, and dead letters an eighth."""
 ALL_LETTERS = "all"
+UNREAD = 1 << 40
+"""What ``take`` is given when nobody reads a stream any more."""
 DEATHS = "deaths"
 """Why a call whose replicas died is a dead letter."""
 
@@ -265,8 +267,8 @@ def emit(request: Key, request_id: str, number: Number, payload: bytes) -> Comma
 
 
 @LIBRARY.function("allow-oom")
-def take(request: Key, count: int) -> Command:
-    """Say that the reader has taken ``count`` items more."""
+def take(request: Key, count: Number) -> Command:
+    """Say that the reader has taken ``count`` items more, or with UNREAD that it takes no more."""
 
 
 @LIBRARY.function("allow-oom", replies=(Reply.OK,))

@@ -82,6 +82,8 @@ class ComposingPlane(Plane):
             ref.settle(submission, not is_refused)
         else:
             ref = kind(submission.header.request_id, self, self.owns_results or call.owned)
+            if submission.awaited:
+                ref.takes(filter(None, map(ref_of, (*call.args, *call.kwargs.values()))))
             self._send(ref, submission, call)
         return ref
 

@@ -7,9 +7,10 @@ local mode. A process uses one of them, which ``current`` holds.
 from __future__ import annotations
 
 import asyncio
+import weakref
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Generic, NamedTuple
 
@@ -17,6 +18,7 @@ from qserve.base import context
 from qserve.base.clock import Deadline
 from qserve.base.context import RequestContext
 from qserve.base.promise import Promise, T, T_co
+from qserve.broker.functions import UNREAD
 from qserve.exceptions import (
     DeadlineExceeded,
     GetTimeoutError,
@@ -144,8 +146,8 @@ class Ref(Generic[T_co]):
     """
 
     __slots__ = (
-        "__weakref__", "_caller", "_is_known_to_caller", "_owned", "_plane", "_value", "acceptance", "done",
-        "request_id",
+        "__weakref__", "_arguments", "_caller", "_is_known_to_caller", "_owned", "_plane", "_value",
+        "acceptance", "done", "request_id",
     )  # fmt: skip
 
     def __init__(self, request_id: str, plane: Plane | None, owned: bool = False) -> None:
@@ -230,7 +232,7 @@ class Ref(Generic[T_co]):
         caller = getattr(self, "_caller", context.NO_REQUEST)
         if caller is context.NO_REQUEST or not self._owned:
             return self._get_plane().wait(self, timeout_s)
-        with caller.when_cancelled(self.cancel):
+        with caller.when_cancelled(self._cancel_with_arguments):
             return self._get_plane().wait(self, timeout_s)
 
     def __await__(self) -> Generator[Any, None, T_co]:
@@ -255,7 +257,19 @@ class Ref(Generic[T_co]):
         """
         caller = getattr(self, "_caller", context.NO_REQUEST)
         if caller.cancelled and self._owned and not self._has_readers():
-            self.cancel()
+            self._cancel_with_arguments()
+
+    def _cancel_with_arguments(self) -> None:
+        self.cancel()
+        for argument in getattr(self, "_arguments", ()):
+            ref = argument()
+            if ref is not None and not ref.done.is_set():
+                ref.cancel_with_caller()
+
+    def takes(self, refs: Iterable[Ref[Any]]) -> None:
+        """Note whose results the call takes as arguments: whoever waits for it waits for these as well."""
+        # weakly: those that are open are kept by their plane, and a chain of calls must not keep all of its results
+        self._arguments = [weakref.ref(ref) for ref in refs]
 
     def _has_readers(self) -> bool:
         return self.done.has_waiters()
@@ -377,6 +391,11 @@ class ItemRef(Ref[T_co]):
             if self.items or self.done.is_set():
                 self._ready.set(None)
         return self._ready
+
+    def drop_items(self) -> None:
+        """Let the producer go on to its end, at its own pace; nobody reads the items any more."""
+        self.items = deque(maxlen=0)
+        self._get_plane().add_credit(self.request_id, UNREAD)
 
     def next_nowait(self) -> bytes | None:
         """Return the next item's bytes; None if none has arrived, or there are no more."""

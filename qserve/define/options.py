@@ -84,6 +84,7 @@ class DeploymentOptions(BaseModel, frozen=True, extra="forbid"):
       init_args, init_kwargs: Arguments for a ``bind()`` without any.
       route_prefix: Path of the ingress.
       request_timeout_s: Seconds a request may take; ``None`` takes the application's default.
+      cancel_on_disconnect: Whether a request is cancelled when its HTTP client closes the connection.
       max_execution_s: Seconds one call may run; a replica stuck in a longer one is replaced.
       max_retries: How often a call that raised is run again.
       retry_on: Exception classes (or their names) that are retried; ``None`` retries all.
@@ -110,6 +111,7 @@ class DeploymentOptions(BaseModel, frozen=True, extra="forbid"):
     init_kwargs: dict[str, Any] = Field(default_factory=dict)
     route_prefix: str | None = None
     request_timeout_s: float | None = None
+    cancel_on_disconnect: bool = True
     max_execution_s: float | None = Field(default=None, gt=0)
     max_retries: int = Field(default=0, ge=0)
     retry_on: tuple[Any, ...] | None = None
@@ -195,6 +197,7 @@ class Options(TypedDict, total=False):
     init_kwargs: dict[str, Any] | None
     route_prefix: str | None
     request_timeout_s: float | None
+    cancel_on_disconnect: bool | None
     max_execution_s: float | None
     max_retries: int | None
     retry_on: tuple[type[BaseException] | str, ...] | list[type[BaseException] | str] | None

@@ -108,6 +108,7 @@ def record_of(built: CompiledApplication, codec: Codec, target: str = "") -> App
         route_prefix=built.ingress.route_prefix,
         target=target,
         timeout_s=built.ingress.config.request_timeout_s,
+        cancel_on_disconnect=built.ingress.config.cancel_on_disconnect,
         deployments=deployments,
         graphs=graphs,
         driver=built.driver,
@@ -115,9 +116,11 @@ def record_of(built: CompiledApplication, codec: Codec, target: str = "") -> App
 
 
 def _digest(record: ApplicationRecord, versions: list[str | None], code: bytes) -> str:
-    """A digest that stays the same if only ``user_config`` or ``num_replicas`` of the application change."""
+    """A digest that stays the same if only what concerns no replica that runs changes, such as ``num_replicas``."""
     settled = {name: replace(full, num_replicas=0, user_config="") for name, full in record.deployments.items()}
-    plain = replace(record, version="", route_prefix=None, timeout_s=None, deployments=settled)
+    plain = replace(
+        record, version="", route_prefix=None, timeout_s=None, cancel_on_disconnect=True, deployments=settled
+    )
     return hashlib.sha256(repr(versions).encode() + plain.encode() + code).hexdigest()
 
 

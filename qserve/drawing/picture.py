@@ -20,6 +20,7 @@ _SHOWN_OPTIONS = (
     "max_queued_requests",
     "ray_actor_options",
     "request_timeout_s",
+    "cancel_on_disconnect",
     "route_prefix",
     "version",
 )

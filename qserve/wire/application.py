@@ -101,6 +101,7 @@ class ApplicationRecord:
     place: str = field(default="", compare=False)
     code_digest: str = ""
     timeout_s: float | None = None
+    cancel_on_disconnect: bool = True
     deployments: dict[str, DeploymentRecord] = field(default_factory=dict)
     graphs: dict[str, Any] = field(default_factory=dict)
     driver: DriverRecord | None = None

@@ -143,7 +143,8 @@ MUTANTS = (
     ),
     Mutant(
         "the other calls of a request that fails stay queued",
-        "if state ~= State.DONE then remove_calls(request, request_id, state, payload) end",
+        "    remove_calls(request, request_id, state, payload)\n",
+        within="commit",
     ),
     Mutant(
         "a queue's key may hold something else", "  if not may_be(streams[k], 'stream') then return Reply.BADKEY end\n"
@@ -195,6 +196,8 @@ MUTANTS = (
     ),
     Mutant("a result goes to a queue that is gone", "elseif not is_stream(w.stream) then", "elseif false then"),
     Mutant("an item is sent twice", "if number == sent then", "if number <= sent then"),
+    Mutant("a stream that nobody reads is delivered", "if count >= UNREAD then hset(request, Field.MAILBOX, '') end"),
+    Mutant("a stream that nobody reads looks ended", "math.max(0, sent - taken)", "sent - taken"),
     Mutant("an item of an ended request is sent", "if state ~= State.OPEN then return -1 end\n"),
     Mutant("a forgotten result is kept", "    hset(request, Field.KEEP, 0)\n"),
     Mutant("an ended request is ended again", "if not is_open(request) then return 0 end", within="close"),
@@ -202,7 +205,7 @@ MUTANTS = (
         "a replica is not told that what it runs was cancelled",
         "if running then deliver(mailbox_of(stream, running[2]), request_id, state, payload) end",
     ),
-    Mutant("a replica is told of the end that it has just sent", "  hdel(request, slot)\n", within="commit"),
+    Mutant("a replica is told of the end that it has just sent", "    hdel(request, slot)\n", within="commit"),
     Mutant(
         "a cancelled call stays on the queue", "remove_calls(request, request_id, state, payload)\n", within="close"
     ),

@@ -471,6 +471,18 @@ def test_the_reader_of_a_stream_tells_how_far_it_is(desk: Desk) -> None:
     assert emit(desk, 2) == 1
 
 
+def test_a_stream_that_nobody_reads_any_more_is_produced_to_its_end_and_delivered_to_nobody(desk: Desk) -> None:
+    desk.submit(A, [Start(desk.one, "0", [b"x"])])
+    ((entry, _),) = desk.fetch(desk.one)
+    emit(desk, 0)
+
+    desk.client.execute_command(*functions.take(desk.keys.request(A), functions.UNREAD))
+
+    assert [emit(desk, number) for number in range(1, 40)] == [0] * 39
+    assert desk.commit(desk.one, entry, A, state="d", payload=b"39") == b"OK"
+    assert desk.mail() == [A.encode() + b"i0"]
+
+
 def test_no_item_of_a_request_that_has_ended_is_sent(desk: Desk) -> None:
     desk.submit(A, [Start(desk.one, "0", [b"x"])])
     desk.client.execute_command(*functions.close(desk.keys.request(A), A, "c", b""))

@@ -51,6 +51,7 @@ def test_defaults_are_those_of_ray_serve() -> None:
         {"init_kwargs": {"a": 1}},
         {"max_queued_requests": 5},
         {"request_timeout_s": 0.5},
+        {"cancel_on_disconnect": False},
         {"logging_config": {"log_level": "DEBUG"}},
         {"backpressure_config": {"status_code": 429, "retry_after_s": 7}},
         {"placement_group_bundles": [{"CPU": 1}], "placement_group_strategy": "PACK"},

@@ -45,6 +45,19 @@ class Machine:
         await asyncio.sleep(0)
         return get_request_context().request_id
 
+    async def stops(self, then: str) -> str:
+        self.begun.append(then)
+        try:
+            await asyncio.sleep(10)
+        except asyncio.CancelledError:
+            self.begun.append("told")
+            await asyncio.sleep(0)  # is told once
+            if then == "raises":
+                raise
+            if then == "fails":
+                raise ValueError(then) from None
+        return then
+
     def promise(self) -> Awaitable[str]:
         return self.coroutine()
 
@@ -164,6 +177,28 @@ def test_a_call_that_is_cancelled_while_it_waits_for_the_thread_leaves_its_place
 
         assert bench.machine.begun == ["first", "third"]
         assert bench.ends.committed[calls[1]] == State.CANCELLED
+
+    on_loop(test)
+
+
+@pytest.mark.parametrize("then", ["raises", "returns", "fails"])
+@pytest.mark.parametrize("has_begun", [False, True])
+def test_a_call_that_was_told_of_its_cancellation_ends_as_cancelled_whatever_its_code_does(
+    then: str, has_begun: bool
+) -> None:
+    async def test(bench: Bench) -> None:
+        call = bench.begin("stops", then)
+        while has_begun and not bench.machine.begun:
+            await asyncio.sleep(0)
+
+        assert bench.invoker.end("r", State.EXPIRED)
+        assert bench.invoker.end("r", State.CANCELLED)
+        await bench.ends.until(lambda: call in bench.ends.committed)
+
+        assert bench.machine.begun == [then, "told"]
+        assert bench.ends.committed[call] == State.EXPIRED
+        assert not bench.ends.failed
+        assert not bench.invoker.end("r", State.CANCELLED)
 
     on_loop(test)
 

@@ -156,6 +156,9 @@ class Middle:
             await self.leaf.undo.remote(name)
             raise
 
+    async def passes_results(self, name: str) -> Any:
+        return await self.leaf.wait.remote(self.leaf.undo.remote(self.leaf.sleep.remote(name)))
+
     # -- what goes on
 
     async def shields(self, name: str) -> Any:
@@ -207,6 +210,7 @@ TOLD: dict[str, tuple[Callable[[Any, str], Any], tuple[str, ...]]] = {
     "what is awaited for a time": (lambda h, name: h.remote("limits", name), ("{} CancelledError",)),
     "a stream that is iterated": (lambda h, name: h.remote("iterates", name), ("{} CancelledError",)),
     "what a sync method waits for": (lambda h, name: h.remote("blocks", name), ("{} CancelledError", "{} undone")),
+    "the arguments of what is awaited": (lambda h, name: h.remote("passes_results", name), ("{} CancelledError",)),
     "a call that is returned": (lambda h, name: h.remote("hands_out", name), ("{} CancelledError",)),
     "a coroutine that cleans up": (lambda h, name: h.remote("cleans_up", name), ("{} CancelledError", "{} undone")),
 }  # fmt: skip

@@ -186,13 +186,15 @@ class StreamReply:
     Parameters:
       ref: The request. Its first item holds status and headers, the others are the body.
       end: When the body must be complete, in monotonic seconds.
-      cancel: Cancels the request when the client disconnects.
+      on_disconnect: Is called with the ref when the client has left before the end.
     """
 
-    __slots__ = ("_cancel", "_end", "_is_framed", "_ref", "_request_id", "_sock", "headers", "status", "when_sent")
+    __slots__ = (
+        "_end", "_is_framed", "_on_disconnect", "_ref", "_request_id", "_sock", "headers", "status", "when_sent",
+    )  # fmt: skip
     is_long = True
 
-    def __init__(self, ref: ItemRef, request_id: str, end: float, cancel: Callable[[ItemRef], None]) -> None:
+    def __init__(self, ref: ItemRef, request_id: str, end: float, on_disconnect: Callable[[ItemRef], None]) -> None:
         first = ref.next_nowait()
         assert first is not None
         self.status, named = parse_head(first)
@@ -201,7 +203,7 @@ class StreamReply:
         self._ref = ref
         self._request_id = request_id
         self._is_framed = True
-        self._cancel = cancel
+        self._on_disconnect = on_disconnect
         self._end = end
         self._sock: Any = None
         self.when_sent: list[Callable[[], None]] = []
@@ -247,7 +249,7 @@ class StreamReply:
                     raise RequestCancelled("the client closed the connection") from None
 
     def close(self) -> None:
-        """Cancel what is left of the request; the server calls this at the end, also when sending failed."""
+        """Give up what is left of the request; the server calls this at the end, also when sending failed."""
         if not self._ref.done.is_set():
-            self._cancel(self._ref)
+            self._on_disconnect(self._ref)
         _call_all(self.when_sent)

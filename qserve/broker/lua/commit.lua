@@ -49,8 +49,10 @@ elseif state == '' then
   hset(request, slot, '')
   apply(moves, streams, request, header, enqueue)
 else
-  hdel(request, slot)
-  if state ~= State.DONE then remove_calls(request, request_id, state, payload) end
+  if state ~= State.DONE then
+    hdel(request, slot)
+    remove_calls(request, request_id, state, payload)
+  end
   finish(request, request_id, state, payload, by)
 end
 carry_out()

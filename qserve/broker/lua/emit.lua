@@ -12,6 +12,6 @@ if number == sent then
   hset(request, Field.SENT, sent)
   if mailbox and mailbox ~= '' then deliver(mailbox, request_id, ITEM, payload) end
 end
-local ahead = sent - taken
+local ahead = math.max(0, sent - taken)
 carry_out()
 return ahead
