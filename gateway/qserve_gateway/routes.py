@@ -274,7 +274,8 @@ class RouteWatcher:
 
     def _publish(self) -> None:
         with broker_errors():
-            self._plane.client.set(self._beat, self._seen, px=BEAT_TTL_MS)
+            sealed = self._plane.seal.seal(self._beat.encode(), self._seen.encode())
+            self._plane.client.set(self._beat, sealed, px=BEAT_TTL_MS)
 
     def _check_settings(self) -> None:
         now = time.monotonic()

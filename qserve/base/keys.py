@@ -19,8 +19,8 @@
     code:<app>:<version>            string  code that travels by value, signed              version + RETIRED_TTL_MS
     apps                            hash    application names                               for ever, one field an app
     changes                         stream  a line for each change of apps                  for ever, CHANGES_KEPT lines
-    p:<app>                         hash    replica to its state, as JSON                   POOL_TTL_MS
-    b:<replica>                     string  a replica's heartbeat counter                   4 leases and BEAT_TTL_MS
+    p:<app>                         hash    replica to its state, as sealed JSON            POOL_TTL_MS
+    b:<replica>                     string  a replica's heartbeat counter, sealed           4 leases and BEAT_TTL_MS
     g:<gateway process>             string  the version of apps that it serves              BEAT_TTL_MS
     celery:<queue>                  list    Celery's own remote control                     CONTROL_TTL_MS
     celery:fanout:<name>            stream  Celery's broadcasts                             CONTROL_TTL_MS

@@ -173,6 +173,16 @@ def without_strangers(client: redis.Redis, change: Callable[[], T], *keys: str) 
     return change()
 
 
+def if_there(ask: Callable[[], list[T]]) -> list[T]:
+    """Return the reply to a question about a queue; nothing when it is gone, as one of an old version may be."""
+    try:
+        return ask()
+    except redis.ResponseError as error:
+        if not error_text(error).removeprefix("ERR ").startswith(("no such key", "NOGROUP")):
+            raise
+        return []
+
+
 @broker_errors()
 def load_functions(client: redis.Redis) -> None:
     """Load the function library; harmless when it is there already.

@@ -196,8 +196,11 @@ class Registry:
                 raise PayloadError(f"version {record.version} of application {app!r} was not registered as an old one")
             return record
 
-        with broker_errors():
-            found: Any = self._client.hgetall(self._keys.application(app))
+        try:
+            with broker_errors():
+                found: Any = self._client.hgetall(self._keys.application(app))
+        except WrongType:
+            return []
         return list(each((item for item in found.items() if item[0].startswith(OLD.encode())), read))
 
     @broker_errors()

@@ -12,35 +12,45 @@ from qserve.base.keys import POOL_TTL_MS, Keys
 from qserve.base.settings import Settings
 from qserve.broker.connection import Client, broker_errors, connect, without_strangers
 from qserve.broker.registry import NEXT, Registry
-from qserve.exceptions import WrongType
+from qserve.exceptions import PayloadError, WrongType
 from qserve.wire.application import ApplicationRecord, DeploymentRecord
-from qserve.wire.replies import each, warn_once
+from qserve.wire.replies import each, text, warn_once
 from qserve.wire.sealing import Seal
-from qserve.wire.status import FAILED, RUNNING, STARTING, WAITING, ReplicaStatus
-
-_WAITING_FOR_MS = 10_000
-"""How long a report of WAITING counts; its supervisor repeats it every second."""
+from qserve.wire.status import FAILED, RUNNING, WAITING, ReplicaStatus, report_place
 
 
 class ReplicaReports:
     """What the replicas of one application report, on all hosts."""
 
-    def __init__(self, client: Client, keys: Keys, app: str) -> None:
+    def __init__(self, client: Client, keys: Keys, seal: Seal, app: str) -> None:
         self._client = client
         self._keys = keys
+        self._seal = seal
+        self._app = app
         self._key = keys.pool(app)
+        self._sent: dict[str, set[bytes]] = {}
 
     def report(self, status: ReplicaStatus) -> None:
-        """Store a report; a key that was overwritten with something else is replaced."""
+        """Store a report; one that was made from here before, and was changed since, is named once in the log.
 
-        def store() -> None:
+        A key that was overwritten with something else is replaced.
+        """
+        sealed = self._seal.seal(report_place(self._app, status.name), status.encode())
+        is_first = status.name not in self._sent
+        self._sent.setdefault(status.name, set()).add(sealed)  # before it is sent: the reply may be lost
+
+        def store() -> bytes | None:
             pipe = self._client.pipeline(transaction=True)
-            pipe.hset(self._key, status.name, status.encode())
-            pipe.pexpire(self._key, POOL_TTL_MS)
-            pipe.execute()
+            pipe.hget(self._key, status.name).hset(self._key, status.name, sealed).pexpire(self._key, POOL_TTL_MS)
+            before: bytes | None = pipe.execute()[0]
+            return before
 
         with broker_errors():
-            without_strangers(self._client, store, self._key)
+            before = without_strangers(self._client, store, self._key)
+        if not is_first and before not in self._sent[status.name]:
+            how = "removed" if before is None else "changed"
+            warn_once(f"the report of replica {status.name} was {how} in the broker, and is made again")
+        self._sent[status.name] = {sealed}
 
     @broker_errors()
     def remove(self, name: str) -> None:
@@ -57,18 +67,32 @@ class ReplicaReports:
         self._client.delete(self._keys.leaving_of(stream))
 
     def replicas(self) -> list[ReplicaStatus]:
-        """Return the reports that can be read; another one is named once in the log."""
+        """Return the reports that hold; one that is not ours, or cannot be read, is named once in the log."""
+        now_ms = clock.judge_ms()
+        return [one for one in self._all() if not one.until_ms or one.until_ms > now_ms]
+
+    def state_of(self, name: str) -> str | None:
+        """Return what a replica has last reported, however long ago; None when it has not."""
+        return next((one.state for one in self._all() if one.name == name), None)
+
+    def _all(self) -> list[ReplicaStatus]:
         try:
             with broker_errors():
-                found: Any = self._client.hvals(self._key)
+                found: Any = self._client.hgetall(self._key)
         except WrongType as error:
             warn_once(f"no replica's report can be read: {error}")
             return []
-        now_ms = clock.judge_ms()
-        # what a supervisor that is gone has left behind does not count
-        oldest_ms = {WAITING: now_ms - _WAITING_FOR_MS, STARTING: now_ms}
-        reported = each(found, ReplicaStatus.decode)
-        return [one for one in reported if one.at_ms >= oldest_ms.get(one.state, 0.0)]
+        return list(each(found.items(), self._read))
+
+    def _read(self, item: tuple[bytes, bytes]) -> ReplicaStatus:
+        name = text(item[0], "the name of a replica")
+        try:
+            status = ReplicaStatus.decode(self._seal.open(report_place(self._app, name), item[1]))
+        except PayloadError as error:
+            raise PayloadError(f"the report of replica {name!r} of application {self._app!r}: {error}") from error
+        if status.name != name:
+            raise PayloadError(f"the report of replica {name!r} of application {self._app!r} is another one's")
+        return status
 
 
 @dataclass(frozen=True)
@@ -132,7 +156,7 @@ class Installation:
 
     def reports(self, app: str) -> ReplicaReports:
         """Return what the replicas of an application report."""
-        return ReplicaReports(self.client, self.keys, app)
+        return ReplicaReports(self.client, self.keys, self.seal, app)
 
     def status(self) -> ServeStatus:
         """Read the status of every application.

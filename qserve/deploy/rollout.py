@@ -15,6 +15,7 @@ from qserve.deploy.registration import Release
 from qserve.exceptions import DeployError, PayloadError, WrongType
 from qserve.wire.application import ApplicationRecord
 from qserve.wire.replies import each, order_of, position, shown
+from qserve.wire.sealing import Seal
 from qserve.wire.status import FAILED, RUNNING, ReplicaStatus
 
 READY_TIMEOUT_S = 60.0
@@ -146,7 +147,7 @@ def wait_for_gateways(
     while not deadline.has_passed():
         with broker_errors():
             beats = list(client.scan_iter(pattern, count=1000))
-        seen = [latest for latest in each(beats, partial(_served_by, client)) if latest]
+        seen = [latest for latest in each(beats, partial(_served_by, client, installation.seal)) if latest]
         if sum(order_of(latest) >= order_of(change) for latest in seen) >= processes:
             return
         check()
@@ -154,11 +155,11 @@ def wait_for_gateways(
     raise DeployError(f"the gateway did not load the application within {GATEWAY_TIMEOUT_S:.0f} s")
 
 
-def _served_by(client: Client, beat: bytes) -> str:
+def _served_by(client: Client, seal: Seal, beat: bytes) -> str:
     """Return the change that the gateway of a beat serves; "" when it has just ended."""
     try:
         with broker_errors():
             found = client.get(beat)
     except WrongType as error:
         raise PayloadError(f"{shown(beat)} is not a gateway's: {error}") from error
-    return "" if found is None else position(found)
+    return "" if found is None else position(seal.open(beat, found))

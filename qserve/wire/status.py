@@ -25,7 +25,7 @@ class ReplicaStatus:
         STARTING before that, and WAITING instead of replicas while it does not have the version's code; ``message``
         says what it has.
       config: The user_config that it has adopted.
-      at_ms: When it was reported, by the broker's clock, for WAITING; by when it reports something else, for STARTING.
+      until_ms: Until when it holds, by the broker's clock, if it is not repeated; 0 for as long as it is stored.
     """
 
     name: str
@@ -36,7 +36,7 @@ class ReplicaStatus:
     host: str = ""
     message: str = ""
     config: str = ""
-    at_ms: float = 0.0
+    until_ms: float = 0.0
 
     def encode(self) -> bytes:
         """Return the report as JSON."""
@@ -49,12 +49,17 @@ class ReplicaStatus:
         if type(found) is not dict:
             raise PayloadError(f"{len(data)} bytes are not a replica's report")
         given = {one.name: found[one.name] for one in fields(cls) if one.name in found}
-        texts = [value for name, value in given.items() if name not in ("pid", "at_ms")]
+        texts = [value for name, value in given.items() if name not in ("pid", "until_ms")]
         is_whole = {"name", "deployment", "version", "state"} <= given.keys() and type(given.get("pid", 0)) is int
-        is_whole = is_whole and type(given.get("at_ms", 0)) in (int, float)
+        is_whole = is_whole and type(given.get("until_ms", 0)) in (int, float)
         if not is_whole or not all(map(_is_text, texts)) or given["state"] not in _STATES:
             raise PayloadError(f"{len(data)} bytes are not a replica's report")
         return cls(**given)
+
+
+def report_place(app: str, name: str) -> bytes:
+    """Return what the report of a replica is sealed for."""
+    return f"report|{app}|{name}".encode()
 
 
 def _is_text(value: Any) -> bool:

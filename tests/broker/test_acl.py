@@ -219,8 +219,8 @@ def test_a_request_goes_its_whole_way_with_each_role_doing_its_part(as_role: dic
     Registry(deployer, keys, SEAL).stage(app, b"signed code")
     assert Registry(worker, keys, SEAL).versions("app") == [app]
     assert Registry(worker, keys, SEAL).code("app", "v") == b"signed code"
-    ReplicaReports(worker, keys, "app").report(ReplicaStatus("replica", "One", "v", RUNNING))
-    assert [one.name for one in ReplicaReports(deployer, keys, "app").replicas()] == ["replica"]
+    ReplicaReports(worker, keys, SEAL, "app").report(ReplicaStatus("replica", "One", "v", RUNNING))
+    assert [one.name for one in ReplicaReports(deployer, keys, SEAL, "app").replicas()] == ["replica"]
     change = Registry(deployer, keys, SEAL).promote(app)
     assert Registry(gateway, keys, SEAL).last_change() == change
     assert Registry(gateway, keys, SEAL).wait_for_change("0-0", 1) == change
@@ -331,9 +331,11 @@ def test_the_deployer_may_see_what_gateways_serve_and_wait_for_it(
     guarded: Guarded, as_role: dict[str, redis.Redis]
 ) -> None:
     keys = Keys()
-    as_role["gateway"].set(keys.gateway("one"), "5-0", px=60_000)
+    installation = Installation(guarded.settings("deployer"), as_role["deployer"])
+    sealed = installation.seal.seal(keys.gateway("one").encode(), b"5-0")
+    as_role["gateway"].set(keys.gateway("one"), sealed, px=60_000)
 
-    wait_for_gateways(Installation(guarded.settings("deployer"), as_role["deployer"]), "4-1", 1)
+    wait_for_gateways(installation, "4-1", 1)
 
 
 @pytest.mark.slow

@@ -225,7 +225,7 @@ def test_a_replica_refuses_what_is_older_than_the_version_that_it_runs(registry:
 
 
 def test_a_replica_is_shown_as_it_last_reported() -> None:
-    pool = ReplicaReports(fakeredis.FakeRedis(), Keys("test"), "shop")
+    pool = ReplicaReports(fakeredis.FakeRedis(), Keys("test"), Seal(Keyring()), "shop")
     pool.report(ReplicaStatus("r1", "Add", "one", RUNNING))
     pool.report(ReplicaStatus("r2", "Add", "one", RUNNING))
 
@@ -233,3 +233,73 @@ def test_a_replica_is_shown_as_it_last_reported() -> None:
     pool.remove("r2")
 
     assert pool.replicas() == [ReplicaStatus("r1", "Add", "one", FAILED, message="why")]
+
+
+def reports(registry: Registry, key: bytes = b"the-key-of-this-test") -> ReplicaReports:
+    return ReplicaReports(registry._client, registry._keys, Seal(Keyring(key)), "shop")
+
+
+ONE = ReplicaStatus("r1", "Add", "one", RUNNING)
+
+
+def test_a_report_that_is_not_sealed_for_its_replica_is_not_believed(
+    registry: Registry, caplog: pytest.LogCaptureFixture
+) -> None:
+    pool, client, key = reports(registry), registry._client, registry._keys.pool("shop")
+    pool.report(ONE)
+    other = ReplicaReports(client, registry._keys, Seal(Keyring(b"the-key-of-this-test")), "other")
+    other.report(ReplicaStatus("r4", "Add", "one", RUNNING))
+    genuine = client.hget(key, "r1")
+    forged = {
+        "r2": genuine,
+        "r3": ONE.encode(),
+        "r4": client.hget(registry._keys.pool("other"), "r4"),
+        b"\xff": genuine,
+    }
+
+    client.hset(key, mapping=forged)  # type: ignore[arg-type]
+
+    assert pool.replicas() == [ONE]
+    assert (pool.state_of("r1"), pool.state_of("r2")) == (RUNNING, None)
+    assert "the report of replica 'r2' of application 'shop': a message's signature is wrong" in caplog.text
+
+
+@pytest.mark.parametrize("how", ["removed", "changed"])
+def test_a_report_that_somebody_touches_is_made_again_and_that_is_named_once(
+    registry: Registry, how: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    pool, client, key = reports(registry), registry._client, registry._keys.pool("shop")
+    one = replace(ONE, name=f"{how}-{time.monotonic()}")
+    pool.report(one)
+    pool.report(replace(one, config="other"))
+    assert not caplog.records
+
+    for _ in range(3):
+        client.hdel(key, one.name) if how == "removed" else client.hset(key, one.name, b"forged")
+        pool.report(one)
+
+    assert pool.replicas() == [one]
+    (said,) = [record.message for record in caplog.records]
+    assert said == f"the report of replica {one.name} was {how} in the broker, and is made again"
+
+
+def test_an_old_report_that_is_put_back_shows_no_dead_replica(registry: Registry) -> None:
+    pool, now_ms = reports(registry), time.time() * 1000
+    pool.report(replace(ONE, until_ms=now_ms - 1))
+    pool.report(replace(ONE, name="r2", until_ms=now_ms + 60_000))
+
+    assert [one.name for one in pool.replicas()] == ["r2"]
+    assert pool.state_of("r1") == RUNNING
+
+
+def test_old_versions_are_kept_for_whoever_finishes_them(registry: Registry, caplog: pytest.LogCaptureFixture) -> None:
+    versions = [replace(RECORD, version=f"v{number}") for number in range(20)]
+    for record in versions:
+        registry.promote(record)
+
+    old = registry.old("shop")
+    assert {record.version for record in old} == {record.version for record in versions[3:-1]}
+    registry._client.hset(KEY, "old:v19", stored(registry, "old:v18"))
+    registry._client.hset(KEY, "old:v18", stored(registry, "active"))
+    assert {record.version for record in registry.old("shop")} == {record.version for record in versions[3:-2]}
+    assert "was not registered as an old one" in caplog.text

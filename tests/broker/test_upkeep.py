@@ -9,7 +9,7 @@ from desk import SEAL, A, B, Desk
 
 from qserve.base.keys import GROUP
 from qserve.broker import functions
-from qserve.broker.connection import create_group
+from qserve.broker.connection import create_group, if_there
 from qserve.wire.envelope import Header
 from qserve.wire.moves import Awaited, Join, Model, Start
 from qserve.wire.sealing import DELETED, REPLACED, seal_header
@@ -307,3 +307,11 @@ def test_what_waits_for_a_replica_that_is_gone_goes_to_the_others(desk: Desk) ->
     ((entry, fields),) = desk.fetch(desk.one)
     assert fields[b"0"] == b"x"
     assert desk.commit(desk.one, entry, A, state="d", payload=b"result") == b"OK"
+
+
+def test_a_queue_that_is_gone_has_no_readers(desk: Desk) -> None:
+    gone = desk.keys.stream("app", "gone", "one")
+    assert if_there(lambda: desk.client.xinfo_groups(gone)) == []
+    assert if_there(lambda: desk.client.xinfo_consumers(gone, GROUP)) == []
+    desk.client.xadd(gone, {"a": "b"})
+    assert if_there(lambda: desk.client.xinfo_consumers(gone, GROUP)) == []

@@ -124,11 +124,15 @@ def test_gateways_are_awaited_until_enough_of_them_serve_the_change(installation
     keys, gateways = installation.keys, iter("abc")
 
     def another_gateway() -> None:
-        installation.client.set(keys.gateway(next(gateways)), "5-0", px=60_000)
+        key = keys.gateway(next(gateways))
+        installation.client.set(key, installation.seal.seal(key.encode(), b"5-0"), px=60_000)
 
+    forged = {keys.gateway("forged"): b"5-0", keys.gateway("copy"): installation.seal.seal(b"another", b"5-0")}
+    installation.client.mset(forged)
     wait_for_gateways(installation, "4-1", 2, another_gateway)
 
     assert next(gateways) == "c"
+    installation.client.delete(*forged)
 
 
 def serve(installation: Installation, name: str, prefix: str) -> None:

@@ -16,14 +16,17 @@ from ledger import DIAMOND, Ledger
 from load import Call, HandleClient, HttpClient, Load, new_job
 from processes import PATIENCE_S, QSERVE, Process, Site, free_port, is_alive, wait_until
 
+from qserve.base.keyring import Keyring
 from qserve.base.keys import GROUP, Keys
 from qserve.base.settings import Settings
 from qserve.calls.client import ClientPlane
 from qserve.deploy.installation import ReplicaReports
 from qserve.wire.application import ApplicationRecord
+from qserve.wire.sealing import Seal
 from qserve.wire.status import RUNNING, ReplicaStatus
 
 SECRET = "the-key-of-this-test"
+SEAL = Seal(Keyring(SECRET.encode()))
 LEASE_S = 2.0
 FAST = {"QSERVE_LEASE_S": str(LEASE_S), "QSERVE_STALL_LIMIT_S": "3", "QSERVE_SECRET_KEY": SECRET}
 """Settings that make the slow part of a recovery fast."""
@@ -184,7 +187,7 @@ class Stack:
         version = self.record().version
         return [
             one
-            for one in ReplicaReports(self.broker.client, self.keys, "default").replicas()
+            for one in ReplicaReports(self.broker.client, self.keys, SEAL, "default").replicas()
             if one.state == RUNNING
             and one.version == version
             and deployment in (None, one.deployment)

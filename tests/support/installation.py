@@ -107,7 +107,11 @@ class Installation(Roles):
         return process
 
     def replicas(self) -> list[ReplicaStatus]:
-        return [one for one in ReplicaReports(self.client, self.keys, "default").replicas() if one.state == RUNNING]
+        return [
+            one
+            for one in ReplicaReports(self.client, self.keys, self.plane.seal, "default").replicas()
+            if one.state == RUNNING
+        ]
 
     def pids(self) -> set[int]:
         return {one.pid for one in self.replicas()}

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
+import os
+
 import pytest
 import redis
 from hypothesis import given
 from hypothesis import strategies as st
-from qserve_workers.process.heartbeat import Heartbeat, Observer
+from qserve_workers.process.heartbeat import Heartbeat, Observer, read_beat
 
 from qserve.base.keys import Keys
 from qserve.base.settings import Settings
+from qserve.wire.sealing import Seal
 
 LEASE_S = 2.0
 SWEEP_S = LEASE_S / 8
@@ -24,7 +28,7 @@ class Watch:
 
     def look(self, after_s: float = SWEEP_S, **counters: int | None) -> set[str]:
         self.now += after_s
-        return self.observer.update({name: None if n is None else str(n).encode() for name, n in counters.items()})
+        return self.observer.update(counters)
 
     def seconds_until_lost(self, counter: int | None) -> float:
         self.look(a=counter)
@@ -39,19 +43,32 @@ def test_a_counter_that_stands_still_for_a_lease_is_lost_and_no_earlier(counter:
     assert Watch().seconds_until_lost(counter) == pytest.approx(LEASE_S, abs=SWEEP_S)
 
 
-@given(st.lists(st.tuples(st.floats(0.01, 1e6), st.integers(-5, 5)), min_size=1, max_size=50))
-def test_a_counter_that_changes_is_never_lost_however_long_between(steps: list[tuple[float, int]]) -> None:
+@given(st.lists(st.tuples(st.floats(0.01, 1e6), st.integers(1, 5)), min_size=1, max_size=50))
+def test_a_counter_that_grows_is_never_lost_however_long_between(steps: list[tuple[float, int]]) -> None:
     watch, counter = Watch(), 0
-    for after_s, change in steps:
-        counter += change or 1
+    for after_s, more in steps:
+        counter += more
         assert watch.look(after_s, a=counter) == set()
 
 
-def test_a_counter_that_begins_anew_is_alive() -> None:
+def test_a_counter_that_is_set_back_or_put_back_does_not_count_as_a_beat() -> None:
+    watch, began = Watch(), 0.0
+    for count in (5, 6, 7):
+        watch.look(a=count)
+        began = watch.now
+    for old in itertools.cycle((5, 6, None, 7)):
+        if watch.look(a=old):
+            break
+    assert watch.now - began == pytest.approx(LEASE_S, abs=SWEEP_S)
+    assert watch.look(a=6) == watch.look(a=7) == {"a"}
+    assert watch.look(a=8) == set()
+
+
+def test_a_counter_that_was_gone_for_a_moment_is_alive() -> None:
     watch = Watch()
     watch.look(a=500)
     watch.look(a=None)  # the broker has lost its state
-    assert watch.look(LEASE_S, a=1) == set()
+    assert watch.look(LEASE_S, a=501) == set()
 
 
 def test_time_in_which_the_observer_itself_stood_still_accuses_nobody() -> None:
@@ -75,19 +92,46 @@ def test_a_replica_whose_process_is_dead_is_lost_whatever_its_counter_says() -> 
     assert watch.look(a=2, b=1) == {"a"}
 
 
-def test_a_heartbeat_whose_count_begins_anew_tells_that_the_broker_has_lost_its_data(
-    client: redis.Redis, settings: Settings, keys: Keys
+@pytest.fixture
+def heart(client: redis.Redis, settings: Settings) -> Heartbeat:
+    return Heartbeat(client, settings, "a", may_beat=lambda: True, report=lambda: None)
+
+
+def test_a_replica_is_reported_again_with_each_heartbeat(client: redis.Redis, settings: Settings) -> None:
+    reports: list[int] = []
+    heart = Heartbeat(client, settings, "a", may_beat=lambda: True, report=lambda: reports.append(1))
+    heart.beat()
+    heart.beat()
+    assert reports == [1, 1]
+
+
+@pytest.mark.parametrize("how", ["removed from", "changed in"])
+def test_a_heartbeat_that_somebody_touches_is_sent_again_and_named_once(
+    heart: Heartbeat, client: redis.Redis, keys: Keys, settings: Settings, how: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    losses: list[bytes] = []
-    heart = Heartbeat(
-        client, settings, "a", may_beat=lambda: True, on_loss=lambda: losses.append(client.get(keys.beat("a")))
-    )
+    heart.replica = os.urandom(4).hex()
+    seal, key = Seal(settings.keyring), keys.beat("a")
     heart.beat()
+    first = client.get(key)
     heart.beat()
-    assert losses == []
+    assert not caplog.records
 
-    client.delete(keys.beat("a"))
-    heart.beat()
-    heart.beat()
+    for _ in range(3):
+        client.delete(key) if how == "removed from" else client.set(key, first)
+        heart.beat()
 
-    assert losses == [b"1"]
+    assert [record.message for record in caplog.records] == [
+        f"the heartbeat of replica {heart.replica} was {how} the broker, and is sent again"
+    ]
+    assert read_beat(seal, heart.replica, client.get(key)) == 5
+
+
+def test_a_heartbeat_is_believed_of_its_own_replica_only(
+    heart: Heartbeat, client: redis.Redis, keys: Keys, settings: Settings, caplog: pytest.LogCaptureFixture
+) -> None:
+    heart.beat()
+    genuine, seal = client.get(keys.beat("a")), Seal(settings.keyring)
+    assert read_beat(seal, "a", genuine) == 1
+    for name, forged in (("b", genuine), ("a", b"7"), ("a", b""), ("a", seal.seal(b"beat|a", b"7\xff"))):
+        assert read_beat(seal, name, forged) is None
+    assert "the heartbeat of replica b is not believed: a message's signature is wrong" in caplog.text

@@ -79,9 +79,9 @@ def supervisor(client: redis.Redis, settings: Settings, keys: Keys, system: Syst
 @pytest.mark.row("F38")
 @pytest.mark.parametrize("shortage", [errno.EAGAIN, errno.ENOMEM])
 def test_a_system_without_processes_is_reported_asked_more_and_more_slowly_and_forgiven(
-    supervisor: Supervisor, system: System, client: redis.Redis, keys: Keys, shortage: int
+    supervisor: Supervisor, system: System, client: redis.Redis, settings: Settings, keys: Keys, shortage: int
 ) -> None:
-    pool = ReplicaReports(client, keys, "app")
+    pool = ReplicaReports(client, keys, Seal(settings.keyring), "app")
     system.shortage = shortage
     wait_until(lambda: supervisor.tick() or len(system.asked_at) == 4, description="it has asked four times")
 
@@ -354,7 +354,7 @@ def test_the_status_tells_starting_replicas_from_workers_that_are_not_there(
     assert told() == ("DEPLOYING", {"STARTING": 1}, "")
 
     (process,) = supervisor.processes.values()
-    late = ReplicaStatus(process.spec.name, "One", "v", STARTING, at_ms=1.0)
+    late = ReplicaStatus(process.spec.name, "One", "v", STARTING, until_ms=1.0)
     installation.reports("app").report(late)  # what a host that is gone has left behind
     assert told()[0] == "UNHEALTHY"
 

@@ -40,7 +40,7 @@ from qserve.wire.status import FAILED
 from qserve_workers.celery.app import make_celery
 from qserve_workers.celery.worker import ReplicaWorker
 from qserve_workers.process.heartbeat import Heartbeat
-from qserve_workers.process.lifecycle import Lifecycle, report
+from qserve_workers.process.lifecycle import Lifecycle, status_of
 from qserve_workers.replica.plane import LoopPlane
 from qserve_workers.replica.replica import Replica
 from qserve_workers.replica.spec import Exit, ReplicaSpec
@@ -97,7 +97,7 @@ def run_replica(spec: ReplicaSpec) -> int:
     except BaseException as error:
         end_if_child(error)
         try:
-            report(installation, spec, FAILED, start.why(error))
+            installation.reports(spec.record.name).report(status_of(spec, FAILED, start.why(error)))
         except BrokerError as unreported:
             log.error("this replica cannot report that it has failed: %s", unreported)
         return Exit.FAILED
@@ -105,7 +105,7 @@ def run_replica(spec: ReplicaSpec) -> int:
     watchdog = Watchdog(replica, connect(url))
     lifecycle = Lifecycle(spec, servable, installation, stop=replica.stop)
     Heartbeat(
-        connect(url), spec.settings, spec.name, may_beat=watchdog.is_loop_alive, on_loss=lifecycle.report_running
+        connect(url), spec.settings, spec.name, may_beat=watchdog.is_loop_alive, report=lifecycle.report_running
     ).start()  # fmt: skip
     worker = ReplicaWorker(make_celery(spec.settings), replica, spec.record.name)
 

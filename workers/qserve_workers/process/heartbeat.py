@@ -1,8 +1,8 @@
 """Heartbeats: how a replica shows that it is alive, and how a supervisor decides that it is not.
 
-A heartbeat is a counter. A supervisor compares its value with the one that it read before, and measures the time
-between them by its own monotonic clock. So neither a clock that is set, nor the broker's time, makes a living replica
-look dead or a dead one alive.
+A heartbeat is a sealed counter. A supervisor compares its value with the highest that it has read, and measures the
+time between them by its own monotonic clock. So neither a clock that is set, nor the broker's time, nor somebody who
+writes to the broker without the key, makes a dead replica look alive.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from qserve.base import failpoints
 from qserve.base.keys import BEAT_TTL_MS, Keys
@@ -19,6 +20,9 @@ from qserve.base.log import get_logger
 from qserve.base.settings import Settings
 from qserve.base.turns import Turns
 from qserve.broker.connection import Client, broker_errors, measure_clock, without_strangers
+from qserve.exceptions import PayloadError
+from qserve.wire.replies import number, warn_once
+from qserve.wire.sealing import Seal
 
 log = get_logger(__name__)
 _REMEMBERED = 1000
@@ -34,16 +38,20 @@ class Heartbeat:
       replica: The consumer's name.
       may_beat: Returns False while the replica is stalled: code that holds its loop for ever must not hold its calls
         for ever.
-      on_loss: Called when the broker has forgotten this counter, and so has lost its data.
+      report: Called with each beat: reports the replica again.
     """
 
     client: Client
     settings: Settings
     replica: str
     may_beat: Callable[[], bool]
-    on_loss: Callable[[], None]
-    _has_beaten: bool = False
-    _is_forgotten: bool = False
+    report: Callable[[], None]
+
+    def __post_init__(self) -> None:
+        self._seal = Seal(self.settings.keyring)
+        self._key = Keys(self.settings.namespace).beat(self.replica)
+        self._count = 0
+        self._sent: set[bytes | None] = {None}
 
     def start(self) -> None:
         threading.Thread(target=self._run, name="heartbeat", daemon=True).start()
@@ -59,25 +67,38 @@ class Heartbeat:
             time.sleep(self.settings.beat_s)
 
     def beat(self) -> None:
-        """Beat once; raises BrokerError. A beat that is sent again counts twice, which does no harm."""
-        key = Keys(self.settings.namespace).beat(self.replica)
+        """Beat once; raises BrokerError. One that was changed in the broker since is named once in the log."""
+        self._count += 1
+        data = self._seal.seal(_place(self.replica), b"%d" % self._count)
+        self._sent.add(data)  # before it is sent: the reply may be lost
         # much longer than it takes to notice that a counter stands still: the end of a key must not decide anything
         life_ms = BEAT_TTL_MS + int(4000 * self.settings.lease_s)
         with broker_errors():
-            count, _ = without_strangers(
-                self.client,
-                lambda: self.client.pipeline(transaction=True).incr(key).pexpire(key, life_ms).execute(),
-                key,
+            before: Any = without_strangers(
+                self.client, lambda: self.client.set(self._key, data, px=life_ms, get=True), self._key
             )
             measure_clock(self.client)
-        self._is_forgotten |= count == 1 and self._has_beaten
-        self._has_beaten = True
-        if self._is_forgotten:
-            self.on_loss()
-            self._is_forgotten = False
+        if before not in self._sent:
+            how = "removed from" if before is None else "changed in"
+            warn_once(f"the heartbeat of replica {self.replica} was {how} the broker, and is sent again")
+        self._sent = {data}
+        self.report()
 
 
-_DEAD = object()
+def read_beat(seal: Seal, replica: str, data: bytes | None) -> int | None:
+    """Return the count of a replica's heartbeat; None for one that is missing or not ours, which is named once."""
+    try:
+        return None if data is None else number(seal.open(_place(replica), data), "a heartbeat")
+    except PayloadError as error:
+        warn_once(f"the heartbeat of replica {replica} is not believed: {error}")
+        return None
+
+
+def _place(replica: str) -> bytes:
+    return b"beat|" + replica.encode()
+
+
+_DEAD = -1
 """In the place of the counter of a replica whose process is known to be dead."""
 
 
@@ -92,16 +113,16 @@ class Observer:
     def __init__(self, lease_s: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._lease_s = lease_s
         self._clock = clock
-        self._seen: dict[str, tuple[bytes | None, float]] = {}
+        self._seen: dict[str, tuple[int, float]] = {}
         self._updated_at: float | None = None
-        self._lost: OrderedDict[str, object] = OrderedDict()
+        self._lost: OrderedDict[str, int] = OrderedDict()
 
     def note_death(self, name: str) -> None:
         """Count a replica as lost whenever it appears again: its process is known to be dead."""
         self._remember(name, _DEAD)
 
-    def update(self, counters: Mapping[str, bytes | None]) -> set[str]:
-        """Compare the replicas' counters (None without any) with the last ones, and return who is lost.
+    def update(self, counters: Mapping[str, int | None]) -> set[str]:
+        """Compare the replicas' counters (None without any) with the highest ones, and return who is lost.
 
         Replicas that are not among them are forgotten.
         """
@@ -111,20 +132,22 @@ class Observer:
         self._updated_at = now
         seen = {}
         for name, counter in counters.items():
-            before, silent_s = self._seen.get(name, (counter, -gap_s))
-            seen[name] = (counter, silent_s + gap_s if counter == before else 0.0)
+            highest, silent_s = self._seen.get(name, (counter or 0, -gap_s))
+            is_alive = (counter or 0) > highest
+            seen[name] = (counter or 0, 0.0) if is_alive else (highest, silent_s + gap_s)
         self._seen = seen
         lost = {name for name, (_, silent_s) in seen.items() if silent_s >= self._lease_s or self._is_known(name)}
         for name in lost:
-            if self._lost.get(name) is not _DEAD:
-                self._remember(name, counters[name])
+            if self._lost.get(name) != _DEAD:
+                self._remember(name, seen[name][0])
         return lost
 
     def _is_known(self, name: str) -> bool:
         """Whether it was lost before and has not beaten since: the broker delivered to its old connection."""
-        return name in self._lost and self._lost[name] in (_DEAD, self._seen[name][0])
+        count = self._lost.get(name)
+        return count is not None and (count == _DEAD or self._seen[name][0] <= count)
 
-    def _remember(self, name: str, counter: object) -> None:
+    def _remember(self, name: str, counter: int) -> None:
         self._lost[name] = counter
         if len(self._lost) > _REMEMBERED:
             self._lost.popitem(last=False)

@@ -6,10 +6,12 @@ import asyncio
 import os
 import signal
 import socket
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from qserve.base.clock import clock
 from qserve.base.log import get_logger
 from qserve.base.turns import Turns
 from qserve.define.multiplexing import unload_models
@@ -21,6 +23,8 @@ from qserve_workers.replica.spec import Exit, ReplicaSpec
 log = get_logger(__name__)
 # what user code may raise outside of calls; CancelledError is how the loop ends a task
 _RAISED = (Exception, SystemExit, KeyboardInterrupt, GeneratorExit)
+_LEASES_REPORTED = 3
+"""How long a report holds that is not repeated, in leases; it is repeated four times in each."""
 HEALTH_FAILURES = 3
 """Failures of ``check_health`` in a row after which a replica is replaced."""
 
@@ -42,6 +46,8 @@ class Lifecycle:
         self._has_begun = False
         self._options = self.spec.options
         self._tasks: set[asyncio.Task[None]] = set()
+        self._reports = self.installation.reports(self.spec.record.name)
+        self._reporting = threading.Lock()
 
     def begin(self, loop: asyncio.AbstractEventLoop, is_config_stale: Callable[[], bool] = lambda: False) -> None:
         """Report that calls are taken, and check the object's health from now on.
@@ -58,13 +64,15 @@ class Lifecycle:
             self._spawn(loop, self._watch_health())
 
     def report_running(self) -> None:
-        """Report once more when the broker has lost its data, unless calls are not taken yet; from any thread.
+        """Report that calls are taken, unless they are not yet; from any thread, again with each heartbeat.
 
         Raises:
           BrokerError: It could not be reported.
         """
         if self._has_begun:
-            report(self.installation, self.spec, RUNNING, config=self._options.config)
+            with self._reporting:
+                for_ms = _LEASES_REPORTED * 1000 * self.spec.settings.lease_s
+                self._reports.report(status_of(self.spec, RUNNING, config=self._options.config, for_ms=for_ms))
 
     def _spawn(self, loop: asyncio.AbstractEventLoop, work: Any) -> None:
         task = loop.create_task(work)
@@ -95,8 +103,7 @@ class Lifecycle:
                 self._options = record.deployments[self.spec.deployment]
 
     async def _watch_health(self) -> None:
-        reports, stream = self.installation.reports(self.spec.record.name), self.spec.stream
-        await self._until_done("ending the turn to be replaced", lambda: reports.end_turn(stream))
+        await self._until_done("ending the turn to be replaced", lambda: self._reports.end_turn(self.spec.stream))
         turns, failures = Turns("replacing an unhealthy replica", log), 0
         while True:
             await asyncio.sleep(self._options.health_period_s)
@@ -119,7 +126,7 @@ class Lifecycle:
     def _may_leave(self) -> bool:
         """Return whether no other replica is being replaced; until then this one stays, and may recover."""
         for_s = self._options.grace_s + self.spec.settings.start_timeout_s
-        return self.installation.reports(self.spec.record.name).take_turn(self.spec.stream, self.spec.name, for_s)
+        return self._reports.take_turn(self.spec.stream, self.spec.name, for_s)
 
     async def end(self) -> None:
         """Call the ``__del__`` of the user's object; what it raises is logged."""
@@ -132,14 +139,8 @@ class Lifecycle:
             log.warning("__del__ failed: %r", error)
 
 
-def report(installation: Installation, spec: ReplicaSpec, state: str, message: str = "", config: str = "") -> None:
-    """Report a replica's state; a deploy waits for it.
-
-    Raises:
-      BrokerError: It could not be reported.
-    """
-    version = spec.record.version
-    status = ReplicaStatus(
-        spec.name, spec.deployment, version, state, os.getpid(), socket.gethostname(), message, config
-    )
-    installation.reports(spec.record.name).report(status)
+def status_of(spec: ReplicaSpec, state: str, message: str = "", config: str = "", for_ms: float = 0.0) -> ReplicaStatus:
+    """Return the report of this process; it holds for ``for_ms``, or for as long as it is stored."""
+    until_ms = clock.stamp_ms() + for_ms if for_ms else 0.0
+    pid, host = os.getpid(), socket.gethostname()
+    return ReplicaStatus(spec.name, spec.deployment, spec.record.version, state, pid, host, message, config, until_ms)

@@ -18,6 +18,7 @@ from qserve.wire.status import WAITING, ReplicaStatus
 log = get_logger(__name__)
 _LOOK_AGAIN_S = 1.0
 """How often the files are compared while the worker waits for a version with their content."""
+_REPORT_FOR_MS = 10_000
 _NOTHING = Sources({})
 _HOST = socket.gethostname()
 
@@ -65,10 +66,10 @@ class OwnCode:
         if not wait:
             log.warning("application %r: this worker does not run version %s: %s", record.name, record.version, why)
         self._waits[key] = _Wait(time.monotonic() + _LOOK_AGAIN_S, [*map(self._name, deployments)])
-        reports, at_ms = self._installation.reports(record.name), clock.stamp_ms()
+        reports, until_ms = self._installation.reports(record.name), clock.stamp_ms() + _REPORT_FOR_MS
         for name in deployments:
             status = ReplicaStatus(
-                self._name(name), name, record.version, WAITING, os.getpid(), _HOST, why, at_ms=at_ms
+                self._name(name), name, record.version, WAITING, os.getpid(), _HOST, why, until_ms=until_ms
             )
             reports.report(status)
         return None

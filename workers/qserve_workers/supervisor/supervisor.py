@@ -184,8 +184,7 @@ class Supervisor:
         self._backoffs[spec.stream].note(has_failed_start, time.monotonic())
 
     def _state_of(self, spec: ReplicaSpec) -> str | None:
-        replicas = self._installation.reports(spec.record.name).replicas()
-        return next((one.state for one in replicas if one.name == spec.name), None)
+        return self._installation.reports(spec.record.name).state_of(spec.name)
 
     # -- the living --------------------------------------------------------------------------------
 
@@ -208,7 +207,7 @@ class Supervisor:
         spec = ReplicaSpec(name, record, deployment, self.settings, self.scope.target, target.sources)
         until_ms = clock.stamp_ms() + 1000 * (self.settings.start_timeout_s + _REPORTED_AFTER_S)
         # before it can report anything itself
-        reports.report(ReplicaStatus(name, deployment, record.version, STARTING, host=host, at_ms=until_ms))
+        reports.report(ReplicaStatus(name, deployment, record.version, STARTING, host=host, until_ms=until_ms))
         try:
             pid = self.fork(spec)
         except OSError as error:

@@ -10,14 +10,14 @@ from qserve.base import failpoints
 from qserve.base.keys import GROUP, deployment_in
 from qserve.base.log import get_logger
 from qserve.broker import functions
-from qserve.broker.connection import broker_errors, create_group, without_strangers
+from qserve.broker.connection import broker_errors, create_group, if_there, without_strangers
 from qserve.broker.library import Command
 from qserve.deploy.installation import Installation
 from qserve.exceptions import PayloadError
 from qserve.wire import replies
 from qserve.wire.application import ApplicationRecord
 from qserve.wire.sealing import DEATH_LIMIT, DELETED, REPLACED, lost
-from qserve_workers.process.heartbeat import Observer
+from qserve_workers.process.heartbeat import Observer, read_beat
 
 log = get_logger(__name__)
 _CLOSED_AFTER_S = 0.3
@@ -34,6 +34,7 @@ class Takeover:
         self._client = installation.client
         self._keys = installation.keys
         self._prefix = installation.keys.request("")
+        self._seal = installation.seal
         self._settings = installation.settings
         self._observer = Observer(installation.settings.lease_s)
         self._swept_at = time.monotonic()
@@ -99,11 +100,8 @@ class Takeover:
     @broker_errors()
     def readers_of(self, record: ApplicationRecord) -> int | None:
         """Return how many replicas read the queues of a version; None when it has no queues any more."""
-        found = [self._client.xinfo_groups(queue) for queue in self.queues_of(record) if self._is_queue(queue)]
-        return sum(map(replies.consumer_count, found)) if found else None
-
-    def _is_queue(self, key: str) -> bool:
-        return replies.text(self._client.type(key), "a type") == "stream"
+        found = [if_there(partial(self._client.xinfo_groups, queue)) for queue in self.queues_of(record)]
+        return sum(map(replies.consumer_count, found)) if any(found) else None
 
     # -- replicas that are lost --------------------------------------------------------------------
 
@@ -151,9 +149,9 @@ class Takeover:
         log.warning("replica %s sends no heartbeats any more; its %d calls are handed over", name, moved)
 
     @broker_errors()
-    def _counters(self, names: list[str]) -> dict[str, bytes | None]:
+    def _counters(self, names: list[str]) -> dict[str, int | None]:
         found: list[bytes | None] = self._client.mget([self._keys.beat(name) for name in names]) if names else []
-        return dict(zip(names, found, strict=True))
+        return {name: read_beat(self._seal, name, data) for name, data in zip(names, found, strict=True)}
 
     @broker_errors()
     def _add_consumers(self, stream: str, consumers: dict[str, list[str]]) -> None:
@@ -164,11 +162,10 @@ class Takeover:
     @broker_errors()
     def _add_old_consumers(self, stream: str, consumers: dict[str, list[str]]) -> None:
         """Do the same for a queue that must not be created again."""
-        if self._is_queue(stream):
-            self._add_readers(stream, consumers)
+        self._add_readers(stream, consumers)
 
     def _add_readers(self, stream: str, consumers: dict[str, list[str]]) -> None:
-        for raw in replies.consumer_names(self._client.xinfo_consumers(stream, GROUP)):
+        for raw in replies.consumer_names(if_there(partial(self._client.xinfo_consumers, stream, GROUP))):
             try:
                 consumers.setdefault(replies.text(raw, "the name of a replica"), []).append(stream)
             except PayloadError as error:
