@@ -58,7 +58,7 @@ FILL = """
 from qserve.exceptions import BackPressureError
 try:
     while True:
-        qserve.get_deployment_handle("Full").write.remote(300).accepted()
+        qserve.get_deployment_handle("Full").write.remote(3600).accepted()
 except BackPressureError:
     pass
 """
@@ -114,7 +114,9 @@ class Office:
         self.site = site
         self.port = free_port()
         site.start_broker(self.port)
-        self.roles = Roles(site, APP, {"QSERVE_BROKER_URL": f"redis://127.0.0.1:{self.port}/0"})
+        # Full stays full for longer than all tests here can take
+        env = {"QSERVE_BROKER_URL": f"redis://127.0.0.1:{self.port}/0", "QSERVE_REQUEST_TIMEOUT_S": "3600"}
+        self.roles = Roles(site, APP, env)
         self.roles.start()
         self.folder = site.folder / "programs"
         self.folder.mkdir()
