@@ -75,13 +75,16 @@ class DeadLetter:
         if not numbers:
             return None
         try:
-            (call, header), *others = [_held(parts[b"%b%d" % (KEPT_CALL, number)], seal) for number in numbers]
+            kept = [parts[b"%b%d" % (KEPT_CALL, number)] for number in numbers]
+            (call, header), *others = [_held(data, seal) for data in kept]
             failure = Outcome(State.FAILED, parts.get(Field.FAILURE, b""))
+            # a call that does not say whose it is has an ID of its own here, which its replica did not know
+            claimed = replies.claimed_id(_kept_call(kept[0])[1].get(CallField.HEADER, b""))
             return cls(
                 request_id,
                 replies.text(parts.get(Field.WHY, b""), "a reason"),
                 _moment(replies.number(parts.get(Field.AT, b"0"), "a time")),
-                _readable(lambda: Failure.decode(open_end(seal, request_id, failure).payload)),
+                _readable(lambda: Failure.decode(open_end(seal, claimed, failure).payload)),
                 _readable(lambda: _history(parts.get(Field.HISTORY, b"\x90"))) or (),
                 call,
                 header,

@@ -236,13 +236,16 @@ def test_a_call_of_a_request_that_was_cancelled_is_no_dead_letter(desk: Desk, le
 def test_a_message_that_cannot_be_read_is_kept_and_cannot_be_replayed(desk: Desk, letters: DeadLetters) -> None:
     desk.client.xadd(desk.one, {"junk": b"\xff"})
     ((entry, _),) = desk.fetch(desk.one)
+    sealed = seal_end(SEAL, "", "f", Failure("", "PayloadError", "it cannot be read").encode())  # for nobody's request
     command = functions.dead_letter(
-        desk.one, desk.keys.request("?"), entry, "?", "unreadable", FAILURE, "replica", "what", is_known=False
+        desk.one, desk.keys.request("?"), entry, "?", "unreadable", sealed, "replica", "what", is_known=False
     )
     desk.client.execute_command(*command)
 
     (made_up,) = letters.ids()
-    assert letters.show(made_up).header is None
+    letter = letters.show(made_up)
+    assert letter.header is None
+    assert letter.failure is not None and letter.failure.message == "it cannot be read"
     with pytest.raises(DeadLetterError, match="cannot be read"):
         letters.replay(made_up)
     assert letters.purge([made_up]) == 1
