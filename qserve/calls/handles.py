@@ -22,7 +22,7 @@ from typing_extensions import ParamSpec, TypeVar
 from qserve.base.context import request_context
 from qserve.base.promise import T
 from qserve.calls.ref import Call, ItemRef, Ref, current
-from qserve.calls.responses import DeploymentResponse, DeploymentResponseGenerator, RefTask
+from qserve.calls.responses import DeploymentResponse, DeploymentResponseGenerator, RefStreamTask, RefTask
 from qserve.wire import codec
 from qserve.wire.codec import Code
 
@@ -44,6 +44,7 @@ class _Handle(Generic[P, R_co]):
 
     _respond: ClassVar[Any]
     """Makes what ``remote`` returns from a ref."""
+    _respond_stream: ClassVar[type[DeploymentResponseGenerator[Any]]] = RefStreamTask
     _runs_graph: ClassVar[bool] = False
 
     def __init__(self, target: str, app_name: str, options: HandleOptions) -> None:
@@ -71,7 +72,7 @@ class _Handle(Generic[P, R_co]):
         )
         ref = current.plane().submit(call)
         ref.made_by(context)
-        return DeploymentResponseGenerator(ref) if isinstance(ref, ItemRef) else type(self)._respond(ref)
+        return (self._respond_stream if isinstance(ref, ItemRef) else type(self)._respond)(ref)
 
     @overload
     def options(  # type: ignore[overload-overlap]
@@ -209,6 +210,7 @@ class DeploymentHandle(_DeploymentHandle[P, R_co]):
     """A handle of the newer generation: ``value = await handle.method.remote(x)``, or ``.result()`` in sync code."""
 
     _respond = DeploymentResponse
+    _respond_stream = DeploymentResponseGenerator
 
     if TYPE_CHECKING:
 
@@ -235,7 +237,14 @@ class RayServeDAGHandle(_Handle[P, R_co]):
         return self._target
 
     def __repr__(self) -> str:
-        return f"RayServeDAGHandle(graph={self._target!r})"
+        return f"{type(self).__name__}(graph={self._target!r})"
+
+
+class GraphHandle(RayServeDAGHandle[P, R_co]):
+    """The same in an application whose handles take one await."""
+
+    _respond: ClassVar[Any] = DeploymentResponse
+    _respond_stream = DeploymentResponseGenerator
 
 
 RayServeHandle = RayServeDeploymentHandle
@@ -263,6 +272,7 @@ _KINDS: dict[type[_Handle[..., Any]], Code] = {
     RayServeSyncHandle: Code.SYNC_HANDLE,
     DeploymentHandle: Code.NEW_HANDLE,
     RayServeDAGHandle: Code.GRAPH_HANDLE,
+    GraphHandle: Code.NEW_GRAPH_HANDLE,
 }
 """The classes of handles; a packed handle begins with its class's number in this order."""
 

@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, Generic, NamedTuple
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, NoReturn
 
 from qserve.base import context
 from qserve.base.clock import Deadline
@@ -135,7 +135,39 @@ class CurrentPlane:
 current = CurrentPlane()
 
 
-class Ref(Generic[T_co]):
+ADVICE = (
+    ". It stands for a value that has not arrived: await it once more, or annotate the parameter of the constructor as"
+    " `DeploymentHandle` (from qserve.handle), whose calls take one await"
+)
+
+
+class NotValue:
+    """The base of what stands for a value: where it is used as one, the error says what to await."""
+
+    __slots__ = ()
+    advice_for_values = ADVICE
+
+    if not TYPE_CHECKING:  # so that type checkers report the mistake
+
+        def __getattr__(self, name: str) -> NoReturn:
+            advice = "" if name.startswith("_") else ADVICE
+            raise AttributeError(
+                f"{type(self).__name__!r} object has no attribute {name!r}{advice}", name=name, obj=self
+            )
+
+        def __bool__(self) -> bool:
+            return True
+
+        def _refuse(self, *args: Any, **kwargs: Any) -> NoReturn:
+            raise TypeError(f"a {type(self).__name__} was used as a value{ADVICE}")
+
+        __getitem__ = __iter__ = __len__ = __contains__ = __call__ = __index__ = __int__ = __float__ = _refuse
+        __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = __rtruediv__ = _refuse
+        __floordiv__ = __rfloordiv__ = __mod__ = __rmod__ = __pow__ = __rpow__ = __matmul__ = __rmatmul__ = _refuse
+        __lt__ = __le__ = __gt__ = __ge__ = __neg__ = __abs__ = __round__ = __enter__ = __aiter__ = _refuse
+
+
+class Ref(NotValue, Generic[T_co]):
     """The result of one call, which may not exist yet.
 
     Use ``await ref`` in async code, ``qserve.get(ref)`` or ``ref.result()`` in sync code. A ref can be awaited any

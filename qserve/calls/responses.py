@@ -11,12 +11,12 @@ from typing import Any, Generic, NoReturn, overload
 
 from qserve.base.clock import Deadline
 from qserve.base.promise import T, T_co
-from qserve.calls.ref import ItemRef, Ref
+from qserve.calls.ref import ItemRef, NotValue, Ref
 from qserve.exceptions import QserveException
 from qserve.wire import codec
 
 
-class _Response(Generic[T_co]):
+class _Response(NotValue, Generic[T_co]):
     __slots__ = ("ref",)
 
     def __init__(self, ref: Ref[T_co]) -> None:
@@ -166,6 +166,30 @@ class DeploymentResponseGenerator(_Response[T_co]):
             "Streaming deployment handle results cannot be passed to downstream handle calls. If you have a use"
             " case requiring this feature, pass the items instead: `[item async for item in response]`"
         )
+
+
+class RefStreamTask(DeploymentResponseGenerator[T_co]):
+    """The same by a handle of the older kind: what it gives when it is awaited has a ref for each item."""
+
+    __slots__ = ()
+
+    def __await__(self) -> Generator[Any, None, RefStream[T_co]]:
+        yield from self.ref.acceptance.__await__()
+        return RefStream(self)
+
+
+class RefStream(Generic[T_co]):
+    """Iterates over refs of the items: ``async for ref in await handle.options(stream=True).items.remote(): ...``."""
+
+    def __init__(self, items: RefStreamTask[T_co]) -> None:
+        self._items = items
+
+    def __iter__(self) -> Iterator[Ref[T_co]]:
+        return map(Ref.resolved, self._items)
+
+    async def __aiter__(self) -> AsyncIterator[Ref[T_co]]:
+        async for item in self._items:
+            yield Ref.resolved(item)
 
 
 Response = Ref[T] | RefTask[T] | DeploymentResponse[T]

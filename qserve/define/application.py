@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, NoReturn
 
-from qserve.calls.handles import RayServeDAGHandle, RayServeDeploymentHandle
+from qserve.calls.handles import DeploymentHandle, RayServeDAGHandle, RayServeDeploymentHandle
 from qserve.define.compile import CompiledApplication, compile_application
 from qserve.define.deployments import Deployment
 from qserve.exceptions import AppNotFound
@@ -120,7 +120,7 @@ def build(root: DAGNode) -> Application:
 
 
 def _reference(value: Any) -> str:
-    if isinstance(value, RayServeDeploymentHandle | RayServeDAGHandle):
+    if isinstance(value, RayServeDeploymentHandle | DeploymentHandle | RayServeDAGHandle):
         return repr(value)
     raise TypeError(f"Object of type {type(value).__name__} is not JSON serializable")
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from qserve.base import unused
-from qserve.calls.handles import RayServeDAGHandle, RayServeDeploymentHandle
+from qserve.calls.handles import DeploymentHandle, GraphHandle, RayServeDAGHandle, RayServeDeploymentHandle
 from qserve.define.deployments import Deployment
 from qserve.define.drivers import driver_arguments, gateway_adapter, graphs_of, is_driver
 from qserve.graph.containers import replace
@@ -73,7 +73,7 @@ def compile_application(root: Any, *, app_name: str = "default") -> CompiledAppl
     _check_target(root)
     order = bottom_up(root)
     _check_below(root, order)
-    compiler = Compiler(assign_names(order), app_name)
+    compiler = Compiler(assign_names(order), app_name, root.get_options().use_new_handle_api)
     driver, adapter = None, None
     if is_driver(root.get_body()):
         dags, adapter = driver_arguments(root.get_args(), root.get_kwargs())
@@ -87,10 +87,15 @@ def compile_application(root: Any, *, app_name: str = "default") -> CompiledAppl
 
 
 class Compiler:
-    """Compiles the nodes of one application, whose deployments have these names."""
+    """Compiles the nodes of one application, whose deployments have these names.
 
-    def __init__(self, names: Mapping[DAGNode, str], app_name: str) -> None:
+    Parameters:
+      has_new_handles: Whether its handles take one await.
+    """
+
+    def __init__(self, names: Mapping[DAGNode, str], app_name: str, has_new_handles: bool = False) -> None:
         self.names = names
+        self._has_new_handles = has_new_handles
         self.graphs: dict[str, Plan] = {}
         self._app_name = app_name
         self._graph_of: dict[DAGNode, str] = {}
@@ -128,13 +133,15 @@ class Compiler:
                 if isinstance(child, FunctionNode) and not _is_bound(child):
                     return self._handle(child)
                 self.add_graph(f"{self.names[node]}:{next(numbers)}", child)
-            return RayServeDAGHandle(self._graph_of[child], self._app_name)
+            kind = GraphHandle if self._has_new_handles else RayServeDAGHandle
+            return kind(self._graph_of[child], self._app_name)
 
         args, kwargs = replace((node.get_args(), node.get_kwargs()), DAGNode, stand_in)
         return args, kwargs
 
-    def _handle(self, node: DAGNode) -> RayServeDeploymentHandle:
-        return RayServeDeploymentHandle(self.names[node], self._app_name)
+    def _handle(self, node: DAGNode) -> RayServeDeploymentHandle | DeploymentHandle:
+        kind = DeploymentHandle if self._has_new_handles else RayServeDeploymentHandle
+        return kind(self.names[node], self._app_name)
 
     def plan(self, output: DAGNode) -> Plan:
         """Compile the graph that ends in a node. A class node is a call of its ``__call__`` with the input."""

@@ -88,6 +88,7 @@ class DeploymentOptions(BaseModel, frozen=True, extra="forbid"):
       max_execution_s: Seconds one call may run; a replica stuck in a longer one is replaced.
       max_retries: How often a call that raised is run again.
       retry_on: Exception classes (or their names) that are retried; ``None`` retries all.
+      use_new_handle_api: Set on the ingress: the handles that constructors of its application get take one await.
       retry_backoff_s: Wait before the first retry; it doubles with each, and varies by half.
 
     Raises:
@@ -123,6 +124,7 @@ class DeploymentOptions(BaseModel, frozen=True, extra="forbid"):
     placement_group_strategy: str | None = None
     placement_group_bundle_label_selector: list[dict[str, Any]] | None = None
     max_replicas_per_node: int | None = Field(default=None, ge=1, le=100)
+    use_new_handle_api: bool = False
 
     def __init__(self, /, **given: Any) -> None:
         check_known(given, given.get("name"))
@@ -209,6 +211,7 @@ class Options(TypedDict, total=False):
     placement_group_strategy: str | None
     placement_group_bundle_label_selector: list[dict[str, Any]] | None
     max_replicas_per_node: int | None
+    use_new_handle_api: bool | None
 
 
 _DEFAULT_BY_NONE = frozenset(

@@ -72,6 +72,7 @@ class Code(IntEnum):
     SYNC_HANDLE = 21  # RayServeSyncHandle
     NEW_HANDLE = 22  # DeploymentHandle
     GRAPH_HANDLE = 23  # RayServeDAGHandle
+    NEW_GRAPH_HANDLE = 24  # GraphHandle
 
     SLOT = 30  # qserve.graph.plan: the place of a value that arrives later
     # refs, see qserve/calls

@@ -7,15 +7,19 @@ import contextlib
 import inspect
 import pickle
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import cloudpickle
 import pytest
+from fastapi.encoders import jsonable_encoder
 from rendezvous import arrive, await_arrival, has_arrived
 from serving import ServeRun, ask
 
 import qserve as serve
+from qserve.calls.ref import Ref
+from qserve.calls.responses import DeploymentResponse, RefTask
 from qserve.dag import InputNode
 from qserve.drivers import DAGDriver
 from qserve.exceptions import (
@@ -23,6 +27,7 @@ from qserve.exceptions import (
     BackPressureError,
     DeadlineExceeded,
     GetTimeoutError,
+    PayloadError,
     QserveException,
     RayServeException,
     RayTaskError,
@@ -36,6 +41,7 @@ from qserve.handle import (
     RayServeHandle,
     RayServeSyncHandle,
 )
+from qserve.http.render import to_json
 
 
 @serve.deployment
@@ -862,3 +868,94 @@ def test_a_deployment_reaches_other_applications_with_its_request_and_deadline(s
         said, _, _, app, *is_carried_on = serve.get(front.remote(method), timeout=60)
         assert (said, app, is_carried_on) == ("own", "front", [True, True]), method
     assert "'nowhere'" in serve.get(front.missing.remote(), timeout=60)
+
+
+# -- one await or two ------------------------------------------------------------------------------
+
+MISTAKES: dict[str, Any] = {
+    "an item": lambda ref: ref["a"],
+    "an attribute": lambda ref: ref.shape,
+    "a method": lambda ref: ref.upper(),
+    "a call": lambda ref: ref(1),
+    "a sum": lambda ref: ref + 1,
+    "a sum from the right": lambda ref: 1 + ref,
+    "a quotient": lambda ref: 2 / ref,
+    "a comparison": lambda ref: ref > 1,
+    "a loop": lambda ref: list(ref),
+    "membership": lambda ref: 1 in ref,
+    "its length": lambda ref: len(ref),
+    "a number": lambda ref: int(ref),
+    "an index": lambda ref: [1][ref],
+    "unpacking": lambda ref: (lambda a, b: a)(*ref),
+    "JSON": lambda ref: to_json({"a": [ref]}),
+    "the JSON of FastAPI": lambda ref: jsonable_encoder({"a": ref}),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES.values(), ids=MISTAKES)
+@pytest.mark.parametrize("kind", [lambda ref: ref, RefTask, DeploymentResponse], ids=["a ref", "a task", "a response"])
+def test_a_ref_in_the_place_of_a_value_says_what_to_await(mistake: Any, kind: Any) -> None:
+    ref = kind(Ref.resolved(1))
+
+    with pytest.raises((TypeError, ValueError, AttributeError, PayloadError), match="await it once more, or annotate"):
+        mistake(ref)
+    assert ref
+    assert not hasattr(ref, "__array__")
+
+
+def test_one_setting_gives_every_handle_of_an_application_one_await(serve_run: ServeRun) -> None:
+    @serve.deployment
+    class Leaf:
+        def __call__(self, x: int) -> int:
+            return x + 1
+
+        def items(self, count: int) -> Iterator[int]:
+            yield from range(count)
+
+    @serve.deployment
+    class Middle:
+        def __init__(self, leaf: Any) -> None:
+            self.leaf = leaf
+
+        async def __call__(self, x: int) -> int:
+            return await self.leaf.remote(x) + 1  # type: ignore[no-any-return]
+
+    @serve.deployment(use_new_handle_api=True)
+    class Top:
+        def __init__(self, middle: Any, leaf: Any, graph: Any) -> None:
+            self.middle, self.leaf, self.graph = middle, leaf, graph
+
+        async def __call__(self, x: int) -> list[Any]:
+            items = [item async for item in self.leaf.options(stream=True).items.remote(2)]
+            return [await self.middle.remote(x), await self.graph.remote(x), items]
+
+    leaf = Leaf.bind()
+    with InputNode() as inp:
+        graph = leaf.__call__.bind(inp)
+
+    assert ask(serve_run(Top.bind(Middle.bind(leaf), leaf, graph)), 1) == [3, 2, [0, 1]]
+
+
+def test_a_stream_that_is_awaited_first_gives_refs(serve_run: ServeRun) -> None:
+    """As in Ray Serve 2.5."""
+
+    @serve.deployment
+    class Source:
+        def items(self, count: int) -> Iterator[int]:
+            yield from range(count)
+            if count > 2:
+                raise KeyError("too many")
+
+    @serve.deployment
+    class Reader:
+        def __init__(self, source: Any) -> None:
+            self.source = source
+
+        async def __call__(self, count: int) -> list[int]:
+            return [await ref async for ref in await self.source.options(stream=True).items.remote(count)]
+
+    handle = serve_run(Reader.bind(Source.bind()))
+
+    assert ask(handle, 2) == [0, 1]
+    with pytest.raises(KeyError):
+        ask(handle, 3)

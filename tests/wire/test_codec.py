@@ -327,6 +327,7 @@ WIRE: list[tuple[Code, Any, str]] = [
         handles.RayServeDAGHandle("g", "app").options(multiplexed_model_id="x"),
         "c714179603a167a3617070a85f5f63616c6c5f5fc2a178",
     ),
+    (Code.NEW_GRAPH_HANDLE, handles.GraphHandle("g", "app"), "c713189604a167a3617070a85f5f63616c6c5f5fc2a0"),
     (Code.SLOT, Slot(1, True), "c7031e9201c3"),
     (Code.REF, Ref("a" * 32, None), "c7241f92d9206161616161616161616161616161616161616161616161616161616161616161c0"),
     (
