@@ -121,7 +121,7 @@ def create_app(settings: Settings, plane: ClientPlane | None = None, watch: bool
 
 
 def _add_pages(app: Gateway, plane: ClientPlane, watcher: RouteWatcher) -> None:
-    @app.route(_HEALTH)
+    @app.route(_HEALTH, provide_automatic_options=False)
     def healthz() -> Any:
         table = watcher.current()
         with broker_errors():
@@ -130,7 +130,7 @@ def _add_pages(app: Gateway, plane: ClientPlane, watcher: RouteWatcher) -> None:
             raise Refused("no application is served here yet", NO_APPLICATION, 503, retry_after_s=1)
         return "success", 200, {"content-type": _TEXT, "x-request-id": request_id_of(request.environ)}
 
-    @app.route("/-/routes")
+    @app.route("/-/routes", provide_automatic_options=False)
     def routes() -> Any:
         table = watcher.table or watcher.current()  # the last one also while the broker is not well
         return table.listing(), 200, {"x-request-id": request_id_of(request.environ)}

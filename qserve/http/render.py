@@ -110,7 +110,7 @@ def parse_head(payload: bytes) -> tuple[int, list[list[str]]]:
 
 
 def _check_head(payload: bytes, status: Any, headers: Any) -> None:
-    if type(status) is not int or not 100 <= status <= 999 or type(headers) is not list:
+    if type(status) is not int or not 200 <= status <= 599 or type(headers) is not list:
         raise _not_response(payload)
     for header in headers:
         if type(header) is not list or len(header) != 2 or type(header[0]) is not str or type(header[1]) is not str:

@@ -437,6 +437,16 @@ def test_an_http_exception_that_http_does_not_have_is_500(error: HTTPException) 
     assert (response.status_code, error_of(response)["type"]) == (500, "HTTPException")
 
 
+def test_an_answer_without_a_body_has_none_and_head_says_how_long_it_would_be() -> None:
+    plane = FakePlane(plain_app())
+    plane.value = Response("body", 204)
+    empty = serve(plane).get("/")
+    plane.value = Response(headers={"content-length": "77"})
+    head, get = serve(plane).head("/"), serve(plane).get("/")
+    assert (empty.status_code, empty.data, empty.headers.get("Content-Length")) == (204, b"", None)
+    assert (head.headers.getlist("Content-Length"), get.headers.getlist("Content-Length")) == (["77"], ["0"])
+
+
 FULL = BackPressureError("the queue of 'Narrow' is full")
 
 

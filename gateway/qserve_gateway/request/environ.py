@@ -193,6 +193,8 @@ def _headers_of(environ: Environ, length: int) -> list[tuple[bytes, bytes]]:
         if not name or key not in environ or name in dropped:
             continue
         if name == b"cookie":
+            if not value:
+                continue
             if cookie >= 0:  # HTTP/2 has several lines, and frameworks read one
                 headers[cookie] = (name, headers[cookie][1] + b"; " + value.encode("latin-1"))
                 continue
