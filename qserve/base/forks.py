@@ -20,7 +20,7 @@ from collections.abc import Callable
 from typing import Any, NoReturn, Protocol
 from weakref import WeakSet
 
-from qserve.base.process import die_with_parent
+from qserve.base.process import IS_CHILD, IS_REPLICA, die_with_parent, name_process
 
 
 class Leaver(Protocol):
@@ -81,9 +81,12 @@ class Setup:
 
     is_made = has_left = False
 
-    def __init__(self) -> None:
+    def __init__(self, replica: str) -> None:
         Setup.is_made = True
+        name_process(IS_REPLICA, replica)
+        self._replica = replica
         self._pid = os.getpid()
+        lasting_threads.add(threading.get_ident())
         on_fork(self)
 
     def leave_to_parent(self) -> None:
@@ -96,6 +99,7 @@ class Setup:
                 is_raised = number == signal.SIGINT and number not in signal.sigpending()
                 signal.signal(number, signal.default_int_handler if is_raised else signal.SIG_DFL)
         atexit._clear()
+        name_process(IS_CHILD, self._replica)
         # to the kernel the parent is the thread that has forked, so this is not for threads that may end before
         if os.getppid() == self._pid and threading.get_ident() in lasting_threads:
             die_with_parent(signal.SIGKILL)

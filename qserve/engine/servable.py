@@ -152,6 +152,16 @@ class Servable:
         await enter(call)
 
     @property
+    def has_coroutines(self) -> bool:
+        """Whether some calls of a class run on the loop, so that they need not wait for a sync method."""
+        members = inspect.getmembers(self.target) if inspect.isclass(self.target) else []
+        return any(
+            inspect.iscoroutinefunction(member) or inspect.isasyncgenfunction(member)
+            for name, member in members
+            if (name == "__call__" or not name.startswith("_")) and name not in ("reconfigure", "check_health")
+        )
+
+    @property
     def has_health_check(self) -> bool:
         return self._hook("check_health") is not None
 

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
+import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import marks
 import pytest
+from processes import wait_until
 from serving import ServeRun, ask
 
 import qserve as serve
@@ -162,6 +167,8 @@ def test_nothing_that_one_entry_into_user_code_sets_is_seen_in_another(entries: 
         for entry, call in CALLS.items():
             assert call(entries) is not False, entry
     ask(entries.unload)
+    if mode == "broker":
+        wait_until(lambda: "check_health" in dict(ask(entries.report)), description="its health was checked")
     found = ask(entries.report)
 
     seen = {entry: {mark for name, mark in found if name == entry} for entry, _ in found}
@@ -172,3 +179,95 @@ def test_nothing_that_one_entry_into_user_code_sets_is_seen_in_another(entries: 
     assert expected - {"packing", "task"} <= seen.keys()
     assert {entry: marks for entry, marks in seen.items() if marks != {""}} == {}
     assert ask(entries.at_import) == ("at import" if mode == "broker" else "nothing")
+
+
+@serve.deployment(max_concurrent_queries=100)
+class Gate:
+    def __init__(self) -> None:
+        self.gate = threading.Event()
+
+    def block(self) -> bool:
+        return self.gate.wait(20)
+
+    async def open(self) -> bool:
+        self.gate.set()
+        return True
+
+
+def test_a_coroutine_runs_while_sync_methods_of_its_replica_run_and_wait(serve_run: ServeRun) -> None:
+    handle = serve_run(Gate.bind())
+    blocked = [handle.block.remote() for _ in range(3)]
+    wait_until(lambda: all(ref.acceptance.is_set() for ref in blocked), description="they are on the queue")
+
+    assert ask(handle.open)
+    assert serve.get(blocked, timeout=30) == [True] * 3, "the gate was opened while they waited for it"
+
+
+@serve.deployment
+class Shared:
+    def __init__(self) -> None:
+        self.tasks: list[asyncio.Task[None]] = []
+        self.local = threading.local()
+        self.has_gone_on: list[str] = []
+        self.go_on = threading.Event()
+
+    def change(self, folder: str) -> None:
+        os.chdir(folder)
+        os.environ["CHANGED_BY_A_CALL"] = self.local.value = "changed"
+        marks.changed = "changed"  # type: ignore[attr-defined]
+        threading.Thread(target=self.note_later, daemon=True).start()
+        time.sleep(0.01)  # it stays in the thread
+
+    def note_later(self) -> None:
+        self.go_on.wait(20)
+        self.has_gone_on.append("thread")
+
+    async def leave_task(self) -> None:
+        async def later() -> None:
+            while not self.go_on.is_set():
+                await asyncio.sleep(0.001)
+            self.has_gone_on.append(f"task: {marks.mark.get()}")
+
+        marks.mark.set("its call's")
+        self.tasks.append(asyncio.create_task(later()))
+
+    def look(self) -> list[Any]:
+        self.go_on.set()
+        time.sleep(0.01)
+        return [str(Path.cwd()), os.environ.get("CHANGED_BY_A_CALL"), self.local.value, marks.changed]  # type: ignore[attr-defined]
+
+    async def gone_on(self) -> list[str]:
+        return sorted(self.has_gone_on)
+
+
+def test_what_belongs_to_the_process_is_shared_and_stays(
+    serve_run: ServeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(Path.cwd())  # in local mode the process is this one
+    monkeypatch.setenv("CHANGED_BY_A_CALL", "")
+    handle = serve_run(Shared.bind())
+    ask(handle.change, str(tmp_path))
+    ask(handle.leave_task)
+
+    assert ask(handle.look) == [str(tmp_path), *["changed"] * 3]
+    wait_until(
+        lambda: ask(handle.gone_on) == ["task: its call's", "thread"], description="both have gone on", timeout_s=30
+    )
+
+
+@serve.deployment
+class Handler:
+    def __init__(self) -> None:
+        self.signals: list[int] = []
+        signal.signal(signal.SIGUSR1, lambda number, frame: self.signals.append(number))
+
+    async def handle(self) -> list[int]:
+        signal.signal(signal.SIGUSR2, lambda number, frame: self.signals.append(number))
+        for number in (signal.SIGUSR1, signal.SIGUSR2):
+            signal.raise_signal(number)
+        return [int(number) for number in self.signals]
+
+
+@pytest.mark.slow
+def test_a_replica_may_handle_signals_that_are_not_ours(run_on_broker: ServeRun) -> None:
+    assert ask(run_on_broker(Handler.bind()).handle) == [signal.SIGUSR1, signal.SIGUSR2]

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -117,6 +118,48 @@ def held_by_child() -> Any:
     os.close(write)
     with os.fdopen(read) as pipe:
         return pipe.read()
+
+
+def _sleep(report: Any = None) -> None:
+    if report is not None:
+        report.send(os.getpid())
+    time.sleep(10 * WAIT_S)
+
+
+def _sleep_beside(report: Any) -> None:
+    """Start a process, and end before it does."""
+    process(_sleep, report)
+    os._exit(0)
+
+
+def _become_daemon(report: Any) -> None:
+    os.setsid()
+    if os.fork():
+        os._exit(0)
+    _sleep(report)
+
+
+def family() -> dict[str, int]:
+    """Start processes in every way that a program has, and return their ids; none of them ends by itself."""
+    nap = ["sleep", str(10 * WAIT_S)]
+    pids = {
+        "forked": process(_sleep).pid,
+        "spawned": process(_sleep, method="spawn").pid,
+        "program": subprocess.Popen(nap).pid,
+        "program with a session of its own": subprocess.Popen(nap, start_new_session=True).pid,
+        "in the background of a shell": int(
+            subprocess.run(f"{' '.join(nap)} >/dev/null 2>&1 & echo $!", shell=True, capture_output=True).stdout
+        ),
+    }
+    for name, target in {"of a process that has ended": _sleep_beside, "daemon": _become_daemon}.items():
+        here, there = multiprocessing.Pipe()
+        started = process(target, there)
+        pids[name] = here.recv()
+        started.join()
+    thread = threading.Thread(target=lambda: pids.update({"of a thread": process(_sleep).pid}))
+    thread.start()
+    thread.join()
+    return pids
 
 
 ACTIONS: dict[str, tuple[Callable[[], Any], Any]] = {

@@ -11,6 +11,7 @@ from qserve_workers.replica.replica import Replica
 from qserve_workers.replica.spec import ReplicaSpec
 
 from qserve.base.settings import Settings
+from qserve.engine.servable import Servable
 from qserve.wire.application import ApplicationRecord, DeploymentRecord
 
 RECORD = ApplicationRecord("app", "v", "One", deployments={"One": DeploymentRecord("One")})
@@ -24,7 +25,7 @@ def test_a_replica_that_is_told_to_stop_before_it_could_connect_ends_at_once(set
         plane = LoopPlane(settings, lambda app: RECORD)
         await plane.open()
         away = replace(settings, broker_url="redis://127.0.0.1:1")
-        replica = Replica(ReplicaSpec("One-1", RECORD, "One", away), nothing, nothing, plane)
+        replica = Replica(ReplicaSpec("One-1", RECORD, "One", away), Servable(print, (), {}), nothing, plane)
         plane.loop.call_later(0.2, replica.stop, 3)
         exit_code = await asyncio.wait_for(replica.run(lambda: began.append(1)), 2.0)
         plane.close()

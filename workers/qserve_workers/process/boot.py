@@ -24,7 +24,7 @@ from qserve.base.context import ReplicaContext
 from qserve.base.forks import Loop, Setup, end_if_child
 from qserve.base.import_path import importing_user_code
 from qserve.base.log import enable_logging, get_logger, log_to_terminal
-from qserve.base.process import die_with_parent
+from qserve.base.process import REPLICA, die_with_parent
 from qserve.base.tracebacks import user_traceback
 from qserve.broker.connection import connect
 from qserve.broker.registry import Registry
@@ -78,7 +78,8 @@ END_WITHIN_S = 3.0
 
 def run_replica(spec: ReplicaSpec) -> int:
     """Run a replica until it is told to stop, and return the exit code."""
-    _end_with(spec.parent)
+    _end_with(spec)
+    os.environ[REPLICA] = spec.name
     faulthandler.enable()
     signal.signal(signal.SIGINT, _ignore)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -89,7 +90,7 @@ def run_replica(spec: ReplicaSpec) -> int:
     url = spec.settings.named_broker
     installation = Installation(spec.settings)
     installation.registry.remember(spec.record)
-    loop, _setup = Loop(), Setup()
+    loop, _setup = Loop(), Setup(spec.name)
     asyncio.set_event_loop(loop)
     start = _Start(spec, installation.registry, loop)
     try:
@@ -202,11 +203,12 @@ class _Start:
 # -- a supervisor that is gone ---------------------------------------------------------------------
 
 
-def _end_with(parent: int) -> None:
+def _end_with(spec: ReplicaSpec) -> None:
     """End this process when its supervisor is gone, which would hand its calls over and replace it.
 
     What it runs until then stays pending at the broker, where another supervisor finds it.
     """
+    parent = spec.parent
     die_with_parent()
     if os.getppid() != parent:  # it was gone before the kernel was told
         os._exit(Exit.ORPHANED)  # no process is left to read the exit code
@@ -215,7 +217,7 @@ def _end_with(parent: int) -> None:
         _wait_for_end(parent)
         log.warning("the supervisor has ended; this replica stops")
         time.sleep(FINISH_FOR_S)
-        os._exit(Exit.ORPHANED)  # even if the main thread is blocked
+        spec.end_process(Exit.ORPHANED)  # even if the main thread is blocked
 
     threading.Thread(target=watch, name="orphan-watch", daemon=True).start()
 

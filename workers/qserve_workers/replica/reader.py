@@ -176,7 +176,8 @@ class Backlog:
         is_late = now - self._fetched_at > UNSTARTED_S
         fetched = list(self._pop_while(self._fetched, lambda delivery: is_late))
         waiting = list(self._pop_while(self.waiting, lambda work: now - work.began > UNSTARTED_S))
-        tags = [delivery.tag for delivery in fetched] + [work.tag for work in waiting]
+        # in the order in which they came
+        tags = [work.tag for work in reversed(waiting)] + [delivery.tag for delivery in reversed(fetched)]
         try:
             for stream in {tag.stream for tag in tags}:
                 ids = [tag.entry_id for tag in tags if tag.stream == stream]

@@ -43,6 +43,7 @@ class Replica:
         self._ongoing = 0
         self._suspects: deque[Work] = deque()
         self._runs_alone = self._reads_suspects = False
+        self._has_coroutines = servable.has_coroutines
         self._backlog = Backlog(spec.keys, spec.stream)
         self.committer = Committer(spec, plane, on_end=self._on_end, on_settled=self._backlog.settle)
         self.invoker = Invoker(
@@ -91,10 +92,13 @@ class Replica:
     # -- which calls begin -------------------------------------------------------------------------
 
     def _room(self) -> int:
-        if self._suspects or self._runs_alone or self.invoker.is_thread_busy:
+        is_busy = self.invoker.is_thread_busy
+        # a call that needs the thread as well had better wait where any replica can take it
+        if self._suspects or self._runs_alone or (is_busy and not self._has_coroutines):
             return 0
         # a queue that holds one call whose replica died often holds more, and each of them has to run alone
-        return min(self.spec.options.max_ongoing - self._ongoing, 1 if self._reads_suspects else self.invoker.batch)
+        one_by_one = is_busy or self._reads_suspects
+        return min(self.spec.options.max_ongoing - self._ongoing, 1 if one_by_one else self.invoker.batch)
 
     def _accept(self, delivery: Delivery) -> None:
         try:

@@ -26,6 +26,7 @@ from qserve.wire.status import FAILED, RUNNING, STARTING, ReplicaStatus
 from qserve_workers.replica.spec import ReplicaSpec
 from qserve_workers.supervisor.replica_process import MemoryWatch, ReplicaProcess, describe_end, fork_replica
 from qserve_workers.supervisor.scope import Applications, Scope, Target
+from qserve_workers.supervisor.strays import Strays
 from qserve_workers.supervisor.takeover import Takeover
 
 log = get_logger(__name__)
@@ -76,11 +77,13 @@ class Supervisor:
         self._dead: deque[tuple[ReplicaProcess, str]] = deque()
         self._reported_faults: set[str] = set()
         self._is_stopping = False
+        self._strays = Strays()
 
     def run(self) -> None:
         """Tick until told to stop, then stop every replica."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_signal)
+        self._strays.begin()
         # A supervisor that hangs would hand nothing over. The kernel ends it, even if the interpreter is blocked: it
         # writes its stack, its replicas finish what they run, and the process that keeps it starts another.
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
@@ -143,18 +146,16 @@ class Supervisor:
     # -- the dead ----------------------------------------------------------------------------------
 
     def _reap(self) -> None:
-        while self.processes:
-            try:
-                pid, status = os.waitpid(-1, os.WNOHANG)
-            except ChildProcessError:
-                break
-            if pid == 0:
-                break
-            process = self.processes.pop(pid, None)
-            if process is not None:
-                code = os.waitstatus_to_exitcode(status)
-                how = describe_end(code, process.killed_because, self._memory, process.spec.note)
-                self._dead.append((process, how))
+        with contextlib.suppress(ChildProcessError):  # there is none
+            while (ended := os.waitpid(-1, os.WNOHANG)) != (0, 0):
+                pid, status = ended
+                process = self.processes.pop(pid, None)
+                if process is not None:
+                    self._strays.note_death()
+                    code = os.waitstatus_to_exitcode(status)
+                    how = describe_end(code, process.killed_because, self._memory, process.spec.note)
+                    self._dead.append((process, how))
+        self._strays.end(self.processes)
         for process, how in list(self._dead):
             # removed when all of it is done: the broker may be away in the middle of it
             if self._turns.attempt(f"the death of {process.spec.name}", self._on_death, process, how):
@@ -278,7 +279,7 @@ class Supervisor:
 
         This may be the only worker with its code, and so the only one that can finish what it has accepted.
         """
-        while self.processes:
+        while self.processes or self._strays.end({}):
             with self._turns:
                 for process in self.processes.values():
                     record = process.spec.record
