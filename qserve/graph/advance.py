@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from qserve.graph.containers import CONTAINERS, replace
+from qserve.graph.containers import CONTAINERS, has_shared, replace
 from qserve.graph.plan import InputKey, Plan, Slot
 
 
@@ -139,6 +139,9 @@ class Arguments:
         self._kwargs = dict(kwargs)
         self._slots = [(place, value.index) for place, value in enumerate(args) if isinstance(value, Slot)]
         self._named_slots = [(name, value.index) for name, value in kwargs.items() if isinstance(value, Slot)]
+        self._is_shared = has_shared([*args, *kwargs.values()])
+        if self._is_shared:  # all are made together, to have one copy
+            return
         self._makers = [(place, _maker(value)) for place, value in enumerate(args) if _must_be_made(value)]
         self._named_makers = [(name, _maker(value)) for name, value in kwargs.items() if _must_be_made(value)]
 
@@ -151,6 +154,13 @@ class Arguments:
           values: By the index of their slots.
           ref: Wraps a node result inside a container.
         """
+        if self._is_shared:
+
+            def value_of(slot: Slot) -> Any:
+                return ref(values[slot.index]) if slot.nested else values[slot.index]
+
+            args, kwargs = replace([self._args, self._kwargs], Slot, value_of, is_copy=True)
+            return tuple(args), kwargs
         args = self._args.copy()
         kwargs = self._kwargs.copy()
         for place, index in self._slots:

@@ -32,13 +32,21 @@ def find(values: Iterable[Any], kind: type[Found]) -> list[Found]:
 def replace(value: Any, kind: type[Found], change: Callable[[Found], Any], *, is_copy: bool = False) -> Any:
     """Return the value with every instance of a class replaced by ``change(instance)``.
 
-    Containers without any are returned as they are, unless it ``is_copy``: then every list, dict and set is a new one.
+    Containers without any are returned as they are, unless it ``is_copy``: then every list, dict and set is a new one,
+    and one that is there twice, or in itself, is so in the copy.
     """
     opened: set[int] = set()
+    copies: dict[int, Any] = {}
 
     def replaced(value: Any) -> Any:
         if isinstance(value, kind):
             return change(value)
+        if is_copy and type(value) in (list, dict):
+            if id(value) not in copies:
+                copy_of = copies[id(value)] = type(value)()
+                members = [replaced(member) for member in _members(value)]
+                copy_of.extend(members) if type(value) is list else copy_of.update(zip(value, members, strict=True))
+            return copies[id(value)]
         # a container that contains itself is not entered a second time
         if not isinstance(value, CONTAINERS) or id(value) in opened:
             return value
@@ -52,6 +60,21 @@ def replace(value: Any, kind: type[Found], change: Callable[[Found], Any], *, is
         return _rebuilt(value, after)
 
     return replaced(value)
+
+
+def has_shared(values: Iterable[Any]) -> bool:
+    """Return whether a list, dict or set is in the values twice, as one object, or in itself."""
+    walked: set[int] = set()
+    pending = list(values)
+    while pending:
+        value = pending.pop()
+        if isinstance(value, CONTAINERS):
+            if id(value) in walked and isinstance(value, list | dict | set):
+                return True
+            if id(value) not in walked:
+                walked.add(id(value))
+                pending.extend(_members(value))
+    return False
 
 
 def _members(container: Any) -> list[Any]:

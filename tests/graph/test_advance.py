@@ -254,3 +254,21 @@ def test_constants_that_are_no_containers_are_shared() -> None:
     (args, _) = Arguments((constant,), {}).fill({}, boxed)
 
     assert args[0] is constant
+
+
+def test_an_object_that_was_bound_twice_is_one_object_in_each_call() -> None:
+    shared: list[Any] = [1]
+    endless: list[Any] = []
+    endless.append(endless)
+    arguments = Arguments([shared, {"deep": (shared, Slot(0, True))}, endless], {"again": shared, "given": Slot(0)})
+
+    calls = [arguments.fill({0: "value"}, lambda value: f"ref of {value}") for _ in range(2)]
+
+    for (first, second, cycle), named in calls:
+        assert first == [1]
+        assert first is second["deep"][0] is named["again"]
+        assert second["deep"][1] == "ref of value"
+        assert named["given"] == "value"
+        assert cycle[0] is cycle
+        assert cycle is not endless
+    assert calls[0][0][0] is not calls[1][0][0]
