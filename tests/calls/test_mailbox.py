@@ -116,6 +116,29 @@ def test_a_second_end_of_a_request_that_was_answered_is_ignored(mailbox: Mailbox
     assert first.outcome() == later.outcome() == DONE
 
 
+def test_a_replica_is_told_of_a_cancellation_or_expiry_only_when_that_is_sealed_for_the_request(sent: Sent) -> None:
+    seal, others = Seal(Keyring(b"the-key-of-this-test")), (Seal(Keyring()), Seal(Keyring(b"the-key-of-another")))
+    mailbox = Mailbox(KEYS, seal, sent)
+    told: list[tuple[str, str]] = []
+    mailbox.on_ended = lambda request_id, state: told.append((request_id, state))
+    ref, _ = two_refs(mailbox)
+
+    for state in ("c", "x"):
+        head = OTHER.encode() + state.encode()
+        forged = [b"", *(seal_end(other, OTHER, state, b"") for other in others)]
+        moved = [seal_end(seal, ID, state, b""), seal_end(seal, OTHER, "d", b"")]
+        for end in forged + moved:
+            mailbox.receive(head + end)
+        assert told == []
+        mailbox.receive(head + seal_end(seal, OTHER, state, b""))
+        assert told.pop() == (OTHER, state)
+    mailbox.receive(OTHER.encode() + b"f" + seal_end(seal, OTHER, "f", b"no"))
+    mailbox.receive(ID.encode() + b"c" + seal_end(seal, ID, "c", b""))
+
+    assert told == [(ID, "c")]  # which this process has submitted as well
+    assert ref.outcome().state == "c"
+
+
 def test_all_refs_to_a_request_are_told_its_end(mailbox: Mailbox) -> None:
     first, second = two_refs(mailbox)
 
