@@ -109,7 +109,7 @@ class Exchange:
         self._left = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._is_complete = self._has_length = self._is_page = False
-        self._status = 0
+        self._status: Any = None
         self._error: BaseException | None = None
 
     async def answer(self, request: Request) -> Response:
@@ -221,6 +221,8 @@ class Exchange:
             raise OSError("the client has disconnected")
         if self._is_complete or message["type"] not in _RESPONSE:
             return
+        if (message["type"] == "http.response.start") is bool(self._status):
+            raise TypeError("an application sends the start of its response once, and then its body")
         if message["type"] == "http.response.start":
             self._status = message["status"]
             self._has_length = any(name.lower() == b"content-length" for name, _ in message.get("headers", ()))

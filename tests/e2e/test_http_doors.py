@@ -354,6 +354,13 @@ async def adapter(request: Request, kind: str = "") -> Any:
 @serve.deployment(name="Step")
 def step(value: Any) -> Any:
     """A graph's only step."""
+    match value["query"] if isinstance(value, dict) else "":
+        case "split":
+            return Response("x", headers={"x-a": SPLIT})
+        case "early":
+            return parts_of("early")
+        case "ref":
+            return call_narrow()
     return value
 
 
@@ -521,8 +528,9 @@ FAILURES = [
     *((f"/{door}/status", door) for door in ("plain", "api", "asgi", "wsgi")),
     ("/plain/name", "plain"), ("/plain/switching", "plain"), ("/plain/stream", "plain"),
     ("/api/raise", "api"), ("/graph?kind=raise", "graph"), ("/graph?kind=http", "graph"),
+    ("/graph?split", "graph"), ("/graph?early", "step"),
 ]  # fmt: skip
-NAMES = {"plain": "Plain", "sync": "Sync", "api": "Api", "site": "Site", "graph": "DAGDriver"}
+NAMES = {"plain": "Plain", "sync": "Sync", "api": "Api", "site": "Site", "graph": "DAGDriver", "step": "Step"}
 
 
 @pytest.mark.parametrize(("path", "door"), FAILURES)
@@ -605,7 +613,17 @@ def test_a_websocket_is_refused_in_words(doors: Doors, door: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["/plain/ref", "/sync/ref", "/api/ref", "/api/ref/sync", "/api/function", "/site/ref", "/graph?kind=ref"]
+    "path",
+    [
+        "/plain/ref",
+        "/sync/ref",
+        "/api/ref",
+        "/api/ref/sync",
+        "/api/function",
+        "/site/ref",
+        "/graph?kind=ref",
+        "/graph?ref",
+    ],
 )
 def test_a_returned_reference_is_resolved(doors: Doors, path: str) -> None:
     reply = doors.ask(path)

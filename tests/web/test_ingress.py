@@ -526,6 +526,12 @@ def test_starlettes_page_is_not_an_answer_but_the_applications_own_page_is() -> 
     assert answer_of(ingress(handling)(), "GET", "/broken")[0::2] == (500, b"handled")
 
 
+@pytest.mark.parametrize("messages", [(start(), start(), part(b"a", False)), (part(b"a", False),)])
+def test_a_response_that_does_not_begin_with_one_start_is_an_error(messages: Any) -> None:
+    with pytest.raises(TypeError, match="sends the start of its response once"):
+        answer_of(sending(*messages))
+
+
 def test_an_application_that_says_nothing_is_an_error() -> None:
     with pytest.raises(Exception, match="ended before its response was complete"):
         answer_of(sending())
