@@ -78,9 +78,8 @@ class Heartbeat:
                 self.client, lambda: self.client.set(self._key, data, px=life_ms, get=True), self._key
             )
             measure_clock(self.client)
-        if before not in self._sent:
-            how = "removed from" if before is None else "changed in"
-            warn_once(f"the heartbeat of replica {self.replica} was {how} the broker, and is sent again")
+        if before is not None and before not in self._sent:  # one that is gone went with the report, which says so
+            warn_once(f"the heartbeat of replica {self.replica} was changed in the broker, and is sent again")
         self._sent = {data}
         self.report()
 
