@@ -124,6 +124,7 @@ class RequestHandler:
                 except Refused:
                     self.plane.cancel(ref)
                     raise
+                self.plane.add_credit(ref.request_id, 1)  # all of the window may come now
                 reply = StreamReply(ref, request_id, end, partial(self._on_disconnect, record))
                 return reply
             outcome = ref.outcome()

@@ -79,6 +79,8 @@ LEFT_SHARE, LETTERS_SHARE = 2, 8
 ALL_LETTERS = "all"
 UNREAD = 1 << 40
 """What ``take`` is given when nobody reads a stream any more."""
+HELD_BACK = 12
+"""How many items fewer are sent to a reader that counts bytes until it has taken the first one."""
 DEATHS = "deaths"
 """Why a call whose replicas died is a dead letter."""
 

@@ -21,6 +21,7 @@ from qserve.base.keys import GROUP
 from qserve.base.settings import Settings
 from qserve.broker import functions
 from qserve.broker.connection import connect, create_group
+from qserve.broker.functions import HELD_BACK
 from qserve.exceptions import ResultUnavailable
 from qserve.wire.envelope import Header
 from qserve.wire.failure import Failure
@@ -460,6 +461,18 @@ def test_an_item_is_sent_once_and_in_its_turn_however_often_its_call_is_run(desk
     assert [emit(desk, number) for number in (0, 0, 1, 0, 1, 2)] == [1, 1, 2, 2, 2, 3]
 
     assert desk.mail() == [A.encode() + b"i%d" % number for number in range(3)]
+
+
+def test_a_reader_that_counts_gets_few_items_before_it_takes_the_first(desk: Desk) -> None:
+    desk.submit(A, [Start(desk.one, "0", [b"x"])], mailbox=desk.keys.mailbox("me", counts=True))
+    request = desk.keys.request(A)
+
+    def emit(number: int) -> Any:
+        return desk.client.execute_command(*functions.emit(request, A, number, b"item"))
+
+    assert [emit(number) for number in range(3)] == [HELD_BACK + 1, HELD_BACK + 2, HELD_BACK + 3]
+    desk.client.execute_command(*functions.take(request, 1))
+    assert [emit(number) for number in range(2, 5)] == [2, 3, 4]
 
 
 def test_the_reader_of_a_stream_tells_how_far_it_is(desk: Desk) -> None:

@@ -111,5 +111,8 @@ class FakePlane:
     def look(self, ref: Ref) -> bool:
         return ref.done.is_set()
 
+    def add_credit(self, request_id: str, items: int) -> None:
+        """There is no producer that waits."""
+
     def cancel(self, ref: Ref) -> None:
         self.cancelled.append(ref)

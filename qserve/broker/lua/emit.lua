@@ -2,7 +2,8 @@
 --
 -- If it does not run, the item is missing, and the call that yields it waits or runs again.
 --
--- Returns how many items the reader has not yet taken; -1 when the request has ended: stop.
+-- Returns how many items the reader has not yet taken; -1 when the request has ended: stop. A reader that counts bytes
+-- first needs room: until it has taken an item, HELD_BACK more are reported, so that only a few are sent.
 
 local state, mailbox = unpack(hmget(request, { Field.STATE, Field.MAILBOX }))
 if state ~= State.OPEN then return -1 end
@@ -13,5 +14,6 @@ if number == sent then
   if mailbox and mailbox ~= '' then deliver(mailbox, request_id, ITEM, payload) end
 end
 local ahead = math.max(0, sent - taken)
+if taken == 0 and mailbox and string.sub(mailbox, -1) == COUNTS then ahead = ahead + HELD_BACK end
 carry_out()
 return ahead

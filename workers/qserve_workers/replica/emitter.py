@@ -21,7 +21,7 @@ from qserve_workers.replica.plane import LoopPlane
 
 POLL_INTERVAL_S, SHORTEST_PAUSE_S = 0.01, 0.001
 """How often the broker is asked whether a reader has caught up: less and less often."""
-_BATCH = WINDOW // 2
+_BATCH = WINDOW // 4
 ASK_INTERVAL_S = 0.5
 """How often the broker is asked whether a collected answer is still wanted."""
 

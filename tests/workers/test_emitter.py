@@ -1,0 +1,57 @@
+"""The items of an HTTP stream: short pieces, few of which are sent before the reader has room."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from contextlib import closing
+from typing import Any
+
+import redis
+from desk import A, Desk
+from processes import wait_until
+from qserve_workers.replica.emitter import Emitter
+from qserve_workers.replica.plane import LoopPlane
+
+from qserve.base.keys import Keys
+from qserve.base.settings import Settings
+from qserve.calls.client import ClientPlane
+from qserve.calls.ref import PIECE_BYTES, WINDOW, ItemRef
+from qserve.wire.envelope import Answer, Header
+from qserve.wire.moves import Start
+
+
+def test_a_long_body_comes_in_pieces_when_its_reader_has_taken_the_head(
+    client: redis.Redis, keys: Keys, settings: Settings
+) -> None:
+    body = b"x" * (1 << 20)
+    header = Header(A, "app", None, int((time.time() + 60) * 1000), Answer.PLAIN, stream=True)
+
+    async def produce() -> None:
+        plane = LoopPlane(settings, lambda app: None)  # type: ignore[arg-type, return-value]
+        await plane.open()
+        emitter = Emitter(plane, header)
+        for item in (b"head", body):
+            await emitter.send(item)
+        plane.close()
+
+    with closing(ClientPlane(settings, counts_results=True)) as plane:
+        Desk(client, keys).submit(A, [Start(keys.stream("app", "v", "one"), "0", [b"x"])], mailbox=plane.mailbox.name)
+        ref: ItemRef[Any] = ItemRef(A, plane)
+        plane.mailbox.add(ref, header.deadline_ms)
+        plane.add_credit(A, 0)  # starts the thread that reads the mailbox
+        producer = threading.Thread(target=asyncio.run, args=(produce(),))
+        producer.start()
+        wait_until(lambda: len(ref.items) == 1 + WINDOW // 4, description="the first items have come")
+
+        plane.add_credit(A, 1)
+        pieces = []
+        while sum(map(len, pieces)) < len(b"head") + len(body):
+            assert len(ref.items) <= WINDOW + 1
+            pieces.append(ref.next(60) or b"")
+        producer.join(60)
+
+    assert pieces[0] == b"head"
+    assert max(map(len, pieces)) == PIECE_BYTES
+    assert b"".join(pieces[1:]) == body
