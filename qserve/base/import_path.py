@@ -17,6 +17,7 @@ _FOLDERS = "QSERVE_IMPORT_PATH"
 _PATH = "PYTHONPATH"
 _OWN_FOLDER = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 _MODULES = {"qserve", "qserve_gateway", "qserve_workers"}
+_KEPT = {*_MODULES, "sitecustomize.py", "usercustomize.py"}
 _INSTALLED = ("site-packages", "dist-packages")
 _folders: list[str] = []
 _given: list[str] = []
@@ -47,7 +48,8 @@ def set_aside() -> None:
     for entry in list(sys.path):
         folder = _absolute(entry)
         is_pythons = folder != here and folder not in _given
-        if not is_pythons and folder != _OWN_FOLDER and (folder in users or not _holds_packages(folder)):
+        is_users = folder == here or not _holds_packages(folder)
+        if not is_pythons and folder != _OWN_FOLDER and is_users:
             sys.path.remove(entry)
             if folder not in _folders:
                 _folders.append(folder)
@@ -101,18 +103,20 @@ def variables_of_child(folders: Sequence[str] = ()) -> dict[str, str]:
     """
     found = [folder for folder in map(_absolute, sys.path) if folder == _OWN_FOLDER or _holds_packages(folder)]
     # a new interpreter knows those by itself, and searches them after the standard library
-    kept = [folder for folder in dict.fromkeys(found) if not folder.endswith(_INSTALLED) and folder != _script_folder()]
+    users = {_script_folder(), _absolute("")} - {_OWN_FOLDER}
+    kept = [folder for folder in dict.fromkeys(found) if not folder.endswith(_INSTALLED) and folder not in users]
     return {_PATH: os.pathsep.join(kept), _FOLDERS: os.pathsep.join(folders)}
 
 
 def _script_folder() -> str:
-    folder = os.path.dirname(os.path.abspath(sys.argv[0])) if sys.argv else ""
-    return "" if folder == _OWN_FOLDER else folder
+    return os.path.dirname(os.path.abspath(sys.argv[0])) if sys.argv else ""
 
 
 def _holds_packages(folder: str) -> bool:
+    """Whether packages are installed in a folder, or Python itself is extended there, as tools that trace it do."""
     try:
-        return any(name in _MODULES or name.endswith((".dist-info", ".egg-info")) for name in os.listdir(folder))
+        names = os.listdir(folder)
+        return any(name in _KEPT or name.endswith((".dist-info", ".egg-info")) for name in names)
     except OSError:
         return False
 
