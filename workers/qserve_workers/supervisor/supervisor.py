@@ -207,6 +207,7 @@ class Supervisor:
         name = f"{fault}-{os.urandom(4).hex()}"
         spec = ReplicaSpec(name, record, deployment, self.settings, self.scope.target, target.sources)
         until_ms = clock.stamp_ms() + 1000 * (self.settings.start_timeout_s + _REPORTED_AFTER_S)
+        config = spec.options.config  # what can fail comes first: a replica that is not in our table would live on
         # before it can report anything itself
         reports.report(ReplicaStatus(name, deployment, record.version, STARTING, host=host, until_ms=until_ms))
         try:
@@ -219,9 +220,9 @@ class Supervisor:
             reports.report(ReplicaStatus(fault, deployment, record.version, FAILED, host=host, message=why))
             self._reported_faults.add(fault)
             return False
+        self.processes[pid] = ReplicaProcess(pid, spec, config)
         if failpoints.ARMED:
             failpoints.hit("supervisor.after_fork")
-        self.processes[pid] = ReplicaProcess(pid, spec, spec.options.config)
         if fault in self._reported_faults:
             reports.remove(fault)
             self._reported_faults.discard(fault)
