@@ -320,6 +320,11 @@ def retire(
     """
 
 
+@LIBRARY.function("no-writes")
+def backlog(queues: Keys) -> Command:
+    """Return how many calls wait in each queue, and for how long the oldest has."""
+
+
 @LIBRARY.function("allow-oom")
 def wake(delayed: Key, stream: Key) -> Command:
     """Put calls whose wait is over back on their queue."""

@@ -9,6 +9,8 @@ import click
 
 from qserve.base.log import printable
 from qserve.base.settings import Settings
+from qserve.broker.connection import MEMORY_SETTING
+from qserve.broker.load import BrokerStatus
 from qserve.cli.options import broker_option, json_option
 from qserve.deploy.installation import Installation
 
@@ -25,12 +27,24 @@ def status(settings: Settings, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(asdict(found), indent=2))
         return
+    click.echo(_of_broker(found.broker))
     if not found.applications:
         click.echo("no application is deployed")
     for app in found.applications.values():
         click.echo(f"{app.name}  {app.status}  {app.route_prefix or 'no HTTP'}")
         for one in app.deployments.values():
             states = ", ".join(f"{count} {state}" for state, count in one.replica_states.items()) or "no replicas"
-            click.echo(f"  {one.name:<24} {one.status:<10} {states}")
+            waits = (
+                f", {one.waiting_calls} calls wait, the oldest for {one.oldest_call_s:.0f} s"
+                if one.waiting_calls
+                else ""
+            )
+            click.echo(f"  {one.name:<24} {one.status:<10} {states}{waits}")
             if one.message:
                 click.echo("    " + printable(one.message).replace("\n", "\n    "))
+
+
+def _of_broker(found: BrokerStatus) -> str:
+    limit = f" of {found.limit_bytes >> 20}" if found.limit_bytes else ""
+    full = f": it is full, and refuses new requests ({MEMORY_SETTING})" if found.is_full else ""
+    return f"broker: {found.used_bytes >> 20}{limit} MiB used, {found.clients} clients{full}"

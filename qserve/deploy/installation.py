@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from qserve.base.clock import clock
 from qserve.base.keys import POOL_TTL_MS, Keys
 from qserve.base.settings import Settings
 from qserve.broker.connection import Client, broker_errors, connect, without_strangers
+from qserve.broker.load import BrokerStatus, broker_status, waiting_in
 from qserve.broker.registry import NEXT, Registry
 from qserve.exceptions import PayloadError, WrongType
 from qserve.wire.application import ApplicationRecord, DeploymentRecord
@@ -103,6 +104,8 @@ class DeploymentStatus:
       status: HEALTHY if all its replicas run, UPDATING while they start, UNHEALTHY if one has failed or no worker has
         any.
       replica_states: The number of replicas in each state.
+      waiting_calls: How many calls no replica has fetched yet.
+      oldest_call_s: For how many seconds the oldest of them has waited.
       message: Why it is not healthy: the traceback of a constructor that failed, or which code the workers have that
         wait for another version.
     """
@@ -111,6 +114,8 @@ class DeploymentStatus:
     status: str
     replica_states: dict[str, int]
     message: str
+    waiting_calls: int = 0
+    oldest_call_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -131,9 +136,10 @@ class ApplicationStatus:
 
 @dataclass(frozen=True)
 class ServeStatus:
-    """The status of all applications on a broker."""
+    """The status of all applications on a broker, and of the broker."""
 
     applications: dict[str, ApplicationStatus]
+    broker: BrokerStatus = field(default_factory=BrokerStatus)
 
 
 class Installation:
@@ -165,14 +171,20 @@ class Installation:
           BrokerUnavailable: The broker does not reply.
         """
         found = {name: self.registry.readable(name, "active", "next") for name in sorted(self.registry.names())}
-        return ServeStatus({name: self._status_of(versions[0]) for name, versions in found.items() if versions})
+        applications = {name: self._status_of(versions[0]) for name, versions in found.items() if versions}
+        return ServeStatus(applications, broker_status(self.client))
 
     def _status_of(self, record: ApplicationRecord) -> ApplicationStatus:
         current = [replica for replica in self.reports(record.name).replicas() if replica.version == record.version]
+        wanted = [one for one in record.deployments.values() if one.replicated]
+        waiting = waiting_in(self.client, [record.stream(self.keys, one.name) for one in wanted])
         deployments = {
-            name: _deployment_status(wanted, current, is_active=record.place != NEXT)
-            for name, wanted in record.deployments.items()
-            if wanted.replicated
+            one.name: replace(
+                _deployment_status(one, current, is_active=record.place != NEXT),
+                waiting_calls=calls,
+                oldest_call_s=oldest_s,
+            )
+            for one, (calls, oldest_s) in zip(wanted, waiting, strict=True)
         }
         found = {deployment.status for deployment in deployments.values()}
         status = "UNHEALTHY" if "UNHEALTHY" in found else "DEPLOYING" if "UPDATING" in found else "RUNNING"

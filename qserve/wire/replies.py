@@ -197,6 +197,12 @@ def deliveries(reply: Any) -> list[tuple[str, list[tuple[bytes, Any]]]]:
     return [(text(name, "a stream"), [(entry_id, flat) for entry_id, flat in entries]) for name, entries in reply or ()]
 
 
+def backlogs(reply: Any, count: int) -> list[tuple[int, int]]:
+    """Return how many calls wait in each of ``count`` queues, and for how many milliseconds the oldest has."""
+    pairs = [_parts(pair, 2, "what waits in a queue") for pair in _parts(reply, count, "what waits in queues")]
+    return [(number(waiting), number(oldest_ms)) for waiting, oldest_ms in pairs]
+
+
 def places(reply: Any) -> set[tuple[str, bytes]]:
     """Return the streams and IDs of entries in a reply of ``strays``; none for an error reply."""
     return set() if isinstance(reply, Exception) else {(shown(name), entry_id) for name, entry_id in reply}

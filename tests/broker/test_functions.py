@@ -22,6 +22,7 @@ from qserve.base.settings import Settings
 from qserve.broker import functions
 from qserve.broker.connection import connect, create_group
 from qserve.broker.functions import HELD_BACK
+from qserve.broker.load import waiting_in
 from qserve.exceptions import ResultUnavailable
 from qserve.wire.envelope import Header
 from qserve.wire.failure import Failure
@@ -626,6 +627,19 @@ def test_a_refusal_says_how_long_the_oldest_has_waited(desk: Desk, waited_ms: in
     desk.client.xadd(desk.one, {"s": "0"}, id=f"{then_ms}-1")
 
     assert desk.submit(A, [Start(desk.one, "0", [b"x"])], limits={desk.one: 2}) == [b"FULL", told_s]
+
+
+def test_what_waits_is_counted_with_the_age_of_the_oldest_call(desk: Desk) -> None:
+    before_ms = desk.client.time()[0] * 1000 - 5000
+    for number, seq in ((1, 0), (2, 1), (3, 2)):
+        desk.client.xadd(desk.one, {b"h": str(number)}, id=f"{before_ms}-{seq}")
+    desk.client.xreadgroup(GROUP, "replica", {desk.one: ">"}, count=1)
+
+    first, second, gone = waiting_in(desk.client, [desk.one, desk.two, desk.one + "x"])
+
+    assert first[0] == 2
+    assert first[1] >= 5
+    assert second == gone == (0, 0.0)
 
 
 def test_a_limit_of_zero_admits_nothing_and_says_so(desk: Desk) -> None:

@@ -94,9 +94,8 @@ local function count_waiting(stream)
   return redis.call('XLEN', stream) - running
 end
 
--- seconds after which a full queue is worth another try: by Little's law, the call at its head has waited as long as
--- all those that wait take to begin
-local function retry_after_s(stream)
+-- how long the oldest call has waited that no replica has fetched; 0 when none waits
+local function oldest_waiting_ms(stream)
   local groups = redis.pcall('XINFO', 'GROUPS', stream)
   local last = '0-0'
   for _, found in ipairs(groups.err and {} or groups) do
@@ -104,7 +103,11 @@ local function retry_after_s(stream)
     if group.name == GROUP then last = group['last-delivered-id'] end
   end
   local oldest = redis.call('XRANGE', stream, '(' .. last, '+', 'COUNT', 1)[1]
-  if not oldest then return 1 end
-  local waited_ms = now_ms() - string.match(oldest[1], '%d+')
-  return math.max(1, math.min(LONGEST_RETRY_AFTER_S, math.ceil(waited_ms / 1000)))
+  return oldest and math.max(0, now_ms() - string.match(oldest[1], '%d+')) or 0
+end
+
+-- seconds after which a full queue is worth another try: by Little's law, the call at its head has waited as long as
+-- all those that wait take to begin
+local function retry_after_s(stream)
+  return math.max(1, math.min(LONGEST_RETRY_AFTER_S, math.ceil(oldest_waiting_ms(stream) / 1000)))
 end
