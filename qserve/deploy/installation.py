@@ -19,6 +19,9 @@ from qserve.wire.replies import each, text, warn_once
 from qserve.wire.sealing import Seal
 from qserve.wire.status import FAILED, RUNNING, WAITING, ReplicaStatus, report_place
 
+GIVEN_UP_AFTER = 3
+"""Failed starts in a row after which requests are refused, as long as no replica runs; as many as end a deploy."""
+
 
 class ReplicaReports:
     """What the replicas of one application report, on all hosts."""
@@ -72,9 +75,9 @@ class ReplicaReports:
         now_ms = clock.judge_ms()
         return [one for one in self._all() if not one.until_ms or one.until_ms > now_ms]
 
-    def state_of(self, name: str) -> str | None:
+    def last(self, name: str) -> ReplicaStatus | None:
         """Return what a replica has last reported, however long ago; None when it has not."""
-        return next((one.state for one in self._all() if one.name == name), None)
+        return next((one for one in self._all() if one.name == name), None)
 
     def _all(self) -> list[ReplicaStatus]:
         try:
@@ -197,14 +200,35 @@ def _deployment_status(
 ) -> DeploymentStatus:
     replicas = [replica for replica in reported if replica.deployment == wanted.name]
     states = Counter(replica.state for replica in replicas)
+    failed = [replica for replica in replicas if replica.state == FAILED]
     waiting = waiting_workers(replicas)
-    if states[RUNNING] >= wanted.num_replicas:
+    if not failed and states[RUNNING] >= wanted.num_replicas:
         return DeploymentStatus(wanted.name, "HEALTHY", dict(states), waiting)
     if not replicas:
         status = "UNHEALTHY" if is_active else "UPDATING"
         return DeploymentStatus(wanted.name, status, {}, "no worker runs a replica of it: start `qserve worker`")
-    message = next((replica.message for replica in replicas if replica.state == FAILED), waiting)
-    return DeploymentStatus(wanted.name, "UNHEALTHY" if states[FAILED] else "UPDATING", dict(states), message)
+    message = f"{states[RUNNING]} of {wanted.num_replicas} run{_words_of(failed)}" + (f"\n{waiting}" if waiting else "")
+    return DeploymentStatus(wanted.name, "UNHEALTHY" if failed else "UPDATING", dict(states), message)
+
+
+def _words_of(failed: Sequence[ReplicaStatus]) -> str:
+    """Say how often starts have failed, when the next is tried, and why the last has failed."""
+    if not failed:
+        return ""
+    failures, next_ms = sum(one.failures for one in failed), min(one.next_try_ms for one in failed)
+    tried = f", tried {failures} time{'' if failures == 1 else 's'}" if failures else ""
+    left_s = (next_ms - clock.judge_ms()) / 1000
+    return f"{tried}{f', next in {left_s:.0f} s' if left_s > 0 else ''}: {failed[0].message}"
+
+
+def unserved(record: ApplicationRecord, reported: Sequence[ReplicaStatus]) -> str:
+    """Name a deployment of which no replica runs, because starts fail again and again; "" when there is none."""
+    for name, wanted in record.deployments.items():
+        mine = [one for one in reported if (one.deployment, one.version) == (name, record.version)]
+        failures = sum(one.failures for one in mine if one.state == FAILED)
+        if wanted.replicated and failures >= GIVEN_UP_AFTER and not any(one.state == RUNNING for one in mine):
+            return name
+    return ""
 
 
 def waiting_workers(reported: Sequence[ReplicaStatus]) -> str:

@@ -124,7 +124,10 @@ def wait_until_running(
 
 
 def _raise_for_failures(failed: Sequence[ReplicaStatus], expected: Mapping[str, int]) -> None:
-    for name, count in Counter(replica.deployment for replica in failed).items():
+    counts: Counter[str] = Counter()
+    for replica in failed:  # a supervisor's report counts those that have failed before
+        counts[replica.deployment] += max(1, replica.failures)
+    for name, count in counts.items():
         # a constructor is tried three times for each replica, as in Ray Serve
         if count >= 3 * expected[name]:
             message = next(replica.message for replica in failed if replica.deployment == name)

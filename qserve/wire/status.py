@@ -11,6 +11,7 @@ from qserve.exceptions import PayloadError
 
 RUNNING, STARTING, FAILED, WAITING = "RUNNING", "STARTING", "FAILED", "WAITING"
 _STATES = (RUNNING, STARTING, FAILED, WAITING)
+_NUMBERS = {"pid": (int,), "until_ms": (int, float), "failures": (int,), "next_try_ms": (int, float)}
 _LIMIT = 512 * 1024
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _TEXTS = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
@@ -26,6 +27,8 @@ class ReplicaStatus:
         says what it has.
       config: The user_config that it has adopted.
       until_ms: Until when it holds, by the broker's clock, if it is not repeated; 0 for as long as it is stored.
+      failures: How many starts in a row have failed, in the report of a supervisor.
+      next_try_ms: When it tries again, by the broker's clock; 0 when it does not wait.
     """
 
     name: str
@@ -37,6 +40,8 @@ class ReplicaStatus:
     message: str = ""
     config: str = ""
     until_ms: float = 0.0
+    failures: int = 0
+    next_try_ms: float = 0.0
 
     def encode(self) -> bytes:
         """Return the report as JSON."""
@@ -49,9 +54,9 @@ class ReplicaStatus:
         if type(found) is not dict:
             raise PayloadError(f"{len(data)} bytes are not a replica's report")
         given = {one.name: found[one.name] for one in fields(cls) if one.name in found}
-        texts = [value for name, value in given.items() if name not in ("pid", "until_ms")]
-        is_whole = {"name", "deployment", "version", "state"} <= given.keys() and type(given.get("pid", 0)) is int
-        is_whole = is_whole and type(given.get("until_ms", 0)) in (int, float)
+        texts = [value for name, value in given.items() if name not in _NUMBERS]
+        is_whole = {"name", "deployment", "version", "state"} <= given.keys()
+        is_whole = is_whole and all(type(given.get(name, 0)) in kinds for name, kinds in _NUMBERS.items())
         if not is_whole or not all(map(_is_text, texts)) or given["state"] not in _STATES:
             raise PayloadError(f"{len(data)} bytes are not a replica's report")
         return cls(**given)

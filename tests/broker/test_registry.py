@@ -260,7 +260,9 @@ def test_a_report_that_is_not_sealed_for_its_replica_is_not_believed(
     client.hset(key, mapping=forged)  # type: ignore[arg-type]
 
     assert pool.replicas() == [ONE]
-    assert (pool.state_of("r1"), pool.state_of("r2")) == (RUNNING, None)
+    first = pool.last("r1")
+    assert first is not None and first.state == RUNNING
+    assert pool.last("r2") is None
     assert "the report of replica 'r2' of application 'shop': a message's signature is wrong" in caplog.text
 
 
@@ -289,7 +291,8 @@ def test_an_old_report_that_is_put_back_shows_no_dead_replica(registry: Registry
     pool.report(replace(ONE, name="r2", until_ms=now_ms + 60_000))
 
     assert [one.name for one in pool.replicas()] == ["r2"]
-    assert pool.state_of("r1") == RUNNING
+    last = pool.last("r1")
+    assert last is not None and last.state == RUNNING
 
 
 def test_old_versions_are_kept_for_whoever_finishes_them(registry: Registry, caplog: pytest.LogCaptureFixture) -> None:

@@ -14,9 +14,11 @@ import pytest
 
 import qserve as serve
 from qserve.base import unused
+from qserve.calls.ref import current
 from qserve.config import AutoscalingConfig, HTTPOptions
 from qserve.define.compile import compile_application
 from qserve.define.options import BackpressureConfig, DeploymentOptions, LoggingConfig
+from qserve.local.run import shutdown_local
 
 ROOT = Path(__file__).parents[2]
 GIVEN: dict[str, Any] = {
@@ -120,7 +122,7 @@ def test_an_unknown_key_of_http_options_is_refused_with_the_nearest() -> None:
 def test_an_argument_of_run_has_an_effect_or_is_warned_about(argument: str, caplog: pytest.LogCaptureFixture) -> None:
     if argument in unused.RUN:
         serve.run(Model.bind(), local=True, **{argument: {"encoding": "JSON"}})
-        serve.shutdown()
+        shutdown_local()
         [warning] = warnings_of(caplog)
         assert f"{argument} (" in warning
     else:
@@ -146,7 +148,12 @@ def test_an_unknown_argument_of_start_is_refused_with_the_nearest() -> None:
         serve.start(detatched=True)
 
 
-def test_init_starts_nothing_and_names_what_it_was_given(caplog: pytest.LogCaptureFixture) -> None:
+def test_init_starts_nothing_and_names_what_it_was_given(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(current, "installed", None)  # other tests of this process may serve applications
+    monkeypatch.setattr("qserve.api._cluster", None)
+
     serve.init("auto", num_cpus=4, runtime_env={"pip": ["x"]})
 
     [warning] = warnings_of(caplog)

@@ -320,7 +320,7 @@ import qserve as serve
 from qserve.handle import RayServeHandle, RayServeSyncHandle
 
 port = int(sys.argv[1])
-serve.start(detached=True, http_options={"host": "127.0.0.1", "port": port})
+serve.start(http_options={"host": "127.0.0.1", "port": port})
 serve.start()
 
 @serve.deployment("label", num_replicas=1, route_prefix="/hello")

@@ -82,7 +82,7 @@ def test_what_is_put_can_be_had_and_passed_on(run_here: ServeRun, tmp_path: Path
     assert serve.get(run_here(Gate.bind(str(tmp_path))).remote(ref), timeout=20) == "a"
 
 
-def test_there_is_no_object_store() -> None:
+def test_there_is_no_object_store(run_here: ServeRun) -> None:
     async def main(handle: Any) -> None:
         await handle.remote("a")._to_object_ref()
 
@@ -90,13 +90,15 @@ def test_there_is_no_object_store() -> None:
     def echo(value: str) -> str:
         return value
 
-    serve.run(echo.bind(), local=True)
+    run_here(echo.bind())
     with pytest.raises(AttributeError, match="pass the response itself"):
         asyncio.run(main(serve.get_app_handle()))
-    serve.shutdown()
 
 
-def test_a_node_is_executed_in_this_process() -> None:
+def test_a_node_is_executed_in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(current, "installed", None)  # other tests of this process may serve applications
+    monkeypatch.setattr("qserve.api._cluster", None)
+
     @serve.deployment
     class Combine:
         def __init__(self) -> None:
@@ -138,5 +140,3 @@ def test_several_applications_are_run_one_after_the_other(run_here: ServeRun, tm
     one, two = serve.run_many(targets, local=True)
 
     assert [serve.get(handle.remote("a"), timeout=20) for handle in (one, two)] == ["a", "a"]
-    asyncio.run(serve.shutdown_async())
-    assert not serve.is_initialized()

@@ -351,7 +351,7 @@ def test_the_status_tells_starting_replicas_from_workers_that_are_not_there(
 
     supervisor = Supervisor(settings, fork=system.fork)
     supervisor.tick()
-    assert told() == ("DEPLOYING", {"STARTING": 1}, "")
+    assert told() == ("DEPLOYING", {"STARTING": 1}, "0 of 1 run")
 
     (process,) = supervisor.processes.values()
     late = ReplicaStatus(process.spec.name, "One", "v", STARTING, until_ms=1.0)

@@ -72,6 +72,8 @@ qserve.import_all()  # and no file of the user may take the place of a module th
 POLL_INTERVAL_S = 0.25
 FINISH_FOR_S = 1.5
 """How long a replica whose supervisor is gone may finish what it runs; the kernel has told it to stop by then."""
+_FAILED_FOR_MS = 60_000
+"""How long a failed start is reported: its supervisor counts it soon, or is gone."""
 END_WITHIN_S = 3.0
 """How much longer than its deployment's grace the user's ``__del__`` may take."""
 
@@ -98,7 +100,9 @@ def run_replica(spec: ReplicaSpec) -> int:
     except BaseException as error:
         end_if_child(error)
         try:
-            installation.reports(spec.record.name).report(status_of(spec, FAILED, start.why(error)))
+            installation.reports(spec.record.name).report(
+                status_of(spec, FAILED, start.why(error), for_ms=_FAILED_FOR_MS)
+            )
         except BrokerError as unreported:
             log.error("this replica cannot report that it has failed: %s", unreported)
         return Exit.FAILED

@@ -11,7 +11,7 @@ import socket
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from qserve.base import failpoints
 from qserve.base.clock import clock
@@ -28,6 +28,7 @@ from qserve_workers.supervisor.replica_process import MemoryWatch, ReplicaProces
 from qserve_workers.supervisor.scope import Applications, Scope, Target
 from qserve_workers.supervisor.strays import Strays
 from qserve_workers.supervisor.takeover import Takeover
+from qserve_workers.supervisor.trouble import CANNOT_START, LONGEST_BACKOFF_S, Trouble
 
 log = get_logger(__name__)
 TICK_S = 0.1
@@ -36,19 +37,9 @@ HUNG_S = 30
 _SILENT_FOR_S = 2.0
 _REPORTED_AFTER_S = 5.0
 """By when a replica whose start took too long is dead, and reported as failed."""
-LONGEST_BACKOFF_S = 30.0
-
-
-@dataclass
-class Backoff:
-    """When a deployment whose replicas die while they start may be tried again: 0.1, 0.2, 0.4 ... 30 s."""
-
-    failures: int = 0
-    next_try: float = 0.0
-
-    def note(self, failed: bool, now: float) -> None:
-        self.failures = self.failures + 1 if failed else 0
-        self.next_try = now + min(LONGEST_BACKOFF_S, 0.1 * 2 ** min(self.failures - 1, 9)) if failed else now
+_LOOK_AGAIN_S = 0.5
+"""How often replicas are looked for that run after others have failed to start."""
+_REPORT_HOLDS_S = 60.0
 
 
 @dataclass
@@ -72,10 +63,10 @@ class Supervisor:
         self._applications = Applications(self._installation, self.scope, self._turns)
         self._takeover = Takeover(self._installation)
         self._memory = MemoryWatch()
-        self._backoffs: defaultdict[str, Backoff] = defaultdict(Backoff)
+        self._troubles: defaultdict[str, Trouble] = defaultdict(Trouble)
+        self._looked_at = 0.0
         self._retire_by: dict[str, float] = {}
         self._dead: deque[tuple[ReplicaProcess, str]] = deque()
-        self._reported_faults: set[str] = set()
         self._is_stopping = False
         self._strays = Strays()
 
@@ -118,6 +109,8 @@ class Supervisor:
         for stream, target in targets.items():
             attempt(f"starting {stream}", self._start_missing, stream, target)
         self._stop_surplus(targets)
+        for stream in list(self._troubles):
+            attempt(f"reporting on {stream}", self._report_trouble, stream, targets.get(stream))
         for record in self._applications.old():
             attempt(f"what is left of version {record.version}", self._finish_old, record)
         self._kill_overdue()
@@ -166,45 +159,82 @@ class Supervisor:
 
         Crash at any point: what it held stays pending, until a supervisor misses its heartbeat.
         """
-        spec = process.spec
+        spec, now = process.spec, time.monotonic()
         moved = self._takeover.hand_over(spec.stream, spec.name)
         self._takeover.note_death(spec.name)
-        reports, state = self._installation.reports(spec.record.name), self._state_of(spec)
-        has_failed_start = state != RUNNING and not process.is_stopping
-        if has_failed_start and state in (None, STARTING):
-            # it could not report the reason itself: it was killed, or code that it imported ended the process
-            why = f"its process ended while it was starting: {how}"
-            log.warning("replica %s of %s: %s", spec.name, spec.deployment, why)
-            reports.report(ReplicaStatus(spec.name, spec.deployment, spec.record.version, FAILED, message=why))
-        elif not has_failed_start:
-            reports.remove(spec.name)
-        if not process.is_stopping and state == RUNNING:
+        reports = self._installation.reports(spec.record.name)
+        last = reports.last(spec.name)
+        reports.remove(spec.name)
+        trouble = self._troubles[spec.stream]
+        if process.is_stopping:
+            pass
+        elif last is not None and last.state == RUNNING:
             log.warning("replica %s of %s died (%s); its calls are handed over", spec.name, spec.deployment, how)
+            trouble.note_death(how, now)
+        else:
+            # without a report it could not say why itself: it was killed, or code that it imported ended the process
+            is_told = last is not None and last.state == FAILED
+            why = last.message if last and is_told else f"its process ended while it was starting: {how}"
+            is_known = trouble.failures and trouble.cause == why
+            trouble.note_failed_start(why, now)
+            log.error(
+                "no replica of %s can be started (%s)",
+                spec.deployment,
+                f"{trouble.failures} times, as before" if is_known else why,
+            )
         if moved:
             log.info("%d calls of replica %s were handed over", moved, spec.name)
-        self._backoffs[spec.stream].note(has_failed_start, time.monotonic())
+
+    def _report_trouble(self, stream: str, target: Target | None) -> None:
+        """Report what goes wrong with a deployment as long as it does, and no longer."""
+        trouble, now = self._troubles[stream], time.monotonic()
+        if target is None:
+            del self._troubles[stream]  # what is reported of a version that is gone ends with it
+            return
+        if trouble.failures and now - self._looked_at > _LOOK_AGAIN_S:
+            self._looked_at = now
+            mine = {one.spec.name for one in self.processes.values() if one.spec.stream == stream}
+            running = self._installation.reports(target.record.name).replicas()
+            if any(one.state == RUNNING and one.name in mine for one in running):
+                trouble.note_running()
+        if trouble.words(now) != trouble.reported:
+            self._report(target.record, target.deployment, trouble)
+
+    def _report(self, record: ApplicationRecord, deployment: str, trouble: Trouble) -> None:
+        """Report how often replicas have failed here, as one report, which is replaced by the next and then removed."""
+        reports, host = self._installation.reports(record.name), socket.gethostname()
+        now = time.monotonic()
+        name, words = f"{deployment}-{host}-{os.getpid()}", trouble.words(now)
+        if words:
+            now_ms, holds_s = clock.judge_ms(), LONGEST_BACKOFF_S + self.settings.start_timeout_s + _REPORT_HOLDS_S
+            next_try_ms = now_ms + 1000 * (trouble.next_try - now) if trouble.failures else 0
+            status = ReplicaStatus(name, deployment, record.version, FAILED, os.getpid(), host, words)
+            reports.report(
+                replace(status, until_ms=now_ms + 1000 * holds_s, failures=trouble.counted, next_try_ms=next_try_ms)
+            )
+        else:
+            reports.remove(name)
+        trouble.reported = words
 
     def _state_of(self, spec: ReplicaSpec) -> str | None:
-        return self._installation.reports(spec.record.name).state_of(spec.name)
+        last = self._installation.reports(spec.record.name).last(spec.name)
+        return None if last is None else last.state
 
     # -- the living --------------------------------------------------------------------------------
 
     def _start_missing(self, stream: str, target: Target) -> None:
-        now, backoff = time.monotonic(), self._backoffs[stream]
+        trouble = self._troubles[stream]
         alive = sum(1 for one in self.processes.values() if one.spec.stream == stream and not one.is_stopping)
-        if now < backoff.next_try:
+        if time.monotonic() < trouble.next_try:
             return
         for _ in range(target.replicas - alive):
-            if not self._start(target):
-                backoff.note(True, now)
+            if not self._start(target, trouble):
                 break
 
-    def _start(self, target: Target) -> bool:
+    def _start(self, target: Target, trouble: Trouble) -> bool:
         """Start one replica, and return whether the system provided a process for it."""
         record, deployment, host = target.record, target.deployment, socket.gethostname()
-        # one report for all replicas that cannot be started here: it counts as one failure, and is removed as one
-        reports, fault = self._installation.reports(record.name), f"{deployment}-{host}"
-        name = f"{fault}-{os.urandom(4).hex()}"
+        reports, name = self._installation.reports(record.name), f"{deployment}-{host}-{os.urandom(4).hex()}"
         spec = ReplicaSpec(name, record, deployment, self.settings, self.scope.target, target.sources)
         until_ms = clock.stamp_ms() + 1000 * (self.settings.start_timeout_s + _REPORTED_AFTER_S)
         config = spec.options.config  # what can fail comes first: a replica that is not in our table would live on
@@ -214,18 +244,15 @@ class Supervisor:
             pid = self.fork(spec)
         except OSError as error:
             reports.remove(name)
-            name = errno.errorcode.get(error.errno or 0, "")
-            why = f"cannot_start: {name}: {os.strerror(error.errno or 0)}"
+            why = f"{CANNOT_START}: {errno.errorcode.get(error.errno or 0, '')}: {os.strerror(error.errno or 0)}"
             log.error("no replica of %s can be started: %s", deployment, why)
-            reports.report(ReplicaStatus(fault, deployment, record.version, FAILED, host=host, message=why))
-            self._reported_faults.add(fault)
+            trouble.note_failed_start(why, time.monotonic())
             return False
         self.processes[pid] = ReplicaProcess(pid, spec, config)
         if failpoints.ARMED:
             failpoints.hit("supervisor.after_fork")
-        if fault in self._reported_faults:
-            reports.remove(fault)
-            self._reported_faults.discard(fault)
+        if trouble.cause.startswith(CANNOT_START):
+            trouble.note_running()
         return True
 
     def _stop_surplus(self, targets: dict[str, Target]) -> None:

@@ -1,0 +1,61 @@
+"""What goes wrong with the replicas of one deployment here: starts that fail, and replicas that keep dying."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+
+LONGEST_BACKOFF_S = 30.0
+CANNOT_START = "cannot_start"
+"""Begins the cause when the system has no process, or no memory for one."""
+DEATHS, DEATHS_WITHIN_S = 3, 60.0
+"""So many deaths of replicas that took calls, within so many seconds, are a crash loop. As many as end one call."""
+
+
+@dataclass
+class Trouble:
+    """Counts failures, and says when the next start may be tried: 0.1, 0.2, 0.4 ... 30 s after the last that failed.
+
+    A replica that dies while it takes calls is replaced at once, however often.
+
+    Parameters:
+      failures: Starts in a row that failed.
+      next_try: When another may be tried, by the monotonic clock.
+      cause: Why the last one failed, or how the last replica died.
+      reported: What was reported last; "" for nothing.
+    """
+
+    failures: int = 0
+    next_try: float = 0.0
+    cause: str = ""
+    reported: str = ""
+    _deaths: deque[float] = field(default_factory=lambda: deque(maxlen=100))
+
+    def note_failed_start(self, cause: str, now: float) -> None:
+        self.failures += 1
+        self.cause, self.reported = cause, ""
+        self.next_try = now + min(LONGEST_BACKOFF_S, 0.1 * 2 ** min(self.failures - 1, 9))
+
+    def note_death(self, cause: str, now: float) -> None:
+        self.note_running()
+        self.cause = cause
+        self._deaths.append(now)
+
+    def note_running(self) -> None:
+        """A replica of the deployment takes calls."""
+        self.failures, self.next_try = 0, 0.0
+
+    @property
+    def counted(self) -> int:
+        """How many failures count against a deploy: a host that has no room for a process may have some soon."""
+        return min(self.failures, 1) if self.cause.startswith(CANNOT_START) else self.failures
+
+    def words(self, now: float) -> str:
+        """Say what goes wrong; "" when nothing does."""
+        while self._deaths and self._deaths[0] < now - DEATHS_WITHIN_S:
+            self._deaths.popleft()
+        if self.failures:
+            return self.cause
+        if len(self._deaths) >= DEATHS:
+            return f"died {len(self._deaths)} times within {DEATHS_WITHIN_S:.0f} s, the last time: {self.cause}"
+        return ""
