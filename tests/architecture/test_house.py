@@ -122,3 +122,9 @@ def test_what_a_stub_names_is_counted_as_an_import() -> None:
     public = {arrow.target for arrow in house.arrows() if arrow.source == "qserve"}
 
     assert {"qserve.api", "qserve.define.batching"} <= public
+
+
+def test_no_two_files_of_tests_have_the_same_name() -> None:
+    """pytest imports each by its name alone, and collects nothing if it finds a second one."""
+    names = [path.name for path in (Path(__file__).parents[1]).glob("*/test_*.py")]
+    assert not {name for name in names if names.count(name) > 1}
