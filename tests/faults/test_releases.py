@@ -115,6 +115,7 @@ def releases() -> Iterator[Releases]:
         stack.close()
 
 
+WITHOUT_OLD_WORKERS = (old_workers_stopped_first, old_workers_stopped_during_the_deploy)
 ORDERS = [
     new_workers_first,
     deploy_first,
@@ -140,7 +141,9 @@ def test_answers_are_never_mixed_and_none_fails_whatever_the_order_of_a_release(
     releases.version = after
     by_handle.more(60)
     calls = [*by_handle.stop(), *by_http.stop()]
-    failed = [call for call in calls if not call.is_right and "version_replaced" not in call.error]
+    # without a worker that has the old code, a request that is half-way can only end early
+    may_end_early = release in WITHOUT_OLD_WORKERS
+    failed = [call for call in calls if not (call.is_right or (may_end_early and "version_replaced" in call.error))]
     assert failed == []
     versions = {tuple(call.answer["versions"]) for call in calls if call.answer}
     assert versions == {(before,) * 3, (after,) * 3}
