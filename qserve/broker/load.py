@@ -44,11 +44,12 @@ def broker_status(client: Client) -> BrokerStatus:
 
 @broker_errors()
 def waiting_in(client: Client, queues: Sequence[str]) -> list[tuple[int, float]]:
-    """Return for each queue how many calls wait in it, and for how many seconds the oldest has."""
+    """Return for each queue how many calls wait, and for how many seconds the oldest has; 0 where an ACL forbids it."""
     try:
         reply = client.execute_command(*functions.backlog(queues))
     except redis.exceptions.ResponseError as error:
-        if not is_unknown_function(error):  # an older version of qserve may have been the last to load its functions
+        # an older version of qserve may have been the last to load its functions
+        if not (isinstance(error, redis.exceptions.NoPermissionError) or is_unknown_function(error)):
             raise
         return [(0, 0.0)] * len(queues)
     return [(waiting, oldest_ms / 1000) for waiting, oldest_ms in backlogs(reply, len(queues))]

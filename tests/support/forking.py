@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import forkserver, resource_tracker
 from pathlib import Path
 from typing import Any
 
@@ -162,6 +163,14 @@ def family() -> dict[str, int]:
     return pids
 
 
+def joined_and_gone(method: str) -> int | None:
+    """End as well what Python keeps for further processes: this may be the process of the tests."""
+    code = joined(nothing, method)
+    forkserver._forkserver._stop()  # type: ignore[attr-defined]
+    resource_tracker._resource_tracker._stop()  # type: ignore[attr-defined]
+    return code
+
+
 ACTIONS: dict[str, tuple[Callable[[], Any], Any]] = {
     "sys.exit": (lambda: fork(leave), 7),
     "os._exit": (lambda: fork(leave_at_once), 9),
@@ -175,8 +184,8 @@ ACTIONS: dict[str, tuple[Callable[[], Any], Any]] = {
     "terminate later": (lambda: killed(signal.SIGTERM, when_ready=True), -signal.SIGTERM),
     "hang up": (lambda: killed(signal.SIGHUP), -signal.SIGHUP),
     "interrupt": (lambda: killed(signal.SIGINT, when_ready=True), 1),
-    "spawn": (lambda: joined(nothing, "spawn"), 0),
-    "forkserver": (lambda: joined(nothing, "forkserver"), 0),
+    "spawn": (lambda: joined_and_gone("spawn"), 0),
+    "forkserver": (lambda: joined_and_gone("forkserver"), 0),
     "pool": (in_pool_of_multiprocessing, [0, 2, 4]),
     "executor": (lambda: in_pool("fork"), [0, 2, 4]),
     "subprocess": (lambda: subprocess.run([sys.executable, "-c", "exit(4)"]).returncode, 4),

@@ -177,11 +177,14 @@ class Supervisor:
             why = last.message if last and is_told else f"its process ended while it was starting: {how}"
             is_known = trouble.failures and trouble.cause == why
             trouble.note_failed_start(why, now)
-            log.error(
-                "no replica of %s can be started (%s)",
-                spec.deployment,
-                f"{trouble.failures} times, as before" if is_known else why,
-            )
+            active = self._applications.active(spec.record.name)
+            is_active = active is not None and active.version == spec.record.version
+            if is_known and is_active:
+                why = f"{trouble.failures} times, as before"
+            elif not is_active:
+                why = f"{why.splitlines()[0]} the deploy says why"
+            if is_active or not is_known:
+                log.error("no replica of %s can be started (%s)", spec.deployment, why)
         if moved:
             log.info("%d calls of replica %s were handed over", moved, spec.name)
 
