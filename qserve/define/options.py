@@ -174,6 +174,14 @@ class DeploymentOptions(BaseModel, frozen=True, extra="forbid"):
                 f"route_prefix must not end with '/' unless it's the root. Got {prefix!r}.",
             ),
             ("{" in prefix or "}" in prefix, f"route_prefix may not contain wildcards. Got {prefix!r}."),
+            (
+                prefix.startswith("/-/"),
+                f"route_prefix must not be below /-/, where the gateway has its own pages. Got {prefix!r}.",
+            ),
+            (
+                not {*"?#%"}.isdisjoint(prefix),
+                f"route_prefix is a path without a query, and without escapes such as %20. Got {prefix!r}.",
+            ),
         ):
             if is_wrong:
                 raise ValueError(message)

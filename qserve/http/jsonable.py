@@ -84,8 +84,8 @@ def _scalar(value: Any) -> Any:
 def _model(value: Any) -> Any:
     try:
         return value.model_dump(mode="json", by_alias=True)
-    except ValueError:  # a field of a type that pydantic cannot convert, such as an array
-        return {name: getattr(value, name) for name in type(value).model_fields}
+    except ValueError:  # a field holds what only we convert, such as an array; the rules of the others still count
+        return importlib.import_module("pydantic_core").to_jsonable_python(value, fallback=to_jsonable)
 
 
 _OPTIONAL: list[tuple[str, str, Callable[[Any], Any]]] = [

@@ -90,6 +90,21 @@ def test_every_documented_option_is_accepted(given: dict[str, Any]) -> None:
             "route_prefix may not contain wildcards. Got '/{x}'.",
         ),
         (
+            {"route_prefix": "/-/x"},
+            ValueError,
+            "route_prefix must not be below /-/, where the gateway has its own pages. Got '/-/x'.",
+        ),
+        (
+            {"route_prefix": "/%78"},
+            ValueError,
+            "route_prefix is a path without a query, and without escapes such as %20. Got '/%78'.",
+        ),
+        (
+            {"route_prefix": "/x?y"},
+            ValueError,
+            "route_prefix is a path without a query, and without escapes such as %20. Got '/x?y'.",
+        ),
+        (
             {"max_concurrent_queries": -1},
             ValueError,
             "max_concurrent_queries (max_ongoing_requests) is expected to be larger than 0, got -1",

@@ -8,6 +8,7 @@ import datetime
 import decimal
 import enum
 import fractions
+import functools
 import ipaddress
 import pathlib
 import re
@@ -51,6 +52,10 @@ class Model(pydantic.BaseModel):
     @property
     def twice(self) -> int:
         return 2 * self.x
+
+
+class Open(pydantic.BaseModel, extra="allow"):
+    x: int = 1
 
 
 class Root(pydantic.RootModel[list[int]]):
@@ -147,6 +152,7 @@ DIFFERENT: dict[str, tuple[Callable[[], Any], str]] = {
 }
 
 REFUSED: dict[str, Any] = {
+    "a model too deep to be written": functools.reduce(lambda inner, _: Open(y=inner), range(300), Open()),
     "no number": float("nan"),
     "no decimal": decimal.Decimal("NaN"),
     "infinity": [float("inf")],

@@ -96,8 +96,17 @@ class Model(pydantic.BaseModel):
 
 
 class Arrays(pydantic.BaseModel):
-    model_config = pydantic.ConfigDict(arbitrary_types_allowed=True)
+    """Holds what pydantic cannot write, beside fields with rules of their own."""
+
+    model_config = pydantic.ConfigDict(arbitrary_types_allowed=True, extra="allow")
     values: np.ndarray
+    password: str = pydantic.Field("hidden", exclude=True)
+    number: int = pydantic.Field(1, serialization_alias="Number")
+
+    @pydantic.computed_field  # type: ignore[prop-decorator]
+    @property
+    def size(self) -> int:
+        return self.values.size
 
 
 @pytest.mark.parametrize(
@@ -117,7 +126,7 @@ class Arrays(pydantic.BaseModel):
         ({"all": [Prediction(label="a", score=1)]}, {"all": [{"label": "a", "score": 1.0}]}),
         (Prediction(label="cat", score=0.5), {"label": "cat", "score": 0.5}),
         ((1, {"k": None}), [1, {"k": None}]),
-        (Arrays(values=np.array([1])), {"values": [1]}),
+        (Arrays(values=np.array([1]), more=np.int64(2)), {"values": [1], "Number": 1, "more": 2, "size": 1}),
         (QueryParams("k=v"), {"k": "v"}),
         (ValueError("wrong"), "wrong"),
     ],
