@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 from qserve.base import context, unused
+from qserve.base.import_path import is_importing_user_code
 from qserve.base.promise import T
 from qserve.base.settings import DEFAULT_HOST, DEFAULT_PORT, Settings
 from qserve.broker.connection import load_functions
@@ -79,6 +80,7 @@ def run(
 
     Raises:
       DeployError: A constructor raises; the message holds its traceback.
+      RuntimeError: A deployment calls this, or a module while it is imported to be served.
       TypeError, ValueError: The target is not a graph that can be served, or an argument is not valid.
       BrokerUnavailable: The broker does not reply.
     """
@@ -110,6 +112,7 @@ def run(
 
 def _ensure_cluster(host: str | None, port: int | None, timeout_s: float | None = None) -> LocalCluster:
     global _cluster
+    _check_is_program()
     shutdown_local()
     if _cluster is not None:
         address = (_cluster.host, _cluster.port)
@@ -134,6 +137,20 @@ def _ensure_cluster(host: str | None, port: int | None, timeout_s: float | None 
         shutdown()
         raise
     return _cluster
+
+
+def _check_is_program() -> None:
+    """Refuse to start processes in code that qserve runs, which is run again in all that they start."""
+    if is_importing_user_code():
+        raise RuntimeError(
+            "qserve.run() and qserve.start() are for programs, and this module is imported to serve what it defines:"
+            ' put the call below `if __name__ == "__main__":`'
+        )
+    if current.in_replica():
+        raise RuntimeError(
+            "qserve.run() and qserve.start() are for programs: a deployment cannot serve others. Call them in the"
+            " program that serves this one, or use `qserve deploy`"
+        )
 
 
 def start(

@@ -22,6 +22,7 @@ _INSTALLED = ("site-packages", "dist-packages")
 _folders: list[str] = []
 _given: list[str] = []
 _is_named = False
+_imports = 0
 
 
 def set_aside_in_commands() -> None:
@@ -83,15 +84,23 @@ def user_folders_first() -> Iterator[None]:
                 sys.path.remove(folder)
 
 
+def is_importing_user_code() -> bool:
+    """Return whether qserve imports a module of the user now, as its commands and replicas do."""
+    return bool(_imports)
+
+
 @contextlib.contextmanager
 def importing_user_code() -> Iterator[None]:
     """Search the user's folders first in this block, and last after it, for what user code imports while it runs."""
+    global _imports
     if _given or _is_named:  # the programs that user code starts find its modules as well
         os.environ[_PATH] = os.pathsep.join(dict.fromkeys([*_folders, *_given]))
+    _imports += 1
     try:
         with user_folders_first():
             yield
     finally:
+        _imports -= 1
         sys.path.extend(folder for folder in _folders if folder not in sys.path)
 
 

@@ -53,6 +53,10 @@ FAILURES = {
     "import sys; sys.exit(0)": "SystemExit: 0",
     "exit(2)": "SystemExit: 2",
     "import sys; sys.exit('no model')": "SystemExit: no model",
+    "NODE\nqserve.run(node)": (
+        "RuntimeError: qserve.run() and qserve.start() are for programs, and this module is imported to serve what it"
+        ' defines: put the call below `if __name__ == "__main__":`'
+    ),
     "raise KeyboardInterrupt": "KeyboardInterrupt",
     "raise GeneratorExit('ends')": "GeneratorExit: ends",
     "import asyncio; raise asyncio.CancelledError": "CancelledError",

@@ -23,6 +23,10 @@ from qserve.exceptions import TaskError
 
 
 @serve.deployment
+def other() -> None: ...
+
+
+@serve.deployment
 class Machine:
     def __init__(self) -> None:
         self.loop_thread = 0
@@ -46,6 +50,12 @@ class Machine:
 
     def raises(self, kind: str) -> None:
         raise {"SystemExit": SystemExit, "StopIteration": StopIteration}[kind](kind)
+
+    def serves(self) -> None:
+        serve.run(other.bind())
+
+    async def starts(self) -> None:
+        serve.start()
 
 
 @pytest.fixture
@@ -82,6 +92,13 @@ def test_what_would_end_a_process_ends_its_call_alone(machine: Any, kind: str) -
     for _ in range(3):
         with pytest.raises(TaskError, match=kind):
             serve.get(machine.raises.remote(kind))
+    assert serve.get(machine.is_on_loop.remote()) is False
+
+
+@pytest.mark.parametrize("method", ["serves", "starts"])
+def test_a_deployment_that_would_start_processes_of_its_own_is_told_where_to(machine: Any, method: str) -> None:
+    with pytest.raises(RuntimeError, match="Call them in the program that serves this one"):
+        serve.get(getattr(machine, method).remote())
     assert serve.get(machine.is_on_loop.remote()) is False
 
 
