@@ -7,6 +7,7 @@ local mode. A process uses one of them, which ``current`` holds.
 from __future__ import annotations
 
 import asyncio
+import re
 import weakref
 from abc import ABC, abstractmethod
 from collections import deque
@@ -165,6 +166,25 @@ class NotValue:
         __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = __rtruediv__ = _refuse
         __floordiv__ = __rfloordiv__ = __mod__ = __rmod__ = __pow__ = __rpow__ = __matmul__ = __rmatmul__ = _refuse
         __lt__ = __le__ = __gt__ = __ge__ = __neg__ = __abs__ = __round__ = __enter__ = __aiter__ = _refuse
+
+
+def add_advice(error: BaseException) -> None:
+    """Say what to await where a library refused a ref by the name of its type, as ``json.dumps`` does."""
+    if not isinstance(error, TypeError | ValueError):
+        return
+    text, trace = str(error), error.__traceback__
+    named = set(re.findall(r"\b(?:Ref|RefTask|DeploymentResponse)\b", text))
+    while named and trace is not None:
+        held = [value for value in trace.tb_frame.f_locals.values() if type(value).__name__ in named]
+        if any(isinstance(value, NotValue) for value in held):
+            break
+        trace = trace.tb_next
+    if not named or trace is None or ADVICE in text:
+        return
+    if error.args == (text,):
+        error.args = (text + ADVICE,)
+    else:
+        error.add_note(ADVICE.removeprefix(". "))
 
 
 class Ref(NotValue, Generic[T_co]):

@@ -27,6 +27,7 @@ from qserve.base.context import RequestContext, Scope, request_context, scope_he
 from qserve.base.forks import end_child, lasting_threads, on_fork
 from qserve.base.log import get_logger
 from qserve.base.promise import T
+from qserve.calls.ref import add_advice
 from qserve.calls.responses import RESPONSES
 from qserve.engine.servable import FAST_S, Method, Servable
 from qserve.engine.step import Conclusion, Stepper, UserCall
@@ -329,6 +330,8 @@ class Invoker(Generic[C]):
     def _fail(self, invocation: C, error: BaseException) -> None:
         if not invocation.ended:
             self._discard(invocation)
+            with contextlib.suppress(Exception):  # an error may have a text that raises
+                add_advice(error)
             self._backend.fail(invocation, error)
             return
         if not isinstance(error, asyncio.CancelledError | RequestCancelledError):

@@ -69,9 +69,9 @@ def _by_pydantic(value: Any) -> Any:
         raise _not_convertible(value) from None
 
 
-def _not_convertible(value: Any) -> TypeError:
+def _not_convertible(value: Any, what: str = "value") -> TypeError:
     advice = getattr(type(value), "advice_for_values", "")
-    return TypeError(f"a value of type {type(value).__qualname__!r} cannot be converted to JSON{advice}")
+    return TypeError(f"a {what} of type {type(value).__qualname__!r} cannot be converted to JSON{advice}")
 
 
 def _scalar(value: Any) -> Any:
@@ -123,5 +123,5 @@ def _key(key: Any) -> Any:
     except (TypeError, ValueError):
         converted = []
     if isinstance(converted, list | dict):
-        raise TypeError(f"a key of type {type(key).__qualname__!r} cannot be converted to JSON")
+        raise _not_convertible(key, "key")
     return converted

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import inspect
+import json
 import pickle
 import threading
 from collections.abc import Iterator
@@ -12,10 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import cloudpickle
+import pydantic
 import pytest
 from fastapi.encoders import jsonable_encoder
 from rendezvous import arrive, await_arrival, has_arrived
 from serving import ServeRun, ask
+from starlette.responses import JSONResponse
 
 import qserve as serve
 from qserve.calls.ref import Ref
@@ -33,6 +36,7 @@ from qserve.exceptions import (
     RayTaskError,
     RequestCancelledError,
     ResultUnavailable,
+    TaskError,
 )
 from qserve.handle import (
     DeploymentHandle,
@@ -888,6 +892,7 @@ MISTAKES: dict[str, Any] = {
     "an index": lambda ref: [1][ref],
     "unpacking": lambda ref: (lambda a, b: a)(*ref),
     "JSON": lambda ref: to_json({"a": [ref]}),
+    "a key": lambda ref: to_json({ref: 1}),
     "the JSON of FastAPI": lambda ref: jsonable_encoder({"a": ref}),
 }
 
@@ -901,6 +906,46 @@ def test_a_ref_in_the_place_of_a_value_says_what_to_await(mistake: Any, kind: An
         mistake(ref)
     assert ref
     assert not hasattr(ref, "__array__")
+
+
+class Text(pydantic.BaseModel):
+    text: str
+
+
+REFUSALS: dict[str, Any] = {
+    "json.dumps": lambda ref: json.dumps([ref]),
+    "a response": lambda ref: JSONResponse({"a": ref}),
+    "a model": lambda ref: Text(text=ref),
+    "text": lambda ref: "".join([ref]),
+}
+
+
+@pytest.mark.parametrize("refusal", REFUSALS.values(), ids=REFUSALS)
+def test_a_library_that_refuses_a_ref_is_explained_as_well(run_here: ServeRun, refusal: Any) -> None:
+    @serve.deployment
+    class Leaf:
+        def __call__(self) -> str:
+            return "text"
+
+    @serve.deployment
+    class Top:
+        def __init__(self, leaf: Any) -> None:
+            self.leaf = leaf
+
+        async def __call__(self) -> Any:
+            ref = await self.leaf.remote()
+            return refusal(ref)
+
+        async def own(self) -> None:
+            await (ref := self.leaf.remote())
+            raise ValueError(f"of the user, who holds {id(ref)}")
+
+    handle: Any = run_here(Top.bind(Leaf.bind()))
+    with pytest.raises(TaskError, match="await it once more, or annotate"):
+        serve.get(handle.remote())
+    with pytest.raises(TaskError) as caught:
+        serve.get(handle.own.remote())
+    assert "await it once more" not in str(caught.value)
 
 
 def test_one_setting_gives_every_handle_of_an_application_one_await(serve_run: ServeRun) -> None:
