@@ -29,6 +29,7 @@ class RequestContext:
                     if serve.get_request_context().cancelled:
                         return 0
                     self.index(page)
+      makes_calls: Whether its code has called a deployment.
     """
 
     request_id: str = ""
@@ -37,6 +38,7 @@ class RequestContext:
     multiplexed_model_id: str = ""
     deadline_ms: int = 0
     cancelled: bool = False
+    makes_calls: bool = field(default=False, init=False, repr=False, compare=False)
     _callbacks: list[Callable[[], object]] | None = field(default=None, init=False, repr=False, compare=False)
 
     def cancel(self) -> None:

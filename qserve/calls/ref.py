@@ -300,6 +300,7 @@ class Ref(NotValue, Generic[T_co]):
     def made_by(self, caller: RequestContext) -> None:
         """Note which request has made the call; it is cancelled with that request while that awaits it."""
         self._caller = caller
+        caller.makes_calls = True
 
     def cancel_with_caller(self) -> None:
         """Cancel the request because an ``await`` of it was, unless that was not because its caller was cancelled.

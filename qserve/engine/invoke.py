@@ -1,7 +1,7 @@
 """How user code is called, by replicas and by local mode alike.
 
-``Invoker`` calls the methods of a ``Servable``: coroutines and fast sync methods on the loop, slow sync methods in a
-thread, one after another. A ``Backend`` delivers their arguments and carries out what follows.
+``Invoker`` calls the methods of a ``Servable``: coroutines and fast sync methods on the loop, others in a thread, one
+after another. A ``Backend`` delivers their arguments and carries out what follows.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from qserve.base.log import get_logger
 from qserve.base.promise import T
 from qserve.calls.ref import add_advice
 from qserve.calls.responses import RESPONSES
-from qserve.engine.servable import FAST_S, Method, Servable
+from qserve.engine.servable import Method, Servable
 from qserve.engine.step import Conclusion, Stepper, UserCall
 from qserve.engine.streaming import ReaderGone, Sink, send_stream
 from qserve.exceptions import RequestCancelledError
@@ -212,7 +212,7 @@ class Invoker(Generic[C]):
             args = ()
         if method.is_async:
             self._spawn(invocation, self._await(invocation, method.call(*args, **call.kwargs)))
-        elif method.seconds < FAST_S or method.makes_generator:
+        elif method.is_fast or method.makes_generator:
             self._on_result(invocation, method.measure(args, call.kwargs))
         else:
             invocation.run = partial(method.measure, args, call.kwargs)

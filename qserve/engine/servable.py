@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, get_origin
 
+from qserve.base.context import request_context
 from qserve.base.destructor import disarm
 from qserve.base.entry import enter, own_context
 from qserve.base.forks import end_if_child
@@ -35,6 +36,7 @@ class Method:
       makes_generator: Whether calling it only makes a generator, and runs nothing yet.
       takes_request: False when it has no parameters at all, and so is called without the request.
       seconds: The average time of a call; infinite before the first.
+      makes_calls: Whether it has called a deployment. It may wait for the result, which comes by the loop.
     """
 
     call: Callable[..., Any]
@@ -42,6 +44,12 @@ class Method:
     makes_generator: bool
     takes_request: bool
     seconds: float = math.inf
+    makes_calls: bool = False
+
+    @property
+    def is_fast(self) -> bool:
+        """Whether it runs on the loop, although it is not async."""
+        return self.seconds < FAST_S and not self.makes_calls
 
     @property
     def batch(self) -> int:
@@ -52,10 +60,14 @@ class Method:
 
     def measure(self, args: Any, kwargs: dict[str, Any]) -> Any:
         """Call it, and take the time into the average; one slow call is enough to be slow again."""
-        began = time.perf_counter()
+        # as in a thread: it may run a loop of its own
+        loop, began = asyncio._get_running_loop(), time.perf_counter()
+        asyncio._set_running_loop(None)
         try:
             return self.call(*args, **kwargs)
         finally:
+            asyncio._set_running_loop(loop)
+            self.makes_calls = self.makes_calls or request_context.get().makes_calls
             seconds = time.perf_counter() - began
             self.seconds = seconds if self.seconds == math.inf else (self.seconds + seconds) / 2
 

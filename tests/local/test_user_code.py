@@ -20,6 +20,7 @@ from qserve.dag import InputNode
 from qserve.define.multiplexing import unload_models
 from qserve.drivers import DAGDriver
 from qserve.exceptions import TaskError
+from qserve.handle import DeploymentHandle
 
 
 @serve.deployment
@@ -100,6 +101,53 @@ def test_a_deployment_that_would_start_processes_of_its_own_is_told_where_to(mac
     with pytest.raises(RuntimeError, match="Call them in the program that serves this one"):
         serve.get(getattr(machine, method).remote())
     assert serve.get(machine.is_on_loop.remote()) is False
+
+
+@serve.deployment
+class Counting:
+    def __call__(self, value: int) -> int:
+        return value + 1
+
+    def items(self, count: int) -> Iterator[int]:
+        yield from range(count)
+
+
+@serve.deployment
+class Asking:
+    """Sync methods that wait for others, each of which is soon known to be fast."""
+
+    def __init__(self, counting: DeploymentHandle) -> None:
+        self.counting = counting
+
+    def own_loop(self) -> int:
+        return asyncio.run(self.later())
+
+    async def later(self) -> int:
+        await asyncio.sleep(0)
+        return 2
+
+    def result(self) -> int:
+        return self.counting.remote(1).result()  # type: ignore[no-any-return]
+
+    def result_in_own_loop(self) -> int:
+        async def ask_for_it() -> int:
+            return await self.counting.remote(1)  # type: ignore[no-any-return]
+
+        return asyncio.run(ask_for_it())
+
+    def items(self) -> int:
+        return len(list(self.counting.options(stream=True).items.remote(2)))
+
+    def wait(self) -> int:
+        ended, _ = serve.wait([self.counting.remote(1)])
+        return ended[0].result()  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("method", ["own_loop", "result", "result_in_own_loop", "items", "wait"])
+def test_a_sync_method_may_block_in_its_first_call_and_in_each_after_it(serve_run: ServeRun, method: str) -> None:
+    handle = serve_run(Asking.bind(Counting.bind()))
+
+    assert [serve.get(getattr(handle, method).remote(), timeout=60) for _ in range(5)] == [2] * 5
 
 
 # -- what may be a deployment ----------------------------------------------------------------------
