@@ -243,7 +243,7 @@ class Ref(NotValue, Generic[T_co]):
         """
         if asyncio._get_running_loop() is not None:
             raise RuntimeError("accepted() would block the running event loop: write `await ref.accepted_async()`")
-        self._ask_for_acceptance()
+        self.ask_for_acceptance()
         if not self.acceptance.wait(timeout_s):
             raise GetTimeoutError(
                 f"the broker has not confirmed request {self.request_id} within {timeout_s} s; it is still being sent"
@@ -252,11 +252,12 @@ class Ref(NotValue, Generic[T_co]):
 
     async def accepted_async(self) -> None:
         """Do the same as ``accepted`` in async code; limit the wait with ``asyncio.timeout``."""
-        self._ask_for_acceptance()
+        self.ask_for_acceptance()
         await self.acceptance
         self._raise_refusal()
 
-    def _ask_for_acceptance(self) -> None:
+    def ask_for_acceptance(self) -> None:
+        """Have ``acceptance`` set when the broker has answered."""
         if not self.acceptance.is_set():
             self._get_plane().follow(self)  # it may come from another process
 

@@ -11,7 +11,7 @@ from typing import Any, Generic, NoReturn, overload
 
 from qserve.base.clock import Deadline
 from qserve.base.promise import T, T_co
-from qserve.calls.ref import ItemRef, NotValue, Ref
+from qserve.calls.ref import ItemRef, NotValue, Ref, current
 from qserve.exceptions import QserveException
 from qserve.wire import codec
 
@@ -61,6 +61,7 @@ class RefTask(_Response[T_co]):
         self._callbacks: list[Callable[[Any], object]] = []
 
     def __await__(self) -> Generator[Any, None, Ref[T_co]]:
+        self.ref.ask_for_acceptance()
         try:
             yield from self.ref.acceptance.__await__()
         except asyncio.CancelledError:
@@ -138,6 +139,8 @@ class DeploymentResponseGenerator(_Response[T_co]):
         return self
 
     def __next__(self) -> T_co:
+        if asyncio._get_running_loop() is not None and current.in_replica():
+            raise RuntimeError("a sync loop over a stream would block the event loop: write `async for`")
         return self._value(self.ref.next(), StopIteration)
 
     def __aiter__(self) -> AsyncIterator[T_co]:

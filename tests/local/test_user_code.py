@@ -116,8 +116,19 @@ class Counting:
 class Asking:
     """Sync methods that wait for others, each of which is soon known to be fast."""
 
-    def __init__(self, counting: DeploymentHandle) -> None:
+    def __init__(self, counting: DeploymentHandle, older: Any) -> None:
         self.counting = counting
+
+        async def ask_for_it() -> int:
+            return await counting.remote(0) + await (await older.remote(0))  # type: ignore[no-any-return]
+
+        self.constructed = asyncio.run(ask_for_it())
+
+    def in_constructor(self) -> int:
+        return self.constructed
+
+    async def for_in_async_code(self) -> list[int]:
+        return list(self.counting.options(stream=True).items.remote(2))
 
     def own_loop(self) -> int:
         return asyncio.run(self.later())
@@ -143,11 +154,20 @@ class Asking:
         return ended[0].result()  # type: ignore[no-any-return]
 
 
-@pytest.mark.parametrize("method", ["own_loop", "result", "result_in_own_loop", "items", "wait"])
+@pytest.mark.parametrize("method", ["own_loop", "result", "result_in_own_loop", "items", "wait", "in_constructor"])
 def test_a_sync_method_may_block_in_its_first_call_and_in_each_after_it(serve_run: ServeRun, method: str) -> None:
-    handle = serve_run(Asking.bind(Counting.bind()))
+    counting = Counting.bind()
+    handle = serve_run(Asking.bind(counting, counting))
 
     assert [serve.get(getattr(handle, method).remote(), timeout=60) for _ in range(5)] == [2] * 5
+
+
+def test_a_sync_loop_over_a_stream_in_async_code_says_to_write_async_for(serve_run: ServeRun) -> None:
+    counting = Counting.bind()
+    handle = serve_run(Asking.bind(counting, counting))
+
+    with pytest.raises(RuntimeError, match="write `async for`"):
+        serve.get(handle.for_in_async_code.remote(), timeout=60)
 
 
 # -- what may be a deployment ----------------------------------------------------------------------

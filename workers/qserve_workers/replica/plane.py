@@ -217,6 +217,12 @@ class LoopPlane(BrokerPlane):
         ref.settle(twin.outcome())
         return True
 
+    def follow(self, ref: Ref[Any]) -> None:
+        if threading.get_ident() == self._thread and asyncio._get_running_loop() is not self.loop:
+            self.wait(ref, None)  # a loop that a constructor runs holds up this one, in which the result would arrive
+        else:
+            super().follow(ref)
+
     def _expect(self, ref: Ref[Any], deadline_ms: int = 0) -> None:
         super()._expect(ref, deadline_ms)
         if self._reader is None:
