@@ -136,8 +136,10 @@ class CurrentPlane:
 current = CurrentPlane()
 
 
+_STANDS = ". It stands for a value that has not arrived: "
+ADVICE_FOR_RESPONSES = f"{_STANDS}await it"
 ADVICE = (
-    ". It stands for a value that has not arrived: await it once more, or annotate the parameter of the constructor as"
+    f"{_STANDS}await it once more, or annotate the parameter of the constructor as"
     " `DeploymentHandle` (from qserve.handle), whose calls take one await"
 )
 
@@ -151,7 +153,7 @@ class NotValue:
     if not TYPE_CHECKING:  # so that type checkers report the mistake
 
         def __getattr__(self, name: str) -> NoReturn:
-            advice = "" if name.startswith("_") else ADVICE
+            advice = "" if name.startswith("_") else self.advice_for_values
             raise AttributeError(
                 f"{type(self).__name__!r} object has no attribute {name!r}{advice}", name=name, obj=self
             )
@@ -160,7 +162,7 @@ class NotValue:
             return True
 
         def _refuse(self, *args: Any, **kwargs: Any) -> NoReturn:
-            raise TypeError(f"a {type(self).__name__} was used as a value{ADVICE}")
+            raise TypeError(f"a {type(self).__name__} was used as a value{self.advice_for_values}")
 
         __getitem__ = __iter__ = __len__ = __contains__ = __call__ = __index__ = __int__ = __float__ = _refuse
         __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = __rtruediv__ = _refuse
@@ -174,17 +176,15 @@ def add_advice(error: BaseException) -> None:
         return
     text, trace = str(error), error.__traceback__
     named = set(re.findall(r"\b(?:Ref|RefTask|DeploymentResponse)\b", text))
-    while named and trace is not None:
-        held = [value for value in trace.tb_frame.f_locals.values() if type(value).__name__ in named]
-        if any(isinstance(value, NotValue) for value in held):
-            break
+    held: list[Any] = []
+    while named and _STANDS not in text and trace is not None:
+        held += [value for value in trace.tb_frame.f_locals.values() if type(value).__name__ in named]
         trace = trace.tb_next
-    if not named or trace is None or ADVICE in text:
-        return
-    if error.args == (text,):
-        error.args = (text + ADVICE,)
-    else:
-        error.add_note(ADVICE.removeprefix(". "))
+    advice = next((value.advice_for_values for value in held if isinstance(value, NotValue)), "")
+    if advice and error.args == (text,):
+        error.args = (text + advice,)
+    elif advice:
+        error.add_note(advice.removeprefix(". "))
 
 
 class Ref(NotValue, Generic[T_co]):

@@ -11,7 +11,7 @@ from typing import Any, Generic, NoReturn, overload
 
 from qserve.base.clock import Deadline
 from qserve.base.promise import T, T_co
-from qserve.calls.ref import ItemRef, NotValue, Ref, current
+from qserve.calls.ref import ADVICE_FOR_RESPONSES, ItemRef, NotValue, Ref, current
 from qserve.exceptions import QserveException
 from qserve.wire import codec
 
@@ -113,6 +113,7 @@ class DeploymentResponse(_Response[T_co]):
     """
 
     __slots__ = ()
+    advice_for_values = ADVICE_FOR_RESPONSES
 
     def __await__(self) -> Generator[Any, None, T_co]:
         return self.ref.__await__()
