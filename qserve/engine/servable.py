@@ -10,7 +10,8 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, get_origin
 
-from qserve.base.context import request_context
+from qserve.base import context
+from qserve.base.context import NO_REQUEST, request_context
 from qserve.base.destructor import disarm
 from qserve.base.entry import enter, own_context
 from qserve.base.forks import end_if_child
@@ -67,7 +68,9 @@ class Method:
             return self.call(*args, **kwargs)
         finally:
             asyncio._set_running_loop(loop)
-            self.makes_calls = self.makes_calls or request_context.get().makes_calls
+            # threads that it starts have no request, and it may wait for these
+            others = context.replica is not None and NO_REQUEST.makes_calls
+            self.makes_calls = self.makes_calls or others or request_context.get().makes_calls
             seconds = time.perf_counter() - began
             self.seconds = seconds if self.seconds == math.inf else (self.seconds + seconds) / 2
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import contextlib
 import dataclasses
 import functools
@@ -149,6 +150,10 @@ class Asking:
     def items(self) -> int:
         return len(list(self.counting.options(stream=True).items.remote(2)))
 
+    def threads(self) -> int:
+        with concurrent.futures.ThreadPoolExecutor(1) as pool:
+            return pool.submit(self.result).result()
+
     def wait(self) -> int:
         ended, _ = serve.wait([self.counting.remote(1)])
         return ended[0].result()  # type: ignore[no-any-return]
@@ -160,6 +165,14 @@ def test_a_sync_method_may_block_in_its_first_call_and_in_each_after_it(serve_ru
     handle = serve_run(Asking.bind(counting, counting))
 
     assert [serve.get(getattr(handle, method).remote(), timeout=60) for _ in range(5)] == [2] * 5
+
+
+@pytest.mark.slow
+def test_a_sync_method_may_wait_for_threads_of_its_own_that_call_others(run_on_broker: ServeRun) -> None:
+    counting = Counting.bind()
+    handle = run_on_broker(Asking.bind(counting, counting))
+
+    assert [serve.get(handle.threads.remote(), timeout=60) for _ in range(5)] == [2] * 5
 
 
 def test_a_sync_loop_over_a_stream_in_async_code_says_to_write_async_for(serve_run: ServeRun) -> None:
