@@ -103,6 +103,9 @@ class Plane(ABC):
     def cancel(self, ref: Ref[Any]) -> None:
         """End an open request without a result; calls that are running are told, and have no effect."""
 
+    def check_items_arrive(self) -> None:  # noqa: B027  (most planes have nothing to check)
+        """Raise RuntimeError where a wait for items would hold up what brings them."""
+
     @abstractmethod
     def add_credit(self, request_id: str, items: int) -> None:
         """Let the producer of a streamed result send this many more items."""
@@ -476,6 +479,7 @@ class ItemRef(Ref[T_co]):
 
     async def next_async(self) -> bytes | None:
         while (item := self.next_nowait()) is None and not self._is_over():
+            self._get_plane().check_items_arrive()
             try:
                 await self.ready()
             except asyncio.CancelledError:

@@ -218,10 +218,21 @@ class LoopPlane(BrokerPlane):
         return True
 
     def follow(self, ref: Ref[Any]) -> None:
-        if threading.get_ident() == self._thread and asyncio._get_running_loop() is not self.loop:
-            self.wait(ref, None)  # a loop that a constructor runs holds up this one, in which the result would arrive
+        if self._is_held_up():
+            self.wait(ref, None)
         else:
             super().follow(ref)
+
+    def check_items_arrive(self) -> None:
+        if self._is_held_up():
+            raise RuntimeError(
+                "a stream cannot be read by a loop that holds up the replica's, which brings its items: read it in an"
+                " `async def` method, or in an `async def __init__`"
+            )
+
+    def _is_held_up(self) -> bool:
+        """Whether a loop that user code runs, such as that of a constructor, holds up this one."""
+        return threading.get_ident() == self._thread and asyncio._get_running_loop() is not self.loop
 
     def _expect(self, ref: Ref[Any], deadline_ms: int = 0) -> None:
         super()._expect(ref, deadline_ms)
