@@ -567,7 +567,7 @@ def test_b34_a_body_that_comes_drop_by_drop_is_not_waited_for(guarded: tuple[int
 
 
 def test_b35_requests_in_one_go_are_answered_in_order_and_none_is_made_up(place: Place) -> None:
-    inner = b"POST /json HTTP/1.1\r\nHost: localhost\r\nContent-Length: 3\r\n\r\n666"
+    inner = b"POST /json HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\n666666666"
     first = _HEAD + b"Content-Length: 1\r\n\r\n1"
     chunked = _HEAD + b"Transfer-Encoding: chunked\r\n\r\n1\r\n2\r\n0\r\n\r\n"
     hidden = b"POST /plain HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(inner) + inner
@@ -594,10 +594,10 @@ def test_b35_what_follows_a_refused_frame_is_never_taken_for_a_request(place: Pl
 @pytest.mark.parametrize("row", [row for row in _FRAME_ROWS if row[:3] not in ("B23", "B30")])
 def test_b35_no_refused_frame_hides_a_request(place: Place, row: str) -> None:
     status, rest = _FRAME_ROWS[row]
-    hidden = b"POST /json HTTP/1.1\r\nHost: localhost\r\nContent-Length: 3\r\n\r\n666"
+    hidden = b"POST /json HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\n666666666"
     answer = refused(place.port, _HEAD + rest + hidden)
     assert answer.status == status
-    assert b"666" not in answer.body
+    assert b"666666666" not in answer.body
 
 
 @pytest.mark.parametrize(
@@ -651,7 +651,7 @@ def test_a_client_that_does_not_read_its_answer_loses_its_connection_and_its_pla
 @pytest.mark.parametrize("line", ["POST /nowhere HTTP/1.1", "TRACE /json HTTP/1.1", "POST /-/routes HTTP/1.1"])
 def test_a_large_body_that_is_not_read_ends_the_connection(place: Place, line: str) -> None:
     head = f"{line}\r\nHost: localhost\r\nContent-Length: {8 * MIB}\r\n\r\n".encode()
-    hidden = b"POST /json HTTP/1.1\r\nHost: localhost\r\nContent-Length: 3\r\n\r\n666"
+    hidden = b"POST /json HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\n666666666"
     (answer,) = exchange(place.port, head + hidden)
     assert answer.status in (404, 405)
     assert answer.headers["connection"] == "close"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import faulthandler
+import logging
 import os
 import signal
 import socket
@@ -184,7 +185,9 @@ class Supervisor:
             elif not is_active:
                 why = f"{why.splitlines()[0]} the deploy says why"
             if is_active or not is_known:
-                log.error("no replica of %s can be started (%s)", spec.deployment, why)
+                # a call that kills its replica may do so before that has reported that it takes calls
+                level = logging.ERROR if is_told or trouble.failures > 1 else logging.WARNING
+                log.log(level, "no replica of %s can be started (%s)", spec.deployment, why)
         if moved:
             log.info("%d calls of replica %s were handed over", moved, spec.name)
 
