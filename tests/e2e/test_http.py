@@ -579,6 +579,7 @@ def test_a_full_queue_below_a_parent_deployment_is_refused_as_its_deployment_say
     first = handle.remote()
     wait_until(began.exists, description="the only place is taken")
     second = handle.remote()
+    second.accepted(20)
     refused = client.get()
     gate.touch()
 

@@ -116,7 +116,8 @@ def test_what_user_code_forks_behaves_as_in_any_program_wherever_it_does(forker:
 
 
 def test_a_child_of_a_replica_calls_deployments_as_a_program_does(forker: Any, mode: str) -> None:
-    assert ask(forker.calls_from_child) == (14 if mode == "broker" else 1)
+    # local mode has nobody in the child who would run a call, but what has arrived before can be had
+    assert ask(forker.calls_from_child) in ({14} if mode == "broker" else {1, 14})
 
 
 def test_a_child_holds_no_connection_and_no_handler_of_its_replica(forker: Any, mode: str) -> None:
