@@ -179,7 +179,11 @@ MUTANTS = (
     Mutant("what a dead letter gets later does not count", "put == keep_call", "false"),
     Mutant("what the request of a dead letter held does not count", "    count_bytes(letter, bytes)\n"),
     Mutant("a long result comes unannounced", "#payload > ANNOUNCED_FROM", "false"),
-    Mutant("a long result is announced to those who want it whole", " and string.sub(mailbox, -1) == COUNTS"),
+    Mutant(
+        "a long result is announced to those who want it whole",
+        "ANNOUNCED_FROM and string.sub(mailbox, -1) == COUNTS",
+        "ANNOUNCED_FROM",
+    ),
     Mutant("an item is announced", " and state ~= ITEM"),
     Mutant("what was asked is not looked at", "hget(request, Field.FINGERPRINT) == fingerprint", "true"),
     Mutant("a result does not know what was asked", "if asked then hset(request, Field.FINGERPRINT, asked) end"),

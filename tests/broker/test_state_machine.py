@@ -41,7 +41,7 @@ from request_model import (
     order,
 )
 
-from qserve.base.keys import GROUP, Keys
+from qserve.base.keys import GROUP, LETTER_BYTES, Keys
 from qserve.broker import functions
 from qserve.broker.connection import create_group
 from qserve.broker.library import Command
@@ -93,6 +93,7 @@ class Requests(RuleBasedStateMachine):
         self.client.flushall()
         self.keys = Keys("machine")
         self.names = {name: self.keys.stream("other" if name in OTHER else "own", "v", name) for name in STREAMS}
+        self.letter_bytes = f"{self.keys.dead_letters}:{LETTER_BYTES}"
         self.boxes = {name: self.keys.mailbox(name) for name in MAILBOXES + CONSUMERS}
         self.model = Model()
         self.seen = Seen()
@@ -500,7 +501,7 @@ class Requests(RuleBasedStateMachine):
         expected |= {self.keys.delayed_of(self.names[one.stream]) for one in self.model.delayed}
         expected |= {self.boxes[name] for name, mail in self.model.mail.items() if mail}
         waiting = {self.keys.delayed_of(name) for name in self.names.values()}
-        assert expected <= set(content) <= expected | waiting
+        assert expected <= set(content) <= expected | waiting | {self.letter_bytes}
         self.look(content)
         self.check_requests(content)
         self.check_letters(content)
@@ -520,7 +521,7 @@ class Requests(RuleBasedStateMachine):
             else:
                 if name == self.keys.epoch:
                     pipe.get(name)
-                elif ":r:" in name or ":d:" in name:
+                elif ":r:" in name or ":d:" in name or name == self.letter_bytes:
                     pipe.hgetall(name)
                 elif ":m:" in name:
                     pipe.lrange(name, 0, -1)
