@@ -5,6 +5,7 @@ from __future__ import annotations
 import compileall
 import gc
 import os
+import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,7 +23,11 @@ settings.load_profile("shared machine")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Compile the packages once: where Python may not write bytecode, every process would compile them."""
+    """Compile the packages once: where Python may not write bytecode, every process would compile them.
+
+    And take Ctrl-C, which a suite in the background of a shell ignores, and with it all that it starts.
+    """
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     if not hasattr(config, "workerinput"):
         for name in ("qserve", "workers", "gateway"):
             compileall.compile_dir(ROOT / name, quiet=2)
