@@ -17,7 +17,7 @@ DEPLOYMENT: Mapping[str, str] = {
     "autoscaling_config": _SCALED,
     "graceful_shutdown_wait_loop_s": "a replica ends as soon as its calls have ended",
     "logging_config": _LOGGING,
-    "max_constructor_retry_count": "a deploy fails with the first error; later, a constructor is tried for ever",
+    "max_constructor_retry_count": "a deploy ends after three failed starts a replica; later, they go on for ever",
     "max_replicas_per_node": _PLACED,
     "placement_group_bundle_label_selector": _PLACED,
     "placement_group_bundles": _PLACED,

@@ -9,7 +9,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from qserve.base import unused
 from qserve.calls.handles import DeploymentHandle, GraphHandle, RayServeDAGHandle, RayServeDeploymentHandle
 from qserve.define.deployments import Deployment
 from qserve.define.drivers import driver_arguments, gateway_adapter, graphs_of, is_driver
@@ -117,8 +116,6 @@ class Compiler:
             _check_arguments(node, node.get_body(), node.get_label())
         args, kwargs = self._constructor(node) if isinstance(node, ClassNode) else ((), {})
         prefix = (options.route_prefix or "/") if is_root else None
-        given = [option for option in options.model_fields_set if getattr(options, option) is not None]
-        unused.warn(f"deployment {self.names[node]!r}", sorted(given), unused.DEPLOYMENT)
         config = options.merged(name=self.names[node], route_prefix=prefix, init_args=args, init_kwargs=kwargs)
         return Deployment(node.get_body(), config)
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
+from qserve.base import unused
 from qserve.base.keyring import Keyring
 from qserve.define.application import compiled
 from qserve.define.compile import CompiledApplication
@@ -126,6 +127,9 @@ def _digest(record: ApplicationRecord, versions: list[str | None], code: bytes) 
 
 def _deployment_record(deployment: Deployment, replicated: bool) -> DeploymentRecord:
     name, options = deployment.name, deployment.config
+    # here, and not when it is compiled: every replica compiles what it imports
+    given = [option for option in options.model_fields_set if getattr(options, option) is not None]
+    unused.warn(f"deployment {name!r}", sorted(given), unused.DEPLOYMENT)
     return DeploymentRecord(
         name=name,
         num_replicas=options.num_replicas,

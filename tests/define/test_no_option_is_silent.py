@@ -18,7 +18,9 @@ from qserve.calls.ref import current
 from qserve.config import AutoscalingConfig, HTTPOptions
 from qserve.define.compile import compile_application
 from qserve.define.options import BackpressureConfig, DeploymentOptions, LoggingConfig
+from qserve.deploy.registration import record_of
 from qserve.local.run import shutdown_local
+from qserve.wire.codec import Codec
 
 ROOT = Path(__file__).parents[2]
 GIVEN: dict[str, Any] = {
@@ -36,6 +38,11 @@ GIVEN: dict[str, Any] = {
 
 @serve.deployment
 class Model: ...
+
+
+def serve_here(node: Any) -> None:
+    """Do what ``run`` and ``deploy`` do first."""
+    record_of(compile_application(node), Codec())
 
 
 def warnings_of(caplog: pytest.LogCaptureFixture) -> list[str]:
@@ -65,7 +72,7 @@ def test_an_option_of_a_deployment_is_read_by_something_or_warned_about(
         assert option in read_attributes()
         return
 
-    compile_application(Model.options(**{option: GIVEN[option]}).bind())
+    serve_here(Model.options(**{option: GIVEN[option]}).bind())
 
     [warning] = warnings_of(caplog)
     assert warning.startswith("deployment 'Model': without effect is ")
@@ -80,7 +87,7 @@ def test_the_parts_of_an_option_are_used_or_warned_about_with_it(model: Any) -> 
 
 
 def test_several_options_without_effect_are_named_in_one_line(caplog: pytest.LogCaptureFixture) -> None:
-    compile_application(Model.options(num_replicas="auto", max_replicas_per_node=2).bind())
+    serve_here(Model.options(num_replicas="auto", max_replicas_per_node=2).bind())
 
     [warning] = warnings_of(caplog)
     assert "are autoscaling_config (" in warning
@@ -88,7 +95,7 @@ def test_several_options_without_effect_are_named_in_one_line(caplog: pytest.Log
 
 
 def test_defaults_are_not_warned_about(caplog: pytest.LogCaptureFixture) -> None:
-    compile_application(Model.options(logging_config=None, autoscaling_config=None).bind())
+    serve_here(Model.options(logging_config=None, autoscaling_config=None).bind())
 
     assert warnings_of(caplog) == []
 
