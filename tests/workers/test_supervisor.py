@@ -30,7 +30,7 @@ from qserve.deploy.sources import read_sources
 from qserve.exceptions import BrokerError, BrokerUnavailable, DeployError
 from qserve.wire.application import ApplicationRecord, DeploymentRecord
 from qserve.wire.sealing import Seal
-from qserve.wire.status import FAILED, STARTING, ReplicaStatus
+from qserve.wire.status import FAILED, RUNNING, STARTING, ReplicaStatus
 
 RECORD = ApplicationRecord("app", "v", "One", deployments={"One": DeploymentRecord("One")})
 
@@ -357,6 +357,34 @@ def test_the_status_tells_starting_replicas_from_workers_that_are_not_there(
     late = ReplicaStatus(process.spec.name, "One", "v", STARTING, until_ms=1.0)
     installation.reports("app").report(late)  # what a host that is gone has left behind
     assert told()[0] == "UNHEALTHY"
+
+
+def test_a_deployment_that_runs_again_is_no_longer_reported_while_another_still_fails(
+    settings: Settings, client: redis.Redis, system: System
+) -> None:
+    both = replace(RECORD, deployments={name: DeploymentRecord(name) for name in ("One", "Two")})
+    installation = Installation(settings, client)
+    installation.registry.stage(both)
+    installation.registry.promote(both)
+    supervisor, reports = Supervisor(settings, fork=system.fork), installation.reports("app")
+
+    def failing(*dying: str) -> set[str]:
+        for pid, process in supervisor.processes.items():
+            if process.spec.deployment in dying:
+                os.kill(pid, signal.SIGKILL)
+        supervisor.tick()
+        return {one.deployment for one in reports.replicas() if one.state == FAILED}
+
+    wait_until(lambda: failing("One", "Two") == {"One", "Two"}, description="both have failed to start")
+    wait_until(
+        lambda: failing("One") and [one for one in supervisor.processes.values() if one.spec.deployment == "Two"],
+        description="the second is started again",
+    )
+    name = next(one.spec.name for one in supervisor.processes.values() if one.spec.deployment == "Two")
+    reports.report(ReplicaStatus(name, "Two", "v", RUNNING))
+
+    # sooner than a report ends by itself
+    wait_until(lambda: failing("One") == {"One"}, description="only the first is reported", timeout_s=20)
 
 
 def test_a_worker_for_a_step_that_a_coming_version_has_waits_for_it(

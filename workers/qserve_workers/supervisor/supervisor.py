@@ -65,7 +65,6 @@ class Supervisor:
         self._takeover = Takeover(self._installation)
         self._memory = MemoryWatch()
         self._troubles: defaultdict[str, Trouble] = defaultdict(Trouble)
-        self._looked_at = 0.0
         self._retire_by: dict[str, float] = {}
         self._dead: deque[tuple[ReplicaProcess, str]] = deque()
         self._is_stopping = False
@@ -197,8 +196,8 @@ class Supervisor:
         if target is None:
             del self._troubles[stream]  # what is reported of a version that is gone ends with it
             return
-        if trouble.failures and now - self._looked_at > _LOOK_AGAIN_S:
-            self._looked_at = now
+        if trouble.failures and now - trouble.looked_at > _LOOK_AGAIN_S:
+            trouble.looked_at = now
             mine = {one.spec.name for one in self.processes.values() if one.spec.stream == stream}
             running = self._installation.reports(target.record.name).replicas()
             if any(one.state == RUNNING and one.name in mine for one in running):
