@@ -212,7 +212,7 @@ def execute(node: DAGNode, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Ref
             " serve.run(...) returned"
         )
     handle = _executed.get(node)
-    if handle is None or current.installed is None:
+    if handle is None:
         is_root = isinstance(node, ClassNode) and is_driver(node.get_body())
         handle = _executed[node] = run(
             node if is_root else DAGDriver.bind(node), name=f"execute-{id(node):x}", local=True
@@ -251,6 +251,7 @@ def shutdown() -> None:
     """Stop everything that this program has started."""
     global _cluster
     shutdown_local()
+    _executed.clear()
     plane = current.installed
     cluster, _cluster = _cluster, None
     if isinstance(plane, ClientPlane) and not plane.end():

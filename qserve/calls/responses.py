@@ -257,7 +257,7 @@ def wait(
     """
     if asyncio._get_running_loop() is not None:
         raise RuntimeError("qserve.wait would block the running event loop: write `await asyncio.wait(...)`")
-    waiting = [_checked_ref("wait", ref) for ref in ([refs] if isinstance(refs, str) else refs)]
+    waiting = [_checked_ref("wait", ref) for ref in refs]
     if not 0 < num_returns <= len(waiting):
         raise ValueError(f"num_returns must be between 1 and {len(waiting)}, the number of refs; got {num_returns}")
     ended: SimpleQueue[int] = SimpleQueue()
@@ -274,7 +274,7 @@ def wait(
 def cancel(ref: AnyCall, *, force: bool = False, recursive: bool = True) -> None:
     """Cancel a call; see ``Ref.cancel``. ``force`` and ``recursive`` are accepted for compatibility."""
     if not isinstance(ref, Ref | _Response):
-        _checked_ref("cancel", ref)
+        raise _no_call("cancel", ref)
     ref.cancel()
 
 
@@ -286,11 +286,15 @@ def put(value: T) -> Ref[T]:
 def _checked_ref(function: str, value: Any) -> Ref[Any]:
     ref = ref_of(value)
     if ref is None:
-        raise TypeError(
-            f"qserve.{function} takes what `handle.method.remote(...)` returns, or a list of that; got"
-            f" {type(value).__name__!r}"
-        )
+        raise _no_call(function, value)
     return ref
+
+
+def _no_call(function: str, value: Any) -> TypeError:
+    return TypeError(
+        f"qserve.{function} takes what `handle.method.remote(...)` returns, or a list of that; got"
+        f" {type(value).__name__!r}"
+    )
 
 
 def accepted(calls: AnyCall | Sequence[AnyCall], timeout_s: float | None = None) -> None:
@@ -310,7 +314,7 @@ def accepted(calls: AnyCall | Sequence[AnyCall], timeout_s: float | None = None)
     every: Sequence[Any] = calls if isinstance(calls, list | tuple) else [calls]
     for call in every:
         if not isinstance(call, Ref | _Response):
-            _checked_ref("accepted", call)
+            raise _no_call("accepted", call)
     deadline, refused = Deadline(timeout_s), []
     for call in every:
         try:

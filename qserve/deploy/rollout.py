@@ -10,7 +10,7 @@ from functools import partial
 
 from qserve.base.clock import Deadline
 from qserve.broker.connection import Client, broker_errors
-from qserve.deploy.installation import Installation, ReplicaReports, waiting_workers
+from qserve.deploy.installation import GIVEN_UP_AFTER, Installation, ReplicaReports, waiting_workers
 from qserve.deploy.registration import Release
 from qserve.exceptions import DeployError, PayloadError, WrongType
 from qserve.wire.application import ApplicationRecord
@@ -129,7 +129,7 @@ def _raise_for_failures(failed: Sequence[ReplicaStatus], expected: Mapping[str, 
         counts[replica.deployment] += max(1, replica.failures)
     for name, count in counts.items():
         # a constructor is tried three times for each replica, as in Ray Serve
-        if count >= 3 * expected[name]:
+        if count >= GIVEN_UP_AFTER * expected[name]:
             message = next(replica.message for replica in failed if replica.deployment == name)
             raise DeployError(f"deployment {name!r} could not be started; {message}")
 
