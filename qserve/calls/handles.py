@@ -23,8 +23,7 @@ from qserve.base.context import request_context
 from qserve.base.promise import T
 from qserve.calls.ref import Call, ItemRef, Ref, current
 from qserve.calls.responses import DeploymentResponse, DeploymentResponseGenerator, RefStreamTask, RefTask
-from qserve.wire import codec
-from qserve.wire.codec import Code
+from qserve.wire.codes import Code, register
 
 P = ParamSpec("P", default=...)
 R_co = TypeVar("R_co", covariant=True, default=Any)
@@ -288,4 +287,4 @@ def _unpack(packed: list[Any]) -> Any:
 
 
 for _kind, _code in _KINDS.items():
-    codec.register(_code, _kind, _pack, _unpack)
+    register(_code, _kind, _pack, _unpack)

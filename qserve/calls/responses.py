@@ -13,7 +13,7 @@ from qserve.base.clock import Deadline
 from qserve.base.promise import T, T_co
 from qserve.calls.ref import ADVICE_FOR_RESPONSES, ItemRef, NotValue, Ref, current
 from qserve.exceptions import QserveException
-from qserve.wire import codec
+from qserve.wire.codes import Code, register
 
 
 class _Response(NotValue, Generic[T_co]):
@@ -339,10 +339,10 @@ def _unpack_ref(packed: list[Any]) -> Ref[Any]:
     return Ref(request_id, None) if request_id else Ref.resolved(value)
 
 
-codec.register(codec.Code.REF, Ref, _pack_ref, _unpack_ref)
-codec.register(codec.Code.REF_TASK, RefTask, lambda task: _pack_ref(task.ref), _unpack_ref)
-codec.register(
-    codec.Code.RESPONSE,
+register(Code.REF, Ref, _pack_ref, _unpack_ref)
+register(Code.REF_TASK, RefTask, lambda task: _pack_ref(task.ref), _unpack_ref)
+register(
+    Code.RESPONSE,
     DeploymentResponse,
     lambda response: _pack_ref(response.ref),
     lambda packed: DeploymentResponse(_unpack_ref(packed)),

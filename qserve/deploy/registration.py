@@ -23,7 +23,8 @@ from qserve.engine.driver import AdaptingDriver
 from qserve.exceptions import PayloadError, QserveException
 from qserve.http.annotations import resolve_annotations
 from qserve.wire.application import ApplicationRecord, DeploymentRecord, dump_plan
-from qserve.wire.codec import Codec, dumps, unpickle_part
+from qserve.wire.codec import Codec
+from qserve.wire.pickling import dumps, unpickle_part
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from qserve.exceptions import QserveException
-from qserve.wire import codec
+from qserve.wire.codes import Code, register_packer
 
 Address = tuple[str, int | None]
 EMPTY_BODY = 'it is empty. Send a JSON value, for example 5 or {"name": "value"}'
@@ -108,4 +108,4 @@ def unpack_message(packed: list[Any]) -> HttpMessage:
     )
 
 
-codec.register_packer(codec.Code.HTTP_MESSAGE, HttpMessage, pack_message)
+register_packer(Code.HTTP_MESSAGE, HttpMessage, pack_message)

@@ -19,7 +19,7 @@ from qserve.base.context import request_context
 from qserve.base.promise import Promise
 from qserve.exceptions import PayloadError
 from qserve.http.message import EMPTY_BODY, HttpMessage, pack_message, unpack_message
-from qserve.wire import codec
+from qserve.wire.codes import Code, register, register_unpacker
 
 _MESSAGE = "qserve.request"
 """The key of a request's scope under which its message is kept."""
@@ -163,5 +163,5 @@ def _unpack(packed: list[Any]) -> Request:
     return to_starlette(unpack_message(packed))
 
 
-codec.register_unpacker(codec.Code.HTTP_MESSAGE, _unpack)
-codec.register(codec.Code.STARLETTE_REQUEST, Request, lambda request: pack_message(from_starlette(request)), _unpack)
+register_unpacker(Code.HTTP_MESSAGE, _unpack)
+register(Code.STARLETTE_REQUEST, Request, lambda request: pack_message(from_starlette(request)), _unpack)

@@ -7,26 +7,18 @@ the processes that read from it.
 
 from __future__ import annotations
 
-import dataclasses
-import datetime
-import decimal
-import io
 import pickle
-import sys
-import uuid
-from collections import ChainMap
 from collections.abc import Callable, Iterable
-from enum import IntEnum, unique
 from itertools import chain
-from types import CodeType, NoneType
+from types import NoneType
 from typing import Any
 
-import cloudpickle
 import msgpack
 
 from qserve.base.keyring import Keyring
 from qserve.exceptions import PayloadError, PayloadTooLarge, RequestError
-from qserve.graph.plan import Slot
+from qserve.wire.codes import Code, is_record, numpy_packer, pack_record, packers, unpackers
+from qserve.wire.pickling import dumps
 
 DEPTH_LIMIT = 256
 """How deep a value may be nested, on the wire: a list, a dict and an extension are one level each.
@@ -41,80 +33,6 @@ _ONE_EMPTY = frozenset((tuple, frozenset))
 """The types of which Python has one empty object only."""
 NO_KEYS = Keyring()
 _PACKER: dict[str, Any] = {"strict_types": True, "unicode_errors": "surrogatepass", "buf_size": 4096}
-
-
-@unique
-class Code(IntEnum):
-    """The msgpack extension code of every type that is encoded as itself.
-
-    The numbers are part of the wire format: never change one, and never give one to another type.
-    """
-
-    PICKLE = 0  # a signed pickle of anything that has no code of its own
-    TUPLE = 1
-    SET = 2
-    FROZENSET = 3
-    DATETIME = 4
-    DATE = 5
-    TIME = 6
-    TIMEDELTA = 7
-    UUID = 8
-    DECIMAL = 9
-    COMPLEX = 10
-    BIG_INT = 11  # an integer of more than 64 bits
-    ARRAY = 12  # numpy.ndarray
-    SCALAR = 13  # numpy.generic
-    RECORD = 14  # an instance of a dataclass or pydantic model, as its fields
-    BYTEARRAY = 15
-
-    # handles, see qserve/calls/handles.py
-    DEPLOYMENT_HANDLE = 20  # RayServeDeploymentHandle
-    SYNC_HANDLE = 21  # RayServeSyncHandle
-    NEW_HANDLE = 22  # DeploymentHandle
-    GRAPH_HANDLE = 23  # RayServeDAGHandle
-    NEW_GRAPH_HANDLE = 24  # GraphHandle
-
-    SLOT = 30  # qserve.graph.plan: the place of a value that arrives later
-    # refs, see qserve/calls
-    REF = 31
-    REF_TASK = 32
-    RESPONSE = 33  # DeploymentResponse
-
-    # HTTP requests, see qserve/http
-    HTTP_MESSAGE = 40  # HttpMessage, decoded to starlette's Request
-    STARLETTE_REQUEST = 41  # starlette's Request
-
-
-_packers: dict[type, tuple[Code, Callable[[Any], Any]]] = {}
-_unpackers: dict[int, Callable[[Any], Any]] = {}
-_reducers: dict[type, Callable[[Any], Any]] = {}
-"""How objects are pickled whose class does not say it, or says it for other readers."""
-
-
-def register(code: Code, kind: type, pack: Callable[[Any], Any], unpack: Callable[[Any], Any]) -> None:
-    """Encode and decode values of exactly the type ``kind``: as what ``pack`` returns, under ``code``.
-
-    Raises:
-      ValueError: The code or the type is registered already.
-    """
-    register_packer(code, kind, pack)
-    register_unpacker(code, unpack)
-
-
-def register_packer(code: Code, kind: type, pack: Callable[[Any], Any]) -> None:
-    """Encode values of the type ``kind`` under ``code``, for processes that need not decode them; see ``register``."""
-    if kind in _packers or any(code == other for other, _ in _packers.values()):
-        raise ValueError(f"{code!r} or {kind!r} is already registered for encoding")
-    _packers[kind] = code, pack
-    if code >= Code.DEPLOYMENT_HANDLE:  # inside a pickle too
-        _reducers[kind] = lambda value: (_unpack_registered, (int(code), pack(value)))
-
-
-def register_unpacker(code: Code, unpack: Callable[[Any], Any]) -> None:
-    """Decode what arrives under ``code`` with ``unpack``; see ``register``."""
-    if code in _unpackers:
-        raise ValueError(f"{code!r} is already registered for decoding")
-    _unpackers[code] = unpack
 
 
 class Encoded:
@@ -210,10 +128,10 @@ class Codec:
         return msgpack.ExtType(code, self._pack(_walked(pack(value), room, self._packed)))
 
     def _packer_of(self, value: Any) -> tuple[Code, Callable[[Any], Any]] | None:
-        found = _packers.get(type(value)) or _numpy_packer(value)
-        if found is None and self._keys.current is None and _is_record(value):
+        found = packers.get(type(value)) or numpy_packer(value)
+        if found is None and self._keys.current is None and is_record(value):
             # with a key a pickle does as well, and readers that have not imported the class can decode it
-            return Code.RECORD, _pack_record
+            return Code.RECORD, pack_record
         return found
 
     def _unknown(self, value: Any) -> Exception:
@@ -289,7 +207,7 @@ class Codec:
 
     def _unpacked(self, extension: _Extension, room: int) -> Any:
         """Decode an extension; ``room`` is how many levels there may be in it."""
-        unpack = _unpackers.get(extension.code)
+        unpack = unpackers.get(extension.code)
         return self._unpickle(extension) if unpack is None else unpack(self._read(extension.content, room))
 
     def _unpickle(self, extension: _Extension) -> Any:
@@ -393,153 +311,6 @@ def _members(container: Any) -> Iterable[Any]:
     return container.values() if type(container) is dict else container
 
 
-# -- Python's own types and graphs -----------------------------------------------------------------
-
-register(Code.TUPLE, tuple, list, tuple)
-register(Code.SET, set, list, set)
-register(Code.FROZENSET, frozenset, list, frozenset)
-register(Code.DATETIME, datetime.datetime, datetime.datetime.isoformat, datetime.datetime.fromisoformat)
-register(Code.DATE, datetime.date, datetime.date.isoformat, datetime.date.fromisoformat)
-register(Code.TIME, datetime.time, datetime.time.isoformat, datetime.time.fromisoformat)
-register(
-    Code.TIMEDELTA,
-    datetime.timedelta,
-    lambda delta: [delta.days, delta.seconds, delta.microseconds],
-    lambda parts: datetime.timedelta(*parts),
-)
-register(Code.UUID, uuid.UUID, lambda value: value.bytes, lambda raw: uuid.UUID(bytes=raw))
-register(Code.DECIMAL, decimal.Decimal, str, decimal.Decimal)
-register(Code.COMPLEX, complex, lambda value: [value.real, value.imag], lambda parts: complex(*parts))
-register(Code.BIG_INT, int, str, int)
-register(Code.BYTEARRAY, bytearray, bytes, lambda raw: bytearray(memoryview(raw)))  # bytearray(5) is five zeros
-register(Code.SLOT, Slot, lambda slot: [slot.index, slot.nested], lambda packed: Slot(*packed))
-
-# -- numpy -----------------------------------------------------------------------------------------
-
-
-def _numpy_packer(value: Any) -> tuple[Code, Callable[[Any], Any]] | None:
-    # numpy is looked up, not imported: a process that has not imported it holds no array
-    numpy = sys.modules.get("numpy")
-    if numpy is None:
-        return None
-    if type(value) is numpy.ndarray and not value.dtype.hasobject:
-        return Code.ARRAY, _pack_array
-    if isinstance(value, numpy.generic) and not value.dtype.hasobject and not value.dtype.names:
-        return Code.SCALAR, lambda scalar: [scalar.dtype.str, scalar.tobytes()]
-    return None
-
-
-def _pack_array(array: Any) -> list[Any]:
-    kind = array.dtype.descr if array.dtype.names else array.dtype.str
-    return [kind, list(array.shape), array.tobytes()]
-
-
-def _unpack_array(packed: list[Any]) -> Any:
-    numpy = sys.modules.get("numpy") or __import__("numpy")
-    kind, shape, data = packed
-    dtype = kind if isinstance(kind, str) else [tuple(part) for part in kind]
-    return numpy.frombuffer(data, dtype=dtype).reshape(shape).copy()
-
-
-register_unpacker(Code.ARRAY, _unpack_array)
-register_unpacker(Code.SCALAR, lambda packed: _unpack_array([packed[0], [1], packed[1]])[0])
-
-# -- records: dataclasses and pydantic models ------------------------------------------------------
-
-
-def _is_record(value: Any) -> bool:
-    """Return whether a value is an instance of a dataclass or model that other processes can import."""
-    kind = type(value)
-    is_importable = kind.__module__ != "__main__" and find_loaded(kind.__module__, kind.__qualname__) is kind
-    return is_importable and _is_record_class(kind)
-
-
-def _is_record_class(kind: Any) -> bool:
-    pydantic = sys.modules.get("pydantic")
-    is_model = isinstance(kind, type) and pydantic is not None and issubclass(kind, pydantic.BaseModel)
-    return is_model or (isinstance(kind, type) and dataclasses.is_dataclass(kind))
-
-
-def _pack_record(value: Any) -> list[Any]:
-    kind = type(value)
-    is_model = not dataclasses.is_dataclass(kind)
-    fields = dict(value) if is_model else {one.name: getattr(value, one.name) for one in dataclasses.fields(kind)}
-    return [kind.__module__, kind.__qualname__, fields]
-
-
-def _unpack_record(packed: list[Any]) -> Any:
-    """Return the instance; validators and ``__post_init__`` do not run, since its fields are as they were.
-
-    Only a class that this process has imported already is accepted: nothing is imported because a message names it.
-
-    Raises:
-      PayloadError: The class is not imported here or is not a record, or a field without a default is missing.
-    """
-    module, qualname, fields = packed
-    kind = find_loaded(module, qualname)
-    if kind is None or not _is_record_class(kind):
-        raise PayloadError(f"a {qualname} arrived, but {module!r} with that class is not imported in this process")
-    if hasattr(kind, "model_construct"):
-        return kind.model_construct(**fields)
-    record = object.__new__(kind)
-    for field in dataclasses.fields(kind):
-        if field.name not in fields and field.default is not dataclasses.MISSING:
-            fields[field.name] = field.default
-        elif field.name not in fields and field.default_factory is not dataclasses.MISSING:
-            fields[field.name] = field.default_factory()
-        elif field.name not in fields:
-            raise PayloadError(f"a record of type {kind.__qualname__!r} arrived without its field {field.name!r}")
-    for name, value in fields.items():
-        object.__setattr__(record, name, value)
-    return record
-
-
-register_unpacker(Code.RECORD, _unpack_record)
-
-# -- pickles ---------------------------------------------------------------------------------------
-
-
-def dumps(value: Any) -> bytes:
-    """Pickle a value, by value where other processes cannot import its classes and functions."""
-    file = io.BytesIO()
-    _Pickler(file).dump(value)
-    return file.getvalue()
-
-
-def _reduce_code(code: CodeType) -> Any:
-    # since 3.1.3 cloudpickle leaves out the file's name, so that pickles are the same on all machines; tracebacks
-    # need it
-    make, parts = cloudpickle.Pickler.dispatch_table[CodeType](code)
-    return make, tuple(code.co_filename if part == "<dynamic-code>" else part for part in parts)
-
-
-_reducers[CodeType] = _reduce_code
-_reducers[memoryview] = lambda view: (bytes, (bytes(view),))
-
-
-def _unpack_registered(code: int, content: Any) -> Any:
-    return _unpackers[code](content)
-
-
-class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
-    dispatch_table = ChainMap(_reducers, cloudpickle.Pickler.dispatch_table)
-
-
-def unpickle_part(data: bytes, keys: Keyring, name: str) -> Any:
-    """Return one value of a signed dict whose values are pickled one by one; errors of user code pass through.
-
-    Raises:
-      PayloadError: The signature is missing or wrong.
-    """
-    body = keys.verify(data)
-    if body is None:
-        raise PayloadError(
-            "the application's code is not signed with this process's key: set QSERVE_SECRET_KEY to the same secret"
-            " everywhere"
-        )
-    return pickle.loads(pickle.loads(body)[name])
-
-
 # -- plain values, for records and messages that hold nothing of users ------------------------------
 
 
@@ -596,12 +367,3 @@ def too_deep(depth: int = DEPTH_LIMIT) -> PayloadError:
         f"a value is nested too deeply, or contains itself: the limit is {depth} levels, of which a list or a dict"
         " takes one, a tuple or a set two, and a dataclass three"
     )
-
-
-def find_loaded(module: str, qualname: str) -> Any:
-    """Return what a module that is already imported holds under this name; None when there is nothing."""
-    found: Any = sys.modules.get(module)
-    for name in qualname.split("."):
-        # not getattr: a module may import others to answer that
-        found = getattr(found, "__dict__", {}).get(name)
-    return found

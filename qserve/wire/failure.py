@@ -28,7 +28,8 @@ from qserve.exceptions import (
     TaskError,
     TimeLimitExceeded,
 )
-from qserve.wire.codec import find_loaded, is_deeper, unpack
+from qserve.wire.codec import is_deeper, unpack
+from qserve.wire.codes import find_loaded
 
 MESSAGE_LIMIT = 4096
 ATTRIBUTE_DEPTH = 64

@@ -27,7 +27,8 @@ from qserve.exceptions import PayloadError
 from qserve.graph.plan import Slot
 from qserve.http import request as _request  # noqa: F401 - it registers HTTP messages for decoding
 from qserve.http.message import HttpMessage
-from qserve.wire.codec import Code, Codec, register, register_packer, register_unpacker
+from qserve.wire.codec import Codec
+from qserve.wire.codes import Code, register, register_packer, register_unpacker
 
 KEYED = Codec(Keyring(b"key"))
 KEYLESS = Codec()

@@ -16,7 +16,8 @@ import qserve.calls.responses  # noqa: F401  its import lets refs be encoded
 from qserve.base.keyring import Keyring
 from qserve.calls.ref import Ref
 from qserve.exceptions import PayloadError
-from qserve.wire.codec import DEPTH_LIMIT, Code, Codec, unpack
+from qserve.wire.codec import DEPTH_LIMIT, Codec, unpack
+from qserve.wire.codes import Code
 
 KEYED = Codec(Keyring(b"key"))
 KEYLESS = Codec()
