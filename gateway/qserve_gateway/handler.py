@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 from qserve.base import failpoints
 from qserve.base.settings import Settings
 from qserve.calls.client import ClientPlane
-from qserve.calls.ref import Call, ItemRef, Ref
+from qserve.calls.items import ItemRef
+from qserve.calls.ref import Call, Ref
 from qserve.exceptions import DeadlineExceeded, PayloadTooLarge, RequestCancelled
 from qserve.graph.advance import inputs_of
 from qserve.http.message import BadRequest

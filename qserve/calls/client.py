@@ -30,7 +30,7 @@ from qserve.broker.link import WAIT, OnReply, ThreadLink, replicated
 from qserve.broker.registry import Registry
 from qserve.calls.compose import ComposingPlane, Submission, failure_in
 from qserve.calls.mailbox import ARGUMENT_LOST, STATE_LOST, Mailbox, ignore, not_found, outcome_of, refused
-from qserve.calls.program_end import call_at_end, fail, is_ending, report
+from qserve.calls.program_end import Refusals, call_at_end, fail, is_ending
 from qserve.calls.ref import Call, Ref, failed
 from qserve.exceptions import BrokerError, BrokerUnavailable, DeadlineExceeded, QserveException
 from qserve.wire.application import ApplicationRecord
@@ -48,7 +48,6 @@ LOOK_FOR_S = 1.0
 """How long a wait that ends may take to ask the broker whether there is a result."""
 FETCH_PAUSE_S = 0.1
 _SEND_COUNT = 128
-_REFUSALS_KEPT = 1000
 _RESENDINGS = 4
 """How often a call may be sent again because its version, or the broker's epoch, has changed meanwhile."""
 
@@ -200,8 +199,7 @@ class ClientPlane(BrokerPlane):
         self.stops_with_broker = False
         """Whether this program is about to stop its own broker: then the mailbox ends with it, without a word."""
         self._is_of_program = is_of_program
-        self._refused: list[tuple[Ref[Any], str]] = []
-        self._refusals_dropped = 0
+        self._refusals = Refusals()
 
     def execute(self, command: Command) -> Any:
         """Send one command from this thread and return its reply, for callers whose event loop is blocked."""
@@ -343,25 +341,15 @@ class ClientPlane(BrokerPlane):
     def end(self) -> bool:
         """Store what was submitted, and report what cannot be stored; return whether there is no such call."""
         self.flush()
-        refused, self._refused = self._refused, []
-        lost = [(ref, target) for ref, target in refused if _is_lost(ref)]
-        if lost:
-            lines = [f"{ref.request_id} {target}: {ref.error()}".strip() for ref, target in lost]
-            report("not stored", lines, self._refusals_dropped)
-        return not lost
+        return self._refusals.report()
 
     def unfinished(self) -> list[str]:
         """Return the ids of the calls of this process that are open, except those whose caller knows that."""
         return [ref.request_id for ref in self.mailbox.submitted() if not ref.is_known_to_caller()]
 
     def _note_refusal(self, ref: Ref[Any], app: str, deployment: str) -> None:
-        if not self._is_of_program:
-            return
-        self._refused.append((ref, f"for deployment {deployment!r} of application {app!r}"))
-        if len(self._refused) >= 2 * _REFUSALS_KEPT:
-            lost = [noted for noted in self._refused if _is_lost(noted[0])]
-            self._refused = lost[-_REFUSALS_KEPT:]
-            self._refusals_dropped += len(lost) - len(self._refused)
+        if self._is_of_program:
+            self._refusals.note(ref, f"for deployment {deployment!r} of application {app!r}")
 
     # -- sending -----------------------------------------------------------------------------------
 
@@ -370,7 +358,7 @@ class ClientPlane(BrokerPlane):
             self._outbox.put((command, on_reply))
             return
         _process_replies([(command, on_reply)], self._send_batch([command]))
-        if self._refused and not self.end():
+        if self._refusals.noted and not self.end():
             fail()
 
     def wait(self, ref: Ref[Any], timeout_s: float | None) -> bool:
@@ -478,9 +466,3 @@ def _process_replies(batch: list[tuple[Command, OnReply]], replies: Sequence[Any
             on_reply(reply)
         except Exception as error:  # of one caller: the others must still get their replies
             _replies.note(error)
-
-
-def _is_lost(ref: Ref[Any]) -> bool:
-    """Return whether a ref that was refused is of a call that is not stored, and whose caller does not know that."""
-    was_accepted = ref.acceptance.is_set() and ref.acceptance.get_nowait()
-    return not was_accepted and not ref.is_known_to_caller()

@@ -11,7 +11,8 @@ from qserve.base.clock import clock
 from qserve.base.context import request_context
 from qserve.base.keys import CLOCK_MARGIN_MS, Keys
 from qserve.base.settings import Settings
-from qserve.calls.ref import Call, ItemRef, Plane, Ref, failed
+from qserve.calls.items import ItemRef
+from qserve.calls.ref import Call, Plane, Ref, failed
 from qserve.calls.responses import RESPONSES, ref_of
 from qserve.exceptions import AppNotFound, PayloadError, PayloadTooLarge, QserveException
 from qserve.graph.advance import Answer as AnswerMove

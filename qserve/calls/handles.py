@@ -21,7 +21,8 @@ from typing_extensions import ParamSpec, TypeVar
 
 from qserve.base.context import request_context
 from qserve.base.promise import T
-from qserve.calls.ref import Call, ItemRef, Ref, current
+from qserve.calls.items import ItemRef
+from qserve.calls.ref import Call, Ref, current
 from qserve.calls.responses import DeploymentResponse, DeploymentResponseGenerator, RefStreamTask, RefTask
 from qserve.wire.codes import Code, register
 

@@ -26,7 +26,8 @@ from qserve.broker.connection import (
 from qserve.broker.functions import ACCEPTED, NOT_REPLICATED, Reply, read_found
 from qserve.broker.library import Command
 from qserve.broker.link import OnReply
-from qserve.calls.ref import ItemRef, Ref, failed
+from qserve.calls.items import ItemRef
+from qserve.calls.ref import Ref, failed
 from qserve.exceptions import (
     AppNotFound,
     BackPressureError,

@@ -9,12 +9,15 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from qserve.calls.ref import Ref
+
 FAILED = 120
 """The exit code of a program that would end with 0 although calls of it are lost.
 
 It is the one that Python itself ends with when its clean-up fails.
 """
 _SHOWN = 20
+_REFUSALS_KEPT = 1000
 _own_code = 0
 
 
@@ -51,6 +54,39 @@ def call_at_end(end: Callable[[], bool]) -> None:
         module = sys.modules.get(name)
         if module is not None:
             module.Finalize(None, end_child, exitpriority=-1000)
+
+
+class Refusals:
+    """The refused calls of a program, for the report at its end."""
+
+    def __init__(self) -> None:
+        self.noted: list[tuple[Ref[Any], str]] = []
+        self._dropped = 0
+
+    def note(self, ref: Ref[Any], target: str) -> None:
+        """Note that a call was refused; ``target`` says what it called."""
+        self.noted.append((ref, target))
+        if len(self.noted) >= 2 * _REFUSALS_KEPT:
+            lost = [noted for noted in self.noted if _is_lost(noted[0])]
+            self.noted = lost[-_REFUSALS_KEPT:]
+            self._dropped += len(lost) - len(self.noted)
+
+    def report(self) -> bool:
+        """Report the calls that are not stored and whose callers do not know it; return whether there are none."""
+        refused, self.noted = self.noted, []
+        lost = [(ref, target) for ref, target in refused if _is_lost(ref)]
+        if lost:
+            report(
+                "not stored",
+                [f"{ref.request_id} {target}: {ref.error()}".strip() for ref, target in lost],
+                self._dropped,
+            )
+        return not lost
+
+
+def _is_lost(ref: Ref[Any]) -> bool:
+    was_accepted = ref.acceptance.is_set() and ref.acceptance.get_nowait()
+    return not was_accepted and not ref.is_known_to_caller()
 
 
 def report(what: str, calls: Sequence[str], more: int = 0) -> None:

@@ -7,19 +7,16 @@ local mode. A process uses one of them, which ``current`` holds.
 from __future__ import annotations
 
 import asyncio
-import re
 import weakref
 from abc import ABC, abstractmethod
-from collections import deque
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Generic, NamedTuple, NoReturn
+from typing import Any, Generic, NamedTuple
 
 from qserve.base import context
-from qserve.base.clock import Deadline
 from qserve.base.context import RequestContext
 from qserve.base.promise import Promise, T, T_co
-from qserve.broker.functions import UNREAD
+from qserve.calls.not_value import NotValue
 from qserve.exceptions import (
     DeadlineExceeded,
     GetTimeoutError,
@@ -32,10 +29,6 @@ from qserve.wire.envelope import Answer
 from qserve.wire.failure import Failure
 from qserve.wire.outcome import Outcome, State, items_in
 
-WINDOW = 16
-"""How many items of a streamed result may be on their way; a producer that is further ahead waits."""
-PIECE_BYTES = 16 * 1024
-"""The longest item of a streamed HTTP response, whose longer parts are sent as several."""
 PICKLED_WITHIN_S = 3.0
 """The longest that pickling a ref waits until the broker has its request."""
 _NO_KWARGS: Mapping[str, Any] = MappingProxyType({})
@@ -137,57 +130,6 @@ class CurrentPlane:
 
 
 current = CurrentPlane()
-
-
-_STANDS = ". It stands for a value that has not arrived: "
-ADVICE_FOR_RESPONSES = f"{_STANDS}await it"
-ADVICE = (
-    f"{_STANDS}await it once more, or annotate the parameter of the constructor as"
-    " `DeploymentHandle` (from qserve.handle), whose calls take one await"
-)
-
-
-class NotValue:
-    """The base of what stands for a value: where it is used as one, the error says what to await."""
-
-    __slots__ = ()
-    advice_for_values = ADVICE
-
-    if not TYPE_CHECKING:  # so that type checkers report the mistake
-
-        def __getattr__(self, name: str) -> NoReturn:
-            advice = "" if name.startswith("_") else self.advice_for_values
-            raise AttributeError(
-                f"{type(self).__name__!r} object has no attribute {name!r}{advice}", name=name, obj=self
-            )
-
-        def __bool__(self) -> bool:
-            return True
-
-        def _refuse(self, *args: Any, **kwargs: Any) -> NoReturn:
-            raise TypeError(f"a {type(self).__name__} was used as a value{self.advice_for_values}")
-
-        __getitem__ = __iter__ = __len__ = __contains__ = __call__ = __index__ = __int__ = __float__ = _refuse
-        __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = __rtruediv__ = _refuse
-        __floordiv__ = __rfloordiv__ = __mod__ = __rmod__ = __pow__ = __rpow__ = __matmul__ = __rmatmul__ = _refuse
-        __lt__ = __le__ = __gt__ = __ge__ = __neg__ = __abs__ = __round__ = __enter__ = __aiter__ = _refuse
-
-
-def add_advice(error: BaseException) -> None:
-    """Say what to await where a library refused a ref by the name of its type, as ``json.dumps`` does."""
-    if not isinstance(error, TypeError | ValueError):
-        return
-    text, trace = str(error), error.__traceback__
-    named = set(re.findall(r"\b(?:Ref|RefTask|DeploymentResponse)\b", text))
-    held: list[Any] = []
-    while named and _STANDS not in text and trace is not None:
-        held += [value for value in trace.tb_frame.f_locals.values() if type(value).__name__ in named]
-        trace = trace.tb_next
-    advice = next((value.advice_for_values for value in held if isinstance(value, NotValue)), "")
-    if advice and error.args == (text,):
-        error.args = (text + advice,)
-    elif advice:
-        error.add_note(advice.removeprefix(". "))
 
 
 class Ref(NotValue, Generic[T_co]):
@@ -418,83 +360,6 @@ class Ref(NotValue, Generic[T_co]):
 
 ObjectRef = Ref
 """The name of a ref in programs written for Ray."""
-
-
-class ItemRef(Ref[T_co]):
-    """A ref whose result arrives as items; the reader's pace limits how far ahead the producer may be."""
-
-    __slots__ = ("_consumed", "_ready", "items", "received")
-
-    def __init__(self, request_id: str, plane: Plane | None, owned: bool = False) -> None:
-        super().__init__(request_id, plane, owned)
-        self.items: deque[bytes] = deque()  # those that have arrived and were not taken
-        self._ready: Promise[None] = Promise()
-        self._consumed = 0
-        self.received = 0
-        self.done.call_when_set(self._wake)
-
-    def add(self, item: bytes) -> None:
-        self.received += 1
-        self.items.append(item)
-        self._wake()
-
-    def _wake(self) -> None:
-        self._ready.set(None)
-
-    def ready(self) -> Promise[None]:
-        """Return a promise that is set once there is an item or the end; call ``next_nowait`` before and after."""
-        if self._ready.is_set():
-            self._ready = Promise()
-            if self.items or self.done.is_set():
-                self._ready.set(None)
-        return self._ready
-
-    def drop_items(self) -> None:
-        """Let the producer go on to its end, at its own pace; nobody reads the items any more."""
-        self.items = deque(maxlen=0)
-        self._get_plane().add_credit(self.request_id, UNREAD)
-
-    def next_nowait(self) -> bytes | None:
-        """Return the next item's bytes; None if none has arrived, or there are no more."""
-        if not self.items:
-            return None
-        self._consumed += 1
-        if self._consumed % (WINDOW // 2) == 0:
-            self._get_plane().add_credit(self.request_id, WINDOW // 2)
-        return self.items.popleft()
-
-    def next(self, timeout_s: float | None = None) -> bytes | None:
-        """Wait for the next item and return its bytes; None at the end of the stream, after a result or an error.
-
-        Raises:
-          GetTimeoutError: Neither arrived within ``timeout_s``.
-        """
-        deadline = Deadline(timeout_s)
-        while (item := self.next_nowait()) is None and not self._is_over():
-            if not self.ready().wait(deadline.remaining_s()):
-                raise GetTimeoutError(
-                    f"request {self.request_id} sent no item within {timeout_s} s; it is still running"
-                )
-        return item
-
-    async def next_async(self) -> bytes | None:
-        while (item := self.next_nowait()) is None and not self._is_over():
-            self._get_plane().check_items_arrive()
-            try:
-                await self.ready()
-            except asyncio.CancelledError:
-                self.cancel_with_caller()
-                raise
-        return item
-
-    def _has_readers(self) -> bool:
-        return self._ready.has_waiters()
-
-    def _is_over(self) -> bool:
-        return self.done.is_set() and not self.items  # in this order: another thread may add the last item meanwhile
-
-    def decode(self, item: bytes) -> T_co:
-        return self._get_plane().codec.decode(item)  # type: ignore[no-any-return]
 
 
 def failed(error: BaseException, deployment: str = "") -> Outcome:

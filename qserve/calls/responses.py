@@ -11,7 +11,9 @@ from typing import Any, Generic, NoReturn, overload
 
 from qserve.base.clock import Deadline
 from qserve.base.promise import T, T_co
-from qserve.calls.ref import ADVICE_FOR_RESPONSES, ItemRef, NotValue, Ref, current
+from qserve.calls.items import ItemRef
+from qserve.calls.not_value import ADVICE_FOR_RESPONSES, NotValue
+from qserve.calls.ref import Ref, current
 from qserve.exceptions import QserveException
 from qserve.wire.codes import Code, register
 

@@ -27,7 +27,7 @@ from qserve.base.context import RequestContext, Scope, request_context, scope_he
 from qserve.base.forks import end_child, lasting_threads, on_fork
 from qserve.base.log import get_logger
 from qserve.base.promise import T
-from qserve.calls.ref import add_advice
+from qserve.calls.not_value import add_advice
 from qserve.calls.responses import RESPONSES
 from qserve.engine.servable import Method, Servable
 from qserve.engine.step import Conclusion, Stepper, UserCall

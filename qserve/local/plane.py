@@ -18,8 +18,9 @@ from qserve.base.promise import Promise
 from qserve.base.settings import Settings
 from qserve.base.turns import Turns
 from qserve.calls.compose import ComposingPlane, Submission, failure_in
+from qserve.calls.items import WINDOW, ItemRef
 from qserve.calls.mailbox import ARGUMENT_LOST, STOPPED, full, not_found
-from qserve.calls.ref import WINDOW, Call, ItemRef, Ref
+from qserve.calls.ref import Call, Ref
 from qserve.engine.step import Conclusion
 from qserve.exceptions import AppNotFound
 from qserve.wire.application import ApplicationRecord

@@ -17,8 +17,9 @@ from qserve.broker import functions
 from qserve.broker.connection import LONGEST_PAUSE_S, STRAY_READ_S
 from qserve.broker.library import Command
 from qserve.calls import mailbox as module
+from qserve.calls.items import ItemRef
 from qserve.calls.mailbox import CLOSING_MS, GRACE_MS, LOOK_INTERVAL_S, Mailbox
-from qserve.calls.ref import ItemRef, Ref
+from qserve.calls.ref import Ref
 from qserve.exceptions import BrokerStateLost, ResultUnavailable
 from qserve.wire.outcome import Outcome, end_of_items
 from qserve.wire.sealing import Seal, item_context, seal_end

@@ -18,7 +18,8 @@ from qserve_gateway.request.waiting import IN_FLIGHT_LIMIT, PROCESS_LIMIT, InFli
 from qserve_gateway.response import reply
 
 from qserve.base.settings import Settings
-from qserve.calls.ref import ItemRef, Ref
+from qserve.calls.items import ItemRef
+from qserve.calls.ref import Ref
 from qserve.exceptions import BrokerUnavailable
 from qserve.graph.plan import InputKey, Plan, Slot, Step
 from qserve.http.render import render

@@ -13,7 +13,7 @@ from rendezvous import arrive, await_arrival, has_arrived
 from serving import ServeRun
 
 import qserve as serve
-from qserve.calls.ref import WINDOW
+from qserve.calls.items import WINDOW
 from qserve.exceptions import QserveException, TaskError
 
 

@@ -17,7 +17,7 @@ from qserve_workers.replica.plane import LoopPlane
 from qserve.base.keys import Keys
 from qserve.base.settings import Settings
 from qserve.calls.client import ClientPlane
-from qserve.calls.ref import PIECE_BYTES, WINDOW, ItemRef
+from qserve.calls.items import PIECE_BYTES, WINDOW, ItemRef
 from qserve.wire.envelope import Answer, Header
 from qserve.wire.moves import Start
 

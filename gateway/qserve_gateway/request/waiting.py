@@ -12,7 +12,8 @@ from typing import Any
 from gevent import monkey
 
 from qserve.base.promise import Promise
-from qserve.calls.ref import PIECE_BYTES, WINDOW, ItemRef, Ref
+from qserve.calls.items import PIECE_BYTES, WINDOW, ItemRef
+from qserve.calls.ref import Ref
 from qserve.exceptions import RequestCancelled
 from qserve_gateway.request.environ import Refused
 

@@ -16,7 +16,7 @@ import gevent
 from gevent import monkey
 
 from qserve.base.log import get_logger
-from qserve.calls.ref import ItemRef
+from qserve.calls.items import ItemRef
 from qserve.exceptions import DeadlineExceeded, GetTimeoutError, QserveException, RequestCancelled
 from qserve.http.render import parse, parse_head
 from qserve_gateway.request.environ import SMALL

@@ -8,8 +8,8 @@ from typing import Any
 import msgpack
 
 from qserve.broker import functions
+from qserve.calls.items import PIECE_BYTES, WINDOW
 from qserve.calls.mailbox import ignore
-from qserve.calls.ref import PIECE_BYTES, WINDOW
 from qserve.engine.streaming import ReaderGone
 from qserve.exceptions import BrokerError, ResultTooLarge
 from qserve.http.render import RESPONSE_LIMIT, parse_head

@@ -6,7 +6,7 @@ import asyncio
 import contextvars
 import threading
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -30,98 +30,9 @@ from qserve.calls.ref import Ref, current
 from qserve.exceptions import BrokerError, BrokerUnavailable, WrongType
 from qserve.wire.application import ApplicationRecord
 from qserve.wire.replies import epoch, warn_once
+from qserve_workers.replica.lasting_link import SHORTEST_PAUSE_S, LastingLink
 
 log = get_logger(__name__)
-SILENCE_CHECK_INTERVAL_S = 0.5
-SHORTEST_PAUSE_S = 0.05
-
-
-class LastingLink:
-    """A connection that is opened again when it is lost, or has been silent for too long.
-
-    Parameters:
-      turns: Logs the tries to open it again that fail.
-      silent_for_s: How long the broker may take for a reply.
-      prepare: Called with a new connection before it is used.
-      on_open: Called when it can be used.
-      on_lost: Called when it is lost.
-      on_failure: Called with the error of each try that failed to open it again.
-
-    Attributes:
-      current: The connection; None while there is none.
-      is_needed: Whether it is opened again when it is lost.
-    """
-
-    def __init__(
-        self,
-        url: str,
-        turns: Turns,
-        silent_for_s: float,
-        *,
-        prepare: Callable[[Link], Awaitable[None]],
-        on_open: Callable[[], None],
-        on_lost: Callable[[], None],
-        on_failure: Callable[[Exception], None] = ignore,
-    ) -> None:
-        self.current: Link | None = None
-        self.is_needed = True
-        self._url = url
-        self._turns = turns
-        self._silent_for_s = silent_for_s
-        self._prepare = prepare
-        self._on_open = on_open
-        self._when_lost = on_lost
-        self._on_failure = on_failure
-
-    async def open(self) -> None:
-        """Connect to the broker; raise BrokerUnavailable if that fails."""
-        link = await Link.open(self._url)
-        try:
-            await asyncio.wait_for(self._prepare(link), READ_TIMEOUT_S)
-            link.when_lost(self._on_lost)
-        except (BrokerUnavailable, ReplyError, OSError) as error:
-            link.close()
-            raise BrokerUnavailable(f"the broker cannot be used: {str(error) or type(error).__name__}") from error
-        except BaseException:
-            link.close()
-            raise
-        self.current = link
-        self._check_silence(link)
-        self._on_open()
-
-    async def keep_trying(self) -> None:
-        while self.current is None and self.is_needed:
-            with self._turns:
-                try:
-                    await self.open()
-                except Exception as error:
-                    self._on_failure(error)
-                    raise
-            await asyncio.sleep(self._turns.pause_s)
-
-    def renew(self) -> None:
-        """Give up the connection, and open another."""
-        if self.current is not None:
-            self.current.abort()
-
-    def close(self) -> None:
-        self.is_needed = False
-        if self.current is not None:
-            self.current.close()
-
-    def _check_silence(self, link: Link) -> None:
-        if link is self.current:
-            asyncio.get_running_loop().call_later(SILENCE_CHECK_INTERVAL_S, self._check_silence, link)
-            link.abandon_if_silent(self._silent_for_s)
-
-    def _on_lost(self, waiting: list[OnReply]) -> None:
-        self.current = None
-        # not at once: a connection that is lost as soon as it is made would be made again and again
-        asyncio.get_running_loop().call_later(SHORTEST_PAUSE_S, self._open_again)
-        self._when_lost()
-
-    def _open_again(self) -> None:
-        self._opening = asyncio.get_running_loop().create_task(self.keep_trying())
 
 
 class LoopPlane(BrokerPlane):

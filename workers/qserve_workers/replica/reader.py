@@ -42,8 +42,9 @@ from qserve.wire.moves import INPUTS_LIMIT
 from qserve.wire.outcome import CallField
 from qserve.wire.replies import deliveries, number, places, shown, text
 from qserve.wire.sealing import Seal, open_header, open_values
+from qserve_workers.replica.lasting_link import SHORTEST_PAUSE_S, LastingLink
 from qserve_workers.replica.models import ModelAdvertiser
-from qserve_workers.replica.plane import SHORTEST_PAUSE_S, LastingLink, LoopPlane
+from qserve_workers.replica.plane import LoopPlane
 from qserve_workers.replica.spec import ReplicaSpec
 
 log = get_logger(__name__)
