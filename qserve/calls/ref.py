@@ -15,6 +15,7 @@ from typing import Any, Generic, NamedTuple
 
 from qserve.base import context
 from qserve.base.context import RequestContext
+from qserve.base.loop_at_hand import loop_that_runs
 from qserve.base.promise import Promise, T, T_co
 from qserve.calls.not_value import NotValue
 from qserve.exceptions import (
@@ -186,7 +187,7 @@ class Ref(NotValue, Generic[T_co]):
           BrokerUnavailable, BackPressureError, QserveException: The request was refused, and why.
           ResultUnavailable: It was submitted by another program, and its result is no longer stored.
         """
-        if asyncio._get_running_loop() is not None:
+        if loop_that_runs() is not None:
             raise RuntimeError("accepted() would block the running event loop: write `await ref.accepted_async()`")
         self.ask_for_acceptance()
         if not self.acceptance.wait(timeout_s):
@@ -340,7 +341,7 @@ class Ref(NotValue, Generic[T_co]):
     def __reduce__(self) -> tuple[Any, ...]:
         if not self.request_id:
             return Ref.resolved, (self._unwrap(),)
-        if asyncio._get_running_loop() is None:
+        if loop_that_runs() is None:
             self.acceptance.wait(PICKLED_WITHIN_S)  # its reader may ask at once
         self.share()
         return Ref, (self.request_id, None)

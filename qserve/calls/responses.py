@@ -10,6 +10,7 @@ from queue import Empty, SimpleQueue
 from typing import Any, Generic, NoReturn, overload
 
 from qserve.base.clock import Deadline
+from qserve.base.loop_at_hand import loop_that_runs
 from qserve.base.promise import T, T_co
 from qserve.calls.items import ItemRef
 from qserve.calls.not_value import ADVICE_FOR_RESPONSES, NotValue
@@ -78,9 +79,11 @@ class RefTask(_Response[T_co]):
         return self.ref.acceptance.is_set()
 
     def result(self) -> Ref[T_co]:
-        """Return the ref; raise RuntimeError before the call was accepted."""
+        """Return the ref once the call was accepted; raise RuntimeError where waiting would block an event loop."""
         if not self.done():
-            raise RuntimeError("the call was not accepted yet: await it first")
+            if loop_that_runs() is not None:
+                raise RuntimeError("the call was not accepted yet: await it first")
+            self.ref.accepted()
         return self.ref
 
     def exception(self) -> None:
@@ -122,7 +125,7 @@ class DeploymentResponse(_Response[T_co]):
 
     def result(self, timeout_s: float | None = None) -> T_co:
         """Wait for the value; raise RuntimeError inside a running event loop, which would block."""
-        if asyncio._get_running_loop() is not None:
+        if loop_that_runs() is not None:
             raise RuntimeError(
                 "Sync methods should not be called from within an `asyncio` event loop: write `await response`"
             )
@@ -142,7 +145,7 @@ class DeploymentResponseGenerator(_Response[T_co]):
         return self
 
     def __next__(self) -> T_co:
-        if asyncio._get_running_loop() is not None and current.in_replica():
+        if loop_that_runs() is not None and current.in_replica():
             raise RuntimeError("a sync loop over a stream would block the event loop: write `async for`")
         return self._value(self.ref.next(), StopIteration)
 
@@ -257,7 +260,7 @@ def wait(
       TypeError, ValueError: ``refs`` is not a list of what handle calls return, or has fewer than ``num_returns``.
       RuntimeError: It would block a running event loop.
     """
-    if asyncio._get_running_loop() is not None:
+    if loop_that_runs() is not None:
         raise RuntimeError("qserve.wait would block the running event loop: write `await asyncio.wait(...)`")
     waiting = [_checked_ref("wait", ref) for ref in refs]
     if not 0 < num_returns <= len(waiting):

@@ -15,9 +15,9 @@ from qserve.base.context import NO_REQUEST, request_context
 from qserve.base.destructor import disarm
 from qserve.base.entry import enter, own_context
 from qserve.base.forks import end_if_child
+from qserve.base.loop_at_hand import loop_at_hand
 from qserve.base.promise import for_future
 from qserve.calls.handles import DeploymentHandle, RayServeDeploymentHandle
-from qserve.engine.loop_at_hand import loop_at_hand
 from qserve.exceptions import QserveException
 
 FAST_S = 0.002
@@ -160,11 +160,7 @@ class Servable:
                 f"user_config is set for {name!r}, so it must be a class with a method `reconfigure(self, user_config)`"
             )
 
-        def call() -> Any:
-            with loop_at_hand(asyncio.get_running_loop()):
-                return method(user_config)
-
-        await enter(call)
+        await enter(_at_hand, method, user_config)
 
     @property
     def has_coroutines(self) -> bool:
@@ -200,7 +196,7 @@ class Servable:
                 await enter(stop)
         finally:
             if delete is not None:
-                await enter(delete)
+                await enter(_at_hand, delete)
                 disarm(self.instance)
 
     def method(self, name: str) -> Method:
@@ -221,6 +217,11 @@ class Servable:
         is_async = inspect.iscoroutinefunction(body) or inspect.iscoroutinefunction(call)
         makes_generator = inspect.isgeneratorfunction(body) or inspect.isasyncgenfunction(body)
         return Method(call, is_async, makes_generator, _takes_anything(call))
+
+
+def _at_hand(hook: Callable[..., Any], *args: Any) -> Any:
+    with loop_at_hand(asyncio.get_running_loop()):
+        return hook(*args)
 
 
 def _is_new_handle(hint: Any) -> bool:

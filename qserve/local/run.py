@@ -60,7 +60,13 @@ def run_local(built: CompiledApplication) -> RayServeSyncHandle:
         atexit.register(shutdown_local)
         current.installed = plane
     record = record_of(built, plane.codec)
-    version = _Version(plane, record, code_of(built))
+    plane.records.setdefault(built.name, record)  # threads of constructors may call, and have no context
+    try:
+        version = _Version(plane, record, code_of(built))
+    except BaseException:
+        if plane.records[built.name] is record:
+            del plane.records[built.name]
+        raise
     retired = plane.applications.get(built.name)
     plane.applications[built.name] = version
     plane.records[built.name] = record
@@ -181,7 +187,7 @@ class _Instance:
         self._thread = threading.Thread(
             target=self._context.copy().run, args=(self._live,), name=deployment, daemon=True
         )
-        self._constructed: Promise[BaseException | None] = Promise()
+        self._constructed: Promise[tuple[str, BaseException] | None] = Promise()
 
     def start(self) -> None:
         """Construct the user's object.
@@ -191,9 +197,9 @@ class _Instance:
         """
         self._thread.start()
         self._constructed.wait()
-        error = self._constructed.get_nowait()
-        if error is not None:
-            what = "reconfigure" if self._servable.instance is not None else "constructor"
+        failure = self._constructed.get_nowait()
+        if failure is not None:
+            what, error = failure
             raise DeployError(
                 f"deployment {self._record.name!r} could not be started; its {what} failed:\n{user_traceback(error)}"
             ) from error
@@ -208,12 +214,14 @@ class _Instance:
 
     def _live(self) -> None:
         with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
+            doing = "constructor"
             try:
                 self._servable.construct_on(runner.get_loop())
+                doing = "reconfigure"
                 if self._record.user_config:
                     runner.run(self._servable.reconfigure(self._record.user_config_value))
             except BaseException as error:
-                self._constructed.set(error)
+                self._constructed.set((doing, error))
                 return
             self._constructed.set(None)
             run_loop(self._loop, self._stopped)

@@ -14,6 +14,7 @@ The application runs in the replicas, so its routes get the instance as ``self``
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from typing import Any, Protocol, TypeVar, overload
 from starlette.requests import Request
 from starlette.responses import Response
 
+from qserve.base.loop_at_hand import loop_at_hand
 from qserve.define.deployments import Deployment
 from qserve.web.asgi import Exchange, Lifespan
 from qserve.web.frameworks import bound_app, is_a, make_picklable
@@ -68,8 +70,8 @@ def ingress(app: Any) -> _Decorator:
 
     Parameters:
       app: A FastAPI application or ``APIRouter``, any ASGI application, a Flask or any WSGI application, or
-        a function without parameters that creates one on each replica. Routes whose functions are methods
-        of the class get the replica's instance as ``self`` (FastAPI and Flask).
+        a function (``def`` or ``async def``) without parameters that creates one on each replica. Routes whose
+        functions are methods of the class get the replica's instance as ``self`` (FastAPI and Flask).
 
     Raises:
       TypeError: It is not an application, or the decorator is used on a deployment.
@@ -109,8 +111,8 @@ def kind_of(app: Any) -> str:
     if kind is None:
         raise TypeError(
             "@serve.ingress takes a FastAPI, APIRouter or Flask object, any ASGI application (scope, receive, send),"
-            f" any WSGI application (environ, start_response), or a function that makes one. Got {app!r} of type"
-            f" {type(app).__name__}."
+            f" any WSGI application (environ, start_response), or a function without parameters that makes one."
+            f" Got {app!r} of type {type(app).__name__}."
         )
     return kind
 
@@ -153,14 +155,27 @@ async def _start(self: Any) -> None:
     definition: _Definition = getattr(self, _DEFINITION)
     app, kind = definition.app, kind_of(definition.app)
     if kind == _BUILDER:
-        app = app()
-        kind = kind_of(app)
-        if kind == _BUILDER:
-            raise TypeError(f"the function given to @serve.ingress must return an application, not {app!r}")
+        app, kind = await _built(app)
     app = bound_app(app, definition.cls, self)
     lifespan = Lifespan(WsgiAdapter(app) if kind == _WSGI else app)
     setattr(self, _LIFESPAN, lifespan)
     await lifespan.start()
+
+
+async def _built(builder: Callable[[], Any]) -> tuple[Any, str]:
+    """Return the application that a function makes, and its kind; the function may be a coroutine function."""
+    with loop_at_hand(asyncio.get_running_loop()):
+        app = builder()
+    while inspect.isawaitable(app):
+        app = await app
+    try:
+        kind = kind_of(app)
+    except TypeError:
+        kind = _BUILDER
+    if kind == _BUILDER:
+        name = getattr(builder, "__qualname__", repr(builder))
+        raise TypeError(f"{name}, the function given to @serve.ingress, must return an application, not {app!r}")
+    return app, kind
 
 
 async def _call(self: Any, request: Request) -> Response:

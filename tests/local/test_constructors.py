@@ -1,14 +1,17 @@
-"""What a constructor may do with event loops: find its own, and run others, alike in local mode and on replicas."""
+"""What a constructor may do: find its event loop, run others, and call deployments, in local mode and on replicas."""
 
 from __future__ import annotations
 
 import asyncio
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 from serving import ServeRun, ask
 
 import qserve as serve
+from qserve.exceptions import DeployError
+from qserve.handle import DeploymentHandle
 
 
 async def doubled(value: int) -> int:
@@ -86,3 +89,65 @@ def test_a_loop_that_runs_refuses_another_as_ever_after_a_constructor(run_here: 
         asyncio.run(nested())
     with pytest.raises(RuntimeError, match="no running event loop"):
         asyncio.get_running_loop()
+
+
+@serve.deployment
+class Counting:
+    def double(self, value: int) -> int:
+        return 2 * value
+
+    def items(self, count: int) -> Any:
+        yield from range(count)
+
+
+def called(new: DeploymentHandle, old: Any) -> list[Any]:
+    async def read() -> list[int]:
+        return [item async for item in new.options(stream=True).items.remote(2)]
+
+    stored = new.double.remote(3)
+    stored.accepted()
+    serve.wait([stored])
+    with ThreadPoolExecutor(1) as threads:
+        in_thread = threads.submit(lambda: new.double.remote(4).result()).result()
+    return [
+        new.double.remote(1).result(),
+        serve.get(old.double.remote(2)),
+        stored.result(),
+        in_thread,
+        serve.get(old.double.remote(5).result()),
+        new.double.remote(new.double.remote(3)).result(),
+        list(new.options(stream=True).items.remote(2)),
+        asyncio.run(read()),
+    ]
+
+
+@serve.deployment(user_config={})
+class Calling:
+    def __init__(self, new: DeploymentHandle, old: Any) -> None:
+        self.handles = new, old
+        self.early = new.double.remote(7)
+        self.found = [called(new, old)]
+
+    def reconfigure(self, config: Any) -> None:
+        self.found.append(called(*self.handles))
+
+    async def seen(self) -> Any:
+        return [*self.found, await self.early, await self.early]
+
+
+def test_a_sync_constructor_and_reconfigure_may_call_deployments_as_a_program_does(serve_run: ServeRun) -> None:
+    counting = Counting.bind()
+
+    every = [2, 4, 6, 8, 10, 12, [0, 1], [0, 1]]
+    assert ask(serve_run(Calling.bind(counting, counting)).seen) == [every, every, 14, 14]
+
+
+@serve.deployment
+class Blocking:
+    async def __init__(self, counting: DeploymentHandle) -> None:
+        counting.double.remote(1).result()
+
+
+def test_an_async_constructor_that_would_block_its_loop_says_what_to_await(run_here: ServeRun) -> None:
+    with pytest.raises(DeployError, match=r"(?s)its constructor failed.*write `await response`"):
+        run_here(Blocking.bind(Counting.bind()))

@@ -20,7 +20,7 @@ import qserve as serve
 from qserve.dag import InputNode
 from qserve.define.multiplexing import unload_models
 from qserve.drivers import DAGDriver
-from qserve.exceptions import DeployError, TaskError
+from qserve.exceptions import TaskError
 from qserve.handle import DeploymentHandle
 
 
@@ -173,21 +173,6 @@ def test_a_sync_method_may_wait_for_threads_of_its_own_that_call_others(run_on_b
     handle = run_on_broker(Asking.bind(counting, counting))
 
     assert [serve.get(handle.threads.remote(), timeout=60) for _ in range(5)] == [2] * 5
-
-
-@serve.deployment
-class Reading:
-    def __init__(self, counting: DeploymentHandle) -> None:
-        async def read() -> list[int]:
-            return [item async for item in counting.options(stream=True).items.remote(2)]
-
-        asyncio.run(read())
-
-
-@pytest.mark.slow
-def test_a_constructor_that_reads_a_stream_in_a_loop_of_its_own_is_told_where_to(run_on_broker: ServeRun) -> None:
-    with pytest.raises(DeployError, match="or in an `async def __init__`"):
-        run_on_broker(Reading.bind(Counting.bind()))
 
 
 def test_a_sync_loop_over_a_stream_in_async_code_says_to_write_async_for(serve_run: ServeRun) -> None:

@@ -777,9 +777,28 @@ def test_no_class_is_needed_for_an_application_or_a_function_that_makes_one() ->
 
 
 def test_a_function_may_make_the_application_on_the_replica() -> None:
-    assert answer_of(ingress(make_app)(type("Made", (), {})))[2] == b'"made"'
-    with pytest.raises(TypeError, match="must return an application"):
-        answer_of(ingress(lambda: make_app)(type("Made", (), {})))
+    async def make_async() -> FastAPI:
+        return make_app()
+
+    def make_in_a_loop() -> FastAPI:
+        return asyncio.run(make_async())
+
+    for make in (make_app, make_async, make_in_a_loop):
+        assert answer_of(ingress(make)(type("Made", (), {})))[2] == b'"made"'
+
+
+def make_nothing() -> None:
+    pass
+
+
+def make_items() -> Iterator[FastAPI]:
+    yield make_app()
+
+
+@pytest.mark.parametrize("make", [make_nothing, make_items, lambda: make_app, lambda: FastAPI], ids=str)
+def test_a_function_that_makes_no_application_is_named(make: Any) -> None:
+    with pytest.raises(TypeError, match=f"{make.__qualname__}, the function .* must return an application, not "):
+        answer_of(ingress(make)(type("Made", (), {})))
 
 
 # -- mistakes ----------------------------------------------------------------------------------------

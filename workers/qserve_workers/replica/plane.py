@@ -12,6 +12,7 @@ from typing import Any
 
 from qserve.base.forks import on_fork
 from qserve.base.log import get_logger
+from qserve.base.loop_at_hand import held, loop_that_runs
 from qserve.base.settings import Settings
 from qserve.base.turns import Turns
 from qserve.broker.connection import (
@@ -26,7 +27,7 @@ from qserve.broker.library import Command
 from qserve.broker.link import Link, OnReply, ReplyError
 from qserve.calls.client import BrokerPlane, ClientPlane
 from qserve.calls.mailbox import ignore
-from qserve.calls.ref import Ref, current
+from qserve.calls.ref import Call, Ref, current
 from qserve.exceptions import BrokerError, BrokerUnavailable, WrongType
 from qserve.wire.application import ApplicationRecord
 from qserve.wire.replies import epoch, warn_once
@@ -70,6 +71,7 @@ class LoopPlane(BrokerPlane):
         self._is_flush_due = False
         self._reader: asyncio.Task[None] | None = None
         self._sync_plane: ClientPlane | None = None
+        self._opening_beside = threading.Lock()
         on_fork(self)
 
     def leave_to_parent(self) -> None:
@@ -111,7 +113,7 @@ class LoopPlane(BrokerPlane):
         if threading.get_ident() != self._thread:
             self.loop.call_soon_threadsafe(self.follow, ref)
             return ref.done.wait(timeout_s) or self.look(ref)
-        plane = self._sync_plane = self._sync_plane or ClientPlane(self.settings)
+        plane = self._beside()
         # the loop would not send these before the wait is over
         outbox, self._outbox = self._outbox, deque()
         for command, on_reply in outbox:
@@ -128,6 +130,19 @@ class LoopPlane(BrokerPlane):
         ref.settle(twin.outcome())
         return True
 
+    def submit(self, call: Call) -> Ref[Any]:
+        if held and self.loop in held:  # sync code, such as a constructor's, may wait for the result in any thread
+            return self._beside().submit(call)
+        return super().submit(call)
+
+    def _beside(self) -> ClientPlane:
+        """Return the plane of sync code that holds up the loop; it has threads and a mailbox of its own."""
+        with self._opening_beside:
+            if self._sync_plane is None:
+                self._sync_plane = ClientPlane(self.settings)
+                self._sync_plane.find, self._sync_plane.owns_results = self.find, True
+            return self._sync_plane
+
     def follow(self, ref: Ref[Any]) -> None:
         if self._is_held_up():
             self.wait(ref, None)
@@ -143,7 +158,7 @@ class LoopPlane(BrokerPlane):
 
     def _is_held_up(self) -> bool:
         """Whether a loop that user code runs, such as that of a constructor, holds up this one."""
-        return threading.get_ident() == self._thread and asyncio._get_running_loop() is not self.loop
+        return threading.get_ident() == self._thread and loop_that_runs() is not self.loop
 
     def _expect(self, ref: Ref[Any], deadline_ms: int = 0) -> None:
         super()._expect(ref, deadline_ms)

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from typing import Any
 
 _at_hand = threading.local()
+held: set[asyncio.AbstractEventLoop] = set()
+"""The loops at hand: none of them runs before the sync code of its thread has returned."""
 _find, _set = events._get_running_loop, events._set_running_loop
 
 
@@ -23,13 +25,20 @@ def loop_at_hand(loop: asyncio.AbstractEventLoop) -> Iterator[None]:
     events._get_running_loop, events._set_running_loop = _find_other, _set_or_restore
     before = _find()
     _at_hand.loop = loop
+    held.add(loop)
     _set(loop)
     try:
         yield
     finally:
         _at_hand.loop = None
+        held.discard(loop)
         _set(before)
         asyncio.set_event_loop(loop)  # the end of asyncio.run removes it
+
+
+def loop_that_runs() -> asyncio.AbstractEventLoop | None:
+    """Return the loop that runs this code, which must not block it; None in sync code, also with a loop at hand."""
+    return _find_other()  # type: ignore[no-any-return]
 
 
 def _find_other() -> Any:
