@@ -795,7 +795,7 @@ def make_items() -> Iterator[FastAPI]:
     yield make_app()
 
 
-@pytest.mark.parametrize("make", [make_nothing, make_items, lambda: make_app, lambda: FastAPI], ids=str)
+@pytest.mark.parametrize("make", [make_nothing, make_items, lambda: make_app, lambda: FastAPI], ids=range(4))
 def test_a_function_that_makes_no_application_is_named(make: Any) -> None:
     with pytest.raises(TypeError, match=f"{make.__qualname__}, the function .* must return an application, not "):
         answer_of(ingress(make)(type("Made", (), {})))
