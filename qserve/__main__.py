@@ -27,13 +27,13 @@ class LazyGroup(click.Group):
             raise click.ClickException(str(error)) from error
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return [*_COMMANDS, *sorted(one.name for one in _entry_points())]
+        return [*_COMMANDS, *sorted(point.name for point in _entry_points())]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name in _COMMANDS:
             command: click.Command = getattr(import_module(f"qserve.cli.{cmd_name}"), cmd_name)
             return command
-        return next((one.load() for one in _entry_points() if one.name == cmd_name), None)
+        return next((point.load() for point in _entry_points() if point.name == cmd_name), None)
 
 
 def _entry_points() -> Iterable[Any]:

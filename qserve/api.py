@@ -1,4 +1,4 @@
-"""Serve applications from a Python program, and reach those that are served."""
+"""Serve applications from a Python program, and call those that are served."""
 
 from __future__ import annotations
 
@@ -232,8 +232,8 @@ class RunTarget(NamedTuple):
 def run_many(targets: Sequence[RunTarget], blocking: bool = False, **options: Any) -> list[RayServeSyncHandle]:
     """Run several applications, one after the other, and return their handles; ``options`` are those of ``run``."""
     handles: list[RayServeSyncHandle] = []
-    for number, one in enumerate(targets, 1):
-        handles.append(run(**one._asdict(), blocking=blocking and number == len(targets), **options))
+    for number, target in enumerate(targets, 1):
+        handles.append(run(**target._asdict(), blocking=blocking and number == len(targets), **options))
     return handles
 
 

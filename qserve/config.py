@@ -1,4 +1,4 @@
-"""Public import path of what configures deployments and HTTP."""
+"""Public import path of the configuration of deployments and HTTP."""
 
 from __future__ import annotations
 

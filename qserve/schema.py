@@ -1,4 +1,4 @@
-"""Public import path of what describes applications and their logs."""
+"""Public import path of the status of applications, and of the configuration of logs."""
 
 from qserve.define.options import LoggingConfig as LoggingConfig
 from qserve.deploy.installation import ServeStatus as ServeStatus

@@ -79,7 +79,7 @@ def handle(environ: Environ, serve: Callable[[Environ, str], Any], clients: Clie
 
 @dataclass(frozen=True)
 class RequestHandler:
-    """Answers HTTP requests with the results of applications; it runs no user code.
+    """Replies to HTTP requests with the results of applications; it runs no user code.
 
     Parameters:
       table: Returns the current routes.

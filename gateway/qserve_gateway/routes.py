@@ -257,9 +257,9 @@ class RouteWatcher:
             self._lost = True
         else:
             self._publish()
-            self._turns.attempt("what the replicas report", self._look_at_replicas)
+            self._turns.attempt("what the replicas report", self._check_replicas)
 
-    def _look_at_replicas(self) -> None:
+    def _check_replicas(self) -> None:
         """Refuse requests that no replica would serve, as long as none can be started."""
         found = {}
         for name, record in self._records.items():

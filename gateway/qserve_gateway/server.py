@@ -50,9 +50,9 @@ class GatewayLogger(Logger):  # type: ignore[misc]
 
 
 class Worker(GeventWorker):  # type: ignore[misc]
-    """gunicorn's worker, whose own answers have the form of ours, and which ends at once if it has no connection.
+    """gunicorn's worker, with error replies in our form, and which ends at once if it has no connection.
 
-    gunicorn's are pages of HTML without an ID, and it looks for connections once a second.
+    gunicorn's replies are pages of HTML without an ID, and it checks for connections once a second.
     """
 
     def handle_exit(self, sig: int, frame: Any) -> None:
@@ -61,7 +61,7 @@ class Worker(GeventWorker):  # type: ignore[misc]
         gevent.spawn(_exit_if_idle)
 
     def handle_error(self, req: Any, client: Any, addr: Any, exc: BaseException) -> None:
-        """Answer what gunicorn cannot read as a request, or a request (``req``) whose response it cannot send."""
+        """Reply to what gunicorn cannot read as a request, or to a request (``req``) whose response it cannot send."""
         given = dict(() if req is None else req.headers).get("X-REQUEST-ID")
         request_id = request_id_of({} if given is None else {"HTTP_X_REQUEST_ID": given})
         reply = unreadable_reply(exc, request_id) if req is None else error_reply(exc, request_id)
@@ -72,7 +72,7 @@ class Worker(GeventWorker):  # type: ignore[misc]
 
 def _exit_if_idle() -> None:
     # gunicorn keeps its servers to itself, and a count of our own would be work for each connection
-    servers = [one for one in gc.get_objects() if isinstance(one, StreamServer)]
+    servers = [found for found in gc.get_objects() if isinstance(found, StreamServer)]
     if servers and not any(len(server.pool) for server in servers):
         sys.exit(0)  # gevent raises it in the main greenlet
 

@@ -1,4 +1,4 @@
-"""What the running code belongs to: a request, a replica, and the broker that handles connect to by default."""
+"""The request and the replica that the running code belongs to, and the broker that handles connect to."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class RequestContext:
 
     @contextmanager
     def when_cancelled(self, callback: Callable[[], object]) -> Iterator[None]:
-        """Have ``callback`` called if the request is cancelled in the body of the ``with``, or was before."""
+        """Call ``callback`` if the request is cancelled in the body of the ``with``, or was before."""
         if self._callbacks is None:
             self._callbacks = []
         self._callbacks.append(callback)
@@ -93,7 +93,7 @@ class Scope:
     callbacks: list[Callable[[], object]] | None = field(default=None, init=False, repr=False)
 
     def at_end(self, callback: Callable[[], object]) -> None:
-        """Have ``callback`` called at the end; at once, if that has come."""
+        """Call ``callback`` at the end; now, if the run is over."""
         if self.callbacks is None:
             self.callbacks = []
         self.callbacks.append(callback)

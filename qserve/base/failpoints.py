@@ -2,7 +2,7 @@
 
 ``QSERVE_FAILPOINT=commit.before_send:kill9:3`` kills a process when it is about to send its third commit. With
 ``QSERVE_FAILPOINT_ONCE=/a/file`` only one of all processes fires, the first, which creates that file: otherwise a
-restarted replica would die at the same point for ever.
+restarted replica would die at the same point again and again.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a forked child of user code leaves to its parent, and how it ends.
+"""Forked children of user code: how they leave connections and loops to their parent, and how they end.
 
 User code may fork wherever it runs: by ``os.fork``, ``multiprocessing``, the workers of a data loader. The child has
 one thread and a copy of everything else. It must not speak on its parent's connections, nor run the callbacks of its

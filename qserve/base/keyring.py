@@ -13,9 +13,9 @@ from qserve.exceptions import QserveException
 TAG_BYTES = 32
 KEY_ID_BYTES = 4
 KEY_BYTES = 16
-"""The least that a key may have."""
+"""The smallest number of bytes in a key."""
 PUBLISHED_KEY = b"development-key-change-me"
-"""The key of docker-compose.yml, which everybody can read."""
+"""The key of docker-compose.yml, which is public."""
 _VARIETY = 8
 
 

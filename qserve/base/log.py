@@ -1,6 +1,6 @@
 """Logging: one line for an event, with the deployment and the request that it belongs to.
 
-The text of an event may come from anybody: a path, an ID, the message of an exception. Control characters in it are
+The text of an event may come from outside: a path, an ID, the message of an exception. Control characters in it are
 escaped, and a line has at most ``LINE_LIMIT`` bytes. A traceback follows its line, and each of its own lines is
 indented, so that none can be mistaken for an event. With ``QSERVE_LOG_FORMAT=json`` each event is one JSON object on
 one line, with its traceback inside.
@@ -76,7 +76,7 @@ class Formatter(logging.Formatter):
     def _text(self, record: logging.LogRecord, message: str, request_id: str, trace: str) -> str:
         where = f"{self._source} {request_id}" if request_id else self._source
         line = _cut(f"{self.formatTime(record, '%H:%M:%S')} {record.levelname} [{where}] {message}".translate(_ESCAPES))
-        return "\n".join([line, *(f"{_INDENT}{one}" for one in printable(trace).splitlines())])
+        return "\n".join([line, *(f"{_INDENT}{part}" for part in printable(trace).splitlines())])
 
     def _json(self, record: logging.LogRecord, message: str, request_id: str, trace: str) -> str:
         at = datetime.datetime.fromtimestamp(record.created, datetime.UTC)

@@ -1,4 +1,4 @@
-"""How a process ends together with its parent, and what user code has started together with its replica."""
+"""End processes together: a process with its parent, and what user code has started with its replica."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ def die_with_parent(number: int = signal.SIGTERM) -> None:
 
 
 def die_with_parent_if_asked() -> None:
-    """Do the same if the parent has asked for it in the environment."""
+    """Call ``die_with_parent`` if the parent has asked for it in the environment."""
     parent = os.environ.pop(DIE_WITH_PARENT, "")
     if parent:
         die_with_parent()
-        if os.getppid() != int(parent):  # it was gone before the kernel was told
+        if os.getppid() != int(parent):  # it had ended before this
             sys.exit(1)
 
 
@@ -85,7 +85,7 @@ def replica_of(pid: int) -> str:
     if name.startswith(IS_CHILD):
         return name.removeprefix(IS_CHILD)
     variables = _read(Path(f"/proc/{pid}/environ")).split(b"\0")
-    return next((tag_of(one.decode(errors="replace")) for one in variables if one.startswith(_VARIABLE)), "")
+    return next((tag_of(line.decode(errors="replace")) for line in variables if line.startswith(_VARIABLE)), "")
 
 
 def kill_descendants(replica: str) -> None:
@@ -102,7 +102,7 @@ def kill_descendants(replica: str) -> None:
 
 
 def left_behind() -> set[int]:
-    """Return what user code has started and nobody is the parent of any more, of replicas that are not on this host.
+    """Return the orphans among what user code has started, of replicas that are not on this host any more.
 
     A replica whose user code has renamed it counts as gone, but what it has started has a parent.
     """
@@ -126,7 +126,7 @@ def _name_of(pid: int) -> str:
 
 
 def _all() -> list[int]:
-    return [int(one.name) for one in Path("/proc").glob("[0-9]*")]
+    return [int(folder.name) for folder in Path("/proc").glob("[0-9]*")]
 
 
 def _read(path: Path) -> bytes:
@@ -139,5 +139,5 @@ def exit_words(code: int) -> str:
     """Say how a process ended, by its exit code, which is negative for a signal: ``exit code 3``, ``SIGSEGV``."""
     if code >= 0:
         return f"exit code {code}"
-    known = {one.value: one.name for one in signal.Signals}  # some real-time signals have no name
+    known = {number.value: number.name for number in signal.Signals}  # some real-time signals have no name
     return known.get(-code, f"signal {-code}")

@@ -1,4 +1,4 @@
-"""What an operator may set: the command line overrides the environment, which overrides the defaults."""
+"""The settings of an operator: the command line overrides the environment, which overrides the defaults."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What programs of Ray Serve may say, and what has no effect here: it is taken, and one warning names it."""
+"""Options and names of Ray Serve that have no effect here: they are accepted, and one warning names them."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ log = get_logger(__name__)
 _RESERVED = "nothing is reserved, and a replica is a process that may use the whole host"
 _SCALED = "the number of replicas is `num_replicas`, and does not follow the load yet"
 _LOGGING = "the level and the format of all logs are QSERVE_LOG_LEVEL and QSERVE_LOG_FORMAT"
-_PLACED = "each worker runs as many replicas as it is told to, wherever it is"
+_PLACED = "each worker runs the number of replicas that it was started with, wherever it is"
 
 DEPLOYMENT: Mapping[str, str] = {
     "autoscaling_config": _SCALED,
     "graceful_shutdown_wait_loop_s": "a replica ends as soon as its calls have ended",
     "logging_config": _LOGGING,
-    "max_constructor_retry_count": "a deploy ends after three failed starts a replica; later, they go on for ever",
+    "max_constructor_retry_count": "a deploy ends after three failed starts a replica; later, they go on without end",
     "max_replicas_per_node": _PLACED,
     "placement_group_bundle_label_selector": _PLACED,
     "placement_group_bundles": _PLACED,

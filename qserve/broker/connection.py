@@ -86,7 +86,7 @@ def connect(url: str, silent_for_s: float = BLOCK_S + READ_TIMEOUT_S) -> redis.R
     if not address.sentinels:
         return redis.Redis(connection_pool=redis.ConnectionPool(connection_class=CLASSES[plain], **options))
     sentinel = Sentinel([])
-    sentinel.sentinels = [sentinel_client(one) for one in address.sentinels]
+    sentinel.sentinels = [sentinel_client(own) for own in address.sentinels]
     managed = SentinelManagedSSLConnection if plain is SSLConnection else SentinelManagedConnection
     options["connection_class"] = CLASSES[managed]
     return sentinel.master_for(address.service, **options)
@@ -166,7 +166,7 @@ def without_strangers(client: redis.Redis, change: Callable[[], T], *keys: str) 
         if not isinstance(refusal(error), WrongType):
             raise
     for key in keys:
-        # the only key needs no look, and not every role may ask for types
+        # the only key needs no check, and not every role may ask for types
         if len(keys) == 1 or text(client.type(key), "a type") not in ("none", kind_of(key)):
             warn_once(f"key {key} was overwritten with something else, and is removed")
             client.delete(key)

@@ -60,8 +60,8 @@ class BrokerFacts:
       has_key, key_is_published: Whether a secret key is set here, and whether it is the one of docker-compose.yml.
       unreachable: Why it does not answer; "" when it does.
       refused: Whether it answers, and refuses our credentials.
-      misspoken: Whether it answers, and TLS does not come about.
-      unfit: Whether it answers, and what it says will not change.
+      misspoken: Whether it answers, but the TLS handshake fails.
+      unfit: Whether it answers, but will never serve as a broker.
       server, version, compatible: ``redis`` or ``valkey``, its version, and the version of Redis it is compatible with;
         empty when it may not be asked.
       role: ``master`` or ``slave``.
@@ -113,7 +113,8 @@ def facts_of_address(settings: Settings) -> BrokerFacts:
     names_checked = str(options.get("ssl_check_hostname", True)).lower() not in ("false", "0", "no")
     return BrokerFacts(
         where=address.where,
-        local=by_socket or all(_is_loopback(one.get("host") or "localhost") for one in address.sentinels or (options,)),
+        local=by_socket
+        or all(_is_loopback(place.get("host") or "localhost") for place in address.sentinels or (options,)),
         authenticated=bool(options.get("password") or options.get("ssl_certfile")),
         encrypted=kind is SSLConnection,
         verified=options.get("ssl_cert_reqs") not in ("none", "optional") and names_checked,
@@ -160,7 +161,7 @@ def read_facts(client: redis.Redis, settings: Settings) -> BrokerFacts:
 
 
 def _is_unfit(error: Exception) -> bool:
-    """Whether what answers is not a broker, or is one that will not answer otherwise."""
+    """Return whether the server is not a broker, or refuses us for good."""
     if isinstance(error, redis.InvalidResponse):
         return True
     return isinstance(error, redis.ResponseError) and not isinstance(refusal(error), BrokerUnavailable)
@@ -225,7 +226,7 @@ def _address(facts: BrokerFacts) -> Finding:
     if facts.local:
         return Finding("ok", f"{where} can be reached from this host only")
     if not facts.authenticated:
-        what = f"{where} can be reached over the network without a password: anybody can submit calls"
+        what = f"{where} can be reached over the network without a password: any client can submit calls"
         remedy = "set one (requirepass, or the ACL in docs/acl) and use redis://user:password@host:port/0"
         return Finding("error", what, remedy)
     if not facts.encrypted:
@@ -245,7 +246,7 @@ def _reachable(facts: BrokerFacts) -> Finding:
         what = f"no TLS connection to the broker at {facts.where}: {facts.unreachable}"
         return Finding("error", what, "without TLS use redis:// or sentinel://; for a private CA set ssl_ca_certs")
     if facts.unfit:
-        what = f"what answers at {facts.where} cannot be used as a broker: {facts.unreachable}"
+        what = f"the server at {facts.where} cannot be used as a broker: {facts.unreachable}"
         return Finding("error", what, "correct QSERVE_BROKER_URL: host, port, user and database")
     if facts.unreachable:
         what = f"the broker at {facts.where} cannot be reached: {facts.unreachable}"
@@ -332,7 +333,7 @@ def _clock(facts: BrokerFacts) -> Finding:
 
 def _key(facts: BrokerFacts) -> Finding:
     if facts.key_is_published:
-        what = "QSERVE_SECRET_KEY is the key of docker-compose.yml, which everybody knows"
+        what = "QSERVE_SECRET_KEY is the key of docker-compose.yml, which is public"
         return Finding("warning", what, "set one of your own in every process, for example from: openssl rand -hex 32")
     if facts.has_key:
         return Finding("ok", "QSERVE_SECRET_KEY is set")

@@ -22,7 +22,7 @@ from qserve.wire.replies import Found
 
 
 class Reply(bytes, Enum):
-    """What functions reply; their Lua files say what it means for each."""
+    """The replies of functions; the Lua file of each says what they mean."""
 
     OK = b"OK"
     DUP = b"DUP"
@@ -42,7 +42,7 @@ class Reply(bytes, Enum):
 
 
 ACCEPTED = (Reply.OK, Reply.DUP)
-"""What ``submit`` replies when the request is accepted, now or before."""
+"""The replies of ``submit`` to a request that is accepted, now or before."""
 NOT_REPLICATED = b"NOREPLICA"
 """Stands in the place of the reply to a submission that only the primary has."""
 OTHER_EPOCH = b"EPOCH "
@@ -78,7 +78,7 @@ LEFT_SHARE, LETTERS_SHARE = 2, 8
 """Results that are left may take half of the broker's memory, and dead letters an eighth."""
 ALL_LETTERS = "all"
 UNREAD = 1 << 40
-"""What ``take`` is given when nobody reads a stream any more."""
+"""Passed to ``take`` when a stream has no reader any more."""
 HELD_BACK = 12
 """How many items fewer are sent to a reader that counts bytes until it has taken the first one."""
 DEATHS = "deaths"
@@ -124,9 +124,9 @@ def _pack_awaited(awaited: Sequence[Awaited], streams: dict[str, int]) -> Sequen
     if not awaited:
         return _NOTHING
     packed: list[Argument] = [len(awaited)]
-    for one in awaited:
-        place = streams.setdefault(one.stream, len(streams) + 1)
-        packed += (one.request, place, one.step, one.needs, one.slot)
+    for result in awaited:
+        place = streams.setdefault(result.stream, len(streams) + 1)
+        packed += (result.request, place, result.step, result.needs, result.slot)
     return packed
 
 
@@ -234,7 +234,7 @@ def dead_letter(
 
     Parameters:
       why: ``retries`` or ``unreadable``.
-      failure: What the caller is told.
+      failure: The error for the caller.
       replica, what: Who ran it and what happened, for its history.
       is_known: Whether the message says whose it is; otherwise ``request_id`` is what its first bytes claim.
     """
@@ -250,7 +250,7 @@ def strays(streams: Keys, consumer: str, request_prefix: str, after: Strings) ->
     """Return which entries that ``consumer`` has read after those ids must not run: copies of others."""
 
 
-# -- who asks for results, and who does not any more -----------------------------------------------
+# -- results and their readers ---------------------------------------------------------------------
 
 
 @LIBRARY.function("allow-oom")
@@ -283,7 +283,7 @@ def close(request: Key, request_id: str, state: str, payload: bytes) -> Command:
     """End an open request without a result."""
 
 
-# -- what supervisors and operators call -----------------------------------------------------------
+# -- for supervisors and operators -----------------------------------------------------------------
 
 
 @LIBRARY.function("allow-oom")
@@ -291,7 +291,7 @@ def reclaim(stream: Key, to: Key, consumer: Word, death_limit: Number, failure: 
     """Hand over what a dead consumer held.
 
     Parameters:
-      failure: What the callers are told of calls that have had ``death_limit`` deaths.
+      failure: The error for the callers of calls that have had ``death_limit`` deaths.
     """
 
 
@@ -313,7 +313,7 @@ def retire(
     """Remove a version's queues when they are empty, or with ``force`` move what is left to the next version.
 
     Parameters:
-      failure: What callers are told of requests that cannot go on there.
+      failure: The error for requests that cannot go on there.
       is_same_code: Whether the next version has the same code, so that it may go on with what has begun.
       next_queues: The queues of the next version, by those that they take the place of.
       other_graphs: The graphs that the next version does not have, or has in another form.

@@ -12,7 +12,7 @@ parameters under, and the code of the stub itself, which returns the command tha
 import, so a call costs what building the tuple by hand would. Modules with stubs do without ``from __future__ import
 annotations``: the annotations are read.
 
-Functions and not EVALSHA: they survive restarts and FLUSHALL, and an ACL can deny EVAL to everybody.
+Functions and not EVALSHA: they survive restarts and FLUSHALL, and an ACL can deny EVAL to all users.
 """
 
 from __future__ import annotations
@@ -141,7 +141,7 @@ class Stub:
 
 
 def _kind_of(annotation: Any) -> Kind:
-    declared = [one for one in get_args(annotation) if isinstance(one, Kind)]
+    declared = [kind for kind in get_args(annotation) if isinstance(kind, Kind)]
     return declared[0] if declared else _KINDS[annotation]
 
 

@@ -90,7 +90,7 @@ class Link(asyncio.Protocol):
         Under ``sentinel://`` it asks the Sentinels first where the primary is.
 
         Raises:
-          BrokerUnavailable: The broker does not answer, refuses the credentials, or is no primary.
+          BrokerUnavailable: The broker does not answer, refuses the credentials, or is not the primary.
         """
         address = Address.of(url)
         options = address.options
@@ -99,7 +99,7 @@ class Link(asyncio.Protocol):
         link = cls()
         try:
             await link._connect(options, CONNECT_TIMEOUT_S)
-            await asyncio.wait_for(link._look_over(), CONNECT_TIMEOUT_S)
+            await asyncio.wait_for(link._check_primary(), CONNECT_TIMEOUT_S)
         except (OSError, TimeoutError, ReplyError, BrokerError, PayloadError) as error:
             link.close()
             raise BrokerUnavailable(f"the broker cannot be reached: {str(error) or type(error).__name__}") from error
@@ -135,7 +135,7 @@ class Link(asyncio.Protocol):
         if options.get("db"):
             await asyncio.wait_for(self.call(("SELECT", options["db"])), timeout_s)
 
-    async def _look_over(self) -> None:
+    async def _check_primary(self) -> None:
         asked_at = time.monotonic()
         replies = await asyncio.gather(self.call(("ROLE",)), self.call(("TIME",)), return_exceptions=True)
         role: Any = replies[0]
@@ -222,7 +222,7 @@ def _fail(waiting: list[OnReply]) -> None:
 
 async def _find_primary(address: Address) -> dict[str, Any]:
     """Return host and port of the primary from the first Sentinel that knows it; BrokerUnavailable when none does."""
-    answers = []
+    refusals = []
     for options in address.sentinels:
         link = Link()
         try:
@@ -232,16 +232,16 @@ async def _find_primary(address: Address) -> dict[str, Any]:
             if found is not None:
                 host, port = address_of(found)
                 return {"host": host, "port": port}
-            answers.append(f"{options['host']}:{options['port']} does not know {address.service!r}")
+            refusals.append(f"{options['host']}:{options['port']} does not know {address.service!r}")
         except (OSError, TimeoutError, ReplyError, BrokerUnavailable, PayloadError) as error:
-            answers.append(f"{options['host']}:{options['port']}: {str(error) or type(error).__name__}")
+            refusals.append(f"{options['host']}:{options['port']}: {str(error) or type(error).__name__}")
         finally:
             link.close()
-    raise BrokerUnavailable(f"no Sentinel names the broker's primary: {'; '.join(answers)}")
+    raise BrokerUnavailable(f"no Sentinel names the broker's primary: {'; '.join(refusals)}")
 
 
 def tls_of(options: dict[str, Any]) -> ssl.SSLContext | None:
-    """Return what TLS is done with, None without TLS; OSError, ValueError or RedisError if that cannot be had."""
+    """Return the TLS context of a connection, None without TLS; OSError, ValueError or RedisError if it is invalid."""
     if options.get("connection_class") is not SSLConnection:
         return None
     given = {name: value for name, value in options.items() if name.startswith("ssl_")}

@@ -1,4 +1,4 @@
-"""What the broker holds at this moment: its memory, its clients, and the calls that wait in its queues."""
+"""The load of the broker: its memory, its clients, and the calls that wait in its queues."""
 
 from __future__ import annotations
 

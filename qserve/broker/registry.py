@@ -1,4 +1,4 @@
-"""The registry of applications in the broker: for those who call, run or serve them."""
+"""The registry of applications in the broker, which callers, workers and gateways read."""
 
 from __future__ import annotations
 
@@ -182,9 +182,9 @@ class Registry:
     def _keep_old(self, pipe: Any, retired: ApplicationRecord) -> None:
         """Register a version as old, so that its remaining calls can be moved; forget versions that are gone."""
         key, place = self._keys.application(retired.name), OLD + retired.version
-        kept = sorted(self.old(retired.name), key=lambda one: order_of(one.change))
-        for one in kept[: max(0, len(kept) - _OLD_KEPT + 1)]:
-            pipe.hdel(key, OLD + one.version)
+        kept = sorted(self.old(retired.name), key=lambda record: order_of(record.change))
+        for record in kept[: max(0, len(kept) - _OLD_KEPT + 1)]:
+            pipe.hdel(key, OLD + record.version)
         pipe.hset(key, place, self._seal.seal(_place(retired.name), replace(retired, place=place).encode()))
 
     def old(self, app: str) -> list[ApplicationRecord]:
@@ -205,7 +205,7 @@ class Registry:
 
     @broker_errors()
     def announce(self, app: str) -> str:
-        """Have everybody read the registry again, after a repair; return the id of the change."""
+        """Make all processes read the registry again, after a repair; return the id of the change."""
         self.remove_strangers(app)
         return self._announce(self._client.pipeline(), app)
 
@@ -216,7 +216,7 @@ class Registry:
     def _sealed(self, record: ApplicationRecord, place: str) -> bytes:
         """Seal a record for its place, with the id of its own change.
 
-        Crash after it: readers were told of a change, and find none.
+        Crash after it: readers are notified of a change, and find none.
         """
         change = self._announce(self._client.pipeline(), record.name)
         newest = max((seen.change for (app, _), seen in self._seen.items() if app == record.name), default=(0, 0))

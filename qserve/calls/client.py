@@ -44,7 +44,7 @@ SEND_FOR_S = 2.0
 """How long commands are sent again while the broker is away, before their callers get an error."""
 SILENCE_LIMIT_S = 10.0
 """How long a program that ends waits for a broker that does not answer."""
-LOOK_FOR_S = 1.0
+ASK_TIMEOUT_S = 1.0
 """How long a wait that ends may take to ask the broker whether there is a result."""
 FETCH_PAUSE_S = 0.1
 _SEND_COUNT = 128
@@ -79,7 +79,7 @@ class BrokerPlane(ComposingPlane):
     def expire(self, ref: Ref[Any]) -> bool:
         """End a request whose deadline has passed while its caller waited; return whether it had ended before."""
         self.mailbox.expire(ref)
-        ref.done.wait(LOOK_FOR_S)
+        ref.done.wait(ASK_TIMEOUT_S)
         return ref.done.is_set() and ref.outcome().state != State.EXPIRED
 
     def add_credit(self, request_id: str, items: int) -> None:
@@ -96,7 +96,7 @@ class BrokerPlane(ComposingPlane):
         """Ask the broker about a request whose message may have been lost; return whether it has ended."""
         asked: Promise[Any] = Promise()
         self.mailbox.watch(ref, on_reply=asked.set)
-        asked.wait(LOOK_FOR_S)
+        asked.wait(ASK_TIMEOUT_S)
         return ref.done.is_set()
 
     def _release_command(self) -> Command | None:
@@ -281,7 +281,7 @@ class ClientPlane(BrokerPlane):
         if reply != Reply.MOVED or call is None:
             super()._on_submitted(ref, submission, call, reply)
             return
-        # the version that was called has been retired: submit the call again, to the one that is active now
+        # the version that was called has been retired: submit the call again, to the version that is active now
         self.mailbox.remove(ref)
         self.uncache_application(call.app)
         try:
@@ -339,7 +339,7 @@ class ClientPlane(BrokerPlane):
         return True
 
     def end(self) -> bool:
-        """Store what was submitted, and report what cannot be stored; return whether there is no such call."""
+        """Store what was submitted, and report what cannot be stored; return whether all calls are stored."""
         self.flush()
         return self._refusals.report()
 

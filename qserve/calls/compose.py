@@ -96,7 +96,7 @@ class ComposingPlane(Plane):
         """Send a submission.
 
         Parameters:
-          call: What to submit again if the version has been retired meanwhile; None if that was done before.
+          call: The call to submit again if the version has been retired meanwhile; None if that was done before.
         """
 
     def _compose(self, call: Call) -> Submission | Outcome:

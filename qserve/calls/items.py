@@ -47,7 +47,7 @@ class ItemRef(Ref[T_co]):
         return self._ready
 
     def drop_items(self) -> None:
-        """Let the producer go on to its end, at its own pace; nobody reads the items any more."""
+        """Let the producer go on to its end, at its own pace; the items are not read any more."""
         self.items = deque(maxlen=0)
         self._get_plane().add_credit(self.request_id, UNREAD)
 

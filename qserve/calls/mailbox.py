@@ -60,7 +60,7 @@ FOLLOW_INTERVAL_S = 1.0
 EPOCH_INTERVAL_S = 1.0
 """How often the broker is asked, while refs are open, whether it has lost its data."""
 
-LOOK_INTERVAL_S = 5.0
+ASK_INTERVAL_S = 5.0
 """How often the broker is asked about the requests that are open for so long: their messages may have been lost."""
 CLOSING_MS = 1000
 """How long the broker may take to say how a request has ended whose deadline has passed."""
@@ -71,7 +71,7 @@ _LARGE_BATCH = 1 << 20
 _FIRST_PAUSE_S = 0.05
 
 STOPPED = (State.CANCELLED, State.EXPIRED)
-"""The states of requests whose running code has to be told."""
+"""The states in which the code of a request has to stop."""
 Action = Command | float
 Post = Callable[[Command, OnReply], None]
 
@@ -206,7 +206,7 @@ class Mailbox:
             ref.add(item)
 
     def read(self) -> Generator[Action, Any, None]:
-        """Read the mailbox for ever; this does no I/O itself, so that threads and event loops share it.
+        """Read the mailbox without end; this does no I/O itself, so that threads and event loops share it.
 
         It yields a command, and must be sent the reply (an error reply as well), or thrown the error that ended the
         connection. Or it yields a number of seconds to sleep. All callers of a process depend on this loop, so no
@@ -345,7 +345,7 @@ class Mailbox:
         if is_follow_due:
             self._follow_at = now
         long_open: set[str] = set()
-        if now - self._look_at >= LOOK_INTERVAL_S:
+        if now - self._look_at >= ASK_INTERVAL_S:
             self._look_at = now
             long_open, self._open_before = self._open_before, set(self._open)
         for request_id, refs in list(self._open.items()):
@@ -391,7 +391,7 @@ def refused(reply: Any, limited: DeploymentRecord | None) -> Outcome | None:
     """Return why ``submit`` refused a request; None if the request was accepted, now or by an earlier sending.
 
     Parameters:
-      limited: Says how a call is refused for which there is no room.
+      limited: The deployment whose options say how a full queue refuses a call.
     """
     if failpoints.ARMED:
         failpoints.hit("submit.after_send")

@@ -1,4 +1,4 @@
-"""What stands for a value that has not arrived: where it is used as the value, the error says what to await."""
+"""Placeholders for values that have not arrived: using one as the value raises an error that says what to await."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ADVICE = (
 
 
 class NotValue:
-    """The base of what stands for a value: where it is used as one, the error says what to await."""
+    """The base class of refs and responses: using one as the value raises an error that says what to await."""
 
     __slots__ = ()
     advice_for_values = ADVICE

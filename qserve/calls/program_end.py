@@ -1,4 +1,4 @@
-"""The end of a program: what it has submitted is stored before, or the program says what is not, and fails."""
+"""The end of a program: it waits until its calls are stored, or reports those that are not, and fails."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from qserve.calls.ref import Ref
 FAILED = 120
 """The exit code of a program that would end with 0 although calls of it are lost.
 
-It is the one that Python itself ends with when its clean-up fails.
+Python itself uses it when its own clean-up fails.
 """
 _SHOWN = 20
 _REFUSALS_KEPT = 1000

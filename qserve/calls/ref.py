@@ -95,7 +95,7 @@ class Plane(ABC):
 
     @abstractmethod
     def cancel(self, ref: Ref[Any]) -> None:
-        """End an open request without a result; calls that are running are told, and have no effect."""
+        """End an open request without a result; running calls are notified, and have no effect."""
 
     def check_items_arrive(self) -> None:  # noqa: B027  (most planes have nothing to check)
         """Raise RuntimeError where a wait for items would hold up what brings them."""
@@ -267,7 +267,7 @@ class Ref(NotValue, Generic[T_co]):
                 ref.cancel_with_caller()
 
     def takes(self, refs: Iterable[Ref[Any]]) -> None:
-        """Note whose results the call takes as arguments: whoever waits for it waits for these as well."""
+        """Note whose results the call takes as arguments: a wait for the call is a wait for these as well."""
         # weakly: those that are open are kept by their plane, and a chain of calls must not keep all of its results
         self._arguments = [weakref.ref(ref) for ref in refs]
 
@@ -280,7 +280,7 @@ class Ref(NotValue, Generic[T_co]):
             self._get_plane().follow(self)
 
     def cancel(self) -> None:
-        """Cancel the request: calls that have not started never will; running ones are told, and have no effect."""
+        """Cancel the request: calls that have not started never will; running ones are notified, and have no effect."""
         self._is_known_to_caller = True
         self._get_plane().cancel(self)
 
@@ -321,7 +321,7 @@ class Ref(NotValue, Generic[T_co]):
         return error
 
     def is_known_to_caller(self) -> bool:
-        """Return whether the caller has been told that the request failed, or is still running, or has cancelled it."""
+        """Return whether the caller knows that the request failed or is still running, or has cancelled it."""
         return hasattr(self, "_is_known_to_caller")  # not set when a ref is made, which costs time
 
     def _get_plane(self) -> Plane:

@@ -1,4 +1,4 @@
-"""What handle calls return: ``RefTask``, ``DeploymentResponse`` and ``DeploymentResponseGenerator``; and ``get``."""
+"""The results of handle calls: ``RefTask``, ``DeploymentResponse`` and ``DeploymentResponseGenerator``; and ``get``."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ class RefTask(_Response[T_co]):
     # Ray Serve returns an asyncio task here, so asyncio.wait and others may call its methods
 
     def done(self) -> bool:
-        """Return whether the call was accepted, so that the ref can be had."""
+        """Return whether the call was accepted, so that ``result`` returns the ref."""
         return self.ref.acceptance.is_set()
 
     def result(self) -> Ref[T_co]:
@@ -178,7 +178,7 @@ class DeploymentResponseGenerator(_Response[T_co]):
 
 
 class RefStreamTask(DeploymentResponseGenerator[T_co]):
-    """The same by a handle of the older kind: what it gives when it is awaited has a ref for each item."""
+    """The same for a handle of the older kind: awaiting it returns an iterator with a ref for each item."""
 
     __slots__ = ()
 

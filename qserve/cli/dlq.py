@@ -45,8 +45,8 @@ def list_letters(settings: Settings, limit: int, as_json: bool) -> None:
         return
     if not summaries:
         click.echo("there are no dead letters")
-    for one in summaries:
-        click.echo(f"{one['request_id']}  {one['at']}  {one['why']:<10}  {one['where']}  {one['error']}")
+    for row in summaries:
+        click.echo(f"{row['request_id']}  {row['at']}  {row['why']:<10}  {row['where']}  {row['error']}")
     if letters.dropped():
         click.echo(f"{letters.dropped()} older ones were dropped: there were more than 10000")
 

@@ -1,4 +1,4 @@
-"""What several commands share: their options, and how they load user code."""
+"""The options that several commands share."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ route_prefix_option = click.option(
 code_version_option = click.option(
     "--code-version",
     metavar="NAME",
-    help="The name of the code on this host, such as the tag of its image, which replicas are chosen by."
+    help="The name of the code on this host, such as the tag of its image. Only replicas with this code run it."
     " [default: $QSERVE_CODE_VERSION, or the content of the modules]",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")

@@ -32,16 +32,18 @@ def status(settings: Settings, as_json: bool) -> None:
         click.echo("no application is deployed")
     for app in found.applications.values():
         click.echo(f"{app.name}  {app.status}  {app.route_prefix or 'no HTTP'}")
-        for one in app.deployments.values():
-            states = ", ".join(f"{count} {state}" for state, count in one.replica_states.items()) or "no replicas"
+        for deployment in app.deployments.values():
+            states = (
+                ", ".join(f"{count} {state}" for state, count in deployment.replica_states.items()) or "no replicas"
+            )
             waits = (
-                f", {one.waiting_calls} calls wait, the oldest for {one.oldest_call_s:.0f} s"
-                if one.waiting_calls
+                f", {deployment.waiting_calls} calls wait, the oldest for {deployment.oldest_call_s:.0f} s"
+                if deployment.waiting_calls
                 else ""
             )
-            click.echo(f"  {one.name:<24} {one.status:<10} {states}{waits}")
-            if one.message:
-                click.echo("    " + printable(one.message).replace("\n", "\n    "))
+            click.echo(f"  {deployment.name:<24} {deployment.status:<10} {states}{waits}")
+            if deployment.message:
+                click.echo("    " + printable(deployment.message).replace("\n", "\n    "))
 
 
 def _of_broker(found: BrokerStatus) -> str:

@@ -12,11 +12,11 @@ from qserve.define.options import check_key
 
 
 class HTTPOptions(BaseModel, frozen=True, extra="allow"):
-    """What ``serve.start(http_options=...)`` takes; Ray Serve's other keys are taken as well, and a warning names them.
+    """The keys of ``serve.start(http_options=...)``; Ray Serve's other keys are accepted, and a warning names them.
 
     Parameters:
       host, port: The address of the gateway.
-      request_timeout_s: Seconds that a request may take whose application says nothing else; None for
+      request_timeout_s: The deadline, in seconds, of requests whose application sets none; None for
         ``QSERVE_REQUEST_TIMEOUT_S``.
 
     Raises:

@@ -24,7 +24,7 @@ GIVEN_UP_AFTER = 3
 
 
 class ReplicaReports:
-    """What the replicas of one application report, on all hosts."""
+    """The reports of an application's replicas, on all hosts."""
 
     def __init__(self, client: Client, keys: Keys, seal: Seal, app: str) -> None:
         self._client = client
@@ -35,7 +35,7 @@ class ReplicaReports:
         self._sent: dict[str, set[bytes]] = {}
 
     def report(self, status: ReplicaStatus) -> None:
-        """Store a report; one that was made from here before, and was changed since, is named once in the log.
+        """Store a report; if the last one from here was changed in the broker, that is logged once.
 
         A key that was overwritten with something else is replaced.
         """
@@ -53,7 +53,7 @@ class ReplicaReports:
             before = without_strangers(self._client, store, self._key)
         if not is_first and before not in self._sent[status.name]:
             how = "removed" if before is None else "changed"
-            warn_once(f"the report of replica {status.name} was {how} in the broker, and is made again")
+            warn_once(f"the report of replica {status.name} was {how} in the broker, and is sent again")
         self._sent[status.name] = {sealed}
 
     @broker_errors()
@@ -71,13 +71,13 @@ class ReplicaReports:
         self._client.delete(self._keys.leaving_of(stream))
 
     def replicas(self) -> list[ReplicaStatus]:
-        """Return the reports that hold; one that is not ours, or cannot be read, is named once in the log."""
+        """Return the current reports; those that are not ours, or cannot be read, are skipped and logged once."""
         now_ms = clock.judge_ms()
-        return [one for one in self._all() if not one.until_ms or one.until_ms > now_ms]
+        return [report for report in self._all() if not report.until_ms or report.until_ms > now_ms]
 
     def last(self, name: str) -> ReplicaStatus | None:
-        """Return what a replica has last reported, however long ago; None when it has not."""
-        return next((one for one in self._all() if one.name == name), None)
+        """Return the last report of a replica, however old; None when there is none."""
+        return next((report for report in self._all() if report.name == name), None)
 
     def _all(self) -> list[ReplicaStatus]:
         try:
@@ -95,7 +95,9 @@ class ReplicaReports:
         except PayloadError as error:
             raise PayloadError(f"the report of replica {name!r} of application {self._app!r}: {error}") from error
         if status.name != name:
-            raise PayloadError(f"the report of replica {name!r} of application {self._app!r} is another one's")
+            raise PayloadError(
+                f"the report of replica {name!r} of application {self._app!r} belongs to another replica"
+            )
         return status
 
 
@@ -179,19 +181,19 @@ class Installation:
 
     def _status_of(self, record: ApplicationRecord) -> ApplicationStatus:
         current = [replica for replica in self.reports(record.name).replicas() if replica.version == record.version]
-        wanted = [one for one in record.deployments.values() if one.replicated]
-        waiting = waiting_in(self.client, [record.stream(self.keys, one.name) for one in wanted])
+        wanted = [deployment for deployment in record.deployments.values() if deployment.replicated]
+        waiting = waiting_in(self.client, [record.stream(self.keys, deployment.name) for deployment in wanted])
         deployments = {
-            one.name: replace(
-                _deployment_status(one, current, is_active=record.place != NEXT),
+            deployment.name: replace(
+                _deployment_status(deployment, current, is_active=record.place != NEXT),
                 waiting_calls=calls,
                 oldest_call_s=oldest_s,
             )
-            for one, (calls, oldest_s) in zip(wanted, waiting, strict=True)
+            for deployment, (calls, oldest_s) in zip(wanted, waiting, strict=True)
         }
-        found = {deployment.status for deployment in deployments.values()}
+        found = {status.status for status in deployments.values()}
         status = "UNHEALTHY" if "UNHEALTHY" in found else "DEPLOYING" if "UPDATING" in found else "RUNNING"
-        message = next((deployment.message for deployment in deployments.values() if deployment.message), "")
+        message = next((status.message for status in deployments.values() if status.message), "")
         return ApplicationStatus(record.name, status, record.route_prefix, record.version, message, deployments)
 
 
@@ -215,7 +217,8 @@ def _words_of(failed: Sequence[ReplicaStatus]) -> str:
     """Say how often starts have failed, when the next is tried, and why the last has failed."""
     if not failed:
         return ""
-    failures, next_ms = sum(one.failures for one in failed), min(one.next_try_ms for one in failed)
+    failures = sum(replica.failures for replica in failed)
+    next_ms = min(replica.next_try_ms for replica in failed)
     tried = f", tried {failures} time{'' if failures == 1 else 's'}" if failures else ""
     left_s = (next_ms - clock.judge_ms()) / 1000
     return f"{tried}{f', next in {left_s:.0f} s' if left_s > 0 else ''}: {failed[0].message}"
@@ -224,9 +227,9 @@ def _words_of(failed: Sequence[ReplicaStatus]) -> str:
 def unserved(record: ApplicationRecord, reported: Sequence[ReplicaStatus]) -> str:
     """Name a deployment of which no replica runs, because starts fail again and again; "" when there is none."""
     for name, wanted in record.deployments.items():
-        mine = [one for one in reported if (one.deployment, one.version) == (name, record.version)]
-        failures = sum(one.failures for one in mine if one.state == FAILED)
-        if wanted.replicated and failures >= GIVEN_UP_AFTER and not any(one.state == RUNNING for one in mine):
+        mine = [replica for replica in reported if (replica.deployment, replica.version) == (name, record.version)]
+        failures = sum(replica.failures for replica in mine if replica.state == FAILED)
+        if wanted.replicated and failures >= GIVEN_UP_AFTER and not any(replica.state == RUNNING for replica in mine):
             return name
     return ""
 
@@ -234,6 +237,8 @@ def unserved(record: ApplicationRecord, reported: Sequence[ReplicaStatus]) -> st
 def waiting_workers(reported: Sequence[ReplicaStatus]) -> str:
     """Say which workers do not have a version's code, a line for each."""
     found = [
-        f"the worker on {one.host} (process {one.pid}) waits: {one.message}" for one in reported if one.state == WAITING
+        f"the worker on {worker.host} (process {worker.pid}) waits: {worker.message}"
+        for worker in reported
+        if worker.state == WAITING
     ]
     return "\n".join(dict.fromkeys(found))

@@ -165,7 +165,7 @@ def _name_of(kind: object, deployment: str) -> str:
 
 
 class DeploymentCode(NamedTuple):
-    """What a replica constructs."""
+    """The code of a deployment, as a replica constructs it."""
 
     func_or_class: Callable[..., Any]
     init_args: tuple[Any, ...]

@@ -85,7 +85,7 @@ def read_sources(target: str, also: Iterable[str] = ()) -> Sources:
             module = None if name in found else search.find(name)
             if module is not None:
                 found[name] = module
-                names += (one for one in _parse(name, *module).imports if one not in found)
+                names += (imported for imported in _parse(name, *module).imports if imported not in found)
     return Sources(found)
 
 
@@ -183,8 +183,8 @@ def _parse(name: str, path: str, is_package: bool, source: bytes) -> _Parsed:
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return _Parsed((), None)
     package = name if is_package else name.rpartition(".")[0]
-    names = dict.fromkeys(one for node in ast.walk(tree) for one in _imported(node, package))
-    parts = [one.split(".") for one in names]
+    names = dict.fromkeys(name for node in ast.walk(tree) for name in _imported(node, package))
+    parts = [name.split(".") for name in names]
     # an import of a.b.c runs a and a.b as well
     return _Parsed((*dict.fromkeys(".".join(part[: n + 1]) for part in parts for n in range(len(part))),), code)
 

@@ -84,7 +84,7 @@ class Invocation:
         return found
 
     def end(self, state: str) -> None:
-        """Tell its code that the request was cancelled or has expired: a coroutine at its next ``await``."""
+        """Notify its code that the request was cancelled or has expired: a coroutine at its next ``await``."""
         if not self.ended:  # a second cancellation would end what the code does about the first
             self.ended, self.ended_at = state, time.monotonic()
             self.request().cancel()
@@ -101,7 +101,7 @@ C_contra = TypeVar("C_contra", bound=Invocation, contravariant=True)
 
 
 class Backend(Protocol[C_contra]):
-    """What delivers calls and takes their results; a call ends once, by ``reject``, ``fail`` or ``commit``."""
+    """Delivers calls and takes their results; a call ends once, by ``reject``, ``fail`` or ``commit``."""
 
     def values(self, invocation: C_contra) -> Sequence[bytes]:
         """Return a call's arguments, encoded; what it raises ends the call by ``reject``."""
@@ -173,11 +173,11 @@ class Invoker(Generic[C]):
         self._thread.close()
 
     def end(self, request_id: str, state: str) -> bool:
-        """Tell the calls of a request that it was cancelled or has expired; return whether there are any.
+        """Notify the calls of a request that it was cancelled or has expired; return whether there are any.
 
         Those that wait for the thread of sync code never begin.
         """
-        calls = [one for one in (*self._running, *self._waiting.copy()) if one.header.request_id == request_id]
+        calls = [call for call in (*self._running, *self._waiting.copy()) if call.header.request_id == request_id]
         for invocation in calls:
             invocation.end(state)
         return bool(calls)
@@ -323,7 +323,7 @@ class Invoker(Generic[C]):
 
     def _commit(self, invocation: C, conclusion: Conclusion) -> None:
         self._discard(invocation)
-        if invocation.ended:  # what code returns that was told to stop is not a result
+        if invocation.ended:  # the value of code that had to stop is not a result
             conclusion = Conclusion(invocation.ended)
         self._backend.commit(invocation, conclusion)
 
@@ -356,7 +356,7 @@ def run_loop(loop: asyncio.AbstractEventLoop, until: asyncio.Future[T]) -> T:
     """Run the loop until a future is done, and return its result.
 
     asyncio ends a loop when a task or a callback raises SystemExit. Those that user code has made itself are logged
-    instead, as other errors of tasks are: who awaits such a task gets the error, and other calls go on.
+    instead, as other errors of tasks are: code that awaits such a task gets the error, and other calls go on.
     """
     while True:
         try:

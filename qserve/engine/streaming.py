@@ -28,7 +28,7 @@ class ReaderGone(OSError):
 
 
 class Sink(Protocol):
-    """What takes the items of one streamed result."""
+    """Takes the items of one streamed result."""
 
     async def send(self, payload: bytes) -> None:
         """Send one item, and wait while the reader is too far behind.

@@ -80,7 +80,7 @@ class Queue:
       version: The application version that it belongs to.
       max_ongoing: Calls that may run at the same time.
       accept: Takes a call without blocking.
-      end: Tells the calls of a request that it was cancelled or has expired, without blocking.
+      end: Notifies the calls of a request that it was cancelled or has expired, without blocking.
     """
 
     version: str

@@ -45,7 +45,7 @@ def run_local(built: CompiledApplication) -> RayServeSyncHandle:
     are, so a test can bind fakes.
 
     Parameters:
-      built: The compiled application; it replaces the one that runs under the same name.
+      built: The compiled application; it replaces a running application of the same name.
 
     Returns:
       A handle for sync code, as from ``qserve.run``.
@@ -232,7 +232,7 @@ class _Instance:
         self._loop.call_soon_threadsafe(self._begin, call)
 
     def end(self, request_id: str, state: str) -> None:
-        """Tell the calls of a request soon that it was cancelled or has expired; from any thread."""
+        """Notify the calls of a request soon that it was cancelled or has expired; from any thread."""
         with contextlib.suppress(RuntimeError):  # it has been stopped
             self._loop.call_soon_threadsafe(self._invoker.end, request_id, state)
 

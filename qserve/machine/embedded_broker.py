@@ -33,7 +33,7 @@ START_TIMEOUT_S = 5.0
 _STOP_TIMEOUT_S = 2.0
 _POLL_INTERVAL_S = 0.005
 _SOCKET = "broker.sock"
-# what a server may need of its owner's environment, whose secrets are none of its business
+# what a server may need of its owner's environment, without the secrets
 _ENVIRONMENT = ("PATH", "LD_LIBRARY_PATH", "TMPDIR", "TZ", "LANG", "LC_ALL")
 
 

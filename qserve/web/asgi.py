@@ -26,7 +26,7 @@ _WHOLE_UP_TO = 1 << 20
 _CANCEL_AFTER_S = 0.2
 """How long an application may take to notice that its client has left before it is cancelled."""
 _ERROR_PAGE = b"Internal Server Error"
-"""What starlette, and so FastAPI, sends for an exception that no handler of the application took."""
+"""The page that starlette, and so FastAPI, sends for an exception that no handler of the application took."""
 _TURNS = 50
 """How many turns of the loop an application has for an error after a response of unknown length."""
 _RESPONSE = ("http.response.start", "http.response.body")

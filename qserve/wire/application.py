@@ -112,8 +112,11 @@ class ApplicationRecord:
 
     def has_code_of(self, other: ApplicationRecord) -> bool:
         """Return whether both versions run the same code, so that one may finish what the other has begun."""
-        named = [(one.code_version, {} if one.code_version else one.modules, one.code_digest) for one in (self, other)]
-        return self.target == other.target and named[0] == named[1] and named[0] != ("", {}, "")
+        mine, others = [
+            (record.code_version, {} if record.code_version else record.modules, record.code_digest)
+            for record in (self, other)
+        ]
+        return self.target == other.target and mine == others != ("", {}, "")
 
     def other_graphs(self, other: ApplicationRecord) -> list[str]:
         """Return the names of this version's graphs that the other one does not have, or has in another form."""

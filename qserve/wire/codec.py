@@ -233,7 +233,7 @@ class _Extension:
 
 
 def _walked(value: Any, room: int, extension: Callable[[Any, int], Any]) -> Any:
-    """Return ``value`` with ``extension`` applied to all in it that is no list, dict or leaf.
+    """Return ``value`` with ``extension`` applied to everything in it that is not a list, a dict or a leaf.
 
     Parameters:
       room: How many levels it may have.
@@ -344,7 +344,7 @@ _NO_HEADS = bytes({*range(256)} - {*range(0x80, 0xA0), *range(0xC7, 0xCA), *rang
 
 
 def _may_be_deeper(data: bytes, depth: int) -> bool:
-    """Return whether these bytes can be nested deeper; most short ones cannot, and this costs less than to look."""
+    """Return whether these bytes can be nested deeper; most short ones cannot, and this costs less than a walk."""
     return len(data) > depth and (len(data) > _SHORT or len(data.translate(None, _NO_HEADS)) > depth)
 
 

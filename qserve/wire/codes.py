@@ -60,7 +60,7 @@ class Code(IntEnum):
 packers: dict[type, tuple[Code, Callable[[Any], Any]]] = {}
 unpackers: dict[int, Callable[[Any], Any]] = {}
 reducers: dict[type, Callable[[Any], Any]] = {}
-"""How objects are pickled whose class does not say it, or says it for other readers."""
+"""Functions that pickle objects of classes that do not say how, or say it for other readers."""
 
 
 def register(code: Code, kind: type, pack: Callable[[Any], Any], unpack: Callable[[Any], Any]) -> None:
@@ -163,7 +163,7 @@ def _is_record_class(kind: Any) -> bool:
 def pack_record(value: Any) -> list[Any]:
     kind = type(value)
     is_model = not dataclasses.is_dataclass(kind)
-    fields = dict(value) if is_model else {one.name: getattr(value, one.name) for one in dataclasses.fields(kind)}
+    fields = dict(value) if is_model else {field.name: getattr(value, field.name) for field in dataclasses.fields(kind)}
     return [kind.__module__, kind.__qualname__, fields]
 
 

@@ -1,4 +1,4 @@
-"""What travels with every call of one request, unchanged from step to step."""
+"""The header of a request, which travels with each of its calls, unchanged from step to step."""
 
 from __future__ import annotations
 

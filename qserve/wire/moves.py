@@ -1,4 +1,4 @@
-"""What a call starts when it ends: the values that the functions in the broker are given."""
+"""The moves of a call that has ended: the calls that it starts, and the slots that it fills."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the broker stores of a request: the fields of its hash and of its calls, its states, and how it ended."""
+"""A request as the broker stores it: the fields of its hash and of its calls, its states, and how it ended."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ class Field(bytes, Enum):
     RESULT = b"res"  # once it is not open
     SENT = b"sent"  # items of a streamed result
     TAKEN = b"taken"  # those of them that its reader has taken
-    FINGERPRINT = b"fp"  # of what was asked, where anybody who has the id may ask for the result
+    FINGERPRINT = b"fp"  # of what was asked, where the result can be fetched by the id
 
     # of dead letters only
     WHY = b"!why"  # deaths, retries or unreadable
     AT = b"!at"  # Unix ms
-    FAILURE = b"!failure"  # what its caller was told
+    FAILURE = b"!failure"  # the error that its caller got
     HISTORY = b"!y"  # of the call that failed
     CALLS = b"!n"  # the number of its calls; they are in !1, !2 ..., see KEPT_CALL
 
@@ -68,7 +68,7 @@ class Outcome(NamedTuple):
 
 
 def end_of_items(count: int) -> bytes:
-    """Return what is stored as the result of a request whose result was sent as so many items."""
+    """Return the stored result of a request whose result was sent as so many items."""
     return b"\xc1%d" % count  # no value begins with this byte, which msgpack never writes
 
 

@@ -1,6 +1,6 @@
 """Replies of the broker, decoded and checked: no other module calls ``decode`` or ``int`` on what the broker sent.
 
-Anybody who may write to the broker may have written anything there. So each reader returns a value of ours or raises
+Any client of the broker may have written anything there. So each reader returns a value of ours or raises
 PayloadError, and nothing else; ``each`` leaves out what cannot be read, and names it once in the log.
 """
 
@@ -104,7 +104,7 @@ def request_id(raw: Any) -> str:
 
 
 def claimed_id(header: bytes) -> str:
-    """Return the ID that the first bytes of an unreadable header claim; "" when they are no ID."""
+    """Return the ID that the first bytes of an unreadable header claim; "" when they are not an ID."""
     claimed = header[:REQUEST_ID_CHARS]
     return claimed.decode() if _REQUEST_ID(claimed) else ""
 
@@ -226,12 +226,12 @@ def last_position(reply: Any) -> str | None:
 
 def consumer_names(reply: Any) -> list[bytes]:
     """Return the names in the reply to XINFO CONSUMERS, as redis-py gives it."""
-    return [one["name"] for one in reply if type(one) is dict and type(one.get("name")) is bytes]
+    return [found["name"] for found in reply if type(found) is dict and type(found.get("name")) is bytes]
 
 
 def consumer_count(reply: Any) -> int:
     """Return how many consumers the groups in the reply to XINFO GROUPS have, as redis-py gives it."""
-    return sum(count_of(one, "consumers") for one in reply if type(one) is dict)
+    return sum(count_of(group, "consumers") for group in reply if type(group) is dict)
 
 
 def personal_streams(held: Mapping[bytes, bytes], stream: str) -> list[str]:

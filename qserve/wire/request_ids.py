@@ -44,7 +44,7 @@ def is_of_value(request_id: str) -> bool:
 
 
 def is_of_response(request_id: str) -> bool:
-    """Return the same of ``new_response_id`` and ``id_of_key``."""
+    """Return whether ``new_response_id`` or ``id_of_key`` made an id."""
     return _of_response(request_id[:_DIGITS]) == request_id
 
 

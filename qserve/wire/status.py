@@ -1,4 +1,4 @@
-"""What a replica reports of itself, as it is stored in the broker."""
+"""The report of a replica on its own state, as the broker stores it."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class ReplicaStatus:
         found = read_json(data, "a replica's report", containers=1)
         if type(found) is not dict:
             raise PayloadError(f"{len(data)} bytes are not a replica's report")
-        given = {one.name: found[one.name] for one in fields(cls) if one.name in found}
+        given = {field.name: found[field.name] for field in fields(cls) if field.name in found}
         texts = [value for name, value in given.items() if name not in _NUMBERS]
         is_whole = {"name", "deployment", "version", "state"} <= given.keys()
         is_whole = is_whole and all(type(given.get(name, 0)) in kinds for name, kinds in _NUMBERS.items())

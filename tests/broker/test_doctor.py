@@ -64,7 +64,7 @@ def test_a_good_broker_has_nothing_wrong() -> None:
         (replace(GOOD, clock_off_s=-3600.0), "warning", "3600.0 s behind", "NTP"),
         (replace(GOOD, clock_off_s=None), "warning", "TIME is not permitted", "+time"),
         (replace(GOOD, maxmemory=1000, used_memory=760), "warning", "76% of its 1000 bytes", "QSERVE_BROKER_MAXMEMORY"),
-        (replace(GOOD, key_is_published=True), "warning", "which everybody knows", "openssl rand"),
+        (replace(GOOD, key_is_published=True), "warning", "which is public", "openssl rand"),
         (replace(GOOD, has_key=False), "warning", "only plain data can travel", "openssl rand"),
         (replace(GOOD, version=(), compatible=()), "warning", "INFO is not permitted", "+info"),
         (replace(GOOD, local=False), "error", "without a password", "requirepass"),

@@ -282,7 +282,7 @@ def test_a_report_that_somebody_touches_is_made_again_and_that_is_named_once(
 
     assert pool.replicas() == [one]
     (said,) = [record.message for record in caplog.records]
-    assert said == f"the report of replica {one.name} was {how} in the broker, and is made again"
+    assert said == f"the report of replica {one.name} was {how} in the broker, and is sent again"
 
 
 def test_an_old_report_that_is_put_back_shows_no_dead_replica(registry: Registry) -> None:

@@ -18,7 +18,7 @@ from qserve.broker.connection import LONGEST_PAUSE_S, STRAY_READ_S
 from qserve.broker.library import Command
 from qserve.calls import mailbox as module
 from qserve.calls.items import ItemRef
-from qserve.calls.mailbox import CLOSING_MS, GRACE_MS, LOOK_INTERVAL_S, Mailbox
+from qserve.calls.mailbox import ASK_INTERVAL_S, CLOSING_MS, GRACE_MS, Mailbox
 from qserve.calls.ref import Ref
 from qserve.exceptions import BrokerStateLost, ResultUnavailable
 from qserve.wire.outcome import Outcome, end_of_items
@@ -343,7 +343,7 @@ def test_requests_that_are_open_for_long_are_looked_up_now_and_then(
     reading.read()
     assert sent.commands == []
     for _ in range(10):
-        now[0] += LOOK_INTERVAL_S / 4
+        now[0] += ASK_INTERVAL_S / 4
         reading.read()
         mailbox.add(Ref(OTHER, None), 10**15)
 

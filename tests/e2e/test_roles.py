@@ -260,7 +260,7 @@ def test_a_replica_that_celery_shuts_down_ends_and_another_one_takes_its_place(r
     celery(stack, "control", "shutdown", "--destination", name, "--timeout", "1")
 
     wait_until(lambda: stack.post("x")["pid"] not in before, description="another replica answers")
-    assert "died (it was told to stop by a signal or by remote control)" in stack.counters.stderr
+    assert "died (it was stopped by a signal or by remote control)" in stack.counters.stderr
 
 
 def test_control_is_answered_over_a_new_connection_when_the_old_one_was_lost(running: Stack) -> None:

@@ -122,7 +122,7 @@ def _read_exactly(pipe: IO[bytes], length: int) -> bytes:
 
 
 def main() -> None:
-    """Answer until the input ends."""
+    """Parse bodies until the input ends."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     gc.disable()  # JSON has no cycles, and the collector would walk through every document again and again
     while True:

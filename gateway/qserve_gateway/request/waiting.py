@@ -80,7 +80,7 @@ class InFlightLimit:
 
     def _check(self, name: str, route: _Route) -> None:
         since = self._clock() - _ASKED_S
-        others = any(one is not route and (one.held or one.asked_at > since) for one in self._routes.values())
+        others = any(other is not route and (other.held or other.asked_at > since) for other in self._routes.values())
         limit = max(1, IN_FLIGHT_LIMIT // 2) if others else IN_FLIGHT_LIMIT
         if route.held >= limit:
             why = " while other routes are in use" if others else ""

@@ -135,7 +135,7 @@ def failure_reply(outcome: Outcome, request_id: str, show_errors: bool) -> Reply
     more: dict[str, Any] = {"type": failure.type, "deployment": failure.deployment}
     if show_errors:
         more["traceback"] = failure.traceback
-    # a result that cannot be sent is told apart from an exception
+    # a result that cannot be sent is not the same as an exception
     code = kind.code if kind is not None and issubclass(kind, ResultNotSerialisable) else TaskError.code
     return problem_reply(500, code, message, request_id, **more)
 

@@ -1,6 +1,6 @@
 -- backlog: return how much waits in each of some queues.
 --
--- It writes nothing. If it does not run, nobody knows.
+-- It writes nothing. If it does not run, nothing has changed.
 --
 -- Returns for each queue { calls that no replica has fetched, milliseconds for which the oldest of them has waited }.
 

@@ -1,4 +1,4 @@
-"""What is Celery's in a replica: the application, the worker with its boot steps, remote control and its transport.
+"""The parts of a replica that are Celery's: application, worker with its boot steps, remote control and transport.
 
 It may import qserve and qserve_workers.replica.
 Open first: worker.py.

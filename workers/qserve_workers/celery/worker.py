@@ -81,7 +81,7 @@ class RemoteControl(bootsteps.StartStopStep):  # type: ignore[misc]
 
 
 class CallLoop(bootsteps.StartStopStep):  # type: ignore[misc]
-    """Runs the replica on its asyncio loop until the worker is told to stop; in the place of Celery's ``Evloop``."""
+    """Runs the replica on its asyncio loop until the worker is stopped; in the place of Celery's ``Evloop``."""
 
     requires = (RemoteControl,)
     last = True
@@ -95,7 +95,7 @@ class CallLoop(bootsteps.StartStopStep):  # type: ignore[misc]
         self._replica = consumer.controller.replica
 
     def start(self, consumer: Any) -> None:
-        """Take calls until told to stop, finish those that have begun, and have Celery shut down."""
+        """Take calls until stopped, finish those that have begun, and have Celery shut down."""
         loop = self._replica.loop
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._replica.stop)
@@ -134,7 +134,7 @@ class ReplicaWorker(WorkController):  # type: ignore[misc]
         )
 
     def on_consumer_ready(self, consumer: Any) -> None:
-        """Tell Celery's listeners that calls are taken."""
+        """Notify Celery's listeners that calls are taken."""
         signals.worker_ready.send(sender=consumer)
 
     def stop_replica(self, exit_code: int = 0) -> None:

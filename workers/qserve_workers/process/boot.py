@@ -71,7 +71,7 @@ qserve.import_all()  # and no file of the user may take the place of a module th
 
 POLL_INTERVAL_S = 0.25
 FINISH_FOR_S = 1.5
-"""How long a replica whose supervisor is gone may finish what it runs; the kernel has told it to stop by then."""
+"""How long a replica whose supervisor is gone may finish what it runs; the kernel has sent it SIGTERM by then."""
 _FAILED_FOR_MS = 60_000
 """How long a failed start is reported: its supervisor counts it soon, or is gone."""
 END_WITHIN_S = 3.0
@@ -79,7 +79,7 @@ END_WITHIN_S = 3.0
 
 
 def run_replica(spec: ReplicaSpec) -> int:
-    """Run a replica until it is told to stop, and return the exit code."""
+    """Run a replica until it is stopped, and return the exit code."""
     _end_with(spec)
     os.environ[REPLICA] = spec.name
     faulthandler.enable()
@@ -121,7 +121,7 @@ def run_replica(spec: ReplicaSpec) -> int:
     signals.worker_ready.connect(begin, weak=False)
     worker.start()
     code = worker.exitcode or 0
-    # the supervisor sets a limit only for replicas that it has told to end itself
+    # the supervisor sets a limit only for replicas that it has stopped itself
     limit_s = spec.options.grace_s + END_WITHIN_S
     threading.Thread(target=_exit_after, args=(limit_s, spec, code), name="exit-limit", daemon=True).start()
     watchdog.stop()
@@ -214,7 +214,7 @@ def _end_with(spec: ReplicaSpec) -> None:
     """
     parent = spec.parent
     die_with_parent()
-    if os.getppid() != parent:  # it was gone before the kernel was told
+    if os.getppid() != parent:  # it had ended before this
         os._exit(Exit.ORPHANED)  # no process is left to read the exit code
 
     def watch() -> None:

@@ -36,8 +36,7 @@ class Heartbeat:
     Parameters:
       client: Its own connection.
       replica: The consumer's name.
-      may_beat: Returns False while the replica is stalled: code that holds its loop for ever must not hold its calls
-        for ever.
+      may_beat: Returns False while the replica is stalled: code that blocks the loop must not keep its calls.
       report: Called with each beat: reports the replica again.
     """
 

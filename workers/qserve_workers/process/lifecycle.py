@@ -1,4 +1,4 @@
-"""What a replica does beside its calls: it reports its state, checks its health and takes a changed user_config."""
+"""The work of a replica beside its calls: it reports its state, checks its health and takes a new user_config."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ HEALTH_FAILURES = 3
 
 @dataclass
 class Lifecycle:
-    """What happens to a replica between its first call and its last.
+    """Runs beside the calls of a replica, from the first to the last.
 
     Parameters:
       stop: Ends the replica with an exit code, once it has finished what runs.

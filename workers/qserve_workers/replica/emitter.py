@@ -1,4 +1,4 @@
-"""Where the items of a streamed result go: to their reader at once, or into one answer that is stored."""
+"""Send the items of a streamed result to their reader at once, or collect them in one answer that is stored."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ class LoopPlane(BrokerPlane):
 
     Parameters:
       find: Returns an application's record by its name, without blocking.
-      replica: The name of the replica; the broker's functions send it word of cancelled calls under that name.
+      replica: The name of the replica; the broker's functions notify it of cancelled calls under that name.
     """
 
     owns_results = serves_replica = True

@@ -52,7 +52,7 @@ UNSTARTED_S = 1.0
 """How long a replica may hold a call before it begins."""
 REFUSED_FOR_S = 0.5
 """How long the queue may be gone before that is logged: a replica of a version that was just retired is refused once or
-twice before it is told to end."""
+twice before it is stopped."""
 _HISTORY_PAGE = 256
 _SLOTS = [str(number).encode() for number in range(INPUTS_LIMIT)]
 

@@ -20,7 +20,7 @@ from qserve_workers.replica.reader import Backlog, Delivery, StreamReader, Work
 from qserve_workers.replica.spec import Exit, ReplicaSpec
 
 log = get_logger(__name__)
-SECOND_LOOK_S = 0.1
+SECOND_TRY_S = 0.1
 """How long after the message that a request was cancelled its calls are looked for again."""
 _COMMIT_FOR_S = 2.0
 """How long a replica that ends waits for the broker's replies to its last commits."""
@@ -133,7 +133,7 @@ class Replica:
                 self.invoker.begin(work)
 
     def _end_calls(self, request_id: str, state: str, is_last: bool = False) -> None:
-        """Tell the calls of a request that it was cancelled or has expired.
+        """Notify the calls of a request that it was cancelled or has expired.
 
         Crash before this: the broker has taken the calls off their queues, so they run nowhere again. Crash after: the
         same. A message that is lost with its connection leaves them to their deadline; see the watchdog.
@@ -143,7 +143,7 @@ class Replica:
                 work.end(state)
         if not self.invoker.end(request_id, state) and not is_last:
             # the call may have been read over the other connection, and be about to begin
-            self.loop.call_later(SECOND_LOOK_S, self._end_calls, request_id, state, True)
+            self.loop.call_later(SECOND_TRY_S, self._end_calls, request_id, state, True)
 
     def _on_end(self, work: Work) -> None:
         self._ongoing -= 1

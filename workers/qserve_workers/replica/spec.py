@@ -1,4 +1,4 @@
-"""What a supervisor and its replicas agree on: which replica a process is, and what its exit code means."""
+"""The agreement of a supervisor and its replicas: which replica a process is, and what its exit code means."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ class Exit(IntEnum):
 
 
 MEANINGS: dict[int, str] = {
-    Exit.STOPPED: "it was told to stop by a signal or by remote control",
+    Exit.STOPPED: "it was stopped by a signal or by remote control",
     Exit.FAILED: "an error of qserve itself, which is in its log",
     Exit.UNHEALTHY: "check_health failed",
     Exit.TIME_LIMIT: "a call over its max_execution_s could not be stopped otherwise",

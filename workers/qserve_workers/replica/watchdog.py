@@ -130,9 +130,9 @@ class Watchdog:
         self._end(work, Conclusion(work.ended or State.EXPIRED), Exit.STALLED)
 
     def _end(self, work: Work, conclusion: Conclusion, exit_code: int) -> None:
-        """Tell the caller, then cancel a coroutine; code that blocks cannot be cancelled, so the replica ends.
+        """Notify the caller, then cancel a coroutine; code that blocks cannot be cancelled, so the replica ends.
 
-        Crash after the caller was told: the call is committed, and is not run again.
+        Crash after the caller was notified: the call is committed, and is not run again.
         """
         try:
             command = self._replica.committer.commit_command(work, conclusion)

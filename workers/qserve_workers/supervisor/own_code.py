@@ -1,4 +1,4 @@
-"""Which versions of an application this worker has the code of; it runs these and waits for the others."""
+"""Find the versions of an application whose code this worker has: it runs these, and waits for the others."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from qserve.wire.application import ApplicationRecord, digest_of
 from qserve.wire.status import WAITING, ReplicaStatus
 
 log = get_logger(__name__)
-_LOOK_AGAIN_S = 1.0
+_CHECK_AGAIN_S = 1.0
 """How often the files are compared while the worker waits for a version with their content."""
 _REPORT_FOR_MS = 10_000
 _NOTHING = Sources({})
@@ -54,7 +54,7 @@ class OwnCode:
         """
         key = record.name, record.version
         wait = self._waits.get(key)
-        if key in self._found or not deployments or (wait and time.monotonic() < wait.look_again_at):
+        if key in self._found or not deployments or (wait and time.monotonic() < wait.check_again_at):
             return self._found.get(key)
         sources, why = self._compare(record)
         if not why:
@@ -65,7 +65,7 @@ class OwnCode:
             return sources
         if not wait:
             log.warning("application %r: this worker does not run version %s: %s", record.name, record.version, why)
-        self._waits[key] = _Wait(time.monotonic() + _LOOK_AGAIN_S, [*map(self._name, deployments)])
+        self._waits[key] = _Wait(time.monotonic() + _CHECK_AGAIN_S, [*map(self._name, deployments)])
         reports, until_ms = self._installation.reports(record.name), clock.stamp_ms() + _REPORT_FOR_MS
         for name in deployments:
             status = ReplicaStatus(
@@ -113,5 +113,5 @@ class _Wait(NamedTuple):
       names: Those of the reports that say so.
     """
 
-    look_again_at: float
+    check_again_at: float
     names: list[str]

@@ -29,9 +29,9 @@ class ReplicaProcess:
     """A replica that this supervisor started.
 
     Parameters:
-      config: The user_config that it was last told to read.
+      config: The user_config that it was last signalled to read.
       is_ready: Whether it is known to have been constructed.
-      is_stopping: Whether it was told to end.
+      is_stopping: Whether it was sent SIGTERM.
       kill_at: When it is killed, by the monotonic clock, as is ``started_at``.
       killed_because: Why this supervisor killed it; "" when it did not.
     """

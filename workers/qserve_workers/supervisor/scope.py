@@ -1,4 +1,4 @@
-"""What one supervisor runs: the registered applications, and its own part of them."""
+"""The scope of a supervisor: the registered applications, and its own part of them."""
 
 from __future__ import annotations
 
@@ -44,9 +44,9 @@ class Scope:
         """Yield the deployments of a version to run here, each with its number of replicas."""
         if self.app not in (None, record.name):
             return
-        for name, one in record.deployments.items():
-            if one.replicated and self.deployment in (None, name):
-                yield name, one.num_replicas if self.replicas is None else self.replicas
+        for name, deployment in record.deployments.items():
+            if deployment.replicated and self.deployment in (None, name):
+                yield name, deployment.num_replicas if self.replicas is None else self.replicas
 
 
 class Target(NamedTuple):
@@ -207,7 +207,7 @@ class Applications:
     def _restore(self) -> bool:
         """Register the applications again, and return whether there were any and it was permitted.
 
-        The requests that the broker had accepted are lost, and their callers are told; new ones are served.
+        The requests that the broker had accepted are lost, and their callers get an error; new ones are served.
 
         Crash on the way: the next tick finds the rest missing, or another supervisor registers it.
         """

@@ -21,7 +21,7 @@ class Strays:
     def __init__(self) -> None:
         self._others: set[int] | None = None
         self._owners: dict[int, set[str]] = {}
-        self._told_at: dict[int, float] = {}
+        self._signalled_at: dict[int, float] = {}
         self._last_end = 0.0
 
     def begin(self) -> None:
@@ -38,19 +38,22 @@ class Strays:
         self._last_end = time.monotonic()
 
     def end(self, replicas: Mapping[int, ReplicaProcess]) -> int:
-        """Have those end whose replica is not among these any more; return how many there are."""
-        now, alive = time.monotonic(), {tag_of(one.spec.name) for one in replicas.values()}
+        """End those whose replica is not among these any more; return how many there are."""
+        now, alive = time.monotonic(), {tag_of(replica.spec.name) for replica in replicas.values()}
         if self._others is None:
             return 0
         found = children_of(os.getpid()) - replicas.keys() - self._others
         self._owners = {pid: self._owners.get(pid) or self._owners_of(pid, alive, now) for pid in found}
         strays = [pid for pid, owners in self._owners.items() if not owners & alive]
         for pid in strays:
-            told_at = self._told_at.setdefault(pid, now)
+            signalled_at = self._signalled_at.setdefault(pid, now)
             with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGTERM if told_at == now else signal.SIGKILL if now - told_at > _END_FOR_S else 0)
+                os.kill(
+                    pid,
+                    signal.SIGTERM if signalled_at == now else signal.SIGKILL if now - signalled_at > _END_FOR_S else 0,
+                )
             self._last_end = now  # its children come here when it has ended
-        self._told_at = {pid: at for pid, at in self._told_at.items() if pid in found}
+        self._signalled_at = {pid: at for pid, at in self._signalled_at.items() if pid in found}
         return len(strays)
 
     def _owners_of(self, pid: int, alive: set[str], now: float) -> set[str]:

@@ -38,7 +38,7 @@ HUNG_S = 30
 _SILENT_FOR_S = 2.0
 _REPORTED_AFTER_S = 5.0
 """By when a replica whose start took too long is dead, and reported as failed."""
-_LOOK_AGAIN_S = 0.5
+_CHECK_AGAIN_S = 0.5
 """How often replicas are looked for that run after others have failed to start."""
 _REPORT_HOLDS_S = 60.0
 
@@ -71,7 +71,7 @@ class Supervisor:
         self._strays = Strays()
 
     def run(self) -> None:
-        """Tick until told to stop, then stop every replica."""
+        """Tick until stopped, then stop every replica."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_signal)
         self._strays.begin()
@@ -103,7 +103,7 @@ class Supervisor:
         attempt = self._turns.attempt
         attempt("what is deployed", self._read_applications)
         attempt("replicas that died", self._reap)
-        for stream in {one.spec.stream for one in self.processes.values() if one.spec.options.max_retries}:
+        for stream in {process.spec.stream for process in self.processes.values() if process.spec.options.max_retries}:
             attempt(f"retries of {stream}", self._takeover.wake, stream)
         targets = self._applications.targets()
         for stream, target in targets.items():
@@ -173,8 +173,8 @@ class Supervisor:
             trouble.note_death(how, now)
         else:
             # without a report it could not say why itself: it was killed, or code that it imported ended the process
-            is_told = last is not None and last.state == FAILED
-            why = last.message if last and is_told else f"its process ended while it was starting: {how}"
+            has_report = last is not None and last.state == FAILED
+            why = last.message if last and has_report else f"its process ended while it was starting: {how}"
             is_known = trouble.failures and trouble.cause == why
             trouble.note_failed_start(why, now)
             active = self._applications.active(spec.record.name)
@@ -185,7 +185,7 @@ class Supervisor:
                 why = f"{why.splitlines()[0]} the deploy says why"
             if is_active or not is_known:
                 # a call that kills its replica may do so before that has reported that it takes calls
-                level = logging.ERROR if is_told or trouble.failures > 1 else logging.WARNING
+                level = logging.ERROR if has_report or trouble.failures > 1 else logging.WARNING
                 log.log(level, "no replica of %s can be started (%s)", spec.deployment, why)
         if moved:
             log.info("%d calls of replica %s were handed over", moved, spec.name)
@@ -196,11 +196,11 @@ class Supervisor:
         if target is None:
             del self._troubles[stream]  # what is reported of a version that is gone ends with it
             return
-        if trouble.failures and now - trouble.looked_at > _LOOK_AGAIN_S:
-            trouble.looked_at = now
-            mine = {one.spec.name for one in self.processes.values() if one.spec.stream == stream}
+        if trouble.failures and now - trouble.checked_at > _CHECK_AGAIN_S:
+            trouble.checked_at = now
+            mine = {process.spec.name for process in self.processes.values() if process.spec.stream == stream}
             running = self._installation.reports(target.record.name).replicas()
-            if any(one.state == RUNNING and one.name in mine for one in running):
+            if any(replica.state == RUNNING and replica.name in mine for replica in running):
                 trouble.note_running()
         if trouble.words(now) != trouble.reported:
             self._report(target.record, target.deployment, trouble)
@@ -229,7 +229,8 @@ class Supervisor:
 
     def _start_missing(self, stream: str, target: Target) -> None:
         trouble = self._troubles[stream]
-        alive = sum(1 for one in self.processes.values() if one.spec.stream == stream and not one.is_stopping)
+        mine = [process for process in self.processes.values() if process.spec.stream == stream]
+        alive = sum(not process.is_stopping for process in mine)
         if time.monotonic() < trouble.next_try:
             return
         for _ in range(target.replicas - alive):
@@ -278,7 +279,7 @@ class Supervisor:
 
     def _is_retired(self, record: ApplicationRecord) -> bool:
         """Whether a version that should not run any more has finished what was accepted, or has had its time for it."""
-        grace_s = max(one.grace_s for one in record.deployments.values())
+        grace_s = max(deployment.grace_s for deployment in record.deployments.values())
         retire_by = self._retire_by.setdefault(record.version, time.monotonic() + grace_s)
         return self._takeover.retire(record, time.monotonic() > retire_by, self._applications.active(record.name))
 

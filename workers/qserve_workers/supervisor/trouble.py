@@ -1,4 +1,4 @@
-"""What goes wrong with the replicas of one deployment here: starts that fail, and replicas that keep dying."""
+"""The failures of a deployment's replicas on this host: starts that fail, and replicas that keep dying."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ class Trouble:
       failures: Starts in a row that failed.
       next_try: When another may be tried, by the monotonic clock.
       cause: Why the last one failed, or how the last replica died.
-      looked_at: When replicas that run were last looked for.
+      checked_at: When it was last checked whether replicas run.
       reported: What was reported last; "" for nothing.
     """
 
     failures: int = 0
     next_try: float = 0.0
     cause: str = ""
-    looked_at: float = 0.0
+    checked_at: float = 0.0
     reported: str = ""
     _deaths: deque[float] = field(default_factory=lambda: deque(maxlen=100))
 

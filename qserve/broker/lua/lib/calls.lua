@@ -62,7 +62,7 @@ end
 
 -- take every call of a request off its queue, and from the replica that runs it, which finds the request closed when
 -- it commits: while it is pending there, it counts as a call that does not wait. When the request was cancelled or has
--- expired, that replica is told, as a waiter would be, so that its user code can end.
+-- expired, that replica is notified like a waiter, so that its user code can end.
 local function remove_calls(request, request_id, state, payload)
   local is_told = state == State.CANCELLED or state == State.EXPIRED
   local hash, places = hash_of(request), {}

@@ -31,7 +31,7 @@ local function waiters_of(request)
 end
 
 -- what a waiter says; nil for bytes that are not one, or when a key that it names was overwritten: its own request
--- is lost then, and must not keep the one that it waits for from ending
+-- is lost then, and must not keep the request that it waits for from ending
 local function read_waiter(packed)
   local is_read, w = pcall(cmsgpack.unpack, packed)
   if not is_read or type(w) ~= 'table' then return nil end
