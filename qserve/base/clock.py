@@ -44,6 +44,15 @@ class Clock:
         """Return the Unix time in milliseconds with which a deadline is compared: an earlier one has passed."""
         return (self._monotonic() + min(self._offsets())) * 1000
 
+    def now_ms(self) -> float:
+        """Return the broker's Unix time in milliseconds, as it was measured last."""
+        return (self._monotonic() + self._offset_s) * 1000
+
+    def is_near(self, at_ms: float, within_ms: float) -> bool:
+        """Return whether a time is no further from now than this, by the present time or by one before a jump."""
+        now_s = self._monotonic()
+        return any(abs((now_s + offset_s) * 1000 - at_ms) <= within_ms for offset_s in self._offsets())
+
     def _offsets(self) -> tuple[float, ...]:
         if not self._former:
             return (self._offset_s,)

@@ -84,7 +84,7 @@ def connect(url: str, silent_for_s: float = BLOCK_S + READ_TIMEOUT_S) -> redis.R
     options = {**_OPTIONS, "socket_timeout": silent_for_s, **address.options, "redis_connect_func": _on_connect}
     plain = options.pop("connection_class", Connection)
     if not address.sentinels:
-        return redis.Redis(connection_pool=redis.ConnectionPool(connection_class=CLASSES[plain], **options))
+        return redis.Redis.from_pool(redis.ConnectionPool(connection_class=CLASSES[plain], **options))
     sentinel = Sentinel([])
     sentinel.sentinels = [sentinel_client(own) for own in address.sentinels]
     managed = SentinelManagedSSLConnection if plain is SSLConnection else SentinelManagedConnection
@@ -97,7 +97,7 @@ def sentinel_client(options: dict[str, Any]) -> redis.Redis:
     limits = {"socket_timeout": SENTINEL_TIMEOUT_S, "socket_connect_timeout": SENTINEL_TIMEOUT_S}
     options = {"connection_class": Connection, **_OPTIONS, **limits, **options}
     options["connection_class"] = CLASSES[options["connection_class"]]
-    return redis.Redis(connection_pool=redis.ConnectionPool(**options))
+    return redis.Redis.from_pool(redis.ConnectionPool(**options))
 
 
 def _on_connect(connection: Any) -> None:
@@ -115,13 +115,13 @@ def _on_connect(connection: Any) -> None:
         clock.observe(time_s(connection.read_response()), asked_at)
 
 
-def measure_clock(client: redis.Redis) -> None:
-    """Measure the broker's clock when that is due.
+def measure_clock(client: redis.Redis, *, at_once: bool = False) -> None:
+    """Measure the broker's clock when that is due, or at once.
 
     Raises:
       redis.ConnectionError: The broker does not answer.
     """
-    if clock.is_due():
+    if at_once or clock.is_due():
         asked_at = time.monotonic()
         with suppress(_FORBIDDEN):
             clock.observe(time_s(client.execute_command("TIME")), asked_at)

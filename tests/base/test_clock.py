@@ -119,6 +119,20 @@ def test_a_clock_that_is_set_and_set_back_is_followed_both_times() -> None:
     assert hosts.clock.stamp_ms() == pytest.approx(hosts.broker_s * 1000)
 
 
+@pytest.mark.parametrize("jump_s", [HOUR_S, -HOUR_S])
+def test_after_a_jump_both_times_are_near_and_now_is_the_new_one(jump_s: float) -> None:
+    hosts = Hosts()
+    hosts.measure()
+    before_ms = hosts.clock.now_ms()
+    hosts.ahead_s += jump_s
+    hosts.measure()
+    assert hosts.clock.now_ms() == pytest.approx(hosts.broker_s * 1000)
+    assert hosts.clock.is_near(hosts.broker_s * 1000, 1000) and hosts.clock.is_near(before_ms, 1000)
+    assert not hosts.clock.is_near((before_ms + hosts.broker_s * 1000) / 2, 1000)
+    hosts.passed_s += OVERLAP_S + 1
+    assert not hosts.clock.is_near(before_ms, 1000 * (OVERLAP_S + 2))
+
+
 @given(took_s=st.floats(0, 30))
 def test_a_slow_answer_is_no_jump(took_s: float) -> None:
     hosts = Hosts()

@@ -16,6 +16,7 @@ from http_client import Client
 from processes import PATIENCE_S, Process, Site, new_site, wait_until
 from roles import Roles
 
+from qserve.base.clock import clock
 from qserve.base.keys import Keys
 from qserve.broker.connection import connect
 
@@ -129,8 +130,10 @@ class Served(Roles):
 
 @pytest.fixture(scope="module")
 def installation() -> Iterator[Served]:
+    before = dict(vars(clock))
     with new_site() as site:
         yield Served(site)
+    vars(clock).update(before)  # this process has followed the broker's clock
 
 
 @pytest.fixture

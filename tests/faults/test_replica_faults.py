@@ -81,7 +81,7 @@ def test_a_replica_that_dies_right_after_its_commit_has_nothing_run_again(new_st
     call = client.send(new_job())
     client.wait([call])
 
-    assert mark.exists()
+    wait_until(mark.exists, description="the replica has died")
     stack.wait_replicas()
     check(stack, [call], reruns=0)
 

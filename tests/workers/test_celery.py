@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -16,12 +17,16 @@ from celery.worker import WorkController
 from celery.worker.control import Panel
 from kombu import Connection
 from processes import wait_until
+from qserve_workers.celery import transport
 from qserve_workers.celery.app import make_celery
 from qserve_workers.celery.worker import REFUSALS
 
-from qserve.base.clock import clock
+from qserve.base.clock import Clock
 from qserve.base.keys import CONTROL_TTL_MS, Keys
 from qserve.base.settings import Settings
+from qserve.broker import connection as broker_connection
+
+HOUR_S = 3600.0
 
 
 @pytest.fixture
@@ -117,12 +122,61 @@ def test_a_command_that_is_sent_again_after_a_minute_is_ignored(
     with app.connection_for_read() as connection:
         node = app.control.mailbox.Node("one@host", channel=connection.channel())
         node.listen(callback=lambda body, message: handled.append(body["method"]))
-        judge_ms = clock.judge_ms
-        monkeypatch.setattr(type(clock), "judge_ms", lambda self: judge_ms() + CONTROL_TTL_MS + 1000)
+        monkeypatch.setattr(transport, "clock", Clock(wall=lambda: time.time() + CONTROL_TTL_MS / 1000 + 1))
         client.xadd(stream, fields)
         app.control.broadcast("clock")
         wait_until(lambda: drained(connection) or handled, description="the genuine command arrives")
     assert handled == ["clock"]
+
+
+def clock_that_saw(*ahead_s: float) -> Clock:
+    made = Clock()
+    for ahead in ahead_s:
+        made.observe(time.time() + ahead, time.monotonic())
+    return made
+
+
+@pytest.mark.parametrize(
+    ("sender", "receiver"),
+    [((-HOUR_S, 0), (0,)), ((HOUR_S, 0), (0,)), ((0,), (-HOUR_S,)), ((0,), (HOUR_S,)), ((-HOUR_S,), (-HOUR_S, 0))],
+    ids=[
+        "ahead, a new receiver",
+        "back, a new receiver",
+        "ahead, seen by one",
+        "back, seen by one",
+        "seen by the other",
+    ],
+)
+def test_a_command_is_obeyed_when_the_brokers_clock_was_set_whoever_has_noticed(
+    app: Celery, monkeypatch: pytest.MonkeyPatch, sender: tuple[float, ...], receiver: tuple[float, ...]
+) -> None:
+    handled: list[object] = []
+    with app.connection_for_read() as connection:
+        node = app.control.mailbox.Node("one@host", channel=connection.channel())
+        node.listen(callback=lambda body, message: handled.append(body["method"]))
+        monkeypatch.setattr(transport, "clock", clock_that_saw(*sender))
+        app.control.broadcast("clock")
+        receivers = clock_that_saw(*receiver)
+        monkeypatch.setattr(transport, "clock", receivers)
+        monkeypatch.setattr(broker_connection, "clock", receivers)
+        drained(connection)
+    assert handled == ["clock"]
+
+
+def test_a_longer_wait_for_replies_is_cut_into_reads_that_no_connection_is_given_up_for(
+    app: Celery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits: list[float] = []
+    blpop = redis.Redis.blpop
+
+    def noted(self: redis.Redis, keys: list[str], timeout: float) -> object:
+        waits.append(timeout)
+        return blpop(self, keys, timeout)
+
+    monkeypatch.setattr(redis.Redis, "blpop", noted)
+    monkeypatch.setattr(transport, "BLOCK_S", 0.05)
+    assert app.control.ping(timeout=0.2) == []
+    assert set(waits) == {0.05}
 
 
 def drained(connection: Connection) -> bool:

@@ -64,6 +64,8 @@ class RemoteControl(bootsteps.StartStopStep):  # type: ignore[misc]
                         is_connected = True
                     self._answer_next(consumer)
                 except Exception as error:
+                    if self._stopping.is_set():
+                        return  # the connection has been closed
                     is_connected = False
                     consumer.connection.collect()
                     if isinstance(error, CLIENT_ERRORS) and not isinstance(error, BrokerError):
