@@ -1,5 +1,5 @@
 # make run      serve the hello example on an embedded broker
-# make test     run the whole test suite
+# make test     run the tests, but for those of `make check` and `make long`
 # make fast     run the tests that take less than a second and start no processes
 # make check    check format, lint, types, the rooms and the documentation's tables
 # make house    print the structure of the code: sizes, rooms, imports between them
@@ -39,7 +39,7 @@ run: $(VENV)/installed
 	@$(BIN)/qserve run hello:language_classifier --app-dir examples --port $(PORT)
 
 test: $(VENV)/installed-test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --ignore tests/architecture --ignore tests/typing
 
 fast: $(VENV)/installed-test
 	$(BIN)/python -m pytest -n auto -m "not slow and not chaos and not priority and not soak"

@@ -6,40 +6,49 @@ import compileall
 import gc
 import os
 import signal
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, settings
 from processes import Site, Started, free_port, is_open, new_site
 
 import qserve
 
 ROOT = Path(__file__).parents[1]
-# how long an example takes says more of what else the machine does than of our code
-settings.register_profile("shared machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.load_profile("shared machine")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Compile the packages once: where Python may not write bytecode, every process would compile them.
+    """Compile the packages and the tests once: where Python may not write bytecode, every process would compile them.
 
     And take Ctrl-C, which a suite in the background of a shell ignores, and with it all that it starts.
     """
+    sys.dont_write_bytecode = False
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    from hypothesis import HealthCheck, settings  # only now, since pytest compiles it too
+
+    # how long an example takes says more of what else the machine does than of our code
+    settings.register_profile("shared machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    settings.load_profile("shared machine")
     if not hasattr(config, "workerinput"):
         for name in ("qserve", "workers", "gateway"):
             compileall.compile_dir(ROOT / name, quiet=2)
 
 
-@pytest.hookimpl(tryfirst=True)  # before the option -m is applied
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark tests that start processes as slow, except those that check in `make fast` that the whole works."""
+@pytest.hookimpl(wrapper=True)  # marks before the option -m is applied, and sorts what others have shuffled
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> Iterator[None]:
+    """Mark tests that start processes as slow, except those that check in `make fast` that the whole works.
+
+    And begin with the folders whose tests wait for processes: the others are short, and end at about the same moment.
+    """
     for item in items:
         starts_processes = isinstance(item, pytest.Function) and {"site", "started"} & {*item.fixturenames}
         if starts_processes and item.get_closest_marker("smoke") is None:
             item.add_marker(pytest.mark.slow)
+    yield
+    first = [ROOT / "tests" / "faults", ROOT / "tests" / "e2e"]
+    items.sort(key=lambda item: first.index(item.path.parent) if item.path.parent in first else len(first))
 
 
 @pytest.fixture
