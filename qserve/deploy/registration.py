@@ -10,6 +10,7 @@ import pickle
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 from qserve.base import unused
@@ -24,7 +25,7 @@ from qserve.exceptions import PayloadError, QserveException
 from qserve.http.annotations import resolve_annotations
 from qserve.wire.application import ApplicationRecord, DeploymentRecord, dump_plan
 from qserve.wire.codec import Codec
-from qserve.wire.pickling import dumps, unpickle_part
+from qserve.wire.pickling import culprit, dumps, unpickle_part
 
 
 @dataclass(frozen=True)
@@ -227,9 +228,11 @@ def pack_code(code: Code, keyring: Keyring) -> bytes:
         try:
             packed[name] = dumps(deployment)
         except Exception as error:
+            target, args, kwargs = deployment
+            why = culprit(SimpleNamespace(target=target, args=args, **kwargs), error, "an argument of bind")
             raise PayloadError(
-                f"deployment {name!r} cannot be sent to its replicas: {error}. Move what cannot be pickled"
-                " into the constructor, or serve the module with `qserve run module:node`"
+                f"deployment {name!r} cannot be sent to its replicas: {why}. Make it in the constructor or"
+                " in a module that the replicas import, or serve this module with `qserve run module:node`"
             ) from error
     return keyring.sign(pickle.dumps(packed))
 

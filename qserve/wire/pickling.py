@@ -5,10 +5,16 @@ A pickle runs code in the process that reads it, so one is loaded only after its
 
 from __future__ import annotations
 
+import importlib
+import inspect
 import io
+import os
 import pickle
+import sys
 from collections import ChainMap
-from types import CodeType
+from collections.abc import Iterator
+from contextvars import Context, ContextVar
+from types import CodeType, FunctionType
 from typing import Any
 
 import cloudpickle
@@ -32,7 +38,46 @@ def _reduce_code(code: CodeType) -> Any:
     return make, tuple(code.co_filename if part == "<dynamic-code>" else part for part in parts)
 
 
+def _reduce_file(file: io.TextIOWrapper) -> Any:
+    if "+" in getattr(file, "mode", ""):  # cloudpickle would send its content, and lose what is written
+        raise pickle.PicklingError("Cannot pickle files that are opened for writing")
+    return cloudpickle.Pickler.dispatch_table[io.TextIOWrapper](file)
+
+
+_variables: dict[str, ContextVar[Any]] = {}
+"""The context variables that were sent or received by value, so that all code of a process finds the same ones."""
+_BY_VALUE = {"__main__", "__mp_main__"}
+
+
+def _reduce_variable(variable: ContextVar[Any]) -> Any:
+    place = next((place for place, other in _variables.items() if other is variable), "")
+    for name, module in () if place else list(sys.modules.items()):
+        for attribute, value in list(getattr(module, "__dict__", {}).items()):
+            if value is variable:
+                place = f"{name}:{attribute}"
+                if name not in _BY_VALUE | cloudpickle.list_registry_pickle_by_value():
+                    return _imported_variable, (name, attribute)
+    place = place or os.urandom(8).hex()
+    _variables[place] = variable
+    try:
+        return _variable, (place, variable.name, Context().run(variable.get))
+    except LookupError:  # it has no default
+        return _variable, (place, variable.name)
+
+
+def _imported_variable(module: str, attribute: str) -> Any:
+    return getattr(importlib.import_module(module), attribute)
+
+
+def _variable(place: str, name: str, *default: Any) -> ContextVar[Any]:
+    if place not in _variables:
+        _variables[place] = ContextVar(name, default=default[0]) if default else ContextVar(name)
+    return _variables[place]
+
+
 reducers[CodeType] = _reduce_code
+reducers[ContextVar] = _reduce_variable
+reducers[io.TextIOWrapper] = _reduce_file
 reducers[memoryview] = lambda view: (bytes, (bytes(view),))
 
 
@@ -53,3 +98,63 @@ def unpickle_part(data: bytes, keys: Keyring, name: str) -> Any:
             " everywhere"
         )
     return pickle.loads(pickle.loads(body)[name])
+
+
+# -- what cannot be pickled ------------------------------------------------------------------------
+
+_DEEPEST = 50
+
+
+def culprit(value: Any, error: Exception, name: str = "", path: str = "", depth: int = 0) -> str:
+    """Name the object of the user that keeps a value from being pickled, and say where it is used.
+
+    Parameters:
+      error: What pickling it has raised.
+      name: What the object is called, and where.
+      path: Which part of that object ``value`` is.
+    """
+    for new_name, step, part in _parts(value) if depth < _DEEPEST else ():
+        try:
+            dumps(part)
+        except Exception as cause:
+            if new_name and not (name and _is_of_library(value)):
+                return culprit(part, cause, new_name, step, depth + 1)
+            return culprit(part, cause, name, path if new_name else path + step, depth + 1)
+    shown = f"{path.lstrip('.')}: {error}" if path and path not in name else str(error)
+    return f"{name} cannot be pickled: {shown}" if name else shown
+
+
+def _is_of_library(value: Any) -> bool:
+    return getattr(value, "__module__", "__main__") not in _BY_VALUE | cloudpickle.list_registry_pickle_by_value()
+
+
+def _parts(value: Any) -> Iterator[tuple[str, str, Any]]:
+    """Return the parts of a value; a part with a name of its own is described by that, and others by a step to them."""
+    if isinstance(value, FunctionType):
+        yield from _parts_of_function(value)
+    elif inspect.isclass(value):
+        for name, member in vars(value).items():
+            function = inspect.unwrap(getattr(member, "__func__", getattr(member, "fget", member)))
+            yield f"the attribute {name!r} of the class {value.__qualname__}", name, function
+        for base in value.__bases__:
+            yield "", "", base
+    elif isinstance(value, dict):
+        yield from (("", f"[{key!r}]", part) for key, part in value.items())
+    elif isinstance(value, list | tuple | set | frozenset):
+        yield from (("", f"[{number}]", part) for number, part in enumerate(value))
+    else:
+        yield from (("", f".{name}", part) for name, part in getattr(value, "__dict__", {}).items())
+        yield "", "", type(value)
+
+
+def _parts_of_function(function: FunctionType) -> Iterator[tuple[str, str, Any]]:
+    who, codes = function.__qualname__, [function.__code__]
+    for code in codes:
+        codes += [constant for constant in code.co_consts if isinstance(constant, CodeType)]
+    used = {name for code in codes for name in code.co_names} & function.__globals__.keys()
+    for name in sorted(used):
+        yield f"the global variable {name!r}, which {who} uses,", name, function.__globals__[name]
+    for name, enclosed in inspect.getclosurevars(function).nonlocals.items():
+        yield f"the variable {name!r} of an enclosing function, which {who} uses,", name, enclosed
+    for parameter in inspect.signature(function).parameters.values():
+        yield f"the default of {parameter.name!r} in {who}", parameter.name, parameter.default
