@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -96,14 +96,19 @@ class Registry:
 
         Crash on the way: part of it is there, and the next call adds the rest. Several processes may do it at once; a
         deployment at the same time wins.
+
+        Raises:
+          DeployError: Another application has been deployed at its path meanwhile.
         """
         sealed = self._sealed(record, ACTIVE)
-        pipe = self._client.pipeline()
-        if code:
-            pipe.set(self._keys.code(record.name, record.version), code, nx=True)
-        pipe.hsetnx(self._keys.application(record.name), ACTIVE, sealed)
-        pipe.hsetnx(self._keys.applications, record.name, record.version)
-        pipe.execute()
+
+        def write(pipe: Any) -> None:
+            if code:
+                pipe.set(self._keys.code(record.name, record.version), code, nx=True)
+            pipe.hsetnx(self._keys.application(record.name), ACTIVE, sealed)
+            pipe.hsetnx(self._keys.applications, record.name, record.version)
+
+        self._claim_prefix(record, write)
         # the epoch last: once it is there, submissions are accepted and must find queues and application
         self._prepare(record)
         return self._announce(self._client.pipeline(), record.name)
@@ -112,18 +117,40 @@ class Registry:
     def promote(self, record: ApplicationRecord) -> str:
         """Make a staged version the active one; return the id of the change.
 
-        One transaction: a reader sees the old version or the new one, and learns of the change after it.
+        One transaction: a reader sees the old version or the new one, and learns of the change after it. Of two
+        applications that are promoted to one path at the same moment, the second is refused.
+
+        Raises:
+          DeployError: Another application is served at its path; nothing has changed then.
         """
         self.remove_strangers(record.name)
         retired = next(iter(self.readable(record.name, ACTIVE)), None)
         sealed = self._sealed(record, ACTIVE)
-        pipe = self._client.pipeline()
-        pipe.hset(self._keys.application(record.name), ACTIVE, sealed)
-        pipe.hdel(self._keys.application(record.name), NEXT)
-        if retired is not None and retired.version != record.version:
-            self._retire(pipe, retired)
-            self._keep_old(pipe, retired)
-        return self._announce(pipe, record.name)
+
+        def write(pipe: Any) -> None:
+            pipe.hset(self._keys.application(record.name), ACTIVE, sealed)
+            pipe.hdel(self._keys.application(record.name), NEXT)
+            if retired is not None and retired.version != record.version:
+                self._retire(pipe, retired)
+                self._keep_old(pipe, retired)
+
+        return self._claim_prefix(record, write)
+
+    def _claim_prefix(self, record: ApplicationRecord, write: Callable[[Any], None]) -> str:
+        """Let ``write`` make a version the active one, unless its path is taken; return the id of the change.
+
+        Whoever serves an application at a path adds a change in the same act, so the broker refuses the transaction
+        when that has happened since the paths were read, and they are read again.
+        """
+
+        def check_and_write(pipe: Any) -> None:
+            self.check_prefix(record)
+            pipe.multi()
+            write(pipe)
+            self._add_change(pipe, record.name)
+
+        replies: Any = self._client.transaction(check_and_write, self._keys.changes)
+        return position(replies[-1])
 
     def check_prefix(self, record: ApplicationRecord) -> None:
         """Raise DeployError if another application is served at the path of this one."""
@@ -210,8 +237,11 @@ class Registry:
         return self._announce(self._client.pipeline(), app)
 
     def _announce(self, pipe: Any, app: str, change: str = "*") -> str:
-        pipe.xadd(self._keys.changes, {"app": app}, id=change, maxlen=CHANGES_KEPT, approximate=False)
+        self._add_change(pipe, app, change)
         return position(pipe.execute()[-1])
+
+    def _add_change(self, pipe: Any, app: str, change: str = "*") -> None:
+        pipe.xadd(self._keys.changes, {"app": app}, id=change, maxlen=CHANGES_KEPT, approximate=False)
 
     def _sealed(self, record: ApplicationRecord, place: str) -> bytes:
         """Seal a record for its place, with the id of its own change.
@@ -293,7 +323,7 @@ class Registry:
                 pipe.multi()
                 if is_there:
                     pipe.hset(key, place, before) if before else pipe.hdel(key, place)
-                    pipe.xadd(self._keys.changes, {"app": app}, maxlen=CHANGES_KEPT, approximate=False)
+                    self._add_change(pipe, app)
 
             self._client.transaction(put_back, key)
             del self._refused[app, place]

@@ -61,11 +61,14 @@ def roll_out(
         registry.stage(record, release.code)
         try:
             wait_until_running(record, reports, timeout_s=ready_timeout_s, on_progress=on_progress, check=check)
-            registry.check_prefix(record)  # another deploy may have been faster
         except BaseException:
             registry.withdraw(record)
             raise
-        change = registry.promote(record)
+        try:
+            change = registry.promote(record)
+        except DeployError:  # another deploy was faster; after any other error it may be the active one
+            registry.withdraw(record)
+            raise
     wait_for_gateways(installation, change, gateways, check)
     return record
 

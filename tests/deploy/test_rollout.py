@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
@@ -10,11 +12,13 @@ import redis
 
 import qserve
 from qserve.base.settings import Settings
+from qserve.broker.registry import Registry
 from qserve.define.compile import compile_application
 from qserve.deploy.installation import Installation
 from qserve.deploy.registration import DeploymentCode, Release, release_of, unpack_code
 from qserve.deploy.rollout import roll_out, wait_for_gateways
 from qserve.exceptions import DeployError, PayloadError
+from qserve.wire.application import ApplicationRecord
 from qserve.wire.status import FAILED, RUNNING, ReplicaStatus
 
 
@@ -169,3 +173,32 @@ def test_of_two_applications_that_start_at_one_path_the_faster_one_is_served(
     with pytest.raises(DeployError, match="application 'one' is served there"):
         roll_out(installation, two)
     assert registry.names() == ["one"]
+
+
+def test_of_two_applications_that_are_promoted_to_one_path_at_the_same_moment_one_is_served(
+    installation: Installation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    both = [named(installation, name, "/").record for name in ("one", "two")]
+    have_read, check_prefix = threading.Barrier(len(both), timeout=20), Registry.check_prefix
+    first_look = threading.local()
+
+    def check(self: Registry, record: ApplicationRecord) -> None:
+        check_prefix(self, record)
+        if not hasattr(first_look, "is_over"):  # neither has written yet when both have found the path free
+            first_look.is_over = True
+            have_read.wait()
+
+    def promote(record: ApplicationRecord) -> str:
+        registry = Installation(installation.settings, installation.client).registry
+        registry.stage(record)
+        try:
+            return registry.promote(record)
+        except DeployError as error:
+            return str(error)
+
+    monkeypatch.setattr(Registry, "check_prefix", check)
+    with ThreadPoolExecutor(len(both)) as pool:
+        results = [*pool.map(promote, both)]
+
+    (served,) = installation.registry.all()
+    assert sum(f"application {served.name!r} is served there" in result for result in results) == 1

@@ -14,7 +14,7 @@ from qserve.broker.connection import load_functions
 from qserve.broker.registry import NO_CHANGE
 from qserve.deploy.installation import Installation
 from qserve.deploy.sources import Sources
-from qserve.exceptions import BrokerError, PayloadError, WrongType
+from qserve.exceptions import BrokerError, DeployError, PayloadError, WrongType
 from qserve.wire.application import ApplicationRecord
 from qserve.wire.replies import warn_once
 from qserve_workers.supervisor.own_code import OwnCode
@@ -217,7 +217,10 @@ class Applications:
         try:
             load_functions(self._client)
             for record, code in self._kept.values():
-                self._registry.restore(record, code)
+                try:
+                    self._registry.restore(record, code)
+                except DeployError as error:
+                    log.error("%s", error)
         except BrokerError as error:
             # where this role may only read, somebody has to deploy again
             log.error("the applications cannot be registered again: %s; deploy them again", error)
