@@ -6,6 +6,7 @@ QserveException                    also ``RayServeException``
 │   ├── RequestCancelledError  499 the request was cancelled; also ``RequestCancelled``
 │   ├── DeadlineExceeded       504 the request was not finished within its deadline
 │   ├── ReplicaLost            500 the replica died three times while it ran the request
+│   ├── DeploymentUnavailableError  503 no replica of the deployment can be started
 │   ├── VersionReplaced        503 after a release, no replica can finish the request
 │   ├── TimeLimitExceeded      500 a call ran longer than the max_execution_s of its deployment
 │   ├── BackPressureError      503 the queue of the deployment is full
@@ -82,6 +83,13 @@ class ReplicaLost(RequestError, code="replica_lost"):
     """Raised when the replica that ran a call died, three times in a row. ``deployment`` is the call's."""
 
     deployment = ""
+
+
+class DeploymentUnavailableError(RequestError, status=503, code="deployment_unavailable", retryable=True):
+    """Raised when no replica of a ``deployment`` runs, and its last starts have failed; the message says why."""
+
+    deployment = ""
+    retry_after_s = 5
 
 
 class VersionReplaced(RequestError, status=503, code="version_replaced", retryable=True):

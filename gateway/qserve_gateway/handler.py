@@ -105,8 +105,8 @@ class RequestHandler:
             check_upgrade(environ)
         found = _find(table, path_of(environ), environ)
         record = found.route.record
-        if table.unserved:
-            table.check_served(record.name)
+        if self.plane.faults and (error := self.plane.unavailable(record, record.ingress)):
+            raise error
         timeout_s = timeout_of(environ, record.timeout_s or self.settings.request_timeout_s)
         place = self.in_flight.enter(found.route.prefix)
         reply: AnyReply | None = None

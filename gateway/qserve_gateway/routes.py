@@ -7,16 +7,14 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-from qserve.base.keys import BEAT_TTL_MS
 from qserve.base.log import get_logger
 from qserve.base.turns import Turns
-from qserve.broker.connection import BLOCK_S, broker_errors, process_name
+from qserve.broker.connection import BLOCK_S, process_name
 from qserve.broker.registry import NO_CHANGE
 from qserve.calls.client import ClientPlane
-from qserve.deploy.installation import ReplicaReports, unserved
 from qserve.exceptions import BrokerStateLost, BrokerUnavailable, BrokerUnsafe, PayloadError
 from qserve.wire.application import ApplicationRecord
 from qserve.wire.envelope import Answer
@@ -29,8 +27,6 @@ CHECK_INTERVAL_S = 60.0
 _SHORTEST_PAUSE_S, _LONGEST_PAUSE_S = 0.03, 2.0
 _EAGER_FOR_S = 3.0
 """A gateway and its broker are often started together, so failures in the first seconds are normal."""
-
-_UNSERVED_RETRY_S = 5
 
 PLAIN_METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 """All methods but TRACE and CONNECT, which are for proxies."""
@@ -136,17 +132,12 @@ class RouteTable:
     """The routes of all applications, the longest prefix first; replaced as a whole, never changed."""
 
     routes: tuple[Route, ...]
-    unserved: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, records: Iterable[ApplicationRecord], unserved: Mapping[str, str] | None = None) -> RouteTable:
-        """Return the table of these applications; those without a route prefix are not served over HTTP.
-
-        Parameters:
-          unserved: The deployments that cannot serve, by application: requests would wait for their deadline.
-        """
+    def of(cls, records: Iterable[ApplicationRecord]) -> RouteTable:
+        """Return the table of these applications; those without a route prefix are not served over HTTP."""
         routes = [Route.of(record, record.route_prefix) for record in records if record.route_prefix is not None]
-        return cls(tuple(sorted(routes, key=lambda route: len(route.prefix), reverse=True)), unserved or {})
+        return cls(tuple(sorted(routes, key=lambda route: len(route.prefix), reverse=True)))
 
     def match(self, path: str) -> Route | None:
         """Return the route that serves ``path``; its prefix matches whole segments only."""
@@ -154,15 +145,6 @@ class RouteTable:
             if path.startswith(route.root_path) and path[len(route.root_path) :][:1] in ("", "/"):
                 return route
         return None
-
-    def check_served(self, app: str) -> None:
-        """Raise Refused when a deployment of the application cannot serve, so that requests need not wait for it."""
-        if app in self.unserved:
-            message = (
-                f"deployment {self.unserved[app]!r} of application {app!r} has no replica, and none can be started:"
-                " `qserve status` says why"
-            )
-            raise Refused(message, "deployment_unavailable", 503, retry_after_s=_UNSERVED_RETRY_S)
 
     def listing(self) -> dict[str, str]:
         """Return the names of the deployments that receive the requests, by route prefix."""
@@ -257,20 +239,6 @@ class RouteWatcher:
             self._lost = True
         else:
             self._publish()
-            self._turns.attempt("what the replicas report", self._check_replicas)
-
-    def _check_replicas(self) -> None:
-        """Refuse requests that no replica would serve, as long as none can be started."""
-        found = {}
-        for name, record in self._records.items():
-            reports = ReplicaReports(self._plane.client, self._plane.keys, self._plane.seal, name)
-            if record.route_prefix is not None and (deployment := unserved(record, reports.replicas())):
-                found[name] = deployment
-        if self.table is None or found == self.table.unserved:
-            return
-        for name in found.keys() - self.table.unserved.keys():
-            log.error("refusing requests for application %r: no replica of %r can be started", name, found[name])
-        self.table = RouteTable.of(self._records.values(), found)
 
     def refresh(self) -> None:
         """Read all applications, and publish which change of the registry is served now.
@@ -304,9 +272,12 @@ class RouteWatcher:
         self._records[name] = record
 
     def _publish(self) -> None:
-        with broker_errors():
-            sealed = self._plane.seal.seal(self._beat.encode(), self._seen.encode())
-            self._plane.client.set(self._beat, sealed, px=BEAT_TTL_MS)
+        """Say which change of the registry is served, and read on the way which deployments cannot be started."""
+        known, before = self._plane.faults, {*self._plane.faults}
+        self._plane.registry.publish(self._beat, self._seen)
+        for name in known.keys() - before:
+            what = "refusing requests for application %r: no replica of %r can be started: %s"
+            log.error(what, name, known[name].deployment, known[name].message)
 
     def _check_settings(self) -> None:
         now = time.monotonic()

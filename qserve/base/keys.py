@@ -20,6 +20,7 @@
     apps                            hash    application names                               for ever, one field an app
     changes                         stream  a line for each change of apps                  for ever, CHANGES_KEPT lines
     p:<app>                         hash    replica to its state, as sealed JSON            POOL_TTL_MS
+    p:                              hash    application to its deployment that cannot start POOL_TTL_MS from the last
     b:<replica>                     string  a replica's heartbeat counter, sealed           4 leases and BEAT_TTL_MS
     g:<gateway process>             string  the version of apps that it serves              BEAT_TTL_MS
     celery:<queue>                  list    Celery's own remote control                     CONTROL_TTL_MS
@@ -77,6 +78,7 @@ class Keys:
         self.epoch = self._name("epoch")
         self.applications = self._name("apps")
         self.changes = self._name("changes")
+        self.faults = self.pool("")
 
     def _name(self, *parts: str) -> str:
         return ":".join((self._tag, *parts))

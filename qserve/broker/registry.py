@@ -9,9 +9,10 @@ from typing import Any, NamedTuple
 
 from redis import Redis
 
-from qserve.base.keys import CHANGES_KEPT, RETIRED_TTL_MS, Keys
+from qserve.base.keys import BEAT_TTL_MS, CHANGES_KEPT, RETIRED_TTL_MS, Keys
 from qserve.base.log import get_logger
 from qserve.broker.connection import broker_errors, create_group, without_strangers
+from qserve.broker.faults import Faults
 from qserve.exceptions import AppNotFound, DeployError, PayloadError, WrongType
 from qserve.wire.application import ApplicationRecord
 from qserve.wire.replies import each, last_position, order_of, position, text, warn_once
@@ -52,12 +53,16 @@ class Registry:
       client: A connection to the broker.
       keys: The installation's key names.
       seal: Records are sealed: they name the modules that replicas import.
+
+    Attributes:
+      faults: Which deployments cannot be started, as of the last time that an application was read.
     """
 
     def __init__(self, client: Redis, keys: Keys, seal: Seal) -> None:
         self._client = client
         self._keys = keys
         self._seal = seal
+        self.faults = Faults(client, keys, seal)
         self._seen: dict[tuple[str, str], _Seen] = {}
         self._refused: dict[tuple[str, str], bytes] = {}
 
@@ -265,7 +270,12 @@ class Registry:
     def _read(self, app: str, *places: str) -> Iterator[ApplicationRecord]:
         try:
             with broker_errors():
-                found: Any = self._client.hmget(self._keys.application(app), places)
+                pipe = self._client.pipeline(transaction=False)
+                pipe.hmget(self._keys.application(app), places).hgetall(self.faults.key)
+                found, faults = pipe.execute(raise_on_error=False)
+                if isinstance(found, Exception):
+                    raise found
+            self.faults.take_in(faults)
         except WrongType:
             found = [b""] * len(places)  # nothing that could be a registration
         for place, data in zip(places, found, strict=True):
@@ -360,6 +370,16 @@ class Registry:
         """Yield the active version of every application."""
         for name in self.names():
             yield from self.readable(name, "active")
+
+    @broker_errors()
+    def publish(self, beat: str, change: str) -> None:
+        """Say which change a gateway serves, and read on the way which deployments cannot be started."""
+        sealed = self._seal.seal(beat.encode(), change.encode())
+        pipe = self._client.pipeline(transaction=False)
+        stored, faults = pipe.set(beat, sealed, px=BEAT_TTL_MS).hgetall(self.faults.key).execute(raise_on_error=False)
+        if isinstance(stored, Exception):
+            raise stored
+        self.faults.take_in(faults)
 
     @broker_errors()
     def code(self, app: str, version: str) -> bytes:

@@ -184,6 +184,7 @@ class ClientPlane(BrokerPlane):
             )
         self.client = connect(settings.broker_url)
         self.registry = Registry(self.client, self.keys, self.seal)
+        self.faults = self.registry.faults.known
         self._records: dict[str, tuple[float, ApplicationRecord]] = {}
         self._sender, self._reader = ThreadLink(self.client), ThreadLink(self.client)
         self._deliver = partial(self._exchange, self._sender)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from qserve.base.clock import clock
@@ -14,7 +15,7 @@ from qserve.base.settings import Settings
 from qserve.calls.items import ItemRef
 from qserve.calls.ref import Call, Plane, Ref, failed
 from qserve.calls.responses import RESPONSES, ref_of
-from qserve.exceptions import AppNotFound, PayloadError, PayloadTooLarge, QserveException
+from qserve.exceptions import AppNotFound, DeploymentUnavailableError, PayloadError, PayloadTooLarge, QserveException
 from qserve.graph.advance import Answer as AnswerMove
 from qserve.graph.advance import Fill, begin
 from qserve.graph.plan import Plan, Slot
@@ -24,6 +25,7 @@ from qserve.wire.envelope import REQUEST_ID_CHARS, Header
 from qserve.wire.moves import BYTES_LIMIT, INPUTS_LIMIT, Awaited, Join, Model, Move, Start
 from qserve.wire.outcome import Outcome, State
 from qserve.wire.request_ids import new_value_id
+from qserve.wire.status import ReplicaStatus
 
 
 class Submission(NamedTuple):
@@ -65,12 +67,31 @@ class ComposingPlane(Plane):
 
     owns_results = False
     """Whether every result is deleted together with its ref."""
+    faults: Mapping[str, ReplicaStatus] = MappingProxyType({})
+    """The deployments that cannot be started, by application; see ``Faults``."""
 
     def __init__(self, settings: Settings, find: Callable[[str], ApplicationRecord]) -> None:
         self.settings = settings
         self.keys = Keys(settings.namespace)
         self.codec = Codec(settings.keyring)
         self.find = find
+
+    def unavailable(self, record: ApplicationRecord, deployment: str) -> DeploymentUnavailableError | None:
+        """Return why a call would wait until its deadline; None when it need not.
+
+        The first deployment of an application is refused for each of the others, which it may call.
+        """
+        fault = self.faults.get(record.name)
+        if fault is None or fault.version != record.version or fault.until_ms < clock.judge_ms():
+            return None
+        if deployment not in (fault.deployment, record.ingress):
+            return None
+        error = DeploymentUnavailableError(
+            f"deployment {fault.deployment!r} of application {record.name!r} has no replica, and none can be started:"
+            f" {fault.message}"
+        )
+        error.deployment = fault.deployment
+        return error
 
     def submit(self, call: Call) -> Ref[Any]:
         submission = self._compose(call)
@@ -107,6 +128,8 @@ class ComposingPlane(Plane):
           PayloadError: An argument cannot be encoded.
         """
         record = self.find(call.app)
+        if self.faults and (error := self.unavailable(record, call.deployment)):
+            return failed(error)
         if call.graph is not None:
             return self._compose_graph(record, call.graph, call)
         if call.deployment != record.ingress or call.method == "adapt":

@@ -11,6 +11,7 @@ from qserve.base.clock import clock
 from qserve.base.keys import POOL_TTL_MS, Keys
 from qserve.base.settings import Settings
 from qserve.broker.connection import Client, broker_errors, connect, without_strangers
+from qserve.broker.faults import Faults
 from qserve.broker.load import BrokerStatus, broker_status, waiting_in
 from qserve.broker.registry import NEXT, Registry
 from qserve.exceptions import PayloadError, WrongType
@@ -21,17 +22,23 @@ from qserve.wire.status import FAILED, RUNNING, WAITING, ReplicaStatus, report_p
 
 GIVEN_UP_AFTER = 3
 """Failed starts in a row after which requests are refused, as long as no replica runs; as many as end a deploy."""
+_CAUSE_LIMIT = 500
 
 
 class ReplicaReports:
-    """The reports of an application's replicas, on all hosts."""
+    """The reports of an application's replicas, on all hosts.
 
-    def __init__(self, client: Client, keys: Keys, seal: Seal, app: str) -> None:
+    Parameters:
+      faults: Which deployments cannot be started; read again with each report.
+    """
+
+    def __init__(self, client: Client, keys: Keys, seal: Seal, app: str, faults: Faults | None = None) -> None:
         self._client = client
         self._keys = keys
         self._seal = seal
         self._app = app
         self._key = keys.pool(app)
+        self._faults = faults or Faults(client, keys, seal)
         self._sent: dict[str, set[bytes]] = {}
 
     def report(self, status: ReplicaStatus) -> None:
@@ -46,11 +53,12 @@ class ReplicaReports:
         def store() -> bytes | None:
             pipe = self._client.pipeline(transaction=True)
             pipe.hget(self._key, status.name).hset(self._key, status.name, sealed).pexpire(self._key, POOL_TTL_MS)
-            before: bytes | None = pipe.execute()[0]
-            return before
+            before, *_, faults = pipe.hgetall(self._faults.key).execute()
+            self._faults.take_in(faults)
+            return before  # type: ignore[no-any-return]
 
         with broker_errors():
-            before = without_strangers(self._client, store, self._key)
+            before = without_strangers(self._client, store, self._key, self._faults.key)
         if not is_first and before not in self._sent[status.name]:
             how = "removed" if before is None else "changed"
             warn_once(f"the report of replica {status.name} was {how} in the broker, and is sent again")
@@ -167,7 +175,7 @@ class Installation:
 
     def reports(self, app: str) -> ReplicaReports:
         """Return what the replicas of an application report."""
-        return ReplicaReports(self.client, self.keys, self.seal, app)
+        return ReplicaReports(self.client, self.keys, self.seal, app, self.registry.faults)
 
     def status(self) -> ServeStatus:
         """Read the status of every application.
@@ -224,14 +232,26 @@ def _words_of(failed: Sequence[ReplicaStatus]) -> str:
     return f"{tried}{f', next in {left_s:.0f} s' if left_s > 0 else ''}: {failed[0].message}"
 
 
-def unserved(record: ApplicationRecord, reported: Sequence[ReplicaStatus]) -> str:
-    """Name a deployment of which no replica runs, because starts fail again and again; "" when there is none."""
+def fault_in(record: ApplicationRecord, reported: Sequence[ReplicaStatus]) -> ReplicaStatus | None:
+    """Return what callers are told of a deployment of which no replica runs, because starts fail again and again."""
     for name, wanted in record.deployments.items():
         mine = [replica for replica in reported if (replica.deployment, replica.version) == (name, record.version)]
-        failures = sum(replica.failures for replica in mine if replica.state == FAILED)
+        failed = [replica for replica in mine if replica.state == FAILED]
+        failures = sum(replica.failures for replica in failed)
         if wanted.replicated and failures >= GIVEN_UP_AFTER and not any(replica.state == RUNNING for replica in mine):
-            return name
-    return ""
+            latest = max(failed, key=lambda replica: replica.until_ms)
+            cause = _on_one_line(latest.message)
+            return ReplicaStatus("", name, record.version, FAILED, message=cause, until_ms=latest.until_ms)
+    return None
+
+
+def _on_one_line(message: str) -> str:
+    """Return what failed and the error, without its traceback."""
+    first, *rest = message.splitlines() or [""]
+    frames = [number for number, line in enumerate(rest) if line.startswith("  File ")]
+    after = rest[frames[-1] + 1 :] if frames else rest
+    error = next((line for line in after if line and line[0] != " "), "")
+    return f"{first} {error}".strip()[:_CAUSE_LIMIT]
 
 
 def waiting_workers(reported: Sequence[ReplicaStatus]) -> str:

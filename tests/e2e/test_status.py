@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 from http_client import Client
@@ -14,6 +16,8 @@ from serving import ask
 
 import qserve
 from qserve.deploy.installation import DeploymentStatus
+from qserve.exceptions import DeploymentUnavailableError
+from qserve.handle import DeploymentHandle
 
 pytestmark = pytest.mark.usefixtures("started")
 
@@ -36,13 +40,54 @@ def shown(name: str = "Fragile") -> DeploymentStatus:
     return qserve.status().applications["default"].deployments[name]
 
 
+@qserve.deployment
+class Caller:
+    """Calls it as coroutines and threads do, and says what it is told within a second."""
+
+    def __init__(self, model: DeploymentHandle) -> None:
+        self.model = model
+
+    async def __call__(self) -> str:
+        try:
+            return str(await asyncio.wait_for(self.model.remote(), 1))
+        except (DeploymentUnavailableError, TimeoutError) as error:
+            return str(error)
+
+    def wait(self) -> str:
+        try:
+            return str(self.model.remote().result(timeout_s=1))
+        except (DeploymentUnavailableError, TimeoutError) as error:
+            return str(error)
+
+
+@qserve.deployment
+class Front:
+    """Holds both."""
+
+    def __init__(self, model: DeploymentHandle, caller: DeploymentHandle) -> None:
+        self.model = model
+
+    async def __call__(self) -> int:
+        return int(await self.model.remote())
+
+
+def call(deployment: str, method: str = "__call__") -> Any:
+    return qserve.get_deployment_handle(deployment).options(method_name=method).remote()
+
+
+async def awaited(deployment: str) -> Any:
+    return await call(deployment)
+
+
 def test_a_replica_that_cannot_be_made_again_is_unhealthy_with_count_and_cause_until_it_can(
     client: Client, tmp_path: Path
 ) -> None:
-    handle = qserve.run(Fragile.bind(tmp_path))
+    model = Fragile.bind(tmp_path)
+    qserve.run(Front.bind(model, Caller.bind(model)))
     assert shown().status == "HEALTHY"
     (tmp_path / "broken").touch()
-    os.kill(ask(handle), signal.SIGKILL)
+    os.kill(call("Fragile").result(timeout_s=40), signal.SIGKILL)
+    waiting = call("Fragile")  # accepted before anybody knows
 
     wait_until(lambda: "tried 3 times" in shown().message, description="three starts have failed", timeout_s=20)
     found = shown()
@@ -50,7 +95,13 @@ def test_a_replica_that_cannot_be_made_again_is_unhealthy_with_count_and_cause_u
     assert found.replica_states == {"FAILED": 1}
     assert found.message.startswith("0 of 1 run, tried ")
     assert "ValueError: the model's file is broken" in found.message
+    assert found.waiting_calls == 1
+    assert found.oldest_call_s >= 0
 
+    why = (
+        "deployment 'Fragile' of application 'default' has no replica, and none can be started: its constructor failed:"
+        " ValueError: the model's file is broken"
+    )
     # the first may wait for its deadline: the gateway looks every two seconds
     wait_until(
         lambda: client.get(x_request_timeout_seconds="1").status == 503,
@@ -58,17 +109,30 @@ def test_a_replica_that_cannot_be_made_again_is_unhealthy_with_count_and_cause_u
         timeout_s=20,
     )
     refused = client.get()
-    assert (refused.code, "retry-after" in refused.headers) == ("deployment_unavailable", True)
-    assert "'Fragile'" in refused.text
-    waiting = handle.remote()
-    wait_until(lambda: shown().waiting_calls == 1, description="what was accepted waits")
-    assert shown().oldest_call_s >= 0
+    assert (refused.code, refused.error["message"], refused.error["deployment"]) == (
+        "deployment_unavailable", why, "Fragile",
+    )  # fmt: skip
+    assert "retry-after" in refused.headers
+
+    # a program is told by the deployment, and by the first one, which may call it
+    for name in ("Fragile", "Front"):
+        for wait in (lambda name: call(name).result(timeout_s=40), lambda name: asyncio.run(awaited(name))):
+            with pytest.raises(DeploymentUnavailableError) as raised:
+                wait(name)
+            assert (str(raised.value), raised.value.deployment) == (why, "Fragile")
+    for method in ("__call__", "wait"):  # a replica looks with each of its heartbeats
+        wait_until(
+            lambda method=method: call("Caller", method).result(timeout_s=40) == why,
+            description=f"a replica is told by {method}",
+            timeout_s=40,
+        )
 
     (tmp_path / "broken").unlink()
     assert waiting.result(timeout_s=40) > 0
     wait_until(lambda: shown().status == "HEALTHY", description="the status is healthy again")
     assert (shown().replica_states, shown().message) == ({"RUNNING": 1}, "")
-    wait_until(lambda: client.get().status == 200, description="requests are served again")
+    wait_until(lambda: client.get().status == 200, description="requests are served again", timeout_s=20)
+    wait_until(lambda: call("Caller").result(timeout_s=40).isdigit(), description="a replica calls it again")
 
 
 def test_replicas_that_keep_dying_are_unhealthy_although_one_runs(tmp_path: Path) -> None:

@@ -36,6 +36,7 @@ class FakeRegistry:
     records: list[ApplicationRecord]
     change: str = "1-0"
     away: bool = False
+    published: dict[str, str] = field(default_factory=dict)
 
     def _check(self) -> None:
         if self.away:
@@ -52,6 +53,10 @@ class FakeRegistry:
     def find(self, app: str) -> ApplicationRecord | None:
         return next((record for record in self.records if record.name == app), None)
 
+    def publish(self, beat: str, change: str) -> None:
+        self._check()
+        self.published[beat] = change
+
     def wait_for_change(self, after: str, timeout_s: float) -> str:
         self._check()
         return self.change
@@ -60,14 +65,9 @@ class FakeRegistry:
 @dataclass
 class FakeClient:
     registry: FakeRegistry
-    published: dict[str, str] = field(default_factory=dict)
 
     def ping(self) -> None:
         self.registry._check()
-
-    def set(self, key: str, value: str, px: int) -> None:
-        self.registry._check()
-        self.published[key] = value
 
 
 class FakePlane:
@@ -88,6 +88,7 @@ class FakePlane:
         self.expired: list[Ref] = []
         self.cancelled: list[Ref] = []
         self.cached: dict[str, ApplicationRecord] = {}
+        self.faults: dict[str, Any] = {}
 
     def submit(self, call: Call) -> Ref:
         self.calls.append(call)

@@ -100,6 +100,49 @@ def test_a_system_without_processes_is_reported_asked_more_and_more_slowly_and_f
     assert [status.state for status in pool.replicas()] == [STARTING]
 
 
+def test_callers_are_told_of_a_deployment_that_cannot_be_started_until_a_replica_runs_anywhere(
+    supervisor: Supervisor, system: System, client: redis.Redis, settings: Settings, keys: Keys
+) -> None:
+    caller, pool = (
+        Registry(client, keys, Seal(settings.keyring)),
+        ReplicaReports(client, keys, Seal(settings.keyring), "app"),
+    )
+
+    def told() -> list[str]:
+        caller.find("app")
+        return [f"{app}: {fault.deployment} {fault.message}" for app, fault in caller.faults.known.items()]
+
+    supervisor.tick()
+    (process,) = supervisor.processes.values()
+    for number in range(3):
+        wait_until(lambda: supervisor.tick() or supervisor.processes, description="a replica is started")
+        (process,) = supervisor.processes.values()
+        assert told() == [], number
+        failed = ReplicaStatus(
+            process.spec.name, "One", "v", FAILED, message=f"it failed:\n  File x\n    x\nValueError: {number}"
+        )
+        pool.report(failed)
+        os.kill(process.pid, signal.SIGKILL)
+        wait_until(lambda: supervisor.tick() or not supervisor.processes, description="its death is noticed")
+    wait_until(lambda: supervisor.tick() or told(), description="callers are told")
+    assert told() == ["app: One it failed: ValueError: 2"]
+
+    pool.report(ReplicaStatus("elsewhere", "One", "v", RUNNING))
+    wait_until(lambda: supervisor.tick() or not told(), description="callers may call again")
+    assert not client.exists(keys.faults)
+
+
+def test_a_supervisor_reads_no_reports_as_long_as_nothing_is_wrong(
+    supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[ReplicaReports] = []
+    monkeypatch.setattr(ReplicaReports, "replicas", lambda self: read.append(self) or [])
+    for _ in range(10):
+        supervisor.tick()
+
+    assert (read, supervisor._troubles) == ([], {})
+
+
 def test_a_death_that_the_broker_could_not_be_told_of_is_told_later(
     supervisor: Supervisor, system: System, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -228,7 +271,7 @@ def test_an_application_that_cannot_be_run_holds_up_no_other_and_is_tried_again(
     supervisor: Supervisor, system: System, caplog: pytest.LogCaptureFixture, error: Exception,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    other = replace(RECORD, name="other")
+    other = replace(RECORD, name="other", route_prefix="/other")
     for act in (supervisor._installation.registry.stage, supervisor._installation.registry.promote):
         act(other)
     find, broken = Registry.find, [True]

@@ -163,6 +163,7 @@ class _Start:
 
         async def connected() -> LoopPlane:
             plane = LoopPlane(spec.settings, find, spec.name)
+            plane.faults = self._registry.faults.known
             await plane.open()
             return plane
 

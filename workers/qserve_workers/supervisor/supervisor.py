@@ -20,7 +20,7 @@ from qserve.base.log import get_logger
 from qserve.base.settings import Settings
 from qserve.base.turns import Turns
 from qserve.broker.connection import connect
-from qserve.deploy.installation import Installation
+from qserve.deploy.installation import Installation, fault_in
 from qserve.exceptions import BrokerError
 from qserve.wire.application import ApplicationRecord
 from qserve.wire.status import FAILED, RUNNING, STARTING, ReplicaStatus
@@ -64,7 +64,9 @@ class Supervisor:
         self._applications = Applications(self._installation, self.scope, self._turns)
         self._takeover = Takeover(self._installation)
         self._memory = MemoryWatch()
-        self._troubles: defaultdict[str, Trouble] = defaultdict(Trouble)
+        self._troubles: dict[str, Trouble] = {}
+        """What goes wrong, by queue; nothing as long as all is well."""
+        self._checked_at = 0.0
         self._retire_by: dict[str, float] = {}
         self._dead: deque[tuple[ReplicaProcess, str]] = deque()
         self._is_stopping = False
@@ -109,6 +111,7 @@ class Supervisor:
         for stream, target in targets.items():
             attempt(f"starting {stream}", self._start_missing, stream, target)
         self._stop_surplus(targets)
+        self._check_faults(targets)
         for stream in list(self._troubles):
             attempt(f"reporting on {stream}", self._report_trouble, stream, targets.get(stream))
         for record in self._applications.old():
@@ -165,16 +168,16 @@ class Supervisor:
         reports = self._installation.reports(spec.record.name)
         last = reports.last(spec.name)
         reports.remove(spec.name)
-        trouble = self._troubles[spec.stream]
         if process.is_stopping:
             pass
         elif last is not None and last.state == RUNNING:
             log.warning("replica %s of %s died (%s); its calls are handed over", spec.name, spec.deployment, how)
-            trouble.note_death(how, now)
+            self._trouble(spec.stream).note_death(how, now)
         else:
             # without a report it could not say why itself: it was killed, or code that it imported ended the process
             has_report = last is not None and last.state == FAILED
             why = last.message if last and has_report else f"its process ended while it was starting: {how}"
+            trouble = self._trouble(spec.stream)
             is_known = trouble.failures and trouble.cause == why
             trouble.note_failed_start(why, now)
             active = self._applications.active(spec.record.name)
@@ -192,18 +195,44 @@ class Supervisor:
 
     def _report_trouble(self, stream: str, target: Target | None) -> None:
         """Report what goes wrong with a deployment as long as it does, and no longer."""
-        trouble, now = self._troubles[stream], time.monotonic()
-        if target is None:
-            del self._troubles[stream]  # what is reported of a version that is gone ends with it
-            return
-        if trouble.failures and now - trouble.checked_at > _CHECK_AGAIN_S:
-            trouble.checked_at = now
-            mine = {process.spec.name for process in self.processes.values() if process.spec.stream == stream}
-            running = self._installation.reports(target.record.name).replicas()
-            if any(replica.state == RUNNING and replica.name in mine for replica in running):
-                trouble.note_running()
-        if trouble.words(now) != trouble.reported:
+        trouble = self._troubles[stream]
+        if target is not None and trouble.words(time.monotonic()) != trouble.reported:
             self._report(target.record, target.deployment, trouble)
+        if target is None or trouble.is_over:  # what is reported of a version that is gone ends with it
+            del self._troubles[stream]
+
+    def _trouble(self, stream: str) -> Trouble:
+        return self._troubles.setdefault(stream, Trouble())
+
+    def _check_faults(self, targets: dict[str, Target]) -> None:
+        """Read what replicas report, while some have failed here, or callers are told that some cannot be started."""
+        failing = {
+            targets[stream].record.name
+            for stream, trouble in self._troubles.items()
+            if trouble.failures and stream in targets
+        }
+        apps, now = failing | self._installation.registry.faults.known.keys(), time.monotonic()
+        if apps and now - self._checked_at > _CHECK_AGAIN_S:
+            self._checked_at = now
+            for app in apps:
+                self._turns.attempt(f"what the replicas of {app} report", self._check_fault, app)
+
+    def _check_fault(self, app: str) -> None:
+        """Forget failures where replicas run again, and tell callers of the deployment that cannot be started.
+
+        Every supervisor of an application does the same with the same reports.
+        """
+        replicas = self._installation.reports(app).replicas()
+        running = {replica.name for replica in replicas if replica.state == RUNNING}
+        for process in self.processes.values():
+            if process.spec.name in running and process.spec.stream in self._troubles:
+                self._troubles[process.spec.stream].note_running()
+        faults, active = self._installation.registry.faults, self._applications.active(app)
+        known = faults.known.get(app)
+        fault = None if active is None else fault_in(active, replicas)
+        # of an application that is not run from here others know more, as long as it holds
+        if fault != known and (active is not None or (known and known.until_ms < clock.judge_ms())):
+            faults.note(app, fault)
 
     def _report(self, record: ApplicationRecord, deployment: str, trouble: Trouble) -> None:
         """Report how often replicas have failed here, as one report, which is replaced by the next and then removed."""
@@ -228,16 +257,16 @@ class Supervisor:
     # -- the living --------------------------------------------------------------------------------
 
     def _start_missing(self, stream: str, target: Target) -> None:
-        trouble = self._troubles[stream]
+        trouble = self._troubles.get(stream)
         mine = [process for process in self.processes.values() if process.spec.stream == stream]
         alive = sum(not process.is_stopping for process in mine)
-        if time.monotonic() < trouble.next_try:
+        if trouble and time.monotonic() < trouble.next_try:
             return
         for _ in range(target.replicas - alive):
-            if not self._start(target, trouble):
+            if not self._start(stream, target):
                 break
 
-    def _start(self, target: Target, trouble: Trouble) -> bool:
+    def _start(self, stream: str, target: Target) -> bool:
         """Start one replica, and return whether the system provided a process for it."""
         record, deployment, host = target.record, target.deployment, socket.gethostname()
         reports, name = self._installation.reports(record.name), f"{deployment}-{host}-{os.urandom(4).hex()}"
@@ -252,12 +281,13 @@ class Supervisor:
             reports.remove(name)
             why = f"{CANNOT_START}: {errno.errorcode.get(error.errno or 0, '')}: {os.strerror(error.errno or 0)}"
             log.error("no replica of %s can be started: %s", deployment, why)
-            trouble.note_failed_start(why, time.monotonic())
+            self._trouble(stream).note_failed_start(why, time.monotonic())
             return False
         self.processes[pid] = ReplicaProcess(pid, spec, config)
         if failpoints.ARMED:
             failpoints.hit("supervisor.after_fork")
-        if trouble.cause.startswith(CANNOT_START):
+        trouble = self._troubles.get(stream)
+        if trouble and trouble.cause.startswith(CANNOT_START):
             trouble.note_running()
         return True
 

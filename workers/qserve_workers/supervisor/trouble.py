@@ -22,14 +22,12 @@ class Trouble:
       failures: Starts in a row that failed.
       next_try: When another may be tried, by the monotonic clock.
       cause: Why the last one failed, or how the last replica died.
-      checked_at: When it was last checked whether replicas run.
       reported: What was reported last; "" for nothing.
     """
 
     failures: int = 0
     next_try: float = 0.0
     cause: str = ""
-    checked_at: float = 0.0
     reported: str = ""
     _deaths: deque[float] = field(default_factory=lambda: deque(maxlen=100))
 
@@ -46,6 +44,11 @@ class Trouble:
     def note_running(self) -> None:
         """A replica of the deployment takes calls."""
         self.failures, self.next_try = 0, 0.0
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing goes wrong any more, and nothing is reported."""
+        return not (self.failures or self.reported or self._deaths)
 
     @property
     def counted(self) -> int:
