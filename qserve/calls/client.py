@@ -56,11 +56,11 @@ class BrokerPlane(ComposingPlane):
     """Submits calls to a broker and follows them to their end; for the parameters see ``ComposingPlane``."""
 
     def __init__(
-        self, settings: Settings, find: Callable[[str], ApplicationRecord], counts_results: bool = False
+        self, settings: Settings, find: Callable[[str], ApplicationRecord], counts_results: bool = False, name: str = ""
     ) -> None:
         super().__init__(settings, find)
         self.seal = Seal(settings.keyring)
-        self.mailbox = Mailbox(self.keys, self.seal, self.post, self.serves_replica, counts_results)
+        self.mailbox = Mailbox(self.keys, self.seal, self.post, self.serves_replica, counts_results, name)
         self.epoch = self.mailbox.epoch
         self._released: list[str] = []
 
@@ -247,7 +247,7 @@ class ClientPlane(BrokerPlane):
         """
         unsent = [ref.request_id for ref in self.mailbox.submitted() if not ref.acceptance.is_set()]
         self.__init__(self.settings, self._is_of_program)  # type: ignore[misc]
-        self.mailbox.on_their_way = dict.fromkeys(unsent, time.monotonic() + 2 * SEND_FOR_S)
+        self.mailbox.expect_unknown(unsent, 2 * SEND_FOR_S)
 
     def close(self) -> None:
         """Stop the threads and close the connections; open refs stay open."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from functools import partial
 from math import ceil
 from typing import Any
@@ -90,16 +90,17 @@ class Mailbox:
       post: Sends a command, and calls back with its reply.
       is_quiet: Whether another part of this process logs that the broker is away.
       counts: Whether long results are only announced: the outcome is in the state ``ANNOUNCED`` then.
+      process: Names the mailbox; "" for a new name.
     """
 
-    def __init__(self, keys: Keys, seal: Seal, post: Post, is_quiet: bool = False, counts: bool = False) -> None:
-        self.name = keys.mailbox(process_name(), counts)
+    def __init__(
+        self, keys: Keys, seal: Seal, post: Post, is_quiet: bool = False, counts: bool = False, process: str = ""
+    ) -> None:
+        self.name = keys.mailbox(process or process_name(), counts)
         self._counting = self.name if counts else ""
         self.epoch = Epoch(keys.epoch)
-        self.on_their_way: dict[str, float] = {}
-        """Requests that another process is about to submit, and until when they may be unknown."""
-        self.on_ended: Callable[[str, str], None] | None = None
-        """Is called with the request and its state when a request was cancelled or has expired: it may run here."""
+        self._on_their_way: dict[str, float] = {}
+        self._on_ended: Callable[[str, str], None] | None = None
         self._keys = keys
         self._seal = seal
         self._post = post
@@ -117,6 +118,10 @@ class Mailbox:
 
     def __contains__(self, ref: Ref[Any]) -> bool:
         return ref in self._open.get(ref.request_id, ())
+
+    def report_ends(self, on_ended: Callable[[str, str], None]) -> None:
+        """Call ``on_ended`` with the request and its state when one was cancelled or has expired: it may run here."""
+        self._on_ended = on_ended
 
     # -- open refs ---------------------------------------------------------------------------------
 
@@ -148,6 +153,10 @@ class Mailbox:
         self._closing.discard(request_id)
         for ref in list(self._open.pop(request_id, ())):
             ref.settle(_whole(ref, outcome) if isinstance(ref, ItemRef) else outcome, was_accepted)
+
+    def expect_unknown(self, requests: Sequence[str], for_s: float) -> None:
+        """Wait for requests that another process is about to submit, although the broker does not know them yet."""
+        self._on_their_way = dict.fromkeys(requests, time.monotonic() + for_s)
 
     def submitted(self) -> list[Ref[Any]]:
         """Return the open refs of requests that this process has submitted."""
@@ -185,12 +194,12 @@ class Mailbox:
             replies.warn_once(f"a message was dropped: {error}")
             return
         refs = self._open.get(request_id)
-        if refs is None and (self.on_ended is None or outcome.state not in STOPPED):
+        if refs is None and (self._on_ended is None or outcome.state not in STOPPED):
             return  # settled before: a message that comes twice changes nothing
         if refs is None or outcome.state != ITEM:
             end = _opened(self._seal, request_id, outcome)
-            if end.state in STOPPED and self.on_ended is not None:
-                self.on_ended(request_id, end.state)
+            if end.state in STOPPED and self._on_ended is not None:
+                self._on_ended(request_id, end.state)
             self.settle(request_id, end)
             return
         for ref in list(refs):
@@ -318,7 +327,7 @@ class Mailbox:
             # Ours, and lost with the server that accepted it, when that failed before its replica had it. Before it is
             # accepted, the question only came first: another thread has the ref, and its submission is on the way.
             outcome = STATE_LOST if ref.acceptance.is_set() else None
-        elif not found.state and time.monotonic() < self.on_their_way.get(ref.request_id, 0.0):
+        elif not found.state and time.monotonic() < self._on_their_way.get(ref.request_id, 0.0):
             return
         else:
             outcome = outcome_of(found, self._seal, ref.request_id)

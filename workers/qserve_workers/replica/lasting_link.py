@@ -28,7 +28,6 @@ class LastingLink:
 
     Attributes:
       current: The connection; None while there is none.
-      is_needed: Whether it is opened again when it is lost.
     """
 
     def __init__(
@@ -43,7 +42,7 @@ class LastingLink:
         on_failure: Callable[[Exception], None] = ignore,
     ) -> None:
         self.current: Link | None = None
-        self.is_needed = True
+        self._is_needed = True
         self._url = url
         self._turns = turns
         self._silent_for_s = silent_for_s
@@ -69,7 +68,7 @@ class LastingLink:
         self._on_open()
 
     async def keep_trying(self) -> None:
-        while self.current is None and self.is_needed:
+        while self.current is None and self._is_needed:
             with self._turns:
                 try:
                     await self.open()
@@ -83,8 +82,12 @@ class LastingLink:
         if self.current is not None:
             self.current.abort()
 
+    def let_end(self) -> None:
+        """Do not open it again once it is lost."""
+        self._is_needed = False
+
     def close(self) -> None:
-        self.is_needed = False
+        self.let_end()
         if self.current is not None:
             self.current.close()
 

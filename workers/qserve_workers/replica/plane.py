@@ -36,6 +36,16 @@ from qserve_workers.replica.lasting_link import SHORTEST_PAUSE_S, LastingLink
 log = get_logger(__name__)
 
 
+class _BesidePlane(ClientPlane):
+    """The plane of sync code that holds up the loop of a replica; it has threads and a mailbox of its own."""
+
+    owns_results = True
+
+    def __init__(self, settings: Settings, find: Callable[[str], ApplicationRecord]) -> None:
+        super().__init__(settings)
+        self.find = find
+
+
 class LoopPlane(BrokerPlane):
     """Carries the calls, commits and results of a replica on the event loop in which it was created.
 
@@ -50,9 +60,7 @@ class LoopPlane(BrokerPlane):
     owns_results = serves_replica = True
 
     def __init__(self, settings: Settings, find: Callable[[str], ApplicationRecord], replica: str = "") -> None:
-        super().__init__(settings, find)
-        if replica:
-            self.mailbox.name = self.keys.mailbox(replica)
+        super().__init__(settings, find, name=replica)
         assert settings.broker_url is not None
         self.loop = asyncio.get_running_loop()
         self._link = LastingLink(
@@ -136,11 +144,9 @@ class LoopPlane(BrokerPlane):
         return super().submit(call)
 
     def _beside(self) -> ClientPlane:
-        """Return the plane of sync code that holds up the loop; it has threads and a mailbox of its own."""
         with self._opening_beside:
             if self._sync_plane is None:
-                self._sync_plane = ClientPlane(self.settings)
-                self._sync_plane.find, self._sync_plane.owns_results = self.find, True
+                self._sync_plane = _BesidePlane(self.settings, self.find)
             return self._sync_plane
 
     def follow(self, ref: Ref[Any]) -> None:
@@ -235,7 +241,7 @@ class LoopPlane(BrokerPlane):
 
     def listen(self, on_ended: Callable[[str, str], None]) -> None:
         """Read the mailbox from now on; ``on_ended`` gets each request that was cancelled or has expired."""
-        self.mailbox.on_ended = on_ended
+        self.mailbox.report_ends(on_ended)
         self._on_loop(self._start_reader)
 
     def _start_reader(self) -> None:

@@ -276,7 +276,7 @@ class StreamReader:
         """Read no more; what the broker has delivered meanwhile still begins."""
         self._advertiser.stop()
         self._is_closed = True
-        self._link.is_needed = False
+        self._link.let_end()
         if self._is_reading:
             self._end_blocking_read()
             give_up = self._plane.loop.time() + 1.0
