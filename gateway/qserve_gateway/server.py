@@ -18,6 +18,7 @@ from gevent.server import StreamServer
 from gunicorn.app.base import BaseApplication
 from gunicorn.glogging import Logger
 from gunicorn.http import wsgi
+from gunicorn.http.parser import RequestParser
 from gunicorn.http.unreader import SocketUnreader
 from gunicorn.workers.ggevent import GeventWorker
 
@@ -29,7 +30,7 @@ from qserve.broker.doctor import check_address
 from qserve.exceptions import QserveException
 from qserve_gateway.application import Gateway, access_log, create_app
 from qserve_gateway.request.access import AccessPolicy
-from qserve_gateway.request.environ import SMALL, keep_header_lines, request_id_of
+from qserve_gateway.request.environ import SMALL, ConnectedRequest, keep_header_lines, request_id_of
 from qserve_gateway.request.waiting import CONNECTION_LIMIT
 from qserve_gateway.response.errors import error_reply, unreadable_reply
 
@@ -150,8 +151,9 @@ def serve(settings: Settings, host: str, port: int, workers: int = 1, log_reques
 
 
 def adapt_gunicorn() -> None:
-    """Have gunicorn do once what it would do for each request."""
+    """Give gunicorn our requests, and have it do once what it would do for each request."""
     SocketUnreader.max_body_chunk = SMALL  # what it reads ahead of us is not counted
+    RequestParser.mesg_class = ConnectedRequest
     wsgi.WSGIErrorsWrapper = cache(wsgi.WSGIErrorsWrapper)  # it looks up a logger: 3 us
 
 
