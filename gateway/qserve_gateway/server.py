@@ -33,6 +33,7 @@ from qserve_gateway.request.access import AccessPolicy
 from qserve_gateway.request.environ import SMALL, ConnectedRequest, keep_header_lines, request_id_of
 from qserve_gateway.request.waiting import CONNECTION_LIMIT
 from qserve_gateway.response.errors import error_reply, unreadable_reply
+from qserve_gateway.response.reply import OneWrite
 
 GRACE_S = 3
 _BACKLOG = 2048
@@ -151,9 +152,10 @@ def serve(settings: Settings, host: str, port: int, workers: int = 1, log_reques
 
 
 def adapt_gunicorn() -> None:
-    """Give gunicorn our requests, and have it do once what it would do for each request."""
+    """Give gunicorn our requests and responses, and have it do once what it would do for each request."""
     SocketUnreader.max_body_chunk = SMALL  # what it reads ahead of us is not counted
     RequestParser.mesg_class = ConnectedRequest
+    wsgi.Response = OneWrite
     wsgi.WSGIErrorsWrapper = cache(wsgi.WSGIErrorsWrapper)  # it looks up a logger: 3 us
 
 
