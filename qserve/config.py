@@ -10,7 +10,7 @@ from qserve.define.options import BackpressureConfig as BackpressureConfig
 
 
 class ProxyLocation(StrEnum):
-    """Where Ray Serve puts its proxies; without effect here, as ``start`` says."""
+    """The places of Ray Serve's proxies; without effect here, as ``start`` says."""
 
     Disabled = "Disabled"
     HeadOnly = "HeadOnly"

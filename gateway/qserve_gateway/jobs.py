@@ -34,7 +34,7 @@ from qserve_gateway.response.reply import Reply, call_when_sent, result_reply
 log = get_logger(__name__)
 
 JOBS_PATH = "/-/requests/"
-"""Where results are fetched and requests cancelled, followed by the request's ID."""
+"""The path for fetching results and cancelling requests; the request's ID follows it."""
 WAIT_LIMIT_S = 30.0
 VALUE_LIMIT = 1024 * 1024
 """The longest value, in bytes as it is stored, that a gateway converts to JSON."""
@@ -47,7 +47,7 @@ _WITHOUT_KEY = "once"
 
 
 class Preference(NamedTuple):
-    """What the header ``Prefer`` (RFC 7240) asks for, as far as it is supported.
+    """The supported part of the header ``Prefer`` (RFC 7240).
 
     Parameters:
       respond_async: Reply 202 at once and let the client come back, instead of letting it wait.

@@ -1,4 +1,4 @@
-"""Which application serves which path: the table of routes, and the thread that keeps it up to date."""
+"""The table of routes, which says which application serves which path, and the thread that keeps it up to date."""
 
 from __future__ import annotations
 

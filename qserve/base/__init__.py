@@ -1,4 +1,4 @@
-"""What every other room builds on: settings, key names, clocks, logging, promises, processes.
+"""The foundation of all other rooms: settings, key names, clocks, logging, promises, processes.
 
 It may import qserve.exceptions.
 Open first: settings.py, then keys.py, the table of every key in the broker.

@@ -77,7 +77,7 @@ def give_up(descriptor: int) -> None:
 
 
 class Setup:
-    """What a replica has set up for its process: handlers of signals, functions to be called at its end."""
+    """The setup of a replica's process: handlers of signals, functions to be called at its end."""
 
     is_made = has_left = False
 

@@ -1,4 +1,4 @@
-"""Where modules are searched for: the user's folders first while user code is imported, and otherwise last or never.
+"""The search path of modules: the user's folders are first while user code is imported, and otherwise last or absent.
 
 A file of the user may have the name of a module that a library of ours imports later (``email.py``, ``token.py``), and
 it must not run in its place. So the processes of the command keep the user's folders off their path, which is what
@@ -122,7 +122,7 @@ def _script_folder() -> str:
 
 
 def _holds_packages(folder: str) -> bool:
-    """Whether packages are installed in a folder, or Python itself is extended there, as tools that trace it do."""
+    """Return whether packages are installed in a folder, or Python itself is extended there, as tracing tools do."""
     try:
         names = os.listdir(folder)
         return any(name in _KEPT or name.endswith((".dist-info", ".egg-info")) for name in names)

@@ -20,7 +20,7 @@ REPLICA = "QSERVE_REPLICA"
 """The variable that names the replica to the programs that user code starts."""
 _VARIABLE = f"{REPLICA}=".encode()
 IS_REPLICA, IS_CHILD = "qserve-", "qchild-"
-"""How the kernel's name of a replica begins, and that of what its user code forks."""
+"""The prefixes of the kernel's names for a replica, and for the processes that its user code forks."""
 
 
 def die_with_parent(number: int = signal.SIGTERM) -> None:

@@ -1,4 +1,4 @@
-"""Where a broker is, and which part of its address may be shown: one server, or the primary that Sentinels watch.
+"""The address of a broker, one server or the primary that Sentinels watch, and the part of it that may be shown.
 
 A URL may contain a password before the host or among the parameters, and a password with a character that has a meaning
 in URLs makes an address that cannot be parsed. The errors of the standard parser quote what they could not read.

@@ -27,7 +27,7 @@ T = TypeVar("T")
 Client: TypeAlias = redis.Redis
 """A client of the broker, as ``connect`` returns it; other rooms know redis-py by this name only."""
 CLIENT_ERRORS = (redis.RedisError, OSError)
-"""What a client raises when the broker is away or refuses a command."""
+"""The errors of a client when the broker is away or refuses a command."""
 CLIENT_VERSION = str(redis.__version__)
 
 READ_TIMEOUT_S = 5.0

@@ -50,7 +50,7 @@ _EVICTED_CLIENT_CVE: tuple[Version, Version] = ((7, 2), (8, 6, 3))
 
 @dataclass(frozen=True)
 class BrokerFacts:
-    """What is known of a broker.
+    """The facts that are known about a broker.
 
     Parameters:
       where: Its address, without credentials.
@@ -346,7 +346,7 @@ def _dotted(version: Version) -> str:
 
 
 _logged = mmap.mmap(-1, 4096)
-"""Which warnings were logged, by a checksum; shared with all processes that are forked from this one."""
+"""The warnings that were logged, by a checksum; shared with all processes that are forked from this one."""
 
 
 def _is_first(what: str) -> bool:

@@ -1,4 +1,4 @@
-"""Which deployments cannot be started: noted by supervisors, so that callers are told and need not wait."""
+"""Deployments that cannot be started: supervisors note them, so that callers get an error and need not wait."""
 
 from __future__ import annotations
 

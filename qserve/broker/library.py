@@ -72,7 +72,7 @@ _KINDS = {
 
 
 class Stub:
-    """What one function takes and may return.
+    """The parameters of one function, and its replies.
 
     Parameters:
       declared: The Python function whose signature says it, and whose code is replaced.

@@ -136,7 +136,7 @@ def _namesakes() -> Iterator[tuple[str, str]]:
 
 
 def _is_involved(name: str, path: str, error: BaseException | None) -> bool:
-    """Whether a library has run into the file, or the user's own code into the module that has its name."""
+    """Return whether a library has imported the file, or the user's own code the module that has its name."""
     while error is not None:
         files, trace = [], error.__traceback__
         while trace is not None:

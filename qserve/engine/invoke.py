@@ -1,4 +1,4 @@
-"""How user code is called, by replicas and by local mode alike.
+"""Call user code, for replicas and for local mode alike.
 
 ``Invoker`` calls the methods of a ``Servable``: coroutines and fast sync methods on the loop, others in a thread, one
 after another. A ``Backend`` delivers their arguments and carries out what follows.

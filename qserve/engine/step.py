@@ -39,7 +39,7 @@ class UserCall:
 
 
 class Conclusion(NamedTuple):
-    """What follows from a call: the end of its request, or moves to the next steps."""
+    """The effect of a call: the end of its request, or moves to the next steps."""
 
     state: str = ""
     payload: bytes = b""

@@ -19,7 +19,7 @@ from qserve.http import builtin_adapters as built_in
 from qserve.http.rejection import MISSING, RequestValidationError, missing, read_form, read_json, unreadable
 
 AdapterLike = Callable[..., Any] | type[BaseModel] | str | None
-"""What ``DAGDriver.bind`` accepts as ``http_adapter``; a string is an import path."""
+"""The values that ``DAGDriver.bind`` accepts as ``http_adapter``; a string is an import path."""
 
 Run = Callable[[Any], Awaitable[Any]]
 """Runs a graph on its input, and returns its result."""

@@ -15,7 +15,7 @@ from qserve.wire.codes import Code, register_packer
 
 Address = tuple[str, int | None]
 EMPTY_BODY = 'it is empty. Send a JSON value, for example 5 or {"name": "value"}'
-"""What is said of an empty body that must be JSON, behind "the request body is not valid JSON: "."""
+"""The end of the error for an empty body, after "the request body is not valid JSON: "."""
 
 HOP_BY_HOP = frozenset(
     b"connection expect keep-alive proxy-authenticate proxy-authorization proxy-connection te trailer"

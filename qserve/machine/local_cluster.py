@@ -109,7 +109,7 @@ class LocalCluster:
 
     @property
     def has_broker(self) -> bool:
-        """Whether the broker is one of its processes, so that what is stored ends with them."""
+        """Whether the broker is one of its processes, so that its data ends with them."""
         return self._broker is not None
 
     def wait(self) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 _PREFIX = "qserve-"
 _UNFINISHED = ".qserve-"
-"""What the name of a folder begins with until it is locked."""
+"""The prefix of a folder's name until it is locked."""
 _LOCK = "owner.lock"
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 # not blocking, for there may be a pipe in the file's place; and nothing is truncated

@@ -18,7 +18,7 @@ from qserve.wire.codec import Codec, unpack
 
 @dataclass(frozen=True)
 class DeploymentRecord:
-    """What callers and supervisors need to know about one deployment.
+    """The options of one deployment that callers and supervisors need.
 
     Parameters:
       num_replicas: The number of replicas to run, over all hosts.

@@ -70,7 +70,7 @@ _ENDS = frozenset(State) - {State.OPEN}
 _UNSIGNED, _SIGNED = bytes((_VERSION, 0)), bytes((_VERSION, 1))
 _TAG_AT = len(_SIGNED) + KEY_ID_BYTES
 UNSIGNED_BYTES, SIGNED_BYTES = len(_UNSIGNED), _TAG_AT + TAG_BYTES
-"""What a sealed message has before its body."""
+"""The number of bytes before the body of a sealed message."""
 
 
 class Seal:

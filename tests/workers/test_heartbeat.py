@@ -133,4 +133,4 @@ def test_a_heartbeat_is_believed_of_its_own_replica_only(
     assert read_beat(seal, "a", genuine) == 1
     for name, forged in (("b", genuine), ("a", b"7"), ("a", b""), ("a", seal.seal(b"beat|a", b"7\xff"))):
         assert read_beat(seal, name, forged) is None
-    assert "the heartbeat of replica b is not believed: a message's signature is wrong" in caplog.text
+    assert "the heartbeat of replica b is ignored: a message's signature is wrong" in caplog.text

@@ -32,7 +32,7 @@ _KIB = 1024
 _PACE = ((5 * _KIB, 5.0), (10 * _KIB, 10.0), (sys.maxsize, BODY_TIMEOUT_S))
 
 CLIENT_ID = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
-"""What a client may choose as an ID: it has no spaces, and nothing in it needs quoting."""
+"""The IDs that a client may choose: without spaces, and without characters that need quoting."""
 _UNPREFIXED = frozenset(("CONTENT_TYPE", "CONTENT_LENGTH"))
 _MODEL_HEADER = "SERVE_MULTIPLEXED_MODEL_ID"
 _USUAL_CONNECTIONS = frozenset(("", "close", "keep-alive"))

@@ -25,7 +25,7 @@ CONNECTION_LIMIT = 1000
 SUBMIT_LIMIT = 16 * 1024 * 1024
 """Bytes of bodies that are submitted at a time, since each is copied three times on its way; one body always is."""
 STREAM_BYTES = WINDOW * PIECE_BYTES
-"""What a stream may have waiting here for its client."""
+"""The most bytes of a stream that may wait here for its client."""
 _ASKED_S = 1.0
 POLL_INTERVAL_S = 0.25
 _HUNG_UP = getattr(select, "POLLRDHUP", 0) | select.POLLHUP | select.POLLERR
@@ -35,7 +35,7 @@ _poll: Any = monkey.get_original("select", "poll")
 
 @dataclass(slots=True)
 class _Route:
-    """What one route holds, and when it last asked for a place."""
+    """The places that one route holds, and when it last asked for one."""
 
     held: int = 0
     asked_at: float = 0.0

@@ -88,7 +88,7 @@ def read_beat(seal: Seal, replica: str, data: bytes | None) -> int | None:
     try:
         return None if data is None else number(seal.open(_place(replica), data), "a heartbeat")
     except PayloadError as error:
-        warn_once(f"the heartbeat of replica {replica} is not believed: {error}")
+        warn_once(f"the heartbeat of replica {replica} is ignored: {error}")
         return None
 
 
@@ -141,7 +141,7 @@ class Observer:
         return lost
 
     def _is_known(self, name: str) -> bool:
-        """Whether it was lost before and has not beaten since: the broker delivered to its old connection."""
+        """Return whether it was lost before and has not beaten since: the broker delivered to its old connection."""
         count = self._lost.get(name)
         return count is not None and (count == _DEAD or self._seen[name][0] <= count)
 

@@ -1,4 +1,4 @@
-"""How calls end: committed, failed, tried again later, or kept as dead letters; each by one command to the broker."""
+"""End calls: commit them, fail them, retry them later, or keep them as dead letters; by one command each."""
 
 from __future__ import annotations
 

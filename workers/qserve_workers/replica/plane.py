@@ -163,7 +163,7 @@ class LoopPlane(BrokerPlane):
             )
 
     def _is_held_up(self) -> bool:
-        """Whether a loop that user code runs, such as that of a constructor, holds up this one."""
+        """Return whether a loop that user code runs, such as that of a constructor, holds up this one."""
         return threading.get_ident() == self._thread and loop_that_runs() is not self.loop
 
     def _expect(self, ref: Ref[Any], deadline_ms: int = 0) -> None:

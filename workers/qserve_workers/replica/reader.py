@@ -58,7 +58,7 @@ _SLOTS = [str(number).encode() for number in range(INPUTS_LIMIT)]
 
 
 class Tag(NamedTuple):
-    """Which entry of which stream a delivery is."""
+    """The stream and the entry of a delivery."""
 
     stream: str
     entry_id: bytes

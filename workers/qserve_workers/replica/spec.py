@@ -1,4 +1,4 @@
-"""The agreement of a supervisor and its replicas: which replica a process is, and what its exit code means."""
+"""The contract of a supervisor and its replicas: which replica a process is, and what its exit code means."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from qserve.wire.application import ApplicationRecord, DeploymentRecord
 
 @dataclass(frozen=True)
 class ReplicaSpec:
-    """Which replica a process is.
+    """The identity of a replica's process.
 
     Parameters:
       name: The consumer's name in the group; unique for ever.

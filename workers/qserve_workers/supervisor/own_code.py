@@ -107,7 +107,7 @@ class OwnCode:
 
 
 class _Wait(NamedTuple):
-    """That a version is waited for.
+    """A version that this worker waits for.
 
     Parameters:
       names: Those of the reports that say so.

@@ -66,7 +66,7 @@ class ReplicaProcess:
             os.kill(self.pid, signal.SIGABRT)
 
     def is_late(self, limit_s: float) -> bool:
-        """Whether its constructor may have taken longer than that; it has reported nothing yet as far as is known."""
+        """Return whether its constructor may have taken longer than that: no report of it is known yet."""
         return not (self.is_ready or self.is_stopping) and time.monotonic() - self.started_at >= limit_s
 
     def kill_if_due(self) -> None:

@@ -26,7 +26,7 @@ _READ_AGAIN_S = 2.0
 
 @dataclass(frozen=True)
 class Scope:
-    """Which deployments a supervisor runs.
+    """The deployments that a supervisor runs.
 
     Parameters:
       app: The application; None for all that are registered.

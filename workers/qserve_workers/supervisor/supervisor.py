@@ -65,7 +65,7 @@ class Supervisor:
         self._takeover = Takeover(self._installation)
         self._memory = MemoryWatch()
         self._troubles: dict[str, Trouble] = {}
-        """What goes wrong, by queue; nothing as long as all is well."""
+        """The failures by queue; empty while there are none."""
         self._checked_at = 0.0
         self._retire_by: dict[str, float] = {}
         self._dead: deque[tuple[ReplicaProcess, str]] = deque()
@@ -308,7 +308,7 @@ class Supervisor:
             process.stop()
 
     def _is_retired(self, record: ApplicationRecord) -> bool:
-        """Whether a version that should not run any more has finished what was accepted, or has had its time for it."""
+        """Return whether a version that should not run any more has finished its requests, or its time is over."""
         grace_s = max(deployment.grace_s for deployment in record.deployments.values())
         retire_by = self._retire_by.setdefault(record.version, time.monotonic() + grace_s)
         return self._takeover.retire(record, time.monotonic() > retire_by, self._applications.active(record.name))

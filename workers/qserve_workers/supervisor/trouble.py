@@ -47,7 +47,7 @@ class Trouble:
 
     @property
     def is_over(self) -> bool:
-        """Whether nothing goes wrong any more, and nothing is reported."""
+        """Whether there is no failure any more, and no report of one."""
         return not (self.failures or self.reported or self._deaths)
 
     @property
