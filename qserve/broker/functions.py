@@ -250,6 +250,11 @@ def strays(streams: Keys, consumer: str, request_prefix: str, after: Strings) ->
     """Return which entries that ``consumer`` has read after those ids must not run: copies of others."""
 
 
+@LIBRARY.function("no-writes")
+def unwanted(requests: Keys, steps: Strings, places: Strings) -> Command:
+    """Return which running calls would change nothing: for each its request, its step, and its stream and entry."""
+
+
 # -- results and their readers ---------------------------------------------------------------------
 
 

@@ -101,6 +101,7 @@ class Mailbox:
         self.epoch = Epoch(keys.epoch)
         self._on_their_way: dict[str, float] = {}
         self._on_ended: Callable[[str, str], None] | None = None
+        self._on_gap: Callable[[], object] = bool  # does nothing
         self._keys = keys
         self._seal = seal
         self._post = post
@@ -119,9 +120,12 @@ class Mailbox:
     def __contains__(self, ref: Ref[Any]) -> bool:
         return ref in self._open.get(ref.request_id, ())
 
-    def report_ends(self, on_ended: Callable[[str, str], None]) -> None:
-        """Call ``on_ended`` with the request and its state when one was cancelled or has expired: it may run here."""
-        self._on_ended = on_ended
+    def report_ends(self, on_ended: Callable[[str, str], None], on_gap: Callable[[], object]) -> None:
+        """Call ``on_ended`` with the request and its state when one was cancelled or has expired: it may run here.
+
+        ``on_gap`` is called when such messages may have been lost.
+        """
+        self._on_ended, self._on_gap = on_ended, on_gap
 
     # -- open refs ---------------------------------------------------------------------------------
 
@@ -307,6 +311,7 @@ class Mailbox:
         self._post(functions.watch(request, mailbox) if mailbox else functions.look(request, self._counting), take_in)
 
     def _watch_all(self) -> None:
+        self._turns.attempt("the calls that run", self._on_gap)
         for refs in list(self._open.values()):
             for ref in list(refs):
                 self._turns.attempt(f"request {ref.request_id}", self.watch, ref)

@@ -208,6 +208,11 @@ def places(reply: Any) -> set[tuple[str, bytes]]:
     return set() if isinstance(reply, Exception) else {(shown(name), entry_id) for name, entry_id in reply}
 
 
+def states(reply: Any) -> list[str]:
+    """Return the states in a reply of ``unwanted``; none for an error reply."""
+    return [] if isinstance(reply, Exception) else [shown(state) for state in reply]
+
+
 def count_of(found: Mapping[str, Any], name: str) -> int:
     """Return a number from the replies to INFO, which redis-py has read; 0 for anything else."""
     value = found.get(name, 0)

@@ -291,7 +291,6 @@ MUTANTS = (
         "a branch of a dead letter is a copy",
         "return kind_of(letter) == 'hash' and",
         "return false and",
-        within="strays",
     ),
     Mutant(
         "a function reads on after it has written",

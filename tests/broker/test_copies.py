@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from desk import A, Desk, header_of
+from desk import A, B, Desk, header_of
 
 from qserve.base.keys import GROUP
 from qserve.broker import functions
@@ -212,3 +212,26 @@ def test_a_branch_of_a_dead_letter_is_no_copy(desk: Desk) -> None:
     assert strays(desk, "other") == []
     copy = copy_of(desk, fields, desk.one)
     assert strays(desk, "other") == [copy]
+
+
+def test_calls_that_run_are_wanted_until_their_request_ends_or_another_entry_stands_for_their_step(desk: Desk) -> None:
+    def unwanted(*entries: bytes) -> list[bytes]:
+        requests, steps = [desk.keys.request(A)] * len(entries), ["0"] * len(entries)
+        return call(desk, functions.unwanted(requests, steps, [f"{desk.one} {entry.decode()}" for entry in entries]))
+
+    entry, copy = copied(desk)
+    assert unwanted(entry, copy) == [b"", b"o"]
+    desk.reclaim("replica")
+    ((again, _),) = desk.fetch(desk.one)
+    assert unwanted(entry, again) == [b"o", b""]
+    call(desk, functions.close(desk.keys.request(A), A, "c", b"end"))
+    requests = [desk.keys.request(name) for name in (A, "0" * 32)]
+    assert call(desk, functions.unwanted(requests, ["0", "0"], ["?", "?"])) == [b"c", b"?"]
+
+    desk.submit(B, [Start(desk.one, "0", [b"x"]), Start(desk.two, "1", [b"x"])])
+    ((entry, _),), ((failed, _),) = desk.fetch(desk.one), desk.fetch(desk.two)
+    desk.dead_letter(desk.two, failed, B, "retries", b"why")
+    place = [f"{desk.one} {entry.decode()}"]  # what it causes is kept for the replay
+    assert call(desk, functions.unwanted([desk.keys.request(B)], ["0"], place)) == [b""]
+    desk.client.set(desk.keys.request(A), "something else", px=1000)
+    assert unwanted(again) == [b"?"]

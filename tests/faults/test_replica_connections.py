@@ -106,3 +106,28 @@ def test_an_idle_replica_keeps_its_connections_and_opens_no_others(shop: Install
 
     assert shop.client.info("stats")["total_connections_received"] == opened
     assert {one["id"] for one in shop.client.client_list()} == ours
+
+
+@pytest.mark.row("F26")
+@pytest.mark.parametrize("end", ["cancel", "delete"])
+def test_running_code_is_told_after_the_connection_is_lost_that_should_have_brought_word(
+    shop: Installation, end: str
+) -> None:
+    ledger = shop.site.folder / "ledger"
+    with closing(Proxy(shop.broker_port)) as proxy:
+        worker = shop.serve(url=proxy.url, QSERVE_LEASE_S="600")
+        shop.ask("pid")
+        call, other = shop.call("until_told", str(ledger), timeout_s=600), shop.call("work", 0.0, str(ledger))
+        wait_until(lambda: shop.pending() == 2, description="both run")
+        if end == "cancel":
+            proxy.drop_reply_with(call.request_id.encode())
+            shop.plane.cancel(call)
+            wait_until(lambda: proxy.dropped == 1, description="the word of it is lost")
+        else:  # nobody tells: the request is gone with its result
+            shop.client.delete(shop.keys.request(call.request_id))
+            proxy.cut()
+
+        wait_until(lambda: ledger.exists(), description="it is told")
+        other.result(PATIENCE_S)
+    assert ledger.read_text() == "told"
+    assert "Traceback" not in worker.stderr

@@ -7,14 +7,6 @@
 --
 -- Returns a list of { stream, id }.
 
--- whether an open request names the entry, or the dead letter of one
-local function is_wanted(request, place, slot)
-  local stored = redis.pcall('HMGET', request, Field.STATE, slot)
-  if stored[1] == State.OPEN or stored.err then return stored[2] == place end
-  local letter = dead_letter_of(request)
-  return kind_of(letter) == 'hash' and redis.call('HGET', letter, slot) == place
-end
-
 -- the fields of entries by their ids; those of one read lie side by side, so that one look finds most of them
 local function fields_of(stream, pending)
   local found = {}

@@ -239,9 +239,14 @@ class LoopPlane(BrokerPlane):
 
     # -- the mailbox -------------------------------------------------------------------------------
 
-    def listen(self, on_ended: Callable[[str, str], None]) -> None:
-        """Read the mailbox from now on; ``on_ended`` gets each request that was cancelled or has expired."""
-        self.mailbox.report_ends(on_ended)
+    def listen(self, on_ended: Callable[[str, str], None], on_gap: Callable[[], None]) -> None:
+        """Read the mailbox from now on.
+
+        Parameters:
+          on_ended: Gets each request that was cancelled or has expired.
+          on_gap: Called when such messages may have been lost.
+        """
+        self.mailbox.report_ends(on_ended, on_gap)
         self._on_loop(self._start_reader)
 
     def _start_reader(self) -> None:

@@ -5,15 +5,20 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 from qserve.base import failpoints
 from qserve.base.entry import own_context
 from qserve.base.log import get_logger
+from qserve.broker import functions
 from qserve.broker.connection import Client
+from qserve.calls.mailbox import STOPPED
 from qserve.engine.invoke import Invoker
 from qserve.engine.servable import Servable
 from qserve.engine.step import Conclusion, Stepper
 from qserve.wire.outcome import CallField, State
+from qserve.wire.replies import shown, states
 from qserve_workers.replica.commit import Committer
 from qserve_workers.replica.plane import LoopPlane
 from qserve_workers.replica.reader import Backlog, Delivery, StreamReader, Work
@@ -57,7 +62,7 @@ class Replica:
             accept=self._accept,
             on_out_of_files=lambda: self.stop(Exit.OUT_OF_FILES),
         )
-        plane.listen(self._end_calls)
+        plane.listen(self._end_calls, self.end_unwanted)
 
     # -- from the first call to the last -----------------------------------------------------------
 
@@ -136,7 +141,7 @@ class Replica:
         """Notify the calls of a request that it was cancelled or has expired.
 
         Crash before this: the broker has taken the calls off their queues, so they run nowhere again. Crash after: the
-        same. A message that is lost with its connection leaves them to their deadline; see the watchdog.
+        same. For a message that is lost with its connection see ``end_unwanted``.
         """
         for work in self._suspects:
             if work.header.request_id == request_id:
@@ -144,6 +149,25 @@ class Replica:
         if not self.invoker.end(request_id, state) and not is_last:
             # the call may have been read over the other connection, and be about to begin
             self.loop.call_later(SECOND_TRY_S, self._end_calls, request_id, state, True)
+
+    def end_unwanted(self) -> None:
+        """End the running calls whose results would change nothing: their request has ended, or others run them.
+
+        This takes one round trip. It is done after messages may have been lost, and after this process stood still for
+        so long that its calls may have been handed over; on the loop's thread.
+        """
+        works = [*{*self._suspects, *self._backlog.waiting.copy(), *self.invoker.running()}]
+        if works:
+            requests = [self._plane.keys.request(work.header.request_id) for work in works]
+            places = [f"{work.tag.stream} {shown(work.tag.entry_id)}" for work in works]
+            asked = functions.unwanted(requests, [work.step for work in works], places)
+            self._plane.post(asked, partial(self._end_some, works))
+
+    def _end_some(self, works: list[Work], reply: Any) -> None:
+        for work, state in zip(works, states(reply), strict=False):
+            if state:
+                log.info("call %s ends: its request has ended, or another replica runs it", work.header.request_id)
+                work.end(state if state in STOPPED else State.CANCELLED)
 
     def _on_end(self, work: Work) -> None:
         self._ongoing -= 1

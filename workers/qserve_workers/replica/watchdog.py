@@ -98,8 +98,12 @@ class Watchdog:
             self._replica.loop.call_soon_threadsafe(work.end, State.EXPIRED)
 
     def _check_loop(self, now: float, is_busy: bool) -> None:
+        gap_s, self._checked_at = now - self._checked_at, now
+        if gap_s > self._replica.spec.settings.beat_s:
+            # without a heartbeat for so long, calls may have been handed over
+            self._replica.loop.call_soon_threadsafe(self._replica.end_unwanted)
         # while the whole process was stopped, this thread was as well: such time does not count
-        gap_s, self._checked_at = min(now - self._checked_at, 2 * self._interval_s), now
+        gap_s = min(gap_s, 2 * self._interval_s)
         if self._is_pinged:
             self._stood_s += gap_s
             return

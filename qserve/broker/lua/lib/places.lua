@@ -20,3 +20,11 @@ local function is_postponed(keeper, step)
   local stream, entry = string.match(type(place) == 'string' and place or '', '^(.+) (%d+%-%d+)$')
   return stream ~= nil and not (is_stream(stream) and redis.call('XRANGE', stream, entry, entry)[1])
 end
+
+-- whether an open request names the entry, or the dead letter of one
+local function is_wanted(request, place, slot)
+  local stored = redis.pcall('HMGET', request, Field.STATE, slot)
+  if stored[1] == State.OPEN or stored.err then return stored[2] == place end
+  local letter = dead_letter_of(request)
+  return kind_of(letter) == 'hash' and redis.call('HGET', letter, slot) == place
+end
