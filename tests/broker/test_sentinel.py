@@ -136,7 +136,7 @@ def test_a_request_that_a_replica_has_is_accepted_and_one_that_none_has_is_refus
     primary, replica = (watched.node(port) for port in watched.ports)
     try:
         accepted = plane.submit(Call("app", "One", args=(1,)))
-        assert accepted.acceptance.wait(5)
+        assert accepted.acceptance.wait(60)
         assert replica.exists(plane.keys.request(accepted.request_id)), "a replica has it when it counts as accepted"
 
         replica.replicaof("NO", "ONE")

@@ -48,7 +48,7 @@ def test_an_open_request_outlives_its_deadline_by_a_day(client: redis.Redis, key
     plane.cache_application(app, for_s=1000)
     try:
         ref = plane.submit(Call("app", "one", args=(1,), timeout_s=100, result_ttl_s=7))
-        assert ref.acceptance.wait(5)
+        assert ref.acceptance.wait(60)
         key = keys.request(ref.request_id)
         left_ms = client.pttl(key)
         assert CLOCK_MARGIN_MS + 90_000 < left_ms <= CLOCK_MARGIN_MS + 101_000

@@ -179,6 +179,7 @@ def test_what_is_not_a_node_is_refused_with_what_to_write_instead(load: Load, so
         ("shop:built", ""),
         ("pack.part:node", ""),
         ("shop", "Use shop:NODE"),
+        ("nowhere:node", "module 'nowhere' was not found (searched from "),
         ("shop:nodes", "module 'shop' has no 'nodes'; it has: built, node"),
         ("shop:Box.outer", "shop:Box has no 'outer'; it has: inner"),
         ("pack.part", "it is a module. Use pack.part:NODE; it has: node"),

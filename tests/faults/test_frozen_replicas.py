@@ -84,7 +84,8 @@ def test_a_host_that_wakes_after_its_lease_is_told_that_others_have_run_its_call
     assert all(call.is_right for call in calls)
     stack.processes[-1].signal(signal.SIGTERM)
     assert stack.processes[-1].wait() == 0
-    check(stack, [*calls, *later], reruns=len(held))
+    # the last read of a frozen replica may be open longer than this short lease, and takes a call once more
+    check(stack, [*calls, *later], reruns=2 * len(held))
 
 
 @row("F11")

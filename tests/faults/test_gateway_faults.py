@@ -259,7 +259,7 @@ def test_nine_hundred_slow_clients_hold_nobody_up(stack: Stack) -> None:
     idle, stalled = [], []
     with contextlib.ExitStack() as open_sockets:
         for number in range(900):
-            sock = open_sockets.enter_context(socket.create_connection(("127.0.0.1", stack.port), timeout=10))
+            sock = open_sockets.enter_context(socket.create_connection(("127.0.0.1", stack.port), timeout=60))
             if number % 2:
                 sock.sendall(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-")
                 idle.append(sock)

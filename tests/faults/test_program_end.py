@@ -49,7 +49,7 @@ def submit(part=""):
     return note.remote(name + part)
 
 def wait(): # until the test says so
-    submit("-first").result(timeout_s=20)
+    submit("-first").result(timeout_s=60)
     print("ready", flush=True)
     while not os.path.exists(f"{name}.go"):
         time.sleep(0.01)

@@ -323,10 +323,10 @@ handle = qserve.run(Slow.bind(), port=PORT)
 refs = [handle.remote(number) for number in range(50)]
 print("qserve: ready", flush=True)
 sys.stdin = open("go")  # a pipe: opened when the test says so
-print(sorted(qserve.get(refs, timeout=20)) == list(range(50)), flush=True)
-print(qserve.get(handle.remote(50), timeout=20), flush=True)
+print(sorted(qserve.get(refs, timeout=60)) == list(range(50)), flush=True)
+print(qserve.get(handle.remote(50), timeout=60), flush=True)
 handle = qserve.run(Slow.options(num_replicas=2).bind())
-print(qserve.get(handle.remote(51), timeout=20), flush=True)
+print(qserve.get(handle.remote(51), timeout=60), flush=True)
 qserve.shutdown()
 qserve.run(Slow.bind(), port=PORT)
 print("again", flush=True)

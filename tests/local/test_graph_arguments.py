@@ -313,7 +313,7 @@ def test_a_call_takes_as_many_parts_of_the_request_as_a_step_may_have(serve_run:
 
     for size in sizes:
         values = list(range(size))
-        assert serve.get(handle.predict_with_route.remote(f"/{size}", values), timeout=20) == [size, sum(values)]
+        assert serve.get(handle.predict_with_route.remote(f"/{size}", values), timeout=60) == [size, sum(values)]
 
 
 def test_a_result_goes_to_any_number_of_calls_and_one_call_takes_the_results_of_all_of_them(
@@ -335,14 +335,14 @@ def test_a_call_takes_any_number_of_other_calls_results(serve_run: ServeRun, num
     handle = serve_run(Wide.bind())
     refs = [handle.one.remote(value) for value in range(number)]
 
-    assert serve.get(handle.total.remote(*refs), timeout=20) == [number, sum(range(number))]
+    assert serve.get(handle.total.remote(*refs), timeout=60) == [number, sum(range(number))]
 
 
 def test_a_call_with_more_results_than_a_step_may_have_is_refused_before_anything_is_sent(run_here: ServeRun) -> None:
     handle = run_here(Wide.bind())
     refs = [handle.one.remote(value) for value in range(INPUTS_LIMIT)]
 
-    assert serve.get(handle.total.remote(*refs[1:]), timeout=20) == [INPUTS_LIMIT - 1, sum(range(INPUTS_LIMIT))]
+    assert serve.get(handle.total.remote(*refs[1:]), timeout=60) == [INPUTS_LIMIT - 1, sum(range(INPUTS_LIMIT))]
     with pytest.raises(
         PayloadError, match=r"Wide.total has 3000 results of other calls .* the limit is 2999. Await some"
     ):
@@ -362,7 +362,7 @@ def test_values_that_are_too_long_together_fail_the_call_by_its_own_error(run_he
     with pytest.raises(
         PayloadError, match=r"30 calls of the graph would get \d+ bytes at once; the limit is 268435456"
     ):
-        serve.get(run_here(root).predict.remote(9), timeout=20)
+        serve.get(run_here(root).predict.remote(9), timeout=60)
 
 
 @serve.deployment

@@ -55,7 +55,7 @@ def test_items_are_iterated_inside_a_deployment(serve_run: ServeRun) -> None:
         async def __call__(self) -> list[int]:
             return [item async for item in self.counter.later.remote(20)]
 
-    assert serve.get(serve_run(Reader.bind(Counter.bind())).remote(), timeout=20) == list(range(20))
+    assert serve.get(serve_run(Reader.bind(Counter.bind())).remote(), timeout=60) == list(range(20))
 
 
 def test_an_error_comes_after_the_items_before_it(serve_run: ServeRun) -> None:

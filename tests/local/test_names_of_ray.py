@@ -34,11 +34,11 @@ def test_wait_returns_what_has_ended_and_what_has_not(serve_run: ServeRun, tmp_p
     refs = [handle.remote(name) for name in ("a", "b", "c")]
     arrive(str(tmp_path), "b")
 
-    assert serve.wait(refs, timeout=20) == ([refs[1]], [refs[0], refs[2]])
+    assert serve.wait(refs, timeout=60) == ([refs[1]], [refs[0], refs[2]])
     assert serve.wait(refs, num_returns=2, timeout=0) == ([refs[1]], [refs[0], refs[2]])
     arrive(str(tmp_path), "a")
     arrive(str(tmp_path), "c")
-    assert serve.wait(refs, num_returns=3, timeout=20) == (refs, [])
+    assert serve.wait(refs, num_returns=3, timeout=60) == (refs, [])
 
 
 @pytest.mark.parametrize("number", [0, 2])
@@ -66,7 +66,7 @@ def test_cancel_ends_a_call(serve_run: ServeRun, tmp_path: Path) -> None:
     serve.cancel(ref, force=True)
 
     with pytest.raises(RequestCancelled):
-        serve.get(ref, timeout=20)
+        serve.get(ref, timeout=60)
 
 
 def test_cancel_refuses_what_is_no_call() -> None:
@@ -79,7 +79,7 @@ def test_what_is_put_can_be_had_and_passed_on(run_here: ServeRun, tmp_path: Path
     ref = serve.put("a")
 
     assert serve.get(ref) == "a"
-    assert serve.get(run_here(Gate.bind(str(tmp_path))).remote(ref), timeout=20) == "a"
+    assert serve.get(run_here(Gate.bind(str(tmp_path))).remote(ref), timeout=60) == "a"
 
 
 def test_there_is_no_object_store(run_here: ServeRun) -> None:
@@ -126,11 +126,11 @@ def test_a_node_is_not_executed_beside_applications_that_are_served(serve_run: S
     node = Gate.bind(str(tmp_path))
 
     if isinstance(current.installed, LocalPlane):
-        assert serve.get(node.execute("a"), timeout=20) == "a"
+        assert serve.get(node.execute("a"), timeout=60) == "a"
     else:
         with pytest.raises(QserveException, match="call the handle that serve.run"):
             node.execute("a")
-    assert serve.get(handle.remote("a"), timeout=20) == "a"
+    assert serve.get(handle.remote("a"), timeout=60) == "a"
 
 
 def test_several_applications_are_run_one_after_the_other(run_here: ServeRun, tmp_path: Path) -> None:
@@ -139,4 +139,4 @@ def test_several_applications_are_run_one_after_the_other(run_here: ServeRun, tm
 
     one, two = serve.run_many(targets, local=True)
 
-    assert [serve.get(handle.remote("a"), timeout=20) for handle in (one, two)] == ["a", "a"]
+    assert [serve.get(handle.remote("a"), timeout=60) for handle in (one, two)] == ["a", "a"]

@@ -48,12 +48,15 @@ def wait_until(predicate: Callable[[], T], *, description: str, timeout_s: float
     """
     give_up = time.monotonic() + timeout_s
     while True:
+        began = time.monotonic()
         answer = predicate()
         if answer:
             return answer
-        if time.monotonic() > give_up:
+        now = time.monotonic()
+        if now > give_up:
             raise AssertionError(f"not within {timeout_s:g} s: {description}")
-        time.sleep(_POLL_INTERVAL_S)
+        # what is waited for needs the processors as well
+        time.sleep(min(1.0, max(_POLL_INTERVAL_S, 4 * (now - began))))
 
 
 def free_port() -> int:
