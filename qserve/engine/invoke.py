@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
+import copy
 import inspect
 import threading
 import time
@@ -23,8 +24,9 @@ from typing import Any, Generic, Protocol, TypeVar
 from starlette.requests import Request
 from starlette.responses import Response
 
+from qserve.base import afterwards
 from qserve.base.context import RequestContext, Scope, request_context, scope_here
-from qserve.base.forks import end_child, lasting_threads, on_fork
+from qserve.base.forks import end_child, end_if_child, lasting_threads, on_fork
 from qserve.base.log import get_logger
 from qserve.base.promise import T
 from qserve.calls.not_value import add_advice
@@ -33,6 +35,7 @@ from qserve.engine.servable import Method, Servable
 from qserve.engine.step import Conclusion, Stepper, UserCall
 from qserve.engine.streaming import ReaderGone, Sink, send_stream
 from qserve.exceptions import RequestCancelledError
+from qserve.http.render import explain
 from qserve.wire.envelope import Answer, Header
 from qserve.wire.outcome import State
 
@@ -53,6 +56,7 @@ class Invocation:
       ended: The state in which its request has ended meanwhile, cancelled or expired; "" as long as it is wanted.
       ended_at: When that became known, by the monotonic clock.
       run: What the thread of sync code calls, in ``context``.
+      background: What its response wants to have run once it is sent.
     """
 
     header: Header
@@ -66,6 +70,7 @@ class Invocation:
     ended_at: float = field(default=inf, kw_only=True)
     run: Callable[[], Any] | None = field(default=None, kw_only=True)
     context: contextvars.Context | None = field(default=None, kw_only=True)
+    background: Callable[[], Awaitable[None]] | None = field(default=None, kw_only=True)
     _request: RequestContext | None = field(default=None, init=False)
 
     @property
@@ -268,6 +273,11 @@ class Invoker(Generic[C]):
         if isinstance(value, RESPONSES) or inspect.isawaitable(value):
             self._spawn(invocation, self._await(invocation, value))
         elif inspect.isgenerator(value) or inspect.isasyncgen(value) or _must_run(header, value):
+            if getattr(value, "background", None) is not None:
+                invocation.background, value = value.background, copy.copy(value)
+                value.background = None
+                self._on_result(invocation, value)
+                return
             invocation.blocks = not inspect.isasyncgen(value)
             self._spawn(invocation, self._stream(invocation, value))
         elif header.stream and header.answer is Answer.VALUE:
@@ -326,12 +336,15 @@ class Invoker(Generic[C]):
         if invocation.ended:  # the value of code that had to stop is not a result
             conclusion = Conclusion(invocation.ended)
         self._backend.commit(invocation, conclusion)
+        if invocation.background is not None and not invocation.ended:
+            afterwards.keep(self._loop.create_task(_run_background(invocation, invocation.background)))
 
     def _fail(self, invocation: C, error: BaseException) -> None:
         if not invocation.ended:
             self._discard(invocation)
             with contextlib.suppress(Exception):  # an error may have a text that raises
                 add_advice(error)
+                explain(error)
             self._backend.fail(invocation, error)
             return
         if not isinstance(error, asyncio.CancelledError | RequestCancelledError):
@@ -346,10 +359,28 @@ class Invoker(Generic[C]):
 
 
 def _must_run(header: Header, value: Any) -> bool:
-    """Whether an HTTP response has to be run to have a body: streams, files, background tasks."""
-    if not (header.stream or header.answer is Answer.PLAIN):
+    """Whether an HTTP response has to be run to have a body, as streams and files have, or has a background task."""
+    if header.answer is Answer.VALUE and not header.stream:
         return False
-    return isinstance(value, Response) and (not hasattr(value, "body") or value.background is not None)
+    if not isinstance(value, Response):
+        return False
+    has_body = header.answer is Answer.JSON or hasattr(value, "body")
+    return not has_body or getattr(value, "background", None) is not None
+
+
+async def _run_background(invocation: Invocation, background: Callable[[], Awaitable[None]]) -> None:
+    header = invocation.header
+    # its calls do not end at the deadline of the request, which has ended
+    request_context.set(RequestContext(header.trace_id, header.route, header.app, header.model_id))
+    try:
+        await background()
+    except BaseException as error:
+        end_if_child(error)
+        log.error(
+            "%s has sent its response, and its background task failed: %r", invocation.name, error, exc_info=error
+        )
+    else:
+        end_if_child(None)
 
 
 def run_loop(loop: asyncio.AbstractEventLoop, until: asyncio.Future[T]) -> T:

@@ -177,10 +177,12 @@ _SCOPE = {
 
 def _render_response(response: Any) -> bytes:
     body = getattr(response, "body", None)
-    if isinstance(body, bytes | bytearray | memoryview) and response.background is None:
+    if hasattr(response, "body") and response.background is None:
         status, headers = response.status_code, response.raw_headers
     else:
         status, headers, body = collect_now(response)
+    if not isinstance(body, _BYTES):
+        raise ResultNotSerialisable(f"the body of a response must be bytes, not {type(body).__qualname__!r}")
     status, named, length = head_of(status, headers)
     if length and not body:
         named.append(["content-length", str(length)])  # what HEAD says of the body that GET would have
@@ -198,7 +200,16 @@ def head_of(status: Any, headers: Iterable[tuple[bytes, bytes]]) -> tuple[int, l
       ResultNotSerialisable: HTTP does not allow the status or one of the headers.
     """
     if not isinstance(status, int) or not 200 <= status <= 599:
-        raise ResultNotSerialisable(f"a response has the status {status!r}, and must have one from 200 to 599")
+        raise ResultNotSerialisable(
+            f"a response has the status {status!r}, and must have a whole number from 200 to 599"
+        )
+    try:
+        return int(status), *_sent(headers)
+    except (TypeError, ValueError, AttributeError) as error:
+        raise _unfit(headers) from error
+
+
+def _sent(headers: Iterable[tuple[bytes, bytes]]) -> tuple[list[list[str]], int | None]:
     named, length = [], None
     for raw_name, value in headers:
         name = bytes(raw_name).lower()
@@ -214,9 +225,23 @@ def head_of(status: Any, headers: Iterable[tuple[bytes, bytes]]) -> tuple[int, l
             length = int(value)
         elif name not in _NOT_SENT:
             named.append([name.decode("latin-1"), value.decode("latin-1")])
-    return int(status), named, length
+    return named, length
 
 
+def _unfit(headers: Any) -> ResultNotSerialisable:
+    """Return the error for headers that are not pairs of bytes."""
+    for header in headers if isinstance(headers, list | tuple) else ():
+        if not (
+            isinstance(header, list | tuple) and len(header) == 2 and all(isinstance(part, _BYTES) for part in header)
+        ):
+            return ResultNotSerialisable(
+                f"a response has {header!r:.200} among its raw_headers, which must be pairs of bytes: write"
+                " response.headers[name] = text"
+            )
+    return ResultNotSerialisable(f"the raw_headers of a response must be pairs of bytes, not {headers!r:.200}")
+
+
+_BYTES = bytes | bytearray | memoryview
 _NAME = re.compile(rb"[!#$%&'*+.^_`|~0-9a-z-]{1,256}")
 _VALUE = re.compile(rb"[\t\x20-\x7e\x80-\xff]*")
 _NOT_SENT = HOP_BY_HOP | {b"x-request-id"}
@@ -224,6 +249,35 @@ _NOT_SENT = HOP_BY_HOP | {b"x-request-id"}
 
 def _shown(name: bytes) -> str:
     return repr(name[:100].decode("latin-1"))
+
+
+def explain(error: BaseException) -> None:
+    """Add to an error of a starlette response's constructor which argument is wrong, and what to write."""
+    trace, given = error.__traceback__, dict[str, Any]()
+    responses = sys.modules.get("starlette.responses")
+    while trace is not None and responses is not None:
+        frame, trace = trace.tb_frame, trace.tb_next
+        if frame.f_code.co_filename == responses.__file__ and "self" in frame.f_locals:
+            given = frame.f_locals
+    made: Any = given.get("self")
+    if responses is None or not isinstance(made, responses.Response):
+        return
+    why = ""
+    status, media_type, headers = made.status_code, made.media_type, given.get("headers")
+    if not isinstance(status, int):
+        why = f"status_code={status!r} must be a whole number, such as 200"
+    elif not isinstance(media_type, str | None):
+        why = f"media_type={media_type!r} must be text, such as 'text/plain'"
+    elif headers is not None and not hasattr(headers, "items"):
+        why = "headers must be a dict of text"
+    elif headers is not None:
+        wrong = [(key, text) for key, text in headers.items() if not (isinstance(key, str) and isinstance(text, str))]
+        why = f"name and value of the header {wrong[0][0]!r} must be text" if wrong else ""
+    elif isinstance(error, AttributeError) and "content" in given:
+        content = type(given["content"]).__qualname__
+        why = f"content of type {content!r} must be str or bytes: return the value itself, or a JSONResponse"
+    if why and error.args == (str(error),):
+        error.args = (f"{error} ({type(made).__qualname__}(...): {why})",)
 
 
 async def collect(response: Any) -> Collected:

@@ -14,6 +14,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from qserve.base import afterwards
 from qserve.base.forks import end_if_child
 from qserve.base.log import get_logger
 from qserve.exceptions import QserveException
@@ -31,8 +32,6 @@ _TURNS = 50
 """How many turns of the loop an application has for an error after a response of unknown length."""
 _RESPONSE = ("http.response.start", "http.response.body")
 _END: Message = {"type": "qserve.end"}
-_running: set[asyncio.Task[None]] = set()
-"""Background tasks that outlive their response; the event loop itself holds tasks weakly."""
 
 
 class Lifespan:
@@ -125,8 +124,7 @@ class Exchange:
         self._body = await request.body()
         scope = {**request.scope, "state": dict(self._state)}
         task = self._task = self.loop.create_task(self._run(scope))
-        _running.add(task)
-        task.add_done_callback(_running.discard)
+        afterwards.keep(task)  # background tasks outlive their response
         try:
             return await self._first()
         except asyncio.CancelledError:

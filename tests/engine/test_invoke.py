@@ -11,7 +11,10 @@ from contextvars import Context
 from typing import Any
 
 import pytest
+from starlette.background import BackgroundTask
+from starlette.responses import PlainTextResponse, Response, StreamingResponse
 
+from qserve.base import afterwards
 from qserve.base.context import get_request_context
 from qserve.base.keys import Keys
 from qserve.engine.invoke import Invocation, Invoker
@@ -20,7 +23,7 @@ from qserve.engine.step import Conclusion, Stepper
 from qserve.engine.streaming import Sink
 from qserve.wire.application import ApplicationRecord
 from qserve.wire.codec import Codec
-from qserve.wire.envelope import Header
+from qserve.wire.envelope import Answer, Header
 from qserve.wire.outcome import State
 
 CODEC = Codec()
@@ -32,6 +35,8 @@ class Machine:
     def __init__(self) -> None:
         self.gate = threading.Event()
         self.begun: list[str] = []
+        self.after = asyncio.Event()
+        self.committed: dict[Invocation, Any] = {}
 
     def thread(self) -> int:
         return threading.get_ident()
@@ -61,6 +66,17 @@ class Machine:
     def promise(self) -> Awaitable[str]:
         return self.coroutine()
 
+    async def respond(self, kind: str) -> Response:
+        async def later() -> None:
+            request = get_request_context()
+            self.begun.append(f"{kind} {request.request_id} {request.deadline_ms} {len(self.committed)}")
+            await self.after.wait()
+            self.begun.append("done")
+
+        made: Response = PlainTextResponse("sent") if kind == "whole" else StreamingResponse(iter(["sent"]))
+        made.background = BackgroundTask(later)
+        return made
+
     def raises(self, kind: str) -> None:
         raise {"SystemExit": SystemExit, "StopIteration": StopIteration, "ValueError": ValueError}[kind](kind)
 
@@ -79,7 +95,7 @@ class Ends:
         return self.arguments.pop(invocation)
 
     def sink(self, invocation: Invocation) -> Sink | None:
-        return None
+        return Parts() if invocation.header.answer is Answer.PLAIN else None
 
     def flush(self) -> None:
         pass
@@ -103,6 +119,16 @@ class Ends:
             await asyncio.wait_for(self.changed.wait(), 10)
 
 
+class Parts:
+    """Takes the items of a streamed response, and keeps nothing."""
+
+    async def send(self, payload: bytes) -> None:
+        pass
+
+    def result(self) -> bytes:
+        return CODEC.encode("streamed")
+
+
 class Bench:
     """An invoker of one ``Machine``; only on a running loop."""
 
@@ -117,9 +143,14 @@ class Bench:
         )
 
     def begin(
-        self, method: str, *args: Any, request_id: str = "r", values: Sequence[bytes] | None = None
+        self,
+        method: str,
+        *args: Any,
+        request_id: str = "r",
+        values: Sequence[bytes] | None = None,
+        answer: Answer = Answer.VALUE,
     ) -> Invocation:
-        invocation = Invocation(Header(request_id, "app", None, 2**42, trace_id=request_id), method)
+        invocation = Invocation(Header(request_id, "app", None, 2**42, answer, trace_id=request_id), method)
         self.ends.arguments[invocation] = [CODEC.encode((args, {}))] if values is None else values
         self.invoker.begin(invocation)
         return invocation
@@ -280,3 +311,24 @@ def test_time_in_the_queue_does_not_count_as_time_of_the_call() -> None:
         assert queued_at + 0.01 <= second.began <= time.monotonic()
 
     on_loop(test)
+
+
+@pytest.mark.parametrize(
+    ("kind", "answer"), [("whole", Answer.PLAIN), ("whole", Answer.JSON), ("stream", Answer.PLAIN)]
+)
+def test_a_background_task_runs_after_its_response_was_committed_and_is_waited_for(kind: str, answer: Answer) -> None:
+    async def run(bench: Bench) -> None:
+        bench.machine.committed = bench.ends.committed
+        invocation = bench.begin("respond", kind, request_id="mine", answer=answer)
+        await bench.ends.until(lambda: invocation in bench.ends.committed)
+        assert bench.invoker.running() == []
+
+        finished = asyncio.create_task(afterwards.finished())
+        while not bench.machine.begun:
+            await asyncio.sleep(0)
+        assert not finished.done()
+        bench.machine.after.set()
+        await finished
+        assert bench.machine.begun == [f"{kind} mine 0 1", "done"]
+
+    on_loop(run)

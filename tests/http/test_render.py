@@ -7,10 +7,11 @@ import datetime
 import decimal
 import enum
 import json
+import re
 import sys
 import types
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import numpy as np
@@ -29,8 +30,8 @@ from starlette.responses import (
     StreamingResponse,
 )
 
-from qserve.exceptions import PayloadError
-from qserve.http.render import Rendered, parse, render
+from qserve.exceptions import PayloadError, ResultNotSerialisable
+from qserve.http.render import Rendered, explain, parse, render
 from qserve.wire.envelope import Answer
 
 
@@ -251,3 +252,60 @@ JSON = st.recursive(
 @given(JSON)
 def test_json_values_come_out_as_they_went_in(value: Any) -> None:
     assert json.loads(as_json(value).body) == value
+
+
+# -- mistakes in responses -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: Response("x", status_code="201"), "status_code='201' must be a whole number"),  # type: ignore[arg-type]
+        (lambda: Response("x", status_code=None), "status_code=None must be a whole number"),  # type: ignore[arg-type]
+        (lambda: Response("x", media_type=5), "media_type=5 must be text"),  # type: ignore[arg-type]
+        (lambda: Response("x", headers={"a": 1}), "name and value of the header 'a' must be text"),  # type: ignore[dict-item]
+        (lambda: Response("x", headers={b"a": "b"}), "name and value of the header b'a' must be text"),  # type: ignore[dict-item]
+        (lambda: Response("x", headers=[("a", "b")]), "headers must be a dict of text"),  # type: ignore[arg-type]
+        (lambda: Response({"a": 1}), "content of type 'dict' must be str or bytes: return the value itself"),
+    ],
+)
+def test_a_wrong_argument_of_a_response_is_named(make: Callable[[], Response], said: str) -> None:
+    with pytest.raises((TypeError, AttributeError)) as caught:
+        make()
+    explain(caught.value)
+    assert f"Response(...): {said}" in str(caught.value)
+
+
+def test_errors_that_have_other_causes_are_left_as_they_are() -> None:
+    mistakes: list[Callable[[], Any]] = [
+        lambda: JSONResponse({1}),
+        lambda: Response().set_cookie("a b", "c"),
+        lambda: Response("\u20ac").body[5],
+    ]
+    for make in mistakes:
+        with pytest.raises(Exception) as caught:
+            make()
+        before = caught.value.args
+        explain(caught.value)
+        assert caught.value.args == before
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("raw_headers", [("a", "b")], "raw_headers, which must be pairs of bytes: write response.headers[name] = text"),
+        ("raw_headers", [(b"a", 1)], "raw_headers, which must be pairs of bytes"),
+        ("raw_headers", [(b"a", b"b", b"c")], "raw_headers, which must be pairs of bytes"),
+        ("raw_headers", 5, "the raw_headers of a response must be pairs of bytes, not 5"),
+        ("body", "text", "the body of a response must be bytes, not 'str'"),
+        ("body", None, "the body of a response must be bytes, not 'NoneType'"),
+        ("status_code", 201.0, "has the status 201.0, and must have a whole number from 200 to 599"),
+        ("status_code", 99, "has the status 99, and must have a whole number from 200 to 599"),
+        ("status_code", True, "has the status True, and must have a whole number from 200 to 599"),
+    ],
+)
+def test_an_attribute_that_makes_a_response_unfit_is_named(name: str, value: Any, said: str) -> None:
+    response = Response("x")
+    setattr(response, name, value)
+    with pytest.raises(ResultNotSerialisable, match=re.escape(said)):
+        plain(response)

@@ -62,6 +62,7 @@ LOOPS: dict[str, tuple[str, ...] | str] = {
     "qserve.define.multiplexing:_Models._reserve": _ENDS,
     "qserve.define.multiplexing:_Models.get": _ENDS,
     "qserve.deploy.rollout:wait_until_running": _ENDS,
+    "qserve.engine.invoke:Invoker._commit": "a background task of a response, whose error is logged",
     "qserve.engine.invoke:Invoker._run_next": _ENDS,
     "qserve.engine.invoke:Invoker._spawn": _CALL,
     "qserve.engine.invoke:UserThread.__init__": _CALL,

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from qserve.base import failpoints
+from qserve.base import afterwards, failpoints
 from qserve.base.entry import own_context
 from qserve.base.log import get_logger
 from qserve.broker import functions
@@ -82,12 +82,19 @@ class Replica:
             failpoints.hit("drain.mid")
         grace_s = self.spec.options.grace_s
         try:
-            await asyncio.wait_for(self._idle.wait(), grace_s)
+            await asyncio.wait_for(self._finished(), grace_s)
         except TimeoutError:
-            log.warning("%d calls still run after %.1f s; they are handed over", self._ongoing, grace_s)
+            log.warning(
+                "after %.1f s, %d calls still run, which are handed over, and %d background tasks, which are lost",
+                grace_s, self._ongoing, afterwards.unfinished(),
+            )  # fmt: skip
         await self._plane.settled(_COMMIT_FOR_S)
         self.reader.disconnect()
         return exit_code
+
+    async def _finished(self) -> None:
+        await self._idle.wait()
+        await afterwards.finished()
 
     def stop(self, exit_code: int = 0) -> None:
         """Take no more calls, and end when those that have begun are finished; on the loop's thread."""
