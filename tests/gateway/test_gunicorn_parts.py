@@ -15,14 +15,23 @@ from qserve_gateway.server import read_settings_once
 
 
 class Connection:
-    """A client that has sent some pieces of bytes, and the writes that it receives."""
+    """A client that has sent some pieces of bytes, and the writes that it receives.
 
-    def __init__(self, *sent: bytes) -> None:
+    Parameters:
+      room: How many bytes the kernel takes at a time.
+    """
+
+    def __init__(self, *sent: bytes, room: int = 1 << 20) -> None:
         self.sent = list(sent)
+        self.room = room
         self.received: list[bytes] = []
 
     def recv(self, size: int) -> bytes:
         return self.sent.pop(0) if self.sent else b""
+
+    def send(self, data: bytes) -> int:
+        self.received.append(data[: self.room])
+        return min(self.room, len(data))
 
     def sendall(self, data: bytes) -> None:
         self.received.append(data)
@@ -82,6 +91,15 @@ def test_a_response_in_pieces_is_sent_as_gunicorn_sends_it() -> None:
         response.write(piece)
     assert connection.received[0].endswith(b"\r\n\r\n")
     assert connection.received[1:] == [b"ab", b"cd"]
+
+
+def test_an_answer_for_which_the_kernel_has_no_room_is_sent_to_its_end() -> None:
+    connection = Connection(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n", room=9)
+    response = OneWrite(next(parser := parser_of(connection)), connection, parser.cfg)
+    response.start_response("200 OK", [("content-length", "4")])
+    response.write(b"abcd")
+    assert connection.received[0] == b"HTTP/1.1 "
+    assert connection.received[1].endswith(b"content-length: 4\r\n\r\nabcd")
 
 
 @pytest.mark.parametrize(("client", "scheme"), [("127.0.0.1", "https"), ("::1", "https"), ("10.0.0.1", "http")])

@@ -60,7 +60,10 @@ class OneWrite(Response):  # type: ignore[misc]
         head = f"HTTP/{major}.{minor} {self.status}\r\nServer: {self.version}\r\nDate: {_date(time.time() // 1)}\r\n"
         lines = "".join([f"{name}: {value}\r\n" for name, value in self.headers])
         self.headers_sent, self.sent = True, len(arg)
-        self.sock.sendall(f"{head}Connection: {connection}\r\n{lines}\r\n".encode("latin-1") + arg)
+        whole = f"{head}Connection: {connection}\r\n{lines}\r\n".encode("latin-1") + arg
+        sent = self.sock.send(whole)  # gevent's sendall first asks the kernel for the size of its buffer
+        if sent < len(whole):
+            self.sock.sendall(whole[sent:])
 
 
 @lru_cache(maxsize=1)
