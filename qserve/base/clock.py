@@ -42,7 +42,9 @@ class Clock:
 
     def judge_ms(self) -> float:
         """Return the Unix time in milliseconds with which a deadline is compared: an earlier one has passed."""
-        return (self._monotonic() + min(self._offsets())) * 1000
+        # without a jump, as a rule, and this is on the way of each call
+        offset_s = min(self._offsets()) if self._former else self._offset_s
+        return (self._monotonic() + offset_s) * 1000
 
     def now_ms(self) -> float:
         """Return the broker's Unix time in milliseconds, as it was measured last."""

@@ -73,6 +73,7 @@ class Keys:
 
     def __init__(self, namespace: str = "qserve") -> None:
         self._tag = f"{{{namespace}}}"
+        self._request = self._name(REQUEST, "")
         self.dead_letters = self._name(DEAD_LETTERS)
         self.dropped_letters = self._name(DEAD_LETTERS, DROPPED)
         self.epoch = self._name("epoch")
@@ -84,14 +85,14 @@ class Keys:
         return ":".join((self._tag, *parts))
 
     def stream(self, app: str, version: str, deployment: str) -> str:
-        return self._name(QUEUE, app, version, deployment)
+        return f"{self._tag}:{QUEUE}:{app}:{version}:{deployment}"
 
     def deployment_of(self, stream: str, app: str) -> str:
         """Return the deployment of a stream, or of a replica's own stream; "" for another application's."""
         return deployment_in(stream) if stream.startswith(self._name(QUEUE, app, "")) else ""
 
     def request(self, request_id: str) -> str:
-        return self._name(REQUEST, request_id)
+        return self._request + request_id
 
     def dead_letter(self, request_id: str) -> str:
         return self._name(DEAD_LETTER, request_id)

@@ -287,10 +287,11 @@ def pack_moves(
             else:
                 awaited.append(Awaited(keys.request(ref.request_id), stream, step, move.needs, slot))
         if len(values) == move.needs:
-            packed.append(Start(stream, step, [value for _, value in sorted(values)]))
+            packed.append(Start(stream, step, [value for _, value in (values if len(values) == 1 else sorted(values))]))
         else:
             packed.append(Join(stream, step, move.needs, values))
-        size += sum(len(value) for _, value in values)
+        for _, value in values:
+            size += len(value)
     if size > BYTES_LIMIT:
         raise PayloadTooLarge(
             f"{len(packed)} calls of the graph would get {size} bytes at once; the limit is {BYTES_LIMIT}. Pass smaller"

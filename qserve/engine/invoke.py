@@ -42,6 +42,10 @@ from qserve.wire.outcome import State
 log = get_logger(__name__)
 
 
+_VALUES = frozenset((type(None), bool, int, float, str, bytes, list, dict, tuple))
+"""The types of most results. They are not streams, and nothing has to be awaited."""
+
+
 @dataclass(slots=True, eq=False)
 class Invocation:
     """A call on its way through user code.
@@ -270,7 +274,9 @@ class Invoker(Generic[C]):
     def _on_result(self, invocation: C, value: Any) -> None:
         """End a call with what user code returned; awaitables and streams have to be run first."""
         header = invocation.header
-        if isinstance(value, RESPONSES) or inspect.isawaitable(value):
+        if type(value) in _VALUES and not (header.stream and header.answer is Answer.VALUE):
+            self._conclude(invocation, value)
+        elif isinstance(value, RESPONSES) or inspect.isawaitable(value):
             self._spawn(invocation, self._await(invocation, value))
         elif inspect.isgenerator(value) or inspect.isasyncgen(value) or _must_run(header, value):
             if getattr(value, "background", None) is not None:

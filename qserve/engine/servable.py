@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import math
-import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
+from math import inf
+from time import perf_counter
 from typing import Any, get_origin
 
 from qserve.base import context
@@ -20,6 +20,7 @@ from qserve.base.promise import for_future
 from qserve.calls.handles import DeploymentHandle, RayServeDeploymentHandle
 from qserve.exceptions import QserveException
 
+_get_loop, _set_loop = asyncio._get_running_loop, asyncio._set_running_loop
 FAST_S = 0.002
 """A sync method that takes less time runs on the loop: handing it to a thread and back costs 0.1 ms."""
 LONGEST_BATCH = 64
@@ -38,19 +39,16 @@ class Method:
       takes_request: False when it has no parameters at all, and so is called without the request.
       seconds: The average time of a call; infinite before the first.
       makes_calls: Whether it has called a deployment. It may wait for the result, which comes by the loop.
+      is_fast: Whether it runs on the loop, although it is not async.
     """
 
     call: Callable[..., Any]
     is_async: bool
     makes_generator: bool
     takes_request: bool
-    seconds: float = math.inf
+    seconds: float = inf
     makes_calls: bool = False
-
-    @property
-    def is_fast(self) -> bool:
-        """Whether it runs on the loop, although it is not async."""
-        return self.seconds < FAST_S and not self.makes_calls
+    is_fast: bool = False
 
     @property
     def batch(self) -> int:
@@ -62,17 +60,18 @@ class Method:
     def measure(self, args: Any, kwargs: dict[str, Any]) -> Any:
         """Call it, and take the time into the average; one slow call is enough to be slow again."""
         # as in a thread: it may run a loop of its own
-        loop, began = asyncio._get_running_loop(), time.perf_counter()
-        asyncio._set_running_loop(None)
+        loop, began = _get_loop(), perf_counter()
+        _set_loop(None)
         try:
             return self.call(*args, **kwargs)
         finally:
-            asyncio._set_running_loop(loop)
+            _set_loop(loop)
+            seconds = perf_counter() - began
+            self.seconds = seconds if self.seconds == inf else (self.seconds + seconds) / 2
             # threads that it starts have no request, and it may wait for these
-            others = context.replica is not None and NO_REQUEST.makes_calls
-            self.makes_calls = self.makes_calls or others or request_context.get().makes_calls
-            seconds = time.perf_counter() - began
-            self.seconds = seconds if self.seconds == math.inf else (self.seconds + seconds) / 2
+            if request_context.get().makes_calls or (NO_REQUEST.makes_calls and context.replica is not None):
+                self.makes_calls = True
+            self.is_fast = self.seconds < FAST_S and not self.makes_calls
 
 
 @dataclass

@@ -28,6 +28,11 @@ class Answer(IntEnum):
     """An HTTP response that is always JSON, as a DAGDriver gives it."""
 
 
+_ANSWERS = {answer.value: answer for answer in Answer}  # as ``Answer(answer)``, in a fifth of the time
+_CONTEXT_AT = 4  # where the fields begin that no step decides by
+_DEPTH = 128  # no header is nested so deep, and most are shorter than this, so that nobody has to look
+
+
 class Header(NamedTuple):
     """The part of a message that every step of a request shares.
 
@@ -66,12 +71,14 @@ class Header(NamedTuple):
         """Read what ``encode`` wrote; PayloadError for anything else."""
         try:
             request_id = data[:REQUEST_ID_CHARS].decode()
-            app, graph, deadline_ms, answer, *context = unpack(data[REQUEST_ID_CHARS:], "a header")
+            parts = unpack(data[REQUEST_ID_CHARS:], "a header", _DEPTH)
+            app, _, deadline_ms, answer = parts[:_CONTEXT_AT]
             if not is_request_id(request_id):
                 raise ValueError(f"{request_id!r} is not a request id")
             if type(deadline_ms) is not int or type(app) is not str:
                 raise ValueError(f"{app!r} is not an application name, or {deadline_ms!r} is not a time")
-            return cls(request_id, app, graph, deadline_ms, Answer(answer), *context)
+            parts[_CONTEXT_AT - 1] = _ANSWERS[answer]
+            return cls._make((request_id, *parts))
         except Exception as error:
             reason = f"{type(error).__name__}: {error}"
             raise PayloadError(f"{len(data)} bytes are not a message header: {reason}") from error

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple, TypeVar
 
 from qserve.base.keys import PERSONAL
@@ -78,6 +79,13 @@ def number(raw: Any, what: str = "a number") -> int:
     return int(raw)
 
 
+@lru_cache(1024)
+def step_name(raw: bytes) -> str:
+    """Return the name of a step as text; there are few, and each call has one."""
+    return text(raw, "a step")
+
+
+@lru_cache(1024)
 def step_number(step: str) -> int | None:
     """Return the number of a graph's step; None for what is the name of a method."""
     return int(step) if step.isascii() and step.isdigit() and len(step) < 10 else None

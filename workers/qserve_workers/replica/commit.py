@@ -153,6 +153,9 @@ class Committer:
         def on_reply(reply: Any) -> None:
             if failpoints.ARMED:
                 failpoints.hit("commit.after_send")
+            if reply == Reply.OK:
+                self._on_settled(work.tag)
+                return
             epoch = other_epoch(reply)
             if epoch is not None:
                 self._plane.mailbox.change_epoch(epoch)

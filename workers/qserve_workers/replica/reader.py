@@ -15,7 +15,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass, field
-from itertools import takewhile
 from typing import Any, NamedTuple, TypeVar
 
 from qserve.base import failpoints
@@ -40,7 +39,7 @@ from qserve.engine.invoke import Invocation
 from qserve.exceptions import BrokerError
 from qserve.wire.moves import INPUTS_LIMIT
 from qserve.wire.outcome import CallField
-from qserve.wire.replies import deliveries, number, places, shown, text
+from qserve.wire.replies import deliveries, number, places, shown, step_name
 from qserve.wire.sealing import Seal, open_header, open_values
 from qserve_workers.replica.lasting_link import SHORTEST_PAUSE_S, LastingLink
 from qserve_workers.replica.models import ModelAdvertiser
@@ -90,9 +89,10 @@ class Work(Invocation):
           PayloadError: Fields are missing, cannot be read, or were not sealed with one of our keys.
         """
         fields = delivery.fields
-        number(fields.get(CallField.TRIES, b"0"), "a number of tries")
+        if CallField.TRIES in fields:
+            number(fields[CallField.TRIES], "a number of tries")
         header = open_header(seal, fields.get(CallField.HEADER, b""))
-        return cls(header, text(fields.get(CallField.STEP, b""), "a step"), delivery)
+        return cls(header, step_name(fields.get(CallField.STEP, b"")), delivery)
 
     @property
     def tag(self) -> Tag:
@@ -109,8 +109,12 @@ class Work(Invocation):
         Raises:
           PayloadError: One of them was not sealed for this call.
         """
-        fields = self.delivery.fields
-        values = [fields[slot] for slot in takewhile(fields.__contains__, _SLOTS)]
+        fields, values = self.delivery.fields, []
+        for slot in _SLOTS:
+            value = fields.get(slot)
+            if value is None:
+                break
+            values.append(value)
         return open_values(seal, self.tag.stream, self.header, self.step, values)
 
 
@@ -437,4 +441,5 @@ class StreamReader:
 
 
 def _delivery(tag: Tag, fields: list[bytes]) -> Delivery:
-    return Delivery(tag, dict(zip(fields[::2], fields[1::2], strict=True)))
+    each = iter(fields)  # the broker's entries have a value for each field
+    return Delivery(tag, dict(zip(each, each)))  # noqa: B905

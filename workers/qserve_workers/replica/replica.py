@@ -43,8 +43,7 @@ class Replica:
         self.loop = plane.loop
         self._plane = plane
         self._exit_code: asyncio.Future[int] = plane.loop.create_future()
-        self._idle = asyncio.Event()
-        self._idle.set()
+        self._all_ended: asyncio.Event | None = None  # exists once no more calls are read
         self._ongoing = 0
         self._suspects: deque[Work] = deque()
         self._runs_alone = self._reads_suspects = False
@@ -93,7 +92,9 @@ class Replica:
         return exit_code
 
     async def _finished(self) -> None:
-        await self._idle.wait()
+        if self._ongoing:
+            self._all_ended = asyncio.Event()
+            await self._all_ended.wait()
         await afterwards.finished()
 
     def stop(self, exit_code: int = 0) -> None:
@@ -126,7 +127,6 @@ class Replica:
             self.committer.give_back(work)
             return
         self._ongoing += 1
-        self._idle.clear()
         if work.header.expired():
             self.committer.commit(work, Conclusion(State.EXPIRED))
         elif self._reads_suspects:
@@ -179,8 +179,8 @@ class Replica:
     def _on_end(self, work: Work) -> None:
         self._ongoing -= 1
         self._runs_alone = False
-        if not self._ongoing:
-            self._idle.set()
+        if not self._ongoing and self._all_ended is not None:
+            self._all_ended.set()
         self._run_suspect()
         self.reader.ask()
 
