@@ -29,6 +29,7 @@ from qserve.define.http_options import HTTPOptions
 from qserve.define.options import check_key
 from qserve.deploy.installation import Installation, ServeStatus
 from qserve.deploy.registration import release_of
+from qserve.deploy.removal import remove
 from qserve.deploy.rollout import roll_out, wait_for_gateways
 from qserve.exceptions import AppNotFound, QserveException
 from qserve.graph.nodes import ClassNode, DAGNode, Target
@@ -280,6 +281,9 @@ def _report_unfinished(plane: ClientPlane) -> None:
 def delete(name: str) -> None:
     """Remove an application: requests that were accepted finish, new ones are refused.
 
+    Where no worker is left to finish them, they fail with AppNotFound. While requests are open, this waits for the
+    heartbeats of workers that were started elsewhere, for ``QSERVE_LEASE_S`` and two seconds at most.
+
     Raises:
       AppNotFound: There is no application of that name.
     """
@@ -287,7 +291,8 @@ def delete(name: str) -> None:
         return
     plane = _client()
     plane.registry.get(name)
-    change = plane.registry.delete(name)
+    # workers that this program has started are restarted when they die, and finish everything
+    change = remove(_installation(), name) if _cluster is None else plane.registry.delete(name)
     plane.uncache_application(name)
     if _cluster is not None:
         _wait_for_gateways(_cluster, change)

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
+import pytest
+from installation import Installation
 from invariants import check
 from ledger import Line
 from load import new_job
-from processes import is_alive, wait_until
+from processes import PATIENCE_S, is_alive, wait_until
 from rows import row
 from stacks import Stack, children_of, kill
+
+from qserve.exceptions import AppNotFound
 
 
 @row("F4")
@@ -89,3 +95,23 @@ def test_what_runs_longer_than_the_grace_is_handed_over(stack: Stack) -> None:
 
     assert all(call.is_right for call in calls)
     check(stack, calls, reruns=len(there), may_log=["are handed over"])
+
+
+@row("F52")
+def test_what_killed_workers_held_ends_when_their_application_is_deleted(shop: Installation) -> None:
+    worker = shop.serve()
+    gate = shop.site.folder / "gate"
+    calls = [shop.call("work", 0.0, str(gate), timeout_s=3600) for _ in range(2)]
+    wait_until(lambda: shop.pending() > 0, description="one runs")
+    worker.signal(signal.SIGKILL)
+    worker.wait()
+
+    # its replicas send heartbeats for a moment longer
+    text = "import qserve; qserve.delete('default')"
+    environment = {**os.environ, **shop.env}
+    subprocess.run([sys.executable, "-c", text], env=environment, check=True, timeout=PATIENCE_S)
+
+    for call in calls:
+        with pytest.raises(AppNotFound, match="the application was deleted before this call was finished"):
+            call.result(PATIENCE_S)
+    assert not [*shop.client.scan_iter("*:q:default:*")]

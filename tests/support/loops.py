@@ -21,7 +21,7 @@ SUPERVISOR = tuple(
         "scope:Applications._read",
         "scope:Applications.wait_for_change",
         "takeover:Takeover.wake",
-        "takeover:Takeover.retire",
+        "supervisor:Supervisor._is_retired",
         "takeover:Takeover._add_consumers",
         "takeover:Takeover._hand_over_all",
     )

@@ -21,6 +21,7 @@ from qserve.base.settings import Settings
 from qserve.base.turns import Turns
 from qserve.broker.connection import connect
 from qserve.deploy.installation import Installation, fault_in
+from qserve.deploy.removal import queues_of, retire
 from qserve.exceptions import BrokerError
 from qserve.wire.application import ApplicationRecord
 from qserve.wire.status import FAILED, RUNNING, STARTING, ReplicaStatus
@@ -133,7 +134,7 @@ class Supervisor:
 
     def _sweep(self, targets: dict[str, Target]) -> None:
         names = [process.spec.name for process in self.processes.values()]
-        old = [queue for record in self._applications.old() for queue in self._takeover.queues_of(record)]
+        old = [queue for record in self._applications.old() for queue in queues_of(self._installation, record)]
         self._takeover.sweep(targets, old, names, self._kill, self._turns.attempt)
 
     def _kill(self, name: str, because: str) -> None:
@@ -311,7 +312,8 @@ class Supervisor:
         """Return whether a version that should not run any more has finished its requests, or its time is over."""
         grace_s = max(deployment.grace_s for deployment in record.deployments.values())
         retire_by = self._retire_by.setdefault(record.version, time.monotonic() + grace_s)
-        return self._takeover.retire(record, time.monotonic() > retire_by, self._applications.active(record.name))
+        active = self._applications.active(record.name)
+        return retire(self._installation, record, time.monotonic() > retire_by, active)
 
     def _finish_old(self, record: ApplicationRecord) -> None:
         """Have the active version take over what a replaced one has left behind, when that has no replica any more.
@@ -324,7 +326,7 @@ class Supervisor:
         if readers is None:
             self._applications.forget(record)
         elif not readers:
-            self._takeover.retire(record, True, self._applications.active(record.name))
+            retire(self._installation, record, True, self._applications.active(record.name))
 
     def _kill_overdue(self) -> None:
         for process in self.processes.values():

@@ -13,10 +13,11 @@ from qserve.broker import functions
 from qserve.broker.connection import broker_errors, create_group, if_there, without_strangers
 from qserve.broker.library import Command
 from qserve.deploy.installation import Installation
+from qserve.deploy.removal import queues_of
 from qserve.exceptions import PayloadError
 from qserve.wire import replies
 from qserve.wire.application import ApplicationRecord
-from qserve.wire.sealing import DEATH_LIMIT, DELETED, REPLACED, lost
+from qserve.wire.sealing import DEATH_LIMIT, lost
 from qserve_workers.process.heartbeat import Observer, read_beat
 
 log = get_logger(__name__)
@@ -31,6 +32,7 @@ class Takeover:
     """
 
     def __init__(self, installation: Installation) -> None:
+        self._installation = installation
         self._client = installation.client
         self._keys = installation.keys
         self._prefix = installation.keys.request("")
@@ -72,35 +74,10 @@ class Takeover:
         delayed = self._keys.delayed_of(stream)
         self._count(functions.wake(delayed, stream), delayed, stream)
 
-    def retire(self, record: ApplicationRecord, force: bool, active: ApplicationRecord | None) -> bool:
-        """Remove a version's queues once no call is open; return whether it did.
-
-        With ``force`` those that are open go on in the ``active`` version, or fail where it cannot finish them.
-        """
-        queues = self.queues_of(record)
-        streams = [*queues]
-        for stream in streams[:]:
-            models = self._keys.models_of(stream)
-            with broker_errors():
-                held = without_strangers(self._client, partial(self._client.hgetall, models), models)
-            streams += [self._keys.delayed_of(stream), *replies.personal_streams(held, stream)]
-        if active is None:
-            command = functions.retire(streams, force, DELETED, self._prefix)
-        else:
-            now = {name: queue for queue, name in self.queues_of(active).items()}
-            following = {queue: now[name] for queue, name in queues.items() if name in now}
-            same, other_graphs = active.has_code_of(record), record.other_graphs(active)
-            command = functions.retire(streams, force, REPLACED, self._prefix, same, following, other_graphs)
-        return self._count(command, *streams) == 1
-
-    def queues_of(self, record: ApplicationRecord) -> dict[str, str]:
-        """Return the queues of a version, each with its deployment."""
-        return {record.stream(self._keys, name): name for name, one in record.deployments.items() if one.replicated}
-
     @broker_errors()
     def readers_of(self, record: ApplicationRecord) -> int | None:
         """Return how many replicas read the queues of a version; None when it has no queues any more."""
-        found = [if_there(partial(self._client.xinfo_groups, queue)) for queue in self.queues_of(record)]
+        found = [if_there(partial(self._client.xinfo_groups, queue)) for queue in queues_of(self._installation, record)]
         return sum(map(replies.consumer_count, found)) if any(found) else None
 
     # -- replicas that are lost --------------------------------------------------------------------
