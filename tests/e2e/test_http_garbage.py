@@ -31,7 +31,7 @@ from qserve.http_adapters import json_request
 
 REQUESTS = 20
 START, REPORT = signal.SIGRTMIN + 3, signal.SIGRTMIN + 4
-OF_REQUESTS = ("Request", "HttpMessage", "Exchange", "Submission", "UploadFile")
+OF_REQUESTS = ("Request", "ConnectedRequest", "OneWrite", "HttpMessage", "Exchange", "Submission", "UploadFile")
 """Classes whose objects belong to one request."""
 
 PROBE = """
