@@ -16,7 +16,7 @@ from plain import fuzz
 from targets import TARGETS, Target
 
 each_target = pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.name)
-quickly = settings(max_examples=150, deadline=None, derandomize=True, database=None)
+quickly = settings(max_examples=50, deadline=None, derandomize=True, database=None)
 
 _scalars = (
     st.none()
@@ -57,7 +57,7 @@ def test_what_was_once_refused_with_another_error_is_refused_as_it_should_be(tar
 
 @each_target
 def test_every_beginning_of_a_message_is_read_or_refused(target: Target) -> None:
-    for seed in target.seeds():
+    for seed in target.seeds()[:20]:  # those of stored ends are hundreds that differ in a byte
         for length in range(len(seed)):
             target.run(seed[:length])
 
