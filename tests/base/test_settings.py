@@ -201,23 +201,21 @@ def test_a_setting_that_is_not_utf_8_is_refused_by_name(name: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("key", [b"k", b"\xff" * 20], ids=["too short", "not UTF-8"])
 @pytest.mark.parametrize(
-    "command",
+    ("command", "key"),
     [
-        ("qserve", "run", "a:b"),
-        ("qserve", "doctor"),
-        ("qserve_workers",),
-        ("qserve_gateway",),
-        ("celery", "-A", "qserve_workers.app", "inspect", "ping"),
+        (("qserve", "run", "a:b"), b"k"),
+        (("qserve", "doctor"), b"\xff" * 20),
+        (("qserve_workers",), b"k"),
+        (("qserve_gateway",), b"k"),
+        (("celery", "-A", "qserve_workers.app", "inspect", "ping"), b"\xff" * 20),
     ],
-    ids=" ".join,
 )
 def test_every_command_names_a_bad_key_on_one_line(command: tuple[str, ...], key: bytes) -> None:
     env = {os.fsencode(name): os.fsencode(value) for name, value in os.environ.items()}
     env |= {b"QSERVE_SECRET_KEY": key, b"QSERVE_BROKER_URL": b"redis://127.0.0.1:1/0"}
 
-    ended = subprocess.run([sys.executable, "-m", *command], env=env, capture_output=True, timeout=30, check=False)
+    ended = subprocess.run([sys.executable, "-m", *command], env=env, capture_output=True, timeout=60, check=False)
 
     assert ended.returncode == 1
     assert ended.stderr.startswith(b"Error: QSERVE_SECRET_KEY is ")

@@ -6,12 +6,12 @@ import json
 import signal
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import closing
 
 import pytest
 from http_client import Client
-from processes import PATIENCE_S, Process, Serving, Site, free_port, is_open, wait_until
+from processes import PATIENCE_S, Process, Serving, Site, free_port, is_open, new_site, wait_until
 
 from qserve.broker.connection import connect
 
@@ -182,27 +182,43 @@ def test_a_constructor_that_raises_shows_the_users_traceback(site: Site) -> None
     assert len(shown) == 1, lines
 
 
+@pytest.fixture(scope="module")
+def workers_of_any() -> Iterator[tuple[Site, dict[str, str]]]:
+    """Workers that run whatever is deployed to their broker, and what a deploy must be told."""
+    with new_site() as site:
+        env = {"QSERVE_BROKER_URL": site.broker(), "QSERVE_SECRET_KEY": "the-key-of-this-test"}
+        site.qserve("worker", env=env)
+        yield site, env
+
+
+@pytest.mark.slow
 @pytest.mark.row("F35")
 @pytest.mark.parametrize(
-    ("source", "said"),
+    ("module", "source", "said"),
     [
-        ("        os._exit(3)", "its process ended while it was starting: exit code 3: its user code"),
-        ("        os.kill(os.getpid(), 11)", "its process ended while it was starting: SIGSEGV"),
-        ("        sys.exit(0)", "its constructor failed:"),
+        ("ends", "        os._exit(3)", "its process ended while it was starting: exit code 3: its user code"),
+        ("killed", "        os.kill(os.getpid(), 11)", "its process ended while it was starting: SIGSEGV"),
+        ("exits", "        sys.exit(0)", "its constructor failed:"),
         (
-            "        pass\nif 'qserve_workers' in sys.orig_argv:\n    import elsewhere",
-            "broken:app could not be imported:",
+            "imports",
+            "        pass\nif 'worker' in sys.orig_argv:\n    import elsewhere",
+            "imports:app could not be imported:",
         ),
-        ("        pass\n    def reconfigure(self, config):\n        1 / 0", "its reconfigure failed:"),
+        ("fails", "        pass\n    def reconfigure(self, config):\n        1 / 0", "its reconfigure failed:"),
     ],
 )
-def test_a_replica_that_cannot_start_is_told_with_its_own_cause(site: Site, source: str, said: str) -> None:
+def test_a_replica_that_cannot_start_is_told_with_its_own_cause(
+    workers_of_any: tuple[Site, dict[str, str]], module: str, source: str, said: str
+) -> None:
+    site, env = workers_of_any
     options = "(user_config={'a': 1})" if "reconfigure" in source else ""
     program = f"import os, sys, qserve\n@qserve.deployment{options}\nclass Model:\n    def __init__(self):\n{source}\n"
-    folder = site.write("broken.py", f"{program}\napp = Model.bind()\n")
-    process = site.qserve("run", "broken:app", "--port", str(free_port()), cwd=folder)
+    site.write(f"{module}.py", f"{program}\napp = Model.bind()\n")
 
-    lines = error_of(process, site)
+    deploy = site.qserve("deploy", f"{module}:app", "--name", module, "--route-prefix", f"/{module}", env=env)
+
+    assert deploy.wait() == 1, deploy.output
+    lines = deploy.stderr.splitlines()
     assert any(line.startswith(f"Error: deployment 'Model' could not be started; {said}") for line in lines), lines
 
 
