@@ -9,9 +9,9 @@ from typing import Any
 import click
 
 from qserve import __version__
-from qserve.exceptions import QserveException
+from qserve.exceptions import QserveException, UsageProblem
 
-_COMMANDS = ("run", "deploy", "status", "doctor", "dlq", "graph")
+_COMMANDS = ("run", "deploy", "config", "status", "doctor", "dlq", "graph")
 """Each is the function of its name in the module of its name in ``qserve.cli``."""
 _ENTRY_POINTS = "qserve.commands"
 """The group of entry points under which other packages add their commands; nothing here names these packages."""
@@ -24,7 +24,8 @@ class LazyGroup(click.Group):
         try:
             return super().invoke(ctx)
         except QserveException as error:
-            raise click.ClickException(str(error)) from error
+            kind = click.UsageError if isinstance(error, UsageProblem) else click.ClickException
+            raise kind(str(error)) from error
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return [*_COMMANDS, *sorted(point.name for point in _entry_points())]

@@ -19,6 +19,7 @@ QserveException                    also ``RayServeException``
 ├── DeployError                500 an application could not be started
 ├── AppNotFound                404 no application of that name is registered
 ├── DeadLetterError            500 a dead letter does not exist or cannot be replayed
+├── UsageProblem               400 a command or a file asks for something that cannot be; nothing was changed
 └── BrokerError                503 the broker refused a command
     ├── WrongType              503 a key in the broker was overwritten with something else
     ├── BrokerStateLost        503 the broker has lost its data
@@ -154,6 +155,13 @@ class AppNotFound(QserveException, KeyError, status=404, code="not_found"):
 
 class DeadLetterError(QserveException, code="dead_letter"):
     """Raised when a dead letter does not exist or cannot be replayed."""
+
+
+class UsageProblem(QserveException, status=400, code="bad_request"):
+    """Raised for a command or a file that cannot be carried out as it is written; nothing was changed.
+
+    The command ends with exit code 2.
+    """
 
 
 class BrokerError(QserveException, status=503, code="broker_error", retryable=True):

@@ -35,7 +35,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("qserve.calls",),
     ("qserve.http",),
     ("qserve.define",),
-    ("qserve.web",),
+    ("qserve.web", "qserve.appfile"),
     ("qserve.engine",),
     ("qserve.deploy",),
     ("qserve.local", "qserve.machine", "qserve.drawing"),

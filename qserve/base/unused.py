@@ -58,6 +58,30 @@ HTTP: Mapping[str, str] = {
     "ssl_keyfile_password": "put a proxy that ends TLS in front of the gateway",
 }
 """Keys of ``http_options``."""
+FILE: Mapping[str, str] = {
+    "controller_options": "there is no controller",
+    "grpc_options": START["grpc_options"],
+    "logging_config": _LOGGING,
+    "proxy_location": START["proxy_location"],
+    "target_capacity": _SCALED,
+    "tracing_config": "there is no tracing",
+}
+"""Keys of a file that says what runs."""
+FILE_APPLICATION: Mapping[str, str] = {
+    "autoscaling_policy": _SCALED,
+    "external_scaler_enabled": _SCALED,
+    "logging_config": _LOGGING,
+    "runtime_env": "replicas use the packages, the files and the variables of their worker",
+}
+"""Keys of an application in such a file."""
+FILE_DEPLOYMENT: Mapping[str, str] = {
+    "deployment_actors": "there are no actors: make it a deployment",
+    "gang_scheduling_config": _PLACED,
+    "max_surge_percent": "all replicas of a new version start beside the old ones",
+    "request_router_config": "all replicas of a deployment take calls from one queue",
+    "rolling_update_percentage": "all replicas of a new version start beside the old ones",
+}
+"""Keys of a deployment in such a file that are not options in code; the others are those of ``DEPLOYMENT``."""
 _NO_TASKS = "there are no tasks and actors: make it a deployment, whose methods are called by a handle"
 _NO_CLUSTER = "there is no cluster to ask: `qserve status` shows what runs"
 _OLD = "it belongs to the API of Ray Serve 1: bind deployments, and pass the root to `run`"

@@ -34,6 +34,7 @@ DOORS = {
     "mypy": ("qserve.mypy_plugin",),
     "redis": ("qserve.broker",),
     "hiredis": ("qserve.broker",),
+    "yaml": ("qserve.appfile",),
 }
 """Foreign libraries and the only places that may import them."""
 IO = {"socket", "subprocess", "asyncio", "threading", "tempfile", "pathlib", "urllib", "http", "redis", "hiredis"}

@@ -1,0 +1,5 @@
+"""Files that say what runs: read with the place of every value, and checked as the same words in code would be.
+
+It may import qserve.exceptions, qserve.base, qserve.wire and qserve.define.
+Open first: read.py, then model.py.
+"""

@@ -1,0 +1,153 @@
+"""What a file may say: Ray Serve's keys, and the options of deployments as they are in code."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
+
+from qserve.appfile.yaml_text import FileError, Node, place
+from qserve.base import unused
+from qserve.define.options import AutoscalingConfig, DeploymentOptions, LoggingConfig
+
+NO_EFFECT = "no effect: "
+"""Begins the description of a key that is accepted and has no effect."""
+_ONLY_IN_CODE = {"init_args", "init_kwargs", "route_prefix", "use_new_handle_api", "version"}
+"""Options of a deployment that say what it is, and so belong to its code or to its application."""
+
+
+class Part(BaseModel):
+    """A part of a file; keys that it does not know are refused before."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class HTTPPart(Part):
+    """Where the gateway listens, and how long a request may take."""
+
+    host: str | None = None
+    port: int | None = Field(default=None, ge=1, le=65535)
+    request_timeout_s: float | None = Field(default=None, gt=0)
+
+
+class DeploymentPart(Part, extra="allow"):
+    """The options of one deployment that a file changes; see ``DeploymentOptions``."""
+
+    name: str = Field(min_length=1)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The options that the file gives, as ``Deployment.options`` takes them."""
+        return dict(self.model_extra or {})
+
+
+class ApplicationPart(Part):
+    """One application.
+
+    Parameters:
+      name: Unique in the file.
+      route_prefix: Its path; None for no HTTP, and if the file does not say, the path of its code.
+      import_path: ``module:node`` or ``module:builder``.
+      args: The arguments of the builder.
+      deployments: Those whose options the file changes.
+    """
+
+    name: str = Field(default="default", min_length=1)
+    route_prefix: str | None = None
+    import_path: str
+    args: dict[str, Any] = Field(default_factory=dict)
+    logging_config: LoggingConfig | None = None
+    external_scaler_enabled: bool = False
+    deployments: list[DeploymentPart] = Field(default_factory=list)
+
+
+class ServeFile(Part):
+    """A file that says what runs: the applications, and where the gateway listens."""
+
+    http_options: HTTPPart = HTTPPart()
+    logging_config: LoggingConfig | None = None
+    target_capacity: float | None = Field(default=None, ge=0, le=100)
+    applications: list[ApplicationPart]
+    _name: str = PrivateAttr("the file")
+    _root: Node = PrivateAttr(Node(None))
+    _without_effect: dict[str, str] = PrivateAttr(default_factory=dict)
+
+    def problem(self, message: str, *path: str | int) -> FileError:
+        """Return the error for what is wrong with a value of this file, with its place."""
+        return FileError(f"{self.where(*path)}: {message}")
+
+    def where(self, *path: str | int) -> str:
+        """Say where a value of this file is, for messages."""
+        node, found = self._root.at(path)
+        return place(self._name, node, found)
+
+    def part(self, number: int) -> dict[str, Any]:
+        """Return an application as the file has it."""
+        return dict(self._root.at(("applications", number))[0].value)
+
+    def warn(self, *obeyed: str) -> None:
+        """Name once, in one warning, everything that the file says without effect.
+
+        Parameters:
+          obeyed: Keys at the top that the caller does obey.
+        """
+        reasons = {key: why for key, why in self._without_effect.items() if key not in obeyed}
+        unused.warn(self._name, reasons, reasons)
+
+
+_WITHOUT_EFFECT: dict[str, Mapping[str, str]] = {
+    "ServeFile": unused.FILE,
+    "HTTPPart": unused.HTTP,
+    "ApplicationPart": unused.FILE_APPLICATION,
+    "DeploymentPart": unused.FILE_DEPLOYMENT,
+}
+
+
+def json_schema() -> dict[str, Any]:
+    """Return the JSON schema of the file, for editors: https://json-schema.org/draft/2020-12."""
+    schema = ServeFile.model_json_schema(by_alias=False)
+    options = DeploymentOptions.model_json_schema(by_alias=False)
+    parts = {**options.pop("$defs"), **schema.pop("$defs"), "ServeFile": schema}
+    own = parts["DeploymentPart"]
+    own["properties"] |= {
+        name: {"anyOf": [form, {"type": "null"}]}
+        for name, form in options["properties"].items()
+        if name not in {*_ONLY_IN_CODE, "name"}
+    }
+    own["properties"]["max_ongoing_requests"] = own["properties"]["max_concurrent_queries"]
+    own["properties"]["num_replicas"]["anyOf"].append({"const": "auto"})
+    own["additionalProperties"] = False
+    for name, field in AutoscalingConfig.model_fields.items():
+        if field.alias:
+            scaling = parts["AutoscalingConfig"]["properties"]
+            scaling[field.alias] = scaling[name]
+    parts["ActorOptions"] = {
+        "type": "object",
+        "properties": {key: {} for key in sorted(unused.ACTOR_OPTIONS)},
+        "additionalProperties": False,
+    }
+    own["properties"]["ray_actor_options"] = {"anyOf": [{"$ref": "#/$defs/ActorOptions"}, {"type": "null"}]}
+    for name, reasons in _WITHOUT_EFFECT.items():
+        for key, why in reasons.items():
+            form = parts[name]["properties"].setdefault(key, {})
+            form["description"] = f"{NO_EFFECT}{why}"
+    del parts["ServeFile"]
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        **schema,
+        "title": "qserve: what runs",
+        "$defs": parts,
+    }
+
+
+def form_of(schema: Mapping[str, Any], form: Mapping[str, Any], value: Any) -> Mapping[str, Any]:
+    """Return the part of a schema that describes a mapping or a list: references and alternatives are followed."""
+    if "$ref" in form:
+        return form_of(schema, schema["$defs"][form["$ref"].rpartition("/")[2]], value)
+    kind = "object" if isinstance(value, dict) else "array"
+    for other in form.get("anyOf", ()):
+        found = form_of(schema, other, value)
+        if found.get("type") == kind:
+            return found
+    return form
