@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import asdict
 
 import click
 
 from qserve.base.log import printable
 from qserve.base.settings import Settings
-from qserve.broker.connection import MEMORY_SETTING
 from qserve.broker.load import BrokerStatus
 from qserve.cli.options import broker_option, json_option
 from qserve.deploy.installation import Installation
@@ -48,5 +48,7 @@ def status(settings: Settings, as_json: bool) -> None:
 
 def _of_broker(found: BrokerStatus) -> str:
     limit = f" of {found.limit_bytes >> 20}" if found.limit_bytes else ""
-    full = f": it is full, and refuses new requests ({MEMORY_SETTING})" if found.is_full else ""
-    return f"broker: {found.used_bytes >> 20}{limit} MiB used, {found.clients} clients{full}"
+    since = time.strftime("since %Y-%m-%d %H:%M:%S UTC", time.gmtime(time.time() - found.refuses_for_s))
+    how_long = f" {since} ({found.refuses_for_s:.0f} s)" if found.refuses_for_s else ""
+    refuses = f": it refuses new requests{how_long}: {found.refuses}" if found.refuses else ""
+    return f"broker: {found.used_bytes >> 20}{limit} MiB used, {found.clients} clients{refuses}"

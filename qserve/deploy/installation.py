@@ -185,7 +185,7 @@ class Installation:
         """
         found = {name: self.registry.readable(name, "active", "next") for name in sorted(self.registry.names())}
         applications = {name: self._status_of(versions[0]) for name, versions in found.items() if versions}
-        return ServeStatus(applications, broker_status(self.client))
+        return ServeStatus(applications, broker_status(self.client, [self.keys.pool(name) for name in found]))
 
     def _status_of(self, record: ApplicationRecord) -> ApplicationStatus:
         current = [replica for replica in self.reports(record.name).replicas() if replica.version == record.version]
