@@ -42,7 +42,7 @@ test: $(VENV)/installed-test
 	$(BIN)/python -m pytest --ignore tests/architecture --ignore tests/typing
 
 fast: $(VENV)/installed-test
-	$(BIN)/python -m pytest -n auto -m "not slow and not chaos and not priority and not soak"
+	$(BIN)/python -m pytest -n auto --ignore tests/architecture --ignore tests/typing -m "not slow and not chaos and not priority and not soak"
 
 long: $(VENV)/installed-test
 	$(BIN)/python -m pytest -n0 -m long

@@ -144,8 +144,8 @@ class Registry:
     def _claim_prefix(self, record: ApplicationRecord, write: Callable[[Any], None]) -> str:
         """Let ``write`` make a version the active one, unless its path is taken; return the id of the change.
 
-        Whoever serves an application at a path adds a change in the same act, so the broker refuses the transaction
-        when that has happened since the paths were read, and they are read again.
+        Each process that serves an application at a path adds a change in the same act. So the broker refuses the
+        transaction when that has happened since the paths were read, and they are read again.
         """
 
         def check_and_write(pipe: Any) -> None:

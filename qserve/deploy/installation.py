@@ -233,7 +233,7 @@ def _words_of(failed: Sequence[ReplicaStatus]) -> str:
 
 
 def fault_in(record: ApplicationRecord, reported: Sequence[ReplicaStatus]) -> ReplicaStatus | None:
-    """Return what callers are told of a deployment of which no replica runs, because starts fail again and again."""
+    """Return the error for calls of a deployment of which no replica runs, because starts fail again and again."""
     for name, wanted in record.deployments.items():
         mine = [replica for replica in reported if (replica.deployment, replica.version) == (name, record.version)]
         failed = [replica for replica in mine if replica.state == FAILED]

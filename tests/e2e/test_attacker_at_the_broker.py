@@ -23,6 +23,7 @@ from qserve.http.render import render
 from qserve.wire.envelope import Answer as Form
 from qserve.wire.failure import Failure
 
+pytestmark = pytest.mark.slow
 SHOP = """
 import asyncio, os
 import qserve

@@ -206,7 +206,7 @@ class Supervisor:
         return self._troubles.setdefault(stream, Trouble())
 
     def _check_faults(self, targets: dict[str, Target]) -> None:
-        """Read what replicas report, while some have failed here, or callers are told that some cannot be started."""
+        """Read what replicas report, while some have failed here, or callers get the error that some cannot start."""
         failing = {
             targets[stream].record.name
             for stream, trouble in self._troubles.items()
