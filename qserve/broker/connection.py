@@ -12,7 +12,7 @@ import redis
 from redis.backoff import NoBackoff
 from redis.connection import Connection, SSLConnection
 from redis.retry import Retry
-from redis.sentinel import Sentinel, SentinelManagedConnection, SentinelManagedSSLConnection
+from redis.sentinel import MasterNotFoundError, Sentinel, SentinelManagedConnection, SentinelManagedSSLConnection
 
 from qserve.base.clock import clock
 from qserve.base.keys import GROUP, kind_of
@@ -85,11 +85,35 @@ def connect(url: str, silent_for_s: float = BLOCK_S + READ_TIMEOUT_S) -> redis.R
     plain = options.pop("connection_class", Connection)
     if not address.sentinels:
         return redis.Redis.from_pool(redis.ConnectionPool(connection_class=CLASSES[plain], **options))
-    sentinel = Sentinel([])
+    sentinel = _Sentinels([])
     sentinel.sentinels = [sentinel_client(own) for own in address.sentinels]
     managed = SentinelManagedSSLConnection if plain is SSLConnection else SentinelManagedConnection
     options["connection_class"] = CLASSES[managed]
     return sentinel.master_for(address.service, **options)
+
+
+class _Sentinels(Sentinel):  # type: ignore[misc]
+    """Sentinels whose error says in words which of them were asked, and what each has said."""
+
+    def discover_master(self, service_name: str) -> tuple[str, int]:
+        said = []
+        for number, sentinel in enumerate(self.sentinels):
+            options = sentinel.connection_pool.connection_kwargs
+            place = f"{options.get('host')}:{options.get('port')}"
+            try:
+                known = sentinel.sentinel_masters()
+            except (redis.ConnectionError, redis.TimeoutError) as error:
+                said.append(f"{place} cannot be reached: {str(error).rstrip('.')}")
+                continue
+            state = known.get(service_name)
+            if state is None:
+                said.append(f"{place} watches {', '.join(map(repr, sorted(known))) or 'nothing'}")
+            elif not self.check_master_state(state, service_name):
+                said.append(f"{place} says that it is down")
+            else:  # this one is asked first from now on
+                self.sentinels[0], self.sentinels[number] = sentinel, self.sentinels[0]
+                return state["ip"], state["port"]
+        raise MasterNotFoundError(f"no Sentinel names a primary of {service_name!r}: {'; '.join(said)}")
 
 
 def sentinel_client(options: dict[str, Any]) -> redis.Redis:

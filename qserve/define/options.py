@@ -10,6 +10,7 @@ from typing import Any, Literal, TypedDict
 from pydantic import BaseModel, Field, model_validator
 
 from qserve.base import unused
+from qserve.graph.containers import DEPTH_LIMIT, is_deep
 
 
 class AutoscalingConfig(BaseModel, frozen=True, extra="forbid", populate_by_name=True):
@@ -280,8 +281,14 @@ def _prepared(given: Mapping[str, Any]) -> dict[str, Any]:
             raise TypeError(f"{option} must be {words}, got {type(value).__name__} {value!r}")
     if options.get("name") == "":
         raise ValueError("name must not be empty")
+    _check_user_config(options.get("user_config"))
+    return options
+
+
+def _check_user_config(user_config: Any) -> None:
     try:
-        json.dumps(options.get("user_config"))
+        if is_deep([user_config]):
+            raise ValueError(f"it is nested too deeply; the limit is {DEPTH_LIMIT} lists and dicts inside one another")
+        json.dumps(user_config)
     except (TypeError, ValueError) as error:
         raise ValueError(f"user_config is not JSON-serializable: {error}") from error
-    return options

@@ -9,6 +9,8 @@ from typing import Any, TypeVar
 Found = TypeVar("Found")
 
 CONTAINERS = (list, tuple, dict, set, frozenset)
+DEPTH_LIMIT = 256
+"""How many containers may be inside one another."""
 
 
 def find(values: Iterable[Any], kind: type[Found]) -> list[Found]:
@@ -29,6 +31,23 @@ def find(values: Iterable[Any], kind: type[Found]) -> list[Found]:
     return list(found.values())
 
 
+def is_deep(values: Iterable[Any], limit: int = DEPTH_LIMIT) -> bool:
+    """Return whether more containers than ``limit`` are inside one another; one that contains itself counts once."""
+    walked: set[int] = set()
+    open_ones = [iter(list(values))]
+    while open_ones:
+        for member in open_ones[-1]:
+            if isinstance(member, CONTAINERS) and id(member) not in walked:
+                walked.add(id(member))
+                open_ones.append(iter(_members(member)))
+                break
+        else:
+            open_ones.pop()
+        if len(open_ones) > limit + 1:
+            return True
+    return False
+
+
 def replace(value: Any, kind: type[Found], change: Callable[[Found], Any], *, is_copy: bool = False) -> Any:
     """Return the value with every instance of a class replaced by ``change(instance)``.
 
@@ -37,6 +56,7 @@ def replace(value: Any, kind: type[Found], change: Callable[[Found], Any], *, is
     """
     opened: set[int] = set()
     copies: dict[int, Any] = {}
+    done: dict[int, Any] = {}  # or a list that is there twice at each of thirty levels would be walked 2**30 times
 
     def replaced(value: Any) -> Any:
         if isinstance(value, kind):
@@ -50,14 +70,16 @@ def replace(value: Any, kind: type[Found], change: Callable[[Found], Any], *, is
         # a container that contains itself is not entered a second time
         if not isinstance(value, CONTAINERS) or id(value) in opened:
             return value
+        if id(value) in done:
+            return done[id(value)]
         opened.add(id(value))
         before = _members(value)
         after = [replaced(member) for member in before]
         opened.discard(id(value))
         may_keep = not is_copy or isinstance(value, tuple | frozenset)
-        if may_keep and all(old is new for old, new in zip(before, after, strict=True)):
-            return value
-        return _rebuilt(value, after)
+        is_kept = may_keep and all(old is new for old, new in zip(before, after, strict=True))
+        done[id(value)] = value if is_kept else _rebuilt(value, after)
+        return done[id(value)]
 
     return replaced(value)
 

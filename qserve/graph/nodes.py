@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Generic, NoReturn
 from typing_extensions import ParamSpec, TypeVar
 
 from qserve.base import context
-from qserve.graph.containers import find
+from qserve.graph.containers import DEPTH_LIMIT, find, is_deep
 from qserve.graph.plan import InputKey
 
 P = ParamSpec("P", default=...)
@@ -94,6 +94,11 @@ class DAGNode(Target[T_co], _Anything):
         return [*self._args, *self._kwargs.values()]
 
     def _check(self) -> None:
+        if is_deep(self._all_arguments()):
+            raise ValueError(
+                f"{self.get_label()}.bind(...): an argument is nested too deeply; the limit is {DEPTH_LIMIT} lists,"
+                " tuples, dicts and sets inside one another"
+            )
         unbound = find(self._all_arguments(), UnboundMethod)
         if unbound:
             method = unbound[0].get_label()

@@ -62,8 +62,22 @@ def test_a_service_that_no_sentinel_knows_is_named(watched: Watched) -> None:
     url = watched.url.replace(f"/{SERVICE}/", "/nothing/")
     with pytest.raises(BrokerUnavailable, match="does not know 'nothing'"):
         by_link(url, ("PING",))
-    with contextlib.closing(connect(url)) as client, pytest.raises(RedisConnectionError, match="'nothing'"):
+    with contextlib.closing(connect(url)) as client, pytest.raises(RedisConnectionError) as caught:
         client.ping()
+    place = f"127.0.0.1:{watched.sentinel_port}"
+    assert str(caught.value) == f"no Sentinel names a primary of 'nothing': {place} watches '{SERVICE}'"
+
+
+def test_sentinels_of_which_none_answers_are_listed_in_words() -> None:
+    url = "sentinel://:secret@127.0.0.1:1,localhost:2/mymaster/0"
+    with contextlib.closing(connect(url)) as client, pytest.raises(RedisConnectionError) as caught:
+        client.ping()
+
+    text = str(caught.value)
+    assert text.startswith("no Sentinel names a primary of 'mymaster': 127.0.0.1:1 cannot be reached: ")
+    assert "; localhost:2 cannot be reached: " in text
+    assert "<" not in text
+    assert "secret" not in text
 
 
 def demote(client: Any) -> None:

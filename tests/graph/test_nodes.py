@@ -22,7 +22,7 @@ from qserve.deployment_graph import (
     InputAttributeNode,
     MethodNode,
 )
-from qserve.graph.containers import find, replace
+from qserve.graph.containers import DEPTH_LIMIT, find, is_deep, replace
 from qserve.graph.plan import InputKey
 
 
@@ -366,3 +366,31 @@ def test_input_cannot_reach_a_constructor() -> None:
 
 def test_other_arguments_may_hold_anything() -> None:
     assert func.bind(SimpleNamespace(x=1), None, ...).get_all_child_nodes() == []
+
+
+@pytest.mark.parametrize(
+    "wrap", [lambda value: [value], lambda value: (value,), lambda value: {"a": value}], ids=range(3)
+)
+def test_an_argument_that_is_nested_too_deeply_is_refused_where_it_is_bound(wrap: Any) -> None:
+    value: Any = 1
+    for _ in range(DEPTH_LIMIT):
+        value = wrap(value)
+    func.bind(value)
+    Actor.bind(a=value)
+    for _ in range(5000):
+        value = wrap(value)
+    for bind in (lambda: func.bind(value), lambda: Actor.bind(a=value)):
+        with pytest.raises(ValueError, match=r"\.bind\(\.\.\.\): .* nested too deeply; the limit is 256 lists"):
+            bind()
+    with pytest.raises(ValueError, match="user_config .* nested too deeply; the limit is 256 lists"):
+        deployment(user_config={"a": value})(type("Model", (), {}))
+
+
+def test_a_container_that_is_there_many_times_is_walked_once() -> None:
+    value: Any = [1]
+    for _ in range(100):
+        value = [value, value]
+    value.append(value)
+    assert not is_deep([value])
+    assert replace(value, str, len) is value
+    assert replace([value, "word"], str, len) == [value, 4]
