@@ -18,7 +18,7 @@ from qserve.base.promise import T
 from qserve.base.settings import DEFAULT_HOST, DEFAULT_PORT, Settings
 from qserve.broker.connection import load_functions
 from qserve.broker.registry import NO_CHANGE
-from qserve.calls.client import ClientPlane
+from qserve.calls.client import NO_BROKER, ClientPlane
 from qserve.calls.compose import ComposingPlane
 from qserve.calls.handles import DeploymentHandle, RayServeSyncHandle
 from qserve.calls.program_end import fail, is_ending, report
@@ -31,11 +31,12 @@ from qserve.deploy.installation import Installation, ServeStatus
 from qserve.deploy.registration import release_of
 from qserve.deploy.removal import remove
 from qserve.deploy.rollout import roll_out, wait_for_gateways
-from qserve.exceptions import AppNotFound, QserveException
+from qserve.exceptions import AppNotFound, BrokerUnavailable, QserveException
 from qserve.graph.nodes import ClassNode, DAGNode, Target
 from qserve.http.render import Rendered, parse
 from qserve.local.run import delete_local, run_local, shutdown_local
 from qserve.machine.local_cluster import LocalCluster
+from qserve.machine.running import none_found, settings_of_run
 from qserve.wire.application import ApplicationRecord
 from qserve.wire.request_ids import is_of_response, is_request_id
 
@@ -302,7 +303,7 @@ def status() -> ServeStatus:
     """Return the status of every application (RUNNING, DEPLOYING or UNHEALTHY), its deployments and replicas.
 
     Raises:
-      BrokerUnavailable: Nothing was started here and no broker is set.
+      BrokerUnavailable: No broker is set, and this user runs nothing here.
     """
     return _installation().status()
 
@@ -310,7 +311,7 @@ def status() -> ServeStatus:
 def get_app_handle(name: str = "default") -> DeploymentHandle:
     """Return a handle to an application's ingress, without importing its code.
 
-    The broker is that of this process's ``run``, or of ``QSERVE_BROKER_URL``.
+    The broker is that of this process's ``run``, or of ``QSERVE_BROKER_URL``, or of the `qserve run` of this user.
 
     Raises:
       AppNotFound: No application of that name is deployed.
@@ -352,7 +353,7 @@ def get_ref(request_id: str) -> Ref[Any]:
 
     Raises:
       ValueError: This is not a request id.
-      BrokerUnavailable: Nothing was started here and no broker is set.
+      BrokerUnavailable: No broker is set, and this user runs nothing here.
     """
     if not isinstance(request_id, str) or not is_request_id(request_id):
         raise ValueError(f"{request_id!r} is not a request id, which has 32 hexadecimal digits: pass `ref.request_id`")
@@ -393,12 +394,21 @@ def _client() -> ClientPlane:
 
 
 def connect() -> ClientPlane:
-    """Return a client of the broker that the environment names, for a handle that is used before ``run``.
+    """Return a client of the broker, for a handle that is used before ``run``.
+
+    It is the broker that the environment names, or that of the `qserve run` of this user.
 
     Raises:
-      BrokerUnavailable: The environment names no broker.
+      BrokerUnavailable: The environment names no broker, and nothing of this user runs here.
+      UsageProblem: Several run here.
     """
-    return ClientPlane(Settings.from_env(), is_of_program=True)
+    settings = Settings.from_env()
+    if settings.broker_url is None and not is_importing_user_code():
+        found = settings_of_run()
+        if found is None:
+            raise BrokerUnavailable(f"{NO_BROKER}; {none_found()}")
+        settings = found
+    return ClientPlane(settings, is_of_program=True)
 
 
 def _after_fork() -> None:

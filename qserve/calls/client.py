@@ -40,6 +40,7 @@ from qserve.wire.sealing import Seal, open_end, seal_header, seal_moves
 
 log = get_logger(__name__)
 _replies = Turns("processing a reply of the broker", log)
+NO_BROKER = "no broker is set: set QSERVE_BROKER_URL to its address, or call qserve.run(...) first"
 SEND_FOR_S = 2.0
 """How long commands are sent again while the broker is away, before their callers get an error."""
 SILENCE_LIMIT_S = 10.0
@@ -179,9 +180,7 @@ class ClientPlane(BrokerPlane):
     def __init__(self, settings: Settings, is_of_program: bool = False, counts_results: bool = False) -> None:
         super().__init__(settings, self.application, counts_results)
         if settings.broker_url is None:
-            raise BrokerUnavailable(
-                "no broker is set: set QSERVE_BROKER_URL to its address, or call qserve.run(...) first"
-            )
+            raise BrokerUnavailable(NO_BROKER)
         self.client = connect(settings.broker_url)
         self.registry = Registry(self.client, self.keys, self.seal)
         self.faults = self.registry.faults.known

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import click
@@ -9,6 +10,9 @@ import click
 from qserve.base.numbers import number, whole_number
 from qserve.base.settings import LEAST_S, MOST_S, Settings
 from qserve.exceptions import QserveException
+from qserve.machine.running import none_found, settings_of_run
+
+_RUN = "qserve.run"
 
 
 class WholeNumber(click.IntRange):
@@ -45,19 +49,53 @@ def _read_settings(ctx: click.Context, option: click.Parameter, url: str | None)
         raise click.ClickException(str(error)) from error
 
 
+def _find_settings(ctx: click.Context, option: click.Parameter, url: str | None) -> Settings:
+    pid = ctx.meta[_RUN]
+    if url and pid:
+        raise click.UsageError("pass --broker or --run, and not both")
+    settings = _read_settings(ctx, option, url)
+    if settings.broker_url is not None and not pid:
+        return settings
+    found = settings_of_run(pid or "")
+    if found is None:
+        raise click.ClickException(f"no broker is set: pass --broker URL or set QSERVE_BROKER_URL; {none_found()}")
+    return found
+
+
 def _not_empty(ctx: click.Context, option: click.Parameter, text: str) -> str:
     if not text:
         raise click.BadParameter("it must not be empty: leave it out, or set it")
     return text
 
 
-broker_option = click.option(
+named_broker_option = click.option(
     "--broker",
     "settings",
     metavar="URL",
     callback=_read_settings,
     help="The broker's address. [default: $QSERVE_BROKER_URL or $REDIS_URL]",
 )
+
+
+def broker_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command the settings of the broker that is named, or of the `qserve run` of this user."""
+    command = click.option(
+        "--run",
+        metavar="PID",
+        expose_value=False,
+        is_eager=True,  # the callback of --broker reads it
+        callback=lambda ctx, option, pid: ctx.meta.update({_RUN: pid}),
+        help="The `qserve run` of yours to use, where several run. [default: $QSERVE_RUN]",
+    )(command)
+    return click.option(
+        "--broker",
+        "settings",
+        metavar="URL",
+        callback=_find_settings,
+        help="The broker's address. [default: $QSERVE_BROKER_URL, $REDIS_URL, or the broker of your `qserve run`]",
+    )(command)
+
+
 app_dir_option = click.option(
     "--app-dir", default=".", show_default=True, help="The folder in which MODULE is searched for first."
 )

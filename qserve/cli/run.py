@@ -81,7 +81,7 @@ def run(
             cleanup.callback(cluster.stop)
             cluster.start()
             prefix = _deploy(cluster, arguments, interrupts)
-            cluster.keep_running()
+            cluster.keep_running(target)
             click.echo(f"qserve: ready in {time.monotonic() - began:.1f} s: {cluster.url}{prefix}  (Ctrl-C stops it)")
             cluster.wait()
         except ReasonGiven:

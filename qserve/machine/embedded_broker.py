@@ -44,7 +44,7 @@ class EmbeddedBroker(Child):
       maxmemory: The most bytes that it stores; None for a quarter of the memory that there is. When they are used, it
         refuses new requests and finishes those that it has.
 
-    This process holds the lock of the folder, not the server, so the folder stays ours while the server is restarted.
+    This process holds the lock of its ``folder``, not the server, so it stays ours while the server is restarted.
 
     Raises:
       BrokerUnavailable: There is no server binary, or the server does not start.
@@ -54,26 +54,26 @@ class EmbeddedBroker(Child):
         # a quarter, because the server may need twice as much for a moment: while it rewrites its append-only file
         self.maxmemory = maxmemory or max(MAXMEMORY_LEAST, usable_bytes() // 4)
         try:
-            self._folder = PrivateFolder()
+            self.folder = PrivateFolder()
         except OSError as error:
             raise BrokerUnavailable(
                 f"the embedded broker has no place for its data: {error}; set TMPDIR to a folder in which you may write"
             ) from error
-        self._socket = self._folder.path / _SOCKET
+        self._socket = self.folder.path / _SOCKET
         self.url = f"unix://{self._socket}"
         # A killed server leaves its socket behind, which the next one unlinks before it binds its own. It also cuts off
         # the end of the append-only file if that was half written, and so had not been confirmed.
         try:
             super().__init__(
                 "the embedded broker",
-                server_command(self._folder.path, self.maxmemory),
+                server_command(self.folder.path, self.maxmemory),
                 env={name: os.environ[name] for name in _ENVIRONMENT if name in os.environ},
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
                 preexec_fn=partial(_die_with, os.getpid()),
             )
         except BaseException:
-            self._folder.remove()
+            self.folder.remove()
             raise
 
     def wait_ready(self) -> None:
@@ -105,7 +105,7 @@ class EmbeddedBroker(Child):
         return f"{how}: {reason}" if reason else how
 
     def _end_of_log(self) -> str:
-        log = self._folder.path / "broker.log"
+        log = self.folder.path / "broker.log"
         return " ".join(log.read_text(errors="replace").strip().splitlines()[-3:]) if log.exists() else ""
 
     def stop(self) -> None:
@@ -113,7 +113,7 @@ class EmbeddedBroker(Child):
         self.process.terminate()
         if self.wait(_STOP_TIMEOUT_S) is None:
             self.kill()
-        self._folder.remove()
+        self.folder.remove()
 
 
 def server_command(folder: Path, maxmemory: int = 0) -> list[str]:

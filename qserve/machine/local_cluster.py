@@ -16,12 +16,15 @@ from typing import Any
 from qserve.base.clock import Deadline
 from qserve.base.import_path import variables_of_child
 from qserve.base.listening import at, listen
+from qserve.base.log import get_logger
 from qserve.base.settings import CHECKED, DEFAULT_HOST, DEFAULT_PORT, Settings
 from qserve.base.unused import warn_of_environment
 from qserve.machine.children import Child, Restarter
 from qserve.machine.embedded_broker import EmbeddedBroker
-from qserve.machine.private_folder import remove_abandoned
+from qserve.machine.private_folder import PrivateFolder, remove_abandoned
+from qserve.machine.running import announce
 
+log = get_logger(__name__)
 STOP_TIMEOUT_S = 4.0
 _HIGHEST_PORT = 65_535
 _POLL_INTERVAL_S = 0.2
@@ -63,8 +66,9 @@ class LocalCluster:
         self._uninterrupted = uninterrupted
         self._stopped = False
         self._broker: EmbeddedBroker | None = None
+        self._announced_in: PrivateFolder | None = None
         self._restarter = Restarter()
-        self.check, self.keep_running = self._restarter.check, self._restarter.begin
+        self.check = self._restarter.check
 
     @property
     def user_code_env(self) -> dict[str, str]:
@@ -82,8 +86,8 @@ class LocalCluster:
           BrokerUnavailable: The broker does not reply.
           BrokerError: The broker must not be used as it is; see ``qserve.broker.doctor``.
         """
+        remove_abandoned()
         if self.settings.broker_url is None:
-            remove_abandoned()
             with self._uninterrupted():
                 self._broker = EmbeddedBroker(self.settings.broker_maxmemory)
                 self._restarter.add(self._broker)
@@ -106,6 +110,22 @@ class LocalCluster:
             self._restarter.add(child)
         if self._broker is not None:
             self._broker.wait_ready()
+
+    def keep_running(self, what: str = "") -> None:
+        """Restart what dies from now on, and let this user's other commands and programs find what runs here.
+
+        Parameters:
+          what: What is served, in their words; the name of this program by default.
+        """
+        self._restarter.begin()
+        if self._announced_in is not None:
+            return
+        try:
+            with self._uninterrupted():
+                self._announced_in = self._broker.folder if self._broker is not None else PrivateFolder()
+            announce(self._announced_in, what or Path(sys.argv[0]).name or "a program", self.url, self.settings)
+        except OSError as error:
+            log.warning("`qserve status` and others cannot find this by themselves: %s", error)
 
     @property
     def has_broker(self) -> bool:
@@ -136,6 +156,9 @@ class LocalCluster:
         if self._broker is not None:
             self._broker.stop()
             self._broker = None
+        elif self._announced_in is not None:
+            self._announced_in.remove()
+        self._announced_in = None
         self._restarter.end()
 
 

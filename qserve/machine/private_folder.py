@@ -13,6 +13,7 @@ import secrets
 import shutil
 import stat
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 _PREFIX = "qserve-"
@@ -22,6 +23,7 @@ _LOCK = "owner.lock"
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 # not blocking, for there may be a pipe in the file's place; and nothing is truncated
 _FILE = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_FILE_LIMIT = 64 << 10
 
 
 class PrivateFolder:
@@ -54,6 +56,16 @@ class PrivateFolder:
             opened.pop_all()
             return True
 
+    def write(self, name: str, data: bytes) -> None:
+        """Write a file that only this user may read.
+
+        It gets its name when it is complete. Crash before that: the unfinished file goes with the folder.
+        """
+        unfinished = f".{name}"
+        with os.fdopen(os.open(unfinished, _FILE | os.O_CREAT | os.O_TRUNC, 0o600, dir_fd=self._folder), "wb") as file:
+            file.write(data)
+        os.rename(unfinished, name, src_dir_fd=self._folder, dst_dir_fd=self._folder)
+
     def remove(self) -> None:
         """Remove it with all that it holds."""
         _empty(self._folder)
@@ -65,13 +77,55 @@ class PrivateFolder:
 
 def remove_abandoned() -> None:
     """Remove the folders of this user's processes that were killed: the kernel has released their locks."""
+    for path in _found((_PREFIX, _UNFINISHED)):
+        with contextlib.suppress(OSError), contextlib.ExitStack() as opened:
+            _remove_if_abandoned(opened, path)
+
+
+def read_in_use(name: str) -> list[bytes]:
+    """Return what the file of that name holds in each folder of this user whose owner has not ended."""
+    found = []
+    for path in _found((_PREFIX,)):
+        with contextlib.suppress(OSError), contextlib.ExitStack() as opened:
+            folder = _open_folder(opened, path)
+            if _is_in_use(opened, folder):
+                found.append(_read(opened, folder, name))
+    return found
+
+
+def _found(prefixes: tuple[str, ...]) -> Iterator[Path]:
+    """Iterate over what belongs to this user and has such a name; it may be anything."""
     found = []
     with contextlib.suppress(OSError), os.scandir(tempfile.gettempdir()) as entries:
-        found = [entry for entry in entries if entry.name.startswith((_PREFIX, _UNFINISHED))]
+        found = [entry for entry in entries if entry.name.startswith(prefixes)]
     for entry in found:
-        with contextlib.suppress(OSError), contextlib.ExitStack() as opened:
+        with contextlib.suppress(OSError):
             if entry.stat(follow_symlinks=False).st_uid == os.geteuid():
-                _remove_if_abandoned(opened, Path(entry.path))
+                yield Path(entry.path)
+
+
+def _is_in_use(opened: contextlib.ExitStack, folder: int) -> bool:
+    lock = os.open(_LOCK, _FILE, dir_fd=folder)
+    opened.callback(os.close, lock)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared: two processes that look at once are no owners
+    except BlockingIOError:
+        return True
+    return False
+
+
+def _read(opened: contextlib.ExitStack, folder: int, name: str) -> bytes:
+    """Read a file that only this user may read.
+
+    Raises:
+      OSError: It is something else.
+    """
+    file = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
+    opened.callback(os.close, file)
+    found = os.fstat(file)
+    if not stat.S_ISREG(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o077:
+        raise PermissionError(f"{name} is not a file of this user alone")
+    return os.read(file, _FILE_LIMIT)
 
 
 def _remove_if_abandoned(opened: contextlib.ExitStack, path: Path) -> None:

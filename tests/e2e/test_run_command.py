@@ -340,17 +340,20 @@ def test_broker_and_name_let_other_processes_call_the_application_and_see_its_st
 
     caller = site.start([sys.executable, "-c", ask], env={"QSERVE_BROKER_URL": broker})
     told = site.qserve("status", "--broker", broker, "--json")
-    plain = site.qserve("status", "--broker", broker)
+    finders = [site.start([sys.executable, "-c", ask]), site.qserve("status"), site.qserve("dlq", "list")]
 
     assert caller.wait() == 0, caller.output
-    assert caller.stdout == "here\n"
+    assert (caller.stdout, caller.stderr) == ("here\n", "")
     assert told.wait() == 0, told.output
     application = json.loads(told.stdout)["applications"]["shop"]
     assert application["status"] == "RUNNING"
     assert application["deployments"]["Front"]["status"] == "HEALTHY"
-    assert plain.wait() == 0, plain.output
-    assert "RUNNING" in plain.stdout and "HEALTHY" in plain.stdout
-    assert not site.broker_folders()
+    assert told.stderr == ""
+    for finder, said in zip(finders, ("here", "shop  RUNNING", "there are no dead letters"), strict=True):
+        assert finder.wait() == 0, finder.output
+        assert said in finder.stdout
+        assert finder.stderr == f"qserve: using the run of shop:app (pid {serving.process.pid}, {serving.url})\n"
+    assert not list(site.folder.glob("qserve-*/broker.sock"))
     assert Client(serving.url).get().text == "here"
 
 

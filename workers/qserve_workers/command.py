@@ -16,7 +16,7 @@ from qserve.base.log import get_logger, log_to_terminal
 from qserve.base.process import die_with_parent_if_asked
 from qserve.base.settings import CHECKED, Settings
 from qserve.broker.doctor import check_broker_of
-from qserve.cli.options import WholeNumber, app_dir_option, broker_option, code_version_option
+from qserve.cli.options import WholeNumber, app_dir_option, code_version_option, named_broker_option
 from qserve.define.target import split_target
 from qserve.exceptions import BrokerUnavailable
 from qserve_workers.supervisor.scope import Scope
@@ -35,7 +35,7 @@ _QUIET_FOR_S = 1.0
 @click.option("--name", metavar="APP", help="The application. [default: every registered one]")
 @app_dir_option
 @code_version_option
-@broker_option
+@named_broker_option
 def worker(
     target: str | None,
     deployment: str | None,
