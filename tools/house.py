@@ -32,7 +32,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("qserve.graph",),
     ("qserve.wire",),
     ("qserve.broker",),
-    ("qserve.calls",),
+    ("qserve.calls", "qserve.fleet"),
     ("qserve.http",),
     ("qserve.define",),
     ("qserve.web", "qserve.appfile"),

@@ -23,6 +23,13 @@
     p:                              hash    application to its deployment that cannot start POOL_TTL_MS from the last
     b:<replica>                     string  a replica's heartbeat counter, sealed           4 leases and BEAT_TTL_MS
     g:<gateway process>             string  the version of apps that it serves              BEAT_TTL_MS
+    lead                            string  which worker decides what runs where            BEAT_TTL_MS
+    hosts                           hash    what each worker offers: places, devices, code  a minute after it is gone
+    plan                            hash    what each worker is to run                      as its field in hosts
+    s:<app>                         hash    a deployment to its count, and why it is that   until the app is deleted
+    w:<app>                         hash    a deployment to what an operator asked for      until the app is deleted
+    drains                          hash    hosts that are to run nothing                   until an operator undoes it
+    o:<app>                         string  the deploy that is under way, or was the last   ROLLOUT_TTL_MS
     celery:<queue>                  list    Celery's own remote control                     CONTROL_TTL_MS
     celery:fanout:<name>            stream  Celery's broadcasts                             CONTROL_TTL_MS
 
@@ -54,12 +61,14 @@ CLOCK_MARGIN_MS = 24 * 3_600_000
 a clock that is set ahead by less removes none of it."""
 RETIRED_TTL_MS = CLOCK_MARGIN_MS + 3_600_000
 CHANGES_KEPT = 64
+ROLLOUT_TTL_MS = 24 * 3_600_000
 
 _KINDS = {
     QUEUE: "stream", MODELS: "hash", DELAYED: "zset", LEAVING: "string", REQUEST: "hash", MAILBOX: "list",
     DEAD_LETTER: "hash", DEAD_LETTERS: "zset", f"{DEAD_LETTERS}:{DROPPED}": "string",
     f"{DEAD_LETTERS}:{LETTER_BYTES}": "hash", "epoch": "string", "a": "hash",
     "code": "string", "apps": "hash", "changes": "stream", "p": "hash", "b": "string", "g": "string",
+    "lead": "string", "hosts": "hash", "plan": "hash", "s": "hash", "w": "hash", "drains": "hash", "o": "string",
     "celery": "list", "celery:fanout": "stream",
 }  # fmt: skip
 
@@ -80,6 +89,10 @@ class Keys:
         self.applications = self._name("apps")
         self.changes = self._name("changes")
         self.faults = self.pool("")
+        self.lead = self._name("lead")
+        self.hosts = self._name("hosts")
+        self.plan = self._name("plan")
+        self.drains = self._name("drains")
 
     def _name(self, *parts: str) -> str:
         return ":".join((self._tag, *parts))
@@ -126,6 +139,15 @@ class Keys:
 
     def gateway(self, process: str) -> str:
         return self._name("g", process)
+
+    def scaled(self, app: str) -> str:
+        return self._name("s", app)
+
+    def wishes(self, app: str) -> str:
+        return self._name("w", app)
+
+    def rollout(self, app: str) -> str:
+        return self._name("o", app)
 
     def control(self, queue: str) -> str:
         return self._name("celery", queue)

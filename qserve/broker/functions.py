@@ -327,7 +327,7 @@ def retire(
 
 @LIBRARY.function("no-writes")
 def backlog(queues: Keys) -> Command:
-    """Return how many calls wait in each queue, and for how long the oldest has."""
+    """Return how many calls wait in each queue, how many run, and for how long the oldest has waited."""
 
 
 @LIBRARY.function("allow-oom")
@@ -354,6 +354,28 @@ def replay(
 @LIBRARY.function("allow-oom")
 def purge(index: Key, letters: Keys, request_ids: Strings) -> Command:
     """Throw dead letters away."""
+
+
+# -- which worker runs what -------------------------------------------------------------------------
+
+
+@LIBRARY.function("allow-oom", replies=(Reply.OK, Reply.STALE))
+def lead(lead: Key, was: bytes, now: bytes, ttl_ms: int) -> Command:
+    """Take, keep or give up what one process at a time may hold.
+
+    Parameters:
+      was: What the caller has read there; b"" for nothing.
+      now: What to write; b"" to give it up.
+    """
+
+
+@LIBRARY.function("allow-oom", replies=(Reply.OK, Reply.STALE))
+def assign(lead: Key, plan: Key, mine: bytes, workers: Strings, assignments: Strings) -> Command:
+    """Say what workers are to run, as long as ``lead`` holds ``mine``.
+
+    Parameters:
+      workers, assignments: As many of each; an empty assignment is removed.
+    """
 
 
 LOAD = LIBRARY.complete()

@@ -83,4 +83,4 @@ def waiting_in(client: Client, queues: Sequence[str]) -> list[tuple[int, float]]
         if not (isinstance(error, redis.exceptions.NoPermissionError) or is_unknown_function(error)):
             raise
         return [(0, 0.0)] * len(queues)
-    return [(waiting, oldest_ms / 1000) for waiting, oldest_ms in backlogs(reply, len(queues))]
+    return [(waiting, oldest_ms / 1000) for waiting, _, oldest_ms in backlogs(reply, len(queues))]

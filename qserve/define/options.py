@@ -5,7 +5,8 @@ from __future__ import annotations
 import difflib
 import json
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal, TypedDict
+from functools import cached_property
+from typing import Annotated, Any, Literal, TypedDict
 
 from pydantic import BaseModel, Field, model_validator
 
@@ -66,6 +67,31 @@ class LoggingConfig(BaseModel, frozen=True, extra="forbid"):
     logs_dir: str | None = None
     enable_access_log: bool = True
     additional_log_standard_attrs: list[str] = Field(default_factory=list)
+
+
+class ActorOptions(BaseModel, frozen=True, extra="allow"):
+    """The keys of ``ray_actor_options`` that say what a replica takes of its host, and how it is started."""
+
+    num_cpus: float | None = Field(default=None, ge=0, allow_inf_nan=False)
+    num_gpus: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    memory: int = Field(default=0, ge=0)
+    resources: dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]] = Field(default_factory=dict)
+    accelerator_type: str | None = None
+    label_selector: dict[str, str] = Field(default_factory=dict)
+    runtime_env: dict[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _checked(self) -> ActorOptions:
+        gpus, variables = self.num_gpus, self.runtime_env.get("env_vars", {})
+        if gpus > 1 and gpus % 1:
+            raise ValueError(f"num_gpus ({gpus:g}) must be a whole number, or a part of one GPU")
+        if 0 < gpus < 0.01:
+            raise ValueError(f"num_gpus ({gpus:g}) must be 0, or at least 0.01")
+        if not isinstance(variables, dict) or not all(
+            isinstance(part, str) for one in variables.items() for part in one
+        ):
+            raise ValueError('env_vars of runtime_env must be a dict of text by text, such as {"MODE": "fast"}')
+        return self
 
 
 class DeploymentOptions(BaseModel, frozen=True, extra="forbid"):
@@ -133,6 +159,13 @@ class DeploymentOptions(BaseModel, frozen=True, extra="forbid"):
         self._check_ranges()
         for key in self.ray_actor_options or ():
             check_key(key, unused.ACTOR_OPTIONS, "a key of ray_actor_options")
+        self.actor_options  # noqa: B018 - it is checked when it is made
+
+    @cached_property
+    def actor_options(self) -> ActorOptions:
+        """The ``ray_actor_options`` with their defaults."""
+        given = {key: value for key, value in (self.ray_actor_options or {}).items() if value is not None}
+        return ActorOptions.model_validate(given)
 
     @property
     def max_ongoing_requests(self) -> int:

@@ -8,6 +8,7 @@ import json
 import os
 import pickle
 import sys
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
@@ -18,12 +19,13 @@ from qserve.base.keyring import Keyring
 from qserve.define.application import compiled
 from qserve.define.compile import CompiledApplication
 from qserve.define.deployments import Deployment
+from qserve.define.options import AutoscalingConfig, DeploymentOptions
 from qserve.define.target import load_target
 from qserve.deploy.sources import difference, own_modules, read_sources
 from qserve.engine.driver import AdaptingDriver
 from qserve.exceptions import PayloadError, QserveException
 from qserve.http.annotations import resolve_annotations
-from qserve.wire.application import ApplicationRecord, DeploymentRecord, dump_plan
+from qserve.wire.application import ApplicationRecord, DeploymentRecord, Resources, Scaling, dump_plan
 from qserve.wire.codec import Codec
 from qserve.wire.pickling import culprit, dumps, unpickle_part
 
@@ -115,6 +117,7 @@ def record_of(built: CompiledApplication, codec: Codec, target: str = "") -> App
         deployments=deployments,
         graphs=graphs,
         driver=built.driver,
+        deployed_at=time.time(),
     )
 
 
@@ -122,7 +125,13 @@ def _digest(record: ApplicationRecord, versions: list[str | None], code: bytes) 
     """A digest that stays the same if only what concerns no replica that runs changes, such as ``num_replicas``."""
     settled = {name: replace(full, num_replicas=0, user_config="") for name, full in record.deployments.items()}
     plain = replace(
-        record, version="", route_prefix=None, timeout_s=None, cancel_on_disconnect=True, deployments=settled
+        record,
+        version="",
+        route_prefix=None,
+        timeout_s=None,
+        cancel_on_disconnect=True,
+        deployments=settled,
+        deployed_at=0.0,
     )
     return hashlib.sha256(repr(versions).encode() + plain.encode() + code).hexdigest()
 
@@ -148,6 +157,40 @@ def _deployment_record(deployment: Deployment, replicated: bool) -> DeploymentRe
         health_timeout_s=options.health_check_timeout_s,
         user_config="" if options.user_config is None else json.dumps(options.user_config, sort_keys=True),
         replicated=replicated,
+        scaling=None if options.autoscaling_config is None else _scaling(options.autoscaling_config),
+        resources=_resources(options),
+        env=dict(options.actor_options.runtime_env.get("env_vars", {})),
+        logging={} if options.logging_config is None else options.logging_config.model_dump(exclude_unset=True),
+    )
+
+
+def _scaling(config: AutoscalingConfig) -> Scaling:
+    up, down = config.upscale_smoothing_factor, config.downscale_smoothing_factor
+    return Scaling(
+        min_replicas=config.min_replicas,
+        max_replicas=config.max_replicas,
+        initial_replicas=config.initial_replicas,
+        target_ongoing_requests=config.target_ongoing_requests,
+        look_back_period_s=config.look_back_period_s,
+        upscale_delay_s=config.upscale_delay_s,
+        downscale_delay_s=config.downscale_delay_s,
+        downscale_to_zero_delay_s=config.downscale_to_zero_delay_s,
+        upscaling_factor=config.upscaling_factor or up or config.smoothing_factor,
+        downscaling_factor=config.downscaling_factor or down or config.smoothing_factor,
+        aggregation_function=config.aggregation_function,
+    )
+
+
+def _resources(options: DeploymentOptions) -> Resources:
+    given = options.actor_options
+    accelerator = {} if given.accelerator_type is None else {"accelerator": given.accelerator_type}
+    return Resources(
+        cpus=given.num_cpus,
+        gpus=given.num_gpus,
+        memory=given.memory,
+        other=given.resources,
+        labels=given.label_selector | accelerator,
+        per_host=options.max_replicas_per_node,
     )
 
 

@@ -17,6 +17,44 @@ from qserve.wire.codec import Codec, unpack
 
 
 @dataclass(frozen=True)
+class Scaling:
+    """How the number of replicas follows the load; the names are Ray Serve's."""
+
+    min_replicas: int = 1
+    max_replicas: int = 1
+    initial_replicas: int | None = None
+    target_ongoing_requests: float = 2.0
+    look_back_period_s: float = 30.0
+    upscale_delay_s: float = 30.0
+    downscale_delay_s: float = 600.0
+    downscale_to_zero_delay_s: float | None = None
+    upscaling_factor: float = 1.0
+    downscaling_factor: float = 1.0
+    aggregation_function: str = "mean"
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What each replica of a deployment takes of its host.
+
+    Parameters:
+      cpus: None takes one place, and says nothing of threads.
+      gpus: So many, or a part of one.
+      memory: In bytes; 0 for no limit.
+      other: Custom resources by name.
+      labels: What the host must be: a value, ``!value``, ``in(a, b)`` or ``!in(a, b)`` by label.
+      per_host: How many replicas one host may run; None for no limit.
+    """
+
+    cpus: float | None = None
+    gpus: float = 0.0
+    memory: int = 0
+    other: dict[str, float] = field(default_factory=dict)
+    labels: dict[str, str] = field(default_factory=dict)
+    per_host: int | None = None
+
+
+@dataclass(frozen=True)
 class DeploymentRecord:
     """The options of one deployment that callers and supervisors need.
 
@@ -31,6 +69,10 @@ class DeploymentRecord:
       max_execution_s: How long one call may run; None for as long as its deadline allows.
       max_retries, retry_on, retry_backoff_s: How often a call is retried, after which errors, and with what pause.
       replicated: False for a driver whose work the gateway does.
+      scaling: How the number of replicas follows the load; None for ``num_replicas``.
+      resources: What each of them takes of its host.
+      env: Variables of their environment.
+      logging: The ``logging_config``, those keys that were given.
     """
 
     name: str
@@ -48,6 +90,10 @@ class DeploymentRecord:
     retry_on: list[str] | None = None
     retry_backoff_s: float = 0.1
     replicated: bool = True
+    scaling: Scaling | None = None
+    resources: Resources = field(default_factory=Resources)
+    env: dict[str, str] = field(default_factory=dict)
+    logging: dict[str, Any] = field(default_factory=dict)
 
     @property
     def user_config_value(self) -> Any:
@@ -88,6 +134,7 @@ class ApplicationRecord:
       code_digest: Covers everything except ``user_config`` and ``num_replicas``, which change without new replicas.
       route_prefix: None for an application without HTTP.
       graphs: Encoded plans by name; see ``dump_plan``.
+      deployed_at: When it was deployed, as a Unix time in seconds; 0 when that is not known.
     """
 
     name: str
@@ -105,6 +152,7 @@ class ApplicationRecord:
     deployments: dict[str, DeploymentRecord] = field(default_factory=dict)
     graphs: dict[str, Any] = field(default_factory=dict)
     driver: DriverRecord | None = None
+    deployed_at: float = field(default=0.0, compare=False)
 
     def stream(self, keys: Keys, deployment: str) -> str:
         """Return the name of a deployment's queue; each version has its own, so that versions never mix."""
@@ -133,7 +181,7 @@ class ApplicationRecord:
         try:
             parts = unpack(data, "a record")
             driver = parts.pop("driver")
-            deployments = {name: DeploymentRecord(**fields) for name, fields in parts.pop("deployments").items()}
+            deployments = {name: _deployment(fields) for name, fields in parts.pop("deployments").items()}
             if driver:
                 routes = driver.pop("routes")
                 driver = DriverRecord(**driver, routes=None if routes is None else tuple(routes))
@@ -158,6 +206,11 @@ class ApplicationRecord:
     def plans(self) -> dict[str, tuple[Plan, tuple[bytes, ...]]]:
         """The graphs by name: each one's plan, and the encoded arguments of its steps."""
         return {name: load_plan(parts) for name, parts in self.graphs.items()}
+
+
+def _deployment(fields: dict[str, Any]) -> DeploymentRecord:
+    scaling, resources = fields.pop("scaling", None), fields.pop("resources", {})
+    return DeploymentRecord(**fields, scaling=Scaling(**scaling) if scaling else None, resources=Resources(**resources))
 
 
 def digest_of(modules: dict[str, str]) -> str:

@@ -205,10 +205,10 @@ def deliveries(reply: Any) -> list[tuple[str, list[tuple[bytes, Any]]]]:
     return [(text(name, "a stream"), [(entry_id, flat) for entry_id, flat in entries]) for name, entries in reply or ()]
 
 
-def backlogs(reply: Any, count: int) -> list[tuple[int, int]]:
-    """Return how many calls wait in each of ``count`` queues, and for how many milliseconds the oldest has."""
-    pairs = [_parts(pair, 2, "what waits in a queue") for pair in _parts(reply, count, "what waits in queues")]
-    return [(number(waiting), number(oldest_ms)) for waiting, oldest_ms in pairs]
+def backlogs(reply: Any, count: int) -> list[tuple[int, int, int]]:
+    """Return for each of ``count`` queues how many calls wait and run, and for how many ms the oldest has waited."""
+    found = [_parts(load, 3, "the load of a queue") for load in _parts(reply, count, "the load of queues")]
+    return [(number(waiting), number(running), number(oldest_ms)) for waiting, running, oldest_ms in found]
 
 
 def places(reply: Any) -> set[tuple[str, bytes]]:

@@ -29,6 +29,7 @@ class ReplicaStatus:
       until_ms: Until when it holds, by the broker's clock, if it is not repeated; 0 for as long as it is stored.
       failures: How many starts in a row have failed, in the report of a supervisor.
       next_try_ms: When it tries again, by the broker's clock; 0 when it does not wait.
+      worker: The id of the worker that runs it, as it offers places; "" when it does not say.
     """
 
     name: str
@@ -42,6 +43,7 @@ class ReplicaStatus:
     until_ms: float = 0.0
     failures: int = 0
     next_try_ms: float = 0.0
+    worker: str = ""
 
     def encode(self) -> bytes:
         """Return the report as JSON."""

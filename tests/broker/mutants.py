@@ -319,6 +319,23 @@ MUTANTS = (
         "what a failed function has collected is written by the next one",
         "  for k = #removed, 1, -1 do removed[k] = nil end\n",
     ),
+    Mutant("calls for single replicas are no load", "if is_stream_of and common_of", "if false and common_of"),
+    Mutant(
+        "streams of other queues are load",
+        "if is_stream_of and common_of(held[at + 1]) == queue then",
+        "if is_stream_of then",
+    ),
+    Mutant(
+        "all calls of a queue run",
+        "redis.call('XLEN', stream) - waiting",
+        "redis.call('XLEN', stream)",
+        within="backlog",
+    ),
+    Mutant("two may lead", "if (redis.call('GET', lead) or '') ~= was then return Reply.STALE end", ""),
+    Mutant("who leads does so for ever", "write('SET', lead, now, 'PX', ttl_ms)", "write('SET', lead, now)"),
+    Mutant("nobody gives up the lead", "write('DEL', lead)", ""),
+    Mutant("anybody may say what workers run", "if redis.call('GET', lead) ~= mine then return Reply.STALE end", ""),
+    Mutant("what a worker was to run is never removed", "assignments[k] ~= '' and assignments[k]", "assignments[k]"),
 )
 
 

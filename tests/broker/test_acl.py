@@ -30,8 +30,10 @@ from qserve.broker.registry import Registry
 from qserve.deploy.installation import Installation, ReplicaReports
 from qserve.deploy.rollout import wait_for_gateways
 from qserve.exceptions import BrokerUnavailable
+from qserve.fleet.store import FleetStore
 from qserve.machine.embedded_broker import find_server
 from qserve.wire.application import ApplicationRecord, DeploymentRecord
+from qserve.wire.fleet import Drain, HostRecord, Scaled, Wish
 from qserve.wire.moves import Awaited, Epoch, Join, Start
 from qserve.wire.status import RUNNING, ReplicaStatus
 
@@ -262,6 +264,28 @@ def _end(as_role: dict[str, redis.Redis], keys: Keys, app: ApplicationRecord) ->
     assert worker.xinfo_consumers(one, GROUP) == []
     Registry(deployer, keys, SEAL).delete("app")
     assert Registry(gateway, keys, SEAL).names() == []
+
+
+def test_workers_say_what_runs_and_operators_and_deployers_what_is_wanted(as_role: dict[str, redis.Redis]) -> None:
+    keys, (deployer, gateway, worker, operator) = Keys(), map(as_role.__getitem__, ROLES)
+    own, *others = (FleetStore(client, keys, SEAL) for client in (worker, operator, deployer))
+    own.offer(HostRecord("a-1", "a"))
+    own.note("app", "One", Scaled(1))
+    assert worker.execute_command(*functions.lead(keys.lead, b"", b"a-1", 60_000)) == b"OK"
+    assert worker.execute_command(*functions.assign(keys.lead, keys.plan, b"a-1", ["a-1"], [b"x"])) == b"OK"
+    for other in others:
+        other.wish("app", "One", Wish(2))
+        assert own.wishes("app")["One"].count == other.wishes("app")["One"].count == 2
+        assert (other.hosts().keys(), other.scaled("app")["One"].count) == ({"a-1"}, 1)
+    others[0].drain(Drain("a"))
+    assert own.drains().keys() == {"a"}
+    for client, forbidden in ((worker, keys.wishes("app")), (operator, keys.plan), (deployer, keys.hosts)):
+        with pytest.raises(NoPermissionError):
+            client.hset(forbidden, "a", "forged")
+    with pytest.raises(NoPermissionError):
+        gateway.hgetall(keys.plan)
+    operator.delete(keys.drains, keys.wishes("app"))
+    worker.delete(keys.lead, keys.hosts, keys.plan, keys.scaled("app"))
 
 
 @pytest.mark.parametrize("role", ["gateway", "worker"])

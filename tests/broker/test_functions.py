@@ -28,6 +28,7 @@ from qserve.wire.envelope import Header
 from qserve.wire.failure import Failure
 from qserve.wire.moves import Awaited, Epoch, Join, Start
 from qserve.wire.outcome import ANNOUNCED, ANNOUNCED_FROM, Outcome
+from qserve.wire.replies import backlogs
 from qserve.wire.sealing import INHERITED_LIMIT, NOT_KEPT, open_end, seal_end, seal_header
 
 
@@ -640,6 +641,57 @@ def test_what_waits_is_counted_with_the_age_of_the_oldest_call(desk: Desk) -> No
     assert first[0] == 2
     assert first[1] >= 5
     assert second == gone == (0, 0.0)
+
+
+def test_the_load_of_a_queue_has_what_waits_and_what_runs_also_for_single_replicas(desk: Desk) -> None:
+    keys, other = desk.keys, desk.keys.personal(desk.two, "replica")
+    own, models = keys.personal(desk.one, "replica"), keys.models_of(desk.one)
+    desk.client.execute_command(*functions.advertise(models, own, "replica", 60_000, ["model"]))
+    desk.client.hset(models, "s:another", other)  # not a stream of this queue
+    create_group(desk.client, own)
+    now_ms = desk.client.time()[0] * 1000
+    for stream, age_ms, count in ((desk.one, 1000, 3), (own, 60_000, 2), (other, 90_000, 1)):
+        for number in range(count):
+            desk.client.xadd(stream, {b"h": "x"}, id=f"{now_ms - age_ms}-{number}")
+            desk.client.pexpire(stream, 60_000)
+    desk.client.xreadgroup(GROUP, "replica", {desk.one: ">", own: ">"}, count=1)
+
+    reply = desk.client.execute_command(*functions.backlog([desk.one, desk.two]))
+
+    (waiting, running, oldest_ms), nothing = backlogs(reply, 2)
+    assert (waiting, running) == (3, 2)
+    assert 60_000 <= oldest_ms < 90_000
+    assert nothing == (0, 0, 0)
+
+
+# -- who leads, and what it says -------------------------------------------------------------------
+
+
+def test_what_one_may_hold_is_taken_only_from_who_is_known_to_have_it(desk: Desk) -> None:
+    key = desk.keys.lead
+
+    def swap(was: bytes, now: bytes) -> object:
+        return desk.client.execute_command(*functions.lead(key, was, now, 60_000))
+
+    assert [swap(b"", b"one"), swap(b"", b"two"), swap(b"one", b"one again")] == [b"OK", b"STALE", b"OK"]
+    assert 0 < desk.client.pttl(key) <= 60_000
+    assert [swap(b"one", b""), desk.client.get(key)] == [b"STALE", b"one again"]
+    assert [swap(b"one again", b""), desk.client.get(key)] == [b"OK", None]
+
+
+def test_only_who_leads_says_what_workers_run(desk: Desk) -> None:
+    keys = desk.keys
+
+    def assign(mine: bytes, workers: list[str], assignments: list[bytes]) -> object:
+        return desk.client.execute_command(*functions.assign(keys.lead, keys.plan, mine, workers, assignments))
+
+    assert assign(b"", ["a"], [b"nothing"]) == b"STALE"
+    desk.client.set(keys.lead, b"me", px=60_000)
+    assert assign(b"me", ["a", "b"], [b"one", b"two"]) == b"OK"
+    assert assign(b"other", ["a"], [b"forged"]) == b"STALE"
+    assert desk.client.hgetall(keys.plan) == {b"a": b"one", b"b": b"two"}
+    assert assign(b"me", ["b", "c"], [b"", b"three"]) == b"OK"
+    assert desk.client.hgetall(keys.plan) == {b"a": b"one", b"c": b"three"}
 
 
 def test_a_limit_of_zero_admits_nothing_and_says_so(desk: Desk) -> None:

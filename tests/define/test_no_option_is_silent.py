@@ -102,7 +102,27 @@ def test_defaults_are_not_warned_about(caplog: pytest.LogCaptureFixture) -> None
 
 @pytest.mark.parametrize("key", sorted(unused.ACTOR_OPTIONS))
 def test_a_key_of_the_actor_options_is_known(key: str) -> None:
-    assert Model.options(ray_actor_options={key: 1}).ray_actor_options == {key: 1}
+    given = {"accelerator_type": "T4", "label_selector": {"a": "b"}, "resources": {"a": 1}, "runtime_env": {}}
+
+    assert Model.options(ray_actor_options={key: given.get(key, 1)}).ray_actor_options == {key: given.get(key, 1)}
+
+
+@pytest.mark.parametrize(
+    ("given", "why"),
+    [
+        ({"num_cpus": "many"}, "num_cpus"),
+        ({"num_cpus": -1}, "num_cpus"),
+        ({"num_gpus": 1.5}, r"num_gpus \(1.5\) must be a whole number, or a part of one GPU"),
+        ({"num_gpus": 0.001}, r"num_gpus \(0.001\) must be 0, or at least 0.01"),
+        ({"memory": float("nan")}, "memory"),
+        ({"resources": {"tpu": -1}}, "resources"),
+        ({"label_selector": {"zone": 1}}, "label_selector"),
+        ({"runtime_env": {"env_vars": {"MODE": 1}}}, "env_vars of runtime_env must be a dict of text by text"),
+    ],
+)
+def test_what_a_replica_cannot_take_is_refused_when_it_is_declared(given: dict[str, Any], why: str) -> None:
+    with pytest.raises(ValueError, match=why):
+        Model.options(ray_actor_options=given)
 
 
 def test_an_unknown_key_of_the_actor_options_is_refused_with_the_nearest() -> None:

@@ -149,14 +149,14 @@ def test_a_mermaid_flowchart() -> None:
 
 
 def test_json_holds_nodes_and_edges() -> None:
-    node = combine.options(ray_actor_options={"resources": {1, 2}.__class__}).bind(Model.bind())
+    node = combine.options(ray_actor_options={"object_store_memory": {1, 2}.__class__}).bind(Model.bind())
     view = json.loads(to_json(picture_of(node)))
 
     assert view["root"] == "combine"
     assert view["nodes"][1] == {
         "id": "Model", "label": "Model", "kind": "class", "deployment": "Model", "options": {},
     }  # fmt: skip
-    assert view["nodes"][0]["options"] == {"ray_actor_options": {"resources": "<class 'set'>"}}
+    assert view["nodes"][0]["options"] == {"ray_actor_options": {"object_store_memory": "<class 'set'>"}}
     assert view["edges"] == [{"from": "Model", "to": "combine", "data": False}]
 
 

@@ -29,8 +29,16 @@ from qserve.graph.plan import InputKey, Plan, Slot, Step
 from qserve.http import render, strict_json
 from qserve.http import request as _request  # noqa: F401 - requests travel once it is imported
 from qserve.http.message import BadRequest, HttpMessage
-from qserve.wire import replies
-from qserve.wire.application import ApplicationRecord, DeploymentRecord, DriverRecord, dump_plan, load_plan
+from qserve.wire import fleet, replies
+from qserve.wire.application import (
+    ApplicationRecord,
+    DeploymentRecord,
+    DriverRecord,
+    Resources,
+    Scaling,
+    dump_plan,
+    load_plan,
+)
 from qserve.wire.codec import Codec
 from qserve.wire.dead_letter import DeadLetter
 from qserve.wire.envelope import Answer, Header
@@ -164,7 +172,7 @@ def _records() -> list[bytes]:
         "A",
         "/route",
         "module:node",
-        deployments={"A": DeploymentRecord("A", retry_on=["ValueError"])},
+        deployments={"A": DeploymentRecord("A", retry_on=["ValueError"], scaling=Scaling(), resources=Resources(2.0))},
         graphs={"": dump_plan(_plan(), Codec())},
         driver=DriverRecord("json_request", ("a", "b"), {"a": "A"}),
     )
@@ -251,6 +259,28 @@ def _reports() -> list[bytes]:
 def _read_report(data: bytes) -> object:
     report = ReplicaStatus.decode(data)
     return f"{report!r}".encode(), hash(report)
+
+
+_FLEET = (
+    fleet.Lead("worker", 7),
+    fleet.HostRecord(
+        "worker", "host", 8, True, ("0", "1"), 1 << 30, {"tpu": 1.0}, {"zone": "a"}, ("app:v",), {"app:*": 2}
+    ),
+    fleet.Assignment((fleet.Slot("app", "v", "A", 2, ("0",), True),), 3),
+    fleet.Scaled(2, 1, "40 wait", "AUTOSCALING", 1.7e12, policy_state="[1]"),
+    fleet.Wish(3, 1, True, "me", 1.7e12),
+    fleet.Drain("host", "me"),
+    fleet.Rollout("v", "u", "me", new={"A": 1}, keep={"A": 2}),
+)
+
+
+def _read_fleet(data: bytes) -> object:
+    """The bytes as every value that workers leave for one another; one that is accepted stays what it is."""
+    for kind in map(type, _FLEET):
+        with contextlib.suppress(PayloadError):
+            value = kind.decode(data)
+            assert kind.decode(value.encode()) == value
+    return None
 
 
 def _control() -> list[bytes]:
@@ -371,6 +401,7 @@ TARGETS = (
     Target("found", _read_found, (PayloadError,), lambda: [b"d|result", b"o||header", b"|"]),
     Target("letter", _read_letter, (PayloadError,), lambda: [b"|".join(field) for field in _letter().items()]),
     Target("report", _read_report, (PayloadError,), _reports),
+    Target("fleet", _read_fleet, (), lambda: [one.encode() for one in _FLEET]),
     Target("control", replies.control_message, (PayloadError,), _control),
     Target("name", _read_name, (PayloadError,), lambda: [b"name", b"17", b"1-2", REQUEST_ID.encode()]),
 )

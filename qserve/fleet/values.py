@@ -1,0 +1,84 @@
+"""What the parts of this room hand to one another: needs and placements, the load of a queue, and decisions on it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from qserve.wire.application import Resources
+from qserve.wire.fleet import Slot
+
+
+class Key(NamedTuple):
+    """A deployment in one version of its application."""
+
+    app: str
+    version: str
+    deployment: str
+
+
+@dataclass(frozen=True)
+class Need:
+    """How many replicas of a deployment are wanted.
+
+    Parameters:
+      count: As many as workers that offer places are to run.
+      least: So many of them must run even where no place is free.
+    """
+
+    key: Key
+    count: int
+    least: int = 0
+    resources: Resources = field(default_factory=Resources)
+
+
+@dataclass(frozen=True)
+class Shortage:
+    """Replicas that have no place, and what is missing for them."""
+
+    key: Key
+    missing: int
+    why: str
+
+
+@dataclass(frozen=True)
+class Placement:
+    """What each worker is to run, and what no worker has room for."""
+
+    assignments: Mapping[str, tuple[Slot, ...]]
+    shortages: tuple[Shortage, ...] = ()
+
+
+@dataclass(frozen=True)
+class Load:
+    """The load of a deployment at one moment.
+
+    Parameters:
+      at: By a monotonic clock, in seconds.
+      waiting, running: Calls that no replica has fetched, and those that replicas hold.
+      oldest_s: For how long the oldest of the first has waited.
+      replicas: How many run.
+      stats: What they report for a policy of the user's.
+    """
+
+    at: float
+    waiting: int
+    running: int
+    oldest_s: float = 0.0
+    replicas: int = 0
+    stats: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Decision:
+    """How many replicas the load asks for.
+
+    Parameters:
+      above_since, below_since: Since when it asks for more, or for fewer, by the clock of ``Load.at``.
+    """
+
+    count: int
+    reason: str = ""
+    above_since: float | None = None
+    below_since: float | None = None
