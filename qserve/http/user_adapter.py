@@ -10,7 +10,8 @@ import json
 import re
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import AsyncExitStack
-from typing import Any
+from types import UnionType
+from typing import Any, Union, get_args, get_origin
 
 from fastapi import Depends, params
 from fastapi.encoders import jsonable_encoder
@@ -107,10 +108,13 @@ def _changes_response(dependant: Any) -> bool:
 
 
 class _Route(APIRoute):
-    """A route that parses JSON by our rules and ignores the request's Content-Type."""
+    """A route that parses JSON by our rules, also where the Content-Type names another type, unless it takes text."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handle = super().get_route_handler()
+        expected = getattr(getattr(self.body_field, "field_info", None), "annotation", None)
+        choices = get_args(expected) if get_origin(expected) in (Union, UnionType) else (expected,)
+        takes_text = str in choices or bytes in choices
 
         async def parse_first(request: Request) -> Response:
             with_own_json(request)
@@ -118,6 +122,8 @@ class _Route(APIRoute):
                 pass
             elif isinstance(self.body_field.field_info, params.Form):
                 await read_form(request)
+            elif takes_text and not _is_json(request.scope["headers"]):
+                _check_text(await request.body(), expected)
             else:
                 request.scope["headers"] = _as_json(request.scope["headers"])
                 document = await read_json(request)
@@ -126,6 +132,14 @@ class _Route(APIRoute):
             return await handle(request)
 
         return parse_first
+
+
+def _check_text(body: bytes, expected: Any) -> None:
+    try:
+        body.decode("latin-1" if expected is bytes else "utf-8")
+    except UnicodeDecodeError as error:
+        message = f"the request body is not valid UTF-8: invalid byte at position {error.start}"
+        raise unreadable(message, "invalid_unicode") from error
 
 
 def _body_of(model: Any) -> Callable[..., Any]:
@@ -137,9 +151,13 @@ def _body_of(model: Any) -> Callable[..., Any]:
     return adapter
 
 
+def _is_json(headers: list[tuple[bytes, bytes]]) -> bool:
+    return any(name == b"content-type" and _JSON_TYPE.match(value) for name, value in headers)
+
+
 def _as_json(headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
     """Return headers with which FastAPI parses the body as JSON; those of `curl -d` say that it is a form."""
-    if any(name == b"content-type" and _JSON_TYPE.match(value) for name, value in headers):
+    if _is_json(headers):
         return headers
     rest = [(name, value) for name, value in headers if name != b"content-type"]
     return [*rest, (b"content-type", b"application/json")]

@@ -249,6 +249,22 @@ def number(n: int = Body(gt=1)) -> Any:
     return n
 
 
+def text(body: str = Body()) -> Any:
+    return body
+
+
+def maybe_text(body: Annotated[str | None, Body()] = None) -> Any:
+    return body
+
+
+def raw(body: bytes = Body(max_length=6)) -> Any:
+    return body.decode()
+
+
+def embedded_text(body: str = Body(embed=True)) -> Any:
+    return body
+
+
 def maybe(n: int | None = Body(None)) -> Any:
     return n
 
@@ -315,6 +331,16 @@ def with_headers(*many: dict[str, str]) -> list[Sent_]:
 ITEM = {"name": "a", "price": 1}
 ODD: tuple[Any, ...] = (b"", None, [], {}, "text", 5, True, [ITEM], ITEM, {**ITEM, "price": "x"}, {**ITEM, "tags": "t"})
 """Documents of all kinds for adapters that take a body."""
+TEXTS = (b"hello", b'"hello"', b"5", b"null", b"", b'{"body": "x"}')
+OTHER_TYPES = ("text/plain", "text/plain; charset=utf-8", "application/xml", "application/octet-stream", FORM, "x")
+JSON_TYPES = (JSON, "application/problem+json", "APPLICATION/JSON; charset=utf-8")
+TEXT_ADAPTERS: list[Callable[..., Any]] = [text, maybe_text, raw]
+TEXT_SENT: list[tuple[Callable[..., Any], list[Sent_]]] = [
+    *((given, [one for kind in OTHER_TYPES for one in bodies(*TEXTS, kind=kind)]) for given in TEXT_ADAPTERS),
+    *((given, [("", body, dict[str, str]()) for body in TEXTS]) for given in TEXT_ADAPTERS),
+    *((given, [one for kind in JSON_TYPES for one in bodies(*TEXTS[1:], kind=kind)]) for given in TEXT_ADAPTERS),
+    (embedded_text, [one for kind in JSON_TYPES for one in bodies(*TEXTS[1:], kind=kind)]),
+]
 SENT: list[tuple[Callable[..., Any], list[Sent_]]] = [
     (scalars, queries("n=1&flag=on&colour=red&names=a&names=b", "n=x&flag=2&colour=blue", "n=&names=", "n=1&n=2", "",
                       "n=1.0", "n=1.5", "n=+1&flag=", "n=99999999999999999999", "n=%31&flag=TRUE", "n=1&N=2", "=1&n",
@@ -341,6 +367,7 @@ SENT: list[tuple[Callable[..., Any], list[Sent_]]] = [
             *bodies({"items": [{}]}, {"items": 5}, query="n=x")]),
     (numbers, bodies(*ODD, {"a": 1}, {"a": "1"}, {"a": 1.5}, {"a": None, "b": "x"})),
     (number, bodies(*ODD, 1, 2, "3", 2.5, {"n": 5})),
+    *TEXT_SENT,
     (maybe, bodies(*ODD, 1, "x")),
     (typed, bodies(*ODD, {"n": 1}, {"n": "x", "text": 5}, {"n": 1, "more": 2})),
     (point, bodies(*ODD, {"x": 1}, {"x": "x", "y": "y"}, {"x": 1, "z": 2})),
