@@ -38,7 +38,8 @@ class Clock:
 
     def stamp_ms(self) -> float:
         """Return the Unix time in milliseconds from which a new deadline is counted."""
-        return (self._monotonic() + max(self._offsets())) * 1000
+        offset_s = max(self._offsets()) if self._former else self._offset_s
+        return (self._monotonic() + offset_s) * 1000
 
     def judge_ms(self) -> float:
         """Return the Unix time in milliseconds with which a deadline is compared: an earlier one has passed."""

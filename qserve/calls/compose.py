@@ -27,6 +27,8 @@ from qserve.wire.outcome import Outcome, State
 from qserve.wire.request_ids import new_value_id
 from qserve.wire.status import ReplicaStatus
 
+_NO_MODEL = Model()
+
 
 class Submission(NamedTuple):
     """A request that is ready to be sent. (A NamedTuple: a frozen dataclass of this size takes 2 us to make.)
@@ -216,11 +218,13 @@ class ComposingPlane(Plane):
         )  # fmt: skip
         life_ms = int(max(0.0, deadline_ms - clock.judge_ms()) + CLOCK_MARGIN_MS)
         keep_s = self.settings.result_ttl_s if call.result_ttl_s is None else call.result_ttl_s
-        limits = {
-            self.keys.stream(record.name, record.version, limited.name): limited.max_queued
-            for limited in record.limited
-        } or None
-        model = Model()
+        limits = None
+        if record.limited:
+            limits = {
+                self.keys.stream(record.name, record.version, limited.name): limited.max_queued
+                for limited in record.limited
+            }
+        model = _NO_MODEL
         if call.model_id and graph is None:
             model = Model(call.model_id, record.deployments[call.deployment].max_ongoing)
         return Submission(
