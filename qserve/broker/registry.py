@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -200,11 +201,37 @@ class Registry:
         own = keys.application(app)
         without_strangers(client, lambda: client.hmget(own, "active"), own)
         without_strangers(client, lambda: client.xrevrange(keys.changes, count=1), keys.changes)
-        if not without_strangers(client, lambda: client.hkeys(keys.applications), keys.applications):
-            # each registration has its application's name
-            start = keys.application("")
-            for key in client.scan_iter(start.replace("[", "\\[") + "*", count=1000):
-                client.hset(keys.applications, key[len(start) :], "")
+        self._restore_names()
+
+    def _restore_names(self) -> None:
+        """Write the set of applications again when it is lost, or was overwritten.
+
+        In one act: a gateway that finds no application there would reply 404, and what somebody deploys at the same
+        moment stays in the set.
+        """
+        client, key = self._client, self._keys.applications
+        start = self._keys.application("")  # each registration has its application's name
+
+        def write(pipe: Any) -> None:
+            is_stranger = False
+            try:
+                with broker_errors():
+                    is_whole = bool(pipe.hkeys(key))
+            except WrongType:
+                warn_once(f"key {key} was overwritten with something else, and is written again")
+                is_whole, is_stranger = False, True
+            found = client.scan_iter(start.replace("[", "\\[") + "*", count=1000)
+            names = {} if is_whole else {name[len(start) :]: "" for name in found}
+            pipe.multi()
+            if is_stranger:
+                pipe.delete(key)
+            if names:
+                pipe.hset(key, mapping=names)
+
+        with suppress(WrongType), broker_errors():
+            if client.hkeys(key):
+                return
+        client.transaction(write, key)
 
     def _retire(self, pipe: Any, record: ApplicationRecord) -> None:
         pipe.pexpire(self._keys.code(record.name, record.version), RETIRED_TTL_MS)
