@@ -27,10 +27,11 @@ from qserve.define.application import compiled
 from qserve.define.drivers import DAGDriver, is_driver
 from qserve.define.http_options import HTTPOptions
 from qserve.define.options import check_key
-from qserve.deploy.installation import Installation, ServeStatus
+from qserve.deploy.installation import Installation
 from qserve.deploy.registration import release_of
 from qserve.deploy.removal import remove
 from qserve.deploy.rollout import roll_out, wait_for_gateways
+from qserve.deploy.status import ServeStatus, status_of
 from qserve.exceptions import AppNotFound, BrokerUnavailable, QserveException
 from qserve.graph.nodes import ClassNode, DAGNode, Target
 from qserve.http.render import Rendered, parse
@@ -300,12 +301,14 @@ def delete(name: str) -> None:
 
 
 def status() -> ServeStatus:
-    """Return the status of every application (RUNNING, DEPLOYING or UNHEALTHY), its deployments and replicas.
+    """Return the status of every application, of its deployments and replicas, in the words of Ray Serve.
+
+    For example: ``qserve.status().applications["default"].status == "RUNNING"``.
 
     Raises:
       BrokerUnavailable: No broker is set, and this user runs nothing here.
     """
-    return _installation().status()
+    return status_of(_installation())
 
 
 def get_app_handle(name: str = "default") -> DeploymentHandle:

@@ -1,4 +1,9 @@
 """Public import path of the status of applications, and of the configuration of logs."""
 
 from qserve.define.options import LoggingConfig as LoggingConfig
-from qserve.deploy.installation import ServeStatus as ServeStatus
+from qserve.deploy.status import ApplicationStatus as ApplicationStatus
+from qserve.deploy.status import ApplicationStatusOverview as ApplicationStatusOverview
+from qserve.deploy.status import DeploymentStatus as DeploymentStatus
+from qserve.deploy.status import DeploymentStatusOverview as DeploymentStatusOverview
+from qserve.deploy.status import DeploymentStatusTrigger as DeploymentStatusTrigger
+from qserve.deploy.status import ServeStatus as ServeStatus

@@ -87,6 +87,19 @@ def parse(text: bytes, name: str) -> Node:
         raise FileError(f"{name}: this is not YAML: {' '.join(str(error).split())}") from None
 
 
+def yaml_of(value: Any) -> str:
+    """Return plain data as YAML, with its keys in their order."""
+    text: str = yaml.dump(value, Dumper=_Writer, sort_keys=False, allow_unicode=True)
+    return text
+
+
+class _Writer(yaml.SafeDumper):  # type: ignore[misc]
+    """Writes the members of an enum that are text as text."""
+
+
+_Writer.add_multi_representer(str, lambda writer, value: writer.represent_str(str(value)))
+
+
 class _Reader:
     """Makes the tree from the events of the parser, which knows no limits."""
 

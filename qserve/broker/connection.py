@@ -197,6 +197,16 @@ def without_strangers(client: redis.Redis, change: Callable[[], T], *keys: str) 
     return change()
 
 
+def if_permitted(ask: Callable[[], dict[str, T]]) -> dict[str, T]:
+    """Return what ``ask`` returns; nothing where the broker's ACL forbids it."""
+    try:
+        return ask()
+    except BrokerError as error:
+        if not isinstance(error.__cause__, _FORBIDDEN):
+            raise
+        return {}
+
+
 def if_there(ask: Callable[[], list[T]]) -> list[T]:
     """Return the reply to a question about a queue; nothing when it is gone, as one of an old version may be."""
     try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import redis
 
@@ -73,14 +74,28 @@ def _last_written_s(client: Client, reports: Sequence[str]) -> float:
     return 0.0
 
 
+class QueueLoad(NamedTuple):
+    """What is in the queue of a deployment.
+
+    Parameters:
+      waiting: Calls that no replica has fetched.
+      running: Calls that replicas hold.
+      oldest_s: For how many seconds the oldest of those that wait has waited.
+    """
+
+    waiting: int = 0
+    running: int = 0
+    oldest_s: float = 0.0
+
+
 @broker_errors()
-def waiting_in(client: Client, queues: Sequence[str]) -> list[tuple[int, float]]:
-    """Return for each queue how many calls wait, and for how many seconds the oldest has; 0 where an ACL forbids it."""
+def loads_of(client: Client, queues: Sequence[str]) -> list[QueueLoad]:
+    """Return what is in each queue; zeros where an ACL forbids it."""
     try:
         reply = client.execute_command(*functions.backlog(queues))
     except redis.exceptions.ResponseError as error:
         # an older version of qserve may have been the last to load its functions
         if not (isinstance(error, redis.exceptions.NoPermissionError) or is_unknown_function(error)):
             raise
-        return [(0, 0.0)] * len(queues)
-    return [(waiting, oldest_ms / 1000) for waiting, _, oldest_ms in backlogs(reply, len(queues))]
+        return [QueueLoad()] * len(queues)
+    return [QueueLoad(waiting, running, ms / 1000) for waiting, running, ms in backlogs(reply, len(queues))]

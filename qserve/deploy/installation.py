@@ -1,10 +1,8 @@
-"""One installation of qserve on a broker: what its replicas report, and the status that follows from it."""
+"""One installation of qserve on a broker: what its replicas report, and which gateways serve it."""
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
 from typing import Any
 
 from qserve.base.clock import clock
@@ -12,11 +10,10 @@ from qserve.base.keys import POOL_TTL_MS, Keys
 from qserve.base.settings import Settings
 from qserve.broker.connection import Client, broker_errors, connect, without_strangers
 from qserve.broker.faults import Faults
-from qserve.broker.load import BrokerStatus, broker_status, waiting_in
-from qserve.broker.registry import NEXT, Registry
+from qserve.broker.registry import Registry
 from qserve.exceptions import PayloadError, WrongType
-from qserve.wire.application import ApplicationRecord, DeploymentRecord
-from qserve.wire.replies import each, text, warn_once
+from qserve.wire.application import ApplicationRecord
+from qserve.wire.replies import each, position, shown, text, warn_once
 from qserve.wire.sealing import Seal
 from qserve.wire.status import FAILED, RUNNING, WAITING, ReplicaStatus, report_place
 
@@ -109,52 +106,6 @@ class ReplicaReports:
         return status
 
 
-@dataclass(frozen=True)
-class DeploymentStatus:
-    """The status of a deployment.
-
-    Parameters:
-      status: HEALTHY if all its replicas run, UPDATING while they start, UNHEALTHY if one has failed or no worker has
-        any.
-      replica_states: The number of replicas in each state.
-      waiting_calls: How many calls no replica has fetched yet.
-      oldest_call_s: For how many seconds the oldest of them has waited.
-      message: Why it is not healthy: the traceback of a constructor that failed, or which code the workers have that
-        wait for another version.
-    """
-
-    name: str
-    status: str
-    replica_states: dict[str, int]
-    message: str
-    waiting_calls: int = 0
-    oldest_call_s: float = 0.0
-
-
-@dataclass(frozen=True)
-class ApplicationStatus:
-    """The status of an application.
-
-    Parameters:
-      status: RUNNING, DEPLOYING or UNHEALTHY.
-    """
-
-    name: str
-    status: str
-    route_prefix: str | None
-    version: str
-    message: str
-    deployments: dict[str, DeploymentStatus]
-
-
-@dataclass(frozen=True)
-class ServeStatus:
-    """The status of all applications on a broker, and of the broker."""
-
-    applications: dict[str, ApplicationStatus]
-    broker: BrokerStatus = field(default_factory=BrokerStatus)
-
-
 class Installation:
     """A client of the broker, the key names and signatures of the installation, and its registry.
 
@@ -177,59 +128,26 @@ class Installation:
         """Return what the replicas of an application report."""
         return ReplicaReports(self.client, self.keys, self.seal, app, self.registry.faults)
 
-    def status(self) -> ServeStatus:
-        """Read the status of every application.
+    def gateways(self) -> dict[str, str]:
+        """Return the processes of gateways that live, and which change of the registry each of them serves.
 
         Raises:
           BrokerUnavailable: The broker does not reply.
         """
-        found = {name: self.registry.readable(name, "active", "next") for name in sorted(self.registry.names())}
-        applications = {name: self._status_of(versions[0]) for name, versions in found.items() if versions}
-        return ServeStatus(applications, broker_status(self.client, [self.keys.pool(name) for name in found]))
+        prefix = self.keys.gateway("")
+        with broker_errors():
+            beats = list(self.client.scan_iter(prefix.replace("[", "\\[") + "*", count=1000))
+        served = each(beats, lambda beat: (text(beat).removeprefix(prefix), self._served_by(beat)))
+        return {process: change for process, change in served if change}
 
-    def _status_of(self, record: ApplicationRecord) -> ApplicationStatus:
-        current = [replica for replica in self.reports(record.name).replicas() if replica.version == record.version]
-        wanted = [deployment for deployment in record.deployments.values() if deployment.replicated]
-        waiting = waiting_in(self.client, [record.stream(self.keys, deployment.name) for deployment in wanted])
-        deployments = {
-            deployment.name: replace(
-                _deployment_status(deployment, current, is_active=record.place != NEXT),
-                waiting_calls=calls,
-                oldest_call_s=oldest_s,
-            )
-            for deployment, (calls, oldest_s) in zip(wanted, waiting, strict=True)
-        }
-        found = {status.status for status in deployments.values()}
-        status = "UNHEALTHY" if "UNHEALTHY" in found else "DEPLOYING" if "UPDATING" in found else "RUNNING"
-        message = next((status.message for status in deployments.values() if status.message), "")
-        return ApplicationStatus(record.name, status, record.route_prefix, record.version, message, deployments)
-
-
-def _deployment_status(
-    wanted: DeploymentRecord, reported: Sequence[ReplicaStatus], is_active: bool
-) -> DeploymentStatus:
-    replicas = [replica for replica in reported if replica.deployment == wanted.name]
-    states = Counter(replica.state for replica in replicas)
-    failed = [replica for replica in replicas if replica.state == FAILED]
-    waiting = waiting_workers(replicas)
-    if not failed and states[RUNNING] >= wanted.num_replicas:
-        return DeploymentStatus(wanted.name, "HEALTHY", dict(states), waiting)
-    if not replicas:
-        status = "UNHEALTHY" if is_active else "UPDATING"
-        return DeploymentStatus(wanted.name, status, {}, "no worker runs a replica of it: start `qserve worker`")
-    message = f"{states[RUNNING]} of {wanted.num_replicas} run{_words_of(failed)}" + (f"\n{waiting}" if waiting else "")
-    return DeploymentStatus(wanted.name, "UNHEALTHY" if failed else "UPDATING", dict(states), message)
-
-
-def _words_of(failed: Sequence[ReplicaStatus]) -> str:
-    """Say how often starts have failed, when the next is tried, and why the last has failed."""
-    if not failed:
-        return ""
-    failures = sum(replica.failures for replica in failed)
-    next_ms = min(replica.next_try_ms for replica in failed)
-    tried = f", tried {failures} time{'' if failures == 1 else 's'}" if failures else ""
-    left_s = (next_ms - clock.judge_ms()) / 1000
-    return f"{tried}{f', next in {left_s:.0f} s' if left_s > 0 else ''}: {failed[0].message}"
+    def _served_by(self, beat: bytes) -> str:
+        """Return the change that the gateway of a beat serves; "" when it has just ended."""
+        try:
+            with broker_errors():
+                found: Any = self.client.get(beat)
+        except WrongType as error:
+            raise PayloadError(f"{shown(beat)} is not a gateway's: {error}") from error
+        return "" if found is None else position(self.seal.open(beat, found))
 
 
 def fault_in(record: ApplicationRecord, reported: Sequence[ReplicaStatus]) -> ReplicaStatus | None:

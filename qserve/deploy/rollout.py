@@ -6,16 +6,13 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 
 from qserve.base.clock import Deadline
-from qserve.broker.connection import Client, broker_errors
 from qserve.deploy.installation import GIVEN_UP_AFTER, Installation, ReplicaReports, waiting_workers
 from qserve.deploy.registration import Release
-from qserve.exceptions import DeployError, PayloadError, WrongType
+from qserve.exceptions import DeployError
 from qserve.wire.application import ApplicationRecord
-from qserve.wire.replies import each, order_of, position, shown
-from qserve.wire.sealing import Seal
+from qserve.wire.replies import order_of
 from qserve.wire.status import FAILED, RUNNING, ReplicaStatus
 
 READY_TIMEOUT_S = 60.0
@@ -148,24 +145,11 @@ def wait_for_gateways(
     """
     if not processes:
         return
-    client, pattern = installation.client, installation.keys.gateway("*").replace("[", "\\[")
     deadline = Deadline(GATEWAY_TIMEOUT_S)
     while not deadline.has_passed():
-        with broker_errors():
-            beats = list(client.scan_iter(pattern, count=1000))
-        seen = [latest for latest in each(beats, partial(_served_by, client, installation.seal)) if latest]
+        seen = installation.gateways().values()
         if sum(order_of(latest) >= order_of(change) for latest in seen) >= processes:
             return
         check()
         time.sleep(_POLL_INTERVAL_S)
     raise DeployError(f"the gateway did not load the application within {GATEWAY_TIMEOUT_S:.0f} s")
-
-
-def _served_by(client: Client, seal: Seal, beat: bytes) -> str:
-    """Return the change that the gateway of a beat serves; "" when it has just ended."""
-    try:
-        with broker_errors():
-            found = client.get(beat)
-    except WrongType as error:
-        raise PayloadError(f"{shown(beat)} is not a gateway's: {error}") from error
-    return "" if found is None else position(seal.open(beat, found))

@@ -294,11 +294,3 @@ def test_the_command_exits_with_1_when_there_is_an_error(monkeypatch: pytest.Mon
     result = run(monkeypatch, Server({**INFO, "role": "slave"}), "--json")
     assert result.exit_code == 1
     assert "error" in [one["level"] for one in json.loads(result.output)]
-
-
-def test_the_command_needs_a_broker(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("QSERVE_BROKER_URL", "REDIS_URL"):
-        monkeypatch.delenv(name, raising=False)
-    result = CliRunner().invoke(main, ["doctor"])
-    assert result.exit_code == 1
-    assert "--broker" in result.output

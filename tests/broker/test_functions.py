@@ -22,7 +22,7 @@ from qserve.base.settings import Settings
 from qserve.broker import functions
 from qserve.broker.connection import connect, create_group
 from qserve.broker.functions import HELD_BACK
-from qserve.broker.load import waiting_in
+from qserve.broker.load import QueueLoad, loads_of
 from qserve.exceptions import ResultUnavailable
 from qserve.wire.envelope import Header
 from qserve.wire.failure import Failure
@@ -636,11 +636,11 @@ def test_what_waits_is_counted_with_the_age_of_the_oldest_call(desk: Desk) -> No
         desk.client.xadd(desk.one, {b"h": str(number)}, id=f"{before_ms}-{seq}")
     desk.client.xreadgroup(GROUP, "replica", {desk.one: ">"}, count=1)
 
-    first, second, gone = waiting_in(desk.client, [desk.one, desk.two, desk.one + "x"])
+    first, second, gone = loads_of(desk.client, [desk.one, desk.two, desk.one + "x"])
 
-    assert first[0] == 2
-    assert first[1] >= 5
-    assert second == gone == (0, 0.0)
+    assert (first.waiting, first.running) == (2, 1)
+    assert first.oldest_s >= 5
+    assert second == gone == QueueLoad(0, 0, 0.0)
 
 
 def test_the_load_of_a_queue_has_what_waits_and_what_runs_also_for_single_replicas(desk: Desk) -> None:

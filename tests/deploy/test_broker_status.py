@@ -15,6 +15,7 @@ from qserve.base.settings import Settings
 from qserve.broker.load import BrokerStatus
 from qserve.cli.status import status
 from qserve.deploy.installation import Installation
+from qserve.deploy.status import status_of
 from qserve.wire.application import ApplicationRecord, DeploymentRecord
 
 SHOP = ApplicationRecord("shop", "v1", "Model", deployments={"Model": DeploymentRecord("Model")})
@@ -54,17 +55,17 @@ def test_a_broker_that_refuses_what_is_new_is_told_with_the_reason_and_the_time(
 ) -> None:
     installation = Installation(settings, client)
     with_report(installation, age_s=0)
-    before = installation.status().broker
+    before = status_of(installation).broker
     assert (before.refuses, before.refuses_for_s) == ("", 0.0)
     monkeypatch.setenv("QSERVE_NAMESPACE", settings.namespace)
 
     repair = break_it(client)
     try:
-        wait_until(lambda: installation.status().broker.refuses_for_s > 0, description="its duration is known")
-        found = installation.status().broker
+        wait_until(lambda: status_of(installation).broker.refuses_for_s > 0, description="its duration is known")
+        found = status_of(installation).broker
         assert found.refuses.startswith(why)
         wait_until(
-            lambda: installation.status().broker.refuses_for_s > found.refuses_for_s,
+            lambda: status_of(installation).broker.refuses_for_s > found.refuses_for_s,
             description="it grows",
             timeout_s=20,
         )
@@ -73,7 +74,7 @@ def test_a_broker_that_refuses_what_is_new_is_told_with_the_reason_and_the_time(
         assert why in shown
     finally:
         repair()
-    after = installation.status().broker
+    after = status_of(installation).broker
     assert (after.refuses, after.refuses_for_s) == ("", 0.0)
 
 
@@ -86,7 +87,7 @@ def test_what_the_broker_does_not_know_is_told_by_the_last_report_of_a_replica(
     monkeypatch.setattr(client, "info", lambda: info)
 
     def found() -> BrokerStatus:
-        return installation.status().broker
+        return status_of(installation).broker
 
     assert found().refuses == "its disk is full, or cannot be written"
     assert 60 <= found().refuses_for_s < 600

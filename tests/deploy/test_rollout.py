@@ -17,6 +17,7 @@ from qserve.define.compile import compile_application
 from qserve.deploy.installation import Installation
 from qserve.deploy.registration import DeploymentCode, Release, release_of, unpack_code
 from qserve.deploy.rollout import roll_out, wait_for_gateways
+from qserve.deploy.status import status_of
 from qserve.exceptions import DeployError, PayloadError
 from qserve.wire.application import ApplicationRecord
 from qserve.wire.status import FAILED, RUNNING, ReplicaStatus
@@ -68,7 +69,7 @@ def test_a_version_is_active_once_its_replicas_run(installation: Installation) -
 
     assert record == new.record == installation.registry.get("shop")
     assert shown == [("Model", 0, 1), ("Model", 1, 1)]
-    status = installation.status().applications["shop"]
+    status = status_of(installation).applications["shop"]
     assert (status.status, status.deployments["Model"].status) == ("RUNNING", "HEALTHY")
 
 

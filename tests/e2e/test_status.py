@@ -15,7 +15,7 @@ from processes import wait_until
 from serving import ask
 
 import qserve
-from qserve.deploy.installation import DeploymentStatus
+from qserve.deploy.status import DeploymentStatusOverview
 from qserve.exceptions import DeploymentUnavailableError
 from qserve.handle import DeploymentHandle
 
@@ -36,7 +36,7 @@ class Fragile:
         return os.getpid()
 
 
-def shown(name: str = "Fragile") -> DeploymentStatus:
+def shown(name: str = "Fragile") -> DeploymentStatusOverview:
     return qserve.status().applications["default"].deployments[name]
 
 
@@ -92,7 +92,8 @@ def test_a_replica_that_cannot_be_made_again_is_unhealthy_with_count_and_cause_u
     wait_until(lambda: "tried 3 times" in shown().message, description="three starts have failed", timeout_s=20)
     found = shown()
     assert found.status == qserve.status().applications["default"].status == "UNHEALTHY"
-    assert found.replica_states == {"FAILED": 1}
+    assert (found.replica_states, found.status_trigger) == ({}, "REPLICA_STARTUP_FAILED")
+    assert found.failed_starts >= 3
     assert found.message.startswith("0 of 1 run, tried ")
     assert "ValueError: the model's file is broken" in found.message
     assert found.waiting_calls == 1

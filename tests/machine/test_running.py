@@ -157,8 +157,9 @@ def test_a_broker_that_is_named_is_used_rather_than_a_run(
     assert (both.exit_code, "not both" in both.stderr) == (2, True)
 
 
-def test_without_a_run_the_message_says_that_none_was_found_and_where(shared: Path) -> None:
-    result = status()
+@pytest.mark.parametrize("command", ["status", "doctor", "dlq list"])
+def test_without_a_run_the_message_says_that_none_was_found_and_where(shared: Path, command: str) -> None:
+    result = CliRunner().invoke(main, command.split())
 
     assert (result.exit_code, result.stdout) == (1, "")
     assert result.stderr == (

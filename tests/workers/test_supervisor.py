@@ -27,6 +27,7 @@ from qserve.broker.registry import Registry
 from qserve.deploy.installation import Installation, ReplicaReports
 from qserve.deploy.rollout import wait_until_running
 from qserve.deploy.sources import read_sources
+from qserve.deploy.status import status_of
 from qserve.exceptions import BrokerError, BrokerUnavailable, DeployError
 from qserve.wire.application import ApplicationRecord, DeploymentRecord
 from qserve.wire.sealing import Seal
@@ -208,8 +209,8 @@ def test_a_version_whose_code_is_elsewhere_is_waited_for_and_said_to_be(
         f"application 'app': this worker does not run version one: it has code {two.code}, and the version needs"
         f" {one.code} (own_shop differs)"
     )
-    (deployment,) = installation.status().applications["app"].deployments.values()
-    assert deployment.replica_states == {"WAITING": 1}
+    (deployment,) = status_of(installation).applications["app"].deployments.values()
+    assert (deployment.status, deployment.replica_states) == ("UPDATING", {})
     assert f"(process {os.getpid()}) waits: it has code {two.code}" in deployment.message
     with pytest.raises(DeployError, match=rf"One \(0 of 1\)\n.* \({one.code}\) has started a replica\n.*{two.code}"):
         wait_until_running(one, installation.reports("app"), timeout_s=0)
@@ -383,7 +384,7 @@ def test_the_status_tells_starting_replicas_from_workers_that_are_not_there(
     installation = Installation(replace(settings, start_timeout_s=60), client)
 
     def told() -> tuple[str, dict[str, int], str]:
-        (application,) = installation.status().applications.values()
+        (application,) = status_of(installation).applications.values()
         (deployment,) = application.deployments.values()
         return application.status, deployment.replica_states, deployment.message
 
