@@ -11,7 +11,7 @@ import click
 from qserve import __version__
 from qserve.exceptions import QserveException, UsageProblem
 
-_COMMANDS = ("run", "deploy", "config", "status", "doctor", "dlq", "graph")
+_COMMANDS = ("run", "deploy", "build", "config", "status", "doctor", "dlq", "graph")
 """Each is the function of its name in the module of its name in ``qserve.cli``."""
 _ENTRY_POINTS = "qserve.commands"
 """The group of entry points under which other packages add their commands; nothing here names these packages."""
@@ -24,7 +24,8 @@ class LazyGroup(click.Group):
         try:
             return super().invoke(ctx)
         except QserveException as error:
-            kind = click.UsageError if isinstance(error, UsageProblem) else click.ClickException
+            is_usage = isinstance(error, UsageProblem)
+            kind = import_module("qserve.cli.options").BadInput if is_usage else click.ClickException
             raise kind(str(error)) from error
 
     def list_commands(self, ctx: click.Context) -> list[str]:

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
 
 from qserve.appfile.yaml_text import FileError, Node, place
 from qserve.base import unused
-from qserve.define.options import AutoscalingConfig, DeploymentOptions, LoggingConfig
+from qserve.define.options import ActorOptions, AutoscalingConfig, DeploymentOptions, LoggingConfig
 
 NO_EFFECT = "no effect: "
 """Begins the description of a key that is accepted and has no effect."""
@@ -86,13 +86,18 @@ class ServeFile(Part):
         """Return an application as the file has it."""
         return dict(self._root.at(("applications", number))[0].value)
 
-    def warn(self, *obeyed: str) -> None:
+    def warn(self, *, is_run: bool = False) -> None:
         """Name once, in one warning, everything that the file says without effect.
 
         Parameters:
-          obeyed: Keys at the top that the caller does obey.
+          is_run: Whether the gateway and the logs are those of `qserve run`, which obey the file.
         """
-        reasons = {key: why for key, why in self._without_effect.items() if key not in obeyed}
+        reasons = dict(self._without_effect)
+        if is_run:
+            reasons.pop("logging_config", None)
+        else:
+            address = [key for key in ("host", "port") if key in self.http_options.model_fields_set]
+            reasons |= {f"http_options.{key}": unused.ADDRESS for key in address}
         unused.warn(self._name, reasons, reasons)
 
 
@@ -122,9 +127,10 @@ def json_schema() -> dict[str, Any]:
         if field.alias:
             scaling = parts["AutoscalingConfig"]["properties"]
             scaling[field.alias] = scaling[name]
+    known = ActorOptions.model_json_schema()["properties"]
     parts["ActorOptions"] = {
         "type": "object",
-        "properties": {key: {} for key in sorted(unused.ACTOR_OPTIONS)},
+        "properties": {key: known.get(key, {}) for key in sorted(unused.ACTOR_OPTIONS)},
         "additionalProperties": False,
     }
     own["properties"]["ray_actor_options"] = {"anyOf": [{"$ref": "#/$defs/ActorOptions"}, {"type": "null"}]}

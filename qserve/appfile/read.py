@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from qserve.appfile.model import NO_EFFECT, ApplicationPart, ServeFile, form_of, json_schema
 from qserve.appfile.yaml_text import FileError, Node, parse, place, tree_of
 from qserve.appfile.yaml_text import Path as Place
-from qserve.define.options import DeploymentOptions
+from qserve.define.options import ActorOptions, DeploymentOptions
 from qserve.define.target import TargetError, split_target
 
 SIZE_LIMIT = 1 << 20
@@ -184,7 +184,8 @@ def _of_options(options: Mapping[str, Any], path: Place) -> Iterator[Mistake]:
     try:
         DeploymentOptions(**options)
     except ValidationError as error:
-        yield from _of_pydantic(error, path)
+        inside = ("ray_actor_options",) if error.title == ActorOptions.__name__ else ()
+        yield from _of_pydantic(error, (*path, *inside))
     except (TypeError, ValueError) as error:
         message = str(error)
         named = next((option for option in options if re.search(rf"\b{option}\b", message)), "")

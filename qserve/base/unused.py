@@ -58,6 +58,7 @@ HTTP: Mapping[str, str] = {
     "ssl_keyfile_password": "put a proxy that ends TLS in front of the gateway",
 }
 """Keys of ``http_options``."""
+ADDRESS = "it is for `qserve run FILE`; `qserve gateway` has its own --host and --port"
 FILE: Mapping[str, str] = {
     "controller_options": "there is no controller",
     "grpc_options": START["grpc_options"],

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import click
 
+from qserve.appfile.model import ServeFile
+from qserve.appfile.read import read_file
 from qserve.base.clock import Deadline
 from qserve.base.import_path import search_for_user_code
 from qserve.base.process import die_with_parent_if_asked
@@ -21,14 +26,17 @@ from qserve.cli.options import (
     app_dir_option,
     broker_option,
     code_version_option,
+    is_file,
     name_option,
     route_prefix_option,
 )
 from qserve.cli.user_code import load_apart
+from qserve.define.builder import parse_arguments
+from qserve.deploy.files import deploy_file, plan_file, record_of_part
 from qserve.deploy.installation import Installation
 from qserve.deploy.registration import Release, import_application, release_of
 from qserve.deploy.rollout import READY_TIMEOUT_S, roll_out
-from qserve.exceptions import BrokerUnavailable, QserveException
+from qserve.exceptions import BrokerUnavailable, UsageProblem
 from qserve.wire.application import ApplicationRecord
 
 _BROKER_TIMEOUT_S = 10.0
@@ -36,7 +44,8 @@ _POLL_INTERVAL_S = 0.01
 
 
 @click.command()
-@click.argument("target", metavar="MODULE:NODE")
+@click.argument("target", metavar="MODULE:NODE|FILE")
+@click.argument("arguments", nargs=-1, metavar="[KEY=VALUE]...")
 @route_prefix_option
 @name_option
 @app_dir_option
@@ -52,9 +61,12 @@ _POLL_INTERVAL_S = 0.01
 @click.option(
     "--gateways", type=WholeNumber(0), default=0, metavar="N", help="Also wait until N gateway processes serve it."
 )
+@click.option("--dry-run", is_flag=True, help="Only print what would change; for a FILE.")
+@click.option("--restart", is_flag=True, help="Also restart the applications of a FILE that have not changed.")
 @click.option("--prefix-fd", type=int, hidden=True, help="An open file to which the route prefix is written.")
 def deploy(
     target: str,
+    arguments: tuple[str, ...],
     route_prefix: str | None,
     name: str,
     app_dir: str,
@@ -62,32 +74,85 @@ def deploy(
     settings: Settings,
     timeout_s: float,
     gateways: int,
+    dry_run: bool,
+    restart: bool,
     prefix_fd: int | None,
 ) -> None:
-    """Deploy MODULE:NODE on a running broker.
+    """Deploy MODULE:NODE, or all applications of a FILE, on a running broker.
 
     Registers it, waits until its replicas are ready, and switches over to it. Replicas run in `qserve worker`. The
-    previous version keeps serving until the new one is ready, or if the new one fails.
+    previous version keeps serving until the new one is ready, or if the new one fails. KEY=VALUE are the arguments of
+    a builder, MODULE:BUILDER. Applications that an earlier file has brought and that FILE does not name are deleted.
     """
     die_with_parent_if_asked()
+    args = parse_arguments(arguments)
     settings = replace(settings, code_version=code_version or settings.code_version)
     search_for_user_code(app_dir)
     installation = Installation(settings)
+    if is_file(target):
+        if args or route_prefix is not None or name != "default":
+            raise UsageProblem(
+                "KEY=VALUE, --name and --route-prefix are for MODULE:NODE; a FILE says all of this itself"
+            )
+        options = {"gateways": gateways, "ready_timeout_s": timeout_s, "restart": restart}
+        _deploy_file(installation, read_file(Path(target)), dry_run, prefix_fd, options)
+        return
+    if dry_run or restart:
+        raise UsageProblem("--dry-run and --restart are for a FILE")
 
     def load() -> bytes:
-        built, modules = import_application(target, name)
+        built, modules = import_application(target, name, args)
         if route_prefix is not None:
             try:
                 built.ingress.set_options(route_prefix=route_prefix)
             except ValueError as error:
-                raise QserveException(str(error)) from error
-        return release_of(built, settings.keyring, target, modules, settings.code_version).record.encode()
+                raise UsageProblem(str(error)) from error
+        return release_of(built, settings.keyring, target, modules, settings.code_version, args).record.encode()
 
     record = ApplicationRecord.decode(load_apart(target, settings.start_timeout_s, load))
     _wait_for_broker(installation)
     roll_out(installation, Release(record), gateways=gateways, ready_timeout_s=timeout_s, on_progress=_show)
     if prefix_fd is not None:
         os.write(prefix_fd, (record.route_prefix or "").encode())
+
+
+def _deploy_file(
+    installation: Installation, file: ServeFile, dry_run: bool, prefix_fd: int | None, options: dict[str, Any]
+) -> None:
+    settings = installation.settings
+    timeout_s = None if os.environ.get("QSERVE_REQUEST_TIMEOUT_S") else file.http_options.request_timeout_s
+
+    def load(number: int) -> ApplicationRecord:
+        def compile_part() -> bytes:
+            return record_of_part(
+                file, number, settings.keyring, code_version=settings.code_version, timeout_s=timeout_s
+            ).encode()
+
+        name = f"{file.where('applications', number, 'import_path')}: {file.applications[number].import_path}"
+        return ApplicationRecord.decode(load_apart(name, settings.start_timeout_s, compile_part))
+
+    file.warn()
+    _wait_for_broker(installation)
+    plan = plan_file(installation, file, load)
+    if dry_run:
+        for change in plan.changes:
+            click.echo(change)
+        if not plan.changes:
+            click.echo("nothing would change")
+        return
+    failed = deploy_file(
+        installation,
+        plan,
+        on_application=lambda name, what: click.echo(f"{name}: {what}"),
+        on_progress=_show,
+        **options,
+    )
+    for name, error in failed.items():
+        click.echo(f"Error: {name}: {error}", err=True)
+    if failed:
+        sys.exit(1)
+    if prefix_fd is not None:
+        os.write(prefix_fd, next(filter(None, (record.route_prefix for record in plan.records.values())), "").encode())
 
 
 def _wait_for_broker(installation: Installation) -> None:

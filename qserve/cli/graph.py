@@ -11,6 +11,7 @@ from qserve.base.import_path import search_for_user_code
 from qserve.base.settings import Settings
 from qserve.cli.options import app_dir_option
 from qserve.cli.user_code import load_apart
+from qserve.define.builder import built_target
 from qserve.define.target import load_target
 from qserve.drawing.dot import to_dot
 from qserve.drawing.mermaid import to_mermaid
@@ -47,7 +48,7 @@ def graph(target: str, chosen: str | None, output: Path | None, app_dir: str) ->
     search_for_user_code(app_dir)
 
     def draw() -> bytes:
-        node = load_target(target)
+        node = built_target(load_target(target), {}, target)
         try:
             return write(picture_of(node)).encode()
         except TypeError as error:

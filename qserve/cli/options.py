@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import click
@@ -13,6 +14,17 @@ from qserve.exceptions import QserveException
 from qserve.machine.running import none_found, settings_of_run
 
 _RUN = "qserve.run"
+
+
+class BadInput(click.ClickException):
+    """Bad input of a user: one line, exit code 2, and nothing was changed."""
+
+    exit_code = 2
+
+
+def is_file(target: str) -> bool:
+    """Return whether a command's target is a file that says what runs, and not ``module:node``."""
+    return target.endswith((".yaml", ".yml", ".json")) or Path(target).is_file()
 
 
 class WholeNumber(click.IntRange):

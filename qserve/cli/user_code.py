@@ -19,8 +19,9 @@ import click
 from qserve.base.clock import Deadline
 from qserve.base.process import die_with_parent, exit_words
 from qserve.base.tracebacks import one_line, user_traceback
+from qserve.cli.options import BadInput
 from qserve.define.target import shadows
-from qserve.exceptions import QserveException
+from qserve.exceptions import QserveException, UsageProblem
 
 _POLL_INTERVAL_S = 0.02
 _END_WITHIN_S = 2.0
@@ -38,6 +39,7 @@ def load_apart(target: str, limit_s: float, load: Callable[[], bytes]) -> bytes:
     What user code leaves behind (threads, processes, handlers, another working folder) ends with that process.
 
     Raises:
+      BadInput: It raised a UsageProblem.
       ClickException: It failed, ended its process, or took longer than ``limit_s``; the message names the target.
     """
     import_module("qserve").import_all()  # while no file of the user can take the place of what these import
@@ -56,11 +58,11 @@ def load_apart(target: str, limit_s: float, load: Callable[[], bytes]) -> bytes:
         os.close(read_end)
     if data is None:
         raise click.ClickException(f"{target} cannot be loaded: {child.why(limit_s)}")
-    trace, error, value = data.split(b"\0", 2)
+    trace, error, is_usage, value = data.split(b"\0", 3)
     if trace:
         click.echo(trace.decode(), err=True)
     if error:
-        raise click.ClickException(error.decode())
+        raise (BadInput if is_usage else click.ClickException)(error.decode())
     return value
 
 
@@ -126,7 +128,7 @@ def _deliver(target: str, limit_s: float, load: Callable[[], bytes], write_end: 
     atexit._clear()  # the command's own
     os.setsid()  # so that all it starts can be found, and Ctrl-C in a terminal is for the command alone
     die_with_parent(signal.SIGKILL)
-    pid, value, trace, error = os.getpid(), b"", "", ""
+    pid, value, trace, error, is_usage = os.getpid(), b"", "", "", False
     with contextlib.suppress(Exception):  # standard error may be closed
         faulthandler.enable()
         faulthandler.dump_traceback_later(limit_s)
@@ -134,12 +136,13 @@ def _deliver(target: str, limit_s: float, load: Callable[[], bytes], write_end: 
         value = load()
     except BaseException as raised:
         trace, error = _words(target, raised)
+        is_usage = isinstance(raised, UsageProblem)
     if os.getpid() != pid:  # a fork that user code has made, and that came back here
         os._exit(0)
     with contextlib.suppress(BaseException):
         faulthandler.cancel_dump_traceback_later()
         sys.stdout.flush()
-    words = (text.replace("\0", "\\0").encode(errors="replace") for text in (trace, error))
+    words = (text.replace("\0", "\\0").encode(errors="replace") for text in (trace, error, "1" * is_usage))
     data = b"\0".join((*words, value))
     data = len(data).to_bytes(_LENGTH_BYTES) + data
     try:

@@ -13,14 +13,14 @@ from types import ModuleType
 from typing import Any
 
 from qserve.base.import_path import importing_user_code, user_folders
-from qserve.exceptions import QserveException
+from qserve.exceptions import UsageProblem
 from qserve.graph.nodes import Target
 
 _SHOWN = 12
 """How many names of a module an error lists."""
 
 
-class TargetError(QserveException):
+class TargetError(UsageProblem):
     """Raised when ``module:node`` does not lead to an object."""
 
 

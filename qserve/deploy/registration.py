@@ -11,12 +11,13 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from types import SimpleNamespace
+from types import MappingProxyType, SimpleNamespace
 from typing import Any, NamedTuple
 
 from qserve.base import unused
 from qserve.base.keyring import Keyring
 from qserve.define.application import compiled
+from qserve.define.builder import built_target
 from qserve.define.compile import CompiledApplication
 from qserve.define.deployments import Deployment
 from qserve.define.options import AutoscalingConfig, DeploymentOptions
@@ -58,6 +59,7 @@ def release_of(
     target: str = "",
     modules: Mapping[str, str] | None = None,
     code_version: str = "",
+    args: Mapping[str, Any] | None = None,
 ) -> Release:
     """Make a new version of an application, whose code travels by value unless there is a ``target``.
 
@@ -65,6 +67,7 @@ def release_of(
       target: ``module:node`` that replicas import.
       modules: Digests of the modules that belong to the target, see ``import_application``.
       code_version: The user's own name for that code.
+      args: The arguments of the builder that ``target`` names.
 
     Raises:
       PayloadError: Its code, or a constant in its graph, cannot travel.
@@ -74,6 +77,7 @@ def release_of(
         record_of(built, Codec(keyring), target),
         modules=dict(modules or {}),
         code_version=code_version if target else "",
+        args=json.dumps(args) if args else "",
     )
     versions = [deployment.version for deployment in built.deployments]
     if code:
@@ -132,6 +136,7 @@ def _digest(record: ApplicationRecord, versions: list[str | None], code: bytes) 
         cancel_on_disconnect=True,
         deployments=settled,
         deployed_at=0.0,
+        config="",
     )
     return hashlib.sha256(repr(versions).encode() + plain.encode() + code).hexdigest()
 
@@ -231,8 +236,10 @@ def code_of(built: CompiledApplication) -> Code:
     return code
 
 
-def import_application(target: str, app_name: str) -> tuple[CompiledApplication, dict[str, str]]:
-    """Import and compile ``module:node`` to be deployed.
+def import_application(
+    target: str, app_name: str, args: Mapping[str, Any] = MappingProxyType({})
+) -> tuple[CompiledApplication, dict[str, str]]:
+    """Import and compile ``module:node``, or what ``module:builder`` makes of arguments, to be deployed.
 
     Returns:
       The application, and digests of the user's modules that it consists of by their names. Modules that were imported
@@ -244,7 +251,7 @@ def import_application(target: str, app_name: str) -> tuple[CompiledApplication,
     """
     sources, before = read_sources(target), {*sys.modules}
     sources.install()
-    built = compiled(load_target(target), app_name)
+    built = compiled(built_target(load_target(target), args, target), app_name)
     read = {*sources.modules, *own_modules(target, {*sys.modules} - before)}
     digests = read_sources(target, read).digests
     if not digests.items() >= sources.digests.items():
@@ -253,9 +260,9 @@ def import_application(target: str, app_name: str) -> tuple[CompiledApplication,
     return built, digests
 
 
-def import_code(target: str, app_name: str) -> Code:
-    """Import ``module:node`` and return its code; errors of user code pass through."""
-    return code_of(compiled(load_target(target), app_name))
+def import_code(target: str, app_name: str, args: Mapping[str, Any]) -> Code:
+    """Import ``module:node`` or ``module:builder`` and return its code; errors of user code pass through."""
+    return code_of(compiled(built_target(load_target(target), args, target), app_name))
 
 
 def pack_code(code: Code, keyring: Keyring) -> bytes:

@@ -128,6 +128,8 @@ class ApplicationRecord:
     Parameters:
       version: Changes with every deploy.
       target: ``module:node`` that replicas import; "" when the code itself is stored in the broker.
+      args: The arguments of the builder that ``target`` names, as JSON; "" when there are none.
+      config: What a file says of the application, as JSON; "" if no file has brought it.
       modules: Digests of the user's modules that ``target`` imports, by name: replicas run this code and no other.
       code_version: The user's own name for that code, which takes the place of the digests; "" when there is none.
       change, place: The change of the registry that it was registered with, and where; see ``Registry``.
@@ -142,6 +144,8 @@ class ApplicationRecord:
     ingress: str
     route_prefix: str | None = "/"
     target: str = ""
+    args: str = ""
+    config: str = ""
     modules: dict[str, str] = field(default_factory=dict)
     code_version: str = ""
     change: str = field(default="0-0", compare=False)
@@ -164,7 +168,8 @@ class ApplicationRecord:
             (record.code_version, {} if record.code_version else record.modules, record.code_digest)
             for record in (self, other)
         ]
-        return self.target == other.target and mine == others != ("", {}, "")
+        is_same_target = (self.target, self.args) == (other.target, other.args)
+        return is_same_target and mine == others != ("", {}, "")
 
     def other_graphs(self, other: ApplicationRecord) -> list[str]:
         """Return the names of this version's graphs that the other one does not have, or has in another form."""
@@ -189,6 +194,11 @@ class ApplicationRecord:
             return cls(**parts, graphs=graphs, deployments=deployments, driver=driver or None)
         except Exception as error:
             raise PayloadError(f"an application's record cannot be read: {type(error).__name__}: {error}") from error
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The arguments of its builder."""
+        return json.loads(self.args) if self.args else {}
 
     @property
     def code(self) -> str:

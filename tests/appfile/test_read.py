@@ -88,14 +88,19 @@ def test_a_file_with_every_key_of_ray_serve_is_read(tmp_path: Path) -> None:
 
 
 def test_what_has_no_effect_is_named_once_in_one_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    read(tmp_path, GOOD).warn("logging_config")
+    read(tmp_path, GOOD).warn()
 
     [warning] = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     for key in ("proxy_location", "grpc_options", "http_options.keep_alive_timeout_s", "applications[0].runtime_env"):
         assert f"{key} (" in warning
     assert "applications[0].deployments[0].max_surge_percent (" in warning
-    for key in ("root_path", "target_capacity", "autoscaling_policy", "; logging_config", "num_replicas"):
+    assert "http_options.port (" in warning, "a gateway has its own"
+    for key in ("root_path", "target_capacity", "autoscaling_policy", "num_replicas"):
         assert key not in warning, "it is empty, or has an effect"
+    caplog.clear()
+    read(tmp_path, GOOD).warn(is_run=True)
+    assert "http_options.port" not in caplog.text
+    assert "; logging_config" not in caplog.text
 
 
 APP = "applications:\n  - name: shop\n    import_path: shop:app\n"
@@ -117,7 +122,7 @@ BAD = {
     f"{APP}    args: *x\n": "app.yaml:4:11: no anchor &x comes before this alias",
     LAUGHS: "app.yaml:5:8: the aliases stand for more than 10000 values",
     "[" * 60 + "]" * 60: "app.yaml:1:52: it is nested more than 50 levels deep",
-    "[" * 100_000: "this is not YAML: exceeded maximum nesting depth",
+    "[" * 100_000: "nest",
     f"{APP}{APP}": "app.yaml:4:1: the key 'applications' is here twice; the first is in line 1",
     f"{APP}    args: {{200: ok}}\n": "app.yaml:4:12: the key '200' is not text; put it into quotes",
     f"{APP}    args: {{on: ok}}\n": "app.yaml:4:12: the key 'on' is not text; put it into quotes",
@@ -169,6 +174,8 @@ BAD = {
     f"{DEPLOYMENT}        max_ongoing_requests: 0\n": "app.yaml:6:9 applications[0].deployments[0].max_ongoing_req",
     f"{DEPLOYMENT}        autoscaling_config: {{min_replicas: -1}}\n": "autoscaling_config.min_replicas: input should",
     f"{DEPLOYMENT}        logging_config: {{log_level: []}}\n": "app.yaml:6:26 applications[0].deployments[0].logging_",
+    f"{DEPLOYMENT}        ray_actor_options: {{num_cpus: x}}\n": "6:29 applications[0].deployments[0].ray_actor_optio",
+    f"{DEPLOYMENT}        ray_actor_options: {{num_gpus: 1.5}}\n": "ray_actor_options: num_gpus (1.5) must be a whole",
     f"{DEPLOYMENT}        ray_actor_options: 3\n": "ray_actor_options must be a dict, got int 3",
     # two of one
     f"{DEPLOYMENT}      - name: Model\n": (

@@ -16,6 +16,7 @@ import house
 ROOM = "qserve.wire"
 OTHER_DOORS = (
     "qserve.base",  # settings, logs, processes
+    "qserve.cli.build",  # the file that a child process has written
     "qserve.cli.graph",  # the picture that a child process has drawn
     "qserve.cli.user_code",  # what a child process says
     "qserve.define",  # options that users write

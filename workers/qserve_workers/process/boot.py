@@ -193,7 +193,7 @@ class _Start:
                 return unpack_code(data, spec.settings.keyring, spec.deployment)
         self.doing = f"{target} could not be imported"
         spec.sources.install()
-        code = import_code(target, spec.record.name)
+        code = import_code(target, spec.record.name, spec.record.arguments)
         if spec.deployment not in code:
             raise QserveException(f"{target} has no deployment {spec.deployment!r}; it has: {', '.join(code)}")
         return code[spec.deployment]

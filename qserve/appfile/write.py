@@ -1,0 +1,73 @@
+"""Write compiled applications as the text of a file that says what runs."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable
+from typing import Any
+
+import yaml
+from pydantic import BaseModel
+
+from qserve.define.compile import CompiledApplication
+from qserve.define.deployments import Deployment
+
+_ONLY_IN_CODE = {"name", "init_args", "init_kwargs", "route_prefix", "use_new_handle_api", "version"}
+
+
+class _Dumper(yaml.SafeDumper):  # type: ignore[misc]
+    """Indents lists below their key, as Ray Serve's files are, and writes no anchors."""
+
+    def increase_indent(self, flow: bool = False, indentless: bool = False) -> None:
+        super().increase_indent(flow, False)
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+def part_of(built: CompiledApplication, import_path: str, args: dict[str, Any]) -> dict[str, Any]:
+    """Return an application as a file says it: with the options that its code sets, so that they are easy to change."""
+    part: dict[str, Any] = {
+        "name": built.name,
+        "route_prefix": built.ingress.route_prefix,
+        "import_path": import_path,
+    }
+    if args:
+        part["args"] = args
+    part["deployments"] = [{"name": one.name, **_options(one)} for one in built.deployments]
+    return part
+
+
+def written(parts: Iterable[dict[str, Any]], header: str = "") -> str:
+    """Return the text of a file.
+
+    Parameters:
+      parts: The applications, as ``part_of`` returns them.
+      header: Comes first, as a comment.
+    """
+    comment = "".join(f"# {line}".rstrip() + "\n" for line in header.splitlines())
+    text: str = yaml.dump(
+        {"applications": list(parts)}, Dumper=_Dumper, sort_keys=False, allow_unicode=True, default_flow_style=False
+    )
+    return f"{comment}\n{text}" if comment else text
+
+
+def _options(deployment: Deployment) -> dict[str, Any]:
+    config = deployment.config
+    found = {"num_replicas": config.num_replicas} if config.autoscaling_config is None else {}
+    for option in type(config).model_fields:
+        if option in config.model_fields_set and option not in _ONLY_IN_CODE:
+            value = getattr(config, option)
+            if value is not None:
+                found[option] = _plain(value)
+    return found
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, BaseModel):
+        return value.model_dump(mode="json", exclude_unset=True)
+    if isinstance(value, tuple | list):
+        return [_plain(item) for item in value]
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    return value.__qualname__ if inspect.isclass(value) else value

@@ -1,0 +1,196 @@
+"""Deploy a whole file: compile all of its applications before anything changes, then roll them out one by one."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+
+from qserve.appfile.diff import Change, diff
+from qserve.appfile.model import ServeFile
+from qserve.base.keyring import Keyring
+from qserve.define.builder import ArgumentError
+from qserve.define.compile import CompiledApplication
+from qserve.define.target import TargetError
+from qserve.deploy.installation import Installation
+from qserve.deploy.registration import Release, import_application, release_of
+from qserve.deploy.rollout import READY_TIMEOUT_S, roll_out, wait_for_gateways
+from qserve.exceptions import BrokerError, DeployError, QserveException
+from qserve.wire.application import ApplicationRecord
+
+
+def record_of_part(
+    file: ServeFile, number: int, keyring: Keyring, *, code_version: str = "", timeout_s: float | None = None
+) -> ApplicationRecord:
+    """Import and compile one application of a file; call it in a process of its own, because user code runs in it.
+
+    Parameters:
+      timeout_s: The deadline of requests if the code sets none.
+
+    Raises:
+      FileError: Its code is not found, or does not have what the file says; the message has the place.
+      Exception: Any error of user code.
+    """
+    part, path = file.applications[number], ("applications", number)
+    try:
+        built, modules = import_application(part.import_path, part.name, part.args)
+    except TargetError as error:
+        raise file.problem(str(error), *path, "import_path") from error
+    except ArgumentError as error:
+        raise file.problem(str(error), *path, "args", *filter(None, [error.argument])) from error
+    _override(built, file, number)
+    if "route_prefix" in part.model_fields_set:
+        built.ingress.set_options(route_prefix=part.route_prefix)
+    if built.ingress.config.request_timeout_s is None:
+        built.ingress.set_options(request_timeout_s=timeout_s)
+    release = release_of(built, keyring, part.import_path, modules, code_version, part.args)
+    return replace(release.record, config=json.dumps(file.part(number), sort_keys=True))
+
+
+def _override(built: CompiledApplication, file: ServeFile, number: int) -> None:
+    """Apply the options that a file gives to deployments, as ``Deployment.options`` does in code."""
+    by_name = {deployment.name: deployment for deployment in built.deployments}
+    for index, part in enumerate(file.applications[number].deployments):
+        path = "applications", number, "deployments", index
+        if part.name not in by_name:
+            close = difflib.get_close_matches(part.name, by_name, n=1)
+            hint = f". Did you mean {close[0]!r}?" if close else ""
+            raise file.problem(
+                f"no deployment {part.name!r} in {built.name}; it has: {', '.join(by_name)}{hint}", *path, "name"
+            )
+        try:
+            by_name[part.name].set_options(**part.options)
+        except (TypeError, ValueError) as error:
+            raise file.problem(" ".join(str(error).split()), *path) from error
+
+
+@dataclass(frozen=True)
+class FilePlan:
+    """What a deploy of a file does.
+
+    Parameters:
+      records: Its applications, compiled.
+      running: All applications that are deployed now.
+      deleted: Those that an earlier file has brought, and that this one does not name.
+      changes: The differences, in words.
+    """
+
+    records: dict[str, ApplicationRecord]
+    running: dict[str, ApplicationRecord]
+    deleted: list[str]
+    changes: list[Change] = field(default_factory=list)
+
+
+def plan_file(installation: Installation, file: ServeFile, load: Callable[[int], ApplicationRecord]) -> FilePlan:
+    """Compile every application of a file, and compare it with what runs; nothing is changed.
+
+    Parameters:
+      load: Returns the record of an application by its number in the file; see ``record_of_part``.
+
+    Raises:
+      FileError: Two applications are at one path, or another one that stays is there.
+    """
+    records = {part.name: load(number) for number, part in enumerate(file.applications)}
+    running = {record.name: record for record in installation.registry.all()}
+    deleted = [name for name, record in running.items() if record.config and name not in records]
+    staying = {name: record for name, record in running.items() if name not in deleted and name not in records}
+    owners: dict[str, str] = {}
+    for name, record in [*staying.items(), *records.items()]:
+        prefix = record.route_prefix
+        if prefix is not None and owners.setdefault(prefix, name) != name:
+            path = "applications", list(records).index(name), "route_prefix"
+            raise file.problem(f"application {owners[prefix]!r} is at {prefix!r} already", *path)
+    return FilePlan(records, running, deleted, diff(running, records, deleted))
+
+
+def deploy_file(
+    installation: Installation,
+    plan: FilePlan,
+    *,
+    restart: bool = False,
+    gateways: int = 0,
+    ready_timeout_s: float = READY_TIMEOUT_S,
+    on_application: Callable[[str, str], None] = lambda name, what: None,
+    on_progress: Callable[[str, int, int], None] = lambda *counts: None,
+) -> dict[str, QserveException]:
+    """Roll out the applications of a file one after the other; one that fails does not stop the others.
+
+    Applications that have not changed go on as they are. Those that an earlier file has brought, and this one does not
+    name, are deleted at the end if nothing has failed.
+
+    Crash on the way: each application is in its old version or in its new one, and the next deploy of the file does the
+    rest. One that was waiting for a path is served at its old path, or at none.
+
+    Parameters:
+      plan: From ``plan_file``.
+      restart: Also replace the replicas of applications that have not changed.
+      on_application: Called with the name of an application, and what happens to it.
+
+    Returns:
+      The errors of the applications that could not be rolled out, by name.
+
+    Raises:
+      BrokerUnavailable: The broker does not reply.
+    """
+    changed = {change.app for change in plan.changes}
+    failed: dict[str, QserveException] = {}
+    waiting: dict[str, ApplicationRecord] = {}
+    options = {"gateways": gateways, "ready_timeout_s": ready_timeout_s, "on_progress": on_progress}
+    for name, record in plan.records.items():
+        if name not in changed and not restart:
+            on_application(name, "unchanged")
+            continue
+        on_application(name, "deploying")
+        try:
+            served = _servable_now(installation, record, plan.running.get(name))
+            roll_out(installation, Release(served), **options)  # type: ignore[arg-type]
+            if served != record:
+                waiting[name] = record
+        except BrokerError:
+            raise
+        except QserveException as error:
+            failed[name] = error
+    if failed:
+        for name in plan.deleted:
+            on_application(name, "is kept, because not all applications could be deployed")
+    else:
+        for name in plan.deleted:
+            on_application(name, "deleted: no longer in the file")
+            wait_for_gateways(installation, installation.registry.delete(name), gateways, lambda: None)
+    failed.update(_change_paths(installation, waiting, gateways))
+    return failed
+
+
+def _servable_now(
+    installation: Installation, record: ApplicationRecord, active: ApplicationRecord | None
+) -> ApplicationRecord:
+    """Return a record at its path, or at its present one while another application has to give that up first."""
+    try:
+        installation.registry.check_prefix(record)
+    except DeployError:
+        return replace(record, route_prefix=active.route_prefix if active else None)
+    return record
+
+
+def _change_paths(
+    installation: Installation, waiting: dict[str, ApplicationRecord], gateways: int
+) -> Iterator[tuple[str, QserveException]]:
+    """Give applications the paths that were taken before: all of them first give up theirs.
+
+    It takes milliseconds, in which requests at these paths find no application.
+    """
+    registry = installation.registry
+    before = {name: registry.get(name) for name in waiting}
+    for record in before.values():
+        registry.promote(replace(record, route_prefix=None))
+    for name, record in waiting.items():
+        try:
+            change = registry.promote(record)
+        except DeployError as error:
+            with contextlib.suppress(DeployError):  # its old path may be taken by now
+                registry.promote(before[name])
+            yield name, error
+        else:
+            wait_for_gateways(installation, change, gateways, lambda: None)

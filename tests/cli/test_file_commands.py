@@ -1,0 +1,188 @@
+"""The commands that read and write files that say what runs: what they print, and how they end."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import redis
+from click.testing import CliRunner, Result
+
+from qserve.__main__ import main
+from qserve.appfile.read import read_file
+from qserve.base import import_path
+from qserve.base.settings import Settings
+from qserve.broker.registry import Registry
+from qserve.deploy.installation import Installation
+
+SHOP = """
+import qserve
+
+@qserve.deployment(num_replicas=2, user_config={"on": "off", "code": "010"}, retry_on=(ConnectionError,))
+class Model:
+    def __init__(self, size=1): ...
+    def reconfigure(self, config): ...
+
+@qserve.deployment(autoscaling_config={"max_replicas": 3})
+class Front:
+    def __init__(self, model): ...
+
+app = Front.bind(Model.bind())
+other = Model.options(route_prefix="/other").bind()
+
+def builder(args):
+    return Model.bind(args["size"])
+"""
+Qserve = Callable[..., Result]
+
+
+@pytest.fixture
+def qserve(
+    settings: Settings, client: redis.Redis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Qserve]:
+    """Run a command in a folder with the module ``shopcli``, on this test's broker."""
+    folders = list(import_path._folders)
+    for name, value in settings.to_env().items():
+        monkeypatch.setenv(name, value)
+    (tmp_path / "shopcli.py").write_text(SHOP)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry])
+    yield lambda *words: CliRunner().invoke(main, [*words])
+    import_path._folders[:] = folders
+
+
+@pytest.fixture
+def registry(settings: Settings, client: redis.Redis) -> Registry:
+    return Installation(settings, client).registry
+
+
+# -- build -----------------------------------------------------------------------------------------
+
+
+def test_build_writes_a_file_that_says_what_the_code_says(qserve: Qserve) -> None:
+    assert qserve("build", "shopcli:app", "-o", "app.yaml").output == "app.yaml: default\n"
+
+    (app,) = read_file(Path("app.yaml")).applications
+    model, front = app.deployments
+    assert (app.name, app.route_prefix, app.import_path) == ("default", "/", "shopcli:app")
+    assert model.options == {
+        "num_replicas": 2,
+        "user_config": {"on": "off", "code": "010"},
+        "retry_on": ["ConnectionError"],
+    }
+    assert front.options == {"autoscaling_config": {"max_replicas": 3}}
+
+
+def test_build_names_several_applications_and_gives_each_its_path(qserve: Qserve) -> None:
+    qserve("build", "shopcli:app", "shopcli:other", "-o", "app.yaml")
+
+    first, second = read_file(Path("app.yaml")).applications
+    assert (first.name, first.route_prefix) == ("app1", "/app1")
+    assert (second.name, second.route_prefix) == ("app2", "/other")
+
+
+def test_build_passes_arguments_to_a_builder_and_writes_them(qserve: Qserve) -> None:
+    printed = qserve("build", "shopcli:builder", "size=4", "--name", "shop", "-o", "-").output
+    Path("app.yaml").write_text(printed)
+
+    (app,) = read_file(Path("app.yaml")).applications
+    assert (app.name, app.args) == ("shop", {"size": "4"})
+
+
+def test_build_replaces_no_file_that_says_something_else(qserve: Qserve) -> None:
+    Path("app.yaml").write_text("# mine\n")
+
+    refused = qserve("build", "shopcli:app", "-o", "app.yaml")
+    assert (refused.exit_code, Path("app.yaml").read_text()) == (2, "# mine\n")
+    assert "app.yaml exists and says something else: pass --force to replace it" in refused.output
+
+    assert qserve("build", "shopcli:app", "-o", "app.yaml", "--force").exit_code == 0
+    assert qserve("build", "shopcli:app", "-o", "app.yaml").exit_code == 0, "it says the same"
+
+
+# -- deploy ----------------------------------------------------------------------------------------
+
+APP = "applications:\n  - name: shop\n    import_path: shopcli:app\n"
+BAD = {
+    "applications: [": "app.yaml:2:1: this is not YAML: ",
+    f"{APP}    deployments: [{{name: Modle}}]\n": (
+        "app.yaml:4:20 applications[0].deployments[0].name: no deployment 'Modle' in shop; it has: Model, Front."
+        " Did you mean 'Model'?"
+    ),
+    f"{APP}    deployments: [{{name: Model, num_replicas: many}}]\n": (
+        "app.yaml:4:33 applications[0].deployments[0].num_replicas: input should be a valid integer"
+    ),
+    f"{APP}  - name: b\n    import_path: shopcli:app\n": "app.yaml:4:5 applications[1]: application 'shop' is at '/' a",
+    f"{APP}    args: {{size: 1}}\n": "app.yaml:4:5 applications[0].args: shopcli:app is an application and takes no",
+    "applications:\n  - name: shop\n": "app.yaml:2:5 applications[0].import_path: it is missing",
+    "applications:\n  - import_path: shopcli.app2\n": "applications[0].import_path: module 'shopcli' has no 'app2'",
+    f"{APP}    args: &a [*a]\n": "app.yaml:4:15: the anchor &a contains itself",
+    "# " + "x" * 2_000_000: "app.yaml is longer than 1 MiB",
+}
+
+
+@pytest.mark.parametrize(("text", "message"), BAD.items(), ids=range(len(BAD)))
+def test_a_bad_file_is_told_on_one_line_with_exit_code_2_and_nothing_is_changed(
+    qserve: Qserve, registry: Registry, text: str, message: str
+) -> None:
+    Path("app.yaml").write_text(text)
+
+    result = qserve("deploy", "app.yaml")
+
+    (line,) = [line for line in result.output.splitlines() if not line.startswith("qserve: connecting")]
+    assert (result.exit_code, line[: len("Error: ")]) == (2, "Error: ")
+    assert message in line
+    assert (registry.names(), registry.last_change()) == ([], "0-0")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("deploy", "nothing.yaml"), "nothing.yaml cannot be read: No such file or directory"),
+        (("deploy", "app.yaml", "--name", "x"), "a FILE says all of this itself"),
+        (("deploy", "app.yaml", "size=3"), "a FILE says all of this itself"),
+        (("deploy", "shopcli:app", "--dry-run"), "--dry-run and --restart are for a FILE"),
+        (("deploy", "shopcli:app", "size=3"), "shopcli:app is an application and takes no arguments; got: size"),
+        (("deploy", "shopcli:builder", "size"), "'size' is not an argument of a builder. Write key=value"),
+        (("deploy", "nowhere:app"), "module 'nowhere' was not found"),
+        (("build", "size=3", "-o", "-"), "name one MODULE:NODE"),
+        (("build", "shopcli:app", "shopcli:other", "--name", "x", "-o", "-"), "belong to a single one"),
+    ],
+)
+def test_what_a_command_cannot_do_is_told_with_exit_code_2(
+    qserve: Qserve, registry: Registry, words: tuple[str, ...], message: str
+) -> None:
+    Path("app.yaml").write_text(APP)
+
+    result = qserve(*words)
+
+    assert result.exit_code == 2
+    assert message in result.output
+    assert registry.names() == []
+
+
+def test_an_error_of_user_code_is_told_with_its_traceback_and_the_place_in_the_file(
+    qserve: Qserve, registry: Registry, capfd: pytest.CaptureFixture[str]
+) -> None:
+    Path("shopcli.py").write_text("1 / 0\n")
+    Path("app.yaml").write_text(APP)
+
+    result = qserve("deploy", "app.yaml")
+
+    assert result.exit_code == 1
+    assert "Error: app.yaml:3:5 applications[0].import_path: shopcli:app cannot be loaded: ZeroDivisionError" in (
+        result.output
+    )
+    assert registry.names() == []
+
+
+def test_a_dry_run_prints_what_would_change_and_changes_nothing(qserve: Qserve, registry: Registry) -> None:
+    Path("app.yaml").write_text(APP)
+
+    result = qserve("deploy", "app.yaml", "--dry-run")
+
+    assert result.exit_code == 0
+    assert "shop none -> 3 replicas at / (starts)\n" in result.output
+    assert (registry.names(), registry.last_change()) == ([], "0-0")
