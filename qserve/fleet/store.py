@@ -116,7 +116,7 @@ class FleetStore:
     def _sealed(self, place: bytes, value: T) -> bytes:
         """Seal a value with a number that is higher than all before it, even if the broker has lost those."""
         _, seen = self._seen.get(place, (b"", None))
-        number = max(time.time_ns() // 1_000_000, 0 if seen is None else seen.number + 1)
+        number = max(time.time_ns() // 1000, 0 if seen is None else seen.number + 1)
         value = replace(value, number=number)
         data = self._seal.seal(place, value.encode())
         self._seen[place] = data, value

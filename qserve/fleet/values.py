@@ -17,6 +17,11 @@ class Key(NamedTuple):
     version: str
     deployment: str
 
+    @property
+    def text(self) -> str:
+        """The deployment as workers name it in what they offer."""
+        return ":".join(self)
+
 
 @dataclass(frozen=True)
 class Need:

@@ -67,7 +67,7 @@ class HostRecord(_Value):
       memory: In bytes; 0 when it is not known.
       resources, labels: What its operator says that it has, and is.
       has: The versions whose code it has, each as ``application:version``.
-      pins: Replicas that it runs whatever is planned, by ``application:deployment`` (see ``FOR_ALL``).
+      pins: Replicas that it runs whatever is planned, by ``application:version:deployment``.
       app: The only application that it runs; "" for all.
       version: That of qserve.
     """

@@ -18,7 +18,7 @@ from qserve.wire import fleet
 from qserve.wire.fleet import Assignment, Drain, HostRecord, Scaled, Wish
 from qserve.wire.sealing import Seal
 
-HOST = HostRecord("a-1", "a", 8, devices=("0",), resources={"tpu": 2.0}, has=("shop:v",), pins={"shop:*": 1})
+HOST = HostRecord("a-1", "a", 8, devices=("0",), resources={"tpu": 2.0}, has=("shop:v",), pins={"shop:v:A": 1})
 
 
 @pytest.fixture

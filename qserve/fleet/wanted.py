@@ -1,0 +1,77 @@
+"""How many replicas of each deployment are wanted now, computed from values alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+from qserve.fleet.values import Key, Need
+from qserve.wire.application import ApplicationRecord, DeploymentRecord, Scaling
+from qserve.wire.fleet import HostRecord, Rollout, Scaled, Wish
+
+_NEXT = "next"
+"""The place in the registry of a version that is being deployed."""
+
+
+def needs_of(
+    records: Sequence[ApplicationRecord],
+    rollouts: Mapping[str, Rollout],
+    scaled: Mapping[str, Mapping[str, Scaled]],
+    wishes: Mapping[str, Mapping[str, Wish]],
+    pins: Mapping[Key, int],
+) -> Iterator[Need]:
+    """Yield how many replicas of each deployment are to be placed, without those that workers run in any case.
+
+    Parameters:
+      records: The active version of each application, and the one that is being deployed.
+      rollouts, scaled, wishes: What is stored of them, by application.
+      pins: Replicas that workers run whatever is planned; see ``pins_of``.
+    """
+    for record in records:
+        limits = _limits(record, rollouts.get(record.name))
+        for name, one in record.deployments.items():
+            if one.replicated:
+                key = Key(record.name, record.version, name)
+                at_least = 1 if record.place == _NEXT else 0
+                if one.scaling is None:
+                    count = fixed_count(one, wishes.get(record.name, {}).get(name))
+                else:
+                    count = _scaled_count(one.scaling, scaled.get(record.name, {}).get(name), at_least)
+                count = min(count, limits.get(name, count))
+                least = count if one.scaling is None else max(one.scaling.min_replicas, at_least)
+                others = pins.get(key, 0)
+                yield Need(key, max(0, count - others), max(0, min(least, count) - others), one.resources)
+
+
+def fixed_count(one: DeploymentRecord, wish: Wish | None) -> int:
+    """Return how many replicas are wanted of a deployment that does not scale by itself.
+
+    A wish holds as long as ``num_replicas`` is what it was when the wish was made.
+    """
+    if wish is None or wish.count is None or wish.configured != one.num_replicas:
+        return one.num_replicas
+    return wish.count
+
+
+def _scaled_count(scaling: Scaling, decided: Scaled | None, at_least: int) -> int:
+    """Return how many replicas the load asks for; a new version has one at least, so that a broken one shows."""
+    if decided is not None:
+        return min(scaling.max_replicas, max(scaling.min_replicas, decided.count, at_least))
+    return max(1, scaling.min_replicas if scaling.initial_replicas is None else scaling.initial_replicas)
+
+
+def _limits(record: ApplicationRecord, rollout: Rollout | None) -> Mapping[str, int]:
+    """Return how many replicas of this version a deploy that is under way leaves room for."""
+    if rollout is None or rollout.state != "under way":
+        return {}
+    return {rollout.version: rollout.new, rollout.old: rollout.keep}.get(record.version, {})
+
+
+def pins_of(hosts: Iterable[HostRecord], records: Iterable[ApplicationRecord]) -> dict[Key, int]:
+    """Return how many replicas of each deployment workers run whatever is planned."""
+    found: dict[Key, int] = {}
+    pins = [host.pins for host in hosts if host.pins]
+    for record in records if pins else ():
+        for name in record.deployments:
+            key = Key(record.name, record.version, name)
+            found[key] = sum(one.get(key.text, 0) for one in pins)
+    return found
