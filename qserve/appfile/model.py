@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,6 +16,9 @@ NO_EFFECT = "no effect: "
 """Begins the description of a key that is accepted and has no effect."""
 _ONLY_IN_CODE = {"init_args", "init_kwargs", "route_prefix", "use_new_handle_api", "version"}
 """Options of a deployment that say what it is, and so belong to its code or to its application."""
+
+
+_LEVELS = ((40, "error"), (30, "warning"), (20, "info"))
 
 
 class Part(BaseModel):
@@ -81,6 +85,24 @@ class ServeFile(Part):
         """Say where a value of this file is, for messages."""
         node, found = self._root.at(path)
         return place(self._name, node, found)
+
+    @property
+    def variables(self) -> dict[str, str]:
+        """The environment variables that say what the file says of the gateway and the logs of `qserve run`."""
+        http, logs = self.http_options, self.logging_config
+        found: dict[str, Any] = {
+            "QSERVE_HOST": http.host,
+            "QSERVE_PORT": http.port,
+            "QSERVE_REQUEST_TIMEOUT_S": http.request_timeout_s,
+        }
+        if logs is not None:
+            level = logs.log_level
+            number = logging.getLevelNamesMapping().get(str(level).upper(), level)
+            if not isinstance(number, int):
+                raise self.problem(f"{level!r} is not a level, such as INFO", "logging_config", "log_level")
+            name = next((name for least, name in _LEVELS if number >= least), "debug")
+            found |= {"QSERVE_LOG_LEVEL": name, "QSERVE_LOG_FORMAT": logs.encoding.lower()}
+        return {name: str(value) for name, value in found.items() if value is not None}
 
     def part(self, number: int) -> dict[str, Any]:
         """Return an application as the file has it."""

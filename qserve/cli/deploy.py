@@ -28,6 +28,7 @@ from qserve.cli.options import (
     code_version_option,
     is_file,
     name_option,
+    only_of_file,
     route_prefix_option,
 )
 from qserve.cli.user_code import load_apart
@@ -90,10 +91,7 @@ def deploy(
     search_for_user_code(app_dir)
     installation = Installation(settings)
     if is_file(target):
-        if args or route_prefix is not None or name != "default":
-            raise UsageProblem(
-                "KEY=VALUE, --name and --route-prefix are for MODULE:NODE; a FILE says all of this itself"
-            )
+        only_of_file(name, route_prefix, arguments)
         options = {"gateways": gateways, "ready_timeout_s": timeout_s, "restart": restart}
         _deploy_file(installation, read_file(Path(target)), dry_run, prefix_fd, options)
         return
@@ -131,7 +129,7 @@ def _deploy_file(
         name = f"{file.where('applications', number, 'import_path')}: {file.applications[number].import_path}"
         return ApplicationRecord.decode(load_apart(name, settings.start_timeout_s, compile_part))
 
-    file.warn()
+    file.warn(is_run=prefix_fd is not None)
     _wait_for_broker(installation)
     plan = plan_file(installation, file, load)
     if dry_run:
@@ -152,7 +150,8 @@ def _deploy_file(
     if failed:
         sys.exit(1)
     if prefix_fd is not None:
-        os.write(prefix_fd, next(filter(None, (record.route_prefix for record in plan.records.values())), "").encode())
+        prefixes = [record.route_prefix for record in plan.records.values() if record.route_prefix is not None]
+        os.write(prefix_fd, "\n".join(prefixes).encode())
 
 
 def _wait_for_broker(installation: Installation) -> None:

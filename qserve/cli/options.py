@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ import click
 
 from qserve.base.numbers import number, whole_number
 from qserve.base.settings import LEAST_S, MOST_S, Settings
-from qserve.exceptions import QserveException
+from qserve.exceptions import QserveException, UsageProblem
 from qserve.machine.running import none_found, settings_of_run
 
 _RUN = "qserve.run"
@@ -25,6 +25,12 @@ class BadInput(click.ClickException):
 def is_file(target: str) -> bool:
     """Return whether a command's target is a file that says what runs, and not ``module:node``."""
     return target.endswith((".yaml", ".yml", ".json")) or Path(target).is_file()
+
+
+def only_of_file(name: str, route_prefix: str | None, arguments: Collection[str]) -> None:
+    """Refuse options that say what a file says itself."""
+    if arguments or route_prefix is not None or name != "default":
+        raise UsageProblem("KEY=VALUE, --name and --route-prefix are for MODULE:NODE; a FILE says all of this itself")
 
 
 class WholeNumber(click.IntRange):

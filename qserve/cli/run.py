@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -15,7 +16,16 @@ import click
 from qserve.base.import_path import search_for_user_code, user_folders
 from qserve.base.log import log_to_terminal
 from qserve.base.settings import DEFAULT_HOST, DEFAULT_PORT, Settings
-from qserve.cli.options import Seconds, WholeNumber, app_dir_option, name_option, route_prefix_option
+from qserve.cli.options import (
+    Seconds,
+    WholeNumber,
+    app_dir_option,
+    is_file,
+    name_option,
+    only_of_file,
+    route_prefix_option,
+)
+from qserve.exceptions import UsageProblem
 from qserve.machine.children import Child, ReasonGiven
 from qserve.machine.local_cluster import LocalCluster
 
@@ -23,14 +33,18 @@ _POLL_INTERVAL_S = 0.05
 
 
 @click.command()
-@click.argument("target", metavar="MODULE:NODE")
-@click.option("--host", default=DEFAULT_HOST, show_default=True, help="The address that the gateway listens on.")
+@click.argument("target", metavar="MODULE:NODE|FILE")
+@click.argument("arguments", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option(
+    "--host",
+    help="The address that the gateway listens on."
+    f" [default: $QSERVE_HOST, `http_options.host` of FILE, or {DEFAULT_HOST}]",
+)
 @click.option(
     "--port",
-    default=DEFAULT_PORT,
-    show_default=True,
     type=WholeNumber(1, 65535),
-    help="The port that the gateway listens on.",
+    help="The port that the gateway listens on."
+    f" [default: $QSERVE_PORT, `http_options.port` of FILE, or {DEFAULT_PORT}]",
 )
 @route_prefix_option
 @name_option
@@ -43,8 +57,9 @@ _POLL_INTERVAL_S = 0.05
 )
 def run(
     target: str,
-    host: str,
-    port: int,
+    arguments: tuple[str, ...],
+    host: str | None,
+    port: int | None,
     route_prefix: str | None,
     name: str,
     app_dir: str,
@@ -53,36 +68,45 @@ def run(
     request_timeout_s: float | None,
     show_errors: bool | None,
 ) -> None:
-    """Serve MODULE:NODE on this machine.
+    """Serve MODULE:NODE, or all applications of a FILE, on this machine.
 
-    Starts a broker, the replicas and the gateway, and stops all of them on Ctrl-C.
+    Starts a broker, the replicas and the gateway, and stops all of them on Ctrl-C. KEY=VALUE are the arguments of a
+    builder, MODULE:BUILDER.
     """
     began = time.monotonic()
+    env = {name: value for name, value in os.environ.items() if value}
+    options = ["--name", name]
+    if is_file(target):
+        only_of_file(name, route_prefix, arguments)
+        env, options = _variables(target) | env, []
     search_for_user_code(app_dir)
     interrupts = Interrupts()
     settings = Settings.from_env(
-        broker_url=broker, request_timeout_s=request_timeout_s, show_errors=show_errors or None
+        env, broker_url=broker, request_timeout_s=request_timeout_s, show_errors=show_errors or None
     )
     log_to_terminal("run", settings)
     click.echo(f"qserve: starting {target} on {'the embedded broker' if not settings.broker_url else 'the broker'}")
-    arguments = [target, "--name", name, "--app-dir", app_dir, "--gateways", str(workers)]
+    options += ["--app-dir", app_dir, "--gateways", str(workers)]
     if route_prefix is not None:
-        arguments += ["--route-prefix", route_prefix]
+        options += ["--route-prefix", route_prefix]
     with contextlib.ExitStack() as cleanup:
         try:
             cluster = LocalCluster(
                 settings,
-                host=host,
-                port=port,
+                host=host or env.get("QSERVE_HOST", DEFAULT_HOST),
+                port=port or _port(env.get("QSERVE_PORT", str(DEFAULT_PORT))),
                 gateway_workers=workers,
                 import_paths=user_folders(),
                 uninterrupted=interrupts.deferred,
             )
             cleanup.callback(cluster.stop)
             cluster.start()
-            prefix = _deploy(cluster, arguments, interrupts)
+            prefixes = _deploy(cluster, [target, *arguments, *options], interrupts)
             cluster.keep_running(target)
-            click.echo(f"qserve: ready in {time.monotonic() - began:.1f} s: {cluster.url}{prefix}  (Ctrl-C stops it)")
+            urls = [f"{cluster.url}{prefix}" for prefix in prefixes]
+            click.echo(f"qserve: ready in {time.monotonic() - began:.1f} s: {urls[0]}  (Ctrl-C stops it)")
+            for url in urls[1:]:
+                click.echo(f"qserve: and {url}")
             cluster.wait()
         except ReasonGiven:
             sys.exit(1)
@@ -90,8 +114,27 @@ def run(
             click.echo("\nqserve: stopping")
 
 
-def _deploy(cluster: LocalCluster, arguments: list[str], interrupts: Interrupts) -> str:
-    """Run ``qserve deploy`` in its own process, and return the route prefix once the gateway serves.
+def _variables(file: str) -> dict[str, str]:
+    """Return what a file says of the gateway and the logs, as environment variables.
+
+    It is read in a process of its own, as all that checks it would stay in the memory of this one.
+    """
+    command = [sys.executable, "-P", "-m", "qserve", "config", file, "--variables"]
+    read = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    if read.returncode:
+        sys.exit(read.returncode)  # it has printed its error
+    return dict(line.split("=", 1) for line in read.stdout.splitlines())
+
+
+def _port(text: str) -> int:
+    try:
+        return WholeNumber(1, 65535).convert(text, None, None)  # type: ignore[no-any-return]
+    except click.BadParameter as error:
+        raise UsageProblem(f"QSERVE_PORT: {error}") from error
+
+
+def _deploy(cluster: LocalCluster, arguments: list[str], interrupts: Interrupts) -> list[str]:
+    """Run ``qserve deploy`` in its own process, and return the route prefixes once the gateway serves.
 
     This process imports neither user code nor the client of the broker.
     """
@@ -107,8 +150,8 @@ def _deploy(cluster: LocalCluster, arguments: list[str], interrupts: Interrupts)
         cleanup.pop_all()
         if code != 0:
             cluster.check()  # its error may only be a consequence of another process that has died
-            sys.exit(1)  # it has printed its error
-        return prefix.read()
+            sys.exit(min(code, 2) if code > 0 else 1)  # it has printed its error
+        return prefix.read().split("\n")
 
 
 class Interrupts:

@@ -103,6 +103,26 @@ def test_what_has_no_effect_is_named_once_in_one_warning(tmp_path: Path, caplog:
     assert "; logging_config" not in caplog.text
 
 
+def test_what_a_file_says_of_the_gateway_and_the_logs_are_variables_of_qserve_run(tmp_path: Path) -> None:
+    assert read(tmp_path, GOOD).variables == {
+        "QSERVE_HOST": "0.0.0.0",
+        "QSERVE_PORT": "8000",
+        "QSERVE_REQUEST_TIMEOUT_S": "5.0",
+        "QSERVE_LOG_LEVEL": "info",
+        "QSERVE_LOG_FORMAT": "json",
+    }
+    assert read(tmp_path, "applications: []").variables == {}
+
+
+@pytest.mark.parametrize(
+    ("level", "name"), [("WARNING", "warning"), ("CRITICAL", "error"), (10, "debug"), (25, "info"), ("error", "error")]
+)
+def test_each_level_of_python_has_one_of_ours(level: Any, name: str) -> None:
+    file = read_value({"applications": [], "logging_config": {"log_level": level}}, "body")
+
+    assert file.variables["QSERVE_LOG_LEVEL"] == name
+
+
 APP = "applications:\n  - name: shop\n    import_path: shop:app\n"
 DEPLOYMENT = f"{APP}    deployments:\n      - name: Model\n"
 LAUGHS = "a: &a [1, 1, 1, 1, 1, 1, 1, 1, 1]\n" + "".join(

@@ -147,6 +147,10 @@ def test_a_bad_file_is_told_on_one_line_with_exit_code_2_and_nothing_is_changed(
         (("deploy", "shopcli:app", "size=3"), "shopcli:app is an application and takes no arguments; got: size"),
         (("deploy", "shopcli:builder", "size"), "'size' is not an argument of a builder. Write key=value"),
         (("deploy", "nowhere:app"), "module 'nowhere' was not found"),
+        (("config", "nothing.yaml"), "nothing.yaml cannot be read: No such file or directory"),
+        (("config",), "pass a FILE or --schema"),
+        (("run", "app.yaml", "--route-prefix", "/x"), "a FILE says all of this itself"),
+        (("run", "app.yaml", "size=3"), "a FILE says all of this itself"),
         (("build", "size=3", "-o", "-"), "name one MODULE:NODE"),
         (("build", "shopcli:app", "shopcli:other", "--name", "x", "-o", "-"), "belong to a single one"),
     ],
@@ -161,6 +165,17 @@ def test_what_a_command_cannot_do_is_told_with_exit_code_2(
     assert result.exit_code == 2
     assert message in result.output
     assert registry.names() == []
+
+
+def test_run_refuses_a_bad_file_before_it_starts_anything(
+    qserve: Qserve, registry: Registry, capfd: pytest.CaptureFixture[str]
+) -> None:
+    Path("app.yaml").write_text(f"{APP}    replicas: 3\n")
+
+    result = qserve("run", "app.yaml")
+
+    assert (result.exit_code, result.output) == (2, "")
+    assert "Error: app.yaml:4:5 applications[0].replicas: unknown key 'replicas'" in capfd.readouterr().err
 
 
 def test_an_error_of_user_code_is_told_with_its_traceback_and_the_place_in_the_file(
