@@ -38,7 +38,7 @@ DOORS = {
 }
 """Foreign libraries and the only places that may import them."""
 IO = {"socket", "subprocess", "asyncio", "threading", "tempfile", "pathlib", "urllib", "http", "redis", "hiredis"}
-PURE = ("qserve.graph", "qserve.wire", "qserve.fleet.place", "qserve.fleet.wanted")
+PURE = ("qserve.graph", "qserve.wire", "qserve.fleet.decide", "qserve.fleet.place", "qserve.fleet.wanted")
 """Rooms and modules without input and output: they import none of ``IO``."""
 
 

@@ -1,0 +1,28 @@
+"""The load of deployments, read from the broker for decisions on their replicas."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from qserve.broker import functions
+from qserve.broker.connection import Client, broker_errors
+from qserve.fleet.values import Load
+from qserve.wire.replies import backlogs
+
+
+def read_loads(client: Client, queues: Sequence[str], at: float) -> list[Load]:
+    """Return what waits and runs in each queue, read in one command.
+
+    A delayed retry is no load. Nothing is made up for what cannot be read: that would take replicas away.
+
+    Parameters:
+      at: The time now, for ``Load.at``.
+
+    Raises:
+      BrokerError: The broker is away, refuses the command, or its functions are those of an older qserve.
+    """
+    if not queues:
+        return []
+    with broker_errors():
+        reply = client.execute_command(*functions.backlog(queues))
+    return [Load(at, waiting, running, oldest / 1000) for waiting, running, oldest in backlogs(reply, len(queues))]
