@@ -202,7 +202,7 @@ def if_permitted(ask: Callable[[], dict[str, T]]) -> dict[str, T]:
     try:
         return ask()
     except BrokerError as error:
-        if not isinstance(error.__cause__, _FORBIDDEN):
+        if not is_forbidden(error.__cause__):
             raise
         return {}
 
@@ -237,6 +237,12 @@ def load_functions(client: redis.Redis) -> None:
         raise BrokerUnavailable(
             "this version's functions are not in the broker, and this user may not load them: run `qserve deploy` first"
         ) from error
+
+
+def is_forbidden(reply: object) -> bool:
+    """Return whether an error reply says that an ACL forbids a command, or one that a function calls."""
+    words = ("ACL failure in script", "can't run this command")  # Valkey and Redis 7.2, Redis 7.0
+    return isinstance(reply, _FORBIDDEN) or (isinstance(reply, Exception) and any(one in str(reply) for one in words))
 
 
 def is_unknown_function(reply: object) -> bool:

@@ -11,7 +11,7 @@ import redis
 
 from qserve.base.keys import POOL_TTL_MS
 from qserve.broker import functions
-from qserve.broker.connection import MEMORY_SETTING, Client, broker_errors, is_unknown_function
+from qserve.broker.connection import MEMORY_SETTING, Client, broker_errors, is_forbidden, is_unknown_function
 from qserve.wire.replies import backlogs, count_of
 
 
@@ -95,7 +95,16 @@ def loads_of(client: Client, queues: Sequence[str]) -> list[QueueLoad]:
         reply = client.execute_command(*functions.backlog(queues))
     except redis.exceptions.ResponseError as error:
         # an older version of qserve may have been the last to load its functions
-        if not (isinstance(error, redis.exceptions.NoPermissionError) or is_unknown_function(error)):
+        if not (is_forbidden(error) or is_unknown_function(error)):
             raise
         return [QueueLoad()] * len(queues)
     return [QueueLoad(waiting, running, ms / 1000) for waiting, running, ms in backlogs(reply, len(queues))]
+
+
+@broker_errors()
+def delayed_in(client: Client, delayed: Sequence[str]) -> list[int]:
+    """Return how many calls are in each set of delayed ones; zeros where an ACL forbids it."""
+    pipe = client.pipeline(transaction=False)
+    for key in delayed:
+        pipe.zcard(key)
+    return [count_of({"": reply}, "") for reply in pipe.execute(raise_on_error=False)]

@@ -14,7 +14,7 @@ from qserve.broker.registry import NEXT
 from qserve.deploy.installation import GIVEN_UP_AFTER, Installation, waiting_workers
 from qserve.fleet.store import FleetStore
 from qserve.wire.application import ApplicationRecord, DeploymentRecord
-from qserve.wire.fleet import FOR_ALL, Scaled, Wish
+from qserve.wire.fleet import Scaled, Wish
 from qserve.wire.status import FAILED, RUNNING, STARTING, ReplicaStatus
 
 _RAYS_STATES = (STARTING, RUNNING)
@@ -225,13 +225,12 @@ def application_status(
     current = [replica for replica in reported if replica.version == record.version]
     deployments = {}
     for name, load in loads.items():
-        wish = max(wishes.get(name, _NO_WISH), wishes.get(FOR_ALL, _NO_WISH), key=lambda wish: wish.is_paused)
         found = deployment_status(
             record.deployments[name],
             [replica for replica in current if replica.deployment == name],
             is_first=record.place == NEXT,
             scaled=scaled.get(name, _NO_SCALED),
-            wish=wish,
+            wish=wishes.get(name, _NO_WISH),
             now_ms=now_ms,
         )
         deployments[name] = replace(

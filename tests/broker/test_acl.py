@@ -28,7 +28,9 @@ from qserve.broker.doctor import check, examine, read_facts
 from qserve.broker.library import Command
 from qserve.broker.registry import Registry
 from qserve.deploy.installation import Installation, ReplicaReports
+from qserve.deploy.queues import queues_of
 from qserve.deploy.rollout import wait_for_gateways
+from qserve.deploy.status import status_of
 from qserve.exceptions import BrokerUnavailable
 from qserve.fleet.store import FleetStore
 from qserve.machine.embedded_broker import find_server
@@ -264,6 +266,35 @@ def _end(as_role: dict[str, redis.Redis], keys: Keys, app: ApplicationRecord) ->
     assert worker.xinfo_consumers(one, GROUP) == []
     Registry(deployer, keys, SEAL).delete("app")
     assert Registry(gateway, keys, SEAL).names() == []
+
+
+def test_an_operator_sees_gateways_workers_and_queues_and_a_program_what_it_may_read(
+    guarded: Guarded, as_role: dict[str, redis.Redis]
+) -> None:
+    keys, (deployer, gateway, worker, operator) = Keys(), map(as_role.__getitem__, ROLES)
+    registry, workers = Registry(deployer, keys, SEAL), FleetStore(worker, keys, SEAL)
+    registry.stage(record())
+    Registry(gateway, keys, SEAL).publish(keys.gateway("g-1"), registry.promote(record()))
+    workers.offer(HostRecord("a-1", "a"))
+    worker.zadd(keys.delayed_of(record().stream(keys, "One")), {"call": 1.0})
+    gateway.xadd(record().stream(keys, "One"), {"h": "x"})
+
+    seen, of_program = (
+        status_of(Installation(guarded.settings(role), client))
+        for role, client in (("operator", operator), ("gateway", gateway))
+    )
+
+    assert (seen.proxies["g-1"], seen.hosts.keys()) == ("HEALTHY", {"a-1"})
+    assert [(one.waiting, one.delayed) for one in queues_of(Installation(guarded.settings("operator"), operator))] == [
+        (1, 1),
+        (0, 0),
+    ]
+    assert (of_program.proxies, of_program.hosts) == ({}, {})
+    assert seen.applications["app"].deployments["One"].waiting_calls == 1
+    assert of_program.applications.keys() == seen.applications.keys() == {"app"}
+    worker.delete(keys.hosts, keys.delayed_of(record().stream(keys, "One")))
+    gateway.delete(keys.gateway("g-1"), record().stream(keys, "One"))
+    registry.delete("app")
 
 
 def test_workers_say_what_runs_and_operators_and_deployers_what_is_wanted(as_role: dict[str, redis.Redis]) -> None:

@@ -1,0 +1,50 @@
+"""Find what an operator names: an application and its deployments; what is not there is refused with what is."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+from qserve.broker.registry import NEXT
+from qserve.deploy.installation import Installation
+from qserve.exceptions import UsageProblem
+from qserve.wire.application import ApplicationRecord
+
+
+def versions_named(installation: Installation, app: str | None) -> list[ApplicationRecord]:
+    """Return the active version of an application and the one that is being deployed, those that there are.
+
+    Parameters:
+      app: Its name; None for the only one.
+
+    Raises:
+      UsageProblem: There is none of that name, or not exactly one.
+    """
+    registry = installation.registry
+    names = sorted(registry.names())
+    if app is None and len(names) != 1:
+        known = f"several applications are deployed, so name one of them: {', '.join(names)}"
+        raise UsageProblem(known if names else "no application is deployed")
+    name = names[0] if app is None else app
+    versions = registry.readable(name, "active", NEXT) if name in names else []
+    if not versions:
+        raise _unknown("application", name, "is not deployed; deployed are:", names)
+    return versions
+
+
+def deployments_named(record: ApplicationRecord, deployment: str | None) -> list[str]:
+    """Return the deployments with replicas that are meant: the one of that name, or all.
+
+    Raises:
+      UsageProblem: There is none of that name.
+    """
+    names = [name for name, one in record.deployments.items() if one.replicated]
+    if deployment is not None and deployment not in names:
+        raise _unknown("deployment", deployment, f"is not in application {record.name!r}; it has:", names)
+    return names if deployment is None else [deployment]
+
+
+def _unknown(kind: str, name: str, why: str, known: Iterable[str]) -> UsageProblem:
+    close = difflib.get_close_matches(name, known := [*known], n=1)
+    meant = f". Did you mean {close[0]!r}?" if close else ""
+    return UsageProblem(f"{kind} {name!r} {why} {', '.join(known) or 'none'}{meant}")
