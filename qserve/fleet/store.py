@@ -3,17 +3,40 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeVar
 
-from qserve.base.keys import Keys
-from qserve.broker.connection import Client, broker_errors, without_strangers
+from qserve.base.keys import BEAT_TTL_MS, Keys
+from qserve.broker import functions
+from qserve.broker.connection import Client, broker_errors, refusal, without_strangers
+from qserve.broker.functions import Reply
 from qserve.exceptions import PayloadError, WrongType
-from qserve.wire.fleet import Assignment, Drain, HostRecord, Rollout, Scaled, Wish
-from qserve.wire.replies import each, text, warn_once
+from qserve.wire.fleet import Assignment, Drain, HostRecord, Rollout, Scaled, Slot, Wish
+from qserve.wire.replies import each, number, text, warn_once
 from qserve.wire.sealing import Seal
+
+
+@dataclass(frozen=True)
+class Fleet:
+    """All that a leader reads in one round.
+
+    Parameters:
+      hosts, plan, beats: By worker. A worker's counter is None when it has none.
+      drains: By host.
+      scaled, wishes: By application and deployment.
+      rollouts: By application.
+    """
+
+    hosts: dict[str, HostRecord]
+    plan: dict[str, Assignment]
+    drains: dict[str, Drain]
+    beats: dict[str, int | None]
+    scaled: dict[str, dict[str, Scaled]]
+    wishes: dict[str, dict[str, Wish]]
+    rollouts: dict[str, Rollout]
+
 
 T = TypeVar("T", HostRecord, Assignment, Scaled, Wish, Drain, Rollout)
 Fields = Callable[[str], bytes]
@@ -34,6 +57,7 @@ class FleetStore:
         self._client = client
         self._keys = keys
         self._seal = seal
+        self._count: int | None = None
         self._seen: dict[bytes, tuple[bytes, Any]] = {}
         """The newest value of each place, and the bytes that it was read from."""
 
@@ -55,6 +79,65 @@ class FleetStore:
     def plan(self) -> dict[str, Assignment]:
         """Return what each worker is to run."""
         return self._read(self._keys.plan, Assignment, _assignment)
+
+    def assign(self, mine: bytes, plan: Mapping[str, tuple[Slot, ...]]) -> bool:
+        """Say what workers are to run; return False, and change nothing, when ``mine`` does not lead any more."""
+        made = {
+            _assignment(worker): self._sealed(_assignment(worker), Assignment(slots)) for worker, slots in plan.items()
+        }
+        key = self._keys.plan
+        command = functions.assign(self._keys.lead, key, mine, [*plan], [data for data, _ in made.values()])
+        with broker_errors():
+            reply: Any = without_strangers(self._client, lambda: self._client.execute_command(*command), key)
+        if reply != Reply.OK:
+            return False
+        self._seen |= made
+        return True
+
+    def beat(self, worker: str) -> None:
+        """Count one further, as long as the worker lives; it goes on from where the one before it has ended."""
+        key = self._keys.beat(worker)
+        with broker_errors():
+            if self._count is None:
+                self._count = self._beat_of(worker, without_strangers(self._client, lambda: self._client.get(key), key))
+            self._count = 1 + (self._count or 0)
+            data = self._seal.seal(_beat(worker), b"%d" % self._count)
+            without_strangers(self._client, lambda: self._client.set(key, data, px=BEAT_TTL_MS), key)
+
+    def _beat_of(self, worker: str, data: bytes | None) -> int | None:
+        try:
+            return None if data is None else number(self._seal.open(_beat(worker), data), "a worker's counter")
+        except PayloadError as error:
+            warn_once(f"the counter of worker {worker} is ignored: {error}")
+            return None
+
+    def read(self, apps: Sequence[str], workers: Collection[str]) -> Fleet:
+        """Return all that concerns these applications, and the counters of these workers, in one round trip."""
+        keys, names = self._keys, [*workers]
+        with broker_errors(), self._client.pipeline(transaction=False) as pipe:
+            pipe.hgetall(keys.hosts).hgetall(keys.plan).hgetall(keys.drains)
+            for app in apps:
+                pipe.hgetall(keys.scaled(app)).hgetall(keys.wishes(app)).get(keys.rollout(app))
+            pipe.mget([keys.beat(name) for name in names or ("",)])
+            found = iter(pipe.execute(raise_on_error=False))
+        hosts = self._values(keys.hosts, HostRecord, _host, next(found))
+        plan = self._values(keys.plan, Assignment, _assignment, next(found))
+        drains = self._values(keys.drains, Drain, _drain, next(found))
+        scaled, wishes, rollouts = {}, {}, {}
+        for app in apps:
+            scaled[app] = self._values(keys.scaled(app), Scaled, partial(_scaled, app), next(found))
+            wishes[app] = self._values(keys.wishes(app), Wish, partial(_wish, app), next(found))
+            rollouts[app] = next(found)
+        counters = next(found)
+        if isinstance(counters, Exception):
+            raise refusal(counters)
+        beats = {name: self._beat_of(name, data) for name, data in zip(names, counters, strict=False)}
+        under_way = each(((app, data) for app, data in rollouts.items() if type(data) is bytes), self._open_rollout)
+        return Fleet(hosts, plan, drains, beats, scaled, wishes, dict(under_way))
+
+    def _open_rollout(self, item: tuple[str, bytes]) -> tuple[str, Rollout]:
+        app, data = item
+        return app, self._open(Rollout, f"rollout|{app}".encode(), data)
 
     # -- deployments -------------------------------------------------------------------------------
 
@@ -91,15 +174,25 @@ class FleetStore:
     # -- values in their places --------------------------------------------------------------------
 
     def _read(self, key: str, kind: type[T], place: Fields) -> dict[str, T]:
+        with broker_errors(), self._client.pipeline(transaction=False) as pipe:
+            return self._values(key, kind, place, pipe.hgetall(key).execute(raise_on_error=False)[0])
+
+    def _values(self, key: str, kind: type[T], place: Fields, found: Any) -> dict[str, T]:
+        """Return the values in a reply to HGETALL by their names; none if the key holds something else.
+
+        Raises:
+          BrokerError: The reply is another error.
+        """
+
         def read(item: tuple[bytes, bytes]) -> tuple[str, T]:
             name = text(item[0])
             return name, self._open(kind, place(name), item[1])
 
-        try:
-            with broker_errors():
-                found: Any = self._client.hgetall(key)
-        except WrongType as error:  # who may write there removes it
-            warn_once(f"{key} cannot be read: {error}")
+        if isinstance(found, Exception):
+            error = refusal(found)
+            if not isinstance(error, WrongType):
+                raise error
+            warn_once(f"{key} cannot be read: {error}")  # who may write there removes it
             return {}
         return dict(each(found.items(), read))
 
@@ -113,20 +206,19 @@ class FleetStore:
         self._seen[place] = data, value
         return value
 
-    def _sealed(self, place: bytes, value: T) -> bytes:
-        """Seal a value with a number that is higher than all before it, even if the broker has lost those."""
+    def _sealed(self, place: bytes, value: T) -> tuple[bytes, T]:
+        """Return a value sealed, with a number that is higher than all before it, even if the broker has lost those."""
         _, seen = self._seen.get(place, (b"", None))
         number = max(time.time_ns() // 1000, 0 if seen is None else seen.number + 1)
         value = replace(value, number=number)
-        data = self._seal.seal(place, value.encode())
-        self._seen[place] = data, value
-        return data
+        return self._seal.seal(place, value.encode()), value
 
     def _write(self, key: str, field: str, place: bytes, value: T) -> None:
         """Store a value; whoever reads it meanwhile has the one before. Readers see one that is whole."""
-        data = self._sealed(place, value)
+        made = self._sealed(place, value)
         with broker_errors():
-            without_strangers(self._client, lambda: self._client.hset(key, field, data), key)
+            without_strangers(self._client, lambda: self._client.hset(key, field, made[0]), key)
+        self._seen[place] = made
 
     def _remove(self, key: str, field: str) -> None:
         with broker_errors():
@@ -147,6 +239,10 @@ def _scaled(app: str, deployment: str) -> bytes:
 
 def _wish(app: str, deployment: str) -> bytes:
     return f"wish|{app}|{deployment}".encode()
+
+
+def _beat(worker: str) -> bytes:
+    return f"beat|{worker}".encode()
 
 
 def _drain(host: str) -> bytes:

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+from qserve.broker.registry import NEXT
 from qserve.fleet.values import Key, Need
 from qserve.wire.application import ApplicationRecord, DeploymentRecord, Scaling
 from qserve.wire.fleet import HostRecord, Rollout, Scaled, Wish
-
-_NEXT = "next"
-"""The place in the registry of a version that is being deployed."""
 
 
 def needs_of(
@@ -31,29 +29,29 @@ def needs_of(
         for name, one in record.deployments.items():
             if one.replicated:
                 key = Key(record.name, record.version, name)
-                at_least = 1 if record.place == _NEXT else 0
-                if one.scaling is None:
-                    count = fixed_count(one, wishes.get(record.name, {}).get(name))
-                else:
-                    count = _scaled_count(one.scaling, scaled.get(record.name, {}).get(name), at_least)
+                at_least = 1 if record.place == NEXT else 0
+                wish, decided = wishes.get(record.name, {}).get(name), scaled.get(record.name, {}).get(name)
+                count = wanted_count(one, wish, decided, at_least)
                 count = min(count, limits.get(name, count))
                 least = count if one.scaling is None else max(one.scaling.min_replicas, at_least)
                 others = pins.get(key, 0)
                 yield Need(key, max(0, count - others), max(0, min(least, count) - others), one.resources)
 
 
-def fixed_count(one: DeploymentRecord, wish: Wish | None) -> int:
-    """Return how many replicas are wanted of a deployment that does not scale by itself.
+def wanted_count(one: DeploymentRecord, wish: Wish | None, decided: Scaled | None, at_least: int = 0) -> int:
+    """Return how many replicas are wanted of a deployment, before a deploy or pinned replicas take a part of them.
 
-    A wish holds as long as ``num_replicas`` is what it was when the wish was made.
+    A wish holds as long as ``num_replicas`` is what it was when the wish was made. Where the load decides, a new
+    version has ``at_least`` one replica, so that a broken one shows.
     """
+    if one.scaling is not None:
+        return _scaled_count(one.scaling, decided, at_least)
     if wish is None or wish.count is None or wish.configured != one.num_replicas:
         return one.num_replicas
     return wish.count
 
 
 def _scaled_count(scaling: Scaling, decided: Scaled | None, at_least: int) -> int:
-    """Return how many replicas the load asks for; a new version has one at least, so that a broken one shows."""
     if decided is not None:
         return min(scaling.max_replicas, max(scaling.min_replicas, decided.count, at_least))
     return max(1, scaling.min_replicas if scaling.initial_replicas is None else scaling.initial_replicas)

@@ -1,0 +1,102 @@
+"""Which worker leads: the one whose counter grows.
+
+Clocks are not compared. Whoever leads renews a sealed counter in one key twice a second, and the others watch it with
+their own monotonic clocks. Taking and renewing are one act in the broker, which does nothing if the value is not the
+one that the caller has read.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from qserve.base.keys import BEAT_TTL_MS, Keys
+from qserve.broker import functions
+from qserve.broker.connection import Client, broker_errors, without_strangers
+from qserve.broker.functions import Reply
+from qserve.exceptions import PayloadError
+from qserve.wire.fleet import Lead
+from qserve.wire.replies import warn_once
+from qserve.wire.sealing import Seal
+
+RENEW_S = 0.5
+STILL_S = 2.5
+"""How long the counter may stand still before another worker leads."""
+_PLACE = b"lead"
+
+
+class Leadership:
+    """One worker's part in who leads.
+
+    Parameters:
+      worker: Its id.
+      monotonic: Seconds; replaced in tests.
+
+    Attributes:
+      mine: What the key holds while this worker leads, by which ``assign`` checks that it still does; b"" otherwise.
+    """
+
+    def __init__(
+        self, client: Client, keys: Keys, seal: Seal, worker: str, monotonic: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.mine = b""
+        self._client = client
+        self._key = keys.lead
+        self._seal = seal
+        self._worker = worker
+        self._clock = monotonic
+        self._due_at = 0.0
+        self._seen, self._since = b"", 0.0
+
+    def renew(self) -> bool:
+        """Take or keep the lead when that is due, and return whether this worker leads.
+
+        Crash before the act: the counter stands still, and another worker takes the lead. Crash after: the same.
+
+        Raises:
+          BrokerError: It is not known who leads; this worker decides nothing until it has renewed.
+        """
+        now = self._clock()
+        if now < self._due_at:
+            return self.mine != b""
+        self._due_at = now + RENEW_S
+        mine, self.mine = self.mine, b""
+        if mine and self._swap(mine):
+            return True
+        found = self._read()
+        if found != self._seen:
+            self._seen, self._since = found, now
+        if found and self._is_ours(found) and now - self._since < STILL_S:
+            return False
+        return self._swap(found)
+
+    def lose(self) -> None:
+        """Note that another worker leads."""
+        self.mine = b""
+
+    def resign(self) -> None:
+        """Give the lead up, so that another worker takes it at once."""
+        if self.mine:
+            with broker_errors():
+                self._client.execute_command(*functions.lead(self._key, self.mine, b"", 0))
+            self.mine = b""
+
+    def _read(self) -> bytes:
+        with broker_errors():
+            found: bytes | None = without_strangers(self._client, lambda: self._client.get(self._key), self._key)
+        return found or b""
+
+    def _swap(self, was: bytes) -> bool:
+        now = self._seal.seal(_PLACE, Lead(self._worker, time.time_ns()).encode())
+        with broker_errors():
+            reply = self._client.execute_command(*functions.lead(self._key, was, now, BEAT_TTL_MS))
+        self.mine = now if reply == Reply.OK else b""
+        return self.mine != b""
+
+    def _is_ours(self, found: bytes) -> bool:
+        try:
+            Lead.decode(self._seal.open(_PLACE, found))
+        except PayloadError as error:
+            warn_once(f"it is not known which worker leads, and this one tries: {error}")
+            return False
+        return True

@@ -1,0 +1,180 @@
+"""One round of the worker that leads: it reads what is offered and wanted, and says what each worker is to run."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence, Set
+from dataclasses import replace
+
+from qserve.base.log import get_logger
+from qserve.broker.registry import ACTIVE
+from qserve.fleet.lead import Leadership
+from qserve.fleet.place import Plan, Running, place, rebalance
+from qserve.fleet.store import Fleet, FleetStore
+from qserve.fleet.values import Key, Need, Placement
+from qserve.fleet.wanted import needs_of, pins_of, wanted_count
+from qserve.wire.application import ApplicationRecord, DeploymentRecord
+from qserve.wire.fleet import HostRecord, Scaled, Slot
+
+log = get_logger(__name__)
+GONE_S = 3.0
+"""How long a worker's counter may stand still before what it was to run runs elsewhere."""
+_ROUND_S, _IDLE_ROUND_S = 0.25, 1.0
+_STEADY_S = 10.0
+"""After so long without a change a round is made less often, and deployments are evened out."""
+_FORGOTTEN_S = 60.0
+
+Reports = Callable[[str], Running]
+Decide = Callable[[Sequence[ApplicationRecord], Fleet], Mapping[tuple[str, str], Scaled]]
+Observe = Callable[[Mapping[str, int | None]], Set[str]]
+
+
+def keep_counts(records: Sequence[ApplicationRecord], fleet: Fleet) -> Mapping[tuple[str, str], Scaled]:
+    """Decide nothing: deployments that scale by load stay as they are."""
+    return {}
+
+
+class Leader:
+    """Places the replicas of all applications while this worker leads.
+
+    It keeps nothing that another leader cannot read again: counts and the plan are in the broker.
+
+    Parameters:
+      worker: The id of this worker.
+      running: Returns for an application how many replicas of each deployment run at each worker.
+      observe: Takes the counter of each worker, and returns those that are lost.
+      decide_with: Returns new counts of deployments that scale by load.
+      monotonic: Seconds; replaced in tests.
+    """
+
+    def __init__(
+        self,
+        store: FleetStore,
+        leadership: Leadership,
+        worker: str,
+        running: Reports,
+        observe: Observe,
+        decide_with: Decide = keep_counts,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._store = store
+        self._leadership = leadership
+        self._worker = worker
+        self._running = running
+        self._observe = observe
+        self._decide_with = decide_with
+        self._clock = monotonic
+        self._next_at = 0.0
+        self._forget()
+
+    def _forget(self) -> None:
+        """Begin as a leader that knows nothing yet."""
+        self._hosts: dict[str, HostRecord] = {}
+        self._plan: dict[str, tuple[Slot, ...]] = {}
+        self._gone_since: dict[str, float] = {}
+        self._inputs: object = None
+        self._changed_at = self._clock()
+        self._is_even = False
+
+    def tick(self, records: Sequence[ApplicationRecord], is_eager: bool = False) -> tuple[Slot, ...] | None:
+        """Do one round, if this worker leads and it is time; return its own slots when a new plan is made.
+
+        Parameters:
+          records: The active and the staged version of each application.
+          is_eager: Whether something has changed that a new plan may follow from.
+
+        Raises:
+          BrokerError: The round is not finished; the next one does all of it again.
+        """
+        if not self._leadership.renew():
+            self._forget()
+            return None
+        now = self._clock()
+        if now < self._next_at and not is_eager:
+            return None
+        apps = sorted({record.name for record in records})
+        fleet = self._store.read(apps, self._hosts)
+        self._hosts |= fleet.hosts  # a broker that has lost its data has them again soon
+        hosts = self._present(fleet, now)
+        self._note_counts(self._decide_with(records, fleet), fleet)
+        needs = [*needs_of(records, fleet.rollouts, fleet.scaled, fleet.wishes, pins_of(hosts, records))]
+        placement = self._place(needs, hosts, fleet, now)
+        own = self._assign(placement, fleet)
+        self._note_shortages(records, placement, fleet)
+        self._next_at = now + (_IDLE_ROUND_S if self._is_even and self._is_steady(now) else _ROUND_S)
+        return own
+
+    def _present(self, fleet: Fleet, now: float) -> list[HostRecord]:
+        """Return the workers whose counters grow; those that are gone for a minute are forgotten."""
+        counters = {name: fleet.beats.get(name) for name in self._hosts if name != self._worker}
+        gone = self._observe(counters)
+        self._gone_since = {name: self._gone_since.get(name, now) for name in gone}
+        for name in gone:
+            if self._gone_since[name] == now:
+                log.warning("worker %s is gone; what it was to run is placed elsewhere", name)
+            if now - self._gone_since[name] > _FORGOTTEN_S:
+                self._store.withdraw(name)
+                del self._hosts[name]
+                self._plan.pop(name, None)
+        return [one for name, one in self._hosts.items() if name not in gone]
+
+    def _note_counts(self, decided: Mapping[tuple[str, str], Scaled], fleet: Fleet) -> None:
+        """Crash on the way: the next leader goes on from the counts that are noted."""
+        for (app, deployment), scaled in decided.items():
+            self._store.note(app, deployment, scaled)
+            fleet.scaled.setdefault(app, {})[deployment] = scaled
+
+    def _place(self, needs: list[Need], hosts: list[HostRecord], fleet: Fleet, now: float) -> Placement:
+        before: Plan = {name: one.slots for name, one in fleet.plan.items()}
+        before = {**self._plan, **before}
+        leaving = frozenset(one.worker for one in hosts if one.host in fleet.drains or one.worker in fleet.drains)
+        running: dict[tuple[Key, str], int] = {}
+        is_moving = any(slot.leaves for slots in before.values() for slot in slots)
+        if leaving or is_moving:
+            for app in {need.key.app for need in needs}:
+                running.update(self._running(app))
+        inputs = needs, sorted(hosts, key=lambda one: one.worker), leaving
+        if inputs != self._inputs:
+            self._inputs, self._changed_at, self._is_even = inputs, now, False
+        elif not (self._is_even or is_moving) and self._is_steady(now):
+            moved = rebalance(needs, [one for one in hosts if one.worker not in leaving], before)
+            self._is_even = moved is None
+            before = before if moved is None else moved
+        return place(needs, hosts, before, running, leaving)
+
+    def _is_steady(self, now: float) -> bool:
+        return now - self._changed_at >= _STEADY_S
+
+    def _assign(self, placement: Placement, fleet: Fleet) -> tuple[Slot, ...] | None:
+        """Write what has changed in the plan, in one act, unless another worker leads.
+
+        Crash before it: workers go on with their plan, and the next leader computes the same. Crash after: the plan is
+        whole.
+        """
+        gone = {name: () for name, one in fleet.plan.items() if name not in placement.assignments and one.slots}
+        wanted: dict[str, tuple[Slot, ...]] = {**gone, **placement.assignments}
+        stored = {name: one.slots for name, one in fleet.plan.items()}
+        changed = {name: slots for name, slots in wanted.items() if slots != stored.get(name, ())}
+        if changed and not self._store.assign(self._leadership.mine, changed):
+            self._leadership.lose()
+            self._forget()
+            return None
+        self._plan = wanted
+        return wanted.get(self._worker) if self._worker in changed else None
+
+    def _note_shortages(self, records: Sequence[ApplicationRecord], placement: Placement, fleet: Fleet) -> None:
+        """Note what has no place, and counts that are not those of the options, for the status and for deploys.
+
+        Crash on the way: the next round, or another leader, writes the rest.
+        """
+        short = {(one.key.app, one.key.deployment): one.why for one in placement.shortages}
+        options: dict[tuple[str, str], DeploymentRecord] = {}
+        for record in sorted(records, key=lambda record: record.place == ACTIVE):  # the active version counts
+            options |= {(record.name, name): one for name, one in record.deployments.items() if one.replicated}
+        for (app, name), one in options.items():
+            noted = fleet.scaled.get(app, {}).get(name)
+            count = wanted_count(one, fleet.wishes.get(app, {}).get(name), noted)
+            before = noted or Scaled(count if one.scaling else one.num_replicas, one.num_replicas)
+            now = replace(before, count=count, configured=one.num_replicas, shortage=short.get((app, name), ""))
+            if now != before:
+                self._store.note(app, name, now)

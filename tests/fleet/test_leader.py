@@ -1,0 +1,378 @@
+"""Who leads, and what a leader has done wherever it stops: several of them on one broker, with a clock of the test."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from itertools import count
+from typing import Any
+
+import pytest
+import redis
+from qserve_workers.process.heartbeat import Observer
+
+from qserve.base.keys import Keys
+from qserve.base.settings import Settings
+from qserve.broker import functions
+from qserve.exceptions import BrokerError
+from qserve.fleet.lead import RENEW_S, STILL_S, Leadership
+from qserve.fleet.leader import GONE_S, Leader
+from qserve.fleet.store import FleetStore
+from qserve.fleet.values import Key
+from qserve.wire.application import ApplicationRecord, DeploymentRecord, Resources, Scaling
+from qserve.wire.fleet import Drain, HostRecord, Scaled, Slot, Wish
+from qserve.wire.sealing import Seal
+
+
+def record(version: str = "v", place: str = "active", **deployments: DeploymentRecord) -> ApplicationRecord:
+    found = deployments or {"A": DeploymentRecord("A", num_replicas=2)}
+    return ApplicationRecord("shop", version, "A", place=place, deployments=found)
+
+
+class Time:
+    """The clocks of all workers of a test, which only it moves."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Worker:
+    """A worker without processes: what it is to run runs at once, unless it is told otherwise."""
+
+    def __init__(self, name: str, client: redis.Redis, keys: Keys, seal: Seal, time: Time, places: int = 4) -> None:
+        self.name = name
+        self.store = FleetStore(client, keys, seal)
+        self.record = HostRecord(name, name, places, has=("shop:v", "shop:w"))
+        self.leadership = Leadership(client, keys, seal, name, time)
+        observer = Observer(GONE_S, time)
+        self.running: Mapping[tuple[Key, str], int] | None = None
+        self.leader = Leader(self.store, self.leadership, name, self._running, observer.update, monotonic=time)
+
+    def _running(self, app: str) -> Mapping[tuple[Key, str], int]:
+        if self.running is not None:
+            return self.running
+        found: Counter[tuple[Key, str]] = Counter()
+        for worker, assignment in self.store.plan().items():
+            for slot in assignment.slots:
+                found[Key(slot.app, slot.version, slot.deployment), worker] += slot.count
+        return found
+
+    def offer(self, **changes: Any) -> None:
+        self.record = replace(self.record, **changes)
+        self.store.offer(self.record)
+
+    def live(self, *records: ApplicationRecord, is_eager: bool = True) -> tuple[Slot, ...] | None:
+        """Do one round."""
+        self.store.beat(self.name)
+        return self.leader.tick(records or (record(),), is_eager)
+
+
+class Fleet:
+    def __init__(self, client: redis.Redis, keys: Keys, seal: Seal) -> None:
+        self.client, self.keys, self.time = client, keys, Time()
+        self._make = lambda name: Worker(name, client, keys, seal, self.time)
+        self.workers: dict[str, Worker] = {}
+
+    def add(self, name: str, **changes: Any) -> Worker:
+        self.workers[name] = self._make(name)
+        self.workers[name].offer(**changes)
+        return self.workers[name]
+
+    def rounds(self, number: int, *records: ApplicationRecord, without: str = "") -> None:
+        """Let all workers do some rounds, a quarter of a second apart."""
+        for _ in range(number):
+            self.time.now += 0.25
+            for worker in self.workers.values():
+                if worker.name not in without.split():
+                    worker.live(*records, is_eager=False)
+
+    def leads(self) -> list[str]:
+        return [name for name, worker in self.workers.items() if worker.leadership.mine]
+
+    def plan(self, deployment: str = "A", version: str = "v") -> dict[str, int]:
+        """How many replicas of a deployment each worker is to run."""
+        found = next(iter(self.workers.values())).store.plan()
+        counts = {
+            name: sum(slot.count for slot in one.slots if (slot.deployment, slot.version) == (deployment, version))
+            for name, one in found.items()
+        }
+        return {name: number for name, number in counts.items() if number}
+
+
+@pytest.fixture
+def seal(settings: Settings) -> Seal:
+    return Seal(settings.keyring)
+
+
+@pytest.fixture
+def fleet(client: redis.Redis, keys: Keys, seal: Seal) -> Iterator[Fleet]:
+    yield Fleet(client, keys, seal)
+
+
+# -- who leads -------------------------------------------------------------------------------------
+
+
+def test_a_worker_alone_leads_and_plans_in_its_first_round(fleet: Fleet) -> None:
+    own = fleet.add("a").live()
+
+    assert own == (Slot("shop", "v", "A", 2),)
+    assert fleet.plan() == {"a": 2}
+
+
+def test_one_of_several_leads_as_long_as_it_lives_and_another_soon_after(fleet: Fleet) -> None:
+    for name in "abc":
+        fleet.add(name)
+    for _ in range(20):
+        fleet.rounds(1)
+        assert fleet.leads() == ["a"]
+
+    passed = next(number for number in count() if fleet.rounds(1, without="a") or fleet.leads() != ["a"])
+    assert 0.25 * passed <= STILL_S + RENEW_S
+    assert len([name for name in fleet.leads() if name != "a"]) == 1
+
+    fleet.rounds(2)  # it wakes up, and finds that another one leads
+    assert fleet.leads() in (["b"], ["c"])
+
+
+def test_a_leader_that_stops_lets_another_lead_at_once(fleet: Fleet) -> None:
+    first, second = fleet.add("a"), fleet.add("b")
+    fleet.rounds(1)
+
+    first.leadership.resign()
+
+    fleet.time.now += RENEW_S
+    second.live()
+    assert fleet.leads() == ["b"]
+
+
+@pytest.mark.parametrize("forged", [b"", b"somebody", b"\x01\x00{}"])
+def test_a_lead_that_nobody_of_ours_has_taken_is_taken(fleet: Fleet, forged: bytes) -> None:
+    fleet.client.set(fleet.keys.lead, forged, px=60_000)
+
+    fleet.add("a").live()
+
+    assert fleet.leads() == ["a"]
+
+
+def test_a_key_of_another_type_in_the_place_of_the_lead_is_removed(fleet: Fleet) -> None:
+    fleet.client.rpush(fleet.keys.lead, b"x")
+
+    fleet.add("a").live()
+
+    assert fleet.leads() == ["a"]
+
+
+def test_a_leader_that_was_frozen_changes_nothing_when_it_wakes(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = fleet.add("a"), fleet.add("b")
+    fleet.rounds(1)
+    assign, more = first.store.assign, record(A=DeploymentRecord("A", num_replicas=3))
+
+    def freeze(mine: bytes, plan: Mapping[str, tuple[Slot, ...]]) -> bool:
+        """It stands still before its act, as a process may at any point, and another one takes over."""
+        fleet.rounds(30, without="a")
+        assert fleet.leads() == ["a", "b"]
+        return assign(mine, plan)
+
+    monkeypatch.setattr(first.store, "assign", freeze)
+    first.live(more)
+
+    assert fleet.leads() == ["b"]
+    assert fleet.plan() == {"b": 2}
+    second.live()
+    assert fleet.plan() == {"b": 2}
+
+
+def test_who_does_not_know_whether_it_leads_decides_nothing(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    worker = fleet.add("a")
+    worker.live()
+    fleet.time.now += RENEW_S
+
+    def away(*args: object) -> object:
+        raise redis.ConnectionError("away")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(worker.leadership._client, "execute_command", away)
+        with pytest.raises(BrokerError):
+            worker.leadership.renew()
+    assert fleet.leads() == []
+
+
+# -- what is planned -------------------------------------------------------------------------------
+
+
+def test_replicas_are_spread_over_the_hosts_and_placed_elsewhere_when_one_is_gone(fleet: Fleet) -> None:
+    for name in "abc":
+        fleet.add(name)
+    wanted = record(A=DeploymentRecord("A", num_replicas=6))
+    fleet.rounds(2, wanted)
+    assert fleet.plan() == {"a": 2, "b": 2, "c": 2}
+
+    passed = next(number for number in count(1) if fleet.rounds(1, wanted, without="c") or "c" not in fleet.plan())
+
+    assert fleet.plan() == {"a": 3, "b": 3}
+    assert 0.25 * passed <= GONE_S + 1
+    fleet.rounds(60, wanted)  # it is back; after a while one replica after the other goes there
+    assert fleet.plan() == {"a": 2, "b": 2, "c": 2}
+
+
+def test_the_next_leader_goes_on_with_the_same_plan(fleet: Fleet) -> None:
+    for name in "abc":
+        fleet.add(name)
+    fleet.rounds(2)
+    before = fleet.plan()
+    assert len(before) == 2
+
+    fleet.workers["a"].leadership.resign()
+    fleet.rounds(8)
+
+    assert fleet.leads() != ["a"] or fleet.plan() == before
+    assert fleet.plan() == before
+
+
+def test_a_broker_that_lost_its_data_has_the_same_plan_again(fleet: Fleet) -> None:
+    for name in "abc":
+        fleet.add(name)
+    fleet.rounds(2)
+    before = fleet.plan()
+    fleet.client.delete(fleet.keys.plan, fleet.keys.hosts, fleet.keys.lead)
+
+    for worker in fleet.workers.values():
+        fleet.rounds(2)
+        worker.offer()
+    fleet.rounds(2)
+
+    assert fleet.plan() == before
+
+
+def test_an_old_plan_that_is_put_back_does_not_hold(fleet: Fleet) -> None:
+    fleet.add("a")
+    fleet.rounds(1)
+    old = fleet.client.hgetall(fleet.keys.plan)
+    fleet.rounds(1, record(A=DeploymentRecord("A", num_replicas=4)))
+    fleet.client.hset(fleet.keys.plan, mapping=old)
+
+    fleet.rounds(2, record(A=DeploymentRecord("A", num_replicas=4)))
+
+    assert fleet.plan() == {"a": 4}
+
+
+def test_a_host_that_is_drained_runs_its_replicas_until_others_run(fleet: Fleet) -> None:
+    first, second = fleet.add("a"), fleet.add("b")
+    fleet.rounds(2)
+    assert fleet.plan() == {"a": 1, "b": 1}
+    first.running = {(Key("shop", "v", "A"), name): 1 for name in "ab"}
+    second.store.drain(Drain("b", "me"))
+
+    fleet.rounds(2)
+    assert fleet.plan() == {"a": 2, "b": 1}
+    first.running = {(Key("shop", "v", "A"), "a"): 2, (Key("shop", "v", "A"), "b"): 1}
+    fleet.rounds(2)
+    assert fleet.plan() == {"a": 2}
+
+    second.store.undrain("b")
+    first.running = None
+    fleet.rounds(60)
+    assert fleet.plan() == {"a": 1, "b": 1}
+
+
+def test_a_wish_changes_the_count_and_the_status_tells_it(fleet: Fleet) -> None:
+    worker = fleet.add("a")
+    fleet.rounds(1)
+    assert worker.store.scaled("shop") == {}
+
+    worker.store.wish("shop", "A", Wish(3, configured=2))
+    fleet.rounds(2)
+    assert fleet.plan() == {"a": 3}
+    assert worker.store.scaled("shop")["A"].count == 3
+
+    fleet.rounds(2, record(A=DeploymentRecord("A", num_replicas=1)))
+    assert fleet.plan() == {"a": 1}
+    assert worker.store.scaled("shop")["A"].count == 1
+
+
+def test_what_has_no_room_is_noted_with_what_is_missing_until_it_has(fleet: Fleet) -> None:
+    worker = fleet.add("a")
+    needs_gpu = record(A=DeploymentRecord("A", resources=Resources(gpus=1)))
+
+    fleet.rounds(2, needs_gpu)
+    noted = worker.store.scaled("shop")["A"]
+    assert (noted.count, noted.shortage) == (
+        1,
+        "1 of 1 replicas have no place: each takes 1 GPU; free: 0 of 0 on a",
+    )
+    fleet.rounds(4, needs_gpu)
+    assert worker.store.scaled("shop")["A"] == noted  # it is written once
+
+    worker.offer(devices=("0",))
+    fleet.rounds(2, needs_gpu)
+    assert worker.store.scaled("shop")["A"].shortage == ""
+    assert worker.store.plan()["a"].slots == (Slot("shop", "v", "A", 1, ("0",)),)
+
+
+def test_replicas_that_are_pinned_are_not_placed_as_well(fleet: Fleet) -> None:
+    fleet.add("a")
+    fleet.add("b", places=0, pins={"shop:v:A": 1})
+
+    fleet.rounds(2)
+    assert fleet.plan() == {"a": 1}
+
+    fleet.rounds(20, without="b")
+    assert fleet.plan() == {"a": 2}
+
+
+def test_an_old_and_a_new_version_run_side_by_side(fleet: Fleet) -> None:
+    fleet.add("a", places=8)
+
+    fleet.rounds(2, record(), record("w", "next"))
+
+    assert (fleet.plan(), fleet.plan(version="w")) == ({"a": 2}, {"a": 2})
+
+
+def test_counts_by_load_are_noted_and_carried_out(fleet: Fleet) -> None:
+    worker = fleet.add("a")
+    scaling = record(A=DeploymentRecord("A", scaling=Scaling(0, 4)))
+    fleet.rounds(1, scaling)
+    assert (fleet.plan(), worker.store.scaled("shop")) == ({"a": 1}, {})
+    decided = {("shop", "A"): Scaled(3, reason="40 wait", trigger="AUTOSCALING")}
+    worker.leader._decide_with = lambda records, _: decided
+
+    fleet.rounds(1, scaling)
+
+    assert (fleet.plan(), worker.store.scaled("shop")["A"].reason) == ({"a": 3}, "40 wait")
+
+
+def test_a_leader_with_nothing_to_do_writes_nothing_and_reads_once_a_second(fleet: Fleet) -> None:
+    fleet.add("a")
+    fleet.rounds(50)
+    calls = Counter[str]()
+    store = fleet.workers["a"].store
+    for name in ("read", "assign", "note", "withdraw"):
+        whole = getattr(store, name)
+        setattr(store, name, lambda *args, name=name, whole=whole: calls.update([name]) or whole(*args))
+
+    fleet.rounds(20)
+
+    assert calls == {"read": 5}
+
+
+def test_what_a_worker_left_is_forgotten_a_minute_after_it_is_gone(fleet: Fleet) -> None:
+    for name in "ab":
+        fleet.add(name)
+    fleet.rounds(4)
+
+    fleet.rounds(290, without="b")
+
+    store = fleet.workers["a"].store
+    assert (store.hosts().keys(), store.plan().keys()) == ({"a"}, {"a"})
+
+
+def test_workers_read_the_plan_only_from_who_leads(fleet: Fleet) -> None:
+    fleet.add("a").live()
+    reply = fleet.client.execute_command(*functions.assign(fleet.keys.lead, fleet.keys.plan, b"x", ["a"], [b"forged"]))
+
+    assert reply == b"STALE"
+    assert fleet.plan() == {"a": 2}
