@@ -6,7 +6,16 @@ from enum import StrEnum
 
 from qserve.define.http_options import HTTPOptions as HTTPOptions
 from qserve.define.options import AutoscalingConfig as AutoscalingConfig
+from qserve.define.options import AutoscalingPolicy as AutoscalingPolicy
 from qserve.define.options import BackpressureConfig as BackpressureConfig
+
+
+class AggregationFunction(StrEnum):
+    """The values of ``AutoscalingConfig.aggregation_function``, for programs written for Ray Serve."""
+
+    MEAN = "mean"
+    MAX = "max"
+    MIN = "min"
 
 
 class ProxyLocation(StrEnum):

@@ -4,18 +4,75 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 from collections.abc import Iterable, Mapping
 from functools import cached_property
 from typing import Annotated, Any, Literal, TypedDict
 
-from pydantic import BaseModel, Field, model_validator
+from pydantic import BaseModel, Field, field_validator, model_validator
 
 from qserve.base import unused
 from qserve.graph.containers import DEPTH_LIMIT, is_deep
 
+_BY_LOAD = tuple(
+    f"{package}.autoscaling_policy:{name}"
+    for package in ("ray.serve", "qserve")
+    for name in ("default_autoscaling_policy", "replica_queue_length_autoscaling_policy")
+)
+"""The paths of Ray Serve's own policy, which scales by load."""
 
-class AutoscalingConfig(BaseModel, frozen=True, extra="forbid", populate_by_name=True):
-    """Limits and goals for scaling a deployment by load. Accepted and validated, and not used yet."""
+
+class AutoscalingPolicy(BaseModel, frozen=True, extra="forbid"):
+    """Code of yours that decides how many replicas are wanted, in the place of the load.
+
+    Parameters:
+      policy_function: ``"module:function"``, or a function or class that a module defines; "" for the load.
+      policy_kwargs: Arguments for the function, or for the constructor of the class.
+    """
+
+    policy_function: str = ""
+    policy_kwargs: dict[str, Any] = Field(default_factory=dict)
+
+    @field_validator("policy_function", mode="before")
+    @classmethod
+    def _path(cls, given: Any) -> Any:
+        path = f"{given.__module__}:{given.__qualname__}" if hasattr(given, "__qualname__") else given
+        if not isinstance(path, str) or (path and not re.fullmatch(r"[\w.]*\w[:.]\w[\w.]*", path)):
+            raise ValueError(
+                f'policy_function must be "module:function", or a function or class that a module defines, not {path!r}'
+            )
+        if ":" not in path:
+            path = ":".join(path.rpartition(".")[::2]) if path else ""
+        return "" if path.startswith(_BY_LOAD) else path
+
+    @field_validator("policy_kwargs")
+    @classmethod
+    def _sendable(cls, given: dict[str, Any]) -> dict[str, Any]:
+        _check_json(given, "policy_kwargs")
+        return given
+
+
+class AutoscalingConfig(BaseModel, frozen=True, extra="forbid", populate_by_name=True, allow_inf_nan=False):
+    """How the number of replicas follows the load. Accepted and validated, and not used yet.
+
+    Parameters:
+      min_replicas: As few are wanted without load; with 0, the first call starts one.
+      initial_replicas: As many are wanted at first; None for ``min_replicas``, and at least one.
+      max_replicas: As many are wanted at most.
+      target_ongoing_requests: How many waiting and running calls each replica is wanted for.
+      look_back_period_s: The load of so many seconds is looked at before a replica is taken away.
+      upscale_delay_s, downscale_delay_s: For so long the load must ask for more, or for fewer.
+      downscale_to_zero_delay_s: The same for the last replica; None for ``downscale_delay_s``.
+      upscaling_factor, downscaling_factor: The part of the way that one step takes to what the load asks for; None
+        for what older names say: ``upscale_smoothing_factor``, ``downscale_smoothing_factor``, ``smoothing_factor``.
+      aggregation_function: The load of some time is the mean, the highest or the lowest one.
+      policy: Code that decides instead of the load.
+      metrics_interval_s: Without effect: the load is read from the broker when it is needed.
+
+    Example::
+
+        AutoscalingConfig(min_replicas=0, max_replicas=8, upscale_delay_s=0, policy="rules:by_hour")
+    """
 
     min_replicas: int = Field(default=1, ge=0)
     initial_replicas: int | None = Field(default=None, ge=0)
@@ -32,7 +89,12 @@ class AutoscalingConfig(BaseModel, frozen=True, extra="forbid", populate_by_name
     upscaling_factor: float | None = Field(default=None, gt=0)
     downscaling_factor: float | None = Field(default=None, gt=0)
     aggregation_function: Literal["mean", "max", "min"] = "mean"
-    policy: Any = None
+    policy: AutoscalingPolicy | None = None
+
+    @field_validator("policy", mode="before")
+    @classmethod
+    def _named(cls, given: Any) -> Any:
+        return {"policy_function": given} if callable(given) or isinstance(given, str) else given
 
     @model_validator(mode="after")
     def _ordered(self) -> AutoscalingConfig:
@@ -314,14 +376,14 @@ def _prepared(given: Mapping[str, Any]) -> dict[str, Any]:
             raise TypeError(f"{option} must be {words}, got {type(value).__name__} {value!r}")
     if options.get("name") == "":
         raise ValueError("name must not be empty")
-    _check_user_config(options.get("user_config"))
+    _check_json(options.get("user_config"), "user_config")
     return options
 
 
-def _check_user_config(user_config: Any) -> None:
+def _check_json(value: Any, what: str) -> None:
     try:
-        if is_deep([user_config]):
+        if is_deep([value]):
             raise ValueError(f"it is nested too deeply; the limit is {DEPTH_LIMIT} lists and dicts inside one another")
-        json.dumps(user_config)
+        json.dumps(value)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"user_config is not JSON-serializable: {error}") from error
+        raise ValueError(f"{what} is not JSON-serializable: {error}") from error

@@ -183,6 +183,8 @@ def _scaling(config: AutoscalingConfig) -> Scaling:
         upscaling_factor=config.upscaling_factor or up or config.smoothing_factor,
         downscaling_factor=config.downscaling_factor or down or config.smoothing_factor,
         aggregation_function=config.aggregation_function,
+        policy="" if config.policy is None else config.policy.policy_function,
+        policy_kwargs="{}" if config.policy is None else json.dumps(config.policy.policy_kwargs),
     )
 
 

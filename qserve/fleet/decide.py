@@ -55,7 +55,7 @@ def decide(
         return Decision(current, reason)
     newest = second[-1]
     if current == 0 and newest.waiting + newest.running:
-        count = max(_from_zero(scaling), _bounded(ceil(asked or 0), scaling))
+        count = max(_from_zero(scaling), _bounded(asked or 0, scaling))
         return Decision(count, f"{_calls(newest.waiting + newest.running)} for a deployment without replicas")
     if asked is None:
         lately, up, looked_back = (
@@ -101,20 +101,20 @@ def remember(history: list[Load], load: Load, scaling: Scaling) -> None:
 def _moved(asked: float, current: int, scaling: Scaling) -> int:
     """Return where a step towards the number that is asked for leads: the factors make it longer or shorter."""
     if current == 0:
-        return _bounded(ceil(asked), scaling)  # there is nothing that a factor could be a part of
+        return _bounded(asked, scaling)  # there is nothing that a factor could be a part of
     factor = scaling.upscaling_factor if asked > current else scaling.downscaling_factor
-    count = ceil(round(current + factor * (asked - current), 9))  # 3.0000000000000004 replicas are three
-    if count == current and ceil(asked) < current:
-        count -= 1  # else a small factor would never let the last one go
-    return _bounded(count, scaling)
+    count = _bounded(round(current + factor * (asked - current), 9), scaling)  # 3.0000000000000004 replicas are three
+    if count == current and asked <= current - 1:
+        return _bounded(count - 1, scaling)  # else a small factor would never let the last one go
+    return count
 
 
 def _from_zero(scaling: Scaling) -> int:
-    return _bounded(max(1, ceil(scaling.upscaling_factor)), scaling)
+    return _bounded(max(1, scaling.upscaling_factor), scaling)
 
 
-def _bounded(count: int, scaling: Scaling) -> int:
-    return max(scaling.min_replicas, min(scaling.max_replicas, count))
+def _bounded(count: float, scaling: Scaling) -> int:
+    return ceil(max(scaling.min_replicas, min(scaling.max_replicas, count)))  # the count may be infinite before
 
 
 def _delay_down_s(count: int, scaling: Scaling) -> float:

@@ -18,7 +18,12 @@ from qserve.wire.codec import Codec, unpack
 
 @dataclass(frozen=True)
 class Scaling:
-    """How the number of replicas follows the load; the names are Ray Serve's."""
+    """How the number of replicas follows the load; the names are Ray Serve's.
+
+    Parameters:
+      policy: The ``module:function`` that decides instead; "" for none.
+      policy_kwargs: Its arguments, as JSON.
+    """
 
     min_replicas: int = 1
     max_replicas: int = 1
@@ -31,6 +36,8 @@ class Scaling:
     upscaling_factor: float = 1.0
     downscaling_factor: float = 1.0
     aggregation_function: str = "mean"
+    policy: str = ""
+    policy_kwargs: str = "{}"
 
 
 @dataclass(frozen=True)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import pickle
 import re
+from functools import partial
 from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
-from qserve.define.options import AutoscalingConfig, DeploymentOptions, Options
+from qserve.define.options import AutoscalingConfig, AutoscalingPolicy, DeploymentOptions, Options
 
 
 def test_defaults_are_those_of_ray_serve() -> None:
@@ -207,6 +208,60 @@ def test_the_older_name_of_the_scaling_target_is_accepted() -> None:
     scaling = AutoscalingConfig(target_num_ongoing_requests_per_replica=5)
 
     assert scaling.target_ongoing_requests == 5
+
+
+def by_hour(context: Any) -> tuple[int, dict[str, Any]]:
+    return 1, {}
+
+
+BY_HOUR = AutoscalingPolicy(policy_function=f"{__name__}:by_hour")
+
+
+@pytest.mark.parametrize(
+    ("given", "policy"),
+    [
+        (by_hour, BY_HOUR),
+        (f"{__name__}:by_hour", BY_HOUR),
+        (f"{__name__}.by_hour", BY_HOUR),
+        ({"policy_function": by_hour}, BY_HOUR),
+        (AutoscalingPolicy(policy_function=by_hour), BY_HOUR),
+        (
+            {"policy_function": "a.b:C", "policy_kwargs": {"x": [1]}},
+            AutoscalingPolicy(policy_function="a.b:C", policy_kwargs={"x": [1]}),
+        ),
+        ("ray.serve.autoscaling_policy:default_autoscaling_policy", AutoscalingPolicy()),
+        ({}, AutoscalingPolicy()),
+        (None, None),
+    ],
+)
+def test_a_scaling_policy_is_kept_by_its_path(given: Any, policy: Any) -> None:
+    assert AutoscalingConfig(policy=given).policy == policy
+
+
+@pytest.mark.parametrize(
+    ("given", "why"),
+    [
+        (
+            lambda context: (1, {}),
+            'policy_function must be "module:function", or a function or class that a module def',
+        ),
+        (partial(by_hour, None), "policy_function must be"),
+        ("by_hour", "policy_function must be .* not 'by_hour'"),
+        ("rules:", "policy_function must be .* not 'rules:'"),
+        (3, "policy"),
+        ({"policy_function": by_hour, "policy_kwargs": {"x": {1}}}, "policy_kwargs is not JSON-serializable"),
+        ({"policy_functions": "a:b"}, "policy_functions"),
+    ],
+)
+def test_a_scaling_policy_that_no_other_process_could_import_is_refused(given: Any, why: str) -> None:
+    with pytest.raises(ValueError, match=why):
+        AutoscalingConfig(policy=given)
+
+
+@pytest.mark.parametrize("option", ["upscaling_factor", "target_ongoing_requests", "look_back_period_s"])
+def test_an_infinite_number_for_scaling_is_refused(option: str) -> None:
+    with pytest.raises(ValueError, match=option):
+        DeploymentOptions(autoscaling_config={option: float("inf")})
 
 
 def test_merged_keeps_the_rest_and_leaves_the_original_alone() -> None:

@@ -62,13 +62,15 @@ def test_a_name_of_ray_that_is_not_here_says_what_to_use(name: str, advice: str)
 
 def test_programs_written_for_ray_find_their_modules() -> None:
     code = """
-from qserve.config import AutoscalingConfig, BackpressureConfig, HTTPOptions, ProxyLocation
+from qserve.config import AggregationFunction, AutoscalingConfig, AutoscalingPolicy
+from qserve.config import BackpressureConfig, HTTPOptions, ProxyLocation
 from qserve.context import _serve_request_context
 from qserve.exceptions import RequestCancelled
 from qserve.handle import RayServeLazySyncHandle
 from qserve.schema import LoggingConfig, ServeStatus
 import qserve
 def later(ref: qserve.ObjectRef) -> None: ...
+AutoscalingConfig(aggregation_function=AggregationFunction.MAX, policy=AutoscalingPolicy(policy_function="a:b"))
 print(_serve_request_context.get().request_id == "", ProxyLocation.HeadOnly, HTTPOptions(port="8001").port)
 """
 

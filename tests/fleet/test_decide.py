@@ -67,6 +67,8 @@ def steady(total: int, scaling: Scaling, start: int = 1) -> list[tuple[float, in
         (8, 20, {"downscaling_factor": 2.0}, 1),
         (18, 10, {"downscaling_factor": 0.05}, 9),
         (19, 10, {"downscaling_factor": 0.05}, 10),
+        (10, 4, {"target_ongoing_requests": 5e-324, "upscaling_factor": 1e308}, 100),
+        (0, 4, {"downscaling_factor": 1e308}, 1),
         # without a replica there is nothing to multiply
         (0, 0, {"min_replicas": 0}, 0),
         (1, 0, {"min_replicas": 0}, 1),
