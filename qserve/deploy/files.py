@@ -16,6 +16,7 @@ from qserve.define.compile import CompiledApplication
 from qserve.define.target import TargetError
 from qserve.deploy.installation import Installation
 from qserve.deploy.registration import Release, import_application, release_of
+from qserve.deploy.removal import remove
 from qserve.deploy.rollout import READY_TIMEOUT_S, roll_out, wait_for_gateways
 from qserve.exceptions import BrokerError, DeployError, QserveException
 from qserve.wire.application import ApplicationRecord
@@ -155,11 +156,11 @@ def deploy_file(
     if failed:
         for name in plan.deleted:
             on_application(name, "is kept, because not all applications could be deployed")
-    else:
-        for name in plan.deleted:
-            on_application(name, "deleted: no longer in the file")
-            wait_for_gateways(installation, installation.registry.delete(name), gateways, lambda: None)
-    failed.update(_change_paths(installation, waiting, gateways))
+    deleted = [] if failed else plan.deleted
+    failed.update(_change_paths(installation, waiting, [plan.running[name] for name in deleted], gateways))
+    for name in deleted:
+        wait_for_gateways(installation, remove(installation, name), gateways)
+        on_application(name, "deleted: no longer in the file")
     return failed
 
 
@@ -175,15 +176,18 @@ def _servable_now(
 
 
 def _change_paths(
-    installation: Installation, waiting: dict[str, ApplicationRecord], gateways: int
+    installation: Installation,
+    waiting: dict[str, ApplicationRecord],
+    deleted: list[ApplicationRecord],
+    gateways: int,
 ) -> Iterator[tuple[str, QserveException]]:
-    """Give applications the paths that were taken before: all of them first give up theirs.
+    """Give applications the paths that were taken before: all of them, and those to be deleted, first give up theirs.
 
     It takes milliseconds, in which requests at these paths find no application.
     """
     registry = installation.registry
     before = {name: registry.get(name) for name in waiting}
-    for record in before.values():
+    for record in (*before.values(), *deleted) if waiting else ():
         registry.promote(replace(record, route_prefix=None))
     for name, record in waiting.items():
         try:
@@ -193,4 +197,4 @@ def _change_paths(
                 registry.promote(before[name])
             yield name, error
         else:
-            wait_for_gateways(installation, change, gateways, lambda: None)
+            wait_for_gateways(installation, change, gateways)

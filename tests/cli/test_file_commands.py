@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,8 @@ from qserve.base import import_path
 from qserve.base.settings import Settings
 from qserve.broker.registry import Registry
 from qserve.deploy.installation import Installation
+from qserve.wire.application import ApplicationRecord, DeploymentRecord
+from qserve.wire.status import RUNNING, ReplicaStatus
 
 SHOP = """
 import qserve
@@ -54,8 +57,13 @@ def qserve(
 
 
 @pytest.fixture
-def registry(settings: Settings, client: redis.Redis) -> Registry:
-    return Installation(settings, client).registry
+def installation(settings: Settings, client: redis.Redis) -> Installation:
+    return Installation(settings, client)
+
+
+@pytest.fixture
+def registry(installation: Installation) -> Registry:
+    return installation.registry
 
 
 # -- build -----------------------------------------------------------------------------------------
@@ -191,6 +199,65 @@ def test_an_error_of_user_code_is_told_with_its_traceback_and_the_place_in_the_f
         result.output
     )
     assert registry.names() == []
+
+
+# -- delete and shutdown ---------------------------------------------------------------------------
+
+
+def serve(registry: Registry, name: str, grace_s: float = 0.0) -> ApplicationRecord:
+    record = ApplicationRecord(name, "v1", "Model", deployments={"Model": DeploymentRecord("Model", grace_s=grace_s)})
+    registry.stage(record)
+    registry.promote(replace(record, route_prefix=None))
+    return record
+
+
+def test_delete_removes_one_application(qserve: Qserve, registry: Registry) -> None:
+    serve(registry, "shop")
+    serve(registry, "office")
+
+    result = qserve("delete", "shop")
+
+    assert (result.exit_code, result.output) == (0, "shop: deleted\n")
+    assert registry.names() == ["office"]
+
+
+@pytest.mark.parametrize(("ends", "said"), [(True, ""), (False, "; replicas that have not reported their end: 1")])
+def test_delete_waits_for_the_end_of_the_replicas(
+    qserve: Qserve, installation: Installation, monkeypatch: pytest.MonkeyPatch, ends: bool, said: str
+) -> None:
+    reports = installation.reports("shop")
+    serve(installation.registry, "shop")
+    reports.report(ReplicaStatus("Model-1", "Model", "v1", RUNNING))
+    monkeypatch.setattr("qserve.cli.delete._END_WITHIN_S", 60.0 if ends else 0.0)
+    monkeypatch.setattr("qserve.cli.delete.time.sleep", lambda s: reports.remove("Model-1"))
+
+    assert qserve("delete", "shop").output == f"shop: deleted{said}\n"
+    reports.remove("Model-1")
+
+
+def test_delete_names_what_is_deployed_when_there_is_no_such_application(qserve: Qserve, registry: Registry) -> None:
+    serve(registry, "shop")
+
+    result = qserve("delete", "shoop")
+
+    assert (result.exit_code, result.output) == (2, "Error: no application 'shoop' is deployed; deployed are: shop\n")
+    assert registry.names() == ["shop"]
+
+
+def test_shutdown_removes_all_applications_once_it_is_told_to(qserve: Qserve, registry: Registry) -> None:
+    serve(registry, "shop")
+    serve(registry, "office")
+
+    refused = qserve("shutdown")
+    assert (refused.exit_code, refused.output) == (2, "Error: this removes office, shop: pass -y\n")
+    assert len(registry.names()) == 2
+
+    assert qserve("shutdown", "-y").output == "office: deleted\nshop: deleted\n"
+    assert registry.names() == []
+    assert qserve("shutdown").output == "no application is deployed\n"
+
+
+# -- dry run ---------------------------------------------------------------------------------------
 
 
 def test_a_dry_run_prints_what_would_change_and_changes_nothing(qserve: Qserve, registry: Registry) -> None:

@@ -54,6 +54,7 @@ LOOPS: dict[str, tuple[str, ...] | str] = {
     "qserve.calls.client:ClientPlane._start_threads": "its test is in tests/workers/test_planes.py",
     "qserve.calls.client:ClientPlane._read_mailbox": MAILBOX,
     "qserve.calls.mailbox:Mailbox.read": MAILBOX,
+    "qserve.cli.delete:_wait_until_gone": _ENDS,
     "qserve.cli.deploy:_wait_for_broker": _ENDS,
     "qserve.define.batching:_Item.result": _ENDS,
     "qserve.define.batching:_Queue._start": _CALL,
