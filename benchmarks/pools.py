@@ -1,0 +1,203 @@
+#!/usr/bin/env python3
+"""Simulate a day of traffic, and count what autoscaling spends and what it makes wait.
+
+    python benchmarks/pools.py                     # a day, a minute
+    python benchmarks/pools.py --hours 2           # its first two hours
+    python benchmarks/pools.py --json pools.json   # the figures as data as well
+
+Nothing is started: the decisions are those of ``qserve.fleet.decide``, and everything else is computed. Requests come
+at random, few in the night, none for three hours of it, many at noon; three times a day there are several times as many
+at once, for some minutes. Each takes ``--work-s`` of one of the ``--target`` places of a replica; a new replica takes
+``--start-s`` until it works.
+
+Columns: hours of replicas; the same as a multiple of the optimum, which has just as many replicas as requests are in
+work at each moment, and knows it before; the part of the requests that waited longer than ``--patience-s``, and the
+99th percentile of the wait; the most replicas at a time; how often their number changed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import random
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from qserve.fleet.decide import decide, remember
+from qserve.fleet.values import Decision, Load
+from qserve.wire.application import Scaling
+
+STEP_S = 0.25
+"""The leader decides so often."""
+HOUR_S = 3600.0
+NIGHT_H = (1, 4)
+BURSTS_H = {8.5: 4.0, 12.25: 3.0, 20.0: 5.0}
+"""When there are so many times as many requests."""
+BURST_S = 240.0
+
+
+@dataclass(frozen=True)
+class Row:
+    """What one set of options came to."""
+
+    options: str
+    replica_hours: float
+    over_optimum: float
+    late_percent: float
+    p99_wait_s: float
+    most: int
+    changes: int
+
+
+def rate_at(hour: float, peak: float) -> float:
+    """Return how many requests a second come at an hour of the day."""
+    if NIGHT_H[0] <= hour < NIGHT_H[1]:
+        return 0.0
+    usual = peak * (0.55 - 0.45 * math.cos(2 * math.pi * (hour - 1) / 24))
+    return usual * next((more for begin, more in BURSTS_H.items() if begin <= hour < begin + BURST_S / HOUR_S), 1.0)
+
+
+def arrivals(hours: float, peak: float, chance: random.Random) -> Iterator[int]:
+    """Yield how many requests come in each step: a Poisson process."""
+    for step in range(int(hours * HOUR_S / STEP_S)):
+        mean, count, product = rate_at(step * STEP_S / HOUR_S, peak) * STEP_S, 0, chance.random()
+        while product > math.exp(-mean):
+            count, product = count + 1, product * chance.random()
+        yield count
+
+
+class Pool:
+    """A deployment that needs no processes: its queue, its replicas, and what became of its requests."""
+
+    def __init__(self, target: int, work_s: float, start_s: float, count: int) -> None:
+        self.target, self.work, self.start = target, max(1, round(work_s / STEP_S)), round(start_s / STEP_S)
+        self.count = self.ready = count
+        self.starting: deque[int] = deque()
+        """When each replica that starts will be ready."""
+        self.waiting: deque[tuple[int, int]] = deque()
+        """When requests came, and how many then."""
+        self.ends: deque[tuple[int, int]] = deque()
+        """When requests will be done, and how many then."""
+        self.queued = self.running = self.done = 0
+        self.waits: dict[int, int] = {}
+        """How many requests waited so many steps."""
+
+    def step(self, now: int, came: int) -> None:
+        """Let one step pass."""
+        while self.starting and self.starting[0] <= now:
+            self.starting.popleft()
+            self.ready += 1
+        while self.ends and self.ends[0][0] <= now:
+            self.running -= self.ends.popleft()[1]
+        if came:
+            self.waiting.append((now, came))
+            self.queued += came
+        free = self.ready * self.target - self.running
+        while self.waiting and free > 0:
+            then, number = self.waiting.popleft()
+            taken = min(number, free)
+            if taken < number:
+                self.waiting.appendleft((then, number - taken))
+            free, self.queued, self.running = free - taken, self.queued - taken, self.running + taken
+            self.ends.append((now + self.work, taken))
+            self.waits[now - then] = self.waits.get(now - then, 0) + taken
+
+    def scale(self, now: int, count: int) -> None:
+        """Start replicas, or stop some: those first that are not ready."""
+        for _ in range(count - self.count):
+            self.starting.append(now + self.start)
+        for _ in range(self.count - count):
+            if self.starting:
+                self.starting.pop()
+            else:
+                self.ready -= 1
+        self.count = count
+
+    def load(self, now: int) -> Load:
+        """Return what the broker would say."""
+        oldest_s = (now - self.waiting[0][0]) * STEP_S if self.waiting else 0.0
+        return Load(now * STEP_S, self.queued, self.running, oldest_s)
+
+
+def play(name: str, scaling: Scaling, traffic: list[int], given: argparse.Namespace) -> Row:
+    """Let a day pass with these options."""
+    pool = Pool(given.target, given.work_s, given.start_s, max(1, scaling.min_replicas))
+    history: list[Load] = []
+    decision: Decision | None = None
+    spent = optimum = most = changes = in_work = 0
+    for now, came in enumerate(traffic):
+        pool.step(now, came)
+        remember(history, pool.load(now), scaling)
+        decision = decide(history, pool.count, scaling, decision, now * STEP_S)
+        changes += decision.count != pool.count
+        pool.scale(now, decision.count)
+        spent, most = spent + pool.count, max(most, pool.count)
+        in_work += came - (traffic[now - pool.work] if now >= pool.work else 0)
+        optimum += math.ceil(in_work / given.target)
+    hours = STEP_S / HOUR_S
+    late = sum(number for wait, number in pool.waits.items() if wait * STEP_S > given.patience_s) + pool.queued
+    return Row(
+        name,
+        round(spent * hours, 1),
+        round(spent / max(1, optimum), 2),
+        round(100 * late / max(1, sum(traffic)), 2),
+        _percentile(pool.waits, 0.99),
+        most,
+        changes,
+    )
+
+
+def _percentile(waits: dict[int, int], part: float) -> float:
+    left = part * sum(waits.values())
+    for wait in sorted(waits):
+        left -= waits[wait]
+        if left <= 0:
+            return wait * STEP_S
+    return 0.0
+
+
+def options_of(target: int, most: int) -> dict[str, Scaling]:
+    """Return the options that are compared."""
+    defaults = Scaling(max_replicas=most, target_ongoing_requests=target)
+    quick = replace(defaults, upscale_delay_s=0.0, downscale_delay_s=60.0)
+    return {
+        "as many as the peak needs, always": replace(defaults, min_replicas=most),
+        "defaults": defaults,
+        "upscale_delay_s=0": replace(defaults, upscale_delay_s=0.0),
+        "upscale_delay_s=0, downscale_delay_s=60": quick,
+        "the same, target 70 %": replace(quick, target_ongoing_requests=0.7 * target),
+        "the same, min_replicas=0": replace(quick, min_replicas=0, target_ongoing_requests=0.7 * target),
+    }
+
+
+def main() -> None:
+    """Print a table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--hours", type=float, default=24.0)
+    parser.add_argument("--peak", type=float, default=20.0, help="requests a second at noon, without bursts")
+    parser.add_argument("--target", type=int, default=2, help="how many requests a replica works on at a time")
+    parser.add_argument("--work-s", type=float, default=1.0)
+    parser.add_argument("--start-s", type=float, default=2.0)
+    parser.add_argument("--patience-s", type=float, default=1.0)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--json", type=Path)
+    given = parser.parse_args()
+    traffic = list(arrivals(given.hours, given.peak, random.Random(given.seed)))
+    # the most that the day needs, and what chance may add
+    highest = max(rate_at(step / 60, given.peak) for step in range(int(given.hours * 60) + 1)) * given.work_s
+    most = math.ceil((highest + 3 * math.sqrt(highest)) / given.target)
+    print(f"{sum(traffic):,} requests in {given.hours:g} hours\n")
+    rows = []
+    print("| options | replica-hours | x optimum | late % | p99 wait s | most | changes |\n" + "| --- " * 7 + "|")
+    for name, scaling in options_of(given.target, most).items():
+        rows.append(play(name, scaling, traffic, given))
+        print("| " + " | ".join(str(value) for value in asdict(rows[-1]).values()) + " |", flush=True)
+    if given.json:
+        given.json.write_text(json.dumps([asdict(row) for row in rows], indent=1))
+
+
+if __name__ == "__main__":
+    main()
