@@ -1,0 +1,165 @@
+"""Has the number of replicas follow the load, for the worker that leads: it reads loads, and keeps what they were."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from qserve.base.keys import Keys
+from qserve.broker.connection import Client, broker_errors
+from qserve.broker.registry import ACTIVE
+from qserve.fleet.decide import decide, remember
+from qserve.fleet.load import read_loads
+from qserve.fleet.store import Fleet
+from qserve.fleet.values import Decision, Load
+from qserve.fleet.wanted import wanted_count
+from qserve.wire.application import ApplicationRecord, DeploymentRecord, Scaling
+from qserve.wire.fleet import FOR_ALL, HostRecord, Scaled
+from qserve.wire.replies import warn_once
+
+AUTOSCALING = "AUTOSCALING"
+"""Ray Serve's word for what has changed a number of replicas."""
+_NOTED_S = 10.0
+"""The beginning of a delay is noted for the next leader if the delay is as long as this."""
+
+Place = tuple[str, str]
+
+
+@dataclass
+class _Seen:
+    """The loads of one deployment, and the last decision on it."""
+
+    history: list[Load] = field(default_factory=list)
+    decision: Decision | None = None
+
+
+class Autoscaler:
+    """Decides by load how many replicas deployments are to have.
+
+    Loads are kept in memory. Counts, and since when the load asks for another, are read from what is noted when another
+    worker has led before.
+
+    Parameters:
+      client: A connection to the broker.
+      keys: The installation's key names.
+      monotonic: Seconds; replaced in tests.
+    """
+
+    def __init__(self, client: Client, keys: Keys, monotonic: Callable[[], float] = time.monotonic) -> None:
+        self._client = client
+        self._keys = keys
+        self._clock = monotonic
+        self._seen: dict[Place, _Seen] = {}
+
+    def __call__(self, records: Sequence[ApplicationRecord], fleet: Fleet) -> Mapping[Place, Scaled]:
+        """Return what is to be noted of deployments for which something has changed.
+
+        Parameters:
+          records: The active and the staged version of each application; the load is that of both.
+
+        Raises:
+          BrokerError: Loads could not be read; no count changes.
+        """
+        scaled = _scaled_by_load(records, fleet)
+        self._seen = {place: self._seen.get(place, _Seen()) for place in scaled}
+        if not scaled:
+            return {}
+        queues = [
+            (place, record.stream(self._keys, place[1]))
+            for place in scaled
+            for record in records
+            if record.name == place[0] and place[1] in record.deployments
+        ]
+        now = self._clock()
+        loads: dict[Place, Load] = {}
+        for (place, _), load in zip(queues, read_loads(self._client, [queue for _, queue in queues], now), strict=True):
+            loads[place] = _added(loads.get(place), load)
+        found: dict[Place, Scaled] = {}
+        for place, one in scaled.items():
+            noted = fleet.scaled.get(place[0], {}).get(place[1])
+            changed = self._decide(self._seen[place], one, noted, loads[place], now)
+            if changed is not None:
+                found[place] = changed
+        return found
+
+    def _decide(
+        self, seen: _Seen, one: DeploymentRecord, noted: Scaled | None, load: Load, now: float
+    ) -> Scaled | None:
+        scaling = one.scaling or Scaling()
+        current = wanted_count(one, None, noted)
+        before = seen.decision
+        if before is None or before.count != current:
+            before = self._noted_decision(scaling, noted, current, now)
+        remember(seen.history, load, scaling)
+        seen.decision = found = decide(seen.history, current, scaling, before, now)
+        above = found.above_since if scaling.upscale_delay_s >= _NOTED_S else None
+        below = found.below_since if scaling.downscale_delay_s >= _NOTED_S else None
+        last = noted or Scaled(current, one.num_replicas)
+        if found.count == current and (bool(last.above_ms), bool(last.below_ms)) == (
+            above is not None,
+            below is not None,
+        ):
+            return None
+        now_ms = self._broker_ms()
+        above_ms, below_ms = (0.0 if since is None else now_ms - (now - since) * 1000 for since in (above, below))
+        if found.count != current:
+            last = replace(last, count=found.count, reason=found.reason, trigger=AUTOSCALING, at_ms=now_ms)
+        return replace(last, configured=one.num_replicas, above_ms=above_ms, below_ms=below_ms)
+
+    def _noted_decision(self, scaling: Scaling, noted: Scaled | None, current: int, now: float) -> Decision:
+        """Return the decision of the worker that led before; a delay that it has noted goes on."""
+        if noted is None or not (noted.above_ms or noted.below_ms):
+            return Decision(current, "" if noted is None else noted.reason)
+        now_ms = self._broker_ms()
+
+        def since(then_ms: float, longest_s: float) -> float | None:
+            # never longer than the delay: the broker's clock may have jumped
+            return now - min(longest_s, max(0.0, (now_ms - then_ms) / 1000)) if then_ms else None
+
+        return Decision(
+            current,
+            noted.reason,
+            since(noted.above_ms, scaling.upscale_delay_s),
+            since(noted.below_ms, max(scaling.downscale_delay_s, scaling.downscale_to_zero_delay_s or 0.0)),
+        )
+
+    def _broker_ms(self) -> float:
+        with broker_errors():
+            found: tuple[int, int] = self._client.time()
+        return found[0] * 1000 + found[1] / 1000
+
+
+def _scaled_by_load(records: Sequence[ApplicationRecord], fleet: Fleet) -> dict[Place, DeploymentRecord]:
+    """Return the deployments whose load decides: not those that only run where an operator has pinned them."""
+    found: dict[Place, DeploymentRecord] = {}
+    for record in sorted(records, key=lambda record: record.place == ACTIVE):  # the active version's options count
+        wishes = fleet.wishes.get(record.name, {})
+        for name, one in record.deployments.items():
+            is_paused = any(wishes[key].is_paused for key in (name, FOR_ALL) if key in wishes)
+            if one.scaling is None or not one.replicated or is_paused or not _offered(fleet.hosts.values(), record):
+                continue
+            if one.scaling.policy:
+                warn_once(
+                    f"deployment {name!r} of application {record.name!r}: its scaling policy {one.scaling.policy} is "
+                    "not asked yet, so its number of replicas stays as it is"
+                )
+                continue
+            found[record.name, name] = one
+    return found
+
+
+def _offered(hosts: Iterable[HostRecord], record: ApplicationRecord) -> bool:
+    """Return whether a worker offers places to an application."""
+    return any((host.places or host.is_soft) and host.app in ("", record.name) for host in hosts)
+
+
+def _added(before: Load | None, load: Load) -> Load:
+    if before is None:
+        return load
+    return replace(
+        load,
+        waiting=before.waiting + load.waiting,
+        running=before.running + load.running,
+        oldest_s=max(before.oldest_s, load.oldest_s),
+    )

@@ -1,0 +1,197 @@
+"""The number of replicas follows the calls in a real broker, by a clock of the test, whichever worker leads."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from desk import Desk
+from qserve_workers.process.heartbeat import Observer
+
+from qserve.base.settings import Settings
+from qserve.broker.connection import create_group
+from qserve.fleet.autoscale import AUTOSCALING, Autoscaler
+from qserve.fleet.lead import Leadership
+from qserve.fleet.leader import GONE_S, Leader
+from qserve.fleet.store import Fleet, FleetStore
+from qserve.wire.application import ApplicationRecord, DeploymentRecord, Scaling
+from qserve.wire.fleet import HostRecord, Scaled, Wish
+from qserve.wire.sealing import Seal
+
+QUICK = Scaling(max_replicas=20, look_back_period_s=5, upscale_delay_s=0, downscale_delay_s=20)
+SLOW = Scaling(max_replicas=20)
+HOST = HostRecord("a-1", "a", 30, has=("shop:v", "shop:w"))
+
+
+def record(scaling: Scaling | None = QUICK, version: str = "v", place: str = "active") -> ApplicationRecord:
+    return ApplicationRecord(
+        "shop", version, "A", place=place, deployments={"A": DeploymentRecord("A", scaling=scaling)}
+    )
+
+
+class Shop:
+    """The application's queues, and what a leader has noted and decides next."""
+
+    def __init__(self, desk: Desk) -> None:
+        self.desk, self.now = desk, 100.0
+        self.fleet = Fleet({"a-1": HOST}, {}, {}, {}, {"shop": {}}, {"shop": {}}, {})
+        self.lead_anew()
+
+    def lead_anew(self) -> None:
+        """Have another worker lead."""
+        self.autoscaler = Autoscaler(self.desk.client, self.desk.keys, lambda: self.now)
+
+    def calls(self, number: int, version: str = "v") -> None:
+        queue = self.desk.keys.stream("shop", version, "A")
+        self.desk.client.delete(queue)
+        create_group(self.desk.client, queue)
+        for _ in range(number):
+            self.desk.client.xadd(queue, {b"h": b"x"})
+
+    def note(self, **changes: Any) -> None:
+        self.fleet.scaled["shop"]["A"] = replace(self.noted, **changes)
+
+    @property
+    def noted(self) -> Scaled:
+        return self.fleet.scaled["shop"].get("A", Scaled(1, 1))
+
+    def live(self, seconds: float, *records: ApplicationRecord) -> list[int]:
+        """Let time pass; return the counts that were noted on the way."""
+        counts = [self.noted.count]
+        for _ in range(int(seconds * 4)):
+            self.now += 0.25
+            for (app, name), scaled in self.autoscaler(records or (record(),), self.fleet).items():
+                self.fleet.scaled[app][name] = scaled
+            counts += [self.noted.count] if self.noted.count != counts[-1] else []
+        return counts[1:]
+
+    def broker_ms(self) -> float:
+        return float(self.desk.client.time()[0]) * 1000
+
+
+@pytest.fixture
+def shop(desk: Desk) -> Shop:
+    return Shop(desk)
+
+
+def test_a_burst_and_its_end_are_followed_and_the_reason_is_noted(shop: Shop) -> None:
+    shop.calls(33)
+
+    assert shop.live(2)[-1] == 17
+    assert shop.noted.reason == "33 calls ongoing at 1 replica, target 2 each"
+    assert shop.noted.trigger == AUTOSCALING
+    assert abs(shop.noted.at_ms - shop.broker_ms()) < 60_000
+
+    shop.calls(0)
+    assert shop.live(30) == [1]
+
+
+def test_the_first_call_starts_a_replica_in_the_same_round(shop: Shop) -> None:
+    none = record(replace(SLOW, min_replicas=0))
+    shop.note(count=0)
+    assert shop.live(5, none) == []
+
+    shop.calls(1)
+
+    assert shop.live(0.25, none) == [1]
+
+
+def test_the_load_is_that_of_both_versions_while_one_replaces_the_other(shop: Shop) -> None:
+    shop.calls(10)
+    shop.calls(6, "w")
+
+    assert shop.live(2, record(), record(version="w", place="next"))[-1] == 8
+
+
+def test_the_options_of_the_active_version_count(shop: Shop) -> None:
+    shop.calls(40)
+
+    assert shop.live(2, record(), record(replace(QUICK, max_replicas=3), "w", "next"))[-1] == 20
+
+
+@pytest.mark.parametrize(
+    ("fleet", "scaling"),
+    [
+        ({}, None),
+        ({}, replace(QUICK, policy="rules:by_hour")),
+        ({"wishes": {"shop": {"A": Wish(is_paused=True)}}}, QUICK),
+        ({"wishes": {"shop": {"*": Wish(is_paused=True)}}}, QUICK),
+        ({"hosts": {}}, QUICK),
+        ({"hosts": {"a-1": replace(HOST, places=0, pins={"shop:*": 1})}}, QUICK),
+        ({"hosts": {"a-1": replace(HOST, app="bar")}}, QUICK),
+    ],
+    ids=["fixed", "policy", "paused", "all paused", "no worker", "pinned", "workers of another application"],
+)
+def test_the_count_rests_where_the_load_does_not_decide(
+    shop: Shop, fleet: dict[str, Any], scaling: Scaling | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    shop.fleet = replace(shop.fleet, **fleet)
+    shop.calls(40)
+
+    with caplog.at_level(logging.WARNING):
+        assert shop.live(2, record(scaling)) == []
+
+    if scaling is not None and scaling.policy:
+        assert "its scaling policy rules:by_hour is not asked yet" in caplog.text
+
+
+def test_who_leads_next_goes_on_with_a_delay_that_has_begun(shop: Shop) -> None:
+    shop.calls(40)
+    assert shop.live(5, record(SLOW)) == []
+    assert shop.noted.above_ms > 0
+
+    shop.lead_anew()
+    shop.note(above_ms=shop.broker_ms() - 28_000)
+
+    assert shop.live(4, record(SLOW)) == [20]
+    assert shop.noted.above_ms == 0
+
+
+@pytest.mark.parametrize("noted_s", [-3600, 10**9])
+def test_a_clock_of_the_broker_that_jumps_takes_no_replica_and_holds_none_for_ever(shop: Shop, noted_s: int) -> None:
+    slow = replace(SLOW, look_back_period_s=5)
+    shop.calls(0)
+    shop.note(count=4, below_ms=shop.broker_ms() - noted_s * 1000)
+
+    assert shop.live(4.5, record(slow)) == []
+    assert shop.live(620, record(slow)) == [1]
+
+
+def test_a_load_that_is_as_wished_again_ends_a_delay_also_for_the_next_leader(shop: Shop) -> None:
+    shop.calls(40)
+    shop.live(5, record(SLOW))
+
+    shop.calls(2)
+    shop.live(31, record(SLOW))
+    assert (shop.noted.count, shop.noted.above_ms) == (1, 0)
+
+
+def test_a_count_that_another_worker_has_decided_is_where_this_one_goes_on(shop: Shop) -> None:
+    shop.calls(20)
+    assert shop.live(2)[-1] == 10
+
+    shop.note(count=15, reason="another's")
+
+    assert shop.live(2) == []
+    assert shop.noted.reason == "another's"
+    assert shop.live(25) == [10]
+
+
+def test_a_leader_places_as_many_replicas_as_the_load_asks_for(shop: Shop, settings: Settings) -> None:
+    client, keys, seal = shop.desk.client, shop.desk.keys, Seal(settings.keyring)
+    store, time = FleetStore(client, keys, seal), lambda: shop.now
+    store.offer(HOST)
+    leader = Leader(
+        store, Leadership(client, keys, seal, "a-1", time), "a-1", lambda app: {}, Observer(GONE_S, time).update,
+        Autoscaler(client, keys, time), time,
+    )  # fmt: skip
+    shop.calls(24)
+
+    for _ in range(6):
+        shop.now += 0.25
+        leader.tick([record()])
+
+    assert sum(slot.count for slot in store.plan()["a-1"].slots) == 12
+    assert store.scaled("shop")["A"].reason == "24 calls ongoing at 1 replica, target 2 each"
