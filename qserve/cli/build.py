@@ -37,7 +37,8 @@ def build(targets: tuple[str, ...], output: str, name: str | None, force: bool, 
     if not paths or (len(paths) > 1 and (args or name)):
         raise UsageProblem("name one MODULE:NODE; --name and KEY=VALUE belong to a single one")
     names = [f"app{number}" for number in range(1, len(paths) + 1)] if len(paths) > 1 else [name or "default"]
-    header = f"Written by `qserve build {' '.join(targets)}`.\n`qserve deploy FILE` and `qserve run FILE` read it."
+    command = f"qserve build {' '.join(targets)} -o {output}"
+    header = f"Written by `{command}`.\n`qserve deploy FILE` and `qserve run FILE` read it."
 
     def load() -> bytes:
         return written(

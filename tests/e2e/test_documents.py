@@ -22,7 +22,7 @@ from qserve.broker.doctor import BrokerFacts, examine
 from qserve.machine.embedded_broker import find_server
 
 ROOT = Path(__file__).parents[2]
-README, GUIDE = ROOT / "README.md", ROOT / "docs" / "guide.md"
+README, GUIDE, CONFIG = ROOT / "README.md", ROOT / "docs" / "guide.md", ROOT / "docs" / "config.md"
 DOCUMENTS = [README, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 SOURCES = ("qserve", "workers", "gateway", "tools", "Makefile", "docker-compose.yml")
 
@@ -93,8 +93,8 @@ class Reader:
 
 
 TAUGHT = [
-    pytest.param(blocks, id=f"{path.stem}: {heading}", marks=pytest.mark.slow if path == GUIDE else ())
-    for path in (README, GUIDE)
+    pytest.param(blocks, id=f"{path.stem}: {heading}", marks=() if path == README else pytest.mark.slow)
+    for path in (README, GUIDE, CONFIG)
     for heading, blocks in sections(path)
     if any(language == "console" for language, _ in blocks)
 ]
