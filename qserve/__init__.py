@@ -45,5 +45,5 @@ def import_all() -> None:
 
 
 # a handle may come by pickle to a program that has not run anything yet
-_context.connect = lambda: import_module("qserve.api").connect()
+_context.connect = lambda: import_module("qserve.api").connect_program()
 _context.execute = lambda *call: import_module("qserve.api").execute(*call)

@@ -2,6 +2,7 @@
 # there when it is first used.
 
 from qserve.api import RunTarget as RunTarget
+from qserve.api import connect as connect
 from qserve.api import delete as delete
 from qserve.api import get_app_handle as get_app_handle
 from qserve.api import get_deployment_handle as get_deployment_handle
@@ -16,12 +17,14 @@ from qserve.api import start as start
 from qserve.api import status as status
 from qserve.base.context import get_replica_context as get_replica_context
 from qserve.base.context import get_request_context as get_request_context
+from qserve.calls.handles import submit_many as submit_many
 from qserve.calls.ref import ObjectRef as ObjectRef
 from qserve.calls.responses import accepted as accepted
 from qserve.calls.responses import cancel as cancel
 from qserve.calls.responses import get as get
 from qserve.calls.responses import put as put
 from qserve.calls.responses import wait as wait
+from qserve.client import Client as Client
 from qserve.define.application import Application as Application
 from qserve.define.application import build as build
 from qserve.define.batching import batch as batch

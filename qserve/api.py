@@ -6,13 +6,14 @@ import asyncio
 import atexit
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 from qserve.base import context, unused
+from qserve.base.clock import Clock
 from qserve.base.import_path import is_importing_user_code
 from qserve.base.promise import T
 from qserve.base.settings import DEFAULT_HOST, DEFAULT_PORT, Settings
@@ -23,6 +24,7 @@ from qserve.calls.compose import ComposingPlane
 from qserve.calls.handles import DeploymentHandle, RayServeSyncHandle
 from qserve.calls.program_end import fail, is_ending, report
 from qserve.calls.ref import Ref, current
+from qserve.client import Client, deployment_handle, ref_by_id
 from qserve.define.application import compiled
 from qserve.define.drivers import DAGDriver, is_driver
 from qserve.define.http_options import HTTPOptions
@@ -32,14 +34,12 @@ from qserve.deploy.registration import release_of
 from qserve.deploy.removal import remove
 from qserve.deploy.rollout import roll_out, wait_for_gateways
 from qserve.deploy.status import ServeStatus, status_of
-from qserve.exceptions import AppNotFound, BrokerUnavailable, QserveException
+from qserve.exceptions import BrokerUnavailable, QserveException
 from qserve.graph.nodes import ClassNode, DAGNode, Target
-from qserve.http.render import Rendered, parse
 from qserve.local.run import delete_local, run_local, shutdown_local
 from qserve.machine.local_cluster import LocalCluster
 from qserve.machine.running import none_found, settings_of_run
 from qserve.wire.application import ApplicationRecord
-from qserve.wire.request_ids import is_of_response, is_request_id
 
 DEFAULT: Any = object()
 """Stands for the route prefix of the ingress deployment."""
@@ -334,11 +334,7 @@ def get_deployment_handle(deployment_name: str, app_name: str | None = None) -> 
     if app_name is None:
         here = context.replica_here.get() or context.replica
         app_name = "default" if here is None else here.app_name
-    record = _application(app_name)
-    if deployment_name not in record.deployments:
-        known = ", ".join(record.deployments)
-        raise AppNotFound(f"application {app_name!r} has no deployment {deployment_name!r}; it has: {known}")
-    return DeploymentHandle(deployment_name, app_name)
+    return deployment_handle(_application(app_name), deployment_name)
 
 
 def get_ref(request_id: str) -> Ref[Any]:
@@ -358,22 +354,7 @@ def get_ref(request_id: str) -> Ref[Any]:
       ValueError: This is not a request id.
       BrokerUnavailable: No broker is set, and this user runs nothing here.
     """
-    if not isinstance(request_id, str) or not is_request_id(request_id):
-        raise ValueError(f"{request_id!r} is not a request id, which has 32 hexadecimal digits: pass `ref.request_id`")
-    kind = _ResponseRef if is_of_response(request_id) else Ref
-    return kind(request_id, current.plane())
-
-
-class _ResponseRef(Ref[Rendered]):
-    """The ref of a request that came by HTTP."""
-
-    __slots__ = ()
-
-    def _decode(self, payload: bytes) -> Rendered:
-        return parse(payload)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return get_ref, (self.request_id,)
+    return ref_by_id(request_id, current.plane())
 
 
 def _application(name: str) -> ApplicationRecord:
@@ -396,32 +377,58 @@ def _client() -> ClientPlane:
     return plane
 
 
-def connect() -> ClientPlane:
-    """Return a client of the broker, for a handle that is used before ``run``.
+def connect(url: str | None = None, *, secret_key: str | bytes | None = None, namespace: str | None = None) -> Client:
+    """Return a client of a running installation, beside any others that this program has.
 
-    It is the broker that the environment names, or that of the `qserve run` of this user.
+        with qserve.connect("redis://broker:6379/0", secret_key=key) as client:
+            print(client.get_app_handle("shop").predict.remote(5).result())
+
+    Nothing is sent before the client is used. Without ``url`` it is the broker that the environment names, or that of
+    the `qserve run` of this user.
+
+    Parameters:
+      url: The broker: ``redis://``, ``rediss://``, ``unix://`` or ``sentinel://``.
+      secret_key: The key of the installation; None for ``QSERVE_SECRET_KEY``, or the key of the run that is found.
+      namespace: The namespace of the installation; None for ``QSERVE_NAMESPACE``, or ``"qserve"``.
+
+    Returns:
+      A client with ``get_app_handle``, ``get_deployment_handle``, ``get_ref`` and ``submit_many``; for `with` and
+      `async with`, or ``close()``.
 
     Raises:
-      BrokerUnavailable: The environment names no broker, and nothing of this user runs here.
+      ValueError, QserveException: An argument is not valid; the message names the variable that has the same meaning.
+      BrokerUnavailable: Neither the argument nor the environment names a broker, and nothing of this user runs here.
       UsageProblem: Several run here.
     """
-    settings = Settings.from_env()
+    given = {"QSERVE_BROKER_URL": url, "QSERVE_SECRET_KEY": secret_key, "QSERVE_NAMESPACE": namespace}
+    for variable, value in given.items():
+        if value is not None and (not isinstance(value, str | bytes) or not value):
+            raise ValueError(f"the argument of connect() for {variable} must be a text, and not empty; got {value!r}")
+    variables = {variable: os.fsdecode(value) for variable, value in given.items() if value is not None}
+    return Client(ClientPlane(_settings_of_program(variables), is_of_program=True, clock=Clock()))
+
+
+def connect_program() -> ClientPlane:
+    """Return a client of the broker, for a handle that is used before ``run``; see ``connect``."""
+    return ClientPlane(_settings_of_program({}), is_of_program=True)
+
+
+def _settings_of_program(variables: Mapping[str, str]) -> Settings:
+    """Return the settings of the environment and ``variables``; without a broker, those of the run that is found."""
+    settings = Settings.from_env({**os.environ, **variables})
     if settings.broker_url is None and not is_importing_user_code():
         found = settings_of_run()
         if found is None:
             raise BrokerUnavailable(f"{NO_BROKER}; {none_found()}")
-        settings = found
-    return ClientPlane(settings, is_of_program=True)
+        settings = Settings.from_env({**found.to_env(), **variables})
+    return settings
 
 
 def _after_fork() -> None:
-    """In a forked child: what was started belongs to the parent, and calls need their own connection."""
+    """In a forked child: what was started belongs to the parent."""
     global _cluster
     _cluster = None
     atexit.unregister(shutdown)
-    plane = current.installed
-    if isinstance(plane, ClientPlane):
-        plane.after_fork()
 
 
 os.register_at_fork(after_in_child=_after_fork)

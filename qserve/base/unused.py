@@ -44,7 +44,10 @@ START: Mapping[str, str] = {
     "proxy_location": "there is one gateway: `qserve gateway` starts more of them, on any host",
 }
 """Arguments of ``start``."""
-INIT = "`init` only says that Ray Serve's programs may go on: `serve.run` starts what is needed on this host"
+INIT = (
+    "`init` only says that Ray Serve's programs may go on: `serve.run` starts what is needed on this host, and"
+    " `serve.connect(url)` calls what runs elsewhere"
+)
 HTTP: Mapping[str, str] = {
     "keep_alive_timeout_s": "a connection without requests ends after a few seconds",
     "location": START["proxy_location"],

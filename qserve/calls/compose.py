@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from qserve.base.clock import clock
+from qserve.base.clock import clock as process_clock
 from qserve.base.context import request_context
 from qserve.base.keys import CLOCK_MARGIN_MS, Keys
 from qserve.base.settings import Settings
@@ -72,6 +72,9 @@ class ComposingPlane(Plane):
     faults: Mapping[str, ReplicaStatus] = MappingProxyType({})
     """The deployments that cannot be started, by application; see ``Faults``."""
 
+    clock = process_clock
+    """Follows the clock of the broker; a client of another broker has its own."""
+
     def __init__(self, settings: Settings, find: Callable[[str], ApplicationRecord]) -> None:
         self.settings = settings
         self.keys = Keys(settings.namespace)
@@ -84,7 +87,7 @@ class ComposingPlane(Plane):
         The first deployment of an application is refused for each of the others, which it may call.
         """
         fault = self.faults.get(record.name)
-        if fault is None or fault.version != record.version or fault.until_ms < clock.judge_ms():
+        if fault is None or fault.version != record.version or fault.until_ms < self.clock.judge_ms():
             return None
         if deployment not in (fault.deployment, record.ingress):
             return None
@@ -96,6 +99,23 @@ class ComposingPlane(Plane):
         return error
 
     def submit(self, call: Call) -> Ref[Any]:
+        return self._start(call, self._send)
+
+    def submit_many(self, calls: Sequence[Call]) -> list[Ref[Any]]:
+        if calls:
+            self.find(calls[0].app)  # without their application, or the broker, none is sent
+        return [self._start_or_refuse(call, self.submit) for call in calls]
+
+    def _start_or_refuse(self, call: Call, start: Callable[[Call], Ref[Any]]) -> Ref[Any]:
+        try:
+            return start(call)
+        except QserveException as error:  # a value that cannot be sent
+            ref: Ref[Any] = Ref("", self)
+            self._note_refusal(ref, call.app, call.deployment)
+            ref.settle(failed(error), was_accepted=False)
+            return ref
+
+    def _start(self, call: Call, send: Callable[[Ref[Any], Submission, Call], None]) -> Ref[Any]:
         submission = self._compose(call)
         kind = ItemRef if call.stream else Ref
         if isinstance(submission, Outcome):
@@ -107,9 +127,23 @@ class ComposingPlane(Plane):
         else:
             ref = kind(submission.header.request_id, self, self.owns_results or call.owned)
             if submission.awaited:
-                ref.takes(filter(None, map(ref_of, (*call.args, *call.kwargs.values()))))
-            self._send(ref, submission, call)
+                arguments = list(filter(None, map(ref_of, (*call.args, *call.kwargs.values()))))
+                self._check_own(arguments)
+                ref.takes(arguments)
+            send(ref, submission, call)
         return ref
+
+    def _check_own(self, refs: Sequence[Ref[Any]]) -> None:
+        for ref in refs:
+            other = ref.plane
+            if isinstance(other, ComposingPlane) and other is not self and other._place() != self._place():
+                raise PayloadError(
+                    f"an argument is the result of request {ref.request_id}, which belongs to another installation:"
+                    " wait for it, and pass its value"
+                )
+
+    def _place(self) -> tuple[str | None, str]:
+        return self.settings.broker_url, self.settings.namespace
 
     def _note_refusal(self, ref: Ref[Any], app: str, deployment: str) -> None:
         """Called before a ref is settled whose call was refused."""
@@ -206,10 +240,13 @@ class ComposingPlane(Plane):
         is_private = self.owns_results or call.owned
         request_id = call.request_id or (os.urandom(16).hex() if is_private else new_value_id())
         timeout_s = call.timeout_s or record.timeout_s or self.settings.request_timeout_s
+        clock = self.clock
         deadline_ms = int(clock.stamp_ms() + timeout_s * 1000)
         parent = request_context.get()
         parent_ms = parent.deadline_ms
         if parent_ms and not parent.cancelled:  # what code does about its end may take longer
+            if clock is not process_clock:
+                parent_ms += int(clock.now_ms() - process_clock.now_ms())
             deadline_ms = min(deadline_ms, parent_ms)
         header = Header(
             request_id, record.name, graph, deadline_ms, call.answer,

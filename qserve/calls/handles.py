@@ -13,21 +13,22 @@ There are two generations, as in Ray Serve 2.7:
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Protocol, Self, overload
 
 from typing_extensions import ParamSpec, TypeVar
 
-from qserve.base.context import request_context
+from qserve.base.context import RequestContext, request_context
 from qserve.base.promise import T
 from qserve.calls.items import ItemRef
-from qserve.calls.ref import Call, Ref, current
+from qserve.calls.ref import Call, Plane, Ref, current
 from qserve.calls.responses import DeploymentResponse, DeploymentResponseGenerator, RefStreamTask, RefTask
 from qserve.wire.codes import Code, register
 
 P = ParamSpec("P", default=...)
 R_co = TypeVar("R_co", covariant=True, default=Any)
+H = TypeVar("H", bound="Handle[..., Any]")
 
 
 @dataclass(frozen=True)
@@ -39,13 +40,15 @@ class HandleOptions:
     multiplexed_model_id: str = ""
 
 
-class _Handle(Generic[P, R_co]):
+class Handle(Generic[P, R_co]):
     """The base of all handles: a target and its options."""
 
     _respond: ClassVar[Any]
     """Makes what ``remote`` returns from a ref."""
     _respond_stream: ClassVar[type[DeploymentResponseGenerator[Any]]] = RefStreamTask
     _runs_graph: ClassVar[bool] = False
+    _plane: Plane | None = None
+    """Carries the calls of a client's handle; None for what the process uses when they are made."""
 
     def __init__(self, target: str, app_name: str, options: HandleOptions) -> None:
         self._target = target
@@ -57,8 +60,14 @@ class _Handle(Generic[P, R_co]):
 
         Refs and un-awaited calls among the arguments arrive as their values.
         """
-        options, context = self._options, request_context.get()
-        call = Call(
+        context = request_context.get()
+        ref = (self._plane or current.plane()).submit(self._call(context, args, kwargs))
+        ref.made_by(context)
+        return (self._respond_stream if isinstance(ref, ItemRef) else type(self)._respond)(ref)
+
+    def _call(self, context: RequestContext, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Call:
+        options = self._options
+        return Call(
             self.app_name,
             self._target,
             options.method_name,
@@ -70,13 +79,10 @@ class _Handle(Generic[P, R_co]):
             model_id=options.multiplexed_model_id,
             stream=options.stream,
         )
-        ref = current.plane().submit(call)
-        ref.made_by(context)
-        return (self._respond_stream if isinstance(ref, ItemRef) else type(self)._respond)(ref)
 
     @overload
     def options(  # type: ignore[overload-overlap]
-        self: _Handle[P, Iterator[T] | AsyncIterator[T]],
+        self: Handle[P, Iterator[T] | AsyncIterator[T]],
         *,
         stream: Literal[True],
         multiplexed_model_id: str | None = None,
@@ -134,13 +140,13 @@ class _Handle(Generic[P, R_co]):
         given = {"method_name": method_name, "stream": stream, "multiplexed_model_id": multiplexed_model_id}
         chosen: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
         changed = replace(self._options, **chosen)
-        kind: type[_Handle[..., Any]] = type(self)
+        kind: type[Handle[..., Any]] = type(self)
         if use_new_handle_api is not None and not isinstance(self, RayServeDAGHandle):
             kind = DeploymentHandle if use_new_handle_api else RayServeDeploymentHandle
-        return kind(self._target, self.app_name, changed)
+        return bound(kind(self._target, self.app_name, changed), self._plane)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Handle) and other._parts() == self._parts()
+        return isinstance(other, Handle) and other._parts() == self._parts() and other._plane is self._plane
 
     def __hash__(self) -> int:
         return hash(self._parts())
@@ -152,7 +158,7 @@ class _Handle(Generic[P, R_co]):
         return type(self), self._target, self.app_name, self._options
 
 
-class _DeploymentHandle(_Handle[P, R_co]):
+class _DeploymentHandle(Handle[P, R_co]):
     def __init__(self, deployment_name: str, app_name: str = "default", options: HandleOptions | None = None) -> None:
         super().__init__(deployment_name, app_name, options or HandleOptions())
 
@@ -218,7 +224,7 @@ class DeploymentHandle(_DeploymentHandle[P, R_co]):
         def __getattr__(self, name: str) -> DeploymentHandle[..., Any]: ...
 
 
-class RayServeDAGHandle(_Handle[P, R_co]):
+class RayServeDAGHandle(Handle[P, R_co]):
     """A handle to a graph: the arguments of ``remote`` are the graph's input."""
 
     _respond = RefTask
@@ -260,14 +266,70 @@ class StreamingHandle(Protocol[P, R_co]):
     def __getattr__(self, name: str) -> StreamingHandle[..., Any]: ...
 
 
-def _arrive(kind: type[_Handle[..., Any]], target: str, app_name: str, options: HandleOptions) -> Any:
+def bound(handle: H, plane: Plane | None) -> H:
+    """Let this plane carry the calls of a handle; None leaves it as it is."""
+    # not methods and attributes of the handle: any name without an underscore may be a method of the user's
+    if plane is not None:
+        handle._plane = plane
+    return handle
+
+
+def plane_of(handle: Handle[..., Any]) -> Plane:
+    """Return the plane that carries the calls of a handle."""
+    return handle._plane or current.plane()
+
+
+def submit_many(handle: Handle[..., T], arguments: Iterable[tuple[Any, ...] | Mapping[str, Any]]) -> list[Ref[T]]:
+    """Start many calls of one handle, and send them together instead of one by one.
+
+        refs = qserve.submit_many(handle.predict, [(image,) for image in images])
+        qserve.accepted(refs)
+
+    Nothing is awaited. What refuses one call, such as a full queue or a value that cannot be sent, is raised by its ref
+    alone. Up to 250 calls, or 8 MiB, make one round trip to the broker.
+
+    Parameters:
+      handle: What ``remote`` would be called on.
+      arguments: For each call a tuple of its arguments, or a dict of its keyword arguments.
+
+    Returns:
+      The refs, in the order of ``arguments``.
+
+    Raises:
+      TypeError: ``handle`` is not a handle, or one of ``arguments`` is neither a tuple nor a dict; nothing is sent.
+      ValueError: The handle is for streams.
+      AppNotFound, BrokerError: The application does not exist, or the broker does not reply; nothing is sent.
+    """
+    if not isinstance(handle, Handle):
+        raise TypeError(f"submit_many takes a handle, such as `handle.method`; got {type(handle).__name__!r}")
+    if handle._options.stream:
+        raise ValueError("submit_many takes no handle with stream=True: call its `remote` for each stream")
+    context = request_context.get()
+    calls = []
+    for place, given in enumerate(arguments):
+        if isinstance(given, tuple):
+            calls.append(handle._call(context, given, {}))
+        elif isinstance(given, Mapping):
+            calls.append(handle._call(context, (), dict(given)))
+        else:
+            raise TypeError(
+                "submit_many takes a tuple of arguments for each call, such as [(1,), (2,)], or a dict of keyword"
+                f" arguments; arguments[{place}] is of type {type(given).__name__!r}"
+            )
+    refs = plane_of(handle).submit_many(calls)
+    for ref in refs:
+        ref.made_by(context)
+    return refs
+
+
+def _arrive(kind: type[Handle[..., Any]], target: str, app_name: str, options: HandleOptions) -> Any:
     # a sync handle would block a replica's event loop: inside a deployment it becomes one with two awaits
     if kind is RayServeSyncHandle and current.in_replica():
         kind = RayServeDeploymentHandle
     return kind(target, app_name, options)
 
 
-_KINDS: dict[type[_Handle[..., Any]], Code] = {
+_KINDS: dict[type[Handle[..., Any]], Code] = {
     RayServeDeploymentHandle: Code.DEPLOYMENT_HANDLE,
     RayServeSyncHandle: Code.SYNC_HANDLE,
     DeploymentHandle: Code.NEW_HANDLE,
@@ -277,7 +339,7 @@ _KINDS: dict[type[_Handle[..., Any]], Code] = {
 """The classes of handles; a packed handle begins with its class's number in this order."""
 
 
-def _pack(handle: _Handle[..., Any]) -> list[Any]:
+def _pack(handle: Handle[..., Any]) -> list[Any]:
     kind, target, app_name, options = handle._parts()
     return [list(_KINDS).index(kind), target, app_name, *astuple(options)]
 

@@ -9,7 +9,7 @@ from math import ceil
 from typing import Any
 
 from qserve.base import failpoints
-from qserve.base.clock import clock
+from qserve.base.clock import Clock, clock
 from qserve.base.keys import Keys
 from qserve.base.log import get_logger
 from qserve.base.turns import Turns
@@ -91,11 +91,20 @@ class Mailbox:
       is_quiet: Whether another part of this process logs that the broker is away.
       counts: Whether long results are only announced: the outcome is in the state ``ANNOUNCED`` then.
       process: Names the mailbox; "" for a new name.
+      clock: Follows the clock of the broker.
     """
 
     def __init__(
-        self, keys: Keys, seal: Seal, post: Post, is_quiet: bool = False, counts: bool = False, process: str = ""
+        self,
+        keys: Keys,
+        seal: Seal,
+        post: Post,
+        is_quiet: bool = False,
+        counts: bool = False,
+        process: str = "",
+        clock: Clock = clock,
     ) -> None:
+        self._clock = clock
         self.name = keys.mailbox(process or process_name(), counts)
         self._counting = self.name if counts else ""
         self.epoch = Epoch(keys.epoch)
@@ -158,6 +167,11 @@ class Mailbox:
         for ref in list(self._open.pop(request_id, ())):
             ref.settle(_whole(ref, outcome) if isinstance(ref, ItemRef) else outcome, was_accepted)
 
+    def settle_all(self, outcome: Outcome) -> None:
+        """Settle all refs that are open."""
+        for request_id in list(self._open):
+            self.settle(request_id, outcome, was_accepted=False)
+
     def expect_unknown(self, requests: Sequence[str], for_s: float) -> None:
         """Wait for requests that another process is about to submit, although the broker does not know them yet."""
         self._on_their_way = dict.fromkeys(requests, time.monotonic() + for_s)
@@ -185,8 +199,7 @@ class Mailbox:
         """Continue with the broker's epoch; requests that were accepted in another one are lost."""
         if self.epoch.adopt(epoch):
             log.error("the broker has lost its data; %d open requests are lost with it", len(self._open))
-            for request_id in list(self._open):
-                self.settle(request_id, STATE_LOST, was_accepted=False)
+            self.settle_all(STATE_LOST)
 
     # -- messages ----------------------------------------------------------------------------------
 
@@ -243,9 +256,9 @@ class Mailbox:
                     self._turns.recover()
 
     def _read_once(self) -> Generator[Action, Any, None]:
-        if clock.is_due():
+        if self._clock.is_due():
             asked_at = time.monotonic()
-            clock.observe(replies.time_s((yield ("TIME",))), asked_at)
+            self._clock.observe(replies.time_s((yield ("TIME",))), asked_at)
         yield from self._catch_up()
         yield from self._read_messages()
         if self._open and time.monotonic() - self._epoch_at > EPOCH_INTERVAL_S:
@@ -345,7 +358,7 @@ class Mailbox:
 
     def _is_overdue(self, found: Found) -> bool:
         try:
-            return found.state == State.OPEN and is_late(open_header(self._seal, found.header).deadline_ms)
+            return found.state == State.OPEN and is_late(open_header(self._seal, found.header).deadline_ms, self._clock)
         except PayloadError:
             return False
 
@@ -364,19 +377,19 @@ class Mailbox:
             long_open, self._open_before = self._open_before, set(self._open)
         for request_id, refs in list(self._open.items()):
             for ref, deadline_ms in list(refs.items()):
-                if deadline_ms and is_late(deadline_ms):
+                if deadline_ms and is_late(deadline_ms, self._clock):
                     self._turns.attempt(f"request {request_id}", self._end_late, ref, deadline_ms)
                 elif request_id in long_open if deadline_ms else is_follow_due:
                     self._turns.attempt(f"request {request_id}", self.watch, ref)
 
     def _end_late(self, ref: Ref[Any], deadline_ms: int) -> None:
-        if is_late(deadline_ms + CLOSING_MS):  # the broker does not say
+        if is_late(deadline_ms + CLOSING_MS, self._clock):  # the broker does not say
             self.settle(ref.request_id, EXPIRED, was_accepted=False)
         elif ref.request_id not in self._closing:
             self.expire(ref)
 
 
-def is_late(deadline_ms: int) -> bool:
+def is_late(deadline_ms: int, clock: Clock = clock) -> bool:
     """Return whether a request that is still open should have been ended by now."""
     return deadline_ms + GRACE_MS < clock.judge_ms()
 

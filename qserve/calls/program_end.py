@@ -27,10 +27,13 @@ def is_ending() -> bool:
     return threading.current_thread() is main and not main.is_alive()
 
 
-def call_at_end(end: Callable[[], bool]) -> None:
+def call_at_end(end: Callable[[], bool]) -> Callable[[], object]:
     """Call ``end`` once when the program ends, however it does; it returns whether all is well.
 
     ``os._exit`` and signals that kill leave no time for that.
+
+    Returns:
+      What takes this back.
     """
     _note_exit_code()
 
@@ -50,10 +53,15 @@ def call_at_end(end: Callable[[], bool]) -> None:
     atexit.register(end_program)
     # Children of multiprocessing, and of Celery's copy of it, end without atexit; the finalizers of a parent are not
     # theirs. The lowest priority: what else is called at the end may submit calls.
-    for name in ("multiprocessing.util", "billiard.util"):
-        module = sys.modules.get(name)
-        if module is not None:
-            module.Finalize(None, end_child, exitpriority=-1000)
+    modules = filter(None, map(sys.modules.get, ("multiprocessing.util", "billiard.util")))
+    finalizers = [module.Finalize(None, end_child, exitpriority=-1000) for module in modules]
+
+    def take_back() -> None:
+        atexit.unregister(end_program)
+        for finalizer in finalizers:
+            finalizer.cancel()
+
+    return take_back
 
 
 class Refusals:

@@ -85,6 +85,10 @@ class Plane(ABC):
         """Start a call."""
 
     @abstractmethod
+    def submit_many(self, calls: Sequence[Call]) -> list[Ref[Any]]:
+        """Start calls of one application; what refuses one of them is raised by its ref."""
+
+    @abstractmethod
     def follow(self, ref: Ref[Any]) -> None:
         """Settle ``ref``, which may come from another process, when its request has ended."""
 
@@ -323,6 +327,11 @@ class Ref(NotValue, Generic[T_co]):
     def is_known_to_caller(self) -> bool:
         """Return whether the caller knows that the request failed or is still running, or has cancelled it."""
         return hasattr(self, "_is_known_to_caller")  # not set when a ref is made, which costs time
+
+    @property
+    def plane(self) -> Plane | None:
+        """The plane that it was made by; None for a ref that has come from elsewhere."""
+        return self._plane
 
     def _get_plane(self) -> Plane:
         return self._plane or current.plane()

@@ -128,6 +128,7 @@ def test_the_root_holds_the_public_doors_and_nothing_else() -> None:
         "__init__",
         "__main__",
         "api",
+        "client",
         "config",
         "context",
         "deployment_graph",

@@ -18,6 +18,7 @@ def test_the_public_names_are_these() -> None:
     assert set(qserve.__all__) == {
         *(
             "Application",
+            "Client",
             "DAGDriver",
             "Deployment",
             "InputNode",
@@ -27,7 +28,18 @@ def test_the_public_names_are_these() -> None:
             "ingress",
             "multiplexed",
         ),
-        *("RunTarget", "delete", "init", "is_initialized", "run", "run_many", "shutdown", "shutdown_async"),
+        *(
+            "RunTarget",
+            "connect",
+            "submit_many",
+            "delete",
+            "init",
+            "is_initialized",
+            "run",
+            "run_many",
+            "shutdown",
+            "shutdown_async",
+        ),
         *("start", "status"),
         *("ObjectRef", "cancel", "put", "wait"),
         *("accepted", "get", "get_app_handle", "get_deployment_handle", "get_multiplexed_model_id", "get_ref"),

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import multiprocessing
 import os
 import pickle
 import signal
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -479,6 +482,38 @@ def test_the_newer_handles_give_responses() -> None:
         qserve.get_deployment_handle("Nobody")
     with pytest.raises(QserveException, match="nowhere"):
         qserve.get_app_handle("nowhere")
+
+
+def test_clients_serve_threads_event_loops_children_and_other_processes(site: Site) -> None:
+    qserve.run(Weighted.bind(7), name="kept", route_prefix=None)
+    settings = api._client().settings
+    assert settings.broker_url and settings.secret_key
+
+    async def awaited(handle: DeploymentHandle) -> list[int]:
+        async with qserve.connect(settings.broker_url, secret_key=settings.secret_key) as own:
+            return await asyncio.gather(handle.remote(1), own.get_app_handle("kept").compute.remote(2))
+
+    with qserve.connect(settings.broker_url, secret_key=settings.secret_key) as client:
+        compute = client.get_app_handle("kept").compute
+        with ThreadPoolExecutor(4) as pool:
+            assert list(pool.map(lambda number: compute.remote(number).result(60), range(20))) == [*range(0, 140, 7)]
+        assert asyncio.run(awaited(compute)) == asyncio.run(awaited(compute)) == [7, 14]
+        with multiprocessing.get_context("fork").Pool(2) as processes:
+            assert processes.map(partial(_computed, compute), range(3)) == [0, 7, 14]
+        good, bad, last = client.submit_many(compute, [(1,), (None,), {"value": compute.remote(1)}])
+        assert [good.result(60), last.result(60)] == [7, 49]
+        with pytest.raises(TypeError):
+            bad.result(60)
+    source = "import qserve, sys; print(qserve.connect().get_ref(sys.argv[1]).result(60))"
+    env = settings.to_env()
+    process = site.start([sys.executable, "-c", source, good.request_id], cwd=site.folder, env=env)
+    assert process.wait() == 0, process.output
+    assert process.stdout == "7\n"
+    qserve.delete("kept")
+
+
+def _computed(compute: DeploymentHandle, number: int) -> Any:
+    return compute.remote(number).result(60)
 
 
 def test_a_handle_is_kept_in_a_file_and_used_by_another_process(site: Site) -> None:

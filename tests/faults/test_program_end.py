@@ -90,6 +90,19 @@ WAYS = {
         0,
     ),
     "fork": ("submit('-first').result()\nif not os.fork(): submit()\nelse: assert os.wait()[1] == 0", 0),
+    "client": ("qserve.connect().get_deployment_handle('Note').write.remote(name)", 0),
+    "client-many": (
+        "with qserve.connect() as client:\n"
+        "    client.submit_many(client.get_deployment_handle('Note').write, [(f'{name}-{n}',) for n in range(500)])\n"
+        "qserve.submit_many(note, [(name,)])",
+        0,
+    ),
+    "client-fork": (
+        "client = qserve.connect(); call = client.get_deployment_handle('Note').write.remote\n"
+        "call('first').result(); submit('-first')\n"
+        "if not os.fork(): call(name).result(60)\nelse: assert os.wait()[1] == 0; call('last')",
+        0,
+    ),
     "fork-with-ref": (
         "ref = submit('-first')\n"
         "if not os.fork(): print(ref.result(60)); submit()\nelse: assert os.wait()[1] == 0; ref.result(60)",

@@ -208,6 +208,24 @@ serve.get_app_handle("total").options(stream=True).items.remote()
 response = serve.get_app_handle().predict.remote(5)
 assert_type(response, DeploymentResponse[Any])
 serve.get(response)
+with serve.connect("redis://broker", secret_key=b"k", namespace="n") as client:
+    assert_type(client, serve.Client)
+    assert_type(client.get_app_handle().predict.remote(5).result(), Any)
+    assert_type(client.get_ref("0" * 32), Ref[Any])
+    client.submit_many(client.get_deployment_handle("Model").forward, [(1,), {"value": 2}])
+    client.submit_many(client.get_app_handle(), [1])  # expect: error
+    client.get_app_handle(5)  # expect: error
+assert_type(serve.submit_many(handle, [(5,), (6,)]), list[Ref[int]])
+serve.submit_many(5, [(5,)])  # expect: error
+serve.connect("redis://broker", "key")  # expect: error
+serve.connect(secret_key=5)  # expect: error
+
+
+async def with_client() -> Any:
+    async with serve.connect() as client:
+        return await client.get_app_handle().predict.remote(5)
+
+
 serve.start(http_options={"port": 8000})
 serve.delete("total")
 serve.status()
