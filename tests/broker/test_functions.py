@@ -17,11 +17,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from processes import wait_until
 
-from qserve.base.keys import GROUP
+from qserve.base.keys import GROUP, LEFT
 from qserve.base.settings import Settings
 from qserve.broker import functions
 from qserve.broker.connection import connect, create_group
-from qserve.broker.functions import HELD_BACK
+from qserve.broker.functions import HELD_BACK, LEFT_PARTS
 from qserve.broker.load import QueueLoad, loads_of
 from qserve.exceptions import ResultUnavailable
 from qserve.wire.envelope import Header
@@ -106,11 +106,14 @@ def test_a_result_that_finds_no_room_is_delivered_and_not_left(desk: Desk, piece
 
 def test_what_has_expired_makes_room_again(desk: Desk, pieces: int) -> None:
     begun = list(ids(pieces + 1))
-    submit_all(desk, begun, keep_ms=1000)
+    submit_all(desk, begun)
     end_all(desk, begun)
-    assert submit_all(desk, ids(1), keep_ms=1000) == [b"CROWDED"]
+    assert submit_all(desk, ids(1)) == [b"CROWDED"]
 
-    wait_until(lambda: submit_all(desk, ids(1), keep_ms=1000) == [b"OK"], description="room")
+    for part in list(desk.client.scan_iter(desk.keys._name(LEFT, "*"), count=1000)):
+        assert 0 < desk.client.pttl(part) <= 60_000 + 60_000 / LEFT_PARTS
+        desk.client.pexpire(part, 1)
+    wait_until(lambda: submit_all(desk, ids(1)) == [b"OK"], description="room")
 
 
 def test_submitting_again_after_a_lost_reply_adds_nothing(desk: Desk) -> None:
