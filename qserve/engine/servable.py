@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from math import inf
 from time import perf_counter
+from types import MethodType
 from typing import Any, get_origin
 
 from qserve.base import context
@@ -200,14 +201,16 @@ class Servable:
 
     def method(self, name: str) -> Method:
         """Return a method by its name; raise QserveException, which lists those there are, for another name."""
+        call = (
+            self.target if self.instance is self.target and name == "__call__" else getattr(self.instance, name, None)
+        )
         found = self._methods.get(name)
-        if found is None:
-            found = self._methods[name] = self._look_up(name)
+        if found is None or not _is_same(call, found.call):  # user code may put another function in its place
+            found = self._methods[name] = self._look_up(name, call)
         return found
 
-    def _look_up(self, name: str) -> Method:
+    def _look_up(self, name: str, call: Any) -> Method:
         is_class = inspect.isclass(self.target)
-        call: Any = self.target if name == "__call__" and not is_class else getattr(self.instance, name, None)
         if call is None or not callable(call):
             members = inspect.getmembers(self.target, callable) if is_class else []
             public = [name for name, _ in members if not name.startswith("_")]
@@ -216,6 +219,11 @@ class Servable:
         is_async = inspect.iscoroutinefunction(body) or inspect.iscoroutinefunction(call)
         makes_generator = inspect.isgeneratorfunction(body) or inspect.isasyncgenfunction(body)
         return Method(call, is_async, makes_generator, _takes_anything(call))
+
+
+def _is_same(call: Any, other: Any) -> bool:
+    # a method is bound anew each time; other objects may have an `__eq__` of the user's
+    return call is other or (type(call) is MethodType and type(other) is MethodType and call == other)
 
 
 def _at_hand(hook: Callable[..., Any], *args: Any) -> Any:

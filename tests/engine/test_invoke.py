@@ -301,6 +301,18 @@ def test_a_call_is_freed_by_reference_count(method: str) -> None:
     on_loop(test)
 
 
+def test_the_function_that_a_name_has_now_is_called() -> None:
+    async def test(bench: Bench) -> None:
+        for _ in range(2):  # it is fast by then
+            await bench.run("thread")
+        bench.machine.thread = lambda: 7  # type: ignore[method-assign]
+        assert await bench.run("thread") == 7
+        del bench.machine.thread
+        assert await bench.run("thread") != 7
+
+    on_loop(test)
+
+
 def test_time_in_the_queue_does_not_count_as_time_of_the_call() -> None:
     async def test(bench: Bench) -> None:
         first, second = bench.begin("slow", "first"), bench.begin("slow", "second")
