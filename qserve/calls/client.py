@@ -88,6 +88,7 @@ class BrokerPlane(ComposingPlane):
             self.mailbox.watch(ref, self.mailbox.name)
 
     def cancel(self, ref: Ref[Any]) -> None:
+        ref.is_cancelled = True  # the broker does not know yet what it is about to be sent again
         self.mailbox.close(ref, State.CANCELLED)
 
     def expire(self, ref: Ref[Any]) -> bool:
@@ -167,7 +168,7 @@ class BrokerPlane(ComposingPlane):
         """Send a submission again that was meant for another state of the broker, and so was not accepted."""
         self.mailbox.remove(ref)
         self.mailbox.change_epoch(epoch)
-        if ref.done.is_set():
+        if _has_ended(ref):
             return
         if epoch:
             self._send(ref, submission, call)
@@ -325,6 +326,8 @@ class ClientPlane(BrokerPlane):
         # the version that was called has been retired: submit the call again, to the version that is active now
         self.mailbox.remove(ref)
         self.uncache_application(call.app)
+        if _has_ended(ref):
+            return
         try:
             again = self._compose(call)
         except QserveException as error:
@@ -526,6 +529,13 @@ class ClientPlane(BrokerPlane):
                 action = reading.throw(error)
             else:
                 action = reading.send(reply)
+
+
+def _has_ended(ref: Ref[Any]) -> bool:
+    """Return whether a call that the broker has not accepted has ended; one that was cancelled meanwhile ends here."""
+    if getattr(ref, "is_cancelled", False):
+        ref.settle(Outcome(State.CANCELLED, b""), was_accepted=False)
+    return ref.done.is_set()
 
 
 def _process_replies(batch: list[tuple[Command, OnReply]], replies: Sequence[Any]) -> None:

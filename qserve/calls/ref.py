@@ -144,13 +144,15 @@ class Ref(NotValue, Generic[T_co]):
     number of times, passed as an argument (its value arrives there) and pickled.
 
     ``request_id`` is the id under which the result is stored: ``qserve.get_ref(request_id)`` gives the ref anywhere.
-    ``acceptance`` is set to whether the broker has the request; ``done`` is set to the outcome.
+    ``acceptance`` is set to whether the broker has the request; ``done`` is set to the outcome. ``is_cancelled`` is set
+    when its plane was asked to cancel the request.
     """
 
     __slots__ = (
         "__weakref__", "_arguments", "_caller", "_is_known_to_caller", "_owned", "_plane", "_value",
-        "acceptance", "done", "request_id",
+        "acceptance", "done", "is_cancelled", "request_id",
     )  # fmt: skip
+    is_cancelled: bool
 
     def __init__(self, request_id: str, plane: Plane | None, owned: bool = False) -> None:
         self.request_id = request_id

@@ -1,4 +1,4 @@
-"""A command that cannot be written fails alone: those that leave with it are sent, and get their own replies."""
+"""What a plane sends: a command that cannot be written fails alone, and a call that was cancelled is not sent again."""
 
 from __future__ import annotations
 
@@ -8,12 +8,19 @@ from contextlib import closing
 from typing import Any
 
 import pytest
+import redis
+from desk import Desk
 from qserve_workers.replica.plane import LoopPlane
 
+from qserve.base.keys import Keys
 from qserve.base.settings import Settings
+from qserve.broker.connection import load_functions
 from qserve.broker.link import Link
 from qserve.calls.client import ClientPlane
-from qserve.exceptions import BrokerError
+from qserve.calls.mailbox import ignore
+from qserve.calls.ref import Call
+from qserve.exceptions import BrokerError, RequestCancelledError
+from qserve.wire.application import ApplicationRecord, DeploymentRecord
 
 UNWRITABLE = ("ECHO", "\udc80")
 
@@ -87,3 +94,23 @@ def test_a_link_writes_all_of_its_commands_or_none(settings: Settings) -> None:
 
     asyncio.run(send())
     assert replies == [b"afterwards"]
+
+
+@pytest.mark.parametrize(("epoch", "version"), [("", "v"), ("1", "retired")], ids=["another epoch", "another version"])
+def test_a_call_that_is_cancelled_before_it_would_be_sent_again_is_not_sent_again(
+    client: redis.Redis, keys: Keys, settings: Settings, epoch: str, version: str
+) -> None:
+    desk = Desk(client, keys)
+    record = ApplicationRecord("app", version, "one", deployments={"one": DeploymentRecord("one")})
+    with closing(ClientPlane(settings)) as plane:
+        load_functions(plane.client)
+        plane.cache_application(record, for_s=1000)
+        plane.mailbox.change_epoch(epoch)
+        plane.post(("BLPOP", keys.mailbox("nobody"), "0.3"), ignore)  # what is posted meanwhile is sent together
+
+        ref = plane.submit(Call("app", "one", args=(1,), timeout_s=100))
+        ref.cancel()
+
+        with pytest.raises(RequestCancelledError):
+            ref.result(timeout_s=60)
+        assert client.xlen(desk.one) == 0
