@@ -99,7 +99,8 @@ def settings_of_run(pid: str = "") -> Settings | None:
     if not chosen:
         return None
     print(f"qserve: using the run of {chosen[0]}", file=sys.stderr)
-    return Settings.from_env({**os.environ, **chosen[0].variables})
+    others = {name: value for name, value in os.environ.items() if name not in _VARIABLES}
+    return Settings.from_env({**others, **chosen[0].variables})
 
 
 def none_found() -> str:

@@ -84,6 +84,19 @@ def test_the_only_run_is_used_with_its_broker_key_and_namespace_and_named(
     assert said.out == ""
 
 
+def test_keys_and_namespace_are_those_of_the_run_and_not_of_the_shell(
+    run: Callable[..., PrivateFolder], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("QSERVE_SECRET_KEY", "QSERVE_ACCEPTED_KEYS", "QSERVE_NAMESPACE"):
+        monkeypatch.setenv(name, "for-another-broker")
+    run(settings=Settings(broker_url="unix:///nowhere"))
+
+    found = settings_of_run()
+
+    assert found is not None
+    assert (found.secret_key, found.accepted_keys, found.namespace) == (None, (), "qserve")
+
+
 def test_the_key_is_neither_shown_nor_readable_by_others(run: Callable[..., PrivateFolder]) -> None:
     folder = run()
 
