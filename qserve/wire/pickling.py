@@ -5,17 +5,19 @@ A pickle runs code in the process that reads it, so one is loaded only after its
 
 from __future__ import annotations
 
+import functools
 import importlib
 import inspect
 import io
 import os
 import pickle
 import sys
+import weakref
 from collections import ChainMap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextvars import Context, ContextVar
 from types import CodeType, FunctionType
-from typing import Any
+from typing import Any, NewType, ParamSpec, TypeVarTuple
 
 import cloudpickle
 
@@ -46,7 +48,11 @@ def _reduce_file(file: io.TextIOWrapper) -> Any:
 
 _variables: dict[str, ContextVar[Any]] = {}
 """The context variables that were sent or received by value, so that all code of a process finds the same ones."""
-_BY_VALUE = {"__main__", "__mp_main__"}
+
+
+def _by_value() -> set[str]:
+    """Return the names of modules that other processes cannot import."""
+    return {"__main__", "__mp_main__", *cloudpickle.list_registry_pickle_by_value()}
 
 
 def _reduce_variable(variable: ContextVar[Any]) -> Any:
@@ -55,7 +61,7 @@ def _reduce_variable(variable: ContextVar[Any]) -> Any:
         for attribute, value in list(getattr(module, "__dict__", {}).items()):
             if value is variable:
                 place = f"{name}:{attribute}"
-                if name not in _BY_VALUE | cloudpickle.list_registry_pickle_by_value():
+                if name not in _by_value():
                     return _imported_variable, (name, attribute)
     place = place or os.urandom(8).hex()
     _variables[place] = variable
@@ -75,6 +81,36 @@ def _variable(place: str, name: str, *default: Any) -> ContextVar[Any]:
     return _variables[place]
 
 
+def _reduce_by_name(value: Any) -> Any:
+    """Reduce a value to its module and name, or to what it is made of where its module cannot be imported."""
+    if value.__module__ in _by_value() or "<locals>" in getattr(value, "__qualname__", ""):
+        make, *parts = _PARTS[type(value)](value)
+        return make, tuple(parts)
+    return value.__reduce__()
+
+
+def _cached(function: Any, parameters: dict[str, Any]) -> Any:
+    return functools.lru_cache(**parameters)(function)
+
+
+def _reduce_cached_property(made: functools.cached_property[Any]) -> Any:
+    # without its lock, which it has until Python 3.12; its name, because the class does not give it again
+    return functools.cached_property, (made.func,), {"attrname": made.attrname}
+
+
+_CACHED = type(functools.cache(dumps))
+_PARTS: dict[type, Callable[[Any], tuple[Any, ...]]] = {
+    _CACHED: lambda value: (_cached, value.__wrapped__, value.cache_parameters()),
+    NewType: lambda value: (NewType, value.__name__, value.__supertype__),
+    ParamSpec: lambda value: (ParamSpec, value.__name__),
+    TypeVarTuple: lambda value: (TypeVarTuple, value.__name__),
+}
+"""How the values are made again that Python pickles by their names."""
+reducers.update(dict.fromkeys(_PARTS, _reduce_by_name))
+reducers[functools.cached_property] = _reduce_cached_property
+# what these hold is held by others; singledispatch has a cache of this kind
+reducers[weakref.WeakKeyDictionary] = lambda weak: (weakref.WeakKeyDictionary, (dict(weak),))
+reducers[weakref.WeakValueDictionary] = lambda weak: (weakref.WeakValueDictionary, (dict(weak),))
 reducers[CodeType] = _reduce_code
 reducers[ContextVar] = _reduce_variable
 reducers[io.TextIOWrapper] = _reduce_file
@@ -125,7 +161,7 @@ def culprit(value: Any, error: Exception, name: str = "", path: str = "", depth:
 
 
 def _is_of_library(value: Any) -> bool:
-    return getattr(value, "__module__", "__main__") not in _BY_VALUE | cloudpickle.list_registry_pickle_by_value()
+    return getattr(value, "__module__", "__main__") not in _by_value()
 
 
 def _parts(value: Any) -> Iterator[tuple[str, str, Any]]:

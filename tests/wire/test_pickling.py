@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextvars
+import functools
 import pickle
+import re
 import subprocess
 import sys
 import threading
@@ -19,7 +21,7 @@ from qserve.exceptions import PayloadError
 from qserve.wire.pickling import dumps
 
 SOURCE = """
-import contextvars, threading, tempfile
+import contextvars, functools, threading, tempfile, typing
 from concurrent.futures import ThreadPoolExecutor
 from threads_of_mine import IMPORTED
 
@@ -59,6 +61,38 @@ class Property:
     def run(self): return LOCK
 class Writes:
     def run(self): FILE.write("x")
+
+UserId = typing.NewType("UserId", int)
+P, Ts = typing.ParamSpec("P"), typing.TypeVarTuple("Ts")
+
+@functools.lru_cache(maxsize=7)
+def fibonacci(n): return n if n < 2 else fibonacci(n - 1) + fibonacci(n - 2)
+
+@functools.singledispatch
+def kind(value): return "object"
+
+@kind.register
+def kind_of_int(value: int): return "int"
+
+class Uses:
+    def __init__(self): self.made = 0
+    @functools.cached_property
+    def model(self):
+        self.made += 1
+        return self.made
+    @functools.cache
+    def square(self, number): return number * number
+    @functools.singledispatchmethod
+    def name(self, value): return "object"
+    @name.register
+    def name_of_int(self, value: int): return "int"
+    def run(self, user: UserId = UserId(3)):
+        local = functools.cache(lambda: [user])
+        return [
+            fibonacci(40), fibonacci.cache_parameters()["maxsize"], fibonacci.__name__, kind(1), kind(""), self.model,
+            self.model, self.square(3), self.name(1), self.name(""), local() is local(), P.__name__, Ts.__name__,
+        ]
+
 def enclosing():
     inner = LOCK
     class Enclosed:
@@ -102,6 +136,25 @@ def test_code_finds_its_context_variables_once_in_a_process_and_with_their_defau
     found = subprocess.run([sys.executable, "-c", reading], input=twice, capture_output=True, check=True)
 
     assert found.stdout.decode().strip() == "('nobody', 'none') bob True"
+
+
+def test_code_may_use_what_python_pickles_by_name_or_with_a_lock(script: Any) -> None:
+    reading = "import sys, pickle; print(pickle.load(sys.stdin.buffer)().run())"
+    expected = script.Uses().run()
+
+    found = subprocess.run([sys.executable, "-c", reading], input=dumps(script.Uses), capture_output=True, check=True)
+
+    assert found.stdout.decode().strip() == repr(expected)
+    assert expected[0] == 102_334_155
+
+
+def test_a_cached_function_of_a_module_is_imported_and_one_of_a_function_travels() -> None:
+    @functools.cache
+    def twice(number: int) -> int:
+        return 2 * number
+
+    assert pickle.loads(dumps(re._compile_repl)) is re._compile_repl  # type: ignore[attr-defined]
+    assert pickle.loads(dumps(twice))(3) == 6
 
 
 @pytest.mark.parametrize(
