@@ -191,7 +191,7 @@ class FleetStore:
         if isinstance(found, Exception):
             error = refusal(found)
             if not isinstance(error, WrongType):
-                raise error
+                raise error from found
             warn_once(f"{key} cannot be read: {error}")  # who may write there removes it
             return {}
         return dict(each(found.items(), read))
