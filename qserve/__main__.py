@@ -11,7 +11,21 @@ import click
 from qserve import __version__
 from qserve.exceptions import QserveException, UsageProblem
 
-_COMMANDS = ("run", "deploy", "build", "config", "status", "queues", "doctor", "dlq", "graph", "delete", "shutdown")
+_COMMANDS = (
+    "run",
+    "deploy",
+    "build",
+    "config",
+    "delete",
+    "shutdown",
+    "status",
+    "queues",
+    "pause",
+    "resume",
+    "doctor",
+    "dlq",
+    "graph",
+)
 """Each is the function of its name in the module of its name in ``qserve.cli``."""
 _ENTRY_POINTS = "qserve.commands"
 """The group of entry points under which other packages add their commands; nothing here names these packages."""

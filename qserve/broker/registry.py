@@ -185,7 +185,7 @@ class Registry:
         self.remove_strangers(app)
         records = self.readable(app, "active", "next")
         pipe = self._client.pipeline()
-        pipe.delete(self._keys.application(app))
+        pipe.delete(self._keys.application(app), self._keys.wishes(app))
         pipe.hdel(self._keys.applications, app)
         for record in records:
             self._retire(pipe, record)
@@ -266,7 +266,7 @@ class Registry:
     def announce(self, app: str) -> str:
         """Make all processes read the registry again, after a repair; return the id of the change."""
         self.remove_strangers(app)
-        return self._announce(self._client.pipeline(), app)
+        return self._announce(self._client.pipeline(transaction=False), app)
 
     def _announce(self, pipe: Any, app: str, change: str = "*") -> str:
         self._add_change(pipe, app, change)

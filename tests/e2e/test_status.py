@@ -15,7 +15,9 @@ from processes import wait_until
 from serving import ask
 
 import qserve
+from qserve import api
 from qserve.deploy.status import DeploymentStatusOverview
+from qserve.deploy.wishes import pause
 from qserve.exceptions import DeploymentUnavailableError
 from qserve.handle import DeploymentHandle
 
@@ -154,3 +156,23 @@ def test_the_state_of_the_broker_is_told() -> None:
     assert found.limit_bytes > found.used_bytes
     assert found.clients > 0
     assert not found.is_full
+
+
+def test_a_paused_deployment_keeps_its_replica_and_its_calls_wait_until_it_goes_on(tmp_path: Path) -> None:
+    handle = qserve.run(Fragile.bind(tmp_path))
+    pid = ask(handle)
+    installation = api._installation()
+
+    pause(installation, "default", "Fragile", True)
+    # calls are taken for a moment, until its supervisor has told the replica
+    calls: list[Any] = []
+    wait_until(
+        lambda: calls.append(call("Fragile")) or shown().waiting_calls >= 2, description="calls wait", timeout_s=40
+    )
+    found = shown()
+    assert (found.status, found.is_paused, found.replica_states) == ("HEALTHY", True, {"RUNNING": 1})
+    assert found.message.startswith("paused by ")
+
+    pause(installation, "default", None, False)
+    assert {one.result(timeout_s=40) for one in calls} == {pid}
+    assert not shown().is_paused

@@ -104,6 +104,7 @@ LOOPS: dict[str, tuple[str, ...] | str] = {
     "qserve_workers.replica.plane:LoopPlane._read_mailbox": MAILBOX,
     "qserve_workers.replica.plane:LoopPlane._send_later": "its test is in tests/workers/test_planes.py",
     "qserve_workers.replica.plane:LoopPlane._start_reader": MAILBOX,
+    "qserve_workers.replica.reader:StreamReader._end_read_while_held": "a read that is not ended is the last one",
     "qserve_workers.replica.reader:StreamReader._pause": READER,
     "qserve_workers.replica.replica:Replica._end_calls": "it looks once, and plans no further look",
     "qserve_workers.replica.replica:Replica.run": READER,

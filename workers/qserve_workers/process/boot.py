@@ -108,7 +108,7 @@ def run_replica(spec: ReplicaSpec) -> int:
         return Exit.FAILED
     gc.freeze()  # what exists now stays: the collector need not look at it again
     watchdog = Watchdog(replica, connect(url))
-    lifecycle = Lifecycle(spec, servable, installation, stop=replica.stop)
+    lifecycle = Lifecycle(spec, servable, installation, stop=replica.stop, pause=replica.pause)
     Heartbeat(
         connect(url), spec.settings, spec.name, may_beat=watchdog.is_loop_alive, report=lifecycle.report_running
     ).start()  # fmt: skip

@@ -1,4 +1,4 @@
-"""The work of a replica beside its calls: it reports its state, checks its health and takes a new user_config."""
+"""The work of a replica beside its calls: it reports its state, checks its health, and takes what operators change."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ from qserve.base.turns import Turns
 from qserve.define.multiplexing import unload_models
 from qserve.deploy.installation import Installation
 from qserve.engine.servable import Servable
+from qserve.fleet.store import FleetStore
+from qserve.wire.fleet import Wish
 from qserve.wire.status import RUNNING, ReplicaStatus
 from qserve_workers.replica.spec import Exit, ReplicaSpec
 
@@ -35,16 +37,20 @@ class Lifecycle:
 
     Parameters:
       stop: Ends the replica with an exit code, once it has finished what runs.
+      pause: Has it take no calls, or take them again.
     """
 
     spec: ReplicaSpec
     servable: Servable
     installation: Installation
     stop: Callable[[int], None]
+    pause: Callable[[bool], None]
 
     def __post_init__(self) -> None:
         self._has_begun = False
         self._options = self.spec.options
+        self._is_paused = self.spec.is_paused
+        self._store = FleetStore(self.installation.client, self.installation.keys, self.installation.seal)
         self._tasks: set[asyncio.Task[None]] = set()
         self._reports = self.installation.reports(self.spec.record.name)
         self._reporting = threading.Lock()
@@ -88,8 +94,17 @@ class Lifecycle:
             await asyncio.sleep(turns.pause_s)
 
     async def _reconfigure(self) -> None:
-        """Take the user_config that is registered now; when user code refuses it, the old one stays reported."""
+        """Take the user_config that is registered now; when user code refuses it, the old one stays reported.
+
+        Where only the pause has changed, user code has nothing to take.
+        """
+        before = self._is_paused, self._options.config
         await self._until_done("reading the new user_config", self._read_options)
+        if self._is_paused != before[0]:
+            log.info("no calls are taken until `qserve resume`" if self._is_paused else "calls are taken again")
+            self.pause(self._is_paused)
+            if self._options.config == before[1]:
+                return
         try:
             await self.servable.reconfigure(self._options.user_config_value)
         except _RAISED:
@@ -101,6 +116,8 @@ class Lifecycle:
         for record in self.installation.registry.versions(self.spec.record.name):
             if record.version == self.spec.record.version:
                 self._options = record.deployments[self.spec.deployment]
+        wishes = self._store.wishes(self.spec.record.name)
+        self._is_paused = wishes.get(self.spec.deployment, Wish()).is_paused
 
     async def _watch_health(self) -> None:
         await self._until_done("ending the turn to be replaced", lambda: self._reports.end_turn(self.spec.stream))

@@ -52,6 +52,8 @@ UNSTARTED_S = 1.0
 REFUSED_FOR_S = 0.5
 """How long the queue may be gone before that is logged: a replica of a version that was just retired is refused once or
 twice before it is stopped."""
+_UNBLOCK_AGAIN_S = 0.1
+"""A read that was about to block when it was ended blocks all the same, so it is ended again."""
 _HISTORY_PAGE = 256
 _SLOTS = [str(number).encode() for number in range(INPUTS_LIMIT)]
 
@@ -248,7 +250,7 @@ class StreamReader:
         self._last_read: dict[str, bytes] = {}
         self._connection_id = 0
         self._timer: asyncio.TimerHandle | None = None
-        self._has_group = self._is_reading = self._is_closed = False
+        self._has_group = self._is_reading = self._is_closed = self._is_held = False
 
     async def open(self) -> None:
         """Connect, and begin to read; tries until it succeeds."""
@@ -286,6 +288,19 @@ class StreamReader:
             give_up = self._plane.loop.time() + 1.0
             while self._is_reading and self._plane.loop.time() < give_up:
                 await asyncio.sleep(0.005)
+
+    def hold(self, is_held: bool) -> None:
+        """Read nothing new as long as it is held; what the broker delivers at this moment still begins."""
+        self._is_held = is_held
+        if is_held:
+            self._end_read_while_held()
+        else:
+            self.ask()
+
+    def _end_read_while_held(self) -> None:
+        if self._is_held and self._is_reading and not self._is_closed:
+            self._end_blocking_read()
+            self._plane.loop.call_later(_UNBLOCK_AGAIN_S, self._end_read_while_held)
 
     def disconnect(self) -> None:
         self._link.close()
@@ -350,7 +365,7 @@ class StreamReader:
 
     def _ask(self) -> None:
         link = self._link.current
-        if self._is_reading or self._is_closed or link is None:
+        if self._is_reading or self._is_closed or self._is_held or link is None:
             return
         room = self._room()
         if room <= 0:

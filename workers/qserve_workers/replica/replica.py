@@ -61,6 +61,7 @@ class Replica:
             accept=self._accept,
             on_out_of_files=lambda: self.stop(Exit.OUT_OF_FILES),
         )
+        self.pause(spec.is_paused)
         plane.listen(self._end_calls, self.end_unwanted)
 
     # -- from the first call to the last -----------------------------------------------------------
@@ -101,6 +102,10 @@ class Replica:
         """Take no more calls, and end when those that have begun are finished; on the loop's thread."""
         if not self._exit_code.done():
             self._exit_code.set_result(exit_code)
+
+    def pause(self, is_paused: bool) -> None:
+        """Take no new calls, or take them again; on the loop's thread."""
+        self.reader.hold(is_paused)
 
     # -- which calls begin -------------------------------------------------------------------------
 

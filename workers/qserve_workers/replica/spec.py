@@ -25,6 +25,7 @@ class ReplicaSpec:
       record: The application's version that it runs.
       target: ``module:node`` to import; "" takes what the record names.
       sources: The user's modules, which it imports from here instead of from their files.
+      is_paused: Whether it begins without taking calls.
       parent: The supervisor's process id.
       note: How it ends itself.
     """
@@ -35,6 +36,7 @@ class ReplicaSpec:
     settings: Settings
     target: str = ""
     sources: Sources = field(default_factory=lambda: Sources({}))
+    is_paused: bool = False
     parent: int = field(default_factory=os.getpid)
     note: EndNote = field(default_factory=lambda: EndNote(), compare=False, repr=False)
 

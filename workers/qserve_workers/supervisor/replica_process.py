@@ -39,6 +39,7 @@ class ReplicaProcess:
     pid: int
     spec: ReplicaSpec
     config: str = ""
+    is_paused: bool = False
     is_ready: bool = False
     is_stopping: bool = False
     kill_at: float = math.inf
@@ -53,10 +54,10 @@ class ReplicaProcess:
             self.kill_at = min(self.kill_at, time.monotonic() + grace_s + _KILL_AFTER_S)
             os.kill(self.pid, signal.SIGTERM)
 
-    def reconfigure(self, config: str) -> None:
-        """Have it read its user_config again if that has changed."""
-        if config != self.config and not self.is_stopping:
-            self.config = config
+    def reconfigure(self, config: str, is_paused: bool) -> None:
+        """Have it read its user_config again, and whether it is paused, if that has changed."""
+        if (config, is_paused) != (self.config, self.is_paused) and not self.is_stopping:
+            self.config, self.is_paused = config, is_paused
             os.kill(self.pid, signal.SIGHUP)
 
     def kill(self, because: str) -> None:

@@ -6,16 +6,19 @@ import contextlib
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 from qserve.base.log import get_logger
 from qserve.base.turns import Turns
-from qserve.broker.connection import load_functions
+from qserve.broker.connection import if_permitted, load_functions
 from qserve.broker.registry import NO_CHANGE
 from qserve.deploy.installation import Installation
 from qserve.deploy.sources import Sources
 from qserve.exceptions import BrokerError, DeployError, PayloadError, WrongType
+from qserve.fleet.store import FleetStore
 from qserve.wire.application import ApplicationRecord
+from qserve.wire.fleet import Wish
 from qserve.wire.replies import warn_once
 from qserve_workers.supervisor.own_code import OwnCode
 
@@ -79,6 +82,8 @@ class Applications:
         self._records: dict[tuple[str, str], ApplicationRecord] = {}
         self._kept: dict[str, tuple[ApplicationRecord, bytes]] = {}
         self._old: dict[str, list[ApplicationRecord]] = {}
+        self._store = FleetStore(installation.client, installation.keys, installation.seal)
+        self._wishes: dict[str, dict[str, Wish]] = {}
 
     def wait_for_change(self, timeout_s: float) -> None:
         self._registry.wait_for_change(self._change or NO_CHANGE, timeout_s)
@@ -89,6 +94,10 @@ class Applications:
     def active(self, name: str) -> ApplicationRecord | None:
         """Return the version of an application that callers get."""
         return self._kept[name][0] if name in self._kept else None
+
+    def is_paused(self, name: str, deployment: str) -> bool:
+        """Return whether the replicas of a deployment are to take no calls."""
+        return self._wishes.get(name, {}).get(deployment, Wish()).is_paused
 
     def old(self) -> list[ApplicationRecord]:
         """Return the versions that were replaced and may not be finished."""
@@ -166,6 +175,7 @@ class Applications:
             is_run = any(key[0] == name for key in self._records)
             self._say_once(f"application {name!r} {'runs as it was' if is_run else 'is not run'}: {error}")
             return
+        self._wishes[name] = if_permitted(partial(self._store.wishes, name))
         kept = None if active is None else (active, self._code_of(active))
         self._warn_if_unknown(versions)
         self._records = {key: record for key, record in self._records.items() if key[0] != name}

@@ -121,7 +121,7 @@ class Supervisor:
         attempt("looking for lost replicas", self._sweep, targets)
 
     def _read_applications(self) -> None:
-        """Read what is deployed, and have replicas whose user_config has changed read that.
+        """Read what is deployed, and have replicas read what has changed for them: user_config, and whether to pause.
 
         The same version then goes on with other settings.
         """
@@ -129,8 +129,8 @@ class Supervisor:
         for process in self.processes.values():
             spec = process.spec
             record = self._applications.find(spec.record.name, spec.record.version)
-            if record is not None:
-                process.reconfigure(record.deployments[spec.deployment].config)
+            config = process.config if record is None else record.deployments[spec.deployment].config
+            process.reconfigure(config, self._applications.is_paused(spec.record.name, spec.deployment))
 
     def _sweep(self, targets: dict[str, Target]) -> None:
         names = [process.spec.name for process in self.processes.values()]
@@ -271,7 +271,8 @@ class Supervisor:
         """Start one replica, and return whether the system provided a process for it."""
         record, deployment, host = target.record, target.deployment, socket.gethostname()
         reports, name = self._installation.reports(record.name), f"{deployment}-{host}-{os.urandom(4).hex()}"
-        spec = ReplicaSpec(name, record, deployment, self.settings, self.scope.target, target.sources)
+        is_paused = self._applications.is_paused(record.name, deployment)
+        spec = ReplicaSpec(name, record, deployment, self.settings, self.scope.target, target.sources, is_paused)
         until_ms = clock.stamp_ms() + 1000 * (self.settings.start_timeout_s + _REPORTED_AFTER_S)
         config = spec.options.config  # what can fail comes first: a replica that is not in our table would live on
         # before it can report anything itself
@@ -284,7 +285,7 @@ class Supervisor:
             log.error("no replica of %s can be started: %s", deployment, why)
             self._trouble(stream).note_failed_start(why, time.monotonic())
             return False
-        self.processes[pid] = ReplicaProcess(pid, spec, config)
+        self.processes[pid] = ReplicaProcess(pid, spec, config, is_paused)
         if failpoints.ARMED:
             failpoints.hit("supervisor.after_fork")
         trouble = self._troubles.get(stream)
