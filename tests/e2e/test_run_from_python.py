@@ -512,6 +512,27 @@ def test_clients_serve_threads_event_loops_children_and_other_processes(site: Si
     qserve.delete("kept")
 
 
+def test_a_deployment_connects_to_an_installation_as_a_program_does() -> None:
+    @qserve.deployment
+    class Caller:
+        def __init__(self, url: str, key: bytes) -> None:
+            self.compute = qserve.connect(url, secret_key=key).get_app_handle("kept").compute
+
+        async def ask(self, number: int) -> Any:
+            return await self.compute.remote(number)
+
+        def ask_and_wait(self, number: int) -> Any:
+            return self.compute.remote(number).result(60)
+
+    qserve.run(Weighted.bind(7), name="kept", route_prefix=None)
+    settings = api._client().settings
+    handle = qserve.run(Caller.bind(settings.broker_url, settings.secret_key), name="caller", route_prefix=None)
+
+    assert [ask(handle.ask, 2), ask(handle.ask_and_wait, 3)] == [14, 21]
+    qserve.delete("caller")
+    qserve.delete("kept")
+
+
 def _computed(compute: DeploymentHandle, number: int) -> Any:
     return compute.remote(number).result(60)
 

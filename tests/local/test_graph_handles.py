@@ -293,6 +293,24 @@ def test_a_handle_works_in_threads_and_across_event_loops(serve_run: ServeRun) -
     assert sorted(results) == list(range(5))
 
 
+def test_many_calls_are_submitted_at_once_by_programs_and_by_deployments(serve_run: ServeRun) -> None:
+    @serve.deployment
+    class Front:
+        def __init__(self, echo: DeploymentHandle) -> None:
+            self.echo = echo
+
+        async def many(self, count: int) -> list[int]:
+            return await asyncio.gather(*serve.submit_many(self.echo.same, [(number,) for number in range(count)]))
+
+    handle = serve_run(Front.bind(Echo.bind()))
+
+    refs = serve.submit_many(handle.many, [(3,), {"count": 1}, (threading.Lock(),), (0,)])
+
+    assert serve.get([refs[0], refs[1], refs[3]], timeout=60) == [[0, 1, 2], [0], []]
+    with pytest.raises(PayloadError, match="lock"):
+        refs[2].result(60)
+
+
 def test_a_loop_that_gave_up_waiting_disturbs_nobody(serve_run: ServeRun, mode: str, tmp_path: Path) -> None:
     folder = str(tmp_path)
 
