@@ -8,6 +8,7 @@ from qserve.define.http_options import HTTPOptions as HTTPOptions
 from qserve.define.options import AutoscalingConfig as AutoscalingConfig
 from qserve.define.options import AutoscalingPolicy as AutoscalingPolicy
 from qserve.define.options import BackpressureConfig as BackpressureConfig
+from qserve.engine.policy import AutoscalingContext as AutoscalingContext
 
 
 class AggregationFunction(StrEnum):

@@ -74,7 +74,7 @@ def test_a_name_of_ray_that_is_not_here_says_what_to_use(name: str, advice: str)
 
 def test_programs_written_for_ray_find_their_modules() -> None:
     code = """
-from qserve.config import AggregationFunction, AutoscalingConfig, AutoscalingPolicy
+from qserve.config import AggregationFunction, AutoscalingConfig, AutoscalingContext, AutoscalingPolicy
 from qserve.config import BackpressureConfig, HTTPOptions, ProxyLocation
 from qserve.context import _serve_request_context
 from qserve.exceptions import RequestCancelled
