@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
 
 from qserve.base.keys import Keys
 from qserve.broker.connection import Client, broker_errors
 from qserve.broker.registry import ACTIVE
-from qserve.fleet.decide import decide, remember
+from qserve.fleet.decide import decide, looked_back, remember
 from qserve.fleet.load import read_loads
 from qserve.fleet.store import Fleet
-from qserve.fleet.values import Decision, Load
+from qserve.fleet.values import Asked, Decision, Load
 from qserve.fleet.wanted import wanted_count
 from qserve.wire.application import ApplicationRecord, DeploymentRecord, Scaling
 from qserve.wire.fleet import FOR_ALL, HostRecord, Scaled
-from qserve.wire.replies import warn_once
 
 AUTOSCALING = "AUTOSCALING"
 """Ray Serve's word for what has changed a number of replicas."""
@@ -24,14 +25,24 @@ _NOTED_S = 10.0
 """The beginning of a delay is noted for the next leader if the delay is as long as this."""
 
 Place = tuple[str, str]
+Ask = Callable[[ApplicationRecord, str, Mapping[str, Any]], Asked | None]
+"""Tells the policy of a deployment a context, and returns its last answer; None while there is no new one."""
+
+
+def ask_nobody(record: ApplicationRecord, deployment: str, told: Mapping[str, Any]) -> Asked | None:
+    """Answer for a policy where there is nothing that could run it."""
+    return Asked(error="no worker can ask it")
 
 
 @dataclass
 class _Seen:
-    """The loads of one deployment, and the last decision on it."""
+    """The loads of one deployment, the last decision on it, and what its policy asked for; None for nothing."""
 
     history: list[Load] = field(default_factory=list)
     decision: Decision | None = None
+    asked: float | None = None
+    up_s: float | None = None
+    down_s: float | None = None
 
 
 class Autoscaler:
@@ -44,12 +55,16 @@ class Autoscaler:
       client: A connection to the broker.
       keys: The installation's key names.
       monotonic: Seconds; replaced in tests.
+      ask: Asks policies of the user's, and does not wait for them.
     """
 
-    def __init__(self, client: Client, keys: Keys, monotonic: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, client: Client, keys: Keys, monotonic: Callable[[], float] = time.monotonic, ask: Ask = ask_nobody
+    ) -> None:
         self._client = client
         self._keys = keys
         self._clock = monotonic
+        self._ask = ask
         self._seen: dict[Place, _Seen] = {}
 
     def __call__(self, records: Sequence[ApplicationRecord], fleet: Fleet) -> Mapping[Place, Scaled]:
@@ -76,36 +91,71 @@ class Autoscaler:
         for (place, _), load in zip(queues, read_loads(self._client, [queue for _, queue in queues], now), strict=True):
             loads[place] = _added(loads.get(place), load)
         found: dict[Place, Scaled] = {}
-        for place, one in scaled.items():
-            noted = fleet.scaled.get(place[0], {}).get(place[1])
-            changed = self._decide(self._seen[place], one, noted, loads[place], now)
+        for place, record in scaled.items():
+            changed = self._decide(place, record, fleet.scaled.get(place[0], {}).get(place[1]), loads[place], now)
             if changed is not None:
                 found[place] = changed
         return found
 
     def _decide(
-        self, seen: _Seen, one: DeploymentRecord, noted: Scaled | None, load: Load, now: float
+        self, place: Place, record: ApplicationRecord, noted: Scaled | None, load: Load, now: float
     ) -> Scaled | None:
+        seen, one = self._seen[place], record.deployments[place[1]]
         scaling = one.scaling or Scaling()
         current = wanted_count(one, None, noted)
+        last = noted or Scaled(current, one.num_replicas)
         before = seen.decision
         if before is None or before.count != current:
             before = self._noted_decision(scaling, noted, current, now)
         remember(seen.history, load, scaling)
-        seen.decision = found = decide(seen.history, current, scaling, before, now)
+        changed = self._ask_policy(seen, record, one, last, now) if scaling.policy else last
+        asked = current if scaling.policy and seen.asked is None else seen.asked
+        seen.decision = found = decide(seen.history, current, scaling, before, now, asked)
         above = found.above_since if scaling.upscale_delay_s >= _NOTED_S else None
         below = found.below_since if scaling.downscale_delay_s >= _NOTED_S else None
-        last = noted or Scaled(current, one.num_replicas)
-        if found.count == current and (bool(last.above_ms), bool(last.below_ms)) == (
-            above is not None,
-            below is not None,
-        ):
-            return None
+        is_same = (bool(last.above_ms), bool(last.below_ms)) == (above is not None, below is not None)
+        if found.count == current and is_same:
+            return None if changed == last else changed
         now_ms = self._broker_ms()
         above_ms, below_ms = (0.0 if since is None else now_ms - (now - since) * 1000 for since in (above, below))
         if found.count != current:
-            last = replace(last, count=found.count, reason=found.reason, trigger=AUTOSCALING, at_ms=now_ms)
-        return replace(last, configured=one.num_replicas, above_ms=above_ms, below_ms=below_ms)
+            seen.up_s, seen.down_s = (
+                (now_ms / 1000, seen.down_s) if found.count > current else (seen.up_s, now_ms / 1000)
+            )
+            changed = replace(changed, count=found.count, reason=found.reason, trigger=AUTOSCALING, at_ms=now_ms)
+        return replace(changed, configured=one.num_replicas, above_ms=above_ms, below_ms=below_ms)
+
+    def _ask_policy(
+        self, seen: _Seen, record: ApplicationRecord, one: DeploymentRecord, last: Scaled, now: float
+    ) -> Scaled:
+        """Ask the user's policy, and return what is noted with its state, or with the reason why it says nothing."""
+        scaling = one.scaling or Scaling()
+        waiting, running = looked_back(seen.history, scaling, now)
+        told = {
+            "deployment_name": one.name,
+            "app_name": record.name,
+            "current_num_replicas": last.count,
+            "target_num_replicas": last.count,
+            "total_num_requests": waiting + running,
+            "total_queued_requests": waiting,
+            "total_running_requests": running,
+            "oldest_request_age_s": seen.history[-1].oldest_s,
+            "policy_state": last.policy_state_value,
+            "last_scale_up_time": seen.up_s,
+            "last_scale_down_time": seen.down_s,
+            "current_time": time.time(),
+            "capacity_adjusted_min_replicas": scaling.min_replicas,
+            "capacity_adjusted_max_replicas": scaling.max_replicas,
+            "config": asdict(scaling),
+        }
+        asked = self._ask(record, one.name, told)
+        if asked is None:
+            return last
+        if asked.error:
+            seen.asked = None
+            return replace(last, reason=f"it stays as it is: its policy {scaling.policy} failed: {asked.error}")
+        seen.asked = asked.count
+        return replace(last, policy_state=json.dumps(asked.state) if asked.state else "")
 
     def _noted_decision(self, scaling: Scaling, noted: Scaled | None, current: int, now: float) -> Decision:
         """Return the decision of the worker that led before; a delay that it has noted goes on."""
@@ -130,22 +180,16 @@ class Autoscaler:
         return found[0] * 1000 + found[1] / 1000
 
 
-def _scaled_by_load(records: Sequence[ApplicationRecord], fleet: Fleet) -> dict[Place, DeploymentRecord]:
+def _scaled_by_load(records: Sequence[ApplicationRecord], fleet: Fleet) -> dict[Place, ApplicationRecord]:
     """Return the deployments whose load decides: not those that only run where an operator has pinned them."""
-    found: dict[Place, DeploymentRecord] = {}
+    found: dict[Place, ApplicationRecord] = {}
     for record in sorted(records, key=lambda record: record.place == ACTIVE):  # the active version's options count
         wishes = fleet.wishes.get(record.name, {})
+        is_offered = _offered(fleet.hosts.values(), record)
         for name, one in record.deployments.items():
             is_paused = any(wishes[key].is_paused for key in (name, FOR_ALL) if key in wishes)
-            if one.scaling is None or not one.replicated or is_paused or not _offered(fleet.hosts.values(), record):
-                continue
-            if one.scaling.policy:
-                warn_once(
-                    f"deployment {name!r} of application {record.name!r}: its scaling policy {one.scaling.policy} is "
-                    "not asked yet, so its number of replicas stays as it is"
-                )
-                continue
-            found[record.name, name] = one
+            if one.scaling is not None and one.replicated and is_offered and not is_paused:
+                found[record.name, name] = record
     return found
 
 

@@ -87,6 +87,15 @@ def desired(total: float, current: int, scaling: Scaling) -> int:
     return _moved(total / scaling.target_ongoing_requests, current, scaling)
 
 
+def looked_back(history: Sequence[Load], scaling: Scaling, now: float) -> tuple[float, float]:
+    """Return how many calls have waited, and how many have run, aggregated over the look-back."""
+    aggregate = _AGGREGATES[scaling.aggregation_function]
+    loads = _since(history, now - scaling.look_back_period_s)
+    return (
+        (aggregate([load.waiting for load in loads]), aggregate([load.running for load in loads])) if loads else (0, 0)
+    )
+
+
 def remember(history: list[Load], load: Load, scaling: Scaling) -> None:
     """Add the newest load, and forget those that no decision needs any more."""
     if history and history[-1].at < load.at - scaling.look_back_period_s:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from qserve.wire.application import Resources
 from qserve.wire.fleet import Slot
@@ -87,3 +87,12 @@ class Decision:
     reason: str = ""
     above_since: float | None = None
     below_since: float | None = None
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a scaling policy of the user's has said: a number and its state, or why it said nothing."""
+
+    count: float = 0.0
+    state: Mapping[str, Any] = field(default_factory=dict)
+    error: str = ""

@@ -10,7 +10,7 @@ from functools import cache
 from typing import Any, ClassVar, Self
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
-from pydantic_core import to_json
+from pydantic_core import from_json, to_json
 
 from qserve.exceptions import PayloadError
 
@@ -136,6 +136,15 @@ class Scaled(_Value):
     below_ms: float = 0.0
     policy_state: str = ""
     number: int = 0
+
+    @property
+    def policy_state_value(self) -> dict[str, Any]:
+        """The state of the policy; empty when there is none."""
+        try:
+            found = from_json(self.policy_state) if self.policy_state else {}
+        except ValueError:
+            found = {}
+        return found if isinstance(found, dict) else {}
 
 
 @dataclass(frozen=True)

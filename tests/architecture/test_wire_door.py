@@ -21,6 +21,7 @@ OTHER_DOORS = (
     "qserve.cli.user_code",  # what a child process says
     "qserve.define",  # options that users write
     "qserve.drawing",
+    "qserve.engine.policy",  # what a worker tells its child process, and user code returns
     "qserve.engine.streaming",  # headers of responses that user code returns
     "qserve.http",  # HTTP bodies
     "qserve.machine",  # processes, files

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import logging
+import json
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -12,10 +13,12 @@ from qserve_workers.process.heartbeat import Observer
 
 from qserve.base.settings import Settings
 from qserve.broker.connection import create_group
+from qserve.engine.policy import AutoscalingContext
 from qserve.fleet.autoscale import AUTOSCALING, Autoscaler
 from qserve.fleet.lead import Leadership
 from qserve.fleet.leader import GONE_S, Leader
 from qserve.fleet.store import Fleet, FleetStore
+from qserve.fleet.values import Asked
 from qserve.wire.application import ApplicationRecord, DeploymentRecord, Scaling
 from qserve.wire.fleet import HostRecord, Scaled, Wish
 from qserve.wire.sealing import Seal
@@ -37,11 +40,17 @@ class Shop:
     def __init__(self, desk: Desk) -> None:
         self.desk, self.now = desk, 100.0
         self.fleet = Fleet({"a-1": HOST}, {}, {}, {}, {"shop": {}}, {"shop": {}}, {})
+        self.answers: list[Asked | None] = []
         self.lead_anew()
+
+    def policy(self, record: ApplicationRecord, deployment: str, told: Mapping[str, Any]) -> Asked | None:
+        """Answer for a policy of the user's."""
+        self.told = dict(told)
+        return self.answers.pop(0) if self.answers else None
 
     def lead_anew(self) -> None:
         """Have another worker lead."""
-        self.autoscaler = Autoscaler(self.desk.client, self.desk.keys, lambda: self.now)
+        self.autoscaler = Autoscaler(self.desk.client, self.desk.keys, lambda: self.now, self.policy)
 
     def calls(self, number: int, version: str = "v") -> None:
         queue = self.desk.keys.stream("shop", version, "A")
@@ -115,26 +124,21 @@ def test_the_options_of_the_active_version_count(shop: Shop) -> None:
     ("fleet", "scaling"),
     [
         ({}, None),
-        ({}, replace(QUICK, policy="rules:by_hour")),
         ({"wishes": {"shop": {"A": Wish(is_paused=True)}}}, QUICK),
         ({"wishes": {"shop": {"*": Wish(is_paused=True)}}}, QUICK),
         ({"hosts": {}}, QUICK),
         ({"hosts": {"a-1": replace(HOST, places=0, pins={"shop:*": 1})}}, QUICK),
         ({"hosts": {"a-1": replace(HOST, app="bar")}}, QUICK),
     ],
-    ids=["fixed", "policy", "paused", "all paused", "no worker", "pinned", "workers of another application"],
+    ids=["fixed", "paused", "all paused", "no worker", "pinned", "workers of another application"],
 )
 def test_the_count_rests_where_the_load_does_not_decide(
-    shop: Shop, fleet: dict[str, Any], scaling: Scaling | None, caplog: pytest.LogCaptureFixture
+    shop: Shop, fleet: dict[str, Any], scaling: Scaling | None
 ) -> None:
     shop.fleet = replace(shop.fleet, **fleet)
     shop.calls(40)
 
-    with caplog.at_level(logging.WARNING):
-        assert shop.live(2, record(scaling)) == []
-
-    if scaling is not None and scaling.policy:
-        assert "its scaling policy rules:by_hour is not asked yet" in caplog.text
+    assert shop.live(2, record(scaling)) == []
 
 
 def test_who_leads_next_goes_on_with_a_delay_that_has_begun(shop: Shop) -> None:
@@ -177,6 +181,51 @@ def test_a_count_that_another_worker_has_decided_is_where_this_one_goes_on(shop:
     assert shop.live(2) == []
     assert shop.noted.reason == "another's"
     assert shop.live(25) == [10]
+
+
+def test_a_policy_of_ones_own_decides_and_its_state_survives_the_leader(shop: Shop) -> None:
+    own = record(replace(QUICK, policy="rules:by_hour"))
+    shop.calls(6)
+    shop.answers = [None, Asked(7.2, {"seen": [1]}), None]
+
+    assert shop.live(1, own) == [8]
+    assert shop.noted.reason == "its policy asks for 7.2"
+
+    shop.lead_anew()
+    assert shop.live(1, own) == []
+    assert AutoscalingContext(**{**shop.told, "config": Scaling(**shop.told["config"])}).policy_state == {"seen": [1]}
+    assert {name: shop.told[name] for name in ("total_num_requests", "target_num_replicas", "deployment_name")} == {
+        "total_num_requests": 6, "target_num_replicas": 8, "deployment_name": "A",
+    }  # fmt: skip
+    assert json.dumps(shop.told)
+
+
+@pytest.mark.parametrize("noted", ["", "[1]", "{", "[" * 100_000])
+def test_a_state_that_no_policy_could_have_noted_is_none(noted: str) -> None:
+    assert Scaled(1, policy_state=noted).policy_state_value == {}
+
+
+def test_a_policy_that_fails_leaves_the_count_and_says_why_and_the_first_call_still_starts_a_replica(
+    shop: Shop,
+) -> None:
+    own = record(replace(QUICK, min_replicas=0, policy="rules:by_hour"))
+    shop.calls(40)
+    shop.note(count=3)
+    shop.answers = [Asked(5.0), Asked(error="ValueError: no")]
+
+    assert shop.live(2, own) == [5]
+    assert shop.noted.reason == "it stays as it is: its policy rules:by_hour failed: ValueError: no"
+
+    shop.note(count=0)
+    assert shop.live(0.25, own) == [1]
+
+
+def test_a_policy_that_nothing_can_run_leaves_the_count(shop: Shop) -> None:
+    shop.autoscaler = Autoscaler(shop.desk.client, shop.desk.keys, lambda: shop.now)
+    shop.calls(40)
+
+    assert shop.live(1, record(replace(QUICK, policy="rules:by_hour"))) == []
+    assert "rules:by_hour failed: no worker can ask it" in shop.noted.reason
 
 
 def test_a_leader_places_as_many_replicas_as_the_load_asks_for(shop: Shop, settings: Settings) -> None:
