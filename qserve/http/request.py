@@ -73,14 +73,14 @@ class _ReadJson:
         try:
             return await Request.json(request)
         except json.JSONDecodeError as error:
-            raise _invalid(error) from None
+            raise _invalid(error, self._message.body) from None
         except UnicodeDecodeError as error:
             raise InvalidJSON("the body is not UTF-8", "", error.start) from None
 
 
-def _invalid(error: json.JSONDecodeError) -> InvalidJSON:
+def _invalid(error: json.JSONDecodeError, body: bytes) -> InvalidJSON:
     invalid = InvalidJSON(error.msg, error.doc, error.pos)
-    if not error.doc.strip():
+    if not body.strip():  # a byte order mark alone is text without characters
         invalid.args = (EMPTY_BODY,)  # its text, instead of "Expecting value: line 1 column 1"
     return invalid
 

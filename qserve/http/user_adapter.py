@@ -17,7 +17,7 @@ from fastapi import Depends, params
 from fastapi.encoders import jsonable_encoder
 from fastapi.exceptions import RequestValidationError as FastAPIError
 from fastapi.routing import APIRoute
-from pydantic import BaseModel
+from pydantic import BaseModel, Json
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Message
@@ -112,9 +112,11 @@ class _Route(APIRoute):
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handle = super().get_route_handler()
-        expected = getattr(getattr(self.body_field, "field_info", None), "annotation", None)
+        field = getattr(self.body_field, "field_info", None)
+        expected = getattr(field, "annotation", None)
         choices = get_args(expected) if get_origin(expected) in (Union, UnionType) else (expected,)
-        takes_text = str in choices or bytes in choices
+        # Json is a type, or a mark of another one
+        takes_text = any(kind in (*choices, *map(type, getattr(field, "metadata", ()))) for kind in (str, bytes, Json))
 
         async def parse_first(request: Request) -> Response:
             with_own_json(request)

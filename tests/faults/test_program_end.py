@@ -316,7 +316,11 @@ handle = qserve.run(Slow.bind(), port=PORT)
         ("handle.remote(0.3); [handle.remote(60) for _ in range(3)]", FAILED, 3),
         ("handle.remote(60); sys.exit(3)", 3, 1),
         ("handle.remote(60).cancel()", 0, 0),
-        ("handle.remote(60); qserve.shutdown()", 0, 1),
+        (
+            "ref = handle.remote(60); qserve.shutdown(); sys.exit(type(ref.error()).__name__ != 'BrokerUnavailable')",
+            0,
+            1,
+        ),
     ],
 )
 def test_a_program_that_ends_with_its_own_broker_says_what_was_not_finished(

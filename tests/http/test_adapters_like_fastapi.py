@@ -257,6 +257,14 @@ def maybe_text(body: Annotated[str | None, Body()] = None) -> Any:
     return body
 
 
+def json_in_text(body: pydantic.Json = Body()) -> Any:  # type: ignore[type-arg]
+    return body
+
+
+def list_in_text(body: Annotated[pydantic.Json[list[int]], Body()]) -> Any:
+    return body
+
+
 def raw(body: bytes = Body(max_length=6)) -> Any:
     return body.decode()
 
@@ -334,7 +342,7 @@ ODD: tuple[Any, ...] = (b"", None, [], {}, "text", 5, True, [ITEM], ITEM, {**ITE
 TEXTS = (b"hello", b'"hello"', b"5", b"null", b"", b'{"body": "x"}')
 OTHER_TYPES = ("text/plain", "text/plain; charset=utf-8", "application/xml", "application/octet-stream", FORM, "x")
 JSON_TYPES = (JSON, "application/problem+json", "APPLICATION/JSON; charset=utf-8")
-TEXT_ADAPTERS: list[Callable[..., Any]] = [text, maybe_text, raw]
+TEXT_ADAPTERS: list[Callable[..., Any]] = [text, maybe_text, json_in_text, list_in_text, raw]
 TEXT_SENT: list[tuple[Callable[..., Any], list[Sent_]]] = [
     *((given, [one for kind in OTHER_TYPES for one in bodies(*TEXTS, kind=kind)]) for given in TEXT_ADAPTERS),
     *((given, [("", body, dict[str, str]()) for body in TEXTS]) for given in TEXT_ADAPTERS),

@@ -126,6 +126,14 @@ def test_a_request_whose_body_is_still_on_its_way_is_refused_with_a_hint() -> No
 
 
 @pytest.mark.usefixtures("no_collector")
+@pytest.mark.parametrize(
+    ("body", "said"), [(b" \n", "it is empty"), (b"\xff\xfe", "Expecting"), (b"\xc2\xa0", "Expecting")]
+)
+def test_a_body_is_called_empty_only_if_it_is(body: bytes, said: str) -> None:
+    with pytest.raises(InvalidJSON, match=said):
+        asyncio.run(arrived(a_message(body=body)).json())
+
+
 @pytest.mark.parametrize("body", [b"[1]", b"[1", b"\xff"])
 def test_a_request_is_freed_with_its_last_reference_whatever_was_read_of_it(body: bytes) -> None:
     async def read() -> weakref.ref[Request]:
