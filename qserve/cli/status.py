@@ -15,8 +15,8 @@ from qserve.base.settings import Settings
 from qserve.broker.load import BrokerStatus
 from qserve.cli.options import broker_option, json_option
 from qserve.deploy.installation import Installation
+from qserve.deploy.named import versions_named
 from qserve.deploy.status import ApplicationStatusOverview, DeploymentStatusOverview, ServeStatus, status_of
-from qserve.exceptions import UsageProblem
 
 
 @click.command()
@@ -32,10 +32,10 @@ def status(settings: Settings, name: str | None, as_json: bool, as_yaml: bool) -
     """
     if as_json and as_yaml:
         raise click.UsageError("pass --json or --yaml, and not both")
-    found = status_of(Installation(settings))
-    if name is not None and name not in found.applications:
-        known = ", ".join(found.applications) or "none"
-        raise UsageProblem(f"application {name!r} is not deployed; deployed are: {known}")
+    installation = Installation(settings)
+    if name is not None:
+        versions_named(installation, name)  # or refuse
+    found = status_of(installation)
     if as_json or as_yaml:
         shown = asdict(found if name is None else found.applications[name])
         click.echo(json.dumps(shown, indent=2) if as_json else yaml_of(shown), nl=as_json)

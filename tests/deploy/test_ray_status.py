@@ -225,5 +225,5 @@ def test_an_application_that_is_not_there_is_refused_with_those_that_are(deploye
         result = command(*options)
 
         assert (result.exit_code, result.stdout) == (2, "")
-        assert result.stderr == "Error: application 'shp' is not deployed; deployed are: shop\n"
+        assert result.stderr == "Error: application 'shp' is not deployed; deployed are: shop. Did you mean 'shop'?\n"
     assert command("--json", "--yaml").exit_code == 2

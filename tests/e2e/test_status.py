@@ -5,17 +5,20 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import tempfile
 import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 from http_client import Client
-from processes import wait_until
+from processes import Started, wait_until
 from serving import ask
 
 import qserve
 from qserve import api
+from qserve.__main__ import main
 from qserve.deploy.status import DeploymentStatusOverview
 from qserve.deploy.wishes import pause
 from qserve.exceptions import DeploymentUnavailableError
@@ -156,6 +159,18 @@ def test_the_state_of_the_broker_is_told() -> None:
     assert found.limit_bytes > found.used_bytes
     assert found.clients > 0
     assert not found.is_full
+
+
+def test_commands_find_what_this_program_runs(
+    started: Started, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    qserve.run(Fragile.bind(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", str(started.site.folder))
+
+    result = CliRunner().invoke(main, ["status"])
+
+    assert "default  RUNNING  /" in result.stdout, result.output
+    assert result.stderr.endswith(f" (pid {os.getpid()}, {started.url})\n")
 
 
 def test_a_paused_deployment_keeps_its_replica_and_its_calls_wait_until_it_goes_on(tmp_path: Path) -> None:
