@@ -3,6 +3,7 @@
 
     python benchmarks/kills.py                                   # everything; three quarters of an hour
     python benchmarks/kills.py --only qserve --faults replica    # half a minute
+    python benchmarks/kills.py --only qserve-hosts --faults worker --rounds 10
     python benchmarks/kills.py --json kills.json                 # the figures as data as well
 
 Each contender serves the same chain of three steps over HTTP (5 + 2 - 1 + 3 = 9) with two replicas a step; each step
@@ -13,7 +14,8 @@ last. Processes that end and have no supervisor are restarted after 1 s, as a se
 Contenders, with their default settings:
 
 - qserve: ``qserve run`` on its embedded broker, from this environment; ``qserve-roles`` has a broker, a worker for each
-  step and a gateway that are started separately, so that a whole worker can be killed; ``qserve-retry`` has clients
+  step and a gateway that are started separately, so that a whole worker can be killed; ``qserve-hosts`` has a second
+  worker for the step whose worker is killed; ``qserve-retry`` has clients
   that resend a failed request until their time is over, with one ``Idempotency-Key``.
 - ray: Ray Serve; ``ray-retry`` with such clients. On one host it has no broker, and no worker that can be killed alone.
 - celery: Flask, gunicorn and a Celery chain on Redis; ``celery-late`` with late acknowledgement, rejection of the calls

@@ -76,6 +76,10 @@ class Contender:
         """Kill the processes of the middle step, and their supervisor."""
         raise NotImplementedError
 
+    def is_of_worker(self, pid: int) -> bool:
+        """Return whether ``kill_worker`` kills that process of the middle step."""
+        return True
+
     def restart_broker(self) -> None:
         """Kill the broker, and restart it on its data after ``DOWN_S``."""
         raise NotImplementedError
@@ -156,6 +160,23 @@ class QserveRoles(Qserve):
     def restart_broker(self) -> None:
         """See ``Contender``."""
         self._broker.kill()
+
+
+class QserveHosts(QserveRoles):
+    """The same with a second worker for the middle step, as on another host, where the calls of the first go on."""
+
+    label = "qserve, two workers a step"
+    lacks = frozenset({"replica", "http", "broker", "update", "blocked"})
+
+    def start(self) -> None:
+        """See ``Contender``."""
+        super().start()
+        command = [*_QSERVE, "worker", "--broker", self._url, "--deployment", "middle"]
+        self.place.start(command, **self._secret)
+
+    def is_of_worker(self, pid: int) -> bool:
+        """See ``Contender``."""
+        return self._workers["middle"].has(pid)
 
 
 class QserveRetried(Qserve):
@@ -280,6 +301,7 @@ class CeleryRetried(CeleryAcksLate):
 CONTENDERS: dict[str, type[Contender]] = {
     "qserve": Qserve,
     "qserve-roles": QserveRoles,
+    "qserve-hosts": QserveHosts,
     "qserve-retry": QserveRetried,
     "ray": Ray,
     "ray-retry": RayRetried,

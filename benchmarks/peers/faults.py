@@ -50,8 +50,9 @@ def kill_replica(contender: Contender, ledger: Ledger) -> Fault:
 
 def kill_worker(contender: Contender, ledger: Ledger) -> Fault:
     """Kill all processes of the middle step and their supervisor while they run calls."""
-    pids = {line.pid for line in ledger.middle()}
-    _process_in_mid_call(ledger)
+    while not contender.is_of_worker(_process_in_mid_call(ledger)):
+        pass
+    pids = {line.pid for line in ledger.middle() if contender.is_of_worker(line.pid)}
     contender.kill_worker()
     return Fault(time.monotonic(), killed=pids, gone=pids)
 

@@ -114,7 +114,8 @@ def _cells(row: Figures) -> list[str]:
         normal += f"; not in {len(row.normal_s) - len(known)} of {len(row.normal_s)} rounds"
     if row.caught:
         killed = f"{len(row.answered_s)} of {row.caught} answered"
-        killed += f", after {max(row.answered_s):.2f} s at most" if row.answered_s else ""
+        if row.answered_s:
+            killed += f", after {median(row.answered_s):.2f} s, {max(row.answered_s):.2f} s at most"
     else:
         killed = ""
     failed = sum(row.failed.values())

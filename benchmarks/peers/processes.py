@@ -93,6 +93,12 @@ class Service:
                 self.restarts += 1
                 self._process = self._start()
 
+    def has(self, pid: int) -> bool:
+        """Return whether it has forked that process, and both run."""
+        with contextlib.suppress(ProcessLookupError):
+            return os.getpgid(pid) == self._process.pid
+        return False
+
     def kill(self) -> None:
         """Kill it and everything that it has forked; the service manager restarts it."""
         os.killpg(self._process.pid, signal.SIGKILL)

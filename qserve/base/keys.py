@@ -22,6 +22,7 @@
     p:<app>                         hash    replica to its state, as sealed JSON            POOL_TTL_MS
     p:                              hash    application to its deployment that cannot start POOL_TTL_MS from the last
     b:<replica>                     string  a replica's heartbeat counter, sealed           4 leases and BEAT_TTL_MS
+    b:<replica>:open                string  its connections to this run of the broker       the same
     g:<gateway process>             string  the version of apps that it serves              BEAT_TTL_MS
     lead                            string  which worker decides what runs where            BEAT_TTL_MS
     hosts                           hash    what each worker offers: places, devices, code  a minute after it is gone
@@ -136,6 +137,9 @@ class Keys:
 
     def beat(self, replica: str) -> str:
         return self._name("b", replica)
+
+    def connections(self, replica: str) -> str:
+        return self._name("b", replica, "open")
 
     def gateway(self, process: str) -> str:
         return self._name("g", process)

@@ -91,7 +91,7 @@ class Settings:
     @property
     def sweep_s(self) -> float:
         """The seconds from one check of all heartbeats to the next."""
-        return self.lease_s / 8
+        return min(self.lease_s / 8, 2.0)
 
     @property
     def keyring(self) -> Keyring:

@@ -151,6 +151,18 @@ def measure_clock(client: redis.Redis, *, at_once: bool = False) -> None:
             clock.observe(time_s(client.execute_command("TIME")), asked_at)
 
 
+def wait_for_loss(client: redis.Redis, connection_id: int, seconds: float) -> None:
+    """Wait for so long, or only until a client of one thread has lost its connection with this id."""
+    with suppress(*CLIENT_ERRORS):  # the next command tells of them
+        connection = client.connection_pool.get_connection()
+        try:
+            connection.send_command("CLIENT", "ID")  # it may have been lost, and opened again, just now
+            if connection.read_response() == connection_id:
+                connection.can_read(seconds)
+        finally:
+            client.connection_pool.release(connection)
+
+
 @contextmanager
 def broker_errors() -> Iterator[None]:
     """Turn redis-py's errors into BrokerUnavailable (try again later) or BrokerError."""

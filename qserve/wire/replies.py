@@ -26,6 +26,9 @@ NAME_LIMIT = 1024
 _SHOWN = 80
 _NAMED = 1000
 _NUMBER = re.compile(rb"-?[0-9]{1,19}").fullmatch
+_RUN_ID = re.compile("[0-9a-zA-Z]{1,64}").fullmatch
+_CONNECTION_ID = re.compile(rb"^id=([0-9]{1,19}) ", re.MULTILINE).findall
+_CONNECTIONS_LIMIT = 8
 _POSITION = re.compile(rb"[0-9]{1,20}-[0-9]{1,20}").fullmatch
 _REQUEST_ID = re.compile(rb"[0-9a-f]{%d}" % REQUEST_ID_CHARS).fullmatch
 _STATES = frozenset(state.encode() for state in State if state is not State.OPEN) | {ITEM.encode(), ANNOUNCED.encode()}
@@ -230,6 +233,28 @@ def count_of(found: Mapping[str, Any], name: str) -> int:
 def version(value: Any) -> tuple[int, ...]:
     """Return the numbers of a server's version."""
     return tuple(int(part) for part in str(value).split(".") if part.isascii() and part.isdigit() and len(part) < 10)
+
+
+def run_id(found: Any) -> str:
+    """Return the id of the broker's run from the reply to INFO, which redis-py has read; "" when it has none."""
+    value = found.get("run_id") if type(found) is dict else None
+    return value if type(value) is str and _RUN_ID(value) else ""
+
+
+def connection_ids(reply: Any) -> set[int]:
+    """Return the ids in the reply to CLIENT LIST."""
+    if type(reply) is not bytes:
+        raise _unreadable(reply, "a list of connections")
+    return {int(found) for found in _CONNECTION_ID(reply)}
+
+
+def connections(data: bytes) -> tuple[int, str, frozenset[int]]:
+    """Return what a replica says of its connections: its heartbeat's count, the broker's run, and their ids."""
+    count, run, *ids = data.split(b" ") if data.count(b" ") in range(1, _CONNECTIONS_LIMIT) else (b"", b"")
+    found = frozenset(number(one, "the id of a connection") for one in ids)
+    if any(one <= 0 for one in found):
+        raise _unreadable(data, "a list of connections")
+    return number(count, "a heartbeat"), text(run, "the id of a run"), found
 
 
 def last_position(reply: Any) -> str | None:

@@ -304,6 +304,7 @@ def _read_name(data: bytes) -> object:
         lambda raw: replies.consumer_names([{"name": raw}, {}, raw]),
         lambda raw: replies.step_number(raw.decode("latin-1")),
         lambda raw: replies.version(raw),
+        lambda raw: (replies.run_id({"run_id": raw}), replies.connections(raw), replies.connection_ids(raw)),
     ]
     calls = [partial(read, reply) for read in read_any for reply in (data, [data], [data, data], [data] * 3, None)]
     for call in [*calls, *(partial(read, data) for read in read_bytes)]:

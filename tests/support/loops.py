@@ -24,6 +24,7 @@ SUPERVISOR = tuple(
         "supervisor:Supervisor._is_retired",
         "takeover:Takeover._add_consumers",
         "takeover:Takeover._hand_over_all",
+        "takeover:Takeover.look",
     )
 )
 HEARTBEAT = (f"{_W}.process.heartbeat:Heartbeat.beat",)

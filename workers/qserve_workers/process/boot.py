@@ -110,7 +110,8 @@ def run_replica(spec: ReplicaSpec) -> int:
     watchdog = Watchdog(replica, connect(url))
     lifecycle = Lifecycle(spec, servable, installation, stop=replica.stop, pause=replica.pause)
     Heartbeat(
-        connect(url), spec.settings, spec.name, may_beat=watchdog.is_loop_alive, report=lifecycle.report_running
+        connect(url), spec.settings, spec.name, may_beat=watchdog.is_loop_alive, report=lifecycle.report_running,
+        others=lambda: [replica.reader.connection_id],
     ).start()  # fmt: skip
     worker = ReplicaWorker(make_celery(spec.settings), replica, spec.record.name)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,10 +19,19 @@ from qserve.base.keys import BEAT_TTL_MS, Keys
 from qserve.base.log import get_logger
 from qserve.base.settings import Settings
 from qserve.base.turns import Turns
-from qserve.broker.connection import Client, broker_errors, measure_clock, without_strangers
+from qserve.broker.connection import (
+    LONGEST_PAUSE_S,
+    Client,
+    broker_errors,
+    measure_clock,
+    wait_for_loss,
+    without_strangers,
+)
 from qserve.exceptions import PayloadError
-from qserve.wire.replies import number, warn_once
+from qserve.wire.replies import number, run_id, warn_once
 from qserve.wire.sealing import Seal
+from qserve_workers.process.connections import Connections
+from qserve_workers.replica.lasting_link import SHORTEST_PAUSE_S
 
 log = get_logger(__name__)
 _REMEMBERED = 1000
@@ -38,6 +47,7 @@ class Heartbeat:
       replica: The consumer's name.
       may_beat: Returns False while the replica is stalled: code that blocks the loop must not keep its calls.
       report: Called with each beat: reports the replica again.
+      others: Returns the broker's ids of this replica's other connections; 0 for one that was not opened yet.
     """
 
     client: Client
@@ -45,25 +55,32 @@ class Heartbeat:
     replica: str
     may_beat: Callable[[], bool]
     report: Callable[[], None]
+    others: Callable[[], Sequence[int]] = tuple
 
     def __post_init__(self) -> None:
         self._seal = Seal(self.settings.keyring)
         self._key = Keys(self.settings.namespace).beat(self.replica)
-        self._count = 0
+        self._count = self._connection_id = 0
         self._sent: set[bytes | None] = {None}
 
     def start(self) -> None:
         threading.Thread(target=self._run, name="heartbeat", daemon=True).start()
 
     def _run(self) -> None:
-        turns = Turns("sending heartbeats", log, is_quiet=True)
+        turns = Turns("sending heartbeats", log, longest_s=min(self.settings.beat_s, LONGEST_PAUSE_S), is_quiet=True)
         while True:
             with turns:
                 if failpoints.ARMED:
                     failpoints.hit("beat.before")
                 if self.may_beat():
                     self.beat()
-            time.sleep(self.settings.beat_s)
+            time.sleep(turns.pause_s or SHORTEST_PAUSE_S)
+            if turns.failures:
+                continue
+            if self._connection_id:  # when it is lost the next beat comes at once, see `Absences`
+                wait_for_loss(self.client, self._connection_id, self.settings.beat_s)
+            else:
+                time.sleep(self.settings.beat_s)
 
     def beat(self) -> None:
         """Beat once; raises BrokerError. One that was changed in the broker since is named once in the log."""
@@ -76,11 +93,26 @@ class Heartbeat:
             before: Any = without_strangers(
                 self.client, lambda: self.client.set(self._key, data, px=life_ms, get=True), self._key
             )
+            self._name_connections(life_ms)
             measure_clock(self.client)
         if before is not None and before not in self._sent:  # one that is gone went with the report, which says so
             warn_once(f"the heartbeat of replica {self.replica} was changed in the broker, and is sent again")
         self._sent = {data}
         self.report()
+
+    def _name_connections(self, life_ms: int) -> None:
+        """Say which connections this replica has, for those who ask the broker whether they are open.
+
+        Crash before the command: the former ones are named, and they are closed as well.
+        """
+        with self.client.pipeline(transaction=False) as pipe:
+            own, info = pipe.client_id().info("server").execute(raise_on_error=False)
+        said, self._connection_id = Connections(self._count), 0
+        if type(own) is int and run_id(info):  # otherwise the broker does not tell: the lease decides alone
+            self._connection_id = own
+            said = Connections(self._count, run_id(info), frozenset((own, *filter(None, self.others()))))
+        key, data = Keys(self.settings.namespace).connections(self.replica), said.sealed(self._seal, self.replica)
+        without_strangers(self.client, lambda: self.client.set(key, data, px=life_ms), key)
 
 
 def read_beat(seal: Seal, replica: str, data: bytes | None) -> int | None:
@@ -114,6 +146,10 @@ class Observer:
         self._seen: dict[str, tuple[int, float]] = {}
         self._updated_at: float | None = None
         self._lost: OrderedDict[str, int] = OrderedDict()
+
+    def note_loss(self, name: str, counter: int) -> None:
+        """Count a replica as lost until its counter is higher than this."""
+        self._remember(name, counter)
 
     def note_death(self, name: str) -> None:
         """Count a replica as lost whenever it appears again: its process is known to be dead."""

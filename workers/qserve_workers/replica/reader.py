@@ -216,6 +216,9 @@ class StreamReader:
       room: Returns how many calls may be read now.
       accept: Takes a delivery.
       on_out_of_files: Called when this process may open no more connections.
+
+    Attributes:
+      connection_id: The broker's id of its connection, or of the last one.
     """
 
     def __init__(
@@ -248,7 +251,7 @@ class StreamReader:
         )
         self._requests = plane.keys.request("")
         self._last_read: dict[str, bytes] = {}
-        self._connection_id = 0
+        self.connection_id = 0
         self._timer: asyncio.TimerHandle | None = None
         self._has_group = self._is_reading = self._is_closed = self._is_held = False
 
@@ -264,7 +267,7 @@ class StreamReader:
                 if not group_exists(error):
                     raise
             self._has_group = True
-        self._connection_id = await link.call(("CLIENT", "ID"))
+        self.connection_id = await link.call(("CLIENT", "ID"))
         self._last_read.clear()
         for stream in list(self.streams):
             await self._read_history(link, stream)
@@ -313,7 +316,7 @@ class StreamReader:
                 self._end_blocking_read()
 
     def _end_blocking_read(self) -> None:
-        self._plane.post(("CLIENT", "UNBLOCK", self._connection_id), ignore)
+        self._plane.post(("CLIENT", "UNBLOCK", self.connection_id), ignore)
 
     # -- what was delivered before -----------------------------------------------------------------
 

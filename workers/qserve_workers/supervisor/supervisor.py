@@ -119,6 +119,8 @@ class Supervisor:
             attempt(f"what is left of version {record.version}", self._finish_old, record)
         self._kill_overdue()
         attempt("looking for lost replicas", self._sweep, targets)
+        own = [process.spec.name for process in self.processes.values()]
+        attempt("looking for lost connections", self._takeover.look, own, attempt)
 
     def _read_applications(self) -> None:
         """Read what is deployed, and have replicas read what has changed for them: user_config, and whether to pause.

@@ -2,33 +2,39 @@
 
 from __future__ import annotations
 
+import random
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable, Set
 from functools import partial
 
 from qserve.base import failpoints
 from qserve.base.keys import GROUP, deployment_in
 from qserve.base.log import get_logger
 from qserve.broker import functions
-from qserve.broker.connection import broker_errors, create_group, if_there, without_strangers
+from qserve.broker.connection import broker_errors, create_group, if_there, refusal, without_strangers
 from qserve.broker.library import Command
 from qserve.deploy.installation import Installation
 from qserve.deploy.removal import queues_of
-from qserve.exceptions import PayloadError
+from qserve.exceptions import BrokerUnavailable, PayloadError
 from qserve.wire import replies
 from qserve.wire.application import ApplicationRecord
 from qserve.wire.sealing import DEATH_LIMIT, lost
+from qserve_workers.process.connections import LOOK_S, Absences, Connections
 from qserve_workers.process.heartbeat import Observer, read_beat
 
 log = get_logger(__name__)
 _CLOSED_AFTER_S = 0.3
 """By when a broker has closed the connections of a dead process."""
+_LOOKED_AT = 250
+"""So many replicas one look is about, chosen by chance where there are more: other supervisors look as well."""
 
 
 class Takeover:
     """Hands calls over to the replicas that are left.
 
-    From time to time it compares all heartbeats, and so finds replicas that are frozen, and those whose host is gone.
+    From time to time it compares all heartbeats, and so finds replicas that are frozen, and those whose host is cut
+    off. More often it asks the broker for the connections of replicas that other supervisors have started, and so finds
+    those that were killed together with their supervisor.
     """
 
     def __init__(self, installation: Installation) -> None:
@@ -39,7 +45,10 @@ class Takeover:
         self._seal = installation.seal
         self._settings = installation.settings
         self._observer = Observer(installation.settings.lease_s)
-        self._swept_at = time.monotonic()
+        self._swept_at = self._looked_at = time.monotonic()
+        self._absences = Absences()
+        self._consumers: dict[str, list[str]] = {}
+        self._may_look = True
 
     @broker_errors()
     def _count(self, command: Command, *keys: str) -> int:
@@ -85,6 +94,7 @@ class Takeover:
     def note_death(self, name: str) -> None:
         """Note that a replica is dead: until the broker notices, it may still deliver to its connection."""
         self._observer.note_death(name)
+        self._consumers.pop(name, None)
         self._swept_at = min(self._swept_at, time.monotonic() + _CLOSED_AFTER_S - self._settings.sweep_s)
 
     def sweep(
@@ -110,6 +120,8 @@ class Takeover:
             attempt(f"the replicas of {stream}", self._add_consumers, stream, consumers)
         for stream in {*old} - {*streams}:
             attempt(f"the replicas of {stream}", self._add_old_consumers, stream, consumers)
+        self._consumers = consumers
+        self._absences.keep(consumers.keys())
         if failpoints.ARMED:
             failpoints.hit("sweep.mid")
         # our own even when another supervisor has handed their calls over before
@@ -121,9 +133,61 @@ class Takeover:
             else:
                 attempt(f"the loss of {name}", self._hand_over_all, name, consumers[name])
 
-    def _hand_over_all(self, name: str, streams: list[str]) -> None:
+    def look(self, own: Collection[str], attempt: Callable[..., bool]) -> None:
+        """Hand over the calls of replicas of others whose connections the broker has lost, when it is time to look.
+
+        Crash at any line: nothing but the calls' hand-over is written, and the next look begins anew.
+        """
+        others, now = self._consumers.keys() - set(own), time.monotonic()
+        if not others or not self._may_look or now - self._looked_at < LOOK_S:
+            return
+        self._looked_at = now
+        gone = self._without_connection(others)
+        if not gone:
+            return
+        # meanwhile they may have ended as they should, or have said something else
+        consumers: dict[str, list[str]] = {}
+        for stream in {stream for name in gone for stream in self._consumers[name]}:
+            attempt(f"the replicas of {stream}", self._add_old_consumers, stream, consumers)
+        for name, words in self._said(gone).items():
+            del self._consumers[name]  # until the next sweep
+            if name in consumers and words == gone[name]:
+                self._observer.note_loss(name, gone[name].count)
+                attempt(f"the loss of {name}", self._hand_over_all, name, consumers[name], "has no connections")
+
+    @broker_errors()
+    def _without_connection(self, others: Set[str]) -> dict[str, Connections]:
+        """Return whose connections are gone, with their last words."""
+        suspects = others & self._absences.suspects
+        rest = sorted(others - suspects)
+        names = [*suspects, *random.sample(rest, min(len(rest), _LOOKED_AT))]
+        said = self._said(names)
+        own = replies.number(self._client.execute_command("CLIENT", "ID"))
+        ids = {own, *(one for words in said.values() if words is not None for one in words.ids)}
+        with self._client.pipeline(transaction=False) as pipe:
+            pipe.execute_command("CLIENT", "LIST", "ID", *ids)
+            listed, info = pipe.info("server").execute(raise_on_error=False)
+        if isinstance(listed, Exception):
+            error = refusal(listed)
+            if isinstance(error, BrokerUnavailable):
+                raise error
+            self._may_look = False
+            log.warning("killed workers are noticed by their lease of %g s only: %s", self._settings.lease_s, error)
+            return {}
+        is_open = replies.connection_ids(listed)
+        if own not in is_open:  # another connection has asked, or this broker does not list all of them
+            return {}
+        return self._absences.update(said, replies.run_id(info), is_open)
+
+    @broker_errors()
+    def _said(self, names: Iterable[str]) -> dict[str, Connections | None]:
+        names = [*names]
+        found: list[bytes | None] = self._client.mget([self._keys.connections(name) for name in names])
+        return {name: Connections.read(self._seal, name, data) for name, data in zip(names, found, strict=True)}
+
+    def _hand_over_all(self, name: str, streams: list[str], why: str = "sends no heartbeats") -> None:
         moved = sum(self.hand_over(stream, name) for stream in streams)
-        log.warning("replica %s sends no heartbeats any more; its %d calls are handed over", name, moved)
+        log.warning("replica %s %s any more; its %d calls are handed over", name, why, moved)
 
     @broker_errors()
     def _counters(self, names: list[str]) -> dict[str, int | None]:
