@@ -4,33 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, is_dataclass
+from dataclasses import dataclass
 from typing import Any
 
-from qserve.wire.application import ApplicationRecord, DeploymentRecord
+from qserve.appfile.options import options_of
+from qserve.wire.application import ApplicationRecord
 
 START, REPLACE, DELETE = "starts", "all its replicas are replaced", "is deleted"
 """What a change does to an application."""
-_OPTIONS = {
-    "max_ongoing": "max_ongoing_requests",
-    "max_queued": "max_queued_requests",
-    "full_status": "backpressure_config.status_code",
-    "full_retry_after_s": "backpressure_config.retry_after_s",
-    "grace_s": "graceful_shutdown_timeout_s",
-    "health_period_s": "health_check_period_s",
-    "health_timeout_s": "health_check_timeout_s",
-    "scaling": "autoscaling_config",
-    "resources.cpus": "num_cpus",
-    "resources.gpus": "num_gpus",
-    "resources.memory": "memory",
-    "resources.other": "resources",
-    "resources.labels": "label_selector",
-    "resources.per_host": "max_replicas_per_node",
-    "env": "runtime_env.env_vars",
-    "logging": "logging_config",
-}
-"""Fields of a record that are named in another way than their options."""
-_NOT_SHOWN = {"name", "replicated"}
 
 
 @dataclass(frozen=True)
@@ -92,30 +73,16 @@ def _changes(active: ApplicationRecord, record: ApplicationRecord) -> Iterator[C
         if old is None or new is None:
             yield change(name, "is new" if old is None else "is removed")
         else:
-            for field, before, after in _options(old, new):
-                yield change(name, field, before, after)
+            for option, before, after in _differing(options_of(old), options_of(new)):
+                yield change(name, option, before, after)
     if (active.graphs, active.driver, active.ingress) != (record.graphs, record.driver, record.ingress):
         yield change("", "graph")
 
 
-def _options(old: DeploymentRecord, new: DeploymentRecord) -> Iterator[tuple[str, Any, Any]]:
-    before, after = _plain(old), _plain(new)
-    for name in dict.fromkeys((*before, *after)):
-        if before.get(name) != after.get(name) and name not in _NOT_SHOWN:
-            start, _, rest = name.partition(".")
-            what = _OPTIONS.get(name) or (f"{_OPTIONS[start]}.{rest}" if rest else name)
-            yield what, before.get(name), after.get(name)
-
-
-def _plain(record: DeploymentRecord) -> dict[str, Any]:
-    """Return the fields of a record by name, and those of its parts by ``part.name``."""
-    found: dict[str, Any] = {}
-    for name, value in vars(record).items():
-        if is_dataclass(value):
-            found |= {f"{name}.{inside}": one for inside, one in vars(value).items()}
-        else:
-            found[name] = value
-    return found
+def _differing(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+    for name in dict.fromkeys((*old, *new)):
+        if old.get(name) != new.get(name):
+            yield name, old.get(name), new.get(name)
 
 
 def _shown(value: Any) -> str:

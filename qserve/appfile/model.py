@@ -86,6 +86,10 @@ class ServeFile(Part):
         node, found = self._root.at(path)
         return place(self._name, node, found)
 
+    def place(self, *path: str | int) -> str:
+        """Return the file and the line of a value."""
+        return f"{self._name}:{self._root.at(path)[0].line}"
+
     @property
     def variables(self) -> dict[str, str]:
         """The environment variables that say what the file says of the gateway and the logs of `qserve run`."""

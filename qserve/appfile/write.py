@@ -9,8 +9,10 @@ from typing import Any
 import yaml
 from pydantic import BaseModel
 
+from qserve.appfile.options import options_to_write
 from qserve.define.compile import CompiledApplication
 from qserve.define.deployments import Deployment
+from qserve.wire.application import ApplicationRecord
 
 _ONLY_IN_CODE = {"name", "init_args", "init_kwargs", "route_prefix", "use_new_handle_api", "version"}
 
@@ -35,6 +37,21 @@ def part_of(built: CompiledApplication, import_path: str, args: dict[str, Any]) 
     if args:
         part["args"] = args
     part["deployments"] = [{"name": one.name, **_options(one)} for one in built.deployments]
+    return part
+
+
+def part_of_record(record: ApplicationRecord) -> dict[str, Any]:
+    """Return an application that is deployed as a file says it; what a file has brought, as that file did."""
+    if record.config:
+        return record.part
+    part: dict[str, Any] = {"name": record.name, "route_prefix": record.route_prefix}
+    if record.target:
+        part["import_path"] = record.target
+    if record.args:
+        part["args"] = record.arguments
+    part["deployments"] = [
+        {"name": name, **options_to_write(one)} for name, one in record.deployments.items() if one.replicated
+    ]
     return part
 
 

@@ -1,28 +1,154 @@
-"""``qserve config``: print what is deployed, or what a file says, as a file that says what runs."""
+"""``qserve config``: print what is deployed, or what a file says, and where each value comes from."""
 
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any, TypeVar
 
 import click
 
-from qserve.appfile.model import json_schema
+from qserve.appfile.model import ServeFile, json_schema
+from qserve.appfile.options import is_default, options_of, origins
 from qserve.appfile.read import read_file
+from qserve.appfile.write import part_of_record, written
+from qserve.base.import_path import search_for_user_code
+from qserve.base.log import printable
+from qserve.base.settings import DEFAULT_HOST, DEFAULT_PORT, Settings
+from qserve.cli.options import app_dir_option, json_option, named_broker_option
+from qserve.cli.user_code import load_apart
+from qserve.deploy.files import record_of_part
+from qserve.deploy.installation import Installation
+from qserve.deploy.registration import import_application
+from qserve.exceptions import UsageProblem
+from qserve.machine.running import settings_of_run
+from qserve.wire.application import ApplicationRecord
+
+T = TypeVar("T")
+_TOP = (
+    ("http_options.host", "QSERVE_HOST", DEFAULT_HOST),
+    ("http_options.port", "QSERVE_PORT", DEFAULT_PORT),
+    ("http_options.request_timeout_s", "QSERVE_REQUEST_TIMEOUT_S", Settings.request_timeout_s),
+    ("logging_config.log_level", "QSERVE_LOG_LEVEL", Settings.log_level),
+    ("logging_config.encoding", "QSERVE_LOG_FORMAT", Settings.log_format),
+)
+"""What a file says of `qserve run`, with the variable that wins over it, and the default."""
+_FILE = "the file that was deployed"
 
 
 @click.command()
 @click.argument("file", required=False, metavar="[FILE]", type=click.Path(path_type=Path))
+@click.option("-n", "--name", metavar="APP", help="Print only this application.")
+@click.option("--origin", is_flag=True, help="Print each value with the place that it comes from.")
+@json_option
 @click.option("--schema", is_flag=True, help="Print the JSON schema of the file, from which editors complete it.")
 @click.option("--variables", is_flag=True, hidden=True, help="Print what `qserve run FILE` reads from it.")
-def config(file: Path | None, schema: bool, variables: bool) -> None:
-    """Check a FILE that says what runs, or print the schema of such files."""
+@app_dir_option
+@named_broker_option
+def config(
+    file: Path | None,
+    name: str | None,
+    origin: bool,
+    as_json: bool,
+    schema: bool,
+    variables: bool,
+    app_dir: str,
+    settings: Settings,
+) -> None:
+    """Print what is deployed as a file that says what runs; or check FILE, and print what it says."""
     if schema:
         click.echo(json.dumps(json_schema(), indent=2))
-    elif file is None:
-        raise click.UsageError("pass a FILE or --schema")
-    elif variables:
-        for name, value in read_file(file).variables.items():
-            click.echo(f"{name}={value}")
+    elif variables and file is not None:
+        for variable, value in read_file(file).variables.items():
+            click.echo(f"{variable}={value}")
+    elif file is not None and origin:
+        search_for_user_code(app_dir)
+        _print_origins_of_file(read_file(file), name, settings)
+    elif file is not None:
+        said = read_file(file)
+        parts = {app.name: said.part(number) for number, app in enumerate(said.applications)}
+        _print(_chosen(parts, name), as_json)
     else:
-        click.echo(f"{file}: {', '.join(app.name for app in read_file(file).applications) or 'no applications'}")
+        found = settings if settings.broker_url else settings_of_run() or settings
+        deployed = _chosen({record.name: record for record in Installation(found).registry.all()}, name)
+        if origin:
+            for record in deployed:
+                click.echo(_table(record.name, _origins_of_record(record)), nl=False)
+        else:
+            _print([part_of_record(record) for record in deployed], as_json)
+
+
+def _chosen(found: dict[str, T], name: str | None) -> list[T]:
+    if name is None:
+        return list(found.values())
+    if name not in found:
+        raise UsageProblem(f"there is no application {name!r}; there are: {', '.join(sorted(found)) or 'none'}")
+    return [found[name]]
+
+
+def _print(parts: list[dict[str, Any]], as_json: bool) -> None:
+    click.echo(json.dumps({"applications": parts}, indent=2) if as_json else written(parts), nl=as_json)
+
+
+def _table(owner: str, rows: Iterable[tuple[str, Any, str]]) -> bytes:
+    lines = []
+    for name, value, origin in rows:
+        shown = value if value and isinstance(value, str) else json.dumps(value, sort_keys=True)
+        lines.append(printable(f"{' '.join(filter(None, (owner, name))):<56}  {shown:<24}  {origin}\n"))
+    return "".join(lines).encode()
+
+
+def _print_origins_of_file(file: ServeFile, name: str | None, settings: Settings) -> None:
+    names = {app.name: number for number, app in enumerate(file.applications)}
+    chosen = _chosen(names, name)
+    if name is None:
+        click.echo(_table("", _origins_at_the_top(file)), nl=False)
+    for number in chosen:
+
+        def load(number: int = number) -> bytes:
+            return _table(file.applications[number].name, _origins_of_part(file, number, settings))
+
+        click.echo(load_apart(file.applications[number].import_path, settings.start_timeout_s, load), nl=False)
+
+
+def _origins_at_the_top(file: ServeFile) -> Iterator[tuple[str, Any, str]]:
+    for name, variable, default in _TOP:
+        if os.environ.get(variable):
+            yield name, os.environ[variable], variable
+        elif variable in file.variables:
+            yield name, file.variables[variable], file.place(*name.split("."))
+        else:
+            yield name, default, "default"
+
+
+def _origins_of_part(file: ServeFile, number: int, settings: Settings) -> Iterator[tuple[str, Any, str]]:
+    """Yield what one application of a file consists of; user code is imported."""
+    part, path = file.applications[number], ("applications", number)
+    record = record_of_part(file, number, settings.keyring)
+    for name in ("route_prefix", "import_path", "args"):
+        value = record.route_prefix if name == "route_prefix" else getattr(part, name)
+        yield name, value, file.place(*path, name) if name in part.model_fields_set else "code or default"
+    code, _ = import_application(part.import_path, part.name, part.args)
+    in_code = {deployment.name: deployment.config.model_fields_set for deployment in code.deployments}
+    given = {one.name: (index, one.options) for index, one in enumerate(part.deployments)}
+    for name, deployment in record.deployments.items():
+        index, options = given.get(name, (0, {}))
+        where = {option: file.place(*path, "deployments", index, option) for option in options}
+        for option, value, origin in origins(deployment, options, in_code[name], where):
+            yield f"{name}.{option}", value, origin
+
+
+def _origins_of_record(record: ApplicationRecord) -> Iterator[tuple[str, Any, str]]:
+    """Yield what an application consists of that is deployed; its code is not here."""
+    part = record.part
+    for name, value in (("route_prefix", record.route_prefix), ("import_path", record.target)):
+        yield name, value, _FILE if name in part else "code"
+    given = {one["name"]: one for one in part.get("deployments", ())}
+    for name, deployment in record.deployments.items():
+        options = given.get(name, {})
+        changed = [option for option, value in options_of(deployment).items() if not is_default(option, value)]
+        in_code = {option.partition(".")[0] for option in changed}
+        for option, value, origin in origins(deployment, options, in_code, dict.fromkeys(options, _FILE)):
+            yield f"{name}.{option}", value, origin

@@ -39,6 +39,11 @@ class Scaling:
     policy: str = ""
     policy_kwargs: str = "{}"
 
+    @property
+    def policy_arguments(self) -> dict[str, Any]:
+        """The ``policy_kwargs`` as they were given."""
+        return json.loads(self.policy_kwargs)  # type: ignore[no-any-return]
+
 
 @dataclass(frozen=True)
 class Resources:
@@ -206,6 +211,11 @@ class ApplicationRecord:
     def arguments(self) -> dict[str, Any]:
         """The arguments of its builder."""
         return json.loads(self.args) if self.args else {}
+
+    @property
+    def part(self) -> dict[str, Any]:
+        """What a file says of the application; empty if no file has brought it."""
+        return json.loads(self.config) if self.config else {}
 
     @property
     def code(self) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -156,7 +158,6 @@ def test_a_bad_file_is_told_on_one_line_with_exit_code_2_and_nothing_is_changed(
         (("deploy", "shopcli:builder", "size"), "'size' is not an argument of a builder. Write key=value"),
         (("deploy", "nowhere:app"), "module 'nowhere' was not found"),
         (("config", "nothing.yaml"), "nothing.yaml cannot be read: No such file or directory"),
-        (("config",), "pass a FILE or --schema"),
         (("run", "app.yaml", "--route-prefix", "/x"), "a FILE says all of this itself"),
         (("run", "app.yaml", "size=3"), "a FILE says all of this itself"),
         (("build", "size=3", "-o", "-"), "name one MODULE:NODE"),
@@ -201,11 +202,66 @@ def test_an_error_of_user_code_is_told_with_its_traceback_and_the_place_in_the_f
     assert registry.names() == []
 
 
+# -- config ----------------------------------------------------------------------------------------
+
+
+def test_config_prints_what_is_deployed_as_a_file_that_deploys_the_same(
+    qserve: Qserve, installation: Installation
+) -> None:
+    record = serve(installation.registry, "shop")
+    file = {"name": "office", "import_path": "shopcli:other", "route_prefix": "/office"}
+    serve(installation.registry, "office", config=json.dumps(file))
+
+    Path("app.yaml").write_text(qserve("config").output)
+
+    office, shop = sorted(read_file(Path("app.yaml")).applications, key=lambda app: app.name)
+    assert office.model_dump(exclude_unset=True) == file
+    assert (shop.import_path, shop.deployments[0].options) == (
+        "shopcli:app",
+        {"num_replicas": 1, "graceful_shutdown_timeout_s": 0.0},
+    )
+    assert json.loads(qserve("config", "-n", "office", "--json").output) == {"applications": [file]}
+    assert "there is no application 'x'; there are: office, shop" in qserve("config", "-n", "x").output
+    assert "shop Model.num_replicas" in qserve("config", "--origin", "-n", record.name).output
+
+
+def test_config_of_a_file_tells_where_each_value_comes_from(qserve: Qserve, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("app.yaml").write_text(
+        f"http_options: {{port: 8100, host: 0.0.0.0}}\n{APP}    deployments:\n"
+        "      - name: Model\n        max_concurrent_queries: 7\n"
+        "      - name: Front\n        autoscaling_config: {max_replicas: 9}\n"
+    )
+    monkeypatch.setenv("QSERVE_HOST", "::1")
+    monkeypatch.delenv("QSERVE_REQUEST_TIMEOUT_S")
+
+    rows = {}
+    for line in qserve("config", "app.yaml", "--origin").output.splitlines():
+        name, value, origin = re.split(r" {2,}", line)
+        rows[name] = value, origin
+
+    assert rows["http_options.host"] == ("::1", "QSERVE_HOST")
+    assert rows["http_options.port"] == ("8100", "app.yaml:1")
+    assert rows["http_options.request_timeout_s"][1] == "default"
+    assert rows["shop import_path"][1] == "app.yaml:4"
+    assert rows["shop Model.num_replicas"][1] == "code"
+    assert rows["shop Model.max_ongoing_requests"][1] == "app.yaml:7"
+    assert rows["shop Model.max_retries"][1] == "default"
+    assert rows["shop Front.autoscaling_config.max_replicas"][1] == "app.yaml:9"
+    assert rows["shop Front.autoscaling_config.min_replicas"][1] == "default"
+
+
+def test_config_of_a_file_prints_what_it_says(qserve: Qserve) -> None:
+    Path("app.yaml").write_text(APP)
+
+    assert qserve("config", "app.yaml").output == APP
+
+
 # -- delete and shutdown ---------------------------------------------------------------------------
 
 
-def serve(registry: Registry, name: str, grace_s: float = 0.0) -> ApplicationRecord:
-    record = ApplicationRecord(name, "v1", "Model", deployments={"Model": DeploymentRecord("Model", grace_s=grace_s)})
+def serve(registry: Registry, name: str, config: str = "") -> ApplicationRecord:
+    model = DeploymentRecord("Model", grace_s=0.0)
+    record = ApplicationRecord(name, "v1", "Model", target="shopcli:app", config=config, deployments={"Model": model})
     registry.stage(record)
     registry.promote(replace(record, route_prefix=None))
     return record

@@ -288,8 +288,8 @@ def test_the_difference_is_told_in_the_words_of_the_file(
         "shop/Model num_replicas 2 -> 4 (all its replicas are replaced)",
         "shop/Model max_ongoing_requests 100 -> 5 (all its replicas are replaced)",
         'shop/Model user_config none -> {"a": 1} (all its replicas are replaced)',
-        "shop/Model num_cpus none -> 2.0 (all its replicas are replaced)",
-        'shop/Model runtime_env.env_vars {} -> {"A": "b"} (all its replicas are replaced)',
+        "shop/Model ray_actor_options.num_cpus none -> 2.0 (all its replicas are replaced)",
+        'shop/Model ray_actor_options.runtime_env.env_vars {} -> {"A": "b"} (all its replicas are replaced)',
         "new none -> 3 replicas at /new (starts)",
         "old (is deleted)",
     ]
