@@ -393,9 +393,9 @@ class StreamReader:
             if isinstance(reply, Exception):
                 raise reply if isinstance(reply, BrokerError) else refusal(reply)
             if reply:
-                if failpoints.ARMED:
-                    failpoints.hit("fetch.after_read")
                 try:
+                    if failpoints.ARMED:
+                        failpoints.hit("fetch.after_read")
                     for stream, entries in deliveries(reply):
                         self._last_read[stream] = entries[-1][0]
                         self._accept_each(
