@@ -112,12 +112,12 @@ def test_a_supervisor_that_may_start_no_process_says_so_and_goes_on_when_it_may(
         calls = load.stop()
 
         assert is_alive(stack.supervisor.pid)
-        assert "cannot_start" not in status_of(stack)
+        wait_until(lambda: "cannot_start" not in status_of(stack), description="the status shows no failure any more")
         check(stack, calls, load=load, reruns=100, may_log=["cannot_start", "died"])
 
 
 def status_of(stack: Stack) -> str:
     """What ``qserve status`` shows."""
     status = stack.command("status")
-    assert status.wait() == 0
+    assert status.wait() == 0, status.output
     return status.stdout
