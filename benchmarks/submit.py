@@ -15,7 +15,8 @@ import threading
 import time
 
 import qserve
-from qserve.api import connect_program
+from qserve.calls.client import ClientPlane
+from qserve.calls.ref import current
 
 CALLS, ROUNDS = 1000, 7
 
@@ -78,10 +79,11 @@ def main() -> None:
     parser.add_argument("--delay-ms", type=float, default=5.0, help="how far away the far broker is, one way")
     delay_ms = parser.parse_args().delay_ms
     qserve.run(Model.bind(), port=8765)
-    settings = connect_program().settings
-    assert settings.broker_url is not None
-    measure("near", settings.broker_url, settings.secret_key)
-    far = far_broker(settings.broker_url.removeprefix("unix://"), delay_ms / 1e3)
+    plane = current.plane()
+    assert isinstance(plane, ClientPlane) and plane.settings.broker_url is not None
+    settings, url = plane.settings, plane.settings.broker_url
+    measure("near", url, settings.secret_key)
+    far = far_broker(url.removeprefix("unix://"), delay_ms / 1e3)
     measure(f"{2 * delay_ms:g} ms away", far, settings.secret_key)
 
 

@@ -383,12 +383,12 @@ def connect(url: str | None = None, *, secret_key: str | bytes | None = None, na
         with qserve.connect("redis://broker:6379/0", secret_key=key) as client:
             print(client.get_app_handle("shop").predict.remote(5).result())
 
-    Nothing is sent before the client is used. Without ``url`` it is the broker that the environment names, or that of
-    the `qserve run` of this user.
+    Nothing is sent before the client is used. Without ``url`` it is the broker that the environment names, or the one
+    that this program uses already (such as that of ``run``), or that of the `qserve run` of this user.
 
     Parameters:
       url: The broker: ``redis://``, ``rediss://``, ``unix://`` or ``sentinel://``.
-      secret_key: The key of the installation; None for ``QSERVE_SECRET_KEY``, or the key of the run that is found.
+      secret_key: The key of the installation; None for ``QSERVE_SECRET_KEY``, or that of the broker without ``url``.
       namespace: The namespace of the installation; None for ``QSERVE_NAMESPACE``, or ``"qserve"``.
 
     Returns:
@@ -414,10 +414,14 @@ def connect_program() -> ClientPlane:
 
 
 def _settings_of_program(variables: Mapping[str, str]) -> Settings:
-    """Return the settings of the environment and ``variables``; without a broker, those of the run that is found."""
+    """Return the settings of the environment and ``variables``.
+
+    Without a broker these are those that this program uses already, or those of the run that is found.
+    """
     settings = Settings.from_env({**os.environ, **variables})
     if settings.broker_url is None and not is_importing_user_code():
-        found = settings_of_run()
+        plane = current.installed
+        found = plane.settings if isinstance(plane, ClientPlane) else settings_of_run()
         if found is None:
             raise BrokerUnavailable(f"{NO_BROKER}; {none_found()}")
         settings = Settings.from_env({**found.to_env(), **variables})

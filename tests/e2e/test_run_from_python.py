@@ -490,7 +490,7 @@ def test_clients_serve_threads_event_loops_children_and_other_processes(site: Si
     assert settings.broker_url and settings.secret_key
 
     async def awaited(handle: DeploymentHandle) -> list[int]:
-        async with qserve.connect(settings.broker_url, secret_key=settings.secret_key) as own:
+        async with qserve.connect() as own:  # what this program has started, whatever else runs here
             return await asyncio.gather(handle.remote(1), own.get_app_handle("kept").compute.remote(2))
 
     with qserve.connect(settings.broker_url, secret_key=settings.secret_key) as client:
