@@ -22,6 +22,7 @@ from qserve.broker.registry import NO_CHANGE
 from qserve.calls.client import NO_BROKER, ClientPlane
 from qserve.calls.compose import ComposingPlane
 from qserve.calls.handles import DeploymentHandle, RayServeSyncHandle
+from qserve.calls.mailbox import BROKER_STOPPED
 from qserve.calls.program_end import fail, is_ending, report
 from qserve.calls.ref import Ref, current
 from qserve.client import Client, deployment_handle, ref_by_id
@@ -267,6 +268,7 @@ def shutdown() -> None:
         cluster.stop()  # calls that run are finished meanwhile, and their results received
         if had_broker and isinstance(plane, ClientPlane):
             _report_unfinished(plane)
+            plane.mailbox.settle_all(BROKER_STOPPED)
     if isinstance(plane, ClientPlane):
         plane.close()
         current.installed = None
