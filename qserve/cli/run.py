@@ -8,8 +8,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
+from typing import Any
 
 import click
 
@@ -32,6 +33,27 @@ from qserve.machine.local_cluster import LocalCluster
 _POLL_INTERVAL_S = 0.05
 
 
+_REFUSED = {
+    "--address": "name the broker with --broker",
+    "--non-blocking": "use `qserve deploy`, with `qserve worker` and `qserve gateway`",
+    "--runtime-env": "install packages and set variables where `qserve run` is started",
+    "--runtime-env-json": "install packages and set variables where `qserve run` is started",
+}
+"""Options of Ray Serve's command that this one does not have, with what to use instead."""
+
+
+def _refuse(ctx: click.Context, option: click.Parameter, value: Any) -> None:
+    if value:
+        raise UsageProblem(f"{option.opts[0]} is not an option of `qserve run`: {_REFUSED[option.opts[0]]}")
+
+
+def _refusing(command: Callable[..., Any]) -> Callable[..., Any]:
+    for name in _REFUSED:
+        is_flag = name == "--non-blocking"
+        command = click.option(name, is_flag=is_flag, expose_value=False, hidden=True, callback=_refuse)(command)
+    return command
+
+
 @click.command()
 @click.argument("target", metavar="MODULE:NODE|FILE")
 @click.argument("arguments", nargs=-1, metavar="[KEY=VALUE]...")
@@ -49,6 +71,11 @@ _POLL_INTERVAL_S = 0.05
 @route_prefix_option
 @name_option
 @app_dir_option
+@click.option("--working-dir", metavar="FOLDER", help="Ray Serve's name of --app-dir.")
+@click.option(
+    "--blocking", is_flag=True, expose_value=False, help="Accepted for Ray Serve's scripts: `qserve run` always waits."
+)
+@_refusing
 @click.option("--broker", metavar="URL", help="The broker to use. [default: $QSERVE_BROKER_URL, or an embedded broker]")
 @click.option("--workers", default=1, show_default=True, type=WholeNumber(1), help="The number of gateway processes.")
 @click.option("--request-timeout-s", type=Seconds(), help="The deadline of a request, in seconds. [default: 60]")
@@ -63,6 +90,7 @@ def run(
     route_prefix: str | None,
     name: str,
     app_dir: str,
+    working_dir: str | None,
     workers: int,
     broker: str | None,
     request_timeout_s: float | None,
@@ -79,6 +107,7 @@ def run(
     if is_file(target):
         only_of_file(name, route_prefix, arguments)
         env, options = _variables(target) | env, []
+    app_dir = working_dir or app_dir
     search_for_user_code(app_dir)
     interrupts = Interrupts()
     settings = Settings.from_env(
