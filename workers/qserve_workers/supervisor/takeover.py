@@ -153,7 +153,9 @@ class Takeover:
             del self._consumers[name]  # until the next sweep
             if name in consumers and words == gone[name]:
                 self._observer.note_loss(name, gone[name].count)
-                attempt(f"the loss of {name}", self._hand_over_all, name, consumers[name], "has no connections")
+                attempt(
+                    f"the loss of {name}", self._hand_over_all, name, consumers[name], "has no connections any more"
+                )
 
     @broker_errors()
     def _without_connection(self, others: Set[str]) -> dict[str, Connections]:
@@ -185,9 +187,9 @@ class Takeover:
         found: list[bytes | None] = self._client.mget([self._keys.connections(name) for name in names])
         return {name: Connections.read(self._seal, name, data) for name, data in zip(names, found, strict=True)}
 
-    def _hand_over_all(self, name: str, streams: list[str], why: str = "sends no heartbeats") -> None:
+    def _hand_over_all(self, name: str, streams: list[str], why: str = "sends no heartbeats any more") -> None:
         moved = sum(self.hand_over(stream, name) for stream in streams)
-        log.warning("replica %s %s any more; its %d calls are handed over", name, why, moved)
+        log.warning("replica %s %s; its %d calls are handed over", name, why, moved)
 
     @broker_errors()
     def _counters(self, names: list[str]) -> dict[str, int | None]:
