@@ -66,7 +66,9 @@ class Leadership:
         found = self._read()
         if found != self._seen:
             self._seen, self._since = found, now
-        if found and self._is_ours(found) and now - self._since < STILL_S:
+        who = self._who(found) if found else ""
+        # its own name is one from before it was started again: nobody else has it
+        if who not in ("", self._worker) and now - self._since < STILL_S:
             return False
         return self._swap(found)
 
@@ -93,10 +95,9 @@ class Leadership:
         self.mine = now if reply == Reply.OK else b""
         return self.mine != b""
 
-    def _is_ours(self, found: bytes) -> bool:
+    def _who(self, found: bytes) -> str:
         try:
-            Lead.decode(self._seal.open(_PLACE, found))
+            return Lead.decode(self._seal.open(_PLACE, found)).worker
         except PayloadError as error:
             warn_once(f"it is not known which worker leads, and this one tries: {error}")
-            return False
-        return True
+            return ""

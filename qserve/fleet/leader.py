@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence, Set
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from qserve.base.log import get_logger
 from qserve.broker.registry import ACTIVE
@@ -23,6 +23,20 @@ _ROUND_S, _IDLE_ROUND_S = 0.25, 1.0
 _STEADY_S = 10.0
 """After so long without a change a round is made less often, and deployments are evened out."""
 _FORGOTTEN_S = 60.0
+
+
+@dataclass(frozen=True)
+class Registered:
+    """What is registered.
+
+    Parameters:
+      records: The active and the staged version of each application.
+      unread: Applications that cannot be read here: what is planned of them stays.
+    """
+
+    records: Sequence[ApplicationRecord]
+    unread: Set[str] = frozenset()
+
 
 Reports = Callable[[str], Running]
 Decide = Callable[[Sequence[ApplicationRecord], Fleet], Mapping[tuple[str, str], Scaled]]
@@ -76,11 +90,10 @@ class Leader:
         self._changed_at = self._clock()
         self._is_even = False
 
-    def tick(self, records: Sequence[ApplicationRecord], is_eager: bool = False) -> tuple[Slot, ...] | None:
-        """Do one round, if this worker leads and it is time; return its own slots when a new plan is made.
+    def tick(self, registered: Callable[[], Registered], is_eager: bool = False) -> tuple[Slot, ...] | None:
+        """Do one round, if this worker leads and it is time; return its own slots then.
 
         Parameters:
-          records: The active and the staged version of each application.
           is_eager: Whether something has changed that a new plan may follow from.
 
         Raises:
@@ -92,13 +105,15 @@ class Leader:
         now = self._clock()
         if now < self._next_at and not is_eager:
             return None
+        found = registered()
+        records = found.records
         apps = sorted({record.name for record in records})
         fleet = self._store.read(apps, self._hosts)
         self._hosts |= fleet.hosts  # a broker that has lost its data has them again soon
         hosts = self._present(fleet, now)
         self._note_counts(self._decide_with(records, fleet), fleet)
         needs = [*needs_of(records, fleet.rollouts, fleet.scaled, fleet.wishes, pins_of(hosts, records))]
-        placement = self._place(needs, hosts, fleet, now)
+        placement = self._place(needs, hosts, fleet, now, found.unread)
         own = self._assign(placement, fleet)
         self._note_shortages(records, placement, fleet)
         self._next_at = now + (_IDLE_ROUND_S if self._is_even and self._is_steady(now) else _ROUND_S)
@@ -124,7 +139,9 @@ class Leader:
             self._store.note(app, deployment, scaled)
             fleet.scaled.setdefault(app, {})[deployment] = scaled
 
-    def _place(self, needs: list[Need], hosts: list[HostRecord], fleet: Fleet, now: float) -> Placement:
+    def _place(
+        self, needs: list[Need], hosts: list[HostRecord], fleet: Fleet, now: float, unread: Set[str]
+    ) -> Placement:
         before: Plan = {name: one.slots for name, one in fleet.plan.items()}
         before = {**self._plan, **before}
         leaving = frozenset(one.worker for one in hosts if one.host in fleet.drains or one.worker in fleet.drains)
@@ -140,7 +157,9 @@ class Leader:
             moved = rebalance(needs, [one for one in hosts if one.worker not in leaving], before)
             self._is_even = moved is None
             before = before if moved is None else moved
-        return place(needs, hosts, before, running, leaving)
+        made = place(needs, hosts, before, running, leaving)
+        kept = {name: tuple(slot for slot in slots if slot.app in unread) for name, slots in before.items()}
+        return Placement({name: slots + kept.get(name, ()) for name, slots in made.assignments.items()}, made.shortages)
 
     def _is_steady(self, now: float) -> bool:
         return now - self._changed_at >= _STEADY_S
@@ -160,7 +179,7 @@ class Leader:
             self._forget()
             return None
         self._plan = wanted
-        return wanted.get(self._worker) if self._worker in changed else None
+        return wanted.get(self._worker, ())
 
     def _note_shortages(self, records: Sequence[ApplicationRecord], placement: Placement, fleet: Fleet) -> None:
         """Note what has no place, and counts that are not those of the options, for the status and for deploys.

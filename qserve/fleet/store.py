@@ -100,7 +100,8 @@ class FleetStore:
         with broker_errors():
             if self._count is None:
                 self._count = self._beat_of(worker, without_strangers(self._client, lambda: self._client.get(key), key))
-            self._count = 1 + (self._count or 0)
+            # not from 1 where the key has expired: who remembers this worker as gone would take it for gone
+            self._count = max(time.time_ns() // 1000, 1 + (self._count or 0))
             data = self._seal.seal(_beat(worker), b"%d" % self._count)
             without_strangers(self._client, lambda: self._client.set(key, data, px=BEAT_TTL_MS), key)
 
@@ -138,6 +139,15 @@ class FleetStore:
     def _open_rollout(self, item: tuple[str, bytes]) -> tuple[str, Rollout]:
         app, data = item
         return app, self._open(Rollout, f"rollout|{app}".encode(), data)
+
+    def slots_of(self, worker: str) -> tuple[Slot, ...] | None:
+        """Return what a worker is to run; None when that is not known."""
+        key = self._keys.plan
+        with broker_errors():
+            data: Any = without_strangers(self._client, lambda: self._client.hget(key, worker), key)
+        place = _assignment(worker)
+        found = each(() if data is None else (data,), lambda data: self._open(Assignment, place, data))
+        return next((one.slots for one in found), None)
 
     # -- deployments -------------------------------------------------------------------------------
 

@@ -16,7 +16,7 @@ from qserve.broker.connection import create_group
 from qserve.engine.policy import AutoscalingContext
 from qserve.fleet.autoscale import AUTOSCALING, Autoscaler
 from qserve.fleet.lead import Leadership
-from qserve.fleet.leader import GONE_S, Leader
+from qserve.fleet.leader import GONE_S, Leader, Registered
 from qserve.fleet.store import Fleet, FleetStore
 from qserve.fleet.values import Asked
 from qserve.wire.application import ApplicationRecord, DeploymentRecord, Scaling
@@ -240,7 +240,7 @@ def test_a_leader_places_as_many_replicas_as_the_load_asks_for(shop: Shop, setti
 
     for _ in range(6):
         shop.now += 0.25
-        leader.tick([record()])
+        leader.tick(lambda: Registered([record()]))
 
     assert sum(slot.count for slot in store.plan()["a-1"].slots) == 12
     assert store.scaled("shop")["A"].reason == "24 calls ongoing at 1 replica, target 2 each"

@@ -17,7 +17,7 @@ from qserve.base.settings import Settings
 from qserve.broker import functions
 from qserve.exceptions import BrokerError
 from qserve.fleet.lead import RENEW_S, STILL_S, Leadership
-from qserve.fleet.leader import GONE_S, Leader
+from qserve.fleet.leader import GONE_S, Leader, Registered
 from qserve.fleet.store import FleetStore
 from qserve.fleet.values import Key
 from qserve.wire.application import ApplicationRecord, DeploymentRecord, Resources, Scaling
@@ -68,7 +68,7 @@ class Worker:
     def live(self, *records: ApplicationRecord, is_eager: bool = True) -> tuple[Slot, ...] | None:
         """Do one round."""
         self.store.beat(self.name)
-        return self.leader.tick(records or (record(),), is_eager)
+        return self.leader.tick(lambda: Registered(records or (record(),)), is_eager)
 
 
 class Fleet:
@@ -277,6 +277,42 @@ def test_a_host_that_is_drained_runs_its_replicas_until_others_run(fleet: Fleet)
     first.running = None
     fleet.rounds(60)
     assert fleet.plan() == {"a": 1, "b": 1}
+
+
+def test_what_is_planned_of_an_application_that_cannot_be_read_stays(fleet: Fleet) -> None:
+    worker = fleet.add("a")
+    fleet.rounds(1)
+    other = ApplicationRecord("other", "w", "B", deployments={"B": DeploymentRecord("B")})
+    worker.offer(has=("shop:v", "other:w"))
+
+    fleet.time.now += 0.25
+    worker.leader.tick(lambda: Registered([other], frozenset(("shop",))))
+    assert (fleet.plan(), fleet.plan("B", "w")) == ({"a": 2}, {"a": 1})
+
+    fleet.time.now += 0.25
+    worker.leader.tick(lambda: Registered([other]))
+    assert (fleet.plan(), fleet.plan("B", "w")) == ({}, {"a": 1})
+
+
+def test_a_leader_that_was_started_again_leads_at_once(fleet: Fleet) -> None:
+    fleet.add("a").live()
+
+    assert fleet.add("a").live() == (Slot("shop", "v", "A", 2),)
+
+
+def test_a_worker_that_is_back_after_its_counter_has_expired_is_known_again(fleet: Fleet) -> None:
+    for name in "ab":
+        fleet.add(name)
+    fleet.rounds(30)
+    fleet.rounds(20, without="b")
+    assert fleet.plan() == {"a": 2}
+    fleet.client.delete(fleet.keys.beat("b"))
+
+    fleet.add("b")
+    fleet.rounds(2)
+    fleet.rounds(2, record(A=DeploymentRecord("A", num_replicas=3)))
+
+    assert fleet.plan() == {"a": 2, "b": 1}
 
 
 def test_a_wish_changes_the_count_and_the_status_tells_it(fleet: Fleet) -> None:
