@@ -14,6 +14,15 @@ START, REPLACE, DELETE = "starts", "all its replicas are replaced", "is deleted"
 """What a change does to an application."""
 
 
+_FIELDS = {
+    "route_prefix": "route_prefix",
+    "target": "import_path",
+    "timeout_s": "request_timeout_s",
+    "cancel_on_disconnect": "cancel_on_disconnect",
+}
+"""Fields of an application's record, as a file or the options of its ingress name them."""
+
+
 @dataclass(frozen=True)
 class Change:
     """One difference.
@@ -60,7 +69,7 @@ def _changes(active: ApplicationRecord, record: ApplicationRecord) -> Iterator[C
     def change(deployment: str, what: str, before: Any = None, after: Any = None) -> Change:
         return Change(record.name, deployment, what, _shown(before), _shown(after), REPLACE)
 
-    for field, what in (("route_prefix", "route_prefix"), ("target", "import_path"), ("timeout_s", "timeout")):
+    for field, what in _FIELDS.items():
         before, after = getattr(active, field), getattr(record, field)
         if before != after:
             yield change("", what, before, after)

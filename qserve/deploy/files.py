@@ -141,6 +141,9 @@ def deploy_file(
     options = {"gateways": gateways, "ready_timeout_s": ready_timeout_s, "on_progress": on_progress}
     for name, record in plan.records.items():
         if name not in changed and not restart:
+            active = plan.running[name]
+            if active.config != record.config:  # so that the next file knows whose it is; no replica ends
+                installation.registry.promote(replace(active, config=record.config))
             on_application(name, "unchanged")
             continue
         on_application(name, "deploying")

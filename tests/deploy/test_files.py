@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import redis
 
+from qserve.appfile.diff import diff
 from qserve.appfile.model import ServeFile
 from qserve.appfile.read import read_value
 from qserve.appfile.yaml_text import FileError
@@ -20,7 +21,7 @@ from qserve.deploy.files import deploy_file, plan_file, record_of_part
 from qserve.deploy.installation import Installation
 from qserve.deploy.registration import import_code
 from qserve.exceptions import DeployError
-from qserve.wire.application import ApplicationRecord
+from qserve.wire.application import ApplicationRecord, DeploymentRecord, DriverRecord
 from qserve.wire.status import RUNNING, ReplicaStatus
 
 SHOP = """
@@ -187,6 +188,19 @@ def test_applications_are_served_and_those_of_an_earlier_file_deleted(
     assert said == [("b", "unchanged"), ("a", "deleted: no longer in the file")]
 
 
+def test_a_file_takes_over_what_was_deployed_by_hand_without_a_restart(
+    installation: Installation, deploy: Callable[..., dict[str, Any]]
+) -> None:
+    deploy_by_hand(installation)
+    before = versions(installation)
+
+    deploy({"name": "by hand", "route_prefix": "/h"})
+    assert versions(installation) == before
+
+    deploy({"name": "other"})
+    assert served(installation) == {"other": "/front"}
+
+
 def test_an_unchanged_application_is_restarted_when_asked(
     installation: Installation, deploy: Callable[..., dict[str, Any]]
 ) -> None:
@@ -294,6 +308,30 @@ def test_the_difference_is_told_in_the_words_of_the_file(
         "old (is deleted)",
     ]
     assert installation.registry.last_change() == before
+
+
+OTHER: dict[str, Any] = {
+    "route_prefix": "/x",
+    "target": "m:other",
+    "args": '{"a": 1}',
+    "modules": {"m": "2"},
+    "code_version": "2",
+    "timeout_s": 9.0,
+    "cancel_on_disconnect": False,
+    "deployments": {"Other": DeploymentRecord("Other")},
+    "graphs": {"": []},
+    "driver": DriverRecord("json_request"),
+    "ingress": "Other",
+}
+NO_CHANGE = {"name", "version", "config", "change", "place", "code_digest", "deployed_at"}
+
+
+@pytest.mark.parametrize("field", sorted({one.name for one in fields(ApplicationRecord)} - NO_CHANGE))
+def test_each_field_of_a_record_that_replicas_or_callers_obey_is_a_change(field: str) -> None:
+    record = ApplicationRecord("shop", "v1", "Model", target="m:app", modules={"m": "1"})
+
+    assert diff({"shop": record}, {"shop": replace(record, **{field: OTHER.get(field)})}, [])
+    assert not diff({"shop": record}, {"shop": replace(record, version="v2", config="{}", deployed_at=1.0)}, [])
 
 
 def test_a_file_that_is_deployed_changes_nothing_more(
