@@ -3,7 +3,7 @@
 
     python tools/house.py            the table (`make house`)
     python tools/house.py --walk     the same, with the files that one request passes
-    python tools/house.py --write    write the table of rooms into docs/architecture.md
+    python tools/house.py --write    write the tables of rooms and sizes into docs/architecture.md
 
 Run it before and after a change that moves code from room to room. `tests/architecture` enforces the layers below.
 """
@@ -16,7 +16,9 @@ import configparser
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from graphlib import CycleError, TopologicalSorter
+from itertools import pairwise
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -39,7 +41,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("qserve.engine",),
     ("qserve.deploy",),
     ("qserve.local", "qserve.machine", "qserve.drawing"),
-    ("qserve", "qserve.cli"),
+    ("qserve",),
+    ("qserve.cli",),
     ("qserve_workers.replica", "qserve_gateway.request"),
     ("qserve_workers.celery", "qserve_gateway.response"),
     ("qserve_workers.process",),
@@ -50,6 +53,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
 """The rooms from the bottom up. A room may import rooms in the layers below its own, and nothing else of ours."""
 
 _DOTTED = re.compile(r"(?:qserve|qserve_workers|qserve_gateway)(?:\.\w+)+(?::[\w.]+)?")
+_IMPORTERS = ("import_module", "__import__", "exec", "eval")
 
 
 @dataclass(frozen=True)
@@ -77,6 +81,7 @@ class Room:
     first: tuple[str, ...]
 
 
+@cache
 def modules() -> dict[str, Path]:
     """Return every module of the three packages by its dotted name."""
     found = {}
@@ -85,6 +90,16 @@ def modules() -> dict[str, Path]:
             parts = path.relative_to(folder).with_suffix("").parts
             found[".".join((package, *(part for part in parts if part != "__init__")))] = path
     return found
+
+
+def path_of(module: str) -> str:
+    """Return the path of a module's file, from the root of the repository."""
+    return str(modules()[module].relative_to(ROOT))
+
+
+def folders() -> set[Path]:
+    """Return every folder that has Python files, or is a package; each must be a room with an ``__init__.py``."""
+    return {path.parent for package in PACKAGES.values() for path in package.rglob("*.py")}
 
 
 def rooms() -> list[str]:
@@ -126,12 +141,55 @@ def _names(node: ast.AST, module: str, is_package: bool) -> Iterator[str]:
     if isinstance(node, ast.Import):
         yield from (alias.name for alias in node.names)
     elif isinstance(node, ast.ImportFrom):
-        package = module.split(".") if is_package else module.split(".")[:-1]
-        parents = package[: len(package) - node.level + 1] if node.level else []
-        home = ".".join([*parents, *filter(None, [node.module])])
+        home = _absolute(node.level, node.module or "", module, is_package)
         yield from (f"{home}.{alias.name}" for alias in node.names)
+    elif isinstance(node, ast.Call):
+        yield from _names_called(node, module, is_package)
     elif isinstance(node, ast.Constant) and isinstance(node.value, str) and _DOTTED.fullmatch(node.value):
         yield node.value.replace(":", ".")
+
+
+def _absolute(level: int, name: str, module: str, is_package: bool) -> str:
+    package = module.split(".") if is_package else module.split(".")[:-1]
+    parents = package[: len(package) - level + 1] if level else []
+    return ".".join([*parents, *filter(None, [name])])
+
+
+def _names_called(call: ast.Call, module: str, is_package: bool) -> Iterator[str]:
+    """The modules that a call of a function in ``_IMPORTERS`` imports, where it says them in so many words."""
+    called = ast.unparse(call.func).rpartition(".")[2]
+    if called not in _IMPORTERS:
+        return
+    given = [*call.args, *(keyword.value for keyword in call.keywords)]
+    texts = [one.value for one in given if isinstance(one, ast.Constant) and isinstance(one.value, str)]
+    if called in ("exec", "eval"):
+        for node in (node for text in texts for node in _walk(text)):
+            yield from _names(node, module, is_package)
+    elif texts:
+        numbers = [one.value for one in given if isinstance(one, ast.Constant) and isinstance(one.value, int)]
+        name = texts[0].lstrip(".")
+        level = len(texts[0]) - len(name) + (numbers[0] if called == "__import__" and numbers else 0)
+        anchor = texts[1] if len(texts) > 1 else module if any(ast.unparse(one) == "__name__" for one in given) else ""
+        home = _absolute(level, name, anchor or module, bool(anchor) or is_package)
+        listed = [item for one in given if isinstance(one, ast.List | ast.Tuple) for item in one.elts]
+        taken = [f"{home}.{item.value}" for item in listed if isinstance(item, ast.Constant)]  # by __import__
+        yield from taken or [home]
+
+
+def _walk(text: str) -> Iterator[ast.AST]:
+    try:
+        return ast.walk(ast.parse(text))
+    except SyntaxError:
+        return iter(())
+
+
+def foreign_imports(text: str) -> Iterator[tuple[int, str]]:
+    """Return line and name of every import in a text, however it is written."""
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.ImportFrom) and not node.level:
+            yield node.lineno, node.module or ""
+        if not isinstance(node, ast.Constant):
+            yield from ((node.lineno, name) for name in _names(node, "", False))  # type: ignore[attr-defined]
 
 
 def _module_named(name: str, known: set[str]) -> str | None:
@@ -146,10 +204,11 @@ def entry_points(text: str, known: Iterable[str]) -> Iterator[Arrow]:
     known = set(known)
     config = configparser.ConfigParser()
     config.read_string(text)
-    for line in config["options.entry_points"]["qserve.commands"].strip().splitlines():
-        target = _module_named(line.partition("=")[2].strip().replace(":", "."), known)
-        if target is not None:
-            yield Arrow("qserve.__main__", target, 0)
+    for group in config["options.entry_points"].values():
+        for line in group.strip().splitlines():
+            target = _module_named(line.partition("=")[2].strip().replace(":", "."), known)
+            if target not in (None, "qserve.__main__"):
+                yield Arrow("qserve.__main__", target, 0)
 
 
 def arrows() -> list[Arrow]:
@@ -178,15 +237,34 @@ def upward(found: Iterable[Arrow]) -> list[Arrow]:
     ]
 
 
+def fault(arrow: Arrow) -> str:
+    """Return what is wrong with an import that leads upward: path, line and rule."""
+    target, room = room_of(arrow.target), room_of(arrow.source)
+    return (
+        f"{path_of(arrow.source)}:{arrow.line} imports {target} (layer {level_of(target)}) from layer"
+        f" {level_of(room)}: move the code down, or pass the value in"
+    )
+
+
+def packages_of(text: str) -> set[str]:
+    """Return the packages that the text of setup.cfg lists."""
+    config = configparser.ConfigParser()
+    config.read_string(text)
+    return {*config["options"]["packages"].split()}
+
+
 def circle(found: Iterable[Arrow]) -> list[str]:
-    """Return modules that import one another in a circle; an empty list when there are none."""
+    """Return modules that import one another in a circle, with the line of each; an empty list when there are none."""
+    found = list(found)
+    lines = {(arrow.source, arrow.target): arrow.line for arrow in found}
     targets: dict[str, set[str]] = {}
     for arrow in found:
         targets.setdefault(arrow.source, set()).add(arrow.target)
     try:
         TopologicalSorter(targets).prepare()
     except CycleError as error:
-        return list(error.args[1])
+        ring = error.args[1][::-1]  # each imports the next
+        return [f"{one}:{lines[one, other]} imports {other}" for one, other in pairwise(ring)]
     return []
 
 
@@ -274,13 +352,37 @@ def table_of_sizes(walk: list[str] | None = None) -> str:
         ("rooms", f"{len(rooms())} in {len(LAYERS)} layers"),
         ("arrows between rooms", str(len(between_rooms(found)))),
         ("imports upward", str(len(bad))),
-        ("circles", " -> ".join(ring) or "none"),
+        ("circles", "; ".join(ring) or "none"),
     ]
     if walk is not None:
         rows.append(("files that one request passes through", str(len(walk))))
     lines = ["| | qserve |", "| --- | --- |", *(f"| {name} | {value} |" for name, value in rows)]
-    lines += [f"upward: {arrow.source}:{arrow.line} -> {arrow.target}" for arrow in bad]
+    lines += [f"upward: {fault(arrow)}" for arrow in bad]
     return "\n".join(lines)
+
+
+def table_of_code() -> str:
+    """Return the table of "How much code there is", as docs/architecture.md prints it."""
+    counted = dict.fromkeys(("code without imports", "imports", "docstrings", "empty", "comments"), 0)
+    paths = modules().values()
+    for path in paths:
+        text = path.read_text()
+        kinds: dict[int, str] = {}
+        for node in ast.walk(ast.parse(text)):
+            is_text = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+            if is_text or isinstance(node, ast.Import | ast.ImportFrom):
+                lines = range(node.lineno, (node.end_lineno or node.lineno) + 1)  # type: ignore[attr-defined]
+                kinds |= dict.fromkeys(lines, "docstrings" if is_text else "imports")
+        for number, line in enumerate(text.splitlines(), 1):
+            plain = "comments" if line.lstrip().startswith("#") else "code without imports" if line.strip() else "empty"
+            counted[kinds.get(number, plain)] += 1
+    rows = [("in all", sum(counted.values())), *counted.items(), ("files", len(paths))]
+    return "\n".join(["| of the three packages | lines |", "| --- | --- |", *(f"| {n} | {v:,} |" for n, v in rows)])
+
+
+def sizes_in(table: str) -> dict[str, int]:
+    """Return the numbers of a table of ``table_of_code``."""
+    return {name: int(size.replace(",", "")) for name, size in re.findall(r"\| ([^|]+) \| ([\d,]+) \|", table)}
 
 
 def list_of_rooms() -> str:
@@ -296,13 +398,16 @@ def list_of_rooms() -> str:
 
 
 def main() -> None:
-    """Print the tables, or write the one of rooms into the documentation."""
+    """Print the tables, or write those of rooms and sizes into the documentation."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--walk", action="store_true", help="trace a request as well, and print its files (3 s)")
-    parser.add_argument("--write", action="store_true", help="write the table of rooms into docs/architecture.md")
+    parser.add_argument(
+        "--write", action="store_true", help="write the tables of rooms and sizes into docs/architecture.md"
+    )
     options = parser.parse_args()
     if options.write:
         write_between("rooms", table_of_rooms())
+        write_between("sizes", table_of_code())
         return
     walked: list[str] | None = None
     if options.walk:

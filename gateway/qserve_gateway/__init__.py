@@ -1,5 +1,6 @@
 """The gateway package: HTTP in front of every registered application.
 
-It may import qserve and its own rooms in qserve_gateway.
+It may import qserve, qserve.exceptions, qserve.base, qserve.graph, qserve.wire, qserve.broker, qserve.calls,
+qserve.http, qserve.cli, qserve_gateway.request and qserve_gateway.response.
 Open first: application.py, then handler.py.
 """

@@ -45,6 +45,11 @@ def targets(text: str, module: str = "qserve.calls.items", is_package: bool = Fa
         ("HOMES = {'Keys': 'qserve.base.keys'}", "qserve.base.keys"),
         ("COMMANDS = {'run': 'qserve.base.keys:Keys.of'}", "qserve.base.keys"),
         ("conf(worker_consumer='qserve_workers.celery.consumer:AsyncConsumer')", "qserve_workers.celery.consumer"),
+        ("import_module('..base.keys', __package__)", "qserve.base.keys"),
+        ("import_module('.base.keys', package='qserve')", "qserve.base.keys"),
+        ("__import__('base.keys', globals(), locals(), [], 2)", "qserve.base.keys"),
+        ("__import__('base', globals(), locals(), ['keys'], level=2)", "qserve.base.keys"),
+        ("exec('from qserve.base import keys')", "qserve.base.keys"),
         ("symbol_by_name('qserve_workers.celery.consumer.AsyncConsumer')", "qserve_workers.celery.consumer"),
     ],
 )
@@ -77,7 +82,7 @@ def test_an_import_has_its_line() -> None:
 
 
 def test_entry_points_of_setup_cfg_are_counted() -> None:
-    text = "[options.entry_points]\nqserve.commands =\n    gateway = qserve_gateway.command:gateway\n    x = other:y\n"
+    text = "[options.entry_points]\nother.group =\n    gateway = qserve_gateway.command:gateway\n    x = other:y\n"
 
     assert [*house.entry_points(text, KNOWN)] == [house.Arrow("qserve.__main__", "qserve_gateway.command", 0)]
 
@@ -97,10 +102,16 @@ def test_an_import_of_the_same_layer_or_a_higher_one_is_upward(source: str, targ
     assert bool(house.upward([house.Arrow(source, target, 1)])) is is_upward
 
 
-def test_a_circle_is_found_and_named() -> None:
-    circle = house.circle([house.Arrow("a", "b", 1), house.Arrow("b", "c", 1), house.Arrow("c", "a", 1)])
+def test_an_upward_import_is_named_with_its_path_its_line_and_the_rule() -> None:
+    assert house.fault(house.Arrow("qserve.wire.moves", "qserve.define.options", 78)) == (
+        "qserve/wire/moves.py:78 imports qserve.define (layer 7) from layer 3: move the code down, or pass the value in"
+    )
 
-    assert {*circle} == {"a", "b", "c"}
+
+def test_a_circle_is_found_and_named() -> None:
+    circle = house.circle([house.Arrow("a", "b", 1), house.Arrow("b", "c", 2), house.Arrow("c", "a", 3)])
+
+    assert {*circle} == {"a:1 imports b", "b:2 imports c", "c:3 imports a"}
     assert house.circle([house.Arrow("a", "b", 1), house.Arrow("a", "c", 1), house.Arrow("b", "c", 1)]) == []
 
 

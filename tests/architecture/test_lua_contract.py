@@ -37,6 +37,7 @@ _DECLARATIONS = (
     re.compile(r"\bfor (\w+(?:, \w+)*) (?:in|=)"),
 )
 _FIELD = re.compile(r"(?<=[{,])\s*\w+ = ")
+_SHARED_NAMES = re.compile(r"^local (?:function )?(\w+(?:, \w+)*)|^function (\w+)", re.MULTILINE)
 DEFINED = {name for text in SHARED.values() for name in re.findall(r"^local (?:function )?(\w+)", text, re.MULTILINE)}
 
 
@@ -48,10 +49,18 @@ def code(text: str) -> str:
 def used(text: str) -> set[str]:
     """The names that a Lua text uses and does not declare."""
     plain = code(text)
-    declared = {
-        name for one in _DECLARATIONS for found in one.findall(plain) for name in found.replace(",", " ").split()
-    }
-    return words(_FIELD.sub(" ", plain)) - declared - KNOWN
+    return words(_FIELD.sub(" ", plain)) - local_names(text) - KNOWN
+
+
+def shared_names(text: str) -> list[str]:
+    """The names that a shared part gives to the whole library."""
+    return [name for found in _SHARED_NAMES.findall(code(text)) for name in ", ".join(filter(None, found)).split(", ")]
+
+
+def local_names(text: str) -> set[str]:
+    """The names that a Lua text declares inside functions: parameters, and indented or in the file of a function."""
+    plain = code(text)
+    return {name for one in _DECLARATIONS for found in one.findall(plain) for name in found.replace(",", " ").split()}
 
 
 def constants(text: str) -> set[str]:
@@ -72,6 +81,24 @@ def test_a_file_uses_no_name_that_its_stub_the_shared_parts_or_a_constant_does_n
 @pytest.mark.parametrize("name", SHARED)
 def test_a_shared_part_uses_no_name_that_is_declared_nowhere(name: str) -> None:
     assert used(SHARED[name]) - DEFINED == constants(SHARED[name])
+
+
+def test_a_shared_name_is_declared_once() -> None:
+    """The files of lua/lib become one text, where a second declaration hides the first without an error."""
+    names = [name for text in SHARED.values() for name in shared_names(text)]
+
+    assert not {name for name in names if names.count(name) > 1}
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_no_local_name_hides_a_shared_one(name: str) -> None:
+    own = name.removeprefix("lib/")
+    local = local_names(SHARED[own] if name not in FILES else FILES[name])
+    if name not in FILES:  # without what the shared part itself declares for all
+        local = local_names(re.sub(_SHARED_NAMES, "", code(SHARED[own])))
+    parameters = set(STUBS[name].names) if name in STUBS else set()
+
+    assert not (local | parameters) & (DEFINED | KNOWN | {name for name in LIBRARY.constants if name.isupper()})
 
 
 @pytest.mark.parametrize("name", STUBS)

@@ -1,5 +1,6 @@
 """A replica's process from fork to exit: boot, heartbeat, health.
 
-It may import qserve, qserve_workers.replica and qserve_workers.celery.
+It may import qserve, qserve.exceptions, qserve.base, qserve.wire, qserve.broker, qserve.calls, qserve.http,
+qserve.fleet, qserve.define, qserve.engine, qserve.deploy, qserve_workers.replica and qserve_workers.celery.
 Open first: boot.py.
 """

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeVar
 
 from qserve.base import failpoints
+from qserve.base.clock import clock
 from qserve.base.keys import GROUP, Keys
 from qserve.base.log import get_logger
 from qserve.base.turns import Turns
@@ -74,14 +75,10 @@ class Delivery(NamedTuple):
 
 @dataclass(slots=True, eq=False)
 class Work(Invocation):
-    """A delivery that runs.
-
-    Parameters:
-      overdue_at: When the watchdog ends it, by the monotonic clock; None as long as it has not seen it.
-    """
+    """A delivery that runs."""
 
     delivery: Delivery
-    overdue_at: float | None = field(default=None, kw_only=True)
+    _deadline: float | None = field(default=None, init=False)
 
     @classmethod
     def of(cls, delivery: Delivery, seal: Seal) -> Work:
@@ -104,6 +101,15 @@ class Work(Invocation):
     def tries(self) -> int:
         """How often the call was tried again before."""
         return number(self.delivery.fields.get(CallField.TRIES, b"0"))
+
+    def deadline(self) -> float:
+        """Return its deadline by the monotonic clock, from the first time on that this is asked.
+
+        A clock that is set later does not move it, and so kills no call.
+        """
+        if self._deadline is None:
+            self._deadline = time.monotonic() + (self.header.deadline_ms - clock.judge_ms()) / 1000
+        return self._deadline
 
     def values(self, seal: Seal) -> list[bytes]:
         """Return its arguments, encoded.

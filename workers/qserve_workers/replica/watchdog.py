@@ -14,7 +14,6 @@ import time
 from functools import partial
 from types import FrameType
 
-from qserve.base.clock import clock
 from qserve.base.log import get_logger
 from qserve.base.turns import Turns
 from qserve.broker.connection import Client, broker_errors
@@ -85,15 +84,12 @@ class Watchdog:
         return None
 
     def _check_call(self, work: Work, now: float) -> None:
-        if work.overdue_at is None:
-            # by the monotonic clock: a clock that is set must not kill a call
-            left_s = (work.header.deadline_ms - clock.judge_ms()) / 1000
-            work.overdue_at = time.monotonic() + left_s + self._stall_s
+        deadline = work.deadline()
         if self._limit_s is not None and now - work.began > self._limit_s:
             self._end_over_limit(work, self._limit_s)
-        elif now > work.overdue_at or (_can_stop(work) and now > work.ended_at + self._stall_s):
+        elif now > deadline + self._stall_s or (_can_stop(work) and now > work.ended_at + self._stall_s):
             self._end_overdue(work)
-        elif now > work.overdue_at - self._stall_s and not work.ended:
+        elif now > deadline and not work.ended:
             # its caller may be gone, and then does not end it at the deadline
             self._replica.loop.call_soon_threadsafe(work.end, State.EXPIRED)
 
