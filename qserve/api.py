@@ -147,8 +147,8 @@ def _check_is_program() -> None:
     """Refuse to start processes in code that qserve runs, which is run again in all that they start."""
     if is_importing_user_code():
         raise RuntimeError(
-            "qserve.run() and qserve.start() are for programs, and this module is imported to serve what it defines:"
-            ' put the call below `if __name__ == "__main__":`'
+            "qserve.run() was called while qserve was importing this module to serve it."
+            ' Put the call under `if __name__ == "__main__":`'
         )
     if current.in_replica():
         raise RuntimeError(

@@ -13,7 +13,7 @@ monkey.patch_all()
 
 import click  # noqa: E402
 
-from qserve.base.settings import Settings  # noqa: E402
+from qserve.base.settings import NO_BROKER, Settings  # noqa: E402
 from qserve.exceptions import QserveException  # noqa: E402
 from qserve_gateway.command import OPTIONS  # noqa: E402
 from qserve_gateway.server import serve  # noqa: E402
@@ -27,7 +27,7 @@ def main(host: str, port: int, workers: int, broker: str | None, access_log: boo
     except QserveException as error:
         raise click.ClickException(str(error)) from error
     if settings.broker_url is None:
-        raise click.ClickException("no broker is configured: use --broker or set QSERVE_BROKER_URL")
+        raise click.ClickException(NO_BROKER)
     serve(settings, host, port, workers, access_log)
 
 

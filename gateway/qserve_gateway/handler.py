@@ -252,7 +252,7 @@ class _Found(NamedTuple):
 
 
 def _too_large() -> Refused:
-    return Refused(f"the request takes more than {BODY_LIMIT} bytes with its headers", "body_too_large", 413)
+    return Refused(f"the request (body and headers) is larger than {BODY_LIMIT} bytes", "body_too_large", 413)
 
 
 def _find(table: RouteTable, path: str, environ: Environ) -> _Found:
@@ -266,7 +266,7 @@ def _find(table: RouteTable, path: str, environ: Environ) -> _Found:
         if route is not None and route.find(other) is not None:
             # FastAPI's routers redirect from a slash too many or too few as well
             url = url_of(environ, other)
-            raise Refused(f"the path is {url}", "redirect", 307, headers=(("location", url),))
+            raise Refused(f"redirect to {url}", "redirect", 307, headers=(("location", url),))
         message = f"Path '{path}' not found. Please ping {base_url(environ)}/-/routes for route table."
         raise Refused(message, "not_found", 404, detail=None if route is None else "Not Found")
     if method not in route.methods:

@@ -67,7 +67,7 @@ class ApplicationPart(Part):
 
 
 class ServeFile(Part):
-    """A file that says what runs: the applications, and where the gateway listens."""
+    """A config file: the applications, and where the gateway listens."""
 
     http_options: HTTPPart = HTTPPart()
     logging_config: LoggingConfig | None = None

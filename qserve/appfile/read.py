@@ -1,4 +1,4 @@
-"""Read a file that says what runs: one line for each mistake, with its place and what is allowed."""
+"""Read a config file: one line for each mistake, with its place and what is allowed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Write compiled applications as the text of a file that says what runs."""
+"""Write compiled applications as the text of a config file."""
 
 from __future__ import annotations
 

@@ -14,6 +14,7 @@ from qserve.exceptions import QserveException
 
 DEFAULT_HOST = "127.0.0.1"
 DEFAULT_PORT = 8000
+NO_BROKER = "no broker is set. Pass --broker URL or set QSERVE_BROKER_URL"
 CHECKED = "QSERVE_BROKER_CHECKED"
 """Set in the environment of processes whose parent has checked the broker already."""
 MAXMEMORY_LEAST = 16 << 20
@@ -105,7 +106,7 @@ class Settings:
           QserveException: There is none.
         """
         if self.broker_url is None:
-            raise QserveException("no broker is set: pass --broker URL or set QSERVE_BROKER_URL")
+            raise QserveException(NO_BROKER)
         return self.broker_url
 
     @classmethod

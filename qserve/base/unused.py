@@ -70,7 +70,7 @@ FILE: Mapping[str, str] = {
     "target_capacity": _SCALED,
     "tracing_config": "there is no tracing",
 }
-"""Keys of a file that says what runs."""
+"""Keys of a config file."""
 FILE_APPLICATION: Mapping[str, str] = {
     "autoscaling_policy": _SCALED,
     "external_scaler_enabled": _SCALED,
@@ -113,7 +113,7 @@ def warn(owner: str, given: Iterable[str], reasons: Mapping[str, str] | str) -> 
         reasons = dict.fromkeys(given := list(given), reasons)
     named = [f"{name} ({reasons[name]})" for name in given if name in reasons]
     if named:
-        log.warning("%s: without effect %s %s", owner, "is" if len(named) == 1 else "are", "; ".join(named))
+        log.warning("%s: these options have no effect: %s", owner, "; ".join(named))
 
 
 def warn_of_environment() -> None:

@@ -32,6 +32,8 @@ _CHOICES = {
 }
 _PLACE = re.compile(r"(?:(?:\[[0-9A-Fa-f:.%]+\]|[^:/#]*)(?::[0-9]*)?(?:,|$|(?=/)))*(?:/.*)?")
 """Hosts with ports, and a path: what may be shown although no @ marks the end of a password."""
+_BARE = re.compile(r"[\w.-]+(?::[0-9]{1,5})?(?:/[0-9]*)?")
+"""A host with port and database, and nothing before it; a password would be followed by an @."""
 _LONGEST_SOCKET_PATH = 107
 
 SENTINEL_PORT = 26379
@@ -65,6 +67,8 @@ class Address:
           QserveException: It is not the address of a broker; the message does not contain its password.
         """
         where = public(url)
+        if _BARE.fullmatch(url):
+            raise QserveException(f"{url!r} is not a broker address: it has no scheme. Write redis://host:6379/0")
         try:
             _check(url)
             if url.startswith(("sentinel://", "sentinels://")):
@@ -86,7 +90,7 @@ def _check(url: str) -> None:
     place = re.split("[/?#]", rest, maxsplit=1)[0]
     is_socket, is_watched = scheme == "unix", scheme.startswith("sentinel")
     if "#" in rest or ("@" in rest[len(place) :] and not (is_socket and not place)):
-        raise _Wrong("it has a # or an @ behind the host, as a password without %-escapes would")
+        raise _Wrong("it has a # or @ after the host. If that is part of the password, write it as %23 or %40")
     parts = urlsplit(url)
     if is_socket:
         _check_socket(place, unquote(parts.path))
@@ -128,7 +132,7 @@ def _check_options(query: str, allowed: Sequence[str]) -> None:
             shown = "" if "password" in query else f" {name!r}"
             raise _Wrong(f"the option{shown} is not one of {', '.join(allowed)}")
         if not value or [name for name, _ in given].count(name) > 1:
-            raise _Wrong(f"{name} is empty, or there twice")
+            raise _Wrong(f"{name} is empty or given twice")
         if name == "db":
             _check_database(value)
         if value.lower() not in _CHOICES.get(name, (value.lower(),)):

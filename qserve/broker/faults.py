@@ -44,7 +44,7 @@ class Faults:
         app = text(item[0], "the name of an application")
         fault = ReplicaStatus.decode(self._seal.open(report_place(app, ""), item[1]))
         if fault.state != FAILED or fault.name:
-            raise PayloadError(f"what is noted of application {app!r} is not that it cannot be started")
+            raise PayloadError(f"the stored failure report of application {app!r} is not valid")
         return app, fault
 
     def note(self, app: str, fault: ReplicaStatus | None) -> None:

@@ -252,7 +252,9 @@ class Registry:
         def read(item: tuple[bytes, bytes]) -> ApplicationRecord:
             record = ApplicationRecord.decode(self._seal.open(_place(app), item[1]))
             if OLD + record.version != record.place or record.place.encode() != item[0]:
-                raise PayloadError(f"version {record.version} of application {app!r} was not registered as an old one")
+                raise PayloadError(
+                    f"version {record.version} of application {app!r} is not registered as a retired version"
+                )
             return record
 
         try:
@@ -323,7 +325,7 @@ class Registry:
             record = ApplicationRecord.decode(self._seal.open(_place(app), data))
             change = order_of(record.change)
             if record.place not in ("", place):
-                raise PayloadError(f"it was registered as {record.place!r} and lies at {place!r}")
+                raise PayloadError(f"the record was signed for key {record.place!r} but is stored under {place!r}")
             # a copy of one that was removed is old as well
             if seen is not None and (change < seen.change or (change == seen.change and not seen.data)):
                 raise PayloadError(f"version {record.version} is older than what was registered before")

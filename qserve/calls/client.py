@@ -42,7 +42,7 @@ from qserve.wire.sealing import Seal, open_end, seal_header, seal_moves
 log = get_logger(__name__)
 _replies = Turns("processing a reply of the broker", log)
 CLOSED = "this client was closed: its requests go on, and `get_ref(request_id)` of another one gives their results"
-NO_BROKER = "no broker is set: set QSERVE_BROKER_URL to its address, or call qserve.run(...) first"
+NO_BROKER = "no broker is set. Call qserve.run(...) first, or set QSERVE_BROKER_URL"
 SEND_FOR_S = 2.0
 """How long commands are sent again while the broker is away, before their callers get an error."""
 SILENCE_LIMIT_S = 10.0

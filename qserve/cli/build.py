@@ -1,4 +1,4 @@
-"""``qserve build``: write the file that says what runs, from applications in code."""
+"""``qserve build``: write the config file, from applications in code."""
 
 from __future__ import annotations
 

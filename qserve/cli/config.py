@@ -57,7 +57,7 @@ def config(
     app_dir: str,
     settings: Settings,
 ) -> None:
-    """Print what is deployed as a file that says what runs; or check FILE, and print what it says."""
+    """Print what is deployed as a config file; or check FILE, and print what it says."""
     if schema:
         click.echo(json.dumps(json_schema(), indent=2))
     elif variables and file is not None:

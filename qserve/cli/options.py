@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from qserve.base.numbers import number, whole_number
-from qserve.base.settings import LEAST_S, MOST_S, Settings
+from qserve.base.settings import LEAST_S, MOST_S, NO_BROKER, Settings
 from qserve.exceptions import QserveException, UsageProblem
 from qserve.machine.running import none_found, settings_of_run
 
@@ -23,7 +23,7 @@ class BadInput(click.ClickException):
 
 
 def is_file(target: str) -> bool:
-    """Return whether a command's target is a file that says what runs, and not ``module:node``."""
+    """Return whether a command's target is a config file, and not ``module:node``."""
     return target.endswith((".yaml", ".yml", ".json")) or Path(target).is_file()
 
 
@@ -76,7 +76,7 @@ def _find_settings(ctx: click.Context, option: click.Parameter, url: str | None)
         return settings
     found = settings_of_run(pid or "")
     if found is None:
-        raise click.ClickException(f"no broker is set: pass --broker URL or set QSERVE_BROKER_URL; {none_found()}")
+        raise click.ClickException(f"{NO_BROKER}; {none_found()}")
     return found
 
 

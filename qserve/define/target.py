@@ -36,7 +36,7 @@ def split_target(target: str) -> tuple[str, str]:
     if path and (path[1] is not None or path[3]):
         folder = f" --app-dir {path[1] or '/'}" if path[1] is not None else ""
         node = attribute if ":" in target else "NODE"
-        raise TargetError(f"{target!r} has the path of a file in the place of a module. Use{folder} {path[2]}:{node}")
+        raise TargetError(f"{target!r} is a file path. Use a module name:{folder} {path[2]}:{node}")
     if not all(words) or ":" in attribute:
         example = f"{target}:NODE" if re.fullmatch(r"[\w.]*\w", target) else "module:node"
         raise TargetError(f"{target!r} is not an import path. Use {example}, for example hello:app")

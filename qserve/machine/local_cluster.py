@@ -125,7 +125,7 @@ class LocalCluster:
                 self._announced_in = self._broker.folder if self._broker is not None else PrivateFolder()
             announce(self._announced_in, what or Path(sys.argv[0]).name or "a program", self.url, self.settings)
         except OSError as error:
-            log.warning("`qserve status` and others cannot find this by themselves: %s", error)
+            log.warning("this run could not be registered, so `qserve status` needs --broker: %s", error)
 
     @property
     def has_broker(self) -> bool:

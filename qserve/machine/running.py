@@ -76,7 +76,7 @@ def _read(data: bytes) -> Running:
     of_its_kind = all(type(getattr(running, one.name)) is kinds.get(one.name, str) for one in fields(Running))
     texts = [*running.variables.keys(), *running.variables.values()] if of_its_kind else [None]
     if not all(type(text) is str for text in texts) or running.pid <= 0:
-        raise ValueError("this is not what a run writes")
+        raise ValueError("the run file is malformed")
     return running
 
 
@@ -93,7 +93,10 @@ def settings_of_run(pid: str = "") -> Settings | None:
     running = find_running()
     chosen = [one for one in running if pid in ("", str(one.pid))]
     if len(chosen) > 1:
-        raise UsageProblem(f"several of your runs could be meant: pass --run PID, or set QSERVE_RUN{_listed(chosen)}")
+        raise UsageProblem(
+            "more than one `qserve run` of yours is running."
+            f" Choose one with --run PID (in Python: QSERVE_RUN=PID):{_listed(chosen)}"
+        )
     if pid and not chosen:
         raise UsageProblem(f"no run of yours has the process ID {pid}" + (_listed(running) or f"; {none_found()}"))
     if not chosen:

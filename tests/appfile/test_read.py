@@ -1,4 +1,4 @@
-"""A file that says what runs: what it may say, and what is said of each mistake in it."""
+"""A config file: what it may say, and what is said of each mistake in it."""
 
 from __future__ import annotations
 
@@ -179,7 +179,7 @@ BAD = {
     "applications: [3]\n": "app.yaml:1:16 applications[0]: input should be a valid dictionary",
     "applications:\n  - name: shop\n": "app.yaml:2:5 applications[0].import_path: it is missing",
     "applications:\n  - name: ''\n    import_path: a:b\n": "applications[0].name: string should have at least 1",
-    "applications:\n  - import_path: shop.py\n": "app.yaml:2:5 applications[0].import_path: 'shop.py' has the path of",
+    "applications:\n  - import_path: shop.py\n": "app.yaml:2:5 applications[0].import_path: 'shop.py' is a file path.",
     f"{APP}    route_prefix: shop\n": "app.yaml:4:5 applications[0].route_prefix: route_prefix must start with '/'",
     f"{APP}    args: 3\n": "app.yaml:4:5 applications[0].args: input should be a valid dictionary; got 3",
     f"{APP}    deployments: {{}}\n": "app.yaml:4:5 applications[0].deployments: input should be a valid list",

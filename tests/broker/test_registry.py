@@ -305,4 +305,4 @@ def test_old_versions_are_kept_for_whoever_finishes_them(registry: Registry, cap
     registry._client.hset(KEY, "old:v19", stored(registry, "old:v18"))
     registry._client.hset(KEY, "old:v18", stored(registry, "active"))
     assert {record.version for record in registry.old("shop")} == {record.version for record in versions[3:-2]}
-    assert "was not registered as an old one" in caplog.text
+    assert "is not registered as a retired version" in caplog.text

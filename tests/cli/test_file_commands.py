@@ -1,4 +1,4 @@
-"""The commands that read and write files that say what runs: what they print, and how they end."""
+"""The commands that read and write config files: what they print, and how they end."""
 
 from __future__ import annotations
 

@@ -54,8 +54,8 @@ FAILURES = {
     "exit(2)": "SystemExit: 2",
     "import sys; sys.exit('no model')": "SystemExit: no model",
     "NODE\nqserve.run(node)": (
-        "RuntimeError: qserve.run() and qserve.start() are for programs, and this module is imported to serve what it"
-        ' defines: put the call below `if __name__ == "__main__":`'
+        "RuntimeError: qserve.run() was called while qserve was importing this module to serve it."
+        ' Put the call under `if __name__ == "__main__":`'
     ),
     "raise KeyboardInterrupt": "KeyboardInterrupt",
     "raise GeneratorExit('ends')": "GeneratorExit: ends",
@@ -184,11 +184,11 @@ def test_what_is_not_a_node_is_refused_with_what_to_write_instead(load: Load, so
         ("shop:Box.outer", "shop:Box has no 'outer'; it has: inner"),
         ("pack.part", "it is a module. Use pack.part:NODE; it has: node"),
         ("pack:part", "it is a module. Use pack.part:NODE; it has: node"),
-        ("shop.py:node", "Use shop:node"),
-        ("shop.py", "Use shop:NODE"),
-        ("./shop:node", "Use --app-dir . shop:node"),
-        ("code/shop.py:node", "Use --app-dir code shop:node"),
-        ("/shop.py:node", "Use --app-dir / shop:node"),
+        ("shop.py:node", "Use a module name: shop:node"),
+        ("shop.py", "Use a module name: shop:NODE"),
+        ("./shop:node", "Use a module name: --app-dir . shop:node"),
+        ("code/shop.py:node", "Use a module name: --app-dir code shop:node"),
+        ("/shop.py:node", "Use a module name: --app-dir / shop:node"),
         (".shop:node", "is not an import path"),
         ("shop:", "is not an import path"),
         (":node", "is not an import path"),

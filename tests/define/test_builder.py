@@ -99,7 +99,7 @@ def test_an_argument_that_a_type_does_not_have_is_named(
 ) -> None:
     built_target(builder, {"size": 4, "siez": 5}, "m:b")
 
-    assert "the arguments of m:b: without effect is siez (" in caplog.text
+    assert "the arguments of m:b: these options have no effect: siez (" in caplog.text
 
 
 def test_the_defaults_of_a_model_hold_without_arguments() -> None:

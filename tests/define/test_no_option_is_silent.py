@@ -75,7 +75,7 @@ def test_an_option_of_a_deployment_is_read_by_something_or_warned_about(
     serve_here(Model.options(**{option: GIVEN[option]}).bind())
 
     [warning] = warnings_of(caplog)
-    assert warning.startswith("deployment 'Model': without effect is ")
+    assert warning.startswith("deployment 'Model': these options have no effect: ")
     assert f"{option} ({unused.DEPLOYMENT[option]})" in warning
 
 
@@ -90,7 +90,7 @@ def test_several_options_without_effect_are_named_in_one_line(caplog: pytest.Log
     serve_here(Model.options(num_replicas="auto", max_replicas_per_node=2).bind())
 
     [warning] = warnings_of(caplog)
-    assert "are autoscaling_config (" in warning
+    assert "these options have no effect: autoscaling_config (" in warning
     assert "max_replicas_per_node (" in warning
 
 

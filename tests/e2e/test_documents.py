@@ -87,9 +87,13 @@ class Reader:
 
     def _stop_serving(self, before: str) -> None:
         # a program that serves by itself needs the port as well
-        if self._serving is not None and before.startswith((_RUN, "python ")):
+        if self._serving is not None and (before.startswith(_RUN) or self._runs_what_serves(before)):
             self._serving.process.stop()
             self._serving = None
+
+    def _runs_what_serves(self, command: str) -> bool:
+        program = re.match(r"python (\w+\.py)", command)
+        return program is not None and "serve.run(" in (self._site.folder / program[1]).read_text()
 
 
 TAUGHT = [

@@ -176,7 +176,7 @@ def test_without_a_run_the_message_says_that_none_was_found_and_where(shared: Pa
 
     assert (result.exit_code, result.stdout) == (1, "")
     assert result.stderr == (
-        "Error: no broker is set: pass --broker URL or set QSERVE_BROKER_URL; no `qserve run` of yours was found in"
+        "Error: no broker is set. Pass --broker URL or set QSERVE_BROKER_URL; no `qserve run` of yours was found in"
         f" {shared}\n"
     )
     with pytest.raises(BrokerUnavailable, match="no broker is set.*no `qserve run` of yours was found in"):
@@ -190,12 +190,15 @@ def test_of_several_one_has_to_be_chosen(run: Callable[..., PrivateFolder], monk
     result = status()
 
     assert result.exit_code == 2
-    assert result.stderr.startswith("Error: several of your runs could be meant: pass --run PID, or set QSERVE_RUN\n")
+    assert result.stderr.startswith(
+        "Error: more than one `qserve run` of yours is running."
+        " Choose one with --run PID (in Python: QSERVE_RUN=PID):\n"
+    )
     for pid, what in ((os.getppid(), "other:app"), (os.getpid(), "shop:app")):
         (line,) = [line for line in result.stderr.splitlines() if what in line]
         assert line.split()[:2] == ["--run", str(pid)]
         assert f"using the run of {what}" in status("--run", str(pid)).stderr
-    with pytest.raises(UsageProblem, match="several of your runs could be meant"):
+    with pytest.raises(UsageProblem, match="more than one `qserve run` of yours is running"):
         qserve.get_app_handle()
     monkeypatch.setenv("QSERVE_RUN", str(os.getppid()))
     assert "using the run of other:app" in status().stderr
@@ -210,7 +213,7 @@ def test_a_worker_never_uses_the_run_that_happens_to_be_there(run: Callable[...,
     result = CliRunner().invoke(main, ["worker"])
 
     assert result.exit_code == 1
-    assert result.stderr.strip().endswith("no broker is set: pass --broker URL or set QSERVE_BROKER_URL")
+    assert result.stderr.strip().endswith("no broker is set. Pass --broker URL or set QSERVE_BROKER_URL")
 
 
 # -- the other users of the host -------------------------------------------------------------------

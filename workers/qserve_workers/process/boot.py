@@ -138,7 +138,7 @@ def _ignore(number: int, frame: object) -> None:
 def _exit_after(limit_s: float, spec: ReplicaSpec, code: int) -> None:
     """End this process even if the user's ``__del__`` never returns."""
     time.sleep(limit_s)
-    log.error("the end of this replica took longer than %g s; its process is ended", limit_s)
+    log.error("shutdown took longer than %g s; killing the process", limit_s)
     spec.end_process(code)
 
 

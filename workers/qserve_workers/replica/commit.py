@@ -120,7 +120,7 @@ class Committer:
         Only its first bytes tell which request it belongs to. Where they name no open request, it gets an id of its
         own among the dead letters.
         """
-        log.error("a message of queue %s cannot be read and is a dead letter now: %s", self._spec.stream, error)
+        log.error("moved an unreadable message of queue %s to the dead letters: %s", self._spec.stream, error)
         failure = Failure.of(PayloadError(f"a message of {self._spec.deployment!r} cannot be read: {error}"))
         tag, claimed = delivery.tag, replies.claimed_id(delivery.fields.get(CallField.HEADER, b""))
         sealed = seal_end(self._plane.seal, claimed, State.FAILED, failure.encode())
@@ -131,7 +131,7 @@ class Committer:
 
         def on_reply(reply: Any) -> None:
             if isinstance(reply, BrokerError):
-                log.error("that message cannot be kept, and is dropped: %s", reply)
+                log.error("could not store that message as a dead letter; dropping it: %s", reply)
                 self._drop(tag)
             self._on_settled(tag)
 

@@ -85,7 +85,7 @@ class Replica:
             await asyncio.wait_for(self._finished(), grace_s)
         except TimeoutError:
             log.warning(
-                "after %.1f s, %d calls still run, which are handed over, and %d background tasks, which are lost",
+                "shutdown timed out after %g s: %d running calls go to other replicas, %d background tasks are lost",
                 grace_s, self._ongoing, afterwards.unfinished(),
             )  # fmt: skip
         await self._plane.settled(_COMMIT_FOR_S)

@@ -188,7 +188,7 @@ class Supervisor:
             if is_known and is_active:
                 why = f"{trouble.failures} times, as before"
             elif not is_active:
-                why = f"{why.splitlines()[0]} the deploy says why"
+                why = f"{why.splitlines()[0].rstrip(':')}; see the output of qserve deploy"
             if is_active or not is_known:
                 # a call that kills its replica may do so before that has reported that it takes calls
                 level = logging.ERROR if has_report or trouble.failures > 1 else logging.WARNING
