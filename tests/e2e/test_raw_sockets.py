@@ -129,7 +129,8 @@ class Place:
         self._env = {"QSERVE_SECRET_KEY": "the-key-of-this-test"}
         run = site.qserve("run", "rows:app", "--port", str(self.port), *options, env=self._env)
         run.wait_for(READY)
-        embedded = [f"unix://{site.folder / folder / 'broker.sock'}" for folder in site.broker_folders()]
+        sockets = [site.folder / folder / "broker.sock" for folder in site.broker_folders()]
+        embedded = [f"unix://{path}" for path in sockets if path.exists()]
         self._env["QSERVE_BROKER_URL"] = self.broker_url = embedded[0] if embedded else options[-1]
         deploy = self.deploy("rows:plain", "--name", "plain", "--route-prefix", "/plain")
         assert deploy.wait() == 0, deploy.output

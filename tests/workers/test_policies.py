@@ -9,13 +9,14 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from weakref import WeakSet
 
 import pytest
 from processes import wait_until
 from qserve_workers.supervisor import policies
 from qserve_workers.supervisor.policies import ANSWER_WITHIN_S, PolicyHost
 
-from qserve.base import import_path
+from qserve.base import forks, import_path
 from qserve.deploy.sources import Sources
 from qserve.fleet.values import Asked
 from qserve.wire.application import ApplicationRecord, DeploymentRecord, Scaling
@@ -75,6 +76,8 @@ class Host:
 def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Host]:
     (tmp_path / "rules_of_this_test.py").write_text(RULES)
     monkeypatch.setattr(import_path, "_folders", [str(tmp_path)])
+    # a supervisor has no event loop; one that another test has left would end the child as a fork of user code
+    monkeypatch.setattr(forks, "_leavers", WeakSet())
     host = Host()
     yield host
     host.host.keep(())
