@@ -270,7 +270,7 @@ def test_everything_was_looked_at(said: dict[str, str]) -> None:
         "ZeroDivisionError",
         "SIGSEGV",
         "ResultNotSerialisable",
-        "cannot be read",
+        "unreadable message",
         "DEBUG",
         "GET /shop 200",
     ):
