@@ -58,7 +58,7 @@ def diff(
     for name, record in wanted.items():
         active = running.get(name)
         if active is None:
-            count = sum(one.num_replicas for one in record.deployments.values() if one.replicated)
+            count = sum(one.num_replicas for one in record.replicated.values())
             found.append(Change(name, "", "", "", f"{count} replicas at {record.route_prefix or 'no path'}", START))
         else:
             found += _changes(active, record)

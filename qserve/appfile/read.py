@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from pydantic import ValidationError
 from qserve.appfile.model import NO_EFFECT, ApplicationPart, ServeFile, form_of, json_schema
 from qserve.appfile.yaml_text import FileError, Node, parse, place, tree_of
 from qserve.appfile.yaml_text import Path as Place
+from qserve.base.nearest import did_you_mean
 from qserve.define.options import ActorOptions, DeploymentOptions
 from qserve.define.target import TargetError, split_target
 
@@ -113,8 +113,7 @@ def _unknown(
 def _advice(key: str, known: Mapping[str, Any]) -> str:
     if key in _INSTEAD:
         return f"{key!r} does not belong here; {_INSTEAD[key]}"
-    close = difflib.get_close_matches(key, known, n=1)
-    hint = f"Did you mean {close[0]!r}?" if close else f"The keys here are: {', '.join(sorted(known))}"
+    hint = did_you_mean(key, known) or f"The keys here are: {', '.join(sorted(known))}"
     return f"unknown key {key!r}. {hint}"
 
 

@@ -49,9 +49,7 @@ def part_of_record(record: ApplicationRecord) -> dict[str, Any]:
         part["import_path"] = record.target
     if record.args:
         part["args"] = record.arguments
-    part["deployments"] = [
-        {"name": name, **options_to_write(one)} for name, one in record.deployments.items() if one.replicated
-    ]
+    part["deployments"] = [{"name": name, **options_to_write(one)} for name, one in record.replicated.items()]
     return part
 
 

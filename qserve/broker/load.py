@@ -88,17 +88,22 @@ class QueueLoad(NamedTuple):
     oldest_s: float = 0.0
 
 
+def read_queues(client: Client, queues: Sequence[str]) -> list[QueueLoad]:
+    """Return what is in each queue, read in one command; errors pass through."""
+    reply = client.execute_command(*functions.backlog(queues))
+    return [QueueLoad(waiting, running, ms / 1000) for waiting, running, ms in backlogs(reply, len(queues))]
+
+
 @broker_errors()
 def loads_of(client: Client, queues: Sequence[str]) -> list[QueueLoad]:
     """Return what is in each queue; zeros where an ACL forbids it."""
     try:
-        reply = client.execute_command(*functions.backlog(queues))
+        return read_queues(client, queues)
     except redis.exceptions.ResponseError as error:
         # an older version of qserve may have been the last to load its functions
         if not (is_forbidden(error) or is_unknown_function(error)):
             raise
         return [QueueLoad()] * len(queues)
-    return [QueueLoad(waiting, running, ms / 1000) for waiting, running, ms in backlogs(reply, len(queues))]
 
 
 @broker_errors()

@@ -85,9 +85,8 @@ class Registry:
 
         The queues come first: a submission to a queue that is missing is taken for one to an old version.
         """
-        for name, one in record.deployments.items():
-            if one.replicated:
-                create_group(self._client, record.stream(self._keys, name))
+        for name in record.replicated:
+            create_group(self._client, record.stream(self._keys, name))
         self.keep_epoch()
 
     @broker_errors()
@@ -171,7 +170,7 @@ class Registry:
     @broker_errors()
     def withdraw(self, record: ApplicationRecord) -> str:
         """Drop a staged version; the active one stays as it is."""
-        active = next(iter(self.readable(record.name, "active")), None)
+        active = next(iter(self.readable(record.name, ACTIVE)), None)
         pipe = self._client.pipeline()
         pipe.hdel(self._keys.application(record.name), NEXT)
         self._retire(pipe, record)
@@ -183,7 +182,7 @@ class Registry:
     def delete(self, app: str) -> str:
         """Remove an application; its supervisors stop its replicas."""
         self.remove_strangers(app)
-        records = self.readable(app, "active", "next")
+        records = self.readable(app, ACTIVE, NEXT)
         pipe = self._client.pipeline()
         pipe.delete(self._keys.application(app), self._keys.wishes(app))
         pipe.hdel(self._keys.applications, app)
@@ -199,7 +198,7 @@ class Registry:
         """
         keys, client = self._keys, self._client
         own = keys.application(app)
-        without_strangers(client, lambda: client.hmget(own, "active"), own)
+        without_strangers(client, lambda: client.hmget(own, ACTIVE), own)
         without_strangers(client, lambda: client.xrevrange(keys.changes, count=1), keys.changes)
         self._restore_names()
 
@@ -398,7 +397,7 @@ class Registry:
     def all(self) -> Iterator[ApplicationRecord]:
         """Yield the active version of every application."""
         for name in self.names():
-            yield from self.readable(name, "active")
+            yield from self.readable(name, ACTIVE)
 
     @broker_errors()
     def publish(self, beat: str, change: str) -> None:

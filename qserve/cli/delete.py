@@ -8,6 +8,7 @@ import click
 
 from qserve.base.clock import Deadline
 from qserve.base.settings import Settings
+from qserve.broker.registry import ACTIVE, NEXT
 from qserve.cli.options import broker_option
 from qserve.deploy.installation import Installation
 from qserve.deploy.removal import remove
@@ -38,7 +39,7 @@ def remove_all(installation: Installation, apps: list[str]) -> None:
     """Remove applications, wait for the end of their replicas, and say how it went."""
     limits_s = {}
     for app in apps:
-        records = installation.registry.readable(app, "active", "next")
+        records = installation.registry.readable(app, ACTIVE, NEXT)
         graces_s = [deployment.grace_s for record in records for deployment in record.deployments.values()]
         limits_s[app] = max(graces_s, default=0.0) + _END_WITHIN_S
         remove(installation, app)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import re
 from collections.abc import Iterable, Mapping
@@ -12,6 +11,7 @@ from typing import Annotated, Any, Literal, TypedDict
 from pydantic import BaseModel, Field, field_validator, model_validator
 
 from qserve.base import unused
+from qserve.base.nearest import did_you_mean
 from qserve.graph.containers import DEPTH_LIMIT, is_deep
 
 _BY_LOAD = tuple(
@@ -336,8 +336,7 @@ def check_known(given: Iterable[str], owner: str | None) -> None:
 def check_key(key: Any, known: Iterable[str], what: str) -> None:
     """Raise TypeError for a key that does not exist, and suggest the closest one that does."""
     if key not in known:
-        close = difflib.get_close_matches(str(key), known, n=1)
-        raise TypeError(f"{key!r} is not {what}." + (f" Did you mean {close[0]!r}?" if close else ""))
+        raise TypeError(f"{key!r} is not {what}. {did_you_mean(str(key), known)}".rstrip())
 
 
 _KINDS: tuple[tuple[str, type | tuple[type, ...], str], ...] = (

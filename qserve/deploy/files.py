@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -11,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from qserve.appfile.diff import Change, diff
 from qserve.appfile.model import ServeFile
 from qserve.base.keyring import Keyring
+from qserve.base.nearest import did_you_mean
 from qserve.define.builder import ArgumentError
 from qserve.define.compile import CompiledApplication
 from qserve.define.target import TargetError
@@ -56,11 +56,9 @@ def _override(built: CompiledApplication, file: ServeFile, number: int) -> None:
     for index, part in enumerate(file.applications[number].deployments):
         path = "applications", number, "deployments", index
         if part.name not in by_name:
-            close = difflib.get_close_matches(part.name, by_name, n=1)
-            hint = f". Did you mean {close[0]!r}?" if close else ""
-            raise file.problem(
-                f"no deployment {part.name!r} in {built.name}; it has: {', '.join(by_name)}{hint}", *path, "name"
-            )
+            text = f"no deployment {part.name!r} in {built.name}; it has: {', '.join(by_name)}"
+            hint = did_you_mean(part.name, by_name)
+            raise file.problem(f"{text}. {hint}" if hint else text, *path, "name")
         try:
             by_name[part.name].set_options(**part.options)
         except (TypeError, ValueError) as error:

@@ -12,6 +12,7 @@ from qserve.broker.connection import Client, broker_errors, connect, without_str
 from qserve.broker.faults import Faults
 from qserve.broker.registry import Registry
 from qserve.exceptions import PayloadError, WrongType
+from qserve.fleet.store import FleetStore
 from qserve.wire.application import ApplicationRecord
 from qserve.wire.replies import each, position, shown, text, warn_once
 from qserve.wire.sealing import Seal
@@ -107,7 +108,7 @@ class ReplicaReports:
 
 
 class Installation:
-    """A client of the broker, the key names and signatures of the installation, and its registry.
+    """A client of the broker, the key names and signatures of the installation, its registry and its fleet.
 
     Parameters:
       settings: Name the broker, the namespace and the secret key.
@@ -123,6 +124,7 @@ class Installation:
         self.keys = Keys(settings.namespace)
         self.seal = Seal(settings.keyring)
         self.registry = Registry(self.client, self.keys, self.seal)
+        self.fleet = FleetStore(self.client, self.keys, self.seal)
 
     def reports(self, app: str) -> ReplicaReports:
         """Return what the replicas of an application report."""

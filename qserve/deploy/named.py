@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable
+from collections.abc import Collection
 
-from qserve.broker.registry import NEXT
+from qserve.base.nearest import did_you_mean
+from qserve.broker.registry import ACTIVE, NEXT
 from qserve.deploy.installation import Installation
 from qserve.exceptions import UsageProblem
 from qserve.wire.application import ApplicationRecord
@@ -26,7 +26,7 @@ def versions_named(installation: Installation, app: str | None) -> list[Applicat
         known = f"several applications are deployed, so name one of them: {', '.join(names)}"
         raise UsageProblem(known if names else "no application is deployed")
     name = names[0] if app is None else app
-    versions = registry.readable(name, "active", NEXT) if name in names else []
+    versions = registry.readable(name, ACTIVE, NEXT) if name in names else []
     if not versions:
         raise _unknown("application", name, "is not deployed; deployed are:", names)
     return versions
@@ -38,13 +38,12 @@ def deployments_named(record: ApplicationRecord, deployment: str | None) -> list
     Raises:
       UsageProblem: There is none of that name.
     """
-    names = [name for name, one in record.deployments.items() if one.replicated]
+    names = [*record.replicated]
     if deployment is not None and deployment not in names:
         raise _unknown("deployment", deployment, f"is not in application {record.name!r}; it has:", names)
     return names if deployment is None else [deployment]
 
 
-def _unknown(kind: str, name: str, why: str, known: Iterable[str]) -> UsageProblem:
-    close = difflib.get_close_matches(name, known := [*known], n=1)
-    meant = f". Did you mean {close[0]!r}?" if close else ""
-    return UsageProblem(f"{kind} {name!r} {why} {', '.join(known) or 'none'}{meant}")
+def _unknown(kind: str, name: str, why: str, known: Collection[str]) -> UsageProblem:
+    text, hint = f"{kind} {name!r} {why} {', '.join(known) or 'none'}", did_you_mean(name, known)
+    return UsageProblem(f"{text}. {hint}" if hint else text)

@@ -9,7 +9,6 @@ from qserve.broker.connection import if_permitted
 from qserve.broker.load import delayed_in, loads_of
 from qserve.deploy.installation import Installation
 from qserve.deploy.named import versions_named
-from qserve.fleet.store import FleetStore
 from qserve.wire.fleet import Wish
 
 
@@ -43,14 +42,13 @@ def queues_of(installation: Installation, app: str | None = None) -> list[QueueS
       BrokerUnavailable: The broker does not reply.
     """
     registry, keys = installation.registry, installation.keys
-    store = FleetStore(installation.client, keys, installation.seal)
     found = []
     for name in sorted(registry.names()) if app is None else [app]:
         versions = versions_named(installation, name)
         current = {record.version for record in versions}
         versions += [record for record in registry.old(name) if record.version not in current]
-        wishes = if_permitted(partial(store.wishes, name))
-        places = [(one, deployment) for one in versions for deployment, of in one.deployments.items() if of.replicated]
+        wishes = if_permitted(partial(installation.fleet.wishes, name))
+        places = [(one, deployment) for one in versions for deployment in one.replicated]
         streams = [record.stream(keys, deployment) for record, deployment in places]
         loads = loads_of(installation.client, streams)
         delays = delayed_in(installation.client, [keys.delayed_of(stream) for stream in streams])

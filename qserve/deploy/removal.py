@@ -94,8 +94,7 @@ def _beats(installation: Installation, record: ApplicationRecord) -> dict[str, b
 
 def queues_of(installation: Installation, record: ApplicationRecord) -> dict[str, str]:
     """Return the queues of a version, each with its deployment."""
-    replicated = [name for name, deployment in record.deployments.items() if deployment.replicated]
-    return {record.stream(installation.keys, name): name for name in replicated}
+    return {record.stream(installation.keys, name): name for name in record.replicated}
 
 
 @broker_errors()

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from qserve.base.clock import Deadline
+from qserve.broker.registry import ACTIVE
 from qserve.deploy.installation import GIVEN_UP_AFTER, Installation, ReplicaReports, waiting_workers
 from qserve.deploy.registration import Release
 from qserve.exceptions import DeployError
@@ -49,7 +50,7 @@ def roll_out(
     registry, record = installation.registry, release.record
     reports = installation.reports(record.name)
     registry.check_prefix(record)  # before anything is started
-    active = next(iter(registry.readable(record.name, "active")), None) if release.code else None
+    active = next(iter(registry.readable(record.name, ACTIVE)), None) if release.code else None
     if active is not None and release.only_reconfigures(active):
         record = replace(record, version=active.version)
         change = registry.promote(record)
@@ -88,7 +89,7 @@ def wait_until_running(
       DeployError: A constructor failed as often as it is tried (the message holds the user's traceback), or
         the time ran out.
     """
-    expected = {name: wanted.num_replicas for name, wanted in record.deployments.items() if wanted.replicated}
+    expected = {name: wanted.num_replicas for name, wanted in record.replicated.items()}
     shown: dict[str, int] = {}
     deadline = Deadline(timeout_s)
     while True:

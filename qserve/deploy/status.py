@@ -10,9 +10,8 @@ from enum import StrEnum
 from qserve.base.clock import clock
 from qserve.broker.connection import if_permitted
 from qserve.broker.load import BrokerStatus, QueueLoad, broker_status, loads_of
-from qserve.broker.registry import NEXT
+from qserve.broker.registry import ACTIVE, NEXT
 from qserve.deploy.installation import GIVEN_UP_AFTER, Installation, waiting_workers
-from qserve.fleet.store import FleetStore
 from qserve.wire.application import ApplicationRecord, DeploymentRecord
 from qserve.wire.fleet import Scaled, Wish
 from qserve.wire.status import FAILED, RUNNING, STARTING, ReplicaStatus
@@ -168,19 +167,16 @@ def status_of(installation: Installation) -> ServeStatus:
       BrokerUnavailable: The broker does not reply.
     """
     registry = installation.registry
-    store = FleetStore(installation.client, installation.keys, installation.seal)
-    found = {name: registry.readable(name, "active", NEXT) for name in sorted(registry.names())}
+    found = {name: registry.readable(name, ACTIVE, NEXT) for name in sorted(registry.names())}
     reports = {name: installation.reports(name).replicas() for name in found}
     applications = {
-        name: _read_application(installation, store, versions, reports[name])
-        for name, versions in found.items()
-        if versions
+        name: _read_application(installation, versions, reports[name]) for name, versions in found.items() if versions
     }
     used = Counter(one.worker for reported in reports.values() for one in reported if one.state in _RAYS_STATES)
-    drained = if_permitted(store.drains)
+    drained = if_permitted(installation.fleet.drains)
     hosts = {
         worker: HostStatus(record.host, record.places, used[worker], record.devices, record.host in drained)
-        for worker, record in sorted(if_permitted(store.hosts).items())
+        for worker, record in sorted(if_permitted(installation.fleet.hosts).items())
     }
     gateways = sorted(if_permitted(installation.gateways))
     broker = broker_status(installation.client, [installation.keys.pool(name) for name in found])
@@ -189,19 +185,18 @@ def status_of(installation: Installation) -> ServeStatus:
 
 def _read_application(
     installation: Installation,
-    store: FleetStore,
     versions: Sequence[ApplicationRecord],
     reported: Sequence[ReplicaStatus],
 ) -> ApplicationStatusOverview:
     record = versions[0]
-    names = [name for name, one in record.deployments.items() if one.replicated]
+    names = [*record.replicated]
     loads = loads_of(installation.client, [record.stream(installation.keys, name) for name in names])
     return application_status(
         versions,
         reported,
         dict(zip(names, loads, strict=True)),
-        if_permitted(lambda: store.scaled(record.name)),
-        if_permitted(lambda: store.wishes(record.name)),
+        if_permitted(lambda: installation.fleet.scaled(record.name)),
+        if_permitted(lambda: installation.fleet.wishes(record.name)),
         clock.judge_ms(),
     )
 

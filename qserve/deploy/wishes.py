@@ -10,7 +10,6 @@ from dataclasses import replace
 from qserve.base.clock import clock
 from qserve.deploy.installation import Installation
 from qserve.deploy.named import deployments_named, versions_named
-from qserve.fleet.store import FleetStore
 from qserve.wire.fleet import Wish
 
 
@@ -32,13 +31,12 @@ def pause(installation: Installation, app: str | None, deployment: str | None, i
     """
     record = versions_named(installation, app)[0]
     names = deployments_named(record, deployment)
-    store = FleetStore(installation.client, installation.keys, installation.seal)
-    known = store.wishes(record.name)
+    known = installation.fleet.wishes(record.name)
     before = {name: known.get(name, Wish()) for name in names}
     changed = [name for name in names if before[name].is_paused != is_paused]
     for name in changed:
         wish = replace(before[name], is_paused=is_paused, by=_who(), at_ms=clock.stamp_ms())
-        store.wish(record.name, name, wish)
+        installation.fleet.wish(record.name, name, wish)
     if changed:
         installation.registry.announce(record.name)
     return {f"{record.name}/{name}": wish for name, wish in before.items()}

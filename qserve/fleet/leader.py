@@ -189,7 +189,7 @@ class Leader:
         short = {(one.key.app, one.key.deployment): one.why for one in placement.shortages}
         options: dict[tuple[str, str], DeploymentRecord] = {}
         for record in sorted(records, key=lambda record: record.place == ACTIVE):  # the active version counts
-            options |= {(record.name, name): one for name, one in record.deployments.items() if one.replicated}
+            options |= {(record.name, name): one for name, one in record.replicated.items()}
         for (app, name), one in options.items():
             noted = fleet.scaled.get(app, {}).get(name)
             count = wanted_count(one, fleet.wishes.get(app, {}).get(name), noted)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from qserve.broker import functions
 from qserve.broker.connection import Client, broker_errors
+from qserve.broker.load import read_queues
 from qserve.fleet.values import Load
-from qserve.wire.replies import backlogs
 
 
 def read_loads(client: Client, queues: Sequence[str], at: float) -> list[Load]:
@@ -24,5 +23,4 @@ def read_loads(client: Client, queues: Sequence[str], at: float) -> list[Load]:
     if not queues:
         return []
     with broker_errors():
-        reply = client.execute_command(*functions.backlog(queues))
-    return [Load(at, waiting, running, oldest / 1000) for waiting, running, oldest in backlogs(reply, len(queues))]
+        return [Load(at, *found) for found in read_queues(client, queues)]

@@ -26,16 +26,15 @@ def needs_of(
     """
     for record in records:
         limits = _limits(record, rollouts.get(record.name))
-        for name, one in record.deployments.items():
-            if one.replicated:
-                key = Key(record.name, record.version, name)
-                at_least = 1 if record.place == NEXT else 0
-                wish, decided = wishes.get(record.name, {}).get(name), scaled.get(record.name, {}).get(name)
-                count = wanted_count(one, wish, decided, at_least)
-                count = min(count, limits.get(name, count))
-                least = count if one.scaling is None else max(one.scaling.min_replicas, at_least)
-                others = pins.get(key, 0)
-                yield Need(key, max(0, count - others), max(0, min(least, count) - others), one.resources)
+        for name, one in record.replicated.items():
+            key = Key(record.name, record.version, name)
+            at_least = 1 if record.place == NEXT else 0
+            wish, decided = wishes.get(record.name, {}).get(name), scaled.get(record.name, {}).get(name)
+            count = wanted_count(one, wish, decided, at_least)
+            count = min(count, limits.get(name, count))
+            least = count if one.scaling is None else max(one.scaling.min_replicas, at_least)
+            others = pins.get(key, 0)
+            yield Need(key, max(0, count - others), max(0, min(least, count) - others), one.resources)
 
 
 def wanted_count(one: DeploymentRecord, wish: Wish | None, decided: Scaled | None, at_least: int = 0) -> int:

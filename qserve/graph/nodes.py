@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Generic, NoReturn
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Generic, NoReturn
 from typing_extensions import ParamSpec, TypeVar
 
 from qserve.base import context
+from qserve.base.nearest import did_you_mean
 from qserve.graph.containers import DEPTH_LIMIT, find, is_deep
 from qserve.graph.plan import InputKey
 
@@ -366,5 +366,5 @@ def _no_such_method(body: Body, name: str) -> str:
     text = f"type object {own_name(body)!r} has no attribute {name!r}"
     if name == "remote":
         return f"{text}: a node does not run yet. Start it by serve.run(node) and call its handle."
-    close = difflib.get_close_matches(name, dir(body), n=1)
-    return f"{text}. Did you mean {close[0]!r}?" if close else text
+    hint = did_you_mean(name, dir(body))
+    return f"{text}. {hint}" if hint else text

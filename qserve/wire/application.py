@@ -170,6 +170,11 @@ class ApplicationRecord:
     driver: DriverRecord | None = None
     deployed_at: float = field(default=0.0, compare=False)
 
+    @property
+    def replicated(self) -> dict[str, DeploymentRecord]:
+        """The deployments that have replicas, by name: a driver that the gateway runs has none."""
+        return {name: deployment for name, deployment in self.deployments.items() if deployment.replicated}
+
     def stream(self, keys: Keys, deployment: str) -> str:
         """Return the name of a deployment's queue; each version has its own, so that versions never mix."""
         return keys.stream(self.name, self.version, deployment)

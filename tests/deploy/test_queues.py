@@ -7,12 +7,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
-import redis
 from click.testing import CliRunner, Result
 
 from qserve.__main__ import main
 from qserve.base.keys import GROUP
-from qserve.base.settings import Settings
 from qserve.deploy.installation import Installation
 from qserve.wire.application import ApplicationRecord, DeploymentRecord
 
@@ -34,13 +32,6 @@ def fill(installation: Installation, record: ApplicationRecord, waiting: int, ru
     for number in range(delayed):
         client.zadd(installation.keys.delayed_of(stream), {f"call {number}": 1.0})
         client.pexpire(installation.keys.delayed_of(stream), 60_000)
-
-
-@pytest.fixture
-def installation(settings: Settings, client: redis.Redis, monkeypatch: pytest.MonkeyPatch) -> Installation:
-    for name, value in settings.to_env().items():
-        monkeypatch.setenv(name, value)
-    return Installation(settings, client)
 
 
 @pytest.fixture

@@ -7,12 +7,10 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-import redis
 import yaml
 from click.testing import CliRunner, Result
 
 from qserve.__main__ import main
-from qserve.base.settings import Settings
 from qserve.broker.load import QueueLoad
 from qserve.deploy.installation import Installation
 from qserve.deploy.status import (
@@ -151,13 +149,6 @@ def test_all_words_of_ray_are_there_and_are_text() -> None:
 
 
 # -- the command -----------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def installation(settings: Settings, client: redis.Redis, monkeypatch: pytest.MonkeyPatch) -> Installation:
-    for name, value in settings.to_env().items():
-        monkeypatch.setenv(name, value)
-    return Installation(settings, client)
 
 
 @pytest.fixture

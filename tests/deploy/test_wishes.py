@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import pytest
-import redis
 from click.testing import CliRunner, Result
 
 from qserve.__main__ import main
-from qserve.base.settings import Settings
 from qserve.deploy.installation import Installation
 from qserve.fleet.store import FleetStore
 from qserve.wire.application import ApplicationRecord, DeploymentRecord
@@ -24,10 +22,7 @@ SHOP = ApplicationRecord("shop", "v1", "Front", deployments=DEPLOYMENTS)
 
 
 @pytest.fixture
-def installation(settings: Settings, client: redis.Redis, monkeypatch: pytest.MonkeyPatch) -> Installation:
-    for name, value in settings.to_env().items():
-        monkeypatch.setenv(name, value)
-    installation = Installation(settings, client)
+def installation(installation: Installation) -> Installation:
     installation.registry.stage(SHOP)
     installation.registry.promote(SHOP)
     return installation

@@ -17,7 +17,6 @@ from qserve.base.turns import Turns
 from qserve.define.multiplexing import unload_models
 from qserve.deploy.installation import Installation
 from qserve.engine.servable import Servable
-from qserve.fleet.store import FleetStore
 from qserve.wire.fleet import Wish
 from qserve.wire.status import RUNNING, ReplicaStatus
 from qserve_workers.replica.spec import Exit, ReplicaSpec
@@ -50,7 +49,6 @@ class Lifecycle:
         self._has_begun = False
         self._options = self.spec.options
         self._is_paused = self.spec.is_paused
-        self._store = FleetStore(self.installation.client, self.installation.keys, self.installation.seal)
         self._tasks: set[asyncio.Task[None]] = set()
         self._reports = self.installation.reports(self.spec.record.name)
         self._reporting = threading.Lock()
@@ -116,7 +114,7 @@ class Lifecycle:
         for record in self.installation.registry.versions(self.spec.record.name):
             if record.version == self.spec.record.version:
                 self._options = record.deployments[self.spec.deployment]
-        wishes = self._store.wishes(self.spec.record.name)
+        wishes = self.installation.fleet.wishes(self.spec.record.name)
         self._is_paused = wishes.get(self.spec.deployment, Wish()).is_paused
 
     async def _watch_health(self) -> None:

@@ -16,7 +16,6 @@ from qserve.broker.registry import NO_CHANGE
 from qserve.deploy.installation import Installation
 from qserve.deploy.sources import Sources
 from qserve.exceptions import BrokerError, DeployError, PayloadError, WrongType
-from qserve.fleet.store import FleetStore
 from qserve.wire.application import ApplicationRecord
 from qserve.wire.fleet import Wish
 from qserve.wire.replies import warn_once
@@ -47,8 +46,8 @@ class Scope:
         """Yield the deployments of a version to run here, each with its number of replicas."""
         if self.app not in (None, record.name):
             return
-        for name, deployment in record.deployments.items():
-            if deployment.replicated and self.deployment in (None, name):
+        for name, deployment in record.replicated.items():
+            if self.deployment in (None, name):
                 yield name, deployment.num_replicas if self.replicas is None else self.replicas
 
 
@@ -79,10 +78,10 @@ class Applications:
         self._targets: dict[str, Target] = {}
         self._said: set[str] = set()
         self._code = OwnCode(installation, scope.target)
+        self._fleet = installation.fleet
         self._records: dict[tuple[str, str], ApplicationRecord] = {}
         self._kept: dict[str, tuple[ApplicationRecord, bytes]] = {}
         self._old: dict[str, list[ApplicationRecord]] = {}
-        self._store = FleetStore(installation.client, installation.keys, installation.seal)
         self._wishes: dict[str, dict[str, Wish]] = {}
 
     def wait_for_change(self, timeout_s: float) -> None:
@@ -175,7 +174,7 @@ class Applications:
             is_run = any(key[0] == name for key in self._records)
             self._say_once(f"application {name!r} {'runs as it was' if is_run else 'is not run'}: {error}")
             return
-        self._wishes[name] = if_permitted(partial(self._store.wishes, name))
+        self._wishes[name] = if_permitted(partial(self._fleet.wishes, name))
         kept = None if active is None else (active, self._code_of(active))
         self._warn_if_unknown(versions)
         self._records = {key: record for key, record in self._records.items() if key[0] != name}
