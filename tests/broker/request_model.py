@@ -478,14 +478,14 @@ class Model:
         request.taken += count
         return request.taken
 
-    def retire(self, force: bool, is_idle: bool) -> int:
-        """The own version's queues are removed when nothing needs them; by force, what needs them fails."""
+    def retire(self, force: bool, is_idle: bool, order: list[str]) -> int:
+        """The own version's queues go when nothing needs them; by force, the requests that need them fail in this order."""
         own = [one for one in self.requests if one.plan.streams <= set(OWN)]
         # once replayed, a request that waits for another's result only is not known to need the queues
         mine = [one for one in own if one.is_open and (one.is_needed or one.due())]
         if not force and (mine or not is_idle):
             return 0
-        for request in mine:
+        for request in sorted(mine, key=lambda one: order.index(one.id)):
             if request.is_open:
                 self.finish(request, State.FAILED, DELETED)
         for request in own:

@@ -472,9 +472,29 @@ class Requests(RuleBasedStateMachine):
         streams = [self.names[stream] for stream in OWN]
         keys = streams + [self.keys.delayed_of(name) for name in streams]
 
-        expected = self.model.retire(force, is_idle)
+        expected = self.model.retire(force, is_idle, [*self._requests_in(keys)])
 
         assert self.send(functions.retire(keys, force, DELETED, self.keys.request(""))) == expected
+
+    def _requests_in(self, keys: list[str]) -> Iterator[str]:
+        """Yield the ids of requests in the order in which `retire` comes to what they have in these keys.
+
+        Where one of them waits for another, the end of the second is that of the first if it comes before.
+        """
+        prefix = self.keys.request("")
+        for key in keys:
+            if self.client.type(key) == b"stream":
+                for entry, fields in self.client.xrange(key):
+                    request = fields.get(b"h", b"")[:32].decode("latin-1")
+                    place = self.client.hget(prefix + request, b"e:" + fields.get(b"s", b""))
+                    if place == f"{key} ".encode() + entry:
+                        yield request
+            else:
+                for member in self.client.zrange(key, 0, -1):
+                    name, *rest = msgpack.unpackb(member, raw=True)
+                    call = dict(zip(rest[::2], rest[1::2], strict=True)) if len(rest) > 1 else {}
+                    if not call or self.client.hget(name, b"e:" + call[b"s"]) == b"z":
+                        yield name.decode().removeprefix(prefix)
 
     @act(1, when=lambda self: len(self.model.requests) > 3)
     def lose_everything(self) -> None:
