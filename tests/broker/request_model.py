@@ -437,8 +437,8 @@ class Model:
         """A replica died: every call it held is on the queue again, or has killed often enough."""
         mine = [one for one in self.held.values() if (one.consumer, one.stream) == (consumer, stream)]
         for delivery in sorted(mine, key=lambda one: order(one.entry)):
-            del self.held[delivery.stream, delivery.entry]
-            if delivery.is_copy:
+            # a request that waited for one of those before it may have ended with that
+            if self.held.pop((delivery.stream, delivery.entry), None) is None or delivery.is_copy:
                 continue
             request, step = delivery.request, delivery.step
             request.deaths[step] += 1
@@ -479,7 +479,7 @@ class Model:
         return request.taken
 
     def retire(self, force: bool, is_idle: bool, order: list[str]) -> int:
-        """The own version's queues go when nothing needs them; by force, the requests that need them fail in this order."""
+        """The own version's queues go when nothing needs them; by force, requests that need them fail in this order."""
         own = [one for one in self.requests if one.plan.streams <= set(OWN)]
         # once replayed, a request that waits for another's result only is not known to need the queues
         mine = [one for one in own if one.is_open and (one.is_needed or one.due())]
