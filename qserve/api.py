@@ -356,7 +356,7 @@ def get_ref(request_id: str) -> Ref[Any]:
       ValueError: This is not a request id.
       BrokerUnavailable: No broker is set, and this user runs nothing here.
     """
-    return ref_by_id(request_id, current.plane())
+    return ref_by_id(request_id, current.plane)
 
 
 def _application(name: str) -> ApplicationRecord:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NoReturn, Self
 
 from qserve.base.promise import T
@@ -55,7 +55,7 @@ class Client:
         """
         if self._plane.is_closed:
             raise BrokerError(CLOSED)
-        return ref_by_id(request_id, self._plane)
+        return ref_by_id(request_id, lambda: self._plane)
 
     def submit_many(
         self, handle: Handle[..., T], arguments: Iterable[tuple[Any, ...] | Mapping[str, Any]]
@@ -113,12 +113,12 @@ def deployment_handle(record: ApplicationRecord, deployment_name: str) -> Deploy
     return DeploymentHandle(deployment_name, record.name)
 
 
-def ref_by_id(request_id: str, plane: Plane) -> Ref[Any]:
-    """Return the ref of a request by its id; raise ValueError if it is not one."""
+def ref_by_id(request_id: str, find_plane: Callable[[], Plane]) -> Ref[Any]:
+    """Return the ref of a request by its id; raise ValueError if it is not one, before a plane is looked for."""
     if not isinstance(request_id, str) or not is_request_id(request_id):
         raise ValueError(f"{request_id!r} is not a request id, which has 32 hexadecimal digits: pass `ref.request_id`")
     kind = _ResponseRef if is_of_response(request_id) else Ref
-    return kind(request_id, plane)
+    return kind(request_id, find_plane())
 
 
 class _ResponseRef(Ref[Rendered]):

@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -207,6 +208,16 @@ def test_of_several_one_has_to_be_chosen(run: Callable[..., PrivateFolder], monk
     assert "no run of yours has the process ID 1x" in unknown.stderr
 
 
+@pytest.fixture
+def handlers_of_signals() -> Iterator[None]:
+    """Put back what a command changes that runs in this process: children of other tests would take no SIGTERM."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("handlers_of_signals")
 def test_a_worker_never_uses_the_run_that_happens_to_be_there(run: Callable[..., PrivateFolder]) -> None:
     run()
 
