@@ -216,6 +216,7 @@ class Invoker(Generic[C]):
 
     def _call(self, invocation: C, call: UserCall) -> None:
         method = self._last_method = self._servable.method(call.method)
+        method.calls += 1
         args = call.args
         if not method.takes_request and len(args) == 1 and not call.kwargs and isinstance(args[0], Request):
             args = ()

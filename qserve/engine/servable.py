@@ -25,6 +25,7 @@ _get_loop, _set_loop = asyncio._get_running_loop, asyncio._set_running_loop
 FAST_S = 0.002
 """A sync method that takes less time runs on the loop: handing it to a thread and back costs 0.1 ms."""
 LONGEST_BATCH = 64
+_HOOKS = ("reconfigure", "check_health")
 COROUTINE_BATCH = 16
 """Coroutines do not hold the loop: reading ahead delays nothing."""
 
@@ -41,6 +42,7 @@ class Method:
       seconds: The average time of a call; infinite before the first.
       makes_calls: Whether it has called a deployment. It may wait for the result, which comes by the loop.
       is_fast: Whether it runs on the loop, although it is not async.
+      calls: How often it was called.
     """
 
     call: Callable[..., Any]
@@ -50,6 +52,7 @@ class Method:
     seconds: float = inf
     makes_calls: bool = False
     is_fast: bool = False
+    calls: int = 0
 
     @property
     def batch(self) -> int:
@@ -169,7 +172,7 @@ class Servable:
         return any(
             inspect.iscoroutinefunction(member) or inspect.isasyncgenfunction(member)
             for name, member in members
-            if (name == "__call__" or not name.startswith("_")) and name not in ("reconfigure", "check_health")
+            if (name == "__call__" or not name.startswith("_")) and name not in _HOOKS
         )
 
     @property
@@ -199,6 +202,17 @@ class Servable:
                 await enter(_at_hand, delete)
                 disarm(self.instance)
 
+    def public_methods(self) -> list[str]:
+        """Return the names of the methods that callers may call; those that qserve calls are not among them."""
+        if not inspect.isclass(self.target):
+            return ["__call__"]
+        members = [name for name, _ in inspect.getmembers(self.target, inspect.isroutine)]
+        return [name for name in members if (name == "__call__" or not name.startswith("_")) and name not in _HOOKS]
+
+    def counts(self) -> dict[str, int]:
+        """Return how often each method was called; from any thread."""
+        return {name: method.calls for name, method in self._methods.copy().items()}
+
     def method(self, name: str) -> Method:
         """Return a method by its name; raise QserveException, which lists those there are, for another name."""
         call = (
@@ -206,7 +220,9 @@ class Servable:
         )
         found = self._methods.get(name)
         if found is None or not _is_same(call, found.call):  # user code may put another function in its place
+            calls = 0 if found is None else found.calls
             found = self._methods[name] = self._look_up(name, call)
+            found.calls = calls
         return found
 
     def _look_up(self, name: str, call: Any) -> Method:

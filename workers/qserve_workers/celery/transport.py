@@ -38,6 +38,8 @@ ALIAS = "qserve"
 kombu.transport.TRANSPORT_ALIASES[ALIAS] = "qserve_workers.celery.transport:Transport"
 
 _KEPT_BROADCASTS = 64
+_KEPT_EVENTS = 512
+"""The messages with events that are kept for slow readers; each has 60 kB at most."""
 _TIME_BYTES = 8
 _seals: dict[str, Seal] = {}
 
@@ -96,7 +98,8 @@ class Channel(virtual.Channel):  # type: ignore[misc]
         key = self._keys.fanout(exchange)
         fields = {"m": self._sealed(key, message)}
         with self._client.pipeline() as pipe:
-            pipe.xadd(key, fields, maxlen=_KEPT_BROADCASTS).pexpire(key, CONTROL_TTL_MS).execute()
+            kept = _KEPT_EVENTS if exchange == "celeryev" else _KEPT_BROADCASTS
+            pipe.xadd(key, fields, maxlen=kept).pexpire(key, CONTROL_TTL_MS).execute()
 
     def _get_many(self, queues: list[str], timeout: float | None = None) -> None:
         timeout_s = min(timeout or 1.0, BLOCK_S)  # kombu asks again until its own timeout is over

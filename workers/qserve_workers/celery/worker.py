@@ -6,6 +6,7 @@ replica reads its stream itself, so its blueprint has no step for any of that: s
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
 import threading
@@ -14,15 +15,17 @@ from typing import Any
 from celery import Celery, bootsteps, signals
 from celery.exceptions import ImproperlyConfigured, WorkerShutdown
 from celery.worker import WorkController
-from celery.worker.consumer import Connection, Consumer, Events
-from celery.worker.control import control_command, inspect_command, nok
+from celery.worker.consumer import Connection, Consumer
+from celery.worker.control import control_command, inspect_command, nok, ok
 from celery.worker.pidbox import Pidbox
+from kombu.utils.functional import maybe_list
 
 from qserve.base.log import get_logger
 from qserve.base.turns import Turns
 from qserve.broker.connection import BLOCK_S, CLIENT_ERRORS
 from qserve.engine.invoke import run_loop
 from qserve.exceptions import BrokerError, BrokerUnavailable
+from qserve_workers.celery.events import SEND_EVERY_S, CallEvents, CallView
 from qserve_workers.replica.replica import Replica
 
 log = get_logger(__name__)
@@ -30,16 +33,17 @@ _RECONNECT_S = 1.0
 
 
 class RemoteControl(bootsteps.StartStopStep):  # type: ignore[misc]
-    """Celery's remote control (``inspect``, ``control``) in its own thread.
+    """Celery's remote control (``inspect``, ``control``) and its events, in one thread of their own.
 
-    In the place of Celery's ``Control`` step, whose messages the worker's own loop reads. This one keeps one
-    connection, and opens another when that is lost, independently of the calls.
+    In the place of Celery's steps ``Control``, whose messages the worker's own loop reads, and ``Events``. This one
+    keeps one connection, and opens another when that is lost, independently of the calls.
     """
 
     requires = (Connection,)
 
     def __init__(self, consumer: Any, **kwargs: Any) -> None:
         super().__init__(consumer, **kwargs)
+        consumer.event_dispatcher = None  # Celery's code asks for it
         self._pidbox = Pidbox(consumer)
         self._stopping = threading.Event()
 
@@ -63,10 +67,12 @@ class RemoteControl(bootsteps.StartStopStep):  # type: ignore[misc]
                         self._pidbox.start(consumer)
                         is_connected = True
                     self._answer_next(consumer)
+                    consumer.controller.events.send(consumer.connection)
                 except Exception as error:
                     if self._stopping.is_set():
                         return  # the connection has been closed
                     is_connected = False
+                    consumer.controller.events.disconnect()
                     consumer.connection.collect()
                     if isinstance(error, CLIENT_ERRORS) and not isinstance(error, BrokerError):
                         raise BrokerUnavailable(f"the broker cannot be reached: {error}") from error
@@ -75,7 +81,7 @@ class RemoteControl(bootsteps.StartStopStep):  # type: ignore[misc]
 
     def _answer_next(self, consumer: Any) -> None:
         try:
-            consumer.connection.drain_events(timeout=BLOCK_S)
+            consumer.connection.drain_events(timeout=SEND_EVERY_S if consumer.controller.events.is_enabled else BLOCK_S)
         except TimeoutError:
             return
         except SystemExit as request:  # how Celery's command `shutdown` asks for it
@@ -105,9 +111,11 @@ class CallLoop(bootsteps.StartStopStep):  # type: ignore[misc]
 
     def info(self, consumer: Any) -> dict[str, Any]:
         """Return what `celery inspect stats` shows of the replica."""
+        limit = self._replica.spec.options.max_ongoing
         return {
-            "prefetch_count": self._replica.spec.options.max_ongoing,
+            "prefetch_count": limit,
             "running": len(self._replica.invoker.running()),
+            "pool": {"implementation": "asyncio", "max-concurrency": limit, "processes": [os.getpid()]},
         }
 
 
@@ -117,7 +125,7 @@ class ReplicaConsumer(Consumer):  # type: ignore[misc]
     class Blueprint(Consumer.Blueprint):  # type: ignore[misc]
         """``Mingle``, ``Gossip`` and ``Heart`` are left out as well: supervisors watch replicas by other means."""
 
-        default_steps = (Connection, Events, RemoteControl, CallLoop)
+        default_steps = (Connection, RemoteControl, CallLoop)
 
 
 class ReplicaWorker(WorkController):  # type: ignore[misc]
@@ -125,9 +133,12 @@ class ReplicaWorker(WorkController):  # type: ignore[misc]
 
     def __init__(self, app: Celery, replica: Replica, application: str) -> None:
         self.replica = replica
+        hostname = f"{application}.{replica.spec.name}@{socket.gethostname()}"
+        self.calls = CallView(replica, hostname)
+        self.events = CallEvents(app, replica, self.calls, hostname)
         super().__init__(
             app=app,
-            hostname=f"{application}.{replica.spec.name}@{socket.gethostname()}",
+            hostname=hostname,
             pool="solo",  # none: the loop runs the calls,
             concurrency=1,
             task_events=False,
@@ -139,15 +150,72 @@ class ReplicaWorker(WorkController):  # type: ignore[misc]
         """Notify Celery's listeners that calls are taken."""
         signals.worker_ready.send(sender=consumer)
 
+    def info(self) -> dict[str, Any]:
+        """Return the first part of what `celery inspect stats` shows."""
+        return {**super().info(), "total": self.calls.counts()}
+
     def stop_replica(self, exit_code: int = 0) -> None:
         """Have the replica finish what runs, and the worker end; from any thread."""
         self.replica.loop.call_soon_threadsafe(self.replica.stop, exit_code)
 
 
+# -- Celery's commands, about calls instead of tasks ---------------------------------------------------
+
+
 @inspect_command()  # type: ignore[untyped-decorator]
-def active_queues(state: Any, **kwargs: Any) -> list[dict[str, str]]:
-    """List the streams that a replica reads; Celery's own command asks a kombu consumer."""
-    return [{"name": stream} for stream in state.consumer.controller.replica.reader.streams]
+def active_queues(state: Any, **kwargs: Any) -> list[dict[str, Any]]:
+    """List the streams that a replica reads."""
+    # Flower wants all that Celery says of a queue
+    about = {
+        "exchange": {"name": "", "type": "direct"}, "exclusive": False, "durable": True, "no_ack": False,
+        "alias": None, "queue_arguments": None, "binding_arguments": None, "auto_delete": False,
+    }  # fmt: skip
+    streams = state.consumer.controller.replica.reader.streams
+    return [{"name": stream, "routing_key": stream, **about} for stream in streams]
+
+
+@inspect_command(alias="dump_active")  # type: ignore[untyped-decorator]
+def active(state: Any, **kwargs: Any) -> Any:
+    """List the calls that run."""
+    return state.consumer.controller.calls.active()
+
+
+@inspect_command(alias="dump_reserved")  # type: ignore[untyped-decorator]
+def reserved(state: Any, **kwargs: Any) -> Any:
+    """List the calls that have been read and have not begun."""
+    return state.consumer.controller.calls.reserved()
+
+
+@inspect_command(alias="dump_tasks", variadic="taskinfoitems", signature="")  # type: ignore[untyped-decorator]
+def registered(state: Any, **kwargs: Any) -> Any:
+    """List the names of the deployment's methods."""
+    return state.consumer.controller.calls.names()
+
+
+@inspect_command(variadic="ids", signature="[id1 [id2 [... [idN]]]]")  # type: ignore[untyped-decorator]
+def query_task(state: Any, ids: Any = (), **kwargs: Any) -> dict[str, Any]:
+    """Look calls up by the ids of their requests."""
+    wanted, calls = {*maybe_list(ids)}, state.consumer.controller.calls
+    found = {"active": calls.active(), "reserved": calls.reserved()}
+    return {call["id"]: (kind, call) for kind, listed in found.items() for call in listed if call["id"] in wanted}
+
+
+@control_command()  # type: ignore[untyped-decorator]
+def enable_events(state: Any, **kwargs: Any) -> dict[str, str]:
+    """Send events of calls from now on."""
+    return ok(f"task events {'' if state.consumer.controller.events.enable() else 'already '}enabled")  # type: ignore[no-any-return]
+
+
+@control_command()  # type: ignore[untyped-decorator]
+def disable_events(state: Any, **kwargs: Any) -> dict[str, str]:
+    """Send no more events."""
+    return ok(f"task events {'' if state.consumer.controller.events.disable() else 'already '}disabled")  # type: ignore[no-any-return]
+
+
+@control_command()  # type: ignore[untyped-decorator]
+def heartbeat(state: Any, **kwargs: Any) -> None:
+    """Send an event of this replica at once, if events are enabled."""
+    state.consumer.controller.events.send(state.consumer.connection, at_once=True)
 
 
 REFUSALS = {
@@ -161,7 +229,7 @@ REFUSALS = {
     ("revoke", "terminate", "revoke_by_stamped_headers"): (
         "calls of deployments are not Celery tasks: cancel the request by response.cancel() or DELETE /-/requests/<id>"
     ),
-    ("enable_events", "disable_events", "heartbeat", "election"): "replicas send no Celery events",
+    ("election",): "replicas do not gossip",
 }
 """Celery's commands that a replica cannot carry out, and what to use instead."""
 

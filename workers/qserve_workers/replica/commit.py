@@ -31,6 +31,8 @@ from qserve_workers.replica.spec import ReplicaSpec
 log = get_logger(__name__)
 HISTORY_CHARS = 200
 """How much of an error's text goes into the history of its call."""
+POSTPONED = "postponed"
+"""Stands in the place of a state for a call that is going to be tried again."""
 LONGEST_WAIT_S = 60.0
 """The longest wait before another try."""
 
@@ -56,6 +58,8 @@ class Committer:
         self._keys = plane.keys
         self._on_end = on_end
         self._on_settled = on_settled
+        self.watcher: Callable[[Work, str, bytes], None] | None = None
+        """Called with the end of each call, and its result or failure; None as long as nobody wants to know."""
 
     # -- what an Invoker asks for ------------------------------------------------------------------
 
@@ -75,6 +79,8 @@ class Committer:
 
         Crash before this is sent: the call is pending and runs again elsewhere. Crash after: it has moved on.
         """
+        if self.watcher is not None:
+            self.watcher(work, conclusion.state, conclusion.payload)
         try:
             self._post_commit(work, conclusion)
         except Exception as error:  # a fault of ours: without an end the request would wait for its deadline
@@ -178,16 +184,17 @@ class Committer:
         log.warning("%s failed (try %d), again in %.1f s: %r", work.step, tries, wait_s, error)
         tag, header, wait_ms = work.tag, work.header, int(wait_s * 1000)
         life_ms = int(wait_ms + max(0.0, header.deadline_ms - clock.judge_ms()) + CLOCK_MARGIN_MS)
-        delayed, text = self._keys.delayed_of(self._spec.stream), _history_of(Failure.of(error))
+        delayed, failure = self._keys.delayed_of(self._spec.stream), Failure.of(error)
         command = functions.postpone(
             tag.stream, self._keys.request(header.request_id), delayed, tag.entry_id, wait_ms, tries, life_ms,
-            self._spec.name, text,
+            self._spec.name, _history_of(failure),
         )  # fmt: skip
-        self._end(work, command)
+        self._end(work, command, POSTPONED, failure)
 
     def _dead_letter(self, work: Work, why: str, error: BaseException) -> None:
         """Crash before this is sent: the call is pending and runs again elsewhere. Crash after: it is a dead letter."""
-        self._end(work, self._dead_letter_command(work, why, self._describe(work, error, f"is a dead letter ({why})")))
+        failure = self._describe(work, error, f"is a dead letter ({why})")
+        self._end(work, self._dead_letter_command(work, why, failure), State.FAILED, failure)
 
     def _dead_letter_command(self, work: Work, why: str, failure: Failure) -> Command:
         tag, request_id = work.tag, work.header.request_id
@@ -197,7 +204,9 @@ class Committer:
             _history_of(failure),
         )  # fmt: skip
 
-    def _end(self, work: Work, command: Command) -> None:
+    def _end(self, work: Work, command: Command, state: str, failure: Failure) -> None:
+        if self.watcher is not None:
+            self.watcher(work, state, failure.encode())
         self._post_end(work, command)
         self._on_end(work)
 

@@ -47,16 +47,17 @@ class Replica:
         self._ongoing = 0
         self._suspects: deque[Work] = deque()
         self._runs_alone = self._reads_suspects = False
+        self.servable = servable
         self._has_coroutines = servable.has_coroutines
-        self._backlog = Backlog(spec.keys, spec.stream)
-        self.committer = Committer(spec, plane, on_end=self._on_end, on_settled=self._backlog.settle)
+        self.backlog = Backlog(spec.keys, spec.stream)
+        self.committer = Committer(spec, plane, on_end=self._on_end, on_settled=self.backlog.settle)
         self.invoker = Invoker(
-            servable, stepper, self.committer, self.loop, own_context(), "user-code", self._backlog.waiting
+            servable, stepper, self.committer, self.loop, own_context(), "user-code", self.backlog.waiting
         )
         self.reader = StreamReader(
             spec,
             plane,
-            self._backlog,
+            self.backlog,
             room=self._room,
             accept=self._accept,
             on_out_of_files=lambda: self.stop(Exit.OUT_OF_FILES),
@@ -168,7 +169,7 @@ class Replica:
         This takes one round trip. It is done after messages may have been lost, and after this process stood still for
         so long that its calls may have been handed over; on the loop's thread.
         """
-        works = [*{*self._suspects, *self._backlog.waiting.copy(), *self.invoker.running()}]
+        works = [*{*self._suspects, *self.backlog.waiting.copy(), *self.invoker.running()}]
         if works:
             requests = [self._plane.keys.request(work.header.request_id) for work in works]
             places = [f"{work.tag.stream} {shown(work.tag.entry_id)}" for work in works]
@@ -197,12 +198,12 @@ class Replica:
         Raises:
           BrokerError: They stay here.
         """
-        count, begun = self._backlog.give_back(client)
+        count, begun = self.backlog.give_back(client)
         if begun:
             self.loop.call_soon_threadsafe(self._forget, begun)
         return count
 
     def _forget(self, works: list[Work]) -> None:
         for work in works:
-            self._backlog.settle(work.tag)
+            self.backlog.settle(work.tag)
             self._on_end(work)
