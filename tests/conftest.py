@@ -25,6 +25,7 @@ def pytest_configure(config: pytest.Config) -> None:
     And take Ctrl-C, which a suite in the background of a shell ignores, and with it all that it starts.
     """
     sys.dont_write_bytecode = False
+    gc.disable()  # until all tests are collected, because nothing becomes garbage before
     signal.signal(signal.SIGINT, signal.default_int_handler)
     from hypothesis import HealthCheck, settings  # only now, since pytest compiles it too
 
@@ -49,6 +50,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> Iterator[None]:
     yield
     first = [ROOT / "tests" / "faults", ROOT / "tests" / "e2e"]
     items.sort(key=lambda item: first.index(item.path.parent) if item.path.parent in first else len(first))
+
+
+def pytest_collection_finish() -> None:
+    """Leave what is here now out of garbage collections, which would go through all of it each time."""
+    gc.collect()
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture

@@ -29,7 +29,6 @@ from request_model import (
     PLANS,
     STREAMS,
     TRIED_OFTEN,
-    WIDE,
     Delayed,
     Delivery,
     Model,
@@ -39,6 +38,7 @@ from request_model import (
     header_of,
     may_become,
     order,
+    wide,
 )
 
 from qserve.base.keys import GROUP, LETTER_BYTES, Keys
@@ -679,4 +679,4 @@ def test_long_histories_that_differ_at_every_run_end_as_the_model_says(client: r
 @pytest.mark.long
 @pytest.mark.timeout(600)
 def test_steps_of_any_number_of_inputs_and_branches_go_as_the_model_says(client: redis.Redis) -> None:
-    run(client, settings(COMMON, max_examples=25, stateful_step_count=15, derandomize=True), WIDE)
+    run(client, settings(COMMON, max_examples=25, stateful_step_count=15, derandomize=True), wide())

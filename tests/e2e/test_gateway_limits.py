@@ -314,34 +314,38 @@ def _objects(count: int) -> bytes:
     return b"[" + b",".join([b'{"a":1,"b":2}'] * count) + b"]"
 
 
-DOCUMENTS = {
-    "small objects": (_objects(330_000), 330_000),
-    "many keys": (json.dumps(dict.fromkeys(map(str, range(400_000)), 1)).encode(), 400_000),
-    "empty lists": (b"[" + b"[]," * 999_000 + b"1]", 999_001),
-    "one long text": (b'"' + b"x" * (BODY - 16) + b'"', BODY - 16),
-}
-REFUSED = {
-    "too deep": (b"[" * 5 * MIB, "too_deep"),
-    "a key twice": (
-        b'{"a":1,' + _objects(300_000).strip(b"[]").replace(b'{"a":1,"b":2}', b'"b":2') + b"}",
-        "duplicate_key",
-    ),
-    "cut off": (_objects(330_000)[:-1], "invalid_json"),
-    "too many": (b"[" + b"1," * 1_000_000 + b"1]", "too_many_items"),
-}
+def _documents() -> dict[str, tuple[bytes, int]]:
+    """Documents of about the largest size, each with its length in items."""
+    return {
+        "small objects": (_objects(330_000), 330_000),
+        "many keys": (json.dumps(dict.fromkeys(map(str, range(400_000)), 1)).encode(), 400_000),
+        "empty lists": (b"[" + b"[]," * 999_000 + b"1]", 999_001),
+        "one long text": (b'"' + b"x" * (BODY - 16) + b'"', BODY - 16),
+    }
+
+
+def _refused() -> dict[str, tuple[bytes, str]]:
+    """Documents that are refused, each with the error's code."""
+    twice = b'{"a":1,' + _objects(300_000).strip(b"[]").replace(b'{"a":1,"b":2}', b'"b":2') + b"}"
+    return {
+        "too deep": (b"[" * 5 * MIB, "too_deep"),
+        "a key twice": (twice, "duplicate_key"),
+        "cut off": (_objects(330_000)[:-1], "invalid_json"),
+        "too many": (b"[" + b"1," * 1_000_000 + b"1]", "too_many_items"),
+    }
 
 
 @pytest.mark.long  # beside other tests it would measure them
 def test_large_json_holds_nobody_else_up(gateway: Gateway) -> None:
-    client = gateway.client
+    client, documents, refused = gateway.client, _documents(), _refused()
     assert client.post("/documents", _objects(10_000)).body == b"10000"  # the process that parses is there now
     usual = _longest(gateway, lambda: time.sleep(1))
 
     def send_all() -> None:
-        for body, length in DOCUMENTS.values():
+        for body, length in documents.values():
             answer = client.post("/documents", body)
             assert (answer.status, answer.body) == (200, str(length).encode()), answer.text
-        for body, code in REFUSED.values():
+        for body, code in refused.values():
             answer = client.post("/documents", body)
             assert (answer.status, answer.code) == (400, code)
 
