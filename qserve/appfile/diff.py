@@ -10,7 +10,7 @@ from typing import Any
 from qserve.appfile.options import options_of
 from qserve.wire.application import ApplicationRecord
 
-START, REPLACE, DELETE = "starts", "all its replicas are replaced", "is deleted"
+START, KEEP, REPLACE, DELETE = "starts", "no replica is restarted", "all its replicas are replaced", "is deleted"
 """What a change does to an application."""
 
 
@@ -66,8 +66,10 @@ def diff(
 
 
 def _changes(active: ApplicationRecord, record: ApplicationRecord) -> Iterator[Change]:
+    effect = KEEP if record.keeps_replicas_of(active) else REPLACE
+
     def change(deployment: str, what: str, before: Any = None, after: Any = None) -> Change:
-        return Change(record.name, deployment, what, _shown(before), _shown(after), REPLACE)
+        return Change(record.name, deployment, what, _shown(before), _shown(after), effect)
 
     for field, what in _FIELDS.items():
         before, after = getattr(active, field), getattr(record, field)

@@ -14,6 +14,7 @@ def options_of(record: DeploymentRecord) -> dict[str, Any]:
     """Return the options of a deployment by their names in code, those of a part as ``part.name``."""
     resources, scaling = record.resources, record.scaling
     return {
+        "version": record.version or None,
         "num_replicas": record.num_replicas if scaling is None else None,
         "max_ongoing_requests": record.max_ongoing,
         "max_queued_requests": record.max_queued,
@@ -57,7 +58,7 @@ def options_to_write(record: DeploymentRecord) -> dict[str, Any]:
     """Return the options that differ from their defaults, as a file says them; always the number of replicas."""
     found: dict[str, Any] = {}
     for option, value in options_of(record).items():
-        if value is not None and (not is_default(option, value) or option in _ALWAYS):
+        if value is not None and option not in _ONLY_IN_CODE and (not is_default(option, value) or option in _ALWAYS):
             *parts, name = option.split(".")
             inside = found
             for part in parts:
@@ -67,6 +68,7 @@ def options_to_write(record: DeploymentRecord) -> dict[str, Any]:
 
 
 _ALWAYS = ("num_replicas", "autoscaling_config.max_replicas")
+_ONLY_IN_CODE = ("version",)
 
 
 def origins(

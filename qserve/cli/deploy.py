@@ -63,7 +63,9 @@ _POLL_INTERVAL_S = 0.01
     "--gateways", type=WholeNumber(0), default=0, metavar="N", help="Also wait until N gateway processes serve it."
 )
 @click.option("--dry-run", is_flag=True, help="Only print what would change; for a FILE.")
-@click.option("--restart", is_flag=True, help="Also restart the applications of a FILE that have not changed.")
+@click.option(
+    "--restart", is_flag=True, help="Replace all replicas, also where only options have changed, or nothing of a FILE."
+)
 @click.option("--prefix-fd", type=int, hidden=True, help="An open file to which the route prefix is written.")
 def deploy(
     target: str,
@@ -90,13 +92,13 @@ def deploy(
     settings = replace(settings, code_version=code_version or settings.code_version)
     search_for_user_code(app_dir)
     installation = Installation(settings)
+    options: dict[str, Any] = {"restart": restart, "gateways": gateways, "ready_timeout_s": timeout_s}
     if is_file(target):
         only_of_file(name, route_prefix, arguments)
-        options = {"gateways": gateways, "ready_timeout_s": timeout_s, "restart": restart}
         _deploy_file(installation, read_file(Path(target)), dry_run, prefix_fd, options)
         return
-    if dry_run or restart:
-        raise UsageProblem("--dry-run and --restart are for a FILE")
+    if dry_run:
+        raise UsageProblem("--dry-run is for a FILE")
 
     def load() -> bytes:
         built, modules = import_application(target, name, args)
@@ -109,7 +111,7 @@ def deploy(
 
     record = ApplicationRecord.decode(load_apart(target, settings.start_timeout_s, load))
     _wait_for_broker(installation)
-    roll_out(installation, Release(record), gateways=gateways, ready_timeout_s=timeout_s, on_progress=_show)
+    roll_out(installation, Release(record), **options, on_progress=_show)
     if prefix_fd is not None:
         os.write(prefix_fd, (record.route_prefix or "").encode())
 

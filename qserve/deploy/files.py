@@ -124,7 +124,7 @@ def deploy_file(
 
     Parameters:
       plan: From ``plan_file``.
-      restart: Also replace the replicas of applications that have not changed.
+      restart: Replace the replicas of all applications, also where nothing has changed, or only options.
       on_application: Called with the name of an application, and what happens to it.
 
     Returns:
@@ -136,7 +136,7 @@ def deploy_file(
     changed = {change.app for change in plan.changes}
     failed: dict[str, QserveException] = {}
     waiting: dict[str, ApplicationRecord] = {}
-    options = {"gateways": gateways, "ready_timeout_s": ready_timeout_s, "on_progress": on_progress}
+    options = {"restart": restart, "gateways": gateways, "ready_timeout_s": ready_timeout_s, "on_progress": on_progress}
     for name, record in plan.records.items():
         if name not in changed and not restart:
             active = plan.running[name]

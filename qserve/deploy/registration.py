@@ -38,19 +38,18 @@ class Release:
     Parameters:
       record: Its record.
       code: Its code if that travels by value; empty if replicas import it.
-      has_versions: Whether the user has given every deployment a version.
     """
 
     record: ApplicationRecord
     code: bytes = b""
-    has_versions: bool = False
 
     def only_reconfigures(self, active: ApplicationRecord) -> bool:
-        """Return whether the replicas of the active version can go on: the code is the same, and either the user
-        says so by the versions of the deployments, or only their settings have changed."""
-        if active.code_digest != self.record.code_digest:
-            return False
-        return self.has_versions or active.deployments != self.record.deployments
+        """Return whether the replicas of the active version can go on: they have the code, and either the user says so
+        by the versions of the deployments, or there are options that have changed."""
+        record = self.record
+        has_versions = all(deployment.version for deployment in record.deployments.values())
+        is_same = replace(active, version=record.version, config=record.config) == record
+        return record.keeps_replicas_of(active) and (has_versions or not is_same)
 
 
 def release_of(
@@ -79,10 +78,7 @@ def release_of(
         code_version=code_version if target else "",
         args=json.dumps(args) if args else "",
     )
-    versions = [deployment.version for deployment in built.deployments]
-    if code:
-        record = replace(record, code_digest=_digest(record, versions, code))
-    return Release(record, code, has_versions=None not in versions)
+    return Release(replace(record, code_digest=hashlib.sha256(code).hexdigest() if code else ""), code)
 
 
 # -- the record ------------------------------------------------------------------------------------
@@ -125,22 +121,6 @@ def record_of(built: CompiledApplication, codec: Codec, target: str = "") -> App
     )
 
 
-def _digest(record: ApplicationRecord, versions: list[str | None], code: bytes) -> str:
-    """A digest that stays the same if only what concerns no replica that runs changes, such as ``num_replicas``."""
-    settled = {name: replace(full, num_replicas=0, user_config="") for name, full in record.deployments.items()}
-    plain = replace(
-        record,
-        version="",
-        route_prefix=None,
-        timeout_s=None,
-        cancel_on_disconnect=True,
-        deployments=settled,
-        deployed_at=0.0,
-        config="",
-    )
-    return hashlib.sha256(repr(versions).encode() + plain.encode() + code).hexdigest()
-
-
 def _deployment_record(deployment: Deployment, replicated: bool) -> DeploymentRecord:
     name, options = deployment.name, deployment.config
     # here, and not when it is compiled: every replica compiles what it imports
@@ -166,6 +146,7 @@ def _deployment_record(deployment: Deployment, replicated: bool) -> DeploymentRe
         resources=_resources(options),
         env=dict(options.actor_options.runtime_env.get("env_vars", {})),
         logging={} if options.logging_config is None else options.logging_config.model_dump(exclude_unset=True),
+        version=deployment.version or "",
     )
 
 

@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 from qserve.base.clock import Deadline
 from qserve.broker.registry import ACTIVE
@@ -25,6 +26,7 @@ def roll_out(
     installation: Installation,
     release: Release,
     *,
+    restart: bool = False,
     gateways: int = 0,
     ready_timeout_s: float = READY_TIMEOUT_S,
     on_progress: Callable[[str, int, int], None] = lambda *counts: None,
@@ -32,11 +34,12 @@ def roll_out(
 ) -> ApplicationRecord:
     """Serve a version of an application: return once its replicas take calls and the gateways know it.
 
-    The version that was active serves until then, and goes on if the new one fails. It is only reconfigured if nothing
-    but its settings has changed.
+    The version that was active serves until then, and goes on if the new one fails. Its replicas go on with other
+    options if only such have changed that need no new ones, see ``ApplicationRecord.keeps_replicas_of``.
 
     Parameters:
       release: The version.
+      restart: Replace its replicas in any case.
       gateways: How many gateway processes to wait for.
       ready_timeout_s: How long its replicas may take to start.
       on_progress: Called with a deployment, how many of its replicas run and how many are expected, at each change.
@@ -50,15 +53,21 @@ def roll_out(
     registry, record = installation.registry, release.record
     reports = installation.reports(record.name)
     registry.check_prefix(record)  # before anything is started
-    active = next(iter(registry.readable(record.name, ACTIVE)), None) if release.code else None
-    if active is not None and release.only_reconfigures(active):
+    active = next(iter(registry.readable(record.name, ACTIVE)), None)
+    wait = partial(wait_until_running, reports=reports, timeout_s=ready_timeout_s, on_progress=on_progress, check=check)
+    is_failing = any(replica.state == FAILED for replica in reports.replicas())  # then new replicas may be the remedy
+    if active is not None and not (restart or is_failing) and release.only_reconfigures(active):
         record = replace(record, version=active.version)
         change = registry.promote(record)
-        wait_until_running(record, reports, check=check, exact=True)
+        try:
+            wait(record, is_kept=True)
+        except BaseException:
+            registry.promote(active)
+            raise
     else:
         registry.stage(record, release.code)
         try:
-            wait_until_running(record, reports, timeout_s=ready_timeout_s, on_progress=on_progress, check=check)
+            wait(record)
         except BaseException:
             registry.withdraw(record)
             raise
@@ -78,16 +87,16 @@ def wait_until_running(
     timeout_s: float = READY_TIMEOUT_S,
     on_progress: Callable[[str, int, int], None] = lambda *counts: None,
     check: Callable[[], None] = lambda: None,
-    exact: bool = False,
+    is_kept: bool = False,
 ) -> None:
     """Wait until every replica of a version has constructed its object and takes calls.
 
     Parameters:
-      exact: Also wait until surplus replicas are gone.
+      is_kept: Whether they have run before, and have to take the options of the record.
 
     Raises:
-      DeployError: A constructor failed as often as it is tried (the message holds the user's traceback), or
-        the time ran out.
+      DeployError: A constructor failed as often as it is tried, or a replica has refused its user_config (the message
+        holds the user's traceback), or the time ran out.
     """
     expected = {name: wanted.num_replicas for name, wanted in record.replicated.items()}
     shown: dict[str, int] = {}
@@ -101,15 +110,22 @@ def wait_until_running(
         running = Counter(
             replica.deployment
             for replica in replicas
-            if replica.state == RUNNING and replica.config == record.deployments[replica.deployment].config
+            if replica.state == RUNNING
+            and not (is_kept and replica.config != record.deployments[replica.deployment].config)
         )
         failed = [replica for replica in replicas if replica.state == FAILED]
         for name, count in expected.items():
             if shown.get(name) != running[name]:
                 shown[name] = running[name]
                 on_progress(name, running[name], count)
-        if all(running[name] == count or (running[name] > count and not exact) for name, count in expected.items()):
+        if all(running[name] >= count for name, count in expected.items()):
             return
+        for replica in replicas:
+            if replica.refused == record.deployments[replica.deployment].config:
+                raise DeployError(
+                    f"deployment {replica.deployment!r} has refused its user_config; its reconfigure failed:\n"
+                    + replica.message
+                )
         _raise_for_failures(failed, expected)
         check()
         if deadline.has_passed():

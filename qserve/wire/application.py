@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any
 
@@ -85,6 +85,7 @@ class DeploymentRecord:
       resources: What each of them takes of its host.
       env: Variables of their environment.
       logging: The ``logging_config``, those keys that were given.
+      version: The user's own name for the code of this deployment; "" for none.
     """
 
     name: str
@@ -106,6 +107,7 @@ class DeploymentRecord:
     resources: Resources = field(default_factory=Resources)
     env: dict[str, str] = field(default_factory=dict)
     logging: dict[str, Any] = field(default_factory=dict)
+    version: str = ""
 
     @property
     def user_config_value(self) -> Any:
@@ -114,8 +116,18 @@ class DeploymentRecord:
 
     @property
     def config(self) -> str:
-        """The digest of the user_config, by which replicas report which one they use."""
-        return hashlib.sha256(self.user_config.encode()).hexdigest()[:12] if self.user_config else ""
+        """The digest of the options that replicas take while they run, by which they report which ones they use."""
+        return hashlib.sha256(repr([getattr(self, name) for name in _TAKEN]).encode()).hexdigest()[:12]
+
+    @property
+    def at_start(self) -> DeploymentRecord:
+        """The options for which a replica has to be started again, and the defaults of the others."""
+        return DeploymentRecord(self.name, **{name: getattr(self, name) for name in _AT_START})
+
+
+_AT_START = ("replicated", "resources", "env", "logging", "version")
+_OF_CALLERS = ("name", "num_replicas", "scaling", "max_queued", "full_status", "full_retry_after_s")
+_TAKEN = [one.name for one in fields(DeploymentRecord) if one.name not in (*_AT_START, *_OF_CALLERS)]
 
 
 @dataclass(frozen=True)
@@ -145,7 +157,7 @@ class ApplicationRecord:
       modules: Digests of the user's modules that ``target`` imports, by name: replicas run this code and no other.
       code_version: The user's own name for that code, which takes the place of the digests; "" when there is none.
       change, place: The change of the registry that it was registered with, and where; see ``Registry``.
-      code_digest: Covers everything except ``user_config`` and ``num_replicas``, which change without new replicas.
+      code_digest: That of the code that is stored in the broker; "" when replicas import it.
       route_prefix: None for an application without HTTP.
       graphs: Encoded plans by name; see ``dump_plan``.
       deployed_at: When it was deployed, as a Unix time in seconds; 0 when that is not known.
@@ -187,6 +199,27 @@ class ApplicationRecord:
         ]
         is_same_target = (self.target, self.args) == (other.target, other.args)
         return is_same_target and mine == others != ("", {}, "")
+
+    def keeps_replicas_of(self, other: ApplicationRecord) -> bool:
+        """Return whether replicas of the other version can go on as those of this one, with its options."""
+        if not self.has_code_of(other) or self._at_start != other._at_start:
+            return False
+        # user code cannot take that it has no user_config any more
+        return all(one.user_config or not other.deployments[name].user_config for name, one in self.deployments.items())
+
+    @property
+    def _at_start(self) -> ApplicationRecord:
+        deployments = {name: one.at_start for name, one in self.deployments.items()}
+        return replace(
+            self,
+            version="",
+            config="",
+            modules={},
+            route_prefix=None,
+            timeout_s=None,
+            cancel_on_disconnect=True,
+            deployments=deployments,
+        )
 
     def other_graphs(self, other: ApplicationRecord) -> list[str]:
         """Return the names of this version's graphs that the other one does not have, or has in another form."""

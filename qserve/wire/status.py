@@ -25,7 +25,8 @@ class ReplicaStatus:
       state: RUNNING, or FAILED for the reason in ``message`` (the traceback of user code). Its supervisor reports it as
         STARTING before that, and WAITING instead of replicas while it does not have the version's code; ``message``
         says what it has.
-      config: The user_config that it has adopted.
+      config: The digest of the options that it has adopted.
+      refused: That of the options which user code has refused, for the reason in ``message``.
       until_ms: Until when it holds, by the broker's clock, if it is not repeated; 0 for as long as it is stored.
       failures: How many starts in a row have failed, in the report of a supervisor.
       next_try_ms: When it tries again, by the broker's clock; 0 when it does not wait.
@@ -44,6 +45,7 @@ class ReplicaStatus:
     failures: int = 0
     next_try_ms: float = 0.0
     worker: str = ""
+    refused: str = ""
 
     def encode(self) -> bytes:
         """Return the report as JSON."""

@@ -37,7 +37,7 @@ def test_each_field_of_a_record_is_an_option_that_can_be_told(field: str) -> Non
     other = replace(record, **{field: OTHERS.get(field, 9)})
 
     assert options_of(other) != options_of(record)
-    assert options_to_write(other) != options_to_write(record)
+    assert field == "version" or options_to_write(other) != options_to_write(record)  # only code has versions
 
 
 @pytest.mark.parametrize(

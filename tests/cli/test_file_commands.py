@@ -154,7 +154,7 @@ def test_a_bad_file_is_told_on_one_line_with_exit_code_2_and_nothing_is_changed(
         (("deploy", "nothing.yaml"), "nothing.yaml cannot be read: No such file or directory"),
         (("deploy", "app.yaml", "--name", "x"), "a FILE says all of this itself"),
         (("deploy", "app.yaml", "size=3"), "a FILE says all of this itself"),
-        (("deploy", "shopcli:app", "--dry-run"), "--dry-run and --restart are for a FILE"),
+        (("deploy", "shopcli:app", "--dry-run"), "--dry-run is for a FILE"),
         (("deploy", "shopcli:app", "size=3"), "shopcli:app is an application and takes no arguments; got: size"),
         (("deploy", "shopcli:builder", "size"), "'size' is not an argument of a builder. Write key=value"),
         (("deploy", "nowhere:app"), "module 'nowhere' was not found"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 import redis
@@ -19,7 +19,7 @@ from qserve.deploy.registration import DeploymentCode, Release, release_of, unpa
 from qserve.deploy.rollout import roll_out, wait_for_gateways
 from qserve.deploy.status import status_of
 from qserve.exceptions import DeployError, PayloadError
-from qserve.wire.application import ApplicationRecord
+from qserve.wire.application import ApplicationRecord, DeploymentRecord, Resources, Scaling
 from qserve.wire.status import FAILED, RUNNING, ReplicaStatus
 
 
@@ -34,7 +34,8 @@ def installation(settings: Settings, client: redis.Redis) -> Installation:
 
 def release(installation: Installation, target: str = "", version: str | None = None, **options: object) -> Release:
     model = qserve.deployment(name="Model", version=version, **options)(Model)  # type: ignore[call-overload]
-    return release_of(compile_application(model.bind(), app_name="shop"), installation.settings.keyring, target=target)
+    built = compile_application(model.bind(), app_name="shop")
+    return release_of(built, installation.settings.keyring, target=target, modules={"shop": "1"} if target else None)
 
 
 def replicas_report(installation: Installation, state: str, count: int = 1, message: str = "") -> Callable[[], None]:
@@ -90,14 +91,71 @@ def test_replicas_that_are_late_are_named(installation: Installation) -> None:
     assert installation.registry.versions("shop") == []
 
 
-def test_other_settings_of_the_same_code_reconfigure_the_replicas_that_run(installation: Installation) -> None:
+@pytest.mark.parametrize("target", ["", "shop:app"])
+def test_replicas_of_the_same_code_go_on_with_other_options(installation: Installation, target: str) -> None:
     running = replicas_report(installation, RUNNING)
-    before = roll_out(installation, release(installation, user_config={"size": 1}), check=running)
+    before = roll_out(installation, release(installation, target, user_config={"size": 1}), check=running)
 
-    after = roll_out(installation, release(installation, user_config={"size": 2}), check=running)
+    after = roll_out(installation, release(installation, target, user_config={"size": 2}), check=running)
 
     assert after.version == before.version
     assert after.deployments["Model"].config != before.deployments["Model"].config
+    again = roll_out(installation, release(installation, target, user_config={"size": 3}), restart=True, check=running)
+    assert again.version != before.version
+
+
+NEED_NEW_REPLICAS = {
+    "replicated": False,
+    "resources": Resources(cpus=2.0),
+    "env": {"A": "b"},
+    "logging": {"encoding": "JSON"},
+    "version": "2",
+}
+
+
+@pytest.mark.parametrize("field", [one.name for one in fields(DeploymentRecord) if one.name != "name"])
+def test_only_what_a_process_is_started_with_needs_new_replicas(field: str) -> None:
+    others = {"user_config": '{"size": 2}', "scaling": Scaling(max_replicas=3)} | NEED_NEW_REPLICAS
+    before, after = DeploymentRecord("Model"), DeploymentRecord("Model", **{field: others.get(field, 9)})
+    record = ApplicationRecord("shop", "1", "Model", target="shop:app", modules={"shop": "1"})
+    active = replace(record, deployments={"Model": before})
+    new = replace(record, version="2", route_prefix="/x", timeout_s=9.0, deployments={"Model": after})
+
+    assert new.keeps_replicas_of(active) is (field not in NEED_NEW_REPLICAS)
+    assert active.keeps_replicas_of(new) is (field not in (*NEED_NEW_REPLICAS, "user_config"))
+    for other in ({"modules": {"shop": "2"}}, {"modules": {}}, {"args": '{"a": 1}'}, {"graphs": {"": []}}):
+        assert not replace(new, **other).keeps_replicas_of(active)
+    is_taken_while_it_runs = field not in (*NEED_NEW_REPLICAS, "num_replicas", "scaling", *OF_CALLERS)
+    assert (before.config != after.config) is is_taken_while_it_runs
+
+
+OF_CALLERS = ("max_queued", "full_status", "full_retry_after_s")
+
+
+def test_a_user_config_that_is_refused_leaves_the_one_before(installation: Installation) -> None:
+    running = replicas_report(installation, RUNNING)
+    before = roll_out(installation, release(installation, user_config={"size": 1}), check=running)
+    new = release(installation, user_config={"size": 2})
+    config = new.record.deployments["Model"].config
+
+    def refuse() -> None:
+        status = ReplicaStatus("one", "Model", before.version, RUNNING, message="ValueError: too big", refused=config)
+        installation.reports("shop").report(status)
+
+    with pytest.raises(DeployError, match="(?s)'Model' has refused its user_config.*ValueError: too big"):
+        roll_out(installation, new, check=refuse)
+
+    assert installation.registry.versions("shop") == [before]
+
+
+def test_options_bring_new_replicas_where_those_before_fail(installation: Installation) -> None:
+    running = replicas_report(installation, RUNNING)
+    before = roll_out(installation, release(installation, user_config={"size": 1}), check=running)
+    replicas_report(installation, FAILED, message="ValueError: no such size")()
+
+    after = roll_out(installation, release(installation, user_config={"size": 2}), check=running)
+
+    assert after.version != before.version
 
 
 @pytest.mark.parametrize(("version", "is_kept"), [(None, False), ("1", True)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,6 +14,8 @@ from load import Call, Load, new_job
 from processes import Process, new_site, wait_until
 from rows import row
 from stacks import Stack, kill
+
+from qserve.wire.status import ReplicaStatus
 
 WAITS = "this worker does not run version"
 
@@ -189,6 +192,27 @@ def test_a_replica_that_dies_after_its_files_were_replaced_starts_again_with_its
     wait_until(lambda: [one.pid for one in releases.replicas("Left")] not in ([pid], []), description="it starts again")
     assert releases.ask().answer["versions"] == [releases.version] * 3
     releases.folder(releases.version)
+
+
+@row("F50", priority=True)
+def test_other_options_restart_no_replica(releases: Releases) -> None:
+    file, before = releases.folder(releases.version) / "app.yaml", {one.name for one in releases.replicas()}
+    load = releases.load(rate=50)
+
+    def deploy(**options: object) -> list[ReplicaStatus]:
+        part = {"name": "default", "import_path": "diamond:app", "deployments": [{"name": "Left", **options}]}
+        file.write_text(json.dumps({"applications": [part]}))
+        finish(releases.command("deploy", str(file), "--app-dir", str(file.parent)))
+        return releases.replicas()
+
+    more = deploy(num_replicas=2, max_ongoing_requests=7, health_check_period_s=3, graceful_shutdown_timeout_s=4)
+    assert {one.name for one in more} > before and len(more) == len(before) + 1
+    deploy()
+    wait_until(lambda: {one.name for one in releases.replicas()} < {one.name for one in more}, description="one ends")
+
+    load.more(20)
+    assert [call for call in load.stop() if not call.is_right] == []
+    assert len({one.name for one in releases.replicas()} & before) >= len(before) - 1
 
 
 @row("F50", priority=True)

@@ -1,4 +1,4 @@
-"""A pause reaches replicas through their supervisor: they stay as they are, and read nothing new."""
+"""A pause and other options reach replicas through their supervisor, and they go on with them."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -22,6 +23,7 @@ from qserve.broker.connection import create_group
 from qserve.deploy.installation import Installation
 from qserve.deploy.wishes import pause
 from qserve.wire.application import ApplicationRecord, DeploymentRecord
+from qserve.wire.status import ReplicaStatus
 
 RECORD = ApplicationRecord("app", "v", "One", deployments={"One": DeploymentRecord("One")})
 
@@ -120,5 +122,40 @@ def test_user_code_is_not_reconfigured_by_a_pause(settings: Settings, installati
         asyncio.run(lifecycle._reconfigure())
     assert events == [True, False]
 
-    asyncio.run(lifecycle._reconfigure())  # a SIGHUP for another reason
-    assert events == [True, False, "reconfigure"]
+
+def test_replicas_take_other_options_and_user_code_only_another_user_config(
+    settings: Settings, installation: Installation
+) -> None:
+    events: list[object] = []
+
+    class Servable:
+        has_health_check = False
+
+        async def reconfigure(self, config: object) -> None:
+            events.append(config)
+            if config == "bad":
+                raise ValueError("no such size")
+
+    spec = ReplicaSpec("One-1", RECORD, "One", settings)
+    servable: Any = Servable()
+    lifecycle = Lifecycle(spec, servable, installation, stop=print, pause=events.append)
+    lifecycle._has_begun = True  # it takes calls
+
+    def register(**options: Any) -> tuple[ReplicaStatus, str]:
+        one = DeploymentRecord("One", **options)
+        installation.registry.promote(replace(RECORD, deployments={"One": one}))
+        asyncio.run(lifecycle._reconfigure())
+        (report,) = installation.reports("app").replicas()
+        return report, one.config
+
+    report, config = register(grace_s=7.0, max_execution_s=3.0)
+    assert (spec.options.grace_s, spec.options.max_execution_s, report.config, events) == (7.0, 3.0, config, [])
+    report, config = register(max_ongoing=5)
+    assert (spec.options.max_ongoing, report.config, events) == (5, config, [True, False])  # a read for 100 has ended
+    report, config = register(user_config='"good"', max_ongoing=5)
+    assert (report.config, report.refused, events[2:]) == (config, "", ["good"])
+    report, bad = register(user_config='"bad"', max_ongoing=5)
+    assert (report.config, report.refused, events[3:]) == (config, bad, ["bad"])
+    assert "ValueError: no such size" in report.message
+    report, config = register(user_config='"good"', max_ongoing=6)
+    assert (report.config, report.refused, report.message, events[4:]) == (config, "", "", [True, False])

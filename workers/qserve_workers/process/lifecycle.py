@@ -8,15 +8,17 @@ import signal
 import socket
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from qserve.base.clock import clock
 from qserve.base.log import get_logger
+from qserve.base.tracebacks import user_traceback
 from qserve.base.turns import Turns
 from qserve.define.multiplexing import unload_models
 from qserve.deploy.installation import Installation
 from qserve.engine.servable import Servable
+from qserve.exceptions import QserveException
 from qserve.wire.fleet import Wish
 from qserve.wire.status import RUNNING, ReplicaStatus
 from qserve_workers.replica.spec import Exit, ReplicaSpec
@@ -47,8 +49,10 @@ class Lifecycle:
 
     def __post_init__(self) -> None:
         self._has_begun = False
-        self._options = self.spec.options
+        self._taken = self.spec.options
+        self._refused, self._message = "", ""
         self._is_paused = self.spec.is_paused
+        self._one_by_one = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
         self._reports = self.installation.reports(self.spec.record.name)
         self._reporting = threading.Lock()
@@ -76,7 +80,8 @@ class Lifecycle:
         if self._has_begun:
             with self._reporting:
                 for_ms = _LEASES_REPORTED * 1000 * self.spec.settings.lease_s
-                self._reports.report(status_of(self.spec, RUNNING, config=self._options.config, for_ms=for_ms))
+                status = status_of(self.spec, RUNNING, config=self._taken.config, for_ms=for_ms)
+                self._reports.report(replace(status, message=self._message, refused=self._refused))
 
     def _spawn(self, loop: asyncio.AbstractEventLoop, work: Any) -> None:
         task = loop.create_task(work)
@@ -92,28 +97,38 @@ class Lifecycle:
             await asyncio.sleep(turns.pause_s)
 
     async def _reconfigure(self) -> None:
-        """Take the user_config that is registered now; when user code refuses it, the old one stays reported.
+        """Take the options that are registered now; when user code refuses its user_config, that is reported.
 
-        Where only the pause has changed, user code has nothing to take.
+        Where that has not changed, user code has nothing to take.
         """
-        before = self._is_paused, self._options.config
-        await self._until_done("reading the new user_config", self._read_options)
-        if self._is_paused != before[0]:
+        async with self._one_by_one:
+            await self._take_options()
+
+    async def _take_options(self) -> None:
+        was_paused = self._is_paused
+        await self._until_done("reading the new options", self._read_options)
+        options = self.spec.options
+        if options.max_ongoing != self._taken.max_ongoing and not self._is_paused:
+            self.pause(True)  # ends a read that waits for as many calls as there was room for
+            self.pause(False)
+        if self._is_paused != was_paused:
             log.info("no calls are taken until `qserve resume`" if self._is_paused else "calls are taken again")
             self.pause(self._is_paused)
-            if self._options.config == before[1]:
-                return
-        try:
-            await self.servable.reconfigure(self._options.user_config_value)
-        except _RAISED:
-            log.exception("reconfigure failed")
-            return
-        await self._until_done("reporting the new user_config", self.report_running)
+        message = ""
+        if options.user_config != self._taken.user_config:
+            try:
+                await self.servable.reconfigure(options.user_config_value)
+            except _RAISED as error:
+                log.exception("reconfigure failed")
+                message = str(error) if isinstance(error, QserveException) else user_traceback(error)
+        self._refused, self._message = options.config if message else "", message
+        self._taken = self._taken if message else options
+        await self._until_done("reporting the new options", self.report_running)
 
     def _read_options(self) -> None:
         for record in self.installation.registry.versions(self.spec.record.name):
             if record.version == self.spec.record.version:
-                self._options = record.deployments[self.spec.deployment]
+                self.spec.adopt(record.deployments[self.spec.deployment])
         wishes = self.installation.fleet.wishes(self.spec.record.name)
         self._is_paused = wishes.get(self.spec.deployment, Wish()).is_paused
 
@@ -121,7 +136,7 @@ class Lifecycle:
         await self._until_done("ending the turn to be replaced", lambda: self._reports.end_turn(self.spec.stream))
         turns, failures = Turns("replacing an unhealthy replica", log), 0
         while True:
-            await asyncio.sleep(self._options.health_period_s)
+            await asyncio.sleep(self.spec.options.health_period_s)
             failures = 0 if await self._is_healthy(failures) else failures + 1
             with turns:
                 if failures >= HEALTH_FAILURES and self._may_leave():
@@ -129,7 +144,7 @@ class Lifecycle:
 
     async def _is_healthy(self, failures: int) -> bool:
         try:
-            await asyncio.wait_for(self.servable.check_health(), self._options.health_timeout_s)
+            await asyncio.wait_for(self.servable.check_health(), self.spec.options.health_timeout_s)
         except (Exception, asyncio.CancelledError) as error:
             task = asyncio.current_task()
             if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
@@ -140,7 +155,7 @@ class Lifecycle:
 
     def _may_leave(self) -> bool:
         """Return whether no other replica is being replaced; until then this one stays, and may recover."""
-        for_s = self._options.grace_s + self.spec.settings.start_timeout_s
+        for_s = self.spec.options.grace_s + self.spec.settings.start_timeout_s
         return self._reports.take_turn(self.spec.stream, self.spec.name, for_s)
 
     async def end(self) -> None:

@@ -16,7 +16,7 @@ from qserve.deploy.sources import Sources
 from qserve.wire.application import ApplicationRecord, DeploymentRecord
 
 
-@dataclass(frozen=True)
+@dataclass
 class ReplicaSpec:
     """The identity of a replica's process.
 
@@ -28,6 +28,9 @@ class ReplicaSpec:
       is_paused: Whether it begins without taking calls.
       parent: The supervisor's process id.
       note: How it ends itself.
+
+    Attributes:
+      options: Those of the deployment that hold now.
     """
 
     name: str
@@ -47,9 +50,12 @@ class ReplicaSpec:
             kill_descendants(self.name)
         os._exit(code)
 
-    @cached_property
-    def options(self) -> DeploymentRecord:
-        return self.record.deployments[self.deployment]
+    def __post_init__(self) -> None:
+        self.options = self.record.deployments[self.deployment]
+
+    def adopt(self, options: DeploymentRecord) -> None:
+        """Go on with other options of the same version."""
+        self.options = options
 
     @cached_property
     def keys(self) -> Keys:

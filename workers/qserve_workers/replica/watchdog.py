@@ -43,10 +43,8 @@ class Watchdog:
     def __init__(self, replica: Replica, client: Client) -> None:
         self._replica = replica
         self._client = client
-        self._limit_s = replica.spec.options.max_execution_s
         self._stall_s = replica.spec.settings.stall_limit_s
         self._loop_thread = threading.get_ident()
-        self._interval_s = min(POLL_INTERVAL_S, self._stall_s / 4, (self._limit_s or 1.0) / 4)
         self._is_pinged = False
         self._checked_at = self._pinged_at = time.monotonic()
         self._stood_s = 0.0
@@ -64,6 +62,10 @@ class Watchdog:
     def is_loop_alive(self) -> bool:
         """Return whether the loop has stood still for no longer than it may; from any thread."""
         return self._stood_s <= self._stall_s
+
+    @property
+    def _interval_s(self) -> float:
+        return min(POLL_INTERVAL_S, self._stall_s / 4, (self._replica.spec.options.max_execution_s or 1.0) / 4)
 
     def _watch(self) -> None:
         while not self._stop.wait(self._interval_s):
@@ -84,9 +86,9 @@ class Watchdog:
         return None
 
     def _check_call(self, work: Work, now: float) -> None:
-        deadline = work.deadline()
-        if self._limit_s is not None and now - work.began > self._limit_s:
-            self._end_over_limit(work, self._limit_s)
+        deadline, limit_s = work.deadline(), self._replica.spec.options.max_execution_s
+        if limit_s is not None and now - work.began > limit_s:
+            self._end_over_limit(work, limit_s)
         elif now > deadline + self._stall_s or (_can_stop(work) and now > work.ended_at + self._stall_s):
             self._end_overdue(work)
         elif now > deadline and not work.ended:

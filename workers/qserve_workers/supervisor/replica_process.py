@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from qserve.base.log import get_logger
 from qserve.base.memory import ControlGroup
 from qserve.base.process import exit_words
+from qserve.wire.application import DeploymentRecord
 from qserve_workers.process.boot import run_replica
 from qserve_workers.replica.spec import MEANINGS, EndNote, Exit, ReplicaSpec
 
@@ -29,7 +30,7 @@ class ReplicaProcess:
     """A replica that this supervisor started.
 
     Parameters:
-      config: The user_config that it was last signalled to read.
+      config: The digest of the options that it was last signalled to read.
       is_ready: Whether it is known to have been constructed.
       is_stopping: Whether it was sent SIGTERM.
       kill_at: When it is killed, by the monotonic clock, as is ``started_at``.
@@ -54,10 +55,11 @@ class ReplicaProcess:
             self.kill_at = min(self.kill_at, time.monotonic() + grace_s + _KILL_AFTER_S)
             os.kill(self.pid, signal.SIGTERM)
 
-    def reconfigure(self, config: str, is_paused: bool) -> None:
-        """Have it read its user_config again, and whether it is paused, if that has changed."""
-        if (config, is_paused) != (self.config, self.is_paused) and not self.is_stopping:
-            self.config, self.is_paused = config, is_paused
+    def reconfigure(self, options: DeploymentRecord, is_paused: bool) -> None:
+        """Have it read its options again, and whether it is paused, if that has changed."""
+        self.spec.adopt(options)
+        if (options.config, is_paused) != (self.config, self.is_paused) and not self.is_stopping:
+            self.config, self.is_paused = options.config, is_paused
             os.kill(self.pid, signal.SIGHUP)
 
     def kill(self, because: str) -> None:

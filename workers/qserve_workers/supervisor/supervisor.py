@@ -123,7 +123,7 @@ class Supervisor:
         attempt("looking for lost connections", self._takeover.look, own, attempt)
 
     def _read_applications(self) -> None:
-        """Read what is deployed, and have replicas read what has changed for them: user_config, and whether to pause.
+        """Read what is deployed, and have replicas read what has changed for them: options, and whether to pause.
 
         The same version then goes on with other settings.
         """
@@ -131,8 +131,8 @@ class Supervisor:
         for process in self.processes.values():
             spec = process.spec
             record = self._applications.find(spec.record.name, spec.record.version)
-            config = process.config if record is None else record.deployments[spec.deployment].config
-            process.reconfigure(config, self._applications.is_paused(spec.record.name, spec.deployment))
+            options = spec.options if record is None else record.deployments[spec.deployment]
+            process.reconfigure(options, self._applications.is_paused(spec.record.name, spec.deployment))
 
     def _sweep(self, targets: dict[str, Target]) -> None:
         names = [process.spec.name for process in self.processes.values()]
