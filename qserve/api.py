@@ -7,8 +7,8 @@ import atexit
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -26,10 +26,10 @@ from qserve.calls.mailbox import BROKER_STOPPED
 from qserve.calls.program_end import fail, is_ending, report
 from qserve.calls.ref import Ref, current
 from qserve.client import Client, deployment_handle, ref_by_id
-from qserve.define.application import compiled
+from qserve.define.application import compiled, set_defaults
 from qserve.define.drivers import DAGDriver, is_driver
 from qserve.define.http_options import HTTPOptions
-from qserve.define.options import check_key
+from qserve.define.options import LoggingConfig, check_key
 from qserve.deploy.installation import Installation
 from qserve.deploy.registration import release_of
 from qserve.deploy.removal import remove
@@ -77,7 +77,8 @@ def run(
       route_prefix: Its URL path; None for no HTTP at all.
       request_timeout_s: The deadline of its requests.
       local: Run everything in this process, without a broker and without HTTP; for tests.
-      logging_config, external_scaler_enabled: Accepted for compatibility; a warning says that they have no effect.
+      logging_config: A dict or a ``LoggingConfig`` for the replicas of deployments that have none of their own.
+      external_scaler_enabled: Accepted for compatibility; a warning says that it has no effect.
 
     Returns:
       A handle for sync code: ``qserve.get(handle.remote(...))``, ``handle.predict.remote(...)``.
@@ -90,9 +91,9 @@ def run(
     """
     if not name:
         raise QserveException("the name of an application must not be empty: leave `name` out, or set it")
-    given = {"logging_config": logging_config, "external_scaler_enabled": external_scaler_enabled}
-    unused.warn(f"run(name={name!r})", [argument for argument, value in given.items() if value], unused.RUN)
+    unused.warn(f"run(name={name!r})", ["external_scaler_enabled"] if external_scaler_enabled else (), unused.RUN)
     built = compiled(target, name)
+    set_defaults(built, LoggingConfig.of(logging_config))
     if route_prefix is not DEFAULT:
         built.ingress.set_options(route_prefix=route_prefix)
     if request_timeout_s is not None:
@@ -114,7 +115,12 @@ def run(
     return RayServeSyncHandle(built.ingress.name, name)
 
 
-def _ensure_cluster(host: str | None, port: int | None, timeout_s: float | None = None) -> LocalCluster:
+def _ensure_cluster(
+    host: str | None,
+    port: int | None,
+    timeout_s: float | None = None,
+    variables: Mapping[str, str] = MappingProxyType({}),
+) -> LocalCluster:
     global _cluster
     _check_is_program()
     shutdown_local()
@@ -124,9 +130,8 @@ def _ensure_cluster(host: str | None, port: int | None, timeout_s: float | None 
             _cluster.check()
             return _cluster
         shutdown()
-    settings = Settings.from_env()
     _cluster = LocalCluster(
-        settings if timeout_s is None else replace(settings, request_timeout_s=timeout_s),
+        Settings.from_env({**os.environ, **variables}, request_timeout_s=timeout_s),
         host=host or DEFAULT_HOST,
         port=port or DEFAULT_PORT,
         import_paths=tuple(path or str(Path.cwd()) for path in sys.path),
@@ -160,6 +165,7 @@ def _check_is_program() -> None:
 def start(
     detached: bool | None = None,
     http_options: Any = None,
+    logging_config: Any = None,
     *,
     host: str | None = None,
     port: int | None = None,
@@ -171,6 +177,8 @@ def start(
 
     Parameters:
       http_options: A dict or an object with the fields of ``HTTPOptions``; ignored if they are running already.
+      logging_config: The level and the encoding of all logs, as ``QSERVE_LOG_LEVEL`` and ``QSERVE_LOG_FORMAT``; the
+        same.
       host, port: The address of the gateway; ``http_host`` and ``http_port`` are their older names.
       detached, given: Ray Serve's other arguments; a warning says that they have no effect.
 
@@ -181,13 +189,16 @@ def start(
         check_key(name, unused.START, "an argument of `start`")
     given["detached"] = detached
     unused.warn("start()", [name for name, value in given.items() if value], unused.START)
-    options = HTTPOptions.of(http_options)
+    options, logs = HTTPOptions.of(http_options), LoggingConfig.of(logging_config)
+    if logs is not None:
+        unused.warn("logging_config of start()", sorted({*logs.given} - {"encoding", "log_level"}), unused.OF_REPLICAS)
     host, port = host or http_host, port or http_port
     if _cluster is None:
         set_here = options.model_fields_set
         host = host or (options.host if "host" in set_here else None)
         port = port or (options.port if "port" in set_here else None)
-    _wait_for_gateways(_ensure_cluster(host, port, options.request_timeout_s), NO_CHANGE)
+    cluster = _ensure_cluster(host, port, options.request_timeout_s, {} if logs is None else logs.variables)
+    _wait_for_gateways(cluster, NO_CHANGE)
 
 
 def init(*addresses: Any, **given: Any) -> None:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, field_validator
 
 from qserve.appfile.yaml_text import FileError, Node, place
 from qserve.base import unused
-from qserve.define.options import ActorOptions, AutoscalingConfig, DeploymentOptions, LoggingConfig
+from qserve.define.options import ActorOptions, AutoscalingConfig, DeploymentOptions, LoggingConfig, check_runtime_env
 
 NO_EFFECT = "no effect: "
 """Begins the description of a key that is accepted and has no effect."""
@@ -18,7 +17,7 @@ _ONLY_IN_CODE = {"init_args", "init_kwargs", "route_prefix", "use_new_handle_api
 """Options of a deployment that say what it is, and so belong to its code or to its application."""
 
 
-_LEVELS = ((40, "error"), (30, "warning"), (20, "info"))
+_LOGS = {"log_level": "QSERVE_LOG_LEVEL", "encoding": "QSERVE_LOG_FORMAT"}
 
 
 class Part(BaseModel):
@@ -54,6 +53,8 @@ class ApplicationPart(Part):
       route_prefix: Its path; None for no HTTP, and if the file does not say, the path of its code.
       import_path: ``module:node`` or ``module:builder``.
       args: The arguments of the builder.
+      logging_config: That of deployments which have none of their own.
+      runtime_env: Its ``env_vars`` are variables of all deployments; their own win.
       deployments: Those whose options the file changes.
     """
 
@@ -62,8 +63,15 @@ class ApplicationPart(Part):
     import_path: str
     args: dict[str, Any] = Field(default_factory=dict)
     logging_config: LoggingConfig | None = None
+    runtime_env: dict[str, Any] = Field(default_factory=dict)
     external_scaler_enabled: bool = False
     deployments: list[DeploymentPart] = Field(default_factory=list)
+
+    @field_validator("runtime_env")
+    @classmethod
+    def _known(cls, given: dict[str, Any]) -> dict[str, Any]:
+        check_runtime_env(given)
+        return given
 
 
 class ServeFile(Part):
@@ -99,14 +107,17 @@ class ServeFile(Part):
             "QSERVE_PORT": http.port,
             "QSERVE_REQUEST_TIMEOUT_S": http.request_timeout_s,
         }
-        if logs is not None:
-            level = logs.log_level
-            number = logging.getLevelNamesMapping().get(str(level).upper(), level)
-            if not isinstance(number, int):
-                raise self.problem(f"{level!r} is not a level, such as INFO", "logging_config", "log_level")
-            name = next((name for least, name in _LEVELS if number >= least), "debug")
-            found |= {"QSERVE_LOG_LEVEL": name, "QSERVE_LOG_FORMAT": logs.encoding.lower()}
+        found |= {} if logs is None else logs.variables
         return {name: str(value) for name, value in found.items() if value is not None}
+
+    def logs_of(self, number: int, env: Mapping[str, str]) -> LoggingConfig | None:
+        """Return the logs of an application: its own, or those of the file but for what a variable says."""
+        shared = self.logging_config
+        if self.applications[number].logging_config is not None or shared is None:
+            return self.applications[number].logging_config
+        return LoggingConfig(
+            **{name: value for name, value in shared.given.items() if not env.get(_LOGS.get(name, ""))}
+        )
 
     def part(self, number: int) -> dict[str, Any]:
         """Return an application as the file has it."""
@@ -119,12 +130,12 @@ class ServeFile(Part):
           is_run: Whether the gateway and the logs are those of `qserve run`, which obey the file.
         """
         reasons = dict(self._without_effect)
-        if is_run:
-            reasons.pop("logging_config", None)
-        else:
+        if not is_run:
             address = [key for key in ("host", "port") if key in self.http_options.model_fields_set]
             reasons |= {f"http_options.{key}": unused.ADDRESS for key in address}
         unused.warn(self._name, reasons, reasons)
+        for app in self.applications:
+            unused.warn_of_runtime_env(f"application {app.name!r} of {self._name}", app.runtime_env)
 
 
 _WITHOUT_EFFECT: dict[str, Mapping[str, str]] = {

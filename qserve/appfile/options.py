@@ -26,6 +26,7 @@ def options_of(record: DeploymentRecord) -> dict[str, Any]:
         "health_check_period_s": record.health_period_s,
         "health_check_timeout_s": record.health_timeout_s,
         "max_execution_s": record.max_execution_s,
+        "max_constructor_retry_count": record.constructor_retries,
         "max_retries": record.max_retries,
         "retry_on": record.retry_on,
         "retry_backoff_s": record.retry_backoff_s,

@@ -8,16 +8,30 @@ one line, with its traceback inside.
 
 from __future__ import annotations
 
+import contextlib
 import datetime
+import fcntl
+import itertools
 import json
 import logging
+import logging.handlers
+import os
+import re
 import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 from qserve.base.context import request_context
 from qserve.base.settings import Settings
 from qserve.base.tracebacks import CUT, full_traceback
 
 LINE_LIMIT = 8192
+FILE_LIMIT, OLD_FILES = 16 << 20, 5
+"""How long a log file gets before it is renamed to ``.1``, and how many of those are kept."""
+STANDARD_ATTRIBUTES = frozenset(logging.makeLogRecord({}).__dict__) | {"asctime", "message"}
+"""The attributes of each event, as Python's ``logging`` names them."""
 _INDENT = "    "
 _NOISY = ("celery", "kombu", "amqp", "gunicorn", "asyncio")
 # control characters, and those that reverse the direction of text or that some readers take for the end of a line
@@ -38,15 +52,70 @@ def get_logger(name: str) -> logging.Logger:
     return logging.getLogger(name if name.startswith("qserve") else f"qserve.{name}")
 
 
-def log_to_terminal(source: str, settings: Settings) -> None:
-    """Send the root logger's events to standard error; ``source`` is the name of this process in each line."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(Formatter(source, as_json=settings.log_format == "json"))
-    root = logging.getLogger()
-    root.handlers[:] = [handler]
-    root.setLevel(settings.log_level.upper())
+_own: list[logging.Handler] = []
+
+
+def log_to_terminal(
+    source: str, settings: Settings, chosen: Mapping[str, Any] = MappingProxyType({}), file: str = ""
+) -> None:
+    """Send the root logger's events to standard error, and no more to where this has sent them before.
+
+    Parameters:
+      source: The name of this process in each line.
+      chosen: What the ``logging_config`` of a deployment says, in the place of the settings.
+      file: The beginning of the names of log files in the ``logs_dir`` of ``chosen``.
+    """
+    root, problem = logging.getLogger(), ""
+    if not _own:
+        root.handlers.clear()
+    for handler in _own:
+        root.removeHandler(handler)
+        handler.close()
+    _own[:] = [logging.StreamHandler(sys.stderr)]
+    if folder := chosen.get("logs_dir"):
+        try:
+            _own.append(_file_in(Path(folder), re.sub(r"[^\w.-]", "_", file)))
+        except OSError as error:
+            problem = f"there is no log file in {folder}: {error.strerror}"
+    encoding, level = chosen.get("encoding", settings.log_format), chosen.get("log_level", settings.log_level)
+    formatter = Formatter(source, encoding.lower() == "json", chosen.get("additional_log_standard_attrs", ()))
+    for handler in _own:
+        handler.setFormatter(formatter)
+        root.addHandler(handler)
+    root.setLevel(level if isinstance(level, int) else level.upper())
     for name in _NOISY:
         logging.getLogger(name).setLevel(logging.WARNING)
+    if problem:
+        get_logger(__name__).error("%s", problem)
+
+
+class _LogFile(logging.handlers.RotatingFileHandler):
+    """A log file that no other process writes as long as it is open here."""
+
+    def __init__(self, path: Path, lock: int) -> None:
+        super().__init__(path, maxBytes=FILE_LIMIT, backupCount=OLD_FILES, encoding="utf-8", errors="backslashreplace")
+        self._lock_of_file = lock
+
+    def close(self) -> None:
+        super().close()
+        os.close(self._lock_of_file)
+
+
+def _file_in(folder: Path, name: str) -> _LogFile:
+    """Open the first log file of that name that no process writes, so that a replica goes on with that of one before.
+
+    Raises:
+      OSError: There cannot be any.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in itertools.count():
+        path = folder / f"{name}-{os.uname().nodename}-{number}.log"
+        lock = os.open(path.with_suffix(".lock"), os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o644)
+        with contextlib.suppress(BlockingIOError):
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return _LogFile(path, lock)
+        os.close(lock)
+    raise AssertionError
 
 
 def enable_logging() -> None:
@@ -61,12 +130,16 @@ class Formatter(logging.Formatter):
 
     Text: time, level, source, request ID and message, with the traceback indented below. JSON: ``time`` (UTC),
     ``level``, ``source``, ``logger`` and ``message``, with ``request_id`` and ``traceback`` where there are any.
+
+    Parameters:
+      attributes: Attributes of Python's own that a JSON object has besides.
     """
 
-    def __init__(self, source: str, as_json: bool = False) -> None:
+    def __init__(self, source: str, as_json: bool = False, attributes: Sequence[str] = ()) -> None:
         super().__init__()
         self._source = source
         self._write = self._json if as_json else self._text
+        self._attributes = attributes
 
     def format(self, record: logging.LogRecord) -> str:
         error = record.exc_info[1] if record.exc_info else None
@@ -89,8 +162,9 @@ class Formatter(logging.Formatter):
             "request_id": request_id,
             "traceback": trace,
         }
+        more = {name: getattr(record, name, None) for name in self._attributes if name not in fields}
         # json writes ASCII, so control characters are escaped already
-        return json.dumps({name: value for name, value in fields.items() if value})
+        return json.dumps({name: value for name, value in fields.items() if value} | more, default=str)
 
 
 def printable(text: str) -> str:

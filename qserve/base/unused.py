@@ -4,35 +4,46 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 from qserve.base.log import get_logger
 
 log = get_logger(__name__)
-_RESERVED = "nothing is reserved, and a replica is a process that may use the whole host"
+_RESERVED = "the gateway's processes use what is free on their host"
 _SCALED = "the number of replicas is `num_replicas`, and does not follow the load yet"
-_LOGGING = "the level and the format of all logs are QSERVE_LOG_LEVEL and QSERVE_LOG_FORMAT"
-_PLACED = "each worker runs the number of replicas that it was started with, wherever it is"
+_PLACED = "each replica takes a place of its own, on a host with the resources and labels of ray_actor_options"
 
 DEPLOYMENT: Mapping[str, str] = {
     "autoscaling_config": _SCALED,
     "graceful_shutdown_wait_loop_s": "a replica ends as soon as its calls have ended",
-    "logging_config": _LOGGING,
-    "max_constructor_retry_count": "a deploy ends after three failed starts a replica; later, they go on without end",
-    "max_replicas_per_node": _PLACED,
     "placement_group_bundle_label_selector": _PLACED,
     "placement_group_bundles": _PLACED,
     "placement_group_strategy": _PLACED,
-    "ray_actor_options": _RESERVED,
 }
 """Options of a deployment, with the reason."""
+ACTOR: Mapping[str, str] = {
+    "fallback_strategy": "a replica whose labels no host has waits for one",
+    "object_store_memory": "there is no object store: the broker holds what travels",
+}
+"""Keys of ``ray_actor_options``."""
 ACTOR_OPTIONS = frozenset((
     "accelerator_type", "fallback_strategy", "label_selector", "memory", "num_cpus", "num_gpus", "object_store_memory",
     "resources", "runtime_env",
 ))  # fmt: skip
 """The keys of ``ray_actor_options``; another one is refused."""
+RUNTIME_ENV: Mapping[str, str] = dict.fromkeys(
+    (
+        "conda", "config", "container", "excludes", "image_uri", "java_jars", "mpi", "nsight", "pip", "py_executable",
+        "py_modules", "rocprof_sys", "uv", "worker_process_setup_hook", "working_dir",
+    ),
+    "replicas use the packages and the files of their worker",
+)  # fmt: skip
+"""The keys of a ``runtime_env`` but for ``env_vars``; another one is refused."""
+_LATE = "it is read before: set it where the worker is started"
+TOO_LATE = ("LD_", "MALLOC_", "PYTHON", "QSERVE_")
+"""Begin the names of variables that are read before a replica has those of its ``env_vars``."""
 RUN: Mapping[str, str] = {
     "external_scaler_enabled": _SCALED,
-    "logging_config": _LOGGING,
 }
 """Arguments of ``run``."""
 START: Mapping[str, str] = {
@@ -40,10 +51,10 @@ START: Mapping[str, str] = {
     "detached": "what a program has started ends with it: `qserve run module:node` goes on without it",
     "grpc_options": "there is no gRPC: call a deployment by a handle or over HTTP",
     "http_middlewares": "wrap the application of `serve.ingress` in them",
-    "logging_config": _LOGGING,
     "proxy_location": "there is one gateway: `qserve gateway` starts more of them, on any host",
 }
 """Arguments of ``start``."""
+OF_REPLICAS = "it is for the logs of replicas: give it to `run`"
 INIT = (
     "`init` only says that Ray Serve's programs may go on: `serve.run` starts what is needed on this host, and"
     " `serve.connect(url)` calls what runs elsewhere"
@@ -65,7 +76,6 @@ ADDRESS = "it is for `qserve run FILE`; `qserve gateway` has its own --host and 
 FILE: Mapping[str, str] = {
     "controller_options": "there is no controller",
     "grpc_options": START["grpc_options"],
-    "logging_config": _LOGGING,
     "proxy_location": START["proxy_location"],
     "target_capacity": _SCALED,
     "tracing_config": "there is no tracing",
@@ -74,8 +84,6 @@ FILE: Mapping[str, str] = {
 FILE_APPLICATION: Mapping[str, str] = {
     "autoscaling_policy": _SCALED,
     "external_scaler_enabled": _SCALED,
-    "logging_config": _LOGGING,
-    "runtime_env": "replicas use the packages, the files and the variables of their worker",
 }
 """Keys of an application in such a file."""
 FILE_DEPLOYMENT: Mapping[str, str] = {
@@ -114,6 +122,12 @@ def warn(owner: str, given: Iterable[str], reasons: Mapping[str, str] | str) -> 
     named = [f"{name} ({reasons[name]})" for name in given if name in reasons]
     if named:
         log.warning("%s: these options have no effect: %s", owner, "; ".join(named))
+
+
+def warn_of_runtime_env(owner: str, given: Mapping[str, Any]) -> None:
+    """Name what a ``runtime_env`` says without effect."""
+    late = {f"env_vars.{name}": _LATE for name in given.get("env_vars") or () if name.startswith(TOO_LATE)}
+    warn(f"runtime_env of {owner}", [*filter(given.get, given), *late], {**RUNTIME_ENV, **late})
 
 
 def warn_of_environment() -> None:

@@ -136,6 +136,9 @@ def _origins_of_part(file: ServeFile, number: int, settings: Settings) -> Iterat
     for name, deployment in record.deployments.items():
         index, options = given.get(name, (0, {}))
         where = {option: file.place(*path, "deployments", index, option) for option in options}
+        if part.logging_config is not None and "logging_config" not in {*options, *in_code[name]}:
+            options = {**options, "logging_config": part.logging_config.given}
+            where["logging_config"] = file.place(*path, "logging_config")
         for option, value, origin in origins(deployment, options, in_code[name], where):
             yield f"{name}.{option}", value, origin
 

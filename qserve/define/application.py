@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any, NoReturn
 
 from qserve.calls.handles import DeploymentHandle, RayServeDAGHandle, RayServeDeploymentHandle
 from qserve.define.compile import CompiledApplication, compile_application
 from qserve.define.deployments import Deployment
+from qserve.define.options import LoggingConfig
 from qserve.exceptions import AppNotFound
 from qserve.graph.nodes import DAGNode, Target
 
@@ -95,6 +97,20 @@ def compiled(target: Any, app_name: str) -> CompiledApplication:
     return (
         target.rebuild(app_name) if isinstance(target, Application) else compile_application(target, app_name=app_name)
     )
+
+
+def set_defaults(
+    built: CompiledApplication, logging_config: LoggingConfig | None, env_vars: Mapping[str, str] = MappingProxyType({})
+) -> None:
+    """Give an application's logs to deployments that have none of their own, and its variables to all of them."""
+    for deployment in built.deployments:
+        if logging_config is not None and deployment.config.logging_config is None:
+            deployment.set_options(logging_config=logging_config)
+        if env_vars:
+            actor = deployment.ray_actor_options or {}
+            env = actor.get("runtime_env") or {}
+            variables = {**env_vars, **(env.get("env_vars") or {})}
+            deployment.set_options(ray_actor_options={**actor, "runtime_env": {**env, "env_vars": variables}})
 
 
 def build(root: DAGNode) -> Application:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 from collections.abc import Iterable, Mapping
 from functools import cached_property
@@ -11,6 +12,7 @@ from typing import Annotated, Any, Literal, TypedDict
 from pydantic import BaseModel, Field, field_validator, model_validator
 
 from qserve.base import unused
+from qserve.base.log import STANDARD_ATTRIBUTES
 from qserve.base.nearest import did_you_mean
 from qserve.graph.containers import DEPTH_LIMIT, is_deep
 
@@ -122,13 +124,60 @@ class BackpressureConfig(BaseModel, frozen=True, extra="forbid"):
 
 
 class LoggingConfig(BaseModel, frozen=True, extra="forbid"):
-    """The logs of a deployment, in Ray Serve's words. Accepted and validated; a warning says that it has no effect."""
+    """The logs of replicas; what is not given is as ``QSERVE_LOG_LEVEL`` and ``QSERVE_LOG_FORMAT`` of the worker say.
+
+    Parameters:
+      encoding: ``JSON`` for one object a line.
+      log_level: The lowest level that is logged: a name or a number of Python's ``logging``.
+      logs_dir: A folder on each worker's host for files beside the standard error. Each is renamed when it has 16 MiB.
+      enable_access_log: Whether a line is logged for each call; without this only if it is asked for.
+      additional_log_standard_attrs: Attributes of Python's ``LogRecord`` that each JSON object has besides.
+    """
 
     encoding: Literal["TEXT", "JSON"] = "TEXT"
     log_level: int | str = "INFO"
     logs_dir: str | None = None
     enable_access_log: bool = True
     additional_log_standard_attrs: list[str] = Field(default_factory=list)
+
+    @field_validator("log_level")
+    @classmethod
+    def _level(cls, given: int | str) -> int | str:
+        if isinstance(given, str) and given.upper() not in logging.getLevelNamesMapping():
+            raise ValueError(f"{given!r} is not a level, such as INFO")
+        return given
+
+    @field_validator("additional_log_standard_attrs")
+    @classmethod
+    def _known(cls, given: list[str]) -> list[str]:
+        for name in given:
+            if name not in STANDARD_ATTRIBUTES:
+                hint = did_you_mean(name, STANDARD_ATTRIBUTES)
+                raise ValueError(f"{name!r} is not an attribute of logging.LogRecord. {hint}".rstrip())
+        return given
+
+    @classmethod
+    def of(cls, given: Any) -> LoggingConfig | None:
+        """Return the same from a dict, from an object with these attributes, or from None."""
+        if given is None or isinstance(given, cls):
+            return given
+        return cls(**(given if isinstance(given, Mapping) else vars(given)))
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """What was set."""
+        return self.model_dump(exclude_unset=True)
+
+    @property
+    def variables(self) -> dict[str, str]:
+        """The variables that say the same to the processes of qserve, by what was set."""
+        number = logging.getLevelNamesMapping().get(str(self.log_level).upper(), self.log_level)
+        level = next((name for least, name in _LEVELS if isinstance(number, int) and number >= least), "debug")
+        found = {"log_level": ("QSERVE_LOG_LEVEL", level), "encoding": ("QSERVE_LOG_FORMAT", self.encoding.lower())}
+        return dict(variable for key, variable in found.items() if key in self.model_fields_set)
+
+
+_LEVELS = ((40, "error"), (30, "warning"), (20, "info"))
 
 
 class ActorOptions(BaseModel, frozen=True, extra="allow"):
@@ -144,16 +193,27 @@ class ActorOptions(BaseModel, frozen=True, extra="allow"):
 
     @model_validator(mode="after")
     def _checked(self) -> ActorOptions:
-        gpus, variables = self.num_gpus, self.runtime_env.get("env_vars", {})
+        gpus = self.num_gpus
         if gpus > 1 and gpus % 1:
             raise ValueError(f"num_gpus ({gpus:g}) must be a whole number, or a part of one GPU")
         if 0 < gpus < 0.01:
             raise ValueError(f"num_gpus ({gpus:g}) must be 0, or at least 0.01")
-        if not isinstance(variables, dict) or not all(
-            isinstance(part, str) for one in variables.items() for part in one
-        ):
-            raise ValueError('env_vars of runtime_env must be a dict of text by text, such as {"MODE": "fast"}')
+        check_runtime_env(self.runtime_env)
         return self
+
+
+def check_runtime_env(given: Mapping[str, Any]) -> None:
+    """Raise ValueError for a ``runtime_env`` with a key that there is not, or variables that cannot be set."""
+    known = {*unused.RUNTIME_ENV, "env_vars"}
+    for key in given:
+        if key not in known:
+            raise ValueError(f"{key!r} is not a key of runtime_env. {did_you_mean(str(key), known)}".rstrip())
+    variables = given.get("env_vars") or {}
+    if not isinstance(variables, dict) or not all(isinstance(part, str) for one in variables.items() for part in one):
+        raise ValueError('env_vars of runtime_env must be a dict of text by text, such as {"MODE": "fast"}')
+    for name, value in variables.items():
+        if not name or "=" in name or "\0" in name + value:
+            raise ValueError(f"env_vars of runtime_env: {name!r} cannot be set to {value!r}")
 
 
 class DeploymentOptions(BaseModel, frozen=True, extra="forbid"):

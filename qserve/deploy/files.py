@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 
@@ -11,6 +12,7 @@ from qserve.appfile.diff import Change, diff
 from qserve.appfile.model import ServeFile
 from qserve.base.keyring import Keyring
 from qserve.base.nearest import did_you_mean
+from qserve.define.application import set_defaults
 from qserve.define.builder import ArgumentError
 from qserve.define.compile import CompiledApplication
 from qserve.define.target import TargetError
@@ -42,6 +44,7 @@ def record_of_part(
     except ArgumentError as error:
         raise file.problem(str(error), *path, "args", *filter(None, [error.argument])) from error
     _override(built, file, number)
+    set_defaults(built, file.logs_of(number, os.environ), part.runtime_env.get("env_vars") or {})
     if "route_prefix" in part.model_fields_set:
         built.ingress.set_options(route_prefix=part.route_prefix)
     if built.ingress.config.request_timeout_s is None:

@@ -125,7 +125,9 @@ def _deployment_record(deployment: Deployment, replicated: bool) -> DeploymentRe
     name, options = deployment.name, deployment.config
     # here, and not when it is compiled: every replica compiles what it imports
     given = [option for option in options.model_fields_set if getattr(options, option) is not None]
-    unused.warn(f"deployment {name!r}", sorted(given), unused.DEPLOYMENT)
+    actor = [key for key, value in (options.ray_actor_options or {}).items() if value]
+    unused.warn(f"deployment {name!r}", sorted((*given, *actor)), {**unused.DEPLOYMENT, **unused.ACTOR})
+    unused.warn_of_runtime_env(f"deployment {name!r}", options.actor_options.runtime_env)
     return DeploymentRecord(
         name=name,
         num_replicas=options.num_replicas,
@@ -144,9 +146,10 @@ def _deployment_record(deployment: Deployment, replicated: bool) -> DeploymentRe
         replicated=replicated,
         scaling=None if options.autoscaling_config is None else _scaling(options.autoscaling_config),
         resources=_resources(options),
-        env=dict(options.actor_options.runtime_env.get("env_vars", {})),
-        logging={} if options.logging_config is None else options.logging_config.model_dump(exclude_unset=True),
         version=deployment.version or "",
+        env=dict(options.actor_options.runtime_env.get("env_vars") or {}),
+        logging={} if options.logging_config is None else options.logging_config.given,
+        constructor_retries=options.max_constructor_retry_count,
     )
 
 

@@ -126,7 +126,7 @@ def wait_until_running(
                     f"deployment {replica.deployment!r} has refused its user_config; its reconfigure failed:\n"
                     + replica.message
                 )
-        _raise_for_failures(failed, expected)
+        _raise_for_failures(failed, expected, record)
         check()
         if deadline.has_passed():
             late = ", ".join(f"{name} ({running[name]} of {count})" for name, count in expected.items())
@@ -140,13 +140,16 @@ def wait_until_running(
         time.sleep(_POLL_INTERVAL_S)
 
 
-def _raise_for_failures(failed: Sequence[ReplicaStatus], expected: Mapping[str, int]) -> None:
+def _raise_for_failures(
+    failed: Sequence[ReplicaStatus], expected: Mapping[str, int], record: ApplicationRecord
+) -> None:
     counts: Counter[str] = Counter()
     for replica in failed:  # a supervisor's report counts those that have failed before
         counts[replica.deployment] += max(1, replica.failures)
     for name, count in counts.items():
         # a constructor is tried three times for each replica, as in Ray Serve
-        if count >= GIVEN_UP_AFTER * expected[name]:
+        retries = max(1, record.deployments[name].constructor_retries)
+        if count >= min(retries, GIVEN_UP_AFTER * expected[name]):
             message = next(replica.message for replica in failed if replica.deployment == name)
             raise DeployError(f"deployment {name!r} could not be started; {message}")
 

@@ -86,6 +86,7 @@ class DeploymentRecord:
       env: Variables of their environment.
       logging: The ``logging_config``, those keys that were given.
       version: The user's own name for the code of this deployment; "" for none.
+      constructor_retries: How many failed starts end a deploy at most, whatever the number of replicas.
     """
 
     name: str
@@ -108,6 +109,7 @@ class DeploymentRecord:
     env: dict[str, str] = field(default_factory=dict)
     logging: dict[str, Any] = field(default_factory=dict)
     version: str = ""
+    constructor_retries: int = 20
 
     @property
     def user_config_value(self) -> Any:
@@ -125,8 +127,10 @@ class DeploymentRecord:
         return DeploymentRecord(self.name, **{name: getattr(self, name) for name in _AT_START})
 
 
-_AT_START = ("replicated", "resources", "env", "logging", "version")
-_OF_CALLERS = ("name", "num_replicas", "scaling", "max_queued", "full_status", "full_retry_after_s")
+_AT_START = ("replicated", "resources", "env", "version")
+_OF_CALLERS = (
+    "name", "num_replicas", "scaling", "max_queued", "full_status", "full_retry_after_s", "constructor_retries",
+)  # fmt: skip
 _TAKEN = [one.name for one in fields(DeploymentRecord) if one.name not in (*_AT_START, *_OF_CALLERS)]
 
 

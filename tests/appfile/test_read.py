@@ -34,7 +34,7 @@ applications:
     route_prefix: /shop
     import_path: shop.main:app
     args: {model: small, sizes: [1, 2]}
-    runtime_env: {env_vars: {A: b}}
+    runtime_env: {env_vars: {A: b, PYTHONHASHSEED: "0"}, pip: [numpy]}
     external_scaler_enabled: false
     autoscaling_policy: null
     logging_config: null
@@ -90,17 +90,18 @@ def test_a_file_with_every_key_of_ray_serve_is_read(tmp_path: Path) -> None:
 def test_what_has_no_effect_is_named_once_in_one_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     read(tmp_path, GOOD).warn()
 
-    [warning] = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
-    for key in ("proxy_location", "grpc_options", "http_options.keep_alive_timeout_s", "applications[0].runtime_env"):
+    warning, environment = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert all(f"{key} (" in environment for key in ("pip", "env_vars.PYTHONHASHSEED"))
+    assert "env_vars.A" not in environment
+    for key in ("proxy_location", "grpc_options", "http_options.keep_alive_timeout_s"):
         assert f"{key} (" in warning
     assert "applications[0].deployments[0].max_surge_percent (" in warning
     assert "http_options.port (" in warning, "a gateway has its own"
-    for key in ("root_path", "target_capacity", "autoscaling_policy", "num_replicas"):
+    for key in ("root_path", "target_capacity", "autoscaling_policy", "num_replicas", "logging_config"):
         assert key not in warning, "it is empty, or has an effect"
     caplog.clear()
     read(tmp_path, GOOD).warn(is_run=True)
     assert "http_options.port" not in caplog.text
-    assert "; logging_config" not in caplog.text
 
 
 def test_what_a_file_says_of_the_gateway_and_the_logs_are_variables_of_qserve_run(tmp_path: Path) -> None:
@@ -121,6 +122,17 @@ def test_each_level_of_python_has_one_of_ours(level: Any, name: str) -> None:
     file = read_value({"applications": [], "logging_config": {"log_level": level}}, "body")
 
     assert file.variables["QSERVE_LOG_LEVEL"] == name
+
+
+def test_the_logs_of_a_file_are_those_of_applications_without_any_but_for_what_a_variable_says() -> None:
+    apps = [{"import_path": "a:b"}, {"name": "other", "import_path": "a:b", "logging_config": {"log_level": "ERROR"}}]
+    given = {"log_level": "DEBUG", "encoding": "JSON", "logs_dir": "/logs"}
+    file = read_value({"applications": apps, "logging_config": given}, "body")
+
+    shared, own = file.logs_of(0, {"QSERVE_LOG_FORMAT": "text"}), file.logs_of(1, {})
+
+    assert shared is not None and shared.given == {"log_level": "DEBUG", "logs_dir": "/logs"}
+    assert own is not None and own.given == {"log_level": "ERROR"}
 
 
 APP = "applications:\n  - name: shop\n    import_path: shop:app\n"

@@ -5,14 +5,18 @@ from __future__ import annotations
 import json
 import logging
 import re
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from qserve.base import log
 from qserve.base.context import RequestContext, request_context
-from qserve.base.log import LINE_LIMIT, Formatter
+from qserve.base.log import LINE_LIMIT, Formatter, log_to_terminal
+from qserve.base.settings import Settings
 from qserve.base.tracebacks import LIMIT
 
 FORGED = "harmless\r\n12:00:00 ERROR [gateway] all is lost\x1b[2J\x85\u2028\u202e"
@@ -114,3 +118,76 @@ def test_json_has_one_object_for_an_event_with_its_traceback_inside() -> None:
 @given(st.text())
 def test_json_keeps_every_message_as_it_is(value: str) -> None:
     assert as_json("%s!", value)["message"] == f"{value}!"
+
+
+# -- where a process logs --------------------------------------------------------------------------
+
+
+@pytest.fixture
+def root(monkeypatch: pytest.MonkeyPatch) -> Iterator[logging.Logger]:
+    """The root logger, which is as it was afterwards."""
+    found = logging.getLogger()
+    handlers, level, noisy = [*found.handlers], found.level, logging.getLogger("asyncio").level
+    monkeypatch.setattr(log, "_own", [])
+    yield found
+    for handler in log._own:
+        handler.close()
+    found.handlers[:], found.level = handlers, level
+    for name in log._NOISY:
+        logging.getLogger(name).setLevel(noisy)
+
+
+def test_a_deployment_says_how_it_logs_and_the_settings_what_it_does_not_say(
+    root: logging.Logger, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log_to_terminal(
+        "Model", Settings(log_level="debug"), {"encoding": "JSON", "additional_log_standard_attrs": ["lineno", "name"]}
+    )
+
+    logging.getLogger("shop").debug("ready")
+
+    [line] = capsys.readouterr().err.splitlines()
+    said = json.loads(line)
+    assert (said["message"], said["name"], type(said["lineno"])) == ("ready", "shop", int)
+
+
+def test_a_process_may_be_told_again_how_to_log(root: logging.Logger, capsys: pytest.CaptureFixture[str]) -> None:
+    mine = logging.NullHandler()
+    for level in ("INFO", 40):
+        log_to_terminal("Model", Settings(), {"log_level": level})
+        root.addHandler(mine)
+
+    logging.getLogger("shop").warning("hidden")
+    logging.getLogger("shop").error("shown")
+
+    assert len(capsys.readouterr().err.splitlines()) == 1
+    assert mine in root.handlers, "it is the program's own"
+
+
+def test_each_process_has_log_files_of_its_own_and_the_next_goes_on_with_them(
+    root: logging.Logger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(log, "FILE_LIMIT", 1000)
+    monkeypatch.setattr(log, "OLD_FILES", 2)
+    other = log._file_in(tmp_path / "logs", "shop-a_b")
+
+    for number in range(100):
+        if number in (0, 50):
+            log_to_terminal("Model", Settings(), {"logs_dir": str(tmp_path / "logs")}, "shop-a/b")
+        logging.getLogger("shop").info("line %d of them", number)
+    other.close()
+
+    files = sorted(path.name for path in (tmp_path / "logs").glob("*.log*"))
+    [own] = {name.partition(".log")[0] for name in files if "-1.log" in name}
+    assert files == [own.removesuffix("1") + "0.log", *(f"{own}.log{end}" for end in ("", ".1", ".2"))]
+    assert (tmp_path / "logs" / f"{own}.log").read_text().endswith("line 99 of them\n")
+
+
+def test_a_folder_that_cannot_be_written_does_not_stop_a_replica(
+    root: logging.Logger, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+
+    log_to_terminal("Model", Settings(), {"logs_dir": str(tmp_path / "file" / "logs")}, "shop-Model")
+
+    assert "ERROR [Model] there is no log file in" in capsys.readouterr().err

@@ -16,6 +16,7 @@ import qserve as serve
 from qserve.base import unused
 from qserve.calls.ref import current
 from qserve.config import AutoscalingConfig, HTTPOptions
+from qserve.define.application import set_defaults
 from qserve.define.compile import compile_application
 from qserve.define.options import BackpressureConfig, DeploymentOptions, LoggingConfig
 from qserve.deploy.registration import record_of
@@ -26,18 +27,15 @@ ROOT = Path(__file__).parents[2]
 GIVEN: dict[str, Any] = {
     "autoscaling_config": {"max_replicas": 3},
     "graceful_shutdown_wait_loop_s": 1,
-    "logging_config": {"log_level": "DEBUG"},
-    "max_constructor_retry_count": 3,
-    "max_replicas_per_node": 2,
     "placement_group_bundle_label_selector": [{"a": "b"}],
     "placement_group_bundles": [{"CPU": 1}],
     "placement_group_strategy": "PACK",
-    "ray_actor_options": {"num_cpus": 1},
 }
 
 
 @serve.deployment
-class Model: ...
+class Model:
+    def __init__(self, *others: Any) -> None: ...
 
 
 def serve_here(node: Any) -> None:
@@ -79,19 +77,31 @@ def test_an_option_of_a_deployment_is_read_by_something_or_warned_about(
     assert f"{option} ({unused.DEPLOYMENT[option]})" in warning
 
 
-@pytest.mark.parametrize("model", [AutoscalingConfig, LoggingConfig, BackpressureConfig])
+@pytest.mark.parametrize("model", [AutoscalingConfig, BackpressureConfig])
 def test_the_parts_of_an_option_are_used_or_warned_about_with_it(model: Any) -> None:
-    whole = {AutoscalingConfig: "autoscaling_config", LoggingConfig: "logging_config"}.get(model)
+    whole = {AutoscalingConfig: "autoscaling_config"}.get(model)
 
     assert whole in unused.DEPLOYMENT or set(model.model_fields) <= read_attributes()
 
 
 def test_several_options_without_effect_are_named_in_one_line(caplog: pytest.LogCaptureFixture) -> None:
-    serve_here(Model.options(num_replicas="auto", max_replicas_per_node=2).bind())
+    given = {"num_cpus": 1, "object_store_memory": 9, "fallback_strategy": [{}]}
+    serve_here(Model.options(placement_group_strategy="PACK", ray_actor_options=given).bind())
 
     [warning] = warnings_of(caplog)
-    assert "these options have no effect: autoscaling_config (" in warning
-    assert "max_replicas_per_node (" in warning
+    assert "these options have no effect: fallback_strategy (" in warning
+    assert "object_store_memory (" in warning and "placement_group_strategy (" in warning
+    assert "num_cpus" not in warning
+
+
+def test_what_a_runtime_env_says_in_vain_is_named_and_its_variables_are_not(caplog: pytest.LogCaptureFixture) -> None:
+    given = {"env_vars": {"MODE": "fast", "PYTHONPATH": "lib", "QSERVE_LOG_LEVEL": "debug"}, "pip": ["x"], "uv": None}
+    serve_here(Model.options(ray_actor_options={"runtime_env": given}).bind())
+
+    [warning] = warnings_of(caplog)
+    assert warning.startswith("runtime_env of deployment 'Model': these options have no effect: pip (")
+    assert "env_vars.PYTHONPATH (" in warning and "env_vars.QSERVE_LOG_LEVEL (" in warning
+    assert "MODE" not in warning and "uv" not in warning
 
 
 def test_defaults_are_not_warned_about(caplog: pytest.LogCaptureFixture) -> None:
@@ -118,11 +128,43 @@ def test_a_key_of_the_actor_options_is_known(key: str) -> None:
         ({"resources": {"tpu": -1}}, "resources"),
         ({"label_selector": {"zone": 1}}, "label_selector"),
         ({"runtime_env": {"env_vars": {"MODE": 1}}}, "env_vars of runtime_env must be a dict of text by text"),
+        ({"runtime_env": {"env_vars": ["MODE"]}}, "env_vars of runtime_env must be a dict of text by text"),
+        ({"runtime_env": {"env_vars": {"A=B": "c"}}}, "'A=B' cannot be set"),
+        ({"runtime_env": {"env_vars": {"": "c"}}}, "'' cannot be set"),
+        ({"runtime_env": {"env_vars": {"A": "\0"}}}, "'A' cannot be set"),
+        ({"runtime_env": {"env_var": {}}}, "'env_var' is not a key of runtime_env. Did you mean 'env_vars'"),
     ],
 )
 def test_what_a_replica_cannot_take_is_refused_when_it_is_declared(given: dict[str, Any], why: str) -> None:
     with pytest.raises(ValueError, match=why):
         Model.options(ray_actor_options=given)
+
+
+@pytest.mark.parametrize(
+    ("given", "why"),
+    [
+        ({"log_level": "LOUD"}, "'LOUD' is not a level, such as INFO"),
+        ({"encoding": "XML"}, "encoding"),
+        ({"additional_log_standard_attrs": ["nam"]}, "'nam' is not an attribute of logging.LogRecord. .*'name'"),
+        ({"level": "INFO"}, "level"),
+    ],
+)
+def test_logs_that_cannot_be_are_refused_when_they_are_declared(given: dict[str, Any], why: str) -> None:
+    for refuse in (Model.options, lambda **options: serve.run(Model.bind(), local=True, **options)):
+        with pytest.raises(ValueError, match=why):
+            refuse(logging_config=given)
+
+
+def test_the_logs_of_an_application_are_those_of_deployments_that_have_none() -> None:
+    one, other = Model.options(name="One"), Model.options(name="Other", logging_config={"log_level": "ERROR"})
+    built = compile_application(one.bind(other.bind()))
+    set_defaults(built, LoggingConfig(encoding="JSON"), {"A": "shared"})
+
+    records = record_of(built, Codec()).deployments
+
+    assert records["One"].logging == {"encoding": "JSON"}
+    assert records["Other"].logging == {"log_level": "ERROR"}
+    assert {name: record.env for name, record in records.items()} == {"One": {"A": "shared"}, "Other": {"A": "shared"}}
 
 
 def test_an_unknown_key_of_the_actor_options_is_refused_with_the_nearest() -> None:

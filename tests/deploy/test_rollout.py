@@ -84,6 +84,26 @@ def test_a_version_whose_constructor_fails_is_withdrawn_and_the_one_before_stays
     assert installation.registry.versions("shop") == [before]
 
 
+@pytest.mark.parametrize(("retries", "failures"), [(1, 1), (0, 1), (4, 4), (20, 6)])
+def test_a_deploy_ends_after_as_many_failed_starts_as_its_deployment_says_and_three_a_replica_at_most(
+    installation: Installation, retries: int, failures: int
+) -> None:
+    begun: list[int] = []
+
+    def fail_once_more() -> None:
+        begun.append(1)
+        replicas_report(installation, FAILED, count=len(begun), message="ValueError: no such model")()
+
+    with pytest.raises(DeployError, match="'Model' could not be started"):
+        roll_out(
+            installation,
+            release(installation, num_replicas=2, max_constructor_retry_count=retries),
+            check=fail_once_more,
+        )
+
+    assert len(begun) == failures
+
+
 def test_replicas_that_are_late_are_named(installation: Installation) -> None:
     with pytest.raises(DeployError, match=r"not all replicas were ready within 0 s: Model \(0 of 2\)"):
         roll_out(installation, release(installation, num_replicas=2), ready_timeout_s=0)
@@ -108,14 +128,13 @@ NEED_NEW_REPLICAS = {
     "replicated": False,
     "resources": Resources(cpus=2.0),
     "env": {"A": "b"},
-    "logging": {"encoding": "JSON"},
     "version": "2",
 }
 
 
 @pytest.mark.parametrize("field", [one.name for one in fields(DeploymentRecord) if one.name != "name"])
 def test_only_what_a_process_is_started_with_needs_new_replicas(field: str) -> None:
-    others = {"user_config": '{"size": 2}', "scaling": Scaling(max_replicas=3)} | NEED_NEW_REPLICAS
+    others = {"user_config": '{"size": 2}', "scaling": Scaling(max_replicas=3), "logging": {"a": 1}} | NEED_NEW_REPLICAS
     before, after = DeploymentRecord("Model"), DeploymentRecord("Model", **{field: others.get(field, 9)})
     record = ApplicationRecord("shop", "1", "Model", target="shop:app", modules={"shop": "1"})
     active = replace(record, deployments={"Model": before})
@@ -129,7 +148,7 @@ def test_only_what_a_process_is_started_with_needs_new_replicas(field: str) -> N
     assert (before.config != after.config) is is_taken_while_it_runs
 
 
-OF_CALLERS = ("max_queued", "full_status", "full_retry_after_s")
+OF_CALLERS = ("max_queued", "full_status", "full_retry_after_s", "constructor_retries")
 
 
 def test_a_user_config_that_is_refused_leaves_the_one_before(installation: Installation) -> None:

@@ -23,7 +23,7 @@ from qserve.base import context, entry
 from qserve.base.context import ReplicaContext
 from qserve.base.forks import Loop, Setup, end_if_child
 from qserve.base.import_path import importing_user_code
-from qserve.base.log import enable_logging, get_logger, log_to_terminal
+from qserve.base.log import enable_logging, get_logger
 from qserve.base.process import REPLICA, die_with_parent
 from qserve.base.tracebacks import user_traceback
 from qserve.broker.connection import connect
@@ -39,6 +39,7 @@ from qserve.wire.application import ApplicationRecord
 from qserve.wire.status import FAILED
 from qserve_workers.celery.app import make_celery
 from qserve_workers.celery.worker import ReplicaWorker
+from qserve_workers.process import resources
 from qserve_workers.process.heartbeat import Heartbeat
 from qserve_workers.process.lifecycle import Lifecycle, status_of
 from qserve_workers.replica.plane import LoopPlane
@@ -81,6 +82,7 @@ END_WITHIN_S = 3.0
 def run_replica(spec: ReplicaSpec) -> int:
     """Run a replica until it is stopped, and return the exit code."""
     _end_with(spec)
+    resources.apply(spec)
     os.environ[REPLICA] = spec.name
     faulthandler.enable()
     signal.signal(signal.SIGINT, _ignore)
@@ -88,7 +90,7 @@ def run_replica(spec: ReplicaSpec) -> int:
     hangups: list[int] = []  # the user_config may change before there is an object to take it
     signal.signal(signal.SIGHUP, lambda number, frame: hangups.append(number))
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})  # see `fork_replica`
-    log_to_terminal(spec.deployment, spec.settings)
+    resources.log_as_told(spec)
     url = spec.settings.named_broker
     installation = Installation(spec.settings)
     installation.registry.remember(spec.record)

@@ -21,6 +21,7 @@ from qserve.engine.servable import Servable
 from qserve.exceptions import QserveException
 from qserve.wire.fleet import Wish
 from qserve.wire.status import RUNNING, ReplicaStatus
+from qserve_workers.process.resources import log_as_told
 from qserve_workers.replica.spec import Exit, ReplicaSpec
 
 log = get_logger(__name__)
@@ -114,6 +115,8 @@ class Lifecycle:
         if self._is_paused != was_paused:
             log.info("no calls are taken until `qserve resume`" if self._is_paused else "calls are taken again")
             self.pause(self._is_paused)
+        if options.logging != self._taken.logging:
+            log_as_told(self.spec)
         message = ""
         if options.user_config != self._taken.user_config:
             try:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import random
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -29,10 +31,12 @@ from qserve_workers.replica.reader import Delivery, Tag, Work
 from qserve_workers.replica.spec import ReplicaSpec
 
 log = get_logger(__name__)
+access_log = get_logger("qserve.access")
 HISTORY_CHARS = 200
 """How much of an error's text goes into the history of its call."""
 POSTPONED = "postponed"
 """Stands in the place of a state for a call that is going to be tried again."""
+_ENDS = {State.FAILED: "ERROR", State.CANCELLED: "CANCELLED", State.EXPIRED: "EXPIRED", POSTPONED: "RETRIED"}
 LONGEST_WAIT_S = 60.0
 """The longest wait before another try."""
 
@@ -86,6 +90,8 @@ class Committer:
         except Exception as error:  # a fault of ours: without an end the request would wait for its deadline
             self._post_commit(work, self._failed(work, error, "cannot be committed"))
         self._on_end(work)
+        if access_log.isEnabledFor(logging.INFO):
+            _log_end(work, conclusion.state)
 
     def fail(self, work: Work, error: BaseException) -> None:
         """End a call whose code raised: it is tried again, or its request fails."""
@@ -209,6 +215,8 @@ class Committer:
             self.watcher(work, state, failure.encode())
         self._post_end(work, command)
         self._on_end(work)
+        if access_log.isEnabledFor(logging.INFO):
+            _log_end(work, state)
 
     def _post_end(self, work: Work, command: Command) -> None:
         def on_reply(reply: Any) -> None:
@@ -272,3 +280,11 @@ class Committer:
 
 def _history_of(failure: Failure) -> str:
     return f"{failure.type}: {failure.message}"[:HISTORY_CHARS]
+
+
+def _log_end(work: Work, state: str) -> None:
+    """Write a line of the access log, with the id of the request."""
+    took_ms = 1000 * (time.monotonic() - work.began) if work.began else 0.0
+    token = request_context.set(work.request())
+    access_log.info("CALL %s %s %.1fms", work.name, _ENDS.get(state, "OK"), took_ms)
+    request_context.reset(token)

@@ -27,6 +27,8 @@ class ReplicaSpec:
       sources: The user's modules, which it imports from here instead of from their files.
       is_paused: Whether it begins without taking calls.
       parent: The supervisor's process id.
+      worker: The id of the worker that it belongs to.
+      devices: The GPUs that were assigned to it.
       note: How it ends itself.
 
     Attributes:
@@ -41,6 +43,8 @@ class ReplicaSpec:
     sources: Sources = field(default_factory=lambda: Sources({}))
     is_paused: bool = False
     parent: int = field(default_factory=os.getpid)
+    worker: str = ""
+    devices: tuple[str, ...] = ()
     note: EndNote = field(default_factory=lambda: EndNote(), compare=False, repr=False)
 
     def end_process(self, code: int) -> NoReturn:
