@@ -18,6 +18,7 @@ from qserve.api import status as status
 from qserve.base.context import get_replica_context as get_replica_context
 from qserve.base.context import get_request_context as get_request_context
 from qserve.calls.handles import submit_many as submit_many
+from qserve.calls.progress import report_progress as report_progress
 from qserve.calls.ref import ObjectRef as ObjectRef
 from qserve.calls.responses import accepted as accepted
 from qserve.calls.responses import cancel as cancel

@@ -23,12 +23,14 @@ from qserve.http.message import BadRequest
 from qserve.http.render import to_json
 from qserve.wire.codec import Codec
 from qserve.wire.outcome import ANNOUNCED, Outcome, State, items_in
+from qserve.wire.progress import Progress
 from qserve.wire.replies import length
 from qserve.wire.request_ids import id_of_key, is_genuine, is_of_value, is_request_id, new_response_id
 from qserve.wire.sealing import open_header, seal_end
 from qserve_gateway.request.environ import CLIENT_ID, Environ, model_id_of, wrong_method
 from qserve_gateway.request.waiting import InFlightLimit, Place, wait_for_result
 from qserve_gateway.response.errors import failure_reply, problem_reply
+from qserve_gateway.response.events import END_ID, Events, progress_of
 from qserve_gateway.response.reply import Reply, call_when_sent, result_reply
 
 log = get_logger(__name__)
@@ -39,6 +41,8 @@ WAIT_LIMIT_S = 30.0
 VALUE_LIMIT = 1024 * 1024
 """The longest value, in bytes as it is stored, that a gateway converts to JSON."""
 
+_EVENTS = "/events"
+"""After the ID, the path for following a request."""
 _METHODS = ("DELETE", "GET", "HEAD")
 _ID_HEADER = "x-qserve-request-id"
 _POLL_AFTER_S = 1
@@ -160,27 +164,37 @@ class Jobs:
             raise DeadlineExceeded(f"the request did not finish within {timeout_s:g} s")
         return self._reply(ref.outcome(), trace_id, job.request_id, place)
 
-    def serve(self, environ: Environ, trace_id: str) -> Reply:
+    def serve(self, environ: Environ, trace_id: str) -> Reply | Events:
         """Serve a request about a job.
 
         Raises:
           QserveException: There is no such job, or the broker cannot say.
         """
-        request_id = environ["PATH_INFO"].removeprefix(JOBS_PATH)
+        path = environ["PATH_INFO"].removeprefix(JOBS_PATH)
+        request_id = path.removesuffix(_EVENTS)
         if not is_request_id(request_id):
             raise BadRequest("a request ID has 32 hexadecimal digits", "invalid_id")
-        method = environ["REQUEST_METHOD"]
-        if method not in _METHODS:
-            raise wrong_method(method, _METHODS)
+        method, methods = environ["REQUEST_METHOD"], _METHODS if path == request_id else _METHODS[1:]
+        if method not in methods:
+            raise wrong_method(method, methods)
         place = self.in_flight.enter(JOBS_PATH)
-        reply = None
+        reply: Reply | Events | None = None
         try:
+            if path != request_id:
+                reply = self._follow(request_id, environ.get("HTTP_LAST_EVENT_ID", ""), trace_id)
+                return reply
             if method == "DELETE":
                 return self._cancel(request_id, trace_id)
             reply = self._fetch(request_id, environ, trace_id, place)
             return reply
         finally:
             call_when_sent(reply, place.leave)
+
+    def _follow(self, request_id: str, last_id: str, trace_id: str) -> Reply | Events:
+        if last_id == END_ID:
+            return Reply(204, [("x-request-id", trace_id)], b"")  # by this an EventSource ends, and asks no more
+        self._find(request_id)
+        return Events(self.plane, request_id, last_id, trace_id)
 
     def _fetch(self, request_id: str, environ: Environ, trace_id: str, place: Place) -> Reply:
         outcome = self._find(request_id)
@@ -191,7 +205,7 @@ class Jobs:
             if wait_for_result(ref, wait_s, environ.get("gunicorn.socket")):
                 outcome = ref.outcome()
         if outcome.state == State.OPEN:
-            return _accepted(request_id, trace_id)
+            return _accepted(request_id, trace_id, progress=progress_of(self.plane, request_id))
         if outcome.state == State.CANCELLED:
             return problem_reply(410, "cancelled", f"request {request_id} was cancelled", trace_id)
         return self._reply(outcome, trace_id, request_id, place)
@@ -275,7 +289,7 @@ def _value_as_json(payload: bytes, request_id: str) -> bytes:
         raise BadRequest(message, "not_json", 406) from error
 
 
-def _accepted(request_id: str, trace_id: str, preferred: bool = False) -> Reply:
+def _accepted(request_id: str, trace_id: str, preferred: bool = False, progress: Progress | None = None) -> Reply:
     """Return the reply for a request that has not ended; ``preferred`` if the client asked for it with ``Prefer``."""
     headers = [
         ("content-type", "application/json"),
@@ -287,4 +301,5 @@ def _accepted(request_id: str, trace_id: str, preferred: bool = False) -> Reply:
     ]
     if preferred:
         headers.append(("preference-applied", "respond-async"))
-    return Reply(202, headers, to_json({"request_id": request_id, "status": "accepted"}))
+    body = {"request_id": request_id, "status": "accepted"}
+    return Reply(202, headers, to_json(body if progress is None else body | {"progress": progress._asdict()}))

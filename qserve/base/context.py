@@ -29,6 +29,7 @@ class RequestContext:
                     if serve.get_request_context().cancelled:
                         return 0
                     self.index(page)
+      own_ids: The IDs under which the results are stored: of one request, or of all in a batch.
       makes_calls: Whether its code has called a deployment.
     """
 
@@ -38,6 +39,7 @@ class RequestContext:
     multiplexed_model_id: str = ""
     deadline_ms: int = 0
     cancelled: bool = False
+    own_ids: tuple[str, ...] = field(default=(), repr=False, compare=False)
     makes_calls: bool = field(default=False, init=False, repr=False, compare=False)
     _callbacks: list[Callable[[], object]] | None = field(default=None, init=False, repr=False, compare=False)
 
@@ -63,6 +65,7 @@ class RequestContext:
     def __reduce__(self) -> Any:
         return RequestContext, (
             self.request_id, self.route, self.app_name, self.multiplexed_model_id, self.deadline_ms, self.cancelled,
+            self.own_ids,
         )  # fmt: skip
 
 

@@ -278,6 +278,11 @@ def take(request: Key, count: Number) -> Command:
     """Say that the reader has taken ``count`` items more, or with UNREAD that it takes no more."""
 
 
+@LIBRARY.function(replies=(Reply.OK, Reply.CLOSED))
+def note(request: Key, progress: bytes) -> Command:
+    """Keep what an open request says of its progress."""
+
+
 @LIBRARY.function("allow-oom", replies=(Reply.OK,))
 def forget(requests: Keys) -> Command:
     """Drop results that are not needed any more."""

@@ -33,11 +33,12 @@ from qserve.calls.compose import ComposingPlane, Submission, failure_in
 from qserve.calls.mailbox import ARGUMENT_LOST, STATE_LOST, Mailbox, Post, ignore, not_found, outcome_of, refused
 from qserve.calls.program_end import Refusals, call_at_end, fail, is_ending
 from qserve.calls.ref import Call, Ref, failed
-from qserve.exceptions import BrokerError, BrokerUnavailable, DeadlineExceeded, QserveException
+from qserve.exceptions import BrokerError, BrokerUnavailable, DeadlineExceeded, PayloadError, QserveException
 from qserve.wire.application import ApplicationRecord
 from qserve.wire.outcome import Field, Outcome, State
-from qserve.wire.replies import epoch, stored
-from qserve.wire.sealing import Seal, open_end, seal_header, seal_moves
+from qserve.wire.progress import Progress
+from qserve.wire.replies import epoch, stored, warn_once
+from qserve.wire.sealing import Seal, open_end, progress_context, seal_header, seal_moves
 
 log = get_logger(__name__)
 _replies = Turns("processing a reply of the broker", log)
@@ -99,6 +100,28 @@ class BrokerPlane(ComposingPlane):
 
     def add_credit(self, request_id: str, items: int) -> None:
         self.post(functions.take(self.keys.request(request_id), items), ignore)
+
+    def note_progress(self, request_id: str, progress: Progress) -> None:
+        sealed = self.seal.seal(progress_context(request_id), progress.encode())
+        self.post(functions.note(self.keys.request(request_id), sealed), ignore)
+
+    def progress(self, request_id: str) -> Promise[Progress | Exception | None]:
+        asked: Promise[Progress | Exception | None] = Promise()
+        command = ("HMGET", self.keys.request(request_id), Field.STATE, Field.PROGRESS)
+        self.post(command, lambda reply: asked.set(self._progress_in(request_id, reply)))
+        return asked
+
+    def _progress_in(self, request_id: str, reply: Any) -> Progress | Exception | None:
+        if isinstance(reply, Exception):
+            return reply if isinstance(reply, BrokerError) else refusal(reply)
+        state, sealed = stored(*reply)
+        if state != State.OPEN or not sealed:
+            return None
+        try:
+            return Progress.decode(self.seal.open(progress_context(request_id), sealed))
+        except PayloadError as error:
+            warn_once(f"the progress of a request cannot be read: {error}")
+            return None
 
     def release(self, request_id: str) -> None:
         self._released.append(self.keys.request(request_id))

@@ -29,6 +29,7 @@ from qserve.wire.codec import Codec
 from qserve.wire.envelope import Answer
 from qserve.wire.failure import Failure
 from qserve.wire.outcome import Outcome, State, items_in
+from qserve.wire.progress import Progress
 
 PICKLED_WITHIN_S = 3.0
 """The longest that pickling a ref waits until the broker has its request."""
@@ -107,6 +108,14 @@ class Plane(ABC):
     @abstractmethod
     def add_credit(self, request_id: str, items: int) -> None:
         """Let the producer of a streamed result send this many more items."""
+
+    @abstractmethod
+    def note_progress(self, request_id: str, progress: Progress) -> None:
+        """Keep what an open request says of its progress; this neither waits nor fails."""
+
+    @abstractmethod
+    def progress(self, request_id: str) -> Promise[Progress | Exception | None]:
+        """Ask for the progress of a request: None if it has reported none, or is not open."""
 
     @abstractmethod
     def release(self, request_id: str) -> None:
@@ -280,6 +289,39 @@ class Ref(NotValue, Generic[T_co]):
     def _has_readers(self) -> bool:
         return self.done.has_waiters()
 
+    def progress(self, timeout_s: float | None = None) -> Progress | None:
+        """Return how far the request is, as its code has said by ``qserve.report_progress``.
+
+        In async code, write ``await ref.progress_async()``.
+
+        Parameters:
+          timeout_s: The longest wait for the broker's answer; None waits until it answers, or stays away.
+
+        Returns:
+          A ``fraction`` from 0 to 1 and a ``message``; None if nothing was reported, or the request has ended.
+
+        Raises:
+          GetTimeoutError: The broker has not answered within ``timeout_s``.
+          BrokerUnavailable: The broker is away.
+        """
+        if loop_that_runs() is not None:
+            raise RuntimeError("progress() would block the running event loop: write `await ref.progress_async()`")
+        asked = self._ask_for_progress()
+        if not asked.wait(timeout_s):
+            raise GetTimeoutError(f"the broker has not told the progress of request {self.request_id} in {timeout_s} s")
+        return _progress_in(asked.get_nowait())
+
+    async def progress_async(self) -> Progress | None:
+        """Do the same as ``progress`` in async code; limit the wait with ``asyncio.timeout``."""
+        return _progress_in(await self._ask_for_progress())
+
+    def _ask_for_progress(self) -> Promise[Progress | Exception | None]:
+        if not self.done.is_set():
+            return self._get_plane().progress(self.request_id)
+        asked: Promise[Progress | Exception | None] = Promise()
+        asked.set(None)
+        return asked
+
     def follow(self) -> None:
         """Have ``done`` set when the request has ended, also if it comes from another process."""
         if not self.done.is_set():
@@ -372,6 +414,12 @@ class Ref(NotValue, Generic[T_co]):
 
 ObjectRef = Ref
 """The name of a ref in programs written for Ray."""
+
+
+def _progress_in(found: Progress | Exception | None) -> Progress | None:
+    if isinstance(found, Exception):
+        raise found
+    return found
 
 
 def failed(error: BaseException, deployment: str = "") -> Outcome:

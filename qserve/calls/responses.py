@@ -17,6 +17,7 @@ from qserve.calls.not_value import ADVICE_FOR_RESPONSES, NotValue
 from qserve.calls.ref import Ref, current
 from qserve.exceptions import QserveException
 from qserve.wire.codes import Code, register
+from qserve.wire.progress import Progress
 
 
 class _Response(NotValue, Generic[T_co]):
@@ -37,6 +38,14 @@ class _Response(NotValue, Generic[T_co]):
     async def accepted_async(self) -> None:
         """Do the same in async code."""
         await self.ref.accepted_async()
+
+    def progress(self, timeout_s: float | None = None) -> Progress | None:
+        """Return how far the call is; see ``Ref.progress``."""
+        return self.ref.progress(timeout_s)
+
+    async def progress_async(self) -> Progress | None:
+        """Do the same in async code."""
+        return await self.ref.progress_async()
 
     def cancel(self) -> None:
         """Cancel the call; see ``Ref.cancel``."""

@@ -244,7 +244,8 @@ def _shared(requests: list[RequestContext]) -> RequestContext:
         return replace(first)
     deadlines = [request.deadline_ms for request in requests]
     late_ms = max(deadlines) if all(deadlines) else 0
-    return RequestContext(app_name=first.app_name, multiplexed_model_id=first.multiplexed_model_id, deadline_ms=late_ms)
+    ids = tuple(own_id for request in requests for own_id in request.own_ids)
+    return RequestContext("", "", first.app_name, first.multiplexed_model_id, late_ms, own_ids=ids)
 
 
 class _Batched:

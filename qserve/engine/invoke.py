@@ -88,8 +88,9 @@ class Invocation:
         if found is None:
             header = self.header
             found = self._request = RequestContext(
-                header.trace_id, header.route, header.app, header.model_id, header.deadline_ms
-            )
+                header.trace_id, header.route, header.app, header.model_id, header.deadline_ms, False,
+                (header.request_id,),
+            )  # fmt: skip
         return found
 
     def end(self, state: str) -> None:

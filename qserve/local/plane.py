@@ -27,6 +27,7 @@ from qserve.wire.application import ApplicationRecord
 from qserve.wire.envelope import Header
 from qserve.wire.moves import Awaited, Move, Start
 from qserve.wire.outcome import Outcome, State
+from qserve.wire.progress import Progress
 
 log = get_logger(__name__)
 record_here: ContextVar[ApplicationRecord | None] = ContextVar("qserve_record_here", default=None)
@@ -54,6 +55,7 @@ class Request:
     keep_ms: int
     followers: list[Ref]
     outcome: Outcome = _OPEN
+    progress: Progress | None = None
     joins: dict[str, dict[int, bytes]] = field(default_factory=dict)
     waiters: list[tuple[Request, Awaited]] = field(default_factory=list)
     ahead: int = 0
@@ -265,6 +267,17 @@ class Requests:
             request.held.set(True)
             request.held = None
 
+    def note(self, key: str, progress: Progress) -> None:
+        """Keep what an open request says of its progress."""
+        request = self._requests.get(key)
+        if request is not None:
+            request.progress = progress
+
+    def ask(self, key: str, asked: Promise[Progress | Exception | None]) -> None:
+        """Set the promise to the progress of a request."""
+        request = self._requests.get(key)
+        asked.set(request.progress if request is not None and request.is_open() else None)
+
     def when_idle(self, version: str, callback: Callable[[], object]) -> None:
         """Run ``callback`` once a version has no open request."""
         self._when_idle[version] = callback
@@ -340,6 +353,14 @@ class LocalPlane(ComposingPlane):
 
     def add_credit(self, request_id: str, items: int) -> None:
         self.operate(self.requests.take, self.keys.request(request_id), items)
+
+    def note_progress(self, request_id: str, progress: Progress) -> None:
+        self.operate(self.requests.note, self.keys.request(request_id), progress)
+
+    def progress(self, request_id: str) -> Promise[Progress | Exception | None]:
+        asked: Promise[Progress | Exception | None] = Promise()
+        self.operate(self.requests.ask, self.keys.request(request_id), asked)
+        return asked
 
     def release(self, request_id: str) -> None:
         self._operations.append(partial(self.requests.forget, self.keys.request(request_id)))

@@ -19,6 +19,7 @@ class Field(bytes, Enum):
     RESULT = b"res"  # once it is not open
     SENT = b"sent"  # items of a streamed result
     TAKEN = b"taken"  # those of them that its reader has taken
+    PROGRESS = b"at"  # what its code says of how far it is
     FINGERPRINT = b"fp"  # of what was asked, where the result can be fetched by the id
 
     # of dead letters only

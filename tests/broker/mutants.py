@@ -335,6 +335,9 @@ MUTANTS = (
     Mutant("who leads does so for ever", "write('SET', lead, now, 'PX', ttl_ms)", "write('SET', lead, now)"),
     Mutant("nobody gives up the lead", "write('DEL', lead)", ""),
     Mutant("anybody may say what workers run", "if redis.call('GET', lead) ~= mine then return Reply.STALE end", ""),
+    Mutant(
+        "what has ended still makes progress", "if not is_open(request) then return Reply.CLOSED end", "", within="note"
+    ),
     Mutant("what a worker was to run is never removed", "assignments[k] ~= '' and assignments[k]", "assignments[k]"),
 )
 

@@ -160,6 +160,7 @@ class Request(Named):
     is_abandoned: bool = False
     is_needed: bool = True
     fingerprint: str = ""
+    progress: bytes = b""
     asked_from: str = ""
 
     def __post_init__(self) -> None:
@@ -395,7 +396,7 @@ class Model:
             return b"MOVED"
         request.is_dead = False
         request.state, request.result, request.by, request.mailbox = State.OPEN, b"", "", ""
-        request.keep_ms, request.sent, request.taken = keep_ms, 0, 0
+        request.keep_ms, request.sent, request.taken, request.progress = keep_ms, 0, 0, b""
         return b"OK"
 
     def purge(self, requests: set[Request]) -> int:
@@ -462,6 +463,13 @@ class Model:
             request.keep_ms = 0
         else:
             request.state = ""
+
+    def note(self, request: Request, progress: bytes) -> bytes:
+        """Its code says how far it is."""
+        if not request.is_open:
+            return b"CLOSED"
+        request.progress = progress
+        return b"OK"
 
     def emit(self, request: Request, number: int) -> int:
         """An item of a streamed result, which is delivered at its turn."""

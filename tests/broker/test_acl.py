@@ -37,6 +37,7 @@ from qserve.machine.embedded_broker import find_server
 from qserve.wire.application import ApplicationRecord, DeploymentRecord
 from qserve.wire.fleet import Drain, HostRecord, Scaled, Wish
 from qserve.wire.moves import Awaited, Epoch, Join, Start
+from qserve.wire.outcome import Field
 from qserve.wire.status import RUNNING, ReplicaStatus
 
 ROOT = Path(__file__).parents[2]
@@ -239,6 +240,8 @@ def test_a_request_goes_its_whole_way_with_each_role_doing_its_part(as_role: dic
     entry = take_one(worker, two)
     assert worker.execute_command(*functions.emit(request, A, 0, b"item")) == 1
     assert gateway.execute_command(*functions.take(request, 1)) == 1
+    assert worker.execute_command(*functions.note(request, b"half of it")) == b"OK"
+    assert gateway.hmget(request, [Field.STATE, Field.PROGRESS]) == [b"o", b"half of it"]
     done = functions.commit(two, request, entry, A, EPOCH, "t2", "1", state="d", payload=b"result")
     assert worker.execute_command(*done) == b"OK"
 

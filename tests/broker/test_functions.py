@@ -27,7 +27,7 @@ from qserve.exceptions import ResultUnavailable
 from qserve.wire.envelope import Header
 from qserve.wire.failure import Failure
 from qserve.wire.moves import Awaited, Epoch, Join, Start
-from qserve.wire.outcome import ANNOUNCED, ANNOUNCED_FROM, Outcome
+from qserve.wire.outcome import ANNOUNCED, ANNOUNCED_FROM, Field, Outcome
 from qserve.wire.replies import backlogs
 from qserve.wire.sealing import INHERITED_LIMIT, NOT_KEPT, open_end, seal_end, seal_header
 
@@ -665,6 +665,23 @@ def test_the_load_of_a_queue_has_what_waits_and_what_runs_also_for_single_replic
     assert (waiting, running) == (3, 2)
     assert 60_000 <= oldest_ms < 90_000
     assert nothing == (0, 0, 0)
+
+
+def test_an_open_request_keeps_what_it_said_last_of_its_progress_and_no_other_does(desk: Desk) -> None:
+    def note(request_id: str, progress: bytes) -> object:
+        return desk.client.execute_command(*functions.note(desk.keys.request(request_id), progress))
+
+    desk.submit(A, [Start(desk.one, "0", [b"x"])])
+    request = desk.keys.request(A)
+
+    assert [note(A, b"some"), note(A, b"more")] == [b"OK", b"OK"]
+    assert desk.client.hget(request, Field.PROGRESS) == b"more"
+    assert 0 < desk.client.pttl(request) <= 120_000
+    ((entry, _),) = desk.fetch(desk.one)
+    desk.commit(desk.one, entry, A, state="d", payload=b"result")
+    assert [note(A, b"late"), note(B, b"nothing")] == [b"CLOSED", b"CLOSED"]
+    assert not desk.client.hexists(request, Field.PROGRESS)
+    assert not desk.client.exists(desk.keys.request(B))
 
 
 # -- who leads, and what it says -------------------------------------------------------------------

@@ -458,6 +458,13 @@ class Requests(RuleBasedStateMachine):
 
         assert self.send(command) == self.model.emit(request, item)
 
+    @act(1, when=lambda self: self.model.requests)
+    def note(self) -> None:
+        request = self.one_of(self.model.requests)
+        command = functions.note(self.keys.request(request.id), b"%d" % (len(request.progress) + 1))
+
+        assert self.send(command) == self.model.note(request, command[-1])
+
     @act(1, when=lambda self: any(one.sent for one in self.model.requests))
     def take(self) -> None:
         request = self.one_of(one for one in self.model.requests if one.sent)
@@ -585,6 +592,7 @@ class Requests(RuleBasedStateMachine):
             assert fields["keep"] == b"%d" % request.keep_ms
             assert fields.get("by", b"").decode() == request.by
             assert int(fields.get("w", 0)) == len(request.waiters)
+            assert fields.get("at", b"") == request.progress
             self.check_joins(request, fields)
 
     def check_joins(self, request: Request, fields: dict[str, bytes]) -> None:

@@ -218,6 +218,12 @@ def emit(desk: Desk) -> Command:
 
 
 @scene
+def note(desk: Desk) -> Command:
+    begun(desk)
+    return functions.note(desk.keys.request(A), b"half of it")
+
+
+@scene
 def take(desk: Desk) -> Command:
     begun(desk)
     return functions.take(desk.keys.request(A), 1)

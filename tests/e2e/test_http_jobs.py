@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import pickle
 import re
@@ -10,11 +11,14 @@ import socket
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from http.client import HTTPResponse
 from pathlib import Path
 from typing import Any
+from urllib.request import Request as UrlRequest
+from urllib.request import urlopen
 
 import pytest
-from http_client import Answer, Client
+from http_client import WAIT_FOR_S, Answer, Client
 from processes import Started, is_open, wait_until
 from starlette.requests import Request
 from starlette.responses import JSONResponse, StreamingResponse
@@ -375,6 +379,87 @@ def test_a_ref_is_had_by_id_of_any_request(client: JobClient, ledger: Ledger) ->
 
     assert (response.status, response.body) == (201, b'{"body":"x"}')
     assert ["x-own", "1"] in response.headers
+
+
+def test_a_job_is_followed_by_its_progress_until_it_ends(client: JobClient, ledger: Ledger) -> None:
+    file, gate = str(ledger.file), str(ledger.gate)
+
+    @qserve.deployment
+    class Steps:
+        async def __call__(self, request: Request) -> str:
+            qserve.report_progress(0.25, "first\nstep")
+            while not os.path.exists(gate):  # noqa: PTH110
+                await asyncio.sleep(0.01)
+            qserve.report_progress(0.75)
+            while os.path.exists(file):  # noqa: PTH110
+                await asyncio.sleep(0.01)
+            return "done"
+
+    qserve.run(Steps.bind())
+    place = client.start("/", b"x")
+    with follow(client, place) as stream:
+        assert (stream.status, stream.headers["content-type"]) == (200, "text/event-stream")
+        events = read_events(stream)
+        first = next(events)
+        asked = client.send("GET", place)
+        ledger.open()
+        second = next(events)
+        with follow(client, place, second["id"]) as again:
+            ledger.file.unlink()
+            last, only = next(events), next(read_events(again))
+        assert next(events, None) is None
+
+    assert (first["event"], json.loads(first["data"])) == ("progress", {"fraction": 0.25, "message": "first\nstep"})
+    assert asked.json["progress"] == json.loads(first["data"])
+    assert (second["event"], json.loads(second["data"])) == ("progress", {"fraction": 0.75, "message": ""})
+    assert last == only == {"event": "end", "id": "end", "data": '{"status":"done"}'}
+    assert client.send("GET", f"{place}/events", Last_Event_ID="end").status == 204  # an EventSource asks no more
+    assert client.send("HEAD", f"{place}/events").status == 200
+    assert client.send("DELETE", f"{place}/events").status == 405
+    assert client.send("GET", place).text == "done"
+
+
+@pytest.mark.parametrize("end", ["cancelled", "failed", "gone"])
+def test_events_say_how_a_job_ended(client: JobClient, ledger: Ledger, end: str) -> None:
+    gate = str(ledger.gate)
+
+    @qserve.deployment
+    class Model:
+        async def __call__(self, request: Request) -> None:
+            while not os.path.exists(gate):  # noqa: PTH110
+                await asyncio.sleep(0.01)
+            raise ValueError("not today")
+
+    qserve.run(Model.bind())
+    place = client.start("/", b"x")
+    with follow(client, place) as stream:
+        if end == "cancelled":
+            client.send("DELETE", place)
+        else:
+            ledger.open()
+        ended = next(read_events(stream))
+
+    assert json.loads(ended["data"]) == {"status": "cancelled" if end == "cancelled" else "failed"}
+    assert client.send("GET", f"/-/requests/{new_value_id()}/events").status == 410
+    assert client.send("GET", f"/-/requests/{'0' * 32}/events").status == 404
+
+
+def follow(client: JobClient, place: str, last_id: str = "") -> HTTPResponse:
+    """Ask for the events of a job."""
+    asked = UrlRequest(f"{client.url}{place}/events", headers={"Last-Event-ID": last_id} if last_id else {})
+    return urlopen(asked, timeout=WAIT_FOR_S)
+
+
+def read_events(stream: Any) -> Iterator[dict[str, str]]:
+    """The events of a response, as they come."""
+    event: dict[str, str] = {}
+    for line in stream:
+        name, _, value = line.decode().rstrip("\n").partition(": ")
+        if name in ("event", "id", "data"):
+            event[name] = value
+        elif event:
+            yield event
+            event = {}
 
 
 def test_what_is_private_stays_so(client: JobClient) -> None:

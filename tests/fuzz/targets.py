@@ -44,6 +44,7 @@ from qserve.wire.dead_letter import DeadLetter
 from qserve.wire.envelope import Answer, Header
 from qserve.wire.failure import Failure
 from qserve.wire.outcome import Outcome
+from qserve.wire.progress import Progress
 from qserve.wire.sealing import Seal, open_end, open_header, seal_end, seal_header
 from qserve.wire.status import ReplicaStatus
 
@@ -403,6 +404,9 @@ TARGETS = (
     Target("letter", _read_letter, (PayloadError,), lambda: [b"|".join(field) for field in _letter().items()]),
     Target("report", _read_report, (PayloadError,), _reports),
     Target("fleet", _read_fleet, (), lambda: [one.encode() for one in _FLEET]),
+    Target(
+        "progress", Progress.decode, (PayloadError,), lambda: [Progress(0.5, "half").encode(), Progress(1.0).encode()]
+    ),
     Target("control", replies.control_message, (PayloadError,), _control),
     Target("name", _read_name, (PayloadError,), lambda: [b"name", b"17", b"1-2", REQUEST_ID.encode()]),
 )

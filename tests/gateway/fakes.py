@@ -7,6 +7,7 @@ from typing import Any
 
 from qserve.base.keyring import Keyring
 from qserve.base.keys import Keys
+from qserve.base.promise import Promise
 from qserve.calls.mailbox import Mailbox
 from qserve.calls.ref import Call, Ref
 from qserve.exceptions import BrokerUnavailable
@@ -102,6 +103,12 @@ class FakePlane:
     def execute(self, command: Any) -> Any:
         """A broker that knows of no request."""
         return [None] * 4
+
+    def progress(self, request_id: str) -> Promise[Any]:
+        """Nothing has said how far it is."""
+        asked: Promise[Any] = Promise()
+        asked.set(None)
+        return asked
 
     def cache_application(self, record: ApplicationRecord, for_s: float) -> None:
         self.cached[record.name] = record

@@ -113,7 +113,7 @@ class Reply:
             body = b""
         sock = environ.get("gunicorn.socket")
         if self.when_sent:
-            return _Sending(_paced(body, sock), self.when_sent)
+            return Sending(_paced(body, sock), self.when_sent)
         return lingering(body, sock) if self.ends_connection else [body]
 
     def as_whole(self, sock: Any) -> Iterator[bytes]:
@@ -124,7 +124,7 @@ class Reply:
 
     def close(self) -> None:
         """Give up a response that could not be begun."""
-        _call_all(self.when_sent)
+        call_all(self.when_sent)
 
 
 def call_when_sent(reply: Any, act: Callable[[], None]) -> None:
@@ -147,7 +147,7 @@ def result_reply(payload: bytes, request_id: str) -> Reply:
     return Reply(status, headers, body)
 
 
-class _Sending:
+class Sending:
     """A body on its way, and what is called when it is sent or given up; the server calls ``close`` in either case."""
 
     __slots__ = ("_pieces", "_when_sent")
@@ -161,7 +161,7 @@ class _Sending:
 
     def close(self) -> None:
         self._pieces.close()  # type: ignore[attr-defined]
-        _call_all(self._when_sent)
+        call_all(self._when_sent)
 
 
 def _paced(body: bytes, sock: Any) -> Iterator[bytes]:
@@ -178,7 +178,8 @@ def _paced(body: bytes, sock: Any) -> Iterator[bytes]:
                 watch.close()
 
 
-def _call_all(callbacks: list[Callable[[], None]]) -> None:
+def call_all(callbacks: list[Callable[[], None]]) -> None:
+    """Call each of them once."""
     while callbacks:
         callbacks.pop()()
 
@@ -290,4 +291,4 @@ class StreamReply:
         """Give up what is left of the request; the server calls this at the end, also when sending failed."""
         if not self._ref.done.is_set():
             self._on_disconnect(self._ref)
-        _call_all(self.when_sent)
+        call_all(self.when_sent)

@@ -13,6 +13,7 @@ from typing import Any
 from qserve.base.forks import on_fork
 from qserve.base.log import get_logger
 from qserve.base.loop_at_hand import held, loop_that_runs
+from qserve.base.promise import Promise
 from qserve.base.settings import Settings
 from qserve.base.turns import Turns
 from qserve.broker.connection import (
@@ -30,6 +31,7 @@ from qserve.calls.mailbox import ignore
 from qserve.calls.ref import Call, Ref, current
 from qserve.exceptions import BrokerError, BrokerUnavailable, WrongType
 from qserve.wire.application import ApplicationRecord
+from qserve.wire.progress import Progress
 from qserve.wire.replies import epoch, warn_once
 from qserve_workers.replica.lasting_link import SHORTEST_PAUSE_S, LastingLink
 
@@ -86,6 +88,7 @@ class LoopPlane(BrokerPlane):
         """In a forked child: handles, and waits for refs of the parent, use a plane like that of any program."""
         current.installed = client = ClientPlane(self.settings, is_of_program=True)
         self.wait, self.follow = client.wait, client.follow  # type: ignore[method-assign]
+        self.progress = client.progress  # type: ignore[method-assign]
         self.cancel = ignore  # type: ignore[method-assign, assignment]  # copies of streams are deleted
 
     async def open(self) -> None:
@@ -154,6 +157,9 @@ class LoopPlane(BrokerPlane):
             self.wait(ref, None)
         else:
             super().follow(ref)
+
+    def progress(self, request_id: str) -> Promise[Progress | Exception | None]:
+        return self._beside().progress(request_id) if self._is_held_up() else super().progress(request_id)
 
     def check_items_arrive(self) -> None:
         if self._is_held_up():
