@@ -67,6 +67,8 @@ _OPTIONS: dict[str, Any] = {
     "retry": Retry(NoBackoff(), 0),
     "socket_connect_timeout": CONNECT_TIMEOUT_S,
     "health_check_interval": 0,
+    # redis-py would read its own package's metadata for each connection, and report it in two more commands
+    **({"driver_info": None} if hasattr(redis, "DriverInfo") else {"lib_name": None, "lib_version": None}),
 }
 
 

@@ -16,6 +16,7 @@ from hypothesis import Phase
 
 from qserve.broker import connection
 from qserve.broker.functions import LIBRARY, LOAD
+from qserve.machine.embedded_broker import EmbeddedBroker
 
 
 @dataclass(frozen=True)
@@ -355,11 +356,13 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def mutant(request: pytest.FixtureRequest) -> Iterator[None]:
-    """The library that all tests load has the mistake in it."""
+def mutant(request: pytest.FixtureRequest, broker: EmbeddedBroker) -> Iterator[None]:
+    """The library of the tests' broker, and any that tests load, has the mistake in it."""
     with pytest.MonkeyPatch.context() as patch:
         changed = request.param.apply(LIBRARY.text)
         patch.setattr(connection, "LOAD", (*LOAD[:-1], changed))
+        with connection.connect(broker.url) as client:
+            connection.load_functions(client)
         # that there is a counter-example is all that is asked here, not the shortest one
         patch.setattr("test_state_machine.PHASES", (Phase.generate,))
         yield

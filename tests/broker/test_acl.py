@@ -17,7 +17,7 @@ from desk import SEAL
 from http_client import Client
 from processes import Process, Site, free_port, is_open, new_site, wait_until
 from redis.exceptions import NoPermissionError
-from users import ROLES, as_user, write_users
+from users import ADMIN, ROLES, as_user, write_users
 
 from qserve.base import keys as keys_module
 from qserve.base.keys import GROUP, Keys
@@ -149,6 +149,15 @@ def test_the_samples_permit_what_the_functions_do_and_every_kind_of_key() -> Non
     assert len(kinds) >= 10
     for kind in set(kinds) - {"key"}:
         assert re.search(rf"~\{{qserve\}}:{kind}[: ]", everything), kind
+
+
+def test_connecting_asks_for_nothing_that_is_denied(guarded: Guarded) -> None:
+    with connect(guarded.url(ADMIN)) as admin:
+        admin.acl_log_reset()
+        for role in ROLES:
+            with connect(guarded.url(role)) as client:
+                client.ping()
+        assert admin.acl_log() == []
 
 
 def test_without_a_user_nothing_is_answered(guarded: Guarded) -> None:
