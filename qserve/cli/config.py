@@ -21,8 +21,8 @@ from qserve.cli.options import app_dir_option, json_option, named_broker_option
 from qserve.cli.user_code import load_apart
 from qserve.deploy.files import record_of_part
 from qserve.deploy.installation import Installation
+from qserve.deploy.named import not_found, versions_named
 from qserve.deploy.registration import import_application
-from qserve.exceptions import UsageProblem
 from qserve.machine.running import settings_of_run
 from qserve.wire.application import ApplicationRecord
 
@@ -65,14 +65,15 @@ def config(
             click.echo(f"{variable}={value}")
     elif file is not None and origin:
         search_for_user_code(app_dir)
-        _print_origins_of_file(read_file(file), name, settings)
+        _print_origins_of_file(read_file(file), name, file, settings)
     elif file is not None:
         said = read_file(file)
         parts = {app.name: said.part(number) for number, app in enumerate(said.applications)}
-        _print(_chosen(parts, name), as_json)
+        _print(_chosen(parts, name, file), as_json)
     else:
         found = settings if settings.broker_url else settings_of_run() or settings
-        deployed = _chosen({record.name: record for record in Installation(found).registry.all()}, name)
+        installation = Installation(found)
+        deployed = [*installation.registry.all()] if name is None else versions_named(installation, name)[:1]
         if origin:
             for record in deployed:
                 click.echo(_table(record.name, _origins_of_record(record)), nl=False)
@@ -80,11 +81,11 @@ def config(
             _print([part_of_record(record) for record in deployed], as_json)
 
 
-def _chosen(found: dict[str, T], name: str | None) -> list[T]:
+def _chosen(found: dict[str, T], name: str | None, file: Path) -> list[T]:
     if name is None:
         return list(found.values())
     if name not in found:
-        raise UsageProblem(f"there is no application {name!r}; there are: {', '.join(sorted(found)) or 'none'}")
+        raise not_found("application", name, f"is not in {file}; it has:", found)
     return [found[name]]
 
 
@@ -100,9 +101,9 @@ def _table(owner: str, rows: Iterable[tuple[str, Any, str]]) -> bytes:
     return "".join(lines).encode()
 
 
-def _print_origins_of_file(file: ServeFile, name: str | None, settings: Settings) -> None:
+def _print_origins_of_file(file: ServeFile, name: str | None, path: Path, settings: Settings) -> None:
     names = {app.name: number for number, app in enumerate(file.applications)}
-    chosen = _chosen(names, name)
+    chosen = _chosen(names, name, path)
     if name is None:
         click.echo(_table("", _origins_at_the_top(file)), nl=False)
     for number in chosen:

@@ -11,8 +11,8 @@ from qserve.base.settings import Settings
 from qserve.broker.registry import ACTIVE, NEXT
 from qserve.cli.options import broker_option
 from qserve.deploy.installation import Installation
+from qserve.deploy.named import application_named
 from qserve.deploy.removal import remove
-from qserve.exceptions import UsageProblem
 from qserve.wire.status import RUNNING
 
 _POLL_INTERVAL_S = 0.05
@@ -29,10 +29,7 @@ def delete(app: str, settings: Settings) -> None:
     New requests are refused at once. Its replicas finish what they run, and end.
     """
     installation = Installation(settings)
-    names = sorted(installation.registry.names())
-    if app not in names:
-        raise UsageProblem(f"no application {app!r} is deployed; deployed are: {', '.join(names) or 'none'}")
-    remove_all(installation, [app])
+    remove_all(installation, [application_named(installation, app)])
 
 
 def remove_all(installation: Installation, apps: list[str]) -> None:

@@ -11,12 +11,12 @@ from dataclasses import dataclass, field, replace
 from qserve.appfile.diff import Change, diff
 from qserve.appfile.model import ServeFile
 from qserve.base.keyring import Keyring
-from qserve.base.nearest import did_you_mean
 from qserve.define.application import set_defaults
 from qserve.define.builder import ArgumentError
 from qserve.define.compile import CompiledApplication
 from qserve.define.target import TargetError
 from qserve.deploy.installation import Installation
+from qserve.deploy.named import not_found
 from qserve.deploy.registration import Release, import_application, release_of
 from qserve.deploy.removal import remove
 from qserve.deploy.rollout import READY_TIMEOUT_S, roll_out, wait_for_gateways
@@ -59,9 +59,8 @@ def _override(built: CompiledApplication, file: ServeFile, number: int) -> None:
     for index, part in enumerate(file.applications[number].deployments):
         path = "applications", number, "deployments", index
         if part.name not in by_name:
-            text = f"no deployment {part.name!r} in {built.name}; it has: {', '.join(by_name)}"
-            hint = did_you_mean(part.name, by_name)
-            raise file.problem(f"{text}. {hint}" if hint else text, *path, "name")
+            error = not_found("deployment", part.name, f"is not in application {built.name!r}; it has:", by_name)
+            raise file.problem(str(error), *path, "name")
         try:
             by_name[part.name].set_options(**part.options)
         except (TypeError, ValueError) as error:

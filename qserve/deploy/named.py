@@ -11,8 +11,8 @@ from qserve.exceptions import UsageProblem
 from qserve.wire.application import ApplicationRecord
 
 
-def versions_named(installation: Installation, app: str | None) -> list[ApplicationRecord]:
-    """Return the active version of an application and the one that is being deployed, those that there are.
+def application_named(installation: Installation, app: str | None) -> str:
+    """Return the name of an application that is deployed, whether it can be read or not.
 
     Parameters:
       app: Its name; None for the only one.
@@ -20,15 +20,28 @@ def versions_named(installation: Installation, app: str | None) -> list[Applicat
     Raises:
       UsageProblem: There is none of that name, or not exactly one.
     """
-    registry = installation.registry
-    names = sorted(registry.names())
+    names = sorted(installation.registry.names())
     if app is None and len(names) != 1:
         known = f"several applications are deployed, so name one of them: {', '.join(names)}"
         raise UsageProblem(known if names else "no application is deployed")
-    name = names[0] if app is None else app
-    versions = registry.readable(name, ACTIVE, NEXT) if name in names else []
+    if app is not None and app not in names:
+        raise not_found("application", app, "is not deployed; deployed are:", names)
+    return names[0] if app is None else app
+
+
+def versions_named(installation: Installation, app: str | None) -> list[ApplicationRecord]:
+    """Return the active version of an application and the one that is being deployed, those that there are.
+
+    Parameters:
+      app: Its name; None for the only one.
+
+    Raises:
+      UsageProblem: There is none of that name, or not exactly one, or it cannot be read.
+    """
+    name = application_named(installation, app)
+    versions = installation.registry.readable(name, ACTIVE, NEXT)
     if not versions:
-        raise _unknown("application", name, "is not deployed; deployed are:", names)
+        raise UsageProblem(f"what is stored of application {name!r} cannot be read: deploy it again, or delete it")
     return versions
 
 
@@ -40,10 +53,11 @@ def deployments_named(record: ApplicationRecord, deployment: str | None) -> list
     """
     names = [*record.replicated]
     if deployment is not None and deployment not in names:
-        raise _unknown("deployment", deployment, f"is not in application {record.name!r}; it has:", names)
+        raise not_found("deployment", deployment, f"is not in application {record.name!r}; it has:", names)
     return names if deployment is None else [deployment]
 
 
-def _unknown(kind: str, name: str, why: str, known: Collection[str]) -> UsageProblem:
+def not_found(kind: str, name: str, why: str, known: Collection[str]) -> UsageProblem:
+    """Return the error for a name that is not there, with those that are, and the nearest of them."""
     text, hint = f"{kind} {name!r} {why} {', '.join(known) or 'none'}", did_you_mean(name, known)
     return UsageProblem(f"{text}. {hint}" if hint else text)

@@ -119,8 +119,8 @@ APP = "applications:\n  - name: shop\n    import_path: shopcli:app\n"
 BAD = {
     "applications: [": "app.yaml:2:1: this is not YAML: ",
     f"{APP}    deployments: [{{name: Modle}}]\n": (
-        "app.yaml:4:20 applications[0].deployments[0].name: no deployment 'Modle' in shop; it has: Model, Front."
-        " Did you mean 'Model'?"
+        "app.yaml:4:20 applications[0].deployments[0].name: deployment 'Modle' is not in application 'shop'; it has:"
+        " Model, Front. Did you mean 'Model'?"
     ),
     f"{APP}    deployments: [{{name: Model, num_replicas: many}}]\n": (
         "app.yaml:4:33 applications[0].deployments[0].num_replicas: input should be a valid integer"
@@ -226,7 +226,7 @@ def test_config_prints_what_is_deployed_as_a_file_that_deploys_the_same(
         {"num_replicas": 1, "graceful_shutdown_timeout_s": 0.0},
     )
     assert json.loads(qserve("config", "-n", "office", "--json").output) == {"applications": [file]}
-    assert "there is no application 'x'; there are: office, shop" in qserve("config", "-n", "x").output
+    assert "application 'x' is not deployed; deployed are: office, shop" in qserve("config", "-n", "x").output
     assert "shop Model.num_replicas" in qserve("config", "--origin", "-n", record.name).output
 
 
@@ -259,6 +259,7 @@ def test_config_of_a_file_prints_what_it_says(qserve: Qserve) -> None:
     Path("app.yaml").write_text(APP)
 
     assert qserve("config", "app.yaml").output == APP
+    assert "application 'x' is not in app.yaml; it has: shop" in qserve("config", "app.yaml", "-n", "x").output
 
 
 # -- delete and shutdown ---------------------------------------------------------------------------
@@ -302,7 +303,10 @@ def test_delete_names_what_is_deployed_when_there_is_no_such_application(qserve:
 
     result = qserve("delete", "shoop")
 
-    assert (result.exit_code, result.output) == (2, "Error: no application 'shoop' is deployed; deployed are: shop\n")
+    assert (result.exit_code, result.output) == (
+        2,
+        "Error: application 'shoop' is not deployed; deployed are: shop. Did you mean 'shop'?\n",
+    )
     assert registry.names() == ["shop"]
 
 

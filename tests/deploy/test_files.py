@@ -147,7 +147,8 @@ def test_arguments_reach_the_builder_here_and_on_every_replica(installation: Ins
 MISTAKES: list[tuple[dict[str, Any], str]] = [
     (
         {"name": "shop", "deployments": [{"name": "Front"}, {"name": "Modle"}]},
-        "app.yaml applications[0].deployments[1].name: no deployment 'Modle' in shop; it has: Model, Front."
+        "app.yaml applications[0].deployments[1].name: deployment 'Modle' is not in application 'shop'; it has: Model,"
+        " Front."
         " Did you mean 'Model'?",
     ),
     ({"import_path": "nowhere:app"}, "app.yaml applications[0].import_path: module 'nowhere' was not found"),
