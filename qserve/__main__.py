@@ -22,6 +22,7 @@ _COMMANDS = (
     "queues",
     "pause",
     "resume",
+    "logs",
     "doctor",
     "dlq",
     "graph",

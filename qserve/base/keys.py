@@ -31,6 +31,7 @@
     w:<app>                         hash    a deployment to what an operator asked for      until the app is deleted
     drains                          hash    hosts that are to run nothing                   until an operator undoes it
     o:<app>                         string  the deploy that is under way, or was the last   ROLLOUT_TTL_MS
+    l:<app>                         stream  log lines of its replicas, LOG_LINES_KEPT   LOG_TTL_MS from the last
     celery:<queue>                  list    Celery's own remote control                     CONTROL_TTL_MS
     celery:fanout:<name>            stream  Celery's broadcasts                             CONTROL_TTL_MS
 
@@ -63,6 +64,8 @@ a clock that is set ahead by less removes none of it."""
 RETIRED_TTL_MS = CLOCK_MARGIN_MS + 3_600_000
 CHANGES_KEPT = 64
 ROLLOUT_TTL_MS = 24 * 3_600_000
+LOG_TTL_MS = 24 * 3_600_000
+LOG_LINES_KEPT = 1000
 
 _KINDS = {
     QUEUE: "stream", MODELS: "hash", DELAYED: "zset", LEAVING: "string", REQUEST: "hash", MAILBOX: "list",
@@ -70,6 +73,7 @@ _KINDS = {
     f"{DEAD_LETTERS}:{LETTER_BYTES}": "hash", "epoch": "string", "a": "hash",
     "code": "string", "apps": "hash", "changes": "stream", "p": "hash", "b": "string", "g": "string",
     "lead": "string", "hosts": "hash", "plan": "hash", "s": "hash", "w": "hash", "drains": "hash", "o": "string",
+    "l": "stream",
     "celery": "list", "celery:fanout": "stream",
 }  # fmt: skip
 
@@ -152,6 +156,9 @@ class Keys:
 
     def rollout(self, app: str) -> str:
         return self._name("o", app)
+
+    def log_lines(self, app: str) -> str:
+        return self._name("l", app)
 
     def control(self, queue: str) -> str:
         return self._name("celery", queue)

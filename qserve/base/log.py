@@ -175,6 +175,14 @@ def printable(text: str) -> str:
     return text.translate(_ESCAPES_IN_LINES)
 
 
+def text_of(record: logging.LogRecord) -> str:
+    """Return the message of an event on one line, escaped, with its traceback indented below."""
+    error = record.exc_info[1] if record.exc_info else None
+    trace = full_traceback(error) if error is not None else ""
+    line = _cut(_message(record).translate(_ESCAPES))
+    return "\n".join([line, *(f"{_INDENT}{part}" for part in printable(trace).splitlines())])
+
+
 def _message(record: logging.LogRecord) -> str:
     try:
         return record.getMessage()

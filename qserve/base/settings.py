@@ -51,6 +51,7 @@ class Settings:
       show_errors: Whether the bodies of HTTP errors contain the traceback of user code.
       log_level: The lowest level that is logged: ``debug``, ``info``, ``warning`` or ``error``.
       log_format: ``text``, or ``json`` for one object a line.
+      log_tail: Whether workers also keep their last lines in the broker, for `qserve logs`.
       code_version: The name of the application's code on this host, such as the tag of its image; "" to compare the
         code itself.
       lease_s: How long a replica may be silent before its calls are handed to others.
@@ -71,6 +72,7 @@ class Settings:
     show_errors: bool = False
     log_level: str = "info"
     log_format: str = "text"
+    log_tail: bool = True
     code_version: str = ""
     lease_s: float = 15.0
     stall_limit_s: float = 60.0
@@ -147,7 +149,7 @@ def _read(name: str, text: str) -> Any:
         return tuple(os.fsencode(key.strip()) for key in text.split(",") if key.strip())
     if name in ("broker_maxmemory", "body_memory"):
         return _memory(variable, text)
-    if name == "show_errors":
+    if name in ("show_errors", "log_tail"):
         if text.lower() not in _BOOLEANS:
             raise QserveException(f"{variable}={text!r} must be 1 or 0")
         return _BOOLEANS[text.lower()]

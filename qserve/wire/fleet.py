@@ -177,6 +177,24 @@ class Drain(_Value):
 
 
 @dataclass(frozen=True)
+class LogLine(_Value):
+    """An event in the log of a process, with its traceback.
+
+    Parameters:
+      at_ms: When it was logged, by the clock of its host.
+      source: The replica, or the host of the supervisor that logged it.
+      request_id: The request that it belongs to, as people see it; "" for none.
+    """
+
+    at_ms: float
+    level: str
+    source: str
+    deployment: str
+    request_id: str
+    text: str
+
+
+@dataclass(frozen=True)
 class Rollout(_Value):
     """A deploy that is under way, or the last one.
 

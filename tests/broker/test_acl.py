@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import re
 import shutil
 import sys
@@ -28,6 +29,7 @@ from qserve.broker.doctor import check, examine, read_facts
 from qserve.broker.library import Command
 from qserve.broker.registry import Registry
 from qserve.deploy.installation import Installation, ReplicaReports
+from qserve.deploy.log_tail import LogTail, lines_of
 from qserve.deploy.queues import queues_of
 from qserve.deploy.rollout import wait_for_gateways
 from qserve.deploy.status import status_of
@@ -307,6 +309,24 @@ def test_an_operator_sees_gateways_workers_and_queues_and_a_program_what_it_may_
     worker.delete(keys.hosts, keys.delayed_of(record().stream(keys, "One")))
     gateway.delete(keys.gateway("g-1"), record().stream(keys, "One"))
     registry.delete("app")
+
+
+def test_workers_keep_log_lines_and_operators_read_them(
+    guarded: Guarded, as_role: dict[str, redis.Redis], caplog: pytest.LogCaptureFixture
+) -> None:
+    workers, operators, gateways = (
+        Installation(guarded.settings(role), as_role[role]) for role in ("worker", "operator", "gateway")
+    )
+    record = logging.LogRecord("app", logging.INFO, __file__, 1, "a line", (), None)
+    for installation in (workers, gateways):
+        tail = LogTail(installation, "One-1", "app", "One")
+        tail.handle(record)
+        tail.send()  # whose user may not is told so once, and goes on
+
+    assert [line.text for _, line in lines_of(operators, "app")] == ["a line"]
+    (said,) = [one.getMessage() for one in caplog.records if "qserve logs" in one.getMessage()]
+    assert said.endswith("its user's line in docs/acl permits it")
+    as_role["worker"].delete(workers.keys.log_lines("app"))
 
 
 def test_workers_say_what_runs_and_operators_and_deployers_what_is_wanted(as_role: dict[str, redis.Redis]) -> None:

@@ -69,8 +69,15 @@ class Place:
         os.kill(gateway, signal.SIGKILL)
         for what in ("a path", "an exception", "user code", "a stream", "SIGSEGV", "SIGKILL"):
             wait_until(lambda what=what: what in self.process.stderr, description=f"{what} is logged")  # type: ignore[misc]
+        self.kept = wait_until(lambda: self._kept(site, "a stream"), description="the lines are kept")
         self.process.stop()
         assert self.process.exit_code() == 0, self.process.output
+
+    def _kept(self, site: Site, what: str) -> str:
+        """What `qserve logs` shows, once it shows this."""
+        shown = site.qserve("logs", "default")
+        assert shown.wait() == 0, shown.output
+        return shown.stdout if what in shown.stdout else ""
 
 
 def _parent(pid: int) -> bool:
@@ -80,14 +87,15 @@ def _parent(pid: int) -> bool:
 
 
 @pytest.fixture(scope="module", params=["text", "json"])
-def place(request: pytest.FixtureRequest) -> Iterator[tuple[str, str]]:
+def place(request: pytest.FixtureRequest) -> Iterator[tuple[str, str, str]]:
     with new_site() as site:
-        yield request.param, Place(site, request.param).process.stderr
+        place = Place(site, request.param)
+        yield request.param, place.process.stderr, place.kept
 
 
 @pytest.mark.slow
-def test_every_line_is_an_event_or_belongs_to_one(place: tuple[str, str]) -> None:
-    log_format, log = place
+def test_every_line_is_an_event_or_belongs_to_one(place: tuple[str, str, str]) -> None:
+    log_format, log, _ = place
     assert "\x1b" not in log
     assert "\r" not in log
     written = [line for line in log.splitlines() if not DUMP.match(line)]
@@ -103,3 +111,16 @@ def test_every_line_is_an_event_or_belongs_to_one(place: tuple[str, str]) -> Non
     assert not strangers
     assert len([line for line in lines if "FORGED by" in line]) >= 4
     assert not [line for line in lines if line.startswith("12:00:00 ERROR [gateway] FORGED")]
+
+
+@pytest.mark.slow
+def test_the_lines_of_replicas_and_what_their_worker_says_of_them_are_kept_for_qserve_logs(
+    place: tuple[str, str, str],
+) -> None:
+    _, _, kept = place
+    line = r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d "
+
+    assert re.search(line + r"ERROR \[Forger-\S+ [0-9a-f]{32}\] .*FORGED by a stream", kept, re.MULTILINE), kept
+    assert re.search(r"^    12:00:00 ERROR \[gateway\] FORGED by a stream", kept, re.MULTILINE), kept
+    assert re.search(line + r"WARNING \[\S+\] replica Forger-\S+ of Forger died \(SIGSEGV", kept, re.MULTILINE), kept
+    assert not re.search(r"\x1b|\r", kept)

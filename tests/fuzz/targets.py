@@ -271,6 +271,7 @@ _FLEET = (
     fleet.Scaled(2, 1, "40 wait", "AUTOSCALING", 1.7e12, policy_state="[1]"),
     fleet.Wish(3, 1, True, "me", 1.7e12),
     fleet.Drain("host", "me"),
+    fleet.LogLine(1.7e12, "ERROR", "A-host-1", "A", "id", "it failed\n    Traceback"),
     fleet.Rollout("v", "u", "me", new={"A": 1}, keep={"A": 2}),
 )
 

@@ -31,6 +31,7 @@ from qserve.broker.registry import Registry
 from qserve.calls.ref import current
 from qserve.define.target import shadows
 from qserve.deploy.installation import Installation
+from qserve.deploy.log_tail import LogTail
 from qserve.deploy.registration import DeploymentCode, import_code, unpack_code
 from qserve.engine.servable import Servable
 from qserve.engine.step import Stepper
@@ -94,6 +95,8 @@ def run_replica(spec: ReplicaSpec) -> int:
     url = spec.settings.named_broker
     installation = Installation(spec.settings)
     installation.registry.remember(spec.record)
+    if spec.settings.log_tail:
+        LogTail(installation, spec.name, spec.record.name, spec.deployment).start()
     loop, _setup = Loop(), Setup(spec.name)
     asyncio.set_event_loop(loop)
     start = _Start(spec, installation.registry, loop)

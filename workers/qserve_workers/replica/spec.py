@@ -12,6 +12,7 @@ from typing import NoReturn
 from qserve.base.keys import Keys
 from qserve.base.process import kill_descendants
 from qserve.base.settings import Settings
+from qserve.deploy import log_tail
 from qserve.deploy.sources import Sources
 from qserve.wire.application import ApplicationRecord, DeploymentRecord
 
@@ -49,6 +50,7 @@ class ReplicaSpec:
 
     def end_process(self, code: int) -> NoReturn:
         """End this process at once, and let the supervisor know that this was intended."""
+        log_tail.flush()
         self.note.write(code)
         if os.getppid() != self.parent:  # otherwise the supervisor does it, when this process has ended
             kill_descendants(self.name)

@@ -21,6 +21,7 @@ from qserve.base.settings import Settings
 from qserve.base.turns import Turns
 from qserve.broker.connection import connect
 from qserve.deploy.installation import Installation, fault_in
+from qserve.deploy.log_tail import LogTail, about
 from qserve.deploy.removal import queues_of, retire
 from qserve.exceptions import BrokerError
 from qserve.wire.application import ApplicationRecord
@@ -65,6 +66,7 @@ class Supervisor:
         self._applications = Applications(self._installation, self.scope, self._turns)
         self._takeover = Takeover(self._installation)
         self._memory = MemoryWatch()
+        self._log_tail = LogTail(self._installation, socket.gethostname())
         self._troubles: dict[str, Trouble] = {}
         """The failures by queue; empty while there are none."""
         self._checked_at = 0.0
@@ -78,6 +80,8 @@ class Supervisor:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_signal)
         self._strays.begin()
+        if self.settings.log_tail:
+            logging.getLogger().addHandler(self._log_tail)
         # A supervisor that hangs would hand nothing over. The kernel ends it, even if the interpreter is blocked: it
         # writes its stack, its replicas finish what they run, and the process that keeps it starts another.
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
@@ -92,6 +96,7 @@ class Supervisor:
         with contextlib.suppress(BrokerError):  # a deploy may have returned just now
             self._applications.refresh()
         self._stop_all()
+        logging.getLogger().removeHandler(self._log_tail)
         self._applications.close()
 
     def _on_signal(self, number: int, frame: object) -> None:
@@ -121,6 +126,7 @@ class Supervisor:
         attempt("looking for lost replicas", self._sweep, targets)
         own = [process.spec.name for process in self.processes.values()]
         attempt("looking for lost connections", self._takeover.look, own, attempt)
+        attempt("keeping log lines", self._log_tail.send_if_due)
 
     def _read_applications(self) -> None:
         """Read what is deployed, and have replicas read what has changed for them: options, and whether to pause.
@@ -166,6 +172,7 @@ class Supervisor:
         Crash at any point: what it held stays pending, until a supervisor misses its heartbeat.
         """
         spec, now = process.spec, time.monotonic()
+        extra = about(spec.record.name, spec.deployment)
         moved = self._takeover.hand_over(spec.stream, spec.name)
         self._takeover.note_death(spec.name)
         reports = self._installation.reports(spec.record.name)
@@ -174,7 +181,8 @@ class Supervisor:
         if process.is_stopping:
             pass
         elif last is not None and last.state == RUNNING:
-            log.warning("replica %s of %s died (%s); its calls are handed over", spec.name, spec.deployment, how)
+            text = "replica %s of %s died (%s); its calls are handed over"
+            log.warning(text, spec.name, spec.deployment, how, extra=extra)
             self._trouble(spec.stream).note_death(how, now)
         else:
             # without a report it could not say why itself: it was killed, or code that it imported ended the process
@@ -192,9 +200,9 @@ class Supervisor:
             if is_active or not is_known:
                 # a call that kills its replica may do so before that has reported that it takes calls
                 level = logging.ERROR if has_report or trouble.failures > 1 else logging.WARNING
-                log.log(level, "no replica of %s can be started (%s)", spec.deployment, why)
+                log.log(level, "no replica of %s can be started (%s)", spec.deployment, why, extra=extra)
         if moved:
-            log.info("%d calls of replica %s were handed over", moved, spec.name)
+            log.info("%d calls of replica %s were handed over", moved, spec.name, extra=extra)
 
     def _report_trouble(self, stream: str, target: Target | None) -> None:
         """Report what goes wrong with a deployment as long as it does, and no longer."""
@@ -284,7 +292,8 @@ class Supervisor:
         except OSError as error:
             reports.remove(name)
             why = f"{CANNOT_START}: {errno.errorcode.get(error.errno or 0, '')}: {os.strerror(error.errno or 0)}"
-            log.error("no replica of %s can be started: %s", deployment, why)
+            extra = about(record.name, deployment)
+            log.error("no replica of %s can be started: %s", deployment, why, extra=extra)
             self._trouble(stream).note_failed_start(why, time.monotonic())
             return False
         self.processes[pid] = ReplicaProcess(pid, spec, config, is_paused)
