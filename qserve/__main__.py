@@ -16,6 +16,7 @@ _COMMANDS = (
     "deploy",
     "build",
     "config",
+    "rollback",
     "delete",
     "shutdown",
     "status",

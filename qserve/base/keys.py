@@ -16,7 +16,7 @@
     dead:bytes                      hash    bytes of each large one, and of all of them     the same after the last
     epoch                           string  names the state of this broker                  for ever; gone with the data
     a:<app>                         hash    one application: records active, next, old:*    until it is deleted
-    code:<app>:<version>            string  code that travels by value, signed              version + RETIRED_TTL_MS
+    code:<app>:<version>            string  code that travels, signed                       3 versions + RETIRED_TTL_MS
     apps                            hash    application names                               for ever, one field an app
     changes                         stream  a line for each change of apps                  for ever, CHANGES_KEPT lines
     p:<app>                         hash    replica to its state, as sealed JSON            POOL_TTL_MS

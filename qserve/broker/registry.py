@@ -25,6 +25,8 @@ NO_CHANGE = "0-0"
 ACTIVE, NEXT, OLD = "active", "next", "old:"
 """The places of an application: ``OLD`` and its version for one that was replaced and may not be finished."""
 _OLD_KEPT = 16
+_CODES_KEPT = 3
+"""Of how many versions that were replaced the code stays, for a rollback."""
 
 
 class _Seen(NamedTuple):
@@ -119,11 +121,14 @@ class Registry:
         return self._announce(self._client.pipeline(), record.name)
 
     @broker_errors()
-    def promote(self, record: ApplicationRecord) -> str:
+    def promote(self, record: ApplicationRecord, keeps_before: bool = False) -> str:
         """Make a staged version the active one; return the id of the change.
 
         One transaction: a reader sees the old version or the new one, and learns of the change after it. Of two
         applications that are promoted to one path at the same moment, the second is refused.
+
+        Parameters:
+          keeps_before: Keep the registration before also if it is of the same version, so that one can go back to it.
 
         Raises:
           DeployError: Another application is served at its path; nothing has changed then.
@@ -136,7 +141,8 @@ class Registry:
             pipe.hset(self._keys.application(record.name), ACTIVE, sealed)
             pipe.hdel(self._keys.application(record.name), NEXT)
             if retired is not None and retired.version != record.version:
-                self._retire(pipe, retired)
+                self._retire_queues(pipe, retired)
+            if retired is not None and (keeps_before or retired.version != record.version):
                 self._keep_old(pipe, retired)
 
         return self._claim_prefix(record, write)
@@ -182,7 +188,7 @@ class Registry:
     def delete(self, app: str) -> str:
         """Remove an application; its supervisors stop its replicas."""
         self.remove_strangers(app)
-        records = self.readable(app, ACTIVE, NEXT)
+        records = [*self.readable(app, ACTIVE, NEXT), *self.old(app)]
         pipe = self._client.pipeline()
         pipe.delete(self._keys.application(app), self._keys.wishes(app))
         pipe.hdel(self._keys.applications, app)
@@ -234,16 +240,25 @@ class Registry:
 
     def _retire(self, pipe: Any, record: ApplicationRecord) -> None:
         pipe.pexpire(self._keys.code(record.name, record.version), RETIRED_TTL_MS)
+        self._retire_queues(pipe, record)
+
+    def _retire_queues(self, pipe: Any, record: ApplicationRecord) -> None:
         for name in record.deployments:
             pipe.pexpire(record.stream(self._keys, name), RETIRED_TTL_MS)
 
     def _keep_old(self, pipe: Any, retired: ApplicationRecord) -> None:
-        """Register a version as old, so that its remaining calls can be moved; forget versions that are gone."""
+        """Register a version as old, so that its remaining calls can be moved and one can go back to it."""
         key, place = self._keys.application(retired.name), OLD + retired.version
-        kept = sorted(self.old(retired.name), key=lambda record: order_of(record.change))
-        for record in kept[: max(0, len(kept) - _OLD_KEPT + 1)]:
+        kept = [record for record in self.former(retired.name) if record.version != retired.version]
+        for record in kept[_OLD_KEPT - 1 :]:
             pipe.hdel(key, OLD + record.version)
+        for record in kept[_CODES_KEPT - 1 : _CODES_KEPT]:
+            pipe.pexpire(self._keys.code(record.name, record.version), RETIRED_TTL_MS)
         pipe.hset(key, place, self._seal.seal(_place(retired.name), replace(retired, place=place).encode()))
+
+    def former(self, app: str) -> list[ApplicationRecord]:
+        """Return the last versions that were replaced, the newest first."""
+        return sorted(self.old(app), key=lambda record: order_of(record.change), reverse=True)
 
     def old(self, app: str) -> list[ApplicationRecord]:
         """Return the last versions that were replaced; one that cannot be read is left out."""

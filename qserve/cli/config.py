@@ -19,7 +19,7 @@ from qserve.base.log import printable
 from qserve.base.settings import DEFAULT_HOST, DEFAULT_PORT, Settings
 from qserve.cli.options import app_dir_option, json_option, named_broker_option
 from qserve.cli.user_code import load_apart
-from qserve.deploy.files import record_of_part
+from qserve.deploy.files import release_of_part
 from qserve.deploy.installation import Installation
 from qserve.deploy.named import not_found, versions_named
 from qserve.deploy.registration import import_application
@@ -127,7 +127,7 @@ def _origins_at_the_top(file: ServeFile) -> Iterator[tuple[str, Any, str]]:
 def _origins_of_part(file: ServeFile, number: int, settings: Settings) -> Iterator[tuple[str, Any, str]]:
     """Yield what one application of a file consists of; user code is imported."""
     part, path = file.applications[number], ("applications", number)
-    record = record_of_part(file, number, settings.keyring)
+    record = release_of_part(file, number, settings.keyring).record
     for name in ("route_prefix", "import_path", "args"):
         value = record.route_prefix if name == "route_prefix" else getattr(part, name)
         yield name, value, file.place(*path, name) if name in part.model_fields_set else "code or default"

@@ -33,15 +33,26 @@ from qserve.cli.options import (
 )
 from qserve.cli.user_code import load_apart
 from qserve.define.builder import parse_arguments
-from qserve.deploy.files import deploy_file, plan_file, record_of_part
+from qserve.deploy.files import deploy_file, plan_file, release_of_part
 from qserve.deploy.installation import Installation
 from qserve.deploy.registration import Release, import_application, release_of
 from qserve.deploy.rollout import READY_TIMEOUT_S, roll_out
 from qserve.exceptions import BrokerUnavailable, UsageProblem
-from qserve.wire.application import ApplicationRecord
 
 _BROKER_TIMEOUT_S = 10.0
 _POLL_INTERVAL_S = 0.01
+
+
+timeout_option = click.option(
+    "--timeout-s",
+    type=Seconds(),
+    default=READY_TIMEOUT_S,
+    show_default=True,
+    help="How many seconds to wait for the replicas.",
+)
+gateways_option = click.option(
+    "--gateways", type=WholeNumber(0), default=0, metavar="N", help="Also wait until N gateway processes serve it."
+)
 
 
 @click.command()
@@ -52,19 +63,17 @@ _POLL_INTERVAL_S = 0.01
 @app_dir_option
 @code_version_option
 @broker_option
-@click.option(
-    "--timeout-s",
-    type=Seconds(),
-    default=READY_TIMEOUT_S,
-    show_default=True,
-    help="How many seconds to wait for the replicas.",
-)
-@click.option(
-    "--gateways", type=WholeNumber(0), default=0, metavar="N", help="Also wait until N gateway processes serve it."
-)
+@timeout_option
+@gateways_option
 @click.option("--dry-run", is_flag=True, help="Only print what would change; for a FILE.")
 @click.option(
     "--restart", is_flag=True, help="Replace all replicas, also where only options have changed, or nothing of a FILE."
+)
+@click.option(
+    "--send-code/--no-send-code",
+    default=True,
+    show_default=True,
+    help="Send the modules to workers that were started without MODULE:NODE and do not have them.",
 )
 @click.option("--prefix-fd", type=int, hidden=True, help="An open file to which the route prefix is written.")
 def deploy(
@@ -79,6 +88,7 @@ def deploy(
     gateways: int,
     dry_run: bool,
     restart: bool,
+    send_code: bool,
     prefix_fd: int | None,
 ) -> None:
     """Deploy MODULE:NODE, or all applications of a FILE, on a running broker.
@@ -95,7 +105,7 @@ def deploy(
     options: dict[str, Any] = {"restart": restart, "gateways": gateways, "ready_timeout_s": timeout_s}
     if is_file(target):
         only_of_file(name, route_prefix, arguments)
-        _deploy_file(installation, read_file(Path(target)), dry_run, prefix_fd, options)
+        _deploy_file(installation, read_file(Path(target)), dry_run, prefix_fd, send_code, options)
         return
     if dry_run:
         raise UsageProblem("--dry-run is for a FILE")
@@ -107,32 +117,42 @@ def deploy(
                 built.ingress.set_options(route_prefix=route_prefix)
             except ValueError as error:
                 raise UsageProblem(str(error)) from error
-        return release_of(built, settings.keyring, target, modules, settings.code_version, args).record.encode()
+        return release_of(built, settings.keyring, target, modules, settings.code_version, args, send_code).encode()
 
-    record = ApplicationRecord.decode(load_apart(target, settings.start_timeout_s, load))
-    _wait_for_broker(installation)
-    roll_out(installation, Release(record), **options, on_progress=_show)
+    release = Release.decode(load_apart(target, settings.start_timeout_s, load))
+    wait_for_broker(installation)
+    roll_out(installation, release, **options, on_progress=show_progress)
     if prefix_fd is not None:
-        os.write(prefix_fd, (record.route_prefix or "").encode())
+        os.write(prefix_fd, (release.record.route_prefix or "").encode())
 
 
 def _deploy_file(
-    installation: Installation, file: ServeFile, dry_run: bool, prefix_fd: int | None, options: dict[str, Any]
+    installation: Installation,
+    file: ServeFile,
+    dry_run: bool,
+    prefix_fd: int | None,
+    send_code: bool,
+    options: dict[str, Any],
 ) -> None:
     settings = installation.settings
     timeout_s = None if os.environ.get("QSERVE_REQUEST_TIMEOUT_S") else file.http_options.request_timeout_s
 
-    def load(number: int) -> ApplicationRecord:
+    def load(number: int) -> Release:
         def compile_part() -> bytes:
-            return record_of_part(
-                file, number, settings.keyring, code_version=settings.code_version, timeout_s=timeout_s
+            return release_of_part(
+                file,
+                number,
+                settings.keyring,
+                code_version=settings.code_version,
+                timeout_s=timeout_s,
+                sends_code=send_code,
             ).encode()
 
         name = f"{file.where('applications', number, 'import_path')}: {file.applications[number].import_path}"
-        return ApplicationRecord.decode(load_apart(name, settings.start_timeout_s, compile_part))
+        return Release.decode(load_apart(name, settings.start_timeout_s, compile_part))
 
     file.warn(is_run=prefix_fd is not None)
-    _wait_for_broker(installation)
+    wait_for_broker(installation)
     plan = plan_file(installation, file, load)
     if dry_run:
         for change in plan.changes:
@@ -144,7 +164,7 @@ def _deploy_file(
         installation,
         plan,
         on_application=lambda name, what: click.echo(f"{name}: {what}"),
-        on_progress=_show,
+        on_progress=show_progress,
         **options,
     )
     for name, error in failed.items():
@@ -156,7 +176,8 @@ def _deploy_file(
         os.write(prefix_fd, "\n".join(prefixes).encode())
 
 
-def _wait_for_broker(installation: Installation) -> None:
+def wait_for_broker(installation: Installation) -> None:
+    """Wait for a while until the broker can be reached, check it, and load the functions."""
     deadline, has_said = Deadline(_BROKER_TIMEOUT_S), False
     where = Address.of(installation.settings.named_broker).where
     if not os.environ.get(CHECKED):
@@ -174,5 +195,6 @@ def _wait_for_broker(installation: Installation) -> None:
             time.sleep(_POLL_INTERVAL_S)
 
 
-def _show(deployment: str, running: int, expected: int) -> None:
+def show_progress(deployment: str, running: int, expected: int) -> None:
+    """Print how many replicas of a deployment run."""
     click.echo(f"  {deployment:<24} {running}/{expected} {'ready' if running >= expected else 'starting'}")

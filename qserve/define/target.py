@@ -105,9 +105,12 @@ def _names(module: Any) -> str:
 def _check_origin(top: str) -> None:
     """Refuse the user's module whose name belongs to one that this process has imported before."""
     wanted = PathFinder.find_spec(top, list(user_folders()))
-    if wanted is None or wanted.loader is None or wanted.origin is None:
+    module = sys.modules.get(top)
+    # a deploy may have sent the module from a folder of another host
+    is_users = getattr(getattr(module, "__loader__", None), "is_users", False)
+    if is_users or wanted is None or wanted.loader is None or wanted.origin is None:
         return
-    origin = Path(getattr(sys.modules.get(top), "__file__", None) or "")
+    origin = Path(getattr(module, "__file__", None) or "")
     if not (origin.exists() and origin.samefile(wanted.origin)):
         raise TargetError(f"{wanted.origin} {_has_name_of(top)}, which qserve has imported itself: rename it")
 

@@ -24,13 +24,20 @@ from qserve.exceptions import BrokerError, DeployError, QserveException
 from qserve.wire.application import ApplicationRecord
 
 
-def record_of_part(
-    file: ServeFile, number: int, keyring: Keyring, *, code_version: str = "", timeout_s: float | None = None
-) -> ApplicationRecord:
+def release_of_part(
+    file: ServeFile,
+    number: int,
+    keyring: Keyring,
+    *,
+    code_version: str = "",
+    timeout_s: float | None = None,
+    sends_code: bool = False,
+) -> Release:
     """Import and compile one application of a file; call it in a process of its own, because user code runs in it.
 
     Parameters:
       timeout_s: The deadline of requests if the code sets none.
+      sends_code: See ``release_of``.
 
     Raises:
       FileError: Its code is not found, or does not have what the file says; the message has the place.
@@ -49,8 +56,9 @@ def record_of_part(
         built.ingress.set_options(route_prefix=part.route_prefix)
     if built.ingress.config.request_timeout_s is None:
         built.ingress.set_options(request_timeout_s=timeout_s)
-    release = release_of(built, keyring, part.import_path, modules, code_version, part.args)
-    return replace(release.record, config=json.dumps(file.part(number), sort_keys=True))
+    release = release_of(built, keyring, part.import_path, modules, code_version, part.args, sends_code)
+    record = replace(release.record, config=json.dumps(file.part(number), sort_keys=True))
+    return replace(release, record=record)
 
 
 def _override(built: CompiledApplication, file: ServeFile, number: int) -> None:
@@ -76,24 +84,28 @@ class FilePlan:
       running: All applications that are deployed now.
       deleted: Those that an earlier file has brought, and that this one does not name.
       changes: The differences, in words.
+      codes: The modules that are sent of each.
     """
 
     records: dict[str, ApplicationRecord]
     running: dict[str, ApplicationRecord]
     deleted: list[str]
     changes: list[Change] = field(default_factory=list)
+    codes: dict[str, bytes] = field(default_factory=dict)
 
 
-def plan_file(installation: Installation, file: ServeFile, load: Callable[[int], ApplicationRecord]) -> FilePlan:
+def plan_file(installation: Installation, file: ServeFile, load: Callable[[int], Release]) -> FilePlan:
     """Compile every application of a file, and compare it with what runs; nothing is changed.
 
     Parameters:
-      load: Returns the record of an application by its number in the file; see ``record_of_part``.
+      load: Returns an application by its number in the file; see ``release_of_part``.
 
     Raises:
       FileError: Two applications are at one path, or another one that stays is there.
     """
-    records = {part.name: load(number) for number, part in enumerate(file.applications)}
+    releases = {part.name: load(number) for number, part in enumerate(file.applications)}
+    records = {name: release.record for name, release in releases.items()}
+    codes = {name: release.code for name, release in releases.items()}
     running = {record.name: record for record in installation.registry.all()}
     deleted = [name for name, record in running.items() if record.config and name not in records]
     staying = {name: record for name, record in running.items() if name not in deleted and name not in records}
@@ -103,7 +115,7 @@ def plan_file(installation: Installation, file: ServeFile, load: Callable[[int],
         if prefix is not None and owners.setdefault(prefix, name) != name:
             path = "applications", list(records).index(name), "route_prefix"
             raise file.problem(f"application {owners[prefix]!r} is at {prefix!r} already", *path)
-    return FilePlan(records, running, deleted, diff(running, records, deleted))
+    return FilePlan(records, running, deleted, diff(running, records, deleted), codes)
 
 
 def deploy_file(
@@ -149,9 +161,9 @@ def deploy_file(
         on_application(name, "deploying")
         try:
             served = _servable_now(installation, record, plan.running.get(name))
-            roll_out(installation, Release(served), **options)  # type: ignore[arg-type]
+            done = roll_out(installation, Release(served, plan.codes[name]), **options)  # type: ignore[arg-type]
             if served != record:
-                waiting[name] = record
+                waiting[name] = replace(done, route_prefix=record.route_prefix)
         except BrokerError:
             raise
         except QserveException as error:

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 from qserve.base import unused
 from qserve.base.keyring import Keyring
+from qserve.base.log import get_logger
 from qserve.define.application import compiled
 from qserve.define.builder import built_target
 from qserve.define.compile import CompiledApplication
@@ -26,9 +27,13 @@ from qserve.deploy.sources import difference, own_modules, read_sources
 from qserve.engine.driver import AdaptingDriver
 from qserve.exceptions import PayloadError, QserveException
 from qserve.http.annotations import resolve_annotations
-from qserve.wire.application import ApplicationRecord, DeploymentRecord, Resources, Scaling, dump_plan
+from qserve.wire.application import MISSING, ApplicationRecord, DeploymentRecord, Resources, Scaling, dump_plan
 from qserve.wire.codec import Codec
+from qserve.wire.modules import pack_modules
 from qserve.wire.pickling import culprit, dumps, unpickle_part
+
+log = get_logger(__name__)
+_LENGTH_BYTES = 8
 
 
 @dataclass(frozen=True)
@@ -37,18 +42,29 @@ class Release:
 
     Parameters:
       record: Its record.
-      code: Its code if that travels by value; empty if replicas import it.
+      code: Its code if that travels by value; if replicas import it, the modules that workers get which lack them.
     """
 
     record: ApplicationRecord
     code: bytes = b""
+
+    def encode(self) -> bytes:
+        """Return it as bytes, for a process of ours."""
+        record = self.record.encode()
+        return len(record).to_bytes(_LENGTH_BYTES) + record + self.code
+
+    @classmethod
+    def decode(cls, data: bytes) -> Release:
+        """Read what ``encode`` returned."""
+        end = _LENGTH_BYTES + int.from_bytes(data[:_LENGTH_BYTES])
+        return cls(ApplicationRecord.decode(data[_LENGTH_BYTES:end]), data[end:])
 
     def only_reconfigures(self, active: ApplicationRecord) -> bool:
         """Return whether the replicas of the active version can go on: they have the code, and either the user says so
         by the versions of the deployments, or there are options that have changed."""
         record = self.record
         has_versions = all(deployment.version for deployment in record.deployments.values())
-        is_same = replace(active, version=record.version, config=record.config) == record
+        is_same = replace(active, version=record.version) == record
         return record.keeps_replicas_of(active) and (has_versions or not is_same)
 
 
@@ -59,6 +75,7 @@ def release_of(
     modules: Mapping[str, str] | None = None,
     code_version: str = "",
     args: Mapping[str, Any] | None = None,
+    sends_code: bool = False,
 ) -> Release:
     """Make a new version of an application, whose code travels by value unless there is a ``target``.
 
@@ -67,6 +84,7 @@ def release_of(
       modules: Digests of the modules that belong to the target, see ``import_application``.
       code_version: The user's own name for that code.
       args: The arguments of the builder that ``target`` names.
+      sends_code: Whether the modules go to workers that do not have them; not those of a named ``code_version``.
 
     Raises:
       PayloadError: Its code, or a constant in its graph, cannot travel.
@@ -78,7 +96,23 @@ def release_of(
         code_version=code_version if target else "",
         args=json.dumps(args) if args else "",
     )
-    return Release(replace(record, code_digest=hashlib.sha256(code).hexdigest() if code else ""), code)
+    if code:
+        return Release(replace(record, code_digest=hashlib.sha256(code).hexdigest()), code)
+    if sends_code and not code_version:
+        code = _pack_modules(target, record.modules, keyring)
+    return Release(replace(record, sent_for=MISSING if code else ""), code)
+
+
+def _pack_modules(target: str, digests: Mapping[str, str], keyring: Keyring) -> bytes:
+    """Return the modules of a target, signed; b"" if they cannot be sent, as is logged, or there is no secret key."""
+    sources = read_sources(target, digests)
+    if keyring.current is None or sources.digests != digests:
+        return b""
+    try:
+        return pack_modules(sources.modules, keyring)
+    except PayloadError as error:
+        log.warning("workers that do not have the code of %s do not get it: %s", target, error)
+        return b""
 
 
 # -- the record ------------------------------------------------------------------------------------

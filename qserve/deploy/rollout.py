@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 from qserve.base.clock import Deadline
 from qserve.broker.registry import ACTIVE
 from qserve.deploy.installation import GIVEN_UP_AFTER, Installation, ReplicaReports, waiting_workers
 from qserve.deploy.registration import Release
-from qserve.exceptions import DeployError
-from qserve.wire.application import ApplicationRecord
+from qserve.exceptions import DeployError, UsageProblem
+from qserve.wire.application import DIFFERING, ApplicationRecord
 from qserve.wire.replies import order_of
 from qserve.wire.status import FAILED, RUNNING, ReplicaStatus
 
@@ -57,8 +59,8 @@ def roll_out(
     wait = partial(wait_until_running, reports=reports, timeout_s=ready_timeout_s, on_progress=on_progress, check=check)
     is_failing = any(replica.state == FAILED for replica in reports.replicas())  # then new replicas may be the remedy
     if active is not None and not (restart or is_failing) and release.only_reconfigures(active):
-        record = replace(record, version=active.version)
-        change = registry.promote(record)
+        record = replace(record, version=active.version, sent_for=active.sent_for)
+        change = registry.promote(record, keeps_before=True)
         try:
             wait(record, is_kept=True)
         except BaseException:
@@ -78,6 +80,35 @@ def roll_out(
             raise
     wait_for_gateways(installation, change, gateways, check)
     return record
+
+
+def roll_back(installation: Installation, app: str, to: str = "", **options: Any) -> ApplicationRecord:
+    """Deploy a version again that was replaced, with its code, its options and its path.
+
+    Its replicas are those of a new version, because the queues of the old one are gone.
+
+    Parameters:
+      to: The version, or how it begins; "" for the one that was replaced last.
+      options: As ``roll_out`` takes them.
+
+    Raises:
+      UsageProblem: There is no such version, or its code is not kept any more.
+      QserveException: As ``roll_out`` raises it.
+    """
+    registry = installation.registry
+    former = registry.former(registry.get(app).name)
+    found = [record for record in former if record.version.startswith(to)]
+    if not found or (to and len(found) > 1):
+        kept = ", ".join(record.version for record in former)
+        what = f"{len(found) or 'no'} versions that begin with {to!r}" if to else "no version that was replaced"
+        raise UsageProblem(f"application {app!r} has {what}" + (f"; kept are: {kept}" if kept else ""))
+    record = found[0]
+    code = registry.code(app, record.version)
+    if not (code or record.target):
+        raise UsageProblem(f"the code of version {record.version} of application {app!r} is not kept any more")
+    sent_for = DIFFERING if code and record.target else ""
+    new = replace(record, version=os.urandom(6).hex(), deployed_at=time.time(), sent_for=sent_for)
+    return roll_out(installation, Release(new, code), **options)
 
 
 def wait_until_running(

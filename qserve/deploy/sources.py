@@ -46,9 +46,11 @@ class Sources:
 
     Parameters:
       modules: By their full names.
+      are_sent: Whether they are from another host, so that this one does not have the folders that they lie in.
     """
 
     modules: Mapping[str, Module]
+    are_sent: bool = False
 
     @cached_property
     def digests(self) -> dict[str, str]:
@@ -57,7 +59,7 @@ class Sources:
 
     def install(self) -> None:
         """Have this process import these modules from here, even if their files change or disappear."""
-        sys.meta_path.insert(0, _Finder(self.modules))
+        sys.meta_path.insert(0, _Finder(self.modules, self.are_sent))
 
 
 def difference(wanted: Mapping[str, str], found: Mapping[str, str]) -> str:
@@ -214,13 +216,17 @@ def _absolute(name: str, package: str) -> str:
 
 
 class _Finder:
-    """Finds the modules of ``Sources``, and no others."""
+    """Finds the modules of ``Sources``, and no others but the folders around modules that were sent."""
 
-    def __init__(self, modules: Mapping[str, Module]) -> None:
+    def __init__(self, modules: Mapping[str, Module], are_sent: bool) -> None:
         self._modules = modules
+        parts = [name.split(".") for name in modules] if are_sent else []
+        self._folders = {".".join(part[:n]) for part in parts for n in range(1, len(part))} - modules.keys()
 
     def find_spec(self, name: str, path: object = None, target: ModuleType | None = None) -> ModuleSpec | None:
         module = self._modules.get(name)
+        if name in self._folders:
+            return ModuleSpec(name, None, is_package=True)  # a namespace package
         if module is None or not module.path.endswith(".py"):
             return None
         folders = [str(Path(module.path).parent)] if module.is_package else None
@@ -230,6 +236,8 @@ class _Finder:
 
 class _Loader(SourceFileLoader):
     """Loads a module from the bytes that were compared, and never from its file or its ``.pyc``."""
+
+    is_users = True
 
     def __init__(self, name: str, module: Module) -> None:
         super().__init__(name, module.path)

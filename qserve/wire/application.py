@@ -127,6 +127,8 @@ class DeploymentRecord:
         return DeploymentRecord(self.name, **{name: getattr(self, name) for name in _AT_START})
 
 
+MISSING, DIFFERING = "missing", "differing"
+"""Workers that do not have the module of an application; also those whose own modules are others."""
 _AT_START = ("replicated", "resources", "env", "version")
 _OF_CALLERS = (
     "name", "num_replicas", "scaling", "max_queued", "full_status", "full_retry_after_s", "constructor_retries",
@@ -162,6 +164,8 @@ class ApplicationRecord:
       code_version: The user's own name for that code, which takes the place of the digests; "" when there is none.
       change, place: The change of the registry that it was registered with, and where; see ``Registry``.
       code_digest: That of the code that is stored in the broker; "" when replicas import it.
+      sent_for: Which workers run code that the deploy has sent beside ``target``: ``MISSING``, ``DIFFERING``, or "" for
+        none.
       route_prefix: None for an application without HTTP.
       graphs: Encoded plans by name; see ``dump_plan``.
       deployed_at: When it was deployed, as a Unix time in seconds; 0 when that is not known.
@@ -185,6 +189,7 @@ class ApplicationRecord:
     graphs: dict[str, Any] = field(default_factory=dict)
     driver: DriverRecord | None = None
     deployed_at: float = field(default=0.0, compare=False)
+    sent_for: str = field(default="", compare=False)
 
     @property
     def replicated(self) -> dict[str, DeploymentRecord]:

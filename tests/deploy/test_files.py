@@ -17,9 +17,9 @@ from qserve.appfile.read import read_value
 from qserve.appfile.yaml_text import FileError
 from qserve.base import import_path
 from qserve.base.settings import Settings
-from qserve.deploy.files import deploy_file, plan_file, record_of_part
+from qserve.deploy.files import deploy_file, plan_file, release_of_part
 from qserve.deploy.installation import Installation
-from qserve.deploy.registration import import_code
+from qserve.deploy.registration import Release, import_code
 from qserve.exceptions import DeployError
 from qserve.wire.application import ApplicationRecord, DeploymentRecord, DriverRecord
 from qserve.wire.status import RUNNING, ReplicaStatus
@@ -68,8 +68,8 @@ def file_of(*applications: dict[str, Any], **top: Any) -> ServeFile:
     return read_value({"applications": parts, **top}, "app.yaml")
 
 
-def records(installation: Installation, file: ServeFile) -> Callable[[int], ApplicationRecord]:
-    return lambda number: record_of_part(file, number, installation.settings.keyring)
+def records(installation: Installation, file: ServeFile) -> Callable[[int], Release]:
+    return lambda number: release_of_part(file, number, installation.settings.keyring)
 
 
 @pytest.fixture
@@ -98,7 +98,9 @@ def served(installation: Installation) -> dict[str, str | None]:
 
 
 def deploy_by_hand(installation: Installation) -> None:
-    record = record_of_part(file_of({"name": "by hand", "route_prefix": "/h"}), 0, installation.settings.keyring)
+    record = release_of_part(
+        file_of({"name": "by hand", "route_prefix": "/h"}), 0, installation.settings.keyring
+    ).record
     installation.registry.stage(replace(record, config=""))
     installation.registry.promote(replace(record, config=""))
 
@@ -116,7 +118,7 @@ def test_a_file_changes_options_as_code_does(installation: Installation) -> None
         {"name": "Front", "request_timeout_s": 9, "cancel_on_disconnect": False},
     ]})  # fmt: skip
 
-    record = records(installation, file)(0)
+    record = records(installation, file)(0).record
 
     model = record.deployments["Model"]
     assert (model.num_replicas, model.max_ongoing, model.user_config) == (5, 7, '{"a": 1}')
@@ -130,13 +132,13 @@ def test_a_file_changes_options_as_code_does(installation: Installation) -> None
 def test_the_path_is_that_of_the_file_or_else_of_the_code(
     installation: Installation, given: dict[str, Any], path: str | None
 ) -> None:
-    assert records(installation, file_of({"name": "shop", **given}))(0).route_prefix == path
+    assert records(installation, file_of({"name": "shop", **given}))(0).record.route_prefix == path
 
 
 def test_arguments_reach_the_builder_here_and_on_every_replica(installation: Installation) -> None:
     file = file_of({"import_path": "shopfile:builder", "args": {"size": 8}})
 
-    record = ApplicationRecord.decode(records(installation, file)(0).encode())
+    record = Release.decode(records(installation, file)(0).encode()).record
 
     assert import_code(record.target, "shop", record.arguments)["Model"].init_args == (8,)
     other = replace(record, args='{"size": 9}')
@@ -244,7 +246,10 @@ def test_paths_move_from_one_application_to_another(
     after: list[dict[str, Any]],
 ) -> None:
     assert deploy(*before) == {}
+    versions = {record.name: record.version for record in installation.registry.all()}
     assert deploy(*after) == {}
+    for record in installation.registry.all():
+        assert versions.get(record.name, record.version) == record.version, "its replicas go on"
 
     assert served(installation) == {one["name"]: one["route_prefix"] for one in after}
 
@@ -324,7 +329,7 @@ OTHER: dict[str, Any] = {
     "driver": DriverRecord("json_request"),
     "ingress": "Other",
 }
-NO_CHANGE = {"name", "version", "config", "change", "place", "code_digest", "deployed_at"}
+NO_CHANGE = {"name", "version", "config", "change", "place", "code_digest", "deployed_at", "sent_for"}
 
 
 @pytest.mark.parametrize("field", sorted({one.name for one in fields(ApplicationRecord)} - NO_CHANGE))

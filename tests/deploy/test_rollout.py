@@ -16,9 +16,9 @@ from qserve.broker.registry import Registry
 from qserve.define.compile import compile_application
 from qserve.deploy.installation import Installation
 from qserve.deploy.registration import DeploymentCode, Release, release_of, unpack_code
-from qserve.deploy.rollout import roll_out, wait_for_gateways
+from qserve.deploy.rollout import roll_back, roll_out, wait_for_gateways
 from qserve.deploy.status import status_of
-from qserve.exceptions import DeployError, PayloadError
+from qserve.exceptions import DeployError, PayloadError, UsageProblem
 from qserve.wire.application import ApplicationRecord, DeploymentRecord, Resources, Scaling
 from qserve.wire.status import FAILED, RUNNING, ReplicaStatus
 
@@ -187,6 +187,49 @@ def test_the_same_again_starts_new_replicas_unless_its_deployments_have_versions
     after = roll_out(installation, release(installation, version=version), check=running)
 
     assert (after.version == before.version) is is_kept
+
+
+def test_one_can_go_back_to_what_was_replaced_and_forward_again(installation: Installation) -> None:
+    running, registry = replicas_report(installation, RUNNING), installation.registry
+
+    def deploy(target: str = "", **options: object) -> ApplicationRecord:
+        return roll_out(installation, release(installation, target, **options), check=running)
+
+    def back(to: str = "") -> ApplicationRecord:
+        return roll_back(installation, "shop", to, check=running)
+
+    one = deploy(user_config={"size": 1})
+    with pytest.raises(UsageProblem, match="'shop' has no version that was replaced"):
+        back()
+    deploy(user_config={"size": 2})
+    again = back()
+    assert (again.version, again.deployments) == (one.version, one.deployments)  # no replica was replaced
+    assert back().deployments["Model"].user_config == '{"size": 2}'
+
+    two = deploy("shop:app")
+    code = registry.code("shop", one.version)
+    by_value = back()
+    assert by_value.version not in (one.version, two.version) and code
+    assert registry.code("shop", by_value.version) == code
+    imported = back(two.version[:6])
+    assert (imported.target, imported.modules, imported.sent_for) == ("shop:app", two.modules, "")
+    with pytest.raises(UsageProblem, match="'shop' has no versions that begin with 'x'; kept are: "):
+        back("x")
+    assert registry.get("shop") == imported
+
+
+def test_the_code_of_the_last_three_versions_stays(installation: Installation) -> None:
+    running, client = replicas_report(installation, RUNNING), installation.client
+    versions = [roll_out(installation, release(installation), check=running).version for _ in range(5)]
+
+    lives = [client.pttl(installation.keys.code("shop", version)) for version in versions]
+
+    assert lives[0] > 0 and lives[1:] == [-1] * 4
+    client.delete(installation.keys.code("shop", versions[3]))
+    with pytest.raises(UsageProblem, match=f"the code of version {versions[3]} .* is not kept any more"):
+        roll_back(installation, "shop")
+    installation.registry.delete("shop")
+    assert all(client.pttl(installation.keys.code("shop", version)) != -1 for version in versions)
 
 
 def test_code_travels_signed_and_imported_code_does_not_travel(installation: Installation) -> None:

@@ -30,7 +30,7 @@ SEAL = Seal(Keyring(SECRET.encode()))
 LEASE_S = 2.0
 FAST = {"QSERVE_LEASE_S": str(LEASE_S), "QSERVE_STALL_LIMIT_S": "3", "QSERVE_SECRET_KEY": SECRET}
 """Settings that make the slow part of a recovery fast."""
-_USERS = {"worker": "worker", "gateway": "gateway", "deploy": "deployer"}
+_USERS = {"worker": "worker", "gateway": "gateway", "deploy": "deployer", "rollback": "deployer"}
 
 
 class Stack:

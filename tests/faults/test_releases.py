@@ -42,6 +42,12 @@ class Releases(Stack):
     def start_workers(self, version: int) -> Process:
         return self.worker("--name", "default", "--app-dir", str(self.folder(version)))
 
+    def start_workers_without_code(self) -> Process:
+        folder = self.site.folder / "empty"
+        folder.mkdir(exist_ok=True)
+        options = ("--name", "default", "--app-dir", str(folder))
+        return self.command("worker", *options, within=("env", "-C", str(folder)))
+
     def start_deploy(self, version: int) -> Process:
         return self.command("deploy", "diamond:app", "--app-dir", str(self.folder(version)))
 
@@ -99,6 +105,13 @@ def old_workers_come_back(stack: Releases, version: int) -> None:
     new_workers_first(stack, version)
 
 
+def by_value(stack: Releases, version: int) -> None:
+    new = stack.start_workers_without_code()
+    finish(stack.start_deploy(version))
+    stack.stop(stack.workers)
+    stack.workers = new
+
+
 def in_place(stack: Releases, version: int) -> None:
     folder = stack.folder(stack.version)
     (folder / "diamond.py").write_text((stack.folder(version) / "diamond.py").read_text())
@@ -129,6 +142,7 @@ ORDERS = [
     deploy_first,
     both_at_once,
     in_place,
+    by_value,
     old_workers_stopped_first,
     old_workers_stopped_during_the_deploy,
     old_workers_come_back,
@@ -230,6 +244,26 @@ def test_rolling_back_is_one_deploy_while_the_old_workers_run(releases: Releases
     calls = load.stop()
     assert [call for call in calls if not call.is_right] == []
     assert {tuple(call.answer["versions"]) for call in calls} == {(before,) * 3, (after,) * 3}
+
+
+@row("F50", priority=True)
+def test_a_rollback_brings_back_code_that_no_folder_has_any_more(releases: Releases) -> None:
+    before = releases.version
+    in_place(releases, before + 1)
+    releases.stop(releases.workers)
+    releases.workers = releases.start_workers(before + 1)  # which has never seen the code before
+    load = releases.load(rate=50)
+    load.more(20)
+
+    finish(releases.command("rollback", "default"))
+
+    load.more(60)
+    calls = load.stop()
+    assert [call for call in calls if not call.is_right] == []
+    assert {tuple(call.answer["versions"]) for call in calls} == {(before + 1,) * 3, (before,) * 3}
+    listed = releases.command("rollback", "default", "--list")
+    finish(listed)
+    assert len(listed.stdout.splitlines()) > 2 and "(serves)" in listed.stdout.splitlines()[0]
 
 
 @row("F50", priority=True)

@@ -19,7 +19,7 @@ from qserve_gateway.request import environ as incoming
 from qserve_gateway.request.access import TOKEN, AccessPolicy, check_origin
 from qserve_gateway.response.errors import failure_reply
 
-from qserve.base.keyring import Keyring
+from qserve.base.keyring import TAG_BYTES, Keyring
 from qserve.base.settings import Settings
 from qserve.calls import responses  # noqa: F401 - it registers refs with the codec
 from qserve.calls.ref import Ref
@@ -43,6 +43,7 @@ from qserve.wire.codec import Codec
 from qserve.wire.dead_letter import DeadLetter
 from qserve.wire.envelope import Answer, Header
 from qserve.wire.failure import Failure
+from qserve.wire.modules import pack_modules, unpack_modules
 from qserve.wire.outcome import Outcome
 from qserve.wire.progress import Progress
 from qserve.wire.sealing import Seal, open_end, open_header, seal_end, seal_header
@@ -383,6 +384,11 @@ def _heads() -> list[bytes]:
     ]
 
 
+def _modules() -> list[bytes]:
+    modules = {"shop": ("/shop/__init__.py", True, b""), "shop.app": ("/shop/app.py", False, b"x = 1")}
+    return [pack_modules(modules, KEYS)[TAG_BYTES:]]
+
+
 TARGETS = (
     Target("header", _read_header, (PayloadError,), _headers),
     Target("sealed", _read_sealed, (PayloadError,), lambda: [seal_header(Seal(KEYS), one) for one in _headers()]),
@@ -403,6 +409,7 @@ TARGETS = (
     Target("stored_end", _read_stored_end, (PayloadError,), _stored_ends),
     Target("found", _read_found, (PayloadError,), lambda: [b"d|result", b"o||header", b"|"]),
     Target("letter", _read_letter, (PayloadError,), lambda: [b"|".join(field) for field in _letter().items()]),
+    Target("modules", lambda data: unpack_modules(KEYS.sign(data), KEYS), (PayloadError,), _modules),
     Target("report", _read_report, (PayloadError,), _reports),
     Target("fleet", _read_fleet, (), lambda: [one.encode() for one in _FLEET]),
     Target(

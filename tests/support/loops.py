@@ -56,7 +56,7 @@ LOOPS: dict[str, tuple[str, ...] | str] = {
     "qserve.calls.client:ClientPlane._read_mailbox": MAILBOX,
     "qserve.calls.mailbox:Mailbox.read": MAILBOX,
     "qserve.cli.delete:_wait_until_gone": _ENDS,
-    "qserve.cli.deploy:_wait_for_broker": _ENDS,
+    "qserve.cli.deploy:wait_for_broker": _ENDS,
     "qserve.cli.logs:_polled": "Ctrl-C ends it",
     "qserve.define.batching:_Item.result": _ENDS,
     "qserve.define.batching:_Queue._start": _CALL,

@@ -10,9 +10,12 @@ from typing import NamedTuple
 
 from qserve.base.clock import clock
 from qserve.base.log import get_logger
+from qserve.define.target import split_target
 from qserve.deploy.installation import Installation
-from qserve.deploy.sources import Sources, difference, read_sources
-from qserve.wire.application import ApplicationRecord, digest_of
+from qserve.deploy.sources import Module, Sources, difference, read_sources
+from qserve.exceptions import PayloadError
+from qserve.wire.application import DIFFERING, MISSING, ApplicationRecord, digest_of
+from qserve.wire.modules import unpack_modules
 from qserve.wire.status import WAITING, ReplicaStatus
 
 log = get_logger(__name__)
@@ -101,9 +104,29 @@ class OwnCode:
             return _NOTHING, f"its code cannot be read: {type(error).__name__}: {error}"
         if record.code_version or not record.modules or sources.digests == record.modules:
             return sources, ""
+        module, _ = split_target(target)
+        if not self._target and (
+            record.sent_for == DIFFERING or (record.sent_for == MISSING and module not in sources.modules)
+        ):
+            return self._sent(record)
         here = digest_of(sources.digests)
         differs = difference(record.modules, sources.digests)
         return sources, f"it has code {here}, and the version needs {record.code} ({differs})"
+
+    def _sent(self, record: ApplicationRecord) -> tuple[Sources, str]:
+        """Return the code that was sent with a version, as ``_compare`` does."""
+        data = self._installation.registry.code(record.name, record.version)
+        if not data:
+            return _NOTHING, f"it does not have {record.target}, and what was sent of it is not in the broker any more"
+        try:
+            modules = unpack_modules(data, self._installation.settings.keyring)
+        except PayloadError as error:
+            return _NOTHING, f"it does not have {record.target}: {error}"
+        sources = Sources({name: Module(*module) for name, module in modules.items()}, are_sent=True)
+        if sources.digests != record.modules:
+            return _NOTHING, f"it does not have {record.target}, and what was sent of it is of another version"
+        log.info("application %r: this worker runs the code that was sent with version %s", record.name, record.version)
+        return sources, ""
 
 
 class _Wait(NamedTuple):

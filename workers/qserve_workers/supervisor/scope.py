@@ -194,11 +194,11 @@ class Applications:
             self._say_once(f"application {name!r} cannot be registered again: {error}; deploy it again")
 
     def _code_of(self, record: ApplicationRecord) -> bytes:
-        """Return the code of an application whose code is sent by value."""
+        """Return what is stored of an application's code."""
         before, code = self._kept.get(record.name, (record, None))
         if code is not None and before.version == record.version:
             return code
-        return b"" if record.target else self._registry.code(record.name, record.version)
+        return b"" if record.target and not record.sent_for else self._registry.code(record.name, record.version)
 
     def _warn_if_unknown(self, versions: Sequence[ApplicationRecord]) -> None:
         name = self._scope.deployment
