@@ -31,6 +31,7 @@ class Leaver(Protocol):
 
 
 _leavers: WeakSet[Leaver] = WeakSet()
+_of_parent: list[dict[str, Any]] = []
 _masks: dict[int, set[Any]] = {}
 lasting_threads: set[int] = set()
 """The threads of user code that end with their process only."""
@@ -58,6 +59,9 @@ def _in_child() -> None:
     # the threads of pools: at its end a child would wait for those of its parent (newer versions of Python do this)
     concurrent.futures.thread._threads_queues.clear()  # type: ignore[attr-defined]
     for leaver in list(_leavers):
+        # what it lets go of is never deleted: the destructor of redis-py's client takes a lock, which a thread of the
+        # parent may hold at this moment, and the child would wait for it for ever
+        _of_parent.append(dict(vars(leaver)))
         try:
             leaver.leave_to_parent()
         except Exception:

@@ -182,7 +182,8 @@ def test_a_thousand_cancellations_that_race_with_the_commit_give_a_result_or_a_c
     for call in calls:
         assert call.ref is not None
         state = shared.broker.client.hget(shared.keys.request(call.ref.request_id), "st")
-        assert state == call.ref.outcome().state.encode()
+        # the first call may be cancelled before the broker has told the client its epoch: it is never accepted then
+        assert state == (call.ref.outcome().state.encode() if call.ref.acceptance.get_nowait() else None)
     cancelled = [call.id for call in calls if call.error.startswith("RequestCancelled")]
     check(shared, calls, reruns=0, may_fail=cancelled)
 
