@@ -44,7 +44,11 @@ test: $(VENV)/installed-test
 fast: $(VENV)/installed-test
 	$(BIN)/python -m pytest -n auto --ignore tests/architecture --ignore tests/typing -m "not slow and not chaos and not priority and not soak"
 
-long: $(VENV)/installed-test
+$(VENV)/installed-schemas: $(VENV)/installed-test
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[schemas]'
+	@touch $@
+
+long: $(VENV)/installed-schemas
 	$(BIN)/python -m pytest -n0 -m long
 
 chaos: $(VENV)/installed-test

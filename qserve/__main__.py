@@ -27,6 +27,7 @@ _COMMANDS = (
     "doctor",
     "dlq",
     "graph",
+    "compose",
 )
 """Each is the function of its name in the module of its name in ``qserve.cli``."""
 _ENTRY_POINTS = "qserve.commands"

@@ -40,7 +40,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("qserve.web", "qserve.appfile"),
     ("qserve.engine",),
     ("qserve.deploy",),
-    ("qserve.local", "qserve.machine", "qserve.drawing"),
+    ("qserve.local", "qserve.machine", "qserve.drawing", "qserve.stacks"),
     ("qserve",),
     ("qserve.cli",),
     ("qserve_workers.replica", "qserve_gateway.request"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import time
 from collections.abc import Callable
 from functools import partial
@@ -12,6 +11,7 @@ from typing import Any
 from flask import Flask, request
 from werkzeug.exceptions import HTTPException
 
+from qserve.base.environment import read_environment
 from qserve.base.log import get_logger
 from qserve.base.settings import Settings
 from qserve.broker.connection import broker_errors
@@ -113,7 +113,7 @@ def create_app(settings: Settings, plane: ClientPlane | None = None, watch: bool
         watcher.start()
     else:
         watcher.refresh()
-    access, in_flight = AccessPolicy.from_env(os.environ), InFlightLimit(settings.body_memory)
+    access, in_flight = AccessPolicy.from_env(read_environment()), InFlightLimit(settings.body_memory)
     jobs = Jobs(settings, plane, in_flight)
     app = Gateway(RequestHandler(settings, plane, watcher.current, access, in_flight, jobs))
     _add_pages(app, plane, watcher)

@@ -22,6 +22,7 @@ from gunicorn.http.parser import RequestParser
 from gunicorn.http.unreader import SocketUnreader
 from gunicorn.workers.ggevent import GeventWorker
 
+from qserve.base.environment import read_environment
 from qserve.base.listening import listen
 from qserve.base.log import log_to_terminal
 from qserve.base.process import HAS_SAID_WHY, die_with_parent_if_asked
@@ -138,7 +139,7 @@ def serve(settings: Settings, host: str, port: int, workers: int = 1, log_reques
     """
     die_with_parent_if_asked()
     try:
-        AccessPolicy.from_env(os.environ)  # report an invalid variable here once, and not in each worker
+        AccessPolicy.from_env(read_environment())  # report an invalid variable here once, and not in each worker
         check_address(settings)  # the other checks wait until the broker answers
         listener = _bind(host, port)
     except QserveException as error:

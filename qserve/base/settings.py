@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
+from qserve.base.environment import BROKER_PASSWORD, read_environment, with_password
 from qserve.base.keyring import Keyring, check_key
 from qserve.base.numbers import number, size
 from qserve.exceptions import QserveException
@@ -115,14 +116,19 @@ class Settings:
     def from_env(cls, env: Mapping[str, str] | None = None, **overrides: Any) -> Settings:
         """Read the ``QSERVE_*`` variables (and ``REDIS_URL``); ``overrides`` that are not None win.
 
+        ``NAME_FILE`` names a file that has the value of ``NAME``. ``QSERVE_BROKER_PASSWORD`` is added to an address
+        without a password.
+
         Raises:
           QserveException: The value of a variable is not valid; the message names the variable.
         """
-        env = os.environ if env is None else env
+        env = read_environment(env)
         found = {name: _read(name, env[variable]) for name, variable in _VARIABLES.items() if env.get(variable)}
         if "broker_url" not in found and env.get("REDIS_URL"):
             found["broker_url"] = env["REDIS_URL"]
         found.update((name, value) for name, value in overrides.items() if value is not None)
+        if env.get(BROKER_PASSWORD) and "broker_url" in found:
+            found["broker_url"] = with_password(found["broker_url"], env[BROKER_PASSWORD])
         for name, value in found.items():
             if isinstance(value, str) and not _is_utf8(value):
                 raise QserveException(f"{_VARIABLES[name]} is not UTF-8 text")

@@ -14,6 +14,7 @@ from typing import Any
 
 import click
 
+from qserve.base.environment import read_environment
 from qserve.base.import_path import search_for_user_code, user_folders
 from qserve.base.log import log_to_terminal
 from qserve.base.settings import DEFAULT_HOST, DEFAULT_PORT, Settings
@@ -102,7 +103,7 @@ def run(
     builder, MODULE:BUILDER.
     """
     began = time.monotonic()
-    env = {name: value for name, value in os.environ.items() if value}
+    env = {name: value for name, value in read_environment().items() if value}
     options = ["--name", name]
     if is_file(target):
         only_of_file(name, route_prefix, arguments)

@@ -35,7 +35,7 @@ DOORS = {
     "mypy": ("qserve.mypy_plugin",),
     "redis": ("qserve.broker",),
     "hiredis": ("qserve.broker",),
-    "yaml": ("qserve.appfile",),
+    "yaml": ("qserve.appfile", "qserve.stacks"),
 }
 """Foreign libraries and the only places that may import them."""
 IO = {

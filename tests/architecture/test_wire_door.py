@@ -26,6 +26,7 @@ OTHER_DOORS = (
     "qserve.http",  # HTTP bodies
     "qserve.machine",  # processes, files
     "qserve.mypy_plugin",
+    "qserve.stacks.files",  # what pip has noted
     "qserve.web",  # ASGI and WSGI
     "qserve_gateway.request",  # headers and bodies of HTTP requests
     "qserve_gateway.jobs",  # the header Prefer
