@@ -43,7 +43,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("qserve.local", "qserve.machine", "qserve.drawing", "qserve.stacks"),
     ("qserve",),
     ("qserve.cli",),
-    ("qserve_workers.replica", "qserve_gateway.request"),
+    ("qserve_workers.replica", "qserve_workers.tasks", "qserve_gateway.request"),
     ("qserve_workers.celery", "qserve_gateway.response"),
     ("qserve_workers.process",),
     ("qserve_workers.supervisor",),

@@ -67,6 +67,24 @@ class Resources:
 
 
 @dataclass(frozen=True)
+class TaskQueue:
+    """The queue of Celery tasks that a deployment consumes.
+
+    Parameters:
+      handlers: The method of each task, by the task's name.
+      max_retries: How often a task that failed is tried again.
+      failed: The queue for tasks that failed for good; "" for none.
+      unprocessable: The queue for tasks with unknown names, and for messages that cannot be read; "" for none.
+    """
+
+    queue: str
+    handlers: dict[str, str]
+    max_retries: int = 3
+    failed: str = ""
+    unprocessable: str = ""
+
+
+@dataclass(frozen=True)
 class DeploymentRecord:
     """The options of one deployment that callers and supervisors need.
 
@@ -87,6 +105,7 @@ class DeploymentRecord:
       logging: The ``logging_config``, those keys that were given.
       version: The user's own name for the code of this deployment; "" for none.
       constructor_retries: How many failed starts end a deploy at most, whatever the number of replicas.
+      tasks: The queue of Celery tasks that it consumes; None for a deployment that is called only.
     """
 
     name: str
@@ -110,6 +129,7 @@ class DeploymentRecord:
     logging: dict[str, Any] = field(default_factory=dict)
     version: str = ""
     constructor_retries: int = 20
+    tasks: TaskQueue | None = None
 
     @property
     def user_config_value(self) -> Any:
@@ -283,8 +303,13 @@ class ApplicationRecord:
 
 
 def _deployment(fields: dict[str, Any]) -> DeploymentRecord:
-    scaling, resources = fields.pop("scaling", None), fields.pop("resources", {})
-    return DeploymentRecord(**fields, scaling=Scaling(**scaling) if scaling else None, resources=Resources(**resources))
+    scaling, resources, tasks = fields.pop("scaling", None), fields.pop("resources", {}), fields.pop("tasks", None)
+    return DeploymentRecord(
+        **fields,
+        scaling=Scaling(**scaling) if scaling else None,
+        resources=Resources(**resources),
+        tasks=TaskQueue(**tasks) if tasks else None,
+    )
 
 
 def digest_of(modules: dict[str, str]) -> str:

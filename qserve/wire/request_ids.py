@@ -37,6 +37,14 @@ def id_of_key(key: str, app: str, namespace: str, secret: bytes | None) -> str:
     return _of_response(digest.hexdigest()[:_DIGITS])
 
 
+def value_id_of_key(key: str, namespace: str, secret: bytes | None) -> str:
+    """Return the id that belongs to the id of a Celery task, the same in every process; its result is a value."""
+    head = hmac.new(secret or b"", "\0".join((namespace, "task", key)).encode(), hashlib.sha256).digest()[
+        : _DIGITS // 2
+    ]
+    return (head + crc32(head).to_bytes(4)).hex()
+
+
 def is_of_value(request_id: str) -> bool:
     """Return whether ``new_value_id`` made an id; a made-up one passes with a probability of one in four billion."""
     head = bytes.fromhex(request_id[:_DIGITS])

@@ -29,6 +29,7 @@ DOORS = {
         "qserve.cli",
         "qserve.__main__",
         "qserve_workers.command",
+        "qserve_workers.tasks.command",
         "qserve_gateway.command",
         "qserve_gateway.__main__",
     ),

@@ -14,11 +14,12 @@ from typing import Any
 import msgpack
 import pytest
 import redis
+from celery import Celery
 from desk import SEAL
 from http_client import Client
 from processes import Process, Site, free_port, is_open, new_site, wait_until
 from redis.exceptions import NoPermissionError
-from users import ADMIN, ROLES, as_user, write_users
+from users import ADMIN, ROLES, TASKS, as_user, write_users
 
 from qserve.base import keys as keys_module
 from qserve.base.keys import GROUP, Keys
@@ -95,7 +96,7 @@ def guarded(request: pytest.FixtureRequest) -> Iterator[Guarded]:
 
 @pytest.fixture
 def as_role(guarded: Guarded) -> Iterator[dict[str, redis.Redis]]:
-    clients = {role: connect(guarded.url(role)) for role in ROLES}
+    clients = {role: connect(guarded.url(role)) for role in (*ROLES, TASKS)}
     load_functions(clients["deployer"])
     yield clients
     for client in clients.values():
@@ -121,11 +122,13 @@ def take_one(worker: redis.Redis, stream: str, consumer: str = "replica") -> byt
     return entry_id
 
 
-@pytest.mark.parametrize("role", ROLES)
+@pytest.mark.parametrize("role", [*ROLES, TASKS])
 @pytest.mark.parametrize("command", FORBIDDEN, ids=lambda command: " ".join(map(str, command[:2])))
 def test_no_role_may_own_empty_or_copy_the_broker(
     as_role: dict[str, redis.Redis], role: str, command: tuple[Any, ...]
 ) -> None:
+    if role == TASKS and command[0] in ("EVALSHA", "SCRIPT"):
+        pytest.skip("Celery's transport has scripts")
     with pytest.raises(NoPermissionError):
         as_role[role].execute_command(*command)
 
@@ -169,7 +172,10 @@ def test_without_a_user_nothing_is_answered(guarded: Guarded) -> None:
     client.close()
 
 
-def test_a_gateway_can_neither_change_what_is_deployed_nor_read_code(as_role: dict[str, redis.Redis]) -> None:
+@pytest.mark.parametrize("role", ["gateway", TASKS])
+def test_a_gateway_can_neither_change_what_is_deployed_nor_read_code(
+    as_role: dict[str, redis.Redis], role: str
+) -> None:
     keys = Keys()
     for command in (
         ("HSET", keys.application("app"), "active", b"forged"),
@@ -180,7 +186,7 @@ def test_a_gateway_can_neither_change_what_is_deployed_nor_read_code(as_role: di
         ("SET", "of-another-program", "1"),
     ):
         with pytest.raises(NoPermissionError):
-            as_role["gateway"].execute_command(*command)
+            as_role[role].execute_command(*command)
 
 
 def test_a_worker_can_neither_change_what_is_deployed_nor_its_code(as_role: dict[str, redis.Redis]) -> None:
@@ -449,6 +455,12 @@ def test_the_roles_apart_serve_the_example_each_with_a_user_of_its_own(site: Sit
     again = start("deployer", "deploy", "hello:language_classifier")
     assert again.wait() == 0, again.output
     assert answer() == "Hola Dora"
+    tasks = start(TASKS, "tasks")
+    producer = Celery(broker=broker.url(TASKS), backend=broker.url(TASKS), set_as_current=False)
+    greeting = producer.send_task("qserve.default.SpanishResponder.greet", ["Dora"], queue="qserve", countdown=1)
+    assert greeting.get(timeout=60) == "Hola Dora"
+    assert producer.control.ping(timeout=60, limit=1)
+    producer.close()
     inspect = start("worker", "-A", "qserve_workers.app", "inspect", "ping", "--timeout", "1", module="celery")
     assert inspect.wait() == 0, inspect.output
     assert "pong" in inspect.stdout
@@ -457,7 +469,7 @@ def test_the_roles_apart_serve_the_example_each_with_a_user_of_its_own(site: Sit
     status = start("deployer", "status")
     assert status.wait() == 0, status.output
     assert "LanguageClassifier" in status.stdout
-    for process in (gateway, worker):
+    for process in (tasks, gateway, worker):
         process.stop()
         assert process.exit_code() == 0, process.output
         assert "permission" not in process.output.lower(), process.output

@@ -115,4 +115,5 @@ LOOPS: dict[str, tuple[str, ...] | str] = {
     "qserve_workers.replica.watchdog:Watchdog.start": WATCHDOG,
     "qserve_workers.replica.watchdog:Watchdog._watch": WATCHDOG,
     "qserve_workers.supervisor.supervisor:Supervisor.run": SUPERVISOR,
+    "qserve_workers.tasks.task:TaskCalls.result": _ENDS,
 }

@@ -6,6 +6,8 @@ from pathlib import Path
 
 ACL = Path(__file__).parents[2] / "docs" / "acl"
 ROLES = ("deployer", "gateway", "worker", "operator")
+TASKS = "tasks"
+"""The role that Celery's producers need, and nobody else."""
 ADMIN = "admin"
 """Who does what no role may: the tests themselves."""
 
@@ -13,7 +15,7 @@ ADMIN = "admin"
 def write_users(folder: Path) -> Path:
     """Write the server's ACL file, with one more user that may do everything."""
     users = "".join(file.read_text() for file in sorted(ACL.glob("*.acl")))
-    for role in ROLES:
+    for role in (*ROLES, TASKS):
         users = users.replace(f"{role.upper()}_PASSWORD", f"{role}-secret")
     path = folder / "users.acl"
     path.write_text(f"{users}user {ADMIN} on >{ADMIN}-secret ~* &* +@all\n")

@@ -186,4 +186,5 @@ def refuse_task() -> NoReturn:
     """
     raise NotImplementedError(
         "calls of deployments are not Celery messages: call qserve.get_deployment_handle(deployment).method.remote(...)"
+        ", or start `qserve tasks` and send the task with a Celery application of your own"
     )
