@@ -33,7 +33,7 @@ FILE_LIMIT, OLD_FILES = 16 << 20, 5
 STANDARD_ATTRIBUTES = frozenset(logging.makeLogRecord({}).__dict__) | {"asctime", "message"}
 """The attributes of each event, as Python's ``logging`` names them."""
 _INDENT = "    "
-_NOISY = ("celery", "kombu", "amqp", "gunicorn", "asyncio")
+_NOISY = ("celery", "kombu", "amqp", "gunicorn", "asyncio", "watchfiles")
 # control characters, and those that reverse the direction of text or that some readers take for the end of a line
 _CONTROLS = (
     range(32),

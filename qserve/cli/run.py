@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from importlib import import_module
 from types import FrameType
 from typing import Any
 
@@ -76,6 +77,7 @@ def _refusing(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option(
     "--blocking", is_flag=True, expose_value=False, help="Accepted for Ray Serve's scripts: `qserve run` always waits."
 )
+@click.option("-r", "--reload", is_flag=True, help="Deploy again whenever a module in --app-dir, or FILE, has changed.")
 @_refusing
 @click.option("--broker", metavar="URL", help="The broker to use. [default: $QSERVE_BROKER_URL, or an embedded broker]")
 @click.option("--workers", default=1, show_default=True, type=WholeNumber(1), help="The number of gateway processes.")
@@ -96,6 +98,7 @@ def run(
     broker: str | None,
     request_timeout_s: float | None,
     show_errors: bool | None,
+    reload: bool,
 ) -> None:
     """Serve MODULE:NODE, or all applications of a FILE, on this machine.
 
@@ -110,6 +113,7 @@ def run(
         env, options = _variables(target) | env, []
     app_dir = working_dir or app_dir
     search_for_user_code(app_dir)
+    changes = _changes(app_dir, target) if reload else None
     interrupts = Interrupts()
     settings = Settings.from_env(
         env, broker_url=broker, request_timeout_s=request_timeout_s, show_errors=show_errors or None
@@ -123,7 +127,7 @@ def run(
         try:
             cluster = LocalCluster(
                 settings,
-                host=host or env.get("QSERVE_HOST", DEFAULT_HOST),
+                host=host or env.get("QSERVE_HOST") or env.get("QSERVE_PORT", "").rpartition(":")[0] or DEFAULT_HOST,
                 port=port or _port(env.get("QSERVE_PORT", str(DEFAULT_PORT))),
                 gateway_workers=workers,
                 import_paths=user_folders(),
@@ -137,6 +141,12 @@ def run(
             click.echo(f"qserve: ready in {time.monotonic() - began:.1f} s: {urls[0]}  (Ctrl-C stops it)")
             for url in urls[1:]:
                 click.echo(f"qserve: and {url}")
+            for changed in changes or ():
+                cluster.check()
+                if changed:
+                    click.echo(f"qserve: {', '.join(changed)} changed; deploying again")
+                    with contextlib.suppress(SystemExit):  # it has printed its error, and the old version goes on
+                        _deploy(cluster, [target, *arguments, *options], interrupts)
             cluster.wait()
         except ReasonGiven:
             sys.exit(1)
@@ -156,9 +166,16 @@ def _variables(file: str) -> dict[str, str]:
     return dict(line.split("=", 1) for line in read.stdout.splitlines())
 
 
+def _changes(folder: str, target: str) -> Iterator[list[str]]:
+    watch = import_module("qserve.cli.reload").changes  # with its library, which others need not have
+    found: Iterator[list[str]] = watch(folder, target if is_file(target) else None)
+    return found
+
+
 def _port(text: str) -> int:
+    """Return the port of ``QSERVE_PORT``, which docker compose also takes as an address and a port."""
     try:
-        return WholeNumber(1, 65535).convert(text, None, None)  # type: ignore[no-any-return]
+        return WholeNumber(1, 65535).convert(text.rpartition(":")[2], None, None)  # type: ignore[no-any-return]
     except click.BadParameter as error:
         raise UsageProblem(f"QSERVE_PORT: {error}") from error
 

@@ -411,3 +411,37 @@ def test_results_that_nobody_fetches_do_not_fill_the_embedded_broker(site: Site)
         assert "QSERVE_BROKER_MAXMEMORY" in one.error["message"]
     assert "take a quarter of the memory" in refused.error["message"]
     assert "the broker is full" in full.error["message"]
+
+
+# -- deploying again -------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_reload_deploys_what_has_changed_in_place_and_goes_on_with_the_old_where_that_fails(site: Site) -> None:
+    pytest.importorskip("watchfiles")
+    folder, port = site.write("shop.py", APP), free_port()
+    env = {"QSERVE_PORT": f"127.0.0.1:{port}"}  # as docker compose takes it
+    process = site.qserve("run", "shop:app", "--reload", cwd=folder, env=env)
+    process.wait_for("qserve: ready")
+    client = Client(port)
+    assert client.get().text == "here"
+
+    site.write("notes.txt", "nothing")
+    site.write("shop.py", APP.replace("here", "there"))
+    wait_until(lambda: client.get().text == "there", description="the new code answers")
+    process.wait_for("qserve: shop.py changed; deploying again")
+    site.write("shop.py", APP + "syntax(")
+    process.wait_for("SyntaxError")
+    assert client.get().text == "there"
+    assert "notes.txt" not in process.output
+    process.press_ctrl_c()
+    assert process.wait() == 0, process.output
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("port", ["127.0.0.1:x", "70000"])
+def test_a_port_that_is_not_one_is_refused_by_the_name_of_its_variable(site: Site, port: str) -> None:
+    process = site.qserve("run", "shop:app", cwd=site.write("shop.py", APP), env={"QSERVE_PORT": port})
+
+    assert process.wait() == 2
+    assert process.stderr.startswith("Error: QSERVE_PORT: ")
