@@ -99,9 +99,8 @@ class LogTail(logging.Handler):
             if not is_forbidden(error.__cause__):
                 raise
             logging.getLogger().removeHandler(self)
-            log.warning(
-                "`qserve logs` shows nothing of this process: %s; its user's line in docs/acl permits it", error
-            )
+            text = "no line of this process is kept for `qserve logs`: %s; its user's line in docs/acl permits it"
+            log.warning(text, error)
         with self._guard:
             for _ in lines:
                 self._lines.popleft()
