@@ -52,7 +52,8 @@ def get_logger(name: str) -> logging.Logger:
     return logging.getLogger(name if name.startswith("qserve") else f"qserve.{name}")
 
 
-_own: list[logging.Handler] = []
+_own: dict[int, list[logging.Handler]] = {}
+"""The handlers that this process has by ``log_to_terminal``, by its id: a fork begins with none."""
 
 
 def log_to_terminal(
@@ -65,21 +66,21 @@ def log_to_terminal(
       chosen: What the ``logging_config`` of a deployment says, in the place of the settings.
       file: The beginning of the names of log files in the ``logs_dir`` of ``chosen``.
     """
-    root, problem = logging.getLogger(), ""
-    if not _own:
+    root, problem, own = logging.getLogger(), "", _own.setdefault(os.getpid(), [])
+    if not own:
         root.handlers.clear()
-    for handler in _own:
+    for handler in own:
         root.removeHandler(handler)
         handler.close()
-    _own[:] = [logging.StreamHandler(sys.stderr)]
+    own[:] = [logging.StreamHandler(sys.stderr)]
     if folder := chosen.get("logs_dir"):
         try:
-            _own.append(_file_in(Path(folder), re.sub(r"[^\w.-]", "_", file)))
+            own.append(_file_in(Path(folder), re.sub(r"[^\w.-]", "_", file)))
         except OSError as error:
             problem = f"there is no log file in {folder}: {error.strerror}"
     encoding, level = chosen.get("encoding", settings.log_format), chosen.get("log_level", settings.log_level)
     formatter = Formatter(source, encoding.lower() == "json", chosen.get("additional_log_standard_attrs", ()))
-    for handler in _own:
+    for handler in own:
         handler.setFormatter(formatter)
         root.addHandler(handler)
     root.setLevel(level if isinstance(level, int) else level.upper())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -128,9 +129,9 @@ def root(monkeypatch: pytest.MonkeyPatch) -> Iterator[logging.Logger]:
     """The root logger, which is as it was afterwards."""
     found = logging.getLogger()
     handlers, level, noisy = [*found.handlers], found.level, logging.getLogger("asyncio").level
-    monkeypatch.setattr(log, "_own", [])
+    monkeypatch.setattr(log, "_own", {})
     yield found
-    for handler in log._own:
+    for handler in log._own.get(os.getpid(), ()):
         handler.close()
     found.handlers[:], found.level = handlers, level
     for name in log._NOISY:

@@ -10,12 +10,16 @@ import pytest
 from processes import Process, Site, new_site, wait_until
 
 import qserve
+from qserve.base.settings import Settings
+from qserve.deploy.installation import Installation
+from qserve.deploy.status import DeploymentStatusOverview, status_of
 
 pytestmark = pytest.mark.slow
 KEY = "the-key-of-this-test"
 APP = """
 import logging
 import os
+import threading
 import qserve
 
 AT_IMPORT = dict(os.environ)
@@ -27,6 +31,17 @@ class Model:
         return {name: AT_IMPORT.get(name) for name in names}
 
 app = Model.bind()
+
+@qserve.deployment(ray_actor_options={"memory": 400 << 20})
+class Hungry:
+    def __call__(self):
+        threading.Timer(0.1, self.eat).start()
+        return os.environ["QSERVE_REPLICA"]
+
+    def eat(self):
+        self.much = bytearray(450 << 20)
+
+hungry = Hungry.bind()
 """
 FILE = """
 logging_config: {encoding: JSON}
@@ -44,6 +59,9 @@ applications:
         ray_actor_options:
           num_cpus: 2
           runtime_env: {env_vars: {MODE: fast, DATA: "${HOME}/data"}}
+  - name: hungry
+    import_path: shop:hungry
+    route_prefix: null
 """
 
 
@@ -69,6 +87,10 @@ class Stack:
     def ask(self, app: str, *names: str) -> dict[str, Any]:
         found: dict[str, Any] = self.client.get_app_handle(app).remote(*names).result(timeout_s=60)
         return found
+
+    def status_of(self, app: str, deployment: str) -> DeploymentStatusOverview:
+        installation = Installation(Settings(broker_url=self.url, secret_key=KEY.encode()))
+        return status_of(installation).applications[app].deployments[deployment]
 
 
 @pytest.fixture(scope="module")
@@ -113,3 +135,14 @@ def test_logs_change_without_a_restart(stack: Stack) -> None:
     assert stack.ask("shop", "QSERVE_REPLICA") == before
     [log] = Path(stack.folder, "logs").glob("*.log")
     assert "asked for 3" not in log.read_text()
+
+
+def test_a_replica_over_its_memory_is_replaced_with_the_reason_in_the_status(stack: Stack) -> None:
+    first = stack.client.get_app_handle("hungry").remote().result(timeout_s=60)
+
+    def says() -> str:
+        return stack.status_of("hungry", "Hungry").message
+
+    wait_until(lambda: "memory_limit: it " in says(), description="the status says why")
+    wait_until(lambda: says().startswith("1 of 1 run: memory_limit: it "), description="another one runs")
+    assert stack.client.get_app_handle("hungry").remote().result(timeout_s=60) != first

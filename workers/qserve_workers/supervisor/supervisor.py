@@ -27,6 +27,7 @@ from qserve.exceptions import BrokerError
 from qserve.wire.application import ApplicationRecord
 from qserve.wire.status import FAILED, RUNNING, STARTING, ReplicaStatus
 from qserve_workers.replica.spec import ReplicaSpec
+from qserve_workers.supervisor.memory import MemoryLimits, Over
 from qserve_workers.supervisor.replica_process import MemoryWatch, ReplicaProcess, describe_end, fork_replica
 from qserve_workers.supervisor.scope import Applications, Scope, Target
 from qserve_workers.supervisor.strays import Strays
@@ -67,6 +68,7 @@ class Supervisor:
         self._takeover = Takeover(self._installation)
         self._memory = MemoryWatch()
         self._log_tail = LogTail(self._installation, socket.gethostname())
+        self._limits = MemoryLimits()
         self._troubles: dict[str, Trouble] = {}
         """The failures by queue; empty while there are none."""
         self._checked_at = 0.0
@@ -123,6 +125,8 @@ class Supervisor:
         for record in self._applications.old():
             attempt(f"what is left of version {record.version}", self._finish_old, record)
         self._kill_overdue()
+        for over in self._limits.over([*self.processes.values()]):
+            attempt(f"the memory of {over.process.spec.name}", self._replace, over)
         attempt("looking for lost replicas", self._sweep, targets)
         own = [process.spec.name for process in self.processes.values()]
         attempt("looking for lost connections", self._takeover.look, own, attempt)
@@ -158,7 +162,8 @@ class Supervisor:
                 if process is not None:
                     self._strays.note_death()
                     code = os.waitstatus_to_exitcode(status)
-                    how = describe_end(code, process.killed_because, self._memory, process.spec.note)
+                    killed = self._limits.why_killed(pid)
+                    how = describe_end(code, process.killed_because or killed, self._memory, process.spec.note)
                     self._dead.append((process, how))
         self._strays.end(self.processes)
         for process, how in list(self._dead):
@@ -297,6 +302,7 @@ class Supervisor:
             self._trouble(stream).note_failed_start(why, time.monotonic())
             return False
         self.processes[pid] = ReplicaProcess(pid, spec, config, is_paused)
+        self._limits.enter(pid, spec)
         if failpoints.ARMED:
             failpoints.hit("supervisor.after_fork")
         trouble = self._troubles.get(stream)
@@ -351,6 +357,17 @@ class Supervisor:
             process.is_ready = self._state_of(process.spec) == RUNNING
             if not process.is_ready:
                 process.kill(f"start_timeout: it was not constructed within {limit_s:g} s (QSERVE_START_TIMEOUT_S)")
+
+    def _replace(self, over: Over) -> None:
+        """Have a replica that uses too much memory finish what it runs, and start another; kill it if it cannot."""
+        process, spec = over.process, over.process.spec
+        if over.is_far or not (process.is_stopping or self._state_of(spec) == RUNNING):
+            process.kill(over.why)
+        elif not process.is_stopping:
+            of = about(spec.record.name, spec.deployment)
+            log.warning("replica %s of %s is replaced (%s)", spec.name, spec.deployment, over.why, extra=of)
+            self._trouble(spec.stream).note_death(over.why, time.monotonic())
+            process.stop()
 
     def _stop_all(self) -> None:
         """Stop every replica, those of a version that was replaced once nothing of it is left to do.

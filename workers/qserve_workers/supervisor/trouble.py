@@ -6,6 +6,8 @@ from collections import deque
 from dataclasses import dataclass, field
 
 LONGEST_BACKOFF_S = 30.0
+OVER_LIMIT = "memory_limit"
+"""Begins the cause when a replica has used more than the ``memory`` of its deployment; one is reported."""
 CANNOT_START = "cannot_start"
 """Begins the cause when the system has no process, or no memory for one."""
 DEATHS, DEATHS_WITHIN_S = 3, 60.0
@@ -60,6 +62,8 @@ class Trouble:
         while self._deaths and self._deaths[0] < now - DEATHS_WITHIN_S:
             self._deaths.popleft()
         if self.failures:
+            return self.cause
+        if self._deaths and self.cause.startswith(OVER_LIMIT):
             return self.cause
         if len(self._deaths) >= DEATHS:
             return f"died {len(self._deaths)} times within {DEATHS_WITHIN_S:.0f} s, the last time: {self.cause}"
