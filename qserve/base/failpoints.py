@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 from qserve.exceptions import QserveException
 
 POINTS = frozenset((
+    "rollout.after_claim", "rollout.after_stage", "rollout.before_promote", "rollout.after_promote",
     "submit.before_send", "submit.after_send", "fetch.after_read", "call.before", "call.after",
     "commit.before_send", "commit.after_send", "beat.before", "sweep.mid", "reply.before_wait",
     "gateway.after_submit", "drain.mid", "supervisor.after_fork", "supervisor.before_handover",

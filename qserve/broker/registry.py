@@ -74,8 +74,11 @@ class Registry:
         """Register a version that is to be started; return the id of the change."""
         self.remove_strangers(record.name)
         self._prepare(record)
+        before = self.readable(record.name, NEXT)
         sealed = self._sealed(record, NEXT)
         pipe = self._client.pipeline()
+        for other in before:  # whose deployer has died
+            self._retire(pipe, other)
         if code:
             pipe.set(self._keys.code(record.name, record.version), code)
         pipe.hset(self._keys.application(record.name), NEXT, sealed)
@@ -121,7 +124,9 @@ class Registry:
         return self._announce(self._client.pipeline(), record.name)
 
     @broker_errors()
-    def promote(self, record: ApplicationRecord, keeps_before: bool = False) -> str:
+    def promote(
+        self, record: ApplicationRecord, keeps_before: bool = False, claim: tuple[str, bytes] | None = None
+    ) -> str:
         """Make a staged version the active one; return the id of the change.
 
         One transaction: a reader sees the old version or the new one, and learns of the change after it. Of two
@@ -129,25 +134,32 @@ class Registry:
 
         Parameters:
           keeps_before: Keep the registration before also if it is of the same version, so that one can go back to it.
+          claim: A key, and what has to be in it for this deploy to be the one that may.
 
         Raises:
-          DeployError: Another application is served at its path; nothing has changed then.
+          DeployError: Another application is served at its path, or another deploy has the claim; nothing has changed
+            then.
         """
         self.remove_strangers(record.name)
+        staged = [other for other in self.readable(record.name, NEXT) if other.version != record.version]
         retired = next(iter(self.readable(record.name, ACTIVE)), None)
         sealed = self._sealed(record, ACTIVE)
 
         def write(pipe: Any) -> None:
             pipe.hset(self._keys.application(record.name), ACTIVE, sealed)
             pipe.hdel(self._keys.application(record.name), NEXT)
+            for other in staged:
+                self._retire(pipe, other)
             if retired is not None and retired.version != record.version:
                 self._retire_queues(pipe, retired)
             if retired is not None and (keeps_before or retired.version != record.version):
                 self._keep_old(pipe, retired)
 
-        return self._claim_prefix(record, write)
+        return self._claim_prefix(record, write, claim)
 
-    def _claim_prefix(self, record: ApplicationRecord, write: Callable[[Any], None]) -> str:
+    def _claim_prefix(
+        self, record: ApplicationRecord, write: Callable[[Any], None], claim: tuple[str, bytes] | None = None
+    ) -> str:
         """Let ``write`` make a version the active one, unless its path is taken; return the id of the change.
 
         Each process that serves an application at a path adds a change in the same act. So the broker refuses the
@@ -156,11 +168,14 @@ class Registry:
 
         def check_and_write(pipe: Any) -> None:
             self.check_prefix(record)
+            if claim is not None and pipe.get(claim[0]) != claim[1]:
+                raise DeployError(f"another deploy of application {record.name!r} has taken over")
             pipe.multi()
             write(pipe)
             self._add_change(pipe, record.name)
 
-        replies: Any = self._client.transaction(check_and_write, self._keys.changes)
+        watched = [self._keys.changes, *([] if claim is None else [claim[0]])]
+        replies: Any = self._client.transaction(check_and_write, *watched)
         return position(replies[-1])
 
     def check_prefix(self, record: ApplicationRecord) -> None:
@@ -175,14 +190,22 @@ class Registry:
 
     @broker_errors()
     def withdraw(self, record: ApplicationRecord) -> str:
-        """Drop a staged version; the active one stays as it is."""
-        active = next(iter(self.readable(record.name, ACTIVE)), None)
-        pipe = self._client.pipeline()
-        pipe.hdel(self._keys.application(record.name), NEXT)
-        self._retire(pipe, record)
-        if active is None:
-            pipe.hdel(self._keys.applications, record.name)
-        return self._announce(pipe, record.name)
+        """Drop a staged version, unless another deploy has staged its own; the active one stays as it is."""
+        key = self._keys.application(record.name)
+
+        def write(pipe: Any) -> None:
+            is_mine = all(other.version == record.version for other in self.readable(record.name, NEXT))
+            has_active = bool(self.readable(record.name, ACTIVE))
+            pipe.multi()
+            self._retire(pipe, record)
+            if is_mine:
+                pipe.hdel(key, NEXT)
+            if is_mine and not has_active:
+                pipe.hdel(self._keys.applications, record.name)
+            self._add_change(pipe, record.name)
+
+        replies: Any = self._client.transaction(write, key)
+        return position(replies[-1])
 
     @broker_errors()
     def delete(self, app: str) -> str:

@@ -102,7 +102,12 @@ def deploy(
     settings = replace(settings, code_version=code_version or settings.code_version)
     search_for_user_code(app_dir)
     installation = Installation(settings)
-    options: dict[str, Any] = {"restart": restart, "gateways": gateways, "ready_timeout_s": timeout_s}
+    options: dict[str, Any] = {
+        "restart": restart,
+        "gateways": gateways,
+        "ready_timeout_s": timeout_s,
+        "on_wait": click.echo,
+    }
     if is_file(target):
         only_of_file(name, route_prefix, arguments)
         _deploy_file(installation, read_file(Path(target)), dry_run, prefix_fd, send_code, options)

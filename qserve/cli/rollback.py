@@ -35,5 +35,13 @@ def rollback(app: str, to: str, lists: bool, timeout_s: float, gateways: int, se
             click.echo(f"{record.version}  {at}  {code}" + ("  (serves)" if record is active else ""))
         return
     wait_for_broker(installation)
-    record = roll_back(installation, app, to, ready_timeout_s=timeout_s, gateways=gateways, on_progress=show_progress)
+    record = roll_back(
+        installation,
+        app,
+        to,
+        ready_timeout_s=timeout_s,
+        gateways=gateways,
+        on_progress=show_progress,
+        on_wait=click.echo,
+    )
     click.echo(f"{app}: version {record.version} serves")

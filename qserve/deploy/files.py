@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from qserve.appfile.diff import Change, diff
 from qserve.appfile.model import ServeFile
 from qserve.base.keyring import Keyring
+from qserve.base.log import get_logger
 from qserve.define.application import set_defaults
 from qserve.define.builder import ArgumentError
 from qserve.define.compile import CompiledApplication
@@ -22,6 +23,8 @@ from qserve.deploy.removal import remove
 from qserve.deploy.rollout import READY_TIMEOUT_S, roll_out, wait_for_gateways
 from qserve.exceptions import BrokerError, DeployError, QserveException
 from qserve.wire.application import ApplicationRecord
+
+log = get_logger(__name__)
 
 
 def release_of_part(
@@ -127,6 +130,7 @@ def deploy_file(
     ready_timeout_s: float = READY_TIMEOUT_S,
     on_application: Callable[[str, str], None] = lambda name, what: None,
     on_progress: Callable[[str, int, int], None] = lambda *counts: None,
+    on_wait: Callable[[str], None] = log.info,
 ) -> dict[str, QserveException]:
     """Roll out the applications of a file one after the other; one that fails does not stop the others.
 
@@ -139,6 +143,7 @@ def deploy_file(
     Parameters:
       plan: From ``plan_file``.
       restart: Replace the replicas of all applications, also where nothing has changed, or only options.
+      on_progress, on_wait: See ``roll_out``.
       on_application: Called with the name of an application, and what happens to it.
 
     Returns:
@@ -150,7 +155,13 @@ def deploy_file(
     changed = {change.app for change in plan.changes}
     failed: dict[str, QserveException] = {}
     waiting: dict[str, ApplicationRecord] = {}
-    options = {"restart": restart, "gateways": gateways, "ready_timeout_s": ready_timeout_s, "on_progress": on_progress}
+    options = {
+        "restart": restart,
+        "gateways": gateways,
+        "ready_timeout_s": ready_timeout_s,
+        "on_progress": on_progress,
+        "on_wait": on_wait,
+    }
     for name, record in plan.records.items():
         if name not in changed and not restart:
             active = plan.running[name]

@@ -10,8 +10,11 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+from qserve.base import failpoints
 from qserve.base.clock import Deadline
-from qserve.broker.registry import ACTIVE
+from qserve.base.log import get_logger
+from qserve.broker.registry import ACTIVE, Registry
+from qserve.deploy.claim import Claim
 from qserve.deploy.installation import GIVEN_UP_AFTER, Installation, ReplicaReports, waiting_workers
 from qserve.deploy.registration import Release
 from qserve.exceptions import DeployError, UsageProblem
@@ -19,6 +22,7 @@ from qserve.wire.application import DIFFERING, ApplicationRecord
 from qserve.wire.replies import order_of
 from qserve.wire.status import FAILED, RUNNING, ReplicaStatus
 
+log = get_logger(__name__)
 READY_TIMEOUT_S = 60.0
 GATEWAY_TIMEOUT_S = 10.0
 _POLL_INTERVAL_S = 0.01
@@ -32,6 +36,7 @@ def roll_out(
     gateways: int = 0,
     ready_timeout_s: float = READY_TIMEOUT_S,
     on_progress: Callable[[str, int, int], None] = lambda *counts: None,
+    on_wait: Callable[[str], None] = log.info,
     check: Callable[[], None] = lambda: None,
 ) -> ApplicationRecord:
     """Serve a version of an application: return once its replicas take calls and the gateways know it.
@@ -45,41 +50,75 @@ def roll_out(
       gateways: How many gateway processes to wait for.
       ready_timeout_s: How long its replicas may take to start.
       on_progress: Called with a deployment, how many of its replicas run and how many are expected, at each change.
+      on_wait: Called if another deploy of the application is under way, with words that say so.
       check: Called while waiting; raises if there is no point in waiting any longer.
 
     Raises:
-      DeployError: Another application is served at its path, a constructor failed, or replicas or gateways took too
-        long.
+      DeployError: Another application is served at its path, a constructor failed, or replicas, gateways or another
+        deploy of the application took too long.
       BrokerUnavailable: The broker does not reply.
     """
     registry, record = installation.registry, release.record
     reports = installation.reports(record.name)
     registry.check_prefix(record)  # before anything is started
-    active = next(iter(registry.readable(record.name, ACTIVE)), None)
     wait = partial(wait_until_running, reports=reports, timeout_s=ready_timeout_s, on_progress=on_progress, check=check)
-    is_failing = any(replica.state == FAILED for replica in reports.replicas())  # then new replicas may be the remedy
-    if active is not None and not (restart or is_failing) and release.only_reconfigures(active):
-        record = replace(record, version=active.version, sent_for=active.sent_for)
-        change = registry.promote(record, keeps_before=True)
-        try:
-            wait(record, is_kept=True)
-        except BaseException:
-            registry.promote(active)
-            raise
-    else:
-        registry.stage(record, release.code)
-        try:
-            wait(record)
-        except BaseException:
-            registry.withdraw(record)
-            raise
-        try:
-            change = registry.promote(record)
-        except DeployError:  # another deploy was faster; after any other error it may be the active one
-            registry.withdraw(record)
-            raise
+    with Claim(installation, record.name, record.version, ready_timeout_s, on_wait, check) as claim:
+        if failpoints.ARMED:
+            failpoints.hit("rollout.after_claim")
+        active = next(iter(registry.readable(record.name, ACTIVE)), None)
+        is_failing = any(replica.state == FAILED for replica in reports.replicas())  # new replicas may be the remedy
+        if active is not None and not (restart or is_failing) and release.only_reconfigures(active):
+            record = replace(record, version=active.version, sent_for=active.sent_for)
+            change = _reconfigure(claim, record, active, wait)
+        else:
+            change = _replace(claim, registry, release, wait)
     wait_for_gateways(installation, change, gateways, check)
     return record
+
+
+Wait = Callable[..., None]
+
+
+def _reconfigure(claim: Claim, record: ApplicationRecord, active: ApplicationRecord, wait: Wait) -> str:
+    """Have the replicas of the active version go on with other options; return the change.
+
+    Crash before the first command: nothing has changed. Crash after it: the options are registered, and replicas that
+    do not refuse them take them.
+    """
+    change = claim.promote(record, keeps_before=True)
+    try:
+        wait(record, is_kept=True)
+    except BaseException:
+        claim.promote(active)
+        raise
+    return change
+
+
+def _replace(claim: Claim, registry: Registry, release: Release, wait: Wait) -> str:
+    """Start replicas beside those of the active version, and make theirs the active one; return the change.
+
+    Crash while they start: the active version serves, workers end the new ones when the claim has stood still for a
+    while, and the next deploy removes what is left. Crash after the promotion: it is deployed.
+    """
+    record = release.record
+    registry.stage(record, release.code)
+    try:
+        if failpoints.ARMED:
+            failpoints.hit("rollout.after_stage")
+        wait(record)
+        if failpoints.ARMED:
+            failpoints.hit("rollout.before_promote")
+    except BaseException:
+        registry.withdraw(record)
+        raise
+    try:
+        change = claim.promote(record)
+    except DeployError:  # another deploy was faster; after any other error it may be the active one
+        registry.withdraw(record)
+        raise
+    if failpoints.ARMED:
+        failpoints.hit("rollout.after_promote")
+    return change
 
 
 def roll_back(installation: Installation, app: str, to: str = "", **options: Any) -> ApplicationRecord:

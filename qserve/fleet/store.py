@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeVar
 
-from qserve.base.keys import BEAT_TTL_MS, Keys
+from qserve.base.keys import BEAT_TTL_MS, ROLLOUT_TTL_MS, Keys
 from qserve.broker import functions
 from qserve.broker.connection import Client, broker_errors, refusal, without_strangers
 from qserve.broker.functions import Reply
@@ -138,7 +138,7 @@ class FleetStore:
 
     def _open_rollout(self, item: tuple[str, bytes]) -> tuple[str, Rollout]:
         app, data = item
-        return app, self._open(Rollout, f"rollout|{app}".encode(), data)
+        return app, self._open(Rollout, _rollout(app), data)
 
     def slots_of(self, worker: str) -> tuple[Slot, ...] | None:
         """Return what a worker is to run; None when that is not known."""
@@ -166,6 +166,31 @@ class FleetStore:
     def wish(self, app: str, deployment: str, wish: Wish) -> None:
         """Say what an operator wants of a deployment."""
         self._write(self._keys.wishes(app), deployment, _wish(app, deployment), wish)
+
+    def rollout(self, app: str) -> tuple[bytes, Rollout | None]:
+        """Return the deploy of an application that is under way or was the last, as it is stored and as it was read."""
+        key = self._keys.rollout(app)
+        with broker_errors():
+            data: Any = without_strangers(self._client, lambda: self._client.get(key), key)
+        found = dict(each(((app, data),) if data else (), self._open_rollout))
+        return data or b"", found.get(app)
+
+    def swap_rollout(self, app: str, was: bytes, rollout: Rollout) -> bytes:
+        """Say how a deploy goes, if ``was`` is stored of it; return what is stored then, and b"" if it is not."""
+        key, place = self._keys.rollout(app), _rollout(app)
+        data, value = self._sealed(place, rollout)
+
+        def write(pipe: Any) -> None:
+            is_same = (pipe.get(key) or b"") == was
+            pipe.multi()
+            if is_same:
+                pipe.set(key, data, px=ROLLOUT_TTL_MS)
+
+        with broker_errors():
+            if not self._client.transaction(write, key):
+                return b""
+        self._seen[place] = data, value
+        return data
 
     # -- hosts -------------------------------------------------------------------------------------
 
@@ -249,6 +274,10 @@ def _scaled(app: str, deployment: str) -> bytes:
 
 def _wish(app: str, deployment: str) -> bytes:
     return f"wish|{app}|{deployment}".encode()
+
+
+def _rollout(app: str) -> bytes:
+    return f"rollout|{app}".encode()
 
 
 def _beat(worker: str) -> bytes:

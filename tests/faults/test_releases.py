@@ -229,6 +229,29 @@ def test_other_options_restart_no_replica(releases: Releases) -> None:
     assert len({one.name for one in releases.replicas()} & before) >= len(before) - 1
 
 
+@row("F55")
+def test_a_deployer_that_dies_leaves_the_old_version_serving_and_nothing_to_clean_up(releases: Releases) -> None:
+    before, after = releases.version, releases.version + 1
+    new, load = releases.start_workers(after), releases.load(rate=50)
+    deploy = ("deploy", "diamond:app", "--app-dir", str(releases.folder(after)))
+
+    for point in ("rollout.after_claim", "rollout.after_stage", "rollout.before_promote"):
+        dying = releases.command(*deploy, env={"QSERVE_FAILPOINT": f"{point}:kill9"})
+        assert dying.wait() == -signal.SIGKILL, dying.output
+    load.more(50)
+    assert {tuple(call.answer["versions"]) for call in load.calls if call.answer} == {(before,) * 3}
+    last = releases.command(*deploy)
+    finish(last)
+    assert "waiting for the end of that" in last.output
+
+    releases.stop(releases.workers)
+    releases.workers, releases.version = new, after
+    load.more(50)
+    calls = load.stop()
+    assert [call for call in calls if not call.is_right] == []
+    assert {tuple(call.answer["versions"]) for call in calls} == {(before,) * 3, (after,) * 3}
+
+
 @row("F50", priority=True)
 def test_rolling_back_is_one_deploy_while_the_old_workers_run(releases: Releases) -> None:
     before, after = releases.version, releases.version + 1

@@ -66,6 +66,8 @@ LOOPS: dict[str, tuple[str, ...] | str] = {
     "qserve.define.multiplexing:_Models.get": _ENDS,
     "qserve.deploy.log_tail:LogTail._run": "its test is in tests/deploy/test_log_tail.py",
     "qserve.deploy.log_tail:LogTail.start": "its test is in tests/deploy/test_log_tail.py",
+    "qserve.deploy.claim:Claim.__enter__": _ENDS,
+    "qserve.deploy.claim:Claim._beat": "its test is in tests/deploy/test_claim.py",
     "qserve.deploy.rollout:wait_until_running": _ENDS,
     "qserve.engine.invoke:Invoker._commit": "a background task of a response, whose error is logged",
     "qserve.engine.invoke:Invoker._run_next": _ENDS,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -10,9 +11,13 @@ from pathlib import Path
 
 import pytest
 import redis
+from qserve_workers.supervisor import scope
 from qserve_workers.supervisor.own_code import OwnCode
+from qserve_workers.supervisor.scope import Applications, Scope
 
 from qserve.base.settings import Settings
+from qserve.base.turns import Turns
+from qserve.deploy.claim import Claim
 from qserve.deploy.installation import Installation
 from qserve.deploy.sources import Module, Sources, read_sources
 from qserve.exceptions import PayloadError
@@ -101,6 +106,30 @@ def test_only_the_code_that_was_deployed_is_taken(
     assert OwnCode(installation, "").find(record, ["One"]) is None
     (report,) = installation.reports("app").replicas()
     assert says in report.message and "it does not have sent_shop.app:app" in report.message
+
+
+@pytest.mark.row("F55")
+def test_a_version_whose_deployer_has_died_ends_and_is_taken_up_again_if_that_lives(
+    installation: Installation, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scope, "_READ_AGAIN_S", 0.0)
+    monkeypatch.setattr(scope, "_ABANDONED_S", 0.0)
+    record = replace(RECORD, target="")
+    installation.registry.stage(record)
+    applications = Applications(installation, Scope(), Turns("a round", logging.getLogger()))
+
+    def is_run() -> bool:
+        applications.refresh()
+        return applications.find("app", "v") is not None
+
+    assert is_run() and is_run()  # an older qserve deploys without a claim
+    with Claim(installation, "app", "v", 0.0) as claim:
+        assert is_run()
+        claim.update()
+        assert is_run()
+        assert not is_run()  # the counter has stood still
+        claim.update()
+        assert is_run()
 
 
 def test_modules_that_were_sent_are_imported_although_their_folders_are_elsewhere(folder: Path) -> None:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from qserve.base.log import get_logger
 from qserve.base.turns import Turns
 from qserve.broker.connection import if_permitted, load_functions
-from qserve.broker.registry import NO_CHANGE
+from qserve.broker.registry import NEXT, NO_CHANGE
 from qserve.deploy.installation import Installation
 from qserve.deploy.sources import Sources
 from qserve.exceptions import BrokerError, DeployError, PayloadError, WrongType
@@ -24,6 +24,10 @@ from qserve_workers.supervisor.own_code import OwnCode
 log = get_logger(__name__)
 _READ_AGAIN_S = 2.0
 """How often the registry is read although no change was announced: it may have been changed without an announcement."""
+
+
+_ABANDONED_S = 30.0
+"""How long the claim of a deploy may stand still before what it has staged ends."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +87,7 @@ class Applications:
         self._kept: dict[str, tuple[ApplicationRecord, bytes]] = {}
         self._old: dict[str, list[ApplicationRecord]] = {}
         self._wishes: dict[str, dict[str, Wish]] = {}
+        self._staged: dict[str, tuple[tuple[str, int], float]] = {}
 
     def wait_for_change(self, timeout_s: float) -> None:
         self._registry.wait_for_change(self._change or NO_CHANGE, timeout_s)
@@ -175,6 +180,7 @@ class Applications:
             self._say_once(f"application {name!r} {'runs as it was' if is_run else 'is not run'}: {error}")
             return
         self._wishes[name] = if_permitted(partial(self._fleet.wishes, name))
+        versions = [record for record in versions if not self._is_abandoned(record)]
         kept = None if active is None else (active, self._code_of(active))
         self._warn_if_unknown(versions)
         self._records = {key: record for key, record in self._records.items() if key[0] != name}
@@ -185,6 +191,24 @@ class Applications:
             self._kept[name] = kept
         self._old[name] = [old for old in self._registry.old(name) if (name, old.version) not in self._records]
         self._repair(name)
+
+    def _is_abandoned(self, record: ApplicationRecord) -> bool:
+        """Return whether nobody deploys a version any more that is staged: its deployer has died."""
+        if record.place != NEXT:
+            return False
+        _, rollout = self._fleet.rollout(record.name)
+        if rollout is None or rollout.version != record.version:  # an older qserve deploys
+            return False
+        now, state = time.monotonic(), (rollout.version, rollout.beat)
+        before, since = self._staged.get(record.name, (None, now))
+        self._staged[record.name] = state, (since if before == state else now)
+        is_abandoned = before == state and now - since > _ABANDONED_S
+        if is_abandoned:
+            warn_once(
+                f"the deploy of application {record.name!r}, version {record.version}, stands still: what runs of that"
+                " version ends, and the version before goes on"
+            )
+        return is_abandoned
 
     def _repair(self, name: str) -> None:
         try:
