@@ -13,8 +13,11 @@ from pathlib import Path
 
 import pytest
 from processes import Site, Started, free_port, is_open, new_site
+from shared_state import shared_state
 
 import qserve
+from qserve.broker.connection import connect, load_functions
+from qserve.machine.embedded_broker import EmbeddedBroker
 
 ROOT = Path(__file__).parents[1]
 
@@ -35,6 +38,11 @@ def pytest_configure(config: pytest.Config) -> None:
     if not hasattr(config, "workerinput"):
         for name in ("qserve", "workers", "gateway"):
             compileall.compile_dir(ROOT / name, quiet=2)
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """One process more than cores for `make fast`, because some tests wait for others."""
+    return (os.cpu_count() or 1) + 1
 
 
 @pytest.hookimpl(wrapper=True)  # marks before the option -m is applied, and sorts what others have shuffled
@@ -64,6 +72,27 @@ def site() -> Iterator[Site]:
     """A place for this test's processes; none of them, nor a broker's folder, may outlive it."""
     with new_site() as place:
         yield place
+
+
+@pytest.fixture(scope="session")
+def broker() -> Iterator[EmbeddedBroker]:
+    """A real broker for the session, with the function library."""
+    server = EmbeddedBroker()
+    server.wait_ready()
+    with connect(server.url) as client:
+        load_functions(client)
+    yield server
+    server.stop()
+
+
+@pytest.fixture(autouse=True)
+def leaves_its_process_as_it_was() -> Iterator[None]:
+    """Fail a test after which the process handles signals, tells the time or finds files in another way than before."""
+    before = shared_state()
+    yield
+    after = shared_state()
+    changed = [name for name in {**before, **after} if before.get(name) != after.get(name)]
+    assert not changed, f"the tests that follow would find these as this test has left them: {', '.join(changed)}"
 
 
 @pytest.fixture

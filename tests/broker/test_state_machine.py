@@ -671,6 +671,7 @@ COMMON = settings(
 )
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(400)  # to find the shortest history that goes wrong takes longer than to see that all go right
 def test_every_history_of_a_request_ends_as_the_model_says(client: redis.Redis) -> None:
     run(client, settings(COMMON, max_examples=100, derandomize=True))

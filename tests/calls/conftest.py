@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from broker_fixtures import broker, client, keys, settings
+from broker_fixtures import client, keys, settings
 
-__all__ = ["broker", "client", "keys", "settings"]
+__all__ = ["client", "keys", "settings"]

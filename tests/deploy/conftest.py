@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import redis
-from broker_fixtures import broker, client, desk, keys, no_key_outlives_its_purpose, settings
+from broker_fixtures import client, desk, keys, no_key_outlives_its_purpose, settings
 
 from qserve.base.settings import Settings
 from qserve.deploy.installation import Installation
 
-__all__ = ["broker", "client", "desk", "keys", "no_key_outlives_its_purpose", "settings"]
+__all__ = ["client", "desk", "keys", "no_key_outlives_its_purpose", "settings"]
 
 
 @pytest.fixture

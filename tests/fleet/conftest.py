@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from broker_fixtures import broker, client, desk, keys, no_key_outlives_its_purpose, settings
+from broker_fixtures import client, desk, keys, no_key_outlives_its_purpose, settings
 
-__all__ = ["broker", "client", "desk", "keys", "no_key_outlives_its_purpose", "settings"]
+__all__ = ["client", "desk", "keys", "no_key_outlives_its_purpose", "settings"]

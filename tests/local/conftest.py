@@ -29,12 +29,13 @@ def run_here() -> Iterator[ServeRun]:
 def broker_port() -> Iterator[int]:
     """A broker, workers and a gateway for the whole session; nothing of them may be left at its end."""
     port = free_port()
-    with new_site() as site, pytest.MonkeyPatch.context() as environment:
-        for name, value in site.environment.items():
-            environment.setenv(name, value)
-        environment.delenv("QSERVE_BROKER_URL", raising=False)
-        environment.delenv("REDIS_URL", raising=False)
-        qserve.start(port=port)
+    with new_site() as site:
+        with pytest.MonkeyPatch.context() as environment:
+            for name, value in site.environment.items():
+                environment.setenv(name, value)
+            environment.delenv("QSERVE_BROKER_URL", raising=False)
+            environment.delenv("REDIS_URL", raising=False)
+            qserve.start(port=port)
         yield port
         qserve.shutdown()
 

@@ -9,6 +9,7 @@ from random_graphs import Graph, graphs
 from serving import ServeRun, ask
 
 
+@pytest.mark.slow
 @settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(graphs())
 def test_a_graph_gives_what_plain_python_gives(run_here: ServeRun, graph: Graph) -> None:

@@ -98,6 +98,7 @@ def expected(*names: str) -> dict[str, Any]:
     return {name: forking.ACTIONS[name][1] for name in names}
 
 
+@pytest.mark.slow
 def test_what_user_code_forks_behaves_as_in_any_program_wherever_it_does(forker: Any) -> None:
     everywhere = forking.EVERYWHERE
     assert ask(forker.before) == [expected(*everywhere)] * 2

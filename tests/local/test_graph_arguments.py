@@ -338,6 +338,7 @@ def test_a_call_takes_any_number_of_other_calls_results(serve_run: ServeRun, num
     assert serve.get(handle.total.remote(*refs), timeout=60) == [number, sum(range(number))]
 
 
+@pytest.mark.slow
 def test_a_call_with_more_results_than_a_step_may_have_is_refused_before_anything_is_sent(run_here: ServeRun) -> None:
     handle = run_here(Wide.bind())
     refs = [handle.one.remote(value) for value in range(INPUTS_LIMIT)]

@@ -40,7 +40,7 @@ def test_start_takes_the_options_of_ray_serve(
     asked: list[tuple[Any, Any]] = []
     monkeypatch.setattr(api, "_cluster", None)
 
-    def ensure_cluster(host: Any, port: Any, timeout_s: float | None) -> SimpleNamespace:
+    def ensure_cluster(host: Any, port: Any, *others: Any) -> SimpleNamespace:
         asked.append((host, port))
         return SimpleNamespace()
 

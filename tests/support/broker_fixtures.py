@@ -1,4 +1,4 @@
-"""A real broker for the session, a namespace of its own for each test, and no key left without a life."""
+"""A namespace of its own for each test of the real broker, and no key left without a life."""
 
 from __future__ import annotations
 
@@ -11,18 +11,8 @@ from desk import Desk
 
 from qserve.base.keys import Keys
 from qserve.base.settings import Settings
-from qserve.broker.connection import connect, load_functions
+from qserve.broker.connection import connect
 from qserve.machine.embedded_broker import EmbeddedBroker
-
-
-@pytest.fixture(scope="session")
-def broker() -> Iterator[EmbeddedBroker]:
-    server = EmbeddedBroker()
-    server.wait_ready()
-    with connect(server.url) as connection:
-        load_functions(connection)
-    yield server
-    server.stop()
 
 
 @pytest.fixture
