@@ -13,6 +13,7 @@ from typing import Any
 from qserve.base import failpoints
 from qserve.base.clock import Deadline
 from qserve.base.log import get_logger
+from qserve.broker.connection import if_permitted
 from qserve.broker.registry import ACTIVE, Registry
 from qserve.deploy.claim import Claim
 from qserve.deploy.installation import GIVEN_UP_AFTER, Installation, ReplicaReports, waiting_workers
@@ -26,6 +27,8 @@ log = get_logger(__name__)
 READY_TIMEOUT_S = 60.0
 GATEWAY_TIMEOUT_S = 10.0
 _POLL_INTERVAL_S = 0.01
+_SHORT_AFTER_S = 1.0
+"""What has no place is told after so long, and looked at again after so long: at first nothing has a place."""
 
 
 def roll_out(
@@ -61,7 +64,14 @@ def roll_out(
     registry, record = installation.registry, release.record
     reports = installation.reports(record.name)
     registry.check_prefix(record)  # before anything is started
-    wait = partial(wait_until_running, reports=reports, timeout_s=ready_timeout_s, on_progress=on_progress, check=check)
+    wait = partial(
+        wait_until_running,
+        reports=reports,
+        timeout_s=ready_timeout_s,
+        on_progress=on_progress,
+        check=check,
+        shortages=lambda: _shortages(installation, record.name),
+    )
     with Claim(installation, record.name, record.version, ready_timeout_s, on_wait, check) as claim:
         if failpoints.ARMED:
             failpoints.hit("rollout.after_claim")
@@ -158,11 +168,13 @@ def wait_until_running(
     on_progress: Callable[[str, int, int], None] = lambda *counts: None,
     check: Callable[[], None] = lambda: None,
     is_kept: bool = False,
+    shortages: Callable[[], Mapping[str, str]] = dict,
 ) -> None:
     """Wait until every replica of a version has constructed its object and takes calls.
 
     Parameters:
       is_kept: Whether they have run before, and have to take the options of the record.
+      shortages: Returns why replicas have no place, by deployment; each reason is logged once.
 
     Raises:
       DeployError: A constructor failed as often as it is tried, or a replica has refused its user_config (the message
@@ -170,7 +182,7 @@ def wait_until_running(
     """
     expected = {name: wanted.num_replicas for name, wanted in record.replicated.items()}
     shown: dict[str, int] = {}
-    deadline = Deadline(timeout_s)
+    deadline, short_at, told = Deadline(timeout_s), time.monotonic() + _SHORT_AFTER_S, set[tuple[str, str]]()
     while True:
         replicas = [
             replica
@@ -190,17 +202,18 @@ def wait_until_running(
                 on_progress(name, running[name], count)
         if all(running[name] >= count for name, count in expected.items()):
             return
-        for replica in replicas:
-            if replica.refused == record.deployments[replica.deployment].config:
-                raise DeployError(
-                    f"deployment {replica.deployment!r} has refused its user_config; its reconfigure failed:\n"
-                    + replica.message
-                )
-        _raise_for_failures(failed, expected, record)
+        _raise_for_failures(replicas, expected, record)
         check()
+        if time.monotonic() > short_at:
+            short_at = time.monotonic() + _SHORT_AFTER_S
+            lacking = {name: why for name, why in shortages().items() if running[name] < expected.get(name, 0)}
+            for name, why in lacking.items() - told:
+                log.warning("deployment %r of application %r waits: %s", name, record.name, why)
+            told |= lacking.items()
         if deadline.has_passed():
             late = ", ".join(f"{name} ({running[name]} of {count})" for name, count in expected.items())
-            why = "".join(f"\n{replica.deployment}: {replica.message}" for replica in failed)
+            said = [(replica.deployment, replica.message) for replica in failed] + [*shortages().items()]
+            why = "".join(f"\n{name}: {message}" for name, message in said)
             if record.code and not (why or running):
                 why = f"\nno worker with the code of this version ({record.code}) has started a replica"
             waiting = waiting_workers(replicas)
@@ -210,18 +223,28 @@ def wait_until_running(
         time.sleep(_POLL_INTERVAL_S)
 
 
+def _shortages(installation: Installation, app: str) -> dict[str, str]:
+    """Return why replicas have no place, by deployment, as the worker that leads has noted it."""
+    found = if_permitted(partial(installation.fleet.scaled, app))
+    return {name: scaled.shortage for name, scaled in found.items() if scaled.shortage}
+
+
 def _raise_for_failures(
-    failed: Sequence[ReplicaStatus], expected: Mapping[str, int], record: ApplicationRecord
+    replicas: Sequence[ReplicaStatus], expected: Mapping[str, int], record: ApplicationRecord
 ) -> None:
     counts: Counter[str] = Counter()
-    for replica in failed:  # a supervisor's report counts those that have failed before
-        counts[replica.deployment] += max(1, replica.failures)
+    for replica in replicas:
+        if replica.refused == record.deployments[replica.deployment].config:
+            why = f"has refused its user_config; its reconfigure failed:\n{replica.message}"
+            raise DeployError(f"deployment {replica.deployment!r} {why}")
+        if replica.state == FAILED:  # a supervisor's report counts those that have failed before
+            counts[replica.deployment] += max(1, replica.failures)
     for name, count in counts.items():
         # a constructor is tried three times for each replica, as in Ray Serve
         retries = max(1, record.deployments[name].constructor_retries)
         if count >= min(retries, GIVEN_UP_AFTER * expected[name]):
-            message = next(replica.message for replica in failed if replica.deployment == name)
-            raise DeployError(f"deployment {name!r} could not be started; {message}")
+            failed = (replica for replica in replicas if (replica.deployment, replica.state) == (name, FAILED))
+            raise DeployError(f"deployment {name!r} could not be started; {next(failed).message}")
 
 
 def wait_for_gateways(

@@ -20,6 +20,7 @@ from qserve.deploy.rollout import roll_back, roll_out, wait_for_gateways
 from qserve.deploy.status import status_of
 from qserve.exceptions import DeployError, PayloadError, UsageProblem
 from qserve.wire.application import ApplicationRecord, DeploymentRecord, Resources, Scaling
+from qserve.wire.fleet import Scaled
 from qserve.wire.status import FAILED, RUNNING, ReplicaStatus
 
 
@@ -165,6 +166,25 @@ def test_a_user_config_that_is_refused_leaves_the_one_before(installation: Insta
         roll_out(installation, new, check=refuse)
 
     assert installation.registry.versions("shop") == [before]
+
+
+def test_a_deploy_tells_what_its_replicas_have_no_place_for_while_it_waits_and_when_it_gives_up(
+    installation: Installation, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    why = "1 of 1 replicas have no place: each takes 1 GPU; free: 0 of 0 on a-1"
+    monkeypatch.setattr("qserve.deploy.rollout._SHORT_AFTER_S", 0.0)
+    installation.fleet.note("shop", "Model", Scaled(1, 1, shortage=why))
+
+    def wait_for_the_line() -> None:
+        if caplog.messages:
+            raise DeployError("given up")
+
+    with pytest.raises(DeployError, match="given up"):
+        roll_out(installation, release(installation), check=wait_for_the_line)
+    with pytest.raises(DeployError, match=f"not all replicas were ready within 0 s: Model .0 of 1.\nModel: {why}"):
+        roll_out(installation, release(installation), ready_timeout_s=0)
+
+    assert caplog.messages[0] == f"deployment 'Model' of application 'shop' waits: {why}"
 
 
 def test_options_bring_new_replicas_where_those_before_fail(installation: Installation) -> None:
