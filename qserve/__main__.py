@@ -28,6 +28,7 @@ _COMMANDS = (
     "dlq",
     "graph",
     "compose",
+    "kubernetes",
 )
 """Each is the function of its name in the module of its name in ``qserve.cli``."""
 _ENTRY_POINTS = "qserve.commands"

@@ -19,6 +19,7 @@ from qserve.broker.doctor import check_unless_parent_did, recheck
 from qserve.calls.client import ClientPlane
 from qserve_gateway.handler import RequestHandler, handle
 from qserve_gateway.jobs import JOBS_PATH, Jobs
+from qserve_gateway.queues import QUEUES_PATH, Queues
 from qserve_gateway.request.access import AccessPolicy, check_host, check_origin
 from qserve_gateway.request.environ import Environ, Refused, must_close, request_id_of
 from qserve_gateway.request.waiting import InFlightLimit
@@ -134,6 +135,12 @@ def _add_pages(app: Gateway, plane: ClientPlane, watcher: RouteWatcher) -> None:
     def routes() -> Any:
         table = watcher.table or watcher.current()  # the last one also while the broker is not well
         return table.listing(), 200, {"x-request-id": request_id_of(request.environ)}
+
+    backlog = Queues(plane)
+
+    @app.route(QUEUES_PATH, provide_automatic_options=False)
+    def queues() -> Any:
+        return backlog.page(request.args), 200, {"x-request-id": request_id_of(request.environ)}
 
     @app.errorhandler(HTTPException)
     def refuse(error: HTTPException) -> Any:

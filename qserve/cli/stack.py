@@ -36,7 +36,11 @@ _EVERYWHERE = ("0.0.0.0", "::", "")
 
 @dataclass(frozen=True)
 class Given:
-    """What the user has said."""
+    """What the user has said.
+
+    Parameters:
+      more: Options of one command with their values; None for one that was not given, "" for one without a value.
+    """
 
     command: str
     target: str
@@ -46,6 +50,7 @@ class Given:
     app_dir: str
     env: tuple[str, ...]
     python: str
+    more: tuple[tuple[str, str | None], ...] = ()
 
     @property
     def words(self) -> list[str]:
@@ -56,8 +61,9 @@ class Given:
             ("--route-prefix", self.route_prefix, None),
             ("--app-dir", self.app_dir, "."),
             ("--python", self.python, _this_python()),
+            *((option, value, None) for option, value in self.more),
         ):
-            options += [option, str(value)] if value != default else []
+            options += [option, *filter(None, [value])] if value != default else []
         variables = [word for variable in self.env for word in ("--env", variable)]
         return ["qserve", self.command, self.target, *self.arguments, *options, *variables]
 
@@ -96,8 +102,11 @@ def _check_variables(ctx: click.Context, option: click.Parameter, given: tuple[s
     return given
 
 
-def plan_of(given: Given) -> Plan:
+def plan_of(given: Given, *, has_token: bool = False, spreads_gpus: bool = False) -> Plan:
     """Import the applications, and return what their stack consists of.
+
+    Parameters:
+      has_token, spreads_gpus: See ``Plan`` and ``services_of``.
 
     Raises:
       UsageProblem: The target, or the folder, cannot be used.
@@ -133,7 +142,8 @@ def plan_of(given: Given) -> Plan:
     return Plan(
         name=slug(first),
         target=target,
-        services=services_of(records, scaled),
+        services=services_of(records, scaled, spreads_gpus=spreads_gpus),
+        has_token=has_token,
         app_dir=Path(given.app_dir).as_posix(),
         environment={"QSERVE_REQUEST_TIMEOUT_S": "60"} | environment,
         own_environment={

@@ -12,7 +12,8 @@ from qserve.stacks.plan import Plan, Service
 FILE = "docker-compose.yml"
 SECRETS = {"qserve_key": "QSERVE_SECRET_KEY_FILE", "broker_password": "QSERVE_BROKER_PASSWORD_FILE"}
 """Files in the folder ``secrets``, and the variable that says where a container has each of them."""
-HEALTHZ = "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8000/-/healthz', timeout=4)"
+HEALTHZ_PATH = "/-/healthz"
+_HEALTHZ = f"import urllib.request; urllib.request.urlopen('http://127.0.0.1:8000{HEALTHZ_PATH}', timeout=4)"
 _MOUNTED = "/run/secrets"
 
 _HEAD = """\
@@ -151,7 +152,7 @@ def compose_text(plan: Plan) -> str:
         own_environment=own,
         secret_names=_list(SECRETS),
         mounted=_MOUNTED,
-        healthz=_list(["CMD", "python", "-c", HEALTHZ]),
+        healthz=_list(["CMD", "python", "-c", _HEALTHZ]),
         deploy=_list(plan.deploy),
         services="".join(_service(plan, service) for service in plan.services),
         secrets="".join(f"  {name}: {{file: ./{SECRETS_FOLDER}/{name}}}\n" for name in SECRETS),

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from qserve.wire.application import ApplicationRecord, DeploymentRecord
 
 BROKER, GATEWAY, DEPLOY = "broker", "gateway", "deploy"
-_LONGEST_NAME = 40
+_LONGEST_NAME = 30
 _MARGIN_BYTES = 128 << 20
 """What a container takes beside its replicas: the supervisor."""
 _STOP_MARGIN_S = 10
@@ -75,6 +75,7 @@ class Plan:
       environment: Variables of all containers but the broker's.
       own_environment: Variables of the containers that run user code.
       port: Where the gateway is published: a port, or an address with a port.
+      has_token: Whether the gateway asks for a token.
       written_by: The command that writes the files.
     """
 
@@ -85,6 +86,7 @@ class Plan:
     environment: Mapping[str, str] = field(default_factory=dict)
     own_environment: Mapping[str, str | None] = field(default_factory=dict)
     port: str = "8000"
+    has_token: bool = False
     written_by: str = "qserve compose"
 
     @property
@@ -98,11 +100,15 @@ class Plan:
         return ("--app-dir", self.app_dir) if self.app_dir != "." else ()
 
 
-def services_of(records: Iterable[ApplicationRecord], scaled: Collection[str] = ()) -> tuple[Service, ...]:
+def services_of(
+    records: Iterable[ApplicationRecord], scaled: Collection[str] = (), *, spreads_gpus: bool = False
+) -> tuple[Service, ...]:
     """Return a service for each deployment that has replicas.
 
     Parameters:
       scaled: The applications whose number of replicas somebody else says.
+      spreads_gpus: Whether each container gets GPUs that no other one has, as on Kubernetes. Elsewhere an engine gives
+        all of them the first ones, so one container has all replicas of a deployment.
     """
     found: list[Service] = []
     applications = [*records]
@@ -110,9 +116,12 @@ def services_of(records: Iterable[ApplicationRecord], scaled: Collection[str] = 
         for one in record.replicated.values():
             words = one.name if len(applications) == 1 else f"{record.name}-{one.name}"
             name = _unique(slug(words), {BROKER, GATEWAY, DEPLOY, *(service.name for service in found)})
-            count, replicas = first_count(one), 1
-            if one.resources.gpus:  # engines give every container the first GPUs, so one container has them all
+            count, replicas, gpus = first_count(one), 1, one.resources.gpus
+            if gpus and not spreads_gpus:
                 count, replicas = 1, count
+            elif 0 < gpus < 1:  # as many as one GPU has room for
+                replicas = min(count, int(1 / gpus))
+                count = math.ceil(count / replicas)
             found.append(Service(name, record.name, one, count, replicas, record.name in scaled))
     return tuple(found)
 

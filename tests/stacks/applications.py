@@ -41,7 +41,7 @@ APPLICATIONS: dict[str, tuple[list[ApplicationRecord], dict[str, Any]]] = {
     "environment": (
         [record("default", DeploymentRecord("Model"))],
         {
-            "own_environment": {"PRICE": "5$ 'each': \"\u00e4\"", "TOKEN": None},
+            "own_environment": {"PRICE": "5$ 'each': \"\u00e4\" $(HOME)", "TOKEN": None},
             "environment": {"QSERVE_LOG_FORMAT": "json"},
             "port": "127.0.0.1:9000",
         },
@@ -49,7 +49,8 @@ APPLICATIONS: dict[str, tuple[list[ApplicationRecord], dict[str, Any]]] = {
 }
 
 
-def plan_for(name: str) -> Plan:
+def plan_for(name: str, *, spreads_gpus: bool = False, **changes: Any) -> Plan:
     """Return the plan of the stack of one of them."""
     records, options = APPLICATIONS[name]
-    return Plan("shop", services=services_of(records), **{"target": ("shop:app",), **options})
+    services = services_of(records, spreads_gpus=spreads_gpus)
+    return Plan("shop", services=services, **{"target": ("shop:app",), **options, **changes})

@@ -1,4 +1,4 @@
-"""``qserve compose`` in a folder of the user's own."""
+"""``qserve compose`` and ``qserve kubernetes`` in a folder of the user's own."""
 
 from __future__ import annotations
 
@@ -120,3 +120,24 @@ def test_what_cannot_be_done_changes_nothing(words: list[str], message: str, qse
     assert result.exit_code == 2, result.output
     assert message in result.stderr
     assert {path.name for path in tmp_path.iterdir()} - {"__pycache__"} == before
+
+
+def test_manifests_are_written_and_compared_with_the_tag_of_a_release(qserve: Qserve, tmp_path: Path) -> None:
+    words = "kubernetes", "shopstack:app", "--image", "registry/shop", "--tag", "v1", "--api-token"
+
+    assert qserve(*words).exit_code == 0
+    assert qserve(*words, "--check").exit_code == 0
+    assert qserve(*words[:-2], "v2", "--check").exit_code == 1
+
+    text = (tmp_path / "kubernetes.yaml").read_text()
+    assert "image: registry/shop-worker:v1" in text
+    assert f"# Written by `qserve {' '.join(words)}`" in text
+    assert {path.name for path in (tmp_path / "secrets").iterdir()} == {"qserve_key", "broker_password", "api_token"}
+
+
+def test_a_password_does_not_get_into_a_manifest(qserve: Qserve, tmp_path: Path) -> None:
+    result = qserve("kubernetes", "shopstack:app", "--broker", "redis://:hidden@host:6379")
+
+    assert result.exit_code == 2
+    assert "leave the password out" in result.stderr
+    assert not (tmp_path / "kubernetes.yaml").exists()
