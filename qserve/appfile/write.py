@@ -6,25 +6,15 @@ import inspect
 from collections.abc import Iterable
 from typing import Any
 
-import yaml
 from pydantic import BaseModel
 
 from qserve.appfile.options import options_to_write
+from qserve.appfile.yaml_text import yaml_of
 from qserve.define.compile import CompiledApplication
 from qserve.define.deployments import Deployment
 from qserve.wire.application import ApplicationRecord
 
 _ONLY_IN_CODE = {"name", "init_args", "init_kwargs", "route_prefix", "use_new_handle_api", "version"}
-
-
-class _Dumper(yaml.SafeDumper):  # type: ignore[misc]
-    """Indents lists below their key, as Ray Serve's files are, and writes no anchors."""
-
-    def increase_indent(self, flow: bool = False, indentless: bool = False) -> None:
-        super().increase_indent(flow, False)
-
-    def ignore_aliases(self, data: Any) -> bool:
-        return True
 
 
 def part_of(built: CompiledApplication, import_path: str, args: dict[str, Any]) -> dict[str, Any]:
@@ -61,9 +51,7 @@ def written(parts: Iterable[dict[str, Any]], header: str = "") -> str:
       header: Comes first, as a comment.
     """
     comment = "".join(f"# {line}".rstrip() + "\n" for line in header.splitlines())
-    text: str = yaml.dump(
-        {"applications": list(parts)}, Dumper=_Dumper, sort_keys=False, allow_unicode=True, default_flow_style=False
-    )
+    text = yaml_of({"applications": list(parts)})
     return f"{comment}\n{text}" if comment else text
 
 

@@ -94,7 +94,13 @@ def yaml_of(value: Any) -> str:
 
 
 class _Writer(yaml.SafeDumper):  # type: ignore[misc]
-    """Writes the members of an enum that are text as text."""
+    """Indents lists below their key, as Ray Serve's files are, has no anchors, and writes enums as text."""
+
+    def increase_indent(self, flow: bool = False, indentless: bool = False) -> None:
+        super().increase_indent(flow, False)
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
 
 
 _Writer.add_multi_representer(str, lambda writer, value: writer.represent_str(str(value)))
