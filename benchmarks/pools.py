@@ -5,7 +5,7 @@
     python benchmarks/pools.py --hours 2           # its first two hours
     python benchmarks/pools.py --json pools.json   # the figures as data as well
 
-Nothing is started: the decisions are those of ``qserve.fleet.decide``, and everything else is computed. Requests come
+No process is started: ``qserve.fleet.decide`` decides, and everything else is simulated. Requests come
 at random, few in the night, none for three hours of it, many at noon; three times a day there are several times as many
 at once, for some minutes. Each takes ``--work-s`` of one of the ``--target`` places of a replica; a new replica takes
 ``--start-s`` until it works.
@@ -31,17 +31,17 @@ from qserve.fleet.values import Decision, Load
 from qserve.wire.application import Scaling
 
 STEP_S = 0.25
-"""The leader decides so often."""
+"""How often the leader decides."""
 HOUR_S = 3600.0
 NIGHT_H = (1, 4)
 BURSTS_H = {8.5: 4.0, 12.25: 3.0, 20.0: 5.0}
-"""When there are so many times as many requests."""
+"""The hours at which bursts begin, and by how much they multiply the load."""
 BURST_S = 240.0
 
 
 @dataclass(frozen=True)
 class Row:
-    """What one set of options came to."""
+    """The result of one set of options."""
 
     options: str
     replica_hours: float
@@ -53,7 +53,7 @@ class Row:
 
 
 def rate_at(hour: float, peak: float) -> float:
-    """Return how many requests a second come at an hour of the day."""
+    """Return the requests per second at an hour of the day."""
     if NIGHT_H[0] <= hour < NIGHT_H[1]:
         return 0.0
     usual = peak * (0.55 - 0.45 * math.cos(2 * math.pi * (hour - 1) / 24))
@@ -70,23 +70,23 @@ def arrivals(hours: float, peak: float, chance: random.Random) -> Iterator[int]:
 
 
 class Pool:
-    """A deployment that needs no processes: its queue, its replicas, and what became of its requests."""
+    """A simulated deployment: its queue, its replicas, and how long its requests waited."""
 
     def __init__(self, target: int, work_s: float, start_s: float, count: int) -> None:
         self.target, self.work, self.start = target, max(1, round(work_s / STEP_S)), round(start_s / STEP_S)
         self.count = self.ready = count
         self.starting: deque[int] = deque()
-        """When each replica that starts will be ready."""
+        """The steps at which starting replicas become ready."""
         self.waiting: deque[tuple[int, int]] = deque()
-        """When requests came, and how many then."""
+        """The steps at which requests came, and how many."""
         self.ends: deque[tuple[int, int]] = deque()
-        """When requests will be done, and how many then."""
+        """The steps at which requests end, and how many."""
         self.queued = self.running = self.done = 0
         self.waits: dict[int, int] = {}
-        """How many requests waited so many steps."""
+        """How many requests waited for each number of steps."""
 
     def step(self, now: int, came: int) -> None:
-        """Let one step pass."""
+        """Simulate one step."""
         while self.starting and self.starting[0] <= now:
             self.starting.popleft()
             self.ready += 1
@@ -106,7 +106,7 @@ class Pool:
             self.waits[now - then] = self.waits.get(now - then, 0) + taken
 
     def scale(self, now: int, count: int) -> None:
-        """Start replicas, or stop some: those first that are not ready."""
+        """Start or stop replicas; those that are not ready are stopped first."""
         for _ in range(count - self.count):
             self.starting.append(now + self.start)
         for _ in range(self.count - count):
@@ -117,7 +117,7 @@ class Pool:
         self.count = count
 
     def load(self, now: int) -> Load:
-        """Return what the broker would say."""
+        """Return the load as the broker would report it."""
         oldest_s = (now - self.waiting[0][0]) * STEP_S if self.waiting else 0.0
         return Load(now * STEP_S, self.queued, self.running, oldest_s)
 

@@ -1,4 +1,4 @@
-"""What a deploy would change: the difference between what runs and what a file says."""
+"""The difference between the applications that run and those in a config file."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from qserve.appfile.options import options_of
 from qserve.wire.application import ApplicationRecord
 
 START, KEEP, REPLACE, DELETE = "starts", "no replica is restarted", "all its replicas are replaced", "is deleted"
-"""What a change does to an application."""
+"""The effects that a change can have on an application."""
 
 
 _FIELDS = {
@@ -20,7 +20,7 @@ _FIELDS = {
     "timeout_s": "request_timeout_s",
     "cancel_on_disconnect": "cancel_on_disconnect",
 }
-"""Fields of an application's record, as a file or the options of its ingress name them."""
+"""Fields of an application's record, under the names that a file or the options of its ingress use."""
 
 
 @dataclass(frozen=True)

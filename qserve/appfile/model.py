@@ -1,4 +1,4 @@
-"""What a file may say: Ray Serve's keys, and the options of deployments as they are in code."""
+"""The keys of a config file: those of Ray Serve, and the options of deployments."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from qserve.base import unused
 from qserve.define.options import ActorOptions, AutoscalingConfig, DeploymentOptions, LoggingConfig, check_runtime_env
 
 NO_EFFECT = "no effect: "
-"""Begins the description of a key that is accepted and has no effect."""
+"""How the description of a key without effect begins."""
 _ONLY_IN_CODE = {"init_args", "init_kwargs", "route_prefix", "use_new_handle_api", "version"}
-"""Options of a deployment that say what it is, and so belong to its code or to its application."""
+"""Options that only the code of a deployment, or its application, can set."""
 
 
 _LOGS = {"log_level": "QSERVE_LOG_LEVEL", "encoding": "QSERVE_LOG_FORMAT"}
 
 
 class Part(BaseModel):
-    """A part of a file; keys that it does not know are refused before."""
+    """A part of a file. Unknown keys have been refused before it is built."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -53,8 +53,8 @@ class ApplicationPart(Part):
       route_prefix: Its path; None for no HTTP, and if the file does not say, the path of its code.
       import_path: ``module:node`` or ``module:builder``.
       args: The arguments of the builder.
-      logging_config: That of deployments which have none of their own.
-      runtime_env: Its ``env_vars`` are variables of all deployments; their own win.
+      logging_config: For deployments that have none of their own.
+      runtime_env: Its ``env_vars`` hold for all deployments, unless a deployment sets the same variable.
       deployments: Those whose options the file changes.
     """
 
@@ -100,7 +100,7 @@ class ServeFile(Part):
 
     @property
     def variables(self) -> dict[str, str]:
-        """The environment variables that say what the file says of the gateway and the logs of `qserve run`."""
+        """The file's settings for the gateway and the logs of `qserve run`, as environment variables."""
         http, logs = self.http_options, self.logging_config
         found: dict[str, Any] = {
             "QSERVE_HOST": http.host,
@@ -111,7 +111,7 @@ class ServeFile(Part):
         return {name: str(value) for name, value in found.items() if value is not None}
 
     def logs_of(self, number: int, env: Mapping[str, str]) -> LoggingConfig | None:
-        """Return the logs of an application: its own, or those of the file but for what a variable says."""
+        """Return the log settings of an application: its own, or those of the file that no variable overrides."""
         shared = self.logging_config
         if self.applications[number].logging_config is not None or shared is None:
             return self.applications[number].logging_config
@@ -120,14 +120,14 @@ class ServeFile(Part):
         )
 
     def part(self, number: int) -> dict[str, Any]:
-        """Return an application as the file has it."""
+        """Return an application as it is written in the file."""
         return dict(self._root.at(("applications", number))[0].value)
 
     def warn(self, *, is_run: bool = False) -> None:
-        """Name once, in one warning, everything that the file says without effect.
+        """Warn once about all keys of the file that have no effect.
 
         Parameters:
-          is_run: Whether the gateway and the logs are those of `qserve run`, which obey the file.
+          is_run: Whether `qserve run` reads the file; it obeys the keys of the gateway and of the logs.
         """
         reasons = dict(self._without_effect)
         if not is_run:

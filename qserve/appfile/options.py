@@ -1,4 +1,4 @@
-"""The options of a deployment, read back from its record, and where each of them comes from."""
+"""Reads the options of a deployment from its record, and tells where each one was set."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _OTHER_NAMES = {"max_ongoing_requests": "max_concurrent_queries"}
 
 
 def options_of(record: DeploymentRecord) -> dict[str, Any]:
-    """Return the options of a deployment by their names in code, those of a part as ``part.name``."""
+    """Return a deployment's options by their names in code; nested options are called ``part.name``."""
     resources, scaling = record.resources, record.scaling
     return {
         "version": record.version or None,
@@ -51,12 +51,12 @@ _DEFAULTS = options_of(DeploymentRecord("", scaling=Scaling())) | options_of(Dep
 
 
 def is_default(option: str, value: Any) -> bool:
-    """Return whether an option has the value that it has if nobody sets it."""
+    """Return whether an option has its default value."""
     return bool(_DEFAULTS.get(option) == value)
 
 
 def options_to_write(record: DeploymentRecord) -> dict[str, Any]:
-    """Return the options that differ from their defaults, as a file says them; always the number of replicas."""
+    """Return the number of replicas, and all options that differ from their defaults, as a file has them."""
     found: dict[str, Any] = {}
     for option, value in options_of(record).items():
         if value is not None and option not in _ONLY_IN_CODE and (not is_default(option, value) or option in _ALWAYS):

@@ -1,4 +1,4 @@
-"""Read a config file: one line for each mistake, with its place and what is allowed."""
+"""Reads a config file. The error has a line for each mistake, with its place and what is allowed there."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _INSTEAD = {
     "port": "write it in http_options, for all applications",
     "route_prefix": "write it in the application",
 }
-"""Where keys belong that are in the wrong place."""
+"""Where a key belongs that is often written in another place."""
 _MISSING = "it is missing"
 Mistake = tuple[Place, str]
 
@@ -48,7 +48,7 @@ def read_file(path: Path) -> ServeFile:
 
 
 def read_value(value: Any, name: str) -> ServeFile:
-    """Check what a file would say, given as a plain value.
+    """Check the contents of a file, given as a plain value.
 
     Parameters:
       name: Stands for the file in messages.
@@ -147,7 +147,7 @@ def _of_pydantic(error: ValidationError, before: Place = ()) -> Iterator[Mistake
 
 
 def _mistakes(file: ServeFile) -> Iterator[Mistake]:
-    """Yield what is wrong although each value has its type."""
+    """Yield the mistakes that remain when each value has the right type."""
     applications = file.applications
     yield from _twice([(("applications", i, "name"), app.name) for i, app in enumerate(applications)], "application")
     prefixes = [(("applications", i, "route_prefix"), app.route_prefix) for i, app in enumerate(applications)]

@@ -18,7 +18,7 @@ _ONLY_IN_CODE = {"name", "init_args", "init_kwargs", "route_prefix", "use_new_ha
 
 
 def part_of(built: CompiledApplication, import_path: str, args: dict[str, Any]) -> dict[str, Any]:
-    """Return an application as a file says it: with the options that its code sets, so that they are easy to change."""
+    """Return an application as it is written in a file, with the options that its code sets."""
     part: dict[str, Any] = {
         "name": built.name,
         "route_prefix": built.ingress.route_prefix,
@@ -31,7 +31,7 @@ def part_of(built: CompiledApplication, import_path: str, args: dict[str, Any]) 
 
 
 def part_of_record(record: ApplicationRecord) -> dict[str, Any]:
-    """Return an application that is deployed as a file says it; what a file has brought, as that file did."""
+    """Return a deployed application as it is written in a file; if it came from one, exactly as it was there."""
     if record.config:
         return record.part
     part: dict[str, Any] = {"name": record.name, "route_prefix": record.route_prefix}

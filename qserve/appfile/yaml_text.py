@@ -1,4 +1,4 @@
-"""YAML as a tree of plain values with their places: no cycles, no duplicate keys, no aliases without a limit."""
+"""Reads YAML into a tree of plain values with their places. Cycles, duplicate keys and too many aliases are refused."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from qserve.exceptions import UsageProblem
 DEPTH_LIMIT = 50
 """How deep lists and mappings may be nested."""
 EXPANDED_LIMIT = 10_000
-"""How many values all aliases of a file may stand for."""
+"""How many values the aliases of a file may expand to."""
 _TAG = "tag:yaml.org,2002:"
 _PLAIN = {f"{_TAG}{kind}" for kind in ("null", "bool", "int", "float", "str")}
 _READER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -44,7 +44,7 @@ class Node:
     size: int = 1
 
     def at(self, path: Path) -> tuple[Node, Path]:
-        """Return the value at a path, and the path; where that leads nowhere, the nearest above it."""
+        """Return the value at a path, and the path. If there is none, return the nearest one above it."""
         node, found = self, list[str | int]()
         for step in path:
             if step not in node.children:
@@ -107,7 +107,7 @@ _Writer.add_multi_representer(str, lambda writer, value: writer.represent_str(st
 
 
 class _Reader:
-    """Makes the tree from the events of the parser, which knows no limits."""
+    """Builds the tree from the parser's events, because the parser itself has no limits."""
 
     def __init__(self, name: str) -> None:
         self._name = name

@@ -1,4 +1,4 @@
-"""What user code still does after its response, such as background tasks: a replica that ends waits for it."""
+"""Tasks of user code that go on after the response. A replica waits for them before it ends."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The broker's time, in which deadlines are given, and the time that a local wait has left.
+"""The broker's clock, by which deadlines are set, and the time left of a local wait.
 
 Hosts may have different clocks, so a deadline is a time on the broker's clock. Each process measures that clock when it
 connects and every few seconds after that, and counts with its own monotonic clock in between: neither the host's clock
@@ -19,7 +19,7 @@ MEASURE_INTERVAL_S = 5.0
 JUMP_S = 2.0
 """A change of more than this is not drift: the clock was set, or a replica with another clock became the primary."""
 OVERLAP_S = 120.0
-"""How long the time before a jump stays in force beside the new one."""
+"""How long the time from before a jump is used beside the new one."""
 
 
 class Clock:
@@ -42,7 +42,7 @@ class Clock:
         return (self._monotonic() + offset_s) * 1000
 
     def judge_ms(self) -> float:
-        """Return the Unix time in milliseconds with which a deadline is compared: an earlier one has passed."""
+        """Return the Unix time in milliseconds that deadlines are compared with: earlier ones have passed."""
         # without a jump, as a rule, and this is on the way of each call
         offset_s = min(self._offsets()) if self._former else self._offset_s
         return (self._monotonic() + offset_s) * 1000
@@ -52,7 +52,7 @@ class Clock:
         return (self._monotonic() + self._offset_s) * 1000
 
     def is_near(self, at_ms: float, within_ms: float) -> bool:
-        """Return whether a time is no further from now than this, by the present time or by one before a jump."""
+        """Return whether a time is within ``within_ms`` of now, by the current time or by one from before a jump."""
         now_s = self._monotonic()
         return any(abs((now_s + offset_s) * 1000 - at_ms) <= within_ms for offset_s in self._offsets())
 

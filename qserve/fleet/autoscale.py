@@ -1,4 +1,4 @@
-"""Has the number of replicas follow the load, for the worker that leads: it reads loads, and keeps what they were."""
+"""Autoscaling, which the leading worker runs: it reads loads, remembers them, and changes the number of replicas."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ from qserve.wire.application import ApplicationRecord, DeploymentRecord, Scaling
 from qserve.wire.fleet import FOR_ALL, HostRecord, Scaled
 
 AUTOSCALING = "AUTOSCALING"
-"""Ray Serve's word for what has changed a number of replicas."""
+"""What Ray Serve calls the cause of a change in the number of replicas."""
 _NOTED_S = 10.0
-"""The beginning of a delay is noted for the next leader if the delay is as long as this."""
+"""If a delay is at least this long, its beginning is stored for the next leader."""
 
 Place = tuple[str, str]
 Ask = Callable[[ApplicationRecord, str, Mapping[str, Any]], Asked | None]
-"""Tells the policy of a deployment a context, and returns its last answer; None while there is no new one."""
+"""Gives a context to a deployment's policy, and returns its newest answer; None while there is no new one."""
 
 
 def ask_nobody(record: ApplicationRecord, deployment: str, told: Mapping[str, Any]) -> Asked | None:
-    """Answer for a policy where there is nothing that could run it."""
+    """Stand in for a policy where no process can run it."""
     return Asked(error="no worker can ask it")
 
 
 @dataclass
 class _Seen:
-    """The loads of one deployment, the last decision on it, and what its policy asked for; None for nothing."""
+    """The loads of one deployment, its last decision, and the last answer of its policy; None before the first."""
 
     history: list[Load] = field(default_factory=list)
     decision: Decision | None = None
@@ -46,7 +46,7 @@ class _Seen:
 
 
 class Autoscaler:
-    """Decides by load how many replicas deployments are to have.
+    """Decides from the load how many replicas each deployment should have.
 
     Loads are kept in memory. Counts, and since when the load asks for another, are read from what is noted when another
     worker has led before.
@@ -68,7 +68,7 @@ class Autoscaler:
         self._seen: dict[Place, _Seen] = {}
 
     def __call__(self, records: Sequence[ApplicationRecord], fleet: Fleet) -> Mapping[Place, Scaled]:
-        """Return what is to be noted of deployments for which something has changed.
+        """Return the new counts, for the deployments whose count or reason has changed.
 
         Parameters:
           records: The active and the staged version of each application; the load is that of both.
@@ -128,7 +128,7 @@ class Autoscaler:
     def _ask_policy(
         self, seen: _Seen, record: ApplicationRecord, one: DeploymentRecord, last: Scaled, now: float
     ) -> Scaled:
-        """Ask the user's policy, and return what is noted with its state, or with the reason why it says nothing."""
+        """Ask the user's policy, and return the decision to store, with the policy's state or why it gave no answer."""
         scaling = one.scaling or Scaling()
         waiting, running = looked_back(seen.history, scaling, now)
         told = {
@@ -158,7 +158,7 @@ class Autoscaler:
         return replace(last, policy_state=json.dumps(asked.state) if asked.state else "")
 
     def _noted_decision(self, scaling: Scaling, noted: Scaled | None, current: int, now: float) -> Decision:
-        """Return the decision of the worker that led before; a delay that it has noted goes on."""
+        """Return the decision of the previous leader; a delay whose beginning it stored continues."""
         if noted is None or not (noted.above_ms or noted.below_ms):
             return Decision(current, "" if noted is None else noted.reason)
         now_ms = self._broker_ms()
@@ -181,7 +181,7 @@ class Autoscaler:
 
 
 def _scaled_by_load(records: Sequence[ApplicationRecord], fleet: Fleet) -> dict[Place, ApplicationRecord]:
-    """Return the deployments whose load decides: not those that only run where an operator has pinned them."""
+    """Return the deployments that scale by load, without those that run only where an operator has pinned them."""
     found: dict[Place, ApplicationRecord] = {}
     for record in sorted(records, key=lambda record: record.place == ACTIVE):  # the active version's options count
         wishes = fleet.wishes.get(record.name, {})

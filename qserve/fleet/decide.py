@@ -1,4 +1,4 @@
-"""How many replicas the load of a deployment asks for: Ray Serve's formula, factors and delays. No input, no output."""
+"""Computes the number of replicas from the load, by Ray Serve's formula, factors and delays. It does no I/O."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from qserve.fleet.values import Decision, Load
 from qserve.wire.application import Scaling
 
 _SHORTEST_S = 1.0
-"""The load now: it is that of so many seconds, so that one reading decides nothing."""
+"""The current load is that of this many seconds, so that a single reading decides nothing."""
 _LATE_S = 1.0
-"""While the oldest call has waited for longer, no replica is taken away."""
+"""While the oldest call has waited longer than this, no replica is removed."""
 _KEPT = 600
-"""About so many loads are kept, however long the look-back is."""
+"""About this many loads are kept, however long the look-back is."""
 _AGGREGATES: dict[str, Callable[[Sequence[int]], float]] = {
     "mean": lambda totals: sum(totals) / len(totals),
     "max": max,
@@ -30,7 +30,7 @@ def decide(
     now: float,
     asked: float | None = None,
 ) -> Decision:
-    """Return how many replicas a deployment is to have.
+    """Return how many replicas a deployment should have.
 
     More are wanted by the load of the last ``upscale_delay_s`` (at least a second), fewer by that and the load of the
     whole look-back; neither comes while the last second asks for the contrary. A change of ``min_replicas`` or
@@ -81,14 +81,14 @@ def decide(
 
 
 def desired(total: float, current: int, scaling: Scaling) -> int:
-    """Return how many replicas so many ongoing calls ask for, at once: Ray Serve's formula, without delays."""
+    """Return the number of replicas for so many ongoing calls by Ray Serve's formula, without delays."""
     if current == 0:
         return _from_zero(scaling) if total else _bounded(0, scaling)
     return _moved(total / scaling.target_ongoing_requests, current, scaling)
 
 
 def looked_back(history: Sequence[Load], scaling: Scaling, now: float) -> tuple[float, float]:
-    """Return how many calls have waited, and how many have run, aggregated over the look-back."""
+    """Return the numbers of waiting and of running calls, aggregated over the look-back."""
     aggregate = _AGGREGATES[scaling.aggregation_function]
     loads = _since(history, now - scaling.look_back_period_s)
     return (
@@ -97,7 +97,7 @@ def looked_back(history: Sequence[Load], scaling: Scaling, now: float) -> tuple[
 
 
 def remember(history: list[Load], load: Load, scaling: Scaling) -> None:
-    """Add the newest load, and forget those that no decision needs any more."""
+    """Add the newest load, and drop those that no decision needs any more."""
     if history and history[-1].at < load.at - scaling.look_back_period_s:
         history.clear()  # nothing was read for so long that the loads before say nothing of it
     if len(history) > 1 and load.at - history[-2].at < scaling.look_back_period_s / _KEPT:
@@ -108,7 +108,7 @@ def remember(history: list[Load], load: Load, scaling: Scaling) -> None:
 
 
 def _moved(asked: float, current: int, scaling: Scaling) -> int:
-    """Return where a step towards the number that is asked for leads: the factors make it longer or shorter."""
+    """Return the count after one step towards the desired number; the factors make the step longer or shorter."""
     if current == 0:
         return _bounded(asked, scaling)  # there is nothing that a factor could be a part of
     factor = scaling.upscaling_factor if asked > current else scaling.downscaling_factor

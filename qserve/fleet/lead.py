@@ -26,7 +26,7 @@ _PLACE = b"lead"
 
 
 class Leadership:
-    """One worker's part in who leads.
+    """One worker's part in the election.
 
     Parameters:
       worker: Its id.
@@ -49,7 +49,7 @@ class Leadership:
         self._seen, self._since = b"", 0.0
 
     def renew(self) -> bool:
-        """Take or keep the lead when that is due, and return whether this worker leads.
+        """Become or stay the leader when that is due, and return whether this worker leads.
 
         Crash before the act: the counter stands still, and another worker takes the lead. Crash after: the same.
 
@@ -77,7 +77,7 @@ class Leadership:
         self.mine = b""
 
     def resign(self) -> None:
-        """Give the lead up, so that another worker takes it at once."""
+        """Stop leading, so that another worker takes over at once."""
         if self.mine:
             with broker_errors():
                 self._client.execute_command(*functions.lead(self._key, self.mine, b"", 0))

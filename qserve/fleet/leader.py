@@ -1,4 +1,4 @@
-"""One round of the worker that leads: it reads what is offered and wanted, and says what each worker is to run."""
+"""One round of the leader: it reads what workers offer and what is wanted, and assigns replicas to workers."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from qserve.wire.fleet import HostRecord, Scaled, Slot
 
 log = get_logger(__name__)
 GONE_S = 3.0
-"""How long a worker's counter may stand still before what it was to run runs elsewhere."""
+"""How long a worker's counter may stand still before its replicas are started elsewhere."""
 _ROUND_S, _IDLE_ROUND_S = 0.25, 1.0
 _STEADY_S = 10.0
-"""After so long without a change a round is made less often, and deployments are evened out."""
+"""After this long without a change, rounds become rarer and deployments are spread evenly."""
 _FORGOTTEN_S = 60.0
 
 
 @dataclass(frozen=True)
 class Registered:
-    """What is registered.
+    """The applications that are registered.
 
     Parameters:
       records: The active and the staged version of each application.
-      unread: Applications that cannot be read here: what is planned of them stays.
+      unread: Applications that cannot be read here: their plan stays as it is.
     """
 
     records: Sequence[ApplicationRecord]
@@ -44,12 +44,12 @@ Observe = Callable[[Mapping[str, int | None]], Set[str]]
 
 
 def keep_counts(records: Sequence[ApplicationRecord], fleet: Fleet) -> Mapping[tuple[str, str], Scaled]:
-    """Decide nothing: deployments that scale by load stay as they are."""
+    """Change no counts of deployments that scale by load."""
     return {}
 
 
 class Leader:
-    """Places the replicas of all applications while this worker leads.
+    """Assigns the replicas of all applications to workers while this worker leads.
 
     It keeps nothing that another leader cannot read again: counts and the plan are in the broker.
 
@@ -82,7 +82,7 @@ class Leader:
         self._forget()
 
     def _forget(self) -> None:
-        """Begin as a leader that knows nothing yet."""
+        """Start again without anything remembered."""
         self._hosts: dict[str, HostRecord] = {}
         self._plan: dict[str, tuple[Slot, ...]] = {}
         self._gone_since: dict[str, float] = {}
@@ -91,10 +91,10 @@ class Leader:
         self._is_even = False
 
     def tick(self, registered: Callable[[], Registered], is_eager: bool = False) -> tuple[Slot, ...] | None:
-        """Do one round, if this worker leads and it is time; return its own slots then.
+        """Do a round if this worker leads and one is due, and return its own slots then.
 
         Parameters:
-          is_eager: Whether something has changed that a new plan may follow from.
+          is_eager: Whether something has changed that may lead to a new plan.
 
         Raises:
           BrokerError: The round is not finished; the next one does all of it again.
@@ -120,7 +120,7 @@ class Leader:
         return own
 
     def _present(self, fleet: Fleet, now: float) -> list[HostRecord]:
-        """Return the workers whose counters grow; those that are gone for a minute are forgotten."""
+        """Return the workers whose counters grow, and forget those that have been gone for a minute."""
         counters = {name: fleet.beats.get(name) for name in self._hosts if name != self._worker}
         gone = self._observe(counters)
         self._gone_since = {name: self._gone_since.get(name, now) for name in gone}

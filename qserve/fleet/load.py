@@ -1,4 +1,4 @@
-"""The load of deployments, read from the broker for decisions on their replicas."""
+"""Reads the load of deployments from the broker, for decisions on their replicas."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from qserve.fleet.values import Load
 
 
 def read_loads(client: Client, queues: Sequence[str], at: float) -> list[Load]:
-    """Return what waits and runs in each queue, read in one command.
+    """Return how many calls wait and run in each queue, in one command.
 
-    A delayed retry is no load. Nothing is made up for what cannot be read: that would take replicas away.
+    A delayed retry is not load. Nothing is made up for what cannot be read: that would take replicas away.
 
     Parameters:
       at: The time now, for ``Load.at``.

@@ -1,4 +1,4 @@
-"""Which worker runs how many replicas of what: the fewest changes that fulfil the needs, computed from values alone.
+"""Computes which worker runs how many replicas of which deployment, with the fewest changes. It does no I/O.
 
 Amounts are counted in ten-thousandths, so that parts of a CPU or GPU add up exactly.
 """
@@ -17,7 +17,7 @@ from qserve.wire.fleet import HostRecord, Slot
 _WHOLE = 10_000
 _PLACE, _GPU = "place", "GPU"
 _NAMED = 3
-"""The most workers that a shortage names."""
+"""How many workers a shortage names at most."""
 Plan = Mapping[str, tuple[Slot, ...]]
 Running = Mapping[tuple[Key, str], int]
 
@@ -103,7 +103,7 @@ def _slots(found: Mapping[tuple[Key, tuple[str, ...], bool], int]) -> tuple[Slot
 
 
 class _Worker:
-    """What a worker has left, and what it is to run.
+    """A worker's free resources, and the replicas assigned to it.
 
     Attributes:
       places, memory, other, devices: What is free; places may fall below 0.
@@ -123,7 +123,7 @@ class _Worker:
         return _slots(self._found)
 
     def take(self, need: Need, devices: tuple[str, ...], leaves: bool = False, count: int = 1) -> None:
-        """Have it run ``count`` replicas more; give back what they took if that is negative."""
+        """Assign ``count`` more replicas to it, or free their resources if ``count`` is negative."""
         takes = need.resources
         self.places -= count * _places(takes)
         self.memory -= count * takes.memory
@@ -145,13 +145,13 @@ class _Worker:
         return tuple(whole[: wanted // _WHOLE]) if len(whole) >= wanted // _WHOLE else None
 
     def has_devices(self, gpus: float, devices: tuple[str, ...]) -> bool:
-        """Return whether these are free, and as many as a replica needs."""
+        """Return whether these devices are free, and as many as a replica needs."""
         wanted = _units(gpus)
         part, count = (wanted, int(wanted > 0)) if wanted < _WHOLE else (_WHOLE, wanted // _WHOLE)
         return len(devices) == count and all(self.devices.get(device, 0) >= part for device in devices)
 
     def lack(self, need: Need) -> _Lack | None:
-        """Return what it has too little of, but for devices; None for nothing."""
+        """Return which resource it has too little of, apart from devices; None if it has enough."""
         takes = need.resources
         if self.host.memory and self.memory < takes.memory:
             return _Lack("MiB of memory", takes.memory / 2**20, self.memory / 2**20, self.host.memory / 2**20)
@@ -171,7 +171,7 @@ class _Lack(NamedTuple):
 
 
 class _Desk:
-    """One placement while it is made."""
+    """The state of one placement while it is computed."""
 
     def __init__(self, workers: list[_Worker], needs: list[Need], running: Running, leaving: Set[str]) -> None:
         self._workers = workers
@@ -183,11 +183,11 @@ class _Desk:
         """How many replicas of a deployment a host runs: it may have several workers."""
 
     def able(self, need: Need) -> Iterator[_Worker]:
-        """Return the workers that may run replicas of a deployment, whatever is free there."""
+        """Return the workers that may run replicas of a deployment, regardless of free resources."""
         return (one for one in self._workers if one.name not in self._leaving and _is_able(one.host, need))
 
     def room(self, one: _Worker, need: Need, may_exceed: bool = False) -> tuple[str, ...] | None:
-        """Return the devices for one replica more; None where there is no room."""
+        """Return the devices for one more replica; None where there is no room."""
         return one.devices_for(need.resources.gpus) if self._fits(one, need, may_exceed) else None
 
     def _fits(self, one: _Worker, need: Need, may_exceed: bool) -> bool:
@@ -205,7 +205,7 @@ class _Desk:
         return (slot for slot in before.get(one.name, ()) if _key(slot) == need.key)
 
     def keep(self, need: Need, before: Plan) -> None:
-        """Leave what is assigned where it is, so far as that is possible."""
+        """Leave replicas where they are assigned, as far as possible."""
         takes = need.resources
         for one in self.able(need):
             for slot in self._before(one, need, before):
@@ -214,7 +214,7 @@ class _Desk:
                         self._take(one, need, slot.devices)
 
     def stop_surplus(self, need: Need) -> None:
-        """Stop replicas where most are, and of those where least is free."""
+        """Stop replicas on the workers with most of them, and among those where least is free."""
         while self._placed[need.key] > need.count:
             having = (one for one in self._workers if one.counts[need.key])
             one = max(having, key=lambda one: (one.counts[need.key], -one.places, one.name))
@@ -222,7 +222,7 @@ class _Desk:
             self._take(one, need, devices, count=-1)
 
     def let_leave(self, need: Need, before: Plan) -> None:
-        """Have replicas that leave go on until enough others run."""
+        """Let replicas that leave go on until enough others run."""
         settled = sum(min(self._running.get((need.key, one.name), 0), one.counts[need.key]) for one in self._workers)
         wanted = need.count - settled
         for one in self._workers:
@@ -234,7 +234,7 @@ class _Desk:
                             wanted -= 1
 
     def add(self, need: Need, count: int, may_exceed: bool) -> None:
-        """Start replicas where fewest are, and of those where most is free."""
+        """Start replicas on the workers with fewest of them, and among those where most is free."""
         for exceeds in (False, True)[: 1 + may_exceed]:
             if self._placed[need.key] >= count:
                 return
@@ -248,7 +248,7 @@ class _Desk:
                     heapq.heappush(heap, (one.counts[need.key], -one.places, one.name, one))
 
     def call_back(self, need: Need) -> None:
-        """Let replicas that were to leave stay, when no other has a place."""
+        """Let replicas that should leave stay if there is no place for others."""
         for one in self.able(need):
             for slot in one.slots():
                 if _key(slot) == need.key and slot.leaves:
@@ -259,7 +259,7 @@ class _Desk:
     # -- what is missing ---------------------------------------------------------------------------
 
     def shortages(self) -> Iterator[Shortage]:
-        """Return what no worker has room for; nothing where no worker offers places at all."""
+        """Return the replicas that no worker has room for; none if no worker offers places at all."""
         for need in self.needs:
             missing = need.count - self._placed[need.key]
             offering = [one for one in self._workers if _offers(one.host) and one.host.app in ("", need.key.app)]
@@ -307,7 +307,7 @@ def _is_able(host: HostRecord, need: Need) -> bool:
 
 
 def _matches(wanted: str, label: str | None) -> bool:
-    """Return whether a label is what was asked for: ``a``, ``!a``, ``in(a, b)`` or ``!in(a, b)``."""
+    """Return whether a label fulfils a condition: ``a``, ``!a``, ``in(a, b)`` or ``!in(a, b)``."""
     plain = wanted.removeprefix("!")
     is_list = plain.startswith("in(") and plain.endswith(")")
     values = [value.strip() for value in plain[3:-1].split(",")] if is_list else [plain]

@@ -1,4 +1,4 @@
-"""Reads and writes what workers, the leader and operators leave for one another in the broker."""
+"""Stores in the broker what workers, the leader and operators tell one another."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from qserve.wire.sealing import Seal
 
 @dataclass(frozen=True)
 class Fleet:
-    """All that a leader reads in one round.
+    """Everything that a leader reads in one round.
 
     Parameters:
       hosts, plan, beats: By worker. A worker's counter is None when it has none.
@@ -43,7 +43,7 @@ Fields = Callable[[str], bytes]
 
 
 class FleetStore:
-    """What is stored of an installation's workers, and what is wanted of them.
+    """The stored offers of an installation's workers, and their assignments.
 
     A value that was put back is refused by every process that has read a newer one.
 
@@ -72,12 +72,12 @@ class FleetStore:
         self._write(self._keys.hosts, record.worker, _host(record.worker), record)
 
     def withdraw(self, worker: str) -> None:
-        """Forget a worker, and what it was to run."""
+        """Remove a worker and its assignments."""
         for key in (self._keys.hosts, self._keys.plan):
             self._remove(key, worker)
 
     def plan(self) -> dict[str, Assignment]:
-        """Return what each worker is to run."""
+        """Return the assignments of each worker."""
         return self._read(self._keys.plan, Assignment, _assignment)
 
     def assign(self, mine: bytes, plan: Mapping[str, tuple[Slot, ...]]) -> bool:
@@ -95,7 +95,7 @@ class FleetStore:
         return True
 
     def beat(self, worker: str) -> None:
-        """Count one further, as long as the worker lives; it goes on from where the one before it has ended."""
+        """Raise the worker's counter, which goes on from the value of the worker before it."""
         key = self._keys.beat(worker)
         with broker_errors():
             if self._count is None:
@@ -113,7 +113,7 @@ class FleetStore:
             return None
 
     def read(self, apps: Sequence[str], workers: Collection[str]) -> Fleet:
-        """Return all that concerns these applications, and the counters of these workers, in one round trip."""
+        """Return everything about these applications, and the counters of these workers, in one round trip."""
         keys, names = self._keys, [*workers]
         with broker_errors(), self._client.pipeline(transaction=False) as pipe:
             pipe.hgetall(keys.hosts).hgetall(keys.plan).hgetall(keys.drains)
@@ -141,7 +141,7 @@ class FleetStore:
         return app, self._open(Rollout, _rollout(app), data)
 
     def slots_of(self, worker: str) -> tuple[Slot, ...] | None:
-        """Return what a worker is to run; None when that is not known."""
+        """Return the assignments of a worker; None if they are unknown."""
         key = self._keys.plan
         with broker_errors():
             data: Any = without_strangers(self._client, lambda: self._client.hget(key, worker), key)
@@ -152,11 +152,11 @@ class FleetStore:
     # -- deployments -------------------------------------------------------------------------------
 
     def scaled(self, app: str) -> dict[str, Scaled]:
-        """Return how many replicas the deployments of an application are to have, so far as that was decided."""
+        """Return the numbers of replicas that were decided for an application's deployments."""
         return self._read(self._keys.scaled(app), Scaled, partial(_scaled, app))
 
     def note(self, app: str, deployment: str, scaled: Scaled) -> None:
-        """Note how many replicas a deployment is to have, and why."""
+        """Store how many replicas a deployment should have, and why."""
         self._write(self._keys.scaled(app), deployment, _scaled(app, deployment), scaled)
 
     def wishes(self, app: str) -> dict[str, Wish]:
@@ -164,7 +164,7 @@ class FleetStore:
         return self._read(self._keys.wishes(app), Wish, partial(_wish, app))
 
     def wish(self, app: str, deployment: str, wish: Wish) -> None:
-        """Say what an operator wants of a deployment."""
+        """Store what an operator wants of a deployment."""
         self._write(self._keys.wishes(app), deployment, _wish(app, deployment), wish)
 
     def rollout(self, app: str) -> tuple[bytes, Rollout | None]:
@@ -195,15 +195,15 @@ class FleetStore:
     # -- hosts -------------------------------------------------------------------------------------
 
     def drains(self) -> dict[str, Drain]:
-        """Return the hosts that are to run nothing."""
+        """Return the hosts that are drained."""
         return self._read(self._keys.drains, Drain, _drain)
 
     def drain(self, drain: Drain) -> None:
-        """Say that a host is to run nothing."""
+        """Drain a host: nothing is assigned to it any more."""
         self._write(self._keys.drains, drain.host, _drain(drain.host), drain)
 
     def undrain(self, host: str) -> None:
-        """Let a host run what is placed there again."""
+        """End the draining of a host."""
         self._remove(self._keys.drains, host)
 
     # -- values in their places --------------------------------------------------------------------

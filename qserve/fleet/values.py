@@ -1,4 +1,4 @@
-"""What the parts of this room hand to one another: needs and placements, the load of a queue, and decisions on it."""
+"""The values that the modules of this room exchange: needs, placements, loads and decisions."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ class Need:
     """How many replicas of a deployment are wanted.
 
     Parameters:
-      count: As many as workers that offer places are to run.
-      least: So many of them must run even where no place is free.
+      count: How many replicas workers that offer places should run.
+      least: How many of them must run even if no place is free.
     """
 
     key: Key
@@ -40,7 +40,7 @@ class Need:
 
 @dataclass(frozen=True)
 class Shortage:
-    """Replicas that have no place, and what is missing for them."""
+    """Replicas without a place, and what is missing for them."""
 
     key: Key
     missing: int
@@ -49,7 +49,7 @@ class Shortage:
 
 @dataclass(frozen=True)
 class Placement:
-    """What each worker is to run, and what no worker has room for."""
+    """The assignments of each worker, and the replicas that no worker has room for."""
 
     assignments: Mapping[str, tuple[Slot, ...]]
     shortages: tuple[Shortage, ...] = ()
@@ -62,7 +62,7 @@ class Load:
     Parameters:
       at: By a monotonic clock, in seconds.
       waiting, running: Calls that no replica has fetched, and those that replicas hold.
-      oldest_s: For how long the oldest of the first has waited.
+      oldest_s: How long the oldest waiting call has waited.
       replicas: How many run.
       stats: What they report for a policy of the user's.
     """
@@ -91,7 +91,7 @@ class Decision:
 
 @dataclass(frozen=True)
 class Asked:
-    """What a scaling policy of the user's has said: a number and its state, or why it said nothing."""
+    """The answer of a user's scaling policy: a number and its state, or why there is none."""
 
     count: float = 0.0
     state: Mapping[str, Any] = field(default_factory=dict)

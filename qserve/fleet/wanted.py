@@ -1,4 +1,4 @@
-"""How many replicas of each deployment are wanted now, computed from values alone."""
+"""Computes how many replicas of each deployment are wanted now. It does no I/O."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ def needs_of(
     wishes: Mapping[str, Mapping[str, Wish]],
     pins: Mapping[Key, int],
 ) -> Iterator[Need]:
-    """Yield how many replicas of each deployment are to be placed, without those that workers run in any case.
+    """Yield how many replicas of each deployment need a place, without those that workers run in any case.
 
     Parameters:
       records: The active version of each application, and the one that is being deployed.
       rollouts, scaled, wishes: What is stored of them, by application.
-      pins: Replicas that workers run whatever is planned; see ``pins_of``.
+      pins: Replicas that workers run regardless of the plan; see ``pins_of``.
     """
     for record in records:
         limits = _limits(record, rollouts.get(record.name))
@@ -38,7 +38,7 @@ def needs_of(
 
 
 def wanted_count(one: DeploymentRecord, wish: Wish | None, decided: Scaled | None, at_least: int = 0) -> int:
-    """Return how many replicas are wanted of a deployment, before a deploy or pinned replicas take a part of them.
+    """Return how many replicas of a deployment are wanted, before a deploy or pinned replicas take their share.
 
     A wish holds as long as ``num_replicas`` is what it was when the wish was made. Where the load decides, a new
     version has ``at_least`` one replica, so that a broken one shows.
@@ -57,14 +57,14 @@ def _scaled_count(scaling: Scaling, decided: Scaled | None, at_least: int) -> in
 
 
 def _limits(record: ApplicationRecord, rollout: Rollout | None) -> Mapping[str, int]:
-    """Return how many replicas of this version a deploy that is under way leaves room for."""
+    """Return how many replicas of this version a deploy in progress leaves room for."""
     if rollout is None or rollout.state != "under way":
         return {}
     return {rollout.version: rollout.new, rollout.old: rollout.keep}.get(record.version, {})
 
 
 def pins_of(hosts: Iterable[HostRecord], records: Iterable[ApplicationRecord]) -> dict[Key, int]:
-    """Return how many replicas of each deployment workers run whatever is planned."""
+    """Return how many replicas of each deployment workers run regardless of the plan."""
     found: dict[Key, int] = {}
     pins = [host.pins for host in hosts if host.pins]
     for record in records if pins else ():
