@@ -143,6 +143,13 @@ class Settings:
 _VARIABLES = {setting.name: f"QSERVE_{setting.name.upper()}" for setting in fields(Settings)}
 
 
+def listening(env: Mapping[str, str]) -> dict[str, str]:
+    """Return variables with the address apart that ``QSERVE_PORT`` has in docker compose's form, ``127.0.0.1:8000``."""
+    address, colon, port = env.get("QSERVE_PORT", "").rpartition(":")
+    given = {name: value for name, value in env.items() if value}
+    return {"QSERVE_HOST": address.strip("[]")} | given | {"QSERVE_PORT": port} if colon else given
+
+
 def _read(name: str, text: str) -> Any:
     variable, choices = _VARIABLES[name], _CHOICES.get(name)
     if choices is not None:

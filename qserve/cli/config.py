@@ -14,9 +14,10 @@ from qserve.appfile.model import ServeFile, json_schema
 from qserve.appfile.options import is_default, options_of, origins
 from qserve.appfile.read import read_file
 from qserve.appfile.write import part_of_record, written
+from qserve.base.environment import read_environment
 from qserve.base.import_path import search_for_user_code
 from qserve.base.log import printable
-from qserve.base.settings import DEFAULT_HOST, DEFAULT_PORT, Settings
+from qserve.base.settings import DEFAULT_HOST, DEFAULT_PORT, Settings, listening
 from qserve.cli.options import app_dir_option, json_option, named_broker_option
 from qserve.cli.user_code import load_apart
 from qserve.deploy.files import release_of_part
@@ -115,9 +116,10 @@ def _print_origins_of_file(file: ServeFile, name: str | None, path: Path, settin
 
 
 def _origins_at_the_top(file: ServeFile) -> Iterator[tuple[str, Any, str]]:
+    env = listening(read_environment())
     for name, variable, default in _TOP:
-        if os.environ.get(variable):
-            yield name, os.environ[variable], variable
+        if variable in env:
+            yield name, env[variable], variable if os.environ.get(variable) else "QSERVE_PORT"
         elif variable in file.variables:
             yield name, file.variables[variable], file.place(*name.split("."))
         else:

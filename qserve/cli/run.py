@@ -18,7 +18,7 @@ import click
 from qserve.base.environment import read_environment
 from qserve.base.import_path import search_for_user_code, user_folders
 from qserve.base.log import log_to_terminal
-from qserve.base.settings import DEFAULT_HOST, DEFAULT_PORT, Settings
+from qserve.base.settings import DEFAULT_HOST, DEFAULT_PORT, Settings, listening
 from qserve.cli.options import (
     Seconds,
     WholeNumber,
@@ -106,7 +106,7 @@ def run(
     builder, MODULE:BUILDER.
     """
     began = time.monotonic()
-    env = {name: value for name, value in read_environment().items() if value}
+    env = listening(read_environment())
     options = ["--name", name]
     if is_file(target):
         only_of_file(name, route_prefix, arguments)
@@ -127,7 +127,7 @@ def run(
         try:
             cluster = LocalCluster(
                 settings,
-                host=host or env.get("QSERVE_HOST") or env.get("QSERVE_PORT", "").rpartition(":")[0] or DEFAULT_HOST,
+                host=host or env.get("QSERVE_HOST", DEFAULT_HOST),
                 port=port or _port(env.get("QSERVE_PORT", str(DEFAULT_PORT))),
                 gateway_workers=workers,
                 import_paths=user_folders(),
@@ -173,9 +173,8 @@ def _changes(folder: str, target: str) -> Iterator[list[str]]:
 
 
 def _port(text: str) -> int:
-    """Return the port of ``QSERVE_PORT``, which docker compose also takes as an address and a port."""
     try:
-        return WholeNumber(1, 65535).convert(text.rpartition(":")[2], None, None)  # type: ignore[no-any-return]
+        return WholeNumber(1, 65535).convert(text, None, None)  # type: ignore[no-any-return]
     except click.BadParameter as error:
         raise UsageProblem(f"QSERVE_PORT: {error}") from error
 

@@ -255,6 +255,20 @@ def test_config_of_a_file_tells_where_each_value_comes_from(qserve: Qserve, monk
     assert rows["shop Front.autoscaling_config.min_replicas"][1] == "default"
 
 
+@pytest.mark.parametrize("name", ["127.0.0.1:9000", "[::1]:9000"])
+def test_a_port_with_an_address_wins_over_the_file(qserve: Qserve, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    Path("app.yaml").write_text(f"http_options: {{port: 8100, host: 0.0.0.0}}\n{APP}")
+    monkeypatch.setenv("QSERVE_PORT", name)  # as docker compose takes it
+
+    rows = [re.split(r" {2,}", line) for line in qserve("config", "app.yaml", "--origin").output.splitlines()]
+
+    host = name.rpartition(":")[0].strip("[]")
+    assert rows[:2] == [
+        ["http_options.host", host, "QSERVE_PORT"],
+        ["http_options.port", "9000", "QSERVE_PORT"],
+    ]
+
+
 def test_config_of_a_file_prints_what_it_says(qserve: Qserve) -> None:
     Path("app.yaml").write_text(APP)
 
