@@ -48,6 +48,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("qserve_workers.process",),
     ("qserve_workers.supervisor",),
     ("qserve_workers", "qserve_gateway"),
+    ("qserve_gateway.admin",),
     ("qserve.__main__",),
 )
 """The rooms from the bottom up. A room may import rooms in the layers below its own, and nothing else of ours."""

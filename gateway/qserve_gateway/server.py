@@ -9,6 +9,7 @@ import logging
 import os
 import socket
 import sys
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -29,13 +30,14 @@ from qserve.base.process import HAS_SAID_WHY, die_with_parent_if_asked
 from qserve.base.settings import CHECKED, Settings
 from qserve.broker.doctor import check_address
 from qserve.exceptions import QserveException
-from qserve_gateway.application import Gateway, access_log, create_app
+from qserve_gateway.application import access_log, create_app
 from qserve_gateway.request.access import AccessPolicy
 from qserve_gateway.request.environ import SMALL, ConnectedRequest, keep_header_lines, request_id_of
 from qserve_gateway.request.waiting import CONNECTION_LIMIT
 from qserve_gateway.response.errors import error_reply, unreadable_reply
 from qserve_gateway.response.reply import OneWrite
 
+Create = Callable[[Settings], Any]
 GRACE_S = 3
 _BACKLOG = 2048
 _YOUNG_OBJECTS = 10_000
@@ -95,11 +97,14 @@ class Server(BaseApplication):  # type: ignore[misc]
     It is given a bound socket, because gunicorn itself would retry a port that is in use for five seconds.
     """
 
-    def __init__(self, settings: Settings, listener: socket.socket, workers: int, log_requests: bool) -> None:
+    def __init__(
+        self, settings: Settings, listener: socket.socket, workers: int, log_requests: bool, create: Create
+    ) -> None:
         self._settings = settings
         self._listener = listener
         self._workers = workers
         self._log_requests = log_requests
+        self._create = create
         super().__init__()
 
     def load_config(self) -> None:
@@ -126,14 +131,26 @@ class Server(BaseApplication):  # type: ignore[misc]
             if name in known:  # older versions of gunicorn have no control socket to disable
                 self.cfg.set(name, value)
 
-    def load(self) -> Gateway:
+    def load(self) -> Any:
         """Create the application; gunicorn calls this in each worker, after the fork."""
         access_log.setLevel(logging.INFO if self._log_requests else logging.WARNING)
-        return create_app(self._settings)
+        return self._create(self._settings)
 
 
-def serve(settings: Settings, host: str, port: int, workers: int = 1, log_requests: bool = False) -> None:
+def serve(
+    settings: Settings,
+    host: str,
+    port: int,
+    workers: int = 1,
+    log_requests: bool = False,
+    name: str = "gateway",
+    create: Create = create_app,
+) -> None:
     """Serve until a signal ends the process.
+
+    Parameters:
+      name: The command, and the source of its lines in logs.
+      create: Makes the WSGI application, in each worker.
 
     It exits with status 1 when the address cannot be used, or the broker must not be used.
     """
@@ -143,9 +160,9 @@ def serve(settings: Settings, host: str, port: int, workers: int = 1, log_reques
         check_address(settings)  # the other checks wait until the broker answers
         listener = _bind(host, port)
     except QserveException as error:
-        print(f"qserve gateway: {error}", file=sys.stderr)
+        print(f"qserve {name}: {error}", file=sys.stderr)
         sys.exit(HAS_SAID_WHY if os.environ.get(CHECKED) else 1)  # its parent would say that it has ended
-    log_to_terminal("gateway", settings)
+    log_to_terminal(name, settings)
     _return_freed_memory()
     adapt_gunicorn()
     # collections in the workers would copy the memory pages that they share with this process
@@ -153,7 +170,7 @@ def serve(settings: Settings, host: str, port: int, workers: int = 1, log_reques
     gc.freeze()
     # requests die by reference count, so a collection finds nothing; it came every 25 requests, and took 4 us for each
     gc.set_threshold(_YOUNG_OBJECTS)
-    Server(settings, listener, workers, log_requests).run()
+    Server(settings, listener, workers, log_requests, create).run()
 
 
 def adapt_gunicorn() -> None:

@@ -87,6 +87,8 @@ LOOPS: dict[str, tuple[str, ...] | str] = {
     "qserve.web.asgi:Lifespan.start": _CALL,
     "qserve.web.asgi:StreamedResponse.__call__": _ENDS,
     "qserve.web.wsgi:_Call._write": _CALL,
+    "qserve_gateway.admin.application:AdminApi._delete": "its errors are logged for each application",
+    "qserve_gateway.admin.deploys:Deploys.start": "how it ends is shown by GET, whatever it raises",
     "qserve_gateway.handler:RequestHandler._take_room": _ENDS,
     "qserve_gateway.request.json_process:main": "the gateway starts another when it has ended",
     "qserve_gateway.response.reply:StreamReply._next": _ENDS,

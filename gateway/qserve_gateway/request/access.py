@@ -43,15 +43,18 @@ class AccessPolicy:
     clients: ClientLimits | None = None
 
     @classmethod
-    def from_env(cls, env: Mapping[str, str]) -> AccessPolicy:
+    def from_env(cls, env: Mapping[str, str], variable: str = TOKEN) -> AccessPolicy:
         """Read the policy from environment variables.
+
+        Parameters:
+          variable: The one that has the token.
 
         Raises:
           QserveException: A variable has an invalid value; the message names the variable.
         """
-        token = env.get(TOKEN, "")
+        token = env.get(variable, "")
         if not (token.isascii() and token.isprintable()) or " " in token:
-            raise QserveException(f"{TOKEN} must be printable ASCII without spaces, as from `openssl rand -hex 32`")
+            raise QserveException(f"{variable} must be printable ASCII without spaces, as from `openssl rand -hex 32`")
         names = (_host_in(part.strip()) for part in env.get(ALLOWED_HOSTS, "").split(","))
         hosts = frozenset(name for name in names if name) or None
         if env.get(ALLOWED_HOSTS) and hosts is None:

@@ -258,7 +258,7 @@ def must_close(environ: Environ) -> bool:
     return is_large and _BODY_READ not in environ
 
 
-def read_body(environ: Environ, take: Callable[[int], None]) -> bytes:
+def read_body(environ: Environ, take: Callable[[int], None], limit: int = BODY_LIMIT) -> bytes:
     """Read the whole body.
 
     Flask's ``get_data`` is not used because it truncates: it returns the first part of a chunked body that is too
@@ -266,9 +266,10 @@ def read_body(environ: Environ, take: Callable[[int], None]) -> bytes:
 
     Parameters:
       take: Called with the bytes of a large body before they are read; it may refuse them.
+      limit: The most bytes of a body.
 
     Raises:
-      BadRequest: The body is longer than ``BODY_LIMIT`` (413), incomplete or malformed (400), too slow (408), or in an
+      BadRequest: The body is longer than that (413), incomplete or malformed (400), too slow (408), or in an
         unsupported transfer coding (501).
       Refused: There is no memory left for the body (503).
     """
@@ -285,13 +286,13 @@ def read_body(environ: Environ, take: Callable[[int], None]) -> bytes:
         message = "the only supported transfer coding is 'chunked'"
         raise BadRequest(message, "unsupported_transfer_coding", 501, close=True)
     stream = environ["wsgi.input"]
-    too_long = length is not None and length > BODY_LIMIT
+    too_long = length is not None and length > limit
     if length is not None and length <= getattr(stream, "arrived", 0):
         body: bytes = stream.read(length)  # without a timer, which takes 4 us: there is nothing to wait for
     else:
-        body = b"" if too_long else _read(stream, length, take)
-    if too_long or len(body) > BODY_LIMIT:
-        raise BadRequest(f"the request body is longer than {BODY_LIMIT} bytes", "body_too_large", 413, close=True)
+        body = b"" if too_long else _read(stream, length, take, limit)
+    if too_long or len(body) > limit:
+        raise BadRequest(f"the request body is longer than {limit} bytes", "body_too_large", 413, close=True)
     if length is not None and len(body) < length:
         message = f"the request body has {len(body)} bytes, but Content-Length says {length}"
         raise BadRequest(message, "incomplete_body", close=True)
@@ -299,9 +300,9 @@ def read_body(environ: Environ, take: Callable[[int], None]) -> bytes:
     return body
 
 
-def _read(stream: Any, length: int | None, take: Callable[[int], None]) -> bytes:
+def _read(stream: Any, length: int | None, take: Callable[[int], None], limit: int) -> bytes:
     """Read ``length`` bytes, or fewer where the body ends; no slower than ``_PACE``."""
-    size, began = BODY_LIMIT + 1 if length is None else length, time.monotonic()
+    size, began = limit + 1 if length is None else length, time.monotonic()
     if length is not None and length > SMALL:
         take(length)
     body, read = io.BytesIO(), 0  # it grows in place, where joining pieces at the end would copy them
