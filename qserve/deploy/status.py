@@ -13,7 +13,7 @@ from qserve.broker.load import BrokerStatus, QueueLoad, broker_status, loads_of
 from qserve.broker.registry import ACTIVE, NEXT
 from qserve.deploy.installation import GIVEN_UP_AFTER, Installation, waiting_workers
 from qserve.wire.application import ApplicationRecord, DeploymentRecord
-from qserve.wire.fleet import Scaled, Wish
+from qserve.wire.fleet import Rollout, Scaled, Wish
 from qserve.wire.status import FAILED, RUNNING, STARTING, ReplicaStatus
 
 _RAYS_STATES = (STARTING, RUNNING)
@@ -110,7 +110,7 @@ class ApplicationStatusOverview:
 
     Parameters:
       status: RUNNING; DEPLOYING while a version is brought up; UNHEALTHY or DEPLOY_FAILED as one of its deployments is.
-      message: That of the first deployment which has one.
+      message: That of the first deployment which has one, or why the last deploy has failed.
       last_deployed_time_s: When it was deployed, in seconds since 1970; 0 if that is not known.
       route_prefix: Its path; None without HTTP.
     """
@@ -198,6 +198,7 @@ def _read_application(
         if_permitted(lambda: installation.fleet.scaled(record.name)),
         if_permitted(lambda: installation.fleet.wishes(record.name)),
         clock.judge_ms(),
+        if_permitted(lambda: {"": installation.fleet.rollout(record.name)[1]}).get(""),
     )
 
 
@@ -208,6 +209,7 @@ def application_status(
     scaled: Mapping[str, Scaled],
     wishes: Mapping[str, Wish],
     now_ms: float,
+    last: Rollout | None = None,
 ) -> ApplicationStatusOverview:
     """Return the status of an application.
 
@@ -215,6 +217,7 @@ def application_status(
       versions: Its active version, and the one that is being deployed; one of them may be missing.
       reported: What its replicas report.
       loads, scaled, wishes: By deployment.
+      last: The last deploy.
     """
     record, *newer = versions
     current = [replica for replica in reported if replica.version == record.version]
@@ -235,6 +238,8 @@ def application_status(
     message = next((one.message for one in deployments.values() if one.message), "")
     if newer and not message:
         message = f"version {newer[0].version} is being deployed; version {record.version} serves"
+    if last is not None and last.state == "failed" and not newer and not message:
+        message = f"the last deploy, by {last.by}, failed; version {record.version} serves: {last.message}"
     return ApplicationStatusOverview(
         status, message, record.deployed_at, deployments, record.route_prefix, record.version
     )

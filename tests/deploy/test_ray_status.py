@@ -23,7 +23,7 @@ from qserve.deploy.status import (
 from qserve.fleet.store import FleetStore
 from qserve.schema import ServeStatus
 from qserve.wire.application import ApplicationRecord, DeploymentRecord, Scaling
-from qserve.wire.fleet import Drain, HostRecord, Scaled, Wish
+from qserve.wire.fleet import Drain, HostRecord, Rollout, Scaled, Wish
 from qserve.wire.status import FAILED, RUNNING, STARTING, WAITING, ReplicaStatus
 
 MODEL = DeploymentRecord("Model", num_replicas=2)
@@ -111,6 +111,22 @@ def test_a_failed_start_says_when_the_next_is_tried() -> None:
 
 def status_with(record: ApplicationRecord, *reported: ReplicaStatus, newer: tuple[ApplicationRecord, ...] = ()) -> Any:
     return application_status([record, *newer], reported, {"Model": QueueLoad(3, 2, 1.5)}, {}, {}, 0)
+
+
+def test_an_application_that_serves_goes_on_when_a_deploy_fails_and_says_why() -> None:
+    failed_deploy = Rollout("v2", "v1", "ada@a (process 7)", "failed", "deployment 'Model': no file")
+
+    def message(last: Rollout | None, *newer: ApplicationRecord) -> tuple[str, str]:
+        reported, load = replicas(RUNNING, RUNNING), {"Model": QueueLoad(0, 0, 0)}
+        found = application_status([SHOP, *newer], reported, load, {}, {}, 0, last)
+        return found.status, found.message
+
+    why = "the last deploy, by ada@a (process 7), failed; version v1 serves: deployment 'Model': no file"
+    assert message(failed_deploy) == ("RUNNING", why)
+    assert message(replace(failed_deploy, state="done")) == ("RUNNING", "")
+    assert message(failed_deploy, replace(SHOP, version="v3", place="next"))[1].startswith(
+        "version v3 is being deployed"
+    )
 
 
 def test_an_application_is_what_its_deployments_are() -> None:
