@@ -11,7 +11,7 @@
 # make mutants  show which mistakes in the Lua functions the state machine's tests find by themselves
 # make chaos    run the whole fault matrix, one fault at a time
 # make chaos-soak   inject faults at random for CHAOS_SECONDS (900); CHAOS_SEED repeats a run
-# make test-stack   run docker-compose.yml with real containers
+# make test-stack   run docker-compose.yml, and the stack that `qserve compose` writes for another application, with real containers
 
 PYTHON ?= python3
 VENV := .venv

@@ -227,20 +227,71 @@ def test_the_broker_of_the_operations_page_starts_with_one_user_for_each_role(si
 
     wait_until(lambda: is_open(port), description="the broker listens")
     passwords = dict(re.findall(r"^user (\w+) on >(\w+)", (site.folder / "users.acl").read_text(), re.M))
-    assert set(passwords) == {"gateway", "worker", "deployer", "operator"}
+    assert set(passwords) == {"gateway", "worker", "deployer", "operator", "tasks"}
     for user, password in passwords.items():
         with redis.Redis(port=port, username=user, password=password) as client:
             assert client.ping()
 
 
-def test_every_service_in_the_commands_of_the_deployment_page_is_in_the_stack() -> None:
+COMPOSE, UPGRADES = ROOT / "docs" / "deploy" / "compose.md", ROOT / "docs" / "deploy" / "upgrades.md"
+
+
+def test_every_service_in_the_commands_of_the_pages_about_containers_is_in_a_stack() -> None:
     stack = (ROOT / "docker-compose.yml").read_text()
     services = set(re.findall(r"^  (\w+):$", stack.partition("\nservices:\n")[2].partition("\nvolumes:")[0], re.M))
-    blocks = _BLOCK.findall((ROOT / "docs" / "deployment.md").read_text())
-    typed = [
-        line.split()[3:] for _, block in blocks for line in block.splitlines() if line.startswith("docker compose")
-    ]
+    services |= {"model", "front"}  # of the page's own application
+    blocks = [block for page in (COMPOSE, UPGRADES) for _, block in _BLOCK.findall(page.read_text())]
+    typed = [line.split()[3:] for block in blocks for line in block.splitlines() if line.startswith("docker compose")]
     named = {word.partition("=")[0] for words in typed for word in words if not word.startswith("-")}
 
     assert named
     assert named <= services
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", ["one-host", "several-hosts"])
+def test_the_roles_of_a_page_make_an_application_that_answers(page: str, site: Site) -> None:
+    """Servers are started in the background; hosts, ports and names of other hosts are those of this machine."""
+    blocks = _BLOCK.findall(COMPOSE.read_text())
+    text = next(text for _, text in blocks if text.startswith("# shop.py"))
+    site.write(
+        "shop.py", text.replace("import emoji\n", "").replace("emoji.emojize", "str")
+    )  # it is not installed here
+    site.write("version.py", "VERSION = 1\n")
+    first = _shell_blocks("one-host")
+    given = first if page == "one-host" else [*first[:2], *_shell_blocks(page)]
+    replaced = {
+        "6379": str(free_port()),
+        "8000": str(free_port()),
+        "broker.example": "127.0.0.1",
+        "0.0.0.0": "127.0.0.1",
+    }
+    variables = ""
+    for text in given:
+        for there, here in replaced.items():
+            text = text.replace(there, here)
+        text = text.replace("valkey-server", find_server())
+        if text.startswith("export "):
+            variables = text
+            continue
+        is_server = text.startswith((find_server(), "qserve worker", "qserve gateway"))
+        script = f"PATH={Path(QSERVE[0]).parent}:$PATH\n{variables}{'exec ' if is_server else ''}{text}"
+        shell = site.start(["bash", "-euc", script])
+        assert is_server or shell.wait() == 0, shell.output
+    answer = site.start(
+        [
+            "bash",
+            "-euc",
+            f"""
+        curl --fail -s --retry 20 --retry-delay 1 --retry-all-errors -X POST http://127.0.0.1:{replaced["8000"]}/ \\
+        -H 'Content-Type: application/json' -d '{{"name": "Dora"}}'""",
+        ]
+    )
+
+    assert answer.wait() == 0, answer.output
+    assert "1 Dora" in answer.stdout
+
+
+def _shell_blocks(page: str) -> list[str]:
+    text = (ROOT / "docs" / "deploy" / f"{page}.md").read_text()
+    return [block for language, block in _BLOCK.findall(text) if language == "sh"]
