@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import os
+import signal
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import pytest
 from celery import Celery
@@ -11,6 +15,8 @@ from processes import new_site, wait_until
 from qserve_workers.celery.app import make_celery
 
 from qserve.base.settings import Settings
+from qserve.deploy.installation import Installation as InstallationOf
+from qserve.wire.status import STARTING
 
 pytestmark = pytest.mark.slow
 
@@ -21,14 +27,16 @@ import qserve
 @qserve.deployment(user_config={"size": 1}, graceful_shutdown_timeout_s=0.1)
 class Machine:
     def __init__(self):
-        self.configs = 0
-        os.kill(os.getpid(), signal.SIGHUP)  # as the supervisor does when the user_config has changed
+        was = signal.getsignal(signal.SIGHUP)
+        signal.signal(signal.SIGHUP, lambda *got: (was(*got), open("told", "w").close()))
+        while os.path.exists("gate"):
+            time.sleep(0.01)
     def reconfigure(self, config):
-        self.configs += 1
+        self.size = config["size"]
     async def pid(self):
         return os.getpid()
-    async def get_configs(self):
-        return self.configs
+    async def get_size(self):
+        return self.size
     def __del__(self):
         time.sleep(1e9)
 
@@ -59,7 +67,21 @@ def control(shop: Installation) -> Iterator[Callable[[bytes | None], Celery]]:
 def test_a_user_config_that_changes_while_the_object_is_constructed_ends_nothing_and_is_taken(
     shop: Installation,
 ) -> None:
-    wait_until(lambda: shop.ask("get_configs") == 2, description="the user_config is read once more")
+    installation = InstallationOf(shop.plane.settings)
+    (record,) = installation.registry.all()
+    gate, before = shop.site.write("gate", "") / "gate", shop.pids()
+    os.kill(*before, signal.SIGKILL)
+    reports = installation.reports("default")
+    wait_until(
+        lambda: STARTING in {one.state for one in reports.replicas()}, description="another is being constructed"
+    )
+
+    machine = replace(record.deployments["Machine"], user_config=json.dumps({"size": 2}))
+    installation.registry.promote(replace(record, deployments={"Machine": machine}))
+    wait_until((shop.site.folder / "told").exists, description="it is told")
+    gate.unlink()
+
+    wait_until(lambda: shop.ask("get_size") == 2, description="the new user_config is taken")
     assert "SIGHUP" not in shop.worker_process.stderr  # type: ignore[attr-defined]
 
 
