@@ -207,7 +207,7 @@ def wait_until_running(
         if time.monotonic() > short_at:
             short_at = time.monotonic() + _SHORT_AFTER_S
             lacking = {name: why for name, why in shortages().items() if running[name] < expected.get(name, 0)}
-            for name, why in lacking.items() - told:
+            for name, why in sorted(lacking.items() - told):
                 log.warning("deployment %r of application %r waits: %s", name, record.name, why)
             told |= lacking.items()
         if deadline.has_passed():
