@@ -72,12 +72,15 @@ def roll_out(
         check=check,
         shortages=lambda: _shortages(installation, record.name),
     )
+
+    def is_failing(active: ApplicationRecord) -> bool:  # new replicas may be the remedy
+        return any(one.state == FAILED and one.version == active.version for one in reports.replicas())
+
     with Claim(installation, record.name, record.version, ready_timeout_s, on_wait, check) as claim:
         if failpoints.ARMED:
             failpoints.hit("rollout.after_claim")
         active = next(iter(registry.readable(record.name, ACTIVE)), None)
-        is_failing = any(replica.state == FAILED for replica in reports.replicas())  # new replicas may be the remedy
-        if active is not None and not (restart or is_failing) and release.only_reconfigures(active):
+        if active is not None and not restart and not is_failing(active) and release.only_reconfigures(active):
             record = replace(record, version=active.version, sent_for=active.sent_for)
             change = _reconfigure(claim, record, active, wait)
         else:
