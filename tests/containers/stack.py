@@ -159,9 +159,10 @@ def cut(project: Project) -> str:
 
 
 def stop(project: Project) -> str:
-    """A worker that is told to stop finishes what it runs and ends by itself."""
+    """A worker that is told to stop finishes what it runs and ends by itself: the one that was cut off and is back."""
     stack = project.stack
-    *_, leaving = stack.containers(project.step)
+    # it must not be the one that is left: podman's DNS sometimes fails for good in a container that was disconnected
+    leaving, *_ = stack.containers(project.step)
     with Load(project) as load:
         load.more(20, 30)
         began = time.monotonic()

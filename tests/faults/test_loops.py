@@ -99,8 +99,8 @@ class Scene(Installation):
         variables = {"LOOPS": " ".join(TURNS), "LOOPS_FOLDER": str(self.marks), "LOOPS_FAILURES": str(FAILURES)}
         return self.worker(PYTHONPATH=str(folder), **variables)
 
-    def release(self) -> None:
-        deploy = self.deploy()
+    def release(self, *options: str) -> None:
+        deploy = self.command("deploy", "shop:app", *options)
         assert deploy.wait() == 0, deploy.output
 
     def reconfigure(self, size: int) -> None:
@@ -145,7 +145,7 @@ def test_a_worker_whose_every_turn_fails_a_few_times_goes_on_with_all_of_its_wor
         scene.ask("fall_ill")
         wait_until(lambda: scene.ask("pid") != before, description="the replica that fell ill is replaced")
 
-        scene.release()  # another version: the one before is retired
+        scene.release("--restart")  # another version: the one before is retired
         scene.wait_for(*(turn.rpartition(".")[2] for turn in TURNS))
 
         found = re.findall(r"(\S+) \[.*failed: injected into ([\w.:]+); trying again", worker.stderr)
