@@ -142,6 +142,7 @@ def test_events_are_sent_while_they_are_enabled(shop: Installation, tool: Celery
         (reply,) = tool.control.broadcast(command, reply=True, timeout=PATIENCE_S, limit=1)
         return str(only(reply)["ok"])
 
+    control("disable_events")  # which another test may have enabled
     with captured(tool) as seen:
         assert control("enable_events") == "task events enabled"
         assert control("enable_events") == "task events already enabled"
