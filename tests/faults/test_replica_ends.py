@@ -16,7 +16,6 @@ from qserve_workers.celery.app import make_celery
 
 from qserve.base.settings import Settings
 from qserve.deploy.installation import Installation as InstallationOf
-from qserve.wire.status import STARTING
 
 pytestmark = pytest.mark.slow
 
@@ -30,6 +29,7 @@ class Machine:
         was = signal.getsignal(signal.SIGHUP)
         signal.signal(signal.SIGHUP, lambda *got: (was(*got), open("told", "w").close()))
         while os.path.exists("gate"):
+            open("constructing", "w").close()
             time.sleep(0.01)
     def reconfigure(self, config):
         self.size = config["size"]
@@ -71,10 +71,7 @@ def test_a_user_config_that_changes_while_the_object_is_constructed_ends_nothing
     (record,) = installation.registry.all()
     gate, before = shop.site.write("gate", "") / "gate", shop.pids()
     os.kill(*before, signal.SIGKILL)
-    reports = installation.reports("default")
-    wait_until(
-        lambda: STARTING in {one.state for one in reports.replicas()}, description="another is being constructed"
-    )
+    wait_until((shop.site.folder / "constructing").exists, description="another is being constructed")
 
     machine = replace(record.deployments["Machine"], user_config=json.dumps({"size": 2}))
     installation.registry.promote(replace(record, deployments={"Machine": machine}))
