@@ -347,7 +347,7 @@ class Registry:
         for place, data in zip(places, found, strict=True):
             record = self._newest(app, place, data)
             if record is not None:
-                yield record
+                yield record if record.place else replace(record, place=place)
 
     def _newest(self, app: str, place: str, data: bytes | None) -> ApplicationRecord | None:
         """Return what is registered at a place, or what was before if that was replaced by something older."""

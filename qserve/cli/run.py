@@ -191,8 +191,12 @@ def _deploy(cluster: LocalCluster, arguments: list[str], interrupts: Interrupts)
             child = Child("qserve deploy", command, cluster.user_code_env, pass_fds=(write_end,))
             cleanup.callback(child.kill)
             os.close(write_end)
-        while (code := child.wait(_POLL_INTERVAL_S)) is None:
-            cluster.check()
+        code = None
+        while code is None:
+            # an interrupt inside of subprocess may leave its lock taken, and `kill` would wait for that for ever
+            with interrupts.deferred():
+                code = child.wait(_POLL_INTERVAL_S)
+                cluster.check()
         cleanup.pop_all()
         if code != 0:
             cluster.check()  # its error may only be a consequence of another process that has died

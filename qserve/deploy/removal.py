@@ -105,6 +105,9 @@ def retire(
 
     With ``force`` those that are open go on in the ``active`` version, or fail where it cannot finish them.
     """
+    if active is not None and active.version == record.version:
+        # the caller does not know yet what has replaced it: calls would be moved to where they are removed
+        return False
     client, keys = installation.client, installation.keys
     queues, prefix = queues_of(installation, record), keys.request("")
     streams = [*queues]

@@ -19,7 +19,7 @@ from qserve.calls.client import ClientPlane
 from qserve.calls.ref import Call, Ref
 from qserve.deploy import removal
 from qserve.deploy.installation import Installation
-from qserve.deploy.removal import remove
+from qserve.deploy.removal import remove, retire
 from qserve.exceptions import AppNotFound, BrokerError
 from qserve.wire.application import ApplicationRecord, DeploymentRecord
 
@@ -164,3 +164,17 @@ def test_a_program_that_dies_in_the_middle_leaves_requests_ended_or_to_their_dea
         monkeypatch.undo()
         remove(installation, "shop")
         assert plane.registry.find("shop") is None
+
+
+def test_a_version_that_is_taken_for_its_own_successor_keeps_its_calls(
+    plane: ClientPlane, client: redis.Redis, keys: Keys
+) -> None:
+    """A worker which has read of a promotion the half would move calls to the queue that it removes then."""
+    ref, installation = submit(plane), Installation(plane.settings)
+
+    assert not retire(installation, SHOP, True, SHOP)
+    deploy(plane, replace(SHOP, version="v2"))
+    assert retire(installation, SHOP, True, replace(SHOP, version="v2"))
+
+    assert client.xlen(replace(SHOP, version="v2").stream(keys, "Model")) == 1
+    assert not ref.done.is_set()

@@ -278,6 +278,8 @@ def test_the_roles_of_a_page_make_an_application_that_answers(page: str, site: S
         script = f"PATH={Path(QSERVE[0]).parent}:$PATH\n{variables}{'exec ' if is_server else ''}{text}"
         shell = site.start(["bash", "-euc", script])
         assert is_server or shell.wait() == 0, shell.output
+        if text.startswith("qserve gateway"):  # the command that asks it comes later, and does not try again
+            wait_until(lambda: is_open(int(replaced["8000"])), description="the gateway listens")
     answer = site.start(
         [
             "bash",

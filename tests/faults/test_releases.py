@@ -30,6 +30,8 @@ class Releases(Stack):
 
     version = 0
     workers: Process
+    folders: dict[Process, Path]
+    """Where workers look for code."""
 
     def folder(self, version: int) -> Path:
         """The folder with the code of a version."""
@@ -40,13 +42,18 @@ class Releases(Stack):
         return folder
 
     def start_workers(self, version: int) -> Process:
-        return self.worker("--name", "default", "--app-dir", str(self.folder(version)))
+        folder = self.folder(version)
+        workers = self.worker("--name", "default", "--app-dir", str(folder))
+        self.folders[workers] = folder
+        return workers
 
     def start_workers_without_code(self) -> Process:
-        folder = self.site.folder / "empty"
-        folder.mkdir(exist_ok=True)
+        folder = self.site.folder / f"empty{len(self.folders)}"
+        folder.mkdir()
         options = ("--name", "default", "--app-dir", str(folder))
-        return self.command("worker", *options, within=("env", "-C", str(folder)))
+        workers = self.command("worker", *options, within=("env", "-C", str(folder)))
+        self.folders[workers] = folder
+        return workers
 
     def start_deploy(self, version: int) -> Process:
         return self.command("deploy", "diamond:app", "--app-dir", str(self.folder(version)))
@@ -113,7 +120,7 @@ def by_value(stack: Releases, version: int) -> None:
 
 
 def in_place(stack: Releases, version: int) -> None:
-    folder = stack.folder(stack.version)
+    folder = stack.folders[stack.workers]
     (folder / "diamond.py").write_text((stack.folder(version) / "diamond.py").read_text())
     finish(stack.command("deploy", "diamond:app", "--app-dir", str(folder)))
 
@@ -122,6 +129,7 @@ def in_place(stack: Releases, version: int) -> None:
 def releases() -> Iterator[Releases]:
     with new_site() as site:
         stack = Releases(site, replicas=1, guarded=False)
+        stack.folders = {}
         stack.workers = stack.start_workers(1)
         stack.front = stack.gateway()
         finish(stack.start_deploy(1))
@@ -197,15 +205,15 @@ def test_an_old_registration_that_is_put_back_does_not_bring_the_old_version_bac
 
 @row("F50")
 def test_a_replica_that_dies_after_its_files_were_replaced_starts_again_with_its_old_code(releases: Releases) -> None:
-    folder = releases.folder(releases.version)
+    file = releases.folders[releases.workers] / "diamond.py"
     (pid,) = [one.pid for one in releases.replicas("Left")]
-    (folder / "diamond.py").write_text("raise RuntimeError('half a release')")
+    file.write_text("raise RuntimeError('half a release')")
 
     kill(pid)
 
     wait_until(lambda: [one.pid for one in releases.replicas("Left")] not in ([pid], []), description="it starts again")
     assert releases.ask().answer["versions"] == [releases.version] * 3
-    releases.folder(releases.version)
+    file.write_text((releases.folder(releases.version) / "diamond.py").read_text())
 
 
 @row("F50", priority=True)
@@ -287,6 +295,10 @@ def test_a_rollback_brings_back_code_that_no_folder_has_any_more(releases: Relea
     listed = releases.command("rollback", "default", "--list")
     finish(listed)
     assert len(listed.stdout.splitlines()) > 2 and "(serves)" in listed.stdout.splitlines()[0]
+    # the tests that follow find workers whose own code serves
+    releases.stop(releases.workers)
+    releases.workers = releases.start_workers(before)
+    finish(releases.command("deploy", "diamond:app", "--app-dir", str(releases.folder(before)), "--restart"))
 
 
 @row("F50", priority=True)

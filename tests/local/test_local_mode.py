@@ -62,7 +62,9 @@ def test_it_needs_no_broker_no_celery_and_no_socket(tmp_path: Path) -> None:
         [sys.executable, "-X", "dev", program], env=clean_environment(), capture_output=True, text=True, timeout=60
     )
 
-    assert (done.stdout, done.stderr, done.returncode) == ("42\n", "", 0)
+    # what asyncio says of a machine that is busy is no fault of the program
+    said = [line for line in done.stderr.splitlines() if not line.startswith("Executing <")]
+    assert (done.stdout, said, done.returncode) == ("42\n", [], 0)
 
 
 def test_nothing_is_left_after_shutdown(run_here: ServeRun) -> None:

@@ -275,14 +275,14 @@ def test_an_application_that_cannot_be_run_holds_up_no_other_and_is_tried_again(
     other = replace(RECORD, name="other", route_prefix="/other")
     for act in (supervisor._installation.registry.stage, supervisor._installation.registry.promote):
         act(other)
-    find, broken = Registry.find, [True]
+    versions, broken = Registry.versions, [True]
 
-    def find_or_fail(registry: Registry, name: str) -> ApplicationRecord | None:
+    def versions_or_fail(registry: Registry, name: str) -> list[ApplicationRecord]:
         if name == "app" and broken[0]:
             raise error
-        return find(registry, name)
+        return versions(registry, name)
 
-    monkeypatch.setattr(Registry, "find", find_or_fail)
+    monkeypatch.setattr(Registry, "versions", versions_or_fail)
     for _ in range(3):
         supervisor.tick()
     assert [process.spec.record.name for process in supervisor.processes.values()] == ["other"]

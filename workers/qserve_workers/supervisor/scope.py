@@ -12,7 +12,7 @@ from typing import NamedTuple
 from qserve.base.log import get_logger
 from qserve.base.turns import Turns
 from qserve.broker.connection import if_permitted, load_functions
-from qserve.broker.registry import NEXT, NO_CHANGE
+from qserve.broker.registry import ACTIVE, NEXT, NO_CHANGE
 from qserve.deploy.installation import Installation
 from qserve.deploy.sources import Sources
 from qserve.exceptions import BrokerError, DeployError, PayloadError, WrongType
@@ -174,13 +174,14 @@ class Applications:
 
     def _read(self, name: str) -> None:
         try:
-            active, versions = self._registry.find(name), self._registry.versions(name)
+            versions = self._registry.versions(name)  # in one act: what is active now may be what another one replaces
         except PayloadError as error:  # only a deploy can change that
             is_run = any(key[0] == name for key in self._records)
             self._say_once(f"application {name!r} {'runs as it was' if is_run else 'is not run'}: {error}")
             return
         self._wishes[name] = if_permitted(partial(self._fleet.wishes, name))
         versions = [record for record in versions if not self._is_abandoned(record)]
+        active = next((record for record in versions if record.place == ACTIVE), None)
         kept = None if active is None else (active, self._code_of(active))
         self._warn_if_unknown(versions)
         self._records = {key: record for key, record in self._records.items() if key[0] != name}
