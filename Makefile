@@ -89,7 +89,7 @@ fuzz-short: $(VENV)/installed-test
 	PYTHONPATH=tests/fuzz $(BIN)/python tests/fuzz/plain.py --seconds 60
 
 mutants: $(VENV)/installed-test
-	PYTHONPATH=tests/broker:tests/support $(BIN)/python -m pytest -p mutants -o addopts= --tb=no -q -m "not long" tests/broker/test_state_machine.py
+	PYTHONPATH=tests/broker:tests/support $(BIN)/python -m pytest -p mutants -p no:cloudcoil -o addopts= --tb=no -q -m "not long" tests/broker/test_state_machine.py
 
 test-stack: $(VENV)/installed-test
 	$(BIN)/python tests/containers/stack.py
