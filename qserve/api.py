@@ -105,6 +105,7 @@ def run(
         release = release_of(built, cluster.settings.keyring)
         record = roll_out(_installation(), release, gateways=cluster.gateway_workers, check=cluster.check)
         _client().cache_application(record)
+        cluster.serve_tasks(release.tasks)
         cluster.keep_running()
         while blocking and _cluster is not None:
             _cluster.wait()

@@ -95,6 +95,11 @@ FILE_DEPLOYMENT: Mapping[str, str] = {
     "rolling_update_percentage": "all replicas of a new version start beside the old ones",
 }
 """Keys of a deployment in such a file that are not options in code; the others are those of ``DEPLOYMENT``."""
+TASKS: Mapping[str, str] = {
+    "task_custom_config": "a task that raised is tried again as max_retries of TaskProcessorConfig says",
+    "worker_concurrency": "tasks run as other calls do, max_ongoing_requests of the deployment in each replica",
+}
+"""Keys of a ``CeleryAdapterConfig``."""
 _NO_TASKS = "there are no tasks and actors: make it a deployment, whose methods are called by a handle"
 _NO_CLUSTER = "there is no cluster to ask: `qserve status` shows what runs"
 _OLD = "it belongs to the API of Ray Serve 1: bind deployments, and pass the root to `run`"

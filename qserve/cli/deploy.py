@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ from qserve.cli.options import (
 )
 from qserve.cli.user_code import load_apart
 from qserve.define.builder import parse_arguments
+from qserve.define.task_consumers import TaskPlace
 from qserve.deploy.files import deploy_file, plan_file, release_of_part
 from qserve.deploy.installation import Installation
 from qserve.deploy.registration import Release, import_application, release_of
@@ -75,7 +77,7 @@ gateways_option = click.option(
     show_default=True,
     help="Send the modules to workers that were started without MODULE:NODE and do not have them.",
 )
-@click.option("--prefix-fd", type=int, hidden=True, help="An open file to which the route prefix is written.")
+@click.option("--prefix-fd", type=int, hidden=True, help="An open file for what `qserve run` wants to know.")
 def deploy(
     target: str,
     arguments: tuple[str, ...],
@@ -127,8 +129,7 @@ def deploy(
     release = Release.decode(load_apart(target, settings.start_timeout_s, load))
     wait_for_broker(installation)
     roll_out(installation, release, **options, on_progress=show_progress)
-    if prefix_fd is not None:
-        os.write(prefix_fd, (release.record.route_prefix or "").encode())
+    _answer(prefix_fd, [release.record.route_prefix or ""], release.tasks)
 
 
 def _deploy_file(
@@ -176,9 +177,14 @@ def _deploy_file(
         click.echo(f"Error: {name}: {error}", err=True)
     if failed:
         sys.exit(1)
+    prefixes = [record.route_prefix for record in plan.records.values() if record.route_prefix is not None]
+    _answer(prefix_fd, prefixes, plan.tasks)
+
+
+def _answer(prefix_fd: int | None, prefixes: list[str], tasks: Iterable[TaskPlace]) -> None:
+    """Tell `qserve run` the route prefixes, and where Celery has the queues that are consumed."""
     if prefix_fd is not None:
-        prefixes = [record.route_prefix for record in plan.records.values() if record.route_prefix is not None]
-        os.write(prefix_fd, "\n".join(prefixes).encode())
+        os.write(prefix_fd, "\0".join(["\n".join(prefixes), *map(" ".join, tasks)]).encode())
 
 
 def wait_for_broker(installation: Installation) -> None:

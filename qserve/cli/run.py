@@ -201,7 +201,9 @@ def _deploy(cluster: LocalCluster, arguments: list[str], interrupts: Interrupts)
         if code != 0:
             cluster.check()  # its error may only be a consequence of another process that has died
             sys.exit(min(code, 2) if code > 0 else 1)  # it has printed its error
-        return prefix.read().split("\n")
+        prefixes, *tasks = prefix.read().split("\0")
+        cluster.serve_tasks(place.split(" ") for place in tasks)
+        return prefixes.split("\n")
 
 
 class Interrupts:

@@ -16,6 +16,7 @@ from qserve.define.application import set_defaults
 from qserve.define.builder import ArgumentError
 from qserve.define.compile import CompiledApplication
 from qserve.define.target import TargetError
+from qserve.define.task_consumers import TaskPlace
 from qserve.deploy.installation import Installation
 from qserve.deploy.named import not_found
 from qserve.deploy.registration import Release, import_application, release_of
@@ -88,6 +89,7 @@ class FilePlan:
       deleted: Those that an earlier file has brought, and that this one does not name.
       changes: The differences, in words.
       codes: The modules that are sent of each.
+      tasks: Where Celery has the queues that they consume.
     """
 
     records: dict[str, ApplicationRecord]
@@ -95,6 +97,7 @@ class FilePlan:
     deleted: list[str]
     changes: list[Change] = field(default_factory=list)
     codes: dict[str, bytes] = field(default_factory=dict)
+    tasks: list[TaskPlace] = field(default_factory=list)
 
 
 def plan_file(installation: Installation, file: ServeFile, load: Callable[[int], Release]) -> FilePlan:
@@ -118,7 +121,8 @@ def plan_file(installation: Installation, file: ServeFile, load: Callable[[int],
         if prefix is not None and owners.setdefault(prefix, name) != name:
             path = "applications", list(records).index(name), "route_prefix"
             raise file.problem(f"application {owners[prefix]!r} is at {prefix!r} already", *path)
-    return FilePlan(records, running, deleted, diff(running, records, deleted), codes)
+    tasks = [place for release in releases.values() for place in release.tasks]
+    return FilePlan(records, running, deleted, diff(running, records, deleted), codes, tasks)
 
 
 def deploy_file(

@@ -14,6 +14,8 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType, SimpleNamespace
 from typing import Any, NamedTuple
 
+import msgpack
+
 from qserve.base import unused
 from qserve.base.keyring import Keyring
 from qserve.base.log import get_logger
@@ -23,17 +25,17 @@ from qserve.define.compile import CompiledApplication
 from qserve.define.deployments import Deployment
 from qserve.define.options import AutoscalingConfig, DeploymentOptions
 from qserve.define.target import load_target
+from qserve.define.task_consumers import TaskPlace, task_places, task_queue_of, unused_options
 from qserve.deploy.sources import difference, own_modules, read_sources
 from qserve.engine.driver import AdaptingDriver
 from qserve.exceptions import PayloadError, QserveException
 from qserve.http.annotations import resolve_annotations
 from qserve.wire.application import MISSING, ApplicationRecord, DeploymentRecord, Resources, Scaling, dump_plan
-from qserve.wire.codec import Codec
+from qserve.wire.codec import Codec, unpack
 from qserve.wire.modules import pack_modules
 from qserve.wire.pickling import culprit, dumps, unpickle_part
 
 log = get_logger(__name__)
-_LENGTH_BYTES = 8
 
 
 @dataclass(frozen=True)
@@ -43,21 +45,22 @@ class Release:
     Parameters:
       record: Its record.
       code: Its code if that travels by value; if replicas import it, the modules that workers get which lack them.
+      tasks: Where Celery has the queues that it consumes, with passwords: this is not registered.
     """
 
     record: ApplicationRecord
     code: bytes = b""
+    tasks: tuple[TaskPlace, ...] = ()
 
     def encode(self) -> bytes:
         """Return it as bytes, for a process of ours."""
-        record = self.record.encode()
-        return len(record).to_bytes(_LENGTH_BYTES) + record + self.code
+        return msgpack.packb([self.record.encode(), self.code, self.tasks])  # type: ignore[no-any-return]
 
     @classmethod
     def decode(cls, data: bytes) -> Release:
         """Read what ``encode`` returned."""
-        end = _LENGTH_BYTES + int.from_bytes(data[:_LENGTH_BYTES])
-        return cls(ApplicationRecord.decode(data[_LENGTH_BYTES:end]), data[end:])
+        record, code, tasks = unpack(data, "a release")
+        return cls(ApplicationRecord.decode(record), code, tuple(TaskPlace(*place) for place in tasks))
 
     def only_reconfigures(self, active: ApplicationRecord) -> bool:
         """Return whether the replicas of the active version can go on: they have the code, and either the user says so
@@ -89,7 +92,7 @@ def release_of(
     Raises:
       PayloadError: Its code, or a constant in its graph, cannot travel.
     """
-    code = b"" if target else pack_code(code_of(built), keyring)
+    code, tasks = b"" if target else pack_code(code_of(built), keyring), tuple(task_places(built.deployments))
     record = replace(
         record_of(built, Codec(keyring), target),
         modules=dict(modules or {}),
@@ -97,10 +100,10 @@ def release_of(
         args=json.dumps(args) if args else "",
     )
     if code:
-        return Release(replace(record, code_digest=hashlib.sha256(code).hexdigest()), code)
+        return Release(replace(record, code_digest=hashlib.sha256(code).hexdigest()), code, tasks)
     if sends_code and not code_version:
         code = _pack_modules(target, record.modules, keyring)
-    return Release(replace(record, sent_for=MISSING if code else ""), code)
+    return Release(replace(record, sent_for=MISSING if code else ""), code, tasks)
 
 
 def _pack_modules(target: str, digests: Mapping[str, str], keyring: Keyring) -> bytes:
@@ -162,6 +165,7 @@ def _deployment_record(deployment: Deployment, replicated: bool) -> DeploymentRe
     actor = [key for key, value in (options.ray_actor_options or {}).items() if value]
     unused.warn(f"deployment {name!r}", sorted((*given, *actor)), {**unused.DEPLOYMENT, **unused.ACTOR})
     unused.warn_of_runtime_env(f"deployment {name!r}", options.actor_options.runtime_env)
+    unused.warn(f"the task consumer {name!r}", unused_options(deployment.func_or_class), unused.TASKS)
     return DeploymentRecord(
         name=name,
         num_replicas=options.num_replicas,
@@ -184,6 +188,7 @@ def _deployment_record(deployment: Deployment, replicated: bool) -> DeploymentRe
         env=dict(options.actor_options.runtime_env.get("env_vars") or {}),
         logging={} if options.logging_config is None else options.logging_config.given,
         constructor_retries=options.max_constructor_retry_count,
+        tasks=task_queue_of(deployment.func_or_class),
     )
 
 

@@ -6,7 +6,7 @@ import secrets
 import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from importlib import import_module
@@ -68,6 +68,7 @@ class LocalCluster:
         self._broker: EmbeddedBroker | None = None
         self._announced_in: PrivateFolder | None = None
         self._restarter = Restarter()
+        self._task_brokers: set[tuple[str, str]] = set()
         self.check = self._restarter.check
 
     @property
@@ -110,6 +111,23 @@ class LocalCluster:
             self._restarter.add(child)
         if self._broker is not None:
             self._broker.wait_ready()
+
+    def serve_tasks(self, places: Iterable[Sequence[str]]) -> None:
+        """Start a worker of Celery's tasks for each of its brokers that has queues of task consumers.
+
+        Celery's broker may be away, and is waited for: it is not one of this cluster.
+
+        Parameters:
+          places: Celery's broker, its result backend and the name of each queue.
+        """
+        for broker, backend, queue in places:
+            if (broker, backend) in self._task_brokers:
+                continue  # that worker finds the queue among what is deployed
+            self._task_brokers.add((broker, backend))
+            variables = {"QSERVE_CELERY_BROKER": broker, "QSERVE_CELERY_BACKEND": backend}
+            command = [sys.executable, "-P", "-m", "qserve", "tasks", "--queue", queue]
+            with self._uninterrupted():
+                self._restarter.add(Child("the worker of tasks", command, self._env | variables))
 
     def keep_running(self, what: str = "") -> None:
         """Restart what dies from now on, and let this user's other commands and programs find what runs here.

@@ -20,7 +20,7 @@ import house  # noqa: E402
 MODULES = house.modules()
 ROOMS = [room for room in house.rooms() if house.folder_of(room).is_dir()]
 DOORS = {
-    "celery": ("qserve_workers",),
+    "celery": ("qserve_workers", "qserve.task_processor"),
     "kombu": ("qserve_workers",),
     "fastapi": ("qserve.http.user_adapter", "qserve.http.builtin_adapters"),
     "flask": ("qserve_gateway", "qserve.web.frameworks"),
@@ -261,6 +261,8 @@ def test_the_root_holds_the_public_doors_and_nothing_else() -> None:
         "http_adapters",
         "mypy_plugin",
         "schema",
+        "task_consumer",
+        "task_processor",
     }
 
 

@@ -204,3 +204,26 @@ def test_messages_of_older_celery_are_understood(shop: Installation, tasks: Proc
         shop.client.lpush("qserve", json.dumps(message))
         task_id = (message.get("headers") or {}).get("id") or name
         assert producer.AsyncResult(task_id).get(timeout=PATIENCE_S) == 42, name
+
+
+def test_what_is_not_a_message_stops_nothing(shop: Installation, tasks: Process, producer: Celery) -> None:
+    (sound, *_) = json.loads((Path(__file__).parent / "celery_messages.json").read_text()).values()
+    properties = sound["properties"]
+    for strange in (
+        b"\xff no message", b"[]", b"{}", b"null", b'{"properties": {}}', b"[" * 100_000,
+        *(
+            json.dumps({**sound, **change}).encode()
+            for change in (
+                {"headers": []}, {"headers": {}}, {"body": "?"}, {"body": None}, {"content-type": "x/y"},
+                {"content-encoding": "none such"}, {"headers": {**sound["headers"], "eta": "tomorrow"}},
+                {"headers": {**sound["headers"], "id": None}}, {"headers": {**sound["headers"], "task": 1}},
+                {"headers": {**sound["headers"], "timelimit": "x"}}, {"headers": {**sound["headers"], "retries": []}},
+                {"properties": {**properties, "delivery_info": []}}, {"properties": {**properties, "priority": "x"}},
+                {"properties": {**properties, "body_encoding": "x"}}, {"body": "WzFd"}, {"body": "W1tdLFtdLFtdXQ=="},
+            )
+        ),
+    ):  # fmt: skip
+        shop.client.lpush("qserve", strange)
+    sent = producer.send_task("qserve.default.Machine", [21], queue="qserve")
+    assert sent.get(timeout=PATIENCE_S) == 42
+    assert tasks.exit_code() is None

@@ -51,7 +51,7 @@ def names() -> TaskNames:
         ("qserve.shop.Worker", "jobs", ("Worker", "__call__")),
         ("process", "jobs", ("Worker", "run")),
         ("qserve.shop.Worker.run", "jobs", ("Worker", "run")),
-        ("process", "qserve", None),
+        ("process", "another", ("Worker", "run")),
         ("qserve.shop.Model._secret", "qserve", None),
         ("qserve.shop.Model.__init__", "qserve", None),
         ("qserve.shop.Nothing", "qserve", None),

@@ -75,9 +75,10 @@ class TaskNames:
         found = self._handlers.get((queue, name)) or self._deployments.get(name)
         if found is not None:
             return found
-        by_name = [handler for handler in self._handlers.values() if handler.name == name]  # sent again by Celery
-        if by_name:
-            return by_name[0]
+        # sent again by Celery, or with another routing key
+        by_name = {one.name: one for (_, short), one in self._handlers.items() if name in (short, one.name)}
+        if len(by_name) == 1:
+            return by_name.popitem()[1]
         deployment, _, method = name.rpartition(".")
         found = self._deployments.get(deployment)
         return None if found is None or method.startswith("_") else found._replace(name=name, method=method)

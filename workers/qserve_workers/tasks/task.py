@@ -125,9 +125,9 @@ class DeploymentTask(Task):  # type: ignore[misc]
             raise
         except Exception as error:
             queue, retries = self.target.queue, self.request.retries
-            if queue is not None and retries < queue.max_retries:
-                pause_s = min(LONGEST_PAUSE_S, 2**retries)
-                raise self.retry(exc=_named(error), countdown=pause_s, max_retries=queue.max_retries) from error
+            if queue is not None and (queue.max_retries < 0 or retries < queue.max_retries):
+                pause_s = min(LONGEST_PAUSE_S, 2 ** min(retries, 6))
+                raise self.retry(exc=_named(error), countdown=pause_s, max_retries=retries + 1) from error
             if queue is not None and queue.failed:
                 self._keep(queue, error, args, kwargs)
             raise _named(error) from error

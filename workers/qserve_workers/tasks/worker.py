@@ -19,6 +19,7 @@ from qserve.calls.client import ClientPlane
 from qserve.exceptions import PayloadError, QserveException
 from qserve_workers.tasks.names import TaskNames, TaskTarget
 from qserve_workers.tasks.task import DeploymentTask, TaskCalls
+from qserve_workers.tasks.transport import install
 
 log = get_logger(__name__)
 REFRESH_S = 1.0
@@ -84,6 +85,7 @@ def run_worker(app: Celery, options: TasksOptions) -> int:
         timer.daemon = True
         timer.start()
 
+    install()
     signals.setup_logging.connect(lambda **_: None, weak=False)  # ours stays
     signals.worker_shutting_down.connect(stop_soon, weak=False)
     worker = app.Worker(
@@ -144,8 +146,11 @@ class TasksConsumer(Consumer):  # type: ignore[misc]
         def on_message(message: Any) -> None:
             about, queue = _about(message), _queue_of(message)
             name = about.get("task")
-            if not isinstance(name, str) or name.startswith("celery."):
-                handle(message)  # a task of Celery, or none at all
+            if not isinstance(name, str):
+                self._refuse(message, ValueError("it names no task"))
+                return
+            if name.startswith("celery."):
+                handle(message)
                 return
             target = self.app.names.find(name, queue)
             if target is None:
@@ -158,7 +163,10 @@ class TasksConsumer(Consumer):  # type: ignore[misc]
                 self._forget_methods()
             self._learn(target)
             about["task"] = target.name
-            handle(message)
+            try:
+                handle(message)
+            except (TypeError, ValueError, AttributeError, KeyError) as error:  # made up by somebody
+                self._refuse(message, error)
 
         return on_message
 
@@ -218,13 +226,14 @@ class TasksConsumer(Consumer):  # type: ignore[misc]
 
 def _about(message: Any) -> dict[str, Any]:
     """Return where a message has its task's name and id: its headers, or its body in Celery's older protocol."""
-    headers = message.headers or {}
+    headers = message.headers if isinstance(message.headers, dict) else {}
     if "task" not in headers:
         with contextlib.suppress(Exception):  # it cannot be read, which Celery finds as well
             payload = message.payload
-            return payload if isinstance(payload, dict) else {}
+            return payload if isinstance(payload, dict) else headers
     return headers
 
 
 def _queue_of(message: Any) -> str:
-    return str(message.delivery_info.get("routing_key", ""))
+    info = message.delivery_info
+    return str(info.get("routing_key", "")) if isinstance(info, dict) else ""
