@@ -23,6 +23,7 @@ POINTS = frozenset((
     "submit.before_send", "submit.after_send", "fetch.after_read", "call.before", "call.after",
     "commit.before_send", "commit.after_send", "beat.before", "sweep.mid", "reply.before_wait",
     "gateway.after_submit", "drain.mid", "supervisor.after_fork", "supervisor.before_handover",
+    "worker.after_offer", "worker.after_plan", "lead.before_renew", "lead.before_assign", "lead.after_assign",
 ))  # fmt: skip
 
 

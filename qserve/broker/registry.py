@@ -213,7 +213,7 @@ class Registry:
         self.remove_strangers(app)
         records = [*self.readable(app, ACTIVE, NEXT), *self.old(app)]
         pipe = self._client.pipeline()
-        pipe.delete(self._keys.application(app), self._keys.wishes(app))
+        pipe.delete(self._keys.application(app), self._keys.wishes(app), self._keys.scaled(app))
         pipe.hdel(self._keys.applications, app)
         for record in records:
             self._retire(pipe, record)

@@ -103,7 +103,8 @@ def retire(
 ) -> bool:
     """Remove a version's queues once no call is open; return whether it did.
 
-    With ``force`` those that are open go on in the ``active`` version, or fail where it cannot finish them.
+    With ``force`` those that are open go on in the ``active`` version, or fail where it cannot finish them. The active
+    version itself stays.
     """
     if active is not None and active.version == record.version:
         # the caller does not know yet what has replaced it: calls would be moved to where they are removed

@@ -12,9 +12,9 @@ from collections.abc import Callable
 
 from qserve.base.keys import BEAT_TTL_MS, Keys
 from qserve.broker import functions
-from qserve.broker.connection import Client, broker_errors, without_strangers
+from qserve.broker.connection import Client, broker_errors, is_unknown_function, without_strangers
 from qserve.broker.functions import Reply
-from qserve.exceptions import PayloadError
+from qserve.exceptions import BrokerError, PayloadError
 from qserve.wire.fleet import Lead
 from qserve.wire.replies import warn_once
 from qserve.wire.sealing import Seal
@@ -90,8 +90,13 @@ class Leadership:
 
     def _swap(self, was: bytes) -> bool:
         now = self._seal.seal(_PLACE, Lead(self._worker, time.time_ns()).encode())
-        with broker_errors():
-            reply = self._client.execute_command(*functions.lead(self._key, was, now, BEAT_TTL_MS))
+        try:
+            with broker_errors():
+                reply = self._client.execute_command(*functions.lead(self._key, was, now, BEAT_TTL_MS))
+        except BrokerError as error:
+            if not is_unknown_function(error.__cause__):
+                raise
+            self._due_at, reply = 0.0, b""  # before the first deploy there are no functions, and nothing to lead
         self.mine = now if reply == Reply.OK else b""
         return self.mine != b""
 

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 
+from qserve.base import failpoints
 from qserve.base.log import get_logger
 from qserve.broker.registry import ACTIVE
 from qserve.fleet.lead import Leadership
@@ -23,6 +24,8 @@ _ROUND_S, _IDLE_ROUND_S = 0.25, 1.0
 _STEADY_S = 10.0
 """After this long without a change, rounds become rarer and deployments are spread evenly."""
 _FORGOTTEN_S = 60.0
+_LOOK_AGAIN_S = 5.0
+"""How often replicas are looked for that no worker with a name runs."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +89,9 @@ class Leader:
         self._hosts: dict[str, HostRecord] = {}
         self._plan: dict[str, tuple[Slot, ...]] = {}
         self._gone_since: dict[str, float] = {}
+        self._apps: set[str] = set()
+        self._older: Mapping[Key, int] = {}
+        self._look_at = 0.0
         self._inputs: object = None
         self._changed_at = self._clock()
         self._is_even = False
@@ -99,6 +105,8 @@ class Leader:
         Raises:
           BrokerError: The round is not finished; the next one does all of it again.
         """
+        if failpoints.ARMED:
+            failpoints.hit("lead.before_renew")
         if not self._leadership.renew():
             self._forget()
             return None
@@ -112,10 +120,14 @@ class Leader:
         self._hosts |= fleet.hosts  # a broker that has lost its data has them again soon
         hosts = self._present(fleet, now)
         self._note_counts(self._decide_with(records, fleet), fleet)
-        needs = [*needs_of(records, fleet.rollouts, fleet.scaled, fleet.wishes, pins_of(hosts, records))]
+        pins = {**pins_of(hosts, records), **self._run_by_older(apps, now)}
+        needs = [*needs_of(records, fleet.rollouts, fleet.scaled, fleet.wishes, pins)]
         placement = self._place(needs, hosts, fleet, now, found.unread)
         own = self._assign(placement, fleet)
         self._note_shortages(records, placement, fleet)
+        for app in self._apps - {*apps} - found.unread:  # it was noted after `delete` had removed it
+            self._store.forget(app)
+        self._apps = {*apps}
         self._next_at = now + (_IDLE_ROUND_S if self._is_even and self._is_steady(now) else _ROUND_S)
         return own
 
@@ -133,6 +145,14 @@ class Leader:
                 self._plan.pop(name, None)
         return [one for name, one in self._hosts.items() if name not in gone]
 
+    def _run_by_older(self, apps: Sequence[str], now: float) -> Mapping[Key, int]:
+        """Return the replicas of workers of an older qserve: these offer nothing, and run what they always ran."""
+        if apps and now >= self._look_at:
+            self._look_at = now + _LOOK_AGAIN_S
+            running = (item for app in apps for item in self._running(app).items())
+            self._older = {key: count for (key, worker), count in running if not worker}
+        return self._older
+
     def _note_counts(self, decided: Mapping[tuple[str, str], Scaled], fleet: Fleet) -> None:
         """Crash on the way: the next leader goes on from the counts that are noted."""
         for (app, deployment), scaled in decided.items():
@@ -144,7 +164,7 @@ class Leader:
     ) -> Placement:
         before: Plan = {name: one.slots for name, one in fleet.plan.items()}
         before = {**self._plan, **before}
-        leaving = frozenset(one.worker for one in hosts if one.host in fleet.drains or one.worker in fleet.drains)
+        leaving = frozenset(one.worker for one in hosts if one.is_leaving or one.host in fleet.drains)
         running: dict[tuple[Key, str], int] = {}
         is_moving = any(slot.leaves for slots in before.values() for slot in slots)
         if leaving or is_moving:
@@ -174,10 +194,16 @@ class Leader:
         wanted: dict[str, tuple[Slot, ...]] = {**gone, **placement.assignments}
         stored = {name: one.slots for name, one in fleet.plan.items()}
         changed = {name: slots for name, slots in wanted.items() if slots != stored.get(name, ())}
-        if changed and not self._store.assign(self._leadership.mine, changed):
-            self._leadership.lose()
-            self._forget()
-            return None
+        if changed:
+            if failpoints.ARMED:
+                failpoints.hit("lead.before_assign")
+            is_done = self._store.assign(self._leadership.mine, changed)
+            if failpoints.ARMED:
+                failpoints.hit("lead.after_assign")
+            if not is_done:
+                self._leadership.lose()
+                self._forget()
+                return None
         self._plan = wanted
         return wanted.get(self._worker, ())
 

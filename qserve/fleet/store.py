@@ -159,6 +159,11 @@ class FleetStore:
         """Store how many replicas a deployment should have, and why."""
         self._write(self._keys.scaled(app), deployment, _scaled(app, deployment), scaled)
 
+    def forget(self, app: str) -> None:
+        """Forget how many replicas the deployments of an application are to have: it is not there any more."""
+        with broker_errors():
+            self._client.delete(self._keys.scaled(app))
+
     def wishes(self, app: str) -> dict[str, Wish]:
         """Return what operators want of an application's deployments."""
         return self._read(self._keys.wishes(app), Wish, partial(_wish, app))

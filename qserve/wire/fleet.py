@@ -69,7 +69,7 @@ class HostRecord(_Value):
       has: The versions whose code it has, each as ``application:version``.
       pins: Replicas that it runs whatever is planned, by ``application:version:deployment``.
       app: The only application that it runs; "" for all.
-      version: That of qserve.
+      is_leaving: Whether it ends as soon as what it runs has a place elsewhere.
     """
 
     worker: str
@@ -84,7 +84,7 @@ class HostRecord(_Value):
     pins: dict[str, int] = field(default_factory=dict)
     app: str = ""
     number: int = 0
-    version: str = ""
+    is_leaving: bool = False
 
 
 @dataclass(frozen=True)

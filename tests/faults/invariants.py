@@ -13,7 +13,7 @@ from stacks import Stack
 
 from qserve.base.keys import GROUP
 
-LIVES_WITH_ITS_APP = (":q:", ":apps", ":changes", ":a:", ":code:", ":epoch")
+LIVES_WITH_ITS_APP = (":q:", ":apps", ":changes", ":a:", ":code:", ":epoch", ":hosts", ":plan", ":drains", ":s:", ":w:")
 """Keys that have no time to live; see ``qserve/base/keys.py``."""
 _RECORD = re.compile(r"^(?=\d\d:\d\d:\d\d |\[\d{4}-|\$ )", re.MULTILINE)
 """Where a record of a log begins; its traceback belongs to it."""

@@ -199,6 +199,15 @@ class Stack:
         wanted = 3 * self.replicas_wanted
         wait_until(lambda: len(self.replicas()) == wanted, description=f"{wanted} replicas run", timeout_s=timeout_s)
 
+    def wait_shared(self, deployment: str, other: Process) -> None:
+        """Wait until as many replicas of a deployment run as are wanted, some of them of another worker."""
+
+        def is_shared() -> bool:
+            pids = {one.pid for one in self.replicas(deployment)}
+            return len(pids) == self.replicas_wanted and not pids.isdisjoint(children_of(other.pid))
+
+        wait_until(is_shared, description=f"two hosts run {deployment}")
+
     def consumers(self) -> dict[str, set[str]]:
         """The readers of each queue, as the broker knows them."""
         client = self.broker.client

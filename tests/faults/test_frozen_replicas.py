@@ -48,7 +48,7 @@ def test_the_work_of_a_frozen_replica_is_taken_over_after_its_lease(stack: Stack
 def second_host(stack: Stack, **env: str) -> tuple[list[int], set[int]]:
     """One more supervisor with a replica of Left: all its processes, and the replicas among them."""
     host = stack.worker("--name", "default", "--deployment", "Left", "--replicas", "1", env=env)
-    wait_until(lambda: len(stack.replicas("Left")) == 3, description="two hosts run Left")
+    stack.wait_shared("Left", host)
     replicas = set(children_of(host.pid))
     return [host.pid, *replicas], replicas
 

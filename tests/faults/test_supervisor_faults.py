@@ -44,8 +44,8 @@ def test_replicas_do_not_outlive_a_killed_supervisor_and_the_next_one_goes_on(st
 
 @row("F21")
 def test_hosts_that_leave_finish_what_they_run(stack: Stack) -> None:
-    extra = [stack.worker("--name", "default") for _ in range(3)]
-    wait_until(lambda: len(stack.replicas()) == 24, description="four hosts run replicas")
+    extra = [stack.worker("--name", "default", "--replicas", "2") for _ in range(3)]
+    wait_until(lambda: len(stack.replicas()) == 18, description="three hosts run all that is wanted, and more")
     load = stack.load(make=lambda: new_job(sleep_s={"left": 0.05}))
     load.more(100)
     client = stack.handles()
@@ -79,8 +79,8 @@ def test_hosts_that_leave_finish_what_they_run(stack: Stack) -> None:
 
 @row("F21")
 def test_what_runs_longer_than_the_grace_is_handed_over(stack: Stack) -> None:
-    host = stack.worker("--name", "default", "--deployment", "Left")
-    wait_until(lambda: len(stack.replicas("Left")) == 4, description="two hosts run Left")
+    host = stack.worker("--name", "default", "--deployment", "Left", "--replicas", "1")
+    stack.wait_shared("Left", host)
     client, gate = stack.handles(), stack.ledger.new_file("gate")
     calls = [client.send(new_job(gate={"left": gate})) for _ in range(40)]
     leaving = set(children_of(host.pid))

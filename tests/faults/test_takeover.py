@@ -39,7 +39,12 @@ def test_calls_of_a_worker_that_is_killed_whole_begin_elsewhere_before_its_lease
     proxy, options = Proxy(stack.broker.port), ("--name", "default", "--deployment", "Left")
     behind = stack.worker(*options, env={**LEASE, "QSERVE_BROKER_URL": proxy.url})
     doomed = stack.worker(*options, env=LEASE)
-    wait_until(lambda: len(stack.replicas("Left")) == 6, description="three workers run Left")
+
+    def is_theirs() -> bool:
+        pids = {one.pid for one in stack.replicas("Left")}
+        return len(pids) == 4 and pids == {*children_of(doomed.pid), *children_of(behind.pid)}
+
+    wait_until(is_theirs, description="two workers run Left, which the first leaves to them")
     client, gate = stack.handles(), stack.ledger.new_file("gate")
     calls = [client.send(new_job(gate={"left": gate})) for _ in range(30)]
     ids, killed, reset = {call.id for call in calls}, {*children_of(doomed.pid)}, {*children_of(behind.pid)}

@@ -123,6 +123,7 @@ def test_a_worker_alone_leads_and_plans_in_its_first_round(fleet: Fleet) -> None
     assert fleet.plan() == {"a": 2}
 
 
+@pytest.mark.row("F54")
 def test_one_of_several_leads_as_long_as_it_lives_and_another_soon_after(fleet: Fleet) -> None:
     for name in "abc":
         fleet.add(name)
@@ -166,6 +167,7 @@ def test_a_key_of_another_type_in_the_place_of_the_lead_is_removed(fleet: Fleet)
     assert fleet.leads() == ["a"]
 
 
+@pytest.mark.row("F54")
 def test_a_leader_that_was_frozen_changes_nothing_when_it_wakes(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
     first, second = fleet.add("a"), fleet.add("b")
     fleet.rounds(1)
@@ -233,6 +235,7 @@ def test_the_next_leader_goes_on_with_the_same_plan(fleet: Fleet) -> None:
     assert fleet.plan() == before
 
 
+@pytest.mark.row("F54")
 def test_a_broker_that_lost_its_data_has_the_same_plan_again(fleet: Fleet) -> None:
     for name in "abc":
         fleet.add(name)
@@ -347,6 +350,35 @@ def test_what_has_no_room_is_noted_with_what_is_missing_until_it_has(fleet: Flee
     fleet.rounds(2, needs_gpu)
     assert worker.store.scaled("shop")["A"].shortage == ""
     assert worker.store.plan()["a"].slots == (Slot("shop", "v", "A", 1, ("0",)),)
+
+
+def test_counts_of_an_application_that_was_deleted_are_forgotten(fleet: Fleet) -> None:
+    worker = fleet.add("a")
+    worker.store.wish("shop", "A", Wish(1, 2))
+    worker.live()
+    assert worker.store.scaled("shop")
+
+    worker.leader.tick(lambda: Registered((), frozenset({"shop"})), True)
+    worker.live()
+    assert worker.store.scaled("shop")
+    worker.leader.tick(lambda: Registered(()), True)
+
+    assert not worker.store.scaled("shop")
+
+
+def test_a_worker_that_is_to_end_runs_its_replicas_until_others_run(fleet: Fleet) -> None:
+    first, second = fleet.add("a"), fleet.add("b")
+    fleet.rounds(2)
+    second.running = first.running = {(Key("shop", "v", "A"), "a"): 1, (Key("shop", "v", "A"), "b"): 1}
+    assert fleet.plan() == {"a": 1, "b": 1}
+
+    second.offer(is_leaving=True)
+    fleet.rounds(2)
+    assert fleet.plan() == {"a": 2, "b": 1}
+    second.running = first.running = {(Key("shop", "v", "A"), "a"): 2}
+    fleet.rounds(2)
+
+    assert fleet.plan() == {"a": 2}
 
 
 def test_replicas_that_are_pinned_are_not_placed_as_well(fleet: Fleet) -> None:

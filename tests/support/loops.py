@@ -12,6 +12,7 @@ SUPERVISOR = tuple(
     for name in (
         "supervisor:Supervisor.tick",
         "supervisor:Supervisor._read_applications",
+        "supervisor:Supervisor._offer_places",
         "supervisor:Supervisor._reap",
         "supervisor:Supervisor._on_death",
         "supervisor:Supervisor._start_missing",
@@ -27,6 +28,7 @@ SUPERVISOR = tuple(
         "takeover:Takeover.look",
     )
 )
+LEADER = ("qserve.fleet.leader:Leader.tick",)
 HEARTBEAT = (f"{_W}.process.heartbeat:Heartbeat.beat",)
 WATCHDOG = (f"{_W}.replica.watchdog:Watchdog._check", f"{_W}.replica.watchdog:Watchdog._check_call")
 CONTROL = (f"{_W}.celery.worker:RemoteControl._answer_next",)
@@ -43,7 +45,7 @@ LIFECYCLE = (
 )
 HEALTH = (f"{_W}.process.lifecycle:Lifecycle._may_leave",)
 TURNS = (
-    *SUPERVISOR, *HEARTBEAT, *WATCHDOG, *CONTROL, *READER, *MODELS, *MAILBOX, *LIFECYCLE, *HEALTH,
+    *SUPERVISOR, *LEADER, *HEARTBEAT, *WATCHDOG, *CONTROL, *READER, *MODELS, *MAILBOX, *LIFECYCLE, *HEALTH,
 )  # fmt: skip
 """Turns that `tests/faults/test_loops.py` makes fail in a real worker, as ``module:Class.method``."""
 
@@ -118,6 +120,6 @@ LOOPS: dict[str, tuple[str, ...] | str] = {
     "qserve_workers.replica.replica:Replica.run": READER,
     "qserve_workers.replica.watchdog:Watchdog.start": WATCHDOG,
     "qserve_workers.replica.watchdog:Watchdog._watch": WATCHDOG,
-    "qserve_workers.supervisor.supervisor:Supervisor.run": SUPERVISOR,
+    "qserve_workers.supervisor.supervisor:Supervisor.run": (*SUPERVISOR, *LEADER),
     "qserve_workers.tasks.task:TaskCalls.result": _ENDS,
 }

@@ -136,6 +136,7 @@ def test_callers_are_told_of_a_deployment_that_cannot_be_started_until_a_replica
 def test_a_supervisor_reads_no_reports_as_long_as_nothing_is_wrong(
     supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    supervisor.tick()  # it leads, and has looked for what workers of an older qserve run
     read: list[ReplicaReports] = []
     monkeypatch.setattr(ReplicaReports, "replicas", lambda self: read.append(self) or [])
     for _ in range(10):
@@ -307,9 +308,9 @@ def test_an_application_whose_record_was_overwritten_goes_on_as_it_was(
 
 
 def test_a_death_that_cannot_be_handled_does_not_keep_the_others_from_it(
-    supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch
+    supervisor: Supervisor, system: System, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    supervisor._applications._scope = replace(supervisor.scope, replicas=2)
+    supervisor = Supervisor(supervisor.settings, Scope(replicas=2), fork=system.fork)
     supervisor.tick()
     first, second = supervisor.processes.values()
     handled: list[str] = []

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import gc
+import math
 import os
 import signal
+import socket
 import sys
 import time
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import click
 
 from qserve.base.import_path import search_for_user_code
 from qserve.base.log import get_logger, log_to_terminal
+from qserve.base.numbers import number
 from qserve.base.process import die_with_parent_if_asked
 from qserve.base.settings import CHECKED, Settings
 from qserve.broker.doctor import check_broker_of
 from qserve.cli.options import WholeNumber, app_dir_option, code_version_option, named_broker_option
 from qserve.define.target import split_target
 from qserve.exceptions import BrokerUnavailable
+from qserve_workers.supervisor.offer import Capacity
 from qserve_workers.supervisor.scope import Scope
 from qserve_workers.supervisor.supervisor import Supervisor
 
@@ -31,7 +36,18 @@ _QUIET_FOR_S = 1.0
 @click.command()
 @click.argument("target", required=False, metavar="[MODULE:NODE]")
 @click.option("--deployment", metavar="NAME", help="Run only this deployment. [default: all of the application]")
-@click.option("--replicas", type=WholeNumber(0), help="Replicas on this host. [default: the deployment's option]")
+@click.option(
+    "--replicas", type=WholeNumber(0), help="Replicas on this host, whatever is planned. [default: the plan's]"
+)
+@click.option(
+    "--places",
+    type=WholeNumber(1),
+    help="The most replicas on this host. [default: as many as it has cores, and more where one would have none]",
+)
+@click.option("--host", metavar="NAME", help="The name of this host. [default: the system's]")
+@click.option("--label", "labels", metavar="KEY=VALUE", multiple=True, help="What this host is, for label_selector.")
+@click.option("--resource", "resources", metavar="KEY=NUMBER", multiple=True, help="What this host has, for resources.")
+@click.option("--devices", metavar="0,1", help="The GPUs to use; none for none. [default: those that the system shows]")
 @click.option("--name", metavar="APP", help="The application. [default: every registered one]")
 @app_dir_option
 @code_version_option
@@ -40,6 +56,11 @@ def worker(
     target: str | None,
     deployment: str | None,
     replicas: int | None,
+    places: int | None,
+    host: str | None,
+    labels: Sequence[str],
+    resources: Sequence[str],
+    devices: str | None,
     name: str | None,
     app_dir: str,
     code_version: str | None,
@@ -60,7 +81,34 @@ def worker(
         _wait_for_broker(settings)
     gc.freeze()  # children share these pages as long as the collector does not write to them
     scope = Scope(name or ("default" if target else None), deployment, replicas, target or "")
-    Supervisor(settings, scope).run()
+    if scope.is_pinned and places is not None:
+        raise click.UsageError("--places is for what is planned: leave out --deployment and --replicas, or --places")
+    capacity = Capacity(
+        places,
+        host or socket.gethostname(),
+        None if devices is None else tuple(one for one in devices.split(",") if one not in ("", "none")),
+        {name: _amount(value) for name, value in _pairs(resources, "--resource")},
+        dict(_pairs(labels, "--label")),
+    )
+    Supervisor(settings, scope, capacity).run()
+
+
+def _pairs(given: Sequence[str], option: str) -> Iterator[tuple[str, str]]:
+    for one in given:
+        name, _, value = one.partition("=")
+        if not name or not value:
+            raise click.UsageError(f"{option} takes KEY=VALUE, got {one!r}")
+        yield name, value
+
+
+def _amount(text: str) -> float:
+    try:
+        found = number(text)
+    except ValueError as error:
+        raise click.UsageError(f"--resource takes KEY=NUMBER: {error}") from error
+    if not 0 <= found < math.inf:
+        raise click.UsageError(f"--resource takes KEY=NUMBER, and {text} is below 0 or not finite")
+    return found
 
 
 def _wait_for_broker(settings: Settings) -> None:
@@ -69,9 +117,9 @@ def _wait_for_broker(settings: Settings) -> None:
     Raises:
       BrokerError: It must not be used as it is; the message names the remedy.
     """
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for one in (signal.SIGTERM, signal.SIGINT):
         # process 1 of a container has no default for them, and a stop must not wait for a broker
-        signal.signal(number, lambda *_: sys.exit(0))
+        signal.signal(one, lambda *_: sys.exit(0))
     began, has_warned = time.monotonic(), False
     while True:
         try:

@@ -176,4 +176,6 @@ def status_of(spec: ReplicaSpec, state: str, message: str = "", config: str = ""
     """Return the report of this process; it holds for ``for_ms``, or for as long as it is stored."""
     until_ms = clock.stamp_ms() + for_ms if for_ms else 0.0
     pid, host = os.getpid(), socket.gethostname()
-    return ReplicaStatus(spec.name, spec.deployment, spec.record.version, state, pid, host, message, config, until_ms)
+    return ReplicaStatus(
+        spec.name, spec.deployment, spec.record.version, state, pid, host, message, config, until_ms, worker=spec.worker
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -16,8 +17,9 @@ from qserve.broker.registry import ACTIVE, NEXT, NO_CHANGE
 from qserve.deploy.installation import Installation
 from qserve.deploy.sources import Sources
 from qserve.exceptions import BrokerError, DeployError, PayloadError, WrongType
+from qserve.fleet.leader import Registered
 from qserve.wire.application import ApplicationRecord
-from qserve.wire.fleet import Wish
+from qserve.wire.fleet import Slot, Wish
 from qserve.wire.replies import warn_once
 from qserve_workers.supervisor.own_code import OwnCode
 
@@ -37,7 +39,8 @@ class Scope:
     Parameters:
       app: The application; None for all that are registered.
       deployment: One deployment; None for all of them.
-      replicas: Replicas on this host instead of the number in the deployment's options.
+      replicas: Replicas on this host, whatever the deployment's options say; None for what is planned for this worker,
+        or for one deployment the number in its options.
       target: ``module:node`` to import instead of what was deployed.
     """
 
@@ -46,21 +49,27 @@ class Scope:
     replicas: int | None = None
     target: str = ""
 
+    @property
+    def is_pinned(self) -> bool:
+        """Whether what runs here was said when the worker was started, and is not planned."""
+        return self.deployment is not None or self.replicas is not None
+
     def counts(self, record: ApplicationRecord) -> Iterator[tuple[str, int]]:
-        """Yield the deployments of a version to run here, each with its number of replicas."""
+        """Yield the deployments of a version that may run here, each with the number of replicas that is pinned."""
         if self.app not in (None, record.name):
             return
         for name, deployment in record.replicated.items():
             if self.deployment in (None, name):
-                yield name, deployment.num_replicas if self.replicas is None else self.replicas
+                count = deployment.num_replicas if self.replicas is None else self.replicas
+                yield name, count if self.is_pinned else 0
 
 
 class Target(NamedTuple):
-    """A deployment to run here, how many replicas of it, and the code that they import."""
+    """A deployment to run here, the GPUs of each of its replicas, and the code that they import."""
 
     record: ApplicationRecord
     deployment: str
-    replicas: int
+    replicas: Counter[tuple[str, ...]]
     sources: Sources
 
 
@@ -77,6 +86,7 @@ class Applications:
         self._scope = scope
         self._turns = turns
         self._change = ""
+        self._all: Registered | None = None
         self._read_again_at = 0.0
         self._unread: set[str] = set()
         self._targets: dict[str, Target] = {}
@@ -91,6 +101,11 @@ class Applications:
 
     def wait_for_change(self, timeout_s: float) -> None:
         self._registry.wait_for_change(self._change or NO_CHANGE, timeout_s)
+
+    @property
+    def state(self) -> tuple[str, frozenset[str]]:
+        """The change of the registry that was read last, and the applications that are unread."""
+        return self._change, frozenset(self._unread)
 
     def find(self, name: str, version: str) -> ApplicationRecord | None:
         return self._records.get((name, version))
@@ -111,11 +126,38 @@ class Applications:
         """Note that an old version is finished."""
         self._old[record.name].remove(record)
 
-    def targets(self) -> dict[str, Target]:
-        """Return what is to run here, by its queue: of the versions whose code this worker has."""
+    def registered(self) -> Registered:
+        """Return every application, also those out of scope; of some only that they are there."""
+        if self._all is None:
+            names = self._registry.names()
+            mine = [record for (name, _), record in self._records.items() if name in names]
+            others = {*names} - {self._scope.app} if self._scope.app else set()
+            read = [one for name in sorted(others) for one in self._registry.readable(name, ACTIVE, NEXT)]
+            unread = {*names} - {record.name for record in (*mine, *read)}
+            self._all = Registered((*mine, *read), unread | self._unread)
+        return self._all
+
+    def having(self) -> list[ApplicationRecord]:
+        """Return the versions that may run here, and whose code this worker has."""
+        return [
+            record
+            for record in self._records.values()
+            if (names := [name for name, _ in self._scope.counts(record)]) and self._code.find(record, names)
+        ]
+
+    def targets(self, planned: Sequence[Slot]) -> dict[str, Target]:
+        """Return what is to run here, by its queue: of the versions whose code this worker has.
+
+        Parameters:
+          planned: What this worker is to run beside what is pinned.
+        """
         found: dict[str, Target] = {}
         for key, record in self._records.items():
-            if not self._turns.attempt(f"the code of application {record.name}", self._add_targets, record, found):
+            # of one that could not be read nothing changes: it may be that what is planned belongs to what it is now
+            is_read = record.name not in self._unread
+            if not is_read or not self._turns.attempt(
+                f"the code of application {record.name}", self._add_targets, record, planned, found
+            ):
                 found |= {
                     stream: target
                     for stream, target in self._targets.items()
@@ -124,12 +166,18 @@ class Applications:
         self._targets = found
         return found
 
-    def _add_targets(self, record: ApplicationRecord, found: dict[str, Target]) -> None:
+    def _add_targets(self, record: ApplicationRecord, planned: Sequence[Slot], found: dict[str, Target]) -> None:
         counts = [*self._scope.counts(record)]
-        sources = self._code.find(record, [deployment for deployment, count in counts if count])
+        # any deployment may be planned for this worker
+        names = [deployment for deployment, count in counts if count or not self._scope.is_pinned]
+        sources = self._code.find(record, names)
         if sources is not None:
+            mine = [slot for slot in planned if (slot.app, slot.version) == (record.name, record.version)]
             for deployment, count in counts:
-                found[record.stream(self._keys, deployment)] = Target(record, deployment, count, sources)
+                replicas: Counter[tuple[str, ...]] = Counter({(): count})
+                for slot in mine:
+                    replicas[slot.devices] += slot.count if slot.deployment == deployment else 0
+                found[record.stream(self._keys, deployment)] = Target(record, deployment, replicas, sources)
 
     def close(self) -> None:
         """Stop reporting what this worker waits for."""
@@ -142,6 +190,7 @@ class Applications:
             return self._refresh()
         except WrongType as error:
             warn_once(f"the applications cannot be read, and run as they are: {error}")
+            self._unread |= {name for name, _ in self._records}
         try:
             self._registry.announce("")
         except BrokerError as error:
@@ -163,7 +212,7 @@ class Applications:
             self._records = {key: record for key, record in self._records.items() if key[0] in names}
             self._kept = {name: kept for name, kept in self._kept.items() if name in names}
             self._old = {name: old for name, old in self._old.items() if name in names}
-            self._unread, self._change = set(names), newest
+            self._unread, self._change, self._all = set(names), newest, None
             self._code.keep(self._records)
             if self._kept:  # only this may have been removed
                 with contextlib.suppress(BrokerError):
@@ -171,6 +220,7 @@ class Applications:
         for name in sorted(self._unread):
             if self._turns.attempt(f"application {name}", self._read, name):
                 self._unread.discard(name)
+                self._all = None
 
     def _read(self, name: str) -> None:
         try:

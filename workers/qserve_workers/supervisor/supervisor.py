@@ -10,7 +10,7 @@ import os
 import signal
 import socket
 import time
-from collections import defaultdict, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
@@ -25,9 +25,11 @@ from qserve.deploy.log_tail import LogTail, about
 from qserve.deploy.removal import queues_of, retire
 from qserve.exceptions import BrokerError
 from qserve.wire.application import ApplicationRecord
+from qserve.wire.replies import warn_once
 from qserve.wire.status import FAILED, RUNNING, STARTING, ReplicaStatus
 from qserve_workers.replica.spec import ReplicaSpec
 from qserve_workers.supervisor.memory import MemoryLimits, Over
+from qserve_workers.supervisor.offer import Capacity, Offer, explain_refusal
 from qserve_workers.supervisor.replica_process import MemoryWatch, ReplicaProcess, describe_end, fork_replica
 from qserve_workers.supervisor.scope import Applications, Scope, Target
 from qserve_workers.supervisor.strays import Strays
@@ -56,6 +58,7 @@ class Supervisor:
 
     settings: Settings
     scope: Scope = field(default_factory=Scope)
+    capacity: Capacity = field(default_factory=Capacity)
     fork: Callable[[ReplicaSpec], int] = fork_replica
     processes: dict[int, ReplicaProcess] = field(default_factory=dict)
 
@@ -65,6 +68,10 @@ class Supervisor:
         self._installation = Installation(self.settings, client)
         self._turns = Turns("the supervisor's round", log, longest_s=1.0)
         self._applications = Applications(self._installation, self.scope, self._turns)
+        self._offer = Offer(
+            self._installation, self.capacity, self.scope.app, self.scope.is_pinned, self._applications.registered
+        )
+        self._offered_of: object = None
         self._takeover = Takeover(self._installation)
         self._memory = MemoryWatch()
         self._log_tail = LogTail(self._installation, socket.gethostname())
@@ -88,13 +95,14 @@ class Supervisor:
         # writes its stack, its replicas finish what they run, and the process that keeps it starts another.
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
         faulthandler.register(signal.SIGALRM, chain=True)
-        while not self._is_stopping:
+        while not self._is_stopping or self._offer.is_needed():
             signal.alarm(HUNG_S)
             with self._turns:
                 self.tick()
                 self._applications.wait_for_change(TICK_S)
             time.sleep(self._turns.pause_s)
         signal.alarm(0)
+        self._offer.withdraw()
         with contextlib.suppress(BrokerError):  # a deploy may have returned just now
             self._applications.refresh()
         self._stop_all()
@@ -112,10 +120,11 @@ class Supervisor:
         """
         attempt = self._turns.attempt
         attempt("what is deployed", self._read_applications)
+        attempt("what this worker offers, and has to run", self._offer_places)
         attempt("replicas that died", self._reap)
         for stream in {process.spec.stream for process in self.processes.values() if process.spec.options.max_retries}:
             attempt(f"retries of {stream}", self._takeover.wake, stream)
-        targets = self._applications.targets()
+        targets = self._applications.targets(self._offer.slots)
         for stream, target in targets.items():
             attempt(f"starting {stream}", self._start_missing, stream, target)
         self._stop_surplus(targets)
@@ -136,13 +145,40 @@ class Supervisor:
         """Read what is deployed, and have replicas read what has changed for them: options, and whether to pause.
 
         The same version then goes on with other settings.
+
+        The plan is read first. So whatever made the leader plan it is known here too: replicas of a version for which
+        nothing is planned any more, because it was replaced, are seen as such, and finish what was accepted.
         """
+        planned = self._offer.planned()
         self._applications.refresh()
+        self._offer.take(planned)
         for process in self.processes.values():
             spec = process.spec
             record = self._applications.find(spec.record.name, spec.record.version)
             options = spec.options if record is None else record.deployments[spec.deployment]
             process.reconfigure(options, self._applications.is_paused(spec.record.name, spec.deployment))
+
+    def _offer_places(self) -> None:
+        """Offer places and read what was planned."""
+        state = self._applications.state
+        has = self._applications.having()
+        pins = {
+            ":".join((record.name, record.version, name)): count
+            for record in has
+            for name, count in self.scope.counts(record)
+            if count
+        }
+        try:
+            self._offer.tick([f"{record.name}:{record.version}" for record in has], pins, state != self._offered_of)
+        except BrokerError as error:
+            why = explain_refusal(error)
+            if not why:
+                raise
+            if not self.scope.is_pinned:
+                log.error("%s", why)
+                raise SystemExit(1) from error
+            warn_once(f"others do not know what this worker runs: {why}")
+        self._offered_of = state
 
     def _sweep(self, targets: dict[str, Target]) -> None:
         names = [process.spec.name for process in self.processes.values()]
@@ -274,24 +310,35 @@ class Supervisor:
 
     def _start_missing(self, stream: str, target: Target) -> None:
         trouble = self._troubles.get(stream)
-        mine = [process for process in self.processes.values() if process.spec.stream == stream]
-        alive = sum(not process.is_stopping for process in mine)
         if trouble and time.monotonic() < trouble.next_try:
             return
-        for _ in range(target.replicas - alive):
-            if not self._start(stream, target):
+        mine = [process for process in self.processes.values() if process.spec.stream == stream]
+        alive = Counter(process.spec.devices for process in mine if not process.is_stopping)
+        for devices in (target.replicas - alive).elements():
+            if not self._start(stream, target, devices):
                 break
 
-    def _start(self, stream: str, target: Target) -> bool:
+    def _start(self, stream: str, target: Target, devices: tuple[str, ...]) -> bool:
         """Start one replica, and return whether the system provided a process for it."""
         record, deployment, host = target.record, target.deployment, socket.gethostname()
         reports, name = self._installation.reports(record.name), f"{deployment}-{host}-{os.urandom(4).hex()}"
-        is_paused = self._applications.is_paused(record.name, deployment)
-        spec = ReplicaSpec(name, record, deployment, self.settings, self.scope.target, target.sources, is_paused)
+        worker, is_paused = self._offer.worker, self._applications.is_paused(record.name, deployment)
+        spec = ReplicaSpec(
+            name,
+            record,
+            deployment,
+            self.settings,
+            self.scope.target,
+            target.sources,
+            is_paused,
+            worker=worker,
+            devices=devices,
+        )
         until_ms = clock.stamp_ms() + 1000 * (self.settings.start_timeout_s + _REPORTED_AFTER_S)
         config = spec.options.config  # what can fail comes first: a replica that is not in our table would live on
         # before it can report anything itself
-        reports.report(ReplicaStatus(name, deployment, record.version, STARTING, host=host, until_ms=until_ms))
+        status = ReplicaStatus(name, deployment, record.version, STARTING, host=host, until_ms=until_ms, worker=worker)
+        reports.report(status)
         try:
             pid = self.fork(spec)
         except OSError as error:
@@ -320,7 +367,10 @@ class Supervisor:
 
     def _stop_some(self, processes: list[ReplicaProcess], target: Target | None) -> None:
         if target is not None:
-            surplus = processes[target.replicas :]
+            wanted, surplus = Counter(target.replicas), []
+            for process in processes:
+                wanted[process.spec.devices] -= 1
+                surplus += [process] if wanted[process.spec.devices] < 0 else []
         else:
             surplus = processes if self._is_retired(processes[0].spec.record) else []
         for process in surplus:

@@ -1,0 +1,232 @@
+"""What this worker offers to run, and which replicas it has to run of what was planned."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import socket
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import count
+from pathlib import Path
+
+from qserve.base import failpoints
+from qserve.base.forks import on_fork
+from qserve.base.log import get_logger
+from qserve.base.memory import usable_bytes
+from qserve.broker.connection import is_forbidden
+from qserve.deploy.installation import Installation
+from qserve.exceptions import BrokerError
+from qserve.fleet.lead import Leadership
+from qserve.fleet.leader import GONE_S, Leader, Registered
+from qserve.fleet.values import Key
+from qserve.wire.fleet import HostRecord, Slot
+from qserve.wire.status import RUNNING
+from qserve_workers.process.heartbeat import Observer
+
+log = get_logger(__name__)
+_BEAT_S = 1.0
+_OFFER_AGAIN_S = 10.0
+_LEAVE_S = 5.0
+"""The longest that a worker which is to end waits for others to run what it has run."""
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+
+
+@dataclass(frozen=True)
+class Capacity:
+    """What a worker has room for.
+
+    Parameters:
+      places: How many replicas it runs, each with one CPU; None for as many as it has cores, and more where a
+        deployment would be without a replica otherwise.
+      host: The name of its machine.
+      devices: Its GPUs; None for those that the system shows.
+      resources, labels: What its operator says that it has, and is.
+    """
+
+    places: int | None = None
+    host: str = field(default_factory=socket.gethostname)
+    devices: tuple[str, ...] | None = None
+    resources: Mapping[str, float] = field(default_factory=dict)
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+    def record(self, worker: str, app: str | None) -> HostRecord:
+        """Return what a worker offers that may run anything of ``app``, or of all applications."""
+        return HostRecord(
+            worker,
+            self.host,
+            _cores() if self.places is None else self.places,
+            self.places is None,
+            _devices() if self.devices is None else self.devices,
+            usable_bytes(),
+            dict(self.resources),
+            dict(self.labels),
+            app=app or "",
+        )
+
+
+class Offer:
+    """One worker's part in a fleet: it offers places, leads if no other does, and knows what it has to run.
+
+    Parameters:
+      app: The only application that it runs; None for all.
+      is_pinned: Whether it runs what it was started for, whatever is planned.
+      registered: Returns every application, also those that this worker does not run.
+    """
+
+    def __init__(
+        self,
+        installation: Installation,
+        capacity: Capacity,
+        app: str | None,
+        is_pinned: bool,
+        registered: Callable[[], Registered],
+    ) -> None:
+        self._id = WorkerId(capacity.host, installation.settings.broker_url or "", installation.settings.namespace)
+        self.worker = self._id.name
+        self._installation = installation
+        self._registered = registered
+        self._store = installation.fleet
+        record = capacity.record(self.worker, app)
+        self._record = replace(record, places=0, is_soft=False, devices=()) if is_pinned else record
+        self._leadership = Leadership(installation.client, installation.keys, installation.seal, self.worker)
+        self._leader = Leader(self._store, self._leadership, self.worker, self._running, Observer(GONE_S).update)
+        self._offered: HostRecord | None = None
+        self._offer_at = self._beat_at = 0.0
+        self._leave_by: float | None = None
+        self.slots: tuple[Slot, ...] = ()
+        """What it has to run of what was planned; what it had before as long as that is not known."""
+
+    def planned(self) -> tuple[Slot, ...]:
+        """Return what is planned for this worker; the leader, which plans it, has what it planned last.
+
+        Raises:
+          BrokerError: It is not known; the worker goes on with what it runs.
+        """
+        found = None if self._leadership.mine else self._store.slots_of(self.worker)
+        return self.slots if found is None else found
+
+    def take(self, slots: tuple[Slot, ...]) -> None:
+        """Run what is planned from now on. Crash after it: the worker has the same name when it starts again."""
+        if slots != self.slots:
+            self.slots = slots
+            if failpoints.ARMED:
+                failpoints.hit("worker.after_plan")
+
+    def tick(self, has: Sequence[str], pins: Mapping[str, int], is_new: bool) -> None:
+        """Offer what this worker has, and lead if no other does.
+
+        Parameters:
+          has: The versions whose code it has, each as ``application:version``.
+          pins: Replicas that it runs whatever is planned.
+          is_new: Whether the registry has changed.
+
+        Raises:
+          BrokerError: The broker is away; the worker goes on with what it runs.
+        """
+        now = time.monotonic()
+        is_leaving = self._leave_by is not None
+        offer = replace(self._record, has=tuple(sorted(has)), pins=dict(pins), is_leaving=is_leaving)
+        is_changed = offer != self._offered
+        if now >= self._beat_at:
+            self._beat_at = now + _BEAT_S
+            self._store.beat(self.worker)
+        if is_changed or now >= self._offer_at:
+            self._store.offer(offer)
+            self._offered, self._offer_at = offer, now + _OFFER_AGAIN_S
+            if failpoints.ARMED:
+                failpoints.hit("worker.after_offer")
+        own = None if is_leaving else self._leader.tick(self._registered, is_changed or is_new)
+        if own is not None:
+            self.take(own)
+
+    def _running(self, app: str) -> Mapping[tuple[Key, str], int]:
+        found: Counter[tuple[Key, str]] = Counter()
+        for one in self._installation.reports(app).replicas():
+            if one.state == RUNNING:
+                found[Key(app, one.version, one.deployment), one.worker] += 1
+        return found
+
+    def is_needed(self) -> bool:
+        """Return whether this worker, which is to end, goes on for a while: until others run what it has to run.
+
+        It goes on for 5 s at most, and not at all where no other worker could run anything of that.
+        """
+        now = time.monotonic()
+        if self._leave_by is None:
+            self._leave_by = now
+            with contextlib.suppress(BrokerError):
+                self._leadership.resign()
+                self._leave_by += _LEAVE_S if self._is_replaceable() else 0.0
+        return now < self._leave_by and self.slots != ()
+
+    def _is_replaceable(self) -> bool:
+        versions = {f"{slot.app}:{slot.version}" for slot in self.slots}
+        others = [one for name, one in self._store.hosts().items() if name != self.worker] if versions else []
+        return any(one.places and not one.is_leaving and not versions.isdisjoint(one.has) for one in others)
+
+    def withdraw(self) -> None:
+        """Offer nothing any more. What this worker runs is placed elsewhere, where that was not done before.
+
+        Crash before it: others notice that this worker's counter stands still.
+        """
+        with contextlib.suppress(BrokerError):
+            self._store.offer(HostRecord(self.worker, self._record.host, is_leaving=True))
+
+
+def explain_refusal(error: BrokerError) -> str:
+    """Return what to do where the broker's ACL forbids a worker its part; "" for any other error."""
+    if not is_forbidden(error.__cause__):
+        return ""
+    return (
+        "this worker's user may not write what workers offer and are to run ({qserve}:hosts, plan, lead and s:*):"
+        " take the lines of docs/acl/worker.acl into the broker's ACL"
+    )
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+
+
+def _devices() -> tuple[str, ...]:
+    """Return the GPUs that this process may use."""
+    named = os.environ.get("QSERVE_DEVICES", os.environ.get("CUDA_VISIBLE_DEVICES"))
+    if named is not None:
+        return tuple(one.strip() for one in named.split(",") if one.strip())
+    found = (path.name.removeprefix("nvidia") for path in Path("/dev").glob("nvidia[0-9]*"))
+    return tuple(sorted(found, key=lambda name: (len(name), name)))
+
+
+class WorkerId:
+    """A worker's name, which no other worker has as long as this one lives, and which it has again after a restart.
+
+    The kernel holds it: a socket without a file, which is free when the process has ended, however it did.
+    """
+
+    def __init__(self, host: str, broker: str, namespace: str) -> None:
+        self._held: socket.socket | None = None
+        self.name = f"{host}-{os.urandom(4).hex()}"
+        if sys.platform != "linux":
+            return
+        self._held = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        place = hashlib.sha256(f"{broker}|{namespace}".encode()).hexdigest()[:8]
+        boot = _BOOT_ID.read_text()[:4]
+        for number in count():
+            try:
+                self._held.bind(f"\0qserve-worker-{os.getuid()}-{place}-{host[:40]}-{number}")
+            except OSError:
+                continue
+            self.name = f"{host}-{boot}-{number}"
+            break
+        on_fork(self)
+
+    def leave_to_parent(self) -> None:
+        """Let go of the name in a replica: it may live longer than its supervisor, whose successor has it again."""
+        if self._held is not None:
+            self._held.close()
+
+    __del__ = leave_to_parent
