@@ -31,7 +31,7 @@ RECORD = ApplicationRecord("app", "v", "One", deployments={"One": ONE})
 
 
 class System:
-    """Starts processes that only hold memory.
+    """Starts processes that only hold memory, and go on when they are asked to end, as one that still has a call.
 
     Parameters:
       holds: How many bytes the next one holds, half of them in a process that it forks.
@@ -42,7 +42,8 @@ class System:
         self.pids: list[int] = []
 
     def fork(self, spec: ReplicaSpec) -> int:
-        code = f"import os, time; os.fork(); x = bytearray({self.holds // 2}); time.sleep(60)"
+        code = "import os, signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); os.fork()"
+        code += f"; x = bytearray({self.holds // 2}); time.sleep(60)"
         pid = os.posix_spawn(sys.executable, [sys.executable, "-c", code], os.environ, setpgroup=0)
         self.pids.append(pid)
         return pid
