@@ -11,19 +11,18 @@ from qserve.base.log import get_logger
 log = get_logger(__name__)
 _RESERVED = "the gateway's processes use what is free on their host"
 _SCALED = "the number of replicas is `num_replicas`, and does not follow the load yet"
-_PLACED = "each worker runs the number of replicas that it was started with, wherever it is"
+_PLACED = "each replica is placed by itself, on a host with the resources and labels of `ray_actor_options`"
 
 DEPLOYMENT: Mapping[str, str] = {
     "autoscaling_config": _SCALED,
     "graceful_shutdown_wait_loop_s": "a replica ends as soon as its calls have ended",
-    "max_replicas_per_node": _PLACED,
     "placement_group_bundle_label_selector": _PLACED,
     "placement_group_bundles": _PLACED,
     "placement_group_strategy": _PLACED,
 }
 """Options of a deployment, with the reason."""
 ACTOR: Mapping[str, str] = {
-    **dict.fromkeys(("accelerator_type", "fallback_strategy", "label_selector", "num_gpus", "resources"), _PLACED),
+    "fallback_strategy": "a replica waits for a host that matches its `label_selector`",
     "object_store_memory": "there is no object store: the broker holds what travels",
 }
 """Keys of ``ray_actor_options``."""

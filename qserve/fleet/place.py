@@ -49,6 +49,18 @@ def place(
     return Placement({one.name: one.slots() for one in workers}, tuple(desk.shortages()))
 
 
+def devices_of_pins(devices: tuple[str, ...], needs: Sequence[Need]) -> dict[Key, Counter[tuple[str, ...]]]:
+    """Return the GPUs of each replica that a worker runs whatever is planned; none where they are too few."""
+    one, found = _Worker(HostRecord("", "", devices=devices)), dict[Key, Counter[tuple[str, ...]]]()
+    for need in needs:
+        found[need.key] = Counter()
+        for _ in range(need.count):
+            chosen = one.devices_for(need.resources.gpus) or ()
+            one.take(need, chosen)
+            found[need.key][chosen] += 1
+    return found
+
+
 def rebalance(needs: Sequence[Need], hosts: Sequence[HostRecord], before: Plan) -> Plan | None:
     """Return the plan with one replica marked to leave, so that ``place`` evens a deployment out; None when it is even.
 
@@ -288,9 +300,11 @@ class _Desk:
         return f"each takes {takes_s}; free: {free}{more}"
 
     def _lack_of_devices(self, one: _Worker, need: Need) -> _Lack | None:
-        if one.devices_for(need.resources.gpus) is not None:
+        gpus, parts = need.resources.gpus, one.devices.values()
+        if one.devices_for(gpus) is not None:
             return None
-        return _Lack(_GPU, need.resources.gpus, sum(one.devices.values()) / _WHOLE, len(one.devices))
+        free = max(parts, default=0) / _WHOLE if gpus < 1 else [*parts].count(_WHOLE)  # what one replica could take
+        return _Lack(_GPU, gpus, free, len(one.devices))
 
 
 def _offers(host: HostRecord) -> bool:

@@ -20,6 +20,7 @@ APP = """
 import logging
 import os
 import threading
+import time
 import qserve
 
 AT_IMPORT = dict(os.environ)
@@ -42,7 +43,47 @@ class Hungry:
         self.much = bytearray(450 << 20)
 
 hungry = Hungry.bind()
+
+@qserve.deployment
+class Part:
+    def __init__(self, *others):
+        pass
+
+    def __call__(self):
+        time.sleep(0.05)
+        return os.environ.get("CUDA_VISIBLE_DEVICES"), os.environ["QSERVE_REPLICA"]
+
+def with_parts(**parts):
+    parts = [Part.options(name=name, **options).bind() for name, options in parts.items()]
+    return Part.options(name="Root").bind(*parts)
+
+gpus = with_parts(
+    Two={"ray_actor_options": {"num_gpus": 2}},
+    One={"num_replicas": 2, "ray_actor_options": {"num_gpus": 1}},
+    Half={"num_replicas": 3, "ray_actor_options": {"num_gpus": 0.5}},
+)
+large = with_parts(
+    Gpus={"ray_actor_options": {"num_gpus": 7}},
+    Cpus={"ray_actor_options": {"num_cpus": 99}},
+    Disk={"ray_actor_options": {"resources": {"disk": 3}}},
+    Tape={"ray_actor_options": {"resources": {"tape": 1}}},
+    Memory={"ray_actor_options": {"memory": 8 << 30}},
+    Zone={"ray_actor_options": {"label_selector": {"zone": "south"}}},
+    Kind={"ray_actor_options": {"accelerator_type": "T4"}},
+    Spread={"num_replicas": 2, "max_replicas_per_node": 1},
+)
 """
+GPUS = """
+  - name: gpus
+    import_path: shop:gpus
+    route_prefix: null
+"""
+LARGE = """
+  - name: large
+    import_path: shop:large
+    route_prefix: null
+"""
+WORKER = ["--places", "14", "--devices", "a,b,c,d,e,f", "--label", "zone=north", "--resource", "disk=2", "--memory=4gb"]
 FILE = """
 logging_config: {encoding: JSON}
 applications:
@@ -73,15 +114,18 @@ class Stack:
         self.url = site.broker()
         self.env = {"QSERVE_BROKER_URL": self.url, "QSERVE_SECRET_KEY": KEY, "HOME": "/home/shop"}
         self.folder = site.write("shop.py", APP)
-        self.worker = self.qserve("worker")
+        self.worker = self.qserve("worker", *WORKER)
         self.client = qserve.connect(self.url, secret_key=KEY)
 
     def qserve(self, *arguments: str) -> Process:
         return self.site.qserve(*arguments, cwd=self.folder, env=self.env)
 
-    def deploy(self, file: str) -> None:
+    def start_deploy(self, file: str) -> Process:
         self.site.write("app.yaml", file)
-        deploy = self.qserve("deploy", "app.yaml")
+        return self.qserve("deploy", "app.yaml")
+
+    def deploy(self, file: str) -> None:
+        deploy = self.start_deploy(file)
         assert deploy.wait() == 0, deploy.output + self.worker.output
 
     def ask(self, app: str, *names: str) -> dict[str, Any]:
@@ -146,3 +190,47 @@ def test_a_replica_over_its_memory_is_replaced_with_the_reason_in_the_status(sta
     wait_until(lambda: "memory_limit: it " in says(), description="the status says why")
     wait_until(lambda: says().startswith("1 of 1 run: memory_limit: it "), description="another one runs")
     assert stack.client.get_app_handle("hungry").remote().result(timeout_s=60) != first
+
+
+def test_each_replica_sees_the_gpus_that_it_was_given(stack: Stack) -> None:
+    def seen(deployment: str, count: int) -> list[str]:
+        handle, found = stack.client.get_deployment_handle(deployment, "gpus"), dict[str, str]()
+
+        def ask() -> bool:
+            answers = [call.result(timeout_s=60) for call in [handle.remote() for _ in range(count)]]
+            found.update({replica: gpus for gpus, replica in answers})
+            return len(found) == count
+
+        wait_until(ask, description="each replica has answered")
+        return sorted(found.values())
+
+    stack.deploy(FILE + GPUS)
+
+    assert seen("Two", 1) == ["a,b"]
+    assert seen("One", 2) == ["c", "d"]
+    assert seen("Half", 3) == ["e", "e", "f"]
+    assert seen("Root", 1) == [None], "nothing was said"
+
+
+MISSING = {
+    "Gpus": "1 of 1 replicas have no place: each takes 7 GPUs; free: ",
+    "Cpus": "1 of 1 replicas have no place: each takes 99 places; free: ",
+    "Disk": "1 of 1 replicas have no place: each takes 3 disk; free: 2 of 2 on ",
+    "Tape": "1 of 1 replicas have no place: each takes 1 tape; free: 0 of 0 on ",
+    "Memory": "1 of 1 replicas have no place: each takes 8192 MiB of memory; free: 3696 of 4096 on ",
+    "Zone": "1 of 1 replicas have no place: no worker has the labels zone=south",
+    "Kind": "1 of 1 replicas have no place: no worker has the labels accelerator=T4",
+    "Spread": "1 of 2 replicas have no place: one host may run 1 of them (max_replicas_per_node)",
+}
+
+
+def test_what_no_host_has_room_for_is_told_by_the_status_and_by_the_deploy(stack: Stack) -> None:
+    deploying = stack.start_deploy(FILE + LARGE)
+
+    for name, why in MISSING.items():
+        deploying.wait_for(f"deployment {name!r} of application 'large' waits: {why}")
+        found = stack.status_of("large", name)
+        assert why in found.message
+        assert found.status in ("UPDATING", "UPSCALING")
+    deploying.press_ctrl_c()
+    deploying.wait()

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qserve.fleet import place as module
-from qserve.fleet.place import place, rebalance
+from qserve.fleet.place import devices_of_pins, place, rebalance
 from qserve.fleet.values import Key, Need, Placement
 from qserve.wire.application import Resources
 from qserve.wire.fleet import HostRecord, Slot
@@ -120,6 +120,17 @@ def test_gpus_are_assigned_whole_or_as_parts_of_the_fullest_that_has_room() -> N
     )
     short = place([need(A, 3, gpus=2)], hosts, {}, {})
     assert short.shortages[0].why == "2 of 3 replicas have no place: each takes 2 GPUs; free: 1 of 3 on a"
+    shared = place([need(A, 2, gpus=1), need(B, 3, gpus=0.6)], hosts, {}, {})
+    assert [one.why for one in shared.shortages] == [
+        "2 of 3 replicas have no place: each takes 0.6 GPUs; free: 0.4 of 3 on a"
+    ]
+    none_whole = place(
+        [need(A, 1, gpus=1), need(B, 3, gpus=0.6)],
+        hosts,
+        {"a": (Slot(*B, 1, ("0",)), Slot(*B, 1, ("1",)), Slot(*B, 1, ("2",)))},
+        {},
+    )
+    assert none_whole.shortages[0].why == "1 of 1 replicas have no place: each takes 1 GPU; free: 0 of 3 on a"
 
 
 def test_a_replica_stays_on_its_own_device() -> None:
@@ -303,3 +314,21 @@ def test_evening_out_comes_to_an_end(needs: list[Need], hosts: list[HostRecord])
         placement = place(needs, hosts, placement.assignments, running(placement))
         check(needs, hosts, placement)
     raise AssertionError("replicas move for ever")
+
+
+@pytest.mark.parametrize(
+    ("gpus", "count", "found"),
+    [
+        (0.0, 3, {(): 3}),
+        (1.0, 2, {("0",): 1, ("1",): 1}),
+        (2.0, 1, {("0", "1"): 1}),
+        (0.5, 3, {("0",): 2, ("1",): 1}),
+        (1.0, 3, {("0",): 1, ("1",): 1, (): 1}),
+    ],
+)
+def test_replicas_that_are_pinned_share_the_gpus_of_their_worker(
+    gpus: float, count: int, found: dict[tuple[str, ...], int]
+) -> None:
+    pinned = devices_of_pins(("0", "1"), [need(A, count, gpus=gpus), need(B, 1)])
+
+    assert pinned == {A: found, B: {(): 1}}

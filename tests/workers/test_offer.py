@@ -22,7 +22,7 @@ from qserve.broker.registry import Registry
 from qserve.deploy.installation import Installation
 from qserve.deploy.removal import retire
 from qserve.fleet.lead import Leadership
-from qserve.wire.application import ApplicationRecord, DeploymentRecord
+from qserve.wire.application import ApplicationRecord, DeploymentRecord, Resources
 from qserve.wire.fleet import Slot
 from qserve.wire.status import RUNNING, ReplicaStatus
 
@@ -107,6 +107,29 @@ def test_what_is_planned_is_run_with_its_gpus_and_no_more(
     supervisor.tick()
     staying = [one for one in supervisor.processes.values() if not one.is_stopping]
     assert [one.spec.devices for one in staying] == [("1",)]
+
+
+def test_a_pinned_worker_gives_each_replica_gpus_of_its_own(
+    installation: Installation, settings: Settings, system: System
+) -> None:
+    one = replace(RECORD.deployments["One"], resources=Resources(gpus=1.0))
+    deploy(installation, replace(RECORD, deployments={"One": one}))
+
+    Supervisor(settings, Scope(replicas=2), Capacity(devices=("a", "b", "c")), fork=system.fork).tick()
+
+    assert Counter(spec.devices for spec in system.started.values()) == {("a",): 1, ("b",): 1}
+
+
+def test_a_pinned_worker_with_too_few_gpus_says_so_and_runs_what_it_was_started_for(
+    installation: Installation, settings: Settings, system: System, caplog: pytest.LogCaptureFixture
+) -> None:
+    one = replace(RECORD.deployments["One"], resources=Resources(gpus=1.0))
+    deploy(installation, replace(RECORD, deployments={"One": one}))
+
+    Supervisor(settings, Scope(replicas=3), Capacity(devices=("a",)), fork=system.fork).tick()
+
+    assert Counter(spec.devices for spec in system.started.values()) == {("a",): 1, (): 2}
+    assert "2 of 3 replicas of deployment 'One' were assigned no GPU. This worker has 1;" in caplog.text
 
 
 def test_replicas_that_a_pinned_worker_runs_are_not_planned_for_others(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import math
 import os
 import signal
 import socket
@@ -13,17 +12,18 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import click
+from click.core import ParameterSource
 
 from qserve.base.import_path import search_for_user_code
 from qserve.base.log import get_logger, log_to_terminal
-from qserve.base.numbers import number
+from qserve.base.numbers import number, size
 from qserve.base.process import die_with_parent_if_asked
 from qserve.base.settings import CHECKED, Settings
 from qserve.broker.doctor import check_broker_of
 from qserve.cli.options import WholeNumber, app_dir_option, code_version_option, named_broker_option
 from qserve.define.target import split_target
 from qserve.exceptions import BrokerUnavailable
-from qserve_workers.supervisor.offer import Capacity
+from qserve_workers.supervisor.offer import Capacity, device_names
 from qserve_workers.supervisor.scope import Scope
 from qserve_workers.supervisor.supervisor import Supervisor
 
@@ -42,12 +42,39 @@ _QUIET_FOR_S = 1.0
 @click.option(
     "--places",
     type=WholeNumber(1),
-    help="The most replicas on this host. [default: as many as it has cores, and more where one would have none]",
+    envvar="QSERVE_PLACES",
+    help="The most replicas on this host, each with one CPU."
+    " [default: $QSERVE_PLACES, or as many as it has cores, and more where one would have none]",
 )
 @click.option("--host", metavar="NAME", help="The name of this host. [default: the system's]")
-@click.option("--label", "labels", metavar="KEY=VALUE", multiple=True, help="What this host is, for label_selector.")
-@click.option("--resource", "resources", metavar="KEY=NUMBER", multiple=True, help="What this host has, for resources.")
-@click.option("--devices", metavar="0,1", help="The GPUs to use; none for none. [default: those that the system shows]")
+@click.option(
+    "--label",
+    "labels",
+    metavar="KEY=VALUE",
+    multiple=True,
+    envvar="QSERVE_LABELS",
+    help="What this host is, for label_selector and accelerator_type. [default: $QSERVE_LABELS]",
+)
+@click.option(
+    "--resource",
+    "resources",
+    metavar="KEY=NUMBER",
+    multiple=True,
+    envvar="QSERVE_RESOURCES",
+    help="What this host has, for resources. [default: $QSERVE_RESOURCES]",
+)
+@click.option(
+    "--devices",
+    metavar="0,1",
+    envvar="QSERVE_DEVICES",
+    help="The GPUs to use; none for none. [default: $QSERVE_DEVICES, or those that the system shows]",
+)
+@click.option(
+    "--memory",
+    metavar="SIZE",
+    envvar="QSERVE_MEMORY",
+    help="How much all replicas may take that have a limit, such as 8gb. [default: $QSERVE_MEMORY, or this host's]",
+)
 @click.option("--name", metavar="APP", help="The application. [default: every registered one]")
 @app_dir_option
 @code_version_option
@@ -61,6 +88,7 @@ def worker(
     labels: Sequence[str],
     resources: Sequence[str],
     devices: str | None,
+    memory: str | None,
     name: str | None,
     app_dir: str,
     code_version: str | None,
@@ -75,22 +103,44 @@ def worker(
     if target:
         split_target(target)
     settings = replace(settings, code_version=code_version or settings.code_version)
+    scope = Scope(name or ("default" if target else None), deployment, replicas, target or "")
+    if scope.is_pinned:
+        _refuse_what_is_planned()
+    capacity = Capacity(
+        places,
+        host or socket.gethostname(),
+        None if devices is None else device_names(devices),
+        _bytes(memory),
+        {name: _amount(value) for name, value in _pairs(resources, "--resource")},
+        dict(_pairs(labels, "--label")),
+    )
     search_for_user_code(app_dir)
     log_to_terminal("supervisor", settings)
     if not os.environ.get(CHECKED):
         _wait_for_broker(settings)
     gc.freeze()  # children share these pages as long as the collector does not write to them
-    scope = Scope(name or ("default" if target else None), deployment, replicas, target or "")
-    if scope.is_pinned and places is not None:
-        raise click.UsageError("--places is for what is planned: leave out --deployment and --replicas, or --places")
-    capacity = Capacity(
-        places,
-        host or socket.gethostname(),
-        None if devices is None else tuple(one for one in devices.split(",") if one not in ("", "none")),
-        {name: _amount(value) for name, value in _pairs(resources, "--resource")},
-        dict(_pairs(labels, "--label")),
-    )
     Supervisor(settings, scope, capacity).run()
+
+
+def _refuse_what_is_planned() -> None:
+    """Refuse options that a worker has no use for which runs what it was started for; variables may be for others."""
+    context = click.get_current_context()
+    for name in ("places", "label", "resource", "memory"):
+        parameter = name if name in context.params else f"{name}s"
+        if context.get_parameter_source(parameter) is ParameterSource.COMMANDLINE:
+            raise click.UsageError(
+                f"--{name} is for what is planned: leave out --deployment and --replicas, or --{name}"
+            )
+
+
+def _bytes(text: str | None) -> int | None:
+    try:
+        found = None if text is None else size(text)
+    except ValueError as error:
+        raise click.UsageError(f"--memory: {error}, such as 8gb") from error
+    if found == 0:
+        raise click.UsageError("--memory must be larger than 0. Leave it out for the memory of this host")
+    return found
 
 
 def _pairs(given: Sequence[str], option: str) -> Iterator[tuple[str, str]]:
@@ -103,12 +153,9 @@ def _pairs(given: Sequence[str], option: str) -> Iterator[tuple[str, str]]:
 
 def _amount(text: str) -> float:
     try:
-        found = number(text)
+        return number(text)
     except ValueError as error:
         raise click.UsageError(f"--resource takes KEY=NUMBER: {error}") from error
-    if not 0 <= found < math.inf:
-        raise click.UsageError(f"--resource takes KEY=NUMBER, and {text} is below 0 or not finite")
-    return found
 
 
 def _wait_for_broker(settings: Settings) -> None:

@@ -45,14 +45,21 @@ class Capacity:
         deployment would be without a replica otherwise.
       host: The name of its machine.
       devices: Its GPUs; None for those that the system shows.
+      memory: In bytes, for replicas that have a limit; None for what this process may use.
       resources, labels: What its operator says that it has, and is.
     """
 
     places: int | None = None
     host: str = field(default_factory=socket.gethostname)
     devices: tuple[str, ...] | None = None
+    memory: int | None = None
     resources: Mapping[str, float] = field(default_factory=dict)
     labels: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def gpus(self) -> tuple[str, ...]:
+        """Its GPUs, those that the system shows if nothing was said."""
+        return _devices() if self.devices is None else self.devices
 
     def record(self, worker: str, app: str | None) -> HostRecord:
         """Return what a worker offers that may run anything of ``app``, or of all applications."""
@@ -61,8 +68,8 @@ class Capacity:
             self.host,
             _cores() if self.places is None else self.places,
             self.places is None,
-            _devices() if self.devices is None else self.devices,
-            usable_bytes(),
+            self.gpus,
+            usable_bytes() if self.memory is None else self.memory,
             dict(self.resources),
             dict(self.labels),
             app=app or "",
@@ -92,7 +99,7 @@ class Offer:
         self._registered = registered
         self._store = installation.fleet
         record = capacity.record(self.worker, app)
-        self._record = replace(record, places=0, is_soft=False, devices=()) if is_pinned else record
+        self._record = replace(record, places=0, is_soft=False) if is_pinned else record
         self._leadership = Leadership(installation.client, installation.keys, installation.seal, self.worker)
         self._leader = Leader(self._store, self._leadership, self.worker, self._running, Observer(GONE_S).update)
         self._offered: HostRecord | None = None
@@ -192,13 +199,21 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
+def device_names(text: str) -> tuple[str, ...]:
+    """Return the GPUs that an option or a variable names, in CUDA's words."""
+    return tuple(dict.fromkeys(name for one in text.split(",") if (name := one.strip()) not in _NO_DEVICE))
+
+
+_NO_DEVICE = ("", "none", "void", "-1", "NoDevFiles")
+
+
 def _devices() -> tuple[str, ...]:
     """Return the GPUs that this process may use."""
-    named = os.environ.get("QSERVE_DEVICES", os.environ.get("CUDA_VISIBLE_DEVICES"))
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
     if named is not None:
-        return tuple(one.strip() for one in named.split(",") if one.strip())
-    found = (path.name.removeprefix("nvidia") for path in Path("/dev").glob("nvidia[0-9]*"))
-    return tuple(sorted(found, key=lambda name: (len(name), name)))
+        return device_names(named)
+    found = len([*Path("/dev").glob("nvidia[0-9]*")])
+    return tuple(map(str, range(found)))  # CUDA counts from 0, also in a container that has only nvidia3
 
 
 class WorkerId:

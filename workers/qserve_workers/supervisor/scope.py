@@ -18,6 +18,8 @@ from qserve.deploy.installation import Installation
 from qserve.deploy.sources import Sources
 from qserve.exceptions import BrokerError, DeployError, PayloadError, WrongType
 from qserve.fleet.leader import Registered
+from qserve.fleet.place import devices_of_pins
+from qserve.fleet.values import Key, Need
 from qserve.wire.application import ApplicationRecord
 from qserve.wire.fleet import Slot, Wish
 from qserve.wire.replies import warn_once
@@ -77,13 +79,17 @@ class Applications:
     """The applications as they are registered, of which the supervisor's scope is run.
 
     The active ones are kept here with their code, for a broker that loses its data.
+
+    Parameters:
+      devices: The GPUs for replicas that are pinned.
     """
 
-    def __init__(self, installation: Installation, scope: Scope, turns: Turns) -> None:
+    def __init__(self, installation: Installation, scope: Scope, turns: Turns, devices: tuple[str, ...] = ()) -> None:
         self._client = installation.client
         self._keys = installation.keys
         self._registry = installation.registry
         self._scope = scope
+        self._devices = devices
         self._turns = turns
         self._change = ""
         self._all: Registered | None = None
@@ -173,8 +179,16 @@ class Applications:
         sources = self._code.find(record, names)
         if sources is not None:
             mine = [slot for slot in planned if (slot.app, slot.version) == (record.name, record.version)]
-            for deployment, count in counts:
-                replicas: Counter[tuple[str, ...]] = Counter({(): count})
+            needs = [
+                Need(Key(record.name, record.version, name), count, resources=record.deployments[name].resources)
+                for name, count in counts
+            ]
+            for (_, _, deployment), replicas in devices_of_pins(self._devices, needs).items():
+                if replicas[()] and record.deployments[deployment].resources.gpus:
+                    warn_once(
+                        f"{replicas[()]} of {replicas.total()} replicas of deployment {deployment!r} were assigned no"
+                        f" GPU. This worker has {len(self._devices)}; CUDA_VISIBLE_DEVICES stays as it is for them"
+                    )
                 for slot in mine:
                     replicas[slot.devices] += slot.count if slot.deployment == deployment else 0
                 found[record.stream(self._keys, deployment)] = Target(record, deployment, replicas, sources)

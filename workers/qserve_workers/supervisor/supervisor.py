@@ -67,7 +67,7 @@ class Supervisor:
         client = connect(self.settings.named_broker, silent_for_s=_SILENT_FOR_S)
         self._installation = Installation(self.settings, client)
         self._turns = Turns("the supervisor's round", log, longest_s=1.0)
-        self._applications = Applications(self._installation, self.scope, self._turns)
+        self._applications = Applications(self._installation, self.scope, self._turns, self.capacity.gpus)
         self._offer = Offer(
             self._installation, self.capacity, self.scope.app, self.scope.is_pinned, self._applications.registered
         )
