@@ -64,8 +64,9 @@ def devices_of_pins(devices: tuple[str, ...], needs: Sequence[Need]) -> dict[Key
 def rebalance(needs: Sequence[Need], hosts: Sequence[HostRecord], before: Plan) -> Plan | None:
     """Return the plan with one replica marked to leave, so that ``place`` evens a deployment out; None when it is even.
 
-    It leaves a worker that runs more than its places for one with a free place, or one that runs at least two more
-    than that.
+    It leaves a worker that runs more than its places for one with a free place, or one that runs more replicas of its
+    deployment, or as many and of all of them, so that a host that comes back has its share again. Each move leaves the
+    hosts less uneven than before, so there is an end.
     """
     workers = [_Worker(host) for host in sorted(hosts, key=lambda host: host.worker)]
     desk = _Desk(workers, sorted(needs, key=_order), {}, frozenset())
@@ -73,12 +74,26 @@ def rebalance(needs: Sequence[Need], hosts: Sequence[HostRecord], before: Plan) 
         desk.keep(need, before)
     for need in desk.needs:
         free = [one for one in desk.able(need) if desk.room(one, need) is not None]
-        fewest = min((one.counts[need.key] for one in free), default=None)
-        for one in sorted(desk.able(need), key=lambda one: (one.places >= 0, -one.counts[need.key], one.name)):
-            count = one.counts[need.key]
-            if count and fewest is not None and (one.places < 0 or count >= fewest + 2):
+        if not free:
+            continue
+        best = min(free, key=lambda one: _rank(one, need))
+        for one in sorted(
+            desk.able(need), key=lambda one: (one.places >= 0, -one.counts[need.key], one.places, one.name)
+        ):
+            if one.counts[need.key] and (one.places < 0 or _is_more_even(one, best, need)):
                 return {**before, one.name: _with_one_leaving(before[one.name], need.key)}
     return None
+
+
+def _rank(one: _Worker, need: Need) -> tuple[int, int, str]:
+    """Return by what the worker for one more replica is chosen: fewest of them, then most that is free."""
+    return one.counts[need.key], -one.places, one.name
+
+
+def _is_more_even(one: _Worker, best: _Worker, need: Need) -> bool:
+    """Whether a replica should move from a worker to another one."""
+    more, takes = one.counts[need.key] - best.counts[need.key], _places(need.resources)
+    return more >= 2 or (more == 1 and takes > 0 and best.places - one.places >= 2 * takes)
 
 
 def _with_one_leaving(slots: tuple[Slot, ...], key: Key) -> tuple[Slot, ...]:
@@ -250,14 +265,14 @@ class _Desk:
         for exceeds in (False, True)[: 1 + may_exceed]:
             if self._placed[need.key] >= count:
                 return
-            heap = [(one.counts[need.key], -one.places, one.name, one) for one in self.able(need)]
+            heap = [(*_rank(one, need), one) for one in self.able(need)]
             heapq.heapify(heap)
             while heap and self._placed[need.key] < count:
                 *_, one = heapq.heappop(heap)
                 devices = self.room(one, need, exceeds)
                 if devices is not None:
                     self._take(one, need, devices)
-                    heapq.heappush(heap, (one.counts[need.key], -one.places, one.name, one))
+                    heapq.heappush(heap, (*_rank(one, need), one))
 
     def call_back(self, need: Need) -> None:
         """Let replicas that should leave stay if there is no place for others."""

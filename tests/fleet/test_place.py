@@ -74,6 +74,24 @@ def test_what_runs_stays_when_a_host_comes_and_moves_one_by_one_afterwards() -> 
     assert seen == [{"a": 3, "b": 1}, {"a": 2, "b": 2}]
 
 
+@pytest.mark.row("F56")
+def test_a_host_that_comes_back_has_its_share_again() -> None:
+    needs, both = [need(Key("shop", "v", name), 1) for name in "ABCDE"], [host("a", 8), host("b", 8)]
+    plan = place(needs, both[:1], {}, {}).assignments
+    while (moved := rebalance(needs, both, plan)) is not None:
+        begun = place(needs, both, moved, {})
+        plan = place(needs, both, begun.assignments, running(begun)).assignments
+
+    assert sorted(len(slots) for slots in plan.values()) == [2, 3]
+
+
+def test_replicas_that_take_no_place_do_not_move_for_the_sake_of_places() -> None:
+    needs = [need(A, 4), need(B, 1, cpus=0.0)]
+    plan = {"a": (Slot(*A, 4), Slot(*B, 1))}
+
+    assert rebalance(needs[1:], [host("a", 8), host("b", 8)], plan) is None
+
+
 def test_a_worker_that_leaves_goes_on_until_its_replicas_run_elsewhere() -> None:
     needs, hosts = [need(A, 2)], [host("a", 2), host("b", 2)]
     first = place(needs, hosts[:1], {}, {})
