@@ -1,18 +1,24 @@
 #!/usr/bin/env python3
-"""Simulate a day of traffic, and count what autoscaling spends and what it makes wait.
+"""Measure autoscaling: a day of traffic that is simulated, and bursts and the way from zero with real processes.
 
     python benchmarks/pools.py                     # a day, a minute
     python benchmarks/pools.py --hours 2           # its first two hours
+    python benchmarks/pools.py --processes         # bursts, and from zero to the first answer, a minute and a half
     python benchmarks/pools.py --json pools.json   # the figures as data as well
 
-No process is started: ``qserve.fleet.decide`` decides, and everything else is simulated. Requests come
-at random, few in the night, none for three hours of it, many at noon; three times a day there are several times as many
-at once, for some minutes. Each takes ``--work-s`` of one of the ``--target`` places of a replica; a new replica takes
-``--start-s`` until it works.
+The day starts no process: ``qserve.fleet.decide`` decides, and everything else is simulated. Requests
+come at random, few in the night, none for three hours of it, many at noon; three times a day there are several times as
+many at once, for some minutes. Each takes ``--work-s`` of one of the ``--target`` places of a replica; a new replica
+takes ``--start-s`` until it works.
 
 Columns: hours of replicas; the same as a multiple of the optimum, which has just as many replicas as requests are in
 work at each moment, and knows it before; the part of the requests that waited longer than ``--patience-s``, and the
 99th percentile of the wait; the most replicas at a time; how often their number changed.
+
+With ``--processes``, an application on this machine, whose constructor does nothing, is left without load until it has
+one replica, or none. Then ten calls for each of its ``--replicas`` come at once, with ``upscale_delay_s=0``. Measured
+is when so many replicas have begun a call. From none, one call comes, and its answer is waited for. Each is done
+``--rounds`` times; keep the machine idle.
 """
 
 from __future__ import annotations
@@ -20,12 +26,17 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import random
+import statistics
+import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
+import qserve
 from qserve.fleet.decide import decide, remember
 from qserve.fleet.values import Decision, Load
 from qserve.wire.application import Scaling
@@ -173,6 +184,85 @@ def options_of(target: int, most: int) -> dict[str, Scaling]:
     }
 
 
+# -- with real processes ---------------------------------------------------------------------------
+
+
+@qserve.deployment(max_ongoing_requests=1, ray_actor_options={"num_cpus": 0.01})
+class Model:
+    """Says which replica has run a call, and when it began."""
+
+    def __call__(self, work_s: float) -> tuple[int, float]:
+        began = time.time()
+        time.sleep(work_s)
+        return os.getpid(), began
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Seconds of some rounds."""
+
+    what: str
+    median_s: float
+    lowest_s: float
+    highest_s: float
+
+
+def measure(given: argparse.Namespace) -> list[Measured]:
+    """Start an application for each measurement, and print a table."""
+    found = []
+    print("| | median s | lowest | highest |\n" + "| --- " * 4 + "|")
+    for what, least, act in (
+        (f"from a burst to {given.replicas} replicas that serve", 1, _burst),
+        ("from zero to the first answer", 0, _first),
+    ):
+        scaling = {
+            "min_replicas": least,
+            "max_replicas": given.replicas,
+            "target_ongoing_requests": 1,
+            "upscale_delay_s": 0,
+            "downscale_delay_s": 1,
+            "look_back_period_s": 1,
+        }
+        handle = qserve.run(Model.options(autoscaling_config=scaling).bind(), port=given.port)
+        took = []
+        for _ in range(given.rounds):
+            _wait(lambda least=least: _count() == (least, least))
+            took.append(act(handle, given))
+        found.append(Measured(what, *(round(pick(took), 2) for pick in (statistics.median, min, max))))
+        print("| " + " | ".join(str(value) for value in asdict(found[-1]).values()) + " |", flush=True)
+    qserve.shutdown()
+    return found
+
+
+def _burst(handle: Any, given: argparse.Namespace) -> float:
+    began = time.time()
+    calls = [handle.remote(given.work_s / 10) for _ in range(10 * given.replicas)]
+    while True:
+        first: dict[int, float] = {}
+        for pid, at in qserve.get([*calls]):
+            first[pid] = min(at, first.get(pid, at))
+        if len(first) >= given.replicas:
+            return sorted(first.values())[given.replicas - 1] - began
+        calls += [handle.remote(given.work_s / 10) for _ in range(10 * given.replicas)]
+
+
+def _first(handle: Any, given: argparse.Namespace) -> float:
+    began = time.time()
+    qserve.get(handle.remote(0.0))
+    return time.time() - began
+
+
+def _count() -> tuple[int, int]:
+    one = qserve.status().applications["default"].deployments["Model"]
+    return one.target_num_replicas, sum(one.replica_states.values())
+
+
+def _wait(is_there: Callable[[], bool]) -> None:
+    while not is_there():
+        time.sleep(0.1)
+    time.sleep(1.0)  # the leader and the host are at rest
+
+
 def main() -> None:
     """Print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -183,8 +273,15 @@ def main() -> None:
     parser.add_argument("--start-s", type=float, default=2.0)
     parser.add_argument("--patience-s", type=float, default=1.0)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--processes", action="store_true", help="bursts and from zero, with real processes")
+    parser.add_argument("--replicas", type=int, default=4, help="how many a burst needs")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--port", type=int, default=8000)
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
+    if given.processes:
+        _write(given.json, measure(given))
+        return
     traffic = list(arrivals(given.hours, given.peak, random.Random(given.seed)))
     # the most that the day needs, and what chance may add
     highest = max(rate_at(step / 60, given.peak) for step in range(int(given.hours * 60) + 1)) * given.work_s
@@ -195,8 +292,12 @@ def main() -> None:
     for name, scaling in options_of(given.target, most).items():
         rows.append(play(name, scaling, traffic, given))
         print("| " + " | ".join(str(value) for value in asdict(rows[-1]).values()) + " |", flush=True)
-    if given.json:
-        given.json.write_text(json.dumps([asdict(row) for row in rows], indent=1))
+    _write(given.json, rows)
+
+
+def _write(path: Path | None, rows: list[Any]) -> None:
+    if path is not None:
+        path.write_text(json.dumps([asdict(row) for row in rows], indent=1))
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ from qserve.define.drivers import DAGDriver, is_driver
 from qserve.define.http_options import HTTPOptions
 from qserve.define.options import LoggingConfig, check_key
 from qserve.deploy.installation import Installation
-from qserve.deploy.registration import release_of
+from qserve.deploy.registration import check_external_scaler, release_of
 from qserve.deploy.removal import remove
 from qserve.deploy.rollout import roll_out, wait_for_gateways
 from qserve.deploy.status import ServeStatus, status_of
@@ -78,7 +78,8 @@ def run(
       request_timeout_s: The deadline of its requests.
       local: Run everything in this process, without a broker and without HTTP; for tests.
       logging_config: A dict or a ``LoggingConfig`` for the replicas of deployments that have none of their own.
-      external_scaler_enabled: Accepted for compatibility; a warning says that it has no effect.
+      external_scaler_enabled: Leave the numbers of replicas to operators, or to what starts workers; then no
+        deployment may have an autoscaling_config.
 
     Returns:
       A handle for sync code: ``qserve.get(handle.remote(...))``, ``handle.predict.remote(...)``.
@@ -91,8 +92,9 @@ def run(
     """
     if not name:
         raise QserveException("the name of an application must not be empty: leave `name` out, or set it")
-    unused.warn(f"run(name={name!r})", ["external_scaler_enabled"] if external_scaler_enabled else (), unused.RUN)
     built = compiled(target, name)
+    if external_scaler_enabled:
+        check_external_scaler(built)
     set_defaults(built, LoggingConfig.of(logging_config))
     if route_prefix is not DEFAULT:
         built.ingress.set_options(route_prefix=route_prefix)
@@ -102,7 +104,7 @@ def run(
         return run_local(built)
     cluster = _ensure_cluster(host, port)
     try:
-        release = release_of(built, cluster.settings.keyring)
+        release = release_of(built, cluster.settings.keyring, external_scaler=external_scaler_enabled)
         record = roll_out(_installation(), release, gateways=cluster.gateway_workers, check=cluster.check)
         _client().cache_application(record)
         cluster.serve_tasks(release.tasks)

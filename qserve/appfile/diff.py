@@ -19,6 +19,8 @@ _FIELDS = {
     "target": "import_path",
     "timeout_s": "request_timeout_s",
     "cancel_on_disconnect": "cancel_on_disconnect",
+    "external_scaler": "external_scaler_enabled",
+    "capacity": "target_capacity",
 }
 """Fields of an application's record, under the names that a file or the options of its ingress use."""
 

@@ -39,19 +39,22 @@ def part_of_record(record: ApplicationRecord) -> dict[str, Any]:
         part["import_path"] = record.target
     if record.args:
         part["args"] = record.arguments
+    if record.external_scaler:
+        part["external_scaler_enabled"] = True
     part["deployments"] = [{"name": name, **options_to_write(one)} for name, one in record.replicated.items()]
     return part
 
 
-def written(parts: Iterable[dict[str, Any]], header: str = "") -> str:
+def written(parts: Iterable[dict[str, Any]], header: str = "", **more: Any) -> str:
     """Return the text of a file.
 
     Parameters:
       parts: The applications, as ``part_of`` returns them.
       header: Comes first, as a comment.
+      more: The other keys of the file.
     """
     comment = "".join(f"# {line}".rstrip() + "\n" for line in header.splitlines())
-    text = yaml_of({"applications": list(parts)})
+    text = yaml_of({**more, "applications": list(parts)})
     return f"{comment}\n{text}" if comment else text
 
 

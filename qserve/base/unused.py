@@ -10,11 +10,10 @@ from qserve.base.log import get_logger
 
 log = get_logger(__name__)
 _RESERVED = "the gateway's processes use what is free on their host"
-_SCALED = "the number of replicas is `num_replicas`, and does not follow the load yet"
 _PLACED = "each replica is placed by itself, on a host with the resources and labels of `ray_actor_options`"
 
 DEPLOYMENT: Mapping[str, str] = {
-    "autoscaling_config": _SCALED,
+    "autoscaling_config.metrics_interval_s": "the load is read from the broker, four times a second",
     "graceful_shutdown_wait_loop_s": "a replica ends as soon as its calls have ended",
     "placement_group_bundle_label_selector": _PLACED,
     "placement_group_bundles": _PLACED,
@@ -42,10 +41,6 @@ RUNTIME_ENV: Mapping[str, str] = dict.fromkeys(
 _LATE = "it is read before: set it where the worker is started"
 TOO_LATE = ("LD_", "MALLOC_", "PYTHON", "QSERVE_")
 """Begin the names of variables that are read before a replica has those of its ``env_vars``."""
-RUN: Mapping[str, str] = {
-    "external_scaler_enabled": _SCALED,
-}
-"""Arguments of ``run``."""
 START: Mapping[str, str] = {
     "dedicated_cpu": _RESERVED,
     "detached": "what a program has started ends with it: `qserve run module:node` goes on without it",
@@ -77,13 +72,11 @@ FILE: Mapping[str, str] = {
     "controller_options": "there is no controller",
     "grpc_options": START["grpc_options"],
     "proxy_location": START["proxy_location"],
-    "target_capacity": _SCALED,
     "tracing_config": "there is no tracing",
 }
 """Keys of a config file."""
 FILE_APPLICATION: Mapping[str, str] = {
-    "autoscaling_policy": _SCALED,
-    "external_scaler_enabled": _SCALED,
+    "autoscaling_policy": "each deployment has its own: `policy` of its autoscaling_config",
 }
 """Keys of an application in such a file."""
 FILE_DEPLOYMENT: Mapping[str, str] = {

@@ -70,7 +70,8 @@ def config(
     elif file is not None:
         said = read_file(file)
         parts = {app.name: said.part(number) for number, app in enumerate(said.applications)}
-        _print(_chosen(parts, name, file), as_json)
+        more = {} if said.target_capacity is None else {"target_capacity": said.target_capacity}
+        _print(_chosen(parts, name, file), as_json, **more)
     else:
         found = settings if settings.broker_url else settings_of_run() or settings
         installation = Installation(found)
@@ -79,7 +80,9 @@ def config(
             for record in deployed:
                 click.echo(_table(record.name, _origins_of_record(record)), nl=False)
         else:
-            _print([part_of_record(record) for record in deployed], as_json)
+            capacities = [record.capacity for record in deployed if record.capacity is not None]
+            more = {"target_capacity": min(capacities)} if capacities else {}
+            _print([part_of_record(record) for record in deployed], as_json, **more)
 
 
 def _chosen(found: dict[str, T], name: str | None, file: Path) -> list[T]:
@@ -90,8 +93,9 @@ def _chosen(found: dict[str, T], name: str | None, file: Path) -> list[T]:
     return [found[name]]
 
 
-def _print(parts: list[dict[str, Any]], as_json: bool) -> None:
-    click.echo(json.dumps({"applications": parts}, indent=2) if as_json else written(parts), nl=as_json)
+def _print(parts: list[dict[str, Any]], as_json: bool, **more: Any) -> None:
+    whole = {**more, "applications": parts}
+    click.echo(json.dumps(whole, indent=2) if as_json else written(parts, **more), nl=as_json)
 
 
 def _table(owner: str, rows: Iterable[tuple[str, Any, str]]) -> bytes:
@@ -124,6 +128,8 @@ def _origins_at_the_top(file: ServeFile) -> Iterator[tuple[str, Any, str]]:
             yield name, file.variables[variable], file.place(*name.split("."))
         else:
             yield name, default, "default"
+    capacity = file.target_capacity
+    yield "target_capacity", capacity, "default" if capacity is None else file.place("target_capacity")
 
 
 def _origins_of_part(file: ServeFile, number: int, settings: Settings) -> Iterator[tuple[str, Any, str]]:

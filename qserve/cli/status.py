@@ -74,7 +74,7 @@ def _of_deployment(name: str, found: DeploymentStatusOverview) -> Iterator[str]:
         yield "    " + printable(found.message).replace("\n", "\n    ")
     if found.last_scaled:
         at = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(found.last_scaled.at))
-        yield printable(f"    scaled to {found.last_scaled.count} at {at}: {found.last_scaled.reason}")
+        yield printable(f"    {found.last_scaled.count} wanted since {at}: {found.last_scaled.reason}")
 
 
 def _of_hosts(found: ServeStatus) -> Iterator[str]:

@@ -55,7 +55,7 @@ class AutoscalingPolicy(BaseModel, frozen=True, extra="forbid"):
 
 
 class AutoscalingConfig(BaseModel, frozen=True, extra="forbid", populate_by_name=True, allow_inf_nan=False):
-    """How the number of replicas follows the load. Accepted and validated, and not used yet.
+    """How the number of replicas follows the load.
 
     Parameters:
       min_replicas: As few are wanted without load; with 0, the first call starts one.

@@ -19,7 +19,7 @@ from qserve.define.target import TargetError
 from qserve.define.task_consumers import TaskPlace
 from qserve.deploy.installation import Installation
 from qserve.deploy.named import not_found
-from qserve.deploy.registration import Release, import_application, release_of
+from qserve.deploy.registration import Release, check_external_scaler, import_application, release_of
 from qserve.deploy.removal import remove
 from qserve.deploy.rollout import READY_TIMEOUT_S, roll_out, wait_for_gateways
 from qserve.exceptions import BrokerError, DeployError, QserveException
@@ -60,9 +60,23 @@ def release_of_part(
         built.ingress.set_options(route_prefix=part.route_prefix)
     if built.ingress.config.request_timeout_s is None:
         built.ingress.set_options(request_timeout_s=timeout_s)
-    release = release_of(built, keyring, part.import_path, modules, code_version, part.args, sends_code)
-    record = replace(release.record, config=json.dumps(file.part(number), sort_keys=True))
-    return replace(release, record=record)
+    if part.external_scaler_enabled:
+        try:
+            check_external_scaler(built)
+        except ValueError as error:
+            raise file.problem(str(error), *path, "external_scaler_enabled") from error
+    release = release_of(
+        built,
+        keyring,
+        part.import_path,
+        modules,
+        code_version,
+        part.args,
+        sends_code,
+        external_scaler=part.external_scaler_enabled,
+    )
+    config = json.dumps(file.part(number), sort_keys=True)
+    return replace(release, record=replace(release.record, config=config, capacity=file.target_capacity))
 
 
 def _override(built: CompiledApplication, file: ServeFile, number: int) -> None:

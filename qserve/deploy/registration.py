@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import inspect
 import json
@@ -11,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from operator import attrgetter
 from types import MappingProxyType, SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -79,6 +81,7 @@ def release_of(
     code_version: str = "",
     args: Mapping[str, Any] | None = None,
     sends_code: bool = False,
+    external_scaler: bool = False,
 ) -> Release:
     """Make a new version of an application, whose code travels by value unless there is a ``target``.
 
@@ -88,16 +91,19 @@ def release_of(
       code_version: The user's own name for that code.
       args: The arguments of the builder that ``target`` names.
       sends_code: Whether the modules go to workers that do not have them; not those of a named ``code_version``.
+      external_scaler: Whether something outside decides how many replicas there are.
 
     Raises:
       PayloadError: Its code, or a constant in its graph, cannot travel.
     """
-    code, tasks = b"" if target else pack_code(code_of(built), keyring), tuple(task_places(built.deployments))
+    code = b"" if target else pack_code(code_of(built), keyring, policies_of(built))
+    tasks = tuple(task_places(built.deployments))
     record = replace(
         record_of(built, Codec(keyring), target),
         modules=dict(modules or {}),
         code_version=code_version if target else "",
         args=json.dumps(args) if args else "",
+        external_scaler=external_scaler,
     )
     if code:
         return Release(replace(record, code_digest=hashlib.sha256(code).hexdigest()), code, tasks)
@@ -116,6 +122,16 @@ def _pack_modules(target: str, digests: Mapping[str, str], keyring: Keyring) -> 
     except PayloadError as error:
         log.warning("workers that do not have the code of %s do not get it: %s", target, error)
         return b""
+
+
+def check_external_scaler(built: CompiledApplication) -> None:
+    """Raise ValueError if the load decides on a deployment: then nothing else can."""
+    for deployment in built.deployments:
+        if deployment.config.autoscaling_config is not None:
+            raise ValueError(
+                f"deployment {deployment.name!r} has an autoscaling_config, and external_scaler_enabled leaves its"
+                " number of replicas to something outside: take out one of them"
+            )
 
 
 # -- the record ------------------------------------------------------------------------------------
@@ -163,6 +179,8 @@ def _deployment_record(deployment: Deployment, replicated: bool) -> DeploymentRe
     # here, and not when it is compiled: every replica compiles what it imports
     given = [option for option in options.model_fields_set if getattr(options, option) is not None]
     actor = [key for key, value in (options.ray_actor_options or {}).items() if value]
+    scaling = options.autoscaling_config
+    given += [f"autoscaling_config.{key}" for key in (scaling.model_fields_set if scaling else ())]
     unused.warn(f"deployment {name!r}", sorted((*given, *actor)), {**unused.DEPLOYMENT, **unused.ACTOR})
     unused.warn_of_runtime_env(f"deployment {name!r}", options.actor_options.runtime_env)
     unused.warn(f"the task consumer {name!r}", unused_options(deployment.func_or_class), unused.TASKS)
@@ -182,7 +200,7 @@ def _deployment_record(deployment: Deployment, replicated: bool) -> DeploymentRe
         health_timeout_s=options.health_check_timeout_s,
         user_config="" if options.user_config is None else json.dumps(options.user_config, sort_keys=True),
         replicated=replicated,
-        scaling=None if options.autoscaling_config is None else _scaling(options.autoscaling_config),
+        scaling=None if scaling is None else _scaling(scaling),
         resources=_resources(options),
         version=deployment.version or "",
         env=dict(options.actor_options.runtime_env.get("env_vars") or {}),
@@ -290,7 +308,19 @@ def import_code(target: str, app_name: str, args: Mapping[str, Any]) -> Code:
     return code_of(compiled(built_target(load_target(target), args, target), app_name))
 
 
-def pack_code(code: Code, keyring: Keyring) -> bytes:
+def policies_of(built: CompiledApplication) -> Mapping[str, Any]:
+    """Return the scaling policies that this program defines or has imported, by deployment."""
+    found = {}
+    for deployment in built.deployments:
+        scaling = deployment.config.autoscaling_config
+        path = "" if scaling is None or scaling.policy is None else scaling.policy.policy_function
+        module, _, name = path.partition(":")
+        with contextlib.suppress(KeyError, AttributeError):  # workers import it
+            found[deployment.name] = attrgetter(name)(sys.modules[module])
+    return found
+
+
+def pack_code(code: Code, keyring: Keyring, policies: Mapping[str, Any] = MappingProxyType({})) -> bytes:
     """Pickle code and sign it, so that what a script or a function defines needs no import.
 
     Raises:
@@ -309,7 +339,27 @@ def pack_code(code: Code, keyring: Keyring) -> bytes:
                 f"deployment {name!r} cannot be sent to its replicas: {why}. Make it in the constructor or"
                 " in a module that the replicas import, or serve this module with `qserve run module:node`"
             ) from error
+    for name, policy in policies.items():
+        try:
+            packed[_policy_part(name)] = dumps(policy)
+        except Exception as error:
+            why = culprit(SimpleNamespace(policy=policy), error, "its code")
+            raise PayloadError(f"the scaling policy of deployment {name!r} cannot be sent to workers: {why}") from error
     return keyring.sign(pickle.dumps(packed))
+
+
+def _policy_part(deployment: str) -> str:
+    return f"{deployment}\0policy"
+
+
+def unpack_policy(data: bytes, keyring: Keyring, deployment: str) -> Any:
+    """Return the scaling policy of a deployment from what ``pack_code`` returned.
+
+    Raises:
+      KeyError: It was not given as code.
+      PayloadError: The signature is missing or wrong.
+    """
+    return unpickle_part(data, keyring, _policy_part(deployment))
 
 
 def unpack_code(data: bytes, keyring: Keyring, deployment: str) -> DeploymentCode:

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 from qserve.base import failpoints
@@ -19,7 +20,9 @@ from qserve.deploy.claim import Claim
 from qserve.deploy.installation import GIVEN_UP_AFTER, Installation, ReplicaReports, waiting_workers
 from qserve.deploy.registration import Release
 from qserve.exceptions import DeployError, UsageProblem
+from qserve.fleet.wanted import started_count
 from qserve.wire.application import DIFFERING, ApplicationRecord
+from qserve.wire.fleet import Wish
 from qserve.wire.replies import order_of
 from qserve.wire.status import FAILED, RUNNING, ReplicaStatus
 
@@ -67,6 +70,7 @@ def roll_out(
     wait = partial(
         wait_until_running,
         reports=reports,
+        wishes=if_permitted(partial(installation.fleet.wishes, record.name)),
         timeout_s=ready_timeout_s,
         on_progress=on_progress,
         check=check,
@@ -167,6 +171,7 @@ def wait_until_running(
     record: ApplicationRecord,
     reports: ReplicaReports,
     *,
+    wishes: Mapping[str, Wish] = MappingProxyType({}),
     timeout_s: float = READY_TIMEOUT_S,
     on_progress: Callable[[str, int, int], None] = lambda *counts: None,
     check: Callable[[], None] = lambda: None,
@@ -175,7 +180,10 @@ def wait_until_running(
 ) -> None:
     """Wait until every replica of a version has constructed its object and takes calls.
 
+    Of a deployment that scales by load, as many are waited for as it has at least.
+
     Parameters:
+      wishes: What operators want of the deployments.
       is_kept: Whether they have run before, and have to take the options of the record.
       shortages: Returns why replicas have no place, by deployment; each reason is logged once.
 
@@ -183,7 +191,7 @@ def wait_until_running(
       DeployError: A constructor failed as often as it is tried, or a replica has refused its user_config (the message
         holds the user's traceback), or the time ran out.
     """
-    expected = {name: wanted.num_replicas for name, wanted in record.replicated.items()}
+    expected = {name: started_count(record, name, wishes.get(name), is_kept) for name in record.replicated}
     shown: dict[str, int] = {}
     deadline, short_at, told = Deadline(timeout_s), time.monotonic() + _SHORT_AFTER_S, set[tuple[str, str]]()
     while True:
@@ -192,18 +200,16 @@ def wait_until_running(
             for replica in reports.replicas()
             if replica.version == record.version and replica.deployment in record.deployments
         ]
-        running = Counter(
-            replica.deployment
-            for replica in replicas
-            if replica.state == RUNNING
-            and not (is_kept and replica.config != record.deployments[replica.deployment].config)
-        )
-        failed = [replica for replica in replicas if replica.state == FAILED]
+        ready = [replica for replica in replicas if replica.state == RUNNING]
+        late = {one.name for one in ready if is_kept and one.config != record.deployments[one.deployment].config}
+        running = Counter(one.deployment for one in ready if one.name not in late)
         for name, count in expected.items():
             if shown.get(name) != running[name]:
                 shown[name] = running[name]
                 on_progress(name, running[name], count)
-        if all(running[name] >= count for name, count in expected.items()):
+        # of those that scale by load it is not known how many there will be
+        is_any_late = any(one.name in late and record.deployments[one.deployment].scaling for one in ready)
+        if all(running[name] >= count for name, count in expected.items()) and not is_any_late:
             return
         _raise_for_failures(replicas, expected, record)
         check()
@@ -214,16 +220,25 @@ def wait_until_running(
                 log.warning("deployment %r of application %r waits: %s", name, record.name, why)
             told |= lacking.items()
         if deadline.has_passed():
-            late = ", ".join(f"{name} ({running[name]} of {count})" for name, count in expected.items())
-            said = [(replica.deployment, replica.message) for replica in failed] + [*shortages().items()]
-            why = "".join(f"\n{name}: {message}" for name, message in said)
-            if record.code and not (why or running):
-                why = f"\nno worker with the code of this version ({record.code}) has started a replica"
-            waiting = waiting_workers(replicas)
-            if waiting:
-                why += f"\n{waiting}"
-            raise DeployError(f"not all replicas were ready within {timeout_s:.0f} s: {late}{why}")
+            why = _why_late(record, replicas, running, expected, shortages())
+            raise DeployError(f"not all replicas were ready within {timeout_s:.0f} s: {why}")
         time.sleep(_POLL_INTERVAL_S)
+
+
+def _why_late(
+    record: ApplicationRecord,
+    replicas: Sequence[ReplicaStatus],
+    running: Mapping[str, int],
+    expected: Mapping[str, int],
+    shortages: Mapping[str, str],
+) -> str:
+    late = ", ".join(f"{name} ({running[name]} of {count})" for name, count in expected.items())
+    said = [(one.deployment, one.message) for one in replicas if one.state == FAILED] + [*shortages.items()]
+    why = "".join(f"\n{name}: {message}" for name, message in said)
+    if record.code and not (why or running):
+        why = f"\nno worker with the code of this version ({record.code}) has started a replica"
+    waiting = waiting_workers(replicas)
+    return late + why + (f"\n{waiting}" if waiting else "")
 
 
 def _shortages(installation: Installation, app: str) -> dict[str, str]:
@@ -245,7 +260,7 @@ def _raise_for_failures(
     for name, count in counts.items():
         # a constructor is tried three times for each replica, as in Ray Serve
         retries = max(1, record.deployments[name].constructor_retries)
-        if count >= min(retries, GIVEN_UP_AFTER * expected[name]):
+        if count >= min(retries, GIVEN_UP_AFTER * max(1, expected[name])):
             failed = (replica for replica in replicas if (replica.deployment, replica.state) == (name, FAILED))
             raise DeployError(f"deployment {name!r} could not be started; {next(failed).message}")
 

@@ -180,7 +180,9 @@ def status_of(installation: Installation) -> ServeStatus:
     }
     gateways = sorted(if_permitted(installation.gateways))
     broker = broker_status(installation.client, [installation.keys.pool(name) for name in found])
-    return ServeStatus(dict.fromkeys(gateways, "HEALTHY"), applications, None, hosts, broker)
+    capacities = [record.capacity for versions in found.values() for record in versions if record.capacity is not None]
+    capacity = min(capacities, default=None)  # one file brings all, or an earlier one has brought some of them
+    return ServeStatus(dict.fromkeys(gateways, "HEALTHY"), applications, capacity, hosts, broker)
 
 
 def _read_application(

@@ -11,13 +11,15 @@ from typing import Any
 from qserve.base.keys import Keys
 from qserve.broker.connection import Client, broker_errors
 from qserve.broker.registry import ACTIVE
+from qserve.exceptions import BrokerError, BrokerUnavailable
 from qserve.fleet.decide import decide, looked_back, remember
 from qserve.fleet.load import read_loads
 from qserve.fleet.store import Fleet
 from qserve.fleet.values import Asked, Decision, Load
-from qserve.fleet.wanted import wanted_count
+from qserve.fleet.wanted import scaling_of, wanted_count
 from qserve.wire.application import ApplicationRecord, DeploymentRecord, Scaling
 from qserve.wire.fleet import FOR_ALL, HostRecord, Scaled
+from qserve.wire.replies import warn_once
 
 AUTOSCALING = "AUTOSCALING"
 """What Ray Serve calls the cause of a change in the number of replicas."""
@@ -36,13 +38,18 @@ def ask_nobody(record: ApplicationRecord, deployment: str, told: Mapping[str, An
 
 @dataclass
 class _Seen:
-    """The loads of one deployment, its last decision, and the last answer of its policy; None before the first."""
+    """The loads of one deployment, its last decision, and the last answer of its policy; None before the first.
+
+    Parameters:
+      version: The active one; "" at first.
+    """
 
     history: list[Load] = field(default_factory=list)
     decision: Decision | None = None
     asked: float | None = None
     up_s: float | None = None
     down_s: float | None = None
+    version: str = ""
 
 
 class Autoscaler:
@@ -74,7 +81,7 @@ class Autoscaler:
           records: The active and the staged version of each application; the load is that of both.
 
         Raises:
-          BrokerError: Loads could not be read; no count changes.
+          BrokerUnavailable: Loads could not be read; no count changes.
         """
         scaled = _scaled_by_load(records, fleet)
         self._seen = {place: self._seen.get(place, _Seen()) for place in scaled}
@@ -88,7 +95,14 @@ class Autoscaler:
         ]
         now = self._clock()
         loads: dict[Place, Load] = {}
-        for (place, _), load in zip(queues, read_loads(self._client, [queue for _, queue in queues], now), strict=True):
+        try:
+            read = read_loads(self._client, [queue for _, queue in queues], now)
+        except BrokerUnavailable:
+            raise
+        except BrokerError as error:  # deployments that do not scale by load go on
+            warn_once(f"the load of deployments cannot be read, and their numbers of replicas stay: {error}")
+            return {}
+        for (place, _), load in zip(queues, read, strict=True):
             loads[place] = _added(loads.get(place), load)
         found: dict[Place, Scaled] = {}
         for place, record in scaled.items():
@@ -101,9 +115,14 @@ class Autoscaler:
         self, place: Place, record: ApplicationRecord, noted: Scaled | None, load: Load, now: float
     ) -> Scaled | None:
         seen, one = self._seen[place], record.deployments[place[1]]
-        scaling = one.scaling or Scaling()
-        current = wanted_count(one, None, noted)
+        scaling = scaling_of(record, one.name) or Scaling()
+        current = wanted_count(record, one.name, None, None) if noted is None else noted.count
         last = noted or Scaled(current, one.num_replicas)
+        if seen.version not in ("", record.version) and current == 0 < scaling.max_replicas:
+            # it has a replica already, as every new version; that goes as any other one does
+            seen.version, at_ms = record.version, self._broker_ms()
+            return Scaled(1, one.num_replicas, "a new version was deployed", AUTOSCALING, at_ms, last.shortage)
+        seen.version = record.version
         before = seen.decision
         if before is None or before.count != current:
             before = self._noted_decision(scaling, noted, current, now)
@@ -129,7 +148,7 @@ class Autoscaler:
         self, seen: _Seen, record: ApplicationRecord, one: DeploymentRecord, last: Scaled, now: float
     ) -> Scaled:
         """Ask the user's policy, and return the decision to store, with the policy's state or why it gave no answer."""
-        scaling = one.scaling or Scaling()
+        scaling = scaling_of(record, one.name) or Scaling()
         waiting, running = looked_back(seen.history, scaling, now)
         told = {
             "deployment_name": one.name,
@@ -146,14 +165,15 @@ class Autoscaler:
             "current_time": time.time(),
             "capacity_adjusted_min_replicas": scaling.min_replicas,
             "capacity_adjusted_max_replicas": scaling.max_replicas,
-            "config": asdict(scaling),
+            "config": asdict(one.scaling or scaling),
         }
         asked = self._ask(record, one.name, told)
         if asked is None:
             return last
         if asked.error:
             seen.asked = None
-            return replace(last, reason=f"it stays as it is: its policy {scaling.policy} failed: {asked.error}")
+            why = f"it stays as it is: its policy {scaling.policy} failed: {asked.error}"
+            return last if why == last.reason else replace(last, reason=why, at_ms=self._broker_ms())
         seen.asked = asked.count
         return replace(last, policy_state=json.dumps(asked.state) if asked.state else "")
 

@@ -14,7 +14,7 @@ from qserve.fleet.place import Plan, Running, place, rebalance
 from qserve.fleet.store import Fleet, FleetStore
 from qserve.fleet.values import Key, Need, Placement
 from qserve.fleet.wanted import needs_of, pins_of, wanted_count
-from qserve.wire.application import ApplicationRecord, DeploymentRecord
+from qserve.wire.application import ApplicationRecord
 from qserve.wire.fleet import HostRecord, Scaled, Slot
 
 log = get_logger(__name__)
@@ -128,7 +128,9 @@ class Leader:
         for app in self._apps - {*apps} - found.unread:  # it was noted after `delete` had removed it
             self._store.forget(app)
         self._apps = {*apps}
-        self._next_at = now + (_IDLE_ROUND_S if self._is_even and self._is_steady(now) else _ROUND_S)
+        is_scaled = any(one.scaling for record in records for one in record.replicated.values())
+        is_idle = self._is_even and self._is_steady(now) and not is_scaled  # a burst is to be seen at once
+        self._next_at = now + (_IDLE_ROUND_S if is_idle else _ROUND_S)
         return own
 
     def _present(self, fleet: Fleet, now: float) -> list[HostRecord]:
@@ -213,12 +215,12 @@ class Leader:
         Crash on the way: the next round, or another leader, writes the rest.
         """
         short = {(one.key.app, one.key.deployment): one.why for one in placement.shortages}
-        options: dict[tuple[str, str], DeploymentRecord] = {}
+        options: dict[tuple[str, str], ApplicationRecord] = {}
         for record in sorted(records, key=lambda record: record.place == ACTIVE):  # the active version counts
-            options |= {(record.name, name): one for name, one in record.replicated.items()}
-        for (app, name), one in options.items():
-            noted = fleet.scaled.get(app, {}).get(name)
-            count = wanted_count(one, fleet.wishes.get(app, {}).get(name), noted)
+            options |= {(record.name, name): record for name in record.replicated}
+        for (app, name), record in options.items():
+            one, noted = record.deployments[name], fleet.scaled.get(app, {}).get(name)
+            count = wanted_count(record, name, fleet.wishes.get(app, {}).get(name), noted)
             before = noted or Scaled(count if one.scaling else one.num_replicas, one.num_replicas)
             now = replace(before, count=count, configured=one.num_replicas, shortage=short.get((app, name), ""))
             if now != before:

@@ -189,6 +189,8 @@ class ApplicationRecord:
       route_prefix: None for an application without HTTP.
       graphs: Encoded plans by name; see ``dump_plan``.
       deployed_at: When it was deployed, as a Unix time in seconds; 0 when that is not known.
+      external_scaler: Whether something outside decides how many replicas there are.
+      capacity: Which part of their numbers of replicas the deployments have, in percent; None for all.
     """
 
     name: str
@@ -210,6 +212,8 @@ class ApplicationRecord:
     driver: DriverRecord | None = None
     deployed_at: float = field(default=0.0, compare=False)
     sent_for: str = field(default="", compare=False)
+    external_scaler: bool = False
+    capacity: float | None = None
 
     @property
     def replicated(self) -> dict[str, DeploymentRecord]:
@@ -248,6 +252,8 @@ class ApplicationRecord:
             timeout_s=None,
             cancel_on_disconnect=True,
             deployments=deployments,
+            external_scaler=False,
+            capacity=None,
         )
 
     def other_graphs(self, other: ApplicationRecord) -> list[str]:

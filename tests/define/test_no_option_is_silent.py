@@ -20,12 +20,10 @@ from qserve.define.application import set_defaults
 from qserve.define.compile import compile_application
 from qserve.define.options import BackpressureConfig, DeploymentOptions, LoggingConfig
 from qserve.deploy.registration import record_of
-from qserve.local.run import shutdown_local
 from qserve.wire.codec import Codec
 
 ROOT = Path(__file__).parents[2]
 GIVEN: dict[str, Any] = {
-    "autoscaling_config": {"max_replicas": 3},
     "graceful_shutdown_wait_loop_s": 1,
     "placement_group_bundle_label_selector": [{"a": "b"}],
     "placement_group_bundles": [{"CPU": 1}],
@@ -78,10 +76,14 @@ def test_an_option_of_a_deployment_is_read_by_something_or_warned_about(
 
 
 @pytest.mark.parametrize("model", [AutoscalingConfig, BackpressureConfig])
-def test_the_parts_of_an_option_are_used_or_warned_about_with_it(model: Any) -> None:
-    whole = {AutoscalingConfig: "autoscaling_config"}.get(model)
+def test_the_parts_of_an_option_are_used_or_warned_about(model: Any, caplog: pytest.LogCaptureFixture) -> None:
+    silent = set(model.model_fields) - read_attributes()
 
-    assert whole in unused.DEPLOYMENT or set(model.model_fields) <= read_attributes()
+    assert silent == ({"metrics_interval_s"} if model is AutoscalingConfig else set())
+    serve_here(Model.options(autoscaling_config=dict.fromkeys(("max_replicas", *silent), 3)).bind())
+    assert ["autoscaling_config.metrics_interval_s (the load is" in one for one in warnings_of(caplog)] == [
+        True for _ in silent
+    ]
 
 
 def test_several_options_without_effect_are_named_in_one_line(caplog: pytest.LogCaptureFixture) -> None:
@@ -190,15 +192,10 @@ def test_an_unknown_key_of_http_options_is_refused_with_the_nearest() -> None:
 
 
 @pytest.mark.parametrize("argument", [*inspect.signature(serve.run).parameters])
-def test_an_argument_of_run_has_an_effect_or_is_warned_about(argument: str, caplog: pytest.LogCaptureFixture) -> None:
-    if argument in unused.RUN:
-        serve.run(Model.bind(), local=True, **{argument: {"encoding": "JSON"}})
-        shutdown_local()
-        [warning] = warnings_of(caplog)
-        assert f"{argument} (" in warning
-    else:
-        body = inspect.getsource(serve.run).partition('"""')[2].partition('"""')[2]
-        assert argument == "_blocking" or argument in body
+def test_an_argument_of_run_has_an_effect(argument: str) -> None:
+    body = inspect.getsource(serve.run).partition('"""')[2].partition('"""')[2]
+
+    assert argument == "_blocking" or argument in body
 
 
 @pytest.mark.parametrize("argument", unused.START)

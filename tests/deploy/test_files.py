@@ -328,6 +328,8 @@ OTHER: dict[str, Any] = {
     "graphs": {"": []},
     "driver": DriverRecord("json_request"),
     "ingress": "Other",
+    "external_scaler": True,
+    "capacity": 50.0,
 }
 NO_CHANGE = {"name", "version", "config", "change", "place", "code_digest", "deployed_at", "sent_for"}
 

@@ -220,7 +220,7 @@ def test_the_table_says_what_is_wanted_why_it_was_scaled_and_who_offers_places(d
         "shop  RUNNING  /",
         "  Model                    UPSCALING  1 RUNNING, 3 wanted",
         "    1 of 3 run",
-        "    scaled to 3 at 1970-01-02 00:00:00 UTC: 44 calls over 2 replicas",
+        "    3 wanted since 1970-01-02 00:00:00 UTC: 44 calls over 2 replicas",
         "worker a-1: 1 of 8 places used, devices 0",
         "worker b-1: 0 replicas of its own, draining",
     ]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from qserve.fleet.values import Key
-from qserve.fleet.wanted import needs_of, pins_of
+from qserve.fleet.wanted import needs_of, pins_of, started_count
 from qserve.wire.application import ApplicationRecord, DeploymentRecord, Scaling
 from qserve.wire.fleet import HostRecord, Rollout, Scaled, Wish
 
@@ -41,6 +42,32 @@ def test_a_wish_holds_until_another_number_is_deployed(wish: Wish | None, count:
     wishes = {} if wish is None else {"shop": {"A": wish}}
 
     assert wanted(record(num_replicas=3), wishes=wishes) == (count, count)
+
+
+@pytest.mark.parametrize(
+    ("num_replicas", "percent", "count"),
+    [(5, None, 5), (5, 100.0, 5), (5, 50.0, 3), (5, 49.0, 2), (5, 1.0, 1), (5, 0.0, 0), (200, 0.1, 1)],
+)
+def test_a_part_of_the_capacity_is_rounded_as_ray_serve_does(
+    num_replicas: int, percent: float | None, count: int
+) -> None:
+    part = replace(record(num_replicas=num_replicas), capacity=percent)
+
+    assert wanted(part) == (count, count)
+    assert wanted(part, wishes={"shop": {"A": Wish(count=7, configured=num_replicas)}}) == (7, 7)
+    assert started_count(part, "A", None, is_kept=False) == count
+
+
+@pytest.mark.parametrize(
+    ("least", "percent", "is_kept", "count"),
+    [(0, None, False, 1), (0, None, True, 0), (3, None, False, 3), (4, 50.0, True, 2), (4, 0.0, False, 0)],
+)
+def test_a_deploy_waits_for_as_many_replicas_as_run_in_any_case(
+    least: int, percent: float | None, is_kept: bool, count: int
+) -> None:
+    one = replace(record(scaling=Scaling(least, 9, initial_replicas=9)), capacity=percent)
+
+    assert started_count(one, "A", None, is_kept) == count
 
 
 @pytest.mark.parametrize(

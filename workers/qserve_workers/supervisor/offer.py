@@ -21,16 +21,19 @@ from qserve.base.memory import usable_bytes
 from qserve.broker.connection import is_forbidden
 from qserve.deploy.installation import Installation
 from qserve.exceptions import BrokerError
+from qserve.fleet.autoscale import Autoscaler
 from qserve.fleet.lead import Leadership
 from qserve.fleet.leader import GONE_S, Leader, Registered
 from qserve.fleet.values import Key
 from qserve.wire.fleet import HostRecord, Slot
 from qserve.wire.status import RUNNING
 from qserve_workers.process.heartbeat import Observer
+from qserve_workers.supervisor.policies import PolicyHost
 
 log = get_logger(__name__)
 _BEAT_S = 1.0
 _OFFER_AGAIN_S = 10.0
+_RESIGN_AGAIN_S = 60.0
 _LEAVE_S = 5.0
 """The longest that a worker which is to end waits for others to run what it has run."""
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
@@ -83,6 +86,7 @@ class Offer:
       app: The only application that it runs; None for all.
       is_pinned: Whether it runs what it was started for, whatever is planned.
       registered: Returns every application, also those that this worker does not run.
+      policies: Asks scaling policies, while this worker leads.
     """
 
     def __init__(
@@ -92,6 +96,7 @@ class Offer:
         app: str | None,
         is_pinned: bool,
         registered: Callable[[], Registered],
+        policies: PolicyHost,
     ) -> None:
         self._id = WorkerId(capacity.host, installation.settings.broker_url or "", installation.settings.namespace)
         self.worker = self._id.name
@@ -101,7 +106,16 @@ class Offer:
         record = capacity.record(self.worker, app)
         self._record = replace(record, places=0, is_soft=False) if is_pinned else record
         self._leadership = Leadership(installation.client, installation.keys, installation.seal, self.worker)
-        self._leader = Leader(self._store, self._leadership, self.worker, self._running, Observer(GONE_S).update)
+        self._policies = policies
+        self._leader = Leader(
+            self._store,
+            self._leadership,
+            self.worker,
+            self._running,
+            Observer(GONE_S).update,
+            Autoscaler(installation.client, installation.keys, ask=policies),
+        )
+        self._lead_again_at = self._resign_at = 0.0
         self._offered: HostRecord | None = None
         self._offer_at = self._beat_at = 0.0
         self._leave_by: float | None = None
@@ -147,9 +161,29 @@ class Offer:
             self._offered, self._offer_at = offer, now + _OFFER_AGAIN_S
             if failpoints.ARMED:
                 failpoints.hit("worker.after_offer")
-        own = None if is_leaving else self._leader.tick(self._registered, is_changed or is_new)
-        if own is not None:
-            self.take(own)
+        if not is_leaving and now >= self._lead_again_at:
+            own = self._leader.tick(self._registered, is_changed or is_new)
+            if own is not None:
+                self.take(own)
+        self._keep_policies(now)
+
+    def _keep_policies(self, now: float) -> None:
+        """End the scaling policies that this worker is not to ask any more.
+
+        Without the code of one, it lets another worker lead that has it: once a minute, since that one may be gone.
+        """
+        if not self._leadership.mine:
+            self._policies.keep(())
+        elif self._policies.versions:
+            self._policies.keep({(record.name, record.version) for record in self._registered().records})
+            lacking = {":".join(version) for version in self._policies.lacking}
+            if lacking and now >= self._resign_at:
+                self._resign_at = now + _RESIGN_AGAIN_S
+                others = (one for name, one in self._store.hosts().items() if name != self.worker)
+                if any(not one.is_leaving and not lacking.isdisjoint(one.has) for one in others):
+                    log.info("another worker has the code of a scaling policy, and may lead")
+                    self._leadership.resign()
+                    self._lead_again_at = now + GONE_S
 
     def _running(self, app: str) -> Mapping[tuple[Key, str], int]:
         found: Counter[tuple[Key, str]] = Counter()

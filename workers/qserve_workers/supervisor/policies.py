@@ -10,17 +10,21 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Collection, Mapping
+from functools import partial
 from typing import Any, NoReturn
 
 from pydantic_core import from_json
 
 from qserve.base.import_path import importing_user_code
+from qserve.base.keyring import Keyring
 from qserve.base.log import get_logger
 from qserve.base.process import die_with_parent
 from qserve.base.tracebacks import one_line
 from qserve.define.target import load_target
+from qserve.deploy.registration import unpack_policy
 from qserve.deploy.sources import Sources
 from qserve.engine.policy import STATE_LIMIT, Policy
+from qserve.exceptions import BrokerError
 from qserve.fleet.values import Asked
 from qserve.wire.application import ApplicationRecord, Scaling
 
@@ -31,6 +35,7 @@ _FIRST_ANSWER_WITHIN_S = 30.0
 _TRY_AGAIN_S, _AT_MOST_S = 2.0, 60.0
 _LONGEST, _LONGEST_ERROR = 2 * STATE_LIMIT, 500
 
+Version = tuple[str, str]
 Key = tuple[str, str, str]
 
 
@@ -38,15 +43,23 @@ class PolicyHost:
     """Runs the scaling policies of deployments while this worker leads.
 
     Parameters:
-      find: Returns the code of a version; None while this worker does not have it.
+      find: Returns the modules of a version, and its code if that travels by value; None while this worker does not
+        have them.
+      keys: Those that such code is signed with.
       monotonic: Seconds; replaced in tests.
     """
 
     def __init__(
-        self, find: Callable[[ApplicationRecord], Sources | None], monotonic: Callable[[], float] = time.monotonic
+        self,
+        find: Callable[[ApplicationRecord], tuple[Sources, bytes] | None],
+        keys: Keyring,
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._find = find
+        self._keys = keys
         self._clock = monotonic
+        self.lacking: set[Version] = set()
+        """The versions whose code this worker does not have."""
         self._processes: dict[Key, _Process] = {}
 
     def __call__(self, record: ApplicationRecord, deployment: str, told: Mapping[str, Any]) -> Asked | None:
@@ -58,14 +71,15 @@ class PolicyHost:
                 process.kill()
             process = self._processes[key] = _Process(scaling)
         if process.connection is None and self._clock() >= process.try_at:
-            sources = self._find(record)
-            if sources is None or not record.target:
-                what = "that has its code" if record.target else "for code that a program has sent"
-                process.fail(self._clock())
-                return Asked(error=f"no worker {what} leads")
             try:
-                process.start(sources)
-            except OSError as error:
+                code = self._find(record)
+                if code is None:
+                    self.lacking.add(key[:2])
+                    process.fail(self._clock())
+                    return Asked(error="no worker that has its code leads")
+                self.lacking.discard(key[:2])
+                process.start(*code, deployment, self._keys)
+            except (OSError, BrokerError) as error:
                 process.fail(self._clock())
                 return Asked(error=f"its process cannot be started: {error}")
         return process.ask(told, self._clock())
@@ -73,10 +87,22 @@ class PolicyHost:
     @property
     def pids(self) -> set[int]:
         """The processes of policies that run."""
-        return {one.pid for one in self._processes.values() if one.connection is not None}
+        return {one.pid for one in self._processes.values() if one.connection is not None and one.pid}
 
-    def keep(self, versions: Collection[tuple[str, str]]) -> None:
+    @property
+    def versions(self) -> set[Version]:
+        """The versions whose policies have been asked."""
+        return {key[:2] for key in self._processes}
+
+    def note_end(self, pid: int) -> None:
+        """Note that a process has ended: its number may be that of another one from now on."""
+        for one in self._processes.values():
+            if one.pid == pid:
+                one.pid = 0
+
+    def keep(self, versions: Collection[Version]) -> None:
         """End the policies of all other versions; of all, when this worker does not lead."""
+        self.lacking &= {*versions}
         for key in [key for key in self._processes if key[:2] not in versions]:
             self._processes.pop(key).kill()
 
@@ -95,7 +121,7 @@ class _Process:
         self._allowed_s = _FIRST_ANSWER_WITHIN_S
         self._read = b""
 
-    def start(self, sources: Sources) -> None:
+    def start(self, sources: Sources, code: bytes, deployment: str, keys: Keyring) -> None:
         """Fork it.
 
         Raises:
@@ -113,7 +139,7 @@ class _Process:
             raise
         if self.pid == 0:
             ours.close()
-            _serve(theirs, sources, self.scaling, parent)
+            _serve(theirs, sources, partial(_policy_of, self.scaling, code, deployment, keys), parent)
         theirs.close()
         ours.setblocking(False)
         self.connection, self._read, self._late_at, self._allowed_s = ours, b"", None, _FIRST_ANSWER_WITHIN_S
@@ -169,8 +195,9 @@ class _Process:
         if self.connection is not None:
             self.connection.close()
             self.connection = None
-            with contextlib.suppress(ProcessLookupError):  # the supervisor reaps all of its children
-                os.kill(self.pid, signal.SIGKILL)
+            if self.pid:
+                with contextlib.suppress(ProcessLookupError):  # the supervisor reaps all of its children
+                    os.kill(self.pid, signal.SIGKILL)
 
 
 def _read_answer(data: bytes) -> Asked:
@@ -190,7 +217,7 @@ def _read_answer(data: bytes) -> Asked:
         raise ValueError("its process sends something else than answers") from error
 
 
-def _serve(connection: socket.socket, sources: Sources, scaling: Scaling, parent: int) -> NoReturn:
+def _serve(connection: socket.socket, sources: Sources, load: Callable[[], Policy], parent: int) -> NoReturn:
     """Answer until the supervisor has closed its end."""
     try:
         die_with_parent(signal.SIGKILL)
@@ -203,7 +230,7 @@ def _serve(connection: socket.socket, sources: Sources, scaling: Scaling, parent
             answer: Callable[[bytes], bytes] | None = None
             for told in stream:
                 try:
-                    answer = answer or _policy_of(scaling).answer
+                    answer = answer or load().answer
                     said = answer(told)
                 except BaseException as error:
                     said = json.dumps({"error": one_line(error)}).encode()
@@ -213,6 +240,10 @@ def _serve(connection: socket.socket, sources: Sources, scaling: Scaling, parent
         os._exit(0)
 
 
-def _policy_of(scaling: Scaling) -> Policy:
+def _policy_of(scaling: Scaling, code: bytes, deployment: str, keys: Keyring) -> Policy:
     with importing_user_code():
-        return Policy(load_target(scaling.policy), from_json(scaling.policy_kwargs))
+        try:
+            found = unpack_policy(code, keys, deployment) if code else load_target(scaling.policy)
+        except KeyError:  # the program has not imported it
+            found = load_target(scaling.policy)
+        return Policy(found, from_json(scaling.policy_kwargs))

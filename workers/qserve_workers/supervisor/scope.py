@@ -143,6 +143,15 @@ class Applications:
             self._all = Registered((*mine, *read), unread | self._unread)
         return self._all
 
+    def code(self, record: ApplicationRecord) -> tuple[Sources, bytes] | None:
+        """Return the modules of a version, and its code if that travels by value; None if this worker has neither.
+
+        Raises:
+          BrokerError: It cannot be read.
+        """
+        sources = self._code.find(record, ())
+        return None if sources is None else (sources, b"" if record.target else self._code_of(record))
+
     def having(self) -> list[ApplicationRecord]:
         """Return the versions that may run here, and whose code this worker has."""
         return [

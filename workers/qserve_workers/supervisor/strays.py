@@ -6,7 +6,7 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 
 from qserve.base.process import adopt_orphans, children_of, left_behind, replica_of, tag_of
 from qserve_workers.supervisor.replica_process import ReplicaProcess
@@ -37,12 +37,16 @@ class Strays:
         """Note that a replica has ended: what is found from now on is taken for its own."""
         self._last_end = time.monotonic()
 
-    def end(self, replicas: Mapping[int, ReplicaProcess]) -> int:
-        """End those whose replica is not among these any more; return how many there are."""
+    def end(self, replicas: Mapping[int, ReplicaProcess], policies: Set[int] = frozenset()) -> int:
+        """End those whose replica is not among these any more; return how many there are.
+
+        Parameters:
+          policies: The processes of scaling policies.
+        """
         now, alive = time.monotonic(), {tag_of(replica.spec.name) for replica in replicas.values()}
         if self._others is None:
             return 0
-        found = children_of(os.getpid()) - replicas.keys() - self._others
+        found = children_of(os.getpid()) - replicas.keys() - policies - self._others
         self._owners = {pid: self._owners.get(pid) or self._owners_of(pid, alive, now) for pid in found}
         strays = [pid for pid, owners in self._owners.items() if not owners & alive]
         for pid in strays:

@@ -30,6 +30,7 @@ from qserve.wire.status import FAILED, RUNNING, STARTING, ReplicaStatus
 from qserve_workers.replica.spec import ReplicaSpec
 from qserve_workers.supervisor.memory import MemoryLimits, Over
 from qserve_workers.supervisor.offer import Capacity, Offer, explain_refusal
+from qserve_workers.supervisor.policies import PolicyHost
 from qserve_workers.supervisor.replica_process import MemoryWatch, ReplicaProcess, describe_end, fork_replica
 from qserve_workers.supervisor.scope import Applications, Scope, Target
 from qserve_workers.supervisor.strays import Strays
@@ -68,8 +69,14 @@ class Supervisor:
         self._installation = Installation(self.settings, client)
         self._turns = Turns("the supervisor's round", log, longest_s=1.0)
         self._applications = Applications(self._installation, self.scope, self._turns, self.capacity.gpus)
+        self._policies = PolicyHost(self._applications.code, self.settings.keyring)
         self._offer = Offer(
-            self._installation, self.capacity, self.scope.app, self.scope.is_pinned, self._applications.registered
+            self._installation,
+            self.capacity,
+            self.scope.app,
+            self.scope.is_pinned,
+            self._applications.registered,
+            self._policies,
         )
         self._offered_of: object = None
         self._takeover = Takeover(self._installation)
@@ -102,6 +109,7 @@ class Supervisor:
                 self._applications.wait_for_change(TICK_S)
             time.sleep(self._turns.pause_s)
         signal.alarm(0)
+        self._policies.keep(())
         self._offer.withdraw()
         with contextlib.suppress(BrokerError):  # a deploy may have returned just now
             self._applications.refresh()
@@ -195,13 +203,15 @@ class Supervisor:
             while (ended := os.waitpid(-1, os.WNOHANG)) != (0, 0):
                 pid, status = ended
                 process = self.processes.pop(pid, None)
-                if process is not None:
+                if process is None:
+                    self._policies.note_end(pid)
+                else:
                     self._strays.note_death()
                     code = os.waitstatus_to_exitcode(status)
                     killed = self._limits.why_killed(pid)
                     how = describe_end(code, process.killed_because or killed, self._memory, process.spec.note)
                     self._dead.append((process, how))
-        self._strays.end(self.processes)
+        self._strays.end(self.processes, self._policies.pids)
         for process, how in list(self._dead):
             # removed when all of it is done: the broker may be away in the middle of it
             if self._turns.attempt(f"the death of {process.spec.name}", self._on_death, process, how):
