@@ -19,6 +19,13 @@ STATE_LIMIT = 64 * 1024
 """How long the state of a policy may be, as JSON: it is stored for each deployment and read in each round."""
 
 
+class TimeStampedValue(NamedTuple):
+    """A number that a replica has reported, and when: in seconds since 1970."""
+
+    timestamp: float
+    value: float
+
+
 class DeploymentID(NamedTuple):
     """A deployment, as Ray Serve's policies have it."""
 
@@ -32,11 +39,13 @@ class AutoscalingContext:
 
     Parameters:
       current_num_replicas, target_num_replicas: How many are wanted now; those that start are among them.
-      running_replicas: Empty; for programs written for Ray Serve.
+      running_replicas: The names of those that run.
       total_num_requests: Waiting and running calls, aggregated over the look-back.
       total_queued_requests, total_running_requests: Those that wait, and those that run.
       oldest_request_age_s: For how long the oldest of those that wait has waited now.
-      aggregated_metrics, raw_metrics: Empty; for programs written for Ray Serve.
+      aggregated_metrics: What each replica's ``record_autoscaling_stats`` has returned, aggregated over the look-back:
+        ``{"queued": {"Model-a-1": 3.0}}``.
+      raw_metrics: The same as a list of ``TimeStampedValue``; empty if there are over 2,000 of them.
       policy_state: What the policy returned last; it survives the process.
       last_scale_up_time, last_scale_down_time, current_time: In seconds since 1970; None when this leader has done
         neither.
@@ -60,7 +69,7 @@ class AutoscalingContext:
     total_running_requests: float = 0.0
     oldest_request_age_s: float = 0.0
     aggregated_metrics: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
-    raw_metrics: Mapping[str, Mapping[str, Sequence[Any]]] = field(default_factory=dict)
+    raw_metrics: Mapping[str, Mapping[str, Sequence[TimeStampedValue]]] = field(default_factory=dict)
     policy_state: dict[str, Any] = field(default_factory=dict)
     last_scale_up_time: float | None = None
     last_scale_down_time: float | None = None
@@ -124,6 +133,10 @@ class Policy:
         """Do what ``ask`` does, with JSON: return ``{"count", "state"}``, or ``{"error"}`` with one line."""
         try:
             fields = json.loads(told)
+            fields["raw_metrics"] = {
+                metric: {replica: [TimeStampedValue(*one) for one in values] for replica, values in of.items()}
+                for metric, of in fields.get("raw_metrics", {}).items()
+            }
             count, state = self.ask(AutoscalingContext(**{**fields, "config": Scaling(**fields.get("config", {}))}))
         except BaseException as error:
             return json.dumps({"error": one_line(error)}).encode()

@@ -25,7 +25,7 @@ _get_loop, _set_loop = asyncio._get_running_loop, asyncio._set_running_loop
 FAST_S = 0.002
 """A sync method that takes less time runs on the loop: handing it to a thread and back costs 0.1 ms."""
 LONGEST_BATCH = 64
-_HOOKS = ("reconfigure", "check_health")
+_HOOKS = ("reconfigure", "check_health", "record_autoscaling_stats")
 COROUTINE_BATCH = 16
 """Coroutines do not hold the loop: reading ahead delays nothing."""
 
@@ -179,14 +179,25 @@ class Servable:
     def has_health_check(self) -> bool:
         return self._hook("check_health") is not None
 
+    @property
+    def has_stats(self) -> bool:
+        return self._hook("record_autoscaling_stats") is not None
+
     async def check_health(self) -> None:
-        """Call the user's ``check_health``: a coroutine function on the loop, any other in its own thread."""
-        check = self.instance.check_health
+        """Call the user's ``check_health``; it raises if the object is not healthy."""
+        await self._ask("check_health")
+
+    async def autoscaling_stats(self) -> Any:
+        """Return what the user's ``record_autoscaling_stats`` returns."""
+        return await self._ask("record_autoscaling_stats")
+
+    async def _ask(self, name: str) -> Any:
+        """Call a method of the user's: a coroutine function on the loop, any other in its own thread."""
+        hook = getattr(self.instance, name)
         try:
-            if inspect.iscoroutinefunction(check):
-                await enter(check)
-            else:
-                await enter(asyncio.to_thread, for_future(check))
+            if inspect.iscoroutinefunction(hook):
+                return await enter(hook)
+            return await enter(asyncio.to_thread, for_future(hook))
         except (SystemExit, KeyboardInterrupt, GeneratorExit) as error:
             # unchanged, they would end the loop from within the task that awaits this
             raise RuntimeError(f"it raised {type(error).__name__}") from error

@@ -14,12 +14,14 @@ from qserve.broker.registry import ACTIVE
 from qserve.exceptions import BrokerError, BrokerUnavailable
 from qserve.fleet.decide import decide, looked_back, remember
 from qserve.fleet.load import read_loads
+from qserve.fleet.stats import Stats
 from qserve.fleet.store import Fleet
 from qserve.fleet.values import Asked, Decision, Load
 from qserve.fleet.wanted import scaling_of, wanted_count
 from qserve.wire.application import ApplicationRecord, DeploymentRecord, Scaling
 from qserve.wire.fleet import FOR_ALL, HostRecord, Scaled
 from qserve.wire.replies import warn_once
+from qserve.wire.status import ReplicaStatus
 
 AUTOSCALING = "AUTOSCALING"
 """What Ray Serve calls the cause of a change in the number of replicas."""
@@ -29,6 +31,8 @@ _NOTED_S = 10.0
 Place = tuple[str, str]
 Ask = Callable[[ApplicationRecord, str, Mapping[str, Any]], Asked | None]
 """Gives a context to a deployment's policy, and returns its newest answer; None while there is no new one."""
+Reports = Callable[[str], Sequence[ReplicaStatus]]
+"""Returns the reports of an application's replicas."""
 
 
 def ask_nobody(record: ApplicationRecord, deployment: str, told: Mapping[str, Any]) -> Asked | None:
@@ -41,10 +45,12 @@ class _Seen:
     """The loads of one deployment, its last decision, and the last answer of its policy; None before the first.
 
     Parameters:
+      stats: What its replicas report for its policy.
       version: The active one; "" at first.
     """
 
     history: list[Load] = field(default_factory=list)
+    stats: Stats = field(default_factory=Stats)
     decision: Decision | None = None
     asked: float | None = None
     up_s: float | None = None
@@ -63,15 +69,22 @@ class Autoscaler:
       keys: The installation's key names.
       monotonic: Seconds; replaced in tests.
       ask: Asks policies of the user's, and does not wait for them.
+      reports: Replicas say there what their policies want to know.
     """
 
     def __init__(
-        self, client: Client, keys: Keys, monotonic: Callable[[], float] = time.monotonic, ask: Ask = ask_nobody
+        self,
+        client: Client,
+        keys: Keys,
+        monotonic: Callable[[], float] = time.monotonic,
+        ask: Ask = ask_nobody,
+        reports: Reports = lambda app: (),
     ) -> None:
         self._client = client
         self._keys = keys
         self._clock = monotonic
         self._ask = ask
+        self._reports = reports
         self._seen: dict[Place, _Seen] = {}
 
     def __call__(self, records: Sequence[ApplicationRecord], fleet: Fleet) -> Mapping[Place, Scaled]:
@@ -150,7 +163,12 @@ class Autoscaler:
         """Ask the user's policy, and return the decision to store, with the policy's state or why it gave no answer."""
         scaling = scaling_of(record, one.name) or Scaling()
         waiting, running = looked_back(seen.history, scaling, now)
+        name, version = one.name, record.version
+        if seen.stats.is_due(now):
+            mine = (one for one in self._reports(record.name) if one.deployment == name and one.version == version)
+            seen.stats.add(mine, scaling, now, time.time())
         told = {
+            **seen.stats.told(scaling),
             "deployment_name": one.name,
             "app_name": record.name,
             "current_num_replicas": last.count,

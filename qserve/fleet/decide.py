@@ -15,7 +15,7 @@ _LATE_S = 1.0
 """While the oldest call has waited longer than this, no replica is removed."""
 _KEPT = 600
 """About this many loads are kept, however long the look-back is."""
-_AGGREGATES: dict[str, Callable[[Sequence[int]], float]] = {
+AGGREGATES: dict[str, Callable[[Sequence[float]], float]] = {
     "mean": lambda totals: sum(totals) / len(totals),
     "max": max,
     "min": min,
@@ -89,7 +89,7 @@ def desired(total: float, current: int, scaling: Scaling) -> int:
 
 def looked_back(history: Sequence[Load], scaling: Scaling, now: float) -> tuple[float, float]:
     """Return the numbers of waiting and of running calls, aggregated over the look-back."""
-    aggregate = _AGGREGATES[scaling.aggregation_function]
+    aggregate = AGGREGATES[scaling.aggregation_function]
     loads = _since(history, now - scaling.look_back_period_s)
     return (
         (aggregate([load.waiting for load in loads]), aggregate([load.running for load in loads])) if loads else (0, 0)
@@ -140,7 +140,7 @@ def _since(history: Sequence[Load], at: float) -> Sequence[Load]:
 
 
 def _total(loads: Sequence[Load], scaling: Scaling) -> float:
-    return _AGGREGATES[scaling.aggregation_function]([load.waiting + load.running for load in loads])
+    return AGGREGATES[scaling.aggregation_function]([load.waiting + load.running for load in loads])
 
 
 def _why(total: float, current: int, scaling: Scaling, asked: float | None) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import asdict, dataclass, fields
+from math import isfinite
 from typing import Any
 
 from qserve.exceptions import PayloadError
@@ -13,6 +14,8 @@ RUNNING, STARTING, FAILED, WAITING = "RUNNING", "STARTING", "FAILED", "WAITING"
 _STATES = (RUNNING, STARTING, FAILED, WAITING)
 _NUMBERS = {"pid": (int,), "until_ms": (int, float), "failures": (int,), "next_try_ms": (int, float)}
 _LIMIT = 512 * 1024
+STATS_LIMIT = 4096
+"""The longest that the numbers of one replica may be: each report carries them."""
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _TEXTS = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
 
@@ -31,6 +34,7 @@ class ReplicaStatus:
       failures: How many starts in a row have failed, in the report of a supervisor.
       next_try_ms: When it tries again, by the broker's clock; 0 when it does not wait.
       worker: The id of the worker that runs it, as it offers places; "" when it does not say.
+      stats: What its ``record_autoscaling_stats`` has returned, by ``encode_stats``; "" for nothing.
     """
 
     name: str
@@ -46,6 +50,7 @@ class ReplicaStatus:
     next_try_ms: float = 0.0
     worker: str = ""
     refused: str = ""
+    stats: str = ""
 
     def encode(self) -> bytes:
         """Return the report as JSON."""
@@ -64,6 +69,33 @@ class ReplicaStatus:
         if not is_whole or not all(map(_is_text, texts)) or given["state"] not in _STATES:
             raise PayloadError(f"{len(data)} bytes are not a replica's report")
         return cls(**given)
+
+
+def encode_stats(found: Any) -> str:
+    """Return the numbers that a replica reports for a scaling policy, as JSON.
+
+    Raises:
+      TypeError: It is not a dict of numbers by their names.
+      ValueError: A number is not finite, or there are too many.
+    """
+    if type(found) is not dict or not all(
+        type(name) is str and hasattr(one, "__float__") for name, one in found.items()
+    ):
+        raise TypeError(f"record_autoscaling_stats must return a dict of numbers by their names, not {found!r:.200}")
+    stats = json.dumps({name: float(value) for name, value in found.items()}, allow_nan=False)
+    if len(stats) > STATS_LIMIT:
+        raise ValueError(
+            f"what record_autoscaling_stats returns has {len(stats):,} bytes; the limit is {STATS_LIMIT:,}"
+        )
+    return stats
+
+
+def decode_stats(stats: str) -> dict[str, float]:
+    """Read what ``encode_stats`` wrote; raise PayloadError for anything else."""
+    found = read_json(stats.encode(), "a replica's numbers", containers=1) if stats else {}
+    if type(found) is not dict or not all(type(one) is float and isfinite(one) for one in found.values()):
+        raise PayloadError("a replica's numbers are not numbers")
+    return found
 
 
 def report_place(app: str, name: str) -> bytes:

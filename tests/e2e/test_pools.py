@@ -109,6 +109,24 @@ def once_two(context: AutoscalingContext, then: str) -> tuple[int, dict[str, Any
     raise ValueError("no rule for this hour")
 
 
+def as_reported(context: AutoscalingContext) -> tuple[float, dict[str, Any]]:
+    """A policy that asks for as many replicas as one of them says."""
+    return max(context.aggregated_metrics.get("wanted", {}).values(), default=1), {}
+
+
+def test_a_policy_is_told_what_replicas_report(run_pool: Any, tmp_path: Path) -> None:
+    @qserve.deployment(**SMALL, autoscaling_config={**QUICK, "policy": as_reported})
+    class Reporting:
+        def record_autoscaling_stats(self) -> dict[str, float]:
+            return {"wanted": 3}
+
+    run_pool(Reporting.bind())
+
+    wait_until(lambda: runs(3, "Reporting"), description="as many run as they say")
+    found = deployment("Reporting").last_scaled
+    assert found is not None and found.reason == "its policy asks for 3"
+
+
 def test_a_policy_that_fails_leaves_the_number_as_it_is_and_the_status_says_why(run_pool: Any) -> None:
     @qserve.deployment
     class Front:

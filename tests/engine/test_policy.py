@@ -99,6 +99,9 @@ def test_it_is_told_and_answers_in_json() -> None:
     }
 
     assert json.loads(Policy(by_load, {}).answer(json.dumps(told).encode())) == {"count": 6.0, "state": {"seen": 2}}
+    told["raw_metrics"] = {"queued": {"Model-1": [[1000.0, 4.0], [1002.0, 7.0]]}}
+    newest = Policy(lambda context: (context.raw_metrics["queued"]["Model-1"][-1].value, {}), {})
+    assert json.loads(newest.answer(json.dumps(told).encode()))["count"] == 7
 
     highest = Policy(lambda context: (context.config.max_replicas, {}), {})
     assert json.loads(highest.answer(json.dumps(told).encode()))["count"] == 9

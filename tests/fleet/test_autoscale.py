@@ -23,6 +23,7 @@ from qserve.fleet.values import Asked
 from qserve.wire.application import ApplicationRecord, DeploymentRecord, Scaling
 from qserve.wire.fleet import HostRecord, Scaled, Wish
 from qserve.wire.sealing import Seal
+from qserve.wire.status import RUNNING, STARTING, ReplicaStatus
 
 QUICK = Scaling(max_replicas=20, look_back_period_s=5, upscale_delay_s=0, downscale_delay_s=20)
 SLOW = Scaling(max_replicas=20)
@@ -42,6 +43,7 @@ class Shop:
         self.desk, self.now = desk, 100.0
         self.fleet = Fleet({"a-1": HOST}, {}, {}, {}, {"shop": {}}, {"shop": {}}, {})
         self.answers: list[Asked | None] = []
+        self.reported: list[ReplicaStatus] = []
         self.lead_anew()
 
     def policy(self, record: ApplicationRecord, deployment: str, told: Mapping[str, Any]) -> Asked | None:
@@ -51,7 +53,9 @@ class Shop:
 
     def lead_anew(self) -> None:
         """Have another worker lead."""
-        self.autoscaler = Autoscaler(self.desk.client, self.desk.keys, lambda: self.now, self.policy)
+        self.autoscaler = Autoscaler(
+            self.desk.client, self.desk.keys, lambda: self.now, self.policy, lambda app: self.reported
+        )
 
     def calls(self, number: int, version: str = "v") -> None:
         queue = self.desk.keys.stream("shop", version, "A")
@@ -240,6 +244,27 @@ def test_a_policy_of_ones_own_decides_and_its_state_survives_the_leader(shop: Sh
         "total_num_requests": 6, "target_num_replicas": 8, "deployment_name": "A",
     }  # fmt: skip
     assert json.dumps(shop.told)
+
+
+def test_a_policy_is_told_what_the_replicas_that_run_have_reported_over_the_look_back(shop: Shop) -> None:
+    def report(name: str, stats: str, state: str = RUNNING, version: str = "v", deployment: str = "A") -> ReplicaStatus:
+        return ReplicaStatus(name, deployment, version, state, stats=stats)
+
+    own = record(replace(QUICK, policy="rules:by_hour", aggregation_function="max", look_back_period_s=6))
+    others = [report("A-3", "", STARTING), report("B-1", "{}", deployment="B"), report("A-0", "{}", version="u")]
+    shop.reported = [report("A-1", '{"queued": 5.0}'), report("A-2", ""), *others]
+    shop.live(2, own)
+    shop.reported = [report("A-1", '{"queued": 1.0}'), report("A-2", '{"queued": 2.0, "gpu": 0.5}'), *others]
+    shop.live(2, own)
+
+    assert shop.told["running_replicas"] == ["A-1", "A-2"]
+    assert shop.told["aggregated_metrics"] == {"queued": {"A-1": 5.0, "A-2": 2.0}, "gpu": {"A-2": 0.5}}
+    assert [value for _, value in shop.told["raw_metrics"]["queued"]["A-1"]] == [5.0, 5.0, 1.0, 1.0]
+
+    shop.reported = [report("A-1", '{"queued": 1.0}'), report("A-2", '{"queued": NaN}')]
+    shop.live(8, own)
+    assert shop.told["aggregated_metrics"] == {"queued": {"A-1": 1.0}}
+    assert shop.told["running_replicas"] == ["A-1"]  # the other report cannot be read
 
 
 @pytest.mark.parametrize("noted", ["", "[1]", "{", "[" * 100_000])

@@ -47,7 +47,7 @@ from qserve.wire.modules import pack_modules, unpack_modules
 from qserve.wire.outcome import Outcome
 from qserve.wire.progress import Progress
 from qserve.wire.sealing import Seal, open_end, open_header, seal_end, seal_header
-from qserve.wire.status import ReplicaStatus
+from qserve.wire.status import ReplicaStatus, decode_stats
 
 CORPUS = Path(__file__).with_name("corpus")
 KEYS = Keyring(b"the key of these targets")
@@ -254,12 +254,13 @@ def _letter() -> dict[bytes, bytes]:
 
 
 def _reports() -> list[bytes]:
-    return [ReplicaStatus("r", "A", "v", "RUNNING", 7, "host", "", "c").encode(),
+    return [ReplicaStatus("r", "A", "v", "RUNNING", 7, "host", "", "c", stats='{"queued": 2.0}').encode(),
             ReplicaStatus("r", "A", "v", "FAILED", message="Traceback [{(\"\\").encode()]  # fmt: skip
 
 
 def _read_report(data: bytes) -> object:
     report = ReplicaStatus.decode(data)
+    decode_stats(report.stats)
     return f"{report!r}".encode(), hash(report)
 
 

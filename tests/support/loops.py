@@ -107,6 +107,7 @@ LOOPS: dict[str, tuple[str, ...] | str] = {
     "qserve_workers.process.lifecycle:Lifecycle._spawn": (*LIFECYCLE, *HEALTH),
     "qserve_workers.process.lifecycle:Lifecycle._until_done": LIFECYCLE,
     "qserve_workers.process.lifecycle:Lifecycle._watch_health": HEALTH,
+    "qserve_workers.process.lifecycle:Lifecycle._watch_stats": "the next heartbeat has the numbers as well",
     "qserve_workers.replica.models:ModelAdvertiser._plan_next": MODELS,
     "qserve_workers.replica.lasting_link:LastingLink._check_silence": "it plans the next check first",
     "qserve_workers.replica.lasting_link:LastingLink._on_lost": "it plans the next try first",

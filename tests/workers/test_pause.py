@@ -108,7 +108,7 @@ def test_user_code_is_not_reconfigured_by_a_pause(settings: Settings, installati
     events: list[object] = []
 
     class Servable:
-        has_health_check = False
+        has_health_check = has_stats = False
 
         async def reconfigure(self, config: object) -> None:
             events.append("reconfigure")
@@ -129,7 +129,7 @@ def test_replicas_take_other_options_and_user_code_only_another_user_config(
     events: list[object] = []
 
     class Servable:
-        has_health_check = False
+        has_health_check = has_stats = False
 
         async def reconfigure(self, config: object) -> None:
             events.append(config)

@@ -20,7 +20,7 @@ from qserve.deploy.installation import Installation
 from qserve.engine.servable import Servable
 from qserve.exceptions import QserveException
 from qserve.wire.fleet import Wish
-from qserve.wire.status import RUNNING, ReplicaStatus
+from qserve.wire.status import RUNNING, ReplicaStatus, encode_stats
 from qserve_workers.process.resources import log_as_told
 from qserve_workers.replica.spec import Exit, ReplicaSpec
 
@@ -29,6 +29,8 @@ log = get_logger(__name__)
 _RAISED = (Exception, SystemExit, KeyboardInterrupt, GeneratorExit)
 _LEASES_REPORTED = 3
 """How long a report holds that is not repeated, in leases; it is repeated four times in each."""
+STATS_S = 2.0
+"""How often ``record_autoscaling_stats`` is called."""
 HEALTH_FAILURES = 3
 """Failures of ``check_health`` in a row after which a replica is replaced."""
 
@@ -52,6 +54,7 @@ class Lifecycle:
         self._has_begun = False
         self._taken = self.spec.options
         self._refused, self._message = "", ""
+        self._stats, self._stats_error = "", ""
         self._is_paused = self.spec.is_paused
         self._one_by_one = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -71,6 +74,8 @@ class Lifecycle:
         self._spawn(loop, self._until_done("reporting that calls are taken", self.report_running))
         if self.servable.has_health_check:
             self._spawn(loop, self._watch_health())
+        if self.servable.has_stats:
+            self._spawn(loop, self._watch_stats())
 
     def report_running(self) -> None:
         """Report that calls are taken, unless they are not yet; from any thread, again with each heartbeat.
@@ -82,7 +87,7 @@ class Lifecycle:
             with self._reporting:
                 for_ms = _LEASES_REPORTED * 1000 * self.spec.settings.lease_s
                 status = status_of(self.spec, RUNNING, config=self._taken.config, for_ms=for_ms)
-                self._reports.report(replace(status, message=self._message, refused=self._refused))
+                self._reports.report(replace(status, message=self._message, refused=self._refused, stats=self._stats))
 
     def _spawn(self, loop: asyncio.AbstractEventLoop, work: Any) -> None:
         task = loop.create_task(work)
@@ -149,12 +154,32 @@ class Lifecycle:
         try:
             await asyncio.wait_for(self.servable.check_health(), self.spec.options.health_timeout_s)
         except (Exception, asyncio.CancelledError) as error:
-            task = asyncio.current_task()
-            if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
-                raise  # this replica ends; otherwise user code has raised it
+            _raise_if_ending(error)
             log.warning("check_health failed (%d of %d): %r", failures + 1, HEALTH_FAILURES, error)
             return False
         return True
+
+    async def _watch_stats(self) -> None:
+        """Report what the user's object says of its load, while a scaling policy is asked that may want to know."""
+        turns = Turns("reporting the numbers for the scaling policy", log)
+        while True:
+            await asyncio.sleep(STATS_S)
+            scaling, before = self.spec.options.scaling, self._stats
+            self._stats = await self._read_stats() if scaling is not None and scaling.policy else ""
+            if self._stats != before:
+                with turns:  # else it comes with the next heartbeat
+                    self.report_running()
+
+    async def _read_stats(self) -> str:
+        try:
+            found = await asyncio.wait_for(self.servable.autoscaling_stats(), self.spec.options.health_timeout_s)
+            return encode_stats(found)
+        except (Exception, asyncio.CancelledError) as error:
+            _raise_if_ending(error)
+            if repr(error) != self._stats_error:
+                self._stats_error = repr(error)
+                log.warning("record_autoscaling_stats failed: %r", error)
+            return ""
 
     def _may_leave(self) -> bool:
         """Return whether no other replica is being replaced; until then this one stays, and may recover."""
@@ -170,6 +195,13 @@ class Lifecycle:
             await self.servable.destroy()
         except _RAISED as error:
             log.warning("__del__ failed: %r", error)
+
+
+def _raise_if_ending(error: BaseException) -> None:
+    """Raise a cancellation again that has come because this replica ends, and not from user code."""
+    task = asyncio.current_task()
+    if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
+        raise error
 
 
 def status_of(spec: ReplicaSpec, state: str, message: str = "", config: str = "", for_ms: float = 0.0) -> ReplicaStatus:

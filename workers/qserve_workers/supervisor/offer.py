@@ -113,7 +113,12 @@ class Offer:
             self.worker,
             self._running,
             Observer(GONE_S).update,
-            Autoscaler(installation.client, installation.keys, ask=policies),
+            Autoscaler(
+                installation.client,
+                installation.keys,
+                ask=policies,
+                reports=lambda app: installation.reports(app).replicas(),
+            ),
         )
         self._lead_again_at = self._resign_at = 0.0
         self._offered: HostRecord | None = None
