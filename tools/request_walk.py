@@ -23,6 +23,7 @@ import urllib.request
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
+from statistics import median
 
 import house
 
@@ -77,7 +78,7 @@ class Walk:
     """What the traced requests have in common.
 
     Parameters:
-      modules: The modules that every one of them passed, in the order of the first.
+      modules: The modules that every one of them passed, in their usual order.
       before: Pairs of modules of which every one of them came to the first before the second.
     """
 
@@ -104,7 +105,9 @@ def walk() -> Walk:
     times = {name: [row[number] for row in rows] for number, name in enumerate(modules) if all(r[number] for r in rows)}
     pairs = [(one, other) for one in times for other in times if one != other]
     before = [(one, other) for one, other in pairs if all(map(int.__lt__, times[one], times[other]))]
-    return Walk(sorted(times, key=lambda name: times[name][0]), frozenset(before))
+    orders = [sorted(times, key=lambda name: times[name][window]) for window in range(WINDOWS)]
+    usual = {name: median(order.index(name) for order in orders) for name in times}
+    return Walk(sorted(times, key=usual.__getitem__), frozenset(before))
 
 
 def _serve_and_ask(folder: Path, seen: mmap.mmap) -> None:
