@@ -142,12 +142,15 @@ class QserveRoles(Qserve):
     def start(self) -> None:
         """See ``Contender``."""
         self._folder.mkdir()
-        # the embedded broker never syncs, because its data are not kept after the program
-        self._broker = self.place.start([*server_command(self._folder), "--appendfsync", "everysec"])
+        self._broker = self.place.start(self.broker_command())
         workers = [*_QSERVE, "worker", "--broker", self._url, "--deployment"]
         self._workers = {step: self.place.start([*workers, step], **self._secret) for step in STEPS}
         self.place.start([*_QSERVE, "gateway", "--port", str(self.port), "--broker", self._url], **self._secret)
         self.update()
+
+    def broker_command(self) -> list[str]:
+        """Return the command of the broker; the embedded one never syncs, as its data end with its program."""
+        return [*server_command(self._folder), "--appendfsync", "everysec"]
 
     @property
     def _folder(self) -> Path:

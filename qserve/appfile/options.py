@@ -31,6 +31,7 @@ def options_of(record: DeploymentRecord) -> dict[str, Any]:
         "retry_on": record.retry_on,
         "retry_backoff_s": record.retry_backoff_s,
         "max_replicas_per_node": resources.per_host,
+        "max_surge_percent": record.surge,
         "ray_actor_options.num_cpus": resources.cpus,
         "ray_actor_options.num_gpus": resources.gpus,
         "ray_actor_options.memory": resources.memory,

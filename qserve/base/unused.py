@@ -82,9 +82,8 @@ FILE_APPLICATION: Mapping[str, str] = {
 FILE_DEPLOYMENT: Mapping[str, str] = {
     "deployment_actors": "there are no actors: make it a deployment",
     "gang_scheduling_config": _PLACED,
-    "max_surge_percent": "all replicas of a new version start beside the old ones",
     "request_router_config": "all replicas of a deployment take calls from one queue",
-    "rolling_update_percentage": "all replicas of a new version start beside the old ones",
+    "rolling_update_percentage": "as many replicas are replaced at once as max_surge_percent says",
 }
 """Keys of a deployment in such a file that are not options in code; the others are those of ``DEPLOYMENT``."""
 TASKS: Mapping[str, str] = {

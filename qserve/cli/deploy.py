@@ -16,6 +16,7 @@ from qserve.appfile.model import ServeFile
 from qserve.appfile.read import read_file
 from qserve.base.clock import Deadline
 from qserve.base.import_path import search_for_user_code
+from qserve.base.numbers import number, whole_number
 from qserve.base.process import die_with_parent_if_asked
 from qserve.base.settings import CHECKED, Settings
 from qserve.broker.address import Address
@@ -39,10 +40,12 @@ from qserve.deploy.files import deploy_file, plan_file, release_of_part
 from qserve.deploy.installation import Installation
 from qserve.deploy.registration import Release, import_application, release_of
 from qserve.deploy.rollout import READY_TIMEOUT_S, roll_out
+from qserve.deploy.steps import Surge
 from qserve.exceptions import BrokerUnavailable, UsageProblem
 
 _BROKER_TIMEOUT_S = 10.0
 _POLL_INTERVAL_S = 0.01
+_MOST_SURGE = 1_000_000
 
 
 timeout_option = click.option(
@@ -57,6 +60,32 @@ gateways_option = click.option(
 )
 
 
+class SurgeAmount(click.ParamType):  # type: ignore[type-arg]
+    """A number of replicas, or a percentage."""
+
+    name = "surge"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        text = str(value)
+        try:
+            amount = number(text.removesuffix("%")) if text.endswith("%") else whole_number(text)
+            if not 0 <= amount <= _MOST_SURGE:
+                raise ValueError
+        except ValueError:
+            self.fail(f"{text!r} is not a number of replicas, such as 1, or a percentage, such as 25%.", param, ctx)
+        return Surge(amount, text.endswith("%"))
+
+
+surge_option = click.option(
+    "--max-surge",
+    "surge",
+    type=SurgeAmount(),
+    metavar="N|P%",
+    help="How many replicas there may be beyond those that are wanted while new ones come up. [default:"
+    " max_surge_percent of each deployment, or as many as there is room for]",
+)
+
+
 @click.command()
 @click.argument("target", metavar="MODULE:NODE|FILE")
 @click.argument("arguments", nargs=-1, metavar="[KEY=VALUE]...")
@@ -67,6 +96,7 @@ gateways_option = click.option(
 @broker_option
 @timeout_option
 @gateways_option
+@surge_option
 @click.option("--dry-run", is_flag=True, help="Only print what would change; for a FILE.")
 @click.option(
     "--restart", is_flag=True, help="Replace all replicas, also where only options have changed, or nothing of a FILE."
@@ -88,6 +118,7 @@ def deploy(
     settings: Settings,
     timeout_s: float,
     gateways: int,
+    surge: Surge | None,
     dry_run: bool,
     restart: bool,
     send_code: bool,
@@ -106,6 +137,7 @@ def deploy(
     installation = Installation(settings)
     options: dict[str, Any] = {
         "restart": restart,
+        "surge": surge,
         "gateways": gateways,
         "ready_timeout_s": timeout_s,
         "on_wait": click.echo,

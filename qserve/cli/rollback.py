@@ -7,10 +7,11 @@ import datetime
 import click
 
 from qserve.base.settings import Settings
-from qserve.cli.deploy import gateways_option, show_progress, timeout_option, wait_for_broker
+from qserve.cli.deploy import gateways_option, show_progress, surge_option, timeout_option, wait_for_broker
 from qserve.cli.options import broker_option
 from qserve.deploy.installation import Installation
 from qserve.deploy.rollout import roll_back
+from qserve.deploy.steps import Surge
 
 
 @click.command()
@@ -19,8 +20,11 @@ from qserve.deploy.rollout import roll_back
 @click.option("--list", "lists", is_flag=True, help="Only print the versions, the newest first.")
 @timeout_option
 @gateways_option
+@surge_option
 @broker_option
-def rollback(app: str, to: str, lists: bool, timeout_s: float, gateways: int, settings: Settings) -> None:
+def rollback(
+    app: str, to: str, lists: bool, timeout_s: float, gateways: int, surge: Surge | None, settings: Settings
+) -> None:
     """Deploy a version of the application APP again that was replaced, with its options.
 
     It is rolled out as a deploy is. The code of the last three versions is kept; workers run it although their own
@@ -41,6 +45,7 @@ def rollback(app: str, to: str, lists: bool, timeout_s: float, gateways: int, se
         to,
         ready_timeout_s=timeout_s,
         gateways=gateways,
+        surge=surge,
         on_progress=show_progress,
         on_wait=click.echo,
     )

@@ -235,6 +235,8 @@ class DeploymentOptions(BaseModel, frozen=True, extra="forbid"):
       request_timeout_s: Seconds a request may take; ``None`` takes the application's default.
       cancel_on_disconnect: Whether a request is cancelled when its HTTP client closes the connection.
       max_execution_s: Seconds one call may run; a replica stuck in a longer one is replaced.
+      max_surge_percent: How many replicas there may be beyond those that are wanted while a new version comes up;
+        ``None`` for as many as there is room for.
       max_retries: How often a call that raised is run again.
       retry_on: Exception classes (or their names) that are retried; ``None`` retries all.
       use_new_handle_api: Set on the ingress: the handles that constructors of its application get take one await.
@@ -273,6 +275,7 @@ class DeploymentOptions(BaseModel, frozen=True, extra="forbid"):
     placement_group_strategy: str | None = None
     placement_group_bundle_label_selector: list[dict[str, Any]] | None = None
     max_replicas_per_node: int | None = Field(default=None, ge=1, le=100)
+    max_surge_percent: float | None = Field(default=None, ge=0, le=100)
     use_new_handle_api: bool = False
 
     def __init__(self, /, **given: Any) -> None:
@@ -375,6 +378,7 @@ class Options(TypedDict, total=False):
     placement_group_strategy: str | None
     placement_group_bundle_label_selector: list[dict[str, Any]] | None
     max_replicas_per_node: int | None
+    max_surge_percent: float | None
     use_new_handle_api: bool | None
 
 

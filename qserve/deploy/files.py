@@ -22,6 +22,7 @@ from qserve.deploy.named import not_found
 from qserve.deploy.registration import Release, check_external_scaler, import_application, release_of
 from qserve.deploy.removal import remove
 from qserve.deploy.rollout import READY_TIMEOUT_S, roll_out, wait_for_gateways
+from qserve.deploy.steps import Surge
 from qserve.exceptions import BrokerError, DeployError, QserveException
 from qserve.wire.application import ApplicationRecord
 
@@ -144,6 +145,7 @@ def deploy_file(
     plan: FilePlan,
     *,
     restart: bool = False,
+    surge: Surge | None = None,
     gateways: int = 0,
     ready_timeout_s: float = READY_TIMEOUT_S,
     on_application: Callable[[str, str], None] = lambda name, what: None,
@@ -162,6 +164,7 @@ def deploy_file(
       plan: From ``plan_file``.
       restart: Replace the replicas of all applications, also where nothing has changed, or only options.
       on_progress, on_wait: See ``roll_out``.
+      surge: See ``roll_out``.
       on_application: Called with the name of an application, and what happens to it.
 
     Returns:
@@ -175,6 +178,7 @@ def deploy_file(
     waiting: dict[str, ApplicationRecord] = {}
     options = {
         "restart": restart,
+        "surge": surge,
         "gateways": gateways,
         "ready_timeout_s": ready_timeout_s,
         "on_progress": on_progress,

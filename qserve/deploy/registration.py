@@ -203,6 +203,7 @@ def _deployment_record(deployment: Deployment, replicated: bool) -> DeploymentRe
         scaling=None if scaling is None else _scaling(scaling),
         resources=_resources(options),
         version=deployment.version or "",
+        surge=options.max_surge_percent,
         env=dict(options.actor_options.runtime_env.get("env_vars") or {}),
         logging={} if options.logging_config is None else options.logging_config.given,
         constructor_retries=options.max_constructor_retry_count,

@@ -19,6 +19,7 @@ from qserve.broker.registry import ACTIVE, Registry
 from qserve.deploy.claim import Claim
 from qserve.deploy.installation import GIVEN_UP_AFTER, Installation, ReplicaReports, waiting_workers
 from qserve.deploy.registration import Release
+from qserve.deploy.steps import Counts, Start, Surge
 from qserve.exceptions import DeployError, UsageProblem
 from qserve.fleet.wanted import started_count
 from qserve.wire.application import DIFFERING, ApplicationRecord
@@ -39,6 +40,7 @@ def roll_out(
     release: Release,
     *,
     restart: bool = False,
+    surge: Surge | None = None,
     gateways: int = 0,
     ready_timeout_s: float = READY_TIMEOUT_S,
     on_progress: Callable[[str, int, int], None] = lambda *counts: None,
@@ -53,6 +55,7 @@ def roll_out(
     Parameters:
       release: The version.
       restart: Replace its replicas in any case.
+      surge: How many replicas there may be beyond those that are wanted; see ``Start``.
       gateways: How many gateway processes to wait for.
       ready_timeout_s: How long its replicas may take to start.
       on_progress: Called with a deployment, how many of its replicas run and how many are expected, at each change.
@@ -67,6 +70,7 @@ def roll_out(
     registry, record = installation.registry, release.record
     reports = installation.reports(record.name)
     registry.check_prefix(record)  # before anything is started
+    counts = Counts(installation, record)
     wait = partial(
         wait_until_running,
         reports=reports,
@@ -74,7 +78,7 @@ def roll_out(
         timeout_s=ready_timeout_s,
         on_progress=on_progress,
         check=check,
-        shortages=lambda: _shortages(installation, record.name),
+        shortages=counts.shortages,
     )
 
     def is_failing(active: ApplicationRecord) -> bool:  # new replicas may be the remedy
@@ -88,7 +92,9 @@ def roll_out(
             record = replace(record, version=active.version, sent_for=active.sent_for)
             change = _reconfigure(claim, record, active, wait)
         else:
-            change = _replace(claim, registry, release, wait)
+            start = Start(claim, record, active, counts, surge, wait, check, on_wait, ready_timeout_s)
+            change = _replace(claim, registry, release, start)
+            start.after()
     wait_for_gateways(installation, change, gateways, check)
     return record
 
@@ -111,18 +117,19 @@ def _reconfigure(claim: Claim, record: ApplicationRecord, active: ApplicationRec
     return change
 
 
-def _replace(claim: Claim, registry: Registry, release: Release, wait: Wait) -> str:
+def _replace(claim: Claim, registry: Registry, release: Release, start: Start) -> str:
     """Start replicas beside those of the active version, and make theirs the active one; return the change.
 
     Crash while they start: the active version serves, workers end the new ones when the claim has stood still for a
     while, and the next deploy removes what is left. Crash after the promotion: it is deployed.
     """
     record = release.record
+    start.prepare()
     registry.stage(record, release.code)
     try:
         if failpoints.ARMED:
             failpoints.hit("rollout.after_stage")
-        wait(record)
+        start.before()
         if failpoints.ARMED:
             failpoints.hit("rollout.before_promote")
     except BaseException:
@@ -175,6 +182,7 @@ def wait_until_running(
     timeout_s: float = READY_TIMEOUT_S,
     on_progress: Callable[[str, int, int], None] = lambda *counts: None,
     check: Callable[[], None] = lambda: None,
+    expected: Callable[[], Mapping[str, int]] = dict,
     is_kept: bool = False,
     shortages: Callable[[], Mapping[str, str]] = dict,
 ) -> None:
@@ -184,6 +192,7 @@ def wait_until_running(
 
     Parameters:
       wishes: What operators want of the deployments.
+      expected: Returns how many of some deployments are waited for instead.
       is_kept: Whether they have run before, and have to take the options of the record.
       shortages: Returns why replicas have no place, by deployment; each reason is logged once.
 
@@ -191,10 +200,11 @@ def wait_until_running(
       DeployError: A constructor failed as often as it is tried, or a replica has refused its user_config (the message
         holds the user's traceback), or the time ran out.
     """
-    expected = {name: started_count(record, name, wishes.get(name), is_kept) for name in record.replicated}
-    shown: dict[str, int] = {}
+    fixed = {name: started_count(record, name, wishes.get(name), is_kept) for name in record.replicated}
+    shown: dict[str, tuple[int, int]] = {}
     deadline, short_at, told = Deadline(timeout_s), time.monotonic() + _SHORT_AFTER_S, set[tuple[str, str]]()
     while True:
+        wanted = {**fixed, **expected()}
         replicas = [
             replica
             for replica in reports.replicas()
@@ -203,24 +213,24 @@ def wait_until_running(
         ready = [replica for replica in replicas if replica.state == RUNNING]
         late = {one.name for one in ready if is_kept and one.config != record.deployments[one.deployment].config}
         running = Counter(one.deployment for one in ready if one.name not in late)
-        for name, count in expected.items():
-            if shown.get(name) != running[name]:
-                shown[name] = running[name]
+        for name, count in wanted.items():
+            if shown.get(name) != (running[name], count):
+                shown[name] = running[name], count
                 on_progress(name, running[name], count)
         # of those that scale by load it is not known how many there will be
         is_any_late = any(one.name in late and record.deployments[one.deployment].scaling for one in ready)
-        if all(running[name] >= count for name, count in expected.items()) and not is_any_late:
+        if all(running[name] >= count for name, count in wanted.items()) and not is_any_late:
             return
-        _raise_for_failures(replicas, expected, record)
+        _raise_for_failures(replicas, wanted, record)
         check()
         if time.monotonic() > short_at:
             short_at = time.monotonic() + _SHORT_AFTER_S
-            lacking = {name: why for name, why in shortages().items() if running[name] < expected.get(name, 0)}
+            lacking = {name: why for name, why in shortages().items() if running[name] < wanted.get(name, 0)}
             for name, why in sorted(lacking.items() - told):
                 log.warning("deployment %r of application %r waits: %s", name, record.name, why)
             told |= lacking.items()
         if deadline.has_passed():
-            why = _why_late(record, replicas, running, expected, shortages())
+            why = _why_late(record, replicas, running, wanted, shortages())
             raise DeployError(f"not all replicas were ready within {timeout_s:.0f} s: {why}")
         time.sleep(_POLL_INTERVAL_S)
 
@@ -239,12 +249,6 @@ def _why_late(
         why = f"\nno worker with the code of this version ({record.code}) has started a replica"
     waiting = waiting_workers(replicas)
     return late + why + (f"\n{waiting}" if waiting else "")
-
-
-def _shortages(installation: Installation, app: str) -> dict[str, str]:
-    """Return why replicas have no place, by deployment, as the worker that leads has noted it."""
-    found = if_permitted(partial(installation.fleet.scaled, app))
-    return {name: scaled.shortage for name, scaled in found.items() if scaled.shortage}
 
 
 def _raise_for_failures(

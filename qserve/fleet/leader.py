@@ -8,14 +8,14 @@ from dataclasses import dataclass, replace
 
 from qserve.base import failpoints
 from qserve.base.log import get_logger
-from qserve.broker.registry import ACTIVE
+from qserve.broker.registry import ACTIVE, NEXT
 from qserve.fleet.lead import Leadership
 from qserve.fleet.place import Plan, Running, place, rebalance
 from qserve.fleet.store import Fleet, FleetStore
 from qserve.fleet.values import Key, Need, Placement
 from qserve.fleet.wanted import needs_of, pins_of, wanted_count
 from qserve.wire.application import ApplicationRecord
-from qserve.wire.fleet import HostRecord, Scaled, Slot
+from qserve.wire.fleet import HostRecord, Rollout, Scaled, Slot
 
 log = get_logger(__name__)
 GONE_S = 3.0
@@ -26,6 +26,8 @@ _STEADY_S = 10.0
 _FORGOTTEN_S = 60.0
 _LOOK_AGAIN_S = 5.0
 """How often replicas are looked for that no worker with a name runs."""
+_STILL_S = 10.0
+"""How long the claim of a deploy may stand still before its limits hold no more."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,7 @@ class Leader:
         self._older: Mapping[Key, int] = {}
         self._look_at = 0.0
         self._inputs: object = None
+        self._claims: dict[str, tuple[int, float]] = {}
         self._changed_at = self._clock()
         self._is_even = False
 
@@ -121,7 +124,7 @@ class Leader:
         hosts = self._present(fleet, now)
         self._note_counts(self._decide_with(records, fleet), fleet)
         pins = {**pins_of(hosts, records), **self._run_by_older(apps, now)}
-        needs = [*needs_of(records, fleet.rollouts, fleet.scaled, fleet.wishes, pins)]
+        needs = [*needs_of(records, self._under_way(records, fleet, now), fleet.scaled, fleet.wishes, pins)]
         placement = self._place(needs, hosts, fleet, now, found.unread)
         own = self._assign(placement, fleet)
         self._note_shortages(records, placement, fleet)
@@ -154,6 +157,22 @@ class Leader:
             running = (item for app in apps for item in self._running(app).items())
             self._older = {key: count for (key, worker), count in running if not worker}
         return self._older
+
+    def _under_way(self, records: Sequence[ApplicationRecord], fleet: Fleet, now: float) -> dict[str, Rollout]:
+        """Return the deploys whose claims grow.
+
+        Where one that goes step by step stands still, its staged replicas end: they have the places of old ones.
+        """
+        before, found = self._claims, fleet.rollouts
+        same = {app: before[app] for app, one in found.items() if app in before and before[app][0] == one.number}
+        self._claims = {app: same.get(app, (one.number, now)) for app, one in found.items()}
+        staged = {(record.name, record.version) for record in records if record.place == NEXT}
+        ended = {app: replace(one, new=dict.fromkeys(one.new, 0), keep={}) for app, one in found.items()}
+        return {
+            app: one if now - self._claims[app][1] <= _STILL_S else ended[app]
+            for app, one in found.items()
+            if now - self._claims[app][1] <= _STILL_S or (app, one.version) in staged
+        }
 
     def _note_counts(self, decided: Mapping[tuple[str, str], Scaled], fleet: Fleet) -> None:
         """Crash on the way: the next leader goes on from the counts that are noted."""

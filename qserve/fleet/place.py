@@ -96,6 +96,12 @@ def _is_more_even(one: _Worker, best: _Worker, need: Need) -> bool:
     return more >= 2 or (more == 1 and takes > 0 and best.places - one.places >= 2 * takes)
 
 
+def could_run(host: HostRecord, need: Need) -> bool:
+    """Return whether a worker that runs nothing else has room for a replica of a deployment."""
+    one = _Worker(host)
+    return _is_able(host, need) and one.lack(need) is None and one.devices_for(need.resources.gpus) is not None
+
+
 def _with_one_leaving(slots: tuple[Slot, ...], key: Key) -> tuple[Slot, ...]:
     found = Counter({(_key(slot), slot.devices, slot.leaves): slot.count for slot in slots})
     one = max(part for part in found if part[0] == key and not part[2])

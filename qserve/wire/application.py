@@ -106,6 +106,8 @@ class DeploymentRecord:
       version: The user's own name for the code of this deployment; "" for none.
       constructor_retries: How many failed starts end a deploy at most, whatever the number of replicas.
       tasks: The queue of Celery tasks that it consumes; None for a deployment that is called only.
+      surge: How many replicas there may be beyond those that are wanted while a new version comes up, in percent; None
+        for as many as there is room for.
     """
 
     name: str
@@ -130,6 +132,7 @@ class DeploymentRecord:
     version: str = ""
     constructor_retries: int = 20
     tasks: TaskQueue | None = None
+    surge: float | None = None
 
     @property
     def user_config_value(self) -> Any:
@@ -152,6 +155,7 @@ MISSING, DIFFERING = "missing", "differing"
 _AT_START = ("replicated", "resources", "env", "version")
 _OF_CALLERS = (
     "name", "num_replicas", "scaling", "max_queued", "full_status", "full_retry_after_s", "constructor_retries",
+    "surge",
 )  # fmt: skip
 _TAKEN = [one.name for one in fields(DeploymentRecord) if one.name not in (*_AT_START, *_OF_CALLERS)]
 

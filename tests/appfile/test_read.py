@@ -48,6 +48,7 @@ applications:
         ray_actor_options: {num_cpus: 1, runtime_env: {env_vars: {A: b}}}
         graceful_shutdown_wait_loop_s: 2
         max_surge_percent: 20
+        rolling_update_percentage: 30
         request_router_config: {a: 1}
       - <<: *model
         name: Other
@@ -95,7 +96,7 @@ def test_what_has_no_effect_is_named_once_in_one_warning(tmp_path: Path, caplog:
     assert "env_vars.A" not in environment
     for key in ("proxy_location", "grpc_options", "http_options.keep_alive_timeout_s"):
         assert f"{key} (" in warning
-    assert "applications[0].deployments[0].max_surge_percent (" in warning
+    assert "applications[0].deployments[0].rolling_update_percentage (" in warning
     assert "http_options.port (" in warning, "a gateway has its own"
     for key in ("root_path", "target_capacity", "autoscaling_policy", "num_replicas", "logging_config"):
         assert key not in warning, "it is empty, or has an effect"

@@ -155,6 +155,13 @@ def test_a_bad_file_is_told_on_one_line_with_exit_code_2_and_nothing_is_changed(
         (("deploy", "app.yaml", "--name", "x"), "a FILE says all of this itself"),
         (("deploy", "app.yaml", "size=3"), "a FILE says all of this itself"),
         (("deploy", "shopcli:app", "--dry-run"), "--dry-run is for a FILE"),
+        (
+            ("deploy", "app.yaml", "--max-surge", "half"),
+            "'half' is not a number of replicas, such as 1, or a percentage",
+        ),
+        (("deploy", "app.yaml", "--max-surge", "-1%"), "'-1%' is not a number of replicas"),
+        (("deploy", "app.yaml", "--max-surge", "0.5"), "'0.5' is not a number of replicas"),
+        (("deploy", "app.yaml", "--max-surge", "nan%"), "'nan%' is not a number of replicas"),
         (("deploy", "shopcli:app", "size=3"), "shopcli:app is an application and takes no arguments; got: size"),
         (("deploy", "shopcli:builder", "size"), "'size' is not an argument of a builder. Write key=value"),
         (("deploy", "nowhere:app"), "module 'nowhere' was not found"),

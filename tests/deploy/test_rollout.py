@@ -149,7 +149,7 @@ def test_only_what_a_process_is_started_with_needs_new_replicas(field: str) -> N
     assert (before.config != after.config) is is_taken_while_it_runs
 
 
-OF_CALLERS = ("max_queued", "full_status", "full_retry_after_s", "constructor_retries")
+OF_CALLERS = ("surge", "max_queued", "full_status", "full_retry_after_s", "constructor_retries")
 
 
 def test_a_user_config_that_is_refused_leaves_the_one_before(installation: Installation) -> None:

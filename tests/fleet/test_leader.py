@@ -21,7 +21,7 @@ from qserve.fleet.leader import GONE_S, Leader, Registered
 from qserve.fleet.store import FleetStore
 from qserve.fleet.values import Key
 from qserve.wire.application import ApplicationRecord, DeploymentRecord, Resources, Scaling
-from qserve.wire.fleet import Drain, HostRecord, Scaled, Slot, Wish
+from qserve.wire.fleet import Drain, HostRecord, Rollout, Scaled, Slot, Wish
 from qserve.wire.sealing import Seal
 
 
@@ -443,4 +443,37 @@ def test_workers_read_the_plan_only_from_who_leads(fleet: Fleet) -> None:
     reply = fleet.client.execute_command(*functions.assign(fleet.keys.lead, fleet.keys.plan, b"x", ["a"], [b"forged"]))
 
     assert reply == b"STALE"
+    assert fleet.plan() == {"a": 2}
+
+
+# -- deploys that go step by step ------------------------------------------------------------------
+
+
+@pytest.mark.row("F55")
+def test_a_deploy_that_stands_still_between_its_steps_gives_the_places_back_until_it_goes_on(fleet: Fleet) -> None:
+    deployment = DeploymentRecord("A", num_replicas=4)
+    versions = record(A=deployment), record("w", "next", A=deployment)
+    worker = fleet.add("a")
+    step = Rollout("w", old="v", state="under way", new={"A": 2}, keep={"A": 2})
+    held = worker.store.swap_rollout("shop", b"", step)
+
+    fleet.rounds(20, *versions)
+    assert (fleet.plan(), fleet.plan(version="w")) == ({"a": 2}, {"a": 2})
+    fleet.rounds(40, *versions)
+    assert (fleet.plan(), fleet.plan(version="w")) == ({"a": 4}, {})
+
+    worker.store.swap_rollout("shop", held, replace(step, beat=1))
+    fleet.rounds(4, *versions)
+    assert (fleet.plan(), fleet.plan(version="w")) == ({"a": 2}, {"a": 2})
+
+
+def test_the_limits_of_a_deploy_that_stands_still_do_not_hold_for_the_version_that_it_made_active(
+    fleet: Fleet,
+) -> None:
+    step = Rollout("v", old="u", state="under way", new={"A": 1})
+    fleet.add("a").store.swap_rollout("shop", b"", step)
+
+    fleet.rounds(20)
+    assert fleet.plan() == {"a": 1}
+    fleet.rounds(40)
     assert fleet.plan() == {"a": 2}

@@ -71,6 +71,7 @@ LOOPS: dict[str, tuple[str, ...] | str] = {
     "qserve.deploy.claim:Claim.__enter__": _ENDS,
     "qserve.deploy.claim:Claim._beat": "its test is in tests/deploy/test_claim.py",
     "qserve.deploy.rollout:wait_until_running": _ENDS,
+    "qserve.deploy.steps:Start._until": _ENDS,
     "qserve.engine.invoke:Invoker._commit": "a background task of a response, whose error is logged",
     "qserve.engine.invoke:Invoker._run_next": _ENDS,
     "qserve.engine.invoke:Invoker._spawn": _CALL,

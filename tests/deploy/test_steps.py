@@ -1,0 +1,218 @@
+"""New replicas that come up step by step: never more than there may be, and always enough that serve."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import redis
+from hypothesis import given
+from hypothesis import strategies as st
+
+import qserve
+from qserve.base.settings import Settings
+from qserve.define.compile import compile_application
+from qserve.deploy import steps
+from qserve.deploy.installation import Installation
+from qserve.deploy.registration import Release, release_of
+from qserve.deploy.rollout import roll_out
+from qserve.deploy.steps import Steps, Surge
+from qserve.exceptions import DeployError
+from qserve.fleet.values import Key
+from qserve.fleet.wanted import needs_of
+from qserve.wire.fleet import HostRecord, Scaled
+from qserve.wire.status import FAILED, RUNNING, ReplicaStatus
+
+COUNTS = st.integers(0, 9)
+
+
+@given(st.integers(1, 9), st.integers(1, 9), COUNTS, st.booleans())
+def test_steps_end_with_all_replicas_and_have_never_more_than_there_is_room_for(
+    wanted: int, old: int, surge: int, is_full: bool
+) -> None:
+    one = Steps(wanted, old, surge, is_full)
+    new, keep = 0, old
+    while new < one.goal:
+        before = new
+        new, keep = one.before(new)
+        assert new > before and new + keep <= one.room
+    assert keep + new >= min(wanted, one.room) // 2
+    for left in range(keep, -1, -1):  # they end one by one
+        more = one.after(new, left)
+        assert new <= more and more + left <= one.room
+        new = more
+    assert new == min(wanted, one.room)
+
+
+@pytest.mark.parametrize(
+    ("surge", "count", "more"), [(Surge(1), 4, 1), (Surge(0), 4, 0), (Surge(25, True), 4, 1), (Surge(25, True), 5, 2)]
+)
+def test_a_surge_is_a_number_or_a_percentage(surge: Surge, count: int, more: int) -> None:
+    assert surge.of(count) == more
+
+
+class Model:
+    """User code, which nothing here runs."""
+
+    def __init__(self, other: object = None) -> None:
+        """Take another deployment."""
+
+
+@pytest.fixture
+def installation(settings: Settings, client: redis.Redis, monkeypatch: pytest.MonkeyPatch) -> Installation:
+    for name in ("_READ_AGAIN_S", "_FULL_AFTER_S", "_POLL_INTERVAL_S"):
+        monkeypatch.setattr(steps, name, 0.0)
+    return Installation(settings, client)
+
+
+def release(installation: Installation, is_pair: bool = False, **options: object) -> Release:
+    model = qserve.deployment(name="Model", **options)(Model)  # type: ignore[call-overload]
+    others = [qserve.deployment(name="Other")(Model).bind()] if is_pair else []
+    return release_of(compile_application(model.bind(*others), app_name="shop"), installation.settings.keyring)
+
+
+def workers(
+    installation: Installation,
+    places: int,
+    seen: list[tuple[int, int]],
+    fails: bool = False,
+    has_code: bool = True,
+    is_pinned: bool = False,
+) -> Callable[[], None]:
+    """Return one round of workers with so many places, and of their leader: it notes how many old and new ones run.
+
+    Parameters:
+      fails: Whether the constructor of another version than the first fails.
+      has_code: Whether they have the code of another version than the first.
+      is_pinned: Whether they run what they were started for, and offer no places.
+    """
+    reports, first = installation.reports("shop"), list[str]()
+
+    def round_of_all() -> None:
+        records = installation.registry.versions("shop")
+        first[:] = first or [record.version for record in records]
+        has = tuple(f"shop:{one.version}" for one in records if has_code or one.version in first)
+        installation.fleet.offer(HostRecord("worker", "host", 0 if is_pinned else places, has=has))
+        _, rollout = installation.fleet.rollout("shop")
+        assert rollout is not None
+        counts: Counter[Key] = Counter()
+        needs = [*needs_of(records, {} if is_pinned else {"shop": rollout}, {}, {}, {})]
+        for need in needs:
+            free = places - counts.total() if has_code or need.key.version in first else 0
+            counts[need.key] = min(need.count, free)
+            shortage = "no place is free" if free < need.count else ""
+            installation.fleet.note("shop", need.key.deployment, Scaled(4, 4, shortage=shortage))
+        wanted = {f"{key.text}-{n}": key for key in counts for n in range(counts[key])}
+        for one in reports.replicas():
+            if one.name not in wanted:
+                reports.remove(one.name)
+        for name, key in wanted.items():
+            state = FAILED if fails and key.version not in first else RUNNING
+            status = ReplicaStatus(name, key.deployment, key.version, state, message="ValueError: no", failures=3)
+            reports.report(replace(status, worker="worker"))
+        old = sum(count for key, count in counts.items() if key.version in first)
+        seen.append((old, counts.total() - old))
+
+    return round_of_all
+
+
+def changes(seen: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    return [one for n, one in enumerate(seen) if n == 0 or one != seen[n - 1]]
+
+
+@pytest.mark.parametrize(
+    ("count", "places", "surge", "expected"),
+    [
+        (4, 9, None, [(4, 0), (4, 4), (0, 4)]),
+        (4, 9, Surge(1), [(4, 0), (4, 1), (3, 1), (3, 2), (0, 2), (0, 4)]),
+        (4, 9, Surge(50, True), [(4, 0), (4, 2), (0, 2), (0, 4)]),
+        (4, 9, Surge(0), [(4, 0), (3, 0), (3, 1), (2, 1), (2, 2), (0, 2), (0, 4)]),
+        (4, 4, None, [(4, 0), (3, 0), (3, 1), (2, 1), (2, 2), (0, 2), (0, 4)]),
+        (4, 4, Surge(1), [(4, 0), (3, 0), (3, 1), (2, 1), (2, 2), (0, 2), (0, 4)]),
+        (4, 5, None, [(4, 0), (4, 1), (2, 1), (2, 2), (0, 2), (0, 4)]),
+        (1, 1, None, [(1, 0), (0, 0), (0, 1)]),
+    ],
+)
+def test_a_version_comes_up_in_steps_where_there_is_a_limit_or_no_room(
+    installation: Installation, count: int, places: int, surge: Surge | None, expected: list[tuple[int, int]]
+) -> None:
+    seen: list[tuple[int, int]] = []
+    said: list[str] = []
+    check = workers(installation, places, seen)
+    roll_out(installation, release(installation, num_replicas=count), check=check)
+    del seen[:]
+
+    roll_out(installation, release(installation, num_replicas=count), surge=surge, check=check, on_wait=said.append)
+    check()
+
+    steps_seen = changes(seen)
+    assert steps_seen == expected[0 if steps_seen[0] == expected[0] else 1 :]
+    assert bool(said) is (places < count + (count if surge is None else surge.of(count)))
+    assert all("one by one, as there is no other place: Model: no place is free" in line for line in said)
+
+
+def test_the_last_old_replicas_run_again_before_the_switch_to_finish_requests_that_are_half_way(
+    installation: Installation,
+) -> None:
+    seen: list[tuple[int, int]] = []
+    check = workers(installation, 2, seen)
+    roll_out(installation, release(installation, is_pair=True), check=check)
+    del seen[:]
+
+    roll_out(installation, release(installation, is_pair=True), check=check)
+
+    assert changes(seen) == [(2, 0), (0, 0), (0, 2), (0, 0), (2, 0), (0, 0), (0, 2)]
+
+
+def test_no_old_replica_ends_for_new_ones_that_could_not_take_its_place(installation: Installation) -> None:
+    seen: list[tuple[int, int]] = []
+    check = workers(installation, 4, seen, has_code=False)
+    before = roll_out(installation, release(installation, num_replicas=4), check=check)
+
+    with pytest.raises(DeployError, match=r"not all replicas were ready[^\0]*Model: no place is free"):
+        roll_out(installation, release(installation, num_replicas=4), ready_timeout_s=0.5, check=check)
+
+    assert {old for old, _ in seen} == {4}
+    assert installation.registry.versions("shop") == [before]
+
+
+def test_replicas_of_workers_that_run_what_they_were_started_for_all_come_up_at_once(
+    installation: Installation,
+) -> None:
+    seen: list[tuple[int, int]] = []
+    said: list[str] = []
+    check = workers(installation, 9, seen, is_pinned=True)
+    roll_out(installation, release(installation, num_replicas=4), check=check)
+    del seen[:]
+
+    new = release(installation, num_replicas=4, max_surge_percent=0)
+    roll_out(installation, new, restart=True, surge=Surge(1), check=check, on_wait=said.append)
+
+    assert changes(seen) == [(4, 4)]
+    assert said == ["--max-surge has no effect on Model: workers run what they were started for"]
+
+
+def test_a_deployment_says_its_own_surge_and_the_command_another(installation: Installation) -> None:
+    seen: list[tuple[int, int]] = []
+    check = workers(installation, 9, seen)
+    roll_out(installation, release(installation, num_replicas=4), check=check)
+    new = release(installation, num_replicas=4, max_surge_percent=0)
+
+    roll_out(installation, new, restart=True, check=check)
+
+    assert max(old + new for old, new in seen) == 4
+
+
+def test_a_version_that_fails_on_its_first_step_leaves_all_that_were_there(installation: Installation) -> None:
+    seen: list[tuple[int, int]] = []
+    check = workers(installation, 4, seen, fails=True)
+    before = roll_out(installation, release(installation, num_replicas=4), check=check)
+
+    with pytest.raises(DeployError, match="'Model' could not be started; ValueError: no"):
+        roll_out(installation, release(installation, num_replicas=4, user_config={}), restart=True, check=check)
+
+    assert min(old for old, _ in seen[1:]) >= 3
+    check()
+    assert seen[-1] == (4, 0) and installation.registry.versions("shop") == [before]

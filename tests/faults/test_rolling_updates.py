@@ -1,0 +1,211 @@
+"""Rolling updates step by step, under load: where there is a limit, or no room for both versions."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ledger import DIAMOND
+from load import Call, Load, new_job
+from processes import Process, new_site, wait_until
+from rows import row
+from stacks import SEAL, Stack
+
+from qserve.deploy.installation import ReplicaReports
+from qserve.wire.status import FAILED, ReplicaStatus
+
+Sample = tuple[str, Counter[tuple[str, str]]]
+"""The version that serves, and how many replicas there are by version and deployment."""
+NODES = ("Left", "Right", "Join")
+BROKEN = "class Join:\n    def __init__(self):\n        raise ValueError('half a release')\n\n"
+
+
+class Host(Stack):
+    """A stack whose workers all find the code in one folder, where the next version is put in place."""
+
+    version = 0
+    folder: Path
+    workers: Process
+    count: int
+
+    def put(self, version: int, is_broken: bool = False) -> None:
+        text = DIAMOND.replace("REPLICAS", str(self.count)).replace("VERSION = 1", f"VERSION = {version}")
+        if is_broken:
+            text = text.replace("class Join:\n", BROKEN)
+        (self.folder / "diamond.py").write_text(text)
+
+    def start_deploy(self, *options: str, failpoint: str = "") -> Process:
+        env = {"QSERVE_FAILPOINT": f"{failpoint}:kill9"} if failpoint else None
+        return self.command("deploy", "diamond:app", "--app-dir", str(self.folder), *options, env=env)
+
+    def release(self, *options: str) -> Process:
+        """Deploy the next version, and wait for the end of that."""
+        self.version += 1
+        self.put(self.version)
+        deploy = self.start_deploy(*options)
+        assert deploy.wait() == 0, deploy.output
+        return deploy
+
+    def hosting(self, count: int, places: int) -> None:
+        """Go on with so many replicas of each deployment on workers with so many places."""
+        self.count = count
+        if self.version:
+            self.workers.signal(signal.SIGTERM)
+            assert self.workers.wait() == 0, self.workers.output
+        options = ("--name", "default", "--app-dir", str(self.folder), "--places", str(places))
+        self.workers = self.worker(*options)
+        self.release("--restart")
+        wait_until(lambda: self.is_whole(), description="all replicas of one version run")
+
+    def there(self) -> list[ReplicaStatus]:
+        found = ReplicaReports(self.broker.client, self.keys, SEAL, "default").replicas()
+        return [one for one in found if one.state != FAILED and one.deployment in NODES]
+
+    def is_whole(self) -> bool:
+        """Whether all replicas of the version that serves run, and no other."""
+        there, version = self.there(), self.record().version
+        return {one.version for one in there} == {version} and len(self.replicas()) == len(there) == 3 * self.count
+
+
+@pytest.fixture(scope="module")
+def host() -> Iterator[Host]:
+    with new_site() as site:
+        stack = Host(site, guarded=True)
+        stack.folder = site.folder / "code"
+        stack.folder.mkdir()
+        stack.front = stack.gateway()
+        yield stack
+        stack.close()
+
+
+def slow_job() -> dict[str, Any]:
+    """A request that is half-way for a while."""
+    return new_job(sleep_s={"left": 0.5})
+
+
+@contextmanager
+def watching(stack: Host) -> Iterator[list[Sample]]:
+    """Note again and again which replicas there are."""
+    samples: list[Sample] = []
+    is_over = threading.Event()
+
+    def watch() -> None:
+        while not is_over.wait(0.02):
+            before, there = stack.record().version, stack.there()
+            if stack.record().version == before:
+                samples.append((before, Counter((one.version, one.deployment) for one in there)))
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield samples
+    finally:
+        is_over.set()
+        thread.join()
+
+
+@contextmanager
+def under_load(stack: Host) -> Iterator[Callable[[], list[Call]]]:
+    """Send requests by handle and by HTTP; what is yielded ends that, and returns them."""
+    by_handle, by_http = stack.load(rate=25, make=slow_job), Load(stack.http(), rate=25, make=slow_job).start()
+    by_handle.more(20)
+
+    def stop() -> list[Call]:
+        by_handle.more(40)
+        return [*by_handle.stop(), *by_http.stop()]
+
+    yield stop
+
+
+def serving(samples: list[Sample]) -> int:
+    """The fewest replicas that a deployment of the version that served had."""
+    return min(found[version, name] for version, found in samples for name in NODES)
+
+
+def most(samples: list[Sample]) -> int:
+    """The most replicas that a deployment had, of both versions."""
+    return max(sum(count for (_, one), count in found.items() if one == name) for _, found in samples for name in NODES)
+
+
+def update(host: Host, *options: str) -> tuple[Process, list[Sample]]:
+    """Release the next version under load, and see that no request fails and none is mixed."""
+    before = host.version
+    with watching(host) as samples, under_load(host) as stop:
+        deploy = host.release(*options)
+        wait_until(host.is_whole, description="only the new version runs, wholly")
+        calls = stop()
+    assert [call for call in calls if not call.is_right] == []
+    assert {tuple(call.answer["versions"]) for call in calls} == {(before,) * 3, (before + 1,) * 3}
+    return deploy, samples
+
+
+@row("F50", priority=True)
+@pytest.mark.parametrize(("count", "least"), [(2, 1), (1, 0)])
+def test_no_request_fails_and_none_is_mixed_where_there_is_no_room_for_both_versions(
+    host: Host, count: int, least: int
+) -> None:
+    host.hosting(count, places=3 * count)
+
+    deploy, samples = update(host)
+
+    assert "one by one, as there is no other place" in deploy.output
+    assert serving(samples) >= least and most(samples) <= count
+
+
+@row("F50")
+@pytest.mark.parametrize(
+    ("options", "least", "limit"), [(("--max-surge", "1"), 1, 3), (("--max-surge", "0"), 1, 2), ((), 2, 4)]
+)
+def test_there_are_as_many_replicas_during_a_release_as_its_surge_says(
+    host: Host, options: tuple[str, ...], least: int, limit: int
+) -> None:
+    host.hosting(2, places=12)
+
+    _, samples = update(host, *options)
+
+    assert serving(samples) >= least and most(samples) == limit
+
+
+@row("F50", priority=True)
+def test_code_that_fails_half_way_leaves_the_old_version_with_all_of_its_replicas(host: Host) -> None:
+    host.hosting(2, 6)
+    with watching(host) as samples, under_load(host) as stop:
+        host.put(host.version + 1, is_broken=True)
+        deploy = host.start_deploy()
+        assert deploy.wait() == 1 and "ValueError: half a release" in deploy.output
+        wait_until(host.is_whole, description="the old version has all of its replicas")
+        calls = stop()
+    host.put(host.version)
+
+    assert any(len({version for version, _ in found}) == 2 for _, found in samples), "some new ones ran"
+    assert [call for call in calls if not call.is_right] == []
+    assert {tuple(call.answer["versions"]) for call in calls} == {(host.version,) * 3}
+    assert serving(samples) >= 1
+
+
+@row("F55")
+@pytest.mark.parametrize("point", ["rollout.before_promote", "rollout.after_promote"])
+def test_a_deployer_that_dies_between_its_steps_leaves_one_version_with_all_of_its_replicas(
+    host: Host, point: str
+) -> None:
+    host.hosting(2, 6)
+    before, is_promoted = host.version, point == "rollout.after_promote"
+    with watching(host) as samples, under_load(host) as stop:
+        host.put(before + 1)
+        dying = host.start_deploy("--max-surge", "0", failpoint=point)
+        assert dying.wait() == -signal.SIGKILL, dying.output
+        wait_until(host.is_whole, description="one version has all of its replicas")
+        calls = stop()
+    host.version += is_promoted
+    host.put(host.version)
+
+    assert [call for call in calls if not call.is_right] == []
+    served = {tuple(call.answer["versions"]) for call in calls}
+    assert served == {(version,) * 3 for version in (before, before + 1)[: 1 + is_promoted]}
+    assert serving(samples) >= 1
