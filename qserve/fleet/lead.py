@@ -73,8 +73,9 @@ class Leadership:
         return self._swap(found)
 
     def lose(self) -> None:
-        """Note that another worker leads."""
+        """Note that this worker may not lead any more; the next renewal, which is due at once, tells."""
         self.mine = b""
+        self._due_at = 0.0
 
     def resign(self) -> None:
         """Stop leading, so that another worker takes over at once."""

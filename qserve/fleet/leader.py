@@ -21,6 +21,9 @@ log = get_logger(__name__)
 GONE_S = 3.0
 """How long a worker's counter may stand still before its replicas are started elsewhere."""
 _ROUND_S, _IDLE_ROUND_S = 0.25, 1.0
+_SETTLE_S = 1.5
+"""How long a leader waits, once the broker has lost its data, until the others have said again what they offer and run:
+each notices within half a second."""
 _STEADY_S = 10.0
 """After this long without a change, rounds become rarer and deployments are spread evenly."""
 _FORGOTTEN_S = 60.0
@@ -83,7 +86,7 @@ class Leader:
         self._observe = observe
         self._decide_with = decide_with
         self._clock = monotonic
-        self._next_at = 0.0
+        self._next_at = self._settled_at = 0.0
         self._forget()
 
     def _forget(self) -> None:
@@ -99,10 +102,17 @@ class Leader:
         self._changed_at = self._clock()
         self._is_even = False
 
-    def tick(self, registered: Callable[[], Registered], is_eager: bool = False) -> tuple[Slot, ...] | None:
+    def settle(self) -> None:
+        """Plan nothing for a moment: the broker has lost its data, and the others put back what they offer and run."""
+        self._settled_at = self._clock() + _SETTLE_S
+
+    def tick(
+        self, registered: Callable[[], Registered], offer: HostRecord, is_eager: bool = False
+    ) -> tuple[Slot, ...] | None:
         """Do a round if this worker leads and one is due, and return its own slots then.
 
         Parameters:
+          offer: What this worker offers.
           is_eager: Whether something has changed that may lead to a new plan.
 
         Raises:
@@ -120,7 +130,12 @@ class Leader:
         records = found.records
         apps = sorted({record.name for record in records})
         fleet = self._store.read(apps, self._hosts)
-        self._hosts |= fleet.hosts  # a broker that has lost its data has them again soon
+        if self._worker not in fleet.hosts:
+            self._store.offer(offer)
+            self.settle()
+        self._hosts |= fleet.hosts | {self._worker: offer}  # a broker that has lost its data has them again soon
+        if now < self._settled_at:
+            return None
         hosts = self._present(fleet, now)
         self._note_counts(self._decide_with(records, fleet), fleet)
         pins = {**pins_of(hosts, records), **self._run_by_older(apps, now)}
@@ -222,8 +237,7 @@ class Leader:
             if failpoints.ARMED:
                 failpoints.hit("lead.after_assign")
             if not is_done:
-                self._leadership.lose()
-                self._forget()
+                self._leadership.lose()  # to another worker, or with all other data: the next renewal tells
                 return None
         self._plan = wanted
         return wanted.get(self._worker, ())

@@ -149,6 +149,14 @@ class FleetStore:
         found = each(() if data is None else (data,), lambda data: self._open(Assignment, place, data))
         return next((one.slots for one in found), None)
 
+    def put_back(self, worker: str, slots: tuple[Slot, ...]) -> None:
+        """Store a worker's assignments again, which the broker has lost, unless others were made meanwhile."""
+        place, key = _assignment(worker), self._keys.plan
+        made = self._sealed(place, Assignment(slots))
+        with broker_errors():
+            if without_strangers(self._client, lambda: self._client.hsetnx(key, worker, made[0]), key):
+                self._seen[place] = made
+
     # -- deployments -------------------------------------------------------------------------------
 
     def scaled(self, app: str) -> dict[str, Scaled]:

@@ -144,7 +144,7 @@ def test_a_broker_that_was_emptied_tells_those_who_wait_and_serves_again(new_sta
     by_handle = [client.send(new_job(gate={"left": gate})) for _ in range(10)]
     waiting = [*by_http, *by_handle]
     wait_until(lambda: len(stack.ledger.lines(node="left")) == 20, description="20 requests run")
-    lines = len(stack.logs().splitlines())
+    lines, replicas = len(stack.logs().splitlines()), {one.name for one in stack.replicas()}
 
     stack.broker.client.flushall()
     flushed_at = time.monotonic()
@@ -157,6 +157,8 @@ def test_a_broker_that_was_emptied_tells_those_who_wait_and_serves_again(new_sta
         assert int(call.headers["retry-after"]) >= 1
     assert all(call.error.startswith("BrokerStateLost") for call in by_handle), by_handle[:2]
     assert all(is_alive(pid) for pid in pids)
+    stack.wait_replicas()
+    assert {one.name for one in stack.replicas()} == replicas
     spent_s = time.monotonic() - flushed_at
     assert len(stack.logs().splitlines()) - lines <= 10 + 9 * (1 + spent_s)
     functions = stack.broker.client.execute_command("FUNCTION", "LIST")

@@ -307,7 +307,7 @@ def test_a_leader_places_as_many_replicas_as_the_load_asks_for(shop: Shop, setti
         if number == 80:
             shop.calls(24)  # after all was as it is for so long that rounds are rare where nothing scales
         shop.now += 0.25
-        leader.tick(lambda: Registered([record()]))
+        leader.tick(lambda: Registered([record()]), HOST)
 
     assert sum(slot.count for slot in store.plan()["a-1"].slots) == 12
     assert store.scaled("shop")["A"].reason.startswith("24 calls ongoing at ")

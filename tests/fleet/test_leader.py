@@ -68,7 +68,7 @@ class Worker:
     def live(self, *records: ApplicationRecord, is_eager: bool = True) -> tuple[Slot, ...] | None:
         """Do one round."""
         self.store.beat(self.name)
-        return self.leader.tick(lambda: Registered(records or (record(),)), is_eager)
+        return self.leader.tick(lambda: Registered(records or (record(),)), self.record, is_eager)
 
 
 class Fleet:
@@ -246,9 +246,49 @@ def test_a_broker_that_lost_its_data_has_the_same_plan_again(fleet: Fleet) -> No
     for worker in fleet.workers.values():
         fleet.rounds(2)
         worker.offer()
-    fleet.rounds(2)
+    fleet.rounds(8)
 
     assert fleet.plan() == before
+
+
+@pytest.mark.row("F54")
+@pytest.mark.parametrize("flushed", ["before it renews", "after it has renewed"])
+def test_a_broker_that_lost_its_data_costs_no_replica(fleet: Fleet, flushed: str) -> None:
+    first, second = fleet.add("a"), fleet.add("b")
+    fleet.rounds(2)
+    slots, owned = {"a": (Slot("shop", "v", "A", 1),), "b": (Slot("shop", "v", "A", 1),)}, []
+    assert fleet.plan() == {"a": 1, "b": 1}
+
+    if flushed == "after it has renewed":
+        fleet.time.now += RENEW_S
+        assert first.leadership.renew()
+    fleet.client.delete(fleet.keys.plan, fleet.keys.hosts, fleet.keys.lead)
+    owned.append(first.live())
+    second.store.put_back("b", slots["b"])
+    second.offer()
+    for _ in range(10):
+        fleet.time.now += 0.25
+        owned.append(first.live())
+        owned.append(second.live())
+
+    assert {own for own in owned if own is not None} == {slots["a"]}
+    assert fleet.plan() == {"a": 1, "b": 1}
+
+
+def test_a_leader_that_knows_nothing_waits_until_others_have_said_again_what_they_run(fleet: Fleet) -> None:
+    first, second = fleet.add("a"), fleet.add("b")
+    fleet.rounds(2)
+    assert fleet.leads() == ["a"]
+    fleet.client.delete(fleet.keys.plan, fleet.keys.hosts, fleet.keys.lead)
+
+    fleet.time.now += RENEW_S
+    assert second.live() is None
+    assert fleet.leads()[-1] == "b" and not second.store.plan()
+    first.store.put_back("a", (Slot("shop", "v", "A", 2),))
+    first.offer()
+    fleet.rounds(8)
+
+    assert fleet.plan() == {"a": 2}
 
 
 def test_an_old_plan_that_is_put_back_does_not_hold(fleet: Fleet) -> None:
@@ -289,11 +329,11 @@ def test_what_is_planned_of_an_application_that_cannot_be_read_stays(fleet: Flee
     worker.offer(has=("shop:v", "other:w"))
 
     fleet.time.now += 0.25
-    worker.leader.tick(lambda: Registered([other], frozenset(("shop",))))
+    worker.leader.tick(lambda: Registered([other], frozenset(("shop",))), worker.record)
     assert (fleet.plan(), fleet.plan("B", "w")) == ({"a": 2}, {"a": 1})
 
     fleet.time.now += 0.25
-    worker.leader.tick(lambda: Registered([other]))
+    worker.leader.tick(lambda: Registered([other]), worker.record)
     assert (fleet.plan(), fleet.plan("B", "w")) == ({}, {"a": 1})
 
 
@@ -358,10 +398,10 @@ def test_counts_of_an_application_that_was_deleted_are_forgotten(fleet: Fleet) -
     worker.live()
     assert worker.store.scaled("shop")
 
-    worker.leader.tick(lambda: Registered((), frozenset({"shop"})), True)
+    worker.leader.tick(lambda: Registered((), frozenset({"shop"})), worker.record, True)
     worker.live()
     assert worker.store.scaled("shop")
-    worker.leader.tick(lambda: Registered(()), True)
+    worker.leader.tick(lambda: Registered(()), worker.record, True)
 
     assert not worker.store.scaled("shop")
 

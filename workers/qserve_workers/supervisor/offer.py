@@ -122,7 +122,7 @@ class Offer:
         )
         self._lead_again_at = self._resign_at = 0.0
         self._offered: HostRecord | None = None
-        self._offer_at = self._beat_at = 0.0
+        self._offer_at = self._beat_at = self._put_back_at = 0.0
         self._leave_by: float | None = None
         self.slots: tuple[Slot, ...] = ()
         """What it has to run of what was planned; what it had before as long as that is not known."""
@@ -134,6 +134,12 @@ class Offer:
           BrokerError: It is not known; the worker goes on with what it runs.
         """
         found = None if self._leadership.mine else self._store.slots_of(self.worker)
+        if found is None and self.slots and not self._leadership.mine and time.monotonic() >= self._put_back_at:
+            # the broker has lost its data: whoever leads is told what runs here, before it plans anew
+            self._put_back_at = time.monotonic() + _BEAT_S
+            self._store.put_back(self.worker, self.slots)
+            self._offer_at = 0.0
+            self._leader.settle()
         return self.slots if found is None else found
 
     def take(self, slots: tuple[Slot, ...]) -> None:
@@ -167,7 +173,7 @@ class Offer:
             if failpoints.ARMED:
                 failpoints.hit("worker.after_offer")
         if not is_leaving and now >= self._lead_again_at:
-            own = self._leader.tick(self._registered, is_changed or is_new)
+            own = self._leader.tick(self._registered, offer, is_changed or is_new)
             if own is not None:
                 self.take(own)
         self._keep_policies(now)
