@@ -23,6 +23,8 @@ _COMMANDS = (
     "queues",
     "pause",
     "resume",
+    "scale",
+    "drain",
     "logs",
     "doctor",
     "dlq",

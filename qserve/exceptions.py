@@ -164,6 +164,10 @@ class UsageProblem(QserveException, status=400, code="bad_request"):
     """
 
 
+class NameNotFound(UsageProblem, status=404, code="not_found"):
+    """Raised for the name of an application, a deployment or a host that is not there."""
+
+
 class BrokerError(QserveException, status=503, code="broker_error", retryable=True):
     """Raised when the broker refuses a command or sends a reply that makes no sense."""
 

@@ -7,7 +7,7 @@ from collections.abc import Collection
 from qserve.base.nearest import did_you_mean
 from qserve.broker.registry import ACTIVE, NEXT
 from qserve.deploy.installation import Installation
-from qserve.exceptions import UsageProblem
+from qserve.exceptions import NameNotFound, UsageProblem
 from qserve.wire.application import ApplicationRecord
 
 
@@ -57,7 +57,7 @@ def deployments_named(record: ApplicationRecord, deployment: str | None) -> list
     return names if deployment is None else [deployment]
 
 
-def not_found(kind: str, name: str, why: str, known: Collection[str]) -> UsageProblem:
+def not_found(kind: str, name: str, why: str, known: Collection[str]) -> NameNotFound:
     """Return the error for a name that is not there, with those that are, and the nearest of them."""
     text, hint = f"{kind} {name!r} {why} {', '.join(known) or 'none'}", did_you_mean(name, known)
-    return UsageProblem(f"{text}. {hint}" if hint else text)
+    return NameNotFound(f"{text}. {hint}" if hint else text)

@@ -175,7 +175,7 @@ def status_of(installation: Installation) -> ServeStatus:
     used = Counter(one.worker for reported in reports.values() for one in reported if one.state in _RAYS_STATES)
     drained = if_permitted(installation.fleet.drains)
     hosts = {
-        worker: HostStatus(record.host, record.places, used[worker], record.devices, record.host in drained)
+        worker: HostStatus(record.host, record.places, used[worker], record.devices, record.is_drained(drained))
         for worker, record in sorted(if_permitted(installation.fleet.hosts).items())
     }
     gateways = sorted(if_permitted(installation.gateways))
@@ -273,6 +273,8 @@ def deployment_status(
       is_first: Whether no version serves yet.
       scaled: How many replicas were decided on; a count below 0 for the options' own.
     """
+    if wanted.scaling is None and wish.holds_for(wanted.num_replicas):
+        scaled = _scaled_by_hand(scaled, wish)
     states = Counter(replica.state for replica in replicas)
     failed = [replica for replica in replicas if replica.state == FAILED]
     target = scaled.count if scaled.count >= 0 else wanted.num_replicas
@@ -297,6 +299,12 @@ def deployment_status(
         is_paused=wish.is_paused,
         last_scaled=LastScaled(scaled.count, scaled.reason, at_s) if scaled.reason else None,
     )
+
+
+def _scaled_by_hand(scaled: Scaled, wish: Wish) -> Scaled:
+    count = wish.count or 0
+    trigger = "UPSCALE_COMPLETED" if count > wish.scaled_from else "DOWNSCALE_COMPLETED"
+    return replace(scaled, count=count, reason=f"by {wish.scaled_by}", trigger=trigger, at_ms=wish.scaled_at_ms)
 
 
 def _judge(

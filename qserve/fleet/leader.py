@@ -200,7 +200,7 @@ class Leader:
     ) -> Placement:
         before: Plan = {name: one.slots for name, one in fleet.plan.items()}
         before = {**self._plan, **before}
-        leaving = frozenset(one.worker for one in hosts if one.is_leaving or one.host in fleet.drains)
+        leaving = frozenset(one.worker for one in hosts if one.is_leaving or one.is_drained(fleet.drains))
         running: dict[tuple[Key, str], int] = {}
         is_moving = any(slot.leaves for slots in before.values() for slot in slots)
         if leaving or is_moving:

@@ -5,6 +5,7 @@ Each is sealed for its place in the broker, and carries a number that only grows
 
 from __future__ import annotations
 
+from collections.abc import Container
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from typing import Any, ClassVar, Self
@@ -86,6 +87,10 @@ class HostRecord(_Value):
     number: int = 0
     is_leaving: bool = False
 
+    def is_drained(self, drains: Container[str]) -> bool:
+        """Return whether its host, or this worker alone, is among those that are drained."""
+        return self.host in drains or self.worker in drains
+
 
 @dataclass(frozen=True)
 class Slot:
@@ -155,7 +160,9 @@ class Wish(_Value):
       count: So many replicas; None for what its options say.
       configured: The ``num_replicas`` that the count was given for; another one ends it.
       is_paused: Whether its replicas take no calls.
-      by, at_ms: Who said so, and when by the broker's clock.
+      by, at_ms: Who said that, and when by the broker's clock.
+      scaled_by, scaled_at_ms: Who gave the count, and when.
+      scaled_from: How many were wanted before.
     """
 
     count: int | None = None
@@ -163,7 +170,14 @@ class Wish(_Value):
     is_paused: bool = False
     by: str = ""
     at_ms: float = 0.0
+    scaled_by: str = ""
+    scaled_at_ms: float = 0.0
+    scaled_from: int = 0
     number: int = 0
+
+    def holds_for(self, num_replicas: int) -> bool:
+        """Return whether there is a count that was given for these ``num_replicas``."""
+        return self.count is not None and self.configured == num_replicas
 
 
 @dataclass(frozen=True)

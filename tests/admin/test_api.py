@@ -23,18 +23,28 @@ from werkzeug.test import TestResponse
 from qserve.__main__ import main
 from qserve.appfile.read import read_file
 from qserve.deploy.installation import Installation
-from qserve.wire.application import ApplicationRecord, DeploymentRecord, Resources
+from qserve.fleet.store import FleetStore
+from qserve.wire.application import ApplicationRecord, DeploymentRecord, Resources, Scaling
 from qserve.wire.status import RUNNING, ReplicaStatus
 
 TOKEN = "the-token-of-this-test"
-ALL = "/api/serve/applications/"
+ALL, SCALE = "/api/serve/applications/", "/api/v1/applications/{}/deployments/{}/scale"
 FILE = {"applications": [{"name": "shop", "import_path": "shop:app", "deployments": [{"name": "Model ✓ \U0001f600"}]}]}
 CONFIG = json.dumps({"name": "shop", "import_path": "shop:app", "external_scaler_enabled": True})
 DEPLOYMENTS = {
     "Model": DeploymentRecord("Model", num_replicas=2, resources=Resources(gpus=1.0)),
+    "Scaled": DeploymentRecord("Scaled", scaling=Scaling()),
 }
 SHOP = ApplicationRecord(
-    "shop", "v1", "Model", "/shop", config=CONFIG, deployments=DEPLOYMENTS, deployed_at=9.5, target="shop:app"
+    "shop",
+    "v1",
+    "Model",
+    "/shop",
+    config=CONFIG,
+    deployments=DEPLOYMENTS,
+    deployed_at=9.5,
+    target="shop:app",
+    external_scaler=True,
 )
 Send = Callable[..., TestResponse]
 
@@ -208,7 +218,7 @@ def test_what_fails_before_anything_is_changed_is_about_all_applications() -> No
 
 def test_the_details_have_the_keys_of_ray(installation: Installation, send: Send) -> None:
     serve(installation)
-    serve(installation, replace(SHOP, name="office", config="", route_prefix=None))
+    serve(installation, replace(SHOP, name="office", config="", external_scaler=False, route_prefix=None))
     report = ReplicaStatus("Model-a-1", "Model", "v1", RUNNING, pid=7, host="a", worker="a-1")
     installation.reports("shop").report(report)
 
@@ -238,7 +248,7 @@ def test_the_details_have_the_keys_of_ray(installation: Installation, send: Send
     installation.reports("shop").remove("Model-a-1")
 
 
-# -- DELETE ------------------------------------------------------------------------------
+# -- DELETE and scale ------------------------------------------------------------------------------
 
 
 def test_delete_removes_all_applications(installation: Installation, send: Send) -> None:
@@ -251,9 +261,50 @@ def test_delete_removes_all_applications(installation: Installation, send: Send)
     wait_until(lambda: not installation.registry.names(), description="they are removed")
 
 
+def wanted(installation: Installation) -> dict[str, int | None]:
+    store = FleetStore(installation.client, installation.keys, installation.seal)
+    return {name: wish.count for name, wish in store.wishes("shop").items()}
+
+
+def test_an_external_scaler_sets_the_number_of_replicas(installation: Installation, send: Send) -> None:
+    serve(installation)
+
+    answer = send("POST", SCALE.format("shop", "Model"), {"target_num_replicas": 3})
+
+    assert (answer.status_code, answer.json) == (200, {"message": "shop/Model: 2 -> 3 replicas"})
+    assert wanted(installation) == {"Model": 3}
+
+
+@pytest.mark.parametrize(
+    ("app", "deployment", "body", "status", "message"),
+    [
+        ("shopp", "Model", {"target_num_replicas": 3}, 404, "application 'shopp' is not deployed; deployed"),
+        ("shop", "Modle", {"target_num_replicas": 3}, 404, "deployment 'Modle' is not in application 'shop'"),
+        ("shop", "Model", {"target_num_replicas": -1}, 400, "from 0 to 10000; got -1"),
+        ("shop", "Model", {"target_num_replicas": 10_001}, 400, "from 0 to 10000; got 10001"),
+        ("shop", "Model", {"target_num_replicas": "3"}, 400, "with a whole number"),
+        ("shop", "Model", {"target_num_replicas": True}, 400, "with a whole number"),
+        ("shop", "Model", [], 400, "with a whole number"),
+        ("shop", "Scaled", {"target_num_replicas": 3}, 400, "scales by its load"),
+        ("office", "Model", {"target_num_replicas": 3}, 412, "not deployed with external_scaler_enabled: true"),
+    ],
+)  # fmt: skip
+def test_a_number_that_is_not_possible_is_refused_with_rays_statuses(
+    installation: Installation, send: Send, app: str, deployment: str, body: Any, status: int, message: str
+) -> None:
+    serve(installation)
+    serve(installation, replace(SHOP, name="office", config="", external_scaler=False, route_prefix=None))
+
+    answer = send("POST", SCALE.format(app, deployment), body)
+
+    assert answer.status_code == status
+    assert message in answer.json["error"]["message"]
+    assert wanted(installation) == {}
+
+
 @pytest.mark.parametrize(
     ("method", "path", "status"),
-    [("POST", ALL, 405), ("GET", "/", 404), ("GET", "/api/v1/jobs", 404)],
+    [("POST", ALL, 405), ("GET", SCALE.format("a", "b"), 405), ("GET", "/", 404), ("GET", "/api/v1/jobs", 404)],
 )
 def test_other_paths_and_methods_are_refused(send: Send, method: str, path: str, status: int) -> None:
     assert send(method, path).status_code == status

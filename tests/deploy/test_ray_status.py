@@ -49,6 +49,10 @@ def decided(count: int, trigger: str = "", **more: Any) -> dict[str, Any]:
     return {"scaled": Scaled(count, trigger=trigger, **more)}
 
 
+def by_hand(count: int, configured: int = 2, before: int = 2) -> dict[str, Any]:
+    return {"wish": Wish(count, configured, scaled_by="ada on a with `qserve scale`", scaled_from=before)}
+
+
 @pytest.mark.parametrize(
     ("wanted", "reported", "more", "status", "trigger", "states", "message"),
     [
@@ -82,6 +86,12 @@ def decided(count: int, trigger: str = "", **more: Any) -> dict[str, Any]:
          {"RUNNING": 1}, ""),
         (MODEL, [], decided(2, shortage="2 of 2 replicas have no place: each takes 1 GPU"), "UPDATING",
          "CONFIG_UPDATE_STARTED", {}, "2 of 2 replicas have no place: each takes 1 GPU"),
+        (MODEL, replicas(RUNNING, RUNNING), by_hand(5, before=2), "UPSCALING", "CONFIG_UPDATE_STARTED",
+         {"RUNNING": 2}, "2 of 5 run"),
+        (MODEL, replicas(RUNNING), by_hand(1, before=2), "HEALTHY", "DOWNSCALE_COMPLETED", {"RUNNING": 1}, ""),
+        (MODEL, [], by_hand(0, before=2), "HEALTHY", "DOWNSCALE_COMPLETED", {}, ""),
+        (MODEL, replicas(RUNNING, RUNNING), by_hand(5, configured=3), "HEALTHY", "CONFIG_UPDATE_COMPLETED",
+         {"RUNNING": 2}, ""),
         (MODEL, replicas(RUNNING, RUNNING), {"wish": Wish(is_paused=True, by="ada on a")}, "HEALTHY",
          "CONFIG_UPDATE_COMPLETED", {"RUNNING": 2}, "paused by ada on a: its replicas take no calls"),
     ],

@@ -22,7 +22,7 @@ from qserve.broker.doctor import BrokerFacts, examine
 from qserve.machine.embedded_broker import find_server
 
 ROOT = Path(__file__).parents[2]
-README, GUIDE, CONFIG = ROOT / "README.md", ROOT / "docs" / "guide.md", ROOT / "docs" / "config.md"
+README, *PAGES = ROOT / "README.md", *(ROOT / "docs" / f"{page}.md" for page in ("guide", "config", "operations"))
 DOCUMENTS = [README, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 SOURCES = ("qserve", "workers", "gateway", "tools", "Makefile", "docker-compose.yml")
 
@@ -98,7 +98,7 @@ class Reader:
 
 TAUGHT = [
     pytest.param(blocks, id=f"{path.stem}: {heading}", marks=() if path == README else pytest.mark.slow)
-    for path in (README, GUIDE, CONFIG)
+    for path in (README, *PAGES)
     for heading, blocks in sections(path)
     if any(language == "console" for language, _ in blocks)
 ]

@@ -421,6 +421,18 @@ def test_a_worker_that_is_to_end_runs_its_replicas_until_others_run(fleet: Fleet
     assert fleet.plan() == {"a": 2}
 
 
+def test_one_worker_of_a_host_may_be_drained(fleet: Fleet) -> None:
+    first = fleet.add("a-1", host="a")
+    fleet.add("a-2", host="a")
+    fleet.rounds(2)
+    assert fleet.plan() == {"a-1": 1, "a-2": 1}
+
+    first.store.drain(Drain("a-2", "me"))
+    fleet.rounds(8)
+
+    assert fleet.plan() == {"a-1": 2}
+
+
 def test_replicas_that_are_pinned_are_not_placed_as_well(fleet: Fleet) -> None:
     fleet.add("a")
     fleet.add("b", places=0, pins={"shop:v:A": 1})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -11,7 +12,9 @@ from qserve.appfile.read import SIZE_LIMIT, read_value
 from qserve.base.log import get_logger
 from qserve.base.settings import Settings
 from qserve.deploy.installation import Installation
+from qserve.deploy.named import deployments_named, versions_named
 from qserve.deploy.removal import remove
+from qserve.deploy.wishes import scale
 from qserve.exceptions import QserveException
 from qserve.http import strict_json
 from qserve_gateway.admin.deploys import Deploys
@@ -23,6 +26,7 @@ from qserve_gateway.response.reply import Reply
 
 log = get_logger(__name__)
 APPLICATIONS = "/api/serve/applications"
+_SCALE = re.compile(r"/api/v1/applications/([^/]+)/deployments/([^/]+)/scale").fullmatch
 
 
 class AdminApi:
@@ -45,8 +49,12 @@ class AdminApi:
         self._access.check(environ)
         check_origin(environ)
         path, method = path_of(environ).rstrip("/"), environ["REQUEST_METHOD"]
+        scaled = _SCALE(path)
         answers: dict[str, Callable[[], Any]] = {}
-        if path == APPLICATIONS:
+        if scaled:
+            app, deployment = scaled.groups()
+            answers = {"POST": lambda: self._scale(app, deployment, _body_of(environ))}
+        elif path == APPLICATIONS:
             answers = {
                 "GET": lambda: details_of(self._installation, self._deploys.expected()),
                 "PUT": lambda: self._put(_body_of(environ)),
@@ -82,6 +90,18 @@ class AdminApi:
                 log.error("application %r could not be removed: %s", name, error)
             else:
                 log.info("application %r was removed", name)
+
+    def _scale(self, app: str, deployment: str, body: Any) -> dict[str, Any]:
+        record = versions_named(self._installation, app)[0]
+        deployments_named(record, deployment)
+        count = body.get("target_num_replicas") if type(body) is dict else None
+        if type(count) is not int:
+            raise Refused('the body must be {"target_num_replicas": N}, with a whole number', "bad_request", 400)
+        if not record.external_scaler:
+            message = f"application {app!r} is not deployed with external_scaler_enabled: true"
+            raise Refused(message, "external_scaler_disabled", 412)
+        before, now = scale(self._installation, app, deployment, count)
+        return {"message": f"{app}/{deployment}: {before} -> {now} replicas"}
 
 
 def _body_of(environ: Environ) -> Any:

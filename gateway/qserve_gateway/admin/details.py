@@ -77,7 +77,7 @@ def _application(
         "message": failure or overview.message,
         "last_deployed_time_s": overview.last_deployed_time_s,
         "deployed_app_config": part or None,
-        "external_scaler_enabled": bool(part.get("external_scaler_enabled")),
+        "external_scaler_enabled": record.external_scaler,
         "source": "declarative" if part else "imperative",
         "deployments": deployments,
     }

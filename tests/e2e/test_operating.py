@@ -1,0 +1,128 @@
+"""Operating what runs on two hosts: scale, drain and follow its logs, with the commands that an operator types."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from processes import Process, new_site, wait_until
+from roles import Roles
+
+from qserve.base.settings import Settings
+from qserve.calls.client import ClientPlane
+from qserve.calls.ref import Call
+
+SOURCE = """
+import logging, os, time
+import qserve
+
+@qserve.deployment(num_replicas=2, max_ongoing_requests=1)
+class Model:
+    def __call__(self, words):
+        logging.getLogger("shop").warning("asked for %s", words)
+        while words == "wait" and not os.path.exists("go"):
+            time.sleep(0.01)
+        return words
+
+app = Model.bind()
+"""
+SHOP, OFFERED = "default", "4"
+
+
+class Place(Roles):
+    """A broker, workers that are two hosts, and a caller."""
+
+    def operator(self, *arguments: str) -> str:
+        """What a command prints, which succeeds."""
+        process = self.command(*arguments)
+        assert process.wait() == 0, process.output
+        return process.stdout
+
+    def status(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(self.operator("status", "--json"))
+        return found
+
+    def used(self) -> dict[str, int]:
+        """How many replicas each host runs."""
+        return {one["host"]: one["used"] for one in self.status()["hosts"].values()}
+
+
+@pytest.fixture(scope="module")
+def place() -> Iterator[Place]:
+    with new_site() as site:
+        place = Place(site, SOURCE, {"QSERVE_BROKER_URL": site.broker()})
+        for host in ("a", "b"):
+            place.worker("--host", host, "--places", OFFERED)
+        wait_until(lambda: place.used().keys() == {"a", "b"}, description="both offer places")
+        deploy = place.deploy()
+        assert deploy.wait() == 0, deploy.output
+        yield place
+
+
+@pytest.fixture
+def plane(place: Place) -> Iterator[ClientPlane]:
+    plane = ClientPlane(
+        Settings(broker_url=place.env["QSERVE_BROKER_URL"], secret_key=place.env["QSERVE_SECRET_KEY"].encode())
+    )
+    yield plane
+    plane.close()
+
+
+def ask(plane: ClientPlane, words: str) -> Any:
+    return plane.submit(Call(SHOP, "Model", "__call__", (words,)))
+
+
+@pytest.mark.slow
+def test_scale_changes_the_number_over_all_hosts_and_the_status_says_who_did_it(place: Place) -> None:
+    place.operator("scale", SHOP, "Model", "2", "--wait")
+
+    said = place.operator("scale", SHOP, "Model", "4", "--wait")
+
+    assert said.startswith("default/Model: 2 -> 4\n")
+    assert said.endswith("4/4 run\n")
+    wait_until(lambda: place.used() == {"a": 2, "b": 2}, description="two run on each host")
+    shown = place.status()["applications"][SHOP]["deployments"]["Model"]
+    assert (shown["status"], shown["status_trigger"]) == ("HEALTHY", "UPSCALE_COMPLETED")
+    assert shown["last_scaled"]["count"] == 4
+    assert shown["last_scaled"]["reason"].endswith("with `qserve scale`")
+
+
+@pytest.mark.slow
+def test_a_drained_host_is_emptied_and_no_request_fails(place: Place, plane: ClientPlane) -> None:
+    place.operator("scale", SHOP, "Model", "2", "--wait")
+    wait_until(lambda: place.used() == {"a": 1, "b": 1}, description="one runs on each host")
+    held = [ask(plane, "wait") for _ in range(2)]  # one at each host
+    model = lambda: place.status()["applications"][SHOP]["deployments"]["Model"]  # noqa: E731
+    wait_until(lambda: model()["running_calls"] == 2, description="both replicas are busy")
+
+    drain = place.command("drain", "a")
+    drain.wait_for("still there: 1 of default/Model")
+    assert [ask(plane, f"{number}").result(60) for number in range(20)] == [f"{number}" for number in range(20)]
+    assert place.used() == {"a": 1, "b": 2}  # a new one took these calls, before the one at a has ended
+    place.site.write("go", "")
+
+    assert (drain.wait(), [ref.result(60) for ref in held]) == (0, ["wait", "wait"])
+    assert drain.stdout.endswith("a: empty\n")
+    assert place.used() == {"a": 0, "b": 2}
+    assert ", draining" in next(line for line in place.operator("status").splitlines() if "worker a-" in line)
+    last = place.command("drain", "b")
+    assert (last.wait(), last.stdout) == (2, "")
+    assert "'b' is the last that offers places for application 'default'" in last.stderr
+    assert place.operator("drain", "a", "--undo") == "a: takes replicas again\n"
+    place.operator("scale", SHOP, "Model", "6", "--wait")
+    assert place.used()["a"] >= 2
+
+
+@pytest.mark.slow
+def test_logs_follows_the_replicas_of_both_hosts(place: Place, plane: ClientPlane) -> None:
+    follow: Process = place.command("logs", SHOP, "Model", "-f")
+    for number in range(20):
+        ask(plane, f"line {number} to follow").result(60)
+
+    follow.wait_for("line 19 to follow")
+    follow.press_ctrl_c()
+    assert follow.wait() == 0, follow.output
+    kept = place.operator("logs", SHOP, "-n", "1000")
+    assert all(f"asked for line {number} to follow" in kept for number in range(20))
