@@ -1,0 +1,50 @@
+"""The oldest libraries that setup.cfg allows are enough where qserve builds on more than what those promise."""
+
+from __future__ import annotations
+
+import configparser
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(900)]
+ROOT = Path(__file__).parents[2]
+LIBRARIES = ("celery", "kombu", "redis", "hiredis", "flask", "gunicorn", "gevent", "msgpack")
+FOR_TESTS = ("pytest", "pytest-timeout", "pytest-xdist", "hypothesis", "fakeredis")
+TESTS = [
+    *(f"tests/gateway/test_{part}.py" for part in ("gateway", "gunicorn_parts", "server")),
+    "tests/broker/test_link.py",
+    "tests/e2e/test_celery_tasks.py",
+    "tests/e2e/test_celery_tools.py",
+]
+
+
+def oldest() -> list[str]:
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    bounds = dict(re.findall(r"^(\S+?)>=([0-9.]+)", config["options"]["install_requires"], re.M))
+    return [f"{name}=={bounds[name]}" for name in LIBRARIES]
+
+
+def test_tests_pass_with_the_oldest_libraries(tmp_path: Path) -> None:
+    source, python = tmp_path / "source", str(tmp_path / "venv" / "bin" / "python")
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    for name in filter(None, listed.split("\0")):
+        if (ROOT / name).is_file():
+            (source / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, source / name)
+    subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
+    packages = [python, "-m", "pip", "install", "--quiet", "--editable", str(source), *oldest(), *FOR_TESTS]
+    subprocess.run(packages, check=True, capture_output=True)
+
+    # without switches for plugins that are not there; old Celery leaves clients to the collector of garbage
+    options = ["-o", "addopts=", "-q", "-m", "not long", "-W", "ignore::pytest.PytestUnraisableExceptionWarning"]
+    done = subprocess.run(
+        [python, "-m", "pytest", *options, *TESTS], cwd=source, check=False, capture_output=True, text=True
+    )
+
+    assert done.returncode == 0, done.stdout[-8000:]
