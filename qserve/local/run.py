@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NoReturn
 
+from qserve.base import unused
 from qserve.base.context import ReplicaContext, replica_here
 from qserve.base.entry import start_in
 from qserve.base.forks import Loop, on_fork
@@ -29,7 +30,7 @@ from qserve.engine.step import Conclusion, Stepper
 from qserve.engine.streaming import ReaderGone, Sink
 from qserve.exceptions import DeployError, QserveException
 from qserve.local.plane import Delivery, LocalPlane, Queue, Request, record_here
-from qserve.wire.application import ApplicationRecord
+from qserve.wire.application import ApplicationRecord, DeploymentRecord
 from qserve.wire.failure import Failure
 from qserve.wire.outcome import State
 
@@ -60,6 +61,8 @@ def run_local(built: CompiledApplication) -> RayServeSyncHandle:
         atexit.register(shutdown_local)
         current.installed = plane
     record = record_of(built, plane.codec)
+    for deployment in record.deployments.values():
+        unused.warn(f"deployment {deployment.name!r}", _options_of_processes(deployment), unused.LOCAL)
     plane.records.setdefault(built.name, record)  # threads of constructors may call, and have no context
     try:
         version = _Version(plane, record, code_of(built))
@@ -73,6 +76,19 @@ def run_local(built: CompiledApplication) -> RayServeSyncHandle:
     if retired is not None:
         retired.retire()
     return RayServeSyncHandle(built.ingress.name, built.name)
+
+
+def _options_of_processes(deployment: DeploymentRecord) -> list[str]:
+    """Return the options of a deployment that a replica obeys before it imports user code, and this process cannot."""
+    resources = deployment.resources
+    given = {
+        "num_cpus": resources.cpus is not None,
+        "num_gpus": resources.gpus,
+        "memory": resources.memory,
+        "runtime_env.env_vars": deployment.env,
+        "logging_config": deployment.logging,
+    }
+    return [name for name, value in given.items() if value]
 
 
 def delete_local(name: str) -> bool:

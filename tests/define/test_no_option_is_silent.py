@@ -20,6 +20,7 @@ from qserve.define.application import set_defaults
 from qserve.define.compile import compile_application
 from qserve.define.options import BackpressureConfig, DeploymentOptions, LoggingConfig
 from qserve.deploy.registration import record_of
+from qserve.local.run import shutdown_local
 from qserve.wire.codec import Codec
 
 ROOT = Path(__file__).parents[2]
@@ -196,6 +197,27 @@ def test_an_argument_of_run_has_an_effect(argument: str) -> None:
     body = inspect.getsource(serve.run).partition('"""')[2].partition('"""')[2]
 
     assert argument == "_blocking" or argument in body
+
+
+@pytest.mark.parametrize(
+    ("option", "named"),
+    [
+        ({"ray_actor_options": {"num_cpus": 0}}, "num_cpus"),
+        ({"ray_actor_options": {"num_gpus": 0.5}}, "num_gpus"),
+        ({"ray_actor_options": {"memory": 2**30}}, "memory"),
+        ({"ray_actor_options": {"runtime_env": {"env_vars": {"A": "1"}}}}, "runtime_env.env_vars"),
+        ({"logging_config": {"log_level": "ERROR"}}, "logging_config"),
+    ],
+)
+def test_what_only_a_process_of_its_own_can_obey_is_warned_about_in_local_mode(
+    option: dict[str, Any], named: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    serve.run(Model.options(name="Set", **option).bind(Model.bind()), local=True)
+    shutdown_local()
+    assert warnings_of(caplog) == [f"deployment 'Set': these options have no effect: {named} ({unused.LOCAL})"]
+    caplog.clear()
+    serve_here(Model.options(**option).bind())
+    assert warnings_of(caplog) == []
 
 
 @pytest.mark.parametrize("argument", unused.START)
