@@ -17,6 +17,7 @@ from qserve.wire.fleet import Rollout, Scaled, Wish
 from qserve.wire.status import FAILED, RUNNING, STARTING, ReplicaStatus
 
 _RAYS_STATES = (STARTING, RUNNING)
+_MORE_ROOM = "start a `qserve worker` that has room, or ask for fewer replicas"
 _NO_SCALED, _NO_WISH = Scaled(-1), Wish()
 
 
@@ -285,7 +286,7 @@ def deployment_status(
         lines.append(f"{running} of {target} run{_words_of(failed, now_ms)}")
     elif not replicas and target and not scaled.shortage:
         lines.append("no worker runs a replica of it: start `qserve worker`")
-    lines += [scaled.shortage, waiting_workers(replicas)]
+    lines += [scaled.shortage, _MORE_ROOM if scaled.shortage else "", waiting_workers(replicas)]
     if wish.is_paused:
         lines.append(f"paused by {wish.by}: its replicas take no calls until `qserve resume`")
     at_s = scaled.at_ms / 1000

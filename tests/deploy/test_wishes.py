@@ -193,7 +193,7 @@ def test_waiting_ends_with_exit_code_1_and_the_reason_when_there_is_no_place(ins
         1,
         ["shop/Model: 1 -> 2", "  Model                    0/2 run"],
     )
-    assert result.stderr.endswith("0 of 2 replicas run: 1 of 2 replicas have no place\n")
+    assert "0 of 2 replicas run: 1 of 2 replicas have no place\nstart a `qserve worker`" in result.stderr
 
 
 # -- drain -----------------------------------------------------------------------------------------
