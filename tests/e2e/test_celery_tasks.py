@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -227,3 +228,15 @@ def test_what_is_not_a_message_stops_nothing(shop: Installation, tasks: Process,
     sent = producer.send_task("qserve.default.Machine", [21], queue="qserve")
     assert sent.get(timeout=PATIENCE_S) == 42
     assert tasks.exit_code() is None
+
+
+def test_the_command_and_the_program_of_the_document_work(shop: Installation) -> None:
+    process = shop.type("celery.md", "qserve tasks")
+    process.wait_for("tasks are taken from the queues qserve")
+    text = (Path(__file__).parents[2] / "docs" / "celery.md").read_text()
+    (program,) = re.findall(r"^```python\n(from celery.*?)^```", text, re.S | re.M)
+    program = program.replace("redis://localhost:6379/0", shop.url).replace("Model.predict", "Machine")
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=150)
+    assert done.stdout == "42\n", done.stderr + process.output
+    process.stop()
+    assert process.exit_code() == 0, process.output

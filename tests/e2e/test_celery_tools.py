@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -161,14 +160,32 @@ def test_events_are_sent_while_they_are_enabled(shop: Installation, tool: Celery
     assert "worker-online" in {event["type"] for event in seen}
 
 
-def test_flower_shows_the_replicas_their_calls_and_what_became_of_them(shop: Installation) -> None:
+def test_a_replica_that_ends_says_so_after_its_last_call(shop: Installation, tool: Celery, tmp_path: Path) -> None:
+    (replica,) = (name for reply in tool.control.ping(timeout=PATIENCE_S, limit=1) for name in reply)
+    with captured(tool) as seen:
+        tool.control.broadcast("enable_events", reply=True, timeout=PATIENCE_S, limit=1)
+        call = shop.call("wait_for", str(tmp_path / "gate"))
+        wait_until(
+            lambda: any(event.get("uuid") == call.request_id for event in seen), description="the event of its begin"
+        )
+        tool.control.broadcast("shutdown")
+        (tmp_path / "gate").touch()
+        assert call.result(PATIENCE_S) == "done"
+        wait_until(lambda: seen[-1]["type"] == "worker-offline", description="the event of the replica's end")
+    assert seen[-1]["hostname"] == replica
+    assert [event["type"] for event in seen if event.get("uuid") == call.request_id][-1] == "task-succeeded"
+    wait_until(
+        lambda: any(name != replica for reply in tool.control.ping(timeout=1) for name in reply),
+        description="another replica replies",
+    )
+
+
+def test_the_commands_of_the_document_show_the_replicas_their_calls_and_what_became_of_them(shop: Installation) -> None:
     pytest.importorskip("flower")
     port = free_port()
-    options = ["--address=127.0.0.1", f"--port={port}", "--inspect-timeout=5000", "--state-save-interval=0"]
-    flower = shop.site.start(
-        [sys.executable, "-m", "celery", "-A", "qserve_workers.app", "flower", *options],
-        env={**shop.env, "FLOWER_UNAUTHENTICATED_API": "1"},
-    )
+    options = {"PORT": str(port), "ADDRESS": "127.0.0.1", "INSPECT_TIMEOUT": "5000", "STATE_SAVE_INTERVAL": "0"}
+    options["UNAUTHENTICATED_API"] = "1"
+    flower = shop.type("celery.md", "flower", **{f"FLOWER_{name}": value for name, value in options.items()})
 
     def page(path: str) -> str:
         try:
@@ -191,4 +208,5 @@ def test_flower_shows_the_replicas_their_calls_and_what_became_of_them(shop: Ins
     shown = wait_until(lambda: page(f"/worker/{worker}"), description="the page of the replica")
     assert FAIL in shown
     assert shop.queue in shown
+    assert "- empty -" in flower.stdout  # what `inspect active` has printed before
     assert "Traceback" not in flower.output, flower.output

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import re
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import redis
@@ -113,6 +117,17 @@ class Installation(Roles):
         assert deploy.wait() == 0, deploy.output + process.output
         self.wait_running(replicas)
         return process
+
+    def type(self, document: str, word: str, **env: str) -> Process:
+        """Type the bash block of a document that has a word at this broker with its key; its last command may go on."""
+        text = (Path(__file__).parents[2] / "docs" / document).read_text()
+        (block,) = [block for block in re.findall(r"^```bash\n(.*?)\n```", text, re.S | re.M) if word in block]
+        own = f"QSERVE_BROKER_URL={self.url} QSERVE_SECRET_KEY={self.env['QSERVE_SECRET_KEY']}"
+        commands, replaced = re.subn(r"QSERVE_BROKER_URL=\S+ QSERVE_SECRET_KEY=\S+", own, block)
+        assert replaced, block
+        *first, last = commands.splitlines()
+        path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+        return self.site.start(["bash", "-euc", "\n".join([*first, f"exec {last}"])], env={"PATH": path, **env})
 
     def replicas(self) -> list[ReplicaStatus]:
         return [

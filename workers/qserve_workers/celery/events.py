@@ -144,6 +144,12 @@ class CallEvents:
         self._announced &= {id_of(work) for work in running}
         dispatcher.flush()
 
+    def send_last(self, connection: Any) -> None:
+        """Send what has not been sent, and that this replica ends, if events are enabled."""
+        if self.is_enabled:
+            self.send(connection, at_once=True)
+            self._send_of_worker("worker-offline")
+
     def _send_of_worker(self, kind: str) -> None:
         assert self._dispatcher is not None
         processed, active = sum(self._view.counts().values()), len(self._replica.invoker.running())

@@ -6,6 +6,7 @@ replica reads its stream itself, so its blueprint has no step for any of that: s
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -30,6 +31,8 @@ from qserve_workers.replica.replica import Replica
 
 log = get_logger(__name__)
 _RECONNECT_S = 1.0
+_LAST_EVENTS_S = 2 * SEND_EVERY_S
+"""How long the end of a replica waits for its last events: the thread looks up from its connection once a second."""
 
 
 class RemoteControl(bootsteps.StartStopStep):  # type: ignore[misc]
@@ -46,14 +49,18 @@ class RemoteControl(bootsteps.StartStopStep):  # type: ignore[misc]
         consumer.event_dispatcher = None  # Celery's code asks for it
         self._pidbox = Pidbox(consumer)
         self._stopping = threading.Event()
+        self._thread: threading.Thread | None = None
 
     def start(self, consumer: Any) -> None:
         self._stopping.clear()
-        threading.Thread(target=self._serve, args=(consumer,), name="remote-control", daemon=True).start()
+        self._thread = threading.Thread(target=self._serve, args=(consumer,), name="remote-control", daemon=True)
+        self._thread.start()
 
     def stop(self, consumer: Any) -> None:
-        """Stop answering; the thread itself ends with its connection, or with the process."""
+        """Stop answering. The thread ends with its connection or with the process; it sends the last events before."""
         self._stopping.set()
+        if self._thread is not None and consumer.controller.events.is_enabled:
+            self._thread.join(_LAST_EVENTS_S)
 
     shutdown = stop
 
@@ -78,6 +85,9 @@ class RemoteControl(bootsteps.StartStopStep):  # type: ignore[misc]
                         raise BrokerUnavailable(f"the broker cannot be reached: {error}") from error
                     raise
             self._stopping.wait(turns.pause_s)
+        if is_connected:
+            with contextlib.suppress(Exception):  # the broker is away, and the replica ends
+                consumer.controller.events.send_last(consumer.connection)
 
     def _answer_next(self, consumer: Any) -> None:
         try:
