@@ -31,8 +31,8 @@ from qserve_workers.replica.replica import Replica
 
 log = get_logger(__name__)
 _RECONNECT_S = 1.0
-_LAST_EVENTS_S = 2 * SEND_EVERY_S
-"""How long the end of a replica waits for its last events: the thread looks up from its connection once a second."""
+_LAST_EVENTS_S = 10 * SEND_EVERY_S
+"""How long the end of a replica waits for its last events at most; usually a second, and on a busy host some more."""
 
 
 class RemoteControl(bootsteps.StartStopStep):  # type: ignore[misc]
