@@ -66,7 +66,7 @@ def test_what_a_host_ran_that_vanishes_runs_elsewhere_as_far_as_there_is_room_an
     wait_until(lambda: hosts.used().keys() == {"a", "b"}, description="both offer places")
     deploy = hosts.command("deploy", "shop:app")
     assert deploy.wait() == 0, deploy.output
-    wait_until(lambda: hosts.used() == {"a": 2, "b": 2}, description="each host runs two")
+    wait_until(lambda: sum(hosts.used().values()) == 4 and hosts.used()["b"], description="both hosts run some of them")
     env = hosts.env
     plane = ClientPlane(Settings(broker_url=env["QSERVE_BROKER_URL"], secret_key=env["QSERVE_SECRET_KEY"].encode()))
 
