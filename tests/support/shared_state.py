@@ -32,6 +32,6 @@ def shared_state() -> dict[str, Any]:
         "event loop": (asyncio.get_event_loop_policy(), asyncio._get_running_loop()),
         "hooks": (sys.excepthook, threading.excepthook, sys.displayhook, builtins.__import__),
         "garbage collector": gc.isenabled(),
-        "folder of temporary files": tempfile.tempdir,
+        "folder of temporary files": tempfile.gettempdir(),  # which is found out when it is first asked for
         "recursion limit": sys.getrecursionlimit(),
     }
