@@ -109,6 +109,28 @@ def test_what_is_planned_is_run_with_its_gpus_and_no_more(
     assert [one.spec.devices for one in staying] == [("1",)]
 
 
+def test_what_is_deleted_between_two_reads_of_a_round_is_not_stopped_in_it(
+    installation: Installation, settings: Settings, system: System, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would look as if it was active and wanted nowhere, and its replicas would not finish what was accepted."""
+    deploy(installation, RECORD)
+    supervisor, names, found = Supervisor(settings, fork=system.fork), Registry.names, []
+    supervisor.tick()
+    installation.registry.announce("app")  # all is read again
+
+    def delete_before_second(registry: Registry) -> list[str]:
+        if found:
+            installation.registry.delete("app")
+        found.append(names(registry))
+        return found[-1]
+
+    monkeypatch.setattr(Registry, "names", delete_before_second)
+    supervisor.tick()
+
+    assert found == [["app"], []]
+    assert runs(supervisor) == {"v": 2}
+
+
 def test_a_pinned_worker_gives_each_replica_gpus_of_its_own(
     installation: Installation, settings: Settings, system: System
 ) -> None:

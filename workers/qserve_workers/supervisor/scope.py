@@ -139,7 +139,9 @@ class Applications:
             mine = [record for (name, _), record in self._records.items() if name in names]
             others = {*names} - {self._scope.app} if self._scope.app else set()
             read = [one for name in sorted(others) for one in self._registry.readable(name, ACTIVE, NEXT)]
-            unread = {*names} - {record.name for record in (*mine, *read)}
+            # also one that was deleted a moment ago: it is known here as active, until the next round reads all of it
+            known = {*names} | {name for name, _ in self._records}
+            unread = known - {record.name for record in (*mine, *read)}
             self._all = Registered((*mine, *read), unread | self._unread)
         return self._all
 
