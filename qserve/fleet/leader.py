@@ -206,7 +206,7 @@ class Leader:
         if leaving or is_moving:
             for app in {need.key.app for need in needs}:
                 running.update(self._running(app))
-        inputs = needs, sorted(hosts, key=lambda one: one.worker), leaving
+        inputs = needs, sorted((replace(one, number=0) for one in hosts), key=lambda one: one.worker), leaving
         if inputs != self._inputs:
             self._inputs, self._changed_at, self._is_even = inputs, now, False
         elif not (self._is_even or is_moving) and self._is_steady(now):

@@ -421,6 +421,21 @@ def test_a_worker_that_is_to_end_runs_its_replicas_until_others_run(fleet: Fleet
     assert fleet.plan() == {"a": 2}
 
 
+def test_a_deployment_is_evened_out_while_workers_offer_the_same_again_and_again(fleet: Fleet) -> None:
+    first = fleet.add("a")
+    fleet.rounds(2)
+    second = fleet.add("b")
+    assert fleet.plan() == {"a": 2}
+
+    for _ in range(15):
+        fleet.rounds(4)
+        first.offer()
+        fleet.rounds(4)
+        second.offer()
+
+    assert fleet.plan() == {"a": 1, "b": 1}
+
+
 def test_one_worker_of_a_host_may_be_drained(fleet: Fleet) -> None:
     first = fleet.add("a-1", host="a")
     fleet.add("a-2", host="a")
