@@ -287,16 +287,16 @@ def test_reading_ahead_follows_the_pace_of_the_method_that_was_called_last() -> 
 @pytest.mark.parametrize("method", ["thread", "coroutine", "promise", "raises"])
 def test_a_call_is_freed_by_reference_count(method: str) -> None:
     async def test(bench: Bench) -> None:
-        for _ in range(3):  # lasting things, such as the pace of a method, are made
-            await bench.run(method, *["ValueError"][: method == "raises"])
-        bench.ends.failed.clear()
-        gc.collect()
+        async def run_and_collect(calls: int) -> int:
+            for _ in range(calls):
+                await bench.run(method, *["ValueError"][: method == "raises"])
+            bench.ends.failed.clear()
+            await asyncio.sleep(0)
+            return gc.collect()
 
-        for _ in range(20):
-            await bench.run(method, *["ValueError"][: method == "raises"])
-        bench.ends.failed.clear()
-        await asyncio.sleep(0)
-        assert gc.collect() == 0
+        await run_and_collect(3)  # lasting things, such as the pace of a method, are made
+        # what calls leave they leave each time; a thread of this process that ends meanwhile does so once
+        assert min([await run_and_collect(20) for _ in range(3)]) == 0
 
     on_loop(test)
 
