@@ -73,7 +73,9 @@ def test_what_a_host_ran_that_is_cut_off_runs_elsewhere_and_comes_back_with_it(
     calls = load.stop()
 
     assert sum(one.output.count(GONE) for one in hosts) == 1, "one host decides that, and says so"
-    check(stack, calls, reruns=100, may_log=["connection", "sends no heartbeats", "are handed over", GONE])
+    # a replica may just start there when the network is cut
+    allowed = ["connection", "sends no heartbeats", "are handed over", GONE, "cannot report that it has failed"]
+    check(stack, calls, reruns=100, may_log=[*allowed, "can be started .*in its log"])
     for host in hosts:
         host.signal(signal.SIGTERM)
     assert [host.wait() for host in hosts] == [0, 0, 0]
