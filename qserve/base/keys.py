@@ -172,6 +172,11 @@ def deployment_in(stream: str) -> str:
     return stream.partition(PERSONAL)[0].rpartition(":")[2]
 
 
+def app_in(stream: str) -> str:
+    """Return the application that a stream, or a replica's own stream, is named for."""
+    return stream.partition(PERSONAL)[0].rsplit(":", 2)[0].partition("}:")[2].partition(":")[2]
+
+
 def _of_kind(stream: str, kind: str) -> str:
     return stream.replace(f":{QUEUE}:", f":{kind}:", 1)
 

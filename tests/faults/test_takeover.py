@@ -16,6 +16,8 @@ from qserve_workers.process.connections import Connections
 from rows import row
 from stacks import SEAL, Stack, children_of, last
 
+from qserve.deploy.installation import ReplicaReports
+
 LEASE = {"QSERVE_LEASE_S": "600"}
 """None ends while a test runs: what is taken over is so by another sign."""
 TAKEN = "has no connections any more"
@@ -65,6 +67,8 @@ def test_calls_of_a_worker_that_is_killed_whole_begin_elsewhere_before_its_lease
     with frozen(behind.pid, *reset):
         os.killpg(doomed.pid, signal.SIGKILL)
         wait_until(lambda: stack.supervisor.output.count(TAKEN) == 2, description="two replicas are taken over")
+        reports = ReplicaReports(stack.broker.client, stack.keys, SEAL, "default").replicas()
+        assert killed.isdisjoint(one.pid for one in reports), "the status does not count them any more"
         Path(gate).touch()  # calls whose replica has died run alone, once the others of their replica have ended
         wait_until(
             lambda: held <= {line.request for line in lines() if line.pid not in killed},

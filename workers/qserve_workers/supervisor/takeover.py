@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Iterable, Set
 from functools import partial
 
 from qserve.base import failpoints
-from qserve.base.keys import GROUP, deployment_in
+from qserve.base.keys import GROUP, app_in, deployment_in
 from qserve.base.log import get_logger
 from qserve.broker import functions
 from qserve.broker.connection import broker_errors, create_group, if_there, refusal, without_strangers
@@ -189,6 +189,8 @@ class Takeover:
 
     def _hand_over_all(self, name: str, streams: list[str], why: str = "sends no heartbeats any more") -> None:
         moved = sum(self.hand_over(stream, name) for stream in streams)
+        # one that was only cut off reports itself again
+        self._installation.reports(app_in(streams[0])).remove(name)
         log.warning("replica %s %s; its %d calls are handed over", name, why, moved)
 
     @broker_errors()
