@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
@@ -86,7 +87,7 @@ class Leader:
         self._observe = observe
         self._decide_with = decide_with
         self._clock = monotonic
-        self._next_at = self._settled_at = 0.0
+        self._next_at, self._settled_at = 0.0, -math.inf
         self._forget()
 
     def _forget(self) -> None:
@@ -103,8 +104,13 @@ class Leader:
         self._is_even = False
 
     def settle(self) -> None:
-        """Plan nothing for a moment: the broker has lost its data, and the others put back what they offer and run."""
-        self._settled_at = self._clock() + _SETTLE_S
+        """Plan nothing for a moment: the broker has lost its data, and the others put back what they offer and run.
+
+        That happens once in ten seconds at most, so that whoever overwrites an offer again and again holds up little.
+        """
+        now = self._clock()
+        if now >= self._settled_at + _STEADY_S:
+            self._settled_at = now + _SETTLE_S
 
     def tick(
         self, registered: Callable[[], Registered], offer: HostRecord, is_eager: bool = False

@@ -275,6 +275,18 @@ def test_a_broker_that_lost_its_data_costs_no_replica(fleet: Fleet, flushed: str
     assert fleet.plan() == {"a": 1, "b": 1}
 
 
+def test_whoever_overwrites_an_offer_again_and_again_holds_up_little(fleet: Fleet) -> None:
+    fleet.add("a")
+    changed = record(A=DeploymentRecord("A", num_replicas=3))
+    fleet.rounds(2)
+
+    for _ in range(8):
+        fleet.client.hset(fleet.keys.hosts, "a", b"garbage")
+        fleet.rounds(1, changed)
+
+    assert fleet.plan() == {"a": 3}
+
+
 def test_a_leader_that_knows_nothing_waits_until_others_have_said_again_what_they_run(fleet: Fleet) -> None:
     first, second = fleet.add("a"), fleet.add("b")
     fleet.rounds(2)
