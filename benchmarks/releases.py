@@ -35,7 +35,7 @@ _TARGET = "qserve_app:graph"
 READY_FOR_S, DEPLOY_FOR_S = 60.0, 90.0
 WARM_S, BEFORE_S, AFTER_S = 5.0, 20.0, 2.0
 REPLICAS = 6
-"""Of the three steps together."""
+"""How many replicas the three steps have together."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ CASES = (
 
 @dataclass(frozen=True)
 class Row:
-    """What requests noticed of one deploy."""
+    """How requests fared during one deploy."""
 
     deploy: str
     deploy_s: float

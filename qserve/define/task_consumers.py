@@ -44,7 +44,7 @@ class TaskProcessorConfig(BaseModel):
     Parameters:
       queue_name: The queue that it consumes.
       adapter: A class that sends tasks, or its import path; Celery's if it is left out.
-      adapter_config: What that class is told; a ``CeleryAdapterConfig`` for Celery's.
+      adapter_config: The settings of that class; for Celery a ``CeleryAdapterConfig``.
       max_retries: How often a task that raised is tried again, after 1, 2, 4 ... seconds, 60 at most; None: for ever.
       failed_task_queue_name: The queue for tasks that failed for good.
       unprocessable_task_queue_name: The queue for tasks with unknown names, and for messages that cannot be read.

@@ -58,7 +58,7 @@ class Steps:
       wanted: How many replicas the new version is to have.
       old: How many the old one had at the beginning.
       surge: How many there may be beyond that.
-      is_full: Whether there is no place but those of the old ones.
+      is_full: Whether new replicas only find a place where an old one ends.
     """
 
     wanted: int
@@ -165,7 +165,7 @@ class Start:
       surge: How many replicas there may be beyond those that are wanted; None for what the deployments say, and
         otherwise as many as there is room for.
       wait: Waits until all run, of some as many as ``expected`` returns, and calls ``check`` meanwhile.
-      check: Called while waiting; raises if there is no point in waiting any longer.
+      check: Called while waiting; raises when waiting makes no sense any more.
       say: Called with what a user should know.
       timeout_s: How long each step may take.
     """

@@ -188,12 +188,10 @@ class Leader:
         same = {app: before[app] for app, one in found.items() if app in before and before[app][0] == one.number}
         self._claims = {app: same.get(app, (one.number, now)) for app, one in found.items()}
         staged = {(record.name, record.version) for record in records if record.place == NEXT}
-        ended = {app: replace(one, new=dict.fromkeys(one.new, 0), keep={}) for app, one in found.items()}
-        return {
-            app: one if now - self._claims[app][1] <= _STILL_S else ended[app]
-            for app, one in found.items()
-            if now - self._claims[app][1] <= _STILL_S or (app, one.version) in staged
-        }
+        going_on = {app: one for app, one in found.items() if now - self._claims[app][1] <= _STILL_S}
+        stuck = {app: one for app, one in found.items() if app not in going_on and (app, one.version) in staged}
+        ended = {app: replace(one, new=dict.fromkeys(one.new, 0), keep={}) for app, one in stuck.items()}
+        return going_on | ended
 
     def _note_counts(self, decided: Mapping[tuple[str, str], Scaled], fleet: Fleet) -> None:
         """Crash on the way: the next leader goes on from the counts that are noted."""

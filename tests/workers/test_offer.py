@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -11,6 +9,7 @@ from typing import Any
 
 import pytest
 import redis
+from children import end_children, sleeping_child
 from processes import wait_until
 from qserve_workers.replica.spec import ReplicaSpec
 from qserve_workers.supervisor.offer import Capacity, WorkerId
@@ -37,7 +36,7 @@ class System:
         self.started: dict[int, ReplicaSpec] = {}
 
     def fork(self, spec: ReplicaSpec) -> int:
-        pid = os.spawnlp(os.P_NOWAIT, "sleep", "sleep", "60")
+        pid = sleeping_child()
         self.started[pid] = spec
         return pid
 
@@ -46,12 +45,7 @@ class System:
 def system() -> Iterator[System]:
     made = System()
     yield made
-    for pid in made.started:
-        try:
-            os.kill(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
-        except (ProcessLookupError, ChildProcessError):
-            continue
+    end_children(made.started)
 
 
 @pytest.fixture

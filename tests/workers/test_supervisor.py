@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import redis
+from children import end_children, sleeping_child
 from processes import wait_until
 from qserve_workers.replica.spec import MEANINGS, EndNote, Exit, ReplicaSpec
 from qserve_workers.supervisor.own_code import OwnCode
@@ -52,7 +53,7 @@ class System:
         self.asked_at.append(time.monotonic())
         if self.shortage:
             raise OSError(self.shortage, os.strerror(self.shortage))
-        pid = os.spawnlp(os.P_NOWAIT, "sleep", "sleep", "60")
+        pid = sleeping_child()
         self.pids.append(pid)
         return pid
 
@@ -61,12 +62,7 @@ class System:
 def system() -> Iterator[System]:
     made = System()
     yield made
-    for pid in made.pids:
-        try:
-            os.kill(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
-        except (ProcessLookupError, ChildProcessError):
-            continue
+    end_children(made.pids)
 
 
 @pytest.fixture
