@@ -15,6 +15,7 @@ from qserve.api import shutdown as shutdown
 from qserve.api import shutdown_async as shutdown_async
 from qserve.api import start as start
 from qserve.api import status as status
+from qserve.base.context import call_context as call_context
 from qserve.base.context import get_replica_context as get_replica_context
 from qserve.base.context import get_request_context as get_request_context
 from qserve.calls.handles import submit_many as submit_many

@@ -21,6 +21,7 @@ from qserve_gateway.handler import RequestHandler, handle
 from qserve_gateway.jobs import JOBS_PATH, Jobs
 from qserve_gateway.queues import QUEUES_PATH, Queues
 from qserve_gateway.request.access import AccessPolicy, check_host, check_origin
+from qserve_gateway.request.carried import Forwarded
 from qserve_gateway.request.environ import Environ, Refused, must_close, request_id_of
 from qserve_gateway.request.waiting import InFlightLimit
 from qserve_gateway.response.errors import problem_reply
@@ -116,7 +117,8 @@ def create_app(settings: Settings, plane: ClientPlane | None = None, watch: bool
         watcher.refresh()
     access, in_flight = AccessPolicy.from_env(read_environment()), InFlightLimit(settings.body_memory)
     jobs = Jobs(settings, plane, in_flight)
-    app = Gateway(RequestHandler(settings, plane, watcher.current, access, in_flight, jobs))
+    forwarded = Forwarded.of(settings)
+    app = Gateway(RequestHandler(settings, plane, watcher.current, access, in_flight, jobs, forwarded=forwarded))
     _add_pages(app, plane, watcher)
     return app
 

@@ -23,6 +23,7 @@ from qserve.wire.outcome import ANNOUNCED, State
 from qserve.wire.replies import length
 from qserve_gateway.jobs import Job, Jobs
 from qserve_gateway.request.access import AccessPolicy, ClientLimits
+from qserve_gateway.request.carried import Forwarded, carried_in
 from qserve_gateway.request.environ import (
     BODY_LIMIT,
     SMALL,
@@ -83,6 +84,7 @@ class RequestHandler:
 
     Parameters:
       table: Returns the current routes.
+      forwarded: The headers that requests carry to user code; None for none.
     """
 
     settings: Settings
@@ -92,6 +94,7 @@ class RequestHandler:
     in_flight: InFlightLimit
     jobs: Jobs
     parser: JsonProcess = field(default_factory=JsonProcess)
+    forwarded: Forwarded | None = None
 
     def handle(self, environ: Environ) -> AnyReply:
         """Handle one request; errors become replies too."""
@@ -155,6 +158,7 @@ class RequestHandler:
             job = Job.of(environ, body, record.name, self.settings)
         method, args, run = self._target_of(environ, found, body, timeout_s, place)
         del body
+        forwarded = self.forwarded
         call = Call(
             record.name,
             record.ingress,
@@ -169,6 +173,7 @@ class RequestHandler:
             answer=route.answer,
             owned=True,
             stream=route.answer is Answer.PLAIN,
+            carried=carried_in(environ, forwarded) if forwarded or "HTTP_TRACEPARENT" in environ else None,
         )
         if job is not None:
             call = job.kept(call, self.settings)

@@ -27,7 +27,7 @@ from qserve.wire.progress import Progress
 from qserve.wire.replies import length
 from qserve.wire.request_ids import id_of_key, is_genuine, is_of_value, is_request_id, new_response_id
 from qserve.wire.sealing import open_header, seal_end
-from qserve_gateway.request.environ import CLIENT_ID, Environ, model_id_of, wrong_method
+from qserve_gateway.request.environ import CLIENT_ID, Environ, key_of, model_id_of, wrong_method
 from qserve_gateway.request.waiting import InFlightLimit, Place, wait_for_result
 from qserve_gateway.response.errors import failure_reply, problem_reply
 from qserve_gateway.response.events import END_ID, Events, progress_of
@@ -105,7 +105,7 @@ class Job(NamedTuple):
             message = "Idempotency-Key must have 1 to 128 characters of A-Z a-z 0-9 _ . : -"
             raise BadRequest(message, "invalid_idempotency_key")
         request_id = id_of_key(key, app, settings.namespace, settings.secret_key)
-        return cls(request_id, _fingerprint(environ, body), preference)
+        return cls(request_id, _fingerprint(environ, body, settings.tenant_header), preference)
 
     def kept(self, call: Call, settings: Settings) -> Call:
         """Return the call with a result that is stored under the job's ID, whole, for as long as the settings say."""
@@ -118,9 +118,9 @@ class Job(NamedTuple):
         )
 
 
-def _fingerprint(environ: Environ, body: bytes) -> str:
+def _fingerprint(environ: Environ, body: bytes, tenant_header: str) -> str:
     digest = hashlib.sha256()
-    parts = (
+    parts = [
         environ["REQUEST_METHOD"],
         environ["PATH_INFO"],
         environ.get("QUERY_STRING", ""),
@@ -128,7 +128,9 @@ def _fingerprint(environ: Environ, body: bytes) -> str:
         model_id_of(environ),
         # two users of one application who choose the same key must not receive each other's results
         environ.get("HTTP_AUTHORIZATION", ""),
-    )
+    ]
+    if tenant_header:  # nor must two tenants
+        parts.append(environ.get(key_of(tenant_header), ""))
     for part in (*(text.encode("latin-1") for text in parts), body):
         digest.update(len(part).to_bytes(8, "big"))
         digest.update(part)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
+from qserve.base.carried import Carried, Headers, carried_here, changed
 from qserve.exceptions import QserveException
 
 
@@ -30,6 +31,8 @@ class RequestContext:
                         return 0
                     self.index(page)
       own_ids: The IDs under which the results are stored: of one request, or of all in a batch.
+      carried: What the request carries beside its values; None for nothing.
+      batch: In a batch, the contexts of its calls, in their order.
       makes_calls: Whether its code has called a deployment.
     """
 
@@ -40,8 +43,30 @@ class RequestContext:
     deadline_ms: int = 0
     cancelled: bool = False
     own_ids: tuple[str, ...] = field(default=(), repr=False, compare=False)
+    carried: Carried | None = field(default=None, repr=False, compare=False)
+    batch: tuple[RequestContext, ...] = field(default=(), repr=False, compare=False)
     makes_calls: bool = field(default=False, init=False, repr=False, compare=False)
     _callbacks: list[Callable[[], object]] | None = field(default=None, init=False, repr=False, compare=False)
+
+    @property
+    def headers(self) -> Headers:
+        """The headers of the HTTP request that ``QSERVE_FORWARD_HEADERS`` names, or that its caller has given."""
+        return Headers() if self.carried is None else Headers(self.carried.headers)
+
+    @property
+    def tenant(self) -> str:
+        """The value of the header that ``QSERVE_TENANT_HEADER`` names, or what its caller has given; "" for none."""
+        return "" if self.carried is None else self.carried.tenant
+
+    @property
+    def traceparent(self) -> str:
+        """The W3C ``traceparent`` that the request came with, for calls to other services; "" for none."""
+        return "" if self.carried is None else self.carried.traceparent
+
+    @property
+    def tracestate(self) -> str:
+        """The W3C ``tracestate`` beside it."""
+        return "" if self.carried is None else self.carried.tracestate
 
     def cancel(self) -> None:
         """Note that the request was cancelled, and call what waits for that; in any thread."""
@@ -65,7 +90,7 @@ class RequestContext:
     def __reduce__(self) -> Any:
         return RequestContext, (
             self.request_id, self.route, self.app_name, self.multiplexed_model_id, self.deadline_ms, self.cancelled,
-            self.own_ids,
+            self.own_ids, self.carried, self.batch,
         )  # fmt: skip
 
 
@@ -143,3 +168,35 @@ def get_replica_context() -> ReplicaContext:
 def get_request_context() -> RequestContext:
     """Return the request that the calling code runs for; its fields are empty outside of a request."""
     return request_context.get()
+
+
+@contextmanager
+def call_context(
+    *,
+    tenant: str | None = None,
+    headers: Mapping[str, str] | None = None,
+    traceparent: str | None = None,
+    tracestate: str | None = None,
+) -> Iterator[None]:
+    """Have the calls that are made in the body of the ``with`` carry a context, which each of their steps can read.
+
+        with qserve.call_context(tenant="acme", headers={"accept-language": "de"}):
+            ref = handle.remote(document)
+
+    The code of a deployment reads it by ``qserve.get_request_context()``, also in the steps and calls that follow. What
+    is not given stays as it is: what the running request carries, or nothing.
+
+    Parameters:
+      tenant: On whose behalf the calls are made.
+      headers: Up to 16 headers, of 1,024 characters each and 4,096 together.
+      traceparent, tracestate: The W3C Trace Context of the caller.
+
+    Raises:
+      TypeError, ValueError: One of these is malformed, or too long.
+    """
+    carried = changed(carried_here.get() or request_context.get().carried, tenant, headers, traceparent, tracestate)
+    token = carried_here.set(carried)
+    try:
+        yield
+    finally:
+        carried_here.reset(token)

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
+from qserve.base.carried import HEADERS_LIMIT, is_header_name
 from qserve.base.environment import BROKER_PASSWORD, read_environment, with_password
 from qserve.base.keyring import Keyring, check_key
 from qserve.base.numbers import number, size
@@ -59,6 +60,8 @@ class Settings:
       stall_limit_s: How long user code may hold a replica's event loop, or run on after its caller's deadline,
         before the replica is killed.
       start_timeout_s: How long a constructor may take before its replica is killed.
+      forward_headers: The names of the HTTP headers that user code may read in each step, in lower case.
+      tenant_header: The name of the HTTP header that says on whose behalf a request is made; "" for none.
       body_memory: The most bytes of large request bodies and answers that one gateway process holds at a time.
     """
 
@@ -78,6 +81,8 @@ class Settings:
     lease_s: float = 15.0
     stall_limit_s: float = 60.0
     start_timeout_s: float = 60.0
+    forward_headers: tuple[str, ...] = ()
+    tenant_header: str = ""
     body_memory: int = 256 * 1024 * 1024
 
     def __post_init__(self) -> None:
@@ -160,6 +165,9 @@ def _read(name: str, text: str) -> Any:
         return _seconds(variable, text)
     if name == "accepted_keys":
         return tuple(os.fsencode(key.strip()) for key in text.split(",") if key.strip())
+    if name in ("forward_headers", "tenant_header"):
+        names = _header_names(variable, text)
+        return names if name == "forward_headers" else _only(variable, names)
     if name in ("broker_maxmemory", "body_memory"):
         return _memory(variable, text)
     if name in ("show_errors", "log_tail"):
@@ -182,6 +190,22 @@ def _seconds(variable: str, text: str) -> float:
     return value
 
 
+def _header_names(variable: str, text: str) -> tuple[str, ...]:
+    names = tuple(dict.fromkeys(name for part in text.split(",") if (name := part.strip().lower())))
+    for name in names:
+        if not is_header_name(name):
+            raise QserveException(f"{variable}={text!r}: {name!r} is not a header's name, such as {variable}=x-tenant")
+    if len(names) > HEADERS_LIMIT:
+        raise QserveException(f"{variable} names {len(names)} headers; the limit is {HEADERS_LIMIT}")
+    return names
+
+
+def _only(variable: str, names: tuple[str, ...]) -> str:
+    if len(names) > 1:
+        raise QserveException(f"{variable} must name one header, not {len(names)}")
+    return names[0] if names else ""
+
+
 def _memory(variable: str, text: str) -> int:
     try:
         value = size(text)
@@ -202,5 +226,5 @@ def _written(value: Any) -> str:
     if isinstance(value, bool):
         return "1" if value else "0"
     if isinstance(value, tuple):
-        return b",".join(value).decode()
+        return ",".join(part.decode() if isinstance(part, bytes) else part for part in value)
     return value.decode() if isinstance(value, bytes) else str(value)

@@ -252,6 +252,7 @@ class ComposingPlane(Plane):
             request_id, record.name, graph, deadline_ms, call.answer,
             call.trace_id or request_id, call.route, call.model_id, call.stream,
             {f"{item.step}.{item.slot}": item.request[-REQUEST_ID_CHARS:] for item in awaited} if awaited else {},
+            call.carried,
         )  # fmt: skip
         life_ms = int(max(0.0, deadline_ms - clock.judge_ms()) + CLOCK_MARGIN_MS)
         keep_s = self.settings.result_ttl_s if call.result_ttl_s is None else call.result_ttl_s

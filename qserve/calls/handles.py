@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Protocol, Sel
 
 from typing_extensions import ParamSpec, TypeVar
 
+from qserve.base.carried import carried_here
 from qserve.base.context import RequestContext, request_context
 from qserve.base.promise import T
 from qserve.calls.items import ItemRef
@@ -78,6 +79,7 @@ class Handle(Generic[P, R_co]):
             route=context.route,
             model_id=options.multiplexed_model_id,
             stream=options.stream,
+            carried=carried_here.get() or context.carried,
         )
 
     @overload

@@ -14,6 +14,7 @@ from types import MappingProxyType
 from typing import Any, Generic, NamedTuple
 
 from qserve.base import context
+from qserve.base.carried import Carried
 from qserve.base.context import RequestContext
 from qserve.base.loop_at_hand import loop_that_runs
 from qserve.base.promise import Promise, T, T_co
@@ -47,7 +48,7 @@ class Call(NamedTuple):
       graph: The graph that is run on these arguments; "" is the name of an application's only graph.
       timeout_s: The deadline, from now; None for the application's default.
       result_ttl_s: How long the result is kept; None for the default of the settings.
-      trace_id, route, model_id: See ``wire.envelope.Header``.
+      trace_id, route, model_id, carried: See ``wire.envelope.Header``.
       answer: The form of the result.
       owned: Whether the result is deleted together with its ref.
       stream: Whether the result is wanted as items.
@@ -72,6 +73,7 @@ class Call(NamedTuple):
     stream: bool = False
     request_id: str = ""
     fingerprint: str = ""
+    carried: Carried | None = None
 
 
 class Plane(ABC):

@@ -239,13 +239,16 @@ def _shared(requests: list[RequestContext]) -> RequestContext:
 
     It is cancelled when all calls are.
     """
-    first = requests[0]
+    first, calls = requests[0], tuple(requests)
     if len(requests) == 1:
-        return replace(first)
+        return replace(first, batch=calls)
     deadlines = [request.deadline_ms for request in requests]
     late_ms = max(deadlines) if all(deadlines) else 0
     ids = tuple(own_id for request in requests for own_id in request.own_ids)
-    return RequestContext("", "", first.app_name, first.multiplexed_model_id, late_ms, own_ids=ids)
+    carried = first.carried if all(request.carried == first.carried for request in requests) else None
+    return RequestContext(
+        "", "", first.app_name, first.multiplexed_model_id, late_ms, own_ids=ids, carried=carried, batch=calls
+    )
 
 
 class _Batched:

@@ -89,7 +89,7 @@ class Invocation:
             header = self.header
             found = self._request = RequestContext(
                 header.trace_id, header.route, header.app, header.model_id, header.deadline_ms, False,
-                (header.request_id,),
+                (header.request_id,), header.carried,
             )  # fmt: skip
         return found
 
@@ -379,7 +379,9 @@ def _must_run(header: Header, value: Any) -> bool:
 async def _run_background(invocation: Invocation, background: Callable[[], Awaitable[None]]) -> None:
     header = invocation.header
     # its calls do not end at the deadline of the request, which has ended
-    request_context.set(RequestContext(header.trace_id, header.route, header.app, header.model_id))
+    request_context.set(
+        RequestContext(header.trace_id, header.route, header.app, header.model_id, carried=header.carried)
+    )
     try:
         await background()
     except BaseException as error:

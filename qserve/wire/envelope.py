@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import msgpack
 
+from qserve.base.carried import Carried
 from qserve.base.clock import clock
 from qserve.exceptions import PayloadError
 from qserve.wire.codec import unpack
@@ -30,7 +31,7 @@ class Answer(IntEnum):
 
 _ANSWERS = {answer.value: answer for answer in Answer}  # as ``Answer(answer)``, in a fifth of the time
 _CONTEXT_AT = 4  # where the fields begin that no step decides by
-_DEPTH = 128  # no header is nested so deep, and most are shorter than this, so that nobody has to look
+_DEPTH = 256  # no header is nested so deep, and most are shorter than this, so that nobody has to look
 
 
 class Header(NamedTuple):
@@ -47,6 +48,7 @@ class Header(NamedTuple):
       model_id: The multiplexed model that the caller asked for.
       stream: The caller takes the result as items.
       awaits: Slots (``step.slot``) that another request's result fills, with that request's id.
+      carried: What the request carries beside its values; None, which takes no bytes, for nothing.
     """
 
     request_id: str
@@ -59,11 +61,13 @@ class Header(NamedTuple):
     model_id: str = ""
     stream: bool = False
     awaits: Mapping[str, str] = MappingProxyType({})
+    carried: Carried | None = None
 
     def encode(self) -> bytes:
         """Return the request's id, which the broker's functions read, and the rest as msgpack."""
         # the default buffer of 1 MiB would be mapped and unmapped each time by a gateway: see ``_return_freed_memory``
-        rest: bytes = msgpack.packb(self[1:], default=dict, buf_size=512)
+        parts = self[1:-1] if self.carried is None else (*self[1:-1], self.carried.encode())
+        rest: bytes = msgpack.packb(parts, default=dict, buf_size=512)
         return self.request_id.encode() + rest
 
     @classmethod
@@ -78,7 +82,11 @@ class Header(NamedTuple):
             if type(deadline_ms) is not int or type(app) is not str:
                 raise ValueError(f"{app!r} is not an application name, or {deadline_ms!r} is not a time")
             parts[_CONTEXT_AT - 1] = _ANSWERS[answer]
-            return cls._make((request_id, *parts))
+            if len(parts) == _CARRIED_AT:
+                parts[-1] = Carried.decode(parts[-1])
+            elif len(parts) != _CARRIED_AT - 1:
+                raise ValueError(f"{len(parts)} parts")
+            return cls(request_id, *parts)
         except Exception as error:
             reason = f"{type(error).__name__}: {error}"
             raise PayloadError(f"{len(data)} bytes are not a message header: {reason}") from error
@@ -88,5 +96,6 @@ class Header(NamedTuple):
         return clock.judge_ms() > self.deadline_ms
 
 
+_CARRIED_AT = len(Header._fields) - 1
 GRAPH_AT, STREAM_AT, AWAITS_AT = map(Header._fields.index, ("graph", "stream", "awaits"))
 """The places of these in what is encoded after the request's id, counted from 1, as the broker's functions do."""

@@ -58,6 +58,8 @@ def test_every_setting_has_a_variable() -> None:
         stall_limit_s=4.5,
         start_timeout_s=5.5,
         body_memory=1 << 26,
+        forward_headers=("x-region", "accept-language"),
+        tenant_header="x-tenant",
     )
 
     assert Settings.from_env(settings.to_env()) == settings

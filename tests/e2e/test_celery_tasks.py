@@ -31,6 +31,9 @@ class Machine:
     def total(self, *xs):
         return sum(sum(x) if isinstance(x, list) else x for x in xs)
 
+    def trace(self):
+        return qserve.get_request_context().traceparent
+
     def fail(self):
         raise OutOfStock("none left")
 
@@ -76,6 +79,8 @@ found["later"] = send(NAME, 2, countdown=1).get(timeout=WAIT_S)
 found["msgpack"] = send(NAME, 3, serializer="msgpack").get(timeout=WAIT_S)
 found["chain"] = chain(step("", 1), step(""), step(".total", 5))().get(timeout=WAIT_S)
 found["chord"] = chord([step("", number) for number in range(5)], step(".total"))().get(timeout=WAIT_S)
+trace = {"traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"}
+found["traces"] = [send(NAME + ".trace", headers=headers).get(timeout=WAIT_S) for headers in ({}, trace)]
 failed = send(NAME + ".fail")
 found["error"], found["where"] = error_of(failed), "in fail" in failed.traceback
 found["unknown deployment"] = error_of(send("qserve.default.Machin"))
@@ -97,6 +102,7 @@ print(json.dumps(found))
 """
 EXPECTED = {
     "call": 42, "keywords": 63, "later": 4, "msgpack": 6, "chain": 9, "chord": 20,
+    "traces": ["", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"],
     "error": ["OutOfStock", "none left"], "where": True,
 }  # fmt: skip
 REFUSED = {

@@ -22,7 +22,10 @@ from qserve.broker.doctor import BrokerFacts, examine
 from qserve.machine.embedded_broker import find_server
 
 ROOT = Path(__file__).parents[2]
-README, *PAGES = ROOT / "README.md", *(ROOT / "docs" / f"{page}.md" for page in ("guide", "config", "operations"))
+README, *PAGES = (
+    ROOT / "README.md",
+    *(ROOT / "docs" / f"{page}.md" for page in ("guide", "config", "operations", "tracing")),
+)
 DOCUMENTS = [README, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 SOURCES = ("qserve", "workers", "gateway", "tools", "Makefile", "docker-compose.yml")
 
@@ -73,9 +76,11 @@ class Reader:
 
     def _type(self, command: str, shown: str) -> None:
         self._stop_serving(before=command)
-        if command.startswith(_RUN):
-            target, *options = shlex.split(command.removeprefix(_RUN))
-            self._serving = self._site.run(target, *options, port=int(self._port))
+        variables, _, options = command.partition(_RUN)
+        if options and all("=" in variable for variable in variables.split()):
+            env = dict(variable.split("=", 1) for variable in variables.split())
+            target, *options = shlex.split(options)
+            self._serving = self._site.run(target, *options, port=int(self._port), env=env)
             assert_shown(shown, self._serving.process.stdout)
             return
         bin_folder = Path(QSERVE[0]).parent
@@ -87,7 +92,7 @@ class Reader:
 
     def _stop_serving(self, before: str) -> None:
         # a program that serves by itself needs the port as well
-        if self._serving is not None and (before.startswith(_RUN) or self._runs_what_serves(before)):
+        if self._serving is not None and (_RUN in before or self._runs_what_serves(before)):
             self._serving.process.stop()
             self._serving = None
 

@@ -156,10 +156,17 @@ class Site:
         """Start ``qserve`` with these arguments."""
         return self.start([*QSERVE, *arguments], cwd=cwd, env=env)
 
-    def run(self, target: str, *options: str, cwd: Path | None = None, port: int | None = None) -> Serving:
+    def run(
+        self,
+        target: str,
+        *options: str,
+        cwd: Path | None = None,
+        port: int | None = None,
+        env: Mapping[str, str] | None = None,
+    ) -> Serving:
         """Start ``qserve run``, and go on once it says that it is ready."""
         port = port or free_port()
-        process = self.qserve("run", target, "--port", str(port), *options, cwd=cwd)
+        process = self.qserve("run", target, "--port", str(port), *options, cwd=cwd, env=env)
         process.wait_for(READY)
         return Serving(process, port)
 

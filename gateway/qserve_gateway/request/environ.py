@@ -224,6 +224,11 @@ def _headers_of(environ: Environ, length: int) -> list[tuple[bytes, bytes]]:
     return headers
 
 
+def key_of(name: str) -> str:
+    """Return the key of a header in the environment."""
+    return _header_name(name.upper())[0]
+
+
 @lru_cache(maxsize=1024)
 def _header_name(line: str) -> tuple[str, bytes]:
     """Return the key in the environment and the name of a header for replicas, which is empty if it ends here."""

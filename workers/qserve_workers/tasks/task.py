@@ -12,7 +12,9 @@ from celery import Task
 from celery.exceptions import Ignore, Reject
 from celery.worker.request import Request
 
+from qserve.base.carried import Carried
 from qserve.base.log import get_logger
+from qserve.base.trace_context import read_traceparent, read_tracestate
 from qserve.base.tracebacks import full_traceback
 from qserve.calls.client import ClientPlane
 from qserve.calls.ref import Call, Ref
@@ -80,7 +82,7 @@ class TaskCalls:
         call = Call(
             target.app, target.deployment, target.method, args, kwargs, timeout_s=soft_s or hard_s,
             result_ttl_s=max(self._keep_s, settings.result_ttl_s), fingerprint=hashlib.sha256(asked).hexdigest(),
-            request_id=value_id_of_key(key, settings.namespace, settings.secret_key),
+            request_id=value_id_of_key(key, settings.namespace, settings.secret_key), carried=_carried(request),
         )  # fmt: skip
         while True:
             try:
@@ -102,6 +104,13 @@ class TaskCalls:
             finally:
                 self._open.pop(request.id, None)
                 self._revoked.discard(request.id)
+
+
+def _carried(request: Any) -> Carried | None:
+    """Return the W3C Trace Context in a task's headers, where Celery's producers have put it."""
+    parent, state = (getattr(request, name, None) for name in ("traceparent", "tracestate"))
+    parent = read_traceparent(parent) if isinstance(parent, str) else ""
+    return Carried(parent, read_tracestate(state) if isinstance(state, str) else "") if parent else None
 
 
 class DeploymentTask(Task):  # type: ignore[misc]

@@ -1,0 +1,48 @@
+"""The header of a request: what it carries beside its values takes no bytes where there is nothing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgpack
+import pytest
+
+from qserve.base.carried import Carried
+from qserve.exceptions import PayloadError
+from qserve.wire.envelope import Header
+
+A = "a" * 32
+WITHOUT = Header(A, "app", None, 1_700_000_000_000)
+CARRIED = Carried("00-" + "1" * 32 + "-" + "2" * 16 + "-01", "a=1", "acme", {"accept-language": "de"})
+
+
+def test_a_header_that_carries_nothing_is_what_it_was_before_there_was_anything_to_carry() -> None:
+    before = A.encode() + msgpack.packb(["app", None, 1_700_000_000_000, 0, "", "", "", False, {}])
+    assert WITHOUT.encode() == before
+    assert Header.decode(before) == WITHOUT
+
+
+def test_a_header_brings_what_it_carries() -> None:
+    header = WITHOUT._replace(carried=CARRIED)
+    assert Header.decode(header.encode()) == header
+
+
+def test_a_later_release_may_carry_more() -> None:
+    parts = [*WITHOUT[1:-1], [*CARRIED.encode(), "what comes later"]]
+    assert Header.decode(A.encode() + msgpack.packb(parts, default=dict)).carried == CARRIED
+
+
+@pytest.mark.parametrize(
+    "carried",
+    ["text", [], ["", "", ""], ["", "", 1, {}], ["", "", "", []], ["", "", "", {"a": 1}], ["", "", "", {1: "a"}]],
+)
+def test_what_is_malformed_is_refused(carried: Any) -> None:
+    with pytest.raises(PayloadError):
+        Header.decode(A.encode() + msgpack.packb([*WITHOUT[1:-1], carried], default=dict))
+
+
+@pytest.mark.parametrize("count", [4, 8, 11])
+def test_a_header_with_too_few_or_too_many_parts_is_refused(count: int) -> None:
+    parts = [*WITHOUT[1:-1], None, None]
+    with pytest.raises(PayloadError):
+        Header.decode(A.encode() + msgpack.packb(parts[:count], default=dict))
