@@ -211,13 +211,14 @@ def without_strangers(client: redis.Redis, change: Callable[[], T], *keys: str) 
     return change()
 
 
-def if_permitted(ask: Callable[[], dict[str, T]]) -> dict[str, T]:
-    """Return what ``ask`` returns; nothing where the broker's ACL forbids it."""
+def if_permitted(ask: Callable[[], dict[str, T]], on_refusal: Callable[[], object] = bool) -> dict[str, T]:
+    """Return what ``ask`` returns; nothing where the broker's ACL forbids it, after a call of ``on_refusal``."""
     try:
         return ask()
     except BrokerError as error:
         if not is_forbidden(error.__cause__):
             raise
+        on_refusal()
         return {}
 
 

@@ -100,6 +100,10 @@ class Counts:
         self._read_at = self._full_since = -math.inf
         self._wanted: dict[str, int] = {}
         self._shortages: dict[str, str] = {}
+        self._may_read_offers = True
+
+    def _note_refusal(self) -> None:
+        self._may_read_offers = False
 
     def wanted(self) -> Mapping[str, int]:
         """Return how many replicas of each deployment the new version is to have."""
@@ -144,9 +148,22 @@ class Counts:
         """Return how many replicas of each deployment of a version take calls."""
         return Counter(one.deployment for one in self._replicas(version))
 
+    @property
+    def why_pinned(self) -> str:
+        """Why the number of replicas of deployments cannot be limited."""
+        if self._may_read_offers:
+            return "workers run what they were started for"
+        return (
+            "this deploy's user may not read what workers offer ({qserve}:hosts): take the line of"
+            " docs/acl/deployer.acl into the broker's ACL"
+        )
+
     def pinned(self, version: str) -> set[str]:
-        """Return the deployments of a version that workers run which were started for that, whatever is planned."""
-        offers = if_permitted(self._fleet.hosts)
+        """Return the deployments of a version that workers run which were started for that, whatever is planned.
+
+        Where this user may not read what workers offer, it may be so for all of them.
+        """
+        offers = if_permitted(self._fleet.hosts, self._note_refusal)
         placed = {name for name, host in offers.items() if host.places}
         return {one.deployment for one in self._replicas(version) if one.worker not in placed}
 
@@ -208,9 +225,9 @@ class Start:
             if self._surge is not None or own is not None
         }
         pinned = self._counts.pinned(self._old) & chosen.keys() if chosen else set()
-        if self._surge is not None and pinned:
-            names = ", ".join(sorted(pinned))
-            self._say(f"--max-surge has no effect on {names}: workers run what they were started for")
+        if pinned:
+            what, names = "max_surge_percent" if self._surge is None else "--max-surge", ", ".join(sorted(pinned))
+            self._say(f"{what} has no effect on {names}: {self._counts.why_pinned}")
         wanted = self._counts.wanted()
         self._steps = {
             name: Steps(wanted[name], self._before[name], surge.of(wanted[name]))

@@ -139,6 +139,15 @@ def test_an_application_that_serves_goes_on_when_a_deploy_fails_and_says_why() -
     )
 
 
+def test_a_deployment_that_only_the_new_version_has_says_in_the_status_what_is_missing_for_it() -> None:
+    new = replace(SHOP, version="v2", place="next", deployments={**SHOP.deployments, "New": DeploymentRecord("New")})
+    why = {"New": Scaled(1, 1, shortage="1 of 1 replicas have no place: each takes 1 GPU")}
+
+    found = application_status([SHOP, new], replicas(RUNNING, RUNNING), {"Model": QueueLoad(0, 0, 0)}, why, {}, 0.0)
+
+    assert found.message.endswith("\nNew: 1 of 1 replicas have no place: each takes 1 GPU")
+
+
 def test_an_application_is_what_its_deployments_are() -> None:
     first, newer = replace(SHOP, place="next"), replace(SHOP, version="v2", place="next")
 

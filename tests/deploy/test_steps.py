@@ -19,7 +19,7 @@ from qserve.deploy.installation import Installation
 from qserve.deploy.registration import Release, release_of
 from qserve.deploy.rollout import roll_out
 from qserve.deploy.steps import Steps, Surge
-from qserve.exceptions import DeployError
+from qserve.exceptions import BrokerError, DeployError
 from qserve.fleet.values import Key
 from qserve.fleet.wanted import needs_of
 from qserve.wire.fleet import HostRecord, Scaled
@@ -178,8 +178,9 @@ def test_no_old_replica_ends_for_new_ones_that_could_not_take_its_place(installa
     assert installation.registry.versions("shop") == [before]
 
 
+@pytest.mark.parametrize(("surge", "name"), [(Surge(1), "--max-surge"), (None, "max_surge_percent")])
 def test_replicas_of_workers_that_run_what_they_were_started_for_all_come_up_at_once(
-    installation: Installation,
+    installation: Installation, surge: Surge | None, name: str
 ) -> None:
     seen: list[tuple[int, int]] = []
     said: list[str] = []
@@ -188,10 +189,30 @@ def test_replicas_of_workers_that_run_what_they_were_started_for_all_come_up_at_
     del seen[:]
 
     new = release(installation, num_replicas=4, max_surge_percent=0)
-    roll_out(installation, new, restart=True, surge=Surge(1), check=check, on_wait=said.append)
+    roll_out(installation, new, restart=True, surge=surge, check=check, on_wait=said.append)
 
     assert changes(seen) == [(4, 4)]
-    assert said == ["--max-surge has no effect on Model: workers run what they were started for"]
+    assert said == [f"{name} has no effect on Model: workers run what they were started for"]
+
+
+def test_a_limit_that_cannot_be_kept_is_named_where_the_deploy_may_not_read_what_workers_offer(
+    installation: Installation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[int, int]] = []
+    said: list[str] = []
+    check = workers(installation, 9, seen)
+    roll_out(installation, release(installation, num_replicas=4), check=check)
+    other = Installation(installation.settings, installation.client)
+
+    def forbidden() -> dict[str, HostRecord]:
+        raise BrokerError("forbidden") from redis.exceptions.NoPermissionError()
+
+    monkeypatch.setattr(other.fleet, "hosts", forbidden)
+    new = release(installation, num_replicas=4, max_surge_percent=0)
+    roll_out(other, new, restart=True, check=check, on_wait=said.append)
+
+    (line,) = said
+    assert line.startswith("max_surge_percent has no effect on Model: ") and "docs/acl/deployer.acl" in line
 
 
 def test_a_deployment_says_its_own_surge_and_the_command_another(installation: Installation) -> None:

@@ -148,6 +148,57 @@ def test_a_pinned_worker_with_too_few_gpus_says_so_and_runs_what_it_was_started_
     assert "2 of 3 replicas of deployment 'One' were assigned no GPU. This worker has 1;" in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("chosen", "offered", "words"),
+    [
+        (None, ("c",), "this one offers only others. Say with --devices which GPUs each worker is to use"),
+        (("b", "c"), ("b", "c"), "so does this one, as it was told"),
+    ],
+)
+@pytest.mark.parametrize("is_pinned", [False, True])
+def test_two_workers_on_a_host_do_not_both_offer_a_gpu_unless_they_were_told_to(
+    installation: Installation,
+    settings: Settings,
+    system: System,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    chosen: tuple[str, ...] | None,
+    offered: tuple[str, ...],
+    words: str,
+    is_pinned: bool,
+) -> None:
+    one = replace(RECORD.deployments["One"], resources=Resources(gpus=1.0))
+    deploy(installation, replace(RECORD, deployments={"One": one}))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "b,c")
+    host = f"host-{is_pinned}-{chosen}"  # each line is logged once
+    first = Supervisor(settings, Scope(app="another"), Capacity(host=host, devices=("a", "b")), fork=system.fork)
+    first.tick()
+
+    scope, capacity = Scope(replicas=1 if is_pinned else None), Capacity(host=host, devices=chosen)
+    second = Supervisor(settings, scope, capacity, fork=system.fork)
+    wait_until(lambda: second.tick() or system.started, description="a replica starts")
+
+    assert installation.fleet.hosts()[second._offer.worker].devices == offered
+    assert {spec.devices for spec in system.started.values()} <= {(one,) for one in offered}
+    assert [line for line in caplog.messages if "are offered" in line and line.endswith(words)] != []
+
+
+def test_a_pinned_worker_names_the_options_that_it_does_not_obey(
+    installation: Installation, settings: Settings, system: System, caplog: pytest.LogCaptureFixture
+) -> None:
+    takes = Resources(labels={"zone": "north"}, other={"disk": 1.0}, per_host=1)
+    one = replace(RECORD.deployments["One"], resources=takes)
+    deploy(installation, replace(RECORD, deployments={"One": one}))
+    supervisor = Supervisor(settings, Scope(replicas=2), fork=system.fork)
+
+    supervisor.tick()
+    supervisor.tick()
+
+    assert len(system.started) == 2
+    (line,) = [line for line in caplog.messages if "whatever its options say" in line]
+    assert "'One'" in line and "label_selector or accelerator_type, resources, max_replicas_per_node." in line
+
+
 def test_replicas_that_a_pinned_worker_runs_are_not_planned_for_others(
     installation: Installation, settings: Settings, system: System
 ) -> None:

@@ -26,6 +26,7 @@ from qserve.fleet.lead import Leadership
 from qserve.fleet.leader import GONE_S, Leader, Registered
 from qserve.fleet.values import Key
 from qserve.wire.fleet import HostRecord, Slot
+from qserve.wire.replies import warn_once
 from qserve.wire.status import RUNNING
 from qserve_workers.process.heartbeat import Observer
 from qserve_workers.supervisor.policies import PolicyHost
@@ -105,6 +106,9 @@ class Offer:
         self._store = installation.fleet
         record = capacity.record(self.worker, app)
         self._record = replace(record, places=0, is_soft=False) if is_pinned else record
+        self._are_devices_chosen = capacity.devices is not None
+        self.devices = record.devices
+        """The GPUs that are for this worker's replicas."""
         self._leadership = Leadership(installation.client, installation.keys, installation.seal, self.worker)
         self._policies = policies
         self._leader = Leader(
@@ -162,7 +166,11 @@ class Offer:
         """
         now = time.monotonic()
         is_leaving = self._leave_by is not None
-        offer = replace(self._record, has=tuple(sorted(has)), pins=dict(pins), is_leaving=is_leaving)
+        if now >= self._offer_at:
+            self._share_devices()
+        offer = replace(
+            self._record, devices=self.devices, has=tuple(sorted(has)), pins=dict(pins), is_leaving=is_leaving
+        )
         is_changed = offer != self._offered
         if now >= self._beat_at:
             self._beat_at = now + _BEAT_S
@@ -177,6 +185,24 @@ class Offer:
             if own is not None:
                 self.take(own)
         self._keep_policies(now)
+
+    def _share_devices(self) -> None:
+        """Leave GPUs to the workers on this host whose names come before, unless an operator has said which to use."""
+        mine = self._record
+        others = [
+            one
+            for name, one in (self._store.hosts() if mine.devices else {}).items()
+            if one.host == mine.host and name < self.worker and not set(mine.devices).isdisjoint(one.devices)
+        ]
+        taken = {device for one in others for device in one.devices}
+        if others:
+            names, rest = ", ".join(sorted(one.worker for one in others)), "so does this one, as it was told"
+            if not self._are_devices_chosen:
+                rest = "this one offers only others. Say with --devices which GPUs each worker is to use"
+            shared = ", ".join(device for device in mine.devices if device in taken)
+            warn_once(f"GPUs {shared} of host {mine.host} are offered by worker {names}; {rest}")
+        if not self._are_devices_chosen:
+            self.devices = tuple(device for device in mine.devices if device not in taken)
 
     def _keep_policies(self, now: float) -> None:
         """End the scaling policies that this worker is not to ask any more.

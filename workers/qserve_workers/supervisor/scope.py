@@ -20,7 +20,7 @@ from qserve.exceptions import BrokerError, DeployError, PayloadError, WrongType
 from qserve.fleet.leader import Registered
 from qserve.fleet.place import devices_of_pins
 from qserve.fleet.values import Key, Need
-from qserve.wire.application import ApplicationRecord
+from qserve.wire.application import ApplicationRecord, DeploymentRecord
 from qserve.wire.fleet import Slot, Wish
 from qserve.wire.replies import warn_once
 from qserve_workers.supervisor.own_code import OwnCode
@@ -80,7 +80,7 @@ class Applications:
 
     The active ones are kept here with their code, for a broker that loses its data.
 
-    Parameters:
+    Attributes:
       devices: The GPUs for replicas that are pinned.
     """
 
@@ -89,7 +89,7 @@ class Applications:
         self._keys = installation.keys
         self._registry = installation.registry
         self._scope = scope
-        self._devices = devices
+        self.devices = devices
         self._turns = turns
         self._change = ""
         self._all: Registered | None = None
@@ -194,12 +194,14 @@ class Applications:
                 Need(Key(record.name, record.version, name), count, resources=record.deployments[name].resources)
                 for name, count in counts
             ]
-            for (_, _, deployment), replicas in devices_of_pins(self._devices, needs).items():
+            for (_, _, deployment), replicas in devices_of_pins(self.devices, needs).items():
                 if replicas[()] and record.deployments[deployment].resources.gpus:
                     warn_once(
                         f"{replicas[()]} of {replicas.total()} replicas of deployment {deployment!r} were assigned no"
-                        f" GPU. This worker has {len(self._devices)}; CUDA_VISIBLE_DEVICES stays as it is for them"
+                        f" GPU. This worker has {len(self.devices)}; CUDA_VISIBLE_DEVICES stays as it is for them"
                     )
+                if replicas:
+                    _warn_of_what_pins_ignore(record.deployments[deployment], replicas.total())
                 for slot in mine:
                     replicas[slot.devices] += slot.count if slot.deployment == deployment else 0
                 found[record.stream(self._keys, deployment)] = Target(record, deployment, replicas, sources)
@@ -335,3 +337,18 @@ class Applications:
             log.error("the applications cannot be registered again: %s; deploy them again", error)
             return False
         return True
+
+
+def _warn_of_what_pins_ignore(deployment: DeploymentRecord, count: int) -> None:
+    takes = deployment.resources
+    ignored = {
+        "label_selector or accelerator_type": bool(takes.labels),
+        "resources": bool(takes.other),
+        "max_replicas_per_node": takes.per_host is not None and count > takes.per_host,
+    }
+    names = ", ".join(name for name, is_ignored in ignored.items() if is_ignored)
+    if names:
+        warn_once(
+            f"this worker runs {count} replicas of deployment {deployment.name!r}, as it was started for, whatever its"
+            f" options say: {names}. Leave out --deployment and --replicas for a worker that obeys them"
+        )

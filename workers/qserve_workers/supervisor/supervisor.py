@@ -186,6 +186,7 @@ class Supervisor:
                 log.error("%s", why)
                 raise SystemExit(1) from error
             warn_once(f"others do not know what this worker runs: {why}")
+        self._applications.devices = self._offer.devices
         self._offered_of = state
 
     def _sweep(self, targets: dict[str, Target]) -> None:
