@@ -12,6 +12,7 @@
 # make chaos    run the whole fault matrix, one fault at a time
 # make chaos-soak   inject faults at random for CHAOS_SECONDS (900); CHAOS_SEED repeats a run
 # make test-stack   run docker-compose.yml, and the stack that `qserve compose` writes for another application, with real containers
+# make test-stack-if-possible   do the same where containers can be started, and say why where they cannot
 
 PYTHON ?= python3
 VENV := .venv
@@ -21,7 +22,7 @@ FUZZ_SECONDS ?= 60
 CHAOS_SECONDS ?= 900
 CHAOS_SEED ?= 0
 
-.PHONY: run test fast long chaos chaos-soak check house tables hooks format fuzz fuzz-short mutants test-stack clean
+.PHONY: run test fast long chaos chaos-soak check house tables hooks format fuzz fuzz-short mutants test-stack test-stack-if-possible clean
 
 $(VENV)/installed: setup.cfg pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit("qserve needs Python 3.11 or later, for example: make PYTHON=python3.11") if sys.version_info < (3, 11) else None'
@@ -93,6 +94,9 @@ mutants: $(VENV)/installed-test
 
 test-stack: $(VENV)/installed-test
 	$(BIN)/python tests/containers/stack.py
+
+test-stack-if-possible: $(VENV)/installed-test
+	timeout -k 60 1500 $(BIN)/python tests/containers/stack.py --if-possible
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

@@ -17,7 +17,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +95,39 @@ class Engine:
         chosen = ["--target", target] if target else []
         file = str(context / dockerfile)
         self("build", *self._options, "-f", file, "-t", tag, *chosen, str(context), timeout_s=1800)
+
+    def probe(self) -> None:
+        """Raise StackError, in one line, if no stack can be tried on this machine, whatever its code is."""
+        base, broker = BASE_IMAGES
+        name, context = f"qserve-probe-{os.getpid()}", self._bin / "probe"
+        context.mkdir()
+        packages = "setuptools gunicorn emoji"  # some of those that the images install
+        fetch = f"pip download -q --no-deps --no-cache-dir -d /tmp {packages}"
+        (context / "Dockerfile").write_text(f"FROM {base}\nRUN {fetch}\n")
+        self._must(f"{self.name} does not reply", "info")
+        if not self.is_podman:
+            self._must("docker has no compose", "compose", "version")
+        for image in BASE_IMAGES:
+            if image not in self("images", "--format", "{{.Repository}}:{{.Tag}}"):
+                self._must(f"{image} is not here, and cannot be pulled", "pull", "-q", image)
+        try:
+            self._must("no network can be made", "network", "create", name)
+            first = ("run", "-d", "--name", name, "--network", name, "--memory", "64m", "-p", "127.0.0.1::6379")
+            self._must("no container can be started", *first, broker, "redis-server")
+            again = ("run", "--rm", "--network", name, broker, "getent", "hosts", name)
+            self._must("containers do not find each other by name", *again)
+            build = ("build", *self._options, "--no-cache", "-t", name, str(context))
+            self._must("images cannot be built: pip finds no packages in them", *build)
+        finally:
+            for command in (("rm", "-f", name), ("network", "rm", name), ("rmi", "-f", name)):
+                with suppress(StackError, subprocess.TimeoutExpired):
+                    self(*command)
+
+    def _must(self, otherwise: str, *args: str) -> None:
+        try:
+            self(*args, timeout_s=180)
+        except (StackError, OSError, subprocess.TimeoutExpired) as error:
+            raise StackError(f"{otherwise} ({str(error).strip().splitlines()[-1][:200]})") from error
 
     def close(self) -> None:
         """Remove what is of this run alone."""
