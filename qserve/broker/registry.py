@@ -15,7 +15,7 @@ from qserve.base.log import get_logger
 from qserve.broker.connection import broker_errors, create_group, without_strangers
 from qserve.broker.faults import Faults
 from qserve.exceptions import AppNotFound, DeployError, PayloadError, WrongType
-from qserve.wire.application import ApplicationRecord
+from qserve.wire.application import ApplicationRecord, NewerRecord
 from qserve.wire.replies import each, last_position, order_of, position, text, warn_once
 from qserve.wire.sealing import Seal
 
@@ -369,12 +369,18 @@ class Registry:
         except PayloadError as error:
             if seen is None:
                 raise
-            if self._refused.get((app, place)) != data:
-                self._refused[app, place] = data
-                log.error("a registration of application %r is refused, and what it replaced stays: %s", app, error)
+            self._refuse(app, place, data, error)
             return seen.record
         self._seen[app, place] = _Seen(change, record, data)
         return record
+
+    def _refuse(self, app: str, place: str, data: bytes, error: PayloadError) -> None:
+        what = f"a registration of application {app!r} is refused, and what it replaced stays: {error}"
+        if isinstance(error, NewerRecord):  # it is right, and must not be repaired
+            warn_once(what)
+        elif self._refused.get((app, place)) != data:
+            self._refused[app, place] = data
+            log.error("%s", what)
 
     def remember(self, record: ApplicationRecord) -> None:
         """Refuse registrations that are older than this active one, which another process has read."""

@@ -14,7 +14,7 @@ There are two generations, as in Ray Serve 2.7:
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
-from dataclasses import astuple, dataclass, replace
+from dataclasses import astuple, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Protocol, Self, overload
 
 from typing_extensions import ParamSpec, TypeVar
@@ -348,7 +348,7 @@ def _pack(handle: Handle[..., Any]) -> list[Any]:
 
 def _unpack(packed: list[Any]) -> Any:
     kind, target, app_name, *options = packed
-    return _arrive(list(_KINDS)[kind], target, app_name, HandleOptions(*options))
+    return _arrive(list(_KINDS)[kind], target, app_name, HandleOptions(*options[: len(fields(HandleOptions))]))
 
 
 for _kind, _code in _KINDS.items():

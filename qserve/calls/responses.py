@@ -349,7 +349,7 @@ def _pack_ref(ref: Ref[Any]) -> list[Any]:
 
 
 def _unpack_ref(packed: list[Any]) -> Ref[Any]:
-    request_id, value = packed
+    request_id, value, *_ = packed
     return Ref(request_id, None) if request_id else Ref.resolved(value)
 
 

@@ -92,7 +92,7 @@ def pack_message(message: HttpMessage) -> list[Any]:
 
 def unpack_message(packed: list[Any]) -> HttpMessage:
     """Return the message from which ``pack_message`` made ``packed``."""
-    method, scheme, path, root_path, query_string, flat, client, server, body, path_params = packed
+    method, scheme, path, root_path, query_string, flat, client, server, body, path_params, *_ = packed
     parts = iter(flat)
     return HttpMessage(
         method,

@@ -90,10 +90,10 @@ def parse(payload: bytes) -> Rendered:
       PayloadError: The bytes are something else.
     """
     parts = unpack(payload, "a response", depth=8)
-    if type(parts) is not list or len(parts) != 3 or type(parts[2]) is not bytes:
+    if type(parts) is not list or len(parts) < 3 or type(parts[2]) is not bytes:
         raise _not_response(payload)
     _check_head(payload, *parts[:2])
-    return Rendered(*parts)
+    return Rendered(*parts[:3])
 
 
 def parse_head(payload: bytes) -> tuple[int, list[list[str]]]:
@@ -103,9 +103,9 @@ def parse_head(payload: bytes) -> tuple[int, list[list[str]]]:
       PayloadError: The bytes are something else.
     """
     parts = unpack(payload, "the head of a response", depth=8)
-    if type(parts) is not list or len(parts) != 2:
+    if type(parts) is not list or len(parts) < 2:
         raise _not_response(payload)
-    _check_head(payload, *parts)
+    _check_head(payload, *parts[:2])
     return parts[0], parts[1]
 
 

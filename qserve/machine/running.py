@@ -71,7 +71,8 @@ def find_running() -> list[Running]:
 
 
 def _read(data: bytes) -> Running:
-    running = Running(**json.loads(data))
+    found = json.loads(data)
+    running = Running(**{one.name: found[one.name] for one in fields(Running) if one.name in found})
     kinds = {"pid": int, "started_at": float, "variables": dict}
     of_its_kind = all(type(getattr(running, one.name)) is kinds.get(one.name, str) for one in fields(Running))
     texts = [*running.variables.keys(), *running.variables.values()] if of_its_kind else [None]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -13,7 +13,14 @@ import msgpack
 from qserve.base.keys import Keys
 from qserve.exceptions import PayloadError
 from qserve.graph.plan import InputKey, Plan, Source, Step
-from qserve.wire.codec import Codec, unpack
+from qserve.wire.codec import Codec, known, unpack
+
+FORMAT = 1
+"""The newest format of an application's record that is read here."""
+
+
+class NewerRecord(PayloadError):
+    """Raised when a record says something that only a later version of qserve knows, and that must not be left out."""
 
 
 @dataclass(frozen=True)
@@ -141,8 +148,12 @@ class DeploymentRecord:
 
     @property
     def config(self) -> str:
-        """The digest of the options that replicas take while they run, by which they report which ones they use."""
-        return hashlib.sha256(repr([getattr(self, name) for name in _TAKEN]).encode()).hexdigest()[:12]
+        """The digest of the options that replicas take while they run, by which they report which ones they use.
+
+        Of those that are given only: then it is the same for a version of qserve that has more of them.
+        """
+        given = [(name, value) for name, default in _TAKEN.items() if (value := getattr(self, name)) != default]
+        return hashlib.sha256(repr(given).encode()).hexdigest()[:12]
 
     @property
     def at_start(self) -> DeploymentRecord:
@@ -157,7 +168,11 @@ _OF_CALLERS = (
     "name", "num_replicas", "scaling", "max_queued", "full_status", "full_retry_after_s", "constructor_retries",
     "surge",
 )  # fmt: skip
-_TAKEN = [one.name for one in fields(DeploymentRecord) if one.name not in (*_AT_START, *_OF_CALLERS)]
+_TAKEN = {
+    name: default
+    for name, default in sorted(vars(DeploymentRecord("")).items())
+    if name not in (*_AT_START, *_OF_CALLERS)
+}
 
 
 @dataclass(frozen=True)
@@ -195,6 +210,7 @@ class ApplicationRecord:
       deployed_at: When it was deployed, as a Unix time in seconds; 0 when that is not known.
       external_scaler: Whether something outside decides how many replicas there are.
       capacity: Which part of their numbers of replicas the deployments have, in percent; None for all.
+      format: More than 1 if something is said that a reader must not leave out: those that read less refuse the record.
     """
 
     name: str
@@ -218,6 +234,7 @@ class ApplicationRecord:
     sent_for: str = field(default="", compare=False)
     external_scaler: bool = False
     capacity: float | None = None
+    format: int = field(default=1, compare=False)
 
     @property
     def replicated(self) -> dict[str, DeploymentRecord]:
@@ -271,16 +288,29 @@ class ApplicationRecord:
 
     @classmethod
     def decode(cls, data: bytes) -> ApplicationRecord:
-        """Read what ``encode`` wrote; raise PayloadError for anything else."""
+        """Read what ``encode`` wrote.
+
+        Raises:
+          NewerRecord: A later version of qserve wrote it, and this one would do something wrong with it.
+          PayloadError: It is something else.
+        """
         try:
-            parts = unpack(data, "a record")
+            parts = known(cls, unpack(data, "a record"))
+            if parts.get("format", 1) > FORMAT:
+                raise NewerRecord(
+                    f"application {parts['name']!r} was deployed by a newer qserve, with what this one does not know:"
+                    " upgrade this process"
+                )
             driver = parts.pop("driver")
             deployments = {name: _deployment(fields) for name, fields in parts.pop("deployments").items()}
             if driver:
+                driver = known(DriverRecord, driver)
                 routes = driver.pop("routes")
                 driver = DriverRecord(**driver, routes=None if routes is None else tuple(routes))
             graphs = dict(parts.pop("graphs"))
             return cls(**parts, graphs=graphs, deployments=deployments, driver=driver or None)
+        except NewerRecord:
+            raise
         except Exception as error:
             raise PayloadError(f"an application's record cannot be read: {type(error).__name__}: {error}") from error
 
@@ -312,13 +342,13 @@ class ApplicationRecord:
         return {name: load_plan(parts) for name, parts in self.graphs.items()}
 
 
-def _deployment(fields: dict[str, Any]) -> DeploymentRecord:
-    scaling, resources, tasks = fields.pop("scaling", None), fields.pop("resources", {}), fields.pop("tasks", None)
+def _deployment(found: dict[str, Any]) -> DeploymentRecord:
+    scaling, resources, tasks = found.pop("scaling", None), found.pop("resources", {}), found.pop("tasks", None)
     return DeploymentRecord(
-        **fields,
-        scaling=Scaling(**scaling) if scaling else None,
-        resources=Resources(**resources),
-        tasks=TaskQueue(**tasks) if tasks else None,
+        **known(DeploymentRecord, found),
+        scaling=Scaling(**known(Scaling, scaling)) if scaling else None,
+        resources=Resources(**known(Resources, resources)),
+        tasks=TaskQueue(**known(TaskQueue, tasks)) if tasks else None,
     )
 
 

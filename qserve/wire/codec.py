@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable, Iterable
+from dataclasses import fields
 from itertools import chain
 from types import NoneType
 from typing import Any
@@ -332,6 +333,11 @@ def unpack(data: bytes, what: str, depth: int = 16, *, raw: bool = False) -> Any
     if _may_be_deeper(data, depth) and is_deeper(value, depth):
         raise too_deep(depth)
     return value
+
+
+def known(kind: Any, found: Any) -> dict[str, Any]:
+    """Return the fields in ``found`` that this version of the dataclass ``kind`` has; later versions may have more."""
+    return {one.name: found[one.name] for one in fields(kind) if one.name in found}
 
 
 def _refuse_extension(code: int, data: bytes) -> Any:

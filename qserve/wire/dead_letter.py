@@ -108,7 +108,7 @@ def _held(data: bytes, seal: Seal) -> tuple[HeldCall, Header | None]:
 
 def _kept_call(data: bytes) -> tuple[str, dict[bytes, bytes]]:
     kept = unpack(data, "a call of it", depth=2, raw=True)
-    if type(kept) is not list or len(kept) != 2 or type(kept[1]) is not list:
+    if type(kept) is not list or len(kept) < 2 or type(kept[1]) is not list:
         raise PayloadError("a call of it is malformed")
     # the number of a slot, which the broker's functions count
     flat = [b"%d" % part if type(part) is int else part for part in kept[1]]
@@ -117,11 +117,11 @@ def _kept_call(data: bytes) -> tuple[str, dict[bytes, bytes]]:
 
 def _history(data: bytes) -> tuple[Event, ...]:
     lines: Any = unpack(data, "its history", depth=2)
-    if type(lines) is not list or not all(type(line) is list and len(line) == 3 for line in lines):
+    if type(lines) is not list or not all(type(line) is list and len(line) >= 3 for line in lines):
         raise PayloadError("its history is malformed")
-    if not all(type(at) in (int, float) and type(who) is type(what) is str for at, who, what in lines):
+    if not all(type(at) in (int, float) and type(who) is type(what) is str for at, who, what, *_ in lines):
         raise PayloadError("its history is malformed")
-    return tuple(Event(_moment(at), who, what) for at, who, what in lines)
+    return tuple(Event(_moment(at), who, what) for at, who, what, *_ in lines)
 
 
 def _moment(at_ms: float) -> float:

@@ -37,6 +37,8 @@ _DEPTH = 256  # no header is nested so deep, and most are shorter than this, so 
 class Header(NamedTuple):
     """The part of a message that every step of a request shares.
 
+    New fields come last and have a default; see ``qserve.wire`` for what older readers do with them.
+
     Parameters:
       request_id: 32 hexadecimal digits, unique for ever; state and result are stored under it.
       app: The application whose plan or deployment is called.
@@ -82,10 +84,12 @@ class Header(NamedTuple):
             if type(deadline_ms) is not int or type(app) is not str:
                 raise ValueError(f"{app!r} is not an application name, or {deadline_ms!r} is not a time")
             parts[_CONTEXT_AT - 1] = _ANSWERS[answer]
-            if len(parts) == _CARRIED_AT:
+            if len(parts) < _PARTS:  # nothing is carried, or an older version wrote it
+                parts += _DEFAULTS[len(parts) :]
+            elif len(parts) > _PARTS:  # a newer one did
+                del parts[_PARTS:]
+            if parts[-1] is not None:
                 parts[-1] = Carried.decode(parts[-1])
-            elif len(parts) != _CARRIED_AT - 1:
-                raise ValueError(f"{len(parts)} parts")
             return cls(request_id, *parts)
         except Exception as error:
             reason = f"{type(error).__name__}: {error}"
@@ -96,6 +100,7 @@ class Header(NamedTuple):
         return clock.judge_ms() > self.deadline_ms
 
 
-_CARRIED_AT = len(Header._fields) - 1
+_DEFAULTS = [Header._field_defaults.get(name) for name in Header._fields[1:]]
+_PARTS = len(_DEFAULTS)
 GRAPH_AT, STREAM_AT, AWAITS_AT = map(Header._fields.index, ("graph", "stream", "awaits"))
 """The places of these in what is encoded after the request's id, counted from 1, as the broker's functions do."""

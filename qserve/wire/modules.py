@@ -46,7 +46,7 @@ def unpack_modules(data: bytes, keyring: Keyring) -> Modules:
     try:
         whole = zlib.decompressobj()
         found = unpack(whole.decompress(body, _MOST_BYTES), "the code that was sent", depth=3)
-        modules = {name: (path, is_package, source) for name, (path, is_package, source) in found.items()}
+        modules = {name: (path, is_package, source) for name, (path, is_package, source, *_) in found.items()}
     except (zlib.error, AttributeError, TypeError, ValueError) as error:
         raise PayloadError(f"the code that was sent cannot be read: {type(error).__name__}: {error}") from error
     kinds = {(type(name), *map(type, module)) for name, module in modules.items()}

@@ -31,6 +31,7 @@ class Progress(NamedTuple):
     def decode(cls, data: bytes) -> Progress:
         """Read what ``encode`` wrote; raise PayloadError for anything else."""
         found = unpack(data, "a progress")
-        if type(found) is not list or list(map(type, found)) != [float, str] or not 0 <= found[0] <= 1:
+        parts = found[: len(cls._fields)] if type(found) is list else []
+        if list(map(type, parts)) != [float, str] or not 0 <= parts[0] <= 1:
             raise PayloadError(f"{len(data)} bytes are not a progress")
-        return cls(*found)
+        return cls(*parts)

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from math import isfinite
 from typing import Any
 
 from qserve.exceptions import PayloadError
+from qserve.wire.codec import known
 
 RUNNING, STARTING, FAILED, WAITING = "RUNNING", "STARTING", "FAILED", "WAITING"
 _STATES = (RUNNING, STARTING, FAILED, WAITING)
 _NUMBERS = {"pid": (int,), "until_ms": (int, float), "failures": (int,), "next_try_ms": (int, float)}
 _LIMIT = 512 * 1024
+_CONTAINERS = 64  # one, and what a later version may add
 STATS_LIMIT = 4096
 """The longest that the numbers of one replica may be: each report carries them."""
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -59,10 +61,10 @@ class ReplicaStatus:
     @classmethod
     def decode(cls, data: bytes) -> ReplicaStatus:
         """Read what ``encode`` wrote; raise PayloadError for anything else."""
-        found = read_json(data, "a replica's report", containers=1)
+        found = read_json(data, "a replica's report", containers=_CONTAINERS)
         if type(found) is not dict:
             raise PayloadError(f"{len(data)} bytes are not a replica's report")
-        given = {field.name: found[field.name] for field in fields(cls) if field.name in found}
+        given = known(cls, found)
         texts = [value for name, value in given.items() if name not in _NUMBERS]
         is_whole = {"name", "deployment", "version", "state"} <= given.keys()
         is_whole = is_whole and all(type(given.get(name, 0)) in kinds for name, kinds in _NUMBERS.items())

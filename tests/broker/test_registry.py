@@ -14,7 +14,7 @@ from qserve.broker.registry import Registry
 from qserve.deploy.installation import ReplicaReports
 from qserve.exceptions import AppNotFound, PayloadError
 from qserve.graph.plan import InputKey, Plan, Slot, Step
-from qserve.wire.application import ApplicationRecord, DeploymentRecord, DriverRecord, dump_plan
+from qserve.wire.application import FORMAT, ApplicationRecord, DeploymentRecord, DriverRecord, dump_plan
 from qserve.wire.codec import Codec
 from qserve.wire.sealing import Seal
 from qserve.wire.status import FAILED, RUNNING, ReplicaStatus
@@ -171,6 +171,16 @@ def test_a_repair_does_not_touch_what_was_deployed_meanwhile(registry: Registry,
     registry.repair("shop")
 
     assert registry.find("shop") == third
+
+
+def test_what_only_a_later_version_may_read_is_refused_but_not_put_back(registry: Registry, released: bytes) -> None:
+    other_process(registry).promote(replace(RECORD, version="three", format=FORMAT + 1))
+    later = stored(registry)
+
+    assert registry.find("shop") == SECOND
+    registry.repair("shop")
+
+    assert stored(registry) == later
 
 
 def test_a_staged_version_cannot_be_made_active_by_copying_it(registry: Registry, released: bytes) -> None:

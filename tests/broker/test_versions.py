@@ -15,7 +15,6 @@ from qserve.broker.library import Command
 from qserve.deploy.dead_letters import DeadLetters
 from qserve.deploy.installation import Installation
 from qserve.exceptions import PayloadError
-from qserve.wire.envelope import Header
 from qserve.wire.failure import Failure
 from qserve.wire.moves import Join, Start
 
@@ -81,9 +80,3 @@ def test_a_format_of_the_future_is_parked_with_its_words_and_not_dropped(
     (letter,) = DeadLetters(Installation(settings, client)).list()
     assert (letter.request_id, letter.why) == (A, "unreadable")
     assert desk.is_idle(desk.one)
-
-
-def test_a_header_with_parts_that_this_version_does_not_know_is_refused_and_not_misread() -> None:
-    header = Header(A, "app", None, 0)
-    with pytest.raises(PayloadError):
-        Header.decode(header.encode()[:32] + bytes([header.encode()[32] + 1]) + header.encode()[33:] + b"\x01")

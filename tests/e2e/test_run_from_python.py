@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import msgpack
 import numpy as np
 import pytest
 from http_client import Client
@@ -28,6 +29,8 @@ from qserve.drivers import DAGDriver
 from qserve.exceptions import QserveException, RayServeException
 from qserve.handle import DeploymentHandle, RayServeHandle
 from qserve.http_adapters import json_request
+from qserve.wire.application import ApplicationRecord
+from qserve.wire.envelope import Header
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("started")]
 
@@ -67,6 +70,24 @@ def test_each_run_takes_the_place_of_the_one_before(client: Client) -> None:
         handle = qserve.run(Echo.bind(text))
         assert client.get().text == text
         assert ask(handle) == text
+
+
+def test_processes_of_this_version_serve_what_a_program_of_a_later_one_deploys_and_calls(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for kind, packed in ((Header, 32), (ApplicationRecord, 0)):  # what lies before is the id of the request
+
+        def encode(record: Any, packed: int = packed, encode: Any = kind.encode) -> bytes:
+            found = msgpack.unpackb(encode(record)[packed:])
+            more = {**found, "later": {"a": 1}} if isinstance(found, dict) else [*found, None, {"a": 1}]
+            return encode(record)[:packed] + msgpack.packb(more)  # type: ignore[no-any-return]
+
+        monkeypatch.setattr(kind, "encode", encode)
+
+    handle = qserve.run(hello.bind())
+
+    assert ask(handle, "Dora") == "hello Dora"
+    assert client.get().status == 200
 
 
 def test_the_deployments_of_the_one_before_are_gone() -> None:

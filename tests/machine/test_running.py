@@ -139,7 +139,6 @@ os._exit(0)
         {"pid": 2**70},
         {"variables": []},
         {"variables": {"QSERVE_BROKER_URL": 7}},
-        {"more": 1},
         {"what": None},
     ],
 )
@@ -150,6 +149,12 @@ def test_a_file_that_no_run_has_written_is_skipped(run: Callable[..., PrivateFol
     run("good:app")
 
     assert [found.what for found in find_running()] == ["good:app"]
+
+
+def test_what_a_later_version_says_besides_is_left_out(run: Callable[..., PrivateFolder]) -> None:
+    rewritten(run("later:app"), more=1)
+
+    assert [found.what for found in find_running()] == ["later:app"]
 
 
 # -- which one is used -----------------------------------------------------------------------------
