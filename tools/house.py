@@ -38,7 +38,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("qserve.http",),
     ("qserve.define",),
     ("qserve.web", "qserve.appfile"),
-    ("qserve.engine",),
+    ("qserve.engine", "qserve.openapi"),
     ("qserve.deploy",),
     ("qserve.local", "qserve.machine", "qserve.drawing", "qserve.stacks"),
     ("qserve",),

@@ -1,6 +1,6 @@
 """The gateway package: HTTP in front of every registered application.
 
 It may import qserve, qserve.exceptions, qserve.base, qserve.graph, qserve.wire, qserve.broker, qserve.calls,
-qserve.http, qserve.cli, qserve_gateway.request and qserve_gateway.response.
+qserve.http, qserve.openapi, qserve.cli, qserve_gateway.request and qserve_gateway.response.
 Open first: application.py, then handler.py.
 """

@@ -19,6 +19,7 @@ from qserve.broker.doctor import check_unless_parent_did, recheck
 from qserve.calls.client import ClientPlane
 from qserve_gateway.handler import RequestHandler, handle
 from qserve_gateway.jobs import JOBS_PATH, Jobs
+from qserve_gateway.openapi import OPENAPI_PATH, OpenApi
 from qserve_gateway.queues import QUEUES_PATH, Queues
 from qserve_gateway.request.access import AccessPolicy, check_host, check_origin
 from qserve_gateway.request.carried import Forwarded
@@ -120,6 +121,8 @@ def create_app(settings: Settings, plane: ClientPlane | None = None, watch: bool
     forwarded = Forwarded.of(settings)
     app = Gateway(RequestHandler(settings, plane, watcher.current, access, in_flight, jobs, forwarded=forwarded))
     _add_pages(app, plane, watcher)
+    if settings.api_page:
+        _add_api_page(app, watcher, OpenApi(has_token=access.token is not None))
     return app
 
 
@@ -155,3 +158,14 @@ def _add_pages(app: Gateway, plane: ClientPlane, watcher: RouteWatcher) -> None:
         # Flask keeps the error on its request, and the frames of a traceback would keep the request
         error.__traceback__ = error.__context__ = None
         return reply
+
+
+def _add_api_page(app: Gateway, watcher: RouteWatcher, openapi: OpenApi) -> None:
+    @app.route(OPENAPI_PATH, provide_automatic_options=False)
+    def document() -> Any:
+        text, etag = openapi.document(watcher.table or watcher.current())
+        headers = {"etag": etag, "cache-control": "no-cache", "x-content-type-options": "nosniff"}
+        headers["x-request-id"] = request_id_of(request.environ)
+        if etag in request.headers.get("if-none-match", ""):
+            return b"", 304, headers
+        return text, 200, headers | {"content-type": "application/json"}

@@ -51,6 +51,7 @@ class Settings:
         that prefer to be answered later or have an idempotency key.
       durability: ``local``: a request is accepted once the primary has it; ``replica``: once a replica has it as well.
       show_errors: Whether the bodies of HTTP errors contain the traceback of user code.
+      api_page: Whether gateways describe the applications, at ``/-/openapi.json``.
       log_level: The lowest level that is logged: ``debug``, ``info``, ``warning`` or ``error``.
       log_format: ``text``, or ``json`` for one object a line.
       log_tail: Whether workers also keep their last lines in the broker, for `qserve logs`.
@@ -74,6 +75,7 @@ class Settings:
     result_ttl_s: float = 600.0
     durability: str = LOCAL
     show_errors: bool = False
+    api_page: bool = True
     log_level: str = "info"
     log_format: str = "text"
     log_tail: bool = True
@@ -170,7 +172,7 @@ def _read(name: str, text: str) -> Any:
         return names if name == "forward_headers" else _only(variable, names)
     if name in ("broker_maxmemory", "body_memory"):
         return _memory(variable, text)
-    if name in ("show_errors", "log_tail"):
+    if name in ("show_errors", "api_page", "log_tail"):
         if text.lower() not in _BOOLEANS:
             raise QserveException(f"{variable}={text!r} must be 1 or 0")
         return _BOOLEANS[text.lower()]

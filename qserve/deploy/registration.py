@@ -32,6 +32,7 @@ from qserve.deploy.sources import difference, own_modules, read_sources
 from qserve.engine.driver import AdaptingDriver
 from qserve.exceptions import PayloadError, QserveException
 from qserve.http.annotations import resolve_annotations
+from qserve.openapi.application import describe
 from qserve.wire.application import MISSING, ApplicationRecord, DeploymentRecord, Resources, Scaling, dump_plan
 from qserve.wire.codec import Codec, unpack
 from qserve.wire.modules import pack_modules
@@ -104,6 +105,7 @@ def release_of(
         code_version=code_version if target else "",
         args=json.dumps(args) if args else "",
         external_scaler=external_scaler,
+        description=describe(built),
     )
     if code:
         return Release(replace(record, code_digest=hashlib.sha256(code).hexdigest()), code, tasks)

@@ -8,12 +8,12 @@ from __future__ import annotations
 import inspect
 import json
 import re
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from contextlib import AsyncExitStack
 from types import UnionType
 from typing import Any, Union, get_args, get_origin
 
-from fastapi import Depends, params
+from fastapi import Depends, FastAPI, params
 from fastapi.encoders import jsonable_encoder
 from fastapi.exceptions import RequestValidationError as FastAPIError
 from fastapi.routing import APIRoute
@@ -51,9 +51,7 @@ class UserAdapter:
     """
 
     def __init__(self, adapter: Callable[..., Any], path: str) -> None:
-        is_model = inspect.isclass(adapter) and issubclass(adapter, BaseModel)
-        function = _body_of(adapter) if is_model else adapter
-        resolve_annotations(function)
+        function = _dependency_of(adapter)
         dependency = Depends(function)
 
         async def endpoint(request: Request, value: Any = dependency) -> Response:
@@ -103,6 +101,29 @@ class UserAdapter:
         return scope[_RESULT]
 
 
+def openapi_of(adapter: Callable[..., Any], models: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return what FastAPI says of an adapter: the operations of each route, and the schemas of the models in them.
+
+    Parameters:
+      models: By route, the type of the result; None if it is not known.
+    """
+    app = FastAPI()
+    dependency = Depends(_dependency_of(adapter))
+    routes: dict[str, APIRoute] = {}
+
+    def endpoint(value: Any = dependency) -> None:
+        raise NotImplementedError
+
+    for path, model in models.items():
+        more: dict[str, Any] = {"response_model": model, "responses": {422: {"description": ""}}}
+        takes_body = APIRoute(path or "/", endpoint, methods=["POST"]).body_field is not None
+        routes[path] = APIRoute(path or "/", endpoint, methods=["POST"] if takes_body else ["GET", "POST"], **more)
+    app.router.routes[:] = routes.values()
+    document = app.openapi()
+    paths = {path: document.get("paths", {})[route.path_format] for path, route in routes.items()}
+    return paths, document.get("components", {}).get("schemas", {})
+
+
 def _changes_response(dependant: Any) -> bool:
     return dependant.response_param_name is not None or any(map(_changes_response, dependant.dependencies))
 
@@ -142,6 +163,13 @@ def _check_text(body: bytes, expected: Any) -> None:
     except UnicodeDecodeError as error:
         message = f"the request body is not valid UTF-8: invalid byte at position {error.start}"
         raise unreadable(message, "invalid_unicode") from error
+
+
+def _dependency_of(adapter: Callable[..., Any]) -> Callable[..., Any]:
+    is_model = inspect.isclass(adapter) and issubclass(adapter, BaseModel)
+    function = _body_of(adapter) if is_model else adapter
+    resolve_annotations(function)
+    return function
 
 
 def _body_of(model: Any) -> Callable[..., Any]:

@@ -61,6 +61,32 @@ def bound_app(app: Any, cls: type, instance: Any) -> Any:
     return app
 
 
+def document_of(app: Any, cls: type) -> dict[str, Any] | None:
+    """Return the OpenAPI document of a FastAPI application, as that of an instance of the user's class would be.
+
+    The application stays as it is: FastAPI keeps the document that it has made, and would not see later routes.
+
+    Returns:
+      None for other applications, and where ``openapi_url=None`` hides it.
+    """
+    if not is_a(app, "fastapi", "FastAPI", "APIRouter") or getattr(app, "openapi_url", "") is None:
+        return None
+    own = vars(app).get("openapi")  # FastAPI's way to extend the document
+    if own is not None:
+        kept, app.openapi_schema = app.openapi_schema, None
+        try:
+            return own()  # type: ignore[no-any-return]
+        finally:
+            app.openapi_schema = kept
+    twin = _twin(bound_app(app, cls, _Nobody()))
+    twin.openapi_schema = None
+    return twin.openapi()  # type: ignore[no-any-return]
+
+
+class _Nobody:
+    """The ``self`` of routes that are only described."""
+
+
 def _resolve_returned_refs() -> None:
     """Let routes of FastAPI return what ``handle.remote(...)`` returned, as other deployments may.
 

@@ -26,7 +26,7 @@ from starlette.responses import Response
 from qserve.base.loop_at_hand import loop_at_hand
 from qserve.define.deployments import Deployment
 from qserve.web.asgi import Exchange, Lifespan
-from qserve.web.frameworks import bound_app, is_a, make_picklable
+from qserve.web.frameworks import bound_app, document_of, is_a, make_picklable
 from qserve.web.wsgi import WsgiAdapter
 
 Cls = TypeVar("Cls", bound=type)
@@ -148,6 +148,15 @@ def _check_class(cls: Any) -> None:
             f"Class passed to @serve.ingress may not have __call__ method, and {cls.__name__!r} has one{where}:"
             " the application answers the requests. Rename it, or make it a route of the application."
         )
+
+
+def openapi_of(cls: Any) -> dict[str, Any] | None:
+    """Return the OpenAPI document of an ingress class with a FastAPI application; None if it has none, or hides it.
+
+    A function that makes the application is not called: it runs on replicas.
+    """
+    definition = getattr(cls, _DEFINITION, None)
+    return None if definition is None else document_of(definition.app, definition.cls)
 
 
 async def _start(self: Any) -> None:

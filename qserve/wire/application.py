@@ -211,6 +211,7 @@ class ApplicationRecord:
       external_scaler: Whether something outside decides how many replicas there are.
       capacity: Which part of their numbers of replicas the deployments have, in percent; None for all.
       format: More than 1 if something is said that a reader must not leave out: those that read less refuse the record.
+      description: Its HTTP interface, see ``wire.description``; b"" where none could be made.
     """
 
     name: str
@@ -235,6 +236,7 @@ class ApplicationRecord:
     external_scaler: bool = False
     capacity: float | None = None
     format: int = field(default=1, compare=False)
+    description: bytes = field(default=b"", compare=False, repr=False)
 
     @property
     def replicated(self) -> dict[str, DeploymentRecord]:

@@ -50,6 +50,7 @@ def test_every_setting_has_a_variable() -> None:
         result_ttl_s=2.5,
         durability="replica",
         show_errors=True,
+        api_page=False,
         log_tail=False,
         log_level="error",
         log_format="json",

@@ -331,7 +331,18 @@ OTHER: dict[str, Any] = {
     "external_scaler": True,
     "capacity": 50.0,
 }
-NO_CHANGE = {"name", "version", "config", "change", "place", "code_digest", "deployed_at", "sent_for", "format"}
+NO_CHANGE = {
+    "name",
+    "version",
+    "config",
+    "change",
+    "place",
+    "code_digest",
+    "deployed_at",
+    "sent_for",
+    "format",
+    "description",
+}
 
 
 @pytest.mark.parametrize("field", sorted({one.name for one in fields(ApplicationRecord)} - NO_CHANGE))
