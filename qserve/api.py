@@ -30,10 +30,11 @@ from qserve.define.application import compiled, set_defaults
 from qserve.define.drivers import DAGDriver, is_driver
 from qserve.define.http_options import HTTPOptions
 from qserve.define.options import LoggingConfig, check_key
+from qserve.deploy.claim import Claim
 from qserve.deploy.installation import Installation
 from qserve.deploy.registration import check_external_scaler, release_of
 from qserve.deploy.removal import remove
-from qserve.deploy.rollout import roll_out, wait_for_gateways
+from qserve.deploy.rollout import READY_TIMEOUT_S, roll_out, wait_for_gateways
 from qserve.deploy.status import ServeStatus, status_of
 from qserve.exceptions import BrokerUnavailable, QserveException
 from qserve.graph.nodes import ClassNode, DAGNode, Target
@@ -304,13 +305,18 @@ def delete(name: str) -> None:
 
     Raises:
       AppNotFound: There is no application of that name.
+      DeployError: It is being deployed, and that has not ended for a minute.
     """
     if delete_local(name):
         return
     plane = _client()
     plane.registry.get(name)
     # workers that this program has started are restarted when they die, and finish everything
-    change = remove(_installation(), name) if _cluster is None else plane.registry.delete(name)
+    if _cluster is None:
+        change = remove(_installation(), name)
+    else:
+        with Claim(_installation(), name, "", READY_TIMEOUT_S) as claim:
+            change = claim.delete()
     plane.uncache_application(name)
     if _cluster is not None:
         _wait_for_gateways(_cluster, change)

@@ -168,8 +168,7 @@ class Registry:
 
         def check_and_write(pipe: Any) -> None:
             self.check_prefix(record)
-            if claim is not None and pipe.get(claim[0]) != claim[1]:
-                raise DeployError(f"another deploy of application {record.name!r} has taken over")
+            self._check_claim(pipe, record.name, claim)
             pipe.multi()
             write(pipe)
             self._add_change(pipe, record.name)
@@ -208,16 +207,33 @@ class Registry:
         return position(replies[-1])
 
     @broker_errors()
-    def delete(self, app: str) -> str:
-        """Remove an application; its supervisors stop its replicas."""
+    def delete(self, app: str, claim: tuple[str, bytes] | None = None) -> str:
+        """Remove an application; its supervisors stop its replicas.
+
+        Parameters:
+          claim: As ``promote`` takes it.
+
+        Raises:
+          DeployError: Another deploy has the claim; nothing has changed then.
+        """
         self.remove_strangers(app)
-        records = [*self.readable(app, ACTIVE, NEXT), *self.old(app)]
-        pipe = self._client.pipeline()
-        pipe.delete(self._keys.application(app), self._keys.wishes(app), self._keys.scaled(app))
-        pipe.hdel(self._keys.applications, app)
-        for record in records:
-            self._retire(pipe, record)
-        return self._announce(pipe, app)
+
+        def write(pipe: Any) -> None:
+            records = [*self.readable(app, ACTIVE, NEXT), *self.old(app)]
+            self._check_claim(pipe, app, claim)
+            pipe.multi()
+            pipe.delete(self._keys.application(app), self._keys.wishes(app), self._keys.scaled(app))
+            pipe.hdel(self._keys.applications, app)
+            for record in records:
+                self._retire(pipe, record)
+            self._add_change(pipe, app)
+
+        replies: Any = self._client.transaction(write, *([] if claim is None else [claim[0]]))
+        return position(replies[-1])
+
+    def _check_claim(self, pipe: Any, app: str, claim: tuple[str, bytes] | None) -> None:
+        if claim is not None and pipe.get(claim[0]) != claim[1]:
+            raise DeployError(f"another deploy of application {app!r} has taken over")
 
     @broker_errors()
     def remove_strangers(self, app: str = "") -> None:

@@ -39,7 +39,7 @@ def remove_all(installation: Installation, apps: list[str]) -> None:
         records = installation.registry.readable(app, ACTIVE, NEXT)
         graces_s = [deployment.grace_s for record in records for deployment in record.deployments.values()]
         limits_s[app] = max(graces_s, default=0.0) + _END_WITHIN_S
-        remove(installation, app)
+        remove(installation, app, on_wait=click.echo)
     for app, limit_s in limits_s.items():
         left = _wait_until_gone(installation, app, limit_s)
         click.echo(f"{app}: deleted" + (f"; replicas that have not reported their end: {left}" if left else ""))

@@ -1,4 +1,4 @@
-"""One deploy of an application at a time: a deployer holds a claim whose counter grows as long as it lives."""
+"""One deploy or deletion of an application at a time: who does it holds a claim that counts as long as it lives."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ _MESSAGE_LIMIT = 2_000
 
 
 class Claim:
-    """The right to deploy an application; used as a context, which notes at its end how the deploy went.
+    """The right to deploy or delete an application; used as a context, which notes at its end how that went.
 
     Parameters:
-      version: What is deployed.
+      version: What is deployed; "" to delete the application.
       timeout_s: How long to wait for another deploy of the application.
       on_wait: Called once with what is waited for.
       check: Called while waiting; raises if there is no point in waiting any longer.
@@ -78,13 +78,14 @@ class Claim:
             if other is None or other.state != UNDER_WAY or time.monotonic() - since > STILL_S:
                 self._held = self._store.swap_rollout(self._app, was, self._now)
                 continue
-            what = f"application {self._app!r} is being deployed by {other.by}"
+            what = f"application {self._app!r} is being {'deployed' if other.version else 'deleted'} by {other.by}"
             if is_first:
                 self._on_wait(f"{what}; waiting for the end of that")
                 is_first = False
             self._check()
             if deadline.has_passed():
-                raise DeployError(f"{what}; deploy again when that has ended")
+                again = "deploy" if self._now.version else "delete"
+                raise DeployError(f"{what}; {again} it again when that has ended")
             time.sleep(_POLL_INTERVAL_S)
         threading.Thread(target=self._beat, name="claim", daemon=True).start()
         return self
@@ -123,14 +124,28 @@ class Claim:
             self._update()
             return self._registry.promote(record, keeps_before, (self._key, self._held))
 
+    def delete(self) -> str:
+        """Remove the application if this has the claim, as ``Registry.delete`` does and raises."""
+        with self._lock:
+            self._update()
+            return self._registry.delete(self._app, (self._key, self._held))
+
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         """Note how it went. Crash before it: what is deployed is as it should be, and the claim stands still."""
-        state, message = (DONE, "") if error is None else (FAILED, (str(error) or repr(error))[:_MESSAGE_LIMIT])
+        state, message = (DONE, "") if error is None else (FAILED, _words_of(error)[:_MESSAGE_LIMIT])
         with suppress(BrokerError, DeployError), self._lock:
             self._update(state=state, message=message)
         self._is_over.set()
+
+
+def _words_of(error: BaseException) -> str:
+    if isinstance(error, KeyboardInterrupt):
+        return "it was interrupted (Ctrl-C)"
+    if isinstance(error, SystemExit | GeneratorExit):
+        return "its program ended"
+    return str(error) or type(error).__name__
 
 
 def _user() -> str:

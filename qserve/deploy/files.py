@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
 
 from qserve.appfile.diff import Change, diff
 from qserve.appfile.model import ServeFile
@@ -17,6 +19,7 @@ from qserve.define.builder import ArgumentError
 from qserve.define.compile import CompiledApplication
 from qserve.define.target import TargetError
 from qserve.define.task_consumers import TaskPlace
+from qserve.deploy.claim import Claim
 from qserve.deploy.installation import Installation
 from qserve.deploy.named import not_found
 from qserve.deploy.registration import Release, check_external_scaler, import_application, release_of
@@ -173,7 +176,6 @@ def deploy_file(
     Raises:
       BrokerUnavailable: The broker does not reply.
     """
-    changed = {change.app for change in plan.changes}
     failed: dict[str, QserveException] = {}
     waiting: dict[str, ApplicationRecord] = {}
     options = {
@@ -184,32 +186,72 @@ def deploy_file(
         "on_progress": on_progress,
         "on_wait": on_wait,
     }
-    for name, record in plan.records.items():
-        if name not in changed and not restart:
-            active = plan.running[name]
-            if active.config != record.config:  # so that the next file knows whose it is; no replica ends
-                installation.registry.promote(replace(active, config=record.config))
-            on_application(name, "unchanged")
-            continue
-        on_application(name, "deploying")
+    claimed = partial(Claim, installation, timeout_s=ready_timeout_s, on_wait=on_wait)
+    for name in plan.records:
         try:
-            served = _servable_now(installation, record, plan.running.get(name))
-            done = roll_out(installation, Release(served, plan.codes[name]), **options)  # type: ignore[arg-type]
-            if served != record:
-                waiting[name] = replace(done, route_prefix=record.route_prefix)
+            left = _deploy(installation, plan, name, claimed, on_application, options)
+            if left is not None:
+                waiting[name] = left
         except BrokerError:
             raise
         except QserveException as error:
             failed[name] = error
-    if failed:
-        for name in plan.deleted:
-            on_application(name, "is kept, because not all applications could be deployed")
+    for name in plan.deleted if failed else ():
+        on_application(name, "is kept, because not all applications could be deployed")
     deleted = [] if failed else plan.deleted
-    failed.update(_change_paths(installation, waiting, [plan.running[name] for name in deleted], gateways))
+    if waiting:
+        failed.update(_change_paths(installation, waiting, deleted, gateways, claimed))
     for name in deleted:
-        wait_for_gateways(installation, remove(installation, name), gateways)
-        on_application(name, "deleted: no longer in the file")
+        try:
+            if _delete(installation, name, gateways, ready_timeout_s, on_wait):
+                on_application(name, "deleted: no longer in the file")
+        except DeployError as error:
+            failed[name] = error
     return failed
+
+
+def _deploy(
+    installation: Installation,
+    plan: FilePlan,
+    name: str,
+    claimed: Callable[..., Claim],
+    on_application: Callable[[str, str], None],
+    options: dict[str, Any],
+) -> ApplicationRecord | None:
+    """Roll out one application, unless it runs as it is; return what is still to be served if its path is taken."""
+    record, before = plan.records[name], plan.running.get(name)
+    is_changed = options["restart"] or any(change.app == name for change in plan.changes)
+    if not is_changed and before is not None and _keep(installation, before, record, claimed):
+        on_application(name, "unchanged")
+        return None
+    on_application(name, "deploying")
+    served = _servable_now(installation, record, before)
+    done = roll_out(installation, Release(served, plan.codes[name]), **options)
+    return None if served == record else replace(done, route_prefix=record.route_prefix)
+
+
+def _delete(
+    installation: Installation, name: str, gateways: int, timeout_s: float, on_wait: Callable[[str], None]
+) -> bool:
+    """Delete an application that a file has brought; return False if that is deployed by hand now, or deleted."""
+    active = installation.registry.find(name)
+    if active is None or not active.config:
+        return False
+    wait_for_gateways(installation, remove(installation, name, timeout_s, on_wait), gateways)
+    return True
+
+
+def _keep(
+    installation: Installation, before: ApplicationRecord, record: ApplicationRecord, claimed: Callable[..., Claim]
+) -> bool:
+    """Note that an application that has not changed is the file's; return False if it was deployed again meanwhile."""
+    with claimed(app=record.name, version=before.version) as claim:
+        active = installation.registry.find(record.name)
+        if active is None or active.version != before.version:
+            return False
+        if active.config != record.config:  # so that the next file knows whose it is; no replica ends
+            claim.promote(replace(active, config=record.config))
+    return True
 
 
 def _servable_now(
@@ -226,23 +268,42 @@ def _servable_now(
 def _change_paths(
     installation: Installation,
     waiting: dict[str, ApplicationRecord],
-    deleted: list[ApplicationRecord],
+    deleted: Sequence[str],
     gateways: int,
-) -> Iterator[tuple[str, QserveException]]:
+    claimed: Callable[..., Claim],
+) -> dict[str, QserveException]:
     """Give applications the paths that were taken before: all of them, and those to be deleted, first give up theirs.
 
-    It takes milliseconds, in which requests at these paths find no application.
+    It takes milliseconds, in which requests at these paths find no application. Nobody else deploys or deletes one of
+    them meanwhile, and one that somebody has deployed since the plan was made stays as it is.
+
+    Returns:
+      The errors of those that did not get their paths.
     """
-    registry = installation.registry
-    before = {name: registry.get(name) for name in waiting}
-    for record in (*before.values(), *deleted) if waiting else ():
-        registry.promote(replace(record, route_prefix=None))
-    for name, record in waiting.items():
-        try:
-            change = registry.promote(record)
-        except DeployError as error:
-            with contextlib.suppress(DeployError):  # its old path may be taken by now
-                registry.promote(before[name])
-            yield name, error
-        else:
-            wait_for_gateways(installation, change, gateways)
+    failed: dict[str, QserveException] = {}
+    changes = []
+    with contextlib.ExitStack() as stack:
+        claims, before = {}, {}
+        for name in sorted((*waiting, *deleted)):  # always in this order, so that no two files wait for each other
+            version = waiting[name].version if name in waiting else ""
+            try:
+                claims[name] = stack.enter_context(claimed(app=name, version=version))
+            except DeployError as error:
+                return dict.fromkeys(waiting, error)
+            active = installation.registry.find(name)
+            if active is not None and (name in deleted or active.version == version):
+                before[name] = active
+        for name, record in before.items():
+            claims[name].promote(replace(record, route_prefix=None))
+        for name, record in waiting.items():
+            try:
+                if name not in before:
+                    raise DeployError(f"another deploy of application {name!r} has taken over")
+                changes.append(claims[name].promote(record))
+            except DeployError as error:
+                failed[name] = error
+                with contextlib.suppress(DeployError, KeyError):  # its old path may be taken by now
+                    claims[name].promote(before[name])
+    for change in changes:
+        wait_for_gateways(installation, change, gateways)
+    return failed

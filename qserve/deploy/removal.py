@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -13,6 +13,7 @@ from qserve.base.log import get_logger
 from qserve.broker import functions
 from qserve.broker.connection import broker_errors, if_there, without_strangers
 from qserve.broker.registry import ACTIVE, NEXT
+from qserve.deploy.claim import Claim
 from qserve.deploy.installation import Installation
 from qserve.exceptions import BrokerError
 from qserve.wire import replies
@@ -25,7 +26,9 @@ _ORPHAN_FOR_S = 2.0
 """A replica whose supervisor was killed goes on for less than this, and sends heartbeats meanwhile."""
 
 
-def remove(installation: Installation, app: str) -> str:
+def remove(
+    installation: Installation, app: str, timeout_s: float = 60.0, on_wait: Callable[[str], None] = log.info
+) -> str:
     """Remove an application, and return the id of the change.
 
     Its workers finish what they have accepted. Where no worker is left, open requests end at once; where some have
@@ -34,17 +37,22 @@ def remove(installation: Installation, app: str) -> str:
     Crash before the registration is removed: what no worker could finish has ended, and the application is still
     registered; remove it again. Crash after it: what no worker finishes ends at its deadline.
 
+    Parameters:
+      timeout_s, on_wait: How long to wait for a deploy of it that is under way; called once with words that say so.
+
     Raises:
+      DeployError: That deploy did not end in time.
       BrokerError: The registration could not be removed.
     """
     registry = installation.registry
-    records = [*registry.readable(app, ACTIVE, NEXT), *registry.old(app)]
     left: list[ApplicationRecord] = []
-    with _named_if_refused(app):
-        for record in records:
-            if _beats(installation, record) or not retire(installation, record, True, None):
-                left.append(record)
-    change = registry.delete(app)
+    with Claim(installation, app, "", timeout_s, on_wait) as claim:
+        records = [*registry.readable(app, ACTIVE, NEXT), *registry.old(app)]
+        with _named_if_refused(app):
+            for record in records:
+                if _beats(installation, record) or not retire(installation, record, True, None):
+                    left.append(record)
+        change = claim.delete()
     with _named_if_refused(app):
         _end_unfinished(installation, left)
     return change

@@ -243,7 +243,7 @@ def application_status(
         message = f"version {newer[0].version} is being deployed; version {record.version} serves"
         added = {name: scaled[name].shortage for name in newer[0].replicated if name not in loads and name in scaled}
         message += "".join(f"\n{name}: {shortage}" for name, shortage in added.items() if shortage)
-    if last is not None and last.state == "failed" and not newer and not message:
+    if last is not None and last.state == "failed" and last.version and not newer and not message:
         message = f"the last deploy, by {last.by}, failed; version {record.version} serves: {last.message}"
     return ApplicationStatusOverview(
         status, message, record.deployed_at, deployments, record.route_prefix, record.version

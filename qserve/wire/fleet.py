@@ -210,12 +210,12 @@ class LogLine(_Value):
 
 @dataclass(frozen=True)
 class Rollout(_Value):
-    """A deploy that is under way, or the last one.
+    """A deploy or deletion that is under way, or the last one.
 
     Parameters:
-      version, old: The version that is deployed, and the one that it replaces; "" for none.
+      version, old: The version that is deployed, "" for a deletion, and the one that it replaces, "" for none.
       by: Who deploys, and where.
-      state: ``under way``, ``done``, ``failed`` or ``deleting``.
+      state: ``under way``, ``done`` or ``failed``.
       message: Why it failed.
       new, keep: How many replicas of each deployment the new version and the old one are to have; all that are not
         named have as many as they want.

@@ -11,6 +11,7 @@ from qserve.base.settings import Settings
 from qserve.deploy import claim as claims
 from qserve.deploy.claim import Claim
 from qserve.deploy.installation import Installation
+from qserve.deploy.removal import remove
 from qserve.exceptions import DeployError
 from qserve.wire.application import ApplicationRecord, DeploymentRecord
 
@@ -31,7 +32,7 @@ def other(installation: Installation) -> Installation:
 def test_a_second_deploy_waits_for_the_first_and_says_whose_that_is(installation: Installation) -> None:
     said: list[str] = []
     with Claim(installation, "app", "one", 9.0):
-        with pytest.raises(DeployError, match=r"'app' is being deployed by .*\(process \d+\); deploy again when"):
+        with pytest.raises(DeployError, match=r"'app' is being deployed by .*\(process \d+\); deploy it again when"):
             Claim(other(installation), "app", "two", 0.0, said.append).__enter__()
         with Claim(other(installation), "another app", "one", 0.0):
             pass
@@ -42,17 +43,14 @@ def test_a_second_deploy_waits_for_the_first_and_says_whose_that_is(installation
 
 
 def test_how_a_deploy_went_is_noted(installation: Installation) -> None:
-    def state() -> tuple[str, str, str]:
+    def state() -> tuple[str, str]:
         _, rollout = other(installation).fleet.rollout("app")
         assert rollout is not None
-        return rollout.version, rollout.state, rollout.message
+        return rollout.version, rollout.state
 
     with Claim(installation, "app", "one", 0.0):
-        assert state() == ("one", "under way", "")
-    assert state() == ("one", "done", "")
-    with pytest.raises(DeployError), Claim(installation, "app", "two", 0.0):
-        raise DeployError("its constructor failed")
-    assert state() == ("two", "failed", "its constructor failed")
+        assert state() == ("one", "under way")
+    assert state() == ("one", "done")
 
 
 @pytest.mark.row("F55")
@@ -95,3 +93,52 @@ def test_a_broker_that_has_lost_its_data_does_not_end_a_deploy(installation: Ins
     installation.client.set(installation.keys.rollout("app"), b"something else", px=60_000)
     with Claim(other(installation), "app", "two", 0.0):
         pass
+
+
+def test_an_application_is_not_deleted_while_it_is_deployed_and_not_deployed_while_it_is_deleted(
+    installation: Installation,
+) -> None:
+    installation.registry.promote(RECORD)
+    with Claim(installation, "app", "two", 9.0) as first:
+        with pytest.raises(DeployError, match=r"'app' is being deployed by .*; delete it again when that has ended"):
+            remove(other(installation), "app", timeout_s=0.0)
+        first.promote(TWO)
+        assert other(installation).registry.get("app").version == "two"
+
+    with Claim(installation, "app", "", 9.0) as deletion:
+        with pytest.raises(DeployError, match=r"'app' is being deleted by .*; deploy it again when that has ended"):
+            Claim(other(installation), "app", "three", 0.0).__enter__()
+        deletion.delete()
+
+    assert not installation.registry.names()
+
+
+def test_a_deletion_that_stood_still_does_not_delete_what_was_deployed_meanwhile(
+    installation: Installation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    installation.registry.promote(RECORD)
+    with Claim(other(installation), "app", "", 0.0) as late:
+        monkeypatch.setattr(claims, "STILL_S", 0.0)
+        with Claim(installation, "app", "two", 60.0) as deploy:
+            deploy.promote(TWO)
+            with pytest.raises(DeployError, match="another deploy of application 'app' has taken over"):
+                late.delete()
+
+    assert installation.registry.get("app").version == "two"
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (KeyboardInterrupt(), "it was interrupted (Ctrl-C)"),
+        (SystemExit(1), "its program ended"),
+        (DeployError("its constructor failed"), "its constructor failed"),
+        (ValueError(), "ValueError"),
+    ],
+)
+def test_why_a_deploy_has_ended_is_noted_in_words(installation: Installation, error: BaseException, words: str) -> None:
+    with pytest.raises(type(error)), Claim(installation, "app", "one", 0.0):
+        raise error
+
+    _, rollout = other(installation).fleet.rollout("app")
+    assert rollout is not None and (rollout.state, rollout.message) == ("failed", words)

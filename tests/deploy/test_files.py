@@ -17,9 +17,11 @@ from qserve.appfile.read import read_value
 from qserve.appfile.yaml_text import FileError
 from qserve.base import import_path
 from qserve.base.settings import Settings
-from qserve.deploy.files import deploy_file, plan_file, release_of_part
+from qserve.deploy.claim import Claim
+from qserve.deploy.files import FilePlan, deploy_file, plan_file, release_of_part
 from qserve.deploy.installation import Installation
 from qserve.deploy.registration import Release, import_code
+from qserve.deploy.rollout import roll_out
 from qserve.exceptions import DeployError
 from qserve.wire.application import ApplicationRecord, DeploymentRecord, DriverRecord
 from qserve.wire.status import RUNNING, ReplicaStatus
@@ -263,6 +265,74 @@ def test_a_path_stays_with_an_application_whose_new_version_fails(
     failed = deploy(*after, fails="b")
 
     assert {*failed} == {"a", "b"}
+    assert served(installation) == {"a": "/a", "b": "/b"}
+
+
+# -- two deploys at once ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def meanwhile(installation: Installation, monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], Any]], None]:
+    """Have something done once by another process, as soon as a file has been compared with what runs."""
+
+    def plan(act: Callable[[], Any], compare: Callable[..., FilePlan] = plan_file) -> None:
+        def compared(*args: Any) -> FilePlan:
+            found = compare(*args)
+            act()
+            return found
+
+        monkeypatch.setitem(globals(), "plan_file", compared)
+
+    return plan
+
+
+def by_hand(installation: Installation, name: str, **changes: Any) -> None:
+    """Deploy a new version of an application by hand."""
+    before = installation.registry.get(name)
+    with Claim(installation, name, "by hand", 0.0) as claim:
+        claim.promote(replace(before, version="by hand", config="", **changes))
+
+
+def test_an_unchanged_application_that_was_deployed_again_meanwhile_becomes_what_the_file_says(
+    installation: Installation, deploy: Callable[..., dict[str, Any]], meanwhile: Callable[..., None]
+) -> None:
+    deploy({"name": "a"})
+    meanwhile(lambda: by_hand(installation, "a", timeout_s=1.0))
+
+    assert deploy({"name": "a"}) == {}
+    active = installation.registry.get("a")
+    assert (active.version, active.timeout_s) == ("by hand", None), "not the version that has ended"
+
+
+def test_an_application_that_was_deployed_by_hand_meanwhile_is_not_deleted_with_a_file(
+    installation: Installation, deploy: Callable[..., dict[str, Any]], meanwhile: Callable[..., None]
+) -> None:
+    deploy({"name": "a"})
+    meanwhile(lambda: by_hand(installation, "a"))
+
+    assert deploy({"name": "b", "route_prefix": "/b"}) == {}
+    assert versions(installation)["a"] == "by hand"
+
+
+def test_paths_are_not_exchanged_under_the_hands_of_another_deploy(
+    installation: Installation, deploy: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, after = PATHS[1]
+    deploy(*before)
+    running = Claim(Installation(installation.settings, installation.client), "b", "by hand", 0.0)
+
+    def rolled_out(*args: Any, **kwargs: Any) -> ApplicationRecord:
+        done = roll_out(*args, **kwargs)
+        if done.name == "b":  # the last one: somebody else begins to deploy it before the paths are exchanged
+            running.__enter__()
+        return done
+
+    monkeypatch.setattr("qserve.deploy.files.roll_out", rolled_out)
+    failed = deploy(*after, ready_timeout_s=0.0)
+    running.__exit__(None, None, None)
+
+    assert {*failed} == {"a", "b"}
+    assert "'b' is being deployed by" in str(failed["b"])
     assert served(installation) == {"a": "/a", "b": "/b"}
 
 

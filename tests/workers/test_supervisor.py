@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -20,6 +22,7 @@ from qserve_workers.supervisor.own_code import OwnCode
 from qserve_workers.supervisor.replica_process import MemoryWatch, describe_end
 from qserve_workers.supervisor.scope import Scope
 from qserve_workers.supervisor.supervisor import Supervisor
+from qserve_workers.supervisor.trouble import Trouble
 
 from qserve.base.keys import Keys
 from qserve.base.memory import ControlGroup
@@ -448,3 +451,36 @@ def test_a_worker_for_a_step_that_a_coming_version_has_waits_for_it(
     registry.stage(replace(RECORD, version="w", deployments={**RECORD.deployments, "Two": DeploymentRecord("Two")}))
     wait_until(lambda: supervisor.tick() or supervisor.processes, description="it is run")
     assert len(caplog.records) == 1
+
+
+_START = """
+import os
+from qserve.base.settings import Settings
+from qserve.wire.application import ApplicationRecord, DeploymentRecord
+from qserve_workers.replica.spec import ReplicaSpec
+from qserve_workers.supervisor.replica_process import MemoryWatch, describe_end, fork_replica
+record = ApplicationRecord("shop", "v1", "Model", target=TARGET, deployments={"Model": DeploymentRecord("Model")})
+spec = ReplicaSpec("Model-a-1", record, "Model", Settings(broker_url="unix:///nowhere/broker.sock"))
+_, status = os.waitpid(fork_replica(spec), 0)
+print(describe_end(os.waitstatus_to_exitcode(status), "", MemoryWatch(), spec.note))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", ["", "no_such_module:app"], ids=["reads its code", "reports its end"])
+def test_a_replica_that_finds_no_broker_while_it_starts_says_so(target: str) -> None:
+    script = [sys.executable, "-c", _START.replace("TARGET", repr(target))]
+    ended = subprocess.run(script, check=True, capture_output=True, text=True)
+
+    assert ended.stdout == "the broker did not reply\n"
+    assert "this replica has not started (" in ended.stderr
+
+
+def test_starts_without_a_broker_do_not_count_against_a_deploy() -> None:
+    trouble = Trouble()
+    for _ in range(9):
+        trouble.note_failed_start(f"its process ended while it was starting: {MEANINGS[Exit.NO_BROKER]}", 0.0)
+    assert trouble.counted == 1
+
+    trouble.note_failed_start("its constructor failed", 0.0)
+    assert trouble.counted == 10

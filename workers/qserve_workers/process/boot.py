@@ -104,12 +104,12 @@ def run_replica(spec: ReplicaSpec) -> int:
         plane, servable, replica = start.run()
     except BaseException as error:
         end_if_child(error)
+        why = start.why(error)
         try:
-            installation.reports(spec.record.name).report(
-                status_of(spec, FAILED, start.why(error), for_ms=_FAILED_FOR_MS)
-            )
+            installation.reports(spec.record.name).report(status_of(spec, FAILED, why, for_ms=_FAILED_FOR_MS))
         except BrokerError as unreported:
-            log.error("this replica cannot report that it has failed: %s", unreported)
+            log.error("this replica has not started (%s), and cannot report that: %s", why, unreported)
+            return Exit.NO_BROKER
         return Exit.FAILED
     gc.freeze()  # what exists now stays: the collector need not look at it again
     watchdog = Watchdog(replica, connect(url))

@@ -103,6 +103,7 @@ class Exit(IntEnum):
     STALLED = 5
     ORPHANED = 6
     OUT_OF_FILES = 7
+    NO_BROKER = 8
 
 
 MEANINGS: dict[int, str] = {
@@ -113,4 +114,5 @@ MEANINGS: dict[int, str] = {
     Exit.STALLED: "stalled: user code ran over QSERVE_STALL_LIMIT_S",
     Exit.ORPHANED: "its supervisor was gone",
     Exit.OUT_OF_FILES: "too many open files",
+    Exit.NO_BROKER: "the broker did not reply",
 }

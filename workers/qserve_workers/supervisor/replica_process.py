@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from qserve.base.log import get_logger
 from qserve.base.memory import ControlGroup
 from qserve.base.process import exit_words
+from qserve.exceptions import BrokerUnavailable
 from qserve.wire.application import DeploymentRecord
 from qserve_workers.process.boot import run_replica
 from qserve_workers.replica.spec import MEANINGS, EndNote, Exit, ReplicaSpec
@@ -99,6 +100,9 @@ def fork_replica(spec: ReplicaSpec) -> int:
     code: int = Exit.FAILED
     try:
         code = run_replica(spec)
+    except BrokerUnavailable as error:
+        log.error("replica %s ended: %s", spec.name, error)
+        code = Exit.NO_BROKER
     except BaseException:
         log.exception("replica %s ended with an error", spec.name)
     finally:

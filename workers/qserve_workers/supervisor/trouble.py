@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass, field
 
+from qserve_workers.replica.spec import MEANINGS, Exit
+
 LONGEST_BACKOFF_S = 30.0
 OVER_LIMIT = "memory_limit"
 """Begins the cause when a replica has used more than the ``memory`` of its deployment; one is reported."""
@@ -54,8 +56,9 @@ class Trouble:
 
     @property
     def counted(self) -> int:
-        """How many failures count against a deploy: a host that has no room for a process may have some soon."""
-        return min(self.failures, 1) if self.cause.startswith(CANNOT_START) else self.failures
+        """How many failures count against a deploy: a host may soon have room for a process, and the broker be back."""
+        is_passing = self.cause.startswith(CANNOT_START) or self.cause.endswith(MEANINGS[Exit.NO_BROKER])
+        return min(self.failures, 1) if is_passing else self.failures
 
     def words(self, now: float) -> str:
         """Say what goes wrong; "" when nothing does."""
