@@ -34,14 +34,16 @@ def __getattr__(name: str) -> Any:
         advice = "" if name.startswith("_") else import_module("qserve.base.unused").NAMES.get(name, "")
         raise AttributeError(f"module 'qserve' has no attribute {name!r}" + (f": {advice}" if advice else ""))
     home, own = _HOMES[name]
-    value = globals()[name] = getattr(import_module(home), own)
+    with import_path.all_at_once():
+        value = globals()[name] = getattr(import_module(home), own)
     return value
 
 
 def import_all() -> None:
     """Import everything that a public name may need, before user code can put other modules in the place of those."""
-    for home in sorted({home for home, _ in _HOMES.values()}):
-        import_module(home)
+    with import_path.all_at_once():
+        for home in sorted({home for home, _ in _HOMES.values()}):
+            import_module(home)
 
 
 # a handle may come by pickle to a program that has not run anything yet

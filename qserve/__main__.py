@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from qserve import __version__
+from qserve.base.import_path import all_at_once
 from qserve.exceptions import QserveException, UsageProblem
 
 _COMMANDS = (
@@ -53,9 +54,11 @@ class LazyGroup(click.Group):
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name in _COMMANDS:
-            command: click.Command = getattr(import_module(f"qserve.cli.{cmd_name}"), cmd_name)
+            with all_at_once():
+                command: click.Command = getattr(import_module(f"qserve.cli.{cmd_name}"), cmd_name)
             return command
-        return next((point.load() for point in _entry_points() if point.name == cmd_name), None)
+        with all_at_once():
+            return next((point.load() for point in _entry_points() if point.name == cmd_name), None)
 
 
 def _entry_points() -> Iterable[Any]:

@@ -13,10 +13,13 @@ monkey.patch_all()
 
 import click  # noqa: E402
 
-from qserve.base.settings import NO_BROKER, Settings  # noqa: E402
-from qserve.exceptions import QserveException  # noqa: E402
-from qserve_gateway.command import OPTIONS  # noqa: E402
-from qserve_gateway.server import serve  # noqa: E402
+from qserve.base.import_path import all_at_once  # noqa: E402
+
+with all_at_once():
+    from qserve.base.settings import NO_BROKER, Settings
+    from qserve.exceptions import QserveException
+    from qserve_gateway.command import OPTIONS
+    from qserve_gateway.server import serve
 
 
 @click.command(params=OPTIONS)

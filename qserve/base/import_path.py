@@ -8,6 +8,7 @@ it must not run in its place. So the processes of the command keep the user's fo
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -21,16 +22,19 @@ _KEPT = {*_MODULES, "sitecustomize.py", "usercustomize.py"}
 _INSTALLED = ("site-packages", "dist-packages")
 _folders: list[str] = []
 _given: list[str] = []
+_is_command = False
 _is_named = False
 _imports = 0
 
 
 def set_aside_in_commands() -> None:
     """Do what ``set_aside`` does if this is a process of the command; call it before all other imports."""
+    global _is_command
     arguments = sys.orig_argv
     module = arguments[arguments.index("-m") + 1 :][0] if "-m" in arguments[:-1] else ""
     script = os.path.split(sys.argv[0]) if sys.argv else ("", "")
-    if module.partition(".")[0] in _MODULES or script == (os.path.dirname(sys.executable), "qserve"):
+    _is_command = module.partition(".")[0] in _MODULES or script == (os.path.dirname(sys.executable), "qserve")
+    if _is_command:
         set_aside()
 
 
@@ -82,6 +86,24 @@ def user_folders_first() -> Iterator[None]:
         for folder in _folders:
             with contextlib.suppress(ValueError):  # user code may have removed it
                 sys.path.remove(folder)
+
+
+@contextlib.contextmanager
+def all_at_once() -> Iterator[None]:
+    """Import our own modules in this block without the garbage collector, which makes that a sixth faster.
+
+    Hardly anything becomes garbage meanwhile, and the collector would go through all that was defined, time after time.
+    In processes of the command it never looks there again: it would take 0.1 s at the end of each.
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+        if _is_command:
+            gc.freeze()
 
 
 def is_importing_user_code() -> bool:

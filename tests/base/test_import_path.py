@@ -77,3 +77,21 @@ def test_a_child_gets_folders_with_packages_as_they_are_and_the_others_for_user_
     assert child["PYTHONPATH"].split(os.pathsep)[:2] == ["libraries", "agent"]
     assert not {"own", "here", "here/app"} & set(child["PYTHONPATH"].split(os.pathsep))
     assert set(child["QSERVE_IMPORT_PATH"].split(os.pathsep)) == {"here/app", "own", "here"}
+
+
+def test_a_program_has_its_garbage_collector_as_before_and_a_process_of_the_command_leaves_imports_out() -> None:
+    ask = """
+import gc, sys
+{before}
+import qserve
+qserve.run, qserve.import_all()
+print(gc.isenabled(), gc.get_freeze_count() > 0)
+"""
+
+    def said(before: str) -> str:
+        program = [sys.executable, "-c", ask.format(before=before)]
+        return subprocess.run(program, capture_output=True, text=True, timeout=60, check=True).stdout.strip()
+
+    assert said("") == "True False"
+    assert said("gc.disable()") == "False False"
+    assert said("sys.orig_argv = ['python', '-m', 'qserve', 'run']") == "True True"

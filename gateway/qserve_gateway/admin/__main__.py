@@ -14,11 +14,14 @@ from functools import partial  # noqa: E402
 
 import click  # noqa: E402
 
-from qserve.base.settings import Settings  # noqa: E402
-from qserve_gateway.admin.application import create_api  # noqa: E402
-from qserve_gateway.admin.command import ADMIN_TOKEN  # noqa: E402
-from qserve_gateway.request.access import AccessPolicy  # noqa: E402
-from qserve_gateway.server import serve  # noqa: E402
+from qserve.base.import_path import all_at_once  # noqa: E402
+
+with all_at_once():
+    from qserve.base.settings import Settings
+    from qserve_gateway.admin.application import create_api
+    from qserve_gateway.admin.command import ADMIN_TOKEN
+    from qserve_gateway.request.access import AccessPolicy
+    from qserve_gateway.server import serve
 
 
 @click.command()
