@@ -174,6 +174,7 @@ class RequestHandler:
             owned=True,
             stream=route.answer is Answer.PLAIN,
             carried=carried_in(environ, forwarded) if forwarded or "HTTP_TRACEPARENT" in environ else None,
+            version=found.version,
         )
         if job is not None:
             call = job.kept(call, self.settings)
@@ -201,7 +202,7 @@ class RequestHandler:
         self, environ: Environ, found: _Found, body: bytes, timeout_s: float, place: Place
     ) -> tuple[str, tuple[Any, ...], str | None]:
         """Return the method and the arguments of a call, or of a graph where the input needs no user code."""
-        route, graph, path, path_params = found
+        route, graph, path, path_params, _ = found
         driver = route.record.driver
         run = None if driver is None else graph
         if driver is not None and driver.adapter == "json_request":
@@ -248,12 +249,13 @@ class RequestHandler:
 
 
 class _Found(NamedTuple):
-    """The route of a request, its graph, its path, and the parameters in that."""
+    """The route of a request, its graph, its path, the parameters in that, and its version where there are several."""
 
     route: Route
     graph: str
     path: str
     path_params: dict[str, Any]
+    version: ApplicationRecord | None = None
 
 
 def _too_large() -> Refused:
@@ -262,7 +264,10 @@ def _too_large() -> Refused:
 
 def _find(table: RouteTable, path: str, environ: Environ) -> _Found:
     method = environ["REQUEST_METHOD"]
-    route = table.match(path)
+    route, version = table.match(path), None
+    if route is not None and route.staged is not None:
+        route = route.picked()
+        version = route.record
     if route is None and method == "CONNECT":  # its target is not a path
         raise wrong_method(method, PLAIN_METHODS)
     found = None if route is None else route.find(path)
@@ -276,4 +281,4 @@ def _find(table: RouteTable, path: str, environ: Environ) -> _Found:
         raise Refused(message, "not_found", 404, detail=None if route is None else "Not Found")
     if method not in route.methods:
         raise wrong_method(method, route.methods, driver=route.record.driver is not None)
-    return _Found(route, found[0], path, found[1])
+    return _Found(route, found[0], path, found[1], version)

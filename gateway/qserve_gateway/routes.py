@@ -7,13 +7,14 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any
 
 from qserve.base.log import get_logger
 from qserve.base.turns import Turns
 from qserve.broker.connection import BLOCK_S, process_name
-from qserve.broker.registry import NO_CHANGE
+from qserve.broker.registry import NO_CHANGE, pick
 from qserve.calls.client import ClientPlane
 from qserve.exceptions import BrokerStateLost, BrokerUnavailable, BrokerUnsafe, PayloadError
 from qserve.wire.application import ApplicationRecord
@@ -32,6 +33,7 @@ PLAIN_METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 """All methods but TRACE and CONNECT, which are for proxies."""
 _DRIVER_METHODS = ("GET", "POST")
 
+_NONE_STAGED: Mapping[str, ApplicationRecord | None] = MappingProxyType({})
 _PARAMETER = re.compile(r"\{([A-Za-z_][A-Za-z0-9_]*)(?::([a-z]+))?\}")
 _KINDS: dict[str, tuple[str, Callable[[str], Any]]] = {
     "str": ("[^/]+", str),
@@ -85,6 +87,7 @@ class Route:
       graphs: Graph names by path; None when every path below the prefix is served.
       templates: Used instead of ``graphs`` where a driver's route has a ``{parameter}``: patterns of whole paths and
         graph names, in the driver's order.
+      staged: The route of the version that is being deployed and gets a part of the requests; None for none.
     """
 
     prefix: str
@@ -94,10 +97,13 @@ class Route:
     answer: Answer
     graphs: Mapping[str, str] | None = None
     templates: tuple[tuple[PathTemplate, str], ...] = ()
+    staged: Route | None = None
 
     @classmethod
-    def of(cls, record: ApplicationRecord, prefix: str) -> Route:
-        """Return the route of an application under ``prefix``."""
+    def of(cls, record: ApplicationRecord, prefix: str, staged: ApplicationRecord | None = None) -> Route:
+        """Return the route of an application under ``prefix``; a ``staged`` version is served there as well."""
+        if staged is not None and staged.route_prefix is not None:
+            return replace(cls.of(record, prefix), staged=cls.of(staged, prefix))
         root_path = "" if prefix == "/" else prefix
         driver = record.driver
         if driver is None:
@@ -112,6 +118,11 @@ class Route:
             # the first of several matching routes wins, so those without parameters must be in the list too
             templates = tuple((PathTemplate.of(path), route) for path, route in graphs.items())
         return cls(prefix, record, root_path, _DRIVER_METHODS, Answer.JSON, graphs, templates)
+
+    def picked(self) -> Route:
+        """Return the route of the version that gets the next request."""
+        staged = self.staged
+        return self if staged is None or pick(self.record, staged.record) is self.record else staged
 
     def find(self, path: str) -> tuple[str, dict[str, Any]] | None:
         """Return the graph that serves ``path`` and the parameters in the path; None when there is no such graph."""
@@ -134,9 +145,19 @@ class RouteTable:
     routes: tuple[Route, ...]
 
     @classmethod
-    def of(cls, records: Iterable[ApplicationRecord]) -> RouteTable:
-        """Return the table of these applications; those without a route prefix are not served over HTTP."""
-        routes = [Route.of(record, record.route_prefix) for record in records if record.route_prefix is not None]
+    def of(
+        cls, records: Iterable[ApplicationRecord], staged: Mapping[str, ApplicationRecord | None] = _NONE_STAGED
+    ) -> RouteTable:
+        """Return the table of these applications; those without a route prefix are not served over HTTP.
+
+        Parameters:
+          staged: The versions that are being deployed and get a part of the requests, by application.
+        """
+        routes = [
+            Route.of(record, record.route_prefix, staged.get(record.name))
+            for record in records
+            if record.route_prefix is not None
+        ]
         return cls(tuple(sorted(routes, key=lambda route: len(route.prefix), reverse=True)))
 
     def match(self, path: str) -> Route | None:
@@ -181,6 +202,7 @@ class RouteWatcher:
         )
         self._seen = ""
         self._records: dict[str, ApplicationRecord] = {}
+        self._staged: dict[str, ApplicationRecord | None] = {}
         self._lost = self._is_incomplete = False
         self._beat = plane.keys.gateway(process_name())
 
@@ -253,23 +275,24 @@ class RouteWatcher:
         newest, names = registry.last_change(), registry.names()
         self._records = {name: record for name, record in self._records.items() if name in names}
         read = [self._turns.attempt(f"application {name}", self._read, name) for name in names]
-        self.table = RouteTable.of(self._records.values())
+        self.table = RouteTable.of(self._records.values(), self._staged)
         self._seen, self._lost, self._is_incomplete = newest, False, not all(read)
         self._publish()
 
     def _read(self, name: str) -> None:
         try:
-            record = self._plane.registry.find(name)
+            found = self._plane.registry.serving(name)
         except PayloadError as error:  # only a deploy can change that
             what = "is served as it was" if name in self._records else "is not served"
             log.error("application %r %s: %s", name, what, error)
             return
-        if record is None:
+        if found is None:
             self._records.pop(name, None)
             return
-        RouteTable.of([record])  # raises before anything is changed
-        self._plane.cache_application(record, for_s=math.inf)
-        self._records[name] = record
+        record, staged = found
+        RouteTable.of([record], {name: staged})  # raises before anything is changed
+        self._plane.cache_application(record, staged, for_s=math.inf)
+        self._records[name], self._staged[name] = record, staged
 
     def _publish(self) -> None:
         """Say which change of the registry is served, and read on the way which deployments cannot be started."""

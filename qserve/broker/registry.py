@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
@@ -10,6 +11,7 @@ from typing import Any, NamedTuple
 
 from redis import Redis
 
+from qserve.base.clock import Clock, clock
 from qserve.base.keys import BEAT_TTL_MS, CHANGES_KEPT, RETIRED_TTL_MS, Keys
 from qserve.base.log import get_logger
 from qserve.broker.connection import broker_errors, create_group, without_strangers
@@ -78,12 +80,39 @@ class Registry:
         sealed = self._sealed(record, NEXT)
         pipe = self._client.pipeline()
         for other in before:  # whose deployer has died
-            self._retire(pipe, other)
+            self._drop(pipe, other)
         if code:
             pipe.set(self._keys.code(record.name, record.version), code)
         pipe.hset(self._keys.application(record.name), NEXT, sealed)
         pipe.hset(self._keys.applications, record.name, record.version)
         return self._announce(pipe, record.name)
+
+    @broker_errors()
+    def share(self, record: ApplicationRecord, part: float, until_ms: float) -> str:
+        """Give a staged version a part of the new requests, from 0 to 1; return the id of the change.
+
+        Crash after it: callers give it none when the time is over, and supervisors end its replicas.
+
+        Parameters:
+          until_ms: Until when, by the broker's clock.
+
+        Raises:
+          DeployError: Another deploy has staged its own.
+        """
+        key = self._keys.application(record.name)
+        sealed = self._sealed(replace(record, share=part, share_until_ms=until_ms), NEXT)
+
+        def write(pipe: Any) -> None:
+            is_mine = any(other.version == record.version for other in self.readable(record.name, NEXT))
+            pipe.multi()
+            if is_mine:
+                pipe.hset(key, NEXT, sealed)
+                self._add_change(pipe, record.name)
+
+        replies: Any = self._client.transaction(write, key)
+        if not replies:
+            raise DeployError(f"another deploy of application {record.name!r} has taken over")
+        return position(replies[-1])
 
     def _prepare(self, record: ApplicationRecord) -> None:
         """Create the queues and the epoch; harmless when they exist.
@@ -149,7 +178,7 @@ class Registry:
             pipe.hset(self._keys.application(record.name), ACTIVE, sealed)
             pipe.hdel(self._keys.application(record.name), NEXT)
             for other in staged:
-                self._retire(pipe, other)
+                self._drop(pipe, other)
             if retired is not None and retired.version != record.version:
                 self._retire_queues(pipe, retired)
             if retired is not None and (keeps_before or retired.version != record.version):
@@ -193,10 +222,11 @@ class Registry:
         key = self._keys.application(record.name)
 
         def write(pipe: Any) -> None:
-            is_mine = all(other.version == record.version for other in self.readable(record.name, NEXT))
+            staged = self.readable(record.name, NEXT)
+            is_mine = all(other.version == record.version for other in staged)
             has_active = bool(self.readable(record.name, ACTIVE))
             pipe.multi()
-            self._retire(pipe, record)
+            self._drop(pipe, staged[0] if staged and is_mine else record)
             if is_mine:
                 pipe.hdel(key, NEXT)
             if is_mine and not has_active:
@@ -277,6 +307,12 @@ class Registry:
                 return
         client.transaction(write, key)
 
+    def _drop(self, pipe: Any, record: ApplicationRecord) -> None:
+        """Let a staged version end; one that got requests is kept, so that those that are left can be moved."""
+        self._retire(pipe, record)
+        if record.share_until_ms:
+            self._keep_old(pipe, record)
+
     def _retire(self, pipe: Any, record: ApplicationRecord) -> None:
         pipe.pexpire(self._keys.code(record.name, record.version), RETIRED_TTL_MS)
         self._retire_queues(pipe, record)
@@ -288,19 +324,25 @@ class Registry:
     def _keep_old(self, pipe: Any, retired: ApplicationRecord) -> None:
         """Register a version as old, so that its remaining calls can be moved and one can go back to it."""
         key, place = self._keys.application(retired.name), OLD + retired.version
-        kept = [record for record in self.former(retired.name) if record.version != retired.version]
+        kept = [record for record in self._old_by_age(retired.name) if record.version != retired.version]
         for record in kept[_OLD_KEPT - 1 :]:
             pipe.hdel(key, OLD + record.version)
-        for record in kept[_CODES_KEPT - 1 : _CODES_KEPT]:
+        for record in [one for one in kept if not one.share_until_ms][_CODES_KEPT - 1 : _CODES_KEPT]:
             pipe.pexpire(self._keys.code(record.name, record.version), RETIRED_TTL_MS)
         pipe.hset(key, place, self._seal.seal(_place(retired.name), replace(retired, place=place).encode()))
 
     def former(self, app: str) -> list[ApplicationRecord]:
-        """Return the last versions that were replaced, the newest first."""
+        """Return the last versions that were replaced, the newest first, without those whose deploys failed."""
+        return [record for record in self._old_by_age(app) if not record.share_until_ms]
+
+    def _old_by_age(self, app: str) -> list[ApplicationRecord]:
         return sorted(self.old(app), key=lambda record: order_of(record.change), reverse=True)
 
     def old(self, app: str) -> list[ApplicationRecord]:
-        """Return the last versions that were replaced; one that cannot be read is left out."""
+        """Return the last versions that were replaced, or got requests until their deploy failed.
+
+        One that cannot be read is left out.
+        """
 
         def read(item: tuple[bytes, bytes]) -> ApplicationRecord:
             record = ApplicationRecord.decode(self._seal.open(_place(app), item[1]))
@@ -344,6 +386,27 @@ class Registry:
     def find(self, app: str) -> ApplicationRecord | None:
         """Return the active version of an application; None when there is none."""
         return next(self._read(app, ACTIVE), None)
+
+    def serving(self, app: str) -> tuple[ApplicationRecord, ApplicationRecord | None] | None:
+        """Return the active version of an application, and the one that gets a part of its requests, if there is one.
+
+        None when there is no active version. See ``pick``.
+        """
+        found: list[ApplicationRecord] = []
+        try:
+            for record in self._read(app, ACTIVE, NEXT):
+                found.append(record)
+        except PayloadError:
+            if not found:
+                raise
+        if not found or found[0].place != ACTIVE:
+            return None
+        return found[0], next((record for record in found[1:] if record.share), None)
+
+    def pick(self, app: str) -> ApplicationRecord:
+        """Return the version of an application that gets the next request, as ``get`` returns the active one."""
+        found = self.serving(app)
+        return self.get(app) if found is None else pick(*found)
 
     def versions(self, app: str) -> list[ApplicationRecord]:
         """Return the active and the staged version of an application, those that exist."""
@@ -485,6 +548,13 @@ class Registry:
         """Block until there is a change after ``after``; return the newest id, or ``after``."""
         found: Any = self._client.xread({self._keys.changes: after}, block=max(1, int(timeout_s * 1000)))
         return position(found[0][1][-1][0]) if found else after
+
+
+def pick(active: ApplicationRecord, staged: ApplicationRecord | None, clock: Clock = clock) -> ApplicationRecord:
+    """Return the version that gets the next request: the active one, or by its share one that is being deployed."""
+    if staged is None or random.random() >= staged.share or staged.share_until_ms < clock.judge_ms():
+        return active
+    return staged
 
 
 def _place(app: str) -> bytes:

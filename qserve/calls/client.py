@@ -28,7 +28,7 @@ from qserve.broker.connection import CLIENT_ERRORS, connect, is_unknown_function
 from qserve.broker.functions import LOAD, NOT_REPLICATED, Reply, other_epoch, read_found
 from qserve.broker.library import Command
 from qserve.broker.link import WAIT, OnReply, ThreadLink, replicated
-from qserve.broker.registry import Registry
+from qserve.broker.registry import Registry, pick
 from qserve.calls.compose import ComposingPlane, Submission, failure_in
 from qserve.calls.mailbox import ARGUMENT_LOST, STATE_LOST, Mailbox, Post, ignore, not_found, outcome_of, refused
 from qserve.calls.program_end import Refusals, call_at_end, fail, is_ending
@@ -224,7 +224,7 @@ class ClientPlane(BrokerPlane):
         self.client = connect(settings.broker_url)
         self.registry = Registry(self.client, self.keys, self.seal)
         self.faults = self.registry.faults.known
-        self._records: dict[str, tuple[float, ApplicationRecord]] = {}
+        self._records: dict[str, tuple[float, ApplicationRecord, ApplicationRecord | None]] = {}
         self._sender, self._reader = ThreadLink(self.client), ThreadLink(self.client)
         self._deliver = partial(self._exchange, self._sender)
         if settings.durability == REPLICA:
@@ -322,22 +322,33 @@ class ClientPlane(BrokerPlane):
     # -- applications ------------------------------------------------------------------------------
 
     def application(self, app: str) -> ApplicationRecord:
-        """Return an application's record, which is a second old at most; raise AppNotFound if there is none."""
+        """Return the version that the next request goes to, as of a second ago at most.
+
+        Raises:
+          AppNotFound: There is no such application.
+        """
         found = self._records.get(app)
         if found is None or found[0] < time.monotonic():
             if self._closed:
                 raise BrokerError(CLOSED)
             try:
-                self.cache_application(self.registry.get(app))
+                self.cache_application(*(self.registry.serving(app) or (self.registry.get(app),)))
             except BrokerUnavailable:
                 if found is None:
                     raise
-                self.cache_application(found[1])  # a submission to a retired version is answered with MOVED
-        return self._records[app][1]
+                self.cache_application(*found[1:])  # a submission to a retired version is answered with MOVED
+        _, active, staged = self._records[app]
+        return active if staged is None else pick(active, staged, self.clock)
 
-    def cache_application(self, record: ApplicationRecord, for_s: float = 1.0) -> None:
-        """Use this record for so long without asking the registry; a gateway is notified of changes instead."""
-        self._records[record.name] = (time.monotonic() + for_s, record)
+    def cache_application(
+        self, record: ApplicationRecord, staged: ApplicationRecord | None = None, for_s: float = 1.0
+    ) -> None:
+        """Use this record for so long without asking the registry; a gateway is notified of changes instead.
+
+        Parameters:
+          staged: The version that is being deployed, if that gets a part of the requests.
+        """
+        self._records[record.name] = (time.monotonic() + for_s, record, staged)
 
     def uncache_application(self, app: str) -> None:
         self._records.pop(app, None)
@@ -352,7 +363,7 @@ class ClientPlane(BrokerPlane):
         if _has_ended(ref):
             return
         try:
-            again = self._compose(call)
+            again = self._compose(call._replace(version=None))
         except QserveException as error:
             again = failed(error)
         if isinstance(again, Outcome):

@@ -163,7 +163,7 @@ class ComposingPlane(Plane):
           AppNotFound: There is no such application.
           PayloadError: An argument cannot be encoded.
         """
-        record = self.find(call.app)
+        record = call.version or self.find(call.app)
         if self.faults and (error := self.unavailable(record, call.deployment)):
             return failed(error)
         if call.graph is not None:

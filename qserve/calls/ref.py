@@ -26,6 +26,7 @@ from qserve.exceptions import (
     RequestCancelledError,
     ResultUnavailable,
 )
+from qserve.wire.application import ApplicationRecord
 from qserve.wire.codec import Codec
 from qserve.wire.envelope import Answer
 from qserve.wire.failure import Failure
@@ -55,6 +56,7 @@ class Call(NamedTuple):
       request_id: 32 hexadecimal digits; "" for a new one.
       fingerprint: A digest of what is asked, for a request whose result may be fetched by its id. A second call with
         the same id and fingerprint follows the first one instead of starting another.
+      version: The record of the version that the caller has chosen among several; None for what the plane finds.
     """
 
     app: str
@@ -74,6 +76,7 @@ class Call(NamedTuple):
     request_id: str = ""
     fingerprint: str = ""
     carried: Carried | None = None
+    version: ApplicationRecord | None = None
 
 
 class Plane(ABC):

@@ -105,6 +105,19 @@ def queues_of(installation: Installation, record: ApplicationRecord) -> dict[str
     return {record.stream(installation.keys, name): name for name in record.replicated}
 
 
+def is_idle(installation: Installation, record: ApplicationRecord) -> bool:
+    """Return whether no call of a version waits or runs; False where the broker's ACL forbids the question.
+
+    What is left of a request that has ended may be taken for a call.
+    """
+    pipe = installation.client.pipeline(transaction=False)
+    for queue in queues_of(installation, record):
+        pipe.xlen(queue).zcard(installation.keys.delayed_of(queue))
+    with broker_errors():
+        lengths: list[Any] = pipe.execute(raise_on_error=False)
+    return all(length == 0 for length in lengths)
+
+
 @broker_errors()
 def retire(
     installation: Installation, record: ApplicationRecord, force: bool, active: ApplicationRecord | None

@@ -6,6 +6,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from types import MappingProxyType
@@ -20,7 +21,7 @@ from qserve.deploy.claim import Claim
 from qserve.deploy.installation import GIVEN_UP_AFTER, Installation, ReplicaReports, waiting_workers
 from qserve.deploy.registration import Release
 from qserve.deploy.steps import Counts, Start, Surge
-from qserve.exceptions import DeployError, UsageProblem
+from qserve.exceptions import DeployError, QserveException, UsageProblem
 from qserve.fleet.wanted import started_count
 from qserve.wire.application import DIFFERING, ApplicationRecord
 from qserve.wire.fleet import Wish
@@ -92,9 +93,8 @@ def roll_out(
             record = replace(record, version=active.version, sent_for=active.sent_for)
             change = _reconfigure(claim, record, active, wait)
         else:
-            start = Start(claim, record, active, counts, surge, wait, check, on_wait, ready_timeout_s)
+            start = Start(installation, claim, record, active, counts, surge, wait, check, on_wait, ready_timeout_s)
             change = _replace(claim, registry, release, start)
-            start.after()
     wait_for_gateways(installation, change, gateways, check)
     return record
 
@@ -129,11 +129,16 @@ def _replace(claim: Claim, registry: Registry, release: Release, start: Start) -
     try:
         if failpoints.ARMED:
             failpoints.hit("rollout.after_stage")
-        start.before()
+        start.run()
         if failpoints.ARMED:
             failpoints.hit("rollout.before_promote")
-    except BaseException:
-        registry.withdraw(record)
+    except BaseException as error:
+        try:
+            if isinstance(error, QserveException):
+                with suppress(QserveException):
+                    start.go_back()
+        finally:
+            registry.withdraw(record)
         raise
     try:
         change = claim.promote(record)

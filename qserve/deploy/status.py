@@ -241,6 +241,7 @@ def application_status(
     message = next((one.message for one in deployments.values() if one.message), "")
     if newer and not message:
         message = f"version {newer[0].version} is being deployed; version {record.version} serves"
+        message += f", and {newer[0].share:.0%} of new requests go to the new one" if newer[0].share else ""
         added = {name: scaled[name].shortage for name in newer[0].replicated if name not in loads and name in scaled}
         message += "".join(f"\n{name}: {shortage}" for name, shortage in added.items() if shortage)
     if last is not None and last.state == "failed" and last.version and not newer and not message:

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from functools import partial
 from types import MappingProxyType
 
-from qserve.base.clock import Deadline
+from qserve.base.clock import Deadline, clock
 from qserve.broker.connection import if_permitted
 from qserve.deploy.claim import Claim
 from qserve.deploy.installation import Installation
+from qserve.deploy.removal import is_idle
 from qserve.exceptions import DeployError
 from qserve.fleet.place import could_run
 from qserve.fleet.values import Key, Need
@@ -26,6 +27,10 @@ _POLL_INTERVAL_S = 0.1
 _NO_COUNTS: Mapping[str, int] = MappingProxyType({})
 _FULL_AFTER_S = 2.0
 """How long replicas may have no place before old ones make room: others may be ending just now."""
+SHARE_HOLDS_S, _SHARE_AGAIN_S = 15.0, 3.0
+"""How long a version that is being deployed gets its part of the requests, and how often that is said again."""
+_CALLERS_KNOW_S = 1.5
+"""By when every caller knows the newest share: clients look once in a second."""
 
 
 class NoRoom(DeployError):
@@ -50,40 +55,39 @@ class Surge:
 
 @dataclass(frozen=True)
 class Steps:
-    """The steps of one deployment. Half of the new replicas run before requests go to them; the others follow.
-
-    Until then the old version does all of the work, and its replicas that are left have room for it.
+    """The steps of one deployment: its new replicas come up as old ones end, and get their part of the requests.
 
     Parameters:
       wanted: How many replicas the new version is to have.
       old: How many the old one had at the beginning.
-      surge: How many there may be beyond that.
-      is_full: Whether new replicas only find a place where an old one ends.
+      room: How many there may be of both.
+      size: How many are replaced in one step.
     """
 
     wanted: int
     old: int
-    surge: int
-    is_full: bool = False
+    room: int
+    size: int = 1
 
-    @property
-    def room(self) -> int:
-        """How many replicas of both versions there may be."""
-        return max(1, (self.old if self.is_full else max(self.wanted, self.old)) + self.surge)
+    @classmethod
+    def within(cls, wanted: int, old: int, surge: int) -> Steps:
+        """Return the steps where there may be ``surge`` replicas beyond those that are wanted."""
+        return cls(wanted, old, max(1, max(wanted, old) + surge), max(1, surge))
 
     @property
     def goal(self) -> int:
-        """How many new ones there are before requests go to them."""
-        return min(self.wanted, self.room, max(self.surge, math.ceil(min(self.wanted, self.room) / 2)))
+        """How many new ones there may be beside an old one."""
+        return min(self.wanted, self.room - (1 if self.old else 0))
 
-    def before(self, running: int) -> tuple[int, int]:
-        """Return how many new and old ones there may be while the old version serves."""
-        new = min(self.goal, running + max(1, self.surge))
+    def limits(self, running: int, goal: int) -> tuple[int, int]:
+        """Return how many new and old ones there may be in the step after ``running`` new ones."""
+        new = min(goal, running + self.size)
         return new, max(0, min(self.old, self.room - new))
 
-    def after(self, new: int, old: int) -> int:
-        """Return how many new ones there may be, now that they serve and so many old ones finish their calls."""
-        return min(self.wanted, max(new, self.room - old))
+    def limits_back(self, running: int) -> tuple[int, int]:
+        """Return how many new and old ones there may be in the step after ``running`` old ones."""
+        old = min(self.old, running + self.size)
+        return max(0, self.room - old), old
 
 
 class Counts:
@@ -115,13 +119,18 @@ class Counts:
         self._read()
         return self._shortages
 
-    def raise_if_full(self, old: str) -> None:
+    def raise_if_full(self, old: ApplicationRecord) -> None:
         """Raise NoRoom when replicas have had no place for a while, and would have one if some of ``old`` ended."""
         self._read()
         if not self._shortages or time.monotonic() - self._full_since <= _FULL_AFTER_S:
             return
         record, offers = self._record, if_permitted(self._fleet.hosts)
-        hosts = [offers[one.worker] for one in self._replicas(old) if one.worker in offers]
+        there = self._replicas(old.version)
+        first, *others = (one.resources for one in (*record.replicated.values(), *old.replicated.values()))
+        is_too_much = sum(self._wanted.values()) > len(there) + self.running(record.version).total()
+        if is_too_much and all(one == first for one in others):  # old ones would end for nothing
+            return
+        hosts = [offers[one.worker] for one in there if one.worker in offers]
         needs = {
             name: Need(Key(record.name, record.version, name), 1, resources=one.resources)
             for name, one in record.replicated.items()
@@ -129,6 +138,21 @@ class Counts:
         found = {name: why for name, why in self._shortages.items() if name in needs}
         if found and all(any(could_run(host, needs[name]) for host in hosts) for name in found):
             raise NoRoom("; ".join(f"{name}: {why}" for name, why in found.items()))
+
+    def steps_in_place(self, before: Mapping[str, int], old: str) -> dict[str, Steps]:
+        """Return the steps where new replicas only have the places of old ones, and those that some have found.
+
+        Deployments with more places than the new version needs give them to those with fewer.
+        """
+        wanted, running, pinned = Counter(self.wanted()), self.running(self._record.version), self.pinned(old)
+        rooms = {name: before[name] + running[name] for name in {*wanted, *before} - pinned}
+        lacking = {name: wanted[name] - room for name, room in rooms.items() if room < wanted[name]}
+        for name in sorted(rooms.keys() - lacking.keys()):
+            for other in lacking:
+                given = max(0, min(lacking[other], rooms[name] - max(wanted[name], 2 if wanted[name] else 1)))
+                rooms[name], rooms[other] = rooms[name] - given, rooms[other] + given
+                lacking[other] -= given
+        return {name: Steps(wanted[name], before[name], room) for name, room in rooms.items()}
 
     def _read(self) -> None:
         now, app = time.monotonic(), self._record.name
@@ -172,10 +196,14 @@ class Counts:
 
 
 class Start:
-    """The start of a new version's replicas, before requests go to them and after that.
+    """The start of a new version's replicas, until it takes the place of the version that serves.
 
-    Crash on the way: the limits of this deploy end with its claim, and the version that serves has again as many
-    replicas as are wanted of it.
+    Where its replicas come up step by step, those that run get their part of the new requests, so that both versions
+    together always have about as many replicas as the old one had. The old version is registered as the active one
+    until all of the new one run, and gets everything back if they do not.
+
+    Crash on the way: the limits of this deploy end with its claim, the share of the new version ends soon after, and
+    the version that serves has again as many replicas as are wanted of it.
 
     Parameters:
       active: The version that serves; None for none.
@@ -189,6 +217,7 @@ class Start:
 
     def __init__(
         self,
+        installation: Installation,
         claim: Claim,
         record: ApplicationRecord,
         active: ApplicationRecord | None,
@@ -199,6 +228,7 @@ class Start:
         say: Callable[[str], None],
         timeout_s: float,
     ) -> None:
+        self._installation = installation
         self._claim = claim
         self._record = record
         self._active = active
@@ -206,12 +236,16 @@ class Start:
         self._counts = counts
         self._surge = surge
         self._wait = wait
-        self._check = check
+        self._is_called_off = check
         self._say = say
         self._timeout_s = timeout_s
         self._steps: dict[str, Steps] = {}
         self._new: dict[str, int] = {}
-        """How many new replicas there may be now."""
+        self._keep: dict[str, int] = {}
+        """How many new replicas there may be now, and old ones; as many as are wanted of deployments without steps."""
+        self._share: float | None = None
+        """The part of new requests that goes to the new version; None until it gets some for the first time."""
+        self._shared_at = 0.0
         self._before = counts.running(self._old)
 
     def prepare(self) -> None:
@@ -230,7 +264,7 @@ class Start:
             self._say(f"{what} has no effect on {names}: {self._counts.why_pinned}")
         wanted = self._counts.wanted()
         self._steps = {
-            name: Steps(wanted[name], self._before[name], surge.of(wanted[name]))
+            name: Steps.within(wanted[name], self._before[name], surge.of(wanted[name]))
             for name, surge in chosen.items()
             if wanted[name] and name not in pinned
         }
@@ -239,10 +273,10 @@ class Start:
 
     def _limit(self, new: dict[str, int], keep: dict[str, int]) -> None:
         self._claim.update(old=self._old, new=new, keep=keep)
-        self._new = new
+        self._new, self._keep = new, keep
 
-    def before(self) -> None:
-        """Start those that run before requests go to them.
+    def run(self) -> None:
+        """Start all of them; once it returns, they may take the place of the old ones.
 
         Raises:
           DeployError: As ``wait_until_running`` raises it.
@@ -253,51 +287,125 @@ class Start:
             return self._come_up(self._check_and_look_for_room)
         except NoRoom as error:
             self._say(f"new replicas take the places of old ones, one by one, as there is no other place: {error}")
-        pinned = self._counts.pinned(self._old)
-        self._steps = {
-            name: Steps(count, self._before[name], 0, is_full=True)
-            for name, count in self._counts.wanted().items()
-            if count and name not in pinned
-        }
-        self._come_up(self._check)
-        return None
+        self._steps, self._new = self._counts.steps_in_place(self._before, self._old), {}
+        return self._come_up(self._check)
+
+    def _check(self) -> None:
+        self._is_called_off()
+        if self._share is not None and time.monotonic() - self._shared_at > _SHARE_AGAIN_S:
+            self._give(self._share)
 
     def _check_and_look_for_room(self) -> None:
         self._check()
-        self._counts.raise_if_full(self._old)
+        if self._active is not None:
+            self._counts.raise_if_full(self._active)
 
     def _come_up(self, check: Callable[[], None]) -> None:
-        new, keep = dict[str, int](), dict[str, int]()
-        while any(new.get(name, -1) < one.goal for name, one in self._steps.items()):
+        goals = self._goals()
+        while any(self._new.get(name, -1) < goal for name, goal in goals.items()):
             running = self._counts.running(self._record.version)
-            limits = {name: one.before(max(running[name], new.get(name, 0))) for name, one in self._steps.items()}
+            limits = {
+                name: one.limits(max(running[name], self._new.get(name, 0)), goals[name])
+                for name, one in self._steps.items()
+            }
             new, keep = ({name: one[part] for name, one in limits.items()} for part in (0, 1))
+            self._give_part(running, keep)
             self._limit({name: min(count, running[name]) for name, count in new.items()}, keep)
             self._until(self._old, at_most=keep)
             self._limit(new, keep)
             self._wait(self._record, expected=self._expected, check=check)
         if not self._steps:
             self._wait(self._record, check=check)
-        without = [name for name, count in keep.items() if not count and self._before[name]]
-        if without and self._active is not None and len(self._active.replicated) > 1:
-            self._bring_back(without, new, keep)
+        elif any(goals[name] < one.wanted for name, one in self._steps.items()):
+            self._take_last_places()
+
+    def _goals(self) -> dict[str, int]:
+        """Return how many new ones of each deployment there are beside old ones.
+
+        Where one deployment cannot have both, all requests go to the new version at once, and half of the replicas of
+        the others are the most that both can have.
+        """
+        goals = {name: one.goal for name, one in self._steps.items()}
+        single = [name for name, one in self._steps.items() if one.wanted and not one.goal]
+        halved = {
+            name: math.ceil(min(one.wanted, one.room) / 2)
+            for name, one in self._steps.items()
+            if single and one.old and goals[name] > 1
+        }
+        if halved:
+            self._say(
+                f"all requests go to the new version at once, because {', '.join(single)} has no room beside the old"
+                f" one; at that moment, half of the replicas of {', '.join(halved)} serve"
+            )
+        return {name: min(goal, halved.get(name, goal)) for name, goal in goals.items()}
+
+    def _take_last_places(self) -> None:
+        """Let the last old ones end, once they have finished what they have, for the last new ones."""
+        self._give(1.0)
+        if self._active is not None:
+            self._finish(self._active)
+        nothing = {name: 0 for name, one in self._steps.items() if one.old}
+        self._limit(self._new, {**self._keep, **nothing})
+        self._until(self._old, at_most=nothing)
+        self._limit({name: one.wanted for name, one in self._steps.items()}, self._keep)
+        self._wait(self._record, expected=self._expected, check=self._check)
+
+    def go_back(self) -> None:
+        """Let the old version have its replicas again step by step, and then all of the requests."""
+        if self._share is None or self._active is None:
+            return
+        deployments = self._active.replicated
+        fixed = {name: one.old for name, one in self._steps.items() if one.old and not deployments[name].scaling}
+        running = self._counts.running(self._record.version)
+        self._limit({name: min(count, running[name]) for name, count in self._new.items()}, self._keep)
+        while any((old := self._counts.running(self._old))[name] < count for name, count in fixed.items()):
+            new = self._counts.running(self._record.version)
+            limits = {name: one.limits_back(old[name]) for name, one in self._steps.items()}
+            less = {name: min(count, new[name]) for name, (count, _) in limits.items()}
+            can_finish = all(new[name] for name, one in self._steps.items() if one.wanted)
+            if can_finish and all(less[name] for name, one in self._steps.items() if one.wanted):
+                self._give_part(less, old)
+            else:
+                self._give(0.0)
+                if can_finish:
+                    self._finish(self._record)
+            self._limit(less, self._keep)
+            self._until(self._record.version, at_most=less)
+            keep = {name: count for name, (_, count) in limits.items()}
+            self._limit(less, keep)
+            self._until(self._old, at_least={name: keep[name] for name in fixed})
 
     def _expected(self) -> dict[str, int]:
         """Return how many new ones run soon: of a deployment that scales by load, there may be fewer again."""
         wanted = self._counts.wanted()
-        return {name: min(count, wanted[name]) for name, count in self._new.items()}
+        return {name: min(count, wanted[name]) for name, count in self._new.items() if name in wanted}
 
-    def _bring_back(self, names: list[str], new: dict[str, int], keep: dict[str, int]) -> None:
-        """Let old replicas run again where none was left: only they can finish requests that are half-way.
+    # -- requests ----------------------------------------------------------------------------------
 
-        The new ones have shown that they can start, and start again when the old ones have ended.
-        """
-        new = {**new, **dict.fromkeys(names, 0)}
-        self._limit(new, keep)
-        self._until(self._record.version, at_most=dict.fromkeys(names, 0))
-        old = {name: self._before[name] for name in names}
-        self._limit(new, {**keep, **old})
-        self._until(self._old, at_least=old)
+    def _give_part(self, new: Mapping[str, int], old: Mapping[str, int]) -> None:
+        """Give the new version the part of new requests that so many replicas of both can serve."""
+        steps = self._steps.items()
+        mine = min((new[name] / one.wanted for name, one in steps if one.wanted), default=0.0)
+        others = min((old[name] / (one.wanted or one.old) for name, one in steps if one.old), default=0.0)
+        if mine:
+            self._give(mine / (mine + others))
+
+    def _give(self, share: float) -> None:
+        """Crash after it: callers and supervisors notice that the share is not given again."""
+        now = time.monotonic()
+        if self._share is not None and now - self._shared_at > SHARE_HOLDS_S:
+            raise DeployError("this deploy stood still for so long that its new version got no requests any more")
+        until_ms = clock.stamp_ms() + 1000 * SHARE_HOLDS_S
+        self._installation.registry.share(self._record, share, until_ms)
+        self._share, self._shared_at = share, now
+
+    def _finish(self, record: ApplicationRecord) -> None:
+        """Wait until a version that gets no new requests has finished those that it has, for its grace at most."""
+        deadline = Deadline(_CALLERS_KNOW_S + max(one.grace_s for one in record.deployments.values()))
+        earliest = Deadline(_CALLERS_KNOW_S)
+        while not deadline.has_passed() and not (earliest.has_passed() and is_idle(self._installation, record)):
+            self._check()
+            time.sleep(_POLL_INTERVAL_S)
 
     def _until(
         self, version: str, at_most: Mapping[str, int] = _NO_COUNTS, at_least: Mapping[str, int] = _NO_COUNTS
@@ -313,22 +421,3 @@ class Start:
                 counts = ", ".join(f"{name}: {count}" for name, count in sorted(found.items()))
                 raise DeployError(f"replicas did not make room within {self._timeout_s:.0f} s; there are {counts}")
             time.sleep(_POLL_INTERVAL_S)
-
-    def after(self) -> None:
-        """Let the others follow as old ones end.
-
-        Raises:
-          DeployError: They did not start; those that run serve.
-        """
-        if not self._steps:
-            return
-        deadline = Deadline(self._timeout_s)
-        while (old := self._counts.running(self._old)).total() and not deadline.has_passed():
-            new = {name: one.after(self._new[name], old[name]) for name, one in self._steps.items()}
-            if new != self._new:
-                self._limit(new, {})
-            self._check()
-            time.sleep(_POLL_INTERVAL_S)
-        self._limit({}, {})
-        scaled = {name: 0 for name, one in self._record.replicated.items() if one.scaling}  # as the load says
-        self._wait(self._record, expected=lambda: scaled, check=self._check)

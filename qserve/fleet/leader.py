@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 
 from qserve.base import failpoints
+from qserve.base.clock import clock
 from qserve.base.log import get_logger
 from qserve.broker.registry import ACTIVE, NEXT
 from qserve.fleet.lead import Leadership
@@ -32,6 +33,8 @@ _LOOK_AGAIN_S = 5.0
 """How often replicas are looked for that no worker with a name runs."""
 _STILL_S = 10.0
 """How long the claim of a deploy may stand still before its limits hold no more."""
+_NOTICED_S = 5.0
+"""By when each worker has noticed that a version which was being deployed gets no requests any more."""
 
 
 @dataclass(frozen=True)
@@ -182,14 +185,22 @@ class Leader:
     def _under_way(self, records: Sequence[ApplicationRecord], fleet: Fleet, now: float) -> dict[str, Rollout]:
         """Return the deploys whose claims grow.
 
-        Where one that goes step by step stands still, its staged replicas end: they have the places of old ones.
+        Where one that goes step by step stands still, its staged replicas end: they have the places of old ones. While
+        they get a part of the requests, it goes on; then their workers let them finish what they have.
         """
         before, found = self._claims, fleet.rollouts
         same = {app: before[app] for app, one in found.items() if app in before and before[app][0] == one.number}
         self._claims = {app: same.get(app, (one.number, now)) for app, one in found.items()}
         staged = {(record.name, record.version) for record in records if record.place == NEXT}
-        going_on = {app: one for app, one in found.items() if now - self._claims[app][1] <= _STILL_S}
+        now_ms = clock.judge_ms()
+        left_s = {(record.name, record.version): (record.share_until_ms - now_ms) / 1000 for record in records}
+        going_on = {
+            app: one
+            for app, one in found.items()
+            if now - self._claims[app][1] <= _STILL_S or left_s.get((app, one.version), 0.0) > 0.0
+        }
         stuck = {app: one for app, one in found.items() if app not in going_on and (app, one.version) in staged}
+        stuck = {app: one for app, one in stuck.items() if left_s[app, one.version] < -_NOTICED_S}
         ended = {app: replace(one, new=dict.fromkeys(one.new, 0), keep={}) for app, one in stuck.items()}
         return going_on | ended
 

@@ -212,6 +212,8 @@ class ApplicationRecord:
       capacity: Which part of their numbers of replicas the deployments have, in percent; None for all.
       format: More than 1 if something is said that a reader must not leave out: those that read less refuse the record.
       description: Its HTTP interface, see ``wire.description``; b"" where none could be made.
+      share, share_until_ms: The part of new requests, from 0 to 1, that a version gets which is being deployed, and
+        until when by the broker's clock; 0 if it has never got any.
     """
 
     name: str
@@ -237,6 +239,8 @@ class ApplicationRecord:
     capacity: float | None = None
     format: int = field(default=1, compare=False)
     description: bytes = field(default=b"", compare=False, repr=False)
+    share: float = field(default=0.0, compare=False)
+    share_until_ms: float = field(default=0.0, compare=False)
 
     @property
     def replicated(self) -> dict[str, DeploymentRecord]:

@@ -32,6 +32,7 @@ from qserve.broker.registry import Registry
 from qserve.deploy.installation import Installation, ReplicaReports
 from qserve.deploy.log_tail import LogTail, lines_of
 from qserve.deploy.queues import queues_of
+from qserve.deploy.removal import is_idle
 from qserve.deploy.rollout import wait_for_gateways
 from qserve.deploy.status import status_of
 from qserve.exceptions import BrokerUnavailable
@@ -243,6 +244,8 @@ def test_a_request_goes_its_whole_way_with_each_role_doing_its_part(as_role: dic
     assert Registry(worker, keys, SEAL).code("app", "v") == b"signed code"
     ReplicaReports(worker, keys, SEAL, "app").report(ReplicaStatus("replica", "One", "v", RUNNING))
     assert [one.name for one in ReplicaReports(deployer, keys, SEAL, "app").replicas()] == ["replica"]
+    Registry(deployer, keys, SEAL).share(app, 0.5, 0.0)
+    assert is_idle(Installation(Settings(), deployer), app)
     change = Registry(deployer, keys, SEAL).promote(app)
     assert Registry(gateway, keys, SEAL).last_change() == change
     assert Registry(gateway, keys, SEAL).wait_for_change("0-0", 1) == change

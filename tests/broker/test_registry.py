@@ -8,11 +8,12 @@ from dataclasses import replace
 import fakeredis
 import pytest
 
+from qserve.base.clock import clock
 from qserve.base.keyring import Keyring
 from qserve.base.keys import Keys
 from qserve.broker.registry import Registry
 from qserve.deploy.installation import ReplicaReports
-from qserve.exceptions import AppNotFound, PayloadError
+from qserve.exceptions import AppNotFound, DeployError, PayloadError
 from qserve.graph.plan import InputKey, Plan, Slot, Step
 from qserve.wire.application import FORMAT, ApplicationRecord, DeploymentRecord, DriverRecord, dump_plan
 from qserve.wire.codec import Codec
@@ -71,6 +72,53 @@ def test_an_unsigned_record_is_refused_by_whoever_accepts_any_key(registry: Regi
 
     with pytest.raises(PayloadError, match="not signed"):
         accepting.get("shop")
+
+
+def test_a_staged_version_gets_its_share_of_requests_until_the_time_is_over(registry: Registry) -> None:
+    second, hour_ms = replace(RECORD, version="two"), clock.judge_ms() + 3_600_000
+    registry.stage(RECORD)
+    registry.promote(RECORD)
+    registry.stage(second)
+
+    def part_of_second() -> float:
+        return sum(registry.pick("shop").version == "two" for _ in range(1000)) / 1000
+
+    assert part_of_second() == 0.0
+    registry.share(second, 0.5, hour_ms)
+    assert 0.3 < part_of_second() < 0.7 and registry.get("shop") == RECORD
+    registry.share(second, 1.0, hour_ms)
+    assert part_of_second() == 1.0
+    registry.share(second, 1.0, clock.judge_ms() - 1)
+    assert part_of_second() == 0.0
+    registry.promote(second)
+    assert part_of_second() == 1.0
+    assert registry.former("shop") == [RECORD]
+
+
+def test_a_version_that_got_requests_is_kept_until_they_have_ended_and_never_deployed_again(registry: Registry) -> None:
+    first, second, third = (replace(RECORD, version=version) for version in ("one", "two", "three"))
+    registry.stage(first)
+    registry.promote(first)
+    registry.stage(second)
+    registry.share(second, 0.5, 1.0)
+    registry.stage(third)  # the deployer of the second has died
+
+    with pytest.raises(DeployError, match="another deploy of application 'shop' has taken over"):
+        registry.share(second, 0.5, 1.0)
+    registry.withdraw(third)
+
+    assert [one.version for one in registry.old("shop")] == ["two"]
+    assert registry.former("shop") == []
+    registry.delete("shop")
+    assert registry.old("shop") == []
+
+
+def test_callers_go_on_with_the_active_version_while_a_staged_one_cannot_be_read(registry: Registry) -> None:
+    registry.stage(RECORD)
+    registry.promote(RECORD)
+    registry._client.hset(Keys("test").application("shop"), "next", b"nonsense")
+
+    assert registry.serving("shop") == (RECORD, None) and registry.pick("shop") == RECORD
 
 
 def test_a_promoted_version_replaces_the_one_before(registry: Registry) -> None:

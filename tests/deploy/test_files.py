@@ -412,6 +412,8 @@ NO_CHANGE = {
     "sent_for",
     "format",
     "description",
+    "share",
+    "share_until_ms",
 }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import redis
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 import qserve
 from qserve.base.settings import Settings
 from qserve.define.compile import compile_application
-from qserve.deploy import steps
+from qserve.deploy import rollout, steps
 from qserve.deploy.installation import Installation
 from qserve.deploy.registration import Release, release_of
 from qserve.deploy.rollout import roll_out
@@ -29,21 +30,21 @@ COUNTS = st.integers(0, 9)
 
 
 @given(st.integers(1, 9), st.integers(1, 9), COUNTS, st.booleans())
-def test_steps_end_with_all_replicas_and_have_never_more_than_there_is_room_for(
+def test_steps_have_never_more_than_there_is_room_for_and_hardly_fewer_than_there_were(
     wanted: int, old: int, surge: int, is_full: bool
 ) -> None:
-    one = Steps(wanted, old, surge, is_full)
+    one = Steps(wanted, old, old) if is_full else Steps.within(wanted, old, surge)
     new, keep = 0, old
     while new < one.goal:
-        before = new
-        new, keep = one.before(new)
-        assert new > before and new + keep <= one.room
-    assert keep + new >= min(wanted, one.room) // 2
-    for left in range(keep, -1, -1):  # they end one by one
-        more = one.after(new, left)
-        assert new <= more and more + left <= one.room
-        new = more
-    assert new == min(wanted, one.room)
+        more, left = one.limits(new, one.goal)
+        assert new < more <= new + one.size and left <= keep and more + left <= one.room
+        assert left >= 1 and new + left >= min(new + old, one.room - one.size)  # before the new ones are there
+        new, keep = more, left
+    assert new >= min(wanted, one.room - 1)
+    while keep < old:
+        fewer, back = one.limits_back(keep)
+        assert back > keep and fewer + back <= max(one.room, old)
+        keep = back
 
 
 @pytest.mark.parametrize(
@@ -62,7 +63,7 @@ class Model:
 
 @pytest.fixture
 def installation(settings: Settings, client: redis.Redis, monkeypatch: pytest.MonkeyPatch) -> Installation:
-    for name in ("_READ_AGAIN_S", "_FULL_AFTER_S", "_POLL_INTERVAL_S"):
+    for name in ("_READ_AGAIN_S", "_FULL_AFTER_S", "_POLL_INTERVAL_S", "_CALLERS_KNOW_S"):
         monkeypatch.setattr(steps, name, 0.0)
     return Installation(settings, client)
 
@@ -77,14 +78,14 @@ def workers(
     installation: Installation,
     places: int,
     seen: list[tuple[int, int]],
-    fails: bool = False,
+    fails_from: int = 99,
     has_code: bool = True,
     is_pinned: bool = False,
 ) -> Callable[[], None]:
     """Return one round of workers with so many places, and of their leader: it notes how many old and new ones run.
 
     Parameters:
-      fails: Whether the constructor of another version than the first fails.
+      fails_from: From which replica on the constructor of another version than the first fails.
       has_code: Whether they have the code of another version than the first.
       is_pinned: Whether they run what they were started for, and offer no places.
     """
@@ -95,22 +96,22 @@ def workers(
         first[:] = first or [record.version for record in records]
         has = tuple(f"shop:{one.version}" for one in records if has_code or one.version in first)
         installation.fleet.offer(HostRecord("worker", "host", 0 if is_pinned else places, has=has))
-        _, rollout = installation.fleet.rollout("shop")
-        assert rollout is not None
+        _, last = installation.fleet.rollout("shop")
+        assert last is not None
         counts: Counter[Key] = Counter()
-        needs = [*needs_of(records, {} if is_pinned else {"shop": rollout}, {}, {}, {})]
+        needs = [*needs_of(records, {} if is_pinned else {"shop": last}, {}, {}, {})]
         for need in needs:
             free = places - counts.total() if has_code or need.key.version in first else 0
             counts[need.key] = min(need.count, free)
             shortage = "no place is free" if free < need.count else ""
             installation.fleet.note("shop", need.key.deployment, Scaled(4, 4, shortage=shortage))
-        wanted = {f"{key.text}-{n}": key for key in counts for n in range(counts[key])}
+        wanted = {f"{key.text}-{n}": (key, n) for key in counts for n in range(counts[key])}
         for one in reports.replicas():
             if one.name not in wanted:
                 reports.remove(one.name)
-        for name, key in wanted.items():
-            state = FAILED if fails and key.version not in first else RUNNING
-            status = ReplicaStatus(name, key.deployment, key.version, state, message="ValueError: no", failures=3)
+        for name, (key, n) in wanted.items():
+            state = FAILED if n >= fails_from and key.version not in first else RUNNING
+            status = ReplicaStatus(name, key.deployment, key.version, state, message="ValueError: no", failures=20)
             reports.report(replace(status, worker="worker"))
         old = sum(count for key, count in counts.items() if key.version in first)
         seen.append((old, counts.total() - old))
@@ -126,12 +127,12 @@ def changes(seen: list[tuple[int, int]]) -> list[tuple[int, int]]:
     ("count", "places", "surge", "expected"),
     [
         (4, 9, None, [(4, 0), (4, 4), (0, 4)]),
-        (4, 9, Surge(1), [(4, 0), (4, 1), (3, 1), (3, 2), (0, 2), (0, 4)]),
-        (4, 9, Surge(50, True), [(4, 0), (4, 2), (0, 2), (0, 4)]),
-        (4, 9, Surge(0), [(4, 0), (3, 0), (3, 1), (2, 1), (2, 2), (0, 2), (0, 4)]),
-        (4, 4, None, [(4, 0), (3, 0), (3, 1), (2, 1), (2, 2), (0, 2), (0, 4)]),
-        (4, 4, Surge(1), [(4, 0), (3, 0), (3, 1), (2, 1), (2, 2), (0, 2), (0, 4)]),
-        (4, 5, None, [(4, 0), (4, 1), (2, 1), (2, 2), (0, 2), (0, 4)]),
+        (4, 9, Surge(1), [(4, 0), (4, 1), (3, 1), (3, 2), (2, 2), (2, 3), (1, 3), (1, 4), (0, 4)]),
+        (4, 9, Surge(50, True), [(4, 0), (4, 2), (2, 2), (2, 4), (0, 4)]),
+        (4, 9, Surge(0), [(4, 0), (3, 0), (3, 1), (2, 1), (2, 2), (1, 2), (1, 3), (0, 3), (0, 4)]),
+        (4, 4, None, [(4, 0), (3, 0), (3, 1), (2, 1), (2, 2), (1, 2), (1, 3), (0, 3), (0, 4)]),
+        (4, 4, Surge(1), [(4, 0), (3, 0), (3, 1), (2, 1), (2, 2), (1, 2), (1, 3), (0, 3), (0, 4)]),
+        (4, 5, None, [(4, 0), (4, 1), (3, 1), (3, 2), (2, 2), (2, 3), (1, 3), (1, 4), (0, 4)]),
         (1, 1, None, [(1, 0), (0, 0), (0, 1)]),
     ],
 )
@@ -153,17 +154,93 @@ def test_a_version_comes_up_in_steps_where_there_is_a_limit_or_no_room(
     assert all("one by one, as there is no other place: Model: no place is free" in line for line in said)
 
 
-def test_the_last_old_replicas_run_again_before_the_switch_to_finish_requests_that_are_half_way(
+def test_the_last_old_replicas_end_once_they_have_finished_what_they_have_got(
+    installation: Installation, client: redis.Redis
+) -> None:
+    seen: list[tuple[int, int]] = []
+    waiting: list[tuple[int, int]] = []
+    round_of_all = workers(installation, 2, seen)
+    before = roll_out(installation, release(installation, is_pair=True), check=round_of_all)
+    queue = before.stream(installation.keys, "Model")
+    call: Any = client.xadd(queue, {"h": "a call that is half-way"})
+    del seen[:]
+
+    def check() -> None:
+        round_of_all()
+        if any(record.share == 1.0 for record in installation.registry.versions("shop")):
+            waiting.append(seen[-1])
+            if len(waiting) == 9:
+                client.xdel(queue, call)
+
+    roll_out(installation, release(installation, is_pair=True), check=check)
+
+    assert waiting[:9] == [(2, 0)] * 9
+    assert changes(seen) == [(2, 0), (0, 0), (0, 2)]
+
+
+def test_requests_go_to_both_versions_as_replicas_of_both_serve(installation: Installation) -> None:
+    seen: list[tuple[int, int]] = []
+    shares: list[float] = []
+    round_of_all = workers(installation, 4, seen)
+    roll_out(installation, release(installation, num_replicas=4), check=round_of_all)
+
+    def check() -> None:
+        round_of_all()
+        shares.extend(one.share for one in installation.registry.versions("shop") if one.share not in shares)
+
+    roll_out(installation, release(installation, num_replicas=4), check=check)
+
+    assert shares == [0.0, 1 / 3, 2 / 3, 1.0]
+    assert min(old + new for old, new in seen) == 3
+    assert [one.share for one in installation.registry.versions("shop")] == [0.0]
+
+
+def test_half_of_the_replicas_serve_where_another_deployment_has_no_room_beside_the_old_one(
     installation: Installation,
 ) -> None:
     seen: list[tuple[int, int]] = []
-    check = workers(installation, 2, seen)
-    roll_out(installation, release(installation, is_pair=True), check=check)
+    said: list[str] = []
+    check = workers(installation, 5, seen)
+    roll_out(installation, release(installation, is_pair=True, num_replicas=4), check=check)
     del seen[:]
 
-    roll_out(installation, release(installation, is_pair=True), check=check)
+    new = release(installation, is_pair=True, num_replicas=4)
+    roll_out(installation, new, check=check, on_wait=said.append)
 
-    assert changes(seen) == [(2, 0), (0, 0), (0, 2), (0, 0), (2, 0), (0, 0), (0, 2)]
+    assert changes(seen) == [(5, 0), (4, 0), (4, 1), (3, 1), (3, 2), (0, 2), (0, 5)]
+    assert said[1:] == [
+        "all requests go to the new version at once, because Other has no room beside the old one; at that moment,"
+        " half of the replicas of Model serve"
+    ]
+
+
+def test_a_deployment_that_is_new_takes_the_places_that_another_does_not_need_any_more(
+    installation: Installation,
+) -> None:
+    seen: list[tuple[int, int]] = []
+    check = workers(installation, 4, seen)
+    roll_out(installation, release(installation, num_replicas=4), check=check)
+
+    roll_out(installation, release(installation, is_pair=True, num_replicas=3), check=check)
+
+    assert min(old + new for old, new in seen[1:]) >= 2 and seen[-1] == (0, 4)
+
+
+def test_no_old_replica_ends_for_a_deployment_that_is_new_and_would_still_have_no_room(
+    installation: Installation, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[int, int]] = []
+    check = workers(installation, 4, seen)
+    before = roll_out(installation, release(installation, num_replicas=4), check=check)
+    monkeypatch.setattr(rollout, "_SHORT_AFTER_S", 0.0)
+    del seen[:]
+
+    new = release(installation, is_pair=True, num_replicas=4)
+    with pytest.raises(DeployError, match=r"Other: no place is free"):
+        roll_out(installation, new, check=check, ready_timeout_s=0.5)
+
+    assert {old for old, _ in seen} == {4} and installation.registry.versions("shop") == [before]
+    assert "deployment 'Other' of application 'shop' waits: no place is free" in caplog.messages
 
 
 def test_no_old_replica_ends_for_new_ones_that_could_not_take_its_place(installation: Installation) -> None:
@@ -226,14 +303,38 @@ def test_a_deployment_says_its_own_surge_and_the_command_another(installation: I
     assert max(old + new for old, new in seen) == 4
 
 
-def test_a_version_that_fails_on_its_first_step_leaves_all_that_were_there(installation: Installation) -> None:
+@pytest.mark.parametrize("places", [4, 9])
+@pytest.mark.parametrize("fails_from", range(4))
+def test_a_version_of_which_any_replica_fails_gives_all_places_and_requests_back(
+    installation: Installation, fails_from: int, places: int
+) -> None:
     seen: list[tuple[int, int]] = []
-    check = workers(installation, 4, seen, fails=True)
+    check = workers(installation, places, seen, fails_from=fails_from)
     before = roll_out(installation, release(installation, num_replicas=4), check=check)
+    del seen[:]
 
+    new = release(installation, num_replicas=4)
     with pytest.raises(DeployError, match="'Model' could not be started; ValueError: no"):
-        roll_out(installation, release(installation, num_replicas=4, user_config={}), restart=True, check=check)
+        roll_out(installation, new, surge=Surge(0), check=check)
 
-    assert min(old for old, _ in seen[1:]) >= 3
+    assert min(old + min(new, fails_from) for old, new in seen) >= 3
+    check()
+    assert seen[-1] == (4, 0) and installation.registry.versions("shop") == [before]
+    left = installation.registry.old("shop")
+    assert [one.version for one in left] == [new.record.version] * (fails_from > 0)  # it has got requests
+    assert installation.registry.former("shop") == []
+
+
+def test_a_deploy_that_stood_still_for_long_gives_the_new_version_no_requests_any_more(
+    installation: Installation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[int, int]] = []
+    check = workers(installation, 4, seen)
+    before = roll_out(installation, release(installation, num_replicas=4), check=check)
+    monkeypatch.setattr(steps, "SHARE_HOLDS_S", -1.0)
+
+    with pytest.raises(DeployError, match="stood still for so long"):
+        roll_out(installation, release(installation, num_replicas=4), check=check)
+
     check()
     assert seen[-1] == (4, 0) and installation.registry.versions("shop") == [before]

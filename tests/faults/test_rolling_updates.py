@@ -7,6 +7,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,40 @@ from rows import row
 from stacks import SEAL, Stack
 
 from qserve.deploy.installation import ReplicaReports
-from qserve.wire.status import FAILED, ReplicaStatus
+from qserve.wire.status import FAILED, RUNNING, ReplicaStatus
 
-Sample = tuple[str, Counter[tuple[str, str]]]
-"""The version that serves, and how many replicas there are by version and deployment."""
+
+@dataclass(frozen=True)
+class Sample:
+    """What there was at one moment.
+
+    Parameters:
+      active, staged, share: The version that serves, the one that is deployed, and its part of the requests.
+      there, running: How many replicas there were by version and deployment, and how many of them took calls.
+    """
+
+    active: str
+    staged: str
+    share: float
+    there: Counter[tuple[str, str]]
+    running: Counter[tuple[str, str]]
+
+    def serving(self, name: str) -> float:
+        """How many replicas would do as much of the work as those of both versions do with their parts of it."""
+        parts = [(self.running[self.active, name], 1 - self.share), (self.running[self.staged, name], self.share)]
+        return min(count / part for count, part in parts if part)
+
+
 NODES = ("Left", "Right", "Join")
-BROKEN = "class Join:\n    def __init__(self):\n        raise ValueError('half a release')\n\n"
+BROKEN = """class Join:
+    def __init__(self):
+        with open("COUNTED", "a") as counted:
+            counted.write(".")
+        if os.path.getsize("COUNTED") > WHOLE:
+            raise ValueError('half a release')
+
+"""
+"""Replicas of Join cannot be constructed, except for the first ones."""
 
 
 class Host(Stack):
@@ -34,10 +63,13 @@ class Host(Stack):
     workers: Process
     count: int
 
-    def put(self, version: int, is_broken: bool = False) -> None:
+    def put(self, version: int, whole: int | None = None) -> None:
+        """Put a version in place of which only so many replicas of Join can be constructed; None for any number."""
         text = DIAMOND.replace("REPLICAS", str(self.count)).replace("VERSION = 1", f"VERSION = {version}")
-        if is_broken:
-            text = text.replace("class Join:\n", BROKEN)
+        if whole is not None:
+            counted = self.site.folder / f"constructed-{version}-{whole}"
+            broken = BROKEN.replace("WHOLE", str(whole)).replace("COUNTED", str(counted))
+            text = text.replace("class Join:\n", broken)
         (self.folder / "diamond.py").write_text(text)
 
     def start_deploy(self, *options: str, failpoint: str = "") -> Process:
@@ -62,6 +94,13 @@ class Host(Stack):
         self.workers = self.worker(*options)
         self.release("--restart")
         wait_until(lambda: self.is_whole(), description="all replicas of one version run")
+
+    def shares(self) -> tuple[str, str, float]:
+        """The version that serves, the one that is deployed and gets a part of the requests, and that part."""
+        active = self.record()
+        assert self._looking is not None
+        staged = next((one for one in self._looking.registry.versions("default")[1:] if one.share), None)
+        return (active.version, "", 0.0) if staged is None else (active.version, staged.version, staged.share)
 
     def there(self) -> list[ReplicaStatus]:
         found = ReplicaReports(self.broker.client, self.keys, SEAL, "default").replicas()
@@ -97,9 +136,11 @@ def watching(stack: Host) -> Iterator[list[Sample]]:
 
     def watch() -> None:
         while not is_over.wait(0.02):
-            before, there = stack.record().version, stack.there()
-            if stack.record().version == before:
-                samples.append((before, Counter((one.version, one.deployment) for one in there)))
+            before, there = stack.shares(), stack.there()
+            if stack.shares() == before:
+                running = [one for one in there if one.state == RUNNING]
+                found = (Counter((one.version, one.deployment) for one in some) for some in (there, running))
+                samples.append(Sample(*before, *found))
 
     thread = threading.Thread(target=watch)
     thread.start()
@@ -123,14 +164,16 @@ def under_load(stack: Host) -> Iterator[Callable[[], list[Call]]]:
     yield stop
 
 
-def serving(samples: list[Sample]) -> int:
-    """The fewest replicas that a deployment of the version that served had."""
-    return min(found[version, name] for version, found in samples for name in NODES)
+def serving(samples: list[Sample]) -> float:
+    """The fewest replicas that a deployment had for the requests that came."""
+    return min(sample.serving(name) for sample in samples for name in NODES)
 
 
 def most(samples: list[Sample]) -> int:
     """The most replicas that a deployment had, of both versions."""
-    return max(sum(count for (_, one), count in found.items() if one == name) for _, found in samples for name in NODES)
+    return max(
+        sum(count for (_, one), count in sample.there.items() if one == name) for sample in samples for name in NODES
+    )
 
 
 def update(host: Host, *options: str) -> tuple[Process, list[Sample]]:
@@ -160,7 +203,7 @@ def test_no_request_fails_and_none_is_mixed_where_there_is_no_room_for_both_vers
 
 @row("F50")
 @pytest.mark.parametrize(
-    ("options", "least", "limit"), [(("--max-surge", "1"), 1, 3), (("--max-surge", "0"), 1, 2), ((), 2, 4)]
+    ("options", "least", "limit"), [(("--max-surge", "1"), 2, 3), (("--max-surge", "0"), 1, 2), ((), 2, 4)]
 )
 def test_there_are_as_many_replicas_during_a_release_as_its_surge_says(
     host: Host, options: tuple[str, ...], least: int, limit: int
@@ -173,19 +216,22 @@ def test_there_are_as_many_replicas_during_a_release_as_its_surge_says(
 
 
 @row("F50", priority=True)
-def test_code_that_fails_half_way_leaves_the_old_version_with_all_of_its_replicas(host: Host) -> None:
+@pytest.mark.parametrize("whole", [0, 1])
+def test_code_that_fails_half_way_leaves_the_old_version_with_all_of_its_replicas(host: Host, whole: int) -> None:
+    """Also if all replicas but the last ones can be constructed."""
     host.hosting(2, 6)
     with watching(host) as samples, under_load(host) as stop:
-        host.put(host.version + 1, is_broken=True)
+        host.put(host.version + 1, whole)
         deploy = host.start_deploy()
         assert deploy.wait() == 1 and "ValueError: half a release" in deploy.output
         wait_until(host.is_whole, description="the old version has all of its replicas")
         calls = stop()
     host.put(host.version)
 
-    assert any(len({version for version, _ in found}) == 2 for _, found in samples), "some new ones ran"
+    assert any(len({version for version, _ in sample.there}) == 2 for sample in samples), "some new ones ran"
     assert [call for call in calls if not call.is_right] == []
-    assert {tuple(call.answer["versions"]) for call in calls} == {(host.version,) * 3}
+    answered = {tuple(call.answer["versions"]) for call in calls}
+    assert answered == {(host.version + n,) * 3 for n in range(1 + whole)}
     assert serving(samples) >= 1
 
 
@@ -206,6 +252,6 @@ def test_a_deployer_that_dies_between_its_steps_leaves_one_version_with_all_of_i
     host.put(host.version)
 
     assert [call for call in calls if not call.is_right] == []
-    served = {tuple(call.answer["versions"]) for call in calls}
-    assert served == {(version,) * 3 for version in (before, before + 1)[: 1 + is_promoted]}
-    assert serving(samples) >= 1
+    assert {tuple(call.answer["versions"]) for call in calls} == {(before,) * 3, (before + 1,) * 3}
+    # otherwise the new version serves until its share ends, and what comes then waits for old replicas
+    assert not is_promoted or serving(samples) >= 1

@@ -12,6 +12,7 @@ import pytest
 import redis
 from qserve_workers.process.heartbeat import Observer
 
+from qserve.base.clock import clock
 from qserve.base.keys import Keys
 from qserve.base.settings import Settings
 from qserve.broker import functions
@@ -544,6 +545,23 @@ def test_a_deploy_that_stands_still_between_its_steps_gives_the_places_back_unti
     worker.store.swap_rollout("shop", held, replace(step, beat=1))
     fleet.rounds(4, *versions)
     assert (fleet.plan(), fleet.plan(version="w")) == ({"a": 2}, {"a": 2})
+
+
+@pytest.mark.row("F55")
+def test_a_version_that_gets_requests_keeps_its_replicas_until_its_workers_let_them_finish(fleet: Fleet) -> None:
+    deployment = DeploymentRecord("A", num_replicas=4)
+    old, staged = record(A=deployment), record("w", "next", A=deployment)
+    step = Rollout("w", old="v", state="under way", new={"A": 2}, keep={"A": 2})
+    fleet.add("a", places=8).store.swap_rollout("shop", b"", step)
+
+    def plan_when(share_ends_in_s: float) -> tuple[int, int]:
+        until_ms = clock.judge_ms() + 1000 * share_ends_in_s
+        fleet.rounds(60, old, replace(staged, share=0.5, share_until_ms=until_ms))
+        return sum(fleet.plan().values()), sum(fleet.plan(version="w").values())
+
+    assert plan_when(60.0) == (2, 2)
+    assert plan_when(-1.0) == (4, 4)
+    assert plan_when(-60.0) == (4, 0)
 
 
 def test_the_limits_of_a_deploy_that_stands_still_do_not_hold_for_the_version_that_it_made_active(

@@ -38,6 +38,7 @@ class FakeRegistry:
     change: str = "1-0"
     away: bool = False
     published: dict[str, str] = field(default_factory=dict)
+    staged: ApplicationRecord | None = None
 
     def _check(self) -> None:
         if self.away:
@@ -51,8 +52,9 @@ class FakeRegistry:
         self._check()
         return [record.name for record in self.records]
 
-    def find(self, app: str) -> ApplicationRecord | None:
-        return next((record for record in self.records if record.name == app), None)
+    def serving(self, app: str) -> tuple[ApplicationRecord, ApplicationRecord | None] | None:
+        found = next((record for record in self.records if record.name == app), None)
+        return None if found is None else (found, self.staged)
 
     def publish(self, beat: str, change: str) -> None:
         self._check()
@@ -110,7 +112,7 @@ class FakePlane:
         asked.set(None)
         return asked
 
-    def cache_application(self, record: ApplicationRecord, for_s: float) -> None:
+    def cache_application(self, record: ApplicationRecord, staged: object, for_s: float) -> None:
         self.cached[record.name] = record
 
     def expire(self, ref: Ref) -> None:

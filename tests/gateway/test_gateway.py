@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import io
+import math
+import random
 import re
 import socket
 import threading
 import time
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -86,6 +89,25 @@ def test_a_graph_without_an_adapter_runs_on_the_request() -> None:
     serve(plane).post("/", data=b"x")
     assert plane.calls[0].graph == ""
     assert plane.calls[0].args[0].body == b"x"
+
+
+@pytest.mark.parametrize(
+    ("draw", "is_late", "is_staged"), [(0.2, False, True), (0.3, False, False), (0.2, True, False)]
+)
+def test_a_version_that_is_being_deployed_gets_its_part_of_the_requests_wholly(
+    monkeypatch: pytest.MonkeyPatch, draw: float, is_late: bool, is_staged: bool
+) -> None:
+    active, until_ms = driver_app(routes=("/a",)), 0.0 if is_late else math.inf
+    staged = replace(driver_app("", routes=("/a",)), version="next", share=0.25, share_until_ms=until_ms)
+    plane = FakePlane(active)
+    plane.registry.staged = staged
+    monkeypatch.setattr(random, "random", lambda: draw)
+
+    serve(plane).post("/a", data=b"1")
+
+    (call,) = plane.calls
+    assert call.version is (staged if is_staged else active)
+    assert (call.method, call.graph) == (("adapt", None) if is_staged else ("__call__", "/a"))
 
 
 def test_an_adapter_of_the_users_runs_on_a_replica_of_the_driver() -> None:
@@ -652,14 +674,14 @@ def test_an_application_that_cannot_be_read_stays_as_it_was_and_the_others_follo
     now = [0.0]
     watcher._turns._monotonic = lambda: now[0]
     watcher.tick()
-    find, broken = plane.registry.find, [True]
+    serving, broken = plane.registry.serving, [True]
 
-    def find_or_fail(name: str) -> ApplicationRecord | None:
+    def serving_or_fail(name: str) -> tuple[ApplicationRecord, ApplicationRecord | None] | None:
         if name == "a" and broken[0]:
             raise ZeroDivisionError("a bug")
-        return find(name)
+        return serving(name)
 
-    monkeypatch.setattr(plane.registry, "find", find_or_fail)
+    monkeypatch.setattr(plane.registry, "serving", serving_or_fail)
     plane.registry.records[:] = [plain_app("a", "/a2"), plain_app("b", "/b2")]
     plane.registry.change = "2-0"
     watcher.tick()

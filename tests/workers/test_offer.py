@@ -16,6 +16,7 @@ from qserve_workers.supervisor.offer import Capacity, WorkerId
 from qserve_workers.supervisor.scope import Scope
 from qserve_workers.supervisor.supervisor import Supervisor
 
+from qserve.base.clock import clock
 from qserve.base.settings import Settings
 from qserve.broker.registry import Registry
 from qserve.deploy.installation import Installation
@@ -256,6 +257,48 @@ def test_replicas_of_a_version_that_is_replaced_between_two_reads_finish_what_wa
     installation.client.xdel(queue, waiting)
     wait_until(lambda: supervisor.tick() or "v" not in runs(supervisor), description="the old version has ended")
     assert not installation.client.exists(queue)
+
+
+@pytest.mark.row("F55")
+def test_a_version_whose_share_of_requests_has_ended_finishes_what_it_has_and_leaves_no_call_behind(
+    installation: Installation, settings: Settings, system: System, lead: Callable[..., None]
+) -> None:
+    deploy(installation, RECORD)
+    installation.registry.stage(NEWER)
+    installation.registry.share(NEWER, 0.5, clock.judge_ms() + 3_600_000)
+    supervisor = Supervisor(settings, fork=system.fork)
+    lead(supervisor, Slot("app", "w", "One", 2))
+    supervisor.tick()
+    queue = NEWER.stream(installation.keys, "One")
+    waiting: Any = installation.client.xadd(queue, {"h": "a call that is accepted"})
+
+    installation.registry.share(NEWER, 0.5, clock.judge_ms() - 1)  # its deployer has died
+    lead(supervisor)
+    for _ in range(3):
+        supervisor.tick()
+    assert runs(supervisor) == {"w": 2}
+    installation.client.xdel(queue, waiting)
+    wait_until(lambda: supervisor.tick() or not runs(supervisor), description="its replicas have ended")
+    assert not installation.client.exists(queue)
+
+
+@pytest.mark.row("F55")
+def test_what_waits_for_a_version_whose_share_has_ended_goes_on_elsewhere_if_no_replica_of_it_is_left(
+    installation: Installation, settings: Settings, system: System, lead: Callable[..., None]
+) -> None:
+    deploy(installation, RECORD)
+    installation.registry.stage(NEWER)
+    installation.client.xadd(NEWER.stream(installation.keys, "One"), {"h": "a call that is accepted"})
+    installation.registry.share(NEWER, 0.5, clock.judge_ms() - 1)
+    supervisor = Supervisor(settings, fork=system.fork)
+    lead(supervisor)
+
+    def is_moved() -> bool:
+        supervisor.tick()
+        return not installation.client.exists(NEWER.stream(installation.keys, "One"))
+
+    wait_until(is_moved, description="nothing of it is left")
+    assert not system.started
 
 
 def test_a_version_is_never_taken_for_the_one_that_follows_it(

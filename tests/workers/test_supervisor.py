@@ -18,6 +18,7 @@ import redis
 from children import end_children, sleeping_child
 from processes import wait_until
 from qserve_workers.replica.spec import MEANINGS, EndNote, Exit, ReplicaSpec
+from qserve_workers.supervisor import supervisor as supervisor_module
 from qserve_workers.supervisor.own_code import OwnCode
 from qserve_workers.supervisor.replica_process import MemoryWatch, describe_end
 from qserve_workers.supervisor.scope import Scope
@@ -98,6 +99,35 @@ def test_a_system_without_processes_is_reported_asked_more_and_more_slowly_and_f
     system.shortage = 0
     wait_until(lambda: supervisor.tick() or supervisor.processes, description="a replica is started")
     assert [status.state for status in pool.replicas()] == [STARTING]
+
+
+def test_a_replica_that_runs_does_not_hide_that_no_other_one_can_be_started(
+    system: System, client: redis.Redis, settings: Settings, keys: Keys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor_module, "_CHECK_AGAIN_S", 0.0)
+    registry, pool = (
+        Registry(client, keys, Seal(settings.keyring)),
+        ReplicaReports(client, keys, Seal(settings.keyring), "app"),
+    )
+    registry.stage(RECORD)
+    registry.promote(RECORD)
+    two = Supervisor(settings, Scope(replicas=2), fork=system.fork)
+    two.tick()
+    running, *_ = two.processes.values()
+    pool.report(ReplicaStatus(running.spec.name, "One", "v", RUNNING))
+
+    def failures() -> int:
+        two.tick()
+        for process in two.processes.values():
+            if process is not running:
+                os.kill(process.pid, signal.SIGKILL)
+        return sum(one.failures for one in pool.replicas())
+
+    wait_until(lambda: failures() == 4, description="each failure in a row is counted")
+    wait_until(lambda: two.tick() or len(two.processes) == 2, description="it is tried again")
+    other = next(process for process in two.processes.values() if process is not running)
+    pool.report(ReplicaStatus(other.spec.name, "One", "v", RUNNING))
+    wait_until(lambda: two.tick() or not any(one.failures for one in pool.replicas()), description="that is over")
 
 
 def test_callers_are_told_of_a_deployment_that_cannot_be_started_until_a_replica_runs_anywhere(

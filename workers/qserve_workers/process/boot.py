@@ -165,7 +165,7 @@ class _Start:
 
         def find(app: str) -> ApplicationRecord:
             # our own application as it was at the start; for another one this blocks for one look-up at the broker
-            return record if app == record.name else self._registry.get(app)
+            return record if app == record.name else self._registry.pick(app)
 
         async def connected() -> LoopPlane:
             plane = LoopPlane(spec.settings, find, spec.name)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
+from qserve.base.clock import clock
 from qserve.base.log import get_logger
 from qserve.base.turns import Turns
 from qserve.broker.connection import if_permitted, load_functions
@@ -257,7 +258,8 @@ class Applications:
             self._say_once(f"application {name!r} {'runs as it was' if is_run else 'is not run'}: {error}")
             return
         self._wishes[name] = if_permitted(partial(self._fleet.wishes, name))
-        versions = [record for record in versions if not self._is_abandoned(record)]
+        abandoned = [record for record in versions if self._is_abandoned(record)]
+        versions = [record for record in versions if record not in abandoned]
         active = next((record for record in versions if record.place == ACTIVE), None)
         kept = None if active is None else (active, self._code_of(active))
         self._warn_if_unknown(versions)
@@ -267,13 +269,16 @@ class Applications:
         self._kept.pop(name, None)
         if kept is not None:
             self._kept[name] = kept
-        self._old[name] = [old for old in self._registry.old(name) if (name, old.version) not in self._records]
+        old = [*self._registry.old(name), *(record for record in abandoned if record.share_until_ms)]
+        self._old[name] = [record for record in old if (name, record.version) not in self._records]
         self._repair(name)
 
     def _is_abandoned(self, record: ApplicationRecord) -> bool:
         """Return whether nobody deploys a version any more that is staged: its deployer has died."""
         if record.place != NEXT:
             return False
+        if record.share_until_ms:
+            return record.share_until_ms < clock.judge_ms()
         _, rollout = self._fleet.rollout(record.name)
         if rollout is None or rollout.version != record.version:  # an older qserve deploys
             return False

@@ -278,18 +278,22 @@ class Supervisor:
         if apps and now - self._checked_at > _CHECK_AGAIN_S:
             self._checked_at = now
             for app in apps:
-                self._turns.attempt(f"what the replicas of {app} report", self._check_fault, app)
+                self._turns.attempt(f"what the replicas of {app} report", self._check_fault, app, targets)
 
-    def _check_fault(self, app: str) -> None:
+    def _check_fault(self, app: str, targets: dict[str, Target]) -> None:
         """Forget failures where replicas run again, and tell callers of the deployment that cannot be started.
 
-        Every supervisor of an application does the same with the same reports.
+        A replica that has been running for long does not show that another one can start. Every supervisor of an
+        application does the same with the same reports.
         """
         replicas = self._installation.reports(app).replicas()
         running = {replica.name for replica in replicas if replica.state == RUNNING}
-        for process in self.processes.values():
-            if process.spec.name in running and process.spec.stream in self._troubles:
-                self._troubles[process.spec.stream].note_running()
+        mine = [process for process in self.processes.values() if process.spec.name in running]
+        for stream, trouble in self._troubles.items():
+            there = [process.started_at for process in mine if process.spec.stream == stream]
+            is_all = stream in targets and 0 < targets[stream].replicas.total() <= len(there)
+            if is_all or any(started_at > trouble.failed_at for started_at in there):
+                trouble.note_running()
         faults, active = self._installation.registry.faults, self._applications.active(app)
         known = faults.known.get(app)
         fault = None if active is None else fault_in(active, replicas)

@@ -25,19 +25,21 @@ class Trouble:
     Parameters:
       failures: Starts in a row that failed.
       next_try: When another may be tried, by the monotonic clock.
+      failed_at: When the last one failed: a replica that was started before that proves nothing.
       cause: Why the last one failed, or how the last replica died.
       reported: What was reported last; "" for nothing.
     """
 
     failures: int = 0
     next_try: float = 0.0
+    failed_at: float = 0.0
     cause: str = ""
     reported: str = ""
     _deaths: deque[float] = field(default_factory=lambda: deque(maxlen=100))
 
     def note_failed_start(self, cause: str, now: float) -> None:
         self.failures += 1
-        self.cause, self.reported = cause, ""
+        self.cause, self.reported, self.failed_at = cause, "", now
         self.next_try = now + min(LONGEST_BACKOFF_S, 0.1 * 2 ** min(self.failures - 1, 9))
 
     def note_death(self, cause: str, now: float) -> None:
