@@ -113,7 +113,7 @@ class Qserve(Contender):
 
     def http_process(self) -> int:
         """See ``Contender``."""
-        return self._forked_from("qserve_gateway")
+        return self._forked_from("qserve gateway")
 
     def restart_broker(self) -> None:
         """See ``Contender``; ``qserve run`` restarts it by itself, and without a pause."""

@@ -12,7 +12,7 @@ from flask import Flask, request
 from werkzeug.exceptions import HTTPException
 
 from qserve.base.environment import read_environment
-from qserve.base.log import get_logger
+from qserve.base.log import get_logger, of_request
 from qserve.base.settings import Settings
 from qserve.broker.connection import broker_errors
 from qserve.broker.doctor import check_unless_parent_did, recheck
@@ -23,10 +23,10 @@ from qserve_gateway.openapi import OPENAPI_PATH, OpenApi
 from qserve_gateway.queues import QUEUES_PATH, Queues
 from qserve_gateway.request.access import AccessPolicy, check_host, check_origin
 from qserve_gateway.request.carried import Forwarded
-from qserve_gateway.request.environ import Environ, Refused, must_close, request_id_of
+from qserve_gateway.request.environ import Environ, Refused, line_of, must_close, request_id_of
 from qserve_gateway.request.waiting import InFlightLimit
-from qserve_gateway.response.errors import problem_reply
-from qserve_gateway.response.reply import force_close, lingering
+from qserve_gateway.response.errors import errors, problem_reply
+from qserve_gateway.response.reply import call_when_sent, force_close, lingering
 from qserve_gateway.routes import RouteWatcher
 
 access_log = get_logger("qserve.access")
@@ -92,12 +92,18 @@ class Gateway(Flask):
 
 
 def _logged(answer: Callable[[Environ], Any], path: str, environ: Environ) -> Any:
+    """Answer a request, and write its line of the access log once its response was handed over to be sent."""
     began = time.perf_counter()
     reply = answer(environ)
-    took_ms = (time.perf_counter() - began) * 1000
-    # a decoded path may contain control characters, which a terminal would obey
-    shown = path if path.isascii() and path.isprintable() else ascii(path)[1:-1]
-    access_log.info("%s %s %s %.1fms", environ["REQUEST_METHOD"], shown, reply.status, took_ms)
+
+    def write() -> None:
+        took_ms = (time.perf_counter() - began) * 1000
+        request_id = next((value for name, value in reply.headers if name == "x-request-id"), "")
+        fields = {"method": environ["REQUEST_METHOD"], "path": path, "status": reply.status}
+        of = of_request(request_id, **fields, latency_ms=round(took_ms, 3), client=environ.get("REMOTE_ADDR"))
+        access_log.info("%s %s %.1fms", line_of(environ), reply.status, took_ms, extra=of)
+
+    call_when_sent(reply, write)
     return reply
 
 
@@ -151,7 +157,9 @@ def _add_pages(app: Gateway, plane: ClientPlane, watcher: RouteWatcher) -> None:
     def refuse(error: HTTPException) -> Any:
         status = error.code or 500
         code = error.name.lower().replace(" ", "_")
-        reply = problem_reply(status, code, error.name, request_id_of(request.environ))
+        request_id = request_id_of(request.environ)
+        errors.note(status, code, error.name, request_id, line_of(request.environ))
+        reply = problem_reply(status, code, error.name, request_id)
         valid_methods = getattr(error, "valid_methods", None)
         if valid_methods:
             reply.headers.append(("allow", ", ".join(sorted(valid_methods))))

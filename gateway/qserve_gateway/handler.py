@@ -31,6 +31,7 @@ from qserve_gateway.request.environ import (
     Refused,
     base_url,
     check_upgrade,
+    line_of,
     message_of,
     model_id_of,
     must_close,
@@ -68,7 +69,7 @@ def handle(environ: Environ, serve: Callable[[Environ, str], Any], clients: Clie
         leave = None if clients is None else clients.enter(environ)
         reply = serve(environ, request_id)
     except Exception as error:
-        reply = error_reply(error, request_id)
+        reply = error_reply(error, request_id, line_of(environ))
     finally:
         # the request of a client ends when its response is complete
         if leave is not None:
@@ -140,7 +141,7 @@ class RequestHandler:
             if outcome.state == State.DONE:
                 reply = result_reply(outcome.payload, request_id)
             else:
-                reply = failure_reply(outcome, request_id, self.settings.show_errors)
+                reply = failure_reply(outcome, request_id, self.settings.show_errors, line_of(environ))
             return reply
         finally:
             call_when_sent(reply, place.leave)

@@ -12,6 +12,7 @@ from types import MappingProxyType
 from typing import Any
 
 from qserve.base.log import get_logger
+from qserve.base.once import may_say
 from qserve.base.turns import Turns
 from qserve.broker.connection import BLOCK_S, process_name
 from qserve.broker.registry import NO_CHANGE, pick
@@ -28,6 +29,7 @@ CHECK_INTERVAL_S = 60.0
 _SHORTEST_PAUSE_S, _LONGEST_PAUSE_S = 0.03, 2.0
 _EAGER_FOR_S = 3.0
 """A gateway and its broker are often started together, so failures in the first seconds are normal."""
+_SAID_FOR_S = 5.0
 
 PLAIN_METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 """All methods but TRACE and CONNECT, which are for proxies."""
@@ -273,7 +275,9 @@ class RouteWatcher:
         registry = self._plane.registry
         # the ID is read first, so that a change in between is noticed by the next read
         newest, names = registry.last_change(), registry.names()
-        self._records = {name: record for name, record in self._records.items() if name in names}
+        for name in self._records.keys() - {*names}:
+            del self._records[name]
+            self._say(f"application {name!r} is not served any more")
         read = [self._turns.attempt(f"application {name}", self._read, name) for name in names]
         self.table = RouteTable.of(self._records.values(), self._staged)
         self._seen, self._lost, self._is_incomplete = newest, False, not all(read)
@@ -287,12 +291,21 @@ class RouteWatcher:
             log.error("application %r %s: %s", name, what, error)
             return
         if found is None:
-            self._records.pop(name, None)
+            if self._records.pop(name, None) is not None:
+                self._say(f"application {name!r} is not served any more")
             return
         record, staged = found
         RouteTable.of([record], {name: staged})  # raises before anything is changed
         self._plane.cache_application(record, staged, for_s=math.inf)
+        before = self._records.get(name)
+        if before is None or before.version != record.version:
+            where = record.route_prefix or "no route"
+            self._say(f"application {name!r} is served at {where}, version {record.version}")
         self._records[name], self._staged[name] = record, staged
+
+    def _say(self, text: str) -> None:
+        if may_say(text, _SAID_FOR_S):  # by one of the processes that serve
+            log.info("%s", text)
 
     def _publish(self) -> None:
         """Say which change of the registry is served, and read on the way which deployments cannot be started."""

@@ -23,11 +23,14 @@ from gunicorn.http.parser import RequestParser
 from gunicorn.http.unreader import SocketUnreader
 from gunicorn.workers.ggevent import GeventWorker
 
+import qserve
+from qserve.base import once
 from qserve.base.environment import read_environment
 from qserve.base.listening import listen
-from qserve.base.log import log_to_terminal
-from qserve.base.process import HAS_SAID_WHY, die_with_parent_if_asked
+from qserve.base.log import get_logger, log_to_terminal
+from qserve.base.process import HAS_SAID_WHY, die_with_parent_if_asked, set_title
 from qserve.base.settings import CHECKED, Settings
+from qserve.broker.address import Address
 from qserve.broker.doctor import check_address
 from qserve.exceptions import QserveException
 from qserve_gateway.application import access_log, create_app
@@ -37,6 +40,7 @@ from qserve_gateway.request.waiting import CONNECTION_LIMIT
 from qserve_gateway.response.errors import error_reply, unreadable_reply
 from qserve_gateway.response.reply import OneWrite
 
+log = get_logger(__name__)
 Create = Callable[[Settings], Any]
 GRACE_S = 3
 _BACKLOG = 2048
@@ -66,6 +70,7 @@ class Worker(GeventWorker):  # type: ignore[misc]
 
     def init_process(self) -> None:
         """Begin to serve; gunicorn calls this after the fork."""
+        set_title("qserve gateway server")
         read_settings_once(self.cfg)
         super().init_process()
 
@@ -162,7 +167,9 @@ def serve(
     except QserveException as error:
         print(f"qserve {name}: {error}", file=sys.stderr)
         sys.exit(HAS_SAID_WHY if os.environ.get(CHECKED) else 1)  # its parent would say that it has ended
-    log_to_terminal(name, settings)
+    set_title(f"qserve {name} {host}:{port}")
+    once.share()
+    log_to_terminal(name, settings, members={"component_name": "proxy", "component_id": socket.gethostname()})
     _return_freed_memory()
     adapt_gunicorn()
     # collections in the workers would copy the memory pages that they share with this process
@@ -170,7 +177,14 @@ def serve(
     gc.freeze()
     # requests die by reference count, so a collection finds nothing; it came every 25 requests, and took 4 us for each
     gc.set_threshold(_YOUNG_OBJECTS)
-    Server(settings, listener, workers, log_requests, create).run()
+    at, where, own = listener.getsockname(), Address.of(settings.named_broker).where, os.getpid()
+    text = "the %s listens on %s port %d (qserve %s, process %d, %d to serve), with the broker at %s"
+    log.info(text, name, at[0], at[1], qserve.__version__, own, workers, where)
+    try:
+        Server(settings, listener, workers, log_requests, create).run()
+    finally:
+        if os.getpid() == own:  # its server processes come here as well
+            log.info("the %s has ended", name)
 
 
 def adapt_gunicorn() -> None:

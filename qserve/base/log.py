@@ -18,7 +18,9 @@ import logging.handlers
 import os
 import re
 import sys
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -47,9 +49,28 @@ _ESCAPES = {code: repr(chr(code))[1:-1] for codes in _CONTROLS for code in codes
 _ESCAPES_IN_LINES = {code: escape for code, escape in _ESCAPES.items() if chr(code) not in "\n\t"}
 
 
+add_to_json: Callable[[], Mapping[str, Any]] = dict
+"""Returns what else each JSON object has, such as the IDs of a trace; it is called in the context of the event."""
+
+
 def get_logger(name: str) -> logging.Logger:
     """Return the logger of a module; all loggers of qserve are children of ``qserve``."""
     return logging.getLogger(name if name.startswith("qserve") else f"qserve.{name}")
+
+
+def of_request(request_id: str, **fields: Any) -> dict[str, Any]:
+    """Return the ``extra`` of an event that belongs to another request than the code that logs it.
+
+    Parameters:
+      request_id: The ID that people see: ``X-Request-ID``.
+      fields: Further members of the JSON object.
+    """
+    return {"qserve_request": request_id, "qserve_fields": fields}
+
+
+def request_of(record: logging.LogRecord) -> str:
+    """Return the ID of the request that an event belongs to; "" for none."""
+    return getattr(record, "qserve_request", "") or request_context.get().request_id
 
 
 _own: dict[int, list[logging.Handler]] = {}
@@ -57,7 +78,11 @@ _own: dict[int, list[logging.Handler]] = {}
 
 
 def log_to_terminal(
-    source: str, settings: Settings, chosen: Mapping[str, Any] = MappingProxyType({}), file: str = ""
+    source: str,
+    settings: Settings,
+    chosen: Mapping[str, Any] = MappingProxyType({}),
+    file: str = "",
+    members: Mapping[str, str] = MappingProxyType({}),
 ) -> None:
     """Send the root logger's events to standard error, and no more to where this has sent them before.
 
@@ -65,6 +90,7 @@ def log_to_terminal(
       source: The name of this process in each line.
       chosen: What the ``logging_config`` of a deployment says, in the place of the settings.
       file: The beginning of the names of log files in the ``logs_dir`` of ``chosen``.
+      members: What else each JSON object says of this process.
     """
     root, problem, own = logging.getLogger(), "", _own.setdefault(os.getpid(), [])
     if not own:
@@ -79,7 +105,8 @@ def log_to_terminal(
         except OSError as error:
             problem = f"there is no log file in {folder}: {error.strerror}"
     encoding, level = chosen.get("encoding", settings.log_format), chosen.get("log_level", settings.log_level)
-    formatter = Formatter(source, encoding.lower() == "json", chosen.get("additional_log_standard_attrs", ()))
+    attributes = chosen.get("additional_log_standard_attrs", ())
+    formatter = Formatter(source, encoding.lower() == "json", attributes, members)
     for handler in own:
         handler.setFormatter(formatter)
         root.addHandler(handler)
@@ -129,43 +156,80 @@ def enable_logging() -> None:
 class Formatter(logging.Formatter):
     """Write an event as a line of text or as a JSON object.
 
-    Text: time, level, source, request ID and message, with the traceback indented below. JSON: ``time`` (UTC),
-    ``level``, ``source``, ``logger`` and ``message``, with ``request_id`` and ``traceback`` where there are any.
+    Text: date, time, level, source, request ID and message, with the traceback indented below. JSON: ``time`` (UTC),
+    ``level``, ``source``, ``logger`` and ``message``, with ``request_id`` and ``traceback`` where there are any, and
+    what Ray Serve's objects have: ``asctime``, ``levelname``, ``filename``, ``lineno``, ``process`` and
+    ``timestamp_ns``.
 
     Parameters:
       attributes: Attributes of Python's own that a JSON object has besides.
+      members: What each JSON object has besides.
     """
 
-    def __init__(self, source: str, as_json: bool = False, attributes: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        source: str,
+        as_json: bool = False,
+        attributes: Sequence[str] = (),
+        members: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
         super().__init__()
         self._source = source
         self._write = self._json if as_json else self._text
         self._attributes = attributes
+        self._members = members
 
     def format(self, record: logging.LogRecord) -> str:
         error = record.exc_info[1] if record.exc_info else None
         trace = full_traceback(error) if error is not None else ""
-        return self._write(record, _message(record), request_context.get().request_id, trace)
+        return self._write(record, _message(record), request_of(record), trace)
 
     def _text(self, record: logging.LogRecord, message: str, request_id: str, trace: str) -> str:
         where = f"{self._source} {request_id}" if request_id else self._source
-        line = _cut(f"{self.formatTime(record, '%H:%M:%S')} {record.levelname} [{where}] {message}".translate(_ESCAPES))
+        at = f"{_second_of(record.created // 1)[0]}.{int(record.msecs):03d}"
+        line = _cut(f"{at} {record.levelname} [{where}] {message}".translate(_ESCAPES))
         return "\n".join([line, *(f"{_INDENT}{part}" for part in printable(trace).splitlines())])
 
     def _json(self, record: logging.LogRecord, message: str, request_id: str, trace: str) -> str:
-        at = datetime.datetime.fromtimestamp(record.created, datetime.UTC)
+        (local, utc), ms = _second_of(record.created // 1), int(record.msecs)
         fields = {
-            "time": at.isoformat(timespec="milliseconds"),
+            "time": f"{utc}.{ms:03d}+00:00",
             "level": record.levelname,
             "source": self._source,
             "logger": record.name,
             "message": _cut(message),
             "request_id": request_id,
+            "route": request_context.get().route,
+            **_trace(request_context.get().traceparent),
+            **self._members,
+            "asctime": f"{local},{ms:03d}",
+            "levelname": record.levelname,
+            "filename": record.filename,
+            "lineno": record.lineno,
+            "process": record.process,
+            "timestamp_ns": int(record.created * 1e9),
+            **add_to_json(),
+            **getattr(record, "qserve_fields", {}),
             "traceback": trace,
         }
         more = {name: getattr(record, name, None) for name in self._attributes if name not in fields}
         # json writes ASCII, so control characters are escaped already
-        return json.dumps({name: value for name, value in fields.items() if value} | more, default=str)
+        return json.dumps(
+            {name: value for name, value in fields.items() if value not in ("", None)} | more, default=str
+        )
+
+
+def _trace(traceparent: str) -> dict[str, str]:
+    """Return what a W3C ``traceparent`` says, under the names of OpenTelemetry."""
+    _, trace_id, span_id, *_ = (*traceparent.split("-"), "", "")
+    return {"trace_id": trace_id, "span_id": span_id}
+
+
+@lru_cache(maxsize=2)
+def _second_of(at_s: float) -> tuple[str, str]:
+    """Return a second as local time and as UTC: most lines come in one that had a line before."""
+    utc = datetime.datetime.fromtimestamp(at_s, datetime.UTC)
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(at_s)), utc.strftime("%Y-%m-%dT%H:%M:%S")
 
 
 def printable(text: str) -> str:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 import sysconfig
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
 _QSERVE = Path(__file__).parents[1]
 # side by side when they are installed; in a checkout the workers have their own folder
@@ -25,6 +28,39 @@ def user_traceback(error: BaseException) -> str:
     first = next((index for index, frame in enumerate(frames) if _is_user_code(frame.filename)), None)
     lines = [] if first is None else ["Traceback (most recent call last):\n", *traceback.format_list(frames[first:])]
     return _formatted(lambda: lines + traceback.format_exception_only(error))
+
+
+def place_in(frames: Iterable[FrameType]) -> str:
+    """Return where code stands: the innermost line of the user's own modules, otherwise of any library.
+
+    Parameters:
+      frames: The innermost first.
+    """
+    found = list(frames)
+    own = (frame for frame in found if _is_user_code(name := frame.f_code.co_filename) and "site-packages" not in name)
+    frame = next(own, found[0] if found else None)
+    if frame is None:
+        return "an unknown place"
+    return f"{frame.f_code.co_filename}:{frame.f_lineno} in {frame.f_code.co_name}"
+
+
+def frames_of_thread(ident: int | None) -> Iterator[FrameType]:
+    """Yield the frames of a thread, the innermost first."""
+    frame = sys._current_frames().get(ident or 0)
+    while frame is not None:
+        yield frame
+        frame = frame.f_back
+
+
+def frames_of_coroutine(awaited: Any) -> list[FrameType]:
+    """Return the frames of a coroutine, and of those that it awaits, the innermost first."""
+    found: list[FrameType] = []
+    while awaited is not None:
+        frame = next((frame for name in ("cr", "gi", "ag") if (frame := getattr(awaited, f"{name}_frame", None))), None)
+        found += [frame] if frame is not None else []
+        names = ("cr_await", "gi_yieldfrom", "ag_await")
+        awaited = next((inner for name in names if (inner := getattr(awaited, name, None)) is not None), None)
+    return found[::-1]
 
 
 def one_line(error: BaseException) -> str:

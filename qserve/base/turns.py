@@ -10,12 +10,14 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
+from qserve.base.once import may_say
 from qserve.exceptions import BrokerError, BrokerUnavailable
 
 SAY_AGAIN_S = 5.0
 """After how long a repeated error is logged again; twice as long each time, up to ``SAY_AGAIN_LONGEST_S``."""
 SAY_AGAIN_LONGEST_S = 600.0
 _ITEMS_KEPT = 10_000
+_AWAY = "the broker is away"
 
 
 @dataclass
@@ -40,7 +42,7 @@ class Turns:
     The first error is logged with its traceback. The same error is then counted, and logged in one line after 5 s,
     10 s, 20 s and so on. The first turn that succeeds logs that the loop works again. Errors of the broker have no
     traceback, because their text says it all. ``SystemExit``, ``KeyboardInterrupt`` and cancellations end the loop as
-    usual.
+    usual. Of the processes of a role, one logs what all of them meet, and its end (see ``qserve.base.once``).
 
     Parameters:
       what: What the loop does, as the subject of a sentence: "reading the queue".
@@ -78,6 +80,7 @@ class Turns:
         self._monotonic = monotonic
         self._failing_since = 0.0
         self._is_reported = False
+        self._subject = ""
         self._known: dict[object, _Known] = {}
         self._items: OrderedDict[str, Turns] = OrderedDict()
 
@@ -150,6 +153,8 @@ class Turns:
         begins = known is not None and self.failures == 1 and now - known.came_at > SAY_AGAIN_S
         if known is None or (begins and now - known.came_at > known.wait_s):
             self._known[key] = _Known(now + SAY_AGAIN_S, SAY_AGAIN_S, now)
+            if not self._may_say(is_away, key, SAY_AGAIN_S):
+                return
             level = logging.WARNING if is_away else logging.ERROR
             trace = None if isinstance(error, BrokerError) else error
             self._log.log(level, "%s failed: %s; trying again", self._what, _text(error), exc_info=trace)
@@ -157,17 +162,28 @@ class Turns:
             known.came_at, known.count = now, known.count + 1
             if now < known.say_at and not begins:
                 return
-            self._log.warning("%s failed again (%d times): %s", self._what, known.count, _text(error))
             known.wait_s = min(2 * known.wait_s, SAY_AGAIN_LONGEST_S)
-            known.say_at, known.count = now + known.wait_s, 0
-        self._is_reported = True
+            count, known.say_at, known.count = known.count, now + known.wait_s, 0
+            if self._may_say(is_away, key, known.wait_s):
+                self._log.warning("%s failed again (%d times): %s", self._what, count, _text(error))
+
+    def _may_say(self, is_away: bool, key: object, for_s: float) -> bool:
+        """Return whether this is the one that logs an error, and its end."""
+        self._subject = _AWAY if is_away else f"{self._what} {key}"
+        # somewhat longer, so that the one that has begun goes on
+        self._is_reported = may_say(self._subject, 1.5 * for_s, id(self))
+        return self._is_reported
 
     def recover(self) -> None:
         """Say that the turns work again; for code that notes its errors without a ``with`` block."""
         if self._is_reported:
             for_s, count = self._monotonic() - self._failing_since, self.failures
             errors = "1 error" if count == 1 else f"{count} errors"
-            self._log.warning("%s works again after %s in %.1f s", self._what, errors, for_s)
+            if self._subject == _AWAY:
+                self._log.warning("the broker answers again after %.1f s, and %s after %s", for_s, self._what, errors)
+            else:
+                self._log.warning("%s works again after %s in %.1f s", self._what, errors, for_s)
+            may_say(self._subject, SAY_AGAIN_S, id(self))  # others may notice a little later
         self.failures, self.pause_s, self.due_at, self._is_reported = 0, 0.0, 0.0, False
 
 

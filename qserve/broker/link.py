@@ -24,6 +24,7 @@ from redis.sentinel import SentinelManagedConnection, SentinelManagedSSLConnecti
 
 from qserve.base.clock import clock
 from qserve.base.forks import give_up, on_fork
+from qserve.base.once import may_say
 from qserve.base.turns import Turns
 from qserve.broker.address import Address
 from qserve.broker.functions import ACCEPTED, NOT_REPLICATED, is_submission
@@ -178,7 +179,8 @@ class Link(asyncio.Protocol):
         """Abort when a command waits and the broker has sent nothing for so long; return whether it did."""
         is_silent = bool(self._waiting) and time.monotonic() - self._heard_at > limit_s
         if is_silent and self._transport is not None:
-            log.warning("the broker has been silent for %.0f s; connecting again", limit_s)
+            if may_say("the broker is silent", _SAID_FOR_S):
+                log.warning("the broker has been silent for %.0f s; connecting again", limit_s)
             self.abort()
         return is_silent
 
@@ -287,6 +289,7 @@ CLASSES: dict[type[Connection], type[Connection]] = {
 
 WAIT_MS = 200
 WAIT: Command = ("WAIT", 1, WAIT_MS)
+_SAID_FOR_S = 5.0
 _JOINED_BYTES = 64 * 1024
 """Commands of more bytes than this together are not copied once more to leave in one write."""
 

@@ -22,6 +22,7 @@ from qserve.base.settings import CHECKED, Settings
 from qserve.broker.address import Address
 from qserve.broker.connection import load_functions
 from qserve.broker.doctor import check_unless_parent_did
+from qserve.broker.registry import ACTIVE
 from qserve.cli.options import (
     Seconds,
     WholeNumber,
@@ -42,6 +43,7 @@ from qserve.deploy.registration import Release, import_application, release_of
 from qserve.deploy.rollout import READY_TIMEOUT_S, roll_out
 from qserve.deploy.steps import Surge
 from qserve.exceptions import BrokerUnavailable, UsageProblem
+from qserve.wire.application import ApplicationRecord
 
 _BROKER_TIMEOUT_S = 10.0
 _POLL_INTERVAL_S = 0.01
@@ -160,7 +162,11 @@ def deploy(
 
     release = Release.decode(load_apart(target, settings.start_timeout_s, load))
     wait_for_broker(installation)
-    roll_out(installation, release, **options, on_progress=show_progress)
+    before = next(iter(installation.registry.readable(release.record.name, ACTIVE)), None)
+    began = time.monotonic()
+    done = roll_out(installation, release, **options, on_progress=show_progress)
+    if prefix_fd is None:
+        click.echo(f"qserve: {summary_of(done, before)}, in {time.monotonic() - began:.1f} s")
     _answer(prefix_fd, [release.record.route_prefix or ""], release.tasks)
 
 
@@ -198,6 +204,7 @@ def _deploy_file(
         if not plan.changes:
             click.echo("nothing would change")
         return
+    began = time.monotonic()
     failed = deploy_file(
         installation,
         plan,
@@ -207,10 +214,24 @@ def _deploy_file(
     )
     for name, error in failed.items():
         click.echo(f"Error: {name}: {error}", err=True)
+    if prefix_fd is None:
+        served = ", ".join(name for name in plan.records if name not in failed) or "none"
+        click.echo(f"qserve: served as the file says: {served}; in {time.monotonic() - began:.1f} s")
     if failed:
         sys.exit(1)
     prefixes = [record.route_prefix for record in plan.records.values() if record.route_prefix is not None]
     _answer(prefix_fd, prefixes, plan.tasks)
+
+
+def summary_of(record: ApplicationRecord, before: ApplicationRecord | None) -> str:
+    """Say what a deploy has brought: path, version and size of an application."""
+    counts = [deployment.num_replicas for deployment in record.replicated.values()]
+    size = f"{len(counts)} deployment{'s' * (len(counts) != 1)}, {sum(counts)} replica{'s' * (sum(counts) != 1)}"
+    version = f"version {record.version}"
+    if before is not None:
+        is_same = before.version == record.version
+        version += ", whose replicas go on" if is_same else f" after version {before.version}"
+    return f"application {record.name!r} is served at {record.route_prefix or 'no path'}: {version}; {size}"
 
 
 def _answer(prefix_fd: int | None, prefixes: list[str], tasks: Iterable[TaskPlace]) -> None:

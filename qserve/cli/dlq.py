@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
@@ -15,8 +16,7 @@ from qserve.base.settings import Settings
 from qserve.cli.options import WholeNumber, broker_option, json_option
 from qserve.deploy.dead_letters import DeadLetters
 from qserve.deploy.installation import Installation
-from qserve.exceptions import PayloadError, QserveException
-from qserve.wire.codec import Codec
+from qserve.exceptions import QserveException
 from qserve.wire.dead_letter import DeadLetter
 
 _VALUE_CHARS = 2000
@@ -46,7 +46,8 @@ def list_letters(settings: Settings, limit: int, as_json: bool) -> None:
     if not summaries:
         click.echo("there are no dead letters")
     for row in summaries:
-        click.echo(f"{row['request_id']}  {row['at']}  {row['why']:<10}  {row['where']}  {row['error']}")
+        of = f"  {row['client_id']}" if row["client_id"] != row["request_id"] else ""
+        click.echo(f"{row['request_id']}  {row['at']}  {row['why']:<10}  {row['where']}  {row['error']}{of}")
     if letters.dropped():
         click.echo(f"{letters.dropped()} older ones were dropped: there were more than 10000")
 
@@ -58,10 +59,14 @@ def list_letters(settings: Settings, limit: int, as_json: bool) -> None:
 def show(request_id: str, settings: Settings, as_json: bool) -> None:
     """Show a dead letter.
 
-    Shows its payload, why it failed, its traceback and its history.
+    Shows its payload, why it failed, its traceback and its history. ID is its own, or the X-Request-ID of the client.
     """
-    letter = DeadLetters(Installation(settings)).show(request_id)
-    details = _details(letter, Codec(settings.keyring))
+    letters = DeadLetters(Installation(settings))
+    found = letters.named(request_id)
+    if len(found) > 1:
+        raise QserveException(f"{len(found)} dead letters have that X-Request-ID; pass one of: {', '.join(found)}")
+    letter = letters.show(found[0])
+    details = _details(letter, letters.shown(letter))
     if as_json:
         click.echo(json.dumps(details, indent=2))
     else:
@@ -107,13 +112,16 @@ def purge(request_ids: tuple[str, ...], settings: Settings, all_of_them: bool) -
 def _chosen(letters: DeadLetters, request_ids: tuple[str, ...], all_of_them: bool) -> list[str]:
     if bool(request_ids) == all_of_them:
         raise QserveException("pass the IDs of dead letters, or --all")
-    return letters.ids() if all_of_them else list(request_ids)
+    if all_of_them:
+        return letters.ids()
+    return [found for request_id in request_ids for found in letters.named(request_id)]
 
 
 def _summary(letter: DeadLetter) -> dict[str, Any]:
     header, failure = letter.header, letter.failure
     return {
         "request_id": letter.request_id,
+        "client_id": _one_line(header.trace_id) if header else "",
         "at": _time(letter.at),
         "age_s": round(time.time() - letter.at, 1),
         "why": _one_line(letter.why),
@@ -123,22 +131,18 @@ def _summary(letter: DeadLetter) -> dict[str, Any]:
     }
 
 
-def _details(letter: DeadLetter, codec: Codec) -> dict[str, Any]:
+def _details(letter: DeadLetter, payload: Sequence[str]) -> dict[str, Any]:
     return {
         **_summary(letter),
         "step": _one_line(letter.call.step),
-        "payload": [_shown(value, codec) for value in letter.call.values],
+        "payload": [_shown(text) for text in payload],
         "other_calls": len(letter.others),
         "traceback": letter.failure.traceback if letter.failure else "",
         "history": [asdict(event) for event in letter.history],
     }
 
 
-def _shown(value: bytes, codec: Codec) -> str:
-    try:
-        text = repr(codec.decode(value))
-    except PayloadError as error:
-        text = f"<{error}>"
+def _shown(text: str) -> str:
     return text if len(text) <= _VALUE_CHARS else f"{text[:_VALUE_CHARS]}… ({len(text)} characters)"
 
 

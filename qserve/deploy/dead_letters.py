@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from qserve.base.clock import clock
@@ -12,6 +12,7 @@ from qserve.broker.connection import broker_errors
 from qserve.broker.functions import Reply
 from qserve.deploy.installation import Installation
 from qserve.exceptions import AppNotFound, DeadLetterError, PayloadError, WrongType
+from qserve.http.shown import ShownCodec
 from qserve.wire import replies
 from qserve.wire.application import ApplicationRecord
 from qserve.wire.dead_letter import DeadLetter, HeldCall
@@ -74,6 +75,20 @@ class DeadLetters:
         if letter is None:
             raise DeadLetterError(f"there is no dead letter {request_id!r}; `qserve dlq list` shows all of them")
         return letter
+
+    def named(self, request_id: str) -> Sequence[str]:
+        """Return the IDs of the dead letters of a request: its own, or of those with this ``X-Request-ID``."""
+        with broker_errors():
+            is_own = self._client.exists(self._keys.dead_letter(request_id))
+        if is_own:
+            return [request_id]
+        of_client = (letter for letter in self.list(-1) if letter.header and letter.header.trace_id == request_id)
+        return [letter.request_id for letter in of_client] or [request_id]
+
+    def shown(self, letter: DeadLetter) -> Sequence[str]:
+        """Return the arguments of the call as text."""
+        codec = ShownCodec(self._installation.settings.keyring)
+        return [codec.show(value) for value in letter.call.values]
 
     def _find(self, request_id: str) -> DeadLetter | None:
         with broker_errors():

@@ -10,9 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
-from qserve.base.context import request_context
 from qserve.base.keys import LOG_LINES_KEPT, LOG_TTL_MS
-from qserve.base.log import get_logger, text_of
+from qserve.base.log import get_logger, request_of, text_of
 from qserve.base.turns import Turns
 from qserve.broker.connection import broker_errors, is_forbidden, without_strangers
 from qserve.deploy.installation import Installation
@@ -77,7 +76,7 @@ class LogTail(logging.Handler):
         except Exception:
             self.handleError(record)
             return
-        request_id, at_ms = request_context.get().request_id, record.created * 1000
+        request_id, at_ms = request_of(record), record.created * 1000
         line = LogLine(at_ms, record.levelname, self._source, of["qserve_deployment"], request_id, text)
         self._lines.append((app, line))
         self._is_sent.clear()

@@ -27,8 +27,9 @@ from starlette.responses import Response
 from qserve.base import afterwards
 from qserve.base.context import RequestContext, Scope, request_context, scope_here
 from qserve.base.forks import end_child, end_if_child, lasting_threads, on_fork
-from qserve.base.log import get_logger
+from qserve.base.log import get_logger, of_request
 from qserve.base.promise import T
+from qserve.base.tracebacks import frames_of_coroutine, frames_of_thread, place_in
 from qserve.calls.not_value import add_advice
 from qserve.calls.responses import RESPONSES
 from qserve.engine.servable import Method, Servable
@@ -96,6 +97,8 @@ class Invocation:
     def end(self, state: str) -> None:
         """Notify its code that the request was cancelled or has expired: a coroutine at its next ``await``."""
         if not self.ended:  # a second cancellation would end what the code does about the first
+            how = "its deadline has passed" if state == State.EXPIRED else "its request was cancelled"
+            log.info("%s has to end: %s", self.name, how, extra=of_request(self.header.trace_id))
             self.ended, self.ended_at = state, time.monotonic()
             self.request().cancel()
             self.cancel_task()
@@ -172,6 +175,13 @@ class Invoker(Generic[C]):
     def running(self) -> list[C]:
         """Return the calls that have begun and not ended; from any thread."""
         return list(self._running)
+
+    def place_of(self, invocation: C) -> str:
+        """Return where the code of a call stands, for messages; from any thread."""
+        task = invocation.task
+        if task is None or invocation.blocks:
+            return place_in(frames_of_thread(self._thread.ident))
+        return place_in(frames_of_coroutine(task.get_coro()))
 
     @property
     def batch(self) -> int:
@@ -424,6 +434,10 @@ class UserThread:
         self._loop = loop
         self._calls: SimpleQueue[tuple[Callable[[], Any], OnDone] | None] = SimpleQueue()
         self._thread = threading.Thread(target=self._work, name=name, daemon=True)
+
+    @property
+    def ident(self) -> int | None:
+        return self._thread.ident
 
     def submit(self, call: Callable[[], Any], on_done: OnDone) -> None:
         """Run a call after those before it, then ``on_done`` on the loop; called on the loop's thread."""

@@ -25,13 +25,13 @@ from qserve.calls.ref import current
 from qserve.define.compile import CompiledApplication
 from qserve.deploy.registration import Code, DeploymentCode, code_of, record_of
 from qserve.engine.invoke import Invocation, Invoker, run_loop
+from qserve.engine.report import log_failure
 from qserve.engine.servable import Servable
 from qserve.engine.step import Conclusion, Stepper
 from qserve.engine.streaming import ReaderGone, Sink
 from qserve.exceptions import DeployError, QserveException
 from qserve.local.plane import Delivery, LocalPlane, Queue, Request, record_here
 from qserve.wire.application import ApplicationRecord, DeploymentRecord
-from qserve.wire.failure import Failure
 from qserve.wire.outcome import State
 
 log = get_logger(__name__)
@@ -281,8 +281,7 @@ class _LocalBackend:
         if not call.delivery.request.is_open():  # another branch has failed: its error counts
             self.commit(call, Conclusion(State.CANCELLED))
             return
-        failure = Failure.of(error, self.deployment)
-        log.error("%s failed: %s", self.deployment, failure.message, exc_info=error)
+        failure = log_failure(log, f"{self.deployment}.{call.name}", "failed", error, self.deployment)
         self.commit(call, Conclusion(State.FAILED, failure.encode()))
 
     reject = fail

@@ -193,10 +193,10 @@ class Codec:
             raise PayloadError(f"{len(data)} bytes cannot be decoded: {type(error).__name__}") from error
 
     def _read(self, data: bytes, room: int) -> Any:
-        extensions: list[_Extension] = []
+        extensions: list[Extension] = []
 
-        def note(code: int, content: bytes) -> _Extension:
-            extensions.append(_Extension(code, content))
+        def note(code: int, content: bytes) -> Extension:
+            extensions.append(Extension(code, content))
             return extensions[-1]
 
         value = msgpack.unpackb(data, ext_hook=note, strict_map_key=False, unicode_errors="surrogatepass")
@@ -206,12 +206,12 @@ class Codec:
             raise too_deep()
         return value
 
-    def _unpacked(self, extension: _Extension, room: int) -> Any:
+    def _unpacked(self, extension: Extension, room: int) -> Any:
         """Decode an extension; ``room`` is how many levels there may be in it."""
         unpack = unpackers.get(extension.code)
         return self._unpickle(extension) if unpack is None else unpack(self._read(extension.content, room))
 
-    def _unpickle(self, extension: _Extension) -> Any:
+    def _unpickle(self, extension: Extension) -> Any:
         if extension.code != Code.PICKLE:
             raise PayloadError(f"unknown extension {extension.code}: was this value written by a newer qserve?")
         body = self._keys.verify(extension.content)
@@ -223,7 +223,7 @@ class Codec:
         return pickle.loads(body)
 
 
-class _Extension:
+class Extension:
     """An extension that is not decoded yet."""
 
     __slots__ = ("code", "content")

@@ -66,6 +66,11 @@ class Failure:
     is_answer: bool = False
     members: tuple[Failure, ...] = ()
 
+    @property
+    def summary(self) -> str:
+        """The type of the error, with its text if it has any."""
+        return f"{self.type}: {self.message}" if self.message else self.type
+
     def encode(self) -> bytes:
         """Return the failure as msgpack."""
         return msgpack.packb(self._parts(), unicode_errors="replace")  # type: ignore[no-any-return]
@@ -160,6 +165,11 @@ class Failure:
         error.remote_traceback, error.deployment = self.traceback, self.deployment
         error.__failure__ = self
         return error  # type: ignore[no-any-return]
+
+
+def is_passed_on(error: BaseException) -> bool:
+    """Return whether an error came from another call, which has been logged where it was raised."""
+    return isinstance(error, QserveException) and "__failure__" in vars(error)
 
 
 def _remade(module: str, qualname: str, args: tuple[Any, ...]) -> Iterator[Any]:

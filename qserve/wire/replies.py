@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from qserve.base.keys import PERSONAL
 from qserve.base.log import get_logger, printable
+from qserve.base.once import may_say
 from qserve.exceptions import PayloadError
 from qserve.wire.codec import unpack
 from qserve.wire.envelope import REQUEST_ID_CHARS
@@ -25,6 +26,7 @@ NAME_LIMIT = 1024
 """The most bytes of a name."""
 _SHOWN = 80
 _NAMED = 1000
+_SAID_FOR_S = 600.0
 _NUMBER = re.compile(rb"-?[0-9]{1,19}").fullmatch
 _RUN_ID = re.compile("[0-9a-zA-Z]{1,64}").fullmatch
 _CONNECTION_ID = re.compile(rb"^id=([0-9]{1,19}) ", re.MULTILINE).findall
@@ -39,7 +41,8 @@ def warn_once(message: str) -> None:
     """Log a warning, unless the same one was logged before."""
     if message not in _named:
         _named[message] = None
-        log.warning("%s", message)
+        if may_say(message, _SAID_FOR_S):
+            log.warning("%s", message)
         if len(_named) > _NAMED:
             _named.popitem(last=False)
 

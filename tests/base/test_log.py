@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import logging
 import os
@@ -16,12 +17,12 @@ from hypothesis import strategies as st
 
 from qserve.base import log
 from qserve.base.context import RequestContext, request_context
-from qserve.base.log import LINE_LIMIT, Formatter, log_to_terminal
+from qserve.base.log import LINE_LIMIT, Formatter, log_to_terminal, of_request
 from qserve.base.settings import Settings
 from qserve.base.tracebacks import LIMIT
 
 FORGED = "harmless\r\n12:00:00 ERROR [gateway] all is lost\x1b[2J\x85\u2028\u202e"
-BEGINNING = re.compile(r"\d\d:\d\d:\d\d [A-Z]+ \[")
+BEGINNING = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{3} [A-Z]+ \[")
 
 
 class Unprintable:
@@ -58,10 +59,17 @@ def as_json(*args: Any, **kwargs: Any) -> dict[str, Any]:
 def test_a_line_names_time_level_source_and_request() -> None:
     token = request_context.set(RequestContext(request_id="abc"))
     try:
-        assert re.fullmatch(r"\d\d:\d\d:\d\d INFO \[Model abc\] ready in 3 s", as_text("ready in %d s", 3))
+        assert re.fullmatch(BEGINNING.pattern + r"Model abc\] ready in 3 s", as_text("ready in %d s", 3))
     finally:
         request_context.reset(token)
-    assert re.fullmatch(r"\d\d:\d\d:\d\d INFO \[Model\] ready", as_text("ready"))
+    assert re.fullmatch(BEGINNING.pattern + r"Model\] ready", as_text("ready"))
+    other = record("was refused")
+    other.__dict__.update(of_request("xyz", status=404))
+    assert Formatter("gateway").format(other).endswith(" INFO [gateway xyz] was refused")
+    assert (
+        json.loads(Formatter("gateway", as_json=True).format(other)).items()
+        >= {"request_id": "xyz", "status": 404}.items()
+    )
 
 
 @given(st.text())
@@ -114,6 +122,9 @@ def test_json_has_one_object_for_an_event_with_its_traceback_inside() -> None:
     assert found["traceback"].startswith("Traceback (most recent call last):\n")
     assert "request_id" not in found
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}\+00:00", found["time"])
+    assert (found["levelname"], found["filename"], found["lineno"]) == ("INFO", "test_log.py", 1), "as in Ray Serve"
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3}", found["asctime"])
+    assert str(found["timestamp_ns"]).startswith(str(int(datetime.datetime.fromisoformat(found["time"]).timestamp())))
 
 
 @given(st.text())

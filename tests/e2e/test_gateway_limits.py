@@ -86,7 +86,7 @@ class Gateway:
 
 
 def _is_server(command: str) -> bool:
-    return "-m qserve_gateway " in f"{command} "
+    return command.startswith("qserve gateway ")
 
 
 def _resident(pid: int) -> int:

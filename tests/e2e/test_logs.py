@@ -8,7 +8,6 @@ import os
 import re
 import signal
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -40,7 +39,9 @@ class Forger:
 
 app = Forger.bind()
 """
-EVENT = re.compile(r"\d\d:\d\d:\d\d (DEBUG|INFO|WARNING|ERROR|CRITICAL) \[[A-Za-z]+( [0-9a-f]{32})?\] ")
+EVENT = re.compile(
+    r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{3} (DEBUG|INFO|WARNING|ERROR|CRITICAL) \[[A-Za-z]+( [0-9a-f]{32})?\] "
+)
 DUMP = re.compile(
     r"$|Fatal Python error: |(Current thread|Thread) 0x|  (File \"|\.\.\.|<)|Extension modules: |  Garbage"
 )
@@ -65,7 +66,7 @@ class Place:
             client.get(path)
         with pytest.raises(http.client.IncompleteRead):
             client.get("/stream")
-        (gateway,) = [pid for pid, command in site.processes().items() if "qserve_gateway" in command and _parent(pid)]
+        (gateway,) = [pid for pid, command in site.processes().items() if command.startswith("qserve gateway server")]
         os.kill(gateway, signal.SIGKILL)
         for what in ("a path", "an exception", "user code", "a stream", "SIGSEGV", "SIGKILL"):
             wait_until(lambda what=what: what in self.process.stderr, description=f"{what} is logged")  # type: ignore[misc]
@@ -78,12 +79,6 @@ class Place:
         shown = site.qserve("logs", "default")
         assert shown.wait() == 0, shown.output
         return shown.stdout if what in shown.stdout else ""
-
-
-def _parent(pid: int) -> bool:
-    """Whether a gateway's process is one that serves, and not the one that looks after it."""
-    parent = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1]
-    return "qserve_gateway" in Path(f"/proc/{parent}/cmdline").read_text()
 
 
 @pytest.fixture(scope="module", params=["text", "json"])
@@ -105,6 +100,11 @@ def test_every_line_is_an_event_or_belongs_to_one(place: tuple[str, str, str]) -
         (raised,) = [one for one in events if "an exception" in one["message"] and one["source"] == "Forger"]
         assert "raise ValueError(FORGED" in raised["traceback"]
         assert len(raised["request_id"]) == 32
+        assert raised["deployment"] == raised["component_name"].replace("replica", "Forger") == "Forger"
+        (access,) = [one for one in events if one["logger"] == "qserve.access" and one["path"] == "/raise"]
+        assert access.items() >= {"method": "GET", "status": 500, "request_id": raised["request_id"]}.items()
+        assert access["latency_ms"] > 0
+        assert access["client"] == "127.0.0.1"
         return
     lines = written
     strangers = [line for line in lines if not EVENT.match(line) and not line.startswith("    ")]

@@ -720,7 +720,7 @@ def test_b42_a_full_disk_and_a_lost_state_have_words_of_their_own() -> None:
         _snapshot(client, "ok")
         assert place.post(b"1").status == 200
 
-        workers = [pid for pid, command in site.processes().items() if "qserve_workers" in command]
+        workers = [pid for pid, command in site.processes().items() if "qserve worker" in command]
         for pid in workers:  # they would register it again at once
             os.kill(pid, signal.SIGSTOP)
         client.flushall()

@@ -325,7 +325,7 @@ def test_each_option_reaches_the_process_that_obeys_it_and_a_target_may_be_dotte
     assert {there.get("/shop?good=1").text for _ in range(10)} == {"helped"}
     assert not is_open(serving.port, "127.0.0.1")
     assert there.get().status == 404
-    gateways = [name for name in site.processes().values() if "qserve_gateway" in name]
+    gateways = [name for name in site.processes().values() if "qserve gateway" in name]
     assert len(gateways) == 1 + 2
     answer = there.get("/shop")
     assert answer.status == 500

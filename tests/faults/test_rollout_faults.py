@@ -102,7 +102,7 @@ def test_an_embedded_broker_ends_with_its_owner_and_no_child_removes_its_data(si
     (folder,) = site.broker_folders()
     data = site.folder / folder
     (broker,) = [pid for pid, command in site.processes().items() if "valkey-server" in command]
-    supervisors = [pid for pid, command in site.processes().items() if "qserve_workers" in command]
+    supervisors = [pid for pid, command in site.processes().items() if "qserve worker" in command]
     for pid in [child for one in supervisors for child in children_of(one)]:
         kill(pid)
     wait_until(lambda: (data / "appendonlydir").is_dir(), description="the append-only file is there")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import os
+import re
 import signal
 import sys
 from collections import Counter
@@ -20,7 +21,8 @@ from qserve.broker.connection import connect
 from qserve.machine.embedded_broker import EmbeddedBroker
 
 GATEWAY, SUPERVISOR, BROKER = "the gateway", "the workers' supervisor", "the embedded broker"
-COMMANDS = {GATEWAY: "qserve_gateway", SUPERVISOR: "qserve_workers", BROKER: "valkey-server"}
+COMMANDS = {GATEWAY: "qserve[ _]gateway", SUPERVISOR: "qserve[ _]worker", BROKER: "valkey-server"}
+"""What is in the command lines: at first the name of a module, and then the title of the process."""
 pytestmark = pytest.mark.slow
 EACH = pytest.mark.parametrize("name", COMMANDS)
 
@@ -76,7 +78,7 @@ def own(site: Site, process: Process, name: str) -> int:
     for pid, command in site.processes().items():
         with contextlib.suppress(OSError):
             parent = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
-            if COMMANDS[name] in command and parent == process.pid:
+            if re.search(COMMANDS[name], command) and parent == process.pid:
                 return pid
     return 0
 

@@ -184,7 +184,7 @@ def test_a_death_that_the_broker_could_not_be_told_of_is_told_later(
     supervisor.tick()
     told: list[str] = []
 
-    def hand_over(stream: str, consumer: str) -> int:
+    def hand_over(stream: str, consumer: str, how: str) -> int:
         told.append(consumer)
         if len(told) == 1:
             raise BrokerUnavailable("away")
@@ -348,7 +348,7 @@ def test_a_death_that_cannot_be_handled_does_not_keep_the_others_from_it(
     first, second = supervisor.processes.values()
     handled: list[str] = []
 
-    def hand_over(stream: str, consumer: str) -> int:
+    def hand_over(stream: str, consumer: str, how: str) -> int:
         if consumer == first.spec.name and len(handled) < 2:
             raise ZeroDivisionError("a bug")
         handled.append(consumer)

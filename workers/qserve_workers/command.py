@@ -14,11 +14,14 @@ from dataclasses import replace
 import click
 from click.core import ParameterSource
 
+import qserve
+from qserve.base import once
 from qserve.base.import_path import search_for_user_code
 from qserve.base.log import get_logger, log_to_terminal
 from qserve.base.numbers import number, size
-from qserve.base.process import die_with_parent_if_asked
+from qserve.base.process import die_with_parent_if_asked, set_title
 from qserve.base.settings import CHECKED, Settings
+from qserve.broker.address import Address
 from qserve.broker.doctor import check_broker_of
 from qserve.cli.options import WholeNumber, app_dir_option, code_version_option, named_broker_option
 from qserve.define.target import split_target
@@ -115,7 +118,12 @@ def worker(
         dict(_pairs(labels, "--label")),
     )
     search_for_user_code(app_dir)
-    log_to_terminal("supervisor", settings)
+    set_title(f"qserve worker {capacity.host}")
+    once.share()
+    log_to_terminal("supervisor", settings, members={"component_name": "supervisor", "component_id": capacity.host})
+    where = Address.of(settings.named_broker).where
+    text = "the worker of host %s starts (qserve %s, process %d), with the broker at %s"
+    log.info(text, capacity.host, qserve.__version__, os.getpid(), where)
     if not os.environ.get(CHECKED):
         _wait_for_broker(settings)
     gc.freeze()  # children share these pages as long as the collector does not write to them

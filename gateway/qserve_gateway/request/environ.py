@@ -113,6 +113,13 @@ def request_id_of(environ: Environ) -> str:
     return os.urandom(16).hex()
 
 
+def line_of(environ: Environ) -> str:
+    """Return method and path for a line of the log, where nothing that was decoded can reach a terminal."""
+    path = environ.get("PATH_INFO", "")
+    shown = path if path.isascii() and path.isprintable() else ascii(path)[1:-1]
+    return f"{environ.get('REQUEST_METHOD', '')} {shown}"
+
+
 def path_of(environ: Environ) -> str:
     """Return the decoded path; WSGI delivers its UTF-8 bytes as if they were latin-1."""
     path: str = environ["PATH_INFO"]

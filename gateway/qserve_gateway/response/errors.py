@@ -1,10 +1,15 @@
-"""Errors as HTTP responses: an error's class decides the status and the code, and no internals are shown."""
+"""Errors as HTTP responses: an error's class decides the status and the code, and no internals are shown.
+
+Each of them is a line of the log with the ID of its request: an error of the application or of ours as an ERROR, a
+request that was not finished or not accepted as a WARNING, and a mistake of the client at INFO.
+"""
 
 from __future__ import annotations
 
 import json
-from dataclasses import replace
-from logging import DEBUG, WARNING
+import time
+from dataclasses import dataclass, field, replace
+from logging import ERROR, INFO, WARNING
 from typing import Any
 
 from gunicorn.http.errors import (
@@ -16,11 +21,10 @@ from gunicorn.http.errors import (
 )
 
 from qserve import exceptions
-from qserve.base.log import get_logger
+from qserve.base.log import get_logger, of_request
 from qserve.exceptions import (
     BrokerError,
     BrokerFull,
-    BrokerUnsafe,
     PayloadError,
     QserveException,
     ResultNotSerialisable,
@@ -50,6 +54,45 @@ _UNREADABLE: tuple[tuple[type[Exception], int, str], ...] = (
 )
 _SHOWN = 200
 _INVALID_JSON = ("qserve.http.request", "InvalidJSON")
+_LINES_PER_S = 10
+"""How many lines there are in a second for errors of one code that are no errors of user code; and one for those that
+pass by themselves, as when the broker is away: what is wrong is said elsewhere, once."""
+_SILENT = ("redirect", "no_application")
+"""The codes of what is no mistake, or what health checks ask for again and again."""
+
+
+@dataclass
+class _ErrorLog:
+    """Logs error responses, a few of each code in a second, and how many others there were."""
+
+    _seen: dict[str, list[float]] = field(default_factory=dict)
+
+    def note(
+        self, status: int, code: str, message: str, request_id: str, line: str = "", may_pass: bool = False
+    ) -> None:
+        """Log one, unless there were many of its code in this second.
+
+        Parameters:
+          line: Method and path.
+          may_pass: Whether the same request may succeed soon.
+        """
+        if code in _SILENT:
+            return
+        level = ERROR if status == 500 else WARNING if status > 500 else INFO
+        second, seen = time.monotonic() // 1, self._seen.setdefault(code, [0, 0, 0])
+        if seen[0] != second:
+            if seen[2]:
+                log.log(level, "%d further requests ended with %d %s", seen[2], status, code)
+            seen[:] = [second, 0, 0]
+        seen[1] += 1
+        if level == ERROR or seen[1] <= (1 if may_pass else _LINES_PER_S):
+            of = of_request(request_id, status=status, code=code)
+            log.log(level, "%s%s%d %s: %s", line, line and " ", status, code, message, extra=of)
+        else:
+            seen[2] += 1
+
+
+errors = _ErrorLog()
 
 
 def problem_reply(
@@ -78,23 +121,24 @@ def unreadable_reply(error: BaseException, request_id: str) -> Reply:
     for kind, status, code in _UNREADABLE:
         if isinstance(error, kind):
             message = f"the request is not valid in HTTP: {str(error)[:_SHOWN]}"
-            log.warning("request %s: %s", request_id, message)
+            errors.note(status, code, message, request_id)
             return problem_reply(status, code, message, request_id)
     return error_reply(error, request_id)
 
 
-def error_reply(error: BaseException, request_id: str) -> Reply:
-    """Return the response for an exception that was raised in the gateway."""
+def error_reply(error: BaseException, request_id: str, line: str = "") -> Reply:
+    """Return the response for an exception that was raised in the gateway; ``line`` is method and path."""
     if not isinstance(error, QserveException):
-        log.error("request %s: the gateway failed", request_id, exc_info=error)
+        of = of_request(request_id)
+        log.error("%s%s500 internal_error: the gateway failed", line, line and " ", exc_info=error, extra=of)
         return problem_reply(500, "internal_error", "Internal Server Error", request_id)
     message, code = str(error), error.code
-    if isinstance(error, BrokerError):
+    if isinstance(error, BrokerError) and not isinstance(error, BrokerFull):
+        code = "broker_disk_full" if "MISCONF" in message else code
+    errors.note(error.status, code, message, request_id, line, may_pass=error.retryable)
+    if isinstance(error, BrokerError) and not isinstance(error, BrokerFull):
         # the text may contain the broker's address
-        log.log(DEBUG if isinstance(error, BrokerUnsafe) else WARNING, "request %s: %s", request_id, error)
-        if not isinstance(error, BrokerFull):
-            code = "broker_disk_full" if "MISCONF" in message else code
-            message = "the broker cannot be reached, or does not accept calls at the moment"
+        message = "the broker cannot be reached, or does not accept calls at the moment"
     headers, detail = (error.headers, error.detail) if isinstance(error, Refused) else ((), None)
     deployment = getattr(error, "deployment", "")
     more = {"deployment": deployment} if deployment else {}
@@ -106,37 +150,44 @@ def error_reply(error: BaseException, request_id: str) -> Reply:
     return reply
 
 
-def failure_reply(outcome: Outcome, request_id: str, show_errors: bool) -> Reply:
+def failure_reply(outcome: Outcome, request_id: str, show_errors: bool, line: str = "") -> Reply:
     """Return the response for a request that ended without a result, with user code's traceback if ``show_errors``."""
     if outcome.state == State.EXPIRED:
         message = f"request {request_id} did not finish before its deadline"
+        errors.note(504, "deadline_exceeded", message, request_id, line)
         return problem_reply(504, "deadline_exceeded", message, request_id)
     if outcome.state == State.CANCELLED:
-        return problem_reply(499, "cancelled", f"request {request_id} was cancelled", request_id)
+        message = f"request {request_id} was cancelled"
+        errors.note(499, "cancelled", message, request_id, line)
+        return problem_reply(499, "cancelled", message, request_id)
     try:
         failure = Failure.decode(outcome.payload)
     except QserveException as error:
-        return error_reply(error, request_id)
+        return error_reply(error, request_id, line)
     members = _members_of(failure)
     if all(map(_is_retryable, members)):
         failure = members[0]
     # an error of qserve that user code passed on counts as its own, unless the request may succeed later
     kind = _own_kind(failure)
     if kind is not None and (not failure.deployment or kind.retryable):
-        return error_reply(replace(failure, deployment="").to_exception(), request_id)
+        return error_reply(replace(failure, deployment="").to_exception(), request_id, line)
     if (failure.module, failure.type) == _INVALID_JSON:
         message = f"the request body is not valid JSON: {failure.message}"
+        errors.note(400, "invalid_json", message, request_id, line)
         return problem_reply(400, "invalid_json", message, request_id)
     reply = _http_exception_reply(failure, request_id) if failure.is_answer else None
     if reply is not None:
+        if reply.status >= 400:
+            text = f"{failure.summary} (of deployment {failure.deployment!r})"
+            errors.note(reply.status, "http_exception", text, request_id, line)
         return reply
-    message = f"{failure.type}: {failure.message}" if failure.message else failure.type
-    log.error("request %s failed in deployment %r: %s", request_id, failure.deployment, message)
+    message = failure.summary
     more: dict[str, Any] = {"type": failure.type, "deployment": failure.deployment}
     if show_errors:
         more["traceback"] = failure.traceback
     # a result that cannot be sent is not the same as an exception
     code = kind.code if kind is not None and issubclass(kind, ResultNotSerialisable) else TaskError.code
+    errors.note(500, code, f"{message} (of deployment {failure.deployment!r})", request_id, line)
     return problem_reply(500, code, message, request_id, **more)
 
 

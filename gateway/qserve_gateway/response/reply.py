@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
 from http import HTTPStatus
-from logging import DEBUG, WARNING
+from logging import INFO, WARNING
 from socket import SO_LINGER, SOL_SOCKET
 from typing import Any
 
@@ -18,7 +18,7 @@ from gevent import monkey
 from gunicorn.http.wsgi import Response
 from gunicorn.util import http_date
 
-from qserve.base.log import get_logger
+from qserve.base.log import get_logger, of_request
 from qserve.calls.items import ItemRef
 from qserve.exceptions import DeadlineExceeded, GetTimeoutError, QserveException, RequestCancelled
 from qserve.http.render import parse, parse_head
@@ -265,8 +265,9 @@ class StreamReply:
         except QserveException as error:
             if self._sock is None:
                 raise
-            level = DEBUG if isinstance(error, RequestCancelled) else WARNING
-            log.log(level, "request %s: the response is cut off: %s", self._request_id, str(error).partition("\n")[0])
+            level = INFO if isinstance(error, RequestCancelled) else WARNING
+            text = str(error).partition("\n")[0]
+            log.log(level, "the response is cut off: %s", text, extra=of_request(self._request_id))
             self._cut_off()
 
     def _cut_off(self) -> None:

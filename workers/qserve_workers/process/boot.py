@@ -24,7 +24,7 @@ from qserve.base.context import ReplicaContext
 from qserve.base.forks import Loop, Setup, end_if_child
 from qserve.base.import_path import importing_user_code
 from qserve.base.log import enable_logging, get_logger
-from qserve.base.process import REPLICA, die_with_parent
+from qserve.base.process import REPLICA, die_with_parent, set_title
 from qserve.base.tracebacks import user_traceback
 from qserve.broker.connection import connect
 from qserve.broker.registry import Registry
@@ -82,7 +82,9 @@ END_WITHIN_S = 3.0
 
 def run_replica(spec: ReplicaSpec) -> int:
     """Run a replica until it is stopped, and return the exit code."""
+    began = time.monotonic()
     _end_with(spec)
+    set_title(f"qserve replica {spec.record.name}:{spec.deployment} {spec.name}")
     resources.apply(spec)
     os.environ[REPLICA] = spec.name
     faulthandler.enable()
@@ -122,6 +124,14 @@ def run_replica(spec: ReplicaSpec) -> int:
 
     def begin(**_: Any) -> None:
         watchdog.start()
+        took_s, version = time.monotonic() - began, spec.record.version
+        log.info(
+            "replica %s takes calls, of version %s, started in %.1f s (process %d)",
+            spec.name,
+            version,
+            took_s,
+            os.getpid(),
+        )
         lifecycle.begin(loop, lambda: bool(hangups))
 
     signals.worker_ready.connect(begin, weak=False)

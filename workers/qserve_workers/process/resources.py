@@ -49,5 +49,8 @@ def variables_of(spec: ReplicaSpec, inherited: Mapping[str, str]) -> dict[str, s
 def log_as_told(spec: ReplicaSpec) -> None:
     """Log as the ``logging_config`` of the deployment says; the access log only if it says so."""
     chosen = spec.options.logging
-    log_to_terminal(spec.deployment, spec.settings, chosen, f"{spec.record.name}-{spec.deployment}")
+    app, deployment = spec.record.name, spec.deployment
+    members = {"application": app, "deployment": deployment, "replica": spec.name}
+    members |= {"component_name": "replica", "component_id": spec.name}
+    log_to_terminal(deployment, spec.settings, chosen, f"{app}-{deployment}", members)
     access_log.setLevel(logging.NOTSET if chosen.get("enable_access_log") else logging.CRITICAL)

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from qserve.base import failpoints
 from qserve.base.clock import clock
 from qserve.base.context import request_context
 from qserve.base.keys import CLOCK_MARGIN_MS, GROUP
-from qserve.base.log import get_logger
+from qserve.base.log import get_logger, of_request
 from qserve.broker import functions
 from qserve.broker.functions import Reply, other_epoch
 from qserve.broker.library import Command
 from qserve.calls.mailbox import ignore
+from qserve.engine.report import log_failure
 from qserve.engine.step import Conclusion
 from qserve.engine.streaming import Sink
 from qserve.exceptions import BrokerError, PayloadError
@@ -132,9 +134,10 @@ class Committer:
         Only its first bytes tell which request it belongs to. Where they name no open request, it gets an id of its
         own among the dead letters.
         """
-        log.error("moved an unreadable message of queue %s to the dead letters: %s", self._spec.stream, error)
         failure = Failure.of(PayloadError(f"a message of {self._spec.deployment!r} cannot be read: {error}"))
         tag, claimed = delivery.tag, replies.claimed_id(delivery.fields.get(CallField.HEADER, b""))
+        text = "moved an unreadable message of queue %s to the dead letters: %s"
+        log.error(text, self._spec.stream, error, extra=of_request(claimed))
         sealed = seal_end(self._plane.seal, claimed, State.FAILED, failure.encode())
         command = functions.dead_letter(
             tag.stream, self._keys.request(claimed), tag.entry_id, claimed, "unreadable", sealed, self._spec.name,
@@ -187,10 +190,11 @@ class Committer:
 
     def _postpone(self, work: Work, error: BaseException, wait_s: float, tries: int) -> None:
         """Crash before this is sent: the try counts as a death. Crash after: the call waits at the broker."""
-        log.warning("%s failed (try %d), again in %.1f s: %r", work.step, tries, wait_s, error)
+        failure = Failure.of(error)
+        log.warning("%s failed (try %d), again in %.1f s: %s", work.name, tries, wait_s, failure.summary)
         tag, header, wait_ms = work.tag, work.header, int(wait_s * 1000)
         life_ms = int(wait_ms + max(0.0, header.deadline_ms - clock.judge_ms()) + CLOCK_MARGIN_MS)
-        delayed, failure = self._keys.delayed_of(self._spec.stream), Failure.of(error)
+        delayed = self._keys.delayed_of(self._spec.stream)
         command = functions.postpone(
             tag.stream, self._keys.request(header.request_id), delayed, tag.entry_id, wait_ms, tries, life_ms,
             self._spec.name, _history_of(failure),
@@ -199,7 +203,8 @@ class Committer:
 
     def _dead_letter(self, work: Work, why: str, error: BaseException) -> None:
         """Crash before this is sent: the call is pending and runs again elsewhere. Crash after: it is a dead letter."""
-        failure = self._describe(work, error, f"is a dead letter ({why})")
+        shown = f"is a dead letter ({why}: qserve dlq show {work.header.request_id})"
+        failure = self._describe(work, error, shown)
         self._end(work, self._dead_letter_command(work, why, failure), State.FAILED, failure)
 
     def _dead_letter_command(self, work: Work, why: str, failure: Failure) -> Command:
@@ -250,7 +255,10 @@ class Committer:
             elif others:
                 self._try_each(work, others)
             else:
-                log.error("request %s was overwritten in the broker, and cannot end: %s", work.header.request_id, reply)
+                with _logging_for(work):
+                    log.error(
+                        "request %s was overwritten in the broker, and cannot end: %s", work.header.request_id, reply
+                    )
                 self._drop(work.tag)
                 self._on_settled(work.tag)
 
@@ -271,11 +279,18 @@ class Committer:
 
     def _describe(self, work: Work, error: BaseException, what: str) -> Failure:
         """Log an error with the id of its request, and return it as the caller gets it."""
-        failure = Failure.of(error, self._spec.deployment)
-        token = request_context.set(work.request())
-        log.error("%s %s: %s", work.name, what, failure.message, exc_info=error)
+        with _logging_for(work):
+            return log_failure(log, work.name, what, error, self._spec.deployment)
+
+
+@contextlib.contextmanager
+def _logging_for(work: Work) -> Iterator[None]:
+    """Have what is logged name the request of a call."""
+    token = request_context.set(work.request())
+    try:
+        yield
+    finally:
         request_context.reset(token)
-        return failure
 
 
 def _history_of(failure: Failure) -> str:
@@ -285,6 +300,7 @@ def _history_of(failure: Failure) -> str:
 def _log_end(work: Work, state: str) -> None:
     """Write a line of the access log, with the id of the request."""
     took_ms = 1000 * (time.monotonic() - work.began) if work.began else 0.0
-    token = request_context.set(work.request())
-    access_log.info("CALL %s %s %.1fms", work.name, _ENDS.get(state, "OK"), took_ms)
-    request_context.reset(token)
+    status = _ENDS.get(state, "OK")
+    fields = of_request(work.header.trace_id, method=work.name, status=status, latency_ms=round(took_ms, 3))
+    with _logging_for(work):
+        access_log.info("CALL %s %s %.1fms", work.name, status, took_ms, extra=fields)

@@ -13,6 +13,7 @@ from typing import Any
 from qserve.base.forks import on_fork
 from qserve.base.log import get_logger
 from qserve.base.loop_at_hand import held, loop_that_runs
+from qserve.base.once import may_say
 from qserve.base.promise import Promise
 from qserve.base.settings import Settings
 from qserve.base.turns import Turns
@@ -48,6 +49,15 @@ class _BesidePlane(ClientPlane):
         self.find = find
 
 
+_LOST_FOR_S = 5.0
+"""The connections of all replicas of a worker are lost together, within so many seconds."""
+
+
+def _say_lost() -> None:
+    if may_say("a connection is lost", _LOST_FOR_S):
+        log.warning("the connection to the broker was lost; connecting again")
+
+
 class LoopPlane(BrokerPlane):
     """Carries the calls, commits and results of a replica on the event loop in which it was created.
 
@@ -71,7 +81,7 @@ class LoopPlane(BrokerPlane):
             READ_TIMEOUT_S,
             prepare=self._read_epoch,
             on_open=self._send_again,
-            on_lost=lambda: log.warning("the connection to the broker was lost; connecting again"),
+            on_lost=_say_lost,
         )
         self._url = settings.broker_url
         self._thread = threading.get_ident()

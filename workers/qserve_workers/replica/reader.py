@@ -20,7 +20,7 @@ from typing import Any, NamedTuple, TypeVar
 from qserve.base import failpoints
 from qserve.base.clock import clock
 from qserve.base.keys import GROUP, Keys
-from qserve.base.log import get_logger
+from qserve.base.log import get_logger, of_request
 from qserve.base.turns import Turns
 from qserve.broker import functions
 from qserve.broker.connection import (
@@ -442,7 +442,7 @@ class StreamReader:
             return
         log.warning(
             "entry %s of queue %s is dropped: it is a copy, or request %s has ended",
-            shown(tag.entry_id), tag.stream, work.header.request_id,
+            shown(tag.entry_id), tag.stream, work.header.request_id, extra=of_request(work.header.trace_id),
         )  # fmt: skip
         self._plane.post(("XACK", tag.stream, GROUP, tag.entry_id), ignore)
         self._plane.post(("XDEL", tag.stream, tag.entry_id), lambda reply: self._backlog.settle(tag))

@@ -10,7 +10,7 @@ from typing import Any
 
 from qserve.base import afterwards, failpoints
 from qserve.base.entry import own_context
-from qserve.base.log import get_logger
+from qserve.base.log import get_logger, of_request
 from qserve.broker import functions
 from qserve.broker.connection import Client
 from qserve.calls.mailbox import STOPPED
@@ -179,7 +179,8 @@ class Replica:
     def _end_some(self, works: list[Work], reply: Any) -> None:
         for work, state in zip(works, states(reply), strict=False):
             if state:
-                log.info("call %s ends: its request has ended, or another replica runs it", work.header.request_id)
+                of = of_request(work.header.trace_id)
+                log.info("%s ends: its request has ended, or another replica runs it", work.name, extra=of)
                 work.end(state if state in STOPPED else State.CANCELLED)
 
     def _on_end(self, work: Work) -> None:

@@ -12,9 +12,9 @@ import sys
 import threading
 import time
 from functools import partial
-from types import FrameType
 
-from qserve.base.log import get_logger
+from qserve.base.log import get_logger, of_request
+from qserve.base.tracebacks import frames_of_thread, place_in
 from qserve.base.turns import Turns
 from qserve.broker.connection import Client, broker_errors
 from qserve.engine.step import Conclusion
@@ -116,8 +116,9 @@ class Watchdog:
     # -- calls that run too long -------------------------------------------------------------------
 
     def _end_over_limit(self, work: Work, limit_s: float) -> None:
-        method = work.name
-        log.error("%s ran longer than max_execution_s=%g and is stopped", method, limit_s)
+        method, at = work.name, self._replica.invoker.place_of(work)
+        of = of_request(work.header.trace_id)
+        log.error("%s ran longer than max_execution_s=%g, at %s, and is stopped", method, limit_s, at, extra=of)
         text = f"{self._replica.spec.deployment}.{method} ran longer than max_execution_s={limit_s:g} and was stopped"
         error = TimeLimitExceeded(text)
         error.deployment = self._replica.spec.deployment
@@ -125,10 +126,9 @@ class Watchdog:
 
     def _end_overdue(self, work: Work) -> None:
         log.error(
-            "%s still runs %g s after its request has ended (QSERVE_STALL_LIMIT_S) and is stopped",
-            work.name,
-            self._stall_s,
-        )
+            "%s still runs %g s after its request has ended (QSERVE_STALL_LIMIT_S), at %s, and is stopped",
+            work.name, self._stall_s, self._replica.invoker.place_of(work), extra=of_request(work.header.trace_id),
+        )  # fmt: skip
         self._end(work, Conclusion(work.ended or State.EXPIRED), Exit.STALLED)
 
     def _end(self, work: Work, conclusion: Conclusion, exit_code: int) -> None:
@@ -141,7 +141,8 @@ class Watchdog:
             with broker_errors():
                 self._client.execute_command(*command)
         except Exception as error:  # the call must end in any case
-            log.error("its caller could not be notified: %s", error)
+            of = of_request(work.header.trace_id)
+            log.error("the caller of %s could not be notified: %s", work.name, error, extra=of)
         if _can_stop(work):
             # the second time, if it goes on although its request has ended
             stop = work.cancel_task if work.ended else partial(work.end, State.CANCELLED)
@@ -160,29 +161,25 @@ class Watchdog:
 
         If one of them holds the loop again, it then runs alone, and no more than a few times.
         """
+        holder = self._holder()
         log.error(
             "user code blocked the event loop for more than %g s (QSERVE_STALL_LIMIT_S): %s at %s; the replica ends",
             self._stall_s,
-            self._holder(),
-            _place(sys._current_frames().get(self._loop_thread)),
+            "no call" if holder is None else holder.name,
+            place_in(frames_of_thread(self._loop_thread)),
+            extra=of_request("" if holder is None else holder.header.trace_id),
         )
         faulthandler.dump_traceback(sys.__stderr__ or 2)
         self._replica.spec.end_process(Exit.STALLED)
 
-    def _holder(self) -> str:
+    def _holder(self) -> Work | None:
         """The call that is on the loop now."""
         task = asyncio.current_task(self._replica.loop)
         works = self._replica.invoker.running()
         held = [work for work in works if work.task is task] or works
-        return max(held, key=lambda work: work.began).name if held else "no call"
+        return max(held, key=lambda work: work.began, default=None)
 
 
 def _can_stop(work: Work) -> bool:
     """Return whether its code ends when its task is cancelled, unless that ignores it; code in a thread does not."""
     return work.task is not None and not work.blocks
-
-
-def _place(frame: FrameType | None) -> str:
-    if frame is None:
-        return "an unknown place"
-    return f"{frame.f_code.co_filename}:{frame.f_lineno} in {frame.f_code.co_name}"

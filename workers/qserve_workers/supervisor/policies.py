@@ -18,7 +18,7 @@ from pydantic_core import from_json
 from qserve.base.import_path import importing_user_code
 from qserve.base.keyring import Keyring
 from qserve.base.log import get_logger
-from qserve.base.process import die_with_parent
+from qserve.base.process import die_with_parent, set_title
 from qserve.base.tracebacks import one_line
 from qserve.define.target import load_target
 from qserve.deploy.registration import unpack_policy
@@ -139,6 +139,7 @@ class _Process:
             raise
         if self.pid == 0:
             ours.close()
+            set_title("qserve scaling policy")
             _serve(theirs, sources, partial(_policy_of, self.scaling, code, deployment, keys), parent)
         theirs.close()
         ours.setblocking(False)

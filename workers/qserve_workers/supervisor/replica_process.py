@@ -33,7 +33,7 @@ class ReplicaProcess:
     Parameters:
       config: The digest of the options that it was last signalled to read.
       is_ready: Whether it is known to have been constructed.
-      is_stopping: Whether it was sent SIGTERM.
+      stopped_because: Why it was sent SIGTERM; "" when it was not.
       kill_at: When it is killed, by the monotonic clock, as is ``started_at``.
       killed_because: Why this supervisor killed it; "" when it did not.
     """
@@ -43,16 +43,21 @@ class ReplicaProcess:
     config: str = ""
     is_paused: bool = False
     is_ready: bool = False
-    is_stopping: bool = False
+    stopped_because: str = ""
     kill_at: float = math.inf
     killed_because: str = ""
     started_at: float = field(default_factory=time.monotonic)
 
-    def stop(self) -> None:
+    @property
+    def is_stopping(self) -> bool:
+        """Whether it was sent SIGTERM."""
+        return bool(self.stopped_because)
+
+    def stop(self, because: str) -> None:
         """Have it finish what it runs, and end; it is killed when it takes too long."""
         if not self.is_stopping:
             grace_s = self.spec.options.grace_s
-            self.is_stopping = True
+            self.stopped_because = because
             self.kill_at = min(self.kill_at, time.monotonic() + grace_s + _KILL_AFTER_S)
             os.kill(self.pid, signal.SIGTERM)
 

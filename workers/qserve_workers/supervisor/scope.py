@@ -121,6 +121,10 @@ class Applications:
         """Return the version of an application that callers get."""
         return self._kept[name][0] if name in self._kept else None
 
+    def served(self) -> dict[str, str]:
+        """Return the version of each application that callers get."""
+        return {name: record.version for name, (record, _) in self._kept.items()}
+
     def is_paused(self, name: str, deployment: str) -> bool:
         """Return whether the replicas of a deployment are to take no calls."""
         return self._wishes.get(name, {}).get(deployment, Wish()).is_paused

@@ -34,7 +34,7 @@ from qserve_workers.supervisor.policies import PolicyHost
 from qserve_workers.supervisor.replica_process import MemoryWatch, ReplicaProcess, describe_end, fork_replica
 from qserve_workers.supervisor.scope import Applications, Scope, Target
 from qserve_workers.supervisor.strays import Strays
-from qserve_workers.supervisor.takeover import Takeover
+from qserve_workers.supervisor.takeover import NAMED_CALLS, Takeover
 from qserve_workers.supervisor.trouble import CANNOT_START, LONGEST_BACKOFF_S, Trouble
 
 log = get_logger(__name__)
@@ -47,6 +47,7 @@ _REPORTED_AFTER_S = 5.0
 _CHECK_AGAIN_S = 0.5
 """How often replicas are looked for that run after others have failed to start."""
 _REPORT_HOLDS_S = 60.0
+_ENDS = "its worker ends"
 
 
 @dataclass
@@ -90,6 +91,7 @@ class Supervisor:
         self._dead: deque[tuple[ReplicaProcess, str]] = deque()
         self._is_stopping = False
         self._strays = Strays()
+        self._served: dict[str, str] = {}
 
     def run(self) -> None:
         """Tick until stopped, then stop every replica."""
@@ -109,6 +111,7 @@ class Supervisor:
                 self._applications.wait_for_change(TICK_S)
             time.sleep(self._turns.pause_s)
         signal.alarm(0)
+        log.info("the worker ends; %d replicas finish what they run", len(self.processes))
         self._policies.keep(())
         self._offer.withdraw()
         with contextlib.suppress(BrokerError):  # a deploy may have returned just now
@@ -116,6 +119,7 @@ class Supervisor:
         self._stop_all()
         logging.getLogger().removeHandler(self._log_tail)
         self._applications.close()
+        log.info("the worker has ended")
 
     def _on_signal(self, number: int, frame: object) -> None:
         self._is_stopping = True
@@ -159,12 +163,27 @@ class Supervisor:
         """
         planned = self._offer.planned()
         self._applications.refresh()
+        self._say_versions()
         self._offer.take(planned)
         for process in self.processes.values():
             spec = process.spec
             record = self._applications.find(spec.record.name, spec.record.version)
             options = spec.options if record is None else record.deployments[spec.deployment]
             process.reconfigure(options, self._applications.is_paused(spec.record.name, spec.deployment))
+
+    def _say_versions(self) -> None:
+        """Log which version of each application is served since a moment ago."""
+        before, served = self._served, self._applications.served()
+        if served != before:
+            for name in before.keys() | served.keys():
+                old, new = before.get(name), served.get(name)
+                if new is None:
+                    log.info("application %r is not served any more", name)
+                elif new != old:
+                    log.info(
+                        "application %r: version %s is served%s", name, new, f", after version {old}" if old else ""
+                    )
+            self._served = served
 
     def _offer_places(self) -> None:
         """Offer places and read what was planned."""
@@ -225,13 +244,14 @@ class Supervisor:
         """
         spec, now = process.spec, time.monotonic()
         extra = about(spec.record.name, spec.deployment)
-        moved = self._takeover.hand_over(spec.stream, spec.name)
+        moved = self._takeover.hand_over(spec.stream, spec.name, how)
         self._takeover.note_death(spec.name)
         reports = self._installation.reports(spec.record.name)
         last = reports.last(spec.name)
         reports.remove(spec.name)
         if process.is_stopping:
-            pass
+            why = f"{process.stopped_because}; {how}" if process.killed_because else process.stopped_because
+            log.info("replica %s of %s has ended (%s)", spec.name, spec.deployment, why, extra=extra)
         elif last is not None and last.state == RUNNING:
             text = "replica %s of %s died (%s); its calls are handed over"
             log.warning(text, spec.name, spec.deployment, how, extra=extra)
@@ -253,7 +273,7 @@ class Supervisor:
                 # a call that kills its replica may do so before that has reported that it takes calls
                 level = logging.ERROR if has_report or trouble.failures > 1 else logging.WARNING
                 log.log(level, "no replica of %s can be started (%s)", spec.deployment, why, extra=extra)
-        if moved:
+        if moved > NAMED_CALLS:  # the others have a line each
             log.info("%d calls of replica %s were handed over", moved, spec.name, extra=extra)
 
     def _report_trouble(self, stream: str, target: Target | None) -> None:
@@ -388,8 +408,11 @@ class Supervisor:
                 surplus += [process] if wanted[process.spec.devices] < 0 else []
         else:
             surplus = processes if self._is_retired(processes[0].spec.record) else []
+        record = processes[0].spec.record
+        active = self._applications.active(record.name)
+        is_served = active is not None and active.version == record.version
         for process in surplus:
-            process.stop()
+            process.stop("fewer are wanted here" if is_served else f"version {record.version} has ended")
 
     def _is_retired(self, record: ApplicationRecord) -> bool:
         """Return whether a version that should not run any more has finished its requests, or its time is over."""
@@ -432,7 +455,7 @@ class Supervisor:
             of = about(spec.record.name, spec.deployment)
             log.warning("replica %s of %s is replaced (%s)", spec.name, spec.deployment, over.why, extra=of)
             self._trouble(spec.stream).note_death(over.why, time.monotonic())
-            process.stop()
+            process.stop(over.why)
 
     def _stop_all(self) -> None:
         """Stop every replica, those of a version that was replaced once nothing of it is left to do.
@@ -445,10 +468,10 @@ class Supervisor:
                     record = process.spec.record
                     is_registered = self._applications.find(record.name, record.version) is not None
                     if not process.is_stopping and (is_registered or self._is_retired(record)):
-                        process.stop()
+                        process.stop(_ENDS)
                 self._reap()
                 self._kill_overdue()
             if self._turns.failures:
                 for process in self.processes.values():
-                    process.stop()
+                    process.stop(_ENDS)
             time.sleep(0.02)

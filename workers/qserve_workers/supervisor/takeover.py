@@ -2,29 +2,35 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import time
 from collections.abc import Callable, Collection, Iterable, Set
 from functools import partial
+from typing import Any
 
 from qserve.base import failpoints
 from qserve.base.keys import GROUP, app_in, deployment_in
-from qserve.base.log import get_logger
+from qserve.base.log import get_logger, of_request
 from qserve.broker import functions
 from qserve.broker.connection import broker_errors, create_group, if_there, refusal, without_strangers
 from qserve.broker.library import Command
 from qserve.deploy.installation import Installation
+from qserve.deploy.log_tail import about
 from qserve.deploy.removal import queues_of
 from qserve.exceptions import BrokerUnavailable, PayloadError
 from qserve.wire import replies
 from qserve.wire.application import ApplicationRecord
-from qserve.wire.sealing import DEATH_LIMIT, lost
+from qserve.wire.outcome import CallField
+from qserve.wire.sealing import DEATH_LIMIT, lost, open_header
 from qserve_workers.process.connections import LOOK_S, Absences, Connections
 from qserve_workers.process.heartbeat import Observer, read_beat
 
 log = get_logger(__name__)
 _CLOSED_AFTER_S = 0.3
 """By when a broker has closed the connections of a dead process."""
+NAMED_CALLS = 20
+"""So many calls of a dead replica have a line of their own."""
 _LOOKED_AT = 250
 """So many replicas one look is about, chosen by chance where there are more: other supervisors look as well."""
 
@@ -56,8 +62,11 @@ class Takeover:
         send = partial(self._client.execute_command, *command)
         return replies.number(without_strangers(self._client, send, *keys))
 
-    def hand_over(self, stream: str, consumer: str) -> int:
+    def hand_over(self, stream: str, consumer: str, how: str) -> int:
         """Put what a dead replica held back on the queue, and return how many calls that were.
+
+        Parameters:
+          how: How it has ended, for the line of each call.
 
         Crash before the call: the entries stay pending, and the next sweep finds them. Crash after: they are on the
         queue as new entries.
@@ -67,6 +76,7 @@ class Takeover:
         personal = self._keys.personal(stream, consumer)
         total = 0
         for source in (stream, personal):
+            self._name_requests(source, consumer, how)
             moved = functions.RECLAIM_COUNT
             while moved >= functions.RECLAIM_COUNT:
                 command = functions.reclaim(
@@ -77,6 +87,24 @@ class Takeover:
         models = self._keys.models_of(stream)
         command = functions.disband(personal, stream, models, consumer, self._prefix)
         return total + self._count(command, personal, stream, models)
+
+    @broker_errors()
+    def _name_requests(self, source: str, consumer: str, how: str) -> None:
+        """Log which requests a dead replica held, some at least; nothing is changed."""
+        read = partial(self._client.xpending_range, source, GROUP, "-", "+", NAMED_CALLS, consumername=consumer)
+        pending: Any = if_there(read) or ()
+        with self._client.pipeline(transaction=False) as pipe:
+            for one in pending:
+                pipe.xrange(source, one["message_id"], one["message_id"])
+            found = pipe.execute(raise_on_error=False) if pending else []
+        for entries in found:
+            with contextlib.suppress(PayloadError, TypeError, ValueError, IndexError):  # a dead letter says so
+                fields = entries[0][1]
+                header = open_header(self._seal, fields[CallField.HEADER])
+                deaths = replies.number(fields.get(CallField.DEATHS, b"0")) + 1
+                then = "it runs again" if deaths < DEATH_LIMIT else f"that was its replica no. {deaths}: it is given up"
+                of = of_request(header.trace_id) | about(header.app, deployment_in(source))
+                log.warning("replica %s held the call when it ended (%s); %s", consumer, how, then, extra=of)
 
     def wake(self, stream: str) -> None:
         """Put the calls of a queue that have waited long enough for another try back on it."""
@@ -188,7 +216,7 @@ class Takeover:
         return {name: Connections.read(self._seal, name, data) for name, data in zip(names, found, strict=True)}
 
     def _hand_over_all(self, name: str, streams: list[str], why: str = "sends no heartbeats any more") -> None:
-        moved = sum(self.hand_over(stream, name) for stream in streams)
+        moved = sum(self.hand_over(stream, name, why) for stream in streams)
         # one that was only cut off reports itself again
         self._installation.reports(app_in(streams[0])).remove(name)
         log.warning("replica %s %s; its %d calls are handed over", name, why, moved)
