@@ -20,7 +20,7 @@ from qserve.fleet.place import could_run
 from qserve.fleet.values import Key, Need
 from qserve.fleet.wanted import wanted_count
 from qserve.wire.application import ApplicationRecord
-from qserve.wire.status import RUNNING, ReplicaStatus
+from qserve.wire.status import DIED, FAILED, RUNNING, ReplicaStatus
 
 _READ_AGAIN_S = 0.5
 _POLL_INTERVAL_S = 0.1
@@ -84,10 +84,19 @@ class Steps:
         new = min(goal, running + self.size)
         return new, max(0, min(self.old, self.room - new))
 
-    def limits_back(self, running: int) -> tuple[int, int]:
-        """Return how many new and old ones there may be in the step after ``running`` old ones."""
-        old = min(self.old, running + self.size)
+    def limits_back(self, running: int, is_last: bool) -> tuple[int, int]:
+        """Return how many new and old ones there may be in the step after ``running`` old ones, when it goes back.
+
+        Parameters:
+          is_last: Whether no new one has to stay.
+        """
+        old = min(self.old if is_last else self.goal_back, running + self.size)
         return max(0, self.room - old), old
+
+    @property
+    def goal_back(self) -> int:
+        """How many old ones there may be beside a new one."""
+        return min(self.old, self.room - 1)
 
 
 class Counts:
@@ -139,13 +148,17 @@ class Counts:
         if found and all(any(could_run(host, needs[name]) for host in hosts) for name in found):
             raise NoRoom("; ".join(f"{name}: {why}" for name, why in found.items()))
 
-    def steps_in_place(self, before: Mapping[str, int], old: str) -> dict[str, Steps]:
+    def steps_in_place(self, before: Mapping[str, int], kept: Mapping[str, int], old: str) -> dict[str, Steps]:
         """Return the steps where new replicas only have the places of old ones, and those that some have found.
 
         Deployments with more places than the new version needs give them to those with fewer.
+
+        Parameters:
+          before: How many old ones there were at the beginning.
+          kept: How many there may be now, of deployments for which that is limited.
         """
         wanted, running, pinned = Counter(self.wanted()), self.running(self._record.version), self.pinned(old)
-        rooms = {name: before[name] + running[name] for name in {*wanted, *before} - pinned}
+        rooms = {name: kept.get(name, before[name]) + running[name] for name in {*wanted, *before} - pinned}
         lacking = {name: wanted[name] - room for name, room in rooms.items() if room < wanted[name]}
         for name in sorted(rooms.keys() - lacking.keys()):
             for other in lacking:
@@ -181,6 +194,12 @@ class Counts:
             "this deploy's user may not read what workers offer ({qserve}:hosts): take the line of"
             " docs/acl/deployer.acl into the broker's ACL"
         )
+
+    def raise_if_dying(self, version: str) -> None:
+        """Raise DeployError when the replicas of a version can start, but keep dying once they get requests."""
+        for one in self._reports.replicas():
+            if (one.version, one.state) == (version, FAILED) and one.message.startswith(DIED):
+                raise DeployError(f"the replicas of deployment {one.deployment!r} {one.message}")
 
     def pinned(self, version: str) -> set[str]:
         """Return the deployments of a version that workers run which were started for that, whatever is planned.
@@ -246,6 +265,7 @@ class Start:
         self._share: float | None = None
         """The part of new requests that goes to the new version; None until it gets some for the first time."""
         self._shared_at = 0.0
+        self._is_going_back = False
         self._before = counts.running(self._old)
 
     def prepare(self) -> None:
@@ -287,13 +307,18 @@ class Start:
             return self._come_up(self._check_and_look_for_room)
         except NoRoom as error:
             self._say(f"new replicas take the places of old ones, one by one, as there is no other place: {error}")
-        self._steps, self._new = self._counts.steps_in_place(self._before, self._old), {}
+        self._steps, self._new = self._counts.steps_in_place(self._before, self._keep, self._old), {}
         return self._come_up(self._check)
 
     def _check(self) -> None:
         self._is_called_off()
         if self._share is not None and time.monotonic() - self._shared_at > _SHARE_AGAIN_S:
             self._give(self._share)
+            self._raise_if_dying()
+
+    def _raise_if_dying(self) -> None:
+        if self._share and not self._is_going_back:
+            self._counts.raise_if_dying(self._record.version)
 
     def _check_and_look_for_room(self) -> None:
         self._check()
@@ -310,6 +335,7 @@ class Start:
             }
             new, keep = ({name: one[part] for name, one in limits.items()} for part in (0, 1))
             self._give_part(running, keep)
+            self._raise_if_dying()
             self._limit({name: min(count, running[name]) for name, count in new.items()}, keep)
             self._until(self._old, at_most=keep)
             self._limit(new, keep)
@@ -318,6 +344,7 @@ class Start:
             self._wait(self._record, check=check)
         elif any(goals[name] < one.wanted for name, one in self._steps.items()):
             self._take_last_places()
+        self._raise_if_dying()
 
     def _goals(self) -> dict[str, int]:
         """Return how many new ones of each deployment there are beside old ones.
@@ -354,16 +381,18 @@ class Start:
         """Let the old version have its replicas again step by step, and then all of the requests."""
         if self._share is None or self._active is None:
             return
+        self._is_going_back = True
         deployments = self._active.replicated
         fixed = {name: one.old for name, one in self._steps.items() if one.old and not deployments[name].scaling}
         running = self._counts.running(self._record.version)
         self._limit({name: min(count, running[name]) for name, count in self._new.items()}, self._keep)
         while any((old := self._counts.running(self._old))[name] < count for name, count in fixed.items()):
             new = self._counts.running(self._record.version)
-            limits = {name: one.limits_back(old[name]) for name, one in self._steps.items()}
+            is_last = all(old[name] >= self._steps[name].goal_back for name in fixed)
+            limits = {name: one.limits_back(old[name], is_last) for name, one in self._steps.items()}
             less = {name: min(count, new[name]) for name, (count, _) in limits.items()}
             can_finish = all(new[name] for name, one in self._steps.items() if one.wanted)
-            if can_finish and all(less[name] for name, one in self._steps.items() if one.wanted):
+            if can_finish and not is_last:
                 self._give_part(less, old)
             else:
                 self._give(0.0)

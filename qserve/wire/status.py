@@ -12,6 +12,8 @@ from qserve.exceptions import PayloadError
 from qserve.wire.codec import known
 
 RUNNING, STARTING, FAILED, WAITING = "RUNNING", "STARTING", "FAILED", "WAITING"
+DIED = "died"
+"""Begins the message of a supervisor whose replicas keep dying while they take calls."""
 _STATES = (RUNNING, STARTING, FAILED, WAITING)
 _NUMBERS = {"pid": (int,), "until_ms": (int, float), "failures": (int,), "next_try_ms": (int, float)}
 _LIMIT = 512 * 1024

@@ -42,8 +42,9 @@ def test_steps_have_never_more_than_there_is_room_for_and_hardly_fewer_than_ther
         new, keep = more, left
     assert new >= min(wanted, one.room - 1)
     while keep < old:
-        fewer, back = one.limits_back(keep)
-        assert back > keep and fewer + back <= max(one.room, old)
+        is_last = keep >= one.goal_back
+        fewer, back = one.limits_back(keep, is_last)
+        assert back > keep and fewer + back <= max(one.room, old) and (fewer >= 1 or is_last)
         keep = back
 
 
@@ -323,6 +324,29 @@ def test_a_version_of_which_any_replica_fails_gives_all_places_and_requests_back
     left = installation.registry.old("shop")
     assert [one.version for one in left] == [new.record.version] * (fails_from > 0)  # it has got requests
     assert installation.registry.former("shop") == []
+
+
+def test_a_version_whose_replicas_die_of_requests_gives_all_places_and_requests_back(
+    installation: Installation,
+) -> None:
+    seen: list[tuple[int, int]] = []
+    round_of_all = workers(installation, 4, seen)
+    before = roll_out(installation, release(installation, num_replicas=4), check=round_of_all)
+    new = release(installation, num_replicas=4)
+    words = "died 3 times within 60 s, the last time: killed by SIGSEGV"
+
+    def check() -> None:
+        round_of_all()
+        if any(one.share for one in installation.registry.versions("shop")):
+            status = ReplicaStatus("Model-host-1", "Model", new.record.version, FAILED, message=words)
+            installation.reports("shop").report(status)
+
+    with pytest.raises(DeployError, match=f"the replicas of deployment 'Model' {words}"):
+        roll_out(installation, new, check=check)
+
+    round_of_all()
+    assert seen[-1] == (4, 0) and installation.registry.versions("shop") == [before]
+    assert min(old + new for old, new in seen[1:]) >= 3
 
 
 def test_a_deploy_that_stood_still_for_long_gives_the_new_version_no_requests_any_more(

@@ -53,6 +53,28 @@ BROKEN = """class Join:
 
 """
 """Replicas of Join cannot be constructed, except for the first ones."""
+OPTIONS = "@qserve.deployment(num_replicas=REPLICAS, graceful_shutdown_timeout_s=5)\nclass "
+SCALED = """@qserve.deployment(graceful_shutdown_timeout_s=5, autoscaling_config=dict(
+    min_replicas=1, max_replicas=3, target_ongoing_requests=1, upscale_delay_s=0.0, downscale_delay_s=600.0
+))
+class """
+ON_GPU = """@qserve.deployment(num_replicas=2, graceful_shutdown_timeout_s=5, ray_actor_options=dict(num_gpus=1))
+class Left:
+    def __init__(self):
+        import fcntl
+        self.gpu = open("FOLDER/gpu-" + os.environ["CUDA_VISIBLE_DEVICES"], "w")
+        fcntl.flock(self.gpu, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with open("FOLDER/seen", "a") as seen:
+            seen.write(os.environ["CUDA_VISIBLE_DEVICES"] + str(VERSION) + " ")
+
+"""
+"""A replica that cannot be constructed while another one has its GPU."""
+ONE_MORE = """@qserve.deployment
+class More:
+    async def __call__(self, left):
+        return left
+
+"""
 
 
 class Host(Stack):
@@ -62,10 +84,16 @@ class Host(Stack):
     folder: Path
     workers: Process
     count: int
+    other_options = False
+    """Whether Left needs a GPU, and Right scales by load."""
 
     def put(self, version: int, whole: int | None = None) -> None:
         """Put a version in place of which only so many replicas of Join can be constructed; None for any number."""
         text = DIAMOND.replace("REPLICAS", str(self.count)).replace("VERSION = 1", f"VERSION = {version}")
+        if self.other_options:
+            text = text.replace(OPTIONS.replace("REPLICAS", str(self.count)) + "Right", SCALED + "Right")
+            gpus = ON_GPU.replace("FOLDER", str(self.site.folder))
+            text = text.replace(OPTIONS.replace("REPLICAS", str(self.count)) + "Left:\n", gpus)
         if whole is not None:
             counted = self.site.folder / f"constructed-{version}-{whole}"
             broken = BROKEN.replace("WHOLE", str(whole)).replace("COUNTED", str(counted))
@@ -84,13 +112,13 @@ class Host(Stack):
         assert deploy.wait() == 0, deploy.output
         return deploy
 
-    def hosting(self, count: int, places: int) -> None:
-        """Go on with so many replicas of each deployment on workers with so many places."""
+    def hosting(self, count: int, places: int, *more: str) -> None:
+        """Go on with so many replicas of each deployment on workers with so many places, and other options."""
         self.count = count
         if self.version:
             self.workers.signal(signal.SIGTERM)
             assert self.workers.wait() == 0, self.workers.output
-        options = ("--name", "default", "--app-dir", str(self.folder), "--places", str(places))
+        options = ("--name", "default", "--app-dir", str(self.folder), "--places", str(places), *more)
         self.workers = self.worker(*options)
         self.release("--restart")
         wait_until(lambda: self.is_whole(), description="all replicas of one version run")
@@ -109,7 +137,10 @@ class Host(Stack):
     def is_whole(self) -> bool:
         """Whether all replicas of the version that serves run, and no other."""
         there, version = self.there(), self.record().version
-        return {one.version for one in there} == {version} and len(self.replicas()) == len(there) == 3 * self.count
+        if {one.version for one in there} != {version} or len(self.replicas()) != len(there):
+            return False
+        counts = Counter(one.deployment for one in there)
+        return counts["Left"] == counts["Join"] == self.count and (counts["Right"] == self.count or self.other_options)
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +156,7 @@ def host() -> Iterator[Host]:
 
 def slow_job() -> dict[str, Any]:
     """A request that is half-way for a while."""
-    return new_job(sleep_s={"left": 0.5})
+    return new_job(sleep_s={"left": 0.5, "right": 0.3})
 
 
 @contextmanager
@@ -216,12 +247,11 @@ def test_there_are_as_many_replicas_during_a_release_as_its_surge_says(
 
 
 @row("F50", priority=True)
-@pytest.mark.parametrize("whole", [0, 1])
-def test_code_that_fails_half_way_leaves_the_old_version_with_all_of_its_replicas(host: Host, whole: int) -> None:
-    """Also if all replicas but the last ones can be constructed."""
+def test_code_that_fails_half_way_leaves_the_old_version_with_all_of_its_replicas(host: Host) -> None:
+    """All replicas but the last one can be constructed."""
     host.hosting(2, 6)
     with watching(host) as samples, under_load(host) as stop:
-        host.put(host.version + 1, whole)
+        host.put(host.version + 1, whole=1)
         deploy = host.start_deploy()
         assert deploy.wait() == 1 and "ValueError: half a release" in deploy.output
         wait_until(host.is_whole, description="the old version has all of its replicas")
@@ -231,7 +261,7 @@ def test_code_that_fails_half_way_leaves_the_old_version_with_all_of_its_replica
     assert any(len({version for version, _ in sample.there}) == 2 for sample in samples), "some new ones ran"
     assert [call for call in calls if not call.is_right] == []
     answered = {tuple(call.answer["versions"]) for call in calls}
-    assert answered == {(host.version + n,) * 3 for n in range(1 + whole)}
+    assert answered == {(host.version,) * 3, (host.version + 1,) * 3}
     assert serving(samples) >= 1
 
 
@@ -255,3 +285,45 @@ def test_a_deployer_that_dies_between_its_steps_leaves_one_version_with_all_of_i
     assert {tuple(call.answer["versions"]) for call in calls} == {(before,) * 3, (before + 1,) * 3}
     # otherwise the new version serves until its share ends, and what comes then waits for old replicas
     assert not is_promoted or serving(samples) >= 1
+
+
+@row("F50")
+def test_replicas_with_gpus_and_those_that_scale_by_load_are_replaced_step_by_step_as_well(host: Host) -> None:
+    host.other_options = True
+    host.hosting(2, 20, "--devices", "a,b")
+    seen = host.site.folder / "seen"
+    with under_load(host) as stop:
+        wait_until(lambda: len(host.replicas("Right")) == 3, description="the load has brought more replicas")
+        stop()
+
+    deploy, samples = update(host)
+    host.other_options = False
+
+    assert (
+        "one by one, as there is no other place: Left: 2 of 2 replicas have no place: each takes 1 GPU" in deploy.output
+    )
+    assert {one for one in seen.read_text().split() if one.endswith(str(host.version))} == {
+        f"{gpu}{host.version}" for gpu in "ab"
+    }
+    assert serving(samples) >= 1
+    assert max(sum(n for (_, one), n in sample.there.items() if one == "Left") for sample in samples) == 2
+    assert len(host.replicas("Right")) == 3  # the new version goes on where the old one was
+
+
+@row("F50")
+def test_a_version_that_adds_a_deployment_without_room_says_what_is_missing_and_changes_nothing(host: Host) -> None:
+    host.hosting(2, 6)
+    before = {one.name for one in host.replicas()}
+    file = host.folder / "diamond.py"
+    text = file.read_text()
+    bound = text.replace("output = Join", "left = More.bind().__call__.bind(left)\n    output = Join")
+    file.write_text(bound.replace("VERSION = ", ONE_MORE + "VERSION = ", 1))
+
+    deploy = host.start_deploy("--timeout-s", "6")
+    assert deploy.wait() == 1
+    file.write_text(text)
+
+    why = "1 of 1 replicas have no place: each takes 1 place; free: 0 of 6 on"
+    assert f"deployment 'More' of application 'default' waits: {why}" in deploy.output
+    assert f"More: {why}" in deploy.output
+    assert {one.name for one in host.replicas()} == before

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass, field
 
+from qserve.wire.status import DIED
 from qserve_workers.replica.spec import MEANINGS, Exit
 
 LONGEST_BACKOFF_S = 30.0
@@ -71,5 +72,5 @@ class Trouble:
         if self._deaths and self.cause.startswith(OVER_LIMIT):
             return self.cause
         if len(self._deaths) >= DEATHS:
-            return f"died {len(self._deaths)} times within {DEATHS_WITHIN_S:.0f} s, the last time: {self.cause}"
+            return f"{DIED} {len(self._deaths)} times within {DEATHS_WITHIN_S:.0f} s, the last time: {self.cause}"
         return ""
