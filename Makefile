@@ -3,7 +3,7 @@
 # make fast     run the tests that take less than a second and start no processes
 # make check    check format, lint, types, the rooms and the documentation's tables
 # make house    print the structure of the code: sizes, rooms, imports between them
-# make tables   write the tables of rooms and of the files of a request into docs/architecture.md
+# make tables   write the tables of rooms and of the files of a request into docs/architecture.md, and that of metrics
 # make hooks    check every commit before it is made (see .pre-commit-config.yaml)
 # make long     run the tests that take so long that `make test` leaves them out
 # make fuzz     feed random bytes to every reader of foreign bytes, for FUZZ_SECONDS each (60)
@@ -70,6 +70,7 @@ house:
 tables: $(VENV)/installed-test
 	$(BIN)/python tools/house.py --write
 	$(BIN)/python tools/request_walk.py --write
+	$(BIN)/python tools/metrics_table.py
 
 hooks: $(VENV)/installed-test
 	$(BIN)/pip install --quiet --disable-pip-version-check pre-commit

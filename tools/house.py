@@ -33,6 +33,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("qserve.base",),
     ("qserve.graph",),
     ("qserve.wire",),
+    ("qserve.metrics",),
     ("qserve.broker",),
     ("qserve.calls", "qserve.fleet"),
     ("qserve.http",),

@@ -115,6 +115,7 @@ def _serve_and_ask(folder: Path, seen: mmap.mmap) -> None:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     env = {name: value for name, value in os.environ.items() if not name.startswith(("QSERVE_", "REDIS_URL"))}
+    env["QSERVE_METRICS"] = "0"  # what only counts is no part of the way
     # a folder without packages would not be passed on to the processes that the command starts
     tracer = folder / "tracer"
     shutil.copytree(Path(__file__).parent / "walk", tracer)

@@ -19,6 +19,7 @@ from qserve.broker.doctor import check_unless_parent_did, recheck
 from qserve.calls.client import ClientPlane
 from qserve_gateway.handler import RequestHandler, handle
 from qserve_gateway.jobs import JOBS_PATH, Jobs
+from qserve_gateway.metrics import METRICS_PATH, GatewayMetrics, Page
 from qserve_gateway.openapi import OPENAPI_PATH, OpenApi
 from qserve_gateway.queues import QUEUES_PATH, Queues
 from qserve_gateway.request.access import AccessPolicy, check_host, check_origin
@@ -44,10 +45,11 @@ class Gateway(Flask):
     Flask's routing, contexts and response objects would add about 30 us to each of them, and they need none of it.
     """
 
-    def __init__(self, handler: RequestHandler) -> None:
+    def __init__(self, handler: RequestHandler, metrics: GatewayMetrics | None = None) -> None:
         super().__init__("qserve_gateway", static_folder=None)
         self.url_map.merge_slashes = False  # redirects are pages of HTML
         self._handler = handler
+        self._answer = handler.handle if metrics is None else partial(metrics.timed, handler.handle)
 
     def wsgi_app(self, environ: Environ, start_response: Any) -> Any:
         """Handle a request; the server calls this."""
@@ -61,7 +63,7 @@ class Gateway(Flask):
                 return lingering(b"".join(page), environ.get("gunicorn.socket"))
             return page
         else:
-            answer = self._handler.handle
+            answer = self._answer
         if access_log.isEnabledFor(logging.INFO):
             answer = partial(_logged, answer, path)
         reply = answer(environ)
@@ -125,8 +127,15 @@ def create_app(settings: Settings, plane: ClientPlane | None = None, watch: bool
     access, in_flight = AccessPolicy.from_env(read_environment()), InFlightLimit(settings.body_memory)
     jobs = Jobs(settings, plane, in_flight)
     forwarded = Forwarded.of(settings)
-    app = Gateway(RequestHandler(settings, plane, watcher.current, access, in_flight, jobs, forwarded=forwarded))
+    metrics = GatewayMetrics(in_flight) if settings.metrics else None
+    count_end = None if metrics is None else metrics.count_end
+    handler = RequestHandler(
+        settings, plane, watcher.current, access, in_flight, jobs, forwarded=forwarded, count_end=count_end
+    )
+    app = Gateway(handler, metrics)
     _add_pages(app, plane, watcher)
+    if metrics is not None:
+        _add_metrics(app, Page(settings, plane, metrics))
     if settings.api_page:
         _add_api_page(app, watcher, OpenApi(has_token=access.token is not None))
     return app
@@ -177,3 +186,10 @@ def _add_api_page(app: Gateway, watcher: RouteWatcher, openapi: OpenApi) -> None
         if etag in request.headers.get("if-none-match", ""):
             return b"", 304, headers
         return text, 200, headers | {"content-type": "application/json"}
+
+
+def _add_metrics(app: Gateway, page: Page) -> None:
+    @app.route(METRICS_PATH, provide_automatic_options=False)
+    def metrics() -> Any:
+        body, kind = page.render(request.headers.get("accept", ""))
+        return body, 200, {"content-type": kind, "x-request-id": request_id_of(request.environ)}

@@ -26,6 +26,7 @@ from qserve_gateway.request.access import AccessPolicy, ClientLimits
 from qserve_gateway.request.carried import Forwarded, carried_in
 from qserve_gateway.request.environ import (
     BODY_LIMIT,
+    FOUND,
     SMALL,
     Environ,
     Refused,
@@ -86,6 +87,7 @@ class RequestHandler:
     Parameters:
       table: Returns the current routes.
       forwarded: The headers that requests carry to user code; None for none.
+      count_end: Counts a request of an application that was "cancelled" or has "expired" here.
     """
 
     settings: Settings
@@ -94,6 +96,7 @@ class RequestHandler:
     access: AccessPolicy
     in_flight: InFlightLimit
     jobs: Jobs
+    count_end: Callable[[str, str], None] | None = None
     parser: JsonProcess = field(default_factory=JsonProcess)
     forwarded: Forwarded | None = None
 
@@ -109,6 +112,7 @@ class RequestHandler:
             check_upgrade(environ)
         found = _find(table, path_of(environ), environ)
         record = found.route.record
+        environ[FOUND] = found.route, found.graph
         if self.plane.faults and (error := self.plane.unavailable(record, record.ingress)):
             raise error
         timeout_s = timeout_of(environ, record.timeout_s or self.settings.request_timeout_s)
@@ -240,11 +244,15 @@ class RequestHandler:
             raise
         if self.plane.expire(ref):
             return
+        if self.count_end is not None:
+            self.count_end(record.name, "expired")
         raise DeadlineExceeded(f"the request did not finish within {timeout_s:g} s")
 
     def _on_disconnect(self, record: ApplicationRecord, ref: Ref) -> None:
         if record.cancel_on_disconnect:
             self.plane.cancel(ref)
+            if self.count_end is not None:
+                self.count_end(record.name, "cancelled")
         elif isinstance(ref, ItemRef):
             ref.drop_items()
 

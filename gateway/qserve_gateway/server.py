@@ -33,6 +33,7 @@ from qserve.base.settings import CHECKED, Settings
 from qserve.broker.address import Address
 from qserve.broker.doctor import check_address
 from qserve.exceptions import QserveException
+from qserve_gateway import metrics
 from qserve_gateway.application import access_log, create_app
 from qserve_gateway.request.access import AccessPolicy
 from qserve_gateway.request.environ import SMALL, ConnectedRequest, keep_header_lines, request_id_of
@@ -127,6 +128,7 @@ class Server(BaseApplication):  # type: ignore[misc]
             # "dangerous" passes names with underscores to the hook, which drops all but one
             "header_map": "dangerous",
             "pre_request": keep_header_lines,
+            **metrics.hooks(),
         }
         if Path(_SHARED_MEMORY).is_dir():
             # a heartbeat file on a disk can stall a worker for as long as the disk does
@@ -170,6 +172,8 @@ def serve(
     set_title(f"qserve {name} {host}:{port}")
     once.share()
     log_to_terminal(name, settings, members={"component_name": "proxy", "component_id": socket.gethostname()})
+    if settings.metrics and create is create_app:
+        metrics.open_channel()
     _return_freed_memory()
     adapt_gunicorn()
     # collections in the workers would copy the memory pages that they share with this process

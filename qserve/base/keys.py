@@ -32,6 +32,7 @@
     drains                          hash    hosts that are to run nothing                   until an operator undoes it
     o:<app>                         string  the deploy that is under way, or was the last   ROLLOUT_TTL_MS
     l:<app>                         stream  log lines of its replicas, LOG_LINES_KEPT   LOG_TTL_MS from the last
+    t                               hash    a worker to what its replicas have counted      TOTALS_TTL_MS from the last
     celery:<queue>                  list    Celery's own remote control                     CONTROL_TTL_MS
     celery:fanout:<name>            stream  Celery's broadcasts                             CONTROL_TTL_MS
 
@@ -64,6 +65,7 @@ a clock that is set ahead by less removes none of it."""
 RETIRED_TTL_MS = CLOCK_MARGIN_MS + 3_600_000
 CHANGES_KEPT = 64
 ROLLOUT_TTL_MS = 24 * 3_600_000
+TOTALS_TTL_MS = 3_600_000
 LOG_TTL_MS = 24 * 3_600_000
 LOG_LINES_KEPT = 1000
 
@@ -73,7 +75,7 @@ _KINDS = {
     f"{DEAD_LETTERS}:{LETTER_BYTES}": "hash", "epoch": "string", "a": "hash",
     "code": "string", "apps": "hash", "changes": "stream", "p": "hash", "b": "string", "g": "string",
     "lead": "string", "hosts": "hash", "plan": "hash", "s": "hash", "w": "hash", "drains": "hash", "o": "string",
-    "l": "stream",
+    "l": "stream", "t": "hash",
     "celery": "list", "celery:fanout": "stream",
 }  # fmt: skip
 
@@ -98,6 +100,7 @@ class Keys:
         self.hosts = self._name("hosts")
         self.plan = self._name("plan")
         self.drains = self._name("drains")
+        self.totals = self._name("t")
 
     def _name(self, *parts: str) -> str:
         return ":".join((self._tag, *parts))

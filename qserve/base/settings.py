@@ -26,7 +26,10 @@ LEAST_S, MOST_S = 0.001, 31_536_000.0
 """The limits of a duration: the broker counts milliseconds, and the system's own waits overflow with more."""
 LOCAL, REPLICA = "local", "replica"
 _BOOLEANS = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
-_NAMESPACE = re.compile(r"[\w.:/-]+")
+_FORMS = {
+    "namespace": (re.compile(r"[\w.:/-]+"), "letters, digits and the characters . _ - : /"),
+    "metrics_prefix": (re.compile(r"[a-zA-Z_][a-zA-Z0-9_]*"), "letters, digits and _, with no digit first"),
+}
 _CHOICES = {
     "durability": (LOCAL, REPLICA),
     "log_level": ("debug", "info", "warning", "error"),
@@ -64,6 +67,8 @@ class Settings:
       forward_headers: The names of the HTTP headers that user code may read in each step, in lower case.
       tenant_header: The name of the HTTP header that says on whose behalf a request is made; "" for none.
       body_memory: The most bytes of large request bodies and answers that one gateway process holds at a time.
+      metrics: Whether requests and calls are counted, for ``/-/metrics``.
+      metrics_prefix: Begins the name of each metric; ``ray_`` for the dashboards of Ray Serve.
     """
 
     broker_url: str | None = field(default=None, repr=False)
@@ -86,6 +91,8 @@ class Settings:
     forward_headers: tuple[str, ...] = ()
     tenant_header: str = ""
     body_memory: int = 256 * 1024 * 1024
+    metrics: bool = True
+    metrics_prefix: str = "qserve_"
 
     def __post_init__(self) -> None:
         for name in ("secret_key", "accepted_keys"):
@@ -172,12 +179,13 @@ def _read(name: str, text: str) -> Any:
         return names if name == "forward_headers" else _only(variable, names)
     if name in ("broker_maxmemory", "body_memory"):
         return _memory(variable, text)
-    if name in ("show_errors", "api_page", "log_tail"):
+    if name in ("show_errors", "api_page", "log_tail", "metrics"):
         if text.lower() not in _BOOLEANS:
             raise QserveException(f"{variable}={text!r} must be 1 or 0")
         return _BOOLEANS[text.lower()]
-    if name == "namespace" and _is_utf8(text) and not _NAMESPACE.fullmatch(text):
-        raise QserveException(f"{variable}={text!r} must consist of letters, digits and the characters . _ - : /")
+    pattern, words = _FORMS.get(name, (None, ""))
+    if pattern is not None and _is_utf8(text) and not pattern.fullmatch(text):
+        raise QserveException(f"{variable}={text!r} must consist of {words}")
     return os.fsencode(text) if name == "secret_key" else text
 
 

@@ -101,7 +101,7 @@ NAMES: Mapping[str, str] = {
         ("available_resources", "cluster_resources", "get_runtime_context", "nodes", "timeline"), _NO_CLUSTER
     ),
     **dict.fromkeys(("get_deployment", "list_deployments"), _OLD),
-    "metrics": "there are no metrics yet: `qserve status` shows queues and replicas",
+    "metrics": "import it, as in Ray Serve: `from qserve.metrics import Counter, Gauge, Histogram`",
     "util": "there is no `util`",
 }
 """Names of Ray, and of Ray Serve, that the plain renaming reaches and that are not here, each with advice."""

@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Hashable, Iterable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
-from functools import wraps
+from functools import partial, wraps
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, Generic, Protocol, Self, TypeVar, overload
 
@@ -22,6 +22,7 @@ from qserve.base.entry import own_context
 from qserve.base.forks import end_if_child
 from qserve.define.decorators import Failure, check_async, has_self, state_of, value_of
 from qserve.exceptions import QserveException
+from qserve.metrics.measures import BatchMetrics
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -152,6 +153,7 @@ class _Item:
         self.key = (*map(id, owner), len(args), tuple(kwargs), self.request.multiplexed_model_id)
         self.has_ended = False
         self.has_left = False
+        self.joined_at = 0.0
         self.results: deque[Any] = deque()
         self._waiter: asyncio.Future[None] | None = None
 
@@ -186,10 +188,12 @@ class _Queue:
         measure = len if batched.limits.batch_size_fn is None else batched.measure
         self._batcher = Batcher(batched.limits, measure, _Item.is_open)
         self._running: dict[asyncio.Task[None], tuple[list[_Item], RequestContext]] = {}
+        self._metrics = BatchMetrics.of(batched.name)
         self._timer: asyncio.TimerHandle | None = None
 
     def join(self, item: _Item) -> None:
-        self._batcher.add(item, item.key, self._loop.time())
+        item.joined_at = self._loop.time()
+        self._batcher.add(item, item.key, item.joined_at)
         self._start_ready()
 
     def leave(self, item: _Item) -> None:
@@ -228,6 +232,12 @@ class _Queue:
         self._running[task] = batch, request
         task.add_done_callback(lambda _: scope.release())
         task.add_done_callback(self._on_done)
+        if self._metrics is not None:
+            task.add_done_callback(partial(self._measure, self._metrics, batch, self._loop.time()))
+
+    def _measure(self, metrics: BatchMetrics, batch: list[_Item], began: float, task: asyncio.Task[None]) -> None:
+        limit, first = self._batched.limits.max_batch_size, min(item.joined_at for item in batch)
+        metrics.ended(len(batch), limit, began - first, self._loop.time() - began)
 
     def _on_done(self, task: asyncio.Task[None]) -> None:
         del self._running[task]
@@ -256,6 +266,7 @@ class _Batched:
 
     def __init__(self, func: Callable[..., Any], limits: Limits) -> None:
         self._func, self.limits = func, limits
+        self.name = func.__qualname__
         self.streams = inspect.isasyncgenfunction(func)
         self._signature = inspect.signature(func)
         self._has_self = has_self(self._signature)

@@ -24,6 +24,7 @@ from qserve.base.log import get_logger
 from qserve.base.promise import Promise
 from qserve.define.decorators import Failure, check_async, has_self, state_of, value_of
 from qserve.exceptions import QserveException
+from qserve.metrics.measures import count, timed
 
 Loader = TypeVar("Loader", bound=Callable[..., Coroutine[Any, Any, Any]])
 log = get_logger(__name__)
@@ -108,7 +109,8 @@ class _Loading:
 class _Models:
     """The models that one loader keeps for one instance; safe for several threads and event loops."""
 
-    def __init__(self, capacity: int) -> None:
+    def __init__(self, capacity: int, name: str = "") -> None:
+        self._name = name
         self._lock = threading.Lock()
         self.cache = ModelCache(capacity)
         self._loading: dict[str, _Loading] = {}
@@ -119,6 +121,7 @@ class _Models:
 
     async def get(self, model_id: str, load: Callable[[], Awaitable[Any]]) -> Any:
         users = self._users()
+        count("serve_multiplexed_get_model_requests_counter", function_name=self._name)
         with self._lock:
             with suppress(KeyError):
                 return self.cache.use(model_id, users)
@@ -181,9 +184,12 @@ class _Models:
         try:
             if evicted:
                 _notify_listeners()
+                count("serve_multiplexed_models_unload_counter", len(evicted), function_name=self._name)
             while evicted:
                 await _dispose(evicted.pop())  # pop frees its memory before the next one loads
-            model = await load()
+            with timed("serve_multiplexed_model_load_latency_ms", function_name=self._name):
+                model = await load()
+            count("serve_multiplexed_models_load_counter", function_name=self._name)
         except BaseException as error:
             end_if_child(error)
             with self._lock:
@@ -254,7 +260,7 @@ def _models_of(owner: Any, loader: Any, capacity: int) -> _Models:
     state = state_of(owner, "__qserve_models__")
     if loader not in state:
         with _registry_lock:
-            _all_models.add(state.setdefault(loader, _Models(capacity)))
+            _all_models.add(state.setdefault(loader, _Models(capacity, loader.__qualname__)))
     return cast(_Models, state[loader])
 
 

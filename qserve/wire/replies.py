@@ -110,6 +110,12 @@ def order_of(place: str) -> tuple[int, int]:
     return int(first), int(second)
 
 
+def entered_ms(entry_id: bytes) -> int:
+    """Return when an entry was added to its stream, by the broker's clock, as its ID says."""
+    first = entry_id.partition(b"-")[0]
+    return int(first) if first.isdigit() and len(first) < 20 else 0
+
+
 def request_id(raw: Any) -> str:
     """Return the ID of a request."""
     if type(raw) is not bytes or _REQUEST_ID(raw) is None:

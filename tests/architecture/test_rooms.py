@@ -38,6 +38,7 @@ DOORS = {
     "mypy": ("qserve.mypy_plugin",),
     "redis": ("qserve.broker",),
     "hiredis": ("qserve.broker",),
+    "prometheus_client": ("qserve.metrics.exposition",),
     "yaml": ("qserve.appfile", "qserve.stacks"),
 }
 """Foreign libraries and the only places that may import them."""

@@ -61,6 +61,8 @@ def test_every_setting_has_a_variable() -> None:
         body_memory=1 << 26,
         forward_headers=("x-region", "accept-language"),
         tenant_header="x-tenant",
+        metrics=False,
+        metrics_prefix="ray_",
     )
 
     assert Settings.from_env(settings.to_env()) == settings

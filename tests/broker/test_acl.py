@@ -36,8 +36,11 @@ from qserve.deploy.removal import is_idle
 from qserve.deploy.rollout import wait_for_gateways
 from qserve.deploy.status import status_of
 from qserve.exceptions import BrokerUnavailable
+from qserve.fleet import totals
+from qserve.fleet.facts import broker_facts
 from qserve.fleet.store import FleetStore
 from qserve.machine.embedded_broker import find_server
+from qserve.metrics.table import BROKER, SOURCE
 from qserve.wire.application import ApplicationRecord, DeploymentRecord
 from qserve.wire.fleet import Drain, HostRecord, Scaled, Wish
 from qserve.wire.moves import Awaited, Epoch, Join, Start
@@ -313,6 +316,11 @@ def test_an_operator_sees_gateways_workers_and_queues_and_a_program_what_it_may_
         (0, 0),
     ]
     assert (of_program.proxies, of_program.hosts) == ({}, {})
+    assert totals.publish(worker, keys, SEAL, "a-1", {}, False)
+    assert totals.worker_totals(gateway, keys, SEAL).keys() == {"a-1"}
+    facts = broker_facts(gateway, keys, SEAL, Registry(gateway, keys, SEAL))
+    assert {*facts, "serve_deployment_replica_healthy"} == {name for name, of in SOURCE.items() if of == BROKER}
+    totals.withdraw(worker, keys, SEAL, "a-1")
     assert seen.applications["app"].deployments["One"].waiting_calls == 1
     assert of_program.applications.keys() == seen.applications.keys() == {"app"}
     worker.delete(keys.hosts, keys.delayed_of(record().stream(keys, "One")))

@@ -64,7 +64,6 @@ def test_another_name_is_an_attribute_error() -> None:
         ("get_actor", "no tasks and actors"),
         ("nodes", "`qserve status` shows what runs"),
         ("get_deployment", "bind deployments, and pass the root to `run`"),
-        ("metrics", "no metrics yet"),
     ],
 )
 def test_a_name_of_ray_that_is_not_here_says_what_to_use(name: str, advice: str) -> None:

@@ -40,6 +40,7 @@ from qserve.wire.outcome import CallField, Field
 from qserve.wire.progress import Progress
 from qserve.wire.sealing import Seal, seal_header
 from qserve.wire.status import ReplicaStatus
+from qserve.wire.totals import Description, Distribution, Exemplar, Family, Kind, Published
 
 ID = "0123456789abcdef" * 2
 KEYS = Keyring(b"secret")
@@ -55,6 +56,17 @@ CARRYING = HEADER._replace(carried=Carried(tenant="acme", headers={"accept-langu
 REPORT = ReplicaStatus("replica", "Model", "v1", "RUNNING")
 FAILURE = Failure("builtins", "ValueError", "no", members=(Failure("builtins", "KeyError", "key"),))
 MESSAGE = HttpMessage("GET", "http", "/", "", b"", ((b"host", b"x"),), ("127.0.0.1", 1), None, b"body", {"id": 1})
+COUNTED = Published(
+    1.0,
+    False,
+    {
+        "a": Family(Description("a", Kind.COUNTER, "what", ("x",)), {("y",): 2.0}),
+        "b": Family(
+            Description("b", Kind.HISTOGRAM, "", (), (1.0,)),
+            {(): Distribution((1, 0), 0.5, {0: Exemplar(ID, 0.5, 1.0)})},
+        ),
+    },
+)
 VALUES: list[Any] = [
     fleet.Lead("worker"),
     fleet.HostRecord("worker", "host"),
@@ -100,6 +112,19 @@ def later_failure() -> bytes:
     return msgpack.packb([*parts, [[*member, LATER] for member in members], LATER])  # type: ignore[no-any-return]
 
 
+def later_totals() -> bytes:
+    until_ms, has_page, message = msgpack.unpackb(COUNTED.encode())
+    sender, (counter, histogram) = msgpack.unpackb(message)
+    (value,), (distribution,) = counter[-1], histogram[-1]
+    distribution[-1] = [[*exemplar, LATER] for exemplar in distribution[-1]]
+    families = [
+        [*counter[:-1], [[*value, LATER]], LATER],
+        [*histogram[:-1], [[*distribution, LATER]], LATER],
+        ["c", "a later kind", LATER],
+    ]
+    return msgpack.packb([until_ms, has_page, msgpack.packb([sender, families, LATER]), LATER])  # type: ignore[no-any-return]
+
+
 def later_letter() -> dict[bytes, bytes]:
     header = seal_header(Seal(Keyring()), HEADER.encode())
     return {
@@ -142,6 +167,7 @@ CASES = [
     Case(ApplicationRecord, later_record(RECORD), ApplicationRecord.decode, RECORD),
     Case(Failure, later_failure(), Failure.decode, FAILURE),
     Case(Progress, with_parts(Progress(0.5, "half").encode(), LATER), Progress.decode, Progress(0.5, "half")),
+    Case(Published, later_totals(), Published.decode, COUNTED),
     Case(DeadLetter, later_letter(), read_letter, (HEADER, "0", 1.0, "replica", "died")),
     Case("modules", later_modules(), lambda data: unpack_modules(data, KEYS), {"shop": ("shop.py", False, b"")}),
     Case(HttpMessage, [*pack_message(MESSAGE), LATER], unpack_message, MESSAGE),

@@ -17,6 +17,7 @@ from click.core import ParameterSource
 import qserve
 from qserve.base import once
 from qserve.base.import_path import search_for_user_code
+from qserve.base.listening import listen
 from qserve.base.log import get_logger, log_to_terminal
 from qserve.base.numbers import number, size
 from qserve.base.process import die_with_parent_if_asked, set_title
@@ -78,6 +79,13 @@ _QUIET_FOR_S = 1.0
     envvar="QSERVE_MEMORY",
     help="How much all replicas may take that have a limit, such as 8gb. [default: $QSERVE_MEMORY, or this host's]",
 )
+@click.option(
+    "--metrics-port",
+    metavar="[ADDRESS:]PORT",
+    envvar="QSERVE_METRICS_PORT",
+    help="Where Prometheus reads this worker's metrics, on 127.0.0.1 unless ADDRESS says otherwise."
+    " [default: $QSERVE_METRICS_PORT, or none: the gateways show them]",
+)
 @click.option("--name", metavar="APP", help="The application. [default: every registered one]")
 @app_dir_option
 @code_version_option
@@ -92,6 +100,7 @@ def worker(
     resources: Sequence[str],
     devices: str | None,
     memory: str | None,
+    metrics_port: str | None,
     name: str | None,
     app_dir: str,
     code_version: str | None,
@@ -117,6 +126,7 @@ def worker(
         {name: _amount(value) for name, value in _pairs(resources, "--resource")},
         dict(_pairs(labels, "--label")),
     )
+    page = _listen(metrics_port) if metrics_port and settings.metrics else None
     search_for_user_code(app_dir)
     set_title(f"qserve worker {capacity.host}")
     once.share()
@@ -127,7 +137,18 @@ def worker(
     if not os.environ.get(CHECKED):
         _wait_for_broker(settings)
     gc.freeze()  # children share these pages as long as the collector does not write to them
-    Supervisor(settings, scope, capacity).run()
+    Supervisor(settings, scope, capacity, page).run()
+
+
+def _listen(place: str) -> socket.socket:
+    address, _, port = place.rpartition(":")
+    try:
+        number = WholeNumber(1, 65535).convert(port, None, None)
+    except click.BadParameter as error:
+        raise click.UsageError(f"--metrics-port takes [ADDRESS:]PORT, got {place!r}: {error}") from error
+    return listen(
+        address.strip("[]") or "127.0.0.1", number, lambda family, at: socket.create_server(at[:2], family=family)
+    )
 
 
 def _refuse_what_is_planned() -> None:

@@ -93,6 +93,10 @@ class InFlightLimit:
             message = f"this gateway process already has {self.held} requests in flight (limit {PROCESS_LIMIT})"
             raise Refused(message, "gateway_full", 503, retry_after_s=1)
 
+    def held_by_route(self) -> dict[str, int]:
+        """Return how many requests are in flight, by the name of their route."""
+        return {name: route.held for name, route in self._routes.items()}
+
     # -- memory ------------------------------------------------------------------------------------
 
     def has_room(self, size: int) -> bool:

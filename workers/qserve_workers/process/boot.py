@@ -14,6 +14,7 @@ import signal
 import threading
 import time
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from celery import signals
@@ -29,6 +30,7 @@ from qserve.base.tracebacks import user_traceback
 from qserve.broker.connection import connect
 from qserve.broker.registry import Registry
 from qserve.calls.ref import current
+from qserve.define.multiplexing import loaded_models
 from qserve.define.target import shadows
 from qserve.deploy.installation import Installation
 from qserve.deploy.log_tail import LogTail
@@ -36,6 +38,9 @@ from qserve.deploy.registration import DeploymentCode, import_code, unpack_code
 from qserve.engine.servable import Servable
 from qserve.engine.step import Stepper
 from qserve.exceptions import BrokerError, QserveException
+from qserve.metrics import recorder, totals
+from qserve.metrics.measures import timed
+from qserve.metrics.table import TABLE
 from qserve.wire.application import ApplicationRecord
 from qserve.wire.status import FAILED
 from qserve_workers.celery.app import make_celery
@@ -94,6 +99,7 @@ def run_replica(spec: ReplicaSpec) -> int:
     signal.signal(signal.SIGHUP, lambda number, frame: hangups.append(number))
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})  # see `fork_replica`
     resources.log_as_told(spec)
+    _count_for(spec)
     url = spec.settings.named_broker
     installation = Installation(spec.settings)
     installation.registry.remember(spec.record)
@@ -146,6 +152,22 @@ def run_replica(spec: ReplicaSpec) -> int:
     return code
 
 
+def _count_for(spec: ReplicaSpec) -> None:
+    """Count in this process, and tell the supervisor, if that wants to know."""
+    if spec.told is not None:
+        labels = {"application": spec.record.name, "deployment": spec.deployment, "replica": spec.name}
+        counter = recorder.Recorder(labels)
+        counter.before_each(partial(_note_models, counter))
+        recorder.install(counter)
+        totals.install(totals.Reporter(counter, spec.name, spec.told))
+
+
+def _note_models(counter: recorder.Recorder) -> None:
+    models, place = loaded_models(), tuple(counter.labels.values())
+    counter.replace(TABLE["serve_num_multiplexed_models"], {place: len(models)} if models else {})
+    counter.replace(TABLE["serve_registered_multiplexed_model_id"], {(*place, name): 1 for name in models})
+
+
 def _ignore(number: int, frame: object) -> None:
     """Take a signal; programs that user code starts would ignore it as well if this were SIG_IGN."""
 
@@ -190,11 +212,13 @@ class _Start:
         self.doing = "its constructor failed"
         servable = Servable(*code)
         context.replica = ReplicaContext(record.name, spec.deployment, spec.name)
-        servable.construct_on(self._loop)
+        with timed("serve_replica_initialization_latency_ms"):
+            servable.construct_on(self._loop)
         context.replica = replace(context.replica, servable_object=servable.instance)
         if spec.options.user_config:
             self.doing = "its reconfigure failed"
-            self._loop.run_until_complete(servable.reconfigure(spec.options.user_config_value))
+            with timed("serve_replica_reconfigure_latency_ms"):
+                self._loop.run_until_complete(servable.reconfigure(spec.options.user_config_value))
         self.doing = ""
         enable_logging()
         return plane, servable, Replica(spec, servable, Stepper(record, spec.keys, plane.codec), plane)

@@ -19,6 +19,7 @@ from qserve.define.multiplexing import unload_models
 from qserve.deploy.installation import Installation
 from qserve.engine.servable import Servable
 from qserve.exceptions import QserveException
+from qserve.metrics.measures import count, timed
 from qserve.wire.fleet import Wish
 from qserve.wire.status import RUNNING, ReplicaStatus, encode_stats
 from qserve_workers.process.resources import log_as_told
@@ -125,7 +126,8 @@ class Lifecycle:
         message = ""
         if options.user_config != self._taken.user_config:
             try:
-                await self.servable.reconfigure(options.user_config_value)
+                with timed("serve_replica_reconfigure_latency_ms"):
+                    await self.servable.reconfigure(options.user_config_value)
             except _RAISED as error:
                 log.exception("reconfigure failed")
                 message = str(error) if isinstance(error, QserveException) else user_traceback(error)
@@ -152,9 +154,11 @@ class Lifecycle:
 
     async def _is_healthy(self, failures: int) -> bool:
         try:
-            await asyncio.wait_for(self.servable.check_health(), self.spec.options.health_timeout_s)
+            with timed("serve_health_check_latency_ms"):
+                await asyncio.wait_for(self.servable.check_health(), self.spec.options.health_timeout_s)
         except (Exception, asyncio.CancelledError) as error:
             _raise_if_ending(error)
+            count("serve_health_check_failures")
             log.warning("check_health failed (%d of %d): %r", failures + 1, HEALTH_FAILURES, error)
             return False
         return True

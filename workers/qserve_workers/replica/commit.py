@@ -28,6 +28,7 @@ from qserve.wire.failure import Failure
 from qserve.wire.outcome import CallField, State
 from qserve.wire.sealing import seal_end, seal_moves
 from qserve_workers.replica.emitter import Collector, Emitter
+from qserve_workers.replica.metrics import CallMetrics
 from qserve_workers.replica.plane import LoopPlane
 from qserve_workers.replica.reader import Delivery, Tag, Work
 from qserve_workers.replica.spec import ReplicaSpec
@@ -49,6 +50,7 @@ class Committer:
     Parameters:
       on_end: Called when a call has ended here; the broker's reply may still be on its way.
       on_settled: Called when the broker has acknowledged a delivery, or put it back.
+      metrics: Counts the calls; None where nothing is counted.
     """
 
     def __init__(
@@ -58,12 +60,14 @@ class Committer:
         *,
         on_end: Callable[[Work], None],
         on_settled: Callable[[Tag], None],
+        metrics: CallMetrics | None = None,
     ) -> None:
         self._spec = spec
         self._plane = plane
         self._keys = plane.keys
         self._on_end = on_end
         self._on_settled = on_settled
+        self._metrics = metrics
         self.watcher: Callable[[Work, str, bytes], None] | None = None
         """Called with the end of each call, and its result or failure; None as long as nobody wants to know."""
 
@@ -92,12 +96,16 @@ class Committer:
         except Exception as error:  # a fault of ours: without an end the request would wait for its deadline
             self._post_commit(work, self._failed(work, error, "cannot be committed"))
         self._on_end(work)
+        if self._metrics is not None:
+            self._metrics.count(work, conclusion.state == State.FAILED)
         if access_log.isEnabledFor(logging.INFO):
             _log_end(work, conclusion.state)
 
     def fail(self, work: Work, error: BaseException) -> None:
         """End a call whose code raised: it is tried again, or its request fails."""
         options, tries = self._spec.options, work.tries
+        if self._metrics is not None:
+            self._metrics.count_error(work, error)
         if not options.max_retries or not self._is_worth_retries(error):
             self.commit(work, self._failed(work, error, "failed"))
         elif tries < options.max_retries:
@@ -165,11 +173,15 @@ class Committer:
         )  # fmt: skip
 
     def _post_commit(self, work: Work, conclusion: Conclusion) -> None:
+        posted = 0.0 if self._metrics is None else time.monotonic()
+
         def on_reply(reply: Any) -> None:
             if failpoints.ARMED:
                 failpoints.hit("commit.after_send")
             if reply == Reply.OK:
                 self._on_settled(work.tag)
+                if self._metrics is not None:
+                    self._metrics.count_end(conclusion.state, posted)
                 return
             epoch = other_epoch(reply)
             if epoch is not None:
@@ -199,12 +211,16 @@ class Committer:
             tag.stream, self._keys.request(header.request_id), delayed, tag.entry_id, wait_ms, tries, life_ms,
             self._spec.name, _history_of(failure),
         )  # fmt: skip
+        if self._metrics is not None:
+            self._metrics.count_retry()
         self._end(work, command, POSTPONED, failure)
 
     def _dead_letter(self, work: Work, why: str, error: BaseException) -> None:
         """Crash before this is sent: the call is pending and runs again elsewhere. Crash after: it is a dead letter."""
         shown = f"is a dead letter ({why}: qserve dlq show {work.header.request_id})"
         failure = self._describe(work, error, shown)
+        if self._metrics is not None:
+            self._metrics.count_dead_letter(why)
         self._end(work, self._dead_letter_command(work, why, failure), State.FAILED, failure)
 
     def _dead_letter_command(self, work: Work, why: str, failure: Failure) -> Command:
@@ -218,17 +234,21 @@ class Committer:
     def _end(self, work: Work, command: Command, state: str, failure: Failure) -> None:
         if self.watcher is not None:
             self.watcher(work, state, failure.encode())
-        self._post_end(work, command)
+        self._post_end(work, command, State.FAILED if state == State.FAILED else "")
         self._on_end(work)
+        if self._metrics is not None:
+            self._metrics.count(work, True)
         if access_log.isEnabledFor(logging.INFO):
             _log_end(work, state)
 
-    def _post_end(self, work: Work, command: Command) -> None:
+    def _post_end(self, work: Work, command: Command, state: str = "") -> None:
         def on_reply(reply: Any) -> None:
             if isinstance(reply, BrokerError):
                 self._on_refusal(work, reply)
-            else:
-                self._on_reply(work, reply)
+                return
+            self._on_reply(work, reply)
+            if state and reply == Reply.OK and self._metrics is not None:
+                self._metrics.count_end(state)
 
         self._plane.post(command, on_reply)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from typing import Any
+from weakref import WeakSet
 
 import msgpack
 
@@ -38,6 +39,8 @@ class Emitter:
         self._request_id = header.request_id
         self._is_http = header.answer is not Answer.VALUE
         self._sent = 0
+        self.backlog = 0
+        _emitters.add(self)
 
     def result(self) -> bytes:
         return end_of_items(self._sent)
@@ -71,10 +74,18 @@ class Emitter:
         reply = await sent
         if isinstance(reply, BrokerError):
             raise reply
-        backlog = replies.number(reply)
+        self.backlog = backlog = replies.number(reply)
         if backlog < 0:
             raise ReaderGone("the request of this stream has ended")
         return backlog
+
+
+_emitters: WeakSet[Emitter] = WeakSet()
+
+
+def stream_backlog() -> int:
+    """Return how many items of this process's streams no reader has taken, as the broker has last said."""
+    return sum(max(0, emitter.backlog) for emitter in list(_emitters))
 
 
 class Collector(Emitter):

@@ -17,9 +17,12 @@ from qserve.calls.mailbox import STOPPED
 from qserve.engine.invoke import Invoker
 from qserve.engine.servable import Servable
 from qserve.engine.step import Conclusion, Stepper
+from qserve.metrics import recorder
 from qserve.wire.outcome import CallField, State
 from qserve.wire.replies import shown, states
 from qserve_workers.replica.commit import Committer
+from qserve_workers.replica.emitter import stream_backlog
+from qserve_workers.replica.metrics import CallMetrics
 from qserve_workers.replica.plane import LoopPlane
 from qserve_workers.replica.reader import Backlog, Delivery, StreamReader, Work
 from qserve_workers.replica.spec import Exit, ReplicaSpec
@@ -50,7 +53,9 @@ class Replica:
         self.servable = servable
         self._has_coroutines = servable.has_coroutines
         self.backlog = Backlog(spec.keys, spec.stream)
-        self.committer = Committer(spec, plane, on_end=self._on_end, on_settled=self.backlog.settle)
+        here = recorder.here
+        metrics = None if here is None else CallMetrics(here, lambda: self._ongoing, stream_backlog)
+        self.committer = Committer(spec, plane, on_end=self._on_end, on_settled=self.backlog.settle, metrics=metrics)
         self.invoker = Invoker(
             servable, stepper, self.committer, self.loop, own_context(), "user-code", self.backlog.waiting
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import socket
 from dataclasses import dataclass, field
 from enum import IntEnum
 from functools import cached_property
@@ -14,6 +15,7 @@ from qserve.base.process import kill_descendants
 from qserve.base.settings import Settings
 from qserve.deploy import log_tail
 from qserve.deploy.sources import Sources
+from qserve.metrics import totals
 from qserve.wire.application import ApplicationRecord, DeploymentRecord
 
 
@@ -30,6 +32,7 @@ class ReplicaSpec:
       parent: The supervisor's process id.
       worker: The id of the worker that it belongs to.
       devices: The GPUs that were assigned to it.
+      told: By which it tells its supervisor what it has counted; None where nothing is counted.
       note: How it ends itself.
 
     Attributes:
@@ -46,11 +49,13 @@ class ReplicaSpec:
     parent: int = field(default_factory=os.getpid)
     worker: str = ""
     devices: tuple[str, ...] = ()
+    told: socket.socket | None = field(default=None, compare=False, repr=False)
     note: EndNote = field(default_factory=lambda: EndNote(), compare=False, repr=False)
 
     def end_process(self, code: int) -> NoReturn:
         """End this process at once, and let the supervisor know that this was intended."""
         log_tail.flush()
+        totals.flush()
         self.note.write(code)
         if os.getppid() != self.parent:  # otherwise the supervisor does it, when this process has ended
             kill_descendants(self.name)

@@ -19,6 +19,8 @@ from qserve.base.turns import Turns
 from qserve.broker.connection import Client, broker_errors
 from qserve.engine.step import Conclusion
 from qserve.exceptions import TimeLimitExceeded
+from qserve.metrics import recorder, totals
+from qserve.metrics.table import TABLE
 from qserve.wire.failure import Failure
 from qserve.wire.outcome import State
 from qserve_workers.replica.reader import Work
@@ -31,6 +33,9 @@ STOP_FOR_S = 1.0
 POLL_INTERVAL_S = 0.25
 IDLE_PING_S = 1.0
 """How often the loop of a replica without calls is asked whether it turns: user code may hold it all the same."""
+
+TELL_S = 1.0
+"""How often what was counted is told to the supervisor, if there is any."""
 
 
 class Watchdog:
@@ -46,7 +51,9 @@ class Watchdog:
         self._stall_s = replica.spec.settings.stall_limit_s
         self._loop_thread = threading.get_ident()
         self._is_pinged = False
-        self._checked_at = self._pinged_at = time.monotonic()
+        self._checked_at = self._pinged_at = self._told_at = time.monotonic()
+        here = recorder.here
+        self._delays = None if here is None else here.buckets(TABLE["serve_event_loop_scheduling_latency_ms"])
         self._stood_s = 0.0
         self._stop = threading.Event()
         self._turns = Turns("the watchdog", log, longest_s=1.0, is_quiet=True)
@@ -74,6 +81,9 @@ class Watchdog:
 
     def _check(self) -> None:
         now = time.monotonic()
+        if now - self._told_at >= TELL_S:
+            self._told_at = now
+            totals.flush()
         works = self._replica.invoker.running()
         self._check_loop(now, bool(works))
         if not self.is_loop_alive():
@@ -112,6 +122,8 @@ class Watchdog:
 
     def _on_ping(self) -> None:
         self._is_pinged = False
+        if self._delays is not None:
+            self._delays.observe((time.monotonic() - self._pinged_at) * 1000)
 
     # -- calls that run too long -------------------------------------------------------------------
 

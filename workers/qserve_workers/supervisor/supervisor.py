@@ -27,8 +27,10 @@ from qserve.exceptions import BrokerError
 from qserve.wire.application import ApplicationRecord
 from qserve.wire.replies import warn_once
 from qserve.wire.status import FAILED, RUNNING, STARTING, ReplicaStatus
+from qserve.wire.totals import Labels
 from qserve_workers.replica.spec import ReplicaSpec
 from qserve_workers.supervisor.memory import MemoryLimits, Over
+from qserve_workers.supervisor.metrics import HostMetrics
 from qserve_workers.supervisor.offer import Capacity, Offer, explain_refusal
 from qserve_workers.supervisor.policies import PolicyHost
 from qserve_workers.supervisor.replica_process import MemoryWatch, ReplicaProcess, describe_end, fork_replica
@@ -55,12 +57,14 @@ class Supervisor:
     """Keeps the replicas of one host running.
 
     Parameters:
+      metrics_page: A socket that listens, on which Prometheus is answered.
       fork: Starts a replica and returns its process id; replaced in tests.
     """
 
     settings: Settings
     scope: Scope = field(default_factory=Scope)
     capacity: Capacity = field(default_factory=Capacity)
+    metrics_page: socket.socket | None = None
     fork: Callable[[ReplicaSpec], int] = fork_replica
     processes: dict[int, ReplicaProcess] = field(default_factory=dict)
 
@@ -80,7 +84,8 @@ class Supervisor:
             self._policies,
         )
         self._offered_of: object = None
-        self._takeover = Takeover(self._installation)
+        self._metrics: HostMetrics | None = None
+        self._takeover = Takeover(self._installation, self._count)
         self._memory = MemoryWatch()
         self._log_tail = LogTail(self._installation, socket.gethostname())
         self._limits = MemoryLimits()
@@ -98,6 +103,8 @@ class Supervisor:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_signal)
         self._strays.begin()
+        if self.settings.metrics:
+            self._metrics = HostMetrics(self.settings, self._installation, self._offer.worker, self.metrics_page)
         if self.settings.log_tail:
             logging.getLogger().addHandler(self._log_tail)
         # A supervisor that hangs would hand nothing over. The kernel ends it, even if the interpreter is blocked: it
@@ -106,6 +113,8 @@ class Supervisor:
         faulthandler.register(signal.SIGALRM, chain=True)
         while not self._is_stopping or self._offer.is_needed():
             signal.alarm(HUNG_S)
+            if self._metrics is not None:  # also while the broker is away
+                self._metrics.turn(self._running())
             with self._turns:
                 self.tick()
                 self._applications.wait_for_change(TICK_S)
@@ -114,6 +123,8 @@ class Supervisor:
         log.info("the worker ends; %d replicas finish what they run", len(self.processes))
         self._policies.keep(())
         self._offer.withdraw()
+        if self._metrics is not None:
+            self._metrics.end()
         with contextlib.suppress(BrokerError):  # a deploy may have returned just now
             self._applications.refresh()
         self._stop_all()
@@ -152,6 +163,17 @@ class Supervisor:
         own = [process.spec.name for process in self.processes.values()]
         attempt("looking for lost connections", self._takeover.look, own, attempt)
         attempt("keeping log lines", self._log_tail.send_if_due)
+        if self._metrics is not None:
+            attempt("keeping metrics", self._metrics.publish_if_due)
+
+    def _count(self, name: str, app: str, deployment: str, value: float = 1) -> None:
+        """Add to a counter of this host."""
+        if self._metrics is not None:
+            self._metrics.count(name, app, deployment, value)
+
+    def _running(self) -> dict[Labels, int]:
+        """Return how many replicas this host has, by application and deployment."""
+        return Counter((process.spec.record.name, process.spec.deployment) for process in self.processes.values())
 
     def _read_applications(self) -> None:
         """Read what is deployed, and have replicas read what has changed for them: options, and whether to pause.
@@ -249,6 +271,10 @@ class Supervisor:
         reports = self._installation.reports(spec.record.name)
         last = reports.last(spec.name)
         reports.remove(spec.name)
+        if self._metrics is not None:
+            self._metrics.forget(spec.name)
+        if not process.is_stopping:
+            self._count("replica_deaths", spec.record.name, spec.deployment)
         if process.is_stopping:
             why = f"{process.stopped_because}; {how}" if process.killed_because else process.stopped_because
             log.info("replica %s of %s has ended (%s)", spec.name, spec.deployment, why, extra=extra)
@@ -368,6 +394,7 @@ class Supervisor:
             is_paused,
             worker=worker,
             devices=devices,
+            told=None if self._metrics is None else self._metrics.told,
         )
         until_ms = clock.stamp_ms() + 1000 * (self.settings.start_timeout_s + _REPORTED_AFTER_S)
         config = spec.options.config  # what can fail comes first: a replica that is not in our table would live on
@@ -385,6 +412,7 @@ class Supervisor:
             return False
         self.processes[pid] = ReplicaProcess(pid, spec, config, is_paused)
         self._limits.enter(pid, spec)
+        self._count("serve_deployment_replica_starts", record.name, deployment)
         if failpoints.ARMED:
             failpoints.hit("supervisor.after_fork")
         trouble = self._troubles.get(stream)

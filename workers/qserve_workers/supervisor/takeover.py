@@ -41,9 +41,15 @@ class Takeover:
     From time to time it compares all heartbeats, and so finds replicas that are frozen, and those whose host is cut
     off. More often it asks the broker for the connections of replicas that other supervisors have started, and so finds
     those that were killed together with their supervisor.
+
+    Parameters:
+      count: Counts how many calls were handed over, as ``HostMetrics.count``.
     """
 
-    def __init__(self, installation: Installation) -> None:
+    def __init__(
+        self, installation: Installation, count: Callable[[str, str, str, float], object] = lambda *counted: None
+    ) -> None:
+        self._count_metric = count
         self._installation = installation
         self._client = installation.client
         self._keys = installation.keys
@@ -86,7 +92,10 @@ class Takeover:
                 total += moved
         models = self._keys.models_of(stream)
         command = functions.disband(personal, stream, models, consumer, self._prefix)
-        return total + self._count(command, personal, stream, models)
+        total += self._count(command, personal, stream, models)
+        if total:
+            self._count_metric("takeovers", app_in(stream), deployment_in(stream), total)
+        return total
 
     @broker_errors()
     def _name_requests(self, source: str, consumer: str, how: str) -> None:
