@@ -122,7 +122,7 @@ class RequestHandler:
             # in its own method, whose end frees the body: the result may come much later
             ref, job = self._submit(environ, request_id, found, timeout_s, place)
             if job is not None:
-                reply = self.jobs.follow(ref, job, timeout_s, environ, request_id, place)
+                reply = self.jobs.follow(ref, job, timeout_s, environ, request_id, place, _reader_of(record))
                 return reply
             end = time.monotonic() + timeout_s
             self._wait(ref, timeout_s, environ, record)
@@ -145,7 +145,8 @@ class RequestHandler:
             if outcome.state == State.DONE:
                 reply = result_reply(outcome.payload, request_id)
             else:
-                reply = failure_reply(outcome, request_id, self.settings.show_errors, line_of(environ))
+                show_errors, line = self.settings.show_errors, line_of(environ)
+                reply = failure_reply(outcome, request_id, show_errors, line, _reader_of(record))
             return reply
         finally:
             call_when_sent(reply, place.leave)
@@ -265,6 +266,11 @@ class _Found(NamedTuple):
     path: str
     path_params: dict[str, Any]
     version: ApplicationRecord | None = None
+
+
+def _reader_of(record: ApplicationRecord) -> str:
+    """Return the driver whose input the gateway reads from a JSON body; "" for another application."""
+    return record.ingress if record.driver is not None and record.driver.adapter == "json_request" else ""
 
 
 def _too_large() -> Refused:

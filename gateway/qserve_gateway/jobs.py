@@ -145,11 +145,16 @@ class Jobs:
     plane: ClientPlane
     in_flight: InFlightLimit
 
-    def follow(self, ref: Ref, job: Job, timeout_s: float, environ: Environ, trace_id: str, place: Place) -> Reply:
+    def follow(
+        self, ref: Ref, job: Job, timeout_s: float, environ: Environ, trace_id: str, place: Place, reader: str = ""
+    ) -> Reply:
         """Return the reply to a request that has just been submitted.
 
         It is 202 as soon as the request is accepted, if the client prefers that. A client that disconnects, or waits
         too long, cancels nothing: it may come back for the result.
+
+        Parameters:
+          reader: See ``failure_reply``.
 
         Raises:
           RequestCancelled: The client closed the connection.
@@ -164,7 +169,7 @@ class Jobs:
                 return _accepted(job.request_id, trace_id, preferred=True)
         elif not wait_for_result(ref, timeout_s, sock) and not self.plane.look(ref):
             raise DeadlineExceeded(f"the request did not finish within {timeout_s:g} s")
-        return self._reply(ref.outcome(), trace_id, job.request_id, place)
+        return self._reply(ref.outcome(), trace_id, job.request_id, place, reader)
 
     def serve(self, environ: Environ, trace_id: str) -> Reply | Events:
         """Serve a request about a job.
@@ -212,12 +217,12 @@ class Jobs:
             return problem_reply(410, "cancelled", f"request {request_id} was cancelled", trace_id)
         return self._reply(outcome, trace_id, request_id, place)
 
-    def _reply(self, outcome: Outcome, trace_id: str, request_id: str, place: Place) -> Reply:
+    def _reply(self, outcome: Outcome, trace_id: str, request_id: str, place: Place, reader: str = "") -> Reply:
         if outcome.state == ANNOUNCED:
             place.take(length(outcome))
             outcome = self.plane.fetch(request_id, WAIT_LIMIT_S)
         if outcome.state != State.DONE:
-            return failure_reply(outcome, trace_id, self.settings.show_errors)
+            return failure_reply(outcome, trace_id, self.settings.show_errors, reader=reader)
         if is_of_value(request_id):
             headers = [("content-type", "application/json"), ("cache-control", "no-store"), ("x-request-id", trace_id)]
             reply = Reply(200, headers, _value_as_json(outcome.payload, request_id))

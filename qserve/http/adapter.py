@@ -15,6 +15,7 @@ from starlette.datastructures import UploadFile
 from starlette.requests import Request
 from starlette.responses import Response
 
+from qserve.exceptions import QserveException
 from qserve.http import builtin_adapters as built_in
 from qserve.http.rejection import MISSING, RequestValidationError, missing, read_form, read_json, unreadable
 
@@ -128,6 +129,11 @@ async def _run_built_in(
             value = await asyncio.to_thread(adapter, argument)
     except json.JSONDecodeError as error:
         raise unreadable(f"the request body is not valid JSON: {error}", "invalid_json") from error
+    except (ImportError, QserveException):
+        raise
+    except Exception as error:  # of numpy or Pillow, about a shape, a type, or the bytes of an image
+        detail = {"type": "value_error", "loc": ["body"], "msg": str(error), "input": None}
+        raise RequestValidationError([detail]) from error
     return await run(value)
 
 

@@ -407,6 +407,19 @@ def failed(error: BaseException, deployment: str = "") -> Outcome:
     return Outcome("f", Failure.of(error, deployment).encode())
 
 
+@pytest.mark.parametrize("headers", [{}, {"Prefer": "respond-async, wait=1"}, {"Idempotency-Key": "k"}])
+def test_json_without_what_the_graph_takes_of_it_is_the_client_s_error(headers: dict[str, str]) -> None:
+    plane = FakePlane(driver_app())
+    plane.outcome = failed(KeyError("name"), "DAGDriver")
+
+    response = serve(plane).post("/", data=b"{}", headers=headers)
+
+    assert (response.status_code, error_of(response)["code"]) == (422, "invalid_request")
+    assert "'name'" in error_of(response)["message"]
+    plane.outcome = failed(KeyError("name"), "Model")
+    assert serve(plane).post("/", data=b"{}", headers=headers).status_code == 500
+
+
 def test_an_error_of_user_code_is_500_with_its_type_message_and_deployment() -> None:
     plane = FakePlane(plain_app())
     plane.outcome = failed(ZeroDivisionError("division by zero"), "Model")

@@ -415,3 +415,25 @@ def test_the_answer_to_a_broken_body_has_an_error_beside_the_detail() -> None:
     assert response.status_code == 400
     assert body["error"]["code"] == "invalid_json"
     assert body["detail"][0]["loc"] == ["body"]
+
+
+@pytest.mark.parametrize(
+    ("adapter", "sent"),
+    [
+        (json_to_ndarray, {"array": [1, 2, 3], "shape": [2, 2]}),
+        (json_to_ndarray, {"array": [1], "dtype": "no such type"}),
+        (json_to_ndarray, {"array": [[1], [2, 3]]}),
+        (json_to_multi_ndarray, {"a": {"array": [1], "shape": [10**30]}}),
+    ],
+)
+def test_arrays_that_numpy_does_not_make_are_the_client_s_error(adapter: Any, sent: Any) -> None:
+    error = refusal(adapter, a_request(json.dumps(sent).encode(), content_type="application/json"))
+
+    assert (error.status, error.code) == (422, "invalid_request")
+    assert error.errors[0]["loc"] == ["body"]
+
+
+def test_bytes_that_are_no_image_are_the_client_s_error() -> None:
+    error = refusal(image_to_ndarray, a_form(img=b"no image"))
+
+    assert (error.status, "identify" in str(error)) == (422, True)

@@ -150,8 +150,12 @@ def error_reply(error: BaseException, request_id: str, line: str = "") -> Reply:
     return reply
 
 
-def failure_reply(outcome: Outcome, request_id: str, show_errors: bool, line: str = "") -> Reply:
-    """Return the response for a request that ended without a result, with user code's traceback if ``show_errors``."""
+def failure_reply(outcome: Outcome, request_id: str, show_errors: bool, line: str = "", reader: str = "") -> Reply:
+    """Return the response for a request that ended without a result, with user code's traceback if ``show_errors``.
+
+    Parameters:
+      reader: The driver for which the gateway reads the body: what fails there is what the client has sent.
+    """
     if outcome.state == State.EXPIRED:
         message = f"request {request_id} did not finish before its deadline"
         errors.note(504, "deadline_exceeded", message, request_id, line)
@@ -171,6 +175,10 @@ def failure_reply(outcome: Outcome, request_id: str, show_errors: bool, line: st
     kind = _own_kind(failure)
     if kind is not None and (not failure.deployment or kind.retryable):
         return error_reply(replace(failure, deployment="").to_exception(), request_id, line)
+    if reader and failure.deployment == reader:
+        message = f"the request body does not have what the graph takes of it: {failure.type}: {failure.message}"
+        errors.note(422, "invalid_request", message, request_id, line)
+        return problem_reply(422, "invalid_request", message, request_id)
     if (failure.module, failure.type) == _INVALID_JSON:
         message = f"the request body is not valid JSON: {failure.message}"
         errors.note(400, "invalid_json", message, request_id, line)
