@@ -17,6 +17,7 @@ from qserve.base.settings import Settings
 from qserve.broker.connection import broker_errors
 from qserve.broker.doctor import check_unless_parent_did, recheck
 from qserve.calls.client import ClientPlane
+from qserve_gateway.docs import DOCS_PATH, PAGE, file_of
 from qserve_gateway.handler import RequestHandler, handle
 from qserve_gateway.jobs import JOBS_PATH, Jobs
 from qserve_gateway.metrics import METRICS_PATH, GatewayMetrics, Page
@@ -85,6 +86,8 @@ class Gateway(Flask):
         access, path = self._handler.access, environ["PATH_INFO"]
         if path == _HEALTH:
             check_host(environ)  # a health check may know only an address: any host, and no token
+        elif path == DOCS_PATH or path.startswith(DOCS_PATH + "/"):
+            check_host(environ, access.hosts)  # it asks for the token, and has nothing else of this installation
         else:
             access.check(environ)
         check_origin(environ, access.hosts)
@@ -178,14 +181,21 @@ def _add_pages(app: Gateway, plane: ClientPlane, watcher: RouteWatcher) -> None:
 
 
 def _add_api_page(app: Gateway, watcher: RouteWatcher, openapi: OpenApi) -> None:
+    def answer(data: bytes, headers: dict[str, str]) -> Any:
+        headers = headers | {"x-request-id": request_id_of(request.environ)}
+        if headers["etag"] in request.headers.get("if-none-match", ""):
+            del headers["content-type"]
+            return b"", 304, headers
+        return data, 200, headers
+
     @app.route(OPENAPI_PATH, provide_automatic_options=False)
     def document() -> Any:
-        text, etag = openapi.document(watcher.table or watcher.current())
-        headers = {"etag": etag, "cache-control": "no-cache", "x-content-type-options": "nosniff"}
-        headers["x-request-id"] = request_id_of(request.environ)
-        if etag in request.headers.get("if-none-match", ""):
-            return b"", 304, headers
-        return text, 200, headers | {"content-type": "application/json"}
+        return answer(*openapi.document(watcher.table or watcher.current()))
+
+    @app.route(DOCS_PATH, provide_automatic_options=False)
+    @app.route(f"{DOCS_PATH}/<path:name>", provide_automatic_options=False)
+    def docs(name: str = PAGE) -> Any:
+        return answer(*file_of(name))
 
 
 def _add_metrics(app: Gateway, page: Page) -> None:

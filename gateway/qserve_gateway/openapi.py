@@ -25,8 +25,9 @@ log = get_logger(__name__)
 OPENAPI_PATH = "/-/openapi.json"
 DOCUMENT_LIMIT = 1 << 20
 """The most bytes of the descriptions of all applications, compressed; those beyond that are described in general."""
+_HEADERS = {"content-type": "application/json", "cache-control": "no-cache", "x-content-type-options": "nosniff"}
 _TOKEN = "gatewayToken"
-_HEADERS = {"Prefer": "Prefer", "IdempotencyKey": "Idempotency-Key", "Timeout": "x-request-timeout-seconds"}
+_TAKEN = {"Prefer": "Prefer", "IdempotencyKey": "Idempotency-Key", "Timeout": "x-request-timeout-seconds"}
 """The headers that each application's requests may have, by the names of their components."""
 _RESPONSES = {
     "202": "Accepted", "400": "BadRequest", "413": "TooLarge", "422": "Invalid", "429": "TooMany", "499": "Cancelled",
@@ -46,13 +47,14 @@ class OpenApi:
     def __init__(self, has_token: bool) -> None:
         self._has_token = has_token
         self._table: RouteTable | None = None
-        self._made = b"", ""
+        self._made: tuple[bytes, dict[str, str]] = b"", {}
 
-    def document(self, table: RouteTable) -> tuple[bytes, str]:
-        """Return the document for these routes as JSON, and its ETag."""
+    def document(self, table: RouteTable) -> tuple[bytes, dict[str, str]]:
+        """Return the document for these routes as JSON, and its headers."""
         if table is not self._table:
             text = json.dumps(document_of(table, self._has_token), separators=(",", ":")).encode()
-            self._made, self._table = (text, f'"{hashlib.sha256(text).hexdigest()[:32]}"'), table
+            etag = f'"{hashlib.sha256(text).hexdigest()[:32]}"'
+            self._made, self._table = (text, _HEADERS | {"etag": etag}), table
         return self._made
 
 
@@ -116,7 +118,7 @@ def _with_ours(operation: dict[str, Any], route: Route, path: str) -> dict[str, 
         *operation.get("parameters", ()),
         *(
             {"$ref": f"#/components/parameters/{name}"}
-            for name, header in _HEADERS.items()
+            for name, header in _TAKEN.items()
             if (header, "header") not in given
         ),
     ]

@@ -54,7 +54,7 @@ class Settings:
         that prefer to be answered later or have an idempotency key.
       durability: ``local``: a request is accepted once the primary has it; ``replica``: once a replica has it as well.
       show_errors: Whether the bodies of HTTP errors contain the traceback of user code.
-      api_page: Whether gateways describe the applications, at ``/-/openapi.json``.
+      api_page: Whether gateways describe the applications, at ``/-/openapi.json`` and ``/-/docs``.
       log_level: The lowest level that is logged: ``debug``, ``info``, ``warning`` or ``error``.
       log_format: ``text``, or ``json`` for one object a line.
       log_tail: Whether workers also keep their last lines in the broker, for `qserve logs`.

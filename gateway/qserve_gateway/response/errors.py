@@ -175,14 +175,9 @@ def failure_reply(outcome: Outcome, request_id: str, show_errors: bool, line: st
     kind = _own_kind(failure)
     if kind is not None and (not failure.deployment or kind.retryable):
         return error_reply(replace(failure, deployment="").to_exception(), request_id, line)
-    if reader and failure.deployment == reader:
-        message = f"the request body does not have what the graph takes of it: {failure.type}: {failure.message}"
-        errors.note(422, "invalid_request", message, request_id, line)
-        return problem_reply(422, "invalid_request", message, request_id)
-    if (failure.module, failure.type) == _INVALID_JSON:
-        message = f"the request body is not valid JSON: {failure.message}"
-        errors.note(400, "invalid_json", message, request_id, line)
-        return problem_reply(400, "invalid_json", message, request_id)
+    if (unfit := _unfit(failure, reader)) is not None:
+        errors.note(*unfit, request_id, line)
+        return problem_reply(*unfit, request_id)
     reply = _http_exception_reply(failure, request_id) if failure.is_answer else None
     if reply is not None:
         if reply.status >= 400:
@@ -197,6 +192,16 @@ def failure_reply(outcome: Outcome, request_id: str, show_errors: bool, line: st
     code = kind.code if kind is not None and issubclass(kind, ResultNotSerialisable) else TaskError.code
     errors.note(500, code, f"{message} (of deployment {failure.deployment!r})", request_id, line)
     return problem_reply(500, code, message, request_id, **more)
+
+
+def _unfit(failure: Failure, reader: str) -> tuple[int, str, str] | None:
+    """Return status, code and message of a failure that is about the body which the client has sent."""
+    if (failure.module, failure.type) == _INVALID_JSON:
+        return 400, "invalid_json", f"the request body is not valid JSON: {failure.message}"
+    if reader and failure.deployment == reader:
+        message = f"the request body does not have what the graph takes of it: {failure.type}: {failure.message}"
+        return 422, "invalid_request", message
+    return None
 
 
 def _members_of(failure: Failure) -> list[Failure]:
