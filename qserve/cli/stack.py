@@ -179,6 +179,11 @@ def finish(given: Given, plan: Plan, texts: dict[str, str], *, check: bool, forc
     Raises:
       UsageProblem: Another file is the user's own; nothing is written.
     """
+    for service in plan.services:
+        ignored = service.ignored(in_cluster=given.command == "kubernetes")
+        if ignored:
+            what = f"deployment {service.deployment.name!r}: nothing in this stack obeys {', '.join(ignored)}"
+            click.echo(printable(what), err=True)
     folder = Path()
     files, install = requirements_of(folder)
     image = Image(given.python, own_requirement(__version__), files, install)

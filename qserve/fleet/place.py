@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from typing import NamedTuple
 
 from qserve.fleet.values import Key, Need, Placement, Shortage
-from qserve.wire.application import Resources
+from qserve.wire.application import Resources, condition_of
 from qserve.wire.fleet import HostRecord, Slot
 
 _WHOLE = 10_000
@@ -342,8 +342,5 @@ def _is_able(host: HostRecord, need: Need) -> bool:
 
 
 def _matches(wanted: str, label: str | None) -> bool:
-    """Return whether a label fulfils a condition: ``a``, ``!a``, ``in(a, b)`` or ``!in(a, b)``."""
-    plain = wanted.removeprefix("!")
-    is_list = plain.startswith("in(") and plain.endswith(")")
-    values = [value.strip() for value in plain[3:-1].split(",")] if is_list else [plain]
-    return (label in values) is (plain == wanted)
+    values, is_one_of_them = condition_of(wanted)
+    return (label in values) is is_one_of_them

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import Any
 from urllib.parse import urlencode
 
@@ -12,6 +13,7 @@ import yaml
 
 from qserve.stacks.compose import HEALTHZ_PATH, SECRETS
 from qserve.stacks.plan import BROKER, DEPLOY, GATEWAY, Plan, Service
+from qserve.wire.application import condition_of
 
 FILE = "kubernetes.yaml"
 TOKEN = "api_token"
@@ -179,17 +181,20 @@ class _Writer:
                 "periodSeconds": 2,
                 "timeoutSeconds": 3,
             },
-            **self._limits(service.memory_mib or _MEMORY_MIB, service.cpus, service.gpus),
+            **self._limits(service.memory_mib or _MEMORY_MIB, service.cpus, service.gpus, service.devices),
         }
-        # beside the old ones, or one by one where there may be no second GPU
-        update = {"maxSurge": 0, "maxUnavailable": 1} if service.gpus else {"maxSurge": "100%", "maxUnavailable": 0}
+        # beside the old ones, or one by one where there may be no second GPU, or no other node
+        is_bound = service.gpus or service.devices or service.is_spread
+        update = {"maxSurge": 0, "maxUnavailable": 1} if is_bound else {"maxSurge": "100%", "maxUnavailable": 0}
+        template = self._pod(service.name, container, stop_s=service.stop_s)
+        template["spec"] |= self._affinity(service)
         scaling = service.deployment.scaling
         spec = {
             **({} if scaling or service.is_scaled else {"replicas": service.containers}),
             "selector": {"matchLabels": self._labels(service.name)},
             "minReadySeconds": _BESIDE_S,
             "strategy": {"type": "RollingUpdate", "rollingUpdate": update},
-            "template": self._pod(service.name, container, stop_s=service.stop_s),
+            "template": template,
         }
         where = f"{service.app}/{service.deployment.name}"
         yield where, self._manifest("apps/v1", "Deployment", service.name, spec)
@@ -281,9 +286,29 @@ class _Writer:
             found.append({"name": name, **({"valueFrom": secret} if value is None else {"value": _literal(value)[0]})})
         return found
 
-    def _limits(self, memory_mib: int, cpus: float = 0.0, gpus: int = 0) -> Manifest:
+    def _affinity(self, service: Service) -> Manifest:
+        """Return on which nodes the pods of a deployment may be."""
+        found: Manifest = {}
+        conditions = [(name, *condition_of(wanted)) for name, wanted in service.deployment.resources.labels.items()]
+        if conditions:
+            matches = [
+                {"key": name, "operator": "In" if is_one_of_them else "NotIn", "values": values}
+                for name, values, is_one_of_them in conditions
+            ]
+            terms = {"nodeSelectorTerms": [{"matchExpressions": matches}]}
+            found["nodeAffinity"] = {"requiredDuringSchedulingIgnoredDuringExecution": terms}
+        if service.is_spread:
+            labels = {"matchLabels": self._labels(service.name)}
+            apart = [{"labelSelector": labels, "topologyKey": "kubernetes.io/hostname"}]
+            found["podAntiAffinity"] = {"requiredDuringSchedulingIgnoredDuringExecution": apart}
+        return {"affinity": found} if found else {}
+
+    def _limits(
+        self, memory_mib: int, cpus: float = 0.0, gpus: int = 0, others: Mapping[str, int] = MappingProxyType({})
+    ) -> Manifest:
         memory = {"memory": f"{memory_mib}Mi"}
-        devices = {"nvidia.com/gpu": str(gpus)} if gpus else {}
+        devices = {name: str(count) for name, count in others.items()}
+        devices |= {"nvidia.com/gpu": str(gpus)} if gpus else {}
         requests = {"cpu": f"{cpus:g}" if cpus else "100m", **memory, **devices}
         limits = {**({"cpu": f"{cpus:g}"} if cpus else {}), **memory, **devices}
         return {"resources": {"requests": requests, "limits": limits}}

@@ -57,6 +57,32 @@ class Service:
         return (self.deployment.resources.cpus or 0.0) * self.replicas
 
     @property
+    def is_spread(self) -> bool:
+        """Whether no two of its containers may be on one host."""
+        return self.deployment.resources.per_host == 1
+
+    def ignored(self, *, in_cluster: bool) -> list[str]:
+        """Return the options that nothing obeys in a stack.
+
+        Parameters:
+          in_cluster: Whether the stack is for Kubernetes, and not for docker compose, which has one host.
+        """
+        takes, count = self.deployment.resources, self.containers * self.replicas
+        is_over = takes.per_host is not None and count > takes.per_host and not (in_cluster and self.is_spread)
+        plain = sorted(takes.other.keys() - (self.devices if in_cluster else {}).keys())
+        return [
+            *(["label_selector or accelerator_type"] if takes.labels and not in_cluster else []),
+            *([f"resources ({', '.join(plain)})"] if plain else []),
+            *(["max_replicas_per_node"] if is_over else []),
+        ]
+
+    @property
+    def devices(self) -> dict[str, int]:
+        """The custom resources that Kubernetes knows as well, because their names have a domain, for one container."""
+        other = self.deployment.resources.other.items()
+        return {name: math.ceil(count * self.replicas) for name, count in other if "/" in name and count}
+
+    @property
     def command(self) -> tuple[str, ...]:
         """The arguments of ``qserve``."""
         which = "--name", self.app, "--deployment", self.deployment.name

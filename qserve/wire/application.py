@@ -348,6 +348,17 @@ class ApplicationRecord:
         return {name: load_plan(parts) for name, parts in self.graphs.items()}
 
 
+def condition_of(wanted: str) -> tuple[list[str], bool]:
+    """Return the values that a label's condition names, and whether the label must be one of them, or none.
+
+    The conditions are ``a``, ``!a``, ``in(a, b)`` and ``!in(a, b)``.
+    """
+    plain = wanted.removeprefix("!")
+    is_list = plain.startswith("in(") and plain.endswith(")")
+    values = [value.strip() for value in plain[3:-1].split(",")] if is_list else [plain]
+    return values, plain == wanted
+
+
 def _deployment(found: dict[str, Any]) -> DeploymentRecord:
     scaling, resources, tasks = found.pop("scaling", None), found.pop("resources", {}), found.pop("tasks", None)
     return DeploymentRecord(

@@ -15,6 +15,9 @@ def record(name: str, *deployments: DeploymentRecord, route_prefix: str | None =
 
 
 _GPU = Resources(cpus=4, gpus=0.5, memory=1 << 30, labels={"zone": "a"}, other={"licence": 1.0})
+_NODES = Resources(
+    labels={"zone": "in(a, b)", "kind": "!spot"}, other={"example.com/licence": 1.0, "slot": 2.0}, per_host=1
+)
 _SCALED = Scaling(min_replicas=0, max_replicas=8, target_ongoing_requests=3.0, downscale_delay_s=60.0)
 APPLICATIONS: dict[str, tuple[list[ApplicationRecord], dict[str, Any]]] = {
     "graph": (
@@ -26,6 +29,7 @@ APPLICATIONS: dict[str, tuple[list[ApplicationRecord], dict[str, Any]]] = {
         {},
     ),
     "gpu": ([record("default", DeploymentRecord("Model", num_replicas=4, grace_s=45.0, resources=_GPU))], {}),
+    "nodes": ([record("default", DeploymentRecord("Model", num_replicas=3, resources=_NODES))], {}),
     "autoscaled": (
         [record("default", DeploymentRecord("Model", scaling=_SCALED), DeploymentRecord("Front"))],
         {"target": ("app.yaml",)},

@@ -102,6 +102,39 @@ def test_a_pod_has_gpus_of_its_own_and_as_many_replicas_as_they_have_room_for() 
     assert manifest["spec"]["strategy"]["rollingUpdate"] == {"maxSurge": 0, "maxUnavailable": 1}
 
 
+def test_pods_are_on_the_nodes_that_the_code_asks_for_and_apart_where_it_says_so() -> None:
+    spec = manifests("nodes")["Deployment", "shop-model"]["spec"]
+    affinity = spec["template"]["spec"]["affinity"]
+
+    (term,) = affinity["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]["nodeSelectorTerms"]
+    assert term["matchExpressions"] == [
+        {"key": "zone", "operator": "In", "values": ["a", "b"]},
+        {"key": "kind", "operator": "NotIn", "values": ["spot"]},
+    ]
+    (apart,) = affinity["podAntiAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]
+    assert apart == {"labelSelector": spec["selector"], "topologyKey": "kubernetes.io/hostname"}
+    assert spec["strategy"]["rollingUpdate"] == {"maxSurge": 0, "maxUnavailable": 1}, "there may be no other node"
+    assert container_of(manifests("nodes")["Deployment", "shop-model"])["resources"]["limits"] == {
+        "memory": "1024Mi", "example.com/licence": "1",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("in_cluster", "names"),
+    [
+        (True, ["resources (slot)"]),
+        (
+            False,
+            ["label_selector or accelerator_type", "resources (example.com/licence, slot)", "max_replicas_per_node"],
+        ),
+    ],
+)
+def test_what_no_stack_can_obey_is_named(in_cluster: bool, names: list[str]) -> None:
+    (service,) = plan_for("nodes", spreads_gpus=in_cluster).services
+
+    assert service.ignored(in_cluster=in_cluster) == names
+
+
 def test_variables_come_from_the_file_or_from_the_secret() -> None:
     worker = container_of(manifests("environment")["Deployment", "shop-model"])
 
