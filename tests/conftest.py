@@ -62,7 +62,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> Iterator[None]:
 
 def pytest_collection_finish() -> None:
     """Leave what is here now out of garbage collections, which would go through all of it each time."""
-    gc.collect()
     gc.freeze()
     gc.enable()
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from http_client import Client
-from processes import QSERVE, READY, Serving, Site, free_port, wait_until
+from processes import QSERVE, READY, Serving, Site, free_port, new_site, wait_until
 
 from qserve.base.keys import Keys
 from qserve.base.settings import Settings
@@ -18,6 +19,7 @@ from qserve.broker.connection import connect
 from qserve.calls.client import ClientPlane
 from qserve.calls.ref import Ref
 
+pytestmark = pytest.mark.slow
 PROGRAM = """
 import os
 import pathlib
@@ -92,12 +94,22 @@ class Shop:
         (self.folder / "mended").touch()
 
 
+@pytest.fixture(scope="module")
+def served() -> Iterator[Shop]:
+    with new_site() as site:
+        made = Shop(site)
+        yield made
+        made.plane.close()
+        made.client.close()
+
+
 @pytest.fixture
-def shop(site: Site) -> Any:
-    made = Shop(site)
-    yield made
-    made.plane.close()
-    made.client.close()
+def shop(served: Shop) -> Iterator[Shop]:
+    """The shop without dead letters, as it is before it is mended."""
+    yield served
+    served.dlq("purge", "--all")
+    for name in ("mended", "runs"):
+        (served.folder / name).unlink(missing_ok=True)
 
 
 def runs(folder: Path) -> int:

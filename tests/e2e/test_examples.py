@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from processes import READY, Site, free_port
+from processes import READY, Serving, Site, free_port, new_site
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -41,17 +42,30 @@ def run_script(site: Site, name: str, port: int) -> str:
     return process.stdout
 
 
+FIRST = "hello:language_classifier"
+
+
+@pytest.fixture(scope="module")
+def running() -> Iterator[tuple[Site, Serving]]:
+    """``qserve run`` of the first example; the others are deployed in its place, which is what it does with them."""
+    with new_site() as site:
+        yield site, site.run(FIRST, cwd=EXAMPLES)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("target", "client", "answer"),
     [
-        ("hello:language_classifier", "hello_client.py", "Hola Dora\n"),
+        (FIRST, "hello_client.py", "Hola Dora\n"),
         ("echo:foo_node", "echo_client.py", "foo\n"),
         ("arithmetic:graph", "arithmetic_client.py", "9\n"),
         ("arithmetic_adapter:graph", "arithmetic_client.py", "9\n"),
     ],
 )
-def test_an_example_answers_its_client(site: Site, target: str, client: str, answer: str) -> None:
-    serving = site.run(target, cwd=EXAMPLES)
+def test_an_example_answers_its_client(running: tuple[Site, Serving], target: str, client: str, answer: str) -> None:
+    site, serving = running
+    deploy = site.qserve("deploy", target, cwd=EXAMPLES)
+    assert deploy.wait() == 0, deploy.output
 
     assert run_script(site, client, serving.port) == answer
 

@@ -380,31 +380,31 @@ app = large.bind()
 
 @pytest.mark.row("F31")
 def test_results_that_nobody_fetches_do_not_fill_the_embedded_broker(site: Site) -> None:
-    port, env = free_port(), {"QSERVE_BROKER_MAXMEMORY": "64mb"}
+    port, env = free_port(), {"QSERVE_BROKER_MAXMEMORY": "32mb"}
     run = site.qserve("run", "large:app", "--port", str(port), cwd=site.write("large.py", LARGE), env=env)
     run.wait_for("qserve: ready")
     client = Client(port)
     (folder,) = site.broker_folders()
-    asked = [client.get("/?size=9000000", Prefer="respond-async") for _ in range(40)]
+    asked = [client.get("/?size=4300000", Prefer="respond-async") for _ in range(40)]
     places = [answer.headers["location"] for answer in asked if answer.status == 202]
     ends = [client.get(place, Prefer="wait=30") for place in places]
-    # in half of 64 MB there is room for three of them; the others were delivered to nobody, and say so
+    # in half of 32 MB there is room for three of them; the others were delivered to nobody, and say so
     whole = [answer for answer in ends if answer.status == 200]
-    assert [len(answer.body) for answer in whole] == [9_000_000] * 3
+    assert [len(answer.body) for answer in whole] == [4_300_000] * 3
     others = {(answer.status, answer.error["code"]) for answer in ends if answer.status != 200}
     assert others <= {(410, "result_unavailable")}
     with closing(connect(f"unix://{site.folder / folder}/broker.sock")) as broker:
         wait_until(
-            lambda: broker.info("memory")["used_memory"] < broker.info("memory")["maxmemory"] == 64 << 20,
+            lambda: broker.info("memory")["used_memory"] < broker.info("memory")["maxmemory"] == 32 << 20,
             description="the buffers of its connections are gone",
         )
-        refused = client.get("/?size=9000000", Prefer="respond-async")
-        answer = client.get("/?size=9000000")
-        assert (answer.status, len(answer.body)) == (200, 9_000_000)
+        refused = client.get("/?size=4300000", Prefer="respond-async")
+        answer = client.get("/?size=4300000")
+        assert (answer.status, len(answer.body)) == (200, 4_300_000)
 
         broker.config_set("maxmemory", 1 << 20)
         full = client.get("/?size=1")
-        broker.config_set("maxmemory", 64 << 20)
+        broker.config_set("maxmemory", 32 << 20)
     for one in (refused, full):
         assert (one.status, one.error["code"], one.error["retryable"]) == (503, "broker_full", True)
         assert "retry-after" in one.headers

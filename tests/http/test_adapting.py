@@ -314,14 +314,17 @@ def test_objects_with_a_call_method_are_adapters() -> None:
     assert adapt(Resolver(), a_request(query="n=1")) == 1
 
 
-@pytest.mark.parametrize("adapter", [None, *(f"qserve.http_adapters.{name}" for name in BUILT_IN)])
-def test_the_adapters_that_come_along_import_no_fastapi(adapter: str | None) -> None:
-    program = (
-        "import sys; from qserve.engine.driver import AdaptingDriver;"
-        f" AdaptingDriver({adapter!r}, 'app', ['']); print('fastapi' in sys.modules)"
-    )
-    printed = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
-    assert printed == "False\n"
+def test_the_adapters_that_come_along_import_no_fastapi() -> None:
+    adapters = [None, *(f"qserve.http_adapters.{name}" for name in BUILT_IN)]
+    program = f"""
+import sys
+from qserve.engine.driver import AdaptingDriver
+for adapter in {adapters}:
+    AdaptingDriver(adapter, 'app', [''])
+    assert 'fastapi' not in sys.modules, adapter
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_an_annotation_that_no_request_can_give_is_refused_by_name() -> None:

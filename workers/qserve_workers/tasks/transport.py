@@ -17,7 +17,12 @@ log = get_logger(__name__)
 
 
 class Channel(redis.Channel):  # type: ignore[misc]
-    """A channel that drops what cannot be a message."""
+    """A channel that drops what cannot be a message, and says that it is closed by an error of a connection."""
+
+    def _connparams(self, *args: Any, **options: Any) -> Any:
+        if self.connection is None:  # an acknowledgement that was under way when a message had the connection closed
+            raise ConnectionResetError("this channel is closed; the task is delivered again")
+        return super()._connparams(*args, **options)
 
     def _brpop_read(self, **options: Any) -> Any:
         try:
