@@ -19,6 +19,7 @@ from qserve.base.context import call_context as call_context
 from qserve.base.context import get_replica_context as get_replica_context
 from qserve.base.context import get_request_context as get_request_context
 from qserve.calls.handles import submit_many as submit_many
+from qserve.calls.progress import progress as progress
 from qserve.calls.progress import report_progress as report_progress
 from qserve.calls.ref import ObjectRef as ObjectRef
 from qserve.calls.responses import accepted as accepted
@@ -37,6 +38,7 @@ from qserve.define.multiplexing import get_multiplexed_model_id as get_multiplex
 from qserve.define.multiplexing import multiplexed as multiplexed
 from qserve.graph.nodes import InputNode as InputNode
 from qserve.web.ingress import ingress as ingress
+from qserve.wire.events import Event as Event
 
 __version__: str
 

@@ -6,7 +6,8 @@ A job is stored in the broker only, so every gateway of an installation can answ
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 
 from qserve.base.log import get_logger
@@ -22,15 +23,16 @@ from qserve.exceptions import DeadlineExceeded, PayloadError, ResultUnavailable
 from qserve.http.message import BadRequest
 from qserve.http.render import to_json
 from qserve.wire.codec import Codec
+from qserve.wire.events import END_ID
 from qserve.wire.outcome import ANNOUNCED, Outcome, State, items_in
 from qserve.wire.progress import Progress
 from qserve.wire.replies import length
 from qserve.wire.request_ids import id_of_key, is_genuine, is_of_value, is_request_id, new_response_id
 from qserve.wire.sealing import open_header, seal_end
-from qserve_gateway.request.environ import CLIENT_ID, Environ, key_of, model_id_of, wrong_method
+from qserve_gateway.request.environ import CLIENT_ID, Environ, Refused, key_of, model_id_of, wrong_method
 from qserve_gateway.request.waiting import InFlightLimit, Place, wait_for_result
 from qserve_gateway.response.errors import failure_reply, problem_reply
-from qserve_gateway.response.events import END_ID, Events, progress_of
+from qserve_gateway.response.events import Events, progress_of
 from qserve_gateway.response.reply import Reply, call_when_sent, result_reply
 
 log = get_logger(__name__)
@@ -41,6 +43,8 @@ WAIT_LIMIT_S = 30.0
 VALUE_LIMIT = 1024 * 1024
 """The longest value, in bytes as it is stored, that a gateway converts to JSON."""
 
+READERS_LIMIT = 256
+"""The most clients that may follow requests at a time, in each process of the gateway."""
 _EVENTS = "/events"
 """After the ID, the path for following a request."""
 _METHODS = ("DELETE", "GET", "HEAD")
@@ -144,6 +148,7 @@ class Jobs:
     settings: Settings
     plane: ClientPlane
     in_flight: InFlightLimit
+    readers: set[Events] = field(default_factory=set, init=False)
 
     def follow(
         self, ref: Ref, job: Job, timeout_s: float, environ: Environ, trace_id: str, place: Place, reader: str = ""
@@ -201,7 +206,13 @@ class Jobs:
         if last_id == END_ID:
             return Reply(204, [("x-request-id", trace_id)], b"")  # by this an EventSource ends, and asks no more
         self._find(request_id)
-        return Events(self.plane, request_id, last_id, trace_id)
+        if len(self.readers) >= READERS_LIMIT:
+            message = f"this gateway process already has {READERS_LIMIT} clients that follow requests"
+            raise Refused(message, "readers_full", 503, retry_after_s=5)
+        events = Events(self.plane, request_id, last_id, trace_id)
+        self.readers.add(events)
+        events.when_sent.append(partial(self.readers.discard, events))
+        return events
 
     def _fetch(self, request_id: str, environ: Environ, trace_id: str, place: Place) -> Reply:
         outcome = self._find(request_id)

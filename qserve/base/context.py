@@ -6,10 +6,28 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from qserve.base.carried import Carried, Headers, carried_here, changed
 from qserve.exceptions import QserveException
+
+
+class Run(NamedTuple):
+    """One run of one step of a request: what it says of itself counts only as long as no other has taken over.
+
+    Parameters:
+      request_id: The ID under which the result is stored.
+      stream, entry_id: The delivery; the stream is named for the deployment.
+      attempt: Which try of the step it is, from 1; 0 in another process, which only adds to what this one says.
+      is_taken_over: Whether the replica that ran it before is lost.
+    """
+
+    request_id: str
+    step: str
+    stream: str
+    entry_id: bytes
+    attempt: int
+    is_taken_over: bool = False
 
 
 @dataclass(slots=True)
@@ -30,7 +48,7 @@ class RequestContext:
                     if serve.get_request_context().cancelled:
                         return 0
                     self.index(page)
-      own_ids: The IDs under which the results are stored: of one request, or of all in a batch.
+      runs: The runs that the code belongs to: one, or those of all calls in a batch.
       carried: What the request carries beside its values; None for nothing.
       batch: In a batch, the contexts of its calls, in their order.
       makes_calls: Whether its code has called a deployment.
@@ -42,7 +60,7 @@ class RequestContext:
     multiplexed_model_id: str = ""
     deadline_ms: int = 0
     cancelled: bool = False
-    own_ids: tuple[str, ...] = field(default=(), repr=False, compare=False)
+    runs: tuple[Run, ...] = field(default=(), repr=False, compare=False)
     carried: Carried | None = field(default=None, repr=False, compare=False)
     batch: tuple[RequestContext, ...] = field(default=(), repr=False, compare=False)
     makes_calls: bool = field(default=False, init=False, repr=False, compare=False)
@@ -90,7 +108,7 @@ class RequestContext:
     def __reduce__(self) -> Any:
         return RequestContext, (
             self.request_id, self.route, self.app_name, self.multiplexed_model_id, self.deadline_ms, self.cancelled,
-            self.own_ids, self.carried, self.batch,
+            tuple(run._replace(attempt=0) for run in self.runs), self.carried, self.batch,
         )  # fmt: skip
 
 

@@ -9,6 +9,7 @@
     u:<app>:<version>:<deployment>  string  the replica that leaves because it is ill       its grace and a start
     r:<request>                     hash    a request: state, joins, fingerprint, result    deadline + a day, result_ttl
     m:<process>                     list    replies for one process                         MAILBOX_TTL_MS from the last
+    v:<request>                     stream  its events, EVENTS_KEPT, if somebody follows it that of the request
     d:<request>                     hash    a dead letter: its request, its calls           DEAD_LETTER_TTL_MS
     dead                            zset    ids of dead letters by their time               the same after the last
     left:<width>:<part>             string  bytes of large results left for a later reader  result_ttl and an eighth
@@ -46,6 +47,7 @@ from __future__ import annotations
 # the parts of names that the broker's functions know as well
 QUEUE, MODELS, DELAYED, LEAVING = "q", "x", "z", "u"
 REQUEST, MAILBOX, DEAD_LETTER, DEAD_LETTERS, DROPPED, LETTER_BYTES = "r", "m", "d", "dead", "dropped", "bytes"
+EVENTS = "v"
 LEFT = "left"
 PERSONAL = "@"
 """Stands between a deployment's stream and the name of a replica that has its own stream."""
@@ -54,6 +56,9 @@ COUNTS = "!"
 
 GROUP = "replicas"
 MAILBOX_TTL_MS = 120_000
+EVENTS_KEPT = 128
+EVENTS_TTL_MS = 60_000
+"""The events of a request whose result is not kept are there for so long after its end."""
 DEAD_LETTER_TTL_MS = 7 * 24 * 3_600_000
 DEAD_LETTERS_KEPT = 10_000
 BEAT_TTL_MS = 15_000
@@ -71,7 +76,7 @@ LOG_LINES_KEPT = 1000
 
 _KINDS = {
     QUEUE: "stream", MODELS: "hash", DELAYED: "zset", LEAVING: "string", REQUEST: "hash", MAILBOX: "list",
-    DEAD_LETTER: "hash", DEAD_LETTERS: "zset", f"{DEAD_LETTERS}:{DROPPED}": "string",
+    EVENTS: "stream", DEAD_LETTER: "hash", DEAD_LETTERS: "zset", f"{DEAD_LETTERS}:{DROPPED}": "string",
     f"{DEAD_LETTERS}:{LETTER_BYTES}": "hash", "epoch": "string", "a": "hash",
     "code": "string", "apps": "hash", "changes": "stream", "p": "hash", "b": "string", "g": "string",
     "lead": "string", "hosts": "hash", "plan": "hash", "s": "hash", "w": "hash", "drains": "hash", "o": "string",

@@ -189,6 +189,7 @@ def commit(
     moves: Moves = (),
     state: str = "",
     payload: bytes = b"",
+    event: bytes = b"",
 ) -> Command:
     """End a call.
 
@@ -196,6 +197,7 @@ def commit(
       attempt: Tells this run of the call from others.
       moves: What starts now; nothing when the request ends.
       state, payload: How the request ends; "" when it goes on.
+      event: What those who follow the request read of it; b"" for nothing.
     """
 
 
@@ -210,11 +212,13 @@ def postpone(
     ttl_ms: int,
     replica: str,
     what: str,
+    event: bytes = b"",
 ) -> Command:
     """End one try of a call, which comes back after ``wait_ms``.
 
     Parameters:
       replica, what: Who ran it and what happened, for its history.
+      event: See ``commit``.
     """
 
 
@@ -247,7 +251,7 @@ def give_back(stream: Key, to: Key, entry_ids: Strings, request_prefix: str) -> 
 
 @LIBRARY.function("no-writes")
 def strays(streams: Keys, consumer: str, request_prefix: str, after: Strings) -> Command:
-    """Return which entries that ``consumer`` has read after those ids must not run: copies of others."""
+    """Return which entries that ``consumer`` has read after those ids are copies, and which somebody follows."""
 
 
 @LIBRARY.function("no-writes")
@@ -278,9 +282,14 @@ def take(request: Key, count: Number) -> Command:
     """Say that the reader has taken ``count`` items more, or with UNREAD that it takes no more."""
 
 
-@LIBRARY.function(replies=(Reply.OK, Reply.CLOSED))
-def note(request: Key, progress: bytes) -> Command:
-    """Keep what an open request says of its progress."""
+@LIBRARY.function(replies=(Reply.OK, Reply.CLOSED, Reply.STALE))
+def note(request: Key, stream: str, entry_id: Word, step: str, event: bytes, is_progress: bool) -> Command:
+    """Write down an event of a call that runs."""
+
+
+@LIBRARY.function("allow-oom")
+def observe(request: Key, request_id: str, after: int) -> Command:
+    """Return the events of a request behind the one of that number, and have those that come written down."""
 
 
 @LIBRARY.function("allow-oom", replies=(Reply.OK,))

@@ -18,6 +18,7 @@ from typing import Any
 
 from qserve.base import failpoints
 from qserve.base.clock import Clock, Deadline, clock
+from qserve.base.context import Run
 from qserve.base.forks import on_fork
 from qserve.base.log import get_logger
 from qserve.base.promise import Promise
@@ -30,15 +31,17 @@ from qserve.broker.library import Command
 from qserve.broker.link import WAIT, OnReply, ThreadLink, replicated
 from qserve.broker.registry import Registry, pick
 from qserve.calls.compose import ComposingPlane, Submission, failure_in
+from qserve.calls.events import Logged
 from qserve.calls.mailbox import ARGUMENT_LOST, STATE_LOST, Mailbox, Post, ignore, not_found, outcome_of, refused
 from qserve.calls.program_end import Refusals, call_at_end, fail, is_ending
 from qserve.calls.ref import Call, Ref, failed
 from qserve.exceptions import BrokerError, BrokerUnavailable, DeadlineExceeded, PayloadError, QserveException
 from qserve.wire.application import ApplicationRecord
+from qserve.wire.events import Event, Happening
 from qserve.wire.outcome import Field, Outcome, State
 from qserve.wire.progress import Progress
-from qserve.wire.replies import epoch, stored, warn_once
-from qserve.wire.sealing import Seal, open_end, progress_context, seal_header, seal_moves
+from qserve.wire.replies import each, epoch, events, stored, warn_once
+from qserve.wire.sealing import Seal, event_context, open_end, seal_header, seal_moves
 
 log = get_logger(__name__)
 _replies = Turns("processing a reply of the broker", log)
@@ -101,9 +104,36 @@ class BrokerPlane(ComposingPlane):
     def add_credit(self, request_id: str, items: int) -> None:
         self.post(functions.take(self.keys.request(request_id), items), ignore)
 
-    def note_progress(self, request_id: str, progress: Progress) -> None:
-        sealed = self.seal.seal(progress_context(request_id), progress.encode())
-        self.post(functions.note(self.keys.request(request_id), sealed), ignore)
+    def note(self, run: Run, event: Event, on_reply: Callable[[bool], object] = bool) -> None:
+        request_id, stream, is_progress = run.request_id, run.stream, event.name == Happening.PROGRESS
+        command = functions.note(
+            self.keys.request(request_id), stream, run.entry_id, run.step, self.sealed(request_id, event), is_progress
+        )
+        # an error of the broker says nothing of the call
+        self.post(command, lambda reply: on_reply(reply not in (Reply.CLOSED, Reply.STALE)))
+
+    def sealed(self, request_id: str, event: Event) -> bytes:
+        """Return an event as it is written down."""
+        return self.seal.seal(event_context(request_id), event.encode())
+
+    def events(self, request_id: str, after: int) -> Promise[Logged | Exception]:
+        asked: Promise[Logged | Exception] = Promise()
+        command = functions.observe(self.keys.request(request_id), request_id, after)
+        self.post(command, lambda reply: asked.set(self._events_in(request_id, reply)))
+        return asked
+
+    def _events_in(self, request_id: str, reply: Any) -> Logged | Exception:
+        if isinstance(reply, Exception):
+            return reply if isinstance(reply, BrokerError) else refusal(reply)
+
+        def read(entry: tuple[int, bytes]) -> tuple[int, Event]:
+            return entry[0], Event.decode(self.seal.open(event_context(request_id), entry[1]))
+
+        try:
+            return Logged(list(each(events(reply), read)))
+        except PayloadError as error:
+            warn_once(f"the events of a request cannot be read: {error}")
+            return Logged([])
 
     def progress(self, request_id: str) -> Promise[Progress | Exception | None]:
         asked: Promise[Progress | Exception | None] = Promise()
@@ -118,7 +148,8 @@ class BrokerPlane(ComposingPlane):
         if state != State.OPEN or not sealed:
             return None
         try:
-            return Progress.decode(self.seal.open(progress_context(request_id), sealed))
+            event = Event.decode(self.seal.open(event_context(request_id), sealed))
+            return Progress(event.fraction, event.message)
         except PayloadError as error:
             warn_once(f"the progress of a request cannot be read: {error}")
             return None

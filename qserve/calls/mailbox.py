@@ -44,7 +44,7 @@ from qserve.exceptions import (
 from qserve.wire import replies
 from qserve.wire.application import DeploymentRecord
 from qserve.wire.moves import Epoch
-from qserve.wire.outcome import ANNOUNCED, ITEM, Outcome, State, items_in
+from qserve.wire.outcome import ANNOUNCED, ITEM, OBSERVED, Outcome, State, items_in
 from qserve.wire.replies import Found
 from qserve.wire.request_ids import is_genuine
 from qserve.wire.sealing import Seal, item_context, open_end, open_header, seal_end
@@ -111,6 +111,7 @@ class Mailbox:
         self._on_their_way: dict[str, float] = {}
         self._on_ended: Callable[[str, str], None] | None = None
         self._on_gap: Callable[[], object] = bool  # does nothing
+        self._on_reader: Callable[[str], object] = bool
         self._keys = keys
         self._seal = seal
         self._post = post
@@ -129,12 +130,15 @@ class Mailbox:
     def __contains__(self, ref: Ref[Any]) -> bool:
         return ref in self._open.get(ref.request_id, ())
 
-    def report_ends(self, on_ended: Callable[[str, str], None], on_gap: Callable[[], object]) -> None:
+    def report_ends(
+        self, on_ended: Callable[[str, str], None], on_gap: Callable[[], object], on_reader: Callable[[str], object]
+    ) -> None:
         """Call ``on_ended`` with the request and its state when one was cancelled or has expired: it may run here.
 
-        ``on_gap`` is called when such messages may have been lost.
+        ``on_gap`` is called when such messages may have been lost, and ``on_reader`` with a request that somebody
+        begins to follow.
         """
-        self._on_ended, self._on_gap = on_ended, on_gap
+        self._on_ended, self._on_gap, self._on_reader = on_ended, on_gap, on_reader
 
     # -- open refs ---------------------------------------------------------------------------------
 
@@ -211,6 +215,9 @@ class Mailbox:
             replies.warn_once(f"a message was dropped: {error}")
             return
         refs = self._open.get(request_id)
+        if outcome.state == OBSERVED:
+            self._on_reader(request_id)
+            return
         if refs is None and (self._on_ended is None or outcome.state not in STOPPED):
             return  # settled before: a message that comes twice changes nothing
         if refs is None or outcome.state != ITEM:

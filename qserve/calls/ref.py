@@ -9,15 +9,16 @@ from __future__ import annotations
 import asyncio
 import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Generic, NamedTuple
 
 from qserve.base import context
 from qserve.base.carried import Carried
-from qserve.base.context import RequestContext
+from qserve.base.context import RequestContext, Run
 from qserve.base.loop_at_hand import loop_that_runs
 from qserve.base.promise import Promise, T, T_co
+from qserve.calls.events import Events, Logged
 from qserve.calls.not_value import NotValue
 from qserve.exceptions import (
     DeadlineExceeded,
@@ -29,6 +30,7 @@ from qserve.exceptions import (
 from qserve.wire.application import ApplicationRecord
 from qserve.wire.codec import Codec
 from qserve.wire.envelope import Answer
+from qserve.wire.events import Event
 from qserve.wire.failure import Failure
 from qserve.wire.outcome import Outcome, State, items_in
 from qserve.wire.progress import Progress
@@ -115,8 +117,16 @@ class Plane(ABC):
         """Let the producer of a streamed result send this many more items."""
 
     @abstractmethod
-    def note_progress(self, request_id: str, progress: Progress) -> None:
-        """Keep what an open request says of its progress; this neither waits nor fails."""
+    def note(self, run: Run, event: Event, on_reply: Callable[[bool], object] = bool) -> None:
+        """Write down an event of a call that runs here; this neither waits nor fails.
+
+        Parameters:
+          on_reply: Called with whether the call still counts.
+        """
+
+    @abstractmethod
+    def events(self, request_id: str, after: int) -> Promise[Logged | Exception]:
+        """Ask for the events of a request behind the one of that number, and have those that come written down."""
 
     @abstractmethod
     def progress(self, request_id: str) -> Promise[Progress | Exception | None]:
@@ -295,7 +305,7 @@ class Ref(NotValue, Generic[T_co]):
         return self.done.has_waiters()
 
     def progress(self, timeout_s: float | None = None) -> Progress | None:
-        """Return how far the request is, as its code has said by ``qserve.report_progress``.
+        """Return how far the request is, as its code has said by ``qserve.progress``.
 
         In async code, write ``await ref.progress_async()``.
 
@@ -303,7 +313,8 @@ class Ref(NotValue, Generic[T_co]):
           timeout_s: The longest wait for the broker's answer; None waits until it answers, or stays away.
 
         Returns:
-          A ``fraction`` from 0 to 1 and a ``message``; None if nothing was reported, or the request has ended.
+          A ``fraction`` (from 0 to 1, or None) and a ``message``; None if nothing was reported, or the request has
+          ended.
 
         Raises:
           GetTimeoutError: The broker has not answered within ``timeout_s``.
@@ -325,6 +336,32 @@ class Ref(NotValue, Generic[T_co]):
             return self._get_plane().progress(self.request_id)
         asked: Promise[Progress | Exception | None] = Promise()
         asked.set(None)
+        return asked
+
+    def events(self, last_id: str = "") -> Events:
+        """Return the events of the request as they come, the last one when it ends; for ``for`` and ``async for``.
+
+            for event in qserve.get_ref(request_id).events():
+                print(event.name, event.fraction, event.message)
+
+        What the steps of a request begin and end is written down from the first reader on, or from the first
+        ``qserve.progress``; of what came before, only the acceptance is told. Of many events, the last 128 are kept.
+
+        Parameters:
+          last_id: The ``id`` of the last event that you have; those behind it are returned.
+
+        Returns:
+          What gives ``qserve.Event``. A loop raises ResultUnavailable if the request is not known any more, and
+          BrokerUnavailable if the broker is away when it has ended.
+        """
+        return Events(self, last_id)
+
+    def ask_for_events(self, after: int) -> Promise[Logged | Exception]:
+        """Ask for the events behind the one of that number."""
+        if self.request_id:
+            return self._get_plane().events(self.request_id, after)
+        asked: Promise[Logged | Exception] = Promise()
+        asked.set(Logged([]))
         return asked
 
     def follow(self) -> None:

@@ -12,6 +12,7 @@ from typing import Any, Generic, NoReturn, overload
 from qserve.base.clock import Deadline
 from qserve.base.loop_at_hand import loop_that_runs
 from qserve.base.promise import T, T_co
+from qserve.calls.events import Events
 from qserve.calls.items import ItemRef
 from qserve.calls.not_value import ADVICE_FOR_RESPONSES, NotValue
 from qserve.calls.ref import Ref, current
@@ -46,6 +47,10 @@ class _Response(NotValue, Generic[T_co]):
     async def progress_async(self) -> Progress | None:
         """Do the same in async code."""
         return await self.ref.progress_async()
+
+    def events(self, last_id: str = "") -> Events:
+        """Return the events of the call as they come; see ``Ref.events``."""
+        return self.ref.events(last_id)
 
     def cancel(self) -> None:
         """Cancel the call; see ``Ref.cancel``."""

@@ -254,10 +254,10 @@ def _shared(requests: list[RequestContext]) -> RequestContext:
         return replace(first, batch=calls)
     deadlines = [request.deadline_ms for request in requests]
     late_ms = max(deadlines) if all(deadlines) else 0
-    ids = tuple(own_id for request in requests for own_id in request.own_ids)
+    runs = tuple(run for request in requests for run in request.runs)
     carried = first.carried if all(request.carried == first.carried for request in requests) else None
     return RequestContext(
-        "", "", first.app_name, first.multiplexed_model_id, late_ms, own_ids=ids, carried=carried, batch=calls
+        "", "", first.app_name, first.multiplexed_model_id, late_ms, runs=runs, carried=carried, batch=calls
     )
 
 

@@ -25,12 +25,14 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from qserve.base import afterwards
-from qserve.base.context import RequestContext, Scope, request_context, scope_here
+from qserve.base.context import RequestContext, Run, Scope, request_context, scope_here
 from qserve.base.forks import end_child, end_if_child, lasting_threads, on_fork
 from qserve.base.log import get_logger, of_request
 from qserve.base.promise import T
 from qserve.base.tracebacks import frames_of_coroutine, frames_of_thread, place_in
 from qserve.calls.not_value import add_advice
+from qserve.calls.progress import reports
+from qserve.calls.ref import current
 from qserve.calls.responses import RESPONSES
 from qserve.engine.servable import Method, Servable
 from qserve.engine.step import Conclusion, Stepper, UserCall
@@ -60,6 +62,7 @@ class Invocation:
       blocks: Whether its code may run in a thread, where it goes on when the task is cancelled.
       ended: The state in which its request has ended meanwhile, cancelled or expired; "" as long as it is wanted.
       ended_at: When that became known, by the monotonic clock.
+      is_observed: Whether somebody follows its request: then it says when it begins and ends.
       run: What the thread of sync code calls, in ``context``.
       background: What its response wants to have run once it is sent.
     """
@@ -73,6 +76,7 @@ class Invocation:
     blocks: bool = field(default=False, kw_only=True)
     ended: str = field(default="", kw_only=True)
     ended_at: float = field(default=inf, kw_only=True)
+    is_observed: bool = field(default=False, kw_only=True)
     run: Callable[[], Any] | None = field(default=None, kw_only=True)
     context: contextvars.Context | None = field(default=None, kw_only=True)
     background: Callable[[], Awaitable[None]] | None = field(default=None, kw_only=True)
@@ -90,9 +94,17 @@ class Invocation:
             header = self.header
             found = self._request = RequestContext(
                 header.trace_id, header.route, header.app, header.model_id, header.deadline_ms, False,
-                (header.request_id,), header.carried,
+                (self.this_run(),), header.carried,
             )  # fmt: skip
         return found
+
+    def observe(self) -> None:
+        """Have it say when it begins and ends."""
+        self.is_observed = True
+
+    def this_run(self) -> Run:
+        """Return what tells this run of the step from others."""
+        return Run(self.header.request_id, self.step, "", b"", 1)
 
     def end(self, state: str) -> None:
         """Notify its code that the request was cancelled or has expired: a coroutine at its next ``await``."""
@@ -169,6 +181,7 @@ class Invoker(Generic[C]):
 
     def leave_to_parent(self) -> None:
         """In a forked child: what comes back from user code ends that process."""
+        reports.only_adds = True
         self._fail = lambda invocation, error: end_child(error)  # type: ignore[method-assign]
         self._on_result = self._commit = lambda *result: end_child(None)  # type: ignore[method-assign, assignment]
 
@@ -202,6 +215,18 @@ class Invoker(Generic[C]):
             invocation.end(state)
         return bool(calls)
 
+    def observe(self, request_id: str) -> None:
+        """Have the calls of a request say when they begin and end: somebody follows it."""
+        for invocation in (*self._running, *self._waiting.copy()):
+            if invocation.header.request_id == request_id:
+                invocation.observe()
+                if invocation in self._running:
+                    self._announce(invocation)
+
+    def _announce(self, invocation: C) -> None:
+        if current.installed is not None:
+            reports.begin(current.installed, *invocation.request().runs)
+
     def begin(self, invocation: C) -> None:
         """Run a call; the backend ends it."""
         self._start.copy().run(self._begin, invocation)
@@ -231,6 +256,8 @@ class Invoker(Generic[C]):
         args = call.args
         if not method.takes_request and len(args) == 1 and not call.kwargs and isinstance(args[0], Request):
             args = ()
+        if invocation.is_observed and (method.is_async or method.is_fast or method.makes_generator):
+            self._announce(invocation)
         if method.is_async:
             self._spawn(invocation, self._await(invocation, method.call(*args, **call.kwargs)))
         elif method.is_fast or method.makes_generator:
@@ -268,6 +295,8 @@ class Invoker(Generic[C]):
                 self.is_thread_busy = True
                 invocation.began = time.monotonic()
                 self._running.add(invocation)
+                if invocation.is_observed:
+                    self._announce(invocation)
                 assert invocation.run is not None and invocation.context is not None
                 enter: Callable[..., Any] = invocation.context.run
                 self._thread.submit(partial(enter, invocation.run), partial(enter, self._on_thread_done, invocation))
@@ -371,6 +400,8 @@ class Invoker(Generic[C]):
 
     def _discard(self, invocation: C) -> None:
         self._running.discard(invocation)
+        if reports.open:  # before its end is sent
+            invocation.is_observed = reports.end(*invocation.request().runs)
         invocation.scope.is_over = True
         if invocation.scope.callbacks:
             invocation.scope.release()

@@ -13,11 +13,14 @@ from math import inf
 from typing import Any, NamedTuple
 
 from qserve.base.clock import clock
+from qserve.base.context import Run
+from qserve.base.keys import EVENTS_KEPT
 from qserve.base.log import get_logger
 from qserve.base.promise import Promise
 from qserve.base.settings import Settings
 from qserve.base.turns import Turns
 from qserve.calls.compose import ComposingPlane, Submission, failure_in
+from qserve.calls.events import Logged
 from qserve.calls.items import WINDOW, ItemRef
 from qserve.calls.mailbox import ARGUMENT_LOST, STOPPED, full, not_found
 from qserve.calls.ref import Call, Ref
@@ -25,6 +28,7 @@ from qserve.engine.step import Conclusion
 from qserve.exceptions import AppNotFound
 from qserve.wire.application import ApplicationRecord
 from qserve.wire.envelope import Header
+from qserve.wire.events import Event, Happening
 from qserve.wire.moves import Awaited, Move, Start
 from qserve.wire.outcome import Outcome, State
 from qserve.wire.progress import Progress
@@ -43,6 +47,8 @@ class Request:
       version: The application version that runs it.
       keep_ms: How long its result is kept.
       followers: The refs that get its outcome.
+      is_observed: Whether its events are written down, because somebody follows it or its code has reported progress.
+      events: The last ones, with their numbers.
       joins: By step, the slots that are filled of a call which waits for others.
       waiters: The requests that have its result as an argument.
       ahead: How many items of a streamed result its reader has not taken.
@@ -56,6 +62,8 @@ class Request:
     followers: list[Ref]
     outcome: Outcome = _OPEN
     progress: Progress | None = None
+    is_observed: bool = False
+    events: deque[tuple[int, Event]] = field(default_factory=partial(deque, maxlen=EVENTS_KEPT))
     joins: dict[str, dict[int, bytes]] = field(default_factory=dict)
     waiters: list[tuple[Request, Awaited]] = field(default_factory=list)
     ahead: int = 0
@@ -83,12 +91,14 @@ class Queue:
       max_ongoing: Calls that may run at the same time.
       accept: Takes a call without blocking.
       end: Notifies the calls of a request that it was cancelled or has expired, without blocking.
+      observe: Has the calls of a request say when they begin and end, without blocking.
     """
 
     version: str
     max_ongoing: int
     accept: Callable[[Delivery], None]
     end: Callable[[str, str], None]
+    observe: Callable[[str], None]
     waiting: deque[Delivery] = field(default_factory=deque)
     running: int = 0
 
@@ -167,8 +177,10 @@ class Requests:
                 queue.running += 1
                 queue.accept(delivery)
 
-    def commit(self, delivery: Delivery, conclusion: Conclusion) -> None:
+    def commit(self, delivery: Delivery, conclusion: Conclusion, event: Event | None = None) -> None:
         """End a call and publish all that it caused, unless its request has ended meanwhile."""
+        if event is not None and delivery.request.is_open():
+            self._log(delivery.request, event)
         queue = self.queues.get(delivery.stream)
         if queue is not None:
             queue.running -= 1
@@ -267,11 +279,31 @@ class Requests:
             request.held.set(True)
             request.held = None
 
-    def note(self, key: str, progress: Progress) -> None:
-        """Keep what an open request says of its progress."""
+    def note(self, key: str, event: Event, on_reply: Callable[[bool], object]) -> None:
+        """Write down an event of an open request."""
         request = self._requests.get(key)
-        if request is not None:
-            request.progress = progress
+        is_open = request is not None and request.is_open()
+        if request is not None and is_open:
+            self._log(request, event)
+            if event.name == Happening.PROGRESS:
+                request.progress = Progress(event.fraction, event.message)
+        on_reply(is_open)
+
+    def _log(self, request: Request, event: Event) -> None:
+        request.is_observed = True
+        number = request.events[-1][0] + 1 if request.events else 1
+        request.events.append((number, event))
+
+    def observe(self, key: str, after: int, asked: Promise[Logged | Exception]) -> None:
+        """Set the promise to the events of a request behind a number, and have those that come written down."""
+        request = self._requests.get(key)
+        if request is not None and request.is_open() and not request.is_observed:
+            request.is_observed = True
+            for queue in self.queues.values():
+                if queue.running:
+                    queue.observe(request.header.request_id)
+        events = request.events if request is not None else ()
+        asked.set(Logged([(number, event) for number, event in events if number > after]))
 
     def ask(self, key: str, asked: Promise[Progress | Exception | None]) -> None:
         """Set the promise to the progress of a request."""
@@ -354,8 +386,13 @@ class LocalPlane(ComposingPlane):
     def add_credit(self, request_id: str, items: int) -> None:
         self.operate(self.requests.take, self.keys.request(request_id), items)
 
-    def note_progress(self, request_id: str, progress: Progress) -> None:
-        self.operate(self.requests.note, self.keys.request(request_id), progress)
+    def note(self, run: Run, event: Event, on_reply: Callable[[bool], object] = bool) -> None:
+        self.operate(self.requests.note, self.keys.request(run.request_id), event, on_reply)
+
+    def events(self, request_id: str, after: int) -> Promise[Logged | Exception]:
+        asked: Promise[Logged | Exception] = Promise()
+        self.operate(self.requests.observe, self.keys.request(request_id), after, asked)
+        return asked
 
     def progress(self, request_id: str) -> Promise[Progress | Exception | None]:
         asked: Promise[Progress | Exception | None] = Promise()

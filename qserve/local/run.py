@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import NoReturn
 
 from qserve.base import unused
-from qserve.base.context import ReplicaContext, replica_here
+from qserve.base.context import ReplicaContext, Run, replica_here
 from qserve.base.entry import start_in
 from qserve.base.forks import Loop, on_fork
 from qserve.base.log import get_logger
@@ -21,6 +21,7 @@ from qserve.base.promise import Promise
 from qserve.base.settings import Settings
 from qserve.base.tracebacks import user_traceback
 from qserve.calls.handles import RayServeSyncHandle
+from qserve.calls.progress import happened
 from qserve.calls.ref import current
 from qserve.define.compile import CompiledApplication
 from qserve.deploy.registration import Code, DeploymentCode, code_of, record_of
@@ -32,6 +33,7 @@ from qserve.engine.streaming import ReaderGone, Sink
 from qserve.exceptions import DeployError, QserveException
 from qserve.local.plane import Delivery, LocalPlane, Queue, Request, record_here
 from qserve.wire.application import ApplicationRecord, DeploymentRecord
+from qserve.wire.events import Happening
 from qserve.wire.outcome import State
 
 log = get_logger(__name__)
@@ -156,7 +158,9 @@ class _Version:
                     self._instances.append(instance)
                     instance.start()
                     # at once, children first: a constructor may call the deployments that it is given
-                    queue = Queue(record.version, deployment.max_ongoing, instance.accept, instance.end)
+                    queue = Queue(
+                        record.version, deployment.max_ongoing, instance.accept, instance.end, instance.observe
+                    )
                     plane.requests.queues[record.stream(plane.keys, name)] = queue
         except BaseException:
             self.stop()
@@ -244,13 +248,18 @@ class _Instance:
 
     def accept(self, delivery: Delivery) -> None:
         """Run a call soon; from any thread."""
-        call = _LocalCall(delivery.request.header, delivery.step, delivery)
+        call = _LocalCall(delivery.request.header, delivery.step, delivery, is_observed=delivery.request.is_observed)
         self._loop.call_soon_threadsafe(self._begin, call)
 
     def end(self, request_id: str, state: str) -> None:
         """Notify the calls of a request soon that it was cancelled or has expired; from any thread."""
         with contextlib.suppress(RuntimeError):  # it has been stopped
             self._loop.call_soon_threadsafe(self._invoker.end, request_id, state)
+
+    def observe(self, request_id: str) -> None:
+        """Have the calls of a request say soon when they begin and end; from any thread."""
+        with contextlib.suppress(RuntimeError):  # it has been stopped
+            self._loop.call_soon_threadsafe(self._invoker.observe, request_id)
 
     def _begin(self, call: _LocalCall) -> None:
         if call.header.expired():
@@ -262,6 +271,9 @@ class _Instance:
 @dataclass(slots=True, eq=False)
 class _LocalCall(Invocation):
     delivery: Delivery
+
+    def this_run(self) -> Run:
+        return Run(self.header.request_id, self.step, self.delivery.stream, b"", 1)
 
 
 @dataclass
@@ -287,7 +299,10 @@ class _LocalBackend:
     reject = fail
 
     def commit(self, call: _LocalCall, conclusion: Conclusion) -> None:
-        self.plane.operate(self.plane.requests.commit, call.delivery, conclusion)
+        event = None
+        if call.is_observed and conclusion.state in ("", State.DONE):
+            event = happened(Happening.DONE, *call.request().runs)
+        self.plane.operate(self.plane.requests.commit, call.delivery, conclusion, event)
 
     def flush(self) -> None:
         """Nothing to do: effects are committed at once."""

@@ -19,7 +19,8 @@ class Field(bytes, Enum):
     RESULT = b"res"  # once it is not open
     SENT = b"sent"  # items of a streamed result
     TAKEN = b"taken"  # those of them that its reader has taken
-    PROGRESS = b"at"  # what its code says of how far it is
+    PROGRESS = b"at"  # the last event in which its code says how far it is
+    EVENTS = b"ev"  # how many events were written down; there once somebody wants to know
     FINGERPRINT = b"fp"  # of what was asked, where the result can be fetched by the id
 
     # of dead letters only
@@ -55,6 +56,8 @@ class State(StrEnum):
 
 ITEM = "i"
 """Stands in the place of a state in a mailbox's message that holds one item of a streamed result."""
+OBSERVED = "w"
+"""Stands in the place of a state in a message to a replica that somebody follows a request which it runs."""
 ANNOUNCED = "a"
 """Stands in the place of a state when only the length of a result is sent, which is then the payload."""
 ANNOUNCED_FROM = 64 * 1024

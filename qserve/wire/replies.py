@@ -18,7 +18,7 @@ from qserve.base.once import may_say
 from qserve.exceptions import PayloadError
 from qserve.wire.codec import unpack
 from qserve.wire.envelope import REQUEST_ID_CHARS
-from qserve.wire.outcome import ANNOUNCED, ITEM, Outcome, State
+from qserve.wire.outcome import ANNOUNCED, ITEM, OBSERVED, Outcome, State
 
 log = get_logger(__name__)
 T = TypeVar("T")
@@ -33,7 +33,7 @@ _CONNECTION_ID = re.compile(rb"^id=([0-9]{1,19}) ", re.MULTILINE).findall
 _CONNECTIONS_LIMIT = 8
 _POSITION = re.compile(rb"[0-9]{1,20}-[0-9]{1,20}").fullmatch
 _REQUEST_ID = re.compile(rb"[0-9a-f]{%d}" % REQUEST_ID_CHARS).fullmatch
-_STATES = frozenset(state.encode() for state in State if state is not State.OPEN) | {ITEM.encode(), ANNOUNCED.encode()}
+_STATES = frozenset(state.encode() for state in (*(set(State) - {State.OPEN}), ITEM, ANNOUNCED, OBSERVED))
 _named: OrderedDict[str, None] = OrderedDict()
 
 
@@ -202,6 +202,23 @@ def message(data: Any) -> tuple[str, Outcome]:
     return data[:REQUEST_ID_CHARS].decode(), Outcome(state.decode(), data[end:])
 
 
+def events(reply: Any) -> list[tuple[int, bytes]]:
+    """Return the events of a request in a reply of ``observe`` with their numbers, still sealed."""
+    if type(reply) is not list or len(reply) % 2 or not all(type(part) is bytes for part in reply):
+        raise _unreadable(reply, "the events of a request")
+    entries = zip(reply[::2], reply[1::2], strict=True)
+    return [(order_of(shown(entry_id))[0], sealed) for entry_id, sealed in entries]
+
+
+def attempts(history: bytes) -> int:
+    """Return how often a call was tried, or handed over, by its history; 0 if that cannot be read."""
+    try:
+        found = unpack(history, "a history")
+    except PayloadError:
+        return 0
+    return len(found) if type(found) is list else 0
+
+
 # -- streams and groups ----------------------------------------------------------------------------
 
 
@@ -224,8 +241,13 @@ def backlogs(reply: Any, count: int) -> list[tuple[int, int, int]]:
 
 
 def places(reply: Any) -> set[tuple[str, bytes]]:
-    """Return the streams and IDs of entries in a reply of ``strays``; none for an error reply."""
-    return set() if isinstance(reply, Exception) else {(shown(name), entry_id) for name, entry_id in reply}
+    """Return the streams and IDs of the copies in a reply of ``strays``; none for an error reply."""
+    return set() if isinstance(reply, Exception) else {(shown(found[0]), found[1]) for found in reply if len(found) < 3}
+
+
+def observed(reply: Any) -> set[tuple[str, bytes]]:
+    """Return the streams and IDs of calls that somebody follows in a reply of ``strays``; none for an error reply."""
+    return set() if isinstance(reply, Exception) else {(shown(found[0]), found[1]) for found in reply if len(found) > 2}
 
 
 def states(reply: Any) -> list[str]:

@@ -9,7 +9,7 @@ are left out.
     value of a slot   queue (the same in every version), request, step and slot
     result, failure, cancellation, expiry   its request
     item              its request, and its number in the stream
-    progress          its request
+    event             its request
 
 A value that is another request's result was sealed as a result; the header, which its submitter sealed, says which.
 So it is with the end of a request that ends because one that it waited for did: see ``INHERITED``.
@@ -256,9 +256,9 @@ def item_context(request_id: str, number: int) -> bytes:
     return b"item|%b|%d" % (request_id.encode(), number)
 
 
-def progress_context(request_id: str) -> bytes:
-    """Return the place of what a request says of its progress."""
-    return b"progress|" + request_id.encode()
+def event_context(request_id: str) -> bytes:
+    """Return the place of what replicas say that happens to a request."""
+    return b"event|" + request_id.encode()
 
 
 def _end(state: str, request_id: str) -> bytes:

@@ -339,6 +339,21 @@ MUTANTS = (
     Mutant(
         "what has ended still makes progress", "if not is_open(request) then return Reply.CLOSED end", "", within="note"
     ),
+    Mutant(
+        "a call that others have taken over makes progress",
+        "if not is_named(request, step, stream, entry_id) then return Reply.STALE end",
+        "",
+        within="note",
+    ),
+    Mutant("events are kept without a limit", "'XADD', log, 'MAXLEN', EVENTS_KEPT, number", "'XADD', log, number"),
+    Mutant(
+        "events outlive their request",
+        "if events then write('PEXPIRE', events_of(request)",
+        "if false then write('PEXPIRE', events_of(request)",
+    ),
+    Mutant(
+        "replicas are told again and again", "if state == State.OPEN and not events then", "if state == State.OPEN then"
+    ),
     Mutant("what a worker was to run is never removed", "assignments[k] ~= '' and assignments[k]", "assignments[k]"),
 )
 

@@ -161,6 +161,7 @@ class Request(Named):
     is_needed: bool = True
     fingerprint: str = ""
     progress: bytes = b""
+    events: int | None = None  # None until somebody wants to know of them
     asked_from: str = ""
 
     def __post_init__(self) -> None:
@@ -464,12 +465,25 @@ class Model:
         else:
             request.state = ""
 
-    def note(self, request: Request, progress: bytes) -> bytes:
-        """Its code says how far it is."""
+    def note(self, delivery: Delivery, progress: bytes) -> bytes:
+        """Its code says how far it is; only the entry that stands for the step may."""
+        request = delivery.request
         if not request.is_open:
             return b"CLOSED"
+        if (delivery.stream, delivery.entry) not in self.held or delivery.is_copy:
+            return b"STALE"
         request.progress = progress
+        request.events = (request.events or 0) + 1
         return b"OK"
+
+    def observe(self, request: Request) -> int:
+        """Somebody follows it: who runs it is told, once. Returns how many events there are."""
+        if request.is_open and request.events is None:
+            request.events = 0
+            for one in self.held.values():
+                if one.request is request and not one.is_copy:
+                    self.mail[one.consumer][request.id.encode() + b"w"] += 1
+        return request.events or 0
 
     def emit(self, request: Request, number: int) -> int:
         """An item of a streamed result, which is delivered at its turn."""

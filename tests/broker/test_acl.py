@@ -263,7 +263,8 @@ def test_a_request_goes_its_whole_way_with_each_role_doing_its_part(as_role: dic
     entry = take_one(worker, two)
     assert worker.execute_command(*functions.emit(request, A, 0, b"item")) == 1
     assert gateway.execute_command(*functions.take(request, 1)) == 1
-    assert worker.execute_command(*functions.note(request, b"half of it")) == b"OK"
+    assert worker.execute_command(*functions.note(request, two, entry, "1", b"half of it", True)) == b"OK"
+    assert gateway.execute_command(*functions.observe(request, A, 0)) == [b"1-0", b"half of it"]
     assert gateway.hmget(request, [Field.STATE, Field.PROGRESS]) == [b"o", b"half of it"]
     done = functions.commit(two, request, entry, A, EPOCH, "t2", "1", state="d", payload=b"result")
     assert worker.execute_command(*done) == b"OK"

@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from processes import wait_until
 
-from qserve.base.keys import GROUP, LEFT
+from qserve.base.keys import EVENTS_KEPT, GROUP, LEFT
 from qserve.base.settings import Settings
 from qserve.broker import functions
 from qserve.broker.connection import connect, create_group
@@ -28,7 +28,7 @@ from qserve.wire.envelope import Header
 from qserve.wire.failure import Failure
 from qserve.wire.moves import Awaited, Epoch, Join, Start
 from qserve.wire.outcome import ANNOUNCED, ANNOUNCED_FROM, Field, Outcome
-from qserve.wire.replies import backlogs
+from qserve.wire.replies import backlogs, observed, places
 from qserve.wire.sealing import INHERITED_LIMIT, NOT_KEPT, open_end, seal_end, seal_header
 
 
@@ -667,21 +667,53 @@ def test_the_load_of_a_queue_has_what_waits_and_what_runs_also_for_single_replic
     assert nothing == (0, 0, 0)
 
 
-def test_an_open_request_keeps_what_it_said_last_of_its_progress_and_no_other_does(desk: Desk) -> None:
-    def note(request_id: str, progress: bytes) -> object:
-        return desk.client.execute_command(*functions.note(desk.keys.request(request_id), progress))
+@pytest.mark.row("F58")
+def test_only_the_call_that_runs_says_what_happens_and_its_request_keeps_the_last_of_it(desk: Desk) -> None:
+    def note(request_id: str, entry: bytes, event: bytes) -> object:
+        return desk.client.execute_command(
+            *functions.note(desk.keys.request(request_id), desk.one, entry, "0", event, True)
+        )
+
+    def events(after: int = 0) -> list[bytes]:
+        return desk.client.execute_command(*functions.observe(request, A, after))[1::2]
 
     desk.submit(A, [Start(desk.one, "0", [b"x"])])
     request = desk.keys.request(A)
+    log = request.replace(":r:", ":v:")
+    ((entry, fields),) = desk.fetch(desk.one)
+    copy = desk.client.xadd(desk.one, fields)
 
-    assert [note(A, b"some"), note(A, b"more")] == [b"OK", b"OK"]
+    assert [note(A, entry, b"some"), note(A, copy, b"other"), note(A, entry, b"more")] == [b"OK", b"STALE", b"OK"]
     assert desk.client.hget(request, Field.PROGRESS) == b"more"
-    assert 0 < desk.client.pttl(request) <= 120_000
-    ((entry, _),) = desk.fetch(desk.one)
-    desk.commit(desk.one, entry, A, state="d", payload=b"result")
-    assert [note(A, b"late"), note(B, b"nothing")] == [b"CLOSED", b"CLOSED"]
+    assert [events(), events(1)] == [[b"some", b"more"], [b"more"]]
+    assert 0 < desk.client.pttl(log) <= desk.client.pttl(request) <= 120_000
+
+    many = [b"%d" % number for number in range(EVENTS_KEPT)]
+    assert {note(A, entry, event) for event in many} == {b"OK"}
+    assert events() == many
+    desk.commit(desk.one, entry, A, state="d", payload=b"result", event=b"done")
+
+    assert [note(A, entry, b"late"), note(B, entry, b"nothing")] == [b"CLOSED", b"CLOSED"]
+    assert events() == [*many[1:], b"done"]
+    assert 0 < desk.client.pttl(log) <= 60_000
     assert not desk.client.hexists(request, Field.PROGRESS)
     assert not desk.client.exists(desk.keys.request(B))
+
+
+def test_replicas_learn_once_that_somebody_follows_a_request(desk: Desk) -> None:
+    def observe() -> object:
+        return desk.client.execute_command(*functions.observe(desk.keys.request(A), A, 0))
+
+    desk.submit(A, [Start(desk.one, "0", [b"x"]), Start(desk.two, "1", [b"x"])])
+    desk.fetch(desk.one)
+    assert [observe(), observe()] == [[], []]
+    desk.fetch(desk.two)
+
+    commands = [functions.strays([one], "replica", desk.keys.request(""), [b"0-0"]) for one in (desk.one, desk.two)]
+    checked = [desk.client.execute_command(*command) for command in commands]
+
+    assert desk.client.lrange(desk.keys.mailbox("replica"), 0, -1) == [A.encode() + b"w"]
+    assert [len(places(found)) + 2 * len(observed(found)) for found in checked] == [2, 2]
 
 
 # -- who leads, and what it says -------------------------------------------------------------------

@@ -41,7 +41,7 @@ from request_model import (
     wide,
 )
 
-from qserve.base.keys import GROUP, LETTER_BYTES, Keys
+from qserve.base.keys import EVENTS_KEPT, GROUP, LETTER_BYTES, Keys
 from qserve.broker import functions
 from qserve.broker.connection import create_group
 from qserve.broker.library import Command
@@ -458,12 +458,22 @@ class Requests(RuleBasedStateMachine):
 
         assert self.send(command) == self.model.emit(request, item)
 
-    @act(1, when=lambda self: self.model.requests)
+    @act(2, when=lambda self: self.deliveries)
     def note(self) -> None:
-        request = self.one_of(self.model.requests)
-        command = functions.note(self.keys.request(request.id), b"%d" % (len(request.progress) + 1))
+        one = self.one_of(self.deliveries)
+        request, stream, progress = self.keys.request(one.request.id), self.names[one.stream], b"%d" % len(self.commits)
+        command = functions.note(request, stream, one.entry, str(one.step), progress, True)
 
-        assert self.send(command) == self.model.note(request, command[-1])
+        assert self.send(command) == self.model.note(one, progress)
+
+    @act(1, when=lambda self: self.model.requests)
+    def observe(self) -> None:
+        request = self.one_of(self.model.requests)
+
+        found = self.send(functions.observe(self.keys.request(request.id), request.id, 0))
+
+        numbers = [b"%d-0" % number for number in range(1, self.model.observe(request) + 1)]
+        assert found[::2] == numbers[-EVENTS_KEPT:]
 
     @act(1, when=lambda self: any(one.sent for one in self.model.requests))
     def take(self) -> None:
@@ -528,13 +538,17 @@ class Requests(RuleBasedStateMachine):
         expected |= {self.keys.delayed_of(self.names[one.stream]) for one in self.model.delayed}
         expected |= {self.boxes[name] for name, mail in self.model.mail.items() if mail}
         waiting = {self.keys.delayed_of(name) for name in self.names.values()}
-        assert expected <= set(content) <= expected | waiting | {self.letter_bytes}
+        logs = {self.log(one) for one in self.model.requests if one.events}
+        assert expected <= set(content) <= expected | waiting | logs | {self.letter_bytes}
         self.look(content)
         self.check_requests(content)
         self.check_letters(content)
         self.check_calls(content)
         for name, mail in self.model.mail.items():
             assert Counter(content.get(self.boxes[name], ())) == mail
+
+    def log(self, request: Request) -> str:
+        return self.keys.request(request.id).replace(":r:", ":v:")
 
     def read(self) -> dict[str, Any]:
         """All keys and what they hold; only queues may live for ever."""
@@ -550,6 +564,8 @@ class Requests(RuleBasedStateMachine):
                     pipe.get(name)
                 elif ":r:" in name or ":d:" in name or name == self.letter_bytes:
                     pipe.hgetall(name)
+                elif name.startswith("{machine}:v:"):
+                    pipe.xrange(name)
                 elif ":m:" in name:
                     pipe.lrange(name, 0, -1)
                 else:
@@ -593,6 +609,8 @@ class Requests(RuleBasedStateMachine):
             assert fields.get("by", b"").decode() == request.by
             assert int(fields.get("w", 0)) == len(request.waiters)
             assert fields.get("at", b"") == request.progress
+            assert fields.get("ev") == (None if request.events is None else b"%d" % request.events)
+            assert len(content.get(self.log(request), ())) == min(request.events or 0, EVENTS_KEPT)
             self.check_joins(request, fields)
 
     def check_joins(self, request: Request, fields: dict[str, bytes]) -> None:

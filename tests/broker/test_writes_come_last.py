@@ -219,8 +219,20 @@ def emit(desk: Desk) -> Command:
 
 @scene
 def note(desk: Desk) -> Command:
+    return functions.note(desk.keys.request(A), desk.one, begun(desk), "0", b"half of it", True)
+
+
+@scene
+def observe(desk: Desk) -> Command:
     begun(desk)
-    return functions.note(desk.keys.request(A), b"half of it")
+    return functions.observe(desk.keys.request(A), A, 0)
+
+
+@scene
+def commit_that_is_followed(desk: Desk) -> Command:
+    entry = begun(desk)
+    desk.client.execute_command(*functions.note(desk.keys.request(A), desk.one, entry, "0", b"half of it", True))
+    return commit_of(desk, entry, state="d", payload=b"result", event=b"done")
 
 
 @scene

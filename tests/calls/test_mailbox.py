@@ -121,7 +121,7 @@ def test_a_replica_is_told_of_a_cancellation_or_expiry_only_when_that_is_sealed_
     seal, others = Seal(Keyring(b"the-key-of-this-test")), (Seal(Keyring()), Seal(Keyring(b"the-key-of-another")))
     mailbox = Mailbox(KEYS, seal, sent)
     told: list[tuple[str, str]] = []
-    mailbox.report_ends(lambda request_id, state: told.append((request_id, state)), bool)
+    mailbox.report_ends(lambda request_id, state: told.append((request_id, state)), bool, bool)
     ref, _ = two_refs(mailbox)
 
     for state in ("c", "x"):

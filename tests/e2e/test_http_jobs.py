@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from http.client import HTTPResponse
+from itertools import islice
 from pathlib import Path
 from typing import Any
 from urllib.request import Request as UrlRequest
@@ -381,6 +382,7 @@ def test_a_ref_is_had_by_id_of_any_request(client: JobClient, ledger: Ledger) ->
     assert ["x-own", "1"] in response.headers
 
 
+@pytest.mark.row("F58")
 def test_a_job_is_followed_by_its_progress_until_it_ends(client: JobClient, ledger: Ledger) -> None:
     file, gate = str(ledger.file), str(ledger.gate)
 
@@ -400,21 +402,31 @@ def test_a_job_is_followed_by_its_progress_until_it_ends(client: JobClient, ledg
     with follow(client, place) as stream:
         assert (stream.status, stream.headers["content-type"]) == (200, "text/event-stream")
         events = read_events(stream)
-        first = next(events)
+        begin = list(islice(events, 3))
         asked = client.send("GET", place)
         ledger.open()
         second = next(events)
         with follow(client, place, second["id"]) as again:
             ledger.file.unlink()
-            last, only = next(events), next(read_events(again))
-        assert next(events, None) is None
+            rest, same = list(events), list(read_events(again))
 
-    assert (first["event"], json.loads(first["data"])) == ("progress", {"fraction": 0.25, "message": "first\nstep"})
-    assert asked.json["progress"] == json.loads(first["data"])
-    assert (second["event"], json.loads(second["data"])) == ("progress", {"fraction": 0.75, "message": ""})
-    assert last == only == {"event": "end", "id": "end", "data": '{"status":"done"}'}
+    step = {"deployment": "Steps", "step": "__call__", "attempt": 1}
+    first = {"fraction": 0.25, "message": "first\nstep"}
+    assert [(one["event"], json.loads(one["data"])) for one in (*begin, second, *rest)] == [
+        ("accepted", {}),
+        ("started", step),
+        ("progress", first | {"deployment": "Steps"}),
+        ("progress", {"fraction": 0.75, "message": "", "deployment": "Steps"}),
+        ("done", step),
+        ("end", {"status": "done"}),
+    ]
+    assert asked.json["progress"] == first
+    assert [one["id"] for one in (*begin, second, *rest)] == ["0", "1", "2", "3", "4", "end"]
+    assert same == rest
     assert client.send("GET", f"{place}/events", Last_Event_ID="end").status == 204  # an EventSource asks no more
     assert client.send("HEAD", f"{place}/events").status == 200
+    with follow(client, place, "not an id") as late:
+        assert [one["id"] for one in read_events(late)] == ["0", "1", "2", "3", "4", "end"]
     assert client.send("DELETE", f"{place}/events").status == 405
     assert client.send("GET", place).text == "done"
 
@@ -437,7 +449,7 @@ def test_events_say_how_a_job_ended(client: JobClient, ledger: Ledger, end: str)
             client.send("DELETE", place)
         else:
             ledger.open()
-        ended = next(read_events(stream))
+        ended = list(read_events(stream))[-1]
 
     assert json.loads(ended["data"]) == {"status": "cancelled" if end == "cancelled" else "failed"}
     assert client.send("GET", f"/-/requests/{new_value_id()}/events").status == 410

@@ -56,6 +56,8 @@ async def run(job, node, compute, detail=""):
             if job.get("sleep_s", {}).get(node):
                 await asyncio.sleep(job["sleep_s"][node])
             while job.get("gate", {}).get(node) and not os.path.exists(job["gate"][node]):
+                if node in job.get("tells", ()):
+                    qserve.progress(None, str(os.getpid()))
                 await asyncio.sleep(0.005)
             break
         except asyncio.CancelledError:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import signal
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,11 +13,13 @@ from pathlib import Path
 from cgroups import limited
 from invariants import check
 from ledger import DIAMOND
-from load import new_job
-from processes import frozen, is_alive, wait_until
+from load import Call, new_job
+from processes import PATIENCE_S, frozen, is_alive, wait_until
 from proxy import Proxy
 from rows import row
 from stacks import LEASE_S, Stack, children_of, last
+
+from qserve import Event
 
 AT_ONCE = 100
 LOGGED = ("blocked the event loop", "frozen", "died", "Current thread")
@@ -86,6 +90,53 @@ def test_a_host_that_wakes_after_its_lease_is_told_that_others_have_run_its_call
     assert stack.processes[-1].wait() == 0
     # the last read of a frozen replica may be open longer than this short lease, and takes a call once more
     check(stack, [*calls, *later], reruns=2 * len(held))
+
+
+def pairs(heard: list[Event]) -> set[tuple[str, str]]:
+    """What was heard before what."""
+    return set(itertools.combinations([one.name for one in heard], 2))
+
+
+@row("F58")
+def test_nobody_hears_what_a_frozen_replica_says_when_others_have_taken_over(stack: Stack) -> None:
+    processes, replicas = second_host(stack)
+    client, calls, pid = stack.handles(), list[Call](), 0
+    while pid not in replicas:
+        gate = stack.ledger.new_file("gate")
+        if calls:
+            Path(calls[-1].job["gate"]["left"]).touch()
+            client.wait(calls)
+        calls.append(client.send(new_job(gate={"left": gate}, tells=["left"])))
+        pid = wait_until(lambda: stack.ledger.lines(calls[-1].id, "left"), description="its call runs")[0].pid
+    followed, heard = calls[-1], list[Event]()
+    ref = followed.ref
+    assert ref is not None
+
+    def follow() -> None:
+        for event in ref.events():
+            heard.append(event)
+
+    reader = threading.Thread(target=follow, daemon=True)
+    reader.start()
+    wait_until(lambda: "progress" in [one.name for one in heard], description="the first one is heard")
+    with frozen(*processes):
+        wait_until(lambda: ("taken_over", "progress") in pairs(heard), description="the next one is heard")
+    wait_until(
+        lambda: stack.ledger.lines(followed.id, "left", event="told"), description="the first one has woken and gone on"
+    )
+    Path(gate).touch()
+    client.wait(calls)
+    reader.join(PATIENCE_S)
+
+    names = [one.name for one in heard]
+    before, after = heard[: names.index("taken_over")], heard[names.index("taken_over") :]
+    assert {one.message for one in before if one.name == "progress"} == {str(pid)}
+    assert not {one.message for one in after if one.name == "progress"} & set(map(str, replicas))
+    assert [one.attempt for one in after[:2]] == [2, 2]
+    assert (names[0], names[-1], heard[-1].status) == ("accepted", "end", "done")
+    numbers = [int(one.id) for one in heard[:-1]]
+    assert numbers == sorted(set(numbers))
+    check(stack, calls, reruns=2)
 
 
 @row("F11")

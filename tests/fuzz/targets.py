@@ -42,10 +42,10 @@ from qserve.wire.application import (
 from qserve.wire.codec import Codec
 from qserve.wire.dead_letter import DeadLetter
 from qserve.wire.envelope import Answer, Header
+from qserve.wire.events import Event
 from qserve.wire.failure import Failure
 from qserve.wire.modules import pack_modules, unpack_modules
 from qserve.wire.outcome import Outcome
-from qserve.wire.progress import Progress
 from qserve.wire.sealing import Seal, open_end, open_header, seal_end, seal_header
 from qserve.wire.status import ReplicaStatus, decode_stats
 
@@ -264,6 +264,7 @@ def _read_report(data: bytes) -> object:
     return f"{report!r}".encode(), hash(report)
 
 
+_EVENTS = (Event("progress", 1.5, "Model", "0", 1, 0.5, "half"), Event("done", 2.0, "Model", "0", 1))
 _FLEET = (
     fleet.Lead("worker", 7),
     fleet.HostRecord(
@@ -413,9 +414,7 @@ TARGETS = (
     Target("modules", lambda data: unpack_modules(KEYS.sign(data), KEYS), (PayloadError,), _modules),
     Target("report", _read_report, (PayloadError,), _reports),
     Target("fleet", _read_fleet, (), lambda: [one.encode() for one in _FLEET]),
-    Target(
-        "progress", Progress.decode, (PayloadError,), lambda: [Progress(0.5, "half").encode(), Progress(1.0).encode()]
-    ),
+    Target("event", Event.decode, (PayloadError,), lambda: [one.encode() for one in _EVENTS]),
     Target("control", replies.control_message, (PayloadError,), _control),
     Target("name", _read_name, (PayloadError,), lambda: [b"name", b"17", b"1-2", REQUEST_ID.encode()]),
 )

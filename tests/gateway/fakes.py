@@ -8,6 +8,7 @@ from typing import Any
 from qserve.base.keyring import Keyring
 from qserve.base.keys import Keys
 from qserve.base.promise import Promise
+from qserve.calls.events import Logged
 from qserve.calls.mailbox import Mailbox
 from qserve.calls.ref import Call, Ref
 from qserve.exceptions import BrokerUnavailable
@@ -110,6 +111,12 @@ class FakePlane:
         """Nothing has said how far it is."""
         asked: Promise[Any] = Promise()
         asked.set(None)
+        return asked
+
+    def events(self, request_id: str, after: int) -> Promise[Any]:
+        """Nothing has happened."""
+        asked: Promise[Any] = Promise()
+        asked.set(Logged([]))
         return asked
 
     def cache_application(self, record: ApplicationRecord, staged: object, for_s: float) -> None:

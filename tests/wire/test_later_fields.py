@@ -34,10 +34,10 @@ from qserve.wire.codec import Codec
 from qserve.wire.codes import packers, unpackers
 from qserve.wire.dead_letter import DeadLetter
 from qserve.wire.envelope import Answer, Header
+from qserve.wire.events import Event
 from qserve.wire.failure import Failure
 from qserve.wire.modules import pack_modules, unpack_modules
 from qserve.wire.outcome import CallField, Field
-from qserve.wire.progress import Progress
 from qserve.wire.sealing import Seal, seal_header
 from qserve.wire.status import ReplicaStatus
 from qserve.wire.totals import Description, Distribution, Exemplar, Family, Kind, Published
@@ -54,6 +54,7 @@ RECORD = ApplicationRecord(
 HEADER = Header(ID, "app", "graph", 1_700_000_000_000, Answer.JSON, "trace", "/route", "model", True)
 CARRYING = HEADER._replace(carried=Carried(tenant="acme", headers={"accept-language": "de"}))
 REPORT = ReplicaStatus("replica", "Model", "v1", "RUNNING")
+EVENT = Event("progress", 1.5, "Model", "0", 1, 0.5, "half")
 FAILURE = Failure("builtins", "ValueError", "no", members=(Failure("builtins", "KeyError", "key"),))
 MESSAGE = HttpMessage("GET", "http", "/", "", b"", ((b"host", b"x"),), ("127.0.0.1", 1), None, b"body", {"id": 1})
 COUNTED = Published(
@@ -166,7 +167,7 @@ CASES = [
     Case(Header, ID.encode() + with_parts(CARRYING.encode()[32:], LATER), Header.decode, CARRYING),
     Case(ApplicationRecord, later_record(RECORD), ApplicationRecord.decode, RECORD),
     Case(Failure, later_failure(), Failure.decode, FAILURE),
-    Case(Progress, with_parts(Progress(0.5, "half").encode(), LATER), Progress.decode, Progress(0.5, "half")),
+    Case(Event, with_parts(EVENT.encode(), LATER), Event.decode, EVENT),
     Case(Published, later_totals(), Published.decode, COUNTED),
     Case(DeadLetter, later_letter(), read_letter, (HEADER, "0", 1.0, "replica", "died")),
     Case("modules", later_modules(), lambda data: unpack_modules(data, KEYS), {"shop": ("shop.py", False, b"")}),

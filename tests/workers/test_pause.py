@@ -52,7 +52,12 @@ def test_a_held_reader_takes_nothing_new_and_goes_on_later(settings: Settings, i
         await plane.open()
         plane.loop = asyncio.get_running_loop()
         reader = StreamReader(
-            spec, plane, Backlog(spec.keys, spec.stream), room=lambda: 9, accept=taken.append, on_out_of_files=print
+            spec,
+            plane,
+            Backlog(spec.keys, spec.stream),
+            room=lambda: 9,
+            accept=lambda delivery, _: taken.append(delivery),
+            on_out_of_files=print,
         )
         await reader.open()
         await until(is_blocked)

@@ -48,11 +48,13 @@ elseif state == '' then
   hset(request, Field.COMMITTED_BY, by)
   hset(request, slot, '')
   apply(moves, streams, request, header, enqueue)
+  if event ~= '' then log_event(request, event) end
 else
   if state ~= State.DONE then
     hdel(request, slot)
     remove_calls(request, request_id, state, payload)
   end
+  if event ~= '' then log_event(request, event) end
   finish(request, request_id, state, payload, by)
 end
 carry_out()

@@ -17,6 +17,7 @@ elseif keeper == request then
   table.insert(member, 1, request)
   delay(delayed, cmsgpack.pack(member), now_ms() + wait_ms, ttl_ms)
   hset(request, PLACE .. step, POSTPONED)
+  if event ~= '' then log_event(request, event) end
 elseif keeper then
   keep_call(keeper, stream, step, fields)
 end

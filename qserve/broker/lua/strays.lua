@@ -5,7 +5,7 @@
 -- It is sent right behind a read, and the broker runs it before that read's reply leaves: it costs no round trip.
 -- `after` has the id of the last entry that was read before, for each stream.
 --
--- Returns a list of { stream, id }.
+-- Returns a list of { stream, id }; and { stream, id, 1 } of each call that is to run and somebody follows.
 
 -- the fields of entries by their ids; those of one read lie side by side, so that one look finds most of them
 local function fields_of(stream, pending)
@@ -35,8 +35,10 @@ for k, stream in ipairs(streams) do
       -- a request that has ended names no entries, so that one look is enough for one that runs
       local request, slot = request_prefix .. string.sub(header, 1, REQUEST_ID_CHARS), PLACE .. (step or '')
       local place = stream .. ' ' .. entry_id
-      local is_named_there = redis.pcall('HGET', request, slot) == place
-      if not is_named_there and request_id_of(header) and not is_wanted(request, place, slot) then
+      local stored = redis.pcall('HMGET', request, slot, Field.EVENTS)
+      if stored[1] == place then
+        if stored[2] then found[#found + 1] = { stream, entry_id, 1 } end
+      elseif request_id_of(header) and not is_wanted(request, place, slot) then
         found[#found + 1] = { stream, entry_id }
       end
     end

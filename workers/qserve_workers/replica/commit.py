@@ -18,12 +18,14 @@ from qserve.broker import functions
 from qserve.broker.functions import Reply, other_epoch
 from qserve.broker.library import Command
 from qserve.calls.mailbox import ignore
+from qserve.calls.progress import happened
 from qserve.engine.report import log_failure
 from qserve.engine.step import Conclusion
 from qserve.engine.streaming import Sink
 from qserve.exceptions import BrokerError, PayloadError
 from qserve.wire import replies
 from qserve.wire.envelope import Answer
+from qserve.wire.events import Happening
 from qserve.wire.failure import Failure
 from qserve.wire.outcome import CallField, State
 from qserve.wire.sealing import seal_end, seal_moves
@@ -40,6 +42,7 @@ HISTORY_CHARS = 200
 POSTPONED = "postponed"
 """Stands in the place of a state for a call that is going to be tried again."""
 _ENDS = {State.FAILED: "ERROR", State.CANCELLED: "CANCELLED", State.EXPIRED: "EXPIRED", POSTPONED: "RETRIED"}
+_DONE = ("", State.DONE)
 LONGEST_WAIT_S = 60.0
 """The longest wait before another try."""
 
@@ -170,7 +173,13 @@ class Committer:
             tag.stream, self._keys.request(request_id), tag.entry_id, request_id, self._plane.epoch,
             tag.entry_id, work.step, moves, conclusion.state,
             seal_end(seal, request_id, conclusion.state, conclusion.payload),
+            self._event(work, Happening.DONE) if work.is_observed and conclusion.state in _DONE else b"",
         )  # fmt: skip
+
+    def _event(self, work: Work, what: Happening) -> bytes:
+        """Return what those who follow the request read of the end of a call."""
+        (run,) = work.request().runs
+        return self._plane.sealed(run.request_id, happened(what, run))
 
     def _post_commit(self, work: Work, conclusion: Conclusion) -> None:
         posted = 0.0 if self._metrics is None else time.monotonic()
@@ -209,7 +218,7 @@ class Committer:
         delayed = self._keys.delayed_of(self._spec.stream)
         command = functions.postpone(
             tag.stream, self._keys.request(header.request_id), delayed, tag.entry_id, wait_ms, tries, life_ms,
-            self._spec.name, _history_of(failure),
+            self._spec.name, _history_of(failure), self._event(work, Happening.RETRIED) if work.is_observed else b"",
         )  # fmt: skip
         if self._metrics is not None:
             self._metrics.count_retry()

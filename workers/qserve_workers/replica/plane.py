@@ -28,6 +28,7 @@ from qserve.broker.functions import LOAD
 from qserve.broker.library import Command
 from qserve.broker.link import Link, OnReply, ReplyError
 from qserve.calls.client import BrokerPlane, ClientPlane
+from qserve.calls.events import Logged
 from qserve.calls.mailbox import ignore
 from qserve.calls.ref import Call, Ref, current
 from qserve.exceptions import BrokerError, BrokerUnavailable, WrongType
@@ -98,7 +99,8 @@ class LoopPlane(BrokerPlane):
         """In a forked child: handles, and waits for refs of the parent, use a plane like that of any program."""
         current.installed = client = ClientPlane(self.settings, is_of_program=True)
         self.wait, self.follow = client.wait, client.follow  # type: ignore[method-assign]
-        self.progress = client.progress  # type: ignore[method-assign]
+        self.progress, self.events = client.progress, client.events  # type: ignore[method-assign]
+        self.note = client.note  # type: ignore[method-assign]
         self.cancel = ignore  # type: ignore[method-assign, assignment]  # copies of streams are deleted
 
     async def open(self) -> None:
@@ -170,6 +172,9 @@ class LoopPlane(BrokerPlane):
 
     def progress(self, request_id: str) -> Promise[Progress | Exception | None]:
         return self._beside().progress(request_id) if self._is_held_up() else super().progress(request_id)
+
+    def events(self, request_id: str, after: int) -> Promise[Logged | Exception]:
+        return self._beside().events(request_id, after) if self._is_held_up() else super().events(request_id, after)
 
     def check_items_arrive(self) -> None:
         if self._is_held_up():
@@ -255,14 +260,17 @@ class LoopPlane(BrokerPlane):
 
     # -- the mailbox -------------------------------------------------------------------------------
 
-    def listen(self, on_ended: Callable[[str, str], None], on_gap: Callable[[], None]) -> None:
+    def listen(
+        self, on_ended: Callable[[str, str], None], on_gap: Callable[[], None], on_reader: Callable[[str], None]
+    ) -> None:
         """Read the mailbox from now on.
 
         Parameters:
           on_ended: Gets each request that was cancelled or has expired.
           on_gap: Called when such messages may have been lost.
+          on_reader: Gets each request that somebody begins to follow.
         """
-        self.mailbox.report_ends(on_ended, on_gap)
+        self.mailbox.report_ends(on_ended, on_gap, on_reader)
         self._on_loop(self._start_reader)
 
     def _start_reader(self) -> None:

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from qserve.base import failpoints
 from qserve.base.clock import clock
+from qserve.base.context import Run
 from qserve.base.keys import GROUP, Keys
 from qserve.base.log import get_logger, of_request
 from qserve.base.turns import Turns
@@ -40,7 +41,7 @@ from qserve.engine.invoke import Invocation
 from qserve.exceptions import BrokerError
 from qserve.wire.moves import INPUTS_LIMIT
 from qserve.wire.outcome import CallField
-from qserve.wire.replies import deliveries, number, places, shown, step_name
+from qserve.wire.replies import attempts, deliveries, number, observed, places, shown, step_name
 from qserve.wire.sealing import Seal, open_header, open_values
 from qserve_workers.replica.lasting_link import SHORTEST_PAUSE_S, LastingLink
 from qserve_workers.replica.models import ModelAdvertiser
@@ -57,6 +58,9 @@ _UNBLOCK_AGAIN_S = 0.1
 """A read that was about to block when it was ended blocks all the same, so it is ended again."""
 _HISTORY_PAGE = 256
 _SLOTS = [str(number).encode() for number in range(INPUTS_LIMIT)]
+
+
+_NONE: Set[tuple[str, bytes]] = frozenset()
 
 
 class Tag(NamedTuple):
@@ -101,6 +105,12 @@ class Work(Invocation):
     def tries(self) -> int:
         """How often the call was tried again before."""
         return number(self.delivery.fields.get(CallField.TRIES, b"0"))
+
+    def this_run(self) -> Run:
+        fields, tag = self.delivery.fields, self.delivery.tag
+        # only what has failed, or was handed over, has a history
+        attempt = 1 if CallField.HISTORY not in fields else max(attempts(fields[CallField.HISTORY]), self.tries) + 1
+        return Run(self.header.request_id, self.step, tag.stream, tag.entry_id, attempt, CallField.DEATHS in fields)
 
     def deadline(self) -> float:
         """Return its deadline by the monotonic clock, from the first time on that this is asked.
@@ -220,7 +230,7 @@ class StreamReader:
       plane: Sends the commands that must not wait behind a blocking read.
       backlog: Holds what was read.
       room: Returns how many calls may be read now.
-      accept: Takes a delivery.
+      accept: Takes a delivery, and whether somebody follows its request.
       on_out_of_files: Called when this process may open no more connections.
 
     Attributes:
@@ -234,7 +244,7 @@ class StreamReader:
         backlog: Backlog,
         *,
         room: Callable[[], int],
-        accept: Callable[[Delivery], None],
+        accept: Callable[[Delivery, bool], None],
         on_out_of_files: Callable[[], None],
     ) -> None:
         self.streams = [spec.stream]
@@ -334,9 +344,9 @@ class StreamReader:
         """
         entries: Any = [(b"0", [])]
         # while the functions are being loaded again, copies are not found: their commits have no effects then either
-        strays: Set[tuple[str, bytes]] = set()
+        checked: Any = ()
         with contextlib.suppress(ReplyError):
-            strays = places(await link.call(self._strays_command([stream])))
+            checked = await link.call(self._strays_command([stream]))
         while entries:
             # as of now: a call that ends while the reply is on its way must not look like a new one
             known = self._backlog.begun()
@@ -360,7 +370,7 @@ class StreamReader:
                     self._plane.post(("XACK", stream, GROUP, entry_id), ignore)
             if lost:
                 log.info("%d calls were delivered over the connection that was lost; they start now", len(lost))
-                self._accept_each(lost, strays)
+                self._accept_each(lost, checked)
 
     # -- what is new -------------------------------------------------------------------------------
 
@@ -404,9 +414,8 @@ class StreamReader:
                         failpoints.hit("fetch.after_read")
                     for stream, entries in deliveries(reply):
                         self._last_read[stream] = entries[-1][0]
-                        self._accept_each(
-                            [_delivery(Tag(stream, entry_id), flat) for entry_id, flat in entries], places(strays)
-                        )
+                        read = [_delivery(Tag(stream, entry_id), flat) for entry_id, flat in entries]
+                        self._accept_each(read, strays)
                 except Exception:
                     self._link.renew()  # what was delivered and not accepted is read again over a new connection
                     raise
@@ -422,12 +431,14 @@ class StreamReader:
         else:
             self.ask()
 
-    def _accept_each(self, entries: list[Delivery], strays: Set[tuple[str, bytes]]) -> None:
+    def _accept_each(self, entries: list[Delivery], checked: Any) -> None:
+        strays, followed = (places(checked), observed(checked)) if checked else (_NONE, _NONE)
         for delivery in self._backlog.begin_each(entries):
-            if delivery.tag in strays:
+            tag = delivery.tag
+            if tag in strays:
                 self._drop(delivery)
             else:
-                self._accept(delivery)
+                self._accept(delivery, tag in followed)
 
     def _drop(self, delivery: Delivery) -> None:
         """Remove an entry that no open request names, unless it cannot be read and so becomes a dead letter.
@@ -438,7 +449,7 @@ class StreamReader:
         try:
             work = Work.of(delivery, self._plane.seal)
         except Exception:
-            self._accept(delivery)
+            self._accept(delivery, False)
             return
         log.warning(
             "entry %s of queue %s is dropped: it is a copy, or request %s has ended",

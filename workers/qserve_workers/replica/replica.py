@@ -68,7 +68,7 @@ class Replica:
             on_out_of_files=lambda: self.stop(Exit.OUT_OF_FILES),
         )
         self.pause(spec.is_paused)
-        plane.listen(self._end_calls, self.end_unwanted)
+        plane.listen(self._end_calls, self.end_unwanted, self._observe)
 
     # -- from the first call to the last -----------------------------------------------------------
 
@@ -124,9 +124,12 @@ class Replica:
         one_by_one = is_busy or self._reads_suspects
         return min(self.spec.options.max_ongoing - self._ongoing, 1 if one_by_one else self.invoker.batch)
 
-    def _accept(self, delivery: Delivery) -> None:
+    def _accept(self, delivery: Delivery, is_observed: bool) -> None:
         try:
-            self._admit(delivery, Work.of(delivery, self._plane.seal))
+            work = Work.of(delivery, self._plane.seal)
+            if is_observed:
+                work.observe()
+            self._admit(delivery, work)
         except Exception as error:
             # one bad entry must not take those behind it along
             self.committer.dead_letter_unread(delivery, error)
@@ -167,6 +170,16 @@ class Replica:
         if not self.invoker.end(request_id, state) and not is_last:
             # the call may have been read over the other connection, and be about to begin
             self.loop.call_later(SECOND_TRY_S, self._end_calls, request_id, state, True)
+
+    def _observe(self, request_id: str) -> None:
+        """Have the calls of a request say when they begin and end.
+
+        Crash before this: the calls run elsewhere, where they say it. A message that is lost leaves out these.
+        """
+        for work in self._suspects:
+            if work.header.request_id == request_id:
+                work.observe()
+        self.invoker.observe(request_id)
 
     def end_unwanted(self) -> None:
         """End the running calls whose results would change nothing: their request has ended, or others run them.

@@ -60,28 +60,35 @@ local function take_entry(stream, entry_id)
   return true, found and found[2]
 end
 
+-- the places of the steps of a request, by field: as they are stored, or as they will be
+local function places_of(request)
+  local places = {}
+  if not renewed[request] then
+    local all = redis.call('HGETALL', request)
+    for k = 1, #all, 2 do
+      if string.sub(all[k], 1, #PLACE) == PLACE then places[all[k]] = all[k + 1] end
+    end
+  end
+  for field, value in pairs(hash_of(request)) do
+    if string.sub(field, 1, #PLACE) == PLACE then places[field] = value end
+  end
+  return places
+end
+
 -- take every call of a request off its queue, and from the replica that runs it, which finds the request closed when
 -- it commits: while it is pending there, it counts as a call that does not wait. When the request was cancelled or has
 -- expired, that replica is notified like a waiter, so that its user code can end.
 local function remove_calls(request, request_id, state, payload)
   local is_told = state == State.CANCELLED or state == State.EXPIRED
-  local hash, places = hash_of(request), {}
-  if not renewed[request] then
-    local all = redis.call('HGETALL', request)
-    for k = 1, #all, 2 do places[all[k]] = all[k + 1] end
-  end
-  for field, value in pairs(hash) do places[field] = value end
-  for field, place in pairs(places) do
-    if string.sub(field, 1, #PLACE) == PLACE then
-      if type(place) == 'table' then
-        place.is_removed = true
-      else
-        local stream, entry = string.match(place or '', '^(.+) (%d+%-%d+)$')
-        if stream and kind_of(stream) == 'stream' then
-          local running = is_told and redis.pcall('XPENDING', stream, GROUP, entry, entry, 1)[1]
-          if running then deliver(mailbox_of(stream, running[2]), request_id, state, payload) end
-          remove_entry(stream, entry)
-        end
+  for _, place in pairs(places_of(request)) do
+    if type(place) == 'table' then
+      place.is_removed = true
+    else
+      local stream, entry = string.match(place or '', '^(.+) (%d+%-%d+)$')
+      if stream and kind_of(stream) == 'stream' then
+        local running = is_told and redis.pcall('XPENDING', stream, GROUP, entry, entry, 1)[1]
+        if running then deliver(mailbox_of(stream, running[2]), request_id, state, payload) end
+        remove_entry(stream, entry)
       end
     end
   end

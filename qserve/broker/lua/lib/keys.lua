@@ -16,6 +16,10 @@ local function dead_letter_of(request)
   return of_kind(request, REQUEST, DEAD_LETTER)
 end
 
+local function events_of(request)
+  return of_kind(request, REQUEST, EVENTS)
+end
+
 -- the mailbox of a replica
 local function mailbox_of(stream, consumer)
   return namespace_of(stream) .. MAILBOX .. ':' .. consumer

@@ -80,8 +80,8 @@ end
 
 -- end a request: its result is kept for as long as was asked for, and its waiters are notified
 finish = function(request, request_id, state, payload, by)
-  local mailbox, keep, asked, left, more = unpack(
-    hmget(request, { Field.MAILBOX, Field.KEEP, Field.FINGERPRINT, Field.LEFT, Field.WAITERS })
+  local mailbox, keep, asked, left, more, events = unpack(
+    hmget(request, { Field.MAILBOX, Field.KEEP, Field.FINGERPRINT, Field.LEFT, Field.WAITERS, Field.EVENTS })
   )
   local waiters = more and waiters_of(request) or empty
   renew(request)
@@ -94,6 +94,7 @@ finish = function(request, request_id, state, payload, by)
     if asked then hset(request, Field.FINGERPRINT, asked) end
     lives[request] = keep
   end
+  if events then write('PEXPIRE', events_of(request), math.max(keep, EVENTS_TTL_MS)) end
   if mailbox and mailbox ~= '' then deliver(mailbox, request_id, state, payload) end
   for _, waiter in ipairs(waiters) do notify(waiter, request_id, state, payload) end
 end
