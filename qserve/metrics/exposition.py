@@ -21,6 +21,7 @@ _FAMILIES: Mapping[Kind, Any] = {
     Kind.GAUGE: GaugeMetricFamily,
     Kind.HISTOGRAM: HistogramMetricFamily,
 }
+_PLAIN = "text/plain; version=0.0.4; charset=utf-8"
 Part = tuple[Snapshot, Mapping[str, str]]
 """Metrics, and labels that all of them get."""
 
@@ -32,7 +33,7 @@ def render(parts: Sequence[Part], prefix: str, accept: str = "") -> tuple[bytes,
       accept: The header of the request: OpenMetrics for those that ask for it.
     """
     form = openmetrics if "application/openmetrics-text" in accept else exposition
-    content_type: str = openmetrics.CONTENT_TYPE_LATEST if form is openmetrics else exposition.CONTENT_TYPE_PLAIN_0_0_4
+    content_type: str = openmetrics.CONTENT_TYPE_LATEST if form is openmetrics else _PLAIN
     return form.generate_latest(_Collected(parts, prefix)), content_type
 
 
@@ -52,7 +53,10 @@ class _Collected:
         for name, (about, families) in sorted(found.items()):
             extra = dict.fromkeys(label for _, labels in families for label in labels)
             text = TABLE[name].help if name in TABLE else about.help
-            new = _FAMILIES[about.kind](self._prefix + name, text or name, labels=[*about.labels, *extra])
+            added = [
+                f"qserve_{label}" if label in about.labels else label for label in extra
+            ]  # a user may have the tag
+            new = _FAMILIES[about.kind](self._prefix + name, text or name, labels=[*about.labels, *added])
             for family, labels in families:
                 more = tuple(labels.get(label, "") for label in extra)
                 for values, value in family.values.items():
@@ -95,6 +99,9 @@ def derived(snapshot: Snapshot) -> Snapshot:
                     errors[labels] = counts[labels]
         for name, values in (("serve_num_http_requests", counts), ("serve_num_http_error_requests", errors)):
             found[name] = Family(TABLE[name], values)
+    depth = snapshot.get("queue_depth")
+    if depth is not None:
+        found["serve_deployment_queued_queries"] = Family(TABLE["serve_deployment_queued_queries"], depth.values)
     ends = snapshot.get("requests_final")
     if ends is not None:
         late: dict[Labels, float | Distribution] = {

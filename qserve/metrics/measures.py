@@ -22,8 +22,13 @@ def timed(name: str, **labels: str) -> Iterator[None]:
     try:
         yield
     finally:
-        if recorder.here is not None:
-            recorder.here.buckets(TABLE[name], **labels).observe((time.monotonic() - began) * 1000)
+        observe(name, (time.monotonic() - began) * 1000, **labels)
+
+
+def observe(name: str, value: float, **labels: str) -> None:
+    """Count a value of a histogram; nothing where nothing is counted."""
+    if recorder.here is not None:
+        recorder.here.buckets(TABLE[name], **labels).observe(value)
 
 
 def count(name: str, value: float = 1, **labels: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from qserve.base.log import get_logger
 from qserve.exceptions import PayloadError
@@ -14,10 +14,12 @@ from qserve.wire.replies import warn_once
 from qserve.wire.totals import Distribution, Family, Kind, Snapshot, decode, encode, pieces
 
 log = get_logger(__name__)
-_LONGEST_MESSAGE = 1 << 20
+_LONGEST_MESSAGE = 1 << 16
 _LATER = 100
 """How many messages wait in a process for room in the socket, before it counts on without telling."""
 _ANSWER_S = 1.0
+_MOST = 2000
+"""How many metrics are added up, of all programs that have run here."""
 
 
 class Totals:
@@ -33,6 +35,9 @@ class Totals:
         """Add what a process has counted since the last time; its gauges replace those that it said before."""
         self.changes += 1
         for name, family in added.items():
+            if len(self._counted) >= _MOST and name not in self._counted:
+                warn_once(f"{name!r} of {sender} is not counted: there are {_MOST} metrics already")
+                continue
             other = self._names.take(family.about)
             if other is not None:
                 warn_once(
@@ -155,11 +160,19 @@ class Reporter:
     def flush(self) -> None:
         """Tell what is new; what finds no room in the socket is told the next time."""
         if len(self._later) < _LATER:
-            self._later += [encode(self._sender, piece) for piece in pieces(self._recorder.take())]
+            self._later += self._messages()
         with contextlib.suppress(OSError):
             while self._later:
                 self._told.send(self._later[0])
                 del self._later[0]
+
+    def _messages(self) -> Iterator[bytes]:
+        for piece in pieces(self._recorder.take()):
+            message = encode(self._sender, piece)
+            if len(message) <= _LONGEST_MESSAGE:
+                yield message
+            else:
+                warn_once(f"the metrics {', '.join(piece)} are not counted: the values of their tags are too long")
 
 
 reporter: Reporter | None = None

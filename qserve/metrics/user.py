@@ -10,12 +10,13 @@ from qserve.base.context import request_context
 from qserve.metrics import recorder
 from qserve.metrics.names import Names
 from qserve.metrics.table import TABLE
-from qserve.wire.totals import Description, Kind
+from qserve.wire.totals import LONGEST_HELP, Description, Kind
 
 RESERVED = ("application", "deployment", "replica")
 """Tags that every metric of a replica gets."""
-_NAME = re.compile(r"[a-zA-Z_:][a-zA-Z0-9_:]*")
-_TAG = re.compile(r"(?!__)[a-zA-Z_][a-zA-Z0-9_]*")
+_NAME = re.compile(r"[a-zA-Z_:][a-zA-Z0-9_:]{0,199}")
+_TAG = re.compile(r"(?!__)[a-zA-Z_][a-zA-Z0-9_]{0,99}")
+_MOST_TAGS = 20
 _ROUTE = "route"
 _MOST_BOUNDS = 100
 _made: set[str] = set()
@@ -39,17 +40,18 @@ class _Metric:
     def _define(self, name: str, description: str, keys: tuple[str, ...] | None, bounds: tuple[float, ...]) -> None:
         kind = type(self).__name__
         if not isinstance(name, str) or not _NAME.fullmatch(name):
-            raise ValueError(
-                f"{kind}: {name!r} is not a name of a metric: use letters, digits and _, and no digit first"
-            )
+            advice = "use up to 200 letters, digits and _, and no digit first"
+            raise ValueError(f"{kind}: {name!r:.300} is not a name of a metric: {advice}")
         if keys is not None and not isinstance(keys, tuple):
             raise TypeError(f"{kind} {name!r}: tag_keys must be a tuple of names, not {keys!r}")
         self._keys = keys or ()
+        if len(self._keys) > _MOST_TAGS or len({*self._keys}) < len(self._keys):
+            raise ValueError(f"{kind} {name!r}: tag_keys must be up to {_MOST_TAGS} different names, not {keys!r:.300}")
         for key in self._keys:
             self._check_key(name, key)
         # prometheus_client would say `_total` twice
         self._name = name.removesuffix("_total") if self._kind is Kind.COUNTER else name
-        self._description, self._defaults = str(description), dict[str, str]()
+        self._description, self._defaults = str(description)[:LONGEST_HELP], dict[str, str]()
         of = RESERVED if self._kind is Kind.GAUGE else RESERVED[:2]  # what ends with a replica belongs to no other
         self._about = Description(self._name, self._kind, self._description, (*of, *self._keys), bounds)
         self._cached: tuple[Any, dict[Any, Any]] = (None, {})

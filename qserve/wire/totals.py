@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, NamedTuple
@@ -15,8 +15,11 @@ from qserve.wire.replies import shown
 
 LONGEST_LABEL = 200
 """The most characters of the value of a label."""
-_MESSAGE_SETS = 250
-"""How many values one message has at most: it has to fit into the buffer of a socket."""
+LONGEST_HELP = 1000
+_MESSAGE_BYTES = 48 * 1024
+"""How long a message is at most: it has to fit into the buffer of a socket."""
+_VALUE_BYTES = 1000
+"""More than a value takes, without its labels: of a histogram, with its exemplars."""
 _DEPTH = 16
 
 
@@ -107,19 +110,24 @@ def _packed(value: float | Distribution) -> list[Any]:
 def pieces(snapshot: Snapshot) -> Iterator[Snapshot]:
     """Yield the parts of a snapshot that fit into a message each; a gauge, which replaces the last one, stays whole."""
     piece: Snapshot = {}
-    count = 0
+    used = 0
     for name, family in snapshot.items():
-        items = [*family.values.items()]
-        size = max(1, len(items) if family.about.kind is Kind.GAUGE else _MESSAGE_SETS)
-        for start in range(0, max(1, len(items)), size):
-            part = items[start : start + size]
-            if piece and (count + len(part) > _MESSAGE_SETS or name in piece):
+        about, size = family.about, _bytes_of((*family.about.labels, family.about.help))
+        parts = [[*family.values.items()]] if about.kind is Kind.GAUGE else [[item] for item in family.values.items()]
+        for part in parts:
+            length = size * (name not in piece) + sum(_VALUE_BYTES + _bytes_of(labels) for labels, _ in part)
+            if piece and used + length > _MESSAGE_BYTES:
                 yield piece
-                piece, count = {}, 0
-            piece[name] = Family(family.about, dict(part))
-            count += len(part)
+                piece, used = {}, 0
+                length += size
+            piece.setdefault(name, Family(about)).values.update(part)
+            used += length
     if piece:
         yield piece
+
+
+def _bytes_of(texts: Iterable[str]) -> int:
+    return sum(4 * len(text) + 5 for text in texts)
 
 
 def decode(message: bytes) -> tuple[str, Snapshot]:
@@ -190,7 +198,7 @@ def _family(packed: list[Any]) -> Family:
 
 
 def _text(value: object) -> str:
-    if type(value) is not str or len(value) > 10 * LONGEST_LABEL:
+    if type(value) is not str or len(value) > 2 * LONGEST_HELP:
         raise ValueError(f"{value!r:.40} is not a short text")
     return value
 

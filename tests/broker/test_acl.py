@@ -40,6 +40,7 @@ from qserve.fleet import totals
 from qserve.fleet.facts import broker_facts
 from qserve.fleet.store import FleetStore
 from qserve.machine.embedded_broker import find_server
+from qserve.metrics.exposition import derived
 from qserve.metrics.table import BROKER, SOURCE
 from qserve.wire.application import ApplicationRecord, DeploymentRecord
 from qserve.wire.fleet import Drain, HostRecord, Scaled, Wish
@@ -320,7 +321,9 @@ def test_an_operator_sees_gateways_workers_and_queues_and_a_program_what_it_may_
     assert totals.publish(worker, keys, SEAL, "a-1", {}, False)
     assert totals.worker_totals(gateway, keys, SEAL).keys() == {"a-1"}
     facts = broker_facts(gateway, keys, SEAL, Registry(gateway, keys, SEAL))
-    assert {*facts, "serve_deployment_replica_healthy"} == {name for name, of in SOURCE.items() if of == BROKER}
+    assert {*derived(facts), "serve_deployment_replica_healthy"} == {
+        name for name, of in SOURCE.items() if of == BROKER
+    }
     totals.withdraw(worker, keys, SEAL, "a-1")
     assert seen.applications["app"].deployments["One"].waiting_calls == 1
     assert of_program.applications.keys() == seen.applications.keys() == {"app"}

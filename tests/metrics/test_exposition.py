@@ -81,6 +81,9 @@ def test_workers_are_told_apart_and_a_name_with_two_meanings_is_shown_once(snaps
     found = samples(plain(page.decode()))
     assert {key[-1] for key in found if key[0] == "seen_total"} == {"worker=a", "worker=b"}
     assert page.count(b"# TYPE seen") == 1
+    tagged = {"by": Family(Description("by", Kind.GAUGE, "", ("worker",)), {("mine",): 1.0})}
+    labels = [one.labels for one in next(iter(plain(render([(tagged, {"worker": "a"})], "")[0].decode()))).samples]
+    assert labels == [{"worker": "mine", "qserve_worker": "a"}], "a tag of a user keeps its value"
 
 
 @pytest.mark.skipif(not shutil.which("promtool"), reason="promtool is not installed: apt-get install prometheus")

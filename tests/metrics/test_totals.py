@@ -92,13 +92,16 @@ def test_a_message_that_was_changed_is_refused(change: Callable[[bytes], bytes])
 
 def test_what_is_too_much_for_one_message_is_told_in_several_but_a_gauge_stays_whole() -> None:
     counter, gauge = Description("a", Kind.COUNTER, "", ("x",)), Description("g", Kind.GAUGE, "", ("x",))
-    snapshot = {one.name: Family(one, {(str(number),): 1.0 for number in range(MOST_SETS)}) for one in (counter, gauge)}
+    many: dict[tuple[str, ...], float | Distribution] = {
+        (f"{number}-" + 150 * "é",): 1.0 for number in range(MOST_SETS)
+    }
+    snapshot = {"a": Family(counter, many), "g": Family(gauge, {(str(number),): 1.0 for number in range(100)})}
 
     told = [*pieces(snapshot)]
 
     assert max(len(encode("me", piece)) for piece in told) < 64 * 1024
-    assert combined(piece for piece in told if "a" in piece)["a"].values == snapshot["a"].values
-    assert [len(piece["g"].values) for piece in told if "g" in piece] == [MOST_SETS]
+    assert combined(told)["a"].values == many
+    assert [len(piece["g"].values) for piece in told if "g" in piece] == [100]
 
 
 def child(channel: Channel, sender: str, act: Callable[[Recorder, Reporter], object]) -> int:
@@ -173,6 +176,22 @@ def test_what_cannot_be_read_is_left_out_and_named(channel: Channel, caplog: pyt
 
     assert "a process said what cannot be counted" in caplog.text
     assert channel.totals.snapshot()[STARTS.name].values == {("shop", "Model"): 1}
+
+
+def test_a_gauge_that_fits_into_no_message_is_left_out_and_named(
+    channel: Channel, caplog: pytest.LogCaptureFixture
+) -> None:
+    recorder = Recorder(PLACE)
+    long = Description("long_tags", Kind.GAUGE, "", tuple(f"tag{number}" for number in range(20)))
+    for number in range(MOST_SETS):
+        recorder.set(long, 1, **dict.fromkeys(long.labels, f"{number}" + 150 * "é"))
+    recorder.number(STARTS).add()
+
+    Reporter(recorder, "me", channel.told).flush()
+    channel.receive()
+
+    assert "the metrics long_tags are not counted: the values of their tags are too long" in caplog.text
+    assert {*channel.totals.snapshot()} == {STARTS.name}
 
 
 def test_a_name_with_another_meaning_is_left_out_and_named_once(caplog: pytest.LogCaptureFixture) -> None:

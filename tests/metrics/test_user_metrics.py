@@ -14,7 +14,7 @@ import pytest
 from qserve.base.context import RequestContext, request_context
 from qserve.metrics import Counter, Gauge, Histogram, recorder
 from qserve.metrics.recorder import MOST_SETS, Recorder
-from qserve.wire.totals import Distribution
+from qserve.wire.totals import Distribution, decode, encode
 
 
 def counted(here: Recorder, name: str) -> dict[tuple[str, ...], Any]:
@@ -60,6 +60,9 @@ REFUSED: dict[str, tuple[type[Exception], Callable[[], object], str]] = {
         ValueError, lambda: Histogram("a", boundaries=[1], tag_keys=("le",)), "'le' is not a name of a tag",
     ),
     "a tag with a dash": (ValueError, lambda: Counter("a", tag_keys=("b-c",)), "'b-c' is not a name of a tag"),
+    "a name without end": (ValueError, lambda: Gauge("a" * 201), "is not a name of a metric: use up to 200"),
+    "tags without end": (ValueError, lambda: Gauge("a", tag_keys=tuple(f"b{n}" for n in range(21))), "up to 20"),
+    "the same tag twice": (ValueError, lambda: Gauge("a", tag_keys=("b", "b")), "up to 20 different names"),
     "an empty name": (ValueError, lambda: Counter(""), "'' is not a name of a metric"),
     "a name with a space": (ValueError, lambda: Gauge("a b"), "'a b' is not a name of a metric"),
     "a name with a line": (ValueError, lambda: Gauge("a\nb 1"), "is not a name of a metric"),
@@ -111,8 +114,9 @@ def test_tag_values_without_end_are_counted_together_and_said_once(
 
 
 def test_the_value_of_a_tag_is_cut_and_metrics_without_end_are_refused(here: Recorder) -> None:
-    Counter("seen", tag_keys=("user",)).inc(tags={"user": "x" * 10_000})
-    assert len(next(iter(counted(here, "seen")))[2]) == 200
+    Counter("seen", description="y" * 10_000, tag_keys=("user",)).inc(tags={"user": "x" * 10_000})
+    _, told = decode(encode("me", here.take()))  # else the others would refuse all that this process says
+    assert len(next(iter(told["seen"].values))[2]) == 200
 
     with pytest.raises(ValueError, match="one more than 300 metrics; use tags"):
         for number in range(301):

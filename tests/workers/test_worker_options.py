@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from processes import free_port
 from qserve_workers import command
 from qserve_workers.supervisor.offer import Capacity, device_names
 
@@ -25,7 +26,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
     monkeypatch.setattr(command, "Supervisor", Noted)
     for name in ("_wait_for_broker", "log_to_terminal", "search_for_user_code"):
-        monkeypatch.setattr(command, name, lambda *given: None)
+        monkeypatch.setattr(command, name, lambda *given, **named: None)
     monkeypatch.setattr("gc.freeze", lambda: None)
     return found
 
@@ -87,6 +88,9 @@ def test_without_options_a_worker_has_what_the_system_shows(
         (["--memory", "much"], "--memory: 'much' is not a size, such as 8gb"),
         (["--memory", "0gb"], "--memory must be larger than 0"),
         (["--places", "0"], "--places"),
+        (["--metrics-port", "many"], "--metrics-port takes [ADDRESS:]PORT, got 'many'"),
+        (["--metrics-port", "0.0.0.0:70000"], "--metrics-port takes [ADDRESS:]PORT, got '0.0.0.0:70000'"),
+        (["--metrics-port", "203.0.113.1:9100"], "--metrics-port: cannot listen on 203.0.113.1:9100"),
         *(
             ([pin, f"--{name}={value}"], f"--{name} is for what is planned: leave out --deployment and --replicas, or")
             for pin in ("--replicas=1", "--deployment=A")
@@ -100,6 +104,17 @@ def test_what_cannot_be_is_refused_before_anything_starts(started: list[Any], op
     assert done.exit_code == 2
     assert why in " ".join(done.output.split())
     assert not started
+
+
+def test_a_worker_listens_for_prometheus_where_it_is_told_to_unless_nothing_is_counted(started: list[Any]) -> None:
+    port = free_port()
+    for env in ({"QSERVE_METRICS_PORT": str(port)}, {"QSERVE_METRICS_PORT": str(port), "QSERVE_METRICS": "0"}, {}):
+        assert worker(**env).exit_code == 0
+
+    page, *others = (one for one in started[3::4])
+    assert page.getsockname() == ("127.0.0.1", port)
+    page.close()
+    assert others == [None, None]
 
 
 def test_variables_of_a_host_do_not_keep_a_pinned_worker_from_it(started: list[Any]) -> None:

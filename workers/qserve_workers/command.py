@@ -26,7 +26,7 @@ from qserve.broker.address import Address
 from qserve.broker.doctor import check_broker_of
 from qserve.cli.options import WholeNumber, app_dir_option, code_version_option, named_broker_option
 from qserve.define.target import split_target
-from qserve.exceptions import BrokerUnavailable
+from qserve.exceptions import BrokerUnavailable, DeployError
 from qserve_workers.supervisor.offer import Capacity, device_names
 from qserve_workers.supervisor.scope import Scope
 from qserve_workers.supervisor.supervisor import Supervisor
@@ -141,14 +141,17 @@ def worker(
 
 
 def _listen(place: str) -> socket.socket:
+    """Return a socket that listens on [ADDRESS:]PORT."""
     address, _, port = place.rpartition(":")
     try:
         number = WholeNumber(1, 65535).convert(port, None, None)
+        return listen(
+            address.strip("[]") or "127.0.0.1", number, lambda family, at: socket.create_server(at[:2], family=family)
+        )
     except click.BadParameter as error:
         raise click.UsageError(f"--metrics-port takes [ADDRESS:]PORT, got {place!r}: {error}") from error
-    return listen(
-        address.strip("[]") or "127.0.0.1", number, lambda family, at: socket.create_server(at[:2], family=family)
-    )
+    except DeployError as error:
+        raise click.UsageError(f"--metrics-port: {str(error).partition(';')[0]}") from error
 
 
 def _refuse_what_is_planned() -> None:

@@ -39,7 +39,7 @@ from qserve.engine.servable import Servable
 from qserve.engine.step import Stepper
 from qserve.exceptions import BrokerError, QserveException
 from qserve.metrics import recorder, totals
-from qserve.metrics.measures import timed
+from qserve.metrics.measures import observe, timed
 from qserve.metrics.table import TABLE
 from qserve.wire.application import ApplicationRecord
 from qserve.wire.status import FAILED
@@ -131,6 +131,7 @@ def run_replica(spec: ReplicaSpec) -> int:
     def begin(**_: Any) -> None:
         watchdog.start()
         took_s, version = time.monotonic() - began, spec.record.version
+        observe("serve_replica_startup_latency_ms", 1000 * took_s)
         log.info(
             "replica %s takes calls, of version %s, started in %.1f s (process %d)",
             spec.name,

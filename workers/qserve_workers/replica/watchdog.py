@@ -50,7 +50,7 @@ class Watchdog:
         self._client = client
         self._stall_s = replica.spec.settings.stall_limit_s
         self._loop_thread = threading.get_ident()
-        self._is_pinged = False
+        self._is_pinged = self._is_measured = False
         self._checked_at = self._pinged_at = self._told_at = time.monotonic()
         here = recorder.here
         self._delays = None if here is None else here.buckets(TABLE["serve_event_loop_scheduling_latency_ms"])
@@ -117,12 +117,12 @@ class Watchdog:
             return
         self._stood_s = 0.0
         if is_busy or now - self._pinged_at > min(IDLE_PING_S, self._stall_s / 4):
-            self._is_pinged, self._pinged_at = True, now
+            self._is_pinged, self._pinged_at, self._is_measured = True, now, is_busy
             self._replica.loop.call_soon_threadsafe(self._on_ping)
 
     def _on_ping(self) -> None:
         self._is_pinged = False
-        if self._delays is not None:
+        if self._delays is not None and self._is_measured:  # a replica without calls has nothing to tell
             self._delays.observe((time.monotonic() - self._pinged_at) * 1000)
 
     # -- calls that run too long -------------------------------------------------------------------
