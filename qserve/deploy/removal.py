@@ -11,7 +11,7 @@ from typing import Any
 from qserve.base.keys import GROUP
 from qserve.base.log import get_logger
 from qserve.broker import functions
-from qserve.broker.connection import broker_errors, if_there, without_strangers
+from qserve.broker.connection import broker_errors, if_there, is_forbidden, without_strangers
 from qserve.broker.registry import ACTIVE, NEXT
 from qserve.deploy.claim import Claim
 from qserve.deploy.installation import Installation
@@ -105,8 +105,8 @@ def queues_of(installation: Installation, record: ApplicationRecord) -> dict[str
     return {record.stream(installation.keys, name): name for name in record.replicated}
 
 
-def is_idle(installation: Installation, record: ApplicationRecord) -> bool:
-    """Return whether no call of a version waits or runs; False where the broker's ACL forbids the question.
+def is_idle(installation: Installation, record: ApplicationRecord) -> bool | None:
+    """Return whether no call of a version waits or runs; None where the broker's ACL forbids the question.
 
     What is left of a request that has ended may be taken for a call.
     """
@@ -115,6 +115,8 @@ def is_idle(installation: Installation, record: ApplicationRecord) -> bool:
         pipe.xlen(queue).zcard(installation.keys.delayed_of(queue))
     with broker_errors():
         lengths: list[Any] = pipe.execute(raise_on_error=False)
+    if any(is_forbidden(length) for length in lengths):
+        return None
     return all(length == 0 for length in lengths)
 
 

@@ -31,6 +31,7 @@ SHARE_HOLDS_S, _SHARE_AGAIN_S = 15.0, 3.0
 """How long a version that is being deployed gets its part of the requests, and how often that is said again."""
 _CALLERS_KNOW_S = 1.5
 """By when every caller knows the newest share: clients look once in a second."""
+_ACL = "take the line of docs/acl/deployer.acl into the broker's ACL"
 
 
 class NoRoom(DeployError):
@@ -190,10 +191,7 @@ class Counts:
         """Why the number of replicas of deployments cannot be limited."""
         if self._may_read_offers:
             return "workers run what they were started for"
-        return (
-            "this deploy's user may not read what workers offer ({qserve}:hosts): take the line of"
-            " docs/acl/deployer.acl into the broker's ACL"
-        )
+        return f"this deploy's user may not read what workers offer ({{qserve}}:hosts): {_ACL}"
 
     def raise_if_dying(self, version: str) -> None:
         """Raise DeployError when the replicas of a version can start, but keep dying once they get requests."""
@@ -432,6 +430,11 @@ class Start:
         """Wait until a version that gets no new requests has finished those that it has, for its grace at most."""
         deadline = Deadline(_CALLERS_KNOW_S + max(one.grace_s for one in record.deployments.values()))
         earliest = Deadline(_CALLERS_KNOW_S)
+        if is_idle(self._installation, record) is None:
+            self._say(
+                "replicas get their whole graceful_shutdown_timeout_s to finish what they have, because this deploy's"
+                f" user may not ask for it with XLEN and ZCARD: {_ACL}"
+            )
         while not deadline.has_passed() and not (earliest.has_passed() and is_idle(self._installation, record)):
             self._check()
             time.sleep(_POLL_INTERVAL_S)

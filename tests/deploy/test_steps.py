@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -69,9 +70,9 @@ def installation(settings: Settings, client: redis.Redis, monkeypatch: pytest.Mo
     return Installation(settings, client)
 
 
-def release(installation: Installation, is_pair: bool = False, **options: object) -> Release:
+def release(installation: Installation, others_count: int = 0, **options: object) -> Release:
     model = qserve.deployment(name="Model", **options)(Model)  # type: ignore[call-overload]
-    others = [qserve.deployment(name="Other")(Model).bind()] if is_pair else []
+    others = [qserve.deployment(name="Other", num_replicas=others_count)(Model).bind()] if others_count else []
     return release_of(compile_application(model.bind(*others), app_name="shop"), installation.settings.keyring)
 
 
@@ -90,6 +91,7 @@ def workers(
       has_code: Whether they have the code of another version than the first.
       is_pinned: Whether they run what they were started for, and offer no places.
     """
+    installation = Installation(installation.settings, installation.client)  # of another process
     reports, first = installation.reports("shop"), list[str]()
 
     def round_of_all() -> None:
@@ -161,7 +163,7 @@ def test_the_last_old_replicas_end_once_they_have_finished_what_they_have_got(
     seen: list[tuple[int, int]] = []
     waiting: list[tuple[int, int]] = []
     round_of_all = workers(installation, 2, seen)
-    before = roll_out(installation, release(installation, is_pair=True), check=round_of_all)
+    before = roll_out(installation, release(installation, others_count=1), check=round_of_all)
     queue = before.stream(installation.keys, "Model")
     call: Any = client.xadd(queue, {"h": "a call that is half-way"})
     del seen[:]
@@ -173,10 +175,26 @@ def test_the_last_old_replicas_end_once_they_have_finished_what_they_have_got(
             if len(waiting) == 9:
                 client.xdel(queue, call)
 
-    roll_out(installation, release(installation, is_pair=True), check=check)
+    roll_out(installation, release(installation, others_count=1), check=check)
 
     assert waiting[:9] == [(2, 0)] * 9
     assert changes(seen) == [(2, 0), (0, 0), (0, 2)]
+
+
+def test_a_deploy_that_may_not_ask_how_much_is_left_gives_old_replicas_their_whole_grace_and_says_so(
+    installation: Installation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[int, int]] = []
+    said: list[str] = []
+    check = workers(installation, 1, seen)
+    roll_out(installation, release(installation, graceful_shutdown_timeout_s=0.1), check=check)
+    monkeypatch.setattr(steps, "is_idle", lambda *which: None)
+
+    new = release(installation, graceful_shutdown_timeout_s=0.1)
+    roll_out(installation, new, restart=True, check=check, on_wait=said.append)
+
+    assert changes(seen)[-2:] == [(0, 0), (0, 1)]
+    assert [line for line in said if "XLEN and ZCARD" in line and line.endswith("into the broker's ACL")] == said[1:]
 
 
 def test_requests_go_to_both_versions_as_replicas_of_both_serve(installation: Installation) -> None:
@@ -202,10 +220,10 @@ def test_half_of_the_replicas_serve_where_another_deployment_has_no_room_beside_
     seen: list[tuple[int, int]] = []
     said: list[str] = []
     check = workers(installation, 5, seen)
-    roll_out(installation, release(installation, is_pair=True, num_replicas=4), check=check)
+    roll_out(installation, release(installation, others_count=1, num_replicas=4), check=check)
     del seen[:]
 
-    new = release(installation, is_pair=True, num_replicas=4)
+    new = release(installation, others_count=1, num_replicas=4)
     roll_out(installation, new, check=check, on_wait=said.append)
 
     assert changes(seen) == [(5, 0), (4, 0), (4, 1), (3, 1), (3, 2), (0, 2), (0, 5)]
@@ -222,7 +240,7 @@ def test_a_deployment_that_is_new_takes_the_places_that_another_does_not_need_an
     check = workers(installation, 4, seen)
     roll_out(installation, release(installation, num_replicas=4), check=check)
 
-    roll_out(installation, release(installation, is_pair=True, num_replicas=3), check=check)
+    roll_out(installation, release(installation, others_count=1, num_replicas=3), check=check)
 
     assert min(old + new for old, new in seen[1:]) >= 2 and seen[-1] == (0, 4)
 
@@ -236,7 +254,7 @@ def test_no_old_replica_ends_for_a_deployment_that_is_new_and_would_still_have_n
     monkeypatch.setattr(rollout, "_SHORT_AFTER_S", 0.0)
     del seen[:]
 
-    new = release(installation, is_pair=True, num_replicas=4)
+    new = release(installation, others_count=1, num_replicas=4)
     with pytest.raises(DeployError, match=r"Other: no place is free"):
         roll_out(installation, new, check=check, ready_timeout_s=0.5)
 
@@ -324,6 +342,33 @@ def test_a_version_of_which_any_replica_fails_gives_all_places_and_requests_back
     left = installation.registry.old("shop")
     assert [one.version for one in left] == [new.record.version] * (fails_from > 0)  # it has got requests
     assert installation.registry.former("shop") == []
+
+
+@pytest.mark.parametrize("fails_from", [1, 2, 3, 99])
+def test_each_deployment_serves_with_all_replicas_but_one_on_the_way_to_a_version_and_back(
+    installation: Installation, fails_from: int
+) -> None:
+    seen: list[tuple[int, int]] = []
+    round_of_all = workers(installation, 6, seen, fails_from=fails_from)
+    before = roll_out(installation, release(installation, 2, num_replicas=4), check=round_of_all)
+    new, fewest = release(installation, 2, num_replicas=4), Counter(Model=9.0, Other=9.0)
+
+    def check() -> None:
+        round_of_all()
+        share = sum(one.share for one in installation.registry.versions("shop"))
+        running = Counter(
+            (one.version, one.deployment) for one in installation.reports("shop").replicas() if one.state == RUNNING
+        )
+        for name in fewest:
+            parts = (running[before.version, name], 1 - share), (running[new.record.version, name], share)
+            fewest[name] = min(fewest[name], *(count / part for count, part in parts if part > 0.001))
+
+    with pytest.raises(DeployError) if fails_from < 99 else nullcontext():
+        roll_out(installation, new, check=check)
+
+    assert fewest["Model"] > 2.999 and fewest["Other"] > 0.999
+    round_of_all()
+    assert seen[-1] == ((6, 0) if fails_from < 99 else (0, 6))
 
 
 def test_a_version_whose_replicas_die_of_requests_gives_all_places_and_requests_back(

@@ -16,7 +16,7 @@ from ledger import DIAMOND
 from load import Call, Load, new_job
 from processes import Process, new_site, wait_until
 from rows import row
-from stacks import SEAL, Stack
+from stacks import SEAL, Stack, kill
 
 from qserve.deploy.installation import ReplicaReports
 from qserve.wire.status import FAILED, RUNNING, ReplicaStatus
@@ -327,3 +327,23 @@ def test_a_version_that_adds_a_deployment_without_room_says_what_is_missing_and_
     assert f"deployment 'More' of application 'default' waits: {why}" in deploy.output
     assert f"More: {why}" in deploy.output
     assert {one.name for one in host.replicas()} == before
+
+
+@row("F50")
+def test_replicas_that_are_killed_while_both_versions_serve_cost_no_request(host: Host) -> None:
+    host.hosting(3, 9)
+    before = host.version
+    with under_load(host) as stop:
+        host.put(before + 1)
+        deploy = host.start_deploy("--max-surge", "0")
+        wait_until(lambda: host.shares()[2] > 0, description="requests go to both versions")
+        active, staged, _ = host.shares()
+        for version in (active, staged):
+            kill(next(one.pid for one in host.there() if (one.version, one.state) == (version, RUNNING)))
+        assert deploy.wait() == 0, deploy.output
+        wait_until(host.is_whole, description="only the new version runs, wholly")
+        calls = stop()
+    host.version += 1
+
+    assert [call for call in calls if not call.is_right] == []
+    assert {tuple(call.answer["versions"]) for call in calls} == {(before,) * 3, (before + 1,) * 3}
