@@ -28,7 +28,7 @@ from qserve.calls.ref import Ref, current
 from qserve.client import Client, deployment_handle, ref_by_id
 from qserve.define.application import compiled, set_defaults
 from qserve.define.drivers import DAGDriver, is_driver
-from qserve.define.http_options import HTTPOptions
+from qserve.define.http_options import HTTPOptions, cors_variables, others_than_cors
 from qserve.define.options import LoggingConfig, check_key
 from qserve.deploy.claim import Claim
 from qserve.deploy.installation import Installation
@@ -124,6 +124,7 @@ def _ensure_cluster(
     port: int | None,
     timeout_s: float | None = None,
     variables: Mapping[str, str] = MappingProxyType({}),
+    of_gateway: Mapping[str, str] = MappingProxyType({}),
 ) -> LocalCluster:
     global _cluster
     _check_is_program()
@@ -138,6 +139,7 @@ def _ensure_cluster(
         Settings.from_env({**os.environ, **variables}, request_timeout_s=timeout_s),
         host=host or DEFAULT_HOST,
         port=port or DEFAULT_PORT,
+        gateway_env=of_gateway,
         import_paths=tuple(path or str(Path.cwd()) for path in sys.path),
     )
     atexit.register(shutdown)
@@ -191,9 +193,11 @@ def start(
     """
     for name in given:
         check_key(name, unused.START, "an argument of `start`")
-    given["detached"] = detached
+    middlewares = given.pop("http_middlewares", None)
+    given |= {"detached": detached, "http_middlewares": others_than_cors(middlewares)}
     unused.warn("start()", [name for name, value in given.items() if value], unused.START)
     options, logs = HTTPOptions.of(http_options), LoggingConfig.of(logging_config)
+    of_gateway = options.variables | cors_variables(middlewares)
     if logs is not None:
         unused.warn("logging_config of start()", sorted({*logs.given} - {"encoding", "log_level"}), unused.OF_REPLICAS)
     host, port = host or http_host, port or http_port
@@ -201,7 +205,7 @@ def start(
         set_here = options.model_fields_set
         host = host or (options.host if "host" in set_here else None)
         port = port or (options.port if "port" in set_here else None)
-    cluster = _ensure_cluster(host, port, options.request_timeout_s, {} if logs is None else logs.variables)
+    cluster = _ensure_cluster(host, port, options.request_timeout_s, {} if logs is None else logs.variables, of_gateway)
     _wait_for_gateways(cluster, NO_CHANGE)
 
 

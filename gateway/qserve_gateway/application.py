@@ -17,6 +17,7 @@ from qserve.base.settings import Settings
 from qserve.broker.connection import broker_errors
 from qserve.broker.doctor import check_unless_parent_did, recheck
 from qserve.calls.client import ClientPlane
+from qserve_gateway.cors import Cors
 from qserve_gateway.docs import DOCS_PATH, PAGE, file_of
 from qserve_gateway.handler import RequestHandler, handle
 from qserve_gateway.jobs import JOBS_PATH, Jobs
@@ -46,11 +47,16 @@ class Gateway(Flask):
     Flask's routing, contexts and response objects would add about 30 us to each of them, and they need none of it.
     """
 
-    def __init__(self, handler: RequestHandler, metrics: GatewayMetrics | None = None) -> None:
+    def __init__(
+        self, handler: RequestHandler, metrics: GatewayMetrics | None = None, cors: Cors | None = None
+    ) -> None:
         super().__init__("qserve_gateway", static_folder=None)
         self.url_map.merge_slashes = False  # redirects are pages of HTML
         self._handler = handler
         self._answer = handler.handle if metrics is None else partial(metrics.timed, handler.handle)
+        self._cors = cors
+        if cors is not None:
+            self.wsgi_app = cors.wrap(self.wsgi_app, handler.access)  # type: ignore[assignment,method-assign]
 
     def wsgi_app(self, environ: Environ, start_response: Any) -> Any:
         """Handle a request; the server calls this."""
@@ -90,7 +96,8 @@ class Gateway(Flask):
             check_host(environ, access.hosts)  # it asks for the token, and has nothing else of this installation
         else:
             access.check(environ)
-        check_origin(environ, access.hosts)
+        if self._cors is None or not self._cors.names(environ.get("HTTP_ORIGIN", "")):
+            check_origin(environ, access.hosts)
         if path.startswith(JOBS_PATH):
             return self._handler.jobs.serve(environ, request_id)
         return super().full_dispatch_request()
@@ -135,12 +142,14 @@ def create_app(settings: Settings, plane: ClientPlane | None = None, watch: bool
     handler = RequestHandler(
         settings, plane, watcher.current, access, in_flight, jobs, forwarded=forwarded, count_end=count_end
     )
-    app = Gateway(handler, metrics)
+    cors = Cors.from_env(read_environment())
+    app = Gateway(handler, metrics, cors)
     _add_pages(app, plane, watcher)
     if metrics is not None:
         _add_metrics(app, Page(settings, plane, metrics))
     if settings.api_page:
-        _add_api_page(app, watcher, OpenApi(has_token=access.token is not None))
+        without = () if settings.metrics else (METRICS_PATH,)
+        _add_api_page(app, watcher, OpenApi(access.token is not None, without))
     return app
 
 

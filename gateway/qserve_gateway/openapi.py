@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Container
 from importlib import resources
 from typing import Any
 from urllib.parse import unquote
@@ -42,26 +43,28 @@ class OpenApi:
 
     Parameters:
       has_token: Whether each request needs the gateway's token.
+      without: The paths of pages that this gateway does not have.
     """
 
-    def __init__(self, has_token: bool) -> None:
-        self._has_token = has_token
+    def __init__(self, has_token: bool, without: Container[str] = ()) -> None:
+        self._has_token, self._without = has_token, without
         self._table: RouteTable | None = None
         self._made: tuple[bytes, dict[str, str]] = b"", {}
 
     def document(self, table: RouteTable) -> tuple[bytes, dict[str, str]]:
         """Return the document for these routes as JSON, and its headers."""
         if table is not self._table:
-            text = json.dumps(document_of(table, self._has_token), separators=(",", ":")).encode()
+            text = json.dumps(document_of(table, self._has_token, self._without), separators=(",", ":")).encode()
             etag = f'"{hashlib.sha256(text).hexdigest()[:32]}"'
             self._made, self._table = (text, _HEADERS | {"etag": etag}), table
         return self._made
 
 
-def document_of(table: RouteTable, has_token: bool = False) -> dict[str, Any]:
+def document_of(table: RouteTable, has_token: bool = False, without: Container[str] = ()) -> dict[str, Any]:
     """Return the OpenAPI document of all applications in a table, those with the shortest paths first."""
     document: dict[str, Any] = loads(resources.files("qserve_gateway").joinpath("pages.json").read_bytes())
-    own, tags, left = document["paths"], list[dict[str, str]](), DOCUMENT_LIMIT
+    own = {path: item for path, item in document["paths"].items() if path not in without}
+    tags, left = list[dict[str, str]](), DOCUMENT_LIMIT
     document["paths"] = {}
     for route in reversed(table.routes):
         left -= len(route.record.description)

@@ -35,6 +35,7 @@ from qserve.broker.doctor import check_address
 from qserve.exceptions import QserveException
 from qserve_gateway import metrics
 from qserve_gateway.application import access_log, create_app
+from qserve_gateway.cors import Cors
 from qserve_gateway.request.access import AccessPolicy
 from qserve_gateway.request.environ import SMALL, ConnectedRequest, keep_header_lines, request_id_of
 from qserve_gateway.request.waiting import CONNECTION_LIMIT
@@ -163,7 +164,9 @@ def serve(
     """
     die_with_parent_if_asked()
     try:
-        AccessPolicy.from_env(read_environment())  # report an invalid variable here once, and not in each worker
+        # report an invalid variable here once, and not in each worker
+        AccessPolicy.from_env(read_environment())
+        Cors.from_env(read_environment())
         check_address(settings)  # the other checks wait until the broker answers
         listener = _bind(host, port)
     except QserveException as error:

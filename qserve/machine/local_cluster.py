@@ -6,11 +6,12 @@ import secrets
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from qserve.base.clock import Deadline
@@ -37,6 +38,7 @@ class LocalCluster:
       settings: Without a broker, an embedded one is started, with its own secret key.
       host, port: The address that the gateway listens on.
       gateway_workers: The number of gateway processes.
+      gateway_env: Further variables of the gateway's environment.
       import_paths: Folders in which replicas search for modules first.
       uninterrupted: Returns a block that no interrupt can leave: a process is started and recorded in one. All the rest
         of a start may be interrupted, since it may have to wait.
@@ -53,12 +55,14 @@ class LocalCluster:
         host: str = DEFAULT_HOST,
         port: int = DEFAULT_PORT,
         gateway_workers: int = 1,
+        gateway_env: Mapping[str, str] = MappingProxyType({}),
         import_paths: tuple[str, ...] = (),
         uninterrupted: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
         warn_of_environment()
         self.host, self.port = host, port
         self.gateway_workers = gateway_workers
+        self._gateway_env = gateway_env
         _check_address(host, port)
         self.url = f"http://{at(host, port)}"
         self.settings = settings
@@ -103,7 +107,7 @@ class LocalCluster:
         gateway += ["--workers", str(self.gateway_workers)]
         with self._uninterrupted():
             # processes that a killed gateway leaves behind hold its port, and would serve for a second at most
-            child = Child("the gateway", [*python, *gateway], self._env, kills_orphans=True)
+            child = Child("the gateway", [*python, *gateway], {**self._env, **self._gateway_env}, kills_orphans=True)
             self._restarter.add(child)
         with self._uninterrupted():
             # replicas that a killed supervisor leaves behind finish their calls, see `qserve_workers.process`

@@ -478,6 +478,12 @@ def test_with_a_token_the_page_needs_it_and_says_so(monkeypatch: pytest.MonkeyPa
     assert document["paths"]["/-/healthz"]["get"]["security"] == []
 
 
+def test_a_page_that_is_switched_off_is_not_described() -> None:
+    for metrics in (True, False):
+        app = create_app(Settings(metrics=metrics), FakePlane(of(price.bind())), watch=False)  # type: ignore[arg-type]
+        assert ("/-/metrics" in app.test_client().get("/-/openapi.json").get_json()["paths"]) is metrics
+
+
 def test_the_page_can_be_switched_off() -> None:
     client = create_app(Settings(api_page=False), FakePlane(of(price.bind())), watch=False).test_client()  # type: ignore[arg-type]
 

@@ -7,6 +7,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.middleware.gzip import GZipMiddleware
 
 import qserve as serve
 from qserve import api
@@ -50,3 +53,30 @@ def test_start_takes_the_options_of_ray_serve(
     serve.start(*args, **options)
 
     assert asked == [address]
+
+
+def test_a_cors_middleware_becomes_the_gateway_s_own_rules_and_others_are_warned_of(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr(api, "_cluster", None)
+    monkeypatch.setattr(api, "_ensure_cluster", lambda *args: asked.append(args[-1]))
+    monkeypatch.setattr(api, "_wait_for_gateways", lambda cluster, change: None)
+    cors = Middleware(CORSMiddleware, allow_origins=["https://a.example", "https://b.example"], max_age=0)
+
+    serve.start(http_options={"middlewares": [cors]})
+    serve.start(http_middlewares=[cors])
+
+    assert not caplog.text
+    for variables in asked:
+        assert variables == {
+            "QSERVE_CORS_ORIGINS": "https://a.example,https://b.example",
+            "QSERVE_CORS_METHODS": "GET",
+            "QSERVE_CORS_HEADERS": "content-type",
+            "QSERVE_CORS_MAX_AGE_S": "0",
+        }
+    serve.start(http_options={"middlewares": [Middleware(GZipMiddleware)]})
+    assert asked[-1] == {}
+    assert "middlewares (wrap the application" in caplog.text
+    with pytest.raises(TypeError, match="the gateway does not know made_up"):
+        serve.start(http_middlewares=[Middleware(CORSMiddleware, made_up=1)])  # type: ignore[call-arg]
