@@ -34,6 +34,7 @@ _TOP = (
     ("http_options.request_timeout_s", "QSERVE_REQUEST_TIMEOUT_S", Settings.request_timeout_s),
     ("logging_config.log_level", "QSERVE_LOG_LEVEL", Settings.log_level),
     ("logging_config.encoding", "QSERVE_LOG_FORMAT", Settings.log_format),
+    ("logging_config.enable_access_log", "QSERVE_ACCESS_LOG", "0"),
 )
 """What a file says of `qserve run`, with the variable that wins over it, and the default."""
 _FILE = "the file that was deployed"

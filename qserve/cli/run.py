@@ -111,6 +111,8 @@ def run(
     if is_file(target):
         only_of_file(name, route_prefix, arguments)
         env, options = _variables(target) | env, []
+    if "QSERVE_ACCESS_LOG" in env:  # of the file: the gateway reads it
+        os.environ.setdefault("QSERVE_ACCESS_LOG", env["QSERVE_ACCESS_LOG"])
     app_dir = working_dir or app_dir
     search_for_user_code(app_dir)
     changes = _changes(app_dir, target) if reload else None

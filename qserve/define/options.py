@@ -173,7 +173,11 @@ class LoggingConfig(BaseModel, frozen=True, extra="forbid"):
         """The variables that say the same to the processes of qserve, by what was set."""
         number = logging.getLevelNamesMapping().get(str(self.log_level).upper(), self.log_level)
         level = next((name for least, name in _LEVELS if isinstance(number, int) and number >= least), "debug")
-        found = {"log_level": ("QSERVE_LOG_LEVEL", level), "encoding": ("QSERVE_LOG_FORMAT", self.encoding.lower())}
+        found = {
+            "log_level": ("QSERVE_LOG_LEVEL", level),
+            "encoding": ("QSERVE_LOG_FORMAT", self.encoding.lower()),
+            "enable_access_log": ("QSERVE_ACCESS_LOG", str(int(self.enable_access_log))),
+        }
         return dict(variable for key, variable in found.items() if key in self.model_fields_set)
 
 

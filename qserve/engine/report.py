@@ -12,7 +12,7 @@ def log_failure(log: logging.Logger, name: str, what: str, error: BaseException,
     """Log an error that ended a call, and return it as the caller gets it.
 
     Its traceback is logged where it was raised, and not again by the deployments that it passes on its way to the
-    client. A mistake of the client, such as a body that is not JSON, has none.
+    client, nor for the other calls of a batch. A mistake of the client, such as a body that is not JSON, has none.
 
     Parameters:
       name: The method.
@@ -23,11 +23,24 @@ def log_failure(log: logging.Logger, name: str, what: str, error: BaseException,
     if _is_of_client(error, failure):
         log.info("%s %s, a mistake of the client: %s", name, what, failure.summary)
     elif is_passed_on(error):
-        origin = failure.deployment or getattr(error, "deployment", "") or "a deployment that it called"
+        origin = getattr(error, "deployment", "") or "what it called"
         log.info("%s %s with the error of %s: %s", name, what, origin, failure.summary)
     else:
-        log.error("%s %s: %s", name, what, failure.summary, exc_info=error)
+        is_first = _is_first(error)
+        more = "" if is_first else ", as other calls did of the same error"
+        log.error("%s %s%s: %s", name, what, more, failure.summary, exc_info=error if is_first else None)
     return failure
+
+
+def _is_first(error: BaseException) -> bool:
+    """Return whether an error ends the first call; that of a batch ends several."""
+    try:
+        own = vars(error)
+        is_known = "__logged__" in own
+        own["__logged__"] = True
+    except Exception:  # code of its class
+        return True
+    return not is_known
 
 
 def _is_of_client(error: BaseException, failure: Failure) -> bool:

@@ -168,7 +168,9 @@ class Failure:
 
 
 def is_passed_on(error: BaseException) -> bool:
-    """Return whether an error came from another call, which has been logged where it was raised."""
+    """Return whether an error came from another call, where it was logged; of a group, whether all of them did."""
+    if isinstance(error, BaseExceptionGroup):
+        return all(map(is_passed_on, error.exceptions))
     return isinstance(error, QserveException) and "__failure__" in vars(error)
 
 

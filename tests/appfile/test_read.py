@@ -112,6 +112,7 @@ def test_what_a_file_says_of_the_gateway_and_the_logs_are_variables_of_qserve_ru
         "QSERVE_REQUEST_TIMEOUT_S": "5.0",
         "QSERVE_LOG_LEVEL": "info",
         "QSERVE_LOG_FORMAT": "json",
+        "QSERVE_ACCESS_LOG": "1",
     }
     assert read(tmp_path, "applications: []").variables == {}
 

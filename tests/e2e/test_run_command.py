@@ -44,7 +44,7 @@ def error_of(process: Process, site: Site) -> list[str]:
     """Wait for the failure, see that it is a clean one, and answer the lines that say why."""
     assert process.wait() == 1, process.output
     site.wait_empty()
-    return [line for line in process.stderr.splitlines() if line.strip()]
+    return [line for line in process.problems.splitlines() if line.strip()]
 
 
 def test_the_gateways_token_is_asked_for_and_kept_from_user_code(site: Site) -> None:
@@ -89,7 +89,7 @@ def test_run_prints_its_progress_and_where_it_answers_and_ctrl_c_and_sigterm_end
         assert [name, "0/1", "starting"] in lines
         assert [name, "1/1", "ready"] in lines
     assert f"{serving.url}/" in said.splitlines()[-1]
-    assert serving.process.stderr == ""
+    assert serving.process.problems == ""
     assert Client(serving.url).get().text == "here"
 
     end(serving.process)

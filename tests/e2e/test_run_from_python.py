@@ -332,7 +332,7 @@ def test_a_script_may_run_at_module_level_redefine_a_class_and_shadow_builtins(s
 
     assert process.wait() == 0, process.output
     assert process.stdout == "started\n3\n1 max\n"
-    assert process.stderr == ""
+    assert process.problems == ""
     site.wait_empty()
 
 
@@ -388,7 +388,7 @@ def test_a_script_may_start_run_shut_down_and_run_again(site: Site) -> None:
 
     assert process.wait() == 0, process.output
     assert process.stdout == "hello you\nrefused\nanother child\n"
-    assert process.stderr == ""
+    assert process.problems == ""
     site.wait_empty()
     assert not is_open(port)
 

@@ -25,6 +25,7 @@ from qserve_gateway.request import waiting
 from qserve_gateway.request.access import AccessPolicy
 from qserve_gateway.request.environ import BODY_LIMIT
 from qserve_gateway.request.waiting import InFlightLimit, is_disconnected
+from qserve_gateway.response.errors import _ErrorLog
 from qserve_gateway.routes import RouteWatcher
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
@@ -720,3 +721,26 @@ def test_an_error_of_one_turn_does_not_end_the_watcher(monkeypatch: pytest.Monke
     monkeypatch.setattr(watcher, "tick", tick_or_fail)
     watcher.start()
     wait_until(lambda: watcher.table is not None, description="the routes are read")
+
+
+def test_a_flood_of_refusals_is_a_few_lines_and_their_number(
+    caplog: pytest.LogCaptureFixture, monkeypatch: Any
+) -> None:
+    seconds = [5.0]
+    monkeypatch.setattr("qserve_gateway.response.errors.time.monotonic", lambda: seconds[0])
+    caplog.set_level("INFO")
+    noted = _ErrorLog()
+    for number in range(100):
+        noted.note(404, "not_found", "no such page", f"id-{number}", "GET /x")
+        noted.note(503, "broker_unavailable", "it is away", f"id-{number}", "GET /", may_pass=True)
+        noted.note(500, "user_code_failed", "ValueError", f"id-{number}", "GET /")
+        noted.note(307, "redirect", "to /x/", f"id-{number}", "GET /x")
+    seconds[0] += 1
+    noted.note(404, "not_found", "no such page", "id-last", "GET /x")
+
+    said = [(record.levelname, record.getMessage()) for record in caplog.records]
+    assert said.count(("INFO", "GET /x 404 not_found: no such page")) == 10 + 1
+    assert said.count(("INFO", "90 further requests ended with 404 not_found")) == 1
+    assert said.count(("WARNING", "GET / 503 broker_unavailable: it is away")) == 1
+    assert said.count(("ERROR", "GET / 500 user_code_failed: ValueError")) == 100, "each is an error of the application"
+    assert len(said) == 11 + 1 + 1 + 100

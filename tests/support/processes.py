@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import signal
 import socket
@@ -273,6 +274,11 @@ class Process:
     def stderr(self) -> str:
         """What it has written to standard error up to now."""
         return self._err.read_text()
+
+    @property
+    def problems(self) -> str:
+        """What it has printed to standard error, without the lines of the log at INFO."""
+        return re.sub(r"^\d{4}-\d\d-\d\d \S+ INFO \[.*\n", "", self.stderr, flags=re.MULTILINE)
 
     @property
     def output(self) -> str:
