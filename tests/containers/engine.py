@@ -1,7 +1,6 @@
-"""Containers of one stack, with `docker compose` or with podman; nothing of qserve is imported.
+"""Containers of one stack, with `docker compose`, or with podman where Docker does not reply.
 
-Podman is driven through the tools in the folder ``$QSERVE_CONTAINERS`` (by default ``shared/containers`` beside the
-repository): ``build.sh DOCKERFILE TAG CONTEXT`` and ``compose.sh ARGS``.
+Nothing of qserve is imported. Podman's compose is installed into a folder of its own if there is none.
 """
 
 from __future__ import annotations
@@ -22,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
-TOOLS = Path(os.environ.get("QSERVE_CONTAINERS") or ROOT.parent / "shared" / "containers")
 BASE_IMAGES = ("docker.io/library/python:3.11-slim", "docker.io/library/redis:7")
 _DOCKER = """\
 of="--filter label=com.docker.compose.project=$COMPOSE_PROJECT_NAME --filter label=com.docker.compose.service"
@@ -71,9 +69,9 @@ class Engine:
     """The container engine of this machine."""
 
     def __init__(self) -> None:
-        self.is_podman = (TOOLS / "compose.sh").is_file()
-        self.name = "podman" if self.is_podman else "docker"
         self.env = {**os.environ, "BUILDAH_FORMAT": "docker"}  # podman's own image format has no HEALTHCHECK
+        self.is_podman = shutil.which("podman") is not None and not self._has_docker()
+        self.name = "podman" if self.is_podman else "docker"
         self._bin = Path(tempfile.mkdtemp(prefix="qserve-stack-"))
         self._options: list[str] = []
         self._script("qserve", f'exec {shlex.quote(sys.executable)} -m qserve "$@"')
@@ -81,9 +79,9 @@ class Engine:
             self._use_overlay()
             self._fail_fast_at_names()
             self._options = self._build_options()
-        self.compose = [str(TOOLS / "compose.sh")] if self.is_podman else ["docker", "compose"]
+        self.compose = ["docker", "compose"]
         if self.is_podman:
-            self.compose += ["--podman-build-args", shlex.join(self._options)]
+            self.compose = [self._podman_compose(), "--podman-build-args", shlex.join(self._options)]
             self._script("docker", _DOCKER.format(compose=shlex.join(self.compose)))
 
     def __call__(self, *args: str, timeout_s: float = 300.0) -> str:
@@ -170,13 +168,30 @@ class Engine:
         self.env = self.env | {"CONTAINERS_CONF": str(conf)}
 
     def _build_options(self) -> list[str]:
-        """Return the options with which ``build.sh`` builds: it is run with a podman that only prints them."""
-        self._script("podman", 'printf "%s\\n" "$@"')
+        """Return the options with which pip finds packages in a build as it does on this machine."""
+        said = run(sys.executable, "-m", "pip", "config", "list", env=self.env)
+        found = [Path(one) for one in ("/etc/ssl/certs", "/etc/pip.conf", *re.findall(r"(/[\w./-]+)", said))]
+        paths = dict.fromkeys(str(one) for one in found if one.is_dir() or (one.name == "pip.conf" and one.is_file()))
+        names = [name for name in os.environ if re.fullmatch(r"PIP_\w+|SSL_CERT_FILE|REQUESTS_CA_BUNDLE", name)]
+        mounts = [word for path in paths for word in ("-v", f"{path}:{path}:ro")]
+        return ["--network=host", *mounts, *(word for name in names for word in ("--env", f"{name}={self.env[name]}"))]
+
+    def _has_docker(self) -> bool:
         try:
-            said = run(str(TOOLS / "build.sh"), "FILE", "TAG", ".", env=self.env | {"PATH": self.path}).splitlines()
-        finally:
-            (self._bin / "podman").unlink()
-        return said[said.index("build") + 1 : said.index("-f")]
+            run("docker", "info", env=self.env, timeout_s=60)
+        except (StackError, OSError, subprocess.TimeoutExpired):
+            return False
+        return True
+
+    def _podman_compose(self) -> str:
+        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "qserve-compose"
+        own = home / "bin" / "podman-compose"
+        if not own.is_file() and (known := shutil.which("podman-compose")):
+            return known
+        if not own.is_file():
+            run(sys.executable, "-m", "venv", str(home), env=self.env)
+            run(str(home / "bin" / "pip"), "install", "-q", "podman-compose", env=self.env)
+        return str(own)
 
 
 class Stack:
