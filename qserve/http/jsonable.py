@@ -95,6 +95,9 @@ _OPTIONAL: list[tuple[str, str, Callable[[Any], Any]]] = [
     ("pandas", "Series", lambda value: value.tolist()),
     ("pandas", "Index", lambda value: value.tolist()),
     ("pydantic", "BaseModel", _model),
+    # what older versions of pydantic do not know by themselves
+    ("fractions", "Fraction", str),
+    ("ipaddress", "_IPAddressBase", str),
 ]
 
 

@@ -244,7 +244,7 @@ def make_picklable(app: Any) -> None:
 
 
 def _reduce_state(state: State) -> Any:
-    return _blank, (type(state),), {"state": dict(state)}, None, None, _initialise
+    return _blank, (type(state),), {"state": dict(vars(state)["_state"])}, None, None, _initialise
 
 
 def _reduce_included(route: Any) -> Any:

@@ -465,7 +465,7 @@ def test_an_http_exception_from_below_is_the_answer_whatever_its_class_takes() -
 
 @pytest.mark.parametrize(
     "error",
-    [HTTPException(99), HTTPException(700), HTTPException(400, headers={"x": "a\r\nset-cookie: b"})],
+    [HTTPException(99, "early"), HTTPException(700, "late"), HTTPException(400, headers={"x": "a\r\nset-cookie: b"})],
     ids=["too small", "too large", "split"],
 )
 def test_an_http_exception_that_http_does_not_have_is_500(error: HTTPException) -> None:
