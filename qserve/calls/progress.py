@@ -32,7 +32,7 @@ def progress(fraction: float | None, message: str = "", *, context: RequestConte
             qserve.progress(number / len(pages), f"page {number + 1}")
             ...
 
-    This costs about a microsecond and never waits. At most four messages a second are sent for each call, and the last
+    This costs a few microseconds and never waits. At most four messages a second are sent for each call, and the last
     one is sent before the call ends. While the broker is away, only the last one is kept, and while it is full they are
     lost; nothing fails. Outside of a request this does nothing; in a batch it counts for all of its requests.
 
@@ -45,7 +45,7 @@ def progress(fraction: float | None, message: str = "", *, context: RequestConte
     Raises:
       TypeError, ValueError: An argument is not what it should be.
     """
-    if fraction is not None:
+    if fraction is not None and not (type(fraction) is float and 0 <= fraction <= 1):
         if isinstance(fraction, bool) or not isinstance(fraction, Real):
             got = type(fraction).__name__
             raise TypeError(f"progress takes the part that is done, from 0 to 1, or None; got {got!r}")

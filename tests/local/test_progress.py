@@ -241,6 +241,20 @@ def test_events_that_were_not_signed_for_the_request_are_not_believed(
     assert [event.name for event in (*begin, *live)] == ["accepted", "started", "progress", "end"]
 
 
+@pytest.mark.slow
+def test_a_try_that_failed_is_told_and_so_is_the_next(run_on_broker: ServeRun, tmp_path: Path) -> None:
+    handle: Any = run_on_broker(Worker.options(max_retries=1, retry_backoff_s=0.01).bind(str(tmp_path)))
+    call = handle.fails_once.remote()
+    assert call.result(60) == "done"
+
+    assert [(event.name, event.attempt) for event in call.events()] == [
+        ("accepted", 0),
+        *(("started", 1), ("progress", 1), ("retried", 1)),
+        *(("started", 2), ("progress", 2), ("done", 2)),
+        ("end", 0),
+    ]
+
+
 def test_an_item_of_a_batch_reports_for_its_own_request(serve_run: ServeRun, tmp_path: Path) -> None:
     handle: Any = serve_run(Worker.bind(str(tmp_path)))
     calls = [handle.each.remote(name) for name in ("a", "b")]
