@@ -37,6 +37,7 @@ from qserve.define.drivers import DAGDriver as DAGDriver
 from qserve.define.multiplexing import get_multiplexed_model_id as get_multiplexed_model_id
 from qserve.define.multiplexing import multiplexed as multiplexed
 from qserve.graph.nodes import InputNode as InputNode
+from qserve.tracing.here import get_trace_context as get_trace_context
 from qserve.web.ingress import ingress as ingress
 from qserve.wire.events import Event as Event
 

@@ -34,7 +34,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("qserve.graph",),
     ("qserve.wire",),
     ("qserve.metrics",),
-    ("qserve.broker",),
+    ("qserve.broker", "qserve.tracing"),
     ("qserve.calls", "qserve.fleet"),
     ("qserve.http",),
     ("qserve.define",),

@@ -17,6 +17,7 @@ from qserve.base.settings import Settings
 from qserve.broker.connection import broker_errors
 from qserve.broker.doctor import check_unless_parent_did, recheck
 from qserve.calls.client import ClientPlane
+from qserve.tracing.start import start as start_tracing
 from qserve_gateway.cors import Cors
 from qserve_gateway.docs import DOCS_PATH, PAGE, file_of
 from qserve_gateway.handler import RequestHandler, handle
@@ -126,6 +127,7 @@ def create_app(settings: Settings, plane: ClientPlane | None = None, watch: bool
       plane: Carries the calls; None connects to the broker that the settings name.
       watch: Whether to keep the routes up to date; False reads them once.
     """
+    start_tracing(settings, "gateway")
     plane = plane or ClientPlane(settings, counts_results=True)
     watcher = RouteWatcher(
         plane, partial(check_unless_parent_did, plane.client, settings), partial(recheck, plane.client, settings)

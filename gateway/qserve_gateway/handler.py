@@ -17,6 +17,7 @@ from qserve.exceptions import DeadlineExceeded, PayloadTooLarge, RequestCancelle
 from qserve.graph.advance import inputs_of
 from qserve.http.message import BadRequest
 from qserve.http.strict_json import loads
+from qserve.tracing.switch import switch
 from qserve.wire.application import ApplicationRecord
 from qserve.wire.envelope import Answer
 from qserve.wire.outcome import ANNOUNCED, State
@@ -55,6 +56,7 @@ from qserve_gateway.request.waiting import (
 from qserve_gateway.response.errors import error_reply, failure_reply
 from qserve_gateway.response.reply import Reply, StreamReply, call_when_sent, result_reply
 from qserve_gateway.routes import PLAIN_METHODS, Route, RouteTable
+from qserve_gateway.server_span import below_span, traced
 
 AnyReply = Reply | StreamReply
 _RESULT_TTL_S = 60.0
@@ -102,7 +104,9 @@ class RequestHandler:
 
     def handle(self, environ: Environ) -> AnyReply:
         """Handle one request; errors become replies too."""
-        reply: AnyReply = handle(environ, self._serve, self.access.clients)
+        answer = partial(handle, environ, self._serve, self.access.clients)
+        spans = switch.spans
+        reply: AnyReply = answer() if spans is None else traced(spans, environ, answer)
         return reply
 
     def _serve(self, environ: Environ, request_id: str) -> AnyReply:
@@ -165,6 +169,9 @@ class RequestHandler:
         method, args, run = self._target_of(environ, found, body, timeout_s, place)
         del body
         forwarded = self.forwarded
+        carried = carried_in(environ, forwarded) if forwarded or "HTTP_TRACEPARENT" in environ else None
+        if switch.spans is not None:
+            carried = below_span(switch.spans, environ, route.prefix, record.name, carried)
         call = Call(
             record.name,
             record.ingress,
@@ -179,7 +186,7 @@ class RequestHandler:
             answer=route.answer,
             owned=True,
             stream=route.answer is Answer.PLAIN,
-            carried=carried_in(environ, forwarded) if forwarded or "HTTP_TRACEPARENT" in environ else None,
+            carried=carried,
             version=found.version,
         )
         if job is not None:

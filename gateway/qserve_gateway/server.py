@@ -10,7 +10,7 @@ import os
 import socket
 import sys
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ from qserve.base.settings import CHECKED, Settings
 from qserve.broker.address import Address
 from qserve.broker.doctor import check_address
 from qserve.exceptions import QserveException
+from qserve.tracing.start import close as close_tracing
 from qserve_gateway import metrics
 from qserve_gateway.application import access_log, create_app
 from qserve_gateway.cors import Cors
@@ -116,6 +117,7 @@ class Server(BaseApplication):  # type: ignore[misc]
 
     def load_config(self) -> None:
         """Set gunicorn's settings; gunicorn calls this."""
+        hooks = metrics.hooks()
         chosen: dict[str, Any] = {
             "bind": [f"fd://{self._listener.detach()}"],
             "workers": self._workers,
@@ -129,7 +131,8 @@ class Server(BaseApplication):  # type: ignore[misc]
             # "dangerous" passes names with underscores to the hook, which drops all but one
             "header_map": "dangerous",
             "pre_request": keep_header_lines,
-            **metrics.hooks(),
+            **hooks,
+            "worker_exit": partial(_end_worker, hooks["worker_exit"]),
         }
         if Path(_SHARED_MEMORY).is_dir():
             # a heartbeat file on a disk can stall a worker for as long as the disk does
@@ -143,6 +146,11 @@ class Server(BaseApplication):  # type: ignore[misc]
         """Create the application; gunicorn calls this in each worker, after the fork."""
         access_log.setLevel(logging.INFO if self._log_requests else logging.WARNING)
         return self._create(self._settings)
+
+
+def _end_worker(tell_last: Callable[..., None], server: Any, worker: Any) -> None:
+    close_tracing()
+    tell_last(server, worker)
 
 
 def serve(

@@ -17,6 +17,8 @@ _ONLY_IN_CODE = {"init_args", "init_kwargs", "route_prefix", "use_new_handle_api
 """Options that only the code of a deployment, or its application, can set."""
 
 
+TRACED_SHARE = 0.01
+"""The share of traces that is recorded where ``tracing_config`` does not say."""
 _LOGS = {"log_level": "QSERVE_LOG_LEVEL", "encoding": "QSERVE_LOG_FORMAT"}
 
 
@@ -32,6 +34,23 @@ class HTTPPart(Part):
     host: str | None = None
     port: int | None = Field(default=None, ge=1, le=65535)
     request_timeout_s: float | None = Field(default=None, gt=0)
+
+
+class TracingPart(Part):
+    """Whether spans are made, where they go, and of which share of the traces that begin here."""
+
+    enabled: bool | None = None
+    exporter_import_path: str | None = Field(default=None, pattern=r"^[\w.]+[:.]\w+$")
+    sampling_ratio: float | None = Field(default=None, ge=0, le=1)
+
+    @property
+    def variables(self) -> dict[str, Any]:
+        """The same as environment variables; without a ratio, one trace of a hundred is recorded, as in Ray Serve."""
+        if self.enabled is None:
+            return {}
+        ratio = TRACED_SHARE if self.sampling_ratio is None else self.sampling_ratio
+        more = {"QSERVE_TRACING_EXPORTER": self.exporter_import_path, "QSERVE_TRACING_SAMPLING_RATIO": ratio}
+        return {"QSERVE_TRACING": "on", **more} if self.enabled else {"QSERVE_TRACING": "off"}
 
 
 class DeploymentPart(Part, extra="allow"):
@@ -79,6 +98,7 @@ class ServeFile(Part):
 
     http_options: HTTPPart = HTTPPart()
     logging_config: LoggingConfig | None = None
+    tracing_config: TracingPart | None = None
     target_capacity: float | None = Field(default=None, ge=0, le=100)
     applications: list[ApplicationPart]
     _name: str = PrivateAttr("the file")
@@ -100,7 +120,7 @@ class ServeFile(Part):
 
     @property
     def variables(self) -> dict[str, str]:
-        """The file's settings for the gateway and the logs of `qserve run`, as environment variables."""
+        """The file's settings for the gateway, the logs and the spans of `qserve run`, as environment variables."""
         http, logs = self.http_options, self.logging_config
         found: dict[str, Any] = {
             "QSERVE_HOST": http.host,
@@ -108,6 +128,7 @@ class ServeFile(Part):
             "QSERVE_REQUEST_TIMEOUT_S": http.request_timeout_s,
         }
         found |= {} if logs is None else logs.variables
+        found |= {} if self.tracing_config is None else self.tracing_config.variables
         return {name: str(value) for name, value in found.items() if value is not None}
 
     def logs_of(self, number: int, env: Mapping[str, str]) -> LoggingConfig | None:
@@ -133,6 +154,7 @@ class ServeFile(Part):
         if not is_run:
             address = [key for key in ("host", "port") if key in self.http_options.model_fields_set]
             reasons |= {f"http_options.{key}": unused.ADDRESS for key in address}
+            reasons |= {} if self.tracing_config is None else {"tracing_config": unused.TRACING}
         unused.warn(self._name, reasons, reasons)
         for app in self.applications:
             unused.warn_of_runtime_env(f"application {app.name!r} of {self._name}", app.runtime_env)

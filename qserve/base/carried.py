@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -23,16 +23,18 @@ class Carried(NamedTuple):
       traceparent, tracestate: W3C Trace Context, as ``read_traceparent`` and ``read_tracestate`` return them.
       tenant: On whose behalf the request is made.
       headers: Chosen headers of the HTTP request, by their names in lower case.
+      origin: In a replay, the ``traceparent`` of the try that had failed.
     """
 
     traceparent: str = ""
     tracestate: str = ""
     tenant: str = ""
     headers: Mapping[str, str] = MappingProxyType({})
+    origin: str = ""
 
     def encode(self) -> list[Any]:
         """Return it as plain data."""
-        return [*self[:-1], dict(self.headers)]
+        return list(self) if self.origin else list(self[:-1])
 
     @classmethod
     def decode(cls, parts: Any) -> Carried | None:
@@ -43,12 +45,17 @@ class Carried(NamedTuple):
         """
         if parts is None:
             return None
-        if type(parts) is not list or len(parts) < len(cls._fields):
-            raise ValueError("what the request carries is malformed")
-        *texts, headers = parts[: len(cls._fields)]
-        if type(headers) is not dict or not all(type(text) is str for text in (*texts, *headers, *headers.values())):
-            raise ValueError("what the request carries is malformed")
-        return cls._make((*texts, headers))
+        if type(parts) is list and len(parts) > _HEADERS_AT and type(parts[_HEADERS_AT]) is dict:
+            found = cls(*parts[: len(cls._fields)])
+            texts = (*found[:_HEADERS_AT], *found[_HEADERS_AT + 1 :], *found.headers, *found.headers.values())
+            if all(type(text) is str for text in texts) and all(
+                read_traceparent(parent) == parent for parent in (found.traceparent, found.origin) if parent
+            ):
+                return found
+        raise ValueError("what the request carries is malformed")
+
+
+_HEADERS_AT = Carried._fields.index("headers")
 
 
 class TooLongError(ValueError):
@@ -78,6 +85,11 @@ class Headers(Mapping[str, str]):
 
 carried_here: ContextVar[Carried | None] = ContextVar("qserve_carried_here", default=None)
 """What calls carry that are made here, in the place of what the running request carries; see ``call_context``."""
+
+
+def trace_id_of(carried: Carried | None) -> str:
+    """Return the trace that something belongs to; "" for none."""
+    return "" if carried is None else carried.traceparent[3:35]
 
 
 def is_header_name(name: str) -> bool:
@@ -115,6 +127,19 @@ def checked_value(what: str, value: str) -> str:
     if len(value) > HEADER_BYTES:
         raise TooLongError(f"{what} has {len(value)} characters; the limit is {HEADER_BYTES}")
     return value
+
+
+def common(carried: Sequence[Carried | None]) -> Carried | None:
+    """Return what all of these have in common; None for nothing."""
+    first, *others = carried
+    if first is None or None in others:
+        return None
+    found = Carried()
+    for names in (("traceparent", "tracestate"), ("tenant",), ("headers",)):
+        parts = {name: getattr(first, name) for name in names}
+        if all(getattr(other, name) == part for other in others for name, part in parts.items()):
+            found = found._replace(**parts)
+    return found if found != Carried() else None
 
 
 def changed(

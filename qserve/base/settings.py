@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -34,6 +34,7 @@ _CHOICES = {
     "durability": (LOCAL, REPLICA),
     "log_level": ("debug", "info", "warning", "error"),
     "log_format": ("text", "json"),
+    "tracing": ("auto", "on", "off"),
 }
 
 
@@ -66,6 +67,9 @@ class Settings:
       start_timeout_s: How long a constructor may take before its replica is killed.
       forward_headers: The names of the HTTP headers that user code may read in each step, in lower case.
       tenant_header: The name of the HTTP header that says on whose behalf a request is made; "" for none.
+      tracing: ``on`` or ``off``: whether spans are made; ``auto``: if the standard ``OTEL_*`` variables ask for it.
+      tracing_exporter: ``module:function``, which returns where spans go; "" for what ``OTEL_TRACES_EXPORTER`` says.
+      tracing_sampling_ratio: The share of the traces begun here that is recorded; None for what ``OTEL_*`` says.
       body_memory: The most bytes of large request bodies and answers that one gateway process holds at a time.
       metrics: Whether requests and calls are counted, for ``/-/metrics``.
       metrics_prefix: Begins the name of each metric; ``ray_`` for the dashboards of Ray Serve.
@@ -90,6 +94,9 @@ class Settings:
     start_timeout_s: float = 60.0
     forward_headers: tuple[str, ...] = ()
     tenant_header: str = ""
+    tracing: str = "auto"
+    tracing_exporter: str = ""
+    tracing_sampling_ratio: float | None = None
     body_memory: int = 256 * 1024 * 1024
     metrics: bool = True
     metrics_prefix: str = "qserve_"
@@ -174,19 +181,18 @@ def _read(name: str, text: str) -> Any:
         return _seconds(variable, text)
     if name == "accepted_keys":
         return tuple(os.fsencode(key.strip()) for key in text.split(",") if key.strip())
-    if name in ("forward_headers", "tenant_header"):
-        names = _header_names(variable, text)
-        return names if name == "forward_headers" else _only(variable, names)
-    if name in ("broker_maxmemory", "body_memory"):
-        return _memory(variable, text)
-    if name in ("show_errors", "api_page", "log_tail", "metrics"):
-        if text.lower() not in _BOOLEANS:
-            raise QserveException(f"{variable}={text!r} must be 1 or 0")
-        return _BOOLEANS[text.lower()]
+    if name in _READERS:
+        return _READERS[name](variable, text)
     pattern, words = _FORMS.get(name, (None, ""))
     if pattern is not None and _is_utf8(text) and not pattern.fullmatch(text):
         raise QserveException(f"{variable}={text!r} must consist of {words}")
     return os.fsencode(text) if name == "secret_key" else text
+
+
+def _boolean(variable: str, text: str) -> bool:
+    if text.lower() not in _BOOLEANS:
+        raise QserveException(f"{variable}={text!r} must be 1 or 0")
+    return _BOOLEANS[text.lower()]
 
 
 def _seconds(variable: str, text: str) -> float:
@@ -200,6 +206,16 @@ def _seconds(variable: str, text: str) -> float:
     return value
 
 
+def _share(variable: str, text: str) -> float:
+    try:
+        value = number(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise QserveException(f"{variable}={text!r} must be a number from 0 to 1, such as {variable}=0.1")
+    return value
+
+
 def _header_names(variable: str, text: str) -> tuple[str, ...]:
     names = tuple(dict.fromkeys(name for part in text.split(",") if (name := part.strip().lower())))
     for name in names:
@@ -210,7 +226,8 @@ def _header_names(variable: str, text: str) -> tuple[str, ...]:
     return names
 
 
-def _only(variable: str, names: tuple[str, ...]) -> str:
+def _header_name(variable: str, text: str) -> str:
+    names = _header_names(variable, text)
     if len(names) > 1:
         raise QserveException(f"{variable} must name one header, not {len(names)}")
     return names[0] if names else ""
@@ -225,6 +242,19 @@ def _memory(variable: str, text: str) -> int:
         limits = "of 16mb or more, and less than a petabyte"
         raise QserveException(f"{variable}={text!r} must be a size {limits}, such as {variable}=512mb")
     return value
+
+
+_READERS: Mapping[str, Callable[[str, str], Any]] = {
+    "api_page": _boolean,
+    "body_memory": _memory,
+    "broker_maxmemory": _memory,
+    "forward_headers": _header_names,
+    "log_tail": _boolean,
+    "metrics": _boolean,
+    "show_errors": _boolean,
+    "tenant_header": _header_name,
+    "tracing_sampling_ratio": _share,
+}
 
 
 def _is_utf8(text: str) -> bool:

@@ -32,6 +32,11 @@ def read_traceparent(text: str) -> str:
     return f"00-{trace}-{parent}-{int(flags, 16) & _SAMPLED_AND_RANDOM:02x}"
 
 
+def numbers_in(traceparent: str) -> tuple[int, int, int]:
+    """Return the IDs of trace and span, and the flags, of what ``read_traceparent`` has returned."""
+    return int(traceparent[3:35], 16), int(traceparent[36:52], 16), int(traceparent[53:55], 16)
+
+
 def read_tracestate(text: str) -> str:
     """Return a ``tracestate`` without needless characters, and at most ``STATE_CHARS`` long; "" if it is malformed."""
     if len(text) > _STATE_LIMIT:

@@ -68,11 +68,11 @@ HTTP: Mapping[str, str] = {
 }
 """Keys of ``http_options``."""
 ADDRESS = "it is for `qserve run FILE`; `qserve gateway` has its own --host and --port"
+TRACING = "it is for `qserve run FILE`; gateways and workers that run elsewhere have QSERVE_TRACING and OTEL_..."
 FILE: Mapping[str, str] = {
     "controller_options": "there is no controller",
     "grpc_options": START["grpc_options"],
     "proxy_location": START["proxy_location"],
-    "tracing_config": "there is no tracing",
 }
 """Keys of a config file."""
 FILE_APPLICATION: Mapping[str, str] = {

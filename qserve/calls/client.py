@@ -36,6 +36,7 @@ from qserve.calls.mailbox import ARGUMENT_LOST, STATE_LOST, Mailbox, Post, ignor
 from qserve.calls.program_end import Refusals, call_at_end, fail, is_ending
 from qserve.calls.ref import Call, Ref, failed
 from qserve.exceptions import BrokerError, BrokerUnavailable, DeadlineExceeded, PayloadError, QserveException
+from qserve.tracing.start import start as start_tracing
 from qserve.wire.application import ApplicationRecord
 from qserve.wire.events import Event, Happening
 from qserve.wire.outcome import Field, Outcome, State
@@ -274,6 +275,7 @@ class ClientPlane(BrokerPlane):
         self._take_back: Callable[[], object] = bool  # does nothing
         if is_of_program:
             on_fork(self)
+            start_tracing(settings, "program")
 
     @property
     def is_closed(self) -> bool:

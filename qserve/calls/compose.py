@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -19,6 +20,7 @@ from qserve.exceptions import AppNotFound, DeploymentUnavailableError, PayloadEr
 from qserve.graph.advance import Answer as AnswerMove
 from qserve.graph.advance import Fill, begin
 from qserve.graph.plan import Plan, Slot
+from qserve.tracing.switch import switch
 from qserve.wire.application import ApplicationRecord, DeploymentRecord
 from qserve.wire.codec import Codec
 from qserve.wire.envelope import REQUEST_ID_CHARS, Header
@@ -116,6 +118,20 @@ class ComposingPlane(Plane):
             return ref
 
     def _start(self, call: Call, send: Callable[[Ref[Any], Submission, Call], None]) -> Ref[Any]:
+        spans = switch.spans
+        if spans is None:
+            return self._begin(call, send)
+        carried, span = spans.send(call.app, call.deployment, call.carried)
+        sent = partial(spans.sent, span)
+        try:
+            ref = self._begin(call._replace(carried=carried), send)
+        except BaseException as error:
+            sent("", error)
+            raise
+        ref.acceptance.call_when_set(lambda: sent(ref.request_id, None if ref.acceptance.get_nowait() else ref.error()))
+        return ref
+
+    def _begin(self, call: Call, send: Callable[[Ref[Any], Submission, Call], None]) -> Ref[Any]:
         submission = self._compose(call)
         kind = ItemRef if call.stream else Ref
         if isinstance(submission, Outcome):

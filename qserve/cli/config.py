@@ -35,6 +35,9 @@ _TOP = (
     ("logging_config.log_level", "QSERVE_LOG_LEVEL", Settings.log_level),
     ("logging_config.encoding", "QSERVE_LOG_FORMAT", Settings.log_format),
     ("logging_config.enable_access_log", "QSERVE_ACCESS_LOG", "0"),
+    ("tracing_config.enabled", "QSERVE_TRACING", Settings.tracing),
+    ("tracing_config.exporter_import_path", "QSERVE_TRACING_EXPORTER", Settings.tracing_exporter),
+    ("tracing_config.sampling_ratio", "QSERVE_TRACING_SAMPLING_RATIO", Settings.tracing_sampling_ratio),
 )
 """What a file says of `qserve run`, with the variable that wins over it, and the default."""
 _FILE = "the file that was deployed"

@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 
+from qserve.base.carried import trace_id_of
 from qserve.base.log import printable
 from qserve.base.settings import Settings
 from qserve.cli.options import WholeNumber, broker_option, json_option
@@ -135,6 +136,7 @@ def _details(letter: DeadLetter, payload: Sequence[str]) -> dict[str, Any]:
     return {
         **_summary(letter),
         "step": _one_line(letter.call.step),
+        "trace_id": trace_id_of(letter.header.carried) if letter.header else "",
         "payload": [_shown(text) for text in payload],
         "other_calls": len(letter.others),
         "traceback": letter.failure.traceback if letter.failure else "",

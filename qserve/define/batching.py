@@ -17,12 +17,14 @@ from functools import partial, wraps
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, Generic, Protocol, Self, TypeVar, overload
 
+from qserve.base.carried import common
 from qserve.base.context import RequestContext, Scope, request_context, scope_here
 from qserve.base.entry import own_context
 from qserve.base.forks import end_if_child
 from qserve.define.decorators import Failure, check_async, has_self, state_of, value_of
 from qserve.exceptions import QserveException
 from qserve.metrics.measures import BatchMetrics
+from qserve.tracing.switch import switch
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -187,7 +189,7 @@ class _Queue:
         self._loop = asyncio.get_running_loop()
         measure = len if batched.limits.batch_size_fn is None else batched.measure
         self._batcher = Batcher(batched.limits, measure, _Item.is_open)
-        self._running: dict[asyncio.Task[None], tuple[list[_Item], RequestContext]] = {}
+        self._running: dict[asyncio.Task[BaseException | None], tuple[list[_Item], RequestContext]] = {}
         self._metrics = BatchMetrics.of(batched.name)
         self._timer: asyncio.TimerHandle | None = None
 
@@ -228,18 +230,27 @@ class _Queue:
         context, scope, request = own_context(), Scope(), _shared([item.request for item in batch])
         context.run(request_context.set, request)
         context.run(scope_here.set, scope)
+        spans, span = switch.spans, None
+        if spans is not None:
+            calls = [item.request.carried for item in batch]
+            request.carried, span = spans.batch(self._batched.name, calls, request.carried)
+            context.run(spans.attach, span)
         task = self._loop.create_task(self._batched.run(batch), context=context)
         self._running[task] = batch, request
         task.add_done_callback(lambda _: scope.release())
+        if spans is not None:
+            task.add_done_callback(lambda ended: spans.batched(span, None if ended.cancelled() else ended.result()))
         task.add_done_callback(self._on_done)
         if self._metrics is not None:
             task.add_done_callback(partial(self._measure, self._metrics, batch, self._loop.time()))
 
-    def _measure(self, metrics: BatchMetrics, batch: list[_Item], began: float, task: asyncio.Task[None]) -> None:
+    def _measure(
+        self, metrics: BatchMetrics, batch: list[_Item], began: float, task: asyncio.Task[BaseException | None]
+    ) -> None:
         limit, first = self._batched.limits.max_batch_size, min(item.joined_at for item in batch)
         metrics.ended(len(batch), limit, began - first, self._loop.time() - began)
 
-    def _on_done(self, task: asyncio.Task[None]) -> None:
+    def _on_done(self, task: asyncio.Task[BaseException | None]) -> None:
         del self._running[task]
         self._start_ready()
 
@@ -255,7 +266,7 @@ def _shared(requests: list[RequestContext]) -> RequestContext:
     deadlines = [request.deadline_ms for request in requests]
     late_ms = max(deadlines) if all(deadlines) else 0
     runs = tuple(run for request in requests for run in request.runs)
-    carried = first.carried if all(request.carried == first.carried for request in requests) else None
+    carried = common([request.carried for request in requests])
     return RequestContext(
         "", "", first.app_name, first.multiplexed_model_id, late_ms, runs=runs, carried=carried, batch=calls
     )
@@ -301,8 +312,8 @@ class _Batched:
                 item.end(Failure(error))
             return self.limits.max_batch_size
 
-    async def run(self, batch: list[_Item]) -> None:
-        """Run the body; an error in it is raised to every caller."""
+    async def run(self, batch: list[_Item]) -> BaseException | None:
+        """Run the body, and return an error in it, which is raised to every caller."""
         args = [list(values) for values in zip(*(item.args for item in batch), strict=True)]
         kwargs = {name: [item.kwargs[name] for item in batch] for name in batch[0].kwargs}
         try:
@@ -310,7 +321,7 @@ class _Batched:
             if not self.streams:
                 for item, value in self._pairs(batch, await results):
                     item.end(value)
-                return
+                return None
             async with aclosing(results):
                 async for row in results:
                     for item, value in self._pairs(batch, row):
@@ -320,13 +331,15 @@ class _Batched:
                         else:
                             item.give(value)
                     if not any(map(_Item.is_open, batch)):
-                        return
+                        return None
             for item in batch:
                 item.end()
         except BaseException as error:
             end_if_child(error)
             for item in batch:
                 item.end(Failure(error))
+            return error
+        return None
 
     def _pairs(self, batch: list[_Item], results: Any) -> Iterable[tuple[_Item, Any]]:
         # arrays and tensors are accepted like lists; str and dict only happen to have a length

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+from qserve.base.carried import Carried
 from qserve.base.clock import clock
 from qserve.base.keys import CLOCK_MARGIN_MS
 from qserve.broker import functions
@@ -13,6 +14,7 @@ from qserve.broker.functions import Reply
 from qserve.deploy.installation import Installation
 from qserve.exceptions import AppNotFound, DeadLetterError, PayloadError, WrongType
 from qserve.http.shown import ShownCodec
+from qserve.tracing.ids import id_of_try, replaced
 from qserve.wire import replies
 from qserve.wire.application import ApplicationRecord
 from qserve.wire.dead_letter import DeadLetter, HeldCall
@@ -115,7 +117,7 @@ class DeadLetters:
             raise DeadLetterError(f"dead letter {request_id} cannot be replayed: {error}; deploy it first") from error
         settings = self._installation.settings
         timeout_ms = int((record.timeout_s or settings.request_timeout_s) * 1000)
-        renewed = header._replace(deadline_ms=int(clock.stamp_ms() + timeout_ms))
+        renewed = header._replace(deadline_ms=int(clock.stamp_ms() + timeout_ms), carried=_of_replay(letter, header))
         command = functions.replay(
             self._keys.dead_letter(request_id),
             self._keys.request(request_id),
@@ -153,3 +155,12 @@ class DeadLetters:
             return 0
         command = functions.purge(self._keys.dead_letters, list(letters.values()), list(letters))
         return replies.number(self._client.execute_command(*command))
+
+
+def _of_replay(letter: DeadLetter, header: Header) -> Carried | None:
+    """Return what a replay carries: the same, and in a trace also the first try of the step that has failed."""
+    carried = header.carried
+    if carried is None or not carried.traceparent:
+        return carried
+    failed = id_of_try(header.request_id, header.deadline_ms, letter.call.step, 1)
+    return carried._replace(origin=replaced(carried.traceparent, failed))

@@ -19,12 +19,13 @@ from dataclasses import dataclass, field
 from functools import partial
 from math import inf
 from queue import SimpleQueue
-from typing import Any, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from starlette.requests import Request
 from starlette.responses import Response
 
 from qserve.base import afterwards
+from qserve.base import context as contexts
 from qserve.base.context import RequestContext, Run, Scope, request_context, scope_here
 from qserve.base.forks import end_child, end_if_child, lasting_threads, on_fork
 from qserve.base.log import get_logger, of_request
@@ -39,8 +40,12 @@ from qserve.engine.step import Conclusion, Stepper, UserCall
 from qserve.engine.streaming import ReaderGone, Sink, send_stream
 from qserve.exceptions import RequestCancelledError
 from qserve.http.render import explain
+from qserve.tracing.switch import switch
 from qserve.wire.envelope import Answer, Header
 from qserve.wire.outcome import State
+
+if TYPE_CHECKING:
+    from qserve.tracing.spans import Spans, StepSpan
 
 log = get_logger(__name__)
 
@@ -65,6 +70,7 @@ class Invocation:
       is_observed: Whether somebody follows its request: then it says when it begins and ends.
       run: What the thread of sync code calls, in ``context``.
       background: What its response wants to have run once it is sent.
+      span: Its span; None if there are none.
     """
 
     header: Header
@@ -80,12 +86,33 @@ class Invocation:
     run: Callable[[], Any] | None = field(default=None, kw_only=True)
     context: contextvars.Context | None = field(default=None, kw_only=True)
     background: Callable[[], Awaitable[None]] | None = field(default=None, kw_only=True)
+    span: StepSpan | None = field(default=None, kw_only=True)
     _request: RequestContext | None = field(default=None, init=False)
 
     @property
     def name(self) -> str:
         """The method's name for messages; the step's as long as that is all that is known."""
         return self.step if self.call is None else self.call.method
+
+    @property
+    def attempt(self) -> int:
+        """Which try of its step this is, counted from 1."""
+        return 1
+
+    def queued_ms(self) -> float | None:
+        """Return how long it has waited for a replica; None if that is not known."""
+        return None
+
+    def trace(self, spans: Spans) -> StepSpan:
+        """Begin its span, which is the parent of what user code does."""
+        call, here = self.call, contexts.replica_here.get() or contexts.replica
+        name, tag = ("", "") if here is None else (here.deployment, here.replica_tag)
+        method, plan, index = (self.step, None, 0) if call is None else (call.method, call.plan, call.index)
+        step = (name, tag, self.step, method, self.attempt, self.queued_ms(), plan, index)
+        self.span = span = spans.process(self.header, step)
+        self.request().carried = span.carried
+        span.attach()
+        return span
 
     def request(self) -> RequestContext:
         """Return what user code may know of the request."""
@@ -241,9 +268,13 @@ class Invoker(Generic[C]):
                 call = self._stepper.open(invocation.header, invocation.step, self._backend.values(invocation))
             except BaseException as error:  # arguments that are unpickled run code of their own
                 self._discard(invocation)
+                if switch.spans is not None:
+                    invocation.trace(switch.spans).ran(error)
                 self._backend.reject(invocation, error)
             else:
                 invocation.call = call
+                if switch.spans is not None:
+                    invocation.trace(switch.spans)
                 self._call(invocation, call)
         except BaseException as error:
             self._fail(invocation, error)
@@ -380,6 +411,8 @@ class Invoker(Generic[C]):
 
     def _commit(self, invocation: C, conclusion: Conclusion) -> None:
         self._discard(invocation)
+        if invocation.span is not None:
+            invocation.span.ran()
         if invocation.ended:  # the value of code that had to stop is not a result
             conclusion = Conclusion(invocation.ended)
         self._backend.commit(invocation, conclusion)
@@ -392,6 +425,8 @@ class Invoker(Generic[C]):
             with contextlib.suppress(Exception):  # an error may have a text that raises
                 add_advice(error)
                 explain(error)
+            if invocation.span is not None:
+                invocation.span.ran(error)
             self._backend.fail(invocation, error)
             return
         if not isinstance(error, asyncio.CancelledError | RequestCancelledError):

@@ -19,7 +19,7 @@ from qserve.http.render import render
 from qserve.wire.application import ApplicationRecord
 from qserve.wire.codec import Codec
 from qserve.wire.envelope import Answer, Header
-from qserve.wire.moves import Move
+from qserve.wire.moves import Move, Start
 from qserve.wire.outcome import State
 from qserve.wire.replies import step_number
 
@@ -44,6 +44,16 @@ class Conclusion(NamedTuple):
     state: str = ""
     payload: bytes = b""
     moves: Sequence[Move] = ()
+
+    @property
+    def outcome(self) -> str:
+        """What became of the call, in a word."""
+        return State(self.state).name.lower() if self.state else "forwarded"
+
+    def sends(self, keys: Keys, app: str) -> list[tuple[str, str, int]]:
+        """Return the deployment, the step and the slot of each move."""
+        slots = [0 if isinstance(move, Start) else move.slots[0][0] for move in self.moves]
+        return [(keys.deployment_of(m.stream, app), m.step, slot) for m, slot in zip(self.moves, slots, strict=True)]
 
 
 class Stepper:

@@ -1,6 +1,7 @@
 """Local mode: an application in this process, run by the same engine, without a broker.
 
-It may import qserve.exceptions, qserve.base, qserve.wire, qserve.calls, qserve.define, qserve.engine and qserve.deploy.
+It may import qserve.exceptions, qserve.base, qserve.wire, qserve.tracing, qserve.calls, qserve.define,
+qserve.engine and qserve.deploy.
 Open first: run.py.
 """
 

@@ -32,6 +32,7 @@ from qserve.engine.step import Conclusion, Stepper
 from qserve.engine.streaming import ReaderGone, Sink
 from qserve.exceptions import DeployError, QserveException
 from qserve.local.plane import Delivery, LocalPlane, Queue, Request, record_here
+from qserve.tracing.start import start as start_tracing
 from qserve.wire.application import ApplicationRecord, DeploymentRecord
 from qserve.wire.events import Happening
 from qserve.wire.outcome import State
@@ -123,6 +124,7 @@ class _Plane(LocalPlane):
     def __init__(self) -> None:
         super().__init__(replace(Settings.from_env(), secret_key=os.urandom(32).hex().encode()))
         self.previous = current.installed
+        start_tracing(self.settings, "local")
         self.applications: dict[str, _Version] = {}
         self.running: set[_Version] = set()
         """All versions that have instances: retired ones stop once their requests have ended."""
@@ -299,6 +301,9 @@ class _LocalBackend:
     reject = fail
 
     def commit(self, call: _LocalCall, conclusion: Conclusion) -> None:
+        if call.span is not None:
+            sends = conclusion.sends(self.plane.keys, call.header.app)
+            call.span.settled(conclusion.outcome, call.delivery.request.is_open(), sends)
         event = None
         if call.is_observed and conclusion.state in ("", State.DONE):
             event = happened(Happening.DONE, *call.request().runs)

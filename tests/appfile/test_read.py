@@ -113,8 +113,34 @@ def test_what_a_file_says_of_the_gateway_and_the_logs_are_variables_of_qserve_ru
         "QSERVE_LOG_LEVEL": "info",
         "QSERVE_LOG_FORMAT": "json",
         "QSERVE_ACCESS_LOG": "1",
+        "QSERVE_TRACING": "off",
     }
     assert read(tmp_path, "applications: []").variables == {}
+
+
+@pytest.mark.parametrize(
+    ("given", "variables"),
+    [
+        ({}, {}),
+        ({"enabled": True}, {"QSERVE_TRACING": "on", "QSERVE_TRACING_SAMPLING_RATIO": "0.01"}),
+        (
+            {"enabled": True, "exporter_import_path": "shop.spans:exporter", "sampling_ratio": 1},
+            {
+                "QSERVE_TRACING": "on",
+                "QSERVE_TRACING_EXPORTER": "shop.spans:exporter",
+                "QSERVE_TRACING_SAMPLING_RATIO": "1.0",
+            },
+        ),
+    ],
+)
+def test_what_a_file_says_of_tracing_are_variables_of_qserve_run(given: Any, variables: dict[str, str]) -> None:
+    assert read_value({"applications": [], "tracing_config": given}, "body").variables == variables
+
+
+@pytest.mark.parametrize("given", [{"sampling_ratio": 2}, {"exporter_import_path": "; rm"}, {"exporter": "a:b"}])
+def test_what_a_file_says_wrongly_of_tracing_is_refused(given: Any) -> None:
+    with pytest.raises(FileError, match="tracing_config"):
+        read_value({"applications": [], "tracing_config": given}, "body")
 
 
 @pytest.mark.parametrize(

@@ -36,6 +36,7 @@ DOORS = {
         "qserve_gateway.admin.__main__",
     ),
     "mypy": ("qserve.mypy_plugin",),
+    "opentelemetry": ("qserve.tracing",),
     "redis": ("qserve.broker",),
     "hiredis": ("qserve.broker",),
     "prometheus_client": ("qserve.metrics.exposition",),

@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qserve.base import log
+from qserve.base.carried import Carried
 from qserve.base.context import RequestContext, request_context
 from qserve.base.log import LINE_LIMIT, Formatter, log_to_terminal, of_request
 from qserve.base.settings import Settings
@@ -77,6 +78,17 @@ def test_no_value_can_begin_a_line_or_speak_to_a_terminal(value: str) -> None:
     line = as_text("path %s", value)
     assert len(line.splitlines()) == 1
     assert not re.search(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e]", line)
+
+
+def test_a_json_line_names_the_trace_and_the_span_of_its_request() -> None:
+    carried = Carried("00-" + "1" * 32 + "-" + "2" * 16 + "-01")
+    token = request_context.set(RequestContext(request_id="abc", carried=carried))
+    try:
+        found = as_json("ready")
+    finally:
+        request_context.reset(token)
+    assert (found["trace_id"], found["span_id"]) == ("1" * 32, "2" * 16)
+    assert "trace_id" not in as_json("ready")
 
 
 def test_what_is_escaped_can_still_be_read() -> None:

@@ -43,7 +43,14 @@ def test_the_public_names_are_these() -> None:
         *("start", "status"),
         *("ObjectRef", "cancel", "put", "wait"),
         *("accepted", "get", "get_app_handle", "get_deployment_handle", "get_multiplexed_model_id", "get_ref"),
-        *("call_context", "get_replica_context", "get_request_context", "progress", "report_progress"),
+        *(
+            "call_context",
+            "get_replica_context",
+            "get_request_context",
+            "get_trace_context",
+            "progress",
+            "report_progress",
+        ),
         *("Event", "__version__"),
     }
 

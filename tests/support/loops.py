@@ -89,6 +89,7 @@ LOOPS: dict[str, tuple[str, ...] | str] = {
     "qserve.machine.children:Restarter._run": "its test is in tests/machine/test_children.py",
     "qserve.machine.private_folder:PrivateFolder.__init__": _ENDS,
     "qserve.machine.local_cluster:LocalCluster.wait": "it ends by design, with what the restarter has given up",
+    "qserve.tracing.start:close": _ENDS,
     "qserve.web.asgi:Exchange.answer": _CALL,
     "qserve.web.asgi:Exchange.leave": _ENDS,
     "qserve.web.asgi:Lifespan.start": _CALL,

@@ -28,13 +28,24 @@ def test_a_header_brings_what_it_carries() -> None:
 
 
 def test_a_later_release_may_carry_more() -> None:
-    parts = [*WITHOUT[1:-1], [*CARRIED.encode(), "what comes later"]]
-    assert Header.decode(A.encode() + msgpack.packb(parts, default=dict)).carried == CARRIED
+    carried = CARRIED._replace(origin=CARRIED.traceparent)
+    parts = [*WITHOUT[1:-1], [*carried.encode(), "what comes later"]]
+    assert Header.decode(A.encode() + msgpack.packb(parts, default=dict)).carried == carried
 
 
 @pytest.mark.parametrize(
     "carried",
-    ["text", [], ["", "", ""], ["", "", 1, {}], ["", "", "", []], ["", "", "", {"a": 1}], ["", "", "", {1: "a"}]],
+    [
+        "text",
+        [],
+        ["", "", ""],
+        ["", "", 1, {}],
+        ["", "", "", []],
+        ["", "", "", {"a": 1}],
+        ["", "", "", {1: "a"}],
+        ["", "", "", {}, 1],
+        ["00-0-0-0", "", "", {}],
+    ],
 )
 def test_what_is_malformed_is_refused(carried: Any) -> None:
     with pytest.raises(PayloadError):

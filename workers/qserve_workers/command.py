@@ -27,6 +27,7 @@ from qserve.broker.doctor import check_broker_of
 from qserve.cli.options import WholeNumber, app_dir_option, code_version_option, named_broker_option
 from qserve.define.target import split_target
 from qserve.exceptions import BrokerUnavailable, DeployError
+from qserve.tracing.start import preload
 from qserve_workers.supervisor.offer import Capacity, device_names
 from qserve_workers.supervisor.scope import Scope
 from qserve_workers.supervisor.supervisor import Supervisor
@@ -136,6 +137,7 @@ def worker(
     log.info(text, capacity.host, qserve.__version__, os.getpid(), where)
     if not os.environ.get(CHECKED):
         _wait_for_broker(settings)
+    preload(settings)
     gc.freeze()  # children share these pages as long as the collector does not write to them
     Supervisor(settings, scope, capacity, page).run()
 

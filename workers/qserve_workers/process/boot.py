@@ -41,6 +41,8 @@ from qserve.exceptions import BrokerError, QserveException
 from qserve.metrics import recorder, totals
 from qserve.metrics.measures import observe, timed
 from qserve.metrics.table import TABLE
+from qserve.tracing.start import close as close_tracing
+from qserve.tracing.start import start as start_tracing
 from qserve.wire.application import ApplicationRecord
 from qserve.wire.status import FAILED
 from qserve_workers.celery.app import make_celery
@@ -105,6 +107,7 @@ def run_replica(spec: ReplicaSpec) -> int:
     installation.registry.remember(spec.record)
     if spec.settings.log_tail:
         LogTail(installation, spec.name, spec.record.name, spec.deployment).start()
+    start_tracing(spec.settings, spec.name)
     loop, _setup = Loop(), Setup(spec.name)
     asyncio.set_event_loop(loop)
     start = _Start(spec, installation.registry, loop)
@@ -150,6 +153,7 @@ def run_replica(spec: ReplicaSpec) -> int:
     watchdog.stop()
     plane.close()
     loop.run_until_complete(lifecycle.end())
+    close_tracing()
     return code
 
 

@@ -187,6 +187,8 @@ class Committer:
         def on_reply(reply: Any) -> None:
             if failpoints.ARMED:
                 failpoints.hit("commit.after_send")
+            if work.span is not None and reply in (Reply.OK, Reply.DUP):
+                work.span.settled(conclusion.outcome, True, conclusion.sends(self._keys, work.header.app))
             if reply == Reply.OK:
                 self._on_settled(work.tag)
                 if self._metrics is not None:
@@ -243,19 +245,24 @@ class Committer:
     def _end(self, work: Work, command: Command, state: str, failure: Failure) -> None:
         if self.watcher is not None:
             self.watcher(work, state, failure.encode())
-        self._post_end(work, command, State.FAILED if state == State.FAILED else "")
+        self._post_end(
+            work,
+            command,
+            State.FAILED if state == State.FAILED else "",
+            "retried" if state == POSTPONED else "dead letter",
+        )
         self._on_end(work)
         if self._metrics is not None:
             self._metrics.count(work, True)
         if access_log.isEnabledFor(logging.INFO):
             _log_end(work, state)
 
-    def _post_end(self, work: Work, command: Command, state: str = "") -> None:
+    def _post_end(self, work: Work, command: Command, state: str = "", outcome: str = "given back") -> None:
         def on_reply(reply: Any) -> None:
             if isinstance(reply, BrokerError):
                 self._on_refusal(work, reply)
                 return
-            self._on_reply(work, reply)
+            self._on_reply(work, reply, outcome)
             if state and reply == Reply.OK and self._metrics is not None:
                 self._metrics.count_end(state)
 
@@ -298,8 +305,10 @@ class Committer:
         self._plane.post(("XACK", tag.stream, GROUP, tag.entry_id), ignore)
         self._plane.post(("XDEL", tag.stream, tag.entry_id), ignore)
 
-    def _on_reply(self, work: Work, reply: Any) -> None:
+    def _on_reply(self, work: Work, reply: Any, outcome: str = "refused") -> None:
         self._on_settled(work.tag)
+        if work.span is not None:
+            work.span.settled(outcome if reply == Reply.OK else "no effect", False)
         if reply != Reply.OK:
             log.debug("the broker's reply to the end of request %s: %r", work.header.request_id, reply)
 

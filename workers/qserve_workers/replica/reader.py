@@ -112,6 +112,15 @@ class Work(Invocation):
         attempt = 1 if CallField.HISTORY not in fields else max(attempts(fields[CallField.HISTORY]), self.tries) + 1
         return Run(self.header.request_id, self.step, tag.stream, tag.entry_id, attempt, CallField.DEATHS in fields)
 
+    @property
+    def attempt(self) -> int:
+        """Which try of its step this is: after those that raised, and those whose replica was lost."""
+        return 1 + self.tries + number(self.delivery.fields.get(CallField.DEATHS, b"0"))
+
+    def queued_ms(self) -> float | None:
+        """Return how long it has waited on its queue, by the broker's clock."""
+        return max(0.0, clock.now_ms() - number(self.tag.entry_id.partition(b"-")[0], "a time"))
+
     def deadline(self) -> float:
         """Return its deadline by the monotonic clock, from the first time on that this is asked.
 

@@ -17,6 +17,7 @@ from qserve.base.settings import Settings
 from qserve.base.turns import Turns
 from qserve.calls.client import ClientPlane
 from qserve.exceptions import PayloadError, QserveException
+from qserve.tracing.start import start as start_tracing
 from qserve_workers.tasks.names import TaskNames, TaskTarget
 from qserve_workers.tasks.task import DeploymentTask, TaskCalls
 from qserve_workers.tasks.transport import install
@@ -70,6 +71,7 @@ def make_tasks_app(settings: Settings, options: TasksOptions) -> Celery:
         worker_redirect_stdouts=False,
         worker_enable_remote_control=True,
     )
+    start_tracing(settings, "tasks")
     plane = ClientPlane(settings)
     app.names = TaskNames(plane.registry)
     # twice: a task that comes again is not found again at once
