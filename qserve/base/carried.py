@@ -24,6 +24,7 @@ class Carried(NamedTuple):
       tenant: On whose behalf the request is made.
       headers: Chosen headers of the HTTP request, by their names in lower case.
       origin: In a replay, the ``traceparent`` of the try that had failed.
+      is_timed: Whether its response says how long each step has waited and run.
     """
 
     traceparent: str = ""
@@ -31,10 +32,11 @@ class Carried(NamedTuple):
     tenant: str = ""
     headers: Mapping[str, str] = MappingProxyType({})
     origin: str = ""
+    is_timed: bool = False
 
     def encode(self) -> list[Any]:
         """Return it as plain data."""
-        return list(self) if self.origin else list(self[:-1])
+        return list(self if self.is_timed else self[: _ORIGIN_AT + bool(self.origin)])
 
     @classmethod
     def decode(cls, parts: Any) -> Carried | None:
@@ -47,14 +49,17 @@ class Carried(NamedTuple):
             return None
         if type(parts) is list and len(parts) > _HEADERS_AT and type(parts[_HEADERS_AT]) is dict:
             found = cls(*parts[: len(cls._fields)])
-            texts = (*found[:_HEADERS_AT], *found[_HEADERS_AT + 1 :], *found.headers, *found.headers.values())
-            if all(type(text) is str for text in texts) and all(
-                read_traceparent(parent) == parent for parent in (found.traceparent, found.origin) if parent
+            texts = (*found[:_HEADERS_AT], found.origin, *found.headers, *found.headers.values())
+            if (
+                type(found.is_timed) is bool
+                and all(type(text) is str for text in texts)
+                and all(read_traceparent(parent) == parent for parent in (found.traceparent, found.origin) if parent)
             ):
                 return found
         raise ValueError("what the request carries is malformed")
 
 
+_ORIGIN_AT = Carried._fields.index("origin")
 _HEADERS_AT = Carried._fields.index("headers")
 
 

@@ -34,6 +34,7 @@ _CHOICES = {
     "durability": (LOCAL, REPLICA),
     "log_level": ("debug", "info", "warning", "error"),
     "log_format": ("text", "json"),
+    "server_timing": ("off", "asked", "on"),
     "tracing": ("auto", "on", "off"),
 }
 
@@ -67,6 +68,8 @@ class Settings:
       start_timeout_s: How long a constructor may take before its replica is killed.
       forward_headers: The names of the HTTP headers that user code may read in each step, in lower case.
       tenant_header: The name of the HTTP header that says on whose behalf a request is made; "" for none.
+      server_timing: ``on`` if responses say in ``Server-Timing`` how long each step has waited and run; ``asked`` if
+        those do whose request has ``X-Server-Timing: 1``.
       tracing: ``on`` or ``off``: whether spans are made; ``auto``: if the standard ``OTEL_*`` variables ask for it.
       tracing_exporter: ``module:function``, which returns where spans go; "" for what ``OTEL_TRACES_EXPORTER`` says.
       tracing_sampling_ratio: The share of the traces begun here that is recorded; None for what ``OTEL_*`` says.
@@ -94,6 +97,7 @@ class Settings:
     start_timeout_s: float = 60.0
     forward_headers: tuple[str, ...] = ()
     tenant_header: str = ""
+    server_timing: str = "off"
     tracing: str = "auto"
     tracing_exporter: str = ""
     tracing_sampling_ratio: float | None = None

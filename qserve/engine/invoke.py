@@ -43,6 +43,7 @@ from qserve.http.render import explain
 from qserve.tracing.switch import switch
 from qserve.wire.envelope import Answer, Header
 from qserve.wire.outcome import State
+from qserve.wire.times import StepTime, step_time
 
 if TYPE_CHECKING:
     from qserve.tracing.spans import Spans, StepSpan
@@ -102,6 +103,11 @@ class Invocation:
     def queued_ms(self) -> float | None:
         """Return how long it has waited for a replica; None if that is not known."""
         return None
+
+    def time(self) -> StepTime:
+        """Return how long it has waited, for a replica and for its turn there, and run until now."""
+        here, run_ms = contexts.replica_here.get() or contexts.replica, 1000 * (time.monotonic() - self.began)
+        return step_time(here.deployment if here else "", self.name, (self.queued_ms() or run_ms) - run_ms, run_ms)
 
     def trace(self, spans: Spans) -> StepSpan:
         """Begin its span, which is the parent of what user code does."""
@@ -403,7 +409,10 @@ class Invoker(Generic[C]):
     def _conclude(self, invocation: C, value: Any) -> None:
         assert invocation.call is not None
         try:
-            conclusion = self._stepper.conclude(invocation.header, invocation.call, value)
+            header = invocation.header
+            is_timed = header.carried is not None and header.carried.is_timed and header.answer is not Answer.VALUE
+            time = invocation.time() if is_timed else None
+            conclusion = self._stepper.conclude(header, invocation.call, value, time)
         except BaseException as error:  # the value's own code runs here as well, and may raise SystemExit
             self._fail(invocation, error)
         else:

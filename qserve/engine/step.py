@@ -15,20 +15,22 @@ from qserve.graph.advance import Answer as AnswerMove
 from qserve.graph.advance import Arguments, advance
 from qserve.graph.plan import Plan
 from qserve.http import request as _requests  # noqa: F401  (it teaches the codec to decode requests)
-from qserve.http.render import render
+from qserve.http.render import render, with_header
 from qserve.wire.application import ApplicationRecord
 from qserve.wire.codec import Codec
 from qserve.wire.envelope import Answer, Header
 from qserve.wire.moves import Move, Start
 from qserve.wire.outcome import State
 from qserve.wire.replies import step_number
+from qserve.wire.times import StepTime, Times, server_timing, split_times, with_times
 
 
 @dataclass(slots=True)
 class UserCall:
     """A call of user code, with its arguments.
 
-    ``plan`` and ``index`` tell which step of which graph it is; ``plan`` is None for a direct call.
+    ``plan`` and ``index`` tell which step of which graph it is; ``plan`` is None for a direct call. ``times`` has those
+    of the steps before it, if its request wants them.
     """
 
     method: str
@@ -36,6 +38,7 @@ class UserCall:
     kwargs: dict[str, Any]
     plan: Plan | None = None
     index: int = 0
+    times: Times | None = None
 
 
 class Conclusion(NamedTuple):
@@ -77,6 +80,14 @@ class Stepper:
         """
         if failpoints.ARMED:
             failpoints.hit("call.before")
+        if header.carried is not None and header.carried.is_timed:
+            times, values = _apart(values)
+            call = self._open(header, step, values)
+            call.times = times
+            return call
+        return self._open(header, step, values)
+
+    def _open(self, header: Header, step: str, values: Sequence[bytes]) -> UserCall:
         decode = self._codec.decode
         args: Sequence[Any]
         if header.graph is None:
@@ -104,8 +115,11 @@ class Stepper:
             found = self._templates[graph, index] = Arguments(args, kwargs)
         return found
 
-    def conclude(self, header: Header, call: UserCall, value: Any) -> Conclusion:
+    def conclude(self, header: Header, call: UserCall, value: Any, time: StepTime | None = None) -> Conclusion:
         """Return what follows from a call's result.
+
+        Parameters:
+          time: Its own, where the request wants those of its steps.
 
         Raises:
           ResultNotSerialisable: The result cannot be encoded, or cannot be an HTTP response.
@@ -115,14 +129,16 @@ class Stepper:
             failpoints.hit("call.after")
         try:
             if call.plan is None:
-                return Conclusion(State.DONE, self._answer(header, value))
+                return Conclusion(State.DONE, self._answer(header, value, call, time))
             moves = advance(call.plan, call.index, value)
             if moves and isinstance(moves[0], AnswerMove):
-                return Conclusion(State.DONE, self._answer(header, moves[0].value))
+                return Conclusion(State.DONE, self._answer(header, moves[0].value, call, time))
             packed = pack_moves(moves, self._record, call.plan, self._keys, self._codec)
         except PayloadError as error:
             raise _refusal(error) from error
         assert not isinstance(packed, bytes)
+        if time is not None:
+            packed = _timed(packed, {**(call.times or {}), str(call.index): time})
         return Conclusion(moves=packed)
 
     def encode_item(self, item: Any) -> bytes:
@@ -132,10 +148,11 @@ class Stepper:
         except PayloadError as error:
             raise _refusal(error) from error
 
-    def _answer(self, header: Header, value: Any) -> bytes:
+    def _answer(self, header: Header, value: Any, call: UserCall, time: StepTime | None) -> bytes:
         if header.answer is Answer.VALUE:
             return self._codec.encode(value)
-        return render(value, header.answer)
+        payload = render(value, header.answer)
+        return payload if time is None else with_header(payload, "server-timing", _entries(call, time))
 
 
 def _known(index: int | None) -> int:
@@ -153,3 +170,28 @@ def _pair(arguments: Any) -> tuple[Sequence[Any], dict[str, Any]]:
 
 def _refusal(error: PayloadError) -> ResultNotSerialisable:
     return (ResultTooLarge if isinstance(error, PayloadTooLarge) else ResultNotSerialisable)(str(error))
+
+
+def _apart(values: Sequence[bytes]) -> tuple[Times, list[bytes]]:
+    """Return the times in front of all values, and the values."""
+    times: Times = {}
+    found = []
+    for data in values:
+        before, value = split_times(data)
+        times |= before
+        found.append(value)
+    return times, found
+
+
+def _timed(moves: Sequence[Move], times: Times) -> list[Move]:
+    return [
+        move._replace(values=[with_times(value, times) for value in move.values])
+        if isinstance(move, Start)
+        else move._replace(slots=[(slot, with_times(value, times)) for slot, value in move.slots])
+        for move in moves
+    ]
+
+
+def _entries(call: UserCall, time: StepTime) -> str:
+    before = sorted((call.times or {}).items(), key=lambda item: (len(item[0]), item[0]))
+    return server_timing([*(times for _, times in before), time])

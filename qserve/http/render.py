@@ -96,6 +96,12 @@ def parse(payload: bytes) -> Rendered:
     return Rendered(*parts[:3])
 
 
+def with_header(payload: bytes, name: str, value: str) -> bytes:
+    """Return what ``render`` returned with one more header."""
+    status, headers, body = parse(payload)
+    return msgpack.packb([status, [*headers, [name, value]], body])  # type: ignore[no-any-return]
+
+
 def parse_head(payload: bytes) -> tuple[int, list[list[str]]]:
     """Read status and headers, which are the first item of a streamed response.
 

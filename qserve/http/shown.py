@@ -8,6 +8,7 @@ from qserve.exceptions import PayloadError
 from qserve.http.message import HttpMessage, unpack_message
 from qserve.wire.codec import Codec, Extension
 from qserve.wire.codes import Code
+from qserve.wire.times import split_times
 
 _BODY_BYTES = 1000
 
@@ -18,7 +19,7 @@ class ShownCodec(Codec):
     def show(self, data: bytes) -> str:
         """Return an encoded value as text; an error says what it is instead."""
         try:
-            return repr(self.decode(data))
+            return repr(self.decode(split_times(data)[1]))
         except PayloadError as error:
             return f"<{error}>"
 

@@ -63,6 +63,7 @@ def test_every_setting_has_a_variable() -> None:
         tenant_header="x-tenant",
         metrics=False,
         metrics_prefix="ray_",
+        server_timing="asked",
         tracing="on",
         tracing_exporter="shop.spans:exporter",
         tracing_sampling_ratio=0.5,

@@ -137,6 +137,7 @@ class Shop:
             "QSERVE_TENANT_HEADER": "X-Tenant",
             "OTEL_EXPORTER_OTLP_ENDPOINT": self.collector.url,
             "OTEL_BSP_SCHEDULE_DELAY": "50",
+            "QSERVE_SERVER_TIMING": "asked",
         }
         port = free_port()
         process = site.qserve("run", "shop:graph", "--port", str(port), cwd=self.folder, env={**self.env, **own})
@@ -149,11 +150,12 @@ class Shop:
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    def send(self, what: str, trace_id: str) -> Any:
-        """Send a request of a tenant, in a trace."""
+    def send(self, what: str, trace_id: str, **more: str) -> Any:
+        """Send a request of a tenant, in a trace, which has the trouble that it names once."""
+        (self.folder / what).unlink(missing_ok=True)
         parent = f"00-{trace_id}-{CALLER}-01"
         headers = {"X-Tenant": "acme", "X-Region": "eu", "traceparent": parent, "tracestate": "a=1"}
-        return self.client.send("POST", "/", what, **headers)
+        return self.client.send("POST", "/", what, **headers, **more)
 
 
 @pytest.fixture(scope="module")
@@ -237,3 +239,22 @@ def test_a_replay_carries_what_its_request_did_and_its_spans_link_back(shop: Sho
     assert third.parent_span_id == first.parent_span_id != b""
     (last,) = [span for span in spans if span.name == "process last.__call__"]
     assert [link.span_id for link in last.links] == [first.span_id]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("what", ["plain", "retry", "kill", "dead"])
+def test_a_response_has_the_times_of_each_step_if_its_request_asks_for_them(shop: Shop, what: str) -> None:
+    answer = shop.send(what, os.urandom(16).hex(), X_Server_Timing="1")
+    if what == "dead":
+        assert answer.status == 500 and "server-timing" not in answer.headers
+        (letter,) = json.loads(shop.dlq("list", "--json"))
+        shown = json.loads(shop.dlq("show", letter["request_id"], "--json"))
+        assert "'what': 'dead'" in shown["payload"][0]
+        shop.dlq("purge", letter["request_id"])
+        return
+    entries = [entry.split(";") for entry in answer.headers["server-timing"].split(", ") if ";dur=" in entry]
+    assert [entry[0] for entry in entries] == ["first", "Risky.run", "last"]
+    for _, duration, *_ in entries:
+        assert float(duration.removeprefix("dur=")) >= 0
+    assert len(answer.json) == 4
+    assert "server-timing" not in shop.client.send("POST", "/", "plain").headers

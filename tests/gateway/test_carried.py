@@ -92,6 +92,17 @@ def test_a_setting_that_names_no_headers_is_refused(variable: str, value: str) -
         Settings.from_env({f"QSERVE_{variable}": value})
 
 
+@pytest.mark.parametrize(
+    ("setting", "header", "is_timed"),
+    [("off", "1", False), ("asked", "1", True), ("asked", "0", False), ("asked", None, False), ("on", None, True)],
+)
+def test_a_request_is_timed_if_the_setting_says_so_or_lets_it_ask(
+    setting: str, header: str | None, is_timed: bool
+) -> None:
+    found = carried({} if header is None else {"X-Server-Timing": header}, SERVER_TIMING=setting)
+    assert found == (Carried(is_timed=True) if is_timed else None)
+
+
 def test_an_idempotency_key_of_one_tenant_is_not_that_of_another() -> None:
     def fingerprint(tenant: str, **env: str) -> str:
         plane = FakePlane(plain_app())

@@ -28,9 +28,15 @@ def test_a_header_brings_what_it_carries() -> None:
 
 
 def test_a_later_release_may_carry_more() -> None:
-    carried = CARRIED._replace(origin=CARRIED.traceparent)
+    carried = CARRIED._replace(origin=CARRIED.traceparent, is_timed=True)
     parts = [*WITHOUT[1:-1], [*carried.encode(), "what comes later"]]
     assert Header.decode(A.encode() + msgpack.packb(parts, default=dict)).carried == carried
+
+
+@pytest.mark.parametrize("more", [{}, {"origin": CARRIED.traceparent}, {"is_timed": True}])
+def test_each_part_of_what_is_carried_arrives(more: dict[str, Any]) -> None:
+    header = WITHOUT._replace(carried=CARRIED._replace(**more))
+    assert Header.decode(header.encode()) == header
 
 
 @pytest.mark.parametrize(
