@@ -53,7 +53,8 @@ BROKEN = """class Join:
 
 """
 """Replicas of Join cannot be constructed, except for the first ones."""
-OPTIONS = "@qserve.deployment(num_replicas=REPLICAS, graceful_shutdown_timeout_s=5)\nclass "
+GRACE_S = 30
+OPTIONS = f"@qserve.deployment(num_replicas=REPLICAS, graceful_shutdown_timeout_s={GRACE_S})\nclass "
 SCALED = """@qserve.deployment(graceful_shutdown_timeout_s=5, autoscaling_config=dict(
     min_replicas=1, max_replicas=3, target_ongoing_requests=1, upscale_delay_s=0.0, downscale_delay_s=600.0
 ))
@@ -90,6 +91,8 @@ class Host(Stack):
     def put(self, version: int, whole: int | None = None) -> None:
         """Put a version in place of which only so many replicas of Join can be constructed; None for any number."""
         text = DIAMOND.replace("REPLICAS", str(self.count)).replace("VERSION = 1", f"VERSION = {version}")
+        # on a busy machine, requests of 0.5 s take longer
+        text = text.replace("graceful_shutdown_timeout_s=5", f"graceful_shutdown_timeout_s={GRACE_S}")
         if self.other_options:
             text = text.replace(OPTIONS.replace("REPLICAS", str(self.count)) + "Right", SCALED + "Right")
             gpus = ON_GPU.replace("FOLDER", str(self.site.folder))

@@ -49,6 +49,8 @@ _REPORTED_AFTER_S = 5.0
 _CHECK_AGAIN_S = 0.5
 """How often replicas are looked for that run after others have failed to start."""
 _REPORT_HOLDS_S = 60.0
+_SHARE_ENDS_MS = 1000.0
+"""How much earlier than here the share of a version may seem to have ended to another worker."""
 _ENDS = "its worker ends"
 
 
@@ -429,7 +431,7 @@ class Supervisor:
             self._turns.attempt(f"stopping {stream}", self._stop_some, processes, targets.get(stream))
 
     def _stop_some(self, processes: list[ReplicaProcess], target: Target | None) -> None:
-        if target is not None:
+        if target is not None and (target.replicas.total() or not self._has_share_ended(target.record)):
             wanted, surplus = Counter(target.replicas), []
             for process in processes:
                 wanted[process.spec.devices] -= 1
@@ -441,6 +443,10 @@ class Supervisor:
         is_served = active is not None and active.version == record.version
         for process in surplus:
             process.stop("fewer are wanted here" if is_served else f"version {record.version} has ended")
+
+    def _has_share_ended(self, record: ApplicationRecord) -> bool:
+        """Return whether a version got requests and gets none any more, which the worker that plans knows first."""
+        return 0 < record.share_until_ms < clock.judge_ms() + _SHARE_ENDS_MS
 
     def _is_retired(self, record: ApplicationRecord) -> bool:
         """Return whether a version that should not run any more has finished its requests, or its time is over."""
