@@ -287,7 +287,7 @@ MUTANTS = (
         "    if keeper then",
         within="retire",
     ),
-    Mutant("a replica is not told of copies", "if not is_named_there and", "if false and", within="strays"),
+    Mutant("a replica is not told of copies", "elseif request_id_of(header) and", "elseif false and", within="strays"),
     Mutant(
         "a branch of a dead letter is a copy",
         "return kind_of(letter) == 'hash' and",
