@@ -84,6 +84,12 @@ def broker() -> Iterator[EmbeddedBroker]:
     server.stop()
 
 
+@pytest.fixture(scope="session", autouse=True)
+def folder_of_temporary_files(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Make the folder of all ``tmp_path`` now: the first test that has one may have changed where pytest makes it."""
+    tmp_path_factory.getbasetemp()
+
+
 @pytest.fixture(autouse=True)
 def leaves_its_process_as_it_was() -> Iterator[None]:
     """Fail a test after which the process handles signals, tells the time or finds files in another way than before."""

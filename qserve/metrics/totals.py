@@ -6,6 +6,7 @@ import contextlib
 import socket
 from collections.abc import Iterable, Iterator
 
+from qserve.base.forks import give_up, on_fork
 from qserve.base.log import get_logger
 from qserve.exceptions import PayloadError
 from qserve.metrics.names import Names
@@ -97,6 +98,10 @@ class Channel:
         self.heard, self.told = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
         self.heard.setblocking(False)
         self.told.setblocking(False)
+        on_fork(self)
+
+    def leave_to_parent(self) -> None:
+        give_up(self.heard.fileno())
 
     def receive(self) -> None:
         """Add up all that was told."""
@@ -156,6 +161,10 @@ class Reporter:
         self._sender = sender
         self._told = told
         self._later: list[bytes] = []
+        on_fork(self)
+
+    def leave_to_parent(self) -> None:
+        give_up(self._told.fileno())
 
     def flush(self) -> None:
         """Tell what is new; what finds no room in the socket is told the next time."""

@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from qserve.base import once
 from qserve.base.clock import clock
 
 _SIGNALS = [number for number in signal.valid_signals() if number <= signal.SIGSYS and number != signal.SIGALRM]
@@ -33,5 +34,6 @@ def shared_state() -> dict[str, Any]:
         "hooks": (sys.excepthook, threading.excepthook, sys.displayhook, builtins.__import__),
         "garbage collector": gc.isenabled(),
         "folder of temporary files": tempfile.gettempdir(),  # which is found out when it is first asked for
+        "what processes of a role have said": once._board,
         "recursion limit": sys.getrecursionlimit(),
     }

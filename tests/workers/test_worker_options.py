@@ -25,8 +25,8 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         def run(self) -> None: ...
 
     monkeypatch.setattr(command, "Supervisor", Noted)
-    for name in ("_wait_for_broker", "log_to_terminal", "search_for_user_code"):
-        monkeypatch.setattr(command, name, lambda *given, **named: None)
+    for name in ("_wait_for_broker", "log_to_terminal", "search_for_user_code", "set_title", "once.share"):
+        monkeypatch.setattr(f"qserve_workers.command.{name}", lambda *given, **named: None)
     monkeypatch.setattr("gc.freeze", lambda: None)
     return found
 

@@ -127,12 +127,12 @@ def worker(
         {name: _amount(value) for name, value in _pairs(resources, "--resource")},
         dict(_pairs(labels, "--label")),
     )
+    where = Address.of(settings.named_broker).where
     page = _listen(metrics_port) if metrics_port and settings.metrics else None
     search_for_user_code(app_dir)
     set_title(f"qserve worker {capacity.host}")
     once.share()
     log_to_terminal("supervisor", settings, members={"component_name": "supervisor", "component_id": capacity.host})
-    where = Address.of(settings.named_broker).where
     text = "the worker of host %s starts (qserve %s, process %d), with the broker at %s"
     log.info(text, capacity.host, qserve.__version__, os.getpid(), where)
     if not os.environ.get(CHECKED):
