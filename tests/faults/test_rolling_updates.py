@@ -125,6 +125,7 @@ class Host(Stack):
         self.workers = self.worker(*options)
         self.release("--restart")
         wait_until(lambda: self.is_whole(), description="all replicas of one version run")
+        wait_until(self.is_serving, description="the gateway is healthy")
 
     def shares(self) -> tuple[str, str, float]:
         """The version that serves, the one that is deployed and gets a part of the requests, and that part."""
