@@ -74,6 +74,10 @@ def _check(function: Callable[..., Any], packages: list[str]) -> None:
         )
 
 
+_ITEM_BYTES, _TEXT_BYTES = 32, 1 << 24
+"""How long an item of an array may be, as the longest of numpy's numbers; and all together, if they are longer."""
+
+
 class NdArray(BaseModel):
     """A numpy array in JSON.
 
@@ -91,10 +95,16 @@ class NdArray(BaseModel):
 
     def to_numpy(self) -> Any:
         """Return the array itself."""
-        array = importlib.import_module("numpy").array(self.array)
+        numpy = importlib.import_module("numpy")
+        array = numpy.array(self.array)
         if self.shape:
             array = array.reshape(*self.shape)
-        return array.astype(self.dtype) if self.dtype else array
+        if not self.dtype:
+            return array
+        kind = numpy.dtype(self.dtype)
+        if kind.itemsize * array.size > max(_ITEM_BYTES * array.size, _TEXT_BYTES):  # "U100000000" is 400 MB an item
+            raise ValueError(f"dtype {self.dtype!r} makes {kind.itemsize * array.size} bytes of {array.size} numbers")
+        return array.astype(kind)
 
 
 def starlette_request(request: Request) -> Request:

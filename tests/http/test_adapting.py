@@ -425,6 +425,7 @@ def test_the_answer_to_a_broken_body_has_an_error_beside_the_detail() -> None:
     [
         (json_to_ndarray, {"array": [1, 2, 3], "shape": [2, 2]}),
         (json_to_ndarray, {"array": [1], "dtype": "no such type"}),
+        (json_to_ndarray, {"array": [1], "dtype": "U100000000"}),
         (json_to_ndarray, {"array": [[1], [2, 3]]}),
         (json_to_multi_ndarray, {"a": {"array": [1], "shape": [10**30]}}),
     ],
