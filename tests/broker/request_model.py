@@ -410,7 +410,7 @@ class Model:
     def lose_everything(self) -> None:
         """The broker's data is gone."""
         for request in self.requests:
-            request.state, request.waiters, request.is_dead = "", [], False
+            request.state, request.waiters, request.is_dead, request.events = "", [], False, None
         self.held.clear()
         self.delayed.clear()
         self.mail = {name: Counter() for name in MAILBOXES + CONSUMERS}

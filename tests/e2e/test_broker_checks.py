@@ -47,7 +47,7 @@ def test_a_broker_that_begins_to_evict_is_given_no_more_requests_until_it_is_set
     wait_until(Client(port).is_up, description="it serves again")
     assert ask(port, "POST", "/anything") == (404, "not_found")
 
-    telling = ("evict", "policy", "settings are fixed")
+    telling = ("refusing requests", "settings are fixed")
     lines = [line for line in gateway.stderr.splitlines() if any(word in line for word in telling)]
     assert len(lines) == 2, gateway.stderr
     assert "remedy: set maxmemory-policy noeviction" in lines[0]
@@ -109,7 +109,7 @@ def test_a_worker_waits_for_its_broker_says_so_once_and_can_be_stopped_meanwhile
     worker.wait_for("waiting for it")
     worker.stop()
     assert worker.exit_code() == 0
-    assert len(worker.stderr.splitlines()) == 1
+    assert len(worker.problems.splitlines()) == 1
 
 
 @pytest.mark.parametrize("command", [["run", "shop:app", "--workers", "3"], ["gateway", "--workers", "3"]])

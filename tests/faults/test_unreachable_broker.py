@@ -65,7 +65,7 @@ def assert_ends_at_once(site: Site, role: str, url: str, what: str, password: st
     port = ["--port", str(free_port())] if role == "run" else []
     process = site.qserve(*ENDING[role], *port, env=env, cwd=site.folder)
     assert process.wait() == 1, process.output
-    (line,) = process.stderr.strip().splitlines()
+    (line,) = process.problems.strip().splitlines()
     assert line.startswith("Error: ")
     assert what in line
     assert password not in process.output
