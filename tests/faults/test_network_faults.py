@@ -88,7 +88,12 @@ def test_two_hundred_resets_among_fifty_thousand_requests_leave_nothing_behind(n
     handles, http = stack.handles(), stack.http()
     warm = [http.send(new_job()), *some(Crowd(handles, AT_ONCE).start(), 2_000)]
     http.wait(warm)
+
+    def clients() -> list[str]:
+        return [f"{one['age']} s, idle {one['idle']} s: {one['cmd']}" for one in stack.broker.client.client_list()]
+
     connections, before = proxy.connections, {pid: usage(pid) for pid in processes(stack)}
+    clients_before = clients()
     pids = {one.pid for one in stack.replicas()}
 
     crowd, cut = Crowd(handles, AT_ONCE).start(), 0
@@ -101,7 +106,11 @@ def test_two_hundred_resets_among_fifty_thousand_requests_leave_nothing_behind(n
     assert len(calls) >= REQUESTS and cut >= RESETS
     assert [call for call in calls if not call.is_right][:3] == []
     assert {one.pid for one in stack.replicas()} == pids
-    wait_until(lambda: proxy.connections <= connections, description="no connection is left over")
+    try:
+        wait_until(lambda: proxy.connections <= connections, description="no connection is left over")
+    except AssertionError as error:
+        said = "\n".join(map(str, [f"{connections} before:", *clients_before, f"{proxy.connections} now:", *clients()]))
+        raise AssertionError(f"{error}; {said}") from None
     for pid, (memory, files, threads) in before.items():
         now = usage(pid)
         assert now[0] - memory <= 10 << 20, f"{pid}: {(now[0] - memory) >> 20} MB more"
