@@ -56,6 +56,24 @@ def test_32_replicas_say_what_they_all_meet_once_with_its_end() -> None:
     assert len([line for line in lines if "again after" in line]) == 1
 
 
+def test_of_two_that_meet_something_at_the_same_moment_one_says_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    once.share()
+    assert once._board is not None
+    untouched, found = once._board[:], list[bool]()
+
+    def go_on(seconds: float) -> None:
+        """The other one has looked before the first one wrote, and writes now."""
+        assert once._board is not None
+        monkeypatch.setattr(once.time, "sleep", lambda seconds: None)
+        once._board[:] = untouched
+        found.append(once.may_say("the connection is lost", 60.0, speaker=2))
+
+    monkeypatch.setattr(once.time, "sleep", go_on)
+
+    assert not once.may_say("the connection is lost", 60.0, speaker=1)
+    assert found == [True]
+
+
 def test_another_process_says_it_when_the_first_has_gone_silent() -> None:
     once.share()
     assert once.may_say("the broker is away", 0.0, speaker=1)
