@@ -102,6 +102,10 @@ class BrokerPlane(ComposingPlane):
         ref.done.wait(ASK_TIMEOUT_S)
         return ref.done.is_set() and ref.outcome().state != State.EXPIRED
 
+    def on_their_way(self) -> list[str]:
+        """Return the requests that were submitted here, and of which it is not known yet that the broker has them."""
+        return [ref.request_id for ref in self.mailbox.submitted() if not ref.acceptance.is_set()]
+
     def add_credit(self, request_id: str, items: int) -> None:
         self.post(functions.take(self.keys.request(request_id), items), ignore)
 
@@ -326,7 +330,7 @@ class ClientPlane(BrokerPlane):
         """
         if self._closed:
             return
-        unsent = [ref.request_id for ref in self.mailbox.submitted() if not ref.acceptance.is_set()]
+        unsent = self.on_their_way()
         self.__init__(self.settings, self._is_of_program, clock=self.clock)  # type: ignore[misc]
         self.mailbox.expect_unknown(unsent, 2 * SEND_FOR_S)
 

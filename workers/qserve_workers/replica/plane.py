@@ -27,7 +27,7 @@ from qserve.broker.connection import (
 from qserve.broker.functions import LOAD
 from qserve.broker.library import Command
 from qserve.broker.link import Link, OnReply, ReplyError
-from qserve.calls.client import BrokerPlane, ClientPlane
+from qserve.calls.client import SEND_FOR_S, BrokerPlane, ClientPlane
 from qserve.calls.events import Logged
 from qserve.calls.mailbox import ignore
 from qserve.calls.ref import Call, Ref, current
@@ -98,6 +98,7 @@ class LoopPlane(BrokerPlane):
     def leave_to_parent(self) -> None:
         """In a forked child: handles, and waits for refs of the parent, use a plane like that of any program."""
         current.installed = client = ClientPlane(self.settings, is_of_program=True)
+        client.mailbox.expect_unknown(self.on_their_way(), 2 * SEND_FOR_S)
         self.wait, self.follow = client.wait, client.follow  # type: ignore[method-assign]
         self.progress, self.events = client.progress, client.events  # type: ignore[method-assign]
         self.note = client.note  # type: ignore[method-assign]
