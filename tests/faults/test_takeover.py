@@ -20,17 +20,29 @@ from qserve.deploy.installation import ReplicaReports
 
 LEASE = {"QSERVE_LEASE_S": "600"}
 """None ends while a test runs: what is taken over is so by another sign."""
-TAKEN = "has no connections any more"
+TAKEN = "has no connections any more; its "
 RESETS, RESET_EVERY_S = 200, 0.1
+
+
+def connections(stack: Stack, pids: set[int]) -> list[set[int]]:
+    """The connections that each of these replicas has said it has; not of those that have said nothing."""
+    client = stack.broker.client
+    names = [one.name for one in stack.replicas("Left") if one.pid in pids]
+    said = [Connections.read(SEAL, name, client.get(stack.keys.connections(name))) for name in names]
+    return [set(words.ids) for words in said if words is not None]
+
+
+def are_reading(stack: Stack, pids: set[int]) -> bool:
+    """Whether one of these replicas waits at the broker for calls, which would be given to it at once."""
+    own = set().union(*connections(stack, pids))
+    return any(int(one["id"]) in own and "b" in one["flags"] for one in stack.broker.client.client_list())
 
 
 def are_connected(stack: Stack, pids: set[int]) -> bool:
     """Whether these replicas have said which connections they have, and one of each is open."""
-    client = stack.broker.client
-    is_open = {int(one["id"]) for one in client.client_list()}
-    names = [one.name for one in stack.replicas("Left") if one.pid in pids]
-    said = [Connections.read(SEAL, name, client.get(stack.keys.connections(name))) for name in names]
-    return len(said) == len(pids) and all(words is not None and words.ids & is_open for words in said)
+    is_open = {int(one["id"]) for one in stack.broker.client.client_list()}
+    said = connections(stack, pids)
+    return len(said) == len(pids) and all(ids & is_open for ids in said)
 
 
 @row("F53")
@@ -65,6 +77,7 @@ def test_calls_of_a_worker_that_is_killed_whole_begin_elsewhere_before_its_lease
     stack.broker.client.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
     wait_until(lambda: are_connected(stack, reset | killed), description="all have connected again")
     with frozen(behind.pid, *reset):
+        wait_until(lambda: not are_reading(stack, reset), description="the last reads of frozen replicas are over")
         os.killpg(doomed.pid, signal.SIGKILL)
         wait_until(lambda: stack.supervisor.output.count(TAKEN) == 2, description="two replicas are taken over")
         reports = ReplicaReports(stack.broker.client, stack.keys, SEAL, "default").replicas()

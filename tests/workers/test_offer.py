@@ -332,7 +332,7 @@ def test_a_worker_has_a_name_of_its_own_and_has_it_again_after_a_restart() -> No
     first, other = WorkerId("a", "redis://x", "n"), WorkerId("a", "redis://x", "n")
     elsewhere = WorkerId("a", "redis://y", "n")
     assert first.name != other.name
-    assert elsewhere.name == first.name
+    assert elsewhere.name not in (first.name, other.name), "it may be the same broker by another address"
 
     first.leave_to_parent()
     assert WorkerId("a", "redis://x", "n").name == first.name

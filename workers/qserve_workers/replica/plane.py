@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from functools import partial
@@ -54,8 +55,14 @@ _LOST_FOR_S = 5.0
 """The connections of all replicas of a worker are lost together, within so many seconds."""
 
 
+_said_lost_at = -_LOST_FOR_S
+
+
 def _say_lost() -> None:
-    if may_say("a connection is lost", _LOST_FOR_S):
+    global _said_lost_at
+    now = time.monotonic()
+    if now - _said_lost_at >= _LOST_FOR_S and may_say("a connection is lost", _LOST_FOR_S):
+        _said_lost_at = now
         log.warning("the connection to the broker was lost; connecting again")
 
 

@@ -299,14 +299,15 @@ class WorkerId:
         if sys.platform != "linux":
             return
         self._held = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        place = hashlib.sha256(f"{broker}|{namespace}".encode()).hexdigest()[:8]
-        boot = _BOOT_ID.read_text()[:4]
+        # in the name too: another user of this host, or another address of the same broker, begins to count anew
+        place = f"{os.getuid()}|{broker}|{namespace}|{_BOOT_ID.read_text()}"
+        digest = hashlib.sha256(place.encode()).hexdigest()[:8]
         for number in count():
             try:
-                self._held.bind(f"\0qserve-worker-{os.getuid()}-{place}-{host[:40]}-{number}")
+                self._held.bind(f"\0qserve-worker-{digest}-{host[:40]}-{number}")
             except OSError:
                 continue
-            self.name = f"{host}-{boot}-{number}"
+            self.name = f"{host}-{digest}-{number}"
             break
         on_fork(self)
 
