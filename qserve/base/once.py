@@ -46,4 +46,4 @@ def may_say(what: str, for_s: float, speaker: int = 0) -> bool:
         return True
     time.sleep(_SETTLED_S)
     _, known, other, _ = _ROW.unpack_from(_board, at)
-    return known != key or other == me
+    return bool(known != key or other == me)
