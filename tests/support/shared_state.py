@@ -21,6 +21,11 @@ _SIGNALS = [number for number in signal.valid_signals() if number <= signal.SIGS
 """Not the alarm clock, which is pytest-timeout's."""
 
 
+def _celery_blocks() -> bool:
+    celery = sys.modules.get("celery._state")
+    return celery is not None and celery.task_join_will_block()
+
+
 def shared_state() -> dict[str, Any]:
     """Return each thing by its name; takes 40 microseconds."""
     return {
@@ -35,5 +40,6 @@ def shared_state() -> dict[str, Any]:
         "garbage collector": gc.isenabled(),
         "folder of temporary files": tempfile.gettempdir(),  # which is found out when it is first asked for
         "what processes of a role have said": once._board,
+        "whether results of Celery's tasks may be waited for": _celery_blocks(),
         "recursion limit": sys.getrecursionlimit(),
     }
