@@ -41,6 +41,7 @@ from qserve.wire.application import (
 )
 from qserve.wire.codec import Codec
 from qserve.wire.dead_letter import DeadLetter
+from qserve.wire.description import pack_description, unpack_description
 from qserve.wire.envelope import Answer, Header
 from qserve.wire.events import Event
 from qserve.wire.failure import Failure
@@ -48,6 +49,8 @@ from qserve.wire.modules import pack_modules, unpack_modules
 from qserve.wire.outcome import Outcome
 from qserve.wire.sealing import Seal, open_end, open_header, seal_end, seal_header
 from qserve.wire.status import ReplicaStatus, decode_stats
+from qserve.wire.times import server_timing, split_times, step_time, with_times
+from qserve.wire.totals import Description, Distribution, Exemplar, Family, Kind, Published
 
 CORPUS = Path(__file__).with_name("corpus")
 KEYS = Keyring(b"the key of these targets")
@@ -391,6 +394,27 @@ def _modules() -> list[bytes]:
     return [pack_modules(modules, KEYS)[TAG_BYTES:]]
 
 
+_TIMES = {"0": step_time("Model", "__call__", 1.5, 2.5), "1": step_time("Model", "other", 0.0, 1.0)}
+
+
+def _read_times(data: bytes) -> object:
+    times, _ = split_times(data)
+    return server_timing(times.values()).encode("latin-1")
+
+
+def _metrics() -> list[bytes]:
+    counter = Description("calls", Kind.COUNTER, "Calls.", ("application", "deployment"))
+    latency = Description("latency_ms", Kind.HISTOGRAM, "Latency.", ("application",), bounds=(1.0, 10.0))
+    spread = Distribution((1, 0, 2), 31.5, {2: Exemplar(REQUEST_ID, 15.0, 1.7e9)})
+    snapshot = {"calls": Family(counter, {("a", "b"): 3.0}), "latency_ms": Family(latency, {("a",): spread})}
+    return [Published(1.7e12, False, snapshot).encode()]
+
+
+def _descriptions() -> list[bytes]:
+    paths = {"/": {"post": {"responses": {"200": {"description": "The result."}}}}}
+    return [pack_description({"description": "", "paths": paths, "components": {"schemas": {}}})]
+
+
 TARGETS = (
     Target("header", _read_header, (PayloadError,), _headers),
     Target("sealed", _read_sealed, (PayloadError,), lambda: [seal_header(Seal(KEYS), one) for one in _headers()]),
@@ -415,6 +439,9 @@ TARGETS = (
     Target("report", _read_report, (PayloadError,), _reports),
     Target("fleet", _read_fleet, (), lambda: [one.encode() for one in _FLEET]),
     Target("event", Event.decode, (PayloadError,), lambda: [one.encode() for one in _EVENTS]),
+    Target("metrics", Published.decode, (PayloadError,), _metrics),
+    Target("description", unpack_description, (PayloadError,), _descriptions),
+    Target("times", _read_times, (PayloadError,), lambda: [with_times(b"value", _TIMES)]),
     Target("control", replies.control_message, (PayloadError,), _control),
     Target("name", _read_name, (PayloadError,), lambda: [b"name", b"17", b"1-2", REQUEST_ID.encode()]),
 )
