@@ -60,7 +60,8 @@ class Broker:
         """Start it on its data, and wait until it answers."""
         options = [
             *("--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.folder)),
-            *("--save", "", "--appendonly", "yes", "--appendfsync", "everysec"),
+            # as the embedded one: with `everysec` it answers before it writes while a sync is under way
+            *("--save", "", "--appendonly", "yes", "--appendfsync", "no"),
             *("--maxmemory-policy", "noeviction", "--logfile", str(self.folder / "log")),
         ]
         self.process = self._site.start([find_server(), *options, *self._options])
