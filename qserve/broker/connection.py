@@ -184,11 +184,16 @@ def refusal(reply: object) -> BrokerError:
     text = error_text(reply)
     if text.startswith("OOM"):
         return BrokerFull(_FULL)
-    if text.startswith(_TRANSIENT):
+    if is_transient(reply):
         return BrokerUnavailable(f"the broker cannot answer now: {text}")
     if any(word in text for word in _OVERWRITTEN):
         return WrongType(f"a key in the broker holds something else than qserve has stored there: {text}")
     return BrokerError(f"the broker refused a command: {text}")
+
+
+def is_transient(reply: object) -> bool:
+    """Return whether an error reply, of redis-py or hiredis, names a state of the broker that passes by itself."""
+    return error_text(reply).startswith(_TRANSIENT)
 
 
 def without_strangers(client: redis.Redis, change: Callable[[], T], *keys: str) -> T:
@@ -227,9 +232,14 @@ def if_there(ask: Callable[[], list[T]]) -> list[T]:
     try:
         return ask()
     except redis.ResponseError as error:
-        if not error_text(error).removeprefix("ERR ").startswith(("no such key", "NOGROUP")):
+        if not is_gone(error):
             raise
         return []
+
+
+def is_gone(reply: object) -> bool:
+    """Return whether an error reply, of redis-py or hiredis, says that there is no such queue."""
+    return error_text(reply).removeprefix("ERR ").startswith(("no such key", "NOGROUP"))
 
 
 @broker_errors()

@@ -56,16 +56,24 @@ class Broker:
         """An address that leads here, for one of its users."""
         return as_user(url, user) if self._guarded else url
 
-    def start(self) -> None:
-        """Start it on its data, and wait until it answers."""
-        options = [
+    def fill(self, commands: int) -> None:
+        """Have it carry out so many commands, which it has to read again when it starts."""
+        with self.client.pipeline(transaction=False) as pipe:
+            for number in range(commands):
+                pipe.set("filling", number)
+            pipe.execute()
+
+    def start(self, *options: str, waits: bool = True) -> None:
+        """Start it on its data, with more options of the server, and wait until it answers."""
+        given = [
             *("--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.folder)),
             # as the embedded one: with `everysec` it answers before it writes while a sync is under way
             *("--save", "", "--appendonly", "yes", "--appendfsync", "no"),
             *("--maxmemory-policy", "noeviction", "--logfile", str(self.folder / "log")),
         ]
-        self.process = self._site.start([find_server(), *options, *self._options])
-        wait_until(self._answers, description="the broker answers")
+        self.process = self._site.start([find_server(), *given, *self._options, *options])
+        if waits:
+            wait_until(self._answers, description="the broker answers")
 
     def _answers(self) -> bool:
         try:

@@ -32,13 +32,15 @@ from qserve.broker.connection import (
     broker_errors,
     group_command,
     group_exists,
+    is_gone,
+    is_transient,
     refusal,
 )
 from qserve.broker.library import Command
 from qserve.broker.link import Link, ReplyError
 from qserve.calls.mailbox import ignore
 from qserve.engine.invoke import Invocation
-from qserve.exceptions import BrokerError
+from qserve.exceptions import BrokerError, WrongType
 from qserve.wire.moves import INPUTS_LIMIT
 from qserve.wire.outcome import CallField
 from qserve.wire.replies import attempts, deliveries, number, observed, places, shown, step_name
@@ -350,12 +352,19 @@ class StreamReader:
 
         The broker has put such entries into this replica's pending list, and does not deliver them to others while it
         lives. They are read first on each new connection, so there are never more of them than one read can bring.
+
+        Raises:
+          ReplyError: The broker cannot read them now, because it still loads its data, for example. The connection must
+            not be used then: nobody would read them later.
         """
         entries: Any = [(b"0", [])]
         # while the functions are being loaded again, copies are not found: their commits have no effects then either
         checked: Any = ()
-        with contextlib.suppress(ReplyError):
+        try:
             checked = await link.call(self._strays_command([stream]))
+        except ReplyError as error:
+            if is_transient(error):
+                raise
         while entries:
             # as of now: a call that ends while the reply is on its way must not look like a new one
             known = self._backlog.begun()
@@ -363,8 +372,10 @@ class StreamReader:
                 reply = await link.call((
                     "XREADGROUP", "GROUP", GROUP, self._name, "COUNT", _HISTORY_PAGE, "STREAMS", stream, entries[-1][0],
                 ))  # fmt: skip
-            except ReplyError:  # no group: the queue is gone, and what was pending with it
-                return
+            except ReplyError as error:
+                if is_gone(error) or isinstance(refusal(error), WrongType):
+                    return  # what was pending is gone with the queue
+                raise
             entries = reply[0][1] if reply else []
             lost = []
             for entry_id, fields in entries:
