@@ -35,6 +35,7 @@ def is_loading(broker: Broker) -> bool:
     return False
 
 
+@row("F59", priority=True)
 def test_what_was_delivered_when_the_broker_died_is_read_when_it_has_loaded_its_data(site: Site) -> None:
     broker = Broker(site)
     broker.fill(COMMANDS)
