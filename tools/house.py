@@ -41,7 +41,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("qserve.web", "qserve.appfile"),
     ("qserve.engine", "qserve.openapi"),
     ("qserve.deploy",),
-    ("qserve.local", "qserve.machine", "qserve.drawing", "qserve.stacks"),
+    ("qserve.local", "qserve.machine", "qserve.drawing", "qserve.stacks", "qserve.overview"),
     ("qserve",),
     ("qserve.cli",),
     ("qserve_workers.replica", "qserve_workers.tasks", "qserve_gateway.request"),

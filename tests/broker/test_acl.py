@@ -42,6 +42,7 @@ from qserve.fleet.store import FleetStore
 from qserve.machine.embedded_broker import find_server
 from qserve.metrics.exposition import derived
 from qserve.metrics.table import BROKER, SOURCE
+from qserve.overview.observer import Observer
 from qserve.wire.application import ApplicationRecord, DeploymentRecord
 from qserve.wire.fleet import Drain, HostRecord, Scaled, Wish
 from qserve.wire.moves import Awaited, Epoch, Join, Start
@@ -324,6 +325,13 @@ def test_an_operator_sees_gateways_workers_and_queues_and_a_program_what_it_may_
     assert {*derived(facts), "serve_deployment_replica_healthy"} == {
         name for name, of in SOURCE.items() if of == BROKER
     }
+    pictures = [
+        Observer(Installation(guarded.settings(role), client)).look()
+        for role, client in (("operator", operator), ("gateway", gateway))
+    ]
+    assert [(one.broker.is_up, one.applications[0].deployments[0].waiting) for one in pictures] == [(True, 1)] * 2
+    assert [[host.worker for host in one.hosts] for one in pictures] == [["a-1"], []]
+    assert totals.worker_totals(operator, keys, SEAL).keys() == {"a-1"}
     totals.withdraw(worker, keys, SEAL, "a-1")
     assert seen.applications["app"].deployments["One"].waiting_calls == 1
     assert of_program.applications.keys() == seen.applications.keys() == {"app"}
