@@ -36,7 +36,7 @@ from qserve.openapi.application import describe
 from qserve.wire.application import MISSING, ApplicationRecord, DeploymentRecord, Resources, Scaling, dump_plan
 from qserve.wire.codec import Codec, unpack
 from qserve.wire.modules import pack_modules
-from qserve.wire.pickling import culprit, dumps, unpickle_part
+from qserve.wire.pickling import culprit, dumps, dumps_code, unpickle_part
 
 log = get_logger(__name__)
 
@@ -334,7 +334,7 @@ def pack_code(code: Code, keyring: Keyring, policies: Mapping[str, Any] = Mappin
     packed = {}
     for name, deployment in code.items():
         try:
-            packed[name] = dumps(deployment)
+            packed[name] = dumps_code(deployment)
         except Exception as error:
             target, args, kwargs = deployment
             why = culprit(SimpleNamespace(target=target, args=args, **kwargs), error, "an argument of bind")

@@ -13,7 +13,8 @@ from dataclasses import dataclass, replace
 from typing import NoReturn
 
 from qserve.base import unused
-from qserve.base.context import ReplicaContext, Run, replica_here
+from qserve.base.carried import carried_here
+from qserve.base.context import NO_REQUEST, ReplicaContext, Run, replica_here, request_context, scope_here
 from qserve.base.entry import start_in
 from qserve.base.forks import Loop, on_fork
 from qserve.base.log import get_logger
@@ -196,7 +197,7 @@ class _Instance:
         self._record = record.deployments[deployment]
         self._servable = Servable(*code)
         self._replica = ReplicaContext(record.name, deployment, f"{deployment}#{os.urandom(3).hex()}")
-        self._context = contextvars.Context()
+        self._context = _context_of_program()
         self._context.run(record_here.set, record)
         self._context.run(replica_here.set, self._replica)
         start_in(self._context)
@@ -268,6 +269,18 @@ class _Instance:
             self._backend.commit(call, Conclusion(State.EXPIRED))
         else:
             self._invoker.begin(call)
+
+
+def _context_of_program() -> contextvars.Context:
+    """Return the context in which calls begin: with what modules and the program have set, as on a replica.
+
+    What the program's own calls carry belongs to these.
+    """
+    context = contextvars.copy_context()
+    context.run(carried_here.set, None)
+    context.run(request_context.set, NO_REQUEST)
+    context.run(scope_here.set, None)
+    return context
 
 
 @dataclass(slots=True, eq=False)

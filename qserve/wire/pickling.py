@@ -15,7 +15,7 @@ import sys
 import weakref
 from collections import ChainMap
 from collections.abc import Callable, Iterator
-from contextvars import Context, ContextVar
+from contextvars import Context, ContextVar, copy_context
 from types import CodeType, FunctionType
 from typing import Any, NewType, ParamSpec, TypeVarTuple
 
@@ -28,8 +28,17 @@ from qserve.wire.codes import reducers
 
 def dumps(value: Any) -> bytes:
     """Pickle a value, by value where other processes cannot import its classes and functions."""
+    return _dumps(value, _Pickler)
+
+
+def dumps_code(value: Any) -> bytes:
+    """Pickle code; the context variables that travel with it keep the values that they have here, as globals do."""
+    return _dumps(value, _CodePickler)
+
+
+def _dumps(value: Any, kind: type[cloudpickle.Pickler]) -> bytes:
     file = io.BytesIO()
-    _Pickler(file).dump(value)
+    kind(file).dump(value)
     return file.getvalue()
 
 
@@ -69,6 +78,22 @@ def _reduce_variable(variable: ContextVar[Any]) -> Any:
         return _variable, (place, variable.name, Context().run(variable.get))
     except LookupError:  # it has no default
         return _variable, (place, variable.name)
+
+
+def _reduce_variable_with_value(variable: ContextVar[Any]) -> Any:
+    make, parts = _reduce_variable(variable)
+    context = copy_context()
+    if make is _imported_variable or variable not in context:
+        return make, parts
+    try:
+        dumps(context[variable])
+    except Exception:  # the code may not need it, as it may set it in each call
+        return make, parts
+    return make, parts, (context[variable],), None, None, _set_variable
+
+
+def _set_variable(variable: ContextVar[Any], state: tuple[Any]) -> None:
+    variable.set(*state)
 
 
 def _imported_variable(module: str, attribute: str) -> Any:
@@ -119,6 +144,10 @@ reducers[memoryview] = lambda view: (bytes, (bytes(view),))
 
 class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
     dispatch_table = ChainMap(reducers, cloudpickle.Pickler.dispatch_table)
+
+
+class _CodePickler(_Pickler):
+    dispatch_table = ChainMap({ContextVar: _reduce_variable_with_value}, _Pickler.dispatch_table)
 
 
 def unpickle_part(data: bytes, keys: Keyring, name: str) -> Any:

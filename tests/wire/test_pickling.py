@@ -27,6 +27,12 @@ from threads_of_mine import IMPORTED
 
 USER = contextvars.ContextVar("user", default="nobody")
 TRACE = contextvars.ContextVar("trace")
+SET = contextvars.ContextVar("set", default=1)
+SET.set(None)
+HELD = contextvars.ContextVar("held", default="nothing")
+HELD.set(threading.Lock())
+OWN = contextvars.ContextVar("own")
+OWN.set(lambda: OWN.get() is not None)
 LOCK = threading.Lock()
 THREADS = ThreadPoolExecutor(1)
 FILE = tempfile.TemporaryFile("w+")
@@ -41,6 +47,9 @@ def lock(): return LOCK
 class Variables:
     def name(self, name): USER.set(name)
     def seen(self): return USER.get(), TRACE.get("none"), IMPORTED
+
+class Values:
+    def run(self): return [SET.get(), HELD.get(), OWN.get()()]
 
 class Plain: pass
 class Direct:
@@ -136,6 +145,25 @@ def test_code_finds_its_context_variables_once_in_a_process_and_with_their_defau
     found = subprocess.run([sys.executable, "-c", reading], input=twice, capture_output=True, check=True)
 
     assert found.stdout.decode().strip() == "('nobody', 'none') bob True"
+
+
+def test_the_variables_of_a_script_keep_the_values_that_it_has_set(script: Any) -> None:
+    data, sent = packed(script.Values), dumps(script.Values)
+    reading = (
+        "import contextvars, pickle, sys\n"
+        "from qserve.base.keyring import Keyring\n"
+        "from qserve.deploy.registration import unpack_code\n"
+        "data, sent = pickle.load(sys.stdin.buffer)\n"
+        "context = contextvars.Context()\n"
+        "code = context.run(unpack_code, data, Keyring(b'k' * 32), 'Model')\n"
+        "print(context.copy().run(code.func_or_class().run))\n"
+        "pickle.loads(sent)\n"  # as a value of a call, which brings nothing of its sender's context
+        "print([value for variable, value in contextvars.copy_context().items() if variable.name == 'set'])\n"
+    )
+
+    found = subprocess.run([sys.executable, "-c", reading], input=pickle.dumps((data, sent)), capture_output=True)
+
+    assert found.stdout.decode().splitlines() == ["[None, 'nothing', True]", "[]"], found.stderr.decode()
 
 
 def test_code_may_use_what_python_pickles_by_name_or_with_a_lock(script: Any) -> None:
