@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import contextlib
+import contextvars
 import threading
 from asyncio import events
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
+
+from qserve.base.context import NO_REQUEST, request_context
 
 _at_hand = threading.local()
 held: set[asyncio.AbstractEventLoop] = set()
@@ -48,3 +52,63 @@ def _find_other() -> Any:
 
 def _set_or_restore(loop: Any) -> None:
     _set(getattr(_at_hand, "loop", None) if loop is None else loop)
+
+
+class _LoopInThread(asyncio.AbstractEventLoop):
+    """A loop as ``asyncio.get_event_loop`` and ``ensure_future`` find it in sync code that runs in another thread.
+
+    Everything that is called here runs on the loop, which may be waiting for events, and whose lists of callbacks are
+    not made for two threads. Only ``run_until_complete`` waits in this thread.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+
+    def run_until_complete(self, future: Any) -> Any:
+        async def outcome() -> Any:
+            return await future
+
+        _keep_in_thread()
+        return asyncio.run_coroutine_threadsafe(outcome(), self._loop).result()
+
+    def stop(self) -> None:
+        """Do nothing, and nor does ``close``: the loop has other calls to run."""
+
+    close = stop
+
+    def _run(self, name: str, *args: Any, **kwargs: Any) -> Any:
+        call = getattr(self._loop, name)
+        if getattr(self._loop, "_thread_id", None) == threading.get_ident():  # user code has kept this object
+            return call(*args, **kwargs)
+        _keep_in_thread()
+        done: concurrent.futures.Future[Any] = concurrent.futures.Future()
+
+        def run() -> None:
+            try:
+                done.set_result(call(*args, **kwargs))
+            except BaseException as error:
+                done.set_exception(error)
+
+        self._loop.call_soon_threadsafe(run, context=contextvars.copy_context())
+        return done.result()
+
+
+def _keep_in_thread() -> None:
+    """Note that the running method waits for the loop, and so must not become one that runs on it."""
+    request = request_context.get()
+    if request is not NO_REQUEST:
+        request.makes_calls = True
+
+
+def _on_loop(name: str) -> Callable[..., Any]:
+    return lambda self, *args, **kwargs: self._run(name, *args, **kwargs)
+
+
+for _name in set(dir(asyncio.AbstractEventLoop)) - set(vars(_LoopInThread)):
+    if not _name.startswith("_"):
+        setattr(_LoopInThread, _name, _on_loop(_name))
+
+
+def seen_in_thread(loop: asyncio.AbstractEventLoop) -> asyncio.AbstractEventLoop:
+    """Return what sync code in another thread is to find as its event loop."""
+    return _LoopInThread(loop)  # type: ignore[abstract]  # it has all methods, by the loop above

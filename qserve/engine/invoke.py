@@ -29,6 +29,7 @@ from qserve.base import context as contexts
 from qserve.base.context import RequestContext, Run, Scope, request_context, scope_here
 from qserve.base.forks import end_child, end_if_child, lasting_threads, on_fork
 from qserve.base.log import get_logger, of_request
+from qserve.base.loop_at_hand import seen_in_thread
 from qserve.base.promise import T
 from qserve.base.tracebacks import frames_of_coroutine, frames_of_thread, place_in
 from qserve.calls.not_value import add_advice
@@ -507,6 +508,7 @@ class UserThread:
 
     def __init__(self, loop: asyncio.AbstractEventLoop, name: str) -> None:
         self._loop = loop
+        self._seen = seen_in_thread(loop)
         self._calls: SimpleQueue[tuple[Callable[[], Any], OnDone] | None] = SimpleQueue()
         self._thread = threading.Thread(target=self._work, name=name, daemon=True)
 
@@ -527,6 +529,7 @@ class UserThread:
         lasting_threads.add(threading.get_ident())
         while (item := self._calls.get()) is not None:
             call, on_done = item
+            asyncio.set_event_loop(self._seen)  # each time: the end of asyncio.run removes it
             value, error = _outcome(call)
             with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile
                 self._loop.call_soon_threadsafe(on_done, value, error)

@@ -16,7 +16,7 @@ from qserve.base.context import NO_REQUEST, request_context
 from qserve.base.destructor import disarm
 from qserve.base.entry import enter, own_context
 from qserve.base.forks import end_if_child
-from qserve.base.loop_at_hand import loop_at_hand
+from qserve.base.loop_at_hand import loop_at_hand, seen_in_thread
 from qserve.base.promise import for_future
 from qserve.calls.handles import DeploymentHandle, RayServeDeploymentHandle
 from qserve.exceptions import QserveException
@@ -24,6 +24,8 @@ from qserve.exceptions import QserveException
 _get_loop, _set_loop = asyncio._get_running_loop, asyncio._set_running_loop
 FAST_S = 0.002
 """A sync method that takes less time runs on the loop: handing it to a thread and back costs 0.1 ms."""
+_LOOP_S = 0.00002
+"""To run an event loop of its own takes a sync method longer."""
 LONGEST_BATCH = 64
 _HOOKS = ("reconfigure", "check_health", "record_autoscaling_stats")
 COROUTINE_BATCH = 16
@@ -71,6 +73,8 @@ class Method:
         finally:
             _set_loop(loop)
             seconds = perf_counter() - began
+            if loop is not None and seconds > _LOOP_S:
+                asyncio.set_event_loop(loop)  # the end of asyncio.run has removed it
             self.seconds = seconds if self.seconds == inf else (self.seconds + seconds) / 2
             # threads that it starts have no request, and it may wait for these
             if request_context.get().makes_calls or (NO_REQUEST.makes_calls and context.replica is not None):
@@ -197,7 +201,7 @@ class Servable:
         try:
             if inspect.iscoroutinefunction(hook):
                 return await enter(hook)
-            return await enter(asyncio.to_thread, for_future(hook))
+            return await enter(asyncio.to_thread, _in_thread, asyncio.get_running_loop(), for_future(hook))
         except (SystemExit, KeyboardInterrupt, GeneratorExit) as error:
             # unchanged, they would end the loop from within the task that awaits this
             raise RuntimeError(f"it raised {type(error).__name__}") from error
@@ -256,6 +260,14 @@ def _is_same(call: Any, other: Any) -> bool:
 def _at_hand(hook: Callable[..., Any], *args: Any) -> Any:
     with loop_at_hand(asyncio.get_running_loop()):
         return hook(*args)
+
+
+def _in_thread(loop: asyncio.AbstractEventLoop, hook: Callable[[], Any]) -> Any:
+    asyncio.set_event_loop(seen_in_thread(loop))
+    try:
+        return hook()
+    finally:
+        asyncio.set_event_loop(None)
 
 
 def _is_new_handle(hint: Any) -> bool:
