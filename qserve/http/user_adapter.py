@@ -129,7 +129,10 @@ def _changes_response(dependant: Any) -> bool:
 
 
 class _Route(APIRoute):
-    """A route that parses JSON by our rules, also where the Content-Type names another type, unless it takes text."""
+    """A route that parses JSON by our rules, also where the Content-Type names another type, unless it takes text.
+
+    One that takes anything gets what is not JSON as it was sent.
+    """
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handle = super().get_route_handler()
@@ -138,6 +141,7 @@ class _Route(APIRoute):
         choices = get_args(expected) if get_origin(expected) in (Union, UnionType) else (expected,)
         # Json is a type, or a mark of another one
         takes_text = any(kind in (*choices, *map(type, getattr(field, "metadata", ()))) for kind in (str, bytes, Json))
+        takes_anything = any(kind in choices for kind in (Any, object))
 
         async def parse_first(request: Request) -> Response:
             with_own_json(request)
@@ -148,8 +152,16 @@ class _Route(APIRoute):
             elif takes_text and not _is_json(request.scope["headers"]):
                 _check_text(await request.body(), expected)
             else:
-                request.scope["headers"] = _as_json(request.scope["headers"])
-                document = await read_json(request)
+                sent = request.scope["headers"]
+                request.scope["headers"] = _as_json(sent)
+                try:
+                    document = await read_json(request)
+                except RequestValidationError:
+                    if not takes_anything or _is_json(sent):
+                        raise
+                    request.scope["headers"] = sent
+                    vars(request).pop("_headers", None)  # made of those before
+                    return await handle(request)  # FastAPI gives it the bytes
                 if document is not MISSING:
                     request._json = request.scope[_DOCUMENT] = document  # request.json() returns it from now on
             return await handle(request)

@@ -281,6 +281,18 @@ def typed(document: Typed) -> Any:
     return document
 
 
+def whatever(body: Any = Body()) -> Any:
+    return [type(body).__name__, body]
+
+
+def whatever_or_none(body: Any = Body(None)) -> Any:
+    return [type(body).__name__, body]
+
+
+def an_object(body: object = Body()) -> Any:
+    return [type(body).__name__, body]
+
+
 def point(point: Point) -> Any:
     return point
 
@@ -349,7 +361,16 @@ TEXT_SENT: list[tuple[Callable[..., Any], list[Sent_]]] = [
     *((given, [one for kind in JSON_TYPES for one in bodies(*TEXTS[1:], kind=kind)]) for given in TEXT_ADAPTERS),
     (embedded_text, [one for kind in JSON_TYPES for one in bodies(*TEXTS[1:], kind=kind)]),
 ]
+NO_JSON = (b"hello", b"a=1", b"[1", b"{'x': 1}", b"\x00", b"")
+"""What comes as it was sent; JSON is parsed whatever its type is called, which FastAPI does not do."""
+ANY_SENT: list[tuple[Callable[..., Any], list[Sent_]]] = [
+    *((given, [one for kind in OTHER_TYPES for one in bodies(*NO_JSON, kind=kind)])
+      for given in (whatever, whatever_or_none, an_object)),
+    *((given, [*bodies(*ODD, b"", "text"), *[("", body, dict[str, str]()) for body in NO_JSON]])
+      for given in (whatever, whatever_or_none, an_object)),
+]  # fmt: skip
 SENT: list[tuple[Callable[..., Any], list[Sent_]]] = [
+    *ANY_SENT,
     (scalars, queries("n=1&flag=on&colour=red&names=a&names=b", "n=x&flag=2&colour=blue", "n=&names=", "n=1&n=2", "",
                       "n=1.0", "n=1.5", "n=+1&flag=", "n=99999999999999999999", "n=%31&flag=TRUE", "n=1&N=2", "=1&n",
                       "n=1&flag=yes&names", "n= 1", "n=1;flag=1")),
