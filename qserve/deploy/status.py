@@ -286,7 +286,7 @@ def deployment_status(
     status, trigger = _judge(running, target, failed, scaled, is_first, not replicas, wanted.scaling is not None)
     lines = []
     if failed or (running < target and replicas):
-        lines.append(f"{running} of {target} run{_words_of(failed, now_ms)}")
+        lines.append(f"{running} of {target} run{_words_of(failed, target, now_ms)}")
     elif not replicas and target and not scaled.shortage:
         lines.append("no worker runs a replica of it: start `qserve worker`")
     lines += [scaled.shortage, _MORE_ROOM if scaled.shortage else "", waiting_workers(replicas)]
@@ -339,11 +339,12 @@ def _judge(
     return DeploymentStatus.HEALTHY, of(scaled.trigger) if is_known else of.CONFIG_UPDATE_COMPLETED
 
 
-def _words_of(failed: Sequence[ReplicaStatus], now_ms: float) -> str:
+def _words_of(failed: Sequence[ReplicaStatus], target: int, now_ms: float) -> str:
     """Say how often starts have failed, when the next is tried, and why the last has failed."""
     if not failed:
         return ""
     failures = sum(replica.failures for replica in failed)
     left_s = (min(replica.next_try_ms for replica in failed) - now_ms) / 1000
-    tried = f", tried {failures} time{'' if failures == 1 else 's'}" if failures else ""
+    times = "1 time" if failures == 1 else f"{failures} times{' in all' if target > 1 else ''}"
+    tried = f", tried {times}" if failures else ""
     return f"{tried}{f', next in {left_s:.0f} s' if left_s > 0 else ''}: {failed[0].message}"

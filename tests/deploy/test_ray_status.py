@@ -71,7 +71,7 @@ def by_hand(count: int, configured: int = 2, before: int = 2) -> dict[str, Any]:
         (MODEL, failed(3), {"is_first": True}, "DEPLOY_FAILED", "REPLICA_STARTUP_FAILED", {}, "tried 3 times"),
         (MODEL, failed(3), {}, "UNHEALTHY", "REPLICA_STARTUP_FAILED", {}, "tried 3 times"),
         (MODEL, replicas(RUNNING) + failed(2), {"is_first": True}, "UNHEALTHY", "REPLICA_STARTUP_FAILED",
-         {"RUNNING": 1}, "1 of 2 run, tried 2 times"),
+         {"RUNNING": 1}, "1 of 2 run, tried 2 times in all"),
         (MODEL, died(), {}, "UNHEALTHY", "HEALTH_CHECK_FAILED", {"RUNNING": 2}, "died 7 times"),
         # the number follows the load, or `qserve scale`
         (SCALED, replicas(RUNNING), decided(3, "AUTOSCALING"), "UPSCALING", "AUTOSCALING", {"RUNNING": 1},
@@ -115,8 +115,17 @@ def test_a_deployment_has_the_status_and_trigger_of_ray(
 def test_a_failed_start_says_when_the_next_is_tried() -> None:
     reported = replicas(FAILED, failures=8, message="it", next_try_ms=30_000)
 
-    assert deployment_status(MODEL, reported, now_ms=10_000).message == "0 of 2 run, tried 8 times, next in 20 s: it"
-    assert deployment_status(MODEL, reported, now_ms=40_000).message == "0 of 2 run, tried 8 times: it"
+    assert (
+        deployment_status(MODEL, reported, now_ms=10_000).message
+        == "0 of 2 run, tried 8 times in all, next in 20 s: it"
+    )
+    assert deployment_status(MODEL, reported, now_ms=40_000).message == "0 of 2 run, tried 8 times in all: it"
+
+
+def test_tries_of_a_single_replica_are_its_own() -> None:
+    reported = replicas(FAILED, failures=8, message="it")
+
+    assert deployment_status(SCALED, reported).message == "0 of 1 run, tried 8 times: it"
 
 
 def status_with(record: ApplicationRecord, *reported: ReplicaStatus, newer: tuple[ApplicationRecord, ...] = ()) -> Any:

@@ -509,8 +509,24 @@ def test_a_replica_that_finds_no_broker_while_it_starts_says_so(target: str) -> 
 def test_starts_without_a_broker_do_not_count_against_a_deploy() -> None:
     trouble = Trouble()
     for _ in range(9):
-        trouble.note_failed_start(f"its process ended while it was starting: {MEANINGS[Exit.NO_BROKER]}", 0.0)
+        trouble.note_failed_start(f"its process ended while it was starting: {MEANINGS[Exit.NO_BROKER]}", 0.0, 0.0)
     assert trouble.counted == 1
 
-    trouble.note_failed_start("its constructor failed", 0.0)
+    trouble.note_failed_start("its constructor failed", 0.0, 0.0)
     assert trouble.counted == 10
+
+
+def test_replicas_that_fail_together_put_the_next_start_off_once() -> None:
+    trouble = Trouble()
+    for _ in range(10):
+        trouble.note_failed_start("its constructor failed", now=1.0, started_at=0.5)
+    assert trouble.failures == 10
+    assert trouble.next_try == 1.1
+
+    for number in (2, 3, 4):
+        trouble.note_failed_start("its constructor failed", now=number, started_at=number - 0.5)
+        trouble.note_failed_start("its constructor failed", now=number + 0.25, started_at=number - 0.5)
+        assert trouble.next_try == number + 0.25 + 0.1 * 2 ** (number - 1)
+    trouble.note_running()
+    trouble.note_failed_start("its constructor failed", now=9.0, started_at=8.5)
+    assert trouble.next_try == 9.1

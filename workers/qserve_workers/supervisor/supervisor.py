@@ -290,7 +290,7 @@ class Supervisor:
             why = last.message if last and has_report else f"its process ended while it was starting: {how}"
             trouble = self._trouble(spec.stream)
             is_known = trouble.failures and trouble.cause == why
-            trouble.note_failed_start(why, now)
+            trouble.note_failed_start(why, now, process.started_at)
             active = self._applications.active(spec.record.name)
             is_active = active is not None and active.version == spec.record.version
             if is_known and is_active:
@@ -410,7 +410,8 @@ class Supervisor:
             why = f"{CANNOT_START}: {errno.errorcode.get(error.errno or 0, '')}: {os.strerror(error.errno or 0)}"
             extra = about(record.name, deployment)
             log.error("no replica of %s can be started: %s", deployment, why, extra=extra)
-            self._trouble(stream).note_failed_start(why, time.monotonic())
+            now = time.monotonic()
+            self._trouble(stream).note_failed_start(why, now, now)
             return False
         self.processes[pid] = ReplicaProcess(pid, spec, config, is_paused)
         self._limits.enter(pid, spec)

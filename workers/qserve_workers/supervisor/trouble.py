@@ -21,10 +21,13 @@ DEATHS, DEATHS_WITHIN_S = 3, 60.0
 class Trouble:
     """Counts failures, and says when the next start may be tried: 0.1, 0.2, 0.4 ... 30 s after the last that failed.
 
+    Replicas that are started together, and fail together, make the wait longer once.
+
     A replica that dies while it takes calls is replaced at once, however often.
 
     Parameters:
       failures: Starts in a row that failed.
+      rounds: How often the next start was put off because of them.
       next_try: When another may be tried, by the monotonic clock.
       failed_at: When the last one failed: a replica that was started before that proves nothing.
       cause: Why the last one failed, or how the last replica died.
@@ -32,16 +35,18 @@ class Trouble:
     """
 
     failures: int = 0
+    rounds: int = 0
     next_try: float = 0.0
     failed_at: float = 0.0
     cause: str = ""
     reported: str = ""
     _deaths: deque[float] = field(default_factory=lambda: deque(maxlen=100))
 
-    def note_failed_start(self, cause: str, now: float) -> None:
+    def note_failed_start(self, cause: str, now: float, started_at: float) -> None:
         self.failures += 1
+        self.rounds += not self.rounds or started_at > self.failed_at
         self.cause, self.reported, self.failed_at = cause, "", now
-        self.next_try = now + min(LONGEST_BACKOFF_S, 0.1 * 2 ** min(self.failures - 1, 9))
+        self.next_try = now + min(LONGEST_BACKOFF_S, 0.1 * 2 ** min(self.rounds - 1, 9))
 
     def note_death(self, cause: str, now: float) -> None:
         self.note_running()
@@ -50,7 +55,7 @@ class Trouble:
 
     def note_running(self) -> None:
         """A replica of the deployment takes calls."""
-        self.failures, self.next_try = 0, 0.0
+        self.failures, self.rounds, self.next_try = 0, 0, 0.0
 
     @property
     def is_over(self) -> bool:
