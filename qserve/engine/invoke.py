@@ -37,7 +37,7 @@ from qserve.calls.progress import reports
 from qserve.calls.ref import current
 from qserve.calls.responses import RESPONSES
 from qserve.engine.servable import Method, Servable
-from qserve.engine.step import Conclusion, Stepper, UserCall
+from qserve.engine.step import Conclusion, Stepper, UserCall, timing
 from qserve.engine.streaming import ReaderGone, Sink, send_stream
 from qserve.exceptions import RequestCancelledError
 from qserve.http.render import explain
@@ -384,7 +384,9 @@ class Invoker(Generic[C]):
                 )
             # one context for all items, which is not the one of this task: they are never entered at the same time
             in_thread = partial(self._in_thread, contextvars.copy_context())
-            await send_stream(sink, value, invocation.header, self._stepper.encode_item, in_thread)
+            await send_stream(
+                sink, value, invocation.header, self._stepper.encode_item, in_thread, partial(_timing, invocation)
+            )
             conclusion = Conclusion(State.DONE, sink.result())
         except ReaderGone:
             self._commit(invocation, Conclusion(State.CANCELLED))
@@ -411,8 +413,7 @@ class Invoker(Generic[C]):
         assert invocation.call is not None
         try:
             header = invocation.header
-            is_timed = header.carried is not None and header.carried.is_timed and header.answer is not Answer.VALUE
-            time = invocation.time() if is_timed else None
+            time = invocation.time() if _is_timed(header) else None
             conclusion = self._stepper.conclude(header, invocation.call, value, time)
         except BaseException as error:  # the value's own code runs here as well, and may raise SystemExit
             self._fail(invocation, error)
@@ -450,6 +451,17 @@ class Invoker(Generic[C]):
         invocation.scope.is_over = True
         if invocation.scope.callbacks:
             invocation.scope.release()
+
+
+def _is_timed(header: Header) -> bool:
+    return header.carried is not None and header.carried.is_timed and header.answer is not Answer.VALUE
+
+
+def _timing(invocation: Invocation) -> list[list[str]]:
+    """Return the header with the times of a stream's steps, until its head is sent."""
+    if invocation.call is None or not _is_timed(invocation.header):
+        return []
+    return [timing(invocation.call, invocation.time())]
 
 
 def _must_run(header: Header, value: Any) -> bool:

@@ -152,7 +152,7 @@ class Stepper:
         if header.answer is Answer.VALUE:
             return self._codec.encode(value)
         payload = render(value, header.answer)
-        return payload if time is None else with_header(payload, "server-timing", _entries(call, time))
+        return payload if time is None else with_header(payload, *timing(call, time))
 
 
 def _known(index: int | None) -> int:
@@ -192,6 +192,7 @@ def _timed(moves: Sequence[Move], times: Times) -> list[Move]:
     ]
 
 
-def _entries(call: UserCall, time: StepTime) -> str:
+def timing(call: UserCall, time: StepTime) -> list[str]:
+    """Return the header that says how long the steps before a call and the call itself have waited and run."""
     before = sorted((call.times or {}).items(), key=lambda item: (len(item[0]), item[0]))
-    return server_timing([*(times for _, times in before), time])
+    return ["server-timing", server_timing([*(times for _, times in before), time])]

@@ -18,9 +18,11 @@ from qserve.wire.envelope import Answer, Header
 log = get_logger(__name__)
 
 _END: Any = object()
-_TEXT_HEAD: bytes = msgpack.packb([200, [["content-type", "text/plain; charset=utf-8"]]])
+_TEXT_HEADERS = [["content-type", "text/plain; charset=utf-8"]]
 
 InThread = Callable[[Callable[[], Any]], Awaitable[Any]]
+More = Callable[[], list[list[str]]]
+"""Returns headers that are added to a response when its head is sent."""
 
 
 class ReaderGone(OSError):
@@ -42,32 +44,38 @@ class Sink(Protocol):
 
 
 async def send_stream(
-    sink: Sink, value: Any, header: Header, encode: Callable[[Any], bytes], in_thread: InThread
+    sink: Sink, value: Any, header: Header, encode: Callable[[Any], bytes], in_thread: InThread, more: More = list
 ) -> None:
     """Send a generator's items, or what an ASGI response sends, in the form that the caller takes.
 
     Parameters:
       encode: Encodes an item for a caller in Python.
       in_thread: Runs a call in the thread of sync code.
+      more: Returns the headers of a response that are added when its head is sent.
 
     Raises:
       ReaderGone: The request has ended.
     """
     if not (inspect.isgenerator(value) or inspect.isasyncgen(value)):
-        await _send_response(sink, value)
+        await _send_response(sink, value, more)
         return
-    head = b""
-    if header.answer is not Answer.VALUE:
-        head, encode = _TEXT_HEAD, _body_part
+    has_head = header.answer is not Answer.VALUE
+    if has_head:
+        encode = _body_part
     async with aclosing(_items(value, in_thread)) as items:
         async for item in items:
             payload = encode(item)
-            if head:  # not earlier: until then a failure has its own answer
-                await sink.send(head)
-                head = b""
+            if has_head:  # not earlier: until then a failure has its own answer
+                await sink.send(_head(200, _TEXT_HEADERS, more))
+                has_head = False
             await sink.send(payload)
-    if head:
-        await sink.send(head)
+    if has_head:
+        await sink.send(_head(200, _TEXT_HEADERS, more))
+
+
+def _head(status: int, headers: list[list[str]], more: More) -> bytes:
+    packed: bytes = msgpack.packb([status, [*headers, *more()]])
+    return packed
 
 
 def _body_part(item: Any) -> bytes:
@@ -93,8 +101,8 @@ async def _items(generator: Any, in_thread: InThread) -> AsyncGenerator[Any, Non
         await in_thread(generator.close)  # after the item that the thread may be at
 
 
-async def _send_response(sink: Sink, response: Any) -> None:
-    sender = _Sender(sink)
+async def _send_response(sink: Sink, response: Any, more: More) -> None:
+    sender = _Sender(sink, more)
 
     async def receive() -> Any:
         return await asyncio.get_running_loop().create_future()
@@ -119,9 +127,9 @@ class _Sender:
     Until then a failure has its own answer.
     """
 
-    def __init__(self, sink: Sink) -> None:
+    def __init__(self, sink: Sink, more: More) -> None:
         self.is_over = self.is_complete = False
-        self._sink = sink
+        self._sink, self._more = sink, more
         self._head = b""
         self._length: int | None = None
         self._sent = 0
@@ -131,7 +139,7 @@ class _Sender:
             status, named, self._length = head_of(message["status"], message.get("headers", ()))
             if self._length is not None:
                 named.append(["content-length", str(self._length)])
-            self._head = msgpack.packb([status, named])
+            self._head = _head(status, named, self._more)
         elif message["type"] == "http.response.body":
             is_last = not message.get("more_body", False)
             part = self._checked(message.get("body", b""), is_last)

@@ -6,7 +6,7 @@ import asyncio
 import gc
 import threading
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextvars import Context
 from typing import Any
 
@@ -15,12 +15,14 @@ from starlette.background import BackgroundTask
 from starlette.responses import PlainTextResponse, Response, StreamingResponse
 
 from qserve.base import afterwards
+from qserve.base.carried import Carried
 from qserve.base.context import get_request_context
 from qserve.base.keys import Keys
 from qserve.engine.invoke import Invocation, Invoker
 from qserve.engine.servable import COROUTINE_BATCH, FAST_S, LONGEST_BATCH, Servable
 from qserve.engine.step import Conclusion, Stepper
 from qserve.engine.streaming import Sink
+from qserve.http.render import parse_head
 from qserve.wire.application import ApplicationRecord
 from qserve.wire.codec import Codec
 from qserve.wire.envelope import Answer, Header
@@ -77,6 +79,16 @@ class Machine:
         made.background = BackgroundTask(later)
         return made
 
+    def items(self, count: int) -> Iterator[str]:
+        yield from map(str, range(count))
+
+    async def items_async(self, count: int) -> AsyncIterator[str]:
+        for number in range(count):
+            yield str(number)
+
+    async def streams(self, count: int) -> Response:
+        return StreamingResponse(map(str, range(count)), media_type="text/plain")
+
     def raises(self, kind: str) -> None:
         raise {"SystemExit": SystemExit, "StopIteration": StopIteration, "ValueError": ValueError}[kind](kind)
 
@@ -89,13 +101,14 @@ class Ends:
         self.committed: dict[Invocation, Any] = {}
         self.failed: dict[Invocation, BaseException] = {}
         self.rejected: dict[Invocation, BaseException] = {}
+        self.sent: list[bytes] = []
         self.changed = asyncio.Event()
 
     def values(self, invocation: Invocation) -> Sequence[bytes]:
         return self.arguments.pop(invocation)
 
     def sink(self, invocation: Invocation) -> Sink | None:
-        return Parts() if invocation.header.answer is Answer.PLAIN else None
+        return Parts(self.sent) if invocation.header.answer is Answer.PLAIN else None
 
     def flush(self) -> None:
         pass
@@ -120,10 +133,13 @@ class Ends:
 
 
 class Parts:
-    """Takes the items of a streamed response, and keeps nothing."""
+    """Takes the items of a streamed response."""
+
+    def __init__(self, sent: list[bytes]) -> None:
+        self.sent = sent
 
     async def send(self, payload: bytes) -> None:
-        pass
+        self.sent.append(payload)
 
     def result(self) -> bytes:
         return CODEC.encode("streamed")
@@ -149,8 +165,10 @@ class Bench:
         request_id: str = "r",
         values: Sequence[bytes] | None = None,
         answer: Answer = Answer.VALUE,
+        carried: Carried | None = None,
     ) -> Invocation:
-        invocation = Invocation(Header(request_id, "app", None, 2**42, answer, trace_id=request_id), method)
+        header = Header(request_id, "app", None, 2**42, answer, trace_id=request_id, carried=carried)
+        invocation = Invocation(header, method)
         self.ends.arguments[invocation] = [CODEC.encode((args, {}))] if values is None else values
         self.invoker.begin(invocation)
         return invocation
@@ -208,6 +226,23 @@ def test_a_call_that_is_cancelled_while_it_waits_for_the_thread_leaves_its_place
 
         assert bench.machine.begun == ["first", "third"]
         assert bench.ends.committed[calls[1]] == State.CANCELLED
+
+    on_loop(test)
+
+
+@pytest.mark.parametrize("count", [0, 2])
+@pytest.mark.parametrize("method", ["items", "items_async", "streams"])
+def test_the_head_of_a_stream_has_the_times_of_its_steps_if_its_request_asks_for_them(method: str, count: int) -> None:
+    async def test(bench: Bench) -> None:
+        for carried in (None, Carried(is_timed=True)):
+            call = bench.begin(method, count, answer=Answer.PLAIN, carried=carried)
+            await bench.ends.until(lambda call=call: call in bench.ends.committed)  # type: ignore[misc]
+
+        heads = [parse_head(bench.ends.sent[number * (1 + count)]) for number in (0, 1)]
+        assert [status for status, _ in heads] == [200, 200]
+        plain, timed = [dict(headers) for _, headers in heads]
+        assert timed.pop("server-timing").startswith(f".{method};dur=")
+        assert plain == timed
 
     on_loop(test)
 
