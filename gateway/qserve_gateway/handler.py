@@ -29,6 +29,7 @@ from qserve_gateway.request.environ import (
     BODY_LIMIT,
     FOUND,
     SMALL,
+    TRACEPARENT,
     Environ,
     Refused,
     base_url,
@@ -172,6 +173,8 @@ class RequestHandler:
         carried = carried_in(environ, forwarded) if forwarded or "HTTP_TRACEPARENT" in environ else None
         if switch.spans is not None:
             carried = below_span(switch.spans, environ, route.prefix, record.name, carried)
+        if carried is not None:
+            environ[TRACEPARENT] = carried.traceparent
         call = Call(
             record.name,
             record.ingress,

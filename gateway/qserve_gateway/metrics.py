@@ -23,7 +23,7 @@ from qserve.metrics.recorder import OTHER, Buckets, Recorder
 from qserve.metrics.table import TABLE
 from qserve.metrics.totals import Channel, Reporter, Totals, ask, combined
 from qserve.wire.totals import Family, Published, Snapshot
-from qserve_gateway.request.environ import FOUND, Environ
+from qserve_gateway.request.environ import FOUND, TRACEPARENT, Environ
 from qserve_gateway.request.waiting import InFlightLimit
 from qserve_gateway.response.reply import call_when_sent
 from qserve_gateway.routes import PLAIN_METHODS, Route
@@ -79,7 +79,7 @@ class GatewayMetrics:
             if header == "x-request-id":
                 request_id = value
                 break
-        series.observe((time.perf_counter() - began) * 1000, request_id)
+        series.observe((time.perf_counter() - began) * 1000, request_id, environ.get(TRACEPARENT, ""))
 
     def count_end(self, app: str, state: str) -> None:
         """Count a request that this gateway has ended: "cancelled" or "expired"."""

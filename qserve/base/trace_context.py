@@ -32,6 +32,11 @@ def read_traceparent(text: str) -> str:
     return f"00-{trace}-{parent}-{int(flags, 16) & _SAMPLED_AND_RANDOM:02x}"
 
 
+def trace_id_in(traceparent: str) -> str:
+    """Return the trace that a ``traceparent`` in the form of version 00 names; "" for ""."""
+    return traceparent[3:35]
+
+
 def numbers_in(traceparent: str) -> tuple[int, int, int]:
     """Return the IDs of trace and span, and the flags, of what ``read_traceparent`` has returned."""
     return int(traceparent[3:35], 16), int(traceparent[36:52], 16), int(traceparent[53:55], 16)

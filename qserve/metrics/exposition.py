@@ -68,9 +68,9 @@ def _add(family: Any, about: Description, labels: Labels, value: float | Distrib
     if isinstance(value, Distribution):
         bounds = [*map(floatToGoString, about.bounds), "+Inf"]
         exemplars = {
-            index: Exemplar({"request_id": one.request_id}, one.value, one.at)
+            index: Exemplar(names, one.value, one.at)
             for index, one in value.exemplars.items()
-            if _ID.fullmatch(one.request_id)
+            if (names := _names_of(one.request_id, one.trace_id))
         }
         buckets = [
             [bound, count, exemplars.get(index)]
@@ -81,8 +81,20 @@ def _add(family: Any, about: Description, labels: Labels, value: float | Distrib
         family.add_metric(labels, value)
 
 
-_ID = re.compile(r"[A-Za-z0-9_.:-]{1,100}")
-"""The IDs that are shown; OpenMetrics allows 128 characters for the name and the value together."""
+_ID, _TRACE_ID = re.compile(r"[A-Za-z0-9_.:-]{1,100}"), re.compile(r"[0-9a-f]{32}")
+"""The IDs that are shown."""
+_LONGEST_NAMES = 128
+"""How many characters OpenMetrics allows for the names and values of an exemplar together."""
+
+
+def _names_of(request_id: str, trace_id: str) -> dict[str, str]:
+    """Return the labels of an exemplar: both IDs, or the trace's alone if they are too long together."""
+    names = {"request_id": request_id} if _ID.fullmatch(request_id) else {}
+    if _TRACE_ID.fullmatch(trace_id):
+        names["trace_id"] = trace_id
+        if len("".join([*names, *names.values()])) > _LONGEST_NAMES:
+            del names["request_id"]
+    return names
 
 
 def derived(snapshot: Snapshot) -> Snapshot:

@@ -9,6 +9,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 
 from qserve.base.log import get_logger
+from qserve.base.trace_context import trace_id_in
 from qserve.wire.totals import LONGEST_LABEL, Description, Distribution, Exemplar, Family, Kind, Labels, Snapshot
 
 log = get_logger(__name__)
@@ -48,19 +49,19 @@ class Buckets:
         self._counts = [0] * (len(bounds) + 1)
         self._sent = [*self._counts]
         self._sum = self._sent_sum = 0.0
-        self._exemplars: dict[int, tuple[str, float]] = {}
+        self._exemplars: dict[int, tuple[str, float, str]] = {}
 
-    def observe(self, value: float, request_id: str = "") -> None:
+    def observe(self, value: float, request_id: str = "", traceparent: str = "") -> None:
         """Count a value.
 
         Parameters:
-          request_id: The request that it belongs to; the last one of each bucket is kept.
+          request_id, traceparent: The request that it belongs to; the last one of each bucket is kept.
         """
         index = bisect_left(self._bounds, value)
         self._counts[index] += 1
         self._sum += value
         if request_id:
-            self._exemplars[index] = request_id, value
+            self._exemplars[index] = request_id, value, traceparent
 
     def taken(self) -> Distribution | None:
         """Return what was added since the last time; None for nothing."""
@@ -69,7 +70,8 @@ class Buckets:
             return None
         added = tuple(now - before for now, before in zip(counts, self._sent, strict=True))
         found, self._exemplars = self._exemplars, {}
-        exemplars = {index: Exemplar(name, value, time.time()) for index, (name, value) in found.items()}
+        now = time.time()
+        exemplars = {i: Exemplar(name, value, now, trace_id_in(parent)) for i, (name, value, parent) in found.items()}
         distribution = Distribution(added, total - self._sent_sum, exemplars)
         self._sent, self._sent_sum = counts, total
         return distribution

@@ -51,11 +51,15 @@ class Description(NamedTuple):
 
 
 class Exemplar(NamedTuple):
-    """One observation that a bucket counts: the request that it belongs to, its value, and when, in Unix seconds."""
+    """One observation that a bucket counts: the request that it belongs to, its value, and when, in Unix seconds.
+
+    ``trace_id`` has the 32 digits of W3C Trace Context; "" for a request without a trace.
+    """
 
     request_id: str
     value: float
     at: float
+    trace_id: str = ""
 
 
 class Distribution(NamedTuple):
@@ -189,8 +193,8 @@ def _family(packed: list[Any]) -> Family:
                     raise ValueError(f"{name} has no bucket {index!r} with {count!r}")
                 buckets[index] = count
             read = {
-                index: Exemplar(_text(request_id), _number(value), _number(at))
-                for index, request_id, value, at, *_ in exemplars
+                index: Exemplar(_text(request_id), _number(value), _number(at), *map(_text, trace_id[:1]))
+                for index, request_id, value, at, *trace_id in exemplars
                 if type(index) is int and 0 <= index < len(buckets)
             }
             found[texts] = Distribution(tuple(buckets), _number(amount), read)

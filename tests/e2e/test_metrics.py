@@ -49,6 +49,7 @@ SERVED = (APPLICATION, "method=GET", "route=/", "status_code=200")
 OF = ("application=default", "deployment=Model")
 
 
+TRACE = "0af7651916cd43dd8448eb211c80319c"
 _LEFT_OUT = ("worker", "replica", "le")
 
 
@@ -59,6 +60,7 @@ class Page:
         text = client.get("/-/metrics", **{"Accept": "application/openmetrics-text"}).body.decode()
         self.values: dict[tuple[str, ...], float] = {}
         self.exemplars: set[str] = set()
+        self.traces: set[str] = set()
         for family in parsed(text):
             for one in family.samples:
                 labels = sorted(f"{name}={value}" for name, value in one.labels.items() if name not in _LEFT_OUT)
@@ -66,6 +68,7 @@ class Page:
                 self.values[key] = self.values.get(key, 0) + one.value
                 if one.exemplar:
                     self.exemplars.add(one.exemplar.labels["request_id"])
+                    self.traces.add(f"{one.name} {one.exemplar.labels.get('trace_id')}")
 
     def __getitem__(self, key: tuple[str, ...]) -> float:
         return self.values.get(key, 0)
@@ -84,7 +87,7 @@ def test_one_page_has_what_all_processes_have_counted_and_what_dead_ones_have(si
     serving = site.run("metered:app", "--workers", "2", "--name", "default", cwd=site.write("metered.py", APP))
     client = Client(serving.url)
     for number in range(10):
-        client.get(f"/?n={number}", **{"X-Request-ID": f"request-{number}"})
+        client.get(f"/?n={number}", **{"X-Request-ID": f"request-{number}", "traceparent": f"00-{TRACE}-{7:016x}-01"})
     assert client.get("/?what=raise").status == 500
 
     page = page_when(
@@ -107,6 +110,8 @@ def test_one_page_has_what_all_processes_have_counted_and_what_dead_ones_have(si
         rows=("rows_loaded", OF, 7),
     )  # fmt: skip
     assert page.exemplars >= {"request-9"}
+    timed = ("http_request_latency_ms", "deployment_processing_latency_ms")
+    assert page.traces >= {f"qserve_serve_{name}_bucket {TRACE}" for name in timed}
 
     assert client.get("/?what=die").status == 500
     _kill_a_gateway_process(site)

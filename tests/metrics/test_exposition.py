@@ -17,6 +17,7 @@ from qserve.metrics.table import TABLE
 from qserve.wire.totals import Description, Distribution, Exemplar, Family, Kind, Snapshot
 
 HTTP = TABLE["serve_http_request_latency_ms"]
+TRACE = "0af7651916cd43dd8448eb211c80319c"
 HOSTILE = 'a"b\\c\n{le="1"} 5 # é'
 
 
@@ -32,6 +33,10 @@ def snapshot(here: Recorder) -> Snapshot:
         {
             ("/a", "GET", "shop", "200"): Distribution(counts, 4.5, {1: Exemplar("request-1", 1.5, 1_700_000_000.0)}),
             ("/a", "GET", "shop", "503"): Distribution(counts, 4.5, {1: Exemplar(HOSTILE, 1.5, 1.0)}),
+            ("/b", "GET", "shop", "200"): Distribution(counts, 4.5, {1: Exemplar("request-2", 2.5, 1.0, TRACE)}),
+            ("/c", "GET", "shop", "200"): Distribution(counts, 4.5, {1: Exemplar("r" * 79, 3.5, 1.0, TRACE)}),
+            ("/d", "GET", "shop", "200"): Distribution(counts, 4.5, {1: Exemplar(HOSTILE, 4.5, 1.0, TRACE)}),
+            ("/e", "GET", "shop", "200"): Distribution(counts, 4.5, {1: Exemplar("request-3", 5.5, 1.0, HOSTILE)}),
         },
     )
     found["requests_final"] = Family(TABLE["requests_final"], {("shop", "done"): 3.0, ("shop", "expired"): 2.0})
@@ -55,9 +60,13 @@ def test_both_formats_say_the_same_and_only_one_has_exemplars(snapshot: Snapshot
     assert samples(read) == samples(open_read)
     assert b"request_id" not in text
     exemplars = [one.exemplar for family in open_read for one in family.samples if one.exemplar]
-    assert [(one.labels["request_id"], one.value) for one in exemplars] == [("request-1", 1.5)], (
-        "an id that could break the page is left out"
-    )
+    assert [(one.labels, one.value) for one in exemplars] == [
+        ({"request_id": "request-1"}, 1.5),
+        ({"request_id": "request-2", "trace_id": TRACE}, 2.5),
+        ({"trace_id": TRACE}, 3.5),  # OpenMetrics allows 128 characters
+        ({"trace_id": TRACE}, 4.5),  # an id that could break the page is left out
+        ({"request_id": "request-3"}, 5.5),
+    ]
     for name in ("Accept", "text/plain;version=?", 'application/openmetrics-text;version=x;escaping="', "\x00"):
         assert render([(snapshot, {})], "qserve_", name)[0]
 

@@ -22,6 +22,7 @@ from qserve.http.message import HOP_BY_HOP, BadRequest, HttpMessage
 Environ = dict[str, Any]
 
 FOUND = "qserve.found"
+TRACEPARENT = "qserve.traceparent"
 """Where the environment has the route of a request and its graph, once they are found."""
 TIMEOUT_LIMIT_S = 3600.0
 BODY_LIMIT = 10 * 1024 * 1024

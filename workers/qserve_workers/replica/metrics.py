@@ -50,7 +50,7 @@ class CallMetrics:
             )
         latencies, calls = series
         took_ms = (time.monotonic() - began) * 1000
-        latencies.observe(took_ms, header.trace_id)
+        latencies.observe(took_ms, header.trace_id, "" if header.carried is None else header.carried.traceparent)
         if not has_failed:
             calls.add()
         wait_ms = clock.judge_ms() - took_ms - entered_ms(work.tag.entry_id)
