@@ -10,6 +10,8 @@ from __future__ import annotations
 import asyncio
 import atexit
 import concurrent.futures.thread
+import contextlib
+import io
 import os
 import selectors
 import signal
@@ -126,6 +128,7 @@ class Loop(asyncio.SelectorEventLoop):
     def leave_to_parent(self) -> None:
         global is_child
         is_child = True
+        _renew_streams()
         if self.is_closed():
             return
         # removing a descriptor from it would remove that from the parent's, which is the same in the kernel
@@ -134,6 +137,15 @@ class Loop(asyncio.SelectorEventLoop):
         self._ready = _Return(asyncio.current_task(self))
         self._scheduled: list[Any] = []
         self.call_soon_threadsafe = _from_thread  # type: ignore[assignment, method-assign]
+
+
+def _renew_streams() -> None:
+    """Let a child write, although a thread of its parent may have been writing, and have held the lock of a stream."""
+    for stream in (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__):
+        buffer = getattr(stream, "buffer", None)
+        if type(buffer) is io.BufferedWriter:
+            with contextlib.suppress(OSError, ValueError):  # it is closed
+                buffer.__init__(buffer.raw)  # type: ignore[misc]  # with a new lock; the parent writes what it held
 
 
 class _Return:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 
+import pytest
 from processes import wait_until
 
 from qserve.base.forks import on_fork
@@ -52,3 +55,30 @@ def test_a_child_deletes_nothing_of_its_parent_whose_locks_may_be_held() -> None
             os.kill(pid, 9)
             raise
     assert owner.owned
+
+
+_WRITES = """
+import os, select, sys, threading
+from qserve.base import forks
+
+loop = forks.Loop()
+read, write = os.pipe()
+sys.stdout = os.fdopen(write, "w")
+print("the parent's", end="")
+threading.Thread(target=lambda: print("x" * 1_000_000, flush=True), daemon=True).start()
+while select.select([], [write], [], 0)[1]:
+    pass
+if os.fork() == 0:
+    END
+os._exit(os.waitstatus_to_exitcode(os.wait()[1]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("end", "code"),
+    [("forks.end_child(None)", 0), ("forks.end_child(SystemExit(7))", 7), ("sys.stdout.flush(); os._exit(5)", 5)],
+)
+def test_a_child_ends_although_a_thread_of_its_parent_is_writing_to_the_same_stream(end: str, code: int) -> None:
+    ended = subprocess.run([sys.executable, "-c", _WRITES.replace("END", end)], timeout=60)
+
+    assert ended.returncode == code

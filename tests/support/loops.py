@@ -53,6 +53,7 @@ _ENDS = "it ends by itself: an error reaches who waits for it"
 _CALL = "it is one call of user code, and what that raises is the result"
 LOOPS: dict[str, tuple[str, ...] | str] = {
     "qserve.base.entry:enter": _CALL,
+    "qserve.base.loop_at_hand:_LoopInThread.run_until_complete": _CALL,
     "qserve.base.failpoints:_hang": "it is there to hang",
     "qserve.calls.client:ClientPlane._start_threads": "its test is in tests/workers/test_planes.py",
     "qserve.calls.client:ClientPlane._read_mailbox": MAILBOX,
