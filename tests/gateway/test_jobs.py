@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import os
 import time
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -13,16 +14,19 @@ from fakes import FakePlane, plain_app
 from flask.testing import FlaskClient
 from hypothesis import given
 from hypothesis import strategies as st
+from qserve_gateway import jobs
 from qserve_gateway.application import create_app
 from qserve_gateway.jobs import VALUE_LIMIT, Preference, preference_of
+from qserve_gateway.response import events
 
 from qserve.base.keyring import Keyring
 from qserve.base.keys import Keys
 from qserve.base.settings import Settings
+from qserve.calls.ref import Ref
 from qserve.http.render import render
 from qserve.wire.codec import Codec
 from qserve.wire.envelope import Answer, Header
-from qserve.wire.outcome import end_of_items
+from qserve.wire.outcome import Outcome, end_of_items
 from qserve.wire.request_ids import new_response_id, new_value_id
 from qserve.wire.sealing import Seal, seal_end, seal_header
 
@@ -167,6 +171,70 @@ def test_a_stored_answer_that_cannot_be_read_is_500_and_no_traceback() -> None:
     for stored in (b"\xc1 nonsense", seal_end(SEAL, ID, "d", b"\xc1 nonsense"), Seal(Keyring(b"k")).seal(b"", foreign)):
         answer = ask(Broker([b"d", stored, None]))
         assert (answer.status_code, answer.get_json()["error"]["code"]) == (500, "bad_payload")
+
+
+# -- those who follow a request --------------------------------------------------------------------
+
+
+class Followed(Broker):
+    """Knows one open request, and who follows it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.refs: list[Ref[Any]] = []
+
+    def execute(self, command: Any) -> Any:
+        return [b"o", None, header(60)]
+
+    def follow(self, ref: Ref[Any]) -> None:
+        self.refs.append(ref)
+
+
+@pytest.fixture
+def follow(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """Ask for the events of the request; nothing of the response is read by itself."""
+    monkeypatch.setattr(jobs, "READERS_LIMIT", 2)
+    monkeypatch.setattr(events, "_KEPT_ALIVE_S", 0.0)
+    plane = Followed()
+    client = create_app(Settings(), plane, watch=False).test_client()  # type: ignore[arg-type]
+
+    def ask(method: str = "GET") -> Any:
+        return client.open(f"/-/requests/{ID}/events", method=method)
+
+    ask.plane = plane  # type: ignore[attr-defined]
+    return ask
+
+
+def test_so_many_clients_may_follow_requests_and_a_place_is_free_when_one_leaves(follow: Any) -> None:
+    for _ in range(3):
+        assert follow("HEAD").status_code == 200  # takes no place
+    first, second = follow(), follow()
+    full = follow()
+    assert (first.status_code, second.status_code, full.status_code) == (200, 200, 503)
+    assert full.get_json()["error"]["code"] == "readers_full"
+    assert full.get_json()["error"]["message"] == "this gateway process already has 2 clients that follow requests"
+    assert full.headers["Retry-After"] == "5"
+
+    first.close()
+    third = follow()
+    assert (third.status_code, follow().status_code) == (200, 503)
+    for response in (second, third):
+        response.close()
+
+
+def test_who_follows_a_request_hears_from_it_while_nothing_happens(follow: Any) -> None:
+    response = follow()
+    pieces = iter(response.response)
+    begin, accepted, *silence = [next(pieces) for _ in range(5)]
+    assert begin == b"retry: 1000\n\n"
+    assert accepted.startswith(b"event: accepted\nid: 0\n")
+    assert silence == [b":\n\n"] * 3, "comments, which an EventSource ignores"
+
+    (ref,) = follow.plane.refs
+    ref.settle(Outcome("d", RESULT))
+    rest = list(pieces)
+    assert rest[-1].startswith(b"event: end\nid: end\n")
+    response.close()
 
 
 # -- what requests say of themselves ---------------------------------------------------------------
