@@ -68,7 +68,31 @@ def _in_child() -> None:
             leaver.leave_to_parent()
         except Exception:
             traceback.print_exc()
+    if is_child:
+        _end_with_work_item()
     _restore_mask()
+
+
+class _Ending:
+    """In a child, in the place of the future of what a pool's thread runs."""
+
+    def set_result(self, result: object) -> None:
+        end_child(None)
+
+    def set_exception(self, error: BaseException) -> None:
+        end_child(error)
+
+
+def _end_with_work_item() -> None:
+    """End this child with what a pool's thread was running; that thread would wait for more.
+
+    The loop of the parent may not have followed its future yet when it forked, and may have held the future's lock.
+    """
+    frame = sys._getframe()
+    while frame.f_back is not None:
+        frame = frame.f_back
+        if frame.f_code is concurrent.futures.thread._WorkItem.run.__code__:
+            frame.f_locals["self"].future = _Ending()
 
 
 os.register_at_fork(before=_before_fork, after_in_parent=_restore_mask, after_in_child=_in_child)

@@ -82,3 +82,28 @@ def test_a_child_ends_although_a_thread_of_its_parent_is_writing_to_the_same_str
     ended = subprocess.run([sys.executable, "-c", _WRITES.replace("END", end)], timeout=60)
 
     assert ended.returncode == code
+
+
+_POOLED = """
+import os, sys
+from concurrent.futures import ThreadPoolExecutor
+from qserve.base import forks
+
+loop, pids = forks.Loop(), []
+
+def work():
+    pids.append(os.fork())
+    if not pids[0]:
+        END
+
+pool = ThreadPoolExecutor(1)
+pool.submit(work).result()
+os._exit(os.waitstatus_to_exitcode(os.waitpid(pids[0], 0)[1]))
+"""
+
+
+@pytest.mark.parametrize(("end", "code"), [("return 5", 0), ("sys.exit(7)", 7), ("raise ValueError", 1)])
+def test_a_child_of_a_pools_thread_ends_although_nobody_had_asked_for_its_result(end: str, code: int) -> None:
+    ended = subprocess.run([sys.executable, "-c", _POOLED.replace("END", end)], timeout=60)
+
+    assert ended.returncode == code
