@@ -27,6 +27,7 @@ _COMMANDS = (
     "scale",
     "drain",
     "logs",
+    "requests",
     "doctor",
     "dlq",
     "graph",

@@ -61,6 +61,7 @@ from qserve_gateway.server_span import below_span, traced
 
 AnyReply = Reply | StreamReply
 _RESULT_TTL_S = 60.0
+_ASKS_FOR_TRACE = "HTTP_X_QSERVE_TRACE"
 _COMPRESSED = "a JSON body must not be compressed: send it without Content-Encoding"
 
 
@@ -191,6 +192,7 @@ class RequestHandler:
             stream=route.answer is Answer.PLAIN,
             carried=carried,
             version=found.version,
+            is_traced=environ.get(_ASKS_FOR_TRACE) == "1",
         )
         if job is not None:
             call = job.kept(call, self.settings)

@@ -11,6 +11,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from math import inf
 
 log = logging.getLogger(__name__)
 
@@ -93,6 +94,29 @@ class Clock:
 
 clock = Clock()
 """The clock of this process."""
+
+
+class Turnstile:
+    """Lets so many through in a second; of two threads that come at the same moment both may pass.
+
+    Parameters:
+      per_s: How many; 0 for none.
+      at_once: How many may pass together after a pause.
+    """
+
+    def __init__(self, per_s: float, at_once: int = 1, monotonic: Callable[[], float] = time.monotonic) -> None:
+        self._pause_s = 1 / per_s if per_s else inf
+        self._ahead_s = (at_once - 1) * self._pause_s if per_s else 0.0
+        self._next_at = -inf if per_s else inf
+        self._monotonic = monotonic
+
+    def passes(self) -> bool:
+        """Return whether this one passes."""
+        now = self._monotonic()
+        if now < self._next_at - self._ahead_s:
+            return False
+        self._next_at = max(self._next_at, now) + self._pause_s
+        return True
 
 
 class Deadline:

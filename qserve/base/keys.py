@@ -10,6 +10,7 @@
     r:<request>                     hash    a request: state, joins, fingerprint, result    deadline + a day, result_ttl
     m:<process>                     list    replies for one process                         MAILBOX_TTL_MS from the last
     v:<request>                     stream  its events, EVENTS_KEPT, if somebody follows it that of the request
+    traces                          stream  traces of requests that have ended, TRACES_KEPT TRACES_TTL_MS from the last
     d:<request>                     hash    a dead letter: its request, its calls           DEAD_LETTER_TTL_MS
     dead                            zset    ids of dead letters by their time               the same after the last
     left:<width>:<part>             string  bytes of large results left for a later reader  result_ttl and an eighth
@@ -47,7 +48,7 @@ from __future__ import annotations
 # the parts of names that the broker's functions know as well
 QUEUE, MODELS, DELAYED, LEAVING = "q", "x", "z", "u"
 REQUEST, MAILBOX, DEAD_LETTER, DEAD_LETTERS, DROPPED, LETTER_BYTES = "r", "m", "d", "dead", "dropped", "bytes"
-EVENTS = "v"
+EVENTS, TRACES = "v", "traces"
 LEFT = "left"
 PERSONAL = "@"
 """Stands between a deployment's stream and the name of a replica that has its own stream."""
@@ -59,6 +60,9 @@ MAILBOX_TTL_MS = 120_000
 EVENTS_KEPT = 128
 EVENTS_TTL_MS = 60_000
 """The events of a request whose result is not kept are there for so long after its end."""
+TRACES_KEPT, TRACE_BYTES = 400, 20 * 1024
+"""The traces that are kept, and the most bytes of each: 8 MB in all."""
+TRACES_TTL_MS = 15 * 60_000
 DEAD_LETTER_TTL_MS = 7 * 24 * 3_600_000
 DEAD_LETTERS_KEPT = 10_000
 BEAT_TTL_MS = 15_000
@@ -76,8 +80,8 @@ LOG_LINES_KEPT = 1000
 
 _KINDS = {
     QUEUE: "stream", MODELS: "hash", DELAYED: "zset", LEAVING: "string", REQUEST: "hash", MAILBOX: "list",
-    EVENTS: "stream", DEAD_LETTER: "hash", DEAD_LETTERS: "zset", f"{DEAD_LETTERS}:{DROPPED}": "string",
-    f"{DEAD_LETTERS}:{LETTER_BYTES}": "hash", "epoch": "string", "a": "hash",
+    EVENTS: "stream", TRACES: "stream", DEAD_LETTER: "hash", DEAD_LETTERS: "zset",
+    f"{DEAD_LETTERS}:{DROPPED}": "string", f"{DEAD_LETTERS}:{LETTER_BYTES}": "hash", "epoch": "string", "a": "hash",
     "code": "string", "apps": "hash", "changes": "stream", "p": "hash", "b": "string", "g": "string",
     "lead": "string", "hosts": "hash", "plan": "hash", "s": "hash", "w": "hash", "drains": "hash", "o": "string",
     "l": "stream", "t": "hash",
@@ -97,6 +101,7 @@ class Keys:
         self._request = self._name(REQUEST, "")
         self.dead_letters = self._name(DEAD_LETTERS)
         self.dropped_letters = self._name(DEAD_LETTERS, DROPPED)
+        self.traces = self._name(TRACES)
         self.epoch = self._name("epoch")
         self.applications = self._name("apps")
         self.changes = self._name("changes")
@@ -122,6 +127,9 @@ class Keys:
 
     def dead_letter(self, request_id: str) -> str:
         return self._name(DEAD_LETTER, request_id)
+
+    def events(self, request_id: str) -> str:
+        return self._name(EVENTS, request_id)
 
     def mailbox(self, process: str, counts: bool = False) -> str:
         return self._name(MAILBOX, process + COUNTS * counts)
@@ -183,6 +191,11 @@ def deployment_in(stream: str) -> str:
 def app_in(stream: str) -> str:
     """Return the application that a stream, or a replica's own stream, is named for."""
     return stream.partition(PERSONAL)[0].rsplit(":", 2)[0].partition("}:")[2].partition(":")[2]
+
+
+def version_in(stream: str) -> str:
+    """Return the version of an application that a stream, or a replica's own stream, is named for."""
+    return stream.partition(PERSONAL)[0].rpartition(":")[0].rpartition(":")[2]
 
 
 def _of_kind(stream: str, kind: str) -> str:

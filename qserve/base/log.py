@@ -240,6 +240,12 @@ def printable(text: str) -> str:
     return text.translate(_ESCAPES_IN_LINES)
 
 
+def on_one_line(text: str, limit: int = 200) -> str:
+    """Return untrusted text as one line for people, cut after ``limit`` characters."""
+    line = text if text.isprintable() else repr(text)[1:-1]
+    return line if len(line) <= limit else f"{line[:limit]}…"
+
+
 def text_of(record: logging.LogRecord) -> str:
     """Return the message of an event on one line, escaped, with its traceback indented below."""
     error = record.exc_info[1] if record.exc_info else None

@@ -24,6 +24,7 @@ MAXMEMORY_LEAST = 16 << 20
 _PETABYTE = 10**15
 LEAST_S, MOST_S = 0.001, 31_536_000.0
 """The limits of a duration: the broker counts milliseconds, and the system's own waits overflow with more."""
+MOST_TRACES = 100
 LOCAL, REPLICA = "local", "replica"
 _BOOLEANS = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
 _FORMS = {
@@ -70,6 +71,8 @@ class Settings:
       tenant_header: The name of the HTTP header that says on whose behalf a request is made; "" for none.
       server_timing: ``on`` if responses say in ``Server-Timing`` how long each step has waited and run; ``asked`` if
         those do whose request has ``X-Server-Timing: 1``.
+      trace_sample: How many requests a second each process that submits them has traced, for `qserve requests trace`;
+        0 for none, not even those that ask for it.
       tracing: ``on`` or ``off``: whether spans are made; ``auto``: if the standard ``OTEL_*`` variables ask for it.
       tracing_exporter: ``module:function``, which returns where spans go; "" for what ``OTEL_TRACES_EXPORTER`` says.
       tracing_sampling_ratio: The share of the traces begun here that is recorded; None for what ``OTEL_*`` says.
@@ -98,6 +101,7 @@ class Settings:
     forward_headers: tuple[str, ...] = ()
     tenant_header: str = ""
     server_timing: str = "off"
+    trace_sample: float = 1.0
     tracing: str = "auto"
     tracing_exporter: str = ""
     tracing_sampling_ratio: float | None = None
@@ -220,6 +224,17 @@ def _share(variable: str, text: str) -> float:
     return value
 
 
+def _rate(variable: str, text: str) -> float:
+    try:
+        value = number(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= MOST_TRACES:
+        what = f"a number of requests a second from 0 to {MOST_TRACES}"
+        raise QserveException(f"{variable}={text!r} must be {what}, such as {variable}=0.1")
+    return value
+
+
 def _header_names(variable: str, text: str) -> tuple[str, ...]:
     names = tuple(dict.fromkeys(name for part in text.split(",") if (name := part.strip().lower())))
     for name in names:
@@ -257,6 +272,7 @@ _READERS: Mapping[str, Callable[[str, str], Any]] = {
     "metrics": _boolean,
     "show_errors": _boolean,
     "tenant_header": _header_name,
+    "trace_sample": _rate,
     "tracing_sampling_ratio": _share,
 }
 

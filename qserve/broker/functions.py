@@ -53,6 +53,8 @@ RECLAIM_COUNT = 1000
 RETIRE_COUNT = 1000
 """The most calls of a queue that ``retire`` moves or fails at once."""
 WAKE_COUNT = 100
+PEEK_BYTES = 8 << 20
+"""How many bytes of calls ``peek`` reads."""
 LONGEST_WAIT_MS = 180_000
 """No call waits longer for its next try; see ``LONGEST_WAIT_S`` of the replicas."""
 RECHECK_MS = 60_000
@@ -159,6 +161,7 @@ def submit(
     max_ongoing: Number = 0,
     fingerprint: str = "",
     is_left: bool = False,
+    is_traced: bool = False,
 ) -> Command:
     """Accept a request, or refuse it.
 
@@ -171,6 +174,7 @@ def submit(
       fingerprint: Of what was asked, where the same request may come again from elsewhere.
       is_left: Whether the result is left for a reader who may never come. That is refused when such results take a
         quarter of the broker's memory. When they take half of it, one more is delivered, but not left.
+      is_traced: Whether its events are written down from the start, and kept for some minutes after its end.
     """
 
 
@@ -290,6 +294,16 @@ def note(request: Key, stream: str, entry_id: Word, step: str, event: bytes, is_
 @LIBRARY.function("allow-oom")
 def observe(request: Key, request_id: str, after: int) -> Command:
     """Return the events of a request behind the one of that number, and have those that come written down."""
+
+
+@LIBRARY.function("no-writes")
+def peek(queue: Key, limit: Number) -> Command:
+    """Return which calls of a deployment run, wait and are delayed, up to ``limit`` of each kind and stream."""
+
+
+@LIBRARY.function("no-writes")
+def inspect(request: Key) -> Command:
+    """Return what the calls of an open request do."""
 
 
 @LIBRARY.function("allow-oom", replies=(Reply.OK,))

@@ -17,8 +17,8 @@ from queue import Empty, SimpleQueue
 from typing import Any
 
 from qserve.base import failpoints
-from qserve.base.clock import Clock, Deadline, clock
-from qserve.base.context import Run
+from qserve.base.clock import Clock, Deadline, Turnstile, clock
+from qserve.base.context import Run, request_context
 from qserve.base.forks import on_fork
 from qserve.base.log import get_logger
 from qserve.base.promise import Promise
@@ -34,6 +34,7 @@ from qserve.calls.compose import ComposingPlane, Submission, failure_in
 from qserve.calls.events import Logged
 from qserve.calls.mailbox import ARGUMENT_LOST, STATE_LOST, Mailbox, Post, ignore, not_found, outcome_of, refused
 from qserve.calls.program_end import Refusals, call_at_end, fail, is_ending
+from qserve.calls.progress import reports
 from qserve.calls.ref import Call, Ref, failed
 from qserve.exceptions import BrokerError, BrokerUnavailable, DeadlineExceeded, PayloadError, QserveException
 from qserve.tracing.start import start as start_tracing
@@ -55,6 +56,9 @@ SILENCE_LIMIT_S = 10.0
 ASK_TIMEOUT_S = 1.0
 """How long a wait that ends may take to ask the broker whether there is a result."""
 FETCH_PAUSE_S = 0.1
+ASKED_PER_S, ASKED_AT_ONCE = 10.0, 50
+"""How many requests that ask for it, or are made by one that is traced, each process has traced in a second, and how
+many more after a pause."""
 _SEND_COUNT = 128
 _MANY_COUNT, _MANY_BYTES = 250, 8 << 20
 """The most calls of ``submit_many``, and the most bytes, in one round trip.
@@ -82,6 +86,8 @@ class BrokerPlane(ComposingPlane):
         self.mailbox = Mailbox(self.keys, self.seal, self.post, self.serves_replica, counts_results, name, clock)
         self.epoch = self.mailbox.epoch
         self._released: list[str] = []
+        rate = settings.trace_sample
+        self._sampled, self._asked = Turnstile(rate), Turnstile(ASKED_PER_S if rate else 0.0, ASKED_AT_ONCE)
 
     @abstractmethod
     def post(self, command: Command, on_reply: OnReply) -> None:
@@ -192,9 +198,19 @@ class BrokerPlane(ComposingPlane):
         sealed, moves = seal_header(self.seal, header.encode()), seal_moves(self.seal, request_id, moves)
         command = functions.submit(
             request, request_id, self.epoch, sealed, self.mailbox.name, life_ms, keep_ms, moves,
-            awaited, limits, model.model_id, model.max_ongoing, fingerprint, is_left,
+            awaited, limits, model.model_id, model.max_ongoing, fingerprint, is_left, self._is_traced(call),
         )  # fmt: skip
         (post or self.post)(command, partial(self._on_submitted, ref, submission, call))
+
+    def _is_traced(self, call: Call | None) -> bool:
+        """Return whether the request that is being submitted here is traced: with the one that makes it, or by chance.
+
+        The first of each moment is, so that where there are few of them, all are.
+        """
+        runs = request_context.get().runs
+        if runs:
+            return bool(reports.open) and runs[0] in reports.open and self._asked.passes()
+        return self._sampled.passes() or (call is not None and call.is_traced and self._asked.passes())
 
     def _on_submitted(self, ref: Ref[Any], submission: Submission, call: Call | None, reply: Any) -> None:
         epoch = other_epoch(reply)

@@ -12,12 +12,15 @@ from math import inf
 from numbers import Real
 from typing import Any
 
+from qserve.base import context as contexts
+from qserve.base.clock import clock
 from qserve.base.context import RequestContext, Run, request_context
 from qserve.base.forks import on_fork
 from qserve.base.keys import deployment_in
 from qserve.calls.ref import Plane, current
 from qserve.wire.events import Event, Happening
 from qserve.wire.progress import MESSAGE_LIMIT, Progress
+from qserve.wire.replies import entered_ms
 
 INTERVAL_S = 0.25
 """The shortest time between two messages about the progress of one run."""
@@ -189,7 +192,11 @@ class Reports:
 
 def happened(what: Happening, run: Run, **more: Any) -> Event:
     """Return an event of a run, of this moment."""
-    return Event(what, time.time(), deployment_in(run.stream), run.step, run.attempt, **more)
+    now_ms, here = clock.now_ms(), contexts.replica_here.get() or contexts.replica
+    if what == Happening.STARTED and run.entry_id:
+        more["queued_ms"] = max(0.0, now_ms - entered_ms(run.entry_id))
+    tag = here.replica_tag if here else ""
+    return Event(what, now_ms / 1000, deployment_in(run.stream), run.step, run.attempt, replica=tag, **more)
 
 
 def _told(run: Run, progress: Progress) -> Event:

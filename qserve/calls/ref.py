@@ -58,6 +58,7 @@ class Call(NamedTuple):
       request_id: 32 hexadecimal digits; "" for a new one.
       fingerprint: A digest of what is asked, for a request whose result may be fetched by its id. A second call with
         the same id and fingerprint follows the first one instead of starting another.
+      is_traced: Whether its caller asks for its trace.
       version: The record of the version that the caller has chosen among several; None for what the plane finds.
     """
 
@@ -79,6 +80,7 @@ class Call(NamedTuple):
     fingerprint: str = ""
     carried: Carried | None = None
     version: ApplicationRecord | None = None
+    is_traced: bool = False
 
 
 class Plane(ABC):

@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from qserve.base.carried import trace_id_of
-from qserve.base.log import printable
+from qserve.base.log import on_one_line, printable
 from qserve.base.settings import Settings
 from qserve.cli.options import WholeNumber, broker_option, json_option
 from qserve.deploy.dead_letters import DeadLetters
@@ -122,20 +122,20 @@ def _summary(letter: DeadLetter) -> dict[str, Any]:
     header, failure = letter.header, letter.failure
     return {
         "request_id": letter.request_id,
-        "client_id": _one_line(header.trace_id) if header else "",
+        "client_id": on_one_line(header.trace_id) if header else "",
         "at": _time(letter.at),
         "age_s": round(time.time() - letter.at, 1),
-        "why": _one_line(letter.why),
-        "where": _one_line(letter.call.stream.partition(":q:")[2] or letter.call.stream),
+        "why": on_one_line(letter.why),
+        "where": on_one_line(letter.call.stream.partition(":q:")[2] or letter.call.stream),
         "app": header.app if header else None,
-        "error": "" if failure is None else _one_line(f"{failure.type}: {failure.message}"),
+        "error": "" if failure is None else on_one_line(f"{failure.type}: {failure.message}"),
     }
 
 
 def _details(letter: DeadLetter, payload: Sequence[str]) -> dict[str, Any]:
     return {
         **_summary(letter),
-        "step": _one_line(letter.call.step),
+        "step": on_one_line(letter.call.step),
         "trace_id": trace_id_of(letter.header.carried) if letter.header else "",
         "payload": [_shown(text) for text in payload],
         "other_calls": len(letter.others),
@@ -154,15 +154,10 @@ def _print(details: dict[str, Any]) -> None:
         click.echo(f"{name:<12} {value}")
     click.echo("history")
     for event in history:
-        click.echo(f"  {_time(event['at'])}  {_one_line(event['replica'])}  {_one_line(event['what'])}")
+        click.echo(f"  {_time(event['at'])}  {on_one_line(event['replica'])}  {on_one_line(event['what'])}")
     if trace:
         click.echo(f"traceback\n{printable(trace)}")
 
 
 def _time(at: float) -> str:
     return datetime.fromtimestamp(at, UTC).isoformat(timespec="seconds")
-
-
-def _one_line(text: str) -> str:
-    line = text if text.isprintable() else repr(text)[1:-1]
-    return line if len(line) <= 200 else f"{line[:200]}…"

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
+from dataclasses import asdict
 from datetime import UTC, datetime
 
 import click
@@ -36,8 +38,15 @@ _POLL_INTERVAL_S = 0.25
 )
 @click.option("--request", "request_id", metavar="ID", help="Only the lines of this request (its X-Request-ID).")
 @broker_option
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line.")
 def logs(
-    app: str, deployment: str | None, follow: bool, lines: int, request_id: str | None, settings: Settings
+    app: str,
+    deployment: str | None,
+    follow: bool,
+    lines: int,
+    request_id: str | None,
+    settings: Settings,
+    as_json: bool,
 ) -> None:
     """Show the last lines that the replicas of APP, or of one DEPLOYMENT, have logged on all hosts.
 
@@ -61,10 +70,10 @@ def logs(
                 yield line
 
     found = [*chosen(lines_of(installation, name))]
-    _print(found[len(found) - min(lines, len(found)) :])
+    _print(found[len(found) - min(lines, len(found)) :], as_json)
     with suppress(KeyboardInterrupt):
         for lines_found in _polled(lambda: [*chosen(lines_of(installation, name, last))]) if follow else ():
-            _print(lines_found)
+            _print(lines_found, as_json)
 
 
 def _polled(read: Callable[[], list[LogLine]]) -> Iterator[list[LogLine]]:
@@ -81,8 +90,11 @@ def _polled(read: Callable[[], list[LogLine]]) -> Iterator[list[LogLine]]:
             is_away = True
 
 
-def _print(lines: Iterable[LogLine]) -> None:
+def _print(lines: Iterable[LogLine], as_json: bool) -> None:
     for line in sorted(lines, key=lambda line: line.at_ms):
+        if as_json:
+            click.echo(json.dumps(asdict(line)))
+            continue
         at = datetime.fromtimestamp(line.at_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S")
         where = f"{line.source} {line.request_id}" if line.request_id else line.source
         click.echo(printable(f"{at} {line.level} [{where}] {line.text}"))

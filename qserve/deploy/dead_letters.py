@@ -57,7 +57,7 @@ class DeadLetters:
         """Yield the newest dead letters, the newest first."""
         for request_id in self.ids(limit):
             try:
-                letter = self._find(request_id)
+                letter = self.find(request_id)
             except (PayloadError, WrongType) as error:
                 replies.warn_once(str(error))
                 continue
@@ -71,7 +71,7 @@ class DeadLetters:
           DeadLetterError: There is none with that ID, or it cannot be read.
         """
         try:
-            letter = self._find(request_id)
+            letter = self.find(request_id)
         except PayloadError as error:
             raise DeadLetterError(f"{error}; `qserve dlq purge {request_id}` deletes it") from error
         if letter is None:
@@ -92,7 +92,8 @@ class DeadLetters:
         codec = ShownCodec(self._installation.settings.keyring)
         return [codec.show(value) for value in letter.call.values]
 
-    def _find(self, request_id: str) -> DeadLetter | None:
+    def find(self, request_id: str) -> DeadLetter | None:
+        """Return a dead letter; None if there is none. PayloadError: it cannot be read."""
         with broker_errors():
             found: Any = self._client.hgetall(self._keys.dead_letter(request_id))
         return DeadLetter.read(request_id, found, self._installation.seal)

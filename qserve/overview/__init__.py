@@ -1,6 +1,6 @@
-"""What an installation looks like now: applications, graphs, queues, rates, hosts, and what holds a graph up.
+"""What an installation looks like now: applications, graphs, queues, hosts, what holds a graph up, and its requests.
 
-It may import qserve.exceptions, qserve.base, qserve.graph, qserve.wire, qserve.metrics, qserve.broker, qserve.fleet and
-qserve.deploy.
-Open first: picture.py, then observer.py, which fills it.
+It may import qserve.exceptions, qserve.base, qserve.graph, qserve.wire, qserve.metrics, qserve.broker, qserve.http,
+qserve.fleet and qserve.deploy.
+Open first: picture.py, then observer.py, which fills it; for requests requests.py, then traces.py.
 """

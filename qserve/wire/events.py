@@ -25,13 +25,17 @@ class Happening(StrEnum):
 
 _SAID = frozenset(Happening) - {Happening.ACCEPTED, Happening.END}
 """What replicas write down; the others follow from the state of the request."""
+_MOST = 1e12
+"""Later times, and longer ones, are not of this world."""
 _PLACE = ("deployment", "step", "attempt")
 _SHOWN: dict[str, tuple[str, ...]] = {
     Happening.ACCEPTED: (),
     Happening.PROGRESS: ("fraction", "message", "deployment"),
     Happening.END: ("status",),
 }
-_TYPES = [str, float, str, str, int, float, str]
+_TYPES = [str, float, str, str, int, float, str, float, str]
+_LEAST = 7
+"""How much the first version said of an event."""
 
 
 END_ID = "end"
@@ -49,10 +53,12 @@ class Event(NamedTuple):
     Parameters:
       name: "accepted", "started", "progress", "retried" (a try failed, and there will be another), "taken_over" (the
         replica that ran it is lost, and another one begins), "done" (one step) or "end" (the request).
-      at: When, in Unix seconds by the clock of the replica that says it; 0 for "accepted" and "end".
+      at: When, in Unix seconds by the broker's clock; 0 for "accepted" and "end".
       deployment, step: Which step; the method's name for a call that is not part of a graph.
       attempt: Which try of the step, from 1.
       fraction, message: For "progress", see ``Progress``.
+      queued_ms: For "started", how long the call has waited, for a replica and for its turn there.
+      replica: Which replica says it.
       status: For "end": "done", "failed", "cancelled" or "expired".
       id: Its place in the order; ``Ref.events`` goes on behind it.
     """
@@ -64,6 +70,8 @@ class Event(NamedTuple):
     attempt: int = 0
     fraction: float | None = None
     message: str = ""
+    queued_ms: float = 0.0
+    replica: str = ""
     status: str = ""
     id: str = ""
 
@@ -75,12 +83,18 @@ class Event(NamedTuple):
     def decode(cls, data: bytes) -> Event:
         """Read what ``encode`` wrote; raise PayloadError for anything else."""
         found = unpack(data, "an event")
-        if type(found) is list and len(found) >= len(_TYPES):
-            found = found[: len(_TYPES)]  # a newer version may say more
-            event = cls(*found)
+        if type(found) is list and len(found) >= _LEAST:
+            event = cls(*found[: len(_TYPES)])  # a newer version may say more
+            found = event[: len(_TYPES)]
             kinds = [float if part is None else type(part) for part in found]
-            is_typed = event.at is not None and kinds == _TYPES
-            if is_typed and event.name in _SAID and 0 <= (event.fraction or 0) <= 1:
+            is_typed = None not in (event.at, event.queued_ms) and kinds == _TYPES
+            if (
+                is_typed
+                and abs(event.at) < _MOST
+                and 0 <= event.queued_ms < _MOST
+                and event.name in _SAID
+                and 0 <= (event.fraction or 0) <= 1
+            ):
                 return event
         raise PayloadError(f"{len(data)} bytes are not an event")
 

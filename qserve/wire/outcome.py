@@ -20,6 +20,7 @@ class Field(bytes, Enum):
     SENT = b"sent"  # items of a streamed result
     TAKEN = b"taken"  # those of them that its reader has taken
     PROGRESS = b"at"  # the last event in which its code says how far it is
+    TRACED = b"tr"  # when it was accepted, in Unix ms, if its trace is kept once it has ended
     EVENTS = b"ev"  # how many events were written down; there once somebody wants to know
     FINGERPRINT = b"fp"  # of what was asked, where the result can be fetched by the id
 
@@ -54,6 +55,8 @@ class State(StrEnum):
     EXPIRED = "x"
 
 
+RUNS, WAITS, RETRIES, AWAITS = "running", "waiting", "retrying", "awaiting"
+"""What a call of an open request does: a replica has it, or it waits for one, for its next try, or for a result."""
 ITEM = "i"
 """Stands in the place of a state in a mailbox's message that holds one item of a streamed result."""
 OBSERVED = "w"

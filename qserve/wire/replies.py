@@ -18,7 +18,7 @@ from qserve.base.once import may_say
 from qserve.exceptions import PayloadError
 from qserve.wire.codec import unpack
 from qserve.wire.envelope import REQUEST_ID_CHARS
-from qserve.wire.outcome import ANNOUNCED, ITEM, OBSERVED, Outcome, State
+from qserve.wire.outcome import ANNOUNCED, AWAITS, ITEM, OBSERVED, RETRIES, RUNS, WAITS, Outcome, State
 
 log = get_logger(__name__)
 T = TypeVar("T")
@@ -238,6 +238,53 @@ def backlogs(reply: Any, count: int) -> list[tuple[int, int, int]]:
     """Return for each of ``count`` queues how many calls wait and run, and for how many ms the oldest has waited."""
     found = [_parts(load, 3, "the load of a queue") for load in _parts(reply, count, "the load of queues")]
     return [(number(waiting), number(running), number(oldest_ms)) for waiting, running, oldest_ms in found]
+
+
+class Peeked(NamedTuple):
+    """A call of an open request, without its values.
+
+    Parameters:
+      header: It is not opened yet.
+      stream: Its queue; "" if that is not known.
+      attempt: Which try of the step this is, from 1.
+      how: RUNS, WAITS, RETRIES or AWAITS; see ``wire.outcome``.
+      since_ms: When it was put on its queue, or comes back to it, in Unix ms.
+      replica: The replica that runs it; "" for none.
+    """
+
+    header: bytes
+    stream: str
+    step: str
+    attempt: int
+    how: str
+    since_ms: int
+    replica: str
+
+
+def _doing(raw: Any) -> str:
+    how = text(raw)
+    if how not in (RUNS, WAITS, RETRIES, AWAITS):
+        raise _unreadable(raw, "what a call does")
+    return how
+
+
+def peeked(reply: Any) -> list[Peeked]:
+    """Return the calls in a reply of ``peek`` or ``inspect``."""
+
+    def read(found: Any) -> Peeked:
+        header, stream, step, attempt, how, since_ms, replica = _parts(found, 7, "a call")
+        if type(header) is not bytes:
+            raise _unreadable(header, "the header of a call")
+        # the score of a delayed call may have a fraction
+        since_ms = since_ms.partition(b".")[0] if type(since_ms) is bytes else since_ms
+        return Peeked(
+            header, text(stream, "a stream"), text(step, "a step"), number(attempt), _doing(how),
+            number(since_ms, "a time"), text(replica),
+        )  # fmt: skip
+
+    if type(reply) is not list:
+        raise _unreadable(reply, "the calls of a queue")
+    return list(each(reply, read))
 
 
 def places(reply: Any) -> set[tuple[str, bytes]]:

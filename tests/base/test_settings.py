@@ -67,6 +67,7 @@ def test_every_setting_has_a_variable() -> None:
         tracing="on",
         tracing_exporter="shop.spans:exporter",
         tracing_sampling_ratio=0.5,
+        trace_sample=0.25,
     )
 
     assert Settings.from_env(settings.to_env()) == settings

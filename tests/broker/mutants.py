@@ -351,6 +351,18 @@ MUTANTS = (
         "if events then write('PEXPIRE', events_of(request)",
         "if false then write('PEXPIRE', events_of(request)",
     ),
+    Mutant("traces are kept without a limit", "'XADD', traces, 'MAXLEN', TRACES_KEPT, '*'", "'XADD', traces, '*'"),
+    Mutant("a trace may be as long as it likes", "if size > room then return end", ""),
+    Mutant("the error in a trace may be as long as it likes", "or #payload > room / 2 then", "then"),
+    Mutant("traces are kept for ever", "write('PEXPIRE', traces, TRACES_TTL_MS)", ""),
+    Mutant("whoever is followed is traced", "if not (began and header and", "if not (header and"),
+    Mutant("a replay is as old as its first try", "Field.PROGRESS, Field.TRACED }", "Field.PROGRESS }"),
+    Mutant(
+        "a look at the queues reads all that is in them",
+        "for _, value in ipairs(fields) do room = room - #(value .. '') end",
+        "",
+        within="peek",
+    ),
     Mutant(
         "replicas are told again and again", "if state == State.OPEN and not events then", "if state == State.OPEN then"
     ),

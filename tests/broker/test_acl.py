@@ -43,10 +43,15 @@ from qserve.machine.embedded_broker import find_server
 from qserve.metrics.exposition import derived
 from qserve.metrics.table import BROKER, SOURCE
 from qserve.overview.observer import Observer
+from qserve.overview.requests import cancel, list_requests
+from qserve.overview.requests import request as request_of
+from qserve.overview.traces import trace
 from qserve.wire.application import ApplicationRecord, DeploymentRecord
+from qserve.wire.envelope import Header
 from qserve.wire.fleet import Drain, HostRecord, Scaled, Wish
 from qserve.wire.moves import Awaited, Epoch, Join, Start
 from qserve.wire.outcome import Field
+from qserve.wire.sealing import seal_header
 from qserve.wire.status import RUNNING, ReplicaStatus
 
 ROOT = Path(__file__).parents[2]
@@ -400,6 +405,43 @@ def test_who_submits_may_read_how_long_a_full_queue_has_kept_others_waiting(
         assert after_s < 30  # which the one that runs would give
     finally:
         as_role["deployer"].delete(stream)
+
+
+def test_an_operator_and_a_gateway_see_requests_and_the_operator_cancels_them(
+    guarded: Guarded, as_role: dict[str, redis.Redis]
+) -> None:
+    keys, (deployer, gateway, worker, _) = Keys(), map(as_role.__getitem__, ROLES)
+    registry = Registry(deployer, keys, SEAL)
+    registry.stage(record())
+    registry.promote(record())
+    deployer.set(EPOCH.key, EPOCH.value)
+    one, two = record().stream(keys, "One"), record().stream(keys, "Two")
+    seen_by = [Installation(guarded.settings(role), as_role[role]) for role in ("operator", "gateway")]
+    for number, stream in ((3, one), (4, two), (5, two)):
+        request_id = f"{number}" * 32
+        moves: list[Any] = [Start(stream, "0", [b"x"])]
+        header = seal_header(SEAL, Header(request_id, "app", None, 0).encode())
+        submitted = functions.submit(
+            keys.request(request_id), request_id, EPOCH, header, keys.mailbox("gateway"), 60_000, 60_000, moves,
+            is_traced=True,
+        )  # fmt: skip
+        assert gateway.execute_command(*submitted) == b"OK"
+    entry = take_one(worker, one)
+    done = functions.commit(one, keys.request("3" * 32), entry, "3" * 32, EPOCH, "t", "0", state="d", payload=b"x")
+    assert worker.execute_command(*done) == b"OK"
+    entry = take_one(worker, two)
+    delayed, request = keys.delayed_of(two), keys.request("4" * 32)
+    worker.execute_command(*functions.postpone(two, request, delayed, entry, 9000, 1, 60_000, "replica", "no"))
+
+    for installation in seen_by:
+        states = {one.request_id[0]: one.state for one in list_requests(installation)}
+        assert states == {"3": "done", "4": "retrying", "5": "waiting"}
+        assert [trace(installation, number * 32).request.state for number in "35"] == ["done", "waiting"]
+    assert [cancel(installation, number * 32) for installation, number in zip(seen_by, "45", strict=True)] == [True] * 2
+    assert [request.state for request in list_requests(seen_by[0])] == ["cancelled", "cancelled", "done"]
+    assert [request_of(one, "5" * 32).state for one in seen_by] == ["cancelled"] * 2
+    worker.delete(keys.traces, delayed, *(keys.request(number * 32) for number in "345"))
+    registry.delete("app")
 
 
 @pytest.mark.parametrize("role", ["gateway", "worker"])

@@ -236,6 +236,13 @@ def commit_that_is_followed(desk: Desk) -> Command:
 
 
 @scene
+def commit_that_is_traced(desk: Desk) -> Command:
+    desk.submit(A, [Start(desk.one, "0", [b"x"])], is_traced=True)
+    ((entry, _),) = desk.fetch(desk.one)
+    return commit_of(desk, entry, state="d", payload=b"result", event=b"done")
+
+
+@scene
 def take(desk: Desk) -> Command:
     begun(desk)
     return functions.take(desk.keys.request(A), 1)

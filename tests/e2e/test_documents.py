@@ -134,7 +134,7 @@ def test_every_qserve_command_in_the_documents_exists_with_its_options(path: Pat
     named = [found.groups() for line in lines if (found := re.match(r"qserve ([a-z]+)(.*)", line))]
     for command, rest in named:
         assert re.search(rf"^  {command}\b", help_of(), re.M), f"qserve {command}"
-        sub = [word for word in rest.split()[:1] if command == "dlq" and word.isalpha()]
+        sub = [word for word in rest.split()[:1] if command in ("dlq", "requests") and word.isalpha()]
         known = help_of(command, *sub)
         for option in re.findall(r"--[a-z-]+", rest):
             assert re.search(rf"{option}\b(?!-)", known), f"qserve {command} {option}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import decimal
+import json
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ from qserve.graph.plan import InputKey, Plan, Slot, Step
 from qserve.http import render, strict_json
 from qserve.http import request as _request  # noqa: F401 - requests travel once it is imported
 from qserve.http.message import BadRequest, HttpMessage
+from qserve.overview.traces import tries_of
 from qserve.wire import fleet, replies
 from qserve.wire.application import (
     ApplicationRecord,
@@ -47,10 +49,11 @@ from qserve.wire.events import Event
 from qserve.wire.failure import Failure
 from qserve.wire.modules import pack_modules, unpack_modules
 from qserve.wire.outcome import Outcome
-from qserve.wire.sealing import Seal, open_end, open_header, seal_end, seal_header
+from qserve.wire.sealing import Seal, event_context, open_end, open_header, seal_end, seal_header
 from qserve.wire.status import ReplicaStatus, decode_stats
 from qserve.wire.times import server_timing, split_times, step_time, with_times
 from qserve.wire.totals import Description, Distribution, Exemplar, Family, Kind, Published
+from qserve.wire.traces import TraceRecord
 
 CORPUS = Path(__file__).with_name("corpus")
 KEYS = Keyring(b"the key of these targets")
@@ -268,6 +271,23 @@ def _read_report(data: bytes) -> object:
 
 
 _EVENTS = (Event("progress", 1.5, "Model", "0", 1, 0.5, "half"), Event("done", 2.0, "Model", "0", 1))
+
+
+def _trace() -> dict[bytes, bytes]:
+    event = SIGNED.seal(event_context(REQUEST_ID), Event("started", 1.5, "Model", "0", 1, queued_ms=2.0).encode())
+    failed = seal_end(SIGNED, REQUEST_ID, "f", Failure("builtins", "ValueError", "no").encode())
+    return {b"st": b"f", b"tr": b"1700000000000", b"h": seal_header(SIGNED, _headers()[0]), b"res": failed,
+            b"ev": msgpack.packb([[event, b"1700000000001"], [event, 1_700_000_000_002], [event, b""]])}  # fmt: skip
+
+
+def _read_trace(data: bytes) -> object:
+    """One field of a trace is replaced; what can be read makes a waterfall."""
+    name, _, value = data.partition(b"|")
+    record = TraceRecord.read((b"1700000000003-0", {**_trace(), name: value}), SIGNED)
+    shown = tries_of(record.events, record.began_ms / 1000, record.ended_ms / 1000, record.state)
+    return json.dumps([vars(one) for one in shown], allow_nan=False)
+
+
 _FLEET = (
     fleet.Lead("worker", 7),
     fleet.HostRecord(
@@ -312,6 +332,8 @@ def _read_name(data: bytes) -> object:
         lambda raw: replies.consumer_names([{"name": raw}, {}, raw]),
         lambda raw: replies.step_number(raw.decode("latin-1")),
         lambda raw: replies.version(raw),
+        lambda raw: replies.peeked([[raw, raw, raw, raw, raw, raw, raw], [raw], raw]),
+        lambda raw: replies.peeked([[raw, b"queue", b"0", b"1", b"running", raw, b"replica"]]),
         lambda raw: (replies.run_id({"run_id": raw}), replies.connections(raw), replies.connection_ids(raw)),
     ]
     calls = [partial(read, reply) for read in read_any for reply in (data, [data], [data, data], [data] * 3, None)]
@@ -439,6 +461,7 @@ TARGETS = (
     Target("report", _read_report, (PayloadError,), _reports),
     Target("fleet", _read_fleet, (), lambda: [one.encode() for one in _FLEET]),
     Target("event", Event.decode, (PayloadError,), lambda: [one.encode() for one in _EVENTS]),
+    Target("trace", _read_trace, (PayloadError,), lambda: [b"|".join(field) for field in _trace().items()]),
     Target("metrics", Published.decode, (PayloadError,), _metrics),
     Target("description", unpack_description, (PayloadError,), _descriptions),
     Target("times", _read_times, (PayloadError,), lambda: [with_times(b"value", _TIMES)]),

@@ -9,7 +9,6 @@
 
 -- add what is in one stream to the numbers of its queue
 local function add_load(load, stream)
-  if not is_stream(stream) then return end
   local waiting = count_waiting(stream)
   load[1] = load[1] + waiting
   load[2] = load[2] + redis.call('XLEN', stream) - waiting
@@ -19,11 +18,6 @@ end
 local found = {}
 for k, queue in ipairs(queues) do
   found[k] = { 0, 0, 0 }
-  add_load(found[k], queue)
-  local held = kind_of(models_of(queue)) == 'hash' and redis.call('HGETALL', models_of(queue)) or empty
-  for at = 1, #held, 2 do
-    local is_stream_of = string.sub(held[at], 1, 2) == 's:'
-    if is_stream_of and common_of(held[at + 1]) == queue then add_load(found[k], held[at + 1]) end
-  end
+  for _, stream in ipairs(streams_of(queue)) do add_load(found[k], stream) end
 end
 return found

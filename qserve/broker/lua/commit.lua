@@ -55,7 +55,7 @@ else
     remove_calls(request, request_id, state, payload)
   end
   if event ~= '' then log_event(request, event) end
-  finish(request, request_id, state, payload, by)
+  finish(request, request_id, state, payload, by, event)
 end
 carry_out()
 return reply

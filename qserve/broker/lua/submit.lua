@@ -41,6 +41,10 @@ hset(request, Field.HEADER, header)
 hset(request, Field.MAILBOX, mailbox)
 hset(request, Field.KEEP, keep_ms)
 if is_left then hset(request, Field.LEFT, 1) end
+if is_traced then
+  hset(request, Field.TRACED, now_ms())
+  hset(request, Field.EVENTS, 0)
+end
 if fingerprint ~= '' then hset(request, Field.FINGERPRINT, fingerprint) end
 lives[request] = ttl_ms
 if failed then

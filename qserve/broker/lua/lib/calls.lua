@@ -45,6 +45,19 @@ local function history_of(fields, replica, what)
   return cmsgpack.pack(events)
 end
 
+local function sent_ms(entry_id)
+  return string.match(entry_id, '^%d+')
+end
+
+-- a call as it is shown, without its values: see peek.lua
+local function shown_call(stream, fields, how, since, consumer)
+  local call = by_name(fields)
+  local try = 1 + (tonumber(call[CallField.TRIES]) or 0) + (tonumber(call[CallField.DEATHS]) or 0)
+  return {
+    call[CallField.HEADER] or '', stream, call[CallField.STEP] or '', try .. '', how, since, consumer or '',
+  }
+end
+
 -- put a call on a stream; the request notes its entry: no other entry may end the step
 local function enqueue(request, stream, step, fields)
   hset(request, PLACE .. step, add_entry(stream, fields))
@@ -101,16 +114,20 @@ local function count_waiting(stream)
   return redis.call('XLEN', stream) - running
 end
 
--- how long the oldest call has waited that no replica has fetched; 0 when none waits
-local function oldest_waiting_ms(stream)
+-- the id of the entry of a stream that a replica has fetched last
+local function last_delivered(stream)
   local groups = redis.pcall('XINFO', 'GROUPS', stream)
-  local last = '0-0'
   for _, found in ipairs(groups.err and {} or groups) do
     local group = by_name(found)
-    if group.name == GROUP then last = group['last-delivered-id'] end
+    if group.name == GROUP then return group['last-delivered-id'] end
   end
-  local oldest = redis.call('XRANGE', stream, '(' .. last, '+', 'COUNT', 1)[1]
-  return oldest and math.max(0, now_ms() - string.match(oldest[1], '%d+')) or 0
+  return '0-0'
+end
+
+-- how long the oldest call has waited that no replica has fetched; 0 when none waits
+local function oldest_waiting_ms(stream)
+  local oldest = redis.call('XRANGE', stream, '(' .. last_delivered(stream), '+', 'COUNT', 1)[1]
+  return oldest and math.max(0, now_ms() - sent_ms(oldest[1])) or 0
 end
 
 -- seconds after which a full queue is worth another try: by Little's law, the call at its head has waited as long as

@@ -20,6 +20,10 @@ local function events_of(request)
   return of_kind(request, REQUEST, EVENTS)
 end
 
+local function traces_of(key)
+  return namespace_of(key) .. TRACES
+end
+
 -- the mailbox of a replica
 local function mailbox_of(stream, consumer)
   return namespace_of(stream) .. MAILBOX .. ':' .. consumer

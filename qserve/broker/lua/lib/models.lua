@@ -24,3 +24,15 @@ local function holder_of(stream, model_id, max_ongoing)
   end
   return busy < max_ongoing and personal or nil
 end
+
+-- the stream of a deployment, if it is there, and those of its replicas that hold models
+local function streams_of(queue)
+  local found = is_stream(queue) and { queue } or {}
+  local held = kind_of(models_of(queue)) == 'hash' and redis.call('HGETALL', models_of(queue)) or empty
+  for k = 1, #held, 2 do
+    local name, stream = held[k], held[k + 1]
+    local is_own = string.sub(name, 1, 2) == 's:' and common_of(stream) == queue
+    if is_own and is_stream(stream) then found[#found + 1] = stream end
+  end
+  return found
+end

@@ -79,11 +79,12 @@ local function notify(waiter, request_id, state, payload)
 end
 
 -- end a request: its result is kept for as long as was asked for, and its waiters are notified
-finish = function(request, request_id, state, payload, by)
+finish = function(request, request_id, state, payload, by, event)
   local mailbox, keep, asked, left, more, events = unpack(
     hmget(request, { Field.MAILBOX, Field.KEEP, Field.FINGERPRINT, Field.LEFT, Field.WAITERS, Field.EVENTS })
   )
   local waiters = more and waiters_of(request) or empty
+  if events then keep_trace(request, state, payload, event or '') end
   renew(request)
   keep = tonumber(keep or 0) or 0
   if keep > 0 then
