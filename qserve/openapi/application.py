@@ -19,7 +19,8 @@ from qserve.http import builtin_adapters as built_in
 from qserve.http.adapter import load_adapter
 from qserve.openapi.document import part_of
 from qserve.openapi.typed import Types, adapter_of, annotation_at, content_of, returned_by, text_of
-from qserve.web.ingress import openapi_of
+from qserve.web.ingress import entries_of, openapi_of
+from qserve.web.routes import Entry
 from qserve.wire.description import pack_description
 
 log = get_logger(__name__)
@@ -27,6 +28,7 @@ log = get_logger(__name__)
 _JSON = "application/json"
 ANY_BODY: dict[str, Any] = {_JSON: {}, "text/plain": {"schema": {"type": "string"}}}
 """The body where user code looks at the request itself."""
+_WITH_BODY = ("post", "put", "patch")
 
 
 def describe(built: CompiledApplication) -> bytes:
@@ -56,6 +58,9 @@ def _document(built: CompiledApplication) -> dict[str, Any] | None:
     document = openapi_of(root)
     if document is not None:
         return document
+    entries = entries_of(root)
+    if entries:
+        return _of_entries(entries)
     if hasattr(root, "__qserve_start__"):  # another web application: only a replica has its routes
         return None
     output = _output(root, "__call__")
@@ -64,6 +69,25 @@ def _document(built: CompiledApplication) -> dict[str, Any] | None:
     for operation in operations.values():
         _add_text(operation, output)
     return {"paths": {"": operations}, "components": {"schemas": types.components()}}
+
+
+def _of_entries(entries: list[Entry]) -> dict[str, Any]:
+    """Describe a web application without a document of its own by its routes, and by what their functions say."""
+    types, paths = Types(), dict[str, dict[str, Any]]()
+    for entry in entries:
+        content = content_of(returned_by(entry.function), False, types)
+        operation: dict[str, Any] = {
+            "responses": {"200": {"description": "The result.", "content": content}},
+            "parameters": [
+                {"name": name, "in": "path", "required": True, "schema": {**schema}}
+                for name, schema in entry.parameters.items()
+            ],
+        }
+        if entry.method in _WITH_BODY:
+            operation["requestBody"] = {"content": copy.deepcopy(ANY_BODY)}
+        _add_text(operation, _Output(entry.function, entry.owner))
+        paths.setdefault(entry.path, {}).setdefault(entry.method, operation)
+    return {"paths": paths, "components": {"schemas": types.components()}}
 
 
 class _Output(NamedTuple):

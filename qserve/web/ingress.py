@@ -25,8 +25,10 @@ from starlette.responses import Response
 
 from qserve.base.loop_at_hand import loop_at_hand
 from qserve.define.deployments import Deployment
+from qserve.web import routes
 from qserve.web.asgi import Exchange, Lifespan
 from qserve.web.frameworks import bound_app, document_of, is_a, make_picklable
+from qserve.web.routes import Entry
 from qserve.web.wsgi import WsgiAdapter
 
 Cls = TypeVar("Cls", bound=type)
@@ -157,6 +159,12 @@ def openapi_of(cls: Any) -> dict[str, Any] | None:
     """
     definition = getattr(cls, _DEFINITION, None)
     return None if definition is None else document_of(definition.app, definition.cls)
+
+
+def entries_of(cls: Any) -> list[Entry]:
+    """Return the operations of an ingress class with a Flask or Starlette application; none of any other."""
+    definition = getattr(cls, _DEFINITION, None)
+    return [] if definition is None else routes.entries_of(definition.app)
 
 
 async def _start(self: Any) -> None:

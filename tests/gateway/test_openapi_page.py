@@ -14,11 +14,15 @@ from fastapi import APIRouter, Depends, FastAPI, Header, UploadFile
 from fastapi.openapi.utils import get_openapi
 from fastapi.responses import PlainTextResponse, StreamingResponse
 from fastapi.security import HTTPBearer
-from flask import Flask
+from flask import Blueprint, Flask
+from flask.views import MethodView
 from pydantic import BaseModel, Field, create_model
 from qserve_gateway import openapi as page
 from qserve_gateway.application import create_app
+from starlette.applications import Starlette
+from starlette.endpoints import HTTPEndpoint
 from starlette.requests import Request
+from starlette.routing import Mount, Route, WebSocketRoute
 
 import qserve as serve
 from qserve.base.keyring import Keyring
@@ -308,6 +312,104 @@ def test_an_application_s_own_way_to_make_its_schema_is_used_and_leaves_no_trace
     assert own.openapi_schema is None
 
 
+def hidden() -> FastAPI:
+    app = FastAPI(openapi_url=None)
+    app.get("/secret")(lambda: None)
+    return app
+
+
+flask = Flask("flask")
+flask_part = Blueprint("part", "part", url_prefix="/part")
+
+
+@flask.get("/items/<int:number>/<path:rest>")
+def item(number: int, rest: str) -> dict[str, int]:
+    """Find an item.
+
+    By its number.
+    """
+    return {}
+
+
+@flask.route("/items", methods=["GET", "POST"])
+def items() -> str:
+    return ""
+
+
+class Things(MethodView):
+    def get(self, key: str) -> str:
+        """Find a thing."""
+        return ""
+
+    def delete(self, key: str) -> str:
+        return ""
+
+
+flask_part.add_url_rule("/<uuid:key>", view_func=Things.as_view("things"))
+flask.register_blueprint(flask_part)
+
+
+async def found(request: Request) -> Item:
+    """Find it."""
+    raise NotImplementedError
+
+
+class Thing(HTTPEndpoint):
+    async def put(self, request: Request) -> None:
+        """Put it there."""
+
+
+starlette = Starlette(
+    routes=[
+        Route("/items/{number:int}/{rest:path}", found),
+        Route("/hidden", found, include_in_schema=False),
+        Mount("/part/{owner}", routes=[Route("/{key:uuid}", Thing)]),
+        Mount("/hidden", app=hidden()),
+        Mount("/files", app=lambda scope, receive, send: None),
+        WebSocketRoute("/ws", lambda socket: None),
+    ]
+)
+
+
+def test_the_routes_of_flask_are_described_with_their_methods_types_and_texts() -> None:
+    paths = page_of(of(ingress(flask), "flask", "/f"))["paths"]
+
+    assert {path: set(item) for path, item in paths.items() if path.startswith("/f")} == {
+        "/f/items/{number}/{rest}": {"get"},
+        "/f/items": {"get", "post"},
+        "/f/part/{key}": {"get", "delete"},
+    }
+    operation = paths["/f/items/{number}/{rest}"]["get"]
+    assert (operation["summary"], operation["description"]) == ("Find an item.", "By its number.")
+    assert _types(operation) == {"number": {"type": "integer"}, "rest": {"type": "string"}}
+    (kind,) = operation["responses"]["200"]["content"]
+    assert kind == "application/json"
+    assert paths["/f/part/{key}"]["get"]["summary"] == "Find a thing."
+    assert _types(paths["/f/part/{key}"]["delete"]) == {"key": {"type": "string", "format": "uuid"}}
+    assert "requestBody" in paths["/f/items"]["post"]
+    assert "requestBody" not in paths["/f/items"]["get"]
+
+
+def test_the_routes_of_starlette_are_described_with_those_of_its_mounts() -> None:
+    document = page_of(of(ingress(starlette), "star", "/s"))
+    paths = document["paths"]
+
+    assert {path: set(item) for path, item in paths.items() if path.startswith("/s")} == {
+        "/s/items/{number}/{rest}": {"get"},
+        "/s/part/{owner}/{key}": {"put"},
+    }
+    assert paths["/s/items/{number}/{rest}"]["get"]["summary"] == "Find it."
+    assert _types(paths["/s/part/{owner}/{key}"]["put"]) == {
+        "owner": {"type": "string"},
+        "key": {"type": "string", "format": "uuid"},
+    }
+    assert "star.Item" in document["components"]["schemas"]
+
+
+def _types(operation: dict[str, Any]) -> dict[str, Any]:
+    return {one["name"]: one["schema"] for one in operation["parameters"] if one.get("in") == "path"}
+
+
 # -- where nothing is known ------------------------------------------------------------------------
 
 
@@ -339,7 +441,7 @@ def huge() -> FastAPI:
     [
         (Flask("flask"), ""),
         (FastAPI, ""),
-        (FastAPI(openapi_url=None), ""),
+        (hidden(), ""),
         (broken(), "SystemExit: no schema"),
         (endless(), "nested too deeply"),
         (huge(), "KiB"),
@@ -355,7 +457,9 @@ def test_an_application_without_a_schema_is_deployed_and_has_a_general_entry(
     assert record.description == b""
     assert ("is not described in detail" in caplog.text) is bool(warned)
     assert warned in caplog.text
-    assert set(page_of(record)["paths"]["/"]) == {"get", "post"}
+    paths = page_of(record)["paths"]
+    assert set(paths["/"]) == {"get", "post"}
+    assert "/secret" not in paths
 
 
 def test_a_router_is_described_and_an_adapter_that_only_replicas_have_is_not_imported() -> None:
