@@ -216,8 +216,9 @@ class Start:
     """The start of a new version's replicas, until it takes the place of the version that serves.
 
     Where its replicas come up step by step, those that run get their part of the new requests, so that both versions
-    together always have about as many replicas as the old one had. The old version is registered as the active one
-    until all of the new one run, and gets everything back if they do not.
+    together always have about as many replicas as the old one had. The same holds where workers that run what they were
+    started for are replaced one by one from outside, as Kubernetes does it. The old version is registered as the active
+    one until all of the new one run, and gets everything back if they do not.
 
     Crash on the way: the limits of this deploy end with its claim, the share of the new version ends soon after, and
     the version that serves has again as many replicas as are wanted of it.
@@ -265,6 +266,8 @@ class Start:
         self._shared_at = 0.0
         self._is_going_back = False
         self._before = counts.running(self._old)
+        self._pinned = counts.pinned(self._old) if self._before else set[str]()
+        self._followed_at = -math.inf
 
     def prepare(self) -> None:
         """Limit how many replicas there may be, before the new version is known to workers."""
@@ -276,7 +279,7 @@ class Start:
             for name, own in surges.items()
             if self._surge is not None or own is not None
         }
-        pinned = self._counts.pinned(self._old) & chosen.keys() if chosen else set()
+        pinned = self._pinned & chosen.keys()
         if pinned:
             what, names = "max_surge_percent" if self._surge is None else "--max-surge", ", ".join(sorted(pinned))
             self._say(f"{what} has no effect on {names}: {self._counts.why_pinned}")
@@ -310,9 +313,21 @@ class Start:
 
     def _check(self) -> None:
         self._is_called_off()
+        if self._pinned and not self._steps and time.monotonic() - self._followed_at > _READ_AGAIN_S:
+            self._followed_at = time.monotonic()
+            self._follow()
         if self._share is not None and time.monotonic() - self._shared_at > _SHARE_AGAIN_S:
             self._give(self._share)
             self._raise_if_dying()
+
+    def _follow(self) -> None:
+        """Give the new version the part of the old replicas that have ended and that nothing starts again."""
+        old, new = (self._counts.running(version) for version in (self._old, self._record.version))
+        if any(old[name] < self._before[name] for name in self._pinned):
+            wanted = self._counts.wanted()
+            mine = min((new[name] / count for name, count in wanted.items() if count), default=0.0)
+            others = min(old[name] / count for name, count in self._before.items())
+            self._give_parts(mine, others)
 
     def _raise_if_dying(self) -> None:
         if self._share and not self._is_going_back:
@@ -380,6 +395,11 @@ class Start:
         if self._share is None or self._active is None:
             return
         self._is_going_back = True
+        if not self._steps:
+            self._pinned = set()
+            self._give(0.0)
+            self._finish(self._record)
+            return
         deployments = self._active.replicated
         fixed = {name: one.old for name, one in self._steps.items() if one.old and not deployments[name].scaling}
         running = self._counts.running(self._record.version)
@@ -414,8 +434,11 @@ class Start:
         steps = self._steps.items()
         mine = min((new[name] / one.wanted for name, one in steps if one.wanted), default=0.0)
         others = min((old[name] / (one.wanted or one.old) for name, one in steps if one.old), default=0.0)
-        if mine:
-            self._give(mine / (mine + others))
+        self._give_parts(mine, others)
+
+    def _give_parts(self, new: float, old: float) -> None:
+        if new and new / (new + old) != self._share:
+            self._give(new / (new + old))
 
     def _give(self, share: float) -> None:
         """Crash after it: callers and supervisors notice that the share is not given again."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 
@@ -186,7 +187,8 @@ class Leader:
         """Return the deploys whose claims grow.
 
         Where one that goes step by step stands still, its staged replicas end: they have the places of old ones. While
-        they get a part of the requests, it goes on; then their workers let them finish what they have.
+        they get a part of the requests, it goes on, but one old replica of each deployment takes a place again, which
+        serves when that part ends. Then the workers of the staged ones let them finish what they have.
         """
         before, found = self._claims, fleet.rollouts
         same = {app: before[app] for app, one in found.items() if app in before and before[app][0] == one.number}
@@ -199,6 +201,10 @@ class Leader:
             for app, one in found.items()
             if now - self._claims[app][1] <= _STILL_S or left_s.get((app, one.version), 0.0) > 0.0
         }
+        for app in [app for app in going_on if now - self._claims[app][1] > _STILL_S]:
+            one = going_on[app]
+            back = {name: max(1, number - 1) for name, number in one.new.items() if one.keep.get(name) == 0}
+            going_on[app] = replace(one, new={**one.new, **back}, keep={**one.keep, **dict.fromkeys(back, 1)})
         stuck = {app: one for app, one in found.items() if app not in going_on and (app, one.version) in staged}
         stuck = {app: one for app, one in stuck.items() if left_s[app, one.version] < -_NOTICED_S}
         ended = {app: replace(one, new=dict.fromkeys(one.new, 0), keep={}) for app, one in stuck.items()}
@@ -218,7 +224,10 @@ class Leader:
         leaving = frozenset(one.worker for one in hosts if one.is_leaving or one.is_drained(fleet.drains))
         running: dict[tuple[Key, str], int] = {}
         is_moving = any(slot.leaves for slots in before.values() for slot in slots)
-        if leaving or is_moving:
+        planned = Counter[Key]()
+        for slot in (slot for slots in before.values() for slot in slots):
+            planned[Key(slot.app, slot.version, slot.deployment)] += slot.count
+        if leaving or is_moving or any(planned[need.key] > need.count for need in needs):
             for app in {need.key.app for need in needs}:
                 running.update(self._running(app))
         inputs = needs, sorted((replace(one, number=0) for one in hosts), key=lambda one: one.worker), leaving

@@ -247,10 +247,14 @@ class _Desk:
                         self._take(one, need, slot.devices)
 
     def stop_surplus(self, need: Need) -> None:
-        """Stop replicas on the workers with most of them, and among those where least is free."""
+        """Stop those that do not run yet, then some on the workers with most of them, where least is free."""
+
+        def order(one: _Worker) -> tuple[bool, int, int, str]:
+            count = one.counts[need.key]
+            return self._running.get((need.key, one.name), 0) < count, count, -one.places, one.name
+
         while self._placed[need.key] > need.count:
-            having = (one for one in self._workers if one.counts[need.key])
-            one = max(having, key=lambda one: (one.counts[need.key], -one.places, one.name))
+            one = max((one for one in self._workers if one.counts[need.key]), key=order)
             devices = max(slot.devices for slot in one.slots() if _key(slot) == need.key and not slot.leaves)
             self._take(one, need, devices, count=-1)
 

@@ -291,6 +291,38 @@ def test_replicas_of_workers_that_run_what_they_were_started_for_all_come_up_at_
     assert said == [f"{name} has no effect on Model: workers run what they were started for"]
 
 
+@pytest.mark.parametrize("fails", [False, True])
+def test_requests_follow_the_replicas_of_pinned_workers_that_are_replaced_one_by_one_from_outside(
+    installation: Installation, fails: bool
+) -> None:
+    """As a Deployment of Kubernetes does it with pods that have no room beside each other."""
+    round_of_all = workers(installation, 9, [], is_pinned=True)
+    before = roll_out(installation, release(installation, num_replicas=4), check=round_of_all)
+    new = release(installation, num_replicas=4)
+    reports, shares = installation.reports("shop"), [0.0]
+    for one in reports.replicas():
+        reports.remove(one.name)
+
+    def check() -> None:
+        staged = [one.share for one in installation.registry.versions("shop")[1:]]
+        shares.extend(share for share in staged if share != shares[-1])
+        count = min(4, len(shares)) if staged else 0
+        if fails and count == 4:
+            raise DeployError("called off")
+        for n in range(4):
+            version = new.record.version if n < count else before.version
+            reports.report(ReplicaStatus(f"Model-host-{n}", "Model", version, RUNNING, worker="worker"))
+
+    check()
+    if not fails:
+        roll_out(installation, new, check=check)
+        assert shares == [0.0, 0.25, 0.5, 0.75]  # and then it is the only one
+        return
+    with pytest.raises(DeployError, match="called off"):
+        roll_out(installation, new, check=check)
+    assert installation.registry.versions("shop") == [before]
+
+
 def test_a_limit_that_cannot_be_kept_is_named_where_the_deploy_may_not_read_what_workers_offer(
     installation: Installation, monkeypatch: pytest.MonkeyPatch
 ) -> None:

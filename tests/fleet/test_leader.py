@@ -564,6 +564,35 @@ def test_a_version_that_gets_requests_keeps_its_replicas_until_its_workers_let_t
     assert plan_when(-60.0) == (4, 0)
 
 
+@pytest.mark.row("F55")
+def test_before_a_dead_deploy_loses_its_requests_a_replica_of_the_version_that_gets_them_back_starts(
+    fleet: Fleet,
+) -> None:
+    """The deployer died in its last step, when the old version had given all of its places away."""
+    deployment = DeploymentRecord("A", num_replicas=4)
+    staged = replace(record("w", "next", A=deployment), share=1.0, share_until_ms=clock.judge_ms() + 60_000)
+    last = Rollout("w", old="v", state="under way", new={"A": 4}, keep={"A": 0})
+    fleet.add("a").store.swap_rollout("shop", b"", last)
+
+    fleet.rounds(20, record(A=deployment), staged)
+    assert (fleet.plan(), fleet.plan(version="w")) == ({}, {"a": 4})
+    fleet.rounds(40, record(A=deployment), staged)
+    assert (fleet.plan(), fleet.plan(version="w")) == ({"a": 1}, {"a": 3})
+
+
+@pytest.mark.row("F50")
+def test_of_a_version_that_is_to_have_fewer_replicas_those_stay_that_run(fleet: Fleet) -> None:
+    """The others fail to start, and the requests that the version has need one that serves."""
+    deployment = DeploymentRecord("A", num_replicas=2)
+    for name in "ab":
+        fleet.add(name).running = {(Key("shop", "v", "A"), "b"): 1}
+    fleet.rounds(4, record(A=deployment))
+    assert fleet.plan() == {"a": 1, "b": 1}
+
+    fleet.rounds(4, record(A=replace(deployment, num_replicas=1)))
+    assert fleet.plan() == {"b": 1}
+
+
 def test_the_limits_of_a_deploy_that_stands_still_do_not_hold_for_the_version_that_it_made_active(
     fleet: Fleet,
 ) -> None:
