@@ -108,7 +108,8 @@ class Claim:
     def _update(self, **changes: object) -> None:
         if self._is_over.is_set():
             return
-        now = replace(self._now, **changes, beat=self._now.beat + 1)  # type: ignore[arg-type]
+        beat = {"beat": self._now.beat + 1, "beat_ms": clock.stamp_ms()}
+        now = replace(self._now, **changes, **beat)  # type: ignore[arg-type]
         held = self._store.swap_rollout(self._app, self._held, now)
         if not held and not self._store.rollout(self._app)[0]:  # the broker has lost its data
             held = self._store.swap_rollout(self._app, b"", now)

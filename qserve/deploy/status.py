@@ -11,6 +11,7 @@ from qserve.base.clock import clock
 from qserve.broker.connection import if_permitted
 from qserve.broker.load import BrokerStatus, QueueLoad, broker_status, loads_of
 from qserve.broker.registry import ACTIVE, NEXT
+from qserve.deploy.claim import STILL_S, UNDER_WAY
 from qserve.deploy.installation import GIVEN_UP_AFTER, Installation, waiting_workers
 from qserve.wire.application import ApplicationRecord, DeploymentRecord
 from qserve.wire.fleet import Rollout, Scaled, Wish
@@ -223,6 +224,8 @@ def application_status(
       last: The last deploy.
     """
     record, *newer = versions
+    stuck = "" if last is None else _why_stuck(last, versions, now_ms)
+    newer = [] if stuck else newer
     current = [replica for replica in reported if replica.version == record.version]
     deployments = {}
     for name, load in loads.items():
@@ -244,11 +247,24 @@ def application_status(
         message += f", and {newer[0].share:.0%} of new requests go to the new one" if newer[0].share else ""
         added = {name: scaled[name].shortage for name in newer[0].replicated if name not in loads and name in scaled}
         message += "".join(f"\n{name}: {shortage}" for name, shortage in added.items() if shortage)
+    if stuck and record.place == NEXT:
+        status, message = ApplicationStatus.DEPLOY_FAILED, f"{stuck}; deploy it again"
+    elif stuck and not message:
+        message = f"{stuck}; version {record.version} serves"
     if last is not None and last.state == "failed" and last.version and not newer and not message:
         message = f"the last deploy, by {last.by}, failed; version {record.version} serves: {last.message}"
     return ApplicationStatusOverview(
         status, message, record.deployed_at, deployments, record.route_prefix, record.version
     )
+
+
+def _why_stuck(last: Rollout, versions: Sequence[ApplicationRecord], now_ms: float) -> str:
+    """Return that a deploy stands still whose version gets no requests; "" if it goes on, or there is none."""
+    is_still = last.state == UNDER_WAY and 0 < last.beat_ms < now_ms - 1000 * STILL_S
+    staged = {one.version for one in versions if one.place == NEXT and one.share_until_ms <= now_ms}
+    if not is_still or last.version not in staged:
+        return ""
+    return f"the deploy of version {last.version}, by {last.by}, stands still and has no effect any more"
 
 
 def _status_from(found: Set[DeploymentStatus], is_replaced: bool) -> ApplicationStatus:

@@ -220,7 +220,7 @@ class Rollout(_Value):
       new, keep: How many replicas of each deployment the new version and the old one are to have; all that are not
         named have as many as they want.
       beat: Grows as long as the deployer lives.
-      started_ms: When it began, by the broker's clock.
+      started_ms, beat_ms: When it began, and when it grew last, by the broker's clock.
     """
 
     version: str
@@ -232,4 +232,5 @@ class Rollout(_Value):
     keep: dict[str, int] = field(default_factory=dict)
     beat: int = 0
     started_ms: float = 0.0
+    beat_ms: float = 0.0
     number: int = 0

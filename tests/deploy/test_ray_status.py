@@ -148,6 +148,22 @@ def test_an_application_that_serves_goes_on_when_a_deploy_fails_and_says_why() -
     )
 
 
+def test_a_deploy_that_has_died_is_not_under_way_for_ever() -> None:
+    new = replace(SHOP, version="v2", place="next")
+    last = Rollout("v2", "v1", "ada@a (process 7)", beat_ms=1000.0)
+
+    def status(now_ms: float, *versions: ApplicationRecord) -> tuple[str, str]:
+        load = {"Model": QueueLoad(0, 0, 0)}
+        found = application_status(versions, replicas(RUNNING, RUNNING), load, {}, {}, now_ms, last)
+        return found.status, found.message
+
+    why = "the deploy of version v2, by ada@a (process 7), stands still and has no effect any more"
+    assert status(10_000, SHOP, new)[0] == "DEPLOYING"
+    assert status(12_000, SHOP, new) == ("RUNNING", f"{why}; version v1 serves")
+    assert status(12_000, SHOP, replace(new, share=0.5, share_until_ms=13_000))[0] == "DEPLOYING"
+    assert status(12_000, new) == ("DEPLOY_FAILED", f"{why}; deploy it again")
+
+
 def test_a_deployment_that_only_the_new_version_has_says_in_the_status_what_is_missing_for_it() -> None:
     new = replace(SHOP, version="v2", place="next", deployments={**SHOP.deployments, "New": DeploymentRecord("New")})
     why = {"New": Scaled(1, 1, shortage="1 of 1 replicas have no place: each takes 1 GPU")}
