@@ -89,10 +89,15 @@ def _part(count: int, percent: float | None) -> int:
 
 
 def _limits(record: ApplicationRecord, rollout: Rollout | None) -> Mapping[str, int]:
-    """Return how many replicas of this version a deploy in progress leaves room for."""
-    if rollout is None or rollout.state != "under way":
+    """Return how many replicas of this version a deploy in progress leaves room for.
+
+    For the old version its limits hold after its end as well, as long as it still looks active: who plans reads the end
+    of a deploy and the version that is active now one after the other.
+    """
+    if rollout is None or rollout.state == "failed":
         return {}
-    return {rollout.version: rollout.new, rollout.old: rollout.keep}.get(record.version, {})
+    new = rollout.new if rollout.state == "under way" else {}
+    return {rollout.version: new, rollout.old: rollout.keep}.get(record.version, {})
 
 
 def pins_of(hosts: Iterable[HostRecord], records: Iterable[ApplicationRecord]) -> dict[Key, int]:

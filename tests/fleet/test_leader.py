@@ -581,6 +581,20 @@ def test_before_a_dead_deploy_loses_its_requests_a_replica_of_the_version_that_g
 
 
 @pytest.mark.row("F50")
+def test_no_old_replica_starts_again_between_the_end_of_a_deploy_and_the_news_of_its_version(fleet: Fleet) -> None:
+    versions = record(), record("w", "next")
+    step = Rollout("w", old="v", state="under way", new={"A": 2}, keep={"A": 0})
+    worker = fleet.add("a", places=8)
+    held = worker.store.swap_rollout("shop", b"", step)
+    fleet.rounds(4, *versions)
+
+    worker.store.swap_rollout("shop", held, replace(step, state="done", beat=1))
+    fleet.rounds(4, *versions)
+
+    assert (fleet.plan(), fleet.plan(version="w")) == ({}, {"a": 2})
+
+
+@pytest.mark.row("F50")
 def test_of_a_version_that_is_to_have_fewer_replicas_those_stay_that_run(fleet: Fleet) -> None:
     """The others fail to start, and the requests that the version has need one that serves."""
     deployment = DeploymentRecord("A", num_replicas=2)
