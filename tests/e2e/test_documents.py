@@ -101,8 +101,14 @@ class Reader:
         return program is not None and "serve.run(" in (self._site.folder / program[1]).read_text()
 
 
+_MARKS = {
+    "README": (),
+    # each section starts a system to show what other tests have checked
+    "guide": (pytest.mark.slow, pytest.mark.long),
+    "tracing": (pytest.mark.slow, pytest.mark.long),
+}
 TAUGHT = [
-    pytest.param(blocks, id=f"{path.stem}: {heading}", marks=() if path == README else pytest.mark.slow)
+    pytest.param(blocks, id=f"{path.stem}: {heading}", marks=_MARKS.get(path.stem, pytest.mark.slow))
     for path in (README, *PAGES)
     for heading, blocks in sections(path)
     if any(language == "console" for language, _ in blocks)

@@ -74,10 +74,16 @@ def test_an_example_answers_its_client(running: tuple[Site, Serving], target: st
     ("script", "printed"),
     [
         ("echo.py", "foo\nbar\nbaz\n"),
-        ("arithmetic_python.py", "9\n"),
-        ("linear_pipeline.py", "8\n"),
-        ("branching_input.py", "3\n"),
-        ("conditional.py", "2\n3\n"),
+        # their graphs are those of tests/local/test_graph_arguments.py
+        *(
+            pytest.param(script, printed, marks=pytest.mark.long)
+            for script, printed in (
+                ("arithmetic_python.py", "9\n"),
+                ("linear_pipeline.py", "8\n"),
+                ("branching_input.py", "3\n"),
+                ("conditional.py", "2\n3\n"),
+            )
+        ),
         ("visualization.py", DRAWINGS),
     ],
 )

@@ -156,6 +156,7 @@ def test_the_roles_may_start_in_any_order(site: Site) -> None:
     assert gateway.exit_code() is None
 
 
+@pytest.mark.long  # tests/faults/test_releases.py has it under load
 def test_requests_wait_for_workers_that_are_restarted(running: Stack) -> None:
     stack = running
     before = counters_of(stack)
@@ -179,6 +180,7 @@ def counters_of(stack: Stack) -> set[int]:
     )
 
 
+@pytest.mark.long  # tests/faults/test_releases.py and the rows F20 and F35 have it under load
 def test_a_second_deploy_switches_over_and_a_failing_one_changes_nothing(site: Site) -> None:
     stack = Stack(site)
     # workers that run whatever is deployed import the module afresh for each version

@@ -112,8 +112,16 @@ def test_an_impatient_second_ctrl_c_leaves_nothing_behind_either(site: Site) -> 
     assert "Traceback" not in serving.process.output
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("moment", ["qserve: starting", "0/1 starting"])
+@pytest.mark.parametrize(
+    ("moment", "number"),
+    [
+        ("qserve: starting", signal.SIGINT),
+        ("0/1 starting", signal.SIGTERM),
+        # both signals take the same way, which test_run_prints_its_progress has for each
+        pytest.param("qserve: starting", signal.SIGTERM, marks=pytest.mark.long),
+        pytest.param("0/1 starting", signal.SIGINT, marks=pytest.mark.long),
+    ],
+)
 def test_an_interrupted_start_leaves_nothing_behind(site: Site, moment: str, number: int) -> None:
     folder = site.write("shop.py", APP)
     process = site.qserve("run", "shop:app", "--port", str(free_port()), cwd=folder)
@@ -155,6 +163,7 @@ def test_a_killed_run_leaves_no_process(site: Site) -> None:
 
 
 @pytest.mark.row("F35")
+@pytest.mark.long  # tests/cli/test_loading.py has the words
 def test_a_module_that_does_not_import_shows_the_users_traceback(site: Site) -> None:
     folder = site.write("broken.py", "import qserve\n\nimport numpy_but_misspelt\n")
     process = site.qserve("run", "broken:app", "--port", str(free_port()), cwd=folder)
@@ -258,7 +267,12 @@ def test_a_host_that_is_not_of_this_machine_is_named_in_one_line(site: Site, opt
 
 @pytest.mark.parametrize(
     ("variable", "value"),
-    [("QSERVE_CLIENT_IN_FLIGHT", "few"), ("QSERVE_ALLOWED_HOSTS", " ,"), ("QSERVE_LEASE_S", "1e300")],
+    [
+        ("QSERVE_ALLOWED_HOSTS", " ,"),
+        # tests/base/test_settings.py has what each of them may be
+        pytest.param("QSERVE_CLIENT_IN_FLIGHT", "few", marks=pytest.mark.long),
+        pytest.param("QSERVE_LEASE_S", "1e300", marks=pytest.mark.long),
+    ],
 )
 def test_a_variable_that_is_not_valid_is_named_in_one_line_whoever_reads_it(
     site: Site, variable: str, value: str
@@ -379,6 +393,7 @@ app = large.bind()
 
 
 @pytest.mark.row("F31")
+@pytest.mark.long  # tests/broker has which results are kept, and from how much memory on
 def test_results_that_nobody_fetches_do_not_fill_the_embedded_broker(site: Site) -> None:
     port, env = free_port(), {"QSERVE_BROKER_MAXMEMORY": "32mb"}
     run = site.qserve("run", "large:app", "--port", str(port), cwd=site.write("large.py", LARGE), env=env)

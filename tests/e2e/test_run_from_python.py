@@ -410,7 +410,7 @@ print("served", flush=True)
 @pytest.mark.parametrize(
     ("last_words", "code"),
     [
-        ("sys.exit(3)", 3),
+        pytest.param("sys.exit(3)", 3, marks=pytest.mark.long),  # both end by atexit, as the next
         ("raise ValueError('of no use')", 1),
         ("os.kill(os.getpid(), signal.SIGINT); time.sleep(9)", -signal.SIGINT),
     ],

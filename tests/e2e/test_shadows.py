@@ -68,7 +68,10 @@ def check(port: int, folder: Path) -> None:
     assert not (folder / "executed").exists(), (folder / "executed").read_text()
 
 
-@pytest.mark.parametrize("start", ["module", "script", "PYTHONPATH"])
+# which folders are searched is decided in tests/base/test_import_path.py
+@pytest.mark.parametrize(
+    "start", ["module", *(pytest.param(x, marks=pytest.mark.long) for x in ("script", "PYTHONPATH"))]
+)
 def test_no_process_runs_files_that_have_the_name_of_a_library(site: Site, start: str) -> None:
     port = free_port()
     folder = write(site, f"{OF_LIBRARIES} {'email uuid queue' if start == 'PYTHONPATH' else OF_PYTHON}")

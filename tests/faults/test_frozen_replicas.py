@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 from cgroups import limited
 from invariants import check
 from ledger import DIAMOND
@@ -58,6 +59,7 @@ def second_host(stack: Stack, **env: str) -> tuple[list[int], set[int]]:
 
 
 @row("F5")
+@pytest.mark.long  # tests/faults/test_replica_connections.py has what running code learns after a lost connection
 def test_a_host_that_wakes_after_its_lease_is_told_that_others_have_run_its_calls_and_goes_on(stack: Stack) -> None:
     processes, replicas = second_host(stack)
     client, gate = stack.handles(), stack.ledger.new_file("gate")

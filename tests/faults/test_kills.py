@@ -24,6 +24,7 @@ def figures(site: Site, fault: str) -> dict[str, Any]:
     return dict(row)
 
 
+@pytest.mark.long  # the row F1 has the same fault; this one is about the program
 @pytest.mark.slow
 def test_a_killed_replica_costs_no_request_and_runs_only_its_own_calls_again(site: Site) -> None:
     row = figures(site, "replica")

@@ -147,13 +147,14 @@ def is_replaced(call: Call) -> bool:
 WITHOUT_OLD_WORKERS = (old_workers_stopped_first, old_workers_stopped_during_the_deploy)
 ORDERS = [
     new_workers_first,
-    deploy_first,
-    both_at_once,
     in_place,
     by_value,
     old_workers_stopped_first,
-    old_workers_stopped_during_the_deploy,
-    old_workers_come_back,
+    # the same acts in another order: tests/workers/test_own_code.py and test_offer.py have which version a worker runs
+    pytest.param(deploy_first, marks=pytest.mark.long),
+    pytest.param(both_at_once, marks=pytest.mark.long),
+    pytest.param(old_workers_stopped_during_the_deploy, marks=pytest.mark.long),
+    pytest.param(old_workers_come_back, marks=pytest.mark.long),
 ]
 
 

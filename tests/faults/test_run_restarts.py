@@ -24,7 +24,10 @@ GATEWAY, SUPERVISOR, BROKER = "the gateway", "the workers' supervisor", "the emb
 COMMANDS = {GATEWAY: "qserve[ _]gateway", SUPERVISOR: "qserve[ _]worker", BROKER: "valkey-server"}
 """What is in the command lines: at first the name of a module, and then the title of the process."""
 pytestmark = pytest.mark.slow
-EACH = pytest.mark.parametrize("name", COMMANDS)
+# tests/machine/test_children.py has when a child is restarted or given up, and the rows F4, F7, F8 and F9 each death
+ONE_IN_SHORT = pytest.mark.parametrize(
+    "name", [GATEWAY, *(pytest.param(name, marks=pytest.mark.long) for name in (SUPERVISOR, BROKER))]
+)
 
 APP = """
 import asyncio
@@ -126,7 +129,9 @@ def result_of(waiting: Future[Answer]) -> Answer | None:
 
 
 @pytest.mark.row("F48")
-@EACH
+@pytest.mark.parametrize(
+    "name", [BROKER, *(pytest.param(one, marks=pytest.mark.long) for one in (GATEWAY, SUPERVISOR))]
+)
 def test_what_was_accepted_before_a_kill_and_during_it_is_answered_once(site: Site, name: str) -> None:
     serving = run_app(site)
     port, run = serving.port, serving.process
@@ -204,7 +209,7 @@ def ends_with(run: Process, site: Site) -> str:
 
 
 @pytest.mark.row("F48")
-@EACH
+@ONE_IN_SHORT
 def test_a_process_that_dies_again_and_again_ends_the_run(site: Site, name: str) -> None:
     serving = run_app(site)
     run = serving.process
@@ -245,7 +250,7 @@ def test_a_broker_goes_on_with_a_file_whose_end_is_half_written(site: Site) -> N
     assert send(port, "GET", location, Prefer="wait=20").json == {"body": "gated-0"}
 
 
-@EACH
+@ONE_IN_SHORT
 def test_a_process_that_dies_before_all_is_ready_ends_the_run(site: Site, name: str) -> None:
     slow = "import time, qserve\n\n@qserve.deployment\nclass Slow:\n    def __init__(self):\n"
     folder = site.write("slow.py", f"{slow}        time.sleep(600)\n\napp = Slow.bind()\n")
@@ -261,7 +266,11 @@ def test_a_process_that_dies_before_all_is_ready_ends_the_run(site: Site, name: 
 
 
 @pytest.mark.parametrize(
-    ("names", "moment"), [*(([name], "at once") for name in COMMANDS), ([*COMMANDS], "when it is restarted")]
+    ("names", "moment"),
+    [
+        *(pytest.param([name], "at once", marks=pytest.mark.long) for name in COMMANDS),
+        ([*COMMANDS], "when it is restarted"),
+    ],
 )
 def test_ctrl_c_after_a_kill_leaves_nothing_behind(site: Site, names: list[str], moment: str) -> None:
     run = run_app(site).process
