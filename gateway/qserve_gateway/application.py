@@ -28,10 +28,12 @@ from qserve_gateway.queues import QUEUES_PATH, Queues
 from qserve_gateway.request.access import AccessPolicy, check_host, check_origin
 from qserve_gateway.request.carried import Forwarded
 from qserve_gateway.request.environ import Environ, Refused, line_of, must_close, request_id_of
+from qserve_gateway.request.receivers import Receivers
 from qserve_gateway.request.waiting import InFlightLimit
 from qserve_gateway.response.errors import errors, problem_reply
 from qserve_gateway.response.reply import call_when_sent, force_close, lingering
 from qserve_gateway.routes import RouteWatcher
+from qserve_gateway.webhooks import Webhooks
 
 access_log = get_logger("qserve.access")
 
@@ -129,17 +131,23 @@ def create_app(settings: Settings, plane: ClientPlane | None = None, watch: bool
     """
     start_tracing(settings, "gateway")
     plane = plane or ClientPlane(settings, counts_results=True)
+    access, in_flight = AccessPolicy.from_env(read_environment()), InFlightLimit(settings.body_memory)
+    metrics = GatewayMetrics(in_flight) if settings.metrics else None
+    receivers = Receivers.from_env(read_environment())
+    count = None if metrics is None else metrics.count_webhook
+    webhooks = None if receivers is None else Webhooks(settings, plane, receivers, count)
     watcher = RouteWatcher(
-        plane, partial(check_unless_parent_did, plane.client, settings), partial(recheck, plane.client, settings)
+        plane,
+        partial(check_unless_parent_did, plane.client, settings),
+        partial(recheck, plane.client, settings),
+        None if webhooks is None else webhooks.send_due,
     )
     if watch:
         watcher.start()
     else:
         watcher.refresh()
-    access, in_flight = AccessPolicy.from_env(read_environment()), InFlightLimit(settings.body_memory)
-    jobs = Jobs(settings, plane, in_flight)
+    jobs = Jobs(settings, plane, in_flight, receivers, bool if webhooks is None else webhooks.look)
     forwarded = Forwarded.of(settings)
-    metrics = GatewayMetrics(in_flight) if settings.metrics else None
     count_end = None if metrics is None else metrics.count_end
     handler = RequestHandler(
         settings, plane, watcher.current, access, in_flight, jobs, forwarded=forwarded, count_end=count_end

@@ -22,7 +22,7 @@ from qserve.wire.application import ApplicationRecord
 from qserve.wire.envelope import Answer
 from qserve.wire.outcome import ANNOUNCED, State
 from qserve.wire.replies import length
-from qserve_gateway.jobs import Job, Jobs
+from qserve_gateway.jobs import WEBHOOK, Job, Jobs
 from qserve_gateway.request.access import AccessPolicy, ClientLimits
 from qserve_gateway.request.carried import Forwarded, carried_in
 from qserve_gateway.request.environ import (
@@ -166,8 +166,8 @@ class RequestHandler:
         size = len(body)
         place.hold(size if size > SMALL else 0)
         job = None
-        if "HTTP_PREFER" in environ or "HTTP_IDEMPOTENCY_KEY" in environ:
-            job = Job.of(environ, body, record.name, self.settings)
+        if "HTTP_PREFER" in environ or "HTTP_IDEMPOTENCY_KEY" in environ or WEBHOOK in environ:
+            job = Job.of(environ, body, record.name, self.settings, self.jobs.receivers)
         method, args, run = self._target_of(environ, found, body, timeout_s, place)
         del body
         forwarded = self.forwarded

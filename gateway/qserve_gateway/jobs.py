@@ -6,6 +6,7 @@ A job is stored in the broker only, so every gateway of an installation can answ
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple
@@ -29,7 +30,9 @@ from qserve.wire.progress import Progress
 from qserve.wire.replies import length
 from qserve.wire.request_ids import id_of_key, is_genuine, is_of_value, is_request_id, new_response_id
 from qserve.wire.sealing import open_header, seal_end
+from qserve.wire.webhook import Target
 from qserve_gateway.request.environ import CLIENT_ID, Environ, Refused, key_of, model_id_of, wrong_method
+from qserve_gateway.request.receivers import HEADER, SECRET, Receivers
 from qserve_gateway.request.waiting import InFlightLimit, Place, wait_for_result
 from qserve_gateway.response.errors import failure_reply, problem_reply
 from qserve_gateway.response.events import Events, progress_of
@@ -45,6 +48,7 @@ VALUE_LIMIT = 1024 * 1024
 
 READERS_LIMIT = 256
 """The most clients that may follow requests at a time, in each process of the gateway."""
+WEBHOOK = key_of(HEADER)
 _EVENTS = "/events"
 """After the ID, the path for following a request."""
 _METHODS = ("DELETE", "GET", "HEAD")
@@ -86,30 +90,39 @@ class Job(NamedTuple):
       request_id: The ID by which the result is fetched.
       fingerprint: A digest of everything that a second request with the same idempotency key must have in common
         with the first.
+      webhook: Where its end is sent; "" for nowhere.
     """
 
     request_id: str
     fingerprint: str
     preference: Preference
+    webhook: str = ""
 
     @classmethod
-    def of(cls, environ: Environ, body: bytes, app: str, settings: Settings) -> Job | None:
+    def of(
+        cls, environ: Environ, body: bytes, app: str, settings: Settings, receivers: Receivers | None = None
+    ) -> Job | None:
         """Return the job that a request for an application asks for with its headers; None for a plain request.
 
         Raises:
-          BadRequest: The idempotency key is malformed.
+          BadRequest: The idempotency key is malformed, or no webhook may be sent to where it is asked for.
         """
         preference = preference_of(environ)
         key = environ.get("HTTP_IDEMPOTENCY_KEY")
         if key is None:
-            return cls(new_response_id(), _WITHOUT_KEY, preference) if preference.respond_async else None
+            if preference.respond_async:
+                return cls(new_response_id(), _WITHOUT_KEY, preference, _webhook_of(environ, receivers))
+            if WEBHOOK in environ:
+                raise BadRequest(f"{HEADER} needs Prefer: respond-async, or an Idempotency-Key", "invalid_webhook")
+            return None
         if len(key) > 1 and key[0] == key[-1] == '"':
             key = key[1:-1]
         if not CLIENT_ID.fullmatch(key):
             message = "Idempotency-Key must have 1 to 128 characters of A-Z a-z 0-9 _ . : -"
             raise BadRequest(message, "invalid_idempotency_key")
         request_id = id_of_key(key, app, settings.namespace, settings.secret_key)
-        return cls(request_id, _fingerprint(environ, body, settings.tenant_header), preference)
+        webhook = _webhook_of(environ, receivers)
+        return cls(request_id, _fingerprint(environ, body, settings.tenant_header), preference, webhook)
 
     def kept(self, call: Call, settings: Settings) -> Call:
         """Return the call with a result that is stored under the job's ID, whole, for as long as the settings say."""
@@ -119,7 +132,18 @@ class Job(NamedTuple):
             stream=False,
             request_id=self.request_id,
             fingerprint=self.fingerprint,
+            webhook=Target(self.webhook, call.trace_id).encode() if self.webhook else b"",
         )
+
+
+def _webhook_of(environ: Environ, receivers: Receivers | None) -> str:
+    url: str = environ.get(WEBHOOK, "")
+    if WEBHOOK in environ:
+        if receivers is None:
+            message = f"{HEADER}: this gateway sends no webhooks: its operator has to set {SECRET}"
+            raise BadRequest(message, "invalid_webhook")
+        receivers.check(url)
+    return url
 
 
 def _fingerprint(environ: Environ, body: bytes, tenant_header: str) -> str:
@@ -135,6 +159,8 @@ def _fingerprint(environ: Environ, body: bytes, tenant_header: str) -> str:
     ]
     if tenant_header:  # nor must two tenants
         parts.append(environ.get(key_of(tenant_header), ""))
+    if WEBHOOK in environ:
+        parts.append(f"webhook {environ[WEBHOOK]}")
     for part in (*(text.encode("latin-1") for text in parts), body):
         digest.update(len(part).to_bytes(8, "big"))
         digest.update(part)
@@ -143,11 +169,18 @@ def _fingerprint(environ: Environ, body: bytes, tenant_header: str) -> str:
 
 @dataclass(frozen=True)
 class Jobs:
-    """Follows the jobs that were submitted here, and handles requests below ``/-/requests/``."""
+    """Follows the jobs that were submitted here, and handles requests below ``/-/requests/``.
+
+    Parameters:
+      receivers: Who may receive webhooks; None if there are none.
+      on_due: Called when a request has ended whose end is to be sent.
+    """
 
     settings: Settings
     plane: ClientPlane
     in_flight: InFlightLimit
+    receivers: Receivers | None = None
+    on_due: Callable[[], object] = bool
     readers: set[Events] = field(default_factory=set, init=False)
 
     def follow(
@@ -167,6 +200,8 @@ class Jobs:
           Refused: There is no memory left for the result, which stays stored (503).
         """
         sock = environ.get("gunicorn.socket")
+        if job.webhook:
+            ref.done.call_when_set(self.on_due)
         respond_async, wait_s = job.preference
         if respond_async:
             ref.acceptance.wait()
@@ -236,7 +271,7 @@ class Jobs:
             return failure_reply(outcome, trace_id, self.settings.show_errors, reader=reader)
         if is_of_value(request_id):
             headers = [("content-type", "application/json"), ("cache-control", "no-store"), ("x-request-id", trace_id)]
-            reply = Reply(200, headers, _value_as_json(outcome.payload, request_id))
+            reply = Reply(200, headers, value_as_json(outcome.payload, request_id))
         else:
             reply = result_reply(outcome.payload, trace_id)
         reply.headers.append((_ID_HEADER, request_id))
@@ -285,7 +320,7 @@ class Jobs:
         return reply
 
 
-def _value_as_json(payload: bytes, request_id: str) -> bytes:
+def value_as_json(payload: bytes, request_id: str) -> bytes:
     """Return the value of a request from Python as JSON; nothing is unpickled here, where no user code runs.
 
     Raises:

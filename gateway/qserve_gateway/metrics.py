@@ -85,6 +85,10 @@ class GatewayMetrics:
         """Count a request that this gateway has ended: "cancelled" or "expired"."""
         self._recorder.number(TABLE["requests_final"], application=app, state=state).add()
 
+    def count_webhook(self, came_of_it: str) -> None:
+        """Count a try to deliver a webhook."""
+        self._recorder.number(TABLE["webhook_tries"], outcome=came_of_it).add()
+
     def _count_in_flight(self) -> None:
         self._recorder.replace(_IN_FLIGHT, {(name,): held for name, held in self._in_flight.held_by_route().items()})
 

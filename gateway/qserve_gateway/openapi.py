@@ -28,7 +28,10 @@ DOCUMENT_LIMIT = 1 << 20
 """The most bytes of the descriptions of all applications, compressed; those beyond that are described in general."""
 _HEADERS = {"content-type": "application/json", "cache-control": "no-cache", "x-content-type-options": "nosniff"}
 _TOKEN = "gatewayToken"
-_TAKEN = {"Prefer": "Prefer", "IdempotencyKey": "Idempotency-Key", "Timeout": "x-request-timeout-seconds"}
+_TAKEN = {
+    "Prefer": "Prefer", "IdempotencyKey": "Idempotency-Key", "Timeout": "x-request-timeout-seconds",
+    "Webhook": "X-Qserve-Webhook",
+}  # fmt: skip
 """The headers that each application's requests may have, by the names of their components."""
 _RESPONSES = {
     "202": "Accepted", "400": "BadRequest", "413": "TooLarge", "422": "Invalid", "429": "TooMany", "499": "Cancelled",

@@ -181,6 +181,7 @@ class RouteWatcher:
       plane: Its registry is read; it is given every application, so that no request has to fetch it.
       check: Called before the broker is used; raises BrokerError when it must not be.
       check_again: Called every ``CHECK_INTERVAL_S``; raises BrokerUnsafe when the broker must no longer be used.
+      upkeep: Called in each turn, at least every ``BLOCK_S``; None for nothing.
     """
 
     def __init__(
@@ -188,11 +189,13 @@ class RouteWatcher:
         plane: ClientPlane,
         check: Callable[[], None] = lambda: None,
         check_again: Callable[[], None] = lambda: None,
+        upkeep: Callable[[], None] | None = None,
     ) -> None:
         self.table: RouteTable | None = None
         self._plane = plane
         self._check = check
         self._check_again = check_again
+        self._upkeep = upkeep
         self._checked_at = time.monotonic()
         self._unsafe: BrokerUnsafe | None = None
         self._turns = Turns(
@@ -254,6 +257,8 @@ class RouteWatcher:
             self.refresh()
             return
         self._turns.attempt("the broker's settings", self._check_settings)
+        if self._upkeep is not None:
+            self._turns.attempt("webhooks", self._upkeep)
         registry = self._plane.registry
         if registry.wait_for_change(self._seen, BLOCK_S) != self._seen or self._is_incomplete:
             self.refresh()

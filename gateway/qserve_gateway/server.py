@@ -39,6 +39,7 @@ from qserve_gateway.application import access_log, create_app
 from qserve_gateway.cors import Cors
 from qserve_gateway.request.access import AccessPolicy
 from qserve_gateway.request.environ import SMALL, ConnectedRequest, keep_header_lines, request_id_of
+from qserve_gateway.request.receivers import Receivers
 from qserve_gateway.request.waiting import CONNECTION_LIMIT
 from qserve_gateway.response.errors import error_reply, unreadable_reply
 from qserve_gateway.response.reply import OneWrite
@@ -175,6 +176,7 @@ def serve(
         # report an invalid variable here once, and not in each worker
         AccessPolicy.from_env(read_environment())
         Cors.from_env(read_environment())
+        Receivers.from_env(read_environment())
         check_address(settings)  # the other checks wait until the broker answers
         listener = _bind(host, port)
     except QserveException as error:

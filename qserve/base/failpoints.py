@@ -24,6 +24,7 @@ POINTS = frozenset((
     "commit.before_send", "commit.after_send", "beat.before", "sweep.mid", "reply.before_wait",
     "gateway.after_submit", "drain.mid", "supervisor.after_fork", "supervisor.before_handover",
     "worker.after_offer", "worker.after_plan", "lead.before_renew", "lead.before_assign", "lead.after_assign",
+    "webhook.before_post", "webhook.after_post",
 ))  # fmt: skip
 
 

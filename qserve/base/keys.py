@@ -12,6 +12,8 @@
     v:<request>                     stream  its events, EVENTS_KEPT, if somebody follows it that of the request
     traces                          stream  traces of requests that have ended, TRACES_KEPT TRACES_TTL_MS from the last
     d:<request>                     hash    a dead letter: its request, its calls           DEAD_LETTER_TTL_MS
+    h:<request>                     hash    its webhook, and the end that this is to tell   that of r:, WEBHOOK_TTL_MS
+    hooks                           zset    ids of webhooks by when they are to be sent     the longest of these
     dead                            zset    ids of dead letters by their time               the same after the last
     left:<width>:<part>             string  bytes of large results left for a later reader  result_ttl and an eighth
     dead:dropped                    string  how many were too many and dropped              the same after the last
@@ -49,6 +51,7 @@ from __future__ import annotations
 QUEUE, MODELS, DELAYED, LEAVING = "q", "x", "z", "u"
 REQUEST, MAILBOX, DEAD_LETTER, DEAD_LETTERS, DROPPED, LETTER_BYTES = "r", "m", "d", "dead", "dropped", "bytes"
 EVENTS, TRACES = "v", "traces"
+WEBHOOK, WEBHOOKS = "h", "hooks"
 LEFT = "left"
 PERSONAL = "@"
 """Stands between a deployment's stream and the name of a replica that has its own stream."""
@@ -71,6 +74,8 @@ CONTROL_TTL_MS = 60_000
 CLOCK_MARGIN_MS = 24 * 3_600_000
 """The broker counts by its own clock: keys that hold accepted work live this much longer than they are needed, so that
 a clock that is set ahead by less removes none of it."""
+WEBHOOK_TTL_MS = CLOCK_MARGIN_MS + 4 * 24 * 3_600_000
+"""Longer than it takes until the last try."""
 RETIRED_TTL_MS = CLOCK_MARGIN_MS + 3_600_000
 CHANGES_KEPT = 64
 ROLLOUT_TTL_MS = 24 * 3_600_000
@@ -80,7 +85,7 @@ LOG_LINES_KEPT = 1000
 
 _KINDS = {
     QUEUE: "stream", MODELS: "hash", DELAYED: "zset", LEAVING: "string", REQUEST: "hash", MAILBOX: "list",
-    EVENTS: "stream", TRACES: "stream", DEAD_LETTER: "hash", DEAD_LETTERS: "zset",
+    EVENTS: "stream", TRACES: "stream", WEBHOOK: "hash", WEBHOOKS: "zset", DEAD_LETTER: "hash", DEAD_LETTERS: "zset",
     f"{DEAD_LETTERS}:{DROPPED}": "string", f"{DEAD_LETTERS}:{LETTER_BYTES}": "hash", "epoch": "string", "a": "hash",
     "code": "string", "apps": "hash", "changes": "stream", "p": "hash", "b": "string", "g": "string",
     "lead": "string", "hosts": "hash", "plan": "hash", "s": "hash", "w": "hash", "drains": "hash", "o": "string",
@@ -100,6 +105,7 @@ class Keys:
         self._tag = f"{{{namespace}}}"
         self._request = self._name(REQUEST, "")
         self.dead_letters = self._name(DEAD_LETTERS)
+        self.webhooks = self._name(WEBHOOKS)
         self.dropped_letters = self._name(DEAD_LETTERS, DROPPED)
         self.traces = self._name(TRACES)
         self.epoch = self._name("epoch")
@@ -130,6 +136,9 @@ class Keys:
 
     def events(self, request_id: str) -> str:
         return self._name(EVENTS, request_id)
+
+    def webhook(self, request_id: str) -> str:
+        return self._name(WEBHOOK, request_id)
 
     def mailbox(self, process: str, counts: bool = False) -> str:
         return self._name(MAILBOX, process + COUNTS * counts)

@@ -39,6 +39,7 @@ class Reply(bytes, Enum):
     BADKEY = b"BADKEY"
     NONE = b"NONE"
     OPEN = b"OPEN"
+    HOOKED = b"HOOKED"
 
 
 ACCEPTED = (Reply.OK, Reply.DUP)
@@ -83,6 +84,13 @@ UNREAD = 1 << 40
 """Passed to ``take`` when a stream has no reader any more."""
 HELD_BACK = 12
 """How many items fewer are sent to a reader that counts bytes until it has taken the first one."""
+LATE_MS = 1000
+"""How long after its deadline a request that nobody has ended is ended by who sends its webhook."""
+HOOK_BYTES = 16 * 1024
+"""Longer results, in bytes as they are stored, are not sent to webhooks."""
+HOOK_LEASE_MS = 60_000
+"""Who sends a webhook has so long; then it is sent again."""
+WEBHOOKS_LIMIT = 100_000
 DEATHS = "deaths"
 """Why a call whose replicas died is a dead letter."""
 
@@ -145,7 +153,9 @@ Limits = Annotated[Mapping[str, int] | None, Kind(read="read_list", pack=_pack_l
 # -- requests and their calls ----------------------------------------------------------------------
 
 
-@LIBRARY.function(replies=(Reply.OK, Reply.DUP, Reply.FULL, Reply.CROWDED, Reply.MOVED, Reply.LOST, Reply.MISMATCH))
+@LIBRARY.function(
+    replies=(*(Reply.OK, Reply.DUP, Reply.FULL, Reply.CROWDED, Reply.HOOKED, Reply.MOVED, Reply.LOST, Reply.MISMATCH),)
+)
 def submit(
     request: Key,
     request_id: str,
@@ -162,6 +172,7 @@ def submit(
     fingerprint: str = "",
     is_left: bool = False,
     is_traced: bool = False,
+    webhook: bytes = b"",
 ) -> Command:
     """Accept a request, or refuse it.
 
@@ -175,6 +186,7 @@ def submit(
       is_left: Whether the result is left for a reader who may never come. That is refused when such results take a
         quarter of the broker's memory. When they take half of it, one more is delivered, but not left.
       is_traced: Whether its events are written down from the start, and kept for some minutes after its end.
+      webhook: Where its end is to be sent, sealed; b"" for nowhere.
     """
 
 
@@ -382,6 +394,24 @@ def replay(
 @LIBRARY.function("allow-oom")
 def purge(index: Key, letters: Keys, request_ids: Strings) -> Command:
     """Throw dead letters away."""
+
+
+# -- webhooks ---------------------------------------------------------------------------------------
+
+
+@LIBRARY.function("allow-oom")
+def due(index: Key, webhook_prefix: str, count: Word) -> Command:
+    """Take webhooks whose time has come, at most so many."""
+
+
+@LIBRARY.function("allow-oom", replies=(Reply.OK, Reply.STALE))
+def settle(index: Key, webhook: Key, request_id: str, tries: int, wait_ms: Number) -> Command:
+    """End one try to deliver a webhook.
+
+    Parameters:
+      tries: How many there were.
+      wait_ms: Until the next one; -1 when there is none.
+    """
 
 
 # -- which worker runs what -------------------------------------------------------------------------

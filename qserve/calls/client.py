@@ -43,7 +43,7 @@ from qserve.wire.events import Event, Happening
 from qserve.wire.outcome import Field, Outcome, State
 from qserve.wire.progress import Progress
 from qserve.wire.replies import each, epoch, events, stored, warn_once
-from qserve.wire.sealing import Seal, event_context, open_end, seal_header, seal_moves
+from qserve.wire.sealing import Seal, event_context, open_end, seal_header, seal_moves, webhook_context
 
 log = get_logger(__name__)
 _replies = Turns("processing a reply of the broker", log)
@@ -193,12 +193,15 @@ class BrokerPlane(ComposingPlane):
         self._expect(ref, submission.header.deadline_ms)
         if failpoints.ARMED:
             failpoints.hit("submit.before_send")
-        request, header, moves, awaited, life_ms, keep_ms, limits, _, model, fingerprint, is_left = submission
+        request, header, moves, awaited, life_ms, keep_ms, limits, _, model, fingerprint, is_left, webhook = submission
         request_id = header.request_id
+        if webhook:
+            webhook = self.seal.seal(webhook_context(request_id), webhook)
         sealed, moves = seal_header(self.seal, header.encode()), seal_moves(self.seal, request_id, moves)
         command = functions.submit(
             request, request_id, self.epoch, sealed, self.mailbox.name, life_ms, keep_ms, moves,
             awaited, limits, model.model_id, model.max_ongoing, fingerprint, is_left, self._is_traced(call),
+            webhook,
         )  # fmt: skip
         (post or self.post)(command, partial(self._on_submitted, ref, submission, call))
 
@@ -232,6 +235,9 @@ class BrokerPlane(ComposingPlane):
             self.mailbox.refuse(ref, outcome)
         if reply == NOT_REPLICATED:  # its caller will send another in its place, maybe with the same key
             self.cancel(ref)
+            if submission.webhook:
+                webhook = self.keys.webhook(ref.request_id)
+                self.post(functions.settle(self.keys.webhooks, webhook, ref.request_id, 0, -1), ignore)
             self.release(ref.request_id)
         ref.acceptance.set(True)  # no effect on a ref that was refused: it is settled
 

@@ -46,6 +46,7 @@ class Submission(NamedTuple):
       model: The model that the call is for.
       fingerprint: See ``Call``.
       is_left: Whether the result stays until it expires, because no ref deletes it.
+      webhook: See ``Call``.
     """
 
     request: str
@@ -59,6 +60,7 @@ class Submission(NamedTuple):
     model: Model
     fingerprint: str
     is_left: bool
+    webhook: bytes
 
 
 class ComposingPlane(Plane):
@@ -284,6 +286,7 @@ class ComposingPlane(Plane):
         return Submission(
             self.keys.request(request_id), header, moves, awaited, life_ms, int(keep_s * 1000), limits,
             record.limited[0] if limits else None, model, call.fingerprint, not (self.owns_results or call.owned),
+            call.webhook,
         )  # fmt: skip
 
 

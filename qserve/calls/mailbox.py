@@ -467,9 +467,11 @@ def _whole(ref: ItemRef[Any], outcome: Outcome) -> Outcome:
 EXPIRED = Outcome(State.EXPIRED, b"")
 ARGUMENT_LOST = failed(ResultUnavailable("an argument's result is no longer stored"))
 STATE_LOST = failed(BrokerStateLost("the broker has lost its data, and this request with it: send it again"))
+HOOKED = f"{functions.WEBHOOKS_LIMIT} webhooks are not delivered yet: more are accepted when some of these are"
 BROKER_STOPPED = failed(BrokerUnavailable("this program has stopped its broker, and the request with it"))
 _REFUSALS: dict[bytes, Outcome] = {
     Reply.CROWDED: failed(BrokerFull(CROWDED)),
+    Reply.HOOKED: failed(BrokerFull(HOOKED)),
     Reply.MISMATCH: failed(IdempotencyMismatch("this Idempotency-Key was used for another request")),
     Reply.MOVED: failed(AppNotFound("the application's queues are gone: it was deleted or replaced")),
     Reply.LOST: ARGUMENT_LOST,

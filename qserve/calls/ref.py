@@ -59,6 +59,7 @@ class Call(NamedTuple):
       fingerprint: A digest of what is asked, for a request whose result may be fetched by its id. A second call with
         the same id and fingerprint follows the first one instead of starting another.
       is_traced: Whether its caller asks for its trace.
+      webhook: Where the end of the request is sent, as the broker keeps it; b"" for nowhere.
       version: The record of the version that the caller has chosen among several; None for what the plane finds.
     """
 
@@ -79,6 +80,7 @@ class Call(NamedTuple):
     request_id: str = ""
     fingerprint: str = ""
     carried: Carried | None = None
+    webhook: bytes = b""
     version: ApplicationRecord | None = None
     is_traced: bool = False
 

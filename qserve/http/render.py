@@ -18,6 +18,7 @@ import msgpack
 from qserve.exceptions import PayloadError, PayloadTooLarge, ResultNotSerialisable
 from qserve.http.jsonable import WalkError, to_jsonable, with_text_keys
 from qserve.http.message import HOP_BY_HOP
+from qserve.http.strict_json import loads
 from qserve.wire.codec import unpack
 from qserve.wire.envelope import Answer
 
@@ -94,6 +95,23 @@ def parse(payload: bytes) -> Rendered:
         raise _not_response(payload)
     _check_head(payload, *parts[:2])
     return Rendered(*parts[:3])
+
+
+def as_value(content_type: str, body: bytes) -> Any:
+    """Return the body of a response as a value that can be part of JSON: what its JSON says, or its text.
+
+    Raises:
+      QserveException: It is neither.
+    """
+    kind = content_type.partition(";")[0].strip().lower()
+    if kind == "application/json" or kind.endswith("+json"):
+        return loads(body)
+    if kind.startswith("text/") or not body:
+        try:
+            return body.decode()
+        except UnicodeDecodeError as error:
+            raise PayloadError(f"a text is not UTF-8: {error}") from error
+    raise PayloadError(f"a body of type {kind!r} is neither JSON nor text")
 
 
 def with_header(payload: bytes, name: str, value: str) -> bytes:

@@ -43,6 +43,7 @@ _ROWS: dict[str, list[Description]] = {
             "serve_http_request_latency_ms", H, "from the head of a request to the end of its response, in ms",
             _HTTP, LATENCY_MS,
         ),
+        Description("webhook_tries", C, "webhooks that were delivered, are tried again or are given up", ("outcome",)),
         Description("serve_num_ongoing_http_requests", G, "HTTP requests in flight", ("route",)),
     ],
     REPLICA: [

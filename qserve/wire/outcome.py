@@ -45,6 +45,16 @@ class CallField(bytes, Enum):
     HISTORY = b"y"  # what happened to it: a msgpack list of [Unix ms, replica, what]
 
 
+class HookField(bytes, Enum):
+    """A field of the webhook of a request."""
+
+    TARGET = b"to"  # where it is sent, sealed
+    STATE = b"st"  # how the request has ended
+    PAYLOAD = b"res"  # its result or failure, if that is short
+    AT = b"at"  # when it ended, in Unix ms
+    TRIES = b"t"  # how often it was sent
+
+
 class State(StrEnum):
     """The state of a request; the values are what the broker stores, and what its functions know."""
 

@@ -10,6 +10,7 @@ are left out.
     result, failure, cancellation, expiry   its request
     item              its request, and its number in the stream
     event             its request
+    webhook           its request
 
 A value that is another request's result was sealed as a result; the header, which its submitter sealed, says which.
 So it is with the end of a request that ends because one that it waited for did: see ``INHERITED``.
@@ -259,6 +260,11 @@ def item_context(request_id: str, number: int) -> bytes:
 def event_context(request_id: str) -> bytes:
     """Return the place of what replicas say that happens to a request."""
     return b"event|" + request_id.encode()
+
+
+def webhook_context(request_id: str) -> bytes:
+    """Return the place of where the end of a request is to be sent."""
+    return b"webhook|" + request_id.encode()
 
 
 def _end(state: str, request_id: str) -> bytes:

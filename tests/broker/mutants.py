@@ -50,6 +50,17 @@ CHECK_EPOCH = "if known ~= epoch then return OTHER_EPOCH .. known end\n"
 CHECK_HELD = "if not is_held then return Reply.STALE end"
 
 MUTANTS = (
+    Mutant(
+        "the end of a request does not reach its webhook",
+        "if w.webhook then return end_webhook(w.webhook, request_id, state, payload) end",
+        "if w.webhook then return end",
+    ),
+    Mutant("a webhook that was taken is due at once", "now_ms() + HOOK_LEASE_MS", "now_ms()", within="due"),
+    Mutant("a webhook that was delivered comes again", "write('DEL', webhook)", within="settle"),
+    Mutant(
+        "who was slower brings a webhook back", "wait_ms < 0 or not exists(webhook)", "wait_ms < 0", within="settle"
+    ),
+    Mutant("a request that nobody ends is never due", "- CLOCK_MARGIN_MS + LATE_MS", ""),
     Mutant("submit accepts what it has accepted", "if redis.call('EXISTS', request) == 1 then", "if false then"),
     Mutant("submit does not look at the epoch", CHECK_EPOCH, within="submit"),
     Mutant(

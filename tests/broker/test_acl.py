@@ -119,11 +119,11 @@ def record(version: str = "v") -> ApplicationRecord:
     return ApplicationRecord("app", version, "One", deployments=deployments)
 
 
-def submit(keys: Keys, request_id: str, moves: list[Any]) -> Command:
+def submit(keys: Keys, request_id: str, moves: list[Any], webhook: bytes = b"") -> Command:
     header = request_id.encode() + msgpack.packb(["app", None, 0, 0])
     request, mailbox = keys.request(request_id), keys.mailbox("gateway")
     return functions.submit(
-        request, request_id, EPOCH, header, mailbox, 60_000, 60_000, moves, limits={moves[0].stream: 9}
+        request, request_id, EPOCH, header, mailbox, 60_000, 60_000, moves, limits={moves[0].stream: 9}, webhook=webhook
     )
 
 
@@ -282,7 +282,23 @@ def test_a_request_goes_its_whole_way_with_each_role_doing_its_part(as_role: dic
     ]
     assert gateway.execute_command(*functions.look(request)) == [b"d", b"result"]
     assert gateway.execute_command(*functions.forget([request])) == b"OK"
+    _send_ends(as_role, keys, one)
     _end(as_role, keys, app)
+
+
+def _send_ends(as_role: dict[str, redis.Redis], keys: Keys, stream: str) -> None:
+    """Each role may end a request that has a webhook, and the gateway sends it."""
+    gateway = as_role["gateway"]
+    for role in ("gateway", "worker", "operator", TASKS):
+        request = keys.request(FULL)
+        gateway.delete(request)
+        command = submit(keys, FULL, [Start(stream, "0", [b"x"])], webhook=b"sealed")
+        assert gateway.execute_command(*command) == b"OK"
+        assert as_role[role].execute_command(*functions.close(request, FULL, "c", b"")) == 1
+        ((found, *_),) = gateway.execute_command(*functions.due(keys.webhooks, keys.webhook(""), "9"))
+        assert found == FULL.encode(), role
+        settled = functions.settle(keys.webhooks, keys.webhook(FULL), FULL, 1, -1)
+        assert gateway.execute_command(*settled) == b"OK"
 
 
 def _end(as_role: dict[str, redis.Redis], keys: Keys, app: ApplicationRecord) -> None:

@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from processes import wait_until
 
-from qserve.base.keys import EVENTS_KEPT, GROUP, LEFT
+from qserve.base.keys import CLOCK_MARGIN_MS, EVENTS_KEPT, GROUP, LEFT
 from qserve.base.settings import Settings
 from qserve.broker import functions
 from qserve.broker.connection import connect, create_group
@@ -845,3 +845,129 @@ def test_an_entry_that_cannot_be_read_is_given_back_for_its_next_reader(desk: De
     assert desk.give_back(desk.one, entry) == 1
 
     assert [again for _, again in desk.fetch(desk.one)] == [same]
+
+
+# -- webhooks ---------------------------------------------------------------------------------------
+
+HOOKED: dict[str, Any] = {"webhook": b"to", "ttl_ms": CLOCK_MARGIN_MS + 30_000}
+
+
+def due(desk: Desk) -> list[Any]:
+    found: Any = desk.client.execute_command(*functions.due(desk.keys.webhooks, desk.keys.webhook(""), "9"))
+    return list(found)
+
+
+def settle(desk: Desk, request_id: str, tries: int, wait_ms: int) -> bytes:
+    webhook = desk.keys.webhook(request_id)
+    reply: bytes = desk.client.execute_command(
+        *functions.settle(desk.keys.webhooks, webhook, request_id, tries, wait_ms)
+    )
+    return reply
+
+
+def is_over(desk: Desk, request_id: str) -> bool:
+    client = desk.client
+    return not client.exists(desk.keys.webhook(request_id)) and client.zscore(desk.keys.webhooks, request_id) is None
+
+
+def close(desk: Desk, request_id: str, state: str = "c") -> int:
+    count: int = desk.client.execute_command(*functions.close(desk.keys.request(request_id), request_id, state, b""))
+    return count
+
+
+def test_the_end_of_a_request_is_due_at_its_webhook_in_the_same_act(desk: Desk) -> None:
+    desk.submit(A, [Start(desk.one, "0", [b"x"])], **HOOKED)
+    assert due(desk) == []
+
+    ((entry, _),) = desk.fetch(desk.one)
+    assert desk.commit(desk.one, entry, A, state="d", payload=b"result") == b"OK"
+
+    ((request_id, target, state, payload, at_ms, tries),) = due(desk)
+    assert (request_id, target, state, payload, tries) == (A.encode(), b"to", b"d", b"result", 0)
+    seconds, _ = desk.client.time()
+    assert abs(int(at_ms) / 1000 - seconds) < 60
+
+
+def test_a_webhook_that_was_taken_comes_again_when_who_took_it_is_gone(desk: Desk) -> None:
+    desk.submit(A, [Start(desk.one, "0", [b"x"])], **HOOKED)
+    close(desk, A)
+    assert [found[0] for found in due(desk)] == [A.encode()]
+    assert due(desk) == []
+
+    score = desk.client.zscore(desk.keys.webhooks, A)
+    seconds, micros = desk.client.time()
+    assert 0 < score - (seconds * 1000 + micros / 1000) <= functions.HOOK_LEASE_MS
+
+    desk.client.zadd(desk.keys.webhooks, {A: 1})  # that time is over
+    assert [found[0] for found in due(desk)] == [A.encode()]
+
+
+def test_a_webhook_waits_for_its_next_try_and_is_removed_once_it_is_delivered(desk: Desk) -> None:
+    desk.submit(A, [Start(desk.one, "0", [b"x"])], **HOOKED)
+    close(desk, A)
+    due(desk)
+
+    assert settle(desk, A, 1, 60_000) == b"OK"
+    assert due(desk) == []
+    assert settle(desk, A, 2, 0) == b"OK"
+    assert due(desk)[0][5] == b"2"
+    assert settle(desk, A, 3, -1) == b"OK"
+    assert is_over(desk, A)
+    # who was slower changes nothing
+    assert settle(desk, A, 3, 1000) == b"STALE"
+    assert is_over(desk, A)
+
+
+def test_a_request_that_nobody_ends_is_due_after_its_deadline(desk: Desk) -> None:
+    desk.submit(A, [Start(desk.one, "0", [b"x"])], **HOOKED)
+    score = desk.client.zscore(desk.keys.webhooks, A)
+    seconds, _ = desk.client.time()
+    assert score < (seconds + 60) * 1000  # its life of a margin longer is not what is waited for
+
+    desk.client.zadd(desk.keys.webhooks, {A: 1})
+    assert [(found[0], found[2]) for found in due(desk)] == [(A.encode(), b"")]
+    close(desk, A, "x")
+    assert [(found[0], found[2]) for found in due(desk)] == [(A.encode(), b"x")]
+
+
+def test_the_webhook_of_a_dead_letter_tells_its_failure_and_that_of_a_long_result_only_its_state(desk: Desk) -> None:
+    for request_id in (A, B):
+        desk.submit(request_id, [Start(desk.one, "0", [b"x"])], **HOOKED)
+    (first, _), (second, _) = desk.fetch(desk.one)
+    request = desk.keys.request(A)
+    failed = functions.dead_letter(desk.one, request, first, A, "retries", b"failure", "replica", "what")
+    assert desk.client.execute_command(*failed) == b"OK"
+    desk.commit(desk.one, second, B, state="d", payload=b"x" * (functions.HOOK_BYTES + 1))
+
+    found = {request_id: (state, payload) for request_id, _, state, payload, _, _ in due(desk)}
+    assert found == {A.encode(): (b"f", b"failure"), B.encode(): (b"d", b"")}
+
+
+def test_a_request_that_fails_with_its_argument_has_its_end_sent_as_well(desk: Desk) -> None:
+    desk.submit(A, [Start(desk.one, "0", [b"x"])])
+    awaited = [Awaited(desk.keys.request(A), desk.two, "0", 2, 1)]
+    desk.submit(B, [Join(desk.two, "0", 2, [(0, b"y")])], awaited=awaited, **HOOKED)
+    close(desk, A)
+    assert [(found[0], found[2]) for found in due(desk)] == [(B.encode(), b"c")]
+
+
+def test_a_webhook_that_was_overwritten_keeps_no_request_from_ending(desk: Desk) -> None:
+    desk.submit(A, [Start(desk.one, "0", [b"x"])], **HOOKED)
+    desk.client.set(desk.keys.webhook(A), "not a hash", px=60_000)
+    assert close(desk, A) == 1
+    desk.client.zadd(desk.keys.webhooks, {A: 1})
+    assert due(desk) == []
+    desk.client.delete(desk.keys.webhook(A))
+
+
+def test_no_more_webhooks_are_accepted_than_there_may_be(desk: Desk) -> None:
+    index = desk.keys.webhooks
+    pipe = desk.client.pipeline(transaction=False)
+    for first in range(0, functions.WEBHOOKS_LIMIT, 10_000):
+        pipe.zadd(index, dict.fromkeys(map(str, range(first, first + 10_000)), 10**15))
+    pipe.pexpire(index, 60_000)
+    pipe.execute()
+    assert desk.submit(A, [Start(desk.one, "0", [b"x"])], **HOOKED) == b"HOOKED"
+    assert desk.submit(A, [Start(desk.one, "0", [b"x"])]) == b"OK"
+    close(desk, A)
+    desk.client.unlink(index)

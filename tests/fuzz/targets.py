@@ -19,6 +19,7 @@ from qserve_gateway.jobs import Job
 from qserve_gateway.request import environ as incoming
 from qserve_gateway.request.access import TOKEN, AccessPolicy, check_origin
 from qserve_gateway.response.errors import failure_reply
+from qserve_gateway.webhooks import body_of
 
 from qserve.base.keyring import TAG_BYTES, Keyring
 from qserve.base.settings import Settings
@@ -54,10 +55,13 @@ from qserve.wire.status import ReplicaStatus, decode_stats
 from qserve.wire.times import server_timing, split_times, step_time, with_times
 from qserve.wire.totals import Description, Distribution, Exemplar, Family, Kind, Published
 from qserve.wire.traces import TraceRecord
+from qserve.wire.webhook import DueWebhook
+from qserve.wire.webhook import Target as Receiver
 
 CORPUS = Path(__file__).with_name("corpus")
 KEYS = Keyring(b"the key of these targets")
 REQUEST_ID = "0123456789abcdef" * 2
+RECEIVER = Receiver("https://example.com/done", "trace")
 
 
 @dataclass(frozen=True)
@@ -100,6 +104,18 @@ def _headers() -> list[bytes]:
 
 def _read_sealed(data: bytes) -> object:
     return open_header(Seal(KEYS), data)
+
+
+def _read_webhook(data: bytes) -> object:
+    found = DueWebhook.read([REQUEST_ID.encode(), *data.split(b"|", 4)], Seal(Keyring()))
+    return f"{found!r} {found.status} {body_of(found, True)!r}"
+
+
+def _webhooks() -> list[bytes]:
+    plain = Seal(Keyring())
+    target, done = plain.seal(b"", RECEIVER.encode()), plain.seal(b"", render.render("done", Answer.PLAIN))
+    ends = [b"|", b"d|" + done, b"d|", b"x|" + plain.seal(b"", b""), b"f|\0not_kept"]
+    return [b"|".join((target, end, b"1700000000000", b"3")) for end in ends]
 
 
 def _read_unsigned(data: bytes) -> object:
@@ -462,6 +478,7 @@ TARGETS = (
     Target("fleet", _read_fleet, (), lambda: [one.encode() for one in _FLEET]),
     Target("event", Event.decode, (PayloadError,), lambda: [one.encode() for one in _EVENTS]),
     Target("trace", _read_trace, (PayloadError,), lambda: [b"|".join(field) for field in _trace().items()]),
+    Target("webhook", _read_webhook, (PayloadError,), _webhooks),
     Target("metrics", Published.decode, (PayloadError,), _metrics),
     Target("description", unpack_description, (PayloadError,), _descriptions),
     Target("times", _read_times, (PayloadError,), lambda: [with_times(b"value", _TIMES)]),

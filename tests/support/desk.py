@@ -47,7 +47,7 @@ class Desk:
             options.pop("epoch", self.epoch),
             header,
             options.pop("mailbox", self.mailbox),
-            120_000,
+            options.pop("ttl_ms", 120_000),
             keep_ms,
             moves,
             **options.pop("model", Model())._asdict(),

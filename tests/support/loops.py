@@ -107,6 +107,8 @@ LOOPS: dict[str, tuple[str, ...] | str] = {
     "qserve_gateway.response.reply:StreamReply._next": _ENDS,
     "qserve_gateway.routes:RouteWatcher.run": "its test is in tests/gateway/test_gateway.py",
     "qserve_gateway.routes:RouteWatcher.start": "its test is in tests/gateway/test_gateway.py",
+    "qserve_gateway.webhooks:Webhooks.look": "its test is in tests/e2e/test_webhooks.py",
+    "qserve_gateway.webhooks:Webhooks.send_due": "its test is in tests/e2e/test_webhooks.py",
     "qserve_workers.celery.worker:CallLoop.start": "it is the replica: its end is the end of the process",
     "qserve_workers.celery.worker:RemoteControl.start": CONTROL,
     "qserve_workers.celery.worker:RemoteControl._serve": CONTROL,

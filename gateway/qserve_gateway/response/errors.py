@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from logging import ERROR, INFO, WARNING
 from typing import Any
@@ -93,6 +94,7 @@ class _ErrorLog:
 
 
 errors = _ErrorLog()
+Note = Callable[..., None]
 
 
 def problem_reply(
@@ -126,7 +128,7 @@ def unreadable_reply(error: BaseException, request_id: str) -> Reply:
     return error_reply(error, request_id)
 
 
-def error_reply(error: BaseException, request_id: str, line: str = "") -> Reply:
+def error_reply(error: BaseException, request_id: str, line: str = "", note: Note = errors.note) -> Reply:
     """Return the response for an exception that was raised in the gateway; ``line`` is method and path."""
     if not isinstance(error, QserveException):
         of = of_request(request_id)
@@ -135,7 +137,7 @@ def error_reply(error: BaseException, request_id: str, line: str = "") -> Reply:
     message, code = str(error), error.code
     if isinstance(error, BrokerError) and not isinstance(error, BrokerFull):
         code = "broker_disk_full" if "MISCONF" in message else code
-    errors.note(error.status, code, message, request_id, line, may_pass=error.retryable)
+    note(error.status, code, message, request_id, line, may_pass=error.retryable)
     if isinstance(error, BrokerError) and not isinstance(error, BrokerFull):
         # the text may contain the broker's address
         message = "the broker cannot be reached, or does not accept calls at the moment"
@@ -150,39 +152,42 @@ def error_reply(error: BaseException, request_id: str, line: str = "") -> Reply:
     return reply
 
 
-def failure_reply(outcome: Outcome, request_id: str, show_errors: bool, line: str = "", reader: str = "") -> Reply:
+def failure_reply(
+    outcome: Outcome, request_id: str, show_errors: bool, line: str = "", reader: str = "", note: Note = errors.note
+) -> Reply:
     """Return the response for a request that ended without a result, with user code's traceback if ``show_errors``.
 
     Parameters:
+      note: Logs it.
       reader: The driver for which the gateway reads the body: what fails there is what the client has sent.
     """
     if outcome.state == State.EXPIRED:
         message = f"request {request_id} did not finish before its deadline"
-        errors.note(504, "deadline_exceeded", message, request_id, line)
+        note(504, "deadline_exceeded", message, request_id, line)
         return problem_reply(504, "deadline_exceeded", message, request_id)
     if outcome.state == State.CANCELLED:
         message = f"request {request_id} was cancelled"
-        errors.note(499, "cancelled", message, request_id, line)
+        note(499, "cancelled", message, request_id, line)
         return problem_reply(499, "cancelled", message, request_id)
     try:
         failure = Failure.decode(outcome.payload)
     except QserveException as error:
-        return error_reply(error, request_id, line)
+        return error_reply(error, request_id, line, note)
     members = _members_of(failure)
     if all(map(_is_retryable, members)):
         failure = members[0]
     # an error of qserve that user code passed on counts as its own, unless the request may succeed later
     kind = _own_kind(failure)
     if kind is not None and (not failure.deployment or kind.retryable):
-        return error_reply(replace(failure, deployment="").to_exception(), request_id, line)
+        return error_reply(replace(failure, deployment="").to_exception(), request_id, line, note)
     if (unfit := _unfit(failure, reader)) is not None:
-        errors.note(*unfit, request_id, line)
+        note(*unfit, request_id, line)
         return problem_reply(*unfit, request_id)
     reply = _http_exception_reply(failure, request_id) if failure.is_answer else None
     if reply is not None:
         if reply.status >= 400:
             text = f"{failure.summary} (of deployment {failure.deployment!r})"
-            errors.note(reply.status, "http_exception", text, request_id, line)
+            note(reply.status, "http_exception", text, request_id, line)
         return reply
     message = failure.summary
     more: dict[str, Any] = {"type": failure.type, "deployment": failure.deployment}
@@ -190,7 +195,7 @@ def failure_reply(outcome: Outcome, request_id: str, show_errors: bool, line: st
         more["traceback"] = failure.traceback
     # a result that cannot be sent is not the same as an exception
     code = kind.code if kind is not None and issubclass(kind, ResultNotSerialisable) else TaskError.code
-    errors.note(500, code, f"{message} (of deployment {failure.deployment!r})", request_id, line)
+    note(500, code, f"{message} (of deployment {failure.deployment!r})", request_id, line)
     return problem_reply(500, code, message, request_id, **more)
 
 

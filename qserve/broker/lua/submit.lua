@@ -3,8 +3,9 @@
 -- If it does not run, nothing is known of the request. Sent again, it changes nothing: a request is accepted once.
 --
 -- Returns OK; DUP (accepted before); { FULL, seconds } (a queue has reached its limit, and is worth another try after
--- so long); CROWDED (its result is left for a reader, and there is no room for more of these); MOVED (the queues belong
--- to a version that is gone); LOST (an argument's result is no longer known); or the broker's epoch behind OTHER_EPOCH.
+-- so long); CROWDED (its result is left for a reader, and there is no room for more of these); HOOKED (as many webhooks
+-- as there may be are not delivered yet); MOVED (the queues belong to a version that is gone); LOST (an argument's
+-- result is no longer known); or the broker's epoch behind OTHER_EPOCH.
 -- With a fingerprint, a request that was accepted before is followed: returns { state, result }, and the mailbox will
 -- be notified; MISMATCH when the earlier request asked for something else.
 
@@ -34,6 +35,7 @@ for k = 1, #awaited do
   if argument.state ~= State.OPEN and argument.state ~= State.DONE then failed = failed or argument end
 end
 if is_left and not may_leave(request, keep_ms) then return Reply.CROWDED end
+if webhook ~= '' and redis.call('ZCARD', webhooks_of(request)) >= WEBHOOKS_LIMIT then return Reply.HOOKED end
 
 -- from here on it is accepted
 hset(request, Field.STATE, State.OPEN)
@@ -47,6 +49,7 @@ if is_traced then
 end
 if fingerprint ~= '' then hset(request, Field.FINGERPRINT, fingerprint) end
 lives[request] = ttl_ms
+if webhook ~= '' then add_waiter(request, expect_end(request, request_id, webhook, ttl_ms)) end
 if failed then
   local awaited_id = id_of(failed.request)
   finish(request, request_id, failed.state, inherited(header, awaited_id, failed.result or ''))

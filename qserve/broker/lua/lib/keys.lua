@@ -24,6 +24,14 @@ local function traces_of(key)
   return namespace_of(key) .. TRACES
 end
 
+local function webhook_of(request)
+  return of_kind(request, REQUEST, WEBHOOK)
+end
+
+local function webhooks_of(key)
+  return namespace_of(key) .. WEBHOOKS
+end
+
 -- the mailbox of a replica
 local function mailbox_of(stream, consumer)
   return namespace_of(stream) .. MAILBOX .. ':' .. consumer

@@ -2,8 +2,8 @@
 --   <step>.<slot>  values of a join                        <step>.n  how many slots of it are filled
 --   e:<step>       stream and id of the entry of a step: no other one may end it. POSTPONED while the call
 --                  waits for its next try, and '' once it has ended
--- A waiter is a cmsgpack: { mailbox }, or { request, request_id, header, stream, step, needs, slot } of a call that
--- takes the result as an argument.
+-- A waiter is a cmsgpack: { mailbox }, { webhook } (the key of one), or { request, request_id, header, stream, step,
+-- needs, slot } of a call that takes the result as an argument.
 
 -- every broker gets an epoch when it is first used: another one than was read before means that data was lost
 local function current_epoch(key)
@@ -36,6 +36,9 @@ local function read_waiter(packed)
   local is_read, w = pcall(cmsgpack.unpack, packed)
   if not is_read or type(w) ~= 'table' then return nil end
   if type(w.mailbox) == 'string' then return w end
+  if type(w.webhook) == 'string' then
+    return may_be(w.webhook, 'hash') and may_be(webhooks_of(w.webhook), 'zset') and w or nil
+  end
   for _, name in ipairs({ 'request', 'request_id', 'header', 'stream', 'step' }) do
     if type(w[name]) ~= 'string' then return nil end
   end
@@ -58,6 +61,7 @@ local function notify(waiter, request_id, state, payload)
   local w = read_waiter(waiter)
   if not w then return end
   if w.mailbox then return deliver(w.mailbox, request_id, state, payload) end
+  if w.webhook then return end_webhook(w.webhook, request_id, state, payload) end
   local slots = { { w.slot, payload } }
   if not is_open(w.request) then
     local letter = dead_letter_of(w.request)
