@@ -28,7 +28,7 @@ from qserve.calls.ref import Ref, current
 from qserve.client import Client, deployment_handle, ref_by_id
 from qserve.define.application import compiled, set_defaults
 from qserve.define.drivers import DAGDriver, is_driver
-from qserve.define.http_options import HTTPOptions, cors_variables, others_than_cors
+from qserve.define.http_options import HTTPOptions, gateway_variables
 from qserve.define.options import LoggingConfig, check_key
 from qserve.deploy.claim import Claim
 from qserve.deploy.installation import Installation
@@ -191,13 +191,13 @@ def start(
     Raises:
       TypeError: An argument, or a key of ``http_options``, does not exist.
     """
+    middlewares = given.pop("http_middlewares", None)
     for name in given:
         check_key(name, unused.START, "an argument of `start`")
-    middlewares = given.pop("http_middlewares", None)
-    given |= {"detached": detached, "http_middlewares": others_than_cors(middlewares)}
+    given["detached"] = detached
     unused.warn("start()", [name for name, value in given.items() if value], unused.START)
     options, logs = HTTPOptions.of(http_options), LoggingConfig.of(logging_config)
-    of_gateway = options.variables | cors_variables(middlewares)
+    of_gateway = options.variables | gateway_variables(middlewares)
     if logs is not None:
         unused.warn("logging_config of start()", sorted({*logs.given} - {"encoding", "log_level"}), unused.OF_REPLICAS)
     host, port = host or http_host, port or http_port

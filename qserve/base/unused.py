@@ -45,7 +45,6 @@ START: Mapping[str, str] = {
     "dedicated_cpu": _RESERVED,
     "detached": "what a program has started ends with it: `qserve run module:node` goes on without it",
     "grpc_options": "there is no gRPC: call a deployment by a handle or over HTTP",
-    "http_middlewares": "wrap the application of `serve.ingress` in them",
     "proxy_location": "there is one gateway: `qserve gateway` starts more of them, on any host",
 }
 """Arguments of ``start``."""
@@ -57,7 +56,6 @@ INIT = (
 HTTP: Mapping[str, str] = {
     "keep_alive_timeout_s": "a connection without requests ends after a few seconds",
     "location": START["proxy_location"],
-    "middlewares": START["http_middlewares"],
     "num_cpus": _RESERVED,
     "root_path": "give `serve.run` a route_prefix",
     "root_url": "it is made from what the client sends",

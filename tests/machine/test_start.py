@@ -10,6 +10,7 @@ import pytest
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.middleware.gzip import GZipMiddleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 import qserve as serve
 from qserve import api
@@ -55,7 +56,7 @@ def test_start_takes_the_options_of_ray_serve(
     assert asked == [address]
 
 
-def test_a_cors_middleware_becomes_the_gateway_s_own_rules_and_others_are_warned_of(
+def test_middlewares_become_the_gateway_s_own_rules(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     asked: list[Any] = []
@@ -63,20 +64,43 @@ def test_a_cors_middleware_becomes_the_gateway_s_own_rules_and_others_are_warned
     monkeypatch.setattr(api, "_ensure_cluster", lambda *args: asked.append(args[-1]))
     monkeypatch.setattr(api, "_wait_for_gateways", lambda cluster, change: None)
     cors = Middleware(CORSMiddleware, allow_origins=["https://a.example", "https://b.example"], max_age=0)
+    hosts = Middleware(TrustedHostMiddleware, allowed_hosts=["shop.example", "localhost"])
 
-    serve.start(http_options={"middlewares": [cors]})
-    serve.start(http_middlewares=[cors])
+    serve.start(http_options={"middlewares": [cors, hosts]})
+    serve.start(http_middlewares=[cors, hosts])
+    serve.start(http_options={"middlewares": [Middleware(TrustedHostMiddleware, allowed_hosts=["*"])]})
 
     assert not caplog.text
+    assert asked.pop() == {}
     for variables in asked:
         assert variables == {
             "QSERVE_CORS_ORIGINS": "https://a.example,https://b.example",
             "QSERVE_CORS_METHODS": "GET",
             "QSERVE_CORS_HEADERS": "content-type",
             "QSERVE_CORS_MAX_AGE_S": "0",
+            "QSERVE_ALLOWED_HOSTS": "shop.example,localhost",
         }
-    serve.start(http_options={"middlewares": [Middleware(GZipMiddleware)]})
-    assert asked[-1] == {}
-    assert "middlewares (wrap the application" in caplog.text
-    with pytest.raises(TypeError, match="the gateway does not know made_up"):
-        serve.start(http_middlewares=[Middleware(CORSMiddleware, made_up=1)])  # type: ignore[call-arg]
+
+
+class RateLimit:
+    """A middleware of one's own."""
+
+    def __init__(self, app: Any) -> None:
+        self.app = app
+
+
+@pytest.mark.parametrize(
+    ("middleware", "why"),
+    [
+        (Middleware(GZipMiddleware), "cannot run the middleware GZipMiddleware: .*app.add_middleware.GZipMiddleware"),
+        (Middleware(RateLimit), "cannot run the middleware RateLimit: .*@serve.ingress"),
+        (RateLimit, "cannot run the middleware"),
+        (Middleware(CORSMiddleware, made_up=1), "the gateway does not know made_up"),  # type: ignore[call-arg]
+        (Middleware(TrustedHostMiddleware, allowed_hosts=["*.example.com"]), "whole names"),
+    ],
+)
+def test_a_middleware_that_the_gateway_cannot_obey_is_refused_in_one_line(middleware: Any, why: str) -> None:
+    for given in ({"http_middlewares": [middleware]}, {"http_options": {"middlewares": [middleware]}}):
+        with pytest.raises(TypeError, match=why) as refused:
+            serve.start(**given)
+        assert "\n" not in str(refused.value)
