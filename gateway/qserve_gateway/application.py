@@ -148,10 +148,7 @@ def create_app(settings: Settings, plane: ClientPlane | None = None, watch: bool
         watcher.refresh()
     jobs = Jobs(settings, plane, in_flight, receivers, bool if webhooks is None else webhooks.look)
     forwarded = Forwarded.of(settings)
-    count_end = None if metrics is None else metrics.count_end
-    handler = RequestHandler(
-        settings, plane, watcher.current, access, in_flight, jobs, forwarded=forwarded, count_end=count_end
-    )
+    handler = RequestHandler(settings, plane, watcher.current, access, in_flight, jobs, forwarded=forwarded)
     cors = Cors.from_env(read_environment())
     app = Gateway(handler, metrics, cors)
     _add_pages(app, plane, watcher)

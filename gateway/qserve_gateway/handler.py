@@ -91,7 +91,6 @@ class RequestHandler:
     Parameters:
       table: Returns the current routes.
       forwarded: The headers that requests carry to user code; None for none.
-      count_end: Counts a request of an application that was "cancelled" or has "expired" here.
     """
 
     settings: Settings
@@ -100,7 +99,6 @@ class RequestHandler:
     access: AccessPolicy
     in_flight: InFlightLimit
     jobs: Jobs
-    count_end: Callable[[str, str], None] | None = None
     parser: JsonProcess = field(default_factory=JsonProcess)
     forwarded: Forwarded | None = None
 
@@ -257,15 +255,11 @@ class RequestHandler:
             raise
         if self.plane.expire(ref):
             return
-        if self.count_end is not None:
-            self.count_end(record.name, "expired")
         raise DeadlineExceeded(f"the request did not finish within {timeout_s:g} s")
 
     def _on_disconnect(self, record: ApplicationRecord, ref: Ref) -> None:
         if record.cancel_on_disconnect:
             self.plane.cancel(ref)
-            if self.count_end is not None:
-                self.count_end(record.name, "cancelled")
         elif isinstance(ref, ItemRef):
             ref.drop_items()
 

@@ -14,6 +14,8 @@
     d:<request>                     hash    a dead letter: its request, its calls           DEAD_LETTER_TTL_MS
     h:<request>                     hash    its webhook, and the end that this is to tell   that of r:, WEBHOOK_TTL_MS
     hooks                           zset    ids of webhooks by when they are to be sent     the longest of these
+    ends                            hash    how many requests have ended that no replica    ENDS_TTL_MS from the last
+                                            has counted, by state and application
     dead                            zset    ids of dead letters by their time               the same after the last
     left:<width>:<part>             string  bytes of large results left for a later reader  result_ttl and an eighth
     dead:dropped                    string  how many were too many and dropped              the same after the last
@@ -50,7 +52,7 @@ from __future__ import annotations
 # the parts of names that the broker's functions know as well
 QUEUE, MODELS, DELAYED, LEAVING = "q", "x", "z", "u"
 REQUEST, MAILBOX, DEAD_LETTER, DEAD_LETTERS, DROPPED, LETTER_BYTES = "r", "m", "d", "dead", "dropped", "bytes"
-EVENTS, TRACES = "v", "traces"
+EVENTS, TRACES, ENDS = "v", "traces", "ends"
 WEBHOOK, WEBHOOKS = "h", "hooks"
 LEFT = "left"
 PERSONAL = "@"
@@ -80,6 +82,7 @@ RETIRED_TTL_MS = CLOCK_MARGIN_MS + 3_600_000
 CHANGES_KEPT = 64
 ROLLOUT_TTL_MS = 24 * 3_600_000
 TOTALS_TTL_MS = 3_600_000
+ENDS_TTL_MS = 3_600_000
 LOG_TTL_MS = 24 * 3_600_000
 LOG_LINES_KEPT = 1000
 
@@ -89,7 +92,7 @@ _KINDS = {
     f"{DEAD_LETTERS}:{DROPPED}": "string", f"{DEAD_LETTERS}:{LETTER_BYTES}": "hash", "epoch": "string", "a": "hash",
     "code": "string", "apps": "hash", "changes": "stream", "p": "hash", "b": "string", "g": "string",
     "lead": "string", "hosts": "hash", "plan": "hash", "s": "hash", "w": "hash", "drains": "hash", "o": "string",
-    "l": "stream", "t": "hash",
+    "l": "stream", "t": "hash", ENDS: "hash",
     "celery": "list", "celery:fanout": "stream",
 }  # fmt: skip
 
@@ -117,6 +120,7 @@ class Keys:
         self.plan = self._name("plan")
         self.drains = self._name("drains")
         self.totals = self._name("t")
+        self.ends = self._name(ENDS)
 
     def _name(self, *parts: str) -> str:
         return ":".join((self._tag, *parts))

@@ -365,6 +365,11 @@ def retire(
     """
 
 
+@LIBRARY.function("allow-oom")
+def take_ends(ends: Key) -> Command:
+    """Return how many requests have ended that no replica has counted, and begin again."""
+
+
 @LIBRARY.function("no-writes")
 def backlog(queues: Keys) -> Command:
     """Return how many calls wait in each queue, how many run, and for how long the oldest has waited."""

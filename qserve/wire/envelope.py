@@ -102,5 +102,5 @@ class Header(NamedTuple):
 
 _DEFAULTS = [Header._field_defaults.get(name) for name in Header._fields[1:]]
 _PARTS = len(_DEFAULTS)
-GRAPH_AT, STREAM_AT, AWAITS_AT = map(Header._fields.index, ("graph", "stream", "awaits"))
+APP_AT, GRAPH_AT, STREAM_AT, AWAITS_AT = map(Header._fields.index, ("app", "graph", "stream", "awaits"))
 """The places of these in what is encoded after the request's id, counted from 1, as the broker's functions do."""

@@ -210,6 +210,20 @@ def events(reply: Any) -> list[tuple[int, bytes]]:
     return [(order_of(shown(entry_id))[0], sealed) for entry_id, sealed in entries]
 
 
+def ends(reply: Any) -> list[tuple[str, str, int]]:
+    """Return application, state and count of requests that have ended, in a reply of ``take_ends``."""
+    if type(reply) is not list or len(reply) % 2:
+        raise _unreadable(reply, "the ends of requests")
+
+    def read(item: tuple[Any, Any]) -> tuple[str, str, int]:
+        what = text(item[0], "the end of a request")
+        if what[:1] not in set(State) - {State.OPEN}:
+            raise _unreadable(item[0], "the end of a request")
+        return what[1:], State(what[:1]).name.lower(), number(item[1])
+
+    return list(each(zip(reply[::2], reply[1::2], strict=True), read))
+
+
 def attempts(history: bytes) -> int:
     """Return how often a call was tried, or handed over, by its history; 0 if that cannot be read."""
     try:

@@ -13,7 +13,6 @@ from qserve.wire.replies import number, request_id, shown
 from qserve.wire.sealing import Seal, open_end, webhook_context
 
 _PARTS = 6
-_NAMES = {State.DONE: "done", State.FAILED: "failed", State.CANCELLED: "cancelled", State.EXPIRED: "expired"}
 _LAST_MS = 253_402_300_799_000  # the year 9999, after which there are no dates
 
 
@@ -62,7 +61,7 @@ class DueWebhook(NamedTuple):
     @property
     def status(self) -> str:
         """How the request has ended, in a word."""
-        return "open" if self.outcome is None else _NAMES[State(self.outcome.state)]
+        return "open" if self.outcome is None else State(self.outcome.state).name.lower()
 
     @classmethod
     def read(cls, parts: Any, seal: Seal) -> DueWebhook:
@@ -78,7 +77,7 @@ class DueWebhook(NamedTuple):
             outcome = Outcome(shown(state), payload)
             if payload:
                 outcome = open_end(seal, found, outcome)
-            elif outcome.state not in _NAMES:
+            elif outcome.state not in set(State) - {State.OPEN}:
                 raise PayloadError(f"{outcome.state[:20]!r} is not a state in which a request ends")
         return cls(
             found,

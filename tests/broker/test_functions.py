@@ -28,7 +28,7 @@ from qserve.wire.envelope import Header
 from qserve.wire.failure import Failure
 from qserve.wire.moves import Awaited, Epoch, Join, Start
 from qserve.wire.outcome import ANNOUNCED, ANNOUNCED_FROM, Field, Outcome
-from qserve.wire.replies import backlogs, observed, places
+from qserve.wire.replies import backlogs, ends, observed, places
 from qserve.wire.sealing import INHERITED_LIMIT, NOT_KEPT, open_end, seal_end, seal_header
 
 
@@ -971,3 +971,45 @@ def test_no_more_webhooks_are_accepted_than_there_may_be(desk: Desk) -> None:
     assert desk.submit(A, [Start(desk.one, "0", [b"x"])]) == b"OK"
     close(desk, A)
     desk.client.unlink(index)
+
+
+# -- counts of ends -----------------------------------------------------------------------------------
+
+
+def take_ends(desk: Desk) -> dict[tuple[str, str], int]:
+    found = ends(desk.client.execute_command(*functions.take_ends(desk.keys.ends)))
+    return {(app, state): count for app, state, count in found}
+
+
+def test_each_end_that_is_not_a_commit_is_counted_once_whoever_brings_it(desk: Desk) -> None:
+    requests = list(ids(6))
+    for request_id in requests:
+        desk.submit(request_id, [Start(desk.one, "0", [b"x"])])
+    done, dead, lost, cancelled, late, replaced = requests
+    (committed, _), (letter, _), *_ = desk.fetch(desk.one, "first")[:2]
+    desk.commit(desk.one, committed, done, state="d", payload=b"result")
+    assert take_ends(desk) == {}  # the replica that has committed counts it
+
+    failed = functions.dead_letter(desk.one, desk.keys.request(dead), letter, dead, "retries", b"f", "replica", "what")
+    assert [desk.client.execute_command(*failed) for _ in range(2)] == [b"OK", b"STALE"]
+    assert close(desk, cancelled) == close(desk, late, "x") == 1
+    assert close(desk, cancelled) == 0
+    assert take_ends(desk) == {("app", "failed"): 1, ("app", "cancelled"): 1, ("app", "expired"): 1}
+    assert take_ends(desk) == {}
+
+    prefix = desk.keys.request("")
+    desk.client.execute_command(*functions.reclaim(desk.one, desk.one, "first", 1, b"lost", prefix))
+    assert take_ends(desk) == {("app", "failed"): len({lost, replaced})}
+
+
+def test_a_request_that_fails_with_its_argument_or_its_version_is_counted_as_well(desk: Desk) -> None:
+    desk.submit(A, [Start(desk.one, "0", [b"x"])])
+    awaited = [Awaited(desk.keys.request(A), desk.two, "0", 2, 1)]
+    desk.submit(B, [Join(desk.two, "0", 2, [(0, b"y")])], awaited=awaited)
+    close(desk, A)
+    assert take_ends(desk) == {("app", "cancelled"): 2}
+
+    (third, *_) = ids(1)
+    desk.submit(third, [Start(desk.one, "0", [b"x"])])
+    desk.client.execute_command(*functions.retire([desk.one], True, b"gone", desk.keys.request("")))
+    assert take_ends(desk) == {("app", "failed"): 1}

@@ -322,7 +322,10 @@ def test_a_function_that_meets_a_key_of_another_type_does_all_or_nothing(desk: D
             assert now == changed, f"half of it has happened, with another type in {name}"
         elif now != changed and name != desk.keys.request(A) and ":z:" not in name:
             # what waits for another request, or beside a queue, is lost with its own keys; all else has happened
-            of_waiter = {desk.two, desk.keys.delayed_of(desk.two), desk.keys.request(B), desk.keys.mailbox("me")}
+            of_waiter = {
+                *(desk.two, desk.keys.delayed_of(desk.two), desk.keys.request(B), desk.keys.mailbox("me")),
+                desk.keys.ends,
+            }
             expected = set(touched) - {name} - (of_waiter if name in of_waiter else set())
             if name == desk.one:  # with it goes what says who runs its calls
                 expected -= {desk.keys.mailbox("replica")}

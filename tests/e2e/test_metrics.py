@@ -13,7 +13,7 @@ from processes import Site, wait_until
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parsed
 
 APP = """
-import os, qserve
+import asyncio, os, qserve
 from qserve.metrics import Counter, Gauge, Histogram
 
 seen = Counter("images_seen", tag_keys=("model",))
@@ -33,8 +33,10 @@ class Model:
         return name
 
     async def __call__(self, request):
-        seen.inc(tags={"model": "small"})
         what = request.query_params.get("what")
+        if what == "wait":
+            await asyncio.sleep(600)
+        seen.inc(tags={"model": "small"})
         if what == "die":
             os._exit(1)
         if what == "raise":
@@ -50,6 +52,11 @@ OF = ("application=default", "deployment=Model")
 
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"
+FINAL = {
+    state: ("requests_final_total", (APPLICATION, f"state={state}"), count)
+    for state, count in (("done", 10), ("failed", 2), ("cancelled", 1), ("expired", 1))
+}
+"""How many requests have ended in each state: one was a dead letter, and the replica of one died three times."""
 _LEFT_OUT = ("worker", "replica", "le")
 
 
@@ -114,6 +121,10 @@ def test_one_page_has_what_all_processes_have_counted_and_what_dead_ones_have(si
     assert page.traces >= {f"qserve_serve_{name}_bucket {TRACE}" for name in timed}
 
     assert client.get("/?what=die").status == 500
+    place = client.send("GET", "/?what=wait", Prefer="respond-async").headers["location"]
+    assert [client.send("DELETE", place).status for _ in range(2)] == [204, 204]
+    assert client.get("/?what=wait", x_request_timeout_seconds="0.5").status == 504
+    page_when(client, **FINAL)
     _kill_a_gateway_process(site)
     after = page_when(
         client,
@@ -124,6 +135,7 @@ def test_one_page_has_what_all_processes_have_counted_and_what_dead_ones_have(si
         requests=("serve_num_http_requests_total", SERVED, 10),
         rows=("rows_loaded", OF, 7),
         replicas=("replicas_running", OF, 1),
+        **FINAL,
     )  # fmt: skip
     assert after[("requests_final_total", "application=default", "state=done")] == 10
 

@@ -482,6 +482,7 @@ TARGETS = (
     Target("metrics", Published.decode, (PayloadError,), _metrics),
     Target("description", unpack_description, (PayloadError,), _descriptions),
     Target("times", _read_times, (PayloadError,), lambda: [with_times(b"value", _TIMES)]),
+    Target("ends", lambda data: replies.ends(data.split(b"|")), (PayloadError,), lambda: [b"dapp|3|capp|1"]),
     Target("control", replies.control_message, (PayloadError,), _control),
     Target("name", _read_name, (PayloadError,), lambda: [b"name", b"17", b"1-2", REQUEST_ID.encode()]),
 )

@@ -189,7 +189,7 @@ class Committer:
                 failpoints.hit("commit.after_send")
             if work.span is not None and reply in (Reply.OK, Reply.DUP):
                 work.span.settled(conclusion.outcome, True, conclusion.sends(self._keys, work.header.app))
-            if reply == Reply.OK:
+            if reply in (Reply.OK, Reply.DUP):  # the reply to the first may have been lost
                 self._on_settled(work.tag)
                 if self._metrics is not None:
                     self._metrics.count_end(conclusion.state, posted)
@@ -245,26 +245,19 @@ class Committer:
     def _end(self, work: Work, command: Command, state: str, failure: Failure) -> None:
         if self.watcher is not None:
             self.watcher(work, state, failure.encode())
-        self._post_end(
-            work,
-            command,
-            State.FAILED if state == State.FAILED else "",
-            "retried" if state == POSTPONED else "dead letter",
-        )
+        self._post_end(work, command, "retried" if state == POSTPONED else "dead letter")
         self._on_end(work)
         if self._metrics is not None:
             self._metrics.count(work, True)
         if access_log.isEnabledFor(logging.INFO):
             _log_end(work, state)
 
-    def _post_end(self, work: Work, command: Command, state: str = "", outcome: str = "given back") -> None:
+    def _post_end(self, work: Work, command: Command, outcome: str = "given back") -> None:
         def on_reply(reply: Any) -> None:
             if isinstance(reply, BrokerError):
                 self._on_refusal(work, reply)
                 return
             self._on_reply(work, reply, outcome)
-            if state and reply == Reply.OK and self._metrics is not None:
-                self._metrics.count_end(state)
 
         self._plane.post(command, on_reply)
 
@@ -288,6 +281,8 @@ class Committer:
         def on_reply(reply: Any) -> None:
             if not isinstance(reply, BrokerError):
                 self._on_reply(work, reply)
+                if not others and reply == Reply.OK and self._metrics is not None:
+                    self._metrics.count_end(State.FAILED)  # the last of them is a commit
             elif others:
                 self._try_each(work, others)
             else:

@@ -14,7 +14,6 @@ from qserve_workers.replica.reader import Work
 
 _MOST_ERRORS = 50
 """How many types of exceptions are told apart."""
-_STATES = {State.DONE: "done", State.FAILED: "failed", State.CANCELLED: "cancelled", State.EXPIRED: "expired"}
 
 
 class CallMetrics:
@@ -30,7 +29,11 @@ class CallMetrics:
         self._by_route: dict[str, tuple[Buckets, Number]] = {}
         self._waits = recorder.buckets(TABLE["queue_wait_ms"])
         self._commits = recorder.buckets(TABLE["broker_commit_latency_ms"])
-        self._ends = {state: recorder.number(TABLE["requests_final"], state=name) for state, name in _STATES.items()}
+        self._ends: dict[State, Number] = {
+            state: recorder.number(TABLE["requests_final"], state=state.name.lower())
+            for state in State
+            if state is not State.OPEN
+        }
         self._retries = recorder.number(TABLE["retries"])
         self._errors: set[str] = set()
         recorder.before_each(lambda: recorder.set(TABLE["serve_replica_processing_queries"], ongoing()))

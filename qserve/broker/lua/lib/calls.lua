@@ -10,6 +10,13 @@ local function request_id_of(header)
   return #id == REQUEST_ID_CHARS and string.match(id, '^%x+$') and id or nil
 end
 
+-- the parts of a header. They are not verified here: the replica that runs the call checks the seal
+local function read_header(header)
+  local length = string.byte(header, REQUEST_ID_CHARS + 2) == 0 and UNSIGNED_BYTES or SIGNED_BYTES
+  local is_read, parts = pcall(cmsgpack.unpack, string.sub(header, REQUEST_ID_CHARS + length + 1))
+  return is_read and type(parts) == 'table' and parts or empty
+end
+
 -- the fields of an entry by name
 local function by_name(fields)
   local found = {}

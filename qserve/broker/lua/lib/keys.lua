@@ -32,6 +32,10 @@ local function webhooks_of(key)
   return namespace_of(key) .. WEBHOOKS
 end
 
+local function ends_of(key)
+  return namespace_of(key) .. ENDS
+end
+
 -- the mailbox of a replica
 local function mailbox_of(stream, consumer)
   return namespace_of(stream) .. MAILBOX .. ':' .. consumer

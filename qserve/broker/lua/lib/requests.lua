@@ -55,6 +55,14 @@ local function inherited(header, awaited_id, payload)
   return INHERITED .. string.char(depth) .. string.format('%08d', #header) .. header .. awaited_id .. payload
 end
 
+-- count the end of a request that was not ended by the commit of a replica, which counts those
+local function count_end(request, state)
+  local app = read_header(hget(request, Field.HEADER) or '')[APP_AT]
+  if type(app) ~= 'string' then return end
+  write('HINCRBY', ends_of(request), state .. app, 1)
+  write('PEXPIRE', ends_of(request), ENDS_TTL_MS)
+end
+
 local finish
 
 local function notify(waiter, request_id, state, payload)
@@ -89,6 +97,7 @@ finish = function(request, request_id, state, payload, by, event)
   )
   local waiters = more and waiters_of(request) or empty
   if events then keep_trace(request, state, payload, event or '') end
+  if not by then count_end(request, state) end
   renew(request)
   keep = tonumber(keep or 0) or 0
   if keep > 0 then

@@ -1,13 +1,6 @@
 -- How a request of a version that goes may go on in the next one: `queues` names the queue that takes the place of each
 -- old one, and `other_graphs` the graphs that are not the same in both.
 
--- the parts of a header. They are not verified here: the replica that runs the call checks the seal
-local function read_header(header)
-  local length = string.byte(header, REQUEST_ID_CHARS + 2) == 0 and UNSIGNED_BYTES or SIGNED_BYTES
-  local is_read, parts = pcall(cmsgpack.unpack, string.sub(header, REQUEST_ID_CHARS + length + 1))
-  return is_read and type(parts) == 'table' and parts or empty
-end
-
 -- the queue on which a call of an open request goes on; nil when it cannot: the answer would come from two versions
 local function successor_of(request, stream, queues, other_graphs, is_same_code, is_held)
   local queue = queues[common_of(stream)]
