@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -183,14 +184,17 @@ class Library:
 
     def complete(self) -> Command:
         """Return the command that loads the library, once all of its functions are declared."""
-        shared = {file.name: file.read_text() for file in (self._folder / "lib").iterdir()}
-        parts = [shared[name] for name in _in_order(shared)]
-        parts += [self._registered(stub) for stub in self.stubs.values()]
-        constants = sorted(name for name in words("\n".join(parts)) if name[0].isupper())
-        unknown = [name for name in constants if name not in self.constants]
+        files = {file.name: file.read_text() for file in (self._folder / "lib").iterdir()}
+        shared = "\n".join(files[name] for name in _in_order(files))
+        bodies = {name: (self._folder / f"{name}.lua").read_text() for name in self.stubs}
+        uses = Counter(name for text in (shared, *bodies.values()) for name in _constants(text))
+        unknown = sorted(name for name in uses if name not in self.constants)
         if unknown:
             raise NameError(f"Lua files use {', '.join(unknown)}, which no Python module declares")
-        text = "\n".join([*(f"local {name} = {_in_lua(self.constants[name])}" for name in constants), "", *parts])
+        # Lua allows 200 local names beside each other, so a function has those to itself that no other text uses
+        common = {name for name, count in uses.items() if count > 1} | _constants(shared)
+        parts = [self._registered(self.stubs[name], body, common) for name, body in bodies.items()]
+        text = "\n".join([self._declared(common), "", shared, *parts])
         self.digest = hashlib.sha256(text.encode()).hexdigest()[:8]
         self.text = f"#!lua name={self._name}_{self.digest}\n{text.replace('@@', self.digest)}"
         builders: dict[str, Any] = {}
@@ -204,12 +208,15 @@ class Library:
         """Return the name under which this version's function is called."""
         return f"{self._name}_{function}_{self.digest}".encode()
 
-    def _registered(self, stub: Stub) -> str:
-        body = (self._folder / f"{stub.name}.lua").read_text()
+    def _declared(self, names: set[str]) -> str:
+        return "\n".join(f"local {name} = {_in_lua(self.constants[name])}" for name in sorted(names))
+
+    def _registered(self, stub: Stub, body: str, common: set[str]) -> str:
+        own = self._declared(_constants(body) - common)
         flags = ", ".join(map(repr, stub.flags))
         return (
             f"redis.register_function{{ function_name = '{self._name}_{stub.name}_@@', flags = {{ {flags} }},"
-            f" callback = function(keys, argv)\n{stub.prologue()}\n\n{body}\nend }}\n"
+            f" callback = function(keys, argv)\n{stub.prologue()}\n{own}\n{body}\nend }}\n"
         )
 
 
@@ -226,6 +233,10 @@ def _in_lua(value: str | bytes | int | type[Enum]) -> str:
 def words(lua: str) -> set[str]:
     """Return the names that a Lua text uses or defines; not those of a table's fields."""
     return set(_WORD.findall(_NOT_CODE.sub("''", lua)))
+
+
+def _constants(lua: str) -> set[str]:
+    return {name for name in words(lua) if name[0].isupper()}
 
 
 def _in_order(shared: Mapping[str, str]) -> list[str]:

@@ -288,16 +288,16 @@ def test_a_request_goes_its_whole_way_with_each_role_doing_its_part(as_role: dic
 
 def _send_ends(as_role: dict[str, redis.Redis], keys: Keys, stream: str) -> None:
     """Each role may end a request that has a webhook, and the gateway sends it."""
-    gateway = as_role["gateway"]
+    gateway, sent = as_role["gateway"], "9" * 32
     for role in ("gateway", "worker", "operator", TASKS):
-        request = keys.request(FULL)
+        request = keys.request(sent)
         gateway.delete(request)
-        command = submit(keys, FULL, [Start(stream, "0", [b"x"])], webhook=b"sealed")
+        command = submit(keys, sent, [Start(stream, "0", [b"x"])], webhook=b"sealed")
         assert gateway.execute_command(*command) == b"OK"
-        assert as_role[role].execute_command(*functions.close(request, FULL, "c", b"")) == 1
+        assert as_role[role].execute_command(*functions.close(request, sent, "c", b"")) == 1
         ((found, *_),) = gateway.execute_command(*functions.due(keys.webhooks, keys.webhook(""), "9"))
-        assert found == FULL.encode(), role
-        settled = functions.settle(keys.webhooks, keys.webhook(FULL), FULL, 1, -1)
+        assert found == sent.encode(), role
+        settled = functions.settle(keys.webhooks, keys.webhook(sent), sent, 1, -1)
         assert gateway.execute_command(*settled) == b"OK"
 
 
