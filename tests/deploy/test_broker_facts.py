@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
+import qserve as serve
 from qserve.base.clock import clock
+from qserve.base.keyring import Keyring
 from qserve.base.keys import GROUP
+from qserve.dag import InputNode
+from qserve.define.application import compiled
 from qserve.deploy.installation import Installation
+from qserve.deploy.registration import release_of
+from qserve.drivers import DAGDriver
 from qserve.fleet import totals
 from qserve.fleet.facts import broker_facts
-from qserve.metrics.exposition import derived
+from qserve.metrics.exposition import derived, render
 from qserve.metrics.table import BROKER, SOURCE, TABLE
 from qserve.wire.application import ApplicationRecord, DeploymentRecord
 from qserve.wire.fleet import Scaled, Wish
@@ -68,6 +76,25 @@ def test_queues_replicas_and_dead_letters_are_told(installation: Installation, s
     assert found["dead_letters"].values == {(): 1}
     assert found["broker_up"].values == {(): 1}
     assert {*derived(found)} == {name for name, source in SOURCE.items() if source == BROKER}
+
+
+def test_each_deployment_of_a_graph_with_500_nodes_is_told(installation: Installation) -> None:
+    @serve.deployment
+    def step(value: int) -> int:
+        return value + 1
+
+    with InputNode() as node:
+        for number in range(500):
+            node = step.options(name=f"step-{number}").bind(node)
+    record = release_of(compiled(DAGDriver.bind(node), "wide"), Keyring(b"k" * 32), "module:node").record
+    installation.registry.stage(record)
+    installation.registry.promote(record)
+
+    page = render([(facts_of(installation), {})], "qserve_")[0].decode()
+
+    for name in ("queue_depth", "queue_oldest_age_seconds", "replicas_running"):
+        told = re.findall(rf'qserve_{name}{{application="wide",deployment="([^"]+)"}} 0.0', page)
+        assert {*told} == {f"step-{number}" for number in range(500)}, name
 
 
 PLACE_LABELS = ("application", "deployment")

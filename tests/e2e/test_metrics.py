@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from http_client import Client
-from processes import Site, wait_until
+from processes import Site, frozen, wait_until
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parsed
 
 APP = """
@@ -138,6 +138,22 @@ def test_one_page_has_what_all_processes_have_counted_and_what_dead_ones_have(si
         **FINAL,
     )  # fmt: skip
     assert after[("requests_final_total", "application=default", "state=done")] == 10
+
+
+@pytest.mark.slow
+def test_while_the_broker_is_away_the_page_has_what_was_counted_and_says_that_it_is(site: Site) -> None:
+    serving = site.run("metered:app", "--name", "default", cwd=site.write("metered.py", APP))
+    client = Client(serving.url)
+    client.get("/?n=1")
+    page_when(client, requests=("serve_num_http_requests_total", SERVED, 1), up=("broker_up", (), 1))
+    (broker,) = [
+        pid for pid, command in site.processes().items() if "broker.sock" in command or "server" in command.split()[0]
+    ]
+
+    with frozen(broker):
+        page_when(client, requests=("serve_num_http_requests_total", SERVED, 1), up=("broker_up", (), 0))
+
+    page_when(client, up=("broker_up", (), 1))
 
 
 def _kill_a_gateway_process(site: Site) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 from fakes import FakePlane, driver_app, plain_app
 from flask.testing import FlaskClient
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as open_metrics
 from prometheus_client.parser import text_string_to_metric_families as parsed
 from qserve_gateway import metrics
 from qserve_gateway.application import create_app
@@ -73,6 +75,36 @@ def test_requests_are_counted_by_the_pattern_of_their_route_and_never_by_what_cl
     errors = {key[1:]: value for key, value in found.items() if "http_error_requests" in key[0]}
     assert errors == {key: value for key, value in counts.items() if "200" not in key}
     assert not [key for key in found if any("id-" in label for label in key)]
+
+
+HOSTILE_IDS = (
+    'a"b',
+    "a\\",
+    "a\\nb 5",
+    '{le="1"}',
+    "# TYPE x counter",
+    "\xe9",
+    "r" * 500,
+    " ",
+    "a,b=c",
+    "%0a",
+    "r" * 100,
+)
+
+
+@pytest.mark.usefixtures("broker")
+@pytest.mark.parametrize("accept", ["", "application/openmetrics-text"])
+def test_ids_that_clients_choose_do_not_break_the_page(accept: str) -> None:
+    client = client_of(FakePlane(plain_app()))
+    for hostile in HOSTILE_IDS:
+        assert client.get("/", headers={"x-request-id": hostile}).status_code == 200
+        text = client.get(METRICS_PATH, headers={"accept": accept}).get_data(as_text=True)
+        read = [*(open_metrics if accept else parsed)(text)]
+
+        told = {one.exemplar.labels["request_id"] for family in read for one in family.samples if one.exemplar}
+        assert all(re.fullmatch(r"[0-9a-f]{32}|r{100}", one) for one in told), told
+    counts = [one.value for family in read for one in family.samples if one.name.endswith("http_requests_total")]
+    assert counts == [len(HOSTILE_IDS)]
 
 
 @pytest.mark.usefixtures("broker")
