@@ -59,6 +59,7 @@ class HttpMessage:
       server: Host and port of the server, where known.
       body: The whole body.
       path_params: The values of the route's ``{parameters}`` in the path.
+      raw_path: The path as it was sent, where that has escapes; b"" otherwise.
     """
 
     method: str
@@ -71,6 +72,7 @@ class HttpMessage:
     server: Address | None
     body: bytes
     path_params: Mapping[str, Any] = field(default_factory=dict)
+    raw_path: bytes = b""
 
 
 def pack_message(message: HttpMessage) -> list[Any]:
@@ -87,12 +89,13 @@ def pack_message(message: HttpMessage) -> list[Any]:
         None if server is None else list(server),
         message.body,
         dict(message.path_params),
+        *((message.raw_path,) if message.raw_path else ()),
     ]
 
 
 def unpack_message(packed: list[Any]) -> HttpMessage:
     """Return the message from which ``pack_message`` made ``packed``."""
-    method, scheme, path, root_path, query_string, flat, client, server, body, path_params, *_ = packed
+    method, scheme, path, root_path, query_string, flat, client, server, body, path_params, *more = packed
     parts = iter(flat)
     return HttpMessage(
         method,
@@ -105,6 +108,7 @@ def unpack_message(packed: list[Any]) -> HttpMessage:
         None if server is None else (server[0], server[1]),
         body,
         path_params,
+        *more[:1],
     )
 
 

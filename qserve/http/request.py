@@ -39,6 +39,7 @@ def to_starlette(message: HttpMessage) -> Request:
         "method": message.method,
         "scheme": message.scheme,
         "path": message.path,
+        "raw_path": message.raw_path or message.path.encode(),
         "root_path": message.root_path,
         "query_string": message.query_string,
         "headers": list(message.headers),
@@ -122,6 +123,7 @@ def from_starlette(request: Request) -> HttpMessage:
         None if server is None else (server[0], server[1]),
         _body_of(request),
         _plain_params(scope.get("path_params", {})),
+        raw_path if b"%" in (raw_path := scope.get("raw_path") or b"") else b"",
     )
 
 

@@ -57,6 +57,7 @@ def seen_in(scope: Any, body: bytes, cookies: dict[str, str]) -> Seen:
         "query": scope["query_string"].decode(),
         "headers": joined(lines),
         "lines": lines,
+        "raw": scope["raw_path"].decode().removeprefix(scope["root_path"]),
         "cookies": cookies,
         "body": body.decode("latin-1"),
         "scheme": scope["scheme"],
@@ -76,6 +77,7 @@ def seen_in_environ(environ: dict[str, Any], cookies: Any = None) -> Seen:
         "query": environ["QUERY_STRING"],
         "headers": headers,
         "lines": None,
+        "raw": None,
         "cookies": cookies,
         "body": environ["wsgi.input"].read().decode("latin-1"),
         "scheme": environ["wsgi.url_scheme"],
@@ -461,6 +463,8 @@ REQUESTS: dict[str, tuple[str, str, list[str], bytes]] = {
     "OPTIONS": ("OPTIONS", "/x", ["Origin: http://here"], b""),
     "PUT": ("PUT", "/x", ["Content-Length: 1"], b"a"),
 }  # fmt: skip
+OF_DOORS = ("lines", "cookies", "raw")
+"""What not every door tells."""
 OF_HOP = ("transfer-encoding", "trailer", "expect", "connection", "x-hop", "keep-alive", "te", "upgrade")
 
 
@@ -480,10 +484,11 @@ def test_one_request_is_seen_alike_by_every_door(doors: Doors, name: str) -> Non
         sent = [tuple(line.split(": ", 1)) for line in lines if line.lower() in {f"h: {n}" for n in range(9)}]
         assert [line[1] for line in plain["lines"] if line[0] == "h"] == [value for _, value in sent]
     for door, other in seen.items():
-        assert {key: other[key] for key in other if key not in ("lines", "cookies")} == {
-            key: plain[key] for key in plain if key not in ("lines", "cookies")
+        assert {key: other[key] for key in other if key not in OF_DOORS} == {
+            key: plain[key] for key in plain if key not in OF_DOORS
         }, door
         assert other["lines"] in (None, plain["lines"]), door
+        assert other["raw"] in (None, path.partition("?")[0]), door
         if door in ("api", "site", "graph"):
             assert other["cookies"] == plain["cookies"], door
 
@@ -516,6 +521,14 @@ def test_an_answer_without_a_body_has_none_and_head_tells_the_length(doors: Door
     )  # fmt: skip
     assert doors.ask("/plain/hop", method="HEAD").header("content-length") == "4"
     assert doors.ask("/site/twice", method="HEAD").header("content-length") == "1"
+    for path in (
+        "/site/bytes",
+        "/plain/bytes",
+        "/wsgi/bytes",
+        "/asgi/bytes",
+    ):  # streams, whose length GET does not tell
+        reply = doors.ask(path, method="HEAD")
+        assert (reply.status, reply.header("content-length")) == (200, None), path
 
 
 # -- failures --------------------------------------------------------------------------------------

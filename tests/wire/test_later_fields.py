@@ -56,7 +56,8 @@ CARRYING = HEADER._replace(carried=Carried(tenant="acme", headers={"accept-langu
 REPORT = ReplicaStatus("replica", "Model", "v1", "RUNNING")
 EVENT = Event("progress", 1.5, "Model", "0", 1, 0.5, "half")
 FAILURE = Failure("builtins", "ValueError", "no", members=(Failure("builtins", "KeyError", "key"),))
-MESSAGE = HttpMessage("GET", "http", "/", "", b"", ((b"host", b"x"),), ("127.0.0.1", 1), None, b"body", {"id": 1})
+_ADDRESS = ("127.0.0.1", 1)
+MESSAGE = HttpMessage("GET", "http", "/", "", b"", ((b"host", b"x"),), _ADDRESS, None, b"body", {"id": 1}, b"/%41")
 COUNTED = Published(
     1.0,
     False,

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 import gevent
 from gunicorn.http.errors import ParseException
@@ -203,7 +203,13 @@ def message_of(environ: Environ, path: str, root_path: str, body: bytes, path_pa
         (environ["SERVER_NAME"], int(environ.get("SERVER_PORT") or 0)),
         body,
         path_params,
+        _raw_path(environ, path),
     )
+
+
+def _raw_path(environ: Environ, path: str) -> bytes:
+    raw = environ.get("RAW_URI", "").partition("?")[0]
+    return raw.encode("latin-1") if "%" in raw and unquote(raw, errors="replace") == path else b""
 
 
 def _headers_of(environ: Environ, length: int) -> list[tuple[bytes, bytes]]:

@@ -104,7 +104,8 @@ class Reply:
         declared = not body and any(name == "content-length" for name, _ in self.headers)
         if declared and not is_head:
             self.headers = [header for header in self.headers if header[0] != "content-length"]
-        if self.status not in WITHOUT_BODY and not (declared and is_head):
+        # one that has a body for GET only does not say how long that is
+        if self.status not in WITHOUT_BODY and (body or not is_head):
             self.headers.append(("content-length", str(len(body))))
         if self.ends_connection:
             force_close(start_response)
