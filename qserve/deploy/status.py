@@ -264,7 +264,7 @@ def _why_stuck(last: Rollout, versions: Sequence[ApplicationRecord], now_ms: flo
     staged = {one.version for one in versions if one.place == NEXT and one.share_until_ms <= now_ms}
     if not is_still or last.version not in staged:
         return ""
-    return f"the deploy of version {last.version}, by {last.by}, stands still and has no effect any more"
+    return f"the deploy of version {last.version}, by {last.by}, no longer responds and has no effect"
 
 
 def _status_from(found: Set[DeploymentStatus], is_replaced: bool) -> ApplicationStatus:

@@ -157,7 +157,7 @@ def test_a_deploy_that_has_died_is_not_under_way_for_ever() -> None:
         found = application_status(versions, replicas(RUNNING, RUNNING), load, {}, {}, now_ms, last)
         return found.status, found.message
 
-    why = "the deploy of version v2, by ada@a (process 7), stands still and has no effect any more"
+    why = "the deploy of version v2, by ada@a (process 7), no longer responds and has no effect"
     assert status(10_000, SHOP, new)[0] == "DEPLOYING"
     assert status(12_000, SHOP, new) == ("RUNNING", f"{why}; version v1 serves")
     assert status(12_000, SHOP, replace(new, share=0.5, share_until_ms=13_000))[0] == "DEPLOYING"
