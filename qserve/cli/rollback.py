@@ -10,6 +10,7 @@ from qserve.base.settings import Settings
 from qserve.cli.deploy import gateways_option, show_progress, surge_option, timeout_option, wait_for_broker
 from qserve.cli.options import broker_option
 from qserve.deploy.installation import Installation
+from qserve.deploy.named import application_named
 from qserve.deploy.rollout import roll_back
 from qserve.deploy.steps import Surge
 
@@ -32,6 +33,7 @@ def rollback(
     """
     installation = Installation(settings)
     if lists:
+        application_named(installation, app)
         active = installation.registry.get(app)
         for record in (active, *installation.registry.former(app)):
             at = datetime.datetime.fromtimestamp(record.deployed_at).isoformat(" ", "seconds")
@@ -39,6 +41,7 @@ def rollback(
             click.echo(f"{record.version}  {at}  {code}" + ("  (serves)" if record is active else ""))
         return
     wait_for_broker(installation)
+    application_named(installation, app)
     record = roll_back(
         installation,
         app,

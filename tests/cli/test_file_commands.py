@@ -166,6 +166,8 @@ def test_a_bad_file_is_told_on_one_line_with_exit_code_2_and_nothing_is_changed(
         (("deploy", "shopcli:builder", "size"), "'size' is not an argument of a builder. Write key=value"),
         (("deploy", "nowhere:app"), "module 'nowhere' was not found"),
         (("config", "nothing.yaml"), "nothing.yaml cannot be read: No such file or directory"),
+        (("rollback", "shop"), "application 'shop' is not deployed; deployed are: none"),
+        (("rollback", "shop", "--list"), "application 'shop' is not deployed; deployed are: none"),
         (("run", "app.yaml", "--route-prefix", "/x"), "a FILE says all of this itself"),
         (("run", "shopcli:app", "--address", "auto"), "--address is not an option of `qserve run`: name the broker"),
         (("run", "shopcli:app", "--non-blocking"), "--non-blocking is not an option of `qserve run`: use `qserve"),

@@ -140,6 +140,7 @@ def test_the_key_is_changed_role_by_role_while_requests_are_answered(site: Site)
         assert process.exit_code() is None
 
 
+@pytest.mark.long  # tests/faults/test_unreachable_broker.py has a stack without a broker at first
 def test_the_roles_may_start_in_any_order(site: Site) -> None:
     stack = Stack(site)
     gateway = stack.gateway()

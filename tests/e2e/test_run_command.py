@@ -78,7 +78,8 @@ def terminate(process: Process) -> None:
     process.signal(signal.SIGTERM)
 
 
-@pytest.mark.parametrize("end", [Process.press_ctrl_c, terminate])
+# a start that is interrupted has both signals as well
+@pytest.mark.parametrize("end", [Process.press_ctrl_c, pytest.param(terminate, marks=pytest.mark.long)])
 def test_run_prints_its_progress_and_where_it_answers_and_ctrl_c_and_sigterm_end_everything(
     site: Site, end: Callable[[Process], None]
 ) -> None:

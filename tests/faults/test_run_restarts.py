@@ -368,6 +368,7 @@ def test_a_program_that_serves_has_its_processes_started_again(site: Site) -> No
     site.wait_empty()
 
 
+@pytest.mark.long  # tests/machine/test_children.py has when a process is given up
 def test_a_program_learns_from_its_next_run_that_a_process_could_not_be_kept(site: Site) -> None:
     source = PROGRAM.partition("print(sorted")[0]
     source += "try:\n    qserve.run(Slow.bind())\nexcept qserve.exceptions.DeployError as error:\n    print(error)\n"
