@@ -90,12 +90,14 @@ class Servable:
       target: What the user decorated.
       args, kwargs: Bound arguments, with handles in the place of bound deployments.
       instance: The user's object once it is constructed; the function itself for a function deployment.
+      part: What of it runs until it takes calls, by its name for messages.
     """
 
     target: Callable[..., Any]
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
     instance: Any = None
+    part: str = "constructor"
     _methods: dict[str, Method] = field(default_factory=dict)
 
     def construct_on(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -126,6 +128,7 @@ class Servable:
             await enter(self._instantiate)
         start = self._hook("__qserve_start__")
         if start is not None:
+            self.part = "web application"
             await enter(start)
 
     def _instantiate(self) -> Awaitable[None] | None:
@@ -160,13 +163,12 @@ class Servable:
 
     async def reconfigure(self, user_config: Any) -> None:
         """Pass a user_config to the instance; raise QserveException when there is no method to take it."""
-        method = self._hook("reconfigure")
+        self.part, method = "reconfigure", self._hook("reconfigure")
         if method is None:
             name = getattr(self.target, "__name__", "the deployment")
             raise QserveException(
                 f"user_config is set for {name!r}, so it must be a class with a method `reconfigure(self, user_config)`"
             )
-
         await enter(_at_hand, method, user_config)
 
     @property

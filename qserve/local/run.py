@@ -237,14 +237,12 @@ class _Instance:
 
     def _live(self) -> None:
         with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
-            doing = "constructor"
             try:
                 self._servable.construct_on(runner.get_loop())
-                doing = "reconfigure"
                 if self._record.user_config:
                     runner.run(self._servable.reconfigure(self._record.user_config_value))
             except BaseException as error:
-                self._constructed.set((doing, error))
+                self._constructed.set((self._servable.part, error))
                 return
             self._constructed.set(None)
             run_loop(self._loop, self._stopped)

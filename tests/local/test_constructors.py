@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
+from fastapi import FastAPI
 from serving import ServeRun, ask
 
 import qserve as serve
@@ -140,6 +143,33 @@ def test_a_sync_constructor_and_reconfigure_may_call_deployments_as_a_program_do
 
     every = [2, 4, 6, 8, 10, 12, [0, 1], [0, 1]]
     assert ask(serve_run(Calling.bind(counting, counting)).seen) == [every, every, 14, 14]
+
+
+@asynccontextmanager
+async def failing(app: FastAPI) -> AsyncIterator[None]:
+    raise ValueError("of the application")
+    yield
+
+
+def made() -> FastAPI:
+    raise ValueError("of the application")
+
+
+@pytest.mark.parametrize("app", [FastAPI(lifespan=failing), made], ids=["lifespan", "function"])
+def test_a_web_application_that_cannot_start_is_not_taken_for_a_constructor(serve_run: ServeRun, app: Any) -> None:
+    with pytest.raises(DeployError, match=r"(?s)its web application failed:.*ValueError: of the application"):
+        serve_run(serve.deployment(serve.ingress(app)()).bind())
+
+
+@serve.deployment(user_config={"threshold": 1})
+class Refusing:
+    def reconfigure(self, config: Any) -> None:
+        raise ValueError("of the configuration")
+
+
+def test_a_reconfigure_that_fails_at_the_start_is_named(serve_run: ServeRun) -> None:
+    with pytest.raises(DeployError, match=r"(?s)its reconfigure failed:.*ValueError: of the configuration"):
+        serve_run(Refusing.bind())
 
 
 @serve.deployment

@@ -217,8 +217,11 @@ class _Start:
         self.doing = "its constructor failed"
         servable = Servable(*code)
         context.replica = ReplicaContext(record.name, spec.deployment, spec.name)
-        with timed("serve_replica_initialization_latency_ms"):
-            servable.construct_on(self._loop)
+        try:
+            with timed("serve_replica_initialization_latency_ms"):
+                servable.construct_on(self._loop)
+        finally:
+            self.doing = f"its {servable.part} failed"
         context.replica = replace(context.replica, servable_object=servable.instance)
         if spec.options.user_config:
             self.doing = "its reconfigure failed"
