@@ -41,6 +41,7 @@ from qserve.wire.outcome import CallField, Field
 from qserve.wire.sealing import Seal, seal_header
 from qserve.wire.status import ReplicaStatus
 from qserve.wire.totals import Description, Distribution, Exemplar, Family, Kind, Published
+from qserve.wire.webhook import Target
 
 ID = "0123456789abcdef" * 2
 KEYS = Keyring(b"secret")
@@ -182,6 +183,7 @@ CASES = [
     Case(
         DeploymentHandle, later_handle(), read_handle, DeploymentHandle("Model", "app").options(method_name="predict")
     ),
+    Case(Target, msgpack.packb(["https://a.example", ID, LATER]), Target.decode, Target("https://a.example", ID)),
     Case("head", msgpack.packb([200, [["a", "b"]], LATER]), render.parse_head, (200, [["a", "b"]])),
 ]
 
