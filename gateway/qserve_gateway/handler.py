@@ -187,7 +187,7 @@ class RequestHandler:
             model_id=model_id_of(environ),
             answer=route.answer,
             owned=True,
-            stream=route.answer is Answer.PLAIN,
+            stream=route.answer is Answer.PLAIN or found.graph in route.streams,
             carried=carried,
             version=found.version,
             is_traced=environ.get(_ASKS_FOR_TRACE) == "1",

@@ -86,6 +86,7 @@ class Route:
     Parameters:
       root_path: The prefix as ASGI expects it: "" for the root.
       answer: The form in which its last step writes results.
+      streams: Graphs whose results come as items.
       graphs: Graph names by path; None when every path below the prefix is served.
       templates: Used instead of ``graphs`` where a driver's route has a ``{parameter}``: patterns of whole paths and
         graph names, in the driver's order.
@@ -100,6 +101,7 @@ class Route:
     graphs: Mapping[str, str] | None = None
     templates: tuple[tuple[PathTemplate, str], ...] = ()
     staged: Route | None = None
+    streams: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, record: ApplicationRecord, prefix: str, staged: ApplicationRecord | None = None) -> Route:
@@ -119,7 +121,7 @@ class Route:
         if graphs and any("{" in route for route in graphs.values()):
             # the first of several matching routes wins, so those without parameters must be in the list too
             templates = tuple((PathTemplate.of(path), route) for path, route in graphs.items())
-        return cls(prefix, record, root_path, _DRIVER_METHODS, Answer.JSON, graphs, templates)
+        return cls(prefix, record, root_path, _DRIVER_METHODS, Answer.JSON, graphs, templates, streams=driver.streams)
 
     def picked(self) -> Route:
         """Return the route of the version that gets the next request."""

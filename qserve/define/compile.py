@@ -85,6 +85,18 @@ def compile_application(root: Any, *, app_name: str = "default") -> CompiledAppl
     return CompiledApplication(app_name, deployments, compiler.graphs, driver, adapter)
 
 
+def _makes_generator(output: DAGNode) -> bool:
+    """Return whether the last step of a graph is a generator."""
+    if isinstance(output, MethodNode):
+        body: Any = getattr(output.get_class_node().get_body(), output.get_method_name(), None)
+    elif isinstance(output, ClassNode):
+        body = getattr(output.get_body(), "__call__", None)  # noqa: B004
+    else:
+        body = output.get_body() if isinstance(output, FunctionNode) else None
+    body = inspect.unwrap(body) if callable(body) else body
+    return inspect.isgeneratorfunction(body) or inspect.isasyncgenfunction(body)
+
+
 class Compiler:
     """Compiles the nodes of one application, whose deployments have these names.
 
@@ -108,7 +120,9 @@ class Compiler:
         for name, output in routes.items():
             self.add_graph(name, output)
         direct = {name: self.names[output] for name, output in routes.items() if isinstance(output, ClassNode)}
-        return DriverRecord(gateway_adapter(adapter), tuple(routes) if isinstance(dags, dict) else None, direct)
+        streams = tuple(name for name, output in routes.items() if _makes_generator(output))
+        names = tuple(routes) if isinstance(dags, dict) else None
+        return DriverRecord(gateway_adapter(adapter), names, direct, streams)
 
     def deployment(self, node: ClassNode | FunctionNode, is_root: bool) -> Deployment:
         options = node.get_options()

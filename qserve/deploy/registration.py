@@ -278,7 +278,8 @@ def code_of(built: CompiledApplication) -> Code:
     }
     if built.driver is not None:
         resolve_annotations(built.adapter)  # because names that only annotations use do not travel by value
-        code[built.ingress.name] = DeploymentCode(AdaptingDriver, (built.adapter, built.name, tuple(built.graphs)), {})
+        arguments = built.adapter, built.name, tuple(built.graphs), built.driver.streams
+        code[built.ingress.name] = DeploymentCode(AdaptingDriver, arguments, {})
     return code
 
 

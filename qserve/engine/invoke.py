@@ -353,7 +353,8 @@ class Invoker(Generic[C]):
     def _on_result(self, invocation: C, value: Any) -> None:
         """End a call with what user code returned; awaitables and streams have to be run first."""
         header = invocation.header
-        if type(value) in _VALUES and not (header.stream and header.answer is Answer.VALUE):
+        wants_items = header.stream and header.answer is Answer.VALUE and _is_last(invocation)
+        if type(value) in _VALUES and not wants_items:
             self._conclude(invocation, value)
         elif isinstance(value, RESPONSES) or inspect.isawaitable(value):
             self._spawn(invocation, self._await(invocation, value))
@@ -365,7 +366,7 @@ class Invoker(Generic[C]):
                 return
             invocation.blocks = not inspect.isasyncgen(value)
             self._spawn(invocation, self._stream(invocation, value))
-        elif header.stream and header.answer is Answer.VALUE:
+        elif wants_items:
             text = (
                 f"Called method {invocation.name!r} with `handle.options(stream=True)` but it did not return a"
                 " generator. Call it without stream=True, or make it yield its items."
@@ -376,7 +377,7 @@ class Invoker(Generic[C]):
 
     async def _stream(self, invocation: C, value: Any) -> None:
         try:
-            sink = self._backend.sink(invocation)
+            sink = self._backend.sink(invocation) if _is_last(invocation) else None
             if sink is None:
                 raise TypeError(
                     f"Method {invocation.name!r} returned a generator. You must use `handle.options(stream=True)` to"
@@ -462,6 +463,12 @@ def _timing(invocation: Invocation) -> list[list[str]]:
     if invocation.call is None or not _is_timed(invocation.header):
         return []
     return [timing(invocation.call, invocation.time())]
+
+
+def _is_last(invocation: Invocation) -> bool:
+    """Return whether the result of a call is that of its request."""
+    call = invocation.call
+    return call is None or call.plan is None or call.plan.output == call.index
 
 
 def _must_run(header: Header, value: Any) -> bool:

@@ -11,14 +11,16 @@ from typing import Any, Protocol
 import msgpack
 
 from qserve.base.log import get_logger
-from qserve.exceptions import ResultNotSerialisable
-from qserve.http.render import head_of
+from qserve.exceptions import PayloadError, ResultNotSerialisable
+from qserve.http.render import head_of, to_json
 from qserve.wire.envelope import Answer, Header
 
 log = get_logger(__name__)
 
 _END: Any = object()
 _TEXT_HEADERS = [["content-type", "text/plain; charset=utf-8"]]
+_LINES_HEADERS = [["content-type", "application/x-ndjson"]]
+_TEXTS = str | bytes | bytearray | memoryview
 
 InThread = Callable[[Callable[[], Any]], Awaitable[Any]]
 More = Callable[[], list[list[str]]]
@@ -59,23 +61,31 @@ async def send_stream(
     if not (inspect.isgenerator(value) or inspect.isasyncgen(value)):
         await _send_response(sink, value, more)
         return
-    has_head = header.answer is not Answer.VALUE
-    if has_head:
-        encode = _body_part
+    headers = None if header.answer is Answer.VALUE else _TEXT_HEADERS
     async with aclosing(_items(value, in_thread)) as items:
         async for item in items:
+            if headers is not None:
+                is_text = header.answer is Answer.PLAIN or isinstance(item, _TEXTS)
+                headers, encode = (_TEXT_HEADERS, _body_part) if is_text else (_LINES_HEADERS, _line)
             payload = encode(item)
-            if has_head:  # not earlier: until then a failure has its own answer
-                await sink.send(_head(200, _TEXT_HEADERS, more))
-                has_head = False
+            if headers is not None:  # not earlier: until then a failure has its own answer
+                await sink.send(_head(200, headers, more))
+                headers = None
             await sink.send(payload)
-    if has_head:
-        await sink.send(_head(200, _TEXT_HEADERS, more))
+    if headers is not None:
+        await sink.send(_head(200, headers, more))
 
 
 def _head(status: int, headers: list[list[str]], more: More) -> bytes:
     packed: bytes = msgpack.packb([status, [*headers, *more()]])
     return packed
+
+
+def _line(item: Any) -> bytes:
+    try:
+        return to_json(item) + b"\n"
+    except PayloadError as error:
+        raise ResultNotSerialisable(str(error)) from error
 
 
 def _body_part(item: Any) -> bytes:

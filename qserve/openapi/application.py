@@ -18,9 +18,10 @@ from qserve.graph.plan import InputKey, Plan, Slot
 from qserve.http import builtin_adapters as built_in
 from qserve.http.adapter import load_adapter
 from qserve.openapi.document import part_of
-from qserve.openapi.typed import Types, adapter_of, annotation_at, content_of, returned_by, text_of
+from qserve.openapi.typed import Types, adapter_of, annotation_at, content_of, items_of, returned_by, text_of
 from qserve.web.ingress import entries_of, openapi_of
 from qserve.web.routes import Entry
+from qserve.wire.application import DriverRecord
 from qserve.wire.description import pack_description
 
 log = get_logger(__name__)
@@ -101,10 +102,14 @@ def _of_driver(built: CompiledApplication) -> dict[str, Any] | None:
     if isinstance(built.adapter, str) and re.split("[:.](?=[^:.]*$)", built.adapter)[0] not in sys.modules:
         return None  # replicas import it, and perhaps only they can
     adapter = load_adapter(built.adapter) or built_in.starlette_request
-    routes = built.driver.routes if built.driver is not None and built.driver.routes is not None else ("",)
+    driver = built.driver or DriverRecord()
+    routes = driver.routes or ("",)
     types, paths, schemas = Types(), dict[str, Any](), dict[str, Any]()
     returned = {route: returned_by(_output_of(built, route).function) for route in routes}
-    content = {route: content_of(hint, True, types) for route, hint in returned.items()}
+    content = {
+        route: items_of(hint, types) if route in driver.streams else content_of(hint, True, types)
+        for route, hint in returned.items()
+    }
     if inspect.isfunction(adapter) and adapter in _TAKEN:
         for route in routes:
             takes = {kind: {"schema": schema(built, route, types)} for kind, schema in _TAKEN[adapter].items()}

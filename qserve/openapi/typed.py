@@ -103,6 +103,16 @@ def content_of(hint: Any, is_json: bool, types: Types) -> Content:
     return content
 
 
+def items_of(hint: Any, types: Types) -> Content:
+    """Return the body of a response whose items are sent as they come, by the annotation of the generator."""
+    kind, given = typing.get_origin(hint) or hint, typing.get_args(hint)
+    is_known = inspect.isclass(kind) and issubclass(kind, Iterator | AsyncIterator) and given and given[0] is not Any
+    text: Content = {"text/plain": {"schema": {"type": "string"}}}
+    if not is_known:
+        return {**text, "application/x-ndjson": {}}
+    return text if given[0] in _TEXTS else {"application/x-ndjson": {"schema": types.schema(given[0])}}
+
+
 def text_of(function: Callable[..., Any], owner: Any = None) -> tuple[str, str, list[tuple[Any, ...]]]:
     """Return the first line of a docstring, the rest of it, and its examples.
 

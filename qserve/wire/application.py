@@ -183,11 +183,13 @@ class DriverRecord:
       adapter: The name of a built-in adapter; "" when user code on a replica of the driver adapts requests.
       routes: The graphs' names in their order; None when there is a single graph.
       direct: Graphs that consist of one deployment, with its name: a call by handle passes all its arguments on.
+      streams: Graphs whose last step is a generator, so that its items are sent as they come.
     """
 
     adapter: str = ""
     routes: tuple[str, ...] | None = None
     direct: dict[str, str] = field(default_factory=dict)
+    streams: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -312,7 +314,8 @@ class ApplicationRecord:
             if driver:
                 driver = known(DriverRecord, driver)
                 routes = driver.pop("routes")
-                driver = DriverRecord(**driver, routes=None if routes is None else tuple(routes))
+                streams = tuple(driver.pop("streams", ()))
+                driver = DriverRecord(**driver, routes=None if routes is None else tuple(routes), streams=streams)
             graphs = dict(parts.pop("graphs"))
             return cls(**parts, graphs=graphs, deployments=deployments, driver=driver or None)
         except NewerRecord:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import re
 import threading
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import cloudpickle
@@ -637,3 +638,32 @@ def test_arguments_that_may_fit_are_left_to_the_call(build: Any) -> None:
 def test_a_function_that_is_called_by_a_handle_needs_no_arguments() -> None:
     compile_application(SCALER.bind(add.bind()))
     compile_application(add.bind())
+
+
+def test_a_driver_knows_the_graphs_whose_last_step_is_a_generator() -> None:
+    @deployment
+    class Lines:
+        def items(self, value: Any) -> Iterator[Any]:
+            yield value
+
+        async def later(self, value: Any) -> AsyncIterator[Any]:
+            yield value
+
+        def whole(self, value: Any) -> Any:
+            return value
+
+    @deployment
+    def words(value: Any) -> Iterator[str]:
+        yield value
+
+    lines = Lines.bind()
+    with InputNode() as inp:
+        graphs = {
+            "/items": lines.items.bind(inp),
+            "/later": lines.later.bind(inp),
+            "/words": words.bind(inp),
+            "/whole": lines.whole.bind(lines.items.bind(inp)),
+        }
+    driver = compile_application(DAGDriver.bind(graphs)).driver
+    assert driver is not None
+    assert driver.streams == ("/items", "/later", "/words")

@@ -82,7 +82,7 @@ class Committer:
     def sink(self, work: Work) -> Sink | None:
         if work.header.stream:
             return Emitter(self._plane, work.header)
-        return Collector(self._plane, work.header) if work.header.answer is Answer.PLAIN else None
+        return None if work.header.answer is Answer.VALUE else Collector(self._plane, work.header)
 
     def flush(self) -> None:
         self._plane.flush()
