@@ -72,7 +72,8 @@ class _LoopInThread(asyncio.AbstractEventLoop):
         return asyncio.run_coroutine_threadsafe(outcome(), self._loop).result()
 
     def stop(self) -> None:
-        """Do nothing, and nor does ``close``: the loop has other calls to run."""
+        """Stop nothing, and nor does ``close``: the loop has other calls to run."""
+        _keep_in_thread()
 
     close = stop
 

@@ -513,6 +513,10 @@ def run_loop(loop: asyncio.AbstractEventLoop, until: asyncio.Future[T]) -> T:
             log.error(
                 "a task or callback that user code made raised %s: %s", type(error).__name__, error, exc_info=error
             )
+        except RuntimeError as error:
+            if until.done() or loop.is_closed():
+                raise
+            log.error("user code has stopped the event loop of its replica, which goes on: %s", error)
 
 
 OnDone = Callable[[Any, BaseException | None], None]

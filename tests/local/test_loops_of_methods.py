@@ -61,6 +61,17 @@ class Looping:
         loop.close()
         return found
 
+    def stops(self) -> str:
+        loop = asyncio.get_event_loop()
+        loop.stop()
+        loop.close()
+        return "goes on"
+
+    async def stops_own(self) -> str:
+        asyncio.get_running_loop().stop()
+        await asyncio.sleep(0.001)
+        return "goes on"
+
     async def keeps(self) -> bool:
         return asyncio.get_event_loop() is self.loop
 
@@ -102,3 +113,10 @@ def test_sync_code_starts_tasks_on_the_loop_of_its_replica_wherever_it_runs(loop
 def test_a_sync_method_may_wait_for_a_coroutine_on_the_loop_of_its_replica(looping: Any) -> None:
     for _ in range(5):
         assert ask(looping.waits) == ["waits"] * 4
+
+
+def test_a_method_that_stops_the_loop_of_its_replica_takes_no_other_call_along(looping: Any) -> None:
+    for _ in range(5):
+        assert ask(looping.stops) == "goes on"
+        assert ask(looping.stops_own) == "goes on"
+    assert ask(looping.keeps)
