@@ -9,6 +9,7 @@ QserveException                    also ``RayServeException``
 │   ├── DeploymentUnavailableError  503 no replica of the deployment can be started
 │   ├── VersionReplaced        503 after a release, no replica can finish the request
 │   ├── TimeLimitExceeded      500 a call ran longer than the max_execution_s of its deployment
+│   ├── WebSocketNotSupported  501 the deployment does not serve WebSockets
 │   ├── BackPressureError      503 the queue of the deployment is full
 │   ├── IdempotencyMismatch    422 the idempotency key was used for a different request
 │   ├── PayloadError           500 a value cannot be sent
@@ -101,6 +102,10 @@ class TimeLimitExceeded(RequestError, TimeoutError, code="time_limit_exceeded"):
     """Raised when a call was stopped because it ran longer than the ``max_execution_s`` of its ``deployment``."""
 
     deployment = ""
+
+
+class WebSocketNotSupported(RequestError, status=501, code="websocket_not_supported"):
+    """Raised when a client opens a WebSocket of a deployment that is not a FastAPI or ASGI application."""
 
 
 class BackPressureError(RequestError, status=503, code="queue_full", retryable=True):

@@ -25,7 +25,7 @@ from qserve_gateway.jobs import JOBS_PATH, Jobs
 from qserve_gateway.metrics import METRICS_PATH, GatewayMetrics, Page
 from qserve_gateway.openapi import OPENAPI_PATH, OpenApi
 from qserve_gateway.queues import QUEUES_PATH, Queues
-from qserve_gateway.request.access import AccessPolicy, check_host, check_origin
+from qserve_gateway.request.access import AccessPolicy, check_host, check_origin, check_page
 from qserve_gateway.request.carried import Forwarded
 from qserve_gateway.request.environ import Environ, Refused, line_of, must_close, request_id_of
 from qserve_gateway.request.receivers import Receivers
@@ -148,8 +148,9 @@ def create_app(settings: Settings, plane: ClientPlane | None = None, watch: bool
         watcher.refresh()
     jobs = Jobs(settings, plane, in_flight, receivers, bool if webhooks is None else webhooks.look)
     forwarded = Forwarded.of(settings)
-    handler = RequestHandler(settings, plane, watcher.current, access, in_flight, jobs, forwarded=forwarded)
     cors = Cors.from_env(read_environment())
+    check = partial(check_page if cors is None else cors.check_page, allowed=access.hosts)
+    handler = RequestHandler(settings, plane, watcher.current, access, in_flight, jobs, check, forwarded=forwarded)
     app = Gateway(handler, metrics, cors)
     _add_pages(app, plane, watcher)
     if metrics is not None:

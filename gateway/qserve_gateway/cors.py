@@ -10,7 +10,7 @@ from typing import Any
 from qserve.base.numbers import whole_number
 from qserve.exceptions import QserveException
 from qserve_gateway.handler import handle
-from qserve_gateway.request.access import AccessPolicy, check_host
+from qserve_gateway.request.access import AccessPolicy, AllowedHosts, check_host, check_page
 from qserve_gateway.request.environ import Environ, Refused
 from qserve_gateway.response.reply import Reply
 from qserve_gateway.routes import PLAIN_METHODS
@@ -75,6 +75,25 @@ class Cors:
         """Return whether an origin is among those that are named, so that its pages are trusted as the own ones."""
         is_alike = self.pattern is not None and self.pattern.fullmatch(origin)
         return bool(origin) and (origin.lower() in self.origins or bool(is_alike))
+
+    def check_page(self, environ: Environ, allowed: AllowedHosts) -> None:
+        """Check that the page which opens a WebSocket may send requests; browsers ask nothing before they open one.
+
+        Where pages of any origin may send requests without credentials, these are taken out, which browsers always send
+        with a WebSocket.
+
+        Raises:
+          BadRequest: It is a page of another host (403).
+        """
+        origin = environ.get("HTTP_ORIGIN", "")
+        if self.names(origin):
+            return
+        if origin and "*" in self.origins:
+            if not self.has_credentials:
+                environ.pop("HTTP_COOKIE", None)
+                environ.pop("HTTP_AUTHORIZATION", None)
+            return
+        check_page(environ, allowed)
 
     def preflight(self, environ: Environ) -> Reply:
         """Return the response to a browser that asks what a page may send.

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple
 
+from wsproto import WSConnection
+
 from qserve.base import failpoints
 from qserve.base.settings import Settings
 from qserve.calls.client import ClientPlane
@@ -15,15 +17,15 @@ from qserve.calls.items import ItemRef
 from qserve.calls.ref import Call, Ref
 from qserve.exceptions import DeadlineExceeded, PayloadTooLarge, RequestCancelled
 from qserve.graph.advance import inputs_of
-from qserve.http.message import BadRequest
+from qserve.http.message import BadRequest, HttpMessage
 from qserve.http.strict_json import loads
 from qserve.tracing.switch import switch
 from qserve.wire.application import ApplicationRecord
 from qserve.wire.envelope import Answer
-from qserve.wire.outcome import ANNOUNCED, State
+from qserve.wire.outcome import ANNOUNCED, SESSION, State
 from qserve.wire.replies import length
 from qserve_gateway.jobs import WEBHOOK, Job, Jobs
-from qserve_gateway.request.access import AccessPolicy, ClientLimits
+from qserve_gateway.request.access import AccessPolicy, ClientLimits, check_page
 from qserve_gateway.request.carried import Forwarded, carried_in
 from qserve_gateway.request.environ import (
     BODY_LIMIT,
@@ -33,7 +35,6 @@ from qserve_gateway.request.environ import (
     Environ,
     Refused,
     base_url,
-    check_upgrade,
     line_of,
     message_of,
     model_id_of,
@@ -45,6 +46,7 @@ from qserve_gateway.request.environ import (
     url_of,
     wrong_method,
 )
+from qserve_gateway.request.handshake import NOT_SUPPORTED, opened
 from qserve_gateway.request.json_process import JsonProcess
 from qserve_gateway.request.waiting import (
     POLL_INTERVAL_S,
@@ -56,12 +58,14 @@ from qserve_gateway.request.waiting import (
 )
 from qserve_gateway.response.errors import error_reply, failure_reply
 from qserve_gateway.response.reply import Reply, StreamReply, call_when_sent, result_reply
+from qserve_gateway.response.session import Session, SocketReply
 from qserve_gateway.routes import PLAIN_METHODS, Route, RouteTable
 from qserve_gateway.server_span import below_span, traced
 
-AnyReply = Reply | StreamReply
+AnyReply = Reply | StreamReply | SocketReply
 _RESULT_TTL_S = 60.0
 _ASKS_FOR_TRACE = "HTTP_X_QSERVE_TRACE"
+_NO_WEBSOCKETS = "the route is a DAGDriver's, which serves no WebSockets: send an HTTP request"
 _COMPRESSED = "a JSON body must not be compressed: send it without Content-Encoding"
 
 
@@ -91,6 +95,7 @@ class RequestHandler:
     Parameters:
       table: Returns the current routes.
       forwarded: The headers that requests carry to user code; None for none.
+      check_page: Raises BadRequest if the page that opens a WebSocket must not.
     """
 
     settings: Settings
@@ -99,6 +104,7 @@ class RequestHandler:
     access: AccessPolicy
     in_flight: InFlightLimit
     jobs: Jobs
+    check_page: Callable[[Environ], None] = check_page
     parser: JsonProcess = field(default_factory=JsonProcess)
     forwarded: Forwarded | None = None
 
@@ -112,10 +118,11 @@ class RequestHandler:
     def _serve(self, environ: Environ, request_id: str) -> AnyReply:
         table = self.table()
         self.access.check(environ)
-        if "HTTP_UPGRADE" in environ:
-            check_upgrade(environ)
+        protocol = self._opened(environ) if "HTTP_UPGRADE" in environ else None
         found = _find(table, path_of(environ), environ)
         record = found.route.record
+        if protocol is not None and record.driver is not None:
+            raise BadRequest(_NO_WEBSOCKETS, NOT_SUPPORTED, 501)
         environ[FOUND] = found.route, found.graph
         if self.plane.faults and (error := self.plane.unavailable(record, record.ingress)):
             raise error
@@ -124,23 +131,27 @@ class RequestHandler:
         reply: AnyReply | None = None
         try:
             # in its own method, whose end frees the body: the result may come much later
-            ref, job = self._submit(environ, request_id, found, timeout_s, place)
+            ref, job = self._submit(environ, request_id, found, timeout_s, place, protocol is not None)
             if job is not None:
                 reply = self.jobs.follow(ref, job, timeout_s, environ, request_id, place, _reader_of(record))
                 return reply
             end = time.monotonic() + timeout_s
-            self._wait(ref, timeout_s, environ, record)
+            self._wait(ref, timeout_s, environ, record, protocol is not None)
             if isinstance(ref, ItemRef) and ref.items:
                 try:
                     self._take_room(STREAM_BYTES, place, end, environ)
                 except RequestCancelled:
-                    self._on_disconnect(record, ref)
+                    self._on_disconnect(record, ref, protocol is not None)
                     raise
                 except Refused:
                     self.plane.cancel(ref)
                     raise
                 self.plane.add_credit(ref.request_id, 1)  # all of the window may come now
-                reply = StreamReply(ref, request_id, end, partial(self._on_disconnect, record))
+                if protocol is None:
+                    reply = StreamReply(ref, request_id, end, partial(self._on_disconnect, record))
+                else:
+                    session = Session(ref, self.plane, self.settings, environ["gunicorn.socket"], protocol, request_id)
+                    reply = SocketReply(session)
                 return reply
             outcome = ref.outcome()
             if outcome.state == ANNOUNCED:
@@ -155,8 +166,15 @@ class RequestHandler:
         finally:
             call_when_sent(reply, place.leave)
 
+    def _opened(self, environ: Environ) -> WSConnection | None:
+        """Return the protocol of a WebSocket that is to be opened; None for an offer that a server may ignore."""
+        if "websocket" not in environ["HTTP_UPGRADE"].lower():
+            return None
+        self.check_page(environ)
+        return opened(environ)
+
     def _submit(
-        self, environ: Environ, request_id: str, found: _Found, timeout_s: float, place: Place
+        self, environ: Environ, request_id: str, found: _Found, timeout_s: float, place: Place, is_session: bool
     ) -> tuple[Ref, Job | None]:
         """Read a request's body and submit the call; a large body counts until the broker has it."""
         route, record = found.route, found.route.record
@@ -164,9 +182,13 @@ class RequestHandler:
         size = len(body)
         place.hold(size if size > SMALL else 0)
         job = None
-        if "HTTP_PREFER" in environ or "HTTP_IDEMPOTENCY_KEY" in environ or WEBHOOK in environ:
-            job = Job.of(environ, body, record.name, self.settings, self.jobs.receivers)
-        method, args, run = self._target_of(environ, found, body, timeout_s, place)
+        if is_session:
+            timeout_s = self.settings.websocket_s
+            method, args, run = SESSION, (_opening_of(environ, found),), None
+        else:
+            if "HTTP_PREFER" in environ or "HTTP_IDEMPOTENCY_KEY" in environ or WEBHOOK in environ:
+                job = Job.of(environ, body, record.name, self.settings, self.jobs.receivers)
+            method, args, run = self._target_of(environ, found, body, timeout_s, place)
         del body
         forwarded = self.forwarded
         carried = carried_in(environ, forwarded) if forwarded or "HTTP_TRACEPARENT" in environ else None
@@ -181,7 +203,8 @@ class RequestHandler:
             args,
             graph=run,
             timeout_s=timeout_s,
-            result_ttl_s=max(_RESULT_TTL_S, timeout_s),  # until then the answer may wait for room
+            # until then the answer may wait for room
+            result_ttl_s=_RESULT_TTL_S if is_session else max(_RESULT_TTL_S, timeout_s),
             trace_id=request_id,
             route=route.prefix,
             model_id=model_id_of(environ),
@@ -246,19 +269,19 @@ class RequestHandler:
                 raise RequestCancelled("the client closed the connection")
         place.take(size)
 
-    def _wait(self, ref: Ref, timeout_s: float, environ: Environ, record: ApplicationRecord) -> None:
+    def _wait(self, ref: Ref, timeout_s: float, environ: Environ, record: ApplicationRecord, is_session: bool) -> None:
         try:
             if wait_for_result(ref, timeout_s, environ.get("gunicorn.socket")):
                 return
         except RequestCancelled:
-            self._on_disconnect(record, ref)
+            self._on_disconnect(record, ref, is_session)
             raise
         if self.plane.expire(ref):
             return
         raise DeadlineExceeded(f"the request did not finish within {timeout_s:g} s")
 
-    def _on_disconnect(self, record: ApplicationRecord, ref: Ref) -> None:
-        if record.cancel_on_disconnect:
+    def _on_disconnect(self, record: ApplicationRecord, ref: Ref, is_session: bool = False) -> None:
+        if record.cancel_on_disconnect or is_session:
             self.plane.cancel(ref)
         elif isinstance(ref, ItemRef):
             ref.drop_items()
@@ -272,6 +295,12 @@ class _Found(NamedTuple):
     path: str
     path_params: dict[str, Any]
     version: ApplicationRecord | None = None
+
+
+def _opening_of(environ: Environ, found: _Found) -> HttpMessage:
+    """Return the opening handshake of a WebSocket as the data that a replica receives."""
+    scheme = "wss" if environ["wsgi.url_scheme"] == "https" else "ws"
+    return message_of(environ, found.path, found.route.root_path, b"", found.path_params, scheme)
 
 
 def _reader_of(record: ApplicationRecord) -> str:

@@ -36,7 +36,7 @@ _FLUSH_S = 1.0
 _FACTS_S = 1.0
 """How long what the broker said holds, and how long the page waits for it."""
 _LATENCY, _IN_FLIGHT = TABLE["serve_http_request_latency_ms"], TABLE["serve_num_ongoing_http_requests"]
-_METHODS = frozenset(PLAIN_METHODS)
+_METHODS = frozenset((*PLAIN_METHODS, "WEBSOCKET"))
 _NOT_FOUND: tuple[Route | None, str] = (None, "")
 
 

@@ -43,6 +43,7 @@ from qserve_gateway.request.receivers import Receivers
 from qserve_gateway.request.waiting import CONNECTION_LIMIT
 from qserve_gateway.response.errors import error_reply, unreadable_reply
 from qserve_gateway.response.reply import OneWrite
+from qserve_gateway.response.session import close_sessions
 
 log = get_logger(__name__)
 Create = Callable[[Settings], Any]
@@ -82,6 +83,7 @@ class Worker(GeventWorker):  # type: ignore[misc]
         """Begin to end; this is the handler of SIGTERM."""
         super().handle_exit(sig, frame)
         gevent.spawn(_exit_if_idle)
+        gevent.spawn(close_sessions)
 
     def handle_error(self, req: Any, client: Any, addr: Any, exc: BaseException) -> None:
         """Reply to what gunicorn cannot read as a request, or to a request (``req``) whose response it cannot send."""

@@ -77,6 +77,10 @@ class Settings:
       tracing_exporter: ``module:function``, which returns where spans go; "" for what ``OTEL_TRACES_EXPORTER`` says.
       tracing_sampling_ratio: The share of the traces begun here that is recorded; None for what ``OTEL_*`` says.
       body_memory: The most bytes of large request bodies and answers that one gateway process holds at a time.
+      websocket_s: How long a WebSocket may be open.
+      websocket_idle_s: How long a WebSocket may be open without a message in either direction.
+      websocket_ping_s: After how long a silent client of a WebSocket is pinged, and after how long again it is lost.
+      websocket_message_bytes: The most bytes of a message that the client of a WebSocket sends.
       metrics: Whether requests and calls are counted, for ``/-/metrics``.
       metrics_prefix: Begins the name of each metric; ``ray_`` for the dashboards of Ray Serve.
     """
@@ -106,6 +110,10 @@ class Settings:
     tracing_exporter: str = ""
     tracing_sampling_ratio: float | None = None
     body_memory: int = 256 * 1024 * 1024
+    websocket_s: float = 86_400.0
+    websocket_idle_s: float = 3600.0
+    websocket_ping_s: float = 20.0
+    websocket_message_bytes: int = 16 * 1024 * 1024
     metrics: bool = True
     metrics_prefix: str = "qserve_"
 
@@ -263,6 +271,16 @@ def _memory(variable: str, text: str) -> int:
     return value
 
 
+def _message_bytes(variable: str, text: str) -> int:
+    try:
+        value = size(text)
+    except ValueError:
+        value = 0
+    if not 0 < value < _PETABYTE:
+        raise QserveException(f"{variable}={text!r} must be a size, such as {variable}=16mb")
+    return value
+
+
 _READERS: Mapping[str, Callable[[str, str], Any]] = {
     "api_page": _boolean,
     "body_memory": _memory,
@@ -274,6 +292,7 @@ _READERS: Mapping[str, Callable[[str, str], Any]] = {
     "tenant_header": _header_name,
     "trace_sample": _rate,
     "tracing_sampling_ratio": _share,
+    "websocket_message_bytes": _message_bytes,
 }
 
 

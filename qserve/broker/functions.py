@@ -298,6 +298,16 @@ def take(request: Key, count: Number) -> Command:
     """Say that the reader has taken ``count`` items more, or with UNREAD that it takes no more."""
 
 
+@LIBRARY.function("allow-oom")
+def tell(request: Key, request_id: str, number: Number, payload: bytes) -> Command:
+    """Send part ``number`` (from 0) of what the client of a WebSocket has sent; -1 only asks."""
+
+
+@LIBRARY.function("allow-oom")
+def heard(request: Key, count: Number) -> Command:
+    """Say how many of these parts the application has taken in all."""
+
+
 @LIBRARY.function(replies=(Reply.OK, Reply.CLOSED, Reply.STALE))
 def note(request: Key, stream: str, entry_id: Word, step: str, event: bytes, is_progress: bool) -> Command:
     """Write down an event of a call that runs."""

@@ -42,8 +42,16 @@ from qserve.wire.application import ApplicationRecord
 from qserve.wire.events import Event, Happening
 from qserve.wire.outcome import Field, Outcome, State
 from qserve.wire.progress import Progress
-from qserve.wire.replies import each, epoch, events, stored, warn_once
-from qserve.wire.sealing import Seal, event_context, open_end, seal_header, seal_moves, webhook_context
+from qserve.wire.replies import each, epoch, events, stored, told, warn_once
+from qserve.wire.sealing import (
+    Seal,
+    event_context,
+    open_end,
+    seal_header,
+    seal_moves,
+    told_context,
+    webhook_context,
+)
 
 log = get_logger(__name__)
 _replies = Turns("processing a reply of the broker", log)
@@ -114,6 +122,19 @@ class BrokerPlane(ComposingPlane):
 
     def add_credit(self, request_id: str, items: int) -> None:
         self.post(functions.take(self.keys.request(request_id), items), ignore)
+
+    def tell(self, request_id: str, number: int, part: bytes) -> Promise[tuple[int, int] | Exception | None]:
+        """Send a part of what the client of a WebSocket has sent to the replica of its session; -1 only asks.
+
+        Returns:
+          How many parts its application has not yet taken, and how many items the replica has sent; None when the
+          session has ended. An error when the broker is away.
+        """
+        asked: Promise[tuple[int, int] | Exception | None] = Promise()
+        sealed = self.seal.seal(told_context(request_id, number), part)
+        command = functions.tell(self.keys.request(request_id), request_id, number, sealed)
+        self.post(command, lambda reply: asked.set(_told_in(reply)))
+        return asked
 
     def note(self, run: Run, event: Event, on_reply: Callable[[bool], object] = bool) -> None:
         request_id, stream, is_progress = run.request_id, run.stream, event.name == Happening.PROGRESS
@@ -622,6 +643,15 @@ class ClientPlane(BrokerPlane):
                 action = reading.throw(error)
             else:
                 action = reading.send(reply)
+
+
+def _told_in(reply: Any) -> tuple[int, int] | Exception | None:
+    if isinstance(reply, Exception):
+        return reply if isinstance(reply, BrokerError) else refusal(reply)
+    try:
+        return told(reply)
+    except PayloadError as error:
+        return error
 
 
 def _has_ended(ref: Ref[Any]) -> bool:

@@ -44,7 +44,7 @@ from qserve.exceptions import (
 from qserve.wire import replies
 from qserve.wire.application import DeploymentRecord
 from qserve.wire.moves import Epoch
-from qserve.wire.outcome import ANNOUNCED, ITEM, OBSERVED, Outcome, State, items_in
+from qserve.wire.outcome import ANNOUNCED, ITEM, OBSERVED, TOLD, Outcome, State, items_in
 from qserve.wire.replies import Found
 from qserve.wire.request_ids import is_genuine
 from qserve.wire.sealing import Seal, item_context, open_end, open_header, seal_end
@@ -65,6 +65,7 @@ ASK_INTERVAL_S = 5.0
 CLOSING_MS = 1000
 """How long the broker may take to say how a request has ended whose deadline has passed."""
 
+_FOR_REPLICAS = frozenset((OBSERVED, TOLD))
 _READ_COUNT, _READ_FEW = 256, 4
 _LARGE_BATCH = 1 << 20
 """After messages of so many bytes together only a few are read at a time: the others wait in the broker."""
@@ -78,6 +79,10 @@ Post = Callable[[Command, OnReply], None]
 
 def ignore(reply: Any) -> None:
     """Do nothing with the reply to a command."""
+
+
+def _ignore_told(request_id: str, sealed: bytes) -> None:
+    """Drop what was told to another process of this name."""
 
 
 class Mailbox:
@@ -112,6 +117,7 @@ class Mailbox:
         self._on_ended: Callable[[str, str], None] | None = None
         self._on_gap: Callable[[], object] = bool  # does nothing
         self._on_reader: Callable[[str], object] = bool
+        self._on_told: Callable[[str, bytes], object] = _ignore_told
         self._keys = keys
         self._seal = seal
         self._post = post
@@ -131,14 +137,18 @@ class Mailbox:
         return ref in self._open.get(ref.request_id, ())
 
     def report_ends(
-        self, on_ended: Callable[[str, str], None], on_gap: Callable[[], object], on_reader: Callable[[str], object]
+        self,
+        on_ended: Callable[[str, str], None],
+        on_gap: Callable[[], object],
+        on_reader: Callable[[str], object],
+        on_told: Callable[[str, bytes], object] = _ignore_told,
     ) -> None:
         """Call ``on_ended`` with the request and its state when one was cancelled or has expired: it may run here.
 
         ``on_gap`` is called when such messages may have been lost, and ``on_reader`` with a request that somebody
-        begins to follow.
+        begins to follow; ``on_told`` with the request of a WebSocket and a sealed part of what its client has sent.
         """
-        self._on_ended, self._on_gap, self._on_reader = on_ended, on_gap, on_reader
+        self._on_ended, self._on_gap, self._on_reader, self._on_told = on_ended, on_gap, on_reader, on_told
 
     # -- open refs ---------------------------------------------------------------------------------
 
@@ -215,8 +225,11 @@ class Mailbox:
             replies.warn_once(f"a message was dropped: {error}")
             return
         refs = self._open.get(request_id)
-        if outcome.state == OBSERVED:
-            self._on_reader(request_id)
+        if outcome.state in _FOR_REPLICAS:
+            if outcome.state == TOLD:
+                self._on_told(request_id, outcome.payload)
+            else:
+                self._on_reader(request_id)
             return
         if refs is None and (self._on_ended is None or outcome.state not in STOPPED):
             return  # settled before: a message that comes twice changes nothing

@@ -38,9 +38,10 @@ from qserve.calls.ref import current
 from qserve.calls.responses import RESPONSES
 from qserve.engine.servable import Method, Servable
 from qserve.engine.step import Conclusion, Stepper, UserCall, timing
-from qserve.engine.streaming import ReaderGone, Sink, send_stream
+from qserve.engine.streaming import ReaderGone, SessionSink, Sink, send_stream
 from qserve.exceptions import RequestCancelledError
 from qserve.http.render import explain
+from qserve.http.websocket import Conversation
 from qserve.tracing.switch import switch
 from qserve.wire.envelope import Answer, Header
 from qserve.wire.outcome import State
@@ -167,6 +168,9 @@ class Backend(Protocol[C_contra]):
 
     def sink(self, invocation: C_contra) -> Sink | None:
         """Return what takes the items of a streamed result; None when the caller did not ask for items."""
+
+    def wire(self, invocation: C_contra) -> SessionSink:
+        """Return what carries the session of a WebSocket."""
 
     def reject(self, invocation: C_contra, error: BaseException) -> None:
         """End a call whose arguments cannot be read."""
@@ -366,6 +370,8 @@ class Invoker(Generic[C]):
                 return
             invocation.blocks = not inspect.isasyncgen(value)
             self._spawn(invocation, self._stream(invocation, value))
+        elif isinstance(value, Conversation):
+            self._spawn(invocation, self._converse(invocation, value))
         elif wants_items:
             text = (
                 f"Called method {invocation.name!r} with `handle.options(stream=True)` but it did not return a"
@@ -395,6 +401,23 @@ class Invoker(Generic[C]):
             self._fail(invocation, error)
         else:
             self._commit(invocation, conclusion)
+
+    async def _converse(self, invocation: C, conversation: Conversation) -> None:
+        """Run a WebSocket to its end; a client that is not accepted gets the response as of any other request."""
+        wire = self._backend.wire(invocation)
+        try:
+            response = await conversation.run(wire)
+        except ReaderGone:
+            self._commit(invocation, Conclusion(State.CANCELLED))
+        except BaseException as error:
+            self._fail(invocation, error)
+        else:
+            if response is None:
+                self._commit(invocation, Conclusion(State.DONE, wire.result()))
+            else:
+                self._conclude(invocation, response)
+        finally:
+            wire.close()
 
     def _in_thread(self, context: contextvars.Context, call: Callable[[], Any]) -> asyncio.Future[Any]:
         future: asyncio.Future[Any] = self._loop.create_future()

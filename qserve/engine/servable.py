@@ -19,7 +19,9 @@ from qserve.base.forks import end_if_child
 from qserve.base.loop_at_hand import loop_at_hand, seen_in_thread
 from qserve.base.promise import for_future
 from qserve.calls.handles import DeploymentHandle, RayServeDeploymentHandle
-from qserve.exceptions import QserveException
+from qserve.exceptions import QserveException, WebSocketNotSupported
+from qserve.http.websocket import NO_WEBSOCKETS
+from qserve.wire.outcome import SESSION
 
 _get_loop, _set_loop = asyncio._get_running_loop, asyncio._set_running_loop
 FAST_S = 0.002
@@ -244,6 +246,8 @@ class Servable:
 
     def _look_up(self, name: str, call: Any) -> Method:
         is_class = inspect.isclass(self.target)
+        if name == SESSION and call is None:
+            raise WebSocketNotSupported(NO_WEBSOCKETS)
         if call is None or not callable(call):
             members = inspect.getmembers(self.target, callable) if is_class else []
             public = [name for name, _ in members if not name.startswith("_")]

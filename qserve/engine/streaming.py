@@ -13,6 +13,7 @@ import msgpack
 from qserve.base.log import get_logger
 from qserve.exceptions import PayloadError, ResultNotSerialisable
 from qserve.http.render import head_of, to_json
+from qserve.http.websocket import Wire
 from qserve.wire.envelope import Answer, Header
 
 log = get_logger(__name__)
@@ -43,6 +44,16 @@ class Sink(Protocol):
 
     def result(self) -> bytes:
         """Return what remains to be stored at the end."""
+
+
+class SessionSink(Wire, Protocol):
+    """A ``Wire`` that belongs to a call."""
+
+    def result(self) -> bytes:
+        """Return what remains to be stored at the end."""
+
+    def close(self) -> None:
+        """Carry nothing any more."""
 
 
 async def send_stream(

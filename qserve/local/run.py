@@ -30,8 +30,8 @@ from qserve.engine.invoke import Invocation, Invoker, run_loop
 from qserve.engine.report import log_failure
 from qserve.engine.servable import Servable
 from qserve.engine.step import Conclusion, Stepper
-from qserve.engine.streaming import ReaderGone, Sink
-from qserve.exceptions import DeployError, QserveException
+from qserve.engine.streaming import ReaderGone, SessionSink, Sink
+from qserve.exceptions import DeployError, QserveException, WebSocketNotSupported
 from qserve.local.plane import Delivery, LocalPlane, Queue, Request, record_here
 from qserve.tracing.start import start as start_tracing
 from qserve.wire.application import ApplicationRecord, DeploymentRecord
@@ -298,6 +298,9 @@ class _LocalBackend:
 
     def values(self, call: _LocalCall) -> Sequence[bytes]:
         return call.delivery.values
+
+    def wire(self, call: _LocalCall) -> SessionSink:
+        raise WebSocketNotSupported("local mode has no HTTP")
 
     def sink(self, call: _LocalCall) -> Sink | None:
         return _LocalSink(self.plane, call.delivery.request) if call.header.stream else None

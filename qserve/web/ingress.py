@@ -25,11 +25,15 @@ from starlette.responses import Response
 
 from qserve.base.loop_at_hand import loop_at_hand
 from qserve.define.deployments import Deployment
+from qserve.exceptions import WebSocketNotSupported
+from qserve.http.websocket import NO_WEBSOCKETS
 from qserve.web import routes
 from qserve.web.asgi import Exchange, Lifespan
 from qserve.web.frameworks import bound_app, document_of, is_a, make_picklable
 from qserve.web.routes import Entry
+from qserve.web.websocket import WebSocketConversation
 from qserve.web.wsgi import WsgiAdapter
+from qserve.wire.outcome import SESSION
 
 Cls = TypeVar("Cls", bound=type)
 _DEFINITION = "_qserve_ingress"
@@ -88,6 +92,7 @@ def ingress(app: Any) -> _Decorator:
             "__call__": _call,
             "__qserve_start__": _start,
             "__qserve_stop__": _stop,
+            SESSION: _websocket,
             "__module__": cls.__module__,
             "__qualname__": cls.__qualname__,
             "__doc__": cls.__doc__,
@@ -204,6 +209,14 @@ async def _call(self: Any, request: Request) -> Response:
         )
     lifespan: Lifespan = getattr(self, _LIFESPAN)
     return await Exchange(lifespan.app, lifespan.state).answer(request)
+
+
+async def _websocket(self: Any, request: Request) -> WebSocketConversation:
+    """Return the conversation of the application with a client that opens a WebSocket."""
+    lifespan: Lifespan = getattr(self, _LIFESPAN)
+    if isinstance(lifespan.app, WsgiAdapter):
+        raise WebSocketNotSupported(NO_WEBSOCKETS)
+    return WebSocketConversation(lifespan.app, request, lifespan.state)
 
 
 async def _stop(self: Any) -> None:

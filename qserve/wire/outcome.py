@@ -19,6 +19,8 @@ class Field(bytes, Enum):
     RESULT = b"res"  # once it is not open
     SENT = b"sent"  # items of a streamed result
     TAKEN = b"taken"  # those of them that its reader has taken
+    TOLD = b"told"  # parts of messages that the client of a WebSocket has sent
+    HEARD = b"hrd"  # those of them that its application has taken
     PROGRESS = b"at"  # the last event in which its code says how far it is
     TRACED = b"tr"  # when it was accepted, in Unix ms, if its trace is kept once it has ended
     EVENTS = b"ev"  # how many events were written down; there once somebody wants to know
@@ -71,6 +73,10 @@ ITEM = "i"
 """Stands in the place of a state in a mailbox's message that holds one item of a streamed result."""
 OBSERVED = "w"
 """Stands in the place of a state in a message to a replica that somebody follows a request which it runs."""
+TOLD = "t"
+"""Stands in the place of a state in a message to a replica that holds a part of what a WebSocket's client has sent."""
+SESSION = "__qserve_websocket__"
+"""The step that is the session of a WebSocket. It stays with its replica, and ends with it."""
 ANNOUNCED = "a"
 """Stands in the place of a state when only the length of a result is sent, which is then the payload."""
 ANNOUNCED_FROM = 64 * 1024

@@ -18,7 +18,7 @@ from qserve.base.once import may_say
 from qserve.exceptions import PayloadError
 from qserve.wire.codec import unpack
 from qserve.wire.envelope import REQUEST_ID_CHARS
-from qserve.wire.outcome import ANNOUNCED, AWAITS, ITEM, OBSERVED, RETRIES, RUNS, WAITS, Outcome, State
+from qserve.wire.outcome import ANNOUNCED, AWAITS, ITEM, OBSERVED, RETRIES, RUNS, TOLD, WAITS, Outcome, State
 
 log = get_logger(__name__)
 T = TypeVar("T")
@@ -33,7 +33,7 @@ _CONNECTION_ID = re.compile(rb"^id=([0-9]{1,19}) ", re.MULTILINE).findall
 _CONNECTIONS_LIMIT = 8
 _POSITION = re.compile(rb"[0-9]{1,20}-[0-9]{1,20}").fullmatch
 _REQUEST_ID = re.compile(rb"[0-9a-f]{%d}" % REQUEST_ID_CHARS).fullmatch
-_STATES = frozenset(state.encode() for state in (*(set(State) - {State.OPEN}), ITEM, ANNOUNCED, OBSERVED))
+_STATES = frozenset(state.encode() for state in (*(set(State) - {State.OPEN}), ITEM, ANNOUNCED, OBSERVED, TOLD))
 _named: OrderedDict[str, None] = OrderedDict()
 
 
@@ -222,6 +222,14 @@ def ends(reply: Any) -> list[tuple[str, str, int]]:
         return what[1:], State(what[:1]).name.lower(), number(item[1])
 
     return list(each(zip(reply[::2], reply[1::2], strict=True), read))
+
+
+def told(reply: Any) -> tuple[int, int] | None:
+    """Return the two numbers in a reply of ``tell``; None when the session has ended."""
+    if reply == []:
+        return None
+    waiting, sent = _parts(reply, 2, "how far a session is")
+    return number(waiting), number(sent)
 
 
 def attempts(history: bytes) -> int:

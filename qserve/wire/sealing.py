@@ -9,6 +9,7 @@ are left out.
     value of a slot   queue (the same in every version), request, step and slot
     result, failure, cancellation, expiry   its request
     item              its request, and its number in the stream
+    part of what the client of a WebSocket has sent   its request, and its number
     event             its request
     webhook           its request
 
@@ -255,6 +256,11 @@ def _open_inherited(seal: Seal, request_id: str, payload: bytes) -> tuple[str, b
 def item_context(request_id: str, number: int) -> bytes:
     """Return the place of one item of a streamed result."""
     return b"item|%b|%d" % (request_id.encode(), number)
+
+
+def told_context(request_id: str, number: int) -> bytes:
+    """Return the place of one part of what the client of a WebSocket has sent."""
+    return b"told|%b|%d" % (request_id.encode(), number)
 
 
 def event_context(request_id: str) -> bytes:

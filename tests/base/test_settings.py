@@ -61,6 +61,10 @@ def test_every_setting_has_a_variable() -> None:
         body_memory=1 << 26,
         forward_headers=("x-region", "accept-language"),
         tenant_header="x-tenant",
+        websocket_s=60.0,
+        websocket_idle_s=30.0,
+        websocket_ping_s=5.0,
+        websocket_message_bytes=1 << 20,
         metrics=False,
         metrics_prefix="ray_",
         server_timing="asked",
@@ -100,6 +104,12 @@ def test_a_memory_that_is_not_a_size_or_too_small_is_refused(text: str) -> None:
         QserveException, match="QSERVE_BROKER_MAXMEMORY=.*16mb or more, and less than a petabyte, such as"
     ):
         Settings.from_env({"QSERVE_BROKER_MAXMEMORY": text})
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "half", "1.5mb", "999999999gb"])
+def test_a_longest_message_that_is_not_a_size_is_refused(text: str) -> None:
+    with pytest.raises(QserveException, match="QSERVE_WEBSOCKET_MESSAGE_BYTES=.* must be a size, such as"):
+        Settings.from_env({"QSERVE_WEBSOCKET_MESSAGE_BYTES": text})
 
 
 @pytest.mark.parametrize("value", ["0", "-1", "soon", "inf", "nan", "1e-9", "31536001", "1e300", "60s"])

@@ -356,6 +356,32 @@ MUTANTS = (
         "",
         within="note",
     ),
+    Mutant("a part is told as often as it is sent", "if number == told then", "if number >= 0 then", within="tell"),
+    Mutant(
+        "a session that has ended is told",
+        "if state ~= State.OPEN or not stream then return {} end",
+        "if not stream then return {} end",
+        within="tell",
+    ),
+    Mutant(
+        "a session that nobody runs is told",
+        "  if not running then return {} end\n",
+        "  running = running or { '', 'replica' }\n",
+        within="tell",
+    ),
+    Mutant(
+        "what was heard is forgotten",
+        "math.max(count, count_in(request, Field.HEARD))",
+        "count",
+        within="heard",
+    ),
+    Mutant("a session runs again elsewhere", "if call[CallField.STEP] == SESSION then", "if false then"),
+    Mutant(
+        "a copy of a session ends it",
+        "if id and is_open(request) and is_named(request, SESSION, stream, entry_id) then",
+        "if id and is_open(request) then",
+    ),
+    Mutant("a session moves to another version", "local is_session = step == SESSION and is_held", "local is_session"),
     Mutant("events are kept without a limit", "'XADD', log, 'MAXLEN', EVENTS_KEPT, number", "'XADD', log, number"),
     Mutant(
         "events outlive their request",

@@ -50,7 +50,7 @@ from qserve.wire.application import ApplicationRecord, DeploymentRecord
 from qserve.wire.envelope import Header
 from qserve.wire.fleet import Drain, HostRecord, Scaled, Wish
 from qserve.wire.moves import Awaited, Epoch, Join, Start
-from qserve.wire.outcome import Field
+from qserve.wire.outcome import SESSION, Field
 from qserve.wire.sealing import seal_header
 from qserve.wire.status import RUNNING, ReplicaStatus
 
@@ -267,6 +267,13 @@ def test_a_request_goes_its_whole_way_with_each_role_doing_its_part(as_role: dic
     entry, request = take_one(worker, one), keys.request(A)
     join = [Join(two, "1", 2, [(0, b"p"), (1, b"q")])]
     assert worker.execute_command(*functions.commit(one, request, entry, A, EPOCH, "t1", "0", join)) == b"OK"
+    session, is_told = keys.request("5" * 32), functions.tell(keys.request("5" * 32), "5" * 32, 0, b"part")
+    gateway.execute_command(*submit(keys, "5" * 32, [Start(one, SESSION, [b"x"])]))
+    take_one(worker, one)
+    assert gateway.execute_command(*is_told) == [1, 0]
+    assert worker.execute_command(*functions.heard(session, 1)) == 1
+    assert worker.execute_command(*functions.reclaim(one, one, "replica", 3, b"lost", keys.request(""))) == 1
+    gateway.delete(keys.mailbox("gateway"))
     entry = take_one(worker, two)
     assert worker.execute_command(*functions.emit(request, A, 0, b"item")) == 1
     assert gateway.execute_command(*functions.take(request, 1)) == 1

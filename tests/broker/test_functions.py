@@ -27,7 +27,7 @@ from qserve.exceptions import ResultUnavailable
 from qserve.wire.envelope import Header
 from qserve.wire.failure import Failure
 from qserve.wire.moves import Awaited, Epoch, Join, Start
-from qserve.wire.outcome import ANNOUNCED, ANNOUNCED_FROM, Field, Outcome
+from qserve.wire.outcome import ANNOUNCED, ANNOUNCED_FROM, SESSION, Field, Outcome
 from qserve.wire.replies import backlogs, ends, observed, places
 from qserve.wire.sealing import INHERITED_LIMIT, NOT_KEPT, open_end, seal_end, seal_header
 
@@ -507,6 +507,62 @@ def test_no_item_of_a_request_that_has_ended_is_sent(desk: Desk) -> None:
 
     assert emit(desk, 0) == -1
     assert desk.mail() == [A.encode() + b"c"]
+
+
+def open_session(desk: Desk) -> bytes:
+    """A WebSocket whose session runs."""
+    desk.submit(A, [Start(desk.one, SESSION, [b"x"])])
+    ((entry, _),) = desk.fetch(desk.one)
+    return entry
+
+
+def tell(desk: Desk, number: int) -> Any:
+    return desk.client.execute_command(*functions.tell(desk.keys.request(A), A, number, b"%d" % number))
+
+
+def test_what_a_client_says_reaches_the_replica_of_its_session_once_and_in_its_turn(desk: Desk) -> None:
+    open_session(desk)
+    emit(desk, 0)
+
+    assert [tell(desk, number) for number in (0, 0, 1, -1, 3, 2)] == [[n, 1] for n in (1, 1, 2, 2, 2, 3)]
+    assert desk.client.execute_command(*functions.heard(desk.keys.request(A), 2)) == 1
+    assert desk.client.execute_command(*functions.heard(desk.keys.request(A), 1)) == 1  # sent again, too late
+
+    assert tell(desk, -1) == [1, 1]
+    told = desk.client.lrange(desk.keys.mailbox("replica"), 0, -1)
+    assert told == [A.encode() + b"t%d" % number for number in range(3)]
+
+
+def test_nothing_is_told_to_a_session_that_does_not_run(desk: Desk) -> None:
+    assert tell(desk, 0) == []
+    desk.submit(A, [Start(desk.one, SESSION, [b"x"])])
+    assert tell(desk, 0) == []
+    desk.client.execute_command(*functions.close(desk.keys.request(A), A, "c", b""))
+
+    assert tell(desk, -1) == []
+    assert desk.client.execute_command(*functions.heard(desk.keys.request(A), 1)) == 0
+    assert desk.client.exists(desk.keys.mailbox("replica")) == 0
+
+
+def test_a_session_ends_with_its_replica(desk: Desk) -> None:
+    open_session(desk)
+
+    assert desk.reclaim("replica") == 1
+
+    assert desk.mail() == [A.encode() + b"flost"]
+    assert desk.is_idle(desk.one)
+    assert desk.client.exists(desk.keys.dead_letters) == 0
+
+
+def test_a_copy_of_a_session_ends_nothing(desk: Desk) -> None:
+    entry = open_session(desk)
+    desk.client.xadd(desk.one, dict(desk.client.xrange(desk.one, entry, entry)[0][1]))
+    desk.fetch(desk.one, "other")
+
+    assert desk.reclaim("other") == 1
+
+    assert desk.mail() == []
+    assert tell(desk, 0) == [1, 0]
 
 
 def test_a_mailbox_that_nobody_reads_lives_on_while_more_comes_for_it(desk: Desk) -> None:

@@ -12,6 +12,7 @@ from qserve.broker import functions
 from qserve.broker.connection import create_group, if_there
 from qserve.wire.envelope import Header
 from qserve.wire.moves import Awaited, Join, Model, Start
+from qserve.wire.outcome import SESSION
 from qserve.wire.sealing import DELETED, REPLACED, seal_header
 
 REPLICA = "replica"
@@ -194,6 +195,20 @@ def test_a_stream_that_a_replica_may_still_send_does_not_go_on_with_other_code(d
     desk.client.xreadgroup(GROUP, REPLICA, {desk.one: ">"}, count=1)
 
     move_on(desk)
+
+    assert desk.watch(A) == (b"f", REPLACED)
+    assert len(desk.fetch(desk.one)) == 1
+
+
+@pytest.mark.parametrize("is_same_code", [False, True])
+def test_a_session_that_runs_never_goes_on_in_the_next_version_and_one_that_waits_does(
+    desk: Desk, is_same_code: bool
+) -> None:
+    for request_id in (A, B):
+        desk.submit(request_id, [Start(desk.one, SESSION, [b"x"])], header=header(request_id, None, stream=True))
+    desk.client.xreadgroup(GROUP, REPLICA, {desk.one: ">"}, count=1)
+
+    move_on(desk, is_same_code=is_same_code)
 
     assert desk.watch(A) == (b"f", REPLACED)
     assert len(desk.fetch(desk.one)) == 1

@@ -13,6 +13,7 @@ from desk import A, B, Desk, header_of
 from qserve.broker import connection, functions
 from qserve.broker.library import Command
 from qserve.wire.moves import INPUTS_LIMIT, Awaited, Join, Start
+from qserve.wire.outcome import SESSION
 
 C = "c" * 32
 
@@ -240,6 +241,25 @@ def commit_that_is_traced(desk: Desk) -> Command:
     desk.submit(A, [Start(desk.one, "0", [b"x"])], is_traced=True)
     ((entry, _),) = desk.fetch(desk.one)
     return commit_of(desk, entry, state="d", payload=b"result", event=b"done")
+
+
+@scene
+def tell(desk: Desk) -> Command:
+    desk.submit(A, [Start(desk.one, SESSION, [b"x"])])
+    desk.fetch(desk.one)
+    return functions.tell(desk.keys.request(A), A, 0, b"part")
+
+
+@scene
+def heard(desk: Desk) -> Command:
+    begun(desk)
+    return functions.heard(desk.keys.request(A), 1)
+
+
+@scene
+def reclaim_of_a_session(desk: Desk) -> Command:
+    tell(desk)
+    return functions.reclaim(desk.one, desk.two, "replica", 3, b"lost", desk.keys.request(""))
 
 
 @scene

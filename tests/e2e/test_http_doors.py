@@ -615,11 +615,19 @@ def test_an_exception_that_the_application_handles_is_its_answer(doors: Doors, d
     assert (reply.status, reply.body) == (409, b"handled")
 
 
-@pytest.mark.parametrize("door", ["plain", "api", "graph", "site"])
-def test_a_websocket_is_refused_in_words(doors: Doors, door: str) -> None:
+@pytest.mark.parametrize(
+    ("door", "refusal"),
+    [
+        ("plain", (501, "websocket_not_supported")),
+        ("api", (403, "websocket_refused")),  # it has no route for one
+        ("graph", (501, "websocket_not_supported")),
+        ("site", (501, "websocket_not_supported")),
+    ],
+)
+def test_a_websocket_is_refused_in_words(doors: Doors, door: str, refusal: tuple[int, str]) -> None:
     lines = ("Connection: Upgrade", "Upgrade: websocket", "Sec-WebSocket-Version: 13", "Sec-WebSocket-Key: AAAA")
     reply = doors.ask(f"/{door}/", *lines)
-    assert (reply.status, reply.error["code"]) == (501, "websocket_not_supported")
+    assert (reply.status, reply.error["code"]) == refusal
 
 
 # -- calls below -----------------------------------------------------------------------------------

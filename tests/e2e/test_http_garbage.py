@@ -435,7 +435,7 @@ def check_garbage(probe: Probe, ask: Callable[[], Any], most: int = 3) -> None:
         ("/asgi/fail", BODY, JSON, 500),
         ("/wsgi/parts", BODY, JSON, 200),
         ("/wsgi/fail", BODY, JSON, 500),
-        ("/plain/body", BODY, {"Connection": "Upgrade", "Upgrade": "websocket"}, 501),
+        ("/plain/body", BODY, {"Connection": "Upgrade", "Upgrade": "websocket"}, 400),
         ("/graph/json", BODY, JSON, 200),
         ("/graph/json", b'"fail"', JSON, 500),
         ("/graph/json", BODY[:-1], JSON, 400),

@@ -320,7 +320,7 @@ _FRAME_ROWS = {
     "DEL in a value": (400, b"X-A: a\x7fb\r\nContent-Length: 2\r\n\r\n{}"),
     "folded with a tab": (400, b"X-A: a\r\n\tb\r\nContent-Length: 2\r\n\r\n{}"),
     "two types": (400, b"Content-Type: a/b\r\nContent-Type: c/d\r\nContent-Length: 2\r\n\r\n{}"),
-    "websocket": (501, b"Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Key: a\r\n\r\n"),
+    "websocket": (400, b"Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Key: a\r\n\r\n"),
 }
 _CHUNK_ROWS = {
     "size -1": b"-1\r\n{}\r\n0\r\n\r\n",

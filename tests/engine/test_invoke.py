@@ -21,7 +21,7 @@ from qserve.base.keys import Keys
 from qserve.engine.invoke import Invocation, Invoker
 from qserve.engine.servable import COROUTINE_BATCH, FAST_S, LONGEST_BATCH, Servable
 from qserve.engine.step import Conclusion, Stepper
-from qserve.engine.streaming import Sink
+from qserve.engine.streaming import SessionSink, Sink
 from qserve.http.render import parse_head
 from qserve.wire.application import ApplicationRecord
 from qserve.wire.codec import Codec
@@ -109,6 +109,9 @@ class Ends:
 
     def sink(self, invocation: Invocation) -> Sink | None:
         return Parts(self.sent) if invocation.header.answer is Answer.PLAIN else None
+
+    def wire(self, invocation: Invocation) -> SessionSink:
+        raise NotImplementedError
 
     def flush(self) -> None:
         pass

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import decimal
+import io
 import json
 import uuid
 from collections.abc import Callable
@@ -18,6 +19,7 @@ import numpy
 from qserve_gateway.jobs import Job
 from qserve_gateway.request import environ as incoming
 from qserve_gateway.request.access import TOKEN, AccessPolicy, check_origin
+from qserve_gateway.request.handshake import opened
 from qserve_gateway.response.errors import failure_reply
 from qserve_gateway.webhooks import body_of
 
@@ -57,6 +59,8 @@ from qserve.wire.totals import Description, Distribution, Exemplar, Family, Kind
 from qserve.wire.traces import TraceRecord
 from qserve.wire.webhook import DueWebhook
 from qserve.wire.webhook import Target as Receiver
+from qserve.wire.websocket import Farewell, Part, acceptance, acceptance_part, farewell, part_in, text_of
+from qserve.wire.websocket import Kind as SessionKind
 
 CORPUS = Path(__file__).with_name("corpus")
 KEYS = Keyring(b"the key of these targets")
@@ -327,6 +331,19 @@ def _read_fleet(data: bytes) -> object:
     return None
 
 
+def _read_websocket(data: bytes) -> object:
+    """A part of a WebSocket's message, and what it says."""
+    part = part_in(data)
+    if part.kind is SessionKind.ACCEPT:
+        return [f"{name.lower()}: {value}" for name, value in acceptance(part)[1]]
+    return farewell(part.data) if part.kind is SessionKind.CLOSE else text_of(part.data)
+
+
+def _parts() -> list[bytes]:
+    text = Part(SessionKind.TEXT, b"text", False)
+    return [part.encode() for part in (acceptance_part("chat", [["x-a", "b"]]), Farewell(1000, "done").part(), text)]
+
+
 def _control() -> list[bytes]:
     properties = {"delivery_tag": "t", "delivery_info": {"exchange": "e", "routing_key": ""}}
     return [msgpack.packb({"body": b"{}", "properties": properties, "headers": {}, "content-type": "application/json"})]
@@ -336,7 +353,7 @@ def _read_name(data: bytes) -> object:
     """One value in every place where the broker's replies have one, and lists of it."""
     read_any: list[Callable[[Any], object]] = [
         replies.text, replies.number, replies.position, replies.request_id, replies.epoch, replies.address,
-        replies.time_s, replies.message, replies.control_message, replies.fields,
+        replies.time_s, replies.told, replies.message, replies.control_message, replies.fields,
         lambda raw: list(replies.each([raw, None, 1, [raw]], replies.text)),
     ]  # fmt: skip
     read_bytes: list[Callable[[bytes], object]] = [
@@ -380,6 +397,11 @@ _HEADERS = (
     "HTTP_PREFER",
     "HTTP_IDEMPOTENCY_KEY",
     "HTTP_AUTHORIZATION",
+    "HTTP_CONNECTION",
+    "HTTP_UPGRADE",
+    "HTTP_SEC_WEBSOCKET_VERSION",
+    "HTTP_SEC_WEBSOCKET_KEY",
+    "HTTP_SEC_WEBSOCKET_PROTOCOL",
 )
 
 
@@ -407,6 +429,7 @@ def _read_head(data: bytes) -> object:
         lambda: incoming.model_id_of(environ),
         lambda: Job.of(environ, b"", "app", Settings()),
         lambda: check_origin(environ),
+        lambda: opened({**environ, "gunicorn.socket": object(), "wsgi.input": io.BytesIO()}),
         lambda: check_origin(environ, frozenset(("here",))),
         lambda: AccessPolicy().check(dict(environ)),
         lambda: AccessPolicy.from_env({"QSERVE_ALLOWED_HOSTS": "here", TOKEN: "secret"}).check(dict(environ)),
@@ -423,6 +446,7 @@ def _heads() -> list[bytes]:
     return [
         b"/a?a=1\n/a\na=1&b=%20\nlocalhost:8000\nhttp://there\ncross-site\n2.5\nmodel-1\nid-1\n"
         b'respond-async, wait=5;x="y"\n"key-1"\nBearer secret',
+        b"/\n/\n\nhere\n\n\n\n\n\n\n\n\nUpgrade\nwebsocket\n13\nAAAA\nchat, other",
         b"http://here/\n/caf\xc3\xa9\n\n[::1]:80\nnull\n\n1e9\n\n\nwait=x\nkey",
     ]
 
@@ -479,6 +503,7 @@ TARGETS = (
     Target("event", Event.decode, (PayloadError,), lambda: [one.encode() for one in _EVENTS]),
     Target("trace", _read_trace, (PayloadError,), lambda: [b"|".join(field) for field in _trace().items()]),
     Target("webhook", _read_webhook, (PayloadError,), _webhooks),
+    Target("websocket", _read_websocket, (PayloadError,), _parts),
     Target("metrics", Published.decode, (PayloadError,), _metrics),
     Target("description", unpack_description, (PayloadError,), _descriptions),
     Target("times", _read_times, (PayloadError,), lambda: [with_times(b"value", _TIMES)]),

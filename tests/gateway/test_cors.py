@@ -17,6 +17,7 @@ from starlette.responses import Response
 
 from qserve.base.settings import Settings
 from qserve.exceptions import QserveException
+from qserve.http.message import BadRequest
 
 SHOP = "https://shop.example"
 NAMED = {"QSERVE_CORS_ORIGINS": f"{SHOP}, http://localhost:3000"}
@@ -176,3 +177,31 @@ def test_pages_may_read_what_starlette_s_middleware_would_let_them(
 def test_what_is_no_rule_is_refused_with_its_variable(env: dict[str, str], message: str) -> None:
     with pytest.raises(QserveException, match=f"QSERVE_CORS_.*{message}" if "QSERVE" not in message else message):
         Cors.from_env(env)
+
+
+@pytest.mark.parametrize(
+    ("env", "origin", "expected"),
+    [
+        ({"QSERVE_CORS_ORIGINS": "https://shop.example"}, "https://shop.example", {"cookie"}),
+        ({"QSERVE_CORS_ORIGINS": "https://shop.example"}, "https://other.example", None),
+        ({"QSERVE_CORS_ORIGINS": "https://shop.example"}, "http://here", {"cookie"}),
+        ({"QSERVE_CORS_ORIGINS": "https://shop.example"}, None, {"cookie"}),
+        ({"QSERVE_CORS_ORIGINS": "*"}, "https://other.example", set()),
+        ({"QSERVE_CORS_ORIGINS": "*"}, None, {"cookie"}),
+        ({"QSERVE_CORS_ORIGINS": "*", "QSERVE_CORS_CREDENTIALS": "1"}, "https://other.example", {"cookie"}),
+    ],
+)
+def test_a_websocket_is_opened_by_pages_that_may_and_with_the_credentials_that_they_may_send(
+    env: dict[str, str], origin: str | None, expected: set[str] | None
+) -> None:
+    rules = Cors.from_env(env)
+    assert rules is not None
+    environ = {"REQUEST_METHOD": "GET", "HTTP_HOST": "here", "HTTP_COOKIE": "a=b"}
+    environ |= {} if origin is None else {"HTTP_ORIGIN": origin}
+
+    if expected is None:
+        with pytest.raises(BadRequest, match="web pages of other hosts"):
+            rules.check_page(environ, None)
+    else:
+        rules.check_page(environ, None)
+        assert {"cookie" for name in environ if name == "HTTP_COOKIE"} == expected

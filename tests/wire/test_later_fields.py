@@ -42,6 +42,8 @@ from qserve.wire.sealing import Seal, seal_header
 from qserve.wire.status import ReplicaStatus
 from qserve.wire.totals import Description, Distribution, Exemplar, Family, Kind, Published
 from qserve.wire.webhook import Target
+from qserve.wire.websocket import Kind as SessionKind
+from qserve.wire.websocket import Part, acceptance
 
 ID = "0123456789abcdef" * 2
 KEYS = Keyring(b"secret")
@@ -184,6 +186,12 @@ CASES = [
         DeploymentHandle, later_handle(), read_handle, DeploymentHandle("Model", "app").options(method_name="predict")
     ),
     Case(Target, msgpack.packb(["https://a.example", ID, LATER]), Target.decode, Target("https://a.example", ID)),
+    Case(
+        "acceptance",
+        Part(SessionKind.ACCEPT, msgpack.packb(["chat", [["a", "b"]], LATER])),
+        acceptance,
+        ("chat", [("a", "b")]),
+    ),
     Case("head", msgpack.packb([200, [["a", "b"]], LATER]), render.parse_head, (200, [["a", "b"]])),
 ]
 

@@ -116,8 +116,15 @@ def check_origin(environ: Environ, allowed: AllowedHosts = None) -> None:
     Raises:
       BadRequest: A page of another host sent it (403).
     """
-    if environ["REQUEST_METHOD"] in _SAFE_METHODS:
-        return
+    if environ["REQUEST_METHOD"] not in _SAFE_METHODS:
+        check_page(environ, allowed)
+
+
+def check_page(environ: Environ, allowed: AllowedHosts = None) -> None:
+    """Refuse any request of a web page of another host, such as a WebSocket, from which that page could read.
+
+    For the parameter and the error see ``check_origin``.
+    """
     origin = environ.get("HTTP_ORIGIN")
     foreign = environ.get("HTTP_SEC_FETCH_SITE", "").strip().lower() == "cross-site"
     if origin is not None and not foreign:

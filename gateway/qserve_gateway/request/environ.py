@@ -165,19 +165,6 @@ def model_id_of(environ: Environ) -> str:
     return str(model_id)
 
 
-def check_upgrade(environ: Environ) -> None:
-    """Refuse a websocket: a page of another host may open one, and its handshake would run user code as a GET.
-
-    Other upgrades are offers, which a server may ignore.
-
-    Raises:
-      BadRequest: The client asks for a websocket (501).
-    """
-    if "websocket" in environ["HTTP_UPGRADE"].lower():
-        message = "websockets are not supported: send an HTTP request, and stream the response"
-        raise BadRequest(message, "websocket_not_supported", 501, close=True)
-
-
 def base_url(environ: Environ) -> str:
     """Return scheme and host as the client wrote them."""
     return f"{environ['wsgi.url_scheme']}://{environ.get('HTTP_HOST', '')}"
@@ -189,12 +176,14 @@ def url_of(environ: Environ, path: str) -> str:
     return base_url(environ) + quote(path, safe="/:@!$&'()*+,;=~") + (f"?{query}" if query else "")
 
 
-def message_of(environ: Environ, path: str, root_path: str, body: bytes, path_params: dict[str, Any]) -> HttpMessage:
-    """Return the request as the data that a replica receives."""
+def message_of(
+    environ: Environ, path: str, root_path: str, body: bytes, path_params: dict[str, Any], scheme: str = ""
+) -> HttpMessage:
+    """Return the request as the data that a replica receives; ``scheme`` where it is not HTTP's."""
     host = environ.get("REMOTE_ADDR")
     return HttpMessage(
         environ["REQUEST_METHOD"],
-        environ["wsgi.url_scheme"],
+        scheme or environ["wsgi.url_scheme"],
         path,
         root_path,
         environ.get("QUERY_STRING", "").encode("latin-1"),

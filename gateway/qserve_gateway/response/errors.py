@@ -30,6 +30,7 @@ from qserve.exceptions import (
     QserveException,
     ResultNotSerialisable,
     TaskError,
+    WebSocketNotSupported,
 )
 from qserve.http.message import BadRequest
 from qserve.http.render import head_of
@@ -200,7 +201,9 @@ def failure_reply(
 
 
 def _unfit(failure: Failure, reader: str) -> tuple[int, str, str] | None:
-    """Return status, code and message of a failure that is about the body which the client has sent."""
+    """Return status, code and message of a failure that is about what the client has sent."""
+    if _own_kind(failure) is WebSocketNotSupported:
+        return WebSocketNotSupported.status, WebSocketNotSupported.code, failure.message
     if (failure.module, failure.type) == _INVALID_JSON:
         return 400, "invalid_json", f"the request body is not valid JSON: {failure.message}"
     if reader and failure.deployment == reader:

@@ -172,7 +172,7 @@ def _paced(body: bytes, sock: Any) -> Iterator[bytes]:
         watch = None if sock is None else gevent.get_hub().loop.timer(PIECE_TIMEOUT_S)
         try:
             if watch is not None:
-                watch.start(_shut_down, sock)
+                watch.start(shut_down, sock)
             yield body[start : start + PIECE]
         finally:
             if watch is not None:
@@ -185,7 +185,8 @@ def call_all(callbacks: list[Callable[[], None]]) -> None:
         callbacks.pop()()
 
 
-def _shut_down(sock: Any) -> None:
+def shut_down(sock: Any) -> None:
+    """End a connection for those that wait for it or send to it as well."""
     # gevent's own shutdown raises an error in the greenlet that sends, which the server logs with its traceback
     with contextlib.suppress(OSError):
         original = _socket(fileno=sock.fileno())
@@ -274,7 +275,7 @@ class StreamReply:
     def _cut_off(self) -> None:
         """End the connection so that the body does not seem to be complete; raising would log a second error."""
         if self._is_framed:
-            _shut_down(self._sock)  # the server cannot send the last chunk any more
+            shut_down(self._sock)  # the server cannot send the last chunk any more
         else:
             self._sock.setsockopt(SOL_SOCKET, SO_LINGER, struct.pack("ii", 1, 0))  # its end is a reset
 

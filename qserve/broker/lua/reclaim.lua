@@ -4,7 +4,7 @@
 --
 -- `to` is the same stream, or the common one for a replica's own. A call is delivered again as a new entry that carries
 -- the number of its deaths; replicas run such calls alone, so only the call that kills is counted on. At its
--- `death_limit` it becomes a dead letter.
+-- `death_limit` it becomes a dead letter. The session of a WebSocket ends with its first replica.
 --
 -- Returns the number of calls handed over; RECLAIM_COUNT when there may be more.
 
@@ -19,7 +19,9 @@ for _, delivery in ipairs(pending) do
     local fields, call = found[2], by_name(found[2])
     local deaths = (tonumber(call[CallField.DEATHS]) or 0) + 1
     local history = history_of(fields, consumer, 'its replica died (' .. deaths .. ')')
-    if deaths < death_limit then
+    if call[CallField.STEP] == SESSION then
+      end_session(stream, entry_id, call, request_prefix, failure)
+    elseif deaths < death_limit then
       local changed = { [CallField.DEATHS] = deaths, [CallField.HISTORY] = history }
       requeue(to, stream, entry_id, fields, request_prefix, changed)
     else

@@ -21,7 +21,8 @@ end
 -- move a call to the next version, or fail its request; a dead letter keeps the call for its replay
 local function leave_version(request, stream, step, fields, is_held)
   if is_open(request) then
-    local queue = successor_of(request, stream, next_queues, other_graphs, is_same_code, is_held)
+    local is_session = step == SESSION and is_held -- it stays with its replica
+    local queue = not is_session and successor_of(request, stream, next_queues, other_graphs, is_same_code, is_held)
     if not queue then
       remove_calls(request) -- those that were moved before it
       finish(request, id_of(request), State.FAILED, failure)

@@ -21,18 +21,19 @@ from qserve.calls.mailbox import ignore
 from qserve.calls.progress import happened
 from qserve.engine.report import log_failure
 from qserve.engine.step import Conclusion
-from qserve.engine.streaming import Sink
+from qserve.engine.streaming import SessionSink, Sink
 from qserve.exceptions import BrokerError, PayloadError
 from qserve.wire import replies
 from qserve.wire.envelope import Answer
 from qserve.wire.events import Happening
 from qserve.wire.failure import Failure
-from qserve.wire.outcome import CallField, State
+from qserve.wire.outcome import SESSION, CallField, State
 from qserve.wire.sealing import seal_end, seal_moves
 from qserve_workers.replica.emitter import Collector, Emitter
 from qserve_workers.replica.metrics import CallMetrics
 from qserve_workers.replica.plane import LoopPlane
 from qserve_workers.replica.reader import Delivery, Tag, Work
+from qserve_workers.replica.session import SessionWire
 from qserve_workers.replica.spec import ReplicaSpec
 
 log = get_logger(__name__)
@@ -71,6 +72,8 @@ class Committer:
         self._on_end = on_end
         self._on_settled = on_settled
         self._metrics = metrics
+        self.sessions: dict[str, SessionWire] = {}
+        """The WebSockets that are open here, by their requests."""
         self.watcher: Callable[[Work, str, bytes], None] | None = None
         """Called with the end of each call, and its result or failure; None as long as nobody wants to know."""
 
@@ -83,6 +86,9 @@ class Committer:
         if work.header.stream:
             return Emitter(self._plane, work.header)
         return None if work.header.answer is Answer.VALUE else Collector(self._plane, work.header)
+
+    def wire(self, work: Work) -> SessionSink:
+        return SessionWire(self._plane, work.header, self.sessions, self._spec.settings.request_timeout_s)
 
     def flush(self) -> None:
         self._plane.flush()
@@ -109,7 +115,7 @@ class Committer:
         options, tries = self._spec.options, work.tries
         if self._metrics is not None:
             self._metrics.count_error(work, error)
-        if not options.max_retries or not self._is_worth_retries(error):
+        if not options.max_retries or work.step == SESSION or not self._is_worth_retries(error):
             self.commit(work, self._failed(work, error, "failed"))
         elif tries < options.max_retries:
             # full waits would bring the calls that failed together back together

@@ -269,7 +269,11 @@ class LoopPlane(BrokerPlane):
     # -- the mailbox -------------------------------------------------------------------------------
 
     def listen(
-        self, on_ended: Callable[[str, str], None], on_gap: Callable[[], None], on_reader: Callable[[str], None]
+        self,
+        on_ended: Callable[[str, str], None],
+        on_gap: Callable[[], None],
+        on_reader: Callable[[str], None],
+        on_told: Callable[[str, bytes], None],
     ) -> None:
         """Read the mailbox from now on.
 
@@ -277,8 +281,9 @@ class LoopPlane(BrokerPlane):
           on_ended: Gets each request that was cancelled or has expired.
           on_gap: Called when such messages may have been lost.
           on_reader: Gets each request that somebody begins to follow.
+          on_told: Gets what the clients of WebSockets send: the request, and a sealed part.
         """
-        self.mailbox.report_ends(on_ended, on_gap, on_reader)
+        self.mailbox.report_ends(on_ended, on_gap, on_reader, on_told)
         self._on_loop(self._start_reader)
 
     def _start_reader(self) -> None:

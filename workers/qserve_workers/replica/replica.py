@@ -20,6 +20,7 @@ from qserve.engine.step import Conclusion, Stepper
 from qserve.metrics import recorder
 from qserve.wire.outcome import CallField, State
 from qserve.wire.replies import shown, states
+from qserve.wire.websocket import SERVICE_RESTART, Farewell
 from qserve_workers.replica.commit import Committer
 from qserve_workers.replica.emitter import stream_backlog
 from qserve_workers.replica.metrics import CallMetrics
@@ -30,6 +31,8 @@ from qserve_workers.replica.spec import Exit, ReplicaSpec
 log = get_logger(__name__)
 SECOND_TRY_S = 0.1
 """How long after the message that a request was cancelled its calls are looked for again."""
+_LEAVE_S = 5.0
+"""How long before the end of a replica its WebSockets are closed."""
 _COMMIT_FOR_S = 2.0
 """How long a replica that ends waits for the broker's replies to its last commits."""
 
@@ -68,7 +71,7 @@ class Replica:
             on_out_of_files=lambda: self.stop(Exit.OUT_OF_FILES),
         )
         self.pause(spec.is_paused)
-        plane.listen(self._end_calls, self.end_unwanted, self._observe)
+        plane.listen(self._end_calls, self.end_unwanted, self._observe, self._hear)
 
     # -- from the first call to the last -----------------------------------------------------------
 
@@ -87,6 +90,7 @@ class Replica:
         if failpoints.ARMED:
             failpoints.hit("drain.mid")
         grace_s = self.spec.options.grace_s
+        self.loop.call_later(max(grace_s / 2, grace_s - _LEAVE_S), self._end_sessions)
         try:
             await asyncio.wait_for(self._finished(), grace_s)
         except TimeoutError:
@@ -180,6 +184,16 @@ class Replica:
             if work.header.request_id == request_id:
                 work.observe()
         self.invoker.observe(request_id)
+
+    def _hear(self, request_id: str, sealed: bytes) -> None:
+        """Pass on what the client of a WebSocket has sent; one that has just ended hears no more."""
+        wire = self.committer.sessions.get(request_id)
+        if wire is not None:
+            wire.take_in(sealed)
+
+    def _end_sessions(self) -> None:
+        for wire in [*self.committer.sessions.values()]:
+            wire.end(Farewell(SERVICE_RESTART, "this replica ends"))
 
     def end_unwanted(self) -> None:
         """End the running calls whose results would change nothing: their request has ended, or others run them.

@@ -22,7 +22,7 @@ from qserve.exceptions import TimeLimitExceeded
 from qserve.metrics import recorder, totals
 from qserve.metrics.table import TABLE
 from qserve.wire.failure import Failure
-from qserve.wire.outcome import State
+from qserve.wire.outcome import SESSION, State
 from qserve_workers.replica.reader import Work
 from qserve_workers.replica.replica import Replica
 from qserve_workers.replica.spec import Exit
@@ -97,7 +97,7 @@ class Watchdog:
 
     def _check_call(self, work: Work, now: float) -> None:
         deadline, limit_s = work.deadline(), self._replica.spec.options.max_execution_s
-        if limit_s is not None and now - work.began > limit_s:
+        if limit_s is not None and now - work.began > limit_s and work.step != SESSION:
             self._end_over_limit(work, limit_s)
         elif now > deadline + self._stall_s or (_can_stop(work) and now > work.ended_at + self._stall_s):
             self._end_overdue(work)

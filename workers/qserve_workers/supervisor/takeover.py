@@ -21,7 +21,7 @@ from qserve.deploy.removal import queues_of
 from qserve.exceptions import BrokerUnavailable, PayloadError
 from qserve.wire import replies
 from qserve.wire.application import ApplicationRecord
-from qserve.wire.outcome import CallField
+from qserve.wire.outcome import SESSION, CallField
 from qserve.wire.sealing import DEATH_LIMIT, lost, open_header
 from qserve_workers.process.connections import LOOK_S, Absences, Connections
 from qserve_workers.process.heartbeat import Observer, read_beat
@@ -112,6 +112,8 @@ class Takeover:
                 header = open_header(self._seal, fields[CallField.HEADER])
                 deaths = replies.number(fields.get(CallField.DEATHS, b"0")) + 1
                 then = "it runs again" if deaths < DEATH_LIMIT else f"that was its replica no. {deaths}: it is given up"
+                if fields.get(CallField.STEP) == SESSION.encode():
+                    then = "its WebSocket is closed"
                 of = of_request(header.trace_id) | about(header.app, deployment_in(source))
                 log.warning("replica %s held the call when it ended (%s); %s", consumer, how, then, extra=of)
 

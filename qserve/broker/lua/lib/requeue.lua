@@ -1,5 +1,14 @@
 -- Entries that leave a queue, or a replica, that is gone.
 
+-- end the session of a WebSocket whose replica is gone: only that one could go on with it
+local function end_session(stream, entry_id, call, request_prefix, failure)
+  local id = request_id_of(call[CallField.HEADER])
+  local request = request_prefix .. (id or '')
+  if id and is_open(request) and is_named(request, SESSION, stream, entry_id) then
+    finish(request, id, State.FAILED, failure)
+  end
+end
+
 -- put an entry on the stream `to`, with the fields in `changed` replaced; the call of a request that has ended is kept
 -- by its dead letter, or dropped, and so is a copy
 local function requeue(to, stream, entry_id, fields, request_prefix, changed)
