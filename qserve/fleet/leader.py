@@ -188,27 +188,22 @@ class Leader:
 
         Where one that goes step by step stands still, its staged replicas end: they have the places of old ones. While
         they get a part of the requests, it goes on, but one old replica of each deployment takes a place again, which
-        serves when that part ends. Then the workers of the staged ones let them finish what they have.
+        serves when that part ends. Then no staged ones start, and their workers let those that run finish what they
+        have.
         """
         before, found = self._claims, fleet.rollouts
         same = {app: before[app] for app, one in found.items() if app in before and before[app][0] == one.number}
         self._claims = {app: same.get(app, (one.number, now)) for app, one in found.items()}
-        staged = {(record.name, record.version) for record in records if record.place == NEXT}
-        now_ms = clock.judge_ms()
-        left_s = {(record.name, record.version): (record.share_until_ms - now_ms) / 1000 for record in records}
-        going_on = {
-            app: one
-            for app, one in found.items()
-            if now - self._claims[app][1] <= _STILL_S or left_s.get((app, one.version), 0.0) > 0.0
-        }
-        for app in [app for app in going_on if now - self._claims[app][1] > _STILL_S]:
-            one = going_on[app]
+        until_ms = {(one.name, one.version): one.share_until_ms for one in records if one.place == NEXT}
+        under_way = {app: one for app, one in found.items() if now - self._claims[app][1] <= _STILL_S}
+        for app, one in found.items():
+            if app in under_way or (app, one.version) not in until_ms:
+                continue
+            left_s = (until_ms[app, one.version] - clock.judge_ms()) / 1000
             back = {name: max(1, number - 1) for name, number in one.new.items() if one.keep.get(name) == 0}
-            going_on[app] = replace(one, new={**one.new, **back}, keep={**one.keep, **dict.fromkeys(back, 1)})
-        stuck = {app: one for app, one in found.items() if app not in going_on and (app, one.version) in staged}
-        stuck = {app: one for app, one in stuck.items() if left_s[app, one.version] < -_NOTICED_S}
-        ended = {app: replace(one, new=dict.fromkeys(one.new, 0), keep={}) for app, one in stuck.items()}
-        return going_on | ended
+            new = {**one.new, **back} if left_s >= -_NOTICED_S else dict.fromkeys(one.new, 0)
+            under_way[app] = replace(one, new=new, keep={**one.keep, **dict.fromkeys(back, 1)} if left_s > 0 else {})
+        return under_way
 
     def _note_counts(self, decided: Mapping[tuple[str, str], Scaled], fleet: Fleet) -> None:
         """Crash on the way: the next leader goes on from the counts that are noted."""

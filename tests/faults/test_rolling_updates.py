@@ -288,7 +288,7 @@ def test_a_deployer_that_dies_between_its_steps_leaves_one_version_with_all_of_i
 
     assert [call for call in calls if not call.is_right] == []
     assert {tuple(call.answer["versions"]) for call in calls} == {(before,) * 3, (before + 1,) * 3}
-    # otherwise the new version serves until its share ends, and what comes then waits for old replicas
+    # otherwise old replicas have five seconds to start before the share ends, which may be too few on a busy machine
     assert not is_promoted or serving(samples) >= 1
 
 

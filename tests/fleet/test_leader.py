@@ -560,7 +560,7 @@ def test_a_version_that_gets_requests_keeps_its_replicas_until_its_workers_let_t
         return sum(fleet.plan().values()), sum(fleet.plan(version="w").values())
 
     assert plan_when(60.0) == (2, 2)
-    assert plan_when(-1.0) == (4, 4)
+    assert plan_when(-1.0) == (4, 2)
     assert plan_when(-60.0) == (4, 0)
 
 
