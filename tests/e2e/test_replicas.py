@@ -65,6 +65,25 @@ def test_a_user_config_without_reconfigure_is_an_error_that_names_the_deployment
         qserve.run(Stubborn.bind())
 
 
+def test_after_a_user_config_that_was_refused_the_one_before_holds_although_it_was_taken_in_part() -> None:
+    @qserve.deployment(user_config={"level": 1})
+    class Model:
+        def reconfigure(self, config: dict[str, int]) -> None:
+            self.level = config["level"]
+            assert self.level < 5
+
+        def seen(self) -> int:
+            return self.level
+
+    handle = qserve.run(Model.bind())
+    with pytest.raises(RuntimeError, match="'Model' has refused its user_config"):
+        qserve.run(Model.options(user_config={"level": 7}).bind())
+
+    wait_until(lambda: qserve.get(handle.seen.remote()) == 1, description="the former one is taken again")
+    qserve.run(Model.options(user_config={"level": 2}).bind())
+    assert qserve.get(handle.seen.remote()) == 2
+
+
 def test_reconfigure_may_be_async_and_runs_after_the_constructor() -> None:
     @qserve.deployment(user_config={"threshold": 3})
     class Model:

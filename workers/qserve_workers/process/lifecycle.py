@@ -124,7 +124,8 @@ class Lifecycle:
         if options.logging != self._taken.logging:
             log_as_told(self.spec)
         message = ""
-        if options.user_config != self._taken.user_config:
+        # one that was refused may have been taken in part
+        if options.user_config != self._taken.user_config or (self._refused and options.user_config):
             try:
                 with timed("serve_replica_reconfigure_latency_ms"):
                     await self.servable.reconfigure(options.user_config_value)
