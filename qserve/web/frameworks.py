@@ -226,11 +226,11 @@ def _rebuilt(route: Any, endpoint: Callable[..., Any]) -> Any:
 
 
 def make_picklable(app: Any) -> None:
-    """Register reductions for the parts of a FastAPI or Flask application that pickle cannot handle."""
+    """Register reductions for the parts of a Starlette, FastAPI or Flask application that pickle cannot handle."""
     _resolve_returned_refs()
+    copyreg.pickle(State, _reduce_state)
     if is_a(app, "fastapi", "FastAPI", "APIRouter"):
         resolve_route_annotations(app.routes)
-        copyreg.pickle(State, _reduce_state)
         included = getattr(sys.modules.get("fastapi.routing"), "_IncludedRouter", None)
         if included is not None:
             copyreg.pickle(included, _reduce_included)

@@ -760,6 +760,33 @@ def test_a_class_travels_with_its_application() -> None:
     asyncio.run(run())
 
 
+STARLETTE = """
+import sys
+import cloudpickle
+from starlette.applications import Starlette
+from starlette.responses import PlainTextResponse
+from starlette.routing import Mount, Route
+from qserve.web.ingress import ingress
+
+async def found(request):
+    return PlainTextResponse(request.app.state.name)
+
+app = Starlette(routes=[Mount("/part", routes=[Route("/x", found)])])
+app.state.name = "of the script"
+sys.stdout.buffer.write(cloudpickle.dumps(ingress(app)()))
+"""
+
+
+def test_an_application_of_starlette_travels_with_its_state() -> None:
+    packed = subprocess.run([sys.executable, "-c", STARLETTE], check=True, stdout=subprocess.PIPE).stdout
+
+    async def run() -> None:
+        async with served(pickle.loads(packed)) as (ask, _):
+            assert (await ask("GET", "/part/x"))[2] == b"of the script"
+
+    asyncio.run(run())
+
+
 def make_app() -> FastAPI:
     made = FastAPI()
     made.add_api_route("/", lambda: "made")
