@@ -21,6 +21,7 @@ _COMMANDS = (
     "delete",
     "shutdown",
     "status",
+    "top",
     "queues",
     "pause",
     "resume",

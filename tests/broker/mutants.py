@@ -167,7 +167,7 @@ MUTANTS = (
         "  return true, found",
     ),
     Mutant("a try that was handed over is postponed", CHECK_HELD, "if false then return 1 end", within="postpone"),
-    Mutant("a call is woken early", "'-inf', now_ms(), 'LIMIT'", "'-inf', '+inf', 'LIMIT'"),
+    Mutant("a call is woken early", "'-inf', now_ms(), 'LIMIT'", "'-inf', '+inf', 'LIMIT'", within="wake"),
     Mutant("a call is woken twice", "    write('ZREM', delayed, member)\n"),
     Mutant(
         "delayed calls live for ever", "  write('PEXPIRE', delayed, math.max(redis.call('PTTL', delayed), ttl_ms))\n"
@@ -331,11 +331,11 @@ MUTANTS = (
         "what a failed function has collected is written by the next one",
         "  for k = #removed, 1, -1 do removed[k] = nil end\n",
     ),
-    Mutant("calls for single replicas are no load", "if is_stream_of and common_of", "if false and common_of"),
+    Mutant("calls for single replicas are no load", "if is_own and is_stream(stream)", "if false"),
     Mutant(
         "streams of other queues are load",
-        "if is_stream_of and common_of(held[at + 1]) == queue then",
-        "if is_stream_of then",
+        "== 's:' and common_of(stream) == queue",
+        "== 's:'",
     ),
     Mutant(
         "all calls of a queue run",
@@ -392,7 +392,6 @@ MUTANTS = (
     Mutant("a trace may be as long as it likes", "if size > room then return end", ""),
     Mutant("the error in a trace may be as long as it likes", "or #payload > room / 2 then", "then"),
     Mutant("traces are kept for ever", "write('PEXPIRE', traces, TRACES_TTL_MS)", ""),
-    Mutant("whoever is followed is traced", "if not (began and header and", "if not (header and"),
     Mutant("a replay is as old as its first try", "Field.PROGRESS, Field.TRACED }", "Field.PROGRESS }"),
     Mutant(
         "a look at the queues reads all that is in them",

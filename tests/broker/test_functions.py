@@ -12,12 +12,12 @@ from typing import Any
 
 import hypothesis
 import pytest
-from desk import SEAL, A, B, Desk
+from desk import SEAL, A, B, Desk, header_of
 from hypothesis import given
 from hypothesis import strategies as st
 from processes import wait_until
 
-from qserve.base.keys import CLOCK_MARGIN_MS, EVENTS_KEPT, GROUP, LEFT
+from qserve.base.keys import CLOCK_MARGIN_MS, EVENTS_KEPT, GROUP, LEFT, TRACE_BYTES, TRACES_KEPT, TRACES_TTL_MS
 from qserve.base.settings import Settings
 from qserve.broker import functions
 from qserve.broker.connection import connect, create_group
@@ -28,7 +28,7 @@ from qserve.wire.envelope import Header
 from qserve.wire.failure import Failure
 from qserve.wire.moves import Awaited, Epoch, Join, Start
 from qserve.wire.outcome import ANNOUNCED, ANNOUNCED_FROM, SESSION, Field, Outcome
-from qserve.wire.replies import backlogs, ends, observed, places
+from qserve.wire.replies import backlogs, ends, observed, peeked, places
 from qserve.wire.sealing import INHERITED_LIMIT, NOT_KEPT, open_end, seal_end, seal_header
 
 
@@ -771,6 +771,91 @@ def test_replicas_learn_once_that_somebody_follows_a_request(desk: Desk) -> None
 
     assert desk.client.lrange(desk.keys.mailbox("replica"), 0, -1) == [A.encode() + b"w"]
     assert [len(places(found)) + 2 * len(observed(found)) for found in checked] == [2, 2]
+
+
+def test_a_trace_keeps_what_fits_into_its_bytes_for_a_while_and_the_last_ones_are_kept(desk: Desk) -> None:
+    pipe = desk.client.pipeline(transaction=False)
+    for _ in range(TRACES_KEPT):
+        pipe.xadd(desk.keys.traces, {"x": "y"})
+    pipe.execute()
+    for request_id, failure in ((A, b"short"), (B, b"x" * TRACE_BYTES)):
+        desk.submit(request_id, [Start(desk.one, "0", [b"x"])], is_traced=True)
+        ((entry, _),) = desk.fetch(desk.one)
+        pipe = desk.client.pipeline(transaction=False)
+        for _ in range(EVENTS_KEPT):
+            pipe.execute_command(
+                *functions.note(desk.keys.request(request_id), desk.one, entry, "0", b"x" * 500, False)
+            )
+        pipe.execute()
+        desk.commit(desk.one, entry, request_id, state="f", payload=failure, event=b"last")
+
+    ((_, long), (_, short)) = desk.client.xrevrange(desk.keys.traces, count=2)
+    assert [short[Field.RESULT], long[Field.RESULT]] == [b"short", b""]
+    assert [one[Field.HEADER] for one in (short, long)] == [header_of(A), header_of(B)]
+    for trace in (short, long):
+        assert b"last" in trace[Field.EVENTS]
+        assert 0.9 * TRACE_BYTES < sum(map(len, trace.values())) <= TRACE_BYTES
+    assert desk.client.xlen(desk.keys.traces) == TRACES_KEPT
+    assert 0 < desk.client.pttl(desk.keys.traces) <= TRACES_TTL_MS
+
+
+def test_only_what_was_traced_from_its_submission_on_leaves_a_trace_and_its_replay_does_not(desk: Desk) -> None:
+    desk.submit(A, [Start(desk.one, "0", [b"x"])])
+    desk.client.execute_command(*functions.observe(desk.keys.request(A), A, 0))
+    ((entry, _),) = desk.fetch(desk.one)
+    desk.commit(desk.one, entry, A, state="d", payload=b"result")
+    assert not desk.client.exists(desk.keys.traces)
+
+    desk.submit(B, [Start(desk.one, "0", [b"x"])], is_traced=True)
+    ((entry, _),) = desk.fetch(desk.one)
+    desk.dead_letter(desk.one, entry, B, "retries", b"failed")
+    letter, request = desk.keys.dead_letter(B), desk.keys.request(B)
+    assert desk.client.execute_command(*functions.replay(letter, request, B, header_of(B), 9000, 9000, {})) == b"OK"
+    ((entry, _),) = desk.fetch(desk.one)
+    desk.commit(desk.one, entry, B, state="d", payload=b"result")
+
+    ((_, trace),) = desk.client.xrange(desk.keys.traces)
+    assert trace[Field.STATE] == b"f"
+
+
+def test_a_look_at_a_queue_of_long_values_reads_only_some_of_it_and_no_value(desk: Desk) -> None:
+    long = b"x" * (functions.PEEK_BYTES // 2)
+    for number in range(3):
+        desk.submit(f"{number:032x}", [Start(desk.one, "0", [long])])
+
+    found = desk.client.execute_command(*functions.peek(desk.one, 100))
+
+    assert len(found) == 2
+    assert sum(len(part) for call in found for part in call) < 1000
+
+
+def test_a_look_at_a_queue_and_at_a_request_says_what_their_calls_do(desk: Desk) -> None:
+    def peek() -> list[tuple[str, str, int, str]]:
+        found = peeked(desk.client.execute_command(*functions.peek(desk.one, 10)))
+        return sorted((one.header[:1].decode(), one.how, one.attempt, one.replica) for one in found)
+
+    def inspect(request_id: str) -> list[tuple[str, str]]:
+        found = peeked(desk.client.execute_command(*functions.inspect(desk.keys.request(request_id))))
+        return [(one.step, one.how) for one in found]
+
+    third = "c" * 32
+    desk.submit(A, [Start(desk.one, "0", [b"x"])])
+    ((entry, _),) = desk.fetch(desk.one)
+    waits = [Awaited(desk.keys.request(A), desk.one, "m", 2, 1)]
+    desk.submit(B, [Join(desk.one, "m", 2, [(0, b"template")])], awaited=waits)
+    desk.submit(third, [Start(desk.one, "1", [b"x"])])
+    assert peek() == [("a", "running", 1, "replica"), ("b", "awaiting", 1, ""), ("c", "waiting", 1, "")]
+    assert [inspect(A), inspect(B), inspect(third)] == [[("0", "running")], [], [("1", "waiting")]]
+
+    delayed = desk.keys.delayed_of(desk.one)
+    desk.client.execute_command(
+        *functions.postpone(desk.one, desk.keys.request(A), delayed, entry, 9000, 1, 60_000, "replica", "no")
+    )
+    assert peek()[0] == ("a", "retrying", 2, "")
+    assert inspect(A) == [("0", "retrying")]
+    close(desk, A)
+    assert [one[0] for one in peek()] == ["c"]  # whoever waited for its result has ended with it
+    assert inspect(A) == []
 
 
 # -- who leads, and what it says -------------------------------------------------------------------

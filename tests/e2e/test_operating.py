@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
+import pty
+import select
+import subprocess
+import termios
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from processes import Process, new_site, wait_until
+from processes import QSERVE, Process, new_site, wait_until
 from roles import Roles
 
 from qserve.base.settings import Settings
@@ -126,3 +132,54 @@ def test_logs_follows_the_replicas_of_both_hosts(place: Place, plane: ClientPlan
     assert follow.wait() == 0, follow.output
     kept = place.operator("logs", SHOP, "-n", "1000")
     assert all(f"asked for line {number} to follow" in kept for number in range(20))
+
+
+@pytest.mark.slow
+def test_top_shows_rates_once_or_once_a_second_and_ends_with_a_key(place: Place, plane: ClientPlane) -> None:
+    def row() -> dict[str, Any]:
+        for number in range(10):
+            ask(plane, f"{number}").result(60)
+        (found,) = json.loads(place.operator("top", SHOP, "--once", "--json"))["deployments"]
+        return found
+
+    wait_until(lambda: row()["rate"], description="the rate of what was called is known")
+    assert (row()["application"], row()["name"], row()["replicas"]["RUNNING"]) == (SHOP, "Model", row()["wanted"])
+    assert "default/Model" in place.operator("top")  # there is no terminal
+    wrong = place.command("top", "defolt")
+    assert (wrong.wait(), "Did you mean 'default'" in wrong.stderr) == (2, True)
+
+    lines = place.command("top", "--json")
+    wait_until(lambda: lines.stdout.count("\n") > 1, description="two lines were printed")
+    lines.stop()
+    assert all(json.loads(line)["broker"]["is_up"] for line in lines.stdout.splitlines()[:2])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("key", [b"q", b"\x03"])
+def test_top_draws_over_what_it_has_drawn_and_gives_the_terminal_back(place: Place, key: bytes) -> None:
+    ours, theirs = pty.openpty()
+    termios.tcsetwinsize(ours, (24, 80))
+    before = termios.tcgetattr(theirs)
+    with subprocess.Popen(
+        [*QSERVE, "top"], stdin=theirs, stdout=theirs, stderr=theirs, env={**os.environ, **place.env},
+        start_new_session=True, preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+    ) as process:  # fmt: skip
+        text = b""
+
+        def has_drawn() -> bool:
+            nonlocal text
+            if select.select([ours], [], [], 0)[0]:
+                text += os.read(ours, 65536)
+            return text.count(b"\x1b[H") > 1
+
+        wait_until(has_drawn, description="it was drawn twice")
+        os.write(ours, key)
+        wait_until(lambda: has_drawn() and process.poll() is not None, description="it ends")
+        assert process.returncode == 0
+    text += os.read(ours, 65536) if select.select([ours], [], [], 0)[0] else b""
+    assert text.startswith(b"\x1b[?1049h") and text.rstrip().endswith(b"\x1b[?1049l")
+    assert b"default/Model" in text
+    assert text.count(b"\x1b[2J") == 0
+    assert termios.tcgetattr(theirs) == before
+    os.close(ours)
+    os.close(theirs)

@@ -110,17 +110,6 @@ def test_what_cannot_be_read_in_a_queue_hides_no_other_request(desk: Desk, insta
     assert states(list_requests(installation)) == {A: "waiting"}
 
 
-def test_a_call_with_long_values_does_not_make_the_broker_read_all_of_the_queue(desk: Desk) -> None:
-    long = b"x" * (1 << 20)
-    for number in range(12):
-        desk.submit(f"{number:032x}", [Start(desk.one, "0", [long])])
-
-    found = desk.client.execute_command(*functions.peek(desk.one, 100))
-
-    assert len(found) == functions.PEEK_BYTES >> 20
-    assert sum(len(part) for call in found for part in call) < 10_000
-
-
 def test_a_traced_request_is_found_when_it_has_ended_with_what_happened_to_it(
     desk: Desk, installation: Installation
 ) -> None:
