@@ -14,7 +14,7 @@ from typing import Any
 from qserve.base.log import get_logger
 from qserve.base.once import may_say
 from qserve.base.turns import Turns
-from qserve.broker.connection import BLOCK_S, process_name
+from qserve.broker.connection import process_name
 from qserve.broker.registry import NO_CHANGE, pick
 from qserve.calls.client import ClientPlane
 from qserve.exceptions import BrokerStateLost, BrokerUnavailable, BrokerUnsafe, PayloadError
@@ -24,6 +24,8 @@ from qserve_gateway.request.environ import Refused
 
 log = get_logger(__name__)
 
+BLOCK_S = 2.0
+"""How often a gateway reads which deployments cannot be started, and whether the broker has lost its data."""
 CHECK_INTERVAL_S = 60.0
 """How often the broker's settings are checked; every two seconds while they are wrong."""
 _SHORTEST_PAUSE_S, _LONGEST_PAUSE_S = 0.03, 2.0

@@ -31,13 +31,15 @@ CLIENT_ERRORS = (redis.RedisError, OSError)
 CLIENT_VERSION = str(redis.__version__)
 
 READ_TIMEOUT_S = 5.0
-BLOCK_S = 2.0
-"""How long a blocking read waits at the broker; a read that is silent for longer than this and
-``READ_TIMEOUT_S`` has lost its connection."""
+BLOCK_S, SILENT_FOR_S = 4.0, 7.0
+"""How long a blocking read waits at the broker, and after how long without a reply it has lost its connection."""
+IDLE_BLOCK_S = 20.0
+"""The same for the reads of a replica, whose heartbeats notice much sooner that the broker is silent."""
 MAILBOX_BLOCK_S = 0.5
 """The same for mailboxes: a process that waits learns within twice this time that the broker has lost its data."""
-STRAY_READ_S = MAILBOX_BLOCK_S + 0.5
-"""How long the broker may go on with a read of a mailbox whose connection was lost, and remove messages for it."""
+STRAY_READ_S = 0.5
+"""How much longer than it blocks the broker may go on with a read of a mailbox whose connection was lost, and remove
+messages for it."""
 
 LONGEST_PAUSE_S = 1.0
 """The longest wait between two tries to connect: a failover takes four seconds, and should not take two more."""
@@ -72,7 +74,7 @@ _OPTIONS: dict[str, Any] = {
 }
 
 
-def connect(url: str, silent_for_s: float = BLOCK_S + READ_TIMEOUT_S) -> redis.Redis:
+def connect(url: str, silent_for_s: float = SILENT_FOR_S) -> redis.Redis:
     """Return a client of the broker that never sends a command twice by itself; QserveException for a wrong address.
 
     redis-py's own retries would add a call twice when only the reply was lost; the code that uses this client repeats
@@ -151,18 +153,6 @@ def measure_clock(client: redis.Redis, *, at_once: bool = False) -> None:
         asked_at = time.monotonic()
         with suppress(_FORBIDDEN):
             clock.observe(time_s(client.execute_command("TIME")), asked_at)
-
-
-def wait_for_loss(client: redis.Redis, connection_id: int, seconds: float) -> None:
-    """Wait for so long, or only until a client of one thread has lost its connection with this id."""
-    with suppress(*CLIENT_ERRORS):  # the next command tells of them
-        connection = client.connection_pool.get_connection()
-        try:
-            connection.send_command("CLIENT", "ID")  # it may have been lost, and opened again, just now
-            if connection.read_response() == connection_id:
-                connection.can_read(seconds)
-        finally:
-            client.connection_pool.release(connection)
 
 
 @contextmanager

@@ -77,6 +77,7 @@ class Link(asyncio.Protocol):
         self._reader = hiredis.Reader(replyError=ReplyError, protocolError=hiredis.ProtocolError)
         self._transport: asyncio.Transport | None = None
         self._heard_at = 0.0
+        self._on_wait: Callable[[], object] | None = None
         self._turns = Turns("processing a reply of the broker", log)
         on_fork(self)
 
@@ -153,10 +154,13 @@ class Link(asyncio.Protocol):
         Raises:
           TypeError, ValueError: One of them cannot be written, for example because of a lone surrogate; none is sent.
         """
+        packed = b"".join([hiredis.pack_command(command) for command, _ in commands])  # type: ignore[arg-type]
         if not self._waiting:
             self._heard_at = time.monotonic()
-        packed = b"".join([hiredis.pack_command(command) for command, _ in commands])  # type: ignore[arg-type]
         self._waiting.extend([on_reply for _, on_reply in commands])
+        if self._on_wait is not None:
+            on_wait, self._on_wait = self._on_wait, None
+            on_wait()
         if self._transport is not None:
             self._transport.write(packed)
 
@@ -177,12 +181,25 @@ class Link(asyncio.Protocol):
 
     def abandon_if_silent(self, limit_s: float) -> bool:
         """Abort when a command waits and the broker has sent nothing for so long; return whether it did."""
-        is_silent = bool(self._waiting) and time.monotonic() - self._heard_at > limit_s
+        is_silent = self.silent_s() > limit_s
         if is_silent and self._transport is not None:
             if may_say("the broker is silent", _SAID_FOR_S):
                 log.warning("the broker has been silent for %.0f s; connecting again", limit_s)
             self.abort()
         return is_silent
+
+    def call_at_next_wait(self, on_wait: Callable[[], object]) -> None:
+        """Call ``on_wait`` once, when the next command waits for its reply."""
+        self._on_wait = on_wait
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether a command waits for its reply."""
+        return bool(self._waiting)
+
+    def silent_s(self) -> float:
+        """Return for how long a command has waited without any reply; 0 when none waits."""
+        return time.monotonic() - self._heard_at if self._waiting else 0.0
 
     def abort(self) -> None:
         """Close the connection at once; ``on_lost`` is called as if the broker had closed it."""
@@ -326,6 +343,23 @@ class ThreadLink:
             # by itself it would connect to the same server again: only the pool asks Sentinels for another one
             self.close()
             raise
+
+    @property
+    def is_open(self) -> bool:
+        """Whether there is a connection; it may have been lost, which the next exchange tells."""
+        return self._connection is not None
+
+    def wait_for_loss(self, seconds: float) -> None:
+        """Wait for so long, or only until the connection is lost, which is closed then."""
+        if self._connection is None:
+            time.sleep(seconds)
+            return
+        try:
+            is_lost = self._connection.can_read(seconds)  # nothing is asked, so there is nothing else to read
+        except (redis.RedisError, OSError):
+            is_lost = True
+        if is_lost:
+            self.close()
 
     def close(self) -> None:
         """Close the connection."""

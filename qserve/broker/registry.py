@@ -126,8 +126,12 @@ class Registry:
     @broker_errors()
     def keep_epoch(self) -> None:
         """Give the broker an epoch unless it has one: without it, nothing is accepted."""
-        without_strangers(self._client, lambda: self._client.get(self._keys.epoch), self._keys.epoch)
-        self._client.set(self._keys.epoch, os.urandom(8).hex(), nx=True)
+        key = self._keys.epoch
+
+        def keep() -> None:
+            self._client.pipeline(transaction=False).set(key, os.urandom(8).hex(), nx=True).get(key).execute()
+
+        without_strangers(self._client, keep, key)
 
     @broker_errors()
     def restore(self, record: ApplicationRecord, code: bytes = b"") -> str:

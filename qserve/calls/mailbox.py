@@ -66,6 +66,8 @@ CLOSING_MS = 1000
 """How long the broker may take to say how a request has ended whose deadline has passed."""
 
 _FOR_REPLICAS = frozenset((OBSERVED, TOLD))
+QUIET_READS = 4
+"""After so many reads in a row without a message, while nothing is open, an idle mailbox reads for longer."""
 _READ_COUNT, _READ_FEW = 256, 4
 _LARGE_BATCH = 1 << 20
 """After messages of so many bytes together only a few are read at a time: the others wait in the broker."""
@@ -128,6 +130,8 @@ class Mailbox:
         self._open_before: set[str] = set()
         self._read_count = _READ_COUNT
         self._was_lost = False
+        self._idle_block_s = self._block_s = MAILBOX_BLOCK_S
+        self._quiet = 0
         self._turns = Turns(
             "reading the mailbox", log, first_s=_FIRST_PAUSE_S, longest_s=LONGEST_PAUSE_S, is_quiet=is_quiet
         )
@@ -149,6 +153,18 @@ class Mailbox:
         begins to follow; ``on_told`` with the request of a WebSocket and a sealed part of what its client has sent.
         """
         self._on_ended, self._on_gap, self._on_reader, self._on_told = on_ended, on_gap, on_reader, on_told
+
+    def read_long(self, idle_block_s: float) -> None:
+        """Let a read take so long while nothing is open.
+
+        The caller has to end a read that ``reads_long`` when something is opened: deadlines are checked between reads.
+        """
+        self._idle_block_s = idle_block_s
+
+    @property
+    def reads_long(self) -> bool:
+        """Whether the read that is under way takes longer than usual."""
+        return self._block_s > MAILBOX_BLOCK_S
 
     # -- open refs ---------------------------------------------------------------------------------
 
@@ -288,7 +304,7 @@ class Mailbox:
         """After a lost connection, look up every open request: a message may have been popped for that connection."""
         if self._was_lost:
             yield from self._check_epoch()
-            self._was_lost, self._stray_until = False, time.monotonic() + STRAY_READ_S
+            self._was_lost, self._stray_until = False, time.monotonic() + self._block_s + STRAY_READ_S
             self._watch_all()
         elif self._stray_until and time.monotonic() > self._stray_until:
             # once more when the read of the lost connection is certainly over in the broker
@@ -297,8 +313,11 @@ class Mailbox:
 
     def _read_messages(self) -> Generator[Action, Any, None]:
         ends, self._stream_ends = self._stream_ends, []
+        self._block_s = self._idle_block_s  # first: whoever opens something after the next line ends this read
+        if self._quiet < QUIET_READS or self._open or self._stray_until:
+            self._block_s = MAILBOX_BLOCK_S
         try:
-            command = ("BLMPOP", str(MAILBOX_BLOCK_S), 1, self.name, "LEFT", "COUNT", self._read_count)
+            command = ("BLMPOP", str(self._block_s), 1, self.name, "LEFT", "COUNT", self._read_count)
             found = _checked((yield command))
         except WrongType as error:
             # nothing in there is a message, and those that should have come are stored with their requests
@@ -307,6 +326,7 @@ class Mailbox:
             self._watch_all()
             return
         messages = found[1] if found else ()
+        self._quiet = 0 if messages or self._open else self._quiet + 1
         for message in messages:
             self.receive(message)
         is_full = len(messages) == self._read_count

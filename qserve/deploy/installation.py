@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from qserve.base.clock import clock
@@ -10,14 +10,16 @@ from qserve.base.keys import POOL_TTL_MS, Keys
 from qserve.base.settings import Settings
 from qserve.broker.connection import Client, broker_errors, connect, without_strangers
 from qserve.broker.faults import Faults
+from qserve.broker.library import Command
 from qserve.broker.registry import Registry
 from qserve.exceptions import PayloadError, WrongType
 from qserve.fleet.store import FleetStore
 from qserve.wire.application import ApplicationRecord
-from qserve.wire.replies import each, position, shown, text, warn_once
+from qserve.wire.replies import each, field_values, position, shown, text, warn_once
 from qserve.wire.sealing import Seal
 from qserve.wire.status import FAILED, RUNNING, WAITING, ReplicaStatus, report_place
 
+Send = Callable[[Sequence[Command]], list[Any]]
 GIVEN_UP_AFTER = 3
 """Failed starts in a row after which requests are refused, as long as no replica runs; as many as end a deploy."""
 _CAUSE_LIMIT = 500
@@ -39,20 +41,26 @@ class ReplicaReports:
         self._faults = faults or Faults(client, keys, seal)
         self._sent: dict[str, set[bytes]] = {}
 
-    def report(self, status: ReplicaStatus) -> None:
+    def report(self, status: ReplicaStatus, send: Send | None = None) -> None:
         """Store a report; if the last one from here was changed in the broker, that is logged once.
 
         A key that was overwritten with something else is replaced.
+
+        Parameters:
+          send: Sends commands and returns their replies, none of which is an error; by default over ``client``.
         """
         sealed = self._seal.seal(report_place(self._app, status.name), status.encode())
         is_first = status.name not in self._sent
         self._sent.setdefault(status.name, set()).add(sealed)  # before it is sent: the reply may be lost
 
         def store() -> bytes | None:
-            pipe = self._client.pipeline(transaction=True)
-            pipe.hget(self._key, status.name).hset(self._key, status.name, sealed).pexpire(self._key, POOL_TTL_MS)
-            before, *_, faults = pipe.hgetall(self._faults.key).execute()
-            self._faults.take_in(faults)
+            before, *_, faults = (send or self._send)([
+                ("HGET", self._key, status.name),
+                ("HSET", self._key, status.name, sealed),
+                ("PEXPIRE", self._key, POOL_TTL_MS),
+                ("HGETALL", self._faults.key),
+            ])  # fmt: skip
+            self._faults.take_in(field_values(faults))
             return before  # type: ignore[no-any-return]
 
         with broker_errors():
@@ -61,6 +69,12 @@ class ReplicaReports:
             how = "removed" if before is None else "changed"
             warn_once(f"the report of replica {status.name} was {how} in the broker, and is sent again")
         self._sent[status.name] = {sealed}
+
+    def _send(self, commands: Sequence[Command]) -> list[Any]:
+        pipe = self._client.pipeline(transaction=False)
+        for command in commands:
+            pipe.execute_command(*command)
+        return pipe.execute()  # type: ignore[no-any-return]
 
     @broker_errors()
     def remove(self, name: str) -> None:
@@ -83,16 +97,19 @@ class ReplicaReports:
 
     def last(self, name: str) -> ReplicaStatus | None:
         """Return the last report of a replica, however old; None when there is none."""
-        return next((report for report in self._all() if report.name == name), None)
+        found = self._ask(lambda: self._client.hget(self._key, name))
+        return next(each([] if found is None else [(name.encode(), found)], self._read), None)
 
     def _all(self) -> list[ReplicaStatus]:
+        return list(each((self._ask(lambda: self._client.hgetall(self._key)) or {}).items(), self._read))
+
+    def _ask(self, ask: Callable[[], Any]) -> Any:
         try:
             with broker_errors():
-                found: Any = self._client.hgetall(self._key)
+                return ask()
         except WrongType as error:
             warn_once(f"no replica's report can be read: {error}")
-            return []
-        return list(each(found.items(), self._read))
+            return None
 
     def _read(self, item: tuple[bytes, bytes]) -> ReplicaStatus:
         name = text(item[0], "the name of a replica")

@@ -114,6 +114,11 @@ class LogTail(logging.Handler):
             self._sent_at = now
             self.send()
 
+    @property
+    def has_lines(self) -> bool:
+        """Whether something was collected and is not sent."""
+        return bool(self._lines or self._dropped)
+
     def _store(self, lines: Sequence[tuple[str, LogLine]], dropped: Mapping[str, int]) -> None:
         client, seal, now_ms = self._installation.client, self._installation.seal, time.time() * 1000
         for app in {*dropped, *(app for app, _ in lines)}:

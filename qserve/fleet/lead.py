@@ -19,7 +19,8 @@ from qserve.wire.fleet import Lead
 from qserve.wire.replies import warn_once
 from qserve.wire.sealing import Seal
 
-RENEW_S = 0.5
+RENEW_S, ALONE_RENEW_S = 0.5, 1.0
+"""How often the counter is renewed, and how often where there is no other worker to lead."""
 STILL_S = 2.5
 """How long the counter may stand still before another worker leads."""
 _PLACE = b"lead"
@@ -48,8 +49,11 @@ class Leadership:
         self._due_at = 0.0
         self._seen, self._since = b"", 0.0
 
-    def renew(self) -> bool:
+    def renew(self, every_s: float = RENEW_S) -> bool:
         """Become or stay the leader when that is due, and return whether this worker leads.
+
+        Parameters:
+          every_s: When the next renewal is due.
 
         Crash before the act: the counter stands still, and another worker takes the lead. Crash after: the same.
 
@@ -59,7 +63,7 @@ class Leadership:
         now = self._clock()
         if now < self._due_at:
             return self.mine != b""
-        self._due_at = now + RENEW_S
+        self._due_at = now + every_s
         mine, self.mine = self.mine, b""
         if mine and self._swap(mine):
             return True

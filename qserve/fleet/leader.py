@@ -12,7 +12,7 @@ from qserve.base import failpoints
 from qserve.base.clock import clock
 from qserve.base.log import get_logger
 from qserve.broker.registry import ACTIVE, NEXT
-from qserve.fleet.lead import Leadership
+from qserve.fleet.lead import ALONE_RENEW_S, RENEW_S, Leadership
 from qserve.fleet.place import Plan, Running, place, rebalance
 from qserve.fleet.store import Fleet, FleetStore
 from qserve.fleet.values import Key, Need, Placement
@@ -23,7 +23,8 @@ from qserve.wire.fleet import HostRecord, Rollout, Scaled, Slot
 log = get_logger(__name__)
 GONE_S = 3.0
 """How long a worker's counter may stand still before its replicas are started elsewhere."""
-_ROUND_S, _IDLE_ROUND_S = 0.25, 1.0
+_ROUND_S, _IDLE_ROUND_S, _ALONE_ROUND_S = 0.25, 1.0, 2.0
+"""From one round to the next: while something changes, while nothing does, and where there is no other worker."""
 _SETTLE_S = 1.5
 """How long a leader waits, once the broker has lost its data, until the others have said again what they offer and run:
 each notices within half a second."""
@@ -92,6 +93,8 @@ class Leader:
         self._decide_with = decide_with
         self._clock = monotonic
         self._next_at, self._settled_at = 0.0, -math.inf
+        self.is_idle = False
+        """Whether nothing has changed for a while, so that rounds are rare."""
         self._forget()
 
     def _forget(self) -> None:
@@ -103,9 +106,15 @@ class Leader:
         self._older: Mapping[Key, int] = {}
         self._look_at = 0.0
         self._inputs: object = None
+        self._placed: tuple[Plan, Placement] | None = None
         self._claims: dict[str, tuple[int, float]] = {}
         self._changed_at = self._clock()
         self._is_even = False
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether it leads, and knows of no other worker."""
+        return self._hosts.keys() == {self._worker}
 
     def settle(self) -> None:
         """Plan nothing for a moment: the broker has lost its data, and the others put back what they offer and run.
@@ -130,7 +139,7 @@ class Leader:
         """
         if failpoints.ARMED:
             failpoints.hit("lead.before_renew")
-        if not self._leadership.renew():
+        if not self._leadership.renew(ALONE_RENEW_S if self.is_alone else RENEW_S):
             self._forget()
             return None
         now = self._clock()
@@ -157,8 +166,8 @@ class Leader:
             self._store.forget(app)
         self._apps = {*apps}
         is_scaled = any(one.scaling for record in records for one in record.replicated.values())
-        is_idle = self._is_even and self._is_steady(now) and not is_scaled  # a burst is to be seen at once
-        self._next_at = now + (_IDLE_ROUND_S if is_idle else _ROUND_S)
+        self.is_idle = self._is_even and self._is_steady(now) and not is_scaled  # a burst is to be seen at once
+        self._next_at = now + (_ROUND_S if not self.is_idle else _ALONE_ROUND_S if self.is_alone else _IDLE_ROUND_S)
         return own
 
     def _present(self, fleet: Fleet, now: float) -> list[HostRecord]:
@@ -227,12 +236,16 @@ class Leader:
                 running.update(self._running(app))
         inputs = needs, sorted((replace(one, number=0) for one in hosts), key=lambda one: one.worker), leaving
         if inputs != self._inputs:
-            self._inputs, self._changed_at, self._is_even = inputs, now, False
+            self._inputs, self._changed_at, self._is_even, self._placed = inputs, now, False, None
         elif not (self._is_even or is_moving) and self._is_steady(now):
             moved = rebalance(needs, [one for one in hosts if one.worker not in leaving], before)
             self._is_even = moved is None
             before = before if moved is None else moved
-        made = place(needs, hosts, before, running, leaving)
+        if self._placed is not None and self._placed[0] == before and not (leaving or is_moving):
+            made = self._placed[1]  # from the same: in most rounds nothing has changed
+        else:
+            made = place(needs, hosts, before, running, leaving)
+            self._placed = before, made
         kept = {name: tuple(slot for slot in slots if slot.app in unread) for name, slots in before.items()}
         return Placement({name: slots + kept.get(name, ()) for name, slots in made.assignments.items()}, made.shortages)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import select
 import signal
 import subprocess
 import threading
@@ -111,7 +112,8 @@ class Restarter:
         self._turns = Turns("restarting what dies", log, monotonic=monotonic)
         self._lock = threading.Lock()
         self._paused = False
-        self._ended = threading.Event()
+        self._ended, self._failed = threading.Event(), threading.Event()
+        self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC) if hasattr(os, "eventfd") else -1
         self._thread: threading.Thread | None = None
         self._failure = ""
 
@@ -119,6 +121,7 @@ class Restarter:
         """Watch a child, which has just been started. Add those first that others need."""
         child.started_at = self._monotonic()
         self.children.append(child)
+        self._look_again()
 
     def begin(self) -> None:
         """Restart what dies from now on. A child that dies before all of them have served would only die again."""
@@ -142,17 +145,57 @@ class Restarter:
         """Restart nothing any more. A restart that is under way is over when this returns, so it can be stopped."""
         with self._lock:
             self._paused = True
+        self._failed.set()
+        self._look_again()
 
     def end(self) -> None:
         """End the thread, after all children have ended: the kernel ends those together with their thread."""
         self._ended.set()
+        self._look_again()
         if self._thread is not None:
             self._thread.join()
+        if self._wake >= 0:
+            os.close(self._wake)
+            self._wake = -1
+
+    def wait_for_failure(self) -> None:
+        """Wait until ``check`` has something to raise, or ``pause`` is called."""
+        self._failed.wait(_POLL_INTERVAL_S if self._thread is None else None)
+
+    def _look_again(self) -> None:
+        if self._wake >= 0:
+            os.eventfd_write(self._wake, 1)
 
     def _run(self) -> None:
-        while not self._ended.wait(_POLL_INTERVAL_S):
+        while not self._ended.is_set():
             with self._turns:  # no error may end the thread, see `end`
                 self.tick()
+                self._wait_for_end()
+            self._ended.wait(self._turns.pause_s)
+
+    def _wait_for_end(self) -> None:
+        """Wait until a child has ended, or may be restarted: looking for it again and again would wake an idle host."""
+        children = [child for child in self.children if child.restart_at < math.inf and not self._paused]
+        due_s = [child.restart_at - self._monotonic() for child in children if child.restart_at]
+        ends, opened = select.poll(), [self._wake]
+        try:
+            for child in children if self._wake >= 0 else ():
+                if not child.restart_at:
+                    opened.append(os.pidfd_open(child.process.pid))
+        except (AttributeError, OSError):  # it has ended and is buried, or a sandbox forbids it
+            due_s.append(_POLL_INTERVAL_S)
+        try:
+            if self._wake < 0:  # not Linux
+                self._ended.wait(_POLL_INTERVAL_S)
+                return
+            for number in opened:
+                ends.register(number, select.POLLIN)
+            if ends.poll(max(0.0, min(due_s)) * 1000 if due_s else None):
+                with contextlib.suppress(BlockingIOError):
+                    os.eventfd_read(self._wake)
+        finally:
+            for number in opened[1:]:
+                os.close(number)
 
     def tick(self) -> None:
         """Check on every child once."""
@@ -184,6 +227,7 @@ class Restarter:
         if child.early_deaths == MAX_EARLY:
             child.restart_at = math.inf
             self._failure = f"{how} ({MAX_EARLY} times in a row within {EARLY_S:.0f} s of its start)"
+            self._failed.set()
             log.error("%s; not restarting it any more", self._failure)
             return
         # at once after a long life; after a short one with pauses, because the cause may pass by itself, and must not

@@ -5,7 +5,6 @@ from __future__ import annotations
 import secrets
 import socket
 import sys
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
@@ -28,7 +27,6 @@ from qserve.machine.running import announce
 log = get_logger(__name__)
 STOP_TIMEOUT_S = 4.0
 _HIGHEST_PORT = 65_535
-_POLL_INTERVAL_S = 0.2
 
 
 class LocalCluster:
@@ -162,7 +160,7 @@ class LocalCluster:
         """
         while not self._stopped:
             self.check()
-            time.sleep(_POLL_INTERVAL_S)
+            self._restarter.wait_for_failure()
 
     def stop(self) -> None:
         """Stop all processes in the reverse order of their start, within five seconds even if they hang."""

@@ -29,6 +29,7 @@ _NAMED = 1000
 _SAID_FOR_S = 600.0
 _NUMBER = re.compile(rb"-?[0-9]{1,19}").fullmatch
 _RUN_ID = re.compile("[0-9a-zA-Z]{1,64}").fullmatch
+_RUN_LINE = re.compile(rb"^run_id:([0-9a-zA-Z]{1,64})\r?$", re.MULTILINE).search
 _CONNECTION_ID = re.compile(rb"^id=([0-9]{1,19}) ", re.MULTILINE).findall
 _CONNECTIONS_LIMIT = 8
 _POSITION = re.compile(rb"[0-9]{1,20}-[0-9]{1,20}").fullmatch
@@ -336,9 +337,16 @@ def version(value: Any) -> tuple[int, ...]:
 
 
 def run_id(found: Any) -> str:
-    """Return the id of the broker's run from the reply to INFO, which redis-py has read; "" when it has none."""
+    """Return the id of the broker's run from the reply to INFO, as it came or as redis-py has read it; "" for none."""
     value = found.get("run_id") if type(found) is dict else None
+    if type(found) is bytes and (line := _RUN_LINE(found)):
+        value = line[1].decode()
     return value if type(value) is str and _RUN_ID(value) else ""
+
+
+def field_values(reply: Any) -> Any:
+    """Return the reply to HGETALL as a dict, also one that redis-py has not read; anything else as it is."""
+    return dict(zip(reply[::2], reply[1::2], strict=True)) if type(reply) is list and len(reply) % 2 == 0 else reply
 
 
 def connection_ids(reply: Any) -> set[int]:

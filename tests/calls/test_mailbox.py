@@ -14,7 +14,7 @@ import redis
 from qserve.base.keyring import Keyring
 from qserve.base.keys import Keys
 from qserve.broker import functions
-from qserve.broker.connection import LONGEST_PAUSE_S, STRAY_READ_S
+from qserve.broker.connection import LONGEST_PAUSE_S, MAILBOX_BLOCK_S, STRAY_READ_S
 from qserve.broker.library import Command
 from qserve.calls import mailbox as module
 from qserve.calls.items import ItemRef
@@ -329,7 +329,7 @@ def test_after_a_lost_connection_every_open_request_is_looked_up_twice(
     reading.read()
     reading.read()
     assert sent.commands == [LOOK]
-    now[0] += STRAY_READ_S + 0.1
+    now[0] += MAILBOX_BLOCK_S + STRAY_READ_S + 0.1
     reading.read()
     reading.read()
     assert sent.commands == [LOOK, LOOK]

@@ -493,8 +493,12 @@ def test_counts_by_load_are_noted_and_carried_out(fleet: Fleet) -> None:
     assert (fleet.plan(), worker.store.scaled("shop")["A"].reason) == ({"a": 3}, "40 wait")
 
 
-def test_a_leader_with_nothing_to_do_writes_nothing_and_reads_once_a_second(fleet: Fleet) -> None:
-    fleet.add("a")
+@pytest.mark.parametrize(("workers", "reads"), [("a", 2), ("ab", 5)])
+def test_a_leader_with_nothing_to_do_writes_nothing_and_reads_once_a_second_or_two(
+    fleet: Fleet, workers: str, reads: int
+) -> None:
+    for worker in workers:
+        fleet.add(worker)
     fleet.rounds(50)
     calls = Counter[str]()
     store = fleet.workers["a"].store
@@ -504,7 +508,7 @@ def test_a_leader_with_nothing_to_do_writes_nothing_and_reads_once_a_second(flee
 
     fleet.rounds(20)
 
-    assert calls == {"read": 5}
+    assert calls == {"read": reads}
 
 
 def test_what_a_worker_left_is_forgotten_a_minute_after_it_is_gone(fleet: Fleet) -> None:

@@ -367,7 +367,13 @@ def _read_name(data: bytes) -> object:
         lambda raw: replies.version(raw),
         lambda raw: replies.peeked([[raw, raw, raw, raw, raw, raw, raw], [raw], raw]),
         lambda raw: replies.peeked([[raw, b"queue", b"0", b"1", b"running", raw, b"replica"]]),
-        lambda raw: (replies.run_id({"run_id": raw}), replies.connections(raw), replies.connection_ids(raw)),
+        lambda raw: (
+            replies.run_id({"run_id": raw}),
+            replies.run_id(raw),
+            replies.field_values([raw, raw]),
+            replies.connections(raw),
+            replies.connection_ids(raw),
+        ),
     ]
     calls = [partial(read, reply) for read in read_any for reply in (data, [data], [data, data], [data] * 3, None)]
     for call in [*calls, *(partial(read, data) for read in read_bytes)]:

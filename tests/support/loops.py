@@ -130,6 +130,7 @@ LOOPS: dict[str, tuple[str, ...] | str] = {
     "qserve_workers.replica.lasting_link:LastingLink._check_silence": "it plans the next check first",
     "qserve_workers.replica.lasting_link:LastingLink._on_lost": "it plans the next try first",
     "qserve_workers.replica.lasting_link:LastingLink._open_again": READER,
+    "qserve_workers.replica.plane:LoopPlane._end_long_read": "a read that is not ended ends by itself",
     "qserve_workers.replica.plane:LoopPlane._read_mailbox": MAILBOX,
     "qserve_workers.replica.plane:LoopPlane._send_later": "its test is in tests/workers/test_planes.py",
     "qserve_workers.replica.plane:LoopPlane._start_reader": MAILBOX,
@@ -143,5 +144,6 @@ LOOPS: dict[str, tuple[str, ...] | str] = {
     "qserve_workers.replica.watchdog:Watchdog.start": WATCHDOG,
     "qserve_workers.replica.watchdog:Watchdog._watch": WATCHDOG,
     "qserve_workers.supervisor.supervisor:Supervisor.run": (*SUPERVISOR, *LEADER),
+    "qserve_workers.supervisor.supervisor:Supervisor._wait": SUPERVISOR,
     "qserve_workers.tasks.task:TaskCalls.result": _ENDS,
 }

@@ -87,7 +87,7 @@ def heart(settings: Settings) -> Iterator[Heartbeat]:
     """One whose next beat is due in half an hour."""
     own = connect(settings.named_broker)
     slow = replace(settings, lease_s=7200.0)
-    yield Heartbeat(own, slow, "beating", may_beat=lambda: True, report=lambda: None, others=lambda: [0, OTHER])
+    yield Heartbeat(own, slow, "beating", may_beat=lambda: True, report=lambda send: None, others=lambda: [0, OTHER])
     own.close()
 
 
@@ -103,7 +103,7 @@ def test_a_heartbeat_names_its_connections_for_its_own_replica_only(
 
     words = words_of(client, heart, heart.replica)
     assert words is not None
-    assert words.ids == {heart.client.client_id(), OTHER}
+    assert words.ids == {heart._own, OTHER}
     assert words.run == client.info("server")["run_id"]
     assert words_of(client, heart, "another") is None
     assert "what replica another says of its connections is ignored" in caplog.text

@@ -94,12 +94,12 @@ def test_a_replica_whose_process_is_dead_is_lost_whatever_its_counter_says() -> 
 
 @pytest.fixture
 def heart(client: redis.Redis, settings: Settings) -> Heartbeat:
-    return Heartbeat(client, settings, "a", may_beat=lambda: True, report=lambda: None)
+    return Heartbeat(client, settings, "a", may_beat=lambda: True, report=lambda send: None)
 
 
 def test_a_replica_is_reported_again_with_each_heartbeat(client: redis.Redis, settings: Settings) -> None:
     reports: list[int] = []
-    heart = Heartbeat(client, settings, "a", may_beat=lambda: True, report=lambda: reports.append(1))
+    heart = Heartbeat(client, settings, "a", may_beat=lambda: True, report=lambda send: reports.append(1))
     heart.beat()
     heart.beat()
     assert reports == [1, 1]

@@ -23,9 +23,9 @@ from qserve.base.keyring import Keyring, key_id
 from qserve.base.keys import CONTROL_TTL_MS, Keys
 from qserve.broker.address import revealed
 from qserve.broker.connection import (
-    BLOCK_S,
     CLIENT_ERRORS,
     CLIENT_VERSION,
+    READ_TIMEOUT_S,
     connect,
     measure_clock,
     without_strangers,
@@ -37,6 +37,8 @@ from qserve.wire.sealing import Seal
 ALIAS = "qserve"
 kombu.transport.TRANSPORT_ALIASES[ALIAS] = "qserve_workers.celery.transport:Transport"
 
+BLOCK_S = 30.0
+"""How long one read waits for a message at most; kombu asks again until its own timeout is over."""
 _KEPT_BROADCASTS = 64
 _KEPT_EVENTS = 512
 """The messages with events that are kept for slow readers; each has 60 kB at most."""
@@ -63,7 +65,7 @@ class Channel(virtual.Channel):  # type: ignore[misc]
         options = connection.client.transport_options
         self._keys = Keys(options.get("namespace", "qserve"))
         self._seal = _seals[options.get("key", "")]
-        self._client = connect(revealed(options["url"]))
+        self._client = connect(revealed(options["url"]), silent_for_s=BLOCK_S + READ_TIMEOUT_S)
         self._client.ping()  # kombu takes a channel that exists for one that works
 
     # -- queues ------------------------------------------------------------------------------------
@@ -102,7 +104,7 @@ class Channel(virtual.Channel):  # type: ignore[misc]
             pipe.xadd(key, fields, maxlen=kept).pexpire(key, CONTROL_TTL_MS).execute()
 
     def _get_many(self, queues: list[str], timeout: float | None = None) -> None:
-        timeout_s = min(timeout or 1.0, BLOCK_S)  # kombu asks again until its own timeout is over
+        timeout_s = min(timeout or 1.0, BLOCK_S)
         broadcasts = {
             queue: self.connection.broadcasts[queue] for queue in queues if queue in self.connection.broadcasts
         }

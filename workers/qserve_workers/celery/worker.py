@@ -23,10 +23,11 @@ from kombu.utils.functional import maybe_list
 
 from qserve.base.log import get_logger
 from qserve.base.turns import Turns
-from qserve.broker.connection import BLOCK_S, CLIENT_ERRORS
+from qserve.broker.connection import CLIENT_ERRORS
 from qserve.engine.invoke import run_loop
 from qserve.exceptions import BrokerError, BrokerUnavailable
 from qserve_workers.celery.events import SEND_EVERY_S, CallEvents, CallView
+from qserve_workers.celery.transport import BLOCK_S
 from qserve_workers.replica.replica import Replica
 
 log = get_logger(__name__)

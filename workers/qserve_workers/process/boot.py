@@ -48,7 +48,7 @@ from qserve.wire.status import FAILED
 from qserve_workers.celery.app import make_celery
 from qserve_workers.celery.worker import ReplicaWorker
 from qserve_workers.process import resources
-from qserve_workers.process.heartbeat import Heartbeat
+from qserve_workers.process.heartbeat import SILENT_BEAT_S, Heartbeat
 from qserve_workers.process.lifecycle import Lifecycle, status_of
 from qserve_workers.replica.plane import LoopPlane
 from qserve_workers.replica.replica import Replica
@@ -126,8 +126,9 @@ def run_replica(spec: ReplicaSpec) -> int:
     watchdog = Watchdog(replica, connect(url))
     lifecycle = Lifecycle(spec, servable, installation, stop=replica.stop, pause=replica.pause)
     Heartbeat(
-        connect(url), spec.settings, spec.name, may_beat=watchdog.is_loop_alive, report=lifecycle.report_running,
-        others=lambda: [replica.reader.connection_id],
+        connect(url, SILENT_BEAT_S), spec.settings, spec.name, may_beat=watchdog.is_loop_alive,
+        report=lifecycle.report_running, others=lambda: [replica.reader.connection_id],
+        on_silence=lambda: loop.call_soon_threadsafe(replica.renew_connections),
     ).start()  # fmt: skip
     worker = ReplicaWorker(make_celery(spec.settings), replica, spec.record.name)
 

@@ -12,28 +12,28 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from qserve.base import failpoints
+from qserve.base.clock import clock
 from qserve.base.keys import BEAT_TTL_MS, Keys
 from qserve.base.log import get_logger
 from qserve.base.settings import Settings
 from qserve.base.turns import Turns
-from qserve.broker.connection import (
-    LONGEST_PAUSE_S,
-    Client,
-    broker_errors,
-    measure_clock,
-    wait_for_loss,
-    without_strangers,
-)
+from qserve.broker.connection import LONGEST_PAUSE_S, Client, broker_errors, without_strangers
+from qserve.broker.library import Command
+from qserve.broker.link import ThreadLink
+from qserve.deploy.installation import Send
 from qserve.exceptions import PayloadError
-from qserve.wire.replies import number, run_id, warn_once
+from qserve.wire.replies import number, run_id, time_s, warn_once
 from qserve.wire.sealing import Seal
 from qserve_workers.process.connections import Connections
 from qserve_workers.replica.lasting_link import SHORTEST_PAUSE_S
 
 log = get_logger(__name__)
+SILENT_BEAT_S = 3.0
+"""How long the broker may take to answer a beat; with the time between two of them less than ``SILENT_FOR_S``."""
 _REMEMBERED = 1000
 """How many lost replicas a supervisor remembers; a name is never used twice."""
 
@@ -46,7 +46,8 @@ class Heartbeat:
       client: Its own connection.
       replica: The consumer's name.
       may_beat: Returns False while the replica is stalled: code that blocks the loop must not keep its calls.
-      report: Called with each beat: reports the replica again.
+      report: Called with each beat: reports the replica again, by what sends its commands together with the beat.
+      on_silence: Called when the broker has not answered a beat: other connections may wait for much longer.
       others: Returns the broker's ids of this replica's other connections; 0 for one that was not opened yet.
     """
 
@@ -54,13 +55,18 @@ class Heartbeat:
     settings: Settings
     replica: str
     may_beat: Callable[[], bool]
-    report: Callable[[], None]
+    report: Callable[[Send], None]
     others: Callable[[], Sequence[int]] = tuple
+    on_silence: Callable[[], object] = bool
 
     def __post_init__(self) -> None:
         self._seal = Seal(self.settings.keyring)
-        self._key = Keys(self.settings.namespace).beat(self.replica)
-        self._count = self._connection_id = 0
+        self._link = ThreadLink(self.client)
+        keys = Keys(self.settings.namespace)
+        self._key, self._connections_key = keys.beat(self.replica), keys.connections(self.replica)
+        # much longer than it takes to notice that a counter stands still: the end of a key must not decide anything
+        self._life_ms = BEAT_TTL_MS + int(4000 * self.settings.lease_s)
+        self._count, self._own, self._run_id = 0, 0, ""
         self._sent: set[bytes | None] = {None}
 
     def start(self) -> None:
@@ -74,45 +80,65 @@ class Heartbeat:
                     failpoints.hit("beat.before")
                 if self.may_beat():
                     self.beat()
-            time.sleep(turns.pause_s or SHORTEST_PAUSE_S)
             if turns.failures:
+                if turns.failures == 1:
+                    self.on_silence()
+                time.sleep(turns.pause_s)
                 continue
-            if self._connection_id:  # when it is lost the next beat comes at once, see `Absences`
-                wait_for_loss(self.client, self._connection_id, self.settings.beat_s)
-            else:
-                time.sleep(self.settings.beat_s)
+            self._link.wait_for_loss(self.settings.beat_s)
+            if not self._link.is_open:  # lost: the next beat comes at once, see `Absences`
+                time.sleep(SHORTEST_PAUSE_S)
 
     def beat(self) -> None:
         """Beat once; raises BrokerError. One that was changed in the broker since is named once in the log."""
         self._count += 1
         data = self._seal.seal(_place(self.replica), b"%d" % self._count)
         self._sent.add(data)  # before it is sent: the reply may be lost
-        # much longer than it takes to notice that a counter stands still: the end of a key must not decide anything
-        life_ms = BEAT_TTL_MS + int(4000 * self.settings.lease_s)
+        before: list[Any] = []
+
+        def send(commands: Sequence[Command]) -> list[Any]:
+            """Send the heartbeat and some commands in one write: an idle replica wakes the broker once for all."""
+            exchange = partial(self._exchange, data, commands)
+            before[:], replies = without_strangers(self.client, exchange, self._key, self._connections_key)
+            return replies
+
         with broker_errors():
-            before: Any = without_strangers(
-                self.client, lambda: self.client.set(self._key, data, px=life_ms, get=True), self._key
-            )
-            self._name_connections(life_ms)
-            measure_clock(self.client)
-        if before is not None and before not in self._sent:  # one that is gone went with the report, which says so
+            self.report(send)
+            if not before:  # there was nothing to report
+                send(())
+        if (
+            before[0] is not None and before[0] not in self._sent
+        ):  # one that is gone went with the report, which says so
             warn_once(f"the heartbeat of replica {self.replica} was changed in the broker, and is sent again")
         self._sent = {data}
-        self.report()
 
-    def _name_connections(self, life_ms: int) -> None:
-        """Say which connections this replica has, for those who ask the broker whether they are open.
+    def _exchange(self, data: bytes, commands: Sequence[Command]) -> tuple[list[Any], list[Any]]:
+        """Return the reply to the heartbeat, and those to the commands.
 
-        Crash before the command: the former ones are named, and they are closed as well.
+        Crash before it: the former connections are named, and they are closed as well.
         """
-        with self.client.pipeline(transaction=False) as pipe:
-            own, info = pipe.client_id().info("server").execute(raise_on_error=False)
-        said, self._connection_id = Connections(self._count), 0
-        if type(own) is int and run_id(info):  # otherwise the broker does not tell: the lease decides alone
-            self._connection_id = own
-            said = Connections(self._count, run_id(info), frozenset((own, *filter(None, self.others()))))
-        key, data = Keys(self.settings.namespace).connections(self.replica), said.sealed(self._seal, self.replica)
-        without_strangers(self.client, lambda: self.client.set(key, data, px=life_ms), key)
+        if not self._link.is_open:
+            own, info = self._link.exchange([("CLIENT", "ID"), ("INFO", "server")])
+            # an error: the broker does not tell, and the lease decides alone
+            self._own, self._run_id = (own, run_id(info)) if type(own) is int else (0, "")
+        said = Connections(self._count)
+        if self._own and self._run_id:
+            said = Connections(self._count, self._run_id, frozenset((self._own, *filter(None, self.others()))))
+        own_commands: list[Command] = [
+            ("SET", self._key, data, "PX", self._life_ms, "GET"),
+            ("SET", self._connections_key, said.sealed(self._seal, self.replica), "PX", self._life_ms),
+        ]
+        is_time_due, asked_at = clock.is_due(), time.monotonic()
+        if is_time_due:
+            own_commands.append(("TIME",))
+        replies = self._link.exchange([*own_commands, *commands])
+        mine = replies[: len(own_commands)]
+        if is_time_due and not isinstance(time_reply := mine.pop(), Exception):  # an old ACL forbids the question
+            clock.observe(time_s(time_reply), asked_at)
+        for reply in (*mine, *replies[len(own_commands) :]):
+            if isinstance(reply, Exception):
+                raise reply
+        return mine, replies[len(own_commands) :]
 
 
 def read_beat(seal: Seal, replica: str, data: bytes | None) -> int | None:

@@ -16,7 +16,7 @@ from qserve.base.log import get_logger
 from qserve.base.tracebacks import user_traceback
 from qserve.base.turns import Turns
 from qserve.define.multiplexing import unload_models
-from qserve.deploy.installation import Installation
+from qserve.deploy.installation import Installation, Send
 from qserve.engine.servable import Servable
 from qserve.exceptions import QserveException
 from qserve.metrics.measures import count, timed
@@ -78,8 +78,11 @@ class Lifecycle:
         if self.servable.has_stats:
             self._spawn(loop, self._watch_stats())
 
-    def report_running(self) -> None:
+    def report_running(self, send: Send | None = None) -> None:
         """Report that calls are taken, unless they are not yet; from any thread, again with each heartbeat.
+
+        Parameters:
+          send: As ``ReplicaReports.report`` takes it.
 
         Raises:
           BrokerError: It could not be reported.
@@ -88,7 +91,8 @@ class Lifecycle:
             with self._reporting:
                 for_ms = _LEASES_REPORTED * 1000 * self.spec.settings.lease_s
                 status = status_of(self.spec, RUNNING, config=self._taken.config, for_ms=for_ms)
-                self._reports.report(replace(status, message=self._message, refused=self._refused, stats=self._stats))
+                status = replace(status, message=self._message, refused=self._refused, stats=self._stats)
+                self._reports.report(status, send)
 
     def _spawn(self, loop: asyncio.AbstractEventLoop, work: Any) -> None:
         task = loop.create_task(work)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from functools import partial
 
 from qserve.base.turns import Turns
 from qserve.broker.connection import READ_TIMEOUT_S
@@ -11,7 +12,6 @@ from qserve.broker.link import Link, OnReply, ReplyError
 from qserve.calls.mailbox import ignore
 from qserve.exceptions import BrokerUnavailable
 
-SILENCE_CHECK_INTERVAL_S = 0.5
 SHORTEST_PAUSE_S = 0.05
 
 
@@ -93,8 +93,12 @@ class LastingLink:
 
     def _check_silence(self, link: Link) -> None:
         if link is self.current:
-            asyncio.get_running_loop().call_later(SILENCE_CHECK_INTERVAL_S, self._check_silence, link)
             link.abandon_if_silent(self._silent_for_s)
+            if link.is_waiting:  # not before it can be silent for so long: an idle replica would wake up for nothing
+                due_s = max(SHORTEST_PAUSE_S, self._silent_for_s - link.silent_s())
+                asyncio.get_running_loop().call_later(due_s, self._check_silence, link)
+            else:
+                link.call_at_next_wait(partial(self._check_silence, link))
 
     def _on_lost(self, waiting: list[OnReply]) -> None:
         self.current = None

@@ -19,6 +19,7 @@ from qserve.base.promise import Promise
 from qserve.base.settings import Settings
 from qserve.base.turns import Turns
 from qserve.broker.connection import (
+    IDLE_BLOCK_S,
     LONGEST_PAUSE_S,
     MAILBOX_BLOCK_S,
     READ_TIMEOUT_S,
@@ -51,6 +52,8 @@ class _BesidePlane(ClientPlane):
         self.find = find
 
 
+_UNBLOCK_AGAIN_S = 0.1
+"""A read that was about to block when it was ended blocks all the same, so it is ended again."""
 _LOST_FOR_S = 5.0
 """The connections of all replicas of a worker are lost together, within so many seconds."""
 
@@ -98,6 +101,9 @@ class LoopPlane(BrokerPlane):
         self._unanswered: deque[tuple[Command, OnReply]] = deque()
         self._is_flush_due = False
         self._reader: asyncio.Task[None] | None = None
+        self._mailbox_link: Link | None = None
+        self._reader_id = 0
+        self.mailbox.read_long(IDLE_BLOCK_S)
         self._sync_plane: ClientPlane | None = None
         self._opening_beside = threading.Lock()
         on_fork(self)
@@ -199,6 +205,8 @@ class LoopPlane(BrokerPlane):
         super()._expect(ref, deadline_ms)
         if self._reader is None:
             self._on_loop(self._start_reader)
+        elif self.mailbox.reads_long:
+            self._on_loop(self._end_long_read)
 
     def _on_loop(self, callback: Callable[[], None]) -> None:
         if threading.get_ident() == self._thread:
@@ -290,6 +298,22 @@ class LoopPlane(BrokerPlane):
         if self._reader is None:
             self._reader = self.loop.create_task(self._read_mailbox())
 
+    def renew(self) -> None:
+        """Open all connections again: the broker is silent, as another connection has noticed."""
+        self._link.renew()
+        if self._mailbox_link is not None:
+            self._mailbox_link.abort()
+
+    def _end_long_read(self) -> None:
+        if self.mailbox.reads_long and self._reader_id:
+            self.post(("CLIENT", "UNBLOCK", self._reader_id), ignore)
+            self.loop.call_later(_UNBLOCK_AGAIN_S, self._end_long_read)
+
+    async def _open_reader(self) -> Link:
+        link = await Link.open(self._url)
+        self._reader_id = await link.call(("CLIENT", "ID"))
+        return link
+
     async def _read_mailbox(self) -> None:
         reading = self.mailbox.read()
         action = next(reading)
@@ -300,14 +324,16 @@ class LoopPlane(BrokerPlane):
                 if isinstance(action, float):
                     await asyncio.sleep(action)
                 else:
-                    link = link or await Link.open(self._url)
-                    reply = await asyncio.wait_for(link.call(action), MAILBOX_BLOCK_S + READ_TIMEOUT_S)
+                    link = link or await self._open_reader()
+                    self._mailbox_link = link
+                    limit_s = IDLE_BLOCK_S if self.mailbox.reads_long else MAILBOX_BLOCK_S
+                    reply = await asyncio.wait_for(link.call(action), limit_s + READ_TIMEOUT_S)
             except ReplyError as error:
                 action = reading.send(error)
             except BaseException as error:
                 if link is not None:
                     link.close()
-                    link = None
+                    link, self._reader_id = None, 0
                 if not isinstance(error, Exception):  # the plane is closed
                     raise
                 action = reading.throw(error)

@@ -25,7 +25,7 @@ from qserve.base.log import get_logger, of_request
 from qserve.base.turns import Turns
 from qserve.broker import functions
 from qserve.broker.connection import (
-    BLOCK_S,
+    IDLE_BLOCK_S,
     LONGEST_PAUSE_S,
     READ_TIMEOUT_S,
     Client,
@@ -270,7 +270,7 @@ class StreamReader:
         self._link = LastingLink(
             spec.settings.named_broker,
             Turns("connecting to read the queue", log, first_s=SHORTEST_PAUSE_S, longest_s=LONGEST_PAUSE_S),
-            BLOCK_S + READ_TIMEOUT_S,
+            IDLE_BLOCK_S + READ_TIMEOUT_S,
             prepare=self._prepare,
             on_open=self.ask,
             on_lost=self._on_lost,
@@ -331,6 +331,10 @@ class StreamReader:
         if self._is_held and self._is_reading and not self._is_closed:
             self._end_blocking_read()
             self._plane.loop.call_later(_UNBLOCK_AGAIN_S, self._end_read_while_held)
+
+    def renew(self) -> None:
+        """Read over another connection: the broker is silent, as another connection has noticed."""
+        self._link.renew()
 
     def disconnect(self) -> None:
         self._link.close()
@@ -410,7 +414,7 @@ class StreamReader:
         if room <= 0:
             return
         read: Command = (
-            "XREADGROUP", "GROUP", GROUP, self._name, "COUNT", room, "BLOCK", int(BLOCK_S * 1000),
+            "XREADGROUP", "GROUP", GROUP, self._name, "COUNT", room, "BLOCK", int(IDLE_BLOCK_S * 1000),
             "STREAMS", *self.streams, *(">" for _ in self.streams),
         )  # fmt: skip
         # the broker runs the second right behind the first, and sends both replies together

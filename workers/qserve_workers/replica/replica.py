@@ -70,6 +70,7 @@ class Replica:
             accept=self._accept,
             on_out_of_files=lambda: self.stop(Exit.OUT_OF_FILES),
         )
+        self._on_next_call: Callable[[], object] | None = None
         self.pause(spec.is_paused)
         plane.listen(self._end_calls, self.end_unwanted, self._observe, self._hear)
 
@@ -145,6 +146,9 @@ class Replica:
             self.committer.give_back(work)
             return
         self._ongoing += 1
+        notice, self._on_next_call = self._on_next_call, None
+        if notice is not None:
+            notice()
         if work.header.expired():
             self.committer.commit(work, Conclusion(State.EXPIRED))
         elif self._reads_suspects:
@@ -223,7 +227,21 @@ class Replica:
         self._run_suspect()
         self.reader.ask()
 
+    def renew_connections(self) -> None:
+        """Open all connections again, since the broker is silent; on the loop's thread."""
+        self._plane.renew()
+        self.reader.renew()
+
     # -- for other threads -------------------------------------------------------------------------
+
+    def call_at_next_call(self, notice: Callable[[], object] | None) -> None:
+        """Call ``notice`` once, on the loop's thread, when the next call comes; None for nothing any more."""
+        self._on_next_call = notice
+
+    @property
+    def has_calls(self) -> bool:
+        """Whether calls run here, or wait to begin."""
+        return self._ongoing > 0
 
     def give_back(self, client: Client) -> int:
         """Put the calls that could not begin in time back on the queue, and return how many they are.

@@ -31,8 +31,11 @@ log = get_logger(__name__)
 STOP_FOR_S = 1.0
 """How long a cancelled coroutine may take to end before its replica is killed."""
 POLL_INTERVAL_S = 0.25
-IDLE_PING_S = 1.0
-"""How often the loop of a replica without calls is asked whether it turns: user code may hold it all the same."""
+IDLE_S = 15.0
+"""How long the watchdog of a replica without calls rests, unless one begins: it then asks whether the loop turns, which
+user code may hold all the same."""
+_RESTS_AFTER_S = 2.0
+"""How long it looks around, from the first call after a rest, before it rests again."""
 
 TELL_S = 1.0
 """How often what was counted is told to the supervisor, if there is any."""
@@ -51,11 +54,13 @@ class Watchdog:
         self._stall_s = replica.spec.settings.stall_limit_s
         self._loop_thread = threading.get_ident()
         self._is_pinged = self._is_measured = False
-        self._checked_at = self._pinged_at = self._told_at = time.monotonic()
+        self._checked_at = self._pinged_at = self._told_at = self._busy_at = time.monotonic()
         here = recorder.here
         self._delays = None if here is None else here.buckets(TABLE["serve_event_loop_scheduling_latency_ms"])
         self._stood_s = 0.0
+        self._waited_s = 0.0
         self._stop = threading.Event()
+        self._wake = threading.Event()
         self._turns = Turns("the watchdog", log, longest_s=1.0, is_quiet=True)
 
     def start(self) -> None:
@@ -65,6 +70,7 @@ class Watchdog:
     def stop(self) -> None:
         """Watch no more: the loop is about to end."""
         self._stop.set()
+        self._wake.set()
 
     def is_loop_alive(self) -> bool:
         """Return whether the loop has stood still for no longer than it may; from any thread."""
@@ -75,15 +81,31 @@ class Watchdog:
         return min(POLL_INTERVAL_S, self._stall_s / 4, (self._replica.spec.options.max_execution_s or 1.0) / 4)
 
     def _watch(self) -> None:
-        while not self._stop.wait(self._interval_s):
+        while not self._rest():
             with self._turns:
                 self._check()
+
+    def _rest(self) -> bool:
+        """Wait until the next check is due, or the first call begins; return whether to stop."""
+        self._waited_s, replica = self._interval_s, self._replica
+        if self._checked_at - self._busy_at < _RESTS_AFTER_S or self._stood_s:
+            return self._stop.wait(self._waited_s)
+        self._wake.clear()
+        replica.call_at_next_call(self._wake.set)
+        if not replica.has_calls and not self._stop.is_set():  # looked at last: a call that begins later wakes this
+            self._waited_s = min(IDLE_S, self._stall_s / 4)
+            if self._wake.wait(self._waited_s):
+                self._busy_at = time.monotonic()  # the call may have ended already, and others come
+        replica.call_at_next_call(None)
+        return self._stop.is_set()
 
     def _check(self) -> None:
         now = time.monotonic()
         if now - self._told_at >= TELL_S:
             self._told_at = now
             totals.flush()
+        if self._replica.has_calls:
+            self._busy_at = now
         works = self._replica.invoker.running()
         self._check_loop(now, bool(works))
         if not self.is_loop_alive():
@@ -107,16 +129,16 @@ class Watchdog:
 
     def _check_loop(self, now: float, is_busy: bool) -> None:
         gap_s, self._checked_at = now - self._checked_at, now
-        if gap_s > self._replica.spec.settings.beat_s:
+        if gap_s - self._waited_s > self._replica.spec.settings.beat_s:
             # without a heartbeat for so long, calls may have been handed over
             self._replica.loop.call_soon_threadsafe(self._replica.end_unwanted)
         # while the whole process was stopped, this thread was as well: such time does not count
-        gap_s = min(gap_s, 2 * self._interval_s)
+        gap_s = min(gap_s, 2 * self._waited_s)
         if self._is_pinged:
             self._stood_s += gap_s
             return
         self._stood_s = 0.0
-        if is_busy or now - self._pinged_at > min(IDLE_PING_S, self._stall_s / 4):
+        if is_busy or now - self._pinged_at > min(IDLE_S / 2, self._stall_s / 4):
             self._is_pinged, self._pinged_at, self._is_measured = True, now, is_busy
             self._replica.loop.call_soon_threadsafe(self._on_ping)
 

@@ -74,6 +74,25 @@ class HostMetrics:
         if self._page is not None:
             self._page.turn()
 
+    @property
+    def heard(self) -> int:
+        """The file descriptor that can be read when a replica has told something."""
+        return self._channel.heard.fileno()
+
+    @property
+    def asked(self) -> tuple[int, ...]:
+        """The file descriptor that can be read when Prometheus asks, if it may ask here."""
+        return () if self._page is None else (self._page.fileno(),)
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether Prometheus is being answered."""
+        return self._page is not None and self._page.is_busy
+
+    def receive(self) -> None:
+        """Take in what was told: there is room for little."""
+        self._channel.receive()
+
     def publish_if_due(self) -> None:
         """Store what was counted for the gateways."""
         now = time.monotonic()

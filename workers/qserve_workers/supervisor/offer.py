@@ -131,6 +131,16 @@ class Offer:
         self.slots: tuple[Slot, ...] = ()
         """What it has to run of what was planned; what it had before as long as that is not known."""
 
+    @property
+    def may_change(self) -> bool:
+        """Whether what is planned for this worker is about to change, as far as it knows."""
+        return self._leave_by is not None or (bool(self._leadership.mine) and not self._leader.is_idle)
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether this worker leads, and there is no other."""
+        return bool(self._leadership.mine) and self._leader.is_alone
+
     def planned(self) -> tuple[Slot, ...]:
         """Return what is planned for this worker; the leader, which plans it, has what it planned last.
 

@@ -29,6 +29,14 @@ class Page:
         self._totals = totals
         self._open: dict[socket.socket, _Scrape] = {}
 
+    def fileno(self) -> int:
+        return self._listener.fileno()
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a scrape is under way."""
+        return bool(self._open)
+
     def close(self) -> None:
         """End all connections."""
         for connection in (*self._open, self._listener):

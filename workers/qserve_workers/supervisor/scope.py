@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
@@ -13,6 +13,7 @@ from typing import NamedTuple
 from qserve.base.clock import clock
 from qserve.base.log import get_logger
 from qserve.base.turns import Turns
+from qserve.broker.changes import ChangeFeed
 from qserve.broker.connection import if_permitted, load_functions
 from qserve.broker.registry import ACTIVE, NEXT, NO_CHANGE
 from qserve.deploy.installation import Installation
@@ -27,7 +28,7 @@ from qserve.wire.replies import warn_once
 from qserve_workers.supervisor.own_code import OwnCode
 
 log = get_logger(__name__)
-_READ_AGAIN_S = 2.0
+_READ_AGAIN_S = 4.0
 """How often the registry is read although no change was announced: it may have been changed without an announcement."""
 
 
@@ -89,6 +90,7 @@ class Applications:
         self._client = installation.client
         self._keys = installation.keys
         self._registry = installation.registry
+        self._feed = ChangeFeed(installation.client, installation.keys)
         self._scope = scope
         self.devices = devices
         self._turns = turns
@@ -106,8 +108,9 @@ class Applications:
         self._wishes: dict[str, dict[str, Wish]] = {}
         self._staged: dict[str, tuple[tuple[str, int], float]] = {}
 
-    def wait_for_change(self, timeout_s: float) -> None:
-        self._registry.wait_for_change(self._change or NO_CHANGE, timeout_s)
+    def wait_for_change(self, timeout_s: float, others: Collection[int] = ()) -> set[int] | None:
+        """Wait as ``ChangeFeed.wait`` does, from the last change that was read."""
+        return self._feed.wait(self._change or NO_CHANGE, timeout_s, others)
 
     @property
     def state(self) -> tuple[str, frozenset[str]]:
@@ -124,6 +127,15 @@ class Applications:
     def served(self) -> dict[str, str]:
         """Return the version of each application that callers get."""
         return {name: record.version for name, (record, _) in self._kept.items()}
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether all that is registered was read, and nothing of it is being deployed."""
+        return not self._unread and all(record.place == ACTIVE for record in self._records.values())
+
+    def scales_by_load(self) -> bool:
+        """Return whether the number of replicas of some deployment may change at any time."""
+        return any(one.scaling for record in self._records.values() for one in record.replicated.values())
 
     def is_paused(self, name: str, deployment: str) -> bool:
         """Return whether the replicas of a deployment are to take no calls."""
@@ -212,7 +224,8 @@ class Applications:
                 found[record.stream(self._keys, deployment)] = Target(record, deployment, replicas, sources)
 
     def close(self) -> None:
-        """Stop reporting what this worker waits for."""
+        """Stop reporting what this worker waits for, and waiting for changes."""
+        self._feed.close()
         with contextlib.suppress(BrokerError):
             self._code.keep(())
 

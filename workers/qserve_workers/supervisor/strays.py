@@ -23,6 +23,8 @@ class Strays:
         self._owners: dict[int, set[str]] = {}
         self._signalled_at: dict[int, float] = {}
         self._last_end = 0.0
+        self.are_there = False
+        """Whether some have to end, or may soon: their parents have just ended."""
 
     def begin(self) -> None:
         """Take all that become children of this process, and are not replicas, for what user code has started."""
@@ -43,6 +45,7 @@ class Strays:
         Parameters:
           policies: The processes of scaling policies.
         """
+        self.are_there = False
         now, alive = time.monotonic(), {tag_of(replica.spec.name) for replica in replicas.values()}
         if self._others is None:
             return 0
@@ -58,6 +61,7 @@ class Strays:
                 )
             self._last_end = now  # its children come here when it has ended
         self._signalled_at = {pid: at for pid, at in self._signalled_at.items() if pid in found}
+        self.are_there = bool(strays) or now - self._last_end < _END_FOR_S
         return len(strays)
 
     def _owners_of(self, pid: int, alive: set[str], now: float) -> set[str]:

@@ -35,12 +35,16 @@ from qserve_workers.supervisor.offer import Capacity, Offer, explain_refusal
 from qserve_workers.supervisor.policies import PolicyHost
 from qserve_workers.supervisor.replica_process import MemoryWatch, ReplicaProcess, describe_end, fork_replica
 from qserve_workers.supervisor.scope import Applications, Scope, Target
+from qserve_workers.supervisor.signals import Signals
 from qserve_workers.supervisor.strays import Strays
 from qserve_workers.supervisor.takeover import NAMED_CALLS, Takeover
 from qserve_workers.supervisor.trouble import CANNOT_START, LONGEST_BACKOFF_S, Trouble
 
 log = get_logger(__name__)
-TICK_S = 0.1
+TICK_S, QUIET_S, ALONE_S = 0.1, 0.5, 1.0
+"""How often the supervisor looks around: while something is under way, while nothing is, and where it is the only one.
+
+A change of the registry, the end of a child and a signal wake it at once."""
 HUNG_S = 30
 """How long one tick may take; each command to the broker is given up after 2 s."""
 _SILENT_FOR_S = 2.0
@@ -102,8 +106,7 @@ class Supervisor:
 
     def run(self) -> None:
         """Tick until stopped, then stop every replica."""
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._on_signal)
+        signals = Signals(self._on_stop)
         self._strays.begin()
         if self.settings.metrics:
             self._metrics = HostMetrics(self.settings, self._installation, self._offer.worker, self.metrics_page)
@@ -119,7 +122,7 @@ class Supervisor:
                 self._metrics.turn(self._running())
             with self._turns:
                 self.tick()
-                self._applications.wait_for_change(TICK_S)
+                self._wait(signals)
             time.sleep(self._turns.pause_s)
         signal.alarm(0)
         log.info("the worker ends; %d replicas finish what they run", len(self.processes))
@@ -134,8 +137,46 @@ class Supervisor:
         self._applications.close()
         log.info("the worker has ended")
 
-    def _on_signal(self, number: int, frame: object) -> None:
+    def _on_stop(self) -> None:
         self._is_stopping = True
+
+    def _wait(self, signals: Signals) -> None:
+        """Wait until there is something to do."""
+        metrics, until = self._metrics, time.monotonic() + self._rest_s()
+        others = [signals.fileno(), *(() if metrics is None else (metrics.heard, *metrics.asked))]
+        while not self._is_stopping:
+            ready = self._applications.wait_for_change(max(0.0, until - time.monotonic()), others)
+            if metrics is not None and ready == {metrics.heard}:  # replicas under load tell something all the while
+                metrics.receive()
+                ready = set()
+            if ready != set() or time.monotonic() >= until:
+                break
+        signals.clear()
+
+    def _rest_s(self) -> float:
+        """Return how long nothing has to be done unless something happens."""
+        is_busy = (
+            not self._applications.is_settled
+            or self._offer.may_change
+            or self._applications.scales_by_load()
+            or self._troubles
+            or self._dead
+            or self._strays.are_there
+            or self._log_tail.has_lines
+            or (self._metrics is not None and self._metrics.is_busy)
+            or any(self._is_under_way(process) for process in self.processes.values())
+        )
+        if is_busy:
+            return TICK_S
+        return min(ALONE_S if self._offer.is_alone else QUIET_S, self._takeover.due_in_s())
+
+    def _is_under_way(self, process: ReplicaProcess) -> bool:
+        """Return whether a replica ends, or its queue has calls that are to be tried again at some moment."""
+        options, spec = process.spec.options, process.spec
+        is_eager = options.max_retries > 0 and (
+            options.retry_backoff_s < 2 * ALONE_S or spec.stream in self._takeover.delayed
+        )
+        return is_eager or process.is_stopping or bool(process.killed_because)
 
     def tick(self) -> None:
         """Hand over the calls of the dead, start what is missing, and stop what should not run.

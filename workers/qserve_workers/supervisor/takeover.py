@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import random
 import time
-from collections.abc import Callable, Collection, Iterable, Set
+from collections.abc import Callable, Collection, Iterable, Sequence, Set
 from functools import partial
 from typing import Any
 
@@ -13,7 +13,7 @@ from qserve.base import failpoints
 from qserve.base.keys import GROUP, app_in, deployment_in
 from qserve.base.log import get_logger, of_request
 from qserve.broker import functions
-from qserve.broker.connection import broker_errors, create_group, if_there, refusal, without_strangers
+from qserve.broker.connection import broker_errors, create_group, if_there, is_gone, refusal, without_strangers
 from qserve.broker.library import Command
 from qserve.deploy.installation import Installation
 from qserve.deploy.log_tail import about
@@ -60,7 +60,9 @@ class Takeover:
         self._swept_at = self._looked_at = time.monotonic()
         self._absences = Absences()
         self._consumers: dict[str, list[str]] = {}
-        self._may_look = True
+        self._may_look, self._has_others = True, False
+        self.delayed: set[str] = set()
+        """The queues that have calls which wait for another try."""
 
     @broker_errors()
     def _count(self, command: Command, *keys: str) -> int:
@@ -121,6 +123,17 @@ class Takeover:
         """Put the calls of a queue that have waited long enough for another try back on it."""
         delayed = self._keys.delayed_of(stream)
         self._count(functions.wake(delayed, stream), delayed, stream)
+        if self._count(("ZCARD", delayed), delayed):
+            self.delayed.add(stream)
+        else:
+            self.delayed.discard(stream)
+
+    def due_in_s(self) -> float:
+        """Return when ``sweep`` or ``look`` have something to do, in seconds."""
+        due_at = self._swept_at + self._settings.sweep_s
+        if self._may_look and self._has_others:
+            due_at = min(due_at, self._looked_at + LOOK_S)
+        return max(0.0, due_at - time.monotonic())
 
     @broker_errors()
     def readers_of(self, record: ApplicationRecord) -> int | None:
@@ -155,10 +168,9 @@ class Takeover:
             return
         self._swept_at = now
         consumers: dict[str, list[str]] = {}
-        for stream in streams:
-            attempt(f"the replicas of {stream}", self._add_consumers, stream, consumers)
-        for stream in {*old} - {*streams}:
-            attempt(f"the replicas of {stream}", self._add_old_consumers, stream, consumers)
+        queues = [*streams, *({*old} - {*streams})]
+        for stream, found in zip(queues, self._readers(queues), strict=True):
+            attempt(f"the replicas of {stream}", self._add_consumers, stream, found, stream in streams, consumers)
         self._consumers = consumers
         self._absences.keep(consumers.keys())
         if failpoints.ARMED:
@@ -178,6 +190,7 @@ class Takeover:
         Crash at any line: nothing but the calls' hand-over is written, and the next look begins anew.
         """
         others, now = self._consumers.keys() - set(own), time.monotonic()
+        self._has_others = bool(others)
         if not others or not self._may_look or now - self._looked_at < LOOK_S:
             return
         self._looked_at = now
@@ -186,8 +199,9 @@ class Takeover:
             return
         # meanwhile they may have ended as they should, or have said something else
         consumers: dict[str, list[str]] = {}
-        for stream in {stream for name in gone for stream in self._consumers[name]}:
-            attempt(f"the replicas of {stream}", self._add_old_consumers, stream, consumers)
+        queues = [*{stream for name in gone for stream in self._consumers[name]}]
+        for stream, found in zip(queues, self._readers(queues), strict=True):
+            attempt(f"the replicas of {stream}", self._add_consumers, stream, found, False, consumers)
         for name, words in self._said(gone).items():
             del self._consumers[name]  # until the next sweep
             if name in consumers and words == gone[name]:
@@ -238,18 +252,28 @@ class Takeover:
         return {name: read_beat(self._seal, name, data) for name, data in zip(names, found, strict=True)}
 
     @broker_errors()
-    def _add_consumers(self, stream: str, consumers: dict[str, list[str]]) -> None:
-        """Add who reads a stream to ``consumers``; create the stream if the broker has lost it."""
-        create_group(self._client, stream)
-        self._add_readers(stream, consumers)
+    def _readers(self, streams: Sequence[str]) -> list[Any]:
+        """Return who reads each stream, or the error that it has instead, in one round trip."""
+        with self._client.pipeline(transaction=False) as pipe:
+            for stream in streams:
+                pipe.xinfo_consumers(stream, GROUP)
+            return pipe.execute(raise_on_error=False) if streams else []
 
     @broker_errors()
-    def _add_old_consumers(self, stream: str, consumers: dict[str, list[str]]) -> None:
-        """Do the same for a queue that must not be created again."""
-        self._add_readers(stream, consumers)
+    def _add_consumers(self, stream: str, found: Any, is_run: bool, consumers: dict[str, list[str]]) -> None:
+        """Add who reads a stream to ``consumers``.
 
-    def _add_readers(self, stream: str, consumers: dict[str, list[str]]) -> None:
-        for raw in replies.consumer_names(if_there(partial(self._client.xinfo_consumers, stream, GROUP))):
+        Parameters:
+          found: The reply of the broker.
+          is_run: Whether the stream is created if the broker has lost it; a queue of an old version must not be.
+        """
+        if isinstance(found, Exception):
+            if is_run:
+                create_group(self._client, stream)
+            elif not is_gone(found):
+                raise found
+            return
+        for raw in replies.consumer_names(found):
             try:
                 consumers.setdefault(replies.text(raw, "the name of a replica"), []).append(stream)
             except PayloadError as error:
