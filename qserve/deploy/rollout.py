@@ -209,6 +209,7 @@ def wait_until_running(
     shown: dict[str, tuple[int, int]] = {}
     deadline, short_at, told = Deadline(timeout_s), time.monotonic() + _SHORT_AFTER_S, set[tuple[str, str]]()
     while True:
+        began = time.monotonic()
         wanted = {**fixed, **expected()}
         replicas = [
             replica
@@ -237,7 +238,8 @@ def wait_until_running(
         if deadline.has_passed():
             why = _why_late(record, replicas, running, wanted, shortages())
             raise DeployError(f"not all replicas were ready within {timeout_s:.0f} s: {why}")
-        time.sleep(_POLL_INTERVAL_S)
+        # to read many reports takes as long as to start a replica: most of the time is for those
+        time.sleep(max(_POLL_INTERVAL_S, 9 * (time.monotonic() - began)))
 
 
 def _why_late(

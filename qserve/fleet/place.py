@@ -6,7 +6,7 @@ Amounts are counted in ten-thousandths, so that parts of a CPU or GPU add up exa
 from __future__ import annotations
 
 import heapq
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from typing import NamedTuple
 
@@ -36,11 +36,11 @@ def place(
       leaving: Workers that are to run nothing any more.
     """
     workers = [_Worker(host) for host in sorted(hosts, key=lambda host: host.worker)]
-    desk = _Desk(workers, sorted(needs, key=_order), running, leaving)
+    desk = _Desk(workers, sorted(needs, key=_order), before, running, leaving)
     for need in sorted(desk.needs, key=_may_exceed):  # those that may not find what the others leave
-        desk.keep(need, before)
+        desk.keep(need)
         desk.stop_surplus(need)
-        desk.let_leave(need, before)
+        desk.let_leave(need)
     for need in desk.needs:  # each has what it needs least before another one has all that it wants
         desk.add(need, min(need.least, need.count), may_exceed=_may_exceed(need))
     for need in desk.needs:
@@ -69,9 +69,9 @@ def rebalance(needs: Sequence[Need], hosts: Sequence[HostRecord], before: Plan) 
     hosts less uneven than before, so there is an end.
     """
     workers = [_Worker(host) for host in sorted(hosts, key=lambda host: host.worker)]
-    desk = _Desk(workers, sorted(needs, key=_order), {}, frozenset())
+    desk = _Desk(workers, sorted(needs, key=_order), before, {}, frozenset())
     for need in sorted(desk.needs, key=_may_exceed):
-        desk.keep(need, before)
+        desk.keep(need)
     for need in desk.needs:
         free = [one for one in desk.able(need) if desk.room(one, need) is not None]
         if not free:
@@ -141,6 +141,7 @@ class _Worker:
     Attributes:
       places, memory, other, devices: What is free; places may fall below 0.
       counts: How many replicas of each deployment stay.
+      leaving: The deployments of which some leave.
     """
 
     def __init__(self, host: HostRecord) -> None:
@@ -150,6 +151,7 @@ class _Worker:
         self.other = {name: _units(amount) for name, amount in host.resources.items()}
         self.devices = dict.fromkeys(host.devices, _WHOLE)
         self.counts: Counter[Key] = Counter()
+        self.leaving: set[Key] = set()
         self._found: Counter[tuple[Key, tuple[str, ...], bool]] = Counter()
 
     def slots(self) -> tuple[Slot, ...]:
@@ -166,6 +168,8 @@ class _Worker:
             self.devices[device] -= count * min(_WHOLE, _units(takes.gpus))
         self._found[need.key, devices, leaves] += count
         self.counts[need.key] += 0 if leaves else count
+        if leaves:
+            self.leaving.add(need.key)
 
     def devices_for(self, gpus: float) -> tuple[str, ...] | None:
         """Return free devices: whole ones, or for a part of one the fullest that has room; None when there are none."""
@@ -206,8 +210,15 @@ class _Lack(NamedTuple):
 class _Desk:
     """The state of one placement while it is computed."""
 
-    def __init__(self, workers: list[_Worker], needs: list[Need], running: Running, leaving: Set[str]) -> None:
+    def __init__(
+        self, workers: list[_Worker], needs: list[Need], before: Plan, running: Running, leaving: Set[str]
+    ) -> None:
         self._workers = workers
+        self._before: defaultdict[tuple[str, Key], list[Slot]] = defaultdict(list)
+        """The slots of a worker before, by deployment."""
+        for name, slots in before.items():
+            for slot in slots:
+                self._before[name, _key(slot)].append(slot)
         self.needs = needs
         self._running = running
         self._leaving = leaving
@@ -234,14 +245,11 @@ class _Desk:
         self._spread[need.key, one.host.host] += count
         self._placed[need.key] += 0 if leaves else count
 
-    def _before(self, one: _Worker, need: Need, before: Plan) -> Iterator[Slot]:
-        return (slot for slot in before.get(one.name, ()) if _key(slot) == need.key)
-
-    def keep(self, need: Need, before: Plan) -> None:
+    def keep(self, need: Need) -> None:
         """Leave replicas where they are assigned, as far as possible."""
         takes = need.resources
         for one in self.able(need):
-            for slot in self._before(one, need, before):
+            for slot in self._before[one.name, need.key]:
                 for _ in range(0 if slot.leaves else slot.count):
                     if one.has_devices(takes.gpus, slot.devices) and self._fits(one, need, _may_exceed(need)):
                         self._take(one, need, slot.devices)
@@ -258,12 +266,12 @@ class _Desk:
             devices = max(slot.devices for slot in one.slots() if _key(slot) == need.key and not slot.leaves)
             self._take(one, need, devices, count=-1)
 
-    def let_leave(self, need: Need, before: Plan) -> None:
+    def let_leave(self, need: Need) -> None:
         """Let replicas that leave go on until enough others run."""
         settled = sum(min(self._running.get((need.key, one.name), 0), one.counts[need.key]) for one in self._workers)
         wanted = need.count - settled
         for one in self._workers:
-            for slot in self._before(one, need, before):
+            for slot in self._before[one.name, need.key]:
                 if slot.leaves or one.name in self._leaving:
                     for _ in range(min(slot.count, max(0, wanted))):
                         if one.has_devices(need.resources.gpus, slot.devices):
@@ -287,7 +295,7 @@ class _Desk:
     def call_back(self, need: Need) -> None:
         """Let replicas that should leave stay if there is no place for others."""
         for one in self.able(need):
-            for slot in one.slots():
+            for slot in one.slots() if need.key in one.leaving else ():
                 if _key(slot) == need.key and slot.leaves:
                     count = min(slot.count, need.count - self._placed[need.key])
                     self._take(one, need, slot.devices, leaves=True, count=-count)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import sys
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
@@ -350,3 +351,19 @@ def test_replicas_that_are_pinned_share_the_gpus_of_their_worker(
     pinned = devices_of_pins(("0", "1"), [need(A, count, gpus=gpus), need(B, 1)])
 
     assert pinned == {A: found, B: {(): 1}}
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+def test_the_work_grows_with_the_deployments_and_not_with_their_square(is_first: bool) -> None:
+    def calls(count: int) -> int:
+        needs, hosts = [need(Key("shop", "v", f"D{number}"), 1) for number in range(count)], [host("a", 10_000)]
+        before = {} if is_first else place(needs, hosts, {}, {}).assignments
+        made = Counter[str]()
+        sys.setprofile(lambda frame, event, argument: made.update([event]))
+        try:
+            place(needs, hosts, before, {})
+        finally:
+            sys.setprofile(None)
+        return made["call"]
+
+    assert calls(400) < 6 * calls(100)
