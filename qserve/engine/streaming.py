@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import AsyncGenerator, Awaitable, Callable
+import time
+from collections import deque
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from typing import Any, Protocol
 
@@ -19,11 +21,14 @@ from qserve.wire.envelope import Answer, Header
 log = get_logger(__name__)
 
 _END: Any = object()
+_SLICE_S, _AHEAD = 0.002, 3
+"""How long the thread of sync code goes on with one generator, and how many items it takes at most, before it looks for
+other work."""
 _TEXT_HEADERS = [["content-type", "text/plain; charset=utf-8"]]
 _LINES_HEADERS = [["content-type", "application/x-ndjson"]]
 _TEXTS = str | bytes | bytearray | memoryview
 
-InThread = Callable[[Callable[[], Any]], Awaitable[Any]]
+InThread = Callable[[Callable[[], Any]], asyncio.Future[Any]]
 More = Callable[[], list[list[str]]]
 """Returns headers that are added to a response when its head is sent."""
 
@@ -41,6 +46,9 @@ class Sink(Protocol):
         Raises:
           ReaderGone: The request has ended: cancelled, expired, or its client left.
         """
+
+    async def settled(self) -> None:
+        """Wait until all items have been taken in; raises as ``send``."""
 
     def result(self) -> bytes:
         """Return what remains to be stored at the end."""
@@ -69,9 +77,16 @@ async def send_stream(
     Raises:
       ReaderGone: The request has ended.
     """
-    if not (inspect.isgenerator(value) or inspect.isasyncgen(value)):
+    if inspect.isgenerator(value) or inspect.isasyncgen(value):
+        await _send_items(sink, value, header, encode, in_thread, more)
+    else:
         await _send_response(sink, value, more)
-        return
+    await sink.settled()
+
+
+async def _send_items(
+    sink: Sink, value: Any, header: Header, encode: Callable[[Any], bytes], in_thread: InThread, more: More
+) -> None:
     headers = None if header.answer is Answer.VALUE else _TEXT_HEADERS
     async with aclosing(_items(value, in_thread)) as items:
         async for item in items:
@@ -115,11 +130,63 @@ async def _items(generator: Any, in_thread: InThread) -> AsyncGenerator[Any, Non
             async for item in generator:
                 yield item
         return
+    pulled = _Pulled(generator)
     try:
-        while (item := await in_thread(lambda: next(generator, _END))) is not _END:
-            yield item
+        while not pulled.is_over:
+            pulling = in_thread(pulled.pull)
+            # after its request has ended nobody asks for what the generator raises
+            pulling.add_done_callback(lambda done: done.cancelled() or done.exception())
+            while not pulling.done() or pulled.items:
+                if not pulled.items:
+                    await asyncio.wait((pulling, pulled.wait()), return_when=asyncio.FIRST_COMPLETED)
+                while pulled.items:
+                    if (item := pulled.items.popleft()) is _END:
+                        return
+                    yield item
+            pulling.result()  # what the generator has raised comes after its items
     finally:
+        pulled.is_over = True
         await in_thread(generator.close)  # after the item that the thread may be at
+
+
+class _Pulled:
+    """The items that the thread of sync code has taken from a generator, and that have not been sent.
+
+    To hand each of them over alone takes longer than to make a short one. So the thread goes on as long as items come
+    fast, and the loop sends those that are there at once.
+    """
+
+    def __init__(self, generator: Any) -> None:
+        self.items: deque[Any] = deque()
+        self.is_over = False
+        self._generator = generator
+        self._loop = asyncio.get_running_loop()
+        self._waiting: asyncio.Future[None] | None = None
+
+    def wait(self) -> asyncio.Future[None]:
+        """Return what is done once there are items; on the loop."""
+        waiting = self._waiting = self._loop.create_future()
+        if self.items:  # they came meanwhile
+            self._tell()
+        return waiting
+
+    def pull(self) -> None:
+        """Take items until there are enough, or they come slowly; in the thread."""
+        until, told = time.monotonic() + _SLICE_S, None
+        for _ in range(_AHEAD):
+            item = next(self._generator, _END)
+            self.items.append(item)
+            waiting = self._waiting
+            if waiting is not None and waiting is not told:
+                told = waiting
+                self._loop.call_soon_threadsafe(self._tell)
+            if item is _END or self.is_over or time.monotonic() > until:
+                return
+
+    def _tell(self) -> None:
+        waiting, self._waiting = self._waiting, None
+        if waiting is not None and not waiting.done():
+            waiting.set_result(None)
 
 
 async def _send_response(sink: Sink, response: Any, more: More) -> None:

@@ -334,6 +334,9 @@ class _LocalSink:
     plane: LocalPlane
     request: Request
 
+    async def settled(self) -> None:
+        pass
+
     async def send(self, payload: bytes) -> None:
         may_continue: Promise[bool] = Promise()
         self.plane.operate(self.plane.requests.emit, self.request, payload, may_continue)

@@ -141,6 +141,9 @@ class Parts:
     def __init__(self, sent: list[bytes]) -> None:
         self.sent = sent
 
+    async def settled(self) -> None:
+        pass
+
     async def send(self, payload: bytes) -> None:
         self.sent.append(payload)
 

@@ -55,3 +55,32 @@ def test_a_long_body_comes_in_pieces_when_its_reader_has_taken_the_head(
     assert pieces[0] == b"head"
     assert max(map(len, pieces)) == PIECE_BYTES
     assert b"".join(pieces[1:]) == body
+
+
+def test_a_short_item_waits_for_no_reply_while_the_reader_has_room(
+    client: redis.Redis, keys: Keys, settings: Settings
+) -> None:
+    header = Header(A, "app", None, int((time.time() + 60) * 1000), Answer.VALUE, stream=True)
+    Desk(client, keys).submit(A, [Start(keys.stream("app", "v", "one"), "0", [b"x"])])
+
+    async def count_without_wait() -> int:
+        plane = LoopPlane(settings, lambda app: None)  # type: ignore[arg-type, return-value]
+        await plane.open()
+        emitter = Emitter(plane, header)
+        await emitter.send(b"first")  # its reply tells how far the reader is
+        count = 0
+        while True:
+            sending = emitter.send(b"x")
+            try:
+                sending.send(None)
+            except StopIteration:
+                count += 1
+            else:  # it waits for a reply
+                sending.close()
+                break
+        await plane.settled(60)
+        plane.close()
+        return count
+
+    assert asyncio.run(count_without_wait()) == WINDOW - 2
+    assert int(client.hget(keys.request(A), "sent") or 0) == WINDOW

@@ -39,6 +39,10 @@ class Emitter:
         self._request_id = header.request_id
         self._is_http = header.answer is not Answer.VALUE
         self._sent = 0
+        self._known = 0
+        """How many items had been sent as of the backlog that is known; 0 before the first."""
+        self._error: BrokerError | None = None
+        self._last: asyncio.Future[Any] | None = None
         self.backlog = 0
         _emitters.add(self)
 
@@ -53,6 +57,8 @@ class Emitter:
             for start in starts[first : first + _BATCH]:
                 sent = self._emit(self._sent, payload[start : start + length])
                 self._sent += 1
+            if len(starts) == 1 and self._has_room():
+                return  # the reply comes while the next item is made
             backlog, pause_s = await self._backlog(sent), SHORTEST_PAUSE_S
             while backlog > WINDOW - min(_BATCH, max(1, len(starts) - first - _BATCH)):
                 await asyncio.sleep(pause_s)
@@ -62,18 +68,38 @@ class Emitter:
     def _emit(self, number: int, payload: bytes) -> asyncio.Future[Any]:
         future: asyncio.Future[Any] = self._plane.loop.create_future()
 
+        known = self._sent + 1
+
         def on_reply(reply: Any) -> None:
+            if isinstance(reply, int):
+                self._known, self.backlog = known, reply
+            elif isinstance(reply, BrokerError):
+                self._error = reply
             if not future.done():
                 future.set_result(reply)
 
         sealed = self._plane.seal.seal(item_context(self._request_id, number), payload)
         self._plane.post(functions.emit(self._request, self._request_id, number, sealed), on_reply)
+        self._last = future
         return future
+
+    def _has_room(self) -> bool:
+        """Return whether the reader has room for one more item, however few it has taken since the last reply."""
+        return (
+            self._error is None
+            and self._known > 0
+            and self.backlog >= 0
+            and self.backlog + self._sent - self._known < WINDOW
+        )
+
+    async def settled(self) -> None:
+        if self._last is not None:
+            await self._backlog(self._last)
 
     async def _backlog(self, sent: asyncio.Future[Any]) -> int:
         reply = await sent
-        if isinstance(reply, BrokerError):
-            raise reply
+        if self._error is not None:
+            raise self._error
         self.backlog = backlog = replies.number(reply)
         if backlog < 0:
             raise ReaderGone("the request of this stream has ended")
