@@ -46,7 +46,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("qserve.cli",),
     ("qserve_workers.replica", "qserve_workers.tasks", "qserve_gateway.request"),
     ("qserve_workers.celery", "qserve_gateway.response"),
-    ("qserve_workers.process",),
+    ("qserve_workers.process", "qserve_gateway.ui"),
     ("qserve_workers.supervisor",),
     ("qserve_workers", "qserve_gateway"),
     ("qserve_gateway.admin",),

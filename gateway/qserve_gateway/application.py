@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Callable
 from functools import partial
+from importlib import import_module
 from typing import Any
 
 from flask import Flask, request
@@ -33,6 +34,7 @@ from qserve_gateway.request.waiting import InFlightLimit
 from qserve_gateway.response.errors import errors, problem_reply
 from qserve_gateway.response.reply import call_when_sent, force_close, lingering
 from qserve_gateway.routes import RouteWatcher
+from qserve_gateway.ui.sessions import BROKER_URL, OFF, UI_PATH, Sessions
 from qserve_gateway.webhooks import Webhooks
 
 access_log = get_logger("qserve.access")
@@ -51,11 +53,12 @@ class Gateway(Flask):
     """
 
     def __init__(
-        self, handler: RequestHandler, metrics: GatewayMetrics | None = None, cors: Cors | None = None
+        self, handler: RequestHandler, metrics: GatewayMetrics | None = None, cors: Cors | None = None, ui: Any = None
     ) -> None:
         super().__init__("qserve_gateway", static_folder=None)
         self.url_map.merge_slashes = False  # redirects are pages of HTML
         self._handler = handler
+        self._ui = ui
         self._answer = handler.handle if metrics is None else partial(metrics.timed, handler.handle)
         self._cors = cors
         if cors is not None:
@@ -64,7 +67,7 @@ class Gateway(Flask):
     def wsgi_app(self, environ: Environ, start_response: Any) -> Any:
         """Handle a request; the server calls this."""
         path = environ["PATH_INFO"]
-        if path.startswith(JOBS_PATH):
+        if path.startswith(JOBS_PATH) or _is_ui(path):
             answer = self._handle_page
         elif path.startswith(_RESERVED):
             page = super().wsgi_app(environ, start_response)
@@ -95,6 +98,11 @@ class Gateway(Flask):
         access, path = self._handler.access, environ["PATH_INFO"]
         if path == _HEALTH:
             check_host(environ)  # a health check may know only an address: any host, and no token
+        elif _is_ui(path):
+            check_host(environ, access.hosts)  # it has tokens of its own, and no page of another host is allowed
+            if self._ui is None:
+                raise Refused(OFF, "ui_off", 404)
+            return self._ui.serve(environ, request_id)
         elif path == DOCS_PATH or path.startswith(DOCS_PATH + "/"):
             check_host(environ, access.hosts)  # it asks for the token, and has nothing else of this installation
         else:
@@ -104,6 +112,10 @@ class Gateway(Flask):
         if path.startswith(JOBS_PATH):
             return self._handler.jobs.serve(environ, request_id)
         return super().full_dispatch_request()
+
+
+def _is_ui(path: str) -> bool:
+    return path == UI_PATH or path.startswith(UI_PATH + "/")
 
 
 def _logged(answer: Callable[[Environ], Any], path: str, environ: Environ) -> Any:
@@ -151,7 +163,7 @@ def create_app(settings: Settings, plane: ClientPlane | None = None, watch: bool
     cors = Cors.from_env(read_environment())
     check = partial(check_page if cors is None else cors.check_page, allowed=access.hosts)
     handler = RequestHandler(settings, plane, watcher.current, access, in_flight, jobs, check, forwarded=forwarded)
-    app = Gateway(handler, metrics, cors)
+    app = Gateway(handler, metrics, cors, _ui(settings, access))
     _add_pages(app, plane, watcher)
     if metrics is not None:
         _add_metrics(app, Page(settings, plane, metrics))
@@ -159,6 +171,16 @@ def create_app(settings: Settings, plane: ClientPlane | None = None, watch: bool
         without = () if settings.metrics else (METRICS_PATH,)
         _add_api_page(app, watcher, OpenApi(access.token is not None, without))
     return app
+
+
+def _ui(settings: Settings, access: AccessPolicy) -> Any:
+    env = read_environment()
+    sessions = Sessions.from_env(env)
+    if not sessions.tokens:
+        return None
+    # with what it shows, which a gateway without it does not need
+    create: Any = import_module("qserve_gateway.ui.page").create_ui
+    return create(settings, sessions, access.hosts, env.get(BROKER_URL, ""))
 
 
 def _add_pages(app: Gateway, plane: ClientPlane, watcher: RouteWatcher) -> None:

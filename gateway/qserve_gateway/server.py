@@ -44,6 +44,8 @@ from qserve_gateway.request.waiting import CONNECTION_LIMIT
 from qserve_gateway.response.errors import error_reply, unreadable_reply
 from qserve_gateway.response.reply import OneWrite
 from qserve_gateway.response.session import close_sessions
+from qserve_gateway.ui.feed import end_all
+from qserve_gateway.ui.sessions import Sessions
 
 log = get_logger(__name__)
 Create = Callable[[Settings], Any]
@@ -82,6 +84,7 @@ class Worker(GeventWorker):  # type: ignore[misc]
     def handle_exit(self, sig: int, frame: Any) -> None:
         """Begin to end; this is the handler of SIGTERM."""
         super().handle_exit(sig, frame)
+        end_all()
         gevent.spawn(_exit_if_idle)
         gevent.spawn(close_sessions)
 
@@ -179,6 +182,7 @@ def serve(
         AccessPolicy.from_env(read_environment())
         Cors.from_env(read_environment())
         Receivers.from_env(read_environment())
+        Sessions.from_env(read_environment())
         check_address(settings)  # the other checks wait until the broker answers
         listener = _bind(host, port)
     except QserveException as error:

@@ -3,24 +3,18 @@
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Sequence
-from dataclasses import asdict
-from datetime import UTC, datetime
 from typing import Any
 
 import click
 
-from qserve.base.carried import trace_id_of
 from qserve.base.log import on_one_line, printable
 from qserve.base.settings import Settings
 from qserve.cli.options import WholeNumber, broker_option, json_option
 from qserve.deploy.dead_letters import DeadLetters
 from qserve.deploy.installation import Installation
 from qserve.exceptions import QserveException
-from qserve.wire.dead_letter import DeadLetter
+from qserve.overview.letters import details_of, summary_of, time_of
 
-_VALUE_CHARS = 2000
 _ids_argument = click.argument("request_ids", metavar="[ID]...", nargs=-1)
 _all_option = click.option("--all", "all_of_them", is_flag=True, help="All dead letters.")
 
@@ -40,7 +34,7 @@ def dlq() -> None:
 def list_letters(settings: Settings, limit: int, as_json: bool) -> None:
     """List the newest dead letters, one per line."""
     letters = DeadLetters(Installation(settings))
-    summaries = [_summary(letter) for letter in letters.list(limit)]
+    summaries = [summary_of(letter) for letter in letters.list(limit)]
     if as_json:
         click.echo(json.dumps(summaries, indent=2))
         return
@@ -67,7 +61,7 @@ def show(request_id: str, settings: Settings, as_json: bool) -> None:
     if len(found) > 1:
         raise QserveException(f"{len(found)} dead letters have that X-Request-ID; pass one of: {', '.join(found)}")
     letter = letters.show(found[0])
-    details = _details(letter, letters.shown(letter))
+    details = details_of(letter, letters.shown(letter))
     if as_json:
         click.echo(json.dumps(details, indent=2))
     else:
@@ -118,46 +112,12 @@ def _chosen(letters: DeadLetters, request_ids: tuple[str, ...], all_of_them: boo
     return [found for request_id in request_ids for found in letters.named(request_id)]
 
 
-def _summary(letter: DeadLetter) -> dict[str, Any]:
-    header, failure = letter.header, letter.failure
-    return {
-        "request_id": letter.request_id,
-        "client_id": on_one_line(header.trace_id) if header else "",
-        "at": _time(letter.at),
-        "age_s": round(time.time() - letter.at, 1),
-        "why": on_one_line(letter.why),
-        "where": on_one_line(letter.call.stream.partition(":q:")[2] or letter.call.stream),
-        "app": header.app if header else None,
-        "error": "" if failure is None else on_one_line(f"{failure.type}: {failure.message}"),
-    }
-
-
-def _details(letter: DeadLetter, payload: Sequence[str]) -> dict[str, Any]:
-    return {
-        **_summary(letter),
-        "step": on_one_line(letter.call.step),
-        "trace_id": trace_id_of(letter.header.carried) if letter.header else "",
-        "payload": [_shown(text) for text in payload],
-        "other_calls": len(letter.others),
-        "traceback": letter.failure.traceback if letter.failure else "",
-        "history": [asdict(event) for event in letter.history],
-    }
-
-
-def _shown(text: str) -> str:
-    return text if len(text) <= _VALUE_CHARS else f"{text[:_VALUE_CHARS]}… ({len(text)} characters)"
-
-
 def _print(details: dict[str, Any]) -> None:
     history, trace = details.pop("history"), details.pop("traceback")
     for name, value in details.items():
         click.echo(f"{name:<12} {value}")
     click.echo("history")
     for event in history:
-        click.echo(f"  {_time(event['at'])}  {on_one_line(event['replica'])}  {on_one_line(event['what'])}")
+        click.echo(f"  {time_of(event['at'])}  {on_one_line(event['replica'])}  {on_one_line(event['what'])}")
     if trace:
         click.echo(f"traceback\n{printable(trace)}")
-
-
-def _time(at: float) -> str:
-    return datetime.fromtimestamp(at, UTC).isoformat(timespec="seconds")

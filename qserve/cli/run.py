@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from importlib import import_module
 from types import FrameType
 from typing import Any
@@ -33,6 +34,7 @@ from qserve.machine.children import Child, ReasonGiven
 from qserve.machine.local_cluster import LocalCluster
 
 _POLL_INTERVAL_S = 0.05
+_LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 _REFUSED = {
@@ -127,19 +129,24 @@ def run(
         options += ["--route-prefix", route_prefix]
     with contextlib.ExitStack() as cleanup:
         try:
+            host = host or env.get("QSERVE_HOST", DEFAULT_HOST)
+            ui_token = _ui_token(host, env)
             cluster = LocalCluster(
                 settings,
-                host=host or env.get("QSERVE_HOST", DEFAULT_HOST),
+                host=host,
                 port=port or _port(env.get("QSERVE_PORT", str(DEFAULT_PORT))),
                 gateway_workers=workers,
                 import_paths=user_folders(),
                 uninterrupted=interrupts.deferred,
+                gateway_env={"QSERVE_UI_ACTIONS_TOKEN": ui_token} if ui_token else {},
             )
             cleanup.callback(cluster.stop)
             cluster.start()
             prefixes = _deploy(cluster, [target, *arguments, *options], interrupts)
             cluster.keep_running(target)
             urls = [f"{cluster.url}{prefix}" for prefix in prefixes]
+            if ui_token:
+                click.echo(f"qserve: live page: {cluster.url}/-/ui#token={ui_token}")
             click.echo(f"qserve: ready in {time.monotonic() - began:.1f} s: {urls[0]}  (Ctrl-C stops it)")
             for url in urls[1:]:
                 click.echo(f"qserve: and {url}")
@@ -154,6 +161,12 @@ def run(
             sys.exit(1)
         except KeyboardInterrupt:
             click.echo("\nqserve: stopping")
+
+
+def _ui_token(host: str, env: Mapping[str, str]) -> str:
+    """Return a token for the live page of this run; "" if it has one already, or if others can reach its address."""
+    is_set = env.get("QSERVE_UI_TOKEN") or env.get("QSERVE_UI_ACTIONS_TOKEN")
+    return "" if is_set or host not in _LOOPBACK else secrets.token_hex(16)
 
 
 def _variables(file: str) -> dict[str, str]:

@@ -25,7 +25,9 @@ MOST_REPLICAS = 10_000
 """The most replicas that `qserve scale` takes: a slip of the hand must not start more."""
 
 
-def pause(installation: Installation, app: str | None, deployment: str | None, is_paused: bool) -> dict[str, Wish]:
+def pause(
+    installation: Installation, app: str | None, deployment: str | None, is_paused: bool, by: str = ""
+) -> dict[str, Wish]:
     """Have the replicas of a deployment, or of all of an application, take no calls, or take them again.
 
     Crash on the way: some deployments have changed, and the same again changes the others. Replicas know it within
@@ -33,6 +35,7 @@ def pause(installation: Installation, app: str | None, deployment: str | None, i
 
     Parameters:
       app: The application; None for the only one.
+      by: Who asks, for those who wonder why; "" for the user of this process.
 
     Returns:
       What was wanted of each of these deployments before.
@@ -47,20 +50,21 @@ def pause(installation: Installation, app: str | None, deployment: str | None, i
     before = {name: known.get(name, Wish()) for name in names}
     changed = [name for name in names if before[name].is_paused != is_paused]
     for name in changed:
-        wish = replace(before[name], is_paused=is_paused, by=_who(), at_ms=clock.stamp_ms())
+        wish = replace(before[name], is_paused=is_paused, by=by or _who(), at_ms=clock.stamp_ms())
         installation.fleet.wish(record.name, name, wish)
     if changed:
         installation.registry.announce(record.name)
     return {f"{record.name}/{name}": wish for name, wish in before.items()}
 
 
-def scale(installation: Installation, app: str, deployment: str, count: int | str) -> tuple[int, int]:
+def scale(installation: Installation, app: str, deployment: str, count: int | str, by: str = "") -> tuple[int, int]:
     """Have a deployment run so many replicas, until somebody deploys another ``num_replicas``.
 
     Crash after the wish is stored, before it is announced: the worker that leads reads it a second later.
 
     Parameters:
       count: From 0 to ``MOST_REPLICAS``.
+      by: Who asks; "" for the user of this process.
 
     Returns:
       How many were wanted before, and now.
@@ -84,8 +88,8 @@ def scale(installation: Installation, app: str, deployment: str, count: int | st
     known = fleet.wishes(record.name).get(name, Wish())
     before = wanted_count(record, name, known, fleet.scaled(record.name).get(name))
     if before != wanted:
-        by, at_ms = f"{_who()} with `qserve scale`", clock.stamp_ms()
-        wish = replace(known, count=wanted, configured=one.num_replicas, scaled_by=by, scaled_at_ms=at_ms)
+        who, at_ms = by or f"{_who()} with `qserve scale`", clock.stamp_ms()
+        wish = replace(known, count=wanted, configured=one.num_replicas, scaled_by=who, scaled_at_ms=at_ms)
         fleet.wish(record.name, name, replace(wish, scaled_from=before))
         installation.registry.announce(record.name)
     return before, wanted

@@ -28,6 +28,8 @@ log = get_logger(__name__)
 STOP_TIMEOUT_S = 4.0
 _HIGHEST_PORT = 65_535
 
+_OF_GATEWAY = ("QSERVE_API_TOKEN", "QSERVE_UI_TOKEN", "QSERVE_UI_ACTIONS_TOKEN", "QSERVE_UI_BROKER_URL")
+
 
 class LocalCluster:
     """The broker, workers and gateway of one machine. After ``keep_running`` those that die are restarted.
@@ -75,8 +77,8 @@ class LocalCluster:
 
     @property
     def user_code_env(self) -> dict[str, str]:
-        """The variables of a process that imports user code, which must not see the gateway's token."""
-        return self._env | variables_of_child(self._folders) | {"QSERVE_API_TOKEN": ""}
+        """The variables of a process that imports user code, which must not see the gateway's tokens."""
+        return self._env | variables_of_child(self._folders) | dict.fromkeys(_OF_GATEWAY, "")
 
     @property
     def _env(self) -> dict[str, str]:

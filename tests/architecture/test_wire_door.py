@@ -31,6 +31,7 @@ OTHER_DOORS = (
     "qserve_gateway.request",  # headers and bodies of HTTP requests
     "qserve_gateway.jobs",  # the header Prefer
     "qserve_gateway.server",
+    "qserve_gateway.ui.sessions",  # cookies
     "qserve_gateway.admin.deploys",  # what a child process says
     "qserve_workers.supervisor.page",  # HTTP requests of Prometheus
     "qserve_workers.supervisor.replica_process",  # files of the kernel

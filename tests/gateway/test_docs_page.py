@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import http.client
-import shutil
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -12,6 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
+from browsers import browser, page
 from fakes import FakePlane
 from fastapi import FastAPI
 from pydantic import BaseModel
@@ -28,6 +28,8 @@ from qserve.define.application import compiled
 from qserve.deploy.registration import release_of
 from qserve.drivers import DAGDriver
 from qserve.wire.application import ApplicationRecord
+
+__all__ = ["browser", "page"]
 
 SCRIPT = "<script>document.title = 'owned'</script><img src='https://elsewhere.example/a.png' onerror='alert(1)'>"
 STATUS = ".live-responses-table tbody td.response-col_status"
@@ -81,34 +83,6 @@ def gateway() -> Iterator[Serve]:
         yield lambda *records: stack.enter_context(
             served(create_app(Settings(), FakePlane(*records), watch=False))  # type: ignore[arg-type]
         )
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    playwright = pytest.importorskip("playwright.sync_api", reason="pip install playwright")
-    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if found is None:
-        pytest.skip("there is no Chromium: apt-get install chromium")
-    with playwright.sync_playwright() as started:
-        browser = started.chromium.launch(executable_path=found, args=["--no-sandbox"])
-        yield browser
-        browser.close()
-
-
-@pytest.fixture
-def page(browser: Any) -> Iterator[Any]:
-    """A page that may ask no other host, and whose console stays empty unless ``page.is_noisy`` is set."""
-    said, asked = list[str](), list[str]()
-    context = browser.new_context()
-    page = context.new_page()
-    page.is_noisy = False
-    page.on("console", lambda message: said.append(message.text))
-    page.on("pageerror", lambda error: said.append(str(error)))
-    page.on("response", lambda response: asked.append(response.url))
-    yield page
-    context.close()
-    assert page.is_noisy or not said
-    assert not [url for url in asked if not url.startswith(("http://127.0.0.1:", "data:"))]
 
 
 def send(page: Any, path: str) -> Any:

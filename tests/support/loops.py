@@ -110,6 +110,8 @@ LOOPS: dict[str, tuple[str, ...] | str] = {
     "qserve_gateway.response.events:Events._events": _ENDS,
     "qserve_gateway.response.reply:StreamReply._next": _ENDS,
     "qserve_gateway.response.session:Session._watch": "it ends with the session, which a replica that misses it ends",
+    "qserve_gateway.ui.feed:Feed.enter": "its test is in tests/ui/test_page.py",
+    "qserve_gateway.ui.feed:Feed._read": "its test is in tests/ui/test_page.py",
     "qserve_gateway.routes:RouteWatcher.run": "its test is in tests/gateway/test_gateway.py",
     "qserve_gateway.routes:RouteWatcher.start": "its test is in tests/gateway/test_gateway.py",
     "qserve_gateway.webhooks:Webhooks.look": "its test is in tests/e2e/test_webhooks.py",

@@ -114,7 +114,7 @@ class Reply:
             body = b""
         sock = environ.get("gunicorn.socket")
         if self.when_sent:
-            return Sending(_paced(body, sock), self.when_sent)
+            return Sending(paced(body, sock), self.when_sent)
         return lingering(body, sock) if self.ends_connection else [body]
 
     def as_whole(self, sock: Any) -> Iterator[bytes]:
@@ -165,7 +165,7 @@ class Sending:
         call_all(self._when_sent)
 
 
-def _paced(body: bytes, sock: Any) -> Iterator[bytes]:
+def paced(body: bytes, sock: Any) -> Iterator[bytes]:
     """Return a body in pieces, and end the connection of a client that takes too long for one of them."""
     for start in range(0, len(body), PIECE):
         # by a shutdown and not an exception: the server would try to send that as one more response
@@ -262,7 +262,7 @@ class StreamReply:
     def __iter__(self) -> Iterator[bytes]:
         try:
             while (item := self._next()) is not None:
-                yield from _paced(item, self._sock)
+                yield from paced(item, self._sock)
             self._ref.raise_for_end()
         except QserveException as error:
             if self._sock is None:
