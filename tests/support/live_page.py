@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from socketserver import ThreadingMixIn
@@ -18,16 +19,18 @@ from qserve_gateway.ui.page import Ui
 from qserve_gateway.ui.sessions import ACT, SEE, Sessions
 
 from qserve.base.settings import Settings
+from qserve.broker import functions
 from qserve.deploy.installation import Installation
 from qserve.graph.plan import InputKey, Plan, Slot, Step
 from qserve.overview.observer import Observer
 from qserve.wire.application import ApplicationRecord, DeploymentRecord, dump_plan
 from qserve.wire.codec import Codec
 from qserve.wire.envelope import Header
+from qserve.wire.events import Event, Happening
 from qserve.wire.failure import Failure
 from qserve.wire.fleet import HostRecord
 from qserve.wire.moves import Start
-from qserve.wire.sealing import seal_end, seal_header, seal_moves
+from qserve.wire.sealing import event_context, seal_end, seal_header, seal_moves
 from qserve.wire.status import RUNNING, ReplicaStatus
 
 SEE_TOKEN, ACT_TOKEN = "a-token-for-looking", "a-token-for-acting"
@@ -80,6 +83,19 @@ class Shop:
         stream = self.records[0].stream(self.installation.keys, deployment)
         for number in range(calls):
             self.installation.client.xadd(stream, {b"h": b"x"}, id=f"1-{number}")
+
+    def submit(self, request_id: str, is_traced: bool = False) -> None:
+        """Submit a request whose first step runs; if it is traced, its replica has said so."""
+        record, desk = self.records[0], self.desk
+        stream = record.stream(self.installation.keys, record.ingress)
+        header = seal_header(SEAL, Header(request_id, record.name, "", 9_999_999_999_000).encode())
+        desk.submit(request_id, [Start(stream, "0", [b"x"])], header=header, is_traced=is_traced)
+        ((entry, _),) = desk.fetch(stream)
+        if is_traced:
+            started = Event(Happening.STARTED, time.time(), record.ingress, "0", 1, queued_ms=20.0, replica="Detect-1")
+            event = SEAL.seal(event_context(request_id), started.encode())
+            command = functions.note(desk.keys.request(request_id), stream, entry, "0", event, False)
+            desk.client.execute_command(*command)
 
     def fail(self, request_id: str, message: str = "no such model", traceback: str = "Traceback of the test") -> None:
         """Leave a dead letter of a call of the first step with the argument "pen"."""

@@ -208,6 +208,28 @@ def test_dead_letters_are_chosen_and_purged_after_a_question(shop: Shop, shown: 
 
 
 @pytest.mark.long
+def test_requests_are_found_and_one_has_its_waterfall_and_is_cancelled(shop: Shop, shown: Any) -> None:
+    shop.submit(A, is_traced=True)
+    shown.get_by_role("link", name="Requests").click()
+    shown.get_by_role("link", name=A[:20]).wait_for()
+    check_with_axe(shown)
+    shown.get_by_label("State").select_option("done")
+    shown.get_by_text("0 requests").wait_for()
+    shown.get_by_label("Find").fill(A)
+    shown.get_by_role("button", name="Open").click()
+
+    row = shown.get_by_role("row", name=re.compile("^Detect"))
+    row.wait_for()
+    assert row.get_by_role("cell").last.inner_text() == "running"
+    assert shown.locator(".waterfall .bar.run").count() == 1
+    check_with_axe(shown)
+    shown.get_by_role("button", name="Cancel the request").click()
+    shown.get_by_role("dialog").get_by_role("button", name="Cancel the request").click()
+    shown.locator(".chip", has_text="cancelled").wait_for()
+    assert shop.desk.watch(A)[0] == b"c"
+
+
+@pytest.mark.long
 def test_hosts_show_what_runs_where(shop: Shop, shown: Any) -> None:
     shown.get_by_role("link", name="Hosts").click()
     shown.get_by_role("heading", name="host-a").wait_for()
@@ -220,6 +242,7 @@ def test_hosts_show_what_runs_where(shop: Shop, shown: Any) -> None:
 
 @pytest.mark.long
 def test_hostile_names_and_texts_are_text_and_never_markup(shop: Shop, page: Any) -> None:
+    page.is_noisy = True  # a browser logs the 404 of the request
     shop.deploy("shop", (f"Step{HOSTILE}", "Rank"))
     shop.fail(A, HOSTILE, f"Traceback {HOSTILE}")
     shop.report("shop", "Rank", "v1", FAILED, HOSTILE)
@@ -228,7 +251,16 @@ def test_hostile_names_and_texts_are_text_and_never_markup(shop: Shop, page: Any
     page.locator(".node").first.click()
     page.get_by_role("dialog").wait_for()
     page.keyboard.press("Escape")
-    for hash_ in ("#/dead-letters", f"#/dead-letters/{A}", "#/hosts", f"#/app/{HOSTILE}", "#/app/%E0%A4%A"):
+    views = (
+        "dead-letters",
+        f"dead-letters/{A}",
+        "hosts",
+        "requests",
+        f"requests/{HOSTILE}",
+        f"app/{HOSTILE}",
+        "app/%E0%A4%A",
+    )
+    for hash_ in (f"#/{name}" for name in views):
         view(page, hash_)
         page.locator("main > *").first.wait_for()
     view(page, f"#/dead-letters/{A}")

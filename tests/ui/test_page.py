@@ -48,13 +48,15 @@ def events(client: httpx.Client) -> Iterator[Iterator[tuple[str, Any]]]:
 # -- who may -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("path", ["events", "session", "dead-letters", "dead-letter?id=" + A, "nothing"])
+@pytest.mark.parametrize(
+    "path", ["events", "session", "dead-letters", "dead-letter?id=" + A, "requests", "request?id=" + A]
+)
 def test_without_a_session_nothing_is_said(shop: Shop, path: str) -> None:
     for cookie in ("", "see.9999999999.0", f"see.{'9' * 40}.0", "act..", '"', "see", "=;;="):
         assert httpx.get(f"{shop.url}/{path}", headers={"cookie": f"{COOKIE}={cookie}"}).status_code == 401
 
 
-@pytest.mark.parametrize("path", ["replay", "purge", "scale", "pause"])
+@pytest.mark.parametrize("path", ["replay", "purge", "scale", "pause", "cancel"])
 def test_without_a_session_nothing_is_done(shop: Shop, path: str) -> None:
     assert httpx.post(f"{shop.url}/{path}", json={}, headers=MARK).status_code == 401
 
@@ -258,6 +260,25 @@ def test_dead_letters_are_listed_shown_replayed_and_purged(shop: Shop) -> None:
         assert client.get("dead-letters").json()["letters"] == []
         assert shop.desk.watch(A)[0] == b"o"
         assert client.get(f"dead-letter?id={A}").status_code == 404
+
+
+def test_requests_are_listed_shown_and_cancelled(shop: Shop) -> None:
+    shop.deploy()
+    shop.submit(A, is_traced=True)
+    shop.submit(B)
+    with signed_in(shop, SEE_TOKEN) as client:
+        assert {one["request_id"] for one in client.get("requests").json()["requests"]} == {A, B}
+        assert client.get("requests?state=done").json()["requests"] == []
+        assert len(client.get("requests?slowest=1&application=shop").json()["requests"]) == 2
+        assert client.get("requests?state=none").status_code == 400
+        assert [one["deployment"] for one in client.get(f"request?id={A}").json()["trace"]["tries"]] == ["Detect"]
+        assert client.get(f"request?id={B}").json()["trace"] is None
+        assert client.get(f"request?id={'0' * 32}").status_code == 404
+        assert client.post("cancel", json={"id": A}).status_code == 403
+    with signed_in(shop, ACT_TOKEN) as client:
+        assert client.post("cancel", json={"id": A}).json() == {"cancelled": True}
+        assert client.post("cancel", json={"id": A}).json() == {"cancelled": False}
+    assert shop.desk.watch(A)[0] == b"c"
 
 
 def test_a_deployment_is_paused_and_resumed(shop: Shop) -> None:

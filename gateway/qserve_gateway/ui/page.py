@@ -17,12 +17,14 @@ from qserve.base.settings import Settings
 from qserve.deploy.dead_letters import DeadLetters
 from qserve.deploy.installation import Installation
 from qserve.deploy.wishes import pause, scale
-from qserve.exceptions import DeadLetterError
+from qserve.exceptions import DeadLetterError, NameNotFound
 from qserve.http.message import BadRequest
 from qserve.http.render import to_json
 from qserve.http.strict_json import loads
 from qserve.overview.letters import details_of, summary_of
 from qserve.overview.observer import Observer
+from qserve.overview.requests import STATES, cancel, list_requests, request
+from qserve.overview.traces import trace
 from qserve_gateway.request.access import AllowedHosts, check_origin
 from qserve_gateway.request.environ import Environ, Refused, read_body, wrong_method
 from qserve_gateway.response.reply import Reply
@@ -72,12 +74,15 @@ class Ui:
         self._reads: dict[str, Callable[[Mapping[str, str]], Any]] = {
             "dead-letters": self._list_letters,
             "dead-letter": self._show_letter,
+            "requests": self._list_requests,
+            "request": self._show_request,
         }
         self._acts: dict[str, Callable[[Any], Any]] = {
             "replay": self._replay,
             "purge": self._purge,
             "scale": self._scale,
             "pause": self._pause,
+            "cancel": self._cancel,
         }
 
     def serve(self, environ: Environ, request_id: str) -> Reply | Viewing:
@@ -171,6 +176,20 @@ class Ui:
             raise Refused(str(error), "not_found", 404) from error
         return details_of(letter, self._letters.shown(letter))
 
+    def _list_requests(self, query: Mapping[str, str]) -> Any:
+        app, state = query.get("application") or None, query.get("state") or None
+        found = list_requests(self._installation, app, state, slowest="slowest" in query, limit=_REQUESTS)
+        return {"requests": found, "limit": _REQUESTS, "states": STATES}
+
+    def _show_request(self, query: Mapping[str, str]) -> Any:
+        name = _id_in(query)
+        try:
+            found = request(self._installation, name)
+        except NameNotFound as error:
+            raise Refused(str(error), "not_found", 404) from error
+        traced = trace(self._installation, found.request_id) if found.is_traced else None
+        return {"request": found, "trace": traced}
+
     # -- what it does ------------------------------------------------------------------------------
 
     def _replay(self, given: dict[str, Any]) -> Any:
@@ -185,6 +204,9 @@ class Ui:
 
     def _purge(self, given: dict[str, Any]) -> Any:
         return {"deleted": self._letters.purge(_ids_in(given))}
+
+    def _cancel(self, given: dict[str, Any]) -> Any:
+        return {"cancelled": cancel(self._installation, _id_in(given))}
 
     def _scale(self, given: dict[str, Any]) -> Any:
         count = given.get("count")

@@ -3,12 +3,14 @@ import { ApplicationView, OverviewView } from "./application.js";
 import { h, place, put, say, seconds } from "./dom.js";
 import { HostsView } from "./hosts.js";
 import { LetterView, LettersView } from "./letters.js";
+import { RequestsView, RequestView } from "./requests.js";
 import { ask, Store } from "./store.js";
 
 const VIEWS = {
   "": (page) => (page.store.applications.size === 1 ? new ApplicationView(page, [...page.store.applications.keys()][0]) : new OverviewView(page)),
   app: (page, name) => new ApplicationView(page, name),
   "dead-letters": (page, id) => (id ? new LetterView(page, id) : new LettersView(page)),
+  requests: (page, id) => (id ? new RequestView(page, id) : new RequestsView(page)),
   hosts: (page) => new HostsView(page),
 };
 
@@ -99,8 +101,7 @@ class Page {
   showTabs(name) {
     const tab = (target, text) => h("a", { href: `#/${target}`, "aria-current": name === target || (name === "app" && target === "") ? "page" : undefined }, text);
     const letters = h("span", { class: "badge", id: "letters-badge" });
-    const tabs = [tab("", "Applications")];
-    if (VIEWS.requests) tabs.push(tab("requests", "Requests"));
+    const tabs = [tab("", "Applications"), tab("requests", "Requests")];
     const dead = tab("dead-letters", "Dead letters");
     dead.append(" ", letters);
     put(place("tabs"), ...tabs, dead, tab("hosts", "Hosts"));

@@ -48,7 +48,7 @@ export function rate(value) {
 
 export function seconds(value) {
   if (value === null || value === undefined) return "–";
-  if (value < 0.0995) return `${WHOLE.format(value * 1000)} ms`;
+  if (value < 0.9995) return millis(value * 1000);
   if (value < 9.95) return `${value.toFixed(1)} s`;
   if (value < 120) return `${WHOLE.format(value)} s`;
   if (value < 7200) return `${WHOLE.format(value / 60)} min`;
@@ -57,8 +57,8 @@ export function seconds(value) {
 
 export function millis(value) {
   if (value === null || value === undefined) return "–";
-  if (value < 9.95) return `${value.toFixed(1)} ms`;
-  return value < 1000 ? `${WHOLE.format(value)} ms` : seconds(value / 1000);
+  if (value < 9.95) return value ? `${value.toFixed(1)} ms` : "0 ms";
+  return value < 999.5 ? `${WHOLE.format(value)} ms` : seconds(value / 1000);
 }
 
 export function bytes(value) {
