@@ -43,7 +43,7 @@ test: $(VENV)/installed-test
 	$(BIN)/python -m pytest --ignore tests/architecture --ignore tests/typing
 
 fast: $(VENV)/installed-test
-	$(BIN)/python -m pytest -n auto --ignore tests/architecture --ignore tests/typing -m "not slow and not chaos and not priority and not soak"
+	$(BIN)/python -m pytest -n auto --ignore tests/architecture --ignore tests/typing -m "not slow and not long and not chaos and not priority and not soak"
 
 $(VENV)/installed-schemas: $(VENV)/installed-test
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[schemas]'

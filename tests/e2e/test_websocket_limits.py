@@ -14,6 +14,8 @@ from processes import PATIENCE_S, Serving, new_site, wait_until
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
+pytestmark = pytest.mark.slow
+
 PROGRAM = """
 from fastapi import FastAPI, WebSocket
 import qserve as serve
