@@ -442,6 +442,7 @@ def test_an_operator_and_a_gateway_see_requests_and_the_operator_cancels_them(
     seen_by = [Installation(guarded.settings(role), as_role[role]) for role in ("operator", "gateway")]
     for number, stream in ((3, one), (4, two), (5, two)):
         request_id = f"{number}" * 32
+        worker.delete(keys.request(request_id))  # of other tests
         moves: list[Any] = [Start(stream, "0", [b"x"])]
         header = seal_header(SEAL, Header(request_id, "app", None, 0).encode())
         submitted = functions.submit(
