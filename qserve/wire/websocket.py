@@ -11,8 +11,9 @@ import msgpack
 from qserve.exceptions import PayloadError
 from qserve.wire.codec import unpack
 
-PART_BYTES = 16 * 1024 - 2
-"""The most bytes of a message in one part, which has two more."""
+_HEAD_BYTES = 8
+PART_BYTES = 16 * 1024 - _HEAD_BYTES
+"""The most bytes of a message in one part."""
 PULSE_S, SILENCE_S = 5.0, 20.0
 """How often a gateway says that it is there; a replica that has heard nothing for so long takes it for lost."""
 NORMAL, GOING_AWAY, NO_STATUS, ABNORMAL, POLICY = 1000, 1001, 1005, 1006, 1008
@@ -45,16 +46,20 @@ class Part(NamedTuple):
     data: bytes = b""
     is_last: bool = True
 
-    def encode(self) -> bytes:
-        return bytes((self.kind, self.is_last)) + self.data
+    def encode(self, number: int) -> bytes:
+        """Return its bytes with its number: where nothing is signed, that alone shows that another part was lost."""
+        return bytes((self.kind, self.is_last)) + number.to_bytes(_HEAD_BYTES - 2) + self.data
 
 
-def part_in(raw: bytes) -> Part:
-    """Return the part that ``encode`` has written; PayloadError for anything else."""
-    kind = _KINDS.get(raw[0]) if len(raw) > 1 and raw[1] < 2 else None
+def part_in(raw: bytes, number: int) -> Part:
+    """Return the part that ``encode`` has written; PayloadError for anything else, and for another number."""
+    kind = _KINDS.get(raw[0]) if len(raw) >= _HEAD_BYTES and raw[1] < 2 else None
     if kind is None:
         raise PayloadError(f"{len(raw)} bytes are not a part of a WebSocket's message")
-    return Part(kind, raw[2:], bool(raw[1]))
+    found = int.from_bytes(raw[2:_HEAD_BYTES])
+    if found != number:
+        raise PayloadError(f"part {found} of what a WebSocket carries came in the place of part {number}")
+    return Part(kind, raw[_HEAD_BYTES:], bool(raw[1]))
 
 
 class Farewell(NamedTuple):

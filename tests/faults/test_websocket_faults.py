@@ -42,7 +42,7 @@ class Api:
 
 app = Api.bind()
 """
-SLOW_S = 3 * PATIENCE_S
+SLOW_S = PATIENCE_S
 
 
 @pytest.fixture

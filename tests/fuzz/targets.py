@@ -333,7 +333,7 @@ def _read_fleet(data: bytes) -> object:
 
 def _read_websocket(data: bytes) -> object:
     """A part of a WebSocket's message, and what it says."""
-    part = part_in(data)
+    part = part_in(data, 7)
     if part.kind is SessionKind.ACCEPT:
         return [f"{name.lower()}: {value}" for name, value in acceptance(part)[1]]
     return farewell(part.data) if part.kind is SessionKind.CLOSE else text_of(part.data)
@@ -341,7 +341,7 @@ def _read_websocket(data: bytes) -> object:
 
 def _parts() -> list[bytes]:
     text = Part(SessionKind.TEXT, b"text", False)
-    return [part.encode() for part in (acceptance_part("chat", [["x-a", "b"]]), Farewell(1000, "done").part(), text)]
+    return [part.encode(7) for part in (acceptance_part("chat", [["x-a", "b"]]), Farewell(1000, "done").part(), text)]
 
 
 def _control() -> list[bytes]:

@@ -90,6 +90,7 @@ class Session:
     _turn: BoundedSemaphore = field(default_factory=lambda: BoundedSemaphore(1))
     _left: Farewell | None = None
     _told: int = 0
+    _taken: int = 1  # the acceptance is the first item
     _size: int = 0
     _sent: int = 0
     _is_telling: bool = False
@@ -212,7 +213,7 @@ class Session:
 
     def _post(self, part: Part) -> Any:
         number, self._told, self._told_at = self._told, self._told + 1, time.monotonic()
-        return self.plane.tell(self.ref.request_id, number, part.encode())
+        return self.plane.tell(self.ref.request_id, number, part.encode(number))
 
     def _answer(self, asked: Any) -> tuple[int, int] | None:
         """Wait for the reply to what was told; without one the session is closed."""
@@ -231,7 +232,8 @@ class Session:
     def _pass_down(self) -> None:
         try:
             while (item := self.ref.next()) is not None:
-                part = part_in(item)
+                part = part_in(item, self._taken)
+                self._taken += 1
                 if part.kind is Kind.CLOSE:
                     self.close(farewell(part.data), is_own=False)
                     return
@@ -314,7 +316,7 @@ class SocketReply:
     def __init__(self, session: Session) -> None:
         first = session.ref.next_nowait()
         assert first is not None
-        self._accepted = acceptance(part_in(first))
+        self._accepted = acceptance(part_in(first, 0))
         self._session = session
         self.headers = [("x-request-id", session.request_id)]
         self.when_sent: list[Callable[[], None]] = []

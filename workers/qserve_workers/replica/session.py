@@ -67,7 +67,7 @@ class SessionWire(Emitter):
         One that does not open was told behind another that is lost, with the connection that had brought it.
         """
         try:
-            part = part_in(self._plane.seal.open(told_context(self._request_id, self._told), sealed))
+            part = part_in(self._plane.seal.open(told_context(self._request_id, self._told), sealed), self._told)
             how = farewell(part.data) if part.kind is Kind.CLOSE else None
         except PayloadError as error:
             warn_once(f"a WebSocket is closed, because a part of what its client has sent is lost: {error}")
@@ -115,12 +115,15 @@ class SessionWire(Emitter):
         async with self._saying:
             try:
                 for piece in parts_of(part.kind, part.data):
-                    await self.send(piece.encode())
+                    await self.send(piece.encode(self._sent))
                     if part.kind is Kind.ACCEPT:
                         self._is_lost_at = self._plane.loop.time() + SILENCE_S
-            except (ReaderGone, BrokerError) as error:
+            except ReaderGone as error:
                 self.leave(Farewell(ABNORMAL))
                 raise ClientLeft("the client has left") from error
+            except BrokerError as error:
+                self.end(Farewell(SERVICE_RESTART, "a message was lost"))
+                raise ClientLeft("the broker refuses a message") from error
 
     async def _backlog(self, sent: asyncio.Future[Any]) -> int:
         if self.left is not None:
@@ -132,7 +135,7 @@ class SessionWire(Emitter):
     def end(self, how: Farewell) -> None:
         """Close the session from here, and tell the application."""
         if self.left is None:
-            self._emit(self._sent, how.part().encode())
+            self._emit(self._sent, how.part().encode(self._sent))
             self._sent += 1
             self.leave(how)
 
