@@ -55,11 +55,15 @@ MUTANTS = (
         "if w.webhook then return end_webhook(w.webhook, request_id, state, payload) end",
         "if w.webhook then return end",
     ),
+    Mutant("a webhook is taken early", "'-inf', now_ms(), 'LIMIT'", "'-inf', '+inf', 'LIMIT'", "due"),
     Mutant("a webhook that was taken is due at once", "now_ms() + HOOK_LEASE_MS", "now_ms()", within="due"),
     Mutant("a webhook that was delivered comes again", "write('DEL', webhook)", within="settle"),
     Mutant(
         "who was slower brings a webhook back", "wait_ms < 0 or not exists(webhook)", "wait_ms < 0", within="settle"
     ),
+    Mutant("an end without a commit is not counted", "if not by then count_end(request, state) end", ""),
+    Mutant("what a replica has committed is counted twice", "if not by then count_end", "if true then count_end"),
+    Mutant("counts of ends are taken twice", "write('DEL', ends)", within="take_ends"),
     Mutant("a request that nobody ends is never due", "- CLOCK_MARGIN_MS + LATE_MS", ""),
     Mutant("submit accepts what it has accepted", "if redis.call('EXISTS', request) == 1 then", "if false then"),
     Mutant("submit does not look at the epoch", CHECK_EPOCH, within="submit"),

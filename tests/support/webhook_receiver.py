@@ -12,10 +12,12 @@ from typing import Any
 
 from processes import free_port
 
+ADDRESS = "127.0.0.2"
+"""Of the receiver alone: other addresses of this host are private ones, as everywhere."""
 KEY = b"the-secret-of-the-webhooks"
 VARIABLES = {
     "QSERVE_WEBHOOK_SECRET": "whsec_" + base64.b64encode(KEY).decode(),
-    "QSERVE_WEBHOOK_NETWORKS": "127.0.0.0/8",
+    "QSERVE_WEBHOOK_NETWORKS": f"{ADDRESS}/32",
 }
 
 
@@ -29,7 +31,7 @@ class WebhookReceiver:
 
     def __init__(self) -> None:
         self.port = free_port()
-        self.url = f"http://127.0.0.1:{self.port}/done?key=private"
+        self.url = f"http://{ADDRESS}:{self.port}/done?key=private"
         self.received: list[tuple[str, Any]] = []
         self.forged: list[str] = []
         self.status = 200
@@ -49,7 +51,7 @@ class WebhookReceiver:
             def log_message(self, *about: Any) -> None:
                 pass
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", self.port), Handler)
+        self._server = ThreadingHTTPServer((ADDRESS, self.port), Handler)
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
 
     def take(self, path: str, headers: dict[str, str], body: bytes) -> None:
