@@ -44,6 +44,9 @@ SENTINEL_TIMEOUT_S = 1.0
 _DEMOTED = ("READONLY", "UNBLOCKED force unblock")
 PRIMARY = b"master"
 _CLOSED = "the connection to the broker was closed"
+_KEEPALIVE = {"TCP_KEEPIDLE": 5, "TCP_KEEPINTVL": 1, "TCP_KEEPCNT": 3}
+"""The kernel's names: it asks a peer that was silent for 5 s, and gives the connection up after three seconds more. A
+read may wait for longer than that, and a firewall may have forgotten its connection and no other."""
 _WORDS = {
     redis.exceptions.OutOfMemoryError: "OOM",
     redis.exceptions.ReadOnlyError: "READONLY",
@@ -214,6 +217,12 @@ class Link(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = transport  # type: ignore[assignment]
+        sock = transport.get_extra_info("socket")
+        if sock is not None and sock.family != socket.AF_UNIX:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            for name, value in _KEEPALIVE.items():
+                if hasattr(socket, name):  # macOS has other names
+                    sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
     def data_received(self, data: bytes) -> None:
         self._heard_at = time.monotonic()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import ssl
 from collections.abc import Callable, Coroutine
 from typing import Any
@@ -124,3 +125,20 @@ def test_a_link_obeys_the_tls_parameters_of_its_address(parameters: str, verifie
 def test_a_link_presents_the_certificate_that_its_address_names() -> None:
     with pytest.raises(FileNotFoundError):
         tls_of(Address.of("rediss://broker/0?ssl_certfile=/no/such/file.pem").options)
+
+
+@pytest.mark.skipif(not hasattr(socket, "TCP_KEEPIDLE"), reason="this kernel has other names")
+def test_a_connection_that_waits_for_long_asks_whether_its_peer_is_still_there() -> None:
+    async def test() -> None:
+        server = await asyncio.start_server(lambda reader, writer: writer.close(), "127.0.0.1")
+        transport, _ = await asyncio.get_running_loop().create_connection(Link, *server.sockets[0].getsockname())
+        sock = transport.get_extra_info("socket")
+        names = ("TCP_KEEPIDLE", "TCP_KEEPINTVL", "TCP_KEEPCNT")
+        found = [sock.getsockopt(socket.IPPROTO_TCP, getattr(socket, name)) for name in names]
+        is_on = sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+        transport.abort()
+        server.close()
+        await server.wait_closed()
+        assert is_on and found == [5, 1, 3]
+
+    on_loop(test)

@@ -22,8 +22,9 @@ from qserve.http.message import HOP_BY_HOP, BadRequest, HttpMessage
 Environ = dict[str, Any]
 
 FOUND = "qserve.found"
-TRACEPARENT = "qserve.traceparent"
 """Where the environment has the route of a request and its graph, once they are found."""
+TRACEPARENT = "qserve.traceparent"
+"""Where it has the trace that a request belongs to."""
 TIMEOUT_LIMIT_S = 3600.0
 BODY_LIMIT = 10 * 1024 * 1024
 BODY_TIMEOUT_S = 15.0
