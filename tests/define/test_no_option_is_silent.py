@@ -46,6 +46,15 @@ def warnings_of(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
 
 
+def tree_of(path: Path) -> ast.Module:
+    """Parse a module, again where a traceback was formatted in another thread meanwhile (CPython issue 106905)."""
+    while True:
+        try:
+            return ast.parse(path.read_text())
+        except SystemError:
+            pass
+
+
 @cache
 def read_attributes() -> frozenset[str]:
     """The names of all attributes that code outside of the options' own modules reads."""
@@ -55,8 +64,7 @@ def read_attributes() -> frozenset[str]:
         for folder in ("qserve", "workers", "gateway"):
             for path in (ROOT / folder).rglob("*.py"):
                 if path not in own and "drawing" not in path.parts:
-                    tree = ast.parse(path.read_text())
-                    yield from (node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute))
+                    yield from (node.attr for node in ast.walk(tree_of(path)) if isinstance(node, ast.Attribute))
 
     return frozenset(attributes())
 

@@ -27,12 +27,12 @@ from qserve.base.keyring import TAG_BYTES, Keyring
 from qserve.base.settings import Settings
 from qserve.calls import responses  # noqa: F401 - it registers refs with the codec
 from qserve.calls.ref import Ref
-from qserve.cli.dlq import _summary
 from qserve.exceptions import PayloadError
 from qserve.graph.plan import InputKey, Plan, Slot, Step
 from qserve.http import render, strict_json
 from qserve.http import request as _request  # noqa: F401 - requests travel once it is imported
 from qserve.http.message import BadRequest, HttpMessage
+from qserve.overview.letters import summary_of
 from qserve.overview.traces import tries_of
 from qserve.wire import fleet, replies
 from qserve.wire.application import (
@@ -270,7 +270,7 @@ def _read_letter(data: bytes) -> object:
     parts = dict(_letter())
     parts[name] = value
     letter = DeadLetter.read(REQUEST_ID, parts, SIGNED)
-    return f"{letter!r} {_summary(letter) if letter else ''}"
+    return f"{letter!r} {summary_of(letter) if letter else ''}"
 
 
 def _letter() -> dict[bytes, bytes]:

@@ -16,8 +16,10 @@ from qserve_workers.replica.plane import LoopPlane
 
 from qserve.base.keys import Keys
 from qserve.base.settings import Settings
+from qserve.broker import functions
 from qserve.calls.client import ClientPlane
 from qserve.calls.items import PIECE_BYTES, WINDOW, ItemRef
+from qserve.calls.mailbox import ignore
 from qserve.wire.envelope import Answer, Header
 from qserve.wire.moves import Start
 
@@ -84,3 +86,32 @@ def test_a_short_item_waits_for_no_reply_while_the_reader_has_room(
 
     assert asyncio.run(count_without_wait()) == WINDOW - 2
     assert int(client.hget(keys.request(A), "sent") or 0) == WINDOW
+
+
+def test_there_are_never_more_items_than_the_window_that_the_reader_has_not_taken(
+    client: redis.Redis, keys: Keys, settings: Settings
+) -> None:
+    header = Header(A, "app", None, int((time.time() + 60) * 1000), Answer.VALUE, stream=True)
+    Desk(client, keys).submit(A, [Start(keys.stream("app", "v", "one"), "0", [b"x"])])
+
+    async def most_not_taken() -> int:
+        plane = LoopPlane(settings, lambda app: None)  # type: ignore[arg-type, return-value]
+        await plane.open()
+        emitter = Emitter(plane, header)
+        sending = asyncio.create_task(emit_for_ever(emitter))
+        found = 0
+        for taken in range(3 * WINDOW):
+            while (sent := int(client.hget(keys.request(A), "sent") or 0)) - taken < WINDOW:
+                await asyncio.sleep(0.001)
+            await asyncio.sleep(0.02)  # a few times as long as it takes to ask again, and to send one more
+            found = max(found, int(client.hget(keys.request(A), "sent") or 0) - taken, sent - taken)
+            plane.post(functions.take(keys.request(A), 1), ignore)
+        sending.cancel()
+        plane.close()
+        return found
+
+    async def emit_for_ever(emitter: Emitter) -> None:
+        while True:
+            await emitter.send(b"x")
+
+    assert asyncio.run(most_not_taken()) == WINDOW

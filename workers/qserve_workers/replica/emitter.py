@@ -67,8 +67,7 @@ class Emitter:
 
     def _emit(self, number: int, payload: bytes) -> asyncio.Future[Any]:
         future: asyncio.Future[Any] = self._plane.loop.create_future()
-
-        known = self._sent + 1
+        known = max(number + 1, self._sent)  # an item that is emitted again, to ask, adds none
 
         def on_reply(reply: Any) -> None:
             if isinstance(reply, int):
