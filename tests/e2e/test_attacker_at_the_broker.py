@@ -107,8 +107,10 @@ class Attacked(Roles):
         return self.worker_process.output + self.gateway_process.output
 
     def overwrite(self, key: str | bytes, kind: str) -> None:
-        self.redis.delete(key)
-        WRITERS[kind](self.redis, key)
+        with self.redis.pipeline() as act:  # who created it again in between would keep it from being overwritten
+            act.delete(key)
+            WRITERS[kind](act, key)
+            act.execute()
 
 
 WRITERS: dict[str, Callable[[Any, Any], object]] = {

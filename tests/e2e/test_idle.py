@@ -80,10 +80,10 @@ def seen(site: Site) -> Seen:
     client = redis.Redis(unix_socket_path=str(socket))
 
     def is_at_rest() -> bool:
-        """Return whether the leader has seen for long enough that nothing changes."""
+        """Return whether the leader has seen for long enough that nothing changes, in a whole round of heartbeats."""
         before = commands_of(client)
-        time.sleep(1.0)
-        return commands_of(client) - before < 40
+        time.sleep(4.0)
+        return commands_of(client) - before < 90
 
     wait_until(is_at_rest, description="the installation is at rest")
     titles = site.processes()
