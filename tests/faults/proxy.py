@@ -57,6 +57,12 @@ class Proxy:
         with self._lock:
             return len(self._pairs)
 
+    @property
+    def addresses(self) -> set[str]:
+        """Where the connections come from that are open now, as the broker names it."""
+        with self._lock:
+            return {"{}:{}".format(*pair.source) for pair in self._pairs}
+
     def drop_reply(self, *texts: str, nth: int = 1) -> None:
         """Lose the reply of the ``nth`` command from now on that contains all texts, and cut its connection.
 
@@ -158,6 +164,7 @@ class _Pair:
 
     def __init__(self, proxy: Proxy, client: socket.socket, server: socket.socket) -> None:
         self._proxy, self._client, self._server = proxy, client, server
+        self.source = server.getsockname()
         self._commands, self._replies = hiredis.Reader(), hiredis.Reader()
         self._sent = self._answered = 0
         self._lose: int | None = None
