@@ -362,12 +362,6 @@ MUTANTS = (
     ),
     Mutant("a part is told as often as it is sent", "if number == told then", "if number >= 0 then", within="tell"),
     Mutant(
-        "a session that has ended is told",
-        "if state ~= State.OPEN or not stream then return {} end",
-        "if not stream then return {} end",
-        within="tell",
-    ),
-    Mutant(
         "a session that nobody runs is told",
         "  if not running then return {} end\n",
         "  running = running or { '', 'replica' }\n",

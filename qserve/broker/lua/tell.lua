@@ -5,9 +5,9 @@
 -- Returns { how many parts the application has not yet taken, how many items the replica has sent }; {} when the
 -- session has ended, or no replica runs it. A number that was told before, or -1, only asks.
 
-local state, place = unpack(hmget(request, { Field.STATE, PLACE .. SESSION }))
-local stream, entry = string.match(place or '', '^(.+) (%d+%-%d+)$')
-if state ~= State.OPEN or not stream then return {} end
+-- of a request that has ended, no places are left
+local stream, entry = string.match(hget(request, PLACE .. SESSION) or '', '^(.+) (%d+%-%d+)$')
+if not stream then return {} end
 local told = count_in(request, Field.TOLD)
 if number == told then
   local running = redis.pcall('XPENDING', stream, GROUP, entry, entry, 1)[1]
