@@ -61,7 +61,7 @@ app = Front.bind(*(named(f"Model{number}").bind() for number in range(COUNT - 1)
 
 @dataclass
 class Row:
-    """What one kind of process has cost."""
+    """What one kind of process took."""
 
     role: str
     processes: int = 0
@@ -72,7 +72,7 @@ class Row:
 
 @dataclass
 class Result:
-    """What an idle installation has cost."""
+    """What an idle installation took."""
 
     deployments: int
     tls: bool

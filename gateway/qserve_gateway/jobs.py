@@ -29,7 +29,7 @@ from qserve.wire.outcome import ANNOUNCED, Outcome, State, items_in
 from qserve.wire.progress import Progress
 from qserve.wire.replies import length
 from qserve.wire.request_ids import id_of_key, is_genuine, is_of_value, is_request_id, new_response_id
-from qserve.wire.sealing import open_header, seal_end
+from qserve.wire.sealing import open_header
 from qserve.wire.webhook import Target
 from qserve_gateway.request.environ import CLIENT_ID, Environ, Refused, key_of, model_id_of, wrong_method
 from qserve_gateway.request.receivers import HEADER, SECRET, Receivers
@@ -309,8 +309,7 @@ class Jobs:
             return False
 
     def _close(self, request_id: str, state: State) -> Any:
-        end = seal_end(self.plane.seal, request_id, state, b"")
-        return self._ask(functions.close(self.plane.keys.request(request_id), request_id, state, end))
+        return self._ask(functions.end(self.plane.seal, self.plane.keys.request(request_id), request_id, state))
 
     def _ask(self, command: Command) -> Any:
         with broker_errors():

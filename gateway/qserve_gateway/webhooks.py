@@ -31,7 +31,6 @@ from qserve.http.strict_json import loads
 from qserve.wire.outcome import Outcome, State
 from qserve.wire.replies import each
 from qserve.wire.request_ids import is_of_value
-from qserve.wire.sealing import seal_end
 from qserve.wire.webhook import DueWebhook
 from qserve_gateway.jobs import JOBS_PATH, value_as_json
 from qserve_gateway.request.receivers import ReceiverRefused, Receivers
@@ -112,8 +111,8 @@ class Webhooks:
     def _end(self, webhook: DueWebhook) -> None:
         """End a request whose deadline has passed while nobody waited for it; its webhook is due then."""
         request_id = webhook.request_id
-        end = seal_end(self._plane.seal, request_id, State.EXPIRED, b"")
-        self._ask(functions.close(self._plane.keys.request(request_id), request_id, State.EXPIRED, end))
+        plane = self._plane
+        self._ask(functions.end(plane.seal, plane.keys.request(request_id), request_id, State.EXPIRED))
 
     def _try(self, webhook: DueWebhook) -> None:
         """Send a webhook once.

@@ -170,7 +170,9 @@ def broker_errors() -> Iterator[None]:
 
 
 def refusal(reply: object) -> BrokerError:
-    """Return the error for an error reply, of redis-py or hiredis."""
+    """Return the error for an error reply, of redis-py or hiredis; one of ours, which came in its place, as it is."""
+    if isinstance(reply, BrokerError):
+        return reply
     text = error_text(reply)
     if text.startswith("OOM"):
         return BrokerFull(_FULL)

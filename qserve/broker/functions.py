@@ -19,6 +19,7 @@ from qserve.broker.library import Argument, Command, Key, Keys, Kind, Library, N
 from qserve.wire import envelope, outcome, replies, sealing
 from qserve.wire.moves import INPUTS_LIMIT, Awaited, Epoch, Move, Start
 from qserve.wire.replies import Found
+from qserve.wire.sealing import Seal, seal_end
 
 
 class Reply(bytes, Enum):
@@ -154,8 +155,10 @@ Limits = Annotated[Mapping[str, int] | None, Kind(read="read_list", pack=_pack_l
 
 
 @LIBRARY.function(
-    replies=(*(Reply.OK, Reply.DUP, Reply.FULL, Reply.CROWDED, Reply.HOOKED, Reply.MOVED, Reply.LOST, Reply.MISMATCH),)
-)
+    replies=(
+        Reply.OK, Reply.DUP, Reply.FULL, Reply.CROWDED, Reply.HOOKED, Reply.MOVED, Reply.LOST, Reply.MISMATCH,
+    )
+)  # fmt: skip
 def submit(
     request: Key,
     request_id: str,
@@ -454,6 +457,11 @@ def assign(lead: Key, plan: Key, mine: bytes, workers: Strings, assignments: Str
 LOAD = LIBRARY.complete()
 """Loads all of them."""
 _SUBMIT = LIBRARY.name_of("submit")
+
+
+def end(seal: Seal, request: str, request_id: str, state: str) -> Command:
+    """Return the command that ends an open request without a result: as cancelled or expired."""
+    return close(request, request_id, state, seal_end(seal, request_id, state, b""))
 
 
 def is_submission(command: Command) -> bool:

@@ -156,7 +156,7 @@ class BrokerPlane(ComposingPlane):
 
     def _events_in(self, request_id: str, reply: Any) -> Logged | Exception:
         if isinstance(reply, Exception):
-            return reply if isinstance(reply, BrokerError) else refusal(reply)
+            return refusal(reply)
 
         def read(entry: tuple[int, bytes]) -> tuple[int, Event]:
             return entry[0], Event.decode(self.seal.open(event_context(request_id), entry[1]))
@@ -175,7 +175,7 @@ class BrokerPlane(ComposingPlane):
 
     def _progress_in(self, request_id: str, reply: Any) -> Progress | Exception | None:
         if isinstance(reply, Exception):
-            return reply if isinstance(reply, BrokerError) else refusal(reply)
+            return refusal(reply)
         state, sealed = stored(*reply)
         if state != State.OPEN or not sealed:
             return None
@@ -356,7 +356,7 @@ class ClientPlane(BrokerPlane):
                 break
             reply = asked.get_nowait()
             if isinstance(reply, Exception):
-                error = reply if isinstance(reply, BrokerError) else refusal(reply)
+                error = refusal(reply)
                 if not isinstance(error, BrokerUnavailable):
                     break
             elif (found := stored(*reply)).state != State.OPEN:  # it may be open again, after a failover
@@ -647,7 +647,7 @@ class ClientPlane(BrokerPlane):
 
 def _told_in(reply: Any) -> tuple[int, int] | Exception | None:
     if isinstance(reply, Exception):
-        return reply if isinstance(reply, BrokerError) else refusal(reply)
+        return refusal(reply)
     try:
         return told(reply)
     except PayloadError as error:

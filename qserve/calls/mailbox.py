@@ -47,7 +47,7 @@ from qserve.wire.moves import Epoch
 from qserve.wire.outcome import ANNOUNCED, ITEM, OBSERVED, TOLD, Outcome, State, items_in
 from qserve.wire.replies import Found
 from qserve.wire.request_ids import is_genuine
-from qserve.wire.sealing import Seal, item_context, open_end, open_header, seal_end
+from qserve.wire.sealing import Seal, item_context, open_end, open_header
 
 log = get_logger(__name__)
 
@@ -222,8 +222,8 @@ class Mailbox:
             self.settle(ref.request_id, EXPIRED, was_accepted=reply == 1)
 
     def close(self, ref: Ref[Any], state: str, on_reply: OnReply = ignore) -> None:
-        end = seal_end(self._seal, ref.request_id, state, b"")
-        self._post(functions.close(self._keys.request(ref.request_id), ref.request_id, state, end), on_reply)
+        command = functions.end(self._seal, self._keys.request(ref.request_id), ref.request_id, state)
+        self._post(command, on_reply)
 
     def change_epoch(self, epoch: str | bytes) -> None:
         """Continue with the broker's epoch; requests that were accepted in another one are lost."""
@@ -376,7 +376,7 @@ class Mailbox:
             ref.acceptance.set(True)
         outcome: Outcome | None
         if found is None:
-            error = reply if isinstance(reply, BrokerError) else refusal(reply)
+            error = refusal(reply)
             outcome = None if isinstance(error, BrokerUnavailable) else failed(error)
         elif self._is_overdue(found):
             self.expire(ref)  # the process that submitted it may be gone, but its deadline still holds
@@ -468,7 +468,7 @@ def refused(reply: Any, limited: DeploymentRecord | None) -> Outcome | None:
         return full(limited, reply[1])
     if isinstance(reply, bytes) and reply in _REFUSALS:
         return _REFUSALS[reply]
-    return failed(reply if isinstance(reply, BrokerUnavailable) else refusal(reply))
+    return failed(refusal(reply))
 
 
 def not_found(request_id: str) -> Outcome:

@@ -454,7 +454,7 @@ class Ref(NotValue, Generic[T_co]):
             self._plane.release(self.request_id)
 
     def __repr__(self) -> str:
-        state = State(self.outcome().state).name.lower() if self.done.is_set() else "pending"
+        state = State(self.outcome().state).word if self.done.is_set() else "pending"
         return f"Ref({self.request_id or 'resolved'}, {state})"
 
 

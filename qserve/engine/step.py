@@ -51,7 +51,7 @@ class Conclusion(NamedTuple):
     @property
     def outcome(self) -> str:
         """What became of the call, in a word."""
-        return State(self.state).name.lower() if self.state else "forwarded"
+        return State(self.state).word if self.state else "forwarded"
 
     def sends(self, keys: Keys, app: str) -> list[tuple[str, str, int]]:
         """Return the deployment, the step and the slot of each move."""

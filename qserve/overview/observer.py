@@ -13,6 +13,7 @@ from qserve.base.clock import clock
 from qserve.broker.connection import broker_errors, if_permitted
 from qserve.broker.load import QueueLoad, broker_status, delayed_in, loads_of
 from qserve.broker.registry import ACTIVE, NEXT
+from qserve.deploy.claim import UNDER_WAY
 from qserve.deploy.installation import Installation
 from qserve.deploy.status import DeploymentStatusOverview, application_status
 from qserve.exceptions import BrokerError
@@ -223,7 +224,7 @@ class Observer:
 def _change(
     rollout: Rollout | None, staged: ApplicationRecord | None, reported: Sequence[ReplicaStatus]
 ) -> Change | None:
-    if rollout is None or rollout.state != "under way":
+    if rollout is None or rollout.state != UNDER_WAY:
         if staged is None:
             return None
         rollout = Rollout(staged.version)

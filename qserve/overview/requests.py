@@ -27,15 +27,15 @@ from qserve.wire.dead_letter import DeadLetter
 from qserve.wire.envelope import Header
 from qserve.wire.events import Event
 from qserve.wire.failure import Failure
-from qserve.wire.outcome import ANNOUNCED, AWAITS, RETRIES, RUNS, WAITS, Field, Outcome, State, items_in
+from qserve.wire.outcome import ANNOUNCED, AWAITS, ENDED, RETRIES, RUNS, WAITS, Field, Outcome, State, items_in
 from qserve.wire.progress import Progress
 from qserve.wire.replies import Found, Peeked
 from qserve.wire.request_ids import is_of_response, is_of_value, is_request_id
-from qserve.wire.sealing import event_context, open_end, open_header, seal_end
+from qserve.wire.sealing import event_context, open_end, open_header
 from qserve.wire.traces import TraceRecord
 
 OPEN = (RUNS, WAITS, RETRIES, AWAITS)
-STATES = (*OPEN, *(state.name.lower() for state in State if state != State.OPEN))
+STATES = (*OPEN, *(state.word for state in State if state in ENDED))
 """What a request does, or how it has ended. An open one does the first of these that one of its calls does."""
 _SEARCHED = 1000
 """How many calls of each queue, and dead letters, are searched for the ``X-Request-ID`` of a client."""
@@ -167,8 +167,7 @@ def cancel(installation: Installation, request_id: str) -> bool:
 
     Crash before the command is sent: it goes on. Crash after: no call of it is queued, and its code is told to end.
     """
-    end = seal_end(installation.seal, request_id, State.CANCELLED, b"")
-    command = functions.close(installation.keys.request(request_id), request_id, State.CANCELLED, end)
+    command = functions.end(installation.seal, installation.keys.request(request_id), request_id, State.CANCELLED)
     with broker_errors():
         return replies.number(installation.client.execute_command(*command)) == 1
 
@@ -306,7 +305,7 @@ def _of_end(installation: Installation, request_id: str, found: Found) -> dict[s
     state = State(end.state)
     failure = Failure.decode(end.payload) if state == State.FAILED else None
     result = _shown(installation, request_id, end.payload) if state == State.DONE else ""
-    return {"state": state.name.lower(), "result": result, **_of_failure(failure)}
+    return {"state": state.word, "result": result, **_of_failure(failure)}
 
 
 def _of_failure(failure: Failure | None) -> dict[str, Any]:
@@ -339,7 +338,7 @@ def of_trace(record: TraceRecord) -> dict[str, Any]:
     """Return what a trace says of its request, as the fields of ``Request``."""
     return {
         **_of_header(record.header),
-        "state": record.state.name.lower(),
+        "state": record.state.word,
         "began": record.began_ms / 1000,
         "ended": record.ended_ms / 1000,
         "duration_s": (record.ended_ms - record.began_ms) / 1000,

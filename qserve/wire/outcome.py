@@ -66,6 +66,14 @@ class State(StrEnum):
     CANCELLED = "c"
     EXPIRED = "x"
 
+    @property
+    def word(self) -> str:
+        """What people call it, such as "done"."""
+        return self.name.lower()
+
+
+ENDED = frozenset(State) - {State.OPEN}
+"""The states in which a request has ended."""
 
 RUNS, WAITS, RETRIES, AWAITS = "running", "waiting", "retrying", "awaiting"
 """What a call of an open request does: a replica has it, or it waits for one, for its next try, or for a result."""

@@ -18,7 +18,7 @@ from qserve.base.once import may_say
 from qserve.exceptions import PayloadError
 from qserve.wire.codec import unpack
 from qserve.wire.envelope import REQUEST_ID_CHARS
-from qserve.wire.outcome import ANNOUNCED, AWAITS, ITEM, OBSERVED, RETRIES, RUNS, TOLD, WAITS, Outcome, State
+from qserve.wire.outcome import ANNOUNCED, AWAITS, ENDED, ITEM, OBSERVED, RETRIES, RUNS, TOLD, WAITS, Outcome, State
 
 log = get_logger(__name__)
 T = TypeVar("T")
@@ -34,7 +34,7 @@ _CONNECTION_ID = re.compile(rb"^id=([0-9]{1,19}) ", re.MULTILINE).findall
 _CONNECTIONS_LIMIT = 8
 _POSITION = re.compile(rb"[0-9]{1,20}-[0-9]{1,20}").fullmatch
 _REQUEST_ID = re.compile(rb"[0-9a-f]{%d}" % REQUEST_ID_CHARS).fullmatch
-_STATES = frozenset(state.encode() for state in (*(set(State) - {State.OPEN}), ITEM, ANNOUNCED, OBSERVED, TOLD))
+_STATES = frozenset(state.encode() for state in (*ENDED, ITEM, ANNOUNCED, OBSERVED, TOLD))
 _named: OrderedDict[str, None] = OrderedDict()
 
 
@@ -218,9 +218,9 @@ def ends(reply: Any) -> list[tuple[str, str, int]]:
 
     def read(item: tuple[Any, Any]) -> tuple[str, str, int]:
         what = text(item[0], "the end of a request")
-        if what[:1] not in set(State) - {State.OPEN}:
+        if what[:1] not in ENDED:
             raise _unreadable(item[0], "the end of a request")
-        return what[1:], State(what[:1]).name.lower(), number(item[1])
+        return what[1:], State(what[:1]).word, number(item[1])
 
     return list(each(zip(reply[::2], reply[1::2], strict=True), read))
 

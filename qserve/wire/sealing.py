@@ -36,7 +36,7 @@ from qserve.exceptions import (
 from qserve.wire.envelope import REQUEST_ID_CHARS, Header
 from qserve.wire.failure import Failure
 from qserve.wire.moves import Join, Move, Start
-from qserve.wire.outcome import Outcome, State
+from qserve.wire.outcome import ENDED, Outcome, State
 from qserve.wire.replies import NAME_LIMIT, text
 
 DEATH_LIMIT = 3
@@ -69,7 +69,6 @@ _BROKER_FAILURES: Mapping[bytes, QserveException] = {
 _VERSION = 1
 _BLOCK_BYTES = 64
 _LENGTH_DIGITS = 8
-_ENDS = frozenset(State) - {State.OPEN}
 _UNSIGNED, _SIGNED = bytes((_VERSION, 0)), bytes((_VERSION, 1))
 _TAG_AT = len(_SIGNED) + KEY_ID_BYTES
 UNSIGNED_BYTES, SIGNED_BYTES = len(_UNSIGNED), _TAG_AT + TAG_BYTES
@@ -209,7 +208,7 @@ def open_end(seal: Seal, request_id: str, outcome: Outcome) -> Outcome:
     """Return how a request ended; a failure when that was not sealed by one of us, or is not an end."""
     state, payload = outcome
     try:
-        if state not in _ENDS:
+        if state not in ENDED:
             raise PayloadError(f"{state[:20]!r} is not a state in which a request ends")
         if state != State.DONE and payload.startswith(INHERITED):
             request_id, payload = _open_inherited(seal, request_id, payload)

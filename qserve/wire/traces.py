@@ -11,10 +11,10 @@ from qserve.wire.codec import unpack
 from qserve.wire.envelope import Header
 from qserve.wire.events import Event
 from qserve.wire.failure import Failure
-from qserve.wire.outcome import Field, Outcome, State
+from qserve.wire.outcome import ENDED, Field, Outcome, State
 from qserve.wire.sealing import Seal, event_context, open_end, open_header
 
-_ENDS = frozenset(state.encode() for state in State if state != State.OPEN)
+_ENDS = frozenset(state.encode() for state in ENDED)
 
 
 class Written(NamedTuple):

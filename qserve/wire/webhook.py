@@ -8,7 +8,7 @@ import msgpack
 
 from qserve.exceptions import PayloadError
 from qserve.wire.codec import unpack
-from qserve.wire.outcome import Outcome, State
+from qserve.wire.outcome import ENDED, Outcome, State
 from qserve.wire.replies import number, request_id, shown
 from qserve.wire.sealing import Seal, open_end, webhook_context
 
@@ -61,7 +61,7 @@ class DueWebhook(NamedTuple):
     @property
     def status(self) -> str:
         """How the request has ended, in a word."""
-        return "open" if self.outcome is None else State(self.outcome.state).name.lower()
+        return "open" if self.outcome is None else State(self.outcome.state).word
 
     @classmethod
     def read(cls, parts: Any, seal: Seal) -> DueWebhook:
@@ -77,7 +77,7 @@ class DueWebhook(NamedTuple):
             outcome = Outcome(shown(state), payload)
             if payload:
                 outcome = open_end(seal, found, outcome)
-            elif outcome.state not in set(State) - {State.OPEN}:
+            elif outcome.state not in ENDED:
                 raise PayloadError(f"{outcome.state[:20]!r} is not a state in which a request ends")
         return cls(
             found,

@@ -59,7 +59,7 @@ class AccessPolicy:
         hosts = frozenset(name for name in names if name) or None
         if env.get(ALLOWED_HOSTS) and hosts is None:
             raise QserveException(f"{ALLOWED_HOSTS}={env[ALLOWED_HOSTS]!r} names no host; leave it out to allow all")
-        return cls(hosts, _digest(token) if token else None, ClientLimits.from_env(env))
+        return cls(hosts, digest_of(token) if token else None, ClientLimits.from_env(env))
 
     def check(self, environ: Environ) -> None:
         """Check host and token.
@@ -71,13 +71,13 @@ class AccessPolicy:
         if self.token is not None:
             # removed because the token is the gateway's: replicas, which run user code, must not see it
             scheme, _, shown = environ.pop("HTTP_AUTHORIZATION", "").partition(" ")
-            if not hmac.compare_digest(_digest(shown.strip()), self.token) or scheme.lower() != "bearer":
+            if not hmac.compare_digest(digest_of(shown.strip()), self.token) or scheme.lower() != "bearer":
                 message, headers = "send the header 'Authorization: Bearer <token>'", (("www-authenticate", "Bearer"),)
                 raise Refused(message, "unauthorized", 401, has_body(environ), headers=headers)
 
 
-def _digest(token: str) -> bytes:
-    # all digests have one length, so the time of a comparison reveals nothing about the token
+def digest_of(token: str) -> bytes:
+    """Return the digest of a token; all have one length, so the time of a comparison reveals nothing about it."""
     return hashlib.sha256(token.encode("utf-8", "surrogateescape")).digest()
 
 

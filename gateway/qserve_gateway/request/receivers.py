@@ -176,12 +176,12 @@ class _Checked(HTTPConnection):
         self.check_time()
 
     def check_time(self) -> None:
-        """Raise TimeoutError if whoever receives has taken too long: what was read since is not whole."""
+        """Raise TimeoutError if the receiver has taken too long: what was read since is not whole."""
         if self._is_over:
             raise TimeoutError(f"no whole response within {TIMEOUT_S:g} s")
 
     def abort(self) -> None:
-        """Have whoever waits for the receiver get an error."""
+        """Give those who wait for the receiver an error."""
         self._is_over = True
         sock: Any = self.sock
         if sock is not None:

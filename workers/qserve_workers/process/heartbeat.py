@@ -106,9 +106,8 @@ class Heartbeat:
             self.report(send)
             if not before:  # there was nothing to report
                 send(())
-        if (
-            before[0] is not None and before[0] not in self._sent
-        ):  # one that is gone went with the report, which says so
+        # one that is gone went with the report, which says so
+        if before[0] is not None and before[0] not in self._sent:
             warn_once(f"the heartbeat of replica {self.replica} was changed in the broker, and is sent again")
         self._sent = {data}
 
@@ -132,13 +131,13 @@ class Heartbeat:
         if is_time_due:
             own_commands.append(("TIME",))
         replies = self._link.exchange([*own_commands, *commands])
-        mine = replies[: len(own_commands)]
+        mine, others = replies[: len(own_commands)], replies[len(own_commands) :]
         if is_time_due and not isinstance(time_reply := mine.pop(), Exception):  # an old ACL forbids the question
             clock.observe(time_s(time_reply), asked_at)
-        for reply in (*mine, *replies[len(own_commands) :]):
+        for reply in (*mine, *others):
             if isinstance(reply, Exception):
                 raise reply
-        return mine, replies[len(own_commands) :]
+        return mine, others
 
 
 def read_beat(seal: Seal, replica: str, data: bytes | None) -> int | None:

@@ -17,7 +17,7 @@ from qserve.http.render import RESPONSE_LIMIT, parse_head
 from qserve.wire import replies
 from qserve.wire.envelope import Answer, Header
 from qserve.wire.outcome import State, end_of_items
-from qserve.wire.sealing import item_context, seal_end
+from qserve.wire.sealing import item_context
 from qserve_workers.replica.plane import LoopPlane
 
 POLL_INTERVAL_S, SHORTEST_PAUSE_S = 0.01, 0.001
@@ -135,8 +135,8 @@ class Collector(Emitter):
             self._asked_at = now
             if self._header.expired():
                 # a stream may never end by itself, and no other process may know of the deadline any more
-                end = seal_end(self._plane.seal, self._request_id, State.EXPIRED, b"")
-                self._plane.post(functions.close(self._request, self._request_id, State.EXPIRED, end), ignore)
+                end = functions.end(self._plane.seal, self._request, self._request_id, State.EXPIRED)
+                self._plane.post(end, ignore)
             await self._backlog(self._emit(-1, b""))  # no item has this number: this only asks
 
     def result(self) -> bytes:

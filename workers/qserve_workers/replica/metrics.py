@@ -8,7 +8,7 @@ from collections.abc import Callable
 from qserve.base.clock import clock
 from qserve.metrics.recorder import OTHER, Buckets, Number, Recorder
 from qserve.metrics.table import TABLE
-from qserve.wire.outcome import State
+from qserve.wire.outcome import ENDED, State
 from qserve.wire.replies import entered_ms
 from qserve_workers.replica.reader import Work
 
@@ -30,9 +30,7 @@ class CallMetrics:
         self._waits = recorder.buckets(TABLE["queue_wait_ms"])
         self._commits = recorder.buckets(TABLE["broker_commit_latency_ms"])
         self._ends: dict[State, Number] = {
-            state: recorder.number(TABLE["requests_final"], state=state.name.lower())
-            for state in State
-            if state is not State.OPEN
+            state: recorder.number(TABLE["requests_final"], state=state.word) for state in ENDED
         }
         self._retries = recorder.number(TABLE["retries"])
         self._errors: set[str] = set()

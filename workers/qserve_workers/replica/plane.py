@@ -52,7 +52,7 @@ class _BesidePlane(ClientPlane):
         self.find = find
 
 
-_UNBLOCK_AGAIN_S = 0.1
+UNBLOCK_AGAIN_S = 0.1
 """A read that was about to block when it was ended blocks all the same, so it is ended again."""
 _LOST_FOR_S = 5.0
 """The connections of all replicas of a worker are lost together, within so many seconds."""
@@ -274,6 +274,10 @@ class LoopPlane(BrokerPlane):
         while (self._outbox or self._unanswered) and self.loop.time() < end:
             await asyncio.sleep(0.002)
 
+    def end_read(self, connection_id: int) -> None:
+        """End the blocking read of another connection of this replica, if one is under way."""
+        self.post(("CLIENT", "UNBLOCK", connection_id), ignore)
+
     # -- the mailbox -------------------------------------------------------------------------------
 
     def listen(
@@ -306,8 +310,8 @@ class LoopPlane(BrokerPlane):
 
     def _end_long_read(self) -> None:
         if self.mailbox.reads_long and self._reader_id:
-            self.post(("CLIENT", "UNBLOCK", self._reader_id), ignore)
-            self.loop.call_later(_UNBLOCK_AGAIN_S, self._end_long_read)
+            self.end_read(self._reader_id)
+            self.loop.call_later(UNBLOCK_AGAIN_S, self._end_long_read)
 
     async def _open_reader(self) -> Link:
         link = await Link.open(self._url)

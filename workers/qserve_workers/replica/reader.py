@@ -40,14 +40,14 @@ from qserve.broker.library import Command
 from qserve.broker.link import Link, ReplyError
 from qserve.calls.mailbox import ignore
 from qserve.engine.invoke import Invocation
-from qserve.exceptions import BrokerError, WrongType
+from qserve.exceptions import WrongType
 from qserve.wire.moves import INPUTS_LIMIT
 from qserve.wire.outcome import CallField
 from qserve.wire.replies import attempts, deliveries, number, observed, places, shown, step_name
 from qserve.wire.sealing import Seal, open_header, open_values
 from qserve_workers.replica.lasting_link import SHORTEST_PAUSE_S, LastingLink
 from qserve_workers.replica.models import ModelAdvertiser
-from qserve_workers.replica.plane import LoopPlane
+from qserve_workers.replica.plane import UNBLOCK_AGAIN_S, LoopPlane
 from qserve_workers.replica.spec import ReplicaSpec
 
 log = get_logger(__name__)
@@ -56,8 +56,6 @@ UNSTARTED_S = 1.0
 REFUSED_FOR_S = 0.5
 """How long the queue may be gone before that is logged: a replica of a version that was just retired is refused once or
 twice before it is stopped."""
-_UNBLOCK_AGAIN_S = 0.1
-"""A read that was about to block when it was ended blocks all the same, so it is ended again."""
 _HISTORY_PAGE = 256
 _SLOTS = [str(number).encode() for number in range(INPUTS_LIMIT)]
 
@@ -330,7 +328,7 @@ class StreamReader:
     def _end_read_while_held(self) -> None:
         if self._is_held and self._is_reading and not self._is_closed:
             self._end_blocking_read()
-            self._plane.loop.call_later(_UNBLOCK_AGAIN_S, self._end_read_while_held)
+            self._plane.loop.call_later(UNBLOCK_AGAIN_S, self._end_read_while_held)
 
     def renew(self) -> None:
         """Read over another connection: the broker is silent, as another connection has noticed."""
@@ -347,7 +345,7 @@ class StreamReader:
                 self._end_blocking_read()
 
     def _end_blocking_read(self) -> None:
-        self._plane.post(("CLIENT", "UNBLOCK", self.connection_id), ignore)
+        self._plane.end_read(self.connection_id)
 
     # -- what was delivered before -----------------------------------------------------------------
 
@@ -431,7 +429,7 @@ class StreamReader:
         self._is_reading = False
         try:  # not by ``with``: this is on the way of every request
             if isinstance(reply, Exception):
-                raise reply if isinstance(reply, BrokerError) else refusal(reply)
+                raise refusal(reply)
             if reply:
                 try:
                     if failpoints.ARMED:
