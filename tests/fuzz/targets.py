@@ -44,6 +44,7 @@ from qserve.wire.application import (
     dump_plan,
     load_plan,
 )
+from qserve.wire.claim import BROKER, FOLDER, MEMORY, Claim, apart, wrap
 from qserve.wire.codec import Codec
 from qserve.wire.dead_letter import DeadLetter
 from qserve.wire.description import pack_description, unpack_description
@@ -470,6 +471,12 @@ def _read_times(data: bytes) -> object:
     return server_timing(times.values()).encode("latin-1")
 
 
+def _claims() -> list[bytes]:
+    in_memory = Claim(MEMORY, f"host/{REQUEST_ID}/qserve-1000-0123456789abcdef", REQUEST_ID, 8 << 20, b"n" * 16)
+    in_broker, in_folder = (Claim(store, "", REQUEST_ID, 1, b"d" * 32) for store in (BROKER, FOLDER))
+    return [wrap(claim, b"\x01") for claim in (in_memory, in_broker, in_folder._replace(place="0" * 16))]
+
+
 def _metrics() -> list[bytes]:
     counter = Description("calls", Kind.COUNTER, "Calls.", ("application", "deployment"))
     latency = Description("latency_ms", Kind.HISTOGRAM, "Latency.", ("application",), bounds=(1.0, 10.0))
@@ -513,6 +520,7 @@ TARGETS = (
     Target("metrics", Published.decode, (PayloadError,), _metrics),
     Target("description", unpack_description, (PayloadError,), _descriptions),
     Target("times", _read_times, (PayloadError,), lambda: [with_times(b"value", _TIMES)]),
+    Target("claim", apart, (PayloadError,), _claims),
     Target("ends", lambda data: replies.ends(data.split(b"|")), (PayloadError,), lambda: [b"dapp|3|capp|1"]),
     Target("control", replies.control_message, (PayloadError,), _control),
     Target("name", _read_name, (PayloadError,), lambda: [b"name", b"17", b"1-2", REQUEST_ID.encode()]),
