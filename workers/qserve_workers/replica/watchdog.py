@@ -135,7 +135,8 @@ class Watchdog:
         # while the whole process was stopped, this thread was as well: such time does not count
         gap_s = min(gap_s, 2 * self._waited_s)
         if self._is_pinged:
-            self._stood_s += gap_s
+            # once the loop has ended, Celery ends the worker, which takes a second while it sends events
+            self._stood_s += gap_s if self._replica.loop.is_running() else 0.0
             return
         self._stood_s = 0.0
         if is_busy or now - self._pinged_at > min(IDLE_S / 2, self._stall_s / 4):
