@@ -83,7 +83,7 @@ FILE_DEPLOYMENT: Mapping[str, str] = {
     "request_router_config": "all replicas of a deployment take calls from one queue",
     "rolling_update_percentage": "as many replicas are replaced at once as max_surge_percent says",
 }
-"""Keys of a deployment in such a file that are not options in code; the others are those of ``DEPLOYMENT``."""
+"""Keys of a deployment in such a file that are refused in code; the others are those of ``DEPLOYMENT``."""
 TASKS: Mapping[str, str] = {
     "task_custom_config": "a task that raised is tried again as max_retries of TaskProcessorConfig says",
     "worker_concurrency": "tasks run as other calls do, max_ongoing_requests of the deployment in each replica",

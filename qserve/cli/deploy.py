@@ -261,4 +261,6 @@ def wait_for_broker(installation: Installation) -> None:
 
 def show_progress(deployment: str, running: int, expected: int) -> None:
     """Print how many replicas of a deployment run."""
-    click.echo(f"  {deployment:<24} {running}/{expected} {'ready' if running >= expected else 'starting'}")
+    more = f" ({running} run)" if running > expected else ""
+    words = f"ready{more}" if running >= expected else "starting"
+    click.echo(f"  {deployment:<24} {min(running, expected)}/{expected} {words}")

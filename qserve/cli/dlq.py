@@ -10,7 +10,7 @@ import click
 from qserve.base.log import on_one_line, printable
 from qserve.base.settings import Settings
 from qserve.cli.options import WholeNumber, broker_option, json_option
-from qserve.deploy.dead_letters import DeadLetters
+from qserve.deploy.dead_letters import DeadLetters, not_there
 from qserve.deploy.installation import Installation
 from qserve.exceptions import QserveException
 from qserve.overview.letters import details_of, summary_of, time_of
@@ -98,10 +98,18 @@ def replay(request_ids: tuple[str, ...], settings: Settings, all_of_them: bool) 
 @broker_option
 @_all_option
 def purge(request_ids: tuple[str, ...], settings: Settings, all_of_them: bool) -> None:
-    """Delete dead letters."""
+    """Delete dead letters. IDs without one are an error, after the others are deleted."""
     letters = DeadLetters(Installation(settings))
-    count = letters.purge(_chosen(letters, request_ids, all_of_them))
-    click.echo(f"deleted {count} dead letter{'' if count == 1 else 's'}")
+    chosen = dict.fromkeys(_chosen(letters, request_ids, all_of_them))
+    if all_of_them:
+        count, missing = letters.purge(chosen), []
+    else:
+        missing = [request_id for request_id in chosen if not letters.purge([request_id])]
+        count = len(chosen) - len(missing)
+    if count or not missing:
+        click.echo(f"deleted {count} dead letter{'' if count == 1 else 's'}")
+    if missing:
+        raise not_there(*missing)
 
 
 def _chosen(letters: DeadLetters, request_ids: tuple[str, ...], all_of_them: bool) -> list[str]:

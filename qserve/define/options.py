@@ -392,13 +392,15 @@ _DEFAULT_BY_NONE = frozenset(
 
 
 def check_known(given: Iterable[str], owner: str | None) -> None:
-    """Raise TypeError for an option of a deployment that does not exist, and suggest the closest one that does."""
+    """Raise TypeError for an option of a deployment that does not exist, and suggest the closest one that does.
+
+    For one of Ray Serve's it says why there is none.
+    """
+    what = f"an option of deployment {owner!r}" if owner else "an option of a deployment"
     for option in given:
-        check_key(
-            option,
-            Options.__annotations__,
-            f"an option of deployment {owner!r}" if owner else "an option of a deployment",
-        )
+        if option in unused.FILE_DEPLOYMENT:
+            raise TypeError(f"{option!r} is not {what}: {unused.FILE_DEPLOYMENT[option]}")
+        check_key(option, Options.__annotations__, what)
 
 
 def check_key(key: Any, known: Iterable[str], what: str) -> None:

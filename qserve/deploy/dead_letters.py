@@ -28,6 +28,12 @@ _REFUSALS = {
 }
 
 
+def not_there(*request_ids: str) -> DeadLetterError:
+    """Return the error for IDs that no dead letter has."""
+    named = ", ".join(map(repr, request_ids))
+    return DeadLetterError(f"there is no dead letter {named}; `qserve dlq list` shows all of them")
+
+
 class DeadLetters:
     """The dead letters of an installation.
 
@@ -75,7 +81,7 @@ class DeadLetters:
         except PayloadError as error:
             raise DeadLetterError(f"{error}; `qserve dlq purge {request_id}` deletes it") from error
         if letter is None:
-            raise DeadLetterError(f"there is no dead letter {request_id!r}; `qserve dlq list` shows all of them")
+            raise not_there(request_id)
         return letter
 
     def named(self, request_id: str) -> Sequence[str]:

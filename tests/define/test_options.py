@@ -175,6 +175,12 @@ def test_an_unknown_option_names_the_nearest_known_one() -> None:
         DeploymentOptions(name="Model", num_replica=2)
 
 
+def test_an_option_of_ray_serve_that_is_not_there_says_why() -> None:
+    words = "'request_router_config' is not an option of deployment 'Model': all replicas of a deployment take calls"
+    with pytest.raises(TypeError, match=re.escape(words)):
+        DeploymentOptions(name="Model", request_router_config={})
+
+
 def test_an_unknown_option_like_nothing_known_gets_no_advice() -> None:
     with pytest.raises(TypeError, match=r"^'zzz' is not an option of a deployment\.$"):
         DeploymentOptions(zzz=2)

@@ -164,12 +164,19 @@ def test_all_of_them_may_be_replayed_or_deleted(shop: Shop) -> None:
 
     (shop.folder / "mended").unlink()
     shop.post(3)
+    (left,) = shop.letters()
+    answer = shop.dlq("purge", "f" * 32, left["request_id"])
+    assert (answer.returncode, answer.stdout) == (1, "deleted 1 dead letter\n")
+    shop.post(3)
     assert shop.dlq("purge", "--all").stdout == "deleted 1 dead letter\n"
+    assert shop.dlq("purge", "--all").stdout == "deleted 0 dead letters\n"
     assert shop.letters() == []
 
 
-def test_an_id_that_is_none_is_told_with_the_command_that_lists_them(shop: Shop) -> None:
-    answer = shop.dlq("replay", "f" * 32)
+@pytest.mark.parametrize("command", ["show", "replay", "purge"])
+def test_an_id_that_is_none_is_told_with_the_command_that_lists_them(shop: Shop, command: str) -> None:
+    answer = shop.dlq(command, "f" * 32)
 
     assert answer.returncode == 1
+    assert answer.stdout == ""
     assert "there is no dead letter" in answer.stderr and "qserve dlq list" in answer.stderr
