@@ -14,6 +14,8 @@
     d:<request>                     hash    a dead letter: its request, its calls           DEAD_LETTER_TTL_MS
     h:<request>                     hash    its webhook, and the end that this is to tell   that of r:, WEBHOOK_TTL_MS
     hooks                           zset    ids of webhooks by when they are to be sent     the longest of these
+    y:<value>                       hash    a stored value: how many hold it, and its parts  the longest of its holders
+                                            if the broker stores it
     ends                            hash    how many requests have ended that no replica    ENDS_TTL_MS from the last
                                             has counted, by state and application
     dead                            zset    ids of dead letters by their time               the same after the last
@@ -55,6 +57,7 @@ REQUEST, MAILBOX, DEAD_LETTER, DEAD_LETTERS, DROPPED, LETTER_BYTES = "r", "m", "
 EVENTS, TRACES, ENDS = "v", "traces", "ends"
 WEBHOOK, WEBHOOKS = "h", "hooks"
 LEFT = "left"
+VALUE = "y"
 PERSONAL = "@"
 """Stands between a deployment's stream and the name of a replica that has its own stream."""
 COUNTS = "!"
@@ -88,7 +91,8 @@ LOG_LINES_KEPT = 1000
 
 _KINDS = {
     QUEUE: "stream", MODELS: "hash", DELAYED: "zset", LEAVING: "string", REQUEST: "hash", MAILBOX: "list",
-    EVENTS: "stream", TRACES: "stream", WEBHOOK: "hash", WEBHOOKS: "zset", DEAD_LETTER: "hash", DEAD_LETTERS: "zset",
+    EVENTS: "stream", TRACES: "stream", VALUE: "hash", WEBHOOK: "hash", WEBHOOKS: "zset", DEAD_LETTER: "hash",
+    DEAD_LETTERS: "zset",
     f"{DEAD_LETTERS}:{DROPPED}": "string", f"{DEAD_LETTERS}:{LETTER_BYTES}": "hash", "epoch": "string", "a": "hash",
     "code": "string", "apps": "hash", "changes": "stream", "p": "hash", "b": "string", "g": "string",
     "lead": "string", "hosts": "hash", "plan": "hash", "s": "hash", "w": "hash", "drains": "hash", "o": "string",
@@ -140,6 +144,9 @@ class Keys:
 
     def events(self, request_id: str) -> str:
         return self._name(EVENTS, request_id)
+
+    def value(self, name: str) -> str:
+        return self._name(VALUE, name)
 
     def webhook(self, request_id: str) -> str:
         return self._name(WEBHOOK, request_id)

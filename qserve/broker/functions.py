@@ -15,7 +15,7 @@ from types import MappingProxyType
 from typing import Annotated, Any
 
 from qserve.base import keys
-from qserve.broker.library import Argument, Command, Key, Keys, Kind, Library, Number, Pairs, Strings, Word
+from qserve.broker.library import Argument, Command, Counts, Key, Keys, Kind, Library, Number, Pairs, Strings, Word
 from qserve.wire import envelope, outcome, replies, sealing
 from qserve.wire.moves import INPUTS_LIMIT, Awaited, Epoch, Move, Start
 from qserve.wire.replies import Found
@@ -81,6 +81,7 @@ UNCOUNTED_BYTES = 4096
 LEFT_SHARE, LETTERS_SHARE = 2, 8
 """Results that are left may take half of the broker's memory, and dead letters an eighth."""
 ALL_LETTERS = "all"
+NO_VALUES: Mapping[str, int] = MappingProxyType({})
 UNREAD = 1 << 40
 """Passed to ``take`` when a stream has no reader any more."""
 HELD_BACK = 12
@@ -176,6 +177,7 @@ def submit(
     is_left: bool = False,
     is_traced: bool = False,
     webhook: bytes = b"",
+    values: Counts = NO_VALUES,
 ) -> Command:
     """Accept a request, or refuse it.
 
@@ -190,6 +192,7 @@ def submit(
         quarter of the broker's memory. When they take half of it, one more is delivered, but not left.
       is_traced: Whether its events are written down from the start, and kept for some minutes after its end.
       webhook: Where its end is to be sent, sealed; b"" for nowhere.
+      values: The names of its stored values, each with the number of steps that take it.
     """
 
 
@@ -209,6 +212,7 @@ def commit(
     state: str = "",
     payload: bytes = b"",
     event: bytes = b"",
+    values: Counts = NO_VALUES,
 ) -> Command:
     """End a call.
 
@@ -217,6 +221,8 @@ def commit(
       moves: What starts now; nothing when the request ends.
       state, payload: How the request ends; "" when it goes on.
       event: What those who follow the request read of it; b"" for nothing.
+      values: The names of stored values: of what starts, each with the number of steps that take it, and of what the
+        call was given, -1 for each use. When the request ends, only that of its result.
     """
 
 
@@ -292,8 +298,8 @@ def look(request: Key, mailbox: str = "") -> Command:
 
 
 @LIBRARY.function("allow-oom")
-def emit(request: Key, request_id: str, number: Number, payload: bytes) -> Command:
-    """Send item ``number`` (from 0) of a streamed result."""
+def emit(request: Key, request_id: str, number: Number, payload: bytes, value: str = "") -> Command:
+    """Send item ``number`` (from 0) of a streamed result; ``value`` names its stored value."""
 
 
 @LIBRARY.function("allow-oom")
@@ -334,6 +340,11 @@ def inspect(request: Key) -> Command:
 @LIBRARY.function("allow-oom", replies=(Reply.OK,))
 def forget(requests: Keys) -> Command:
     """Drop results that are not needed any more."""
+
+
+@LIBRARY.function("allow-oom", replies=(Reply.OK,))
+def release(values: Keys) -> Command:
+    """Note that items were read whose stored values these are."""
 
 
 @LIBRARY.function("allow-oom")

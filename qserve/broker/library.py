@@ -62,6 +62,13 @@ Strings = Annotated[Sequence[str] | Sequence[bytes], Kind(read="read_list", item
 Pairs = Annotated[
     Mapping[str, str], Kind(read="read_pairs", items="(len({0}), *(part for pair in {0}.items() for part in pair))")
 ]
+Counts = Annotated[
+    Mapping[str, int],
+    Kind(
+        read="read_pairs",
+        items="((len({0}), *(part for pair in {0}.items() for part in pair)) if {0} else (0,))",
+    ),
+]
 Number = Annotated[int, Kind(arg="{}", lua="{} + 0")]
 """A number that the Lua file compares; it gets an ``int`` as the text that its commands take."""
 _KINDS = {

@@ -24,6 +24,7 @@ class Field(bytes, Enum):
     PROGRESS = b"at"  # the last event in which its code says how far it is
     TRACED = b"tr"  # when it was accepted, in Unix ms, if its trace is kept once it has ended
     EVENTS = b"ev"  # how many events were written down; there once somebody wants to know
+    VALUES = b"y"  # the stored values that it holds: a cmsgpack of the uses that are left of each
     FINGERPRINT = b"fp"  # of what was asked, where the result can be fetched by the id
 
     # of dead letters only
@@ -35,6 +36,8 @@ class Field(bytes, Enum):
 
 
 KEPT_CALL = b"!"
+HOLDERS = b"n"
+"""The field of a stored value with the number of requests, dead letters, results and items that hold it."""
 
 
 class CallField(bytes, Enum):

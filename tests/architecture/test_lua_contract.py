@@ -32,12 +32,12 @@ KNOWN = {
 _COMMENT = re.compile(r"('(?:[^'\\\n]|\\.)*')|--[^\n]*")
 _DECLARATIONS = (
     re.compile(r"\blocal (?!function\b)(\w+(?:, \w+)*)"),
-    re.compile(r"\bfunction (\w+)"),
-    re.compile(r"\bfunction(?: \w+)?\(([^)]*)\)"),
+    re.compile(r"\bfunction (\w+)\b(?!\.)"),
+    re.compile(r"\bfunction(?: [\w.]+)?\(([^)]*)\)"),
     re.compile(r"\bfor (\w+(?:, \w+)*) (?:in|=)"),
 )
 _FIELD = re.compile(r"(?<=[{,])\s*\w+ = ")
-_SHARED_NAMES = re.compile(r"^local (?:function )?(\w+(?:, \w+)*)|^function (\w+)", re.MULTILINE)
+_SHARED_NAMES = re.compile(r"^local (?:function )?(\w+(?:, \w+)*)|^function (\w+)\b(?!\.)", re.MULTILINE)
 DEFINED = {name for text in SHARED.values() for name in re.findall(r"^local (?:function )?(\w+)", text, re.MULTILINE)}
 
 

@@ -219,7 +219,7 @@ MUTANTS = (
     Mutant("a stream that nobody reads is delivered", "if count >= UNREAD then hset(request, Field.MAILBOX, '') end"),
     Mutant("a stream that nobody reads looks ended", "math.max(0, sent - taken)", "sent - taken"),
     Mutant("an item of an ended request is sent", "if state ~= State.OPEN then return -1 end\n"),
-    Mutant("a forgotten result is kept", "    hset(request, Field.KEEP, 0)\n"),
+    Mutant("a forgotten result is kept", "    hset(request, Field.KEEP, -1)\n"),
     Mutant("an ended request is ended again", "if not is_open(request) then return 0 end", within="close"),
     Mutant(
         "a replica is not told that what it runs was cancelled",
@@ -399,6 +399,49 @@ MUTANTS = (
     ),
     Mutant(
         "replicas are told again and again", "if state == State.OPEN and not events then", "if state == State.OPEN then"
+    ),
+    Mutant(
+        "a value stays when its last use is over",
+        "    if left <= 0 and before > 0 then payloads.count(holder, name, -1) end\n",
+    ),
+    Mutant("a value is counted for each of its uses", "if left > 0 and before <= 0 then", "if left > 0 then"),
+    Mutant("a value that nobody holds stays", "hash[HOLDERS] <= 0 then return redis", "false then return redis"),
+    Mutant("nobody learns that a value is gone", "found[#found + 1] = id_of(key) end", "found = found end"),
+    Mutant(
+        "a value lives as long as its last holder",
+        "math.max(lives[value] or redis.call('PTTL', value), ttl_ms)",
+        "ttl_ms",
+    ),
+    Mutant("a request keeps its values for ever", "  if values then payloads.count_all(request, values, -1) end\n"),
+    Mutant("a stored result that nobody wants stays", "    payloads.drop(request, uses)\n"),
+    Mutant("a stored result is not held", "    payloads.change(request, uses)\n    lives", "    lives"),
+    Mutant("a stored result that is only sent is gone", "and (keep == 0 or more) then keep", "and false then keep"),
+    Mutant("who drops a stored result takes it from others", "(keep == 0 or more)", "keep == 0"),
+    Mutant("who waits for a stored result does not hold it", "    payloads.change(w.request, uses)\n"),
+    Mutant("a dead letter does not hold what it waits for", "      payloads.change(letter, uses)\n"),
+    Mutant(
+        "a stored result that is there is not held",
+        "if argument.values then payloads.change(request, payloads.read(argument.values)) end",
+    ),
+    Mutant("what a request is given is not held", "payloads.change(request, values)\n", within="submit"),
+    Mutant("what a step returns is not held", "payloads.change(request, values)\n", within="commit"),
+    Mutant("what a branch returns to a dead letter is not held", "payloads.change(keeper, values)\n", within="commit"),
+    Mutant("a dead letter holds nothing", "    payloads.count_all(letter, values, 1, DEAD_LETTER_TTL_MS)\n"),
+    Mutant("values outlive a dead letter that was dropped", "    payloads.release(letter)\n"),
+    Mutant("values outlive a dead letter that was thrown away", "  payloads.release(letter)\n", within="purge"),
+    Mutant(
+        "a replay lives longer than its values",
+        "payloads.count_all(request, hget(letter, Field.VALUES), 0, ttl_ms + 0)\n",
+    ),
+    Mutant("a forgotten stored result stays", "    payloads.count_all(request, hget(request, Field.VALUES), -1)\n"),
+    Mutant("the value of an item is not held", "if value ~= '' then payloads", "if false then payloads", within="emit"),
+    Mutant("an item that was read stays", "payloads.count(value, id_of(value), -1)", within="release"),
+    Mutant("the values of a dead letter do not count", "#failure + payloads.bytes(letter, values)", "#failure"),
+    Mutant(
+        "stored results that are left do not count", "leave(request, #payload + stored,", "leave(request, #payload,"
+    ),
+    Mutant(
+        "a result without room stays as long as others", "is_kept and keep or math.min(keep, MAILBOX_TTL_MS)", "keep"
     ),
     Mutant("what a worker was to run is never removed", "assignments[k] ~= '' and assignments[k]", "assignments[k]"),
 )

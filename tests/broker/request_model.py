@@ -161,6 +161,9 @@ class Request(Named):
     is_needed: bool = True
     fingerprint: str = ""
     progress: bytes = b""
+    is_large: bool = False  # whether its values are stored beside its messages
+    names: dict[Slot, str] = field(default_factory=dict)  # the stored values of slots
+    uses: Counter[str] = field(default_factory=Counter)  # those that it holds, or its dead letter, or its result
     events: int | None = None  # None until somebody wants to know of them
     asked_from: str = ""
 
@@ -194,6 +197,14 @@ class Request(Named):
         """The slots of joins that are not yet complete."""
         started = self.due() | self.done
         return {slot: value for slot, value in self.slots.items() if slot.step not in started}
+
+    def given_names(self) -> dict[str, int]:
+        """The stored values of its submission, each with the number of slots that take it."""
+        return {f"given to {self.id}": len(self.plan.given)} if self.is_large and self.plan.given else {}
+
+    def taken_names(self, step: int) -> Counter[str]:
+        """The stored values that a call of this step is given."""
+        return Counter(self.names[slot] for slot in self._slots_of(step) if slot in self.names)
 
     def begin_again(self, step: int) -> None:
         """A call is kept in the dead letter: a replay starts counting from 0."""
@@ -260,6 +271,16 @@ class Model:
         self.mail: dict[str, Counter[bytes]] = {name: Counter() for name in MAILBOXES + CONSUMERS}
         self.is_deployed = True
         self.epoch = ""
+        self.items: Counter[str] = Counter()
+        self.left: Counter[str] = Counter()
+        """Stored values of items that nobody has read yet; and what requests held that have expired."""
+
+    def holders(self) -> Counter[str]:
+        """How many hold each stored value."""
+        found = self.items + self.left
+        for request in self.requests:
+            found.update(list(+request.uses))
+        return found
 
     def submit(self, request: Request, refs: dict[Slot, Request], is_full: bool, epoch: str) -> bytes:
         """A request comes in: it is accepted with all it needs, or nothing of it is kept."""
@@ -280,26 +301,34 @@ class Model:
             return b"OK"
         for slot in request.plan.given:
             request.slots[slot] = b"given to %d.%d" % slot
+            request.names.update(dict.fromkeys([slot], *request.given_names()) if request.is_large else {})
+        request.uses.update(request.given_names())
         for slot, other in refs.items():
             if other.is_open:
                 other.waiters.append((request, slot))
             else:
-                self._take(request, slot, other, other.state, other.result)
+                self._take(request, slot, other, other.state, other.result, next(iter(+other.uses), ""))
         return b"OK"
 
-    def _take(self, request: Request, slot: Slot, other: Request, state: str, payload: bytes) -> None:
+    def _take(self, request: Request, slot: Slot, other: Request, state: str, payload: bytes, value: str) -> None:
         if request.is_dead and state == State.DONE:
-            request.slots[slot] = payload
+            self._fill(request, slot, payload, value)
         elif not request.is_open:
             return
         elif not self.is_deployed:
             self.finish(request, State.FAILED, DELETED)
         elif state == State.DONE:
-            request.slots[slot] = payload
+            self._fill(request, slot, payload, value)
         else:
             ended = inherited(request, other, payload)
             self.unqueue(request, state, ended)
             self.finish(request, state, ended)
+
+    def _fill(self, request: Request, slot: Slot, payload: bytes, value: str) -> None:
+        request.slots[slot] = payload
+        if value:
+            request.names[slot] = value
+            request.uses[value] += 1
 
     def unqueue(self, request: Request, state: str = "", payload: bytes = b"") -> None:
         """A request ends while its calls wait, or run: nobody holds one of them any more, and who did so is told."""
@@ -308,21 +337,28 @@ class Model:
                 self.mail[one.consumer][request.id.encode() + state.encode() + payload] += 1
         self.held = {place: one for place, one in self.held.items() if one.request is not request or one.is_copy}
 
-    def finish(self, request: Request, state: str, payload: bytes, by: str = "") -> None:
+    def finish(self, request: Request, state: str, payload: bytes, by: str = "", value: str = "") -> None:
         """A request ends: each waiter gets one message."""
         assert may_become(request.state, state)
         waiters, request.waiters = request.waiters, []
-        request.state, request.result, request.by = (state if request.keep_ms else ""), payload, by
+        is_kept = request.keep_ms > 0 or (value and (request.keep_ms == 0 or waiters))
+        request.state, request.result, request.by = (state if is_kept else ""), payload, by
+        if not request.is_dead:
+            request.uses = Counter([value] if is_kept and value else [])
         if request.mailbox:
             self.mail[request.mailbox][request.id.encode() + state.encode() + payload] += 1
         for waiter in waiters:
             if isinstance(waiter, str):
                 self.mail[waiter][request.id.encode() + state.encode() + payload] += 1
             else:
-                self._take(*waiter, request, state, payload)
+                self._take(*waiter, request, state, payload, value)
 
-    def commit(self, delivery: Delivery, is_failure: bool) -> bytes:
-        """A call ends. Its effects happen when its delivery is pending and its request open, and never otherwise."""
+    def commit(self, delivery: Delivery, is_failure: bool, value: str = "") -> bytes:
+        """A call ends. Its effects happen when its delivery is pending and its request open, and never otherwise.
+
+        Parameters:
+          value: Names the stored value of what it returns; "" if that is not stored.
+        """
         request, step = delivery.request, delivery.step
         if delivery.epoch != self.epoch:
             return b"EPOCH " + self.epoch.encode()
@@ -341,24 +377,28 @@ class Model:
             return b"STALE"
         if request.is_dead:
             if is_forward:
-                self._forward(request, step)
+                self._forward(request, step, value)
             else:
                 request.begin_again(step)
             return b"HELD"
         if is_forward:
             request.by = delivery.by
-            self._forward(request, step)
+            self._forward(request, step, value)
         elif is_failure:
             self.unqueue(request)
             self.finish(request, State.FAILED, FAILED, delivery.by)
         else:
-            self.finish(request, State.DONE, request.outcome(step), delivery.by)
+            self.finish(request, State.DONE, request.outcome(step), delivery.by, value)
         return b"OK"
 
-    def _forward(self, request: Request, step: int) -> None:
-        value = request.outcome(step)
+    def _forward(self, request: Request, step: int, made: str) -> None:
+        value, targets = request.outcome(step), request.plan.steps[step].targets
+        request.uses.subtract(request.taken_names(step))
         request.done.add(step)
-        request.slots.update(dict.fromkeys(request.plan.steps[step].targets, value))
+        request.slots.update(dict.fromkeys(targets, value))
+        if made:
+            request.names.update(dict.fromkeys(targets, made))
+            request.uses[made] += len(targets)
 
     def give_back(self, delivery: Delivery, is_there: bool) -> int:
         """A call was not begun: it is as if nobody had fetched it."""
@@ -404,13 +444,15 @@ class Model:
         """Dead letters are thrown away; what of them still lies on a queue will have no effects."""
         dead = [request for request in requests if request.is_dead]
         for request in dead:
-            request.is_dead, request.is_abandoned = False, True
+            request.is_dead, request.is_abandoned, request.uses = False, True, Counter()
         return len(dead)
 
     def lose_everything(self) -> None:
         """The broker's data is gone."""
         for request in self.requests:
             request.state, request.waiters, request.is_dead, request.events = "", [], False, None
+            request.uses = Counter()
+        self.items, self.left = Counter(), Counter()
         self.held.clear()
         self.delayed.clear()
         self.mail = {name: Counter() for name in MAILBOXES + CONSUMERS}
@@ -461,9 +503,18 @@ class Model:
     def forget(self, request: Request) -> None:
         """Nobody will ask for a result."""
         if request.is_open:
-            request.keep_ms = 0
+            request.keep_ms = -1
         else:
             request.state = ""
+            if not request.is_dead:
+                request.uses = Counter()
+
+    def expire(self, request: Request) -> None:
+        """The broker's time for a request is over; that of what only it held is over as well, but later here."""
+        request.state, request.waiters = "", []
+        if not request.is_dead:
+            self.left.update(dict.fromkeys(+request.uses, 1))
+            request.uses = Counter()
 
     def note(self, delivery: Delivery, progress: bytes) -> bytes:
         """Its code says how far it is; only the entry that stands for the step may."""
@@ -485,15 +536,20 @@ class Model:
                     self.mail[one.consumer][request.id.encode() + b"w"] += 1
         return request.events or 0
 
-    def emit(self, request: Request, number: int) -> int:
-        """An item of a streamed result, which is delivered at its turn."""
+    def emit(self, request: Request, number: int, value: str) -> int:
+        """An item of a streamed result, which is delivered at its turn; ``value`` names its stored value."""
         if not request.is_open:
             return -1
         if number == request.sent:
             request.sent += 1
             if request.mailbox:
                 self.mail[request.mailbox][request.id.encode() + b"i%d" % number] += 1
+                self.items.update([value] if value else [])
         return request.sent - request.taken
+
+    def release(self, value: str) -> None:
+        """The reader of a stream has read an item."""
+        self.items -= Counter([value])
 
     def take(self, request: Request, count: int) -> int:
         """The reader has taken items."""

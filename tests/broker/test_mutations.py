@@ -15,6 +15,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.long]
 TESTS = Path(__file__).parents[1]
 FILES = (
     "broker/test_functions.py",
+    "broker/test_stored_values.py",
     "broker/test_copies.py",
     "broker/test_upkeep.py",
     "deploy/test_dead_letters.py",

@@ -104,6 +104,7 @@ class Requests(RuleBasedStateMachine):
         self.kept: dict[Request, set[int]] = {}
         self.states: dict[Request, str] = {}
         self.copies: set[tuple[str, bytes]] = set()
+        self.held: dict[str, int] = {}
 
     def teardown(self) -> None:
         self.client.flushall()
@@ -151,8 +152,10 @@ class Requests(RuleBasedStateMachine):
         mailbox = self.one_of((*MAILBOXES, ""))
         keep_ms = self.one_of((KEEP_MS, KEEP_MS, KEEP_MS, 0))
         limit = self.one_of((-1, -1, -1, 2))
-        fingerprint = self.one_of(("", "what was asked"))
-        request = Request(f"{len(self.model.requests):032x}", plan, mailbox, keep_ms, fingerprint=fingerprint)
+        fingerprint, is_large = self.one_of(("", "what was asked")), self.one_of((True, False))
+        request = Request(
+            f"{len(self.model.requests):032x}", plan, mailbox, keep_ms, fingerprint=fingerprint, is_large=is_large
+        )
         others = {slot: self.one_of(self.model.requests[::-1]) for slot in plan.refs}
         limits = dict.fromkeys(plan.streams, limit) if limit >= 0 else {}
         command = self.submission(request, others, limits)
@@ -194,6 +197,7 @@ class Requests(RuleBasedStateMachine):
             awaited,
             {self.names[stream]: limit for stream, limit in limits.items()},
             fingerprint=request.fingerprint,
+            values=request.given_names(),
         )
 
     def header(self, request: Request) -> bytes:
@@ -248,7 +252,13 @@ class Requests(RuleBasedStateMachine):
         for request in requests:
             self.model.forget(request)
 
-        assert self.send(functions.forget([self.keys.request(request.id) for request in requests])) == b"OK"
+        self.check_freed(self.send(functions.forget([self.keys.request(request.id) for request in requests])), b"OK")
+
+    def check_freed(self, reply: Any, expected: bytes) -> None:
+        """A reply tells of each value that is gone with what was held until now."""
+        freed = set(reply[1:]) if isinstance(reply, list) else set()
+        assert (reply[0] if isinstance(reply, list) else reply) == expected
+        assert {name.decode() for name in freed} == set(self.held) - set(self.model.holders())
 
     @act(2, when=lambda self: self.model.requests)
     def cancel(self) -> None:
@@ -265,7 +275,7 @@ class Requests(RuleBasedStateMachine):
     def expire(self) -> None:
         request = self.one_of(self.model.requests)
         self.client.delete(self.keys.request(request.id))
-        request.state, request.waiters = "", []
+        self.model.expire(request)
 
     # -- replicas work -----------------------------------------------------------------------------
 
@@ -308,15 +318,26 @@ class Requests(RuleBasedStateMachine):
     @act(8, when=lambda self: self.deliveries)
     def commit(self) -> None:
         delivery, is_failure = self.one_of(self.deliveries), self.one_of((False, False, False, False, True))
-        command = self.commitment(delivery, is_failure)
-        expected = self.model.commit(delivery, is_failure)
+        targets = delivery.request.plan.steps[delivery.step].targets
+        is_stored = delivery.request.is_large and (targets or self.one_of((True, False))) and not is_failure
+        value = f"made by {delivery.entry.decode()} of {delivery.request.id}" if is_stored else ""
+        command = self.commitment(delivery, is_failure, value)
+        expected = self.model.commit(delivery, is_failure, value)
 
-        assert self.send(command) == expected
+        self.check_freed_by_commit(self.send(command), expected, value)
         if expected != b"ERR":
             self.deliveries.remove(delivery)
             self.commits.append((delivery, command))
 
-    def commitment(self, delivery: Delivery, is_failure: bool) -> Command:
+    def check_freed_by_commit(self, reply: Any, expected: bytes, value: str) -> None:
+        if expected != b"OK":
+            assert reply == expected
+            return
+        if value and value not in self.model.holders():
+            self.held[value] = 1  # nobody wants it
+        self.check_freed(reply, expected)
+
+    def commitment(self, delivery: Delivery, is_failure: bool, made: str) -> Command:
         request, step = delivery.request, delivery.step
         targets, value = request.plan.steps[step].targets, request.outcome(step)
         end: dict[str, Any] = {}
@@ -326,6 +347,11 @@ class Requests(RuleBasedStateMachine):
             end = {"state": State.DONE, "payload": value}
         else:
             end = {"moves": list(self.moves(request, dict.fromkeys(targets, value)))}
+            uses = Counter({made: len(targets)} if made else {})
+            uses.subtract(request.taken_names(step))
+            end["values"] = dict(uses)
+        if not targets and made:
+            end["values"] = {made: 1}
         stream, entry = self.names[delivery.stream], delivery.entry
         epoch, attempt = Epoch(self.keys.epoch, delivery.epoch), entry.decode()
         return functions.commit(
@@ -454,9 +480,18 @@ class Requests(RuleBasedStateMachine):
     def emit(self) -> None:
         request, is_again = self.one_of(self.deliveries).request, self.one_of((False, True))
         item = max(0, request.sent - is_again)
-        command = functions.emit(self.keys.request(request.id), request.id, item, b"%d" % item)
+        value = f"item {item} of {request.id}" if request.is_large else ""
+        command = functions.emit(self.keys.request(request.id), request.id, item, b"%d" % item, value)
 
-        assert self.send(command) == self.model.emit(request, item)
+        assert self.send(command) == self.model.emit(request, item, value)
+
+    @act(1, when=lambda self: self.model.items)
+    def read_an_item(self) -> None:
+        value = self.one_of(sorted(self.model.items))
+
+        self.model.release(value)
+
+        self.check_freed(self.send(functions.release([self.keys.value(value)])), b"OK")
 
     @act(2, when=lambda self: self.deliveries)
     def note(self) -> None:
@@ -539,6 +574,8 @@ class Requests(RuleBasedStateMachine):
         expected |= {self.boxes[name] for name, mail in self.model.mail.items() if mail}
         waiting = {self.keys.delayed_of(name) for name in self.names.values()}
         logs = {self.log(one) for one in self.model.requests if one.events}
+        self.held = {name: count for name, count in self.model.holders().items() if count}
+        expected |= {self.keys.value(name) for name in self.held}
         assert expected <= set(content) <= expected | waiting | logs | {self.letter_bytes}
         self.look(content)
         self.check_requests(content)
@@ -546,6 +583,8 @@ class Requests(RuleBasedStateMachine):
         self.check_calls(content)
         for name, mail in self.model.mail.items():
             assert Counter(content.get(self.boxes[name], ())) == mail
+        stored = {name: int(content[self.keys.value(name)][b"n"]) for name in self.held}
+        assert stored == self.held
 
     def log(self, request: Request) -> str:
         return self.keys.request(request.id).replace(":r:", ":v:")
@@ -562,7 +601,7 @@ class Requests(RuleBasedStateMachine):
             else:
                 if name == self.keys.epoch:
                     pipe.get(name)
-                elif ":r:" in name or ":d:" in name or name == self.letter_bytes:
+                elif any(part in name for part in (":r:", ":d:", ":y:")) or name == self.letter_bytes:
                     pipe.hgetall(name)
                 elif name.startswith("{machine}:v:"):
                     pipe.xrange(name)
@@ -600,6 +639,7 @@ class Requests(RuleBasedStateMachine):
             if not request.is_open:
                 asked = {"fp": request.fingerprint.encode()} if request.fingerprint else {}
                 end = {"st": request.state.encode(), "res": request.result, "by": request.by.encode()}
+                fields.pop("y", None)
                 assert fields == end | asked
                 continue
             assert state == State.OPEN

@@ -20,8 +20,8 @@ C = "c" * 32
 # -- what the text says ----------------------------------------------------------------------------
 
 READS = {
-    "EXISTS", "GET", "HGET", "HGETALL", "HMGET", "HVALS", "INFO", "PTTL", "TIME", "TYPE", "XINFO", "XLEN", "XPENDING",
-    "XRANGE", "ZCARD", "ZRANGE", "ZRANGEBYSCORE",
+    "EXISTS", "GET", "HGET", "HGETALL", "HLEN", "HMGET", "HSTRLEN", "HVALS", "INFO", "PTTL", "TIME", "TYPE", "XINFO",
+    "XLEN", "XPENDING", "XRANGE", "ZCARD", "ZRANGE", "ZRANGEBYSCORE",
 }  # fmt: skip
 WRITERS = {
     "write_hash": {"redis.pcall", "pairs", "type", "unpack"},
@@ -32,7 +32,7 @@ WRITERS = {
 BOUNDED = {"entry.fields", "writes[k]", "set, 1, set_count", "gone, 1, gone_count"}
 """What they may unpack: its length was checked when it was collected."""
 DEFINITION = re.compile(
-    r"^(?:local function (\w+)\(.*?^end$|(\w+) = function\(.*?^end$"
+    r"^(?:(?:local )?function ([\w.]+)\(.*?^end$|(\w+) = function\(.*?^end$"
     r"|redis\.register_function\{ function_name = '(\w+)'.*?^end \}$)",
     re.MULTILINE | re.DOTALL,
 )
@@ -272,6 +272,20 @@ def take(desk: Desk) -> Command:
 def forget(desk: Desk) -> Command:
     begun(desk)
     return functions.forget([desk.keys.request(A), desk.keys.request(B)])
+
+
+@scene
+def release(desk: Desk) -> Command:
+    begun(desk)
+    desk.client.execute_command(*functions.emit(desk.keys.request(A), A, 0, b"item", C))
+    return functions.release([desk.keys.value(C)])
+
+
+@scene
+def commit_with_stored_values(desk: Desk) -> Command:
+    desk.submit(A, [Start(desk.one, "0", [b"x"])], values={B: 1})
+    ((entry, _),) = desk.fetch(desk.one)
+    return commit_of(desk, entry, moves=[Start(desk.one, "2", [b"y"])], values={C: 1, B: -1})
 
 
 @scene

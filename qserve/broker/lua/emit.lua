@@ -11,7 +11,10 @@ local sent, taken = count_in(request, Field.SENT), count_in(request, Field.TAKEN
 if number == sent then
   sent = sent + 1
   hset(request, Field.SENT, sent)
-  if mailbox and mailbox ~= '' then deliver(mailbox, request_id, ITEM, payload) end
+  if mailbox and mailbox ~= '' then
+    deliver(mailbox, request_id, ITEM, payload)
+    if value ~= '' then payloads.count(request, value, 1, redis.call('PTTL', request)) end
+  end
 end
 local ahead = math.max(0, sent - taken)
 if taken == 0 and mailbox and string.sub(mailbox, -1) == COUNTS then ahead = ahead + HELD_BACK end

@@ -9,6 +9,7 @@ check(index, 'zset')
 for place, letter in ipairs(letters) do
   found = found + redis.call('EXISTS', letter)
   uncount_bytes(letter)
+  payloads.release(letter)
   write('DEL', letter)
   write('ZREM', index, request_ids[place])
 end

@@ -27,6 +27,7 @@ hset(request, Field.HEADER, header)
 hset(request, Field.MAILBOX, '')
 hset(request, Field.KEEP, keep_ms)
 lives[request] = ttl_ms
+payloads.count_all(request, hget(letter, Field.VALUES), 0, ttl_ms + 0)
 for _, call in ipairs(calls) do enqueue(request, unpack(call)) end
 carry_out()
 return Reply.OK

@@ -30,7 +30,9 @@ end
 local failed
 for k = 1, #awaited do
   local argument = awaited[k]
-  argument.state, argument.result = unpack(hmget(argument.request, { Field.STATE, Field.RESULT }))
+  argument.state, argument.result, argument.values = unpack(
+    hmget(argument.request, { Field.STATE, Field.RESULT, Field.VALUES })
+  )
   if not argument.state then return Reply.LOST end
   if argument.state ~= State.OPEN and argument.state ~= State.DONE then failed = failed or argument end
 end
@@ -56,6 +58,7 @@ if failed then
 else
   if model_id ~= '' then streams[1] = holder_of(streams[1], model_id, max_ongoing) or streams[1] end
   apply(moves, streams, request, header, enqueue)
+  payloads.change(request, values)
   for k = 1, #awaited do
     local argument = awaited[k]
     local stream, step, needs, slot = streams[argument.place], argument.step, argument.needs, argument.slot
@@ -68,6 +71,7 @@ else
       }))
       note_waiting(request, common, step, ttl_ms)
     else
+      if argument.values then payloads.change(request, payloads.read(argument.values)) end
       fill(request, stream, header, step, needs, { { slot, argument.result or '' } }, enqueue)
     end
   end

@@ -26,6 +26,7 @@ local function drop_oldest(index, made)
     local letter = dead_letter_of(request_of(index, id))
     hashes[letter] = nil
     excess = excess - uncount_bytes(letter)
+    payloads.release(letter)
     count = count + 1
     write('DEL', letter)
     write('ZREM', index, id)
@@ -52,7 +53,9 @@ local function make_dead_letter(request, id, stream, fields, why, failure, histo
   check(index, 'zset')
   if state then
     write('COPY', request, letter)
-    local bytes = #failure
+    local values = hget(request, Field.VALUES)
+    payloads.count_all(letter, values, 1, DEAD_LETTER_TTL_MS)
+    local bytes = #failure + payloads.bytes(letter, values)
     for _, value in ipairs(redis.call('HVALS', request)) do bytes = bytes + #value end
     count_bytes(letter, bytes)
     for field, value in pairs(hash_of(request)) do hset(letter, field, value) end

@@ -20,6 +20,7 @@ end
 
 -- pairs as a table, the second of a pair by the first
 local function read_pairs(argv, at)
+  if argv[at] == '0' then return empty, at + 1 end
   local found, count = {}, argv[at] + 0
   for k = at + 1, at + 2 * count, 2 do found[argv[k]] = argv[k + 1] end
   return found, at + 1 + 2 * count

@@ -65,7 +65,7 @@ end
 
 local finish
 
-local function notify(waiter, request_id, state, payload)
+local function notify(waiter, request_id, state, payload, uses)
   local w = read_waiter(waiter)
   if not w then return end
   if w.mailbox then return deliver(w.mailbox, request_id, state, payload) end
@@ -76,10 +76,12 @@ local function notify(waiter, request_id, state, payload)
     -- a replay goes on with it: this result is not sent a second time
     if state == State.DONE and may_be(letter, 'hash') and exists(letter) then
       fill(letter, w.stream, hget(letter, Field.HEADER), w.step, w.needs, slots, keep_call)
+      payloads.change(letter, uses)
     end
   elseif not is_stream(w.stream) then -- only a replay waits for a queue that may be gone
     finish(w.request, w.request_id, State.FAILED, DELETED)
   elseif state == State.DONE then
+    payloads.change(w.request, uses)
     if fill(w.request, w.stream, w.header, w.step, w.needs, slots, enqueue) then
       forget_waiting(w.request, w.stream, w.step)
     end
@@ -91,26 +93,35 @@ local function notify(waiter, request_id, state, payload)
 end
 
 -- end a request: its result is kept for as long as was asked for, and its waiters are notified
-finish = function(request, request_id, state, payload, by, event)
-  local mailbox, keep, asked, left, more, events = unpack(
-    hmget(request, { Field.MAILBOX, Field.KEEP, Field.FINGERPRINT, Field.LEFT, Field.WAITERS, Field.EVENTS })
-  )
+--   uses   has the stored value of its result, which is kept for a while in any case: its reader has yet to fetch it
+finish = function(request, request_id, state, payload, by, event, uses)
+  local mailbox, keep, asked, left, more, events, values = unpack(hmget(request, {
+    Field.MAILBOX, Field.KEEP, Field.FINGERPRINT, Field.LEFT, Field.WAITERS, Field.EVENTS, Field.VALUES,
+  }))
+  uses = uses or empty
   local waiters = more and waiters_of(request) or empty
   if events then keep_trace(request, state, payload, event or '') end
   if not by then count_end(request, state) end
+  if values then payloads.count_all(request, values, -1) end
   renew(request)
   keep = tonumber(keep or 0) or 0
+  if uses ~= empty and keep <= 0 and (keep == 0 or more) then keep = MAILBOX_TTL_MS end
   if keep > 0 then
-    local is_kept = not left or leave(request, #payload, keep)
+    local stored = left and uses ~= empty and payloads.bytes(request, cmsgpack.pack(uses)) or 0
+    local is_kept = not left or leave(request, #payload + stored, keep)
     hset(request, Field.STATE, is_kept and state or State.FAILED)
     hset(request, Field.RESULT, is_kept and payload or NOT_KEPT)
     hset(request, Field.COMMITTED_BY, by or '')
     if asked then hset(request, Field.FINGERPRINT, asked) end
+    lives[request] = is_kept and keep or math.min(keep, MAILBOX_TTL_MS)
+    payloads.change(request, uses)
     lives[request] = keep
+  else
+    payloads.drop(request, uses)
   end
   if events then write('PEXPIRE', events_of(request), math.max(keep, EVENTS_TTL_MS)) end
   if mailbox and mailbox ~= '' then deliver(mailbox, request_id, state, payload) end
-  for _, waiter in ipairs(waiters) do notify(waiter, request_id, state, payload) end
+  for _, waiter in ipairs(waiters) do notify(waiter, request_id, state, payload, uses) end
 end
 
 -- what the reader of a mailbox may know of a request

@@ -155,6 +155,8 @@ end
 local set, gone = { 'HSET' }, { 'HDEL' }
 
 local function write_hash(key, hash)
+  -- a stored value that nobody holds any more
+  if type(hash[HOLDERS]) == 'number' and hash[HOLDERS] <= 0 then return redis.pcall('UNLINK', key) end
   if renewed[key] then redis.pcall('DEL', key) end
   local set_count, gone_count = 2, 2
   set[2], gone[2] = key, key
