@@ -6,7 +6,7 @@ import inspect
 import itertools
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from qserve.calls.handles import DeploymentHandle, GraphHandle, RayServeDAGHandle, RayServeDeploymentHandle
@@ -43,6 +43,7 @@ class CompiledApplication:
         the constructor arguments of the deployment ``Driver``.
       driver: Set when the root is a DAGDriver.
       adapter: The driver's HTTP adapter as the user gave it; a string is not imported yet.
+      handles: The deployments whose handles a deployment was bound to, by its name.
     """
 
     name: str
@@ -50,6 +51,7 @@ class CompiledApplication:
     graphs: Mapping[str, Plan]
     driver: DriverRecord | None = None
     adapter: AdapterLike = None
+    handles: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     @property
     def ingress(self) -> Deployment:
@@ -82,7 +84,8 @@ def compile_application(root: Any, *, app_name: str = "default") -> CompiledAppl
     deployments = tuple(
         compiler.deployment(node, node is root) for node in order if isinstance(node, ClassNode | FunctionNode)
     )
-    return CompiledApplication(app_name, deployments, compiler.graphs, driver, adapter)
+    handles = {user: tuple(dict.fromkeys(children)) for user, children in compiler.handles.items()}
+    return CompiledApplication(app_name, deployments, compiler.graphs, driver, adapter, handles)
 
 
 def _makes_generator(output: DAGNode) -> bool:
@@ -108,6 +111,7 @@ class Compiler:
         self.names = names
         self._has_new_handles = has_new_handles
         self.graphs: dict[str, Plan] = {}
+        self.handles: defaultdict[str, list[str]] = defaultdict(list)
         self._app_name = app_name
         self._graph_of: dict[DAGNode, str] = {}
 
@@ -139,10 +143,10 @@ class Compiler:
 
         def stand_in(child: DAGNode) -> Any:
             if isinstance(child, ClassNode):
-                return self._handle(child)
+                return self._handle(child, node)
             if child not in self._graph_of:
                 if isinstance(child, FunctionNode) and not _is_bound(child):
-                    return self._handle(child)
+                    return self._handle(child, node)
                 self.add_graph(f"{self.names[node]}:{next(numbers)}", child)
             kind = GraphHandle if self._has_new_handles else RayServeDAGHandle
             return kind(self._graph_of[child], self._app_name)
@@ -150,7 +154,10 @@ class Compiler:
         args, kwargs = replace((node.get_args(), node.get_kwargs()), DAGNode, stand_in)
         return args, kwargs
 
-    def _handle(self, node: DAGNode) -> RayServeDeploymentHandle | DeploymentHandle:
+    def _handle(self, node: DAGNode, user: DAGNode) -> RayServeDeploymentHandle | DeploymentHandle:
+        if not (isinstance(user, ClassNode) and is_driver(user.get_body())):  # the gateway starts a driver's graphs
+            owner = user.get_class_node() if isinstance(user, MethodNode) else user
+            self.handles[self.names[owner]].append(self.names[node])
         kind = DeploymentHandle if self._has_new_handles else RayServeDeploymentHandle
         return kind(self.names[node], self._app_name)
 
@@ -184,7 +191,7 @@ class Compiler:
 
         def stand_in(child: DAGNode, is_nested: bool = True) -> Any:
             if isinstance(child, ClassNode):
-                return self._handle(child)
+                return self._handle(child, node)
             source = sources[child]
             return Slot(slots.setdefault(source, len(slots)), is_nested and isinstance(source, int))
 

@@ -173,6 +173,7 @@ def record_of(built: CompiledApplication, codec: Codec, target: str = "") -> App
         graphs=graphs,
         driver=built.driver,
         deployed_at=time.time(),
+        handles={user: [*children] for user, children in built.handles.items()},
     )
 
 

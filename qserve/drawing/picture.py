@@ -90,7 +90,7 @@ def picture_of(node: DAGNode) -> Picture:
             ids[child] = numbering.take(child.get_label())
             pending.extend((grandchild, child) for grandchild in reversed(child.get_all_child_nodes()))
         if user is not None:
-            is_data = not isinstance(child, ClassNode) or _is_driver(user)
+            is_data = _is_driver(user) or not (isinstance(child, ClassNode) or isinstance(user, ClassNode))
             edges.append(PictureEdge(ids[child], ids[user], is_data))
     try:
         names = assign_names(bottom_up(node))

@@ -11,11 +11,26 @@ INPUT, OUTPUT = "in", "out"
 
 
 def graphs_of(record: ApplicationRecord) -> tuple[Graph, ...]:
-    """Return its plans as graphs, and one of the deployments that are called by handle, if there are any."""
-    plans = [_from_plan(name, plan, _driver_of(record)) for name, (plan, _) in record.plans.items()]
+    """Return its plans as graphs, with the deployments that their steps call by handle, and one of all others."""
+    plans = [
+        _with_handles(record, _from_plan(name, plan, _driver_of(record))) for name, (plan, _) in record.plans.items()
+    ]
     shown = {node.deployment for graph in plans for node in graph.nodes}
     others = [name for name in record.replicated if name not in shown]
     return (*plans, _of_handles(record, others)) if others else tuple(plans)
+
+
+def _with_handles(record: ApplicationRecord, graph: Graph) -> Graph:
+    """Return a graph with the deployments that its own have handles of, each in a box that no value comes to."""
+    nodes, edges = [*graph.nodes], [*graph.edges]
+    ids = {node.deployment: node.id for node in nodes if node.kind == "handle"}
+    for user in nodes:  # which grows meanwhile
+        for name in record.handles.get(user.deployment, ()):
+            if name not in ids:
+                ids[name] = f"handle {name}"
+                nodes.append(Node(ids[name], "handle", deployment=name))
+            edges.append((user.id, ids[name]))
+    return Graph(graph.name, tuple(nodes), tuple(edges))
 
 
 def _driver_of(record: ApplicationRecord) -> str:
@@ -43,8 +58,9 @@ def _from_plan(name: str, plan: Plan, driver: str) -> Graph:
 
 
 def _of_handles(record: ApplicationRecord, names: list[str]) -> Graph:
-    """Return the deployments that no plan calls: only their code knows which of them calls which."""
+    """Return the deployments that no plan leads to: those that were bound to handles, and what they call."""
     nodes = [Node(f"handle {name}", "handle", deployment=name) for name in names]
     if record.ingress not in names or record.route_prefix is None:
-        return Graph("", tuple(nodes), ())
-    return Graph("", (Node(INPUT, "input"), *nodes), ((INPUT, f"handle {record.ingress}"),))
+        return _with_handles(record, Graph("", tuple(nodes), ()))
+    edges = ((INPUT, f"handle {record.ingress}"),)
+    return _with_handles(record, Graph("", (Node(INPUT, "input"), *nodes), edges))

@@ -31,7 +31,8 @@ class Graph:
 
     Parameters:
       name: The route of the driver, ``""`` for the only one, ``Driver:0`` for one that a deployment holds.
-      edges: Pairs of IDs of nodes, in the direction in which values go.
+      edges: Pairs of IDs of nodes, in the direction in which values go; from a deployment to one of kind ``handle`` in
+        that of calls.
     """
 
     name: str

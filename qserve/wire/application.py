@@ -216,6 +216,7 @@ class ApplicationRecord:
       description: Its HTTP interface, see ``wire.description``; b"" where none could be made.
       share, share_until_ms: The part of new requests, from 0 to 1, that a version gets which is being deployed, and
         until when by the broker's clock; 0 if it has never got any.
+      handles: The deployments whose handles a deployment was bound to, by its name; for pictures.
     """
 
     name: str
@@ -243,6 +244,7 @@ class ApplicationRecord:
     description: bytes = field(default=b"", compare=False, repr=False)
     share: float = field(default=0.0, compare=False)
     share_until_ms: float = field(default=0.0, compare=False)
+    handles: dict[str, list[str]] = field(default_factory=dict, compare=False)
 
     @property
     def replicated(self) -> dict[str, DeploymentRecord]:

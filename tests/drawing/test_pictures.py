@@ -100,6 +100,9 @@ def test_only_values_that_pass_with_a_request_are_data() -> None:
 
     handles = [(edge.child, edge.user) for edge in picture_of(node).edges if not edge.is_data]
     assert handles == [("Model", "combine"), ("Outer", "forward"), ("Model", "Outer")]
+    with InputNode() as inp:
+        held = Model.bind(combine.bind(inp, inp), combine.bind())
+    assert {edge.user for edge in picture_of(held).edges if not edge.is_data} == {"Model"}
     assert picture_of(DAGDriver.bind(model)).edges == (PictureEdge("Model", "DAGDriver"),)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from nodes import Combine, Model, func
 
 import qserve
@@ -70,16 +72,43 @@ def test_a_step_that_takes_no_value_begins_with_the_request() -> None:
     assert {("in", "Model"), ("Model", "func"), ("in", "func")} <= edges(graph)
 
 
-def test_deployments_that_are_called_by_handle_are_shown_without_what_only_their_code_knows() -> None:
-    @deployment
-    class Front:
-        def __init__(self, model: object) -> None:
-            pass
+@deployment
+class Front:
+    def __init__(self, *models: object) -> None:
+        pass
 
-        def __call__(self) -> None:
-            pass
+    def __call__(self, value: int) -> None:
+        pass
 
-    (graph,) = drawn(Front.bind(Model.bind()))
 
-    assert {node.deployment for node in graph.nodes} == {"", "Front", "Model"}
+def test_deployments_that_are_called_by_handle_are_shown_behind_those_that_were_bound_to_them() -> None:
+    model = Model.bind()
+    (graph,) = drawn(Front.options(name="Root").bind(func.bind(), Front.options(name="Second").bind(model, [model])))
+
+    assert {node.kind for node in graph.nodes} == {"input", "handle"}
+    assert edges(graph) == {("in", "Root"), ("Root", "func"), ("Root", "Second"), ("Second", "Model")}
+    assert len(graph.edges) == 4
+
+
+def test_steps_lead_to_what_they_call_by_handle() -> None:
+    model = Model.bind()
+    with InputNode() as request:
+        answer = Front.bind(model).__call__.bind(model.forward.bind(request))
+        (graph,) = drawn(DAGDriver.bind(func.bind(answer, Combine.bind())))
+
+    kinds = {node.id: (node.kind, node.deployment) for node in graph.nodes}
+    assert [(kinds[child][1], kinds[user][1]) for child, user in graph.edges if kinds[user][0] == "handle"] == [
+        ("Front", "Model"),
+        ("func", "Combine"),
+    ]
+    assert {("step", "Model"), ("handle", "Model")} <= {*kinds.values()}, (
+        "it is a step as well, whose value Front takes"
+    )
+
+
+def test_a_version_that_was_deployed_before_handles_were_recorded_has_no_such_edges() -> None:
+    record = record_of(compile_application(Front.bind(Model.bind())), Codec(Keyring(b"key")))
+    (graph,) = graphs_of(replace(record, handles={}))
+
     assert edges(graph) == {("in", "Front")}
+    assert {node.deployment for node in graph.nodes} == {"", "Front", "Model"}

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import chain
 from socketserver import ThreadingMixIn
+from types import MappingProxyType
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
@@ -52,7 +54,13 @@ class Shop:
     reads: int = 0
     records: list[ApplicationRecord] = field(default_factory=list)
 
-    def deploy(self, name: str = "shop", steps: tuple[str, ...] = ("Detect", "Rank"), version: str = "v1") -> None:
+    def deploy(
+        self,
+        name: str = "shop",
+        steps: tuple[str, ...] = ("Detect", "Rank"),
+        version: str = "v1",
+        handles: Mapping[str, list[str]] = MappingProxyType({}),
+    ) -> None:
         plan = Plan(
             tuple(Step(one, "__call__", (Slot(0),), {}, 1) for one in steps),
             {InputKey(): ((0, 0),)} | {number: ((number + 1, 0),) for number in range(len(steps) - 1)},
@@ -63,8 +71,9 @@ class Shop:
             version,
             steps[0],
             f"/{'shop' if name == 'shop' else 'other'}",
-            deployments={one: DeploymentRecord(one, max_ongoing=4) for one in steps},
+            deployments={one: DeploymentRecord(one, max_ongoing=4) for one in (*steps, *chain(*handles.values()))},
             graphs={"": dump_plan(plan, Codec())},
+            handles={**handles},
         )
         self.installation.registry.stage(record)
         self.installation.registry.promote(record)

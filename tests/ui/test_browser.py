@@ -105,6 +105,17 @@ def test_the_graph_shows_which_step_holds_it_up_within_a_second(shop: Shop, show
     check_with_axe(shown)
 
 
+@pytest.mark.slow
+def test_calls_by_handle_are_dashed_lines(shop: Shop, page: Any) -> None:
+    shop.deploy(handles={"Rank": ["Model"]})
+    enter(shop, page)
+
+    node(page, "Model").wait_for()
+    assert page.locator(".edge").count() == 4
+    assert page.locator(".edge.by-handle").count() == 1
+    page.get_by_text("dashed: calls by handle").wait_for()
+
+
 @pytest.mark.long
 def test_an_application_that_is_deployed_or_paused_later_shows_within_a_second(shop: Shop, shown: Any) -> None:
     pause(shop.installation, "shop", "Detect", True)

@@ -120,8 +120,8 @@ export class ApplicationView {
       set(fit, "aria-pressed", String(isFit));
       resize(isFit);
     } }, "Fit");
-    const name = picture.graph.name || (picture.graph.nodes.some((node) => node.kind === "handle") ? "called by handle" : "");
-    return h("section", { class: "panel graph-panel" }, h("header", {}, h("h2", {}, name ? `Graph ${name}` : "Graph"), isFirst && legend(), fit), scroller);
+    const dashed = picture.hasHandles && h("span", { class: "note" }, "dashed: calls by handle");
+    return h("section", { class: "panel graph-panel" }, h("header", {}, h("h2", {}, `Graph ${picture.graph.name}`), dashed, isFirst && legend(), fit), scroller);
   }
 
   showNumbers(app) {

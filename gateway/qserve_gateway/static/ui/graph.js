@@ -13,9 +13,12 @@ export class GraphPicture {
     this.size = shape;
     this.nodes = [];
     this.edges = [];
+    this.hasHandles = false;
     const kinds = new Map(graph.nodes.map((node) => [node.id, node]));
     const lines = graph.edges.map(([child, user], index) => {
-      const line = svg("path", { class: "edge", d: shape.paths[index] });
+      const byHandle = kinds.get(user).kind === "handle" && kinds.get(child).deployment;
+      this.hasHandles ||= Boolean(byHandle);
+      const line = svg("path", { class: byHandle ? "edge by-handle" : "edge", d: shape.paths[index] });
       const flow = svg("path", { class: "flow", d: shape.paths[index] });
       this.edges.push({ line, flow, from: kinds.get(child).deployment, to: kinds.get(user).deployment });
       return [line, flow];
