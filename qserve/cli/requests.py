@@ -118,7 +118,8 @@ def waterfall(found: Trace, bars: str = _BARS) -> Iterator[str]:
     Parameters:
       bars: The characters for waiting, running and being passed on.
     """
-    yield _line(found.request)
+    version = found.request.version
+    yield _line(found.request) + on_one_line(f"  version {version}" if version else "")
     began = found.request.began or 0.0
     rows = [(0.0, "", one) for one in found.tries]
     for inner in found.inner:

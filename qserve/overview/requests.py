@@ -338,6 +338,7 @@ def of_trace(record: TraceRecord) -> dict[str, Any]:
     """Return what a trace says of its request, as the fields of ``Request``."""
     return {
         **_of_header(record.header),
+        **({"version": record.version} if record.version else {}),
         "state": record.state.word,
         "began": record.began_ms / 1000,
         "ended": record.ended_ms / 1000,

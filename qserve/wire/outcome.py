@@ -23,6 +23,7 @@ class Field(bytes, Enum):
     HEARD = b"hrd"  # those of them that its application has taken
     PROGRESS = b"at"  # the last event in which its code says how far it is
     TRACED = b"tr"  # when it was accepted, in Unix ms, if its trace is kept once it has ended
+    QUEUE = b"q"  # that of its first call, which names the version, if its trace is kept
     EVENTS = b"ev"  # how many events were written down; there once somebody wants to know
     VALUES = b"y"  # the stored values that it holds: a cmsgpack of the uses that are left of each
     FINGERPRINT = b"fp"  # of what was asked, where the result can be fetched by the id

@@ -792,6 +792,7 @@ def test_a_trace_keeps_what_fits_into_its_bytes_for_a_while_and_the_last_ones_ar
     ((_, long), (_, short)) = desk.client.xrevrange(desk.keys.traces, count=2)
     assert [short[Field.RESULT], long[Field.RESULT]] == [b"short", b""]
     assert [one[Field.HEADER] for one in (short, long)] == [header_of(A), header_of(B)]
+    assert {one[Field.QUEUE] for one in (short, long)} == {desk.one.encode()}
     for trace in (short, long):
         assert b"last" in trace[Field.EVENTS]
         assert 0.9 * TRACE_BYTES < sum(map(len, trace.values())) <= TRACE_BYTES
@@ -810,6 +811,7 @@ def test_only_what_was_traced_from_its_submission_on_leaves_a_trace_and_its_repl
     ((entry, _),) = desk.fetch(desk.one)
     desk.dead_letter(desk.one, entry, B, "retries", b"failed")
     letter, request = desk.keys.dead_letter(B), desk.keys.request(B)
+    assert not desk.client.hexists(letter, Field.QUEUE)
     assert desk.client.execute_command(*functions.replay(letter, request, B, header_of(B), 9000, 9000, {})) == b"OK"
     ((entry, _),) = desk.fetch(desk.one)
     desk.commit(desk.one, entry, B, state="d", payload=b"result")

@@ -140,6 +140,7 @@ def test_the_waterfall_has_each_step_with_its_waits_and_tries(shop: Shop) -> Non
     picture = shop.run("trace", "taken-over")
     assert "█" in picture
     assert "lost, try 1" in picture and "done, after a takeover, try 2" in picture
+    assert f"version {request['version']}\n" in picture
 
 
 def test_calls_by_handle_are_below_the_request_whose_code_made_them(shop: Shop) -> None:

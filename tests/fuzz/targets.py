@@ -298,6 +298,7 @@ def _trace() -> dict[bytes, bytes]:
     event = SIGNED.seal(event_context(REQUEST_ID), Event("started", 1.5, "Model", "0", 1, queued_ms=2.0).encode())
     failed = seal_end(SIGNED, REQUEST_ID, "f", Failure("builtins", "ValueError", "no").encode())
     return {b"st": b"f", b"tr": b"1700000000000", b"h": seal_header(SIGNED, _headers()[0]), b"res": failed,
+            b"q": b"{qserve}:queue:app:v1:Model",
             b"ev": msgpack.packb([[event, b"1700000000001"], [event, 1_700_000_000_002], [event, b""]])}  # fmt: skip
 
 

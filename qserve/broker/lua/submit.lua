@@ -47,6 +47,7 @@ hset(request, Field.KEEP, keep_ms)
 if is_left then hset(request, Field.LEFT, 1) end
 if is_traced then
   hset(request, Field.TRACED, now_ms())
+  hset(request, Field.QUEUE, streams[1] or '')
   hset(request, Field.EVENTS, 0)
 end
 if fingerprint ~= '' then hset(request, Field.FINGERPRINT, fingerprint) end

@@ -13,10 +13,11 @@ end
 
 -- keep what is known of a traced request that ends: no more than TRACE_BYTES of it, for the last TRACES_KEPT of them
 local function keep_trace(request, state, payload, last)
-  local began, header = unpack(hmget(request, { Field.TRACED, Field.HEADER }))
+  local began, header, queue = unpack(hmget(request, { Field.TRACED, Field.HEADER, Field.QUEUE }))
   local traces, log = traces_of(request), events_of(request)
   if not (began and header and may_be(traces, 'stream')) then return end
-  local room = TRACE_BYTES - #header
+  queue = queue or '' -- of one that an older version of this library has accepted
+  local room = TRACE_BYTES - #header - #queue
   if room < 0 then return end
   if state == State.DONE or #payload > room / 2 then payload = '' end
   room = room - #payload
@@ -31,7 +32,7 @@ local function keep_trace(request, state, payload, last)
   local logged = may_be(log, 'stream') and redis.call('XRANGE', log, '-', '+') or empty
   for _, entry in ipairs(logged) do keep(entry[2][2], entry[2][4] or '') end
   write('XADD', traces, 'MAXLEN', TRACES_KEPT, '*', Field.STATE, state, Field.TRACED, began, Field.HEADER, header,
-    Field.RESULT, payload, Field.EVENTS, cmsgpack.pack(events))
+    Field.QUEUE, queue, Field.RESULT, payload, Field.EVENTS, cmsgpack.pack(events))
   write('PEXPIRE', traces, TRACES_TTL_MS)
 end
 
