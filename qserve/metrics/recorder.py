@@ -6,19 +6,29 @@ import os
 import threading
 import time
 from bisect import bisect_left
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
 
 from qserve.base.log import get_logger
 from qserve.base.trace_context import trace_id_in
 from qserve.wire.totals import LONGEST_LABEL, Description, Distribution, Exemplar, Family, Kind, Labels, Snapshot
 
 log = get_logger(__name__)
+T = TypeVar("T")
 MOST_SETS = 500
 """How many sets of label values one metric has at most; further ones are counted together."""
 MOST_METRICS = 300
 """How many metrics user code may make."""
+MOST_NOTED = 1000
+"""How many events are noted at most before they are added up."""
 OTHER = "other"
 """The value of the labels of what is counted together."""
+
+
+def taken(noted: deque[T]) -> list[T]:
+    """Remove what was noted until now, and return it; other threads may note more meanwhile."""
+    return [noted.popleft() for _ in range(len(noted))]
 
 
 class Number:

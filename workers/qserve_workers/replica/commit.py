@@ -100,13 +100,14 @@ class Committer:
         """
         if self.watcher is not None:
             self.watcher(work, conclusion.state, conclusion.payload)
+        now = 0.0 if self._metrics is None else time.monotonic()
         try:
-            self._post_commit(work, conclusion)
+            self._post_commit(work, conclusion, now)
         except Exception as error:  # a fault of ours: without an end the request would wait for its deadline
-            self._post_commit(work, self._failed(work, error, "cannot be committed"))
+            self._post_commit(work, self._failed(work, error, "cannot be committed"), now)
         self._on_end(work)
         if self._metrics is not None:
-            self._metrics.count(work, conclusion.state == State.FAILED)
+            self._metrics.count(work, conclusion.state == State.FAILED, now)
         if access_log.isEnabledFor(logging.INFO):
             _log_end(work, conclusion.state)
 
@@ -187,9 +188,7 @@ class Committer:
         (run,) = work.request().runs
         return self._plane.sealed(run.request_id, happened(what, run))
 
-    def _post_commit(self, work: Work, conclusion: Conclusion) -> None:
-        posted = 0.0 if self._metrics is None else time.monotonic()
-
+    def _post_commit(self, work: Work, conclusion: Conclusion, posted: float) -> None:
         def on_reply(reply: Any) -> None:
             if failpoints.ARMED:
                 failpoints.hit("commit.after_send")
@@ -204,10 +203,10 @@ class Committer:
             if epoch is not None:
                 self._plane.mailbox.change_epoch(epoch)
                 # the call may be of either epoch: where it is not of this one, its entry is gone and so is its effect
-                self._post_commit(work, conclusion)
+                self._post_commit(work, conclusion, posted)
             elif reply == Reply.BADKEY:
                 error = BrokerError(f"a queue that {work.step!r} leads to is not a stream: its key was overwritten")
-                self._post_commit(work, self._failed(work, error, "failed"))
+                self._post_commit(work, self._failed(work, error, "failed"), posted)
             elif isinstance(reply, BrokerError):
                 self._on_refusal(work, reply)
             else:
@@ -254,7 +253,7 @@ class Committer:
         self._post_end(work, command, "retried" if state == POSTPONED else "dead letter")
         self._on_end(work)
         if self._metrics is not None:
-            self._metrics.count(work, True)
+            self._metrics.count(work, True, time.monotonic())
         if access_log.isEnabledFor(logging.INFO):
             _log_end(work, state)
 
