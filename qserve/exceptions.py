@@ -16,10 +16,13 @@ QserveException                    also ``RayServeException``
 │   │   ├── PayloadTooLarge    500 a value is too long
 │   │   ├── ResultNotSerialisable  500 user code returned a value that cannot be sent
 │   │   └── ResultTooLarge     500 user code returned a value that is too long
-│   └── ResultUnavailable      410 the result is no longer kept, or the ID is unknown
+│   ├── ResultUnavailable      410 the result is no longer kept, or the ID is unknown
+│   ├── ValueLost              500 a stored value is gone
+│   └── ValueUnreachable       500 a stored value is where this process cannot read it
 ├── DeployError                500 an application could not be started
 ├── AppNotFound                404 no application of that name is registered
 ├── DeadLetterError            500 a dead letter does not exist or cannot be replayed
+├── StoreUnavailable           503 the store of large values cannot be reached
 ├── UsageProblem               400 a command or a file asks for something that cannot be; nothing was changed
 └── BrokerError                503 the broker refused a command
     ├── WrongType              503 a key in the broker was overwritten with something else
@@ -145,6 +148,18 @@ class ResultTooLarge(ResultNotSerialisable, PayloadTooLarge, code="result_too_la
 
 class ResultUnavailable(RequestError, status=410, code="result_unavailable"):
     """Raised when a request is unknown: its result has expired, or the ID never existed."""
+
+
+class ValueLost(RequestError, code="value_lost"):
+    """Raised when a large value that a step has passed on is gone, for example with the host in whose memory it was."""
+
+
+class ValueUnreachable(RequestError, code="value_unreachable"):
+    """Raised when a large value is in the memory of another host, or in a folder that this process does not know."""
+
+
+class StoreUnavailable(QserveException, status=503, code="store_unavailable", retryable=True):
+    """Raised when the folder or object store of large values, ``QSERVE_PAYLOADS``, cannot be reached."""
 
 
 class DeployError(QserveException, RuntimeError, code="deploy_failed"):

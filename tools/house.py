@@ -35,6 +35,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("qserve.wire",),
     ("qserve.metrics",),
     ("qserve.broker", "qserve.tracing"),
+    ("qserve.payloads",),
     ("qserve.calls", "qserve.fleet"),
     ("qserve.http",),
     ("qserve.define",),

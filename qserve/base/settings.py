@@ -31,6 +31,7 @@ _FORMS = {
     "namespace": (re.compile(r"[\w.:/-]+"), "letters, digits and the characters . _ - : /"),
     "metrics_prefix": (re.compile(r"[a-zA-Z_][a-zA-Z0-9_]*"), "letters, digits and _, with no digit first"),
 }
+_FOLDER = re.compile(r"[a-z][a-z0-9+.-]*://\S+")
 _CHOICES = {
     "durability": (LOCAL, REPLICA),
     "log_level": ("debug", "info", "warning", "error"),
@@ -48,6 +49,7 @@ class Settings:
 
     Parameters:
       broker_url: ``redis://``, ``rediss://``, ``unix://`` or ``sentinel://``; None to start an embedded broker.
+      broker_embedded: Whether the broker is an embedded one, whose data end with it; set by what has started it.
       broker_maxmemory: The most bytes that the embedded broker stores; None for a quarter of the memory.
       namespace: Keeps installations on one broker apart.
       secret_key: Signs all messages and everything that is pickled; without one, only plain data may travel, unsigned.
@@ -76,6 +78,11 @@ class Settings:
       tracing: ``on`` or ``off``: whether spans are made; ``auto``: if the standard ``OTEL_*`` variables ask for it.
       tracing_exporter: ``module:function``, which returns where spans go; "" for what ``OTEL_TRACES_EXPORTER`` says.
       tracing_sampling_ratio: The share of the traces begun here that is recorded; None for what ``OTEL_*`` says.
+      payloads: The stores for large values, of which the first with room takes one: ``memory`` of the host, the
+        ``broker``, and folders by their URLs; () for the broker, and for memory before it if it is an embedded one.
+      payload_threshold: From how many bytes on a part of a value is large.
+      max_value_bytes: The most bytes of one value that is passed between steps.
+      shm_limit: The most bytes of values in the memory of this host; None for half of what is free in ``/dev/shm``.
       body_memory: The most bytes of large request bodies and answers that one gateway process holds at a time.
       websocket_s: How long a WebSocket may be open.
       websocket_idle_s: How long a WebSocket may be open without a message in either direction.
@@ -86,6 +93,7 @@ class Settings:
     """
 
     broker_url: str | None = field(default=None, repr=False)
+    broker_embedded: bool = False
     broker_maxmemory: int | None = None
     namespace: str = "qserve"
     secret_key: bytes | None = field(default=None, repr=False)
@@ -109,6 +117,10 @@ class Settings:
     tracing: str = "auto"
     tracing_exporter: str = ""
     tracing_sampling_ratio: float | None = None
+    payloads: tuple[str, ...] = ()
+    payload_threshold: int = 64 * 1024
+    max_value_bytes: int = 2 << 30
+    shm_limit: int | None = None
     body_memory: int = 256 * 1024 * 1024
     websocket_s: float = 86_400.0
     websocket_idle_s: float = 3600.0
@@ -271,6 +283,15 @@ def _memory(variable: str, text: str) -> int:
     return value
 
 
+def _stores(variable: str, text: str) -> tuple[str, ...]:
+    stores = tuple(dict.fromkeys(part for given in text.split(",") if (part := given.strip())))
+    for store in stores:
+        if store not in ("memory", "broker") and not _FOLDER.fullmatch(store):
+            what = f"{store!r} is neither memory, nor broker, nor the URL of a folder, such as s3://bucket/prefix"
+            raise QserveException(f"{variable}={text!r}: {what}")
+    return stores
+
+
 def _message_bytes(variable: str, text: str) -> int:
     try:
         value = size(text)
@@ -284,10 +305,15 @@ def _message_bytes(variable: str, text: str) -> int:
 _READERS: Mapping[str, Callable[[str, str], Any]] = {
     "api_page": _boolean,
     "body_memory": _memory,
+    "broker_embedded": _boolean,
     "broker_maxmemory": _memory,
     "forward_headers": _header_names,
     "log_tail": _boolean,
+    "max_value_bytes": _message_bytes,
     "metrics": _boolean,
+    "payload_threshold": _message_bytes,
+    "payloads": _stores,
+    "shm_limit": _message_bytes,
     "show_errors": _boolean,
     "tenant_header": _header_name,
     "trace_sample": _rate,

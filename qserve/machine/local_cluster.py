@@ -97,7 +97,7 @@ class LocalCluster:
                 self._broker = EmbeddedBroker(self.settings.broker_maxmemory)
                 self._restarter.add(self._broker)
             key = self.settings.secret_key or secrets.token_hex(32).encode()
-            self.settings = replace(self.settings, broker_url=self._broker.url, secret_key=key)
+            self.settings = replace(self.settings, broker_url=self._broker.url, broker_embedded=True, secret_key=key)
         else:
             # imported on use: beside an embedded broker this process needs no client of a broker, which takes 10 MB
             import_module("qserve.broker.doctor").check_broker_of(self.settings)

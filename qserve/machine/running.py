@@ -21,7 +21,10 @@ from qserve.exceptions import UsageProblem
 from qserve.machine.private_folder import PrivateFolder, read_in_use
 
 _FILE = "run.json"
-_VARIABLES = ("QSERVE_BROKER_URL", "QSERVE_SECRET_KEY", "QSERVE_ACCEPTED_KEYS", "QSERVE_NAMESPACE")
+_VARIABLES = (
+    "QSERVE_BROKER_URL", "QSERVE_BROKER_EMBEDDED", "QSERVE_PAYLOADS", "QSERVE_SECRET_KEY", "QSERVE_ACCEPTED_KEYS",
+    "QSERVE_NAMESPACE",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,8 @@ The claim is in front of the value, so it is signed with the message that the va
 from __future__ import annotations
 
 import re
-from typing import NamedTuple
+from enum import Enum
+from typing import NamedTuple, TypeAlias
 
 from qserve.exceptions import PayloadError
 
@@ -22,6 +23,17 @@ _FORMS = [
         (FOLDER, rb"[0-9a-f]{16}", 32),
     )
 ]
+
+
+Part: TypeAlias = tuple[int, memoryview]
+"""Some bytes of a value that is to be stored, and their offset in it."""
+
+
+class Kind(Enum):
+    """What a value is stored for: ``PASSING`` from step to step, or ``KEPT`` for an accepted request or its caller."""
+
+    PASSING = 0
+    KEPT = 1
 
 
 class Claim(NamedTuple):

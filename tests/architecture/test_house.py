@@ -104,7 +104,7 @@ def test_an_import_of_the_same_layer_or_a_higher_one_is_upward(source: str, targ
 
 def test_an_upward_import_is_named_with_its_path_its_line_and_the_rule() -> None:
     assert house.fault(house.Arrow("qserve.wire.moves", "qserve.define.options", 78)) == (
-        "qserve/wire/moves.py:78 imports qserve.define (layer 8) from layer 3: move the code down, or pass the value in"
+        "qserve/wire/moves.py:78 imports qserve.define (layer 9) from layer 3: move the code down, or pass the value in"
     )
 
 

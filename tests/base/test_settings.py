@@ -42,6 +42,7 @@ def test_the_settings_reach_child_processes_and_hide_what_is_secret() -> None:
 def test_every_setting_has_a_variable() -> None:
     settings = Settings(
         broker_url="unix:///broker.sock",
+        broker_embedded=True,
         broker_maxmemory=1 << 30,
         namespace="other",
         secret_key=b"the-key-of-this-test",
@@ -58,6 +59,10 @@ def test_every_setting_has_a_variable() -> None:
         lease_s=3.5,
         stall_limit_s=4.5,
         start_timeout_s=5.5,
+        payloads=("memory", "s3://bucket/prefix"),
+        payload_threshold=1 << 17,
+        max_value_bytes=1 << 28,
+        shm_limit=1 << 27,
         body_memory=1 << 26,
         forward_headers=("x-region", "accept-language"),
         tenant_header="x-tenant",
@@ -110,6 +115,18 @@ def test_a_memory_that_is_not_a_size_or_too_small_is_refused(text: str) -> None:
 def test_a_longest_message_that_is_not_a_size_is_refused(text: str) -> None:
     with pytest.raises(QserveException, match="QSERVE_WEBSOCKET_MESSAGE_BYTES=.* must be a size, such as"):
         Settings.from_env({"QSERVE_WEBSOCKET_MESSAGE_BYTES": text})
+
+
+def test_the_stores_of_large_values_are_read_in_their_order() -> None:
+    text = " memory, s3://bucket/prefix ,broker,memory"
+
+    assert Settings.from_env({"QSERVE_PAYLOADS": text}).payloads == ("memory", "s3://bucket/prefix", "broker")
+
+
+@pytest.mark.parametrize("text", ["disk", "/mnt/shared", "memory,s3:bucket", "memory broker"])
+def test_a_store_of_large_values_that_does_not_exist_is_refused(text: str) -> None:
+    with pytest.raises(QserveException, match="QSERVE_PAYLOADS=.* is neither memory, nor broker, nor the URL"):
+        Settings.from_env({"QSERVE_PAYLOADS": text})
 
 
 @pytest.mark.parametrize("value", ["0", "-1", "soon", "inf", "nan", "1e-9", "31536001", "1e300", "60s"])

@@ -1,0 +1,184 @@
+"""`ValueStore`: which tier takes a value, and the one door to all of them."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from urllib.parse import urlsplit
+
+from qserve.base.keys import Keys
+from qserve.base.log import get_logger
+from qserve.base.once import may_say
+from qserve.base.settings import Settings
+from qserve.exceptions import StoreUnavailable
+from qserve.payloads.segments import Segments, is_possible
+from qserve.payloads.shm_folder import SHM
+from qserve.payloads.tier import IsKnown, Tier, TierFull, TierStats
+from qserve.wire.claim import BROKER, MEMORY, Claim, Kind, Part
+
+log = get_logger(__name__)
+_SAID_FOR_S = 3600.0
+
+
+@dataclass
+class Puts:
+    """What a process has stored in one tier, and how many values did not fit and went to the next one."""
+
+    values: int = 0
+    bytes: int = 0
+    fallbacks: int = 0
+
+
+class ValueStore:
+    """The payload store of one process. Its methods may be called by any thread.
+
+    Nothing is opened or created before it is needed: a process without large values pays nothing.
+
+    Parameters:
+      settings: Say which tiers there are, and their limits.
+      epoch: Returns the epoch of the broker, by which installations on one host are kept apart.
+    """
+
+    def __init__(self, settings: Settings, epoch: Callable[[], str]) -> None:
+        self._settings = settings
+        self._keys = Keys(settings.namespace)
+        self._epoch = epoch
+        self._lock = threading.Lock()
+        self._made: dict[str, Tier] = {}
+        self.threshold = settings.payload_threshold
+        self.max_bytes = settings.max_value_bytes
+        self.puts: dict[str, Puts] = {}
+        names = settings.payloads or ((MEMORY, BROKER) if settings.broker_embedded else (BROKER,))
+        durable = [name for name in names if name != MEMORY] or [BROKER]
+        possible = is_possible()
+        passing = [name for name in names if name != MEMORY or possible]
+        self._of_kind = {
+            Kind.PASSING: [*passing, *(name for name in durable if name not in passing)],
+            Kind.KEPT: passing if settings.broker_embedded and passing else durable,
+        }
+
+    def put(self, parts: Sequence[Part], size: int, kind: Kind = Kind.PASSING) -> Claim:
+        """Store a value in the first tier that has room, and return its claim.
+
+        Until ``settled`` is called the value belongs to this process: it goes when this process dies. The caller must
+        call ``settled`` or ``forget`` for each claim.
+
+        Parameters:
+          parts: The bytes, by their offsets; there may be gaps between them.
+          size: How many bytes it has, to the end of the last part.
+          kind: ``PASSING`` for a value that another step takes; ``KEPT`` for one that must outlive its host.
+
+        Raises:
+          BrokerError: The broker is the last tier, and cannot take it.
+          StoreUnavailable: The same for a folder.
+        """
+        names = self._of_kind[kind]
+        for name in names:
+            counted = self.puts.setdefault(name, Puts())
+            try:
+                claim = self._tier(name).put(parts, size)
+            except TierFull as error:
+                if name == names[-1]:
+                    raise StoreUnavailable(f"a value of {size} bytes cannot be stored: {error}") from error
+                counted.fallbacks += 1
+                if may_say(f"payloads: {name}", _SAID_FOR_S):
+                    log.warning("%s takes no more large values, which go to %s: %s", name, names[-1], error)
+            else:
+                counted.values += 1
+                counted.bytes += size
+                return claim
+        raise AssertionError("there is no tier")
+
+    def get(self, claim: Claim) -> memoryview:
+        """Return the bytes of a stored value, read-only; in memory it never changes while a view of it is used.
+
+        Raises:
+          ValueLost: It is gone.
+          ValueUnreachable: It is in the memory of another host, or in a folder that ``QSERVE_PAYLOADS`` does not name.
+          PayloadError: The bytes are not those that were stored.
+          BrokerError, StoreUnavailable: The broker or the folder cannot be reached.
+        """
+        return self._tier(claim.store).get(claim)
+
+    def is_heavy(self, size: int, kind: Kind = Kind.PASSING) -> bool:
+        """Return whether to store a value takes so long that an event loop should leave it to a thread."""
+        return size >= self._tier(self._of_kind[kind][0]).heavy_from
+
+    def is_heavy_to_get(self, claim: Claim) -> bool:
+        """Return whether to read a value takes so long that an event loop should leave it to a thread."""
+        return claim.size >= self._tier(claim.store).heavy_from
+
+    def settled(self, claims: Iterable[Claim]) -> None:
+        """Note that the broker knows these values of this process: from now on they outlive it.
+
+        Call it once the broker has answered the command that tells it of them. Crash before that: the value is swept
+        if the broker does not know it.
+        """
+        for store, some in _by_store(claims):
+            self._tier(store).settled([claim.name for claim in some])
+
+    def forget(self, claims: Iterable[Claim]) -> None:
+        """Remove values that nobody wants any more; those that are gone already are ignored.
+
+        What is being read stays until its readers are done.
+        """
+        for store, some in _by_store(claims):
+            self._tier(store).forget(some)
+
+    def sweep(self, is_known: IsKnown) -> None:
+        """Remove what dead processes have left in all tiers, and values that the broker does not know.
+
+        Parameters:
+          is_known: Takes names of values, and returns of each whether the broker knows it.
+        """
+        for tier in self._all():
+            tier.sweep(is_known)
+
+    def trim(self) -> None:
+        """Give back memory that this process keeps for its next values, and has not needed for ten seconds.
+
+        Call it every few seconds; it costs nothing where there is nothing to give back.
+        """
+        for tier in list(self._made.values()):
+            tier.trim()
+
+    def stats(self) -> list[TierStats]:
+        """Return what each tier of this installation holds, as far as this host can see."""
+        return [tier.stats() for tier in self._all()]
+
+    @property
+    def place(self) -> str:
+        """Where this host has values in its memory: two workers that have the same share it. "" if there is none.
+
+        Its first part is the host's name, its second the token of the memory.
+        """
+        tier = self._tier(MEMORY) if MEMORY in self._of_kind[Kind.PASSING] else None
+        return tier.place if isinstance(tier, Segments) else ""
+
+    def close(self) -> None:
+        """Close connections and give back memory; what was stored stays."""
+        for tier in list(self._made.values()):
+            tier.close()
+
+    def _all(self) -> list[Tier]:
+        return [self._tier(name) for name in self._of_kind[Kind.PASSING]]
+
+    def _tier(self, name: str) -> Tier:
+        with self._lock:
+            if name not in self._made:
+                self._made[name] = self._make(name)
+            return self._made[name]
+
+    def _make(self, name: str) -> Tier:
+        if name == MEMORY:
+            folder = urlsplit(self._settings.named_broker).path.rpartition("/")[0]
+            embedded_in = folder if self._settings.broker_embedded else ""
+            return Segments(self._epoch, embedded_in, self._settings.shm_limit, SHM)
+        raise NotImplementedError(name)
+
+
+def _by_store(claims: Iterable[Claim]) -> Iterable[tuple[str, list[Claim]]]:
+    of_store = sorted(claims, key=lambda claim: claim.store)
+    return [(store, list(some)) for store, some in groupby(of_store, lambda claim: claim.store)]

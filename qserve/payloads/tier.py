@@ -1,0 +1,61 @@
+"""What every tier of the payload store can do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple, Protocol
+
+from qserve.wire.claim import Claim, Part
+
+IsKnown = Callable[[list[str]], list[bool]]
+"""Returns of each value by its name whether the broker knows it: a request, a dead letter or a kept result holds it."""
+
+
+class TierFull(Exception):
+    """Raised when a tier has no room for a value, or cannot be reached: the next tier takes it."""
+
+
+class TierStats(NamedTuple):
+    """What one tier holds: its values, their bytes, and the seconds since the oldest was stored."""
+
+    tier: str
+    values: int
+    bytes: int
+    oldest_s: float
+
+
+class Tier(Protocol):
+    """One place for values. All of it may be called by any thread."""
+
+    name: str
+    heavy_from: int
+    """How many bytes take so long to store or to read that an event loop should leave that to a thread."""
+
+    def put(self, parts: Sequence[Part], size: int) -> Claim:
+        """Store a value and return its claim; TierFull if it has no room or cannot be reached.
+
+        Parameters:
+          parts: What it consists of, by their offsets; between them it may hold anything.
+          size: Its bytes.
+        """
+
+    def get(self, claim: Claim) -> memoryview:
+        """Return the bytes of a value; see ``ValueStore.get``."""
+
+    def settled(self, names: Iterable[str]) -> None:
+        """Note that the broker knows these values of this process, or never will; unknown names are ignored."""
+
+    def forget(self, claims: Iterable[Claim]) -> None:
+        """Remove values; those that are gone already are ignored."""
+
+    def sweep(self, is_known: IsKnown) -> None:
+        """Remove the values of this installation that nobody wants."""
+
+    def trim(self) -> None:
+        """Give back what this process keeps for its next values, and has not needed for a while."""
+
+    def stats(self) -> TierStats:
+        """Return what the tier holds."""
+
+    def close(self) -> None:
+        """Give back all that this process keeps; its values stay."""
