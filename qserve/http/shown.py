@@ -26,9 +26,9 @@ class ShownCodec(Codec):
     def _unpacked(self, extension: Extension, room: int) -> Any:
         code, size = extension.code, len(extension.content)
         if code in (Code.HTTP_MESSAGE, Code.STARLETTE_REQUEST):
-            return _Text(_request(unpack_message(self._read(extension.content, room))))
+            return _Text(_request(unpack_message(self._read(extension.content, room, extension.segment))))
         if code == Code.RECORD:
-            _, name, fields = self._read(extension.content, room)
+            _, name, fields = self._read(extension.content, room, extension.segment)
             return _Text(f"{name}({', '.join(f'{field}={value!r}' for field, value in fields.items())})")
         try:
             return super()._unpacked(extension, room)

@@ -8,16 +8,21 @@ the processes that read from it.
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable, Iterable
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import fields
+from functools import partial
 from itertools import chain
 from types import NoneType
-from typing import Any
+from typing import Any, Protocol
 
 import msgpack
 
 from qserve.base.keyring import Keyring
 from qserve.exceptions import PayloadError, PayloadTooLarge, RequestError
+from qserve.wire.claim import Claim, Kind, Part, apart, wrap
 from qserve.wire.codes import Code, is_record, numpy_packer, pack_record, packers, unpackers
 from qserve.wire.pickling import dumps
 
@@ -32,7 +37,11 @@ _CONTAINERS = frozenset((list, dict))
 _WALKED = frozenset((list, dict, tuple, set, frozenset))
 _ONE_EMPTY = frozenset((tuple, frozenset))
 """The types of which Python has one empty object only."""
+_SMALL_LEAVES = LEAVES - {bytes, memoryview}
+_ARRAY, _BYTEARRAY = Code.ARRAY, Code.BYTEARRAY  # to look a code up in the enum, or to hash it, takes 0.1 us
+_ALIGNED = 64
 NO_KEYS = Keyring()
+_is_light_only: ContextVar[bool] = ContextVar("qserve_light_only", default=False)
 _PACKER: dict[str, Any] = {"strict_types": True, "unicode_errors": "surrogatepass", "buf_size": 4096}
 
 
@@ -45,17 +54,49 @@ class Encoded:
         self.data = data
 
 
+class Values(Protocol):
+    """Where the large parts of values go, see ``qserve.payloads``."""
+
+    threshold: int
+    """From how many bytes on a part is large."""
+    max_bytes: int
+
+    def put(self, parts: Sequence[Part], size: int, kind: Kind) -> Claim: ...
+    def get(self, claim: Claim) -> memoryview: ...
+    def is_heavy(self, size: int, kind: Kind) -> bool: ...
+
+
+class Heavy(Exception):
+    """Raised inside of ``light_only`` instead of storing a value that takes long: encode it again in a thread."""
+
+
+@contextmanager
+def light_only() -> Iterator[None]:
+    """Have ``encode`` raise ``Heavy`` for what would hold up an event loop; nothing is stored then."""
+    token = _is_light_only.set(True)
+    try:
+        yield
+    finally:
+        _is_light_only.reset(token)
+
+
 class Codec:
     """Encodes and decodes values with one application's keys.
 
     Parameters:
       keys: Sign what must be pickled; without a key such values are refused.
-      max_bytes: The longest encoded value.
+      max_bytes: The longest encoded value that travels whole.
+      values: Stores what is large in values; None to have all of them travel whole.
     """
 
-    def __init__(self, keys: Keyring = NO_KEYS, max_bytes: int = 10 * 1024 * 1024) -> None:
+    def __init__(
+        self, keys: Keyring = NO_KEYS, max_bytes: int = 10 * 1024 * 1024, values: Values | None = None
+    ) -> None:
         self._keys = keys
         self._max_bytes = max_bytes
+        self._values = values
+        self._large = sys.maxsize if values is None else values.threshold
+        self._long = min(self._large, max_bytes + 1)
         # A packer is neither reentrant nor safe across threads, and a new one costs 13 us: idle ones wait here, and
         # list.pop and list.append are atomic.
         self._idle: list[msgpack.Packer] = []
@@ -68,35 +109,76 @@ class Codec:
             self._idle.append(packer)
         return data
 
-    def encode(self, value: Any) -> bytes:
-        """Encode one value.
+    def encode(self, value: Any, kind: Kind = Kind.PASSING) -> bytes:
+        """Encode one value. If that is large, its large parts are stored, and the encoding begins with a claim of them.
+
+        Who encodes a value that has a claim, see ``claim_in``, must have the store settle or forget it.
+
+        Parameters:
+          kind: Whether a stored value must outlive its host.
 
         Raises:
           PayloadError: The value cannot be encoded, or is nested more than ``DEPTH_LIMIT`` levels deep.
-          PayloadTooLarge: Its encoding is longer than ``max_bytes``.
+          PayloadTooLarge: Its encoding is longer than ``max_bytes``, or than the store takes.
           RequestError: It is the ref of a call that was refused.
+          BrokerError, StoreUnavailable: It is large, and the store cannot be reached.
+          Heavy: See ``light_only``.
         """
         try:
             data = value.data if type(value) is Encoded else self._encode(value)
+        except _LargeError:
+            return self._encode_large(value, None, kind)
         except RequestError:
             raise
         except Exception as error:
-            if isinstance(error, RecursionError) or "recursion" in str(error):
-                raise too_deep() from error
-            raise PayloadError(f"a value of type {type(value).__name__!r} cannot be encoded: {error}") from error
-        if len(data) > self._max_bytes:
+            raise _refusal(value, error) from error
+        if len(data) >= self._long:
+            if self._values is not None:
+                return self._encode_large(value, data, kind)
             raise PayloadTooLarge(
                 f"a value of type {type(value).__name__!r} takes {len(data)} bytes; the limit is {self._max_bytes}"
             )
         return data
 
-    def _encode(self, value: Any) -> bytes:
-        if type(value) in LEAVES:
+    def _encode_large(self, value: Any, data: bytes | None, kind: Kind) -> bytes:
+        """Store the large parts of a value, and what is left of it as well if that is still large.
+
+        Parameters:
+          data: Its encoding with all parts; None if that was not made.
+        """
+        values = self._values
+        assert values is not None
+        outside = _Outside()
+        try:
+            if data is None or _has_large(value, self._large):
+                data = self._encode(value, outside)
+        except RequestError:
+            raise
+        except Exception as error:
+            raise _refusal(value, error) from error
+        if len(data) >= self._large:
+            data = self._pack(msgpack.ExtType(Code.OUTSIDE, self._pack(outside.add(memoryview(data)))))
+        if outside.size > values.max_bytes:
+            raise PayloadTooLarge(
+                f"a value of type {type(value).__name__!r} takes {outside.size} bytes; the limit is {values.max_bytes},"
+                " set by QSERVE_MAX_VALUE_BYTES"
+            )
+        if _is_light_only.get() and values.is_heavy(outside.size, kind):
+            raise Heavy
+        return wrap(values.put(outside.parts, outside.size, kind), data)
+
+    def _encode(self, value: Any, outside: _Outside | None = None) -> bytes:
+        """Encode a value; its large parts go to ``outside``. _LargeError if there are some, and it is not given."""
+        if outside is None and type(value) in LEAVES:
+            if type(value) is bytes and len(value) >= self._large:
+                raise _LargeError
             return self._pack(value)
         is_tree, is_deep = _survey(value) if type(value) in _WALKED else _DEEP
         try:
             if not is_tree and self._keys.current is not None:
                 raise _UnknownError
+            if outside is not None:
+                return self._pack(_walked(value, DEPTH_LIMIT, partial(self._packed_apart, outside), _SMALL_LEAVES))
             if is_tree and not is_deep:
                 try:
                     return self._pack(value)
@@ -104,7 +186,7 @@ class Codec:
                     pass
             return self._pack(_walked(value, DEPTH_LIMIT, self._packed))
         except _UnknownError:
-            return self._pack(self._pickled(value))
+            return self._pack(self._pickled(value, outside))
 
     # msgpack calls hooks on the thread's stack, 40 KiB a level when it reads. Calls from Python to Python take nothing
     # of it: ``_walked`` goes through extensions inside of extensions, and msgpack gets what lies between them.
@@ -115,6 +197,8 @@ class Codec:
         if found is None:
             raise _NestedError
         code, pack = found
+        if (code is _ARRAY or code is _BYTEARRAY) and _size_of(value) >= self._large:
+            raise _LargeError
         content = pack(value)
         if not _is_simple(content):
             raise _NestedError
@@ -126,7 +210,28 @@ class Codec:
         if found is None:
             raise self._unknown(value)
         code, pack = found
+        if (code is _ARRAY or code is _BYTEARRAY) and _size_of(value) >= self._large:
+            raise _LargeError
         return msgpack.ExtType(code, self._pack(_walked(pack(value), room, self._packed)))
+
+    def _packed_apart(self, outside: _Outside, value: Any, room: int, is_viewed: bool = False) -> Any:
+        """Pack what is not a list, a dict or a small leaf; its large parts go to ``outside``.
+
+        Parameters:
+          is_viewed: Whether bytes in it are read as views.
+        """
+        if type(value) in LEAVES:
+            if len(value) < self._large:
+                return value
+            part = outside.add(memoryview(value))
+            return part if is_viewed else msgpack.ExtType(Code.BYTES, self._pack(part))
+        found = self._packer_of(value)
+        if found is None:
+            raise self._unknown(value)
+        code, pack = found
+        content = memoryview(value) if code is _BYTEARRAY else pack(value)
+        inner = partial(self._packed_apart, outside, is_viewed=code is _ARRAY or code is _BYTEARRAY)
+        return msgpack.ExtType(code, self._pack(_walked(content, room, inner, _SMALL_LEAVES)))
 
     def _packer_of(self, value: Any) -> tuple[Code, Callable[[Any], Any]] | None:
         found = packers.get(type(value)) or numpy_packer(value)
@@ -144,15 +249,32 @@ class Codec:
             " or pass plain data (numbers, text, bytes, lists, dicts, arrays)"
         )
 
-    def _pickled(self, value: Any) -> msgpack.ExtType:
+    def _pickled(self, value: Any, outside: _Outside | None = None) -> msgpack.ExtType:
         """Pickle a whole value, so that what is in it twice arrives as one object."""
+        buffers: list[msgpack.ExtType] = []
+
+        def keep(buffer: pickle.PickleBuffer) -> bool:
+            """Leave a buffer out of the pickle if it is large; return whether it is not."""
+            data = buffer.raw()
+            if len(data) < self._large:
+                return True
+            if outside is None:
+                raise _LargeError
+            buffers.append(outside.add(data))
+            return False
+
         try:
-            return msgpack.ExtType(Code.PICKLE, self._keys.sign(dumps(value)))
+            pickled = self._keys.sign(dumps(value, keep if self._values is not None else None))
+        except _LargeError:
+            raise
         except Exception as error:
             if isinstance(error, RecursionError) or isinstance(error.__cause__, RecursionError):
                 raise too_deep() from error
             culprit = self._culprit(value)
             raise PayloadError(f"a value of type {culprit!r} cannot be pickled: {error}") from error
+        if not buffers:
+            return msgpack.ExtType(Code.PICKLE, pickled)
+        return msgpack.ExtType(Code.PICKLE_APART, self._pack([pickled, buffers]))
 
     def _culprit(self, value: Any) -> str:
         """Return the name of the type in ``value`` that cannot be pickled."""
@@ -182,6 +304,7 @@ class Codec:
           PayloadError: ``encode`` did not write these bytes, they are nested more than ``DEPTH_LIMIT`` levels deep, or
             a pickle's signature is missing or wrong.
           PayloadTooLarge: They are longer than ``max_bytes``.
+          ValueLost, ValueUnreachable, BrokerError, StoreUnavailable: Its large parts cannot be read.
         """
         if len(data) > self._max_bytes:
             raise PayloadTooLarge(f"a value takes {len(data)} bytes; the limit is {self._max_bytes}")
@@ -190,9 +313,21 @@ class Codec:
         except PayloadError:
             raise
         except Exception as error:
-            raise PayloadError(f"{len(data)} bytes cannot be decoded: {type(error).__name__}") from error
+            claim, inline = apart(data)  # msgpack refuses what begins with a claim: others need not be asked for one
+            if claim is None:
+                raise _unreadable(data, error) from error
+        if self._values is None:
+            raise PayloadError(f"a value of {claim.size} bytes is in a store that is not open here: {claim.store}")
+        segment = self._values.get(claim)
+        try:
+            return self._read(inline, DEPTH_LIMIT, segment)
+        except PayloadError:
+            raise
+        except Exception as error:
+            raise _unreadable(data, error) from error
 
-    def _read(self, data: bytes, room: int) -> Any:
+    def _read(self, data: bytes | memoryview, room: int, segment: memoryview | None = None) -> Any:
+        """Decode; ``segment`` holds the parts that were stored."""
         extensions: list[Extension] = []
 
         def note(code: int, content: bytes) -> Extension:
@@ -201,6 +336,9 @@ class Codec:
 
         value = msgpack.unpackb(data, ext_hook=note, strict_map_key=False, unicode_errors="surrogatepass")
         if extensions:
+            if segment is not None:
+                for one in extensions:
+                    one.segment = segment
             return _walked(value, room, self._unpacked)
         if _may_be_deeper(data, room) and is_deeper(value, room):
             raise too_deep()
@@ -209,48 +347,117 @@ class Codec:
     def _unpacked(self, extension: Extension, room: int) -> Any:
         """Decode an extension; ``room`` is how many levels there may be in it."""
         unpack = unpackers.get(extension.code)
-        return self._unpickle(extension) if unpack is None else unpack(self._read(extension.content, room))
+        if unpack is not None:
+            return unpack(self._read(extension.content, room, extension.segment))
+        if extension.code == Code.PICKLE:
+            return self._unpickle(extension.content)
+        found = self._read(extension.content, room, extension.segment)
+        if extension.code == Code.BUFFER:
+            return _part_of(extension.segment, found)
+        if extension.code == Code.PICKLE_APART:
+            return self._unpickle(*found)
+        if extension.code == Code.OUTSIDE:
+            return self._read(found, room, extension.segment)
+        raise PayloadError(f"unknown extension {extension.code}: was this value written by a newer qserve?")
 
-    def _unpickle(self, extension: Extension) -> Any:
-        if extension.code != Code.PICKLE:
-            raise PayloadError(f"unknown extension {extension.code}: was this value written by a newer qserve?")
-        body = self._keys.verify(extension.content)
+    def _unpickle(self, content: bytes, buffers: Iterable[memoryview] = ()) -> Any:
+        body = self._keys.verify(content)
         if body is None:
             raise PayloadError(
                 "a pickled value arrived without the signature of this process's key: set QSERVE_SECRET_KEY to the"
                 " same secret in every process"
             )
-        return pickle.loads(body)
+        return pickle.loads(body, buffers=buffers)
 
 
 class Extension:
-    """An extension that is not decoded yet."""
+    """An extension that is not decoded yet; ``segment`` holds the parts of the value that were stored."""
 
-    __slots__ = ("code", "content")
+    __slots__ = ("code", "content", "segment")
 
     def __init__(self, code: int, content: bytes) -> None:
         self.code = code
         self.content = content
+        self.segment: memoryview | None = None
 
 
-def _walked(value: Any, room: int, extension: Callable[[Any, int], Any]) -> Any:
+class _Outside:
+    """The parts of one value that are to be stored, and their offsets."""
+
+    def __init__(self) -> None:
+        self.parts: list[Part] = []
+        self.size = 0
+
+    def add(self, data: memoryview) -> msgpack.ExtType:
+        """Add a part, and return what stands for it in the value."""
+        offset = -(-self.size // _ALIGNED) * _ALIGNED
+        self.parts.append((offset, data.cast("B")))
+        self.size = offset + data.nbytes
+        return msgpack.ExtType(Code.BUFFER, msgpack.packb([offset, data.nbytes]))
+
+
+def _part_of(segment: memoryview | None, place: Any) -> memoryview:
+    """Return a part of a stored value, given what stands for it."""
+    if segment is None or type(place) is not list or [*map(type, place)] != [int, int]:
+        raise PayloadError("a part of a stored value is malformed")
+    offset, length = place
+    if not 0 <= offset <= offset + length <= len(segment):
+        raise PayloadError("a part of a stored value is outside of it")
+    return segment[offset : offset + length]
+
+
+def _size_of(value: Any) -> int:
+    """Return the bytes of an array or a bytearray."""
+    return len(value) if type(value) is bytearray else value.nbytes
+
+
+def _has_large(value: Any, limit: int) -> bool:
+    """Return whether there are so many bytes in one piece somewhere in lists, dicts, tuples and sets."""
+    if type(value) is bytes:
+        return len(value) >= limit
+    level = [value] if type(value) in _WALKED else []
+    for _ in range(DEPTH_LIMIT):
+        below = []
+        for container in level:
+            items = container.values() if type(container) is dict else container
+            kinds = {*map(type, items)}  # at C's pace: most long lists hold numbers only
+            if bytes in kinds and any(type(item) is bytes and len(item) >= limit for item in items):
+                return True
+            if not _WALKED.isdisjoint(kinds):
+                below += [item for item in items if type(item) in _WALKED]
+        level = below
+    return False
+
+
+def _unreadable(data: bytes, error: Exception) -> PayloadError:
+    return PayloadError(f"{len(data)} bytes cannot be decoded: {type(error).__name__}")
+
+
+def _refusal(value: Any, error: Exception) -> PayloadError:
+    if isinstance(error, RecursionError) or "recursion" in str(error):
+        return too_deep()
+    return PayloadError(f"a value of type {type(value).__name__!r} cannot be encoded: {error}")
+
+
+def _walked(value: Any, room: int, extension: Callable[[Any, int], Any], leaves: frozenset[Any] = LEAVES) -> Any:
     """Return ``value`` with ``extension`` applied to everything in it that is not a list, a dict or a leaf.
 
     Parameters:
       room: How many levels it may have.
       extension: Takes the value, and how many levels there may be in it.
+      leaves: The types of leaves.
     """
     kind = type(value)
-    if kind in LEAVES:
+    if kind in leaves:
         return value
     if not room:
         raise too_deep()
     room -= 1
     if kind is list:
-        return [item if type(item) in LEAVES else _walked(item, room, extension) for item in value]
+        return [item if type(item) in leaves else _walked(item, room, extension, leaves) for item in value]
     if kind is dict:
         return {
-            key if type(key) in LEAVES else _walked(key, room, extension): _walked(item, room, extension)
+            key if type(key) in LEAVES else _walked(key, room, extension): _walked(item, room, extension, leaves)
             for key, item in value.items()
         }
     return extension(value, room)
@@ -258,6 +465,10 @@ def _walked(value: Any, room: int, extension: Callable[[Any, int], Any]) -> Any:
 
 class _NestedError(Exception):
     """Raised through msgpack when an extension may hold others."""
+
+
+class _LargeError(Exception):
+    """Raised when a part of a value is large, and the value is to be encoded again with that apart."""
 
 
 class _UnknownError(Exception):
@@ -349,9 +560,9 @@ _NO_HEADS = bytes({*range(256)} - {*range(0x80, 0xA0), *range(0xC7, 0xCA), *rang
 """All bytes but those with which a list, a dict or an extension begins."""
 
 
-def _may_be_deeper(data: bytes, depth: int) -> bool:
+def _may_be_deeper(data: bytes | memoryview, depth: int) -> bool:
     """Return whether these bytes can be nested deeper; most short ones cannot, and this costs less than a walk."""
-    return len(data) > depth and (len(data) > _SHORT or len(data.translate(None, _NO_HEADS)) > depth)
+    return len(data) > depth and (len(data) > _SHORT or len(bytes(data).translate(None, _NO_HEADS)) > depth)
 
 
 def is_deeper(value: Any, depth: int) -> bool:

@@ -38,6 +38,11 @@ class Code(IntEnum):
     SCALAR = 13  # numpy.generic
     RECORD = 14  # an instance of a dataclass or pydantic model, as its fields
     BYTEARRAY = 15
+    # what is large in a stored value: the first three are written by the codec itself
+    BUFFER = 16  # offset and length of a part of it
+    PICKLE_APART = 17  # a signed pickle, and its buffers
+    OUTSIDE = 18  # a part that holds the encoded value
+    BYTES = 19  # bytes that are a part
 
     # handles, see qserve/calls/handles.py
     DEPLOYMENT_HANDLE = 20  # RayServeDeploymentHandle
@@ -112,9 +117,14 @@ register(Code.DECIMAL, decimal.Decimal, str, decimal.Decimal)
 register(Code.COMPLEX, complex, lambda value: [value.real, value.imag], lambda parts: complex(*parts))
 register(Code.BIG_INT, int, str, int)
 register(Code.BYTEARRAY, bytearray, bytes, lambda raw: bytearray(memoryview(raw)))  # bytearray(5) is five zeros
+register_unpacker(Code.BYTES, lambda view: bytes(memoryview(view)))  # bytes(5) is five zeros
 register(Code.SLOT, Slot, lambda slot: [slot.index, slot.nested], lambda packed: Slot(*packed))
 
 # -- numpy -----------------------------------------------------------------------------------------
+
+
+_VIEWED_BYTES = 1 << 16
+"""From how many bytes on an array is packed without a copy of its own, and in the order that it has in memory."""
 
 
 def numpy_packer(value: Any) -> tuple[Code, Callable[[Any], Any]] | None:
@@ -131,14 +141,22 @@ def numpy_packer(value: Any) -> tuple[Code, Callable[[Any], Any]] | None:
 
 def _pack_array(array: Any) -> list[Any]:
     kind = array.dtype.descr if array.dtype.names else array.dtype.str
-    return [kind, list(array.shape), array.tobytes()]
+    if array.nbytes < _VIEWED_BYTES:
+        return [kind, list(array.shape), array.tobytes()]
+    numpy = sys.modules["numpy"]
+    is_column_major = array.flags.f_contiguous and not array.flags.c_contiguous
+    rows = numpy.ascontiguousarray(array.T if is_column_major else array)
+    data = memoryview(rows.reshape(-1).view(numpy.uint8))
+    return [kind, list(array.shape), data, *([True] if is_column_major else [])]
 
 
 def _unpack_array(packed: list[Any]) -> Any:
     numpy = sys.modules.get("numpy") or __import__("numpy")
-    kind, shape, data = packed
+    kind, shape, data, *is_column_major = packed
     dtype = kind if isinstance(kind, str) else [tuple(part) for part in kind]
-    return numpy.frombuffer(data, dtype=dtype).reshape(shape).copy()
+    array = numpy.frombuffer(data, dtype=dtype).reshape(shape[::-1] if is_column_major else shape)
+    array = array if type(data) is memoryview else array.copy()
+    return array.T if is_column_major else array
 
 
 register_unpacker(Code.ARRAY, _unpack_array)

@@ -26,9 +26,13 @@ from qserve.exceptions import PayloadError
 from qserve.wire.codes import reducers
 
 
-def dumps(value: Any) -> bytes:
-    """Pickle a value, by value where other processes cannot import its classes and functions."""
-    return _dumps(value, _Pickler)
+def dumps(value: Any, keeps: Callable[[pickle.PickleBuffer], bool] | None = None) -> bytes:
+    """Pickle a value, by value where other processes cannot import its classes and functions.
+
+    Parameters:
+      keeps: Returns of each buffer of an array or table whether the pickle should hold it; None if it always should.
+    """
+    return _dumps(value, _Pickler, keeps)
 
 
 def dumps_code(value: Any) -> bytes:
@@ -36,9 +40,9 @@ def dumps_code(value: Any) -> bytes:
     return _dumps(value, _CodePickler)
 
 
-def _dumps(value: Any, kind: type[cloudpickle.Pickler]) -> bytes:
+def _dumps(value: Any, kind: type[cloudpickle.Pickler], keeps: Callable[[Any], bool] | None = None) -> bytes:
     file = io.BytesIO()
-    kind(file).dump(value)
+    kind(file, buffer_callback=keeps).dump(value)
     return file.getvalue()
 
 

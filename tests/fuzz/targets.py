@@ -8,7 +8,7 @@ import decimal
 import io
 import json
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -34,6 +34,7 @@ from qserve.http import request as _request  # noqa: F401 - requests travel once
 from qserve.http.message import BadRequest, HttpMessage
 from qserve.overview.letters import summary_of
 from qserve.overview.traces import tries_of
+from qserve.wire import claim as claims
 from qserve.wire import fleet, replies
 from qserve.wire.application import (
     ApplicationRecord,
@@ -478,6 +479,39 @@ def _claims() -> list[bytes]:
     return [wrap(claim, b"\x01") for claim in (in_memory, in_broker, in_folder._replace(place="0" * 16))]
 
 
+class _Store:
+    """A store in this process; a value that it does not have is the last one."""
+
+    threshold, max_bytes = 8, 1 << 20
+
+    def __init__(self) -> None:
+        self.values: dict[str, bytearray] = {}
+
+    def put(self, parts: Sequence[claims.Part], size: int, kind: claims.Kind) -> Claim:
+        value = bytearray(size)
+        for offset, part in parts:
+            value[offset : offset + len(part)] = part
+        name = f"{len(self.values):032x}"
+        self.values[name] = value
+        return Claim(BROKER, "", name, size, b"d" * 32)
+
+    def get(self, claim: Claim) -> memoryview:
+        return memoryview(self.values.get(claim.name, self.values[max(self.values)]))
+
+    def is_heavy(self, size: int, kind: claims.Kind) -> bool:
+        return False
+
+
+_STORE = _Store()
+_STORED = [
+    Codec(KEYS, values=_STORE).encode(value)
+    for value in (
+        *(b"x" * 100, numpy.arange(20), [bytearray(50), (b"y" * 20,)], "text" * 9, [numpy.zeros(9), lambda: 1]),
+        *(numpy.zeros((100, 100), order="F"), {"a": [b"z" * 9]}),
+    )
+]
+
+
 def _metrics() -> list[bytes]:
     counter = Description("calls", Kind.COUNTER, "Calls.", ("application", "deployment"))
     latency = Description("latency_ms", Kind.HISTOGRAM, "Latency.", ("application",), bounds=(1.0, 10.0))
@@ -521,6 +555,7 @@ TARGETS = (
     Target("metrics", Published.decode, (PayloadError,), _metrics),
     Target("description", unpack_description, (PayloadError,), _descriptions),
     Target("times", _read_times, (PayloadError,), lambda: [with_times(b"value", _TIMES)]),
+    Target("stored_value", Codec(KEYS, values=_STORE).decode, (PayloadError,), lambda: _STORED),
     Target("claim", apart, (PayloadError,), _claims),
     Target("ends", lambda data: replies.ends(data.split(b"|")), (PayloadError,), lambda: [b"dapp|3|capp|1"]),
     Target("control", replies.control_message, (PayloadError,), _control),
