@@ -89,6 +89,11 @@ TASKS: Mapping[str, str] = {
     "worker_concurrency": "tasks run as other calls do, max_ongoing_requests of the deployment in each replica",
 }
 """Keys of a ``CeleryAdapterConfig``."""
+LOCAL_HANDLES: Mapping[str, str] = {
+    "trace": "there is no broker that keeps traces",
+    "webhook": "there is no gateway that sends webhooks",
+}
+"""Options of handles in local mode."""
 LOCAL = "in local mode user code runs in this process, which stays as it is"
 _NO_TASKS = "there are no tasks and actors: make it a deployment, whose methods are called by a handle"
 _NO_CLUSTER = "there is no cluster to ask: `qserve status` shows what runs"

@@ -227,14 +227,15 @@ class BrokerPlane(ComposingPlane):
         (post or self.post)(command, partial(self._on_submitted, ref, submission, call))
 
     def _is_traced(self, call: Call | None) -> bool:
-        """Return whether the request that is being submitted here is traced: with the one that makes it, or by chance.
+        """Return whether the request that is being submitted here is traced: if that is asked for, with the one that
+        makes it, or by chance.
 
         The first of each moment is, so that where there are few of them, all are.
         """
-        runs = request_context.get().runs
+        runs, asks = request_context.get().runs, call is not None and call.is_traced
         if runs:
-            return bool(reports.open) and runs[0] in reports.open and self._asked.passes()
-        return self._sampled.passes() or (call is not None and call.is_traced and self._asked.passes())
+            return (asks or (bool(reports.open) and runs[0] in reports.open)) and self._asked.passes()
+        return self._sampled.passes() or (asks and self._asked.passes())
 
     def _on_submitted(self, ref: Ref[Any], submission: Submission, call: Call | None, reply: Any) -> None:
         epoch = other_epoch(reply)

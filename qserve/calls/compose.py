@@ -143,13 +143,17 @@ class ComposingPlane(Plane):
                 self._note_refusal(ref, call.app, call.deployment)
             ref.settle(submission, not is_refused)
         else:
-            ref = kind(submission.header.request_id, self, self.owns_results or call.owned)
+            ref = kind(submission.header.request_id, self, self._owns(call))
             if submission.awaited:
                 arguments = list(filter(None, map(ref_of, (*call.args, *call.kwargs.values()))))
                 self._check_own(arguments)
                 ref.takes(arguments)
             send(ref, submission, call)
         return ref
+
+    def _owns(self, call: Call) -> bool:
+        """Return whether the result is deleted together with its ref: not where a webhook says that it can be had."""
+        return (self.owns_results or call.owned) and not call.webhook
 
     def _check_own(self, refs: Sequence[Ref[Any]]) -> None:
         for ref in refs:
@@ -255,8 +259,8 @@ class ComposingPlane(Plane):
         moves: Sequence[Move],
         awaited: Sequence[Awaited],
     ) -> Submission:
-        is_private = self.owns_results or call.owned
-        request_id = call.request_id or (os.urandom(16).hex() if is_private else new_value_id())
+        is_owned = self._owns(call)
+        request_id = call.request_id or (os.urandom(16).hex() if is_owned else new_value_id())
         timeout_s = call.timeout_s or record.timeout_s or self.settings.request_timeout_s
         clock = self.clock
         deadline_ms = int(clock.stamp_ms() + timeout_s * 1000)
@@ -285,7 +289,7 @@ class ComposingPlane(Plane):
             model = Model(call.model_id, record.deployments[call.deployment].max_ongoing)
         return Submission(
             self.keys.request(request_id), header, moves, awaited, life_ms, int(keep_s * 1000), limits,
-            record.limited[0] if limits else None, model, call.fingerprint, not (self.owns_results or call.owned),
+            record.limited[0] if limits else None, model, call.fingerprint, not is_owned,
             call.webhook,
         )  # fmt: skip
 

@@ -22,10 +22,12 @@ from typing_extensions import ParamSpec, TypeVar
 from qserve.base.carried import carried_here
 from qserve.base.context import RequestContext, request_context
 from qserve.base.promise import T
+from qserve.base.receiver_url import parts_of
 from qserve.calls.items import ItemRef
 from qserve.calls.ref import Call, Plane, Ref, current
 from qserve.calls.responses import DeploymentResponse, DeploymentResponseGenerator, RefStreamTask, RefTask
 from qserve.wire.codes import Code, register
+from qserve.wire.webhook import Target
 
 P = ParamSpec("P", default=...)
 R_co = TypeVar("R_co", covariant=True, default=Any)
@@ -39,6 +41,8 @@ class HandleOptions:
     method_name: str = "__call__"
     stream: bool = False
     multiplexed_model_id: str = ""
+    webhook: str = ""
+    trace: bool = False
 
 
 class Handle(Generic[P, R_co]):
@@ -80,6 +84,8 @@ class Handle(Generic[P, R_co]):
             model_id=options.multiplexed_model_id,
             stream=options.stream,
             carried=carried_here.get() or context.carried,
+            webhook=Target(options.webhook, context.request_id).encode() if options.webhook else b"",
+            is_traced=options.trace,
         )
 
     @overload
@@ -89,6 +95,8 @@ class Handle(Generic[P, R_co]):
         stream: Literal[True],
         multiplexed_model_id: str | None = None,
         use_new_handle_api: bool | None = None,
+        webhook: str | None = None,
+        trace: bool | None = None,
     ) -> StreamingHandle[P, T]: ...
 
     @overload
@@ -99,6 +107,8 @@ class Handle(Generic[P, R_co]):
         method_name: str | None = None,
         multiplexed_model_id: str | None = None,
         use_new_handle_api: bool | None = None,
+        webhook: str | None = None,
+        trace: bool | None = None,
     ) -> StreamingHandle[..., Any]: ...
 
     @overload
@@ -108,10 +118,19 @@ class Handle(Generic[P, R_co]):
         use_new_handle_api: Literal[True],
         stream: Literal[False] | None = None,
         multiplexed_model_id: str | None = None,
+        webhook: str | None = None,
+        trace: bool | None = None,
     ) -> DeploymentHandle[P, R_co]: ...
 
     @overload
-    def options(self, *, stream: Literal[False] | None = None, multiplexed_model_id: str | None = None) -> Self: ...
+    def options(
+        self,
+        *,
+        stream: Literal[False] | None = None,
+        multiplexed_model_id: str | None = None,
+        webhook: str | None = None,
+        trace: bool | None = None,
+    ) -> Self: ...
 
     @overload
     def options(
@@ -121,6 +140,8 @@ class Handle(Generic[P, R_co]):
         method_name: str | None = None,
         multiplexed_model_id: str | None = None,
         use_new_handle_api: bool | None = None,
+        webhook: str | None = None,
+        trace: bool | None = None,
     ) -> Any: ...
 
     def options(
@@ -130,6 +151,8 @@ class Handle(Generic[P, R_co]):
         stream: bool | None = None,
         multiplexed_model_id: str | None = None,
         use_new_handle_api: bool | None = None,
+        webhook: str | None = None,
+        trace: bool | None = None,
     ) -> Any:
         """Return a copy of this handle with some options changed.
 
@@ -138,10 +161,26 @@ class Handle(Generic[P, R_co]):
           stream: Whether the method is a generator whose items are wanted as they are yielded.
           multiplexed_model_id: The model that the calls are for.
           use_new_handle_api: True for one await (``DeploymentHandle``), False for two.
+          webhook: A URL to which a gateway that has a secret for webhooks sends the end of each call; "" for none.
+            Such a call goes on although the request that has made it ends, and its result is kept.
+          trace: Whether to have each call traced, for `qserve requests trace` and the live page.
+
+        Raises:
+          ValueError: No webhook may be sent to that URL, or it is asked for together with a stream.
         """
-        given = {"method_name": method_name, "stream": stream, "multiplexed_model_id": multiplexed_model_id}
+        given = {
+            "method_name": method_name, "stream": stream, "multiplexed_model_id": multiplexed_model_id,
+            "webhook": webhook, "trace": trace,
+        }  # fmt: skip
         chosen: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
         changed = replace(self._options, **chosen)
+        if webhook:
+            try:
+                parts_of(webhook)
+            except ValueError as error:
+                raise ValueError(f"webhook={webhook[:100]!r}: {error}") from None
+        if changed.webhook and changed.stream:
+            raise ValueError("a webhook tells of one result, and stream=True asks for items: leave one of them out")
         kind: type[Handle[..., Any]] = type(self)
         if use_new_handle_api is not None and not isinstance(self, RayServeDAGHandle):
             kind = DeploymentHandle if use_new_handle_api else RayServeDeploymentHandle
@@ -341,9 +380,14 @@ _KINDS: dict[type[Handle[..., Any]], Code] = {
 """The classes of handles; a packed handle begins with its class's number in this order."""
 
 
+_FIRST = 3
+"""How many options the first version said of a handle."""
+
+
 def _pack(handle: Handle[..., Any]) -> list[Any]:
     kind, target, app_name, options = handle._parts()
-    return [list(_KINDS).index(kind), target, app_name, *astuple(options)]
+    said = astuple(options)
+    return [list(_KINDS).index(kind), target, app_name, *(said if any(said[_FIRST:]) else said[:_FIRST])]
 
 
 def _unpack(packed: list[Any]) -> Any:

@@ -8,10 +8,11 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from math import inf
 from typing import Any, NamedTuple
 
+from qserve.base import unused
 from qserve.base.clock import clock
 from qserve.base.context import Run
 from qserve.base.keys import EVENTS_KEPT
@@ -322,6 +323,11 @@ class Requests:
                 self._when_idle.pop(version)()
 
 
+@cache
+def _warn_of(option: str) -> None:
+    unused.warn("handles in local mode", [option], unused.LOCAL_HANDLES)
+
+
 class LocalPlane(ComposingPlane):
     """Carries calls within this process, for any number of threads and event loops.
 
@@ -410,6 +416,10 @@ class LocalPlane(ComposingPlane):
         self._alarm.set()
 
     def _send(self, ref: Ref[Any], submission: Submission, call: Call | None) -> None:
+        if submission.webhook:
+            _warn_of("webhook")
+        if call is not None and call.is_traced:
+            _warn_of("trace")
         self.operate(self._submit, submission, ref, call)
 
     def _submit(self, submission: Submission, ref: Ref[Any], call: Call | None) -> None:

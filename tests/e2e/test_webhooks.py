@@ -12,14 +12,31 @@ from http_client import Client
 from processes import Serving, Site, new_site, wait_until
 from webhook_receiver import VARIABLES, WebhookReceiver
 
+import qserve
+from qserve.base.settings import Settings
+from qserve.deploy.installation import Installation
+from qserve.overview.traces import trace
+
+SECRET = "the-key-of-this-test"
 APP = """
 import asyncio, qserve
 from starlette.responses import Response
 
+@qserve.deployment
+class Inner:
+    async def add(self, number):
+        return number + 1
+
+
 @qserve.deployment(max_concurrent_queries=8)
 class Work:
+    def __init__(self, inner):
+        self.inner = inner
     async def __call__(self, request):
         body = (await request.body()).decode()
+        if body.startswith("http"):
+            self.inner.options(webhook=body, trace=True).add.remote(1)
+            return "begun"
         if body == "fail":
             raise ValueError("not today")
         if body == "wait":
@@ -30,15 +47,25 @@ class Work:
             return Response(b"\\0\\xff", media_type="application/octet-stream")
         return {"was": body}
 
-app = Work.bind()
+app = Work.bind(Inner.bind())
 """
 
 
 @pytest.fixture(scope="module")
-def serving() -> Iterator[Serving]:
+def home() -> Iterator[Site]:
     with new_site() as site:
         site.write("work.py", APP)
-        yield site.run("work:app", env=VARIABLES)
+        yield site
+
+
+@pytest.fixture(scope="module")
+def settings(home: Site) -> Settings:
+    return Settings(broker_url=home.broker(), secret_key=SECRET.encode())
+
+
+@pytest.fixture(scope="module")
+def serving(home: Site, settings: Settings) -> Serving:
+    return home.run("work:app", env={**settings.to_env(), **VARIABLES})
 
 
 @pytest.fixture(scope="module")
@@ -119,6 +146,29 @@ def test_a_request_with_an_idempotency_key_has_its_end_sent_once_and_answered_as
     assert sent(receiver, request_id)[0] == "done"
     other = client.send("POST", "/", b"x", **{**headers, "X-Qserve-Webhook": receiver.url + "1"})
     assert (other.status, other.code) == (422, "idempotency_mismatch")
+
+
+@pytest.mark.slow
+def test_calls_from_python_have_their_end_sent_as_well(
+    settings: Settings, client: Client, receiver: WebhookReceiver
+) -> None:
+    with qserve.connect(settings.broker_url, secret_key=SECRET) as program:
+        handle = program.get_deployment_handle("Inner").options(webhook=receiver.url)
+        request_id = handle.add.remote(4).request_id
+    assert sent(receiver, request_id) == ("done", {"result": 5})
+    assert client.get(f"/-/requests/{request_id}").json == 5
+
+
+@pytest.mark.slow
+def test_a_call_by_handle_with_a_webhook_goes_on_after_the_request_that_made_it(
+    settings: Settings, client: Client, receiver: WebhookReceiver
+) -> None:
+    before = len(receiver.received)
+    assert client.send("POST", "/", receiver.url.encode()).body == b"begun"
+    wait_until(lambda: len(receiver.received) > before, description="the webhook has come")
+    request_id, body = receiver.received[before]
+    assert body["data"]["result"] == 2
+    assert [one.deployment for one in trace(Installation(settings), request_id).tries] == ["Inner"]
 
 
 @pytest.mark.slow

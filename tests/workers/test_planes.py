@@ -12,15 +12,18 @@ import redis
 from desk import Desk
 from qserve_workers.replica.plane import LoopPlane
 
+from qserve.base.context import RequestContext, Run, request_context
 from qserve.base.keys import Keys
 from qserve.base.settings import Settings
 from qserve.broker.connection import load_functions
 from qserve.broker.link import Link
 from qserve.calls.client import ClientPlane
+from qserve.calls.handles import DeploymentHandle, bound
 from qserve.calls.mailbox import ignore
 from qserve.calls.ref import Call
 from qserve.exceptions import BrokerError, RequestCancelledError
 from qserve.wire.application import ApplicationRecord, DeploymentRecord
+from qserve.wire.outcome import Field
 
 UNWRITABLE = ("ECHO", "\udc80")
 
@@ -114,3 +117,24 @@ def test_a_call_that_is_cancelled_before_it_would_be_sent_again_is_not_sent_agai
         with pytest.raises(RequestCancelledError):
             ref.result(timeout_s=60)
         assert client.xlen(desk.one) == 0
+
+
+def test_code_of_a_request_that_is_not_traced_may_have_its_calls_traced(
+    client: redis.Redis, keys: Keys, settings: Settings
+) -> None:
+    Desk(client, keys)
+    record = ApplicationRecord("app", "v", "one", deployments={"one": DeploymentRecord("one")})
+
+    async def submit() -> list[bool]:
+        plane = LoopPlane(settings, lambda app: record)
+        await plane.open()
+        request_context.set(RequestContext(runs=(Run("a", "0", "stream", b"1-0", 1),)))
+        handle = bound(DeploymentHandle("one", "app"), plane)
+        responses = [handle.options(trace=asks).remote(1) for asks in (False, True)]
+        await plane.settled(60)
+        ids = [one.request_id for one in responses]
+        traced = [client.hexists(keys.request(one), Field.TRACED) for one in ids]
+        plane.close()
+        return traced
+
+    assert asyncio.run(submit()) == [False, True]

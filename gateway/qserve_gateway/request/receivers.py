@@ -8,7 +8,6 @@ import contextlib
 import hashlib
 import hmac
 import ipaddress
-import re
 import socket
 import ssl
 import threading
@@ -16,8 +15,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from http.client import HTTPConnection, HTTPException
 from typing import Any
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import SplitResult
 
+from qserve.base.receiver_url import parts_of
 from qserve.exceptions import QserveException
 from qserve.http.message import BadRequest
 
@@ -29,8 +29,6 @@ _CONNECT_S, _ADDRESSES = 5.0, 4
 """How long an attempt to connect may take, and to how many addresses of a host there may be one."""
 _SECRETS_LIMIT = 2
 _LEAST_BYTES, _MOST_BYTES = 24, 64
-_URL_LIMIT = 2048
-_URL = re.compile(r"[!-~]+")  # printable ASCII without spaces
 _PREFIX = "whsec_"
 _PROTOCOLS = ipaddress.ip_network("192.0.0.0/24")
 """Addresses for protocols, some of which older versions of Python take for public ones."""
@@ -219,18 +217,10 @@ def _split(url: str) -> SplitResult:
     Raises:
       ReceiverRefused: It is not one.
     """
-    if len(url) > _URL_LIMIT or _URL.fullmatch(url) is None:
-        raise ReceiverRefused(f"a URL has at most {_URL_LIMIT} characters, of ASCII and without spaces")
     try:
-        parts = urlsplit(url)
-        is_whole = parts.scheme in ("https", "http") and bool(parts.hostname) and parts.port != 0
+        return parts_of(url)
     except ValueError as error:
-        raise ReceiverRefused(f"it is not a URL: {error}") from error
-    if not is_whole:
-        raise ReceiverRefused("it must be a URL such as https://example.com/done")
-    if "@" in parts.netloc or parts.fragment:
-        raise ReceiverRefused("its URL must have neither a user nor a fragment")
-    return parts
+        raise ReceiverRefused(str(error)) from error
 
 
 def _secret(text: str) -> bytes:
