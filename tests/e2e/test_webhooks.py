@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import pytest
+from certificates import Authority
 from http_client import Client
 from processes import Serving, Site, new_site, wait_until
 from webhook_receiver import VARIABLES, WebhookReceiver
@@ -194,6 +196,24 @@ def test_a_name_that_turns_out_to_be_private_is_given_up_at_once_and_said_once(
     assert request_id in line
     assert "is private, and in no network of" in line
     assert "secret" not in line
+
+
+@pytest.mark.slow
+def test_a_receiver_with_tls_gets_it_once_the_gateway_trusts_its_certificate(
+    client: Client, serving: Serving, site: Site, tmp_path: Path
+) -> None:
+    authority = Authority(tmp_path)
+    with closing(WebhookReceiver(authority.server)) as receiver:
+        receiver.start()
+        refused = begin(client, receiver, "x")
+        wait_until(lambda: "CERTIFICATE_VERIFY_FAILED" in serving.process.output, description="the reason is logged")
+        assert f"the webhook of request {refused} was not delivered" in serving.process.output
+
+        site.write("work.py", APP)
+        trusting = site.run("work:app", env={**VARIABLES, "SSL_CERT_FILE": str(authority.file)})
+        request_id = begin(Client(trusting.port), receiver, "x")
+        assert sent(receiver, request_id) == ("done", {"status_code": 200, "result": {"was": "x"}})
+        assert not receiver.of(refused)
 
 
 @pytest.mark.slow

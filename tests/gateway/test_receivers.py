@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import hmac
 import socket
+import ssl
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -13,6 +17,8 @@ from contextlib import closing
 from http.client import HTTPException
 
 import pytest
+from certificates import HOST, Authority
+from processes import PATIENCE_S
 from qserve_gateway.request import receivers as module
 from qserve_gateway.request.receivers import NETWORKS, SECRET, ReceiverRefused, Receivers
 
@@ -148,7 +154,9 @@ def test_of_several_addresses_the_first_that_may_be_used_and_can_be_reached_is(
 
 
 class Receiver:
-    """A server that notes what it is sent, and replies with ``reply``."""
+    """A server that notes what it is sent, and replies with ``reply``; over TLS if there is a context for it."""
+
+    tls: ssl.SSLContext | None = None
 
     def __init__(self) -> None:
         self.server = socket.create_server(("127.0.0.1", 0))
@@ -164,8 +172,11 @@ class Receiver:
                 sock, _ = self.server.accept()
             except OSError:
                 return
-            with sock:
-                self.heads.append(sock.recv(1 << 16).decode())
+            with contextlib.suppress(ssl.SSLError), self._greeted(sock) as sock:
+                request = sock.recv(1 << 16)
+                self.heads.append(request.decode(errors="replace"))
+                if request.startswith(b"POST") and request.endswith(b"\r\n\r\n"):
+                    sock.recv(1 << 16)  # or the end of the connection takes the reply along
                 sock.sendall(self.reply)
                 if not self.reply.endswith(b"\r\n\r\n"):  # it goes on for as long as it is let
                     while not self.over.wait(0.05):
@@ -173,6 +184,9 @@ class Receiver:
                             sock.sendall(b"x: y\r\n")
                         except OSError:
                             break
+
+    def _greeted(self, sock: socket.socket) -> socket.socket:
+        return sock if self.tls is None else self.tls.wrap_socket(sock, server_side=True)
 
     def close(self) -> None:
         self.over.set()
@@ -183,6 +197,63 @@ class Receiver:
 def receiver() -> Iterator[Receiver]:
     with closing(Receiver()) as made:
         yield made
+
+
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    return Authority(tmp_path_factory.mktemp("authority"))
+
+
+@pytest.fixture
+def secure(receiver: Receiver, authority: Authority, monkeypatch: pytest.MonkeyPatch) -> Receiver:
+    """A receiver with a certificate, for whichever name."""
+    receiver.tls = authority.server
+    look_up(monkeypatch, ["127.0.0.1"])
+    return receiver
+
+
+def test_a_receiver_with_a_certificate_of_an_authority_that_the_environment_names_gets_it_over_tls(
+    secure: Receiver, authority: Authority, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SSL_CERT_FILE", str(authority.file))
+
+    assert receivers(LOCAL).post(f"https://{HOST}:{secure.port}/done", {"webhook-id": "1"}, b"{}") == 200
+
+    (head,) = secure.heads
+    assert head.startswith("POST /done HTTP/1.1\r\n") and f"Host: {HOST}:{secure.port}" in head
+
+
+def test_a_receiver_whose_certificate_nobody_trusts_gets_nothing(secure: Receiver) -> None:
+    with pytest.raises(ssl.SSLCertVerificationError, match="certificate verify failed"):
+        receivers(LOCAL).post(f"https://{HOST}:{secure.port}/done", {}, b"{}")
+    assert secure.heads == []
+
+
+def test_a_receiver_whose_certificate_is_for_another_name_gets_nothing(
+    secure: Receiver, authority: Authority, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SSL_CERT_FILE", str(authority.file))
+    with pytest.raises(ssl.SSLCertVerificationError, match="not valid for 'other.example'"):
+        receivers(LOCAL).post(f"https://other.example:{secure.port}/done", {}, b"{}")
+    assert secure.heads == []
+
+
+def test_a_receiver_that_never_ends_its_handshake_is_left(receiver: Receiver) -> None:
+    """In a process as the gateway's, where the standard library's limit is one of each read."""
+    receiver.reply = b"\x16\x03\x03\x40\x00"  # a long record, of which more and more comes
+    program = f"""
+from gevent import monkey
+monkey.patch_all()
+from qserve_gateway.request import receivers as module
+module.TIMEOUT_S = 0.5
+rules = module.Receivers((b"",), (module.ipaddress.ip_network("{LOCAL}"),))
+try:
+    rules.post("https://127.0.0.1:{receiver.port}/", {{}}, b"x")
+except (OSError, module.HTTPException) as error:
+    print("left")
+"""
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=PATIENCE_S)
+    assert (ended.stdout, ended.stderr) == ("left\n", "")
 
 
 def test_a_redirect_is_not_followed(receiver: Receiver) -> None:

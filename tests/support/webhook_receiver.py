@@ -6,6 +6,7 @@ import base64
 import hashlib
 import hmac
 import json
+import ssl
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -24,14 +25,18 @@ VARIABLES = {
 class WebhookReceiver:
     """Listens from ``start`` on.
 
+    Parameters:
+      tls: Its certificate; None for a receiver without TLS.
+
     Attributes:
       received: The body of each webhook whose signature is right, with its ID.
       status: What it replies.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, tls: ssl.SSLContext | None = None) -> None:
         self.port = free_port()
-        self.url = f"http://{ADDRESS}:{self.port}/done?key=private"
+        self.url = f"{'http' if tls is None else 'https'}://{ADDRESS}:{self.port}/done?key=private"
+        self._tls = tls
         self.received: list[tuple[str, Any]] = []
         self.forged: list[str] = []
         self.status = 200
@@ -52,6 +57,9 @@ class WebhookReceiver:
                 pass
 
         self._server = ThreadingHTTPServer((ADDRESS, self.port), Handler)
+        self._server.handle_error = lambda *about: None  # type: ignore[method-assign]  # of a client that does not trust it
+        if self._tls is not None:
+            self._server.socket = self._tls.wrap_socket(self._server.socket, server_side=True)
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
 
     def take(self, path: str, headers: dict[str, str], body: bytes) -> None:

@@ -116,6 +116,8 @@ class Receivers:
             connection.check_time()
             return status
         except ValueError as error:  # a header that is not one
+            if isinstance(error, OSError):  # a certificate
+                raise
             raise HTTPException(str(error)) from error
         finally:
             watch.cancel()
@@ -170,7 +172,13 @@ class _Checked(HTTPConnection):
     def connect(self) -> None:
         self.sock = self._receivers.open(self.host, self.port, self._scheme)
         if self._scheme == "https":
-            self.sock = ssl.create_default_context().wrap_socket(self.sock, server_hostname=self.host)
+            context = ssl.create_default_context()
+            # first `abort` must know the socket: gevent limits each read of a handshake, and not the whole of it
+            secure = self.sock = context.wrap_socket(
+                self.sock, server_hostname=self.host, do_handshake_on_connect=False
+            )
+            self.check_time()
+            secure.do_handshake()
         self.check_time()
 
     def check_time(self) -> None:
@@ -184,7 +192,7 @@ class _Checked(HTTPConnection):
         sock: Any = self.sock
         if sock is not None:
             with contextlib.suppress(OSError):
-                sock.shutdown(socket.SHUT_RDWR)
+                socket.socket.shutdown(sock, socket.SHUT_RDWR)  # that of TLS takes what a read needs from it
 
 
 def _meant(address: Address) -> list[Address]:
