@@ -122,6 +122,7 @@ def test_handles_of_different_clients_are_different(connect_to: Connect) -> None
 def test_a_result_of_another_installation_is_no_argument(connect_to: Connect, by: str) -> None:
     one, two, again = connect_to("one"), connect_to("two"), connect_to("one")
     call = one.get_app_handle("shop").predict.remote(5)
+    call.accepted(60)
     handle = two.get_app_handle("shop").predict
 
     with pytest.raises(PayloadError, match=f"{call.request_id}, which belongs to another installation: wait for it"):

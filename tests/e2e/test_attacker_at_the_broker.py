@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import redis
+from commands import told
 from http_client import Answer, Client
 from processes import Process, Site, is_alive, new_site, wait_until
 from roles import Roles
@@ -97,9 +98,7 @@ class Attacked(Roles):
 
     def states(self) -> dict[str, int]:
         """The replicas of the application in each state, as ``qserve status`` shows them."""
-        status = self.command("status", "--json")
-        assert status.wait() == 0, status.output
-        shop = json.loads(status.stdout)["applications"]["default"]["deployments"]["Shop"]
+        shop = json.loads(told("status", "--json", env=self.env))["applications"]["default"]["deployments"]["Shop"]
         found: dict[str, int] = shop["replica_states"]
         return found
 

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import Result
+from commands import typed
 from http_client import Client
-from processes import QSERVE, READY, Serving, Site, free_port, new_site, wait_until
+from processes import READY, Serving, Site, free_port, new_site, wait_until
 
 from qserve.base.keys import Keys
 from qserve.base.settings import Settings
@@ -67,7 +67,7 @@ class Shop:
     """
 
     def __init__(self, site: Site) -> None:
-        self.folder = site.write("shop.py", PROGRAM)
+        self.site, self.folder = site, site.write("shop.py", PROGRAM)
         self.env = {"QSERVE_BROKER_URL": site.broker(), "QSERVE_SECRET_KEY": "the-key-of-this-test"}
         port = free_port()
         process = site.qserve("run", "shop:graph", "--port", str(port), cwd=self.folder, env=self.env)
@@ -79,9 +79,8 @@ class Shop:
     def post(self, number: int) -> int:
         return Client(self.serving.url).post("/", number).status
 
-    def dlq(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        env = {**os.environ, **self.env}
-        return subprocess.run([*QSERVE, "dlq", *arguments], env=env, capture_output=True, text=True, timeout=30)
+    def dlq(self, *arguments: str) -> Result:
+        return typed("dlq", *arguments, env=self.env)
 
     def letters(self) -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = json.loads(self.dlq("list", "--json").stdout)
@@ -131,7 +130,9 @@ def test_a_dead_letter_is_listed_shown_and_replayed_and_answers_under_its_id(sho
     assert "traceback" in shop.dlq("show", letter["request_id"]).stdout
 
     shop.mend()
-    assert shop.dlq("replay", letter["request_id"]).stdout == f"{letter['request_id']} is running again\n"
+    replay = shop.site.qserve("dlq", "replay", letter["request_id"], env=shop.env)
+    assert replay.wait() == 0, replay.output
+    assert replay.stdout == f"{letter['request_id']} is running again\n"
 
     # the driver answers HTTP, so that is what is stored
     key = Keys().request(letter["request_id"])
@@ -177,6 +178,6 @@ def test_all_of_them_may_be_replayed_or_deleted(shop: Shop) -> None:
 def test_an_id_that_is_none_is_told_with_the_command_that_lists_them(shop: Shop, command: str) -> None:
     answer = shop.dlq(command, "f" * 32)
 
-    assert answer.returncode == 1
+    assert answer.exit_code == 1
     assert answer.stdout == ""
     assert "there is no dead letter" in answer.stderr and "qserve dlq list" in answer.stderr

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from commands import told, typed
 from processes import QSERVE, Process, new_site, wait_until
 from roles import Roles
 
@@ -42,9 +43,7 @@ class Place(Roles):
 
     def operator(self, *arguments: str) -> str:
         """What a command prints, which succeeds."""
-        process = self.command(*arguments)
-        assert process.wait() == 0, process.output
-        return process.stdout
+        return told(*arguments, env=self.env)
 
     def status(self) -> dict[str, Any]:
         found: dict[str, Any] = json.loads(self.operator("status", "--json"))
@@ -113,8 +112,8 @@ def test_a_drained_host_is_emptied_and_no_request_fails(place: Place, plane: Cli
     assert drain.stdout.endswith("a: empty\n")
     assert place.used() == {"a": 0, "b": 2}
     assert ", draining" in next(line for line in place.operator("status").splitlines() if "worker a-" in line)
-    last = place.command("drain", "b")
-    assert (last.wait(), last.stdout) == (2, "")
+    last = typed("drain", "b", env=place.env)
+    assert (last.exit_code, last.stdout) == (2, "")
     assert "'b' is the last that offers places for application 'default'" in last.stderr
     assert place.operator("drain", "a", "--undo") == "a: takes replicas again\n"
     place.operator("scale", SHOP, "Model", "6", "--wait")
@@ -145,8 +144,8 @@ def test_top_shows_rates_once_or_once_a_second_and_ends_with_a_key(place: Place,
     wait_until(lambda: row()["rate"], description="the rate of what was called is known")
     assert (row()["application"], row()["name"], row()["replicas"]["RUNNING"]) == (SHOP, "Model", row()["wanted"])
     assert "default/Model" in place.operator("top")  # there is no terminal
-    wrong = place.command("top", "defolt")
-    assert (wrong.wait(), "Did you mean 'default'" in wrong.stderr) == (2, True)
+    wrong = typed("top", "defolt", env=place.env)
+    assert (wrong.exit_code, "Did you mean 'default'" in wrong.stderr) == (2, True)
 
     lines = place.command("top", "--json")
     wait_until(lambda: lines.stdout.count("\n") > 1, description="two lines were printed")

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import threading
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from commands import typed
 from http_client import Client
-from processes import QSERVE, READY, Serving, Site, free_port, new_site, wait_until
+from processes import READY, Serving, Site, free_port, new_site, wait_until
 
 pytestmark = pytest.mark.slow
 PROGRAM = """
@@ -84,7 +83,7 @@ class Shop:
     """A graph with a slow and a risky step, and an application whose code calls another deployment."""
 
     def __init__(self, site: Site) -> None:
-        self.folder = site.write("shop.py", PROGRAM)
+        self.site, self.folder = site, site.write("shop.py", PROGRAM)
         site.write("shop.yaml", FILE)
         self.env = {"QSERVE_BROKER_URL": site.broker(), "QSERVE_SECRET_KEY": "the-key-of-this-test"}
         self.env["QSERVE_TRACE_SAMPLE"] = "0.001"  # the first request, and those that ask for it
@@ -99,10 +98,8 @@ class Shop:
 
     def run(self, *arguments: str, status: int = 0) -> str:
         """What `qserve requests` prints."""
-        env = {**os.environ, **self.env, "PYTHONIOENCODING": "utf-8"}
-        command = [*QSERVE, "requests", *arguments]
-        ended = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60, encoding="utf-8")
-        assert ended.returncode == status, ended.stderr
+        ended = typed("requests", *arguments, env=self.env)
+        assert ended.exit_code == status, ended.output
         return ended.stdout or ended.stderr
 
     def read(self, *arguments: str) -> Any:
@@ -149,7 +146,9 @@ def test_calls_by_handle_are_below_the_request_whose_code_made_them(shop: Shop) 
     (inner,) = shop.read("trace", "by-handle")["inner"]
 
     assert outcomes(inner, "Inner") == [(1, "done")]
-    assert "> Inner" in shop.run("trace", "by-handle")
+    shown = shop.site.qserve("requests", "trace", "by-handle", env={**shop.env, "PYTHONIOENCODING": "utf-8"})
+    assert shown.wait() == 0, shown.output
+    assert "> Inner" in shown.stdout
 
 
 def test_an_open_request_is_listed_shown_and_cancelled(shop: Shop) -> None:
@@ -160,7 +159,8 @@ def test_an_open_request_is_listed_shown_and_cancelled(shop: Shop) -> None:
         wait_until(lambda: "held" in shop.run("list", "--state", "running"), description="its code runs")
         (found,) = shop.read("list", "graph", "--state", "running")
         assert (found["client_id"], found["calls"][0]["deployment"]) == ("held", "slow")
-        assert found["request_id"] in shop.run("list", "--slowest", "--limit", "1")
+        slowest = lambda: shop.run("list", "--slowest", "--limit", "1")  # noqa: E731
+        wait_until(lambda: found["request_id"] in slowest(), description="none has taken longer")
         assert shop.read("list", "handles", "--state", "running") == []
         assert shop.read("get", "held")["deadline"] > found["began"]
         assert "slow 0 running since" in shop.run("get", found["request_id"])

@@ -5,15 +5,15 @@ from __future__ import annotations
 import gzip
 import json
 import os
-import subprocess
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
+from commands import typed
 from http_client import Client
-from processes import QSERVE, READY, Serving, Site, free_port, new_site, wait_until
+from processes import READY, Serving, Site, free_port, new_site, wait_until
 
 pytest.importorskip("opentelemetry.exporter.otlp.proto.http")
 
@@ -145,9 +145,8 @@ class Shop:
         self.client = Client(Serving(process, port).url)
 
     def dlq(self, *arguments: str) -> str:
-        env = {**os.environ, **self.env}
-        done = subprocess.run([*QSERVE, "dlq", *arguments], env=env, capture_output=True, text=True, timeout=60)
-        assert done.returncode == 0, done.stderr
+        done = typed("dlq", *arguments, env=self.env)
+        assert done.exit_code == 0, done.output
         return done.stdout
 
     def send(self, what: str, trace_id: str, **more: str) -> Any:

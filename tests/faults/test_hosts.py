@@ -10,6 +10,7 @@ from contextlib import suppress
 from typing import Any
 
 import pytest
+from commands import told
 from processes import new_site, wait_until
 from roles import Roles
 from rows import row
@@ -39,9 +40,7 @@ class Hosts(Roles):
     """A broker, and workers that are hosts."""
 
     def status(self) -> Any:
-        process = self.command("status", "--json")
-        assert process.wait() == 0, process.output
-        return json.loads(process.stdout)
+        return json.loads(told("status", "--json", env=self.env))
 
     def model(self) -> Any:
         return self.status()["applications"]["default"]["deployments"]["Model"]
