@@ -521,6 +521,7 @@ def test_the_deployer_may_see_what_gateways_serve_and_wait_for_it(
 
 
 @pytest.mark.slow
+@pytest.mark.long  # every stack of tests/faults has the users of the sample ACL
 def test_the_roles_apart_serve_the_example_each_with_a_user_of_its_own(site: Site) -> None:
     broker = Guarded(site, find_server())
     port = free_port()

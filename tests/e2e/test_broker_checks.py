@@ -112,7 +112,11 @@ def test_a_worker_waits_for_its_broker_says_so_once_and_can_be_stopped_meanwhile
     assert len(worker.problems.splitlines()) == 1
 
 
-@pytest.mark.parametrize("command", [["run", "shop:app", "--workers", "3"], ["gateway", "--workers", "3"]])
+# a run tells its processes what it has found, which tests/broker/test_doctor.py has
+@pytest.mark.parametrize(
+    "command",
+    [pytest.param(["run", "shop:app", "--workers", "3"], marks=pytest.mark.long), ["gateway", "--workers", "3"]],
+)
 def test_what_was_found_about_the_broker_is_logged_once_by_all_processes(site: Site, command: list[str]) -> None:
     port, url = free_port(), site.broker()
     folder = site.write("shop.py", "import qserve\n@qserve.deployment\ndef shop(): ...\napp = shop.bind()\n")

@@ -102,13 +102,15 @@ class Reader:
 
 
 _MARKS = {
-    "README": (),
-    # each section starts a system to show what other tests have checked
-    "guide": (pytest.mark.slow, pytest.mark.long),
-    "tracing": (pytest.mark.slow, pytest.mark.long),
+    "README: Your first service": (),
 }
+"""Each section starts a system to show what other tests have checked: one of them does that in `make test`."""
 TAUGHT = [
-    pytest.param(blocks, id=f"{path.stem}: {heading}", marks=_MARKS.get(path.stem, pytest.mark.slow))
+    pytest.param(
+        blocks,
+        id=f"{path.stem}: {heading}",
+        marks=_MARKS.get(f"{path.stem}: {heading}", (pytest.mark.slow, pytest.mark.long)),
+    )
     for path in (README, *PAGES)
     for heading, blocks in sections(path)
     if any(language == "console" for language, _ in blocks)
@@ -261,6 +263,7 @@ def test_every_service_in_the_commands_of_the_pages_about_containers_is_in_a_sta
 
 @pytest.mark.slow
 @pytest.mark.parametrize("page", ["one-host", "several-hosts"])
+@pytest.mark.long  # tests/e2e/test_roles.py has the roles apart
 def test_the_roles_of_a_page_make_an_application_that_answers(page: str, site: Site) -> None:
     """Servers are started in the background; hosts, ports and names of other hosts are those of this machine."""
     blocks = _BLOCK.findall(COMPOSE.read_text())

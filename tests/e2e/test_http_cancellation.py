@@ -140,8 +140,12 @@ def leave_when_it_runs(client: Client, folder: str, path: str, **headers: str) -
 @pytest.mark.parametrize(
     ("make", "path"),
     [
-        *((plain, f"/?how={how}") for how in ("", "polls", "watches", "streams", "yields", "floods")),
-        *((fastapi_app, path) for path in ("/", "/?how=streams", "/sync")),
+        *((plain, f"/?how={how}") for how in ("", "polls", "watches", "streams", "floods")),
+        (fastapi_app, "/sync"),
+        # tests/local/test_cancellation.py has code of every kind
+        pytest.param(plain, "/?how=yields", marks=pytest.mark.long),
+        pytest.param(fastapi_app, "/", marks=pytest.mark.long),
+        pytest.param(fastapi_app, "/?how=streams", marks=pytest.mark.long),
         (flask_app, "/"),
     ],
 )
@@ -181,10 +185,11 @@ def test_code_is_told_that_its_job_was_deleted(client: Client, tmp_path: Path) -
     ("keeps", "path", "headers"),
     [
         (False, "/", {"Prefer": "respond-async, wait=20"}),
-        (False, "/", {"Idempotency-Key": "one"}),
-        (True, "/", {}),
         (True, "/?how=streams", {}),
-        (True, "/?how=floods", {}),
+        # the same two causes with other code
+        pytest.param(False, "/", {"Idempotency-Key": "one"}, marks=pytest.mark.long),
+        pytest.param(True, "/", {}, marks=pytest.mark.long),
+        pytest.param(True, "/?how=floods", {}, marks=pytest.mark.long),
     ],
 )
 def test_code_goes_on_when_its_client_leaves(

@@ -47,6 +47,7 @@ def test_qserve_run_prints_a_link_to_the_page_with_the_rights_to_act(site: Site)
 
 @pytest.mark.slow
 @pytest.mark.parametrize("env", [{"QSERVE_UI_TOKEN": "a-token-of-sixteen"}, {}])
+@pytest.mark.long  # tests/ui/test_page.py has who may see the page
 def test_without_a_token_of_this_run_no_link_is_printed(site: Site, env: dict[str, str]) -> None:
     port = free_port()
     host = () if env else ("--host", "0.0.0.0")

@@ -81,7 +81,8 @@ class Place:
         return shown.stdout if what in shown.stdout else ""
 
 
-@pytest.fixture(scope="module", params=["text", "json"])
+# tests/base/test_log.py has both formats
+@pytest.fixture(scope="module", params=[pytest.param("text", marks=pytest.mark.long), "json"])
 def place(request: pytest.FixtureRequest) -> Iterator[tuple[str, str, str]]:
     with new_site() as site:
         place = Place(site, request.param)

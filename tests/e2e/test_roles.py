@@ -212,7 +212,10 @@ def test_a_worker_for_a_deployment_that_does_not_exist_says_so(running: Stack) -
     wrong.stop()
 
 
-@pytest.mark.parametrize("role", ["deploy", "worker", "gateway"])
+# tests/machine/test_running.py has what is said where no broker is named
+@pytest.mark.parametrize(
+    "role", [*(pytest.param(role, marks=pytest.mark.long) for role in ("deploy", "worker")), "gateway"]
+)
 def test_a_role_without_a_broker_says_what_to_set(site: Site, role: str) -> None:
     site.write("shop.py", APP)
     arguments = [] if role == "gateway" else ["shop:app"]
@@ -286,6 +289,7 @@ def test_control_is_answered_over_a_new_connection_when_the_old_one_was_lost(run
     inspect(control, "ping")
 
 
+@pytest.mark.long  # tests/e2e/test_run_command.py has a run with a named broker
 def test_run_uses_a_named_broker_and_ends_without_touching_it(site: Site) -> None:
     stack = Stack(site)
     process = stack.command("run", "shop:app", "--port", str(stack.port))

@@ -47,6 +47,7 @@ def error_of(process: Process, site: Site) -> list[str]:
     return [line for line in process.problems.splitlines() if line.strip()]
 
 
+@pytest.mark.long  # tests/gateway/test_access.py has both
 def test_the_gateways_token_is_asked_for_and_kept_from_user_code(site: Site) -> None:
     port = free_port()
     program = """
@@ -101,6 +102,7 @@ def test_run_prints_its_progress_and_where_it_answers_and_ctrl_c_and_sigterm_end
     assert "Traceback" not in serving.process.output
 
 
+@pytest.mark.long  # the first one and an interrupted start are above and below
 def test_an_impatient_second_ctrl_c_leaves_nothing_behind_either(site: Site) -> None:
     serving = run_app(site)
 
@@ -116,9 +118,9 @@ def test_an_impatient_second_ctrl_c_leaves_nothing_behind_either(site: Site) -> 
 @pytest.mark.parametrize(
     ("moment", "number"),
     [
-        ("qserve: starting", signal.SIGINT),
         ("0/1 starting", signal.SIGTERM),
         # both signals take the same way, which test_run_prints_its_progress has for each
+        pytest.param("qserve: starting", signal.SIGINT, marks=pytest.mark.long),
         pytest.param("qserve: starting", signal.SIGTERM, marks=pytest.mark.long),
         pytest.param("0/1 starting", signal.SIGINT, marks=pytest.mark.long),
     ],
@@ -135,6 +137,7 @@ def test_an_interrupted_start_leaves_nothing_behind(site: Site, moment: str, num
     assert "Traceback" not in process.output
 
 
+@pytest.mark.long  # as an interrupted start, above
 def test_ctrl_c_does_not_wait_for_a_constructor_that_hangs(site: Site) -> None:
     slow = "import time, qserve\n\n@qserve.deployment\nclass Slow:\n    def __init__(self):\n"
     folder = site.write("slow.py", f"{slow}        time.sleep(600)\n\napp = Slow.bind()\n")
@@ -178,6 +181,7 @@ def test_a_module_that_does_not_import_shows_the_users_traceback(site: Site) -> 
     assert f'"{folder}/broken.py", line ' in shown[0]
 
 
+@pytest.mark.long  # tests/local/test_graph_errors.py has it in full
 def test_a_constructor_that_raises_shows_the_users_traceback(site: Site) -> None:
     source = "import qserve\n\n@qserve.deployment\nclass Model:\n    def __init__(self, path):\n"
     source += "        open(path)\n\napp = Model.bind('/no/such/file')\n"
@@ -232,6 +236,7 @@ def test_a_replica_that_cannot_start_is_told_with_its_own_cause(
     assert any(line.startswith(f"Error: deployment 'Model' could not be started; {said}") for line in lines), lines
 
 
+@pytest.mark.long  # tests/gateway/test_gateway.py has when it is healthy
 def test_the_gateway_is_not_ready_before_all_constructors_are_done(site: Site) -> None:
     port, go = free_port(), site.folder / "go"
     program = "import os, time, qserve\n@qserve.deployment\nclass Model:\n    def __init__(self):\n"
@@ -269,8 +274,8 @@ def test_a_host_that_is_not_of_this_machine_is_named_in_one_line(site: Site, opt
 @pytest.mark.parametrize(
     ("variable", "value"),
     [
-        ("QSERVE_ALLOWED_HOSTS", " ,"),
-        # tests/base/test_settings.py has what each of them may be
+        # tests/base/test_settings.py has what each of them may be, and what every command says of it
+        pytest.param("QSERVE_ALLOWED_HOSTS", " ,", marks=pytest.mark.long),
         pytest.param("QSERVE_CLIENT_IN_FLIGHT", "few", marks=pytest.mark.long),
         pytest.param("QSERVE_LEASE_S", "1e300", marks=pytest.mark.long),
     ],

@@ -410,8 +410,10 @@ print("served", flush=True)
 @pytest.mark.parametrize(
     ("last_words", "code"),
     [
-        pytest.param("sys.exit(3)", 3, marks=pytest.mark.long),  # both end by atexit, as the next
-        ("raise ValueError('of no use')", 1),
+        pytest.param(
+            "sys.exit(3)", 3, marks=pytest.mark.long
+        ),  # these end by atexit, as what starts in tests/faults/test_program_end.py
+        pytest.param("raise ValueError('of no use')", 1, marks=pytest.mark.long),
         ("os.kill(os.getpid(), signal.SIGINT); time.sleep(9)", -signal.SIGINT),
     ],
 )
@@ -450,7 +452,8 @@ def test_the_child_of_a_program_that_serves_may_call_and_ends_by_itself_only(sit
     site.wait_empty()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+# tests/e2e/test_run_command.py ends a run by SIGTERM
+@pytest.mark.parametrize("number", [pytest.param(signal.SIGTERM, marks=pytest.mark.long), signal.SIGKILL])
 def test_a_program_that_is_killed_leaves_no_process(site: Site, number: int) -> None:
     port = free_port()
     process = run_script(site, ENDING + "time.sleep(600)", port)
@@ -465,6 +468,7 @@ def test_a_program_that_is_killed_leaves_no_process(site: Site, number: int) -> 
         (site.folder / folder).rename(site.folder / f"left-{folder}")
 
 
+@pytest.mark.long  # tests/e2e/test_run_command.py has Ctrl-C
 def test_a_blocking_run_serves_until_ctrl_c(site: Site) -> None:
     port = free_port()
     source = ENDING.partition("handle =")[0] + "qserve.run(app.bind(), blocking=True, port=PORT)\n"

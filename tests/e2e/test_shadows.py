@@ -84,6 +84,7 @@ def test_no_process_runs_files_that_have_the_name_of_a_library(site: Site, start
     check(port, folder)
 
 
+@pytest.mark.long  # tests/base/test_import_path.py has which folders are searched
 def test_the_processes_of_a_program_do_not_run_the_files_beside_it(site: Site) -> None:
     port = free_port()
     folder = write(site, "celery flask gevent gunicorn kombu werkzeug setproctitle")

@@ -182,8 +182,12 @@ def run_each_way(office: Office, way: str, runs: int) -> None:
     assert {office.notes()[name] for name in names} == {1}
 
 
+IN_SHORT = {"falls-off", "error", "ctrl-c", "thread", "atexit-before", "process-spawn", "fork", "client-many"}
+"""One of each hook of the interpreter that is taken; the others have another act before it."""
+
+
 @row("F49", priority=True)
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", [way if way in IN_SHORT else pytest.param(way, marks=pytest.mark.long) for way in WAYS])
 def test_what_a_program_submits_right_before_its_end_is_stored(office: Office, way: str) -> None:
     run_each_way(office, way, runs=1)
 
@@ -279,7 +283,9 @@ def test_a_broker_that_is_silent_does_not_keep_a_program_for_ever(office: Office
         ("refs = [full.remote(1), full.remote(2)]", FAILED),
         ("full.remote(1); qserve.shutdown()", FAILED),
         ("qserve.get_deployment_handle('Note').nothing.remote()", 0),
-        ("try: full.remote(1).result()\nexcept qserve.exceptions.BackPressureError: pass", 0),
+        pytest.param(
+            "try: full.remote(1).result()\nexcept qserve.exceptions.BackPressureError: pass", 0, marks=pytest.mark.long
+        ),
         ("try: full.remote(1).accepted(timeout_s=60)\nexcept qserve.exceptions.BackPressureError: pass", 0),
         ("full.remote(1).cancel()", 0),
     ],

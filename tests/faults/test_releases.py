@@ -148,9 +148,9 @@ WITHOUT_OLD_WORKERS = (old_workers_stopped_first, old_workers_stopped_during_the
 ORDERS = [
     new_workers_first,
     in_place,
-    by_value,
-    old_workers_stopped_first,
     # the same acts in another order: tests/workers/test_own_code.py and test_offer.py have which version a worker runs
+    pytest.param(by_value, marks=pytest.mark.long),
+    pytest.param(old_workers_stopped_first, marks=pytest.mark.long),
     pytest.param(deploy_first, marks=pytest.mark.long),
     pytest.param(both_at_once, marks=pytest.mark.long),
     pytest.param(old_workers_stopped_during_the_deploy, marks=pytest.mark.long),
@@ -181,6 +181,7 @@ def test_answers_are_never_mixed_and_none_fails_whatever_the_order_of_a_release(
 
 
 @row("F50", priority=True)
+@pytest.mark.long  # tests/workers/test_supervisor.py has the repair
 def test_an_old_registration_that_is_put_back_does_not_bring_the_old_version_back(releases: Releases) -> None:
     client, key, after = releases.broker.client, releases.keys.application("default"), releases.version + 1
     old: Any = client.hget(key, "active")
@@ -218,6 +219,7 @@ def test_a_replica_that_dies_after_its_files_were_replaced_starts_again_with_its
 
 
 @row("F50", priority=True)
+@pytest.mark.long  # tests/deploy/test_rollout.py has which options need new replicas
 def test_other_options_restart_no_replica(releases: Releases) -> None:
     file, before = releases.folder(releases.version) / "app.yaml", {one.name for one in releases.replicas()}
     load = releases.load(rate=50)
@@ -279,6 +281,7 @@ def test_rolling_back_is_one_deploy_while_the_old_workers_run(releases: Releases
 
 
 @row("F50", priority=True)
+@pytest.mark.long  # tests/deploy/test_rollout.py goes back; tests/workers/test_own_code.py has who runs what was sent
 def test_a_rollback_brings_back_code_that_no_folder_has_any_more(releases: Releases) -> None:
     before = releases.version
     in_place(releases, before + 1)

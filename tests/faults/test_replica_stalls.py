@@ -35,6 +35,7 @@ def serving() -> Iterator[Serving]:
 
 @pytest.mark.parametrize("method", ["match_for_ever", "spin_in_a_thread"])
 @pytest.mark.slow
+@pytest.mark.long  # the row F18 has both under load
 def test_code_that_never_ends_costs_its_caller_the_deadline_and_the_others_a_new_replica(
     serving: Serving, method: str
 ) -> None:
@@ -105,7 +106,10 @@ def test_a_replica_that_has_no_files_left_says_so_and_is_replaced(serving: Servi
     assert "died (too many open files)" in shop.worker_process.stderr
 
 
-@pytest.mark.parametrize("method", ["pid", "sleep_on_the_loop", "spin_in_a_thread"])
+@pytest.mark.parametrize(
+    "method",
+    ["sleep_on_the_loop", *(pytest.param(name, marks=pytest.mark.long) for name in ("pid", "spin_in_a_thread"))],
+)
 def test_replicas_end_soon_after_their_supervisor_was_killed(shop: Installation, method: str) -> None:
     worker = shop.serve(replicas=2, QSERVE_STALL_LIMIT_S="600")
     pids = shop.pids()
@@ -122,6 +126,7 @@ def test_replicas_end_soon_after_their_supervisor_was_killed(shop: Installation,
 
 
 @pytest.mark.row("F36")
+@pytest.mark.long  # tests/faults/test_start_faults.py has it under load
 def test_a_constructor_that_hangs_is_ended_and_the_version_before_goes_on(shop: Installation, site: Site) -> None:
     worker = shop.site.qserve("worker", "--name", "default", env={**shop.env, "QSERVE_START_TIMEOUT_S": "3"})
     first = shop.deploy()

@@ -252,6 +252,7 @@ def test_there_are_as_many_replicas_during_a_release_as_its_surge_says(
 
 
 @row("F50", priority=True)
+@pytest.mark.long  # tests/deploy/test_steps.py has a version of which any replica fails
 def test_code_that_fails_half_way_leaves_the_old_version_with_all_of_its_replicas(host: Host) -> None:
     """All replicas but the last one can be constructed."""
     host.hosting(2, 6)

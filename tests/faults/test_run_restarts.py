@@ -173,6 +173,7 @@ def test_what_was_accepted_before_a_kill_and_during_it_is_answered_once(site: Si
 
 
 @pytest.mark.row("F48")
+@pytest.mark.long  # one after the other is below, in a program
 def test_all_three_may_be_killed_at_once_and_one_after_the_other(site: Site) -> None:
     port = free_port()
     # replicas that lose supervisor and broker together can give nothing back: their calls wait for a lease
@@ -268,8 +269,9 @@ def test_a_process_that_dies_before_all_is_ready_ends_the_run(site: Site, name: 
 @pytest.mark.parametrize(
     ("names", "moment"),
     [
+        # tests/e2e/test_run_command.py has Ctrl-C, and the program below ends after each was killed
         *(pytest.param([name], "at once", marks=pytest.mark.long) for name in COMMANDS),
-        ([*COMMANDS], "when it is restarted"),
+        pytest.param([*COMMANDS], "when it is restarted", marks=pytest.mark.long),
     ],
 )
 def test_ctrl_c_after_a_kill_leaves_nothing_behind(site: Site, names: list[str], moment: str) -> None:
@@ -285,6 +287,7 @@ def test_ctrl_c_after_a_kill_leaves_nothing_behind(site: Site, names: list[str],
     site.wait_empty()
 
 
+@pytest.mark.long  # tests/e2e/test_run_command.py kills a run
 def test_what_was_started_again_ends_with_a_run_that_is_killed(site: Site) -> None:
     serving = run_app(site)
     run = serving.process
@@ -386,6 +389,7 @@ def test_a_program_learns_from_its_next_run_that_a_process_could_not_be_kept(sit
     site.wait_empty()
 
 
+@pytest.mark.long  # tests/e2e/test_run_from_python.py asks at once
 def test_a_started_program_is_ready_to_be_asked(site: Site) -> None:
     port = free_port()
     ask = f"import urllib.request as r; print(r.urlopen('http://127.0.0.1:{port}/-/routes').status)"

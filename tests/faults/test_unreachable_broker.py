@@ -28,6 +28,11 @@ def hello(request):
 app = hello.bind()
 """
 ENDING = {"worker": ["worker"], "run": ["run", "shop:app"], "deploy": ["deploy", "shop:app"]}
+# each asks qserve/broker/doctor.py; the first test below does it in all three
+IN_EVERY_ROLE = pytest.mark.parametrize("role", ENDING)
+IN_ONE_ROLE = pytest.mark.parametrize(
+    "role", ["worker", *(pytest.param(role, marks=pytest.mark.long) for role in ("run", "deploy"))]
+)
 
 
 @pytest.mark.row("F41")
@@ -73,7 +78,7 @@ def assert_ends_at_once(site: Site, role: str, url: str, what: str, password: st
 
 
 @pytest.mark.row("F41")
-@pytest.mark.parametrize("role", ENDING)
+@IN_EVERY_ROLE
 def test_a_wrong_password_ends_a_role_at_once(site: Site, role: str) -> None:
     port = free_port()
     site.start_broker(port, "--requirepass", "another")
@@ -81,14 +86,14 @@ def test_a_wrong_password_ends_a_role_at_once(site: Site, role: str) -> None:
 
 
 @pytest.mark.row("F41")
-@pytest.mark.parametrize("role", ENDING)
+@IN_ONE_ROLE
 def test_a_replica_ends_a_role_at_once(site: Site, role: str) -> None:
     port = free_port()
     site.start_broker(port, "--requirepass", PASSWORD, "--replicaof", "127.0.0.1 1")
     assert_ends_at_once(site, role, f"redis://:{PASSWORD}@127.0.0.1:{port}/0", "it is a replica of another server")
 
 
-@pytest.mark.parametrize("role", ENDING)
+@IN_ONE_ROLE
 def test_a_port_that_answers_tls_with_something_else_ends_a_role_at_once(site: Site, role: str) -> None:
     def serve(connection: socket.socket) -> None:
         with connection:
@@ -152,7 +157,7 @@ def old_server() -> Iterator[int]:
 
 
 @pytest.mark.row("F41")
-@pytest.mark.parametrize("role", ENDING)
+@IN_ONE_ROLE
 def test_a_server_that_is_too_old_ends_a_role_at_once(site: Site, role: str, old_server: int) -> None:
     url = f"redis://:{PASSWORD}@127.0.0.1:{old_server}/0"
     assert_ends_at_once(site, role, url, "redis 6.2.14 has no functions")
