@@ -61,8 +61,7 @@ def place() -> Iterator[Place]:
         for host in ("a", "b"):
             place.worker("--host", host, "--places", OFFERED)
         wait_until(lambda: place.used().keys() == {"a", "b"}, description="both offer places")
-        deploy = place.deploy()
-        assert deploy.wait() == 0, deploy.output
+        place.deploy_here()
         yield place
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from brokers import Broker
+from commands import deploy_here
 from http_client import Client
 from ledger import DIAMOND, Ledger
 from load import Call, HandleClient, HttpClient, Load, new_job
@@ -84,12 +85,15 @@ class Stack:
     def command(self, *arguments: str, env: Mapping[str, str] | None = None, within: Sequence[str] = ()) -> Process:
         """Start ``qserve`` with these arguments in this installation; ``within`` goes in front of it."""
         command = [*within, *QSERVE, *arguments]
-        variables = {**self.env, **(env or {})}
-        user = _USERS.get(arguments[0], "operator")
-        variables["QSERVE_BROKER_URL"] = self.broker.as_user(variables["QSERVE_BROKER_URL"], user)
-        process = self.site.start(command, cwd=self.site.folder, env=variables)
+        process = self.site.start(command, cwd=self.site.folder, env=self.variables_of(arguments[0], env))
         self.processes.append(process)
         return process
+
+    def variables_of(self, command: str, env: Mapping[str, str] | None = None) -> dict[str, str]:
+        """What a command is told, as the user of the broker that it is for."""
+        variables = {**self.env, **(env or {})}
+        user = _USERS.get(command, "operator")
+        return {**variables, "QSERVE_BROKER_URL": self.broker.as_user(variables["QSERVE_BROKER_URL"], user)}
 
     def worker(self, *options: str, env: Mapping[str, str] | None = None, within: Sequence[str] = ()) -> Process:
         """Start a supervisor."""
@@ -118,8 +122,7 @@ class Stack:
         """
         self.supervisor = self.worker(env=worker)
         self.front = self.gateway("--workers", str(gateway_workers), env=gateway)
-        deploying = self.deploy()
-        assert deploying.wait() == 0, deploying.output
+        deploy_here("diamond:app", self.site.folder, self.variables_of("deploy"))
         wait_until(self.is_serving, description="the gateway is healthy")
         self.wait_replicas()
         self._fds = {pid: _fds(pid) for pid in (self.supervisor.pid, self.front.pid)}

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from pathlib import Path
 
 from click.testing import CliRunner, Result
 from processes import clean_environment
 
 from qserve.__main__ import main
+from qserve.base import import_path
 
 
 def typed(*arguments: str, env: Mapping[str, str]) -> Result:
@@ -26,3 +28,12 @@ def told(*arguments: str, env: Mapping[str, str]) -> str:
     result = typed(*arguments, env=env)
     assert result.exit_code == 0, result.output
     return result.stdout
+
+
+def deploy_here(target: str, folder: Path, env: Mapping[str, str]) -> None:
+    """Deploy what is in a folder; its code is imported in a fork of this process, as ``qserve deploy`` always does."""
+    before = import_path.user_folders()
+    try:
+        told("deploy", target, "--app-dir", str(folder), env=env)
+    finally:
+        import_path._folders[:] = before

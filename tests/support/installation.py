@@ -113,8 +113,7 @@ class Installation(Roles):
         """Start a worker and deploy; answers the worker once it has its replicas."""
         variables = {**({"QSERVE_BROKER_URL": url} if url else {}), **env}
         process = self.worker("--replicas", str(replicas), **variables)
-        deploy = self.deploy()
-        assert deploy.wait() == 0, deploy.output + process.output
+        self.deploy_here()
         self.wait_running(replicas)
         return process
 
