@@ -167,7 +167,7 @@ def test_all_of_them_may_be_replayed_or_deleted(shop: Shop) -> None:
     shop.post(3)
     (left,) = shop.letters()
     answer = shop.dlq("purge", "f" * 32, left["request_id"])
-    assert (answer.returncode, answer.stdout) == (1, "deleted 1 dead letter\n")
+    assert (answer.exit_code, answer.stdout) == (1, "deleted 1 dead letter\n")
     shop.post(3)
     assert shop.dlq("purge", "--all").stdout == "deleted 1 dead letter\n"
     assert shop.dlq("purge", "--all").stdout == "deleted 0 dead letters\n"
