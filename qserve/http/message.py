@@ -57,7 +57,7 @@ class HttpMessage:
       headers: Lower-case names, and values, in their order.
       client: Host and port of the client, where known.
       server: Host and port of the server, where known.
-      body: The whole body.
+      body: The whole body; a view of one that is in the payload store.
       path_params: The values of the route's ``{parameters}`` in the path.
       raw_path: The path as it was sent, where that has escapes; b"" otherwise.
     """
@@ -70,7 +70,7 @@ class HttpMessage:
     headers: tuple[tuple[bytes, bytes], ...]
     client: Address | None
     server: Address | None
-    body: bytes
+    body: bytes | memoryview
     path_params: Mapping[str, Any] = field(default_factory=dict)
     raw_path: bytes = b""
 

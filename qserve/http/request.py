@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -19,10 +19,12 @@ from qserve.base.context import request_context
 from qserve.base.promise import Promise
 from qserve.exceptions import PayloadError
 from qserve.http.message import EMPTY_BODY, HttpMessage, pack_message, unpack_message
+from qserve.http.pieces import pieces
 from qserve.wire.codes import Code, register, register_unpacker
 
 _MESSAGE = "qserve.request"
 """The key of a request's scope under which its message is kept."""
+_BLANK = 1 << 16
 _ASGI = {"version": "3.0", "spec_version": "2.4"}
 
 
@@ -48,7 +50,10 @@ def to_starlette(message: HttpMessage) -> Request:
         "path_params": dict(message.path_params),
         _MESSAGE: message,
     }
-    return with_own_json(Request(scope, ReceiveBody(message.body)))
+    request = with_own_json(Request(scope, ReceiveBody(message.body)))
+    if isinstance(message.body, memoryview):
+        request.body = _ReadBody(request, message.body)  # type: ignore[method-assign]
+    return request
 
 
 def with_own_json(request: Request) -> Request:
@@ -79,9 +84,29 @@ class _ReadJson:
             raise InvalidJSON("the body is not UTF-8", "", error.start) from None
 
 
-def _invalid(error: json.JSONDecodeError, body: bytes) -> InvalidJSON:
+class _ReadBody:
+    """``request.body`` of a body in the store, which starlette would copy twice: into pieces, and into one."""
+
+    __slots__ = ("_body", "_request")
+
+    def __init__(self, request: Request, body: memoryview) -> None:
+        self._request = weakref.ref(request)
+        self._body = body
+
+    async def __call__(self) -> bytes:
+        request = self._request()
+        if request is None:
+            return bytes(self._body)
+        if not hasattr(request, "_body"):
+            if request._stream_consumed:
+                return await Request.body(request)  # which raises an error
+            request._body, request._stream_consumed = bytes(self._body), True
+        return request._body
+
+
+def _invalid(error: json.JSONDecodeError, body: bytes | memoryview) -> InvalidJSON:
     invalid = InvalidJSON(error.msg, error.doc, error.pos)
-    if not body.strip():  # a byte order mark alone is text without characters
+    if not bytes(body[:_BLANK]).strip() and len(body) <= _BLANK:  # a byte order mark alone is text without characters
         invalid.args = (EMPTY_BODY,)  # its text, instead of "Expecting value: line 1 column 1"
     return invalid
 
@@ -89,19 +114,29 @@ def _invalid(error: json.JSONDecodeError, body: bytes) -> InvalidJSON:
 class ReceiveBody:
     """ASGI's ``receive`` for a body that has already arrived; a cancelled request looks like a client that has left."""
 
-    __slots__ = ("_body",)
+    __slots__ = ("_messages",)
 
-    def __init__(self, body: bytes) -> None:
-        self._body: bytes | None = body
+    def __init__(self, body: bytes | memoryview) -> None:
+        self._messages = body_messages(body)
 
     async def __call__(self) -> Message:
-        body, self._body = self._body, None
-        if body is not None:
-            return {"type": "http.request", "body": body, "more_body": False}
+        message = next(self._messages, None)
+        if message is not None:
+            return message
         left: Promise[None] = Promise()
         with request_context.get().when_cancelled(partial(left.set, None)):
             await left
         return {"type": "http.disconnect"}
+
+
+def body_messages(body: bytes | memoryview) -> Iterator[Message]:
+    """Return the messages of ASGI by which an application receives a body: one, or many for one in the store."""
+    if isinstance(body, memoryview) and body:
+        for piece in pieces(body):
+            is_last = piece.begin + len(piece) == len(body)
+            yield {"type": "http.request", "body": piece, "more_body": not is_last}
+    else:
+        yield {"type": "http.request", "body": bytes(body), "more_body": False}
 
 
 def from_starlette(request: Request) -> HttpMessage:
@@ -132,7 +167,15 @@ def _plain_params(params: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value if isinstance(value, str | int | float) else str(value) for name, value in params.items()}
 
 
-def _body_of(request: Request) -> bytes:
+async def read_body(request: Request) -> bytes | memoryview:
+    """Return the body of a request; a view of one that is in the store."""
+    message = request.scope.get(_MESSAGE)
+    if isinstance(message, HttpMessage) and isinstance(message.body, memoryview):
+        return message.body
+    return await request.body()
+
+
+def _body_of(request: Request) -> bytes | memoryview:
     message = request.scope.get(_MESSAGE)
     if isinstance(message, HttpMessage):
         return message.body

@@ -50,6 +50,6 @@ def _request(message: HttpMessage) -> str:
     """Describe a request; its headers may hold secrets."""
     query = f"?{message.query_string.decode(errors='backslashreplace')}" if message.query_string else ""
     kind = next((value for name, value in message.headers if name == b"content-type"), b"").decode(errors="replace")
-    body = message.body[:_BODY_BYTES].decode(errors="backslashreplace")
+    body = bytes(message.body[:_BODY_BYTES]).decode(errors="backslashreplace")
     more = f"… ({len(message.body)} bytes)" if len(message.body) > _BODY_BYTES else ""
     return f"<{message.method} {message.path}{query}{kind and f', {kind}'}: {body}{more}>"

@@ -25,7 +25,7 @@ from starlette.types import Message
 from qserve.base.log import get_logger
 from qserve.http.annotations import resolve_annotations
 from qserve.http.rejection import MISSING, RequestValidationError, read_form, read_json, unreadable
-from qserve.http.request import ReceiveBody, with_own_json
+from qserve.http.request import ReceiveBody, read_body, with_own_json
 
 log = get_logger(__name__)
 
@@ -76,7 +76,7 @@ class UserAdapter:
         Raises:
           RequestValidationError: The request does not match the adapter's parameters.
         """
-        body = await request.body()
+        body = await read_body(request)
         scope = {**request.scope, _RUN: run}
         try:
             # an application of FastAPI has a middleware for this: files of forms are closed when the stack ends
@@ -95,10 +95,14 @@ class UserAdapter:
                 details, document = jsonable_encoder(error.errors()), scope.get(_DOCUMENT, MISSING)
                 # its traceback leads to a frame of FastAPI that refers to it, and to the request: a cycle
                 raise RequestValidationError(details, document=document) from error.with_traceback(None)
-            if isinstance(error, json.JSONDecodeError) and error.doc in (body, body.decode(errors="replace")):
+            if isinstance(error, json.JSONDecodeError) and _is_of(error, bytes(body)):
                 raise unreadable(f"the request body is not valid JSON: {error}", "invalid_json") from error
             raise
         return scope[_RESULT]
+
+
+def _is_of(error: json.JSONDecodeError, body: bytes) -> bool:
+    return error.doc in (body, body.decode(errors="replace"))
 
 
 def openapi_of(adapter: Callable[..., Any], models: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -7,7 +7,7 @@ on what the application sends, at the pace of its reader.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, MutableMapping
+from collections.abc import Iterable, Iterator, MutableMapping
 from typing import Any, NoReturn
 
 from starlette.requests import Request
@@ -18,6 +18,7 @@ from qserve.base import afterwards
 from qserve.base.forks import end_if_child
 from qserve.base.log import get_logger
 from qserve.exceptions import QserveException
+from qserve.http.request import body_messages, read_body
 
 log = get_logger(__name__)
 _AHEAD = 16
@@ -103,7 +104,7 @@ class Exchange:
         self.loop = asyncio.get_running_loop()
         self._app = app
         self._state = state
-        self._body: bytes | None = None
+        self._body: Iterator[Message] = iter(())
         self._messages: asyncio.Queue[Message] = asyncio.Queue(_AHEAD)
         self._left = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -121,7 +122,7 @@ class Exchange:
           QserveException: The application ended without a response.
           BaseException: Any error that it raised before it sent anything but starlette's page for such errors.
         """
-        self._body = await request.body()
+        self._body = body_messages(await read_body(request))
         scope = {**request.scope, "state": dict(self._state)}
         task = self._task = self.loop.create_task(self._run(scope))
         afterwards.keep(task)  # background tasks outlive their response
@@ -208,9 +209,9 @@ class Exchange:
         await self._messages.put(_END)
 
     async def _receive(self) -> Message:
-        body, self._body = self._body, None
-        if body is not None:
-            return {"type": "http.request", "body": body, "more_body": False}
+        message = next(self._body, None)
+        if message is not None:
+            return message
         await self._left.wait()
         return {"type": "http.disconnect"}
 

@@ -14,6 +14,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from qserve.base.log import get_logger
 from qserve.base.promise import for_future
+from qserve.http.pieces import Piece, as_file
 from qserve.web.asgi import short_length
 
 log = get_logger(__name__)
@@ -35,15 +36,19 @@ class WsgiAdapter:
         """Answer one HTTP request; WSGI has no lifespan."""
         if scope["type"] != "http":
             return
-        body = bytearray()
+        pieces: list[bytes] = []
         while (message := await receive())["type"] == "http.request":
-            body += message.get("body", b"")
+            piece = message.get("body", b"")
+            if not (pieces and isinstance(piece, Piece)):  # the first one of a stored body has the whole
+                pieces.append(piece)
             if not message.get("more_body", False):
                 break
+        first = pieces[0] if pieces else b""
+        body = first.whole if isinstance(first, Piece) else b"".join(pieces)
         loop = asyncio.get_running_loop()
         call, context = _Call(loop, send), contextvars.copy_context()
         await loop.run_in_executor(
-            self._threads, context.run, for_future(call.run), self._app, environ_of(scope, bytes(body))
+            self._threads, context.run, for_future(call.run), self._app, environ_of(scope, body)
         )
 
 
@@ -99,7 +104,7 @@ class _Call:
             await self._send(message)
 
 
-def environ_of(scope: Scope, body: bytes) -> Environ:
+def environ_of(scope: Scope, body: bytes | memoryview) -> Environ:
     """Return the WSGI environment (PEP 3333) of an ASGI request, whose path begins with its ``root_path``."""
     root_path = scope.get("root_path", "").rstrip("/")
     path = scope["path"]
@@ -116,7 +121,7 @@ def environ_of(scope: Scope, body: bytes) -> Environ:
         "REMOTE_ADDR": (scope.get("client") or ("",))[0],
         "wsgi.version": (1, 0),
         "wsgi.url_scheme": scope.get("scheme", "http"),
-        "wsgi.input": io.BytesIO(body),
+        "wsgi.input": as_file(body) if isinstance(body, memoryview) else io.BytesIO(body),
         "wsgi.input_terminated": True,
         "wsgi.errors": sys.stderr,
         "wsgi.multithread": True,
