@@ -8,12 +8,15 @@ from __future__ import annotations
 import io
 import secrets
 from collections.abc import AsyncIterator, Iterator
+from itertools import pairwise
 from typing import Any, cast
 
-import starlette.requests
+from starlette import formparsers, requests
 from starlette.datastructures import FormData, UploadFile
 from starlette.formparsers import MultiPartParser
 
+_formparsers: Any = formparsers
+_requests: Any = requests
 PIECE_BYTES = 256 * 1024
 _FILE_FROM = 64 * 1024
 """Shorter files of forms are copied, as starlette does."""
@@ -136,7 +139,7 @@ class _Boundary:
     """Finds where the boundary of a form is in a body, of which one piece is seen at a time."""
 
     def __init__(self, content_type: str) -> None:
-        options = starlette.requests.parse_options_header(content_type)[1]
+        options = _formparsers.parse_options_header(content_type)[1]
         self._mark = b"--" + options.get(b"boundary", b"")
         self._before = b""
         self._seen = 0
@@ -157,7 +160,7 @@ class _Boundary:
 def _without_files(whole: memoryview, found: list[int]) -> tuple[list[bytes], dict[bytes, memoryview]]:
     """Return a form with marks for all long parts, and what these stand for."""
     kept, files, done = [], dict[bytes, memoryview](), 0
-    for begin, end in zip(found, found[1:], strict=False):
+    for begin, end in pairwise(found):
         head = bytes(whole[begin : begin + _HEAD_BYTES])
         first, last = begin + head.find(_HEAD_END) + len(_HEAD_END), end - len(_LINE_END)
         if _HEAD_END in head and last - first >= _FILE_FROM:
@@ -181,4 +184,4 @@ def _put_in(form: FormData, files: dict[bytes, memoryview]) -> bool:
     return not left
 
 
-starlette.requests.MultiPartParser = FormParser  # type: ignore[misc]
+_requests.MultiPartParser = FormParser

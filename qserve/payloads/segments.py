@@ -31,7 +31,7 @@ import sys
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from qserve.base.forks import on_fork
@@ -46,8 +46,8 @@ from qserve.payloads.shm_folder import (
     remove_if_dead,
     stat_of,
 )
-from qserve.payloads.tier import IsKnown, TierFull, TierStats
-from qserve.payloads.writer import IDLE_BYTES, IDLE_S, Writer
+from qserve.payloads.tier import PIECE_BYTES, Filler, IsKnown, TierFull, TierStats
+from qserve.payloads.writer import IDLE_BYTES, IDLE_S, Filling, Writer
 from qserve.wire.claim import MEMORY, Claim, Part
 
 VIEWS_LIMIT = 256
@@ -102,10 +102,14 @@ class Segments:
             try:
                 return self._put_by(writer, parts, size)
             except OSError:
-                with self._lock:
-                    self._drop_mapped(0)
-                writer.give_back()
+                self.give_back(writer)
                 return self._put_by(writer, parts, size)
+        except OSError as error:
+            raise TierFull(str(error)) from error
+
+    def filler(self, size: int | None) -> Filler:
+        try:
+            return _Filler(self, self._own_writer(), size or 0)
         except OSError as error:
             raise TierFull(str(error)) from error
 
@@ -119,6 +123,12 @@ class Segments:
             writer.drop(segment)
             raise
         return Claim(MEMORY, writer.folder.place, name, size, nonce)
+
+    def give_back(self, writer: Writer) -> None:
+        """Give back all memory that nobody uses."""
+        with self._lock:
+            self._drop_mapped(0)
+        writer.give_back()
 
     def _own_writer(self) -> Writer:
         folder = self._folder_name()
@@ -164,6 +174,36 @@ class Segments:
     # -- reading -----------------------------------------------------------------------------------
 
     def get(self, claim: Claim) -> memoryview:
+        held = _Held(self._path_of(claim), claim)
+        found = os.fstat(held.descriptor)
+        if found.st_size < _PAGE + claim.size:
+            raise PayloadError(f"a stored value has {found.st_size} bytes; its claim says {claim.size}")
+        with self._lock:
+            known = self._mapped.pop((found.st_dev, found.st_ino), None)
+            if known is None or known.mapping.size < found.st_size:  # it may have grown for its next value
+                known = _Cached(Mapping(held.descriptor, found.st_size))
+            known.used_at = time.monotonic()
+            self._mapped[found.st_dev, found.st_ino] = known
+            self._drop_mapped(IDLE_BYTES)
+        view = known.mapping.view(held).toreadonly()
+        if view[:_NONCE_BYTES] != claim.digest:
+            raise PayloadError("a stored value is not the one that was claimed")
+        value = view[_PAGE : _PAGE + claim.size]
+        return value if _Held.count < VIEWS_LIMIT else memoryview(bytes(value))
+
+    def pieces(self, claim: Claim) -> Iterator[bytes]:
+        # neither mapped nor held in between: a slow reader costs no memory, and no descriptor
+        path = self._path_of(claim)
+        for begin in range(0, claim.size, PIECE_BYTES):
+            held, length = _Held(path, claim), min(PIECE_BYTES, claim.size - begin)
+            piece = os.pread(held.descriptor, length, _PAGE + begin)
+            if os.pread(held.descriptor, _NONCE_BYTES, 0) != claim.digest or len(piece) < length:
+                raise PayloadError("a stored value is not the one that was claimed")
+            del held
+            yield piece
+
+    def _path_of(self, claim: Claim) -> Path:
+        """Return where a value is; ValueLost or ValueUnreachable if it is not here."""
         host, token, folder = claim.place.split("/")
         try:
             with self._lock:
@@ -178,23 +218,7 @@ class Segments:
                 f"a value of {claim.size} bytes is in the memory of the host {host!r}, which {socket.gethostname()!r}"
                 " cannot read: set QSERVE_PAYLOADS to a store that both reach, such as QSERVE_PAYLOADS=broker"
             )
-        path = here.path / "v" / claim.name
-        held = _Held(path, claim)
-        found = os.fstat(held.descriptor)
-        if found.st_size < _PAGE + claim.size:
-            raise PayloadError(f"a stored value has {found.st_size} bytes; its claim says {claim.size}")
-        with self._lock:
-            known = self._mapped.pop((found.st_dev, found.st_ino), None)
-            if known is None:
-                known = _Cached(Mapping(held.descriptor, found.st_size))
-            known.used_at = time.monotonic()
-            self._mapped[found.st_dev, found.st_ino] = known
-            self._drop_mapped(IDLE_BYTES)
-        view = known.mapping.view(held).toreadonly()
-        if view[:_NONCE_BYTES] != claim.digest:
-            raise PayloadError("a stored value is not the one that was claimed")
-        value = view[_PAGE : _PAGE + claim.size]
-        return value if _Held.count < VIEWS_LIMIT else memoryview(bytes(value))
+        return here.path / "v" / claim.name
 
     def _drop_mapped(self, most: int, before: float = 0.0) -> None:
         """Forget mappings: all that were not used since ``before``, and the oldest until ``most`` bytes are left.
@@ -249,6 +273,39 @@ class Segments:
         for writer in filter(None, (self._writer, *self._former)):
             writer.remove()
         self._begin()
+
+
+class _Filler:
+    def __init__(self, segments: Segments, writer: Writer, size: int) -> None:
+        self._segments = segments
+        self._writer = writer
+        self._filling = Filling(writer, _PAGE, size)
+        self.size = 0
+
+    def write(self, piece: memoryview) -> None:
+        try:
+            try:
+                self._filling.write(piece)
+            except OSError:
+                self._segments.give_back(self._writer)
+                self._filling.write(piece)
+        except OSError as error:
+            raise TierFull(str(error)) from error
+        self.size += len(piece)
+
+    def written(self) -> Iterator[memoryview]:
+        return self._filling.pieces()
+
+    def finish(self) -> Claim:
+        name, nonce = secrets.token_hex(16), secrets.token_bytes(_NONCE_BYTES)
+        try:
+            self._filling.finish(name, nonce)
+        except OSError as error:
+            raise TierFull(str(error)) from error
+        return Claim(MEMORY, self._writer.folder.place, name, self.size, nonce)
+
+    def abort(self) -> None:
+        self._filling.abort()
 
 
 class _Held:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from urllib.parse import urlsplit
@@ -15,7 +15,7 @@ from qserve.base.settings import Settings
 from qserve.exceptions import StoreUnavailable
 from qserve.payloads.segments import Segments, is_possible
 from qserve.payloads.shm_folder import SHM
-from qserve.payloads.tier import IsKnown, Tier, TierFull, TierStats
+from qserve.payloads.tier import Filler, IsKnown, Tier, TierFull, TierStats
 from qserve.wire.claim import BROKER, MEMORY, Claim, Kind, Part
 
 log = get_logger(__name__)
@@ -76,20 +76,51 @@ class ValueStore:
         """
         names = self._of_kind[kind]
         for name in names:
-            counted = self.puts.setdefault(name, Puts())
             try:
                 claim = self._tier(name).put(parts, size)
             except TierFull as error:
-                if name == names[-1]:
-                    raise StoreUnavailable(f"a value of {size} bytes cannot be stored: {error}") from error
-                counted.fallbacks += 1
-                if may_say(f"payloads: {name}", _SAID_FOR_S):
-                    log.warning("%s takes no more large values, which go to %s: %s", name, names[-1], error)
+                self.go_on(name, names, size, error)
             else:
-                counted.values += 1
-                counted.bytes += size
+                self.count(name, size)
                 return claim
         raise AssertionError("there is no tier")
+
+    def filler(self, kind: Kind, size: int | None = None) -> Filler:
+        """Return what stores a value piece by piece, in the first tier that has room for it.
+
+        When that runs out of room half-way, the value moves on to the next tier.
+
+        Parameters:
+          kind: See ``put``, also for the errors that any of it may raise.
+          size: Its bytes, if they are known.
+        """
+        return _StoreFiller(self, self._of_kind[kind], size)
+
+    def pieces(self, claim: Claim) -> Iterator[bytes]:
+        """Return the bytes of a stored value piece by piece, none of which is kept; raises as ``get`` does.
+
+        A value must not be forgotten before all of them were taken. Whether the bytes of the broker or of a folder are
+        those that were stored is known with the last one.
+        """
+        return self._tier(claim.store).pieces(claim)
+
+    def go_on(self, name: str, names: Sequence[str], size: int, error: TierFull) -> None:
+        """Count a value that did not fit into a tier, and go on with the next one; StoreUnavailable after the last."""
+        if name == names[-1]:
+            raise StoreUnavailable(f"a value of {size} bytes cannot be stored: {error}") from error
+        self.puts.setdefault(name, Puts()).fallbacks += 1
+        if may_say(f"payloads: {name}", _SAID_FOR_S):
+            log.warning("%s takes no more large values, which go to %s: %s", name, names[-1], error)
+
+    def count(self, name: str, size: int) -> None:
+        """Count a value that was stored."""
+        counted = self.puts.setdefault(name, Puts())
+        counted.values += 1
+        counted.bytes += size
+
+    def tier(self, name: str) -> Tier:
+        """Return a tier by its name."""
+        return self._tier(name)
 
     def get(self, claim: Claim) -> memoryview:
         """Return the bytes of a stored value, read-only; in memory it never changes while a view of it is used.
@@ -182,3 +213,69 @@ class ValueStore:
 def _by_store(claims: Iterable[Claim]) -> Iterable[tuple[str, list[Claim]]]:
     of_store = sorted(claims, key=lambda claim: claim.store)
     return [(store, list(some)) for store, some in groupby(of_store, lambda claim: claim.store)]
+
+
+class _StoreFiller:
+    def __init__(self, store: ValueStore, names: Sequence[str], size: int | None) -> None:
+        self._store = store
+        self._names = names
+        self._size = size
+        self._at = -1
+        self._filler: Filler | None = None
+        self.size = 0
+        self._next(None)
+
+    def _next(self, error: TierFull | None) -> None:
+        """Go on with the next tier, and with all that was written so far; StoreUnavailable after the last one."""
+        former, self._filler = self._filler, None
+        try:
+            while self._filler is None:
+                if error is not None:
+                    self._store.go_on(self._names[self._at], self._names, self._size or self.size, error)
+                self._at += 1
+                try:
+                    self._filler = self._begun(self._names[self._at], former)
+                except TierFull as another:
+                    error = another
+        finally:
+            if former is not None:
+                former.abort()
+
+    def _begun(self, name: str, former: Filler | None) -> Filler:
+        filler = self._store.tier(name).filler(self._size)
+        try:
+            for piece in () if former is None else former.written():
+                filler.write(memoryview(piece))
+        except BaseException:
+            filler.abort()
+            raise
+        return filler
+
+    def write(self, piece: memoryview) -> None:
+        while True:
+            try:
+                assert self._filler is not None
+                self._filler.write(piece)
+                self.size += len(piece)
+                return
+            except TierFull as error:
+                self._next(error)
+
+    def written(self) -> Iterator[memoryview | bytes]:
+        assert self._filler is not None
+        return self._filler.written()
+
+    def finish(self) -> Claim:
+        while True:
+            try:
+                assert self._filler is not None
+                claim = self._filler.finish()
+            except TierFull as error:
+                self._next(error)
+            else:
+                self._store.count(self._names[self._at], self.size)
+                return claim
+
+    def abort(self) -> None:
+        if self._filler is not None:
+            self._filler.abort()

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple, Protocol
 
 from qserve.wire.claim import Claim, Part
 
+PIECE_BYTES = 256 * 1024
+"""In how many bytes at a time a value is read that is sent on."""
 IsKnown = Callable[[list[str]], list[bool]]
 """Returns of each value by its name whether the broker knows it: a request, a dead letter or a kept result holds it."""
 
@@ -24,6 +26,24 @@ class TierStats(NamedTuple):
     oldest_s: float
 
 
+class Filler(Protocol):
+    """Stores a value that comes in pieces, none of which it keeps. One thread uses it."""
+
+    size: int
+
+    def write(self, piece: memoryview) -> None:
+        """Store the next piece; TierFull if there is no room for it, or the tier cannot be reached."""
+
+    def written(self) -> Iterator[memoryview | bytes]:
+        """Return again what was stored."""
+
+    def finish(self) -> Claim:
+        """Return the claim of all of it, which is at least one byte."""
+
+    def abort(self) -> None:
+        """Remove it all."""
+
+
 class Tier(Protocol):
     """One place for values. All of it may be called by any thread."""
 
@@ -38,6 +58,16 @@ class Tier(Protocol):
           parts: What it consists of, by their offsets; between them it may hold anything.
           size: Its bytes.
         """
+
+    def filler(self, size: int | None) -> Filler:
+        """Return what stores a value piece by piece; TierFull if the tier has no room for it, or cannot be reached.
+
+        Parameters:
+          size: Its bytes, if they are known.
+        """
+
+    def pieces(self, claim: Claim) -> Iterator[bytes]:
+        """Return the bytes of a value piece by piece; raises as ``get`` does, maybe after the last one."""
 
     def get(self, claim: Claim) -> memoryview:
         """Return the bytes of a value; see ``ValueStore.get``."""

@@ -11,7 +11,7 @@ import shutil
 import threading
 import time
 from collections import defaultdict, deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from qserve.payloads.mapping import Mapping
@@ -26,6 +26,7 @@ _SMALLEST = 1 << 16
 _TRIES = 8
 _COPIED_AT_ONCE = 4 << 20
 """Others may run between two copies of so many bytes, since a copy holds the interpreter's lock."""
+_GROWN_BY = 1 << 20
 _WRITTEN_AT_ONCE = 1 << 30
 """The system writes less than 2 GiB at once."""
 
@@ -55,9 +56,7 @@ class Writer:
         with self._lock:
             self._look(capacity, _TRIES)
             free = self._free[capacity]
-            segment = free.pop() if free else self._new_segment(capacity, size)
-            self._busy[capacity].append(segment)
-            return segment
+            return free.pop() if free else self._new_segment(capacity, size)
 
     def _look(self, capacity: int, count: int) -> None:
         """Look at the segments that were taken the longest ago, and move those that are free."""
@@ -71,19 +70,26 @@ class Writer:
             self._look(capacity, len(busy))
 
     def _new_segment(self, capacity: int, size: int) -> Segment:
+        self.check_room(size)
+        self._count += 1
+        return Segment(self._path / str(self._count), capacity)
+
+    def check_room(self, size: int) -> None:
+        """Raise OSError if the memory has no room for so many bytes more."""
         space, used = os.statvfs(self.folder.path), self.folder.used()
         left = space.f_bavail * space.f_frsize
         limit = self._limit if self._limit is not None else (used + left) // 2
         if size > left or used + size > limit:
             raise OSError(errno.ENOSPC, f"the {limit} bytes of QSERVE_SHM_LIMIT on this host are used")
-        self._count += 1
-        return Segment(self._path / str(self._count), capacity)
 
     def publish(self, segment: Segment, name: str) -> None:
+        """Give a segment that was taken and filled the name of its value."""
         new = self._path / f"new-{name}"
         os.link(segment.path, new)
         self._new[name] = new
         os.link(segment.path, self.folder.path / "v" / name)
+        with self._lock:  # not before: it was free until now
+            self._busy[segment.capacity].append(segment)
 
     def settled(self, names: Iterable[str]) -> None:
         for name in names:
@@ -93,9 +99,8 @@ class Writer:
                     new.unlink()
 
     def drop(self, segment: Segment) -> None:
-        """Remove a segment that could not be filled."""
-        with self._lock, contextlib.suppress(ValueError, OSError):
-            self._busy[segment.capacity].remove(segment)
+        """Remove a segment that was taken and could not be filled."""
+        with contextlib.suppress(OSError):
             segment.path.unlink()
 
     def trim(self) -> None:
@@ -160,6 +165,15 @@ class Segment:
             os.close(descriptor)
         return True
 
+    def grow(self, descriptor: int, size: int) -> None:
+        """Take memory for so many bytes; OSError if there is none."""
+        if size > self.capacity:
+            self.capacity = _capacity(size)
+            os.ftruncate(descriptor, self.capacity)
+        # a page that could not be allocated when it is written would be the end of this process
+        os.posix_fallocate(descriptor, self.allocated, size - self.allocated)
+        self.allocated, self._mapping = size, None
+
     def write(self, parts: Iterable[Part], size: int) -> None:
         """Write bytes at their offsets, the last of which end at ``size``; OSError if there is no memory."""
         self.used_at = time.monotonic()
@@ -167,9 +181,7 @@ class Segment:
             descriptor = os.open(self.path, FILE)
             try:
                 if size > self.allocated:
-                    # a page that could not be allocated when it is written would be the end of this process
-                    os.posix_fallocate(descriptor, 0, size)
-                    self.allocated, self._mapping = size, None
+                    self.grow(descriptor, size)
                     # not through a mapping: that has a page fault for each page when it is new
                     for offset, data in parts:
                         _write(descriptor, data, offset)
@@ -182,6 +194,56 @@ class Segment:
             for begin in range(0, len(data), _COPIED_AT_ONCE):
                 piece = data[begin : begin + _COPIED_AT_ONCE]
                 whole[offset + begin : offset + begin + len(piece)] = piece
+
+
+class Filling:
+    """A segment that is filled piece by piece, and takes memory as the pieces come.
+
+    Parameters:
+      begin: Where the first piece goes.
+
+    Raises:
+      OSError: There is no room; also raised by ``write``.
+    """
+
+    def __init__(self, writer: Writer, begin: int, size: int) -> None:
+        self._descriptor = -1
+        self._writer = writer
+        self._begin = begin
+        self.end = begin
+        self.segment = writer.take(begin + size)
+        self._descriptor = os.open(self.segment.path, FILE)
+
+    def write(self, piece: memoryview) -> None:
+        segment, end = self.segment, self.end + len(piece)
+        if end > segment.allocated:
+            wanted = max(end, min(end + _GROWN_BY, segment.capacity))
+            self._writer.check_room(wanted - segment.allocated)
+            segment.grow(self._descriptor, wanted)
+        _write(self._descriptor, piece, self.end)
+        self.end = end
+
+    def pieces(self) -> Iterator[memoryview]:
+        """Return again what was written."""
+        for begin in range(self._begin, self.end, _GROWN_BY):
+            yield memoryview(os.pread(self._descriptor, min(_GROWN_BY, self.end - begin), begin))
+
+    def finish(self, name: str, head: bytes) -> None:
+        """Write what is in front of the pieces, and publish the value."""
+        _write(self._descriptor, memoryview(head), 0)
+        self._writer.publish(self.segment, name)
+        self.close()
+
+    def abort(self) -> None:
+        self._writer.drop(self.segment)
+        self.close()
+
+    def close(self) -> None:
+        descriptor, self._descriptor = self._descriptor, -1
+        if descriptor >= 0:
+            os.close(descriptor)
+
+    __del__ = close
 
 
 def _capacity(size: int) -> int:

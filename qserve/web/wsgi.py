@@ -47,9 +47,7 @@ class WsgiAdapter:
         body = first.whole if isinstance(first, Piece) else b"".join(pieces)
         loop = asyncio.get_running_loop()
         call, context = _Call(loop, send), contextvars.copy_context()
-        await loop.run_in_executor(
-            self._threads, context.run, for_future(call.run), self._app, environ_of(scope, body)
-        )
+        await loop.run_in_executor(self._threads, context.run, for_future(call.run), self._app, environ_of(scope, body))
 
 
 class _Call:
