@@ -16,7 +16,7 @@ from dataclasses import fields
 from functools import partial
 from itertools import chain
 from types import NoneType
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import msgpack
 
@@ -37,8 +37,12 @@ _CONTAINERS = frozenset((list, dict))
 _WALKED = frozenset((list, dict, tuple, set, frozenset))
 _ONE_EMPTY = frozenset((tuple, frozenset))
 """The types of which Python has one empty object only."""
-_SMALL_LEAVES = LEAVES - {bytes, memoryview}
+_LARGE_LEAVES = frozenset((bytes, memoryview))
+_SMALL_LEAVES = LEAVES - _LARGE_LEAVES
 _ARRAY, _BYTEARRAY = Code.ARRAY, Code.BYTEARRAY  # to look a code up in the enum, or to hash it, takes 0.1 us
+_HTTP = Code.HTTP_MESSAGE
+_VIEWED = frozenset((Code.ARRAY, Code.BYTEARRAY, Code.HTTP_MESSAGE, Code.STARLETTE_REQUEST))
+"""The types whose bytes are read as views where they are large."""
 _ALIGNED = 64
 NO_KEYS = Keyring()
 _is_light_only: ContextVar[bool] = ContextVar("qserve_light_only", default=False)
@@ -52,6 +56,12 @@ class Encoded:
 
     def __init__(self, data: bytes) -> None:
         self.data = data
+
+
+class Stored(NamedTuple):
+    """Bytes that are in the store already, all that their claim says; nothing else of their value is stored."""
+
+    claim: Claim
 
 
 class Values(Protocol):
@@ -156,6 +166,10 @@ class Codec:
             raise
         except Exception as error:
             raise _refusal(value, error) from error
+        if outside.stored is not None:
+            if outside.parts or len(data) > self._max_bytes:
+                raise PayloadTooLarge(f"a value takes {len(data)} bytes beside a body that is stored already")
+            return wrap(outside.stored, data)
         if len(data) >= self._large:
             data = self._pack(msgpack.ExtType(Code.OUTSIDE, self._pack(outside.add(memoryview(data)))))
         if outside.size > values.max_bytes:
@@ -200,6 +214,8 @@ class Codec:
         if (code is _ARRAY or code is _BYTEARRAY) and _size_of(value) >= self._large:
             raise _LargeError
         content = pack(value)
+        if code >= _HTTP and self._has_large_body(content):
+            raise _LargeError
         if not _is_simple(content):
             raise _NestedError
         return msgpack.ExtType(code, self._pack(content))
@@ -212,7 +228,13 @@ class Codec:
         code, pack = found
         if (code is _ARRAY or code is _BYTEARRAY) and _size_of(value) >= self._large:
             raise _LargeError
-        return msgpack.ExtType(code, self._pack(_walked(pack(value), room, self._packed)))
+        content = pack(value)
+        if code >= _HTTP and self._has_large_body(content):
+            raise _LargeError
+        return msgpack.ExtType(code, self._pack(_walked(content, room, self._packed)))
+
+    def _has_large_body(self, message: list[Any]) -> bool:
+        return any(type(part) in _LARGE_LEAVES and len(part) >= self._large for part in message)
 
     def _packed_apart(self, outside: _Outside, value: Any, room: int, is_viewed: bool = False) -> Any:
         """Pack what is not a list, a dict or a small leaf; its large parts go to ``outside``.
@@ -225,12 +247,15 @@ class Codec:
                 return value
             part = outside.add(memoryview(value))
             return part if is_viewed else msgpack.ExtType(Code.BYTES, self._pack(part))
+        if type(value) is Stored:
+            part = outside.take(value.claim)
+            return part if is_viewed else msgpack.ExtType(Code.BYTES, self._pack(part))
         found = self._packer_of(value)
         if found is None:
             raise self._unknown(value)
         code, pack = found
         content = memoryview(value) if code is _BYTEARRAY else pack(value)
-        inner = partial(self._packed_apart, outside, is_viewed=code is _ARRAY or code is _BYTEARRAY)
+        inner = partial(self._packed_apart, outside, is_viewed=code in _VIEWED)
         return msgpack.ExtType(code, self._pack(_walked(content, room, inner, _SMALL_LEAVES)))
 
     def _packer_of(self, value: Any) -> tuple[Code, Callable[[Any], Any]] | None:
@@ -238,6 +263,8 @@ class Codec:
         if found is None and self._keys.current is None and is_record(value):
             # with a key a pickle does as well, and readers that have not imported the class can decode it
             return Code.RECORD, pack_record
+        if type(value) is Stored:
+            raise _LargeError
         return found
 
     def _unknown(self, value: Any) -> Exception:
@@ -387,6 +414,7 @@ class _Outside:
     def __init__(self) -> None:
         self.parts: list[Part] = []
         self.size = 0
+        self.stored: Claim | None = None
 
     def add(self, data: memoryview) -> msgpack.ExtType:
         """Add a part, and return what stands for it in the value."""
@@ -394,6 +422,17 @@ class _Outside:
         self.parts.append((offset, data.cast("B")))
         self.size = offset + data.nbytes
         return msgpack.ExtType(Code.BUFFER, msgpack.packb([offset, data.nbytes]))
+
+    def take(self, claim: Claim) -> msgpack.ExtType:
+        """Return what stands for all of a segment that is stored already.
+
+        Raises:
+          PayloadError: There is another one.
+        """
+        if self.stored not in (None, claim):
+            raise PayloadError("a value has two bodies that are stored already")
+        self.stored = claim
+        return msgpack.ExtType(Code.BUFFER, msgpack.packb([0, claim.size]))
 
 
 def _part_of(segment: memoryview | None, place: Any) -> memoryview:

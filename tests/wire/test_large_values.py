@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import msgpack
@@ -15,7 +15,7 @@ from qserve.base.keyring import Keyring
 from qserve.exceptions import PayloadError, PayloadTooLarge
 from qserve.http.message import HttpMessage
 from qserve.wire.claim import BROKER, Claim, Kind, Part, apart, claim_in, wrap
-from qserve.wire.codec import Codec, Heavy, light_only
+from qserve.wire.codec import Codec, Heavy, Stored, light_only
 from qserve.wire.codes import Code
 
 LARGE = 1000
@@ -245,3 +245,57 @@ def test_a_part_that_holds_itself_is_refused(store: Store) -> None:
 
     with pytest.raises(PayloadError):
         Codec(values=store).decode(wrap(claim, whole))
+
+
+# -- bodies of HTTP requests -----------------------------------------------------------------------
+
+
+def with_body(body: Any) -> HttpMessage:
+    return HttpMessage("POST", "http", "/", "", b"", ((b"a", b"b"),), None, None, body)
+
+
+def test_a_body_that_is_stored_already_is_claimed_and_arrives_as_a_view(codec: Codec, store: Store) -> None:
+    body = b"x" * (3 * LARGE)
+    claim = store.put([(0, memoryview(body))], len(body), Kind.KEPT)
+
+    data = codec.encode([[with_body(Stored(claim))], {}], Kind.KEPT)
+
+    assert claim_in(data) == claim and len(data) < LARGE and len(store.values) == 1
+    ((request,), _) = codec.decode(data)
+    found = request.scope["qserve.request"].body
+    assert type(found) is memoryview and found == body
+
+
+def test_a_stored_body_alone_arrives_as_bytes(codec: Codec, store: Store) -> None:
+    claim = store.put([(0, memoryview(b"x" * LARGE))], LARGE, Kind.KEPT)
+
+    assert codec.decode(codec.encode({"body": Stored(claim)})) == {"body": b"x" * LARGE}
+    assert codec.decode(codec.encode(Stored(claim))) == b"x" * LARGE
+
+
+def test_long_headers_beside_a_stored_body_travel_themselves(codec: Codec, store: Store) -> None:
+    claim = store.put([(0, memoryview(b"x" * LARGE))], LARGE, Kind.KEPT)
+    headers = tuple((b"name", b"v" * (LARGE // 2)) for _ in range(5))
+
+    data = codec.encode(replace(with_body(Stored(claim)), headers=headers))
+
+    assert claim_in(data) == claim and len(store.values) == 1
+    assert codec.decode(data).headers.getlist("name") == ["v" * (LARGE // 2)] * 5
+
+
+def test_a_value_has_one_stored_body_at_most(codec: Codec, store: Store) -> None:
+    claims = [store.put([(0, memoryview(b"x" * LARGE))], LARGE, Kind.KEPT) for _ in range(2)]
+    with pytest.raises(PayloadError, match="two bodies"):
+        codec.encode([Stored(claim) for claim in claims])
+
+
+@pytest.mark.parametrize("wrapped", [lambda request: request, lambda request: [{"a": request}]])
+def test_a_request_is_sent_on_with_its_body_as_a_part(codec: Codec, store: Store, wrapped: Any) -> None:
+    body = b"x" * (3 * LARGE)
+    first = codec.decode(codec.encode(wrapped(with_body(body))))
+
+    second = codec.decode(codec.encode(first))
+
+    found = second if wrapped(1) == 1 else second[0]["a"]
+    assert type(found.scope["qserve.request"].body) is memoryview
+    assert list(map(len, store.values.values())) == [len(body)] * 2
