@@ -252,29 +252,28 @@ class _StoreFiller:
         return filler
 
     def write(self, piece: memoryview) -> None:
-        while True:
-            try:
-                assert self._filler is not None
-                self._filler.write(piece)
-                self.size += len(piece)
-                return
-            except TierFull as error:
-                self._next(error)
+        assert self._filler is not None
+        try:
+            self._filler.write(piece)
+        except TierFull as error:
+            self._next(error)
+            self.write(piece)
+        else:
+            self.size += len(piece)
 
     def written(self) -> Iterator[memoryview | bytes]:
         assert self._filler is not None
         return self._filler.written()
 
     def finish(self) -> Claim:
-        while True:
-            try:
-                assert self._filler is not None
-                claim = self._filler.finish()
-            except TierFull as error:
-                self._next(error)
-            else:
-                self._store.count(self._names[self._at], self.size)
-                return claim
+        assert self._filler is not None
+        try:
+            claim = self._filler.finish()
+        except TierFull as error:
+            self._next(error)
+            return self.finish()
+        self._store.count(self._names[self._at], self.size)
+        return claim
 
     def abort(self) -> None:
         if self._filler is not None:
