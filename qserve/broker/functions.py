@@ -298,8 +298,12 @@ def look(request: Key, mailbox: str = "") -> Command:
 
 
 @LIBRARY.function("allow-oom")
-def emit(request: Key, request_id: str, number: Number, payload: bytes, value: str = "") -> Command:
-    """Send item ``number`` (from 0) of a streamed result; ``value`` names its stored value."""
+def emit(request: Key, request_id: str, number: Number, items: Strings, value: str = "") -> Command:
+    """Send items of a streamed result from ``number`` (from 0) on; none only asks.
+
+    Parameters:
+      value: Names the stored value of the item, which is the only one then.
+    """
 
 
 @LIBRARY.function("allow-oom")

@@ -13,6 +13,7 @@ from qserve.exceptions import GetTimeoutError
 
 WINDOW = 16
 """How many items of a streamed result may be on their way; a producer that is further ahead waits."""
+_MOST_UNTOLD = 4 * WINDOW
 PIECE_BYTES = 16 * 1024
 """The longest item of a streamed HTTP response, whose longer parts are sent as several."""
 
@@ -20,13 +21,13 @@ PIECE_BYTES = 16 * 1024
 class ItemRef(Ref[T_co]):
     """A ref whose result arrives as items; the reader's pace limits how far ahead the producer may be."""
 
-    __slots__ = ("_consumed", "_ready", "items", "received")
+    __slots__ = ("_ready", "_untold", "items", "received")
 
     def __init__(self, request_id: str, plane: Plane | None, owned: bool = False) -> None:
         super().__init__(request_id, plane, owned)
         self.items: deque[bytes] = deque()  # those that have arrived and were not taken
         self._ready: Promise[None] = Promise()
-        self._consumed = 0
+        self._untold = 0  # how many were taken since the producer was told
         self.received = 0
         self.done.call_when_set(self._wake)
 
@@ -55,10 +56,13 @@ class ItemRef(Ref[T_co]):
         """Return the next item's bytes; None if none has arrived, or there are no more."""
         if not self.items:
             return None
-        self._consumed += 1
-        if self._consumed % (WINDOW // 2) == 0:
-            self._get_plane().add_credit(self.request_id, WINDOW // 2)
-        return self.items.popleft()
+        item = self.items.popleft()
+        self._untold += 1
+        # of many short ones, which come together, not after each few
+        if self._untold >= WINDOW // 2 and (len(self.items) <= WINDOW // 2 or self._untold >= _MOST_UNTOLD):
+            self._get_plane().add_credit(self.request_id, self._untold)
+            self._untold = 0
+        return item
 
     def next(self, timeout_s: float | None = None) -> bytes | None:
         """Wait for the next item and return its bytes; None at the end of the stream, after a result or an error.

@@ -8,6 +8,7 @@ import time
 from collections import deque
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
+from functools import partial
 from typing import Any, Protocol
 
 import msgpack
@@ -22,8 +23,8 @@ log = get_logger(__name__)
 
 _END: Any = object()
 _SLICE_S, _AHEAD = 0.002, 3
-"""How long the thread of sync code goes on with one generator, and how many items it takes at most, before it looks for
-other work."""
+"""How long the thread of sync code goes on with one generator before it looks for other work, and how many items it
+takes at most while their reader has no room."""
 _TEXT_HEADERS = [["content-type", "text/plain; charset=utf-8"]]
 _LINES_HEADERS = [["content-type", "application/x-ndjson"]]
 _TEXTS = str | bytes | bytearray | memoryview
@@ -40,12 +41,19 @@ class ReaderGone(OSError):
 class Sink(Protocol):
     """Takes the items of one streamed result."""
 
+    @property
+    def room(self) -> int:
+        """How many items may be sent at once, as far as that is known."""
+
     async def send(self, payload: bytes) -> None:
         """Send one item, and wait while the reader is too far behind.
 
         Raises:
           ReaderGone: The request has ended: cancelled, expired, or its client left.
         """
+
+    def flush(self) -> None:
+        """Send now what may have been gathered."""
 
     async def settled(self) -> None:
         """Wait until all items have been taken in; raises as ``send``."""
@@ -77,18 +85,21 @@ async def send_stream(
     Raises:
       ReaderGone: The request has ended.
     """
-    if inspect.isgenerator(value) or inspect.isasyncgen(value):
-        await _send_items(sink, value, header, encode, in_thread, more)
-    else:
-        await _send_response(sink, value, more)
-    await sink.settled()
+    try:
+        if inspect.isgenerator(value) or inspect.isasyncgen(value):
+            await _send_items(sink, value, header, encode, in_thread, more)
+        else:
+            await _send_response(sink, value, more)
+        await sink.settled()
+    finally:
+        sink.flush()  # what was yielded before an error comes before it
 
 
 async def _send_items(
     sink: Sink, value: Any, header: Header, encode: Callable[[Any], bytes], in_thread: InThread, more: More
 ) -> None:
     headers = None if header.answer is Answer.VALUE else _TEXT_HEADERS
-    async with aclosing(_items(value, in_thread)) as items:
+    async with aclosing(_items(value, sink, in_thread)) as items:
         async for item in items:
             if headers is not None:
                 is_text = header.answer is Answer.PLAIN or isinstance(item, _TEXTS)
@@ -123,8 +134,8 @@ def _body_part(item: Any) -> bytes:
     raise ResultNotSerialisable(f"a generator that answers HTTP must yield str or bytes, not {kind!r}")
 
 
-async def _items(generator: Any, in_thread: InThread) -> AsyncGenerator[Any, None]:
-    """Iterate any generator; a sync one runs in the thread of sync code, item by item."""
+async def _items(generator: Any, sink: Sink, in_thread: InThread) -> AsyncGenerator[Any, None]:
+    """Iterate any generator; a sync one runs in the thread of sync code."""
     if inspect.isasyncgen(generator):
         async with aclosing(generator):
             async for item in generator:
@@ -133,7 +144,7 @@ async def _items(generator: Any, in_thread: InThread) -> AsyncGenerator[Any, Non
     pulled = _Pulled(generator)
     try:
         while not pulled.is_over:
-            pulling = in_thread(pulled.pull)
+            pulling = in_thread(partial(pulled.pull, max(_AHEAD, sink.room)))
             # after its request has ended nobody asks for what the generator raises
             pulling.add_done_callback(lambda done: done.cancelled() or done.exception())
             while not pulling.done() or pulled.items:
@@ -170,10 +181,10 @@ class _Pulled:
             self._tell()
         return waiting
 
-    def pull(self) -> None:
+    def pull(self, most: int) -> None:
         """Take items until there are enough, or they come slowly; in the thread."""
         until, told = time.monotonic() + _SLICE_S, None
-        for _ in range(_AHEAD):
+        for _ in range(most):
             item = next(self._generator, _END)
             self.items.append(item)
             waiting = self._waiting

@@ -333,6 +333,10 @@ class _LocalSink:
 
     plane: LocalPlane
     request: Request
+    room = 0
+
+    def flush(self) -> None:
+        """Nothing to do: items are handed over at once."""
 
     async def settled(self) -> None:
         pass

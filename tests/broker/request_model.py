@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -536,15 +536,16 @@ class Model:
                     self.mail[one.consumer][request.id.encode() + b"w"] += 1
         return request.events or 0
 
-    def emit(self, request: Request, number: int, value: str) -> int:
-        """An item of a streamed result, which is delivered at its turn; ``value`` names its stored value."""
+    def emit(self, request: Request, numbers: Sequence[int], value: str) -> int:
+        """Items of a streamed result, each delivered at its turn; ``value`` names the stored value of the only one."""
         if not request.is_open:
             return -1
-        if number == request.sent:
-            request.sent += 1
-            if request.mailbox:
-                self.mail[request.mailbox][request.id.encode() + b"i%d" % number] += 1
-                self.items.update([value] if value else [])
+        for number in numbers:
+            if number == request.sent:
+                request.sent += 1
+                if request.mailbox:
+                    self.mail[request.mailbox][request.id.encode() + b"i%d" % number] += 1
+                    self.items.update([value] if value else [])
         return request.sent - request.taken
 
     def release(self, value: str) -> None:

@@ -275,7 +275,7 @@ def test_a_request_goes_its_whole_way_with_each_role_doing_its_part(as_role: dic
     assert worker.execute_command(*functions.reclaim(one, one, "replica", 3, b"lost", keys.request(""))) == 1
     gateway.delete(keys.mailbox("gateway"))
     entry = take_one(worker, two)
-    assert worker.execute_command(*functions.emit(request, A, 0, b"item")) == 1
+    assert worker.execute_command(*functions.emit(request, A, 0, [b"item"])) == 1
     assert gateway.execute_command(*functions.take(request, 1)) == 1
     assert worker.execute_command(*functions.note(request, two, entry, "1", b"half of it", True)) == b"OK"
     assert gateway.execute_command(*functions.observe(request, A, 0)) == [b"1-0", b"half of it"]

@@ -206,7 +206,7 @@ def test_a_long_result_is_only_announced_to_a_mailbox_that_counts(desk: Desk) ->
         desk.client.delete(desk.mailbox, counting := desk.keys.mailbox("me", counts=True), desk.keys.request(A))
         desk.submit(A, [Start(desk.one, "0", [b"x"])], mailbox=counting, fingerprint="what")
         desk.watch(A, desk.mailbox)
-        desk.client.execute_command(*functions.emit(desk.keys.request(A), A, 0, result))
+        desk.client.execute_command(*functions.emit(desk.keys.request(A), A, 0, [result]))
         assert desk.client.lpop(counting) == A.encode() + b"i" + result
         ((entry, _),) = desk.fetch(desk.one)
         desk.commit(desk.one, entry, A, state="d", payload=result)
@@ -457,7 +457,7 @@ def test_a_watcher_from_another_process_is_told_as_well(desk: Desk) -> None:
 
 
 def emit(desk: Desk, number: int) -> int:
-    return int(desk.client.execute_command(*functions.emit(desk.keys.request(A), A, number, b"%d" % number)))
+    return int(desk.client.execute_command(*functions.emit(desk.keys.request(A), A, number, [b"%d" % number])))
 
 
 def test_an_item_is_sent_once_and_in_its_turn_however_often_its_call_is_run(desk: Desk) -> None:
@@ -468,12 +468,24 @@ def test_an_item_is_sent_once_and_in_its_turn_however_often_its_call_is_run(desk
     assert desk.mail() == [A.encode() + b"i%d" % number for number in range(3)]
 
 
+def test_of_items_that_are_sent_together_each_comes_once_in_its_turn(desk: Desk) -> None:
+    desk.submit(A, [Start(desk.one, "0", [b"x"])])
+
+    def emit(first: int, end: int) -> Any:
+        items = [b"%d" % number for number in range(first, end)]
+        return desk.client.execute_command(*functions.emit(desk.keys.request(A), A, first, items))
+
+    assert [emit(0, 3), emit(1, 5), emit(2, 4), emit(6, 8), emit(0, 0), emit(5, 6)] == [3, 5, 5, 5, 5, 6]
+
+    assert desk.mail() == [A.encode() + b"i%d" % number for number in range(6)]
+
+
 def test_a_reader_that_counts_gets_few_items_before_it_takes_the_first(desk: Desk) -> None:
     desk.submit(A, [Start(desk.one, "0", [b"x"])], mailbox=desk.keys.mailbox("me", counts=True))
     request = desk.keys.request(A)
 
     def emit(number: int) -> Any:
-        return desk.client.execute_command(*functions.emit(request, A, number, b"item"))
+        return desk.client.execute_command(*functions.emit(request, A, number, [b"item"]))
 
     assert [emit(number) for number in range(3)] == [HELD_BACK + 1, HELD_BACK + 2, HELD_BACK + 3]
     desk.client.execute_command(*functions.take(request, 1))

@@ -481,9 +481,11 @@ class Requests(RuleBasedStateMachine):
         request, is_again = self.one_of(self.deliveries).request, self.one_of((False, True))
         item = max(0, request.sent - is_again)
         value = f"item {item} of {request.id}" if request.is_large else ""
-        command = functions.emit(self.keys.request(request.id), request.id, item, b"%d" % item, value)
+        end = item + (1 if value else self.one_of((1, 2)))
+        items = [b"%d" % number for number in range(item, end)]
+        command = functions.emit(self.keys.request(request.id), request.id, item, items, value)
 
-        assert self.send(command) == self.model.emit(request, item, value)
+        assert self.send(command) == self.model.emit(request, range(item, end), value)
 
     @act(1, when=lambda self: self.model.items)
     def read_an_item(self) -> None:

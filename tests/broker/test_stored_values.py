@@ -278,7 +278,7 @@ def test_a_result_that_finds_no_room_is_held_for_its_caller_only(desk: Desk, roo
 
 
 def emit(desk: Desk, number: int, value: str = V) -> Any:
-    return run(desk, functions.emit(desk.keys.request(A), A, number, b"claim", value))
+    return run(desk, functions.emit(desk.keys.request(A), A, number, [b"claim"], value))
 
 
 def test_the_value_of_an_item_is_held_until_its_reader_has_read_it(desk: Desk) -> None:

@@ -215,7 +215,7 @@ def close(desk: Desk) -> Command:
 @scene
 def emit(desk: Desk) -> Command:
     begun(desk)
-    return functions.emit(desk.keys.request(A), A, 0, b"item")
+    return functions.emit(desk.keys.request(A), A, 0, [b"item", b"another"])
 
 
 @scene
@@ -277,7 +277,7 @@ def forget(desk: Desk) -> Command:
 @scene
 def release(desk: Desk) -> Command:
     begun(desk)
-    desk.client.execute_command(*functions.emit(desk.keys.request(A), A, 0, b"item", C))
+    desk.client.execute_command(*functions.emit(desk.keys.request(A), A, 0, [b"item"], C))
     return functions.release([desk.keys.value(C)])
 
 
@@ -390,7 +390,7 @@ def test_what_a_failed_function_has_collected_is_not_written_by_the_next_one(des
         moves = [Start(desk.two, "3", [b"y"]), Start(desk.two, "4", [b""] * 5000)]
         desk.client.execute_command(*commit_of(desk, entry, moves=moves))
 
-    desk.client.execute_command(*functions.emit(desk.keys.request(B), B, 0, b"item"))
+    desk.client.execute_command(*functions.emit(desk.keys.request(B), B, 0, [b"item"]))
 
     assert desk.client.xpending(desk.one, "replicas")["pending"] == 1
     assert desk.client.xlen(desk.two) == 0

@@ -141,6 +141,11 @@ class Parts:
     def __init__(self, sent: list[bytes]) -> None:
         self.sent = sent
 
+    room = 0
+
+    def flush(self) -> None:
+        pass
+
     async def settled(self) -> None:
         pass
 

@@ -14,13 +14,17 @@ HEADER = Header("0" * 32, "app", None, 0, Answer.VALUE, stream=True)
 
 
 class Sink:
-    def __init__(self) -> None:
+    def __init__(self, room: int = 0) -> None:
+        self.room = room
         self.sent: list[bytes] = []
         self.has_one = threading.Event()
 
     async def send(self, payload: bytes) -> None:
         self.sent.append(payload)
         self.has_one.set()
+
+    def flush(self) -> None:
+        pass
 
     async def settled(self) -> None:
         pass
@@ -29,9 +33,9 @@ class Sink:
         return b""
 
 
-def stream(generator: Iterator[bytes]) -> tuple[list[bytes], int]:
+def stream(generator: Iterator[bytes], room: int = 0) -> tuple[list[bytes], int]:
     """Send what a generator yields; return it, and how often the thread of sync code was asked."""
-    sink, asked = Sink(), 0
+    sink, asked = Sink(room), 0
 
     async def send() -> None:
         loop = asyncio.get_running_loop()
@@ -58,6 +62,15 @@ def test_fast_items_are_handed_over_several_at_a_time() -> None:
 
     assert sent == wanted
     assert asked < 200  # one by one it would be 302; a busy machine cuts some slices short
+
+
+def test_a_reader_with_room_gets_many_at_a_time() -> None:
+    wanted = [b"%d" % number for number in range(300)]
+
+    sent, asked = stream(iter_of(wanted), room=100)
+
+    assert sent == wanted
+    assert asked < 50  # three at a time it would be a hundred
 
 
 def test_an_item_is_sent_before_the_next_one_is_made() -> None:

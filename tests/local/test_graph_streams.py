@@ -13,7 +13,7 @@ from rendezvous import arrive, await_arrival, has_arrived
 from serving import ServeRun
 
 import qserve as serve
-from qserve.calls.items import WINDOW
+from qserve.calls.items import PIECE_BYTES, WINDOW
 from qserve.exceptions import QserveException, TaskError
 
 
@@ -27,9 +27,13 @@ class Counter:
             await asyncio.sleep(0)
             yield number
 
-    def breaks(self) -> Iterator[int]:
-        yield 1
-        raise ValueError("broken at 2")
+    def breaks(self, at: int) -> Iterator[int]:
+        yield from range(1, at)
+        raise ValueError(f"broken at {at}")
+
+    async def breaks_later(self, at: int) -> AsyncIterator[int]:
+        for number in self.breaks(at):
+            yield number
 
     def plain(self) -> int:
         return 1
@@ -58,11 +62,13 @@ def test_items_are_iterated_inside_a_deployment(serve_run: ServeRun) -> None:
     assert serve.get(serve_run(Reader.bind(Counter.bind())).remote(), timeout=60) == list(range(20))
 
 
-def test_an_error_comes_after_the_items_before_it(serve_run: ServeRun) -> None:
-    items = iter(serve_run(Counter.bind()).options(stream=True).breaks.remote())
+@pytest.mark.parametrize("method", ["breaks", "breaks_later"])
+@pytest.mark.parametrize("at", [2, 9])
+def test_an_error_comes_after_the_items_before_it(serve_run: ServeRun, method: str, at: int) -> None:
+    items = iter(serve_run(Counter.bind()).options(stream=True, method_name=method).remote(at))
 
-    assert next(items) == 1
-    with pytest.raises(ValueError, match="broken at 2"):
+    assert [next(items) for _ in range(1, at)] == [*range(1, at)]
+    with pytest.raises(ValueError, match=f"broken at {at}"):
         next(items)
 
 
@@ -82,22 +88,22 @@ def test_a_producer_waits_for_its_reader(serve_run: ServeRun, tmp_path: Path, ki
 
     @serve.deployment
     class Fast:
-        def sync(self) -> Iterator[int]:
+        def sync(self) -> Iterator[tuple[int, bytes]]:
             for number in range(4 * WINDOW):
                 arrive(folder, str(number))
-                yield number
+                yield number, bytes(PIECE_BYTES)  # of short ones more may be on their way
 
-        async def async_(self) -> AsyncIterator[int]:
-            for number in self.sync():
-                yield number
+        async def async_(self) -> AsyncIterator[tuple[int, bytes]]:
+            for item in self.sync():
+                yield item
 
     handle = serve_run(Fast.bind()).options(stream=True)
     items = iter((handle.sync if kind == "sync" else handle.async_).remote())
 
-    assert next(items) == 0
+    assert next(items)[0] == 0
     await_arrival(folder, str(WINDOW - 1))
     assert not has_arrived(folder, str(WINDOW + 4))
-    assert list(items) == list(range(1, 4 * WINDOW))
+    assert [number for number, _ in items] == list(range(1, 4 * WINDOW))
 
 
 def test_closing_a_stream_early_ends_its_producer(serve_run: ServeRun, tmp_path: Path) -> None:

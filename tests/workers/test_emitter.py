@@ -8,10 +8,11 @@ import time
 from contextlib import closing
 from typing import Any
 
+import pytest
 import redis
 from desk import A, Desk
 from processes import wait_until
-from qserve_workers.replica.emitter import Emitter
+from qserve_workers.replica.emitter import MOST_AHEAD, Emitter
 from qserve_workers.replica.plane import LoopPlane
 
 from qserve.base.keys import Keys
@@ -59,8 +60,12 @@ def test_a_long_body_comes_in_pieces_when_its_reader_has_taken_the_head(
     assert b"".join(pieces[1:]) == body
 
 
-def test_a_short_item_waits_for_no_reply_while_the_reader_has_room(
-    client: redis.Redis, keys: Keys, settings: Settings
+SIZES = pytest.mark.parametrize(("size", "most"), [(1, MOST_AHEAD), (PIECE_BYTES, WINDOW)])
+
+
+@SIZES
+def test_an_item_waits_for_no_reply_while_the_reader_has_room(
+    client: redis.Redis, keys: Keys, settings: Settings, size: int, most: int
 ) -> None:
     header = Header(A, "app", None, int((time.time() + 60) * 1000), Answer.VALUE, stream=True)
     Desk(client, keys).submit(A, [Start(keys.stream("app", "v", "one"), "0", [b"x"])])
@@ -72,7 +77,7 @@ def test_a_short_item_waits_for_no_reply_while_the_reader_has_room(
         await emitter.send(b"first")  # its reply tells how far the reader is
         count = 0
         while True:
-            sending = emitter.send(b"x")
+            sending = emitter.send(b"x" * size)
             try:
                 sending.send(None)
             except StopIteration:
@@ -84,12 +89,38 @@ def test_a_short_item_waits_for_no_reply_while_the_reader_has_room(
         plane.close()
         return count
 
-    assert asyncio.run(count_without_wait()) == WINDOW - 2
-    assert int(client.hget(keys.request(A), "sent") or 0) == WINDOW
+    assert asyncio.run(count_without_wait()) == most - 2
+    assert int(client.hget(keys.request(A), "sent") or 0) == most
 
 
-def test_there_are_never_more_items_than_the_window_that_the_reader_has_not_taken(
+def test_items_that_come_in_one_turn_of_the_loop_leave_by_one_command(
     client: redis.Redis, keys: Keys, settings: Settings
+) -> None:
+    header = Header(A, "app", None, int((time.time() + 60) * 1000), Answer.VALUE, stream=True)
+    desk = Desk(client, keys)
+    desk.submit(A, [Start(keys.stream("app", "v", "one"), "0", [b"x"])])
+
+    async def send() -> None:
+        plane = LoopPlane(settings, lambda app: None)  # type: ignore[arg-type, return-value]
+        await plane.open()
+        emitter = Emitter(plane, header)
+        await emitter.send(b"first")
+        client.config_resetstat()
+        for _ in range(50):
+            await emitter.send(b"x")
+        await emitter.settled()
+        plane.close()
+
+    asyncio.run(send())
+
+    commands: Any = client.info("commandstats")
+    assert commands["cmdstat_fcall"]["calls"] == 1
+    assert len(desk.mail()) == 51
+
+
+@SIZES
+def test_there_are_never_more_items_than_the_window_that_the_reader_has_not_taken(
+    client: redis.Redis, keys: Keys, settings: Settings, size: int, most: int
 ) -> None:
     header = Header(A, "app", None, int((time.time() + 60) * 1000), Answer.VALUE, stream=True)
     Desk(client, keys).submit(A, [Start(keys.stream("app", "v", "one"), "0", [b"x"])])
@@ -101,7 +132,7 @@ def test_there_are_never_more_items_than_the_window_that_the_reader_has_not_take
         sending = asyncio.create_task(emit_for_ever(emitter))
         found = 0
         for taken in range(3 * WINDOW):
-            while (sent := int(client.hget(keys.request(A), "sent") or 0)) - taken < WINDOW:
+            while (sent := int(client.hget(keys.request(A), "sent") or 0)) - taken < most:
                 await asyncio.sleep(0.001)
             await asyncio.sleep(0.02)  # a few times as long as it takes to ask again, and to send one more
             found = max(found, int(client.hget(keys.request(A), "sent") or 0) - taken, sent - taken)
@@ -112,6 +143,6 @@ def test_there_are_never_more_items_than_the_window_that_the_reader_has_not_take
 
     async def emit_for_ever(emitter: Emitter) -> None:
         while True:
-            await emitter.send(b"x")
+            await emitter.send(b"x" * size)
 
-    assert asyncio.run(most_not_taken()) == WINDOW
+    assert asyncio.run(most_not_taken()) == most

@@ -280,6 +280,17 @@ class StreamReply:
             self._sock.setsockopt(SOL_SOCKET, SO_LINGER, struct.pack("ii", 1, 0))  # its end is a reset
 
     def _next(self) -> bytes | None:
+        """Return what has come, as one part of the body; an item that comes later is a part of its own."""
+        part = self._wait()
+        if part is None or not self._ref.items or len(part) >= PIECE:
+            return part
+        parts, size = [part], len(part)
+        while size < PIECE and (part := self._ref.next_nowait()) is not None:
+            parts.append(part)
+            size += len(part)
+        return b"".join(parts)
+
+    def _wait(self) -> bytes | None:
         while True:
             left_s = self._end - time.monotonic()
             if left_s <= 0:

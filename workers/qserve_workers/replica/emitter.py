@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
+from collections.abc import Sequence
 from typing import Any
 from weakref import WeakSet
 
@@ -23,6 +25,9 @@ from qserve_workers.replica.plane import LoopPlane
 POLL_INTERVAL_S, SHORTEST_PAUSE_S = 0.01, 0.001
 """How often the broker is asked whether a reader has caught up: less and less often."""
 _BATCH = WINDOW // 4
+MOST_AHEAD = 16 * WINDOW
+"""How many items may be on their way instead of ``WINDOW`` while all of them together are shorter than one piece: the
+replies of the broker, and what a reader says that it has taken, come too late for more than a few short ones."""
 ASK_INTERVAL_S = 0.5
 """How often the broker is asked whether a collected answer is still wanted."""
 
@@ -30,8 +35,11 @@ ASK_INTERVAL_S = 0.5
 class Emitter:
     """Sends the items of one request.
 
-    Each item has a number, so a call that runs again after a crash sends nothing twice.
+    Each item has a number, so a call that runs again after a crash sends nothing twice. Those that come in one turn of
+    the loop leave by one command.
     """
+
+    most_ahead = MOST_AHEAD
 
     def __init__(self, plane: LoopPlane, header: Header) -> None:
         self._plane = plane
@@ -39,6 +47,11 @@ class Emitter:
         self._request_id = header.request_id
         self._is_http = header.answer is not Answer.VALUE
         self._sent = 0
+        self._gathered: list[bytes] = []
+        """The last of them, which leave at the end of this turn of the loop."""
+        self._sizes: deque[int] = deque()
+        """The lengths of those that the reader has not taken, as far as that is known, and maybe of some before."""
+        self._size = self._length = 0
         self._known = 0
         """How many items had been sent as of the backlog that is known; 0 before the first."""
         self._error: BrokerError | None = None
@@ -55,19 +68,39 @@ class Emitter:
         starts = range(0, len(payload), length) or range(1)
         for first in range(0, len(starts), _BATCH):
             for start in starts[first : first + _BATCH]:
-                sent = self._emit(self._sent, payload[start : start + length])
-                self._sent += 1
+                self._gather(payload[start : start + length])
             if len(starts) == 1 and self._has_room():
                 return  # the reply comes while the next item is made
-            backlog, pause_s = await self._backlog(sent), SHORTEST_PAUSE_S
-            while backlog > WINDOW - min(_BATCH, max(1, len(starts) - first - _BATCH)):
+            self.flush()
+            await self._settle(self._last)
+            pause_s, wanted = SHORTEST_PAUSE_S, min(_BATCH, max(1, len(starts) - first - _BATCH))
+            while not self._has_room(wanted):
                 await asyncio.sleep(pause_s)
                 pause_s = min(2 * pause_s, POLL_INTERVAL_S)
-                backlog = await self._backlog(self._emit(0, b""))  # was sent before: this only asks
+                await self._settle(self._emit())
 
-    def _emit(self, number: int, payload: bytes) -> asyncio.Future[Any]:
+    def _gather(self, payload: bytes) -> None:
+        if not self._gathered:
+            self._plane.loop.call_soon(self.flush)
+        self._gathered.append(payload)
+        self._sent += 1
+        self._length = length = len(payload)
+        self._sizes.append(length)
+        self._size += length
+
+    def flush(self) -> None:
+        """Send the items that have gathered.
+
+        Crash before this: the call runs again, and the items come then. Crash after: none of them comes twice.
+        """
+        if self._gathered:
+            gathered, self._gathered = self._gathered, []
+            self._last = self._emit(self._sent - len(gathered), gathered)
+
+    def _emit(self, number: int = 0, payloads: Sequence[bytes] = ()) -> asyncio.Future[Any]:
+        """Send items; without any this only asks how far the reader is."""
         future: asyncio.Future[Any] = self._plane.loop.create_future()
-        known = max(number + 1, self._sent)  # an item that is emitted again, to ask, adds none
+        known = self._sent - len(self._gathered)
 
         def on_reply(reply: Any) -> None:
             if isinstance(reply, int):
@@ -77,32 +110,46 @@ class Emitter:
             if not future.done():
                 future.set_result(reply)
 
-        sealed = self._plane.seal.seal(item_context(self._request_id, number), payload)
-        self._plane.post(functions.emit(self._request, self._request_id, number, sealed), on_reply)
-        self._last = future
+        seal, request_id = self._plane.seal.seal, self._request_id
+        sealed = [seal(item_context(request_id, number + k), payload) for k, payload in enumerate(payloads)]
+        self._plane.post(functions.emit(self._request, request_id, number, sealed), on_reply)
         return future
 
-    def _has_room(self) -> bool:
-        """Return whether the reader has room for one more item, however few it has taken since the last reply."""
-        return (
-            self._error is None
-            and self._known > 0
-            and self.backlog >= 0
-            and self.backlog + self._sent - self._known < WINDOW
-        )
+    @property
+    def room(self) -> int:
+        """How many items may be sent at once, if they are as long as the last one."""
+        if not self._has_room():
+            return 0
+        short = (PIECE_BYTES - self._size) // max(1, self._length)
+        return min(self.most_ahead, max(WINDOW, self._ahead + short)) - self._ahead
+
+    @property
+    def _ahead(self) -> int:
+        return self.backlog + self._sent - self._known
+
+    def _has_room(self, wanted: int = 1) -> bool:
+        """Return whether the reader has room for more items, however few it has taken since the last reply."""
+        if self._error is not None or not self._known or self.backlog < 0:
+            return False
+        ahead = self._ahead
+        while len(self._sizes) > ahead:
+            self._size -= self._sizes.popleft()
+        return ahead + wanted <= WINDOW or (ahead + wanted <= self.most_ahead and self._size < PIECE_BYTES)
 
     async def settled(self) -> None:
+        self.flush()
         if self._last is not None:
-            await self._backlog(self._last)
+            await self._settle(self._last)
 
-    async def _backlog(self, sent: asyncio.Future[Any]) -> int:
+    async def _settle(self, sent: asyncio.Future[Any] | None) -> None:
+        """Wait for the reply to a command."""
+        assert sent is not None
         reply = await sent
         if self._error is not None:
             raise self._error
-        self.backlog = backlog = replies.number(reply)
-        if backlog < 0:
+        self.backlog = replies.number(reply)
+        if self.backlog < 0:
             raise ReaderGone("the request of this stream has ended")
-        return backlog
 
 
 _emitters: WeakSet[Emitter] = WeakSet()
@@ -137,7 +184,7 @@ class Collector(Emitter):
                 # a stream may never end by itself, and no other process may know of the deadline any more
                 end = functions.end(self._plane.seal, self._request, self._request_id, State.EXPIRED)
                 self._plane.post(end, ignore)
-            await self._backlog(self._emit(-1, b""))  # no item has this number: this only asks
+            await self._settle(self._emit())
 
     def result(self) -> bytes:
         """Return the answer, as ``http.render.parse`` reads it."""

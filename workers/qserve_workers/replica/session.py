@@ -43,6 +43,8 @@ class SessionWire(Emitter):
       accept_s: How long the application may take to accept.
     """
 
+    most_ahead = WINDOW
+
     def __init__(
         self, plane: LoopPlane, header: Header, sessions: MutableMapping[str, SessionWire], accept_s: float
     ) -> None:
@@ -116,6 +118,7 @@ class SessionWire(Emitter):
             try:
                 for piece in parts_of(part.kind, part.data):
                     await self.send(piece.encode(self._sent))
+                    self.flush()
                     if part.kind is Kind.ACCEPT:
                         self._is_lost_at = self._plane.loop.time() + SILENCE_S
             except ReaderGone as error:
@@ -125,18 +128,18 @@ class SessionWire(Emitter):
                 self.end(Farewell(SERVICE_RESTART, "a message was lost"))
                 raise ClientLeft("the broker refuses a message") from error
 
-    async def _backlog(self, sent: asyncio.Future[Any]) -> int:
+    async def _settle(self, sent: asyncio.Future[Any] | None) -> None:
         if self.left is not None:
             raise ReaderGone("the client has left")
-        return await super()._backlog(sent)
+        await super()._settle(sent)
 
     # -- the end -----------------------------------------------------------------------------------
 
     def end(self, how: Farewell) -> None:
         """Close the session from here, and tell the application."""
         if self.left is None:
-            self._emit(self._sent, how.part().encode(self._sent))
-            self._sent += 1
+            self._gather(how.part().encode(self._sent))
+            self.flush()
             self.leave(how)
 
     def leave(self, how: Farewell) -> None:
