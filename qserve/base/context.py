@@ -118,12 +118,18 @@ NO_REQUEST = RequestContext()
 
 @dataclass(frozen=True)
 class ReplicaContext:
-    """The replica that the running code belongs to."""
+    """The replica that the running code belongs to.
+
+    Parameters:
+      servable_object: The object that was constructed; None until then.
+      preloaded: What the function returned that ``preload`` of the deployment names; None without one.
+    """
 
     app_name: str
     deployment: str
     replica_tag: str
     servable_object: Any = None
+    preloaded: Any = field(default=None, repr=False, compare=False)
 
     @property
     def replica_id(self) -> str:

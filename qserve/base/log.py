@@ -110,11 +110,17 @@ def log_to_terminal(
     for handler in own:
         handler.setFormatter(formatter)
         root.addHandler(handler)
-    root.setLevel(level if isinstance(level, int) else level.upper())
+    set_level(root, logging.getLevelNamesMapping().get(str(level).upper(), level))
     for name in _NOISY:
-        logging.getLogger(name).setLevel(logging.WARNING)
+        set_level(logging.getLogger(name), logging.WARNING)
     if problem:
         get_logger(__name__).error("%s", problem)
+
+
+def set_level(logger: logging.Logger, level: int | str) -> None:
+    """Set the level of a logger unless it has it: that writes to all loggers, which costs a forked process 0.6 MB."""
+    if logger.level != level:
+        logger.setLevel(level)
 
 
 class _LogFile(logging.handlers.RotatingFileHandler):
@@ -148,6 +154,8 @@ def _file_in(folder: Path, name: str) -> _LogFile:
 
 def enable_logging() -> None:
     """Let our loggers write again after user code has configured logging, which may disable all that exist."""
+    if not get_logger(__name__).disabled:
+        return  # to look at all of them writes to each of them, which costs a forked process 0.5 MB
     for name, logger in logging.root.manager.loggerDict.items():
         if name.partition(".")[0] == "qserve" and isinstance(logger, logging.Logger):
             logger.disabled = False

@@ -370,12 +370,14 @@ def _check_arguments(node: DAGNode, call: Any, label: str, leading: int = 0) -> 
     Parameters:
       leading: How many parameters come before those for the arguments: 1 for ``self``.
     """
+    args, kwargs = node.get_args(), node.get_kwargs()
+    if not args and not kwargs and getattr(call, "__init__", None) is object.__init__:
+        return  # reading the signature of `object` writes to every module, which costs a forked process 2.5 MB
     try:
         # of a decorated function the wrapper's, which may pass on other arguments than it gets
         signature = inspect.signature(call, follow_wrapped=False)
     except (TypeError, ValueError):  # a builtin without a signature
         return
-    args, kwargs = node.get_args(), node.get_kwargs()
     own = list(signature.parameters.values())[leading:]
     if not own and len(args) == 1 and not kwargs and isinstance(args[0], InputNode):
         return  # the input may be a request, without which a method that has no parameters is called

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property
 from typing import Annotated, Any, Literal, TypedDict
 
@@ -24,6 +24,14 @@ _BY_LOAD = tuple(
 """The paths of Ray Serve's own policy, which scales by load."""
 
 
+def _path_of(given: Any, option: str, what: str) -> str:
+    """Return ``module:function`` for code that is given itself, or by its path."""
+    path = f"{given.__module__}:{given.__qualname__}" if hasattr(given, "__qualname__") else given
+    if not isinstance(path, str) or (path and not re.fullmatch(r"[\w.]*\w[:.]\w[\w.]*", path)):
+        raise ValueError(f'{option} must be "module:function", or {what} that a module defines, not {path!r}')
+    return path if ":" in path or not path else ":".join(path.rpartition(".")[::2])
+
+
 class AutoscalingPolicy(BaseModel, frozen=True, extra="forbid"):
     """Code of yours that decides how many replicas are wanted, in the place of the load.
 
@@ -38,13 +46,7 @@ class AutoscalingPolicy(BaseModel, frozen=True, extra="forbid"):
     @field_validator("policy_function", mode="before")
     @classmethod
     def _path(cls, given: Any) -> Any:
-        path = f"{given.__module__}:{given.__qualname__}" if hasattr(given, "__qualname__") else given
-        if not isinstance(path, str) or (path and not re.fullmatch(r"[\w.]*\w[:.]\w[\w.]*", path)):
-            raise ValueError(
-                f'policy_function must be "module:function", or a function or class that a module defines, not {path!r}'
-            )
-        if ":" not in path:
-            path = ":".join(path.rpartition(".")[::2]) if path else ""
+        path = _path_of(given, "policy_function", "a function or class")
         return "" if path.startswith(_BY_LOAD) else path
 
     @field_validator("policy_kwargs")
@@ -239,6 +241,11 @@ class DeploymentOptions(BaseModel, frozen=True, extra="forbid"):
       request_timeout_s: Seconds a request may take; ``None`` takes the application's default.
       cancel_on_disconnect: Whether a request is cancelled when its HTTP client closes the connection.
       max_execution_s: Seconds one call may run; a replica stuck in a longer one is replaced.
+      preload: ``"module:function"``, or a function that a module defines: it is run once on each host before the
+        replicas there are forked, which share what it returns, as ``get_replica_context().preloaded``.
+      max_requests: After so many calls a replica is replaced, or after up to a quarter more, so that not all are
+        replaced together; ``None`` for never.
+      max_memory_mb: A replica that uses more than so many MiB is replaced; ``None`` for no limit.
       max_surge_percent: How many replicas there may be beyond those that are wanted while a new version comes up;
         ``None`` for as many as there is room for.
       max_retries: How often a call that raised is run again.
@@ -280,7 +287,15 @@ class DeploymentOptions(BaseModel, frozen=True, extra="forbid"):
     placement_group_bundle_label_selector: list[dict[str, Any]] | None = None
     max_replicas_per_node: int | None = Field(default=None, ge=1, le=100)
     max_surge_percent: float | None = Field(default=None, ge=0, le=100)
+    preload: str | None = None
+    max_requests: int | None = Field(default=None, ge=1)
+    max_memory_mb: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     use_new_handle_api: bool = False
+
+    @field_validator("preload", mode="before")
+    @classmethod
+    def _path(cls, given: Any) -> Any:
+        return _path_of(given, "preload", "a function") or None if given is not None else None
 
     def __init__(self, /, **given: Any) -> None:
         check_known(given, given.get("name"))
@@ -383,6 +398,9 @@ class Options(TypedDict, total=False):
     placement_group_bundle_label_selector: list[dict[str, Any]] | None
     max_replicas_per_node: int | None
     max_surge_percent: float | None
+    preload: str | Callable[[], Any] | None
+    max_requests: int | None
+    max_memory_mb: float | None
     use_new_handle_api: bool | None
 
 

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import msgpack
 
 from qserve.base import unused
+from qserve.base.import_path import importing_user_code
 from qserve.base.keyring import Keyring
 from qserve.base.log import get_logger
 from qserve.define.application import compiled
@@ -97,7 +98,7 @@ def release_of(
     Raises:
       PayloadError: Its code, or a constant in its graph, cannot travel.
     """
-    code = b"" if target else pack_code(code_of(built), keyring, policies_of(built))
+    code = b"" if target else pack_code(code_of(built), keyring, functions_of(built))
     tasks = tuple(task_places(built.deployments))
     record = replace(
         record_of(built, Codec(keyring), target),
@@ -207,6 +208,9 @@ def _deployment_record(deployment: Deployment, replicated: bool) -> DeploymentRe
         resources=_resources(options),
         version=deployment.version or "",
         surge=options.max_surge_percent,
+        preload=options.preload or "",
+        max_requests=options.max_requests,
+        max_memory=None if options.max_memory_mb is None else int(options.max_memory_mb * (1 << 20)),
         env=dict(options.actor_options.runtime_env.get("env_vars") or {}),
         logging={} if options.logging_config is None else options.logging_config.given,
         constructor_retries=options.max_constructor_retry_count,
@@ -313,19 +317,43 @@ def import_code(target: str, app_name: str, args: Mapping[str, Any]) -> Code:
     return code_of(compiled(built_target(load_target(target), args, target), app_name))
 
 
-def policies_of(built: CompiledApplication) -> Mapping[str, Any]:
-    """Return the scaling policies that this program defines or has imported, by deployment."""
+POLICY, PRELOAD = "policy", "preload"
+Functions = Mapping[tuple[str, str], Any]
+"""What options of deployments name, by the deployment and one of these words."""
+
+
+def functions_of(built: CompiledApplication) -> Functions:
+    """Return what options name by its path that this program defines or has imported."""
     found = {}
     for deployment in built.deployments:
         scaling = deployment.config.autoscaling_config
-        path = "" if scaling is None or scaling.policy is None else scaling.policy.policy_function
-        module, _, name = path.partition(":")
-        with contextlib.suppress(KeyError, AttributeError):  # workers import it
-            found[deployment.name] = attrgetter(name)(sys.modules[module])
+        policy = "" if scaling is None or scaling.policy is None else scaling.policy.policy_function
+        for kind, path in ((POLICY, policy), (PRELOAD, deployment.config.preload or "")):
+            module, _, name = path.partition(":")
+            with contextlib.suppress(KeyError, AttributeError):  # workers import it
+                found[deployment.name, kind] = attrgetter(name)(sys.modules[module])
     return found
 
 
-def pack_code(code: Code, keyring: Keyring, policies: Mapping[str, Any] = MappingProxyType({})) -> bytes:
+def find_function(path: str, kind: str, data: bytes, keyring: Keyring, deployment: str) -> Any:
+    """Return what an option of a deployment names: as it was sent with the code of the application, or imported.
+
+    Parameters:
+      kind: ``POLICY`` or ``PRELOAD``.
+      data: What ``pack_code`` returned; b"" if code is imported.
+
+    Raises:
+      PayloadError: The signature is missing or wrong.
+      BaseException: As ``load_target`` does.
+    """
+    with importing_user_code():
+        try:
+            return unpickle_part(data, keyring, _part(deployment, kind)) if data else load_target(path)
+        except KeyError:  # the program has not imported it
+            return load_target(path)
+
+
+def pack_code(code: Code, keyring: Keyring, functions: Functions = MappingProxyType({})) -> bytes:
     """Pickle code and sign it, so that what a script or a function defines needs no import.
 
     Raises:
@@ -344,27 +372,18 @@ def pack_code(code: Code, keyring: Keyring, policies: Mapping[str, Any] = Mappin
                 f"deployment {name!r} cannot be sent to its replicas: {why}. Make it in the constructor or"
                 " in a module that the replicas import, or serve this module with `qserve run module:node`"
             ) from error
-    for name, policy in policies.items():
+    for (name, kind), function in functions.items():
         try:
-            packed[_policy_part(name)] = dumps(policy)
+            packed[_part(name, kind)] = dumps(function)
         except Exception as error:
-            why = culprit(SimpleNamespace(policy=policy), error, "its code")
-            raise PayloadError(f"the scaling policy of deployment {name!r} cannot be sent to workers: {why}") from error
+            why = culprit(SimpleNamespace(**{kind: function}), error, "its code")
+            what = "scaling policy" if kind == POLICY else kind
+            raise PayloadError(f"the {what} of deployment {name!r} cannot be sent to workers: {why}") from error
     return keyring.sign(pickle.dumps(packed))
 
 
-def _policy_part(deployment: str) -> str:
-    return f"{deployment}\0policy"
-
-
-def unpack_policy(data: bytes, keyring: Keyring, deployment: str) -> Any:
-    """Return the scaling policy of a deployment from what ``pack_code`` returned.
-
-    Raises:
-      KeyError: It was not given as code.
-      PayloadError: The signature is missing or wrong.
-    """
-    return unpickle_part(data, keyring, _policy_part(deployment))
+def _part(deployment: str, kind: str) -> str:
+    return f"{deployment}\0{kind}"
 
 
 def unpack_code(data: bytes, keyring: Keyring, deployment: str) -> DeploymentCode:

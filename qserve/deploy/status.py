@@ -83,7 +83,7 @@ class DeploymentStatusOverview:
       status_trigger: What has led to that.
       replica_states: The number of replicas that are STARTING and RUNNING.
       message: Why it is not healthy: the traceback of a constructor that failed, what is missing on the hosts, or which
-        code the workers have that wait for another version. Also who has paused it.
+        code the workers have that wait for another version. Also who has paused it, and why replicas are replaced.
       target_num_replicas: How many replicas it is to have.
       waiting_calls: How many calls no replica has fetched yet.
       running_calls: How many calls replicas hold.
@@ -306,6 +306,8 @@ def deployment_status(
     elif not replicas and target and not scaled.shortage:
         lines.append("no worker runs a replica of it: start `qserve worker`")
     lines += [scaled.shortage, _MORE_ROOM if scaled.shortage else "", waiting_workers(replicas)]
+    leaving = Counter(replica.leaving for replica in replicas if replica.state == RUNNING and replica.leaving)
+    lines += [f"{count} of its replicas is being replaced ({option})" for option, count in leaving.items()]
     if wish.is_paused:
         lines.append(f"paused by {wish.by}: its replicas take no calls until `qserve resume`")
     at_s = scaled.at_ms / 1000

@@ -148,6 +148,8 @@ class Servable:
 
     def _adapted_arguments(self, init: Any) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
         """Give handles of the newer kind where the constructor's annotations ask for them."""
+        if not (self.args or self.kwargs):
+            return (), {}
         hints = getattr(init, "__annotations__", {})
         new_style = {name for name, hint in hints.items() if _is_new_handle(hint)}
         try:

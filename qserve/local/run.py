@@ -10,7 +10,7 @@ import os
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from qserve.base import unused
 from qserve.base.carried import carried_here
@@ -25,8 +25,9 @@ from qserve.calls.handles import RayServeSyncHandle
 from qserve.calls.progress import happened
 from qserve.calls.ref import current
 from qserve.define.compile import CompiledApplication
-from qserve.deploy.registration import Code, DeploymentCode, code_of, record_of
+from qserve.deploy.registration import PRELOAD, Code, DeploymentCode, code_of, find_function, record_of
 from qserve.engine.invoke import Invocation, Invoker, run_loop
+from qserve.engine.preload import preloaded
 from qserve.engine.report import log_failure
 from qserve.engine.servable import Servable
 from qserve.engine.step import Conclusion, Stepper
@@ -157,7 +158,7 @@ class _Version:
         try:
             for name, deployment in record.deployments.items():
                 if deployment.replicated:
-                    instance = _Instance(plane, record, name, code[name])
+                    instance = _Instance(plane, record, name, code[name], _preloaded(deployment, plane.settings))
                     self._instances.append(instance)
                     instance.start()
                     # at once, children first: a constructor may call the deployments that it is given
@@ -182,6 +183,19 @@ class _Version:
         self.plane.running.discard(self)
 
 
+def _preloaded(deployment: DeploymentRecord, settings: Settings) -> Any:
+    """Run the ``preload`` of a deployment; here there is nothing to fork, so it may start threads."""
+    name, path = deployment.name, deployment.preload
+    if not path:
+        return None
+    try:
+        function = find_function(path, PRELOAD, b"", settings.keyring, name)
+        return preloaded(function, f"preload {path!r} of deployment {name!r}")
+    except BaseException as error:
+        why = str(error) if isinstance(error, QserveException) else user_traceback(error)
+        raise DeployError(f"deployment {name!r} could not be started; its preload {path} failed:\n{why}") from error
+
+
 class _Instance:
     """One deployment's object, with its own loop and thread.
 
@@ -191,12 +205,16 @@ class _Instance:
       plane: Where the effects of calls are committed.
       record: The application's version.
       code: What is constructed.
+      preloaded: What its ``preload`` returned.
     """
 
-    def __init__(self, plane: LocalPlane, record: ApplicationRecord, deployment: str, code: DeploymentCode) -> None:
+    def __init__(
+        self, plane: LocalPlane, record: ApplicationRecord, deployment: str, code: DeploymentCode, preloaded: Any
+    ) -> None:
         self._record = record.deployments[deployment]
         self._servable = Servable(*code)
-        self._replica = ReplicaContext(record.name, deployment, f"{deployment}#{os.urandom(3).hex()}")
+        name = f"{deployment}#{os.urandom(3).hex()}"
+        self._replica = ReplicaContext(record.name, deployment, name, preloaded=preloaded)
         self._context = _context_of_program()
         self._context.run(record_here.set, record)
         self._context.run(replica_here.set, self._replica)

@@ -84,6 +84,7 @@ _ROWS: dict[str, list[Description]] = {
     SUPERVISOR: [
         Description("serve_deployment_replica_starts", C, "replicas that were started", _DEPLOYMENT),
         Description("replica_deaths", C, "replicas that ended without being stopped", _DEPLOYMENT),
+        Description("replica_recycles", C, "replicas that were replaced, by the option", (*_DEPLOYMENT, "reason")),
         Description("takeovers", C, "calls of dead or lost replicas that were handed over", _DEPLOYMENT),
         Description("worker_replicas", G, "replicas that run on the host", _DEPLOYMENT),
     ],

@@ -115,6 +115,9 @@ class DeploymentRecord:
       tasks: The queue of Celery tasks that it consumes; None for a deployment that is called only.
       surge: How many replicas there may be beyond those that are wanted while a new version comes up, in percent; None
         for as many as there is room for.
+      preload: The ``module:function`` that is run before its replicas are forked; "" for none.
+      max_requests, max_memory: After so many calls, or with more bytes than that, a replica is replaced; None for
+        never.
     """
 
     name: str
@@ -140,6 +143,9 @@ class DeploymentRecord:
     constructor_retries: int = 20
     tasks: TaskQueue | None = None
     surge: float | None = None
+    preload: str = ""
+    max_requests: int | None = None
+    max_memory: int | None = None
 
     @property
     def user_config_value(self) -> Any:
@@ -163,7 +169,7 @@ class DeploymentRecord:
 
 MISSING, DIFFERING = "missing", "differing"
 """Workers that do not have the module of an application; also those whose own modules are others."""
-_AT_START = ("replicated", "resources", "env", "version")
+_AT_START = ("replicated", "resources", "env", "version", "preload", "max_requests")
 _OF_CALLERS = (
     "name", "num_replicas", "scaling", "max_queued", "full_status", "full_retry_after_s", "constructor_retries",
     "surge",

@@ -38,6 +38,7 @@ class ReplicaStatus:
       failures: How many starts in a row have failed, in the report of a supervisor.
       next_try_ms: When it tries again, by the broker's clock; 0 when it does not wait.
       worker: The id of the worker that runs it, as it offers places; "" when it does not say.
+      leaving: The option because of which it is replaced, while it still takes calls; "" if it is not.
       stats: What its ``record_autoscaling_stats`` has returned, by ``encode_stats``; "" for nothing.
     """
 
@@ -55,6 +56,7 @@ class ReplicaStatus:
     worker: str = ""
     refused: str = ""
     stats: str = ""
+    leaving: str = ""
 
     def encode(self) -> bytes:
         """Return the report as JSON."""

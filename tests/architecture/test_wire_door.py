@@ -28,6 +28,7 @@ OTHER_DOORS = (
     "qserve.mypy_plugin",
     "qserve.stacks.files",  # what pip has noted
     "qserve.web",  # ASGI and WSGI
+    "qserve_workers.supervisor.preloads",  # what a child process says
     "qserve_gateway.request",  # headers and bodies of HTTP requests
     "qserve_gateway.jobs",  # the header Prefer
     "qserve_gateway.server",

@@ -129,6 +129,8 @@ NEED_NEW_REPLICAS = {
     "replicated": False,
     "resources": Resources(cpus=2.0),
     "env": {"A": "b"},
+    "preload": "shop:load",
+    "max_requests": 9,
     "version": "2",
 }
 

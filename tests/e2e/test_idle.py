@@ -1,4 +1,4 @@
-"""An installation that has nothing to do does next to nothing: counted in commands, connections and wake-ups.
+"""An installation that has nothing to do does next to nothing: counted in commands, connections, wake-ups and memory.
 
 ``benchmarks/idle.py`` measures what that costs.
 """
@@ -61,6 +61,12 @@ def wakeups(pid: int) -> int:
     return found
 
 
+def own_kilobytes(pid: int) -> int:
+    """Return how much memory belongs to a process alone."""
+    rollup = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    return sum(int(line.split()[1]) for line in rollup if line.startswith("Private_"))
+
+
 def commands_of(client: redis.Redis) -> int:
     stats: Any = client.info("commandstats")
     return sum(one["calls"] for one in stats.values())
@@ -117,3 +123,12 @@ def test_a_supervisor_wakes_up_for_its_own_heartbeat_and_what_the_broker_says(se
 
 def test_a_replica_wakes_up_for_its_heartbeat_and_little_else(seen: Seen) -> None:
     assert seen.of("qserve replica") / 3 < 2 * 60
+
+
+def test_a_further_replica_of_code_that_is_imported_takes_little_memory(site: Site, seen: Seen) -> None:
+    """Nearly all of its pages are those of its supervisor: 15 MB are its own, and 25 would be news."""
+    replicas = [pid for pid, title in site.processes().items() if "qserve replica" in title]
+    own = [own_kilobytes(pid) for pid in replicas]
+
+    assert len(own) == 3
+    assert max(own) < 25_000, own

@@ -24,7 +24,7 @@ from qserve.base import forks, import_path
 from qserve.base.keyring import Keyring
 from qserve.base.settings import Settings
 from qserve.deploy.installation import Installation
-from qserve.deploy.registration import pack_code
+from qserve.deploy.registration import POLICY, pack_code
 from qserve.deploy.sources import Sources
 from qserve.fleet.values import Asked
 from qserve.wire.application import ApplicationRecord, DeploymentRecord, Scaling
@@ -186,10 +186,10 @@ def test_a_policy_may_travel_with_the_code_of_a_program(host: Host) -> None:
     def of_the_program(context: Any, by: int = 1) -> tuple[int, dict[str, Any]]:
         return by, {}
 
-    host.code = pack_code({}, KEYS, {"A": of_the_program})
+    host.code = pack_code({}, KEYS, {("A", POLICY): of_the_program})
     assert host.answer("not_in_the_module", '{"by": 7}').count == 7
 
-    host.code = pack_code({}, KEYS, {"B": of_the_program})  # it was given by its path
+    host.code = pack_code({}, KEYS, {("B", POLICY): of_the_program})  # it was given by its path
     assert host.answer("more").count == 3
 
 

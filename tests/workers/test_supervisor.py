@@ -17,7 +17,7 @@ import pytest
 import redis
 from children import end_children, sleeping_child
 from processes import wait_until
-from qserve_workers.replica.spec import MEANINGS, EndNote, Exit, ReplicaSpec
+from qserve_workers.replica.spec import MEANINGS, Exit, Note, ReplicaSpec
 from qserve_workers.supervisor import supervisor as supervisor_module
 from qserve_workers.supervisor.own_code import OwnCode
 from qserve_workers.supervisor.replica_process import MemoryWatch, describe_end
@@ -364,7 +364,7 @@ def test_a_death_that_cannot_be_handled_does_not_keep_the_others_from_it(
 
 
 def test_how_a_replica_died_by_a_signal_without_a_name_is_said_as_well(tmp_path: Path) -> None:
-    assert describe_end(-40, "", MemoryWatch(ControlGroup(tmp_path / "none", tmp_path)), EndNote()) == "signal 40"
+    assert describe_end(-40, "", MemoryWatch(ControlGroup(tmp_path / "none", tmp_path)), Note()) == "signal 40"
 
 
 def _memory(folder: Path, version: int, kills: int, limit: str) -> MemoryWatch:
@@ -383,11 +383,11 @@ def test_a_kill_by_the_kernel_for_want_of_memory_is_told_from_others_with_the_li
 ) -> None:
     memory = _memory(tmp_path, version, 4, str(200 << 20))
 
-    assert describe_end(-signal.SIGKILL, "", memory, EndNote()) == "killed: SIGKILL, perhaps out of memory"
+    assert describe_end(-signal.SIGKILL, "", memory, Note()) == "killed: SIGKILL, perhaps out of memory"
     _memory(tmp_path, version, 5, str(200 << 20))
-    how = describe_end(-signal.SIGKILL, "", memory, EndNote())
+    how = describe_end(-signal.SIGKILL, "", memory, Note())
     assert how == "oom_killed: SIGKILL, because of the memory limit of 200 MiB"
-    assert describe_end(-signal.SIGKILL, "", memory, EndNote()) == "killed: SIGKILL, perhaps out of memory"
+    assert describe_end(-signal.SIGKILL, "", memory, Note()) == "killed: SIGKILL, perhaps out of memory"
 
 
 def test_where_no_control_group_can_be_read_nothing_is_claimed(tmp_path: Path) -> None:
@@ -395,16 +395,16 @@ def test_where_no_control_group_can_be_read_nothing_is_claimed(tmp_path: Path) -
 
     assert not memory.has_killed()
     assert memory.limit() == ""
-    assert describe_end(-signal.SIGSEGV, "", memory, EndNote()) == "SIGSEGV"
-    assert describe_end(-signal.SIGKILL, "frozen: no heartbeat", memory, EndNote()) == "frozen: no heartbeat"
+    assert describe_end(-signal.SIGSEGV, "", memory, Note()) == "SIGSEGV"
+    assert describe_end(-signal.SIGKILL, "frozen: no heartbeat", memory, Note()) == "frozen: no heartbeat"
     for code in (0, 3, 9, 255):
-        how = describe_end(code, "", memory, EndNote())
+        how = describe_end(code, "", memory, Note())
         assert how == f"exit code {code}: its user code, or a library of that, has ended the process"
 
 
 @pytest.mark.parametrize("code", Exit)
 def test_an_exit_code_means_what_a_replica_means_by_it_only_when_it_has_noted_it(tmp_path: Path, code: Exit) -> None:
-    memory, note = MemoryWatch(ControlGroup(tmp_path / "none", tmp_path)), EndNote()
+    memory, note = MemoryWatch(ControlGroup(tmp_path / "none", tmp_path)), Note()
 
     assert describe_end(code, "", memory, note).startswith(f"exit code {code}: its user code")
     note.write(code)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import signal
 import socket
@@ -28,6 +27,7 @@ from qserve.cli.options import WholeNumber, app_dir_option, code_version_option,
 from qserve.define.target import split_target
 from qserve.exceptions import BrokerUnavailable, DeployError
 from qserve.tracing.start import preload
+from qserve_workers.process.boot import prepare
 from qserve_workers.supervisor.offer import Capacity, device_names
 from qserve_workers.supervisor.scope import Scope
 from qserve_workers.supervisor.supervisor import Supervisor
@@ -138,7 +138,7 @@ def worker(
     if not os.environ.get(CHECKED):
         _wait_for_broker(settings)
     preload(settings)
-    gc.freeze()  # children share these pages as long as the collector does not write to them
+    prepare(settings)
     Supervisor(settings, scope, capacity, page).run()
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 from celery import Celery
 
 from qserve.base.settings import Settings
@@ -30,4 +32,17 @@ def make_celery(settings: Settings) -> Celery:
     )
     # what `celery inspect registered` shows: replicas run calls of deployments, and nothing else
     app.task(refuse_task, name="qserve.call", ignore_result=True)
+    return app
+
+
+@cache
+def prepared_celery(settings: Settings) -> Celery:
+    """Return the Celery application of this process, with all that it would make when it is used first.
+
+    A process that forks replicas calls this before, because to make it again costs each of them 1 MB.
+    """
+    app = make_celery(settings)
+    app.loader.import_default_modules()
+    app.finalize()
+    app.amqp.queues  # noqa: B018 - it is kept
     return app

@@ -8,6 +8,7 @@ import contextvars
 import faulthandler
 import gc
 import importlib
+import logging
 import os
 import select
 import signal
@@ -23,21 +24,19 @@ import qserve
 from qserve.base import context, entry
 from qserve.base.context import ReplicaContext
 from qserve.base.forks import Loop, Setup, end_if_child
-from qserve.base.import_path import importing_user_code
-from qserve.base.log import enable_logging, get_logger
+from qserve.base.log import enable_logging, get_logger, set_level
 from qserve.base.process import REPLICA, die_with_parent, set_title
-from qserve.base.tracebacks import user_traceback
+from qserve.base.settings import Settings
 from qserve.broker.connection import connect
 from qserve.broker.registry import Registry
 from qserve.calls.ref import current
 from qserve.define.multiplexing import loaded_models
-from qserve.define.target import shadows
 from qserve.deploy.installation import Installation
 from qserve.deploy.log_tail import LogTail
-from qserve.deploy.registration import DeploymentCode, import_code, unpack_code
+from qserve.deploy.registration import DeploymentCode
 from qserve.engine.servable import Servable
 from qserve.engine.step import Stepper
-from qserve.exceptions import BrokerError, QserveException
+from qserve.exceptions import BrokerError
 from qserve.metrics import recorder, totals
 from qserve.metrics.measures import observe, timed
 from qserve.metrics.table import TABLE
@@ -45,11 +44,13 @@ from qserve.tracing.start import close as close_tracing
 from qserve.tracing.start import start as start_tracing
 from qserve.wire.application import ApplicationRecord
 from qserve.wire.status import FAILED
-from qserve_workers.celery.app import make_celery
+from qserve_workers.celery.app import prepared_celery
 from qserve_workers.celery.worker import ReplicaWorker
 from qserve_workers.process import resources
 from qserve_workers.process.heartbeat import SILENT_BEAT_S, Heartbeat
 from qserve_workers.process.lifecycle import Lifecycle, status_of
+from qserve_workers.process.loading import Loaded, Loading
+from qserve_workers.replica.commit import access_log
 from qserve_workers.replica.plane import LoopPlane
 from qserve_workers.replica.replica import Replica
 from qserve_workers.replica.spec import Exit, ReplicaSpec
@@ -87,8 +88,20 @@ END_WITHIN_S = 3.0
 """How much longer than its deployment's grace the user's ``__del__`` may take."""
 
 
-def run_replica(spec: ReplicaSpec) -> int:
-    """Run a replica until it is stopped, and return the exit code."""
+def prepare(settings: Settings) -> None:
+    """Do in the process that forks replicas what each of them would do by itself, in memory of its own."""
+    prepared_celery(settings)
+    set_level(access_log, logging.CRITICAL)
+    gc.collect()
+    gc.freeze()  # the collector writes to what it looks at
+
+
+def run_replica(spec: ReplicaSpec, loaded: Loaded | None = None) -> int:
+    """Run a replica until it is stopped, and return the exit code.
+
+    Parameters:
+      loaded: What the process has loaded that it was forked from; None if that has no user code.
+    """
     began = time.monotonic()
     _end_with(spec)
     set_title(f"qserve replica {spec.record.name}:{spec.deployment} {spec.name}")
@@ -110,12 +123,12 @@ def run_replica(spec: ReplicaSpec) -> int:
     start_tracing(spec.settings, spec.name)
     loop, _setup = Loop(), Setup(spec.name)
     asyncio.set_event_loop(loop)
-    start = _Start(spec, installation.registry, loop)
+    start = _Start(spec, installation.registry, loop, loaded)
     try:
         plane, servable, replica = start.run()
     except BaseException as error:
         end_if_child(error)
-        why = start.why(error)
+        why = start.loading.why(error)
         try:
             installation.reports(spec.record.name).report(status_of(spec, FAILED, why, for_ms=_FAILED_FOR_MS))
         except BrokerError as unreported:
@@ -130,7 +143,7 @@ def run_replica(spec: ReplicaSpec) -> int:
         report=lifecycle.report_running, others=lambda: [replica.reader.connection_id],
         on_silence=lambda: loop.call_soon_threadsafe(replica.renew_connections),
     ).start()  # fmt: skip
-    worker = ReplicaWorker(make_celery(spec.settings), replica, spec.record.name)
+    worker = ReplicaWorker(prepared_celery(spec.settings), replica, spec.record.name)
 
     def begin(**_: Any) -> None:
         watchdog.start()
@@ -186,17 +199,16 @@ def _exit_after(limit_s: float, spec: ReplicaSpec, code: int) -> None:
 
 
 class _Start:
-    """The start of a replica, until there is an object that can be called. User code runs while the loop does not.
+    """The start of a replica, until there is an object that can be called. User code runs while the loop does not."""
 
-    Attributes:
-      doing: What failed, for messages, if an error ends the start now.
-    """
-
-    def __init__(self, spec: ReplicaSpec, registry: Registry, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self, spec: ReplicaSpec, registry: Registry, loop: asyncio.AbstractEventLoop, loaded: Loaded | None
+    ) -> None:
         self._spec = spec
         self._registry = registry
         self._loop = loop
-        self.doing = ""
+        self._loaded = loaded
+        self.loading = Loading(spec)
 
     def run(self) -> tuple[LoopPlane, Servable, Replica]:
         spec, record = self._spec, self._spec.record
@@ -213,45 +225,30 @@ class _Start:
 
         plane = current.installed = self._loop.run_until_complete(connected())
         entry.start = contextvars.copy_context()
-        code = entry.start.run(self._load)  # what modules set when they are imported holds for all calls
+        code, preloaded = entry.start.run(self._load)  # what modules set when they are imported holds for all calls
         end_if_child(None)
-        self.doing = "its constructor failed"
+        self.loading.doing = "its constructor failed"
         servable = Servable(*code)
-        context.replica = ReplicaContext(record.name, spec.deployment, spec.name)
+        context.replica = ReplicaContext(record.name, spec.deployment, spec.name, preloaded=preloaded)
         try:
             with timed("serve_replica_initialization_latency_ms"):
                 servable.construct_on(self._loop)
         finally:
-            self.doing = f"its {servable.part} failed"
+            self.loading.doing = f"its {servable.part} failed"
         context.replica = replace(context.replica, servable_object=servable.instance)
         if spec.options.user_config:
-            self.doing = "its reconfigure failed"
+            self.loading.doing = "its reconfigure failed"
             with timed("serve_replica_reconfigure_latency_ms"):
                 self._loop.run_until_complete(servable.reconfigure(spec.options.user_config_value))
-        self.doing = ""
+        self.loading.doing = ""
         enable_logging()
         return plane, servable, Replica(spec, servable, Stepper(record, spec.keys, plane.codec), plane)
 
-    def _load(self) -> DeploymentCode:
-        spec = self._spec
-        target = spec.target or spec.record.target
-        if not target:
-            data = self._registry.code(spec.record.name, spec.record.version)
-            self.doing = "its code could not be loaded"
-            with importing_user_code():
-                return unpack_code(data, spec.settings.keyring, spec.deployment)
-        self.doing = f"{target} could not be imported"
-        spec.sources.install()
-        code = import_code(target, spec.record.name, spec.record.arguments)
-        if spec.deployment not in code:
-            raise QserveException(f"{target} has no deployment {spec.deployment!r}; it has: {', '.join(code)}")
-        return code[spec.deployment]
-
-    def why(self, error: BaseException) -> str:
-        """Say what failed, and why."""
-        text = str(error) if isinstance(error, QserveException) else user_traceback(error)
-        hint = shadows(error)
-        return (f"{self.doing}:\n" if self.doing else "") + text + (f"\n{hint}" if hint else "")
+    def _load(self) -> tuple[DeploymentCode, Any]:
+        loaded, record = self._loaded, self._spec.record
+        data = b"" if self._spec.is_imported else self._registry.code(record.name, record.version)
+        code = loaded.code if loaded and loaded.code else self.loading.code(data)
+        return code, loaded.preloaded if loaded else self.loading.preload(data)
 
 
 # -- a supervisor that is gone ---------------------------------------------------------------------

@@ -92,7 +92,7 @@ class Lifecycle:
                 for_ms = _LEASES_REPORTED * 1000 * self.spec.settings.lease_s
                 status = status_of(self.spec, RUNNING, config=self._taken.config, for_ms=for_ms)
                 status = replace(status, message=self._message, refused=self._refused, stats=self._stats)
-                self._reports.report(status, send)
+                self._reports.report(replace(status, leaving=self.spec.note.leaving), send)
 
     def _spawn(self, loop: asyncio.AbstractEventLoop, work: Any) -> None:
         task = loop.create_task(work)

@@ -8,8 +8,9 @@ import os
 import re
 import time
 from collections.abc import Mapping
+from functools import cache
 
-from qserve.base.log import log_to_terminal
+from qserve.base.log import log_to_terminal, set_level
 from qserve_workers.replica.commit import access_log
 from qserve_workers.replica.spec import ReplicaSpec
 
@@ -30,8 +31,14 @@ DEVICES = "CUDA_VISIBLE_DEVICES"
 
 def apply(spec: ReplicaSpec) -> None:
     """Set this process up: variables of ``runtime_env`` win over those that follow from ``num_cpus``."""
-    os.environ.update(variables_of(spec, os.environ))
+    os.environ.update(variables_of(spec, _inherited()))
     time.tzset()  # TZ may be among them
+
+
+@cache
+def _inherited() -> Mapping[str, str]:
+    """The variables of the worker, also in a replica that is forked from a process which has set its own."""
+    return dict(os.environ)
 
 
 def variables_of(spec: ReplicaSpec, inherited: Mapping[str, str]) -> dict[str, str]:
@@ -53,4 +60,4 @@ def log_as_told(spec: ReplicaSpec) -> None:
     members = {"application": app, "deployment": deployment, "replica": spec.name}
     members |= {"component_name": "replica", "component_id": spec.name}
     log_to_terminal(deployment, spec.settings, chosen, f"{app}-{deployment}", members)
-    access_log.setLevel(logging.NOTSET if chosen.get("enable_access_log") else logging.CRITICAL)
+    set_level(access_log, logging.NOTSET if chosen.get("enable_access_log") else logging.CRITICAL)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from collections import deque
 from collections.abc import Callable
 from functools import partial
@@ -26,7 +27,7 @@ from qserve_workers.replica.emitter import stream_backlog
 from qserve_workers.replica.metrics import CallMetrics
 from qserve_workers.replica.plane import LoopPlane
 from qserve_workers.replica.reader import Backlog, Delivery, StreamReader, Work
-from qserve_workers.replica.spec import Exit, ReplicaSpec
+from qserve_workers.replica.spec import Exit, Leaving, ReplicaSpec
 
 log = get_logger(__name__)
 SECOND_TRY_S = 0.1
@@ -56,9 +57,17 @@ class Replica:
         self.servable = servable
         self._has_coroutines = servable.has_coroutines
         self.backlog = Backlog(spec.keys, spec.stream)
+        limit = spec.options.max_requests
+        self._left = 0 if limit is None else random.randint(limit, limit + limit // 4)
         here = recorder.here
         metrics = None if here is None else CallMetrics(here, lambda: self._ongoing, stream_backlog)
-        self.committer = Committer(spec, plane, on_end=self._on_end, on_settled=self.backlog.settle, metrics=metrics)
+        self.committer = Committer(
+            spec,
+            plane,
+            on_end=self._count_end if self._left else self._on_end,
+            on_settled=self.backlog.settle,
+            metrics=metrics,
+        )
         self.invoker = Invoker(
             servable, stepper, self.committer, self.loop, own_context(), "user-code", self.backlog.waiting
         )
@@ -226,6 +235,12 @@ class Replica:
             self._all_ended.set()
         self._run_suspect()
         self.reader.ask()
+
+    def _count_end(self, work: Work) -> None:
+        self._on_end(work)
+        self._left -= 1
+        if not self._left:  # it takes calls until a successor does
+            self.spec.note.leave(Leaving.REQUESTS)
 
     def renew_connections(self) -> None:
         """Open all connections again, since the broker is silent; on the loop's thread."""

@@ -5,8 +5,10 @@ from __future__ import annotations
 import mmap
 import os
 import socket
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from enum import IntEnum
+from enum import IntEnum, StrEnum
 from functools import cached_property
 from typing import NoReturn
 
@@ -33,7 +35,7 @@ class ReplicaSpec:
       worker: The id of the worker that it belongs to.
       devices: The GPUs that were assigned to it.
       told: By which it tells its supervisor what it has counted; None where nothing is counted.
-      note: How it ends itself.
+      note: What it says of itself.
 
     Attributes:
       options: Those of the deployment that hold now.
@@ -50,7 +52,7 @@ class ReplicaSpec:
     worker: str = ""
     devices: tuple[str, ...] = ()
     told: socket.socket | None = field(default=None, compare=False, repr=False)
-    note: EndNote = field(default_factory=lambda: EndNote(), compare=False, repr=False)
+    note: Note = field(default_factory=lambda: Note(), compare=False, repr=False)
 
     def end_process(self, code: int) -> NoReturn:
         """End this process at once, and let the supervisor know that this was intended."""
@@ -63,6 +65,11 @@ class ReplicaSpec:
 
     def __post_init__(self) -> None:
         self.options = self.record.deployments[self.deployment]
+
+    @property
+    def is_imported(self) -> bool:
+        """Whether its code is imported, and was not sent by value."""
+        return bool(self.target or self.record.target)
 
     def adopt(self, options: DeploymentRecord) -> None:
         """Go on with other options of the same version."""
@@ -77,25 +84,66 @@ class ReplicaSpec:
         return self.record.stream(self.keys, self.deployment)
 
 
-class EndNote:
-    """The exit code with which a replica ends itself, as its supervisor reads it from memory that both share.
+class Leaving(StrEnum):
+    """Why a replica is replaced that works: the option that says so."""
 
-    User code may end the process as well, with any code. Then nothing is noted.
+    REQUESTS = "max_requests"
+    MEMORY = "max_memory_mb"
+
+
+class Note:
+    """What a replica and its supervisor say to each other in memory that both share.
+
+    User code may end the process with any exit code. Then nothing was noted.
+
+    Parameters:
+      shared, at: The memory, and where the note begins in it; None for memory of its own.
     """
 
-    def __init__(self) -> None:
-        self._shared = mmap.mmap(-1, 1)
-        self._shared[0] = _NOTHING
+    SIZE = 3
+
+    def __init__(self, shared: mmap.mmap | None = None, at: int = 0) -> None:
+        self._shared, self._at = shared or mmap.mmap(-1, self.SIZE), at
+        self.clear()
+
+    def clear(self) -> None:
+        self._shared[self._at] = _NOTHING
+        self._shared[self._at + 1] = self._shared[self._at + 2] = 0
 
     def write(self, code: int) -> None:
-        self._shared[0] = code & 0xFF
+        """Note the exit code with which the replica ends itself."""
+        self._shared[self._at] = code & 0xFF
 
     def agrees(self, code: int) -> bool:
         """Return whether this exit code was noted."""
-        return self._shared[0] == code != _NOTHING
+        return self._shared[self._at] == code != _NOTHING
+
+    def leave(self, why: Leaving) -> None:
+        """Ask for a successor."""
+        self._shared[self._at + 2] = [*Leaving].index(why) + 1
+
+    @property
+    def leaving(self) -> str:
+        """Why the replica is to be replaced; "" while it is not."""
+        number = self._shared[self._at + 2]
+        return [*Leaving][number - 1].value if number else ""
+
+    def admit(self) -> None:
+        """Let a replica run that this process has not forked itself, since it knows of it now."""
+        self._shared[self._at + 1] = 1
+
+    def wait_until_admitted(self, is_child: Callable[[], bool]) -> bool:
+        """Return True when the supervisor knows of this process, and is its parent; False if that takes too long."""
+        until = time.monotonic() + _ADMITTED_WITHIN_S
+        while not (self._shared[self._at + 1] and is_child()):
+            if time.monotonic() > until:
+                return False
+            time.sleep(0.001)
+        return True
 
 
 _NOTHING = 255
+_ADMITTED_WITHIN_S = 30.0
 
 
 class Exit(IntEnum):

@@ -51,9 +51,9 @@ class HostMetrics:
         self._published_at = self._changes = 0.0
         self._may_publish = True
 
-    def count(self, name: str, app: str, deployment: str, value: float = 1) -> None:
+    def count(self, name: str, app: str, deployment: str, value: float = 1, **labels: str) -> None:
         """Add to a counter of this supervisor."""
-        self._recorder.number(TABLE[name], application=app, deployment=deployment).add(value)
+        self._recorder.number(TABLE[name], application=app, deployment=deployment, **labels).add(value)
 
     def forget(self, replica: str) -> None:
         """Remove the gauges of a replica that has ended; what it has counted stays."""

@@ -20,8 +20,7 @@ from qserve.base.keyring import Keyring
 from qserve.base.log import get_logger
 from qserve.base.process import die_with_parent, set_title
 from qserve.base.tracebacks import one_line
-from qserve.define.target import load_target
-from qserve.deploy.registration import unpack_policy
+from qserve.deploy.registration import POLICY, find_function
 from qserve.deploy.sources import Sources
 from qserve.engine.policy import STATE_LIMIT, Policy
 from qserve.exceptions import BrokerError
@@ -242,9 +241,6 @@ def _serve(connection: socket.socket, sources: Sources, load: Callable[[], Polic
 
 
 def _policy_of(scaling: Scaling, code: bytes, deployment: str, keys: Keyring) -> Policy:
+    found = find_function(scaling.policy, POLICY, code, keys, deployment)
     with importing_user_code():
-        try:
-            found = unpack_policy(code, keys, deployment) if code else load_target(scaling.policy)
-        except KeyError:  # the program has not imported it
-            found = load_target(scaling.policy)
         return Policy(found, from_json(scaling.policy_kwargs))

@@ -10,6 +10,7 @@ import signal
 import sys
 import time
 from dataclasses import dataclass, field
+from typing import NoReturn
 
 from qserve.base.log import get_logger
 from qserve.base.memory import ControlGroup
@@ -17,7 +18,8 @@ from qserve.base.process import exit_words
 from qserve.exceptions import BrokerUnavailable
 from qserve.wire.application import DeploymentRecord
 from qserve_workers.process.boot import run_replica
-from qserve_workers.replica.spec import MEANINGS, EndNote, Exit, ReplicaSpec
+from qserve_workers.process.loading import Loaded
+from qserve_workers.replica.spec import MEANINGS, Exit, Note, ReplicaSpec
 
 log = get_logger(__name__)
 _KILL_AFTER_S = 3.0
@@ -33,6 +35,8 @@ class ReplicaProcess:
     Parameters:
       config: The digest of the options that it was last signalled to read.
       is_ready: Whether it is known to have been constructed.
+      ready_at: Since when that is known, by the monotonic clock.
+      is_replaced: Whether its successor is started, while it still takes calls.
       stopped_because: Why it was sent SIGTERM; "" when it was not.
       kill_at: When it is killed, by the monotonic clock, as is ``started_at``.
       killed_because: Why this supervisor killed it; "" when it did not.
@@ -43,6 +47,8 @@ class ReplicaProcess:
     config: str = ""
     is_paused: bool = False
     is_ready: bool = False
+    ready_at: float = 0.0
+    is_replaced: bool = False
     stopped_because: str = ""
     kill_at: float = math.inf
     killed_because: str = ""
@@ -66,7 +72,11 @@ class ReplicaProcess:
         self.spec.adopt(options)
         if (options.config, is_paused) != (self.config, self.is_paused) and not self.is_stopping:
             self.config, self.is_paused = options.config, is_paused
-            os.kill(self.pid, signal.SIGHUP)
+            self.have_options_read()
+
+    def have_options_read(self) -> None:
+        """Have it read its options again, and report itself."""
+        os.kill(self.pid, signal.SIGHUP)
 
     def kill(self, because: str) -> None:
         """Kill it soon. First it writes its stack into the log, even when user code holds the interpreter."""
@@ -90,8 +100,7 @@ def fork_replica(spec: ReplicaSpec) -> int:
     Raises:
       OSError: The system allows no more processes, or has no memory for one.
     """
-    sys.stdout.flush()
-    sys.stderr.flush()
+    flush_streams()
     # a child that has no handler for it yet would be ended by it
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
     try:
@@ -99,12 +108,27 @@ def fork_replica(spec: ReplicaSpec) -> int:
     except OSError:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
         raise
-    if pid:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
-        return pid
+    if pid == 0:
+        run_to_end(spec)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
+    return pid
+
+
+def flush_streams() -> None:
+    """Write what is buffered, which a child would write again."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+
+
+def run_to_end(spec: ReplicaSpec, loaded: Loaded | None = None) -> NoReturn:
+    """Run a replica in this process, a child of the supervisor, and end it.
+
+    Parameters:
+      loaded: What the process has loaded that it was forked from.
+    """
     code: int = Exit.FAILED
     try:
-        code = run_replica(spec)
+        code = run_replica(spec, loaded)
     except BrokerUnavailable as error:
         log.error("replica %s ended: %s", spec.name, error)
         code = Exit.NO_BROKER
@@ -142,7 +166,7 @@ class MemoryWatch:
         return int(found[1]) if found else 0
 
 
-def describe_end(code: int, killed_because: str, memory: MemoryWatch, note: EndNote) -> str:
+def describe_end(code: int, killed_because: str, memory: MemoryWatch, note: Note) -> str:
     """Say how a replica ended.
 
     Parameters:

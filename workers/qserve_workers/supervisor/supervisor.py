@@ -33,6 +33,8 @@ from qserve_workers.supervisor.memory import MemoryLimits, Over
 from qserve_workers.supervisor.metrics import HostMetrics
 from qserve_workers.supervisor.offer import Capacity, Offer, explain_refusal
 from qserve_workers.supervisor.policies import PolicyHost
+from qserve_workers.supervisor.preloads import CAN_PRELOAD, PreloadFailed, Preloads
+from qserve_workers.supervisor.recycling import Recycling
 from qserve_workers.supervisor.replica_process import MemoryWatch, ReplicaProcess, describe_end, fork_replica
 from qserve_workers.supervisor.scope import Applications, Scope, Target
 from qserve_workers.supervisor.signals import Signals
@@ -80,6 +82,7 @@ class Supervisor:
         self._installation = Installation(self.settings, client)
         self._turns = Turns("the supervisor's round", log, longest_s=1.0)
         self._applications = Applications(self._installation, self.scope, self._turns, self.capacity.gpus)
+        self._preloads = Preloads()
         self._policies = PolicyHost(self._applications.code, self.settings.keyring)
         self._offer = Offer(
             self._installation,
@@ -95,6 +98,10 @@ class Supervisor:
         self._memory = MemoryWatch()
         self._log_tail = LogTail(self._installation, socket.gethostname())
         self._limits = MemoryLimits()
+        self._recycling = Recycling(
+            self._is_ready,
+            lambda app, deployment, why: self._count("replica_recycles", app, deployment, reason=why),
+        )
         self._troubles: dict[str, Trouble] = {}
         """The failures by queue; empty while there are none."""
         self._checked_at = 0.0
@@ -127,6 +134,7 @@ class Supervisor:
         signal.alarm(0)
         log.info("the worker ends; %d replicas finish what they run", len(self.processes))
         self._policies.keep(())
+        self._preloads.keep(())
         self._offer.withdraw()
         if self._metrics is not None:
             self._metrics.end()
@@ -143,7 +151,11 @@ class Supervisor:
     def _wait(self, signals: Signals) -> None:
         """Wait until there is something to do."""
         metrics, until = self._metrics, time.monotonic() + self._rest_s()
-        others = [signals.fileno(), *(() if metrics is None else (metrics.heard, *metrics.asked))]
+        others = [
+            signals.fileno(),
+            *self._preloads.awaited,
+            *(() if metrics is None else (metrics.heard, *metrics.asked)),
+        ]
         while not self._is_stopping:
             ready = self._applications.wait_for_change(max(0.0, until - time.monotonic()), others)
             if metrics is not None and ready == {metrics.heard}:  # replicas under load tell something all the while
@@ -176,7 +188,7 @@ class Supervisor:
         is_eager = options.max_retries > 0 and (
             options.retry_backoff_s < 2 * ALONE_S or spec.stream in self._takeover.delayed
         )
-        return is_eager or process.is_stopping or bool(process.killed_because)
+        return is_eager or process.is_stopping or process.is_replaced or bool(process.killed_because)
 
     def tick(self) -> None:
         """Hand over the calls of the dead, start what is missing, and stop what should not run.
@@ -191,8 +203,10 @@ class Supervisor:
         for stream in {process.spec.stream for process in self.processes.values() if process.spec.options.max_retries}:
             attempt(f"retries of {stream}", self._takeover.wake, stream)
         targets = self._applications.targets(self._offer.slots)
+        attempt("replacing replicas", self._recycling.tick, [*self.processes.values()], targets)
         for stream, target in targets.items():
             attempt(f"starting {stream}", self._start_missing, stream, target)
+        self._preloads.keep([stream for stream, target in targets.items() if target.replicas.total()])
         self._stop_surplus(targets)
         self._check_faults(targets)
         for stream in list(self._troubles):
@@ -209,10 +223,10 @@ class Supervisor:
         if self._metrics is not None:
             attempt("keeping metrics", self._metrics.publish_if_due)
 
-    def _count(self, name: str, app: str, deployment: str, value: float = 1) -> None:
+    def _count(self, name: str, app: str, deployment: str, value: float = 1, **labels: str) -> None:
         """Add to a counter of this host."""
         if self._metrics is not None:
-            self._metrics.count(name, app, deployment, value)
+            self._metrics.count(name, app, deployment, value, **labels)
 
     def _running(self) -> dict[Labels, int]:
         """Return how many replicas this host has, by application and deployment."""
@@ -290,13 +304,16 @@ class Supervisor:
                 process = self.processes.pop(pid, None)
                 if process is None:
                     self._policies.note_end(pid)
+                    if pid in self._preloads.pids:
+                        self._preloads.note_end(pid, status)
+                        self._strays.note_death()  # of what it has started nothing shows whose it is
                 else:
                     self._strays.note_death()
                     code = os.waitstatus_to_exitcode(status)
                     killed = self._limits.why_killed(pid)
                     how = describe_end(code, process.killed_because or killed, self._memory, process.spec.note)
                     self._dead.append((process, how))
-        self._strays.end(self.processes, self._policies.pids)
+        self._strays.end(self.processes, self._policies.pids | self._preloads.pids)
         for process, how in list(self._dead):
             # removed when all of it is done: the broker may be away in the middle of it
             if self._turns.attempt(f"the death of {process.spec.name}", self._on_death, process, how):
@@ -329,19 +346,7 @@ class Supervisor:
             # without a report it could not say why itself: it was killed, or code that it imported ended the process
             has_report = last is not None and last.state == FAILED
             why = last.message if last and has_report else f"its process ended while it was starting: {how}"
-            trouble = self._trouble(spec.stream)
-            is_known = trouble.failures and trouble.cause == why
-            trouble.note_failed_start(why, now, process.started_at)
-            active = self._applications.active(spec.record.name)
-            is_active = active is not None and active.version == spec.record.version
-            if is_known and is_active:
-                why = f"{trouble.failures} times, as before"
-            elif not is_active:
-                why = f"{why.splitlines()[0].rstrip(':')}; see the output of qserve deploy"
-            if is_active or not is_known:
-                # a call that kills its replica may do so before that has reported that it takes calls
-                level = logging.ERROR if has_report or trouble.failures > 1 else logging.WARNING
-                log.log(level, "no replica of %s can be started (%s)", spec.deployment, why, extra=extra)
+            self._note_failed_starts(spec, why, process.started_at, has_report)
         if moved > NAMED_CALLS:  # the others have a line each
             log.info("%d calls of replica %s were handed over", moved, spec.name, extra=extra)
 
@@ -355,6 +360,25 @@ class Supervisor:
 
     def _trouble(self, stream: str) -> Trouble:
         return self._troubles.setdefault(stream, Trouble())
+
+    def _note_failed_starts(
+        self, spec: ReplicaSpec, why: str, started_at: float, is_certain: bool, count: int = 1
+    ) -> None:
+        trouble, now = self._trouble(spec.stream), time.monotonic()
+        is_known = trouble.failures and trouble.cause == why
+        for _ in range(count):
+            trouble.note_failed_start(why, now, started_at)
+        active = self._applications.active(spec.record.name)
+        is_active = active is not None and active.version == spec.record.version
+        if is_known and is_active:
+            why = f"{trouble.failures} times, as before"
+        elif not is_active:
+            why = f"{why.splitlines()[0].rstrip(':')}; see the output of qserve deploy"
+        if is_active or not is_known:
+            # a call that kills its replica may do so before that has reported that it takes calls
+            level = logging.ERROR if is_certain or trouble.failures > 1 else logging.WARNING
+            extra = about(spec.record.name, spec.deployment)
+            log.log(level, "no replica of %s can be started (%s)", spec.deployment, why, extra=extra)
 
     def _check_faults(self, targets: dict[str, Target]) -> None:
         """Read what replicas report, while some have failed here, or callers get the error that some cannot start."""
@@ -417,44 +441,77 @@ class Supervisor:
         if trouble and time.monotonic() < trouble.next_try:
             return
         mine = [process for process in self.processes.values() if process.spec.stream == stream]
-        alive = Counter(process.spec.devices for process in mine if not process.is_stopping)
-        for devices in (target.replicas - alive).elements():
-            if not self._start(stream, target, devices):
+        alive = Counter(process.spec.devices for process in mine if not (process.is_stopping or process.is_replaced))
+        missing = target.replicas - alive
+        fork = self._fork_of(stream, target, missing.total()) if missing else None
+        for devices in missing.elements():
+            if fork is None or not self._start(stream, target, devices, fork):
                 break
 
-    def _start(self, stream: str, target: Target, devices: tuple[str, ...]) -> bool:
-        """Start one replica, and return whether the system provided a process for it."""
-        record, deployment, host = target.record, target.deployment, socket.gethostname()
-        reports, name = self._installation.reports(record.name), f"{deployment}-{host}-{os.urandom(4).hex()}"
-        worker, is_paused = self._offer.worker, self._applications.is_paused(record.name, deployment)
-        spec = ReplicaSpec(
+    def _fork_of(self, stream: str, target: Target, missing: int) -> Callable[[ReplicaSpec], int] | None:
+        """Return what starts replicas of a deployment; None while its ``preload`` runs, or when that has failed."""
+        record = target.record
+        if not (CAN_PRELOAD and record.deployments[target.deployment].preload):
+            return self.fork
+        spec = self._spec_of(target, f"{target.deployment}-{socket.gethostname()}-preload")
+        reports, is_new = self._installation.reports(record.name), stream not in self._preloads
+        found = None if spec.is_imported or not is_new else self._applications.code(record)
+        try:
+            process = self._preloads.get(spec, b"" if found is None else found[1])
+        except (PreloadFailed, OSError) as error:
+            reports.remove(spec.name)
+            began_at = getattr(error, "began_at", time.monotonic())
+            self._note_failed_starts(spec, str(error), began_at, is_certain=True, count=missing)
+            return None
+        if process is None:
+            if is_new:
+                reports.report(self._starting(spec))
+            return None
+        reports.remove(spec.name)
+        return process.fork
+
+    def _spec_of(self, target: Target, name: str, devices: tuple[str, ...] = ()) -> ReplicaSpec:
+        return ReplicaSpec(
             name,
-            record,
-            deployment,
+            target.record,
+            target.deployment,
             self.settings,
             self.scope.target,
             target.sources,
-            is_paused,
-            worker=worker,
+            self._applications.is_paused(target.record.name, target.deployment),
+            worker=self._offer.worker,
             devices=devices,
             told=None if self._metrics is None else self._metrics.told,
         )
+
+    def _starting(self, spec: ReplicaSpec) -> ReplicaStatus:
+        """Return the report of a replica before it can report anything itself."""
         until_ms = clock.stamp_ms() + 1000 * (self.settings.start_timeout_s + _REPORTED_AFTER_S)
-        config = spec.options.config  # what can fail comes first: a replica that is not in our table would live on
-        # before it can report anything itself
-        status = ReplicaStatus(name, deployment, record.version, STARTING, host=host, until_ms=until_ms, worker=worker)
-        reports.report(status)
+        host, worker = socket.gethostname(), spec.worker
+        return ReplicaStatus(
+            spec.name, spec.deployment, spec.record.version, STARTING, host=host, until_ms=until_ms, worker=worker
+        )
+
+    def _start(self, stream: str, target: Target, devices: tuple[str, ...], fork: Callable[[ReplicaSpec], int]) -> bool:
+        """Start one replica, and return whether the system provided a process for it."""
+        record, deployment, host = target.record, target.deployment, socket.gethostname()
+        reports, name = self._installation.reports(record.name), f"{deployment}-{host}-{os.urandom(4).hex()}"
+        spec = self._spec_of(target, name, devices)
+        reports.report(
+            self._starting(spec)
+        )  # what can fail comes first: a replica that is not in our table would live on
         try:
-            pid = self.fork(spec)
+            pid = fork(spec)
         except OSError as error:
             reports.remove(name)
+            self._preloads.drop(stream)
             why = f"{CANNOT_START}: {errno.errorcode.get(error.errno or 0, '')}: {os.strerror(error.errno or 0)}"
             extra = about(record.name, deployment)
             log.error("no replica of %s can be started: %s", deployment, why, extra=extra)
             now = time.monotonic()
             self._trouble(stream).note_failed_start(why, now, now)
             return False
-        self.processes[pid] = ReplicaProcess(pid, spec, config, is_paused)
+        self.processes[pid] = ReplicaProcess(pid, spec, spec.options.config, spec.is_paused)
         self._limits.enter(pid, spec)
         self._count("serve_deployment_replica_starts", record.name, deployment)
         if failpoints.ARMED:
@@ -476,6 +533,8 @@ class Supervisor:
         if target is not None and (target.replicas.total() or not self._has_share_ended(target.record)):
             wanted, surplus = Counter(target.replicas), []
             for process in processes:
+                if process.is_replaced:
+                    continue
                 wanted[process.spec.devices] -= 1
                 surplus += [process] if wanted[process.spec.devices] < 0 else []
         else:
@@ -517,10 +576,14 @@ class Supervisor:
 
     def _kill_late(self, process: ReplicaProcess) -> None:
         limit_s = self.settings.start_timeout_s
-        if process.is_late(limit_s):
-            process.is_ready = self._state_of(process.spec) == RUNNING
-            if not process.is_ready:
-                process.kill(f"start_timeout: it was not constructed within {limit_s:g} s (QSERVE_START_TIMEOUT_S)")
+        if process.is_late(limit_s) and not self._is_ready(process):
+            process.kill(f"start_timeout: it was not constructed within {limit_s:g} s (QSERVE_START_TIMEOUT_S)")
+
+    def _is_ready(self, process: ReplicaProcess) -> bool:
+        """Return whether a replica has reported that it takes calls."""
+        if not process.is_ready and self._state_of(process.spec) == RUNNING:
+            process.is_ready, process.ready_at = True, time.monotonic()
+        return process.is_ready
 
     def _replace(self, over: Over) -> None:
         """Have a replica that uses too much memory finish what it runs, and start another; kill it if it cannot."""
