@@ -5,18 +5,20 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from urllib.parse import urlsplit
 
+from qserve.base.forks import on_fork
 from qserve.base.keys import Keys
 from qserve.base.log import get_logger
 from qserve.base.once import may_say
 from qserve.base.settings import Settings
-from qserve.exceptions import StoreUnavailable
+from qserve.exceptions import StoreUnavailable, ValueUnreachable
+from qserve.payloads.chunks import Chunks
+from qserve.payloads.folder import Folder
 from qserve.payloads.segments import Segments, is_possible
 from qserve.payloads.shm_folder import SHM
 from qserve.payloads.tier import Filler, IsKnown, Tier, TierFull, TierStats
-from qserve.wire.claim import BROKER, MEMORY, Claim, Kind, Part
+from qserve.wire.claim import BROKER, FOLDER, MEMORY, Claim, Kind, Part
 
 log = get_logger(__name__)
 _SAID_FOR_S = 3600.0
@@ -38,15 +40,17 @@ class ValueStore:
 
     Parameters:
       settings: Say which tiers there are, and their limits.
-      epoch: Returns the epoch of the broker, by which installations on one host are kept apart.
+      epoch: Returns the epoch of the broker, by which installations on one host are kept apart; "" if it is not known
+        here, and to be read from the broker.
     """
 
     def __init__(self, settings: Settings, epoch: Callable[[], str]) -> None:
         self._settings = settings
         self._keys = Keys(settings.namespace)
         self._epoch = epoch
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # the tier for memory asks the broker's for the epoch
         self._made: dict[str, Tier] = {}
+        on_fork(self)
         self.threshold = settings.payload_threshold
         self.max_bytes = settings.max_value_bytes
         self.puts: dict[str, Puts] = {}
@@ -58,6 +62,10 @@ class ValueStore:
             Kind.PASSING: [*passing, *(name for name in durable if name not in passing)],
             Kind.KEPT: passing if settings.broker_embedded and passing else durable,
         }
+
+    def leave_to_parent(self) -> None:
+        """In a forked child: a thread of the parent may hold the lock. Its tiers begin anew by themselves."""
+        self._lock = threading.RLock()
 
     def put(self, parts: Sequence[Part], size: int, kind: Kind = Kind.PASSING) -> Claim:
         """Store a value in the first tier that has room, and return its claim.
@@ -102,14 +110,15 @@ class ValueStore:
         A value must not be forgotten before all of them were taken. Whether the bytes of the broker or of a folder are
         those that were stored is known with the last one.
         """
-        return self._tier(claim.store).pieces(claim)
+        return self._holder(claim).pieces(claim)
 
     def go_on(self, name: str, names: Sequence[str], size: int, error: TierFull) -> None:
         """Count a value that did not fit into a tier, and go on with the next one; StoreUnavailable after the last."""
         if name == names[-1]:
             raise StoreUnavailable(f"a value of {size} bytes cannot be stored: {error}") from error
-        self.puts.setdefault(name, Puts()).fallbacks += 1
-        if may_say(f"payloads: {name}", _SAID_FOR_S):
+        counted = self.puts.setdefault(name, Puts())
+        counted.fallbacks += 1
+        if counted.fallbacks == 1 and may_say(f"payloads: {name}", _SAID_FOR_S):
             log.warning("%s takes no more large values, which go to %s: %s", name, names[-1], error)
 
     def count(self, name: str, size: int) -> None:
@@ -131,7 +140,7 @@ class ValueStore:
           PayloadError: The bytes are not those that were stored.
           BrokerError, StoreUnavailable: The broker or the folder cannot be reached.
         """
-        return self._tier(claim.store).get(claim)
+        return self._holder(claim).get(claim)
 
     def is_heavy(self, size: int, kind: Kind = Kind.PASSING) -> bool:
         """Return whether to store a value takes so long that an event loop should leave it to a thread."""
@@ -139,7 +148,7 @@ class ValueStore:
 
     def is_heavy_to_get(self, claim: Claim) -> bool:
         """Return whether to read a value takes so long that an event loop should leave it to a thread."""
-        return claim.size >= self._tier(claim.store).heavy_from
+        return claim.size >= self._holder(claim).heavy_from
 
     def settled(self, claims: Iterable[Claim]) -> None:
         """Note that the broker knows these values of this process: from now on they outlive it.
@@ -147,16 +156,16 @@ class ValueStore:
         Call it once the broker has answered the command that tells it of them. Crash before that: the value is swept
         if the broker does not know it.
         """
-        for store, some in _by_store(claims):
-            self._tier(store).settled([claim.name for claim in some])
+        for tier, some in self._by_tier(claims):
+            tier.settled([claim.name for claim in some])
 
     def forget(self, claims: Iterable[Claim]) -> None:
         """Remove values that nobody wants any more; those that are gone already are ignored.
 
         What is being read stays until its readers are done.
         """
-        for store, some in _by_store(claims):
-            self._tier(store).forget(some)
+        for tier, some in self._by_tier(claims):
+            tier.forget(some)
 
     def sweep(self, is_known: IsKnown) -> None:
         """Remove what dead processes have left in all tiers, and values that the broker does not know.
@@ -176,8 +185,8 @@ class ValueStore:
             tier.trim()
 
     def stats(self) -> list[TierStats]:
-        """Return what each tier of this installation holds, as far as this host can see."""
-        return [tier.stats() for tier in self._all()]
+        """Return what each tier of this installation holds, as far as this host can see; the broker does not count."""
+        return [found for tier in self._all() if (found := tier.stats()) is not None]
 
     @property
     def place(self) -> str:
@@ -196,6 +205,25 @@ class ValueStore:
     def _all(self) -> list[Tier]:
         return [self._tier(name) for name in self._of_kind[Kind.PASSING]]
 
+    def _holder(self, claim: Claim) -> Tier:
+        """Return the tier that holds a value."""
+        if claim.store != FOLDER:
+            return self._tier(claim.store)
+        folders = [tier for name in self._of_kind[Kind.PASSING] if isinstance(tier := self._tier(name), Folder)]
+        if not folders:
+            raise ValueUnreachable(
+                f"a value of {claim.size} bytes is in a folder, and QSERVE_PAYLOADS names none: set it to the same"
+                " stores in every process"
+            )
+        return next((tier for tier in folders if tier.has(claim)), folders[0])
+
+    def _by_tier(self, claims: Iterable[Claim]) -> Iterable[tuple[Tier, list[Claim]]]:
+        found: dict[str, tuple[Tier, list[Claim]]] = {}
+        for claim in claims:
+            tier = self._holder(claim)
+            found.setdefault(tier.name, (tier, []))[1].append(claim)
+        return found.values()
+
     def _tier(self, name: str) -> Tier:
         with self._lock:
             if name not in self._made:
@@ -206,13 +234,18 @@ class ValueStore:
         if name == MEMORY:
             folder = urlsplit(self._settings.named_broker).path.rpartition("/")[0]
             embedded_in = folder if self._settings.broker_embedded else ""
-            return Segments(self._epoch, embedded_in, self._settings.shm_limit, SHM)
-        raise NotImplementedError(name)
+            return Segments(self._known_epoch, embedded_in, self._settings.shm_limit, SHM)
+        if name == BROKER:
+            return Chunks(self._settings.named_broker, self._keys)
+        return Folder(name, self._settings.namespace)
 
-
-def _by_store(claims: Iterable[Claim]) -> Iterable[tuple[str, list[Claim]]]:
-    of_store = sorted(claims, key=lambda claim: claim.store)
-    return [(store, list(some)) for store, some in groupby(of_store, lambda claim: claim.store)]
+    def _known_epoch(self) -> str:
+        epoch = self._epoch()
+        if not epoch:
+            broker = self._tier(BROKER)
+            assert isinstance(broker, Chunks)
+            epoch = broker.epoch()
+        return epoch
 
 
 class _StoreFiller:

@@ -84,8 +84,27 @@ class Tier(Protocol):
     def trim(self) -> None:
         """Give back what this process keeps for its next values, and has not needed for a while."""
 
-    def stats(self) -> TierStats:
-        """Return what the tier holds."""
+    def stats(self) -> TierStats | None:
+        """Return what the tier holds; None if that cannot be told without looking at everything."""
 
     def close(self) -> None:
         """Give back all that this process keeps; its values stay."""
+
+
+def pieces(parts: Sequence[Part], size: int, length: int) -> Iterator[bytes | memoryview]:
+    """Yield a value in pieces of one length, the last of which may be shorter; gaps between its parts are zeros.
+
+    A piece that lies within one part is not copied.
+    """
+    for begin in range(0, size, length):
+        end = min(begin + length, size)
+        within = [(offset, data) for offset, data in parts if offset < end and offset + len(data) > begin]
+        if len(within) == 1 and within[0][0] <= begin and within[0][0] + len(within[0][1]) >= end:
+            offset, data = within[0]
+            yield data[begin - offset : end - offset]
+            continue
+        piece = bytearray(end - begin)
+        for offset, data in within:
+            first, last = max(offset, begin), min(offset + len(data), end)
+            piece[first - begin : last - begin] = data[first - offset : last - offset]
+        yield memoryview(piece)

@@ -170,7 +170,7 @@ class Segment:
         if size > self.capacity:
             self.capacity = _capacity(size)
             os.ftruncate(descriptor, self.capacity)
-        # a page that could not be allocated when it is written would be the end of this process
+        # also what is between parts: to write by a mapping where no page can be had would be the end of this process
         os.posix_fallocate(descriptor, self.allocated, size - self.allocated)
         self.allocated, self._mapping = size, None
 

@@ -46,6 +46,7 @@ from qserve.overview.observer import Observer
 from qserve.overview.requests import cancel, list_requests
 from qserve.overview.requests import request as request_of
 from qserve.overview.traces import trace
+from qserve.payloads.store import ValueStore
 from qserve.wire.application import ApplicationRecord, DeploymentRecord
 from qserve.wire.envelope import Header
 from qserve.wire.fleet import Drain, HostRecord, Scaled, Wish
@@ -564,3 +565,13 @@ def test_the_roles_apart_serve_the_example_each_with_a_user_of_its_own(site: Sit
         assert process.exit_code() == 0, process.output
         assert "permission" not in process.output.lower(), process.output
         assert "secret" not in process.output
+
+
+@pytest.mark.parametrize("role", ["gateway", "worker", TASKS])
+def test_who_sends_values_may_store_large_ones_and_read_them(guarded: Guarded, role: str) -> None:
+    store = ValueStore(guarded.settings(role), lambda: "")
+
+    claim = store.put([(0, memoryview(b"x" * 3_000_000))], 3_000_000)
+
+    assert bytes(store.get(claim)) == b"x" * 3_000_000
+    store.close()

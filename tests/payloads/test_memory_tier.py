@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import gc
 import hashlib
 import os
@@ -17,7 +18,7 @@ from remote import Remote, remotes
 from qserve.exceptions import PayloadError, ValueLost, ValueUnreachable
 from qserve.payloads import writer as module
 from qserve.payloads.segments import VIEWS_LIMIT, Segments
-from qserve.payloads.shm_folder import SHM, remove_abandoned
+from qserve.payloads.shm_folder import remove_abandoned
 from qserve.payloads.tier import TierFull
 from qserve.wire.claim import Claim, apart, wrap
 
@@ -32,15 +33,6 @@ def put(data): return wrap(segments.put([(0, memoryview(data))], len(data)), b""
 def claim_of(written): return apart(bytes.fromhex(written))[0]
 def get(written): return segments.get(claim_of(written))
 """
-
-
-@pytest.fixture
-def root() -> Iterator[Path]:
-    """A folder in memory of this test's own."""
-    path = SHM / f"test-{os.urandom(8).hex()}"
-    path.mkdir()
-    yield path
-    subprocess.run(["rm", "-rf", str(path)], check=True)
 
 
 @pytest.fixture
@@ -160,6 +152,32 @@ def test_a_claim_that_says_something_else_than_its_value_is_refused(segments: Se
         segments.get(claim._replace(size=MB))
 
 
+def test_a_reader_that_comes_while_its_value_is_replaced_has_lost_it(
+    segments: Segments, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    claim, lock = put(segments, b"x"), fcntl.flock
+    later = []
+
+    def replace_first(descriptor: int, how: int) -> None:
+        if how & fcntl.LOCK_SH and not later:
+            segments.forget([claim])
+            later.append(put(segments, b"y"))
+        lock(descriptor, how)
+
+    monkeypatch.setattr(fcntl, "flock", replace_first)
+
+    with pytest.raises(ValueLost):
+        segments.get(claim)
+    assert bytes(segments.get(later[0])) == b"y"
+
+
+def test_what_is_between_the_parts_of_a_value_has_its_memory_too(segments: Segments, root: Path) -> None:
+    segments.put([(0, memoryview(b"x")), (MB, memoryview(b"y"))], MB + 1)
+
+    (path,) = values(root)
+    assert path.stat().st_blocks * 512 > MB
+
+
 def test_what_a_reader_has_never_changes_while_two_processes_use_segments_again(
     start: Callable[[], Remote], root: Path
 ) -> None:
@@ -251,14 +269,13 @@ def test_a_forked_child_keeps_what_its_parent_has_read_and_writes_for_itself(sta
     parent, writer = start(), start()
     claim = writer.run("result = put(b'a' * 100_000)")
     parent.run(
-        f"import os; put(b'c'); view = get({claim!r})\n"
+        f"import os; segments.forget([claim_of(put(b'c'))]); view = get({claim!r})\n"
         "there, here = os.pipe(), os.pipe()\n"
         "pid = os.fork()\n"
         "if pid == 0:\n"
         "    os.write(here[1], b'forked')\n"
         "    os.read(there[0], 1)\n"
-        "    mine = get(put(b'from the child'))\n"
-        "    os.write(here[1], bytes(view[:5]) + bytes(mine))\n"
+        "    os.write(here[1], bytes(view[:5]) + put(b'from the child').encode())\n"
         "    os._exit(0)\n"
         "os.read(here[0], 100); del view"
     )
@@ -266,9 +283,11 @@ def test_a_forked_child_keeps_what_its_parent_has_read_and_writes_for_itself(sta
     for _ in range(3):
         writer.run("put(b'b' * 100_000)")
 
-    said = parent.run("os.write(there[1], b'x'); result = os.read(here[0], 100).decode(); os.waitpid(pid, 0)")
+    said = parent.run("os.write(there[1], b'x'); result = os.read(here[0], 1000).decode(); os.waitpid(pid, 0)")
+    parent.run("put(b'by the parent')")
 
-    assert said == "aaaaafrom the child"
+    assert said[:5] == "aaaaa"
+    assert parent.run(f"result = bytes(get({said[5:]!r})).decode()") == "from the child"
     assert parent.run("result = bytes(get(put(b'still here'))).decode()") == "still here"
 
 

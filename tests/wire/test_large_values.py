@@ -13,6 +13,7 @@ import pytest
 
 from qserve.base.keyring import Keyring
 from qserve.exceptions import PayloadError, PayloadTooLarge
+from qserve.http import request as _request  # noqa: F401 - it registers HTTP messages for decoding
 from qserve.http.message import HttpMessage
 from qserve.wire.claim import BROKER, Claim, Kind, Part, apart, claim_in, wrap
 from qserve.wire.codec import Codec, Heavy, Stored, light_only
