@@ -184,6 +184,7 @@ def test_a_replica_that_ends_says_so_after_its_last_call(shop: Installation, too
     )
 
 
+@pytest.mark.long  # the tests above ask the same of Celery's own classes
 def test_the_commands_of_the_document_show_the_replicas_their_calls_and_what_became_of_them(shop: Installation) -> None:
     pytest.importorskip("flower")
     port = free_port()

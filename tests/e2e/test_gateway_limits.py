@@ -172,7 +172,8 @@ def status_of(sock: socket.socket) -> int:
 
 
 @pytest.mark.row("F43")
-@pytest.mark.parametrize("form", ["announced", "chunked"])
+# tests/gateway/test_in_flight.py has what each may hold
+@pytest.mark.parametrize("form", [pytest.param("announced", marks=pytest.mark.long), "chunked"])
 def test_clients_that_never_finish_their_bodies_cannot_fill_the_memory(watched: Watched, form: str) -> None:
     head, body = HEADS[form], b"x" * (BODY - 1)
     clients = [watched.connect(head + body) for _ in range(80)]
@@ -182,6 +183,7 @@ def test_clients_that_never_finish_their_bodies_cannot_fill_the_memory(watched: 
     assert set(answers) <= {0, 408, 503}
 
 
+@pytest.mark.long  # tests/gateway/test_in_flight.py has how many may be sent on
 def test_bodies_that_are_all_complete_at_once_are_sent_on_a_few_at_a_time(watched: Watched) -> None:
     length = BODY - MIB
     head = f"{_POST}Content-Length: {length}\r\nConnection: close\r\n\r\n".encode()

@@ -26,6 +26,9 @@ from qserve.exceptions import QserveException
 from qserve.machine.embedded_broker import EmbeddedBroker, find_server
 from qserve.wire.envelope import Header
 
+# where each is read, its own test looks for it: tests/broker/test_address.py, tests/base/test_settings.py,
+# tests/gateway/test_access.py, tests/machine/test_running.py
+IN_FULL = pytest.mark.long
 CANARY = "s3cr3t-CANARY-"
 PASSWORD, WRONG, KEY, OLD_KEY, CLOUD, HEADER, BODY = (
     CANARY + name for name in ("password", "wrong", "key", "old-key", "cloud", "header", "body")
@@ -243,7 +246,7 @@ def _lose_the_broker(stage: Stage) -> None:
     stage.note_command_lines("without broker")
 
 
-@pytest.mark.slow
+@IN_FULL
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("canary", NOWHERE)
 def test_a_secret_is_nowhere_to_be_read(said: dict[str, str], canary: str) -> None:
@@ -251,7 +254,7 @@ def test_a_secret_is_nowhere_to_be_read(said: dict[str, str], canary: str) -> No
     assert not found
 
 
-@pytest.mark.slow
+@IN_FULL
 @pytest.mark.timeout(300)
 def test_what_user_code_raised_is_seen_where_its_error_is_meant_to_be_seen(said: dict[str, str]) -> None:
     def seen(canary: str) -> set[str]:
@@ -261,7 +264,7 @@ def test_what_user_code_raised_is_seen_where_its_error_is_meant_to_be_seen(said:
     assert seen(BUILT) == {"output of deploy that fails"}
 
 
-@pytest.mark.slow
+@IN_FULL
 @pytest.mark.timeout(300)
 def test_everything_was_looked_at(said: dict[str, str]) -> None:
     logged = said["output of worker"] + said["output of gateway"]

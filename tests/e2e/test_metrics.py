@@ -141,6 +141,7 @@ def test_one_page_has_what_all_processes_have_counted_and_what_dead_ones_have(si
 
 
 @pytest.mark.slow
+@pytest.mark.long  # tests/gateway/test_metrics_page.py has the page
 def test_while_the_broker_is_away_the_page_has_what_was_counted_and_says_that_it_is(site: Site) -> None:
     serving = site.run("metered:app", "--name", "default", cwd=site.write("metered.py", APP))
     client = Client(serving.url)

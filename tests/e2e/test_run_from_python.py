@@ -380,6 +380,7 @@ print(serve.get(serve.run(Child.bind(), port=port).remote(), timeout=60))
 """
 
 
+@pytest.mark.long  # the program of tests/faults/test_run_restarts.py does it
 def test_a_script_may_start_run_shut_down_and_run_again(site: Site) -> None:
     port = free_port()
     (site.folder / "script.py").write_text(TWICE)
@@ -444,6 +445,7 @@ if child:
 """
 
 
+@pytest.mark.long  # tests/local/test_forks.py has what a child may do
 def test_the_child_of_a_program_that_serves_may_call_and_ends_by_itself_only(site: Site) -> None:
     process = run_script(site, FORKING, free_port())
 

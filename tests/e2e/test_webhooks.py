@@ -229,6 +229,7 @@ def test_tries_are_counted(client: Client, receiver: WebhookReceiver) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long  # tests/gateway/test_receivers.py has it
 def test_a_gateway_without_a_secret_sends_none_and_says_what_is_missing(site: Site) -> None:
     site.write("work.py", APP)
     client = Client(site.run("work:app").port)

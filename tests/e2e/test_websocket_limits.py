@@ -112,6 +112,7 @@ def raw_client(running: Serving) -> socket.socket:
     return found
 
 
+@pytest.mark.long  # tests/gateway/test_access.py and test_cors.py have who may ask
 def test_a_gateway_with_a_token_and_rules_for_hosts_and_pages_lets_no_one_else_open_one(serving: Start) -> None:
     running = serving(
         API_TOKEN="secret", ALLOWED_HOSTS="127.0.0.1", CORS_ORIGINS="https://shop.example", CLIENT_IN_FLIGHT="2"
@@ -137,6 +138,7 @@ def test_a_gateway_with_a_token_and_rules_for_hosts_and_pages_lets_no_one_else_o
     second.close()
 
 
+@pytest.mark.long  # tests/gateway/test_cors.py has it
 def test_pages_of_any_host_may_come_without_cookies(serving: Start) -> None:
     running = serving(CORS_ORIGINS="*")
     with_cookie = {"cookie": "a=b", "authorization": "Basic Og=="}

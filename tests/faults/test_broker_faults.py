@@ -38,7 +38,8 @@ def wait_answered(load: Load, since: float) -> None:
 
 
 @row("F9")
-def test_a_broker_that_is_killed_and_comes_back_has_lost_nothing(stack: Stack) -> None:
+def test_a_broker_that_is_killed_and_comes_back_has_lost_nothing(shared: Stack) -> None:
+    stack = shared
     pids = {one.pid for one in stack.replicas()}
     load = stack.load()
     by_http = Load(stack.http(), rate=25).start()
@@ -71,7 +72,8 @@ def test_a_broker_that_is_killed_and_comes_back_has_lost_nothing(stack: Stack) -
 
 
 @row("F10", priority=True)
-def test_a_broker_that_stands_still_for_three_seconds_only_delays(stack: Stack) -> None:
+def test_a_broker_that_stands_still_for_three_seconds_only_delays(shared: Stack) -> None:
+    stack = shared
     pids = {one.pid for one in stack.replicas()}
     load = stack.load()
     load.more(100)
@@ -110,7 +112,8 @@ def test_flushed_functions_are_loaded_again_before_anybody_notices(new_stack: Ca
 
 
 @row("F31")
-def test_a_full_broker_finishes_what_it_took_and_refuses_what_is_new(stack: Stack) -> None:
+def test_a_full_broker_finishes_what_it_took_and_refuses_what_is_new(shared: Stack) -> None:
+    stack = shared
     client, gateway = stack.handles(), stack.http()
     gate = stack.ledger.new_file("gate")
     accepted = [client.send(new_job(gate={"left": gate, "right": gate})) for _ in range(200)]

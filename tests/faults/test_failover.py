@@ -154,6 +154,7 @@ def test_a_primary_that_is_killed_costs_seconds_and_every_request_has_one_answer
 @pytest.mark.row("F13")
 @pytest.mark.slow
 @pytest.mark.parametrize("served", ["patient"], indirect=True)
+@pytest.mark.long  # tests/broker/test_sentinel.py has clients and links that leave a server that was demoted
 def test_a_planned_change_of_the_primary_is_not_noticed_by_clients(served: Served) -> None:
     watched = served.watched
     old = watched.primary()

@@ -29,7 +29,8 @@ LATE_S = 10.0
 
 
 @row("F5")
-def test_the_work_of_a_frozen_replica_is_taken_over_after_its_lease(stack: Stack) -> None:
+def test_the_work_of_a_frozen_replica_is_taken_over_after_its_lease(shared: Stack) -> None:
+    stack = shared
     load = stack.load()
     load.more(50)
     client, gate = stack.handles(), stack.ledger.new_file("gate")
@@ -184,7 +185,8 @@ def test_a_host_that_is_cut_off_in_silence_is_taken_over_and_comes_back(stack: S
 
 
 @row("F18")
-def test_user_code_that_never_ends_costs_its_replica_and_nobody_else(stack: Stack) -> None:
+def test_user_code_that_never_ends_costs_its_replica_and_nobody_else(shared: Stack) -> None:
+    stack = shared
     load = stack.load()
     load.more(50)
     client, endless = stack.http(), []

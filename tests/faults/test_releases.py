@@ -264,6 +264,7 @@ def test_a_deployer_that_dies_leaves_the_old_version_serving_and_nothing_to_clea
 
 
 @row("F50", priority=True)
+@pytest.mark.long  # tests/deploy/test_rollout.py goes back and forward again
 def test_rolling_back_is_one_deploy_while_the_old_workers_run(releases: Releases) -> None:
     before, after = releases.version, releases.version + 1
     new = releases.start_workers(after)

@@ -4,33 +4,64 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from typing import Any
+from pathlib import Path
 
 import pytest
-from installation import Installation
-from processes import PATIENCE_S, Process, wait_until
+from installation import SHOP, Installation
+from processes import PATIENCE_S, Site, new_site, wait_until
 from proxy import Proxy
 
+from qserve.calls.ref import Ref
 
+
+class Wired(Installation):
+    """A worker with one replica whose way to the broker is a proxy, for tests that leave it as it was."""
+
+    def __init__(self, site: Site) -> None:
+        super().__init__(site, SHOP)
+        self.proxy = Proxy(self.broker_port)
+        self.worker_process = self.serve(url=self.proxy.url, QSERVE_LEASE_S="600")
+
+    def lose_delivery(self) -> None:
+        """Lose the next delivery of a call of ``note``."""
+        self.ask("pid")
+        self.dropped = self.proxy.dropped
+        self.proxy.drop_reply_with(b"note")
+
+    def wait_lost(self) -> None:
+        wait_until(lambda: self.proxy.dropped == self.dropped + 1, description="its delivery is lost")
+
+
+@pytest.fixture(scope="module")
+def wired() -> Iterator[Wired]:
+    with new_site() as site, closing(Wired(site)) as made, closing(made.proxy):
+        yield made
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Path:
+    return tmp_path / "ledger"
+
+
+@pytest.mark.slow
 @pytest.mark.row("F29")
-def test_a_call_whose_delivery_was_lost_on_the_wire_runs_once_and_at_once(shop: Installation) -> None:
-    ledger = shop.site.folder / "ledger"
-    with closing(Proxy(shop.broker_port)) as proxy:
-        worker = shop.serve(url=proxy.url, QSERVE_LEASE_S="600")
-        shop.ask("pid")
-        proxy.drop_reply_with(b"note")
+def test_a_call_whose_delivery_was_lost_on_the_wire_runs_once_and_at_once(wired: Wired, ledger: Path) -> None:
+    shop = wired
+    shop.lose_delivery()
 
-        call = shop.call("note", str(ledger))
+    call = shop.call("note", str(ledger))
 
-        wait_until(lambda: proxy.dropped == 1, description="its delivery is lost")
-        call.result(PATIENCE_S)
-        wait_until(lambda: shop.pending() == shop.client.xlen(shop.queue) == 0, description="nothing is left behind")
+    shop.wait_lost()
+    call.result(PATIENCE_S)
+    wait_until(lambda: shop.pending() == shop.client.xlen(shop.queue) == 0, description="nothing is left behind")
     assert ledger.read_text() == "x"
-    assert "Traceback" not in worker.stderr
+    assert "Traceback" not in shop.worker_process.stderr
 
 
-def test_what_was_cancelled_while_its_delivery_was_lost_never_runs(shop: Installation) -> None:
-    with lost_delivery(shop) as (call, proxy, _):
+@pytest.mark.slow
+def test_what_was_cancelled_while_its_delivery_was_lost_never_runs(wired: Wired, ledger: Path) -> None:
+    shop, proxy = wired, wired.proxy
+    with lost_delivery(shop, ledger) as call:
         shop.plane.cancel(call)
         wait_until(lambda: shop.client.xlen(shop.queue) == 0, description="the call is cancelled")
         assert shop.pending() == 0
@@ -39,45 +70,44 @@ def test_what_was_cancelled_while_its_delivery_was_lost_never_runs(shop: Install
         shop.ask("pid")
 
 
-def test_what_was_purged_while_its_delivery_was_lost_is_acknowledged_and_never_runs(shop: Installation) -> None:
-    with lost_delivery(shop) as (_, proxy, worker):
+@pytest.mark.slow
+def test_what_was_purged_while_its_delivery_was_lost_is_acknowledged_and_never_runs(wired: Wired, ledger: Path) -> None:
+    shop, proxy = wired, wired.proxy
+    with lost_delivery(shop, ledger):
         shop.client.xtrim(shop.queue, maxlen=0)
         assert shop.pending() == 1
         proxy.accepts.set()
 
         wait_until(lambda: shop.pending() == 0, description="the lost delivery is acknowledged")
         shop.ask("pid")
-    assert "was ended before it started" in worker.stderr
+    assert "was ended before it started" in shop.worker_process.stderr
 
 
 @contextmanager
-def lost_delivery(shop: Installation) -> Iterator[tuple[Any, Proxy, Process]]:
+def lost_delivery(shop: Wired, ledger: Path) -> Iterator[Ref]:
     """A call that a replica was given whose connection broke, and cannot be made again until the proxy accepts."""
-    ledger = shop.site.folder / "ledger"
-    with closing(Proxy(shop.broker_port)) as proxy:
-        worker = shop.serve(url=proxy.url, QSERVE_LEASE_S="600")
-        shop.ask("pid")
-        proxy.drop_reply_with(b"note")
-        proxy.accepts.clear()
+    shop.lose_delivery()
+    shop.proxy.accepts.clear()
+    try:
         call = shop.call("note", str(ledger))
-        wait_until(lambda: proxy.dropped == 1, description="its delivery is lost")
-        yield call, proxy, worker
+        shop.wait_lost()
+        yield call
+    finally:
+        shop.proxy.accepts.set()
     assert not ledger.exists()
 
 
 @pytest.mark.slow
-def test_connections_that_fall_silent_are_opened_anew_and_no_call_runs_twice(shop: Installation) -> None:
-    ledger = shop.site.folder / "ledger"
-    with closing(Proxy(shop.broker_port)) as proxy:
-        worker = shop.serve(url=proxy.url, QSERVE_LEASE_S="600")
-        running = [shop.call("note", str(ledger), 0.5) for _ in range(5)]
-        wait_until(lambda: ledger.exists() and len(ledger.read_text()) == 5, description="the calls run")
-        proxy.fall_silent()
-        queued = [shop.call("note", str(ledger)) for _ in range(5)]
+def test_connections_that_fall_silent_are_opened_anew_and_no_call_runs_twice(wired: Wired, ledger: Path) -> None:
+    shop = wired
+    running = [shop.call("note", str(ledger), 0.5) for _ in range(5)]
+    wait_until(lambda: ledger.exists() and len(ledger.read_text()) == 5, description="the calls run")
+    shop.proxy.fall_silent()
+    queued = [shop.call("note", str(ledger)) for _ in range(5)]
 
-        [one.result(PATIENCE_S) for one in running + queued]  # a lease is longer
+    [one.result(PATIENCE_S) for one in running + queued]  # a lease is longer
     assert ledger.read_text() == "x" * 10
-    assert "died" not in worker.stderr
+    assert "died" not in shop.worker_process.stderr
 
 
 def test_a_queue_that_is_gone_for_a_moment_is_made_anew_and_not_worth_many_lines(shop: Installation) -> None:
@@ -108,26 +138,26 @@ def test_an_idle_replica_keeps_its_connections_and_opens_no_others(shop: Install
     assert {one["id"] for one in shop.client.client_list()} == ours
 
 
+@pytest.mark.slow
 @pytest.mark.row("F26")
 @pytest.mark.parametrize("end", ["cancel", "delete"])
 def test_running_code_is_told_after_the_connection_is_lost_that_should_have_brought_word(
-    shop: Installation, end: str
+    wired: Wired, ledger: Path, end: str
 ) -> None:
-    ledger = shop.site.folder / "ledger"
-    with closing(Proxy(shop.broker_port)) as proxy:
-        worker = shop.serve(url=proxy.url, QSERVE_LEASE_S="600")
-        shop.ask("pid")
-        call, other = shop.call("until_told", str(ledger), timeout_s=600), shop.call("work", 0.0, str(ledger))
-        wait_until(lambda: shop.pending() == 2, description="both run")
-        if end == "cancel":
-            proxy.drop_reply_with(call.request_id.encode())
-            shop.plane.cancel(call)
-            wait_until(lambda: proxy.dropped == 1, description="the word of it is lost")
-        else:  # nobody tells: the request is gone with its result
-            shop.client.delete(shop.keys.request(call.request_id))
-            proxy.cut()
+    shop, proxy = wired, wired.proxy
+    shop.ask("pid")
+    call, other = shop.call("until_told", str(ledger), timeout_s=600), shop.call("work", 0.0, str(ledger))
+    wait_until(lambda: shop.pending() == 2, description="both run")
+    if end == "cancel":
+        before = proxy.dropped
+        proxy.drop_reply_with(call.request_id.encode())
+        shop.plane.cancel(call)
+        wait_until(lambda: proxy.dropped == before + 1, description="the word of it is lost")
+    else:  # nobody tells: the request is gone with its result
+        shop.client.delete(shop.keys.request(call.request_id))
+        proxy.cut()
 
-        wait_until(lambda: ledger.exists(), description="it is told")
-        other.result(PATIENCE_S)
+    wait_until(lambda: ledger.exists(), description="it is told")
+    other.result(PATIENCE_S)
     assert ledger.read_text() == "told"
-    assert "Traceback" not in worker.stderr
+    assert "Traceback" not in shop.worker_process.stderr

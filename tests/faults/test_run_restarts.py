@@ -24,10 +24,7 @@ GATEWAY, SUPERVISOR, BROKER = "the gateway", "the workers' supervisor", "the emb
 COMMANDS = {GATEWAY: "qserve[ _]gateway", SUPERVISOR: "qserve[ _]worker", BROKER: "valkey-server"}
 """What is in the command lines: at first the name of a module, and then the title of the process."""
 pytestmark = pytest.mark.slow
-# tests/machine/test_children.py has when a child is restarted or given up, and the rows F4, F7, F8 and F9 each death
-ONE_IN_SHORT = pytest.mark.parametrize(
-    "name", [GATEWAY, *(pytest.param(name, marks=pytest.mark.long) for name in (SUPERVISOR, BROKER))]
-)
+EACH = pytest.mark.parametrize("name", [GATEWAY, SUPERVISOR, BROKER])
 
 APP = """
 import asyncio
@@ -210,7 +207,8 @@ def ends_with(run: Process, site: Site) -> str:
 
 
 @pytest.mark.row("F48")
-@ONE_IN_SHORT
+@EACH
+@pytest.mark.long  # tests/machine/test_children.py has it
 def test_a_process_that_dies_again_and_again_ends_the_run(site: Site, name: str) -> None:
     serving = run_app(site)
     run = serving.process
@@ -251,7 +249,8 @@ def test_a_broker_goes_on_with_a_file_whose_end_is_half_written(site: Site) -> N
     assert send(port, "GET", location, Prefer="wait=20").json == {"body": "gated-0"}
 
 
-@ONE_IN_SHORT
+@EACH
+@pytest.mark.long  # tests/machine/test_children.py has it
 def test_a_process_that_dies_before_all_is_ready_ends_the_run(site: Site, name: str) -> None:
     slow = "import time, qserve\n\n@qserve.deployment\nclass Slow:\n    def __init__(self):\n"
     folder = site.write("slow.py", f"{slow}        time.sleep(600)\n\napp = Slow.bind()\n")
