@@ -423,7 +423,7 @@ def test_a_step_of_any_number_of_inputs_starts_with_all_of_them_or_nothing_happe
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [0, 1, 255, 256, 257, 4_000, 100_000])
+@pytest.mark.parametrize("number", [0, 1, 255, 256, 257, 4_000, pytest.param(100_000, marks=pytest.mark.long)])
 def test_a_result_goes_to_any_number_of_steps_in_one_act(desk: Desk, number: int) -> None:
     entry = begun(desk)
     moves = [Start(desk.two, str(step + 2), [b"x"]) for step in range(number)]

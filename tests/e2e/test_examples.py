@@ -73,11 +73,11 @@ def test_an_example_answers_its_client(running: tuple[Site, Serving], target: st
 @pytest.mark.parametrize(
     ("script", "printed"),
     [
-        ("echo.py", "foo\nbar\nbaz\n"),
-        # their graphs are those of tests/local/test_graph_arguments.py
+        # the graphs are those of tests/local/test_graph_arguments.py
         *(
             pytest.param(script, printed, marks=pytest.mark.long)
             for script, printed in (
+                ("echo.py", "foo\nbar\nbaz\n"),
                 ("arithmetic_python.py", "9\n"),
                 ("linear_pipeline.py", "8\n"),
                 ("branching_input.py", "3\n"),
@@ -94,6 +94,7 @@ def test_an_example_runs_as_a_script_and_leaves_nothing(site: Site, script: str,
     site.wait_empty()
 
 
+@pytest.mark.long  # tests/faults/test_program_end.py submits and ends, tests/calls fetches
 def test_one_program_submits_and_ends_and_another_one_fetches_the_results(site: Site) -> None:
     env = {"QSERVE_BROKER_URL": site.broker(), "QSERVE_SECRET_KEY": "a-secret-of-this-test"}
     serving = site.qserve("run", "reports:app", "--port", str(free_port()), cwd=EXAMPLES, env=env)

@@ -227,6 +227,7 @@ def test_clients_that_do_not_read_stored_answers_cannot_fill_the_memory_and_are_
     assert (set(statuses), statuses.count(200) > 20) == ({200, 503}, True)
 
 
+@pytest.mark.long  # tests/gateway/test_in_flight.py has what streams may hold
 def test_clients_that_do_not_read_streams_cannot_fill_the_memory(watched: Watched) -> None:
     get = b"GET /plain/stream HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
     clients = [watched.connect(get) for _ in range(40)]

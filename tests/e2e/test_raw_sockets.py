@@ -705,6 +705,7 @@ def test_b42_a_broker_that_is_away_is_503_and_its_address_stays_unknown(place: P
 
 @pytest.mark.row("F25")
 @pytest.mark.slow
+@pytest.mark.long  # the rows F25 and F32 have both
 def test_b42_a_full_disk_and_a_lost_state_have_words_of_their_own() -> None:
     with new_site() as site:
         broker = free_port()

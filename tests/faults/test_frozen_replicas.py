@@ -185,14 +185,15 @@ def test_a_host_that_is_cut_off_in_silence_is_taken_over_and_comes_back(stack: S
 
 
 @row("F18")
-def test_user_code_that_never_ends_costs_its_replica_and_nobody_else(shared: Stack) -> None:
+@pytest.mark.parametrize("ways", [("regex", "block"), pytest.param(("spin",), marks=pytest.mark.long)], ids="+".join)
+def test_user_code_that_never_ends_costs_its_replica_and_nobody_else(shared: Stack, ways: tuple[str, ...]) -> None:
     stack = shared
     load = stack.load()
     load.more(50)
     client, endless = stack.http(), []
 
     with load.fault():
-        for how in ("spin", "regex", "block"):
+        for how in ways:
             # less than the lease: before it is taken from a frozen replica its deadline has passed
             call = client.send(new_job(do={"left": how}), {"x-request-timeout-seconds": "1"})
             endless.append(call)
@@ -208,7 +209,7 @@ def test_user_code_that_never_ends_costs_its_replica_and_nobody_else(shared: Sta
     calls = load.stop()
 
     assert "in misbehave" in stack.supervisor.output
-    check(stack, [*calls, *endless], load=load, reruns=3 * AT_ONCE, may_log=[*LOGGED])
+    check(stack, [*calls, *endless], load=load, reruns=len(ways) * AT_ONCE, may_log=[*LOGGED])
 
 
 def json_code(text: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 from invariants import check
 from load import Call, Crowd, new_job
 from processes import wait_until
@@ -67,6 +68,7 @@ def test_a_commit_whose_reply_is_lost_had_its_effects_once(new_stack: Callable[.
 
 
 @row("F29")
+@pytest.mark.long  # tests/workers/test_heartbeat.py has when a replica is lost
 def test_a_heartbeat_whose_reply_is_lost_changes_nothing(new_stack: Callable[..., Stack]) -> None:
     stack, proxy = behind_proxy(new_stack)
     pids = {one.pid for one in stack.replicas()}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -221,11 +221,24 @@ if __name__ == "__main__":
 """
 
 
+IN_SHORT_AWAY = ("falls-off", "ctrl-c", "atexit")
+
+
 @row("F49", priority=True)
-def test_programs_say_what_a_broker_that_is_away_has_not_stored_and_fail(office: Office, proxy: Proxy) -> None:
+@pytest.mark.parametrize(
+    ("ways", "methods"),
+    [
+        (IN_SHORT_AWAY, ("spawn",)),
+        pytest.param([way for way in ENDS if way not in IN_SHORT_AWAY], ("fork",), marks=pytest.mark.long),
+    ],
+    ids=["hooks", "others"],
+)
+def test_programs_say_what_a_broker_that_is_away_has_not_stored_and_fail(
+    office: Office, proxy: Proxy, ways: Sequence[str], methods: Sequence[str]
+) -> None:
     source = "log = open(f'{name}.log', 'w'); wait(); log.write(' '.join(submit().request_id for _ in range(2)))\n"
-    programs = {f"away-{way}": office.program(source + end, f"away-{way}", proxy) for way, (end, _) in ENDS.items()}
-    children = {method: office.program(CHILD.replace("METHOD", method), method, proxy) for method in ("fork", "spawn")}
+    programs = {f"away-{way}": office.program(source + ENDS[way][0], f"away-{way}", proxy) for way in ways}
+    children = {method: office.program(CHILD.replace("METHOD", method), method, proxy) for method in methods}
     for process in (*programs.values(), *children.values()):
         process.wait_for("ready")
     proxy.close()

@@ -225,7 +225,8 @@ def update(host: Host, *options: str) -> tuple[Process, list[Sample]]:
 
 @row("F50", priority=True)
 # tests/deploy/test_steps.py has the steps of both
-@pytest.mark.parametrize(("count", "least"), [(2, 1), pytest.param(1, 0, marks=pytest.mark.long)])
+@pytest.mark.parametrize(("count", "least"), [(2, 1), (1, 0)])
+@pytest.mark.long
 def test_no_request_fails_and_none_is_mixed_where_there_is_no_room_for_both_versions(
     host: Host, count: int, least: int
 ) -> None:

@@ -16,7 +16,7 @@ from plain import fuzz
 from targets import TARGETS, Target
 
 each_target = pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.name)
-quickly = settings(max_examples=50, deadline=None, derandomize=True, database=None)
+quickly = settings(max_examples=20, deadline=None, derandomize=True, database=None)
 
 _scalars = (
     st.none()
