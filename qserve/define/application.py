@@ -88,15 +88,18 @@ class Application(Mapping[str, Deployment], Target[Any]):
         return f"Application({', '.join(self._deployments)})"
 
 
-def compiled(target: Any, app_name: str) -> CompiledApplication:
+def compiled(target: Any, app_name: str, only: str = "") -> CompiledApplication:
     """Compile what ``run`` serves: a bound node, or the result of ``build``.
+
+    Parameters:
+      only: As ``compile_application`` takes it; the result of ``build`` is always compiled whole.
 
     Raises:
       TypeError, ValueError: It is something else, or the graph is not valid.
     """
-    return (
-        target.rebuild(app_name) if isinstance(target, Application) else compile_application(target, app_name=app_name)
-    )
+    if isinstance(target, Application):
+        return target.rebuild(app_name)
+    return compile_application(target, app_name=app_name, only=only)
 
 
 def set_defaults(

@@ -59,12 +59,14 @@ class CompiledApplication:
         return self.deployments[-1]
 
 
-def compile_application(root: Any, *, app_name: str = "default") -> CompiledApplication:
+def compile_application(root: Any, *, app_name: str = "default", only: str = "") -> CompiledApplication:
     """Compile a bound node and all that it needs; nothing is started.
 
     Parameters:
       root: A class node (a DAGDriver or the user's own) or a function node.
       app_name: The name of the application.
+      only: The deployment that is wanted, beside the root; "" for all. A replica that compiled all others, which it
+        never uses, would take the longer the more there are.
 
     Raises:
       TypeError: The root is not a node, or something was bound to arguments that it does not take.
@@ -74,18 +76,23 @@ def compile_application(root: Any, *, app_name: str = "default") -> CompiledAppl
     _check_target(root)
     order = bottom_up(root)
     _check_below(root, order)
-    compiler = Compiler(assign_names(order), app_name, root.get_options().use_new_handle_api)
+    names = assign_names(order)
+    compiler = Compiler(names, app_name, root.get_options().use_new_handle_api)
+    wanted = {root, *(node for node, name in names.items() if name == only)} if only in names.values() else names
     driver, adapter = None, None
     if is_driver(root.get_body()):
         dags, adapter = driver_arguments(root.get_args(), root.get_kwargs())
         driver = compiler.drive(dags, adapter)
     elif isinstance(root, FunctionNode) and _is_bound(root):
         compiler.add_graph("", root)
-    deployments = tuple(
-        compiler.deployment(node, node is root) for node in order if isinstance(node, ClassNode | FunctionNode)
-    )
+    deployments = []
+    for node in names:
+        if node in wanted:
+            deployments.append(compiler.deployment(node, node is root))
+        elif isinstance(node, ClassNode) and node.get_all_child_nodes():
+            compiler.constructor(node)  # for the graphs in its arguments, which others may share
     handles = {user: tuple(dict.fromkeys(children)) for user, children in compiler.handles.items()}
-    return CompiledApplication(app_name, deployments, compiler.graphs, driver, adapter, handles)
+    return CompiledApplication(app_name, tuple(deployments), compiler.graphs, driver, adapter, handles)
 
 
 def _makes_generator(output: DAGNode) -> bool:
@@ -132,12 +139,13 @@ class Compiler:
         options = node.get_options()
         if isinstance(node, ClassNode) and not is_driver(node.get_body()):
             _check_arguments(node, node.get_body(), node.get_label())
-        args, kwargs = self._constructor(node) if isinstance(node, ClassNode) else ((), {})
+        args, kwargs = self.constructor(node) if isinstance(node, ClassNode) else ((), {})
         prefix = (options.route_prefix or "/") if is_root else None
         config = options.merged(name=self.names[node], route_prefix=prefix, init_args=args, init_kwargs=kwargs)
         return Deployment(node.get_body(), config)
 
-    def _constructor(self, node: ClassNode) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def constructor(self, node: ClassNode) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Return the arguments of a constructor, with handles in the place of nodes."""
         check_no_input(node)
         numbers = itertools.count()
 

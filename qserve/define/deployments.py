@@ -37,6 +37,9 @@ class _Option(Generic[T]):
         raise AttributeError(f"{self._name} cannot be assigned: use set_options({self._name}=...)")
 
 
+_DEFAULTS = DeploymentOptions()  # it is frozen, so that all can share it
+
+
 class Deployment(Generic[Body_co]):
     """A class or function with options; ``bind`` makes nodes of it.
 
@@ -52,7 +55,7 @@ class Deployment(Generic[Body_co]):
 
     def __init__(self, func_or_class: Body_co, config: DeploymentOptions | None = None) -> None:
         self.func_or_class: Any = func_or_class
-        self.config = config or DeploymentOptions()
+        self.config = config or _DEFAULTS
         wrong = "@serve.deployment must be called on a class or function."
         if isinstance(func_or_class, Deployment):
             name = func_or_class.name

@@ -312,9 +312,17 @@ def import_application(
     return built, digests
 
 
-def import_code(target: str, app_name: str, args: Mapping[str, Any]) -> Code:
-    """Import ``module:node`` or ``module:builder`` and return its code; errors of user code pass through."""
-    return code_of(compiled(built_target(load_target(target), args, target), app_name))
+def import_code(target: str, app_name: str, args: Mapping[str, Any], deployment: str) -> DeploymentCode:
+    """Import ``module:node`` or ``module:builder`` and return the code of one deployment.
+
+    Raises:
+      QserveException: There is no such deployment.
+      Exception: Any error of user code.
+    """
+    code = code_of(compiled(built_target(load_target(target), args, target), app_name, deployment))
+    if deployment not in code:
+        raise QserveException(f"{target} has no deployment {deployment!r}; it has: {', '.join(code)}")
+    return code[deployment]
 
 
 POLICY, PRELOAD = "policy", "preload"

@@ -264,6 +264,31 @@ def test_graphs_in_the_constructors_of_inner_classes_work_alike() -> None:
     assert set(application.graphs) == {"Model:0", "Model:1", "Parent:0"}
 
 
+def shared_graphs() -> Any:
+    shared = func.bind(1)
+    return Parent.bind(Model.bind(shared, func.bind(2)), Parent.bind(shared, func.bind(3)), Model.bind(shared))
+
+
+def driven() -> Any:
+    model = Model.bind(func.bind(1))
+    with InputNode() as inp:
+        return DAGDriver.bind({"/a": model.forward.bind(inp), "/b": combine.bind(inp, Parent.bind(model))})
+
+
+@pytest.mark.parametrize("root", [shared_graphs(), driven(), func.bind()], ids=["graphs", "driver", "function"])
+def test_a_deployment_that_is_compiled_by_itself_is_the_same_as_among_all(root: Any) -> None:
+    everything = compile_application(root, app_name="a")
+
+    for one in everything.deployments:
+        alone = compile_application(root, app_name="a", only=one.name)
+
+        same = by_name(alone, one.name)
+        assert (same.func_or_class, same.config) == (one.func_or_class, one.config)
+        assert set(names(alone)) == {one.name, everything.ingress.name}
+        assert alone.ingress.name == everything.ingress.name
+        assert (alone.driver, alone.graphs) == (everything.driver, everything.graphs)
+
+
 def test_a_single_function_with_bound_arguments_is_a_graph() -> None:
     with InputNode() as inp:
         application = compile_application(func.bind(inp, 2))

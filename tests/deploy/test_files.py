@@ -22,7 +22,7 @@ from qserve.deploy.files import FilePlan, deploy_file, plan_file, release_of_par
 from qserve.deploy.installation import Installation
 from qserve.deploy.registration import Release, import_code
 from qserve.deploy.rollout import roll_out
-from qserve.exceptions import DeployError
+from qserve.exceptions import DeployError, QserveException
 from qserve.wire.application import ApplicationRecord, DeploymentRecord, DriverRecord
 from qserve.wire.status import RUNNING, ReplicaStatus
 
@@ -142,7 +142,9 @@ def test_arguments_reach_the_builder_here_and_on_every_replica(installation: Ins
 
     record = Release.decode(records(installation, file)(0).encode()).record
 
-    assert import_code(record.target, "shop", record.arguments)["Model"].init_args == (8,)
+    assert import_code(record.target, "shop", record.arguments, "Model").init_args == (8,)
+    with pytest.raises(QserveException, match="shopfile:builder has no deployment 'Mode'; it has: Model"):
+        import_code(record.target, "shop", record.arguments, "Mode")
     other = replace(record, args='{"size": 9}')
     assert record.has_code_of(record)
     assert not record.has_code_of(other)

@@ -50,10 +50,7 @@ class Loading:
                 return unpack_code(data, spec.settings.keyring, spec.deployment)
         self.doing = f"{self._target} could not be imported"
         spec.sources.install()
-        code = import_code(self._target, spec.record.name, spec.record.arguments)
-        if spec.deployment not in code:
-            raise QserveException(f"{self._target} has no deployment {spec.deployment!r}; it has: {', '.join(code)}")
-        return code[spec.deployment]
+        return import_code(self._target, spec.record.name, spec.record.arguments, spec.deployment)
 
     def preload(self, data: bytes) -> Any:
         """Run what ``preload`` names, and return what that returns; None if it names nothing."""
