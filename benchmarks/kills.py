@@ -44,12 +44,12 @@ from dataclasses import asdict
 from itertools import product
 from pathlib import Path
 
-from peers.contenders import CONTENDERS, Contender
+from harness.processes import Place, adopt_orphans, wait_until
+from peers.contenders import APPLICATIONS, CONTENDERS, Contender
 from peers.faults import CALM_S, FAULTS, Fault, Recovery
 from peers.figures import Figures, figures_of, not_applicable, table
 from peers.ledger import Ledger
 from peers.load import Call, Load, ask
-from peers.processes import Place, adopt_orphans, wait_until
 
 READY_FOR_S = 180.0
 WARM_S, MEASURED_S = 3.0, 3.0
@@ -60,7 +60,7 @@ _AT_LEAST_NORMAL_S = 0.25
 @contextlib.contextmanager
 def serving(name: str) -> Iterator[Contender]:
     """Start a contender and wait until it responds; stop all of it at the end."""
-    place = Place()
+    place = Place(APPLICATIONS)
     try:
         contender = CONTENDERS[name](place)
         contender.prepare()

@@ -12,7 +12,6 @@ turns within one run.
 from __future__ import annotations
 
 import argparse
-import asyncio
 import os
 import shutil
 import signal
@@ -25,11 +24,13 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from chain import free_port, load, wait_ready
+from harness.load import answers, over_http, posting
+from harness.processes import free_port, wait_until
 from synthetic import graph_of, picture_at
 
 TOKEN = "a-token-for-the-benchmark"
 CONNECTIONS = 16
+SEND = posting(b"5", b"9")
 
 
 def serve_synthetic(nodes: int, port: int) -> None:
@@ -144,17 +145,17 @@ def rate(port: int, seconds: float, viewers: int) -> float:
             cleanup.callback(looking.wait)
             cleanup.callback(looking.kill)
             time.sleep(1)
-        return asyncio.run(load(port, CONNECTIONS, seconds))[2]
+        return over_http(port, SEND, CONNECTIONS, seconds).rate
 
 
 def measure_chain(seconds: float, viewers: int, rounds: int) -> None:
     """Print the throughput of a chain with viewers and without, and the median of their ratios."""
     port = free_port()
-    command = [sys.executable, "-m", "qserve", "run", "chain:graph", "--port", str(port)]
+    command = [sys.executable, "-m", "qserve", "run", "compared_qserve:chain", "--port", str(port)]
     env = {**os.environ, "QSERVE_UI_TOKEN": TOKEN}
-    process = subprocess.Popen(command, cwd=Path(__file__).parent, env=env, stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(command, cwd=Path(__file__).parent / "apps", env=env, stdout=subprocess.DEVNULL)
     try:
-        wait_ready(port, process)
+        wait_until(lambda: answers(port, SEND), "the chain answers", 60.0)
         rate(port, seconds, 0)
         ratios = []
         for number in range(rounds):

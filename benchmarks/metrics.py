@@ -13,7 +13,6 @@ else the machine does than that of the rates.
 from __future__ import annotations
 
 import argparse
-import asyncio
 import os
 import signal
 import statistics
@@ -24,22 +23,23 @@ import urllib.request
 from contextlib import ExitStack
 from pathlib import Path
 
-from chain import free_port, load, wait_ready
-from idle import descendants, processor_s
+from harness.load import answers, over_http, posting
+from harness.processes import descendants, free_port, processor_s, wait_until
 
 CONNECTIONS = 16
+SEND = posting(b"5", b"9")
 
 
 def serve(cleanup: ExitStack, metrics: str) -> tuple[int, int]:
     """Start the chain, and return its port and its first process; what was started ends with ``cleanup``."""
     port = free_port()
-    command = [sys.executable, "-m", "qserve", "run", "chain:graph", "--port", str(port)]
+    command = [sys.executable, "-m", "qserve", "run", "compared_qserve:chain", "--port", str(port)]
     # the same order of what is hashed: two processes of one kind differ by 2 % otherwise
     env = {**os.environ, "QSERVE_METRICS": metrics, "PYTHONHASHSEED": "0"}
-    process = subprocess.Popen(command, cwd=Path(__file__).parent, env=env, stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(command, cwd=Path(__file__).parent / "apps", env=env, stdout=subprocess.DEVNULL)
     cleanup.callback(process.wait, 20)
     cleanup.callback(process.send_signal, signal.SIGINT)
-    wait_ready(port, process)
+    wait_until(lambda: answers(port, SEND), "the chain answers", 60.0)
     return port, process.pid
 
 
@@ -53,10 +53,10 @@ def measure(port: int, pid: int, seconds: float, scrapes: bool) -> tuple[float, 
 
     thread = threading.Thread(target=scrape if scrapes else is_over.wait)
     thread.start()
-    pids = descendants(pid)
+    pids = [pid, *descendants(pid)]
     before = sum(map(processor_s, pids))
     try:
-        rate = asyncio.run(load(port, CONNECTIONS, seconds))[2]
+        rate = over_http(port, SEND, CONNECTIONS, seconds).rate
     finally:
         is_over.set()
         thread.join()

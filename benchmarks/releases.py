@@ -26,9 +26,9 @@ from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from peers.contenders import QserveRoles
+from harness.processes import Place, adopt_orphans, wait_until
+from peers.contenders import APPLICATIONS, QserveRoles
 from peers.load import Call, Load
-from peers.processes import Place, adopt_orphans, wait_until
 
 _QSERVE = [sys.executable, "-m", "qserve"]
 _TARGET = "qserve_app:graph"
@@ -93,7 +93,7 @@ class Pool(QserveRoles):
 
 def measure(case: Case, rate: float, timeout_s: float) -> Row:
     """Deploy once under load."""
-    with closing(Place()) as place:
+    with closing(Place(APPLICATIONS)) as place:
         pool = Pool(place)
         pool.serve(case.places)
         load = Load(pool.port, rate, timeout_s, retries=False)

@@ -14,9 +14,9 @@ import statistics
 import threading
 import time
 
+from harness.serving import broker, serving
+
 import qserve
-from qserve.calls.client import ClientPlane
-from qserve.calls.ref import current
 
 CALLS, ROUNDS = 1000, 7
 
@@ -78,13 +78,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--delay-ms", type=float, default=5.0, help="how far away the far broker is, one way")
     delay_ms = parser.parse_args().delay_ms
-    qserve.run(Model.bind(), port=8765)
-    plane = current.plane()
-    assert isinstance(plane, ClientPlane) and plane.settings.broker_url is not None
-    settings, url = plane.settings, plane.settings.broker_url
-    measure("near", url, settings.secret_key)
-    far = far_broker(url.removeprefix("unix://"), delay_ms / 1e3)
-    measure(f"{2 * delay_ms:g} ms away", far, settings.secret_key)
+    with serving(Model.bind()):
+        url, secret_key = broker()
+        measure("near", url, secret_key)
+        far = far_broker(url.removeprefix("unix://"), delay_ms / 1e3)
+        measure(f"{2 * delay_ms:g} ms away", far, secret_key)
 
 
 if __name__ == "__main__":

@@ -5,36 +5,24 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import subprocess
 import sys
-import venv
 from pathlib import Path
 
 import redis
+from harness.processes import Place, Service, descendants, free_port, wait_until
 
+from peers.environments import environment
 from peers.ledger import STEPS
-from peers.processes import Place, Service, descendants, free_port, wait_until
 from qserve.broker.connection import connect
 from qserve.machine.embedded_broker import find_server, server_command
 
-CACHE = Path.home() / ".cache" / "qserve-bench"
+APPLICATIONS = Path(__file__).parent / "apps"
 _UPDATE_FOR_S = 90.0
 _BROKER_FOR_S = 10.0
 _QSERVE = [sys.executable, "-m", "qserve"]
 _TARGET = "qserve_app:graph"
 # Ray listens on the address of the network by default, even with 127.0.0.1 in its settings
 _RAY = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_AUTH_MODE": "token"}
-
-
-def environment(name: str, *packages: str) -> Path:
-    """Return the ``bin`` folder of a contender's own virtual environment, which is created on first use."""
-    home = CACHE / name
-    if not (home / "ready").exists():
-        print(f"# creating the environment of {name} in {home}", file=sys.stderr)
-        venv.create(home, with_pip=True, clear=True)
-        subprocess.run([home / "bin" / "pip", "install", "--quiet", *packages], check=True)
-        (home / "ready").touch()
-    return home / "bin"
 
 
 def _is_up(url: str) -> bool:
@@ -201,7 +189,7 @@ class Ray(Contender):
 
     def start(self) -> None:
         """See ``Contender``."""
-        command = [str(self._python), "ray_main.py", "start", str(self.port), "address"]
+        command = [str(self._python), "ray_main.py", "ray_app:chain", "start", str(self.port), "address"]
         self._settings = _RAY | {"RAY_AUTH_TOKEN": os.urandom(32).hex()}
         self.place.start(command, **self._settings)
 
@@ -212,7 +200,9 @@ class Ray(Contender):
     def update(self) -> None:
         """See ``Contender``."""
         address = (self.place.folder / "address").read_text()
-        self.place.run([str(self._python), "ray_main.py", "deploy", address], _UPDATE_FOR_S, **self._settings)
+        self.place.run(
+            [str(self._python), "ray_main.py", "ray_app:chain", "deploy", address], _UPDATE_FOR_S, **self._settings
+        )
 
 
 class RayRetried(Ray):

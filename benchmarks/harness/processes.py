@@ -1,4 +1,4 @@
-"""Start the processes of a contender, find their descendants, and end all of them."""
+"""Start processes, find their descendants, measure what they use, and end all of them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _OWN_SETTINGS = ("QSERVE_", "REDIS_URL", "PORT", "WEB_CONCURRENCY", "RAY_", "CEL
 DOWN_S = 1.0
 """How long a service stays down before it is restarted."""
 
-APPLICATIONS = Path(__file__).parent / "apps"
+_TICKS = os.sysconf("SC_CLK_TCK")
 
 
 def adopt_orphans() -> None:
@@ -49,8 +49,8 @@ def wait_until(predicate: Callable[[], bool], description: str, timeout_s: float
         time.sleep(0.02)
 
 
-def descendants() -> dict[int, tuple[int, str]]:
-    """Return the running processes below this one: process ID to its parent's ID and its command line."""
+def descendants(of: int | None = None) -> dict[int, tuple[int, str]]:
+    """Return the running processes below one, or below this one: ID to its parent's ID and its command line."""
     parents: dict[int, int] = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):
@@ -58,7 +58,7 @@ def descendants() -> dict[int, tuple[int, str]]:
             if state != "Z":
                 parents[int(stat.parent.name)] = int(parent)
     found: dict[int, tuple[int, str]] = {}
-    below = {os.getpid()}
+    below = {os.getpid() if of is None else of}
     while below:
         below = {pid for pid, parent in parents.items() if parent in below}
         for pid in below:
@@ -66,6 +66,28 @@ def descendants() -> dict[int, tuple[int, str]]:
                 command = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
                 found[pid] = (parents[pid], command)
     return found
+
+
+def processor_s(pid: int) -> float:
+    """Return the processor time that a process has used."""
+    with contextlib.suppress(OSError):
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()
+        return (int(fields[11]) + int(fields[12])) / _TICKS
+    return 0.0
+
+
+def pss_mb(pid: int) -> float:
+    """Return the memory of a process; what it shares counts in parts."""
+    with contextlib.suppress(OSError):  # one that has ended and is not buried has none
+        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+            if line.startswith("Pss:"):
+                return int(line.split()[1]) / 1024
+    return 0.0
+
+
+def memory_mb() -> float:
+    """Return the memory of all processes below this one."""
+    return sum(map(pss_mb, descendants()))
 
 
 class Service:
@@ -120,16 +142,21 @@ class Service:
 
 
 class Place:
-    """A temporary folder with the application in it, its ledger, and the processes that run it."""
+    """A temporary folder with applications in it, their ledger, and the processes that run them.
 
-    def __init__(self) -> None:
+    Parameters:
+      applications: Folders whose programs are copied into it.
+    """
+
+    def __init__(self, *applications: Path) -> None:
         # a short path: the sockets of brokers and of Ray are below it, and a path may have only 107 characters
-        self.folder = Path(tempfile.mkdtemp(prefix="kills-"))
+        self.folder = Path(tempfile.mkdtemp(prefix="bench-"))
         self.ledger = self.folder / "ledger"
         self.ledger.touch()
         self.log = self.folder / "log"
-        for application in APPLICATIONS.glob("*.py"):
-            shutil.copy(application, self.folder)
+        for folder in applications:
+            for application in folder.glob("*.py"):
+                shutil.copy(application, self.folder)
         self.write_version("v1")
         self._services: list[Service] = []
 
@@ -177,10 +204,16 @@ class Place:
         return kept | {
             "KILLS_LEDGER": str(self.ledger),
             "PYTHONPATH": str(self.folder),
+            # Ray sets it for its replicas; without it the others would be measured with more threads than cores
+            "OMP_NUM_THREADS": "1",
             # the version's file may change within a second and keep its size, so a cached one would look current
             "PYTHONDONTWRITEBYTECODE": "1",
             "TMPDIR": str(self.folder),
         }
+
+    def end_of_log(self) -> str:
+        """Return the last line of what the processes printed."""
+        return (self.log.read_text(errors="replace").strip().splitlines() or ["nothing was printed"])[-1]
 
     def restarts(self) -> int:
         """Return how often services were restarted."""

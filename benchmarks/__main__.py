@@ -1,0 +1,53 @@
+"""Run all benchmarks, or some of them, one after the other.
+
+    python benchmarks                           # all, with tables, data and plots in build/benchmarks
+    python benchmarks depth width --quick       # two of them, a few seconds each
+    python benchmarks --docs                    # into docs/performance.md
+
+Options that are not known here go to each program; see its ``--help``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+PROGRAMS = (
+    "depth",
+    "width",
+    "payload",
+    "in_flight",
+    "replicas",
+    "deployments",
+    "streams",
+    "idle",
+    "compare",
+    "pipeline",
+)
+
+
+def main() -> None:
+    """Run them, and say at the end which of them failed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("programs", nargs="*", metavar="PROGRAM", help=", ".join(PROGRAMS))
+    parser.add_argument("--out", type=Path, default=HERE.parent / "build" / "benchmarks")
+    given, rest = parser.parse_known_args()
+    if unknown := set(given.programs) - set(PROGRAMS):
+        parser.error(f"there is no {', '.join(sorted(unknown))}; choose from {', '.join(PROGRAMS)}")
+    failed = []
+    began = time.monotonic()
+    for name in given.programs or PROGRAMS:
+        print(f"\n# {name}", flush=True)
+        if subprocess.run([sys.executable, HERE / f"{name}.py", "--out", given.out, *rest], check=False).returncode:
+            failed.append(name)
+    print(f"\n# {time.monotonic() - began:.0f} s; tables, data and plots are in {given.out}")
+    if failed:
+        sys.exit(f"these failed: {', '.join(failed)}")
+
+
+if __name__ == "__main__":
+    main()
