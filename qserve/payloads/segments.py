@@ -101,7 +101,10 @@ class Segments:
             writer = self._own_writer()
             try:
                 return self._put_by(writer, parts, size)
-            except OSError:
+            except OSError as error:
+                if isinstance(error, FileNotFoundError):  # somebody has emptied the memory
+                    self._forget_writer(writer)
+                    writer = self._own_writer()
                 self.give_back(writer)
                 return self._put_by(writer, parts, size)
         except OSError as error:
@@ -138,6 +141,13 @@ class Segments:
                     self._former.append(self._writer)  # of a broker that has lost its data
                 self._writer = Writer(self._folder(folder), self._limit)
             return self._writer
+
+    def _forget_writer(self, writer: Writer) -> None:
+        with self._lock:
+            self._folders.pop(writer.folder.path.name, None)
+            if self._writer is writer:
+                self._writer = None
+        writer.remove()
 
     def _folder_name(self) -> str:
         digest = hashlib.sha256(self._installation().encode()).hexdigest()
@@ -181,7 +191,12 @@ class Segments:
         with self._lock:
             known = self._mapped.pop((found.st_dev, found.st_ino), None)
             if known is None or known.mapping.size < found.st_size:  # it may have grown for its next value
-                known = _Cached(Mapping(held.descriptor, found.st_size))
+                # by a descriptor of its own: a mapping keeps the lock of the one that it was made with
+                own = os.open(f"/proc/self/fd/{held.descriptor}", os.O_RDONLY | os.O_CLOEXEC)
+                try:
+                    known = _Cached(Mapping(own, found.st_size))
+                finally:
+                    os.close(own)
             known.used_at = time.monotonic()
             self._mapped[found.st_dev, found.st_ino] = known
             self._drop_mapped(IDLE_BYTES)

@@ -7,6 +7,7 @@ import gc
 import hashlib
 import os
 import resource
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -107,6 +108,27 @@ def test_a_segment_is_used_again_when_its_value_is_gone(segments: Segments, root
         segments.forget([put(segments, b"x" * MB)])
 
     assert len([path for path in files_of_writers(root) if path.name.isdigit()]) == 1
+
+
+def test_a_segment_is_used_again_when_its_value_was_read_by_another_process(
+    segments: Segments, start: Callable[[], Remote], root: Path
+) -> None:
+    reader = start()
+    for number in range(5):
+        claim = put(segments, bytes([number]) * MB)
+        assert reader.run(f"view = get({written(claim)!r}); result = view[0] + view[-1]; del view") == 2 * number
+        segments.settled([claim.name])
+        segments.forget([claim])
+
+    assert len([path for path in files_of_writers(root) if path.name.isdigit()]) == 1
+
+
+def test_values_are_stored_again_after_somebody_has_emptied_the_memory(segments: Segments, root: Path) -> None:
+    segments.forget([put(segments, b"before")])
+    for path in root.iterdir():
+        shutil.rmtree(path)
+
+    assert bytes(segments.get(put(segments, b"after"))) == b"after"
 
 
 def test_a_segment_is_not_used_again_while_its_value_has_a_name_or_a_reader(segments: Segments) -> None:
