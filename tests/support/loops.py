@@ -109,6 +109,7 @@ LOOPS: dict[str, tuple[str, ...] | str] = {
     "qserve_gateway.request.json_process:main": "the gateway starts another when it has ended",
     "qserve_gateway.response.events:Events._events": _ENDS,
     "qserve_gateway.response.reply:StreamReply._wait": _ENDS,
+    "qserve_gateway.response.session:Session._tell": "it ends with the session: an error closes that",
     "qserve_gateway.response.session:Session._watch": "it ends with the session, which a replica that misses it ends",
     "qserve_gateway.ui.feed:Feed.enter": "its test is in tests/ui/test_page.py",
     "qserve_gateway.ui.feed:Feed._read": "its test is in tests/ui/test_page.py",

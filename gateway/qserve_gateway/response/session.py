@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from logging import INFO, WARNING
@@ -72,9 +73,10 @@ def close_sessions() -> None:
 class Session:
     """One WebSocket that the application has accepted.
 
-    What the client sends is told to the replica part by part, and no more is read from it while ``WINDOW`` parts wait
-    there. What the application sends comes as the items of a streamed result, of which there are no more than that on
-    their way. So a side that does not read holds up the other, and a message is nowhere whole in this process.
+    What the client sends is told to the replica part by part, and no more is read from it while ``WINDOW`` parts are on
+    their way or wait there. What the application sends comes as the items of a streamed result, of which there are no
+    more than that on their way. So a side that does not read holds up the other, and a message is nowhere whole in this
+    process.
 
     Parameters:
       ref: The request; its first item is the acceptance.
@@ -90,6 +92,8 @@ class Session:
     _turn: BoundedSemaphore = field(default_factory=lambda: BoundedSemaphore(1))
     _left: Farewell | None = None
     _told: int = 0
+    _asked: deque[Any] = field(default_factory=deque)  # the replies to come to what was told
+    _untaken: int = 0  # by the last of them
     _taken: int = 1  # the acceptance is the first item
     _size: int = 0
     _sent: int = 0
@@ -202,14 +206,20 @@ class Session:
                 self._size, self._used_at = 0, time.monotonic()
 
     def _tell(self, part: Part) -> None:
-        """Tell the replica, and wait until it has room for more."""
+        """Tell the replica, and wait until it surely has room for more; replies to earlier parts may be under way."""
         self._is_telling, pause_s = True, _SHORTEST_PAUSE_S
-        found = self._answer(self._post(part))
-        while found is not None and found[0] >= WINDOW and not self._closed_at:
-            gevent.sleep(pause_s)
-            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
-            found = self._answer(self.plane.tell(self.ref.request_id, -1, b""))
+        self._asked.append(self._post(part))
+        while not self._closed_at and (self._may_be_full() or (self._asked and self._asked[0].is_set())):
+            if not self._asked:
+                gevent.sleep(pause_s)
+                pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+                self._asked.append(self.plane.tell(self.ref.request_id, -1, b""))
+            found = self._answer(self._asked.popleft())
+            self._untaken = 0 if found is None else found[0]
         self._is_telling, self._heard_at = False, time.monotonic()
+
+    def _may_be_full(self) -> bool:
+        return self._untaken + len(self._asked) >= WINDOW
 
     def _post(self, part: Part) -> Any:
         number, self._told, self._told_at = self._told, self._told + 1, time.monotonic()
