@@ -60,6 +60,7 @@ def running() -> Iterator[tuple[Site, Serving]]:
         ("echo:foo_node", "echo_client.py", "foo\n"),
         ("arithmetic:graph", "arithmetic_client.py", "9\n"),
         ("arithmetic_adapter:graph", "arithmetic_client.py", "9\n"),
+        ("chat:chat", "chat_client.py", "Hello Dora\nHello Finn\n"),
     ],
 )
 def test_an_example_answers_its_client(running: tuple[Site, Serving], target: str, client: str, answer: str) -> None:
