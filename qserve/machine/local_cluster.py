@@ -23,6 +23,7 @@ from qserve.machine.children import Child, Restarter
 from qserve.machine.embedded_broker import EmbeddedBroker
 from qserve.machine.private_folder import PrivateFolder, remove_abandoned
 from qserve.machine.running import announce
+from qserve.payloads import shm_folder
 
 log = get_logger(__name__)
 STOP_TIMEOUT_S = 4.0
@@ -92,6 +93,7 @@ class LocalCluster:
           BrokerError: The broker must not be used as it is; see ``qserve.broker.doctor``.
         """
         remove_abandoned()
+        shm_folder.remove_abandoned()
         if self.settings.broker_url is None:
             with self._uninterrupted():
                 self._broker = EmbeddedBroker(self.settings.broker_maxmemory)
@@ -178,6 +180,7 @@ class LocalCluster:
         if self._broker is not None:
             self._broker.stop()
             self._broker = None
+            shm_folder.remove_abandoned()  # the values of this broker's requests; crash before this: at the next start
         elif self._announced_in is not None:
             self._announced_in.remove()
         self._announced_in = None
