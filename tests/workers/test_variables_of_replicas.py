@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import pytest
+from qserve_workers.process import resources
 from qserve_workers.process.resources import DEVICES, THREADS, variables_of
 from qserve_workers.replica.spec import ReplicaSpec
 
@@ -40,3 +42,19 @@ def test_a_variable_may_go_on_from_that_of_the_worker() -> None:
 
 def test_a_replica_sees_the_gpus_that_were_assigned_to_it() -> None:
     assert told({DEVICES: "0,1,2"}, devices=("0", "2")) == {DEVICES: "0,2"}
+
+
+def test_a_replica_that_is_forked_from_a_process_with_its_variables_goes_on_from_those_of_the_worker(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    resources._inherited.cache_clear()
+    monkeypatch.setenv("DATA", "/data")
+    record = ApplicationRecord(
+        "shop", "v1", "Model", deployments={"Model": DeploymentRecord("Model", env={"DATA": "${DATA}/shop"})}
+    )
+
+    for _ in range(2):  # in the process that runs its preload, and in the replica
+        resources.apply(ReplicaSpec("Model-a-1", record, "Model", Settings()))
+
+    assert os.environ["DATA"] == "/data/shop"
+    resources._inherited.cache_clear()

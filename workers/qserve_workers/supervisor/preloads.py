@@ -74,6 +74,7 @@ class Preloads:
         """
         process = self._processes.get(spec.stream)
         if process is None or process.is_gone:
+            self.drop(spec.stream)
             process = self._processes[spec.stream] = PreloadProcess(spec, data)
         try:
             return process if process.is_ready() else None
