@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import os
 import pickle
+import shutil
 import statistics
 import struct
 import subprocess
@@ -26,6 +27,7 @@ import numpy
 from qserve.base.settings import Settings
 from qserve.broker.connection import connect
 from qserve.machine.embedded_broker import EmbeddedBroker
+from qserve.payloads.shm_folder import SHM
 from qserve.payloads.store import ValueStore
 from qserve.wire.claim import claim_in
 from qserve.wire.codec import Codec
@@ -130,6 +132,9 @@ def measure(stores: dict[str, Settings], reader: subprocess.Popen[bytes], url: s
         columns = [one[3:] for one in times.values()] + [read]
         shown = [f"{statistics.median(one) * 1000:.2f} ({min(one) * 1000:.2f})" for one in columns]
         print(f"{what:16}" + "".join(f"{one:>16}" for one in shown), flush=True)
+    folder = SHM / made["memory"].place.rpartition("/")[2]
+    made["memory"].close()
+    shutil.rmtree(folder)
 
 
 def send(reader: subprocess.Popen[bytes], name: str, data: bytes) -> float:
