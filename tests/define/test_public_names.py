@@ -79,6 +79,7 @@ def test_a_name_of_ray_that_is_not_here_says_what_to_use(name: str, advice: str)
         getattr(qserve, name)
 
 
+@pytest.mark.slow
 def test_programs_written_for_ray_find_their_modules() -> None:
     code = """
 from qserve.config import AggregationFunction, AutoscalingConfig, AutoscalingContext, AutoscalingPolicy

@@ -34,8 +34,6 @@ from qserve.exceptions import BackPressureError
 from qserve.handle import RayServeHandle
 from qserve.http_adapters import json_request, json_to_multi_ndarray, json_to_ndarray
 
-pytestmark = pytest.mark.smoke
-
 
 @qserve.deployment
 def echo(value: Any) -> Any:
@@ -52,6 +50,7 @@ def run_graph(adapter: Any = json_request, body: Any = echo, **options: Any) -> 
 # -- routes ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.smoke
 def test_several_graphs_answer_at_exactly_their_paths(client: Client) -> None:
     @qserve.deployment
     class Model:
@@ -76,7 +75,6 @@ def test_several_graphs_answer_at_exactly_their_paths(client: Client) -> None:
     assert qserve.get(handle.predict_with_route.remote("/echo", 7)) == 7
 
 
-@pytest.mark.slow
 def test_routes_may_have_parameters_in_their_path(client: Client) -> None:
     @qserve.deployment
     def show(given: Any) -> Any:
@@ -136,7 +134,6 @@ def test_a_callable_without_parameters_is_called_without_the_request(client: Cli
         assert client.get().text == client.post("/", {"a": 1}).text == text
 
 
-@pytest.mark.slow
 def test_a_deployment_takes_the_request_whatever_its_parameter_is_called(client: Client) -> None:
     @qserve.deployment
     def by_any_name(starlette_request_of_mine: dict[str, int]) -> str:
@@ -182,6 +179,7 @@ def test_a_request_has_starlettes_interface(client: Client) -> None:
     }
 
 
+@pytest.mark.smoke
 def test_json_text_and_forms_are_read_with_or_without_a_content_type(client: Client) -> None:
     @qserve.deployment
     async def read(request: Request) -> Any:
@@ -221,7 +219,6 @@ def test_a_request_passes_through_handles_and_keeps_its_type(client: Client) -> 
         assert client.post("/?q=1", [2]).json == ["Request", [2], "1"]
 
 
-@pytest.mark.slow
 def test_bodies_of_640_kib_arrive_whole_through_adapters_and_handles(client: Client) -> None:
     @qserve.deployment
     def size(text: str) -> int:
@@ -242,6 +239,7 @@ def test_bodies_of_640_kib_arrive_whole_through_adapters_and_handles(client: Cli
     assert client.post("/", "y" * 640 * 1024).json == 640 * 1024
 
 
+@pytest.mark.smoke
 def test_concurrent_requests_get_their_own_answers(client: Client) -> None:
     @qserve.deployment(num_replicas=2)
     async def double(value: int) -> int:
@@ -312,6 +310,7 @@ def test_a_driver_always_answers_json(client: Client, value: Any, text: str) -> 
     assert answer.json == json.loads(text)
 
 
+@pytest.mark.smoke
 def test_response_objects_pass_through(client: Client) -> None:
     @qserve.deployment
     def respond(request: Request) -> Response:
@@ -430,7 +429,6 @@ def test_an_adapter_that_fails_is_the_users_error(client: Client) -> None:
     assert "LookupError: no such tenant" in answer.error["message"]
 
 
-@pytest.mark.slow
 def test_an_http_exception_of_an_adapter_is_its_answer(client: Client) -> None:
     def adapter(request: Request) -> Any:
         if "token" not in request.headers:
@@ -455,6 +453,7 @@ def divide(value: int) -> float:
     return 1 / value
 
 
+@pytest.mark.smoke
 def test_an_error_of_user_code_is_500_with_its_name_and_place_but_no_traceback(
     client: Client, started: Started
 ) -> None:
@@ -476,7 +475,6 @@ def test_an_error_of_user_code_is_500_with_its_name_and_place_but_no_traceback(
     assert client.post("/", 2).json == 0.5
 
 
-@pytest.mark.slow
 def test_a_response_that_is_too_long_to_be_held_whole_is_an_error_that_says_so(client: Client) -> None:
     @qserve.deployment
     def much() -> str:
@@ -490,6 +488,7 @@ def test_a_response_that_is_too_long_to_be_held_whole_is_an_error_that_says_so(c
     assert "StreamingResponse" in answer.error["message"]
 
 
+@pytest.mark.smoke
 def test_a_deadline_that_passes_is_504_and_what_is_queued_never_runs(client: Client, tmp_path: Path) -> None:
     ran, gate = tmp_path / "ran", tmp_path / "gate"
 
@@ -516,6 +515,7 @@ def test_a_deadline_that_passes_is_504_and_what_is_queued_never_runs(client: Cli
     del handle
 
 
+@pytest.mark.smoke
 def test_a_full_queue_is_503_with_a_time_to_come_back(client: Client, tmp_path: Path) -> None:
     gate = tmp_path / "gate"
 
@@ -550,7 +550,6 @@ def test_a_full_queue_is_503_with_a_time_to_come_back(client: Client, tmp_path: 
     assert [answer.status for answer in answers[4:]] == [200, 200]
 
 
-@pytest.mark.slow
 def test_a_full_queue_below_a_parent_deployment_is_refused_as_its_deployment_says(
     client: Client, tmp_path: Path
 ) -> None:
@@ -621,6 +620,7 @@ def test_a_request_whose_client_left_while_it_was_queued_never_runs(client: Clie
     assert ran.read_text() == "ac"
 
 
+@pytest.mark.smoke
 def test_a_new_version_takes_over_under_load_without_a_failed_request(client: Client) -> None:
     def version(text: str) -> Any:
         @qserve.deployment(name="app")

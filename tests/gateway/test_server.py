@@ -30,6 +30,7 @@ def run(*arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.row("F40")
 @pytest.mark.parametrize("shared", [False, True], ids=["", "of one who would share it"])
+@pytest.mark.slow
 def test_a_taken_port_is_told_at_once_in_one_line(shared: bool) -> None:
     with socket.create_server(("127.0.0.1", 0), reuse_port=shared) as taken:
         port = str(taken.getsockname()[1])
@@ -40,12 +41,14 @@ def test_a_taken_port_is_told_at_once_in_one_line(shared: bool) -> None:
     assert done.stderr == f"qserve gateway: cannot listen on 127.0.0.1:{port}: Address already in use; {REMEDY}\n"
 
 
+@pytest.mark.slow
 def test_a_gateway_without_a_broker_says_how_to_name_one() -> None:
     done = run("-m", "qserve_gateway")
     assert done.returncode == 1
     assert "--broker" in done.stderr
 
 
+@pytest.mark.slow
 def test_the_process_imports_nothing_that_only_user_code_needs() -> None:
     code = f"import sys, qserve_gateway.server; print([m for m in {HEAVY} if m in sys.modules])"
     assert run("-c", code).stdout.strip() == "[]"

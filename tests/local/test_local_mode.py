@@ -54,6 +54,7 @@ print(qserve.get(handle.predict.remote(20)))
 """
 
 
+@pytest.mark.slow
 def test_it_needs_no_broker_no_celery_and_no_socket(tmp_path: Path) -> None:
     program = tmp_path / "program.py"
     program.write_text(PROGRAM)

@@ -53,6 +53,7 @@ def test_spans_are_made_if_the_setting_or_the_standard_variables_ask_for_it(
     assert tracing.is_asked_for(Settings(tracing=setting), env) is asked
 
 
+@pytest.mark.slow
 def test_a_process_that_is_not_asked_does_not_import_what_makes_spans() -> None:
     imports = "import sys, qserve; qserve.import_all(); import qserve_gateway.application, qserve_workers.process.boot"
     program = f"{imports}; print('opentelemetry.sdk.trace' in sys.modules)"  # redis-py imports its metrics
