@@ -242,6 +242,7 @@ def test_no_replica_is_hidden_or_made_up(quiet: Attacked) -> None:
     wait_until(lambda: attacked.ask().status == 200, description="requests are answered again", timeout_s=15)
 
 
+@pytest.mark.long  # tests/fuzz/targets.py reads any bytes as a name
 def test_names_that_are_no_text_are_skipped_and_named_once(quiet: Attacked) -> None:
     attacked = quiet
     write_strange_names(attacked)

@@ -72,6 +72,7 @@ def _status(pid: int) -> dict[str, list[str]]:
 
 
 @pytest.mark.slow
+@pytest.mark.long  # make test-stack has it in containers
 def test_the_example_serves_on_a_read_only_root_as_nobody(site: Site) -> None:
     if missing := _missing():
         pytest.skip(missing)

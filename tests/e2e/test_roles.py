@@ -118,6 +118,7 @@ def test_each_role_is_a_process_of_its_own_and_python_calls_without_the_code(run
     assert (by_graph["words"], direct["words"]) == (3, 1)
 
 
+@pytest.mark.long  # tests/wire/test_signing.py has that both are accepted meanwhile
 def test_the_key_is_changed_role_by_role_while_requests_are_answered(site: Site) -> None:
     stack, other_port = Stack(site), free_port()
     old, new = "the-old-key-of-this-test", "the-new-key-of-this-test"

@@ -411,13 +411,12 @@ print("served", flush=True)
 @pytest.mark.parametrize(
     ("last_words", "code"),
     [
-        pytest.param(
-            "sys.exit(3)", 3, marks=pytest.mark.long
-        ),  # these end by atexit, as what starts in tests/faults/test_program_end.py
-        pytest.param("raise ValueError('of no use')", 1, marks=pytest.mark.long),
+        ("sys.exit(3)", 3),
+        ("raise ValueError('of no use')", 1),
         ("os.kill(os.getpid(), signal.SIGINT); time.sleep(9)", -signal.SIGINT),
     ],
 )
+@pytest.mark.long  # tests/e2e/test_run_command.py has Ctrl-C, and a program that is killed is below
 def test_the_end_of_a_program_ends_what_it_started(site: Site, last_words: str, code: int) -> None:
     port = free_port()
     process = run_script(site, ENDING + last_words, port)
