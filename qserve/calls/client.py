@@ -11,7 +11,7 @@ import contextlib
 import threading
 import time
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Any
@@ -37,12 +37,16 @@ from qserve.calls.program_end import Refusals, call_at_end, fail, is_ending
 from qserve.calls.progress import reports
 from qserve.calls.ref import Call, Ref, failed
 from qserve.exceptions import BrokerError, BrokerUnavailable, DeadlineExceeded, PayloadError, QserveException
+from qserve.payloads.store import ValueStore
 from qserve.tracing.start import start as start_tracing
 from qserve.wire.application import ApplicationRecord
+from qserve.wire.claim import Claim
+from qserve.wire.codec import Codec
 from qserve.wire.events import Event, Happening
+from qserve.wire.moves import claims_in
 from qserve.wire.outcome import Field, Outcome, State
 from qserve.wire.progress import Progress
-from qserve.wire.replies import each, epoch, events, stored, told, warn_once
+from qserve.wire.replies import each, epoch, events, freed, stored, told, warn_once
 from qserve.wire.sealing import (
     Seal,
     event_context,
@@ -64,6 +68,7 @@ SILENCE_LIMIT_S = 10.0
 ASK_TIMEOUT_S = 1.0
 """How long a wait that ends may take to ask the broker whether there is a result."""
 FETCH_PAUSE_S = 0.1
+TRIM_S = 5.0
 ASKED_PER_S, ASKED_AT_ONCE = 10.0, 50
 """How many requests that ask for it, or are made by one that is traced, each process has traced in a second, and how
 many more after a pause."""
@@ -87,13 +92,19 @@ class BrokerPlane(ComposingPlane):
         counts_results: bool = False,
         name: str = "",
         clock: Clock = clock,
+        store: ValueStore | None = None,
     ) -> None:
         super().__init__(settings, find)
         self.clock = clock
         self.seal = Seal(settings.keyring)
         self.mailbox = Mailbox(self.keys, self.seal, self.post, self.serves_replica, counts_results, name, clock)
         self.epoch = self.mailbox.epoch
-        self._released: list[str] = []
+        self._released: list[tuple[str, Claim | None]] = []
+        self._read: list[Claim] = []
+        self._trimmed_at = time.monotonic()
+        self._owns_store = store is None
+        self.store = store or ValueStore(settings, self._epoch_of_values)
+        self.codec = Codec(settings.keyring, settings.max_value_bytes, self.store)
         rate = settings.trace_sample
         self._sampled, self._asked = Turnstile(rate), Turnstile(ASKED_PER_S if rate else 0.0, ASKED_AT_ONCE)
 
@@ -186,8 +197,11 @@ class BrokerPlane(ComposingPlane):
             warn_once(f"the progress of a request cannot be read: {error}")
             return None
 
-    def release(self, request_id: str) -> None:
-        self._released.append(self.keys.request(request_id))
+    def release(self, request_id: str, value: Claim | None = None) -> None:
+        self._released.append((self.keys.request(request_id), value))
+
+    def release_item(self, value: Claim) -> None:
+        self._read.append(value)
 
     def wait(self, ref: Ref[Any], timeout_s: float | None) -> bool:
         """Block until ``ref`` is done; return False if it is still open in the broker after ``timeout_s``."""
@@ -200,12 +214,48 @@ class BrokerPlane(ComposingPlane):
         asked.wait(ASK_TIMEOUT_S)
         return ref.done.is_set()
 
-    def _release_command(self) -> Command | None:
-        """Return the command that deletes the released results; None if there are none."""
-        if not self._released:
-            return None
-        released, self._released = self._released, []
-        return functions.forget(released)
+    def _releases(self) -> list[tuple[Command, OnReply]]:
+        """Return the commands that delete the released results, and the stored values of items that were read."""
+        found: list[tuple[Command, OnReply]] = []
+        if self._released:
+            released, self._released = self._released, []
+            values = [value for _, value in released if value is not None]
+            command = functions.forget([request for request, _ in released])
+            found.append((command, partial(self._on_released, values) if values else ignore))
+        if self._read:
+            read, self._read = self._read, []
+            command = functions.release([self.keys.value(value.name) for value in read])
+            found.append((command, partial(self._on_released, read)))
+        return found
+
+    def _on_released(self, values: Sequence[Claim], reply: Any) -> None:
+        _, names = freed(reply)
+        self.forget([value for value in values if value.name in names])
+
+    # -- stored values -----------------------------------------------------------------------------
+
+    def _epoch_of_values(self) -> str:
+        """Return the broker's epoch, by which the values of installations on one host are kept apart; "" for none."""
+        value = self.epoch.value
+        return value if isinstance(value, str) else value.hex()
+
+    def trim(self) -> None:
+        """Give back the memory that is kept for more values, if there were none for a while."""
+        now = time.monotonic()
+        if now - self._trimmed_at > TRIM_S:
+            self._trimmed_at = now
+            self.store.trim()
+
+    def forget(self, values: Sequence[Claim]) -> None:
+        """Remove stored values that nobody holds any more."""
+        if values:
+            self.store.forget(values)
+
+    def _on_values_told(self, ref: Ref[Any], values: Iterable[Claim], on_reply: OnReply, reply: Any) -> None:
+        """Let go of the stored values of a submission: the broker holds them now, or has refused it."""
+        if other_epoch(reply) is None:  # otherwise they are sent again
+            self.store.settled(values)
+        on_reply(reply)
 
     def _expect(self, ref: Ref[Any], deadline_ms: int = 0) -> None:
         self.mailbox.add(ref, deadline_ms)
@@ -218,13 +268,15 @@ class BrokerPlane(ComposingPlane):
         request_id = header.request_id
         if webhook:
             webhook = self.seal.seal(webhook_context(request_id), webhook)
+        values = claims_in(moves)
         sealed, moves = seal_header(self.seal, header.encode()), seal_moves(self.seal, request_id, moves)
         command = functions.submit(
             request, request_id, self.epoch, sealed, self.mailbox.name, life_ms, keep_ms, moves,
             awaited, limits, model.model_id, model.max_ongoing, fingerprint, is_left, self._is_traced(call),
-            webhook,
+            webhook, {claim.name: uses for claim, uses in values.items()} if values else functions.NO_VALUES,
         )  # fmt: skip
-        (post or self.post)(command, partial(self._on_submitted, ref, submission, call))
+        on_reply = partial(self._on_submitted, ref, submission, call)
+        (post or self.post)(command, partial(self._on_values_told, ref, values, on_reply) if values else on_reply)
 
     def _is_traced(self, call: Call | None) -> bool:
         """Return whether the request that is being submitted here is traced: if that is asked for, with the one that
@@ -296,9 +348,14 @@ class ClientPlane(BrokerPlane):
     """
 
     def __init__(
-        self, settings: Settings, is_of_program: bool = False, counts_results: bool = False, clock: Clock = clock
+        self,
+        settings: Settings,
+        is_of_program: bool = False,
+        counts_results: bool = False,
+        clock: Clock = clock,
+        store: ValueStore | None = None,
     ) -> None:
-        super().__init__(settings, self.application, counts_results, clock=clock)
+        super().__init__(settings, self.application, counts_results, clock=clock, store=store)
         if settings.broker_url is None:
             raise BrokerUnavailable(NO_BROKER)
         self.client = connect(settings.broker_url)
@@ -375,7 +432,7 @@ class ClientPlane(BrokerPlane):
         if self._closed:
             return
         unsent = self.on_their_way()
-        self.__init__(self.settings, self._is_of_program, clock=self.clock)  # type: ignore[misc]
+        self.__init__(self.settings, self._is_of_program, clock=self.clock, store=self.store)  # type: ignore[misc]
         self.mailbox.expect_unknown(unsent, 2 * SEND_FOR_S)
 
     def close(self) -> None:
@@ -388,6 +445,8 @@ class ClientPlane(BrokerPlane):
         with contextlib.suppress(*CLIENT_ERRORS):
             self.client.delete(self.mailbox.name)
         self.client.close()
+        if self._owns_store:
+            self.store.close()
         self._refuse_unsent(self._given_up)
         self.mailbox.settle_all(failed(self._given_up))
 
@@ -582,9 +641,7 @@ class ClientPlane(BrokerPlane):
         with contextlib.suppress(Empty):
             while len(batch) < _SEND_COUNT and (item := self._outbox.get_nowait()) is not None:
                 batch += item
-        release = self._release_command()
-        if release is not None:
-            batch.append((release, ignore))
+        batch += self._releases()
         self._sending = batch
         _process_replies(batch, self._send_batch([command for command, _ in batch]))
         self._sending = []
@@ -629,6 +686,7 @@ class ClientPlane(BrokerPlane):
         reading = self.mailbox.read()
         action = next(reading)
         while not self._closed and not is_over():
+            self.trim()
             try:
                 if failpoints.ARMED:
                     failpoints.hit("reply.before_wait")

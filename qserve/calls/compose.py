@@ -22,8 +22,9 @@ from qserve.graph.advance import Fill, begin
 from qserve.graph.plan import Plan, Slot
 from qserve.tracing.switch import switch
 from qserve.wire.application import ApplicationRecord, DeploymentRecord
+from qserve.wire.claim import Kind, claim_in
 from qserve.wire.codec import Codec
-from qserve.wire.envelope import REQUEST_ID_CHARS, Header
+from qserve.wire.envelope import REQUEST_ID_CHARS, Answer, Header
 from qserve.wire.moves import BYTES_LIMIT, INPUTS_LIMIT, Awaited, Join, Model, Move, Start
 from qserve.wire.outcome import Outcome, State
 from qserve.wire.request_ids import new_value_id
@@ -82,7 +83,7 @@ class ComposingPlane(Plane):
     def __init__(self, settings: Settings, find: Callable[[str], ApplicationRecord]) -> None:
         self.settings = settings
         self.keys = Keys(settings.namespace)
-        self.codec = Codec(settings.keyring)
+        self.codec = Codec(settings.keyring, settings.max_value_bytes)
         self.find = find
 
     def unavailable(self, record: ApplicationRecord, deployment: str) -> DeploymentUnavailableError | None:
@@ -144,6 +145,8 @@ class ComposingPlane(Plane):
             ref.settle(submission, not is_refused)
         else:
             ref = kind(submission.header.request_id, self, self._owns(call))
+            if isinstance(ref, ItemRef):
+                ref.is_of_values = call.answer is Answer.VALUE
             if submission.awaited:
                 arguments = list(filter(None, map(ref_of, (*call.args, *call.kwargs.values()))))
                 self._check_own(arguments)
@@ -205,7 +208,7 @@ class ComposingPlane(Plane):
             return failed(AppNotFound(f"application {call.app!r} has no deployment {deployment!r}; it has: {known}"))
         stream = self.keys.stream(record.name, record.version, deployment)
         args, kwargs, refs = _replace_refs(call.args, call.kwargs)
-        arguments = self.codec.encode([args, kwargs])
+        arguments = self.codec.encode([args, kwargs], Kind.KEPT)
         if not refs:
             return self._submission(record, None, call, [Start(stream, method, [arguments])], [])
         needs = len(refs) + 1
@@ -245,10 +248,12 @@ class ComposingPlane(Plane):
             moves = begin(plan, tuple(call.args), dict(call.kwargs))
         except Exception as error:  # a part of the input is missing: that fails the request, not its caller
             return failed(error, "" if isinstance(error, QserveException) else record.ingress)
+        answer = next((move for move in moves if isinstance(move, AnswerMove)), None)
+        if answer is not None:  # it is stored nowhere: no request would let go of it
+            whole = Codec(self.settings.keyring, self.settings.max_value_bytes)
+            return Outcome(State.DONE, whole.encode(answer.value))
         awaited: list[Awaited] = []
         packed = pack_moves(moves, record, plan, self.keys, self.codec, awaited)
-        if isinstance(packed, bytes):
-            return Outcome(State.DONE, packed)
         return self._submission(record, graph, call, packed, awaited)
 
     def _submission(
@@ -327,39 +332,68 @@ def pack_moves(
     keys: Keys,
     codec: Codec,
     awaited: list[Awaited] | None = None,
-) -> list[Move] | bytes:
-    """Return a graph's moves with encoded values; bytes when the request is answered at once.
+    kind: Kind = Kind.KEPT,
+) -> list[Move]:
+    """Return a graph's moves with encoded values.
 
     Parameters:
       awaited: Receives the refs among the values, which the broker fills in; None where there can be none.
+      kind: What the values are stored for, if they are large.
 
     Raises:
       PayloadError: A value cannot be encoded, or together they are too long for one command.
     """
-    packed: list[Move] = []
-    size = 0
-    for move in moves:
-        if isinstance(move, AnswerMove):
-            return codec.encode(move.value)
-        stream, step = keys.stream(record.name, record.version, plan.steps[move.step].deployment), str(move.step)
-        values = []
-        for slot, value in move.values:
-            ref = ref_of(value) if isinstance(value, RESPONSES) else None
-            if awaited is None or ref is None:
-                values.append((slot, codec.encode(value)))
-            elif not ref.request_id:
-                values.append((slot, codec.encode(ref.result())))
-            else:
-                awaited.append(Awaited(keys.request(ref.request_id), stream, step, move.needs, slot))
-        if len(values) == move.needs:
-            packed.append(Start(stream, step, [value for _, value in (values if len(values) == 1 else sorted(values))]))
-        else:
-            packed.append(Join(stream, step, move.needs, values))
-        for _, value in values:
-            size += len(value)
-    if size > BYTES_LIMIT:
-        raise PayloadTooLarge(
-            f"{len(packed)} calls of the graph would get {size} bytes at once; the limit is {BYTES_LIMIT}. Pass smaller"
-            " values, or the place where they are stored."
-        )
+    encode = _Encoder(codec, kind)
+    try:
+        packed = [_packed(move, record, plan, keys, encode, awaited) for move in moves if isinstance(move, Fill)]
+        size = sum(map(_size, packed))
+        if size > BYTES_LIMIT:
+            raise PayloadTooLarge(
+                f"{len(packed)} calls of the graph would get {size} bytes at once; the limit is {BYTES_LIMIT}. Pass"
+                " smaller values, or the place where they are stored."
+            )
+    except BaseException:
+        codec.forget(filter(None, map(claim_in, encode.encoded.values())))
+        raise
     return packed
+
+
+class _Encoder:
+    """Encodes the values of one set of moves; one that goes to several steps is encoded, and stored, once."""
+
+    def __init__(self, codec: Codec, kind: Kind) -> None:
+        self._codec, self._kind = codec, kind
+        self.encoded: dict[int, bytes] = {}
+
+    def __call__(self, value: Any) -> bytes:
+        found = self.encoded.get(id(value))
+        if found is None:
+            found = self.encoded[id(value)] = self._codec.encode(value, self._kind)
+        return found
+
+
+def _packed(
+    move: Fill,
+    record: ApplicationRecord,
+    plan: Plan,
+    keys: Keys,
+    encode: Callable[[Any], bytes],
+    awaited: list[Awaited] | None,
+) -> Move:
+    stream, step = keys.stream(record.name, record.version, plan.steps[move.step].deployment), str(move.step)
+    values = []
+    for slot, value in move.values:
+        ref = ref_of(value) if isinstance(value, RESPONSES) else None
+        if awaited is None or ref is None:
+            values.append((slot, encode(value)))
+        elif not ref.request_id:
+            values.append((slot, encode(ref.result())))
+        else:
+            awaited.append(Awaited(keys.request(ref.request_id), stream, step, move.needs, slot))
+    if len(values) == move.needs:
+        return Start(stream, step, [value for _, value in (values if len(values) == 1 else sorted(values))])
+    return Join(stream, step, move.needs, values)
+
+
+def _size(move: Move) -> int:
+    return sum(map(len, move.values if isinstance(move, Start) else [value for _, value in move.slots]))

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import deque
+from collections.abc import Iterable
 
 from qserve.base.clock import Deadline
 from qserve.base.promise import Promise, T_co
 from qserve.broker.functions import UNREAD
 from qserve.calls.ref import Plane, Ref
-from qserve.exceptions import GetTimeoutError
+from qserve.exceptions import GetTimeoutError, PayloadError
+from qserve.wire.claim import claim_in
 
 WINDOW = 16
 """How many items of a streamed result may be on their way; a producer that is further ahead waits."""
@@ -21,7 +24,7 @@ PIECE_BYTES = 16 * 1024
 class ItemRef(Ref[T_co]):
     """A ref whose result arrives as items; the reader's pace limits how far ahead the producer may be."""
 
-    __slots__ = ("_ready", "_untold", "items", "received")
+    __slots__ = ("_ready", "_untold", "is_of_values", "items", "received")
 
     def __init__(self, request_id: str, plane: Plane | None, owned: bool = False) -> None:
         super().__init__(request_id, plane, owned)
@@ -29,6 +32,8 @@ class ItemRef(Ref[T_co]):
         self._ready: Promise[None] = Promise()
         self._untold = 0  # how many were taken since the producer was told
         self.received = 0
+        self.is_of_values = True
+        """Whether its items are encoded values, and not parts of an HTTP response."""
         self.done.call_when_set(self._wake)
 
     def add(self, item: bytes) -> None:
@@ -49,7 +54,8 @@ class ItemRef(Ref[T_co]):
 
     def drop_items(self) -> None:
         """Let the producer go on to its end, at its own pace; the items are not read any more."""
-        self.items = deque(maxlen=0)
+        items, self.items = self.items, deque(maxlen=0)
+        self._release(items)
         self._get_plane().add_credit(self.request_id, UNREAD)
 
     def next_nowait(self) -> bytes | None:
@@ -95,4 +101,26 @@ class ItemRef(Ref[T_co]):
         return self.done.is_set() and not self.items  # in this order: another thread may add the last item meanwhile
 
     def decode(self, item: bytes) -> T_co:
-        return self._get_plane().codec.decode(item)  # type: ignore[no-any-return]
+        plane, claim = self._get_plane(), claim_in(item)
+        try:
+            return plane.codec.decode(item)  # type: ignore[no-any-return]
+        finally:
+            if claim is not None:
+                plane.release_item(claim)
+
+    async def decode_async(self, item: bytes) -> T_co:
+        """Do the same in async code: what takes long to fetch is fetched in a thread."""
+        if self._get_plane().codec.is_heavy(item):
+            return await asyncio.get_running_loop().run_in_executor(None, self.decode, item)
+        return self.decode(item)
+
+    def _release(self, items: Iterable[bytes]) -> None:
+        """Let go of the stored values of items that nobody will read."""
+        if self.is_of_values:
+            for claim in filter(None, map(claim_in, items)):
+                self._get_plane().release_item(claim)
+
+    def __del__(self) -> None:
+        with contextlib.suppress(PayloadError):
+            self._release(self.items)
+        super().__del__()

@@ -28,6 +28,7 @@ from qserve.exceptions import (
     ResultUnavailable,
 )
 from qserve.wire.application import ApplicationRecord
+from qserve.wire.claim import Claim, claim_in
 from qserve.wire.codec import Codec
 from qserve.wire.envelope import Answer
 from qserve.wire.events import Event
@@ -137,8 +138,16 @@ class Plane(ABC):
         """Ask for the progress of a request: None if it has reported none, or is not open."""
 
     @abstractmethod
-    def release(self, request_id: str) -> None:
-        """Delete a result that will not be asked for again, together with what is sent next."""
+    def release(self, request_id: str, value: Claim | None = None) -> None:
+        """Delete a result that will not be asked for again, together with what is sent next.
+
+        Parameters:
+          value: The claim of its stored value; None if it has none, or has not come.
+        """
+
+    @abstractmethod
+    def release_item(self, value: Claim) -> None:
+        """Delete the stored value of an item that was read, together with what is sent next."""
 
 
 class CurrentPlane:
@@ -276,6 +285,8 @@ class Ref(NotValue, Generic[T_co]):
             except asyncio.CancelledError:
                 self.cancel_with_caller()
                 raise
+        if self._value is _UNSET and self._get_plane().codec.is_heavy(self.outcome().payload):
+            yield from asyncio.get_running_loop().run_in_executor(None, self._unwrap)
         return self._unwrap()
 
     def made_by(self, caller: RequestContext) -> None:
@@ -451,7 +462,15 @@ class Ref(NotValue, Generic[T_co]):
 
     def __del__(self) -> None:
         if self._owned and self.request_id and self._plane is not None:
-            self._plane.release(self.request_id)
+            self._plane.release(self.request_id, self._stored_value())
+
+    def _stored_value(self) -> Claim | None:
+        if not self.done.is_set():
+            return None
+        try:
+            return claim_in(self.outcome().payload)
+        except PayloadError:
+            return None
 
     def __repr__(self) -> str:
         state = State(self.outcome().state).word if self.done.is_set() else "pending"

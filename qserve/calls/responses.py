@@ -161,19 +161,19 @@ class DeploymentResponseGenerator(_Response[T_co]):
     def __next__(self) -> T_co:
         if loop_that_runs() is not None and current.in_replica():
             raise RuntimeError("a sync loop over a stream would block the event loop: write `async for`")
-        return self._value(self.ref.next(), StopIteration)
+        return self.ref.decode(self._there(self.ref.next(), StopIteration))
 
     def __aiter__(self) -> AsyncIterator[T_co]:
         return self
 
     async def __anext__(self) -> T_co:
-        return self._value(await self.ref.next_async(), StopAsyncIteration)
+        return await self.ref.decode_async(self._there(await self.ref.next_async(), StopAsyncIteration))
 
-    def _value(self, item: bytes | None, end: type[Exception]) -> T_co:
+    def _there(self, item: bytes | None, end: type[Exception]) -> bytes:
         if item is None:
             self.ref.raise_for_end()
             raise end
-        return self.ref.decode(item)
+        return item
 
     def __del__(self) -> None:
         if not self.ref.done.is_set():

@@ -1,18 +1,24 @@
-"""``qserve doctor``: check a broker before anything depends on it."""
+"""``qserve doctor``: check a broker, and the stores of large values, before anything depends on them."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 
 import click
 
 from qserve.base.settings import Settings
-from qserve.broker.connection import connect
-from qserve.broker.doctor import examine, read_facts
+from qserve.broker.connection import Client, broker_errors, connect
+from qserve.broker.doctor import Finding, examine, read_facts
 from qserve.cli.options import broker_option, json_option
+from qserve.deploy.installation import Installation
+from qserve.exceptions import QserveException
+from qserve.payloads import doctor as doctor_of_stores
+from qserve.payloads.store import ValueStore
+from qserve.wire.replies import epoch
 
 
 @click.command()
@@ -21,11 +27,14 @@ from qserve.cli.options import broker_option, json_option
 def doctor(settings: Settings, as_json: bool) -> None:
     """Check a broker for problems.
 
-    Checks version, eviction, persistence, clock, password and secret key, and prints a line for each, with a remedy
-    for what is wrong. The exit code is 1 if there is an error.
+    Checks version, eviction, persistence, clock, password and secret key, and the stores of large values, and prints a
+    line for each, with a remedy for what is wrong. The exit code is 1 if there is an error.
     """
     with contextlib.closing(connect(settings.named_broker)) as client:
-        findings = examine(read_facts(client, settings))
+        facts = read_facts(client, settings)
+        findings = examine(facts)
+        if not facts.unreachable:
+            findings += _of_stores(settings, client)
     if as_json:
         click.echo(json.dumps([asdict(finding) for finding in findings], indent=2))
     for finding in findings if not as_json else ():
@@ -33,3 +42,15 @@ def doctor(settings: Settings, as_json: bool) -> None:
         click.echo(f"{finding.level:<8} {finding.what}{remedy}")
     if any(finding.level == "error" for finding in findings):
         sys.exit(1)
+
+
+def _of_stores(settings: Settings, client: Client) -> Sequence[Finding]:
+    installation = Installation(settings, client)
+    try:
+        with broker_errors():
+            now = str(epoch(client.get(installation.keys.epoch)))
+        store = ValueStore(settings, lambda: now)
+        with contextlib.closing(store):
+            return doctor_of_stores.examine(doctor_of_stores.read_facts(store, installation.fleet.hosts().values()))
+    except QserveException as error:
+        return [Finding("error", f"the stores of large values cannot be checked: {error}", "see QSERVE_PAYLOADS")]

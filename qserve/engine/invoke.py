@@ -15,6 +15,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from math import inf
@@ -30,6 +31,7 @@ from qserve.base.context import RequestContext, Run, Scope, request_context, sco
 from qserve.base.forks import end_child, end_if_child, lasting_threads, on_fork
 from qserve.base.log import get_logger, of_request
 from qserve.base.loop_at_hand import seen_in_thread
+from qserve.base.once import may_say
 from qserve.base.promise import T
 from qserve.base.tracebacks import frames_of_coroutine, frames_of_thread, place_in
 from qserve.calls.not_value import add_advice
@@ -39,10 +41,11 @@ from qserve.calls.responses import RESPONSES
 from qserve.engine.servable import Method, Servable
 from qserve.engine.step import Conclusion, Stepper, UserCall, timing
 from qserve.engine.streaming import ReaderGone, SessionSink, Sink, send_stream
-from qserve.exceptions import RequestCancelledError
+from qserve.exceptions import BrokerFull, BrokerUnavailable, RequestCancelledError, StoreUnavailable
 from qserve.http.render import explain
 from qserve.http.websocket import Conversation
 from qserve.tracing.switch import switch
+from qserve.wire.codec import Heavy, light_only
 from qserve.wire.envelope import Answer, Header
 from qserve.wire.outcome import State
 from qserve.wire.times import StepTime, step_time
@@ -53,6 +56,11 @@ if TYPE_CHECKING:
 log = get_logger(__name__)
 
 
+_BESIDE = 4
+"""How many large values one replica fetches or stores at a time, where that takes long."""
+_PAUSE_S, _LONGEST_PAUSE_S, _SAID_FOR_S = 0.1, 2.0, 60.0
+_AWAY = (StoreUnavailable, BrokerUnavailable, BrokerFull)
+"""Raised while a store of values cannot be reached, or is full."""
 _VALUES = frozenset((type(None), bool, int, float, str, bytes, list, dict, tuple))
 """The types of most results. They are not streams, and nothing has to be awaited."""
 
@@ -215,6 +223,7 @@ class Invoker(Generic[C]):
         self._tasks: set[asyncio.Task[None]] = set()
         self._last_method: Method | None = None
         self.is_thread_busy = False
+        self._threads: ThreadPoolExecutor | None = None
         on_fork(self)
 
     def leave_to_parent(self) -> None:
@@ -276,19 +285,67 @@ class Invoker(Generic[C]):
         scope_here.set(invocation.scope)
         try:
             try:
-                call = self._stepper.open(invocation.header, invocation.step, self._backend.values(invocation))
+                values = self._backend.values(invocation)
+                if self._stepper.is_heavy(values):
+                    self._spawn(invocation, self._open_beside(invocation, values))
+                    return
+                call = self._stepper.open(invocation.header, invocation.step, values)
+            except _AWAY:
+                self._spawn(invocation, self._open_beside(invocation, values))
             except BaseException as error:  # arguments that are unpickled run code of their own
-                self._discard(invocation)
-                if switch.spans is not None:
-                    invocation.trace(switch.spans).ran(error)
-                self._backend.reject(invocation, error)
+                self._reject(invocation, error)
             else:
-                invocation.call = call
-                if switch.spans is not None:
-                    invocation.trace(switch.spans)
-                self._call(invocation, call)
+                self._opened(invocation, call)
         except BaseException as error:
             self._fail(invocation, error)
+
+    async def _open_beside(self, invocation: C, values: Sequence[bytes]) -> None:
+        """Fetch values for which that takes long in a thread; other calls go on meanwhile."""
+        try:
+            try:
+                call = await self._beside(
+                    invocation, partial(self._stepper.open, invocation.header, invocation.step, values)
+                )
+            except asyncio.CancelledError:
+                raise
+            except BaseException as error:
+                self._reject(invocation, error)
+            else:
+                invocation.task = None
+                self._opened(invocation, call)
+        except BaseException as error:
+            self._fail(invocation, error)
+
+    async def _beside(self, invocation: C, call: Callable[[], T]) -> T:
+        """Read or store values in a thread; while their store is away, this tries again until the request's deadline.
+
+        The request was accepted, and its code may have run: it must not fail because a store is restarted.
+        """
+        if self._threads is None:
+            self._threads = ThreadPoolExecutor(_BESIDE, "qserve-values")
+        pause_s = _PAUSE_S
+        while True:
+            try:
+                return await self._loop.run_in_executor(self._threads, contextvars.copy_context().run, call)
+            except _AWAY as error:
+                if invocation.header.expired():
+                    raise
+                if may_say("a store of values is away", _SAID_FOR_S):
+                    log.warning("%s waits for a store of large values: %s", invocation.name, error)
+            await asyncio.sleep(pause_s)
+            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+
+    def _reject(self, invocation: C, error: BaseException) -> None:
+        self._discard(invocation)
+        if switch.spans is not None:
+            invocation.trace(switch.spans).ran(error)
+        self._backend.reject(invocation, error)
+
+    def _opened(self, invocation: C, call: UserCall) -> None:
+        invocation.call = call
+        if switch.spans is not None:
+            invocation.trace(switch.spans)
+        self._call(invocation, call)
 
     # -- running -----------------------------------------------------------------------------------
 
@@ -435,20 +492,41 @@ class Invoker(Generic[C]):
 
     def _conclude(self, invocation: C, value: Any) -> None:
         assert invocation.call is not None
+        header = invocation.header
         try:
-            header = invocation.header
             time = invocation.time() if _is_timed(header) else None
-            conclusion = self._stepper.conclude(header, invocation.call, value, time)
+            with light_only():
+                conclusion = self._stepper.conclude(header, invocation.call, value, time)
+        except (Heavy, *_AWAY):
+            conclude = partial(self._stepper.conclude, header, invocation.call, value, time)
+            self._spawn(invocation, self._conclude_beside(invocation, conclude))
         except BaseException as error:  # the value's own code runs here as well, and may raise SystemExit
             self._fail(invocation, error)
         else:
             self._commit(invocation, conclusion)
+
+    async def _conclude_beside(self, invocation: C, conclude: Callable[[], Conclusion]) -> None:
+        """Store a result for which that takes long in a thread; other calls go on meanwhile."""
+        storing = asyncio.ensure_future(self._beside(invocation, conclude))
+        try:
+            conclusion = await asyncio.shield(storing)
+        except BaseException as error:
+            storing.add_done_callback(self._drop)
+            self._fail(invocation, error)
+        else:
+            self._commit(invocation, conclusion)
+
+    def _drop(self, storing: asyncio.Future[Conclusion]) -> None:
+        """Remove what was stored for a call whose request had ended meanwhile."""
+        if not storing.cancelled() and storing.exception() is None:
+            self._stepper.drop(storing.result())
 
     def _commit(self, invocation: C, conclusion: Conclusion) -> None:
         self._discard(invocation)
         if invocation.span is not None:
             invocation.span.ran()
         if invocation.ended:  # the value of code that had to stop is not a result
+            self._stepper.drop(conclusion)
             conclusion = Conclusion(invocation.ended)
         self._backend.commit(invocation, conclusion)
         if invocation.background is not None and not invocation.ended:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from qserve.base import failpoints
@@ -17,9 +18,10 @@ from qserve.graph.plan import Plan
 from qserve.http import request as _requests  # noqa: F401  (it teaches the codec to decode requests)
 from qserve.http.render import render, with_header
 from qserve.wire.application import ApplicationRecord
+from qserve.wire.claim import Claim, Kind, claim_in
 from qserve.wire.codec import Codec
 from qserve.wire.envelope import Answer, Header
-from qserve.wire.moves import Move, Start
+from qserve.wire.moves import Move, Start, claims_in
 from qserve.wire.outcome import State
 from qserve.wire.replies import step_number
 from qserve.wire.times import StepTime, Times, server_timing, split_times, with_times
@@ -30,7 +32,7 @@ class UserCall:
     """A call of user code, with its arguments.
 
     ``plan`` and ``index`` tell which step of which graph it is; ``plan`` is None for a direct call. ``times`` has those
-    of the steps before it, if its request wants them.
+    of the steps before it, if its request wants them. ``spent`` has the claims of its stored values, which it uses up.
     """
 
     method: str
@@ -39,14 +41,30 @@ class UserCall:
     plan: Plan | None = None
     index: int = 0
     times: Times | None = None
+    spent: Sequence[Claim] = ()
 
 
 class Conclusion(NamedTuple):
-    """The effect of a call: the end of its request, or moves to the next steps."""
+    """The effect of a call: the end of its request, or moves to the next steps.
+
+    Parameters:
+      made: The claims of the values that were stored for it, with the number of their uses.
+      spent: Those of the values that the call has used.
+    """
 
     state: str = ""
     payload: bytes = b""
     moves: Sequence[Move] = ()
+    made: Mapping[Claim, int] = MappingProxyType({})
+    spent: Sequence[Claim] = ()
+
+    def uses(self) -> dict[str, int]:
+        """Return the stored values that it begins to hold, and those that it has used, as the broker counts them."""
+        found = {claim.name: uses for claim, uses in self.made.items()}
+        if not self.state:  # at its end, a request lets go of all that it has
+            for claim in self.spent:
+                found[claim.name] = found.get(claim.name, 0) - 1
+        return found
 
     @property
     def outcome(self) -> str:
@@ -72,6 +90,10 @@ class Stepper:
         self._codec = codec
         self._templates: dict[tuple[str, int], Arguments] = {}
 
+    def is_heavy(self, values: Sequence[bytes]) -> bool:
+        """Return whether it takes long to fetch one of these values: not on an event loop."""
+        return any(map(self._codec.is_heavy, values))
+
     def open(self, header: Header, step: str, values: Sequence[bytes]) -> UserCall:
         """Return the call of a delivery.
 
@@ -84,8 +106,10 @@ class Stepper:
             times, values = _apart(values)
             call = self._open(header, step, values)
             call.times = times
-            return call
-        return self._open(header, step, values)
+        else:
+            call = self._open(header, step, values)
+        call.spent = [claim for claim in map(claim_in, values) if claim is not None]
+        return call
 
     def _open(self, header: Header, step: str, values: Sequence[bytes]) -> UserCall:
         decode = self._codec.decode
@@ -124,33 +148,44 @@ class Stepper:
         Raises:
           ResultNotSerialisable: The result cannot be encoded, or cannot be an HTTP response.
           ResultTooLarge: It is too long for that.
+          Heavy: See ``light_only``.
         """
         if failpoints.ARMED:
             failpoints.hit("call.after")
         try:
             if call.plan is None:
-                return Conclusion(State.DONE, self._answer(header, value, call, time))
+                return self._end(header, value, call, time)
             moves = advance(call.plan, call.index, value)
             if moves and isinstance(moves[0], AnswerMove):
-                return Conclusion(State.DONE, self._answer(header, moves[0].value, call, time))
-            packed = pack_moves(moves, self._record, call.plan, self._keys, self._codec)
+                return self._end(header, moves[0].value, call, time)
+            packed = pack_moves(moves, self._record, call.plan, self._keys, self._codec, kind=Kind.PASSING)
         except PayloadError as error:
             raise _refusal(error) from error
-        assert not isinstance(packed, bytes)
+        made = claims_in(packed)
         if time is not None:
             packed = _timed(packed, {**(call.times or {}), str(call.index): time})
-        return Conclusion(moves=packed)
+        return Conclusion(moves=packed, made=made, spent=call.spent)
 
     def encode_item(self, item: Any) -> bytes:
         """Encode one item of a streamed result; raises as ``conclude`` does."""
         try:
-            return self._codec.encode(item)
+            return self._codec.encode(item, Kind.KEPT)
         except PayloadError as error:
             raise _refusal(error) from error
 
+    def drop(self, conclusion: Conclusion) -> None:
+        """Remove what was stored for a conclusion that has no effect."""
+        if conclusion.made:
+            self._codec.forget(conclusion.made)
+
+    def _end(self, header: Header, value: Any, call: UserCall, time: StepTime | None) -> Conclusion:
+        payload = self._answer(header, value, call, time)
+        claim = claim_in(payload)
+        return Conclusion(State.DONE, payload, made={} if claim is None else {claim: 1}, spent=call.spent)
+
     def _answer(self, header: Header, value: Any, call: UserCall, time: StepTime | None) -> bytes:
         if header.answer is Answer.VALUE:
-            return self._codec.encode(value)
+            return self._codec.encode(value, Kind.KEPT)
         payload = render(value, header.answer)
         return payload if time is None else with_header(payload, *timing(call, time))
 

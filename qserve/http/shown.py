@@ -6,6 +6,7 @@ from typing import Any
 
 from qserve.exceptions import PayloadError
 from qserve.http.message import HttpMessage, unpack_message
+from qserve.wire.claim import claim_in
 from qserve.wire.codec import Codec, Extension
 from qserve.wire.codes import Code
 from qserve.wire.times import split_times
@@ -19,7 +20,9 @@ class ShownCodec(Codec):
     def show(self, data: bytes) -> str:
         """Return an encoded value as text; an error says what it is instead."""
         try:
-            return repr(self.decode(split_times(data)[1]))
+            value = split_times(data)[1]
+            claim = claim_in(value)
+            return repr(self.decode(value)) if claim is None else f"<a value of {claim.size} bytes, in {claim.store}>"
         except PayloadError as error:
             return f"<{error}>"
 

@@ -28,6 +28,7 @@ from qserve.calls.ref import Call, Ref
 from qserve.engine.step import Conclusion
 from qserve.exceptions import AppNotFound
 from qserve.wire.application import ApplicationRecord
+from qserve.wire.claim import Claim
 from qserve.wire.envelope import Header
 from qserve.wire.events import Event, Happening
 from qserve.wire.moves import Awaited, Move, Start
@@ -405,8 +406,11 @@ class LocalPlane(ComposingPlane):
         self.operate(self.requests.ask, self.keys.request(request_id), asked)
         return asked
 
-    def release(self, request_id: str) -> None:
+    def release(self, request_id: str, value: Claim | None = None) -> None:
         self._operations.append(partial(self.requests.forget, self.keys.request(request_id)))
+
+    def release_item(self, value: Claim) -> None:
+        """Do nothing: no value is stored here."""
 
     def close(self) -> None:
         """Cancel all open requests, and refuse new ones."""

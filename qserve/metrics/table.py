@@ -28,6 +28,7 @@ _CALL = (*_DEPLOYMENT, "route")
 _EACH_REPLICA = (*_DEPLOYMENT, "replica")
 _HTTP = ("route", "method", "application", "status_code")
 _HTTP_ERROR = ("route", "method", "application", "error_code")
+_STORE = ("store",)
 _FUNCTION = (*_DEPLOYMENT, "function_name")
 C, G, H = Kind.COUNTER, Kind.GAUGE, Kind.HISTOGRAM
 _MS = LATENCY_MS
@@ -79,6 +80,7 @@ _ROWS: dict[str, list[Description]] = {
         Description("deadline_exceeded", C, "requests that ended at their deadline", ("application",)),
         Description("retries", C, "calls that are tried again, because their code raised", _DEPLOYMENT),
         Description("calls_dead_lettered", C, "calls that became dead letters", (*_DEPLOYMENT, "reason")),
+        Description("payload_fallbacks", C, "large values that a store had no room for", ("store",)),
         Description("stream_backlog", G, "items that a replica has sent and no reader has taken", _EACH_REPLICA),
     ],
     SUPERVISOR: [
@@ -87,6 +89,9 @@ _ROWS: dict[str, list[Description]] = {
         Description("replica_recycles", C, "replicas that were replaced, by the option", (*_DEPLOYMENT, "reason")),
         Description("takeovers", C, "calls of dead or lost replicas that were handed over", _DEPLOYMENT),
         Description("worker_replicas", G, "replicas that run on the host", _DEPLOYMENT),
+        Description("payload_values", G, "large values that are stored, as one worker of a host sees them", _STORE),
+        Description("payload_bytes", G, "memory or space that they take, with what is kept for the next ones", _STORE),
+        Description("payload_oldest_seconds", G, "since when the oldest of them has been there", _STORE),
     ],
     BROKER: [
         Description("broker_up", G, "1 if the broker answers within a second"),

@@ -79,6 +79,11 @@ def remove_abandoned(own: str = "", root: Path = SHM) -> None:
             shutil.rmtree(entry.path, ignore_errors=True)
 
 
+def has_folders(root: Path = SHM) -> bool:
+    """Return whether this user has installations here that store values, or has had some."""
+    return any(entry.name.startswith(f"qserve-{os.getuid()}-") for entry in entries(root))
+
+
 def _check_own(path: Path) -> None:
     found = os.lstat(path)
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:

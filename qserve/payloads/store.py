@@ -167,14 +167,16 @@ class ValueStore:
         for tier, some in self._by_tier(claims):
             tier.forget(some)
 
-    def sweep(self, is_known: IsKnown) -> None:
+    def sweep(self, is_known: IsKnown, store: str = "") -> None:
         """Remove what dead processes have left in all tiers, and values that the broker does not know.
 
         Parameters:
           is_known: Takes names of values, and returns of each whether the broker knows it.
+          store: The only tier that is swept; "" for all of them.
         """
-        for tier in self._all():
-            tier.sweep(is_known)
+        for name in self._of_kind[Kind.PASSING]:
+            if store in ("", name):
+                self._tier(name).sweep(is_known)
 
     def trim(self) -> None:
         """Give back memory that this process keeps for its next values, and has not needed for ten seconds.
@@ -184,9 +186,19 @@ class ValueStore:
         for tier in list(self._made.values()):
             tier.trim()
 
-    def stats(self) -> list[TierStats]:
-        """Return what each tier of this installation holds, as far as this host can see; the broker does not count."""
-        return [found for tier in self._all() if (found := tier.stats()) is not None]
+    def stats(self, store: str = "") -> list[TierStats]:
+        """Return what each tier of this installation holds, as far as this host can see; the broker does not count.
+
+        Parameters:
+          store: The only tier; "" for all of them.
+        """
+        tiers = [self._tier(name) for name in self._of_kind[Kind.PASSING] if store in ("", name)]
+        return [found for tier in tiers if (found := tier.stats()) is not None]
+
+    @property
+    def stores_in_memory(self) -> bool:
+        """Whether values that are passed on are stored in the memory of this host."""
+        return MEMORY in self._of_kind[Kind.PASSING]
 
     @property
     def place(self) -> str:
@@ -194,16 +206,13 @@ class ValueStore:
 
         Its first part is the host's name, its second the token of the memory.
         """
-        tier = self._tier(MEMORY) if MEMORY in self._of_kind[Kind.PASSING] else None
+        tier = self._tier(MEMORY) if self.stores_in_memory else None
         return tier.place if isinstance(tier, Segments) else ""
 
     def close(self) -> None:
         """Close connections and give back memory; what was stored stays."""
         for tier in list(self._made.values()):
             tier.close()
-
-    def _all(self) -> list[Tier]:
-        return [self._tier(name) for name in self._of_kind[Kind.PASSING]]
 
     def _holder(self, claim: Claim) -> Tier:
         """Return the tier that holds a value."""

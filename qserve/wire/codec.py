@@ -22,7 +22,7 @@ import msgpack
 
 from qserve.base.keyring import Keyring
 from qserve.exceptions import PayloadError, PayloadTooLarge, RequestError
-from qserve.wire.claim import Claim, Kind, Part, apart, wrap
+from qserve.wire.claim import Claim, Kind, Part, apart, claim_in, wrap
 from qserve.wire.codes import Code, is_record, numpy_packer, pack_record, packers, unpackers
 from qserve.wire.pickling import dumps
 
@@ -74,6 +74,8 @@ class Values(Protocol):
     def put(self, parts: Sequence[Part], size: int, kind: Kind) -> Claim: ...
     def get(self, claim: Claim) -> memoryview: ...
     def is_heavy(self, size: int, kind: Kind) -> bool: ...
+    def is_heavy_to_get(self, claim: Claim) -> bool: ...
+    def forget(self, claims: Iterable[Claim]) -> None: ...
 
 
 class Heavy(Exception):
@@ -323,6 +325,20 @@ class Codec:
         except PayloadError:  # it contains itself
             pass
         return type(value).__qualname__
+
+    def forget(self, claims: Iterable[Claim]) -> None:
+        """Remove what was stored for values that are not sent after all."""
+        if self._values is not None:
+            self._values.forget(claims)
+
+    def is_heavy(self, data: bytes) -> bool:
+        """Return whether it takes so long to read the stored parts of a value that an event loop leaves it to a thread.
+
+        Raises:
+          PayloadError: Its claim cannot be read.
+        """
+        claim = claim_in(data)
+        return claim is not None and self._values is not None and self._values.is_heavy_to_get(claim)
 
     def decode(self, data: bytes) -> Any:
         """Decode one value.

@@ -71,6 +71,7 @@ class HostRecord(_Value):
       pins: Replicas that it runs whatever is planned, by ``application:version:deployment``.
       app: The only application that it runs; "" for all.
       is_leaving: Whether it ends as soon as what it runs has a place elsewhere.
+      values_in: The token of the memory in which its replicas store large values; "" if they store them elsewhere.
     """
 
     worker: str
@@ -86,6 +87,7 @@ class HostRecord(_Value):
     app: str = ""
     number: int = 0
     is_leaving: bool = False
+    values_in: str = ""
 
     def is_drained(self, drains: Container[str]) -> bool:
         """Return whether its host, or this worker alone, is among those that are drained."""

@@ -225,6 +225,13 @@ def ends(reply: Any) -> list[tuple[str, str, int]]:
     return list(each(zip(reply[::2], reply[1::2], strict=True), read))
 
 
+def freed(reply: Any) -> tuple[Any, frozenset[str]]:
+    """Return what a function replies, and the names of the stored values behind it that nobody holds any more."""
+    if type(reply) is not list or not reply or not all(type(part) is bytes for part in reply):
+        return reply, frozenset()
+    return reply[0], frozenset(map(shown, reply[1:]))
+
+
 def told(reply: Any) -> tuple[int, int] | None:
     """Return the two numbers in a reply of ``tell``; None when the session has ended."""
     if reply == []:

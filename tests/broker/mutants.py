@@ -52,7 +52,7 @@ CHECK_HELD = "if not is_held then return Reply.STALE end"
 MUTANTS = (
     Mutant(
         "the end of a request does not reach its webhook",
-        "if w.webhook then return end_webhook(w.webhook, request_id, state, payload) end",
+        "if w.webhook then return end_webhook(w.webhook, request_id, state, uses == empty and payload or '') end",
         "if w.webhook then return end",
     ),
     Mutant("a webhook is taken early", "'-inf', now_ms(), 'LIMIT'", "'-inf', '+inf', 'LIMIT'", "due"),
@@ -411,9 +411,10 @@ MUTANTS = (
     Mutant("nobody learns that a value is gone", "found[#found + 1] = id_of(key) end", "found = found end"),
     Mutant(
         "a value lives as long as its last holder",
-        "math.max(lives[value] or redis.call('PTTL', value), ttl_ms)",
-        "ttl_ms",
+        "lives[value] = math.max(before, ttl_ms)",
+        "lives[value] = ttl_ms",
     ),
+    Mutant("a value lives as long as its upload may take", "local before = hget(value, HOLDERS) and", "local before ="),
     Mutant("a request keeps its values for ever", "  if values then payloads.count_all(request, values, -1) end\n"),
     Mutant("a stored result that nobody wants stays", "    payloads.drop(request, uses)\n"),
     Mutant("a stored result is not held", "    payloads.change(request, uses)\n    lives", "    lives"),

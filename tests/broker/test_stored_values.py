@@ -91,6 +91,7 @@ def test_a_value_lives_as_long_as_the_longest_lived_of_its_holders(desk: Desk) -
 
 
 def test_a_result_is_held_for_as_long_as_it_is_kept(desk: Desk) -> None:
+    store(desk, W)
     end(desk, begin(desk, keep_ms=10_000))
 
     assert 0 < life_ms(desk, W) <= 10_000

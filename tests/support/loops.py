@@ -80,6 +80,8 @@ LOOPS: dict[str, tuple[str, ...] | str] = {
     "qserve.deploy.claim:Claim._beat": "its test is in tests/deploy/test_claim.py",
     "qserve.deploy.rollout:wait_until_running": _ENDS,
     "qserve.deploy.steps:Start._until": _ENDS,
+    "qserve.engine.invoke:Invoker._beside": "one value at a time; what it raises ends its call",
+    "qserve.engine.invoke:Invoker._conclude_beside": _CALL,
     "qserve.engine.invoke:Invoker._commit": "a background task of a response, whose error is logged",
     "qserve.engine.invoke:Invoker._run_next": _ENDS,
     "qserve.engine.invoke:Invoker._spawn": _CALL,

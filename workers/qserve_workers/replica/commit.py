@@ -7,6 +7,7 @@ import logging
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 from qserve.base import failpoints
@@ -17,12 +18,13 @@ from qserve.base.log import get_logger, of_request
 from qserve.broker import functions
 from qserve.broker.functions import Reply, other_epoch
 from qserve.broker.library import Command
+from qserve.broker.link import OnReply
 from qserve.calls.mailbox import ignore
 from qserve.calls.progress import happened
 from qserve.engine.report import log_failure
 from qserve.engine.step import Conclusion
 from qserve.engine.streaming import SessionSink, Sink
-from qserve.exceptions import BrokerError, PayloadError
+from qserve.exceptions import BrokerError, PayloadError, ValueLost, ValueUnreachable
 from qserve.wire import replies
 from qserve.wire.envelope import Answer
 from qserve.wire.events import Happening
@@ -132,8 +134,14 @@ class Committer:
         )
 
     def reject(self, work: Work, error: BaseException) -> None:
-        """Keep a call whose arguments cannot be read as a dead letter, and fail its request."""
-        self._dead_letter(work, "unreadable", error)
+        """Keep a call whose arguments cannot be read as a dead letter, and fail its request.
+
+        A value that is lost makes no dead letter: no replay would find it again.
+        """
+        if isinstance(error, ValueLost | ValueUnreachable):
+            self.commit(work, self._failed(work, error, "lacks one of its values"))
+        else:
+            self._dead_letter(work, "unreadable", error)
 
     # -- deliveries that do not run ----------------------------------------------------------------
 
@@ -181,6 +189,7 @@ class Committer:
             tag.entry_id, work.step, moves, conclusion.state,
             seal_end(seal, request_id, conclusion.state, conclusion.payload),
             self._event(work, Happening.DONE) if work.is_observed and conclusion.state in _DONE else b"",
+            conclusion.uses() if conclusion.made or conclusion.spent else functions.NO_VALUES,
         )  # fmt: skip
 
     def _event(self, work: Work, what: Happening) -> bytes:
@@ -214,7 +223,22 @@ class Committer:
 
         if failpoints.ARMED:
             failpoints.hit("commit.before_send")
-        self._plane.post(self.commit_command(work, conclusion), on_reply)
+        has_values = conclusion.made or conclusion.spent
+        self._plane.post(
+            self.commit_command(work, conclusion),
+            partial(self._on_values_counted, conclusion, on_reply) if has_values else on_reply,
+        )
+
+    def _on_values_counted(self, conclusion: Conclusion, on_reply: OnReply, reply: Any) -> None:
+        """Let go of the stored values of a call that has ended, before its reply is processed.
+
+        Crash before this: what was made is held by its request, and what nobody holds is swept.
+        """
+        reply, freed = replies.freed(reply)
+        if other_epoch(reply) is None:  # otherwise it is sent again
+            self._plane.store.settled(conclusion.made)
+            self._plane.forget([claim for claim in (*conclusion.spent, *conclusion.made) if claim.name in freed])
+        on_reply(reply)
 
     def _postpone(self, work: Work, error: BaseException, wait_s: float, tries: int) -> None:
         """Crash before this is sent: the try counts as a death. Crash after: the call waits at the broker."""

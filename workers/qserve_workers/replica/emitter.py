@@ -17,6 +17,7 @@ from qserve.engine.streaming import ReaderGone
 from qserve.exceptions import BrokerError, ResultTooLarge
 from qserve.http.render import RESPONSE_LIMIT, parse_head
 from qserve.wire import replies
+from qserve.wire.claim import Claim, claim_in
 from qserve.wire.envelope import Answer, Header
 from qserve.wire.outcome import State, end_of_items
 from qserve.wire.sealing import item_context
@@ -80,13 +81,19 @@ class Emitter:
                 await self._settle(self._emit())
 
     def _gather(self, payload: bytes) -> None:
-        if not self._gathered:
+        claim = None if self._is_http else claim_in(payload)
+        if claim is not None:  # such an item is sent alone
+            self.flush()
+        elif not self._gathered:
             self._plane.loop.call_soon(self.flush)
-        self._gathered.append(payload)
         self._sent += 1
         self._length = length = len(payload)
         self._sizes.append(length)
         self._size += length
+        if claim is None:
+            self._gathered.append(payload)
+        else:
+            self._last = self._emit(self._sent - 1, [payload], claim)
 
     def flush(self) -> None:
         """Send the items that have gathered.
@@ -97,12 +104,14 @@ class Emitter:
             gathered, self._gathered = self._gathered, []
             self._last = self._emit(self._sent - len(gathered), gathered)
 
-    def _emit(self, number: int = 0, payloads: Sequence[bytes] = ()) -> asyncio.Future[Any]:
+    def _emit(self, number: int = 0, payloads: Sequence[bytes] = (), claim: Claim | None = None) -> asyncio.Future[Any]:
         """Send items; without any this only asks how far the reader is."""
         future: asyncio.Future[Any] = self._plane.loop.create_future()
         known = self._sent - len(self._gathered)
 
         def on_reply(reply: Any) -> None:
+            if claim is not None:
+                self._plane.store.settled([claim])
             if isinstance(reply, int):
                 self._known, self.backlog = known, reply
             elif isinstance(reply, BrokerError):
@@ -112,7 +121,9 @@ class Emitter:
 
         seal, request_id = self._plane.seal.seal, self._request_id
         sealed = [seal(item_context(request_id, number + k), payload) for k, payload in enumerate(payloads)]
-        self._plane.post(functions.emit(self._request, request_id, number, sealed), on_reply)
+        self._plane.post(
+            functions.emit(self._request, request_id, number, sealed, claim.name if claim else ""), on_reply
+        )
         return future
 
     @property

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from qserve.base.clock import clock
 from qserve.metrics.recorder import MOST_NOTED, OTHER, Buckets, Number, Recorder, taken
 from qserve.metrics.table import TABLE
+from qserve.payloads.store import ValueStore
 from qserve.wire.envelope import Header
 from qserve.wire.outcome import ENDED
 from qserve.wire.replies import entered_ms
@@ -17,6 +18,14 @@ from qserve_workers.replica.reader import Work
 
 _MOST_ERRORS = 50
 """How many types of exceptions are told apart."""
+
+
+def count_fallbacks(recorder: Recorder, store: ValueStore) -> None:
+    """Count the large values that a store had no room for, as this process has noted them."""
+    for name, puts in [*store.puts.items()]:
+        if puts.fallbacks:
+            number = recorder.number(TABLE["payload_fallbacks"], store=name)
+            number.add(puts.fallbacks - number.value)
 
 
 class CallMetrics:

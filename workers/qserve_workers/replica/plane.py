@@ -34,6 +34,7 @@ from qserve.calls.events import Logged
 from qserve.calls.mailbox import ignore
 from qserve.calls.ref import Call, Ref, current
 from qserve.exceptions import BrokerError, BrokerUnavailable, WrongType
+from qserve.payloads.store import ValueStore
 from qserve.wire.application import ApplicationRecord
 from qserve.wire.progress import Progress
 from qserve.wire.replies import epoch, warn_once
@@ -47,8 +48,8 @@ class _BesidePlane(ClientPlane):
 
     owns_results = True
 
-    def __init__(self, settings: Settings, find: Callable[[str], ApplicationRecord]) -> None:
-        super().__init__(settings)
+    def __init__(self, settings: Settings, find: Callable[[str], ApplicationRecord], store: ValueStore) -> None:
+        super().__init__(settings, store=store)
         self.find = find
 
 
@@ -140,6 +141,7 @@ class LoopPlane(BrokerPlane):
         self._link.close()
         if self._sync_plane is not None:
             self._sync_plane.close()
+        self.store.close()
 
     def wait(self, ref: Ref[Any], timeout_s: float | None) -> bool:
         """Block this thread until ``ref`` is done; return False if ``timeout_s`` passed first.
@@ -175,7 +177,7 @@ class LoopPlane(BrokerPlane):
     def _beside(self) -> ClientPlane:
         with self._opening_beside:
             if self._sync_plane is None:
-                self._sync_plane = _BesidePlane(self.settings, self.find)
+                self._sync_plane = _BesidePlane(self.settings, self.find, self.store)
             return self._sync_plane
 
     def follow(self, ref: Ref[Any]) -> None:
@@ -229,9 +231,7 @@ class LoopPlane(BrokerPlane):
         link = self._link.current
         if link is None or not self._outbox:
             return
-        release = self._release_command()
-        if release is not None:
-            self._outbox.append((release, ignore))
+        self._outbox += self._releases()
         batch, self._outbox = self._outbox, deque()
         self._unanswered.extend(batch)
         try:
@@ -323,6 +323,7 @@ class LoopPlane(BrokerPlane):
         action = next(reading)
         link: Link | None = None
         while True:
+            self.trim()
             try:
                 reply = None
                 if isinstance(action, float):

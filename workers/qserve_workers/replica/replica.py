@@ -24,7 +24,7 @@ from qserve.wire.replies import shown, states
 from qserve.wire.websocket import SERVICE_RESTART, Farewell
 from qserve_workers.replica.commit import Committer
 from qserve_workers.replica.emitter import stream_backlog
-from qserve_workers.replica.metrics import CallMetrics
+from qserve_workers.replica.metrics import CallMetrics, count_fallbacks
 from qserve_workers.replica.plane import LoopPlane
 from qserve_workers.replica.reader import Backlog, Delivery, StreamReader, Work
 from qserve_workers.replica.spec import Exit, Leaving, ReplicaSpec
@@ -60,6 +60,8 @@ class Replica:
         limit = spec.options.max_requests
         self._left = 0 if limit is None else random.randint(limit, limit + limit // 4)
         here = recorder.here
+        if here is not None:
+            here.before_each(partial(count_fallbacks, here, plane.store))
         metrics = None if here is None else CallMetrics(here, lambda: self._ongoing, stream_backlog)
         self.committer = Committer(
             spec,

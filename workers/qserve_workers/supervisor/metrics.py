@@ -6,6 +6,7 @@ import contextlib
 import os
 import socket
 import time
+from collections.abc import Iterable
 
 from qserve.base.log import get_logger
 from qserve.base.settings import Settings
@@ -16,6 +17,7 @@ from qserve.fleet.totals import publish, withdraw
 from qserve.metrics.recorder import Recorder
 from qserve.metrics.table import TABLE
 from qserve.metrics.totals import Channel, Totals
+from qserve.payloads.tier import TierStats
 from qserve.wire.replies import warn_once
 from qserve.wire.totals import Labels
 from qserve_workers.supervisor.page import Page
@@ -59,6 +61,14 @@ class HostMetrics:
         """Remove the gauges of a replica that has ended; what it has counted stays."""
         self._channel.receive()
         self._totals.forget(replica)
+
+    def note_values(self, stats: Iterable[TierStats]) -> None:
+        """Show what the stores of large values hold."""
+        found: dict[Labels, TierStats] = {(tier.tier,): tier for tier in stats}
+        self._recorder.replace(TABLE["payload_values"], {labels: tier.values for labels, tier in found.items()})
+        self._recorder.replace(TABLE["payload_bytes"], {labels: tier.bytes for labels, tier in found.items()})
+        oldest = {labels: round(tier.oldest_s) for labels, tier in found.items()}
+        self._recorder.replace(TABLE["payload_oldest_seconds"], oldest)
 
     def turn(self, replicas: dict[Labels, int]) -> None:
         """Take in what was told, and answer scrapes; it waits for nothing.

@@ -88,6 +88,7 @@ class Offer:
       is_pinned: Whether it runs what it was started for, whatever is planned.
       registered: Returns every application, also those that this worker does not run.
       policies: Asks scaling policies, while this worker leads.
+      values_in: Returns the memory in which its replicas store large values; see ``HostRecord``.
     """
 
     def __init__(
@@ -98,7 +99,9 @@ class Offer:
         is_pinned: bool,
         registered: Callable[[], Registered],
         policies: PolicyHost,
+        values_in: Callable[[], str] = str,
     ) -> None:
+        self._values_in = values_in
         self._id = WorkerId(capacity.host, installation.settings.broker_url or "", installation.settings.namespace)
         self.worker = self._id.name
         self._installation = installation
@@ -179,7 +182,12 @@ class Offer:
         if now >= self._offer_at:
             self._share_devices()
         offer = replace(
-            self._record, devices=self.devices, has=tuple(sorted(has)), pins=dict(pins), is_leaving=is_leaving
+            self._record,
+            devices=self.devices,
+            has=tuple(sorted(has)),
+            pins=dict(pins),
+            is_leaving=is_leaving,
+            values_in=self._values_in(),
         )
         is_changed = offer != self._offered
         if now >= self._beat_at:

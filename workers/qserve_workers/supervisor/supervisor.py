@@ -41,6 +41,7 @@ from qserve_workers.supervisor.signals import Signals
 from qserve_workers.supervisor.strays import Strays
 from qserve_workers.supervisor.takeover import NAMED_CALLS, Takeover
 from qserve_workers.supervisor.trouble import CANNOT_START, LONGEST_BACKOFF_S, Trouble
+from qserve_workers.supervisor.values import ValueSweep
 
 log = get_logger(__name__)
 TICK_S, QUIET_S, ALONE_S = 0.1, 0.5, 1.0
@@ -84,6 +85,7 @@ class Supervisor:
         self._applications = Applications(self._installation, self.scope, self._turns, self.capacity.gpus)
         self._preloads = Preloads()
         self._policies = PolicyHost(self._applications.code, self.settings.keyring)
+        self._values = ValueSweep(self._installation)
         self._offer = Offer(
             self._installation,
             self.capacity,
@@ -91,6 +93,7 @@ class Supervisor:
             self.scope.is_pinned,
             self._applications.registered,
             self._policies,
+            self._values.memory,
         )
         self._offered_of: object = None
         self._metrics: HostMetrics | None = None
@@ -219,6 +222,7 @@ class Supervisor:
         attempt("looking for lost replicas", self._sweep, targets)
         own = [process.spec.name for process in self.processes.values()]
         attempt("looking for lost connections", self._takeover.look, own, attempt)
+        attempt("looking for stored values that nobody holds", self._sweep_values)
         attempt("keeping log lines", self._log_tail.send_if_due)
         if self._metrics is not None:
             attempt("keeping metrics", self._metrics.publish_if_due)
@@ -291,6 +295,11 @@ class Supervisor:
         names = [process.spec.name for process in self.processes.values()]
         old = [queue for record in self._applications.old() for queue in queues_of(self._installation, record)]
         self._takeover.sweep(targets, old, names, self._kill, self._turns.attempt)
+
+    def _sweep_values(self) -> None:
+        stats = self._values.sweep_if_due()
+        if stats is not None and self._metrics is not None:
+            self._metrics.note_values(stats)
 
     def _kill(self, name: str, because: str) -> None:
         next(process for process in self.processes.values() if process.spec.name == name).kill(because)

@@ -10,13 +10,15 @@ function payloads.key(key, name)
   return namespace_of(key) .. VALUE .. ':' .. name
 end
 
--- count one holder more or less; the value lives at least as long as a new one
+-- count one holder more or less; the value lives as long as the longest-lived of them
 function payloads.count(key, name, by, ttl_ms)
   local value = payloads.key(key, name)
   if not may_be(value, 'hash') then return end -- it was overwritten: who reads it finds that it is lost
   payloads.is_touched = true
+  -- until it has a holder, its parts live only as long as it takes to store them
+  local before = hget(value, HOLDERS) and (lives[value] or redis.call('PTTL', value)) or 0
   hset(value, HOLDERS, count_in(value, HOLDERS) + by)
-  if ttl_ms then lives[value] = math.max(lives[value] or redis.call('PTTL', value), ttl_ms) end
+  if ttl_ms then lives[value] = math.max(before, ttl_ms) end
 end
 
 -- remove values that nobody has begun to hold

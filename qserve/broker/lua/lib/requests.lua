@@ -69,7 +69,7 @@ local function notify(waiter, request_id, state, payload, uses)
   local w = read_waiter(waiter)
   if not w then return end
   if w.mailbox then return deliver(w.mailbox, request_id, state, payload) end
-  if w.webhook then return end_webhook(w.webhook, request_id, state, payload) end
+  if w.webhook then return end_webhook(w.webhook, request_id, state, uses == empty and payload or '') end
   local slots = { { w.slot, payload } }
   if not is_open(w.request) then
     local letter = dead_letter_of(w.request)
