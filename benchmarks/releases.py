@@ -19,6 +19,7 @@ import argparse
 import json
 import math
 import os
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -140,6 +141,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=1, help="how often each case is measured [1]")
     parser.add_argument("--json", type=Path, help="write the figures to this file as well")
     given = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # what was started ends as well
     adopt_orphans()
     print(f"{os.cpu_count()} cores, {given.rate:g} requests/s, {REPLICAS} replicas")
     print("| deploy | took, s | requests | failed | p99 before, ms | p99, times that | longest, ms |")

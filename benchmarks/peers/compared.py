@@ -31,8 +31,7 @@ class System:
 
     Parameters:
       label: Its name in tables.
-      packages: What its environment needs; none for qserve, which runs in that of the benchmark. The first is the
-        system.
+      peer: The name of its environment and its package; "" for qserve, which runs in that of the benchmark.
       start: Starts it for a workload's target in a place and on a port, with the programs of its environment.
       targets: By workload, what is served; a workload that is missing cannot be.
       path: Where it is served, with the workload as ``{}``.
@@ -40,7 +39,7 @@ class System:
     """
 
     label: str
-    packages: tuple[str, ...]
+    peer: str
     start: Callable[[Place, Path, str, int], None]
     targets: Mapping[str, str]
     path: str = "/"
@@ -52,11 +51,10 @@ class System:
         Raises:
           Unavailable: It cannot be installed.
         """
-        if not self.packages:
+        if not self.peer:
             return Path(sys.executable).parent, qserve.__version__
-        name = self.packages[0].partition("[")[0]
-        home = environment(name, *self.packages)
-        return home, version(home, name)
+        home = environment(self.peer)
+        return home, version(home, self.peer)
 
 
 def _qserve(place: Place, programs: Path, target: str, port: int) -> None:
@@ -108,28 +106,27 @@ def _targets(pattern: str, **names: str) -> dict[str, str]:
     return {workload: pattern.format(name) for workload, name in names.items()}
 
 
-_MODELS = ("scikit-learn", "pillow")
 SYSTEMS = {
     "qserve": System(
-        "qserve", (), _qserve,
+        "qserve", "", _qserve,
         _targets("compared_qserve:{}", chain="chain", single="single", array="array") | {"digits": "digits:app"},
     ),
     "ray": System(
-        "Ray Serve", ("ray[serve]", *_MODELS), _ray,
+        "Ray Serve", "ray", _ray,
         _targets("compared_ray:{}", chain="chain", single="single", array="array") | {"digits": "digits_ray:app"},
     ),
     "bentoml": System(
-        "BentoML", ("bentoml", *_MODELS), _bentoml,
+        "BentoML", "bentoml", _bentoml,
         _targets("compared_bentoml:{}", chain="Chain", single="AddTwo", array="Pair")
         | {"digits": "digits_bentoml:Digits"},
         body=_named,
     ),
     "celery": System(
-        "Celery by hand", ("celery", "redis", "packaging", "flask", "gunicorn"), _celery,
+        "Celery by hand", "celery", _celery,
         {"chain": "abc", "single": "a"}, path="/{}",
     ),
     "litserve": System(
-        "LitServe", ("litserve",), _litserve, {"single": "compared_litserve.py"}, body=_named,
+        "LitServe", "litserve", _litserve, {"single": "compared_litserve.py"}, body=_named,
     ),
 }  # fmt: skip
 

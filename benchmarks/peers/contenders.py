@@ -185,7 +185,7 @@ class Ray(Contender):
 
     def prepare(self) -> None:
         """See ``Contender``."""
-        self._python = environment("ray", "ray[serve]") / "python"
+        self._python = environment("ray") / "python"
 
     def start(self) -> None:
         """See ``Contender``."""
@@ -221,7 +221,7 @@ class Celery(Contender):
 
     def prepare(self) -> None:
         """See ``Contender``."""
-        self._bin = environment("celery", "celery", "redis", "packaging", "flask", "gunicorn")
+        self._bin = environment("celery")
         broker_port = free_port()
         self._url = f"redis://127.0.0.1:{broker_port}/0"
         self._server = [find_server(), "--port", str(broker_port), "--bind", "127.0.0.1"]
