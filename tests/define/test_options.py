@@ -264,6 +264,23 @@ def test_a_scaling_policy_that_no_other_process_could_import_is_refused(given: A
         AutoscalingConfig(policy=given)
 
 
+@pytest.mark.parametrize("given", [by_hour, f"{__name__}:by_hour", f"{__name__}.by_hour"])
+def test_a_preload_is_kept_by_its_path(given: Any) -> None:
+    assert DeploymentOptions(preload=given).preload == f"{__name__}:by_hour"
+
+
+@pytest.mark.parametrize("given", [lambda: None, partial(by_hour, None), "by_hour", "rules:", 3])
+def test_a_preload_that_no_other_process_could_import_is_refused(given: Any) -> None:
+    with pytest.raises(ValueError, match='preload must be "module:function", or a function that a module defines, not'):
+        DeploymentOptions(preload=given)
+
+
+@pytest.mark.parametrize("option", ["max_requests", "max_memory_mb"])
+def test_a_replica_that_would_be_replaced_at_once_is_refused(option: str) -> None:
+    with pytest.raises(ValueError, match=option):
+        DeploymentOptions(**{option: 0})
+
+
 @pytest.mark.parametrize("option", ["upscaling_factor", "target_ongoing_requests", "look_back_period_s"])
 def test_an_infinite_number_for_scaling_is_refused(option: str) -> None:
     with pytest.raises(ValueError, match=option):
