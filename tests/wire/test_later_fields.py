@@ -155,6 +155,9 @@ def later_modules() -> bytes:
     return KEYS.sign(zlib.compress(msgpack.packb(found)))
 
 
+HANDLE = DeploymentHandle("Model", "app").options(method_name="predict", trace=True)
+
+
 def read_handle(packed: list[Any]) -> Any:
     code, _ = packers[DeploymentHandle]
     return unpackers[code](packed)
@@ -162,7 +165,7 @@ def read_handle(packed: list[Any]) -> Any:
 
 def later_handle() -> list[Any]:
     _, pack = packers[DeploymentHandle]
-    return [*pack(DeploymentHandle("Model", "app").options(method_name="predict")), LATER]
+    return [*pack(HANDLE), LATER]
 
 
 CASES = [
@@ -182,9 +185,7 @@ CASES = [
         lambda data: render.parse(data).body,
         b"text",
     ),
-    Case(
-        DeploymentHandle, later_handle(), read_handle, DeploymentHandle("Model", "app").options(method_name="predict")
-    ),
+    Case(DeploymentHandle, later_handle(), read_handle, HANDLE),
     Case(Target, msgpack.packb(["https://a.example", ID, LATER]), Target.decode, Target("https://a.example", ID)),
     Case(
         "acceptance",
