@@ -71,6 +71,7 @@ class Request:
       request_id: Its ID.
       client_id: What people see of it: ``X-Request-ID``.
       application, version: What was called.
+      deployment: Which deployment of it, by its handle or as the ingress; "" for a graph.
       state: One of ``STATES``.
       began: When it was accepted, in Unix seconds. For an open one that is not traced: when its oldest call was put on
         its queue.
@@ -89,6 +90,7 @@ class Request:
     client_id: str = ""
     application: str = ""
     version: str = ""
+    deployment: str = ""
     state: str = ""
     began: float | None = None
     ended: float | None = None
@@ -245,6 +247,7 @@ def _open(installation: Installation, found: Sequence[Peeked]) -> dict[str, Any]
     return {
         **_of_header(header),
         "version": max(version_in(one.stream) for one in found),
+        "deployment": _called(header, deployment_in(found[0].stream)),
         "state": min((call.state for call in calls), key=OPEN.index),
         "began": min(since, default=None),
         "duration_s": now - min(since) if since else None,
@@ -255,6 +258,10 @@ def _open(installation: Installation, found: Sequence[Peeked]) -> dict[str, Any]
 def _open_call(found: Peeked) -> OpenCall:
     since = found.since_ms / 1000 if found.since_ms and found.how != AWAITS else None
     return OpenCall(deployment_in(found.stream), found.step, found.how, found.attempt, since, found.replica)
+
+
+def _called(header: Header, deployment: str) -> str:
+    return deployment if header.graph is None else ""
 
 
 def _of_header(header: Header) -> dict[str, Any]:
@@ -339,6 +346,7 @@ def of_trace(record: TraceRecord) -> dict[str, Any]:
     return {
         **_of_header(record.header),
         **({"version": record.version} if record.version else {}),
+        "deployment": _called(record.header, record.deployment),
         "state": record.state.word,
         "began": record.began_ms / 1000,
         "ended": record.ended_ms / 1000,
@@ -382,6 +390,7 @@ def _of_letter(letter: DeadLetter) -> dict[str, Any]:
         **({} if letter.header is None else _of_header(letter.header)),
         "application": app_in(letter.call.stream),
         "version": version_in(letter.call.stream),
+        "deployment": "" if letter.header is None else _called(letter.header, deployment_in(letter.call.stream)),
         "state": "failed",
         "ended": letter.at,
         "is_dead_letter": True,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-from qserve.base.keys import version_in
+from qserve.base.keys import deployment_in, version_in
 from qserve.exceptions import PayloadError
 from qserve.wire import replies
 from qserve.wire.codec import unpack
@@ -32,7 +32,7 @@ class TraceRecord(NamedTuple):
       failure: The error of one that failed; None if it was too long to be kept.
       began_ms, ended_ms: When it was accepted and ended, in Unix ms by the broker's clock.
       events: In their order.
-      version: Which version of the application was called; "" if that is not known.
+      version, deployment: What was called first; "" if that is not known.
     """
 
     header: Header
@@ -42,6 +42,7 @@ class TraceRecord(NamedTuple):
     ended_ms: int
     events: list[Written]
     version: str = ""
+    deployment: str = ""
 
     @classmethod
     def read(cls, entry: tuple[bytes, Mapping[bytes, bytes]], seal: Seal) -> TraceRecord:
@@ -63,8 +64,9 @@ class TraceRecord(NamedTuple):
         flat = [(pair[0], pair[1]) for pair in pairs if type(pair) is list and len(pair) > 1]
         began_ms = replies.number(parts.get(Field.TRACED, b""), "a time")
         events = sorted(_read(seal, header.request_id, flat), key=lambda written: written.event.at)
-        version = version_in(replies.shown(parts.get(Field.QUEUE, b"")))
-        return cls(header, state, failure, began_ms, replies.entered_ms(entry_id), events, version)
+        queue = replies.shown(parts.get(Field.QUEUE, b""))
+        called = version_in(queue), deployment_in(queue)
+        return cls(header, state, failure, began_ms, replies.entered_ms(entry_id), events, *called)
 
 
 def read_log(seal: Seal, request_id: str, entries: Iterable[tuple[bytes, Mapping[bytes, bytes]]]) -> list[Written]:

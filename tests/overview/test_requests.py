@@ -118,7 +118,7 @@ def test_a_traced_request_is_found_when_it_has_ended_with_what_happened_to_it(
 
     (found,) = list_requests(installation, state="done")
     assert (found.request_id, found.client_id, found.is_traced) == (A, "order-7", True)
-    assert (found.application, found.version) == ("app", "v")
+    assert (found.application, found.version, found.deployment) == ("app", "v", "one")
     assert [request(installation, A).version, trace(installation, A).request.version] == ["v", "v"]
     for name in (A, "order-7"):
         shown = trace(installation, name)

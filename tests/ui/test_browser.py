@@ -14,6 +14,7 @@ from processes import wait_until
 
 from qserve.base.clock import clock
 from qserve.deploy.wishes import pause
+from qserve.wire.fleet import HostRecord
 from qserve.wire.status import FAILED, RUNNING
 
 WITHIN_MS = 1000
@@ -245,6 +246,8 @@ def test_hosts_show_what_runs_where(shop: Shop, shown: Any) -> None:
     shown.get_by_role("link", name="Hosts").click()
     shown.get_by_role("heading", name="host-a").wait_for()
     assert "2 of 8 places used" in shown.locator("main").inner_text()
+    shop.installation.fleet.offer(HostRecord("a-1", "host-a", 1))
+    shown.get_by_text("all of 1 place used, and 1 replica more").wait_for(timeout=WITHIN_MS)
     check_with_axe(shown)
 
 

@@ -5,6 +5,7 @@ import { GraphPicture, legend } from "./graph.js";
 import { stateOf, throughput, WORDS } from "./store.js";
 
 const NARROW = matchMedia("(max-width: 720px)");
+const READABLE = 0.72; // of its size, below which a graph is not shrunk to a narrow window
 
 export class OverviewView {
   title = "Applications";
@@ -115,6 +116,7 @@ export class ApplicationView {
     const resize = (isFit) => scroller.classList.toggle("fit", isFit);
     const isLarge = picture.size.width > 2600 || picture.size.height > 1800;
     resize(!isLarge);
+    if (!isLarge && NARROW.matches) picture.element.style.minWidth = `${Math.round(READABLE * picture.size.width)}px`;
     const fit = h("button", { type: "button", class: "quiet", "aria-pressed": String(!isLarge), onclick: () => {
       const isFit = fit.getAttribute("aria-pressed") !== "true";
       set(fit, "aria-pressed", String(isFit));

@@ -57,7 +57,7 @@ export function seconds(value) {
 
 export function millis(value) {
   if (value === null || value === undefined) return "–";
-  if (value < 9.95) return value ? `${value.toFixed(1)} ms` : "0 ms";
+  if (value < 9.95) return value < 0.05 ? "0 ms" : `${value.toFixed(1)} ms`;
   return value < 999.5 ? `${WHOLE.format(value)} ms` : seconds(value / 1000);
 }
 

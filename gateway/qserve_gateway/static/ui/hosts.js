@@ -36,10 +36,15 @@ export class HostsView {
     return h("li", { class: "card", "data-state": host?.is_draining ? "paused" : "calm" },
       h("h2", {}, name),
       h("p", { class: "note" }, `worker ${worker || "of an older release"}`),
-      h("p", {}, places ? `${host.used} of ${plural(places, "place")} used` : `${plural(running, "replica")} of its own`, host?.devices.length ? ` · devices ${host.devices.join(", ")}` : "", host?.is_draining ? " · draining" : ""),
+      h("p", {}, places ? placesOf(host) : `${plural(running, "replica")} of its own`, host?.devices.length ? ` · devices ${host.devices.join(", ")}` : "", host?.is_draining ? " · draining" : ""),
       places ? h("progress", { max: Math.max(places, host.used), value: host.used, "aria-label": `Places used on ${name}` }) : null,
       h("ul", { class: "lines" }, groups.map(line)));
   }
+}
+
+/** A deployment gets as many replicas as it is to have although no place is free, unless it says what it needs. */
+function placesOf({ used, places }) {
+  return used > places ? `all of ${plural(places, "place")} used, and ${plural(used - places, "replica")} more` : `${used} of ${plural(places, "place")} used`;
 }
 
 function grouped(items, key = (one) => one.worker) {

@@ -2,6 +2,15 @@
 import { count, date, h, plural, put, short } from "./dom.js";
 import { ask } from "./store.js";
 
+const LONG = 120;
+const WHY = { retries: "every try failed", deaths: "its replicas died", unreadable: "cannot be read" };
+
+/** The application, version and deployment in the place of a call; a name has no colon. */
+const placed = (where) => {
+  const [app, version, deployment] = where.split(":");
+  return deployment ? { place: `${app} · ${deployment}`, version } : { place: where };
+};
+
 export class LettersView {
   title = "Dead letters";
 
@@ -42,7 +51,7 @@ export class LettersView {
         this.showButtons();
       } });
       const link = h("a", { href: `#/dead-letters/${encodeURIComponent(one.request_id)}` }, short(one.client_id || one.request_id, 40));
-      return h("tr", {}, mayAct && h("td", {}, pick), h("th", { scope: "row" }, link), h("td", {}, one.where), h("td", { class: "wide" }, short(one.error, 160)), h("td", {}, one.why), h("td", {}, date(Date.parse(one.at) / 1000)));
+      return h("tr", {}, mayAct && h("td", {}, pick), h("th", { scope: "row" }, link), h("td", { title: one.where }, placed(one.where).place), h("td", { class: "wide" }, short(one.error, 160)), h("td", {}, WHY[one.why] ?? one.why), h("td", {}, date(Date.parse(one.at) / 1000)));
     });
     const all = h("input", { type: "checkbox", "aria-label": "Choose all", onchange: () => {
       this.chosen = new Set(all.checked ? this.letters.map((one) => one.request_id) : []);
@@ -102,11 +111,12 @@ export class LetterView {
 
   show(one) {
     const back = (isDone) => isDone && (location.hash = "#/dead-letters");
-    const facts = { Error: one.error, Where: one.where, Why: one.why, When: date(Date.parse(one.at) / 1000), Application: one.app ?? "–", Step: one.step, Request: one.request_id, "X-Request-ID": one.client_id, Trace: one.trace_id };
+    const { place, version } = placed(one.where);
+    const facts = { Error: one.error.length > LONG && one.error, Where: place, Version: version, Why: WHY[one.why] ?? one.why, When: date(Date.parse(one.at) / 1000), Step: one.step, Request: one.request_id, "X-Request-ID": one.client_id, Trace: one.trace_id };
     const text = (label, value) => [h("h2", {}, label), h("pre", { tabindex: "0", role: "region", "aria-label": label }, value)];
     put(this.element, 
       h("p", {}, h("a", { href: "#/dead-letters" }, "← Dead letters")),
-      h("h1", { id: "letter-title" }, short(one.error || "Dead letter", 120)),
+      h("h1", { id: "letter-title" }, short(one.error || "Dead letter", LONG)),
       this.page.mayAct && h("div", { class: "row" },
         h("button", { type: "button", onclick: async () => back(await replay(this.page, [one.request_id])) }, "Replay"),
         h("button", { type: "button", class: "danger", onclick: async () => back(await purge(this.page, [one.request_id])) }, "Purge")),

@@ -30,7 +30,7 @@ export class RequestsView {
       event.preventDefault();
       if (this.name.value.trim()) location.hash = `#/requests/${encodeURIComponent(this.name.value.trim())}`;
     };
-    const heads = ["Request", "State", "Application", "Took", "Since", "Where it is, or why it failed"];
+    const heads = ["Request", "State", "Called", "Took", "Since", "Where it is, or why it failed"];
     this.element = h("section", { "aria-labelledby": "requests-title" },
       h("h1", { id: "requests-title" }, "Requests"),
       h("div", { class: "row" },
@@ -72,11 +72,14 @@ export class RequestsView {
   }
 }
 
+/** What was called: its application, and the deployment if that was called by itself. */
+const target = (one) => [one.application, one.deployment].filter(Boolean).join(" · ");
+
 function row(one) {
   const where = one.error || one.calls.map((call) => `${call.deployment} ${call.state}`).join(", ");
   return h("tr", {},
     h("th", { scope: "row" }, h("a", { href: `#/requests/${encodeURIComponent(one.request_id)}`, "data-request": one.request_id }, short(one.client_id || one.request_id, 36))),
-    h("td", {}, chip(one.state), one.is_traced ? " traced" : ""), h("td", {}, one.application), h("td", {}, seconds(one.duration_s)),
+    h("td", {}, chip(one.state), one.is_traced ? " traced" : ""), h("td", {}, target(one)), h("td", {}, seconds(one.duration_s)),
     h("td", {}, one.began ? date(one.began) : one.ended ? `ended ${date(one.ended)}` : "–"), h("td", { class: "wide" }, short(where, 160)));
 }
 
@@ -113,7 +116,7 @@ export class RequestView {
   show({ request: one, trace }) {
     this.isOpen = !one.ended && ["running", "waiting", "retrying", "awaiting"].includes(one.state);
     const facts = {
-      Application: one.application, Version: one.version, Took: seconds(one.duration_s), Began: one.began && date(one.began), Ended: one.ended && date(one.ended),
+      Called: target(one), Version: one.version, Took: one.duration_s !== null && seconds(one.duration_s), Began: one.began && date(one.began), Ended: one.ended && !one.began && date(one.ended),
       Deadline: this.isOpen && one.deadline && date(one.deadline), Request: one.request_id, "X-Request-ID": one.client_id !== one.request_id && one.client_id,
       Progress: one.progress && `${one.progress.fraction === null ? "" : `${Math.round(one.progress.fraction * 100)} % `}${one.progress.message}`,
     };
