@@ -10,10 +10,13 @@ Options that are not known here go to each program; see its ``--help``.
 from __future__ import annotations
 
 import argparse
+import os
 import subprocess
 import sys
 import time
 from pathlib import Path
+
+from harness.machine import LOAD
 
 HERE = Path(__file__).resolve().parent
 PROGRAMS = (
@@ -39,10 +42,12 @@ def main() -> None:
     if unknown := set(given.programs) - set(PROGRAMS):
         parser.error(f"there is no {', '.join(sorted(unknown))}; choose from {', '.join(PROGRAMS)}")
     failed = []
+    env = {**os.environ, LOAD: str(os.getloadavg()[0])}
     began = time.monotonic()
     for name in given.programs or PROGRAMS:
         print(f"\n# {name}", flush=True)
-        if subprocess.run([sys.executable, HERE / f"{name}.py", "--out", given.out, *rest], check=False).returncode:
+        command = [sys.executable, HERE / f"{name}.py", "--out", given.out, *rest]
+        if subprocess.run(command, env=env, check=False).returncode:
             failed.append(name)
     print(f"\n# {time.monotonic() - began:.0f} s; tables, data and plots are in {given.out}")
     if failed:

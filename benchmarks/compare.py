@@ -4,7 +4,8 @@
     python benchmarks/compare.py [--sizes qserve,ray] [--workloads chain] [--seconds 3] [--quick]
 
 chain: POST 5 → +2 → −1 → +3 → 9, each step in a process of its own. single: one step. array: one step makes an array
-of 8 MB, the next returns its length. LitServe serves a single step only, and Celery moves no arrays.
+of 8 MB, the next returns its length; array64 is the same with 64 MB. LitServe serves a single step only, and Celery
+moves no arrays.
 
 Each system runs in a virtual environment of its own in ``~/.cache/qserve-bench``, which is made at the first run (Ray
 takes 1 GB); one that cannot be installed has the reason in its row. Ray has its settings for throughput, but for the
@@ -31,6 +32,10 @@ WORKLOADS = {
     "array": (
         Workload("array", lambda answer: _value(answer) == ARRAY, ARRAY, connections=(1, 4)),
         "an array of 8 MB from one step to the next",
+    ),
+    "array64": (
+        Workload("array", lambda answer: _value(answer) == 8 * ARRAY, 8 * ARRAY, connections=(1, 4)),
+        "an array of 64 MB from one step to the next",
     ),
 }
 
@@ -84,7 +89,7 @@ def _law(figure: Figure, rate: str) -> str:
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add what only this benchmark has."""
-    parser.add_argument("--workloads", default=",".join(WORKLOADS))
+    parser.add_argument("--workloads", default="chain,single,array", help="of " + ", ".join(WORKLOADS))
 
 
 if __name__ == "__main__":

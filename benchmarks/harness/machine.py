@@ -11,12 +11,17 @@ from pathlib import Path
 
 from qserve.machine.embedded_broker import find_server
 
+LOAD = "BENCHMARK_LOAD"
+"""The variable with the load before the first of several benchmarks, each of which is load to those after it."""
+
 
 def described() -> str:
     """Return cores, processor, memory, kernel, Python, broker, day, and how busy the machine is already."""
     memory_gib = int(_found(r"MemTotal:\s+(\d+)", "/proc/meminfo") or 0) / 2**20
     version = subprocess.run([find_server(), "--version"], capture_output=True, text=True, check=True).stdout
     broker = re.search(r"(\w+) server v=([\d.]+)", version)
+    load = float(os.environ.get(LOAD, os.getloadavg()[0]))
+    coarse = ", so that even ratios are coarse" if load > 1.0 else ""
     parts = (
         f"{os.cpu_count()} cores",
         _found(r"model name\s*: (.+)", "/proc/cpuinfo") or platform.machine(),
@@ -24,7 +29,7 @@ def described() -> str:
         f"{platform.system()} {platform.release()}",
         f"Python {platform.python_version()}",
         f"{broker[1]} {broker[2]}" if broker else version.strip(),
-        f"{time.strftime('%Y-%m-%d')}, load {os.getloadavg()[0]:.1f} before",
+        f"{time.strftime('%Y-%m-%d')}, load {load:.1f} before{coarse}",
     )
     return ", ".join(parts)
 
