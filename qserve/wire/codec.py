@@ -9,21 +9,20 @@ from __future__ import annotations
 
 import pickle
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Callable, Iterable
 from dataclasses import fields
 from functools import partial
 from itertools import chain
 from types import NoneType
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
 import msgpack
 
 from qserve.base.keyring import Keyring
 from qserve.exceptions import PayloadError, PayloadTooLarge, RequestError
-from qserve.wire.claim import Claim, Kind, Part, apart, claim_in, wrap
+from qserve.wire.claim import Claim, Kind, apart, claim_in, wrap
 from qserve.wire.codes import Code, is_record, numpy_packer, pack_record, packers, unpackers
+from qserve.wire.outside import WALKED, Heavy, Outside, Stored, Values, has_large, is_light_only, part_of
 from qserve.wire.pickling import dumps
 
 DEPTH_LIMIT = 256
@@ -34,7 +33,6 @@ So a tuple or a set is two levels, because it is an extension that holds a list,
 LEAVES = frozenset((NoneType, bool, int, float, str, bytes, memoryview, msgpack.ExtType, msgpack.Timestamp))
 """The types that msgpack writes by itself, and that hold no other value and cannot be changed."""
 _CONTAINERS = frozenset((list, dict))
-_WALKED = frozenset((list, dict, tuple, set, frozenset))
 _ONE_EMPTY = frozenset((tuple, frozenset))
 """The types of which Python has one empty object only."""
 _LARGE_LEAVES = frozenset((bytes, memoryview))
@@ -43,9 +41,7 @@ _ARRAY, _BYTEARRAY = Code.ARRAY, Code.BYTEARRAY  # to look a code up in the enum
 _HTTP = Code.HTTP_MESSAGE
 _VIEWED = frozenset((Code.ARRAY, Code.BYTEARRAY, Code.HTTP_MESSAGE, Code.STARLETTE_REQUEST))
 """The types whose bytes are read as views where they are large."""
-_ALIGNED = 64
 NO_KEYS = Keyring()
-_is_light_only: ContextVar[bool] = ContextVar("qserve_light_only", default=False)
 _PACKER: dict[str, Any] = {"strict_types": True, "unicode_errors": "surrogatepass", "buf_size": 4096}
 
 
@@ -56,40 +52,6 @@ class Encoded:
 
     def __init__(self, data: bytes) -> None:
         self.data = data
-
-
-class Stored(NamedTuple):
-    """Bytes that are in the store already, all that their claim says; nothing else of their value is stored."""
-
-    claim: Claim
-
-
-class Values(Protocol):
-    """Where the large parts of values go, see ``qserve.payloads``."""
-
-    threshold: int
-    """From how many bytes on a part is large."""
-    max_bytes: int
-
-    def put(self, parts: Sequence[Part], size: int, kind: Kind) -> Claim: ...
-    def get(self, claim: Claim) -> memoryview: ...
-    def is_heavy(self, size: int, kind: Kind) -> bool: ...
-    def is_heavy_to_get(self, claim: Claim) -> bool: ...
-    def forget(self, claims: Iterable[Claim]) -> None: ...
-
-
-class Heavy(Exception):
-    """Raised inside of ``light_only`` instead of storing a value that takes long: encode it again in a thread."""
-
-
-@contextmanager
-def light_only() -> Iterator[None]:
-    """Have ``encode`` raise ``Heavy`` for what would hold up an event loop; nothing is stored then."""
-    token = _is_light_only.set(True)
-    try:
-        yield
-    finally:
-        _is_light_only.reset(token)
 
 
 class Codec:
@@ -160,9 +122,9 @@ class Codec:
         """
         values = self._values
         assert values is not None
-        outside = _Outside()
+        outside = Outside()
         try:
-            if data is None or _has_large(value, self._large):
+            if data is None or has_large(value, self._large, DEPTH_LIMIT):
                 data = self._encode(value, outside)
         except RequestError:
             raise
@@ -179,17 +141,17 @@ class Codec:
                 f"a value of type {type(value).__name__!r} takes {outside.size} bytes; the limit is {values.max_bytes},"
                 " set by QSERVE_MAX_VALUE_BYTES"
             )
-        if _is_light_only.get() and values.is_heavy(outside.size, kind):
+        if is_light_only() and values.is_heavy(outside.size, kind):
             raise Heavy
         return wrap(values.put(outside.parts, outside.size, kind), data)
 
-    def _encode(self, value: Any, outside: _Outside | None = None) -> bytes:
+    def _encode(self, value: Any, outside: Outside | None = None) -> bytes:
         """Encode a value; its large parts go to ``outside``. _LargeError if there are some, and it is not given."""
         if outside is None and type(value) in LEAVES:
             if type(value) is bytes and len(value) >= self._large:
                 raise _LargeError
             return self._pack(value)
-        is_tree, is_deep = _survey(value) if type(value) in _WALKED else _DEEP
+        is_tree, is_deep = _survey(value) if type(value) in WALKED else _DEEP
         try:
             if not is_tree and self._keys.current is not None:
                 raise _UnknownError
@@ -238,7 +200,7 @@ class Codec:
     def _has_large_body(self, message: list[Any]) -> bool:
         return any(type(part) in _LARGE_LEAVES and len(part) >= self._large for part in message)
 
-    def _packed_apart(self, outside: _Outside, value: Any, room: int, is_viewed: bool = False) -> Any:
+    def _packed_apart(self, outside: Outside, value: Any, room: int, is_viewed: bool = False) -> Any:
         """Pack what is not a list, a dict or a small leaf; its large parts go to ``outside``.
 
         Parameters:
@@ -278,7 +240,7 @@ class Codec:
             " or pass plain data (numbers, text, bytes, lists, dicts, arrays)"
         )
 
-    def _pickled(self, value: Any, outside: _Outside | None = None) -> msgpack.ExtType:
+    def _pickled(self, value: Any, outside: Outside | None = None) -> msgpack.ExtType:
         """Pickle a whole value, so that what is in it twice arrives as one object."""
         buffers: list[msgpack.ExtType] = []
 
@@ -396,7 +358,7 @@ class Codec:
             return self._unpickle(extension.content)
         found = self._read(extension.content, room, extension.segment)
         if extension.code == Code.BUFFER:
-            return _part_of(extension.segment, found)
+            return part_of(extension.segment, found)
         if extension.code == Code.PICKLE_APART:
             return self._unpickle(*found)
         if extension.code == Code.OUTSIDE:
@@ -424,64 +386,9 @@ class Extension:
         self.segment: memoryview | None = None
 
 
-class _Outside:
-    """The parts of one value that are to be stored, and their offsets."""
-
-    def __init__(self) -> None:
-        self.parts: list[Part] = []
-        self.size = 0
-        self.stored: Claim | None = None
-
-    def add(self, data: memoryview) -> msgpack.ExtType:
-        """Add a part, and return what stands for it in the value."""
-        offset = -(-self.size // _ALIGNED) * _ALIGNED
-        self.parts.append((offset, data.cast("B")))
-        self.size = offset + data.nbytes
-        return msgpack.ExtType(Code.BUFFER, msgpack.packb([offset, data.nbytes]))
-
-    def take(self, claim: Claim) -> msgpack.ExtType:
-        """Return what stands for all of a segment that is stored already.
-
-        Raises:
-          PayloadError: There is another one.
-        """
-        if self.stored not in (None, claim):
-            raise PayloadError("a value has two bodies that are stored already")
-        self.stored = claim
-        return msgpack.ExtType(Code.BUFFER, msgpack.packb([0, claim.size]))
-
-
-def _part_of(segment: memoryview | None, place: Any) -> memoryview:
-    """Return a part of a stored value, given what stands for it."""
-    if segment is None or type(place) is not list or [*map(type, place)] != [int, int]:
-        raise PayloadError("a part of a stored value is malformed")
-    offset, length = place
-    if not 0 <= offset <= offset + length <= len(segment):
-        raise PayloadError("a part of a stored value is outside of it")
-    return segment[offset : offset + length]
-
-
 def _size_of(value: Any) -> int:
     """Return the bytes of an array or a bytearray."""
     return len(value) if type(value) is bytearray else value.nbytes
-
-
-def _has_large(value: Any, limit: int) -> bool:
-    """Return whether there are so many bytes in one piece somewhere in lists, dicts, tuples and sets."""
-    if type(value) is bytes:
-        return len(value) >= limit
-    level = [value] if type(value) in _WALKED else []
-    for _ in range(DEPTH_LIMIT):
-        below = []
-        for container in level:
-            items = container.values() if type(container) is dict else container
-            kinds = {*map(type, items)}  # at C's pace: most long lists hold numbers only
-            if bytes in kinds and any(type(item) is bytes and len(item) >= limit for item in items):
-                return True
-            if not _WALKED.isdisjoint(kinds):
-                below += [item for item in items if type(item) in _WALKED]
-        level = below
-    return False
 
 
 def _unreadable(data: bytes, error: Exception) -> PayloadError:
@@ -554,7 +461,7 @@ def _survey(value: Any) -> tuple[bool, bool]:
                 if number in seen and (kind not in _ONE_EMPTY or item):
                     return _NO_TREE
                 seen.add(number)
-                if kind in _WALKED:
+                if kind in WALKED:
                     below.append(item)
                 elif kind is bytearray:
                     return _NO_TREE
