@@ -45,9 +45,9 @@ from qserve.exceptions import BrokerFull, BrokerUnavailable, RequestCancelledErr
 from qserve.http.render import explain
 from qserve.http.websocket import Conversation
 from qserve.tracing.switch import switch
+from qserve.wire.codec import Heavy, light_only
 from qserve.wire.envelope import Answer, Header
 from qserve.wire.outcome import State
-from qserve.wire.outside import Heavy, light_only
 from qserve.wire.times import StepTime, step_time
 
 if TYPE_CHECKING:

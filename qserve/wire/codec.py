@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import pickle
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import fields
 from functools import partial
 from itertools import chain
@@ -22,7 +24,7 @@ from qserve.base.keyring import Keyring
 from qserve.exceptions import PayloadError, PayloadTooLarge, RequestError
 from qserve.wire.claim import Claim, Kind, apart, claim_in, wrap
 from qserve.wire.codes import Code, is_record, numpy_packer, pack_record, packers, unpackers
-from qserve.wire.outside import WALKED, Heavy, Outside, Stored, Values, has_large, is_light_only, part_of
+from qserve.wire.outside import WALKED, Outside, Stored, Values, has_large, part_of
 from qserve.wire.pickling import dumps
 
 DEPTH_LIMIT = 256
@@ -42,6 +44,7 @@ _HTTP = Code.HTTP_MESSAGE
 _VIEWED = frozenset((Code.ARRAY, Code.BYTEARRAY, Code.HTTP_MESSAGE, Code.STARLETTE_REQUEST))
 """The types whose bytes are read as views where they are large."""
 NO_KEYS = Keyring()
+_is_light_only: ContextVar[bool] = ContextVar("qserve_light_only", default=False)
 _PACKER: dict[str, Any] = {"strict_types": True, "unicode_errors": "surrogatepass", "buf_size": 4096}
 
 
@@ -52,6 +55,20 @@ class Encoded:
 
     def __init__(self, data: bytes) -> None:
         self.data = data
+
+
+class Heavy(Exception):
+    """Raised inside of ``light_only`` instead of storing a value that takes long: encode it again in a thread."""
+
+
+@contextmanager
+def light_only() -> Iterator[None]:
+    """Have ``encode`` raise ``Heavy`` for what would hold up an event loop; nothing is stored then."""
+    token = _is_light_only.set(True)
+    try:
+        yield
+    finally:
+        _is_light_only.reset(token)
 
 
 class Codec:
@@ -141,7 +158,7 @@ class Codec:
                 f"a value of type {type(value).__name__!r} takes {outside.size} bytes; the limit is {values.max_bytes},"
                 " set by QSERVE_MAX_VALUE_BYTES"
             )
-        if is_light_only() and values.is_heavy(outside.size, kind):
+        if _is_light_only.get() and values.is_heavy(outside.size, kind):
             raise Heavy
         return wrap(values.put(outside.parts, outside.size, kind), data)
 

@@ -5,9 +5,7 @@ Nothing here encodes or decodes; the codec asks while it does.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import msgpack
@@ -19,7 +17,6 @@ from qserve.wire.codes import Code
 WALKED = frozenset((list, dict, tuple, set, frozenset))
 """The containers that the codec goes through."""
 _ALIGNED = 64
-_is_light_only: ContextVar[bool] = ContextVar("qserve_light_only", default=False)
 
 
 class Stored(NamedTuple):
@@ -40,25 +37,6 @@ class Values(Protocol):
     def is_heavy(self, size: int, kind: Kind) -> bool: ...
     def is_heavy_to_get(self, claim: Claim) -> bool: ...
     def forget(self, claims: Iterable[Claim]) -> None: ...
-
-
-class Heavy(Exception):
-    """Raised inside of ``light_only`` instead of storing a value that takes long: encode it again in a thread."""
-
-
-@contextmanager
-def light_only() -> Iterator[None]:
-    """Have ``encode`` raise ``Heavy`` for what would hold up an event loop; nothing is stored then."""
-    token = _is_light_only.set(True)
-    try:
-        yield
-    finally:
-        _is_light_only.reset(token)
-
-
-def is_light_only() -> bool:
-    """Return whether this is inside of ``light_only``."""
-    return _is_light_only.get()
 
 
 class Outside:

@@ -16,9 +16,9 @@ from qserve.exceptions import PayloadError, PayloadTooLarge
 from qserve.http import request as _request  # noqa: F401 - it registers HTTP messages for decoding
 from qserve.http.message import HttpMessage
 from qserve.wire.claim import BROKER, Claim, Kind, Part, apart, claim_in, wrap
-from qserve.wire.codec import Codec
+from qserve.wire.codec import Codec, Heavy, light_only
 from qserve.wire.codes import Code
-from qserve.wire.outside import Heavy, Stored, light_only
+from qserve.wire.outside import Stored
 
 LARGE = 1000
 KEY = Keyring(b"the-key-of-this-test")
