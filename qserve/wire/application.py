@@ -152,7 +152,7 @@ class DeploymentRecord:
         """The user_config; None when there is none."""
         return json.loads(self.user_config) if self.user_config else None
 
-    @property
+    @cached_property
     def config(self) -> str:
         """The digest of the options that replicas take while they run, by which they report which ones they use.
 

@@ -239,9 +239,9 @@ def test_an_option_of_an_earlier_or_later_version_changes_no_digest_unless_it_is
     monkeypatch.setattr(DeploymentRecord, "hurry", 0, raising=False)
     monkeypatch.setattr(application, "_TAKEN", {"hurry": 0, **application._TAKEN})
 
-    assert MODEL.config == before
+    assert replace(MODEL).config == before
     monkeypatch.setattr(DeploymentRecord, "hurry", 1)
-    assert MODEL.config != before
+    assert replace(MODEL).config != before
 
 
 def test_a_record_that_says_what_must_not_be_left_out_is_refused_in_plain_words() -> None:

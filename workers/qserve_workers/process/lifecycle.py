@@ -8,7 +8,7 @@ import signal
 import socket
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from qserve.base.clock import clock
@@ -28,6 +28,7 @@ from qserve_workers.replica.spec import Exit, ReplicaSpec
 log = get_logger(__name__)
 # what user code may raise outside of calls; CancelledError is how the loop ends a task
 _RAISED = (Exception, SystemExit, KeyboardInterrupt, GeneratorExit)
+_HOST = socket.gethostname()
 _LEASES_REPORTED = 3
 """How long a report holds that is not repeated, in leases; it is repeated four times in each."""
 STATS_S = 2.0
@@ -90,9 +91,11 @@ class Lifecycle:
         if self._has_begun:
             with self._reporting:
                 for_ms = _LEASES_REPORTED * 1000 * self.spec.settings.lease_s
-                status = status_of(self.spec, RUNNING, config=self._taken.config, for_ms=for_ms)
-                status = replace(status, message=self._message, refused=self._refused, stats=self._stats)
-                self._reports.report(replace(status, leaving=self.spec.note.leaving), send)
+                status = status_of(
+                    self.spec, RUNNING, self._message, for_ms, config=self._taken.config, refused=self._refused,
+                    stats=self._stats, leaving=self.spec.note.leaving,
+                )  # fmt: skip
+                self._reports.report(status, send)
 
     def _spawn(self, loop: asyncio.AbstractEventLoop, work: Any) -> None:
         task = loop.create_task(work)
@@ -213,10 +216,10 @@ def _raise_if_ending(error: BaseException) -> None:
         raise error
 
 
-def status_of(spec: ReplicaSpec, state: str, message: str = "", config: str = "", for_ms: float = 0.0) -> ReplicaStatus:
+def status_of(spec: ReplicaSpec, state: str, message: str = "", for_ms: float = 0.0, **more: Any) -> ReplicaStatus:
     """Return the report of this process; it holds for ``for_ms``, or for as long as it is stored."""
     until_ms = clock.stamp_ms() + for_ms if for_ms else 0.0
-    pid, host = os.getpid(), socket.gethostname()
     return ReplicaStatus(
-        spec.name, spec.deployment, spec.record.version, state, pid, host, message, config, until_ms, worker=spec.worker
-    )
+        spec.name, spec.deployment, spec.record.version, state, os.getpid(), _HOST, message, until_ms=until_ms,
+        worker=spec.worker, **more,
+    )  # fmt: skip

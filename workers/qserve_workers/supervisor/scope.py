@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -206,7 +206,10 @@ class Applications:
         names = [deployment for deployment, count in counts if count or not self._scope.is_pinned]
         sources = self._code.find(record, names)
         if sources is not None:
-            mine = [slot for slot in planned if (slot.app, slot.version) == (record.name, record.version)]
+            mine: defaultdict[str, list[Slot]] = defaultdict(list)
+            for slot in planned:
+                if (slot.app, slot.version) == (record.name, record.version):
+                    mine[slot.deployment].append(slot)
             needs = [
                 Need(Key(record.name, record.version, name), count, resources=record.deployments[name].resources)
                 for name, count in counts
@@ -219,8 +222,8 @@ class Applications:
                     )
                 if replicas:
                     _warn_of_what_pins_ignore(record.deployments[deployment], replicas.total())
-                for slot in mine:
-                    replicas[slot.devices] += slot.count if slot.deployment == deployment else 0
+                for slot in mine[deployment]:
+                    replicas[slot.devices] += slot.count
                 found[record.stream(self._keys, deployment)] = Target(record, deployment, replicas, sources)
 
     def close(self) -> None:

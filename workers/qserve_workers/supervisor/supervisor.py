@@ -11,7 +11,7 @@ import signal
 import socket
 import time
 from collections import Counter, defaultdict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from qserve.base import failpoints
@@ -207,8 +207,9 @@ class Supervisor:
             attempt(f"retries of {stream}", self._takeover.wake, stream)
         targets = self._applications.targets(self._offer.slots)
         attempt("replacing replicas", self._recycling.tick, [*self.processes.values()], targets)
+        running = self._by_stream()
         for stream, target in targets.items():
-            attempt(f"starting {stream}", self._start_missing, stream, target)
+            attempt(f"starting {stream}", self._start_missing, stream, target, running[stream])
         self._preloads.keep([stream for stream, target in targets.items() if target.replicas.total()])
         self._stop_surplus(targets)
         self._check_faults(targets)
@@ -445,12 +446,19 @@ class Supervisor:
 
     # -- the living --------------------------------------------------------------------------------
 
-    def _start_missing(self, stream: str, target: Target) -> None:
+    def _by_stream(self) -> defaultdict[str, list[ReplicaProcess]]:
+        """Return the processes by the queue that they read, without those that end."""
+        found: defaultdict[str, list[ReplicaProcess]] = defaultdict(list)
+        for process in self.processes.values():
+            if not process.is_stopping:
+                found[process.spec.stream].append(process)
+        return found
+
+    def _start_missing(self, stream: str, target: Target, running: Sequence[ReplicaProcess]) -> None:
         trouble = self._troubles.get(stream)
         if trouble and time.monotonic() < trouble.next_try:
             return
-        mine = [process for process in self.processes.values() if process.spec.stream == stream]
-        alive = Counter(process.spec.devices for process in mine if not (process.is_stopping or process.is_replaced))
+        alive = Counter(process.spec.devices for process in running if not process.is_replaced)
         missing = target.replicas - alive
         fork = self._fork_of(stream, target, missing.total()) if missing else None
         for devices in missing.elements():
@@ -531,11 +539,7 @@ class Supervisor:
         return True
 
     def _stop_surplus(self, targets: dict[str, Target]) -> None:
-        by_stream: defaultdict[str, list[ReplicaProcess]] = defaultdict(list)
-        for process in self.processes.values():
-            if not process.is_stopping:
-                by_stream[process.spec.stream].append(process)
-        for stream, processes in by_stream.items():
+        for stream, processes in self._by_stream().items():
             self._turns.attempt(f"stopping {stream}", self._stop_some, processes, targets.get(stream))
 
     def _stop_some(self, processes: list[ReplicaProcess], target: Target | None) -> None:
