@@ -127,7 +127,7 @@ class _ResponseRef(Ref[Rendered]):
     __slots__ = ()
 
     def _decode(self, payload: bytes) -> Rendered:
-        return parse(payload)
+        return parse(payload, self._get_plane().codec)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _ResponseRef, (self.request_id, None)

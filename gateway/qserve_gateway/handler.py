@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -21,14 +22,16 @@ from qserve.http.message import BadRequest, HttpMessage
 from qserve.http.strict_json import loads
 from qserve.tracing.switch import switch
 from qserve.wire.application import ApplicationRecord
+from qserve.wire.claim import claim_in
 from qserve.wire.envelope import Answer
 from qserve.wire.outcome import ANNOUNCED, SESSION, State
+from qserve.wire.outside import Stored
 from qserve.wire.replies import length
-from qserve_gateway.jobs import WEBHOOK, Job, Jobs
+from qserve_gateway.jobs import Job, Jobs
 from qserve_gateway.request.access import AccessPolicy, ClientLimits, check_page
+from qserve_gateway.request.body import Limit, held_bytes, must_close, read_body, read_or_store
 from qserve_gateway.request.carried import Forwarded, carried_in
 from qserve_gateway.request.environ import (
-    BODY_LIMIT,
     FOUND,
     SMALL,
     TRACEPARENT,
@@ -38,9 +41,7 @@ from qserve_gateway.request.environ import (
     line_of,
     message_of,
     model_id_of,
-    must_close,
     path_of,
-    read_body,
     request_id_of,
     timeout_of,
     url_of,
@@ -132,6 +133,8 @@ class RequestHandler:
         try:
             # in its own method, whose end frees the body: the result may come much later
             ref, job = self._submit(environ, request_id, found, timeout_s, place, protocol is not None)
+            if failpoints.ARMED:
+                failpoints.hit("gateway.after_submit")
             if job is not None:
                 reply = self.jobs.follow(ref, job, timeout_s, environ, request_id, place, _reader_of(record))
                 return reply
@@ -153,18 +156,26 @@ class RequestHandler:
                     session = Session(ref, self.plane, self.settings, environ["gunicorn.socket"], protocol, request_id)
                     reply = SocketReply(session)
                 return reply
-            outcome = ref.outcome()
-            if outcome.state == ANNOUNCED:
-                self._take_room(length(outcome), place, end, environ)
-                outcome = self.plane.fetch(ref.request_id, end - time.monotonic())
-            if outcome.state == State.DONE:
-                reply = result_reply(outcome.payload, request_id)
-            else:
-                show_errors, line = self.settings.show_errors, line_of(environ)
-                reply = failure_reply(outcome, request_id, show_errors, line, _reader_of(record))
+            reply = self._reply(ref, request_id, record, place, end, environ)
             return reply
         finally:
             call_when_sent(reply, place.leave)
+
+    def _reply(
+        self, ref: Ref, request_id: str, record: ApplicationRecord, place: Place, end: float, environ: Environ
+    ) -> Reply:
+        """Return the reply to a request that has ended."""
+        outcome = ref.outcome()
+        if outcome.state == ANNOUNCED:
+            self._take_room(length(outcome), place, end, environ)
+            outcome = self.plane.fetch(ref.request_id, end - time.monotonic())
+        if outcome.state != State.DONE:
+            show_errors, line = self.settings.show_errors, line_of(environ)
+            return failure_reply(outcome, request_id, show_errors, line, _reader_of(record))
+        claim = claim_in(outcome.payload)
+        if claim is not None:
+            self._take_room(held_bytes(claim.store), place, end, environ)
+        return result_reply(outcome.payload, request_id, self.plane.store, ref)
 
     def _opened(self, environ: Environ) -> WSConnection | None:
         """Return the protocol of a WebSocket that is to be opened; None for an offer that a server may ignore."""
@@ -176,18 +187,57 @@ class RequestHandler:
     def _submit(
         self, environ: Environ, request_id: str, found: _Found, timeout_s: float, place: Place, is_session: bool
     ) -> tuple[Ref, Job | None]:
-        """Read a request's body and submit the call; a large body counts until the broker has it."""
+        """Read a request's body and submit the call; a large body in memory counts until the broker has it."""
+        digest = hashlib.sha256() if Job.is_wanted(environ) else None
+        body = self._read_body(environ, found, place, digest)
+        if not isinstance(body, Stored):
+            return self._submit_body(environ, request_id, found, timeout_s, place, is_session, body, body)
+        store = self.plane.store
+        try:
+            told = b"" if digest is None else digest.digest()
+            ref, job = self._submit_body(environ, request_id, found, timeout_s, place, is_session, body, told)
+        except BaseException:
+            store.forget([body.claim])
+            raise
+        if not ref.request_id:  # the call was refused here: the broker does not know of the body
+            store.forget([body.claim])
+        return ref, job
+
+    def _read_body(self, environ: Environ, found: _Found, place: Place, digest: Any) -> bytes | Stored:
+        settings, driver = self.settings, found.route.record.driver
+        limit = Limit(settings.max_body_bytes, "QSERVE_MAX_BODY_BYTES")
+        if driver is not None and driver.adapter == "json_request":
+            # it is parsed here: to store it first would be one more way
+            limit = min(limit, Limit(settings.max_json_bytes, "QSERVE_MAX_JSON_BYTES"))
+            return read_body(environ, place.take, limit)
+        return read_or_store(environ, place.take, limit, self.plane.store, None if digest is None else digest.update)
+
+    def _submit_body(
+        self,
+        environ: Environ,
+        request_id: str,
+        found: _Found,
+        timeout_s: float,
+        place: Place,
+        is_session: bool,
+        body: bytes | Stored,
+        told: bytes,
+    ) -> tuple[Ref, Job | None]:
+        """Submit the call of a request.
+
+        Parameters:
+          told: What differs by the body in the fingerprint of a job.
+        """
         route, record = found.route, found.route.record
-        body = read_body(environ, place.take)
-        size = len(body)
+        size = 0 if isinstance(body, Stored) else len(body)
         place.hold(size if size > SMALL else 0)
         job = None
         if is_session:
             timeout_s = self.settings.websocket_s
             method, args, run = SESSION, (_opening_of(environ, found),), None
         else:
-            if "HTTP_PREFER" in environ or "HTTP_IDEMPOTENCY_KEY" in environ or WEBHOOK in environ:
-                job = Job.of(environ, body, record.name, self.settings, self.jobs.receivers)
+            if Job.is_wanted(environ):
+                job = Job.of(environ, told, record.name, self.settings, self.jobs.receivers)
             method, args, run = self._target_of(environ, found, body, timeout_s, place)
         del body
         forwarded = self.forwarded
@@ -218,8 +268,6 @@ class RequestHandler:
         if job is not None:
             call = job.kept(call, self.settings)
         ref = self.plane.submit(call) if size <= SMALL else self._submit_large(call, place, timeout_s)
-        if failpoints.ARMED:
-            failpoints.hit("gateway.after_submit")
         return ref, job
 
     def _submit_large(self, call: Call, place: Place, timeout_s: float) -> Ref:
@@ -230,7 +278,7 @@ class RequestHandler:
             ref = self.plane.submit(call)
         except PayloadTooLarge as error:
             submitted()
-            raise _too_large() from error
+            raise _too_large(error) from error
         except BaseException:
             submitted()
             raise
@@ -238,7 +286,7 @@ class RequestHandler:
         return ref
 
     def _target_of(
-        self, environ: Environ, found: _Found, body: bytes, timeout_s: float, place: Place
+        self, environ: Environ, found: _Found, body: bytes | Stored, timeout_s: float, place: Place
     ) -> tuple[str, tuple[Any, ...], str | None]:
         """Return the method and the arguments of a call, or of a graph where the input needs no user code."""
         route, graph, path, path_params, _ = found
@@ -247,12 +295,13 @@ class RequestHandler:
         if driver is not None and driver.adapter == "json_request":
             if environ.get("HTTP_CONTENT_ENCODING", "identity") != "identity":
                 raise BadRequest(_COMPRESSED, "unsupported_encoding", 415)
+            assert isinstance(body, bytes)
             if len(body) <= SMALL:
                 return "__call__", (loads(body),), run
             try:
                 document = self.parser.parse(body, inputs_of(route.record.plans[graph][0]), timeout_s)
             except PayloadTooLarge as error:
-                raise _too_large() from error
+                raise _too_large(error) from error
             place.hold(document.size)
             return "__call__", (document,), run
         message = message_of(environ, path, route.root_path, body, path_params)
@@ -308,8 +357,8 @@ def _reader_of(record: ApplicationRecord) -> str:
     return record.ingress if record.driver is not None and record.driver.adapter == "json_request" else ""
 
 
-def _too_large() -> Refused:
-    return Refused(f"the request (body and headers) is larger than {BODY_LIMIT} bytes", "body_too_large", 413)
+def _too_large(error: PayloadTooLarge) -> Refused:
+    return Refused(f"the request (body and headers) is too large: {error}", "body_too_large", 413)
 
 
 def _find(table: RouteTable, path: str, environ: Environ) -> _Found:

@@ -23,6 +23,7 @@ from qserve.calls.ref import Call, Ref
 from qserve.exceptions import DeadlineExceeded, PayloadError, ResultUnavailable
 from qserve.http.message import BadRequest
 from qserve.http.render import to_json
+from qserve.wire.claim import claim_in
 from qserve.wire.codec import Codec
 from qserve.wire.events import END_ID
 from qserve.wire.outcome import ANNOUNCED, Outcome, State, items_in
@@ -31,6 +32,7 @@ from qserve.wire.replies import length
 from qserve.wire.request_ids import id_of_key, is_genuine, is_of_value, is_request_id, new_response_id
 from qserve.wire.sealing import open_header
 from qserve.wire.webhook import Target
+from qserve_gateway.request.body import held_bytes
 from qserve_gateway.request.environ import CLIENT_ID, Environ, Refused, key_of, model_id_of, wrong_method
 from qserve_gateway.request.receivers import HEADER, SECRET, Receivers
 from qserve_gateway.request.waiting import InFlightLimit, Place, wait_for_result
@@ -98,11 +100,19 @@ class Job(NamedTuple):
     preference: Preference
     webhook: str = ""
 
+    @staticmethod
+    def is_wanted(environ: Environ) -> bool:
+        """Return whether the headers of a request may ask for a job."""
+        return "HTTP_PREFER" in environ or "HTTP_IDEMPOTENCY_KEY" in environ or WEBHOOK in environ
+
     @classmethod
     def of(
         cls, environ: Environ, body: bytes, app: str, settings: Settings, receivers: Receivers | None = None
     ) -> Job | None:
         """Return the job that a request for an application asks for with its headers; None for a plain request.
+
+        Parameters:
+          body: All of it, or its digest.
 
         Raises:
           BadRequest: The idempotency key is malformed, or no webhook may be sent to where it is asked for.
@@ -273,7 +283,10 @@ class Jobs:
             headers = [("content-type", "application/json"), ("cache-control", "no-store"), ("x-request-id", trace_id)]
             reply = Reply(200, headers, value_as_json(outcome.payload, request_id))
         else:
-            reply = result_reply(outcome.payload, trace_id)
+            claim = claim_in(outcome.payload)
+            if claim is not None:
+                place.take(held_bytes(claim.store))
+            reply = result_reply(outcome.payload, trace_id, self.plane.store)
         reply.headers.append((_ID_HEADER, request_id))
         return reply
 

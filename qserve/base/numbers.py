@@ -10,7 +10,7 @@ import math
 import re
 
 _WHOLE = re.compile(r"[0-9]{1,18}")
-_SIZE = re.compile(r"([0-9]{1,15})(b|kb?|mb?|gb?|)", re.IGNORECASE)
+_SIZE = re.compile(r"([0-9]{1,15})(b|ki?b|k|mi?b|m|gi?b|g|)", re.IGNORECASE)
 _BYTES = {"": 1, "b": 1, "k": 1000, "kb": 1 << 10, "m": 10**6, "mb": 1 << 20, "g": 10**9, "gb": 1 << 30}
 """The units of sizes in the configuration of Redis and Valkey."""
 _NUMBER = re.compile(r"[0-9]{1,18}(?:\.[0-9]+)?(?:[eE][+-]?[0-9]{1,3})?")
@@ -36,4 +36,4 @@ def size(text: str) -> int:
     found = _SIZE.fullmatch(text)
     if found is None:
         raise ValueError(f"{text!r} is not a size")
-    return int(found[1]) * _BYTES[found[2].lower()]
+    return int(found[1]) * _BYTES[found[2].lower().replace("ib", "b")]

@@ -84,6 +84,8 @@ class Settings:
       max_value_bytes: The most bytes of one value that is passed between steps.
       shm_limit: The most bytes of values in the memory of this host; None for half of what is free in ``/dev/shm``.
       body_memory: The most bytes of large request bodies and answers that one gateway process holds at a time.
+      max_body_bytes: The most bytes of a request's body.
+      max_json_bytes: The most bytes of a JSON body that a gateway parses for a DAGDriver.
       websocket_s: How long a WebSocket may be open.
       websocket_idle_s: How long a WebSocket may be open without a message in either direction.
       websocket_ping_s: After how long a silent client of a WebSocket is pinged, and after how long again it is lost.
@@ -122,6 +124,8 @@ class Settings:
     max_value_bytes: int = 2 << 30
     shm_limit: int | None = None
     body_memory: int = 256 * 1024 * 1024
+    max_body_bytes: int = 100 * 1024 * 1024
+    max_json_bytes: int = 10 * 1024 * 1024
     websocket_s: float = 86_400.0
     websocket_idle_s: float = 3600.0
     websocket_ping_s: float = 20.0
@@ -309,6 +313,8 @@ _READERS: Mapping[str, Callable[[str, str], Any]] = {
     "broker_maxmemory": _memory,
     "forward_headers": _header_names,
     "log_tail": _boolean,
+    "max_body_bytes": _message_bytes,
+    "max_json_bytes": _message_bytes,
     "max_value_bytes": _message_bytes,
     "metrics": _boolean,
     "payload_threshold": _message_bytes,

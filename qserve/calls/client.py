@@ -632,6 +632,15 @@ class ClientPlane(BrokerPlane):
         while self._send_next():
             pass
 
+    def release(self, request_id: str, value: Claim | None = None) -> None:
+        super().release(request_id, value)
+        if value is not None:  # what it takes is given back now, even if nothing else is sent for long
+            self._outbox.put([])
+
+    def release_item(self, value: Claim) -> None:
+        super().release_item(value)
+        self._outbox.put([])
+
     def _send_next(self) -> bool:
         """Send what has gathered; return False at the end. While it waits for more, nothing of the last is held."""
         item = self._outbox.get()
@@ -642,6 +651,8 @@ class ClientPlane(BrokerPlane):
             while len(batch) < _SEND_COUNT and (item := self._outbox.get_nowait()) is not None:
                 batch += item
         batch += self._releases()
+        if not batch:
+            return item is not None
         self._sending = batch
         _process_replies(batch, self._send_batch([command for command, _ in batch]))
         self._sending = []

@@ -186,7 +186,7 @@ class Stepper:
     def _answer(self, header: Header, value: Any, call: UserCall, time: StepTime | None) -> bytes:
         if header.answer is Answer.VALUE:
             return self._codec.encode(value, Kind.KEPT)
-        payload = render(value, header.answer)
+        payload = render(value, header.answer, self._codec)
         return payload if time is None else with_header(payload, *timing(call, time))
 
 

@@ -57,7 +57,7 @@ class HttpMessage:
       headers: Lower-case names, and values, in their order.
       client: Host and port of the client, where known.
       server: Host and port of the server, where known.
-      body: The whole body; a view of one that is in the payload store.
+      body: The whole body; a view of one that is in the payload store, and in a gateway ``Stored``.
       path_params: The values of the route's ``{parameters}`` in the path.
       raw_path: The path as it was sent, where that has escapes; b"" otherwise.
     """

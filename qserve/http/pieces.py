@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import secrets
 from collections.abc import AsyncIterator, Iterator
+from copy import copy
 from itertools import pairwise
 from typing import Any, cast
 
@@ -104,18 +105,19 @@ class FormParser(MultiPartParser):
             whole, end = piece.whole, end + len(piece)
             boundary.look(piece)
         found = boundary.found if len(boundary.found) < _MOST_FOUND else []
+        self.stream = cast(Any, None)
         cut, files = _without_files(whole[:end], found)
         if not files:
             self._feed(pieces(whole[:end]))
             return await super().parse()
+        before = {name: copy(value) for name, value in vars(self).items()}
         self._feed(cut)
         form = await super().parse()
         if _put_in(form, files):
             return form
         for file in self._files_to_close_on_error:
             file.close()
-        limits = {"max_files": self.max_files, "max_fields": self.max_fields, "max_part_size": self.max_part_size}
-        MultiPartParser.__init__(self, self.headers, self.stream, **cast(Any, limits))
+        vars(self).update(before)
         self._feed(pieces(whole[:end]))
         return await super().parse()
 

@@ -1,6 +1,7 @@
 """Results as HTTP responses: the replica of the last step renders them, and the gateway sends them.
 
-The payload is msgpack: ``[status, [[name, value], ...], body]``.
+The payload is msgpack: ``[status, [[name, value], ...], body]``. A large body is in the payload store: then the payload
+begins with its claim, and the last part is None.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import re
 import sys
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from types import NoneType
 from typing import Any, NamedTuple
 
 import msgpack
@@ -19,12 +21,14 @@ from qserve.exceptions import PayloadError, PayloadTooLarge, ResultNotSerialisab
 from qserve.http.jsonable import WalkError, to_jsonable, with_text_keys
 from qserve.http.message import HOP_BY_HOP
 from qserve.http.strict_json import loads
-from qserve.wire.codec import unpack
+from qserve.wire.claim import Claim, Kind, apart, wrap
+from qserve.wire.codec import Codec, unpack
 from qserve.wire.envelope import Answer
 
 RESPONSE_LIMIT = 10 * 1024 * 1024
-"""Longest body in bytes that is kept whole, on the replica, in the broker and in the gateway; streams have no limit."""
+"""Longest body in bytes that travels whole; one that is stored may be longer, and streams have no limit."""
 
+_WITHOUT_STORE = Codec()
 _compact = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"), default=to_jsonable)
 # Ray Serve's plain deployments use the separators of json.dumps, and its DAGDriver uses FastAPI's
 _spaced = json.JSONEncoder(ensure_ascii=False, allow_nan=False, default=to_jsonable)
@@ -38,6 +42,18 @@ class Rendered(NamedTuple):
     body: bytes
 
 
+class Parsed(NamedTuple):
+    """What ``render`` wrote; ``claim`` is that of a body which is stored, and not here."""
+
+    response: Rendered
+    claim: Claim | None
+
+    @property
+    def length(self) -> int:
+        """How many bytes the body has."""
+        return len(self.response.body) if self.claim is None else self.claim.size
+
+
 def _head(content_type: str) -> bytes:
     # what comes before the body of a 200 is one of two constants
     whole: bytes = msgpack.packb([200, [["content-type", content_type]], None])
@@ -48,53 +64,79 @@ _JSON = _head("application/json")
 _TEXT = _head("text/plain; charset=utf-8")
 
 
-def render(value: Any, answer: Answer) -> bytes:
+def render(value: Any, answer: Answer, codec: Codec = _WITHOUT_STORE) -> bytes:
     """Return the payload of an HTTP response for a result.
 
     Parameters:
       value: What user code returned: a starlette response, or any value that can be converted to JSON.
       answer: ``PLAIN`` (text for str and bytes, nothing for None, else JSON) or ``JSON`` (always JSON).
+      codec: Stores a large body.
 
     Raises:
       PayloadError: The value cannot be converted; the message names its type.
-      PayloadTooLarge: The response is longer than ``RESPONSE_LIMIT``.
+      PayloadTooLarge: The response is longer than ``RESPONSE_LIMIT``, or than the store takes.
+      BrokerError, StoreUnavailable, Heavy: See ``Codec.encode``.
     """
-    payload = _render(value, answer)
+    head, body = _render(value, answer)
+    kind = type(value).__qualname__
+    claim = codec.store(kind, memoryview(body), Kind.KEPT)
+    if claim is not None:
+        return wrap(claim, head + msgpack.packb(None))
+    payload: bytes = head + msgpack.packb(body)
     if len(payload) > RESPONSE_LIMIT:
         raise PayloadTooLarge(
-            f"a result of type {type(value).__qualname__!r} takes {len(payload)} bytes as an HTTP response, and the"
+            f"a result of type {kind!r} takes {len(payload)} bytes as an HTTP response, and the"
             f" limit is {RESPONSE_LIMIT}: return a StreamingResponse, or yield the body from a generator"
         )
     return payload
 
 
-def _render(value: Any, answer: Answer) -> bytes:
+def _render(value: Any, answer: Answer) -> tuple[bytes, bytes]:
+    """Return what comes before the body in the payload, and the body."""
     is_plain = answer is Answer.PLAIN
     if is_plain and isinstance(value, str):
-        return _whole(_TEXT, _text(value))
+        return _TEXT, _text(value)
     if is_plain and (value is None or isinstance(value, bytes | bytearray | memoryview)):
-        return _whole(_TEXT, b"" if value is None else bytes(value))
+        return _TEXT, b"" if value is None else bytes(value)
     responses = sys.modules.get("starlette.responses")
     if responses is not None and isinstance(value, responses.Response):
         return _render_response(value)
-    return _whole(_JSON, to_json(value, _spaced if is_plain else _compact))
+    return _JSON, to_json(value, _spaced if is_plain else _compact)
 
 
-def _whole(head: bytes, body: bytes) -> bytes:
-    return head + msgpack.packb(body)  # type: ignore[no-any-return]
+def parse(payload: bytes, codec: Codec = _WITHOUT_STORE) -> Rendered:
+    """Read what ``render`` returned, with its whole body.
+
+    Parameters:
+      codec: Reads a body that is stored.
+
+    Raises:
+      PayloadError: The bytes are something else, or the body is stored and the codec has no store.
+      ValueLost, ValueUnreachable, BrokerError, StoreUnavailable: The body cannot be read.
+    """
+    response, claim = parse_apart(payload)
+    return response if claim is None else response._replace(body=bytes(codec.get(claim)))
 
 
-def parse(payload: bytes) -> Rendered:
-    """Read what ``render`` returned.
+def parse_apart(payload: bytes) -> Parsed:
+    """Read what ``render`` returned, but not a body that is stored.
 
     Raises:
       PayloadError: The bytes are something else.
     """
-    parts = unpack(payload, "a response", depth=8)
-    if type(parts) is not list or len(parts) < 3 or type(parts[2]) is not bytes:
+    claim, inline = apart(payload)
+    parts = unpack(inline, "a response", depth=8)
+    if type(parts) is not list or len(parts) < 3 or type(parts[2]) is not (bytes if claim is None else NoneType):
         raise _not_response(payload)
     _check_head(payload, *parts[:2])
-    return Rendered(*parts[:3])
+    return Parsed(Rendered(parts[0], parts[1], parts[2] or b""), claim)
+
+
+def with_header(payload: bytes, name: str, value: str) -> bytes:
+    """Return what ``render`` returned with one more header."""
+    (status, headers, body), claim = parse_apart(payload)
+    inline = msgpack.packb([status, [*headers, [name, value]], body if claim is None else None])
+    return inline if claim is None else wrap(claim, inline)
 
 
 def as_value(content_type: str, body: bytes) -> Any:
@@ -112,12 +154,6 @@ def as_value(content_type: str, body: bytes) -> Any:
         except UnicodeDecodeError as error:
             raise PayloadError(f"a text is not UTF-8: {error}") from error
     raise PayloadError(f"a body of type {kind!r} is neither JSON nor text")
-
-
-def with_header(payload: bytes, name: str, value: str) -> bytes:
-    """Return what ``render`` returned with one more header."""
-    status, headers, body = parse(payload)
-    return msgpack.packb([status, [*headers, [name, value]], body])  # type: ignore[no-any-return]
 
 
 def parse_head(payload: bytes) -> tuple[int, list[list[str]]]:
@@ -199,7 +235,7 @@ _SCOPE = {
 }
 
 
-def _render_response(response: Any) -> bytes:
+def _render_response(response: Any) -> tuple[bytes, bytes]:
     body = getattr(response, "body", None)
     if hasattr(response, "body") and response.background is None:
         status, headers = response.status_code, response.raw_headers
@@ -210,7 +246,7 @@ def _render_response(response: Any) -> bytes:
     status, named, length = head_of(status, headers)
     if length and not body:
         named.append(["content-length", str(length)])  # what HEAD says of the body that GET would have
-    return msgpack.packb([status, named, bytes(body)])  # type: ignore[no-any-return]
+    return msgpack.packb([status, named, None])[:-1], bytes(body)
 
 
 def head_of(status: Any, headers: Iterable[tuple[bytes, bytes]]) -> tuple[int, list[list[str]], int | None]:

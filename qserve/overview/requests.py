@@ -20,7 +20,7 @@ from qserve.deploy.dead_letters import DeadLetters
 from qserve.deploy.installation import Installation
 from qserve.deploy.named import versions_named
 from qserve.exceptions import NameNotFound, PayloadError, UsageProblem, WrongType
-from qserve.http.render import parse
+from qserve.http.render import parse_apart
 from qserve.http.shown import ShownCodec
 from qserve.wire import replies
 from qserve.wire.dead_letter import DeadLetter
@@ -327,8 +327,9 @@ def _shown(installation: Installation, request_id: str, payload: bytes) -> str:
     if is_of_value(request_id):
         return ShownCodec(installation.settings.keyring).show(payload)
     if is_of_response(request_id):
-        status, _, body = parse(payload)
-        more = f"… ({len(body)} bytes)" if len(body) > replies.NAME_LIMIT else ""
+        found = parse_apart(payload)
+        (status, _, body), length = found.response, found.length
+        more = f"… ({length} bytes)" if length > replies.NAME_LIMIT else ""
         return f"<HTTP {status}: {replies.shown(body)}{more}>"
     return f"<{len(payload)} bytes>"
 

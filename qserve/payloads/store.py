@@ -93,7 +93,7 @@ class ValueStore:
                 return claim
         raise AssertionError("there is no tier")
 
-    def filler(self, kind: Kind, size: int | None = None) -> Filler:
+    def filler(self, kind: Kind, size: int | None = None) -> StoreFiller:
         """Return what stores a value piece by piece, in the first tier that has room for it.
 
         When that runs out of room half-way, the value moves on to the next tier.
@@ -102,7 +102,7 @@ class ValueStore:
           kind: See ``put``, also for the errors that any of it may raise.
           size: Its bytes, if they are known.
         """
-        return _StoreFiller(self, self._of_kind[kind], size)
+        return StoreFiller(self, self._of_kind[kind], size)
 
     def pieces(self, claim: Claim) -> Iterator[bytes]:
         """Return the bytes of a stored value piece by piece, none of which is kept; raises as ``get`` does.
@@ -257,7 +257,9 @@ class ValueStore:
         return epoch
 
 
-class _StoreFiller:
+class StoreFiller:
+    """See ``Filler``: stores a value piece by piece, in the next tier when one is full."""
+
     def __init__(self, store: ValueStore, names: Sequence[str], size: int | None) -> None:
         self._store = store
         self._names = names
@@ -292,6 +294,11 @@ class _StoreFiller:
             filler.abort()
             raise
         return filler
+
+    @property
+    def tier(self) -> str:
+        """Where the value is now."""
+        return self._names[self._at]
 
     def write(self, piece: memoryview) -> None:
         assert self._filler is not None

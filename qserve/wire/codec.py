@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import pickle
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import fields
@@ -22,7 +22,7 @@ import msgpack
 
 from qserve.base.keyring import Keyring
 from qserve.exceptions import PayloadError, PayloadTooLarge, RequestError
-from qserve.wire.claim import Claim, Kind, apart, claim_in, wrap
+from qserve.wire.claim import Claim, Kind, Part, apart, claim_in, wrap
 from qserve.wire.codes import Code, is_record, numpy_packer, pack_record, packers, unpackers
 from qserve.wire.outside import WALKED, Outside, Stored, Values, has_large, part_of
 from qserve.wire.pickling import dumps
@@ -137,8 +137,6 @@ class Codec:
         Parameters:
           data: Its encoding with all parts; None if that was not made.
         """
-        values = self._values
-        assert values is not None
         outside = Outside()
         try:
             if data is None or has_large(value, self._large, DEPTH_LIMIT):
@@ -153,14 +151,30 @@ class Codec:
             return wrap(outside.stored, data)
         if len(data) >= self._large:
             data = self._pack(msgpack.ExtType(Code.OUTSIDE, self._pack(outside.add(memoryview(data)))))
-        if outside.size > values.max_bytes:
+        return wrap(self._put(type(value).__name__, outside.parts, outside.size, kind), data)
+
+    def _put(self, what: str, parts: Sequence[Part], size: int, kind: Kind) -> Claim:
+        values = self._values
+        assert values is not None
+        if size > values.max_bytes:
             raise PayloadTooLarge(
-                f"a value of type {type(value).__name__!r} takes {outside.size} bytes; the limit is {values.max_bytes},"
+                f"a value of type {what!r} takes {size} bytes; the limit is {values.max_bytes},"
                 " set by QSERVE_MAX_VALUE_BYTES"
             )
-        if _is_light_only.get() and values.is_heavy(outside.size, kind):
+        if _is_light_only.get() and values.is_heavy(size, kind):
             raise Heavy
-        return wrap(values.put(outside.parts, outside.size, kind), data)
+        return values.put(parts, size, kind)
+
+    def store(self, what: str, data: memoryview, kind: Kind) -> Claim | None:
+        """Store bytes if they are large; return None if they are not, or nothing is stored here.
+
+        Parameters:
+          what: Names the type of their value for an error.
+
+        Raises:
+          PayloadTooLarge, BrokerError, StoreUnavailable, Heavy: See ``encode``.
+        """
+        return None if len(data) < self._large else self._put(what, [(0, data)], len(data), kind)
 
     def _encode(self, value: Any, outside: Outside | None = None) -> bytes:
         """Encode a value; its large parts go to ``outside``. _LargeError if there are some, and it is not given."""
@@ -319,6 +333,12 @@ class Codec:
         claim = claim_in(data)
         return claim is not None and self._values is not None and self._values.is_heavy_to_get(claim)
 
+    def get(self, claim: Claim) -> memoryview:
+        """Return the bytes of a stored value; raises as ``decode`` does."""
+        if self._values is None:
+            raise PayloadError(f"a value of {claim.size} bytes is in a store that is not open here: {claim.store}")
+        return self._values.get(claim)
+
     def decode(self, data: bytes) -> Any:
         """Decode one value.
 
@@ -338,9 +358,7 @@ class Codec:
             claim, inline = apart(data)  # msgpack refuses what begins with a claim: others need not be asked for one
             if claim is None:
                 raise _unreadable(data, error) from error
-        if self._values is None:
-            raise PayloadError(f"a value of {claim.size} bytes is in a store that is not open here: {claim.store}")
-        segment = self._values.get(claim)
+        segment = self.get(claim)
         try:
             return self._read(inline, DEPTH_LIMIT, segment)
         except PayloadError:

@@ -64,6 +64,8 @@ def test_every_setting_has_a_variable() -> None:
         max_value_bytes=1 << 28,
         shm_limit=1 << 27,
         body_memory=1 << 26,
+        max_body_bytes=1 << 25,
+        max_json_bytes=1 << 24,
         forward_headers=("x-region", "accept-language"),
         tenant_header="x-tenant",
         websocket_s=60.0,
@@ -111,10 +113,15 @@ def test_a_memory_that_is_not_a_size_or_too_small_is_refused(text: str) -> None:
         Settings.from_env({"QSERVE_BROKER_MAXMEMORY": text})
 
 
+@pytest.mark.parametrize("name", ["WEBSOCKET_MESSAGE_BYTES", "MAX_BODY_BYTES", "MAX_JSON_BYTES"])
 @pytest.mark.parametrize("text", ["0", "-1", "half", "1.5mb", "999999999gb"])
-def test_a_longest_message_that_is_not_a_size_is_refused(text: str) -> None:
-    with pytest.raises(QserveException, match="QSERVE_WEBSOCKET_MESSAGE_BYTES=.* must be a size, such as"):
-        Settings.from_env({"QSERVE_WEBSOCKET_MESSAGE_BYTES": text})
+def test_a_longest_message_or_body_that_is_not_a_size_is_refused(name: str, text: str) -> None:
+    with pytest.raises(QserveException, match=f"QSERVE_{name}=.* must be a size, such as"):
+        Settings.from_env({f"QSERVE_{name}": text})
+
+
+def test_the_longest_body_is_a_size_in_binary_units_too() -> None:
+    assert Settings.from_env({"QSERVE_MAX_BODY_BYTES": "100MiB"}).max_body_bytes == 100 << 20
 
 
 def test_the_stores_of_large_values_are_read_in_their_order() -> None:

@@ -225,7 +225,6 @@ def test_a_result_that_cannot_travel_fails_its_call_by_a_class_of_its_own(worst:
         ("a lock", "result_not_serialisable"),
         ("NaN", "result_not_serialisable"),
         ("nested a million deep", "result_not_serialisable"),
-        ("100 MB", "result_too_large"),
     ],
 )
 def test_a_result_that_http_cannot_have_is_500_by_code(worst: Any, started: Started, what: str, code: str) -> None:

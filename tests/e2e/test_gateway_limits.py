@@ -175,16 +175,16 @@ def status_of(sock: socket.socket) -> int:
 # tests/gateway/test_in_flight.py has what each may hold
 @pytest.mark.parametrize("form", [pytest.param("announced", marks=pytest.mark.long), "chunked"])
 def test_clients_that_never_finish_their_bodies_cannot_fill_the_memory(watched: Watched, form: str) -> None:
+    usual = watched.gateway.resident()
     head, body = HEADS[form], b"x" * (BODY - 1)
-    clients = [watched.connect(head + body) for _ in range(80)]
+    clients = [watched.connect(head + body) for _ in range(30)]
 
-    answers = [status_of(sock) for sock in clients]
-    assert 20 <= answers.count(0) + answers.count(408) <= 30  # 408 on a machine where all this takes 15 s
-    assert set(answers) <= {0, 408, 503}
+    assert {status_of(sock) for sock in clients} <= {0, 408}  # 408 on a machine where all this takes 15 s
+    assert watched.peak < usual + 100 * MIB, "they are stored as they come"
 
 
-@pytest.mark.long  # tests/gateway/test_in_flight.py has how many may be sent on
-def test_bodies_that_are_all_complete_at_once_are_sent_on_a_few_at_a_time(watched: Watched) -> None:
+@pytest.mark.long  # tests/gateway/test_in_flight.py has what each may hold
+def test_bodies_that_are_all_complete_at_once_are_all_served(watched: Watched) -> None:
     length = BODY - MIB
     head = f"{_POST}Content-Length: {length}\r\nConnection: close\r\n\r\n".encode()
     clients = [watched.connect(head + b"x" * (length - 1)) for _ in range(20)]
@@ -196,35 +196,24 @@ def test_bodies_that_are_all_complete_at_once_are_sent_on_a_few_at_a_time(watche
 
 
 @pytest.mark.row("F43")
-@pytest.mark.long  # beside other tests it would measure them
+@pytest.mark.parametrize("is_kept", [False, True])
 def test_clients_that_do_not_read_large_answers_cannot_fill_the_memory_and_get_them_in_the_end(
-    watched: Watched,
+    watched: Watched, is_kept: bool
 ) -> None:
-    get = b"GET /plain/large HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+    usual, client, path = watched.gateway.resident(), watched.gateway.client, "/plain/large"
+    if is_kept:
+        path = client.get(path, Prefer="respond-async").headers["location"]
+        wait_until(lambda: client.get(path).status == 200, description="the answer is stored", timeout_s=30)
+    get = f"GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode()
     clients = [watched.connect(get) for _ in range(40)]
-    wait_until(lambda: watched.peak > 280 * MIB, description="as many answers have come as may")
+    wait_until(lambda: all(map(status_of, clients)), description="each has the beginning of its answer")
+    assert watched.peak < usual + 100 * MIB, "they are sent from the store"
 
     with ThreadPoolExecutor(4) as readers:
         answers = list(readers.map(read_all, clients))
 
     assert [answer[:15] for answer in answers] == [b"HTTP/1.1 200 OK"] * 40
     assert all(len(answer) > LARGE_ANSWER for answer in answers)
-
-
-@pytest.mark.long  # beside other tests it would measure them
-def test_clients_that_do_not_read_stored_answers_cannot_fill_the_memory_and_are_told_to_come_back(
-    watched: Watched,
-) -> None:
-    client = watched.gateway.client
-    job = client.get("/plain/large", Prefer="respond-async")
-    location = job.headers["location"]
-    wait_until(lambda: client.get(location).status == 200, description="the answer is stored", timeout_s=30)
-    get = f"GET {location} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode()
-    clients = [watched.connect(get) for _ in range(40)]
-    wait_until(lambda: all(map(status_of, clients)), description="each has its answer")
-
-    statuses = [status_of(sock) for sock in clients]
-    assert (set(statuses), statuses.count(200) > 20) == ({200, 503}, True)
 
 
 @pytest.mark.long  # tests/gateway/test_in_flight.py has what streams may hold
@@ -256,21 +245,19 @@ def _nested(levels: int) -> bytes:
 @pytest.mark.parametrize(
     ("path", "body", "status", "code"),
     [
-        ("/plain", b"x" * (BODY - 64 * 1024), 200, ""),
-        ("/plain", b"x" * BODY, 413, "body_too_large"),
-        ("/plain", b"x" * (BODY + 1), 413, "body_too_large"),
+        ("/plain", b"x" * (10 * BODY), 200, ""),
+        ("/plain", b"x" * (10 * BODY + 1), 413, "body_too_large"),
         ("/documents", b"[" + b" " * (BODY - 2) + b"]", 200, ""),
         ("/documents", b"[" + b" " * (BODY - 1) + b"]", 413, "body_too_large"),
-        ("/documents", b'"' + b"x" * (BODY - 2) + b'"', 413, "body_too_large"),
+        ("/documents", b'"' + b"x" * (BODY - 2) + b'"', 200, ""),
         ("/documents", _nested(64), 200, ""),
         ("/documents", _nested(65), 400, "too_deep"),
         ("/documents", b"[" + b"1," * 999_999 + b"1]", 200, ""),
         ("/documents", b"[" + b"1," * 1_000_000 + b"1]", 400, "too_many_items"),
         ("/documents", b" " * MIB, 400, "empty_body"),
-        ("/plain/answer?length=10485000", b"", 200, ""),
-        ("/plain/answer?length=10485760", b"", 500, "result_too_large"),
+        ("/plain/answer?length=104857600", b"", 200, ""),
     ],
-    ids=range(13),
+    ids=range(11),
 )
 def test_what_is_at_a_limit_is_served_and_what_is_beyond_it_is_refused_by_name(
     gateway: Gateway, path: str, body: bytes, status: int, code: str

@@ -475,19 +475,6 @@ def test_an_error_of_user_code_is_500_with_its_name_and_place_but_no_traceback(
     assert client.post("/", 2).json == 0.5
 
 
-def test_a_response_that_is_too_long_to_be_held_whole_is_an_error_that_says_so(client: Client) -> None:
-    @qserve.deployment
-    def much() -> str:
-        return "x" * (10 * 1024 * 1024 + 1)
-
-    qserve.run(much.bind())
-    answer = client.get()
-
-    assert answer.status == 500
-    assert answer.code == "result_too_large"
-    assert "StreamingResponse" in answer.error["message"]
-
-
 @pytest.mark.smoke
 def test_a_deadline_that_passes_is_504_and_what_is_queued_never_runs(client: Client, tmp_path: Path) -> None:
     ran, gate = tmp_path / "ran", tmp_path / "gate"

@@ -76,9 +76,9 @@ plain = Plain.bind()
 
 SMALL = """
 from qserve_gateway.__main__ import main
-from qserve_gateway.request import environ, waiting
+from qserve_gateway.request import body, waiting
 from qserve_gateway.response import reply
-environ.BODY_TIMEOUT_S = 0.5
+body.BODY_TIMEOUT_S = 0.5
 waiting.IN_FLIGHT_LIMIT = 1
 reply.PIECE_TIMEOUT_S = 0.5
 main()
@@ -86,9 +86,9 @@ main()
 """The same gateway with limits that a test can reach."""
 GUARDED = """
 from qserve_gateway.__main__ import main
-from qserve_gateway.request import environ
-(first, _), *rest = environ._PACE
-environ._PACE = ((first, 0.5), *rest)
+from qserve_gateway.request import body
+(first, _), *rest = body._PACE
+body._PACE = ((first, 0.5), *rest)
 main()
 """
 """The same gateway with a token, and slow bodies looked at after half a second instead of five."""

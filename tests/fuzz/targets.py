@@ -218,12 +218,13 @@ def _messages() -> list[bytes]:
 
 
 def _read_answer(data: bytes) -> object:
-    status, headers, body = render.parse(data)
-    return f"{status:d}", [name.lower() + value for name, value in headers], bytes(body)
+    (status, headers, body), claim = render.parse_apart(data)
+    return f"{status:d}", [name.lower() + value for name, value in headers], bytes(body), claim
 
 
 def _answers() -> list[bytes]:
-    return [render.render("text", Answer.PLAIN), render.render({"a": 1}, Answer.JSON)]
+    whole = [render.render("text", Answer.PLAIN), render.render({"a": 1}, Answer.JSON)]
+    return [*whole, wrap(Claim(BROKER, "", "0" * 32, 5, bytes(32)), msgpack.packb([200, [["a", "b"]], None]))]
 
 
 def _read_stream_head(data: bytes) -> object:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,9 +12,10 @@ from qserve.base.promise import Promise
 from qserve.calls.events import Logged
 from qserve.calls.mailbox import Mailbox
 from qserve.calls.ref import Call, Ref
-from qserve.exceptions import BrokerUnavailable
+from qserve.exceptions import BrokerUnavailable, ValueLost
 from qserve.http.render import render
 from qserve.wire.application import ApplicationRecord, DriverRecord
+from qserve.wire.claim import BROKER, MEMORY, Claim
 from qserve.wire.codec import Codec
 from qserve.wire.outcome import Outcome
 from qserve.wire.sealing import Seal
@@ -74,6 +76,78 @@ class FakeClient:
         self.registry._check()
 
 
+class FakeFiller:
+    """Stores a value of a ``FakeStore``."""
+
+    tier = MEMORY
+
+    def __init__(self, store: FakeStore) -> None:
+        self.store, self.data = store, bytearray()
+
+    def write(self, piece: memoryview) -> None:
+        """Store a piece."""
+        if self.store.error is not None:
+            raise self.store.error
+        self.data += piece
+
+    def finish(self) -> Claim:
+        """Return the claim of all pieces."""
+        self.store.open -= 1
+        return self.store.add(bytes(self.data))
+
+    def abort(self) -> None:
+        """Forget them."""
+        self.store.open -= 1
+
+
+class FakeStore:
+    """A payload store in this process."""
+
+    threshold = 100_000
+    max_bytes = 1 << 30
+
+    def __init__(self) -> None:
+        self.values: dict[str, bytes] = {}
+        self.open = 0
+        self.error: Exception | None = None
+
+    def add(self, data: bytes) -> Claim:
+        """Store a value."""
+        name = f"{len(self.values):032x}"
+        self.values[name] = data
+        return Claim(BROKER, "", name, len(data), bytes(32))
+
+    def put(self, parts: Any, size: int, kind: Any) -> Claim:
+        """Store a value of one part."""
+        ((_, data),) = parts
+        return self.add(bytes(data))
+
+    def filler(self, kind: Any, size: int | None = None) -> FakeFiller:
+        """Store a value that comes in pieces."""
+        self.open += 1
+        return FakeFiller(self)
+
+    def pieces(self, claim: Claim) -> Iterator[bytes]:
+        """Return a value in pieces."""
+        for begin in range(0, claim.size, 70_000):
+            if claim.name not in self.values:
+                raise ValueLost("it is gone")
+            yield self.values[claim.name][begin : begin + 70_000]
+
+    def is_heavy(self, size: int, kind: Any) -> bool:
+        """Nothing takes long."""
+        return False
+
+    def get(self, claim: Claim) -> memoryview:
+        """Return a value."""
+        return memoryview(self.values[claim.name])
+
+    def forget(self, claims: Any) -> None:
+        """Remove values."""
+        for claim in claims:
+            self.values.pop(claim.name, None)
+
+
 class FakePlane:
     """Settles each call with ``outcome``, or with ``value`` rendered; ``silent`` leaves them open."""
 
@@ -81,7 +155,8 @@ class FakePlane:
         self.registry = FakeRegistry(list(records))
         self.client = FakeClient(self.registry)
         self.keys = Keys()
-        self.codec = Codec()
+        self.store = FakeStore()
+        self.codec = Codec(values=self.store)
         self.seal = Seal(Keyring())
         self.mailbox = Mailbox(self.keys, self.seal, lambda command, on_reply: None, counts=True)
         self.value: Any = "hello"
@@ -100,7 +175,7 @@ class FakePlane:
             raise self.error
         ref = Ref("0" * 32, None)
         if not self.silent:
-            ref.settle(self.outcome or Outcome("d", render(self.value, call.answer)))
+            ref.settle(self.outcome or Outcome("d", render(self.value, call.answer, self.codec)))
         return ref
 
     def execute(self, command: Any) -> Any:

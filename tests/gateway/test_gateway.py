@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import io
 import math
+import os
 import random
 import re
 import socket
 import threading
 import time
+import weakref
 from dataclasses import replace
 from typing import Any
 
@@ -23,21 +25,29 @@ from qserve_gateway.handler import RequestHandler
 from qserve_gateway.jobs import Jobs
 from qserve_gateway.request import waiting
 from qserve_gateway.request.access import AccessPolicy
-from qserve_gateway.request.environ import BODY_LIMIT
 from qserve_gateway.request.waiting import InFlightLimit, is_disconnected
 from qserve_gateway.response.errors import _ErrorLog
+from qserve_gateway.response.reply import result_reply
 from qserve_gateway.routes import RouteWatcher
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from qserve.base.settings import Settings
 from qserve.broker.connection import refusal
-from qserve.exceptions import BackPressureError, BrokerUnavailable, ReplicaLost
+from qserve.calls.ref import Ref
+from qserve.exceptions import BackPressureError, BrokerUnavailable, ReplicaLost, StoreUnavailable
+from qserve.graph.plan import InputKey, Plan, Slot, Step
 from qserve.http.message import HttpMessage
-from qserve.wire.application import ApplicationRecord
+from qserve.http.render import render
+from qserve.wire.application import ApplicationRecord, dump_plan
+from qserve.wire.codec import Codec
 from qserve.wire.envelope import Answer
 from qserve.wire.failure import Failure
 from qserve.wire.outcome import Outcome
+from qserve.wire.outside import Stored
+
+WHOLE = Plan((Step("d", args=(Slot(0),), needs=1),), {InputKey(): ((0, 0),)}, 0)
+"""A graph of one step that takes the whole input."""
 
 
 def serve(plane: Any, **settings: Any) -> FlaskClient:
@@ -281,14 +291,23 @@ def test_a_compressed_json_body_is_415() -> None:
     assert (response.status_code, error_of(response)["code"]) == (415, "unsupported_encoding")
 
 
-def test_a_body_declared_too_long_is_413_without_being_read() -> None:
+@pytest.mark.parametrize(
+    ("app", "size", "setting"),
+    [
+        (plain_app(), 2001, "2000 bytes, the limit set by QSERVE_MAX_BODY_BYTES"),
+        (driver_app(), 1001, "1000 bytes, the limit set by QSERVE_MAX_JSON_BYTES"),
+    ],
+)
+def test_a_body_declared_too_long_is_413_without_being_read(app: Any, size: int, setting: str) -> None:
     class Unread(io.BytesIO):
         def read(self, size: Any = -1) -> bytes:
             raise AssertionError("the body was read")
 
-    environ = {"CONTENT_LENGTH": str(BODY_LIMIT + 1), "wsgi.input": Unread()}
-    response = serve(FakePlane(plain_app())).post("/", environ_overrides=environ)
+    environ = {"CONTENT_LENGTH": str(size), "wsgi.input": Unread()}
+    client = serve(FakePlane(app), max_body_bytes=2000, max_json_bytes=1000)
+    response = client.post("/", environ_overrides=environ)
     assert (response.status_code, error_of(response)["code"]) == (413, "body_too_large")
+    assert setting in error_of(response)["message"]
 
 
 def chunked(client: FlaskClient, stream: Any, coding: str = "chunked") -> Any:
@@ -298,13 +317,94 @@ def chunked(client: FlaskClient, stream: Any, coding: str = "chunked") -> Any:
 
 def test_a_chunked_body_arrives_whole() -> None:
     plane = FakePlane(plain_app())
-    chunked(serve(plane), io.BytesIO(b"x" * 200_000))
-    assert plane.calls[0].args[0].body == b"x" * 200_000
+    chunked(serve(plane), io.BytesIO(b"x" * 90_000))
+    assert plane.calls[0].args[0].body == b"x" * 90_000
 
 
-def test_a_chunked_body_beyond_the_limit_is_413() -> None:
-    response = chunked(serve(FakePlane(plain_app())), io.BytesIO(b"x" * (BODY_LIMIT + 1)))
-    assert response.status_code == 413
+@pytest.mark.parametrize("limit", [1000, 200_000])
+def test_a_chunked_body_beyond_the_limit_is_413(limit: int) -> None:
+    plane = FakePlane(plain_app())
+    client = serve(plane, max_body_bytes=limit)
+    assert chunked(client, io.BytesIO(b"x" * (limit + 1))).status_code == 413
+    assert plane.store.open == 0 and not plane.store.values and not plane.calls
+    assert chunked(client, io.BytesIO(b"x" * limit)).status_code == 200
+
+
+@pytest.mark.parametrize("is_chunked", [True, False])
+def test_a_large_body_is_stored_as_it_comes_and_the_message_has_its_claim(is_chunked: bool) -> None:
+    plane, data = FakePlane(plain_app()), os.urandom(300_000)
+    client = serve(plane)
+    chunked(client, io.BytesIO(data)) if is_chunked else client.post("/", data=data)
+    message = plane.calls[0].args[0]
+    assert isinstance(message.body, Stored) and plane.store.get(message.body.claim) == data
+    assert dict(message.headers)[b"content-length"] == b"300000"
+
+
+def test_a_stored_body_whose_request_is_refused_is_forgotten() -> None:
+    plane, data = FakePlane(plain_app()), b"x" * 300_000
+    for error in (BrokerUnavailable("away"), RuntimeError("a bug")):
+        plane.error = error
+        serve(plane).post("/", data=data)
+    serve(plane).post("/", data=data, headers={"Idempotency-Key": ""})
+    assert (plane.store.open, plane.store.values) == (0, {})
+
+
+def test_a_body_that_cannot_be_stored_is_503() -> None:
+    plane = FakePlane(plain_app())
+    plane.store.error = StoreUnavailable("the folder is away")
+    response = serve(plane).post("/", data=b"x" * 300_000)
+    assert (response.status_code, error_of(response)["code"]) == (503, "store_unavailable")
+    assert plane.store.open == 0
+
+
+def test_large_json_is_parsed_and_not_stored() -> None:
+    plane = FakePlane(driver_app(graphs={"": dump_plan(WHOLE, Codec())}))
+    client = serve(plane)
+    try:
+        assert client.post("/", json=["x" * 200_000]).status_code == 200
+    finally:
+        client.application._handler.parser.close()  # type: ignore[attr-defined]
+    assert plane.calls and not plane.store.values
+
+
+def test_the_same_stored_body_gives_the_same_fingerprint_and_another_one_not() -> None:
+    plane, prints = FakePlane(plain_app()), []
+    for data in (b"x" * 300_000, b"x" * 300_000, b"y" * 300_000):
+        serve(plane).post("/", data=data, headers={"Idempotency-Key": "key"})
+        prints.append(plane.calls[-1].fingerprint)
+    assert prints[0] == prints[1] != prints[2]
+
+
+# -- large answers --------------------------------------------------------------------------------
+
+
+def test_a_stored_answer_is_sent_with_its_length_and_to_head_without_its_body() -> None:
+    plane = FakePlane(plain_app())
+    plane.value = "x" * 300_000
+    client = serve(plane)
+    response, head = client.get("/"), client.head("/")
+    assert response.data == b"x" * 300_000
+    assert response.headers["Content-Length"] == head.headers["Content-Length"] == "300000"
+    assert response.headers["Content-Type"] == head.headers["Content-Type"] and head.data == b""
+
+
+def test_a_stored_answer_that_is_gone_is_an_error_before_its_first_byte() -> None:
+    plane = FakePlane(plain_app())
+    plane.outcome = Outcome("d", render("x" * 300_000, Answer.PLAIN, plane.codec))
+    plane.store.values.clear()
+    response = serve(plane).get("/")
+    assert (response.status_code, error_of(response)["code"]) == (500, "value_lost")
+
+
+def test_the_ref_of_a_stored_answer_lives_until_it_is_sent() -> None:
+    plane = FakePlane(plain_app())
+    reply = result_reply(render("x" * 300_000, Answer.PLAIN, plane.codec), "id", plane.store, ref := Ref("", None))
+    alive = weakref.ref(ref)
+    del ref
+    sent = reply({"REQUEST_METHOD": "GET"}, lambda status, headers: None)
+    assert next(iter(sent)) and alive()
+    sent.close()
+    assert alive() is None
 
 
 def test_a_malformed_chunk_is_400() -> None:

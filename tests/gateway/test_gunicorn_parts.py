@@ -9,7 +9,8 @@ import pytest
 from gunicorn.config import Config
 from gunicorn.http import wsgi
 from gunicorn.http.parser import RequestParser
-from qserve_gateway.request.environ import ConnectedRequest, read_body
+from qserve_gateway.request.body import Limit, read_body
+from qserve_gateway.request.environ import ConnectedRequest
 from qserve_gateway.response.reply import OneWrite, Reply
 from qserve_gateway.server import read_settings_once
 
@@ -119,7 +120,7 @@ def test_a_body_is_whole_and_ends_where_the_next_request_begins(pieces: list[str
     connection = Connection(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\n\r\n" + first, *others)
     parser = parser_of(connection)
     _, environ = environ_of(next(parser), connection)
-    assert read_body(environ, lambda size: None) == b"abcd"
+    assert read_body(environ, lambda size: None, Limit(1 << 20)) == b"abcd"
     assert next(parser).path == "/next"
 
 

@@ -7,7 +7,8 @@ from gunicorn.config import Config
 from gunicorn.http import wsgi
 from gunicorn.http.parser import RequestParser
 from qserve_gateway.request.access import AccessPolicy
-from qserve_gateway.request.environ import keep_header_lines, message_of, path_of, read_body
+from qserve_gateway.request.body import Limit, read_body
+from qserve_gateway.request.environ import keep_header_lines, message_of, path_of
 
 
 def lines_of(*fields: str, body: bytes = b"", token: str = "") -> tuple[list[tuple[str, str]], bytes]:
@@ -19,7 +20,7 @@ def lines_of(*fields: str, body: bytes = b"", token: str = "") -> tuple[list[tup
     keep_header_lines(None, request)
     _, environ = wsgi.create(request, None, client, ("127.0.0.1", 80), config)
     AccessPolicy.from_env({"QSERVE_API_TOKEN": token}).check(environ)
-    whole = read_body(environ, lambda size: None)
+    whole = read_body(environ, lambda size: None, Limit(1 << 20))
     message = message_of(environ, path_of(environ), "", whole, {})
     return [(name.decode(), value.decode("latin-1")) for name, value in message.headers], message.body
 

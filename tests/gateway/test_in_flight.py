@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from qserve_gateway.application import Gateway, create_app
 from qserve_gateway.request import waiting
-from qserve_gateway.request.environ import BODY_LIMIT, SMALL, Refused
+from qserve_gateway.request.environ import SMALL, Refused
 from qserve_gateway.request.waiting import IN_FLIGHT_LIMIT, PROCESS_LIMIT, InFlightLimit, Place
 from qserve_gateway.response import reply
 
@@ -158,6 +158,8 @@ class MixedPlane(FakePlane):
             ref.done.set(Outcome(State.DONE, b""))
         elif self.ends == "failed":
             ref.settle(Outcome(State.FAILED, b"junk"))
+        elif self.ends == "stored":
+            ref.settle(Outcome(State.DONE, render("x" * (5 * SMALL), Answer.PLAIN, self.codec)))
         elif self.ends == "large":
             ref.settle(Outcome(ANNOUNCED, b"%d" % (3 * SMALL)))
         else:
@@ -168,6 +170,7 @@ class MixedPlane(FakePlane):
         return Outcome(State.DONE, render("x" * (3 * SMALL), Answer.PLAIN))
 
 
+BODY_LIMIT = 1 << 20
 WHOLE = Plan((Step("d", args=(Slot(0),), needs=1),), {InputKey(): ((0, 0),)}, 0)
 
 
@@ -180,7 +183,7 @@ def mixed() -> Iterator[tuple[MixedPlane, Gateway]]:
         patch.setenv("QSERVE_CLIENT_IN_FLIGHT", "50")
         document = driver_app(name="json", prefix="/json", graphs={"": dump_plan(WHOLE, Codec())})
         plane = MixedPlane(plain_app("plain", "/plain"), document)
-        own = Settings(request_timeout_s=0.01)
+        own = Settings(request_timeout_s=0.01, max_body_bytes=BODY_LIMIT, max_json_bytes=BODY_LIMIT)
         app = create_app(own, plane, watch=False)  # type: ignore[arg-type]
         yield plane, app
         app._handler.parser.close()
@@ -202,7 +205,7 @@ def environ_of(**parts: Any) -> dict[str, Any]:
 
 REQUESTS = st.fixed_dictionaries(
     {
-        "ends": st.sampled_from(["small", "large", "stream", "stream", "failed", "error", "bug", "never"]),
+        "ends": st.sampled_from(["small", "large", "stored", "stream", "stream", "failed", "error", "bug", "never"]),
         "method": st.sampled_from(["POST", "POST", "GET", "HEAD", "HEAD", "DELETE", "TRACE"]),
         "path": st.sampled_from(["/plain"] * 3 + ["/json", "/nowhere", "/-/routes", "/-/requests/" + "0" * 32]),
         "size": st.sampled_from([0, 10, SMALL, SMALL + 1, 3 * SMALL, BODY_LIMIT, BODY_LIMIT + 1]),
@@ -233,11 +236,12 @@ def test_after_any_request_nothing_is_held(
     _send(app, environ_of(**{**parts, "body": body}), parts["leaves"])
 
     assert (limit.held, limit.taken, limit.submitting) == (0, 0, 0)
+    assert plane.store.open == 0
     clients = app._handler.access.clients
     assert clients is not None and not any(client.in_flight for client in clients._clients.values())
 
 
-@pytest.mark.parametrize("ends", ["large", "stream"])
+@pytest.mark.parametrize("ends", ["large", "stored", "stream"])
 def test_an_answer_that_finds_no_room_before_its_deadline_is_503_and_a_stream_ends(
     mixed: tuple[MixedPlane, Gateway], ends: str
 ) -> None:

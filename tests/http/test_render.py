@@ -14,6 +14,7 @@ import uuid
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
+import msgpack
 import numpy as np
 import pydantic
 import pytest
@@ -30,8 +31,10 @@ from starlette.responses import (
     StreamingResponse,
 )
 
-from qserve.exceptions import PayloadError, ResultNotSerialisable
-from qserve.http.render import Rendered, explain, parse, render
+from qserve.exceptions import PayloadError, PayloadTooLarge, ResultNotSerialisable
+from qserve.http.render import Rendered, explain, parse, parse_apart, render, with_header
+from qserve.wire.claim import BROKER, Claim, Kind, claim_in, wrap
+from qserve.wire.codec import Codec, Heavy, light_only
 from qserve.wire.envelope import Answer
 
 
@@ -309,3 +312,73 @@ def test_an_attribute_that_makes_a_response_unfit_is_named(name: str, value: Any
     setattr(response, name, value)
     with pytest.raises(ResultNotSerialisable, match=re.escape(said)):
         plain(response)
+
+
+# -- bodies in the store ---------------------------------------------------------------------------
+
+
+class Store:
+    """Keeps values in this process."""
+
+    threshold, max_bytes = 1000, 5000
+
+    def __init__(self) -> None:
+        self.values: list[bytes] = []
+
+    def put(self, parts: Any, size: int, kind: Kind) -> Claim:
+        ((_, data),) = parts
+        self.values.append(bytes(data))
+        assert kind is Kind.KEPT
+        return Claim(BROKER, "", "0" * 32, size, bytes(32))
+
+    def get(self, claim: Claim) -> memoryview:
+        return memoryview(self.values[-1])
+
+    def is_heavy(self, size: int, kind: Kind) -> bool:
+        return size > 2000
+
+    def is_heavy_to_get(self, claim: Claim) -> bool:
+        return False
+
+    def forget(self, claims: Any) -> None:
+        raise NotImplementedError
+
+
+@pytest.mark.parametrize(
+    ("value", "answer", "kind"),
+    [
+        ("x" * 1500, Answer.PLAIN, "text/plain; charset=utf-8"),
+        (["x" * 1500], Answer.JSON, "application/json"),
+        (Response(b"x" * 1500, media_type="image/png"), Answer.PLAIN, "image/png"),
+    ],
+)
+def test_a_large_body_is_stored_and_the_head_is_not(value: Any, answer: Answer, kind: str) -> None:
+    codec = Codec(values=Store())
+    payload = with_header(render(value, answer, codec), "x-more", "yes")
+
+    assert len(payload) < 500 and claim_in(payload)
+    (status, headers, body), claim = parse_apart(payload)
+    assert (status, dict(headers), body) == (200, {"content-type": kind, "x-more": "yes"}, b"")
+    assert claim is not None
+    assert parse(payload, codec).body == parse(render(value, answer)).body
+    with pytest.raises(PayloadError, match="a store that is not open here"):
+        parse(payload)
+
+
+def test_a_body_over_the_limit_of_the_store_is_refused_and_the_text_names_the_setting() -> None:
+    with pytest.raises(PayloadTooLarge, match="'str' takes 5001 bytes.*5000.*QSERVE_MAX_VALUE_BYTES"):
+        render("x" * 5001, Answer.PLAIN, Codec(values=Store()))
+
+
+def test_a_body_that_takes_long_to_store_is_not_stored_on_an_event_loop() -> None:
+    store = Store()
+    with light_only(), pytest.raises(Heavy):
+        render("x" * 2001, Answer.PLAIN, Codec(values=store))
+    assert not store.values
+
+
+@pytest.mark.parametrize("inline", [[200, [], b"x"], [200, []], [200, [], 1], [99, [], None], None])
+def test_a_claim_before_anything_but_a_head_is_no_response(inline: Any) -> None:
+    claim = Claim(BROKER, "", "0" * 32, 5, bytes(32))
+    with pytest.raises(PayloadError):
+        parse_apart(wrap(claim, msgpack.packb(inline)))

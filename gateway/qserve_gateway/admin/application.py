@@ -21,7 +21,8 @@ from qserve_gateway.admin.deploys import Deploys
 from qserve_gateway.admin.details import details_of
 from qserve_gateway.handler import handle
 from qserve_gateway.request.access import AccessPolicy, check_origin
-from qserve_gateway.request.environ import Environ, Refused, has_body, path_of, read_body, wrong_method
+from qserve_gateway.request.body import Limit, has_body, read_body
+from qserve_gateway.request.environ import Environ, Refused, path_of, wrong_method
 from qserve_gateway.response.reply import Reply
 
 log = get_logger(__name__)
@@ -105,7 +106,7 @@ class AdminApi:
 
 
 def _body_of(environ: Environ) -> Any:
-    return strict_json.loads(read_body(environ, lambda size: None, SIZE_LIMIT))
+    return strict_json.loads(read_body(environ, lambda size: None, Limit(SIZE_LIMIT)))
 
 
 def create_api(settings: Settings, access: AccessPolicy, app_dir: str) -> AdminApi:

@@ -1,23 +1,18 @@
-"""Read an HTTP request from its WSGI environment: path, headers and body; ``Refused``: why it is not served."""
+"""Read an HTTP request from its WSGI environment: path and headers; ``Refused``: why it is not served."""
 
 from __future__ import annotations
 
-import io
 import os
 import re
-import sys
-import time
-from collections.abc import Callable
 from functools import lru_cache
-from typing import Any
+from typing import Any, cast
 from urllib.parse import quote, unquote
 
-import gevent
-from gunicorn.http.errors import ParseException
 from gunicorn.http.message import Request
 
 from qserve.base.numbers import number
 from qserve.http.message import HOP_BY_HOP, BadRequest, HttpMessage
+from qserve.wire.outside import Stored
 
 Environ = dict[str, Any]
 
@@ -26,15 +21,8 @@ FOUND = "qserve.found"
 TRACEPARENT = "qserve.traceparent"
 """Where it has the trace that a request belongs to."""
 TIMEOUT_LIMIT_S = 3600.0
-BODY_LIMIT = 10 * 1024 * 1024
-BODY_TIMEOUT_S = 15.0
 SMALL = 64 * 1024
 """Bodies and answers up to this length are not counted, because the number of places bounds them."""
-_BODY_READ = "qserve.body_read"
-_KIB = 1024
-# 1 KiB/s from the fifth second on, checked three times; a client that has sent 15 KiB may keep that pace to the end
-_PACE = ((5 * _KIB, 5.0), (10 * _KIB, 10.0), (sys.maxsize, BODY_TIMEOUT_S))
-
 CLIENT_ID = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
 """The IDs that a client may choose: without spaces, and without characters that need quoting."""
 _UNPREFIXED = frozenset(("CONTENT_TYPE", "CONTENT_LENGTH"))
@@ -178,7 +166,7 @@ def url_of(environ: Environ, path: str) -> str:
 
 
 def message_of(
-    environ: Environ, path: str, root_path: str, body: bytes, path_params: dict[str, Any], scheme: str = ""
+    environ: Environ, path: str, root_path: str, body: bytes | Stored, path_params: dict[str, Any], scheme: str = ""
 ) -> HttpMessage:
     """Return the request as the data that a replica receives; ``scheme`` where it is not HTTP's."""
     host = environ.get("REMOTE_ADDR")
@@ -188,10 +176,10 @@ def message_of(
         path,
         root_path,
         environ.get("QUERY_STRING", "").encode("latin-1"),
-        tuple(_headers_of(environ, len(body))),
+        tuple(_headers_of(environ, body.claim.size if isinstance(body, Stored) else len(body))),
         (host, int(environ.get("REMOTE_PORT") or 0)) if host else None,
         (environ["SERVER_NAME"], int(environ.get("SERVER_PORT") or 0)),
-        body,
+        cast(bytes, body),
         path_params,
         _raw_path(environ, path),
     )
@@ -249,99 +237,3 @@ def _named_by(connection: str) -> list[bytes]:
     """
     names = [name.strip().encode("latin-1") for name in connection.split(",")]
     return [name for name in names if name not in _ABOUT_CLIENT and not name.startswith((b"x-forwarded-", b"content-"))]
-
-
-# -- the body --------------------------------------------------------------------------------------
-
-
-def has_body(environ: Environ) -> bool:
-    """Return whether the headers announce a body."""
-    return "HTTP_TRANSFER_ENCODING" in environ or environ.get("CONTENT_LENGTH") not in (None, "", "0")
-
-
-def must_close(environ: Environ) -> bool:
-    """Return whether the connection must end because a body that may be large was not read.
-
-    The server would read it before the next request, in steps of 1 KiB, for each of which it copies up to 1 MiB.
-    """
-    length = environ.get("CONTENT_LENGTH") or "0"
-    is_large = "HTTP_TRANSFER_ENCODING" in environ or not length.isdecimal() or int(length[:18]) > SMALL
-    return is_large and _BODY_READ not in environ
-
-
-def read_body(environ: Environ, take: Callable[[int], None], limit: int = BODY_LIMIT) -> bytes:
-    """Read the whole body.
-
-    Flask's ``get_data`` is not used because it truncates: it returns the first part of a chunked body that is too
-    long, or of a body whose connection was closed.
-
-    Parameters:
-      take: Called with the bytes of a large body before they are read; it may refuse them.
-      limit: The most bytes of a body.
-
-    Raises:
-      BadRequest: The body is longer than that (413), incomplete or malformed (400), too slow (408), or in an
-        unsupported transfer coding (501).
-      Refused: There is no memory left for the body (503).
-    """
-    if not has_body(environ):
-        return b""
-    length = None
-    coding = environ.get("HTTP_TRANSFER_ENCODING")
-    if coding is None:
-        announced = environ["CONTENT_LENGTH"]
-        if not (announced.isascii() and announced.isdigit()) or len(announced) > 18:
-            raise BadRequest("Content-Length is not a number", "invalid_header", close=True)
-        length = int(announced)
-    elif coding.strip().lower() != "chunked":
-        message = "the only supported transfer coding is 'chunked'"
-        raise BadRequest(message, "unsupported_transfer_coding", 501, close=True)
-    stream = environ["wsgi.input"]
-    too_long = length is not None and length > limit
-    if length is not None and length <= getattr(stream, "arrived", 0):
-        body: bytes = stream.read(length)  # without a timer, which takes 4 us: there is nothing to wait for
-    else:
-        body = b"" if too_long else _read(stream, length, take, limit)
-    if too_long or len(body) > limit:
-        raise BadRequest(f"the request body is longer than {limit} bytes", "body_too_large", 413, close=True)
-    if length is not None and len(body) < length:
-        message = f"the request body has {len(body)} bytes, but Content-Length says {length}"
-        raise BadRequest(message, "incomplete_body", close=True)
-    environ[_BODY_READ] = True
-    return body
-
-
-def _read(stream: Any, length: int | None, take: Callable[[int], None], limit: int) -> bytes:
-    """Read ``length`` bytes, or fewer where the body ends; no slower than ``_PACE``."""
-    size, began = limit + 1 if length is None else length, time.monotonic()
-    if length is not None and length > SMALL:
-        take(length)
-    body, read = io.BytesIO(), 0  # it grows in place, where joining pieces at the end would copy them
-    while read < size:
-        paced, within_s = next(pace for pace in _PACE if read < pace[0])
-        piece = min(size, paced, read + SMALL) - read
-        if length is None and read >= SMALL:
-            take(piece)
-        left_s = min(within_s, BODY_TIMEOUT_S) - (time.monotonic() - began)
-        received = _read_within(stream, piece, left_s)
-        read += body.write(received)
-        if len(received) < piece:
-            break
-    return body.getvalue()
-
-
-def _read_within(stream: Any, size: int, left_s: float) -> bytes:
-    stalled = gevent.Timeout.start_new(max(0.0, left_s))
-    try:
-        return stream.read(size)  # type: ignore[no-any-return]
-    except gevent.Timeout as timeout:
-        if timeout is not stalled:
-            raise
-        message = f"the request body came too slowly: send at least 1 KiB/s, and all of it within {BODY_TIMEOUT_S:g} s"
-        raise BadRequest(message, "body_timeout", 408, close=True) from None
-    except (ParseException, OSError) as error:
-        code = "incomplete_body" if isinstance(error, OSError) else "invalid_chunk"
-        raise BadRequest("the request body is truncated or malformed", code, close=True) from error
-    finally:
-        stalled.close()
-        del stalled  # its traceback would refer to this frame, and keep the body until the next garbage collection

@@ -29,6 +29,8 @@ from qserve.wire.codec import Codec, Encoded
 from qserve_gateway.request.environ import Refused
 
 _LENGTH_BYTES = 4
+_ANY_LENGTH = 1 << 31
+"""What is long is stored by the gateway."""
 _ANSWER_FOR_S = 30.0
 """Ten times as long as the worst document takes on a slow machine."""
 
@@ -142,7 +144,7 @@ def _parts(body: bytes, keys: Sequence[InputKey]) -> list[tuple[str, Any]]:
         value = loads(body)
     except BadRequest as error:
         return [("refused", (str(error), error.code))] * len(keys)
-    codec = Codec()
+    codec = Codec(max_bytes=_ANY_LENGTH)
     parts: list[tuple[str, Any]] = []
     for key in keys:
         try:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
 from http import HTTPStatus
+from itertools import chain
 from logging import INFO, WARNING
 from socket import SO_LINGER, SOL_SOCKET
 from typing import Any
@@ -20,8 +21,9 @@ from gunicorn.util import http_date
 
 from qserve.base.log import get_logger, of_request
 from qserve.calls.items import ItemRef
-from qserve.exceptions import DeadlineExceeded, GetTimeoutError, QserveException, RequestCancelled
-from qserve.http.render import parse, parse_head
+from qserve.exceptions import DeadlineExceeded, GetTimeoutError, PayloadError, QserveException, RequestCancelled
+from qserve.http.render import parse_apart, parse_head
+from qserve.payloads.store import ValueStore
 from qserve_gateway.request.environ import SMALL
 from qserve_gateway.request.waiting import POLL_INTERVAL_S, is_disconnected
 
@@ -136,16 +138,76 @@ def call_when_sent(reply: Any, act: Callable[[], None]) -> None:
         act()
 
 
-def result_reply(payload: bytes, request_id: str) -> Reply:
+class StoredReply(Reply):
+    """A response whose body is in the payload store, from which it is sent piece by piece.
+
+    Parameters:
+      pieces: The body, of which the first piece was read already, so that it is known to be there.
+      kept: Is kept until the body is sent or given up, because the value goes with it.
+    """
+
+    __slots__ = ("_kept", "_length", "_pieces", "_request_id")
+    is_long = True
+
+    def __init__(
+        self,
+        status: int,
+        headers: list[tuple[str, str]],
+        length: int,
+        pieces: Iterator[bytes],
+        request_id: str,
+        kept: Any,
+    ) -> None:
+        super().__init__(status, headers, b"")
+        self._length, self._pieces, self._request_id, self._kept = length, pieces, request_id, kept
+
+    def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        """Send the response; this makes it a WSGI application."""
+        self.headers.append(("content-length", str(self._length)))
+        if self.ends_connection:
+            force_close(start_response)
+        start_response(_status_line(self.status), self.headers)
+        sock = environ.get("gunicorn.socket")
+        pieces = paced(b"", sock) if _omits_body(environ["REQUEST_METHOD"], self.status) else self._sent(sock)
+        return Sending(pieces, [self.close])
+
+    def _sent(self, sock: Any) -> Iterator[bytes]:
+        try:
+            for piece in self._pieces:
+                yield from paced(piece, sock)
+        except QserveException as error:
+            if sock is None:
+                raise
+            text = str(error).partition("\n")[0]
+            log.warning("the response is cut off: %s", text, extra=of_request(self._request_id))
+            shut_down(sock)  # it is shorter than its content-length says
+
+    def close(self) -> None:
+        """Let go of the value; the server calls this at the end, also when sending failed."""
+        self._pieces, self._kept = iter(()), None
+        super().close()
+
+
+def result_reply(payload: bytes, request_id: str, store: ValueStore | None = None, kept: Any = None) -> Reply:
     """Return the response that a replica has written.
+
+    Parameters:
+      store: Where the body may be; None if it must not be stored.
+      kept: See ``StoredReply``.
 
     Raises:
       PayloadError: The payload is not an HTTP response.
+      ValueLost, ValueUnreachable, BrokerError, StoreUnavailable: Its body cannot be read.
     """
-    status, named, body = parse(payload)
+    (status, named, body), claim = parse_apart(payload)
     headers = [(name, value) for name, value in named]
     headers.append(("x-request-id", request_id))
-    return Reply(status, headers, body)
+    if claim is None:
+        return Reply(status, headers, body)
+    if store is None:
+        raise PayloadError(f"the body of {claim.size} bytes is stored, and not here")
+    pieces = store.pieces(claim)
+    return StoredReply(status, headers, claim.size, chain([next(pieces)], pieces), request_id, kept)
 
 
 class Sending:

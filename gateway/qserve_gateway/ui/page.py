@@ -26,7 +26,8 @@ from qserve.overview.observer import Observer
 from qserve.overview.requests import STATES, cancel, list_requests, request
 from qserve.overview.traces import trace
 from qserve_gateway.request.access import AllowedHosts, check_origin
-from qserve_gateway.request.environ import Environ, Refused, read_body, wrong_method
+from qserve_gateway.request.body import Limit, read_body
+from qserve_gateway.request.environ import Environ, Refused, wrong_method
 from qserve_gateway.response.reply import Reply
 from qserve_gateway.ui.feed import Feed, Viewing
 from qserve_gateway.ui.sessions import ACT, ACTIONS_TOKEN, SEE, UI_PATH, Sessions, cookie_of
@@ -157,7 +158,7 @@ class Ui:
         if environ.get(_MARK) != "1":
             raise Refused("only the page itself may ask this", "cross_origin", 403)
         check_origin(environ, self._hosts)
-        body = read_body(environ, lambda size: None, _BODY_LIMIT)
+        body = read_body(environ, lambda size: None, Limit(_BODY_LIMIT))
         found = loads(body) if body else {}
         if type(found) is not dict:
             raise BadRequest("the body must be a JSON object", "bad_request")
