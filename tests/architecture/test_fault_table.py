@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-ROWS = [f"F{number}" for number in range(1, 71)]
+ROWS = [f"F{number}" for number in range(1, 73)]
 _LINE = re.compile(r"^\| (F\d+) \|(.*)\|$", re.MULTILINE)
 _TEST = re.compile(r"`(tests/[\w/]+\.py)::(\w+)`")
 
