@@ -8,9 +8,12 @@ from __future__ import annotations
 import os
 import random
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
+import msgpack
 import pytest
 from invariants import check
 from load import Load
@@ -18,9 +21,40 @@ from processes import frozen, wait_until
 from proxy import Proxy
 from stacks import Stack, kill, last
 
+from qserve.base.keys import DEAD_LETTER, REQUEST
+from qserve.wire.outcome import HOLDERS, Field
+
 LASTS_S = float(os.environ.get("CHAOS_SECONDS", "60"))
 SEED = int(os.environ.get("CHAOS_SEED", "0")) or random.SystemRandom().randrange(1, 1 << 32)
 AT_ONCE = 100
+STORES = ({}, {"QSERVE_PAYLOADS": "memory,broker", "QSERVE_PAYLOAD_THRESHOLD": "64"})
+"""The second has nearly all values stored beside the messages."""
+
+
+def memories() -> set[Path]:
+    """The folders in which installations on this host store values."""
+    return set(Path("/dev/shm").glob(f"qserve-{os.getuid()}-*"))
+
+
+def files(others: set[Path]) -> set[str]:
+    """The names of the values in memory, but for those of other installations."""
+    return {path.name for folder in memories() - others for path in (folder / "v").glob("*")}
+
+
+def held(stack: Stack) -> Counter[str]:
+    """How many requests, kept results and dead letters hold each stored value, as they say themselves."""
+    found: Counter[str] = Counter()
+    for kind in (REQUEST, DEAD_LETTER):
+        for key in stack.broker.client.scan_iter(stack.keys._name(kind, "*"), count=1000):
+            found.update(list(msgpack.unpackb(stack.broker.client.hget(key, Field.VALUES) or b"\x80")))
+    return found
+
+
+def stored(stack: Stack) -> dict[str, int]:
+    """How many hold each, as the broker has counted."""
+    keys = list(stack.broker.client.scan_iter(stack.keys.value("*"), count=1000))
+    counts = [(key.decode().rpartition(":")[2], stack.broker.client.hget(key, HOLDERS)) for key in keys]
+    return {name: int(count) for name, count in counts if count}  # others are being stored, or were, and expire
 
 
 @dataclass
@@ -75,12 +109,16 @@ class Faults:
 
 @pytest.mark.soak
 @pytest.mark.timeout(LASTS_S + 180)
-def test_nothing_accepted_is_lost_whatever_happens_one_after_the_other(new_stack: Callable[..., Stack]) -> None:
+@pytest.mark.parametrize("stores", STORES, ids=["messages", "stored values"])
+def test_nothing_accepted_is_lost_whatever_happens_one_after_the_other(
+    new_stack: Callable[..., Stack], stores: dict[str, str]
+) -> None:
     print(f"CHAOS_SEED={SEED}")
     source = random.Random(SEED)
     stack = new_stack()
     proxy = Proxy(stack.broker.port)
-    stack.env["QSERVE_BROKER_URL"] = proxy.url
+    stack.env |= {"QSERVE_BROKER_URL": proxy.url, **stores}
+    others = memories()
     stack.start(gateway={"QSERVE_BROKER_URL": stack.broker.url}, gateway_workers=2)
     faults = Faults(stack, proxy, source)
     kinds = [name for name in vars(Faults) if not name.startswith("_") and callable(getattr(Faults, name))]
@@ -102,4 +140,6 @@ def test_nothing_accepted_is_lost_whatever_happens_one_after_the_other(new_stack
     assert load.calls[-1].is_right
     assert by_http.calls[-1].is_right
     check(stack, calls, reruns=AT_ONCE * len(done), may_log=["."])
+    wait_until(lambda: held(stack) == stored(stack), description="what is stored is what is held")
+    wait_until(lambda: files(others) <= stored(stack).keys(), description="no file is left")
     proxy.close()

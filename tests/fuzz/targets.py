@@ -558,6 +558,7 @@ TARGETS = (
     Target("times", _read_times, (PayloadError,), lambda: [with_times(b"value", _TIMES)]),
     Target("stored_value", Codec(KEYS, values=_STORE).decode, (PayloadError,), lambda: _STORED),
     Target("claim", apart, (PayloadError,), _claims),
+    Target("freed", lambda data: replies.freed(data.split(b"|")), (), lambda: [b"OK|" + b"1" * 32]),
     Target("ends", lambda data: replies.ends(data.split(b"|")), (PayloadError,), lambda: [b"dapp|3|capp|1"]),
     Target("control", replies.control_message, (PayloadError,), _control),
     Target("name", _read_name, (PayloadError,), lambda: [b"name", b"17", b"1-2", REQUEST_ID.encode()]),

@@ -108,6 +108,7 @@ LOOPS: dict[str, tuple[str, ...] | str] = {
     "qserve_gateway.handler:RequestHandler._take_room": _ENDS,
     "qserve_gateway.metrics:Page.facts": "its test is in tests/gateway/test_metrics_page.py",
     "qserve_workers.supervisor.page:_Scrape.go_on": _ENDS,
+    "qserve_workers.supervisor.values:_sweep_folders": "its test is in tests/workers/test_value_sweep.py",
     "qserve_gateway.request.json_process:main": "the gateway starts another when it has ended",
     "qserve_gateway.response.events:Events._events": _ENDS,
     "qserve_gateway.response.reply:StreamReply._wait": _ENDS,

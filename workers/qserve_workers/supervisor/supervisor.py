@@ -314,6 +314,7 @@ class Supervisor:
                 process = self.processes.pop(pid, None)
                 if process is None:
                     self._policies.note_end(pid)
+                    self._values.note_end(pid)
                     if pid in self._preloads.pids:
                         self._preloads.note_end(pid, status)
                         self._strays.note_death()  # of what it has started nothing shows whose it is
@@ -323,7 +324,7 @@ class Supervisor:
                     killed = self._limits.why_killed(pid)
                     how = describe_end(code, process.killed_because or killed, self._memory, process.spec.note)
                     self._dead.append((process, how))
-        self._strays.end(self.processes, self._policies.pids | self._preloads.pids)
+        self._strays.end(self.processes, self._policies.pids | self._preloads.pids | self._values.pids)
         for process, how in list(self._dead):
             # removed when all of it is done: the broker may be away in the middle of it
             if self._turns.attempt(f"the death of {process.spec.name}", self._on_death, process, how):

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import sys
 import time
+from typing import NoReturn
 
+from qserve.base.log import get_logger
+from qserve.base.process import die_with_parent, set_title
+from qserve.base.settings import Settings
+from qserve.base.turns import Turns
+from qserve.broker.connection import broker_errors, connect
 from qserve.deploy.installation import Installation
 from qserve.payloads.shm_folder import has_folders
 from qserve.payloads.store import ValueStore
 from qserve.payloads.tier import TierStats
-from qserve.wire.claim import MEMORY
+from qserve.wire.claim import BROKER, MEMORY
 from qserve.wire.replies import epoch, warn_once
 
-SWEEP_S = 5.0
-"""How often the values in the memory of the host are compared with those that the broker knows; a value goes when it
-was unknown twice."""
+log = get_logger(__name__)
+SWEEP_S, SWEEP_FOLDERS_S = 5.0, 600.0
+"""How often values in the memory of the host, and those in folders, are compared with those that the broker knows."""
 _AT_ONCE = 1000
 
 
@@ -24,11 +33,14 @@ class ValueSweep:
     """
 
     def __init__(self, installation: Installation) -> None:
-        self._client, self._keys = installation.client, installation.keys
-        self._store = ValueStore(installation.settings, self._epoch)
+        self._known = KnownValues(installation)
+        self._store = ValueStore(installation.settings, self._known.epoch)
         self._stores_apart = self._store.stores_in_memory and not installation.settings.broker_embedded
         self._token = ""
-        self._due_at = 0.0
+        self._due_at = self._fork_at = 0.0
+        self._settings = installation.settings
+        self.pids: set[int] = set()
+        """The process that sweeps folders, if there are any."""
 
     def sweep_if_due(self) -> list[TierStats] | None:
         """Sweep if it is time, and return what there is; where no value is stored, this only looks for a folder."""
@@ -36,10 +48,17 @@ class ValueSweep:
         if now < self._due_at:
             return None
         self._due_at = now + SWEEP_S
+        if folders_of(self._settings) and not self.pids and now >= self._fork_at:
+            self._fork_at = now + SWEEP_FOLDERS_S
+            self.pids = {fork_sweeper(self._settings)}
         if not has_folders():
             return []
-        self._store.sweep(self._are_known, MEMORY)
+        self._store.sweep(self._known.are_known, MEMORY)
         return [stats for stats in self._store.stats(MEMORY) if stats.values or stats.bytes]
+
+    def note_end(self, pid: int) -> None:
+        """Note that a process has ended: its number may be that of another one from now on."""
+        self.pids.discard(pid)
 
     def memory(self) -> str:
         """Return the token of the memory in which replicas of this host store values, if other hosts must know it."""
@@ -51,10 +70,19 @@ class ValueSweep:
                 self._stores_apart = False
         return self._token
 
-    def _epoch(self) -> str:
+
+class KnownValues:
+    """Which stored values the broker knows."""
+
+    def __init__(self, installation: Installation) -> None:
+        self._client, self._keys = installation.client, installation.keys
+
+    def epoch(self) -> str:
         return str(epoch(self._client.get(self._keys.epoch)))
 
-    def _are_known(self, names: list[str]) -> list[bool]:
+    @broker_errors()
+    def are_known(self, names: list[str]) -> list[bool]:
+        """Return of each value by its name whether something holds it."""
         found: list[bool] = []
         for start in range(0, len(names), _AT_ONCE):
             pipe = self._client.pipeline(transaction=False)
@@ -62,3 +90,38 @@ class ValueSweep:
                 pipe.exists(self._keys.value(name))
             found += map(bool, pipe.execute())
         return found
+
+
+def folders_of(settings: Settings) -> list[str]:
+    """Return the folders in which values are stored."""
+    return [name for name in settings.payloads if name not in (MEMORY, BROKER)]
+
+
+def fork_sweeper(settings: Settings) -> int:
+    """Start the process that sweeps folders, and return its id: their libraries have threads, and may not be forked."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    parent = os.getpid()
+    pid = os.fork()
+    if pid == 0:
+        _sweep_folders(settings, parent)
+    return pid
+
+
+def _sweep_folders(settings: Settings, parent: int) -> NoReturn:
+    """Sweep now and then until the supervisor ends. Crash at any point: the next process does the same."""
+    try:
+        die_with_parent(signal.SIGKILL)
+        if os.getppid() != parent:
+            os._exit(1)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGALRM):
+            signal.signal(number, signal.SIG_DFL)
+        set_title("qserve values")
+        known = KnownValues(Installation(settings, connect(settings.named_broker)))
+        store, turns = ValueStore(settings, known.epoch), Turns("looking for large values that nobody holds", log)
+        while True:
+            for folder in folders_of(settings):
+                turns.attempt(folder, store.sweep, known.are_known, folder)
+            time.sleep(SWEEP_FOLDERS_S)
+    finally:
+        os._exit(0)
