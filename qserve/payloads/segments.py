@@ -32,6 +32,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 from qserve.base.forks import on_fork
@@ -200,7 +201,7 @@ class Segments:
             known.used_at = time.monotonic()
             self._mapped[found.st_dev, found.st_ino] = known
             self._drop_mapped(IDLE_BYTES)
-        view = known.mapping.view(held).toreadonly()
+        view = known.mapping.view(held, partial(_changeable, held)).toreadonly()
         if view[:_NONCE_BYTES] != claim.digest:
             raise PayloadError("a stored value is not the one that was claimed")
         value = view[_PAGE : _PAGE + claim.size]
@@ -348,6 +349,13 @@ class _Held:
         if self.descriptor >= 0:
             os.close(self.descriptor)
             _Held.count -= 1
+
+
+def _changeable(held: _Held, begin: int, part: memoryview) -> memoryview:
+    """Return a part of a segment in memory of which each page is copied when it is changed for the first time."""
+    before = begin % _PAGE
+    size = before + len(part)
+    return Mapping(held.descriptor, size, begin=begin - before).view(held)[before:]
 
 
 class _Cached:

@@ -24,6 +24,7 @@ import cloudpickle
 from qserve.base.keyring import Keyring
 from qserve.exceptions import PayloadError
 from qserve.wire.codes import reducers
+from qserve.wire.tensors import register_tensors
 
 
 def dumps(value: Any, keeps: Callable[[pickle.PickleBuffer], bool] | None = None) -> bytes:
@@ -41,6 +42,7 @@ def dumps_code(value: Any) -> bytes:
 
 
 def _dumps(value: Any, kind: type[cloudpickle.Pickler], keeps: Callable[[Any], bool] | None = None) -> bytes:
+    register_tensors()
     file = io.BytesIO()
     kind(file, buffer_callback=keeps).dump(value)
     return file.getvalue()
