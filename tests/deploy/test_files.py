@@ -414,6 +414,7 @@ NO_CHANGE = {
     "sent_for",
     "format",
     "description",
+    "handles",
     "share",
     "share_until_ms",
 }
