@@ -19,12 +19,13 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 import qserve
+from qserve.calls.ref import current
 from qserve.dag import InputNode
 from qserve.drivers import DAGDriver
 from qserve.http_adapters import json_request
+from qserve.payloads.shm_folder import SHM
 
 MIB = 1 << 20
-SHM = Path("/dev/shm")
 DATA = os.urandom(3 * MIB + 7)
 SUM = hashlib.sha256(DATA).hexdigest()
 
@@ -106,8 +107,9 @@ def client(started: Started) -> Iterator[Client]:
 
 
 def values() -> set[Path]:
-    """All stored values of this user, and what its processes are just storing."""
-    return set(SHM.glob(f"qserve-{os.getuid()}-*/v/*"))
+    """All stored values of this installation."""
+    store = current.plane().store  # type: ignore[attr-defined]
+    return set((SHM / store.place.rpartition("/")[2] / "v").glob("*"))
 
 
 def form(content: bytes) -> tuple[bytes, dict[str, str]]:

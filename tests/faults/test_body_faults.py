@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import redis
 from http_client import Client
+from memories import memory_of
 from processes import Process, Site, free_port, wait_until
 from roles import Roles
 from rows import row
@@ -21,7 +22,6 @@ from rows import row
 from qserve.broker.connection import connect
 
 MIB = 1 << 20
-SHM = Path("/dev/shm")
 DATA = os.urandom(8 * MIB)
 SUM = hashlib.sha256(DATA).hexdigest()
 SOURCE = """
@@ -49,14 +49,14 @@ GET = b"GET /?size=%d HTTP/1.1\r\nHost: x\r\n\r\n"
 class Served(Roles):
     """An application whose large values are in the broker, or in memory."""
 
-    def __init__(self, site: Site, others: set[Path], **env: str) -> None:
+    def __init__(self, site: Site, **env: str) -> None:
         port = free_port()
         self.broker = site.start_broker(port, "--appendonly", "no")
         url = f"redis://127.0.0.1:{port}/0"
         super().__init__(site, SOURCE, {"QSERVE_BROKER_URL": url, "QSERVE_LEASE_S": "2", **env})
-        self.others = others
         self.client: redis.Redis = connect(url)
         _, self.front = self.start()
+        self.memory = memory_of(url)
         self.http = Client(self.port)
 
     def connect(self, sent: bytes) -> socket.socket:
@@ -72,13 +72,12 @@ class Served(Roles):
         return list(self.client.scan_iter("*:y:*", count=1000))
 
     def files(self) -> list[Path]:
-        """Values in memory, and the segments of writers that live, or that nobody has removed yet."""
-        folders = set(SHM.glob(f"qserve-{os.getuid()}-*")) - self.others
-        return [path for folder in folders for path in (folder / "v").glob("*")]
+        """Values in memory."""
+        return list((self.memory / "v").glob("*"))
 
     def used(self) -> int:
-        folders = set(SHM.glob(f"qserve-{os.getuid()}-*")) - self.others
-        found = {one.stat().st_ino: one.stat().st_blocks * 512 for folder in folders for one in folder.rglob("*")}
+        """The bytes in memory, of values and of what is just stored."""
+        found = {one.stat().st_ino: one.stat().st_blocks * 512 for one in self.memory.rglob("*")}
         return sum(found.values())
 
     def workers(self) -> list[int]:
@@ -87,24 +86,16 @@ class Served(Roles):
         return [pid for pid, command in commands.items() if command.startswith("qserve gateway ")]
 
 
-@pytest.fixture(autouse=True)
-def others() -> Iterator[set[Path]]:
-    """The folders of other installations; it is the first fixture, and ends when all processes have ended."""
-    before = set(SHM.glob(f"qserve-{os.getuid()}-*"))
-    yield before
-    for folder in set(SHM.glob(f"qserve-{os.getuid()}-*")) - before:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
 Serve = Callable[..., Served]
 
 
 @pytest.fixture
-def serve(others: set[Path], site: Site) -> Iterator[Serve]:
+def serve(site: Site) -> Iterator[Serve]:
     with contextlib.ExitStack() as stack:
 
         def serve_with(**env: str) -> Served:
-            served = Served(site, others, **env)
+            served = Served(site, **env)
+            stack.callback(shutil.rmtree, served.memory, ignore_errors=True)
             stack.callback(served.client.close)
             return served
 
