@@ -43,6 +43,7 @@ _ARRAY, _BYTEARRAY = Code.ARRAY, Code.BYTEARRAY  # to look a code up in the enum
 _HTTP = Code.HTTP_MESSAGE
 _VIEWED = frozenset((Code.ARRAY, Code.BYTEARRAY, Code.HTTP_MESSAGE, Code.STARLETTE_REQUEST))
 """The types whose bytes are read as views where they are large."""
+_PACKER_BYTES = 1 << 20
 NO_KEYS = Keyring()
 _is_light_only: ContextVar[bool] = ContextVar("qserve_light_only", default=False)
 _PACKER: dict[str, Any] = {"strict_types": True, "unicode_errors": "surrogatepass", "buf_size": 4096}
@@ -94,10 +95,12 @@ class Codec:
 
     def _pack(self, value: Any) -> bytes:
         packer = self._idle.pop() if self._idle else msgpack.Packer(default=self._default, **_PACKER)
+        data = b""
         try:
-            data: bytes = packer.pack(value)
+            data = packer.pack(value)
         finally:
-            self._idle.append(packer)
+            if len(data) < _PACKER_BYTES:  # a packer keeps a buffer as long as what it has packed
+                self._idle.append(packer)
         return data
 
     def encode(self, value: Any, kind: Kind = Kind.PASSING) -> bytes:

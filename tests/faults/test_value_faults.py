@@ -256,8 +256,8 @@ def test_a_broker_that_is_away_while_values_are_stored_there_costs_no_request(va
 @row("F70")
 def test_a_folder_that_is_away_is_waited_for_until_the_deadline(values: Values) -> None:
     store = values.site.folder / "store"
-    worker = values.start(QSERVE_PAYLOADS=f"file://{store}")
     store.write_text("it is not mounted")
+    worker = values.start(QSERVE_PAYLOADS=f"file://{store}")
     ref = values.begin()
     wait_until(lambda: "waits for a store of large values" in worker.output, description="the store is missed")
 

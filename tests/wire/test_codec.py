@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import datetime
 import decimal
+import os
 import sys
 import types
 import uuid
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import msgpack
@@ -381,3 +383,17 @@ def test_no_code_and_no_type_is_registered_twice() -> None:
         register_unpacker(Code.HTTP_MESSAGE, Other)
     with pytest.raises(PayloadError, match="QSERVE_SECRET_KEY"):
         KEYLESS.encode(Other())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="it reads what Linux says of a process")
+def test_a_large_value_leaves_no_memory_taken() -> None:
+    def resident() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    size = 100 << 20
+    codec, value = Codec(max_bytes=2 * size), b"x" * size
+    before = resident()
+
+    codec.encode([value])
+
+    assert resident() - before < size // 2
