@@ -95,7 +95,7 @@ class Codec:
 
     def _pack(self, value: Any) -> bytes:
         packer = self._idle.pop() if self._idle else msgpack.Packer(default=self._default, **_PACKER)
-        data = b""
+        data: bytes = b""
         try:
             data = packer.pack(value)
         finally:
