@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 import redis
-from fakes import FakePlane, driver_app, plain_app
+from fakes import FakeFiller, FakePlane, driver_app, plain_app
 from flask.testing import FlaskClient
 from gunicorn.http.errors import InvalidChunkSize
 from processes import wait_until
@@ -40,6 +40,7 @@ from qserve.graph.plan import InputKey, Plan, Slot, Step
 from qserve.http.message import HttpMessage
 from qserve.http.render import render
 from qserve.wire.application import ApplicationRecord, dump_plan
+from qserve.wire.claim import BROKER
 from qserve.wire.codec import Codec
 from qserve.wire.envelope import Answer
 from qserve.wire.failure import Failure
@@ -355,6 +356,24 @@ def test_a_body_that_cannot_be_stored_is_503() -> None:
     response = serve(plane).post("/", data=b"x" * 300_000)
     assert (response.status_code, error_of(response)["code"]) == (503, "store_unavailable")
     assert plane.store.open == 0
+
+
+@pytest.mark.parametrize("is_chunked", [True, False])
+def test_bodies_on_their_way_into_the_broker_count_whole_and_others_only_what_is_held_here(
+    monkeypatch: pytest.MonkeyPatch, is_chunked: bool
+) -> None:
+    def send() -> tuple[int, str]:
+        plane, data = FakePlane(plain_app()), b"x" * 2_000_000
+        client = serve(plane, body_memory=2_000_000)
+        blocked = client.application._handler.in_flight.enter("/other")  # type: ignore[attr-defined]
+        blocked.take(100_000)
+        response = chunked(client, io.BytesIO(data)) if is_chunked else client.post("/", data=data)
+        assert plane.store.open == 0
+        return response.status_code, error_of(response)["code"] if response.status_code != 200 else ""
+
+    assert send() == (200, "")
+    monkeypatch.setattr(FakeFiller, "tier", BROKER)
+    assert send() == (503, "memory_full")
 
 
 def test_large_json_is_parsed_and_not_stored() -> None:

@@ -14,7 +14,7 @@ from gunicorn.http.errors import ParseException
 from qserve.http.message import BadRequest
 from qserve.payloads.store import ValueStore
 from qserve.payloads.tier import PIECE_BYTES
-from qserve.wire.claim import MEMORY, Kind
+from qserve.wire.claim import BROKER, MEMORY, Kind
 from qserve.wire.outside import Stored
 from qserve_gateway.request.environ import SMALL, Environ
 
@@ -164,6 +164,7 @@ class _Body:
         self._began = time.monotonic()
         self._memory = io.BytesIO()  # it grows in place, where joining pieces at the end would copy them
         self._filler: Any = None
+        self._held = 0
         self.size = 0
 
     def begin(self) -> None:
@@ -179,10 +180,18 @@ class _Body:
 
     def _begin_to_store(self, store: ValueStore) -> None:
         self._filler = store.filler(Kind.KEPT, self._length)
-        self._take(held_bytes(self._filler.tier))
+        self._count(self._length or 0)
         if self.size:
             self._store_piece(self._memory.getbuffer())
             self._memory = io.BytesIO()
+
+    def _count(self, size: int) -> None:
+        """Take what a body of this size holds: little here, and all of it in the broker."""
+        # clients that never finish their bodies must not fill the broker, which has the requests of all others
+        held = held_bytes(self._filler.tier) + (size if self._filler.tier == BROKER else 0)
+        if held > self._held:
+            self._take(held - self._held)
+            self._held = held
 
     def _store_piece(self, piece: bytes | memoryview) -> None:
         if self._digest is not None:
@@ -209,6 +218,7 @@ class _Body:
             raise _too_long(self._limit)
         if self._filler is not None:
             self._store_piece(received)
+            self._count(max(self.size, self._length or 0))
         else:
             self._memory.write(received)
         self.size += len(received)
