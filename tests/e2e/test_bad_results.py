@@ -17,7 +17,7 @@ from processes import Started, wait_until
 import qserve
 from qserve.base.keys import GROUP
 from qserve.broker.connection import connect
-from qserve.exceptions import ResultNotSerialisable, ResultTooLarge, TaskError
+from qserve.exceptions import ResultNotSerialisable, TaskError
 
 MIB = 1024 * 1024
 TEXT_LIMIT = 4096
@@ -88,7 +88,6 @@ class _Exits:
 
 RESULTS: dict[str, tuple[Callable[[], Any], type[ResultNotSerialisable]]] = {
     "a lock": (threading.Lock, ResultNotSerialisable),
-    "100 MB": (lambda: "x" * 100_000_000, ResultTooLarge),
     "nested a million deep": (_nested, ResultNotSerialisable),
 }
 
