@@ -8,6 +8,7 @@ import hashlib
 import os
 import resource
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -311,6 +312,29 @@ def test_a_forked_child_keeps_what_its_parent_has_read_and_writes_for_itself(sta
     assert said[:5] == "aaaaa"
     assert parent.run(f"result = bytes(get({said[5:]!r})).decode()") == "from the child"
     assert parent.run("result = bytes(get(put(b'still here'))).decode()") == "still here"
+
+
+def test_a_forked_child_writes_to_a_folder_of_its_own_and_keeps_nothing_of_its_killed_parent(
+    segments: Segments, start: Callable[[], Remote], root: Path
+) -> None:
+    parent = start()
+    parent.run("segments.forget([claim_of(put(b'of the parent'))])")
+    pid = parent.run(
+        "import os, signal; ready = os.pipe()\n"
+        "if (result := os.fork()) == 0:\n"
+        "    os.write(ready[1], put(b'of the child').encode())\n"
+        "    signal.pause()\n"
+        "os.read(ready[0], 1000)"
+    )
+    try:
+        assert len(list(root.glob("*/p/*"))) == 2
+
+        parent.kill()
+        segments.sweep(lambda names: [True] * len(names))
+
+        assert len(list(root.glob("*/p/*"))) == 1
+    finally:
+        os.kill(pid, signal.SIGKILL)
 
 
 def test_beyond_the_limit_there_is_no_room_until_a_value_is_gone(root: Path) -> None:
