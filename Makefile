@@ -48,7 +48,7 @@ fast: $(VENV)/installed-test
 	$(BIN)/python -m pytest -n auto --ignore tests/architecture --ignore tests/typing -m "not slow and not long and not chaos and not priority and not soak"
 
 $(VENV)/installed-schemas: $(VENV)/installed-test
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[schemas]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[schemas,objects]'
 	@touch $@
 
 $(VENV)/installed-bench: $(VENV)/installed-test

@@ -7,14 +7,13 @@ value: the next sweeps find an object that the broker does not know, and remove 
 from __future__ import annotations
 
 import hashlib
-import importlib
 import re
 import secrets
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -23,6 +22,8 @@ from qserve.base.forks import on_fork
 from qserve.base.log import get_logger
 from qserve.base.turns import Turns
 from qserve.exceptions import PayloadError, StoreUnavailable, ValueLost, ValueUnreachable
+from qserve.payloads.folder_files import Files, Found, FsspecFiles
+from qserve.payloads.folder_process import ProcessFiles
 from qserve.payloads.tier import PIECE_BYTES, Filler, IsKnown, TierFull, TierStats, pieces
 from qserve.wire.claim import FOLDER, Claim, Part
 
@@ -54,7 +55,7 @@ class Folder:
 
     def _begin(self) -> None:
         self._lock = threading.Lock()
-        self._opened: tuple[Any, str] | None = None
+        self._opened: Files | None = None
         self._remover: ThreadPoolExecutor | None = None
         self._unknown: dict[str, float] = {}
 
@@ -72,21 +73,20 @@ class Folder:
         """Store a value; TierFull if that is not possible."""
         name, digest = secrets.token_hex(16), hashlib.sha256()
 
-        def write(files: Any, folder: str) -> None:
-            with files.open(f"{folder}/{name}", "wb") as file:
-                for piece in data:
-                    digest.update(piece)
-                    file.write(piece)
+        def digested() -> Iterator[bytes | memoryview]:
+            for piece in data:
+                digest.update(piece)
+                yield piece
 
         try:
-            self._run(write)
+            self._files.write(name, digested())
         except Exception as error:
             raise TierFull(f"{self.name} cannot be written to: {error}") from error
         return Claim(FOLDER, self._place, name, size, digest.digest())
 
     def get(self, claim: Claim) -> memoryview:
         with self._reading(claim):
-            data = self._run(lambda files, folder: files.cat_file(f"{folder}/{claim.name}"))
+            data = self._files.read(claim.name, 0, claim.size)
         _check(data, hashlib.sha256(data), claim)
         return memoryview(data).toreadonly()
 
@@ -94,11 +94,7 @@ class Folder:
         digest, end = hashlib.sha256(), 0
         while end < claim.size:
             with self._reading(claim):
-                piece = self._run(
-                    lambda files, folder, end=end: files.cat_file(  # type: ignore[misc]
-                        f"{folder}/{claim.name}", start=end, end=min(end + _COPIED_BYTES, claim.size)
-                    )
-                )
+                piece = self._files.read(claim.name, end, min(end + _COPIED_BYTES, claim.size))
             digest.update(piece)
             end += len(piece)
             if not piece or end >= claim.size:
@@ -138,10 +134,10 @@ class Folder:
     def _remove(self, names: Iterable[str]) -> None:
         for name in names:
             with self._turns:
-                self._run(lambda files, folder, name=name: _remove_file(files, f"{folder}/{name}"))  # type: ignore[misc]
+                self._files.remove(name)
 
     def sweep(self, is_known: IsKnown) -> None:
-        names = [name for found in self._files() if _VALUE.fullmatch(name := found["name"].rpartition("/")[2])]
+        names = [found.name for found in self._found() if _VALUE.fullmatch(found.name)]
         known = is_known(names) if names else []
         now = time.monotonic()
         self._unknown = {
@@ -149,15 +145,9 @@ class Folder:
         }
         self._remove([name for name, since in self._unknown.items() if now - since >= UNKNOWN_FOR_S])
 
-    def _files(self) -> list[dict[str, Any]]:
-        def read(files: Any, folder: str) -> list[dict[str, Any]]:
-            try:
-                return list(files.ls(folder, detail=True, refresh=True))
-            except FileNotFoundError:
-                return []
-
+    def _found(self) -> list[Found]:
         try:
-            return self._run(read)
+            return self._files.found()
         except Exception as error:
             raise StoreUnavailable(f"{self.name} cannot be read: {error}") from error
 
@@ -165,37 +155,26 @@ class Folder:
         """Do nothing."""
 
     def stats(self) -> TierStats:
-        found = self._files()
-        times = [getattr(time_, "timestamp", lambda time_=time_: time_)() for time_ in map(_time_of, found) if time_]
-        oldest = min(times, default=time.time())
-        size = sum(one["size"] or 0 for one in found)
-        return TierStats(self.name, len(found), size, max(0.0, time.time() - oldest))
+        found = self._found()
+        oldest = min((one.time for one in found if one.time), default=time.time())
+        return TierStats(self.name, len(found), sum(one.size for one in found), max(0.0, time.time() - oldest))
 
     def close(self) -> None:
         """Wait until what is to be removed is."""
         if self._remover is not None:
             self._remover.shutdown()
+        if self._opened is not None:
+            self._opened.close()
         self._begin()
 
-    def _run(self, act: Callable[[Any, str], T]) -> T:
-        """Return what ``act`` does with the file system and the path of our folder in it.
-
-        Raises:
-          Exception: Whatever the library of that file system raises.
-        """
-
-        def run() -> T:
-            with self._lock:
-                if self._opened is None:
-                    self._opened = _opened(self._url)
-            return act(*self._opened)
-
-        monkey = sys.modules.get("gevent.monkey")
-        if monkey is None or not monkey.is_module_patched("threading"):
-            return run()
-        # these libraries have event loops and threads of their own, which must be real ones
-        hub: Any = importlib.import_module("gevent").get_hub()
-        return hub.threadpool.apply(run)  # type: ignore[no-any-return]
+    @property
+    def _files(self) -> Files:
+        with self._lock:
+            if self._opened is None:
+                monkey = sys.modules.get("gevent.monkey")
+                is_patched = monkey is not None and monkey.is_module_patched("threading")
+                self._opened = ProcessFiles(self._url) if is_patched else FsspecFiles(self._url)
+            return self._opened
 
 
 class _Filler:
@@ -230,24 +209,3 @@ class _Filler:
 def _check(data: bytes, digest: Any, claim: Claim) -> None:
     if not data or digest.digest() != claim.digest:
         raise PayloadError("a stored value in a folder is not the one that was claimed")
-
-
-def _opened(url: str) -> tuple[Any, str]:
-    try:
-        core = importlib.import_module("fsspec.core")
-    except ImportError as error:
-        raise StoreUnavailable("install qserve-celery[storage] for folders in QSERVE_PAYLOADS") from error
-    files, path = core.url_to_fs(url, skip_instance_cache=True, use_listings_cache=False)
-    files.makedirs(path, exist_ok=True)
-    return files, path
-
-
-def _remove_file(files: Any, path: str) -> None:
-    try:
-        files.rm_file(path)
-    except FileNotFoundError:
-        return
-
-
-def _time_of(found: dict[str, Any]) -> Any:
-    return found.get("mtime") or found.get("LastModified") or found.get("created")

@@ -27,6 +27,7 @@ OTHER_DOORS = (
     "qserve.machine",  # processes, files
     "qserve.mypy_plugin",
     "qserve.stacks.files",  # what pip has noted
+    "qserve.payloads.folder_process",  # what a child process says
     "qserve.web",  # ASGI and WSGI
     "qserve_workers.supervisor.preloads",  # what a child process says
     "qserve_gateway.request",  # headers and bodies of HTTP requests
