@@ -83,4 +83,4 @@ def _opened(url: str) -> tuple[Any, str]:
 
 def _time_of(found: dict[str, Any]) -> float:
     time = found.get("mtime") or found.get("LastModified") or found.get("created") or 0.0
-    return float(time.timestamp() if hasattr(time, "timestamp") else time)
+    return time.timestamp() if hasattr(time, "timestamp") else time
