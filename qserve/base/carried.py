@@ -13,7 +13,7 @@ from qserve.base.trace_context import read_traceparent, read_tracestate
 HEADERS_LIMIT, HEADER_BYTES, HEADERS_BYTES = 16, 1024, 4096
 """How many headers a request carries, and how long one value and all of them may be."""
 _NAME = re.compile(r"[a-z0-9!#$%&'*+.^`|~-]+")
-_VALUE = re.compile(r"[\t\x20-\x7e\x80-\U0010ffff]*")
+_VALUE = re.compile(r"[^\x00-\x08\x0a-\x1f\x7f]*")
 
 
 class Carried(NamedTuple):

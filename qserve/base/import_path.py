@@ -11,7 +11,8 @@ import contextlib
 import gc
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from types import ModuleType
 
 _FOLDERS = "QSERVE_IMPORT_PATH"
 """The variable in which a parent names the user's folders to a child."""
@@ -104,6 +105,24 @@ def all_at_once() -> Iterator[None]:
             gc.enable()
         if _is_command:
             gc.freeze()
+
+
+@contextlib.contextmanager
+def standing_in(types: Mapping[str, str]) -> Iterator[None]:
+    """Let a process of the command import empty types in this block, instead of modules that it does not have yet.
+
+    Parameters:
+      types: The name of a type by that of its module.
+    """
+    made = {name: ModuleType(name) for name in types if _is_command and name not in sys.modules}
+    for name, module in made.items():
+        setattr(module, types[name], type(types[name], (), {}))
+    sys.modules.update(made)
+    try:
+        yield
+    finally:
+        for name in made:
+            del sys.modules[name]
 
 
 def is_importing_user_code() -> bool:

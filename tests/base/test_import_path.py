@@ -24,6 +24,26 @@ child = import_path.variables_of_child(import_path.user_folders())
 print(json.dumps([path, during, list(sys.path), child]))
 """
 
+MEASURE = """
+import sys
+from qserve.base import import_path
+import_path._is_command = True
+import qserve.broker.connection
+print([name for name in sys.modules if name.startswith("opentelemetry")])
+from opentelemetry import metrics
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+from redis import ConnectionError, Redis
+from redis.observability import OTelConfig, get_observability_instance
+reader = InMemoryMetricReader()
+metrics.set_meter_provider(MeterProvider(metric_readers=[reader]))
+get_observability_instance().init(OTelConfig())
+try:
+    Redis(port=1).ping()
+except ConnectionError:
+    print("redis.client.errors" in reader.get_metrics_data().to_json())
+"""
+
 
 @pytest.fixture
 def ask(tmp_path: Path) -> Any:
@@ -95,3 +115,8 @@ print(gc.isenabled(), gc.get_freeze_count() > 0)
     assert said("") == "True False"
     assert said("gc.disable()") == "False False"
     assert said("sys.orig_argv = ['python', '-m', 'qserve', 'run']") == "True True"
+
+
+def test_user_code_can_measure_redis_though_the_command_has_not_imported_opentelemetry() -> None:
+    done = subprocess.run([sys.executable, "-c", MEASURE], capture_output=True, text=True, check=True)
+    assert done.stdout.split("\n")[:2] == ["[]", "True"]
