@@ -44,7 +44,7 @@ from qserve_gateway.request.waiting import CONNECTION_LIMIT
 from qserve_gateway.response.errors import error_reply, unreadable_reply
 from qserve_gateway.response.reply import OneWrite
 from qserve_gateway.response.session import close_sessions
-from qserve_gateway.ui.feed import end_all
+from qserve_gateway.ui.ending import end_all
 from qserve_gateway.ui.sessions import Sessions
 
 log = get_logger(__name__)

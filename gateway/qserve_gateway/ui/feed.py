@@ -17,6 +17,7 @@ from qserve.base.turns import Turns
 from qserve.overview.picture import Graph, Picture
 from qserve_gateway.request.environ import Environ
 from qserve_gateway.response.reply import Sending, call_all, paced
+from qserve_gateway.ui.ending import is_ending
 from qserve_gateway.ui.shapes import shape_of
 
 log = get_logger(__name__)
@@ -135,13 +136,6 @@ def _shaped(graphs: Sequence[Graph], app: str) -> bytes:
 
 # -- a viewer --------------------------------------------------------------------------------------
 
-_ending = threading.Event()
-
-
-def end_all() -> None:
-    """End the events of all viewers, so that the process can end."""
-    _ending.set()
-
 
 class Viewing:
     """The events of a feed for one viewer, as a WSGI application; a slow one gets fewer pictures.
@@ -182,7 +176,7 @@ class Viewing:
         yield _BEGIN
         number, sent = 0, dict[tuple[str, str], bytes]()
         said_at = time.monotonic()
-        while self._is_allowed() and not _ending.is_set():
+        while self._is_allowed() and not is_ending():
             number, parts = self._feed.newer_than(number, _WAIT_S)
             new = [(key, data) for key, data in parts.items() if sent.get(key) is not data]
             if new or time.monotonic() - said_at > _KEPT_ALIVE_S:
