@@ -27,9 +27,8 @@ from qserve_gateway.metrics import METRICS_PATH, GatewayMetrics, Page
 from qserve_gateway.openapi import OPENAPI_PATH, OpenApi
 from qserve_gateway.queues import QUEUES_PATH, Queues
 from qserve_gateway.request.access import AccessPolicy, check_host, check_origin, check_page
-from qserve_gateway.request.body import must_close
 from qserve_gateway.request.carried import Forwarded
-from qserve_gateway.request.environ import Environ, Refused, line_of, request_id_of
+from qserve_gateway.request.environ import Environ, Refused, line_of, must_close, request_id_of
 from qserve_gateway.request.receivers import Receivers
 from qserve_gateway.request.waiting import InFlightLimit
 from qserve_gateway.response.errors import errors, problem_reply

@@ -22,14 +22,14 @@ from qserve.http.message import BadRequest, HttpMessage
 from qserve.http.strict_json import loads
 from qserve.tracing.switch import switch
 from qserve.wire.application import ApplicationRecord
-from qserve.wire.claim import claim_in
+from qserve.wire.claim import MARK, claim_in
 from qserve.wire.envelope import Answer
 from qserve.wire.outcome import ANNOUNCED, SESSION, State
 from qserve.wire.outside import Stored
 from qserve.wire.replies import length
 from qserve_gateway.jobs import Job, Jobs
 from qserve_gateway.request.access import AccessPolicy, ClientLimits, check_page
-from qserve_gateway.request.body import Limit, held_bytes, must_close, read_body, read_or_store
+from qserve_gateway.request.body import Limit, held_bytes, read_body, read_or_store
 from qserve_gateway.request.carried import Forwarded, carried_in
 from qserve_gateway.request.environ import (
     FOUND,
@@ -37,10 +37,13 @@ from qserve_gateway.request.environ import (
     TRACEPARENT,
     Environ,
     Refused,
+    arrived_body,
     base_url,
     line_of,
+    may_ask_for_job,
     message_of,
     model_id_of,
+    must_close,
     path_of,
     request_id_of,
     timeout_of,
@@ -172,7 +175,7 @@ class RequestHandler:
         if outcome.state != State.DONE:
             show_errors, line = self.settings.show_errors, line_of(environ)
             return failure_reply(outcome, request_id, show_errors, line, _reader_of(record))
-        claim = claim_in(outcome.payload)
+        claim = claim_in(outcome.payload) if outcome.payload.startswith(MARK) else None
         if claim is not None:
             self._take_room(held_bytes(claim.store), place, end, environ)
         return result_reply(outcome.payload, request_id, self.plane.store, ref)
@@ -188,7 +191,7 @@ class RequestHandler:
         self, environ: Environ, request_id: str, found: _Found, timeout_s: float, place: Place, is_session: bool
     ) -> tuple[Ref, Job | None]:
         """Read a request's body and submit the call; a large body in memory counts until the broker has it."""
-        digest = hashlib.sha256() if Job.is_wanted(environ) else None
+        digest = hashlib.sha256() if may_ask_for_job(environ) else None
         body = self._read_body(environ, found, place, digest)
         if not isinstance(body, Stored):
             return self._submit_body(environ, request_id, found, timeout_s, place, is_session, body, body)
@@ -206,9 +209,14 @@ class RequestHandler:
     def _read_body(self, environ: Environ, found: _Found, place: Place, digest: Any) -> bytes | Stored:
         settings, driver = self.settings, found.route.record.driver
         limit = Limit(settings.max_body_bytes, "QSERVE_MAX_BODY_BYTES")
-        if driver is not None and driver.adapter == "json_request":
+        is_parsed = driver is not None and driver.adapter == "json_request"
+        if is_parsed:
             # it is parsed here: to store it first would be one more way
             limit = min(limit, Limit(settings.max_json_bytes, "QSERVE_MAX_JSON_BYTES"))
+        body = arrived_body(environ, limit.size)
+        if body is not None:
+            return body
+        if is_parsed:
             return read_body(environ, place.take, limit)
         return read_or_store(environ, place.take, limit, self.plane.store, None if digest is None else digest.update)
 
@@ -236,7 +244,7 @@ class RequestHandler:
             timeout_s = self.settings.websocket_s
             method, args, run = SESSION, (_opening_of(environ, found),), None
         else:
-            if Job.is_wanted(environ):
+            if may_ask_for_job(environ):
                 job = Job.of(environ, told, record.name, self.settings, self.jobs.receivers)
             method, args, run = self._target_of(environ, found, body, timeout_s, place)
         del body

@@ -100,11 +100,6 @@ class Job(NamedTuple):
     preference: Preference
     webhook: str = ""
 
-    @staticmethod
-    def is_wanted(environ: Environ) -> bool:
-        """Return whether the headers of a request may ask for a job."""
-        return "HTTP_PREFER" in environ or "HTTP_IDEMPOTENCY_KEY" in environ or WEBHOOK in environ
-
     @classmethod
     def of(
         cls, environ: Environ, body: bytes, app: str, settings: Settings, receivers: Receivers | None = None

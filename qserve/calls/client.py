@@ -30,7 +30,7 @@ from qserve.broker.functions import LOAD, NOT_REPLICATED, Reply, other_epoch, re
 from qserve.broker.library import Command
 from qserve.broker.link import WAIT, OnReply, ThreadLink, replicated
 from qserve.broker.registry import Registry, pick
-from qserve.calls.compose import ComposingPlane, Submission, failure_in
+from qserve.calls.compose import ComposingPlane, Submission, claims_in, failure_in
 from qserve.calls.events import Logged
 from qserve.calls.mailbox import ARGUMENT_LOST, STATE_LOST, Mailbox, Post, ignore, not_found, outcome_of, refused
 from qserve.calls.program_end import Refusals, call_at_end, fail, is_ending
@@ -43,7 +43,6 @@ from qserve.wire.application import ApplicationRecord
 from qserve.wire.claim import Claim
 from qserve.wire.codec import Codec
 from qserve.wire.events import Event, Happening
-from qserve.wire.moves import claims_in
 from qserve.wire.outcome import Field, Outcome, State
 from qserve.wire.progress import Progress
 from qserve.wire.replies import each, epoch, events, freed, stored, told, warn_once

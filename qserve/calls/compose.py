@@ -22,7 +22,7 @@ from qserve.graph.advance import Fill, begin
 from qserve.graph.plan import Plan, Slot
 from qserve.tracing.switch import switch
 from qserve.wire.application import ApplicationRecord, DeploymentRecord
-from qserve.wire.claim import Kind, claim_in
+from qserve.wire.claim import MARK, Claim, Kind, claim_in
 from qserve.wire.codec import Codec
 from qserve.wire.envelope import REQUEST_ID_CHARS, Answer, Header
 from qserve.wire.moves import BYTES_LIMIT, INPUTS_LIMIT, Awaited, Join, Model, Move, Start
@@ -346,7 +346,7 @@ def pack_moves(
     encode = _Encoder(codec, kind)
     try:
         packed = [_packed(move, record, plan, keys, encode, awaited) for move in moves if isinstance(move, Fill)]
-        size = sum(map(_size, packed))
+        size = sum(len(value) for move in packed for value in _values_of(move))
         if size > BYTES_LIMIT:
             raise PayloadTooLarge(
                 f"{len(packed)} calls of the graph would get {size} bytes at once; the limit is {BYTES_LIMIT}. Pass"
@@ -395,5 +395,20 @@ def _packed(
     return Join(stream, step, move.needs, values)
 
 
-def _size(move: Move) -> int:
-    return sum(map(len, move.values if isinstance(move, Start) else [value for _, value in move.slots]))
+def claims_in(moves: Sequence[Move]) -> dict[Claim, int]:
+    """Return the claims of the stored values in moves, each with the number of slots that it goes to.
+
+    Raises:
+      PayloadError: A claim cannot be read.
+    """
+    found: dict[Claim, int] = {}
+    for move in moves:
+        for value in _values_of(move):
+            claim = claim_in(value) if value.startswith(MARK) else None
+            if claim is not None:
+                found[claim] = found.get(claim, 0) + 1
+    return found
+
+
+def _values_of(move: Move) -> Sequence[bytes]:
+    return move.values if isinstance(move, Start) else [value for _, value in move.slots]

@@ -28,7 +28,7 @@ from qserve.exceptions import (
     ResultUnavailable,
 )
 from qserve.wire.application import ApplicationRecord
-from qserve.wire.claim import Claim, claim_in
+from qserve.wire.claim import MARK, Claim, claim_in
 from qserve.wire.codec import Codec
 from qserve.wire.envelope import Answer
 from qserve.wire.events import Event
@@ -468,7 +468,8 @@ class Ref(NotValue, Generic[T_co]):
         if not self.done.is_set():
             return None
         try:
-            return claim_in(self.outcome().payload)
+            payload = self.outcome().payload
+            return claim_in(payload) if payload.startswith(MARK) else None
         except PayloadError:
             return None
 

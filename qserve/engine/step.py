@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from qserve.base import failpoints
 from qserve.base.keys import Keys
-from qserve.calls.compose import pack_moves
+from qserve.calls.compose import claims_in, pack_moves
 from qserve.calls.ref import Ref
 from qserve.exceptions import PayloadError, PayloadTooLarge, ResultNotSerialisable, ResultTooLarge
 from qserve.graph.advance import Answer as AnswerMove
@@ -18,10 +18,10 @@ from qserve.graph.plan import Plan
 from qserve.http import request as _requests  # noqa: F401  (it teaches the codec to decode requests)
 from qserve.http.render import render, with_header
 from qserve.wire.application import ApplicationRecord
-from qserve.wire.claim import Claim, Kind, claim_in
+from qserve.wire.claim import MARK, Claim, Kind, claim_in
 from qserve.wire.codec import Codec
 from qserve.wire.envelope import Answer, Header
-from qserve.wire.moves import Move, Start, claims_in
+from qserve.wire.moves import Move, Start
 from qserve.wire.outcome import State
 from qserve.wire.replies import step_number
 from qserve.wire.times import StepTime, Times, server_timing, split_times, with_times
@@ -108,7 +108,7 @@ class Stepper:
             call.times = times
         else:
             call = self._open(header, step, values)
-        call.spent = [claim for claim in map(claim_in, values) if claim is not None]
+        call.spent = [claim for value in values if value.startswith(MARK) and (claim := claim_in(value))]
         return call
 
     def _open(self, header: Header, step: str, values: Sequence[bytes]) -> UserCall:
@@ -180,7 +180,7 @@ class Stepper:
 
     def _end(self, header: Header, value: Any, call: UserCall, time: StepTime | None) -> Conclusion:
         payload = self._answer(header, value, call, time)
-        claim = claim_in(payload)
+        claim = claim_in(payload) if payload.startswith(MARK) else None
         return Conclusion(State.DONE, payload, made={} if claim is None else {claim: 1}, spent=call.spent)
 
     def _answer(self, header: Header, value: Any, call: UserCall, time: StepTime | None) -> bytes:

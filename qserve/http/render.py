@@ -21,7 +21,7 @@ from qserve.exceptions import PayloadError, PayloadTooLarge, ResultNotSerialisab
 from qserve.http.jsonable import WalkError, to_jsonable, with_text_keys
 from qserve.http.message import HOP_BY_HOP
 from qserve.http.strict_json import loads
-from qserve.wire.claim import Claim, Kind, apart, wrap
+from qserve.wire.claim import MARK, Claim, Kind, apart, wrap
 from qserve.wire.codec import Codec, unpack
 from qserve.wire.envelope import Answer
 
@@ -124,7 +124,7 @@ def parse_apart(payload: bytes) -> Parsed:
     Raises:
       PayloadError: The bytes are something else.
     """
-    claim, inline = apart(payload)
+    claim, inline = apart(payload) if payload.startswith(MARK) else (None, payload)
     parts = unpack(inline, "a response", depth=8)
     if type(parts) is not list or len(parts) < 3 or type(parts[2]) is not (bytes if claim is None else NoneType):
         raise _not_response(payload)

@@ -12,9 +12,10 @@ from typing import NamedTuple, TypeAlias
 from qserve.exceptions import PayloadError
 
 MEMORY, BROKER, FOLDER = "memory", "broker", "folder"
-_MARK = b"\xc1V"  # no value begins with this byte, which msgpack never writes
+MARK = b"\xc1V"  # no value begins with this byte, which msgpack never writes
+"""With what an encoded value begins that has a claim: where there is hardly ever one, look at that first."""
 _LENGTH_BYTES = 2
-_BEGIN = len(_MARK) + _LENGTH_BYTES
+_BEGIN = len(MARK) + _LENGTH_BYTES
 _FORMS = [
     re.compile(rb"(%b) (%b) ([0-9a-f]{32}) ([1-9][0-9]{0,12}) ([0-9a-f]{%d})" % (store.encode(), place, 2 * digest))
     for store, place, digest in (
@@ -58,7 +59,7 @@ class Claim(NamedTuple):
 def wrap(claim: Claim, inline: bytes) -> bytes:
     """Return an encoded value: its claim, and in ``inline`` what travels itself."""
     written = " ".join((*claim[:3], str(claim.size), claim.digest.hex())).encode()
-    return b"%b%b%b%b" % (_MARK, len(written).to_bytes(_LENGTH_BYTES, "big"), written, inline)
+    return b"%b%b%b%b" % (MARK, len(written).to_bytes(_LENGTH_BYTES, "big"), written, inline)
 
 
 def claim_in(data: bytes) -> Claim | None:
@@ -76,9 +77,9 @@ def apart(data: bytes) -> tuple[Claim | None, bytes]:
     Raises:
       PayloadError: The claim cannot be read.
     """
-    if not data.startswith(_MARK):
+    if not data.startswith(MARK):
         return None, data
-    end = _BEGIN + int.from_bytes(data[len(_MARK) : _BEGIN], "big")
+    end = _BEGIN + int.from_bytes(data[len(MARK) : _BEGIN], "big")
     written = data[_BEGIN:end]
     found = next(filter(None, (form.fullmatch(written) for form in _FORMS)), None)
     if found is None:

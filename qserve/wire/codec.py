@@ -22,7 +22,7 @@ import msgpack
 
 from qserve.base.keyring import Keyring
 from qserve.exceptions import PayloadError, PayloadTooLarge, RequestError
-from qserve.wire.claim import Claim, Kind, Part, apart, claim_in, wrap
+from qserve.wire.claim import MARK, Claim, Kind, Part, apart, claim_in, wrap
 from qserve.wire.codes import Code, is_record, numpy_packer, pack_record, packers, unpackers
 from qserve.wire.outside import WALKED, Outside, Stored, Values, has_large, part_of
 from qserve.wire.pickling import dumps
@@ -337,7 +337,7 @@ class Codec:
         Raises:
           PayloadError: Its claim cannot be read.
         """
-        claim = claim_in(data)
+        claim = claim_in(data) if data.startswith(MARK) else None
         return claim is not None and self._values is not None and self._values.is_heavy_to_get(claim)
 
     def get(self, claim: Claim) -> memoryview:

@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from qserve.wire.claim import Claim, claim_in
-
 INPUTS_LIMIT = 3000
 """The most inputs of one step, which are the fields of one entry: Lua can pass 7,999 values to a command."""
 STEPS_LIMIT = 10_000
@@ -52,21 +50,6 @@ class Join(NamedTuple):
 
 
 Move = Start | Join
-
-
-def claims_in(moves: Sequence[Move]) -> dict[Claim, int]:
-    """Return the claims of the stored values in moves, each with the number of slots that it goes to.
-
-    Raises:
-      PayloadError: A claim cannot be read.
-    """
-    found: dict[Claim, int] = {}
-    for move in moves:
-        for value in move.values if isinstance(move, Start) else [value for _, value in move.slots]:
-            claim = claim_in(value)
-            if claim is not None:
-                found[claim] = found.get(claim, 0) + 1
-    return found
 
 
 class Awaited(NamedTuple):

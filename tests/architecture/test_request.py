@@ -13,7 +13,7 @@ sys.path.insert(0, str(ROOT / "tools"))
 import request_walk  # noqa: E402
 
 pytestmark = pytest.mark.slow
-MOST_FILES = 34
+MOST_FILES = 30
 """One request may pass no more files than this."""
 MOST_DECISIONS = 15
 """In no more of them may something be decided."""

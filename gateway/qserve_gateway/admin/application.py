@@ -21,8 +21,8 @@ from qserve_gateway.admin.deploys import Deploys
 from qserve_gateway.admin.details import details_of
 from qserve_gateway.handler import handle
 from qserve_gateway.request.access import AccessPolicy, check_origin
-from qserve_gateway.request.body import Limit, has_body, read_body
-from qserve_gateway.request.environ import Environ, Refused, path_of, wrong_method
+from qserve_gateway.request.body import Limit, read_body
+from qserve_gateway.request.environ import Environ, Refused, has_body, path_of, wrong_method
 from qserve_gateway.response.reply import Reply
 
 log = get_logger(__name__)

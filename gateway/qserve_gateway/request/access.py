@@ -13,8 +13,7 @@ from urllib.parse import urlsplit
 from qserve.base.numbers import number, whole_number
 from qserve.exceptions import QserveException
 from qserve.http.message import BadRequest
-from qserve_gateway.request.body import has_body
-from qserve_gateway.request.environ import Environ, Refused
+from qserve_gateway.request.environ import Environ, Refused, has_body
 
 ALLOWED_HOSTS = "QSERVE_ALLOWED_HOSTS"
 TOKEN = "QSERVE_API_TOKEN"

@@ -16,13 +16,12 @@ from qserve.payloads.store import ValueStore
 from qserve.payloads.tier import PIECE_BYTES
 from qserve.wire.claim import BROKER, MEMORY, Kind
 from qserve.wire.outside import Stored
-from qserve_gateway.request.environ import SMALL, Environ
+from qserve_gateway.request.environ import BODY_READ, SMALL, Environ, has_body
 
 BODY_TIMEOUT_S = 15.0
 """How long a body may take that is held in memory, and each piece of another one."""
 STORED_PER_S = 128 * 1024
 """How fast a body must come, on the average, whose pieces are stored."""
-_BODY_READ = "qserve.body_read"
 _KIB = 1024
 # 1 KiB/s from the fifth second on, checked three times; a client that has sent 15 KiB may keep that pace to the end
 _PACE = ((5 * _KIB, 5.0), (10 * _KIB, 10.0), (sys.maxsize, BODY_TIMEOUT_S))
@@ -42,21 +41,6 @@ class Limit(NamedTuple):
 def held_bytes(store: str) -> int:
     """Return what a body takes here while it is stored piece by piece, or read from the store."""
     return PIECE_BYTES if store == MEMORY else _HELD_BYTES
-
-
-def has_body(environ: Environ) -> bool:
-    """Return whether the headers announce a body."""
-    return "HTTP_TRANSFER_ENCODING" in environ or environ.get("CONTENT_LENGTH") not in (None, "", "0")
-
-
-def must_close(environ: Environ) -> bool:
-    """Return whether the connection must end because a body that may be large was not read.
-
-    The server would read it before the next request, in steps of 1 KiB, for each of which it copies up to 1 MiB.
-    """
-    length = environ.get("CONTENT_LENGTH") or "0"
-    is_large = "HTTP_TRANSFER_ENCODING" in environ or not length.isdecimal() or int(length[:18]) > SMALL
-    return is_large and _BODY_READ not in environ
 
 
 def read_body(environ: Environ, take: Callable[[int], None], limit: Limit) -> bytes:
@@ -103,10 +87,6 @@ def _read(
         return b""
     length = _length_of(environ)
     stream, body = environ["wsgi.input"], _Body(take, limit, store, digest, length)
-    if length is not None and length <= min(getattr(stream, "arrived", 0), limit.size):
-        read = stream.read(length)  # without a timer, which takes 4 us: there is nothing to wait for
-        environ[_BODY_READ] = True
-        return read  # type: ignore[no-any-return]
     if length is not None and length > limit.size:
         raise _too_long(limit)
     try:
@@ -125,7 +105,7 @@ def _read(
     except BaseException:
         body.abort()
         raise
-    environ[_BODY_READ] = True
+    environ[BODY_READ] = True
     return found
 
 

@@ -7,8 +7,7 @@ from wsproto import ConnectionType, WSConnection
 from wsproto.utilities import RemoteProtocolError
 
 from qserve.http.message import BadRequest
-from qserve_gateway.request.body import has_body
-from qserve_gateway.request.environ import Environ, Refused
+from qserve_gateway.request.environ import Environ, Refused, has_body
 
 _HEADERS = ("connection", "upgrade", "sec-websocket-key", "sec-websocket-version", "sec-websocket-protocol")
 NOT_SUPPORTED = "websocket_not_supported"
