@@ -8,11 +8,13 @@ import signal
 import socket
 import subprocess
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import pytest
 from installation import Installation
+from memories import memory_of
 from processes import QSERVE, Process, Site, wait_until
 from rows import row
 
@@ -52,15 +54,13 @@ with InputNode() as job:
     app = DAGDriver.bind(Check.bind().go.bind(Make.bind().go.bind(job)), http_adapter=json_request)
 """
 IN_MEMORY = {"QSERVE_PAYLOADS": "memory,broker"}
-SHM = Path("/dev/shm")
 
 
 class Values(Installation):
     """A chain of two steps, of which the first passes a large value to the second."""
 
-    def __init__(self, site: Site, others: set[Path]) -> None:
+    def __init__(self, site: Site) -> None:
         super().__init__(site, SOURCE)
-        self.others = others
         self.folder = site.folder / "ledger"
         self.folder.mkdir()
 
@@ -84,32 +84,26 @@ class Values(Installation):
 
     def kept(self) -> list[str]:
         """What is stored of values: files in the memory of this host, and keys in the broker."""
-        files = [str(path) for folder in self.memories() for path in (folder / "v").glob("*")]
+        files = [str(path) for path in (self.memory / "v").glob("*")]
         return files + [key.decode() for key in self.client.scan_iter("*:y:*", count=1000)]
 
-    def memories(self) -> list[Path]:
-        return [*set(SHM.glob(f"qserve-{os.getuid()}-*")) - self.others]
+    @cached_property
+    def memory(self) -> Path:
+        return memory_of(self.url)
 
     def is_clean(self) -> bool:
         return not self.kept()
 
 
-@pytest.fixture(autouse=True)
-def others() -> Iterator[set[Path]]:
-    """The folders of other installations; it is the first fixture, and ends when all processes have ended."""
-    before = set(SHM.glob(f"qserve-{os.getuid()}-*"))
-    yield before
-    for folder in set(SHM.glob(f"qserve-{os.getuid()}-*")) - before:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
 @pytest.fixture
-def values(others: set[Path], site: Site) -> Iterator[Values]:
-    installation = Values(site, others)
+def values(site: Site) -> Iterator[Values]:
+    installation = Values(site)
     try:
         yield installation
     finally:
+        memory = installation.memory
         installation.close()
+        shutil.rmtree(memory, ignore_errors=True)
 
 
 def once(values: Values, point: str) -> dict[str, str]:
@@ -219,9 +213,8 @@ def test_a_value_that_is_lost_with_the_memory_of_its_host_fails_its_request_with
     wait_until(lambda: len(values.lines("made")) == 2, description="the second waits")
     wait_until(lambda: len(list(values.client.scan_iter("*:y:*"))) == 2, description="and its value is held")
 
-    for folder in values.memories():
-        for path in (folder / "v").glob("*"):
-            path.unlink()
+    for path in (values.memory / "v").glob("*"):
+        path.unlink()
     values.open("open")
 
     assert first.result(60) == 2 * MB  # it was open already
