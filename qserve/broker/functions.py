@@ -86,6 +86,8 @@ UNREAD = 1 << 40
 """Passed to ``take`` when a stream has no reader any more."""
 HELD_BACK = 12
 """How many items fewer are sent to a reader that counts bytes until it has taken the first one."""
+ITEMS_NOTED = 64
+"""How many of the last items with stored values a stream knows: more than its reader can be behind."""
 LATE_MS = 1000
 """How long after its deadline a request that nobody has ended is ended by who sends its webhook."""
 HOOK_BYTES = 16 * 1024

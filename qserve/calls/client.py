@@ -443,6 +443,8 @@ class ClientPlane(BrokerPlane):
         self._records.clear()
         with contextlib.suppress(*CLIENT_ERRORS):
             self.client.delete(self.mailbox.name)
+            for command, on_reply in self._releases():
+                on_reply(self.client.execute_command(*command))
         self.client.close()
         if self._owns_store:
             self.store.close()
@@ -697,6 +699,8 @@ class ClientPlane(BrokerPlane):
         action = next(reading)
         while not self._closed and not is_over():
             self.trim()
+            if (self._released or self._read) and self._started and self._outbox.empty():
+                self._outbox.put([])  # nothing may be sent for long that these could go with
             try:
                 if failpoints.ARMED:
                     failpoints.hit("reply.before_wait")

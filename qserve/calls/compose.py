@@ -149,7 +149,11 @@ class ComposingPlane(Plane):
                 ref.is_of_values = call.answer is Answer.VALUE
             if submission.awaited:
                 arguments = list(filter(None, map(ref_of, (*call.args, *call.kwargs.values()))))
-                self._check_own(arguments)
+                try:
+                    self._check_own(arguments)
+                except PayloadError:
+                    self.codec.forget(claims_in(submission.moves))
+                    raise
                 ref.takes(arguments)
             send(ref, submission, call)
         return ref
@@ -208,15 +212,15 @@ class ComposingPlane(Plane):
             return failed(AppNotFound(f"application {call.app!r} has no deployment {deployment!r}; it has: {known}"))
         stream = self.keys.stream(record.name, record.version, deployment)
         args, kwargs, refs = _replace_refs(call.args, call.kwargs)
-        arguments = self.codec.encode([args, kwargs], Kind.KEPT)
-        if not refs:
-            return self._submission(record, None, call, [Start(stream, method, [arguments])], [])
         needs = len(refs) + 1
         if needs > INPUTS_LIMIT:
             raise PayloadError(
                 f"a call of {deployment}.{method} has {len(refs)} results of other calls as arguments; the limit is"
                 f" {INPUTS_LIMIT - 1}. Await some of them first, and pass their values."
             )
+        arguments = self.codec.encode([args, kwargs], Kind.KEPT)
+        if not refs:
+            return self._submission(record, None, call, [Start(stream, method, [arguments])], [])
         awaited = [
             Awaited(self.keys.request(ref.request_id), stream, method, needs, slot) for slot, ref in enumerate(refs, 1)
         ]

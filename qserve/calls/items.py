@@ -11,7 +11,7 @@ from qserve.base.clock import Deadline
 from qserve.base.promise import Promise, T_co
 from qserve.broker.functions import UNREAD
 from qserve.calls.ref import Plane, Ref
-from qserve.exceptions import GetTimeoutError, PayloadError
+from qserve.exceptions import GetTimeoutError, PayloadError, ValueLost
 from qserve.wire.claim import claim_in
 
 WINDOW = 16
@@ -104,6 +104,10 @@ class ItemRef(Ref[T_co]):
         plane, claim = self._get_plane(), claim_in(item)
         try:
             return plane.codec.decode(item)  # type: ignore[no-any-return]
+        except ValueLost:
+            if self.done.is_set():
+                self.raise_for_end()  # such as the deadline, with which the items went that were not read yet
+            raise
         finally:
             if claim is not None:
                 plane.release_item(claim)

@@ -179,8 +179,9 @@ class LocalCluster:
                 child.kill()
         if self._broker is not None:
             self._broker.stop()
+            # the values of this broker's requests; crash before this: at the next start
+            shm_folder.remove_abandoned(ended=str(self._broker.folder.path))
             self._broker = None
-            shm_folder.remove_abandoned()  # the values of this broker's requests; crash before this: at the next start
         elif self._announced_in is not None:
             self._announced_in.remove()
         self._announced_in = None

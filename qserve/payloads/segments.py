@@ -43,6 +43,7 @@ from qserve.payloads.shm_folder import (
     ShmFolder,
     bytes_of_writers,
     entries,
+    is_own,
     remove_abandoned,
     remove_if_dead,
     stat_of,
@@ -178,8 +179,8 @@ class Segments:
     def forget(self, claims: Iterable[Claim]) -> None:
         names = [claim.name for claim in claims]
         for claim in claims:
-            with contextlib.suppress(OSError):
-                (self._root / claim.place.rpartition("/")[2] / "v" / claim.name).unlink()
+            with contextlib.suppress(OSError, ValueLost, ValueUnreachable):
+                self._path_of(claim).unlink()
         self.settled(names)
 
     # -- reading -----------------------------------------------------------------------------------
@@ -263,7 +264,7 @@ class Segments:
         and its command still on the way.
         """
         folder = self._root / self._folder_name()
-        if folder.is_dir():
+        if is_own(folder):
             for writer in entries(folder / "p"):
                 remove_if_dead(Path(writer.path))
             with contextlib.suppress(OSError):

@@ -67,15 +67,16 @@ class ShmFolder:
         return sum(bytes_of_writers(self.path).values())
 
 
-def remove_abandoned(own: str = "", root: Path = SHM) -> None:
+def remove_abandoned(own: str = "", root: Path = SHM, ended: str = "") -> None:
     """Remove the folders of this user's installations that have ended.
 
     Parameters:
       own: The name of the folder to keep in any case.
+      ended: The folder of an embedded broker that has certainly ended, whoever still has values of it.
     """
     for entry in entries(root):
         is_ours = entry.name.startswith(f"qserve-{os.getuid()}-") and entry.name != own
-        if is_ours and _is_abandoned(Path(entry.path)):
+        if is_ours and _is_abandoned(Path(entry.path), ended):
             shutil.rmtree(entry.path, ignore_errors=True)
 
 
@@ -88,6 +89,14 @@ def _check_own(path: Path) -> None:
     found = os.lstat(path)
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
         raise PermissionError(errno.EPERM, f"{path} is not a folder that belongs to this user alone")
+
+
+def is_own(path: Path) -> bool:
+    """Return whether a folder is there and belongs to this user alone: others may have put links into theirs."""
+    with contextlib.suppress(OSError):
+        _check_own(path)
+        return True
+    return False
 
 
 def remove_if_dead(path: Path) -> bool:
@@ -106,12 +115,15 @@ def remove_if_dead(path: Path) -> bool:
     return True
 
 
-def _is_abandoned(path: Path) -> bool:
+def _is_abandoned(path: Path, ended: str) -> bool:
     try:
         folder = ShmFolder.found(path)
-        if folder.embedded_in:
-            return not os.path.lexists(folder.embedded_in)
-        return time.time() - (path / "v").stat().st_mtime > ABANDONED_S and all(
+        if ended and folder.embedded_in == ended:
+            return True
+        # the folder of a broker that runs may be out of sight: in a container, or where a service has its own /tmp
+        has_ended = bool(folder.embedded_in) and not os.path.lexists(folder.embedded_in)
+        is_quiet = time.time() - (path / "v").stat().st_mtime > ABANDONED_S
+        return (has_ended or (is_quiet and not folder.embedded_in)) and all(
             remove_if_dead(Path(writer.path)) for writer in entries(path / "p")
         )
     except OSError:

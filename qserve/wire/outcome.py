@@ -19,6 +19,7 @@ class Field(bytes, Enum):
     RESULT = b"res"  # once it is not open
     SENT = b"sent"  # items of a streamed result
     TAKEN = b"taken"  # those of them that its reader has taken
+    ITEMS = b"i"  # the stored values of the last of them: a cmsgpack of their names
     TOLD = b"told"  # parts of messages that the client of a WebSocket has sent
     HEARD = b"hrd"  # those of them that its application has taken
     PROGRESS = b"at"  # the last event in which its code says how far it is

@@ -437,6 +437,8 @@ MUTANTS = (
         "payloads.count_all(request, hget(letter, Field.VALUES), 0, ttl_ms + 0)\n",
     ),
     Mutant("a forgotten stored result stays", "    payloads.count_all(request, hget(request, Field.VALUES), -1)\n"),
+    Mutant("a stream that was stopped keeps what nobody reads", "payloads.drop_items(request, items)", ""),
+    Mutant("what was refused stays in the broker", "payloads.drop(request, values)\n", within="submit"),
     Mutant("the value of an item is not held", "if value ~= '' then payloads", "if false then payloads", within="emit"),
     Mutant("an item that was read stays", "payloads.count(value, id_of(value), -1)", within="release"),
     Mutant("the values of a dead letter do not count", "#failure + payloads.bytes(letter, values)", "#failure"),

@@ -163,6 +163,7 @@ class Request(Named):
     progress: bytes = b""
     is_large: bool = False  # whether its values are stored beside its messages
     names: dict[Slot, str] = field(default_factory=dict)  # the stored values of slots
+    noted: list[str] = field(default_factory=list)  # the stored values of its items
     uses: Counter[str] = field(default_factory=Counter)  # those that it holds, or its dead letter, or its result
     events: int | None = None  # None until somebody wants to know of them
     asked_from: str = ""
@@ -341,6 +342,8 @@ class Model:
         """A request ends: each waiter gets one message."""
         assert may_become(request.state, state)
         waiters, request.waiters = request.waiters, []
+        if state in (State.CANCELLED, State.EXPIRED):  # its reader reads no more items
+            self.items -= Counter(request.noted)
         is_kept = request.keep_ms > 0 or (value and (request.keep_ms == 0 or waiters))
         request.state, request.result, request.by = (state if is_kept else ""), payload, by
         if not request.is_dead:
@@ -437,7 +440,7 @@ class Model:
             return b"MOVED"
         request.is_dead = False
         request.state, request.result, request.by, request.mailbox = State.OPEN, b"", "", ""
-        request.keep_ms, request.sent, request.taken, request.progress = keep_ms, 0, 0, b""
+        request.keep_ms, request.sent, request.taken, request.progress, request.noted = keep_ms, 0, 0, b"", []
         return b"OK"
 
     def purge(self, requests: set[Request]) -> int:
@@ -546,6 +549,7 @@ class Model:
                 if request.mailbox:
                     self.mail[request.mailbox][request.id.encode() + b"i%d" % number] += 1
                     self.items.update([value] if value else [])
+                    request.noted += [value] if value else []
         return request.sent - request.taken
 
     def release(self, value: str) -> None:

@@ -12,7 +12,7 @@ from desk import A, B, Desk
 from qserve.base.keys import DEAD_LETTER_TTL_MS, LETTER_BYTES, MAILBOX_TTL_MS, VALUE
 from qserve.broker import functions
 from qserve.wire.moves import Awaited, Join, Start
-from qserve.wire.outcome import HOLDERS
+from qserve.wire.outcome import HOLDERS, State
 from qserve.wire.sealing import NOT_KEPT
 
 V, W = "1" * 32, "2" * 32
@@ -182,12 +182,21 @@ def test_a_commit_that_comes_twice_counts_once(desk: Desk) -> None:
     assert held(desk) == {}
 
 
-def test_what_is_refused_holds_nothing(desk: Desk) -> None:
+def test_what_is_refused_holds_nothing_and_leaves_nothing(desk: Desk) -> None:
+    store(desk, V)
     begin(desk)
+    lost = [Awaited(desk.keys.request("9" * 32), desk.two, "2", 2, 0)]
 
-    assert desk.submit(A, [Start(desk.one, "0", [b"x"])], values={W: 1}) == b"DUP"
-    assert desk.submit(B, [Start(desk.one, "0", [b"x"])], values={W: 1}, limits={desk.one: 0})[:1] == [b"FULL"]
-    assert held(desk) == {V: 1}
+    assert desk.submit(A, [Start(desk.one, "0", [b"x"])], values={V: 1}) == b"DUP"  # sent again
+    for options, reply in (
+        ({"limits": {desk.one: 0}}, [b"FULL", 1]),
+        ({"awaited": lost}, b"LOST"),
+        ({"request_id": A, "fingerprint": "other"}, b"MISMATCH"),
+    ):
+        store(desk, W)
+        found = desk.submit(**{"request_id": B, "moves": [Start(desk.one, "0", [b"x"])], "values": {W: 1}, **options})
+        assert found[:1] == reply[:1]
+        assert held(desk) == {V: 1}
 
 
 def fail(desk: Desk, entry: bytes, request_id: str = A) -> None:
@@ -284,6 +293,7 @@ def emit(desk: Desk, number: int, value: str = V) -> Any:
 
 def test_the_value_of_an_item_is_held_until_its_reader_has_read_it(desk: Desk) -> None:
     entry = begin(desk, values={})
+    store(desk, W)
     assert emit(desk, 0) == emit(desk, 0, W) == 1  # the second comes again, from another try
 
     assert held(desk) == {V: 1}
@@ -294,10 +304,42 @@ def test_the_value_of_an_item_is_held_until_its_reader_has_read_it(desk: Desk) -
     assert held(desk) == {}
 
 
-def test_an_item_that_nobody_reads_holds_nothing(desk: Desk) -> None:
-    begin(desk, values={}, mailbox="")
+@pytest.mark.parametrize(("state", "left"), [(State.CANCELLED, {}), (State.EXPIRED, {}), (State.DONE, {W: 1})])
+def test_the_values_of_items_that_are_not_read_yet_go_with_a_stream_that_is_stopped(
+    desk: Desk, state: State, left: dict[str, int]
+) -> None:
+    entry = begin(desk, values={})
     emit(desk, 0)
+    emit(desk, 1, W)
+    run(desk, functions.release([desk.keys.value(V)]))
 
+    if state is State.DONE:
+        end(desk, entry, values={})
+    else:
+        run(desk, functions.close(desk.keys.request(A), A, state.value, b""))
+
+    assert held(desk) == left
+
+
+def test_only_the_last_items_of_a_long_stream_are_noted(desk: Desk) -> None:
+    begin(desk, values={})
+    for number in range(70):
+        emit(desk, number, f"{number:032}")
+
+    run(desk, functions.close(desk.keys.request(A), A, "c", b""))
+
+    assert held(desk) == {f"{number:032}": 1 for number in range(6)}
+
+
+def test_an_item_that_nobody_reads_holds_nothing(desk: Desk) -> None:
+    store(desk, V)
+    entry = begin(desk, values={}, mailbox="")
+    emit(desk, 0)
+    assert held(desk) == {}
+
+    store(desk, V)
+    end(desk, entry, values={})
+    assert emit(desk, 1) == -1
     assert held(desk) == {}
 
 

@@ -19,10 +19,11 @@ from processes import wait_until
 import qserve
 from qserve.base.clock import clock
 from qserve.base.settings import Settings
+from qserve.broker import functions
 from qserve.broker.link import ThreadLink
 from qserve.calls.client import ClientPlane
 from qserve.calls.handles import submit_many
-from qserve.calls.ref import current
+from qserve.calls.ref import Call, Ref, current
 from qserve.exceptions import (
     AppNotFound,
     BackPressureError,
@@ -33,7 +34,9 @@ from qserve.exceptions import (
 )
 from qserve.handle import DeploymentHandle
 from qserve.machine.embedded_broker import EmbeddedBroker
+from qserve.payloads.shm_folder import SHM
 from qserve.wire.application import ApplicationRecord, DeploymentRecord
+from qserve.wire.outcome import State
 
 KEYS = {"one": "the-key-of-this-test", "two": "another-key-of-a-test"}
 Connect = Callable[[str], qserve.Client]
@@ -128,6 +131,52 @@ def test_a_result_of_another_installation_is_no_argument(connect_to: Connect, by
     with pytest.raises(PayloadError, match=f"{call.request_id}, which belongs to another installation: wait for it"):
         handle.remote(call) if by == "remote" else two.submit_many(handle, [(call,)])[0].result(60)
     again.get_app_handle("shop").predict.remote(call).accepted(60)  # the same installation, by another client
+
+
+# -- what a client has stored ----------------------------------------------------------------------
+
+
+@pytest.fixture
+def plane(broker: EmbeddedBroker, settings: Settings) -> Iterator[ClientPlane]:
+    plane = ClientPlane(
+        Settings(broker_url=broker.url, namespace=settings.namespace, payloads=("memory",), broker_embedded=True)
+    )
+    plane.registry.stage(shop(limit=1))
+    plane.registry.promote(shop(limit=1))
+    yield plane
+    plane.close()
+
+
+@pytest.mark.parametrize("is_closed", [False, True])
+def test_a_ref_that_nobody_has_lets_go_of_its_result_though_nothing_more_is_sent(
+    plane: ClientPlane, client: redis.Redis, is_closed: bool
+) -> None:
+    ref = plane.submit(Call("shop", "Model", owned=True))
+    ref.acceptance.wait(60)
+    key = plane.keys.request(ref.request_id)
+    client.execute_command(*functions.close(key, ref.request_id, State.FAILED.value, b"why"))
+    ref.done.wait(60)
+    assert client.exists(key)
+
+    del ref
+    if is_closed:
+        plane.close()
+
+    wait_until(lambda: not client.exists(key), description="nothing of it is kept")
+
+
+def test_what_a_call_that_is_not_sent_has_stored_goes_at_once(plane: ClientPlane, connect_to: Connect) -> None:
+    call = connect_to("one").get_app_handle("shop").predict.remote(5)
+    call.accepted(60)
+    large = bytes(1 << 20)
+    values = SHM / plane.store.place.rpartition("/")[2] / "v"
+
+    with pytest.raises(PayloadError, match="belongs to another installation"):
+        plane.submit(Call("shop", "Model", args=(large, call)))
+    with pytest.raises(PayloadError, match="the limit is 2999"):
+        plane.submit(Call("shop", "Model", args=(large, *[Ref(f"{number:032}", plane) for number in range(3000)])))
+
+    assert list(values.iterdir()) == []
 
 
 def test_the_clock_of_one_broker_has_no_influence_on_others(connect_to: Connect) -> None:

@@ -21,7 +21,9 @@ from qserve.wire.claim import MEMORY
 def store_value(settings: Settings) -> Path:
     """Store a value as a process that is killed afterwards, and return the folder that it is in."""
     name = os.urandom(8).hex()
-    claim = ValueStore(settings, lambda: name).put([(0, memoryview(b"x"))], 1)
+    store = ValueStore(settings, lambda: name)
+    claim = store.put([(0, memoryview(b"x"))], 1)
+    store.close()
     assert claim.store == MEMORY
     return SHM / claim.place.rpartition("/")[2]
 
@@ -36,9 +38,12 @@ def test_values_of_a_run_are_removed_with_it_and_those_of_a_killed_one_at_the_ne
         cluster.start()
         assert not before.exists()
         during = store_value(cluster.settings)
+        store = ValueStore(cluster.settings, lambda: "of a program that still runs")
+        by_program = store.put([(0, memoryview(b"x"))], 1)
     finally:
         cluster.stop()
 
     assert not during.exists()
+    assert not (SHM / by_program.place.rpartition("/")[2]).exists()
     assert elsewhere.exists()  # its broker may still run
     shutil.rmtree(elsewhere)

@@ -16,13 +16,14 @@ from pathlib import Path
 
 import pytest
 from remote import Remote, remotes
+from second_user import as_second_user, needs_root
 
 from qserve.exceptions import PayloadError, ValueLost, ValueUnreachable
 from qserve.payloads import writer as module
 from qserve.payloads.segments import VIEWS_LIMIT, Segments
 from qserve.payloads.shm_folder import remove_abandoned
 from qserve.payloads.tier import TierFull
-from qserve.wire.claim import Claim, apart, wrap
+from qserve.wire.claim import MEMORY, Claim, apart, wrap
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="/dev/shm is Linux's")
 MB = 1 << 20
@@ -416,17 +417,48 @@ def test_a_folder_that_others_may_write_to_is_not_used(
         another.get(claim)
 
 
-def test_the_folder_of_an_embedded_broker_that_has_ended_is_removed(root: Path, tmp_path: Path) -> None:
-    folders = [tmp_path / "ended", tmp_path / "runs"]
-    for folder in folders:
-        folder.mkdir()
-        put(Segments(lambda folder=folder: folder.name, str(folder), root=root), b"x")  # type: ignore[misc]
+def test_the_folder_of_an_embedded_broker_that_has_ended_is_removed_once_no_process_writes_there(
+    root: Path, tmp_path: Path
+) -> None:
+    folders = [tmp_path / "ended", tmp_path / "runs", tmp_path / "in a container"]
+    made = [Segments(lambda folder=folder: folder.name, str(folder), root=root) for folder in folders]  # type: ignore[misc]
+    for segments in made:
+        put(segments, b"x")
     put(Segments(lambda: "on a broker of its own", root=root), b"x")
-    folders[0].rmdir()
+    folders[1].mkdir()
+    made[0].close()
 
     remove_abandoned(root=root)
+    assert len(list(root.glob("qserve-*"))) == 3
 
+    made[2].close()
+    remove_abandoned(root=root)
     assert len(list(root.glob("qserve-*"))) == 2
+
+
+@needs_root
+def test_a_sweep_touches_nothing_behind_links_in_a_folder_that_another_user_has_made(
+    segments: Segments, root: Path, tmp_path: Path
+) -> None:
+    folder = root / Path(put(segments, b"x").place).name
+    shutil.rmtree(folder)
+    precious = [tmp_path / "home" / "letters" / "text", tmp_path / "home" / ("0" * 32)]
+    precious[0].parent.mkdir(parents=True)
+    for path in precious:
+        path.write_text("dear")
+    root.chmod(0o1777)
+
+    def attack() -> None:
+        folder.mkdir(mode=0o755)
+        (folder / "p").symlink_to(tmp_path / "home")
+        (folder / "v").symlink_to(tmp_path / "home")
+
+    as_second_user(attack, Path("/"))
+    for _ in range(3):
+        segments.sweep(nobody_knows)
+    segments.forget([Claim(MEMORY, f"host/{'0' * 32}/{folder.name}", "0" * 32, 1, bytes(16))])
+
+    assert [path.read_text() for path in precious] == ["dear"] * 2
 
 
 def test_two_installations_on_a_host_do_not_sweep_each_others_values(root: Path) -> None:

@@ -21,6 +21,7 @@ from qserve.broker import functions
 from qserve.calls.client import ClientPlane
 from qserve.calls.items import PIECE_BYTES, WINDOW, ItemRef
 from qserve.calls.mailbox import ignore
+from qserve.wire.claim import MEMORY, Claim, wrap
 from qserve.wire.envelope import Answer, Header
 from qserve.wire.moves import Start
 
@@ -60,6 +61,7 @@ def test_a_long_body_comes_in_pieces_when_its_reader_has_taken_the_head(
     assert b"".join(pieces[1:]) == body
 
 
+STORED = wrap(Claim(MEMORY, f"host/{'0' * 32}/qserve-0-{'0' * 16}", "0" * 32, PIECE_BYTES, bytes(16)), b"")
 SIZES = pytest.mark.parametrize(("size", "most"), [(1, MOST_AHEAD), (PIECE_BYTES, WINDOW)])
 
 
@@ -118,9 +120,13 @@ def test_items_that_come_in_one_turn_of_the_loop_leave_by_one_command(
     assert len(desk.mail()) == 51
 
 
-@SIZES
+@pytest.mark.parametrize(
+    ("item", "most"),
+    [(b"x", MOST_AHEAD), (b"x" * PIECE_BYTES, WINDOW), (STORED, WINDOW)],
+    ids=["short", "long", "stored"],
+)
 def test_there_are_never_more_items_than_the_window_that_the_reader_has_not_taken(
-    client: redis.Redis, keys: Keys, settings: Settings, size: int, most: int
+    client: redis.Redis, keys: Keys, settings: Settings, item: bytes, most: int
 ) -> None:
     header = Header(A, "app", None, int((time.time() + 60) * 1000), Answer.VALUE, stream=True)
     Desk(client, keys).submit(A, [Start(keys.stream("app", "v", "one"), "0", [b"x"])])
@@ -143,6 +149,6 @@ def test_there_are_never_more_items_than_the_window_that_the_reader_has_not_take
 
     async def emit_for_ever(emitter: Emitter) -> None:
         while True:
-            await emitter.send(b"x" * size)
+            await emitter.send(item)
 
     assert asyncio.run(most_not_taken()) == most

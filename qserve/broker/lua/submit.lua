@@ -11,6 +11,12 @@
 
 local known = current_epoch(epoch_key)
 if known ~= epoch then return OTHER_EPOCH .. known end
+-- (the values of MOVED and of another epoch are sent again)
+local function refuse(reply)
+  payloads.drop(request, values)
+  carry_out()
+  return reply
+end
 if redis.call('EXISTS', request) == 1 then
   -- a write all the same: WAIT asks for the replicas' copies of what its connection has written
   hset(request, Field.STATE, hget(request, Field.STATE))
@@ -18,14 +24,13 @@ if redis.call('EXISTS', request) == 1 then
   if fingerprint ~= '' then
     reply = hget(request, Field.FINGERPRINT) == fingerprint and follow(request, mailbox) or Reply.MISMATCH
   end
-  carry_out()
-  return reply
+  return refuse(reply)
 end
 for k = 1, #streams do
   local stream = streams[k]
   if not is_stream(stream) then return Reply.MOVED end
   local limit = (limits[k] or -1) + 0
-  if limit >= 0 and count_waiting(stream) >= limit then return { Reply.FULL, retry_after_s(stream) } end
+  if limit >= 0 and count_waiting(stream) >= limit then return refuse({ Reply.FULL, retry_after_s(stream) }) end
 end
 local failed
 for k = 1, #awaited do
@@ -33,11 +38,11 @@ for k = 1, #awaited do
   argument.state, argument.result, argument.values = unpack(
     hmget(argument.request, { Field.STATE, Field.RESULT, Field.VALUES })
   )
-  if not argument.state then return Reply.LOST end
+  if not argument.state then return refuse(Reply.LOST) end
   if argument.state ~= State.OPEN and argument.state ~= State.DONE then failed = failed or argument end
 end
-if is_left and not may_leave(request, keep_ms) then return Reply.CROWDED end
-if webhook ~= '' and redis.call('ZCARD', webhooks_of(request)) >= WEBHOOKS_LIMIT then return Reply.HOOKED end
+if is_left and not may_leave(request, keep_ms) then return refuse(Reply.CROWDED) end
+if webhook ~= '' and redis.call('ZCARD', webhooks_of(request)) >= WEBHOOKS_LIMIT then return refuse(Reply.HOOKED) end
 
 -- from here on it is accepted
 hset(request, Field.STATE, State.OPEN)

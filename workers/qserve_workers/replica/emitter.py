@@ -87,7 +87,7 @@ class Emitter:
         elif not self._gathered:
             self._plane.loop.call_soon(self.flush)
         self._sent += 1
-        self._length = length = len(payload)
+        self._length = length = len(payload) + (claim.size if claim is not None else 0)
         self._sizes.append(length)
         self._size += length
         if claim is None:

@@ -61,7 +61,7 @@ local function make_dead_letter(request, id, stream, fields, why, failure, histo
     for field, value in pairs(hash_of(request)) do hset(letter, field, value) end
     -- the waiters are notified now; after a replay, one asks by the id
     local own = {
-      Field.WAITERS, Field.SENT, Field.TAKEN, Field.COMMITTED_BY, Field.QUEUE, Field.PROGRESS, Field.TRACED }
+      Field.WAITERS, Field.SENT, Field.TAKEN, Field.ITEMS, Field.COMMITTED_BY, Field.QUEUE, Field.PROGRESS, Field.TRACED }
     for _, name in ipairs(own) do
       hdel(letter, name)
     end

@@ -53,6 +53,21 @@ function payloads.count_all(key, packed, by, ttl_ms)
   end
 end
 
+-- note whose value an item of a stream has; a producer is never this far ahead of its reader
+function payloads.note_item(request, name)
+  local names = payloads.read(hget(request, Field.ITEMS))
+  if #names == ITEMS_NOTED then table.remove(names, 1) end
+  names[#names + 1] = name
+  hset(request, Field.ITEMS, cmsgpack.pack(names))
+end
+
+-- a stream was stopped: its reader reads no more items; what it has read is gone already
+function payloads.drop_items(request, packed)
+  for _, name in ipairs(payloads.read(packed)) do
+    if type(name) == 'string' then payloads.count(request, name, -1) end
+  end
+end
+
 -- a dead letter is thrown away: it holds its values no more
 function payloads.release(letter)
   if may_be(letter, 'hash') then payloads.count_all(letter, hget(letter, Field.VALUES), -1) end

@@ -95,14 +95,15 @@ end
 -- end a request: its result is kept for as long as was asked for, and its waiters are notified
 --   uses   has the stored value of its result, which is kept for a while in any case: its reader has yet to fetch it
 finish = function(request, request_id, state, payload, by, event, uses)
-  local mailbox, keep, asked, left, more, events, values = unpack(hmget(request, {
-    Field.MAILBOX, Field.KEEP, Field.FINGERPRINT, Field.LEFT, Field.WAITERS, Field.EVENTS, Field.VALUES,
+  local mailbox, keep, asked, left, more, events, values, items = unpack(hmget(request, {
+    Field.MAILBOX, Field.KEEP, Field.FINGERPRINT, Field.LEFT, Field.WAITERS, Field.EVENTS, Field.VALUES, Field.ITEMS,
   }))
   uses = uses or empty
   local waiters = more and waiters_of(request) or empty
   if events then keep_trace(request, state, payload, event or '') end
   if not by then count_end(request, state) end
   if values then payloads.count_all(request, values, -1) end
+  if items and (state == State.CANCELLED or state == State.EXPIRED) then payloads.drop_items(request, items) end
   renew(request)
   keep = tonumber(keep or 0) or 0
   if uses ~= empty and keep <= 0 and (keep == 0 or more) then keep = MAILBOX_TTL_MS end
