@@ -265,18 +265,18 @@ def test_the_values_of_a_dead_letter_count_as_its_bytes(desk: Desk) -> None:
 
 @pytest.fixture
 def room(desk: Desk) -> Iterator[None]:
-    """The broker may use so much memory that results which are left may take 16 MiB."""
-    desk.client.config_set("maxmemory", 32 * len(PIECE))
+    """Results that are left may take 48 MiB of the broker, beside what other tests have left there."""
+    desk.client.config_set("maxmemory", 96 * len(PIECE))
     yield
     desk.client.config_set("maxmemory", 0)
 
 
 def test_a_result_that_finds_no_room_is_held_for_its_caller_only(desk: Desk, room: None) -> None:
-    store(desk, W, 7)
+    store(desk, W, 21)
     end(desk, begin(desk, is_left=True, keep_ms=300_000))
     assert desk.watch(A)[0] == b"d"
     forget(desk, A)
-    store(desk, W, 10)
+    store(desk, W, 30)
 
     end(desk, begin(desk, B, is_left=True, keep_ms=300_000), B)
 
