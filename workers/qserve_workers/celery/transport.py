@@ -37,7 +37,7 @@ from qserve.wire.sealing import Seal
 ALIAS = "qserve"
 kombu.transport.TRANSPORT_ALIASES[ALIAS] = "qserve_workers.celery.transport:Transport"
 
-BLOCK_S = 60.0
+BLOCK_S = 30.0
 """How long one read waits for a message at most; kombu asks again until its own timeout is over."""
 _KEPT_BROADCASTS = 64
 _KEPT_EVENTS = 512
