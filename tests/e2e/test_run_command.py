@@ -401,7 +401,8 @@ app = large.bind()
 @pytest.mark.row("F31")
 @pytest.mark.long  # tests/broker has which results are kept, and from how much memory on
 def test_results_that_nobody_fetches_do_not_fill_the_embedded_broker(site: Site) -> None:
-    port, env = free_port(), {"QSERVE_BROKER_MAXMEMORY": "32mb"}
+    # results that are stored beside the messages are kept in the memory of the host, which has a limit of its own
+    port, env = free_port(), {"QSERVE_BROKER_MAXMEMORY": "32mb", "QSERVE_PAYLOAD_THRESHOLD": "10mb"}
     run = site.qserve("run", "large:app", "--port", str(port), cwd=site.write("large.py", LARGE), env=env)
     run.wait_for("qserve: ready")
     client = Client(port)
