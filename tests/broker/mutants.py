@@ -74,13 +74,13 @@ MUTANTS = (
     ),
     Mutant(
         "submit does not look at the limit",
-        ">= limit then return { Reply.FULL",
-        ">= limit and false then return { Reply.FULL",
+        ">= limit then return refuse({ Reply.FULL",
+        ">= limit and false then return refuse({ Reply.FULL",
     ),
     Mutant("calls that run count as waiting", "redis.call('XLEN', stream) - running", "redis.call('XLEN', stream)"),
     Mutant(
         "submit takes an unknown result for one that comes later",
-        "if not argument.state then return Reply.LOST end",
+        "if not argument.state then return refuse(Reply.LOST) end",
         "argument.state = argument.state or State.OPEN",
     ),
     Mutant("an open request lives for ever", "lives[request] = ttl_ms", "", within="submit"),
@@ -220,7 +220,7 @@ MUTANTS = (
     Mutant("an item comes before its turn", "before >= 0 and before", "before"),
     Mutant("a stream that nobody reads is delivered", "if count >= UNREAD then hset(request, Field.MAILBOX, '') end"),
     Mutant("a stream that nobody reads looks ended", "math.max(0, sent - taken)", "sent - taken"),
-    Mutant("an item of an ended request is sent", "if state ~= State.OPEN then return -1 end\n"),
+    Mutant("an item of an ended request is sent", "if state == State.OPEN then", "if true then", within="emit"),
     Mutant("a forgotten result is kept", "    hset(request, Field.KEEP, -1)\n"),
     Mutant("an ended request is ended again", "if not is_open(request) then return 0 end", within="close"),
     Mutant(

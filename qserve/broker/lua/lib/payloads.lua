@@ -32,10 +32,11 @@ function payloads.read(packed)
   return is_read and type(found) == 'table' and found or {}
 end
 
--- let a holder have more uses of some values, or fewer: `uses` by their names
-function payloads.change(holder, uses)
+-- let a holder have more uses of some values, or fewer: `uses` by their names; they live as long as it does, or `ttl_ms`
+function payloads.change(holder, uses, ttl_ms)
   if uses == empty then return end
-  local held, life_ms = payloads.read(hget(holder, Field.VALUES)), lives[holder] or redis.call('PTTL', holder)
+  local held = payloads.read(hget(holder, Field.VALUES))
+  local life_ms = ttl_ms or lives[holder] or redis.call('PTTL', holder)
   for name, by in pairs(uses) do
     local before = tonumber(held[name]) or 0
     local left = before + by

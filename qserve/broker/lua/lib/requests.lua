@@ -114,9 +114,8 @@ finish = function(request, request_id, state, payload, by, event, uses)
     hset(request, Field.RESULT, is_kept and payload or NOT_KEPT)
     hset(request, Field.COMMITTED_BY, by or '')
     if asked then hset(request, Field.FINGERPRINT, asked) end
-    lives[request] = is_kept and keep or math.min(keep, MAILBOX_TTL_MS)
-    payloads.change(request, uses)
     lives[request] = keep
+    payloads.change(request, uses, is_kept and keep or math.min(keep, MAILBOX_TTL_MS))
   else
     payloads.drop(request, uses)
   end
