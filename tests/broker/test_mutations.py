@@ -50,7 +50,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Noticed:
     return read
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
 def test_a_mistake_in_the_library_is_noticed(mutant: Mutant, found: Noticed) -> None:
     assert mutant.name not in found["broken"], "the library with this mistake cannot be loaded, which proves nothing"
