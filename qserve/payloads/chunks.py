@@ -67,22 +67,22 @@ class Chunks:
 
     def get(self, claim: Claim) -> memoryview:
         if claim.size <= CHUNK_BYTES:
-            (whole,) = self._chunks(claim, CHUNK_BYTES)
+            (whole,) = self._chunks(claim)
             return memoryview(whole)
         value, end = bytearray(claim.size), 0
-        for chunk in self._chunks(claim, CHUNK_BYTES):
+        for chunk in self._chunks(claim):
             value[end : end + len(chunk)] = chunk
             end += len(chunk)
         return memoryview(value).toreadonly()
 
     def pieces(self, claim: Claim) -> Iterator[bytes]:
-        for chunk in self._chunks(claim, CHUNK_BYTES):
+        for chunk in self._chunks(claim):
             for begin in range(0, len(chunk), PIECE_BYTES):
                 yield chunk[begin : begin + PIECE_BYTES]
 
-    def _chunks(self, claim: Claim, length: int) -> Iterator[bytes]:
+    def _chunks(self, claim: Claim) -> Iterator[bytes]:
         digest = hashlib.sha256()
-        for number in range(-(-claim.size // length)):
+        for number in range(-(-claim.size // CHUNK_BYTES)):
             chunk = self.read(claim.name, number)
             if chunk is None:
                 raise ValueLost(
@@ -90,7 +90,7 @@ class Chunks:
                     " has lost data"
                 )
             digest.update(chunk)
-            is_last = (number + 1) * length >= claim.size
+            is_last = (number + 1) * CHUNK_BYTES >= claim.size
             if is_last and digest.digest() != claim.digest:
                 raise PayloadError("a stored value in the broker is not the one that was claimed")
             yield chunk

@@ -26,7 +26,6 @@ import hashlib
 import os
 import re
 import secrets
-import socket
 import sys
 import threading
 import time
@@ -43,6 +42,8 @@ from qserve.payloads.shm_folder import (
     ShmFolder,
     bytes_of_writers,
     entries,
+    folder_name,
+    host_name,
     is_own,
     remove_abandoned,
     remove_if_dead,
@@ -153,7 +154,7 @@ class Segments:
 
     def _folder_name(self) -> str:
         digest = hashlib.sha256(self._installation().encode()).hexdigest()
-        return f"qserve-{os.getuid()}-{digest[:16]}"
+        return folder_name(digest[:16])
 
     def _folder(self, name: str) -> ShmFolder:
         if name not in self._folders:
@@ -229,10 +230,10 @@ class Segments:
         except OSError:
             here = None
         if here is None or here.token != token:
-            if host == socket.gethostname():
+            if host == host_name():
                 raise _lost(claim)
             raise ValueUnreachable(
-                f"a value of {claim.size} bytes is in the memory of the host {host!r}, which {socket.gethostname()!r}"
+                f"a value of {claim.size} bytes is in the memory of the host {host!r}, which {host_name()!r}"
                 " cannot read: set QSERVE_PAYLOADS to a store that both reach, such as QSERVE_PAYLOADS=broker"
             )
         return here.path / "v" / claim.name

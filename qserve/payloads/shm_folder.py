@@ -59,8 +59,7 @@ class ShmFolder:
 
     @property
     def place(self) -> str:
-        host = re.sub(r"[^\w.-]", "_", socket.gethostname(), flags=re.ASCII) or "_"
-        return f"{host}/{self.token}/{self.path.name}"
+        return f"{host_name()}/{self.token}/{self.path.name}"
 
     def used(self) -> int:
         """Return how many bytes all segments take that have a writer."""
@@ -74,15 +73,28 @@ def remove_abandoned(own: str = "", root: Path = SHM, ended: str = "") -> None:
       own: The name of the folder to keep in any case.
       ended: The folder of an embedded broker that has certainly ended, whoever still has values of it.
     """
-    for entry in entries(root):
-        is_ours = entry.name.startswith(f"qserve-{os.getuid()}-") and entry.name != own
-        if is_ours and _is_abandoned(Path(entry.path), ended):
+    for entry in _of_this_user(root):
+        if entry.name != own and _is_abandoned(Path(entry.path), ended):
             shutil.rmtree(entry.path, ignore_errors=True)
 
 
 def has_folders(root: Path = SHM) -> bool:
     """Return whether this user has installations here that store values, or has had some."""
-    return any(entry.name.startswith(f"qserve-{os.getuid()}-") for entry in entries(root))
+    return bool(_of_this_user(root))
+
+
+def folder_name(digest: str) -> str:
+    """Return what the folder of an installation of this user is called."""
+    return f"qserve-{os.getuid()}-{digest}"
+
+
+def _of_this_user(root: Path) -> list[os.DirEntry[str]]:
+    return [entry for entry in entries(root) if entry.name.startswith(folder_name(""))]
+
+
+def host_name() -> str:
+    """Return the name of this host as it is written into claims."""
+    return re.sub(r"[^\w.-]", "_", socket.gethostname(), flags=re.ASCII) or "_"
 
 
 def _check_own(path: Path) -> None:

@@ -85,7 +85,7 @@ class ValueStore:
         names = self._of_kind[kind]
         for name in names:
             try:
-                claim = self._tier(name).put(parts, size)
+                claim = self.tier(name).put(parts, size)
             except TierFull as error:
                 self.go_on(name, names, size, error)
             else:
@@ -127,10 +127,6 @@ class ValueStore:
         counted.values += 1
         counted.bytes += size
 
-    def tier(self, name: str) -> Tier:
-        """Return a tier by its name."""
-        return self._tier(name)
-
     def get(self, claim: Claim) -> memoryview:
         """Return the bytes of a stored value, read-only; in memory it never changes while a view of it is used.
 
@@ -144,7 +140,7 @@ class ValueStore:
 
     def is_heavy(self, size: int, kind: Kind = Kind.PASSING) -> bool:
         """Return whether to store a value takes so long that an event loop should leave it to a thread."""
-        return size >= self._tier(self._of_kind[kind][0]).heavy_from
+        return size >= self.tier(self._of_kind[kind][0]).heavy_from
 
     def is_heavy_to_get(self, claim: Claim) -> bool:
         """Return whether to read a value takes so long that an event loop should leave it to a thread."""
@@ -176,7 +172,7 @@ class ValueStore:
         """
         for name in self._of_kind[Kind.PASSING]:
             if store in ("", name):
-                self._tier(name).sweep(is_known)
+                self.tier(name).sweep(is_known)
 
     def trim(self) -> None:
         """Give back memory that this process keeps for its next values, and has not needed for ten seconds.
@@ -192,7 +188,7 @@ class ValueStore:
         Parameters:
           store: The only tier; "" for all of them.
         """
-        tiers = [self._tier(name) for name in self._of_kind[Kind.PASSING] if store in ("", name)]
+        tiers = [self.tier(name) for name in self._of_kind[Kind.PASSING] if store in ("", name)]
         return [found for tier in tiers if (found := tier.stats()) is not None]
 
     @property
@@ -206,7 +202,7 @@ class ValueStore:
 
         Its first part is the host's name, its second the token of the memory.
         """
-        tier = self._tier(MEMORY) if self.stores_in_memory else None
+        tier = self.tier(MEMORY) if self.stores_in_memory else None
         return tier.place if isinstance(tier, Segments) else ""
 
     def close(self) -> None:
@@ -217,8 +213,8 @@ class ValueStore:
     def _holder(self, claim: Claim) -> Tier:
         """Return the tier that holds a value."""
         if claim.store != FOLDER:
-            return self._tier(claim.store)
-        folders = [tier for name in self._of_kind[Kind.PASSING] if isinstance(tier := self._tier(name), Folder)]
+            return self.tier(claim.store)
+        folders = [tier for name in self._of_kind[Kind.PASSING] if isinstance(tier := self.tier(name), Folder)]
         if not folders:
             raise ValueUnreachable(
                 f"a value of {claim.size} bytes is in a folder, and QSERVE_PAYLOADS names none: set it to the same"
@@ -233,7 +229,8 @@ class ValueStore:
             found.setdefault(tier.name, (tier, []))[1].append(claim)
         return found.values()
 
-    def _tier(self, name: str) -> Tier:
+    def tier(self, name: str) -> Tier:
+        """Return a tier by its name."""
         with self._lock:
             if name not in self._made:
                 self._made[name] = self._make(name)
@@ -251,7 +248,7 @@ class ValueStore:
     def _known_epoch(self) -> str:
         epoch = self._epoch()
         if not epoch:
-            broker = self._tier(BROKER)
+            broker = self.tier(BROKER)
             assert isinstance(broker, Chunks)
             epoch = broker.epoch()
         return epoch

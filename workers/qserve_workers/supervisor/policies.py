@@ -7,7 +7,6 @@ import json
 import os
 import signal
 import socket
-import sys
 import time
 from collections.abc import Callable, Collection, Mapping
 from functools import partial
@@ -18,7 +17,7 @@ from pydantic_core import from_json
 from qserve.base.import_path import importing_user_code
 from qserve.base.keyring import Keyring
 from qserve.base.log import get_logger
-from qserve.base.process import die_with_parent, set_title
+from qserve.base.process import set_title
 from qserve.base.tracebacks import one_line
 from qserve.deploy.registration import POLICY, find_function
 from qserve.deploy.sources import Sources
@@ -26,6 +25,8 @@ from qserve.engine.policy import STATE_LIMIT, Policy
 from qserve.exceptions import BrokerError
 from qserve.fleet.values import Asked
 from qserve.wire.application import ApplicationRecord, Scaling
+from qserve_workers.supervisor.replica_process import flush_streams
+from qserve_workers.supervisor.signals import begin_helper
 
 log = get_logger(__name__)
 ANSWER_WITHIN_S = 5.0
@@ -127,8 +128,7 @@ class _Process:
           OSError: The system allows no more processes.
         """
         ours, theirs = socket.socketpair()
-        sys.stdout.flush()
-        sys.stderr.flush()
+        flush_streams()
         parent = os.getpid()
         try:
             self.pid = os.fork()
@@ -220,11 +220,7 @@ def _read_answer(data: bytes) -> Asked:
 def _serve(connection: socket.socket, sources: Sources, load: Callable[[], Policy], parent: int) -> NoReturn:
     """Answer until the supervisor has closed its end."""
     try:
-        die_with_parent(signal.SIGKILL)
-        if os.getppid() != parent:
-            os._exit(1)
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGALRM):
-            signal.signal(number, signal.SIG_DFL)
+        begin_helper(parent)
         sources.install()
         with connection, connection.makefile("rwb") as stream:
             answer: Callable[[bytes], bytes] | None = None

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import socket
 from collections.abc import Callable
 
 from qserve.base.forks import on_fork
+from qserve.base.process import die_with_parent
 
 
 class Signals:
@@ -42,3 +44,12 @@ class Signals:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         self._heard.close()
         self._told.close()
+
+
+def begin_helper(parent: int) -> None:
+    """In a forked process that helps the supervisor, its parent: end with it, and take signals as others do."""
+    die_with_parent(signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGALRM):
+        signal.signal(number, signal.SIG_DFL)

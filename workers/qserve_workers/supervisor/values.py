@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import os
-import signal
-import sys
 import time
 from typing import NoReturn
 
 from qserve.base.log import get_logger
-from qserve.base.process import die_with_parent, set_title
+from qserve.base.process import set_title
 from qserve.base.settings import Settings
 from qserve.base.turns import Turns
 from qserve.broker.connection import broker_errors, connect
@@ -19,6 +17,8 @@ from qserve.payloads.store import ValueStore
 from qserve.payloads.tier import TierStats
 from qserve.wire.claim import BROKER, MEMORY
 from qserve.wire.replies import epoch, warn_once
+from qserve_workers.supervisor.replica_process import flush_streams
+from qserve_workers.supervisor.signals import begin_helper
 
 log = get_logger(__name__)
 SWEEP_S, SWEEP_FOLDERS_S = 5.0, 600.0
@@ -99,8 +99,7 @@ def folders_of(settings: Settings) -> list[str]:
 
 def fork_sweeper(settings: Settings) -> int:
     """Start the process that sweeps folders, and return its id: their libraries have threads, and may not be forked."""
-    sys.stdout.flush()
-    sys.stderr.flush()
+    flush_streams()
     parent = os.getpid()
     pid = os.fork()
     if pid == 0:
@@ -111,11 +110,7 @@ def fork_sweeper(settings: Settings) -> int:
 def _sweep_folders(settings: Settings, parent: int) -> NoReturn:
     """Sweep now and then until the supervisor ends. Crash at any point: the next process does the same."""
     try:
-        die_with_parent(signal.SIGKILL)
-        if os.getppid() != parent:
-            os._exit(1)
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGALRM):
-            signal.signal(number, signal.SIG_DFL)
+        begin_helper(parent)
         set_title("qserve values")
         known = KnownValues(Installation(settings, connect(settings.named_broker)))
         store, turns = ValueStore(settings, known.epoch), Turns("looking for large values that nobody holds", log)
