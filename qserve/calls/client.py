@@ -45,7 +45,7 @@ from qserve.wire.codec import Codec
 from qserve.wire.events import Event, Happening
 from qserve.wire.outcome import Field, Outcome, State
 from qserve.wire.progress import Progress
-from qserve.wire.replies import each, epoch, events, freed, stored, told, warn_once
+from qserve.wire.replies import each, epoch, epoch_text, events, freed, stored, told, warn_once
 from qserve.wire.sealing import (
     Seal,
     event_context,
@@ -235,8 +235,7 @@ class BrokerPlane(ComposingPlane):
 
     def _epoch_of_values(self) -> str:
         """Return the broker's epoch, by which the values of installations on one host are kept apart; "" for none."""
-        value = self.epoch.value
-        return value if isinstance(value, str) else value.hex()
+        return epoch_text(self.epoch.value)
 
     def trim(self) -> None:
         """Give back the memory that is kept for more values, if there were none for a while."""

@@ -18,7 +18,7 @@ from qserve.deploy.installation import Installation
 from qserve.exceptions import QserveException
 from qserve.payloads import doctor as doctor_of_stores
 from qserve.payloads.store import ValueStore
-from qserve.wire.replies import epoch
+from qserve.wire.replies import epoch, epoch_text
 
 
 @click.command()
@@ -48,7 +48,7 @@ def _of_stores(settings: Settings, client: Client) -> Sequence[Finding]:
     installation = Installation(settings, client)
     try:
         with broker_errors():
-            now = str(epoch(client.get(installation.keys.epoch)))
+            now = epoch_text(epoch(client.get(installation.keys.epoch)))
         store = ValueStore(settings, lambda: now)
         with contextlib.closing(store):
             return doctor_of_stores.examine(doctor_of_stores.read_facts(store, installation.fleet.hosts().values()))

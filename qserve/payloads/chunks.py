@@ -114,8 +114,7 @@ class Chunks:
     def epoch(self) -> str:
         """Return the broker's epoch; "" if it has none."""
         (found,) = self._ask([("GET", self._keys.epoch)])
-        epoch = replies.epoch(found)
-        return epoch if isinstance(epoch, str) else epoch.hex()
+        return replies.epoch_text(replies.epoch(found))
 
     @broker_errors()
     def _ask(self, commands: list[Command]) -> list[Any]:

@@ -140,6 +140,11 @@ def epoch(raw: Any) -> str | bytes:
         return bytes(raw) if type(raw) is bytes else ""
 
 
+def epoch_text(epoch: str | bytes) -> str:
+    """Return an epoch as text, by which the stored values of installations on one host are kept apart."""
+    return epoch if isinstance(epoch, str) else epoch.hex()
+
+
 def time_s(reply: Any) -> float | None:
     """Return the Unix time in the reply to ``TIME``; None for an error, because an ACL may forbid the command."""
     if isinstance(reply, Exception):

@@ -16,7 +16,7 @@ from qserve.payloads.shm_folder import has_folders
 from qserve.payloads.store import ValueStore
 from qserve.payloads.tier import TierStats
 from qserve.wire.claim import BROKER, MEMORY
-from qserve.wire.replies import epoch, warn_once
+from qserve.wire.replies import epoch, epoch_text, warn_once
 from qserve_workers.supervisor.replica_process import flush_streams
 from qserve_workers.supervisor.signals import begin_helper
 
@@ -78,7 +78,7 @@ class KnownValues:
         self._client, self._keys = installation.client, installation.keys
 
     def epoch(self) -> str:
-        return str(epoch(self._client.get(self._keys.epoch)))
+        return epoch_text(epoch(self._client.get(self._keys.epoch)))
 
     @broker_errors()
     def are_known(self, names: list[str]) -> list[bool]:
