@@ -417,7 +417,11 @@ MUTANTS = (
     Mutant("a value lives as long as its upload may take", "local before = hget(value, HOLDERS) and", "local before ="),
     Mutant("a request keeps its values for ever", "  if values then payloads.count_all(request, values, -1) end\n"),
     Mutant("a stored result that nobody wants stays", "    payloads.drop(request, uses)\n"),
-    Mutant("a stored result is not held", "    payloads.change(request, uses)\n    lives", "    lives"),
+    Mutant(
+        "a stored result is not held",
+        "    payloads.change(request, uses, is_kept",
+        "    payloads.change(request, empty, is_kept",
+    ),
     Mutant("a stored result that is only sent is gone", "and (keep == 0 or more) then keep", "and false then keep"),
     Mutant("who drops a stored result takes it from others", "(keep == 0 or more)", "keep == 0"),
     Mutant("who waits for a stored result does not hold it", "    payloads.change(w.request, uses)\n"),
