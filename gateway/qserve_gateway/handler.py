@@ -6,7 +6,7 @@ import hashlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 from wsproto import WSConnection
@@ -112,6 +112,12 @@ class RequestHandler:
     parser: JsonProcess = field(default_factory=JsonProcess)
     forwarded: Forwarded | None = None
 
+    @cached_property
+    def _limits(self) -> tuple[Limit, Limit]:
+        """The most bytes of a body, and of one that is parsed here."""
+        body = Limit(self.settings.max_body_bytes, "QSERVE_MAX_BODY_BYTES")
+        return body, min(body, Limit(self.settings.max_json_bytes, "QSERVE_MAX_JSON_BYTES"))
+
     def handle(self, environ: Environ) -> AnyReply:
         """Handle one request; errors become replies too."""
         answer = partial(handle, environ, self._serve, self.access.clients)
@@ -207,16 +213,13 @@ class RequestHandler:
         return ref, job
 
     def _read_body(self, environ: Environ, found: _Found, place: Place, digest: Any) -> bytes | Stored:
-        settings, driver = self.settings, found.route.record.driver
-        limit = Limit(settings.max_body_bytes, "QSERVE_MAX_BODY_BYTES")
+        driver = found.route.record.driver
         is_parsed = driver is not None and driver.adapter == "json_request"
-        if is_parsed:
-            # it is parsed here: to store it first would be one more way
-            limit = min(limit, Limit(settings.max_json_bytes, "QSERVE_MAX_JSON_BYTES"))
+        limit = self._limits[is_parsed]
         body = arrived_body(environ, limit.size)
         if body is not None:
             return body
-        if is_parsed:
+        if is_parsed:  # here: to store it first would be one more way
             return read_body(environ, place.take, limit)
         return read_or_store(environ, place.take, limit, self.plane.store, None if digest is None else digest.update)
 
