@@ -38,7 +38,7 @@ COLUMNS = ("deployments", "% of a core", "memory, MB", "broker commands a minute
 
 @dataclass
 class Row:
-    """What one kind of process took."""
+    """The costs of one kind of process."""
 
     role: str
     processes: int = 0
@@ -49,7 +49,7 @@ class Row:
 
 @dataclass
 class Result:
-    """What an idle installation took."""
+    """The costs of an idle installation."""
 
     deployments: int
     rows: list[Row] = field(default_factory=list)

@@ -1,4 +1,4 @@
-"""What people write by hand: a Flask view over a stock Celery chain on Redis, or over a single task."""
+"""The same by hand with Celery: a Flask view over a stock Celery chain on Redis, or over a single task."""
 
 from __future__ import annotations
 

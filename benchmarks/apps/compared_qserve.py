@@ -1,4 +1,4 @@
-"""What is compared with other systems, on qserve: a chain of three, a single step, and an array between two steps."""
+"""The applications of the comparison, on qserve: a chain of three, a single step, and an array between two steps."""
 
 from __future__ import annotations
 

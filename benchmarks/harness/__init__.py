@@ -1,1 +1,1 @@
-"""What all benchmarks share: processes, load, percentiles, the machine's name, tables, plots, and their options."""
+"""Shared by all benchmarks: processes, load, percentiles, the machine's name, tables, plots, and their options."""

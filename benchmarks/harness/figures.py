@@ -36,7 +36,7 @@ class Figure:
       name: The name of its files.
       title: The heading of its picture.
       columns: The names of the columns; the first is what grows, or what is compared.
-      rows: A cell is a number, a text (why there is no number), or None.
+      rows: Each cell is a number, None, or a text that says why there is no number.
       panels: What is drawn.
       law: One sentence that says what the figures say, with their numbers.
       machine: Where they were measured.

@@ -14,7 +14,7 @@ import qserve
 
 
 class Load(NamedTuple):
-    """What some seconds of load gave."""
+    """The figures of some seconds of load."""
 
     p50_ms: float
     p99_ms: float

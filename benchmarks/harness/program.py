@@ -1,4 +1,4 @@
-"""What every benchmark's command line has, and what is done with its figures."""
+"""The command line that all benchmarks share: it reads the options, and prints, draws and saves the figures."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ PAGE, IMAGES = ROOT / "docs" / "performance.md", ROOT / "docs" / "images"
 
 @dataclass(frozen=True)
 class Given:
-    """What a benchmark was asked for.
+    """The options of one run.
 
     Parameters:
-      sizes: What grows, or the names of what is compared.
+      sizes: The sizes to measure, or the names of the systems to compare.
       seconds: How long each point is measured.
       options: The benchmark's own options.
     """

@@ -20,7 +20,7 @@ READY_FOR_S, WARM_S = 180.0, 1.0
 
 @dataclass(frozen=True)
 class Workload:
-    """What is asked of each system.
+    """The requests that every system gets.
 
     Parameters:
       name: The key of its targets.
@@ -40,7 +40,7 @@ class Workload:
 
 @dataclass
 class Outcome:
-    """What a system did.
+    """The figures of one system.
 
     Parameters:
       note: Its version, or why there are no figures.

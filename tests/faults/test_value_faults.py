@@ -178,7 +178,7 @@ def test_a_container_with_64_mb_of_memory_passes_larger_values_by_the_next_store
 
     assert [values.begin(size * MB).result(60) for size in (20, 40, 80)] == [20 * MB, 40 * MB, 80 * MB]
 
-    inside = Path(f"/proc/{worker.pid}/root/dev/shm")
+    inside = Path(f"/proc/{worker.pid}/root") / "dev/shm"
     assert [*inside.glob("qserve-*/v")]
     wait_until(lambda: not [*inside.glob("qserve-*/v/*")], description="no file is left there")
     wait_until(values.is_clean, description="no key is left")
