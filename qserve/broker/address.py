@@ -91,14 +91,15 @@ def _check(url: str) -> None:
     is_socket, is_watched = scheme == "unix", scheme.startswith("sentinel")
     if "#" in rest or ("@" in rest[len(place) :] and not (is_socket and not place)):
         raise _Wrong("it has a # or @ after the host. If that is part of the password, write it as %23 or %40")
-    parts = urlsplit(url)
-    if is_socket:
-        _check_socket(place, unquote(parts.path))
-    elif not is_watched:
-        _check_host(parts.hostname, parts.port)
-        _check_database(parts.path.removeprefix("/"))
+    if not is_watched:  # newer versions of Python refuse an IPv6 address in a list of hosts
+        parts = urlsplit(url)
+        if is_socket:
+            _check_socket(place, unquote(parts.path))
+        else:
+            _check_host(parts.hostname, parts.port)
+            _check_database(parts.path.removeprefix("/"))
     allowed = [*_OPTIONS, *(_TLS_OPTIONS if scheme in ("rediss", "sentinels") else ())]
-    _check_options(parts.query, [*allowed, *(_SENTINEL_OPTIONS if is_watched else ())])
+    _check_options(rest.partition("?")[2], [*allowed, *(_SENTINEL_OPTIONS if is_watched else ())])
 
 
 def _check_host(host: str | None, port: int | None) -> None:

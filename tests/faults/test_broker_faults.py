@@ -52,6 +52,7 @@ def test_a_broker_that_is_killed_and_comes_back_has_lost_nothing(shared: Stack) 
         stack.broker.kill()
         # longer than a submission is repeated: what is sent meanwhile has to be refused, and not to hang
         by_http.more(75)
+        wait_until(lambda: any(call.status == 503 for call in by_http.calls), description="one of them is refused")
         stack.broker.start()
         wait_answered(by_http, since=time.monotonic())
         wait_until(stack.is_serving, description="the gateway is healthy")
