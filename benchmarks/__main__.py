@@ -14,6 +14,7 @@ import os
 import subprocess
 import sys
 import time
+from itertools import takewhile
 from pathlib import Path
 
 from harness.machine import LOAD
@@ -36,15 +37,17 @@ PROGRAMS = (
 def main() -> None:
     """Run them, and say at the end which of them failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("programs", nargs="*", metavar="PROGRAM", help=", ".join(PROGRAMS))
+    parser.usage = f"{parser.prog} [PROGRAM ...] [--out OUT] [OPTION ...]\n\nPROGRAM is one of {', '.join(PROGRAMS)}"
     parser.add_argument("--out", type=Path, default=HERE.parent / "build" / "benchmarks")
-    given, rest = parser.parse_known_args()
-    if unknown := set(given.programs) - set(PROGRAMS):
+    # names come before options: behind `--seconds`, which is an option of the programs, 2 would look like a name
+    names = list(takewhile(lambda word: not word.startswith("-"), sys.argv[1:]))
+    given, rest = parser.parse_known_args(sys.argv[1 + len(names) :])
+    if unknown := set(names) - set(PROGRAMS):
         parser.error(f"there is no {', '.join(sorted(unknown))}; choose from {', '.join(PROGRAMS)}")
     failed = []
     env = {**os.environ, LOAD: str(os.getloadavg()[0])}
     began = time.monotonic()
-    for name in given.programs or PROGRAMS:
+    for name in names or PROGRAMS:
         print(f"\n# {name}", flush=True)
         command = [sys.executable, HERE / f"{name}.py", "--out", given.out, *rest]
         if subprocess.run(command, env=env, check=False).returncode:
