@@ -4,6 +4,7 @@
 # make check    check format, lint, types, the rooms and the documentation's tables
 # make house    print the structure of the code: sizes, rooms, imports between them
 # make tables   write the tables of rooms and of the files of a request into docs/architecture.md, and that of metrics
+# make docs     build the documentation as a site in build/site, and check its links
 # make hooks    check every commit before it is made (see .pre-commit-config.yaml)
 # make long     run the tests that take so long that `make test` leaves them out
 # make fuzz     feed random bytes to every reader of foreign bytes, for FUZZ_SECONDS each (60)
@@ -24,7 +25,7 @@ FUZZ_SECONDS ?= 60
 CHAOS_SECONDS ?= 900
 CHAOS_SEED ?= 0
 
-.PHONY: run test fast long bench bench-docs chaos chaos-soak check house tables hooks format fuzz fuzz-short mutants test-stack test-stack-if-possible clean
+.PHONY: run test fast long bench bench-docs chaos chaos-soak check docs house tables hooks format fuzz fuzz-short mutants test-stack test-stack-if-possible clean
 
 $(VENV)/installed: setup.cfg pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit("qserve needs Python 3.11 or later, for example: make PYTHON=python3.11") if sys.version_info < (3, 11) else None'
@@ -83,6 +84,13 @@ tables: $(VENV)/installed-test
 	$(BIN)/python tools/house.py --write
 	$(BIN)/python tools/request_walk.py --write
 	$(BIN)/python tools/metrics_table.py
+
+$(VENV)/installed-site: $(VENV)/installed-test
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[site]'
+	@touch $@
+
+docs: $(VENV)/installed-site
+	$(BIN)/python tools/docs_site.py
 
 hooks: $(VENV)/installed-test
 	$(BIN)/pip install --quiet --disable-pip-version-check pre-commit

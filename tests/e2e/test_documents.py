@@ -24,7 +24,7 @@ from qserve.machine.embedded_broker import find_server
 ROOT = Path(__file__).parents[2]
 README, *PAGES = (
     ROOT / "README.md",
-    *(ROOT / "docs" / f"{page}.md" for page in ("guide", "config", "operations", "tracing")),
+    *(ROOT / "docs" / f"{page}.md" for page in ("index", "guide", "config", "operations", "tracing")),
 )
 DOCUMENTS = [README, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 SOURCES = ("qserve", "workers", "gateway", "tools", "Makefile", "docker-compose.yml")
