@@ -8,7 +8,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,8 @@ from qserve.exceptions import QserveException
 
 _THREADS_END_WITHIN_S = 1.0
 """How long a thread that has ended may still be seen."""
+_NOT_NEEDED_IN_FORKS = ("jemalloc_bg_thd",)
+"""Threads that a fork does without: jemalloc, which comes with Arrow, then tidies up while it allocates."""
 
 
 def preloaded(function: Callable[[], Any], label: str) -> Any:
@@ -48,13 +50,13 @@ def check_forkable(label: str) -> None:
       QserveException: A fork would leave it behind.
     """
     names = [thread.name for thread in threading.enumerate() if thread is not threading.current_thread()]
-    if not names and _are_more_threads():
+    if not names and _more_threads():
         with contextlib.suppress(ChildProcessError):
             child = os.fork()
             if child == 0:
                 os._exit(0)
             os.waitpid(child, 0)
-        names = ["of a library in C"] if _are_more_threads() else []
+        names = [f"of a library in C: {name}" for name in _more_threads()]
     if names:
         raise QserveException(
             f"{label} started threads ({', '.join(names)}), which replicas do not have because they are forked from the"
@@ -69,11 +71,19 @@ def check_forkable(label: str) -> None:
         )
 
 
-def _are_more_threads() -> bool:
-    """Return whether this process has more threads than the one that calls this, after those that end had time to."""
+def _more_threads() -> list[str]:
+    """Return the system's names of other threads than the one that calls this, after those that end had time to."""
     until = time.monotonic() + _THREADS_END_WITHIN_S
-    while len([*Path("/proc/self/task").iterdir()]) > 1:
+    while names := [*_other_threads()]:
         if time.monotonic() > until:
-            return True
+            break
         time.sleep(0.01)
-    return False
+    return names
+
+
+def _other_threads() -> Iterator[str]:
+    for thread in Path("/proc/self/task").iterdir():
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has ended
+            name = (thread / "comm").read_text().strip()
+            if thread.name != str(threading.get_native_id()) and name not in _NOT_NEEDED_IN_FORKS:
+                yield name
