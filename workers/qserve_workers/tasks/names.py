@@ -92,4 +92,6 @@ class TaskNames:
         """Return what is wrong with a name, and the names that there are."""
         known = sorted({*self._deployments, *(name for _, name in self._handlers)})
         hint = did_you_mean(name, known)
+        if not name.startswith(PREFIX) and not hint:
+            hint = 'If it is a task of your own, name its queue, also in a chain: task.s(...).set(queue="celery")'
         return f"no deployment is called {name!r}; there are: {', '.join(known) or 'none'}. {hint}".rstrip()
