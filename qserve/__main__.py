@@ -13,6 +13,7 @@ from qserve.base.import_path import all_at_once
 from qserve.exceptions import QserveException, UsageProblem
 
 _COMMANDS = (
+    "init",
     "run",
     "deploy",
     "build",

@@ -23,9 +23,9 @@ def changes(folder: str, file: str | None) -> Iterator[list[str]]:
       UsageProblem: The library that watches files is not installed.
     """
     try:
-        watchfiles: Any = import_module("watchfiles")  # an extra, and only this option needs it
+        watchfiles: Any = import_module("watchfiles")  # only this option needs it
     except ImportError as error:
-        raise UsageProblem("--reload needs the library watchfiles: pip install 'qserve-celery[reload]'") from error
+        raise UsageProblem("--reload needs the library watchfiles: pip install watchfiles") from error
     modules = watchfiles.PythonFilter()
     config = None if file is None else Path(file).absolute()
 

@@ -11,7 +11,7 @@ from contextlib import closing
 
 import pytest
 from http_client import Client
-from processes import PATIENCE_S, Process, Serving, Site, free_port, is_open, new_site, wait_until
+from processes import PATIENCE_S, QSERVE, READY, Process, Serving, Site, free_port, is_open, new_site, wait_until
 
 from qserve.broker.connection import connect
 
@@ -440,7 +440,6 @@ def test_results_that_nobody_fetches_do_not_fill_the_embedded_broker(site: Site)
 
 @pytest.mark.slow
 def test_reload_deploys_what_has_changed_in_place_and_goes_on_with_the_old_where_that_fails(site: Site) -> None:
-    pytest.importorskip("watchfiles")
     folder, port = site.write("shop.py", APP), free_port()
     env = {"QSERVE_PORT": f"127.0.0.1:{port}"}  # as docker compose takes it
     process = site.qserve("run", "shop:app", "--reload", cwd=folder, env=env)
@@ -458,6 +457,23 @@ def test_reload_deploys_what_has_changed_in_place_and_goes_on_with_the_old_where
     assert "notes.txt" not in process.output
     process.press_ctrl_c()
     assert process.wait() == 0, process.output
+
+
+@pytest.mark.slow
+def test_what_init_writes_is_served_and_answers_with_the_new_text_after_an_edit(site: Site) -> None:
+    init = site.qserve("init", "shop")
+    assert init.wait() == 0, init.output
+    folder, port = site.folder / "shop", free_port()
+    *_, serve = init.stdout.splitlines()
+    process = site.start([*QSERVE, *serve.split()[1:], "--port", str(port)], cwd=folder)
+    process.wait_for(READY)
+    client, dora = Client(port), {"name": "Dora"}
+    assert json.loads(client.post("/", dora).body) == ["Hola Dora", "Bonjour Dora"]
+
+    hello = folder / "hello.py"
+    hello.write_text(hello.read_text().replace("Bonjour", "Salut"))
+
+    wait_until(lambda: "Salut Dora" in client.post("/", dora).text, description="the new text answers")
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -10,6 +11,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
+
+from qserve.cli.starter import starter
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
@@ -88,3 +91,21 @@ def test_checkers_accept_the_examples(check: Callable[[Path], Lines], tmp_path: 
                 untyped.add((path.name, number))
 
     assert not check(tmp_path) - untyped
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["mypy", "--follow-imports", "silent", "--cache-dir", str(ROOT / ".mypy_cache" / "begun")],
+        ["basedpyright", "--level", "error", "--pythonpath", sys.executable],
+    ],
+    ids=lambda command: command[0],
+)
+def test_checkers_accept_what_qserve_init_writes_with_its_own_configuration(command: list[str], tmp_path: Path) -> None:
+    for name, text in starter("shop").items():
+        (tmp_path / name).write_text(text)
+
+    env = {**os.environ, "MYPYPATH": str(ROOT), "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-m", *command], capture_output=True, text=True, cwd=tmp_path, env=env)
+
+    assert done.returncode == 0, done.stdout + done.stderr
