@@ -17,7 +17,7 @@ TRAINED_ON = 1500
 
 def trained(kind: str) -> Any:
     """Train the model of that kind, "forest" or "linear", which is the same each time."""
-    digits = load_digits()
+    digits: Any = load_digits()
     model = RandomForestClassifier(40, random_state=0) if kind == "forest" else LogisticRegression(max_iter=1000)
     return model.fit(digits.data[:TRAINED_ON], digits.target[:TRAINED_ON])
 
@@ -31,7 +31,7 @@ def pixels_of(png: bytes) -> np.ndarray:
 
 def png_of(number: int) -> tuple[bytes, int]:
     """Return one of the images as a PNG of 256 x 256, and the digit that it shows."""
-    digits = load_digits()
+    digits: Any = load_digits()
     image = Image.fromarray((digits.images[number] / 16 * 255).astype(np.uint8))
     out = io.BytesIO()
     image.resize((256, 256), Image.Resampling.NEAREST).save(out, format="PNG")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import itertools
 import re
 import shlex
 import shutil
@@ -26,7 +27,9 @@ README, *PAGES = (
     ROOT / "README.md",
     *(ROOT / "docs" / f"{page}.md" for page in ("index", "guide", "config", "operations", "tracing")),
 )
-DOCUMENTS = [README, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+EXAMPLES = sorted((ROOT / "examples").glob("*/README.md"))
+DOCUMENTS = [README, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md")), ROOT / "examples" / "README.md"]
+DOCUMENTS += EXAMPLES
 SOURCES = ("qserve", "workers", "gateway", "tools", "Makefile", "docker-compose.yml")
 
 _BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.S | re.M)
@@ -57,16 +60,24 @@ def assert_shown(shown: str, printed: str) -> None:
 
 
 class Reader:
-    """Does what a document says: saves its files, and types its commands. Port 8000 is replaced by a free one."""
+    """Does what a document says: saves its files, and types its commands. Ports 8000 and 6379 become free ones."""
 
     def __init__(self, site: Site) -> None:
         self._site = site
-        self._port = str(free_port())
+        self._port, self._broker_port = str(free_port()), str(free_port())
         self._serving: Serving | None = None
+
+    def save(self, folder: Path) -> None:
+        """Copy the programs of an example."""
+        for path in folder.glob("*.py"):
+            self._site.write(path.name, self._here(path.read_text()))
+
+    def _here(self, text: str) -> str:
+        return text.replace("8000", self._port).replace("6379", self._broker_port)
 
     def follow(self, blocks: list[tuple[str, str]]) -> None:
         for language, text in blocks:
-            here = text.replace("8000", self._port)
+            here = self._here(text)
             name = re.match(r"# (\w+\.py)\n", here)
             if language == "python" and name:
                 self._site.write(name[1], here)
@@ -84,11 +95,21 @@ class Reader:
             assert_shown(shown, self._serving.process.stdout)
             return
         bin_folder = Path(QSERVE[0]).parent
+        if command.endswith(" &"):
+            self._start(shlex.split(command.removesuffix(" &")), bin_folder)
+            return
         shell = self._site.start(
             ["bash", "-euc", f"PATH={bin_folder}:$PATH; {_SHELL.format(command=command)}"],
         )
         assert shell.wait() == 0, shell.output
         assert_shown(shown, shell.stdout)
+
+    def _start(self, words: list[str], bin_folder: Path) -> None:
+        """Start what runs in the background until the end."""
+        variables = [*itertools.takewhile(lambda word: "=" in word, words)]
+        program, *arguments = words[len(variables) :]
+        path = find_server() if program == "redis-server" else str(bin_folder / program)
+        self._site.start([path, *arguments], env=dict(word.split("=", 1) for word in variables))
 
     def _stop_serving(self, before: str) -> None:
         # a program that serves by itself needs the port as well
@@ -120,6 +141,16 @@ TAUGHT = [
 @pytest.mark.parametrize("blocks", TAUGHT)
 def test_a_section_prints_what_it_shows(site: Site, blocks: list[tuple[str, str]]) -> None:
     Reader(site).follow(blocks)
+
+
+@pytest.mark.slow
+@pytest.mark.long  # what they show is checked in tests/define, tests/e2e and tests/workers, where it is made
+@pytest.mark.parametrize("readme", EXAMPLES, ids=lambda readme: readme.parent.name)
+def test_an_example_does_what_its_readme_says(site: Site, readme: Path) -> None:
+    reader = Reader(site)
+
+    reader.save(readme.parent)
+    reader.follow(_BLOCK.findall(readme.read_text()))
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)

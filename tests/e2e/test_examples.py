@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -123,7 +124,14 @@ def test_the_digits_are_read(running: tuple[Site, Serving]) -> None:
 
 
 def test_no_example_is_left_out() -> None:
-    source = Path(__file__).read_text()
+    source, index = Path(__file__).read_text(), (EXAMPLES / "README.md").read_text()
 
     for path in EXAMPLES.glob("*.py"):
         assert path.name in source or f'"{path.stem}:' in source, f"{path.name} is not run here"
+        helps = re.search(r"_(client|models|enqueue|fetch)$", path.stem)
+        assert helps or f"({path.name})" in index, f"{path.name} is not in the index"
+    for folder in (path.parent for path in EXAMPLES.rglob("*/*.py")):
+        readme = folder / "README.md"  # which tests/e2e/test_documents.py follows
+        assert f"({readme.relative_to(EXAMPLES)})" in index, f"{folder.name} is not in the index"
+        programs, words = {path.name for path in folder.glob("*.py")}, readme.read_text()
+        assert not [name for name in programs if name not in words and f" {name[:-3]}:" not in words]
