@@ -53,7 +53,7 @@ class LazyGroup(click.Group):
             raise kind(str(error)) from error
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return [*_COMMANDS, *sorted(point.name for point in _entry_points())]
+        return [*_COMMANDS, *sorted({point.name for point in _entry_points()})]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name in _COMMANDS:

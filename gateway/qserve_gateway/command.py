@@ -7,6 +7,7 @@ import sys
 
 import click
 
+from qserve.base.parts import require_gateway
 from qserve.cli.options import WholeNumber
 
 OPTIONS: list[click.Parameter] = [
@@ -26,6 +27,7 @@ OPTIONS: list[click.Parameter] = [
 @click.command(params=OPTIONS)
 def gateway(host: str, port: int, workers: int, broker: str | None, access_log: bool) -> None:
     """Serve the applications of a broker over HTTP."""
+    require_gateway("`qserve gateway`")
     if broker:
         # through the environment, because every user of the host can read a process's arguments
         os.environ["QSERVE_BROKER_URL"] = broker

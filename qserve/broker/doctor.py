@@ -209,6 +209,12 @@ class Finding:
     remedy: str = ""
 
 
+def sample_acl(namespace: str) -> str:
+    """Return an ACL file with one user for each role, whose passwords are placeholders such as ``WORKER_PASSWORD``."""
+    lines = "".join(file.read_text() for file in sorted((Path(__file__).parent / "acl").iterdir()))
+    return lines.replace("{qserve}:", f"{{{namespace}}}:")
+
+
 def examine(facts: BrokerFacts) -> list[Finding]:
     """Return the result of every check that the facts allow."""
     if facts.unreachable:
@@ -227,7 +233,7 @@ def _address(facts: BrokerFacts) -> Finding:
         return Finding("ok", f"{where} can be reached from this host only")
     if not facts.authenticated:
         what = f"{where} can be reached over the network without a password: any client can submit calls"
-        remedy = "set one (requirepass, or the ACL in docs/acl) and use redis://user:password@host:port/0"
+        remedy = "set one (requirepass, or the ACL that `qserve doctor --acl` prints) and use redis://user:password@host:port/0"
         return Finding("error", what, remedy)
     if not facts.encrypted:
         remedy = "outside a private network use rediss://"
@@ -261,7 +267,9 @@ def _version(facts: BrokerFacts) -> Finding:
     for first, fixed in _LUA_CVE.get(facts.server, ()):
         if first <= facts.version < fixed:
             what = f"{name} has a vulnerability in Lua (CVE-2025-49844) unless your distribution has fixed it"
-            remedy = f"use {facts.server} {_dotted(fixed)} or later, and the ACL in docs/acl, which denies EVAL"
+            remedy = (
+                f"use {facts.server} {_dotted(fixed)} or later, and the ACL of `qserve doctor --acl`, which denies EVAL"
+            )
             return Finding("warning", what, remedy)
     first, fixed = _EVICTED_CLIENT_CVE
     if facts.server == "redis" and facts.evicted_clients and first <= facts.version < fixed:

@@ -7,12 +7,14 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
+from importlib.metadata import distributions
 
 import click
 
+from qserve.base.parts import DISTRIBUTIONS
 from qserve.base.settings import Settings
 from qserve.broker.connection import Client, broker_errors, connect
-from qserve.broker.doctor import Finding, examine, read_facts
+from qserve.broker.doctor import Finding, examine, read_facts, sample_acl
 from qserve.cli.options import broker_option, json_option
 from qserve.deploy.installation import Installation
 from qserve.exceptions import QserveException
@@ -21,7 +23,21 @@ from qserve.payloads.store import ValueStore
 from qserve.wire.replies import epoch, epoch_text
 
 
+def _print_acl(ctx: click.Context, option: click.Parameter, is_given: bool) -> None:
+    if is_given:
+        click.echo(sample_acl(Settings.from_env().namespace), nl=False)
+        ctx.exit()
+
+
 @click.command()
+@click.option(
+    "--acl",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_print_acl,
+    help="Print an ACL file for the broker, with a user for each role, and exit.",
+)
 @broker_option
 @json_option
 def doctor(settings: Settings, as_json: bool) -> None:
@@ -35,6 +51,7 @@ def doctor(settings: Settings, as_json: bool) -> None:
         findings = examine(facts)
         if not facts.unreachable:
             findings += _of_stores(settings, client)
+    findings += _of_packages()
     if as_json:
         click.echo(json.dumps([asdict(finding) for finding in findings], indent=2))
     for finding in findings if not as_json else ():
@@ -42,6 +59,15 @@ def doctor(settings: Settings, as_json: bool) -> None:
         click.echo(f"{finding.level:<8} {finding.what}{remedy}")
     if any(finding.level == "error" for finding in findings):
         sys.exit(1)
+
+
+def _of_packages() -> list[Finding]:
+    versions = {dist.name: dist.version for dist in distributions() if dist.name in DISTRIBUTIONS}
+    if len(versions) < 2:
+        return []
+    what = f"{' and '.join(map(' '.join, versions.items()))} are installed side by side, and are the same files"
+    remedy = f"pip uninstall {' '.join(versions)}, and install one of them"
+    return [Finding("warning" if len({*versions.values()}) == 1 else "error", what, remedy)]
 
 
 def _of_stores(settings: Settings, client: Client) -> Sequence[Finding]:

@@ -17,6 +17,7 @@ from typing import NoReturn
 import click
 
 from qserve.base.clock import Deadline
+from qserve.base.parts import advice_for
 from qserve.base.process import die_with_parent, exit_words
 from qserve.base.tracebacks import one_line, user_traceback
 from qserve.cli.options import BadInput
@@ -161,7 +162,7 @@ def _words(target: str, error: BaseException) -> tuple[str, str]:
     if isinstance(error, QserveException):
         return "", str(error)
     trace = user_traceback(error)
-    hint = shadows(error)
+    hint = shadows(error) or advice_for(error)
     if "\n" not in trace and isinstance(error, TypeError | ValueError | AssertionError):
         return "", f"{target} cannot be served: {error}"  # no line of user code has raised it
     return trace, f"{target} cannot be loaded: {one_line(error)}" + (f"; {hint}" if hint else "")

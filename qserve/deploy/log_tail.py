@@ -98,7 +98,7 @@ class LogTail(logging.Handler):
             if not is_forbidden(error.__cause__):
                 raise
             logging.getLogger().removeHandler(self)
-            text = "no line of this process is kept for `qserve logs`: %s; its user's line in docs/acl permits it"
+            text = "no line of this process is kept for `qserve logs`: %s; see its user in `qserve doctor --acl`"
             log.warning(text, error)
         with self._guard:
             for _ in lines:

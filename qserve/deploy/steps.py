@@ -31,7 +31,7 @@ SHARE_HOLDS_S, _SHARE_AGAIN_S = 15.0, 3.0
 """How long a version that is being deployed gets its part of the requests, and how often that is said again."""
 _CALLERS_KNOW_S = 1.5
 """By when every caller knows the newest share: clients look once in a second."""
-_ACL = "take the line of docs/acl/deployer.acl into the broker's ACL"
+_ACL = "take the deployer's line of `qserve doctor --acl` into the broker's ACL"
 
 
 class NoRoom(DeployError):

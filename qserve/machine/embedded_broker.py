@@ -23,6 +23,7 @@ from pathlib import Path
 
 from qserve.base.clock import Deadline
 from qserve.base.memory import usable_bytes
+from qserve.base.parts import BROKER, advice
 from qserve.base.process import die_with_parent
 from qserve.base.settings import MAXMEMORY_LEAST
 from qserve.exceptions import BrokerUnavailable
@@ -153,7 +154,7 @@ def find_server() -> str:
     found = shutil.which("valkey-server") or shutil.which("redis-server")
     if found is None:
         raise BrokerUnavailable(
-            "no broker is set and none can be started here: install valkey-server or redis-server, or pass --broker URL"
+            f"no broker is set and none can be started here: {advice(BROKER)}, or pass --broker URL"
         )
     return found
 

@@ -17,6 +17,7 @@ from qserve.base.clock import Deadline
 from qserve.base.import_path import variables_of_child
 from qserve.base.listening import at, listen
 from qserve.base.log import get_logger
+from qserve.base.parts import require_gateway
 from qserve.base.settings import CHECKED, DEFAULT_HOST, DEFAULT_PORT, Settings
 from qserve.base.unused import warn_of_environment
 from qserve.machine.children import Child, Restarter
@@ -92,6 +93,7 @@ class LocalCluster:
           BrokerUnavailable: The broker does not reply.
           BrokerError: The broker must not be used as it is; see ``qserve.broker.doctor``.
         """
+        require_gateway("an application that is served here")
         remove_abandoned()
         shm_folder.remove_abandoned()
         if self.settings.broker_url is None:

@@ -1,4 +1,4 @@
-"""The sample ACL of docs/acl on a real server: each role can do its work, and nothing that would own the broker."""
+"""The ACL of `qserve doctor --acl`, on a server: each role can do its work, and nothing that would own the broker."""
 
 from __future__ import annotations
 
@@ -157,11 +157,11 @@ def test_only_the_deployer_loads_functions(
 def test_the_samples_permit_what_the_functions_do_and_every_kind_of_key() -> None:
     # the server checks a function's own commands against the rights of its caller
     used = set(re.findall(r"redis\.p?call\('([A-Z]+)'|\{ '(X[A-Z]+)'", functions.LIBRARY.text))
-    worker, operator = ((ROOT / "docs" / "acl" / f"{role}.acl").read_text() for role in ("worker", "operator"))
+    worker, operator = ((ROOT / "qserve" / "broker" / "acl" / f"{role}.acl").read_text() for role in ("worker", "operator"))
     for command in {"".join(pair).lower() for pair in used}:
         assert re.search(rf"\+{command}[| \n]", worker + operator), command
 
-    everything = "".join(file.read_text() for file in (ROOT / "docs" / "acl").glob("*.acl"))
+    everything = "".join(file.read_text() for file in (ROOT / "qserve" / "broker" / "acl").glob("*.acl"))
     kinds = re.findall(r"^ {4}([a-z]+)(?=[: ] *)", keys_module.__doc__ or "", re.MULTILINE)
     assert len(kinds) >= 10
     for kind in set(kinds) - {"key"}:
@@ -383,7 +383,7 @@ def test_workers_keep_log_lines_and_operators_read_them(
 
     assert [line.text for _, line in lines_of(operators, "app")] == ["a line"]
     (said,) = [one.getMessage() for one in caplog.records if "qserve logs" in one.getMessage()]
-    assert said.endswith("its user's line in docs/acl permits it")
+    assert said.endswith("see its user in `qserve doctor --acl`")
     as_role["worker"].delete(workers.keys.log_lines("app"))
 
 

@@ -295,3 +295,15 @@ def test_the_command_exits_with_1_when_there_is_an_error(monkeypatch: pytest.Mon
     result = run(monkeypatch, Server({**INFO, "role": "slave"}), "--json")
     assert result.exit_code == 1
     assert "error" in [one["level"] for one in json.loads(result.output)]
+
+
+def test_the_command_prints_the_acl_of_this_namespace_without_a_broker(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("QSERVE_NAMESPACE", "shop")
+
+    result = CliRunner().invoke(main, ["doctor", "--acl"])
+
+    assert result.exit_code == 0
+    assert result.output.startswith("user default off ")
+    assert "user worker on >WORKER_PASSWORD " in result.output
+    assert " ~{shop}:q:* " in result.output
+    assert "{qserve}" not in result.output

@@ -340,7 +340,7 @@ def test_a_limit_that_cannot_be_kept_is_named_where_the_deploy_may_not_read_what
     roll_out(other, new, restart=True, check=check, on_wait=said.append)
 
     (line,) = said
-    assert line.startswith("max_surge_percent has no effect on Model: ") and "docs/acl/deployer.acl" in line
+    assert line.startswith("max_surge_percent has no effect on Model: ") and "`qserve doctor --acl`" in line
 
 
 def test_a_deployment_says_its_own_surge_and_the_command_another(installation: Installation) -> None:

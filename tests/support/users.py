@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-ACL = Path(__file__).parents[2] / "docs" / "acl"
+from qserve.broker.doctor import sample_acl
+
 ROLES = ("deployer", "gateway", "worker", "operator")
 TASKS = "tasks"
 """The role that Celery's producers need, and nobody else."""
@@ -14,7 +15,7 @@ ADMIN = "admin"
 
 def write_users(folder: Path) -> Path:
     """Write the server's ACL file, with one more user that may do everything."""
-    users = "".join(file.read_text() for file in sorted(ACL.glob("*.acl")))
+    users = sample_acl("qserve")
     for role in (*ROLES, TASKS):
         users = users.replace(f"{role.upper()}_PASSWORD", f"{role}-secret")
     path = folder / "users.acl"

@@ -135,4 +135,4 @@ def test_what_is_counted_is_stored_when_it_has_changed_and_a_broker_that_forbids
             now[0] += 60
             host.publish_if_due()
     assert stored.count(False) == 1
-    assert "its user's line in docs/acl permits it" in caplog.text
+    assert "see its user in `qserve doctor --acl`" in caplog.text

@@ -8,6 +8,7 @@ import sys
 import click
 
 from qserve.base.environment import read_environment
+from qserve.base.parts import require_gateway
 from qserve.base.settings import Settings
 from qserve.cli.options import WholeNumber, app_dir_option, broker_option
 from qserve.exceptions import UsageProblem
@@ -27,6 +28,7 @@ def api(host: str, port: int, app_dir: str, settings: Settings) -> None:
     The paths and bodies are those of Ray Serve: GET, PUT and DELETE /api/serve/applications/. Each request must carry
     the token in $QSERVE_ADMIN_TOKEN, and who has it may run code in the workers.
     """
+    require_gateway("`qserve api`")
     token = read_environment().get(ADMIN_TOKEN)
     if not token:
         raise UsageProblem(_MISSING)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from qserve.base.import_path import importing_user_code
+from qserve.base.parts import advice_for
 from qserve.base.tracebacks import user_traceback
 from qserve.define.target import shadows
 from qserve.deploy.registration import PRELOAD, DeploymentCode, find_function, import_code, unpack_code
@@ -70,5 +71,5 @@ class Loading:
     def why(self, error: BaseException) -> str:
         """Say what failed, and why."""
         text = str(error) if isinstance(error, QserveException) else user_traceback(error)
-        hint = shadows(error)
+        hint = shadows(error) or advice_for(error)
         return (f"{self.doing}:\n" if self.doing else "") + text + (f"\n{hint}" if hint else "")

@@ -118,7 +118,7 @@ class HostMetrics:
             if not is_forbidden(error.__cause__):
                 raise
             self._may_publish = False
-            text = "the gateways do not show what is counted on this host: %s; its user's line in docs/acl permits it"
+            text = "the gateways do not show what is counted on this host: %s; see its user in `qserve doctor --acl`"
             log.warning(text, error)
 
     def end(self) -> None:

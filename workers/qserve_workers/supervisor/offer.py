@@ -280,7 +280,7 @@ def explain_refusal(error: BrokerError) -> str:
         return ""
     return (
         "this worker's user may not write what workers offer and are to run ({qserve}:hosts, plan, lead and s:*):"
-        " take the lines of docs/acl/worker.acl into the broker's ACL"
+        " take the worker's line of `qserve doctor --acl` into the broker's ACL"
     )
 
 
