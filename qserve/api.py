@@ -74,10 +74,13 @@ def run(
       blocking: Whether to wait for Ctrl-C before returning.
       _blocking: Accepted for compatibility and ignored; ``run`` always waits for the replicas.
       host, port: The address of the gateway; None keeps the current one, at first 127.0.0.1 and 8000.
-      name: The name of the application.
-      route_prefix: Its URL path; None for no HTTP at all.
-      request_timeout_s: The deadline of its requests.
+      name: The name of the application, which is not empty.
+      route_prefix: Its URL path, such as ``"/shop"``; None for no HTTP at all. Without it, the ingress deployment's
+        own, and else ``"/"``.
+      request_timeout_s: The deadline of its requests in seconds; None for that of its ingress deployment, or else for
+        ``QSERVE_REQUEST_TIMEOUT_S`` (60).
       local: Run everything in this process, without a broker and without HTTP; for tests.
+      _local_testing_mode: Ray Serve's name of ``local``.
       logging_config: A dict or a ``LoggingConfig`` for the replicas of deployments that have none of their own.
       external_scaler_enabled: Leave the numbers of replicas to operators, or to what starts workers; then no
         deployment may have an autoscaling_config.
@@ -89,7 +92,17 @@ def run(
       DeployError: A constructor raises; the message holds its traceback.
       RuntimeError: A deployment calls this, or a module while it is imported to be served.
       TypeError, ValueError: The target is not a graph that can be served, or an argument is not valid.
+      QserveException: The name is empty.
       BrokerUnavailable: The broker does not reply.
+
+    Example:
+      @serve.deployment
+      class Doubler:
+          def __call__(self, number: int) -> int:
+              return 2 * number
+
+      doubler = serve.run(Doubler.bind(), name="doubler", route_prefix="/double")
+      print(doubler.remote(21).result())  # 42
     """
     if not name:
         raise QserveException("the name of an application must not be empty: leave `name` out, or set it")
@@ -183,13 +196,18 @@ def start(
 
     Parameters:
       http_options: A dict or an object with the fields of ``HTTPOptions``; ignored if they are running already.
-      logging_config: The level and the encoding of all logs, as ``QSERVE_LOG_LEVEL`` and ``QSERVE_LOG_FORMAT``; the
-        same.
-      host, port: The address of the gateway; ``http_host`` and ``http_port`` are their older names.
+      logging_config: A dict or a ``LoggingConfig`` with the level and the encoding of all logs, as
+        ``QSERVE_LOG_LEVEL`` and ``QSERVE_LOG_FORMAT`` say them; ignored if they are running already.
+      host, port: The address of the gateway; None keeps the current one, at first 127.0.0.1 and 8000.
+      http_host, http_port: Older names of ``host`` and ``port``.
       detached, given: Ray Serve's other arguments; a warning says that they have no effect.
 
     Raises:
       TypeError: An argument, or a key of ``http_options``, does not exist.
+      RuntimeError: A deployment calls this, or a module while it is imported to be served.
+
+    Example:
+      serve.start(http_options={"request_timeout_s": 30})
     """
     middlewares = given.pop("http_middlewares", None)
     for name in given:
@@ -214,13 +232,23 @@ def init(*addresses: Any, **given: Any) -> None:
 
     Parameters:
       addresses, given: Ray's arguments; a warning says that they have no effect.
+
+    Example:
+      serve.init()
     """
     names = [*("address" for _ in addresses), *(name for name, value in given.items() if value is not None)]
     unused.warn("init()", names, unused.INIT)
 
 
 def is_initialized() -> bool:
-    """Return whether this program has started something, or is connected to a broker."""
+    """Return whether this program has started something, or is connected to a broker.
+
+    Returns:
+      True after ``run``, ``start`` or the first use of a handle, until ``shutdown``.
+
+    Example:
+      print(serve.is_initialized())  # True
+    """
     return _cluster is not None or current.installed is not None
 
 
@@ -244,7 +272,17 @@ def execute(node: DAGNode, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Ref
 
 
 class RunTarget(NamedTuple):
-    """One application of ``run_many``; see ``run`` for what its fields mean."""
+    """One application of ``run_many``.
+
+    Parameters:
+      target: A node, or the result of ``build``.
+      name: The name of the application.
+      route_prefix: Its URL path; None for no HTTP at all.
+      logging_config: A dict or a ``LoggingConfig`` for its replicas.
+
+    Example:
+      target = serve.RunTarget(Greeter.bind(), name="english", route_prefix="/english")
+    """
 
     target: Any
     name: str = "default"
@@ -253,7 +291,24 @@ class RunTarget(NamedTuple):
 
 
 def run_many(targets: Sequence[RunTarget], blocking: bool = False, **options: Any) -> list[RayServeSyncHandle]:
-    """Run several applications, one after the other, and return their handles; ``options`` are those of ``run``."""
+    """Run several applications, one after the other.
+
+    Parameters:
+      targets: The applications, each a ``RunTarget``.
+      blocking: Whether to wait for Ctrl-C when all of them run.
+      options: Further arguments of ``run``, for all of them.
+
+    Returns:
+      Their handles, in the order of ``targets``.
+
+    Raises:
+      DeployError: One cannot be started; those before it run. Other errors are those of ``run``.
+
+    Example:
+      targets = [serve.RunTarget(Greeter.bind(), name, f"/{name}") for name in ("morning", "evening")]
+      morning, evening = serve.run_many(targets)
+      print(evening.remote("Dora").result())  # Hello Dora
+    """
     handles: list[RayServeSyncHandle] = []
     for number, target in enumerate(targets, 1):
         handles.append(run(**target._asdict(), blocking=blocking and number == len(targets), **options))
@@ -261,7 +316,15 @@ def run_many(targets: Sequence[RunTarget], blocking: bool = False, **options: An
 
 
 async def shutdown_async() -> None:
-    """Do the same as ``shutdown`` without blocking the event loop."""
+    """Do the same as ``shutdown`` without blocking the event loop.
+
+    Example:
+      async def stop() -> None:
+          await serve.shutdown_async()
+          print(serve.is_initialized())  # False
+
+      asyncio.run(stop())
+    """
     await asyncio.to_thread(shutdown)
 
 
@@ -271,7 +334,15 @@ def _wait_for_gateways(cluster: LocalCluster, change: str) -> None:
 
 
 def shutdown() -> None:
-    """Stop everything that this program has started."""
+    """Stop everything that this program has started.
+
+    Calls that are running finish first, for as long as ``graceful_shutdown_timeout_s`` of their deployment allows. A
+    program that ends does the same by itself.
+
+    Example:
+      serve.shutdown()
+      print(serve.is_initialized())  # False
+    """
     global _cluster
     shutdown_local()
     _executed.clear()
@@ -307,9 +378,18 @@ def delete(name: str) -> None:
     Where no worker is left to finish them, they fail with AppNotFound. While requests are open, this waits for the
     heartbeats of workers that were started elsewhere, for ``QSERVE_LEASE_S`` and two seconds at most.
 
+    Parameters:
+      name: The name of the application, as ``run`` and `qserve deploy` take it.
+
     Raises:
       AppNotFound: There is no application of that name.
       DeployError: It is being deployed, and that has not ended for a minute.
+      QserveException: A deployment calls this.
+
+    Example:
+      serve.run(Greeter.bind(), name="old", route_prefix="/old")
+      serve.delete("old")
+      print("old" in serve.status().applications)  # False
     """
     if delete_local(name):
         return
@@ -329,10 +409,17 @@ def delete(name: str) -> None:
 def status() -> ServeStatus:
     """Return the status of every application, of its deployments and replicas, in the words of Ray Serve.
 
-    For example: ``qserve.status().applications["default"].status == "RUNNING"``.
+    Returns:
+      A ``ServeStatus``, whose ``applications`` is a dict by name.
 
     Raises:
-      BrokerUnavailable: No broker is set, and this user runs nothing here.
+      BrokerUnavailable: No broker is set, and this user runs nothing here; or the broker does not reply.
+      QserveException: A deployment calls this.
+
+    Example:
+      application = serve.status().applications["default"]
+      print(application.status.value)  # RUNNING
+      print(application.deployments["Greeter"].replica_states)  # {'RUNNING': 1}
     """
     return status_of(_installation())
 
@@ -342,8 +429,18 @@ def get_app_handle(name: str = "default") -> DeploymentHandle:
 
     The broker is that of this process's ``run``, or of ``QSERVE_BROKER_URL``, or of the `qserve run` of this user.
 
+    Parameters:
+      name: The name of the application.
+
+    Returns:
+      A handle with one await: ``value = await handle.remote(...)``, or ``handle.remote(...).result()`` in sync code.
+
     Raises:
       AppNotFound: No application of that name is deployed.
+      BrokerUnavailable: No broker is set, and this user runs nothing here; or the broker does not reply.
+
+    Example:
+      print(serve.get_app_handle("default").remote("Dora").result())  # Hello Dora
     """
     return DeploymentHandle(_application(name).ingress, name)
 
@@ -352,10 +449,18 @@ def get_deployment_handle(deployment_name: str, app_name: str | None = None) -> 
     """Return a handle to one deployment of an application.
 
     Parameters:
+      deployment_name: The name of the deployment: its option ``name``, or else the name of its class or function.
       app_name: The application; None for the one whose deployment the calling code runs in, elsewhere ``"default"``.
+
+    Returns:
+      A handle with one await, as ``get_app_handle`` returns it.
 
     Raises:
       AppNotFound: There is no such application, or it has no such deployment.
+      BrokerUnavailable: No broker is set, and this user runs nothing here; or the broker does not reply.
+
+    Example:
+      print(serve.get_deployment_handle("Greeter").remote("Dora").result())  # Hello Dora
     """
     if app_name is None:
         here = context.replica_here.get() or context.replica
@@ -364,7 +469,7 @@ def get_deployment_handle(deployment_name: str, app_name: str | None = None) -> 
 
 
 def get_ref(request_id: str) -> Ref[Any]:
-    """Return the ref of a request by its id, in any program that has the broker's address and the key.
+    """Return the ref of a request by its ID, in any program that has the broker's address and the key.
 
     ``qserve.get_ref(request_id).result()`` waits for the value, as the ref that ``remote`` returned does. The value of
     a request that came by HTTP is its response: a tuple with ``status``, ``headers`` and ``body``.
@@ -377,8 +482,13 @@ def get_ref(request_id: str) -> Ref[Any]:
       known, or its result is no longer stored (``QSERVE_RESULT_TTL_S``).
 
     Raises:
-      ValueError: This is not a request id.
+      ValueError: This is not a request ID.
       BrokerUnavailable: No broker is set, and this user runs nothing here.
+
+    Example:
+      ref = handle.remote("Dora")
+      ref.accepted()
+      print(serve.get_ref(ref.request_id).result())  # Hello Dora
     """
     return ref_by_id(request_id, current.plane)
 
@@ -406,9 +516,6 @@ def _client() -> ClientPlane:
 def connect(url: str | None = None, *, secret_key: str | bytes | None = None, namespace: str | None = None) -> Client:
     """Return a client of a running installation, beside any others that this program has.
 
-        with qserve.connect("redis://broker:6379/0", secret_key=key) as client:
-            print(client.get_app_handle("shop").predict.remote(5).result())
-
     Nothing is sent before the client is used. Without ``url`` it is the broker that the environment names, or the one
     that this program uses already (such as that of ``run``), or that of the `qserve run` of this user.
 
@@ -425,6 +532,10 @@ def connect(url: str | None = None, *, secret_key: str | bytes | None = None, na
       ValueError, QserveException: An argument is not valid; the message names the variable that has the same meaning.
       BrokerUnavailable: Neither the argument nor the environment names a broker, and nothing of this user runs here.
       UsageProblem: Several run here.
+
+    Example:
+      with serve.connect() as client:  # or serve.connect("redis://broker:6379/0", secret_key=key)
+          print(client.get_app_handle("default").remote("Dora").result())  # Hello Dora
     """
     given = {"QSERVE_BROKER_URL": url, "QSERVE_SECRET_KEY": secret_key, "QSERVE_NAMESPACE": namespace}
     for variable, value in given.items():

@@ -23,6 +23,17 @@ class Client:
     It may be used from any number of threads and event loops, and in forked children, which open connections of their
     own. What it has submitted is stored before the program ends, whether or not it is closed. Its handles and refs work
     until it is closed; a handle that is passed to a deployment is one of the deployment's own installation there.
+
+    Example:
+      with serve.connect() as client:
+          greeter = client.get_deployment_handle("Greeter", app_name="default")
+          refs = client.submit_many(greeter, [("Ann",), ("Ben",)])
+          print(serve.get(refs))  # ['Hello Ann', 'Hello Ben']
+          print(client.get_ref(refs[0].request_id).result())  # Hello Ann
+
+      client = serve.connect()
+      print(client.get_app_handle().remote("Dora").result())  # Hello Dora
+      client.close()  # in async code: await client.close_async()
     """
 
     def __init__(self, plane: ClientPlane) -> None:
@@ -30,6 +41,12 @@ class Client:
 
     def get_app_handle(self, name: str = "default") -> DeploymentHandle:
         """Return a handle to an application's ingress, without importing its code.
+
+        Parameters:
+          name: The name of the application.
+
+        Returns:
+          A handle with one await: ``value = await handle.remote(...)``, or ``handle.remote(...).result()``.
 
         Raises:
           AppNotFound: No application of that name is deployed.
@@ -40,6 +57,13 @@ class Client:
     def get_deployment_handle(self, deployment_name: str, app_name: str = "default") -> DeploymentHandle:
         """Return a handle to one deployment of an application.
 
+        Parameters:
+          deployment_name: Its option ``name``, or else the name of its class or function.
+          app_name: The name of the application.
+
+        Returns:
+          A handle with one await, as ``get_app_handle`` returns it.
+
         Raises:
           AppNotFound: There is no such application, or it has no such deployment.
           BrokerError: The broker does not reply, or this client is closed.
@@ -47,10 +71,10 @@ class Client:
         return bound(deployment_handle(self._plane.application(app_name), deployment_name), self._plane)
 
     def get_ref(self, request_id: str) -> Ref[Any]:
-        """Return the ref of a request by its id, from whichever program it was submitted; see ``qserve.get_ref``.
+        """Return the ref of a request by its ID, whichever program has submitted it; see ``qserve.get_ref``.
 
         Raises:
-          ValueError: This is not a request id.
+          ValueError: This is not a request ID.
           BrokerError: This client is closed.
         """
         if self._plane.is_closed:
@@ -63,7 +87,9 @@ class Client:
         """Start many calls of one handle of this client, and send them together; see ``qserve.submit_many``.
 
         Raises:
-          ValueError: The handle belongs to something else.
+          ValueError: The handle is not one of this client, or is for streams.
+          TypeError: ``handle`` is not a handle, or one of ``arguments`` is neither a tuple nor a dict; nothing is sent.
+          AppNotFound, BrokerError: The application does not exist, or the broker does not reply; nothing is sent.
         """
         if isinstance(handle, Handle) and plane_of(handle) is not self._plane:
             raise ValueError(f"{handle} is not a handle of this client: take it from get_app_handle of the client")
@@ -72,7 +98,7 @@ class Client:
     def close(self) -> None:
         """Wait until the broker has stored what was submitted, and close the connections.
 
-        Requests go on, and any other client can get them by their id. Refs that are still open raise BrokerError.
+        Requests go on, and any other client can get them by their ID. Refs that are still open raise BrokerError.
         Calls that were refused without anybody looking are reported on standard error, as at the end of a program.
         """
         if self._plane.is_closed:

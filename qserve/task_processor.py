@@ -25,7 +25,38 @@ class AsyncCapability(Enum):
 
 
 class TaskProcessorAdapter(ABC):
-    """What sends tasks to one queue. The async methods do the same as the sync ones, in a thread."""
+    """What sends tasks to one queue. The async methods do the same as the sync ones, in a thread.
+
+    ``instantiate_adapter_from_config`` makes it. A subclass implements the sync methods.
+
+    Parameters:
+      config: The queue, and where its messages are.
+
+    Example:
+      from qserve.schema import CeleryAdapterConfig, TaskProcessorConfig
+      from qserve.task_processor import AsyncCapability, CeleryTaskProcessorAdapter
+
+      celery = CeleryAdapterConfig(broker_url="memory://", backend_url="cache+memory://")
+      adapter = CeleryTaskProcessorAdapter(TaskProcessorConfig(queue_name="pictures", adapter_config=celery))
+      adapter.initialize()
+      task = adapter.enqueue_task_sync("resize", args=["cat.png"], countdown=60)
+      print(adapter.get_task_status_sync(task.id).status)  # PENDING
+      print(adapter.supports_any_async(), adapter.supports_async_capability(AsyncCapability.CANCEL_TASK))  # True True
+
+      async def send() -> None:
+          task = await adapter.enqueue_task_async("resize", kwargs={"picture": "dog.png"})
+          print((await adapter.get_task_status_async(task.id)).status)  # PENDING
+
+      asyncio.run(send())
+
+      def with_a_broker() -> None:
+          adapter.cancel_task_sync(task.id)
+          print(adapter.health_check_sync(), adapter.get_metrics_sync())
+
+      async def the_same_in_async_code() -> None:
+          await adapter.cancel_task_async(task.id)
+          print(await adapter.health_check_async(), await adapter.get_metrics_async())
+    """
 
     def __init__(self, config: TaskProcessorConfig) -> None:
         self.config = config
@@ -36,11 +67,22 @@ class TaskProcessorAdapter(ABC):
         return {*AsyncCapability}
 
     def supports_async_capability(self, capability: AsyncCapability) -> bool:
-        """Return whether something can be done without blocking an event loop."""
+        """Return whether something can be done without blocking an event loop.
+
+        Parameters:
+          capability: What to do.
+
+        Returns:
+          True for everything, unless a subclass says otherwise.
+        """
         return capability in self.async_capabilities
 
     def supports_any_async(self) -> bool:
-        """Return whether anything can be done without blocking an event loop."""
+        """Return whether anything can be done without blocking an event loop.
+
+        Returns:
+          True, unless a subclass says otherwise.
+        """
         return bool(self.async_capabilities)
 
     def initialize(self) -> None:  # noqa: B027  (most have nothing to do)
@@ -53,24 +95,51 @@ class TaskProcessorAdapter(ABC):
         """Send a task.
 
         Parameters:
+          task_name: The name of its ``task_handler``.
+          args, kwargs: Its arguments, which Celery's serializer can write; None for none.
           options: More options of Celery's ``send_task``: ``countdown``, ``expires``, ``task_id``, ``priority``.
+
+        Returns:
+          A ``TaskResult`` with the ID of the task.
         """
 
     @abstractmethod
     def get_task_status_sync(self, task_id: str) -> TaskResult:
-        """Return the state of a task, and its result if it has one; an unknown task is PENDING."""
+        """Return the state of a task, and its result if it has one.
+
+        Parameters:
+          task_id: The ``id`` that sending it returned.
+
+        Returns:
+          A ``TaskResult``; an unknown task is PENDING.
+        """
 
     @abstractmethod
     def cancel_task_sync(self, task_id: str) -> bool:
-        """Cancel a task that waits or runs; return whether that was asked for."""
+        """Cancel a task that waits or runs.
+
+        Parameters:
+          task_id: The ``id`` that sending it returned.
+
+        Returns:
+          Whether that was asked for; nothing says whether the task had ended before.
+        """
 
     @abstractmethod
     def get_metrics_sync(self) -> dict[str, Any]:
-        """Return what the processes that run tasks say of themselves, by their names."""
+        """Return what the processes that run tasks say of themselves.
+
+        Returns:
+          Celery's statistics by the names of the processes.
+        """
 
     @abstractmethod
     def health_check_sync(self) -> list[dict[str, Any]]:
-        """Return which processes that run tasks are there: ``[{"tasks@host": {"ok": "pong"}}]``."""
+        """Return which processes that run tasks are there.
+
+        Returns:
+          A dict for each one that replies within a second: ``[{"tasks@host": {"ok": "pong"}}]``.
+        """
 
     async def enqueue_task_async(
         self, task_name: str, args: Sequence[Any] | None = None, kwargs: Mapping[str, Any] | None = None, **options: Any
@@ -98,8 +167,23 @@ class TaskProcessorAdapter(ABC):
 class CeleryTaskProcessorAdapter(TaskProcessorAdapter):
     """Sends tasks with Celery; any other Celery program may do so as well.
 
+    Parameters:
+      config: The queue; its ``adapter_config`` is a ``CeleryAdapterConfig``.
+
     Raises:
       TypeError: The configuration is not a ``CeleryAdapterConfig``.
+
+    Example:
+      from qserve.schema import CeleryAdapterConfig, TaskProcessorConfig
+      from qserve.task_processor import CeleryTaskProcessorAdapter
+
+      celery = CeleryAdapterConfig(broker_url="memory://", backend_url="cache+memory://")
+      adapter = CeleryTaskProcessorAdapter(TaskProcessorConfig(queue_name="pictures", adapter_config=celery))
+      task = adapter.enqueue_task_sync("resize", args=["cat.png"])
+      print(adapter.get_task_status_sync(task.id).status)  # PENDING
+
+      def with_a_broker() -> None:
+          print(adapter.cancel_task_sync(task.id), adapter.get_metrics_sync(), adapter.health_check_sync())
     """
 
     def __init__(self, config: TaskProcessorConfig) -> None:
@@ -118,24 +202,24 @@ class CeleryTaskProcessorAdapter(TaskProcessorAdapter):
     def enqueue_task_sync(
         self, task_name: str, args: Sequence[Any] | None = None, kwargs: Mapping[str, Any] | None = None, **options: Any
     ) -> TaskResult:
-        """Send a task; see ``TaskProcessorAdapter``."""
+        """Send a task; see ``TaskProcessorAdapter.enqueue_task_sync``."""
         sent = self._app.send_task(task_name, args=args, kwargs=kwargs, queue=self.config.queue_name, **options)
         return TaskResult(id=sent.id, status=sent.status, created_at=time.time(), result=sent.result)
 
     def get_task_status_sync(self, task_id: str) -> TaskResult:
-        """Return the state of a task; see ``TaskProcessorAdapter``."""
+        """Return the state of a task; see ``TaskProcessorAdapter.get_task_status_sync``."""
         task = self._app.AsyncResult(task_id)
         return TaskResult(id=task_id, status=task.status, result=task.result)
 
     def cancel_task_sync(self, task_id: str) -> bool:
-        """Cancel a task that waits or runs."""
+        """Cancel a task that waits or runs; see ``TaskProcessorAdapter.cancel_task_sync``."""
         self._app.control.revoke(task_id, terminate=True)
         return True
 
     def get_metrics_sync(self) -> dict[str, Any]:
-        """Return Celery's statistics of `qserve tasks`, by the names of its processes."""
+        """Return Celery's statistics of `qserve tasks`; see ``TaskProcessorAdapter.get_metrics_sync``."""
         return self._app.control.inspect().stats() or {}
 
     def health_check_sync(self) -> list[dict[str, Any]]:
-        """Return the processes of `qserve tasks` that reply within a second."""
+        """Return the processes of `qserve tasks` that reply; see ``TaskProcessorAdapter.health_check_sync``."""
         return self._app.control.ping() or []

@@ -22,6 +22,7 @@ from qserve.exceptions import QserveException
 
 ROOT = Path(__file__).parents[1]
 _LINE = 84
+_REFERENCE = re.compile(r"(?:same as|see) ``([\w.]+)``", re.I)
 _HEADING = re.compile(r"^## `(.+)` \{#(.+)\}")
 MODULES = (
     *("config", "dag", "deployment_graph", "drivers", "exceptions", "handle", "http_adapters", "metrics", "schema"),
@@ -117,6 +118,21 @@ RECEIVED = {
     ),
 }
 """Classes whose objects users get and do not make."""
+INTERNAL = {
+    *("Application.rebuild", "DAGNode.bind", "Event.encode", "Event.decode", "HTTPOptions.of", "HTTPOptions.variables"),
+    *("LoggingConfig.of", "LoggingConfig.given", "LoggingConfig.variables", "Ref.ask_for_acceptance", "Ref.plane"),
+    *(
+        "Ref.ask_for_events",
+        "Ref.cancel_with_caller",
+        "Ref.error",
+        "Ref.follow",
+        "Ref.is_known_to_caller",
+        "Ref.made_by",
+    ),
+    *("Ref.outcome", "Ref.raise_for_end", "Ref.refusal", "Ref.resolved", "Ref.settle", "Ref.share", "Ref.takes"),
+    *("RequestContext.cancel", "RequestContext.when_cancelled"),
+}
+"""Methods for qserve itself."""
 
 
 @cache
@@ -158,11 +174,32 @@ def documented() -> Mapping[str, griffe.Object]:
 
 
 def parts_of(thing: griffe.Object) -> list[griffe.DocstringSection]:
-    """Return the parts of a docstring; a method without one has that of the method that it replaces."""
+    """Return the parts of a docstring. What it does not say itself is that of what it refers to.
+
+    It may say "the same as ``x``" or "see ``x``". A method without a docstring has that of the method that it replaces.
+    """
+    parts = _own_parts(thing)
+    referred = _REFERENCE.search(parts[0].value) if parts and thing.is_function else None
+    other = _named(referred[1], thing) if referred else None
+    kinds = {part.kind for part in parts}
+    return parts + [part for part in (parts_of(other) if other else []) if part.kind not in kinds]
+
+
+def _own_parts(thing: griffe.Object) -> list[griffe.DocstringSection]:
     named = [thing, *(base.members[thing.name] for base in _bases(thing.parent) if thing.name in base.members)]
     docstring = next((one.docstring for one in named if one.docstring), None)
     options = {"returns_multiple_items": False, "returns_named_value": False, "warnings": False}
     return docstring.parse("google", **options) if docstring else []
+
+
+def _named(name: str, near: griffe.Object) -> griffe.Object | None:
+    """Return the function that a docstring names: a method beside it, or one with an entry."""
+    owner, _, method = name.rpartition(".")
+    if owner == "qserve":
+        return documented().get(method)
+    owners = [found(path) for path in documented() if path.rpartition(".")[2] == owner] if owner else [near.parent]
+    inside = (one.members[method] for own in owners for one in [own, *_bases(own)] if method in one.members)
+    return next(inside, documented().get(name))
 
 
 def described_parameters(thing: griffe.Object) -> list[tuple[str, str]]:
@@ -206,7 +243,8 @@ def members(thing: griffe.Object) -> list[griffe.Object]:
     named: dict[str, griffe.Object] = {}
     for owner in [thing, *(base for base in _bases(thing) if base.path not in entries)] if thing.is_class else []:
         for name, member in owner.members.items():
-            if not name.startswith("_") and (member.is_function or "property" in member.labels):
+            is_public = not name.startswith("_") and f"{owner.name}.{name}" not in INTERNAL
+            if is_public and (member.is_function or "property" in member.labels):
                 named.setdefault(name, member)
     return [*named.values()]
 
@@ -245,6 +283,7 @@ def places() -> Mapping[str, str]:
             place = f"{page}.md#qserve.{path}"
             found_at |= {name: place, f"qserve.{path}": place, thing.path: place}
             found_at |= {f"{name}.{member.name}": f"{place}.{member.name}" for member in members(thing)}
+    found_at |= {"DeploymentOptions": "options.md", "Settings": "settings.md"}
     for path, thing in public_names().items():
         place = f"errors.md#qserve.exceptions.{thing.name}" if path.startswith("exceptions.") else found_at[thing.path]
         found_at |= {f"qserve.{path}": place, path.rpartition(".")[2]: place}
@@ -289,6 +328,12 @@ def _linked(names: str) -> str:
     return ", ".join(prose(f"``{name}``") for name in names.strip("()").split(", "))
 
 
+def examples(thing: griffe.Object) -> list[str]:
+    """Return the code of the examples in a docstring."""
+    admonitions = [part.value for part in parts_of(thing) if part.kind is griffe.DocstringSectionKind.admonition]
+    return [one.contents for one in admonitions if one.kind == "example"]
+
+
 def document(thing: griffe.Object) -> Iterator[str]:
     """Yield a docstring as Markdown, with types and defaults from the source."""
     kinds = griffe.DocstringSectionKind
@@ -304,7 +349,7 @@ def document(thing: griffe.Object) -> Iterator[str]:
             yield "**Raises**"
             yield "\n".join(bullets((_linked(str(one.annotation)), one.description) for one in part.value))
         elif part.kind is kinds.admonition and part.value.kind == "example":
-            yield f"**Example**\n\n```python\n{part.value.contents}\n```"
+            yield f"**Example**\n\n```python\n{part.value.contents.rstrip()}\n```"
         else:
             raise ValueError(f"{thing.path}: its docstring has a part that the reference does not know: {part.kind}")
 
@@ -313,11 +358,11 @@ def entry(path: str) -> Iterator[str]:
     """Yield the entry of a name: what it is called with, its docstring, its other names, its methods."""
     thing, name = found(path), path.rpartition(".")[2]
     yield f"## `{name}` {{#qserve.{path}}}"
-    is_made = name not in RECEIVED and not _is_enum(thing)
+    is_made = name not in RECEIVED and not is_enum(thing)
     called = signature(thing, f"qserve.{path}{'.bind' * (name == 'DAGDriver')}") if is_made else f"class qserve.{path}"
     yield f"```python\n{called}\n```"
     yield from document(thing)
-    if _is_enum(thing):
+    if is_enum(thing):
         yield "Values: " + ", ".join(f"`{one.name}`" for one in thing.members.values() if one.is_attribute) + "."
     others = [f"`qserve.{other}`" for other, same in public_names().items() if same is thing and other != path]
     if others:
@@ -334,7 +379,8 @@ def entry(path: str) -> Iterator[str]:
             yield from document(one)
 
 
-def _is_enum(thing: griffe.Object) -> bool:
+def is_enum(thing: griffe.Object) -> bool:
+    """Return whether it is a class of names for values."""
     return thing.is_class and any(str(base).endswith("Enum") for base in thing.bases)
 
 

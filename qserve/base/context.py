@@ -39,19 +39,24 @@ class RequestContext:
       route: The route prefix of its application.
       app_name: The application that runs it.
       multiplexed_model_id: The model that the caller asked for.
-      deadline_ms: Unix time, by the broker's clock, by which the request must be finished; 0 outside of a request.
+      deadline_ms: Unix time in milliseconds, by the broker's clock, by which the request must be finished; 0 outside of
+        a request.
       cancelled: Whether it was cancelled, or its deadline has passed, since the code began. A coroutine also gets
         ``asyncio.CancelledError`` at its next ``await``; a ``def`` in a thread has to ask.
-
-            def work(self, pages: list[bytes]) -> int:
-                for page in pages:
-                    if serve.get_request_context().cancelled:
-                        return 0
-                    self.index(page)
       runs: The runs that the code belongs to: one, or those of all calls in a batch.
       carried: What the request carries beside its values; None for nothing.
       batch: In a batch, the contexts of its calls, in their order.
-      makes_calls: Whether its code has called a deployment.
+
+    Example:
+      @serve.deployment
+      class Index:
+          def __call__(self, pages: list[str]) -> int:
+              for number, page in enumerate(pages):
+                  if serve.get_request_context().cancelled:
+                      return number
+              return len(pages)
+
+      print(serve.run(Index.bind(), local=True).remote(["first", "second"]).result())  # 2
     """
 
     request_id: str = ""
@@ -64,6 +69,7 @@ class RequestContext:
     carried: Carried | None = field(default=None, repr=False, compare=False)
     batch: tuple[RequestContext, ...] = field(default=(), repr=False, compare=False)
     makes_calls: bool = field(default=False, init=False, repr=False, compare=False)
+    """Whether its code has called a deployment."""
     _callbacks: list[Callable[[], object]] | None = field(default=None, init=False, repr=False, compare=False)
 
     @property
@@ -121,8 +127,19 @@ class ReplicaContext:
     """The replica that the running code belongs to.
 
     Parameters:
+      app_name: The application.
+      deployment: The deployment.
+      replica_tag: The name of the replica.
       servable_object: The object that was constructed; None until then.
       preloaded: What the function returned that ``preload`` of the deployment names; None without one.
+
+    Example:
+      @serve.deployment
+      def where() -> str:
+          replica = serve.get_replica_context()
+          return f"{replica.deployment} of {replica.app_name}"
+
+      print(serve.run(where.bind(), name="shop", local=True).remote().result())  # where of shop
     """
 
     app_name: str
@@ -178,8 +195,22 @@ execute: Callable[[Any, tuple[Any, ...], dict[str, Any]], Any]
 def get_replica_context() -> ReplicaContext:
     """Return the replica that the calling code runs in.
 
+    Returns:
+      A ``ReplicaContext``.
+
     Raises:
       QserveException: The code does not run inside a deployment.
+
+    Example:
+      @serve.deployment
+      class Model:
+          def __init__(self) -> None:
+              self.name = serve.get_replica_context().deployment
+
+          def __call__(self) -> str:
+              return self.name
+
+      print(serve.run(Model.bind(), local=True).remote().result())  # Model
     """
     here = replica_here.get() or replica
     if here is None:
@@ -190,7 +221,20 @@ def get_replica_context() -> ReplicaContext:
 
 
 def get_request_context() -> RequestContext:
-    """Return the request that the calling code runs for; its fields are empty outside of a request."""
+    """Return the request that the calling code runs for.
+
+    Returns:
+      A ``RequestContext``, whose fields are empty outside of a request.
+
+    Example:
+      @serve.deployment
+      def who() -> str:
+          return serve.get_request_context().tenant
+
+      app = serve.run(who.bind(), local=True)
+      with serve.call_context(tenant="acme"):
+          print(app.remote().result())  # acme
+    """
     return request_context.get()
 
 
@@ -204,9 +248,6 @@ def call_context(
 ) -> Iterator[None]:
     """Have the calls that are made in the body of the ``with`` carry a context, which each of their steps can read.
 
-        with qserve.call_context(tenant="acme", headers={"accept-language": "de"}):
-            ref = handle.remote(document)
-
     The code of a deployment reads it by ``qserve.get_request_context()``, also in the steps and calls that follow. What
     is not given stays as it is: what the running request carries, or nothing.
 
@@ -215,8 +256,20 @@ def call_context(
       headers: Up to 16 headers, of 1,024 characters each and 4,096 together.
       traceparent, tracestate: The W3C Trace Context of the caller.
 
+    Returns:
+      A context manager.
+
     Raises:
       TypeError, ValueError: One of these is malformed, or too long.
+
+    Example:
+      @serve.deployment
+      def language() -> str:
+          return serve.get_request_context().headers.get("accept-language", "en")
+
+      app = serve.run(language.bind(), local=True)
+      with serve.call_context(tenant="acme", headers={"accept-language": "de"}):
+          print(app.remote().result())  # de
     """
     carried = changed(carried_here.get() or request_context.get().carried, tenant, headers, traceparent, tracestate)
     token = carried_here.set(carried)

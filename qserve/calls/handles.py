@@ -36,7 +36,21 @@ H = TypeVar("H", bound="Handle[..., Any]")
 
 @dataclass(frozen=True)
 class HandleOptions:
-    """The options of a handle; see ``handle.options``."""
+    """The options of a handle, which ``handle.options(...)`` changes.
+
+    Parameters:
+      method_name: The method that ``remote`` calls.
+      stream: Whether the method is a generator whose items are wanted as they are yielded.
+      multiplexed_model_id: The model that the calls are for; "" for none.
+      webhook: A URL to which a gateway sends the end of each call; "" for none.
+      trace: Whether to have each call traced.
+
+    Example:
+      from qserve.handle import DeploymentHandle, HandleOptions
+
+      letters = DeploymentHandle("Greeter", "default", HandleOptions(method_name="letters", stream=True))
+      print([*letters.remote("abc")])  # ['a', 'b', 'c']
+    """
 
     method_name: str = "__call__"
     stream: bool = False
@@ -63,7 +77,19 @@ class Handle(Generic[P, R_co]):
     def remote(self, /, *args: P.args, **kwargs: P.kwargs) -> Any:
         """Start the call; the class of the handle says what this returns.
 
-        Refs and un-awaited calls among the arguments arrive as their values.
+        This returns at once. With ``options(stream=True)`` the result is an iterator over the items.
+
+        Parameters:
+          args, kwargs: The arguments of the method. Refs and un-awaited calls among them arrive as their values.
+
+        Returns:
+          A ``DeploymentResponse`` of a ``DeploymentHandle``, a ``Ref`` of a ``RayServeSyncHandle``, a ``RefTask`` of
+          the others; with ``stream=True`` a ``DeploymentResponseGenerator``.
+
+        Raises:
+          BrokerUnavailable: This program is not connected, no broker is set, and this user runs nothing here.
+          PayloadError: An argument cannot be sent.
+          BackPressureError: The queue is full; of a ``RayServeSyncHandle`` here, of the others when they are awaited.
         """
         context = request_context.get()
         ref = (self._plane or current.plane()).submit(self._call(context, args, kwargs))
@@ -154,16 +180,19 @@ class Handle(Generic[P, R_co]):
         webhook: str | None = None,
         trace: bool | None = None,
     ) -> Any:
-        """Return a copy of this handle with some options changed.
+        """Return a copy of this handle with some options changed; None leaves one as it is.
 
         Parameters:
-          method_name: The method that ``remote`` calls.
+          method_name: The method that ``remote`` calls; ``handle.method`` is short for that.
           stream: Whether the method is a generator whose items are wanted as they are yielded.
           multiplexed_model_id: The model that the calls are for.
           use_new_handle_api: True for one await (``DeploymentHandle``), False for two.
           webhook: A URL to which a gateway that has a secret for webhooks sends the end of each call; "" for none.
             Such a call goes on although the request that has made it ends, and its result is kept.
           trace: Whether to have each call traced, for `qserve requests trace` and the live page.
+
+        Returns:
+          The new handle.
 
         Raises:
           ValueError: No webhook may be sent to that URL, or it is asked for together with a stream.
@@ -220,7 +249,22 @@ class _DeploymentHandle(Handle[P, R_co]):
 
 
 class RayServeDeploymentHandle(_DeploymentHandle[P, R_co]):
-    """A handle for code in deployments: ``ref = await handle.method.remote(x)``, then ``value = await ref``."""
+    """A handle for code in deployments: ``ref = await handle.method.remote(x)``, then ``value = await ref``.
+
+    Constructors get one for each node that their deployment was bound to.
+
+    Example:
+      @serve.deployment
+      class Polite:
+          def __init__(self, greeter):
+              self.greeter = greeter.options(trace=True)
+
+          async def __call__(self, name: str) -> str:
+              ref = await self.greeter.remote(name)  # the broker has the call
+              return f"{await ref}, how are you?"
+
+      print(serve.run(Polite.bind(Greeter.bind()), local=True).remote("Dora").result())  # Hello Dora, how are you?
+    """
 
     _respond = RefTask
 
@@ -231,7 +275,14 @@ class RayServeDeploymentHandle(_DeploymentHandle[P, R_co]):
 
 
 class RayServeSyncHandle(_DeploymentHandle[P, R_co]):
-    """A handle for sync code: ``qserve.get(handle.method.remote(x))``."""
+    """A handle for sync code: ``qserve.get(handle.method.remote(x))``. ``run`` returns it.
+
+    Inside of a deployment it becomes a handle with two awaits, since nothing may block there.
+
+    Example:
+      print(serve.get(handle.remote("Dora")))  # Hello Dora
+      print([*handle.letters.options(stream=True).remote("abc")])  # ['a', 'b', 'c']
+    """
 
     if TYPE_CHECKING:
 
@@ -254,7 +305,20 @@ RayServeLazySyncHandle = RayServeSyncHandle
 
 
 class DeploymentHandle(_DeploymentHandle[P, R_co]):
-    """A handle of the newer generation: ``value = await handle.method.remote(x)``, or ``.result()`` in sync code."""
+    """A handle of the newer generation: ``value = await handle.method.remote(x)``, or ``.result()`` in sync code.
+
+    ``get_app_handle``, ``get_deployment_handle`` and ``handle.options(use_new_handle_api=True)`` return it.
+
+    Example:
+      greeter = serve.get_app_handle("default")
+      print(greeter.remote("Dora").result(timeout_s=10))  # Hello Dora
+
+      async def greet() -> None:
+          print(await greeter.remote("Ann"))  # Hello Ann
+          print([letter async for letter in greeter.letters.options(stream=True).remote("ab")])  # ['a', 'b']
+
+      asyncio.run(greet())
+    """
 
     _respond = DeploymentResponse
     _respond_stream = DeploymentResponseGenerator
@@ -266,7 +330,29 @@ class DeploymentHandle(_DeploymentHandle[P, R_co]):
 
 
 class RayServeDAGHandle(Handle[P, R_co]):
-    """A handle to a graph: the arguments of ``remote`` are the graph's input."""
+    """A handle to a graph: the arguments of ``remote`` are the graph's input.
+
+    A constructor gets one for a graph with an ``InputNode`` that its deployment was bound to.
+
+    Example:
+      from qserve.dag import InputNode
+
+      @serve.deployment
+      def double(number: int) -> int:
+          return 2 * number
+
+      @serve.deployment
+      class Caller:
+          def __init__(self, graph):
+              self.graph = graph.options(trace=True)
+
+          async def __call__(self, number: int) -> int:
+              return await (await self.graph.remote(number))
+
+      with InputNode() as number:
+          graph = double.bind(double.bind(number))
+      print(serve.run(Caller.bind(graph), local=True).remote(5).result())  # 20
+    """
 
     _respond = RefTask
     _runs_graph = True
@@ -323,9 +409,6 @@ def plane_of(handle: Handle[..., Any]) -> Plane:
 def submit_many(handle: Handle[..., T], arguments: Iterable[tuple[Any, ...] | Mapping[str, Any]]) -> list[Ref[T]]:
     """Start many calls of one handle, and send them together instead of one by one.
 
-        refs = qserve.submit_many(handle.predict, [(image,) for image in images])
-        qserve.accepted(refs)
-
     Nothing is awaited. What refuses one call, such as a full queue or a value that cannot be sent, is raised by its ref
     alone. Up to 250 calls, or 8 MiB, make one round trip to the broker.
 
@@ -340,6 +423,11 @@ def submit_many(handle: Handle[..., T], arguments: Iterable[tuple[Any, ...] | Ma
       TypeError: ``handle`` is not a handle, or one of ``arguments`` is neither a tuple nor a dict; nothing is sent.
       ValueError: The handle is for streams.
       AppNotFound, BrokerError: The application does not exist, or the broker does not reply; nothing is sent.
+
+    Example:
+      refs = serve.submit_many(handle, [(name,) for name in ("Ann", "Ben")])
+      serve.accepted(refs)
+      print(serve.get(refs))  # ['Hello Ann', 'Hello Ben']
     """
     if not isinstance(handle, Handle):
         raise TypeError(f"submit_many takes a handle, such as `handle.method`; got {type(handle).__name__!r}")

@@ -31,10 +31,6 @@ _OVER_KEPT = 1000
 def progress(fraction: float | None, message: str = "", *, context: RequestContext | None = None) -> None:
     """Say how far the request is for which this code runs; ``ref.events()`` and the gateway show it.
 
-        for number, page in enumerate(pages):
-            qserve.progress(number / len(pages), f"page {number + 1}")
-            ...
-
     This costs a few microseconds and never waits. At most four messages a second are sent for each call, and the last
     one is sent before the call ends. While the broker is away, only the last one is kept, and while it is full they are
     lost; nothing fails. Outside of a request this does nothing; in a batch it counts for all of its requests.
@@ -47,6 +43,15 @@ def progress(fraction: float | None, message: str = "", *, context: RequestConte
 
     Raises:
       TypeError, ValueError: An argument is not what it should be.
+
+    Example:
+      @serve.deployment
+      def index(pages: list[str]) -> int:
+          for number, page in enumerate(pages):
+              serve.progress(number / len(pages), f"page {number + 1}")
+          return len(pages)
+
+      print(serve.run(index.bind(["first", "second"]), local=True).remote().result())  # 2
     """
     if fraction is not None and not (type(fraction) is float and 0 <= fraction <= 1):
         if isinstance(fraction, bool) or not isinstance(fraction, Real):

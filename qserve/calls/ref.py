@@ -180,9 +180,24 @@ class Ref(NotValue, Generic[T_co]):
     Use ``await ref`` in async code, ``qserve.get(ref)`` or ``ref.result()`` in sync code. A ref can be awaited any
     number of times, passed as an argument (its value arrives there) and pickled.
 
-    ``request_id`` is the id under which the result is stored: ``qserve.get_ref(request_id)`` gives the ref anywhere.
+    ``request_id`` is the ID under which the result is stored: ``qserve.get_ref(request_id)`` gives the ref anywhere.
     ``acceptance`` is set to whether the broker has the request; ``done`` is set to the outcome. ``is_cancelled`` is set
     when its plane was asked to cancel the request.
+
+    Example:
+      ref = handle.remote("Dora")
+      ref.accepted(timeout_s=10)  # in async code: await ref.accepted_async()
+      print(ref.result(timeout_s=10))  # Hello Dora
+      print(ref.progress())  # None
+      print(*(event.name for event in ref.events()))  # accepted end
+      ref.cancel()  # no effect, since it has ended
+
+      async def later() -> None:
+          ref = handle.remote("Ann")
+          await ref.accepted_async()
+          print(await ref, await ref.progress_async())  # Hello Ann None
+
+      asyncio.run(later())
     """
 
     __slots__ = (
@@ -223,12 +238,13 @@ class Ref(NotValue, Generic[T_co]):
         In async code, write ``await ref.accepted_async()``.
 
         Parameters:
-          timeout_s: The longest wait; None waits until the broker has answered, or stays away.
+          timeout_s: The longest wait in seconds; None waits until the broker has answered, or stays away.
 
         Raises:
           GetTimeoutError: The broker did not confirm the request within ``timeout_s``; it is still being sent.
           BrokerUnavailable, BackPressureError, QserveException: The request was refused, and why.
           ResultUnavailable: It was submitted by another program, and its result is no longer stored.
+          RuntimeError: It would block a running event loop.
         """
         if loop_that_runs() is not None:
             raise RuntimeError("accepted() would block the running event loop: write `await ref.accepted_async()`")
@@ -240,7 +256,12 @@ class Ref(NotValue, Generic[T_co]):
         self._raise_refusal()
 
     async def accepted_async(self) -> None:
-        """Do the same as ``accepted`` in async code; limit the wait with ``asyncio.timeout``."""
+        """Wait in async code until the broker has stored the request; limit the wait with ``asyncio.timeout``.
+
+        Raises:
+          BrokerUnavailable, BackPressureError, QserveException: The request was refused, and why.
+          ResultUnavailable: It was submitted by another program, and its result is no longer stored.
+        """
         self.ask_for_acceptance()
         await self.acceptance
         self._raise_refusal()
@@ -258,12 +279,18 @@ class Ref(NotValue, Generic[T_co]):
         """Wait for the value and return it.
 
         Parameters:
-          timeout_s: The longest wait; None waits until the request's own deadline.
+          timeout_s: The longest wait in seconds; None waits until the request's own deadline.
+
+        Returns:
+          The value that the method returned.
 
         Raises:
           GetTimeoutError: The value did not arrive within ``timeout_s``; the request goes on.
           TaskError: User code raised an exception; the error is also an instance of the original type.
           DeadlineExceeded: The request's deadline passed first.
+          RequestCancelledError: The request was cancelled.
+          ResultUnavailable: The result is no longer stored, or the request was a stream.
+          RequestError: The request has failed for another reason, which the class of the error says.
         """
         if not self.done.is_set() and not self._wait(timeout_s):
             self._is_known_to_caller = True
@@ -325,15 +352,16 @@ class Ref(NotValue, Generic[T_co]):
         In async code, write ``await ref.progress_async()``.
 
         Parameters:
-          timeout_s: The longest wait for the broker's answer; None waits until it answers, or stays away.
+          timeout_s: The longest wait in seconds for the broker's answer; None waits until it answers, or stays away.
 
         Returns:
-          A ``fraction`` (from 0 to 1, or None) and a ``message``; None if nothing was reported, or the request has
-          ended.
+          A ``Progress`` with a ``fraction`` (from 0 to 1, or None) and a ``message``; None if nothing was reported, or
+          the request has ended.
 
         Raises:
           GetTimeoutError: The broker has not answered within ``timeout_s``.
           BrokerUnavailable: The broker is away.
+          RuntimeError: It would block a running event loop.
         """
         if loop_that_runs() is not None:
             raise RuntimeError("progress() would block the running event loop: write `await ref.progress_async()`")
@@ -343,7 +371,14 @@ class Ref(NotValue, Generic[T_co]):
         return _progress_in(asked.get_nowait())
 
     async def progress_async(self) -> Progress | None:
-        """Do the same as ``progress`` in async code; limit the wait with ``asyncio.timeout``."""
+        """Return how far the request is, in async code; limit the wait with ``asyncio.timeout``.
+
+        Returns:
+          A ``Progress``; None if nothing was reported, or the request has ended.
+
+        Raises:
+          BrokerUnavailable: The broker is away.
+        """
         return _progress_in(await self._ask_for_progress())
 
     def _ask_for_progress(self) -> Promise[Progress | Exception | None]:
@@ -355,9 +390,6 @@ class Ref(NotValue, Generic[T_co]):
 
     def events(self, last_id: str = "") -> Events:
         """Return the events of the request as they come, the last one when it ends; for ``for`` and ``async for``.
-
-            for event in qserve.get_ref(request_id).events():
-                print(event.name, event.fraction, event.message)
 
         What the steps of a request begin and end is written down from the first reader on, or from the first
         ``qserve.progress``; of what came before, only the acceptance is told. Of many events, the last 128 are kept.
@@ -385,7 +417,10 @@ class Ref(NotValue, Generic[T_co]):
             self._get_plane().follow(self)
 
     def cancel(self) -> None:
-        """Cancel the request: calls that have not started never will; running ones are notified, and have no effect."""
+        """Cancel the request: calls that have not started never will; running ones are notified, and have no effect.
+
+        This returns at once. The ref then raises ``RequestCancelledError``, unless the request had ended before.
+        """
         self._is_known_to_caller = True
         self._get_plane().cancel(self)
 

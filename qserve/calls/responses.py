@@ -29,7 +29,7 @@ class _Response(NotValue, Generic[T_co]):
 
     @property
     def request_id(self) -> str:
-        """The id under which the result is stored; ``qserve.get_ref`` takes it."""
+        """The ID under which the result is stored; ``qserve.get_ref`` takes it."""
         return self.ref.request_id
 
     def accepted(self, timeout_s: float | None = None) -> None:
@@ -37,7 +37,7 @@ class _Response(NotValue, Generic[T_co]):
         self.ref.accepted(timeout_s)
 
     async def accepted_async(self) -> None:
-        """Do the same in async code."""
+        """Wait in async code until the broker has stored the call; see ``Ref.accepted_async``."""
         await self.ref.accepted_async()
 
     def progress(self, timeout_s: float | None = None) -> Progress | None:
@@ -45,7 +45,7 @@ class _Response(NotValue, Generic[T_co]):
         return self.ref.progress(timeout_s)
 
     async def progress_async(self) -> Progress | None:
-        """Do the same in async code."""
+        """Return how far the call is, in async code; see ``Ref.progress_async``."""
         return await self.ref.progress_async()
 
     def events(self, last_id: str = "") -> Events:
@@ -68,7 +68,25 @@ class _Response(NotValue, Generic[T_co]):
 class RefTask(_Response[T_co]):
     """A call by a handle inside a deployment: ``await`` it for the ref, and await the ref for the value.
 
-    The call has started when this object exists; the first await only waits until the broker has accepted it.
+    The call has started when this object exists; the first await only waits until the broker has accepted it. It has
+    the methods of an ``asyncio.Task``, so ``asyncio.wait`` and ``asyncio.gather`` take it.
+
+    Example:
+      @serve.deployment
+      class Caller:
+          def __init__(self, greeter):
+              self.greeter = greeter
+
+          async def __call__(self, name: str) -> str:
+              call = self.greeter.remote(name)
+              called = []
+              call.add_done_callback(called.append)
+              await call.accepted_async()
+              assert call.done() and not call.cancelled() and call.exception() is None
+              call.remove_done_callback(called.append)
+              return await call.result()  # the same as `await (await call)`
+
+      print(serve.run(Caller.bind(Greeter.bind()), local=True).remote("Dora").result())  # Hello Dora
     """
 
     __slots__ = ("_callbacks",)
@@ -89,11 +107,23 @@ class RefTask(_Response[T_co]):
     # Ray Serve returns an asyncio task here, so asyncio.wait and others may call its methods
 
     def done(self) -> bool:
-        """Return whether the call was accepted, so that ``result`` returns the ref."""
+        """Return whether the call was accepted, so that ``result`` returns the ref.
+
+        Returns:
+          True once the broker has answered, also if it has refused the call.
+        """
         return self.ref.acceptance.is_set()
 
     def result(self) -> Ref[T_co]:
-        """Return the ref once the call was accepted; raise RuntimeError where waiting would block an event loop."""
+        """Return the ref once the call was accepted.
+
+        Returns:
+          The ref, which has the value or raises.
+
+        Raises:
+          RuntimeError: The call was not accepted yet, and waiting would block the event loop.
+          QserveException: The call was refused, and why.
+        """
         if not self.done():
             if loop_that_runs() is not None:
                 raise RuntimeError("the call was not accepted yet: await it first")
@@ -104,17 +134,33 @@ class RefTask(_Response[T_co]):
         """Return None: errors are raised by the ref."""
 
     def cancelled(self) -> bool:
-        """Return False: a cancelled call still has its ref, which raises."""
+        """Return False: a cancelled call still has its ref, which raises.
+
+        Returns:
+          False.
+        """
         return False
 
     def add_done_callback(self, callback: Callable[[Any], object], *, context: Any = None) -> None:
-        """Have the running loop call ``callback`` with this object once the call was accepted."""
+        """Have the running loop call ``callback`` with this object once the call was accepted.
+
+        Parameters:
+          callback: A function of this object.
+          context: The context that it runs in; None for the current one.
+        """
         loop = asyncio.get_running_loop()
         self._callbacks.append(callback)
         self.ref.acceptance.call_when_set(lambda: loop.call_soon_threadsafe(self._call, callback, context=context))
 
     def remove_done_callback(self, callback: Callable[[Any], object]) -> int:
-        """Remove the callback and return how many calls of it were pending."""
+        """Remove the callback and return how many calls of it were pending.
+
+        Parameters:
+          callback: What ``add_done_callback`` got.
+
+        Returns:
+          The number of calls that will not be made.
+        """
         count = self._callbacks.count(callback)
         self._callbacks = [other for other in self._callbacks if other != callback]
         return count
@@ -129,6 +175,21 @@ class DeploymentResponse(_Response[T_co]):
     """A call by a ``DeploymentHandle``: ``await`` it for the value, or call ``result()`` in sync code.
 
     It can be awaited any number of times, and passed as an argument.
+
+    Example:
+      greeter = serve.get_app_handle("default")
+      response = greeter.remote("Dora")
+      response.accepted()
+      print(response.result(timeout_s=10))  # Hello Dora
+      print(response.progress(), *(event.name for event in response.events()))  # None accepted end
+      response.cancel()  # no effect, since it has ended
+
+      async def later() -> None:
+          response = greeter.remote("Ann")
+          await response.accepted_async()
+          print(await response, await response.progress_async())  # Hello Ann None
+
+      asyncio.run(later())
     """
 
     __slots__ = ()
@@ -138,7 +199,14 @@ class DeploymentResponse(_Response[T_co]):
         return self.ref.__await__()
 
     def result(self, timeout_s: float | None = None) -> T_co:
-        """Wait for the value; raise RuntimeError inside a running event loop, which would block."""
+        """Wait for the value; see ``Ref.result``.
+
+        Raises:
+          GetTimeoutError: The value did not arrive within ``timeout_s``; the request goes on.
+          TaskError: User code raised an exception; the error is also an instance of the original type.
+          RequestError: The call has failed, and why.
+          RuntimeError: It would block a running event loop: write ``await response``.
+        """
         if loop_that_runs() is not None:
             raise RuntimeError(
                 "Sync methods should not be called from within an `asyncio` event loop: write `await response`"
@@ -151,6 +219,20 @@ class DeploymentResponseGenerator(_Response[T_co]):
 
     Items arrive as the method yields them. ``cancel()``, or deleting the iterator early, stops the producer at its
     next item.
+
+    Example:
+      items = handle.letters.options(stream=True).remote("abc")
+      items.accepted()
+      print(next(items), next(items))  # a b
+      print(items.progress(), items.events() is not None)  # None True
+      items.cancel()
+
+      async def read() -> None:
+          items = handle.letters.options(stream=True).remote("ab")
+          await items.accepted_async()
+          print([item async for item in items], await items.progress_async())  # ['a', 'b'] None
+
+      asyncio.run(read())
     """
 
     ref: ItemRef[T_co]
@@ -250,6 +332,10 @@ def get(refs: Any, timeout: float | None = None) -> Any:
       GetTimeoutError: The wait ended first; the calls go on.
       TaskError: User code raised an exception; the error is also an instance of the original type.
       TypeError: ``refs`` is not what a handle call returns.
+
+    Example:
+      print(serve.get(handle.remote("Dora")))  # Hello Dora
+      print(serve.get([handle.remote("Ann"), handle.remote("Ben")], timeout=10))  # ['Hello Ann', 'Hello Ben']
     """
     if isinstance(refs, list | tuple):
         deadline = Deadline(timeout)
@@ -263,6 +349,7 @@ def wait(
     """Wait until some calls of a list have ended, in sync code; in async code use ``asyncio.wait``.
 
     Parameters:
+      refs: Refs and un-awaited calls, each once.
       num_returns: How many to wait for.
       timeout: The longest wait in seconds; None waits until their own deadlines.
       fetch_local: Accepted for compatibility; results always come to their caller.
@@ -273,6 +360,11 @@ def wait(
     Raises:
       TypeError, ValueError: ``refs`` is not a list of what handle calls return, or has fewer than ``num_returns``.
       RuntimeError: It would block a running event loop.
+
+    Example:
+      refs = [handle.remote(name) for name in ("Ann", "Ben", "Cem")]
+      ended, others = serve.wait(refs, num_returns=2, timeout=10)
+      print(len(ended), len(others))  # 2 1
     """
     if loop_that_runs() is not None:
         raise RuntimeError("qserve.wait would block the running event loop: write `await asyncio.wait(...)`")
@@ -291,14 +383,37 @@ def wait(
 
 
 def cancel(ref: AnyCall, *, force: bool = False, recursive: bool = True) -> None:
-    """Cancel a call; see ``Ref.cancel``. ``force`` and ``recursive`` are accepted for compatibility."""
+    """Cancel a call: what has not started never will, and running code is notified; see ``Ref.cancel``.
+
+    Parameters:
+      ref: What ``handle.method.remote(...)`` returned.
+      force, recursive: Accepted for compatibility and ignored.
+
+    Raises:
+      TypeError: ``ref`` is not what a handle call returns.
+
+    Example:
+      serve.cancel(handle.remote("Dora"))
+    """
     if not isinstance(ref, Ref | _Response):
         raise _no_call("cancel", ref)
     ref.cancel()
 
 
 def put(value: T) -> Ref[T]:
-    """Return a ref that has its value already, to be passed where a ref is wanted."""
+    """Return a ref that has its value already, to be passed where a ref is wanted.
+
+    Nothing is stored: the value travels with each call that the ref is passed to.
+
+    Parameters:
+      value: Any value.
+
+    Returns:
+      A ref whose ``result()`` is the value.
+
+    Example:
+      print(serve.put(5).result())  # 5
+    """
     return Ref.resolved(value)
 
 
@@ -319,7 +434,7 @@ def _no_call(function: str, value: Any) -> TypeError:
 def accepted(calls: AnyCall | Sequence[AnyCall], timeout_s: float | None = None) -> None:
     """Wait until the broker has stored a call, or all calls of a list; from then on they survive this program.
 
-    ``qserve.accepted([handle.remote(item) for item in items])`` is the last line of a program that only submits.
+    It is the last line of a program that only submits.
 
     Parameters:
       calls: What ``handle.method.remote(...)`` returned, or a list of that.
@@ -329,6 +444,9 @@ def accepted(calls: AnyCall | Sequence[AnyCall], timeout_s: float | None = None)
       GetTimeoutError: The wait ended first; what is missing is still being sent.
       QserveException: At least one call was refused: the first refusal, with a note of how many there were.
       TypeError: ``calls`` is not what a handle call returns.
+
+    Example:
+      serve.accepted([handle.remote(name) for name in ("Ann", "Ben")], timeout_s=10)
     """
     every: Sequence[Any] = calls if isinstance(calls, list | tuple) else [calls]
     for call in every:

@@ -17,7 +17,7 @@ from qserve.graph.nodes import DAGNode, Target
 
 
 class Application(Mapping[str, Deployment], Target[Any]):
-    """Deployments by name, in the order in which they start; read-only.
+    """Deployments by name, in the order in which they start; read-only. ``build`` makes it.
 
     Parameters:
       deployments: Children before parents, the ingress last.
@@ -25,6 +25,13 @@ class Application(Mapping[str, Deployment], Target[Any]):
     Raises:
       TypeError: One of them is not a deployment.
       ValueError: Two have the same name.
+
+    Example:
+      from greetings import app  # a module with the class Greeter, and app = Greeter.bind()
+
+      application = serve.build(app)
+      application["Greeter"].set_options(num_replicas=2)
+      print([*application], application.ingress.num_replicas)  # ['Greeter'] 2
     """
 
     def __init__(self, deployments: list[Deployment] | tuple[Deployment, ...]) -> None:
@@ -119,10 +126,21 @@ def set_defaults(
 def build(root: DAGNode) -> Application:
     """Build a graph whose deployments can be imported by name; ``run`` accepts the result like a node.
 
+    Parameters:
+      root: The node to serve.
+
+    Returns:
+      An ``Application``, whose deployments can be adjusted before it is run.
+
     Raises:
       RuntimeError: A deployment cannot be imported by name.
       TypeError: A bound argument is not JSON, or the root is not a node.
       ValueError: The graph is not valid.
+
+    Example:
+      from greetings import app  # a module with the class Greeter, and app = Greeter.bind()
+
+      print(serve.build(app).ingress.name)  # Greeter
     """
     deployments = compile_application(root).deployments
     for deployment in deployments:

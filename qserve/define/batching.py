@@ -426,21 +426,37 @@ def batch(
     returns a list of results in the same order; a generator yields such lists, in which ``StopIteration`` ends the
     results of one item. The first parameter of a method must be called ``self``.
 
-        @serve.batch(max_batch_size=8, batch_wait_timeout_s=0.01)
-        async def predict(self, inputs: list[str]) -> list[float]: ...
-
-        await self.predict("one input")
-
     Batches form in the event loop in which the calls are awaited: the replica's. A sync method may return the
     coroutine, or pass it to that loop with ``asyncio.run_coroutine_threadsafe``; ``asyncio.run`` would create a loop,
     and so a batch, of its own. A batch runs with the request context of its calls.
 
-    The parameters are those of ``Limits``. Its setters are attributes of the result, and hold for all instances in this
-    process: ``self.predict.set_max_batch_size(4)``.
+    Parameters:
+      max_batch_size: The largest size of a batch, in items or as ``batch_size_fn`` measures it; at least 1.
+      batch_wait_timeout_s: How many seconds the first item waits for others; 0 runs the items that are there.
+      max_concurrent_batches: How many batches of one queue run at the same time.
+      batch_size_fn: Returns the size of a list of items, which must not shrink when an item joins; None counts them.
+        For a function with several parameters the items are tuples.
+
+    Returns:
+      The function as its callers see it: one item in, one result out. Its ``set_max_batch_size(4)`` and
+      ``set_batch_wait_timeout_s(0.1)`` change the limits for all instances in this process, from the next call on.
 
     Raises:
       TypeError: The function is not ``async def``, or an option has the wrong type.
       ValueError: A number is out of range.
+
+    Example:
+      @serve.deployment
+      class Model:
+          @serve.batch(max_batch_size=8, batch_wait_timeout_s=0.01)
+          async def lengths(self, texts: list[str]) -> list[int]:
+              return [len(text) for text in texts]
+
+          async def __call__(self, text: str) -> int:
+              return await self.lengths(text)
+
+      model = serve.run(Model.bind(), local=True)
+      print(serve.get([model.remote("one"), model.remote("three")]))  # [3, 5]
     """
     options = Limits(max_batch_size, batch_wait_timeout_s, max_concurrent_batches, batch_size_fn)
 

@@ -41,16 +41,23 @@ _DEFAULTS = DeploymentOptions()  # it is frozen, so that all can share it
 
 
 class Deployment(Generic[Body_co]):
-    """A class or function with options; ``bind`` makes nodes of it.
+    """A class or function with options; ``bind`` makes nodes of it. ``deployment`` makes it.
 
-    Type checkers see a ``Deployment[type[Model]]`` or a ``Deployment[Function[[int], str]]``.
+    Type checkers see a ``Deployment[type[Model]]`` or a ``Deployment[Function[[int], str]]``. Its options are
+    attributes: ``Greeter.num_replicas``.
 
     Parameters:
       func_or_class: The user's class or function.
-      config: Its options.
+      config: Its options, a ``DeploymentOptions``; None for the defaults.
 
     Raises:
       TypeError: ``func_or_class`` is neither a class nor a function.
+
+    Example:
+      Two = Greeter.options(num_replicas=2)
+      Greeter.set_options(max_retries=1)
+      node = Two.bind()
+      print(Greeter.num_replicas, Two.num_replicas)  # 1 2
     """
 
     def __init__(self, func_or_class: Body_co, config: DeploymentOptions | None = None) -> None:
@@ -94,8 +101,11 @@ class Deployment(Generic[Body_co]):
         """Return a node: this deployment with arguments, for use in a graph or by ``serve.run``.
 
         Parameters:
-          args: Constructor arguments of a class, call arguments of a function: values and nodes. Without any, the
-            options ``init_args`` and ``init_kwargs`` are used.
+          args, kwargs: Constructor arguments of a class, call arguments of a function: values and nodes. Without any,
+            the options ``init_args`` and ``init_kwargs`` are used.
+
+        Returns:
+          A ``ClassNode``, whose methods can be bound (``node.method.bind(...)``), or a ``FunctionNode``.
 
         Raises:
           ValueError: A part of the graph's input is among the arguments of a constructor.
@@ -114,8 +124,11 @@ class Deployment(Generic[Body_co]):
         """Return a new deployment with some options changed; this one stays as it is.
 
         Parameters:
-          func_or_class: Another class or function, to be bound like this one.
+          func_or_class: Another class or function, to be bound like this one; None for the same.
           changes: Options by name, see ``DeploymentOptions``.
+
+        Returns:
+          The new deployment.
 
         Raises:
           TypeError: An option does not exist, or a value has the wrong type.
@@ -124,7 +137,7 @@ class Deployment(Generic[Body_co]):
         return type(self)(func_or_class or self.func_or_class, self._changed(changes))  # type: ignore[arg-type]
 
     def set_options(self, /, *, func_or_class: Body | None = None, **changes: Unpack[Options]) -> None:
-        """Change options of this deployment in place; parameters and errors are those of ``options``."""
+        """Change options of this deployment in place; parameters and errors are the same as ``options`` has."""
         changed = self.options(func_or_class=func_or_class, **changes)
         self.func_or_class, self.config = changed.func_or_class, changed.config
 
@@ -208,6 +221,9 @@ def _typed(decorator: Any) -> _DeploymentDecorator:
 def deployment(_func_or_class: Any = None, /, **options: Any) -> Any:
     """Make a deployment of a class or function: ``@deployment`` or ``@deployment(num_replicas=2)``.
 
+    Each deployment has a queue, and processes, its replicas, that take calls from it. The methods of a class are called
+    by handle; ``__call__`` gets the HTTP requests of an ingress. Methods may be ``def``, ``async def`` or generators.
+
     Parameters:
       options: See ``DeploymentOptions``. A leading string is accepted and ignored.
 
@@ -217,6 +233,17 @@ def deployment(_func_or_class: Any = None, /, **options: Any) -> Any:
     Raises:
       TypeError: Not a class or function, an option that does not exist, or a value of the wrong type.
       ValueError: A value is out of range.
+
+    Example:
+      @serve.deployment(num_replicas=2, max_retries=1)
+      class Doubler:
+          def __init__(self, factor: int) -> None:
+              self.factor = factor  # runs once in each replica
+
+          def double(self, number: int) -> int:
+              return self.factor * number
+
+      print(serve.run(Doubler.bind(2), local=True).double.remote(21).result())  # 42
     """
 
     def decorate(func_or_class: Body) -> Deployment:

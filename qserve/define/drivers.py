@@ -21,21 +21,38 @@ class DriverDeployment(Deployment[Body_co]):
 
 
 class GraphDriver:
-    """Serves a graph, or several by route, over HTTP and by handle.
+    """Serve a graph, or several by route, over HTTP and by handle: ``DAGDriver.bind(...)`` is the root to run.
 
     ``DAGDriver.bind(node)`` answers GET and POST on every path below its route prefix;
-    ``DAGDriver.bind({"/a": node_a, "/b": node_b})`` answers on these paths. ``http_adapter`` turns the request into the
-    input: a function, a pydantic model class, the import string of one, or None for the request itself. By handle:
-    ``handle.predict.remote(*args, **kwargs)`` and ``handle.predict_with_route.remote("/a", *args, **kwargs)``, without
-    the adapter.
+    ``DAGDriver.bind({"/a": node_a, "/b": node_b})`` answers on these paths. By handle, the input are the arguments of
+    ``handle.predict.remote(*args, **kwargs)`` or ``handle.predict_with_route.remote("/a", *args, **kwargs)``, which no
+    adapter changes.
 
     The class marks the root of an application and is never instantiated: routes and adapters are the gateway's work,
     and the steps of the graph pass their results on directly.
 
     Parameters:
       dags: The graph, or a dict of route to graph.
-      http_adapter: Turns the request into the graph's input.
+      http_adapter: Turns the request into the graph's input: a function, a pydantic model class, the import string of
+        one, or None for the request itself.
       input_schema: The older name of ``http_adapter``.
+
+    Raises:
+      TypeError: What is bound is not a node, or an argument is unknown or given twice.
+      ValueError: A route is not a path, or the adapter is not usable.
+
+    Example:
+      from qserve.dag import InputNode
+      from qserve.http_adapters import json_request
+
+      @serve.deployment
+      def double(number: int) -> int:
+          return 2 * number
+
+      with InputNode() as number:
+          graph = double.bind(double.bind(number))
+      app = serve.DAGDriver.bind(graph, http_adapter=json_request)
+      print(serve.run(app, local=True).predict.remote(5).result())  # 20
     """
 
     def __init__(

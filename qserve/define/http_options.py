@@ -30,6 +30,12 @@ class HTTPOptions(BaseModel, frozen=True, extra="allow"):
     Raises:
       TypeError: There is no such key, or a middleware cannot be obeyed.
       ValueError: A value is out of range (``pydantic.ValidationError``).
+
+    Example:
+      from qserve.config import HTTPOptions
+
+      options = HTTPOptions(host="0.0.0.0", port=8001, request_timeout_s=30)
+      print(options.port)  # 8001
     """
 
     host: str = DEFAULT_HOST

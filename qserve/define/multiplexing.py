@@ -294,7 +294,23 @@ async def unload_models() -> None:
 
 
 def get_multiplexed_model_id() -> str:
-    """Return the model id of the current request; "" when it has none, and outside of a request."""
+    """Return the model ID of the current request, which its caller has chosen.
+
+    Over HTTP that is the header ``serve_multiplexed_model_id``; by handle
+    ``handle.options(multiplexed_model_id="german")``.
+
+    Returns:
+      The ID; "" when the request has none, and outside of a request.
+
+    Example:
+      @serve.deployment
+      class Model:
+          def __call__(self) -> str:
+              return serve.get_multiplexed_model_id()
+
+      model = serve.run(Model.bind(), local=True)
+      print(model.options(multiplexed_model_id="german").remote().result())  # german
+    """
     return request_context.get().multiplexed_model_id
 
 
@@ -307,12 +323,7 @@ def multiplexed(func: None = None, /, max_num_models_per_replica: int = 3) -> Ca
 
 
 def multiplexed(func: Callable[..., Any] | None = None, /, max_num_models_per_replica: int = 3) -> Any:
-    """Cache the models that an ``async def`` function or method loads by id.
-
-        @serve.multiplexed(max_num_models_per_replica=3)
-        async def load(self, model_id: str) -> Model: ...
-
-        model = await self.load(serve.get_multiplexed_model_id())
+    """Cache the models that an ``async def`` function or method loads by ID.
 
     Concurrent calls for the same model load it once; different models load at the same time. Loaded and loading models
     never exceed the limit: the least recently used one that no call uses is evicted first, and its ``__del__`` awaited
@@ -322,11 +333,29 @@ def multiplexed(func: Callable[..., Any] | None = None, /, max_num_models_per_re
     call tries again. The first parameter of a method must be called ``self``.
 
     Parameters:
+      func: The function or method, which takes the model's ID and returns the model; None where options are given.
       max_num_models_per_replica: How many models an instance keeps; -1 for any number.
 
+    Returns:
+      The loader, which returns a model that is in the cache without loading it again.
+
     Raises:
-      TypeError: It is not an ``async def`` with one parameter for the model's id, or the limit is not an integer.
+      TypeError: It is not an ``async def`` with one parameter for the model's ID, or the limit is not an integer.
       ValueError: The limit is neither positive nor -1.
+
+    Example:
+      @serve.deployment
+      class Translator:
+          @serve.multiplexed(max_num_models_per_replica=3)
+          async def load(self, model_id: str) -> dict[str, str]:
+              return {"hello": {"german": "Hallo", "spanish": "Hola"}[model_id]}
+
+          async def __call__(self, word: str) -> str:
+              model = await self.load(serve.get_multiplexed_model_id())
+              return model[word]
+
+      translator = serve.run(Translator.bind(), local=True)
+      print(translator.options(multiplexed_model_id="german").remote("hello").result())  # Hallo
     """
     capacity = max_num_models_per_replica
     if not isinstance(capacity, int) or isinstance(capacity, bool):

@@ -38,6 +38,11 @@ class AutoscalingPolicy(BaseModel, frozen=True, extra="forbid"):
     Parameters:
       policy_function: ``"module:function"``, or a function or class that a module defines; "" for the load.
       policy_kwargs: Arguments for the function, or for the constructor of the class.
+
+    Example:
+      from qserve.config import AutoscalingPolicy
+
+      policy = AutoscalingPolicy(policy_function="rules:by_hour", policy_kwargs={"peak": 8})
     """
 
     policy_function: str = ""
@@ -60,22 +65,30 @@ class AutoscalingConfig(BaseModel, frozen=True, extra="forbid", populate_by_name
     """How the number of replicas follows the load.
 
     Parameters:
-      min_replicas: As few are wanted without load; with 0, the first call starts one.
-      initial_replicas: As many are wanted at first; None for ``min_replicas``, and at least one.
-      max_replicas: As many are wanted at most.
-      target_ongoing_requests: How many waiting and running calls each replica is wanted for.
-      look_back_period_s: The load of so many seconds is looked at before a replica is taken away.
-      upscale_delay_s, downscale_delay_s: For so long the load must ask for more, or for fewer.
+      min_replicas: The fewest replicas, which run without load; with 0, the first call starts one.
+      initial_replicas: The number at first; None for ``min_replicas``, and at least one.
+      max_replicas: The most replicas.
+      target_ongoing_requests: How many waiting and running calls each replica is wanted for; its older name is
+        ``target_num_ongoing_requests_per_replica``.
+      look_back_period_s: The load of so many seconds counts before a replica is taken away.
+      upscale_delay_s, downscale_delay_s: For so many seconds the load must ask for more, or for fewer.
       downscale_to_zero_delay_s: The same for the last replica; None for ``downscale_delay_s``.
       upscaling_factor, downscaling_factor: The part of the way that one step takes to what the load asks for; None
-        for what older names say: ``upscale_smoothing_factor``, ``downscale_smoothing_factor``, ``smoothing_factor``.
+        for what the older names say.
+      smoothing_factor, upscale_smoothing_factor, downscale_smoothing_factor: Older names of these; the first is for
+        both directions.
       aggregation_function: The load of some time is the mean, the highest or the lowest one.
       policy: Code that decides instead of the load.
       metrics_interval_s: Without effect: the load is read from the broker when it is needed.
 
-    Example::
+    Raises:
+      ValueError: A number is out of range, or two contradict each other (``pydantic.ValidationError``).
 
-        AutoscalingConfig(min_replicas=0, max_replicas=8, upscale_delay_s=0, policy="rules:by_hour")
+    Example:
+      from qserve.config import AutoscalingConfig
+
+      config = AutoscalingConfig(min_replicas=0, max_replicas=8, upscale_delay_s=0, policy="rules:by_hour")
+      Scaled = Greeter.options(autoscaling_config=config)
     """
 
     min_replicas: int = Field(default=1, ge=0)
@@ -119,6 +132,11 @@ class BackpressureConfig(BaseModel, frozen=True, extra="forbid"):
     Parameters:
       status_code: The status of the response, when nothing handles the error.
       retry_after_s: The seconds of its ``Retry-After``, rounded up; None for as long as the oldest call has waited.
+
+    Example:
+      from qserve.config import BackpressureConfig
+
+      Busy = Greeter.options(max_queued_requests=10, backpressure_config=BackpressureConfig(status_code=429))
     """
 
     status_code: Literal[503, 429] = 503
@@ -134,6 +152,14 @@ class LoggingConfig(BaseModel, frozen=True, extra="forbid"):
       logs_dir: A folder on each worker's host for files beside the standard error. Each is renamed when it has 16 MiB.
       enable_access_log: Whether a line is logged for each call; without this only if it is asked for.
       additional_log_standard_attrs: Attributes of Python's ``LogRecord`` that each JSON object has besides.
+
+    Raises:
+      ValueError: There is no such level, or no such attribute (``pydantic.ValidationError``).
+
+    Example:
+      from qserve.schema import LoggingConfig
+
+      Logged = Greeter.options(logging_config=LoggingConfig(encoding="JSON", log_level="DEBUG"))
     """
 
     encoding: Literal["TEXT", "JSON"] = "TEXT"

@@ -28,6 +28,11 @@ class CeleryAdapterConfig(BaseModel):
       broker_transport_options: Options of that application's transport.
       task_custom_config, worker_concurrency: Accepted for Ray Serve's programs; a warning says that
         they have no effect.
+
+    Example:
+      from qserve.schema import CeleryAdapterConfig
+
+      celery = CeleryAdapterConfig(broker_url="redis://broker:6379/1", backend_url="redis://broker:6379/2")
     """
 
     broker_url: str = Field(pattern=r"^[!-~]+$")
@@ -48,6 +53,15 @@ class TaskProcessorConfig(BaseModel):
       max_retries: How often a task that raised is tried again, after 1, 2, 4 ... seconds, 60 at most; None: for ever.
       failed_task_queue_name: The queue for tasks that failed for good.
       unprocessable_task_queue_name: The queue for tasks with unknown names, and for messages that cannot be read.
+
+    Example:
+      from qserve.schema import CeleryAdapterConfig, TaskProcessorConfig
+
+      config = TaskProcessorConfig(
+          queue_name="pictures",
+          adapter_config=CeleryAdapterConfig(broker_url="redis://broker:6379/1", backend_url="redis://broker:6379/2"),
+          failed_task_queue_name="pictures-failed",
+      )
     """
 
     queue_name: str = Field(pattern=r"^[!-~]+$")
@@ -62,9 +76,17 @@ class TaskResult(BaseModel):
     """The state of a task.
 
     Parameters:
+      id: The ID of the task.
       status: Celery's word: PENDING, RETRY, SUCCESS, FAILURE or REVOKED.
-      created_at: When it was sent, as a Unix time; None where that is not known.
+      created_at: When it was sent, in Unix seconds; None where that is not known.
       result: The result, or the exception of a task that failed.
+
+    Example:
+      from qserve.schema import TaskResult
+
+      task = TaskResult(id="5d2c", status="SUCCESS", result=42)
+      if task.status == "SUCCESS":
+          print(task.result)  # 42
     """
 
     id: str
@@ -79,8 +101,20 @@ def task_handler(_func: Callable[..., Any] | None = None, *, name: str | None = 
     Parameters:
       name: The name of the tasks. None takes the method's own.
 
+    Returns:
+      The method itself, or a decorator for it.
+
     Raises:
       ValueError: The name is empty, or is not text.
+      TypeError: It is not written on a method.
+
+    Example:
+      from qserve.task_consumer import task_handler
+
+      class Resizer:
+          @task_handler(name="resize")
+          def resize(self, picture: str) -> str:
+              return f"small-{picture}"
     """
     if name is not None and (not isinstance(name, str) or not name.strip()):
         raise ValueError(f"the name of a task must be text that is not empty; got {name!r}")
@@ -97,18 +131,30 @@ def task_handler(_func: Callable[..., Any] | None = None, *, name: str | None = 
 def task_consumer(*, task_processor_config: TaskProcessorConfig) -> Callable[[C], C]:
     """Make a class run the tasks of a queue with its ``task_handler`` methods, once it is a deployment.
 
-        @serve.deployment
-        @task_consumer(task_processor_config=config)
-        class Resizer:
-            @task_handler(name="resize")
-            def resize(self, picture): ...
-
     Parameters:
       task_processor_config: The queue, and what becomes of tasks that fail.
+
+    Returns:
+      A decorator for the class.
 
     Raises:
       TypeError: It is not written on a class, below ``@serve.deployment``; or the configuration is not Celery's.
       ValueError: The class has no ``task_handler``, or two of one name.
+
+    Example:
+      from qserve.schema import CeleryAdapterConfig, TaskProcessorConfig
+      from qserve.task_consumer import task_consumer, task_handler
+
+      celery = CeleryAdapterConfig(broker_url="redis://broker:6379/1", backend_url="redis://broker:6379/2")
+
+      @serve.deployment
+      @task_consumer(task_processor_config=TaskProcessorConfig(queue_name="pictures", adapter_config=celery))
+      class Resizer:
+          @task_handler(name="resize")
+          def resize(self, picture: str) -> str:
+              return f"small-{picture}"
+
+      app = Resizer.bind()
     """
     config = task_processor_config
     if not isinstance(config, TaskProcessorConfig):

@@ -90,7 +90,11 @@ class DeploymentStatusOverview:
       oldest_call_s: For how many seconds the oldest of those that wait has waited.
       failed_starts: How many starts in a row have failed.
       is_paused: Whether its replicas take no calls.
-      last_scaled: When and why the number of replicas was changed last, if it was.
+      last_scaled: When and why the number of replicas was changed last, if it was: ``count``, ``reason`` and ``at``.
+
+    Example:
+      deployment = serve.status().applications["default"].deployments["Greeter"]
+      print(deployment.status.value, deployment.target_num_replicas, deployment.waiting_calls)  # HEALTHY 1 0
     """
 
     status: DeploymentStatus
@@ -114,7 +118,13 @@ class ApplicationStatusOverview:
       status: RUNNING; DEPLOYING while a version is brought up; UNHEALTHY or DEPLOY_FAILED as one of its deployments is.
       message: That of the first deployment which has one, or why the last deploy has failed.
       last_deployed_time_s: When it was deployed, in seconds since 1970; 0 if that is not known.
+      deployments: The status of each deployment, by name.
       route_prefix: Its path; None without HTTP.
+      version: The version that serves.
+
+    Example:
+      application = serve.status().applications["default"]
+      print(application.status.value, application.route_prefix, [*application.deployments])  # RUNNING / ['Greeter']
     """
 
     status: ApplicationStatus
@@ -148,9 +158,15 @@ class ServeStatus:
     """The status of all applications on a broker, of its gateways and workers, and of the broker.
 
     Parameters:
-      proxies: The processes of gateways.
-      target_capacity: In percent; None for all.
-      hosts: The workers by their id.
+      proxies: The processes of gateways, each with its state.
+      applications: The status of each application, by name.
+      target_capacity: The part of the replicas that is wanted, in percent; None for all.
+      hosts: The workers by their ID.
+      broker: What the broker stores, and what it may.
+
+    Example:
+      status = serve.status()
+      print(len(status.proxies) > 0, status.applications["default"].status.value)  # True RUNNING
     """
 
     proxies: dict[str, str]

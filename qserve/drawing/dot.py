@@ -41,12 +41,24 @@ class Dot:
 def dag_to_dot(node: DAGNode) -> Dot:
     """Draw a node and all that it needs; nothing is built or run.
 
+    Parameters:
+      node: The root of what is drawn.
+
     Returns:
-      The drawing, with ``to_string()``. Edges are written from the drawn node downwards, depth
-      first, and repeated labels numbered in the order of their first appearance.
+      The drawing, which notebooks show as a picture; ``to_string()`` returns it in the DOT language. Edges are written
+      from the drawn node downwards, depth first, and repeated labels numbered in the order of their first appearance.
 
     Raises:
       TypeError: It is not a node.
+
+    Example:
+      from qserve.dag import dag_to_dot
+
+      @serve.deployment
+      def double(number: int) -> int:
+          return 2 * number
+
+      print("double -> double_1;" in dag_to_dot(double.bind(double.bind(1))).to_string())  # False
     """
     return Dot(picture_of(node))
 
@@ -59,12 +71,23 @@ def to_dot(picture: Picture) -> str:
 def plot(node: DAGNode, to_file: str | Path | None = None) -> Any:
     """Draw a node and all that it needs as an image.
 
+    `qserve graph` and ``dag_to_dot`` draw without graphviz.
+
     Parameters:
-      to_file: The file to write; its suffix chooses the format, PNG without one. ``None`` returns an
-        ``IPython.display.Image`` for a notebook.
+      node: The root of what is drawn.
+      to_file: The file to write; its suffix chooses the format, PNG without one. None returns an image for a notebook.
+
+    Returns:
+      An ``IPython.display.Image``, or None where a file is written.
 
     Raises:
       ImportError: pydot, graphviz or (for notebooks) IPython is missing.
+      TypeError: It is not a node.
+
+    Example:
+      from qserve.dag import plot
+
+      plot(Greeter.bind(), to_file="greeter.png")
     """
     pydot = _required("pydot", "pip install pydot")
     if shutil.which("dot") is None:

@@ -38,6 +38,7 @@ class AutoscalingContext:
     """What a scaling policy is told of its deployment; the names are Ray Serve's.
 
     Parameters:
+      deployment_name, app_name: The deployment, and its application.
       current_num_replicas, target_num_replicas: How many are wanted now; those that start are among them.
       running_replicas: The names of those that run.
       total_num_requests: Waiting and running calls, aggregated over the look-back.
@@ -52,11 +53,14 @@ class AutoscalingContext:
       capacity_adjusted_min_replicas, capacity_adjusted_max_replicas: Between these the count will be.
       config: The deployment's ``autoscaling_config``, with all defaults.
 
-    Example::
+    Example:
+      from qserve.config import AutoscalingContext
 
-        def by_age(context: AutoscalingContext) -> tuple[int, dict]:
-            more = context.oldest_request_age_s > 5
-            return context.target_num_replicas + more, context.policy_state
+      def by_age(context: AutoscalingContext) -> tuple[int, dict]:
+          more = context.oldest_request_age_s > 5
+          return context.target_num_replicas + more, context.policy_state
+
+      print(by_age(AutoscalingContext("Model", "default", 1, 2, oldest_request_age_s=6.0))[0])  # 3
     """
 
     deployment_name: str

@@ -38,6 +38,20 @@ class DAGNode(Target[T_co], _Anything):
 
     Any attribute of a class node is a method of the user's class, and any attribute of an input node a part of the
     input. So a node's own methods are called ``get_...``, to stay out of the way of user names.
+
+    Example:
+      from qserve.dag import InputNode
+
+      @serve.deployment
+      def add(left: int, right: int) -> int:
+          return left + right
+
+      with InputNode() as number:
+          node = add.bind(add.bind(number, 1), right=number)
+      print(node.get_label(), node.get_args()[0].get_args()[1], [*node.get_kwargs()])  # add 1 ['right']
+      print([child.get_label() for child in node.get_all_child_nodes()])  # ['add', 'INPUT_NODE']
+      print(len(node.get_toplevel_child_nodes()))  # 2
+      print(node.execute(20).result())  # 41
     """
 
     def __init__(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
@@ -46,24 +60,44 @@ class DAGNode(Target[T_co], _Anything):
         self._check()
 
     def get_args(self) -> tuple[Any, ...]:
-        """Return the positional arguments as bound."""
+        """Return the positional arguments.
+
+        Returns:
+          The values and nodes that ``bind`` got.
+        """
         return self._args
 
     def get_kwargs(self) -> dict[str, Any]:
-        """Return a copy of the keyword arguments as bound."""
+        """Return the keyword arguments.
+
+        Returns:
+          A copy of the values and nodes that ``bind`` got, by name.
+        """
         return dict(self._kwargs)
 
     def get_label(self) -> str:
-        """Return the name of this node in a drawing."""
+        """Return the name of this node in a drawing.
+
+        Returns:
+          The deployment's or the method's name; ``INPUT_NODE`` or ``INPUT_ATTRIBUTE_NODE`` for the input.
+        """
         raise NotImplementedError
 
     def get_toplevel_child_nodes(self) -> list[DAGNode]:
-        """Return the nodes that are arguments themselves, each once."""
+        """Return the nodes that are arguments themselves.
+
+        Returns:
+          Each node once, in the order of the arguments.
+        """
         children = [value for value in self._all_arguments() if isinstance(value, DAGNode)]
         return list(dict.fromkeys(children))
 
     def get_all_child_nodes(self) -> list[DAGNode]:
-        """Return the nodes in the arguments, nested ones too, in order of first appearance."""
+        """Return the nodes in the arguments, those inside of lists, tuples, dicts and sets too.
+
+        Returns:
+          Each node once, in order of first appearance.
+        """
         return find(self._all_arguments(), DAGNode)
 
     _get_toplevel_child_nodes = get_toplevel_child_nodes
@@ -84,6 +118,9 @@ class DAGNode(Target[T_co], _Anything):
 
         Parameters:
           args, kwargs: The input.
+
+        Returns:
+          A ``Ref``.
 
         Raises:
           QserveException: This program serves applications.
@@ -131,15 +168,27 @@ class _DeploymentNode(DAGNode[T_co]):
         super().__init__(args, kwargs)
 
     def get_body(self) -> Body:
-        """Return the user's class or function."""
+        """Return what was bound.
+
+        Returns:
+          The user's class or function.
+        """
         return self._body
 
     def get_options(self) -> Any:
-        """Return the deployment's options; ``name`` is ``None`` unless the user chose one."""
+        """Return the deployment's options.
+
+        Returns:
+          A ``DeploymentOptions``; its ``name`` is None unless the user chose one.
+        """
         return self._options
 
     def get_label(self) -> str:
-        """Return the chosen name, or the class's or function's own."""
+        """Return the name of this node in a drawing.
+
+        Returns:
+          The chosen name, or the class's or function's own.
+        """
         return self._options.name or own_name(self._body)
 
 
@@ -147,6 +196,10 @@ class ClassNode(_DeploymentNode[Any], Generic[T_co]):
     """A class bound to its constructor's arguments: one deployment. ``T`` is the class.
 
     Any other attribute is a method of the class, to be bound: ``node.method.bind(...)``.
+
+    Example:
+      node = Greeter.options(num_replicas=2).bind()
+      print(node.get_label(), node.get_options().num_replicas, node.get_body().__name__)  # Greeter 2 Greeter
     """
 
     def __getattr__(self, name: str) -> UnboundMethod:
@@ -163,7 +216,16 @@ class ClassNode(_DeploymentNode[Any], Generic[T_co]):
 
 
 class FunctionNode(_DeploymentNode[T_co]):
-    """A function bound to its arguments: one deployment, and one step of a graph."""
+    """A function bound to its arguments: one deployment, and one step of a graph.
+
+    Example:
+      @serve.deployment(name="doubler")
+      def double(number: int) -> int:
+          return 2 * number
+
+      node = double.bind(21)
+      print(node.get_label(), node.get_options().name, node.get_body().__name__)  # doubler doubler double
+    """
 
     remote = _refuse_call
 
@@ -206,7 +268,13 @@ class UnboundMethod(Generic[P, T_co]):
 
 
 class MethodNode(DAGNode[T_co]):
-    """A method of a class node bound to its arguments: one step of a graph."""
+    """A method of a class node bound to its arguments: one step of a graph.
+
+    Example:
+      greeter = Greeter.bind()
+      node = greeter.letters.bind("word")
+      print(node.get_label(), node.get_method_name(), node.get_class_node() is greeter)  # letters letters True
+    """
 
     remote = _refuse_call
 
@@ -215,15 +283,27 @@ class MethodNode(DAGNode[T_co]):
         super().__init__(args, kwargs)
 
     def get_class_node(self) -> ClassNode:
-        """Return the node of the instance whose method this is."""
+        """Return the node of the instance whose method this is.
+
+        Returns:
+          The node that ``bind`` of the class made.
+        """
         return self._method.class_node
 
     def get_method_name(self) -> str:
-        """Return the method's name."""
+        """Return the method's name.
+
+        Returns:
+          Its name in the class.
+        """
         return self._method.method
 
     def get_label(self) -> str:
-        """Return the label given by ``options(name=...)``, or the method's name."""
+        """Return the name of this node in a drawing.
+
+        Returns:
+          The label given by ``options(name=...)``, or the method's name.
+        """
         return self._method.label or self._method.method
 
     def _all_arguments(self) -> list[Any]:
@@ -241,11 +321,25 @@ _ONE_LEVEL = (
 class InputNode(DAGNode):
     """The input of a graph, known when a request arrives: ``with InputNode() as inp: ...``.
 
+    ``inp`` stands for the whole input; ``inp[0]``, ``inp["key"]`` and ``inp.name`` stand for its parts.
+
     Parameters:
-      input_type: Accepted and ignored.
+      args, kwargs: Nothing may be given; they are there for a clear error.
+      input_type: Accepted for compatibility and ignored.
 
     Raises:
       ValueError: Anything else was given.
+
+    Example:
+      from qserve.dag import InputNode
+
+      @serve.deployment
+      def add(left: int, right: int) -> int:
+          return left + right
+
+      with InputNode() as numbers:
+          graph = add.bind(numbers[0], numbers[1])
+      print(graph.execute(20, 22).result())  # 42
     """
 
     def __init__(self, /, *args: Any, input_type: Any = None, **kwargs: Any) -> None:
@@ -280,7 +374,11 @@ class InputNode(DAGNode):
         return self._part(InputKey("item", key))
 
     def get_label(self) -> str:
-        """Return ``INPUT_NODE``."""
+        """Return the name of this node in a drawing.
+
+        Returns:
+          ``INPUT_NODE``.
+        """
         return "INPUT_NODE"
 
     def _part(self, key: InputKey) -> InputAttributeNode:
@@ -291,18 +389,34 @@ class InputNode(DAGNode):
 
 
 class InputAttributeNode(DAGNode):
-    """A part of the input: ``inp[0]``, ``inp["key"]`` or ``inp.name``."""
+    """A part of the input: ``inp[0]``, ``inp["key"]`` or ``inp.name``.
+
+    Example:
+      from qserve.dag import InputNode
+
+      with InputNode() as inp:
+          part = inp["size"]
+      print(part.get_input_key().key, part.get_label())  # size INPUT_ATTRIBUTE_NODE
+    """
 
     def __init__(self, whole: InputNode, key: InputKey) -> None:
         super().__init__((whole,), {})
         self._key = key
 
     def get_input_key(self) -> InputKey:
-        """Return which part of the input this is."""
+        """Return which part of the input this is.
+
+        Returns:
+          An object with ``kind``, which is "item" or "attribute", and ``key``.
+        """
         return self._key
 
     def get_label(self) -> str:
-        """Return ``INPUT_ATTRIBUTE_NODE``."""
+        """Return the name of this node in a drawing.
+
+        Returns:
+          ``INPUT_ATTRIBUTE_NODE``.
+        """
         return "INPUT_ATTRIBUTE_NODE"
 
     def __getattr__(self, name: str) -> NoReturn:

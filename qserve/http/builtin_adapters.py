@@ -41,7 +41,21 @@ def require_packages(packages: list[str]) -> Callable[[_F], _F]:
       packages: Their import names.
 
     Returns:
-      A decorator for a sync or async function, which then raises ImportError when a package is missing.
+      A decorator for a sync or async function.
+
+    Raises:
+      ImportError: The decorated function is called, and a package is missing.
+
+    Example:
+      from qserve.http_adapters import require_packages
+
+      @require_packages(["json"])
+      def parse(body: str) -> list[int]:
+          import json
+
+          return json.loads(body)
+
+      print(parse("[1, 2]"))  # [1, 2]
     """
 
     def decorate(function: _F) -> _F:
@@ -85,6 +99,11 @@ class NdArray(BaseModel):
       array: Numbers in a list nested one to four deep.
       shape: The shape of the array; None keeps that of the list.
       dtype: The type of its items, such as ``"int"``; None means float.
+
+    Example:
+      from qserve.http_adapters import NdArray
+
+      print(NdArray(array=[1, 2, 3, 4], shape=[2, 2], dtype="int").to_numpy().tolist())  # [[1, 2], [3, 4]]
     """
 
     array: _Numbers | list[_Numbers] | list[list[_Numbers]] | list[list[list[_Numbers]]] = Field(
@@ -94,7 +113,14 @@ class NdArray(BaseModel):
     dtype: str | None = Field(default=None, description="numpy's name of the type; float64 when left out.")
 
     def to_numpy(self) -> Any:
-        """Return the array itself."""
+        """Return the array itself.
+
+        Returns:
+          A ``numpy.ndarray``.
+
+        Raises:
+          ValueError: The numbers do not have that shape, or numpy has no such type, or its items are too long.
+        """
         numpy = importlib.import_module("numpy")
         array = numpy.array(self.array)
         if self.shape:
@@ -108,30 +134,106 @@ class NdArray(BaseModel):
 
 
 def starlette_request(request: Request) -> Request:
-    """Return the request itself; the default of ``DAGDriver``."""
+    """Return the request itself; the default of ``DAGDriver``.
+
+    Parameters:
+      request: A Starlette request.
+
+    Returns:
+      The same request. The graph's first step gets it with its body.
+
+    Example:
+      from qserve.http_adapters import starlette_request
+
+      app = serve.DAGDriver.bind(Greeter.bind(), http_adapter=starlette_request)
+    """
     return request
 
 
 async def json_request(request: Request) -> Any:
-    """Return the request's JSON body, of any type."""
+    """Return the request's JSON body, of any type.
+
+    Parameters:
+      request: A Starlette request with a JSON body, whatever its ``Content-Type`` says.
+
+    Returns:
+      What the JSON stands for: a dict, list, text, number, bool or None.
+
+    Example:
+      from qserve.dag import InputNode
+      from qserve.http_adapters import json_request
+
+      with InputNode() as body:
+          app = serve.DAGDriver.bind(Greeter.bind().letters.bind(body["word"]), http_adapter=json_request)
+    """
     return await request.json()
 
 
 @require_packages(["numpy"])
 def json_to_ndarray(payload: NdArray) -> Any:
-    """Return a numpy array from a JSON body ``{"array": [1, 2], "shape": [2, 1], "dtype": "int"}``."""
+    """Return a numpy array from a JSON body ``{"array": [1, 2], "shape": [2, 1], "dtype": "int"}``.
+
+    Parameters:
+      payload: The body; shape and dtype may be left out.
+
+    Returns:
+      A ``numpy.ndarray``.
+
+    Raises:
+      ImportError: numpy is missing.
+
+    Example:
+      from qserve.http_adapters import NdArray, json_to_ndarray
+
+      print(json_to_ndarray(NdArray(array=[1, 2], shape=[2, 1])).shape)  # (2, 1)
+    """
     return payload.to_numpy()
 
 
 @require_packages(["numpy"])
 def json_to_multi_ndarray(payload: dict[str, NdArray]) -> dict[str, Any]:
-    """Return numpy arrays by name from a JSON body ``{"a": {"array": [1]}, ...}``."""
+    """Return numpy arrays by name from a JSON body ``{"a": {"array": [1]}, ...}``.
+
+    Parameters:
+      payload: The body: an array for each name, as ``json_to_ndarray`` takes it.
+
+    Returns:
+      A dict of name to ``numpy.ndarray``.
+
+    Raises:
+      ImportError: numpy is missing.
+
+    Example:
+      from qserve.http_adapters import NdArray, json_to_multi_ndarray
+
+      print(json_to_multi_ndarray({"a": NdArray(array=[1, 2])})["a"].shape)  # (2,)
+    """
     return {name: array.to_numpy() for name, array in payload.items()}
 
 
 @require_packages(["PIL", "numpy"])
 def image_to_ndarray(img: Annotated[bytes, importlib.import_module("fastapi").File()]) -> Any:
-    """Return a numpy array from an image of any format that Pillow reads; in a form, the field ``img``."""
+    """Return a numpy array from an image of any format that Pillow reads; in a form, the field ``img``.
+
+    Parameters:
+      img: The bytes of the image.
+
+    Returns:
+      A ``numpy.ndarray`` of bytes: height, width, and colours if it has several.
+
+    Raises:
+      ImportError: Pillow or numpy is missing.
+
+    Example:
+      import io
+
+      from PIL import Image
+      from qserve.http_adapters import image_to_ndarray
+
+      file = io.BytesIO()
+      Image.new("RGB", (32, 24)).save(file, "PNG")
+      print(image_to_ndarray(file.getvalue()).shape)  # (24, 32, 3)
+    """
     # FastAPI evaluates the annotation, when it meets this function as a dependency; until then it is only text
     with importlib.import_module("PIL.Image").open(io.BytesIO(img)) as image:
         return importlib.import_module("numpy").array(image)
@@ -139,7 +241,23 @@ def image_to_ndarray(img: Annotated[bytes, importlib.import_module("fastapi").Fi
 
 @require_packages(["pandas"])
 async def pandas_read_json(raw_request: Request) -> Any:
-    """Return a DataFrame from a JSON body; the query parameters are those of ``pandas.read_json``."""
+    """Return a DataFrame from a JSON body; the query parameters are those of ``pandas.read_json``.
+
+    Parameters:
+      raw_request: A Starlette request.
+
+    Returns:
+      A ``pandas.DataFrame``.
+
+    Raises:
+      ImportError: pandas is missing.
+
+    Example:
+      from qserve.http_adapters import pandas_read_json
+
+      app = serve.DAGDriver.bind(Greeter.bind(), http_adapter=pandas_read_json)
+      # curl 'http://127.0.0.1:8000/?orient=split' -d '{"columns": ["a"], "data": [[1]]}'
+    """
     body = await raw_request.body()
     # newer versions of pandas accept text only as a file
     text = body if isinstance(body, str) else body.decode()

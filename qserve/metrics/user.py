@@ -100,7 +100,13 @@ class _Metric:
         }
 
     def set_default_tags(self, default_tags: Mapping[str, str]) -> Self:
-        """Set values for tags that are not given with a value; returns the metric.
+        """Set values for tags that are not given with a value.
+
+        Parameters:
+          default_tags: The values by the names of the tags.
+
+        Returns:
+          The metric itself.
 
         Raises:
           ValueError: One of the names is not among ``tag_keys``, or is reserved.
@@ -172,11 +178,6 @@ class _Metric:
 class Counter(_Metric):
     """A number that only grows, such as how often something happened.
 
-        from qserve.metrics import Counter
-
-        requests = Counter("images_seen", description="Images that were classified.", tag_keys=("model",))
-        requests.inc(tags={"model": "small"})
-
     All replicas of a host count together; what a replica has counted stays counted when it ends.
 
     Parameters:
@@ -187,12 +188,24 @@ class Counter(_Metric):
     Raises:
       ValueError: The name is not one, or has another meaning already; or a tag is reserved.
       TypeError: ``tag_keys`` is not a tuple of strings.
+
+    Example:
+      from qserve.metrics import Counter
+
+      images = Counter("images_seen", description="Images that were classified.", tag_keys=("model",))
+      images.set_default_tags({"model": "small"})
+      images.inc()
+      images.inc(3, tags={"model": "large"})
     """
 
     _kind = Kind.COUNTER
 
     def inc(self, value: float = 1.0, tags: Mapping[str, str] | None = None) -> None:
-        """Add a number, which is greater than 0.
+        """Add a number.
+
+        Parameters:
+          value: How much to add, greater than 0.
+          tags: The values of the tags that have no default, by name.
 
         Raises:
           ValueError: It is not; or a tag is unknown, or has no value.
@@ -210,11 +223,6 @@ class Counter(_Metric):
 class Gauge(_Metric):
     """A number that can fall, such as how many items wait; each replica has its own.
 
-        from qserve.metrics import Gauge
-
-        loaded = Gauge("rows_loaded", description="Rows in memory.")
-        loaded.set(1000)
-
     Parameters:
       name: Its name. Prometheus sees it as ``qserve_rows_loaded``.
       description: What it tells, in a line.
@@ -223,12 +231,22 @@ class Gauge(_Metric):
     Raises:
       ValueError: The name is not one, or has another meaning already; or a tag is reserved.
       TypeError: ``tag_keys`` is not a tuple of strings.
+
+    Example:
+      from qserve.metrics import Gauge
+
+      rows = Gauge("rows_loaded", description="Rows in memory.", tag_keys=("table",))
+      rows.set_default_tags({"table": "users"}).set(1000)
     """
 
     _kind = Kind.GAUGE
 
     def set(self, value: float, tags: Mapping[str, str] | None = None) -> None:
         """Set the number.
+
+        Parameters:
+          value: Any number.
+          tags: The values of the tags that have no default, by name.
 
         Raises:
           ValueError: A tag is unknown, or has no value.
@@ -243,11 +261,6 @@ class Gauge(_Metric):
 class Histogram(_Metric):
     """How values are distributed, such as durations or sizes.
 
-        from qserve.metrics import Histogram
-
-        pixels = Histogram("image_pixels", description="Size of images.", boundaries=[1e4, 1e5, 1e6, 1e7])
-        pixels.observe(640 * 480)
-
     Parameters:
       name: Its name. Prometheus sees it as ``qserve_image_pixels_bucket``, ``..._sum`` and ``..._count``.
       description: What it tells, in a line.
@@ -258,6 +271,13 @@ class Histogram(_Metric):
       ValueError: The name is not one, or has another meaning already; a tag is reserved; or the boundaries are missing
         or in another order.
       TypeError: ``tag_keys`` is not a tuple of strings.
+
+    Example:
+      from qserve.metrics import Histogram
+
+      pixels = Histogram("image_pixels", boundaries=[1e4, 1e5, 1e6, 1e7], tag_keys=("model",))
+      pixels.set_default_tags({"model": "small"})
+      pixels.observe(640 * 480)
     """
 
     _kind = Kind.HISTOGRAM
@@ -281,8 +301,12 @@ class Histogram(_Metric):
     def observe(self, value: float, tags: Mapping[str, str] | None = None) -> None:
         """Count a value.
 
+        Parameters:
+          value: A finite number.
+          tags: The values of the tags that have no default, by name.
+
         Raises:
-          ValueError: A tag is unknown, or has no value.
+          ValueError: It is not finite; or a tag is unknown, or has no value.
           TypeError: It is not a number, or the value of a tag is not a string.
         """
         amount = self._number(value, "observe")

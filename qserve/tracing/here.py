@@ -10,13 +10,17 @@ from qserve.base.context import request_context
 def get_trace_context() -> Any:
     """Return OpenTelemetry's context of the running request, for spans of your own.
 
-        with tracer.start_as_current_span("tokenize", context=qserve.get_trace_context()):
-            ...
-
     In a deployment that is what OpenTelemetry takes by itself; a thread that you have started needs it.
 
     Returns:
       An ``opentelemetry.context.Context``; None outside of a trace, and where OpenTelemetry is not installed.
+
+    Example:
+      from opentelemetry import trace
+
+      tracer = trace.get_tracer("shop")
+      with tracer.start_as_current_span("tokenize", context=serve.get_trace_context()):
+          words = "one two".split()
     """
     try:
         from opentelemetry import context, trace

@@ -79,9 +79,26 @@ def ingress(app: Any) -> _Decorator:
         a function (``def`` or ``async def``) without parameters that creates one on each replica. Routes whose
         functions are methods of the class get the replica's instance as ``self`` (FastAPI and Flask).
 
+    Returns:
+      A decorator for a class; called without one, it returns a class that only serves the application.
+
     Raises:
       TypeError: It is not an application, or the decorator is used on a deployment.
       ValueError: The decorator is used on something other than a class, or the class has a ``__call__``.
+
+    Example:
+      from fastapi import FastAPI
+
+      app = FastAPI()
+
+      @serve.deployment
+      @serve.ingress(app)
+      class Api:
+          @app.get("/double")
+          def double(self, number: int) -> int:
+              return 2 * number
+
+      node = Api.bind()  # qserve.run(node) answers GET /double?number=21 with 42
     """
     kind_of(app)
 

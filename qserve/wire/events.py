@@ -61,6 +61,11 @@ class Event(NamedTuple):
       replica: Which replica says it.
       status: For "end": "done", "failed", "cancelled" or "expired".
       id: Its place in the order; ``Ref.events`` goes on behind it.
+
+    Example:
+      for event in handle.remote("Dora").events():
+          if event.name == "end":
+              print(event.status, event.data())  # done {'status': 'done'}
     """
 
     name: str
@@ -99,5 +104,9 @@ class Event(NamedTuple):
         raise PayloadError(f"{len(data)} bytes are not an event")
 
     def data(self) -> dict[str, Any]:
-        """Return what it tells beside its name and id, for JSON."""
+        """Return what it tells beside its name and ID, for JSON.
+
+        Returns:
+          The fields that this event has, by name.
+        """
         return {name: getattr(self, name) for name in _SHOWN.get(self.name, _PLACE)}

@@ -13,6 +13,10 @@ class Progress(NamedTuple):
     Parameters:
       fraction: The part that is done, from 0 to 1; None if its code does not say.
       message: What is being done, for people.
+
+    Example:
+      found = handle.remote("Dora").progress()  # a Progress, or None
+      print(found.fraction if found is not None else "nothing was reported")  # nothing was reported
     """
 
     fraction: float | None
